@@ -1,0 +1,83 @@
+"""Every error that edgepack raises on purpose.
+
+    EdgepackError                 1  (never raised bare)
+    ├── UsageError                2  a command, flag or argument that makes no sense
+    ├── InputError                3  a file from outside is bad
+    │   ├── ModelError               model or recipe
+    │   ├── DataError                calibration, guard or test data
+    │   ├── TargetsError             targets.yaml
+    │   └── PackError                a pack folder or its results
+    ├── DeviceError               4  a device was unreachable or failed
+    │   ├── TransientDeviceError     worth another try
+    │   └── StableDeviceError        will fail again the same way
+    └── BudgetError               5  no plan meets the budget; the best attempt is written
+
+The number is the exit code of the command line. A message names the thing, what was found and what was
+expected; `hint` says what to do next.
+"""
+
+from __future__ import annotations
+
+
+class EdgepackError(Exception):
+    """Root of the tree.
+
+    Args:
+        message: what was found and what was expected.
+        hint: what the user can do about it.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(EdgepackError):
+    """A command, flag or argument that makes no sense."""
+
+    exit_code = 2
+
+
+class InputError(EdgepackError):
+    """A file from outside is bad."""
+
+    exit_code = 3
+
+
+class ModelError(InputError):
+    """The model or recipe cannot be read, run or converted."""
+
+
+class DataError(InputError):
+    """Calibration, guard or test data do not fit the model."""
+
+
+class TargetsError(InputError):
+    """targets.yaml is malformed, or a target lacks what was asked of it."""
+
+
+class PackError(InputError):
+    """A pack folder, its manifest or its results cannot be used."""
+
+
+class DeviceError(EdgepackError):
+    """A device was unreachable or failed."""
+
+    exit_code = 4
+
+
+class TransientDeviceError(DeviceError):
+    """A failure that another try may mend: a dropped link, a timeout, a throttled CPU."""
+
+
+class StableDeviceError(DeviceError):
+    """A failure that will repeat: no runtime, an illegal instruction, a full disk."""
+
+
+class BudgetError(EdgepackError):
+    """No plan meets the budget; the best attempt is written and the layers to blame are named."""
+
+    exit_code = 5

@@ -1,0 +1,170 @@
+"""The vocabulary that the stages exchange: frozen dataclasses, units in their names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+Format = Literal["onnx", "tflite"]
+Precision = Literal["fp32", "int8"]
+
+FORMATS: tuple[Format, ...] = ("onnx", "tflite")
+FORMS: Mapping[Format, tuple[str, ...]] = {
+    "onnx": ("fp32", "int8-dynamic", "int8-static-qdq"),
+    "tflite": ("fp32", "int8-dynamic-range", "int8-static"),
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a model file written in Python hands over.
+
+    Attributes:
+        model: a `torch.nn.Module` in any mode (it is put in eval mode).
+        example_inputs: tuple of tensors; their shapes and batch are those of the emitted files.
+        calibration: one array per model input, in the inputs' order or by name, first axis = samples, and an
+            optional `y` with labels: `{"x": (N, …), "y": (N,)}`. Or an iterable of input tuples.
+        evaluate: `evaluate(predict) -> float`, higher is better, accuracy in percent. `predict(*arrays)` takes
+            numpy arrays with any number of samples on the first axis and returns the first output.
+        train: reserved for recovery: `train(model) -> None`.
+    """
+
+    model: Any
+    example_inputs: tuple[Any, ...]
+    calibration: Mapping[str, Array] | Iterable[tuple[Array, ...]] | None = None
+    evaluate: Callable[[Callable[..., Array]], float] | None = None
+    train: Callable[..., None] | None = None
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output of a model. `shape` holds None where a dimension is dynamic; `dtype` is numpy's."""
+
+    name: str
+    shape: tuple[int | None, ...]
+    dtype: np.dtype[Any]
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Statistics of one layer's input over the calibration rows.
+
+    Attributes:
+        count: rows seen.
+        mean: (in,) float64.
+        second: (in, in) float64, the raw second moment E[x xᵀ].
+        low, high: the smallest and largest input value seen.
+    """
+
+    count: int
+    mean: Array
+    second: Array
+    low: float
+    high: float
+
+    @property
+    def covariance(self) -> Array:
+        """(in, in) float64: E[(x − μ)(x − μ)ᵀ]."""
+        return self.second - np.outer(self.mean, self.mean)
+
+
+@dataclass(frozen=True)
+class LinearLayer:
+    """y = W x + b, wherever it stands in a model.
+
+    Attributes:
+        name: unique in the model, stable between runs.
+        weight: (out, in) float32.
+        bias: (out,) float32 or None.
+        op: the operator it came from: "Gemm", "MatMul" or "Conv".
+        uses: how many nodes share this weight.
+        moments: statistics of its input, None before calibration.
+    """
+
+    name: str
+    weight: Array
+    bias: Array | None
+    op: str
+    uses: int = 1
+    moments: Moments | None = None
+
+    @property
+    def out_features(self) -> int:
+        return int(self.weight.shape[0])
+
+    @property
+    def in_features(self) -> int:
+        return int(self.weight.shape[1])
+
+
+@dataclass(frozen=True)
+class Factors:
+    """W ≈ A B with the corrected bias: `A` (out, r), `B` (r, in), `bias` (out,), all float32."""
+
+    A: Array
+    B: Array
+    bias: Array | None
+
+    @property
+    def rank(self) -> int:
+        return int(self.A.shape[1])
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """One decomposition of a layer: the error curve over all ranks.
+
+    Attributes:
+        basis: (out, k) float64, orthonormal columns; the rank-r factors are `basis[:, :r]` and `basis[:, :r].T @ W`.
+        energies: (k,) float64, descending: the output energy σ_k² that each column carries.
+    """
+
+    basis: Array
+    energies: Array
+
+    def lost_share(self) -> Array:
+        """(k + 1,) float64: share of output energy lost at rank 0 … k."""
+        total = float(self.energies.sum())
+        if total <= 0.0:
+            return np.zeros(len(self.energies) + 1)
+        tail = np.concatenate([np.cumsum(self.energies[::-1])[::-1], [0.0]])
+        return np.clip(tail / total, 0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """What becomes of one layer. `rank` None keeps it dense; `reason` says why in one sentence."""
+
+    layer: str
+    out_features: int
+    in_features: int
+    rank: int | None
+    break_even_rank: int
+    lost_energy_share: float
+    reason: str
+
+    @property
+    def weight_parameters(self) -> int:
+        """Weight parameters after the plan (biases apart)."""
+        if self.rank is None:
+            return self.out_features * self.in_features
+        return self.rank * (self.out_features + self.in_features)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The whole model's choice: method, a rank per layer, and the form of each format."""
+
+    method: str
+    layers: tuple[LayerPlan, ...]
+    forms: Mapping[Format, str] = field(default_factory=dict)
+
+    @property
+    def ranks(self) -> dict[str, int]:
+        """Rank of each factored layer by name; dense layers are absent."""
+        return {p.layer: p.rank for p in self.layers if p.rank is not None}
