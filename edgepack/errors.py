@@ -2,6 +2,7 @@
 
     EdgepackError                 1  (never raised bare)
     ├── UsageError                2  a command, flag or argument that makes no sense
+    │   └── OutputError              the output folder exists, is read-only, or its disk is full
     ├── InputError                3  a file from outside is bad
     │   ├── ModelError               model or recipe
     │   ├── DataError                calibration, guard or test data
@@ -10,7 +11,8 @@
     ├── DeviceError               4  a device was unreachable or failed
     │   ├── TransientDeviceError     worth another try
     │   └── StableDeviceError        will fail again the same way
-    └── BudgetError               5  no plan meets the budget; the best attempt is written
+    ├── BudgetError               5  no plan meets the budget; the best attempt is written
+    └── ProofError                1  an emitted file failed one of its proofs: a defect of edgepack
 
 The number is the exit code of the command line. A message names the thing, what was found and what was
 expected; `hint` says what to do next.
@@ -39,6 +41,10 @@ class UsageError(EdgepackError):
     """A command, flag or argument that makes no sense."""
 
     exit_code = 2
+
+
+class OutputError(UsageError):
+    """The output folder exists, is read-only, or its disk is full."""
 
 
 class InputError(EdgepackError):
@@ -81,3 +87,9 @@ class BudgetError(EdgepackError):
     """No plan meets the budget; the best attempt is written and the layers to blame are named."""
 
     exit_code = 5
+
+
+class ProofError(EdgepackError):
+    """An emitted file failed one of its proofs: a defect of edgepack or of a converter, never of the user."""
+
+    exit_code = 1

@@ -120,12 +120,14 @@ class Spectrum:
     """One decomposition of a layer: the error curve over all ranks.
 
     Attributes:
-        basis: (out, k) float64, orthonormal columns; the rank-r factors are `basis[:, :r]` and `basis[:, :r].T @ W`.
+        basis: (out, k) float32, orthonormal columns; the rank-r factors are `basis[:, :r]` and `basis[:, :r].T @ W`.
         energies: (k,) float64, descending: the output energy σ_k² that each column carries.
+        mean: (in,) float64, the mean input that the bias correction uses; None where the data were not looked at.
     """
 
     basis: Array
     energies: Array
+    mean: Array | None = None
 
     def lost_share(self) -> Array:
         """(k + 1,) float64: share of output energy lost at rank 0 … k."""
@@ -168,3 +170,25 @@ class Plan:
     def ranks(self) -> dict[str, int]:
         """Rank of each factored layer by name; dense layers are absent."""
         return {p.layer: p.rank for p in self.layers if p.rank is not None}
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a model file holds of its linear layers, read back from the file itself.
+
+    Attributes:
+        weights: (smaller side, larger side, bytes per element) of every constant matrix that a matmul-like operator uses.
+        vectors: every one-dimensional constant as float; integer biases scaled back.
+    """
+
+    weights: tuple[tuple[int, int, int], ...]
+    vectors: tuple[Array, ...]
+
+
+@dataclass(frozen=True)
+class Proof:
+    """One property of an emitted file, shown or not, with the figures behind it."""
+
+    name: str
+    passed: bool
+    detail: str

@@ -1,0 +1,201 @@
+"""Samples for calibration, guard and test: the door for `.npz` files and recipe data, and the seeded split."""
+
+from __future__ import annotations
+
+import difflib
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgepack.errors import DataError
+from edgepack.types import Array, TensorSpec
+
+LABELS = "y"
+CALIBRATION_SHARE = 0.8
+MIN_GUARD = 256
+MAX_BYTES = 8 * 2**30
+DYNAMIC_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Aligned arrays, one per model input, first axis = samples, and their labels if there are any."""
+
+    inputs: Mapping[str, Array]
+    labels: Array | None = None
+
+    def __len__(self) -> int:
+        return len(next(iter(self.inputs.values())))
+
+    def take(self, indices: Array) -> Samples:
+        """The samples at `indices`, in that order."""
+        labels = None if self.labels is None else self.labels[indices]
+        return Samples({name: array[indices] for name, array in self.inputs.items()}, labels)
+
+    def head(self, count: int) -> Samples:
+        """The first `count` samples."""
+        return self.take(np.arange(min(count, len(self))))
+
+
+def read_npz(path: Path, specs: Sequence[TensorSpec]) -> Samples:
+    """Read and validate `path` against the model's inputs; never unpickles.
+
+    Raises:
+        DataError: missing, not an npz, pickled, too large, or not fitting `specs`.
+    """
+    if not path.is_file():
+        raise DataError(f"{path}: no such file", hint="--data takes an .npz with one array per model input")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            total = sum(info.file_size for info in archive.infolist())
+        if total > MAX_BYTES:
+            raise DataError(f"{path}: {total / 2**30:.1f} GiB unpacked, at most {MAX_BYTES / 2**30:.0f} GiB are read")
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except (zipfile.BadZipFile, EOFError, OSError) as err:
+        raise DataError(
+            f"{path}: not an .npz archive, or truncated ({err})", hint="write it with numpy.savez(path, x=…, y=…)"
+        ) from err
+    except ValueError as err:
+        raise DataError(
+            f"{path}: an array holds Python objects or is damaged ({err}); pickles are never read",
+            hint="save plain numeric arrays: numpy.savez(path, x=np.asarray(x, dtype=np.float32))",
+        ) from err
+    return validate(arrays, specs, str(path))
+
+
+def from_recipe(
+    calibration: Mapping[str, Array] | Iterable[tuple[Array, ...]], specs: Sequence[TensorSpec], origin: str
+) -> Samples:
+    """A recipe's calibration data as `Samples`; arrays are matched by name, else by order.
+
+    Raises:
+        DataError: the arrays do not fit `specs`.
+    """
+    if isinstance(calibration, Mapping):
+        arrays = {name: np.asarray(array) for name, array in calibration.items()}
+    else:
+        rows = [tuple(np.asarray(a) for a in (r if isinstance(r, tuple | list) else (r,))) for r in calibration]
+        if not rows or any(len(r) != len(specs) for r in rows):
+            found = f"{len(rows[0])} arrays" if rows else "nothing"
+            raise DataError(f"{origin}: calibration yields {found}, the model takes {len(specs)} inputs")
+        arrays = {spec.name: np.concatenate([r[i] for r in rows]) for i, spec in enumerate(specs)}
+    names = [name for name in arrays if name != LABELS]
+    if len(names) == len(specs) and not set(names) & {spec.name for spec in specs}:
+        labels = {LABELS: arrays[LABELS]} if LABELS in arrays else {}
+        arrays = {spec.name: arrays[name] for spec, name in zip(specs, names, strict=True)} | labels
+    return validate(arrays, specs, origin)
+
+
+def validate(arrays: Mapping[str, Array], specs: Sequence[TensorSpec], origin: str) -> Samples:
+    """Check names, shapes, dtypes, counts and finiteness against the model's inputs.
+
+    Raises:
+        DataError: naming the array, what was found and what was expected.
+    """
+    wanted = {spec.name: spec for spec in specs}
+    labels = None if LABELS in wanted else arrays.get(LABELS)
+    given = {name: array for name, array in arrays.items() if name in wanted or name != LABELS}
+    _check_names(given, wanted, origin)
+    inputs = {name: _fitted(given[name], spec, origin) for name, spec in wanted.items()}
+    counts = {name: len(array) for name, array in inputs.items()} | ({} if labels is None else {LABELS: len(labels)})
+    if len(set(counts.values())) != 1:
+        raise DataError(f"{origin}: the arrays differ in samples on their first axis: {counts}")
+    if min(counts.values()) == 0:
+        raise DataError(f"{origin}: no samples")
+    if len(next(iter(inputs.values()))) > 1 and all((array == array[:1]).all() for array in inputs.values()):
+        raise DataError(
+            f"{origin}: all {counts[specs[0].name]} samples are identical; statistics need inputs that vary",
+            hint="give representative inputs, a few hundred or more",
+        )
+    return Samples(inputs, labels)
+
+
+def _check_names(given: Mapping[str, Array], wanted: Mapping[str, TensorSpec], origin: str) -> None:
+    missing = [name for name in wanted if name not in given]
+    unknown = [name for name in given if name not in wanted]
+    if not missing and not unknown:
+        return
+    guess = difflib.get_close_matches(missing[0], unknown, n=1) if missing and unknown else []
+    hint = f"rename {guess[0]!r} to {missing[0]!r}" if guess else f"one array per model input: {', '.join(wanted)}"
+    raise DataError(
+        f"{origin}: found arrays {sorted(given)}, the model's inputs are {list(wanted)}"
+        f" (and an optional {LABELS!r} with labels)",
+        hint=hint,
+    )
+
+
+def is_stacked(array: Array, spec: TensorSpec) -> bool:
+    """Whether each entry of `array` is one whole input (an axis more than the model's) rather than one batch row."""
+    return array.ndim == len(spec.shape) + 1
+
+
+def _fitted(array: Array, spec: TensorSpec, origin: str) -> Array:
+    shape = (None, *spec.shape) if is_stacked(array, spec) else (None, *spec.shape[1:])
+    fits = array.ndim == len(shape) and all(want in (None, got) for want, got in zip(shape, array.shape, strict=True))
+    if not fits:
+        expected = ", ".join("N" if i == 0 else ("any" if d is None else str(d)) for i, d in enumerate(shape))
+        raise DataError(f"{origin}: {spec.name!r} has shape {array.shape}, expected ({expected}), N = samples")
+    if not np.can_cast(array.dtype, spec.dtype, "same_kind"):
+        raise DataError(f"{origin}: {spec.name!r} has dtype {array.dtype}, the model takes {spec.dtype}")
+    array = np.ascontiguousarray(array, dtype=spec.dtype)
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        bad = int(np.argwhere(~np.isfinite(array))[0][0])
+        raise DataError(f"{origin}: {spec.name!r} holds NaN or Inf (first in sample {bad})")
+    return array
+
+
+def split(samples: Samples, seed: int) -> tuple[Samples, Samples]:
+    """Seeded, never overlapping: 80 % calibration and 20 % guard, at least 256 guard samples where there are 512.
+
+    Raises:
+        DataError: fewer than two samples.
+    """
+    count = len(samples)
+    if count < 2:
+        raise DataError(f"{count} sample cannot be split into calibration and guard", hint="give at least 2, better 500")
+    guard = max(count - int(count * CALIBRATION_SHARE), MIN_GUARD if count >= 2 * MIN_GUARD else 1)
+    order = np.random.default_rng(seed).permutation(count)
+    return samples.take(np.sort(order[guard:])), samples.take(np.sort(order[:guard]))
+
+
+def feeds(samples: Samples, specs: Sequence[TensorSpec]) -> Iterator[tuple[dict[str, Array], int]]:
+    """Cut samples into runs of the model: (inputs by name, how many samples of the run are real).
+
+    A fixed batch dimension is filled up by repeating the last sample; a dynamic one takes up to 64 at a time.
+    """
+    count = len(samples)
+    stacked = {spec.name: is_stacked(samples.inputs[spec.name], spec) for spec in specs}
+    batches = [spec.shape[0] for spec in specs if not stacked[spec.name] and spec.shape]
+    size = 1 if any(stacked.values()) else next((b for b in batches if b is not None), DYNAMIC_BATCH)
+    for start in range(0, count, size):
+        stop = min(start + size, count)
+        fixed = any(b is not None for b in batches)
+        index = np.minimum(np.arange(start, start + size if fixed else stop), count - 1)
+        feed = {n: a[start] if stacked[n] else a[index] for n, a in samples.inputs.items()}
+        yield feed, stop - start
+
+
+def example(samples: Samples | None, specs: Sequence[TensorSpec], seed: int) -> dict[str, Array]:
+    """One run's inputs: the first samples, or seeded stand-ins where there is no data (dynamic dimensions become 1)."""
+    if samples is not None:
+        feed, valid = next(feeds(samples, specs))
+        if not any(is_stacked(samples.inputs[s.name], s) for s in specs):
+            keep = next((s.shape[0] for s in specs if s.shape and s.shape[0] is not None), 1)
+            feed = {name: array[: keep or 1] for name, array in feed.items()}
+        del valid
+        return feed
+    rng = np.random.default_rng(seed)
+    return {spec.name: _stand_in(spec, rng) for spec in specs}
+
+
+def _stand_in(spec: TensorSpec, rng: np.random.Generator) -> Array:
+    shape = tuple(1 if d is None else d for d in spec.shape)
+    if spec.dtype.kind == "f":
+        return np.asarray(rng.standard_normal(shape), dtype=spec.dtype)
+    zeros: np.ndarray[Any, Any] = np.zeros(shape, dtype=spec.dtype)
+    return zeros

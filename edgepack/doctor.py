@@ -1,0 +1,48 @@
+"""`edgepack doctor`: what is installed here, and the command that installs what is missing."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One tool: its version or path where it was found, else the command that installs it."""
+
+    name: str
+    purpose: str
+    found: str | None
+    install: str
+
+
+PACKAGES = (
+    ("onnxruntime", "runs .onnx files", "pip install onnxruntime"),
+    ("onnx-ir", "reads and writes .onnx files", "pip install onnx-ir"),
+    ("torch", "opens torch recipes and .pt2 files", "pip install 'edgepack[torch]'"),
+    ("onnxscript", "exports torch models to ONNX", "pip install 'edgepack[torch]'"),
+    ("ai-edge-litert", "runs .tflite files", "pip install 'edgepack[tflite]'"),
+    ("litert-torch", "writes .tflite files", "pip install 'edgepack[tflite]'"),
+    ("ai-edge-quantizer", "writes int8 .tflite files", "pip install 'edgepack[tflite]'"),
+    ("pnnx", "turns .onnx sources into .tflite", "pip install 'edgepack[tflite]'"),
+)
+
+PROGRAMS = (
+    ("ssh", "reaches devices over SSH", "apt-get install openssh-client"),
+    ("adb", "reaches Android devices", "apt-get install adb"),
+    ("qemu-aarch64", "emulates Arm targets", "apt-get install qemu-user"),
+)
+
+
+def examine() -> list[Finding]:
+    """Look for every package and program that edgepack can use."""
+    findings = [Finding(name, purpose, _version(name), install) for name, purpose, install in PACKAGES]
+    return findings + [Finding(name, purpose, shutil.which(name), install) for name, purpose, install in PROGRAMS]
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

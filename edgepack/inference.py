@@ -1,0 +1,82 @@
+"""Run a model file on samples in this process, whatever its format."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edgepack.data import Samples, feeds, is_stacked
+from edgepack.types import Array, Format, TensorSpec
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
+
+
+@dataclass(frozen=True)
+class Running:
+    """A loaded model file: its inputs and `run(inputs by name) -> outputs in the file's order`."""
+
+    inputs: tuple[TensorSpec, ...]
+    run: Callable[[Mapping[str, Array]], list[Array]]
+
+
+def load(path: Path, fmt: Format, *, threads: int = 1, exact: bool = True) -> Running:
+    """Load `path` into the runtime of its format.
+
+    Args:
+        exact: integer arithmetic as on the targets, without the saturation of x86 CPUs that lack VNNI; False to time it.
+
+    Raises:
+        ModelError: the runtime cannot load it.
+    """
+    if fmt == "onnx":
+        from edgepack.onnxgraph.session import session
+
+        opened = session(path, threads=threads, exact=exact)
+        return Running(_session_inputs(opened), lambda feed: list(opened.run(None, dict(feed))))
+    from edgepack.tflitegraph import signature
+    from edgepack.tfliterun import interpreter, run
+
+    loaded = interpreter(path, threads=threads)
+    return Running(tuple(signature(path)[1].values()), lambda feed: run(loaded, feed))
+
+
+_ORT_DTYPES = {"float": "float32", "double": "float64"}
+
+
+def _session_inputs(session: ort.InferenceSession) -> tuple[TensorSpec, ...]:
+    specs = []
+    for value in session.get_inputs():
+        kind = value.type.removeprefix("tensor(").removesuffix(")")
+        shape = tuple(d if isinstance(d, int) and d > 0 else None for d in value.shape)
+        specs.append(TensorSpec(value.name, shape, np.dtype(_ORT_DTYPES.get(kind, kind))))
+    return tuple(specs)
+
+
+def predict(model: Running, samples: Samples) -> Array:
+    """The first output for every sample, samples on the first axis.
+
+    Inputs are matched by name, else by order: converters rename them.
+    """
+    return np.concatenate([output for output in _outputs(model, samples)])
+
+
+def _outputs(model: Running, samples: Samples) -> list[Array]:
+    renamed = rename(samples, model.inputs)
+    stacked = any(is_stacked(renamed.inputs[spec.name], spec) for spec in model.inputs)
+    outputs = []
+    for feed, valid in feeds(renamed, model.inputs):
+        first = model.run(feed)[0]
+        outputs.append(first[None] if stacked else first[:valid])
+    return outputs
+
+
+def rename(samples: Samples, specs: Sequence[TensorSpec]) -> Samples:
+    """Samples under the names of `specs`, matched by order where the names differ."""
+    if {spec.name for spec in specs} == set(samples.inputs):
+        return samples
+    return Samples(dict(zip((s.name for s in specs), samples.inputs.values(), strict=True)), samples.labels)

@@ -1,0 +1,96 @@
+"""Guard metrics: a score per sample, so that two builds are compared on the same samples (paired)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from edgepack.errors import UsageError
+from edgepack.types import Array
+
+
+class Metric(Protocol):
+    """(outputs (N, …), reference outputs (N, …), labels (N,) or None) -> scores (N,); the metric is their mean."""
+
+    def __call__(self, outputs: Array, reference: Array, labels: Array | None, /) -> Array: ...
+
+
+def accuracy(outputs: Array, reference: Array, labels: Array | None) -> Array:
+    """100 where the arg max of the last axis equals the label, else 0."""
+    if labels is None:
+        raise UsageError("--metric accuracy needs labels", hint="put an array `y` into --data, or use --metric agreement")
+    return np.asarray((outputs.argmax(axis=-1) == labels).reshape(len(outputs), -1).mean(axis=1) * 100.0)
+
+
+def agreement(outputs: Array, reference: Array, labels: Array | None) -> Array:
+    """100 where the arg max equals the original model's, else 0."""
+    same = outputs.argmax(axis=-1) == reference.argmax(axis=-1)
+    return np.asarray(same.reshape(len(outputs), -1).mean(axis=1) * 100.0)
+
+
+def cosine(outputs: Array, reference: Array, labels: Array | None) -> Array:
+    """100 × cosine between a sample's output and the original's, both flattened."""
+    a, b = outputs.reshape(len(outputs), -1).astype(float), reference.reshape(len(reference), -1).astype(float)
+    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    dots = np.einsum("ij,ij->i", a, b)
+    return np.asarray(np.where(norms > 0, dots / np.where(norms > 0, norms, 1.0), (a == b).all(axis=1)) * 100.0)
+
+
+METRICS: Mapping[str, Metric] = {"accuracy": accuracy, "agreement": agreement, "cosine": cosine}
+
+
+def choose(reference: Array, labels: Array | None, asked: str | None) -> str:
+    """The metric's name: what was asked for, else accuracy with labels, agreement for class scores, cosine otherwise.
+
+    Outputs (N, classes) count as class scores unless every row has unit length, as embeddings do.
+
+    Raises:
+        UsageError: an unknown name, or accuracy without labels.
+    """
+    if asked is not None:
+        if asked not in METRICS:
+            raise UsageError(f"unknown metric {asked!r}; there are {', '.join(METRICS)}")
+        if asked == "accuracy" and labels is None:
+            accuracy(reference, reference, None)
+        return asked
+    if labels is not None and reference.ndim >= 2 and labels.shape == reference.shape[:-1]:
+        return "accuracy"
+    unit = reference.ndim == 2 and np.allclose(np.linalg.norm(reference, axis=1), 1.0, atol=1e-3)
+    return "agreement" if reference.ndim == 2 and reference.shape[1] > 1 and not unit else "cosine"
+
+
+def sqnr_db(outputs: Array, reference: Array) -> float:
+    """Signal to quantization noise ratio of `outputs` against `reference`, in dB (inf where they are equal)."""
+    noise = float(np.square(outputs.astype(float) - reference).sum())
+    return float("inf") if noise == 0 else 10 * float(np.log10(max(np.square(reference.astype(float)).sum() / noise, 1e-30)))
+
+
+@dataclass(frozen=True)
+class Drop:
+    """metric(dense fp32) − metric(emitted), in the metric's unit, with the paired standard error of the difference."""
+
+    metric: str
+    dense: float
+    emitted: float
+    standard_error: float
+    samples: int
+
+    @property
+    def value(self) -> float:
+        return self.dense - self.emitted
+
+
+def drop(metric: str, outputs: Array, reference: Array, labels: Array | None) -> Drop:
+    """Compare emitted outputs with the dense fp32 model's on the same samples.
+
+    Args:
+        outputs, reference: (N, …), first output of the emitted file and of the dense fp32 file.
+    """
+    score: Callable[[Array, Array, Array | None], Array] = METRICS[metric]
+    dense, emitted = score(reference, reference, labels), score(outputs, reference, labels)
+    count = len(dense)
+    error = float(np.std(dense - emitted, ddof=1) / np.sqrt(count)) if count > 1 else float("nan")
+    return Drop(metric, float(dense.mean()), float(emitted.mean()), error, count)

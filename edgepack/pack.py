@@ -1,0 +1,110 @@
+"""The pack folder: written beside its place and moved there whole, with a versioned manifest."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from edgepack.cache import file_digest
+from edgepack.errors import OutputError, PackError
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+RESULTS = "results"
+MAX_MANIFEST_BYTES = 32 * 2**20
+
+
+@contextmanager
+def writing(out: Path) -> Iterator[Path]:
+    """A temporary folder that becomes `out` when the block succeeds; on any failure `out` stays as it was.
+
+    An earlier pack at `out` is replaced. Its benchmark results are kept if the model files are the same to the byte.
+
+    Raises:
+        OutputError: `out` is something other than a pack, or cannot be written.
+    """
+    if out.exists() and not (out.is_dir() and (any(True for _ in out.glob(MANIFEST)) or not any(out.iterdir()))):
+        raise OutputError(f"{out} exists and is not a pack", hint="give another folder with --out, or remove it")
+    with _disk_errors(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    try:
+        with _disk_errors(out):
+            yield folder
+            folder.chmod(0o755)
+            _keep_results(out, folder)
+            _replace(folder, out)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _disk_errors(out: Path) -> Iterator[None]:
+    reasons = {
+        errno.ENOSPC: "the disk is full",
+        errno.EDQUOT: "the disk quota is used up",
+        errno.EROFS: "the file system is read-only",
+        errno.EACCES: "permission denied",
+        errno.EPERM: "permission denied",
+        errno.ENOTDIR: "a part of the path is a file",
+        errno.EEXIST: "a part of the path is a file",
+    }
+    try:
+        yield
+    except OSError as err:
+        if err.errno not in reasons:
+            raise
+        raise OutputError(f"cannot write {out}: {reasons[err.errno]}", hint="choose another folder with --out") from err
+
+
+def _keep_results(old: Path, new: Path) -> None:
+    names = sorted(p.name for p in new.iterdir() if p.name.startswith("model."))
+    same = (old / RESULTS).is_dir() and all(
+        (old / n).is_file() and file_digest(old / n) == file_digest(new / n) for n in names
+    )
+    if same:
+        shutil.copytree(old / RESULTS, new / RESULTS, dirs_exist_ok=True)
+
+
+def _replace(folder: Path, out: Path) -> None:
+    if not out.exists():
+        os.replace(folder, out)
+        return
+    aside = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.old."))
+    os.replace(out, aside / "pack")
+    os.replace(folder, out)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Write `manifest.json` with stable key order."""
+    text = json.dumps({"schema_version": SCHEMA_VERSION, **manifest}, indent=2, sort_keys=True)
+    (folder / MANIFEST).write_text(text + "\n")
+
+
+def read_manifest(pack: Path) -> dict[str, Any]:
+    """The manifest of a pack folder.
+
+    Raises:
+        PackError: no pack, a manifest that is no JSON object, or of another schema version.
+    """
+    path = pack / MANIFEST
+    if not path.is_file():
+        raise PackError(f"{pack}: not a pack, there is no {MANIFEST}", hint="make one with `edgepack build`")
+    if path.stat().st_size > MAX_MANIFEST_BYTES:
+        raise PackError(f"{path}: {path.stat().st_size} bytes, a manifest has at most {MAX_MANIFEST_BYTES}")
+    try:
+        manifest = json.loads(path.read_text())
+    except ValueError as err:
+        raise PackError(f"{path}: not JSON ({err})", hint="build the pack again") from err
+    version = manifest.get("schema_version") if isinstance(manifest, dict) else None
+    if version != SCHEMA_VERSION:
+        raise PackError(f"{path}: schema version {version}, this edgepack reads {SCHEMA_VERSION}")
+    return dict(manifest)

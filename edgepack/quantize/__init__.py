@@ -1,0 +1,1 @@
+"""Integer grids and the choice of basis that quantizes well."""
