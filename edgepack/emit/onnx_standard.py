@@ -1,0 +1,94 @@
+"""ONNX Runtime's own quantizer: for the dense int8 baseline, and for what is not a linear layer in a pack."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgepack.errors import ModelError
+from edgepack.quantize.grid import WEIGHT_MAX
+from edgepack.types import Array
+
+if TYPE_CHECKING:
+    import onnx
+
+REST_OP_TYPES = {
+    "int8-dynamic": ("Conv", "LSTM", "Attention", "Gather", "EmbedLayerNormalization"),
+    "int8-static-qdq": ("Conv", "ConvTranspose", "Gather"),
+}
+"""Operators with weights that are not linear layers, by form: a pack treats them exactly as the baseline does."""
+
+
+def quantize(
+    model: onnx.ModelProto,
+    out: Path,
+    form: str,
+    feeds: Sequence[Mapping[str, Array]],
+    *,
+    op_types: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    largest: int = WEIGHT_MAX,
+) -> None:
+    """Write the model with int8 weights as `quantize_dynamic` or `quantize_static` make them.
+
+    Args:
+        model: fp32; consumed.
+        form: "int8-dynamic" or "int8-static-qdq".
+        feeds: calibration inputs by name, for the static form.
+        op_types: only these operators; empty means the quantizer's own default.
+        exclude: names of nodes to leave alone.
+        largest: largest weight code; below 127 the quantizer's reduced range is used.
+
+    Raises:
+        ModelError: the quantizer cannot treat this model.
+    """
+    from onnxruntime.quantization import QuantFormat, QuantType, quantize_dynamic, quantize_static
+
+    # Types inferred by an exporter contradict the quantizer's own inference on some graphs.
+    del model.graph.value_info[:]
+    common = {
+        "per_channel": True,
+        "reduce_range": largest < WEIGHT_MAX,
+        "weight_type": QuantType.QInt8,
+        "op_types_to_quantize": list(op_types) or None,
+        "nodes_to_exclude": list(exclude),
+    }
+    try:
+        with _quiet():
+            if form == "int8-dynamic":
+                quantize_dynamic(model, out, extra_options={"EnableSubgraph": True}, **common)
+            else:
+                reader = _Reader(feeds)
+                quantize_static(
+                    model, out, reader, quant_format=QuantFormat.QDQ, activation_type=QuantType.QInt8, **common
+                )
+    except Exception as err:
+        raise ModelError(f"onnxruntime's {form} quantizer cannot treat this model: {err}") from err
+
+
+class _Reader:
+    """Calibration inputs in the shape that the quantizer asks for them."""
+
+    def __init__(self, feeds: Sequence[Mapping[str, Array]]) -> None:
+        self._feeds = iter(feeds)
+
+    def get_next(self) -> Mapping[str, Array] | None:
+        return next(self._feeds, None)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the quantizer's advice on pre-processing off the root logger and its warnings off the screen."""
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        root.setLevel(level)

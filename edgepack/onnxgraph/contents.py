@@ -1,0 +1,80 @@
+"""Reads back from an ONNX file which constant matrices its matmul-like operators use, before or after optimisation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edgepack.types import Array, Contents
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+MATMUL_OPS = frozenset(
+    "MatMul Gemm Conv MatMulInteger ConvInteger QLinearMatMul QLinearConv FusedMatMul FusedGemm FusedConv QGemm "
+    "DynamicQuantizeMatMul MatMulIntegerToFloat".split()
+)
+"""Standard operators, and those that ONNX Runtime's optimizer puts in their place."""
+_VIEWS = frozenset({"DequantizeLinear", "Identity", "Transpose", "Cast", "Reshape", "QuantizeLinear"})
+
+
+def read_contents(path: Path) -> Contents:
+    """Constant matrices of all matmul-like operators, subgraphs and functions included, and all constant vectors."""
+    import onnx_ir as ir
+
+    model = ir.load(path)
+    graphs: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
+    nodes = [node for graph in graphs for node in graph.all_nodes()]
+    weights: dict[int, tuple[int, int, int]] = {}
+    vectors: dict[int, Array] = {}
+    for node in nodes:
+        for value in node.inputs:
+            constant = _constant(value)
+            if value is None or constant is None:
+                continue
+            if len(constant.shape) == 1 and _is_bias_like(constant):
+                vectors[id(constant)] = constant.numpy().astype(np.float64)
+            elif node.op_type in MATMUL_OPS and (sides := _sides(constant)) is not None:
+                weights[id(constant)] = (*sides, constant.dtype.itemsize)
+        if node.op_type == "DequantizeLinear" and (scaled := _scaled_vector(node)) is not None:
+            vectors[id(node)] = scaled
+    return Contents(tuple(sorted(weights.values())), tuple(vectors.values()))
+
+
+def _constant(value: ir.Value | None) -> ir.TensorProtocol | None:
+    """The tensor behind a value, through views and casts, or None for a computed one."""
+    while value is not None:
+        if value.const_value is not None:
+            return value.const_value
+        node = value.producer()
+        if node is None:
+            return None
+        if node.op_type == "Constant":
+            attribute = node.attributes.get("value")
+            return None if attribute is None else attribute.as_tensor()
+        if node.op_type not in _VIEWS:
+            return None
+        value = node.inputs[0]
+    return None
+
+
+def _sides(constant: ir.TensorProtocol) -> tuple[int, int] | None:
+    """Both sides of a matrix or of a 1×1 kernel, smaller first; None for anything else."""
+    shape = [int(d) for d in constant.shape]
+    if len(shape) < 2 or any(d != 1 for d in shape[2:]):
+        return None
+    return min(shape[:2]), max(shape[:2])
+
+
+def _is_bias_like(constant: ir.TensorProtocol) -> bool:
+    return constant.dtype.is_floating_point() and constant.size > 0
+
+
+def _scaled_vector(node: ir.Node) -> Array | None:
+    """An int32 bias in front of its DequantizeLinear, as float."""
+    codes, scales = _constant(node.inputs[0]), _constant(node.inputs[1])
+    if codes is None or scales is None or len(codes.shape) != 1:
+        return None
+    return np.asarray(codes.numpy().astype(np.float64) * scales.numpy().astype(np.float64))

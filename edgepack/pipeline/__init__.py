@@ -1,0 +1,1 @@
+"""Composition of the stages: one module per command that does work."""

@@ -1,0 +1,138 @@
+"""One file of one plan: written, proved and measured against the guard."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from edgepack import metrics, verify
+from edgepack.cache import digest
+from edgepack.data import Samples
+from edgepack.inference import load, predict
+from edgepack.metrics import Drop
+from edgepack.pipeline.files import ModelFiles
+from edgepack.types import Array, Contents, Factors, Format, LayerPlan, LinearLayer, Proof
+
+
+@dataclass(frozen=True)
+class Guard:
+    """The samples that plans are chosen on, and the dense fp32 model's answers to them.
+
+    Attributes:
+        guarded: whether real data stand behind it; without, the samples are seeded stand-ins and prove only the file.
+        reference: (N, …) first output of the dense fp32 model.
+    """
+
+    samples: Samples
+    reference: Array
+    metric: str
+    guarded: bool
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """An emitted file with its proofs and its drop (None without data)."""
+
+    fmt: Format
+    form: str
+    path: Path
+    layers: tuple[LayerPlan, ...]
+    proofs: tuple[Proof, ...]
+    drop: Drop | None
+
+    @property
+    def sound(self) -> bool:
+        return all(proof.passed for proof in self.proofs)
+
+    @property
+    def failure(self) -> str:
+        """What the failed proofs say."""
+        return "; ".join(f"{p.name}: {p.detail}" for p in self.proofs if not p.passed)
+
+    def within(self, limit: float | None) -> bool:
+        """Whether the drop stays within the limit."""
+        return limit is None or self.drop is None or self.drop.value <= limit
+
+
+class Prover:
+    """Measures files against one guard. Answers of the fp32 factored model are kept per plan."""
+
+    def __init__(self, guard: Guard, source: Contents, layers: Sequence[LinearLayer], reference: ModelFiles, work: Path):
+        self.guard = guard
+        self.source = source
+        self._layers = layers
+        self._reference = reference
+        self._work = work
+        self._answers: dict[str, Array] = {}
+
+    def attempt(
+        self,
+        files: ModelFiles,
+        plan: tuple[LayerPlan, ...],
+        factors: Mapping[str, Factors],
+        form: str,
+        out: Path,
+    ) -> Attempt:
+        """Write the plan in a form and measure the file."""
+        files.write(factors, form, out)
+        return self.measure(files, plan, factors, form, out)
+
+    def measure(
+        self, files: ModelFiles, plan: tuple[LayerPlan, ...], factors: Mapping[str, Factors], form: str, path: Path
+    ) -> Attempt:
+        """Prove and score a file that is already there."""
+        outputs = predict(load(path, files.fmt), self.guard.samples)
+        proofs = (
+            verify.same_outputs(outputs, self._factored_answers(factors), form),
+            verify.two_thin_matmuls(files.read_optimized(path), plan),
+            *self._static_proofs(files, plan, factors, form, path),
+        )
+        return Attempt(files.fmt, form, path, plan, proofs, self.drop(outputs))
+
+    def drop_of(self, path: Path, fmt: Format) -> Drop:
+        """Drop of a file on the guard, without its proofs.
+
+        Raises:
+            ValueError: there are no guard data.
+        """
+        measured = self.drop(predict(load(path, fmt), self.guard.samples))
+        if measured is None:
+            raise ValueError("a drop was asked for where no data stand guard")
+        return measured
+
+    def drop(self, outputs: Array) -> Drop | None:
+        """Drop of these guard outputs against the dense fp32 model."""
+        if not self.guard.guarded:
+            return None
+        return metrics.drop(self.guard.metric, outputs, self.guard.reference, self.guard.samples.labels)
+
+    def _static_proofs(
+        self, files: ModelFiles, plan: tuple[LayerPlan, ...], factors: Mapping[str, Factors], form: str, path: Path
+    ) -> tuple[Proof, ...]:
+        contents = files.read(path)
+        biases = {layer.name: _bias(layer, factors) for layer in self._layers}
+        present = {name: bias for name, bias in biases.items() if bias is not None and np.any(bias)}
+        width = 4 if form == "fp32" else 1
+        return (
+            verify.weights_as_planned(contents, self.source, plan, width),
+            verify.biases_intact(contents, present),
+        )
+
+    def _factored_answers(self, factors: Mapping[str, Factors]) -> Array:
+        key = digest(*(part for name, f in sorted(factors.items()) for part in (name, f.A, f.B)))
+        if key not in self._answers:
+            path = self._work / "reference.onnx"
+            self._reference.write(factors, "fp32", path)
+            # One plan at a time is looked at in several forms: the last answers are all that is worth keeping.
+            self._answers = {key: predict(load(path, "onnx"), self.guard.samples)}
+            path.unlink()
+        return self._answers[key]
+
+
+def _bias(layer: LinearLayer, factors: Mapping[str, Factors]) -> Array | None:
+    if layer.name in factors and factors[layer.name].bias is not None:
+        return factors[layer.name].bias
+    return layer.bias

@@ -1,0 +1,31 @@
+"""What the build needs from a format, the same for ONNX and TFLite."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+from edgepack.types import Contents, Factors, Format
+
+
+class ModelFiles(Protocol):
+    """Writes and reads back the files of one format for one source model."""
+
+    fmt: Format
+    calibrated: bool
+
+    def write_dense(self, out: Path) -> None:
+        """The dense fp32 baseline: the source model, nothing else changed."""
+
+    def write_baseline(self, form: str, out: Path) -> str:
+        """The dense int8 baseline in `form`; returns the name of the quantizer that made it."""
+
+    def write(self, factors: Mapping[str, Factors], form: str, out: Path) -> None:
+        """The model with `factors` in place of the named layers, all linear layers in `form`."""
+
+    def read(self, path: Path) -> Contents:
+        """What the file holds."""
+
+    def read_optimized(self, path: Path) -> Contents:
+        """What the runtime holds after its own graph optimisation."""

@@ -1,0 +1,84 @@
+"""The data of a build: where they come from, how they are split, and the guard over the accuracy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from edgepack import metrics
+from edgepack.cache import digest
+from edgepack.data import Samples, example, from_recipe, read_npz, split
+from edgepack.errors import UsageError
+from edgepack.factorize import DEFAULT, factorizer
+from edgepack.inference import load, predict
+from edgepack.pipeline.attempt import Guard
+from edgepack.pipeline.opened import Opened
+from edgepack.pipeline.statistics import FALLBACK
+from edgepack.types import TensorSpec
+
+STAND_INS = 4
+"""Seeded samples that prove a file's integrity where no data were given."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """Calibration and guard samples. Without data, `calibration` and `origin` are None and `guard` holds stand-ins."""
+
+    origin: str | None
+    calibration: Samples | None
+    guard: Samples
+
+    def digest(self) -> str | None:
+        """Identity of the calibration samples."""
+        if self.calibration is None:
+            return None
+        return digest(*(part for name, array in sorted(self.calibration.inputs.items()) for part in (name, array)))
+
+
+def load_data(path: Path | None, opened: Opened, spec: str, seed: int) -> Data:
+    """The file of `--data`, else the recipe's calibration, else none; split by the seed into calibration and guard.
+
+    Raises:
+        DataError: the data do not fit the model.
+    """
+    if path is not None:
+        origin, samples = path.name, read_npz(path, opened.inputs)
+    elif opened.recipe is not None and opened.recipe.calibration is not None:
+        origin, samples = "recipe", from_recipe(opened.recipe.calibration, opened.inputs, spec)
+    else:
+        return Data(None, None, _stand_ins(opened.inputs, seed))
+    calibration, guard = split(samples, seed)
+    return Data(origin, calibration, guard)
+
+
+def _stand_ins(specs: tuple[TensorSpec, ...], seed: int) -> Samples:
+    runs = [example(None, specs, seed + i) for i in range(STAND_INS)]
+    return Samples({spec.name: np.stack([run[spec.name] for run in runs]) for spec in specs})
+
+
+def choose_method(asked: str | None, data: Data) -> str:
+    """The factorizer's name: what was asked for, else whitened with data and plain SVD without.
+
+    Raises:
+        UsageError: an unknown method, or one that needs data where there are none.
+    """
+    method = asked or (DEFAULT if data.calibration is not None else FALLBACK)
+    if factorizer(method).needs_moments and data.calibration is None:
+        raise UsageError(
+            f"--method {method} needs calibration data",
+            hint="give --data F.npz, put `calibration` into the recipe, or use --method svd",
+        )
+    return method
+
+
+def make_guard(metric: str | None, data: Data, dense_onnx: Path) -> Guard:
+    """The dense fp32 model's answers on the guard samples, and the metric that fits them.
+
+    Raises:
+        UsageError: the metric asked for does not fit.
+    """
+    reference = predict(load(dense_onnx, "onnx"), data.guard)
+    chosen = metrics.choose(reference, data.guard.labels, metric)
+    return Guard(data.guard, reference, chosen, data.calibration is not None)

@@ -1,0 +1,98 @@
+"""What a manifest says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from edgepack.cache import file_digest
+from edgepack.metrics import Drop
+from edgepack.pipeline.attempt import Attempt, Guard
+from edgepack.pipeline.guarding import Data
+from edgepack.pipeline.opened import Opened
+from edgepack.pipeline.options import BuildOptions
+from edgepack.pipeline.promise import Baseline
+from edgepack.plan.search import Probe
+from edgepack.types import Contents, Format
+from edgepack.versions import tool_versions
+
+
+def build_record(
+    options: BuildOptions, opened: Opened, data: Data, guard: Guard, method: str, probes: Sequence[Probe]
+) -> dict[str, Any]:
+    """Everything that does not depend on a single file."""
+    return {
+        "model": {"name": opened.name, "source": Path(options.model).name, "kind": opened.kind, "sha256": opened.sha256},
+        "target": {"name": options.target.name},
+        "options": {
+            "rank": options.rank,
+            "precision": options.precision,
+            "max_drop": options.drop_limit,
+            "formats": list(options.formats),
+            "flash_bytes": options.flash_bytes,
+            "largest_int8_weight": options.largest_weight,
+        },
+        "seed": options.seed,
+        "versions": tool_versions(),
+        "method": method,
+        "metric": {"name": guard.metric, "guarded": guard.guarded},
+        "data": {
+            "origin": data.origin,
+            "calibration_samples": 0 if data.calibration is None else len(data.calibration),
+            "guard_samples": len(data.guard) if guard.guarded else 0,
+            "labelled": data.guard.labels is not None,
+            "split_seed": options.seed,
+        },
+        "probes": [
+            {
+                "weight_parameters": sum(choice.weight_parameters for choice in probe.layers),
+                "ranks": {choice.layer: choice.rank for choice in probe.layers if choice.rank is not None},
+                "drop": drop_record(probe.drop),
+            }
+            for probe in probes
+        ],
+    }
+
+
+def pack_file(attempt: Attempt, source: Contents, test: float | None) -> dict[str, Any]:
+    """The entry of `model.<format>`."""
+    dense = sum(a * b for a, b, _ in source.weights)
+    saved = sum(p.out_features * p.in_features - p.weight_parameters for p in attempt.layers)
+    return {
+        **_file(attempt.path, attempt.fmt, attempt.form, attempt.drop, test),
+        "matrix_parameters": dense - saved,
+        "matrix_parameters_share": (dense - saved) / dense if dense else 1.0,
+        "layers": [asdict(choice) for choice in attempt.layers],
+        "proofs": {p.name: {"passed": p.passed, "detail": p.detail} for p in attempt.proofs},
+    }
+
+
+def baseline_files(fmt: Format, baseline: Baseline, tests: Mapping[str, float]) -> dict[str, dict[str, Any]]:
+    """The entries of `baseline/fp32.<format>` and `baseline/int8.<format>`."""
+    int8 = _file(baseline.int8, fmt, baseline.form, baseline.int8_drop, tests.get(f"baseline/int8.{fmt}"))
+    return {
+        f"baseline/fp32.{fmt}": _file(baseline.fp32, fmt, "fp32", baseline.fp32_drop, tests.get(f"baseline/fp32.{fmt}")),
+        f"baseline/int8.{fmt}": {**int8, "quantizer": baseline.quantizer, "form_chosen_by": baseline.cost_source},
+    }
+
+
+def _file(path: Path, fmt: Format, form: str, drop: Drop | None, test: float | None) -> dict[str, Any]:
+    """A file's facts. `metric` is the untouched test's score where there is one, else the guard's."""
+    guarded = None if drop is None else drop.emitted
+    return {
+        "metric": guarded if test is None else test,
+        "scored_on": "test" if test is not None else ("guard" if drop is not None else None),
+        "format": fmt,
+        "form": form,
+        "size_bytes": path.stat().st_size,
+        "sha256": file_digest(path),
+        "guard": None if drop is None else drop_record(drop),
+        "test": test,
+    }
+
+
+def drop_record(drop: Drop) -> dict[str, Any]:
+    """A drop with the figures behind it, in the metric's unit."""
+    return {**asdict(drop), "drop": drop.value}

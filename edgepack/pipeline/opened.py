@@ -1,0 +1,101 @@
+"""Opens whatever MODEL names and brings it to one shape: a dense fp32 ONNX graph, and a torch program where there is one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from edgepack.errors import ModelError, UsageError
+from edgepack.types import LinearLayer, Recipe, TensorSpec
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+Kind = Literal["recipe", "pt2", "onnx"]
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model, ready to be calibrated, factored and emitted.
+
+    Attributes:
+        name: short name for folders and tables.
+        sha256: of the dense fp32 ONNX content.
+        onnx_path: the dense fp32 ONNX file: the source itself, or an export in the working folder.
+        program_path: the exported torch program (`.pt2`), None for an ONNX source.
+    """
+
+    name: str
+    kind: Kind
+    model: ir.Model
+    layers: tuple[LinearLayer, ...]
+    inputs: tuple[TensorSpec, ...]
+    sha256: str
+    onnx_path: Path
+    program_path: Path | None
+    recipe: Recipe | None
+
+
+def model_kind(spec: str) -> Kind:
+    """How `spec` is to be opened.
+
+    Raises:
+        UsageError: it is none of the known kinds.
+    """
+    suffix = Path(spec).suffix.lower()
+    if suffix == ".onnx":
+        return "onnx"
+    if suffix == ".pt2":
+        return "pt2"
+    head, colon, function = spec.rpartition(":")
+    if colon and head and function.isidentifier():
+        return "recipe"
+    raise UsageError(
+        f"cannot tell what {spec!r} is: expected model.onnx, model.pt2, file.py:function or package.module:function",
+        hint="export a torch module with torch.export.save, or write a function that returns an edgepack Recipe",
+    )
+
+
+def model_name(spec: str) -> str:
+    """`bench/models/mnist_mlp.py:recipe` → `mnist-mlp`."""
+    head = spec.rpartition(":")[0] if model_kind(spec) == "recipe" else spec
+    stem = Path(head).stem if head.endswith((".py", ".onnx", ".pt2")) else head.rpartition(".")[2]
+    return stem.replace("_", "-").lower() or "model"
+
+
+def open_model(spec: str, work: Path) -> Opened:
+    """Open `spec`; exports of a torch model go into the folder `work`.
+
+    Raises:
+        UsageError: `spec` names no model.
+        ModelError: the model is bad or cannot be exported.
+    """
+    kind = model_kind(spec)
+    if kind == "onnx":
+        return _opened_onnx(spec, kind, Path(spec), None, None)
+    from edgepack.sources.torch import export_program, load_pt2, program_to_onnx, save_program
+
+    recipe = None
+    if kind == "pt2":
+        program = load_pt2(Path(spec))
+    else:
+        from edgepack.sources.recipe import load_recipe
+
+        recipe = load_recipe(spec)
+        program = export_program(recipe.model, recipe.example_inputs)
+    save_program(program, work / "dense.pt2")
+    program_to_onnx(program, work / "dense.onnx")
+    return _opened_onnx(spec, kind, work / "dense.onnx", work / "dense.pt2", recipe)
+
+
+def _opened_onnx(spec: str, kind: Kind, path: Path, program: Path | None, recipe: Recipe | None) -> Opened:
+    from edgepack.onnxgraph.files import input_specs, load_with_digest
+    from edgepack.onnxgraph.sites import find_sites
+
+    model, sha256 = load_with_digest(path)
+    layers = tuple(site.layer for site in find_sites(model))
+    inputs = input_specs(model)
+    if not inputs:
+        raise ModelError(f"{spec}: the model takes no inputs")
+    return Opened(model_name(spec), kind, model, layers, inputs, sha256, path, program, recipe)

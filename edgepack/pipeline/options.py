@@ -1,0 +1,128 @@
+"""What a build was asked to do, checked once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from edgepack.errors import UsageError
+from edgepack.targets import Target
+from edgepack.types import FORMATS, Format
+
+Rank = Literal["auto"] | int | float
+PrecisionChoice = Literal["auto", "fp32", "int8"]
+DEFAULT_MAX_DROP = 0.5
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """One build.
+
+    Attributes:
+        model: as on the command line.
+        data: `.npz` with calibration and guard samples; None takes the recipe's.
+        test: `.npz` that is scored once, at the end.
+        max_drop: largest allowed drop in the metric's own unit; None means 0.5 in auto mode and no limit at a fixed rank.
+        metric: name of the guard metric, None to choose by the data.
+        method: factorizer, None for whitened with data and svd without.
+        flash_bytes: largest size of one model file, None for no limit.
+        out: pack folder, None for dist/<model>.<target>.
+        fresh: ignore what the cache holds.
+        baseline: write the dense models into the pack.
+    """
+
+    model: str
+    target: Target
+    data: Path | None = None
+    test: Path | None = None
+    max_drop: float | None = None
+    metric: str | None = None
+    formats: tuple[Format, ...] = FORMATS
+    rank: Rank = "auto"
+    precision: PrecisionChoice = "auto"
+    method: str | None = None
+    flash_bytes: int | None = None
+    out: Path | None = None
+    seed: int = 0
+    fresh: bool = False
+    baseline: bool = True
+    targets_file: Path | None = field(default=None, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.max_drop is not None and not 0 <= self.max_drop < float("inf"):
+            raise UsageError(f"--max-drop {self.max_drop}: a drop is 0 or more, in the metric's unit")
+        if not self.formats:
+            raise UsageError("no format asked for", hint="give --formats onnx,tflite")
+        for fmt in self.formats:
+            self.target.require_format(fmt)
+        if isinstance(self.rank, float) and not 0 < self.rank < 1:
+            raise UsageError(f"--rank {self.rank}: a share of a layer's weights lies between 0 and 1")
+        if self.flash_bytes is not None and self.flash_bytes <= 0:
+            raise UsageError("--flash must be more than 0 bytes")
+
+    @property
+    def drop_limit(self) -> float | None:
+        """The drop that the plan must stay within, None for no limit."""
+        if self.max_drop is None and self.rank == "auto":
+            return DEFAULT_MAX_DROP
+        return self.max_drop
+
+    @property
+    def largest_weight(self) -> int:
+        """Largest int8 weight code for ONNX: 7 bits where the CPU's 8-bit products saturate in 16-bit sums.
+
+        x86 without VNNI adds two u8×s8 products in 16 bits (VPMADDUBSW): 255·127·2 does not fit, 255·63·2 does.
+        """
+        vnni = any("vnni" in feature for feature in self.target.isa)
+        return 63 if self.target.arch == "x86_64" and not vnni else 127
+
+
+def parse_formats(text: str) -> tuple[Format, ...]:
+    """`onnx,tflite` → ("onnx", "tflite").
+
+    Raises:
+        UsageError: an unknown format.
+    """
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    unknown = [name for name in names if name not in FORMATS]
+    if unknown:
+        raise UsageError(f"unknown format {unknown[0]!r}; there are {', '.join(FORMATS)}")
+    return tuple(fmt for fmt in FORMATS if fmt in names)
+
+
+def parse_rank(text: str) -> Rank:
+    """`auto`, a rank such as `32`, or a share such as `0.25`.
+
+    Raises:
+        UsageError: anything else.
+    """
+    if text == "auto":
+        return "auto"
+    try:
+        rank: Rank = int(text)
+    except ValueError:
+        try:
+            rank = float(text)
+        except ValueError:
+            raise UsageError(f"--rank {text}: expected auto, a whole number, or a share such as 0.25") from None
+    if not rank > 0:
+        raise UsageError(f"--rank {text}: must be more than 0")
+    return rank
+
+
+_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def parse_size(text: str) -> int:
+    """`2MB` → 2000000, `64KiB` → 65536, a bare number is bytes.
+
+    Raises:
+        UsageError: anything else.
+    """
+    digits = text.rstrip("BKMGIbkmgi ")
+    unit = text[len(digits) :].strip().upper() or "B"
+    try:
+        return int(float(digits) * _UNITS[unit])
+    except (ValueError, KeyError, OverflowError):
+        raise UsageError(f"{text!r} is not a size; write it like 2MB or 512KiB") from None

@@ -1,0 +1,83 @@
+"""The dense baselines, and the promise: a pack is never larger, nor measurably slower, than the dense int8 build."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from edgepack.inference import load, predict
+from edgepack.metrics import Drop
+from edgepack.pipeline.attempt import Attempt
+from edgepack.pipeline.files import ModelFiles
+from edgepack.pipeline.search import Search
+from edgepack.plan import candidates, cost
+from edgepack.types import Format
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """The dense model in one format: fp32, and int8 in the form that is fastest on the target."""
+
+    fp32: Path
+    int8: Path
+    form: str
+    quantizer: str
+    cost_source: str
+    fp32_drop: Drop | None
+    int8_drop: Drop | None
+
+
+def make_baselines(search: Search) -> dict[Format, Baseline]:
+    """Dense fp32 and dense int8 files of every format."""
+    return {fmt: _baseline(search, fmt, files) for fmt, files in search.files.items()}
+
+
+def _baseline(search: Search, fmt: Format, files: ModelFiles) -> Baseline:
+    work, prover = search.work, search.prover
+    search.progress(f"baseline {fmt}")
+    fp32 = work / f"baseline.fp32.{fmt}"
+    files.write_dense(fp32)
+    forms = cost.preferred(fmt, factored=False, calibrated=files.calibrated)
+    paths = {form: work / f"baseline.{form}.{fmt}" for form in forms}
+    here = search.measures_here
+    quantizers = {form: files.write_baseline(form, paths[form]) for form in (forms if here else forms[:1])}
+    measured = search.latencies({form: paths[form] for form in quantizers}, fmt) if len(quantizers) > 1 else {}
+    form = cost.fastest(list(quantizers), measured)
+    return Baseline(
+        fp32,
+        paths[form],
+        form,
+        quantizers[form],
+        "measured on this machine" if measured else "stated order of preference",
+        prover.drop(predict(load(fp32, fmt), prover.guard.samples)),
+        prover.drop(predict(load(paths[form], fmt), prover.guard.samples)),
+    )
+
+
+def keep_promise(search: Search, attempt: Attempt, baseline: Baseline) -> Attempt:
+    """The attempt, or the dense int8 baseline in its place where the attempt is larger, or slower on this machine.
+
+    A rank or precision that was asked for by the user stands as it is.
+    """
+    options = search.options
+    if options.rank != "auto" or options.precision == "fp32" or not _acceptable(baseline, options.drop_limit):
+        return attempt
+    sizes = attempt.path.stat().st_size, baseline.int8.stat().st_size
+    if sizes[0] > sizes[1]:
+        return _dense(search, attempt, baseline, f"the pair file has {sizes[0]} bytes, dense int8 {sizes[1]}")
+    if search.measures_here:
+        measured = search.latencies({"pack": attempt.path, "dense int8": baseline.int8}, attempt.fmt)
+        ratio = measured["pack"] / measured["dense int8"]
+        if ratio > 1 / cost.CLEARLY:
+            return _dense(search, attempt, baseline, f"measured {ratio:.2f} times slower than dense int8 here")
+    return attempt
+
+
+def _acceptable(baseline: Baseline, limit: float | None) -> bool:
+    return limit is None or baseline.int8_drop is None or baseline.int8_drop.value <= limit
+
+
+def _dense(search: Search, attempt: Attempt, baseline: Baseline, reason: str) -> Attempt:
+    layers = tuple(candidates.dense(layer, reason) for layer in search.layers)
+    return replace(attempt, form=baseline.form, path=baseline.int8, layers=layers, drop=baseline.int8_drop)
+

@@ -1,0 +1,76 @@
+"""What `edgepack build` says at its end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgepack.report.cells import size
+from edgepack.report.tables import plain_table
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+FILE_HEADERS = ("file", "form", "size", "vs fp32", "vs int8", "metric", "drop", "scored on")
+
+
+def render_build(out: Path, manifest: Mapping[str, Any]) -> Group:
+    """The files with their sizes and metric, the layers with what became of them, and the warnings."""
+    from rich.console import Group
+    from rich.text import Text
+
+    files: Mapping[str, Mapping[str, Any]] = manifest["files"]
+    metric = manifest["metric"]
+    guard = metric["name"] if metric["guarded"] else "none: no data"
+    unlabelled = metric["guarded"] and not manifest["data"]["labelled"]
+    note = " with the original model (no labels)" if unlabelled and metric["name"] == "agreement" else ""
+    head = f"{out}: {manifest['model']['name']} for {manifest['target']['name']}, guard: {guard}{note}"
+    table = plain_table(FILE_HEADERS, [_file_row(name, files) for name in sorted(files, reverse=True)], right=FILE_HEADERS[2:7])
+    layers = next(entry["layers"] for name, entry in files.items() if name.startswith("model."))
+    lines = [Text(head), table, _layers(layers)]
+    lines += [Text(f"warning: {warning}", style="yellow") for warning in manifest["warnings"]]
+    return Group(*lines)
+
+
+def _file_row(name: str, files: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
+    entry = files[name]
+    fp32, int8 = (files.get(f"baseline/{kind}.{entry['format']}") for kind in ("fp32", "int8"))
+    metric = entry["metric"]
+    drop = None if fp32 is None or metric is None else fp32["metric"] - metric
+    return (
+        name,
+        entry["form"],
+        size(entry["size_bytes"]),
+        _times(fp32, entry),
+        _times(int8, entry),
+        "–" if metric is None else f"{metric:.2f}",
+        "–" if drop is None else f"{drop:+.2f}",
+        entry["scored_on"] or "–",
+    )
+
+
+def _times(baseline: Mapping[str, Any] | None, entry: Mapping[str, Any]) -> str:
+    if baseline is None or baseline is entry:
+        return "–"
+    return f"{baseline['size_bytes'] / entry['size_bytes']:.1f}×"
+
+
+def _layers(layers: list[Mapping[str, Any]]) -> Any:
+    headers = ("layer", "out×in", "rank", "break-even", "weights", "why")
+    rows = []
+    for layer in layers:
+        dense = layer["out_features"] * layer["in_features"]
+        rank = layer["rank"]
+        kept = 1.0 if rank is None else rank * (layer["out_features"] + layer["in_features"]) / dense
+        rows.append(
+            (
+                layer["layer"],
+                f"{layer['out_features']}×{layer['in_features']}",
+                "dense" if rank is None else str(rank),
+                str(layer["break_even_rank"]),
+                f"{kept:.1%}",
+                layer["reason"],
+            )
+        )
+    return plain_table(headers, rows, right=headers[1:5])

@@ -1,0 +1,79 @@
+"""The layer table of `edgepack inspect`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from edgepack.report.cells import size
+from edgepack.report.tables import plain_table
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.console import Group
+
+
+class Layer(Protocol):
+    """What a row needs; `edgepack.pipeline.inspect.LayerReport` is one."""
+
+    name: str
+    op: str
+    out_features: int
+    in_features: int
+    uses: int
+    rows: int | None
+    weight_bytes: int
+    bytes_share: float
+    macs_share: float | None
+    break_even: int
+    break_even_int8_int4: int
+    rank_90: int
+    rank_99: int
+
+
+class Model(Protocol):
+    """What the table needs; `edgepack.pipeline.inspect.ModelReport` is one."""
+
+    model: str
+    weight_bytes: int
+    linear_bytes: int
+    method: str
+    layers: Sequence[Layer]
+
+
+HEADERS = ("layer", "op", "out×in", "rows", "bytes", "MACs", "break-even", "int8 vs int4", "rank 90 %", "rank 99 %", "pays")
+
+
+def render_layers(report: Model) -> Group:
+    """One row per layer and what the columns mean."""
+    from rich.console import Group
+    from rich.text import Text
+
+    energy = "output energy on the calibration data" if report.method == "whitened" else "weight energy (no data)"
+    share = report.linear_bytes / report.weight_bytes if report.weight_bytes else 0.0
+    head = (
+        f"{report.model}: {size(report.weight_bytes)} of weights, {share:.0%} of them in {len(report.layers)} linear layers"
+    )
+    notes = (
+        "break-even: a pair of this rank or less has fewer weights and multiplications than the dense layer at the same "
+        "precision (fp32 or int8); int8 vs int4: the same in bytes, an int8 pair against a dense int4 layer.\n"
+        f"rank 90 % / 99 %: keeps that share of {energy}. pays: rank 99 % is below break-even."
+    )
+    table = plain_table(HEADERS, [_cells(layer) for layer in report.layers], right=HEADERS[2:-1])
+    return Group(Text(head), table, Text(notes, style="dim"))
+
+
+def _cells(layer: Layer) -> tuple[str, ...]:
+    return (
+        layer.name,
+        layer.op if layer.uses == 1 else f"{layer.op} ×{layer.uses}",
+        f"{layer.out_features}×{layer.in_features}",
+        "–" if layer.rows is None else str(layer.rows),
+        f"{layer.bytes_share:.1%}",
+        "–" if layer.macs_share is None else f"{layer.macs_share:.1%}",
+        str(layer.break_even),
+        str(layer.break_even_int8_int4),
+        str(layer.rank_90),
+        str(layer.rank_99),
+        "yes" if layer.rank_99 <= layer.break_even else "no",
+    )
