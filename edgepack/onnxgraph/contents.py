@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,11 +14,22 @@ from edgepack.types import Array, Contents
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-MATMUL_OPS = frozenset(
-    "MatMul Gemm Conv MatMulInteger ConvInteger QLinearMatMul QLinearConv FusedMatMul FusedGemm FusedConv QGemm "
-    "DynamicQuantizeMatMul MatMulIntegerToFloat".split()
-)
-"""Standard operators, and those that ONNX Runtime's optimizer puts in their place."""
+FACTORS: Mapping[str, tuple[int, ...]] = {
+    "MatMul": (0, 1),
+    "Gemm": (0, 1),
+    "Conv": (1,),
+    "MatMulInteger": (0, 1),
+    "ConvInteger": (1,),
+    "QLinearMatMul": (0, 3),
+    "QLinearConv": (3,),
+    "FusedMatMul": (0, 1),
+    "FusedGemm": (0, 1),
+    "FusedConv": (1,),
+    "QGemm": (0, 3),
+    "DynamicQuantizeMatMul": (1,),
+    "MatMulIntegerToFloat": (0, 1),
+}
+"""Which inputs are multiplied, of standard operators and of those that ONNX Runtime's optimizer puts in their place."""
 _VIEWS = frozenset({"DequantizeLinear", "Identity", "Transpose", "Cast", "Reshape", "QuantizeLinear"})
 
 
@@ -28,18 +41,18 @@ def read_contents(path: Path) -> Contents:
     graphs: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
     nodes = [node for graph in graphs for node in graph.all_nodes()]
     weights: dict[int, tuple[int, int, int]] = {}
-    vectors: dict[int, Array] = {}
+    vectors: dict[tuple[int, int], Array] = {}
     for node in nodes:
-        for value in node.inputs:
+        for index, value in enumerate(node.inputs):
             constant = _constant(value)
             if value is None or constant is None:
                 continue
-            if len(constant.shape) == 1 and _is_bias_like(constant):
-                vectors[id(constant)] = constant.numpy().astype(np.float64)
-            elif node.op_type in MATMUL_OPS and (sides := _sides(constant)) is not None:
-                weights[id(constant)] = (*sides, constant.dtype.itemsize)
+            if index in FACTORS.get(node.op_type, ()) and (sides := _sides(constant)) is not None:
+                weights[id(constant)] = (*sides, math.ceil(constant.dtype.itemsize))
+            elif _is_vector(constant):
+                vectors[id(node), index] = constant.numpy().astype(np.float64).reshape(-1) * _factor(node, index)
         if node.op_type == "DequantizeLinear" and (scaled := _scaled_vector(node)) is not None:
-            vectors[id(node)] = scaled
+            vectors[id(node), 0] = scaled
     return Contents(tuple(sorted(weights.values())), tuple(vectors.values()))
 
 
@@ -62,14 +75,21 @@ def _constant(value: ir.Value | None) -> ir.TensorProtocol | None:
 
 def _sides(constant: ir.TensorProtocol) -> tuple[int, int] | None:
     """Both sides of a matrix or of a 1×1 kernel, smaller first; None for anything else."""
-    shape = [int(d) for d in constant.shape]
+    shape = [int(d) for d in constant.numpy().shape]
     if len(shape) < 2 or any(d != 1 for d in shape[2:]):
         return None
     return min(shape[:2]), max(shape[:2])
 
 
-def _is_bias_like(constant: ir.TensorProtocol) -> bool:
-    return constant.dtype.is_floating_point() and constant.size > 0
+def _is_vector(constant: ir.TensorProtocol) -> bool:
+    """Whether this can be a bias: floats along one axis, all other axes 1."""
+    longest = max(constant.numpy().shape, default=1)
+    return constant.dtype.is_floating_point() and constant.size == longest > 0
+
+
+def _factor(node: ir.Node, index: int) -> float:
+    """What a constant counts: Gemm's beta for its third input."""
+    return node.attributes.get_float("beta", 1.0) if node.op_type in ("Gemm", "FusedGemm") and index == 2 else 1.0
 
 
 def _scaled_vector(node: ir.Node) -> Array | None:

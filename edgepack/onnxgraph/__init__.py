@@ -1,0 +1,1 @@
+"""Surgery on ONNX graphs: read, find linear layers, put others in their place, observe, write."""

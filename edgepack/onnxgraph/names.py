@@ -1,0 +1,49 @@
+"""Names of values and nodes: which ones tell something, and new ones that clash with nothing."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+_NUMBERED = re.compile(
+    r"(.*[/:])?"  # a scope
+    r"(onnx::\w+?|const(ant)?|const_fold_opt|val|value|initializer|init|tensor|data|tmp)?"
+    r"(_output)?[_.]*\d*(_output)?(_\d+)*(:\d+)?",
+    re.IGNORECASE,
+)
+
+
+def is_meaningful(name: str) -> bool:
+    """False for names that an exporter counted out, like "onnx::MatMul_123", "val_7" or "a/b/Const_24:0"."""
+    return _NUMBERED.fullmatch(name) is None
+
+
+class Names:
+    """Every name in use in a model, all scopes together: a subgraph must not hide a name of the graph around it."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self._taken: set[str] = set()
+        for graph in (*model.graphs(), *(function.graph for function in model.functions.values())):
+            self._add_graph(graph)
+        for function in model.functions.values():
+            for subgraph in function.subgraphs():
+                self._add_graph(subgraph)
+
+    def _add_graph(self, graph: ir.Graph) -> None:
+        self._taken.update(value.name for value in graph.inputs if value.name)
+        self._taken.update(graph.initializers)
+        for node in graph:
+            self._taken.update(value.name for value in node.outputs if value.name)
+            if node.name:
+                self._taken.add(node.name)
+
+    def unique(self, base: str) -> str:
+        """`base`, or `base` with the first number that makes it new; taken from then on."""
+        name, number = base, 2
+        while name in self._taken:
+            name, number = f"{base}_{number}", number + 1
+        self._taken.add(name)
+        return name

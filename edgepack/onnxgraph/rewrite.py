@@ -1,0 +1,180 @@
+"""Puts other nodes in the place of a linear layer and leaves everything else as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edgepack.errors import ModelError
+from edgepack.onnxgraph.builder import Builder, Stored
+from edgepack.onnxgraph.constants import VIEWS
+from edgepack.onnxgraph.names import Names
+from edgepack.onnxgraph.observe import ObservedInput, with_observed_inputs, with_outputs
+from edgepack.onnxgraph.sites import Placement, Site, find_sites
+from edgepack.onnxgraph.values import take_over
+from edgepack.types import Array, Factors
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+__all__ = ["Builder", "ObservedInput", "rewrite", "with_factors", "with_observed_inputs", "with_outputs"]
+
+Build = Callable[[Builder, "ir.Value", Placement], "ir.Value"]
+
+
+def rewrite(model: ir.Model, site: Site, build: Build, *, names: Names | None = None) -> None:
+    """Replace a layer in all its places, in the given model.
+
+    The output keeps its name, type and shape. The old weight goes unless something else uses it, and so do the views
+    that led to it.
+
+    Args:
+        model: changed in place.
+        site: one of `find_sites(model)`; each can be rewritten once, in any order.
+        build: `build(builder, x, placement)` adds the nodes for one placement and returns W x + b, the layer's bias
+            included. `x` is in the orientation of the placement's kind.
+        names: the names in use, for a caller that rewrites many layers of a large model.
+    """
+    names = names or Names(model)
+    stored: Stored = {}
+    for placement in site.placements:
+        builder = Builder(model, placement.node, home=site.root, prefix=site.layer.name, names=names, stored=stored)
+        _replace(builder, placement, build)
+
+
+def with_factors(model: ir.Model, factors: Mapping[str, Factors]) -> ir.Model:
+    """A new model in which each named layer is two thin ones, `<layer>.B` and then `<layer>.A`.
+
+    The given model is unchanged; tensors that do not change are shared with it. Factors are stored in the layer's own
+    type. A bias of None keeps the layer's own bias.
+
+    Args:
+        model: any model.
+        factors: by layer name, as in `find_sites(model)`.
+
+    Raises:
+        ModelError: no layer has that name, or the factors do not fit it.
+    """
+    copy = model.clone()
+    sites = {site.layer.name: site for site in find_sites(copy)}
+    for name, pair in factors.items():
+        _check(sites, name, pair)
+    names = Names(copy)
+    for name, pair in factors.items():
+        rewrite(copy, sites[name], _pair(sites[name], pair), names=names)
+    return copy
+
+
+def _replace(builder: Builder, placement: Placement, build: Build) -> None:
+    y, extra = placement.y, placement.extra
+    x = _swapped(builder, placement.x) if placement.swapped else placement.x
+    out = build(builder, x, placement)
+    if extra is not None:
+        out = builder.op("Add", [out, _scaled_extra(builder, extra, placement)])
+    if out.producer() not in builder.nodes or out.is_graph_output():
+        out = builder.op("Identity", [out])
+    take_over(y, out)
+    old_inputs = [value for old in placement.absorbed for value in old.inputs]
+    placement.graph.remove(placement.absorbed, safe=True)
+    for value in old_inputs:
+        if value is not None:
+            _drop_unused(value)
+
+
+def _drop_unused(value: ir.Value) -> None:
+    """Remove a constant that nothing uses any more, and the views that led to it."""
+    if value.uses() or value.is_graph_output():
+        return
+    if value.is_initializer():
+        graph = value.graph
+        if graph is not None and value.name is not None:
+            if value.is_graph_input():
+                graph.inputs.remove(value)
+            del graph.initializers[value.name]
+        return
+    node = value.producer()
+    if node is None or node.graph is None or node.domain != "" or node.op_type not in VIEWS | {"Constant"}:
+        return
+    inputs = node.inputs
+    node.graph.remove(node, safe=True)
+    for behind in inputs:
+        if behind is not None:
+            _drop_unused(behind)
+
+
+def _swapped(builder: Builder, x: ir.Value) -> ir.Value:
+    import onnx_ir as ir
+
+    swapped = builder.op("Transpose", [x], {"perm": [1, 0]})
+    swapped.type = x.type
+    if x.shape is not None and len(x.shape) == 2:
+        swapped.shape = ir.Shape([x.shape[1], x.shape[0]])
+    return swapped
+
+
+def _scaled_extra(builder: Builder, extra: ir.Value, placement: Placement) -> ir.Value:
+    import onnx_ir as ir
+
+    if placement.kind == "conv":
+        shape = builder.constant(np.array([-1, *(1,) * placement.spatial], np.int64), f"{builder.prefix}.bias_shape")
+        return builder.op("Reshape", [extra, shape])
+    if placement.scale == 1.0:
+        return extra
+    dtype = extra.dtype or ir.DataType.FLOAT
+    factor = builder.constant(np.asarray(placement.scale, dtype.numpy()), f"{builder.prefix}.beta")
+    return builder.op("Mul", [extra, factor])
+
+
+def _check(sites: Mapping[str, Site], name: str, pair: Factors) -> None:
+    if name not in sites:
+        close = get_close_matches(name, sites, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"its layers are: {', '.join(sites) or 'none'}"
+        raise ModelError(f"the model has no linear layer {name!r}", hint=hint)
+    layer = sites[name].layer
+    found = (*pair.A.shape, *pair.B.shape)
+    if found != (layer.out_features, pair.rank, pair.rank, layer.in_features):
+        raise ModelError(
+            f"factors of layer {name!r}: found A {pair.A.shape} and B {pair.B.shape}, "
+            f"expected ({layer.out_features}, r) and (r, {layer.in_features})"
+        )
+    if pair.bias is not None and pair.bias.shape != (layer.out_features,):
+        raise ModelError(f"factors of layer {name!r}: found a bias {pair.bias.shape}, expected ({layer.out_features},)")
+
+
+def _pair(site: Site, pair: Factors) -> Build:
+    name = site.layer.name
+    bias = site.layer.bias if pair.bias is None else pair.bias
+
+    def put(builder: Builder, array: Array, suffix: str) -> ir.Value:
+        import onnx_ir as ir
+
+        stored = builder.constant(np.ascontiguousarray(array, site.stored_dtype), f"{name}.{suffix}")
+        if site.stored_dtype == site.dtype:
+            return stored
+        return builder.op("Cast", [stored], {"to": int(ir.DataType.from_numpy(site.dtype))})
+
+    def build(builder: Builder, x: ir.Value, placement: Placement) -> ir.Value:
+        if placement.kind == "conv":
+            ones = (1,) * placement.spatial
+            latent = builder.op("Conv", [x, put(builder, pair.B.reshape(*pair.B.shape, *ones), "B")])
+            weight = put(builder, pair.A.reshape(*pair.A.shape, *ones), "A")
+            return builder.op(
+                "Conv", [latent, weight] if bias is None else [latent, weight, put(builder, bias, "bias")]
+            )
+        if placement.kind == "columns":
+            latent = builder.op("MatMul", [put(builder, pair.B, "B"), x])
+            y = builder.op("MatMul", [put(builder, pair.A, "A"), latent])
+            if bias is None:
+                return y
+            return builder.op("Add", [y, put(builder, bias if placement.rank == 1 else bias[:, None], "bias")])
+        latent = builder.op("MatMul", [x, put(builder, pair.B.T, "B")])
+        weight = put(builder, pair.A.T, "A")
+        if bias is not None and placement.node.op_type == "Gemm":
+            return builder.op("Gemm", [latent, weight, put(builder, bias, "bias")])
+        y = builder.op("MatMul", [latent, weight])
+        return y if bias is None else builder.op("Add", [y, put(builder, bias, "bias")])
+
+    return build

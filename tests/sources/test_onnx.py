@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from edgepack.errors import ModelError
+from edgepack.sources.onnx import open_onnx
+
+
+@pytest.fixture
+def path(tmp_path):
+    weights = {"fc.weight": np.eye(4, 3, dtype=np.float32), "fc.bias": np.ones(3, np.float32)}
+    graph = helper.make_graph(
+        [helper.make_node("Gemm", ["x", "fc.weight", "fc.bias"], ["y"])],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 3])],
+        [numpy_helper.from_array(a, n) for n, a in weights.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, tmp_path / "m.onnx")
+    return tmp_path / "m.onnx"
+
+
+def test_a_file_becomes_a_source(path):
+    source = open_onnx(path)
+    assert source.path == path
+    assert source.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert [(s.name, s.shape) for s in source.inputs] == [("x", (None, 4))]
+    assert [(s.name, s.shape) for s in source.outputs] == [("y", (None, 3))]
+    (layer,) = source.layers
+    assert (layer.name, layer.op, layer.weight.shape) == ("fc.weight", "Gemm", (3, 4))
+    np.testing.assert_array_equal(layer.weight, np.eye(3, 4))
+    np.testing.assert_array_equal(layer.bias, np.ones(3))
+
+
+def test_a_bad_file_is_refused_with_a_hint(path):
+    path.write_bytes(path.read_bytes()[:50])
+    with pytest.raises(ModelError) as caught:
+        open_onnx(path)
+    assert str(path) in caught.value.message
+    assert caught.value.hint
