@@ -1,0 +1,81 @@
+"""This machine as a device: the runner in a fresh process of its own group."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from edgepack.bench.devices.device import Job
+from edgepack.bench.devices.reply import last_lines, read_reply
+from edgepack.errors import StableDeviceError, TransientDeviceError
+from edgepack.shipped import shipped
+
+PROBE_TIMEOUT_S = 300.0
+
+
+class LocalDevice:
+    """Runs jobs on this machine.
+
+    Args:
+        python: the interpreter that has the runtimes; by default the one that runs edgepack.
+        runner: the runner's file; by default the shipped one.
+    """
+
+    name = "local"
+
+    def __init__(self, python: str = sys.executable, runner: Path | None = None) -> None:
+        self._command = (python, str(runner if runner is not None else shipped("runtimes/runner.py")))
+
+    def probe(self) -> Mapping[str, Any]:
+        """See `Device.probe`."""
+        return self._run(["probe"], "probe of the local machine", PROBE_TIMEOUT_S)
+
+    def push(self, path: Path) -> str:
+        """See `Device.push`: the file is here already."""
+        return str(path.resolve())
+
+    def run(self, job: Job) -> Mapping[str, Any]:
+        """See `Device.run`."""
+        model = Path(job.model).name if job.model is not None else f"the {job.format} runtime alone"
+        return self._run(job.arguments(), f"{job.mode} of {model} on {self.name}", job.timeout_s)
+
+    def close(self) -> None:
+        """See `Device.close`: nothing was left behind."""
+
+    def _run(self, arguments: Sequence[str], what: str, timeout_s: float) -> dict[str, Any]:
+        try:
+            process = subprocess.Popen(
+                [*self._command, *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                start_new_session=True,
+            )
+        except OSError as err:
+            raise StableDeviceError(f"{what}: cannot start {self._command[0]}: {err.strerror}") from err
+        try:
+            stdout, stderr = process.communicate(timeout=timeout_s)
+        except subprocess.TimeoutExpired as err:
+            _kill_group(process)
+            tail = last_lines(process.communicate()[1])
+            raise TransientDeviceError(
+                f"{what}: no answer within {timeout_s:.0f} s, killed{tail}", hint="the machine may be busy; try again"
+            ) from err
+        finally:
+            if process.returncode is None:  # Ctrl-C or another error in the middle
+                _kill_group(process)
+                process.communicate()
+        return read_reply(what, process.returncode, stdout, stderr)
+
+
+def _kill_group(process: subprocess.Popen[bytes]) -> None:
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+    process.wait()

@@ -1,0 +1,113 @@
+"""Benches a pack: its models against their own dense baselines, the results into its folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from edgepack.bench.devices.device import Device
+from edgepack.bench.results import BenchResult
+from edgepack.bench.results_file import save_result
+from edgepack.bench.session import Variant, bench_variants
+from edgepack.errors import PackError
+from edgepack.progress import Progress
+from edgepack.targets import Target
+from edgepack.types import FORMATS, Format
+
+PACKED = "edgepack"
+BASELINES = ("fp32", "int8")
+MAX_MANIFEST_BYTES = 32 << 20
+
+
+def bench_pack(
+    pack_dir: Path,
+    *,
+    target: Target,
+    device: Device,
+    threads: int = 1,
+    quick: bool = False,
+    cold: bool = True,
+    progress: Progress | None = None,
+    formats: Sequence[Format] | None = None,
+) -> BenchResult:
+    """Measures `model.*` of a pack against `baseline/fp32.*` and `baseline/int8.*`, as far as they are there.
+
+    The result is written to `results/` of the pack, over an earlier one of the same target, device, threads and length.
+
+    Args:
+        pack_dir: with `manifest.json`.
+        target: the one that the pack is for, or the one that the device is.
+        device: where to measure; the caller closes it.
+        threads: of the inference.
+        quick: shortens everything and says so in the result.
+        cold: also measure with empty caches.
+        progress: told of every finished process.
+        formats: which to measure; by default all in the pack that the target runs.
+
+    Raises:
+        PackError: not a pack, or without a model of an asked format.
+        TargetsError: the target has no runtime for a format.
+        DeviceError, DataError: see `bench_variants`.
+    """
+    name = _model_name(pack_dir)
+    variants = pack_variants(pack_dir, target, formats)
+    example = pack_dir / "example_inputs.npz"
+    result = bench_variants(
+        variants,
+        target=target,
+        device=device,
+        threads=threads,
+        quick=quick,
+        cold=cold,
+        progress=progress,
+        model=name,
+        inputs=example if example.is_file() else None,
+    )
+    save_result(result, pack_dir / "results" / result.file_name)
+    return result
+
+
+def pack_variants(pack_dir: Path, target: Target, formats: Sequence[Format] | None = None) -> list[Variant]:
+    """The model files of a pack that a target can run: per format the packed one, dense fp32, dense int8.
+
+    Raises:
+        PackError: the pack has no model of an asked format, or none at all.
+        TargetsError: the target runs none of them, or not an asked one.
+    """
+    there = [fmt for fmt in FORMATS if (pack_dir / f"model.{fmt}").is_file()]
+    if not there:
+        raise PackError(f"{pack_dir}: no model.onnx and no model.tflite", hint="build the pack again")
+    for fmt in formats or ():
+        target.require_format(fmt)
+        if fmt not in there:
+            raise PackError(f"{pack_dir}: no model.{fmt}; it holds {', '.join(there)}")
+    chosen = [fmt for fmt in formats or there if fmt in target.formats]
+    if not chosen:
+        target.require_format(there[0])
+    variants = []
+    for fmt in chosen:
+        variants.append(Variant(PACKED, fmt, pack_dir / f"model.{fmt}"))
+        for precision in BASELINES:
+            path = pack_dir / "baseline" / f"{precision}.{fmt}"
+            if path.is_file():
+                variants.append(Variant(f"dense-{precision}", fmt, path))
+    return variants
+
+
+def _model_name(pack_dir: Path) -> str:
+    """The model's name in the manifest; the folder's where the manifest gives none."""
+    path = pack_dir / "manifest.json"
+    try:
+        with path.open("rb") as file:
+            manifest = json.loads(file.read(MAX_MANIFEST_BYTES))
+    except OSError as err:
+        raise PackError(
+            f"{pack_dir}: not a pack: cannot read manifest.json: {err.strerror}",
+            hint="give the folder that build wrote",
+        ) from err
+    except (ValueError, RecursionError) as err:
+        raise PackError(f"{path}: not JSON", hint="build the pack again") from err
+    model = manifest.get("model") if isinstance(manifest, dict) else None
+    name = model.get("name") if isinstance(model, dict) else None
+    return name if isinstance(name, str) and name else pack_dir.resolve().name

@@ -1,0 +1,60 @@
+"""How long and how often to measure: the full protocol and its quick, honest-about-it sibling."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The measuring protocol in numbers.
+
+    Attributes:
+        processes: fresh processes per variant for warm latency, interleaved.
+        warmup_runs, warmup_s: both are reached before the clock starts.
+        runs, seconds: both are reached in every process.
+        cold_processes, cold_runs: the same for cold latency.
+        memory_processes: fresh processes per variant and per import-only baseline.
+        counter_runs: inferences per count.
+        drift_limit: the share by which the clock may change within a block before the block is measured again.
+        retries: how often a drifting block is measured again.
+    """
+
+    processes: int
+    warmup_runs: int
+    warmup_s: float
+    runs: int
+    seconds: float
+    cold_processes: int
+    cold_runs: int
+    memory_processes: int
+    counter_runs: int
+    drift_limit: float = 0.02
+    retries: int = 2
+
+
+FULL = Schedule(
+    processes=5,
+    warmup_runs=5,
+    warmup_s=1.0,
+    runs=100,
+    seconds=10.0,
+    cold_processes=5,
+    cold_runs=50,
+    memory_processes=3,
+    counter_runs=100,
+)
+
+# Four processes are the fewest with which Mann-Whitney can claim a difference at 5 %.
+QUICK = Schedule(
+    processes=4,
+    warmup_runs=3,
+    warmup_s=0.05,
+    runs=20,
+    seconds=0.1,
+    cold_processes=1,
+    cold_runs=12,
+    memory_processes=1,
+    counter_runs=20,
+    retries=1,
+)

@@ -1,0 +1,1 @@
+"""Comparisons: rows of figures, and their renderings as text, markdown, CSV and JSON."""

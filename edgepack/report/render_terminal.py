@@ -1,0 +1,70 @@
+"""A comparison for the terminal."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+from edgepack.report.cells import NONE, RIGHT_ALIGNED, Table, table
+from edgepack.report.compare import CompareRow
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+LEAD = 3  # columns that name a group of rows: model, target, format
+_STYLES = {"faster": "green", "slower": "red"}
+
+
+def render_terminal(rows: Sequence[CompareRow]) -> Group:
+    """A rich renderable: one table, its notes below; a line names model, target and format before their variants.
+
+    A column in which no row has a figure is left out; the notes say why it is missing. On a narrow terminal cells
+    wrap between words.
+    """
+    from rich import box
+    from rich.console import Group
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    cells = _without_empty_columns(table(rows))
+    shown = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=0)
+    names = 2 + max((len(line[LEAD]) for line in cells.lines), default=0)
+    for header in cells.headers[LEAD:]:
+        justify: Literal["left", "right"] = "right" if header in RIGHT_ALIGNED else "left"
+        shown.add_column(header, justify=justify, overflow="fold", min_width=names if header == "variant" else None)
+    previous: tuple[str, ...] = ()
+    for line in cells.lines:
+        if line[:LEAD] != previous:
+            if previous:
+                shown.add_section()
+            previous = line[:LEAD]
+            # Text, not markup: names come from files and may hold square brackets.
+            shown.add_row(Text(f"{previous[0]}, {previous[1]}, {previous[2]}", style="bold"))
+        variant, *figures = line[LEAD:]
+        shown.add_row(
+            Text(f"  {variant}"), *(Text(cell, style=_STYLES.get(cell.rpartition(" ")[2], "")) for cell in figures)
+        )
+    return Group(shown, *(Text(note, style="dim") for note in cells.notes))
+
+
+def render_text(rows: Sequence[CompareRow], width: int = 160) -> str:
+    """The same as plain text without colours, `width` characters wide at most."""
+    from rich.console import Console
+
+    buffer = io.StringIO()
+    Console(file=buffer, width=width, color_system=None, force_terminal=False).print(render_terminal(rows))
+    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()) + "\n"
+
+
+def _without_empty_columns(cells: Table) -> Table:
+    kept = [
+        index
+        for index in range(len(cells.headers))
+        if index <= LEAD or any(line[index] not in (NONE, "unavailable") for line in cells.lines)
+    ]
+    return Table(
+        tuple(cells.headers[index] for index in kept),
+        tuple(tuple(line[index] for index in kept) for line in cells.lines),
+        cells.notes,
+    )

@@ -1,0 +1,35 @@
+"""Puts `targets.yaml` and `runtimes/`, which lie at the top of the repository, inside the package in a wheel.
+
+Everything else about the project is in pyproject.toml.
+"""
+
+from pathlib import Path
+
+from setuptools import setup
+from setuptools.command.build_py import build_py
+
+TOP = Path(__file__).parent
+SHIPPED = ("targets.yaml", "runtimes")
+
+
+def shipped_files() -> list[Path]:
+    """Paths from the top of the repository, sorted."""
+    found = [path for name in SHIPPED for path in (TOP / name, *(TOP / name).rglob("*")) if path.is_file()]
+    return sorted(path.relative_to(TOP) for path in found if path.suffix != ".pyc")
+
+
+class BuildWithShipped(build_py):
+    """Copies the shipped files into the built package; an editable install reads them where they are."""
+
+    def run(self) -> None:
+        """See setuptools."""
+        super().run()
+        if self.editable_mode:
+            return
+        for path in shipped_files():
+            target = Path(self.build_lib) / "edgepack" / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            self.copy_file(str(TOP / path), str(target))
+
+
+setup(cmdclass={"build_py": BuildWithShipped})

@@ -1,0 +1,376 @@
+"""The runner as a device meets it: a file of its own, run by a Python, one JSON object on stdout."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import itertools
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+RUNTIMES = Path(__file__).parents[2] / "runtimes"
+RUNNER = RUNTIMES / "runner.py"
+
+
+def invoke(*arguments: object, path: Path | None = None) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "PYTHONPATH": str(path)} if path is not None else None
+    command = [sys.executable, str(RUNNER), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=env)
+
+
+def report(*arguments: object, path: Path | None = None) -> dict[str, Any]:
+    done = invoke(*arguments, path=path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("\n") == 1
+    return dict(json.loads(done.stdout))
+
+
+def error(*arguments: object, path: Path | None = None) -> tuple[str, str]:
+    done = invoke(*arguments, path=path)
+    assert done.returncode == 1, done.stdout + done.stderr
+    found = json.loads(done.stdout)["error"]
+    return found["kind"], found["message"]
+
+
+@pytest.fixture(scope="module")
+def runner():
+    spec = importlib.util.spec_from_file_location("edgepack_runner", RUNNER)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(params=["onnx", "tflite"])
+def model(request: pytest.FixtureRequest) -> tuple[str, Path]:
+    if request.param == "onnx":
+        return "onnx", request.getfixturevalue("runner_onnx")
+    return "tflite", request.getfixturevalue("runner_tflite") / "int8.tflite"
+
+
+def fake_module(folder: Path, name: str, code: str) -> Path:
+    """A runtime of the given name, installed in `folder`, that runs `code` when imported."""
+    package = folder / name.replace("-", "_")
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (package / "interpreter.py").write_text(code)
+    info = folder / f"{name.replace('-', '_')}-9.9.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 9.9\n")
+    return folder
+
+
+# ---------------------------------------------------------------- the file
+
+
+def test_it_is_python_3_9_and_needs_nothing_but_the_standard_library_to_start() -> None:
+    tree = ast.parse(RUNNER.read_text(), feature_version=(3, 9))
+    names = {alias.name.split(".")[0] for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
+    assert names <= set(sys.stdlib_module_names)
+    imported = [node for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom))]
+    assert not [node for node in imported if "edgepack" in ast.unparse(node)]
+    strict = [node for node in ast.walk(tree) if isinstance(node, ast.keyword) and node.arg == "strict"]
+    assert not strict  # zip(strict=) came with 3.10
+    assert not [node for node in ast.walk(tree) if isinstance(node, ast.Match)]
+
+
+def test_the_contract_names_every_mode_option_and_error(runner) -> None:
+    contract = (RUNTIMES / "CONTRACT.md").read_text()
+    source = RUNNER.read_text()
+    words = set(re.findall(r'add_argument\("(--[\w-]+)"', source)) - {"--runtime"}
+    words |= {f"`{mode}`" for mode in runner.MODES if mode != "import-check"}
+    words |= {f"`{kind}`" for kind in re.findall(r'RunnerError\("([\w-]+)"', source)}
+    assert {word for word in words if word not in contract} == set()
+
+
+# ---------------------------------------------------------------- measuring
+
+
+def test_latency(model: tuple[str, Path]) -> None:
+    fmt, path = model
+    cpu = max(os.sched_getaffinity(0))
+    found = report(
+        "latency",
+        "--format",
+        fmt,
+        "--model",
+        path,
+        "--runs",
+        30,
+        "--warmup-runs",
+        4,
+        "--warmup-seconds",
+        0,
+        "--cpus",
+        cpu,
+    )
+    assert (found["schema_version"], found["mode"], found["format"]) == (1, "latency", fmt)
+    assert found["runs"] == len(found["latency_s"]) == 30
+    assert found["warmup_runs"] == 4
+    assert found["kept_every"] == 1
+    assert min(found["latency_s"]) > 0
+    assert found["cpus"] == [cpu]
+    assert found["runtime"]["version"]
+    assert set(found["load"]) == {"process_s", "numpy_s", "runtime_s", "session_s", "first_inference_s"}
+    assert len(found["clock"]["before_s"]) == len(found["clock"]["after_s"]) == 5
+    assert found["inputs"] == "seeded"
+
+
+def test_latency_runs_for_the_asked_time_and_thins_what_it_keeps(model: tuple[str, Path]) -> None:
+    found = report("latency", "--format", model[0], "--model", model[1], "--runs", 3000, "--seconds", 0.05)
+    assert found["seconds"] >= 0.05
+    assert found["runs"] >= 3000
+    assert 1000 <= len(found["latency_s"]) < 2000
+    assert len(found["latency_s"]) == -(-found["runs"] // found["kept_every"])
+
+
+def test_cold_empties_the_caches_with_at_least_four_times_the_largest(model: tuple[str, Path]) -> None:
+    found = report("cold", "--format", model[0], "--model", model[1], "--runs", 3)
+    assert len(found["latency_s"]) == 3
+    assert (
+        found["evicted_bytes"] >= 4 * (found["last_level_cache_bytes"] or 0) > 0 or found["evicted_bytes"] == 64 << 20
+    )
+    small = report("cold", "--format", model[0], "--model", model[1], "--runs", 1, "--evict-bytes", 4096)
+    assert small["evicted_bytes"] == 4096
+
+
+def test_memory_counts_the_weights_of_a_large_model(tmp_path: Path) -> None:
+    import bench_models
+
+    path = bench_models.write_mlp(tmp_path / "large.onnx", [2048, 2048, 10])  # 16.8 MB of weights
+    baseline = report("memory", "--format", "onnx", "--import-only")
+    found = report("memory", "--format", "onnx", "--model", path)
+    assert baseline["import_only"] is True
+    assert "loaded" not in baseline
+    held = found["loaded"]["rss_bytes"] - baseline["imported"]["rss_bytes"]
+    assert 16e6 < held < 80e6
+    assert found["ran"]["peak_bytes"] >= found["loaded"]["anon_bytes"]
+    assert set(found["ran"]) == {
+        "rss_bytes",
+        "pss_bytes",
+        "anon_bytes",
+        "file_bytes",
+        "peak_bytes",
+        "swap_bytes",
+        "major_faults",
+    }
+
+
+def test_counters_count_or_say_why_not(model: tuple[str, Path]) -> None:
+    """task-clock is a software event: where the kernel has perf at all it counts without a PMU."""
+    found = report(
+        "counters",
+        "--format",
+        model[0],
+        "--model",
+        model[1],
+        "--runs",
+        50,
+        "--warmup-seconds",
+        0,
+        "--counter",
+        "task-clock=1:1",
+    )
+    clock = found["counters"].pop("task-clock")
+    if "unavailable" not in clock:
+        assert clock["runs"] == 50
+        assert len(clock["counts"]) == 5
+        assert min(clock["counts"]) > 0
+        assert clock["stream"]["bytes"] > 0
+    assert {"instructions", "cycles", "cache-misses"} <= set(found["counters"])
+    for counter in found["counters"].values():
+        assert counter.get("unavailable") or len(counter["counts"]) == 5
+
+
+# ---------------------------------------------------------------- outputs
+
+
+def test_outputs_are_the_models_own(tmp_path: Path, runner_onnx: Path) -> None:
+    import onnxruntime
+
+    x = np.random.default_rng(1).standard_normal((1, 64)).astype(np.float32)
+    np.savez(tmp_path / "in.npz", x=x)
+    found = report(
+        "outputs",
+        "--format",
+        "onnx",
+        "--model",
+        runner_onnx,
+        "--inputs",
+        tmp_path / "in.npz",
+        "--outputs",
+        tmp_path / "out.npz",
+    )
+    assert found["inputs"] == "name"
+    assert found["outputs"] == {"y": {"shape": [1, 10], "dtype": "float32"}}
+    expected = onnxruntime.InferenceSession(runner_onnx).run(None, {"x": x})[0]
+    np.testing.assert_allclose(np.load(tmp_path / "out.npz")["y"], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "how"), [("args_0", "name"), ("pixels", "order")])
+def test_tflite_inputs_match_by_bare_name_or_by_order(tmp_path: Path, runner_tflite: Path, name: str, how: str) -> None:
+    from ai_edge_litert.interpreter import Interpreter
+
+    x = np.random.default_rng(1).standard_normal((1, 64)).astype(np.float32)
+    np.savez(tmp_path / "in.npz", **{name: x})
+    model = runner_tflite / "fp32.tflite"
+    found = report(
+        "outputs",
+        "--format",
+        "tflite",
+        "--model",
+        model,
+        "--inputs",
+        tmp_path / "in.npz",
+        "--outputs",
+        tmp_path / "out.npz",
+    )
+    assert found["inputs"] == how
+    interpreter = Interpreter(str(model))
+    interpreter.allocate_tensors()
+    interpreter.set_tensor(interpreter.get_input_details()[0]["index"], x)
+    interpreter.invoke()
+    expected = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
+    (got,) = np.load(tmp_path / "out.npz").values()
+    np.testing.assert_allclose(got, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"x": np.zeros((1, 63), np.float32)}, "input x wants the shape [1, 64], found [1, 63]"),
+        ({"x": np.zeros((1, 64), np.complex64)}, "input x wants float32, found complex64"),
+        ({"a": np.zeros(1), "b": np.zeros(1)}, "the model takes ['x'], the file holds ['a', 'b']"),
+        ({"x": np.array([[{}] * 64])}, "allow_pickle=False"),
+    ],
+)
+def test_inputs_that_do_not_fit(tmp_path: Path, runner_onnx: Path, arrays: dict[str, Any], message: str) -> None:
+    np.savez(tmp_path / "in.npz", **arrays)
+    kind, text = error("latency", "--format", "onnx", "--model", runner_onnx, "--inputs", tmp_path / "in.npz")
+    assert kind == "inputs"
+    assert message in text
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 broken", b"text"])
+def test_inputs_that_are_no_npz(tmp_path: Path, runner_onnx: Path, content: bytes) -> None:
+    (tmp_path / "in.npz").write_bytes(content)
+    kind, _ = error("latency", "--format", "onnx", "--model", runner_onnx, "--inputs", tmp_path / "in.npz")
+    assert kind == "inputs"
+
+
+def test_a_dynamic_batch_is_fed_as_given_and_seeded_as_one(tmp_path: Path) -> None:
+    import bench_models
+
+    path = bench_models.write_mlp(tmp_path / "dynamic.onnx", [8, 4], batch="n")
+    np.savez(tmp_path / "in.npz", x=np.ones((3, 8), np.float32))
+    found = report(
+        "outputs", "--format", "onnx", "--model", path, "--inputs", tmp_path / "in.npz", "--outputs", tmp_path / "o.npz"
+    )
+    assert found["outputs"]["y"]["shape"] == [3, 4]
+    report("latency", "--format", "onnx", "--model", path, "--runs", 1, "--warmup-seconds", 0)
+
+
+# ---------------------------------------------------------------- probe and failures
+
+
+def test_probe_imports_the_runtimes_that_are_here() -> None:
+    found = report("probe")
+    assert found["machine"] == os.uname().machine
+    assert found["ram_bytes"] > 0
+    assert len(found["cpus"]) >= 1
+    for name in ("onnxruntime", "ai-edge-litert"):
+        assert found["runtimes"][name]["imports"] is True
+        assert found["runtimes"][name]["error"] is None
+    assert found["counters"]["available"] or found["counters"]["reason"]
+    quick = report("probe", "--no-imports")
+    assert quick["runtimes"]["onnxruntime"]["imports"] is None
+
+
+def test_an_illegal_instruction_is_a_report_and_no_crash(tmp_path: Path) -> None:
+    path = fake_module(tmp_path, "tflite-runtime", "import os, signal\nos.kill(os.getpid(), signal.SIGILL)\n")
+    found = report("probe", path=path)["runtimes"]["tflite-runtime"]
+    assert found == {"version": "9.9", "imports": False, "error": "the import died of SIGILL"}
+
+
+def test_stdout_is_the_reports_alone(tmp_path: Path) -> None:
+    """A runtime that prints from C writes to descriptor 1; that must not reach the report."""
+    code = "import os\nos.write(1, b'noise from C\\n')\nprint('noise')\nraise ImportError('broken')\n"
+    path = fake_module(fake_module(tmp_path, "ai-edge-litert", code), "tflite-runtime", code)
+    done = invoke("latency", "--format", "tflite", "--model", "m.tflite", path=path)
+    kind = json.loads(done.stdout)["error"]["kind"]
+    assert (done.returncode, kind) == (1, "runtime-missing")
+    assert "noise from C" in done.stderr
+
+
+def test_model_missing_and_rejected(tmp_path: Path, model: tuple[str, Path]) -> None:
+    fmt = model[0]
+    assert error("latency", "--format", fmt, "--model", tmp_path / "none")[0] == "model-missing"
+    (tmp_path / "bad").write_bytes(b"not a model")
+    assert error("latency", "--format", fmt, "--model", tmp_path / "bad")[0] == "model-rejected"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["latency"],
+        ["latency", "--format", "onnx"],
+        ["latency", "--format", "onnx", "--import-only"],
+        ["memory", "--format", "onnx", "--import-only", "--model", "m"],
+        ["latency", "--format", "onnx", "--model", "m", "--threads", "0"],
+        ["latency", "--format", "onnx", "--model", "m", "--counter", "x=y"],
+        ["dance"],
+    ],
+)
+def test_bad_arguments_are_exit_code_2_with_nothing_on_stdout(arguments: list[str]) -> None:
+    done = invoke(*arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "error:" in done.stderr
+
+
+# ---------------------------------------------------------------- parts
+
+
+@given(st.sets(st.integers(0, 200), min_size=1))
+def test_cpu_list_reads_what_the_kernel_writes(runner, cpus: set[int]) -> None:
+    groups = [list(g) for _, g in itertools.groupby(enumerate(sorted(cpus)), lambda pair: pair[1] - pair[0])]
+    spans = [(group[0][1], group[-1][1]) for group in groups]
+    text = ",".join(f"{a}-{b}" if a != b else str(a) for a, b in spans)
+    assert runner.cpu_list(text) == sorted(cpus)
+
+
+def test_caches_come_from_sysfs_once_each(runner, tmp_path: Path) -> None:
+    for cpu in range(2):
+        for index, (level, kind, size, shared) in enumerate([(1, "Data", "32K", cpu), (2, "Unified", "1M", "0-1")]):
+            folder = tmp_path / f"cpu{cpu}/cache/index{index}"
+            folder.mkdir(parents=True)
+            facts = {"level": level, "type": kind, "size": size, "shared_cpu_list": shared}
+            facts |= {"ways_of_associativity": 0, "coherency_line_size": 64}
+            for name, value in facts.items():
+                (folder / name).write_text(f"{value}\n")
+    found = runner.read_caches(str(tmp_path))
+    assert [(c["level"], c["size_bytes"], c["cpus"]) for c in found] == [
+        (1, 32768, [0]),
+        (2, 1 << 20, [0, 1]),
+        (1, 32768, [1]),
+    ]
+    assert found[0]["ways"] is None
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 9000))
+def test_thinning_is_even_and_bounded(runner, runs: int) -> None:
+    found = runner.timed(lambda: None, runs, 0.0)
+    assert found["runs"] == runs
+    assert len(found["latency_s"]) == -(-runs // found["kept_every"])
+    assert len(found["latency_s"]) < 2 * runner.KEEP_SAMPLES
