@@ -1,0 +1,192 @@
+"""Load a model written in Python: `file.py:function` or `package.module:function`."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from edgepack.errors import ModelError
+from edgepack.types import Array, Recipe
+
+_SHAPE = "a recipe function takes no arguments and returns edgepack.types.Recipe(model, example_inputs, …)"
+
+
+def load_recipe(spec: str) -> Recipe:
+    """Import the function that `spec` names, call it and check what it returns.
+
+    Args:
+        spec: "path/to/file.py:function" or "package.module:function".
+
+    Returns:
+        The recipe with its model in eval mode and, if its calibration is a mapping, numpy arrays in it; an iterable is
+        handed on as it is.
+
+    Raises:
+        ModelError: the file, module or function does not exist; importing or calling it raises (the message has file
+            and line); what comes back is not a `Recipe` around an `nn.Module` and a tuple of tensors.
+    """
+    target, _, name = spec.rpartition(":")
+    if not target or not name.isidentifier():
+        raise ModelError(f"{spec!r} is not a recipe: expected file.py:function or package.module:function", hint=_SHAPE)
+    if target.endswith(".py"):
+        path = Path(target).expanduser()
+        if not path.is_file():
+            raise ModelError(f"{target}: no such file", hint=f"expected a Python file that defines {name}()")
+        with _file_module(path.resolve(), spec) as module:
+            recipe = _call(module, name, spec)
+    else:
+        recipe = _call(_installed_module(target, spec), name, spec)
+    return _checked(recipe, spec)
+
+
+@contextmanager
+def _file_module(path: Path, spec: str) -> Iterator[ModuleType]:
+    """The executed module of a file; its folder is importable meanwhile.
+
+    Afterwards sys.path is as before, and so is sys.modules, except for modules outside the folder (torch and the like).
+    """
+    loader_spec = importlib.util.spec_from_file_location(f"edgepack_recipe_{path.stem}", path)
+    if loader_spec is None or loader_spec.loader is None:
+        raise ModelError(f"{path}: Python cannot load this file")
+    module = importlib.util.module_from_spec(loader_spec)
+    before = set(sys.modules)
+    folder = str(path.parent)
+    sys.path.insert(0, folder)
+    # Dataclasses, typing and torch.export look a class's module up by name while the recipe runs.
+    sys.modules[module.__name__] = module
+    try:
+        with _user_errors(spec, "importing"):
+            loader_spec.loader.exec_module(module)
+        yield module
+    finally:
+        if folder in sys.path:
+            sys.path.remove(folder)
+        for name in set(sys.modules) - before:
+            if name == module.__name__ or _lies_in(sys.modules[name], folder):
+                del sys.modules[name]
+
+
+def _lies_in(module: ModuleType, folder: str) -> bool:
+    file = getattr(module, "__file__", None)
+    places = [file] if isinstance(file, str) else [str(p) for p in getattr(module, "__path__", [])]
+    # A virtual environment inside the folder holds libraries, not siblings of the recipe.
+    inside = [os.path.relpath(os.path.realpath(p), folder) for p in places]
+    return bool(inside) and all(not p.startswith(os.pardir) and "site-packages" not in Path(p).parts for p in inside)
+
+
+def _installed_module(name: str, spec: str) -> ModuleType:
+    try:
+        found = importlib.util.find_spec(name)
+    except (ModuleNotFoundError, ValueError):
+        found = None
+    if found is None:
+        raise ModelError(
+            f"{spec}: no module named {name!r}",
+            hint="install it, or give the path of the file: path/to/file.py:function",
+        )
+    with _user_errors(spec, "importing"):
+        return importlib.import_module(name)
+
+
+def _call(module: ModuleType, name: str, spec: str) -> object:
+    function: Callable[[], object] | None = getattr(module, name, None)
+    if function is None:
+        known = sorted(n for n, v in vars(module).items() if inspect.isfunction(v) and not n.startswith("_"))
+        raise ModelError(f"{spec}: it defines no {name!r}; functions there: {', '.join(known) or 'none'}", hint=_SHAPE)
+    if not callable(function):
+        raise ModelError(f"{spec}: {name!r} is a {type(function).__name__}, not a function", hint=_SHAPE)
+    with _user_errors(spec, "calling"):
+        return function()
+
+
+@contextmanager
+def _user_errors(spec: str, doing: str) -> Iterator[None]:
+    """Turn whatever the user's code raises into a ModelError that says where."""
+    try:
+        yield
+    except (KeyboardInterrupt, MemoryError, ModelError):
+        raise
+    except SyntaxError as err:
+        raise ModelError(f"{spec}: syntax error at {err.filename}:{err.lineno}: {err.msg}") from err
+    except (Exception, SystemExit) as err:
+        raise ModelError(
+            f"{spec}: {doing} it raised {type(err).__name__} at {_where(err)}: {err}", hint=_SHAPE
+        ) from err
+
+
+def _where(err: BaseException) -> str:
+    """File and line of the innermost frame that is the user's own: not this file, not a library."""
+    frames = traceback.extract_tb(err.__traceback__)
+    own = [
+        f
+        for f in frames
+        if f.filename != __file__ and "site-packages" not in f.filename and not f.filename.startswith("<")
+    ]
+    own = [f for f in own if not f.filename.startswith(os.path.dirname(os.__file__))] or list(frames)
+    return f"{own[-1].filename}:{own[-1].lineno}" if own else "an unknown place"
+
+
+def _checked(recipe: object, spec: str) -> Recipe:
+    import torch
+
+    if not isinstance(recipe, Recipe):
+        raise ModelError(f"{spec}: it returned {type(recipe).__name__}, a Recipe was expected", hint=_SHAPE)
+    if not isinstance(recipe.model, torch.nn.Module):
+        raise ModelError(f"{spec}: Recipe.model is {type(recipe.model).__name__}, a torch.nn.Module was expected")
+    inputs: object = recipe.example_inputs
+    if not isinstance(inputs, tuple) or not inputs:
+        raise ModelError(
+            f"{spec}: Recipe.example_inputs is {type(inputs).__name__ if not inputs else repr(type(inputs))}, "
+            "a tuple of tensors was expected",
+            hint="write Recipe(model, (x,)): the comma makes it a tuple",
+        )
+    for position, value in enumerate(inputs):
+        if not isinstance(value, torch.Tensor):
+            raise ModelError(
+                f"{spec}: example input {position} is {type(value).__name__}, a tensor was expected",
+                hint="bind other arguments inside the model",
+            )
+    for name in ("evaluate", "train"):
+        hook = getattr(recipe, name)
+        if hook is not None and not callable(hook):
+            raise ModelError(f"{spec}: Recipe.{name} is {type(hook).__name__}, a function was expected")
+    recipe.model.eval()
+    calibration = _calibration(recipe.calibration, spec)
+    return Recipe(recipe.model, inputs, calibration, recipe.evaluate, recipe.train)
+
+
+def _calibration(value: object, spec: str) -> Mapping[str, Array] | Iterable[tuple[Array, ...]] | None:
+    if isinstance(value, Mapping):
+        return {str(name): _array(array, f"{spec}: calibration[{name!r}]") for name, array in value.items()}
+    if value is None or (isinstance(value, Iterable) and not isinstance(value, str | bytes | np.ndarray)):
+        return value
+    raise ModelError(
+        f"{spec}: Recipe.calibration is {type(value).__name__}",
+        hint='give {"input name": array, …, "y": labels} or an iterable of input tuples',
+    )
+
+
+def _array(value: object, what: str) -> Array:
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        return np.asarray(value.detach().cpu().numpy())
+    if isinstance(value, np.ndarray) and value.dtype != object:
+        return value
+    raise ModelError(f"{what} is {type(value).__name__}, a numpy array or a tensor was expected")
+
+
+def as_numpy(inputs: Iterable[Any]) -> tuple[Array, ...]:
+    """Tensors or arrays of one input tuple as numpy arrays."""
+    return tuple(_array(value, f"input {position}") for position, value in enumerate(inputs))

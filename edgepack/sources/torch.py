@@ -1,0 +1,180 @@
+"""Torch models: module → exported program → ONNX file."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import re
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgepack.errors import ModelError
+from edgepack.torchgraph import flat_module, fold_batch_norms, load_program
+
+if TYPE_CHECKING:
+    import onnx_ir
+    from torch import Tensor
+    from torch.export import ExportedProgram
+    from torch.nn import Module
+
+# One protobuf message holds at most 2 GiB; above this the weights go into a file beside the model.
+_EXTERNAL_DATA_BYTES = 1_900_000_000
+_NOISY_LOGGERS = ("torch.onnx", "torch.export", "torch._export", "torch._dynamo", "onnxscript", "onnx_ir", "torch.fx")
+
+
+def export_program(model: Module, example_inputs: tuple[Tensor, ...]) -> ExportedProgram:
+    """Trace the model in eval mode with the static shapes of the example inputs; batch norms are folded.
+
+    Raises:
+        ModelError: torch.export cannot trace the model.
+    """
+    import torch
+
+    model.eval()
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    # The fused attention kernel hides its four matrices in one operator that no exporter knows.
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with _quiet():
+            program = torch.export.export(model, example_inputs, strict=False)
+    except Exception as err:
+        raise ModelError(
+            f"torch.export cannot trace {type(model).__name__}: {_summary(err)}",
+            hint="see that model(*example_inputs) runs and that its control flow does not depend on values",
+        ) from err
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+    return _folded(program, example_inputs)
+
+
+def load_pt2(path: Path | str) -> ExportedProgram:
+    """Read a `.pt2` file without unpickling; batch norms are folded.
+
+    Raises:
+        ModelError: not a program, damaged, with dynamic shapes but without example inputs, or with parts that only
+            running code from the file could read.
+    """
+    program = load_program(path)
+    if program.example_inputs is None:
+        raise ModelError(f"{path}: it holds no example inputs", hint="save it from torch.export.export with its inputs")
+    args, kwargs = program.example_inputs
+    if program.range_constraints or kwargs:
+        program = _static(program, args, kwargs)
+    return _folded(program, tuple(program.example_inputs[0]))
+
+
+def _static(program: ExportedProgram, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ExportedProgram:
+    """The same program with the shapes of its example inputs and positional inputs only."""
+    import torch
+    from torch.utils import _pytree as pytree
+
+    module = flat_module(program)
+    inputs = tuple(leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor))
+    try:
+        with _quiet():
+            return torch.export.export(module, inputs, strict=False)
+    except Exception as err:
+        raise ModelError(f"the program does not fit the shapes of its example inputs: {_summary(err)}") from err
+
+
+def _folded(program: ExportedProgram, inputs: tuple[Tensor, ...]) -> ExportedProgram:
+    import torch
+
+    module = flat_module(program)
+    if not fold_batch_norms(module):
+        return program
+    with _quiet():
+        return torch.export.export(module, inputs, strict=False)
+
+
+def save_program(program: ExportedProgram, path: Path | str) -> None:
+    """Write the program as a `.pt2` file that `load_pt2` reads."""
+    import torch
+
+    with _quiet():
+        torch.export.save(program, str(path))
+
+
+def program_to_onnx(program: ExportedProgram, path: Path | str) -> None:
+    """Write the program as an fp32 ONNX file.
+
+    Input names are the argument names of forward(); the same program gives the same bytes. Weights go into
+    `<name>.data` beside the file only if they do not fit into it. Nothing about the machine or the source code that the
+    exporter notes (stack traces, module paths) is kept.
+
+    Raises:
+        ModelError: an operator has no ONNX counterpart; it is named.
+    """
+    import onnx_ir
+    import torch
+
+    path = Path(path)
+    try:
+        with _quiet():
+            exported = torch.onnx.export(program, (), dynamo=True, verbose=False)
+    except Exception as err:
+        raise ModelError(
+            f"torch.onnx cannot export {_operator(err) or 'the model'}: {_summary(err)}",
+            hint="replace this operator in the model, or give an ONNX file",
+        ) from err
+    model = exported.model
+    _strip(model)
+    size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
+    external = f"{path.name}.data" if size > _EXTERNAL_DATA_BYTES else None
+    onnx_ir.save(model, path, external_data=external)
+
+
+def _strip(model: onnx_ir.Model) -> None:
+    """Remove what the exporter notes for debugging: it holds local paths and changes with them."""
+    model.metadata_props.clear()
+    model.doc_string = None
+    graphs: list[Any] = [model.graph, *model.functions.values()]
+    for graph in graphs:
+        graph.metadata_props.clear()
+        graph.doc_string = None
+        values = [*graph.inputs]
+        for node in graph.all_nodes():
+            node.metadata_props.clear()
+            node.doc_string = None
+            values += node.outputs
+        values += getattr(graph, "initializers", {}).values()
+        for value in values:
+            value.metadata_props.clear()
+            value.doc_string = None
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep torch's prints, warnings and log lines away from the user; exceptions pass."""
+    loggers = [logging.getLogger(name) for name in _NOISY_LOGGERS]
+    levels = [logger.level for logger in loggers]
+    sink = io.StringIO()
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _operator(err: BaseException | None) -> str | None:
+    """The aten operator that an exporter's error chain speaks of."""
+    while err is not None:
+        if found := re.search(r"\b(?:torch\.ops\.)?((?:aten|prims|[a-z]\w*)(?:::|\.)\w+\.(?:default|\w+))\b", str(err)):
+            return found.group(1)
+        err = err.__cause__ or err.__context__
+    return None
+
+
+def _summary(err: BaseException) -> str:
+    """The first telling line of the innermost cause."""
+    while err.__cause__ is not None:
+        err = err.__cause__
+    lines = [line.strip() for line in str(err).splitlines() if line.strip()]
+    return f"{type(err).__name__}: {lines[0]}" if lines else type(err).__name__

@@ -1,0 +1,96 @@
+"""Run .tflite files by the names of their signature."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgepack.errors import ModelError
+from edgepack.types import Array, TensorSpec
+
+
+def interpreter(path: Path | str, threads: int = 1) -> Any:
+    """A ready interpreter for the file: ai-edge-litert's, or tflite-runtime's where only that is installed.
+
+    Raises:
+        ModelError: no such file, or the runtime refuses it.
+    """
+    import warnings
+
+    try:
+        from ai_edge_litert.interpreter import Interpreter
+    except ModuleNotFoundError:
+        from tflite_runtime.interpreter import Interpreter
+    # Imported here because tflitegraph offers these functions under its own name as well.
+    from edgepack.tflitegraph import operators
+
+    operators(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            made = Interpreter(model_path=str(path), num_threads=threads)
+            made.allocate_tensors()
+    except (ValueError, RuntimeError) as err:
+        raise ModelError(f"{path}: the TFLite runtime refuses the file: {str(err).strip()}") from err
+    return made
+
+
+def run(made: Any, inputs: Mapping[str, Array]) -> list[Array]:
+    """Run one inference.
+
+    Args:
+        made: from `interpreter`.
+        inputs: by the names of the file's signature; int64 and float64 are narrowed to the file's own type (the
+            converter writes 64-bit inputs as 32-bit ones).
+
+    Returns:
+        Copies of the outputs, in the order of the signature.
+
+    Raises:
+        ModelError: names or shapes that the file does not have, or an operator that refuses its inputs.
+    """
+    key, names = _signature_of(made)
+    runner = made.get_signature_runner(key)
+    if set(inputs) != set(names):
+        raise ModelError(f"inputs {sorted(inputs)} were given, the file has {sorted(names)}")
+    fed = {}
+    for name, spec in names.items():
+        value = np.asarray(inputs[name])
+        if value.shape != spec.shape:
+            raise ModelError(f"input {name!r} has shape {value.shape}, the file's is {spec.shape}")
+        fed[name] = value.astype(spec.dtype, copy=False)
+    try:
+        results = runner(**fed)
+    except (RuntimeError, ValueError) as err:
+        raise ModelError(f"the TFLite runtime stopped: {str(err).strip()}") from err
+    return [np.array(results[name]) for name in _ordered(runner.get_output_details(), made.get_output_details())]
+
+
+def signature(path: Path | str) -> tuple[str, dict[str, TensorSpec]]:
+    """The key of the file's first signature and its inputs by name, in order.
+
+    Raises:
+        ModelError: unreadable file, or one without a signature.
+    """
+    return _signature_of(interpreter(path))
+
+
+def _signature_of(made: Any) -> tuple[str, dict[str, TensorSpec]]:
+    signatures: Mapping[str, Mapping[str, Sequence[str]]] = made.get_signature_list()
+    if not signatures:
+        raise ModelError("the TFLite file has no signature, so its inputs have no names")
+    key = next(iter(signatures))
+    details = made.get_signature_runner(key).get_input_details()
+    return key, {
+        name: TensorSpec(name, tuple(int(n) for n in details[name]["shape"]), np.dtype(details[name]["dtype"]))
+        for name in _ordered(details, made.get_input_details())
+    }
+
+
+def _ordered(named: Mapping[str, Mapping[str, Any]], tensors: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Names of a signature in the order of the graph's own inputs or outputs; the runtime lists them by alphabet."""
+    places = {int(tensor["index"]): place for place, tensor in enumerate(tensors)}
+    return sorted(named, key=lambda name: places.get(int(named[name]["index"]), len(places)))

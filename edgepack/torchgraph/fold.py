@@ -1,0 +1,89 @@
+"""Fold an inference-mode batch norm into the layer before it, as ONNX exporters do."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from edgepack.torchgraph.linears import Constants
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.fx import GraphModule, Node
+
+
+def fold_batch_norms(module: GraphModule) -> int:
+    """Fold every foldable batch norm of the graph in place and return how many there were.
+
+    Folding before the ONNX export keeps the weights of both graphs bit-equal, so that they can be matched by value.
+    """
+    import torch
+
+    constants = Constants(module)
+    norms = [n for n in module.graph.nodes if n.op == "call_function" and n.target is torch.ops.aten.batch_norm.default]
+    folded = sum(_fold(module, node, constants) for node in norms)
+    if folded:
+        module.graph.eliminate_dead_code()
+        module.recompile()
+    return folded
+
+
+def _fold(module: GraphModule, norm: Node, constants: Constants) -> bool:
+    import torch
+
+    layer, gamma, beta, mean, variance, training, _, eps = norm.args[:8]
+    if training or not _foldable(layer, norm):
+        return False
+    weight, bias = constants.tensor(layer.args[1]), None
+    if len(layer.args) > 2 and layer.args[2] is not None:
+        bias = constants.tensor(layer.args[2])
+        if bias is None:
+            return False
+    centre, spread = constants.tensor(mean), constants.tensor(variance)
+    if weight is None or centre is None or spread is None:
+        return False
+    scale, shift = constants.tensor(gamma), constants.tensor(beta)
+    with torch.no_grad():
+        factor = torch.rsqrt(spread.double() + eps) * (1.0 if scale is None else scale.double())
+        offset = -centre.double() * factor if bias is None else (bias.double() - centre.double()) * factor
+        offset = offset if shift is None else offset + shift.double()
+        new_weight = (weight.double() * factor.reshape(-1, *[1] * (weight.dim() - 1))).to(weight.dtype)
+        new_bias = offset.to(weight.dtype)
+    name = constants.name(layer.args[1])
+    with module.graph.inserting_before(layer):
+        new_args = (_register(module, name, new_weight), _register(module, _bias_name(name), new_bias))
+        layer.args = (layer.args[0], *new_args, *layer.args[3:])
+    norm.replace_all_uses_with(layer)
+    module.graph.erase_node(norm)
+    return True
+
+
+def _foldable(layer: object, norm: Node) -> bool:
+    import torch
+    from torch.fx import Node
+
+    aten = torch.ops.aten
+    if not isinstance(layer, Node) or len(layer.users) != 1:
+        return False
+    if layer.target in (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default):
+        return True
+    # After a linear layer the norm's channels are the features only if there is no axis between them.
+    return layer.target is aten.linear.default and len(norm.meta["val"].shape) == 2
+
+
+def _bias_name(weight: str) -> str:
+    return f"{weight.removesuffix('weight')}bias" if weight.endswith("weight") else f"{weight}_bias"
+
+
+def _register(module: GraphModule, name: str, value: Tensor) -> Node:
+    """A get_attr node for a new parameter that takes over the old one's name, unless another node needs the old one."""
+    import torch
+
+    users = [n for n in module.graph.nodes if n.op == "get_attr" and n.target == name for _ in n.users]
+    if len(users) > 1:
+        name = f"{name}_folded_{sum(1 for _ in module.parameters())}"
+    path, _, leaf = name.rpartition(".")
+    owner = module.get_submodule(path) if path else module
+    if hasattr(owner, leaf):
+        delattr(owner, leaf)
+    owner.register_parameter(leaf, torch.nn.Parameter(value, requires_grad=False))
+    return module.graph.get_attr(name)

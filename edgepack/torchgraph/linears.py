@@ -1,0 +1,181 @@
+"""Where an fx graph multiplies by a constant matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from edgepack.types import Array
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.fx import GraphModule, Node
+
+Kind = Literal["linear", "left", "addmm", "conv"]
+
+
+@dataclass(frozen=True)
+class TorchLinear:
+    """One node that computes y = W x + b with a constant W.
+
+    Attributes:
+        node: the fx node.
+        name: the parameter that W comes from ("encoder.0.linear1.weight").
+        kind: "linear": x Wᵀ (linear, mm, matmul); "left": W x; "addmm"; "conv": a convolution with a 1×…×1 kernel.
+        weight: (out, in) float32.
+        bias: (out,) float32, or None where the node adds none or one that is not a constant vector.
+        input: the node that gives x.
+        bias_input: the node that gives the bias, None if there is none.
+    """
+
+    node: Node
+    name: str
+    kind: Kind
+    weight: Array
+    bias: Array | None
+    input: Node
+    bias_input: Node | None
+
+
+def find_linears(module: GraphModule) -> list[TorchLinear]:
+    """The linear layers of a graph in order of execution.
+
+    Found: aten.linear, mm, matmul and addmm with a constant matrix (possibly transposed, sliced or chunked out of a
+    packed parameter), and convolutions without groups whose kernel has one element.
+    """
+    constants = Constants(module)
+    found = (_linear_at(node, constants) for node in module.graph.nodes if node.op == "call_function")
+    return [site for site in found if site is not None]
+
+
+class Constants:
+    """Values of the nodes that depend on nothing but the graph's own parameters; computed when asked for."""
+
+    def __init__(self, module: GraphModule) -> None:
+        self._module = module
+        self._values: dict[Node, Any] = {}
+
+    def tensor(self, node: object) -> Tensor | None:
+        """The node's constant tensor, None if it depends on an input or is not a tensor."""
+        import torch
+
+        value = self._value(node)
+        return value if isinstance(value, torch.Tensor) else None
+
+    def name(self, node: Node) -> str:
+        """The first parameter that the constant is made from."""
+        while node.op != "get_attr":
+            node = node.all_input_nodes[0]
+        return str(node.target)
+
+    def _value(self, node: object) -> Any:
+        import torch
+        from torch.fx import Node
+
+        if not isinstance(node, Node):
+            return None
+        if node not in self._values:
+            with torch.no_grad():
+                self._values[node] = self._compute(node)
+        return self._values[node]
+
+    def _compute(self, node: Node) -> Any:
+        import operator
+
+        import torch
+        from torch.fx.node import map_arg
+
+        if node.op == "get_attr":
+            value = _attribute(self._module, str(node.target))
+            return value.detach() if isinstance(value, torch.Tensor) else None
+        inputs = node.all_input_nodes
+        if node.op != "call_function" or not inputs or any(self._value(n) is None for n in inputs):
+            return None
+        target: Callable[..., Any] = node.target
+        if target is not operator.getitem and not _is_pure(target):
+            return None
+        return target(*map_arg(node.args, self._value), **map_arg(node.kwargs, self._value))
+
+
+def _is_pure(target: object) -> bool:
+    import torch
+
+    if not isinstance(target, torch._ops.OpOverload) or target.namespace not in ("aten", "prims"):
+        return False
+    return torch.Tag.nondeterministic_seeded not in target.tags and not target._schema.is_mutable
+
+
+def _attribute(module: GraphModule, path: str) -> object:
+    value: object = module
+    for part in path.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def _linear_at(node: Node, constants: Constants) -> TorchLinear | None:
+    import torch
+
+    aten = torch.ops.aten
+    if node.target is aten.linear.default:
+        return _site(node, constants, "linear", x=0, weight=1, bias=2)
+    if node.target in (aten.mm.default, aten.matmul.default):
+        return _site(node, constants, "linear", x=0, weight=1, transposed=True) or _site(
+            node, constants, "left", x=1, weight=0
+        )
+    if node.target is aten.addmm.default and not node.kwargs:
+        return _site(node, constants, "addmm", x=1, weight=2, bias=0, transposed=True)
+    if node.target in (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default):
+        groups = node.args[6] if len(node.args) > 6 else 1
+        pads_by_name = len(node.args) > 4 and isinstance(node.args[4], str)
+        return None if groups != 1 or pads_by_name else _site(node, constants, "conv", x=0, weight=1, bias=2)
+    return None
+
+
+def _site(
+    node: Node,
+    constants: Constants,
+    kind: Kind,
+    *,
+    x: int,
+    weight: int,
+    bias: int | None = None,
+    transposed: bool = False,
+) -> TorchLinear | None:
+    from torch.fx import Node
+
+    source, matrix = node.args[x], node.args[weight]
+    value = constants.tensor(matrix)
+    if value is None or not isinstance(source, Node) or not isinstance(matrix, Node) or not value.is_floating_point():
+        return None
+    if kind == "conv":
+        if any(size != 1 for size in value.shape[2:]):
+            return None
+        value = value.reshape(value.shape[:2])
+    if value.dim() != 2 or 0 in value.shape or constants.tensor(source) is not None:
+        return None
+    bias_node = node.args[bias] if bias is not None and len(node.args) > bias else None
+    bias_value = _constant_bias(bias_node, constants, value.shape[1 if transposed else 0])
+    if kind == "conv" and bias_node is not None and bias_value is None:
+        return None
+    return TorchLinear(
+        node=node,
+        name=constants.name(matrix),
+        kind=kind,
+        weight=_float32(value.T if transposed else value),
+        bias=bias_value,
+        input=source,
+        bias_input=bias_node if isinstance(bias_node, Node) else None,
+    )
+
+
+def _constant_bias(node: object, constants: Constants, size: int) -> Array | None:
+    value = constants.tensor(node)
+    return _float32(value) if value is not None and tuple(value.shape) == (size,) else None
+
+
+def _float32(value: Tensor) -> Array:
+    array: Array = value.float().numpy()
+    return array.astype(np.float32, copy=False)

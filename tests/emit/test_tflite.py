@@ -1,0 +1,278 @@
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from edgepack.emit.tflite import TfliteEmitter
+from edgepack.errors import ModelError
+from edgepack.sources.torch import export_program, save_program
+from edgepack.tflitegraph import interpreter, linear_ops, run, signature, weight_bytes
+from edgepack.torchgraph import find_linears, flat_module, with_factors
+from edgepack.types import Array, Factors, LinearLayer
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+
+# Largest relative root-mean-square error against the torch reference; random weights and normal inputs.
+TOLERANCES = {"fp32": 1e-5, "int8-dynamic-range": 0.03, "int8-static": 0.12}
+
+
+class Cnn(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, padding=1)
+        self.norm = nn.BatchNorm2d(16)
+        self.mix = nn.Conv2d(16, 32, 1)
+        self.pool = nn.AdaptiveMaxPool2d(1)
+        self.head = nn.Linear(32, 24)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        hidden = torch.relu(self.norm(self.stem(image)))
+        return self.head(self.pool(torch.relu(self.mix(hidden))).flatten(1))
+
+
+class Shared(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tied = nn.Linear(32, 32)
+
+    def forward(self, tokens: torch.Tensor, scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.tied(torch.relu(self.tied(tokens))), scale + 1
+
+
+def encoder() -> nn.Module:
+    layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True)
+    nn.init.normal_(layer.self_attn.in_proj_bias)  # a bias of zeros would be dropped by the converter
+    nn.init.normal_(layer.self_attn.out_proj.bias)
+    return layer
+
+
+MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[tuple[int, ...], ...]]] = {
+    "mlp": (lambda: nn.Sequential(nn.Linear(784, 512), nn.ReLU(), nn.Linear(512, 10)), ((1, 784),)),
+    "encoder": (encoder, ((1, 6, 32),)),
+    "cnn": (Cnn, ((1, 3, 8, 8),)),
+    "shared": (Shared, ((1, 5, 32), (1, 2))),
+    "attention": (lambda: nn.MultiheadAttention(32, 4, batch_first=True), ((1, 4, 32), (1, 3, 32), (1, 3, 32))),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    program: Path
+    inputs: dict[str, Array]
+    samples: dict[str, Array]
+    layers: list[LinearLayer]
+    factors: dict[str, Factors]
+    dense: list[Array]
+    thin: list[Array]
+
+
+def factored(layer: LinearLayer, rng: np.random.Generator) -> Factors:
+    u, s, v = np.linalg.svd(layer.weight.astype(np.float64), full_matrices=False)
+    rank = max(4, min(layer.weight.shape) // 4)
+    bias = np.zeros(layer.out_features) if layer.bias is None else layer.bias
+    bias = (bias + rng.normal(size=layer.out_features) * 0.1).astype(np.float32)
+    return Factors((u[:, :rank] * s[:rank]).astype(np.float32), v[:rank].astype(np.float32), bias)
+
+
+def prepare(name: str, folder: Path) -> Case:
+    make, shapes = MODELS[name]
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    tensors = tuple(torch.randn(shape) for shape in shapes)
+    program = export_program(make(), tensors)
+    save_program(program, folder / f"{name}.pt2")
+    module = flat_module(program)
+    found: dict[str, LinearLayer] = {}
+    for site in find_linears(module):
+        key = f"{site.name}:{site.weight.tobytes()[:16].hex()}"
+        uses = found[key].uses + 1 if key in found else 1
+        found[key] = LinearLayer(key, site.weight, site.bias, "Gemm", uses)
+    factors = {layer.name: factored(layer, rng) for layer in found.values()}
+    thin = with_factors(module, list(found.values()), factors)
+    names = [str(n.target) for n in module.graph.nodes if n.op == "placeholder"]
+    with torch.no_grad():
+        dense_out, thin_out = ([t.numpy() for t in m(*tensors)] for m in (module, thin))
+    inputs = {n: t.numpy() for n, t in zip(names, tensors, strict=True)}
+    samples = {n: rng.normal(size=(24, *a.shape)).astype(np.float32) for n, a in inputs.items()}
+    samples = {n: np.concatenate([a, inputs[n][None]]) for n, a in samples.items()}
+    return Case(folder / f"{name}.pt2", inputs, samples, list(found.values()), factors, dense_out, thin_out)
+
+
+def error(have: list[Array], want: list[Array]) -> float:
+    return max(float(np.sqrt(((a - b) ** 2).sum() / (b**2).sum())) for a, b in zip(have, want, strict=True))
+
+
+@pytest.mark.parametrize("name", list(MODELS))
+def test_every_form_of_dense_and_factored_agrees_with_torch(emitter: TfliteEmitter, tmp_path: Path, name: str) -> None:
+    case = prepare(name, tmp_path)
+    loaded = emitter.load_program(case.program)
+    assert list(loaded.inputs) == list(case.inputs)
+    for kind, want in (("dense", case.dense), ("thin", case.thin)):
+        source = tmp_path / f"{kind}.tflite"
+        missing = emitter.emit(source, case.layers, case.factors if kind == "thin" else None)
+        assert missing == ()
+        assert list(signature(source)[1]) == list(case.inputs)
+        for form, tolerance in TOLERANCES.items():
+            path = source if form == "fp32" else tmp_path / f"{kind}.{form}.tflite"
+            if form != "fp32":
+                emitter.quantize(source, path, form, case.samples if form == "int8-static" else None)
+            made = interpreter(path)
+            assert {d["dtype"] for d in made.get_input_details() + made.get_output_details()} == {np.float32}
+            assert error(run(made, case.inputs), want) < tolerance, (kind, form)
+            check_weights(path, case, kind, form)
+
+
+def check_weights(path: Path, case: Case, kind: str, form: str) -> None:
+    """Two thin matmuls per factored use and nothing dense; integers on the symmetric per-channel grid; bias intact."""
+    found = linear_ops(path)
+    shapes = sorted(op.weight.shape for op in found)
+    expected: list[tuple[int, ...]] = []
+    for layer in case.layers:
+        pair = case.factors[layer.name]
+        matrices = [pair.A.shape, pair.B.shape] if kind == "thin" else [layer.weight.shape]
+        expected += matrices * layer.uses
+    assert shapes == sorted(expected)
+    for op in found:
+        if form == "fp32":
+            assert op.weight.dtype == np.float32
+            continue
+        assert op.weight.dtype == np.int8
+        assert op.axis == 0
+        assert op.scales.shape == (op.weight.shape[0],)
+        assert (np.abs(op.weight).max(axis=1) == 127).all()
+    if kind == "thin" and form != "int8-static":
+        written = [op.bias for op in found if op.bias is not None]
+        for pair in case.factors.values():
+            # Attention's 1/√d is folded into the query's layer: its weights and bias are a multiple of the ones given.
+            assert any(b.shape == pair.A.shape[:1] and is_multiple(b, pair.bias) for b in written)
+    # A weight that several nodes share is in the file once; the CNN's 3×3 convolution comes on top.
+    once = sum(
+        pair.A.size + pair.B.size if kind == "thin" else pair.A.shape[0] * pair.B.shape[1]
+        for pair in case.factors.values()
+    )
+    stem = 16 * 3 * 3 * 3 if case.program.stem == "cnn" else 0
+    assert weight_bytes(path) == (once + stem) * found[0].bits // 8
+
+
+def is_multiple(have: Array, want: Array | None) -> bool:
+    assert want is not None
+    ratio = float(have @ want / (want @ want))
+    return ratio > 0 and np.allclose(have, ratio * want, atol=1e-5)
+
+
+def test_integers_chosen_before_survive_the_quantizer(emitter: TfliteEmitter, tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    codes = [rng.integers(-126, 127, shape).astype(np.float32) for shape in ((12, 4), (4, 16))]
+    for matrix in codes:
+        matrix[:, 0] = 127
+    scales = [rng.uniform(0.01, 0.1, (len(matrix), 1)).astype(np.float32) for matrix in codes]
+    a, b = (c * s for c, s in zip(codes, scales, strict=True))
+    torch.manual_seed(0)
+    program = export_program(nn.Linear(16, 12), (torch.randn(1, 16),))
+    save_program(program, tmp_path / "m.pt2")
+    (site,) = find_linears(flat_module(program))
+    layer = LinearLayer("layer", site.weight, site.bias, "Gemm")
+    emitter.load_program(tmp_path / "m.pt2")
+    emitter.emit(tmp_path / "m.tflite", [layer], {"layer": Factors(a, b, site.bias)})
+    emitter.quantize(tmp_path / "m.tflite", tmp_path / "q.tflite", "int8-dynamic-range")
+    first, second = linear_ops(tmp_path / "q.tflite")
+    np.testing.assert_array_equal(first.weight, codes[1])
+    np.testing.assert_array_equal(second.weight, codes[0])
+    np.testing.assert_allclose(second.values, a, rtol=1e-6)
+
+
+def test_names_can_be_given(emitter: TfliteEmitter, tmp_path: Path) -> None:
+    case = prepare("shared", tmp_path)
+    emitter.load_program(case.program, inputs=["z/tokens:0", "a scale"], outputs=["z", "a"])
+    emitter.emit(tmp_path / "m.tflite")
+    assert list(signature(tmp_path / "m.tflite")[1]) == ["z/tokens:0", "a scale"]
+    values = dict(zip(["z/tokens:0", "a scale"], case.inputs.values(), strict=True))
+    assert error(run(interpreter(tmp_path / "m.tflite"), values), case.dense) < 1e-5
+
+
+def test_layer_without_counterpart_stays_dense_and_is_reported(emitter: TfliteEmitter, tmp_path: Path) -> None:
+    case = prepare("shared", tmp_path)
+    stranger = LinearLayer("stranger", np.ones((3, 4), np.float32), None, "Gemm")
+    pair = Factors(np.ones((3, 1), np.float32), np.ones((1, 4), np.float32), None)
+    emitter.load_program(case.program)
+    assert emitter.emit(tmp_path / "m.tflite", [*case.layers, stranger], {"stranger": pair}) == ("stranger",)
+    assert error(run(interpreter(tmp_path / "m.tflite"), case.inputs), case.dense) < 1e-5
+
+
+def test_operator_that_cannot_be_converted_is_named(
+    emitter: TfliteEmitter, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    class Odd(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.special.bessel_j0(x)
+
+    save_program(export_program(Odd(), (torch.ones(2),)), tmp_path / "odd.pt2")
+    emitter.load_program(tmp_path / "odd.pt2")
+    with pytest.raises(ModelError, match="bessel_j0"):
+        emitter.emit(tmp_path / "odd.tflite")
+    assert capfd.readouterr() == ("", "")
+    assert not (tmp_path / "odd.tflite").exists()
+
+
+def test_bad_requests(emitter: TfliteEmitter, tmp_path: Path) -> None:
+    case = prepare("shared", tmp_path)
+    emitter.load_program(case.program)
+    emitter.emit(tmp_path / "m.tflite")
+    cases: list[tuple[str, dict[str, tuple[int, ...]], str]] = [
+        ("int8-static", {}, "needs calibration samples"),
+        ("int3", {}, "unknown TFLite form"),
+        ("int8-static", {"x": (2, 1, 5, 32)}, "the model's inputs are"),
+        ("int8-static", {"tokens": (2, 1, 9), "scale": (2, 1, 2)}, "have shape"),
+        ("int8-static", {"tokens": (0, 1, 5, 32), "scale": (0, 1, 2)}, "above 0 was expected"),
+        ("int8-static", {"tokens": (2, 1, 5, 32), "scale": (3, 1, 2)}, "one number above 0 was expected"),
+    ]
+    for form, shapes, message in cases:
+        arrays = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+        with pytest.raises(ModelError, match=message):
+            emitter.quantize(tmp_path / "m.tflite", tmp_path / "q.tflite", form, arrays)
+        assert not (tmp_path / "q.tflite").exists()
+
+
+def every_form(worker: TfliteEmitter, case: Case, folder: Path) -> list[bytes]:
+    folder.mkdir()
+    worker.emit(folder / "m.tflite", case.layers, case.factors)
+    for form in ("int8-dynamic-range", "int8-static"):
+        worker.quantize(folder / "m.tflite", folder / f"{form}.tflite", form, case.samples)
+    return [path.read_bytes() for path in sorted(folder.iterdir())]
+
+
+def test_a_killed_worker_is_an_error_and_the_next_one_writes_the_same_bytes(
+    emitter: TfliteEmitter, tmp_path: Path
+) -> None:
+    case = prepare("shared", tmp_path)
+    emitter.load_program(case.program)
+    first = every_form(emitter, case, tmp_path / "a")
+    assert first == every_form(emitter, case, tmp_path / "b")
+    assert not [c for c in first if os.fsencode(tmp_path) in c or b"site-packages" in c]
+    process = emitter._process
+    assert process is not None
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    with pytest.raises(ModelError, match="killed by signal 9") as caught:
+        emitter.emit(tmp_path / "m.tflite")
+    assert caught.value.hint is not None
+    assert "memory" in caught.value.hint
+    assert first == every_form(emitter, case, tmp_path / "c")
+
+
+def test_nothing_is_left_after_closing() -> None:
+    with TfliteEmitter() as worker:
+        worker.warm_up()
+        folder, process = worker._path(""), worker._process
+        assert folder.exists()
+    assert not folder.exists()
+    assert process is not None
+    assert process.poll() is not None
