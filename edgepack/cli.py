@@ -40,7 +40,7 @@ TargetsFile = Annotated[
     Path | None, typer.Option("--targets-file", help="Your own targets, merged over the shipped ones.")
 ]
 Data = Annotated[
-    Path | None, typer.Option("--data", help="One array per model input, first axis = samples, and labels `y` if known.")
+    Path | None, typer.Option("--data", help="Arrays named like the inputs, first axis = samples; labels as `y`.")
 ]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of the split and of every random choice.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Compute everything again instead of taking it from the cache.")]
@@ -66,9 +66,7 @@ def build(
         str | None, typer.Option("--method", help="whitened or svd.", show_default="whitened with data, else svd")
     ] = None,
     flash: Annotated[str | None, typer.Option("--flash", help="Largest model file, such as 2MB.")] = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="Pack folder.", show_default="dist/MODEL.TARGET")
-    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Pack folder.", show_default="dist/MODEL.TARGET")] = None,
     no_baseline: Annotated[bool, typer.Option("--no-baseline", help="Leave the dense models out of the pack.")] = False,
     seed: Seed = 0,
     fresh: Fresh = False,
@@ -161,6 +159,8 @@ def bench(
     Example: edgepack bench dist/mnist-mlp.host --quick
     """
     with door(as_json=as_json, verbose=verbose):
+        from contextlib import closing
+
         from edgepack.bench.devices.local import LocalDevice
         from edgepack.bench.packs import bench_pack
         from edgepack.pack import read_manifest
@@ -172,7 +172,7 @@ def bench(
 
         manifest = read_manifest(pack)
         chosen = get_target(target or manifest["target"]["name"], targets_file)
-        with progress_bar(as_json=as_json) as progress, LocalDevice() as device:
+        with progress_bar(as_json=as_json) as progress, closing(LocalDevice()) as device:
             result = bench_pack(
                 pack,
                 target=chosen,
@@ -283,7 +283,9 @@ def targets_check(
             if problems:
                 raise typer.Exit(TargetsError.exit_code)
         elif problems:
-            raise TargetsError(f"{file}: {len(problems)} problems\n" + "\n".join(f"  {problem}" for problem in problems))
+            raise TargetsError(
+                f"{file}: {len(problems)} problems\n" + "\n".join(f"  {problem}" for problem in problems)
+            )
         else:
             typer.echo(f"{file}: good")
 

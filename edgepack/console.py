@@ -37,7 +37,9 @@ def door(*, as_json: bool, verbose: bool) -> Iterator[None]:
         if isinstance(err, typer.Exit | typer.Abort) or type(err).__module__.startswith(("click", "typer")):
             raise
         message = f"internal error: {type(err).__name__}: {err}"
-        _report("InternalError", message, None if verbose else "run again with -v for the traceback", 1, as_json, verbose)
+        _report(
+            "InternalError", message, None if verbose else "run again with -v for the traceback", 1, as_json, verbose
+        )
         raise typer.Exit(1) from err
 
 
@@ -74,7 +76,13 @@ def progress_bar(*, as_json: bool) -> Iterator[Progress]:
     from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bar
 
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
     with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("start", total=None)
 

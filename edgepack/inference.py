@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgepack.data import Samples, feeds, is_stacked
+from edgepack.errors import ModelError
 from edgepack.types import Array, Format, TensorSpec
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
     import onnxruntime as ort
 
 
@@ -28,21 +30,58 @@ def load(path: Path, fmt: Format, *, threads: int = 1, exact: bool = True) -> Ru
     """Load `path` into the runtime of its format.
 
     Args:
-        exact: integer arithmetic as on the targets, without the saturation of x86 CPUs that lack VNNI; False to time it.
+        exact: integer arithmetic as on the targets, without the saturation of x86 CPUs without VNNI; False for timing.
 
     Raises:
         ModelError: the runtime cannot load it.
     """
     if fmt == "onnx":
-        from edgepack.onnxgraph.session import session
+        from edgepack.onnxgraph import session as ort
 
-        opened = session(path, threads=threads, exact=exact)
-        return Running(_session_inputs(opened), lambda feed: list(opened.run(None, dict(feed))))
+        opened = _exact_session(path, threads) if exact else ort.session(path, threads=threads)
+        return Running(_session_inputs(opened), lambda feed: ort.run(opened, None, feed))
     from edgepack.tflitegraph import signature
     from edgepack.tfliterun import interpreter, run
 
     loaded = interpreter(path, threads=threads)
     return Running(tuple(signature(path)[1].values()), lambda feed: run(loaded, feed))
+
+
+def _exact_session(path: Path, threads: int) -> ort.InferenceSession:
+    """A session without saturation, also where layers share an int8 weight.
+
+    On x86 CPUs without VNNI the runtime widens int8 constants in its own way, once per use, and trips over those that
+    are used twice. Copies of them, made in memory, are all that it needs.
+    """
+    from edgepack.onnxgraph.session import session
+
+    try:
+        return session(path, threads=threads, exact=True)
+    except ModelError:
+        import onnx_ir as ir
+
+        model = ir.load(path)
+        if not _unshare_int8(model):
+            raise
+        return session(model, threads=threads, exact=True)
+
+
+def _unshare_int8(model: ir.Model) -> bool:
+    """Give every use of an int8 constant its own copy; whether there was any to copy."""
+    import onnx_ir as ir
+
+    changed = False
+    for graph in model.graphs():
+        for value in list(graph.initializers.values()):
+            if value.const_value is None or value.dtype != ir.DataType.INT8:
+                continue
+            for number, (node, index) in enumerate(list(value.uses())[1:], start=2):
+                tensor = ir.Tensor(value.const_value.numpy(), name=f"{value.name}.use{number}")
+                copy = ir.Value(name=tensor.name, type=value.type, shape=value.shape, const_value=tensor)
+                graph.register_initializer(copy)
+                node.replace_input_with(index, copy)
+                changed = True
+    return changed
 
 
 _ORT_DTYPES = {"float": "float32", "double": "float64"}
@@ -62,7 +101,7 @@ def predict(model: Running, samples: Samples) -> Array:
 
     Inputs are matched by name, else by order: converters rename them.
     """
-    return np.concatenate([output for output in _outputs(model, samples)])
+    return np.concatenate(_outputs(model, samples))
 
 
 def _outputs(model: Running, samples: Samples) -> list[Array]:

@@ -70,7 +70,7 @@ class Moments:
     @property
     def covariance(self) -> Array:
         """(in, in) float64: E[(x − μ)(x − μ)ᵀ]."""
-        return self.second - np.outer(self.mean, self.mean)
+        return np.asarray(self.second - np.outer(self.mean, self.mean))
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ class Contents:
     """What a model file holds of its linear layers, read back from the file itself.
 
     Attributes:
-        weights: (smaller side, larger side, bytes per element) of every constant matrix that a matmul-like operator uses.
+        weights: (smaller side, larger side, bytes per element) of every constant matrix of a matmul-like operator.
         vectors: every one-dimensional constant as float; integer biases scaled back.
     """
 

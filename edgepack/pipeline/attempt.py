@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +17,16 @@ from edgepack.metrics import Drop
 from edgepack.pipeline.files import ModelFiles
 from edgepack.types import Array, Contents, Factors, Format, LayerPlan, LinearLayer, Proof
 
+THREADS = min(4, os.cpu_count() or 1)
+"""Threads for answers; latency is measured elsewhere, with one."""
+
 
 @dataclass(frozen=True)
 class Guard:
     """The samples that plans are chosen on, and the dense fp32 model's answers to them.
 
     Attributes:
+        exact: whether integer sums are to be exact, as on most targets, and not as this machine's CPU does them.
         guarded: whether real data stand behind it; without, the samples are seeded stand-ins and prove only the file.
         reference: (N, …) first output of the dense fp32 model.
     """
@@ -30,6 +35,11 @@ class Guard:
     reference: Array
     metric: str
     guarded: bool
+    exact: bool
+
+    def answers(self, path: Path, fmt: Format) -> Array:
+        """(N, …) first output of a file on the guard samples."""
+        return predict(load(path, fmt, threads=THREADS, exact=self.exact), self.samples)
 
 
 @dataclass(frozen=True)
@@ -45,7 +55,13 @@ class Attempt:
 
     @property
     def sound(self) -> bool:
+        """Whether every proof passed."""
         return all(proof.passed for proof in self.proofs)
+
+    @property
+    def lost(self) -> float:
+        """The drop in the metric's unit, 0 without data."""
+        return 0.0 if self.drop is None else self.drop.value
 
     @property
     def failure(self) -> str:
@@ -60,7 +76,9 @@ class Attempt:
 class Prover:
     """Measures files against one guard. Answers of the fp32 factored model are kept per plan."""
 
-    def __init__(self, guard: Guard, source: Contents, layers: Sequence[LinearLayer], reference: ModelFiles, work: Path):
+    def __init__(
+        self, guard: Guard, source: Contents, layers: Sequence[LinearLayer], reference: ModelFiles, work: Path
+    ):
         self.guard = guard
         self.source = source
         self._layers = layers
@@ -84,7 +102,7 @@ class Prover:
         self, files: ModelFiles, plan: tuple[LayerPlan, ...], factors: Mapping[str, Factors], form: str, path: Path
     ) -> Attempt:
         """Prove and score a file that is already there."""
-        outputs = predict(load(path, files.fmt), self.guard.samples)
+        outputs = self.guard.answers(path, files.fmt)
         proofs = (
             verify.same_outputs(outputs, self._factored_answers(factors), form),
             verify.two_thin_matmuls(files.read_optimized(path), plan),
@@ -98,7 +116,7 @@ class Prover:
         Raises:
             ValueError: there are no guard data.
         """
-        measured = self.drop(predict(load(path, fmt), self.guard.samples))
+        measured = self.drop(self.guard.answers(path, fmt))
         if measured is None:
             raise ValueError("a drop was asked for where no data stand guard")
         return measured
@@ -115,19 +133,21 @@ class Prover:
         contents = files.read(path)
         biases = {layer.name: _bias(layer, factors) for layer in self._layers}
         present = {name: bias for name, bias in biases.items() if bias is not None and np.any(bias)}
-        width = 4 if form == "fp32" else 1
+        width = 4 if form.startswith("fp32") else 1
         return (
             verify.weights_as_planned(contents, self.source, plan, width),
             verify.biases_intact(contents, present),
         )
 
     def _factored_answers(self, factors: Mapping[str, Factors]) -> Array:
+        if not factors:
+            return self.guard.reference
         key = digest(*(part for name, f in sorted(factors.items()) for part in (name, f.A, f.B)))
         if key not in self._answers:
             path = self._work / "reference.onnx"
             self._reference.write(factors, "fp32", path)
             # One plan at a time is looked at in several forms: the last answers are all that is worth keeping.
-            self._answers = {key: predict(load(path, "onnx"), self.guard.samples)}
+            self._answers = {key: self.guard.answers(path, "onnx")}
             path.unlink()
         return self._answers[key]
 

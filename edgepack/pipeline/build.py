@@ -16,16 +16,16 @@ from edgepack import metrics, pack
 from edgepack.cache import Cache, digest
 from edgepack.data import Samples, example, read_npz, validate
 from edgepack.errors import BudgetError, DataError, EdgepackError, ModelError
-from edgepack.inference import load, predict
+from edgepack.inference import Running, load, predict
 from edgepack.pipeline import manifest
-from edgepack.pipeline.attempt import Attempt, Guard, Prover
+from edgepack.pipeline.attempt import THREADS, Attempt, Guard, Prover
 from edgepack.pipeline.files import ModelFiles
 from edgepack.pipeline.guarding import Data, choose_method, load_data, make_guard
 from edgepack.pipeline.onnx_files import OnnxFiles
 from edgepack.pipeline.opened import Opened, model_kind, model_name, open_model
 from edgepack.pipeline.options import BuildOptions
 from edgepack.pipeline.promise import Baseline, keep_promise, make_baselines
-from edgepack.pipeline.search import Search, Unmet
+from edgepack.pipeline.search import Search, UnmetBudgetError
 from edgepack.pipeline.statistics import decompose
 from edgepack.pipeline.tflite_files import TfliteFiles
 from edgepack.progress import Progress, silent
@@ -103,20 +103,23 @@ def _fill(
     if data.calibration is None:
         warnings.append(UNGUARDED)
     test = None if options.test is None else read_npz(options.test, opened.inputs)
-    onnx = OnnxFiles(opened.model, data.calibration, largest=options.largest_weight)
+    onnx = OnnxFiles(opened.model, data.calibration, largest=options.weight_grids[0])
     dense = work / "dense.fp32.onnx"
     onnx.write_dense(dense)
-    guard = make_guard(options.metric, data, dense)
+    guard = make_guard(options.metric, data, dense, exact=options.exact)
+    _choose_grid(options, onnx, guard, work)
     key = digest(opened.sha256, data.digest())
     spectra, unobserved = decompose(opened.model, opened.layers, method, data.calibration, key, cache, progress)
     warnings += [f"{name}: its input was never seen at work, so it is factored by plain SVD" for name in unobserved]
     files = _formats(options, opened, data, onnx, tflite, work, warnings)
     prover = Prover(guard, onnx.read(dense), opened.layers, onnx, work)
-    search = Search(options, opened.layers, spectra, method, files, prover, cache, key, work, progress)
+    search = Search(
+        options, opened.layers, spectra, method, files, prover, cache, key, work, progress, largest=onnx.largest
+    )
     failure: EdgepackError | None = None
     try:
         found = search.run()
-    except Unmet as err:
+    except UnmetBudgetError as err:
         failure, found = err, err.found
     baselines = make_baselines(search)
     kept = {fmt: keep_promise(search, attempt, baselines[fmt]) for fmt, attempt in found.attempts.items()}
@@ -124,9 +127,9 @@ def _fill(
     failure = failure or _over_flash(options, kept)
     progress("final test")
     scores = _scores(chosen, opened, test, guard)
-    warnings += onnx.warnings
+    warnings += onnx.warnings + search.warnings
     record = {
-        **manifest.build_record(options, opened, data, guard, method, search.probes),
+        **manifest.build_record(options, opened, data, guard, method, search.probes, onnx.largest),
         "files": _entries(chosen, prover, scores, baseline=options.baseline),
         "latency_s": found.latency_s,
         "budget_met": failure is None,
@@ -135,6 +138,19 @@ def _fill(
     _place(folder, chosen, data, opened, options)
     pack.write_manifest(folder, record)
     return record, failure
+
+
+def _choose_grid(options: BuildOptions, onnx: OnnxFiles, guard: Guard, work: Path) -> None:
+    """Take the weight grid with which the dense int8 file answers best."""
+    if len(options.weight_grids) == 1 or "onnx" not in options.formats or options.precision == "fp32":
+        return
+    path = work / "grid.onnx"
+    noise = {}
+    for largest in options.weight_grids:
+        onnx.largest = largest
+        onnx.write({}, onnx.probe_form, path)
+        noise[largest] = metrics.sqnr_db(guard.answers(path, "onnx"), guard.reference)
+    onnx.largest = max(options.weight_grids, key=lambda largest: noise[largest])
 
 
 def _formats(
@@ -184,20 +200,20 @@ def _scores(chosen: Chosen, opened: Opened, test: Samples | None, guard: Guard) 
     """The untouched test, once per file: `--test`, else the recipe's `evaluate`. Empty where there is neither."""
     paths = chosen.paths(baseline=True)
     if test is not None:
-        fp32 = predict(load(*next(v for n, v in paths.items() if n.startswith("baseline/fp32"))), test)
+        fp32 = predict(_loaded(*next(v for n, v in paths.items() if n.startswith("baseline/fp32")), guard), test)
         metric = metrics.METRICS[metrics.choose(fp32, test.labels, guard.metric if test.labels is not None else None)]
-        return {n: float(metric(predict(load(*v), test), fp32, test.labels).mean()) for n, v in paths.items()}
+        return {n: float(metric(predict(_loaded(*v, guard), test), fp32, test.labels).mean()) for n, v in paths.items()}
     evaluate = None if opened.recipe is None else opened.recipe.evaluate
     if evaluate is None:
         return {}
-    return {name: _evaluated(evaluate, opened, path, fmt) for name, (path, fmt) in paths.items()}
+    return {name: _evaluated(evaluate, opened, _loaded(path, fmt, guard)) for name, (path, fmt) in paths.items()}
 
 
-def _evaluated(
-    evaluate: Callable[[Callable[..., Array]], float], opened: Opened, path: Path, fmt: Format
-) -> float:
-    model = load(path, fmt)
+def _loaded(path: Path, fmt: Format, guard: Guard) -> Running:
+    return load(path, fmt, threads=THREADS, exact=guard.exact)
 
+
+def _evaluated(evaluate: Callable[[Callable[..., Array]], float], opened: Opened, model: Running) -> float:
     def answer(*arrays: Array) -> Array:
         given = {spec.name: np.asarray(array) for spec, array in zip(opened.inputs, arrays, strict=True)}
         return predict(model, validate(given, opened.inputs, "evaluate"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -14,6 +14,17 @@ class ModelFiles(Protocol):
 
     fmt: Format
     calibrated: bool
+
+    @property
+    def fp32_forms(self) -> tuple[str, ...]:
+        """The forms with float linear layers, smallest file first."""
+
+    @property
+    def probe_form(self) -> str:
+        """The int8 form that a search for ranks emits."""
+
+    def forms(self, preferred: Sequence[str]) -> tuple[str, ...]:
+        """The forms of a preference that this model can be written in, with their variants, fastest first."""
 
     def write_dense(self, out: Path) -> None:
         """The dense fp32 baseline: the source model, nothing else changed."""

@@ -13,7 +13,7 @@ from edgepack.data import Samples, example, from_recipe, read_npz, split
 from edgepack.errors import UsageError
 from edgepack.factorize import DEFAULT, factorizer
 from edgepack.inference import load, predict
-from edgepack.pipeline.attempt import Guard
+from edgepack.pipeline.attempt import THREADS, Guard
 from edgepack.pipeline.opened import Opened
 from edgepack.pipeline.statistics import FALLBACK
 from edgepack.types import TensorSpec
@@ -73,12 +73,12 @@ def choose_method(asked: str | None, data: Data) -> str:
     return method
 
 
-def make_guard(metric: str | None, data: Data, dense_onnx: Path) -> Guard:
+def make_guard(metric: str | None, data: Data, dense_onnx: Path, *, exact: bool) -> Guard:
     """The dense fp32 model's answers on the guard samples, and the metric that fits them.
 
     Raises:
         UsageError: the metric asked for does not fit.
     """
-    reference = predict(load(dense_onnx, "onnx"), data.guard)
+    reference = predict(load(dense_onnx, "onnx", threads=THREADS), data.guard)
     chosen = metrics.choose(reference, data.guard.labels, metric)
-    return Guard(data.guard, reference, chosen, data.calibration is not None)
+    return Guard(data.guard, reference, chosen, data.calibration is not None, exact)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from edgepack.cache import Cache, digest
-from edgepack.data import example
+from edgepack.data import Samples, example
 from edgepack.errors import ModelError
 from edgepack.pipeline.guarding import choose_method, load_data
 from edgepack.pipeline.observe import Observation, joined
@@ -17,47 +16,8 @@ from edgepack.pipeline.opened import Opened, open_model
 from edgepack.pipeline.statistics import decompose
 from edgepack.plan.candidates import break_even_rank
 from edgepack.progress import Progress, silent
+from edgepack.report.layers import LayerReport, ModelReport
 from edgepack.types import LinearLayer, Spectrum
-
-
-@dataclass(frozen=True)
-class LayerReport:
-    """One linear layer.
-
-    Attributes:
-        rows: rows it multiplies in one inference of the example inputs; None where its input was never seen.
-        bytes_share: of all weight bytes of the model.
-        macs_share: of the multiplications of all linear layers; None where a layer's rows are unknown.
-        break_even: largest rank at which a pair has fewer weights and multiplications than the dense layer of the same
-            precision, fp32 or int8.
-        break_even_int8_int4: likewise for an int8 pair in bytes against a dense int4 layer.
-        rank_90, rank_99: ranks that keep 90 % and 99 % of the output energy.
-    """
-
-    name: str
-    op: str
-    out_features: int
-    in_features: int
-    uses: int
-    rows: int | None
-    weight_bytes: int
-    bytes_share: float
-    macs_share: float | None
-    break_even: int
-    break_even_int8_int4: int
-    rank_90: int
-    rank_99: int
-
-
-@dataclass(frozen=True)
-class ModelReport:
-    """The whole model. `method` says what the ranks are by: output energy on data, or weight energy without."""
-
-    model: str
-    weight_bytes: int
-    linear_bytes: int
-    method: str
-    layers: tuple[LayerReport, ...]
 
 
 def inspect(
@@ -89,18 +49,22 @@ def inspect(
         key = digest(opened.sha256, loaded.digest())
         spectra, _ = decompose(opened.model, opened.layers, chosen, loaded.calibration, key, cache, progress)
         progress("count rows")
-        return _report(opened, chosen, spectra, _rows(opened, seed))
+        return _report(opened, chosen, spectra, _rows(opened, loaded.calibration, seed))
 
 
-def _rows(opened: Opened, seed: int) -> dict[str, int]:
+def _rows(opened: Opened, samples: Samples | None, seed: int) -> dict[str, int]:
+    """Rows that one inference multiplies, by layer; empty where the model does not run on stand-in inputs."""
     observation = Observation(opened.model, [layer.name for layer in opened.layers])
-    counts = observation.row_counts(example(None, opened.inputs, seed))
+    try:
+        counts = observation.row_counts(example(samples, opened.inputs, seed))
+    except ModelError:
+        if samples is not None:
+            raise
+        return {}
     return {name: counts[joined(key)] for name, key in observation.keys.items()}
 
 
-def _report(
-    opened: Opened, method: str, spectra: tuple[Spectrum, ...], rows: dict[str, int]
-) -> ModelReport:
+def _report(opened: Opened, method: str, spectra: tuple[Spectrum, ...], rows: dict[str, int]) -> ModelReport:
     from edgepack.onnxgraph.tensors import weight_bytes
 
     total = weight_bytes(opened.model)

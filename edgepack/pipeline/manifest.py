@@ -20,11 +20,22 @@ from edgepack.versions import tool_versions
 
 
 def build_record(
-    options: BuildOptions, opened: Opened, data: Data, guard: Guard, method: str, probes: Sequence[Probe]
+    options: BuildOptions,
+    opened: Opened,
+    data: Data,
+    guard: Guard,
+    method: str,
+    probes: Sequence[Probe],
+    largest: int,
 ) -> dict[str, Any]:
     """Everything that does not depend on a single file."""
     return {
-        "model": {"name": opened.name, "source": Path(options.model).name, "kind": opened.kind, "sha256": opened.sha256},
+        "model": {
+            "name": opened.name,
+            "source": Path(options.model).name,
+            "kind": opened.kind,
+            "sha256": opened.sha256,
+        },
         "target": {"name": options.target.name},
         "options": {
             "rank": options.rank,
@@ -32,7 +43,7 @@ def build_record(
             "max_drop": options.drop_limit,
             "formats": list(options.formats),
             "flash_bytes": options.flash_bytes,
-            "largest_int8_weight": options.largest_weight,
+            "largest_onnx_weight_code": largest,
         },
         "seed": options.seed,
         "versions": tool_versions(),
@@ -73,7 +84,9 @@ def baseline_files(fmt: Format, baseline: Baseline, tests: Mapping[str, float]) 
     """The entries of `baseline/fp32.<format>` and `baseline/int8.<format>`."""
     int8 = _file(baseline.int8, fmt, baseline.form, baseline.int8_drop, tests.get(f"baseline/int8.{fmt}"))
     return {
-        f"baseline/fp32.{fmt}": _file(baseline.fp32, fmt, "fp32", baseline.fp32_drop, tests.get(f"baseline/fp32.{fmt}")),
+        f"baseline/fp32.{fmt}": _file(
+            baseline.fp32, fmt, "fp32", baseline.fp32_drop, tests.get(f"baseline/fp32.{fmt}")
+        ),
         f"baseline/int8.{fmt}": {**int8, "quantizer": baseline.quantizer, "form_chosen_by": baseline.cost_source},
     }
 

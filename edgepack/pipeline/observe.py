@@ -43,8 +43,10 @@ class Observation:
             yield self._rows(feed)
 
     def _rows(self, feed: Mapping[str, Array]) -> dict[str, Array]:
+        from edgepack.onnxgraph.session import run
+
         wanted = list(dict.fromkeys(name for key in self._observed for name in key))
-        arrays = dict(zip(wanted, self._session.run(wanted, dict(feed)), strict=True)) if wanted else {}
+        arrays = dict(zip(wanted, run(self._session, wanted, feed), strict=True)) if wanted else {}
         return {joined(key): seen.rows(*(arrays[name] for name in key)) for key, seen in self._observed.items()}
 
 

@@ -1,4 +1,4 @@
-"""Opens whatever MODEL names and brings it to one shape: a dense fp32 ONNX graph, and a torch program where there is one."""
+"""Opens whatever MODEL names as a dense fp32 ONNX graph, with a torch program beside it where there is one."""
 
 from __future__ import annotations
 
@@ -58,9 +58,11 @@ def model_kind(spec: str) -> Kind:
 
 
 def model_name(spec: str) -> str:
-    """`bench/models/mnist_mlp.py:recipe` → `mnist-mlp`."""
+    """`bench/models/mnist_mlp.py:recipe` → `mnist-mlp`; `standard_v3/model.onnx` → `standard-v3`."""
     head = spec.rpartition(":")[0] if model_kind(spec) == "recipe" else spec
     stem = Path(head).stem if head.endswith((".py", ".onnx", ".pt2")) else head.rpartition(".")[2]
+    if stem == "model":
+        stem = Path(head).resolve().parent.name
     return stem.replace("_", "-").lower() or "model"
 
 

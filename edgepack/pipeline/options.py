@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from edgepack.errors import UsageError
-from edgepack.targets import Target
+from edgepack.targets import HOST, Target
 from edgepack.types import FORMATS, Format
 
 Rank = Literal["auto"] | int | float
@@ -23,7 +23,8 @@ class BuildOptions:
         model: as on the command line.
         data: `.npz` with calibration and guard samples; None takes the recipe's.
         test: `.npz` that is scored once, at the end.
-        max_drop: largest allowed drop in the metric's own unit; None means 0.5 in auto mode and no limit at a fixed rank.
+        max_drop: largest allowed drop in the metric's own unit; None means 0.5 in auto mode and no limit at a fixed
+            rank.
         metric: name of the guard metric, None to choose by the data.
         method: factorizer, None for whitened with data and svd without.
         flash_bytes: largest size of one model file, None for no limit.
@@ -58,6 +59,8 @@ class BuildOptions:
             self.target.require_format(fmt)
         if isinstance(self.rank, float) and not 0 < self.rank < 1:
             raise UsageError(f"--rank {self.rank}: a share of a layer's weights lies between 0 and 1")
+        if self.seed < 0:
+            raise UsageError(f"--seed {self.seed}: a seed is 0 or more")
         if self.flash_bytes is not None and self.flash_bytes <= 0:
             raise UsageError("--flash must be more than 0 bytes")
 
@@ -69,13 +72,20 @@ class BuildOptions:
         return self.max_drop
 
     @property
-    def largest_weight(self) -> int:
-        """Largest int8 weight code for ONNX: 7 bits where the CPU's 8-bit products saturate in 16-bit sums.
+    def weight_grids(self) -> tuple[int, ...]:
+        """Largest int8 weight codes to choose from for ONNX.
 
-        x86 without VNNI adds two u8×s8 products in 16 bits (VPMADDUBSW): 255·127·2 does not fit, 255·63·2 does.
+        x86 without VNNI adds two u8×s8 products in 16 bits (VPMADDUBSW): 255·127·2 does not fit, 255·63·2 does. Whether
+        that happens depends on the model, so on this machine both are tried; for another one the safe grid is taken.
         """
-        vnni = any("vnni" in feature for feature in self.target.isa)
-        return 63 if self.target.arch == "x86_64" and not vnni else 127
+        if self.target.arch != "x86_64" or any("vnni" in feature for feature in self.target.isa):
+            return (127,)
+        return (127, 63) if self.target.name == HOST else (63,)
+
+    @property
+    def exact(self) -> bool:
+        """Whether answers are computed with exact integer sums instead of this machine's own arithmetic."""
+        return self.target.name != HOST
 
 
 def parse_formats(text: str) -> tuple[Format, ...]:
@@ -106,7 +116,7 @@ def parse_rank(text: str) -> Rank:
             rank = float(text)
         except ValueError:
             raise UsageError(f"--rank {text}: expected auto, a whole number, or a share such as 0.25") from None
-    if not rank > 0:
+    if isinstance(rank, str) or not rank > 0:
         raise UsageError(f"--rank {text}: must be more than 0")
     return rank
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from edgepack.cache import Cache, digest, file_digest
 from edgepack.data import example
-from edgepack.errors import BudgetError, ProofError
+from edgepack.errors import BudgetError, ModelError, ProofError
 from edgepack.factorize import factorizer
 from edgepack.inference import load, rename
 from edgepack.metrics import Drop
@@ -27,21 +27,18 @@ UNGUARDED_LOST_SHARE = 0.01
 """Output energy a layer may lose where no data stand guard over the accuracy."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Found:
     """What the search came to.
 
     Attributes:
         attempts: the chosen file of each format.
-        probes: every plan that was emitted on the way, as a row for the manifest.
         latency_s: seconds per inference of the files compared on this machine, by format and form; empty for a target
             that is not this machine.
     """
 
-    layers: LayerPlans
     attempts: dict[Format, Attempt]
-    probes: list[Probe] = field(default_factory=list)
-    latency_s: dict[str, float] = field(default_factory=dict)
+    latency_s: dict[str, float]
 
 
 class Search:
@@ -59,12 +56,16 @@ class Search:
         key: str,
         work: Path,
         progress: Progress,
+        *,
+        largest: int,
     ) -> None:
         self.options, self.layers, self.spectra, self.method = options, layers, spectra, method
         self.files, self.prover, self.cache, self.work, self.progress = files, prover, cache, work, progress
-        self.key = digest(key, method, prover.guard.metric, options.seed, options.largest_weight)
+        self.key = digest(key, method, prover.guard.metric, options.seed, options.exact, largest)
         self.probes: list[Probe] = []
+        self.warnings: list[str] = []
         self._probed = 0
+        self._planned: dict[str, list[LayerPlans]] = {}
 
     @property
     def measures_here(self) -> bool:
@@ -82,56 +83,55 @@ class Search:
         return made
 
     def run(self) -> Found:
-        """The best plan within the budget.
+        """The smallest plan within the budget for every format, in its fastest form.
 
         Raises:
-            BudgetError: none is; its `attempt` is the best one, complete.
+            UnmetBudgetError: a format has none; its best attempt is in the error.
         """
         limit = self.options.drop_limit
-        precisions = ("int8", "fp32") if self.options.precision == "auto" else (self.options.precision,)
-        if self.options.rank == "auto" and self.prover.guard.guarded and limit is not None:
-            steps = ladder(self.layers, self.spectra)
-        else:
-            steps = [self._fixed_plan()]
-        fallback: Found | None = None
-        for precision in precisions:
-            found = self._with_precision(precision, steps, limit)
-            if all(attempt.within(limit) for attempt in found.attempts.values()):
-                return found
-            fallback = found if fallback is None or _worst(found) < _worst(fallback) else fallback
-        if fallback is None:
-            raise ProofError("no precision was tried")
-        raise Unmet(fallback, limit or 0.0)
+        latency_s: dict[str, float] = {}
+        attempts = {fmt: self._best(fmt, limit, latency_s) for fmt in self.files}
+        found = Found(attempts, latency_s)
+        if not all(attempt.within(limit) for attempt in attempts.values()):
+            raise UnmetBudgetError(found, limit or 0.0)
+        return found
 
-    def _fixed_plan(self) -> LayerPlans:
-        rank = self.options.rank
-        if rank != "auto":
-            return candidates.fixed(self.layers, self.spectra, rank)
+    def _best(self, fmt: Format, limit: float | None, latency_s: dict[str, float]) -> Attempt:
+        """Int8 at the smallest plan that meets the budget; fp32 only if no int8 file does and it was not ruled out."""
+        asked = self.options.precision
+        closest: Attempt | None = None
+        for precision in ("int8", "fp32") if asked == "auto" else (asked,):
+            for plan in self._plans(precision, limit):
+                attempt = self._formed(fmt, self._forms(fmt, precision, plan), plan, limit, latency_s)
+                if attempt.within(limit):
+                    return attempt
+                if closest is None or attempt.lost < closest.lost:
+                    closest = attempt
+        if closest is None:
+            raise ProofError("the search had no plan to try")
+        return closest
+
+    def _plans(self, precision: str, limit: float | None) -> list[LayerPlans]:
+        """Plans to try, smallest first. The probes are made once, in the first format."""
+        if self.options.rank != "auto":
+            return [candidates.fixed(self.layers, self.spectra, self.options.rank)]
+        if precision not in self._planned:
+            dense = tuple(candidates.dense(layer, "no rank met the budget") for layer in self.layers)
+            if self.prover.guard.guarded and limit is not None:
+                self._planned[precision] = [*self._within_budget(precision, limit), dense]
+            else:
+                self._planned[precision] = [self._unguarded_plan(), dense]
+        return self._planned[precision]
+
+    def _unguarded_plan(self) -> LayerPlans:
         return tuple(
             candidates.at_lost_share(layer, spectrum, UNGUARDED_LOST_SHARE)
             for layer, spectrum in zip(self.layers, self.spectra, strict=True)
         )
 
-    def _with_precision(self, precision: str, steps: Sequence[LayerPlans], limit: float | None) -> Found:
-        all_dense = tuple(candidates.dense(layer, "no rank met the budget") for layer in self.layers)
-        ladder_down = [steps[0]] if len(steps) == 1 else self._within_budget(precision, steps, limit or 0.0)
-        if self.options.rank == "auto":
-            ladder_down = [*ladder_down, all_dense]
-        found: Found | None = None
-        for plan in ladder_down:
-            attempts, latencies = {}, {}
-            for fmt in self.files:
-                attempts[fmt], measured = self._formed(fmt, precision, plan, limit)
-                latencies |= measured
-            found = Found(plan, attempts, self.probes, latencies)
-            if all(attempt.within(limit) for attempt in attempts.values()):
-                break
-        if found is None:
-            raise ProofError("the search had no plan to try")
-        return found
-
-    def _within_budget(self, precision: str, steps: Sequence[LayerPlans], limit: float) -> list[LayerPlans]:
-        """The best plan by the first format's metric, then ever less compressed ones for formats that lose more."""
+    def _within_budget(self, precision: str, limit: float) -> list[LayerPlans]:
+        """The best plan by the first format's metric, then ever less compressed ones for files that lose more."""
+        steps = ladder(self.layers, self.spectra)
         fmt = next(iter(self.files))
         probes = climb(steps, lambda plan: self._probe(fmt, precision, plan, len(steps)), limit)
         self.probes += probes.values()
@@ -146,7 +146,7 @@ class Search:
         return [steps[i] for i in backward]
 
     def _probe(self, fmt: Format, precision: str, plan: LayerPlans, steps: int) -> Drop:
-        form = self._forms(fmt, precision, plan)[0]
+        form = "fp32" if precision == "fp32" else self.files[fmt].probe_form
         self._probed += 1
         ranks = [choice.rank for choice in plan]
         self.progress("search", self._probed, steps.bit_length() + 2 * NEIGHBOURS)
@@ -163,32 +163,46 @@ class Search:
         return Drop(**self.cache.record("probes", key, measure))
 
     def _forms(self, fmt: Format, precision: str, plan: LayerPlans) -> tuple[str, ...]:
+        files = self.files[fmt]
         if precision == "fp32":
-            return ("fp32",)
+            return files.fp32_forms if self.options.precision == "auto" else ("fp32",)
         factored = any(choice.rank is not None for choice in plan)
-        return cost.preferred(fmt, factored=factored, calibrated=self.files[fmt].calibrated)
+        return files.forms(cost.preferred(fmt, factored=factored, calibrated=files.calibrated))
 
     def _formed(
-        self, fmt: Format, precision: str, plan: LayerPlans, limit: float | None
-    ) -> tuple[Attempt, dict[str, float]]:
-        """The file of one format in its fastest form within the budget; else the one that loses least."""
-        files, factors = self.files[fmt], self.factors(plan)
-        attempts: list[Attempt] = []
-        for form in self._forms(fmt, precision, plan):
-            self.progress(f"emit {fmt} {form}")
-            attempt = self.prover.attempt(files, plan, factors, form, self.work / f"{form}.{fmt}")
-            attempts.append(attempt)
-            if attempt.sound and attempt.within(limit) and not self.measures_here:
-                return attempt, {}
-        sound = [attempt for attempt in attempts if attempt.sound]
-        if not sound:
-            raise ProofError(f"no {fmt} form of the plan passed its proofs: {attempts[0].form}: {attempts[0].failure}")
-        good = [attempt for attempt in sound if attempt.within(limit)]
+        self, fmt: Format, forms: Sequence[str], plan: LayerPlans, limit: float | None, latency_s: dict[str, float]
+    ) -> Attempt:
+        """The plan's file in its fastest form within the budget; else the one that loses least."""
+        attempts = [attempt for attempt in self._attempts(fmt, forms, plan, limit) if attempt.sound]
+        if not attempts:
+            raise ProofError(f"no {fmt} form of the plan could be written and proved: {'; '.join(self.warnings)}")
+        good = [attempt for attempt in attempts if attempt.within(limit)]
         if not good:
-            return min(sound, key=lambda a: a.drop.value if a.drop else 0.0), {}
+            return min(attempts, key=lambda attempt: attempt.lost)
         measured = self.latencies({a.form: a.path for a in good}, fmt) if len(good) > 1 else {}
+        latency_s |= {f"{fmt}/{form}": seconds for form, seconds in measured.items()}
         chosen = cost.fastest([a.form for a in good], measured)
-        return next(a for a in good if a.form == chosen), {f"{fmt}/{form}": s for form, s in measured.items()}
+        return next(a for a in good if a.form == chosen)
+
+    def _attempts(self, fmt: Format, forms: Sequence[str], plan: LayerPlans, limit: float | None) -> Iterator[Attempt]:
+        """Files of a plan in the order of `forms`; on another target than this machine the first good one ends it."""
+        files, factors = self.files[fmt], self.factors(plan)
+        for form in forms:
+            self.progress(f"emit {fmt} {form}")
+            try:
+                attempt = self.prover.attempt(files, plan, factors, form, self.work / f"{form}.{fmt}")
+            except ModelError as err:
+                self._warn(f"the form {form} cannot be used here: {err.message}")
+                continue
+            if not attempt.sound:
+                self._warn(f"the form {form} was dropped: {attempt.failure}")
+            yield attempt
+            if attempt.sound and attempt.within(limit) and not self.measures_here:
+                return
+
+    def _warn(self, message: str) -> None:
+        if message not in self.warnings:
+            self.warnings.append(message)
 
     def latencies(self, paths: Mapping[str, Path], fmt: Format) -> dict[str, float]:
         """Seconds per inference of files on this machine, measured in turns and kept in the cache."""
@@ -206,23 +220,18 @@ class Search:
         return dict(self.cache.record("latency", key, measure))
 
 
-class Unmet(BudgetError):
+class UnmetBudgetError(BudgetError):
     """The budget cannot be met; `found` is the best attempt."""
 
     def __init__(self, found: Found, limit: float) -> None:
-        worst = max((a for a in found.attempts.values()), key=lambda a: a.drop.value if a.drop else 0.0)
-        value = worst.drop.value if worst.drop else 0.0
+        worst = max(found.attempts.values(), key=lambda attempt: attempt.lost)
         metric = worst.drop.metric if worst.drop else "metric"
-        blame = sorted(found.layers, key=lambda p: -p.lost_energy_share)[:3]
-        factored = [f"{p.layer} (rank {p.rank}, {p.lost_energy_share:.1%} of its output energy)" for p in blame if p.rank]
+        blame = sorted(worst.layers, key=lambda p: -p.lost_energy_share)[:3]
+        factored = [f"{p.layer} (rank {p.rank}, {p.lost_energy_share:.1%} of its energy)" for p in blame if p.rank]
         names = f"; it loses most in {', '.join(factored)}" if factored else ""
         super().__init__(
-            f"no plan keeps the drop within {limit:g}: the best {worst.fmt} file ({worst.form}) drops {value:.2f} in {metric}"
-            f"{names}",
+            f"no plan keeps the drop within {limit:g}: the best {worst.fmt} file ({worst.form}) drops {worst.lost:.2f}"
+            f" in {metric}{names}",
             hint="allow more with --max-drop, a higher --rank, or --precision fp32",
         )
         self.found = found
-
-
-def _worst(found: Found) -> float:
-    return max((a.drop.value if a.drop else 0.0) for a in found.attempts.values())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -45,7 +46,7 @@ def decompose(
     spectra, unobserved = [], []
     for index, (layer, layer_key) in enumerate(zip(layers, keys, strict=True)):
         progress("factorize", index, len(layers))
-        arrays = cache.arrays("spectra", layer_key, lambda layer=layer: _arrays(layer, method, seen))
+        arrays = cache.arrays("spectra", layer_key, partial(_arrays, layer, method, seen))
         mean = arrays["mean"] if arrays["mean"].size else None
         if needs and mean is None:
             unobserved.append(layer.name)

@@ -1,8 +1,8 @@
-"""TFLite files of one source model: dense, baseline and packed. Conversions are kept in the cache: each takes seconds."""
+"""TFLite files of one source model: dense, baseline and packed. Conversions take seconds: they are kept in the cache."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -11,11 +11,12 @@ import numpy as np
 from edgepack.cache import Cache, digest
 from edgepack.data import Samples, feeds
 from edgepack.emit.tflite import TfliteEmitter
+from edgepack.errors import ModelError
 from edgepack.pipeline.opened import Opened
 from edgepack.types import Array, Contents, Factors, Format
 from edgepack.versions import tool_versions
 
-RANGE_SAMPLES = 256
+RANGE_SAMPLES = 128
 
 
 class TfliteFiles:
@@ -31,12 +32,13 @@ class TfliteFiles:
         self._loaded = False
         self._opened: Opened | None = None
         self.calibrated = False
-        self.missing: tuple[str, ...] = ()
 
     def __enter__(self) -> TfliteFiles:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._emitter.close()
 
     def open(self, opened: Opened, calibration: Samples | None, example: Mapping[str, Array]) -> None:
@@ -51,14 +53,24 @@ class TfliteFiles:
         self._shapes = {name: list(array.shape) for name, array in example.items()}
         self._key = digest(opened.sha256, opened.kind, self._shapes, tool_versions())
 
+    fp32_forms = ("fp32",)
+    probe_form = "int8-dynamic-range"
+
+    def forms(self, preferred: Sequence[str]) -> tuple[str, ...]:
+        """The forms to try for this model, fastest first."""
+        return tuple(preferred)
+
     def write_dense(self, out: Path) -> None:
+        """The dense fp32 baseline."""
         self.write({}, "fp32", out)
 
     def write_baseline(self, form: str, out: Path) -> str:
+        """The dense int8 baseline by the format's own quantizer; returns its name."""
         self.write({}, form, out)
         return "ai-edge-quantizer"
 
     def write(self, factors: Mapping[str, Factors], form: str, out: Path) -> None:
+        """The model with factors in place, in a form."""
         parts = [part for name in sorted(factors) for part in _parts(name, factors[name])]
         key = digest(self._key, *parts)
         source = out if form == "fp32" else self._work / f"{key[:16]}.fp32.tflite"
@@ -68,15 +80,18 @@ class TfliteFiles:
             samples = self._quantizer_samples(source) if form == "int8-static" else None
             data = [] if samples is None else [a for name in sorted(samples) for a in (name, samples[name])]
             quantized = digest(key, form, *data)
-            self._cache.file(
-                "tflite", quantized, ".tflite", lambda path: self._emitter.quantize(source, path, form, samples), out
-            )
+
+            def quantize(path: Path) -> None:
+                self._emitter.quantize(source, path, form, samples)
+
+            self._cache.file("tflite", quantized, ".tflite", quantize, out)
 
     def read(self, path: Path) -> Contents:
+        """What the file holds."""
         from edgepack.tflitegraph import constant_vectors, linear_ops
 
-        weights = [(*sorted(op.weight.shape), op.bits // 8) for op in linear_ops(path)]
-        return Contents(tuple(sorted(weights)), tuple(constant_vectors(path)))  # type: ignore[arg-type]
+        weights = [(min(op.weight.shape), max(op.weight.shape), op.bits // 8) for op in linear_ops(path)]
+        return Contents(tuple(sorted(weights)), tuple(constant_vectors(path)))
 
     def read_optimized(self, path: Path) -> Contents:
         """The file's own operators: LiteRT's delegates pack weights but fold no two of them into one."""
@@ -92,7 +107,9 @@ class TfliteFiles:
             else:
                 self._emitter.load_onnx(opened.onnx_path, self._shapes)
             self._loaded = True
-        self.missing = self._emitter.emit(path, opened.layers, factors or None)
+        missing = self._emitter.emit(path, opened.layers, factors or None)
+        if missing:
+            raise ModelError(f"no counterpart in the torch graph for {', '.join(missing)}")
 
     def _quantizer_samples(self, source: Path) -> dict[str, Array]:
         """Calibration inputs under the file's own names: (samples, *input shape)."""

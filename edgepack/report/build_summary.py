@@ -26,7 +26,8 @@ def render_build(out: Path, manifest: Mapping[str, Any]) -> Group:
     unlabelled = metric["guarded"] and not manifest["data"]["labelled"]
     note = " with the original model (no labels)" if unlabelled and metric["name"] == "agreement" else ""
     head = f"{out}: {manifest['model']['name']} for {manifest['target']['name']}, guard: {guard}{note}"
-    table = plain_table(FILE_HEADERS, [_file_row(name, files) for name in sorted(files, reverse=True)], right=FILE_HEADERS[2:7])
+    rows = [_file_row(name, files) for name in sorted(files, reverse=True)]
+    table = plain_table(FILE_HEADERS, rows, right=FILE_HEADERS[2:7])
     layers = next(entry["layers"] for name, entry in files.items() if name.startswith("model."))
     lines = [Text(head), table, _layers(layers)]
     lines += [Text(f"warning: {warning}", style="yellow") for warning in manifest["warnings"]]

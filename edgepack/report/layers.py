@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from edgepack.report.cells import size
 from edgepack.report.tables import plain_table
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from rich.console import Group
 
 
-class Layer(Protocol):
-    """What a row needs; `edgepack.pipeline.inspect.LayerReport` is one."""
+@dataclass(frozen=True)
+class LayerReport:
+    """One linear layer.
+
+    Attributes:
+        rows: rows it multiplies in one inference of the example inputs; None where its input was never seen.
+        bytes_share: of all weight bytes of the model.
+        macs_share: of the multiplications of all linear layers; None where a layer's rows are unknown.
+        break_even: largest rank at which a pair has fewer weights and multiplications than the dense layer of the same
+            precision, fp32 or int8.
+        break_even_int8_int4: likewise for an int8 pair in bytes against a dense int4 layer.
+        rank_90, rank_99: ranks that keep 90 % and 99 % of the output energy.
+    """
 
     name: str
     op: str
@@ -31,39 +41,51 @@ class Layer(Protocol):
     rank_99: int
 
 
-class Model(Protocol):
-    """What the table needs; `edgepack.pipeline.inspect.ModelReport` is one."""
+@dataclass(frozen=True)
+class ModelReport:
+    """The whole model. `method` says what the ranks are by: output energy on data, or weight energy without."""
 
     model: str
     weight_bytes: int
     linear_bytes: int
     method: str
-    layers: Sequence[Layer]
+    layers: tuple[LayerReport, ...]
 
 
-HEADERS = ("layer", "op", "out×in", "rows", "bytes", "MACs", "break-even", "int8 vs int4", "rank 90 %", "rank 99 %", "pays")
+HEADERS = (
+    "layer",
+    "op",
+    "out×in",
+    "rows",
+    "bytes",
+    "MACs",
+    "break-even",
+    "int8 vs int4",
+    "rank 90 %",
+    "rank 99 %",
+    "pays",
+)
 
 
-def render_layers(report: Model) -> Group:
+def render_layers(report: ModelReport) -> Group:
     """One row per layer and what the columns mean."""
     from rich.console import Group
     from rich.text import Text
 
     energy = "output energy on the calibration data" if report.method == "whitened" else "weight energy (no data)"
     share = report.linear_bytes / report.weight_bytes if report.weight_bytes else 0.0
-    head = (
-        f"{report.model}: {size(report.weight_bytes)} of weights, {share:.0%} of them in {len(report.layers)} linear layers"
-    )
+    where = f"{share:.0%} of them in {len(report.layers)} linear layers"
+    head = f"{report.model}: {size(report.weight_bytes)} of weights, {where}"
     notes = (
-        "break-even: a pair of this rank or less has fewer weights and multiplications than the dense layer at the same "
-        "precision (fp32 or int8); int8 vs int4: the same in bytes, an int8 pair against a dense int4 layer.\n"
+        "break-even: a pair of this rank or less has fewer weights and multiplications than the dense layer at the "
+        "same precision (fp32 or int8); int8 vs int4: the same in bytes, an int8 pair against a dense int4 layer.\n"
         f"rank 90 % / 99 %: keeps that share of {energy}. pays: rank 99 % is below break-even."
     )
     table = plain_table(HEADERS, [_cells(layer) for layer in report.layers], right=HEADERS[2:-1])
     return Group(Text(head), table, Text(notes, style="dim"))
 
 
-def _cells(layer: Layer) -> tuple[str, ...]:
+def _cells(layer: LayerReport) -> tuple[str, ...]:
     return (
         layer.name,
         layer.op if layer.uses == 1 else f"{layer.op} ×{layer.uses}",

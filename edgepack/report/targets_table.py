@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from edgepack.report.tables import plain_table
-from edgepack.targets import Bandwidth, Cache, Target
+from edgepack.targets import Bandwidth, Cache, Cluster, Target
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -21,7 +21,7 @@ def render_targets(targets: Sequence[Target]) -> Table:
 
 def _row(target: Target) -> tuple[str, ...]:
     main = target.main_cluster
-    cores = " + ".join(f"{c.cores}×{c.core}" + (f" {c.frequency_mhz / 1000:g}" if c.frequency_mhz else "") for c in target.clusters)
+    cores = " + ".join(_cores(cluster) for cluster in target.clusters)
     return (
         target.name,
         cores,
@@ -33,6 +33,11 @@ def _row(target: Target) -> tuple[str, ...]:
         bandwidth_cell(main.read),
         ", ".join(target.formats) or "none",
     )
+
+
+def _cores(cluster: Cluster) -> str:
+    clock = f" {cluster.frequency_mhz / 1000:g}" if cluster.frequency_mhz else ""
+    return f"{cluster.cores}×{cluster.core}{clock}"
 
 
 def cache_cell(cache: Cache | None) -> str:
