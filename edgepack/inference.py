@@ -40,8 +40,7 @@ def load(path: Path, fmt: Format, *, threads: int = 1, exact: bool = True) -> Ru
 
         opened = _exact_session(path, threads) if exact else ort.session(path, threads=threads)
         return Running(_session_inputs(opened), lambda feed: ort.run(opened, None, feed))
-    from edgepack.tflitegraph import signature
-    from edgepack.tfliterun import interpreter, run
+    from edgepack.tfliterun import interpreter, run, signature
 
     loaded = interpreter(path, threads=threads)
     return Running(tuple(signature(path)[1].values()), lambda feed: run(loaded, feed))

@@ -14,19 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from edgepack.errors import ModelError
-from edgepack.tfliterun import interpreter, run, signature
 from edgepack.types import Array
-
-__all__ = [
-    "TfliteLinear",
-    "constant_vectors",
-    "interpreter",
-    "linear_ops",
-    "operators",
-    "run",
-    "signature",
-    "weight_bytes",
-]
 
 T = TypeVar("T")
 

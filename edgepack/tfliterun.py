@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from edgepack.errors import ModelError
+from edgepack.tflitegraph import operators
 from edgepack.types import Array, TensorSpec
 
 
@@ -24,18 +28,30 @@ def interpreter(path: Path | str, threads: int = 1) -> Any:
         from ai_edge_litert.interpreter import Interpreter
     except ModuleNotFoundError:
         from tflite_runtime.interpreter import Interpreter
-    # Imported here because tflitegraph offers these functions under its own name as well.
-    from edgepack.tflitegraph import operators
-
     operators(path)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _without_native_log():
             warnings.simplefilter("ignore")
             made = Interpreter(model_path=str(path), num_threads=threads)
             made.allocate_tensors()
     except (ValueError, RuntimeError) as err:
         raise ModelError(f"{path}: the TFLite runtime refuses the file: {str(err).strip()}") from err
     return made
+
+
+@contextmanager
+def _without_native_log() -> Iterator[None]:
+    """Keep the runtime's own notes ("Created … delegate") off stderr: they are written below Python."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    sink = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(sink, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(sink)
 
 
 def run(made: Any, inputs: Mapping[str, Array]) -> list[Array]:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from edgepack.errors import ModelError
-from edgepack.tflitegraph import interpreter, linear_ops, operators, run, signature, weight_bytes
+from edgepack.tflitegraph import linear_ops, operators, weight_bytes
+from edgepack.tfliterun import interpreter, run, signature
 
 Written = tuple[Path, np.ndarray, np.ndarray]
 
@@ -100,7 +101,8 @@ def test_truncated_files_never_crash(model_file: Written, tmp_path: Path) -> Non
 import sys
 from pathlib import Path
 from edgepack.errors import ModelError
-from edgepack.tflitegraph import interpreter, linear_ops, weight_bytes
+from edgepack.tflitegraph import linear_ops, weight_bytes
+from edgepack.tfliterun import interpreter
 content = Path(sys.argv[1]).read_bytes()
 target = Path(sys.argv[2])
 for size in range(0, len(content) - 1, 37):

@@ -114,7 +114,7 @@ class TfliteFiles:
     def _quantizer_samples(self, source: Path) -> dict[str, Array]:
         """Calibration inputs under the file's own names: (samples, *input shape)."""
         from edgepack.inference import rename
-        from edgepack.tflitegraph import signature
+        from edgepack.tfliterun import signature
 
         if self._samples is None:
             return {}

@@ -14,7 +14,8 @@ from torch import nn
 from edgepack.emit.tflite import TfliteEmitter
 from edgepack.errors import ModelError
 from edgepack.sources.torch import export_program, save_program
-from edgepack.tflitegraph import interpreter, linear_ops, run, signature, weight_bytes
+from edgepack.tflitegraph import linear_ops, weight_bytes
+from edgepack.tfliterun import interpreter, run, signature
 from edgepack.torchgraph import find_linears, flat_module, with_factors
 from edgepack.types import Array, Factors, LinearLayer
 
