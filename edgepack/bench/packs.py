@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,13 +10,13 @@ from edgepack.bench.results import BenchResult
 from edgepack.bench.results_file import save_result
 from edgepack.bench.session import Variant, bench_variants
 from edgepack.errors import PackError
+from edgepack.pack import read_manifest
 from edgepack.progress import Progress
 from edgepack.targets import Target
 from edgepack.types import FORMATS, Format
 
 PACKED = "edgepack"
 BASELINES = ("fp32", "int8")
-MAX_MANIFEST_BYTES = 32 << 20
 
 
 def bench_pack(
@@ -97,17 +96,6 @@ def pack_variants(pack_dir: Path, target: Target, formats: Sequence[Format] | No
 
 def _model_name(pack_dir: Path) -> str:
     """The model's name in the manifest; the folder's where the manifest gives none."""
-    path = pack_dir / "manifest.json"
-    try:
-        with path.open("rb") as file:
-            manifest = json.loads(file.read(MAX_MANIFEST_BYTES))
-    except OSError as err:
-        raise PackError(
-            f"{pack_dir}: not a pack: cannot read manifest.json: {err.strerror}",
-            hint="give the folder that build wrote",
-        ) from err
-    except (ValueError, RecursionError) as err:
-        raise PackError(f"{path}: not JSON", hint="build the pack again") from err
-    model = manifest.get("model") if isinstance(manifest, dict) else None
+    model = read_manifest(pack_dir).get("model")
     name = model.get("name") if isinstance(model, dict) else None
     return name if isinstance(name, str) and name else pack_dir.resolve().name

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,17 +14,17 @@ import numpy as np
 
 from edgepack import metrics, pack
 from edgepack.cache import Cache, digest
-from edgepack.data import Samples, example, read_npz, validate
-from edgepack.errors import BudgetError, DataError, EdgepackError, ModelError
-from edgepack.inference import Running, load, predict
+from edgepack.data import example, read_npz
+from edgepack.errors import BudgetError, EdgepackError, ModelError
 from edgepack.pipeline import manifest
-from edgepack.pipeline.attempt import THREADS, Attempt, Guard, Prover
+from edgepack.pipeline.attempt import Attempt, Guard, Prover
 from edgepack.pipeline.files import ModelFiles
 from edgepack.pipeline.guarding import Data, choose_method, load_data, make_guard
 from edgepack.pipeline.onnx_files import OnnxFiles
 from edgepack.pipeline.opened import Opened, model_kind, model_name, open_model
 from edgepack.pipeline.options import BuildOptions
 from edgepack.pipeline.promise import Baseline, keep_promise, make_baselines
+from edgepack.pipeline.scores import final_scores
 from edgepack.pipeline.search import Search, UnmetBudgetError
 from edgepack.pipeline.statistics import decompose
 from edgepack.pipeline.tflite_files import TfliteFiles
@@ -126,7 +126,7 @@ def _fill(
     chosen = Chosen(kept, baselines)
     failure = failure or _over_flash(options, kept)
     progress("final test")
-    scores = _scores(chosen, opened, test, guard)
+    scores = final_scores(chosen.paths(baseline=True), opened, test, guard)
     warnings += onnx.warnings + search.warnings
     record = {
         **manifest.build_record(options, opened, data, guard, method, search.probes, onnx.largest),
@@ -194,39 +194,6 @@ def _over_flash(options: BuildOptions, attempts: Mapping[Format, Attempt]) -> Bu
         f"the {sizes[largest]} file has {largest} bytes, --flash allows {limit}; the largest layers are {names}",
         hint="allow a larger drop with --max-drop, or a smaller --rank",
     )
-
-
-def _scores(chosen: Chosen, opened: Opened, test: Samples | None, guard: Guard) -> dict[str, float]:
-    """The untouched test, once per file: `--test`, else the recipe's `evaluate`. Empty where there is neither."""
-    paths = chosen.paths(baseline=True)
-    if test is not None:
-        fp32 = predict(_loaded(*next(v for n, v in paths.items() if n.startswith("baseline/fp32")), guard), test)
-        metric = metrics.METRICS[metrics.choose(fp32, test.labels, guard.metric if test.labels is not None else None)]
-        return {n: float(metric(predict(_loaded(*v, guard), test), fp32, test.labels).mean()) for n, v in paths.items()}
-    evaluate = None if opened.recipe is None else opened.recipe.evaluate
-    if evaluate is None:
-        return {}
-    return {name: _evaluated(evaluate, opened, _loaded(path, fmt, guard)) for name, (path, fmt) in paths.items()}
-
-
-def _loaded(path: Path, fmt: Format, guard: Guard) -> Running:
-    return load(path, fmt, threads=THREADS, exact=guard.exact)
-
-
-def _evaluated(evaluate: Callable[[Callable[..., Array]], float], opened: Opened, model: Running) -> float:
-    def answer(*arrays: Array) -> Array:
-        given = {spec.name: np.asarray(array) for spec, array in zip(opened.inputs, arrays, strict=True)}
-        return predict(model, validate(given, opened.inputs, "evaluate"))
-
-    try:
-        score = evaluate(answer)
-    except EdgepackError:
-        raise
-    except Exception as err:
-        raise ModelError(f"the recipe's evaluate raised {type(err).__name__}: {err}") from err
-    if not isinstance(score, int | float) or not np.isfinite(score):
-        raise DataError(f"the recipe's evaluate returned {score!r}, expected a finite number")
-    return float(score)
 
 
 def _entries(

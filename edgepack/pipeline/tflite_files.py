@@ -1,4 +1,4 @@
-"""TFLite files of one source model: dense, baseline and packed. Conversions take seconds: they are kept in the cache."""
+"""TFLite files of one source model. Conversions take seconds, so they are kept in the cache."""
 
 from __future__ import annotations
 
