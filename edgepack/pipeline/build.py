@@ -15,9 +15,10 @@ import numpy as np
 from edgepack import metrics, pack
 from edgepack.cache import Cache, digest
 from edgepack.data import example, read_npz
-from edgepack.errors import BudgetError, EdgepackError, ModelError
+from edgepack.errors import BudgetError, ModelError
 from edgepack.pipeline import manifest
 from edgepack.pipeline.attempt import Attempt, Guard, Prover
+from edgepack.pipeline.blame import unmet_budget
 from edgepack.pipeline.files import ModelFiles
 from edgepack.pipeline.guarding import Data, choose_method, load_data, make_guard
 from edgepack.pipeline.onnx_files import OnnxFiles
@@ -25,7 +26,7 @@ from edgepack.pipeline.opened import Opened, model_kind, model_name, open_model
 from edgepack.pipeline.options import BuildOptions
 from edgepack.pipeline.promise import Baseline, keep_promise, make_baselines
 from edgepack.pipeline.scores import final_scores
-from edgepack.pipeline.search import Search, UnmetBudgetError
+from edgepack.pipeline.search import Search
 from edgepack.pipeline.statistics import decompose
 from edgepack.pipeline.tflite_files import TfliteFiles
 from edgepack.progress import Progress, silent
@@ -93,7 +94,7 @@ def _fill(
     cache: Cache,
     work: Path,
     progress: Progress,
-) -> tuple[dict[str, Any], EdgepackError | None]:
+) -> tuple[dict[str, Any], BudgetError | None]:
     """Write a whole pack into the folder; returns its manifest and the budget error to raise, if any."""
     if not opened.layers:
         raise ModelError(f"{options.model}: no linear layer found; there is nothing to factor")
@@ -116,15 +117,11 @@ def _fill(
     search = Search(
         options, opened.layers, spectra, method, files, prover, cache, key, work, progress, largest=onnx.largest
     )
-    failure: EdgepackError | None = None
-    try:
-        found = search.run()
-    except UnmetBudgetError as err:
-        failure, found = err, err.found
+    found = search.run()
     baselines = make_baselines(search)
     kept = {fmt: keep_promise(search, attempt, baselines[fmt]) for fmt, attempt in found.attempts.items()}
     chosen = Chosen(kept, baselines)
-    failure = failure or _over_flash(options, kept)
+    failure = unmet_budget(search, onnx, found) or _over_flash(options, kept)
     progress("final test")
     scores = final_scores(chosen.paths(baseline=True), opened, test, guard)
     warnings += onnx.warnings + search.warnings

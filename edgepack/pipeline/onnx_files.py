@@ -98,6 +98,13 @@ class OnnxFiles:
 
         self._write_linear(with_factors(self.model, factors) if factors else self.model, form, out)
 
+    def write_one_layer(self, layer: str, out: Path) -> None:
+        """The dense model with a single layer in int8, to see what that layer costs."""
+        from edgepack.emit import onnx as emit
+        from edgepack.onnxgraph.files import save
+
+        save(emit.to_form(self.model, "int8-dynamic", largest=self.largest, only=[layer]), out)
+
     def read(self, path: Path) -> Contents:
         """What the file holds."""
         from edgepack.onnxgraph.contents import read_contents

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from edgepack.errors import ModelError
@@ -50,7 +50,7 @@ def _baseline(search: Search, fmt: Format, files: ModelFiles) -> Baseline:
             search.warnings.append(f"the dense {form} baseline does not run: {err.message}")
             continue
         quantizers[form] = quantizer
-        if not here:
+        if not here and _within(drops[form], search.options.drop_limit):
             break
     if not quantizers:
         raise ModelError(f"no dense int8 {fmt} baseline runs", hint="leave this format out with --formats")
@@ -93,5 +93,6 @@ def _within(drop: Drop | None, limit: float | None) -> bool:
 
 
 def _dense(search: Search, attempt: Attempt, baseline: Baseline, reason: str) -> Attempt:
+    """The baseline's own file as the pack's model, proved like any other."""
     layers = tuple(candidates.dense(layer, reason) for layer in search.layers)
-    return replace(attempt, form=baseline.form, path=baseline.int8, layers=layers, drop=baseline.int8_drop)
+    return search.prover.measure(search.files[attempt.fmt], layers, {}, baseline.form, baseline.int8)
