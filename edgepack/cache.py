@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from edgepack.errors import OutputError
 from edgepack.types import Array
 
 
@@ -49,9 +50,18 @@ def file_digest(path: Path) -> str:
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, moved onto it when the block succeeds and removed when it fails."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+    """A temporary path beside `path`, moved onto it when the block succeeds and removed when it fails.
+
+    Raises:
+        OutputError: nothing can be written there.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+    except OSError as err:
+        raise OutputError(
+            f"cannot write to {path.parent}: {err.strerror}", hint="set EDGEPACK_CACHE to a folder that can be written"
+        ) from err
     os.close(handle)
     temporary = Path(name)
     try:
@@ -77,6 +87,7 @@ class Cache:
         self.hits: list[str] = []
 
     def path(self, kind: str, key: str, suffix: str) -> Path:
+        """Where the entry is, or would be."""
         return self.root / kind / key[:2] / f"{key}{suffix}"
 
     def arrays(self, kind: str, key: str, make: Callable[[], Mapping[str, Array]]) -> dict[str, Array]:
@@ -84,9 +95,10 @@ class Cache:
         path = self.path(kind, key, ".npz")
         if path.is_file() and not self.fresh:
             try:
-                with np.load(path, allow_pickle=False) as archive:
+                # Opened here: numpy leaves a damaged file open.
+                with path.open("rb") as source, np.load(source, allow_pickle=False) as archive:
                     found = {name: archive[name] for name in archive.files}
-            except (ValueError, OSError, EOFError, zipfile.BadZipFile):
+            except (ValueError, OSError, EOFError, NotImplementedError, RuntimeError, zipfile.BadZipFile):
                 path.unlink(missing_ok=True)
             else:
                 self.hits.append(kind)

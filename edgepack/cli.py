@@ -283,9 +283,8 @@ def targets_check(
             if problems:
                 raise typer.Exit(TargetsError.exit_code)
         elif problems:
-            raise TargetsError(
-                f"{file}: {len(problems)} problems\n" + "\n".join(f"  {problem}" for problem in problems)
-            )
+            count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+            raise TargetsError("\n".join([f"{file}: {count}", *(f"  {problem}" for problem in problems)]))
         else:
             typer.echo(f"{file}: good")
 

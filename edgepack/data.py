@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,17 +55,24 @@ def read_npz(path: Path, specs: Sequence[TensorSpec]) -> Samples:
             total = sum(info.file_size for info in archive.infolist())
         if total > MAX_BYTES:
             raise DataError(f"{path}: {total / 2**30:.1f} GiB unpacked, at most {MAX_BYTES / 2**30:.0f} GiB are read")
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-    except (zipfile.BadZipFile, EOFError, OSError) as err:
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError) as err:
         raise DataError(
             f"{path}: not an .npz archive, or truncated ({err})", hint="write it with numpy.savez(path, x=…, y=…)"
         ) from err
+    except MemoryError as err:
+        raise DataError(f"{path}: an array claims more memory than there is ({err})") from err
     except ValueError as err:
         raise DataError(
             f"{path}: an array holds Python objects or is damaged ({err}); pickles are never read",
             hint="save plain numeric arrays: numpy.savez(path, x=np.asarray(x, dtype=np.float32))",
         ) from err
+    foreign = [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]
+    if foreign:
+        raise DataError(
+            f"{path}: {foreign[0]!r} is not a numpy array", hint="write it with numpy.savez(path, x=…, y=…)"
+        )
     return validate(arrays, specs, str(path))
 
 
@@ -102,6 +110,8 @@ def validate(arrays: Mapping[str, Array], specs: Sequence[TensorSpec], origin: s
     given = {name: array for name, array in arrays.items() if name in wanted or name != LABELS}
     _check_names(given, wanted, origin)
     inputs = {name: _fitted(given[name], spec, origin) for name, spec in wanted.items()}
+    if labels is not None and (labels.ndim == 0 or labels.dtype.kind not in "iubf"):
+        raise DataError(f"{origin}: {LABELS!r} has shape {labels.shape} and dtype {labels.dtype}, expected N numbers")
     counts = {name: len(array) for name, array in inputs.items()} | ({} if labels is None else {LABELS: len(labels)})
     if len(set(counts.values())) != 1:
         raise DataError(f"{origin}: the arrays differ in samples on their first axis: {counts}")
@@ -142,11 +152,14 @@ def _fitted(array: Array, spec: TensorSpec, origin: str) -> Array:
         raise DataError(f"{origin}: {spec.name!r} has shape {array.shape}, expected ({expected}), N = samples")
     if not np.can_cast(array.dtype, spec.dtype, "same_kind"):
         raise DataError(f"{origin}: {spec.name!r} has dtype {array.dtype}, the model takes {spec.dtype}")
-    array = np.ascontiguousarray(array, dtype=spec.dtype)
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        bad = int(np.argwhere(~np.isfinite(array))[0][0])
-        raise DataError(f"{origin}: {spec.name!r} holds NaN or Inf (first in sample {bad})")
-    return array
+    with np.errstate(over="ignore"):
+        cast = np.ascontiguousarray(array, dtype=spec.dtype)
+    if cast.dtype.kind == "f" and not np.isfinite(cast).all():
+        bad = int(np.argwhere(~np.isfinite(cast))[0][0])
+        raise DataError(f"{origin}: {spec.name!r} holds NaN or Inf as {spec.dtype} (first in sample {bad})")
+    if cast.dtype.kind in "iu" and not np.array_equal(cast, array):
+        raise DataError(f"{origin}: {spec.name!r} holds {array.dtype} values that do not fit the model's {spec.dtype}")
+    return cast
 
 
 def split(samples: Samples, seed: int) -> tuple[Samples, Samples]:
@@ -157,7 +170,9 @@ def split(samples: Samples, seed: int) -> tuple[Samples, Samples]:
     """
     count = len(samples)
     if count < 2:
-        raise DataError(f"{count} sample cannot be split into calibration and guard", hint="give at least 2, better 500")
+        raise DataError(
+            f"{count} sample cannot be split into calibration and guard", hint="give at least 2, better 500"
+        )
     guard = max(count - int(count * CALIBRATION_SHARE), MIN_GUARD if count >= 2 * MIN_GUARD else 1)
     order = np.random.default_rng(seed).permutation(count)
     return samples.take(np.sort(order[guard:])), samples.take(np.sort(order[:guard]))
@@ -176,7 +191,7 @@ def feeds(samples: Samples, specs: Sequence[TensorSpec]) -> Iterator[tuple[dict[
         stop = min(start + size, count)
         fixed = any(b is not None for b in batches)
         index = np.minimum(np.arange(start, start + size if fixed else stop), count - 1)
-        feed = {n: a[start] if stacked[n] else a[index] for n, a in samples.inputs.items()}
+        feed = {n: a[start, ...] if stacked[n] else a[index] for n, a in samples.inputs.items()}
         yield feed, stop - start
 
 

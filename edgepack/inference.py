@@ -47,34 +47,38 @@ def load(path: Path, fmt: Format, *, threads: int = 1, exact: bool = True) -> Ru
 
 
 def _exact_session(path: Path, threads: int) -> ort.InferenceSession:
-    """A session without saturation, also where layers share an int8 weight.
+    """A session without saturation, also where int8 weights are shared or stand outside of their branch.
 
-    On x86 CPUs without VNNI the runtime widens int8 constants in its own way, once per use, and trips over those that
-    are used twice. Copies of them, made in memory, are all that it needs.
+    On x86 CPUs without VNNI the runtime widens int8 constants, but only those of the very graph that uses them, and it
+    trips over those that are used twice. Copies of them, made in memory, are all that it needs.
     """
+    import onnx_ir as ir
+
     from edgepack.onnxgraph.session import session
 
+    opened = None
     try:
-        return session(path, threads=threads, exact=True)
-    except ModelError:
-        import onnx_ir as ir
-
-        model = ir.load(path)
-        if not _unshare_int8(model):
+        opened = session(path, threads=threads, exact=True)
+    except ModelError as err:
+        if "Attempt to replace the existing tensor" not in str(err.__cause__):
             raise
-        return session(model, threads=threads, exact=True)
+    model = ir.load(path)
+    if _own_int8_constants(model) or opened is None:
+        opened = session(model, threads=threads, exact=True)
+    return opened
 
 
-def _unshare_int8(model: ir.Model) -> bool:
-    """Give every use of an int8 constant its own copy; whether there was any to copy."""
+def _own_int8_constants(model: ir.Model) -> bool:
+    """Give every use of an int8 constant its own copy in its own graph; whether there was any to copy."""
     import onnx_ir as ir
 
     changed = False
-    for graph in model.graphs():
-        for value in list(graph.initializers.values()):
-            if value.const_value is None or value.dtype != ir.DataType.INT8:
-                continue
-            for number, (node, index) in enumerate(list(value.uses())[1:], start=2):
+    for home in model.graphs():
+        for value in [v for v in home.initializers.values() if v.dtype == ir.DataType.INT8]:
+            for number, (node, index) in enumerate(list(value.uses())):
+                graph = node.graph
+                if value.const_value is None or not isinstance(graph, ir.Graph) or (graph is home and number == 0):
+                    continue
                 tensor = ir.Tensor(value.const_value.numpy(), name=f"{value.name}.use{number}")
                 copy = ir.Value(name=tensor.name, type=value.type, shape=value.shape, const_value=tensor)
                 graph.register_initializer(copy)

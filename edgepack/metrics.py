@@ -15,13 +15,21 @@ from edgepack.types import Array
 class Metric(Protocol):
     """(outputs (N, …), reference outputs (N, …), labels (N,) or None) -> scores (N,); the metric is their mean."""
 
-    def __call__(self, outputs: Array, reference: Array, labels: Array | None, /) -> Array: ...
+    def __call__(self, outputs: Array, reference: Array, labels: Array | None, /) -> Array: ...  # noqa: D102
 
 
 def accuracy(outputs: Array, reference: Array, labels: Array | None) -> Array:
     """100 where the arg max of the last axis equals the label, else 0."""
     if labels is None:
-        raise UsageError("--metric accuracy needs labels", hint="put an array `y` into --data, or use --metric agreement")
+        raise UsageError(
+            "--metric accuracy needs labels", hint="put an array `y` into --data, or use --metric agreement"
+        )
+    if not _are_classes(labels, outputs):
+        raise UsageError(
+            f"--metric accuracy needs one class number per score vector: labels {labels.dtype} {labels.shape}"
+            f" do not fit outputs {outputs.shape}",
+            hint="use --metric agreement or cosine, or give the class numbers as `y`",
+        )
     return np.asarray((outputs.argmax(axis=-1) == labels).reshape(len(outputs), -1).mean(axis=1) * 100.0)
 
 
@@ -39,33 +47,47 @@ def cosine(outputs: Array, reference: Array, labels: Array | None) -> Array:
     return np.asarray(np.where(norms > 0, dots / np.where(norms > 0, norms, 1.0), (a == b).all(axis=1)) * 100.0)
 
 
+def _are_classes(labels: Array, outputs: Array) -> bool:
+    """Whether the labels are class numbers for the outputs (…, classes). One column has no arg max to compare."""
+    if outputs.ndim < 2 or outputs.shape[-1] < 2 or labels.shape != outputs.shape[:-1]:
+        return False
+    return labels.dtype.kind in "iub" or (labels.dtype.kind == "f" and bool((labels == np.rint(labels)).all()))
+
+
 METRICS: Mapping[str, Metric] = {"accuracy": accuracy, "agreement": agreement, "cosine": cosine}
 
 
 def choose(reference: Array, labels: Array | None, asked: str | None) -> str:
     """The metric's name: what was asked for, else accuracy with labels, agreement for class scores, cosine otherwise.
 
-    Outputs (N, classes) count as class scores unless every row has unit length, as embeddings do.
+    Outputs (N, classes) count as class scores unless every row has unit length, as embeddings do and probabilities
+    only where all are certain.
 
     Raises:
-        UsageError: an unknown name, or accuracy without labels.
+        UsageError: an unknown name, or accuracy without labels that fit.
     """
     if asked is not None:
         if asked not in METRICS:
             raise UsageError(f"unknown metric {asked!r}; there are {', '.join(METRICS)}")
-        if asked == "accuracy" and labels is None:
-            accuracy(reference, reference, None)
+        if asked == "accuracy":
+            accuracy(reference, reference, labels)
         return asked
-    if labels is not None and reference.ndim >= 2 and labels.shape == reference.shape[:-1]:
+    if labels is not None and _are_classes(labels, reference):
         return "accuracy"
-    unit = reference.ndim == 2 and np.allclose(np.linalg.norm(reference, axis=1), 1.0, atol=1e-3)
-    return "agreement" if reference.ndim == 2 and reference.shape[1] > 1 and not unit else "cosine"
+    if reference.ndim != 2 or reference.shape[1] < 2:
+        return "cosine"
+    unit = np.allclose(np.linalg.norm(reference, axis=1), 1.0, atol=1e-3)
+    shares = bool((reference >= 0).all()) and np.allclose(reference.sum(axis=1), 1.0, atol=1e-3)
+    return "cosine" if unit and not shares else "agreement"
 
 
 def sqnr_db(outputs: Array, reference: Array) -> float:
     """Signal to quantization noise ratio of `outputs` against `reference`, in dB (inf where they are equal)."""
     noise = float(np.square(outputs.astype(float) - reference).sum())
-    return float("inf") if noise == 0 else 10 * float(np.log10(max(np.square(reference.astype(float)).sum() / noise, 1e-30)))
+    if noise == 0:
+        return float("inf")
+    signal = float(np.square(reference.astype(float)).sum())
+    return 10 * float(np.log10(max(signal / noise, 1e-30)))
 
 
 @dataclass(frozen=True)
@@ -80,6 +102,7 @@ class Drop:
 
     @property
     def value(self) -> float:
+        """The drop: more is worse."""
         return self.dense - self.emitted
 
 

@@ -59,18 +59,26 @@ def _disk_errors(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as err:
-        if err.errno not in reasons:
+        if err.errno not in reasons or not _concerns(err, out):
             raise
         raise OutputError(f"cannot write {out}: {reasons[err.errno]}", hint="choose another folder with --out") from err
 
 
+def _concerns(err: OSError, out: Path) -> bool:
+    """Whether the error may come from writing `out`: it names no file, or one on the way to it or beside it."""
+    parent = out.parent.resolve()
+    named = [Path(os.fsdecode(n)).resolve() for n in (err.filename, err.filename2) if isinstance(n, str | bytes)]
+    return not named or any(name.is_relative_to(parent) or parent.is_relative_to(name) for name in named)
+
+
 def _keep_results(old: Path, new: Path) -> None:
-    names = sorted(p.name for p in new.iterdir() if p.name.startswith("model."))
-    same = (old / RESULTS).is_dir() and all(
-        (old / n).is_file() and file_digest(old / n) == file_digest(new / n) for n in names
-    )
-    if same:
+    if (old / RESULTS).is_dir() and _models(old) == _models(new):
         shutil.copytree(old / RESULTS, new / RESULTS, dirs_exist_ok=True)
+
+
+def _models(folder: Path) -> dict[str, str]:
+    """{name: digest} of the model files in a pack."""
+    return {p.name: file_digest(p) for p in folder.glob("model.*") if p.is_file()}
 
 
 def _replace(folder: Path, out: Path) -> None:
@@ -78,8 +86,17 @@ def _replace(folder: Path, out: Path) -> None:
         os.replace(folder, out)
         return
     aside = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.old."))
-    os.replace(out, aside / "pack")
-    os.replace(folder, out)
+    try:
+        os.replace(out, aside / "pack")
+    except OSError:
+        aside.rmdir()
+        raise
+    try:
+        os.replace(folder, out)
+    except OSError:
+        os.replace(aside / "pack", out)
+        aside.rmdir()
+        raise
     shutil.rmtree(aside, ignore_errors=True)
 
 
@@ -102,7 +119,7 @@ def read_manifest(pack: Path) -> dict[str, Any]:
         raise PackError(f"{path}: {path.stat().st_size} bytes, a manifest has at most {MAX_MANIFEST_BYTES}")
     try:
         manifest = json.loads(path.read_text())
-    except ValueError as err:
+    except (ValueError, RecursionError) as err:
         raise PackError(f"{path}: not JSON ({err})", hint="build the pack again") from err
     version = manifest.get("schema_version") if isinstance(manifest, dict) else None
     if version != SCHEMA_VERSION:

@@ -5,7 +5,7 @@ Every linear layer of a graph is rewritten, dense and thin ones alike: a pair is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,8 +21,11 @@ if TYPE_CHECKING:
     from edgepack.onnxgraph.sites import Placement, Site
 
 FLOAT, FLOAT16 = 1, 10
-STATIC_MIN_OPSET = 13
-"""DequantizeLinear knows an axis, and so per-channel weights, from this opset on."""
+MIN_OPSET: Mapping[str, int] = {"fp32": 1, "int8-dynamic": 11, "int8-static-qdq": 10}
+"""The opset that brought the operators of a form: DynamicQuantizeLinear, and QuantizeLinear with MatMulInteger."""
+
+AXIS_OPSET = 13
+"""DequantizeLinear knows an axis, and so per-channel weights, from this opset on; before it, MatMulInteger serves."""
 
 Ranges = Mapping[str, tuple[float, float]]
 _Shared = dict[tuple[object, ...], "tuple[ir.Value, ...]"]
@@ -30,39 +33,71 @@ _Shared = dict[tuple[object, ...], "tuple[ir.Value, ...]"]
 
 def supports(form: str, opset: int) -> bool:
     """Whether a model of this opset can hold the form without being lifted to a newer one."""
-    return form != "int8-static-qdq" or opset >= STATIC_MIN_OPSET
+    return opset >= MIN_OPSET[form]
 
 
-def to_form(model: ir.Model, form: str, *, ranges: Ranges | None = None, largest: int = WEIGHT_MAX) -> ir.Model:
+def to_form(
+    model: ir.Model,
+    form: str,
+    *,
+    ranges: Ranges | None = None,
+    largest: int = WEIGHT_MAX,
+    only: Collection[str] | None = None,
+) -> ir.Model:
     """A new model with every linear layer in `form`; the given one is unchanged.
 
     Args:
         form: one of `FORMS["onnx"]`.
-        ranges: (low, high) of each layer's input by layer name, for the static form. A layer that is not in it was never
-            seen at work and stays fp32.
+        ranges: (low, high) of each layer's input by layer name, for the static form. A layer that is not in it was
+            never seen at work and stays fp32.
         largest: largest weight code.
+        only: names of the layers to rewrite; all others stay fp32. None for all layers.
+
+    A layer W X with X of unknown rank stays fp32: its two last axes cannot be exchanged.
 
     Raises:
-        UsageError: an unknown form, or the static form without ranges.
+        UsageError: an unknown form, one that the model's opset is too old for, or the static form without ranges.
     """
+    from edgepack.onnxgraph.ranks import note_ranks
     from edgepack.onnxgraph.rewrite import rewrite
     from edgepack.onnxgraph.sites import find_sites
 
+    _check(form, model.opset_imports.get("", 1), ranges)
     emitted = model.clone()
     if form == "fp32":
         return emitted
-    if form == "int8-static-qdq" and ranges is None:
-        raise UsageError("the form int8-static-qdq needs calibration data", hint="give --data, or use int8-dynamic")
     shared: _Shared = {}
-    for site in find_sites(emitted):
+    sites = find_sites(emitted)
+    if any(_unknown_axes(site) for site in sites):
+        note_ranks(emitted)
+    for site in sites:
+        if _unknown_axes(site):
+            continue
         if form == "int8-dynamic":
             rewrite(emitted, site, _dynamic(site, shared, largest))
-        elif form == "int8-static-qdq":
-            if ranges is not None and site.layer.name in ranges:
-                rewrite(emitted, site, _static(site, shared, ranges[site.layer.name], largest))
-        else:
-            raise UsageError(f"unknown ONNX form {form!r}")
+        elif ranges is not None and site.layer.name in ranges:
+            rewrite(emitted, site, _static(site, shared, ranges[site.layer.name], largest))
+    # A layer in several places may have quantized an input that an earlier node takes as well.
+    emitted.graph.sort()
+    for function in emitted.functions.values():
+        function.sort()
     return emitted
+
+
+def _unknown_axes(site: Site) -> bool:
+    return any(placement.kind == "columns" and placement.rank is None for placement in site.placements)
+
+
+def _check(form: str, opset: int, ranges: Ranges | None) -> None:
+    if form not in MIN_OPSET:
+        raise UsageError(f"unknown ONNX form {form!r}; there are {', '.join(MIN_OPSET)}")
+    if not supports(form, opset):
+        raise UsageError(
+            f"the model has opset {opset}, the form {form} needs {MIN_OPSET[form]}",
+            hint="export the model with a newer opset, or use --precision fp32",
+        )
+    if form == "int8-static-qdq" and ranges is None:
+        raise UsageError("the form int8-static-qdq needs calibration data", hint="give --data, or use int8-dynamic")
 
 
 _Build = Callable[["Builder", "ir.Value", "Placement"], "ir.Value"]
@@ -72,8 +107,8 @@ def _dynamic(site: Site, shared: _Shared, largest: int) -> _Build:
     """DynamicQuantizeLinear → MatMulInteger or ConvInteger → scale."""
 
     def build(builder: Builder, x: ir.Value, placement: Placement) -> ir.Value:
-        x = _enter(builder, x, placement.kind, site.dtype)
-        key = ("dynamic", id(placement.graph), id(x))
+        x = _enter(builder, x, placement, site.dtype)
+        key = ("dynamic", placement.graph, x)
         if key not in shared:
             shared[key] = tuple(builder.op("DynamicQuantizeLinear", [x], outputs=3))
         return _leave(builder, _integer(builder, shared[key], placement, site, largest), placement, site)
@@ -85,43 +120,48 @@ def _static(site: Site, shared: _Shared, low_high: tuple[float, float], largest:
     """QuantizeLinear → DequantizeLinear → MatMul or Gemm, which the runtime fuses into one integer kernel."""
 
     def build(builder: Builder, x: ir.Value, placement: Placement) -> ir.Value:
-        name = site.layer.name
-        x = _enter(builder, x, placement.kind, site.dtype)
-        conv = placement.kind == "conv"
-        x_scale, x_zero = activation_grid(*low_high)
-        key = ("static", id(placement.graph), id(x), conv, x_scale, x_zero)
-        if key not in shared:
-            scale = builder.constant(np.asarray(x_scale, np.float32), f"{name}.x_scale")
+        x = _enter(builder, x, placement, site.dtype)
+        if placement.kind == "conv" or builder.opset < AXIS_OPSET:
             # ConvInteger takes unsigned inputs: the same grid, moved up by 128.
-            point = np.asarray(x_zero + 128, np.uint8) if conv else np.asarray(x_zero, np.int8)
-            zero = builder.constant(point, f"{name}.x_zero_point")
-            codes = builder.op("QuantizeLinear", [x, scale, zero])
-            shared[key] = (codes, scale, zero) if conv else (builder.op("DequantizeLinear", [codes, scale, zero]),)
-        if conv:
+            key = ("static", placement.graph, x, activation_grid(*low_high))
+            if key not in shared:
+                shared[key] = _quantized(builder, x, site.layer.name, low_high, unsigned=True)
             return _leave(builder, _integer(builder, shared[key], placement, site, largest), placement, site)
-        (x_grid,) = shared[key]
-        if placement.kind == "rows" and x.shape is not None and len(x.shape) == 2:
-            y = _static_gemm(builder, x_grid, site.layer, x_scale, largest)
+        # One QuantizeLinear per layer: the runtime's x86 build does not fuse layers that share one.
+        codes, scale, zero = _quantized(builder, x, site.layer.name, low_high, unsigned=False)
+        x_grid = builder.op("DequantizeLinear", [codes, scale, zero])
+        if placement.rank == 2:
+            y = _static_gemm(builder, x_grid, placement, site.layer, activation_grid(*low_high)[0], largest)
             if y is not None:
-                return builder.op("Cast", [y], {"to": FLOAT16}) if site.dtype == np.float16 else y
-        codes_w, scales = quantize_weight(site.layer.weight, largest=largest)
-        w_grid = _weight_grid(builder, name, np.ascontiguousarray(codes_w.T), scales, axis=1)
+                return _restored(builder, y, placement, site)
+        weight, scales = quantize_weight(site.layer.weight, largest=largest)
+        w_grid = _weight_grid(builder, site.layer.name, np.ascontiguousarray(weight.T), scales, axis=1)
         return _leave(builder, builder.op("MatMul", [x_grid, w_grid]), placement, site)
 
     return build
 
 
-def _integer(
-    builder: Builder, x: tuple[ir.Value, ...], placement: Placement, site: Site, largest: int
-) -> ir.Value:
+def _quantized(
+    builder: Builder, x: ir.Value, name: str, low_high: tuple[float, float], *, unsigned: bool
+) -> tuple[ir.Value, ir.Value, ir.Value]:
+    """(codes, scale, zero point) of `x` on its static grid."""
+    step, point = activation_grid(*low_high)
+    scale = builder.constant(np.asarray(step, np.float32), f"{name}.x_scale")
+    zero = builder.constant(
+        np.asarray(point + 128, np.uint8) if unsigned else np.asarray(point, np.int8), f"{name}.x_zero_point"
+    )
+    return builder.op("QuantizeLinear", [x, scale, zero]), scale, zero
+
+
+def _integer(builder: Builder, x: tuple[ir.Value, ...], placement: Placement, site: Site, largest: int) -> ir.Value:
     """Integer product of `x` = (codes, scale, zero point) with the layer's weight, scaled back to float32."""
     codes_x, x_scale, x_zero = x
     name = site.layer.name
     codes, scales = quantize_weight(site.layer.weight, largest=largest)
     if placement.kind == "conv":
-        kernel = _kernel(placement)
-        weight = builder.constant(codes.reshape(kernel), f"{name}.int8")
-        scale = builder.constant(scales.reshape(-1, *(1,) * (len(kernel) - 2)), f"{name}.scale")
+        spatial = (1,) * placement.spatial
+        weight = builder.constant(codes.reshape(*codes.shape, *spatial), f"{name}.int8")
+        scale = builder.constant(scales.reshape(-1, *spatial), f"{name}.scale")
         total = builder.op("ConvInteger", [codes_x, weight, x_zero])
     else:
         weight = builder.constant(np.ascontiguousarray(codes.T), f"{name}.int8")
@@ -141,34 +181,36 @@ def _weight_grid(builder: Builder, name: str, codes: Array, scales: Array, *, ax
 
 
 def _static_gemm(
-    builder: Builder, x_grid: ir.Value, layer: LinearLayer, x_scale: float, largest: int
+    builder: Builder, x_grid: ir.Value, placement: Placement, layer: LinearLayer, x_scale: float, largest: int
 ) -> ir.Value | None:
     """Gemm with an int32 bias, which becomes one integer kernel with a float result; None where the bias overflows."""
     codes, scales = quantize_weight(layer.weight, largest=largest)
     inputs = [x_grid, _weight_grid(builder, layer.name, codes, scales, axis=0)]
-    if layer.bias is not None:
+    bias = layer.bias
+    if bias is None and _before_transpose(placement):
+        # Without a bias the runtime folds the Transpose into the Gemm, and then finds no integer kernel for it.
+        bias = np.zeros(layer.out_features, np.float32)
+    if bias is not None:
         bias_scales = (scales * np.float32(x_scale)).astype(np.float32)
-        bias = np.rint(layer.bias / bias_scales)
-        if not np.abs(bias).max() < 2**30:
+        levels = np.rint(bias / bias_scales)
+        if not np.abs(levels).max() < 2**30:
             return None
-        bias_codes = builder.constant(bias.astype(np.int32), f"{layer.name}.bias.int32")
+        bias_codes = builder.constant(levels.astype(np.int32), f"{layer.name}.bias.int32")
         scale = builder.constant(bias_scales, f"{layer.name}.bias.scale")
-        zeros = builder.constant(np.zeros(len(bias), np.int32), f"{layer.name}.bias.zero_point")
+        zeros = builder.constant(np.zeros(len(levels), np.int32), f"{layer.name}.bias.zero_point")
         inputs.append(builder.op("DequantizeLinear", [bias_codes, scale, zeros], {"axis": 0}))
     return builder.op("Gemm", inputs, {"transB": 1})
 
 
-def _kernel(placement: Placement) -> tuple[int, ...]:
-    """Shape of a convolution's weight, (out, in, 1, …)."""
-    shape = placement.node.inputs[1].shape  # type: ignore[union-attr]
-    return tuple(int(d) for d in shape)  # type: ignore[union-attr, arg-type]
+def _before_transpose(placement: Placement) -> bool:
+    return placement.kind == "columns" or any(node.op_type == "Transpose" for node, _ in placement.y.uses())
 
 
-def _enter(builder: Builder, x: ir.Value, kind: str, dtype: np.dtype[np.generic]) -> ir.Value:
+def _enter(builder: Builder, x: ir.Value, placement: Placement, dtype: np.dtype[np.generic]) -> ir.Value:
     """Bring the input to float32 with features on the last axis (convolutions keep theirs)."""
     if dtype == np.float16:
         x = builder.op("Cast", [x], {"to": FLOAT})
-    return _swapped(builder, x) if kind == "columns" else x
+    return _swapped(builder, x, placement)
 
 
 def _leave(builder: Builder, y: ir.Value, placement: Placement, site: Site) -> ir.Value:
@@ -180,8 +222,12 @@ def _leave(builder: Builder, y: ir.Value, placement: Placement, site: Site) -> i
         y = builder.op("Sub", [y, builder.constant(-bias, f"{site.layer.name}.bias.negative")])
     elif bias is not None:
         y = builder.op("Add", [y, builder.constant(bias, f"{site.layer.name}.bias")])
-    if placement.kind == "columns":
-        y = _swapped(builder, y)
+    return _restored(builder, y, placement, site)
+
+
+def _restored(builder: Builder, y: ir.Value, placement: Placement, site: Site) -> ir.Value:
+    """Undo `_enter`."""
+    y = _swapped(builder, y, placement)
     return builder.op("Cast", [y], {"to": FLOAT16}) if site.dtype == np.float16 else y
 
 
@@ -189,7 +235,7 @@ def _shaped_bias(layer: LinearLayer, placement: Placement) -> Array | None:
     if layer.bias is None:
         return None
     if placement.kind == "conv":
-        return layer.bias.reshape(-1, *(1,) * (len(_kernel(placement)) - 2))
+        return layer.bias.reshape(-1, *(1,) * placement.spatial)
     return layer.bias
 
 
@@ -198,7 +244,9 @@ def _producer(value: ir.Value) -> str:
     return "" if node is None else node.op_type
 
 
-def _swapped(builder: Builder, x: ir.Value) -> ir.Value:
-    """Exchange the last two axes."""
-    rank = len(x.shape) if x.shape is not None else 2
+def _swapped(builder: Builder, x: ir.Value, placement: Placement) -> ir.Value:
+    """Exchange the last two axes where the features are on the last but one; a vector has only one."""
+    rank = placement.rank
+    if placement.kind != "columns" or rank is None or rank < 2:
+        return x
     return builder.op("Transpose", [x], {"perm": [*range(rank - 2), rank - 1, rank - 2]})

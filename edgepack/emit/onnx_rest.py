@@ -1,7 +1,7 @@
 """Int8 weights for operators that are not linear layers: decoded once at load, computed in float as before.
 
-The file shrinks; resident memory and time stay those of fp32. Integer kernels for these operators come from the runtime's
-own quantizer (`onnx_standard`); this is the form for models that lose too much accuracy there.
+The file shrinks; resident memory and time stay those of fp32. Integer kernels for these operators come from the
+runtime's own quantizer (`onnx_standard`); this is the form for models that lose too much accuracy there.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def has_rest(model: ir.Model, linear: frozenset[int]) -> bool:
 def to_int8_weights(model: ir.Model, linear: frozenset[int]) -> None:
     """Store the weights of all other operators as int8, in place.
 
-    A weight becomes Cast and Mul in front of its operator, which the runtime folds at load; an embedding table is gathered
-    as int8 rows and scaled after.
+    A weight becomes Cast and Mul in front of its operator, which the runtime folds at load; an embedding table is
+    gathered as int8 rows and scaled after.
     """
     for graph, value, axes, users in list(_weights(model, linear)):
         tensor = value.const_value

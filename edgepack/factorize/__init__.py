@@ -1,4 +1,4 @@
-"""Factorizers: algorithms that turn one layer into two thin ones. Chosen by name; plug-ins come through entry points."""
+"""Factorizers: algorithms that turn one layer into two thin ones. Chosen by name; plug-ins are entry points."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Centred whitening: the rank-r factors that lose least of the layer's *output* on the calibration inputs.
 
-With inputs of mean μ and covariance C, min over rank-r M of E‖(W − M)(x − μ)‖² is reached by M = U_r U_rᵀ W, where U are
-the left singular vectors of W C^½; the error is the tail of their squared singular values. This is the principal
+With inputs of mean μ and covariance C, min over rank-r M of E‖(W − M)(x − μ)‖² is reached by M = U_r U_rᵀ W, where U
+are the left singular vectors of W C^½; the error is the tail of their squared singular values. This is the principal
 component analysis of the layer's outputs (Yu and Wu, "Compressing Transformers: Features Are Low-Rank, but Weights Are
 Not!", AAAI 2023). No inverse of C appears, so singular covariances (constant pixels) are no problem.
 """
@@ -46,9 +46,7 @@ def spectrum(layer: LinearLayer) -> Spectrum:
     if layer.out_features <= layer.in_features:
         gram = weight @ covariance @ weight.T
         energies, basis = np.linalg.eigh((gram + gram.T) / 2)
-        return Spectrum(
-            basis[:, ::-1].astype(np.float32), np.clip(energies[::-1], 0.0, None), layer.moments.mean
-        )
+        return Spectrum(basis[:, ::-1].astype(np.float32), np.clip(energies[::-1], 0.0, None), layer.moments.mean)
     values, vectors = np.linalg.eigh(covariance)
     # V Λ^½ has the same left singular vectors under W as the symmetric root V Λ^½ Vᵀ, one product cheaper.
     return replace(svd.decompose(weight @ (vectors * np.sqrt(np.clip(values, 0.0, None)))), mean=layer.moments.mean)

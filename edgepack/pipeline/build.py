@@ -25,7 +25,7 @@ from edgepack.pipeline.onnx_files import OnnxFiles
 from edgepack.pipeline.opened import Opened, model_kind, model_name, open_model
 from edgepack.pipeline.options import BuildOptions
 from edgepack.pipeline.promise import Baseline, keep_promise, make_baselines
-from edgepack.pipeline.scores import final_scores
+from edgepack.pipeline.scores import check_evaluate, final_scores
 from edgepack.pipeline.search import Search
 from edgepack.pipeline.statistics import decompose
 from edgepack.pipeline.tflite_files import TfliteFiles
@@ -108,10 +108,11 @@ def _fill(
     dense = work / "dense.fp32.onnx"
     onnx.write_dense(dense)
     guard = make_guard(options.metric, data, dense, exact=options.exact)
+    check_evaluate(opened, dense, guard)
     _choose_grid(options, onnx, guard, work)
     key = digest(opened.sha256, data.digest())
     spectra, unobserved = decompose(opened.model, opened.layers, method, data.calibration, key, cache, progress)
-    warnings += [f"{name}: its input was never seen at work, so it is factored by plain SVD" for name in unobserved]
+    warnings += [f"{name}: its input was never seen to vary, so it is factored by plain SVD" for name in unobserved]
     files = _formats(options, opened, data, onnx, tflite, work, warnings)
     prover = Prover(guard, onnx.read(dense), opened.layers, onnx, work)
     search = Search(

@@ -10,13 +10,13 @@ import numpy as np
 from edgepack import metrics
 from edgepack.cache import digest
 from edgepack.data import Samples, example, from_recipe, read_npz, split
-from edgepack.errors import UsageError
+from edgepack.errors import DataError, UsageError
 from edgepack.factorize import DEFAULT, factorizer
 from edgepack.inference import load, predict
 from edgepack.pipeline.attempt import THREADS, Guard
 from edgepack.pipeline.opened import Opened
 from edgepack.pipeline.statistics import FALLBACK
-from edgepack.types import TensorSpec
+from edgepack.types import Array, TensorSpec
 
 STAND_INS = 4
 """Seeded samples that prove a file's integrity where no data were given."""
@@ -78,7 +78,19 @@ def make_guard(metric: str | None, data: Data, dense_onnx: Path, *, exact: bool)
 
     Raises:
         UsageError: the metric asked for does not fit.
+        DataError: labels that are no classes of the model.
     """
     reference = predict(load(dense_onnx, "onnx", threads=THREADS), data.guard)
     chosen = metrics.choose(reference, data.guard.labels, metric)
+    if chosen == "accuracy" and data.guard.labels is not None:
+        _check_classes(data.guard.labels, reference.shape[-1], data.origin)
     return Guard(data.guard, reference, chosen, data.calibration is not None, exact)
+
+
+def _check_classes(labels: Array, classes: int, origin: str | None) -> None:
+    low, high = labels.min(), labels.max()
+    if low < 0 or high >= classes:
+        raise DataError(
+            f"{origin}: the labels 'y' go from {low:g} to {high:g}, the model has the classes 0 to {classes - 1}",
+            hint="number the classes like the model's scores, or leave 'y' out to measure agreement with the model",
+        )

@@ -54,8 +54,8 @@ def inspect(
 
 def _rows(opened: Opened, samples: Samples | None, seed: int) -> dict[str, int]:
     """Rows that one inference multiplies, by layer; empty where the model does not run on stand-in inputs."""
-    observation = Observation(opened.model, [layer.name for layer in opened.layers])
     try:
+        observation = Observation(opened.model, [layer.name for layer in opened.layers])
         counts = observation.row_counts(example(samples, opened.inputs, seed))
     except ModelError:
         if samples is not None:

@@ -95,7 +95,12 @@ def _opened_onnx(spec: str, kind: Kind, path: Path, program: Path | None, recipe
     from edgepack.onnxgraph.files import input_specs, load_with_digest
     from edgepack.onnxgraph.sites import find_sites
 
-    model, sha256 = load_with_digest(path)
+    try:
+        model, sha256 = load_with_digest(path)
+    except ModelError as err:
+        if str(path) in err.message:
+            raise
+        raise ModelError(f"{spec}: {err.message}", hint=err.hint) from err
     layers = tuple(site.layer for site in find_sites(model))
     inputs = input_specs(model)
     if not inputs:

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from edgepack import metrics
 from edgepack.data import Samples, validate
-from edgepack.errors import DataError, EdgepackError, ModelError
+from edgepack.errors import DataError
 from edgepack.inference import Running, load, predict
 from edgepack.pipeline.attempt import THREADS, Guard
 from edgepack.pipeline.opened import Opened
+from edgepack.sources.recipe import user_errors
 from edgepack.types import Array, Format
+
+_EVALUATE = (
+    "evaluate(predict) returns a number, higher is better; predict takes one numpy array per input, samples first"
+)
 
 
 def final_scores(
@@ -22,12 +28,23 @@ def final_scores(
     """The untouched test, once per file: `--test`, else the recipe's `evaluate`. Empty where there is neither."""
     if test is not None:
         fp32 = predict(_loaded(*next(v for n, v in paths.items() if n.startswith("baseline/fp32")), guard), test)
-        metric = metrics.METRICS[metrics.choose(fp32, test.labels, guard.metric if test.labels is not None else None)]
+        unlabelled = guard.metric == "accuracy" and test.labels is None
+        metric = metrics.METRICS[metrics.choose(fp32, test.labels, None if unlabelled else guard.metric)]
         return {n: float(metric(predict(_loaded(*v, guard), test), fp32, test.labels).mean()) for n, v in paths.items()}
     evaluate = None if opened.recipe is None else opened.recipe.evaluate
     if evaluate is None:
         return {}
     return {name: _evaluated(evaluate, opened, _loaded(path, fmt, guard)) for name, (path, fmt) in paths.items()}
+
+
+def check_evaluate(opened: Opened, dense: Path, guard: Guard) -> None:
+    """Run the recipe's `evaluate` once on the dense model: better now than after the search.
+
+    Raises:
+        ModelError, DataError: see `final_scores`.
+    """
+    if opened.recipe is not None and opened.recipe.evaluate is not None:
+        _evaluated(opened.recipe.evaluate, opened, _loaded(dense, "onnx", guard))
 
 
 def _loaded(path: Path, fmt: Format, guard: Guard) -> Running:
@@ -36,15 +53,16 @@ def _loaded(path: Path, fmt: Format, guard: Guard) -> Running:
 
 def _evaluated(evaluate: Callable[[Callable[..., Array]], float], opened: Opened, model: Running) -> float:
     def answer(*arrays: Array) -> Array:
+        if len(arrays) != len(opened.inputs):
+            names = ", ".join(spec.name for spec in opened.inputs)
+            raise DataError(f"the recipe's evaluate gave predict {len(arrays)} arrays, the model's inputs are {names}")
         given = {spec.name: np.asarray(array) for spec, array in zip(opened.inputs, arrays, strict=True)}
         return predict(model, validate(given, opened.inputs, "evaluate"))
 
-    try:
-        score = evaluate(answer)
-    except EdgepackError:
-        raise
-    except Exception as err:
-        raise ModelError(f"the recipe's evaluate raised {type(err).__name__}: {err}") from err
-    if not isinstance(score, int | float) or not np.isfinite(score):
+    with user_errors("the recipe's evaluate", "running", _EVALUATE):
+        score: Any = evaluate(answer)
+    # A metric computed in float32 or in torch comes as a scalar of that library.
+    number = score.item() if getattr(score, "ndim", None) == 0 else score
+    if not isinstance(number, int | float) or not np.isfinite(number):
         raise DataError(f"the recipe's evaluate returned {score!r}, expected a finite number")
-    return float(score)
+    return float(number)

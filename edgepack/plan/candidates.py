@@ -74,10 +74,8 @@ def fixed(layers: Sequence[LinearLayer], spectra: Sequence[Spectrum], rank: int 
 
 def _fixed_layer(layer: LinearLayer, spectrum: Spectrum, rank: int | float) -> LayerPlan:
     limit = break_even_rank(layer.out_features, layer.in_features)
-    if isinstance(rank, int):
-        wanted = rank
-    else:
-        wanted = int(rank * layer.weight.size / (layer.out_features + layer.in_features))
+    sides = layer.out_features + layer.in_features
+    wanted = rank if isinstance(rank, int) else int(rank * layer.weight.size / sides)
     if wanted < 1:
         return dense(layer, f"a share of {rank} of its weights is less than rank 1")
     if wanted > limit:

@@ -22,7 +22,7 @@ rank 128, counted in each runtime's own aarch64 kernels on an emulated Cortex-A7
 441 k static; pair 180 k dynamic, 115 k static; LiteRT dense 444 k and pair 170 k dynamic-range."""
 
 CLEARLY = 0.9
-"""A measured form displaces a preferred one only when its latency is below this share: noise must not flip a rebuild."""
+"""A measured form displaces a preferred one only when its latency is below this share: noise must not flip a build."""
 
 ROUNDS = 15
 ROUND_S = 0.02

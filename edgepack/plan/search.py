@@ -38,8 +38,8 @@ def ladder(layers: Sequence[LinearLayer], spectra: Sequence[Spectrum]) -> list[L
 def climb(steps: Sequence[LayerPlans], probe: Callable[[LayerPlans], Drop], max_drop: float) -> dict[int, Probe]:
     """Probe the ladder where it matters: bisect for its last step within `max_drop`, then look at the neighbours.
 
-    About log2(steps) + 2 · `NEIGHBOURS` probes. A drop on a few hundred samples is noisy, so a single probe may send the
-    bisection astray; the neighbours show it.
+    About log2(steps) + 2 · `NEIGHBOURS` probes. A drop on a few hundred samples is noisy, so a single probe may send
+    the bisection astray; the neighbours show it.
 
     Returns:
         step index → probe, ascending.

@@ -21,12 +21,12 @@ def balanced(factors: Factors, spectrum: Spectrum, *, seed: int) -> Factors:
     """
     rank = factors.rank
     sigma = np.sqrt(spectrum.energies[:rank])
-    floor = max(float(sigma.max()) * 1e-3, np.finfo(np.float32).tiny)
+    floor = max(float(sigma.max()) * 1e-3, float(np.finfo(np.float32).tiny))
     scale = np.maximum(sigma, floor) ** BETA
     scale /= np.exp(np.log(scale).mean())
     normal = np.random.default_rng([seed, rank]).standard_normal((rank, rank))
     q, r = np.linalg.qr(normal)
-    rotation = q * np.sign(np.diag(r))
+    rotation = q * np.sign(r.diagonal())
     gauge, inverse = scale[:, None] * rotation, rotation.T / scale
     A = factors.A.astype(np.float64) @ gauge
     B = inverse @ factors.B.astype(np.float64)

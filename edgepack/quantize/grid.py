@@ -18,7 +18,8 @@ def weight_scales(weight: Array, *, axis: int = 0, largest: int = WEIGHT_MAX) ->
     """
     others = tuple(i for i in range(weight.ndim) if i != axis)
     peak = np.abs(weight).max(axis=others).astype(np.float32)
-    return np.where(peak > 0, peak / np.float32(largest), np.float32(1)).astype(np.float32)
+    smallest = np.finfo(np.float32).tiny
+    return np.where(peak > 0, np.maximum(peak / np.float32(largest), smallest), np.float32(1)).astype(np.float32)
 
 
 def quantize_weight(weight: Array, *, axis: int = 0, largest: int = WEIGHT_MAX) -> tuple[Array, Array]:
@@ -39,6 +40,6 @@ def activation_grid(low: float, high: float) -> tuple[float, int]:
     low, high = min(low, 0.0), max(high, 0.0)
     if high - low <= 0:
         return 1.0, 0
-    scale = float(np.float32((high - low) / 255))
+    scale = max(float(np.float32((high - low) / 255)), float(np.finfo(np.float32).tiny))
     zero_point = round(-128 - low / scale)
     return scale, int(np.clip(zero_point, -128, 127))

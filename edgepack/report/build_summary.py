@@ -28,8 +28,7 @@ def render_build(out: Path, manifest: Mapping[str, Any]) -> Group:
     head = f"{out}: {manifest['model']['name']} for {manifest['target']['name']}, guard: {guard}{note}"
     rows = [_file_row(name, files) for name in sorted(files, reverse=True)]
     table = plain_table(FILE_HEADERS, rows, right=FILE_HEADERS[2:7])
-    layers = next(entry["layers"] for name, entry in files.items() if name.startswith("model."))
-    lines = [Text(head), table, _layers(layers)]
+    lines = [Text(head), table, *_plans(files)]
     lines += [Text(f"warning: {warning}", style="yellow") for warning in manifest["warnings"]]
     return Group(*lines)
 
@@ -46,7 +45,7 @@ def _file_row(name: str, files: Mapping[str, Mapping[str, Any]]) -> tuple[str, .
         _times(fp32, entry),
         _times(int8, entry),
         "–" if metric is None else f"{metric:.2f}",
-        "–" if drop is None else f"{drop:+.2f}",
+        "–" if drop is None else f"{round(drop, 2) + 0.0:+.2f}",
         entry["scored_on"] or "–",
     )
 
@@ -55,6 +54,17 @@ def _times(baseline: Mapping[str, Any] | None, entry: Mapping[str, Any]) -> str:
     if baseline is None or baseline is entry:
         return "–"
     return f"{baseline['size_bytes'] / entry['size_bytes']:.1f}×"
+
+
+def _plans(files: Mapping[str, Mapping[str, Any]]) -> list[Any]:
+    """One table of layers where all formats have the same plan, else one for each, under its file's name."""
+    from rich.text import Text
+
+    plans = {name: entry["layers"] for name, entry in sorted(files.items()) if name.startswith("model.")}
+    first = next(iter(plans.values()))
+    if all(plan == first for plan in plans.values()):
+        return [_layers(first)]
+    return [part for name, plan in plans.items() for part in (Text(f"layers of {name}"), _layers(plan))]
 
 
 def _layers(layers: list[Mapping[str, Any]]) -> Any:

@@ -73,7 +73,7 @@ def _notes(rows: Sequence[CompareRow]) -> list[str]:
             marked = f"* {note}" if note.startswith("measured on") else note
             found[f"{row.model} for {row.target}: {marked}" if len(packs) > 1 else marked] = None
     names = {row.metric_name for row in rows if row.metric_name}
-    return [*found, *(f"accuracy is {name}" for name in sorted(names))]
+    return [*found, *(f"accuracy is {name}" for name in sorted(names - {"accuracy"}))]
 
 
 def ratio(value: Ratio | None) -> str:

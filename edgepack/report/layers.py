@@ -79,7 +79,7 @@ def render_layers(report: ModelReport) -> Group:
     notes = (
         "break-even: a pair of this rank or less has fewer weights and multiplications than the dense layer at the "
         "same precision (fp32 or int8); int8 vs int4: the same in bytes, an int8 pair against a dense int4 layer.\n"
-        f"rank 90 % / 99 %: keeps that share of {energy}. pays: rank 99 % is below break-even."
+        f"rank 90 % / 99 %: keeps that share of {energy}. pays: rank 99 % is not above break-even."
     )
     table = plain_table(HEADERS, [_cells(layer) for layer in report.layers], right=HEADERS[2:-1])
     return Group(Text(head), table, Text(notes, style="dim"))

@@ -76,7 +76,7 @@ def render_target(target: Target) -> Table:
         rows.append((f"cluster {cluster.name}", f"{cluster.cores}× {cluster.core}{clock}{mark}"))
         for level in ("L1d", "L1i", "L2", "L3"):
             rows.append((f"  {level}", _cache_line(getattr(cluster, level))))
-        rows.append(("  read, one core", f"{bandwidth_cell(cluster.read)} GB/s"))
+        rows.append(("  read, one core", bandwidth_cell(cluster.read) + (" GB/s" if cluster.read else "")))
     rows += [(fmt, target.runtimes[fmt]) for fmt in target.formats]
     if target.no_runtime_reason:
         rows.append(("no runtime", target.no_runtime_reason))

@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from edgepack.errors import ModelError
+from edgepack.errors import EdgepackError, ModelError
 from edgepack.types import Array, Recipe
 
+_PACKAGE = f"{Path(__file__).parent.parent}{os.sep}"
 _SHAPE = "a recipe function takes no arguments and returns edgepack.types.Recipe(model, example_inputs, …)"
 
 
@@ -29,8 +30,8 @@ def load_recipe(spec: str) -> Recipe:
         spec: "path/to/file.py:function" or "package.module:function".
 
     Returns:
-        The recipe with its model in eval mode and, if its calibration is a mapping, numpy arrays in it; an iterable is
-        handed on as it is.
+        The recipe with its model in eval mode and, if its calibration is a mapping, numpy arrays in it; the rows
+        of an iterable become numpy arrays as they are read.
 
     Raises:
         ModelError: the file, module or function does not exist; importing or calling it raises (the message has file
@@ -66,7 +67,7 @@ def _file_module(path: Path, spec: str) -> Iterator[ModuleType]:
     # Dataclasses, typing and torch.export look a class's module up by name while the recipe runs.
     sys.modules[module.__name__] = module
     try:
-        with _user_errors(spec, "importing"):
+        with user_errors(spec, "importing"):
             loader_spec.loader.exec_module(module)
         yield module
     finally:
@@ -95,7 +96,7 @@ def _installed_module(name: str, spec: str) -> ModuleType:
             f"{spec}: no module named {name!r}",
             hint="install it, or give the path of the file: path/to/file.py:function",
         )
-    with _user_errors(spec, "importing"):
+    with user_errors(spec, "importing"):
         return importlib.import_module(name)
 
 
@@ -106,33 +107,49 @@ def _call(module: ModuleType, name: str, spec: str) -> object:
         raise ModelError(f"{spec}: it defines no {name!r}; functions there: {', '.join(known) or 'none'}", hint=_SHAPE)
     if not callable(function):
         raise ModelError(f"{spec}: {name!r} is a {type(function).__name__}, not a function", hint=_SHAPE)
-    with _user_errors(spec, "calling"):
+    needed = _required(function)
+    if needed:
+        raise ModelError(f"{spec}: {name!r} needs the arguments {', '.join(needed)}, none were expected", hint=_SHAPE)
+    with user_errors(spec, "calling"):
         return function()
 
 
+def _required(function: Callable[..., object]) -> list[str]:
+    """Parameters that a caller must give; empty where Python cannot tell."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return []
+    optional = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [p.name for p in parameters if p.default is p.empty and p.kind not in optional]
+
+
 @contextmanager
-def _user_errors(spec: str, doing: str) -> Iterator[None]:
-    """Turn whatever the user's code raises into a ModelError that says where."""
+def user_errors(spec: str, doing: str, hint: str = _SHAPE) -> Iterator[None]:
+    """Turn whatever the user's code raises into a ModelError that says where.
+
+    Args:
+        spec: whose code it is.
+        doing: what was done with it: "importing", "calling".
+        hint: how it should have been.
+
+    Raises:
+        ModelError: with the file and line in the user's code.
+    """
     try:
         yield
-    except (KeyboardInterrupt, MemoryError, ModelError):
+    except (KeyboardInterrupt, MemoryError, EdgepackError):
         raise
     except SyntaxError as err:
         raise ModelError(f"{spec}: syntax error at {err.filename}:{err.lineno}: {err.msg}") from err
     except (Exception, SystemExit) as err:
-        raise ModelError(
-            f"{spec}: {doing} it raised {type(err).__name__} at {_where(err)}: {err}", hint=_SHAPE
-        ) from err
+        raise ModelError(f"{spec}: {doing} it raised {type(err).__name__} at {_where(err)}: {err}", hint=hint) from err
 
 
 def _where(err: BaseException) -> str:
-    """File and line of the innermost frame that is the user's own: not this file, not a library."""
+    """File and line of the innermost frame that is the user's own: not edgepack's, not a library's."""
     frames = traceback.extract_tb(err.__traceback__)
-    own = [
-        f
-        for f in frames
-        if f.filename != __file__ and "site-packages" not in f.filename and not f.filename.startswith("<")
-    ]
+    own = [f for f in frames if not f.filename.startswith((_PACKAGE, "<")) and "site-packages" not in f.filename]
     own = [f for f in own if not f.filename.startswith(os.path.dirname(os.__file__))] or list(frames)
     return f"{own[-1].filename}:{own[-1].lineno}" if own else "an unknown place"
 
@@ -147,7 +164,7 @@ def _checked(recipe: object, spec: str) -> Recipe:
     inputs: object = recipe.example_inputs
     if not isinstance(inputs, tuple) or not inputs:
         raise ModelError(
-            f"{spec}: Recipe.example_inputs is {type(inputs).__name__ if not inputs else repr(type(inputs))}, "
+            f"{spec}: Recipe.example_inputs is {'empty' if inputs == () else type(inputs).__name__}, "
             "a tuple of tensors was expected",
             hint="write Recipe(model, (x,)): the comma makes it a tuple",
         )
@@ -169,12 +186,31 @@ def _checked(recipe: object, spec: str) -> Recipe:
 def _calibration(value: object, spec: str) -> Mapping[str, Array] | Iterable[tuple[Array, ...]] | None:
     if isinstance(value, Mapping):
         return {str(name): _array(array, f"{spec}: calibration[{name!r}]") for name, array in value.items()}
-    if value is None or (isinstance(value, Iterable) and not isinstance(value, str | bytes | np.ndarray)):
-        return value
+    if value is None:
+        return None
+    if isinstance(value, Iterable) and not isinstance(value, str | bytes | np.ndarray):
+        return _rows(value, spec)
     raise ModelError(
         f"{spec}: Recipe.calibration is {type(value).__name__}",
         hint='give {"input name": array, …, "y": labels} or an iterable of input tuples',
     )
+
+
+def _rows(rows: Iterable[object], spec: str) -> Iterator[tuple[Array, ...]]:
+    """Input tuples as numpy arrays, checked against the first while they stream."""
+    shapes: list[tuple[int, ...]] = []
+    with user_errors(spec, "reading the calibration of"):
+        for number, row in enumerate(rows):
+            arrays = as_numpy(row if isinstance(row, tuple | list) else (row,), f"{spec}: calibration row {number}: ")
+            found = [array.shape[1:] for array in arrays]
+            shapes = shapes or found
+            if found != shapes:
+                raise ModelError(
+                    f"{spec}: calibration row {number} has shapes {[a.shape for a in arrays]}, "
+                    f"the first row's beyond the first axis are {shapes}",
+                    hint="every row has the same inputs; the first axis is samples",
+                )
+            yield arrays
 
 
 def _array(value: object, what: str) -> Array:
@@ -187,6 +223,6 @@ def _array(value: object, what: str) -> Array:
     raise ModelError(f"{what} is {type(value).__name__}, a numpy array or a tensor was expected")
 
 
-def as_numpy(inputs: Iterable[Any]) -> tuple[Array, ...]:
-    """Tensors or arrays of one input tuple as numpy arrays."""
-    return tuple(_array(value, f"input {position}") for position, value in enumerate(inputs))
+def as_numpy(inputs: Iterable[Any], origin: str = "") -> tuple[Array, ...]:
+    """Tensors or arrays of one input tuple as numpy arrays; `origin` begins the message of an error."""
+    return tuple(_array(value, f"{origin}input {position}") for position, value in enumerate(inputs))

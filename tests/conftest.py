@@ -1,0 +1,52 @@
+"""What holds for the whole suite: a cache of its own, no deadlines on shared machines, and no silent skips in CI."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+REQUIRE_ALL = "EDGEPACK_REQUIRE_ALL"
+
+settings.register_profile("edgepack", deadline=None)
+settings.load_profile("edgepack")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """No test reads or writes the cache of the user; subprocesses inherit the variable."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EDGEPACK_CACHE", str(folder))
+        yield folder
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A skipped test marked `system` fails where everything is required; an expected failure is no skip."""
+    report = yield
+    expected = hasattr(report, "wasxfail")
+    if report.skipped and not expected and item.get_closest_marker("system") and _require_all():
+        report.outcome, report.longrepr = "failed", _complaint(report.longrepr)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """A module that skips itself hides its tests and their marks, so it fails as well."""
+    report = yield
+    if report.skipped and _require_all():
+        report.outcome, report.longrepr = "failed", _complaint(report.longrepr)
+    return report
+
+
+def _require_all() -> bool:
+    return os.environ.get(REQUIRE_ALL) == "1"
+
+
+def _complaint(skip: object) -> str:
+    reason = skip[2] if isinstance(skip, tuple) else skip
+    return f"skipped although {REQUIRE_ALL}=1 ({reason})"

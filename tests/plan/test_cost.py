@@ -1,0 +1,59 @@
+"""Which form is taken: the preferred one, unless another measured clearly faster."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from edgepack.plan.cost import CLEARLY, PREFERENCE, fastest, interleaved_latency_s, preferred
+from edgepack.types import FORMATS, FORMS
+
+
+def test_static_forms_need_calibration() -> None:
+    assert preferred("onnx", factored=True, calibrated=True) == ("int8-static-qdq", "int8-dynamic")
+    assert preferred("onnx", factored=False, calibrated=True) == ("int8-dynamic", "int8-static-qdq")
+    for fmt in FORMATS:
+        for factored in (True, False):
+            forms = preferred(fmt, factored=factored, calibrated=False)
+            assert len(forms) == 1
+            assert "static" not in forms[0]
+
+
+def test_every_preferred_form_is_a_form() -> None:
+    assert set(PREFERENCE) == {(fmt, factored) for fmt in FORMATS for factored in (True, False)}
+    for (fmt, _), forms in PREFERENCE.items():
+        assert set(forms) <= set(FORMS[fmt])
+
+
+@pytest.mark.parametrize(
+    ("latency", "expected"),
+    [
+        ({}, "a"),
+        ({"a": 1.0, "b": 0.95, "c": 2.0}, "a"),
+        ({"a": 1.0, "b": 0.89, "c": 2.0}, "b"),
+        ({"a": 1.0, "b": 0.89, "c": 0.85}, "b"),
+        ({"a": 1.0, "b": 0.89, "c": 0.5}, "c"),
+        ({"a": 1.0, "b": CLEARLY, "c": 1.0}, "a"),
+    ],
+)
+def test_fastest(latency: dict[str, float], expected: str) -> None:
+    assert fastest(["a", "b", "c"], latency) == expected
+
+
+def test_latency_is_per_call_and_in_turns() -> None:
+    turns: list[str] = []
+
+    def sleeper(name: str, seconds: float):
+        def run() -> None:
+            if not turns or turns[-1] != name:
+                turns.append(name)
+            time.sleep(seconds)
+
+        return run
+
+    found = interleaved_latency_s({"slow": sleeper("slow", 6e-3), "quick": sleeper("quick", 2e-3)})
+    assert 6e-3 <= found["slow"] < 9e-3
+    assert 2e-3 <= found["quick"] < 4e-3
+    assert turns[2:] == ["slow", "quick"] * (len(turns) // 2 - 1)
+    assert len(turns) >= 20
