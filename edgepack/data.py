@@ -73,7 +73,7 @@ def read_npz(path: Path, specs: Sequence[TensorSpec]) -> Samples:
         raise DataError(
             f"{path}: {foreign[0]!r} is not a numpy array", hint="write it with numpy.savez(path, x=…, y=…)"
         )
-    return validate(arrays, specs, str(path))
+    return _varied(validate(arrays, specs, str(path)), str(path))
 
 
 def from_recipe(
@@ -96,7 +96,7 @@ def from_recipe(
     if len(names) == len(specs) and not set(names) & {spec.name for spec in specs}:
         labels = {LABELS: arrays[LABELS]} if LABELS in arrays else {}
         arrays = {spec.name: arrays[name] for spec, name in zip(specs, names, strict=True)} | labels
-    return validate(arrays, specs, origin)
+    return _varied(validate(arrays, specs, origin), origin)
 
 
 def validate(arrays: Mapping[str, Array], specs: Sequence[TensorSpec], origin: str) -> Samples:
@@ -117,12 +117,17 @@ def validate(arrays: Mapping[str, Array], specs: Sequence[TensorSpec], origin: s
         raise DataError(f"{origin}: the arrays differ in samples on their first axis: {counts}")
     if min(counts.values()) == 0:
         raise DataError(f"{origin}: no samples")
-    if len(next(iter(inputs.values()))) > 1 and all((array == array[:1]).all() for array in inputs.values()):
+    return Samples(inputs, labels)
+
+
+def _varied(samples: Samples, origin: str) -> Samples:
+    """The samples, if they differ from one another: identical ones say nothing about a layer's inputs."""
+    if len(samples) > 1 and all((array == array[:1]).all() for array in samples.inputs.values()):
         raise DataError(
-            f"{origin}: all {counts[specs[0].name]} samples are identical; statistics need inputs that vary",
+            f"{origin}: all {len(samples)} samples are identical; statistics need inputs that vary",
             hint="give representative inputs, a few hundred or more",
         )
-    return Samples(inputs, labels)
+    return samples
 
 
 def _check_names(given: Mapping[str, Array], wanted: Mapping[str, TensorSpec], origin: str) -> None:

@@ -71,7 +71,7 @@ def is_unsure(use: Use, reader: Reader) -> bool:
         return False
     if known_rank(use.node.inputs[use.x_index]) is not None:
         return False
-    return any(_with_add(use, reader, rank).add is not None for rank in (2, 3, 4))
+    return any(_with_add(use, reader, rank).add is not None for rank in (1, 2, 3, 4))
 
 
 def _matmul(node: ir.Node, reader: Reader) -> Use | None:
