@@ -95,10 +95,12 @@ class LinearLayer:
 
     @property
     def out_features(self) -> int:
+        """Rows of the weight."""
         return int(self.weight.shape[0])
 
     @property
     def in_features(self) -> int:
+        """Columns of the weight."""
         return int(self.weight.shape[1])
 
 
@@ -112,6 +114,7 @@ class Factors:
 
     @property
     def rank(self) -> int:
+        """Columns of A and rows of B."""
         return int(self.A.shape[1])
 
 

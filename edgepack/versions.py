@@ -6,7 +6,17 @@ from importlib.metadata import PackageNotFoundError, version
 
 import edgepack
 
-TOOLS = ("numpy", "onnx", "onnx-ir", "onnxruntime", "torch", "litert-torch", "ai-edge-litert", "ai-edge-quantizer", "pnnx")
+TOOLS = (
+    "numpy",
+    "onnx",
+    "onnx-ir",
+    "onnxruntime",
+    "torch",
+    "litert-torch",
+    "ai-edge-litert",
+    "ai-edge-quantizer",
+    "pnnx",
+)
 
 
 def tool_versions() -> dict[str, str]:

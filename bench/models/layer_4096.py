@@ -1,0 +1,33 @@
+"""One linear layer of 4096×4096 with seeded weights whose singular values decay, as those of trained layers do.
+
+Its latency does not depend on the values; its outputs do, and they show that the pair still computes the layer.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import nn
+
+from edgepack.types import Recipe
+
+SEED = 0
+SIDE = 4096
+DIRECTIONS = 512
+NOISE = 0.01
+SAMPLES = 640
+
+
+def recipe() -> Recipe:
+    """The layer and Gaussian inputs for it."""
+    rng = np.random.default_rng(SEED)
+    left = rng.standard_normal((SIDE, DIRECTIONS), np.float32)
+    right = rng.standard_normal((DIRECTIONS, SIDE), np.float32)
+    scale = 1 / np.arange(1, DIRECTIONS + 1, dtype=np.float32)
+    weight = (left * scale) @ right / SIDE + NOISE / SIDE * rng.standard_normal((SIDE, SIDE), np.float32)
+    layer = nn.Linear(SIDE, SIDE)
+    with torch.no_grad():
+        layer.weight.copy_(torch.from_numpy(weight))
+        layer.bias.copy_(torch.from_numpy(rng.standard_normal(SIDE, np.float32) * weight.std()))
+    inputs = rng.standard_normal((SAMPLES, SIDE), np.float32)
+    return Recipe(layer, (torch.zeros(1, SIDE),), {"x": inputs})
