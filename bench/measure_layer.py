@@ -1,0 +1,129 @@
+"""One layer of 4096×4096, batch 1, one thread: dense and as a pair of rank 256, in every form of both runtimes."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from latencies import measure_files
+
+from edgepack import verify
+from edgepack.bench.schedule import Schedule
+from edgepack.bench.session import Variant
+from edgepack.cache import Cache, digest
+from edgepack.data import example
+from edgepack.errors import ProofError
+from edgepack.factorize import factorizer
+from edgepack.pipeline.files import ModelFiles
+from edgepack.pipeline.guarding import Data, load_data
+from edgepack.pipeline.onnx_files import OnnxFiles
+from edgepack.pipeline.opened import Opened, open_model
+from edgepack.pipeline.options import BuildOptions
+from edgepack.pipeline.statistics import decompose
+from edgepack.pipeline.tflite_files import TfliteFiles
+from edgepack.plan.candidates import fixed
+from edgepack.plan.search import LayerPlans
+from edgepack.progress import silent
+from edgepack.quantize.gauge import balanced
+from edgepack.targets import HOST, get_target
+from edgepack.types import FORMS, Factors, Format
+
+MODEL = f"{Path(__file__).parent / 'models' / 'layer_4096.py'}:recipe"
+RANK = 256
+METHOD = "whitened"
+SEED = 0
+
+SCHEDULE = Schedule(
+    processes=5,
+    warmup_runs=5,
+    warmup_s=0.2,
+    runs=50,
+    seconds=0.5,
+    cold_processes=1,
+    cold_runs=1,
+    memory_processes=1,
+    counter_runs=10,
+    retries=1,
+)
+QUICK = Schedule(
+    processes=4,
+    warmup_runs=3,
+    warmup_s=0.05,
+    runs=20,
+    seconds=0.1,
+    cold_processes=1,
+    cold_runs=1,
+    memory_processes=1,
+    counter_runs=10,
+    retries=0,
+)
+
+
+@dataclass(frozen=True)
+class LayerFile:
+    """The layer in one file; `layer` is "dense" or "pair"."""
+
+    layer: str
+    form: str
+    variant: Variant
+
+
+def measure(*, quick: bool = False) -> dict[str, Any]:
+    """Write every file and measure them."""
+    with tempfile.TemporaryDirectory(prefix="edgepack-bench-") as folder:
+        return measure_files_of(layer_files(Path(folder)), quick=quick)
+
+
+def measure_files_of(files: Sequence[LayerFile], *, quick: bool = False) -> dict[str, Any]:
+    """Every file in turns, in fresh processes, in one session; `rows` are in the order of the files."""
+    measured = measure_files([file.variant for file in files], QUICK if quick else SCHEDULE, model="layer-4096")
+    rows = zip(files, measured.pop("rows"), strict=True)
+    return {
+        "rank": RANK,
+        "quick": quick,
+        **measured,
+        "rows": [{"layer": file.layer, "form": file.form, **row} for file, row in rows],
+    }
+
+
+def layer_files(work: Path) -> list[LayerFile]:
+    """Write every file into the folder, each with the proof that the pair still is two thin matmuls."""
+    cache = Cache()
+    opened = open_model(MODEL, work)
+    data = load_data(None, opened, MODEL, SEED)
+    plan, factors = _factored(opened, data, cache)
+    # The grid that is safe on this machine's instruction set; its size does not change the kernel.
+    largest = BuildOptions(model=MODEL, target=get_target(HOST)).weight_grids[-1]
+    onnx = OnnxFiles(opened.model, data.calibration, largest=largest)
+    with TfliteFiles(cache, work) as tflite:
+        tflite.open(opened, data.calibration, example(data.guard, opened.inputs, SEED))
+        return [file for files in (onnx, tflite) for file in _written(files, plan, factors, work)]
+
+
+def _factored(opened: Opened, data: Data, cache: Cache) -> tuple[LayerPlans, dict[str, Factors]]:
+    key = digest(opened.sha256, data.digest())
+    spectra, _ = decompose(opened.model, opened.layers, METHOD, data.calibration, key, cache, silent)
+    algorithm = factorizer(METHOD)
+    factors = {
+        layer.name: balanced(algorithm.factors(layer, spectrum, RANK), spectrum, seed=SEED)
+        for layer, spectrum in zip(opened.layers, spectra, strict=True)
+    }
+    return fixed(opened.layers, spectra, RANK), factors
+
+
+def _written(files: ModelFiles, plan: LayerPlans, factors: Mapping[str, Factors], work: Path) -> Iterator[LayerFile]:
+    fmt: Format = files.fmt
+    for form in FORMS[fmt]:
+        path = work / f"dense.{form}.{fmt}"
+        files.write_dense(path) if form == "fp32" else files.write_baseline(form, path)
+        yield LayerFile("dense", form, Variant(f"dense-{form}", fmt, path))
+    for form in FORMS[fmt]:
+        path = work / f"pair.{form}.{fmt}"
+        files.write(factors, form, path)
+        proof = verify.two_thin_matmuls(files.read_optimized(path), plan)
+        if not proof.passed:
+            raise ProofError(f"{path.name}: {proof.name}: {proof.detail}")
+        yield LayerFile("pair", form, Variant(f"pair-{form}", fmt, path))

@@ -1,0 +1,83 @@
+"""The MNIST MLP as a pack for this machine, in both formats, against its dense fp32 and dense int8 baselines."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from latencies import measure_files
+
+from edgepack.bench.packs import pack_variants
+from edgepack.bench.schedule import Schedule
+from edgepack.bench.session import Variant
+from edgepack.pipeline.build import EXAMPLE, build
+from edgepack.pipeline.options import BuildOptions
+from edgepack.report.compare import file_entry
+from edgepack.targets import HOST, get_target
+
+MODEL = f"{Path(__file__).parent / 'models' / 'mnist_mlp.py'}:recipe"
+MAX_DROP = 0.3
+
+SCHEDULE = Schedule(
+    processes=6,
+    warmup_runs=5,
+    warmup_s=0.1,
+    runs=100,
+    seconds=0.5,
+    cold_processes=4,
+    cold_runs=20,
+    memory_processes=1,
+    counter_runs=100,
+    retries=1,
+)
+QUICK = Schedule(
+    processes=4,
+    warmup_runs=3,
+    warmup_s=0.05,
+    runs=20,
+    seconds=0.1,
+    cold_processes=1,
+    cold_runs=12,
+    memory_processes=1,
+    counter_runs=20,
+    retries=0,
+)
+
+
+def measure(*, quick: bool = False) -> dict[str, Any]:
+    """Build the pack and measure it."""
+    with tempfile.TemporaryDirectory(prefix="edgepack-bench-") as folder:
+        return measure_pack(Path(folder) / "pack", quick=quick)
+
+
+def measure_pack(out: Path, *, quick: bool = False) -> dict[str, Any]:
+    """Build the pack in a folder, then measure its files in turns; `rows` holds a row per file."""
+    target = get_target(HOST)
+    manifest = build(BuildOptions(model=MODEL, target=target, max_drop=MAX_DROP, out=out)).manifest
+    variants = pack_variants(out, target)
+    schedule = QUICK if quick else SCHEDULE
+    measured = measure_files(variants, schedule, model="mnist-mlp", inputs=out / EXAMPLE, cold=True)
+    rows = zip(variants, measured.pop("rows"), strict=True)
+    return {
+        "max_drop": MAX_DROP,
+        "guard_samples": manifest["data"]["guard_samples"],
+        "quick": quick,
+        **measured,
+        "rows": [{**_facts(manifest, variant), **row} for variant, row in rows],
+    }
+
+
+def _facts(manifest: Mapping[str, Any], variant: Variant) -> dict[str, Any]:
+    """What the build knows of a file: its form, what it keeps of the weights, its accuracy on test and guard."""
+    entry = file_entry(manifest, variant.name, variant.format)
+    dense = file_entry(manifest, "dense-fp32", variant.format)
+    return {
+        "variant": variant.name,
+        "form": entry["form"],
+        "parameters_share": entry.get("matrix_parameters_share", 1.0),
+        "test_accuracy": round(entry["test"], 6),
+        "test_drop": round(dense["test"] - entry["test"], 6),
+        "guard_drop": round(entry["guard"]["drop"], 6),
+    }

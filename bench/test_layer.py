@@ -1,0 +1,69 @@
+"""One layer of 4096×4096 at rank 256, batch 1, one thread. The ratios come from one session with the files in turns.
+
+pytest-benchmark's own times are of this process, one file after the other: good to look at, not to compare.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import measure_layer
+import pytest
+from blocks import speedup
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from edgepack.data import example
+from edgepack.inference import load
+from edgepack.report.cells import ratio, seconds
+from edgepack.types import FORMS, Format
+
+Row = Mapping[str, Any]
+CASES = [(fmt, layer, form) for fmt, forms in FORMS.items() for layer in ("dense", "pair") for form in forms]
+# A pair of rank 256 holds an eighth of the dense layer's weights; half of what that promises must arrive.
+LEAST_SPEEDUP_INT8, LEAST_SPEEDUP_FP32 = 4.0, 16.0
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory: pytest.TempPathFactory) -> list[measure_layer.LayerFile]:
+    return measure_layer.layer_files(tmp_path_factory.mktemp("layer"))
+
+
+@pytest.fixture(scope="session")
+def rows(files: list[measure_layer.LayerFile]) -> dict[tuple[str, str, str], Row]:
+    measured = measure_layer.measure_files_of(files)
+    return {(row["format"], row["layer"], row["form"]): row for row in measured["rows"]}
+
+
+@pytest.mark.parametrize(("fmt", "layer", "form"), CASES)
+def test_one_inference(
+    benchmark: BenchmarkFixture,
+    files: list[measure_layer.LayerFile],
+    rows: dict[tuple[str, str, str], Row],
+    note: Callable[[str], None],
+    fmt: Format,
+    layer: str,
+    form: str,
+) -> None:
+    file = next(f for f in files if (f.variant.format, f.layer, f.form) == (fmt, layer, form))
+    model = load(file.variant.path, fmt, exact=False)
+    feed = example(None, model.inputs, measure_layer.SEED)
+    benchmark.group = f"layer 4096×4096, {fmt}"
+    benchmark.extra_info.update(rows[fmt, layer, form])
+    benchmark(model.run, feed)
+
+    fp32, int8 = baselines(rows, fmt)
+    against = {"fp32": speedup(rows[fmt, layer, form], fp32), "int8": speedup(rows[fmt, layer, form], int8)}
+    benchmark.extra_info.update({f"speedup_vs_dense_{name}": found.speedup for name, found in against.items()})
+    p50 = seconds(sorted(rows[fmt, layer, form]["process_medians_s"])[measure_layer.SCHEDULE.processes // 2])
+    vs = ", ".join(f"{ratio(found)} than dense {name}" for name, found in against.items())
+    note(f"layer {fmt:6} {layer:5} {form:18} {p50:>8}  {vs}")
+    if layer == "pair" and form != "fp32":
+        assert against["int8"].speedup > LEAST_SPEEDUP_INT8
+        assert against["fp32"].speedup > LEAST_SPEEDUP_FP32
+
+
+def baselines(rows: dict[tuple[str, str, str], Row], fmt: str) -> tuple[Row, Row]:
+    """Dense fp32, and dense int8 in the form that is fastest here."""
+    dense = [row for (kind, layer, form), row in rows.items() if kind == fmt and layer == "dense" and form != "fp32"]
+    return rows[fmt, "dense", "fp32"], min(dense, key=lambda row: sorted(row["process_medians_s"])[2])
