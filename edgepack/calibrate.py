@@ -19,7 +19,7 @@ class _Accumulator:
         self.name = name
         self.count = 0
         self.total = np.zeros(features)
-        self.second = np.zeros((features, features))
+        self.second = np.zeros((features, features), order="F")  # upper triangle only, until `finish`
         self.low, self.high = np.full(features, np.inf), np.full(features, -np.inf)
         self.waiting: list[Array] = []
         self.rows_waiting = 0
@@ -33,6 +33,8 @@ class _Accumulator:
             self.flush()
 
     def flush(self) -> None:
+        from scipy.linalg.blas import dsyrk
+
         if not self.waiting:
             return
         rows = np.concatenate(self.waiting).astype(np.float64)
@@ -40,12 +42,16 @@ class _Accumulator:
         self.waiting, self.rows_waiting = [], 0
         self.count += len(rows)
         self.total += rows.sum(axis=0)
-        self.second += rows.T @ rows
+        # Half the multiplications of rows.T @ rows, added in place.
+        self.second = dsyrk(1.0, rows.T, beta=1.0, c=self.second, overwrite_c=True)
         self.low, self.high = np.minimum(self.low, rows.min(axis=0)), np.maximum(self.high, rows.max(axis=0))
 
     def finish(self) -> Moments:
         self.flush()
-        mean, second = self.total / self.count, self.second / self.count
+        mean, second = self.total / self.count, self.second
+        second /= self.count
+        lower = np.tril_indices(len(mean), -1)
+        second[lower] = second.T[lower]
         # Rounding would leave a feature that never varied a variance of 1e-17; made exact, it has none.
         still = self.low == self.high
         mean[still] = self.low[still]

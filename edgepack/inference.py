@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,10 @@ from edgepack.types import Array, Format, TensorSpec
 if TYPE_CHECKING:
     import onnx_ir as ir
     import onnxruntime as ort
+
+
+THREADS = min(4, os.cpu_count() or 1)
+"""Threads for answers and statistics; latency is measured with one."""
 
 
 @dataclass(frozen=True)

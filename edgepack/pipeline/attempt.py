@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +11,10 @@ import numpy as np
 from edgepack import metrics, verify
 from edgepack.cache import digest
 from edgepack.data import Samples
-from edgepack.inference import load, predict
+from edgepack.inference import THREADS, load, predict
 from edgepack.metrics import Drop
 from edgepack.pipeline.files import ModelFiles
 from edgepack.types import Array, Contents, Factors, Format, LayerPlan, LinearLayer, Proof
-
-THREADS = min(4, os.cpu_count() or 1)
-"""Threads for answers; latency is measured elsewhere, with one."""
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from edgepack.cache import digest
 from edgepack.data import Samples, example, from_recipe, read_npz, split
 from edgepack.errors import DataError, UsageError
 from edgepack.factorize import DEFAULT, factorizer
-from edgepack.inference import load, predict
-from edgepack.pipeline.attempt import THREADS, Guard
+from edgepack.inference import THREADS, load, predict
+from edgepack.pipeline.attempt import Guard
 from edgepack.pipeline.opened import Opened
 from edgepack.pipeline.statistics import FALLBACK
 from edgepack.types import Array, TensorSpec

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from edgepack.data import Samples, feeds
+from edgepack.inference import THREADS
 from edgepack.types import Array
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ class Observation:
         watched, found = with_observed_inputs(model, layer_names)
         self._observed = {seen.outputs: seen for seen in found.values()}
         self.keys: dict[str, Key] = {name: seen.outputs for name, seen in found.items()}
-        self._session = session(watched)
+        self._session = session(watched, threads=THREADS)
         self._inputs = input_specs(watched)
 
     def row_counts(self, feed: Mapping[str, Array]) -> dict[str, int]:

@@ -11,8 +11,8 @@ import numpy as np
 from edgepack import metrics
 from edgepack.data import Samples, validate
 from edgepack.errors import DataError
-from edgepack.inference import Running, load, predict
-from edgepack.pipeline.attempt import THREADS, Guard
+from edgepack.inference import THREADS, Running, load, predict
+from edgepack.pipeline.attempt import Guard
 from edgepack.pipeline.opened import Opened
 from edgepack.sources.recipe import user_errors
 from edgepack.types import Array, Format
