@@ -21,8 +21,8 @@ venv: .venv/.installed
 demo: venv
 	$(BIN)/edgepack build $(DEMO) --target rpi4 --max-drop 0.3
 	$(BIN)/edgepack build $(DEMO) --target host --max-drop 0.3
-	$(BIN)/edgepack bench dist/mnist-mlp.rpi4 --target host --local --quick > /dev/null
-	$(BIN)/edgepack bench dist/mnist-mlp.host --target host --local --quick > /dev/null
+	$(BIN)/edgepack bench dist/mnist-mlp.rpi4 --local --quick > /dev/null
+	$(BIN)/edgepack bench dist/mnist-mlp.host --local --quick > /dev/null
 	$(BIN)/edgepack compare dist/mnist-mlp.rpi4 dist/mnist-mlp.host
 
 test: venv system

@@ -21,8 +21,8 @@ class Watched:
 
     Attributes:
         seconds: wall time.
-        peak_bytes: most that the process and all its descendants held at one time. A page that several share counts
-            once (PSS); sampled, so that a spike of less than 50 ms can be missed.
+        peak_bytes: most that the process and all its descendants held at one time, a page that they share counted once
+            (PSS). Sampled, so that a short spike can be missed, but never less than `largest_peak_bytes`.
         largest_peak_bytes: VmHWM of the largest of them: the kernel's own high-water mark, which misses nothing.
         stdout: as text.
     """
@@ -58,7 +58,8 @@ def run_watched(command: Sequence[str], *, cwd: Path, environment: Mapping[str, 
         stderr.seek(0)
         if process.returncode != 0:
             raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}: {stderr.read()[-2000:]}")
-        return Watched(seconds, memory.peak, memory.largest, stdout.read())
+        # A lone process can only have held more than the samples saw, and shares pages with strangers.
+        return Watched(seconds, max(memory.peak, memory.largest), memory.largest, stdout.read())
 
 
 def fastest_s(command: Sequence[str], *, times: int) -> float:

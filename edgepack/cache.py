@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -59,17 +60,25 @@ def atomic_path(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
     except OSError as err:
-        raise OutputError(
-            f"cannot write to {path.parent}: {err.strerror}", hint="set EDGEPACK_CACHE to a folder that can be written"
-        ) from err
+        raise _unwritable(path, err) from err
     os.close(handle)
     temporary = Path(name)
     try:
         yield temporary
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
+    except OSError as err:
+        if err.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise _unwritable(path, err) from err
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _unwritable(path: Path, err: OSError) -> OutputError:
+    return OutputError(
+        f"cannot write to {path.parent}: {err.strerror}", hint="set EDGEPACK_CACHE to a folder that can be written"
+    )
 
 
 def _umask() -> int:

@@ -50,8 +50,8 @@ class _Accumulator:
         self.flush()
         mean, second = self.total / self.count, self.second
         second /= self.count
-        lower = np.tril_indices(len(mean), -1)
-        second[lower] = second.T[lower]
+        for index in range(len(mean)):
+            second[index + 1 :, index] = second[index, index + 1 :]
         # Rounding would leave a feature that never varied a variance of 1e-17; made exact, it has none.
         still = self.low == self.high
         mean[still] = self.low[still]

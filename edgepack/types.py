@@ -70,7 +70,15 @@ class Moments:
     @property
     def covariance(self) -> Array:
         """(in, in) float64: E[(x − μ)(x − μ)ᵀ]."""
-        return np.asarray(self.second - np.outer(self.mean, self.mean))
+        covariance = self.second.copy()
+        for row, mean in zip(covariance, self.mean, strict=True):  # row by row: an outer product would be a second copy
+            row -= mean * self.mean
+        return covariance
+
+    @property
+    def variance(self) -> Array:
+        """(in,) float64: the diagonal of the covariance."""
+        return np.asarray(np.diag(self.second) - np.square(self.mean))
 
 
 @dataclass(frozen=True)

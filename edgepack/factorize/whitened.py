@@ -26,8 +26,9 @@ def shrunk_covariance(moments: Moments) -> Array:
     """
     features = len(moments.mean)
     shrinkage = features / (features + 4 * moments.count)
-    covariance = (1 - shrinkage) * moments.covariance
-    covariance[np.diag_indices(features)] += shrinkage * max(float(np.trace(moments.covariance)), 0.0) / features
+    covariance = moments.covariance
+    covariance *= 1 - shrinkage
+    covariance[np.diag_indices(features)] += shrinkage * max(float(moments.variance.sum()), 0.0) / features
     return covariance
 
 
@@ -37,6 +38,8 @@ def spectrum(layer: LinearLayer) -> Spectrum:
     Raises:
         DataError: the layer carries no moments, or its input never varied.
     """
+    from scipy.linalg import eigh
+
     if layer.moments is None:
         raise DataError(f"{layer.name}: the whitened method needs calibration statistics", hint="use --method svd")
     covariance = shrunk_covariance(layer.moments)
@@ -45,9 +48,10 @@ def spectrum(layer: LinearLayer) -> Spectrum:
     weight = layer.weight.astype(np.float64)
     if layer.out_features <= layer.in_features:
         gram = weight @ covariance @ weight.T
-        energies, basis = np.linalg.eigh((gram + gram.T) / 2)
+        del weight, covariance  # each may be as large as the largest layer, in float64
+        energies, basis = eigh(gram, overwrite_a=True, check_finite=False, driver="evd")
         return Spectrum(basis[:, ::-1].astype(np.float32), np.clip(energies[::-1], 0.0, None), layer.moments.mean)
-    values, vectors = np.linalg.eigh(covariance)
+    values, vectors = eigh(covariance, overwrite_a=True, check_finite=False, driver="evd")
     # V Λ^½ has the same left singular vectors under W as the symmetric root V Λ^½ Vᵀ, one product cheaper.
     return replace(svd.decompose(weight @ (vectors * np.sqrt(np.clip(values, 0.0, None)))), mean=layer.moments.mean)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from edgepack.cache import Cache, digest, file_digest
@@ -99,7 +99,8 @@ class Search:
                 if attempt.within(limit):
                     return attempt
                 if closest is None or attempt.lost < closest.lost:
-                    closest = attempt
+                    # Out of the way of the next plan's file in the same form.
+                    closest = replace(attempt, path=attempt.path.replace(self.work / f"closest.{fmt}"))
         if closest is None:
             raise ProofError("the search had no plan to try")
         return closest
@@ -136,7 +137,7 @@ class Search:
         while backward[-1] - stride >= 0:
             backward.append(backward[-1] - stride)
             stride *= 2
-        return [steps[i] for i in backward]
+        return [steps[i] for i in backward if any(choice.rank is not None for choice in steps[i])]
 
     def _probe(self, fmt: Format, precision: str, plan: LayerPlans, steps: int) -> Drop:
         form = "fp32" if precision == "fp32" else self.files[fmt].probe_form

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -38,15 +38,19 @@ def decompose(
         key: digest of the model and the calibration data.
     """
     needs = factorizer(method).needs_moments
-    seen: Mapping[str, Moments] = {}
     keys = [digest("spectrum", 1, key, method, layer.name) for layer in layers]
-    missing = [k for k in keys if cache.fresh or not cache.path("spectra", k, ".npz").is_file()]
-    if needs and calibration is not None and missing:
-        seen = _observe(model, [layer.name for layer in layers], calibration, progress)
+
+    @functools.cache
+    def seen() -> Mapping[str, Moments]:
+        """Of all layers at once, and only if the cache lacks one: a damaged entry shows when it is read."""
+        if not needs or calibration is None:
+            return {}
+        return _observe(model, [layer.name for layer in layers], calibration, progress)
+
     spectra, unobserved = [], []
     for index, (layer, layer_key) in enumerate(zip(layers, keys, strict=True)):
         progress("factorize", index, len(layers))
-        arrays = cache.arrays("spectra", layer_key, partial(_arrays, layer, method, seen))
+        arrays = cache.arrays("spectra", layer_key, functools.partial(_arrays, layer, method, seen))
         mean = arrays["mean"] if arrays["mean"].size else None
         if needs and mean is None:
             unobserved.append(layer.name)
@@ -67,10 +71,10 @@ def _observe(model: ir.Model, names: Sequence[str], samples: Samples, progress: 
     return {name: by_key[joined(key)] for name, key in observation.keys.items() if joined(key) in by_key}
 
 
-def _arrays(layer: LinearLayer, method: str, seen: Mapping[str, Moments]) -> dict[str, Array]:
+def _arrays(layer: LinearLayer, method: str, seen: Callable[[], Mapping[str, Moments]]) -> dict[str, Array]:
     algorithm = factorizer(method)
-    found = seen.get(layer.name)
-    if algorithm.needs_moments and (found is None or not np.trace(found.covariance) > 0):
+    found = seen().get(layer.name)
+    if algorithm.needs_moments and (found is None or not found.variance.sum() > 0):
         algorithm = factorizer(FALLBACK)
     spectrum = algorithm.spectrum(replace(layer, moments=found))
     mean = np.zeros(0) if spectrum.mean is None else spectrum.mean
