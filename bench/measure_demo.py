@@ -17,8 +17,8 @@ SHOWN = (
 COMMANDS = (
     f"build {MODEL} --target rpi4 --max-drop 0.3",
     SHOWN[0],
-    "bench dist/mnist-mlp.rpi4 --target host --local --quick",
-    "bench dist/mnist-mlp.host --target host --local --quick",
+    "bench dist/mnist-mlp.rpi4 --local --quick",
+    "bench dist/mnist-mlp.host --local --quick",
     SHOWN[1],
 )
 
