@@ -47,6 +47,23 @@ Fresh = Annotated[bool, typer.Option("--fresh", help="Compute everything again i
 Packs = Annotated[list[Path], typer.Argument(help="Pack folders.", show_default=False)]
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        from edgepack import __version__
+
+        typer.echo(f"edgepack {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Ship trained models to cheap CPUs: layers as two thin int8 matmuls, in standard ONNX and TFLite files."""
+
+
 @app.command()
 def build(
     model: Model,
