@@ -1,0 +1,58 @@
+"""Packs that many tests look at, built once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from e2e_cli import Done, run
+from e2e_models import RECIPE, mlp, samples
+
+
+@dataclass(frozen=True)
+class Built:
+    """A pack, how its build ended, and the cache that it filled."""
+
+    path: Path
+    done: Done
+    cache: Path
+
+    @property
+    def manifest(self) -> Mapping[str, Any]:
+        return json.loads((self.path / "manifest.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def recipe_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("recipe") / "points.py"
+    path.write_text(RECIPE)
+    return path
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The classifier as ONNX. Read-only."""
+    return mlp(tmp_path_factory.mktemp("onnx") / "points.onnx")
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its calibration points, without labels. Read-only."""
+    return samples(tmp_path_factory.mktemp("data") / "points.npz")
+
+
+@pytest.fixture(scope="session")
+def rpi4_pack(tmp_path_factory: pytest.TempPathFactory, recipe_file: Path) -> Built:
+    """Both formats from the recipe, for another machine than this, with a cache of its own."""
+    folder = tmp_path_factory.mktemp("rpi4")
+    pack, cache = folder / "dist" / "points.rpi4", folder / "cache"
+    done = run(
+        *("build", f"{recipe_file}:recipe", "--target", "rpi4", "--max-drop", "1", "--out", pack),
+        env={"EDGEPACK_CACHE": str(cache)},
+    )
+    assert done.code == 0, done.err
+    return Built(pack, done, cache)

@@ -1,0 +1,271 @@
+"""What a build leaves behind, for every kind of model and every option."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import Built
+from e2e_cli import Done, invoke, run
+from e2e_models import points, samples
+
+from edgepack.inference import load
+
+MODELS = ("model.onnx", "model.tflite")
+BASELINES = tuple(f"baseline/{kind}.{fmt}" for kind in ("fp32", "int8") for fmt in ("onnx", "tflite"))
+PROOFS = {"outputs", "two-thin-matmuls", "weight-bytes", "biases"}
+
+
+def manifest_of(pack: Path) -> dict[str, Any]:
+    return json.loads((pack / "manifest.json").read_text())
+
+
+def build(model: Path, out: Path, *options: object) -> Done:
+    return invoke("build", model, "--target", "rpi4", "--formats", "onnx", "--out", out, *options)
+
+
+def ranks(manifest: dict[str, Any]) -> list[int | None]:
+    return [layer["rank"] for layer in manifest["files"]["model.onnx"]["layers"]]
+
+
+def test_pack_holds_models_baselines_inputs_and_nothing_else(rpi4_pack: Built) -> None:
+    found = {str(p.relative_to(rpi4_pack.path)) for p in rpi4_pack.path.rglob("*") if p.is_file()}
+    assert found == {*MODELS, *BASELINES, "manifest.json", "example_inputs.npz"}
+    assert [p.name for p in rpi4_pack.path.parent.iterdir()] == [rpi4_pack.path.name]
+    with np.load(rpi4_pack.path / "example_inputs.npz") as inputs:
+        assert {name: (array.shape, array.dtype) for name, array in inputs.items()} == {"input": ((1, 64), np.float32)}
+
+
+def test_sizes_and_digests_in_the_manifest_are_those_of_the_files(rpi4_pack: Built) -> None:
+    entries = rpi4_pack.manifest["files"]
+    assert set(entries) == {*MODELS, *BASELINES}
+    for name, entry in entries.items():
+        content = (rpi4_pack.path / name).read_bytes()
+        assert (entry["size_bytes"], entry["sha256"]) == (len(content), hashlib.sha256(content).hexdigest())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_proof_is_there_and_passed(rpi4_pack: Built, name: str) -> None:
+    entry = rpi4_pack.manifest["files"][name]
+    assert set(entry["proofs"]) == PROOFS
+    assert all(proof["passed"] for proof in entry["proofs"].values())
+    assert any(layer["rank"] for layer in entry["layers"])
+    assert entry["form"].startswith("int8")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_drop_is_that_of_the_emitted_file(rpi4_pack: Built, name: str) -> None:
+    """The drop in the manifest, from a second measurement by the test's own hand."""
+    entries, fmt = rpi4_pack.manifest["files"], name.rpartition(".")[2]
+    x, y = points(400, 2)
+    scores = {}
+    for file in (name, f"baseline/fp32.{fmt}"):
+        loaded = load(rpi4_pack.path / file, fmt, exact=True)  # type: ignore[arg-type]
+        key = loaded.inputs[0].name
+        found = np.array([loaded.run({key: row[None]})[0][0].argmax() for row in x])
+        scores[file] = float((found == y).mean() * 100)
+        assert entries[file]["test"] == pytest.approx(scores[file], abs=1e-4)
+        assert entries[file]["scored_on"] == "test"
+    guard = entries[name]["guard"]
+    assert guard["drop"] == pytest.approx(guard["dense"] - guard["emitted"])
+    assert guard["drop"] <= 1
+    assert (guard["metric"], guard["samples"]) == ("accuracy", 256)
+
+
+def test_manifest_says_what_was_done_with_what(rpi4_pack: Built) -> None:
+    manifest = rpi4_pack.manifest
+    assert (manifest["schema_version"], manifest["seed"], manifest["budget_met"]) == (1, 0, True)
+    assert manifest["data"] == {
+        "origin": "recipe",
+        "calibration_samples": 544,
+        "guard_samples": 256,
+        "labelled": True,
+        "split_seed": 0,
+    }
+    assert manifest["model"]["kind"] == "recipe"
+    assert manifest["model"]["source"] == "points.py:recipe"
+    assert len(manifest["model"]["sha256"]) == 64
+    assert {"numpy", "onnx", "onnxruntime", "torch", "litert-torch", "ai-edge-quantizer"} <= set(manifest["versions"])
+    assert manifest["options"]["max_drop"] == 1.0
+    assert manifest["warnings"] == []
+    assert str(rpi4_pack.path.parent) not in json.dumps(manifest)
+    for layer in manifest["files"]["model.onnx"]["layers"]:
+        assert layer["reason"]
+        assert layer["rank"] is None or layer["rank"] <= layer["break_even_rank"]
+
+
+def test_pack_is_never_larger_than_dense_int8(rpi4_pack: Built) -> None:
+    sizes = {name: entry["size_bytes"] for name, entry in rpi4_pack.manifest["files"].items()}
+    for fmt in ("onnx", "tflite"):
+        assert sizes[f"model.{fmt}"] < sizes[f"baseline/int8.{fmt}"] < sizes[f"baseline/fp32.{fmt}"]
+
+
+def test_summary_shows_every_file_and_layer(rpi4_pack: Built) -> None:
+    out = rpi4_pack.done.out
+    assert f"{rpi4_pack.path}: points for rpi4, guard: accuracy" in "".join(out.splitlines())
+    assert all(name in out for name in (*MODELS, *BASELINES, "0.weight", "2.weight", "4.weight"))
+    assert rpi4_pack.done.err == ""
+
+
+def test_host_pack_measures_forms_here(tmp_path: Path, model: Path, data: Path) -> None:
+    out = tmp_path / "out"
+    done = invoke("build", model, "--target", "host", "--formats", "onnx", "--data", data, "--out", out)
+    assert done.code == 0, done.err
+    manifest = manifest_of(out)
+    assert manifest["target"]["name"] == "host"
+    assert manifest["files"]["baseline/int8.onnx"]["form_chosen_by"] == "measured on this machine"
+
+
+@pytest.mark.parametrize(
+    ("rank", "expected"), [("3", [3, 3, 3]), ("0.25", [9, 9, 1]), ("auto", None)], ids=["number", "share", "auto"]
+)
+def test_rank(tmp_path: Path, model: Path, data: Path, rank: str, expected: list[int | None] | None) -> None:
+    done = build(model, tmp_path / "out", "--data", data, "--rank", rank)
+    assert done.code == 0, done.err
+    manifest = manifest_of(tmp_path / "out")
+    assert manifest["options"]["rank"] == (rank if rank == "auto" else float(rank))
+    found = ranks(manifest)
+    if expected is not None:
+        assert found == expected
+        assert manifest["probes"] == []
+    else:
+        assert any(found)
+        assert len(manifest["probes"]) > 2
+        assert manifest["files"]["model.onnx"]["guard"]["drop"] <= 0.5
+
+
+@pytest.mark.parametrize(("precision", "form", "width"), [("fp32", "fp32", 4), ("int8", "int8", 1)])
+def test_precision(tmp_path: Path, model: Path, data: Path, precision: str, form: str, width: int) -> None:
+    done = build(model, tmp_path / "out", "--data", data, "--rank", "8", "--precision", precision)
+    assert done.code == 0, done.err
+    entry = manifest_of(tmp_path / "out")["files"]["model.onnx"]
+    assert entry["form"].startswith(form)
+    assert entry["proofs"]["weight-bytes"]["detail"].endswith(f"{entry['matrix_parameters'] * width} bytes")
+
+
+def test_methods_differ_in_their_factors(tmp_path: Path, model: Path, data: Path) -> None:
+    digests = {}
+    for method in ("svd", "whitened"):
+        options = ("--data", data, "--rank", "8", "--precision", "fp32", "--method", method)
+        assert build(model, tmp_path / method, *options).code == 0
+        manifest = manifest_of(tmp_path / method)
+        assert manifest["method"] == method
+        digests[method] = manifest["files"]["model.onnx"]["sha256"]
+    assert digests["svd"] != digests["whitened"]
+
+
+def test_no_baseline_leaves_the_dense_models_out(tmp_path: Path, model: Path, data: Path) -> None:
+    done = build(model, tmp_path / "out", "--data", data, "--no-baseline")
+    assert done.code == 0, done.err
+    files = {str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*") if p.is_file()}
+    assert files == {"model.onnx", "manifest.json", "example_inputs.npz"}
+    assert list(manifest_of(tmp_path / "out")["files"]) == ["model.onnx"]
+
+
+@pytest.mark.parametrize(("flash", "code"), [("1MB", 0), ("2KB", 5)])
+def test_flash(tmp_path: Path, model: Path, data: Path, flash: str, code: int) -> None:
+    done = build(model, tmp_path / "out", "--data", data, "--flash", flash)
+    assert done.code == code, done.err
+    manifest = manifest_of(tmp_path / "out")
+    assert manifest["budget_met"] is (code == 0)
+    if code:
+        assert "--flash allows 2000" in done.err
+        assert "w1 (" in done.err
+
+
+@pytest.mark.parametrize("metric", ["agreement", "cosine"])
+def test_metric_without_labels(tmp_path: Path, model: Path, data: Path, metric: str) -> None:
+    done = build(model, tmp_path / "out", "--data", data, "--metric", metric)
+    assert done.code == 0, done.err
+    manifest = manifest_of(tmp_path / "out")
+    assert manifest["metric"] == {"name": metric, "guarded": True}
+    assert manifest["data"]["labelled"] is False
+    assert f"guard: {metric}" in done.out
+    assert ("(no labels)" in done.out) == (metric == "agreement")
+
+
+def test_labels_make_accuracy_the_metric(tmp_path: Path, model: Path) -> None:
+    labelled = samples(tmp_path / "labelled.npz", labels=True)
+    done = build(model, tmp_path / "out", "--data", labelled)
+    assert done.code == 0, done.err
+    manifest = manifest_of(tmp_path / "out")
+    assert manifest["metric"]["name"] == "accuracy"
+    assert manifest["data"]["labelled"] is True
+    assert manifest["files"]["baseline/fp32.onnx"]["guard"]["dense"] > 90
+
+
+def test_the_untouched_test_is_reported_apart(tmp_path: Path, model: Path, data: Path) -> None:
+    untouched = samples(tmp_path / "test.npz", count=300, seed=11, labels=True)
+    done = build(model, tmp_path / "out", "--data", data, "--test", untouched)
+    assert done.code == 0, done.err
+    entries = manifest_of(tmp_path / "out")["files"]
+    assert all(entry["scored_on"] == "test" for entry in entries.values())
+    assert all(entry["guard"]["metric"] == "agreement" for entry in entries.values())
+    assert entries["baseline/fp32.onnx"]["test"] == 100
+
+
+def test_without_data_the_build_says_that_nothing_guards_it(tmp_path: Path, model: Path) -> None:
+    done = build(model, tmp_path / "out")
+    assert done.code == 0, done.err
+    manifest = manifest_of(tmp_path / "out")
+    warning = next(w for w in manifest["warnings"] if "nothing guards the accuracy" in w)
+    assert "plain SVD" in warning
+    assert "--data" in warning
+    assert "warning: no calibration data" in done.out
+    assert "guard: none: no data" in done.out
+    assert manifest["method"] == "svd"
+    assert manifest["metric"]["guarded"] is False
+    assert manifest["data"]["origin"] is None
+    assert all(entry["guard"] is None and entry["metric"] is None for entry in manifest["files"].values())
+    assert set(manifest["files"]["model.onnx"]["proofs"]) == PROOFS
+
+
+def test_json_is_one_document_with_the_manifest(tmp_path: Path, model: Path, data: Path) -> None:
+    done = build(model, tmp_path / "out", "--data", data, "--json")
+    assert done.code == 0, done.err
+    shown = json.loads(done.out)
+    assert Path(shown["pack"]) == tmp_path / "out"
+    assert shown["manifest"]["files"] == manifest_of(tmp_path / "out")["files"]
+    assert done.err == ""
+
+
+def test_seed_changes_the_split(tmp_path: Path, model: Path, data: Path) -> None:
+    drops = []
+    for seed in (0, 1):
+        options = ("--data", data, "--rank", "6", "--seed", seed, "--metric", "cosine")
+        assert build(model, tmp_path / str(seed), *options).code == 0
+        manifest = manifest_of(tmp_path / str(seed))
+        assert (manifest["seed"], manifest["data"]["split_seed"]) == (seed, seed)
+        drops.append(manifest["files"]["model.onnx"]["guard"]["drop"])
+    assert drops[0] != drops[1]
+
+
+def test_default_folder_is_named_after_model_and_target(tmp_path: Path, model: Path) -> None:
+    done = run("build", model, "--target", "rpi4", "--formats", "onnx", cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert (tmp_path / "dist" / "points.rpi4" / "model.onnx").is_file()
+
+
+def test_pt2_source(tmp_path: Path) -> None:
+    import torch
+
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(torch.nn.Linear(64, 96), torch.nn.ReLU(), torch.nn.Linear(96, 8)).eval()
+    example = (torch.zeros(1, 64),)
+    torch.export.save(torch.export.export(module, example), tmp_path / "points.pt2")
+    inputs = points(600, 5)[0]
+    np.savez(tmp_path / "data.npz", input=inputs)
+    options = ("--data", tmp_path / "data.npz", "--rank", "16", "--precision", "fp32")
+    done = build(tmp_path / "points.pt2", tmp_path / "out", *options)
+    assert done.code == 0, done.err
+    manifest = manifest_of(tmp_path / "out")
+    assert manifest["model"]["kind"] == "pt2"
+    assert ranks(manifest) == [16, None]
+    dense = load(tmp_path / "out" / "baseline" / "fp32.onnx", "onnx")
+    with torch.no_grad():
+        expected = module(torch.from_numpy(inputs[:1])).numpy()
+    np.testing.assert_allclose(dense.run({"input": inputs[:1]})[0], expected, atol=1e-5)

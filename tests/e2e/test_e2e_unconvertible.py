@@ -1,0 +1,70 @@
+"""ONNX models with a node that TFLite has no counterpart for: the ONNX is written, and the node is named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from e2e_cli import assert_fails, invoke
+from e2e_models import mlp_nodes, weights, write_onnx
+from onnx import TensorProto, helper
+
+
+def _branch(operator: str) -> onnx.GraphProto:
+    name = operator.lower()
+    output = helper.make_tensor_value_info(f"{name}_out", TensorProto.FLOAT, [1, 8])
+    return helper.make_graph([helper.make_node(operator, ["inner"], [f"{name}_out"])], name, [], [output])
+
+
+def with_if(path: Path) -> Path:
+    """The classifier, its scores through an If."""
+    nodes = mlp_nodes()
+    nodes[-1].output[0] = "inner"
+    nodes += [
+        helper.make_node("ReduceSum", ["inner"], ["total"], keepdims=0, name="sum"),
+        helper.make_node("Greater", ["total", "zero"], ["positive"], name="compare"),
+        helper.make_node(
+            "If", ["positive"], ["scores"], name="choose", then_branch=_branch("Identity"), else_branch=_branch("Neg")
+        ),
+    ]
+    return write_onnx(path, nodes, weights() | {"zero": np.float32(0)})
+
+
+def with_runtime_operator(path: Path) -> Path:
+    """The classifier with an operator that only onnxruntime has."""
+    nodes = mlp_nodes()
+    nodes[1] = helper.make_node("QuickGelu", ["h1"], ["r1"], domain="com.microsoft", name="activate")
+    return write_onnx(path, nodes, weights(), domains=["com.microsoft"])
+
+
+MODELS = {"if": (with_if, "choose.* If"), "operator": (with_runtime_operator, "QuickGelu")}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_onnx_is_written_and_the_node_named(tmp_path: Path, data: Path, name: str) -> None:
+    make, says = MODELS[name]
+    out = tmp_path / "out" / "pack"
+    path = make(tmp_path / "odd.onnx")
+    done = invoke("build", path, "--target", "rpi4", "--data", data, "--max-drop", "1", "--out", out)
+    assert done.code == 0, done.err
+    manifest = json.loads((out / "manifest.json").read_text())
+    (warning,) = (w for w in manifest["warnings"] if "TFLite" in w)
+    assert f"warning: {warning[:40]}" in done.out
+    assert [word for word in says.split(".*") if word not in warning] == []
+    assert (out / "model.onnx").is_file()
+    assert list(out.rglob("*.tflite")) == []
+    assert all("tflite" not in name for name in manifest["files"])
+    layers = {layer["layer"]: layer["rank"] for layer in manifest["files"]["model.onnx"]["layers"]}
+    assert layers.keys() == {"w1", "w2", "w3"}
+    assert layers["w1"] == 8
+
+
+def test_tflite_alone_fails(tmp_path: Path, data: Path) -> None:
+    path = with_if(tmp_path / "odd.onnx")
+    out = tmp_path / "out" / "pack"
+    done = invoke("build", path, "--target", "rpi4", "--data", data, "--formats", "tflite", "--out", out)
+    assert_fails(done, 3, [r"odd\.onnx", "choose.* If"], out=out)
+    assert "--formats onnx" in done.err

@@ -1,0 +1,173 @@
+"""The command line itself: help, speed of start, and how errors and interrupts come out."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from edgepack import errors
+from edgepack.cli import app
+from edgepack.console import door, progress_bar, show_json
+from edgepack.progress import silent
+
+HEAVY = ("torch", "onnx", "onnx_ir", "onnxruntime", "litert_torch", "ai_edge_litert", "scipy", "pydantic", "rich")
+
+
+def commands() -> Iterator[tuple[str, ...]]:
+    for command in app.registered_commands:
+        assert command.callback is not None
+        yield (command.name or command.callback.__name__,)
+    for group in app.registered_groups:
+        assert group.typer_instance is not None
+        for command in group.typer_instance.registered_commands:
+            assert command.callback is not None
+            yield (str(group.typer_instance.info.name), command.name or command.callback.__name__)
+
+
+COMMANDS = sorted(commands())
+
+
+def test_every_command_of_the_design_is_there() -> None:
+    assert {" ".join(c) for c in COMMANDS} >= {
+        *("build", "inspect", "bench", "compare", "doctor"),
+        *("targets list", "targets show", "targets check"),
+    }
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_help_has_an_example_and_the_shared_options(command: tuple[str, ...]) -> None:
+    result = CliRunner().invoke(app, [*command, "--help"])
+    assert result.exit_code == 0
+    assert f"Example: edgepack {' '.join(command)}" in result.stdout
+    assert "--json" in result.stdout
+    assert "--verbose" in result.stdout
+
+
+def test_help_of_the_whole_lists_every_command() -> None:
+    result = CliRunner().invoke(app, ["--help"])
+    assert result.exit_code == 0
+    assert all(command[0] in result.stdout for command in COMMANDS)
+
+
+def test_help_is_quick_and_loads_nothing_heavy() -> None:
+    code = (
+        "import sys\n"
+        "sys.argv = ['edgepack', '--help']\n"
+        "from edgepack.cli import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        f"print([name for name in {HEAVY!r} if name in sys.modules])\n"
+    )
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+        times.append(time.perf_counter() - start)
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert min(times) < 0.6, "0.3 s where the machine does nothing else"
+
+
+def test_no_command_shows_help() -> None:
+    result = CliRunner().invoke(app, [])
+    assert "Usage" in result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("arguments", [["bild"], ["build"], ["build", "m.onnx"], ["targets", "probe"], ["compare"]])
+def test_usage_errors_exit_with_2(arguments: list[str]) -> None:
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 2
+    assert "Traceback" not in result.stderr
+
+
+def run_door(err: BaseException, capsys: pytest.CaptureFixture[str], **options: bool) -> tuple[int, str, str]:
+    with pytest.raises(typer.Exit) as caught, door(**({"as_json": False, "verbose": False} | options)):
+        raise err
+    shown = capsys.readouterr()
+    return caught.value.exit_code, shown.out, shown.err
+
+
+ERRORS = [
+    (errors.UsageError, 2),
+    (errors.OutputError, 2),
+    (errors.ModelError, 3),
+    (errors.DataError, 3),
+    (errors.TargetsError, 3),
+    (errors.PackError, 3),
+    (errors.TransientDeviceError, 4),
+    (errors.StableDeviceError, 4),
+    (errors.BudgetError, 5),
+    (errors.ProofError, 1),
+]
+
+
+@pytest.mark.parametrize(("kind", "code"), ERRORS)
+def test_exit_codes(kind: type[errors.EdgepackError], code: int, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_door(kind("found this", hint="do that"), capsys) == (code, "", "error: found this\n  hint: do that\n")
+
+
+def test_hint_is_left_out_where_there_is_none(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_door(errors.DataError("found this"), capsys) == (3, "", "error: found this\n")
+
+
+def test_defects_are_short_and_say_how_to_see_more(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run_door(ZeroDivisionError("oops"), capsys)
+    assert (code, out) == (1, "")
+    assert err.splitlines()[0] == "error: internal error: ZeroDivisionError: oops"
+    assert "-v" in err
+    assert "Traceback" not in err
+
+
+def test_traceback_with_v(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run_door(ZeroDivisionError("oops"), capsys, verbose=True)
+    assert code == 1
+    assert "Traceback" in err
+    assert "error: internal error: ZeroDivisionError: oops" in err
+
+
+def test_interrupt(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run_door(KeyboardInterrupt(), capsys)
+    assert code == 130
+    assert err.startswith("error: interrupted\n  hint: run the same command again")
+
+
+def test_errors_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run_door(errors.DataError("found this", hint="do that"), capsys, as_json=True)
+    assert (code, err) == (3, "")
+    assert json.loads(out) == {
+        "error": {"kind": "DataError", "message": "found this", "hint": "do that", "exit_code": 3}
+    }
+
+
+def test_own_exits_pass() -> None:
+    with pytest.raises(typer.Exit) as caught, door(as_json=False, verbose=False):
+        raise typer.Exit(7)
+    assert caught.value.exit_code == 7
+
+
+def test_progress_is_silent_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress_bar(as_json=False) as progress:
+        assert progress is silent
+        progress("search", 1, 3)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_json_is_sorted_and_shows_paths(capsys: pytest.CaptureFixture[str]) -> None:
+    value: dict[str, Any] = {"b": Path("x/y"), "a": 1}
+    show_json(value)
+    assert capsys.readouterr().out == '{\n  "a": 1,\n  "b": "x/y"\n}\n'
+
+
+def test_closed_pipe_is_no_crash() -> None:
+    """`edgepack targets list | head -1`"""
+    command = f"{sys.executable} -m edgepack targets list | head -1"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=60, check=False)
+    assert "Traceback" not in done.stderr
+    assert "Exception" not in done.stderr
