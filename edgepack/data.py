@@ -19,7 +19,9 @@ LABELS = "y"
 CALIBRATION_SHARE = 0.8
 MIN_GUARD = 256
 MAX_BYTES = 8 * 2**30
-DYNAMIC_BATCH = 64
+DYNAMIC_BATCH = 4
+"""Samples of one run where the model leaves it open: few, because all activations of a run are in memory at once, and
+because a file that takes its ranges from the data takes them from the whole run, which on a device is one sample."""
 
 
 @dataclass(frozen=True)
@@ -186,7 +188,7 @@ def split(samples: Samples, seed: int) -> tuple[Samples, Samples]:
 def feeds(samples: Samples, specs: Sequence[TensorSpec]) -> Iterator[tuple[dict[str, Array], int]]:
     """Cut samples into runs of the model: (inputs by name, how many samples of the run are real).
 
-    A fixed batch dimension is filled up by repeating the last sample; a dynamic one takes up to 64 at a time.
+    A fixed batch dimension is filled up by repeating the last sample; a dynamic one takes `DYNAMIC_BATCH` at a time.
     """
     count = len(samples)
     stacked = {spec.name: is_stacked(samples.inputs[spec.name], spec) for spec in specs}

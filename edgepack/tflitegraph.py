@@ -265,7 +265,7 @@ def _weight_bytes(model: Any) -> int:
 
 
 def constant_vectors(path: Path | str) -> list[Array]:
-    """Every one-dimensional numeric constant of the file as float64; quantized ones scaled back.
+    """Every numeric constant along one axis, all others 1, as float64 vector; quantized ones scaled back.
 
     Raises:
         ModelError: not a TFLite file, or a damaged one.
@@ -278,10 +278,11 @@ def _constant_vectors(model: Any) -> list[Array]:
     for index, graph in _graphs(model):
         for position in range(graph.TensorsLength()):
             tensor = graph.Tensors(position)
-            if len(_shape(tensor)) != 1 or tensor.Type() not in _DTYPES:
+            shape = _shape(tensor)
+            if not shape or tensor.Type() not in _DTYPES or int(np.prod(shape)) != max(shape):
                 continue
             value = _constant(model, tensor)
             if value is not None:
                 scales, _ = _scales(tensor)
-                found[index, position] = value.astype(np.float64) * (scales if scales.size else 1.0)
+                found[index, position] = value.reshape(-1).astype(np.float64) * (scales if scales.size else 1.0)
     return list(found.values())

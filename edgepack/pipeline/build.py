@@ -112,11 +112,14 @@ def _fill(
     _choose_grid(options, onnx, guard, work)
     key = digest(opened.sha256, data.digest())
     spectra, unobserved = decompose(opened.model, opened.layers, method, data.calibration, key, cache, progress)
-    warnings += [f"{name}: its input was never seen to vary, so it is factored by plain SVD" for name in unobserved]
+    fate = "it stays dense" if options.rank == "auto" else "it is factored by plain SVD"
+    warnings += [f"{name}: its input was never seen to vary on the data, so {fate}" for name in unobserved]
     files = _formats(options, opened, data, onnx, tflite, work, warnings)
     prover = Prover(guard, onnx.read(dense), opened.layers, onnx, work)
     search = Search(
-        options, opened.layers, spectra, method, files, prover, cache, key, work, progress, largest=onnx.largest
+        *(options, opened.layers, spectra, method, files, prover, cache, key, work, progress),
+        largest=onnx.largest,
+        unseen=unobserved,
     )
     found = search.run()
     baselines = make_baselines(search)

@@ -27,10 +27,11 @@ def final_scores(
 ) -> dict[str, float]:
     """The untouched test, once per file: `--test`, else the recipe's `evaluate`. Empty where there is neither."""
     if test is not None:
-        fp32 = predict(_loaded(*next(v for n, v in paths.items() if n.startswith("baseline/fp32")), guard), test)
+        outputs = {name: predict(_loaded(*file, guard), test) for name, file in paths.items()}
+        fp32 = next(found for name, found in outputs.items() if name.startswith("baseline/fp32"))
         unlabelled = guard.metric == "accuracy" and test.labels is None
         metric = metrics.METRICS[metrics.choose(fp32, test.labels, None if unlabelled else guard.metric)]
-        return {n: float(metric(predict(_loaded(*v, guard), test), fp32, test.labels).mean()) for n, v in paths.items()}
+        return {name: float(metric(found, fp32, test.labels).mean()) for name, found in outputs.items()}
     evaluate = None if opened.recipe is None else opened.recipe.evaluate
     if evaluate is None:
         return {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -58,10 +58,12 @@ class Search:
         progress: Progress,
         *,
         largest: int,
+        unseen: Collection[str] = (),
     ) -> None:
         self.options, self.layers, self.spectra, self.method = options, layers, spectra, method
         self.files, self.prover, self.cache, self.work, self.progress = files, prover, cache, work, progress
         self.key = digest(key, method, prover.guard.metric, options.seed, options.exact, largest)
+        self._unseen = frozenset(unseen)
         self.probes: list[Probe] = []
         self.warnings: list[str] = []
         self._probed = 0
@@ -110,7 +112,7 @@ class Search:
         if self.options.rank != "auto":
             return [candidates.fixed(self.layers, self.spectra, self.options.rank)]
         if precision not in self._planned:
-            dense = tuple(candidates.dense(layer, "no rank met the budget") for layer in self.layers)
+            dense = candidates.all_dense(self.layers, "no rank met the budget")
             if self.prover.guard.guarded and limit is not None:
                 self._planned[precision] = [*self._within_budget(precision, limit), dense]
             else:
@@ -125,7 +127,7 @@ class Search:
 
     def _within_budget(self, precision: str, limit: float) -> list[LayerPlans]:
         """The best plan by the first format's metric, then ever less compressed ones for files that lose more."""
-        steps = ladder(self.layers, self.spectra)
+        steps = self._ladder()
         fmt = next(iter(self.files))
         probes = climb(steps, lambda plan: self._probe(fmt, precision, plan, len(steps)), limit)
         self.probes += probes.values()
@@ -138,6 +140,13 @@ class Search:
             backward.append(backward[-1] - stride)
             stride *= 2
         return [steps[i] for i in backward if any(choice.rank is not None for choice in steps[i])]
+
+    def _ladder(self) -> list[LayerPlans]:
+        """Plans by energy threshold. Layers that the data never reached stay dense: nothing guards what they lose."""
+        seen = [(a, s) for a, s in zip(self.layers, self.spectra, strict=True) if a.name not in self._unseen]
+        steps = [{p.layer: p for p in step} for step in ladder([a for a, _ in seen], [s for _, s in seen])]
+        unseen = {a.name: candidates.dense(a, "the data never reach it") for a in self.layers if a.name in self._unseen}
+        return [tuple((step | unseen)[layer.name] for layer in self.layers) for step in steps]
 
     def _probe(self, fmt: Format, precision: str, plan: LayerPlans, steps: int) -> Drop:
         form = "fp32" if precision == "fp32" else self.files[fmt].probe_form

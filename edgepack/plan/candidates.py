@@ -33,6 +33,16 @@ def dense(layer: LinearLayer, reason: str) -> LayerPlan:
     return LayerPlan(layer.name, layer.out_features, layer.in_features, None, limit, 0.0, reason)
 
 
+def all_dense(layers: Sequence[LinearLayer], reason: str) -> tuple[LayerPlan, ...]:
+    """The plan that factors nothing; a layer that never could be says that instead of `reason`."""
+    return tuple(dense(layer, reason if rank_choices(layer) else _too_small(layer)) for layer in layers)
+
+
+def _too_small(layer: LinearLayer) -> str:
+    limit = break_even_rank(layer.out_features, layer.in_features)
+    return f"a pair of rank {RANK_TILE} saves too little: break-even rank is {limit}"
+
+
 def at_rank(layer: LinearLayer, spectrum: Spectrum, rank: int, reason: str) -> LayerPlan:
     """The plan that factors the layer at `rank`."""
     limit = break_even_rank(layer.out_features, layer.in_features)
@@ -44,8 +54,7 @@ def at_lost_share(layer: LinearLayer, spectrum: Spectrum, lost_share: float) -> 
     """The smallest worthwhile rank that loses at most `lost_share` of the layer's output energy, else dense."""
     choices = rank_choices(layer)
     if not choices:
-        limit = break_even_rank(layer.out_features, layer.in_features)
-        return dense(layer, f"a pair of rank {RANK_TILE} saves too little: break-even rank is {limit}")
+        return dense(layer, _too_small(layer))
     lost = spectrum.lost_share()
     for rank in choices:
         if lost[rank] <= lost_share:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -114,3 +115,20 @@ def test_fp32_only_where_int8_loses_too_much(tmp_path: Path) -> None:
     kept = searched(tmp_path, Prover(drops, drops), max_drop=0.5, precision="int8")
     assert kept.form == "int8-dynamic"
     assert not kept.within(0.5)
+
+
+def test_layers_that_the_data_never_reach_stay_dense(tmp_path: Path) -> None:
+    """An auto search must not factor what no guard sees, however little the metric says it costs."""
+    other = replace(LAYER, name="unseen")
+    chosen = BuildOptions("model.onnx", get_target("rpi4"), formats=("onnx",), max_drop=0.5)
+    files: Any = {"onnx": Files()}
+    prover: Any = Prover({f"int8-dynamic {rank}": 0.0 for rank in RANKS}, {"int8-dynamic 8": 0.0})
+    search = Search(
+        *(chosen, [LAYER, other], [SPECTRUM, SPECTRUM], "svd", files, prover, Cache(tmp_path / "cache"), "key"),
+        *(tmp_path, silent),
+        largest=127,
+        unseen=["unseen"],
+    )
+    plans = search.run().attempts["onnx"].layers
+    assert [plan.rank for plan in plans] == [8, None]
+    assert plans[1].reason == "the data never reach it"

@@ -1,0 +1,101 @@
+"""magika, Google's file type detector, packed on real files of this machine and held against the original on others."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import json
+import os
+import sysconfig
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from e2e_cli import invoke
+
+from edgepack.inference import load
+
+CALIBRATION, TESTED = 512, 500
+BLOCK, SIDE, PADDING = 4096, 1024, 256
+PER_SUFFIX = 60
+
+
+def features(path: Path) -> np.ndarray:
+    """(2048,) int32: what magika reads of a file, its first and last bytes without white space around."""
+    with path.open("rb") as stream:
+        head = stream.read(BLOCK)
+        stream.seek(-min(BLOCK, path.stat().st_size), os.SEEK_END)
+        tail = stream.read(BLOCK)
+    first, last = head.lstrip()[:SIDE], tail.rstrip()[-SIDE:]
+    row = np.full(2 * SIDE, PADDING, np.int32)
+    row[: len(first)] = np.frombuffer(first, np.uint8)
+    row[2 * SIDE - len(last) :] = np.frombuffer(last, np.uint8)
+    return row
+
+
+def some_files() -> Iterator[Path]:
+    """Files of the Python installation, its packages and the system, few of each kind, in a fixed order."""
+    seen: Counter[str] = Counter()
+    for root in (sysconfig.get_path("platlib"), sysconfig.get_path("stdlib"), "/usr/share", "/usr/lib", "/usr/bin"):
+        for folder, folders, names in os.walk(root):
+            folders[:] = sorted(set(folders) - {"__pycache__"})
+            for name in sorted(names):
+                path = Path(folder, name)
+                if seen[path.suffix] < PER_SUFFIX and path.is_file() and path.stat().st_size >= 16:
+                    seen[path.suffix] += 1
+                    yield path
+
+
+@pytest.fixture(scope="module")
+def rows() -> np.ndarray:
+    """(N, 2048): files that differ from each other, shuffled."""
+    found = np.stack([features(path) for path in some_files()])
+    unique = np.unique(found, axis=0)
+    return np.random.default_rng(0).permutation(unique)
+
+
+@pytest.fixture(scope="module")
+def magika_model() -> Path:
+    spec = importlib.util.find_spec("magika")
+    assert spec is not None
+    assert spec.submodule_search_locations
+    return Path(spec.submodule_search_locations[0]) / "models" / "standard_v3_3" / "model.onnx"
+
+
+def test_features_are_magikas_own(tmp_path: Path) -> None:
+    from magika import Magika
+    from magika.types.seekable import Seekable
+
+    for content in (b"  \n x = 1 \n\n", bytes(range(256)) * 40, b"a" * 1500, b"\t" * 30):
+        (tmp_path / "file").write_bytes(content)
+        own = Magika._extract_features_from_seekable(
+            Seekable(io.BytesIO(content)), SIDE, 0, SIDE, PADDING, BLOCK, False
+        )
+        np.testing.assert_array_equal(features(tmp_path / "file"), own.beg + own.end)
+
+
+def test_pack_agrees_with_the_original_on_files_it_never_saw(
+    tmp_path: Path, magika_model: Path, rows: np.ndarray
+) -> None:
+    assert len(rows) >= CALIBRATION + TESTED
+    np.savez(tmp_path / "calibration.npz", bytes=rows[:CALIBRATION])
+    np.savez(tmp_path / "test.npz", bytes=rows[CALIBRATION : CALIBRATION + TESTED])
+    out = tmp_path / "pack"
+    options = ("--data", tmp_path / "calibration.npz", "--test", tmp_path / "test.npz", "--max-drop", "0.5")
+    done = invoke("build", magika_model, "--target", "rpi4", "--formats", "onnx", "--out", out, *options)
+    assert done.code == 0, done.err
+    manifest = json.loads((out / "manifest.json").read_text())
+    entry, dense = (manifest["files"][name] for name in ("model.onnx", "baseline/int8.onnx"))
+    assert manifest["metric"]["name"] == "agreement"
+    assert entry["guard"]["drop"] <= 0.5
+    assert entry["test"] >= 99
+    assert entry["size_bytes"] <= dense["size_bytes"] or dense["guard"]["drop"] > 0.5
+    assert all(proof["passed"] for proof in entry["proofs"].values())
+
+    packed, original = (load(path, "onnx") for path in (out / "model.onnx", magika_model))
+    sample = rows[CALIBRATION : CALIBRATION + 40]
+    answers = [np.vstack([model.run({"bytes": row[None]})[0] for row in sample]) for model in (packed, original)]
+    assert (answers[0].argmax(1) == answers[1].argmax(1)).mean() >= 0.95
+    assert len(set(answers[1].argmax(1))) > 10, "the files are of many kinds"
