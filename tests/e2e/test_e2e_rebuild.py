@@ -45,13 +45,6 @@ def workers_of(parent: int) -> list[int]:
     return found
 
 
-def test_separate_caches_give_the_same_bytes(rpi4_pack: Built, recipe_file: Path, tmp_path: Path) -> None:
-    done = run(*options(recipe_file, tmp_path / "pack"), env={"EDGEPACK_CACHE": str(tmp_path / "cache")})
-    assert done.code == 0, done.err
-    for name in (*MODELS, "example_inputs.npz", "manifest.json"):
-        assert (tmp_path / "pack" / name).read_bytes() == (rpi4_pack.path / name).read_bytes(), name
-
-
 @pytest.fixture
 def copy(rpi4_pack: Built, tmp_path: Path) -> Built:
     """The pack and its cache, to be changed."""
@@ -139,7 +132,7 @@ def interrupted(args: list[object], folder: Path, number: signal.Signals, ready:
 
 
 def test_interrupt_and_kill_then_resume(rpi4_pack: Built, recipe_file: Path, tmp_path: Path) -> None:
-    """Ctrl-C in mid-search, a kill in mid-conversion, then a run that ends with the very same pack."""
+    """Ctrl-C in mid-search, a kill in mid-conversion, then a run that ends with the bytes of another cache."""
     out, cache = tmp_path / "dist" / "pack", tmp_path / "cache"
     args = options(recipe_file, out)
     code, err = interrupted(args, tmp_path, signal.SIGINT, lambda: any(cache.glob("probes/*/*.json")))

@@ -42,7 +42,7 @@ def sound(chunks: int) -> np.ndarray:
 
 def heard(model: ir.Model | Path, chunks: int) -> tuple[np.ndarray, np.ndarray]:
     """Speech probability of each chunk, and the state before it."""
-    opened = session(model)
+    opened = session(model, exact=True)
     state = np.zeros((2, 1, 128), np.float32)
     answers, states = [], []
     for chunk in sound(chunks):

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import pytest
 from e2e_cli import assert_fails, invoke
 from e2e_models import mlp_nodes, weights, write_onnx
 from onnx import TensorProto, helper
@@ -40,20 +39,16 @@ def with_runtime_operator(path: Path) -> Path:
     return write_onnx(path, nodes, weights(), domains=["com.microsoft"])
 
 
-MODELS = {"if": (with_if, "choose.* If"), "operator": (with_runtime_operator, "QuickGelu")}
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_onnx_is_written_and_the_node_named(tmp_path: Path, data: Path, name: str) -> None:
-    make, says = MODELS[name]
+def test_onnx_is_written_and_the_node_named(tmp_path: Path, data: Path) -> None:
     out = tmp_path / "out" / "pack"
-    path = make(tmp_path / "odd.onnx")
+    path = with_if(tmp_path / "odd.onnx")
     done = invoke("build", path, "--target", "rpi4", "--data", data, "--max-drop", "1", "--out", out)
     assert done.code == 0, done.err
     manifest = json.loads((out / "manifest.json").read_text())
     (warning,) = (w for w in manifest["warnings"] if "TFLite" in w)
     assert f"warning: {warning[:40]}" in done.out
-    assert [word for word in says.split(".*") if word not in warning] == []
+    assert "'choose'" in warning
+    assert "If" in warning
     assert (out / "model.onnx").is_file()
     assert list(out.rglob("*.tflite")) == []
     assert all("tflite" not in name for name in manifest["files"])
@@ -63,8 +58,8 @@ def test_onnx_is_written_and_the_node_named(tmp_path: Path, data: Path, name: st
 
 
 def test_tflite_alone_fails(tmp_path: Path, data: Path) -> None:
-    path = with_if(tmp_path / "odd.onnx")
+    path = with_runtime_operator(tmp_path / "odd.onnx")
     out = tmp_path / "out" / "pack"
     done = invoke("build", path, "--target", "rpi4", "--data", data, "--formats", "tflite", "--out", out)
-    assert_fails(done, 3, [r"odd\.onnx", "choose.* If"], out=out)
+    assert_fails(done, 3, ["QuickGelu"], out=out)
     assert "--formats onnx" in done.err

@@ -1,0 +1,74 @@
+"""all-MiniLM-L6-v2, a sentence encoder with 36 linear layers: inspected, and packed as dense int8 in both formats."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from e2e_cli import Done, run
+
+from edgepack.inference import load
+
+MODELS = Path(__file__).parents[2] / "bench" / "models"
+FEWER = f"""
+import sys
+sys.path.insert(0, {str(MODELS)!r})
+from dataclasses import replace
+import minilm
+
+def recipe():
+    full = minilm.recipe()
+    return replace(full, calibration={{name: rows[:96] for name, rows in full.calibration.items()}})
+"""
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The model with fewer sentences: enough to see that all parts fit together."""
+    path = tmp_path_factory.mktemp("minilm") / "minilm_quick.py"
+    path.write_text(FEWER)
+    return f"{path}:recipe"
+
+
+def assert_quiet(done: Done) -> None:
+    assert done.code == 0, done.err
+    assert done.err == "", "libraries have nothing to say to the user"
+
+
+def test_inspect_shows_every_linear_layer(recipe: str) -> None:
+    done = run("inspect", recipe, "--json")
+    assert_quiet(done)
+    report = json.loads(done.out)
+    shapes = [(layer["out_features"], layer["in_features"]) for layer in report["layers"]]
+    assert sorted(shapes) == sorted([(384, 384)] * 24 + [(1536, 384), (384, 1536)] * 6)
+    assert all(layer["rows"] == 64 for layer in report["layers"])
+    assert report["weight_bytes"] == pytest.approx(90e6, rel=0.02)
+    assert report["linear_bytes"] / report["weight_bytes"] == pytest.approx(0.47, abs=0.01)
+
+
+def test_dense_int8_in_both_formats(recipe: str, tmp_path: Path) -> None:
+    """A share too small for any rank keeps every layer dense."""
+    out = tmp_path / "pack"
+    done = run("build", recipe, "--target", "rpi4", "--precision", "int8", "--rank", "0.001", "--out", out)
+    assert_quiet(done)
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["metric"]["name"] == "cosine"
+    for fmt in ("onnx", "tflite"):
+        entry = manifest["files"][f"model.{fmt}"]
+        assert all(proof["passed"] for proof in entry["proofs"].values()), entry["proofs"]
+        assert entry["form"].startswith("int8")
+        assert entry["guard"]["emitted"] > 98
+        assert entry["size_bytes"] < manifest["files"][f"baseline/fp32.{fmt}"]["size_bytes"] / 3.5
+        assert len(entry["layers"]) == 36
+        assert all(layer["rank"] is None for layer in entry["layers"])
+    with np.load(out / "example_inputs.npz") as inputs:
+        feed = dict(inputs)
+    answers = {}
+    for name in ("model.onnx", "model.tflite", "baseline/fp32.onnx"):
+        loaded = load(out / name, "onnx" if name.endswith("onnx") else "tflite")
+        answers[name] = loaded.run(feed)[0][0]
+        assert np.linalg.norm(answers[name]) == pytest.approx(1, abs=0.01)
+    for name, answer in answers.items():
+        assert answer @ answers["baseline/fp32.onnx"] > 0.98, name

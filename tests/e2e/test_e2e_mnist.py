@@ -1,0 +1,43 @@
+"""The README's model: 784-512-10 on real digits, at most 0.3 points lost."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from e2e_cli import run
+
+RECIPE = Path(__file__).parents[2] / "bench" / "models" / "mnist_mlp.py"
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    out = tmp_path_factory.mktemp("mnist") / "pack"
+    done = run("build", f"{RECIPE}:recipe", "--target", "rpi4", "--max-drop", "0.3", "--out", out)
+    assert done.code == 0, done.err
+    assert done.err == ""
+    read: dict[str, Any] = json.loads((out / "manifest.json").read_text())
+    for name, entry in read["files"].items():
+        assert entry["size_bytes"] == (out / name).stat().st_size
+    return read
+
+
+@pytest.mark.parametrize("fmt", ["onnx", "tflite"])
+def test_small_and_as_good(manifest: dict[str, Any], fmt: str) -> None:
+    packed, fp32, int8 = (manifest["files"][f"{name}.{fmt}"] for name in ("model", "baseline/fp32", "baseline/int8"))
+    assert packed["size_bytes"] * 25 <= fp32["size_bytes"]
+    assert packed["size_bytes"] * 6 <= int8["size_bytes"]
+    assert packed["matrix_parameters_share"] <= 0.12
+    assert packed["guard"]["drop"] <= 0.3
+    assert fp32["test"] > 95
+    assert fp32["test"] - packed["test"] <= 1, "the held-out thousand, one standard error of them is 0.5"
+    assert all(proof["passed"] for proof in packed["proofs"].values())
+
+
+def test_what_was_looked_at(manifest: dict[str, Any]) -> None:
+    assert manifest["data"]["calibration_samples"] == 3200
+    assert manifest["data"]["guard_samples"] == 800
+    assert manifest["metric"]["name"] == "accuracy"
+    assert manifest["budget_met"] is True
