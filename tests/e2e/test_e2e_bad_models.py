@@ -172,19 +172,6 @@ def test_bad_recipe(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "number", ["float(v)", "np.float32(v)", "np.float64(v)", "torch.tensor(v)", "np.array(v)", "3"]
-)
-def test_evaluate_may_return_any_kind_of_number(tmp_path: Path, number: str) -> None:
-    body = f"def score(predict):\n    v = float(predict(DATA['input']).mean())\n    return {number}\n"
-    body += "def recipe():\n    return Recipe(M, (X,), DATA, score)\n"
-    (tmp_path / "good.py").write_text(HEAD + body)
-    out = tmp_path / "pack"
-    model = f"{tmp_path / 'good.py'}:recipe"
-    done = invoke("build", model, "--target", "rpi4", "--formats", "onnx", "--rank", "4", "--out", out)
-    assert done.code == 0, done.err
-
-
-@pytest.mark.parametrize(
     ("spec", "says"),
     [
         ("no.such.module:recipe", "no module named 'no.such.module'"),

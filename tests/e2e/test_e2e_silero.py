@@ -76,7 +76,7 @@ def _dynamic(model: ir.Model) -> ir.Model:
 
 
 @pytest.mark.parametrize("name", ["silero_vad", "silero_vad_op18_ifless"])
-@pytest.mark.parametrize(("change", "tolerance"), [(_factored, 1e-4), (_dynamic, 0.03)])
+@pytest.mark.parametrize(("change", "tolerance"), [(_factored, 1e-4), (_dynamic, 0.1)])
 def test_changed_graph_hears_the_same(
     tmp_path: Path, name: str, change: Callable[[ir.Model], ir.Model], tolerance: float
 ) -> None:
