@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-SYSTEM_PACKAGES := mount
+SYSTEM_PACKAGES := mount qemu-user debootstrap debian-archive-keyring gcc libc6-dev valgrind
 DEMO := bench/models/mnist_mlp.py:recipe
 
 .PHONY: venv demo test lint format bench figures constraints system clean

@@ -40,6 +40,15 @@ class Bandwidth:
 
 
 @dataclass(frozen=True)
+class Ipc:
+    """Instructions per cycle: what the core sustains where the code suits it ill, and the most that it can issue."""
+
+    low: float
+    high: float
+    source: Source = "estimate"
+
+
+@dataclass(frozen=True)
 class Cluster:
     """Cores of one kind. A cache that the CPU lacks, or that nobody has documented, is None."""
 
@@ -48,6 +57,7 @@ class Cluster:
     cores: int
     frequency_mhz: int | None = None
     frequency_source: Source = "reference"
+    ipc: Ipc | None = None
     L1d: Cache | None = None
     L1i: Cache | None = None
     L2: Cache | None = None

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
 
-from edgepack.targets import Bandwidth, Cache, Cluster, KnownBad, Problem, Source, Target, suggestion
+from edgepack.targets import Bandwidth, Cache, Cluster, Ipc, KnownBad, Problem, Source, Target, suggestion
 from edgepack.targets_file import KeyPath, found_text
 from edgepack.types import FORMATS, Format
 
@@ -52,11 +52,18 @@ class _Bandwidth(_Strict):
     source: Source = "reference"
 
 
+class _Ipc(_Strict):
+    low: Annotated[float, Field(gt=0, le=16, allow_inf_nan=False)]
+    high: Annotated[float, Field(gt=0, le=16, allow_inf_nan=False)]
+    source: Source = "estimate"
+
+
 class _Cluster(_Strict):
     core: Word
     cores: Count
     frequency_mhz: Annotated[int, Field(gt=0, le=20000)] | None = None
     frequency_source: Source = "reference"
+    ipc: _Ipc | None = None
     L1d: _Cache | None = None
     L1i: _Cache | None = None
     L2: _Cache | None = None
@@ -123,6 +130,9 @@ def _contradictions(model: _Target) -> list[tuple[KeyPath, str]]:
             if read is not None and read.high_gb_s < read.low_gb_s:
                 message = f"high_gb_s {read.high_gb_s:g} is below low_gb_s {read.low_gb_s:g}"
                 found.append((("clusters", name, key), message))
+        if cluster.ipc is not None and cluster.ipc.high < cluster.ipc.low:
+            message = f"high {cluster.ipc.high:g} is below low {cluster.ipc.low:g}"
+            found.append((("clusters", name, "ipc"), message))
     return found
 
 
@@ -132,6 +142,8 @@ def _frozen(name: str, model: _Target) -> Target:
         facts = cluster.model_dump()
         facts.update({key: Cache(**facts[key]) for key in _CACHES if facts.get(key)})
         facts.update({key: Bandwidth(**facts[key]) for key in _READS if facts.get(key)})
+        if facts.get("ipc"):
+            facts["ipc"] = Ipc(**facts["ipc"])
         clusters.append(Cluster(name=cluster_name, **facts))
     facts = model.model_dump(exclude={"clusters", "isa", "system_cache", "known_bad", "hosts"})
     return Target(
@@ -182,6 +194,8 @@ def _known_keys(path: KeyPath) -> tuple[str, ...]:
         model = _Cache
     elif parent in _READS:
         model = _Bandwidth
+    elif parent == "ipc":
+        model = _Ipc
     elif path[0] == "known_bad":
         model = _KnownBad
     elif path[0] == "clusters":

@@ -21,6 +21,7 @@ import gc
 import glob
 import hashlib
 import importlib.metadata
+import itertools
 import json
 import os
 import platform
@@ -328,6 +329,13 @@ class Ort:
         names = [put.name for put in self.session.get_outputs()]
         return dict(zip(names, self.session.run(names, self.feeds)))
 
+    raw_outputs = outputs
+
+    def feed(self, arrays):
+        """Writes the prepared inputs again."""
+        for value, array in zip(self.held, arrays.values()):
+            value.update_inplace(array)
+
 
 def ort_dtype(name):
     """The numpy name of "tensor(float)"."""
@@ -373,6 +381,16 @@ class LiteRt:
             put["name"]: dequantized(self.interpreter.get_tensor(put["index"]), put)
             for put in self.interpreter.get_output_details()
         }
+
+    def raw_outputs(self):
+        """The answers as they are stored, quantised ones too."""
+        details = self.interpreter.get_output_details()
+        return {put["name"]: self.interpreter.get_tensor(put["index"]) for put in details}
+
+    def feed(self, arrays):
+        """Writes the prepared inputs again."""
+        for put in self.interpreter.get_input_details():
+            self.interpreter.set_tensor(put["index"], arrays[put["name"]])
 
     def quantization(self, name):
         """(scale, zero point) of an integer input, None of any other."""
@@ -434,18 +452,10 @@ class Loaded:
 
         self.numpy = numpy
         numpy_s = seconds_since(start)
-        self.kind, module, self.version, runtime_s = import_runtime(args.format)
+        self.kind, self.module, self.version, runtime_s = import_runtime(args.format)
         self.memory_imported = memory_now()
-        if args.model is None:
-            self.session = None
-        elif not os.path.isfile(args.model):
-            raise RunnerError("model-missing", f"no model file at {args.model}")
         start = time.perf_counter_ns()
-        if args.model is not None:
-            try:
-                self.session = self.kind(module, args.model, args.threads)
-            except Exception as err:  # a runtime raises types of its own; the report names them
-                raise RunnerError("model-rejected", f"{type(err).__name__}: {err}") from err
+        self.session = self.open(args.model, args.threads) if args.model is not None else None
         self.load = {
             "process_s": booted_s,
             "numpy_s": numpy_s,
@@ -453,6 +463,15 @@ class Loaded:
             "session_s": seconds_since(start),
         }
         self.memory_loaded = memory_now()
+
+    def open(self, path, threads):
+        """A session of a model file."""
+        if not os.path.isfile(path):
+            raise RunnerError("model-missing", f"no model file at {path}")
+        try:
+            return self.kind(self.module, path, threads)
+        except Exception as err:  # a runtime raises types of its own; the report names them
+            raise RunnerError("model-rejected", f"{os.path.basename(path)}: {type(err).__name__}: {err}") from err
 
     def first_run(self, args):
         """Feeds the inputs and runs once; returns the call that runs again."""
@@ -477,7 +496,11 @@ class Loaded:
 
 def read_inputs(loaded, args):
     """The model's inputs by name, from the npz or seeded, and how they were matched."""
-    specs = loaded.session.inputs()
+    return read_arrays(loaded, loaded.session.inputs(), args)
+
+
+def read_arrays(loaded, specs, args):
+    """Arrays for these inputs by name, from the npz or seeded, and how they were matched."""
     if args.inputs is None:
         return {name: seeded(loaded, index, *spec) for index, (name, *spec) in enumerate(specs)}, "seeded"
     try:
@@ -639,12 +662,106 @@ def outputs(args):
     loaded = Loaded(args)
     loaded.first_run(args)
     arrays = loaded.session.outputs()
-    with open(args.outputs, "wb") as file:
+    return {**loaded.report(args), **write_outputs(loaded, arrays, args.outputs)}
+
+
+def write_outputs(loaded, arrays, path):
+    """Writes answers to an npz; what of it the report says."""
+    with open(path, "wb") as file:
         loaded.numpy.savez(file, **arrays)
-    with open(args.outputs, "rb") as file:
+    with open(path, "rb") as file:
         digest = hashlib.sha256(file.read()).hexdigest()
     named = {name: {"shape": list(array.shape), "dtype": str(array.dtype)} for name, array in arrays.items()}
-    return {**loaded.report(args), "outputs": named, "file": args.outputs, "sha256": digest}
+    return {"outputs": named, "file": path, "sha256": digest}
+
+
+# ---------------------------------------------------------------- marks for an emulator
+
+LIGHT_S = 0.05  # an inference that takes longer here, in QEMU, is counted one by one and in two rounds
+MARK = 0x45504D4B  # an option of prctl that no kernel knows; the emulator's plugin reads its counters at it
+
+
+def marker():
+    """A call that sends the next mark: 0 starts the plugin, every later one ends an interval."""
+    prctl = ctypes.CDLL(None).prctl
+    prctl.argtypes = (ctypes.c_int, ctypes.c_ulong)
+    numbers = itertools.count()
+    return lambda: prctl(MARK, next(numbers))
+
+
+def marks(args):
+    """Runs models between marks: each apart, or as the segments of one model, in order, with --chain."""
+    loaded = Loaded(args)
+    sessions = [loaded.session] + [loaded.open(path, args.threads) for path in args.more_models]
+    mark = marker()
+    gc.collect()
+    gc.disable()
+    walk = marked_chain if args.chain else marked_each
+    intervals = walk(loaded, sessions, mark, args)
+    gc.enable()
+    report = {**loaded.report(args), "models": len(sessions), "intervals": intervals}
+    if args.outputs is not None:
+        answers = [session.outputs() for session in sessions]
+        numbered = {f"{index}:{name}": array for index, each in enumerate(answers) for name, array in each.items()}
+        report.update(write_outputs(loaded, numbered, args.outputs))
+    return report
+
+
+def marked_each(loaded, sessions, mark, args):
+    """Each model in turn: `runs` inferences between two marks, twice as many between the next, `rounds` times."""
+    calls, light = [], []
+    for session in sessions:
+        loaded.session = session
+        calls.append(loaded.first_run(args))
+        start = time.perf_counter_ns()
+        calls[-1]()
+        light.append(seconds_since(start) < LIGHT_S)
+    loaded.session = sessions[0]
+    mark()
+    intervals = []
+    for index, call in enumerate(calls):
+        # The first round of a light model is not counted: the interpreter is still replacing its own instructions.
+        runs, rounds, dry = (args.runs, args.rounds, 1) if light[index] else (1, 2, 0)
+        for _ in range(args.warmup_runs if light[index] else 1):
+            call()
+        for turn in range(dry + rounds):
+            mark()
+            for factor in (1, 2):
+                for _ in range(factor * runs):
+                    call()
+                mark()
+                intervals.append(None if turn < dry else {"model": index, "runs": factor * runs})
+            intervals.append(None)
+    return intervals[:-1]
+
+
+def marked_chain(loaded, sessions, mark, args):
+    """Segments of one model in order, each fed from those before it; only the inference itself lies between marks."""
+    values, calls, fed = {}, [], []
+    for session in sessions:  # the first time through: buffers are made, nothing is counted
+        specs = session.inputs()
+        missing = [put for put in specs if put[0] not in values]
+        if missing:
+            arrays, loaded.matched = read_arrays(loaded, missing, args)
+            values.update(arrays)
+        fed.append({put[0]: values[put[0]] for put in specs})
+        calls.append(session.prepare(fed[-1]))
+        calls[-1]()
+        values.update(session.raw_outputs())
+    mark()
+    intervals = []
+    for turn in range(args.warmup_runs + args.rounds):
+        for index, call in enumerate(calls):
+            # Rewriting its inputs puts them into the caches, where the segment before has left them in the whole model.
+            sessions[index].feed(fed[index])
+            mark()
+            call()
+            mark()
+            intervals += [{"model": index, "runs": 1} if turn >= args.warmup_runs else None, None]
+        mark()
+        mark()
+        intervals += [{"model": None, "runs": 0} if turn >= args.warmup_runs else None, None]
+    return intervals[:-1]
 
 
 # ---------------------------------------------------------------- counters of the CPU
@@ -753,6 +870,7 @@ MODES = {
     "memory": memory,
     "counters": counters,
     "outputs": outputs,
+    "marks": marks,
     "import-check": import_check,
 }
 
@@ -772,6 +890,9 @@ def parse(argv):
     parser.add_argument("--runs", type=int, default=100)
     parser.add_argument("--seconds", type=float, default=0.0)
     parser.add_argument("--evict-bytes", type=int, help="buffer that empties the caches; default 4x the largest")
+    parser.add_argument("--rounds", type=int, default=3, help="mode marks: how often the count is repeated")
+    parser.add_argument("--more-models", nargs="+", default=[], metavar="FILE", help="mode marks: in the same process")
+    parser.add_argument("--chain", action="store_true", help="mode marks: the models are segments of one, in order")
     parser.add_argument("--import-only", action="store_true", help="mode memory: the runtime alone, no model")
     parser.add_argument("--counter", action="append", default=[], metavar="NAME=TYPE:CONFIG", help="one more event")
     parser.add_argument("--runtime", choices=sorted(RUNTIMES), help="mode import-check")
@@ -784,8 +905,10 @@ def parse(argv):
             parser.error("exactly one of --model and --import-only is needed")
         if args.import_only and args.mode != "memory":
             parser.error("--import-only belongs to the mode memory")
-    if args.threads < 1 or args.runs < 1 or args.warmup_runs < 0:
-        parser.error("--threads and --runs start at 1, --warmup-runs at 0")
+        if args.mode != "marks" and (args.more_models or args.chain):
+            parser.error("--more-models and --chain belong to the mode marks")
+    if args.threads < 1 or args.runs < 1 or args.rounds < 1 or args.warmup_runs < 0:
+        parser.error("--threads, --runs and --rounds start at 1, --warmup-runs at 0")
     if args.evict_bytes is not None and args.evict_bytes < 8:
         parser.error("--evict-bytes starts at 8")
     if not all(re.fullmatch(r"[\w-]+=\d+:(0x[0-9a-fA-F]+|\d+)", text) for text in args.counter):

@@ -24,6 +24,27 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
+@pytest.fixture(scope="session")
+def emulator(cache_folder: Path, request: pytest.FixtureRequest) -> Path:
+    """The installed aarch64 emulator in the tests' cache; downloaded once per checkout, kept beside pytest's own cache.
+
+    Tests that use it carry the mark `system`.
+    """
+    from edgepack.emulator.install import install
+    from edgepack.errors import DeviceError
+
+    kept = Path(request.config.cache.mkdir("emulator"))  # type: ignore[union-attr]
+    link = cache_folder / "emulator"
+    (kept / "emulator").mkdir(exist_ok=True)
+    if not link.exists():
+        link.symlink_to(kept / "emulator", target_is_directory=True)
+    try:
+        install("aarch64")
+    except DeviceError as err:
+        pytest.skip(f"no emulator: {err.message}; {err.hint}")
+    return link
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """A skipped test marked `system` fails where everything is required; an expected failure is no skip."""

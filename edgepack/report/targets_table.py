@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from edgepack.report.tables import plain_table
-from edgepack.targets import Bandwidth, Cache, Cluster, Target
+from edgepack.targets import Bandwidth, Cache, Cluster, Ipc, Target
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -55,6 +55,13 @@ def bandwidth_cell(read: Bandwidth | None) -> str:
     return ("~" if read.source == "estimate" else "") + text
 
 
+def ipc_cell(ipc: Ipc | None) -> str:
+    """`~0.8–3`: an estimate up to the decode width; `–` where it is not known."""
+    if ipc is None:
+        return "–"
+    return ("~" if ipc.source == "estimate" else "") + f"{ipc.low:g}–{ipc.high:g}"
+
+
 def _binary(size_bytes: int) -> str:
     for unit, shift in (("G", 30), ("M", 20), ("K", 10)):
         if size_bytes >= 1 << shift:
@@ -74,6 +81,7 @@ def render_target(target: Target) -> Table:
         clock = f", {cluster.frequency_mhz} MHz" if cluster.frequency_mhz else ""
         mark = " (estimate)" if cluster.frequency_source == "estimate" else ""
         rows.append((f"cluster {cluster.name}", f"{cluster.cores}× {cluster.core}{clock}{mark}"))
+        rows.append(("  instructions per cycle", ipc_cell(cluster.ipc)))
         for level in ("L1d", "L1i", "L2", "L3"):
             rows.append((f"  {level}", _cache_line(getattr(cluster, level))))
         rows.append(("  read, one core", bandwidth_cell(cluster.read) + (" GB/s" if cluster.read else "")))

@@ -72,7 +72,7 @@ def test_a_rejected_model(tmp_path: Path) -> None:
 
 
 def test_a_missing_python() -> None:
-    device = LocalDevice(python="/nowhere/python3")
+    device = LocalDevice(python=("/nowhere/python3",))
     assert "cannot start /nowhere/python3" in failure(device, StableDeviceError).message
 
 

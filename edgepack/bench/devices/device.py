@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol
 
 from edgepack.types import Format
 
-Mode = Literal["latency", "cold", "memory", "counters", "outputs"]
+Mode = Literal["latency", "cold", "memory", "counters", "outputs", "marks"]
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,9 @@ class Job:
         outputs: npz to write on the device (mode `outputs`).
         cpus: CPUs to stay on; empty leaves it to the kernel.
         evict_bytes: of the buffer that empties the caches (mode `cold`); None leaves it to the runner.
+        more_models: in the same process (mode `marks`).
+        chain: the models are the segments of one, in order (mode `marks`).
+        rounds: how often a count is repeated (mode `marks`).
         timeout_s: after which the whole process group is killed.
     """
 
@@ -39,6 +42,9 @@ class Job:
     runs: int = 1
     seconds: float = 0.0
     evict_bytes: int | None = None
+    more_models: tuple[str, ...] = ()
+    chain: bool = False
+    rounds: int = 3
     timeout_s: float = 120.0
 
     def arguments(self) -> list[str]:
@@ -51,6 +57,9 @@ class Job:
             arguments += ["--cpus", ",".join(map(str, self.cpus))]
         if self.evict_bytes is not None:
             arguments += ["--evict-bytes", str(self.evict_bytes)]
+        if self.mode == "marks":
+            arguments += ["--rounds", str(self.rounds)] + ["--chain"] * self.chain
+            arguments += ["--more-models", *self.more_models] if self.more_models else []
         arguments += ["--warmup-runs", str(self.warmup_runs), "--warmup-seconds", str(self.warmup_s)]
         return [*arguments, "--runs", str(self.runs), "--seconds", str(self.seconds)]
 

@@ -22,18 +22,26 @@ class LocalDevice:
     """Runs jobs on this machine.
 
     Args:
-        python: the interpreter that has the runtimes; by default the one that runs edgepack.
+        python: the command of the interpreter that has the runtimes; by default the one that runs edgepack.
         runner: the runner's file; by default the shipped one.
+        environment: of the process, whole; by default this process's own.
+        name: for messages.
     """
 
-    name = "local"
+    def __init__(
+        self,
+        python: Sequence[str] = (sys.executable,),
+        runner: Path | None = None,
+        environment: Mapping[str, str] | None = None,
+        name: str = "local",
+    ) -> None:
+        self._command = (*python, str(runner if runner is not None else shipped("runtimes/runner.py")))
+        self._environment = environment
+        self.name = name
 
-    def __init__(self, python: str = sys.executable, runner: Path | None = None) -> None:
-        self._command = (python, str(runner if runner is not None else shipped("runtimes/runner.py")))
-
-    def probe(self) -> Mapping[str, Any]:
-        """See `Device.probe`."""
-        return self._run(["probe"], "probe of the local machine", PROBE_TIMEOUT_S)
+    def probe(self, *, imports: bool = True) -> Mapping[str, Any]:
+        """See `Device.probe`; without `imports` no runtime is tried."""
+        return self._run(["probe", *([] if imports else ["--no-imports"])], f"probe of {self.name}", PROBE_TIMEOUT_S)
 
     def push(self, path: Path) -> str:
         """See `Device.push`: the file is here already."""
@@ -55,6 +63,7 @@ class LocalDevice:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 start_new_session=True,
+                env=self._environment,
             )
         except OSError as err:
             raise StableDeviceError(f"{what}: cannot start {self._command[0]}: {err.strerror}") from err
