@@ -374,3 +374,61 @@ def test_thinning_is_even_and_bounded(runner, runs: int) -> None:
     assert found["runs"] == runs
     assert len(found["latency_s"]) == -(-runs // found["kept_every"])
     assert len(found["latency_s"]) < 2 * runner.KEEP_SAMPLES
+
+
+def test_marks_says_what_lies_between_them(model: tuple[str, Path], tmp_path: Path) -> None:
+    """On a machine without the plugin the marks do nothing; the order of intervals is what the caller relies on."""
+    fmt, path = model
+    answers = tmp_path / "answers.npz"
+    np.savez(tmp_path / "x.npz", x=np.ones((1, 64), np.float32))
+    options = ("--inputs", tmp_path / "x.npz", "--outputs", answers, "--runs", 3, "--rounds", 2, "--warmup-runs", 1)
+    found = report("marks", "--format", fmt, "--model", path, "--more-models", path, *options)
+    each = [{"model": 0, "runs": 3}, {"model": 0, "runs": 6}, None]
+    dry = [None, None, None]
+    second = [interval and {**interval, "model": 1} for interval in each]
+    assert found["models"] == 2
+    assert found["intervals"] == (dry + each * 2 + dry + second * 2)[:-1]
+    with np.load(answers) as archive:
+        assert sorted({name.partition(":")[0] for name in archive.files}) == ["0", "1"]
+        first, other = (archive[name] for name in archive.files)
+    assert first.shape == (1, 10)
+    assert np.array_equal(first, other)
+
+
+def test_a_chain_feeds_every_segment_from_those_before_it(tmp_path: Path) -> None:
+    import onnx
+    from onnx import TensorProto, helper
+
+    def segment(name: str, op: str, inputs: list[str], output: str) -> Path:
+        put = {n: helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, 4]) for n in (*inputs, output)}
+        graph = helper.make_graph(
+            [helper.make_node(op, inputs, [output])], name, [put[n] for n in inputs], [put[output]]
+        )
+        onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), tmp_path / name)
+        return tmp_path / name
+
+    first, second = segment("1.onnx", "Neg", ["x"], "h"), segment("2.onnx", "Add", ["h", "x"], "y")
+    third = segment("3.onnx", "Add", ["y", "h"], "z")
+    answers = tmp_path / "answers.npz"
+    np.savez(tmp_path / "x.npz", x=np.array([[1, 2, 3, 4]], np.float32))
+    options = ("--inputs", tmp_path / "x.npz", "--outputs", answers, "--chain", "--rounds", 1, "--warmup-runs", 1)
+    found = report("marks", "--format", "onnx", "--model", first, "--more-models", second, third, *options)
+    turn = [{"model": 0, "runs": 1}, None, {"model": 1, "runs": 1}, None, {"model": 2, "runs": 1}, None]
+    assert found["intervals"] == [None] * 8 + [*turn, {"model": None, "runs": 0}]
+    with np.load(answers) as archive:
+        assert archive["1:y"].tolist() == [[0, 0, 0, 0]]
+        assert archive["2:z"].tolist() == [[-1, -2, -3, -4]]
+
+
+def test_a_missing_model_among_several_is_named(model: tuple[str, Path], tmp_path: Path) -> None:
+    fmt, path = model
+    kind, message = error("marks", "--format", fmt, "--model", path, "--more-models", tmp_path / "none")
+    assert kind == "model-missing"
+    assert str(tmp_path / "none") in message
+
+
+def test_more_models_belong_to_marks(model: tuple[str, Path]) -> None:
+    fmt, path = model
+    done = invoke("latency", "--format", fmt, "--model", path, "--more-models", path)
+    assert done.returncode == 2
+    assert "belong to the mode marks" in done.stderr
