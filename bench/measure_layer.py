@@ -64,7 +64,7 @@ QUICK = Schedule(
 
 @dataclass(frozen=True)
 class LayerFile:
-    """The layer in one file; `layer` is "dense" or "pair"."""
+    """A model in one file; `layer` is "dense" or "pair"."""
 
     layer: str
     form: str
@@ -74,7 +74,7 @@ class LayerFile:
 def measure(*, quick: bool = False) -> dict[str, Any]:
     """Write every file and measure them."""
     with tempfile.TemporaryDirectory(prefix="edgepack-bench-") as folder:
-        return measure_files_of(layer_files(Path(folder)), quick=quick)
+        return measure_files_of(model_files(Path(folder)), quick=quick)
 
 
 def measure_files_of(files: Sequence[LayerFile], *, quick: bool = False) -> dict[str, Any]:
@@ -89,29 +89,32 @@ def measure_files_of(files: Sequence[LayerFile], *, quick: bool = False) -> dict
     }
 
 
-def layer_files(work: Path) -> list[LayerFile]:
-    """Write every file into the folder, each with the proof that the pair still is two thin matmuls."""
+def model_files(work: Path, model: str = MODEL, rank: int = RANK) -> list[LayerFile]:
+    """Write a model in every form into the folder, dense and factored at one rank where that pays; each pair file with
+    the proof that it still is two thin matmuls."""
     cache = Cache()
-    opened = open_model(MODEL, work)
-    data = load_data(None, opened, MODEL, SEED)
-    plan, factors = _factored(opened, data, cache)
+    opened = open_model(model, work)
+    data = load_data(None, opened, model, SEED)
+    plan, factors = _factored(opened, data, cache, rank)
     # The grid that is safe on this machine's instruction set; its size does not change the kernel.
-    largest = BuildOptions(model=MODEL, target=get_target(HOST)).weight_grids[-1]
+    largest = BuildOptions(model=model, target=get_target(HOST)).weight_grids[-1]
     onnx = OnnxFiles(opened.model, data.calibration, largest=largest)
     with TfliteFiles(cache, work) as tflite:
         tflite.open(opened, data.calibration, example(data.guard, opened.inputs, SEED))
         return [file for files in (onnx, tflite) for file in _written(files, plan, factors, work)]
 
 
-def _factored(opened: Opened, data: Data, cache: Cache) -> tuple[LayerPlans, dict[str, Factors]]:
+def _factored(opened: Opened, data: Data, cache: Cache, rank: int) -> tuple[LayerPlans, dict[str, Factors]]:
     key = digest(opened.sha256, data.digest())
     spectra, _ = decompose(opened.model, opened.layers, METHOD, data.calibration, key, cache, silent)
     algorithm = factorizer(METHOD)
+    plans = fixed(opened.layers, spectra, rank)
     factors = {
-        layer.name: balanced(algorithm.factors(layer, spectrum, RANK), spectrum, seed=SEED)
-        for layer, spectrum in zip(opened.layers, spectra, strict=True)
+        layer.name: balanced(algorithm.factors(layer, spectrum, rank), spectrum, seed=SEED)
+        for layer, spectrum, plan in zip(opened.layers, spectra, plans, strict=True)
+        if plan.rank is not None
     }
-    return fixed(opened.layers, spectra, RANK), factors
+    return plans, factors
 
 
 def _written(files: ModelFiles, plan: LayerPlans, factors: Mapping[str, Factors], work: Path) -> Iterator[LayerFile]:

@@ -27,7 +27,7 @@ LEAST_SPEEDUP_INT8, LEAST_SPEEDUP_FP32 = 4.0, 16.0
 
 @pytest.fixture(scope="session")
 def files(tmp_path_factory: pytest.TempPathFactory) -> list[measure_layer.LayerFile]:
-    return measure_layer.layer_files(tmp_path_factory.mktemp("layer"))
+    return measure_layer.model_files(tmp_path_factory.mktemp("layer"))
 
 
 @pytest.fixture(scope="session")

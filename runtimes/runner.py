@@ -502,7 +502,7 @@ def read_inputs(loaded, args):
 def read_arrays(loaded, specs, args):
     """Arrays for these inputs by name, from the npz or seeded, and how they were matched."""
     if args.inputs is None:
-        return {name: seeded(loaded, index, *spec) for index, (name, *spec) in enumerate(specs)}, "seeded"
+        return seed_arrays(loaded, specs), "seeded"
     try:
         with loaded.numpy.load(args.inputs, allow_pickle=False) as file:
             given = {name: file[name] for name in file.files}
@@ -516,6 +516,11 @@ def read_arrays(loaded, specs, args):
     else:
         raise RunnerError("inputs", f"the model takes {[s[0] for s in specs]}, the file holds {list(given)}")
     return {spec[0]: fit(loaded, spec, array) for spec, array in zip(specs, chosen)}, how
+
+
+def seed_arrays(loaded, specs):
+    """Seeded values for these inputs by name."""
+    return {name: seeded(loaded, index, *spec) for index, (name, *spec) in enumerate(specs)}
 
 
 def match_name(name, given):
@@ -736,12 +741,14 @@ def marked_each(loaded, sessions, mark, args):
 
 
 def marked_chain(loaded, sessions, mark, args):
-    """Segments of one model in order, each fed from those before it; only the inference itself lies between marks."""
+    """A first model with seeded inputs, then the segments of another in order, each fed from those before it."""
     values, calls, fed = {}, [], []
     for session in sessions:  # the first time through: buffers are made, nothing is counted
         specs = session.inputs()
         missing = [put for put in specs if put[0] not in values]
-        if missing:
+        if session is sessions[0]:
+            values.update(seed_arrays(loaded, missing))
+        elif missing:
             arrays, loaded.matched = read_arrays(loaded, missing, args)
             values.update(arrays)
         fed.append({put[0]: values[put[0]] for put in specs})
@@ -752,15 +759,13 @@ def marked_chain(loaded, sessions, mark, args):
     intervals = []
     for turn in range(args.warmup_runs + args.rounds):
         for index, call in enumerate(calls):
-            # Rewriting its inputs puts them into the caches, where the segment before has left them in the whole model.
+            # Only the inference lies between the marks. Rewriting its inputs puts them into the caches, where the part
+            # before has left them in the whole model.
             sessions[index].feed(fed[index])
             mark()
             call()
             mark()
             intervals += [{"model": index, "runs": 1} if turn >= args.warmup_runs else None, None]
-        mark()
-        mark()
-        intervals += [{"model": None, "runs": 0} if turn >= args.warmup_runs else None, None]
     return intervals[:-1]
 
 
@@ -892,7 +897,7 @@ def parse(argv):
     parser.add_argument("--evict-bytes", type=int, help="buffer that empties the caches; default 4x the largest")
     parser.add_argument("--rounds", type=int, default=3, help="mode marks: how often the count is repeated")
     parser.add_argument("--more-models", nargs="+", default=[], metavar="FILE", help="mode marks: in the same process")
-    parser.add_argument("--chain", action="store_true", help="mode marks: the models are segments of one, in order")
+    parser.add_argument("--chain", action="store_true", help="mode marks: --more-models are the segments of one model")
     parser.add_argument("--import-only", action="store_true", help="mode memory: the runtime alone, no model")
     parser.add_argument("--counter", action="append", default=[], metavar="NAME=TYPE:CONFIG", help="one more event")
     parser.add_argument("--runtime", choices=sorted(RUNTIMES), help="mode import-check")

@@ -1,4 +1,4 @@
-"""One linear layer of 4096×4096 with seeded weights whose singular values decay, as those of trained layers do.
+"""One linear layer with seeded weights whose singular values decay, as those of trained layers do.
 
 Its latency does not depend on the values; its outputs do, and they show that the pair still computes the layer.
 """
@@ -12,22 +12,30 @@ from torch import nn
 from edgepack.types import Recipe
 
 SEED = 0
-SIDE = 4096
 DIRECTIONS = 512
 NOISE = 0.01
 SAMPLES = 640
 
 
 def recipe() -> Recipe:
-    """The layer and Gaussian inputs for it."""
+    """The layer of 4096×4096 and Gaussian inputs for it."""
+    return _square(4096)
+
+
+def recipe_1024() -> Recipe:
+    """The same of 1024×1024."""
+    return _square(1024)
+
+
+def _square(side: int) -> Recipe:
     rng = np.random.default_rng(SEED)
-    left = rng.standard_normal((SIDE, DIRECTIONS), np.float32)
-    right = rng.standard_normal((DIRECTIONS, SIDE), np.float32)
+    left = rng.standard_normal((side, DIRECTIONS), np.float32)
+    right = rng.standard_normal((DIRECTIONS, side), np.float32)
     scale = 1 / np.arange(1, DIRECTIONS + 1, dtype=np.float32)
-    weight = (left * scale) @ right / SIDE + NOISE / SIDE * rng.standard_normal((SIDE, SIDE), np.float32)
-    layer = nn.Linear(SIDE, SIDE)
+    weight = (left * scale) @ right / side + NOISE / side * rng.standard_normal((side, side), np.float32)
+    layer = nn.Linear(side, side)
     with torch.no_grad():
         layer.weight.copy_(torch.from_numpy(weight))
-        layer.bias.copy_(torch.from_numpy(rng.standard_normal(SIDE, np.float32) * weight.std()))
-    inputs = rng.standard_normal((SAMPLES, SIDE), np.float32)
-    return Recipe(layer, (torch.zeros(1, SIDE),), {"x": inputs})
+        layer.bias.copy_(torch.from_numpy(rng.standard_normal(side, np.float32) * weight.std()))
+    inputs = rng.standard_normal((SAMPLES, side), np.float32)
+    return Recipe(layer, (torch.zeros(1, side),), {"x": inputs})

@@ -80,9 +80,7 @@ def read_marks(path: Path, levels: int) -> list[Counts]:
     raise StableDeviceError("the emulator's counters break off: the emulated process did not end by itself")
 
 
-def intervals(
-    totals: Sequence[Counts], labels: Sequence[Mapping[str, Any] | None]
-) -> list[tuple[int | None, int, Counts]]:
+def intervals(totals: Sequence[Counts], labels: Sequence[Mapping[str, Any] | None]) -> list[tuple[int, int, Counts]]:
     """(model, runs, counts) of every labelled interval between two marks.
 
     Args:
@@ -98,7 +96,7 @@ def intervals(
     return [(label["model"], label["runs"], after - before) for label, before, after in pairs if label is not None]
 
 
-def per_inference(found: Sequence[tuple[int | None, int, Counts]], model: int) -> list[Counts]:
+def per_inference(found: Sequence[tuple[int, int, Counts]], model: int) -> list[Counts]:
     """Counts of one inference, once per round: start-up, loop and marks cancel in the difference of run counts.
 
     Args:

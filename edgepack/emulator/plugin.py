@@ -27,7 +27,8 @@ def plugin_file(qemu: str) -> Path:
     """
     source = shipped("runtimes/emulator/cachesim.c")
     flags = [*_FLAGS, f"-DPLUGIN_API={_api_version(qemu)}"]
-    key = digest(source.read_bytes(), shipped("runtimes/emulator/caches.h").read_bytes(), flags)
+    headers = sorted(source.parent.glob("*.h"))
+    key = digest(source.read_bytes(), [header.name for header in headers], *(h.read_bytes() for h in headers), flags)
     path = default_root() / "emulator" / "plugin" / f"{key[:32]}.so"
     if path.is_file():
         return path

@@ -36,8 +36,8 @@ def test_marks_and_loop_cancel_in_the_difference_of_run_counts(tmp_path: Path) -
 
 
 def test_an_interval_without_a_label_is_left_out(tmp_path: Path) -> None:
-    found = intervals(read_marks(_file(tmp_path, *RUNS), 3), [None, {"model": None, "runs": 0}])
-    assert [(model, runs, counts.instructions) for model, runs, counts in found] == [(None, 0, 407.0)]
+    found = intervals(read_marks(_file(tmp_path, *RUNS), 3), [None, {"model": 3, "runs": 1}])
+    assert [(model, runs, counts.instructions) for model, runs, counts in found] == [(3, 1, 407.0)]
 
 
 def test_the_median_is_taken_event_by_event() -> None:

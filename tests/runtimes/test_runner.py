@@ -411,13 +411,14 @@ def test_a_chain_feeds_every_segment_from_those_before_it(tmp_path: Path) -> Non
     third = segment("3.onnx", "Add", ["y", "h"], "z")
     answers = tmp_path / "answers.npz"
     np.savez(tmp_path / "x.npz", x=np.array([[1, 2, 3, 4]], np.float32))
+    blank = segment("0.onnx", "Abs", ["b"], "c")
     options = ("--inputs", tmp_path / "x.npz", "--outputs", answers, "--chain", "--rounds", 1, "--warmup-runs", 1)
-    found = report("marks", "--format", "onnx", "--model", first, "--more-models", second, third, *options)
-    turn = [{"model": 0, "runs": 1}, None, {"model": 1, "runs": 1}, None, {"model": 2, "runs": 1}, None]
-    assert found["intervals"] == [None] * 8 + [*turn, {"model": None, "runs": 0}]
+    found = report("marks", "--format", "onnx", "--model", blank, "--more-models", first, second, third, *options)
+    turn = [part for index in range(4) for part in ({"model": index, "runs": 1}, None)]
+    assert found["intervals"] == ([None] * 8 + turn)[:-1]
     with np.load(answers) as archive:
-        assert archive["1:y"].tolist() == [[0, 0, 0, 0]]
-        assert archive["2:z"].tolist() == [[-1, -2, -3, -4]]
+        assert archive["2:y"].tolist() == [[0, 0, 0, 0]]
+        assert archive["3:z"].tolist() == [[-1, -2, -3, -4]]
 
 
 def test_a_missing_model_among_several_is_named(model: tuple[str, Path], tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ class EmulatedDevice:
         """See `Device.run`."""
         return self._local(()).run(job)
 
-    def count(self, job: Job) -> tuple[Mapping[str, Any], list[tuple[int | None, int, Counts]]]:
+    def count(self, job: Job) -> tuple[Mapping[str, Any], list[tuple[int, int, Counts]]]:
         """Runs a job of mode `marks` and gives its report and (model, runs, counts) of every interval.
 
         Raises:

@@ -1,0 +1,105 @@
+"""What dense layers and pairs make boards execute and fetch: one layer, a network, and a curve over the rank."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import measure_layer
+import measure_mnist
+
+from edgepack.bench.emulate import emulate_variants
+from edgepack.bench.emulated_results import EmulatedVariant
+from edgepack.cache import Cache
+from edgepack.emulator.counts import middle
+from edgepack.emulator.plugin import cache_arguments
+from edgepack.pipeline.counting import Counter
+from edgepack.plan.table import Point
+from edgepack.targets import Target, get_target
+
+TARGETS = ("rpi4", "rpi5", "rpi3b+", "rpi-zero2w")
+MODELS = Path(__file__).parent / "models"
+LAYER = (f"{MODELS / 'layer_4096.py'}:recipe_1024", 128)
+NETWORK = (measure_mnist.MODEL, 32)
+SIDE = 2048
+FORM = "int8-dynamic-range"
+RANKS = (16, 32, 64, 96, 112, 128, 144, 160, 192, 224, 240, 256, 272, 288, 320, 384, 448, 512, 576, 640, 768, 896, 1024)
+
+
+def measure(*, quick: bool = False) -> dict[str, Any]:
+    """Counts of every file on every target; targets with the same core and caches are counted once."""
+    groups = _alike(TARGETS[:1] if quick else TARGETS)
+    with tempfile.TemporaryDirectory(prefix="edgepack-bench-") as folder:
+        tables = {
+            name: _table(groups, *source, Path(folder) / name)
+            for name, source in (("layer", LAYER), ("network", NETWORK))
+        }
+    return {
+        "quick": quick,
+        "targets": [names for names, _ in groups],
+        "ranks": {"layer": LAYER[1], "network": NETWORK[1]},
+        **tables,
+        "curve": {"side": SIDE, "form": FORM, "points": list(_curve(groups, RANKS[::4] if quick else RANKS))},
+    }
+
+
+def _alike(names: Sequence[str]) -> list[tuple[str, Target]]:
+    """Targets that nothing in a count can tell apart, under their names together."""
+    groups: dict[tuple[Any, ...], list[Target]] = {}
+    for target in map(get_target, names):
+        key = target.main_cluster.core, target.isa, cache_arguments(target)
+        groups.setdefault(key, []).append(target)
+    return [(", ".join(target.name for target in alike), alike[0]) for alike in groups.values()]
+
+
+def _table(groups: Sequence[tuple[str, Target]], model: str, rank: int, work: Path) -> list[dict[str, Any]]:
+    """A row per file and group of targets."""
+    work.mkdir()
+    files = measure_layer.model_files(work, model, rank)
+    rows = []
+    for names, target in groups:
+        result = emulate_variants([file.variant for file in files], {}, target=target, by_layer=False)
+        rows += [
+            {"target": names, "layer": file.layer, "form": file.form, **_counted(found)}
+            for file, found in zip(files, result.variants, strict=True)
+        ]
+    return rows
+
+
+def _counted(found: EmulatedVariant) -> dict[str, Any]:
+    counts = middle(found.rounds)
+    lowest, *_, highest = sorted(one.instructions for one in found.rounds)
+    return {
+        "format": found.format,
+        "size_bytes": found.size_bytes,
+        "instructions": round(counts.instructions),
+        "l1d_misses": round(max(counts.misses["L1d"], 0)),
+        "last_level": counts.last_level,
+        "last_level_misses": round(max(counts.misses[counts.last_level], 0)),
+        "spread": (highest - lowest) / counts.instructions,
+    }
+
+
+def _curve(groups: Sequence[tuple[str, Target]], ranks: Sequence[int]) -> Iterator[dict[str, Any]]:
+    """Misses of every level over the rank of one pair, the call of the runtime taken off."""
+    points = [Point("tflite", FORM, SIDE, SIDE, rank, 1) for rank in ranks]
+    for names, target in groups:
+        counter = Counter(target, Cache())
+        try:
+            counted = counter.count(points)
+        finally:
+            counter.close()
+        cluster = target.main_cluster
+        for point in points:
+            counts = counted[point]
+            yield {
+                "target": names,
+                "rank": point.rank,
+                "weight_bytes": 2 * SIDE * (point.rank or 0),
+                "instructions": counts.instructions,
+                "misses": dict(counts.misses),
+                "last_level": counts.last_level,
+                "last_level_bytes": cluster.data_caches[-1].size_bytes,
+            }

@@ -1,0 +1,77 @@
+"""The time bound of emulated counts against published times of the same networks on the same boards."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from edgepack.bench.emulate import emulate_variants
+from edgepack.bench.session import Variant
+from edgepack.cache import Cache
+from edgepack.data import example
+from edgepack.emulator.counts import middle
+from edgepack.emulator.estimate import time_bound
+from edgepack.pipeline.guarding import load_data
+from edgepack.pipeline.opened import open_model
+from edgepack.pipeline.tflite_files import TfliteFiles
+from edgepack.targets import get_target
+
+MODELS = Path(__file__).parent / "models"
+SEED = 0
+THREADS = 4
+FORMS = {"fp32": "fp32", "int8": "int8-static"}
+# README of XNNPACK (github.com/google/XNNPACK), section "Performance": milliseconds, all cores of the board.
+PUBLISHED_MS = {
+    ("v1", "fp32", "rpi3b+"): 114,
+    ("v1", "int8", "rpi3b+"): 46,
+    ("v1", "fp32", "rpi4"): 77,
+    ("v1", "int8", "rpi4"): 24,
+    ("v2", "fp32", "rpi4"): 46,
+    ("v2", "int8", "rpi4"): 17,
+}
+
+
+def measure(*, quick: bool = False) -> dict[str, Any]:
+    """Counts of one inference on one thread, and the bound for all cores beside the published time."""
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="edgepack-bench-") as folder:
+        for network in ("v1",) if quick else ("v1", "v2"):
+            variants = _files(network, Path(folder))
+            for name in dict.fromkeys(target for model, _, target in PUBLISHED_MS if model == network):
+                target = get_target(name)
+                result = emulate_variants(variants, {}, target=target, model=network, by_layer=False)
+                for found in result.variants:
+                    counts = middle(found.rounds)
+                    bound = time_bound(counts, target, THREADS)
+                    if isinstance(bound, str):
+                        raise ValueError(bound)
+                    rows.append(
+                        {
+                            "model": network,
+                            "precision": found.name,
+                            "target": name,
+                            "instructions": counts.instructions,
+                            "last_level_misses": counts.misses[counts.last_level],
+                            "low_s": bound.low_s,
+                            "high_s": bound.high_s,
+                            "published_s": PUBLISHED_MS[network, found.name, name] / 1e3,
+                            "assumptions": bound.assumptions,
+                        }
+                    )
+    return {"quick": quick, "threads": THREADS, "rows": rows}
+
+
+def _files(network: str, work: Path) -> list[Variant]:
+    """The network in float32 and in int8, as the runtime's own converter and quantizer write it."""
+    source = f"{MODELS / 'mobilenet.py'}:{network}"
+    opened = open_model(source, work)
+    data = load_data(None, opened, source, SEED)
+    variants = []
+    with TfliteFiles(Cache(), work) as files:
+        files.open(opened, data.calibration, example(data.guard, opened.inputs, SEED))
+        for precision, form in FORMS.items():
+            path = work / f"{network}.{precision}.tflite"
+            files.write_dense(path) if form == "fp32" else files.write_baseline(form, path)
+            variants.append(Variant(precision, "tflite", path))
+    return variants

@@ -1,0 +1,167 @@
+"""The real emulator: the target's own kernels give this machine's answers, and their counts repeat."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import bench_models
+import numpy as np
+import pytest
+
+from edgepack.bench.devices.device import Job
+from edgepack.bench.devices.emulated import EmulatedDevice
+from edgepack.bench.emulate import MAX_DB, emulate_variants
+from edgepack.bench.session import Variant
+from edgepack.cache import Cache
+from edgepack.data import example
+from edgepack.emulator.counts import LEVELS, middle, per_inference
+from edgepack.errors import DataError, ModelError, StableDeviceError, TransientDeviceError
+from edgepack.factorize import factorizer
+from edgepack.pipeline.guarding import load_data
+from edgepack.pipeline.onnx_files import OnnxFiles
+from edgepack.pipeline.opened import open_model
+from edgepack.pipeline.statistics import decompose
+from edgepack.pipeline.tflite_files import TfliteFiles
+from edgepack.progress import silent
+from edgepack.quantize.gauge import balanced
+from edgepack.targets import get_target
+from edgepack.types import FORMS
+
+pytestmark = pytest.mark.system
+
+RECIPE = """
+import numpy as np, torch
+from edgepack.types import Recipe
+
+def recipe():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(192, 160), torch.nn.ReLU(), torch.nn.Linear(160, 12)).eval()
+    x = np.random.default_rng(0).standard_normal((320, 192)).astype(np.float32)
+    return Recipe(model, (torch.zeros(1, 192),), {"x": x})
+"""
+LEAST_DB = {
+    "fp32": 100.0,
+    "int8-dynamic": 60.0,
+    "int8-static-qdq": 30.0,
+    "int8-dynamic-range": 60.0,
+    "int8-static": 30.0,
+}
+"""Float kernels sum in different orders; a static grid turns a difference in the last bit into a whole step."""
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tuple[str, Variant]]]:
+    """Inputs, and a small network in every form of both formats, dense and factored, as (form, variant)."""
+    work = tmp_path_factory.mktemp("forms")
+    recipe = work / "small.py"
+    recipe.write_text(RECIPE)
+    opened = open_model(f"{recipe}:recipe", work)
+    data = load_data(None, opened, str(recipe), 0)
+    cache = Cache(work / "cache")
+    spectra, _ = decompose(opened.model, opened.layers, "whitened", data.calibration, "small", cache, silent)
+    layer, spectrum = opened.layers[0], spectra[0]
+    factors = {layer.name: balanced(factorizer("whitened").factors(layer, spectrum, 24), spectrum, seed=0)}
+    written: list[tuple[str, Variant]] = []
+    with TfliteFiles(cache, work) as tflite:
+        tflite.open(opened, data.calibration, example(data.guard, opened.inputs, 0))
+        for each in (OnnxFiles(opened.model, data.calibration, largest=127), tflite):
+            for form in FORMS[each.fmt]:
+                dense, pair = (work / f"{kind}.{form}.{each.fmt}" for kind in ("dense", "pair"))
+                each.write_dense(dense) if form == "fp32" else each.write_baseline(form, dense)
+                each.write(factors, form, pair)
+                written += [(form, Variant(path.stem, each.fmt, path)) for path in (dense, pair)]
+    inputs = work / "inputs.npz"
+    np.savez(inputs, x=np.random.default_rng(1).standard_normal((1, 192)).astype(np.float32))
+    return inputs, written
+
+
+@pytest.mark.parametrize("target", ["rpi-zero2w", "rpi4", "rpi5", "rk3566"])
+def test_every_form_answers_as_on_this_machine(emulator: Path, files, target: str) -> None:
+    """Cortex-A53, A55, A72 and A76 each get kernels of their own, with and without dot products."""
+    inputs, written = files
+    result = emulate_variants([one for _, one in written], {}, target=get_target(target), inputs=inputs, by_layer=False)
+    for (form, variant), found in zip(written, result.variants, strict=True):
+        assert found.name == variant.name
+        assert found.agreement_db is not None
+        assert LEAST_DB[form] <= found.agreement_db <= MAX_DB, f"{variant.name}: {found.agreement_db:.1f} dB"
+        assert list(found.rounds[0].misses) == list(LEVELS[: len(result.emulation.caches)])
+
+
+def test_counts_repeat_and_a_pair_executes_less(emulator: Path, files) -> None:
+    _, written = files
+    chosen = [one for form, one in written if form == "int8-dynamic-range"]
+    first, second = (emulate_variants(chosen, {}, target=get_target("rpi4"), by_layer=False).variants for _ in range(2))
+    for one, other in zip(first, second, strict=True):
+        counts = [middle(found.rounds).instructions for found in (one, other)]
+        assert counts[0] == pytest.approx(counts[1], rel=0.01)
+        spread = [round_.instructions for round_ in one.rounds]
+        assert max(spread) - min(spread) <= 0.01 * counts[0]
+    dense, pair = (middle(found.rounds).instructions for found in first)
+    assert pair < dense
+
+
+def test_twice_the_layer_executes_and_reads_twice_as_much(emulator: Path, tmp_path: Path) -> None:
+    """512x512 and 512x1024 in float32: the matrix streams through a 32K cache, a line for every 16 weights."""
+    paths = [bench_models.write_mlp(tmp_path / f"{rows}.onnx", [512, rows]) for rows in (512, 1024)]
+    device = EmulatedDevice(get_target("rpi4"))
+    first, second = map(device.push, paths)
+    _, found = device.count(Job("marks", "onnx", first, more_models=(second,), warmup_runs=2, runs=2))
+    device.close()
+    small, large = (middle(per_inference(found, index)) for index in range(2))
+    more = large - small
+    assert more.misses["L1d"] == pytest.approx(512 * 512 / 16, rel=0.05)
+    assert 512 * 512 / 4 / 4 < more.instructions < 512 * 512
+
+
+def test_an_x86_target_runs_without_a_root_folder(emulator: Path, onnx_model: Path) -> None:
+    result = emulate_variants([Variant("mlp", "onnx", onnx_model)], {}, target=get_target("j4125"), by_layer=False)
+    assert middle(result.variants[0].rounds).instructions > 64 * 48 / 8
+    assert "-avx2" in result.emulation.cpu
+
+
+@pytest.fixture
+def device(emulator: Path) -> Iterator[EmulatedDevice]:
+    made = EmulatedDevice(get_target("rpi4"))
+    yield made
+    made.close()
+
+
+def test_the_device_is_the_target(device: EmulatedDevice) -> None:
+    report = device.probe()
+    assert report["machine"] == "aarch64"
+    assert {cpu["core"] for cpu in report["cpus"]} == {"cortex-a72"}
+    assert report["runtimes"]["onnxruntime"]["version"] == "1.31.1"
+
+
+def test_a_model_that_is_none_is_rejected(device: EmulatedDevice, tmp_path: Path) -> None:
+    path = tmp_path / "no.onnx"
+    path.write_bytes(b"nothing of a model")
+    with pytest.raises(StableDeviceError, match=r"no\.onnx.*model-rejected"):
+        device.count(Job("marks", "onnx", device.push(path)))
+
+
+def test_inputs_that_do_not_fit_are_named(device: EmulatedDevice, onnx_model: Path, tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", x=np.zeros((1, 7), np.float32))
+    with pytest.raises(DataError, match="wants the shape"):
+        device.count(Job("marks", "onnx", device.push(onnx_model), device.push(tmp_path / "x.npz")))
+
+
+def test_a_missing_model_is_named(emulator: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no model file at"):
+        emulate_variants([Variant("a", "onnx", tmp_path / "a.onnx")], {}, target=get_target("rpi4"))
+
+
+@pytest.mark.parametrize(("name", "kind"), [("SIGILL", StableDeviceError), ("SIGKILL", TransientDeviceError)])
+def test_a_guest_that_dies_is_reported_with_its_signal(
+    device: EmulatedDevice, onnx_model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, kind: type
+) -> None:
+    """A real aarch64 process that ends itself so, in the place of the runner."""
+    runner = tmp_path / "runner.py"
+    runner.write_text(
+        "import os, signal, sys\nprint('about to die', file=sys.stderr, flush=True)\n"
+        f"os.kill(os.getpid(), signal.{name})\n"
+    )
+    monkeypatch.setattr("edgepack.bench.devices.local.shipped", lambda _: runner)
+    with pytest.raises(kind, match=rf"marks of mlp\.onnx on emulated rpi4: the process died of {name}.*about to die"):
+        device.count(Job("marks", "onnx", device.push(onnx_model)))
