@@ -7,13 +7,15 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
+from block_tables import TITLES, markdown_table
+from blocks_emulated import render_emulated, render_estimate
+
 from edgepack.bench.stats import compare
 from edgepack.report.cells import ratio, seconds, size
 from edgepack.report.compare import Ratio
 
 Row = Mapping[str, Any]
 RUNTIMES = {"onnx": "onnxruntime", "tflite": "ai-edge-litert"}
-TITLES = {"onnx": "ONNX Runtime", "tflite": "LiteRT"}
 COMMAND = ".venv/bin/python bench/figures.py --only {name}"
 _BLOCK = r"<!-- figures:{name} -->\n(.*?)<!-- /figures:{name} -->"
 
@@ -72,7 +74,7 @@ def _layer(figures: Row) -> str:
             for row in rows
         ]
     headers = ("runtime", "layer", "form", "file", "p50", "p90", "vs dense fp32", "vs fastest dense int8")
-    return _table(headers, lines, right=("file", "p50", "p90")) + f"\n\n{_protocol(figures)}"
+    return markdown_table(headers, lines, right=("file", "p50", "p90")) + f"\n\n{_protocol(figures)}"
 
 
 def _mnist(figures: Row) -> str:
@@ -103,7 +105,7 @@ def _mnist(figures: Row) -> str:
             f" {figures['max_drop']:.2f} allowed)."
         )
     headers = ("runtime", "file", "form", "size", "p50", "p90", "cold p50", "accuracy", "drop", "vs fp32", "vs int8")
-    table = _table(headers, lines, right=headers[3:9])
+    table = markdown_table(headers, lines, right=headers[3:9])
     return "\n\n".join([table, " ".join(summary), _protocol(figures)])
 
 
@@ -125,10 +127,17 @@ def _tool(figures: Row) -> str:
         "Every command but `--help` ran once, with an empty cache. Peak memory is that of the process and all its"
         " children together, shared pages counted once."
     )
-    return f"{_table(('command', 'what', 'measured', 'goal'), lines, right=('measured', 'goal'))}\n\n{note}"
+    return f"{markdown_table(('command', 'what', 'measured', 'goal'), lines, right=('measured', 'goal'))}\n\n{note}"
 
 
-RENDERERS: Mapping[str, Callable[[Row], str]] = {"demo": _demo, "mnist": _mnist, "layer": _layer, "tool": _tool}
+RENDERERS: Mapping[str, Callable[[Row], str]] = {
+    "demo": _demo,
+    "mnist": _mnist,
+    "layer": _layer,
+    "tool": _tool,
+    "emulated": render_emulated,
+    "estimate": render_estimate,
+}
 
 
 def _p50(row: Row) -> float:
@@ -192,8 +201,3 @@ def _binary(value: int) -> str:
         if value >= 1 << shift:
             return f"{value / (1 << shift):.3g} {unit}"
     return f"{value} B"
-
-
-def _table(headers: Sequence[str], lines: Sequence[Sequence[str]], *, right: Sequence[str]) -> str:
-    rule = ["---:" if header in right else "---" for header in headers]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (headers, rule, *lines))

@@ -15,11 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import measure_demo
+import measure_emulated
+import measure_estimate
 import measure_layer
 import measure_mnist
 import measure_tool
 from blocks import render, replace_block
 from machine import conditions
+from picture import draw_working_set
 
 from edgepack.cache import atomic_path
 
@@ -33,6 +36,8 @@ MEASURES: Mapping[str, Callable[..., dict[str, Any]]] = {
     "mnist": measure_mnist.measure,
     "layer": measure_layer.measure,
     "tool": measure_tool.measure,
+    "emulated": measure_emulated.measure,
+    "estimate": measure_estimate.measure,
 }
 
 
@@ -46,6 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in options.only or MEASURES:
         start = time.perf_counter()
         stored = load(name) if options.render else store(name, MEASURES[name](quick=options.quick))
+        if name == "emulated":
+            draw_working_set(stored["figures"]["curve"], RESULTS / "working-set.svg")
         write(README, replace_block(README.read_text(), name, render(stored)))
         print(f"{name}: {time.perf_counter() - start:.0f} s", file=sys.stderr)
 

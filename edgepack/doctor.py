@@ -6,15 +6,23 @@ import shutil
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
+from edgepack.emulator import programs
+from edgepack.emulator.install import ARCHITECTURES, missing
+
 
 @dataclass(frozen=True)
 class Finding:
-    """One tool: its version or path where it was found, else the command that installs it."""
+    """One tool: its version or path where it was found, else the command that installs it.
+
+    Attributes:
+        lacks: what of a tool with several parts is missing.
+    """
 
     name: str
     purpose: str
     found: str | None
     install: str
+    lacks: str | None = None
 
 
 PACKAGES = (
@@ -31,14 +39,29 @@ PACKAGES = (
 PROGRAMS = (
     ("ssh", "reaches devices over SSH", "apt-get install openssh-client"),
     ("adb", "reaches Android devices", "apt-get install adb"),
-    ("qemu-aarch64", "emulates Arm targets", "apt-get install qemu-user"),
+)
+
+EMULATOR_PROGRAMS = (
+    ("cc", "compiles the emulator's cache model"),
+    ("debootstrap", "fetches the system of emulated Arm targets"),
 )
 
 
 def examine() -> list[Finding]:
     """Look for every package and program that edgepack can use."""
     findings = [Finding(name, purpose, _version(name), install) for name, purpose, install in PACKAGES]
-    return findings + [Finding(name, purpose, shutil.which(name), install) for name, purpose, install in PROGRAMS]
+    findings += [Finding(name, purpose, shutil.which(name), install) for name, purpose, install in PROGRAMS]
+    findings += [_emulator(arch) for arch in ARCHITECTURES]
+    return findings + [
+        Finding(name, purpose, programs.find(name), programs.command(name)) for name, purpose in EMULATOR_PROGRAMS
+    ]
+
+
+def _emulator(arch: str) -> Finding:
+    lacks = missing(arch)
+    found = None if lacks else programs.find(f"qemu-{arch}")
+    purpose = f"counts what {arch} targets execute and fetch"
+    return Finding(f"emulator {arch}", purpose, found, f"edgepack emulator install --arch {arch}", lacks)
 
 
 def _version(name: str) -> str | None:

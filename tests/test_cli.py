@@ -38,7 +38,7 @@ COMMANDS = sorted(commands())
 def test_every_command_of_the_design_is_there() -> None:
     assert {" ".join(c) for c in COMMANDS} >= {
         *("build", "inspect", "bench", "compare", "doctor"),
-        *("targets list", "targets show", "targets check"),
+        *("targets list", "targets show", "targets check", "emulator install"),
     }
 
 
@@ -74,11 +74,41 @@ def test_no_command_shows_help() -> None:
     assert "Usage" in result.stdout + result.stderr
 
 
-@pytest.mark.parametrize("arguments", [["bild"], ["build"], ["build", "m.onnx"], ["targets", "probe"], ["compare"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["bild"], ["build"], ["build", "m.onnx"], ["targets", "probe"], ["compare"],
+     ["emulator", "install", "--arch", "armv7l"], ["bench", "p", "--emulate", "--threads", "0"]],
+)  # fmt: skip
 def test_usage_errors_exit_with_2(arguments: list[str]) -> None:
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 2
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--emulate", "--local"], "error: --emulate and --local exclude each other\n"),
+        (
+            ["--emulate", "--quick"],
+            "error: --quick shortens a measurement; --emulate counts, and has none\n  hint: leave one out\n",
+        ),
+    ],
+)
+def test_emulate_refuses_what_only_a_measurement_has(options: list[str], says: str) -> None:
+    result = CliRunner().invoke(app, ["bench", "pack", *options])
+    assert (result.exit_code, result.stdout, result.stderr) == (2, "", says)
+
+
+def test_emulator_without_its_programs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("edgepack.emulator.programs._EVERY_USER", ())
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    result = CliRunner().invoke(app, ["emulator", "install", "--arch", "x86_64"])
+    assert result.exit_code == 4
+    assert result.stderr.startswith("error: qemu-x86_64, cc not installed, and only root can install")
+    assert "hint: sudo apt-get install qemu-user gcc libc6-dev" in result.stderr
 
 
 def run_door(err: BaseException, capsys: pytest.CaptureFixture[str], **options: bool) -> tuple[int, str, str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from edgepack.doctor import PACKAGES, PROGRAMS, examine
+from edgepack.doctor import EMULATOR_PROGRAMS, PACKAGES, PROGRAMS, examine
 
 ROOT = Path(__file__).parents[1]
 
@@ -17,7 +17,8 @@ def test_installed_packages_are_found_with_their_version() -> None:
     found = {f.name: f.found for f in examine()}
     assert found["onnxruntime"] == version("onnxruntime")
     assert found["onnx-ir"] == version("onnx-ir")
-    assert list(found) == [row[0] for row in PACKAGES + PROGRAMS]
+    emulator = ["emulator aarch64", "emulator x86_64", *(row[0] for row in EMULATOR_PROGRAMS)]
+    assert list(found) == [row[0] for row in PACKAGES + PROGRAMS] + emulator
 
 
 def test_missing_ones_come_with_the_command_that_installs_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -27,11 +28,34 @@ def test_missing_ones_come_with_the_command_that_installs_them(monkeypatch: pyte
         raise PackageNotFoundError(name)
 
     monkeypatch.setattr("edgepack.doctor.version", missing)
+    monkeypatch.setattr("edgepack.emulator.programs._EVERY_USER", ())
     monkeypatch.setenv("PATH", str(tmp_path))
-    for finding in examine():
+    monkeypatch.setenv("EDGEPACK_CACHE", str(tmp_path))
+    findings = {finding.name: finding for finding in examine()}
+    for finding in findings.values():
         assert finding.found is None
-        assert re.match(r"(pip install|apt-get install) \S", finding.install)
+        assert re.match(r"(pip install|apt-get install|edgepack emulator install) \S", finding.install)
         assert finding.purpose
+    arm, x86 = findings["emulator aarch64"], findings["emulator x86_64"]
+    assert (arm.lacks, arm.install) == (
+        "qemu-aarch64, cc, the aarch64 system",
+        "edgepack emulator install --arch aarch64",
+    )
+    assert (x86.lacks, x86.install) == ("qemu-x86_64, cc", "edgepack emulator install --arch x86_64")
+
+
+def test_an_emulator_is_there_when_all_its_parts_are(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("qemu-x86_64", "qemu-aarch64", "cc"):
+        (tmp_path / name).write_text("#!/bin/sh\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("EDGEPACK_CACHE", str(tmp_path / "empty"))
+    found = {finding.name: finding for finding in examine()}
+    assert found["emulator x86_64"].found == str(tmp_path / "qemu-x86_64")
+    assert found["cc"].found == str(tmp_path / "cc")
+    assert found["emulator aarch64"].found is None
+    assert found["emulator aarch64"].lacks == "the aarch64 system"
 
 
 def test_programs_are_looked_up_on_the_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

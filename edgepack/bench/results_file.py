@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import tempfile
-from collections.abc import Iterator
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
-from edgepack.bench.results import BenchResult, Block, Snapshot
+from edgepack.bench.emulated_results import EmulatedResult
+from edgepack.bench.results import BenchResult
+from edgepack.bench.results_check import problems
 from edgepack.errors import PackError
 
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
 MAX_BYTES = 64 << 20
-MAX_VARIANTS = 64
-# Names end up in tables and terminals: no control characters, and none that turn the writing direction round.
-_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
-_HASH = re.compile(r"[0-9a-f]{64}")
+_AGAIN = "run the bench again"
 
 
-def save_result(result: BenchResult, path: Path) -> None:
+def save_result(result: BenchResult | EmulatedResult, path: Path) -> None:
     """Writes a result; the file is whole or not there.
 
     Raises:
@@ -47,13 +49,66 @@ def save_result(result: BenchResult, path: Path) -> None:
 
 
 def load_result(path: Path) -> BenchResult:
-    """Reads a result.
+    """Reads a measured result.
 
     Raises:
-        PackError: missing, over 64 MiB, not JSON, another schema, or with values that cannot be.
+        PackError: missing, over 64 MiB, not JSON, another schema or kind, or with values that cannot be.
     """
-    from pydantic import TypeAdapter, ValidationError
+    result = _load(path)
+    if isinstance(result, EmulatedResult):
+        raise PackError(f"{path}: an emulated result; expected a measured one")
+    return result
 
+
+def load_results(pack_dir: Path) -> list[BenchResult]:
+    """The measured results of a pack in the order of their file names; a pack that was never benched has none.
+
+    Raises:
+        PackError: one of its results, of either kind, cannot be used.
+    """
+    return [result for result in _load_all(pack_dir) if isinstance(result, BenchResult)]
+
+
+def load_emulated(pack_dir: Path) -> list[EmulatedResult]:
+    """The emulated results of a pack in the order of their file names.
+
+    Raises:
+        PackError: one of its results, of either kind, cannot be used.
+    """
+    return [result for result in _load_all(pack_dir) if isinstance(result, EmulatedResult)]
+
+
+def _load_all(pack_dir: Path) -> list[BenchResult | EmulatedResult]:
+    return [_load(path) for path in sorted((pack_dir / "results").glob("*.json"))]
+
+
+def _load(path: Path) -> BenchResult | EmulatedResult:
+    from pydantic import ValidationError
+
+    raw = _read(path)
+    try:
+        result = _schema().validate_json(raw)
+    except ValidationError as err:
+        first = err.errors(include_url=False, include_input=False)[0]
+        where, what = ".".join(map(str, first["loc"][1:])) or "the file", first["msg"]
+        if first["type"] in ("union_tag_invalid", "union_tag_not_found"):
+            where, what = "kind", "Input should be 'edgepack-bench' or 'edgepack-emulated'"
+        raise PackError(f"{path}: not a result of this edgepack: {where}: {what}", hint=_AGAIN) from err
+    problem = next(problems(result), None)
+    if problem is not None:
+        raise PackError(f"{path}: {problem}", hint=f"the file is damaged: {_AGAIN}")
+    return result
+
+
+@cache
+def _schema() -> TypeAdapter[BenchResult | EmulatedResult]:
+    from pydantic import Field, TypeAdapter
+
+    either: Any = Annotated[BenchResult | EmulatedResult, Field(discriminator="kind")]
+    return TypeAdapter(either)
+
+
+def _read(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
@@ -61,71 +116,4 @@ def load_result(path: Path) -> BenchResult:
         raise PackError(f"{path}: cannot read the results: {err.strerror}") from err
     if len(raw) > MAX_BYTES:
         raise PackError(f"{path}: results over {MAX_BYTES >> 20} MiB; a session writes a few")
-    try:
-        result = TypeAdapter(BenchResult).validate_json(raw)
-    except ValidationError as err:
-        first = err.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise PackError(
-            f"{path}: not a result of this edgepack: {where}: {first['msg']}", hint="run the bench again"
-        ) from err
-    problem = next(_impossible(result), None)
-    if problem is not None:
-        raise PackError(f"{path}: {problem}", hint="the file is damaged: run the bench again")
-    return result
-
-
-def load_results(pack_dir: Path) -> list[BenchResult]:
-    """All results of a pack in the order of their file names; a pack that was never benched has none.
-
-    Raises:
-        PackError: one of them cannot be used.
-    """
-    return [load_result(path) for path in sorted((pack_dir / "results").glob("*.json"))]
-
-
-def _impossible(result: BenchResult) -> Iterator[str]:
-    """What the types allow and no session writes."""
-    conditions = result.conditions
-    if not 1 <= len(result.variants) <= MAX_VARIANTS:
-        yield f"{len(result.variants)} variants; expected 1 to {MAX_VARIANTS}"
-    if conditions.threads < 1:
-        yield f"threads is {conditions.threads}; expected at least 1"
-    names = [conditions.model, conditions.target, result.created, result.edgepack_version]
-    names += [conditions.device.cpu_model, conditions.device.device_model, result.counters_unavailable or ""]
-    for variant in result.variants:
-        names += [variant.name, variant.file, *(counter.unavailable or "" for counter in variant.counters)]
-    if any(_UNPRINTABLE.search(name) for name in names):
-        yield "a name holds control characters"
-    keys = [(variant.name, variant.format) for variant in result.variants]
-    if len(set(keys)) != len(keys):
-        yield "two variants have the same name and format"
-    for fmt in sorted({variant.format for variant in result.variants} - set(result.import_only)):
-        yield f"no import-only memory for {fmt}"
-    for variant in result.variants:
-        if variant.size_bytes < 0 or not _HASH.fullmatch(variant.sha256):
-            yield f"variant {variant.name}: its size or hash is none"
-        if not any(not block.rejected for block in variant.warm):
-            yield f"variant {variant.name}: no warm latency"
-        for block in (*variant.warm, *variant.cold):
-            if not _possible(block):
-                yield f"variant {variant.name}: round {block.round}: expected positive times"
-        for memory in variant.memory:
-            if not (_counted(memory.loaded) and _counted(memory.ran)):
-                yield f"variant {variant.name}: a negative amount of memory"
-        for counter in variant.counters:
-            if counter.runs < 0 or any(count < 0 for count in counter.counts):
-                yield f"variant {variant.name}: counter {counter.name} is negative"
-            if counter.counts and counter.runs == 0:
-                yield f"variant {variant.name}: counter {counter.name} counted no runs"
-    if not all(_counted(snapshot) for snapshots in result.import_only.values() for snapshot in snapshots):
-        yield "a negative amount of memory"
-
-
-def _possible(block: Block) -> bool:
-    times = (block.latency_s, block.clock_before_s, block.clock_after_s)
-    return block.runs >= 1 and all(len(values) > 0 and min(values) > 0 for values in times)
-
-
-def _counted(snapshot: Snapshot) -> bool:
-    return all(value is None or value >= 0 for value in asdict(snapshot).values())
+    return raw

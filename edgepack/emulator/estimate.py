@@ -42,7 +42,7 @@ def time_bound(counts: Counts, target: Target, threads: int = 1) -> TimeBound | 
         return f"the {', '.join(absent)} of {target.name} {'is' if len(absent) == 1 else 'are'} not known"
     rate = threads * cluster.frequency_mhz * 1e6
     lines = [cache.line_bytes for cache in (*cluster.data_caches, target.system_cache) if cache is not None]
-    memory_bytes = counts.misses[counts.last_level] * lines[-1]
+    memory_bytes = max(counts.misses[counts.last_level], 0.0) * lines[-1]  # a difference of counts may fall below zero
     low = max(counts.instructions / (cluster.ipc.high * rate), memory_bytes / (read.high_gb_s * 1e9))
     high = counts.instructions / (cluster.ipc.low * rate) + memory_bytes / (read.low_gb_s * 1e9)
     return TimeBound(low, high, _assumptions(target, read, threads))

@@ -29,16 +29,21 @@ RIGHT_ALIGNED = HEADERS[4:12]
 
 @dataclass(frozen=True)
 class Table:
-    """Headers, lines of cells, and the notes below: `lines[i]` has as many cells as `headers`."""
+    """Headers, lines of cells, and the notes below: `lines[i]` has as many cells as `headers`.
+
+    Attributes:
+        right: headers of the columns of figures.
+    """
 
     headers: tuple[str, ...]
     lines: tuple[tuple[str, ...], ...]
     notes: tuple[str, ...]
+    right: tuple[str, ...]
 
 
 def table(rows: Sequence[CompareRow]) -> Table:
     """All rows as text. Every note stands once; one that holds for some rows only names their model and target."""
-    return Table(HEADERS, tuple(_line(row) for row in rows), tuple(_notes(rows)))
+    return Table(HEADERS, tuple(_line(row) for row in rows), tuple(_notes(rows)), RIGHT_ALIGNED)
 
 
 def _line(row: CompareRow) -> tuple[str, ...]:

@@ -79,8 +79,7 @@ def compare_rows(measured: Sequence[Measured], manifest: Mapping[str, Any] | Non
 
 
 def _row(one: Measured, sizes: Mapping[tuple[Format, str], int], manifest: Mapping[str, Any]) -> CompareRow:
-    entry = file_entry(manifest, one.variant, one.format)
-    metric = _number(entry.get("metric"))
+    facts = file_facts(manifest, one.variant, one.format)
     return CompareRow(
         model=one.model,
         target=one.target,
@@ -90,7 +89,7 @@ def _row(one: Measured, sizes: Mapping[tuple[Format, str], int], manifest: Mappi
         quick=one.quick,
         format=one.format,
         variant=one.variant,
-        form=_text(entry.get("form")),
+        form=facts.form,
         size_bytes=one.size_bytes,
         latency_p50_s=one.warm.median,
         latency_low_s=one.warm.low,
@@ -102,13 +101,46 @@ def _row(one: Measured, sizes: Mapping[tuple[Format, str], int], manifest: Mappi
         peak_bytes=one.peak_bytes,
         cache_misses=one.cache_misses,
         cache_misses_note=one.cache_misses_note,
-        metric_name=_text(_mapping(manifest.get("metric")).get("name")) or _text(manifest.get("metric")),
-        metric=metric,
-        drop=_drop(entry, metric, file_entry(manifest, "dense-fp32", one.format)),
+        metric_name=facts.metric_name,
+        metric=facts.metric,
+        drop=facts.drop,
         vs_fp32=_ratio(one, one.vs_fp32, sizes.get((one.format, "dense-fp32"))),
         vs_int8=_ratio(one, one.vs_int8, sizes.get((one.format, "dense-int8"))),
         notes=tuple(one.notes),
     )
+
+
+@dataclass(frozen=True)
+class FileFacts:
+    """What a manifest says of one model file; None where it does not, or says nonsense."""
+
+    form: str | None
+    metric_name: str | None
+    metric: float | None
+    drop: float | None
+
+
+def file_facts(manifest: Mapping[str, Any], variant: str, fmt: Format) -> FileFacts:
+    """Form and accuracy of a variant's file."""
+    entry = file_entry(manifest, variant, fmt)
+    metric = _number(entry.get("metric"))
+    return FileFacts(
+        form=_text(entry.get("form")),
+        metric_name=_text(_mapping(manifest.get("metric")).get("name")) or _text(manifest.get("metric")),
+        metric=metric,
+        drop=_drop(entry, metric, file_entry(manifest, "dense-fp32", fmt)),
+    )
+
+
+def file_ranks(manifest: Mapping[str, Any], variant: str, fmt: Format) -> dict[str, int]:
+    """Rank of every factored layer of a variant's file by the layer's name; a dense layer has none."""
+    layers = file_entry(manifest, variant, fmt).get("layers")
+    ranks = {}
+    for layer in map(_mapping, layers if isinstance(layers, list) else ()):
+        name, rank = layer.get("layer"), layer.get("rank")
+        if isinstance(name, str) and isinstance(rank, int) and not isinstance(rank, bool):
+            ranks[name] = rank
+    return ranks
 
 
 def file_entry(manifest: Mapping[str, Any], variant: str, fmt: Format) -> Mapping[str, Any]:

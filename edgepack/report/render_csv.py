@@ -4,48 +4,61 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
-from dataclasses import fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import astuple, fields
 
 from edgepack.report.compare import CompareRow, Ratio
+from edgepack.report.emulated import CountRatio, EmulatedPart, EmulatedRow
 
 # A spreadsheet takes a text cell that starts so for a formula.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
-_RATIOS = ("vs_fp32", "vs_int8")
+_OF_PART = ("model", "target", "threads", "format", "variant", "last_level")
 
 
-def render_csv(rows: Sequence[CompareRow]) -> str:
+def render_csv(rows: Sequence[CompareRow], emulated: Sequence[EmulatedRow] = ()) -> str:
     """A header and a line per row. Unknown figures are empty cells, notes are joined by `; `.
 
-    Text that a spreadsheet would take for a formula gets a leading apostrophe.
+    Emulated rows follow in a table of their own after an empty line, and the parts of their files in a third; a table
+    without rows is left out, but for the first where there are no rows at all. Text that a spreadsheet would take for
+    a formula gets a leading apostrophe.
     """
+    tables = [_table(CompareRow, {"vs_fp32": Ratio, "vs_int8": Ratio}, rows)] if rows or not emulated else []
+    if emulated:
+        tables.append(_table(EmulatedRow, {"vs_fp32": CountRatio, "vs_int8": CountRatio}, emulated))
+    parts = [[getattr(row, name) for name in _OF_PART] + list(astuple(part)) for row in emulated for part in row.parts]
+    if parts:
+        tables.append(_text([*_OF_PART, *(field.name for field in fields(EmulatedPart))], parts))
+    return "\n".join(tables)
+
+
+def _table(kind: type[CompareRow | EmulatedRow], ratios: Mapping[str, type], rows: Sequence[object]) -> str:
+    header: list[str] = []
+    for name in _columns(kind):
+        header += [f"{name}_{part.name}" for part in fields(ratios[name])] if name in ratios else [name]
+    return _text(header, [_cells(row, _columns(kind), ratios) for row in rows])
+
+
+def _columns(kind: type[CompareRow | EmulatedRow]) -> list[str]:
+    return [field.name for field in fields(kind) if field.name != "parts"]
+
+
+def _cells(row: object, columns: Sequence[str], ratios: Mapping[str, type]) -> list[object]:
+    cells: list[object] = []
+    for name in columns:
+        value = getattr(row, name)
+        if name in ratios:
+            cells += [getattr(value, part.name) if value is not None else None for part in fields(ratios[name])]
+        else:
+            cells.append("; ".join(value) if isinstance(value, tuple) else value)
+    return cells
+
+
+def _text(header: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(_header())
-    for row in rows:
-        writer.writerow([_safe(cell) for cell in _cells(row)])
+    writer.writerow(header)
+    writer.writerows([_safe(cell) for cell in line] for line in lines)
     return buffer.getvalue()
-
-
-def _header() -> list[str]:
-    names: list[str] = []
-    for field in fields(CompareRow):
-        if field.name in _RATIOS:
-            names += [f"{field.name}_{part.name}" for part in fields(Ratio)]
-        else:
-            names.append(field.name)
-    return names
-
-
-def _cells(row: CompareRow) -> list[object]:
-    cells: list[object] = []
-    for field in fields(CompareRow):
-        value = getattr(row, field.name)
-        if field.name in _RATIOS:
-            cells += [getattr(value, part.name) if value is not None else None for part in fields(Ratio)]
-        else:
-            cells.append("; ".join(value) if field.name == "notes" else value)
-    return cells
 
 
 def _safe(cell: object) -> object:

@@ -7,11 +7,16 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from edgepack.report.compare import CompareRow
+from edgepack.report.emulated import EmulatedRow
 
 SCHEMA_VERSION = 1
 
 
-def render_json(rows: Sequence[CompareRow]) -> str:
-    """`{"schema_version": 1, "rows": [...]}`; a figure that is not known is null."""
-    document = {"schema_version": SCHEMA_VERSION, "rows": [asdict(row) for row in rows]}
+def render_json(rows: Sequence[CompareRow], emulated: Sequence[EmulatedRow] = ()) -> str:
+    """`{"schema_version": 1, "rows": [...], "emulated": [...]}`; a figure that is not known is null."""
+    document = {
+        "schema_version": SCHEMA_VERSION,
+        "rows": [asdict(row) for row in rows],
+        "emulated": [asdict(row) for row in emulated],
+    }
     return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"

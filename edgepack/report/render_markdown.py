@@ -5,16 +5,29 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from edgepack.report.cells import RIGHT_ALIGNED, table
+from edgepack.report.cells import Table, table
 from edgepack.report.compare import CompareRow
+from edgepack.report.emulated import EmulatedRow
+from edgepack.report.emulated_cells import emulated_table, layer_tables
 
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|~#])")
 
 
-def render_markdown(rows: Sequence[CompareRow]) -> str:
-    """One table with every column, then the notes as a list. Signs with a meaning in markdown are escaped."""
-    cells = table(rows)
-    rule = ["---:" if header in RIGHT_ALIGNED else "---" for header in cells.headers]
+def render_markdown(rows: Sequence[CompareRow], emulated: Sequence[EmulatedRow] = ()) -> str:
+    """One table with every column of the measured rows, then their notes as a list; likewise the emulated ones below.
+
+    Each kind has its table only where it has rows. Signs with a meaning in markdown are escaped.
+    """
+    parts = [_table(table(rows))] if rows or not emulated else []
+    if emulated:
+        parts.append(_table(emulated_table(emulated)))
+    for layers in layer_tables(emulated):
+        parts.append(f"{_escape(layers.title)}\n\n{_table(layers.table)}")
+    return "\n".join(parts)
+
+
+def _table(cells: Table) -> str:
+    rule = ["---:" if header in cells.right else "---" for header in cells.headers]
     lines = [_line(cells.headers), _line(rule), *(_line([_escape(cell) for cell in line]) for line in cells.lines)]
     if cells.notes:
         lines += ["", *(f"- {_escape(note)}" for note in cells.notes)]

@@ -15,8 +15,9 @@ import pytest
 from rich.console import Console, RenderableType
 
 from edgepack.doctor import Finding
+from edgepack.emulator.install import Installed
 from edgepack.report.build_summary import render_build
-from edgepack.report.doctor_table import render_doctor
+from edgepack.report.doctor_table import render_doctor, render_installed
 from edgepack.report.layers import render_layers
 from edgepack.report.tables import plain_table
 from edgepack.report.targets_table import bandwidth_cell, cache_cell, render_target, render_targets
@@ -102,15 +103,32 @@ def test_doctor() -> None:
     tools = [
         Finding("onnxruntime", "runs .onnx files", "1.31.0", "pip install onnxruntime"),
         Finding("adb", "reaches Android devices", None, "apt-get install adb"),
+        Finding("emulator aarch64", "counts", None, "edgepack emulator install", "cc, the aarch64 system"),
     ]
     assert text(render_doctor(tools)) == DOCTOR
 
 
 DOCTOR = """\
- tool          for                       here
- ────────────────────────────────────────────────────────────────────
- onnxruntime   runs .onnx files          1.31.0
- adb           reaches Android devices   missing: apt-get install adb"""
+ tool               for                       here
+ ──────────────────────────────────────────────────────────────────────────────────────────────────────
+ onnxruntime        runs .onnx files          1.31.0
+ adb                reaches Android devices   missing: apt-get install adb
+ emulator aarch64   counts                    missing cc, the aarch64 system: edgepack emulator install"""
+
+
+def test_emulator_install() -> None:
+    arm = Installed("aarch64", "/usr/bin/qemu-aarch64", "/cache/plugin/a.so", "/cache/root-[x]", "1.31.1")
+    assert text(render_installed(arm)) == INSTALLED
+    assert "root folder" not in text(render_installed(replace(arm, arch="x86_64", root=None)))
+
+
+INSTALLED = """\
+ emulator aarch64
+ ─────────────────────────────────────────
+ QEMU                /usr/bin/qemu-aarch64
+ cache model         /cache/plugin/a.so
+ root folder         /cache/root-[x]
+ onnxruntime there   1.31.1"""
 
 K, M, G = 1 << 10, 1 << 20, 1 << 30
 BIG = Cluster(
@@ -147,41 +165,44 @@ def test_target_show() -> None:
 
 BOARD_SHOWN = """\
  board
- ─────────────────────────────────────────────────────────
- description        A board
- arch               aarch64
- SIMD               neon dotprod
- RAM                4G–32G
- cluster big        2× cortex-a76, 2300 MHz
-   L1d              64K, 4-way, 64 B lines, shared by core
-   L1i              –
-   L2               ~512K, 64 B lines, shared by core
-   L3               3M, 12-way, 64 B lines, shared by all
-   read, one core   17–21 GB/s
- cluster little     4× cortex-a55
-   L1d              –
-   L1i              –
-   L2               –
-   L3               –
-   read, one core   –
- onnx               onnxruntime
- tflite             ai-edge-litert
- known bad          onnxruntime 1.21.0: dies
- host               pi@board.local"""
+ ─────────────────────────────────────────────────────────────────
+ description                A board
+ arch                       aarch64
+ SIMD                       neon dotprod
+ RAM                        4G–32G
+ cluster big                2× cortex-a76, 2300 MHz
+   instructions per cycle   –
+   L1d                      64K, 4-way, 64 B lines, shared by core
+   L1i                      –
+   L2                       ~512K, 64 B lines, shared by core
+   L3                       3M, 12-way, 64 B lines, shared by all
+   read, one core           17–21 GB/s
+ cluster little             4× cortex-a55
+   instructions per cycle   –
+   L1d                      –
+   L1i                      –
+   L2                       –
+   L3                       –
+   read, one core           –
+ onnx                       onnxruntime
+ tflite                     ai-edge-litert
+ known bad                  onnxruntime 1.21.0: dies
+ host                       pi@board.local"""
 OLD_SHOWN = """\
  old
- ─────────────────────────────────────────────────────
- description        An old one
- arch               armv7l
- SIMD               –
- RAM                512M
- cluster little     1× cortex-a55, 1000 MHz (estimate)
-   L1d              –
-   L1i              –
-   L2               –
-   L3               –
-   read, one core   –
- no runtime         no wheels"""
+ ─────────────────────────────────────────────────────────────
+ description                An old one
+ arch                       armv7l
+ SIMD                       –
+ RAM                        512M
+ cluster little             1× cortex-a55, 1000 MHz (estimate)
+   instructions per cycle   –
+   L1d                      –
+   L1i                      –
+   L2                       –
+   L3                       –
+   read, one core           –
+ no runtime                 no wheels"""
 
 
 @pytest.mark.parametrize(

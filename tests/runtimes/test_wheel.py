@@ -47,7 +47,9 @@ def test_the_wheel_holds_the_package_and_the_shipped_files_and_nothing_else(whee
     shipped = {f"edgepack/{path.relative_to(TOP)}" for path in (TOP / "runtimes").rglob("*") if path.is_file()}
     shipped = {name for name in shipped if not name.endswith(".pyc")} | {"edgepack/targets.yaml"}
     assert {"edgepack/runtimes/runner.py", "edgepack/runtimes/CONTRACT.md"} <= shipped
-    assert names == python | shipped
+    tables = {str(path.relative_to(TOP)) for path in (TOP / "edgepack" / "plan" / "tables").glob("*.json")}
+    assert len(tables) >= 4
+    assert names == python | shipped | tables
 
 
 def test_an_installed_edgepack_finds_what_it_shipped(wheel: Path, tmp_path: Path) -> None:

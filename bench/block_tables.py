@@ -1,0 +1,13 @@
+"""Tables of the README's blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+TITLES = {"onnx": "ONNX Runtime", "tflite": "LiteRT"}
+
+
+def markdown_table(headers: Sequence[str], lines: Sequence[Sequence[str]], *, right: Sequence[str]) -> str:
+    """A markdown table; the headers in `right` align their columns to the right."""
+    rule = ["---:" if header in right else "---" for header in headers]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (headers, rule, *lines))

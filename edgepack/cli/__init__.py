@@ -1,0 +1,47 @@
+"""The command line: parse, call one library function, print."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from edgepack.cli import targets
+from edgepack.cli.machine import doctor, emulator_app
+from edgepack.cli.making import build, inspect
+from edgepack.cli.measuring import bench, compare
+
+app = typer.Typer(
+    name="edgepack",
+    help="Ship trained models to cheap CPUs: layers as two thin int8 matmuls, in standard ONNX and TFLite files.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+for _command in (build, inspect, bench, compare, doctor):
+    app.command()(_command)
+app.add_typer(targets.app)
+app.add_typer(emulator_app)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from edgepack import __version__
+
+        typer.echo(f"edgepack {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Ship trained models to cheap CPUs: layers as two thin int8 matmuls, in standard ONNX and TFLite files."""
+
+
+def main() -> None:
+    """Entry point of the `edgepack` command."""
+    app()

@@ -1,0 +1,101 @@
+"""`edgepack build` and `edgepack inspect`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgepack.cli.options import Data, Fresh, Json, Model, PrecisionName, Seed, TargetName, TargetsFile, Verbose
+from edgepack.console import door, progress_bar, show, show_json
+
+
+def build(
+    model: Model,
+    target: TargetName,
+    data: Data = None,
+    test: Annotated[Path | None, typer.Option("--test", help="Samples that are scored once, at the end.")] = None,
+    max_drop: Annotated[
+        float | None, typer.Option("--max-drop", help="Largest drop of the metric, in its unit.", show_default="0.5")
+    ] = None,
+    metric: Annotated[
+        str | None, typer.Option("--metric", help="accuracy, agreement or cosine.", show_default="by the data")
+    ] = None,
+    formats: Annotated[str, typer.Option("--formats", help="onnx, tflite or both.")] = "onnx,tflite",
+    rank: Annotated[str, typer.Option("--rank", help="auto, a rank, or a share of a layer's weights.")] = "auto",
+    precision: Annotated[PrecisionName, typer.Option("--precision", help="Of the weights.")] = PrecisionName.auto,
+    method: Annotated[
+        str | None, typer.Option("--method", help="whitened or svd.", show_default="whitened with data, else svd")
+    ] = None,
+    flash: Annotated[str | None, typer.Option("--flash", help="Largest model file, such as 2MB.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Pack folder.", show_default="dist/MODEL.TARGET")] = None,
+    no_baseline: Annotated[bool, typer.Option("--no-baseline", help="Leave the dense models out of the pack.")] = False,
+    seed: Seed = 0,
+    fresh: Fresh = False,
+    targets_file: TargetsFile = None,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Build a pack: the model with its linear layers factored and in int8, its baselines, and a manifest.
+
+    Example: edgepack build model.onnx --target rpi4 --data samples.npz --max-drop 0.5
+    """
+    with door(as_json=as_json, verbose=verbose):
+        from edgepack.pipeline.build import build as run
+        from edgepack.pipeline.options import BuildOptions, parse_formats, parse_rank, parse_size
+        from edgepack.report.build_summary import render_build
+        from edgepack.targets import get_target
+
+        options = BuildOptions(
+            model=model,
+            target=get_target(target, targets_file),
+            data=data,
+            test=test,
+            max_drop=max_drop,
+            metric=metric,
+            formats=parse_formats(formats),
+            rank=parse_rank(rank),
+            precision=precision.value,
+            method=method,
+            flash_bytes=None if flash is None else parse_size(flash),
+            out=out,
+            seed=seed,
+            fresh=fresh,
+            baseline=not no_baseline,
+        )
+        with progress_bar(as_json=as_json) as progress:
+            result = run(options, progress=progress)
+        if as_json:
+            show_json({"pack": str(result.out), "manifest": result.manifest})
+        else:
+            show(render_build(result.out, result.manifest))
+
+
+def inspect(
+    model: Model,
+    data: Data = None,
+    method: Annotated[
+        str | None, typer.Option("--method", help="whitened or svd.", show_default="whitened with data, else svd")
+    ] = None,
+    seed: Seed = 0,
+    fresh: Fresh = False,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Show every linear layer: its share of bytes and multiplications, its break-even rank, and the ranks it needs.
+
+    Example: edgepack inspect model.onnx --data samples.npz
+    """
+    with door(as_json=as_json, verbose=verbose):
+        from dataclasses import asdict
+
+        from edgepack.pipeline.inspect import inspect as run
+        from edgepack.report.layers import render_layers
+
+        with progress_bar(as_json=as_json) as progress:
+            report = run(model, data=data, method=method, seed=seed, fresh=fresh, progress=progress)
+        if as_json:
+            show_json(asdict(report))
+        else:
+            show(render_layers(report))

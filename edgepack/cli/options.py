@@ -1,0 +1,35 @@
+"""Arguments and options that several commands share."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class PrecisionName(StrEnum):
+    """What `--precision` takes."""
+
+    auto = "auto"
+    fp32 = "fp32"
+    int8 = "int8"
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show the traceback of an error.")]
+Model = Annotated[
+    str, typer.Argument(help="model.onnx, model.pt2, file.py:function or package.module:function.", show_default=False)
+]
+TargetName = Annotated[str, typer.Option("--target", help="Name from `edgepack targets list`, or host.")]
+TargetsFile = Annotated[
+    Path | None, typer.Option("--targets-file", help="Your own targets, merged over the shipped ones.")
+]
+Data = Annotated[
+    Path | None, typer.Option("--data", help="Arrays named like the inputs, first axis = samples; labels as `y`.")
+]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of the split and of every random choice.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Compute everything again instead of taking it from the cache.")]
+Formats = Annotated[str | None, typer.Option("--formats", help="onnx, tflite or both.", show_default="all")]
+Packs = Annotated[list[Path], typer.Argument(help="Pack folders.", show_default=False)]
