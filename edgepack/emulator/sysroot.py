@@ -6,6 +6,7 @@ debootstrap checks the archive's signature and every package's SHA-256, pip the 
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -55,20 +56,26 @@ def install_sysroot(progress: Progress = silent) -> None:
     """
     try:
         _home().mkdir(parents=True, exist_ok=True)
-        if not root_folder().is_dir():
-            progress("emulator: Debian packages", 1, 5)
-            _download_debs(_home() / "debs")
-            progress("emulator: unpacking", 2, 5)
-            _unpack(_home() / "debs", root_folder())
-            shutil.rmtree(_home() / "debs")
-        if not wheels_folder().is_dir():
-            progress("emulator: runtimes", 3, 5)
-            _install_wheels(wheels_folder())
+        with (_home() / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # a second installation waits, and then finds everything there
+            _install(progress)
     except OSError as err:
         raise OutputError(
             f"cannot write the emulator's files to {_home()}: {err.strerror}",
             hint="make room there, or set EDGEPACK_CACHE to another folder",
         ) from err
+
+
+def _install(progress: Progress) -> None:
+    if not root_folder().is_dir():
+        progress("emulator: Debian packages", 1, 5)
+        _download_debs(_home() / "debs")
+        progress("emulator: unpacking", 2, 5)
+        _unpack(_home() / "debs", root_folder())
+        shutil.rmtree(_home() / "debs")
+    if not wheels_folder().is_dir():
+        progress("emulator: runtimes", 3, 5)
+        _install_wheels(wheels_folder())
 
 
 def _home() -> Path:
