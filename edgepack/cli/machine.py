@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from edgepack.cli.options import Json, Verbose
+from edgepack.cli.options import Json, TargetName, TargetsFile, Verbose
 from edgepack.console import door, progress_bar, show, show_json
 
 emulator_app = typer.Typer(
@@ -64,3 +64,43 @@ def install_emulator(
             show_json(asdict(installed))
         else:
             show(render_installed(installed))
+
+
+@emulator_app.command("costs")
+def costs(
+    target: TargetName,
+    fill: Annotated[bool, typer.Option("--fill", help="Count what is missing, and keep it for this CPU.")] = False,
+    targets_file: TargetsFile = None,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Show the counts by which forms are chosen for a target elsewhere, and how well they interpolate.
+
+    Tables for rpi4, rpi3b+, rpi-zero2w, rpi5 and rk3566 are shipped. With --fill, another CPU is counted: some twenty
+    minutes, kept in edgepack's cache, and taken up again where it was interrupted.
+
+    Example: edgepack emulator costs --target rpi4
+    """
+    with door(as_json=as_json, verbose=verbose):
+        from dataclasses import asdict
+
+        from edgepack.errors import UsageError
+        from edgepack.pipeline.costs import fill_table
+        from edgepack.plan.table_file import table_for
+        from edgepack.report.costs_table import render_costs
+        from edgepack.targets import get_target
+
+        chosen = get_target(target, targets_file)
+        table = table_for(chosen)
+        if fill:
+            with progress_bar(as_json=as_json) as progress:
+                table = fill_table(chosen, progress=progress)
+        if table is None:
+            raise UsageError(
+                f"no counts are kept for a CPU like {target}",
+                hint=f"count it: edgepack emulator costs --target {target} --fill",
+            )
+        if as_json:
+            show_json(asdict(table))
+        else:
+            show(render_costs(target, asdict(table)))

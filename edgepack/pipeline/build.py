@@ -24,9 +24,10 @@ from edgepack.pipeline.guarding import Data, choose_method, load_data, make_guar
 from edgepack.pipeline.onnx_files import OnnxFiles
 from edgepack.pipeline.opened import Opened, model_kind, model_name, open_model
 from edgepack.pipeline.options import BuildOptions
+from edgepack.pipeline.pricing import prices_for
 from edgepack.pipeline.promise import Baseline, keep_promise, make_baselines
 from edgepack.pipeline.scores import check_evaluate, final_scores
-from edgepack.pipeline.search import Search
+from edgepack.pipeline.search import Found, Search
 from edgepack.pipeline.statistics import decompose
 from edgepack.pipeline.tflite_files import TfliteFiles
 from edgepack.progress import Progress, silent
@@ -120,6 +121,7 @@ def _fill(
         *(options, opened.layers, spectra, method, files, prover, cache, key, work, progress),
         largest=onnx.largest,
         unseen=unobserved,
+        prices=prices_for(options.target, opened, data.guard, options.seed),
     )
     found = search.run()
     baselines = make_baselines(search)
@@ -131,7 +133,7 @@ def _fill(
     warnings += onnx.warnings + search.warnings
     record = {
         **manifest.build_record(options, opened, data, guard, method, search.probes, onnx.largest),
-        "files": _entries(chosen, prover, scores, baseline=options.baseline),
+        "files": _entries(chosen, search, found, scores, baseline=options.baseline),
         "latency_s": found.latency_s,
         "budget_met": failure is None,
         "warnings": warnings,
@@ -198,12 +200,13 @@ def _over_flash(options: BuildOptions, attempts: Mapping[Format, Attempt]) -> Bu
 
 
 def _entries(
-    chosen: Chosen, prover: Prover, scores: Mapping[str, float], *, baseline: bool
+    chosen: Chosen, search: Search, found: Found, scores: Mapping[str, float], *, baseline: bool
 ) -> dict[str, dict[str, Any]]:
-    entries = {
-        f"model.{fmt}": manifest.pack_file(attempt, prover.source, scores.get(f"model.{fmt}"))
-        for fmt, attempt in chosen.attempts.items()
-    }
+    entries = {}
+    for fmt, attempt in chosen.attempts.items():
+        chosen_by = search.chosen_by(attempt, found.latency_s)
+        entry = manifest.pack_file(attempt, search.prover.source, chosen_by, scores.get(f"model.{fmt}"))
+        entries[f"model.{fmt}"] = entry
     if baseline:
         for fmt, dense in chosen.baselines.items():
             entries |= manifest.baseline_files(fmt, dense, scores)

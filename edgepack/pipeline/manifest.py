@@ -67,12 +67,13 @@ def build_record(
     }
 
 
-def pack_file(attempt: Attempt, source: Contents, test: float | None) -> dict[str, Any]:
-    """The entry of `model.<format>`."""
+def pack_file(attempt: Attempt, source: Contents, chosen_by: str, test: float | None) -> dict[str, Any]:
+    """The entry of `model.<format>`; `chosen_by` says where the choice of its form comes from."""
     dense = sum(a * b for a, b, _ in source.weights)
     saved = sum(p.out_features * p.in_features - p.weight_parameters for p in attempt.layers)
     return {
         **_file(attempt.path, attempt.fmt, attempt.form, attempt.drop, test),
+        "form_chosen_by": chosen_by,
         "matrix_parameters": dense - saved,
         "matrix_parameters_share": (dense - saved) / dense if dense else 1.0,
         "layers": [asdict(choice) for choice in attempt.layers],

@@ -37,7 +37,7 @@ def _baseline(search: Search, fmt: Format, files: ModelFiles) -> Baseline:
     search.progress(f"baseline {fmt}")
     fp32 = work / f"baseline.fp32.{fmt}"
     files.write_dense(fp32)
-    forms = cost.preferred(fmt, factored=False, calibrated=files.calibrated)
+    forms, chosen_by = search.order(fmt, candidates.all_dense(search.layers, "dense"))
     paths = {form: work / f"baseline.{form}.{fmt}" for form in forms}
     here = search.measures_here
     quantizers: dict[str, str] = {}
@@ -63,14 +63,15 @@ def _baseline(search: Search, fmt: Format, files: ModelFiles) -> Baseline:
         paths[form],
         form,
         quantizers[form],
-        "measured on this machine" if measured else "stated order of preference",
+        cost.MEASURED if measured else chosen_by,
         prover.drop(prover.guard.answers(fp32, fmt)),
         drops[form],
     )
 
 
 def keep_promise(search: Search, attempt: Attempt, baseline: Baseline) -> Attempt:
-    """The attempt, or the dense int8 baseline in its place where the attempt is larger, or slower on this machine.
+    """The attempt, or the dense int8 baseline in its place where the attempt is larger, or slower: as measured on this
+    machine, or by the cost table of a target that is not at hand.
 
     A rank or precision that was asked for by the user stands as it is.
     """
@@ -85,6 +86,14 @@ def keep_promise(search: Search, attempt: Attempt, baseline: Baseline) -> Attemp
         ratio = measured["pack"] / measured["dense int8"]
         if ratio > 1 / cost.CLEARLY:
             return _dense(search, attempt, baseline, f"measured {ratio:.2f} times slower than dense int8 here")
+    elif search.prices is not None:
+        dense = candidates.all_dense(search.layers, "dense")
+        pack = search.prices.plan(attempt.fmt, attempt.layers, attempt.form)
+        rival = search.prices.plan(attempt.fmt, dense, baseline.form)
+        if pack is not None and rival is not None and cost.clearly_dearer(pack, rival):
+            ratio = pack.rank_by / rival.rank_by
+            reason = f"{ratio:.2f} times the cost of dense int8 by the {search.prices.named(pack, rival)}"
+            return _dense(search, attempt, baseline, reason)
     return attempt
 
 

@@ -15,6 +15,7 @@ from edgepack.metrics import Drop
 from edgepack.pipeline.attempt import Attempt, Prover
 from edgepack.pipeline.files import ModelFiles
 from edgepack.pipeline.options import BuildOptions
+from edgepack.pipeline.pricing import Prices
 from edgepack.plan import candidates, cost
 from edgepack.plan.search import NEIGHBOURS, LayerPlans, Probe, climb, ladder, last_within
 from edgepack.progress import Progress
@@ -59,10 +60,12 @@ class Search:
         *,
         largest: int,
         unseen: Collection[str] = (),
+        prices: Prices | None = None,
     ) -> None:
         self.options, self.layers, self.spectra, self.method = options, layers, spectra, method
         self.files, self.prover, self.cache, self.work, self.progress = files, prover, cache, work, progress
         self.key = digest(key, method, prover.guard.metric, options.seed, options.exact, largest)
+        self.prices = prices
         self._unseen = frozenset(unseen)
         self.probes: list[Probe] = []
         self.warnings: list[str] = []
@@ -169,8 +172,19 @@ class Search:
         files = self.files[fmt]
         if precision == "fp32":
             return files.fp32_forms if self.options.precision == "auto" else ("fp32",)
+        return files.forms(self.order(fmt, plan)[0])
+
+    def order(self, fmt: Format, plan: LayerPlans) -> tuple[tuple[str, ...], str]:
+        """Int8 forms of a plan, fastest first by the best source there is before a file is measured, and its name."""
         factored = any(choice.rank is not None for choice in plan)
-        return files.forms(cost.preferred(fmt, factored=factored, calibrated=files.calibrated))
+        stated = cost.preferred(fmt, factored=factored, calibrated=self.files[fmt].calibrated)
+        priced = None if self.prices is None else self.prices.order(fmt, plan, stated)
+        return priced or (stated, cost.STATED)
+
+    def chosen_by(self, attempt: Attempt, latency_s: Mapping[str, float]) -> str:
+        """What the form of a file was chosen by: latencies of files of its format, or the order of the forms."""
+        measured = any(name.startswith(f"{attempt.fmt}/") for name in latency_s)
+        return cost.MEASURED if measured else self.order(attempt.fmt, attempt.layers)[1]
 
     def _formed(
         self, fmt: Format, forms: Sequence[str], plan: LayerPlans, limit: float | None, latency_s: dict[str, float]

@@ -165,7 +165,8 @@ def test_a_target_without_cache_facts_says_which(tmp_path: Path) -> None:
     assert "targets.yaml" in error.hint
     own = tmp_path / "targets.yaml"
     own.write_text(
-        "schema_version: 1\ntargets:\n  odd: {extends: rpi4, clusters: {a72: {L2: {size_bytes: 1000K, ways: 7, shared: cluster}}}}\n"
+        "schema_version: 1\ntargets:\n"
+        "  odd: {extends: rpi4, clusters: {a72: {L2: {size_bytes: 1000K, ways: 7, shared: cluster}}}}\n"
     )
     assert "no whole number of sets" in _error(lambda: cache_arguments(get_target("odd", own))).message
 

@@ -79,7 +79,9 @@ class EmulatedDevice:
             raise StableDeviceError(
                 f"QEMU takes no comma in the path of its counters: {out}", hint="set TMPDIR to a folder without one"
             )
-        options = ",".join([str(self._plugin), f"out={out}", "start=mark", *self.caches])
+        # A runtime's idle threads wake now and then; an inference on one thread is what that thread does.
+        counted = ["threads=marking"] if job.threads == 1 else []
+        options = ",".join([str(self._plugin), f"out={out}", "start=mark", *counted, *self.caches])
         report = self._local(("-plugin", options)).run(job)
         return report, intervals(read_marks(out, self.levels), report["intervals"])
 

@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import io
+from dataclasses import asdict
+
+from rich.console import Console
+from typer.testing import CliRunner
+
+from edgepack.cli import app
+from edgepack.plan.table_file import table_for
+from edgepack.report.costs_table import render_costs
+from edgepack.targets import get_target
+
+
+def _text(target: str) -> str:
+    table = table_for(get_target(target))
+    assert table is not None
+    buffer = io.StringIO()
+    Console(file=buffer, width=150, color_system=None).print(render_costs(target, asdict(table)))
+    return buffer.getvalue()
+
+
+def test_every_form_has_a_row_and_states_its_error() -> None:
+    text = _text("rpi4")
+    for form in ("fp32", "int8-dynamic", "int8-static-qdq", "int8-dynamic-range", "int8-static"):
+        [line] = [line for line in text.splitlines() if f" {form} " in line]
+        assert line.count(" to ") == 4  # instructions, between batches, L1d, L2
+    assert "counted for rpi4: cortex-a72" in text
+    assert "grid: sides 16, 128, 512, 2048, ranks 8, 32, 128, 512 and dense, batches 1, 4, 16" in text
+
+
+def test_a_cpu_that_qemu_lacks_is_said_to_be_another() -> None:
+    assert "QEMU has no cortex-a55: its instructions are run as cortex-a76's" in _text("rk3566")
+
+
+def test_boards_with_the_same_cpu_share_a_table() -> None:
+    assert table_for(get_target("rpi3b+")) == table_for(get_target("rpi-zero2w"))
+
+
+def test_a_cpu_without_counts_is_told_how_to_count_it() -> None:
+    done = CliRunner().invoke(app, ["emulator", "costs", "--target", "jetson-nano"])
+    assert done.exit_code == 2
+    assert "edgepack emulator costs --target jetson-nano --fill" in done.output
