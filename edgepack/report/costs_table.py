@@ -44,7 +44,7 @@ def render_costs(target: str, table: Mapping[str, Any]) -> Group:
         f"under {table['emulator']}",
         *table["notes"],
         f"grid: sides {_list(grid['sides'])}, ranks {_list(grid['ranks'])} and dense, batches {_list(grid['batches'])}",
-        "off by: |interpolated / counted - 1| for layers between the grid's points, median to 90th percentile (how many)",
+        "off by: |interpolated / counted - 1| of layers between the points, median to 90th percentile (how many)",
     ]
     return Group(plain_table(headers, lines, right=headers[2:]), *(Text(note, style="dim") for note in notes))
 
