@@ -8,7 +8,7 @@ from statistics import median
 from typing import Any
 
 from block_tables import TITLES, markdown_table
-from blocks_emulated import render_emulated, render_estimate
+from blocks_emulated import render_emulated, render_emulator, render_estimate
 
 from edgepack.bench.stats import compare
 from edgepack.report.cells import ratio, seconds, size
@@ -137,6 +137,7 @@ RENDERERS: Mapping[str, Callable[[Row], str]] = {
     "tool": _tool,
     "emulated": render_emulated,
     "estimate": render_estimate,
+    "emulator": render_emulator,
 }
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import measure_demo
 import measure_emulated
+import measure_emulator
 import measure_estimate
 import measure_layer
 import measure_mnist
@@ -38,6 +39,7 @@ MEASURES: Mapping[str, Callable[..., dict[str, Any]]] = {
     "tool": measure_tool.measure,
     "emulated": measure_emulated.measure,
     "estimate": measure_estimate.measure,
+    "emulator": measure_emulator.measure,
 }
 
 

@@ -125,14 +125,23 @@ static void on_access(unsigned index, mem_info info, uint64_t address, void *unu
         slow_access(thread, info, address);
 }
 
+__attribute__((noinline)) static void slow_block(Thread *thread, const Block *block)
+{
+    for (uint64_t line = block->first_line; line <= block->last_line; line++)
+        if (!cache_latest(&thread->cache[L1I], line))
+            fetch(thread, L1I, line);
+}
+
+/* As above: most blocks lie on one line or two, the latest of their sets. */
 static void on_block(unsigned index, void *data)
 {
     const Block *block = data;
     Thread *thread = thread_of(index);
+    const Cache *cache = &thread->cache[L1I];
     thread->instructions += block->instructions;
-    for (uint64_t line = block->first_line; line <= block->last_line; line++)
-        if (!LIKELY(cache_latest(&thread->cache[L1I], line)))
-            fetch(thread, L1I, line);
+    bool latest = cache_latest(cache, block->first_line) & cache_latest(cache, block->last_line);
+    if (!LIKELY(latest && block->last_line - block->first_line < 2))
+        slow_block(thread, block);
 }
 
 /* Records in the order in which the model was driven, also of several threads: one at a time. */
