@@ -3,6 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 SYSTEM_PACKAGES := mount qemu-user debootstrap debian-archive-keyring gcc libc6-dev valgrind
+WORKERS ?= auto
 DEMO := bench/models/mnist_mlp.py:recipe
 
 .PHONY: venv demo test lint format bench figures constraints system clean
@@ -26,7 +27,7 @@ demo: venv
 	$(BIN)/edgepack compare dist/mnist-mlp.rpi4 dist/mnist-mlp.host
 
 test: venv system
-	$(BIN)/pytest
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile
 
 lint: venv
 	$(BIN)/ruff check

@@ -68,7 +68,7 @@ def test_a_missing_model_is_named(tmp_path: Path) -> None:
 def test_a_rejected_model(tmp_path: Path) -> None:
     (tmp_path / "bad.tflite").write_bytes(b"nonsense")
     error = failure(LocalDevice(), StableDeviceError, Job("latency", "tflite", str(tmp_path / "bad.tflite")))
-    assert "latency of bad.tflite on local: ValueError" in error.message
+    assert "latency of bad.tflite on local: bad.tflite: ValueError" in error.message
 
 
 def test_a_missing_python() -> None:

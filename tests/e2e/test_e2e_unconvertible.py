@@ -42,7 +42,8 @@ def with_runtime_operator(path: Path) -> Path:
 def test_onnx_is_written_and_the_node_named(tmp_path: Path, data: Path) -> None:
     out = tmp_path / "out" / "pack"
     path = with_if(tmp_path / "odd.onnx")
-    done = invoke("build", path, "--target", "rpi4", "--data", data, "--max-drop", "1", "--out", out)
+    # No counts are kept for this target, so that a pair of these small layers is not found dearer than the dense layer.
+    done = invoke("build", path, "--target", "jetson-nano", "--data", data, "--max-drop", "1", "--out", out)
     assert done.code == 0, done.err
     manifest = json.loads((out / "manifest.json").read_text())
     (warning,) = (w for w in manifest["warnings"] if "TFLite" in w)
