@@ -92,7 +92,7 @@ def _products(folder: Path, quick: bool) -> Iterator[Case]:
     for number in ("int", "float"):
         program = folder / number
         flags = ["-O1", "-fno-tree-vectorize", "-static", f"-DNUMBER={number}"]
-        source = Path(__file__).parent / "matvec.c"
+        source = Path(__file__).parent.parent / "tests/runtimes/emulator/guests/matvec.c"
         subprocess.run([programs.require("cc"), *flags, "-o", str(program), str(source)], check=True)
         name = f"C loop, {number} matrix {size[0]}×{size[1]} times vector, {size[2]} times"
         yield Case(name, programs.require("qemu-x86_64"), (str(program), *size), os.environ)

@@ -1,13 +1,17 @@
-/* y = W x in float, ROWS x COLUMNS, REPEATS times: one read of a weight and one of x per step. */
+/* y = W x in NUMBER, ROWS x COLUMNS, REPEATS times: one read of a weight and one of x per step. */
 #include <stdlib.h>
+
+#ifndef NUMBER
+#define NUMBER float
+#endif
 
 int main(int argc, char **argv)
 {
     if (argc != 4)
         return 2;
     long rows = atol(argv[1]), columns = atol(argv[2]), repeats = atol(argv[3]);
-    float *weights = malloc(sizeof(float) * (size_t)(rows * columns));
-    float *x = malloc(sizeof(float) * (size_t)columns), *y = malloc(sizeof(float) * (size_t)rows), total = 0;
+    NUMBER *weights = malloc(sizeof(NUMBER) * (size_t)(rows * columns));
+    NUMBER *x = malloc(sizeof(NUMBER) * (size_t)columns), *y = malloc(sizeof(NUMBER) * (size_t)rows), total = 0;
     if (!weights || !x || !y)
         return 3;
     for (long i = 0; i < rows * columns; i++)
@@ -16,12 +20,12 @@ int main(int argc, char **argv)
         x[i] = 1;
     for (long repeat = 0; repeat < repeats; repeat++)
         for (long row = 0; row < rows; row++) {
-            float sum = 0;
+            NUMBER sum = 0;
             for (long column = 0; column < columns; column++)
                 sum += weights[row * columns + column] * x[column];
             y[row] = sum;
         }
     for (long row = 0; row < rows; row++)
         total += y[row];
-    return total == (float)rows * (float)columns ? 0 : 1;
+    return total == (NUMBER)rows * (NUMBER)columns ? 0 : 1;
 }
