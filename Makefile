@@ -27,7 +27,7 @@ demo: venv
 	$(BIN)/edgepack compare dist/mnist-mlp.rpi4 dist/mnist-mlp.host
 
 test: venv system
-	$(BIN)/pytest -n $(WORKERS) --dist loadfile
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 lint: venv
 	$(BIN)/ruff check
