@@ -144,9 +144,19 @@ def preferred(fmt: Format, *, factored: bool, calibrated: bool) -> tuple[str, ..
 
 
 def ordered(costs: Mapping[str, Cost | None]) -> tuple[str, ...] | None:
-    """Forms by their costs, cheapest first, equals in the order given; None where one of them has no cost."""
+    """Forms by their costs, cheapest first; None where one of them has no cost.
+
+    A form goes before one that is given earlier only where it is clearly cheaper: costs leave out what the runtime does
+    between the layers.
+    """
     known = {form: found.rank_by for form, found in costs.items() if found is not None}
-    return tuple(sorted(known, key=known.__getitem__)) if len(known) == len(costs) else None
+    if len(known) < len(costs):
+        return None
+    left, first = list(known), []
+    while left:
+        first.append(fastest(left, known))
+        left.remove(first[-1])
+    return tuple(first)
 
 
 def clearly_dearer(one: Cost, other: Cost) -> bool:

@@ -57,3 +57,14 @@ def test_latency_is_per_call_and_in_turns() -> None:
     assert 2e-3 <= found["quick"] < 4e-3
     assert turns[2:] == ["slow", "quick"] * (len(turns) // 2 - 1)
     assert len(turns) >= 20
+
+
+def _costing(seconds: float) -> cost.Cost:
+    return cost.Cost(0.0, {}, seconds, seconds, "a table", "", 0.0, False)
+
+
+def test_a_form_goes_first_by_its_cost_only_where_it_is_clearly_cheaper() -> None:
+    near = {"a": _costing(1.0), "b": _costing(0.95), "c": _costing(0.2)}
+    assert cost.ordered(near) == ("c", "a", "b")
+    assert cost.ordered({"a": _costing(1.0), "b": _costing(0.5)}) == ("b", "a")
+    assert cost.ordered({"a": _costing(1.0), "b": None}) is None
