@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 
 from edgepack.plan.cost import CLEARLY, PREFERENCE, Cost, fastest, interleaved_latency_s, ordered, preferred
@@ -41,20 +39,23 @@ def test_fastest(latency: dict[str, float], expected: str) -> None:
     assert fastest(["a", "b", "c"], latency) == expected
 
 
-def test_latency_is_per_call_and_in_turns() -> None:
+def test_latency_is_per_call_and_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a clock that only the runs move, so that no other load of the machine shows."""
     turns: list[str] = []
+    now = 0.0
 
-    def sleeper(name: str, seconds: float):
+    def runner(name: str, seconds: float):
         def run() -> None:
+            nonlocal now
             if not turns or turns[-1] != name:
                 turns.append(name)
-            time.sleep(seconds)
+            now += seconds
 
         return run
 
-    found = interleaved_latency_s({"slow": sleeper("slow", 6e-3), "quick": sleeper("quick", 2e-3)})
-    assert 6e-3 <= found["slow"] < 9e-3
-    assert 2e-3 <= found["quick"] < 4e-3
+    monkeypatch.setattr("edgepack.plan.cost.time.perf_counter", lambda: now)
+    found = interleaved_latency_s({"slow": runner("slow", 6e-3), "quick": runner("quick", 2e-3)})
+    assert found == {"slow": pytest.approx(6e-3), "quick": pytest.approx(2e-3)}
     assert turns[2:] == ["slow", "quick"] * (len(turns) // 2 - 1)
     assert len(turns) >= 20
 
