@@ -68,7 +68,7 @@ def test_without_the_root_folder_the_hint_installs_it(cache: Path) -> None:
     assert "edgepack emulator install" in error.hint
 
 
-def test_who_is_not_root_is_told_what_to_type(only, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_is_not_root_is_told_what_to_type(cache: Path, only, monkeypatch: pytest.MonkeyPatch) -> None:
     only()
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     error = _error(lambda: install("aarch64"))
