@@ -11,13 +11,26 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 Format = Literal["onnx", "tflite"]
-Precision = Literal["fp32", "int8"]
+Precision = Literal["fp32", "int8", "int4"]
 
 FORMATS: tuple[Format, ...] = ("onnx", "tflite")
 FORMS: Mapping[Format, tuple[str, ...]] = {
-    "onnx": ("fp32", "int8-dynamic", "int8-static-qdq"),
-    "tflite": ("fp32", "int8-dynamic-range", "int8-static"),
+    "onnx": ("fp32", "int8-dynamic", "int8-static-qdq", "nbits8", "nbits4"),
+    "tflite": ("fp32", "int8-dynamic-range", "int8-static", "int4-dynamic-range"),
 }
+"""How a linear layer is written. Every layer of a file has its own, but `int8-static` of TFLite is the whole file's."""
+
+WEIGHT_BITS: Mapping[str, int] = {
+    "fp32": 32,
+    "int8-dynamic": 8,
+    "int8-static-qdq": 8,
+    "nbits8": 8,
+    "nbits4": 4,
+    "int8-dynamic-range": 8,
+    "int8-static": 8,
+    "int4-dynamic-range": 4,
+}
+"""Bits per weight of a form."""
 
 
 @dataclass(frozen=True)
@@ -150,8 +163,33 @@ class Spectrum:
 
 
 @dataclass(frozen=True)
+class Candidate:
+    """One way to write one layer in one format: what the solver chooses from.
+
+    Attributes:
+        form: one of the format's `FORMS`.
+        rank: of the pair in its place; None for the dense layer.
+        loss: predicted, quantization included; comparable and additive over the layers of one model, 0 for nothing lost.
+        size_bytes: of its weights, scales and bias in the file.
+        latency_s: of one inference of the layer, all of its places together.
+    """
+
+    form: str
+    rank: int | None
+    loss: float
+    size_bytes: int
+    latency_s: float
+
+
+@dataclass(frozen=True)
 class LayerPlan:
-    """What becomes of one layer. `rank` None keeps it dense; `reason` says why in one sentence."""
+    """What becomes of one layer.
+
+    Attributes:
+        rank: None keeps it dense.
+        reason: why, in one sentence.
+        form: how it is written where that is not the form of the whole file; None where it is.
+    """
 
     layer: str
     out_features: int
@@ -160,6 +198,7 @@ class LayerPlan:
     break_even_rank: int
     lost_energy_share: float
     reason: str
+    form: str | None = None
 
     @property
     def weight_parameters(self) -> int:
@@ -188,7 +227,7 @@ class Contents:
     """What a model file holds of its linear layers, read back from the file itself.
 
     Attributes:
-        weights: (smaller side, larger side, bytes per element) of every constant matrix of a matmul-like operator.
+        weights: (smaller side, larger side, bits per element) of every constant matrix of a matmul-like operator.
         vectors: every one-dimensional constant as float; integer biases scaled back.
     """
 
