@@ -72,6 +72,7 @@ class Moments:
         mean: (in,) float64.
         second: (in, in) float64, the raw second moment E[x xᵀ].
         low, high: the smallest and largest input value seen.
+        row_range: root mean square over the rows of max(row, 0) − min(row, 0), what a grid chosen per row has to cover.
     """
 
     count: int
@@ -79,6 +80,7 @@ class Moments:
     second: Array
     low: float
     high: float
+    row_range: float = 0.0
 
     @property
     def covariance(self) -> Array:
@@ -140,6 +142,22 @@ class Factors:
 
 
 @dataclass(frozen=True)
+class InputSpread:
+    """What is kept of a layer's input to predict quantization noise: `Moments` without its matrix.
+
+    Attributes:
+        variance: (in,) float64.
+        low, high: the smallest and largest input value seen.
+        row_range: see `Moments`.
+    """
+
+    variance: Array
+    low: float
+    high: float
+    row_range: float
+
+
+@dataclass(frozen=True)
 class Spectrum:
     """One decomposition of a layer: the error curve over all ranks.
 
@@ -147,11 +165,13 @@ class Spectrum:
         basis: (out, k) float32, orthonormal columns; the rank-r factors are `basis[:, :r]` and `basis[:, :r].T @ W`.
         energies: (k,) float64, descending: the output energy σ_k² that each column carries.
         mean: (in,) float64, the mean input that the bias correction uses; None where the data were not looked at.
+        inputs: of the same data; None where they were not looked at.
     """
 
     basis: Array
     energies: Array
     mean: Array | None = None
+    inputs: InputSpread | None = None
 
     def lost_share(self) -> Array:
         """(k + 1,) float64: share of output energy lost at rank 0 … k."""
@@ -171,6 +191,7 @@ class Candidate:
         rank: of the pair in its place; None for the dense layer.
         loss: predicted, quantization included; comparable and additive over the layers of one model, 0 for nothing lost.
         size_bytes: of its weights, scales and bias in the file.
+        ram_bytes: of what the runtime holds of them once it is ready.
         latency_s: of one inference of the layer, all of its places together.
     """
 
@@ -178,6 +199,7 @@ class Candidate:
     rank: int | None
     loss: float
     size_bytes: int
+    ram_bytes: int
     latency_s: float
 
 
