@@ -119,19 +119,27 @@ class Cache:
 
     def record(self, kind: str, key: str, make: Callable[[], Any]) -> Any:
         """A JSON value under the key, made and stored when absent. A damaged entry counts as absent."""
+        found = self.known(kind, key)
+        return self.keep(kind, key, make()) if found is None else found
+
+    def known(self, kind: str, key: str) -> Any | None:
+        """The JSON value under the key, None where it is absent or damaged."""
         path = self.path(kind, key, ".json")
-        if path.is_file() and not self.fresh:
-            try:
-                found = json.loads(path.read_text())
-            except ValueError:
-                path.unlink(missing_ok=True)
-            else:
-                self.hits.append(kind)
-                return found
-        made = make()
-        with atomic_path(path) as temporary:
-            temporary.write_text(json.dumps(made))
-        return made
+        if self.fresh or not path.is_file():
+            return None
+        try:
+            found = json.loads(path.read_text())
+        except ValueError:
+            path.unlink(missing_ok=True)
+            return None
+        self.hits.append(kind)
+        return found
+
+    def keep(self, kind: str, key: str, value: Any) -> Any:
+        """Stores a JSON value other than null under the key, and gives it back."""
+        with atomic_path(self.path(kind, key, ".json")) as temporary:
+            temporary.write_text(json.dumps(value))
+        return value
 
     def file(self, kind: str, key: str, suffix: str, make: Callable[[Path], None], out: Path) -> Path:
         """A file under the key, written by `make(path)` when absent, then copied to `out`."""

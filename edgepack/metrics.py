@@ -90,6 +90,10 @@ def sqnr_db(outputs: Array, reference: Array) -> float:
     return 10 * float(np.log10(max(signal / noise, 1e-30)))
 
 
+ONE_SIDED_95 = 1.645
+"""The normal quantile: a mean over hundreds of paired differences is as good as normal."""
+
+
 @dataclass(frozen=True)
 class Drop:
     """metric(dense fp32) − metric(emitted), in the metric's unit, with the paired standard error of the difference."""
@@ -104,6 +108,11 @@ class Drop:
     def value(self) -> float:
         """The drop: more is worse."""
         return self.dense - self.emitted
+
+    @property
+    def margin(self) -> float:
+        """How far the true drop may lie above `value`, or below it: a paired test, one-sided at 95 %."""
+        return ONE_SIDED_95 * self.standard_error if self.samples > 1 else float("inf")
 
 
 def drop(metric: str, outputs: Array, reference: Array, labels: Array | None) -> Drop:

@@ -189,10 +189,11 @@ class Candidate:
     Attributes:
         form: one of the format's `FORMS`.
         rank: of the pair in its place; None for the dense layer.
-        loss: predicted, quantization included; comparable and additive over the layers of one model, 0 for nothing lost.
+        loss: predicted, quantization included; adds up over the layers of one model, 0 for nothing lost.
         size_bytes: of its weights, scales and bias in the file.
-        ram_bytes: of what the runtime holds of them once it is ready.
+        ram_bytes: of memory that the runtime takes for them at its peak.
         latency_s: of one inference of the layer, all of its places together.
+        source: where `latency_s` comes from.
     """
 
     form: str
@@ -201,6 +202,7 @@ class Candidate:
     size_bytes: int
     ram_bytes: int
     latency_s: float
+    source: str = ""
 
 
 @dataclass(frozen=True)
@@ -211,6 +213,8 @@ class LayerPlan:
         rank: None keeps it dense.
         reason: why, in one sentence.
         form: how it is written where that is not the form of the whole file; None where it is.
+        predicted: the candidate that was chosen, with its figures; None where nothing was chosen from.
+        others: the best candidate of each other kind: dense in fp32, int8 and int4, and the pair.
     """
 
     layer: str
@@ -221,6 +225,8 @@ class LayerPlan:
     lost_energy_share: float
     reason: str
     form: str | None = None
+    predicted: Candidate | None = None
+    others: tuple[Candidate, ...] = ()
 
     @property
     def weight_parameters(self) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from edgepack.metrics import sqnr_db
-from edgepack.types import Array, Contents, LayerPlan, Proof
+from edgepack.types import WEIGHT_BITS, Array, Contents, LayerPlan, Proof
 
 MIN_SQNR_DB: Mapping[str, float] = {
     "fp32": 60.0,
@@ -16,22 +16,42 @@ MIN_SQNR_DB: Mapping[str, float] = {
     "int8-dynamic-range": 10.0,
     "int8-static-qdq": 10.0,
     "int8-static": 10.0,
+    "nbits8": 10.0,
+    "nbits4": 5.0,
+    "int4-dynamic-range": 5.0,
 }
 """Tolerance of a form: signal to noise of its outputs against the fp32 factored reference. Integers carry the noise of
-every layer they pass, and no more than a third of the signal may be noise; what that costs is for the metric to say."""
+every layer they pass, and no more than a third of the signal may be noise, with 4-bit weights little more than half;
+what that costs is for the metric to say."""
 
 PADDING = 16
 """Blocked layouts of a runtime round channels up to at most a multiple of this."""
 
 
-def same_outputs(outputs: Array, reference: Array, form: str) -> Proof:
-    """The file loads in its runtime and answers like the fp32 factored reference, within its form's tolerance."""
+def same_outputs(outputs: Array, reference: Array, form: str, layers: Sequence[LayerPlan] = ()) -> Proof:
+    """The file loads in its runtime and answers like the fp32 factored reference, within its form's tolerance.
+
+    Args:
+        outputs: of the file.
+        reference: of the fp32 factored model.
+        form: of the file.
+        layers: its plan; the widest tolerance among the file's form and those of its layers holds.
+    """
     if outputs.shape != reference.shape:
         return Proof("outputs", False, f"shape {outputs.shape}, the reference has {reference.shape}")
     noise = sqnr_db(outputs, reference)
-    least = MIN_SQNR_DB[form.partition("+")[0]]
+    least = min(MIN_SQNR_DB[each] for each in (_plain(form), *(_form_of(plan, form) for plan in layers)))
     passed = bool(np.isfinite(outputs).all()) and noise >= least
     return Proof("outputs", passed, f"{noise:.1f} dB against the fp32 factored model, at least {least:.0f} dB")
+
+
+def _plain(form: str) -> str:
+    """A file's form without the variant of its other weights."""
+    return form.partition("+")[0]
+
+
+def _form_of(plan: LayerPlan, form: str) -> str:
+    return _plain(form) if plan.form is None else plan.form
 
 
 def two_thin_matmuls(optimized: Contents, layers: Sequence[LayerPlan]) -> Proof:
@@ -72,22 +92,59 @@ def _missing(wanted: Counter[tuple[int, int]], found: Counter[tuple[int, int]]) 
     return missing
 
 
-def weights_as_planned(emitted: Contents, source: Contents, layers: Sequence[LayerPlan], weight_bytes: int) -> Proof:
-    """The file holds exactly the matrix elements of the plan, each in the form's width.
+def weights_as_planned(emitted: Contents, source: Contents, layers: Sequence[LayerPlan], form: str) -> Proof:
+    """The file holds exactly the matrix elements of the plan, and no layer in fewer bits than its form has.
+
+    Matrices in more bits than planned are named, not refused: a form leaves some layers wider.
 
     Args:
         emitted: of the emitted file, not optimized.
         source: of the dense fp32 file.
-        weight_bytes: bytes per weight in the form.
+        layers: the plan; a layer without a form of its own has the file's.
+        form: of the file.
     """
-    elements = sum(a * b for a, b, _ in source.weights)
-    elements += sum(p.weight_parameters - p.out_features * p.in_features for p in layers)
+    planned = _planned(source, layers, form)
+    unplanned = Counter((a, b) for a, b, _ in source.weights)
+    unplanned.subtract(_sides(p.out_features, p.in_features) for p in layers)
+    others = sum(a * b * count for (a, b), count in unplanned.items())
+    elements = others + sum(a * b * len(bits) for (a, b), bits in planned.items())
     found = sum(a * b for a, b, _ in emitted.weights)
-    wide = sum(a * b * (width - weight_bytes) for a, b, width in emitted.weights if width > weight_bytes)
-    detail = f"{found} matrix elements, {elements} planned, {elements * weight_bytes} bytes"
-    if wide:
-        detail += f" + {wide} bytes for matrices that the form leaves wider"
-    return Proof("weight-bytes", found == elements, detail)
+    bits = others * WEIGHT_BITS[_plain(form)] + sum(a * b * sum(each) for (a, b), each in planned.items())
+    wide = sum(a * b * each for a, b, each in emitted.weights) - bits
+    narrow = _narrower(emitted, planned)
+    detail = f"{found} matrix elements, {elements} planned, {_bytes(bits)} bytes"
+    if narrow:
+        detail += f"; in fewer bits than planned: {', '.join(narrow)}"
+    elif wide > 0:
+        detail += f" + {_bytes(wide)} bytes for matrices that the form leaves wider"
+    return Proof("weight-bytes", found == elements and not narrow, detail)
+
+
+def _planned(source: Contents, layers: Sequence[LayerPlan], form: str) -> dict[tuple[int, int], list[int]]:
+    """Bits of every planned matrix by its sides, most first: its form's, or the source's where those are fewer."""
+    held: dict[tuple[int, int], int] = {}
+    for a, b, bits in source.weights:
+        held[a, b] = min(bits, held.get((a, b), bits))
+    planned: dict[tuple[int, int], list[int]] = {}
+    for plan in layers:
+        sides = _sides(plan.out_features, plan.in_features)
+        own = WEIGHT_BITS[_form_of(plan, form)]
+        for matrix in (sides,) if plan.rank is None else _thin(plan):
+            planned.setdefault(matrix, []).append(min(own, held.get(sides, own)))
+    return {matrix: sorted(bits, reverse=True) for matrix, bits in planned.items()}
+
+
+def _narrower(emitted: Contents, planned: Mapping[tuple[int, int], Sequence[int]]) -> list[str]:
+    """Sides of which the file has fewer matrices with that many bits than the plan; those it lacks are left out."""
+    found: dict[tuple[int, int], list[int]] = {}
+    for a, b, bits in sorted(emitted.weights, key=lambda weight: -weight[2]):
+        found.setdefault((a, b), []).append(bits)
+    pairs = ((sides, zip(found.get(sides, ()), bits, strict=False)) for sides, bits in planned.items())
+    return [f"{a}×{b}" for (a, b), both in pairs if any(is_bits < wanted for is_bits, wanted in both)]
+
+
+def _bytes(bits: int) -> int:
+    return -(-bits // 8)
 
 
 def biases_intact(emitted: Contents, biases: Mapping[str, Array]) -> Proof:

@@ -289,7 +289,7 @@ class Ort:
 
     name = "onnxruntime"
 
-    def __init__(self, runtime, model, threads):
+    def __init__(self, runtime, model, threads, alone=True):
         self.runtime = runtime
         options = runtime.SessionOptions()
         options.intra_op_num_threads = threads
@@ -298,6 +298,8 @@ class Ort:
         options.log_severity_level = 3
         if threads == 1:
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        elif not alone:  # its threads must not spin on while another model is timed
+            options.add_session_config_entry("session.force_spinning_stop", "1")
         self.session = runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
     def inputs(self):
@@ -352,7 +354,7 @@ class LiteRt:
 
     name = "ai-edge-litert"
 
-    def __init__(self, runtime, model, threads):
+    def __init__(self, runtime, model, threads, alone=True):
         self.interpreter = runtime.Interpreter(model_path=model, num_threads=threads)
         self.interpreter.allocate_tensors()
 
@@ -455,6 +457,7 @@ class Loaded:
         self.kind, self.module, self.version, runtime_s = import_runtime(args.format)
         self.memory_imported = memory_now()
         start = time.perf_counter_ns()
+        self.alone = args.mode != "turns"
         self.session = self.open(args.model, args.threads) if args.model is not None else None
         self.load = {
             "process_s": booted_s,
@@ -469,7 +472,7 @@ class Loaded:
         if not os.path.isfile(path):
             raise RunnerError("model-missing", f"no model file at {path}")
         try:
-            return self.kind(self.module, path, threads)
+            return self.kind(self.module, path, threads, self.alone)
         except Exception as err:  # a runtime raises types of its own; the report names them
             raise RunnerError("model-rejected", f"{os.path.basename(path)}: {type(err).__name__}: {err}") from err
 
@@ -623,6 +626,54 @@ def latency(args):
     result["clock"] = {"before_s": before, "after_s": after}
     result["temperature_c"] = [hot, temperature_c()]
     return {**loaded.report(args), **result}
+
+
+def turns(args):
+    """Warm latency of many models in one process, in turns, so that drift of the machine falls on all alike."""
+    loaded = Loaded(args)
+    first = loaded.session
+    models = [Turns(loaded, first, args)]
+    for path in args.more_models:
+        models.append(Turns(loaded, loaded.open(path, args.threads), args))
+    loaded.session = first
+    before, hot = clock_loop(loaded.numpy), temperature_c()
+    gc.collect()
+    gc.disable()
+    for _ in range(args.rounds):
+        for model in models:
+            model.take()
+    gc.enable()
+    result = {
+        "rounds": args.rounds,
+        "models": [{"calls": model.calls, "turns_s": model.seconds, "cpu_s": model.cpu_seconds} for model in models],
+        "clock": {"before_s": before, "after_s": clock_loop(loaded.numpy)},
+        "temperature_c": [hot, temperature_c()],
+    }
+    return {**loaded.report(args), **result}
+
+
+class Turns:
+    """One model of many: warmed up when it is made, then timed a turn at a time."""
+
+    def __init__(self, loaded, session, args):
+        loaded.session = session
+        self.call = loaded.first_run(args)
+        warm = timed(self.call, max(1, args.warmup_runs), args.warmup_seconds)
+        fastest = max(min(warm["latency_s"]), 1e-7)
+        self.calls = max(args.runs, int(-(-args.seconds // fastest)))
+        self.seconds, self.cpu_seconds = [], []
+
+    def take(self):
+        """A turn: one call that brings the model back into the caches, then calls timed together, per call."""
+        call, calls, clock = self.call, self.calls, time.perf_counter_ns
+        call()
+        cpu = time.process_time_ns()
+        start = clock()
+        for _ in range(calls):
+            call()
+        spent = clock() - start
+        self.cpu_seconds.append((time.process_time_ns() - cpu) / calls / 1e9)
+        self.seconds.append(spent / calls / 1e9)
 
 
 def evictor(args, numpy):
@@ -871,6 +922,7 @@ def counters(args):
 MODES = {
     "probe": probe,
     "latency": latency,
+    "turns": turns,
     "cold": cold,
     "memory": memory,
     "counters": counters,
@@ -895,8 +947,8 @@ def parse(argv):
     parser.add_argument("--runs", type=int, default=100)
     parser.add_argument("--seconds", type=float, default=0.0)
     parser.add_argument("--evict-bytes", type=int, help="buffer that empties the caches; default 4x the largest")
-    parser.add_argument("--rounds", type=int, default=3, help="mode marks: how often the count is repeated")
-    parser.add_argument("--more-models", nargs="+", default=[], metavar="FILE", help="mode marks: in the same process")
+    parser.add_argument("--rounds", type=int, default=3, help="modes turns and marks: how often each is repeated")
+    parser.add_argument("--more-models", nargs="+", default=[], metavar="FILE", help="modes turns and marks: also run")
     parser.add_argument("--chain", action="store_true", help="mode marks: --more-models are the segments of one model")
     parser.add_argument("--import-only", action="store_true", help="mode memory: the runtime alone, no model")
     parser.add_argument("--counter", action="append", default=[], metavar="NAME=TYPE:CONFIG", help="one more event")
@@ -910,8 +962,8 @@ def parse(argv):
             parser.error("exactly one of --model and --import-only is needed")
         if args.import_only and args.mode != "memory":
             parser.error("--import-only belongs to the mode memory")
-        if args.mode != "marks" and (args.more_models or args.chain):
-            parser.error("--more-models and --chain belong to the mode marks")
+        if (args.more_models and args.mode not in ("marks", "turns")) or (args.chain and args.mode != "marks"):
+            parser.error("--more-models belongs to the modes turns and marks, --chain to marks")
     if args.threads < 1 or args.runs < 1 or args.rounds < 1 or args.warmup_runs < 0:
         parser.error("--threads, --runs and --rounds start at 1, --warmup-runs at 0")
     if args.evict_bytes is not None and args.evict_bytes < 8:

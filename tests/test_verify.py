@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +18,12 @@ from edgepack.onnxgraph.contents import read_contents
 from edgepack.onnxgraph.files import save
 from edgepack.onnxgraph.rewrite import with_factors
 from edgepack.onnxgraph.session import session
-from edgepack.plan.candidates import at_rank, dense
-from edgepack.types import Array, Contents, Factors, LayerPlan, LinearLayer, Spectrum
-from edgepack.verify import biases_intact, same_outputs, two_thin_matmuls, weights_as_planned
+from edgepack.types import FORMS as ALL_FORMS
+from edgepack.types import WEIGHT_BITS, Array, Contents, Factors, LayerPlan
+from edgepack.verify import MIN_SQNR_DB, biases_intact, same_outputs, two_thin_matmuls, weights_as_planned
 
 OUT, IN, RANK = 40, 72, 8
-FORMS = ["fp32", "int8-dynamic", "int8-static-qdq"]
+FORMS = ["fp32", "int8-dynamic", "int8-static-qdq", "nbits8", "nbits4"]
 
 
 def normal(*shape: int, seed: int = 0) -> Array:
@@ -62,10 +62,14 @@ class Case:
     biases: dict[str, Array]
     folder: Path
 
-    def write(self, model: ir.Model, form: str = "fp32") -> Path:
-        names = ("fc1", "fc1.A", "fc1.B", "fc2")
-        save(to_form(model, form, ranges=dict.fromkeys(names, (-30.0, 30.0))), self.folder / "m.onnx")
+    def write(self, model: ir.Model, form: str = "fp32", forms: dict[str, str] | None = None) -> Path:
+        ranges = dict.fromkeys(("fc1", "fc1.A", "fc1.B", "fc2"), (-30.0, 30.0))
+        save(to_form(model, form, ranges=ranges, forms=forms), self.folder / "m.onnx")
         return self.folder / "m.onnx"
+
+    def source_contents(self) -> Contents:
+        save(self.source, self.folder / "source.onnx")
+        return read_contents(self.folder / "source.onnx")
 
     def optimized(self, path: Path) -> Contents:
         session(path, optimized_path=self.folder / "o.onnx")
@@ -81,9 +85,10 @@ def case(tmp_path: Path) -> Case:
     q = np.linalg.qr(normal(OUT, RANK, seed=4))[0].astype(np.float32)
     weight, bias = normal(IN, OUT).T, normal(OUT, seed=5)
     pair = Factors(q, q.T @ weight, bias)
-    spectrum = Spectrum(q, np.ones(RANK))
-    layers = [LinearLayer("fc1", weight, None, "Gemm"), LinearLayer("fc2", normal(12, OUT), None, "Gemm")]
-    plan = (at_rank(layers[0], spectrum, RANK, ""), dense(layers[1], ""))
+    plan = (
+        LayerPlan("fc1", OUT, IN, RANK, 25, 0.0, ""),
+        LayerPlan("fc2", 12, OUT, None, 9, 0.0, ""),
+    )
     biases = {"fc1": bias, "fc2": normal(12, seed=3)}
     return Case(source, with_factors(source, {"fc1": pair}), pair, plan, biases, tmp_path)
 
@@ -92,13 +97,10 @@ def case(tmp_path: Path) -> Case:
 def test_a_sound_file_passes_all(case: Case, form: str) -> None:
     reference = case.answers(case.write(case.thin))
     path = case.write(case.thin, form)
-    source = case.folder / "source.onnx"
-    save(case.source, source)
-    width = 4 if form == "fp32" else 1
     proofs = [
         same_outputs(case.answers(path), reference, form),
         two_thin_matmuls(case.optimized(path), case.plan),
-        weights_as_planned(read_contents(path), read_contents(source), case.plan, width),
+        weights_as_planned(read_contents(path), case.source_contents(), case.plan, form),
         biases_intact(read_contents(path), case.biases),
     ]
     assert [(p.name, p.passed) for p in proofs] == [
@@ -109,7 +111,9 @@ def test_a_sound_file_passes_all(case: Case, form: str) -> None:
     ], proofs
     elements = RANK * (OUT + IN) + 12 * OUT
     assert proofs[1].detail == "2 thin matrices in the runtime's graph"
-    assert proofs[2].detail == f"{elements} matrix elements, {elements} planned, {elements * width} bytes"
+    assert (
+        proofs[2].detail == f"{elements} matrix elements, {elements} planned, {elements * WEIGHT_BITS[form] // 8} bytes"
+    )
     assert proofs[3].detail == "2 biases found"
 
 
@@ -147,13 +151,13 @@ def test_a_layer_that_was_never_factored(case: Case) -> None:
     proof = two_thin_matmuls(case.optimized(path), case.plan)
     assert not proof.passed
     assert "dense again" in proof.detail
-    found = weights_as_planned(read_contents(path), read_contents(path), case.plan, 4)
+    found = weights_as_planned(read_contents(path), read_contents(path), case.plan, "fp32")
     assert not found.passed
     assert found.detail.startswith(f"{OUT * IN + 12 * OUT} matrix elements, {RANK * (OUT + IN) + 12 * OUT} planned")
 
 
 def thin_contents(*sides: tuple[int, int]) -> Contents:
-    return Contents(tuple((min(s), max(s), 4) for s in sides), ())
+    return Contents(tuple((min(s), max(s), 32) for s in sides), ())
 
 
 def plans(*shapes: tuple[int, int, int | None]) -> tuple[LayerPlan, ...]:
@@ -229,20 +233,76 @@ def test_which_vectors_are_the_bias(vector: list[float], passed: bool) -> None:
 def test_a_missing_weight(case: Case, form: str) -> None:
     """One thin matrix of the pair is gone."""
     path = case.write(case.thin, form)
-    whole, source = read_contents(path), case.folder / "source.onnx"
-    save(case.source, source)
+    whole = read_contents(path)
     for index in range(len(whole.weights)):
         less = Contents(tuple(w for i, w in enumerate(whole.weights) if i != index), whole.vectors)
-        assert not weights_as_planned(less, read_contents(source), case.plan, 1).passed
+        assert not weights_as_planned(less, case.source_contents(), case.plan, form).passed
 
 
 def test_weights_that_stay_wide_are_named(case: Case) -> None:
-    save(case.source, case.folder / "source.onnx")
     path = case.folder / "m.onnx"
     save(to_form(case.thin, "int8-static-qdq", ranges={"fc1.A": (-9.0, 9.0), "fc1.B": (-9.0, 9.0)}), path)
-    proof = weights_as_planned(read_contents(path), read_contents(case.folder / "source.onnx"), case.plan, 1)
+    proof = weights_as_planned(read_contents(path), case.source_contents(), case.plan, "int8-static-qdq")
     assert proof.passed
     assert proof.detail.endswith(f"+ {3 * 12 * OUT} bytes for matrices that the form leaves wider")
+
+
+def mixed(case: Case, first: str | None, second: str | None) -> tuple[LayerPlan, ...]:
+    return tuple(replace(plan, form=form) for plan, form in zip(case.plan, (first, second), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [("nbits4", "int8-dynamic"), ("int8-dynamic", "nbits4"), ("nbits4", "fp32")]
+)
+def test_layers_of_their_own_forms(case: Case, first: str, second: str) -> None:
+    """Each layer at its own width; the form of the file itself is that of no layer."""
+    reference = case.answers(case.write(case.thin))
+    path = case.write(case.thin, "nbits8", {"fc1.A": first, "fc1.B": first, "fc2": second})
+    plan, contents = mixed(case, first, second), read_contents(path)
+    bits = RANK * (OUT + IN) * WEIGHT_BITS[first] + 12 * OUT * WEIGHT_BITS[second]
+    proof = weights_as_planned(contents, case.source_contents(), plan, "nbits8+weights")
+    assert proof.passed, proof
+    assert proof.detail.endswith(f"planned, {bits // 8} bytes")
+    assert same_outputs(case.answers(path), reference, "nbits8", plan).passed
+    assert two_thin_matmuls(case.optimized(path), plan).passed
+    assert biases_intact(contents, case.biases).passed
+
+
+def test_a_layer_in_fewer_bits_than_planned(case: Case) -> None:
+    contents = read_contents(case.write(case.thin, "int8-dynamic", {"fc2": "nbits4"}))
+    proof = weights_as_planned(contents, case.source_contents(), case.plan, "int8-dynamic")
+    assert not proof.passed
+    assert proof.detail.endswith(f"; in fewer bits than planned: 12×{OUT}")
+
+
+def test_forms_of_two_layers_exchanged(case: Case) -> None:
+    """More bits for one do not make up for fewer for the other."""
+    contents = read_contents(case.write(case.thin, "fp32", {"fc1.A": "nbits8", "fc1.B": "nbits8", "fc2": "nbits4"}))
+    for plan, passed in ((mixed(case, "nbits8", "nbits4"), True), (mixed(case, "nbits4", "nbits8"), False)):
+        assert weights_as_planned(contents, case.source_contents(), plan, "fp32").passed is passed
+
+
+def test_half_of_a_pair_in_fewer_bits(case: Case) -> None:
+    contents = read_contents(case.write(case.thin, "nbits8", {"fc1.B": "nbits4"}))
+    proof = weights_as_planned(contents, case.source_contents(), case.plan, "nbits8")
+    assert not proof.passed
+    assert proof.detail.endswith(f"; in fewer bits than planned: {RANK}×{IN}")
+
+
+def test_a_source_in_float16_is_not_to_be_widened() -> None:
+    layers = plans((12, 40, None), (5, 12, None))
+    half = Contents(((12, 40, 16), (5, 12, 16)), ())
+    assert weights_as_planned(half, half, layers, "fp32").detail == "540 matrix elements, 540 planned, 1080 bytes"
+    eight = Contents(((12, 40, 8), (5, 12, 8)), ())
+    assert weights_as_planned(eight, half, layers, "int8-dynamic").passed
+    assert not weights_as_planned(eight, half, layers, "fp32").passed
+
+
+def test_matrices_outside_of_the_plan_have_any_width() -> None:
+    layers = plans((12, 40, None))
+    source = Contents(((12, 40, 32), (7, 9, 32)), ())
+    for bits in (4, 8, 32):
+        assert weights_as_planned(Contents(((12, 40, 8), (7, 9, bits)), ()), source, layers, "int8-dynamic").passed
 
 
 def test_outputs_of_other_weights(case: Case) -> None:
@@ -262,12 +322,26 @@ def test_outputs_that_are_not_finite(bad: float) -> None:
     assert not same_outputs(np.full_like(reference, bad), reference, "fp32").passed
 
 
-@pytest.mark.parametrize(("form", "level"), [("fp32", 60), ("int8-dynamic", 10), ("int8-static-qdq+weights", 10)])
+LEVELS = {"fp32": 60, "int8-dynamic": 10, "int8-static-qdq+weights": 10, "nbits8": 10, "nbits4+weights": 5}
+
+
+@pytest.mark.parametrize(("form", "level"), LEVELS.items())
 def test_tolerance_of_a_form(form: str, level: float) -> None:
     reference, noise = normal(400, 5), normal(400, 5, seed=1)
     noise *= np.linalg.norm(reference) / np.linalg.norm(noise)
     for db, passed in ((level + 1, True), (level - 1, False)):
         assert same_outputs(reference + noise * 10 ** (-db / 20), reference, form).passed is passed
+
+
+def test_every_form_has_a_tolerance() -> None:
+    assert set(MIN_SQNR_DB) == {form for forms in ALL_FORMS.values() for form in forms}
+
+
+@pytest.mark.parametrize(("form", "own", "level"), [("fp32", "nbits4", 5), ("nbits4", "fp32", 5), ("fp32", None, 60)])
+def test_a_mixed_file_has_the_tolerance_of_its_weakest_form(form: str, own: str | None, level: float) -> None:
+    reference, layers = normal(400, 5), plans((12, 40, None), (5, 12, None))
+    layers = (layers[0], replace(layers[1], form=own))
+    assert same_outputs(reference, reference, form, layers).detail.endswith(f"at least {level} dB")
 
 
 def test_outputs_of_another_shape() -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from edgepack.cli.options import Data, Fresh, Json, Model, PrecisionName, Seed, TargetName, TargetsFile, Verbose
 from edgepack.console import door, progress_bar, show, show_json
+
+if TYPE_CHECKING:
+    from edgepack.pipeline.options import BuildOptions
 
 
 def build(
@@ -29,6 +32,19 @@ def build(
         str | None, typer.Option("--method", help="whitened or svd.", show_default="whitened with data, else svd")
     ] = None,
     flash: Annotated[str | None, typer.Option("--flash", help="Largest model file, such as 2MB.")] = None,
+    ram: Annotated[str | None, typer.Option("--ram", help="Most that one process may hold, such as 64MB.")] = None,
+    latency: Annotated[str | None, typer.Option("--latency", help="Longest inference, such as 5ms.")] = None,
+    search_minutes: Annotated[float, typer.Option("--search-minutes", help="Most time to try plans.")] = 10.0,
+    explore: Annotated[bool, typer.Option("--explore", help="List plans and what they lose; write no pack.")] = False,
+    pick: Annotated[
+        str | None, typer.Option("--pick", help="Build a plan that --explore listed.", metavar="NUMBER[,NUMBER]")
+    ] = None,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(
+            "--scheduler", help="Dask cluster for the heavy work, tcp://HOST:PORT.", show_default="this machine"
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Pack folder.", show_default="dist/MODEL.TARGET")] = None,
     no_baseline: Annotated[bool, typer.Option("--no-baseline", help="Leave the dense models out of the pack.")] = False,
     seed: Seed = 0,
@@ -42,9 +58,14 @@ def build(
     Example: edgepack build model.onnx --target rpi4 --data samples.npz --max-drop 0.5
     """
     with door(as_json=as_json, verbose=verbose):
-        from edgepack.pipeline.build import build as run
-        from edgepack.pipeline.options import BuildOptions, parse_formats, parse_rank, parse_size
-        from edgepack.report.build_summary import render_build
+        from edgepack.pipeline.options import (
+            BuildOptions,
+            parse_duration,
+            parse_formats,
+            parse_pick,
+            parse_rank,
+            parse_size,
+        )
         from edgepack.targets import get_target
 
         options = BuildOptions(
@@ -59,17 +80,44 @@ def build(
             precision=precision.value,
             method=method,
             flash_bytes=None if flash is None else parse_size(flash),
+            ram_bytes=None if ram is None else parse_size(ram),
+            latency_s=None if latency is None else parse_duration(latency),
+            search_minutes=search_minutes,
+            pick=() if pick is None else parse_pick(pick),
+            scheduler=scheduler,
             out=out,
             seed=seed,
             fresh=fresh,
             baseline=not no_baseline,
         )
-        with progress_bar(as_json=as_json) as progress:
-            result = run(options, progress=progress)
-        if as_json:
-            show_json({"pack": str(result.out), "manifest": result.manifest})
-        else:
-            show(render_build(result.out, result.manifest))
+        (_explore if explore else _build)(options, as_json=as_json)
+
+
+def _build(options: BuildOptions, *, as_json: bool) -> None:
+    from edgepack.pipeline.build import build as run
+    from edgepack.report.build_summary import render_build
+
+    with progress_bar(as_json=as_json) as progress:
+        result = run(options, progress=progress)
+    if as_json:
+        show_json({"pack": str(result.out), "manifest": result.manifest})
+    else:
+        show(render_build(result.out, result.manifest))
+
+
+def _explore(options: BuildOptions, *, as_json: bool) -> None:
+    from edgepack.errors import UsageError
+    from edgepack.pipeline.explore import explore as run
+    from edgepack.report.explored import explored_json, render_explored
+
+    if options.pick:
+        raise UsageError("--explore lists plans and --pick builds one: give one of them")
+    with progress_bar(as_json=as_json) as progress:
+        rows = run(options, progress=progress)
+    if as_json:
+        show_json(explored_json(rows))
+    else:
+        show(render_explored(rows))
 
 
 def inspect(
@@ -85,8 +133,13 @@ def inspect(
 ) -> None:
     """Show every linear layer: its share of bytes and multiplications, its break-even rank, and the ranks it needs.
 
+    Of a pack, show what became of each and why.
+
     Example: edgepack inspect model.onnx --data samples.npz
     """
+    if Path(model).is_dir():
+        _inspect_pack(Path(model), as_json=as_json, verbose=verbose)
+        return
     with door(as_json=as_json, verbose=verbose):
         from dataclasses import asdict
 
@@ -99,3 +152,15 @@ def inspect(
             show_json(asdict(report))
         else:
             show(render_layers(report))
+
+
+def _inspect_pack(folder: Path, *, as_json: bool, verbose: bool) -> None:
+    with door(as_json=as_json, verbose=verbose):
+        from edgepack.pipeline.inspect import inspect_pack
+        from edgepack.report.planned import render_planned
+
+        manifest = inspect_pack(folder)
+        if as_json:
+            show_json(manifest)
+        else:
+            show(render_planned(folder, manifest))

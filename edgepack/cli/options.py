@@ -15,6 +15,7 @@ class PrecisionName(StrEnum):
     auto = "auto"
     fp32 = "fp32"
     int8 = "int8"
+    int4 = "int4"
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]

@@ -1,4 +1,4 @@
-"""`edgepack targets`: list, show, check."""
+"""`edgepack targets`: list, show, check, calibrate."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from edgepack.cli.options import Json, TargetsFile, Verbose
-from edgepack.console import door, show, show_json
+from edgepack.cli.options import Formats, Json, TargetsFile, Verbose
+from edgepack.console import door, progress_bar, show, show_json
 
 app = typer.Typer(name="targets", help="The CPUs that packs are built for.", no_args_is_help=True)
 
@@ -80,3 +80,51 @@ def check_targets(
             raise TargetsError("\n".join([f"{file}: {count}", *(f"  {problem}" for problem in problems)]))
         else:
             typer.echo(f"{file}: good")
+
+
+@app.command("calibrate")
+def calibrate_target(
+    name: Annotated[str, typer.Argument(help="Name from `edgepack targets list`, or host.", show_default=False)],
+    model: Annotated[
+        str | None, typer.Argument(help="Measure the layers of this model.", show_default="a grid of layers")
+    ] = None,
+    local: Annotated[bool, typer.Option("--local", help="Measure on this machine.")] = False,
+    threads: Annotated[int, typer.Option("--threads", min=1, max=1024, help="Of the inference.")] = 1,
+    formats: Formats = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer and shorter rounds.")] = False,
+    targets_file: TargetsFile = None,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Measure what layers cost on a target, so that builds for it choose forms and ranks by measured latencies.
+
+    The layers of a model take seconds, the grid some five minutes. What is known is kept and never measured again.
+
+    Example: edgepack targets calibrate host model.onnx --local
+    """
+    with door(as_json=as_json, verbose=verbose):
+        from edgepack.bench.devices.local import LocalDevice
+        from edgepack.errors import UsageError
+        from edgepack.pipeline.calibrating import calibrate_target as run
+        from edgepack.pipeline.options import parse_formats
+        from edgepack.report.calibrated import render_calibrated
+        from edgepack.targets import get_target
+
+        target = get_target(name, targets_file)
+        if not local:
+            raise UsageError(
+                f"where is {name} to be measured?", hint=f"on this machine: edgepack targets calibrate {name} --local"
+            )
+        chosen = None if formats is None else parse_formats(formats)
+        with progress_bar(as_json=as_json) as progress:
+            device = LocalDevice()
+            try:
+                found = run(
+                    device, target, model=model, formats=chosen, threads=threads, quick=quick, progress=progress
+                )
+            finally:
+                device.close()
+        if as_json:
+            show_json(found.record())
+        else:
+            show(render_calibrated(found.record()))

@@ -1,18 +1,21 @@
-"""ONNX forms of linear layers: fp32 as it is, int8 with dynamic activations, int8 with static QDQ activations.
+"""ONNX forms of linear layers: fp32 as it is, int8 with dynamic or with static QDQ activations, block-wise weights.
 
 Every linear layer of a graph is rewritten, dense and thin ones alike: a pair is simply two layers here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgepack.errors import UsageError
+from edgepack.emit.onnx_axes import FLOAT, enter, leave
+from edgepack.emit.onnx_nbits import nbits
+from edgepack.errors import ModelError, UsageError
 from edgepack.quantize.grid import WEIGHT_MAX, activation_grid, quantize_weight
-from edgepack.types import Array, LinearLayer
+from edgepack.types import WEIGHT_BITS, Array, LinearLayer
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -20,15 +23,16 @@ if TYPE_CHECKING:
     from edgepack.onnxgraph.rewrite import Builder
     from edgepack.onnxgraph.sites import Placement, Site
 
-FLOAT, FLOAT16 = 1, 10
-MIN_OPSET: Mapping[str, int] = {"fp32": 1, "int8-dynamic": 11, "int8-static-qdq": 10}
-"""The opset that brought the operators of a form: DynamicQuantizeLinear, and QuantizeLinear with MatMulInteger."""
+MIN_OPSET: Mapping[str, int] = {"fp32": 1, "int8-dynamic": 11, "int8-static-qdq": 10, "nbits8": 7, "nbits4": 7}
+"""The opset that brought the operators of a form: DynamicQuantizeLinear, and QuantizeLinear with MatMulInteger.
+MatMulNBits is of another domain; 7 is the oldest opset that its runtime supports."""
 
 AXIS_OPSET = 13
 """DequantizeLinear knows an axis, and so per-channel weights, from this opset on; before it, MatMulInteger serves."""
 
 Ranges = Mapping[str, tuple[float, float]]
 _Shared = dict[tuple[object, ...], "tuple[ir.Value, ...]"]
+_Build = Callable[["Builder", "ir.Value", "Placement"], "ir.Value"]
 
 
 def supports(form: str, opset: int) -> bool:
@@ -42,41 +46,43 @@ def to_form(
     *,
     ranges: Ranges | None = None,
     largest: int = WEIGHT_MAX,
-    only: Collection[str] | None = None,
+    forms: Mapping[str, str] | None = None,
 ) -> ir.Model:
-    """A new model with every linear layer in `form`; the given one is unchanged.
+    """A new model with every linear layer in a form; the given one is unchanged.
 
     Args:
         form: one of `FORMS["onnx"]`.
         ranges: (low, high) of each layer's input by layer name, for the static form. A layer that is not in it was
             never seen at work and stays fp32.
-        largest: largest weight code.
-        only: names of the layers to rewrite; all others stay fp32. None for all layers.
+        largest: largest weight code of the int8 forms; block-wise weights use all of their codes.
+        forms: the forms of layers that differ from `form`, by layer name.
 
     A layer W X with X of unknown rank stays fp32: its two last axes cannot be exchanged.
 
     Raises:
         UsageError: an unknown form, one that the model's opset is too old for, or the static form without ranges.
+        ModelError: `forms` names a layer that is not there.
     """
     from edgepack.onnxgraph.ranks import note_ranks
     from edgepack.onnxgraph.rewrite import rewrite
     from edgepack.onnxgraph.sites import find_sites
 
-    _check(form, model.opset_imports.get("", 1), ranges)
+    forms = forms or {}
+    for each in dict.fromkeys((form, *forms.values())):
+        _check(each, model.opset_imports.get("", 1), ranges)
     emitted = model.clone()
-    if form == "fp32":
+    if form == "fp32" and not forms:
         return emitted
-    shared: _Shared = {}
     sites = find_sites(emitted)
-    if any(_unknown_axes(site) for site in sites):
+    _check_names(forms, [site.layer.name for site in sites])
+    chosen = [(site, forms.get(site.layer.name, form)) for site in sites]
+    if any(_unknown_axes(site) for site, own in chosen if own != "fp32"):
         note_ranks(emitted)
-    for site in sites:
-        if _unknown_axes(site):
-            continue
-        if form == "int8-dynamic":
-            rewrite(emitted, site, _dynamic(site, shared, largest))
-        elif ranges is not None and site.layer.name in ranges:
-            rewrite(emitted, site, _static(site, shared, ranges[site.layer.name], largest))
+    shared: _Shared = {}
+    for site, own in chosen:
+        build = None if _unknown_axes(site) else _build(site, own, shared, ranges or {}, largest)
+        if build is not None:
+            rewrite(emitted, site, build)
     # A layer in several places may have quantized an input that an earlier node takes as well.
     emitted.graph.sort()
     for function in emitted.functions.values():
@@ -100,18 +106,34 @@ def _check(form: str, opset: int, ranges: Ranges | None) -> None:
         raise UsageError("the form int8-static-qdq needs calibration data", hint="give --data, or use int8-dynamic")
 
 
-_Build = Callable[["Builder", "ir.Value", "Placement"], "ir.Value"]
+def _check_names(forms: Mapping[str, str], names: Sequence[str]) -> None:
+    for name in forms:
+        if name not in names:
+            close = get_close_matches(name, names, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"its layers are: {', '.join(names) or 'none'}"
+            raise ModelError(f"a form was given for {name!r}, the model has no such linear layer", hint=hint)
+
+
+def _build(site: Site, form: str, shared: _Shared, ranges: Ranges, largest: int) -> _Build | None:
+    """How a layer is written; None where it stays as it is."""
+    if form.startswith("nbits"):
+        return nbits(site, WEIGHT_BITS[form])
+    if form == "int8-dynamic":
+        return _dynamic(site, shared, largest)
+    if form == "int8-static-qdq" and site.layer.name in ranges:
+        return _static(site, shared, ranges[site.layer.name], largest)
+    return None
 
 
 def _dynamic(site: Site, shared: _Shared, largest: int) -> _Build:
     """DynamicQuantizeLinear → MatMulInteger or ConvInteger → scale."""
 
     def build(builder: Builder, x: ir.Value, placement: Placement) -> ir.Value:
-        x = _enter(builder, x, placement, site.dtype)
+        x = enter(builder, x, placement, site.dtype)
         key = ("dynamic", placement.graph, x)
         if key not in shared:
             shared[key] = tuple(builder.op("DynamicQuantizeLinear", [x], outputs=3))
-        return _leave(builder, _integer(builder, shared[key], placement, site, largest), placement, site)
+        return _finish(builder, _integer(builder, shared[key], placement, site, largest), placement, site)
 
     return build
 
@@ -120,23 +142,23 @@ def _static(site: Site, shared: _Shared, low_high: tuple[float, float], largest:
     """QuantizeLinear → DequantizeLinear → MatMul or Gemm, which the runtime fuses into one integer kernel."""
 
     def build(builder: Builder, x: ir.Value, placement: Placement) -> ir.Value:
-        x = _enter(builder, x, placement, site.dtype)
+        x = enter(builder, x, placement, site.dtype)
         if placement.kind == "conv" or builder.opset < AXIS_OPSET:
             # ConvInteger takes unsigned inputs: the same grid, moved up by 128.
             key = ("static", placement.graph, x, activation_grid(*low_high))
             if key not in shared:
                 shared[key] = _quantized(builder, x, site.layer.name, low_high, unsigned=True)
-            return _leave(builder, _integer(builder, shared[key], placement, site, largest), placement, site)
+            return _finish(builder, _integer(builder, shared[key], placement, site, largest), placement, site)
         # One QuantizeLinear per layer: the runtime's x86 build does not fuse layers that share one.
         codes, scale, zero = _quantized(builder, x, site.layer.name, low_high, unsigned=False)
         x_grid = builder.op("DequantizeLinear", [codes, scale, zero])
         if placement.rank == 2:
             y = _static_gemm(builder, x_grid, placement, site.layer, activation_grid(*low_high)[0], largest)
             if y is not None:
-                return _restored(builder, y, placement, site)
+                return leave(builder, y, placement, site.dtype)
         weight, scales = quantize_weight(site.layer.weight, largest=largest)
         w_grid = _weight_grid(builder, site.layer.name, np.ascontiguousarray(weight.T), scales, axis=1)
-        return _leave(builder, builder.op("MatMul", [x_grid, w_grid]), placement, site)
+        return _finish(builder, builder.op("MatMul", [x_grid, w_grid]), placement, site)
 
     return build
 
@@ -206,15 +228,8 @@ def _before_transpose(placement: Placement) -> bool:
     return placement.kind == "columns" or any(node.op_type == "Transpose" for node, _ in placement.y.uses())
 
 
-def _enter(builder: Builder, x: ir.Value, placement: Placement, dtype: np.dtype[np.generic]) -> ir.Value:
-    """Bring the input to float32 with features on the last axis (convolutions keep theirs)."""
-    if dtype == np.float16:
-        x = builder.op("Cast", [x], {"to": FLOAT})
-    return _swapped(builder, x, placement)
-
-
-def _leave(builder: Builder, y: ir.Value, placement: Placement, site: Site) -> ir.Value:
-    """Add the bias and undo `_enter`."""
+def _finish(builder: Builder, y: ir.Value, placement: Placement, site: Site) -> ir.Value:
+    """Add the bias and undo `enter`."""
     bias = _shaped_bias(site.layer, placement)
     if bias is not None and _producer(y) == "MatMul":
         # MatMul + Add would be fused into a Gemm, for which the runtime has no integer kernel without an int32 bias: it
@@ -222,13 +237,7 @@ def _leave(builder: Builder, y: ir.Value, placement: Placement, site: Site) -> i
         y = builder.op("Sub", [y, builder.constant(-bias, f"{site.layer.name}.bias.negative")])
     elif bias is not None:
         y = builder.op("Add", [y, builder.constant(bias, f"{site.layer.name}.bias")])
-    return _restored(builder, y, placement, site)
-
-
-def _restored(builder: Builder, y: ir.Value, placement: Placement, site: Site) -> ir.Value:
-    """Undo `_enter`."""
-    y = _swapped(builder, y, placement)
-    return builder.op("Cast", [y], {"to": FLOAT16}) if site.dtype == np.float16 else y
+    return leave(builder, y, placement, site.dtype)
 
 
 def _shaped_bias(layer: LinearLayer, placement: Placement) -> Array | None:
@@ -242,11 +251,3 @@ def _shaped_bias(layer: LinearLayer, placement: Placement) -> Array | None:
 def _producer(value: ir.Value) -> str:
     node = value.producer()
     return "" if node is None else node.op_type
-
-
-def _swapped(builder: Builder, x: ir.Value, placement: Placement) -> ir.Value:
-    """Exchange the last two axes where the features are on the last but one; a vector has only one."""
-    rank = placement.rank
-    if placement.kind != "columns" or rank is None or rank < 2:
-        return x
-    return builder.op("Transpose", [x], {"perm": [*range(rank - 2), rank - 1, rank - 2]})

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from edgepack.emit.tflite_quantize import check_mixture
 from edgepack.errors import ModelError
 from edgepack.torchgraph.match import layer_key
 from edgepack.types import Array, Factors, LinearLayer
@@ -157,27 +158,36 @@ class TfliteEmitter:
         return tuple(reply["missing"])
 
     def quantize(
-        self, source: Path | str, path: Path | str, form: str, samples: Mapping[str, Array] | None = None
+        self,
+        source: Path | str,
+        path: Path | str,
+        form: str,
+        samples: Mapping[str, Array] | None = None,
+        forms: Mapping[str, str] | None = None,
     ) -> tuple[str, ...]:
-        """Write an int8 form of an fp32 file; see `edgepack.emit.tflite_quantize.quantize`.
+        """Write an integer form of an fp32 file; see `edgepack.emit.tflite_quantize.quantize`.
 
         Args:
             source: fp32 .tflite file, dense or factored.
             path: where to write.
-            form: "int8-dynamic-range" or "int8-static".
+            form: of all operators that are not in `forms`.
             samples: for "int8-static": by input name, (samples, *input shape of the file).
+            forms: of single linear operators, by the name of the tensor that they write.
 
         Returns:
-            The kinds of operators that had to stay in float32.
+            The kinds of operators that had to stay in wider numbers than asked for.
 
         Raises:
-            ModelError: the quantizer failed or the samples do not fit.
+            ModelError: the quantizer failed, the samples do not fit, or an operator is not there.
+            ValueError: a form in `forms` that cannot stand beside `form`.
         """
+        check_mixture(form, (forms or {}).values())
         request = {
             "do": "quantize",
             "source": str(Path(source).resolve()),
             "path": str(Path(path).resolve()),
             "form": form,
+            "forms": dict(forms or {}),
             "samples": "",
         }
         # np.savez keeps "file" for itself, so a model input may not be passed under its own name.

@@ -7,6 +7,7 @@ travel as .npz files, never as pickles. What the libraries print goes to stderr,
 
 from __future__ import annotations
 
+import gc
 import json
 import keyword
 import os
@@ -84,6 +85,8 @@ def _import_all(request: Request, state: _Loaded) -> Reply:
     import litert_torch
     from ai_edge_quantizer import quantizer
 
+    # What the libraries set up stays anyway; going through it after every answer would take a quarter of a second.
+    gc.freeze()
     return {"litert_torch": litert_torch.__version__, "quantizer": quantizer.__name__}
 
 
@@ -194,7 +197,8 @@ def _quantize(request: Request, state: _Loaded) -> Reply:
     if request["samples"]:
         with np.load(request["samples"], allow_pickle=False) as stacked:
             samples = {name.removeprefix("input:"): stacked[name] for name in stacked.files}
-    return {"kept": list(quantize(Path(request["source"]), Path(request["path"]), request["form"], samples))}
+    source, path = Path(request["source"]), Path(request["path"])
+    return {"kept": list(quantize(source, path, request["form"], samples, request["forms"]))}
 
 
 def _memory(request: Request, state: _Loaded) -> Reply:
@@ -229,7 +233,6 @@ def _operator(err: BaseException | None) -> str | None:
 def _trim_memory() -> None:
     """Give freed pages back, so that one conversion's peak does not add to the next."""
     import ctypes
-    import gc
 
     gc.collect()
     if sys.platform == "linux":

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edgepack.onnxgraph.constants import FLOATS, VIEWS
-from edgepack.onnxgraph.contents import FACTORS
+from edgepack.onnxgraph.contents import FACTORS, packed_sides
 from edgepack.onnxgraph.flow import Flow
 from edgepack.segments import Linear, Placement
 
@@ -52,14 +52,16 @@ def products(nodes: Sequence[ir.Node], flow: Flow) -> list[Product]:
         factors = [value for i in {0, *FACTORS[node.op_type]} if (value := node.inputs[i]) is not None]
         constant = [value for value in factors if flow.is_constant(value)]
         data = [value for value in factors if not flow.is_constant(value)]
-        matrix = _matrix(constant[0]) if len(constant) == len(data) == 1 else None
+        matrix = _matrix(node, constant[0]) if len(constant) == len(data) == 1 else None
         if matrix is not None:
             found.append(Product(node, data[0], *matrix))
     return found
 
 
-def _matrix(value: ir.Value) -> tuple[tuple[int, int], ir.Value] | None:
-    """Both sides of a constant matrix or 1×1 kernel and the value that holds it."""
+def _matrix(product: ir.Node, value: ir.Value) -> tuple[tuple[int, int], ir.Value] | None:
+    """Both sides of a constant matrix or 1×1 kernel of a product and the value that holds it."""
+    if (packed := packed_sides(product)) is not None:
+        return packed, value
     while True:
         node = value.producer()
         if node is None or node.op_type == "Constant":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,8 +27,12 @@ FACTORS: Mapping[str, tuple[int, ...]] = {
     "QGemm": (0, 3),
     "DynamicQuantizeMatMul": (1,),
     "MatMulIntegerToFloat": (0, 1),
+    "MatMulNBits": (1,),
 }
 """Which inputs are multiplied, of standard operators and of those that ONNX Runtime's optimizer puts in their place."""
+BLOCK_GRID = {"MatMulNBits": (2, 3)}
+"""Inputs that are scales and zero points of blocks: one per output where there is one block, and yet no bias."""
+
 _VIEWS = frozenset({"DequantizeLinear", "Identity", "Transpose", "Cast", "Reshape", "QuantizeLinear"})
 
 
@@ -47,9 +50,9 @@ def read_contents(path: Path) -> Contents:
             constant = _constant(value)
             if value is None or constant is None:
                 continue
-            if index in FACTORS.get(node.op_type, ()) and (sides := _sides(constant)) is not None:
-                weights[id(constant)] = (*sides, math.ceil(constant.dtype.itemsize))
-            elif _is_vector(constant):
+            if index in FACTORS.get(node.op_type, ()) and (weight := _weight(node, constant)) is not None:
+                weights[id(constant)] = weight
+            elif _is_vector(constant) and index not in BLOCK_GRID.get(node.op_type, ()):
                 vectors[id(node), index] = constant.numpy().astype(np.float64).reshape(-1) * _factor(node, index)
         if node.op_type == "DequantizeLinear" and (scaled := _scaled_vector(node)) is not None:
             vectors[id(node), 0] = scaled
@@ -71,6 +74,22 @@ def _constant(value: ir.Value | None) -> ir.TensorProtocol | None:
             return None
         value = node.inputs[0]
     return None
+
+
+def _weight(node: ir.Node, constant: ir.TensorProtocol) -> tuple[int, int, int] | None:
+    """(smaller side, larger side, bits per element) of a weight; None for what is no matrix."""
+    sides = packed_sides(node)
+    if sides is not None:
+        return min(sides), max(sides), node.attributes.get_int("bits", 4)
+    plain = _sides(constant)
+    return None if plain is None else (*plain, constant.dtype.bitwidth)
+
+
+def packed_sides(node: ir.Node) -> tuple[int, int] | None:
+    """(out, in) of a weight that is stored in blocks, without its padding; None for any other operator."""
+    if node.op_type != "MatMulNBits":
+        return None
+    return node.attributes.get_int("N", 0), node.attributes.get_int("K", 0)
 
 
 def _sides(constant: ir.TensorProtocol) -> tuple[int, int] | None:

@@ -14,6 +14,7 @@ from edgepack.data import Samples
 from edgepack.inference import THREADS, load, predict
 from edgepack.metrics import Drop
 from edgepack.pipeline.files import ModelFiles
+from edgepack.plan.forms import exceptions
 from edgepack.types import Array, Contents, Factors, Format, LayerPlan, LinearLayer, Proof
 
 
@@ -91,7 +92,7 @@ class Prover:
         out: Path,
     ) -> Attempt:
         """Write the plan in a form and measure the file."""
-        files.write(factors, form, out)
+        files.write(factors, form, out, exceptions(plan, form))
         return self.measure(files, plan, factors, form, out)
 
     def measure(
@@ -100,7 +101,7 @@ class Prover:
         """Prove and score a file that is already there."""
         outputs = self.guard.answers(path, files.fmt)
         proofs = (
-            verify.same_outputs(outputs, self._factored_answers(factors), form),
+            verify.same_outputs(outputs, self._factored_answers(factors), form, plan),
             verify.two_thin_matmuls(files.read_optimized(path), plan),
             *self._static_proofs(files, plan, factors, form, path),
         )
@@ -129,9 +130,8 @@ class Prover:
         contents = files.read(path)
         biases = {layer.name: _bias(layer, factors) for layer in self._layers}
         present = {name: bias for name, bias in biases.items() if bias is not None and np.any(bias)}
-        width = 4 if form.startswith("fp32") else 1
         return (
-            verify.weights_as_planned(contents, self.source, plan, width),
+            verify.weights_as_planned(contents, self.source, plan, form),
             self._bias_proof(files, verify.biases_intact(contents, present), factors),
         )
 

@@ -2,48 +2,62 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from edgepack.errors import BudgetError
 from edgepack.pipeline.attempt import Attempt
 from edgepack.pipeline.onnx_files import OnnxFiles
-from edgepack.pipeline.search import Found, Search
-from edgepack.types import LayerPlan
+from edgepack.pipeline.task import Task
+from edgepack.plan.forms import file_form
+from edgepack.types import Format, LayerPlan
 
 MOST_LAYERS = 16
 """Layers that are measured, largest loss of energy first, then most weights."""
 NAMED = 3
 
 
-def unmet_budget(search: Search, onnx: OnnxFiles, found: Found) -> BudgetError | None:
-    """The error for a search that found nothing within the budget, None if it did."""
-    limit = search.options.drop_limit
-    worst = max(found.attempts.values(), key=lambda attempt: attempt.lost)
+def unmet_budget(task: Task, onnx: OnnxFiles, attempts: Mapping[Format, Attempt]) -> BudgetError | None:
+    """The error for a build that found nothing within the budget, None if it did."""
+    limit = task.options.drop_limit
+    worst = max(attempts.values(), key=lambda attempt: attempt.lost)
     if limit is None or worst.within(limit):
         return None
-    costs = _costs(search, onnx, worst)
+    costs = _costs(task, onnx, worst)
     names = ", ".join(f"{_what(plan)} (alone it drops {drop:.2f})" for plan, drop in costs[:NAMED])
     metric = worst.drop.metric if worst.drop else "the metric"
+    form = file_form(worst.layers, worst.form)
     return BudgetError(
-        f"no plan keeps the drop within {limit:g}: the best {worst.fmt} file ({worst.form}) drops {worst.lost:.2f}"
+        f"no plan keeps the drop within {limit:g}: the best {worst.fmt} file ({form}) drops {worst.lost:.2f}"
         f" in {metric}; most to blame: {names}",
         hint="the best attempt is written; allow more with --max-drop, a higher --rank, or --precision fp32",
     )
 
 
-def _costs(search: Search, onnx: OnnxFiles, attempt: Attempt) -> list[tuple[LayerPlan, float]]:
+def _costs(task: Task, onnx: OnnxFiles, attempt: Attempt) -> list[tuple[LayerPlan, float]]:
     """Drop of the dense fp32 model with only one layer changed, largest first."""
-    plans = sorted(attempt.layers, key=lambda p: (-p.lost_energy_share, -p.out_features * p.in_features))
-    factors = search.factors(attempt.layers)
-    path = search.work / "blame.onnx"
+    plans = sorted(attempt.layers, key=lambda p: (-_loss(p), -p.out_features * p.in_features))[:MOST_LAYERS]
+    factors = task.factors(attempt.layers)
+    path = task.work / "blame.onnx"
     costs = []
-    for index, plan in enumerate(plans[:MOST_LAYERS]):
-        search.progress("find the layers to blame", index, min(len(plans), MOST_LAYERS))
-        if plan.rank is None:
-            onnx.write_one_layer(plan.layer, path)
-        else:
-            onnx.write({plan.layer: factors[plan.layer]}, "fp32", path)
-        costs.append((plan, search.prover.drop_of(path, "onnx").value))
+    for index, plan in enumerate(plans):
+        task.progress("find the layers to blame", index, len(plans))
+        own = {plan.layer: factors[plan.layer]} if plan.rank is not None else {}
+        onnx.write(own, "fp32", path, {plan.layer: _onnx_form(plan.form or attempt.form)})
+        costs.append((plan, task.prover.drop_of(path, "onnx").value))
     return sorted(costs, key=lambda cost: -cost[1])
 
 
+def _loss(plan: LayerPlan) -> float:
+    return plan.lost_energy_share if plan.predicted is None else plan.predicted.loss
+
+
+def _onnx_form(form: str) -> str:
+    """A form of the same arithmetic in ONNX, where single layers are measured."""
+    same = {"int8-dynamic-range": "int8-dynamic", "int8-static": "int8-static-qdq", "int4-dynamic-range": "nbits4"}
+    plain = form.partition("+")[0]
+    return same.get(plain, plain)
+
+
 def _what(plan: LayerPlan) -> str:
-    return f"{plan.layer} in int8" if plan.rank is None else f"{plan.layer} at rank {plan.rank}"
+    rank = "dense" if plan.rank is None else f"at rank {plan.rank}"
+    return f"{plan.layer} {rank} in {plan.form}"

@@ -26,14 +26,32 @@ class ModelFiles(Protocol):
     def forms(self, preferred: Sequence[str]) -> tuple[str, ...]:
         """The forms of a preference that this model can be written in, with their variants, fastest first."""
 
+    def layer_forms(self) -> tuple[str, ...]:
+        """The forms that a single linear layer of this model can take, in the order of `FORMS`."""
+
+    @property
+    def whole_forms(self) -> tuple[str, ...]:
+        """Forms that no single layer can take, only a whole file."""
+
+    def rest(self, form: str) -> tuple[str, ...]:
+        """The forms of the whole file where its linear layers are in `form`: one per way to write all other weights."""
+
     def write_dense(self, out: Path) -> None:
         """The dense fp32 baseline: the source model, nothing else changed."""
 
     def write_baseline(self, form: str, out: Path) -> str:
         """The dense int8 baseline in `form`; returns the name of the quantizer that made it."""
 
-    def write(self, factors: Mapping[str, Factors], form: str, out: Path) -> None:
-        """The model with `factors` in place of the named layers, all linear layers in `form`."""
+    def write(
+        self, factors: Mapping[str, Factors], form: str, out: Path, forms: Mapping[str, str] | None = None
+    ) -> None:
+        """The model with `factors` in place of the named layers.
+
+        Args:
+            factors: by layer name.
+            form: of the file, so of every linear layer that `forms` does not name.
+            forms: the forms of single layers by name, of both halves of a factored one; without a variant of the file.
+        """
 
     def read(self, path: Path) -> Contents:
         """What the file holds."""

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from edgepack.cache import Cache, digest
 from edgepack.data import Samples, example
 from edgepack.errors import ModelError
+from edgepack.pack import read_manifest
 from edgepack.pipeline.guarding import choose_method, load_data
 from edgepack.pipeline.observe import Observation, joined
 from edgepack.pipeline.opened import Opened, open_model
@@ -50,6 +53,19 @@ def inspect(
         spectra, _ = decompose(opened.model, opened.layers, chosen, loaded.calibration, key, cache, progress)
         progress("count rows")
         return _report(opened, chosen, spectra, _rows(opened, loaded.calibration, seed))
+
+
+def inspect_pack(pack_dir: Path) -> Mapping[str, Any]:
+    """The manifest of a pack, fit to be shown.
+
+    Raises:
+        PackError: no pack, or a damaged manifest.
+    """
+    from edgepack.pipeline.planned_schema import check_planned
+
+    manifest = read_manifest(pack_dir)
+    check_planned(manifest, pack_dir)
+    return manifest
 
 
 def _rows(opened: Opened, samples: Samples | None, seed: int) -> dict[str, int]:

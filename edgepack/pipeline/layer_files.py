@@ -1,9 +1,14 @@
-"""Model files of one linear layer with random weights: what a cost table is counted on. No target changes them."""
+"""Model files of one linear layer with random weights: what a layer's cost is counted and timed on.
+
+No target changes them. They are small graphs as edgepack emits them: in ONNX a Gemm with a bias, which every form
+rewrites as in a build; in TFLite what its converter and quantizer make of that.
+"""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from itertools import groupby
 from pathlib import Path
 
@@ -11,8 +16,8 @@ import numpy as np
 
 from edgepack.cache import atomic_path, default_root, digest
 from edgepack.data import Samples
-from edgepack.emit.tflite import TfliteEmitter
 from edgepack.errors import ModelError
+from edgepack.pipeline.layer_tflite import Dense, write_layer
 from edgepack.pipeline.onnx_files import OnnxFiles
 from edgepack.plan.table import Point
 from edgepack.progress import Progress, silent
@@ -21,7 +26,7 @@ from edgepack.sources.onnx import OnnxSource, open_onnx
 from edgepack.types import Array, Factors, Format
 from edgepack.versions import tool_versions
 
-VERSION = 1
+VERSION = 2
 OPSET, IR_VERSION = 17, 8
 SEED = 0
 SAMPLES = 8
@@ -36,7 +41,7 @@ def layer_files(points: Iterable[Point], progress: Progress = silent) -> dict[Po
         progress: told of every file.
 
     Raises:
-        ModelError: a converter failed, or is not installed.
+        ModelError: a form cannot be written, or the TFLite schema is not installed.
         OutputError: the cache folder cannot be written.
     """
     versions = digest(VERSION, tool_versions())[:12]
@@ -78,36 +83,27 @@ def _write_onnx(points: Sequence[Point], paths: Mapping[Point, Path], work: Path
 
 
 def _write_tflite(points: Sequence[Point], paths: Mapping[Point, Path], work: Path) -> Iterator[Point]:
-    """One converter process for all: it takes seconds to start."""
-    with TfliteEmitter() as emitter:
-        emitter.warm_up()
-        for (rows, columns, batch), group in _layers(points):
-            source = _layer(rows, columns, batch, work)
-            emitter.load_onnx(source.path, {"x": (batch, columns)})
-            samples = {"x": np.stack([np.resize(row, (batch, columns)) for row in _inputs(columns)])}
-            for rank, forms in groupby(group, key=lambda point: point.rank):
-                plain = work / "plain.tflite"
-                if emitter.emit(plain, source.layers, _factors(source, rank) or None):
-                    raise ModelError(f"the converter does not find the layer {rows}x{columns} again")
-                for point in forms:
-                    with atomic_path(paths[point]) as out:
-                        if point.form == "fp32":
-                            out.write_bytes(plain.read_bytes())
-                        else:
-                            emitter.quantize(plain, out, point.form, samples if point.form == "int8-static" else None)
-                    yield point
+    if find_spec("ai_edge_litert") is None or find_spec("flatbuffers") is None:
+        raise ModelError("the TFLite schema is not installed", hint="pip install 'edgepack[tflite]'")
+    for (rows, columns, batch), group in _layers(points):
+        weight, bias = _dense(rows, columns)
+        inputs = _inputs(columns)
+        for point in group:
+            parts = [Dense(weight, bias)]
+            if point.rank is not None:
+                left, right = _pair(rows, columns, point.rank)
+                parts = [Dense(right, None), Dense(left, bias)]
+            with atomic_path(paths[point]) as out:
+                write_layer(out, parts, point.form, batch, inputs)
+            yield point
 
 
 def _layer(rows: int, columns: int, batch: int, work: Path) -> OnnxSource:
     """One dense layer with a bias, as exporters write it."""
     from onnx import TensorProto, helper, numpy_helper, save
 
-    rng = np.random.default_rng(SEED)
-    weight = rng.standard_normal((rows, columns), np.float32) / np.float32(np.sqrt(columns))
-    constants = [
-        numpy_helper.from_array(weight, "w"),
-        numpy_helper.from_array(rng.standard_normal(rows, np.float32), "b"),
-    ]
+    weight, bias = _dense(rows, columns)
+    constants = [numpy_helper.from_array(weight, "w"), numpy_helper.from_array(bias, "b")]
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch, columns])
     y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [batch, rows])
     node = helper.make_node("Gemm", ["x", "w", "b"], ["y"], transB=1)
@@ -117,15 +113,25 @@ def _layer(rows: int, columns: int, batch: int, work: Path) -> OnnxSource:
     return open_onnx(path)
 
 
+def _dense(rows: int, columns: int) -> tuple[Array, Array]:
+    """Weight (rows, columns) and bias (rows,)."""
+    rng = np.random.default_rng(SEED)
+    weight = rng.standard_normal((rows, columns), np.float32) / np.float32(np.sqrt(columns))
+    return weight, rng.standard_normal(rows, np.float32)
+
+
+def _pair(rows: int, columns: int, rank: int) -> tuple[Array, Array]:
+    """Random A (rows, rank) and B (rank, columns): ranks above the layer's break-even are points of a grid as well."""
+    rng = np.random.default_rng(SEED)
+    left = rng.standard_normal((rows, rank), np.float32) / np.float32(np.sqrt(rank))
+    return left, rng.standard_normal((rank, columns), np.float32) / np.float32(np.sqrt(columns))
+
+
 def _factors(source: OnnxSource, rank: int | None) -> dict[str, Factors]:
-    """Random factors of the layer: ranks above its break-even are points of the grid as well."""
     if rank is None:
         return {}
     layer = source.layers[0]
-    rng = np.random.default_rng(SEED)
-    left = rng.standard_normal((layer.out_features, rank), np.float32) / np.float32(np.sqrt(rank))
-    right = rng.standard_normal((rank, layer.in_features), np.float32) / np.float32(np.sqrt(layer.in_features))
-    return {layer.name: Factors(left, right, layer.bias)}
+    return {layer.name: Factors(*_pair(layer.out_features, layer.in_features, rank), layer.bias)}
 
 
 def _inputs(columns: int) -> Array:

@@ -9,26 +9,19 @@ from typing import Any
 
 from edgepack.cache import file_digest
 from edgepack.metrics import Drop
-from edgepack.pipeline.attempt import Attempt, Guard
-from edgepack.pipeline.guarding import Data
-from edgepack.pipeline.opened import Opened
-from edgepack.pipeline.options import BuildOptions
-from edgepack.pipeline.promise import Baseline
-from edgepack.plan.search import Probe
+from edgepack.pipeline.attempt import Attempt
+from edgepack.pipeline.baselines import Baseline
+from edgepack.pipeline.prepared import Prepared
+from edgepack.pipeline.probing import Probe
+from edgepack.plan.cost import MEASURED
+from edgepack.plan.forms import file_form
 from edgepack.types import Contents, Format
 from edgepack.versions import tool_versions
 
 
-def build_record(
-    options: BuildOptions,
-    opened: Opened,
-    data: Data,
-    guard: Guard,
-    method: str,
-    probes: Sequence[Probe],
-    largest: int,
-) -> dict[str, Any]:
+def build_record(ready: Prepared, probes: Sequence[Probe]) -> dict[str, Any]:
     """Everything that does not depend on a single file."""
+    options, opened, data, guard = ready.task.options, ready.opened, ready.data, ready.guard
     return {
         "model": {
             "name": opened.name,
@@ -43,11 +36,16 @@ def build_record(
             "max_drop": options.drop_limit,
             "formats": list(options.formats),
             "flash_bytes": options.flash_bytes,
-            "largest_onnx_weight_code": largest,
+            "ram_bytes": options.ram_bytes,
+            "latency_s": options.latency_s,
+            "pick": list(options.pick),
+            "largest_onnx_weight_code": ready.task.largest,
         },
         "seed": options.seed,
         "versions": tool_versions(),
-        "method": method,
+        "method": ready.task.method,
+        "loss_weighted_by": "output gradients" if ready.by_gradients else "output energy",
+        "cost_sources": {fmt: ready.prices.source_name(fmt) for fmt in ready.files},
         "metric": {"name": guard.metric, "guarded": guard.guarded},
         "data": {
             "origin": data.origin,
@@ -58,6 +56,11 @@ def build_record(
         },
         "probes": [
             {
+                "format": probe.fmt,
+                "form": file_form(probe.layers, probe.form),
+                "size_bytes": probe.size_bytes,
+                "predicted_latency_s": probe.latency_s,
+                "predicted_loss": probe.loss,
                 "weight_parameters": sum(choice.weight_parameters for choice in probe.layers),
                 "ranks": {choice.layer: choice.rank for choice in probe.layers if choice.rank is not None},
                 "drop": drop_record(probe.drop),
@@ -67,12 +70,17 @@ def build_record(
     }
 
 
+def chosen_by(source: str, *, measured: bool) -> str:
+    """What a file was chosen by: the costs of its layers, and times of whole files where these were compared."""
+    return f"{MEASURED}, among plans by the {source}" if measured else source
+
+
 def pack_file(attempt: Attempt, source: Contents, chosen_by: str, test: float | None) -> dict[str, Any]:
     """The entry of `model.<format>`; `chosen_by` says where the choice of its form comes from."""
     dense = sum(a * b for a, b, _ in source.weights)
     saved = sum(p.out_features * p.in_features - p.weight_parameters for p in attempt.layers)
     return {
-        **_file(attempt.path, attempt.fmt, attempt.form, attempt.drop, test),
+        **_file(attempt.path, attempt.fmt, file_form(attempt.layers, attempt.form), attempt.drop, test),
         "form_chosen_by": chosen_by,
         "matrix_parameters": dense - saved,
         "matrix_parameters_share": (dense - saved) / dense if dense else 1.0,
@@ -88,7 +96,7 @@ def baseline_files(fmt: Format, baseline: Baseline, tests: Mapping[str, float]) 
         f"baseline/fp32.{fmt}": _file(
             baseline.fp32, fmt, "fp32", baseline.fp32_drop, tests.get(f"baseline/fp32.{fmt}")
         ),
-        f"baseline/int8.{fmt}": {**int8, "quantizer": baseline.quantizer, "form_chosen_by": baseline.cost_source},
+        f"baseline/int8.{fmt}": {**int8, "quantizer": baseline.quantizer, "form_chosen_by": baseline.chosen_by},
     }
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edgepack.data import Samples, feeds
 from edgepack.inference import THREADS
-from edgepack.types import Array
+from edgepack.onnxgraph.observe import ObservedInput
+from edgepack.types import Array, TensorSpec
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+    import onnxruntime as ort
 
 Key = tuple[str, ...]
 
@@ -21,34 +24,65 @@ class Observation:
     Attributes:
         keys: layer name → key of the value that is its input; layers that share an input share a key. A layer whose
             input cannot be observed is absent.
+        observed: what is seen, each key once.
+        inputs: of the model.
     """
 
-    def __init__(self, model: ir.Model, layer_names: Iterable[str]) -> None:
+    def __init__(self, model: ir.Model, layer_names: Iterable[str], *, threads: int = THREADS) -> None:
         from edgepack.onnxgraph.files import input_specs
         from edgepack.onnxgraph.rewrite import with_observed_inputs
         from edgepack.onnxgraph.session import session
 
-        watched, found = with_observed_inputs(model, layer_names)
-        self._observed = {seen.outputs: seen for seen in found.values()}
+        self._model, found = with_observed_inputs(model, layer_names)
+        self.observed = tuple({seen.outputs: seen for seen in found.values()}.values())
+        self._session = session(self._model, threads=threads)
         self.keys: dict[str, Key] = {name: seen.outputs for name, seen in found.items()}
-        self._session = session(watched, threads=THREADS)
-        self._inputs = input_specs(watched)
+        self.inputs = input_specs(self._model)
 
     def row_counts(self, feed: Mapping[str, Array]) -> dict[str, int]:
         """{joined key: rows that one run multiplies}."""
-        return {name: len(rows) for name, rows in self._rows(feed).items()}
+        return {name: len(rows) for name, rows in _rows(self._session, self.observed, feed).items()}
 
     def rows(self, samples: Samples) -> Iterator[Mapping[str, Array]]:
         """{joined key: rows (N, features)} per run of the model."""
-        for feed, _ in feeds(samples, self._inputs):
-            yield self._rows(feed)
+        for feed, _ in feeds(samples, self.inputs):
+            yield _rows(self._session, self.observed, feed)
 
-    def _rows(self, feed: Mapping[str, Array]) -> dict[str, Array]:
-        from edgepack.onnxgraph.session import run
+    def packed(self) -> Watched | None:
+        """The same for another process; None if the model does not fit in one message."""
+        from edgepack.onnxgraph.files import EXTERNAL_BYTES, to_bytes
+        from edgepack.onnxgraph.tensors import weight_bytes
 
-        wanted = list(dict.fromkeys(name for key in self._observed for name in key))
-        arrays = dict(zip(wanted, run(self._session, wanted, feed), strict=True)) if wanted else {}
-        return {joined(key): seen.rows(*(arrays[name] for name in key)) for key, seen in self._observed.items()}
+        if weight_bytes(self._model) > EXTERNAL_BYTES:
+            return None
+        return Watched(to_bytes(self._model), self.observed, self.inputs)
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A serialized model whose further outputs are the inputs of its layers, and what these outputs are."""
+
+    content: bytes
+    observed: tuple[ObservedInput, ...]
+    inputs: tuple[TensorSpec, ...]
+
+    def rows(self, samples: Samples, *, threads: int) -> Iterator[Mapping[str, Array]]:
+        """As `Observation.rows`, in a session of its own."""
+        from edgepack.onnxgraph.session import session
+
+        opened = session(self.content, threads=threads)
+        for feed, _ in feeds(samples, self.inputs):
+            yield _rows(opened, self.observed, feed)
+
+
+def _rows(
+    opened: ort.InferenceSession, observed: Sequence[ObservedInput], feed: Mapping[str, Array]
+) -> dict[str, Array]:
+    from edgepack.onnxgraph.session import run
+
+    wanted = list(dict.fromkeys(name for seen in observed for name in seen.outputs))
+    arrays = dict(zip(wanted, run(opened, wanted, feed), strict=True)) if wanted else {}
+    return {joined(seen.outputs): seen.rows(*(arrays[name] for name in seen.outputs)) for seen in observed}
 
 
 def joined(key: Key) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ from edgepack.calibrate import ranges
 from edgepack.data import Samples, feeds
 from edgepack.errors import ModelError
 from edgepack.pipeline.observe import Observation, joined
-from edgepack.types import Array, Contents, Factors, Format
+from edgepack.types import FORMS, Array, Contents, Factors, Format
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -30,6 +31,12 @@ def split_form(form: str) -> tuple[str, bool]:
     return form.removesuffix(DECODED), form.endswith(DECODED)
 
 
+def _layer_names(model: ir.Model) -> list[str]:
+    from edgepack.onnxgraph.sites import find_sites
+
+    return [site.layer.name for site in find_sites(model)]
+
+
 def _linear_nodes(model: ir.Model) -> frozenset[int]:
     from edgepack.onnxgraph.sites import find_sites
 
@@ -40,6 +47,7 @@ class OnnxFiles:
     """Writes the ONNX files of a build. `model` is the dense fp32 model and is never changed."""
 
     fmt: Format = "onnx"
+    whole_forms: tuple[str, ...] = ()
 
     def __init__(self, model: ir.Model, calibration: Samples | None, *, largest: int) -> None:
         self.model = model
@@ -50,27 +58,44 @@ class OnnxFiles:
 
     def forms(self, preferred: Sequence[str]) -> tuple[str, ...]:
         """The forms to try for this model, fastest first."""
+
+        return tuple(variant for form in preferred if self._supports(form) for variant in self.rest(form))
+
+    def layer_forms(self) -> tuple[str, ...]:
+        """The forms that a single linear layer of this model can take, by its opset and the data at hand."""
+        return tuple(
+            form for form in FORMS["onnx"] if self._supports(form) and (form != "int8-static-qdq" or self.calibrated)
+        )
+
+    def rest(self, form: str) -> tuple[str, ...]:
+        """The forms of the whole file where its linear layers are in `form`, the one to try first in front.
+
+        Without weights outside of them that is the form alone. Else those weights become int8 and are decoded at load
+        ("+weights"), they get integer kernels from the runtime's own quantizer (the static form), or they stay float
+        (fp32).
+        """
+        if not self.has_rest:
+            return (form,)
+        decoded = f"{form}{DECODED}"
+        if form == "fp32":
+            return decoded, form
+        # ConvInteger and its like are slower than float kernels nearly everywhere: never with dynamic activations.
+        return (form, decoded) if form == "int8-static-qdq" else (decoded,)
+
+    def _supports(self, form: str) -> bool:
         from edgepack.emit.onnx import supports
 
-        opset = self.model.opset_imports.get("", 1)
-        usable = [form for form in preferred if supports(form, opset)]
-        if not self.has_rest:
-            return tuple(usable)
-        # ConvInteger and its like are slower than float kernels nearly everywhere: never with dynamic activations.
-        expanded = [
-            (form, f"{form}{DECODED}") if form == "int8-static-qdq" else (f"{form}{DECODED}",) for form in usable
-        ]
-        return tuple(form for forms in expanded for form in forms)
+        return supports(form, self.model.opset_imports.get("", 1))
 
     @property
     def fp32_forms(self) -> tuple[str, ...]:
         """Float linear layers; other weights in int8 first, where there are any."""
-        return (f"fp32{DECODED}", "fp32") if self.has_rest else ("fp32",)
+        return self.rest("fp32")
 
     @property
     def probe_form(self) -> str:
         """The int8 form that a search for ranks emits: it needs no calibration and loses least."""
-        return f"int8-dynamic{DECODED}" if self.has_rest else "int8-dynamic"
+        return self.rest("int8-dynamic")[0]
 
     def write_dense(self, out: Path) -> None:
         """The dense fp32 baseline."""
@@ -79,11 +104,17 @@ class OnnxFiles:
         save(self.model, out)
 
     def write_baseline(self, form: str, out: Path) -> str:
-        """The dense int8 baseline by the format's own quantizer; returns its name."""
+        """The dense int8 baseline by the format's own quantizer; returns its name.
+
+        The runtime's quantizer of block-wise weights passes over Gemm: those are quantized by edgepack.
+        """
         import onnx_ir as ir
 
         from edgepack.emit import onnx_standard
 
+        if form not in onnx_standard.REST_OP_TYPES:
+            self._write_linear(self.model, self.rest(form)[0], out)
+            return "edgepack"
         try:
             onnx_standard.quantize(ir.to_proto(self.model), out, form, self._feeds, largest=self.largest)
         except ModelError as err:
@@ -92,18 +123,33 @@ class OnnxFiles:
             return "edgepack"
         return "onnxruntime"
 
-    def write(self, factors: Mapping[str, Factors], form: str, out: Path) -> None:
-        """The model with factors in place, in a form."""
+    def write(
+        self, factors: Mapping[str, Factors], form: str, out: Path, forms: Mapping[str, str] | None = None
+    ) -> None:
+        """The model with factors in place, in a form; the layers named in `forms` in their own, both halves alike.
+
+        Weights outside of the linear layers go by `form` alone.
+        """
         from edgepack.onnxgraph.rewrite import with_factors
 
-        self._write_linear(with_factors(self.model, factors) if factors else self.model, form, out)
+        model = with_factors(self.model, factors) if factors else self.model
+        if forms and factors:
+            halves = self._names_after(model, factors)
+            forms = {half: own for name, own in forms.items() for half in halves.get(name, (name,))}
+        self._write_linear(model, form, out, forms)
+
+    def _names_after(self, thin: ir.Model, factors: Mapping[str, Factors]) -> dict[str, tuple[str, ...]]:
+        """What each layer is called once factors are in place: its own name, or those of its two halves.
+
+        By their order in the graph, as a half gets a number where its name is taken, and a layer may get a simpler name
+        where another one that shared its weight is gone.
+        """
+        after = iter(_layer_names(thin))
+        return {name: tuple(islice(after, 2 if name in factors else 1)) for name in _layer_names(self.model.clone())}
 
     def write_one_layer(self, layer: str, out: Path) -> None:
         """The dense model with a single layer in int8, to see what that layer costs."""
-        from edgepack.emit import onnx as emit
-        from edgepack.onnxgraph.files import save
-
-        save(emit.to_form(self.model, "int8-dynamic", largest=self.largest, only=[layer]), out)
+        self.write({}, "fp32", out, {layer: "int8-dynamic"})
 
     def read(self, path: Path) -> Contents:
         """What the file holds."""
@@ -121,29 +167,32 @@ class OnnxFiles:
             session(path, optimized_path=optimized)
             return read_contents(optimized)
 
-    def _write_linear(self, model: ir.Model, form: str, out: Path) -> None:
+    def _write_linear(self, model: ir.Model, form: str, out: Path, forms: Mapping[str, str] | None = None) -> None:
         """Linear layers by edgepack; all other weights as the runtime's quantizer makes them."""
         from edgepack.emit import onnx as emit
         from edgepack.onnxgraph.files import save
 
         linear_form = split_form(form)[0]
-        seen = self._ranges(model) if linear_form == "int8-static-qdq" else None
-        save(emit.to_form(self._with_rest(model, form, out), linear_form, ranges=seen, largest=self.largest), out)
+        seen = self._ranges(model, linear_form, forms or {})
+        complete = self._with_rest(model, form, out)
+        save(emit.to_form(complete, linear_form, ranges=seen, largest=self.largest, forms=forms), out)
 
     def _with_rest(self, model: ir.Model, form: str, scratch: Path) -> ir.Model:
-        """The model with the weights of its other operators in int8, where it has any."""
+        """The model with the weights of its other operators in int8, where it has any and the form says so."""
         import onnx_ir as ir
 
         from edgepack.emit import onnx_rest, onnx_standard
         from edgepack.onnxgraph.sites import find_sites
 
         linear_form, decoded = split_form(form)
-        if not self.has_rest or form == "fp32":
+        if not self.has_rest:
             return model
         if decoded:
             copy = model.clone()
             onnx_rest.to_int8_weights(copy, _linear_nodes(copy))
             return copy
+        if linear_form not in onnx_standard.REST_OP_TYPES:
+            return model
         named = [p.node.name for site in find_sites(model) for p in site.placements if p.node.name]
         onnx_standard.quantize(
             ir.to_proto(model),
@@ -164,12 +213,14 @@ class OnnxFiles:
         copy = self.model.clone()
         return has_rest(copy, _linear_nodes(copy))
 
-    def _ranges(self, model: ir.Model) -> dict[str, tuple[float, float]]:
-        from edgepack.onnxgraph.sites import find_sites
-
+    def _ranges(self, model: ir.Model, form: str, forms: Mapping[str, str]) -> dict[str, tuple[float, float]] | None:
+        """Ranges of the inputs of all static layers; None where there are none."""
+        if "int8-static-qdq" not in (form, *forms.values()):
+            return None
         if self._samples is None:
             return {}
-        observation = Observation(model, [site.layer.name for site in find_sites(model)])
+        names = [name for name in _layer_names(model) if forms.get(name, form) == "int8-static-qdq"]
+        observation = Observation(model, names)
         seen = ranges(observation.rows(self._samples))
         return {name: seen[joined(key)] for name, key in observation.keys.items() if joined(key) in seen}
 

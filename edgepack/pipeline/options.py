@@ -11,8 +11,9 @@ from edgepack.targets import HOST, Target
 from edgepack.types import FORMATS, Format
 
 Rank = Literal["auto"] | int | float
-PrecisionChoice = Literal["auto", "fp32", "int8"]
+PrecisionChoice = Literal["auto", "fp32", "int8", "int4"]
 DEFAULT_MAX_DROP = 0.5
+DEFAULT_SEARCH_MINUTES = 10.0
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,11 @@ class BuildOptions:
         metric: name of the guard metric, None to choose by the data.
         method: factorizer, None for whitened with data and svd without.
         flash_bytes: largest size of one model file, None for no limit.
+        ram_bytes: most that a process may hold for one file beyond the runtime's import, None for no limit.
+        latency_s: longest time of one inference, None for no limit.
+        search_minutes: no probe is begun later than this after the search began.
+        pick: numbers of explored plans to build instead of the one that the search would choose; empty for none.
+        scheduler: address of a Dask scheduler, None for local processes.
         out: pack folder, None for dist/<model>.<target>.
         fresh: ignore what the cache holds.
         baseline: write the dense models into the pack.
@@ -44,6 +50,11 @@ class BuildOptions:
     precision: PrecisionChoice = "auto"
     method: str | None = None
     flash_bytes: int | None = None
+    ram_bytes: int | None = None
+    latency_s: float | None = None
+    search_minutes: float = DEFAULT_SEARCH_MINUTES
+    pick: tuple[int, ...] = ()
+    scheduler: str | None = None
     out: Path | None = None
     seed: int = 0
     fresh: bool = False
@@ -61,8 +72,13 @@ class BuildOptions:
             raise UsageError(f"--rank {self.rank}: a share of a layer's weights lies between 0 and 1")
         if self.seed < 0:
             raise UsageError(f"--seed {self.seed}: a seed is 0 or more")
-        if self.flash_bytes is not None and self.flash_bytes <= 0:
-            raise UsageError("--flash must be more than 0 bytes")
+        for name, limit in (("--flash", self.flash_bytes), ("--ram", self.ram_bytes), ("--latency", self.latency_s)):
+            if limit is not None and limit <= 0:
+                raise UsageError(f"{name} must be more than 0")
+        if not 0 < self.search_minutes < float("inf"):
+            raise UsageError(f"--search-minutes {self.search_minutes}: must be more than 0")
+        if self.pick and self.rank != "auto":
+            raise UsageError("--pick takes a plan that --explore found", hint="leave --rank out")
 
     @property
     def drop_limit(self) -> float | None:
@@ -122,6 +138,38 @@ def parse_rank(text: str) -> Rank:
 
 
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+_SECONDS = {"S": 1.0, "MS": 1e-3, "US": 1e-6, "": 1.0}
+
+
+def parse_duration(text: str) -> float:
+    """`5ms` → 0.005; also us, µs and s; a bare number is seconds.
+
+    Raises:
+        UsageError: anything else.
+    """
+    digits = text.rstrip("msuµ ")
+    unit = text[len(digits) :].strip().replace("µ", "u").upper()
+    try:
+        seconds = float(digits) * _SECONDS[unit]
+    except (ValueError, KeyError):
+        raise UsageError(f"{text!r} is not a time; write it like 5ms or 300us") from None
+    if not seconds < float("inf"):
+        raise UsageError(f"{text!r} is not a time; write it like 5ms or 300us")
+    return seconds
+
+
+def parse_pick(text: str) -> tuple[int, ...]:
+    """`3` or `3,9`: numbers of explored plans.
+
+    Raises:
+        UsageError: anything else.
+    """
+    numbers = text.split(",")
+    if not all(number.strip().isdecimal() and int(number) > 0 for number in numbers):
+        raise UsageError(f"--pick {text}: expected numbers of plans as --explore lists them, such as 3 or 3,9")
+    return tuple(int(number) for number in numbers)
 
 
 def parse_size(text: str) -> int:

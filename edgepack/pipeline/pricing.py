@@ -1,21 +1,25 @@
-"""What a plan costs on a target that is not at hand: its layers at their ranks and rows, by a table of costs."""
+"""What the layers of a model cost on a target: where each stands, and the price of every way to write it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
+from edgepack.bench.devices.local import LocalDevice
+from edgepack.cache import Cache
 from edgepack.data import Samples, example
 from edgepack.errors import ModelError
+from edgepack.pipeline.layer_points import points_for
+from edgepack.pipeline.measuring import measure_points
 from edgepack.pipeline.observe import Observation, joined
-from edgepack.pipeline.onnx_files import split_form
 from edgepack.pipeline.opened import Opened
-from edgepack.plan import cost
-from edgepack.plan.cost import Cost, CostSource, EmulatedCosts
+from edgepack.plan.candidates import rank_choices
+from edgepack.plan.cost import CostSource, Price
+from edgepack.plan.sources import Shape, cost_source, dense_int8
 from edgepack.plan.table import Point
-from edgepack.plan.table_file import table_for
-from edgepack.targets import Target
-from edgepack.types import Format, LayerPlan
+from edgepack.progress import Progress, silent
+from edgepack.targets import HOST, Target
+from edgepack.types import Format
 
 
 @dataclass(frozen=True)
@@ -28,71 +32,130 @@ class Uses:
 
 @dataclass(frozen=True)
 class Prices:
-    """A source of costs for one model on one target.
+    """Prices of one model's layers on one target.
 
     Attributes:
-        source: for the target.
+        sources: by format; every price of a format is from its one source.
         uses: of every layer that an inference reaches.
+        sides: outputs and inputs of every layer.
     """
 
-    source: CostSource
+    sources: Mapping[Format, CostSource]
     uses: Mapping[str, Uses]
+    sides: Mapping[str, tuple[int, int]]
+    _known: dict[Point, Price | None] = field(default_factory=dict, repr=False, compare=False)
+    _filled: set[tuple[Format, str]] = field(default_factory=set, repr=False, compare=False)
 
-    def plan(self, fmt: Format, layers: Sequence[LayerPlan], form: str) -> Cost | None:
-        """One inference of a model's linear layers in one form; None where the source lacks the form."""
-        return self.source.cost(self._points(fmt, layers, split_form(form)[0]))
+    def price(self, fmt: Format, layer: str, rank: int | None, form: str) -> Price | None:
+        """One inference of a layer, all of its places together: dense (`rank` None) or as a pair, in a form.
 
-    def order(
-        self, fmt: Format, layers: Sequence[LayerPlan], forms: Sequence[str]
-    ) -> tuple[tuple[str, ...], str] | None:
-        """Forms of these layers, cheapest first, and by which source; None where the source lacks one of them."""
-        costs = {form: self.plan(fmt, layers, form) for form in forms}
-        found = cost.ordered(costs)
-        return None if found is None else (found, self.named(*costs.values()))
+        None where the source has nothing on it. A layer that an inference does not reach costs nothing.
+        """
+        uses = self.uses.get(layer)
+        if uses is None:
+            return Price(0.0, self.sources[fmt].name, 0.0)
+        point = Point(fmt, form, *self.sides[layer], rank, uses.rows)
+        if point not in self._known:
+            self._fill(fmt, form, point)
+        price = self._known[point]
+        return None if price is None else replace(price, latency_s=uses.places * price.latency_s)
 
-    def named(self, *costs: Cost | None) -> str:
-        """The source of these costs, how far off it may be, and whether it had to be continued beyond its figures."""
-        known = [one for one in costs if one is not None]
-        error = max(known, key=lambda one: one.error_share).error if known else ""
-        beyond = "extrapolated beyond its grid" if any(one.extrapolated for one in known) else ""
-        return ", ".join(part for part in (self.source.name, error, beyond) if part)
+    def dense_latency_s(self, fmt: Format, form: str) -> float | None:
+        """Seconds of all linear layers, dense and in one form; None where the source lacks it."""
+        found = [self.price(fmt, layer, None, form) for layer in self.sides]
+        known = [one.latency_s for one in found if one is not None]
+        return sum(known) if len(known) == len(found) else None
 
-    def _points(self, fmt: Format, layers: Sequence[LayerPlan], form: str) -> list[Point]:
-        points = []
-        for choice in layers:
-            uses = self.uses.get(choice.layer, Uses(0, 0))
-            shape = choice.out_features, choice.in_features, choice.rank
-            points += [Point(fmt, form, *shape, uses.rows)] * uses.places
-        return points
+    def call_s(self, fmt: Format) -> float:
+        """Seconds of one call of the runtime, which no layer's price contains."""
+        return self.sources[fmt].call_s(fmt)
+
+    def source_name(self, fmt: Format) -> str:
+        """Where the prices of a format come from, for people."""
+        return self.sources[fmt].name
+
+    def _fill(self, fmt: Format, form: str, wanted: Point) -> None:
+        """Prices what will be asked next as well: a source answers many points in little more time than one."""
+        points = [wanted]
+        if (fmt, form) not in self._filled:
+            self._filled.add((fmt, form))
+            for layer, uses in self.uses.items():
+                sides = self.sides[layer]
+                points += [Point(fmt, form, *sides, rank, uses.rows) for rank in (None, *rank_choices(*sides))]
+        missing = [point for point in dict.fromkeys(points) if point not in self._known]
+        self._known.update(zip(missing, self.sources[fmt].prices(missing), strict=True))
 
 
-def prices_for(target: Target, opened: Opened, samples: Samples | None, seed: int) -> Prices | None:
-    """Prices by the emulated table of the target's CPU; None where there is none, or the rows of a layer are not known.
+def make_prices(
+    target: Target,
+    opened: Opened,
+    samples: Samples | None,
+    seed: int,
+    formats: Sequence[Format],
+    cache: Cache | None = None,
+    progress: Progress = silent,
+) -> Prices:
+    """Prices by the most trusted source for each format; for this machine layers are measured first where they are new.
+
+    Args:
+        target: whose prices.
+        opened: the model.
+        samples: of its inputs, None for seeded values.
+        seed: of those values.
+        formats: to price.
+        cache: where measured latencies are kept; with `fresh` they are measured again.
+        progress: told of every group of layers that is measured.
 
     Raises:
-        InputError: the table is damaged.
+        InputError: the emulated table is damaged.
+        DeviceError: this machine could not be measured.
+        ModelError: the model does not run on the samples.
     """
-    table = table_for(target)
-    if table is None:
-        return None
-    uses = _uses(opened, samples, seed)
-    return None if uses is None else Prices(EmulatedCosts(table, target), uses)
+    cache = cache or Cache()
+    uses = layer_uses(opened, samples, seed)
+    shapes = [
+        (layer.out_features, layer.in_features, uses[layer.name].rows) for layer in opened.layers if layer.name in uses
+    ]
+    sources = _measured_here(target, shapes, formats, cache, progress) if target.name == HOST and shapes else {}
+    for fmt in formats:
+        if fmt not in sources:
+            sources[fmt] = cost_source(target, fmt, dense_int8(fmt, shapes), root=cache.root)
+    return Prices(sources, uses, {layer.name: (layer.out_features, layer.in_features) for layer in opened.layers})
 
 
-def _uses(opened: Opened, samples: Samples | None, seed: int) -> dict[str, Uses] | None:
+def _measured_here(
+    target: Target, shapes: Sequence[Shape], formats: Sequence[Format], cache: Cache, progress: Progress
+) -> dict[Format, CostSource]:
+    """The table of this machine, for the formats in which it prices every layer."""
+    here = [fmt for fmt in formats if fmt in target.formats]
+    if not here:
+        return {}
+    points = points_for(shapes, here)
+    table = measure_points(LocalDevice(), target, points, progress=progress, root=cache.root, fresh=cache.fresh)
+    return {fmt: table for fmt in here if None not in table.prices(dense_int8(fmt, shapes))}
+
+
+def layer_uses(opened: Opened, samples: Samples | None, seed: int) -> dict[str, Uses]:
+    """Places and rows of every layer that one inference reaches, seen in a run of the model on one example.
+
+    A layer whose input cannot be watched, and every layer of a model that does not run on seeded inputs, is taken to
+    multiply one row in each of its places.
+
+    Raises:
+        ModelError: the model does not run on the samples.
+    """
     try:
         observation = Observation(opened.model, [layer.name for layer in opened.layers])
         counts = observation.row_counts(example(samples, opened.inputs, seed))
     except ModelError:
         if samples is not None:
             raise
-        return None
-    if len(observation.keys) < len(opened.layers):
-        return None
-    rows = {layer.name: counts[joined(observation.keys[layer.name])] for layer in opened.layers}
-    # The rows of a weight in several places are those of all of them together.
-    return {
-        layer.name: Uses(layer.uses, max(1, rows[layer.name] // layer.uses))
-        for layer in opened.layers
-        if rows[layer.name]
-    }
+        return {layer.name: Uses(layer.uses, 1) for layer in opened.layers}
+    uses = {}
+    for layer in opened.layers:
+        # The rows of a weight in several places are those of all of them together.
+        key = observation.keys.get(layer.name)
+        rows = layer.uses if key is None else counts[joined(key)]
+        if rows:
+            uses[layer.name] = Uses(layer.uses, max(1, rows // layer.uses))
+    return uses

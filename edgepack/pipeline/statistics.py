@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgepack.cache import Cache, digest
-from edgepack.calibrate import moments
 from edgepack.data import Samples
+from edgepack.executor import Workers, map_tasks
 from edgepack.factorize import factorizer
-from edgepack.pipeline.observe import Observation, joined
+from edgepack.pipeline.moments import observe
 from edgepack.progress import Progress
-from edgepack.types import Array, LinearLayer, Moments, Spectrum
+from edgepack.types import Array, InputSpread, LinearLayer, Moments, Spectrum
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
 FALLBACK = "svd"
+VERSION = 2
+
+
+class _AbsentError(Exception):
+    """The cache has no such entry."""
 
 
 def decompose(
@@ -31,51 +35,84 @@ def decompose(
     key: str,
     cache: Cache,
     progress: Progress,
+    executor: Workers | None = None,
 ) -> tuple[tuple[Spectrum, ...], tuple[str, ...]]:
     """Spectrum of every layer by `method`, and the names of layers whose input was never seen: plain SVD for those.
 
+    Every spectrum is stored as soon as it is there: an interrupt loses only what runs.
+
     Args:
         key: digest of the model and the calibration data.
+        executor: where to compute; None for this process. The result is the same.
+
+    Raises:
+        DataError: a value in the model is not finite.
+        DeviceError: the workers failed.
     """
     needs = factorizer(method).needs_moments
-    keys = [digest("spectrum", 1, key, method, layer.name) for layer in layers]
-
-    @functools.cache
-    def seen() -> Mapping[str, Moments]:
-        """Of all layers at once, and only if the cache lacks one: a damaged entry shows when it is read."""
-        if not needs or calibration is None:
-            return {}
-        return _observe(model, [layer.name for layer in layers], calibration, progress)
-
-    spectra, unobserved = [], []
-    for index, (layer, layer_key) in enumerate(zip(layers, keys, strict=True)):
-        progress("factorize", index, len(layers))
-        arrays = cache.arrays("spectra", layer_key, functools.partial(_arrays, layer, method, seen))
-        mean = arrays["mean"] if arrays["mean"].size else None
-        if needs and mean is None:
-            unobserved.append(layer.name)
-        spectra.append(Spectrum(arrays["basis"], arrays["energies"], mean))
-    progress("factorize", len(layers), len(layers))
-    return tuple(spectra), tuple(unobserved)
+    keys = [digest("spectrum", VERSION, key, method, layer.name) for layer in layers]
+    found = {index: arrays for index, entry in enumerate(keys) if (arrays := _kept(cache, entry)) is not None}
+    missing = [index for index in range(len(layers)) if index not in found]
+    seen: Mapping[str, Moments] = {}
+    if missing and needs and calibration is not None:
+        seen = observe(model, [layer.name for layer in layers], calibration, progress, executor)
+    progress("factorize", len(found), len(layers))
+    tasks = [_task(layers[index], method, seen.get(layers[index].name)) for index in missing]
+    costs, needed = [_cost(layer) for layer, _ in tasks], [_memory(layer) for layer, _ in tasks]
+    for position, arrays in map_tasks(executor, _spectrum, tasks, costs, memory=needed):
+        index = missing[position]
+        arrays |= _spread(seen.get(layers[index].name))
+        found[index] = cache.arrays("spectra", keys[index], lambda arrays=arrays: arrays)  # type: ignore[misc]
+        progress("factorize", len(found), len(layers))
+    spectra = tuple(_loaded(found[index]) for index in range(len(layers)))
+    unobserved = [layer.name for layer, spectrum in zip(layers, spectra, strict=True) if spectrum.mean is None]
+    return spectra, tuple(unobserved if needs else ())
 
 
-def _observe(model: ir.Model, names: Sequence[str], samples: Samples, progress: Progress) -> dict[str, Moments]:
-    observation = Observation(model, names)
+def _kept(cache: Cache, key: str) -> dict[str, Array] | None:
+    def absent() -> dict[str, Array]:
+        raise _AbsentError
 
-    def counted() -> Iterator[Mapping[str, Array]]:
-        for index, rows in enumerate(observation.rows(samples)):
-            progress("calibrate", index, 0)
-            yield rows
-
-    by_key = moments(counted())
-    return {name: by_key[joined(key)] for name, key in observation.keys.items() if joined(key) in by_key}
+    try:
+        return cache.arrays("spectra", key, absent)
+    except _AbsentError:
+        return None
 
 
-def _arrays(layer: LinearLayer, method: str, seen: Callable[[], Mapping[str, Moments]]) -> dict[str, Array]:
-    algorithm = factorizer(method)
-    found = seen().get(layer.name)
-    if algorithm.needs_moments and (found is None or not found.variance.sum() > 0):
-        algorithm = factorizer(FALLBACK)
-    spectrum = algorithm.spectrum(replace(layer, moments=found))
+def _task(layer: LinearLayer, method: str, seen: Moments | None) -> tuple[LinearLayer, str]:
+    if factorizer(method).needs_moments and (seen is None or not seen.variance.sum() > 0):
+        return replace(layer, moments=None), FALLBACK
+    return replace(layer, moments=seen), method
+
+
+def _spectrum(layer: LinearLayer, method: str) -> dict[str, Array]:
+    """A task: may run on another machine."""
+    spectrum = factorizer(method).spectrum(layer)
     mean = np.zeros(0) if spectrum.mean is None else spectrum.mean
     return {"basis": spectrum.basis, "energies": spectrum.energies, "mean": mean}
+
+
+def _spread(seen: Moments | None) -> dict[str, Array]:
+    if seen is None:
+        return {"variance": np.zeros(0), "range": np.zeros(0)}
+    return {"variance": seen.variance, "range": np.array([seen.low, seen.high, seen.row_range])}
+
+
+def _loaded(arrays: Mapping[str, Array]) -> Spectrum:
+    inputs = None
+    if arrays["range"].size:
+        low, high, row_range = map(float, arrays["range"])
+        inputs = InputSpread(arrays["variance"], low, high, row_range)
+    return Spectrum(arrays["basis"], arrays["energies"], arrays["mean"] if arrays["mean"].size else None, inputs)
+
+
+def _cost(layer: LinearLayer) -> float:
+    """Floating-point operations: W C Wᵀ, and eigendecompositions that take as long as ten products of their size."""
+    m, n = layer.out_features, layer.in_features
+    return 2.0 * m * n * (m + n) + 20.0 * (min(m, n) ** 3 + (n**3 if m > n else 0))
+
+
+def _memory(layer: LinearLayer) -> float:
+    """Bytes: C and its copy, W in float64 and its product, the matrix that is decomposed and its workspace."""
+    m, n = layer.out_features, layer.in_features
+    return 8.0 * (2 * n * n + 2 * m * n + 4 * min(m, n) ** 2)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 
@@ -11,16 +13,39 @@ import numpy as np
 from edgepack.cache import Cache, digest
 from edgepack.data import Samples, feeds
 from edgepack.emit.tflite import TfliteEmitter
+from edgepack.emit.tflite_places import Places, find_places
+from edgepack.emit.tflite_quantize import LAYER_FORMS, check_mixture
 from edgepack.errors import ModelError
 from edgepack.pipeline.opened import Opened
 from edgepack.types import Array, Contents, Factors, Format
 from edgepack.versions import tool_versions
 
 RANGE_SAMPLES = 128
+VERSION = 2
+"""Of what the cache holds under a key."""
+
+
+@dataclass(frozen=True)
+class _Float:
+    """A float32 file in the working folder.
+
+    Attributes:
+        key: of its content.
+        operators: by layer name, what its operators write; None until somebody asks.
+    """
+
+    key: str
+    path: Path
+    factors: Mapping[str, Factors]
+    operators: Mapping[str, Sequence[str]] | None
 
 
 class TfliteFiles:
-    """Writes the TFLite files of a build through one converter process, which starts at once and imports meanwhile."""
+    """Writes the TFLite files of a build through one converter process, which starts at once and imports meanwhile.
+
+    Only the dense model is converted. Thin layers are put into that file, which takes a fraction of a second where a
+    conversion takes up to half a minute; a model in which that would not be exact is converted for every plan.
+    """
 
     fmt: Format = "tflite"
 
@@ -31,6 +56,7 @@ class TfliteFiles:
         self._emitter.warm_up()
         self._loaded = False
         self._opened: Opened | None = None
+        self._last: _Float | None = None
         self.calibrated = False
 
     def __enter__(self) -> TfliteFiles:
@@ -48,10 +74,14 @@ class TfliteFiles:
             example: inputs of one run; their shapes are those of the files.
         """
         self._opened = opened
+        self._loaded = False
+        self._last = None
+        for made in ("_dense", "_places"):
+            self.__dict__.pop(made, None)
         self.calibrated = calibration is not None
         self._samples = None if calibration is None else calibration.head(RANGE_SAMPLES)
         self._shapes = {name: list(array.shape) for name, array in example.items()}
-        self._key = digest(opened.sha256, opened.kind, self._shapes, tool_versions())
+        self._key = digest(VERSION, opened.sha256, opened.kind, self._shapes, tool_versions())
 
     fp32_forms = ("fp32",)
     probe_form = "int8-dynamic-range"
@@ -59,6 +89,19 @@ class TfliteFiles:
     def forms(self, preferred: Sequence[str]) -> tuple[str, ...]:
         """The forms to try for this model, fastest first."""
         return tuple(preferred)
+
+    def layer_forms(self) -> tuple[str, ...]:
+        """The forms that single layers of one file can take."""
+        return LAYER_FORMS
+
+    def rest(self, form: str) -> tuple[str, ...]:
+        """The ways to write a file whose linear layers are in `form`."""
+        return (form,)
+
+    @property
+    def whole_forms(self) -> tuple[str, ...]:
+        """Forms that only a whole file has."""
+        return ("int8-static",) if self.calibrated else ()
 
     def write_dense(self, out: Path) -> None:
         """The dense fp32 baseline."""
@@ -69,38 +112,83 @@ class TfliteFiles:
         self.write({}, form, out)
         return "ai-edge-quantizer"
 
-    def write(self, factors: Mapping[str, Factors], form: str, out: Path) -> None:
-        """The model with factors in place, in a form."""
-        parts = [part for name in sorted(factors) for part in _parts(name, factors[name])]
-        key = digest(self._key, *parts)
-        source = out if form == "fp32" else self._work / f"{key[:16]}.fp32.tflite"
-        if form == "fp32" or not source.is_file():
-            self._cache.file("tflite", key, ".tflite", lambda path: self._emit(factors, path), source)
-        if form != "fp32":
-            samples = self._quantizer_samples(source) if form == "int8-static" else None
-            data = [] if samples is None else [a for name in sorted(samples) for a in (name, samples[name])]
-            quantized = digest(key, form, *data)
+    def write(
+        self, factors: Mapping[str, Factors], form: str, out: Path, forms: Mapping[str, str] | None = None
+    ) -> None:
+        """The model with factors in place, in a form.
 
-            def quantize(path: Path) -> None:
-                self._emitter.quantize(source, path, form, samples)
+        Args:
+            factors: by layer name; all other layers stay dense.
+            form: of every layer that is not in `forms`, and of all other operators.
+            out: where to write.
+            forms: of single layers, by name: some of `layer_forms()`; beside "int8-static" only "fp32". Both halves of
+                a factored layer take its form, and all places of a layer that is used in several.
 
-            self._cache.file("tflite", quantized, ".tflite", quantize, out)
+        Raises:
+            ModelError: the model cannot be converted, or a layer named in `forms` has no operator in the file.
+            ValueError: a form in `forms` that cannot stand beside `form`.
+        """
+        others = {name: own for name, own in sorted((forms or {}).items()) if own != form}
+        check_mixture(form, others.values())
+        self._check_names(others)
+        key = digest(self._key, *(part for name in sorted(factors) for part in _parts(name, factors[name])))
+        if form == "fp32" and not others:
+            out.write_bytes(self._float(key, factors).path.read_bytes())
+            return
+        samples = self._quantizer_samples() if form == "int8-static" else None
+        data = [] if samples is None else [a for name in sorted(samples) for a in (name, samples[name])]
+
+        def quantize(path: Path) -> None:
+            source = self._float(key, factors)
+            single = self._operator_forms(source, others)
+            self._emitter.quantize(source.path, path, form, samples, single)
+
+        self._cache.file("tflite", digest(key, form, others, *data), ".tflite", quantize, out)
 
     def read(self, path: Path) -> Contents:
         """What the file holds."""
         from edgepack.tflitegraph import constant_vectors, linear_ops
 
-        weights = [(min(op.weight.shape), max(op.weight.shape), op.bits // 8) for op in linear_ops(path)]
+        weights = [(min(op.weight.shape), max(op.weight.shape), op.bits) for op in linear_ops(path)]
         return Contents(tuple(sorted(weights)), tuple(constant_vectors(path)))
 
     def read_optimized(self, path: Path) -> Contents:
         """The file's own operators: LiteRT's delegates pack weights but fold no two of them into one."""
         return self.read(path)
 
-    def _emit(self, factors: Mapping[str, Factors], path: Path) -> None:
-        opened = self._opened
-        if opened is None:
-            raise ValueError("open() comes first")
+    @cached_property
+    def _dense(self) -> Path:
+        """The dense fp32 file, in the working folder."""
+        path = self._work / f"{self._key[:16]}.dense.tflite"
+        return self._cache.file("tflite", self._key, ".tflite", lambda made: self._convert({}, made), path)
+
+    @cached_property
+    def _places(self) -> Places:
+        """Where the layers are in the dense file."""
+        opened = self._source()
+        return find_places(self._dense, opened.layers, _vectors(opened))
+
+    def _float(self, key: str, factors: Mapping[str, Factors]) -> _Float:
+        """The fp32 file of a plan; that of the last one is kept, for the other forms of the same plan."""
+        last = self._last
+        if last is not None and last.key == key and last.path.is_file():
+            return last
+        if last is not None and last.path != self._dense:
+            last.path.unlink(missing_ok=True)
+        self._last = self._made(key, factors)
+        return self._last
+
+    def _made(self, key: str, factors: Mapping[str, Factors]) -> _Float:
+        if not factors:
+            return _Float(key, self._dense, factors, None)
+        path = self._work / f"{key[:16]}.fp32.tflite"
+        if self._places.takes(factors):
+            return _Float(key, path, factors, self._places.split(path, factors))
+        self._cache.file("tflite", key, ".tflite", lambda made: self._convert(factors, made), path)
+        return _Float(key, path, factors, None)
+
+    def _convert(self, factors: Mapping[str, Factors], path: Path) -> None:
+        opened = self._source()
         if not self._loaded:
             if opened.program_path is not None:
                 self._emitter.load_program(opened.program_path)
@@ -111,14 +199,41 @@ class TfliteFiles:
         if missing:
             raise ModelError(f"no counterpart in the torch graph for {', '.join(missing)}")
 
-    def _quantizer_samples(self, source: Path) -> dict[str, Array]:
+    def _operator_forms(self, source: _Float, forms: Mapping[str, str]) -> dict[str, str]:
+        """What the operators of these layers write → their form."""
+        if not forms:
+            return {}
+        operators = source.operators
+        if operators is None and source.factors:
+            operators = find_places(source.path, self._source().layers, (), source.factors).operators
+        operators = self._places.operators if operators is None else operators
+        lost = [name for name in forms if not operators.get(name)]
+        if lost:
+            raise ModelError(
+                f"no operator of the TFLite file has the weights of {', '.join(lost)}",
+                hint="give this layer the form of the whole file",
+            )
+        return {operator: form for name, form in forms.items() for operator in operators[name]}
+
+    def _check_names(self, forms: Mapping[str, str]) -> None:
+        known = {layer.name for layer in self._source().layers}
+        strangers = [name for name in forms if name not in known]
+        if strangers:
+            raise ModelError(f"the model has no layer {', '.join(strangers)}, it has {len(known)} others")
+
+    def _source(self) -> Opened:
+        if self._opened is None:
+            raise ValueError("open() comes first")
+        return self._opened
+
+    def _quantizer_samples(self) -> dict[str, Array]:
         """Calibration inputs under the file's own names: (samples, *input shape)."""
         from edgepack.inference import rename
         from edgepack.tfliterun import signature
 
         if self._samples is None:
             return {}
-        specs = tuple(signature(source)[1].values())
+        specs = tuple(signature(self._dense)[1].values())
         runs = [feed for feed, _ in feeds(rename(self._samples, specs), specs)]
         return {spec.name: np.stack([run[spec.name] for run in runs]) for spec in specs}
 
@@ -126,3 +241,13 @@ class TfliteFiles:
 def _parts(name: str, factors: Factors) -> list[object]:
     bias = [] if factors.bias is None else [factors.bias]
     return [name, factors.A, factors.B, *bias]
+
+
+def _vectors(opened: Opened) -> list[Array]:
+    """The float vectors among the model's constants: what a converter may have folded into a layer's bias."""
+    found = []
+    for value in opened.model.graph.initializers.values():
+        tensor = value.const_value
+        if tensor is not None and tensor.dtype.is_floating_point() and tensor.size == max((*tensor.shape, 0)):
+            found.append(np.asarray(tensor.numpy(), dtype=np.float64).reshape(-1))
+    return found

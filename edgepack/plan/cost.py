@@ -1,21 +1,21 @@
-"""What a layer costs on a target, and which form is fast there, by the best source at hand.
+"""What a layer costs on a target: the role of a source of costs, and the emulated table as one.
 
-In order of trust: a latency measured on this machine, where it is the target; the emulated table of the target's CPU; a
-stated order of preference.
+Sources in order of trust are a table measured on the device (`edgepack.plan.measured`), the emulated table of its CPU,
+and a roofline of its data sheet (`edgepack.plan.roofline`); `edgepack.plan.sources` chooses.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Protocol
 
 from edgepack.emulator.counts import Counts
 from edgepack.emulator.estimate import time_bound
-from edgepack.plan.interpolate import interpolate
-from edgepack.plan.table import CostTable, Deviation, HeldOut, Level, Point
+from edgepack.plan.interpolate import interpolate_all
+from edgepack.plan.table import CostTable, Level, Point
 from edgepack.targets import Target
 from edgepack.types import Format
 
@@ -40,50 +40,43 @@ ROUND_S = 0.02
 
 
 @dataclass(frozen=True)
-class Cost:
-    """One inference of a layer, or of several.
+class Price:
+    """What one inference of one layer takes.
 
     Attributes:
-        instructions: that the CPU executes, without those of the call of the runtime.
-        misses: lines brought in by cache level.
-        low_s, high_s: bounds on its time, None where a constant of the target is not known.
-        source: where it comes from.
-        error: what is known of how far off it may be, for people; empty where nothing is.
-        error_share: the median of that error as a share of the instructions, 0 where it is not known.
+        latency_s: seconds, without the call of the runtime.
+        source: where it comes from, for people.
+        error_share: how far off it may usually be, as a share of it: for comparing prices of one source.
         extrapolated: whether the source had to be continued beyond where it has figures.
     """
 
-    instructions: float
-    misses: Mapping[str, float]
-    low_s: float | None
-    high_s: float | None
+    latency_s: float
     source: str
-    error: str
     error_share: float
-    extrapolated: bool
-
-    @property
-    def rank_by(self) -> float:
-        """What costs of one target are compared by: the middle of the time bounds, else instructions."""
-        if self.low_s is None or self.high_s is None:
-            return self.instructions
-        return (self.low_s + self.high_s) / 2
+    extrapolated: bool = False
 
 
 class CostSource(Protocol):
-    """Answers what layers cost on one target."""
+    """Answers what layers cost on one target. Only prices of one source may be compared."""
 
     @property
     def name(self) -> str:
         """What it is, for people."""
 
-    def cost(self, points: Iterable[Point]) -> Cost | None:
-        """The sum over layers; None where it has nothing on one of them."""
+    def prices(self, points: Sequence[Point]) -> list[Price | None]:
+        """The price of every point, None where the source has nothing on it."""
+
+    def call_s(self, fmt: Format) -> float:
+        """Seconds of one call of the runtime with next to nothing to compute, which no price contains."""
 
 
 @dataclass(frozen=True)
 class EmulatedCosts:
-    """An emulated table as the source of costs of one target, on one thread."""
+    """An emulated table as the source of costs of one target, on one thread.
+
+    A price is the middle of the bounds on its time (`edgepack.emulator.estimate`). Their width is no part of its error:
+    what the core makes of its instructions, it makes of all forms and ranks alike.
+    """
 
     table: CostTable
     target: Target
@@ -93,48 +86,37 @@ class EmulatedCosts:
         """See `CostSource`."""
         return "emulated cost table"
 
-    def cost(self, points: Iterable[Point]) -> Cost | None:
-        """See `CostSource`; no layers cost nothing."""
-        wanted = list(points)
-        found = [interpolate(self.table, point) for point in wanted]
-        known = [one for one in found if one is not None]
-        if len(known) < len(found):
-            return None
-        misses: dict[str, float] = {level: sum(one.misses[level] for one in known) for level in self.table.levels}
-        counts = Counts(sum(one.instructions for one in known), 0.0, 0.0, misses)
+    def prices(self, points: Sequence[Point]) -> list[Price | None]:
+        """See `CostSource`: the middle of the time bounds; none where a constant of the target is not known."""
+        found: list[Price | None] = [None] * len(points)
+        kinds: dict[tuple[Format, str], list[int]] = {}
+        for index, point in enumerate(points):
+            kinds.setdefault((point.format, point.form), []).append(index)
+        for indices in kinds.values():
+            answers = interpolate_all(self.table, [points[index] for index in indices]) or []
+            for index, one in zip(indices, answers, strict=False):
+                middle = self._middle_s(one.instructions, one.misses)
+                if middle is not None:
+                    found[index] = Price(middle, self.name, self._usual_error(points[index]), one.extrapolated)
+        return found
+
+    def _usual_error(self, point: Point) -> float:
+        held = self.table.held_out.get(point.format, {}).get(point.form)
+        if held is None:
+            return 0.0
+        between = held.between_batches if point.batch not in self.table.grid.batches else None
+        return (between or held.instructions).median
+
+    def call_s(self, fmt: Format) -> float:
+        """See `CostSource`; 0 where the table lacks the format."""
+        call = self.table.calls.get(fmt)
+        return 0.0 if call is None else self._middle_s(call.instructions, call.misses) or 0.0
+
+    def _middle_s(self, instructions: float, misses: Mapping[Level, float]) -> float | None:
+        """Middle of the bounds on the time of these counts; None where a constant of the target is not known."""
+        counts = Counts(instructions, 0.0, 0.0, {level: misses[level] for level in self.table.levels})
         bound = time_bound(counts, self.target)
-        low, high = (None, None) if isinstance(bound, str) else (bound.low_s, bound.high_s)
-        last = self.table.levels[-1]
-        held, deviation = self._error_of(wanted)
-        return Cost(
-            *(counts.instructions, counts.misses, low, high),
-            source=self.name,
-            error="" if held is None else _error(deviation, held.misses.get(last), last),
-            error_share=deviation.median,
-            extrapolated=any(one.extrapolated for one in known),
-        )
-
-    def _error_of(self, points: Iterable[Point]) -> tuple[HeldOut | None, Deviation]:
-        """The held-out layers of the form that is interpolated worst, and their error in instructions."""
-        worst: tuple[HeldOut | None, Deviation] = None, Deviation(0, 0.0, 0.0)
-        for fmt, form, batch in {(point.format, point.form, point.batch) for point in points}:
-            held = self.table.held_out.get(fmt, {}).get(form)
-            if held is not None:
-                between = held.between_batches if batch not in self.table.grid.batches else None
-                deviation = between or held.instructions
-                if worst[0] is None or deviation.p90 > worst[1].p90:
-                    worst = held, deviation
-        return worst
-
-
-def _error(instructions: Deviation, misses: Deviation | None, last: Level) -> str:
-    parts = [f"instructions {_shares(instructions)}"]
-    parts += [f"{last} misses {_shares(misses)}"] if misses is not None else []
-    return f"interpolation error (median, 90th percentile): {'; '.join(parts)}"
-
-
-def _shares(deviation: Deviation) -> str:
-    return f"{100 * deviation.median:.1f} %, {100 * deviation.p90:.1f} %"
+        return None if isinstance(bound, str) else (bound.low_s + bound.high_s) / 2
 
 
 def preferred(fmt: Format, *, factored: bool, calibrated: bool) -> tuple[str, ...]:
@@ -143,29 +125,17 @@ def preferred(fmt: Format, *, factored: bool, calibrated: bool) -> tuple[str, ..
     return forms if calibrated else tuple(form for form in forms if "static" not in form)
 
 
-def ordered(costs: Mapping[str, Cost | None]) -> tuple[str, ...] | None:
-    """Forms by their costs, cheapest first; None where one of them has no cost.
+def ordered(latency_s: Mapping[str, float]) -> tuple[str, ...]:
+    """Forms by their latencies, fastest first.
 
-    A form goes before one that is given earlier only where it is clearly cheaper: costs leave out what the runtime does
-    between the layers.
+    A form goes before one that is given earlier only where it is clearly faster: latencies of layers leave out what the
+    runtime does between them.
     """
-    known = {form: found.rank_by for form, found in costs.items() if found is not None}
-    if len(known) < len(costs):
-        return None
-    left, first = list(known), []
+    left, first = list(latency_s), []
     while left:
-        first.append(fastest(left, known))
+        first.append(fastest(left, latency_s))
         left.remove(first[-1])
     return tuple(first)
-
-
-def clearly_dearer(one: Cost, other: Cost) -> bool:
-    """Whether `one` costs more than `other` by more than noise and the source's usual error can explain.
-
-    The usual and not the largest error: what a table gets most wrong, a batch or a side between the kernels' tiles, it
-    gets wrong for a layer and its pair alike.
-    """
-    return one.rank_by > other.rank_by * max(1 / CLEARLY, 1 + one.error_share, 1 + other.error_share)
 
 
 def interleaved_latency_s(runs: Mapping[str, Callable[[], object]]) -> dict[str, float]:

@@ -20,7 +20,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 
+import numpy as np
+
 from edgepack.plan.table import CostTable, FormCosts, Grid, Level, Point
+from edgepack.types import WEIGHT_BITS, Array
 
 
 @dataclass(frozen=True)
@@ -38,89 +41,140 @@ class Interpolated:
     extrapolated: bool
 
 
+@dataclass(frozen=True)
+class _Layers:
+    """Layers of one format and form as columns (n,); `rank` is 0 for a dense layer."""
+
+    rows: Array
+    columns: Array
+    rank: Array
+    batch: Array
+    item_bytes: float
+
+    @property
+    def weights(self) -> Array:
+        pair = self.rank * (self.rows + self.columns)
+        return np.where(self.rank > 0, pair, self.rows * self.columns)
+
+
 def interpolate(table: CostTable, point: Point) -> Interpolated | None:
-    """Counts of a layer; None where the table lacks its format or form.
+    """Counts of a layer; None where the table lacks its format or form."""
+    found = interpolate_all(table, [point])
+    return None if found is None else found[0]
+
+
+def interpolate_all(table: CostTable, points: Sequence[Point]) -> list[Interpolated] | None:
+    """Counts of layers, all of one format and form; None where the table lacks it.
 
     Instructions are linear in each of out, in, rank and batch between two points of the grid, and so are kernels: their
     loops are nested, so a count is a sum of products of the loops' lengths.
     """
-    costs = table.costs.get(point.format, {}).get(point.form)
+    if not points:
+        return []
+    first = points[0]
+    costs = table.costs.get(first.format, {}).get(first.form)
     if costs is None:
         return None
-    corners = list(_corners(table.grid, point))
-    instructions = max(0.0, sum(weight * costs.instructions[index] for weight, index, _ in corners))
-    misses = {level: _misses(table, costs, level, point, corners) for level in table.levels}
-    return Interpolated(instructions, misses, _outside(table.grid, point))
+    layers = _columns(points)
+    corners = list(_corners(table.grid, layers))
+    counts = np.array(costs.instructions, np.float64)
+    instructions = np.maximum(0.0, sum(weight * counts[index] for weight, index, _ in corners))
+    misses = {level: _misses(table, costs, level, first, layers, corners) for level in table.levels}
+    outside = _outside(table.grid, layers)
+    return [
+        Interpolated(float(instructions[i]), {level: float(misses[level][i]) for level in misses}, bool(outside[i]))
+        for i in range(len(points))
+    ]
 
 
-def _corners(grid: Grid, point: Point) -> Iterator[tuple[float, int, Point]]:
-    """(weight, index into the counts, point of the grid) of the cell's corners; the weights add up to 1."""
+def _columns(points: Sequence[Point]) -> _Layers:
+    facts = np.array([(p.out_features, p.in_features, p.rank or 0, p.batch) for p in points], np.float64)
+    rows, columns, rank, batch = facts.T
+    return _Layers(rows, columns, rank, batch, WEIGHT_BITS[points[0].form] / 8)
+
+
+def _corners(grid: Grid, layers: _Layers) -> Iterator[tuple[Array, Array, _Layers]]:
+    """(weight, index into the counts, point of the grid) of the cells' corners; the weights of a layer add up to 1."""
     sides, batches = len(grid.sides), len(grid.batches)
-    ranks = [(1.0, 0)] if point.rank is None else [(w, i + 1) for w, i in _between(grid.ranks, point.rank)]
-    axes = (_between(grid.sides, point.out_features), _between(grid.sides, point.in_features), ranks)
-    for (a, i), (b, j), (c, k), (d, m) in product(*axes, _between(grid.batches, point.batch)):
-        index = ((i * sides + j) * (1 + len(grid.ranks)) + k) * batches + m
-        rank = None if k == 0 else grid.ranks[k - 1]
-        corner = Point(point.format, point.form, grid.sides[i], grid.sides[j], rank, grid.batches[m])
-        yield a * b * c * d, index, corner
+    pair = layers.rank > 0
+    knots = np.array([0, *grid.ranks])
+    ranks = [
+        # A dense layer lies on its own plane, before that of the first rank.
+        (np.where(pair, share, float(upper == 0)), np.where(pair, index + 1, 0))
+        for upper, (share, index) in enumerate(_between(grid.ranks, layers.rank))
+    ]
+    axes = (_between(grid.sides, layers.rows), _between(grid.sides, layers.columns), ranks)
+    lengths, widths = np.array(grid.sides), np.array(grid.batches)
+    for (a, i), (b, j), (c, k), (d, m) in product(*axes, _between(grid.batches, layers.batch)):
+        weight = a * b * c * d
+        if np.any(weight):
+            index = ((i * sides + j) * len(knots) + k) * batches + m
+            yield weight, index, _Layers(lengths[i], lengths[j], knots[k], widths[m], layers.item_bytes)
 
 
-def _between(axis: Sequence[int], value: int) -> list[tuple[float, int]]:
-    """(weight, index) of the two neighbours of a value; outside of the axis, of the two nearest to it."""
-    if value in axis or len(axis) == 1:
-        return [(1.0, axis.index(value) if value in axis else 0)]
-    upper = min(max(1, sum(knot < value for knot in axis)), len(axis) - 1)
-    share = (value - axis[upper - 1]) / (axis[upper] - axis[upper - 1])
+def _between(axis: Sequence[int], values: Array) -> list[tuple[Array, Array]]:
+    """(weight, index) of the two neighbours of each value; outside of the axis, of the two nearest to it."""
+    if len(axis) == 1:
+        return [(np.ones(len(values)), np.zeros(len(values), np.int64))]
+    knots = np.array(axis, np.float64)
+    upper = np.clip(np.searchsorted(knots, values), 1, len(axis) - 1)
+    share = (values - knots[upper - 1]) / (knots[upper] - knots[upper - 1])
     return [(1.0 - share, upper - 1), (share, upper)]
 
 
-def _outside(grid: Grid, point: Point) -> bool:
-    pairs = [(grid.sides, point.out_features), (grid.sides, point.in_features), (grid.batches, point.batch)]
-    if point.rank is not None:
-        pairs.append((grid.ranks, point.rank))
-    return any(not axis[0] <= value <= axis[-1] for axis, value in pairs)
+def _outside(grid: Grid, layers: _Layers) -> Array:
+    outside = np.zeros(len(layers.rows), np.bool_)
+    for axis, values in ((grid.sides, layers.rows), (grid.sides, layers.columns), (grid.batches, layers.batch)):
+        outside |= (values < axis[0]) | (values > axis[-1])
+    return outside | (layers.rank > 0) & ((layers.rank < grid.ranks[0]) | (layers.rank > grid.ranks[-1]))
 
 
 def _misses(
-    table: CostTable, costs: FormCosts, level: Level, point: Point, corners: list[tuple[float, int, Point]]
-) -> float:
+    table: CostTable,
+    costs: FormCosts,
+    level: Level,
+    like: Point,
+    layers: _Layers,
+    corners: list[tuple[Array, Array, _Layers]],
+) -> Array:
     """The knee where a working set outgrows a cache is put where it is; only the rest is taken from the corners.
 
     The first level has none: every call of the runtime empties it.
     """
-    counts = costs.misses[level]
+    counts = np.array(costs.misses[level], np.float64)
     if level in ("L1i", "L1d"):
-        return max(0.0, sum(weight * counts[index] for weight, index, _ in corners))
-    overflow = _overflow(table, level, point)
-    total = overflow * _lines(table, level, point)
+        return np.asarray(np.maximum(0.0, sum(weight * counts[index] for weight, index, _ in corners)))
+    overflow = _overflow(table, level, like, layers)
+    total = overflow * _lines(table, level, layers)
     for weight, index, corner in corners:
-        there = _overflow(table, level, corner)
+        there = _overflow(table, level, like, corner)
         rest = counts[index] - there * _lines(table, level, corner)
         # What a corner misses beyond one reading it only misses because it does not fit.
-        total += weight * rest * (min(1.0, overflow / there) if there else 1.0)
-    return max(0.0, total)
+        total = total + weight * rest * np.where(there > 0, np.minimum(1.0, overflow / np.maximum(there, 1e-12)), 1.0)
+    return np.asarray(np.maximum(0.0, total))
 
 
 def streamed_lines(table: CostTable, level: Level, point: Point) -> float:
     """Lines that a layer brings into a unified cache if it reads its weights and activations once, in order."""
-    return _overflow(table, level, point) * _lines(table, level, point)
+    layer = _columns([point])
+    return float((_overflow(table, level, point, layer) * _lines(table, level, layer))[0])
 
 
-def _overflow(table: CostTable, level: Level, point: Point) -> float:
+def _overflow(table: CostTable, level: Level, like: Point, layers: _Layers) -> Array:
     """Share of a layer's lines, 0 to 1, that a cache does not keep until the next inference.
 
     A set of an LRU cache whose lines are read in a circle keeps all or none. A working set spreads almost evenly over
     the sets: the first overflow when half a line per set is still free, the last when one and a half are too many.
     """
     size, ways, line = table.cache_geometry(level)
-    call = table.calls[point.format].misses
+    call = table.calls[like.format].misses
     # What the runtime itself touches in between takes its place in the cache as well.
     beside = call["L1i"] + call["L1d"]
-    over = (_lines(table, level, point) + beside) * line / size - 1.0
-    return min(1.0, max(0.0, (over * ways + 0.5) / 2.0))
+    over = (_lines(table, level, layers) + beside) * line / size - 1.0
+    return np.asarray(np.clip((over * ways + 0.5) / 2.0, 0.0, 1.0))
 
 
-def _lines(table: CostTable, level: Level, point: Point) -> float:
+def _lines(table: CostTable, level: Level, layers: _Layers) -> Array:
     """Of a layer's weights and activations."""
-    values = point.batch * (point.in_features + point.out_features + (point.rank or 0))
-    return (point.weights * (4 if point.form == "fp32" else 1) + 4 * values) / table.cache_geometry(level)[2]
+    values = layers.batch * (layers.columns + layers.rows + layers.rank)
+    return np.asarray((layers.weights * layers.item_bytes + 4 * values) / table.cache_geometry(level)[2])

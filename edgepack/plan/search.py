@@ -1,79 +1,98 @@
-"""Auto mode: one output-energy threshold for all layers, chosen by the real metric of the emitted file."""
+"""Which bound on the predicted loss meets a budget on the real metric: a bisection that knows how noisy a drop is."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
 from edgepack.metrics import Drop
-from edgepack.plan.candidates import at_lost_share
-from edgepack.types import LayerPlan, LinearLayer, Spectrum
 
-LayerPlans = tuple[LayerPlan, ...]
-LOST_SHARES = np.geomspace(1e-5, 0.5, 64)
 NEIGHBOURS = 3
 """Steps probed on either side of where the bisection ended."""
 
-
-@dataclass(frozen=True)
-class Probe:
-    """A plan that was emitted, and what its file lost."""
-
-    layers: LayerPlans
-    drop: Drop
+UNDECIDED_STEPS = 6
+"""Further steps probed on either side as long as the paired test cannot tell them from the budget."""
 
 
-def ladder(layers: Sequence[LinearLayer], spectra: Sequence[Spectrum]) -> list[LayerPlans]:
-    """Distinct plans from (almost) all dense to the smallest, one per energy threshold that changes a rank."""
-    steps: list[LayerPlans] = []
-    for lost_share in LOST_SHARES:
-        plan = tuple(at_lost_share(a, s, float(lost_share)) for a, s in zip(layers, spectra, strict=True))
-        if not steps or [p.rank for p in plan] != [p.rank for p in steps[-1]]:
-            steps.append(plan)
-    return steps
+def climb(
+    steps: int,
+    look: Callable[[int], Drop],
+    max_drop: float,
+    *,
+    start: int | None = None,
+    deadline_s: float = float("inf"),
+) -> dict[int, Drop]:
+    """Probe a ladder of ever larger losses: bisect for its last step within the budget, then look around there.
 
+    A drop on a few hundred samples is noisy, so a single probe may send the bisection astray. Its neighbours show it,
+    and where the paired test leaves a neighbour undecided, so do theirs.
 
-def climb(steps: Sequence[LayerPlans], probe: Callable[[LayerPlans], Drop], max_drop: float) -> dict[int, Probe]:
-    """Probe the ladder where it matters: bisect for its last step within `max_drop`, then look at the neighbours.
-
-    About log2(steps) + 2 · `NEIGHBOURS` probes. A drop on a few hundred samples is noisy, so a single probe may send
-    the bisection astray; the neighbours show it.
+    Args:
+        steps: of the ladder, 0 losing least.
+        look: probes a step; called once per step.
+        start: where to look first, such as the step that another format of the model came to.
+        deadline_s: by `time.monotonic`: no probe is begun after it, but there is always one.
 
     Returns:
-        step index → probe, ascending.
+        step → drop, ascending.
     """
-    probes: dict[int, Probe] = {}
-
-    def look(index: int) -> float:
-        if index not in probes:
-            probes[index] = Probe(steps[index], probe(steps[index]))
-        return probes[index].drop.value
-
-    low, high = 0, len(steps) - 1
-    while low <= high:
-        middle = (low + high) // 2
-        if look(middle) <= max_drop:
-            low = middle + 1
-        else:
-            high = middle - 1
-    for index in range(max(high - NEIGHBOURS + 1, 0), min(low + NEIGHBOURS, len(steps))):
-        look(index)
-    return dict(sorted(probes.items()))
+    seen: dict[int, Drop] = {}
+    for step in _path(steps, seen, max_drop, start):
+        if step not in seen:
+            if seen and time.monotonic() >= deadline_s:
+                break
+            seen[step] = look(step)
+    return dict(sorted(seen.items()))
 
 
-def last_within(probes: dict[int, Probe], max_drop: float) -> int | None:
-    """The most compressed step that meets the budget, None where none does.
+def _path(steps: int, seen: Mapping[int, Drop], max_drop: float, start: int | None) -> Iterator[int]:
+    """Steps to probe in this order; a step may come more than once. `seen` grows meanwhile."""
+    good, bad = -1, steps  # the last step known to be within the budget, the first known to be over it
+    step, stride = (steps // 2, steps) if start is None else (min(max(start, 0), steps - 1), 1)
+    while good < step < bad:  # gallop until both sides are known, or an end is reached
+        yield step
+        within_budget = seen[step].value <= max_drop
+        good, bad = (step, bad) if within_budget else (good, step)
+        step += stride if within_budget else -stride
+        stride *= 2
+    while bad - good > 1:
+        middle = (good + bad) // 2
+        yield middle
+        good, bad = (middle, bad) if seen[middle].value <= max_drop else (good, middle)
+    for reach in range(NEIGHBOURS + UNDECIDED_STEPS):
+        for step, inner in ((good - reach, good - reach + 1), (bad + reach, bad + reach - 1)):
+            if 0 <= step < steps and (reach < NEIGHBOURS or _undecided(seen.get(inner), max_drop)):
+                yield step
 
-    More compression never truly helps, so the drops are fitted by an isotonic regression (Barlow et al., 1972): a step
+
+def _undecided(drop: Drop | None, max_drop: float) -> bool:
+    return drop is not None and not (decidedly_within(drop, max_drop) or decidedly_over(drop, max_drop))
+
+
+def decidedly_within(drop: Drop, max_drop: float) -> bool:
+    """Whether the paired test says that the true drop is within the budget (one-sided, 95 %)."""
+    return drop.value + drop.margin <= max_drop
+
+
+def decidedly_over(drop: Drop, max_drop: float) -> bool:
+    """Whether the paired test says that the true drop is over the budget (one-sided, 95 %)."""
+    return drop.value - drop.margin > max_drop
+
+
+def within(drops: Mapping[int, Drop], max_drop: float) -> list[int]:
+    """The steps that meet the budget, ascending.
+
+    A larger loss never truly helps, so the drops are fitted by an isotonic regression (Barlow et al., 1972): a step
     counts if both its own drop and the fitted one, which pools its neighbours', are within the budget.
     """
     from scipy.optimize import isotonic_regression
 
-    if not probes:
-        return None
-    drops = np.array([p.drop.value for p in probes.values()])
-    fitted = isotonic_regression(drops).x
-    good = [i for i, own, fit in zip(probes, drops, fitted, strict=True) if own <= max_drop and fit <= max_drop + 1e-9]
-    return good[-1] if good else None
+    if not drops:
+        return []
+    values = np.array([drop.value for drop in drops.values()])
+    fitted = isotonic_regression(values).x
+    return [
+        step for step, own, fit in zip(drops, values, fitted, strict=True) if own <= max_drop and fit <= max_drop + 1e-9
+    ]

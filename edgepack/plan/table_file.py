@@ -13,7 +13,8 @@ from pathlib import Path
 
 from edgepack.cache import atomic_path, default_root
 from edgepack.emulator.plugin import cache_arguments
-from edgepack.errors import InputError, TargetsError
+from edgepack.errors import TargetsError
+from edgepack.plan.json_file import printable, read_json
 from edgepack.plan.table import SCHEMA_VERSION, CostTable, Deviation, FormCosts, HeldOut
 from edgepack.targets import Target
 from edgepack.types import FORMS
@@ -24,8 +25,6 @@ MAX_AXIS = 32
 MAX_SIDE = 1 << 20
 _CACHE = re.compile(r"l(1i|1d|[234])=([1-9]\d{0,10}):([1-9]\d{0,3}):([1-9]\d{0,3})(:shared)?")
 _NAMES = ("l1i", "l1d", "l2", "l3", "l4")
-_TEXT = re.compile(r"[ -~]{1,200}")
-"""Names and notes end up in manifests and on terminals: printable ASCII."""
 
 
 def save_table(table: CostTable, path: Path) -> None:
@@ -44,25 +43,7 @@ def load_table(path: Path) -> CostTable:
     Raises:
         InputError: missing, too large, not JSON, another schema, or with values that cannot be.
     """
-    from pydantic import TypeAdapter, ValidationError
-
-    try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_BYTES + 1)
-    except OSError as err:
-        raise InputError(f"{path}: cannot read the cost table: {err.strerror}") from err
-    if len(raw) > MAX_BYTES:
-        raise InputError(f"{path}: a cost table of over {MAX_BYTES >> 20} MiB; edgepack writes a tenth of that")
-    try:
-        table = TypeAdapter(CostTable).validate_json(raw)
-    except ValidationError as err:
-        first = err.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise InputError(f"{path}: not a cost table of this edgepack: {where}: {first['msg']}") from err
-    problem = next(_impossible(table), None)
-    if problem is not None:
-        raise InputError(f"{path}: {problem}", hint="the file is damaged: remove it")
-    return table
+    return read_json(path, CostTable, "cost table", MAX_BYTES, _impossible)
 
 
 def own_folder() -> Path:
@@ -125,7 +106,7 @@ def _impossible(table: CostTable) -> Iterator[str]:
     if table.schema_version != SCHEMA_VERSION:
         yield f"schema version {table.schema_version}, expected {SCHEMA_VERSION}"
     texts = (table.core, table.emulator, *table.isa, *table.notes, *table.runtimes.values())
-    if any(_TEXT.fullmatch(text) is None for text in texts):
+    if not all(map(printable, texts)):
         yield "a name or note that is empty, too long or not printable"
     if not 3 <= len(table.caches) <= len(_NAMES):
         yield f"{len(table.caches)} caches, expected 3 to {len(_NAMES)}"

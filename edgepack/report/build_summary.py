@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgepack.report.cells import size
+from edgepack.report.planned import layer_table
 from edgepack.report.tables import plain_table
 
 if TYPE_CHECKING:
@@ -63,25 +64,5 @@ def _plans(files: Mapping[str, Mapping[str, Any]]) -> list[Any]:
     plans = {name: entry["layers"] for name, entry in sorted(files.items()) if name.startswith("model.")}
     first = next(iter(plans.values()))
     if all(plan == first for plan in plans.values()):
-        return [_layers(first)]
-    return [part for name, plan in plans.items() for part in (Text(f"layers of {name}"), _layers(plan))]
-
-
-def _layers(layers: list[Mapping[str, Any]]) -> Any:
-    headers = ("layer", "out×in", "rank", "break-even", "weights", "why")
-    rows = []
-    for layer in layers:
-        dense = layer["out_features"] * layer["in_features"]
-        rank = layer["rank"]
-        kept = 1.0 if rank is None else rank * (layer["out_features"] + layer["in_features"]) / dense
-        rows.append(
-            (
-                layer["layer"],
-                f"{layer['out_features']}×{layer['in_features']}",
-                "dense" if rank is None else str(rank),
-                str(layer["break_even_rank"]),
-                f"{kept:.1%}",
-                layer["reason"],
-            )
-        )
-    return plain_table(headers, rows, right=headers[1:5])
+        return [layer_table(first)]
+    return [part for name, plan in plans.items() for part in (Text(f"layers of {name}"), layer_table(plan))]

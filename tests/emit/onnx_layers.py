@@ -22,7 +22,7 @@ from edgepack.types import Array
 OUT, IN = 48, 64
 LOW_HIGH = (-3.5, 4.0)
 FUSED = frozenset({"DynamicQuantizeMatMul", "MatMulIntegerToFloat", "QGemm", "QLinearMatMul"})
-INTEGER = FUSED | {"MatMulInteger", "ConvInteger"}
+INTEGER = FUSED | {"MatMulInteger", "ConvInteger", "MatMulNBits"}
 FLOAT = frozenset({"MatMul", "Gemm", "FusedMatMul", "FusedGemm", "Conv", "FusedConv"})
 
 node = helper.make_node

@@ -71,7 +71,7 @@ def test_float16_weights(place: str, form: str, tmp_path: Path) -> None:
     (found,) = run(path, x=x)
     assert found.dtype == np.float16
     assert_close(found, expected(place, x, form, bias=True, dtype=np.float16), 1e-3)
-    assert [width for *_, width in read_contents(path).weights] == [1]
+    assert [bits for *_, bits in read_contents(path).weights] == [8]
 
 
 @pytest.mark.parametrize("form", INT8)
@@ -157,7 +157,7 @@ def test_columns_of_unknown_rank_stay_as_they_are(form: str, tmp_path: Path) -> 
     y, z = run(path, **feed)
     np.testing.assert_allclose(y, fp32(source, **feed)[0], atol=1e-4)
     assert_close(z, fp32(source, **feed)[1], 0.02)
-    assert sorted(width for *_, width in read_contents(path).weights) == [1, 4]
+    assert sorted(bits for *_, bits in read_contents(path).weights) == [8, 32]
 
 
 @pytest.mark.parametrize("form", INT8)
@@ -183,7 +183,7 @@ def test_layers_in_a_branch_and_in_a_function(form: str, tmp_path: Path) -> None
         domain="local",
     )
     path = emitted(source, form, tmp_path / "q.onnx")
-    assert [width for *_, width in read_contents(path).weights] == [1, 1, 1]
+    assert [bits for *_, bits in read_contents(path).weights] == [8, 8, 8]
     for flag in (True, False):
         feed = {"x": normal(3, IN, seed=4).clip(*LOW_HIGH), "flag": np.array(flag)}
         assert_close(run(path, **feed)[0], fp32(source, **feed)[0], 0.04)
@@ -197,7 +197,7 @@ def test_layers_without_a_range_stay_fp32(tmp_path: Path) -> None:
         {"w": normal(IN, OUT), "v": normal(OUT, 16)},
     )
     (tmp_path / "q.onnx").write_bytes(to_bytes(to_form(source, "int8-static-qdq", ranges={"v": (-30.0, 30.0)})))
-    assert sorted(read_contents(tmp_path / "q.onnx").weights) == [(16, OUT, 1), (OUT, IN, 4)]
+    assert sorted(read_contents(tmp_path / "q.onnx").weights) == [(16, OUT, 8), (OUT, IN, 32)]
 
 
 def test_fp32_is_the_model_itself() -> None:

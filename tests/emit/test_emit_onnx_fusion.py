@@ -61,7 +61,7 @@ def test_a_factored_layer_is_two_integer_kernels(place: str, form: str, tmp_path
     assert set(found) <= ({"ConvInteger"} if place.startswith("conv") else FUSED)
     assert "DequantizeLinear" not in optimized(path)
     assert_close(run(path, x=x)[0], fp32(thin, x=x)[0], 0.1)
-    assert read_contents(path).weights == ((8, OUT, 1), (8, IN, 1))
+    assert read_contents(path).weights == ((8, OUT, 8), (8, IN, 8))
 
 
 @pytest.mark.parametrize("form", INT8)
@@ -100,7 +100,7 @@ def test_a_weight_in_two_places_is_stored_once(form: str, axes: int, tmp_path: P
         {"w": normal(IN, OUT), "b": normal(OUT, seed=1), "c": normal(OUT, seed=2)},
     )  # fmt: skip
     path = emitted(source, form, tmp_path / "q.onnx")
-    assert read_contents(path).weights == ((OUT, IN, 1),)
+    assert read_contents(path).weights == ((OUT, IN, 8),)
     shape = (2, IN) if axes == 2 else (2, 3, IN)
     feed = {"x": normal(*shape, seed=3).clip(*LOW_HIGH), "z": normal(*shape, seed=4).clip(*LOW_HIGH)}
     for one, other in zip(run(path, **feed), fp32(source, **feed), strict=True):

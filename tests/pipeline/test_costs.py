@@ -47,7 +47,7 @@ def test_a_table_is_filled_interrupted_gone_on_with_and_agrees_with_the_shipped_
 
     monkeypatch.setattr(EmulatedDevice, "count", counting_files)
     monkeypatch.setattr(counting, "GROUP_FILES", 16)
-    points = GRID.size * 6
+    points = GRID.size * sum(map(len, FORMS.values()))
     with pytest.raises(KeyboardInterrupt):
         fill_table(target, GRID, stops, held_out=0, cache=Cache(tmp_path))
     assert counted[0] == 16
@@ -70,6 +70,8 @@ def test_a_table_is_filled_interrupted_gone_on_with_and_agrees_with_the_shipped_
     for fmt, forms in table.costs.items():
         assert set(forms) == set(FORMS[fmt])
         for form, costs in forms.items():
+            if form not in shipped.costs[fmt]:
+                continue
             for index, point in enumerate(GRID.points(fmt, form)):
                 known = interpolate(shipped, point)
                 assert known is not None

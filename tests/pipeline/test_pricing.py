@@ -1,153 +1,135 @@
-"""Builds for a target that is not at hand: its table orders the forms and keeps the promise."""
+"""Prices of a model's layers: where each stands, and what every way to write it costs on a target."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from onnx import TensorProto, helper, numpy_helper, save
+from two_layers import ROWS, SIDE, write_model
 
 from edgepack.cache import Cache
+from edgepack.data import Samples
+from edgepack.errors import ModelError
 from edgepack.pipeline import pricing
-from edgepack.pipeline.build import build
-from edgepack.pipeline.opened import open_model
-from edgepack.pipeline.options import BuildOptions
-from edgepack.pipeline.pricing import Uses, prices_for
-from edgepack.plan.cost import STATED
-from edgepack.plan.table import CallCost, CostTable, Deviation, FormCosts, Grid, HeldOut, Point
-from edgepack.plan.table_file import table_identity
-from edgepack.targets import Target, get_target
-from edgepack.types import FORMS
+from edgepack.pipeline.measuring import QUICK, measure_points
+from edgepack.pipeline.opened import Opened, open_model
+from edgepack.pipeline.pricing import Prices, Uses, layer_uses, make_prices
+from edgepack.plan.candidates import rank_choices
+from edgepack.plan.cost import Price
+from edgepack.plan.measured_file import measured_folder
+from edgepack.plan.table import Point
+from edgepack.targets import get_target
+from edgepack.types import FORMS, Format
 
-SIDE, ROWS = 128, 3
-GRID = Grid((16, 512), (8, 512), (1, 16))
 RPI4 = get_target("rpi4")
 
 
-def write_model(path: Path, *, shared: bool) -> Path:
-    """Two layers of rank 8, which may share one weight; `ROWS` rows per inference. Data are written beside it."""
-    rng = np.random.default_rng(0)
-    names = ("w", "w" if shared else "v")
-    weights = {name: rng.standard_normal((SIDE, 8)) @ rng.standard_normal((8, SIDE)) / SIDE for name in names}
-    constants = [numpy_helper.from_array(weight.astype(np.float32), name) for name, weight in weights.items()]
-    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, ROWS, SIDE]) for name in "xy")
-    nodes = [
-        helper.make_node("MatMul", ["x", names[0]], ["h"]),
-        helper.make_node("Relu", ["h"], ["p"]),
-        helper.make_node("MatMul", ["p", names[1]], ["y"]),
-    ]
-    graph = helper.make_graph(nodes, "two", [x], [y], constants)
-    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
-    np.savez(path.parent / "data.npz", x=rng.standard_normal((320, ROWS, SIDE)).astype(np.float32))
-    return path
+def opened(folder: Path, *, shared: bool = False, rows: int | str = ROWS) -> Opened:
+    return open_model(str(write_model(folder / "two.onnx", shared=shared, rows=rows)), folder)
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model(tmp_path_factory.mktemp("model") / "two.onnx", shared=False)
+class Counted:
+    """A source that counts what it is asked, and knows no static form."""
+
+    name = "counted"
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+
+    def prices(self, points: list[Point]) -> list[Price | None]:
+        self.asked.append(len(points))
+        return [
+            None if "static" in p.form else Price(1e-6 * (p.rank or 1000) * p.batch, self.name, 0.1) for p in points
+        ]
+
+    def call_s(self, fmt: Format) -> float:
+        return 3e-6
 
 
-def table(dense: dict[str, float], pair: dict[str, float]) -> CostTable:
-    """Costs in instructions per weight and row, by form."""
-    core, isa, caches = table_identity(RPI4)
-
-    def costs(form: str) -> FormCosts:
-        def instructions(point: Point) -> int:
-            return round((dense if point.rank is None else pair)[form] * point.weights * point.batch)
-
-        zeros = dict.fromkeys(("L1i", "L1d", "L2"), (0,) * GRID.size)
-        return FormCosts(tuple(map(instructions, GRID.points("onnx", form))), zeros)  # type: ignore[arg-type]
-
-    return CostTable(
-        *(core, isa, caches, "QEMU 0", (), {"onnx": "onnxruntime 0"}, GRID),
-        calls={"onnx": CallCost(1000, {"L1i": 0, "L1d": 0, "L2": 0})},
-        costs={"onnx": {form: costs(form) for form in FORMS["onnx"]}},
-        held_out={
-            "onnx": dict.fromkeys(FORMS["onnx"], HeldOut(Deviation(48, 0.01, 0.05), None, {"L1d": None, "L2": None}))
-        },
-    )
+def test_rows_are_those_of_one_place(tmp_path: Path) -> None:
+    model = opened(tmp_path, shared=True)
+    (layer,) = model.layers
+    assert layer_uses(model, None, 0) == {layer.name: Uses(2, ROWS)}
+    both = opened(tmp_path)
+    assert layer_uses(both, None, 0) == {layer.name: Uses(1, ROWS) for layer in both.layers}
 
 
-def built(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: CostTable | None) -> dict[str, Any]:
-    def table_for(target: Target) -> CostTable | None:
-        return found
-
-    monkeypatch.setattr(pricing, "table_for", table_for)
-    data = model.parent / "data.npz"
-    options = BuildOptions(
-        str(model), RPI4, data=data, formats=("onnx",), precision="int8", max_drop=100, out=tmp_path / "pack"
-    )
-    build(options, cache=Cache(tmp_path / "cache"))
-    return json.loads((tmp_path / "pack" / "manifest.json").read_text())["files"]
+def test_rows_of_a_dynamic_axis_are_those_of_the_samples(tmp_path: Path) -> None:
+    model = opened(tmp_path, rows="n")
+    samples = Samples({"x": np.zeros((4, 7, SIDE), np.float32)})
+    assert set(layer_uses(model, samples, 0).values()) == {Uses(1, 7)}
 
 
-EVEN = {"fp32": 1.0, "int8-dynamic": 0.5, "int8-static-qdq": 0.5}
-DYNAMIC = {**EVEN, "int8-dynamic": 0.2}
-STATIC = {**EVEN, "int8-static-qdq": 0.2}
-
-
-@pytest.mark.parametrize(
-    ("dense", "pair", "forms"),
-    [
-        (STATIC, DYNAMIC, ("int8-static-qdq", "int8-dynamic")),
-        (DYNAMIC, STATIC, ("int8-dynamic", "int8-static-qdq")),
-    ],
-)
-def test_the_table_chooses_the_forms(
-    model: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    dense: dict[str, float],
-    pair: dict[str, float],
-    forms: tuple[str, str],
+def test_a_model_that_does_not_run_is_an_error_only_with_samples(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    files = built(model, tmp_path, monkeypatch, table(dense, pair))
-    assert (files["baseline/int8.onnx"]["form"], files["model.onnx"]["form"]) == forms
-    assert files["model.onnx"]["layers"][0]["rank"] == 8
-    for name in ("baseline/int8.onnx", "model.onnx"):
-        assert files[name]["form_chosen_by"] == (
-            "emulated cost table, interpolation error (median, 90th percentile): instructions 1.0 %, 5.0 %"
-        )
+    model = opened(tmp_path)
+
+    def fails(*args: object) -> None:
+        raise ModelError("it does not run")
+
+    monkeypatch.setattr(pricing, "Observation", fails)
+    assert set(layer_uses(model, None, 0).values()) == {Uses(1, 1)}
+    with pytest.raises(ModelError, match="it does not run"):
+        layer_uses(model, Samples({"x": np.zeros((4, ROWS, SIDE), np.float32)}), 0)
 
 
-def test_without_a_table_the_stated_order_stays(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    files = built(model, tmp_path, monkeypatch, None)
-    assert (files["baseline/int8.onnx"]["form"], files["model.onnx"]["form"]) == ("int8-dynamic", "int8-static-qdq")
-    assert {files[name]["form_chosen_by"] for name in ("baseline/int8.onnx", "model.onnx")} == {STATED}
+def test_a_price_is_of_all_places_together_and_the_source_is_asked_once_a_form() -> None:
+    source = Counted()
+    prices = Prices(
+        {"onnx": source}, {"a": Uses(2, 3), "b": Uses(1, 1)}, {"a": (64, 96), "b": (128, 128), "idle": (9, 9)}
+    )
+    for rank in (None, *rank_choices(64, 96)):
+        price = prices.price("onnx", "a", rank, "fp32")
+        assert price is not None
+        assert price.latency_s == pytest.approx(2 * 3e-6 * (rank or 1000))
+        assert (price.source, price.error_share) == ("counted", 0.1)
+    assert prices.price("onnx", "b", 16, "fp32") == Price(pytest.approx(16e-6), "counted", 0.1)
+    assert source.asked == [2 + len(rank_choices(64, 96)) + len(rank_choices(128, 128))]
+    assert prices.price("onnx", "b", 13, "fp32") == Price(pytest.approx(13e-6), "counted", 0.1)
+    assert source.asked[1:] == [1]
+    assert prices.price("onnx", "a", 8, "int8-static-qdq") is None
+    assert prices.price("onnx", "idle", 8, "int8-static-qdq") == Price(0.0, "counted", 0.0)
+    assert prices.dense_latency_s("onnx", "fp32") == pytest.approx(2 * 3e-3 + 1e-3)
+    assert prices.dense_latency_s("onnx", "int8-static-qdq") is None
+    assert (prices.call_s("onnx"), prices.source_name("onnx")) == (3e-6, "counted")
 
 
-@pytest.mark.parametrize(("times", "kept"), [(1.05, True), (3.0, False)])
-def test_a_pack_that_costs_clearly_more_by_the_table_is_dense(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: float, kept: bool
+def test_a_target_elsewhere_is_priced_by_its_counts_which_lack_the_new_forms(tmp_path: Path) -> None:
+    model = opened(tmp_path)
+    prices = make_prices(RPI4, model, None, 0, ("onnx", "tflite"), Cache(tmp_path / "cache"))
+    assert prices.source_name("onnx") == prices.source_name("tflite") == "emulated cost table"
+    name = model.layers[0].name
+    dense, pair = prices.price("onnx", name, None, "fp32"), prices.price("onnx", name, 8, "fp32")
+    assert dense is not None
+    assert pair is not None
+    assert 0 < pair.latency_s < dense.latency_s
+    assert prices.price("onnx", name, None, "nbits8") is None
+    assert prices.call_s("onnx") > 0
+
+
+def test_this_machine_is_measured_at_the_layers_of_the_model_and_only_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of rank 8, the pair has an eighth of the weights."""
-    files = built(model, tmp_path, monkeypatch, table(EVEN, {form: 8 * times * share for form, share in EVEN.items()}))
-    layers = files["model.onnx"]["layers"]
-    assert [layer["rank"] for layer in layers] == ([8, 8] if kept else [None, None])
-    if not kept:
-        assert layers[0]["reason"].startswith(
-            "3.00 times the cost of dense int8 by the emulated cost table, interpolation"
-        )
-        assert files["model.onnx"]["sha256"] == files["baseline/int8.onnx"]["sha256"]
+    model, cache, asked = opened(tmp_path), Cache(tmp_path / "cache"), []
 
+    def quickly(*args: object, **options: object) -> object:
+        asked.append(options["fresh"])
+        return measure_points(*args, **options, turns=QUICK)  # type: ignore[arg-type]
 
-def test_rows_are_those_of_one_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    opened = open_model(str(write_model(tmp_path / "shared.onnx", shared=True)), tmp_path)
-    monkeypatch.setattr(pricing, "table_for", lambda target: table(EVEN, EVEN))
-    prices = prices_for(RPI4, opened, None, 0)
-    assert prices is not None
-    (layer,) = opened.layers
-    assert prices.uses == {layer.name: Uses(2, ROWS)}
-    monkeypatch.setattr(pricing, "table_for", lambda target: None)
-    assert prices_for(RPI4, opened, None, 0) is None
-
-
-def test_the_shipped_table_prices_a_model(model: Path, tmp_path: Path) -> None:
-    prices = prices_for(RPI4, open_model(str(model), tmp_path), None, 0)
-    assert prices is not None
-    assert prices.source.name == "emulated cost table"
-    assert prices_for(replace(RPI4, isa=("neon", "i8mm")), open_model(str(model), tmp_path), None, 0) is None
+    monkeypatch.setattr(pricing, "measure_points", quickly)
+    host = get_target("host")
+    formats: tuple[Format, ...] = ("onnx",)
+    prices = make_prices(host, model, None, 0, formats, cache)
+    assert prices.source_name("onnx").startswith("measured on ")
+    name = model.layers[0].name
+    for form in FORMS["onnx"]:
+        for rank in (None, *rank_choices(SIDE, SIDE)):
+            assert prices.price("onnx", name, rank, form) is not None
+    (kept,) = measured_folder("host", cache.root).iterdir()
+    before = kept.read_bytes()
+    again = make_prices(host, model, None, 0, formats, cache)
+    assert kept.read_bytes() == before
+    assert again.price("onnx", name, 8, "fp32") == prices.price("onnx", name, 8, "fp32")
+    assert asked == [False, False]

@@ -13,9 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgepack.emulator import counts
+from edgepack.emulator.counts import Counts
+from edgepack.emulator.estimate import TimeBound, time_bound
 from edgepack.errors import InputError
-from edgepack.plan.cost import EmulatedCosts, clearly_dearer, ordered
-from edgepack.plan.interpolate import interpolate, streamed_lines
+from edgepack.plan.cost import EmulatedCosts
+from edgepack.plan.interpolate import interpolate, interpolate_all, streamed_lines
 from edgepack.plan.table import LEVELS, CallCost, CostTable, Deviation, FormCosts, Grid, HeldOut, Point
 from edgepack.plan.table_file import load_table, save_table, table_for, table_identity, table_name
 from edgepack.targets import get_target
@@ -23,6 +25,7 @@ from edgepack.types import FORMATS, FORMS
 
 GRID = Grid((16, 128, 512, 2048), (8, 32, 128, 512), (1, 4, 16))
 RPI4 = get_target("rpi4")
+COUNTED = ("fp32", "int8-dynamic", "int8-static-qdq")
 SHIPPED = ("rpi4", "rpi3b+", "rpi-zero2w", "rpi5", "rk3566")
 
 
@@ -42,10 +45,10 @@ def made(grid: Grid = GRID, **changes: Any) -> CostTable:
         *(core, isa, caches, "QEMU 0", (), {"onnx": "onnxruntime 0"}, grid),
         calls={"onnx": call},
         costs={"onnx": {}},
-        held_out={"onnx": dict.fromkeys(FORMS["onnx"], error)},
+        held_out={"onnx": dict.fromkeys(COUNTED, error)},
     )
     costs = {}
-    for form in FORMS["onnx"]:
+    for form in COUNTED:
         points = list(grid.points("onnx", form))
         once = tuple(point.weights // 64 for point in points)
         knee = tuple(round(streamed_lines(table, "L2", point)) for point in points)
@@ -61,7 +64,7 @@ def test_levels_are_those_of_the_emulator() -> None:
     assert LEVELS == counts.LEVELS
 
 
-@pytest.mark.parametrize("form", FORMS["onnx"])
+@pytest.mark.parametrize("form", COUNTED)
 def test_a_point_of_the_grid_is_answered_exactly(form: str) -> None:
     costs = TABLE.costs["onnx"][form]
     for index, point in enumerate(GRID.points("onnx", form)):
@@ -77,7 +80,7 @@ def test_a_point_of_the_grid_is_answered_exactly(form: str) -> None:
 def layers(draw: st.DrawFn, low: int = 1, high: int = 8192) -> Point:
     rows, columns = draw(st.integers(low, high)), draw(st.integers(low, high))
     rank = draw(st.none() | st.integers(min(8, low), 512))
-    return Point("onnx", draw(st.sampled_from(FORMS["onnx"])), rows, columns, rank, draw(st.integers(1, 16)))
+    return Point("onnx", draw(st.sampled_from(COUNTED)), rows, columns, rank, draw(st.integers(1, 16)))
 
 
 @given(layers(16, 2048))
@@ -126,48 +129,41 @@ def test_what_the_table_lacks_is_not_guessed() -> None:
     assert interpolate(TABLE, Point("onnx", "nbits8", 64, 64, None, 1)) is None
     source = EmulatedCosts(TABLE, RPI4)
     good, unknown = Point("onnx", "fp32", 64, 64, None, 1), Point("onnx", "nbits8", 64, 64, None, 1)
-    assert source.cost([good, unknown]) is None
-    assert ordered({"fp32": source.cost([good]), "nbits8": source.cost([unknown])}) is None
+    first, second, third = source.prices([good, unknown, good])
+    assert second is None
+    assert first is not None
+    assert first == third
+    assert source.call_s("tflite") == 0.0
 
 
-def test_costs_of_layers_add_up_and_carry_their_error() -> None:
+@given(st.lists(layers(), max_size=12))
+def test_layers_are_interpolated_together_as_each_is_alone(points: list[Point]) -> None:
+    for form in COUNTED:
+        own = [point for point in points if point.form == form]
+        assert interpolate_all(TABLE, own) == [interpolate(TABLE, point) for point in own]
+
+
+def test_a_price_is_the_middle_of_the_bounds_and_carries_its_error() -> None:
     source = EmulatedCosts(TABLE, RPI4)
-    one, other = Point("onnx", "fp32", 300, 1000, None, 1), Point("onnx", "fp32", 300, 1000, 48, 1)
-    both = source.cost([one, other])
-    assert both is not None
-    assert both.instructions == pytest.approx(instructions(one) + instructions(other))
-    assert both.low_s is not None
-    assert both.high_s is not None
-    assert 0 < both.low_s < both.rank_by < both.high_s
-    assert both.source == source.name == "emulated cost table"
-    assert both.error == "interpolation error (median, 90th percentile): instructions 2.0 %, 8.0 %"
-    between = source.cost([replace(one, batch=2)])
+    one = Point("onnx", "fp32", 300, 1000, None, 1)
+    known = interpolate(TABLE, one)
+    assert known is not None
+    bound = time_bound(Counts(known.instructions, 0.0, 0.0, {**known.misses}), RPI4)
+    assert isinstance(bound, TimeBound)
+    price, between, far = source.prices([one, replace(one, batch=2), Point("onnx", "fp32", 4096, 4096, None, 1)])
+    assert price is not None
+    assert price.latency_s == pytest.approx((bound.low_s + bound.high_s) / 2)
+    assert (price.source, price.error_share, price.extrapolated) == (source.name, 0.02, False)
     assert between is not None
-    assert between.error == "interpolation error (median, 90th percentile): instructions 10.0 %, 40.0 %"
-    far = source.cost([Point("onnx", "fp32", 4096, 4096, None, 1)])
+    assert between.error_share == 0.1
     assert far is not None
     assert far.extrapolated
-    assert not both.extrapolated
-    assert clearly_dearer(far, both)
-    assert not clearly_dearer(both, far)
-    assert not clearly_dearer(both, replace(both, low_s=both.low_s / 1.05, high_s=both.high_s / 1.05))
+    assert 0 < source.call_s("onnx") < price.latency_s
 
 
-def test_forms_are_ordered_by_cost() -> None:
-    source = EmulatedCosts(TABLE, RPI4)
-    layer = Point("onnx", "", 300, 1000, None, 1)
-    layer_in_fp32 = replace(layer, form="fp32")
-    forms = ("int8-static-qdq", "int8-dynamic")
-    assert ordered({form: source.cost([replace(layer, form=form)]) for form in forms}) == tuple(reversed(forms))
-    assert ordered({form: source.cost([layer_in_fp32]) for form in forms}) == forms
-
-
-def test_without_constants_of_the_target_instructions_compare() -> None:
+def test_without_constants_of_the_target_there_are_no_seconds() -> None:
     bare = replace(RPI4, clusters=(replace(RPI4.main_cluster, ipc=None),))
-    found = EmulatedCosts(TABLE, bare).cost([Point("onnx", "fp32", 512, 512, None, 1)])
-    assert found is not None
-    assert found.low_s is None
-    assert found.rank_by == found.instructions
+    assert EmulatedCosts(TABLE, bare).prices([Point("onnx", "fp32", 512, 512, None, 1)]) == [None]
 
 
 def test_a_table_is_read_as_it_was_written(tmp_path: Path) -> None:
@@ -196,7 +192,8 @@ def test_shipped_tables_answer_for_both_formats(name: str) -> None:
     table = table_for(get_target(name))
     assert table is not None
     for fmt in FORMATS:
-        for form in FORMS[fmt]:
+        assert set(table.costs[fmt]) <= set(FORMS[fmt])
+        for form in table.costs[fmt]:
             held = table.held_out[fmt][form]
             assert held.between_batches is not None
             assert held.instructions.points + held.between_batches.points == 24

@@ -10,7 +10,6 @@ from edgepack.cli import app
 from edgepack.plan.table_file import table_for
 from edgepack.report.costs_table import render_costs
 from edgepack.targets import get_target
-from edgepack.types import FORMS
 
 
 def _text(target: str) -> str:
@@ -26,7 +25,9 @@ def test_every_form_has_a_row_and_states_its_error() -> None:
     rows = {
         tuple(line.split()[:2]): line for line in text.splitlines() if line.strip().startswith(("onnx ", "tflite "))
     }
-    assert set(rows) == {(fmt, form) for fmt, forms in FORMS.items() for form in forms}
+    table = table_for(get_target("rpi4"))
+    assert table is not None
+    assert set(rows) == {(fmt, form) for fmt, forms in table.costs.items() for form in forms}
     assert all(line.count(" to ") == 4 for line in rows.values())  # instructions, between batches, L1d, L2
     assert "counted for rpi4: cortex-a72" in text
     assert "grid: sides 16, 128, 512, 2048, ranks 8, 32, 128, 512 and dense, batches 1, 4, 16" in text

@@ -18,6 +18,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edgepack.blank import write_blank
+
 RUNTIMES = Path(__file__).parents[2] / "runtimes"
 RUNNER = RUNTIMES / "runner.py"
 
@@ -95,6 +97,34 @@ def test_the_contract_names_every_mode_option_and_error(runner) -> None:
 
 
 # ---------------------------------------------------------------- measuring
+
+
+def test_turns(model: tuple[str, Path], tmp_path: Path) -> None:
+    fmt, path = model
+    blank = tmp_path / f"blank.{fmt}"
+    write_blank(blank, fmt)  # type: ignore[arg-type]
+    options = ("--format", fmt, "--rounds", 4, "--seconds", 0.002, "--warmup-runs", 2, "--warmup-seconds", 0)
+    found = report("turns", "--model", blank, *options, "--runs", 3, "--more-models", path, path)
+    assert (found["schema_version"], found["mode"], found["format"], found["threads"]) == (1, "turns", fmt, 1)
+    assert found["rounds"] == 4
+    assert len(found["models"]) == 3
+    for one in found["models"]:
+        assert len(one["turns_s"]) == len(one["cpu_s"]) == 4
+        assert all(0 < seconds < 1 for seconds in one["turns_s"])
+        assert all(0 <= seconds < 1 for seconds in one["cpu_s"])
+        assert one["calls"] >= 3
+    assert found["models"][0]["calls"] > 20  # a blank model's call takes far less than a turn
+    assert len(found["clock"]["before_s"]) == len(found["clock"]["after_s"]) == 5
+    alone = report("turns", "--model", blank, *options, "--runs", 7, "--seconds", 0, "--threads", 2)
+    assert [one["calls"] for one in alone["models"]] == [7]
+
+
+def test_turns_name_the_model_that_is_rejected(runner_onnx: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.onnx").write_bytes(b"nonsense")
+    options = ("--format", "onnx", "--model", runner_onnx, "--more-models", tmp_path / "bad.onnx")
+    kind, message = error("turns", *options)
+    assert kind == "model-rejected"
+    assert message.startswith("bad.onnx: ")
 
 
 def test_latency(model: tuple[str, Path]) -> None:
@@ -428,8 +458,8 @@ def test_a_missing_model_among_several_is_named(model: tuple[str, Path], tmp_pat
     assert str(tmp_path / "none") in message
 
 
-def test_more_models_belong_to_marks(model: tuple[str, Path]) -> None:
+def test_more_models_belong_to_turns_and_marks(model: tuple[str, Path]) -> None:
     fmt, path = model
     done = invoke("latency", "--format", fmt, "--model", path, "--more-models", path)
     assert done.returncode == 2
-    assert "belong to the mode marks" in done.stderr
+    assert "belongs to the modes turns and marks" in done.stderr

@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol
 
 from edgepack.types import Format
 
-Mode = Literal["latency", "cold", "memory", "counters", "outputs", "marks"]
+Mode = Literal["latency", "turns", "cold", "memory", "counters", "outputs", "marks"]
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,10 @@ class Job:
         outputs: npz to write on the device (mode `outputs`).
         cpus: CPUs to stay on; empty leaves it to the kernel.
         evict_bytes: of the buffer that empties the caches (mode `cold`); None leaves it to the runner.
-        more_models: in the same process (mode `marks`).
+        runs, seconds: both are reached before timing ends; of each turn (mode `turns`).
+        more_models: in the same process (modes `turns` and `marks`).
         chain: the models are the segments of one, in order (mode `marks`).
-        rounds: how often a count is repeated (mode `marks`).
+        rounds: how often each model takes its turn (mode `turns`) or a count is repeated (mode `marks`).
         timeout_s: after which the whole process group is killed.
     """
 
@@ -57,7 +58,7 @@ class Job:
             arguments += ["--cpus", ",".join(map(str, self.cpus))]
         if self.evict_bytes is not None:
             arguments += ["--evict-bytes", str(self.evict_bytes)]
-        if self.mode == "marks":
+        if self.mode in ("turns", "marks"):
             arguments += ["--rounds", str(self.rounds)] + ["--chain"] * self.chain
             arguments += ["--more-models", *self.more_models] if self.more_models else []
         arguments += ["--warmup-runs", str(self.warmup_runs), "--warmup-seconds", str(self.warmup_s)]

@@ -1,0 +1,1 @@
+"""Rules that pick one candidate per layer, to set against the exact plan."""

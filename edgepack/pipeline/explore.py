@@ -1,0 +1,114 @@
+"""`edgepack build --explore`: plans over the whole range, each emitted and measured; `--pick` builds one of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+
+from edgepack.cache import Cache
+from edgepack.errors import UsageError
+from edgepack.pipeline.ladder import Step, make_ladder
+from edgepack.pipeline.limits import infeasible, measure_rest, user_bounds
+from edgepack.pipeline.options import BuildOptions
+from edgepack.pipeline.prepared import Prepared, prepared
+from edgepack.pipeline.probing import Probe
+from edgepack.pipeline.search import Found, Search
+from edgepack.plan.forms import file_form
+from edgepack.plan.solve import Infeasible
+from edgepack.progress import Progress, silent
+from edgepack.report.explored import ExploredRow
+from edgepack.types import Format
+
+PLANS = 16
+"""Probed per format, spread evenly over the ladder."""
+
+
+def explore(
+    options: BuildOptions, *, cache: Cache | None = None, progress: Progress = silent
+) -> tuple[ExploredRow, ...]:
+    """Probes plans from the one that loses least to the fastest, within the limits of the options. Writes no pack.
+
+    Raises:
+        UsageError, InputError: bad arguments, model or data.
+        DeviceError: a measurement failed.
+        BudgetError: no plan is within the limits.
+    """
+    with prepared(options, cache or Cache(fresh=options.fresh), progress) as ready:
+        _check(ready)
+        return _numbered(ready, {fmt: search.probes for fmt, (search, _) in _explored(ready).items()})
+
+
+def picked(ready: Prepared) -> dict[Format, Found]:
+    """The plans that `--pick` names, emitted and proved.
+
+    Raises:
+        UsageError: a number that the exploration does not list, or two of one format.
+    """
+    _check(ready)
+    explored = _explored(ready)
+    listed = [probe for search, _ in explored.values() for probe in search.probes]
+    found: dict[Format, Found] = {}
+    for number in ready.task.options.pick:
+        if number > len(listed):
+            raise UsageError(
+                f"--pick {number}: there are plans 1 to {len(listed)}",
+                hint="list them with --explore and the same other options",
+            )
+        probe = listed[number - 1]
+        if probe.fmt in found:
+            raise UsageError(f"--pick names two {probe.fmt} plans", hint="a pack holds one file per format")
+        search, steps = explored[probe.fmt]
+        found[probe.fmt] = search.run([next(step for step in steps if step.layers == probe.layers)], None)
+    return found
+
+
+def _check(ready: Prepared) -> None:
+    if not ready.guard.guarded:
+        raise UsageError("plans can be compared only where data measure what they lose", hint="give --data F.npz")
+
+
+def _explored(ready: Prepared) -> dict[Format, tuple[Search, tuple[Step, ...]]]:
+    task, began = ready.task, time.monotonic()
+    found = {}
+    for number, (fmt, files) in enumerate(ready.files.items(), start=1):
+        rest = measure_rest(task, files, ready.prices)
+        steps = make_ladder(ready.menus[fmt], task.spectra, user_bounds(task.options, rest), task.progress)
+        if isinstance(steps, Infeasible):
+            raise infeasible(fmt, steps, task.options, rest)
+        search = Search(task, files, began + 60 * task.options.search_minutes * number / len(ready.files))
+        search.explore(steps, PLANS)
+        found[fmt] = search, steps
+    return found
+
+
+def _numbered(ready: Prepared, probes: Mapping[Format, Sequence[Probe]]) -> tuple[ExploredRow, ...]:
+    """Rows in the order of the formats, and in each the plan that loses least first."""
+    every = [(probe, _on_front(probe, found)) for found in probes.values() for probe in found]
+    return tuple(_row(ready, number, probe, front) for number, (probe, front) in enumerate(every, start=1))
+
+
+def _row(ready: Prepared, number: int, probe: Probe, on_front: bool) -> ExploredRow:
+    dense = sum(layer.out_features * layer.in_features for layer in probe.layers)
+    factored = sum(layer.rank is not None for layer in probe.layers)
+    return ExploredRow(
+        number=number,
+        on_front=on_front,
+        format=probe.fmt,
+        form=file_form(probe.layers, probe.form),
+        factored=(factored, len(probe.layers)),
+        weights_share=sum(layer.weight_parameters for layer in probe.layers) / dense,
+        size_bytes=probe.size_bytes,
+        latency_s=probe.latency_s,
+        source=ready.prices.source_name(probe.fmt),
+        drop=probe.drop,
+    )
+
+
+def _on_front(probe: Probe, others: Sequence[Probe]) -> bool:
+    own = _figures(probe)
+    rivals = (_figures(other) for other in others if other is not probe)
+    return not any(all(a <= b for a, b in zip(rival, own, strict=True)) and rival != own for rival in rivals)
+
+
+def _figures(probe: Probe) -> tuple[float, float, int]:
+    return probe.drop.value, probe.latency_s, probe.size_bytes

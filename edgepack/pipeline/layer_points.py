@@ -1,0 +1,52 @@
+"""Which layers a device is measured at: those of a model, or a grid for models yet unknown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from edgepack.plan.candidates import RANK_TILE, break_even_rank
+from edgepack.plan.measured import STANDARD_GRID, grid_points
+from edgepack.plan.sources import Shape
+from edgepack.plan.table import Point
+from edgepack.types import FORMATS, FORMS, Format
+
+
+def points_for(
+    shapes: Iterable[Shape], formats: Iterable[Format] = FORMATS, forms: Mapping[Format, Sequence[str]] = FORMS
+) -> list[Point]:
+    """What to measure for the layers of a model: each dense and at sparse ranks up to its break-even, in all forms.
+
+    Args:
+        shapes: outputs, inputs and rows of every layer.
+        formats: to measure in.
+        forms: by format.
+    """
+    return [
+        Point(fmt, form, rows, columns, rank, batch)
+        for fmt in formats
+        for rows, columns, batch in dict.fromkeys(shapes)
+        for rank in (None, *sparse_ranks(rows, columns))
+        for form in forms[fmt]
+    ]
+
+
+def sparse_ranks(rows: int, columns: int) -> list[int]:
+    """Multiples of the tile, each twice the one before, and the last that saves multiplications."""
+    last = break_even_rank(rows, columns) // RANK_TILE * RANK_TILE
+    ranks = []
+    rank = RANK_TILE
+    while rank < last:
+        ranks.append(rank)
+        rank *= 2
+    return [*ranks, last] if last else []
+
+
+def standard_points(formats: Iterable[Format]) -> list[Point]:
+    """The standard grid in all forms: what a device is measured at before a model is known."""
+    found = [point for fmt in formats for form in FORMS[fmt] for point in grid_points(STANDARD_GRID, fmt, form)]
+    return sorted(found, key=near)
+
+
+def near(point: Point) -> tuple[Format, int, int, int]:
+    """Ways to write one layer are measured in one process, so that what passes there falls on them alike."""
+    return point.format, point.batch, point.out_features, point.in_features

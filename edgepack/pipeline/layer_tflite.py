@@ -1,0 +1,196 @@
+"""TFLite files of one linear layer, written through the schema: milliseconds a file, and no converter is needed.
+
+Operators, versions, types and attributes are those that litert-torch and ai-edge-quantizer give the same layer, and a
+test holds them to it; so the runtime takes the same kernels. Constants are aligned as LiteRT's own writers align them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgepack.types import Array
+
+if TYPE_CHECKING:
+    from ai_edge_litert import schema_py_generated as schema
+
+INT8_MAX, INT4_MAX = 127, 7
+ALIGNMENT = 16
+_FULLY_CONNECTED_VERSION = 5
+
+
+@dataclass(frozen=True)
+class Dense:
+    """y = W x + b of a file: `weight` (out, in) float32, `bias` (out,) float32 or None."""
+
+    weight: Array
+    bias: Array | None
+
+
+def write_layer(path: Path, parts: list[Dense], form: str, batch: int, inputs: Array) -> None:
+    """Writes a chain of linear layers: one for a dense layer, two for a pair.
+
+    Args:
+        path: where to write.
+        parts: in the order in which they are multiplied.
+        form: one of the TFLite forms.
+        batch: rows of the input.
+        inputs: (samples, in) float32, from which `int8-static` takes its ranges.
+    """
+    graph = _Graph()
+    static = form == "int8-static"
+    rows = inputs
+    value = graph.tensor("x", (batch, rows.shape[1]), "FLOAT32")
+    graph.inputs = [value]
+    if static:
+        scale, zero = _range(rows)
+        value = graph.append("QUANTIZE", [value], "x_quantized", (batch, rows.shape[1]), "INT8", scale, zero)
+    for index, part in enumerate(parts):
+        weight, weight_scale = graph.weight(f"w{index}", part.weight, form)
+        rows = rows @ part.weight.T + (0 if part.bias is None else part.bias)
+        bias = -1
+        if part.bias is not None:
+            bias = graph.bias(f"b{index}", part.bias, scale * weight_scale if static else None)
+        shape = batch, part.weight.shape[0]
+        if static:
+            scale, zero = _range(rows)
+            value = graph.append("FULLY_CONNECTED", [value, weight, bias], f"y{index}", shape, "INT8", scale, zero)
+        else:
+            value = graph.append("FULLY_CONNECTED", [value, weight, bias], f"y{index}", shape, "FLOAT32")
+    if static:
+        value = graph.append("DEQUANTIZE", [value], "y", (batch, rows.shape[1]), "FLOAT32")
+    graph.outputs = [value]
+    path.write_bytes(graph.packed())
+
+
+def _range(rows: Array) -> tuple[Array, int]:
+    """Scale (1,) and zero point of an int8 activation that covers these rows and 0."""
+    low, high = min(0.0, float(rows.min())), max(0.0, float(rows.max()))
+    scale = max(high - low, 1e-6) / 255
+    return np.array([scale], np.float32), round(-128 - low / scale)
+
+
+class _Graph:
+    """One subgraph while it is put together."""
+
+    def __init__(self) -> None:
+        from ai_edge_litert import schema_py_generated as schema
+
+        self._schema = schema
+        self._codes: list[str] = []
+        self._tensors: list[schema.TensorT] = []
+        self._operators: list[schema.OperatorT] = []
+        self._buffers: list[schema.BufferT] = [schema.BufferT()]
+        self.inputs: list[int] = []
+        self.outputs: list[int] = []
+
+    def tensor(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        kind: str,
+        scale: Array | None = None,
+        zero: int = 0,
+        content: Array | None = None,
+    ) -> int:
+        """Adds a tensor and gives its index; `scale` is per row where it has more than one element."""
+        made = self._schema.TensorT()
+        made.shape, made.name = list(shape), name.encode()
+        made.type = getattr(self._schema.TensorType, kind)
+        made.buffer = 0
+        if content is not None:
+            buffer = self._schema.BufferT()
+            buffer.data = np.frombuffer(content.tobytes(), np.uint8)
+            made.buffer = len(self._buffers)
+            self._buffers.append(buffer)
+        if scale is not None:
+            made.quantization = self._schema.QuantizationParametersT()
+            made.quantization.scale = scale
+            made.quantization.zeroPoint = np.full(len(scale), zero, np.int64)
+        self._tensors.append(made)
+        return len(self._tensors) - 1
+
+    def weight(self, name: str, weight: Array, form: str) -> tuple[int, Array]:
+        """Adds a weight matrix in a form; its index and its scale per row."""
+        if form == "fp32":
+            return self.tensor(name, weight.shape, "FLOAT32", content=weight), np.ones(len(weight), np.float32)
+        largest = INT4_MAX if form.startswith("int4") else INT8_MAX
+        scale = (np.maximum(np.abs(weight).max(axis=1), 1e-9) / largest).astype(np.float32)
+        codes = np.clip(np.rint(weight / scale[:, None]), -largest, largest).astype(np.int8)
+        if largest == INT8_MAX:
+            return self.tensor(name, weight.shape, "INT8", scale, content=codes), scale
+        return self.tensor(name, weight.shape, "INT4", scale, content=_nibbles(codes)), scale
+
+    def bias(self, name: str, bias: Array, scale: Array | None) -> int:
+        """Adds a bias: float32, or int32 on the grid of its products."""
+        if scale is None:
+            return self.tensor(name, bias.shape, "FLOAT32", content=bias.astype(np.float32))
+        codes = np.clip(np.rint(bias / scale), -(2**31) + 1, 2**31 - 1).astype(np.int32)
+        return self.tensor(name, bias.shape, "INT32", scale.astype(np.float32), content=codes)
+
+    def append(
+        self,
+        operator: str,
+        inputs: list[int],
+        name: str,
+        shape: tuple[int, ...],
+        kind: str,
+        scale: Array | None = None,
+        zero: int = 0,
+    ) -> int:
+        """Adds an operator and the one tensor it writes, whose index it gives."""
+        if operator not in self._codes:
+            self._codes.append(operator)
+        made = self._schema.OperatorT()
+        made.opcodeIndex = self._codes.index(operator)
+        written = self.tensor(name, shape, kind, scale, zero)
+        made.inputs, made.outputs = inputs, [written]
+        if operator == "FULLY_CONNECTED":
+            made.builtinOptionsType = self._schema.BuiltinOptions.FullyConnectedOptions
+            made.builtinOptions = self._schema.FullyConnectedOptionsT()
+            made.builtinOptions.keepNumDims = True
+        self._operators.append(made)
+        return written
+
+    def packed(self) -> bytes:
+        """The file."""
+        schema = self._schema
+        subgraph = schema.SubGraphT()
+        subgraph.tensors, subgraph.operators = self._tensors, self._operators
+        subgraph.inputs, subgraph.outputs = self.inputs, self.outputs
+        model = schema.ModelT()
+        model.version, model.subgraphs, model.buffers = 3, [subgraph], self._buffers
+        model.operatorCodes = [self._code(name) for name in self._codes]
+        size = sum(0 if buffer.data is None else len(buffer.data) for buffer in self._buffers)
+        builder = _aligned_builder(size + (64 << 10))
+        builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
+        return bytes(builder.Output())
+
+    def _code(self, name: str) -> schema.OperatorCodeT:
+        made = self._schema.OperatorCodeT()
+        made.builtinCode = getattr(self._schema.BuiltinOperator, name)
+        made.deprecatedBuiltinCode = made.builtinCode
+        made.version = _FULLY_CONNECTED_VERSION if name == "FULLY_CONNECTED" else 1
+        return made
+
+
+def _nibbles(codes: Array) -> Array:
+    """Two 4-bit codes a byte, the first in the low half."""
+    flat = codes.reshape(-1).view(np.uint8) & 0xF
+    if len(flat) % 2:
+        flat = np.append(flat, np.uint8(0))
+    return np.asarray(flat[::2] | (flat[1::2] << 4), np.uint8)
+
+
+def _aligned_builder(size: int) -> Any:
+    """A flatbuffers builder that aligns large vectors."""
+    import flatbuffers
+
+    class Aligned(flatbuffers.Builder):  # type: ignore[misc]
+        def StartVector(self, elemSize: int, numElems: int, alignment: int) -> Any:  # noqa: N802
+            return super().StartVector(elemSize, numElems, max(alignment, ALIGNMENT) if numElems > 64 else alignment)
+
+    return Aligned(size)

@@ -1,0 +1,136 @@
+"""The limits of a build on one file: what they leave for the linear layers, and what to say when they cannot be met."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from edgepack.errors import BudgetError
+from edgepack.pipeline.attempt import Attempt
+from edgepack.pipeline.baselines import Baseline
+from edgepack.pipeline.files import ModelFiles
+from edgepack.pipeline.memory import peak_ram_bytes
+from edgepack.pipeline.menus import Menu
+from edgepack.pipeline.options import BuildOptions
+from edgepack.pipeline.pricing import Prices
+from edgepack.pipeline.promise import is_automatic
+from edgepack.pipeline.task import Task
+from edgepack.plan.resident import resident_bytes
+from edgepack.plan.sizes import size_bytes
+from edgepack.plan.solve import Bounds, Infeasible, Quantity
+from edgepack.report.cells import seconds, size
+from edgepack.types import Format
+
+OPTIONS: dict[Quantity, str] = {"size_bytes": "--flash", "ram_bytes": "--ram", "latency_s": "--latency"}
+
+
+@dataclass(frozen=True)
+class Rest:
+    """What a file costs beside its linear layers: predicted sums need it on top."""
+
+    size_bytes: int
+    ram_bytes: int
+    latency_s: float
+
+
+def measure_rest(task: Task, files: ModelFiles, prices: Prices) -> Rest:
+    """What is left of the dense int8 file when its linear layers are taken off; RAM and, on this machine, latency only
+    where a limit asks for them."""
+    form = files.probe_form
+    path = task.work / f"rest.{files.fmt}"
+    files.write({}, form, path)
+    plain = form.partition("+")[0]
+    sizes = [
+        size_bytes(files.fmt, plain, a.out_features, a.in_features, None, bias=a.bias is not None) for a in task.layers
+    ]
+    ram, latency_s = 0, prices.call_s(files.fmt)
+    if task.options.ram_bytes is not None:
+        held = sum(resident_bytes(files.fmt, plain, one) for one in sizes)
+        ram = max(peak_ram_bytes(path, files.fmt, task.cache) - held, 0)
+    if task.options.latency_s is not None and task.measures_here:
+        whole = task.latencies({"dense": path}, files.fmt)["dense"]
+        latency_s = max(whole - (prices.dense_latency_s(files.fmt, plain) or 0.0), 0.0)
+    rest = max(path.stat().st_size - sum(sizes), 0)
+    path.unlink()
+    return Rest(rest, ram, latency_s)
+
+
+def user_bounds(options: BuildOptions, rest: Rest) -> Bounds:
+    """What the user's limits leave for the linear layers."""
+    return Bounds(
+        loss=None,
+        size_bytes=None if options.flash_bytes is None else max(options.flash_bytes - rest.size_bytes, 0),
+        ram_bytes=None if options.ram_bytes is None else max(options.ram_bytes - rest.ram_bytes, 0),
+        latency_s=None if options.latency_s is None else max(options.latency_s - rest.latency_s, 0.0),
+    )
+
+
+def promised_bounds(task: Task, menus: Sequence[Menu], baseline: Baseline, bounds: Bounds, rest: Rest) -> Bounds:
+    """The bounds with the promise that the file is no larger than dense int8; as they are where it does not apply.
+
+    Dense int8 that misses the budget is no rival, yet a plan of its size that meets it is the better pack.
+    """
+    if not is_automatic(task.options):
+        return bounds
+    own = sum(min((c.size_bytes for c in menu.candidates if c.rank is None), default=0) for menu in menus)
+    promised = max(baseline.int8.stat().st_size - rest.size_bytes, own)
+    return replace(bounds, size_bytes=promised if bounds.size_bytes is None else min(promised, bounds.size_bytes))
+
+
+def infeasible(fmt: Format, found: Infeasible, options: BuildOptions, rest: Rest) -> BudgetError:
+    """The error that names the limit that no plan can meet, and what the best plan for it comes to."""
+    said = []
+    for quantity in found.alone or found.least:
+        least = found.least[quantity]
+        reached = "" if least is None else f" (the least within the other limits is {_shown(quantity, least, rest)})"
+        said.append(f"{OPTIONS[quantity]} {_limit(quantity, options)}{reached}")
+    return BudgetError(
+        f"no {fmt} plan fits {' and '.join(said)}",
+        hint="the best attempt is written; allow more with the named option, or leave it out",
+    )
+
+
+def excess(task: Task, attempt: Attempt) -> dict[Quantity, float]:
+    """By how much the emitted file itself is over each limit; empty if it meets all."""
+    options = task.options
+    found: dict[Quantity, float] = {}
+    if options.flash_bytes is not None:
+        found["size_bytes"] = attempt.path.stat().st_size - options.flash_bytes
+    if options.ram_bytes is not None:
+        found["ram_bytes"] = peak_ram_bytes(attempt.path, attempt.fmt, task.cache) - options.ram_bytes
+    if options.latency_s is not None and task.measures_here:
+        found["latency_s"] = task.latencies({"model": attempt.path}, attempt.fmt)["model"] - options.latency_s
+    return {quantity: over for quantity, over in found.items() if over > 0}
+
+
+def over_limit(attempt: Attempt, over: Mapping[Quantity, float], options: BuildOptions) -> BudgetError:
+    """The error for a file that is over its limits."""
+    said = [
+        f"{_value(name, by + _allowed(name, options))}, {OPTIONS[name]} allows {_limit(name, options)}"
+        for name, by in over.items()
+    ]
+    heavy = sorted(attempt.layers, key=lambda p: -p.weight_parameters)[:3]
+    names = ", ".join(f"{p.layer} ({p.weight_parameters} weights)" for p in heavy)
+    return BudgetError(
+        f"the {attempt.fmt} file needs {' and '.join(said)}; the largest layers are {names}",
+        hint="the best attempt is written; allow a larger drop with --max-drop, or raise the limit",
+    )
+
+
+def _allowed(quantity: Quantity, options: BuildOptions) -> float:
+    limits = {"size_bytes": options.flash_bytes, "ram_bytes": options.ram_bytes, "latency_s": options.latency_s}
+    return limits[quantity] or 0
+
+
+def _limit(quantity: Quantity, options: BuildOptions) -> str:
+    return _value(quantity, _allowed(quantity, options))
+
+
+def _shown(quantity: Quantity, least: float, rest: Rest) -> str:
+    """The least sum over the layers with what stands beside them."""
+    beside = {"size_bytes": rest.size_bytes, "ram_bytes": rest.ram_bytes, "latency_s": rest.latency_s}
+    return _value(quantity, least + beside[quantity])
+
+
+def _value(quantity: Quantity, value: float) -> str:
+    return seconds(value) if quantity == "latency_s" else size(int(value))

@@ -1,0 +1,102 @@
+"""Predicted losses of every candidate of every layer, each layer once and kept in the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from edgepack.cache import Cache, digest
+from edgepack.executor import Workers, map_tasks
+from edgepack.factorize import factorizer
+from edgepack.pipeline.sensitivity import Sensitivity
+from edgepack.plan.loss import layer_losses
+from edgepack.progress import Progress
+from edgepack.quantize.gauge import balanced
+from edgepack.types import Array, Factors, LinearLayer, Spectrum
+
+Losses = Mapping[str, Mapping[tuple[str, int | None], float]]
+"""By layer name: (form, rank or None for dense) → predicted loss."""
+VERSION = 2
+_Task = tuple[LinearLayer, Spectrum, Array | None, Array | None, tuple[str, ...], tuple[int, ...], str, int, int]
+
+
+def predict_losses(
+    layers: Sequence[LinearLayer],
+    spectra: Sequence[Spectrum],
+    sensitivity: Sensitivity,
+    forms: tuple[str, ...],
+    ranks: Mapping[str, tuple[int, ...]],
+    *,
+    method: str,
+    seed: int,
+    largest: int,
+    key: str,
+    cache: Cache,
+    workers: Workers,
+    progress: Progress,
+) -> Losses:
+    """Losses of every form, dense and at the given ranks.
+
+    Args:
+        sensitivity: what the layers' outputs matter; where it is not known, a loss is a share of a layer's output
+            energy.
+        ranks: to look at, by layer name.
+        key: digest of the model, the data, and how the spectra came about.
+    """
+    tasks: list[_Task] = []
+    keys: list[str] = []
+    found: dict[str, Mapping[tuple[str, int | None], float]] = {}
+    for layer, spectrum in zip(layers, spectra, strict=True):
+        parts = [layer.name, forms, ranks[layer.name], method, seed, largest, sensitivity.known]
+        entry = digest("loss", VERSION, key, *parts)
+        known = cache.known("losses", entry)
+        if known is not None:
+            found[layer.name] = _unpacked(known)
+            continue
+        keys.append(entry)
+        one = sensitivity.curvatures.get(layer.name)
+        moment, truncation = (None, None) if one is None else (one.moment, one.truncation)
+        tasks.append((layer, spectrum, moment, truncation, forms, ranks[layer.name], method, seed, largest))
+    costs = [_cost(task) for task in tasks]
+    for done, (index, losses) in enumerate(map_tasks(workers, _losses, tasks, costs), start=1):
+        progress("predict losses", done, len(tasks))
+        cache.keep("losses", keys[index], _packed(losses))
+        found[tasks[index][0].name] = losses
+    return found
+
+
+def factors_at(layer: LinearLayer, spectrum: Spectrum, rank: int, method: str, seed: int) -> Factors:
+    """The layer's factors at a rank, in the basis that quantizes well."""
+    return balanced(factorizer(method).factors(layer, spectrum, rank), spectrum, seed=seed)
+
+
+def _losses(
+    layer: LinearLayer,
+    spectrum: Spectrum,
+    gradient: Array | None,
+    truncation: Array | None,
+    forms: tuple[str, ...],
+    ranks: tuple[int, ...],
+    method: str,
+    seed: int,
+    largest: int,
+) -> dict[tuple[str, int | None], float]:
+    def factors(rank: int) -> Factors:
+        return factors_at(layer, spectrum, rank, method, seed)
+
+    return layer_losses(layer, spectrum, gradient, forms, ranks, factors, largest=largest, truncation=truncation)
+
+
+def _cost(task: _Task) -> float:
+    """Floating-point operations, roughly: the factors of every rank, and their products with the gradients."""
+    layer, _, gradient, _, _, ranks, *_ = task
+    sides = layer.out_features + layer.in_features
+    per_rank = sum(2.0 * rank * rank * sides for rank in ranks)
+    return per_rank + (0.0 if gradient is None else 2.0 * layer.out_features**2 * sum(ranks))
+
+
+def _packed(losses: Mapping[tuple[str, int | None], float]) -> list[tuple[str, int | None, float]]:
+    return [(form, rank, loss) for (form, rank), loss in losses.items()]
+
+
+def _unpacked(record: Sequence[tuple[str, int | None, float]]) -> dict[tuple[str, int | None], float]:
+    return {(form, rank): loss for form, rank, loss in record}

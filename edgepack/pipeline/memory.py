@@ -1,0 +1,37 @@
+"""What a process holds for one model file at its peak, measured on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from edgepack.bench.devices.device import Job
+from edgepack.bench.devices.local import LocalDevice
+from edgepack.cache import Cache, digest, file_digest
+from edgepack.errors import StableDeviceError
+from edgepack.types import Format
+from edgepack.versions import tool_versions
+
+
+def peak_ram_bytes(path: Path, fmt: Format, cache: Cache) -> int:
+    """Peak memory of a fresh process after three inferences, without that of one that only imports the runtime.
+
+    Raises:
+        DeviceError: the process failed, or the kernel does not say what it held.
+    """
+
+    def measure() -> int:
+        device = LocalDevice()
+        alone, loaded = (_peak(device.run(Job("memory", fmt, model))) for model in (None, device.push(path)))
+        return max(loaded - alone, 0)
+
+    key = digest("peak", 1, file_digest(path), fmt, tool_versions())
+    return int(cache.record("memory", key, measure))
+
+
+def _peak(report: Mapping[str, Any]) -> int:
+    peak = report["ran" if not report["import_only"] else "imported"]["peak_bytes"]
+    if peak is None:
+        raise StableDeviceError("this machine does not say how much memory a process held", hint="leave --ram out")
+    return int(peak)

@@ -1,0 +1,138 @@
+"""What each layer of a model could become in one format: the candidates that the solver chooses from."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from edgepack.errors import UsageError
+from edgepack.pipeline.files import ModelFiles
+from edgepack.pipeline.losses import Losses
+from edgepack.pipeline.options import BuildOptions
+from edgepack.pipeline.pricing import Prices
+from edgepack.plan.candidates import RANK_TILE, asked_rank, break_even_rank, rank_choices
+from edgepack.plan.resident import resident_bytes
+from edgepack.plan.sizes import size_bytes
+from edgepack.types import WEIGHT_BITS, Candidate, Format, LinearLayer
+
+UNGUARDED_LOST_SHARE = 0.01
+"""Output energy a layer may lose where no data stand guard over the accuracy."""
+
+BITS = {"fp32": 32, "int8": 8, "int4": 4}
+
+
+@dataclass(frozen=True)
+class Menu:
+    """One layer's candidates; at least one. `why_dense` says why none of them is a pair, where that is so."""
+
+    layer: LinearLayer
+    candidates: tuple[Candidate, ...]
+    why_dense: str | None
+
+
+def ranks_of(
+    layers: Sequence[LinearLayer], options: BuildOptions, unseen: Collection[str]
+) -> dict[str, tuple[tuple[int, ...], str | None]]:
+    """By layer name: the ranks to offer beside or instead of the dense layer, and why there are none.
+
+    Args:
+        unseen: layers that the data never reached: they stay dense in auto mode, for nothing guards what they lose.
+    """
+    return {layer.name: _ranks(layer, options, seen=layer.name not in unseen) for layer in layers}
+
+
+def make_menus(
+    files: ModelFiles,
+    layers: Sequence[LinearLayer],
+    ranks: Mapping[str, tuple[tuple[int, ...], str | None]],
+    losses: Losses,
+    prices: Prices,
+    options: BuildOptions,
+    unseen: Collection[str],
+    *,
+    guarded: bool,
+) -> tuple[Menu, ...]:
+    """One menu per layer: every form that the options allow, dense and at every rank worth trying.
+
+    Args:
+        ranks: of `ranks_of`.
+        losses: by layer name.
+        unseen: layers that the data never reached, for which there are no ranges.
+        guarded: whether data stand guard over the accuracy; if not, no candidate may lose more than a hundredth.
+
+    Raises:
+        UsageError: the source of costs has nothing on the precision that was asked for.
+    """
+    menus = []
+    for layer in layers:
+        own, why_dense = ranks[layer.name]
+        offered = own if options.rank != "auto" and own else (None, *own)
+        forms = _forms(files, layer, offered, options, seen=layer.name not in unseen)
+        found = tuple(_candidates(files.fmt, layer, offered, forms, losses[layer.name], prices))
+        if not found:
+            source = prices.source_name(files.fmt)
+            raise UsageError(f"--precision {options.precision}: the {source} has no figures for {' or '.join(forms)}")
+        if not guarded and options.rank == "auto":
+            found = _careful(found)
+        menus.append(Menu(layer, found, why_dense))
+    return tuple(menus)
+
+
+def _ranks(layer: LinearLayer, options: BuildOptions, *, seen: bool) -> tuple[tuple[int, ...], str | None]:
+    sides = layer.out_features, layer.in_features
+    if options.rank != "auto":
+        asked = asked_rank(*sides, options.rank)
+        return ((), asked) if isinstance(asked, str) else ((asked,), None)
+    if not seen:
+        return (), "the data never reach it"
+    choices = rank_choices(*sides)
+    return (
+        choices,
+        None
+        if choices
+        else f"a pair of rank {RANK_TILE} saves too little, its break-even rank is {break_even_rank(*sides)}",
+    )
+
+
+def _forms(
+    files: ModelFiles, layer: LinearLayer, offered: Sequence[int | None], options: BuildOptions, *, seen: bool
+) -> list[str]:
+    """Those of the precision that was asked for; of the next wider one where the layer has none with a kernel."""
+    forms = [form for form in files.layer_forms() if seen or "static" not in form]
+    if options.precision == "auto":
+        return forms
+    suited = [form for form in forms if any(_suits(form, layer, rank) for rank in offered)]
+    widths = [bits for bits in sorted(BITS.values()) if bits >= BITS[options.precision]]
+    return next(own for bits in widths if (own := [form for form in suited if WEIGHT_BITS[form] == bits]))
+
+
+def _candidates(
+    fmt: Format,
+    layer: LinearLayer,
+    ranks: Sequence[int | None],
+    forms: Sequence[str],
+    losses: Mapping[tuple[str, int | None], float],
+    prices: Prices,
+) -> Iterator[Candidate]:
+    sides = layer.out_features, layer.in_features
+    for form in forms:
+        for rank in ranks:
+            price = prices.price(fmt, layer.name, rank, form) if _suits(form, layer, rank) else None
+            if price is None:
+                continue
+            size = size_bytes(fmt, form, *sides, rank, bias=layer.bias is not None)
+            ram = resident_bytes(fmt, form, size)
+            yield Candidate(form, rank, losses[form, rank], size, ram, price.latency_s, price.source)
+
+
+def _suits(form: str, layer: LinearLayer, rank: int | None) -> bool:
+    """LiteRT has fast kernels for int4 only in fully connected layers of an even number of inputs."""
+    if form != "int4-dynamic-range":
+        return True
+    return layer.op != "Conv" and layer.in_features % 2 == 0 and (rank or 0) % 2 == 0
+
+
+def _careful(candidates: tuple[Candidate, ...]) -> tuple[Candidate, ...]:
+    """Those that lose at most a hundredth of the output energy; there is always the one that loses least."""
+    least = min(candidates, key=lambda one: one.loss)
+    return tuple(one for one in candidates if one.loss <= UNGUARDED_LOST_SHARE) or (least,)

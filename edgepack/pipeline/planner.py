@@ -1,0 +1,90 @@
+"""Plans one format of a build: the ladder of exact plans within the limits, then the search along it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from edgepack.errors import BudgetError
+from edgepack.pipeline import limits
+from edgepack.pipeline.baselines import Baseline
+from edgepack.pipeline.files import ModelFiles
+from edgepack.pipeline.ladder import Step, make_ladder, nearest
+from edgepack.pipeline.menus import Menu
+from edgepack.pipeline.pricing import Prices
+from edgepack.pipeline.search import Found, Search
+from edgepack.pipeline.task import Task
+from edgepack.plan.solve import Bounds, Infeasible
+
+TIGHTENINGS = 3
+"""How often the bounds are drawn in where an emitted file turns out larger than predicted."""
+MARGIN = 0.01
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What became of one format; `failure` is the error to raise once the best attempt is written."""
+
+    found: Found
+    failure: BudgetError | None
+
+    @property
+    def loss(self) -> float | None:
+        """Predicted loss of the chosen plan: near it another format of the model is searched first."""
+        losses = [layer.predicted.loss for layer in self.found.attempt.layers if layer.predicted is not None]
+        return sum(losses) if losses else None
+
+
+def plan(
+    task: Task,
+    files: ModelFiles,
+    menus: Sequence[Menu],
+    prices: Prices,
+    baseline: Baseline,
+    *,
+    deadline_s: float,
+    start: float | None = None,
+) -> Planned:
+    """The fastest plan of a format that meets every limit; where none does, the best attempt and the error to raise.
+
+    Args:
+        deadline_s: see `Search`.
+        start: predicted loss near which to look first.
+    """
+    rest = limits.measure_rest(task, files, prices)
+    bounds = limits.user_bounds(task.options, rest)
+    promised = limits.promised_bounds(task, menus, baseline, bounds, rest)
+    search = Search(task, files, deadline_s, start)
+    closest: Planned | None = None
+    for allowed in dict.fromkeys((promised, bounds)):
+        steps = make_ladder(menus, task.spectra, allowed, task.progress)
+        if isinstance(steps, Infeasible):
+            if closest is None and allowed == bounds:
+                step = nearest(menus, task.spectra, allowed, steps)
+                error = limits.infeasible(files.fmt, steps, task.options, rest)
+                return Planned(search.run([step], None), error)
+            continue
+        found = _tightened(task, search, menus, steps, allowed)
+        if found.found.attempt.within(task.options.drop_limit):
+            return found
+        if closest is None or found.found.attempt.lost < closest.found.attempt.lost:
+            closest = found
+    if closest is None:
+        raise ValueError("there is no ladder of plans")  # the user's own bounds gave one, or an error above
+    return closest
+
+
+def _tightened(task: Task, search: Search, menus: Sequence[Menu], steps: tuple[Step, ...], bounds: Bounds) -> Planned:
+    """Searches, and draws the bounds in where the file itself is over a limit that its plan was predicted to meet."""
+    for _ in range(TIGHTENINGS):
+        found = search.run(steps, task.options.drop_limit)
+        over = limits.excess(task, found.attempt)
+        if not over:
+            return Planned(found, None)
+        drawn = {name: max(getattr(bounds, name) - by * (1 + MARGIN), 0) for name, by in over.items()}
+        bounds = replace(bounds, **drawn)
+        tighter = make_ladder(menus, task.spectra, bounds, task.progress)
+        if isinstance(tighter, Infeasible):
+            break
+        steps = tighter
+    return Planned(found, limits.over_limit(found.attempt, over, task.options))

@@ -1,0 +1,169 @@
+"""Everything that comes before a plan: the model opened, its layers decomposed, and what they could become and cost."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgepack import metrics
+from edgepack.cache import Cache, digest
+from edgepack.data import Samples, example, read_npz
+from edgepack.errors import ModelError
+from edgepack.executor import Workers, workers
+from edgepack.pipeline.attempt import Guard, Prover
+from edgepack.pipeline.files import ModelFiles
+from edgepack.pipeline.guarding import Data, choose_method, load_data, make_guard
+from edgepack.pipeline.losses import predict_losses
+from edgepack.pipeline.menus import Menu, make_menus, ranks_of
+from edgepack.pipeline.onnx_files import OnnxFiles
+from edgepack.pipeline.opened import Opened, model_kind, open_model
+from edgepack.pipeline.options import BuildOptions
+from edgepack.pipeline.pricing import Prices, make_prices
+from edgepack.pipeline.scores import check_evaluate
+from edgepack.pipeline.sensitivity import Sensitivity
+from edgepack.pipeline.statistics import decompose
+from edgepack.pipeline.task import Task
+from edgepack.pipeline.tflite_files import TfliteFiles
+from edgepack.plan.candidates import check_rank
+from edgepack.progress import Progress
+from edgepack.types import FORMS, Format
+
+UNGUARDED = (
+    "no calibration data: layers are factored by plain SVD of their weights and nothing guards the accuracy; "
+    "give --data F.npz"
+)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A model, ready to be planned.
+
+    Attributes:
+        test: samples that are scored once, at the end; None without `--test`.
+        files: writers of the formats that the model can be written in.
+        menus: candidates of every layer, by format.
+        by_gradients: whether predicted losses weigh layers by output gradients.
+    """
+
+    task: Task
+    opened: Opened
+    data: Data
+    test: Samples | None
+    guard: Guard
+    onnx: OnnxFiles
+    files: Mapping[Format, ModelFiles]
+    prices: Prices
+    menus: Mapping[Format, tuple[Menu, ...]]
+    by_gradients: bool
+
+
+@contextmanager
+def prepared(options: BuildOptions, cache: Cache, progress: Progress) -> Iterator[Prepared]:
+    """Opens and measures a model; temporary files and processes end with the block.
+
+    Raises:
+        UsageError, InputError: bad arguments, model or data.
+        DeviceError: the scheduler, or this machine as a device, failed.
+    """
+    model_kind(options.model)
+    with ExitStack() as stack:
+        work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgepack-")))
+        tflite = stack.enter_context(TfliteFiles(cache, work)) if "tflite" in options.formats else None
+        crew = stack.enter_context(workers(options.scheduler))
+        progress("open model")
+        opened = open_model(options.model, work)
+        yield _prepare(options, opened, tflite, crew, cache, work, progress)
+
+
+def _prepare(
+    options: BuildOptions,
+    opened: Opened,
+    tflite: TfliteFiles | None,
+    crew: Workers,
+    cache: Cache,
+    work: Path,
+    progress: Progress,
+) -> Prepared:
+    if not opened.layers:
+        raise ModelError(f"{options.model}: no linear layer found; there is nothing to factor")
+    if options.rank != "auto":
+        check_rank(opened.layers, options.rank)
+    data = load_data(options.data, opened, options.model, options.seed)
+    method = choose_method(options.method, data)
+    test = None if options.test is None else read_npz(options.test, opened.inputs)
+    onnx = OnnxFiles(opened.model, data.calibration, largest=options.weight_grids[0])
+    dense = work / "dense.fp32.onnx"
+    onnx.write_dense(dense)
+    guard = make_guard(options.metric, data, dense, exact=options.exact)
+    check_evaluate(opened, dense, guard)
+    _choose_grid(options, onnx, guard, work)
+    key = digest(opened.sha256, data.digest())
+    spectra, unseen = decompose(opened.model, opened.layers, method, data.calibration, key, cache, progress, crew)
+    prover = Prover(guard, onnx.read(dense), opened.layers, onnx, work)
+    search_key = digest(key, method, guard.metric, options.seed, options.exact)
+    task = Task(
+        *(options, opened.layers, spectra, method, prover, cache, search_key, onnx.largest, work, progress),
+        warnings=[UNGUARDED] if data.calibration is None else [],
+    )
+    fate = "it stays dense" if options.rank == "auto" else "it is factored by plain SVD"
+    for name in unseen:
+        task.warn(f"{name}: its input was never seen to vary on the data, so {fate}")
+    files = _formats(options, opened, data, onnx, tflite, task)
+    sensitivity = Sensitivity(
+        opened, spectra, data.calibration, guard.metric, options.seed, search_key, cache, progress
+    )
+    if sensitivity.problem is not None:
+        task.warn(f"layers are weighed by their output energy: {sensitivity.problem}")
+    forms = tuple(form for fmt in files for form in FORMS[fmt])
+    ranks = ranks_of(opened.layers, options, unseen)
+    losses = predict_losses(
+        *(opened.layers, spectra, sensitivity, forms, {name: own for name, (own, _) in ranks.items()}),
+        method=method,
+        seed=options.seed,
+        largest=onnx.largest,
+        key=search_key,
+        cache=cache,
+        workers=crew,
+        progress=progress,
+    )
+    prices = make_prices(options.target, opened, data.guard, options.seed, tuple(files), cache, progress)
+    menus = {
+        fmt: make_menus(one, opened.layers, ranks, losses, prices, options, unseen, guarded=guard.guarded)
+        for fmt, one in files.items()
+    }
+    return Prepared(task, opened, data, test, guard, onnx, files, prices, menus, sensitivity.known)
+
+
+def _choose_grid(options: BuildOptions, onnx: OnnxFiles, guard: Guard, work: Path) -> None:
+    """Take the weight grid with which the dense int8 file answers best."""
+    if len(options.weight_grids) == 1 or "onnx" not in options.formats or options.precision == "fp32":
+        return
+    path = work / "grid.onnx"
+    noise = {}
+    for largest in options.weight_grids:
+        onnx.largest = largest
+        onnx.write({}, onnx.probe_form, path)
+        noise[largest] = metrics.sqnr_db(guard.answers(path, "onnx"), guard.reference)
+    onnx.largest = max(options.weight_grids, key=lambda largest: noise[largest])
+
+
+def _formats(
+    options: BuildOptions, opened: Opened, data: Data, onnx: OnnxFiles, tflite: TfliteFiles | None, task: Task
+) -> dict[Format, ModelFiles]:
+    """The formats that this model can be written in. TFLite is left out, with the reason, where conversion fails."""
+    files: dict[Format, ModelFiles] = {"onnx": onnx} if "onnx" in options.formats else {}
+    if tflite is None:
+        return files
+    tflite.open(opened, data.calibration, example(data.guard, opened.inputs, options.seed))
+    try:
+        tflite.write_dense(task.work / "dense.fp32.tflite")
+    except ModelError as err:
+        if not files:
+            raise
+        task.warn(f"no TFLite file: {err.message}")
+    else:
+        files["tflite"] = tflite
+    return files

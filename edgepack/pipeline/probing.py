@@ -1,0 +1,55 @@
+"""Emits a plan and measures what its file loses and how large it is; a plan is never probed twice."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+from edgepack.cache import digest
+from edgepack.metrics import Drop
+from edgepack.pipeline.files import ModelFiles
+from edgepack.pipeline.ladder import LayerPlans, Step
+from edgepack.pipeline.task import Task
+from edgepack.plan.forms import base_form, exceptions
+from edgepack.types import Format
+from edgepack.versions import tool_versions
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A plan that was emitted.
+
+    Attributes:
+        form: of the file.
+        latency_s: predicted, of the linear layers.
+        size_bytes: of the emitted file.
+    """
+
+    fmt: Format
+    form: str
+    layers: LayerPlans
+    drop: Drop
+    loss: float
+    latency_s: float
+    size_bytes: int
+
+
+def probe_form(files: ModelFiles, layers: LayerPlans) -> str:
+    """The form that a plan is probed in: what is not a linear layer is written as it loses least."""
+    return files.rest(base_form(layers))[-1]
+
+
+def probe(task: Task, files: ModelFiles, step: Step) -> Probe:
+    """What the plan's file loses on the guard."""
+    form = probe_form(files, step.layers)
+
+    def measure() -> dict[str, object]:
+        out = task.work / f"probe.{files.fmt}"
+        files.write(task.factors(step.layers), form, out, exceptions(step.layers, form))
+        drop, size = task.prover.drop_of(out, files.fmt), out.stat().st_size
+        out.unlink()
+        return {"drop": asdict(drop), "size_bytes": size}
+
+    key = digest("probe", 2, task.key, task.largest, files.fmt, form, step.choices, tool_versions())
+    found = task.cache.record("probes", key, measure)
+    drop = Drop(**found["drop"])
+    return Probe(files.fmt, form, step.layers, drop, step.loss, step.latency_s, found["size_bytes"])

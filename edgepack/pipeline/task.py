@@ -1,0 +1,76 @@
+"""What every part of a build works on: one model, one target, one set of options."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from edgepack.cache import Cache, digest, file_digest
+from edgepack.data import example
+from edgepack.inference import load, rename
+from edgepack.pipeline.attempt import Prover
+from edgepack.pipeline.losses import factors_at
+from edgepack.pipeline.options import BuildOptions
+from edgepack.plan.cost import interleaved_latency_s
+from edgepack.progress import Progress
+from edgepack.targets import HOST
+from edgepack.types import Factors, Format, LayerPlan, LinearLayer, Spectrum
+from edgepack.versions import tool_versions
+
+
+@dataclass
+class Task:
+    """One build's model and tools.
+
+    Attributes:
+        key: digest of all that decides what a plan's file answers: model, data, method, metric, seed, arithmetic.
+        largest: largest ONNX weight code.
+        work: temporary folder.
+        warnings: what the user should hear; each once.
+    """
+
+    options: BuildOptions
+    layers: Sequence[LinearLayer]
+    spectra: Sequence[Spectrum]
+    method: str
+    prover: Prover
+    cache: Cache
+    key: str
+    largest: int
+    work: Path
+    progress: Progress
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def measures_here(self) -> bool:
+        """Whether the target is this machine, so that latencies of files can be measured during the build."""
+        return self.options.target.name == HOST
+
+    def warn(self, message: str) -> None:
+        """Keeps a warning, once."""
+        if message not in self.warnings:
+            self.warnings.append(message)
+
+    def factors(self, plan: Sequence[LayerPlan]) -> dict[str, Factors]:
+        """Factors of every layer that the plan factors, in the basis that quantizes well."""
+        return {
+            layer.name: factors_at(layer, spectrum, choice.rank, self.method, self.options.seed)
+            for layer, spectrum, choice in zip(self.layers, self.spectra, plan, strict=True)
+            if choice.rank is not None
+        }
+
+    def latencies(self, paths: Mapping[str, Path], fmt: Format) -> dict[str, float]:
+        """Seconds per inference of files on this machine, measured in turns and kept in the cache."""
+        files = [[name, file_digest(path)] for name, path in paths.items()]
+        key = digest("latency", 1, files, repr(self.options.target), tool_versions())
+
+        def measure() -> dict[str, float]:
+            runs = {}
+            for name, path in paths.items():
+                model = load(path, fmt, exact=False)
+                feed = example(rename(self.prover.guard.samples, model.inputs), model.inputs, self.options.seed)
+                runs[name] = lambda model=model, feed=feed: model.run(feed)
+            return interleaved_latency_s(runs)
+
+        return dict(self.cache.record("latency", key, measure))

@@ -1,0 +1,30 @@
+"""The form of a whole file and the forms of its layers that differ from it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from edgepack.types import LayerPlan
+
+MIXED = "mixed"
+
+
+def base_form(layers: Sequence[LayerPlan]) -> str:
+    """The form that most weight parameters take; of equals the first by name."""
+    weights: dict[str, int] = {}
+    for layer in layers:
+        if layer.form is not None:
+            weights[layer.form] = weights.get(layer.form, 0) + layer.weight_parameters
+    return min(weights, key=lambda form: (-weights[form], form))
+
+
+def exceptions(layers: Sequence[LayerPlan], form: str) -> dict[str, str]:
+    """Layer name → form, of the layers that differ from the file's `form`, whose suffix concerns no layer."""
+    own = form.partition("+")[0]
+    return {layer.layer: layer.form for layer in layers if layer.form not in (None, own)}
+
+
+def file_form(layers: Sequence[LayerPlan], form: str) -> str:
+    """What to call the form of a file for people: `mixed` where its layers differ, with the suffix of the file."""
+    own, plus, suffix = form.partition("+")
+    return f"{MIXED if exceptions(layers, form) else own}{plus}{suffix}"

@@ -1,0 +1,281 @@
+"""What every way to write a layer is predicted to lose: tr(G ΔW C ΔWᵀ), with the noise of its integer grids.
+
+C is the covariance of the layer's input and G the second moment of the loss gradient at its output (Martens and Grosse,
+"Optimizing Neural Networks with Kronecker-factored Approximate Curvature", ICML 2015). Nothing here multiplies
+matrices of the layer's size once per candidate: with the basis U of the spectrum, W C Wᵀ = U diag(σ²) Uᵀ, and
+M = Uᵀ G U, made once, a rank r loses Σ_{i≥r} M_ii σ_i². A grid adds independent uniform errors of variance step²/12.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import NormalDist
+from typing import Literal
+
+import numpy as np
+
+from edgepack.quantize.blocks import block_for, zero_point
+from edgepack.quantize.grid import WEIGHT_MAX
+from edgepack.types import WEIGHT_BITS, Array, Factors, LinearLayer, Spectrum
+
+Activations = Literal["static", "dynamic"]
+
+INT4_MAX = 7
+ACTIVATION_STEPS = 255
+ORTHOGONAL = 1e-3
+LATENT_DEVIATIONS = 5.0
+"""The latent's static grid is predicted to cover this many standard deviations of its widest component each way."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The integer grids of a form.
+
+    Attributes:
+        largest: largest weight code.
+        blocks: whether runs of weights share a scale, instead of all weights of an output channel.
+        activations: how inputs are quantized: on a range known beforehand, or on one found at run time.
+    """
+
+    largest: int
+    blocks: bool
+    activations: Activations
+
+
+GRIDS: Mapping[str, Grid] = {
+    "int8-dynamic": Grid(WEIGHT_MAX, False, "dynamic"),
+    "int8-static-qdq": Grid(WEIGHT_MAX, False, "static"),
+    "nbits8": Grid(zero_point(8), True, "dynamic"),
+    "nbits4": Grid(zero_point(4), True, "dynamic"),
+    "int8-dynamic-range": Grid(WEIGHT_MAX, False, "dynamic"),
+    "int8-static": Grid(WEIGHT_MAX, False, "static"),
+    "int4-dynamic-range": Grid(INT4_MAX, False, "dynamic"),
+}
+"""Integer forms; the forms that are not here are exact. nbits quantizes inputs per block at run time: no worse than
+per row. Of its two grids for weights the better one rounds like one with the code 8, or 128, on both sides: measured
+8.1 on normal and on Laplace weights in blocks of 32, 134 … 135 with 8 bits."""
+
+
+def layer_losses(
+    layer: LinearLayer,
+    spectrum: Spectrum,
+    gradient: Array | None,
+    forms: Sequence[str],
+    ranks: Sequence[int],
+    factors_at: Callable[[int], Factors],
+    *,
+    largest: int,
+    truncation: Array | None = None,
+) -> dict[tuple[str, int | None], float]:
+    """Predicted loss of the dense layer (rank None) and of its pairs, in every form.
+
+    With gradients the unit is that of twice the second-order rise of the model's loss, summed over layers as if they
+    did not interact. Without them G = I / (output energy of this layer), so that the loss is the lost share of the
+    layer's output energy: a rank r in fp32 loses `spectrum.lost_share()[r]`, and layers compare by that share. The two
+    kinds of figures must not be mixed in one model. Biases are taken to make up for ΔW μ of the truncation, as
+    centred whitening does, but not for the rounding of weights, which sees the inputs' mean as well.
+
+    Args:
+        layer: without its moments.
+        spectrum: its `inputs` are what the noise is predicted from; without them inputs count as white, of mean 0 and
+            variance 1, and their own quantization as free.
+        gradient: (out, out) float64, the second moment of the loss gradient at the layer's output, or None.
+        forms: of `FORMS`.
+        ranks: of the pairs, 1 … len(spectrum.energies).
+        factors_at: the pair of a rank as it will be quantized, any gauge of U_r and U_rᵀ W.
+        largest: largest weight code of per-channel int8: 127, or 63 where the target's int8 dot products saturate.
+        truncation: (k + 1,), what rank 0 … k costs in fp32, in the unit of `gradient`, where that is known better than
+            by G: from `edgepack.torchgraph.gradients`.
+    """
+    grids = {form: _grid(form, largest) for form in forms if form in GRIDS}
+    view = _view(layer, spectrum, gradient, {grid.activations for grid in grids.values()})
+    lost = view.truncation * view.unit if truncation is None else truncation
+    losses: dict[tuple[str, int | None], float] = {}
+    for form in forms:
+        losses[form, None] = _dense_noise(view, grids[form]) * view.unit if form in grids else 0.0
+    for rank in ranks:
+        pair = _pair(view, factors_at(rank)) if grids else None
+        for form in forms:
+            noise = 0.0 if pair is None or form not in grids else _pair_noise(view, pair, grids[form])
+            losses[form, rank] = float(lost[rank]) + noise * view.unit
+    return losses
+
+
+def _grid(form: str, largest: int) -> Grid:
+    grid = GRIDS[form]
+    of_target = WEIGHT_BITS[form] == 8 and not grid.blocks
+    return replace(grid, largest=largest) if of_target else grid
+
+
+@dataclass(frozen=True)
+class _View:
+    """One layer as all of its candidates see it; in float32 where only noise depends on it.
+
+    Attributes:
+        weight, basis: W (out, in) and U (out, k).
+        energies: (k,) σ².
+        mean, power: (in,) E[x] and E[x²].
+        output: (out,) diagonal of G, divided by `unit` like all that is made from G.
+        inner: (k, k) M = Uᵀ G U; None for G = I, where it is I as well.
+        truncation: (k + 1,) what is lost at each rank.
+        through: noise of the quantized input, through the dense layer and (k + 1,) through the pair of each rank, by
+            the way it is quantized; empty where that is not looked at.
+        unit: factor of all losses.
+    """
+
+    weight: Array
+    basis: Array
+    energies: Array
+    mean: Array
+    power: Array
+    output: Array
+    inner: Array | None
+    truncation: Array
+    through: Mapping[Activations, tuple[float, Array]]
+    unit: float
+
+
+def _view(layer: LinearLayer, spectrum: Spectrum, gradient: Array | None, activations: set[Activations]) -> _View:
+    weight = np.asarray(layer.weight, np.float32)
+    basis, energies = spectrum.basis, spectrum.energies
+    mean, power = _input(layer, spectrum)
+    if gradient is None:
+        metric, inner, output = None, None, np.ones(len(weight))
+        unit = _share_unit(weight, energies, power)
+        carried = energies
+    else:
+        # Scaled, so that float32 holds squares of small gradients.
+        unit = float(np.diag(gradient).max(initial=0.0))
+        metric = (gradient / (unit or 1.0)).astype(np.float32)
+        inner, output = basis.T @ (metric @ basis), np.diag(metric).astype(np.float64)
+        carried = np.clip(np.diag(inner), 0.0, None) * energies
+    truncation = np.concatenate([np.cumsum(carried[::-1])[::-1], [0.0]])
+    noises = {}
+    if spectrum.inputs is not None:
+        seen = spectrum.inputs
+        spans = {"static": max(seen.high, 0.0) - min(seen.low, 0.0), "dynamic": seen.row_range}
+        noises = {kind: _activation_noise(spans[kind], power) for kind in activations}
+    through = _through(weight, basis, metric, inner, noises)
+    return _View(weight, basis, energies, mean, power, output, inner, truncation, through, unit)
+
+
+def _input(layer: LinearLayer, spectrum: Spectrum) -> tuple[Array, Array]:
+    """E[x] and E[x²] per feature."""
+    if spectrum.inputs is None:
+        return np.zeros(layer.in_features), np.ones(layer.in_features)
+    mean = np.zeros(layer.in_features) if spectrum.mean is None else spectrum.mean
+    return mean, np.clip(spectrum.inputs.variance, 0.0, None) + np.square(mean)
+
+
+def _share_unit(weight: Array, energies: Array, power: Array) -> float:
+    """1 / the layer's output energy: of what varies, or of all where nothing does; 0 for a layer that gives zeros."""
+    total = float(energies.sum()) or float((np.square(weight) @ power).sum())
+    return 1.0 / total if total > 0 else 0.0
+
+
+def _activation_noise(span: float, power: Array) -> Array:
+    """Variance per element of an int8 grid over `span`. 0 is on every grid, so rounding never moves x by more than |x|:
+    a feature that is always 0 stays exact.
+    """
+    return np.asarray(np.minimum((span / ACTIVATION_STEPS) ** 2 / 12, power))
+
+
+def _through(
+    weight: Array, basis: Array, metric: Array | None, inner: Array | None, noises: Mapping[Activations, Array]
+) -> dict[Activations, tuple[float, Array]]:
+    """tr(Wᵀ G W D), and tr(Bᵀ Aᵀ G A B D) at every rank 0 … k, for input noise of covariance D = diag(noise).
+
+    The second is tr(M_r N_r) with N = Uᵀ W D Wᵀ U, since A B = U_r U_rᵀ W in every gauge.
+    """
+    if not noises:
+        return {}
+    sensitivity = np.square(weight).sum(axis=0) if metric is None else (weight * (metric @ weight)).sum(axis=0)
+    projected = basis.T @ weight
+    found: dict[Activations, tuple[float, Array]] = {}
+    for kind, noise in noises.items():
+        if inner is None:
+            gained = np.square(projected) @ noise
+        else:
+            shared = inner * ((projected * noise.astype(np.float32)) @ projected.T)
+            # What row and column r add to the sum over the leading square.
+            gained = 2 * np.tril(shared).sum(axis=1, dtype=np.float64) - np.diag(shared)
+        dense = max(float(sensitivity @ noise), 0.0)
+        found[kind] = dense, np.concatenate([[0.0], np.clip(np.cumsum(gained), 0.0, None)])
+    return found
+
+
+def _weight_noise(weight: Array, power: Array, grid: Grid) -> Array:
+    """(rows,) Σ_j E[δ_ij²] power_j of the rounding errors δ of each row.
+
+    At most what zeros instead of weights would lose: beside an outlier they are what most weights become.
+    """
+    columns = weight.shape[1]
+    starts = np.arange(0, columns, block_for(columns) if grid.blocks else columns)
+    peaks = np.maximum.reduceat(np.abs(weight), starts, axis=1).astype(np.float64)
+    uniform = np.square(peaks / grid.largest) / 12 * np.add.reduceat(power, starts)
+    whole = np.add.reduceat(np.square(weight) * power.astype(np.float32), starts, axis=1)
+    return np.asarray(np.minimum(uniform, whole).sum(axis=1))
+
+
+def _dense_noise(view: _View, grid: Grid) -> float:
+    noise = float(view.output @ _weight_noise(view.weight, view.power, grid))
+    return noise + view.through[grid.activations][0] if view.through else noise
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """A pair A B of one rank: what its noise depends on.
+
+    Attributes:
+        cost: (r,) diagonal of Aᵀ G A, what noise in a component of the latent costs.
+        mean, variance: (r,) of the latent.
+    """
+
+    factors: Factors
+    cost: Array
+    mean: Array
+    variance: Array
+
+
+def _pair(view: _View, factors: Factors) -> _Pair:
+    """A = U_r T and B = T⁻¹ U_rᵀ W, so T = U_rᵀ A and the latent B x has covariance T⁻¹ diag(σ²) T⁻ᵀ."""
+    rank = factors.rank
+    gauge = view.basis[:, :rank].T @ factors.A
+    seen = gauge if view.inner is None else view.inner[:rank, :rank] @ gauge
+    cost = np.clip((gauge * seen).sum(axis=0, dtype=np.float64), 0.0, None)
+    variance = np.square(_inverse(gauge)) @ view.energies[:rank]
+    return _Pair(factors, cost, factors.B @ view.mean, variance)
+
+
+def _inverse(gauge: Array) -> Array:
+    """T⁻¹ (r, r) float64. A balanced pair has T = D R with R orthogonal, where Tᵀ D⁻² will do: the rows tell."""
+    products = (gauge @ gauge.T).astype(np.float64)
+    norms = np.sqrt(np.diag(products))
+    if np.abs(products / np.outer(norms, norms) - np.eye(len(gauge))).max() < ORTHOGONAL:
+        return np.asarray(gauge.T / np.square(norms))
+    return np.linalg.inv(gauge.astype(np.float64))
+
+
+def _pair_noise(view: _View, pair: _Pair, grid: Grid) -> float:
+    """Noise of the input, of B and of the latent's grid goes through A; A adds its own."""
+    A, B = pair.factors.A, pair.factors.B
+    power = pair.variance + np.square(pair.mean)
+    latent = _weight_noise(B, view.power, grid)
+    entered = 0.0
+    if view.through:
+        latent += _activation_noise(_latent_span(pair, grid.activations), power)
+        entered = float(view.through[grid.activations][1][pair.factors.rank])
+    last = _weight_noise(A, power + latent, grid)
+    return float(pair.cost @ latent + view.output @ last) + entered
+
+
+def _latent_span(pair: _Pair, activations: Activations) -> float:
+    """Range of the latent that its grid covers, from its mean and variance."""
+    if activations == "static":
+        reach = LATENT_DEVIATIONS * np.sqrt(pair.variance)
+        return float(max((pair.mean + reach).max(), 0.0) - min((pair.mean - reach).min(), 0.0))
+    # The expected largest of r normal numbers (Blom, 1958); the components of a balanced latent are alike.
+    rank = len(pair.mean)
+    largest = max(NormalDist().inv_cdf((rank - 0.375) / (rank + 0.25)), 0.5)
+    return 2 * largest * float(np.sqrt(np.mean(pair.variance + np.square(pair.mean))))

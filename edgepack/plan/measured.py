@@ -1,0 +1,216 @@
+"""Latencies of linear layers measured on one device, as data, and what stands between the measured points."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from itertools import pairwise, product
+from math import sqrt
+
+from edgepack.cache import digest
+from edgepack.plan.cost import Price
+from edgepack.plan.table import Grid, Point
+from edgepack.targets import Cluster, Target
+from edgepack.types import Format
+
+STANDARD_GRID = Grid(sides=(32, 128, 512, 2048), ranks=(8, 32, 128, 512), batches=(1, 4, 32))
+"""Where a device is measured for layers of models yet unknown."""
+
+GRID_ERROR = 0.25
+"""Usual error between the points of the standard grid, as a share: caches and tiles end between them. Medians of 24
+random layers per form on an x86 host with AVX2: ONNX Runtime 0.14 to 0.22, LiteRT 0.10 to 0.35."""
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What decides how fast a layer is on a device, and nothing else: not its kernel, not its memory's size.
+
+    Attributes:
+        cores: kind, number and top frequency of each cluster, the fastest first.
+        isa: the features that choose kernels, sorted.
+        caches: of each cluster: size and ways of every level that is known.
+        runtimes: format → name and version.
+    """
+
+    arch: str
+    cores: tuple[str, ...]
+    isa: tuple[str, ...]
+    caches: tuple[str, ...]
+    runtimes: Mapping[Format, str]
+
+    @property
+    def digest(self) -> str:
+        """16 hex digits."""
+        return digest(asdict(self))[:16]
+
+
+def fingerprint(probed: Target, runtimes: Mapping[Format, str]) -> Fingerprint:
+    """The fingerprint of a probed device (`edgepack.host.target_from_probe`)."""
+    return Fingerprint(
+        arch=probed.arch,
+        cores=tuple(f"{c.cores}x {_ascii(c.core)} {c.frequency_mhz or '?'} MHz" for c in probed.clusters),
+        isa=tuple(sorted(probed.isa)),
+        caches=tuple(_caches(cluster) for cluster in probed.clusters),
+        runtimes=dict(runtimes),
+    )
+
+
+def _ascii(name: str) -> str:
+    """A CPU's name as its maker gives it, without the signs that not every terminal shows."""
+    return name.encode("ascii", "replace").decode()[:100]
+
+
+def _caches(cluster: Cluster) -> str:
+    levels = (("L1d", cluster.L1d), ("L1i", cluster.L1i), ("L2", cluster.L2), ("L3", cluster.L3))
+    return " ".join(f"{name}={cache.size_bytes}:{cache.ways or '?'}" for name, cache in levels if cache is not None)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One layer, or one call of the runtime.
+
+    Attributes:
+        seconds: median over the rounds in which nothing else had the CPU, the call of the runtime taken off.
+        spread_s: interquartile range over these.
+        rounds: how many were measured in all.
+    """
+
+    seconds: float
+    spread_s: float
+    rounds: int
+
+    @property
+    def spread_share(self) -> float:
+        """The spread as a share of the median."""
+        return self.spread_s / self.seconds
+
+    @property
+    def error_share(self) -> float:
+        """Standard error of the median as a share of it: 1.25 IQR / (1.35 √n) (McGill, Tukey and Larsen, 1978)."""
+        return 1.25 / 1.35 * self.spread_share / sqrt(self.rounds)
+
+
+@dataclass(frozen=True)
+class MeasuredTable:
+    """Latencies of one device.
+
+    The caches are warm: a layer finds its weights in the level that they fit in, as it does in a model that fits there
+    as a whole.
+
+    Attributes:
+        target: what the device was measured as.
+        threads: of the inference.
+        measured_at: when the last entry was added, ISO 8601 in UTC.
+        entries: by point.
+        calls: per format, one call of the runtime on a model with next to nothing to compute, which no entry contains.
+        refused: points that the device's runtime cannot run, and why.
+    """
+
+    fingerprint: Fingerprint
+    target: str
+    threads: int
+    measured_at: str
+    entries: Mapping[Point, Entry] = field(default_factory=dict)
+    calls: Mapping[Format, Entry] = field(default_factory=dict)
+    refused: Mapping[Point, str] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """See `CostSource`."""
+        return f"measured on {self.fingerprint.cores[0] if self.fingerprint.cores else self.fingerprint.arch}"
+
+    def prices(self, points: Sequence[Point]) -> list[Price | None]:
+        """See `CostSource`: exact, else between two measured ranks of the same layer, else on the standard grid."""
+        return [self._price(point) for point in points]
+
+    def call_s(self, fmt: Format) -> float:
+        """See `CostSource`; 0 where the format was not measured."""
+        return self.calls[fmt].seconds if fmt in self.calls else 0.0
+
+    def _price(self, point: Point) -> Price | None:
+        entry = self.entries.get(point)
+        if entry is not None:
+            return Price(entry.seconds, self.name, entry.error_share)
+        if point in self.refused:
+            return None
+        return self._between_ranks(point) or self._on_grid(point)
+
+    @cached_property
+    def _ranks(self) -> Mapping[tuple[Format, str, int, int, int], list[tuple[int, Entry]]]:
+        """Measured ranks of every layer, ascending."""
+        ranks: dict[tuple[Format, str, int, int, int], list[tuple[int, Entry]]] = {}
+        for point, entry in self.entries.items():
+            if point.rank is not None:
+                ranks.setdefault(_layer(point), []).append((point.rank, entry))
+        return {layer: sorted(found, key=lambda one: one[0]) for layer, found in ranks.items()}
+
+    def _between_ranks(self, point: Point) -> Price | None:
+        """Linear in the rank: both thin matrices are. A kernel's tile costs the same half empty as full."""
+        known = self._ranks.get(_layer(point))
+        if point.rank is None or known is None:
+            return None
+        smallest, entry = known[0]
+        if point.rank < smallest:
+            return Price(entry.seconds, self.name, entry.error_share, extrapolated=True)
+        for (low, less), (high, more) in pairwise(known):
+            if low < point.rank < high:
+                share = (point.rank - low) / (high - low)
+                seconds = less.seconds + share * (more.seconds - less.seconds)
+                return Price(seconds, self.name, max(less.error_share, more.error_share))
+        return None
+
+    def _on_grid(self, point: Point) -> Price | None:
+        """Linear in each of out, in, rank and batch where the standard grid encloses the point and was measured."""
+        seconds, error = 0.0, GRID_ERROR
+        corners = grid_corners(STANDARD_GRID, point)
+        for weight, corner in corners:
+            entry = self.entries.get(corner)
+            if entry is None:
+                return None
+            seconds += weight * entry.seconds
+            error = max(error, entry.error_share)
+        return Price(seconds, self.name, error) if corners else None
+
+
+def _layer(point: Point) -> tuple[Format, str, int, int, int]:
+    return point.format, point.form, point.out_features, point.in_features, point.batch
+
+
+def grid_corners(grid: Grid, point: Point) -> list[tuple[float, Point]]:
+    """(weight, point of the grid) of the cell around a point; empty where the grid does not enclose it."""
+    rank: list[tuple[float, int | None]] = [(1.0, None)]
+    if point.rank is not None:
+        rank = [(weight, knot) for weight, knot in _neighbours(grid.ranks, max(point.rank, grid.ranks[0]))]
+    sides = (_neighbours(grid.sides, point.out_features), _neighbours(grid.sides, point.in_features))
+    return [
+        (a * b * c * d, Point(point.format, point.form, rows, columns, knot, batch))
+        for (a, rows), (b, columns), (c, knot), (d, batch) in product(
+            *sides, rank, _neighbours(grid.batches, point.batch)
+        )
+    ]
+
+
+def _neighbours(axis: Sequence[int], value: int) -> list[tuple[float, int]]:
+    """(weight, knot) of the knots around a value; empty outside of the axis."""
+    if value in axis:
+        return [(1.0, value)]
+    for low, high in pairwise(axis):
+        if low < value < high:
+            share = (value - low) / (high - low)
+            return [(1.0 - share, low), (share, high)]
+    return []
+
+
+def grid_points(grid: Grid, fmt: Format, form: str) -> Iterator[Point]:
+    """The points of a grid that stand at the corner of a cell in which some rank saves multiplications."""
+    following = dict(pairwise((0, *grid.ranks)))
+    before = {high: low for low, high in following.items()}
+    larger = dict(pairwise(grid.sides))
+    for point in grid.points(fmt, form):
+        if point.rank is None:
+            yield point
+            continue
+        rows, columns = (larger.get(side, side) for side in (point.out_features, point.in_features))
+        if before[point.rank] * (rows + columns) < rows * columns:
+            yield point

@@ -1,0 +1,186 @@
+"""Which candidate each layer takes: the fastest plan within the bounds, then the smallest, then the most accurate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+
+from edgepack.plan.knapsack import GAP, least, meets, total_of
+from edgepack.types import Array, Candidate
+
+Quantity = Literal["loss", "size_bytes", "ram_bytes", "latency_s"]
+QUANTITIES: tuple[Quantity, ...] = get_args(Quantity)
+_COUNTED: tuple[Quantity, ...] = ("size_bytes", "ram_bytes")
+
+Step = tuple[Quantity, float, float]
+"""What to minimise, the share above its least that counts as tied, and the gap on instances too large for a proof."""
+
+REFINING_GAP = 1e-3
+"""The gap of a choice among tied plans: there the bounds leave the least room, and the finest answer takes minutes."""
+
+ROUNDING = 1e-12
+"""Share of a bound that sums of floats may differ by from one order of adding to another."""
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """The most that each sum over the layers may be; None where it does not matter.
+
+    A bound that equals what some plan adds up to is met by that plan, in whatever order its figures are added.
+    """
+
+    loss: float | None = None
+    size_bytes: float | None = None
+    ram_bytes: float | None = None
+    latency_s: float | None = None
+
+
+@dataclass(frozen=True)
+class Solution:
+    """A plan: the index of the candidate that each layer takes, and the sums over the layers."""
+
+    chosen: tuple[int, ...]
+    loss: float
+    size_bytes: int
+    ram_bytes: int
+    latency_s: float
+
+
+@dataclass(frozen=True)
+class Infeasible:
+    """No plan meets all bounds.
+
+    Attributes:
+        least: for every bounded quantity the least sum among the plans that meet the other bounds; None where none do.
+        alone: bounds that no plan meets even if the others are dropped.
+    """
+
+    least: Mapping[Quantity, float | None]
+    alone: tuple[Quantity, ...]
+
+
+def solve(layers: Sequence[Sequence[Candidate]], bounds: Bounds, *, tie: float = 0.0) -> Solution | Infeasible:
+    """Pick one candidate per layer: least latency; of the plans tied with it the fewest bytes; of these the least loss.
+
+    A multiple-choice knapsack, solved by HiGHS. Up to `knapsack.PROVED_ROWS` candidates (of all layers together, equal
+    layers counted once, those beaten in everything not at all) each of the three is proved the least. Above, the
+    latency is within `knapsack.GAP` of it and the choice among the tied, those within that gap, within `REFINING_GAP`.
+
+    Args:
+        layers: the candidates of each layer.
+        bounds: on the sums over the layers.
+        tie: plans up to this share slower than the fastest count as equally fast.
+
+    Raises:
+        ValueError: a layer without candidates; a figure or tie that is negative or not finite; a bound that is NaN.
+    """
+    if not 0.0 <= tie < math.inf:
+        raise ValueError(f"tie is {tie}: expected a share, 0 or more")
+    steps: list[Step] = [("latency_s", tie, GAP), ("size_bytes", 0.0, REFINING_GAP), ("loss", 0.0, REFINING_GAP)]
+    tables, limits = _tables(layers), _limits(bounds)
+    return _by_order(tables, limits, steps)
+
+
+def least_loss(layers: Sequence[Sequence[Candidate]], bounds: Bounds, *, gap: float = GAP) -> Solution | Infeasible:
+    """Pick one candidate per layer: least loss within the bounds; of the plans tied with it the fastest.
+
+    Args:
+        layers: the candidates of each layer.
+        bounds: on the sums over the layers.
+        gap: the share by which the loss may miss the least where there are too many candidates for a proof.
+
+    Raises:
+        ValueError: as `solve`.
+    """
+    steps: list[Step] = [("loss", 0.0, gap), ("latency_s", 0.0, REFINING_GAP)]
+    return _by_order(_tables(layers), _limits(bounds), steps)
+
+
+def _by_order(
+    tables: Sequence[Array],
+    limits: Mapping[Quantity, float],
+    steps: Sequence[Step],
+) -> Solution | Infeasible:
+    """Minimise one quantity after the other, each held at its least and a share above while the next is minimised."""
+    if not tables:
+        return _infeasible(tables, limits) if any(limit < 0.0 for limit in limits.values()) else _solution(tables, ())
+    held = dict(limits)
+    near: Sequence[Array] | None = None
+    best: tuple[int, ...] | None = None
+    for quantity, share, gap in steps:
+        column, limit = QUANTITIES.index(quantity), held.pop(quantity, math.inf)
+        found = least(tables, column, _by_column(held), within=share, allowed=near, gap=gap, start=best)
+        if best is None:
+            if found is None or not meets(tables, found.picks, column, limit):
+                return _infeasible(tables, limits)
+            best = found.picks
+        if found is None:  # the search gave up where `best` shows that there is an answer
+            continue
+        if found.total <= total_of(tables, best, column):
+            best = found.picks
+        near = found.near if near is None else [a & b for a, b in zip(near, found.near, strict=True)]
+        total = total_of(tables, best, column)
+        held[quantity] = min(limit, _limit(quantity, total * (1 + max(share, found.gap))))
+    return _solution(tables, best or ())
+
+
+def _infeasible(tables: Sequence[Array], limits: Mapping[Quantity, float]) -> Solution | Infeasible:
+    """What stands in the way; or the plan after all, if one of these searches comes upon it where the first gave up."""
+    figures: dict[Quantity, float | None] = {}
+    for quantity, limit in limits.items():
+        others = {q: v for q, v in limits.items() if q != quantity}
+        column = QUANTITIES.index(quantity)
+        if not tables:
+            figures[quantity] = 0.0 if all(v >= 0.0 for v in others.values()) else None
+            continue
+        found = least(tables, column, _by_column(others))
+        if found is not None and meets(tables, found.picks, column, limit):
+            return _solution(tables, found.picks)
+        figures[quantity] = None if found is None else found.total
+    lows = {q: [float(t[:, QUANTITIES.index(q)].min()) for t in tables] for q in limits}
+    return Infeasible(figures, tuple(q for q, limit in limits.items() if math.fsum([*lows[q], -limit]) > 0.0))
+
+
+def _solution(tables: Sequence[Array], picks: tuple[int, ...]) -> Solution:
+    loss, size, ram, latency = (total_of(tables, picks, column) for column in range(len(QUANTITIES)))
+    return Solution(picks, loss, round(size), round(ram), latency)
+
+
+def _by_column(limits: Mapping[Quantity, float]) -> dict[int, float]:
+    return {QUANTITIES.index(quantity): limit for quantity, limit in limits.items()}
+
+
+def _limits(bounds: Bounds) -> dict[Quantity, float]:
+    limits: dict[Quantity, float] = {}
+    for quantity in QUANTITIES:
+        bound = getattr(bounds, quantity)
+        if bound is None or bound == math.inf:
+            continue
+        if not math.isfinite(bound):
+            raise ValueError(f"the bound on {quantity} is {bound}: expected a number or None")
+        limits[quantity] = _limit(quantity, float(bound))
+    return limits
+
+
+def _limit(quantity: Quantity, bound: float) -> float:
+    return float(math.floor(bound)) if quantity in _COUNTED else bound + abs(bound) * ROUNDING
+
+
+def _tables(layers: Sequence[Sequence[Candidate]]) -> list[Array]:
+    """Per layer (candidates, 4) float64, the columns in the order of `QUANTITIES`."""
+    tables = []
+    for index, candidates in enumerate(layers):
+        if not candidates:
+            raise ValueError(f"layer {index} has no candidates: expected at least one")
+        table = np.array([[getattr(c, quantity) for quantity in QUANTITIES] for c in candidates], dtype=np.float64)
+        wrong = ~(np.isfinite(table) & (table >= 0.0))
+        if wrong.any():
+            row, column = (int(i) for i in np.argwhere(wrong)[0])
+            found = f"{QUANTITIES[column]} of candidate {row} of layer {index} is {table[row, column]}"
+            raise ValueError(f"{found}: expected a number, 0 or more")
+        tables.append(table)
+    return tables

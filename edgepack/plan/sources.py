@@ -1,0 +1,95 @@
+"""Which source prices a build's layers: the most trusted that can price them all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from edgepack.host import probe_host
+from edgepack.plan.cost import CostSource, EmulatedCosts
+from edgepack.plan.measured import Fingerprint, MeasuredTable, fingerprint
+from edgepack.plan.measured_file import known_measured, tables_of
+from edgepack.plan.roofline import roofline
+from edgepack.plan.table import Point
+from edgepack.plan.table_file import table_for
+from edgepack.targets import HOST, Target
+from edgepack.types import Format
+
+DENSE_INT8: dict[Format, str] = {"onnx": "int8-dynamic", "tflite": "int8-dynamic-range"}
+"""The dense form that every model can be written in without data: what a source has to price."""
+
+Shape = tuple[int, int, int]
+"""Outputs, inputs, and rows that one inference multiplies."""
+
+
+def dense_int8(fmt: Format, shapes: Iterable[Shape]) -> list[Point]:
+    """The dense int8 layer of every shape: the points that a source needs before it may price a model."""
+    return [Point(fmt, DENSE_INT8[fmt], rows, columns, None, batch) for rows, columns, batch in dict.fromkeys(shapes)]
+
+
+def cost_source(
+    target: Target, fmt: Format, points: Sequence[Point], threads: int = 1, root: Path | None = None
+) -> CostSource:
+    """The most trusted source that prices all of these points; there always is one.
+
+    One source prices all candidates of a format: what is measured and what a data sheet says do not compare. Forms that
+    the chosen source lacks are no candidates.
+
+    Args:
+        target: whose layers they are.
+        fmt: of the points.
+        points: that have to be priced: `dense_int8` of the model's shapes.
+        threads: of the inference.
+        root: the cache folder, by default the user's.
+
+    Raises:
+        InputError: the emulated table is damaged.
+        StableDeviceError: the target is this machine and the probe does not run here.
+    """
+    for source in _trusted(target, fmt, threads, root):
+        if None not in source.prices(points):
+            return source
+    return roofline(target, threads)
+
+
+def _trusted(target: Target, fmt: Format, threads: int, root: Path | None) -> Iterator[CostSource]:
+    """Measured tables, the latest first, then the emulated one, which knows one thread."""
+    yield from (table for table in measured_tables(target, threads, root) if fmt in table.calls)
+    table = table_for(target) if threads == 1 else None
+    if table is not None:
+        yield EmulatedCosts(table, target)
+
+
+def measured_tables(target: Target, threads: int, root: Path | None = None) -> list[MeasuredTable]:
+    """Tables that were measured on devices like the target, the latest first; of `host` only on this very machine."""
+    if target.name == HOST:
+        known = known_measured(HOST, host_fingerprint(), threads, root)
+        return [] if known is None else [known]
+    return [table for table in tables_of(target.name, threads, root) if _alike(target, table.fingerprint)]
+
+
+def _alike(target: Target, device: Fingerprint) -> bool:
+    """A target of the same name may have been redefined since."""
+    return device.arch == target.arch and set(target.isa) <= set(device.isa)
+
+
+@cache
+def host_fingerprint() -> Fingerprint:
+    """This machine with the runtimes of this Python.
+
+    Raises:
+        StableDeviceError: the probe does not run here.
+    """
+    probed = probe_host()
+    return fingerprint(probed, {fmt: f"{name} {_version(name)}" for fmt, name in probed.runtimes.items()})
+
+
+def _version(name: str) -> str:
+    for distribution in (name, f"{name}-nightly"):
+        try:
+            return version(distribution)
+        except PackageNotFoundError:
+            continue
+    return "?"

@@ -1,0 +1,70 @@
+"""The layers of a pack: what became of each, what it was predicted to cost, and why nothing else was chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgepack.report.cells import NONE, seconds, size
+from edgepack.report.tables import plain_table
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+SHORT = ("layer", "out×in", "form", "rank", "weights", "why")
+LONG = ("layer", "out×in", "form", "rank", "break-even", "weights", "size", "latency", "loss", "why")
+
+
+def layer_table(layers: Sequence[Mapping[str, Any]], headers: tuple[str, ...] = SHORT) -> Any:
+    """One row per layer.
+
+    Args:
+        layers: of a manifest's entry for a model file.
+        headers: `SHORT` or `LONG`.
+    """
+    rows = [tuple(_cells(layer)[header] for header in headers) for layer in layers]
+    return plain_table(headers, rows, right=[h for h in headers if h not in ("layer", "form", "why")])
+
+
+def render_planned(pack: Path, manifest: Mapping[str, Any]) -> Group:
+    """Every model file of a pack with its layers, where its figures come from, and how they are to be read."""
+    from rich.console import Group
+    from rich.text import Text
+
+    parts: list[Any] = [Text(f"{pack}: {manifest['model']['name']} for {manifest['target']['name']}")]
+    for name, entry in sorted(manifest["files"].items()):
+        if "layers" not in entry:
+            continue
+        parts.append(
+            Text(f"\n{name}: {entry['form']}, {size(entry['size_bytes'])}, chosen by: {entry['form_chosen_by']}")
+        )
+        parts.append(layer_table(entry["layers"], LONG))
+    weighted = manifest.get("loss_weighted_by", "output energy")
+    parts.append(Text(f"latency: of the layer alone, predicted. {_LOSSES[weighted]}", style="dim"))
+    return Group(*parts)
+
+
+_LOSSES = {
+    "output gradients": "loss: predicted, in nats of the answer's change to second order, quantization included.",
+    "output energy": "loss: predicted share of the layer's output energy, quantization included.",
+}
+
+
+def _cells(layer: Mapping[str, Any]) -> dict[str, str]:
+    dense = layer["out_features"] * layer["in_features"]
+    rank = layer["rank"]
+    kept = 1.0 if rank is None else rank * (layer["out_features"] + layer["in_features"]) / dense
+    predicted = layer.get("predicted")
+    return {
+        "layer": layer["layer"],
+        "out×in": f"{layer['out_features']}×{layer['in_features']}",
+        "form": layer.get("form") or NONE,
+        "rank": "dense" if rank is None else str(rank),
+        "break-even": str(layer["break_even_rank"]),
+        "weights": f"{kept:.1%}",
+        "size": NONE if predicted is None else size(predicted["size_bytes"]),
+        "latency": NONE if predicted is None else seconds(predicted["latency_s"]),
+        "loss": NONE if predicted is None else f"{predicted['loss']:.2g}",
+        "why": layer["reason"],
+    }

@@ -1,0 +1,293 @@
+"""What an error at the output of a linear layer costs the whole model, by gradients that need no labels and no loss.
+
+One forward and a few backward passes per run of the model, from random directions at its first output (`draws`) to the
+outputs of its linear layers, give two things:
+
+- G, the second moment of the gradient g at the layer's output. With C, the covariance of the layer's input, an error
+  ΔW costs tr(G ΔW C ΔWᵀ) if gradients and inputs are independent, and independent from row to row (Martens and Grosse,
+  ICML 2015).
+- The cost of truncating the layer to each rank without these assumptions: the squares of Σ_rows gᵀ ΔW (x − μ), sample
+  by sample. Rows of one sample (tokens that are averaged in the end) err alike, which G does not know of: on a
+  sentence encoder G puts the cost of single layers at 0.2 … 1.5 of 1 − cosine, this at 1.2 … 2.7, where 2 is exact.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgepack.errors import ModelError
+from edgepack.torchgraph.archive import load_program
+from edgepack.torchgraph.draws import Kind, draws, samples_of
+from edgepack.torchgraph.flat import flat_module, input_names
+from edgepack.torchgraph.linears import TorchLinear
+from edgepack.torchgraph.match import match_layers
+from edgepack.types import Array, LinearLayer, Spectrum
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.fx import GraphModule, Node
+
+SAMPLES = 256
+BUDGET_S = 120.0
+FLUSH_ROWS = 1024
+
+
+@dataclass(frozen=True)
+class Curvature:
+    """What errors at one layer's output cost.
+
+    Attributes:
+        moment: G, (out, out) float64: mean over samples of Σ over rows g gᵀ.
+        truncation: (k + 1,) float64, what the pair of each rank 0 … k costs, never rising; None without a spectrum, and
+            where the layer adds something that is no constant.
+    """
+
+    moment: Array
+    truncation: Array | None
+
+
+def gradient_moments(
+    program_path: Path,
+    layers: Sequence[LinearLayer],
+    feeds: Iterable[Mapping[str, Array]],
+    seed: int,
+    *,
+    kind: Kind,
+    samples: int = SAMPLES,
+    budget_s: float = BUDGET_S,
+) -> dict[str, Array]:
+    """G alone of `curvatures`, by layer name."""
+    found = curvatures(program_path, layers, {}, feeds, seed, kind=kind, samples=samples, budget_s=budget_s)
+    return {name: one.moment for name, one in found.items()}
+
+
+def curvatures(
+    program_path: Path,
+    layers: Sequence[LinearLayer],
+    spectra: Mapping[str, Spectrum],
+    feeds: Iterable[Mapping[str, Array]],
+    seed: int,
+    *,
+    kind: Kind,
+    samples: int = SAMPLES,
+    budget_s: float = BUDGET_S,
+) -> dict[str, Curvature]:
+    """What errors at the layers' outputs cost, by layer name.
+
+    Places where one layer is used again count as further rows. Layers that no gradient reaches are absent. A run in
+    which a gradient overflows is left out.
+
+    Args:
+        program_path: a `.pt2` file.
+        layers: by their weights and names, as `match_layers` finds them.
+        spectra: by layer name, those of the layers whose truncation is to be looked at.
+        feeds: inputs of one run each, by input name or in the order of the program's inputs, in its fixed shapes.
+        seed: the same seed and feeds give the same figures, as long as the time suffices.
+        kind: "classes": the last axis of the first output holds logits, or probabilities; "vector": anything else.
+        samples: take feeds until so many samples have been seen; samples are the first axis of the first output.
+        budget_s: no further run begins after so many seconds; the first is always made.
+
+    Raises:
+        ModelError: the program cannot be read, run on the feeds, or differentiated.
+    """
+    module = flat_module(load_program(program_path))
+    for parameter in module.parameters():
+        parameter.requires_grad_(False)
+    sites = match_layers(module, layers).nodes
+    sums = {name: _Sum(found[0].weight.shape[0]) for name, found in sites.items()}
+    curves = {name: _Curve(found, spectra[name]) for name, found in sites.items() if name in spectra}
+    seen, deadline = 0, time.monotonic() + budget_s
+    with _one_thread():
+        for index, feed in enumerate(feeds):
+            if seen >= samples or (index and time.monotonic() > deadline):
+                break
+            try:
+                run = _run(module, feed, sites, kind, np.random.default_rng([seed, index]))
+            except (RuntimeError, TypeError, IndexError) as err:  # what torch raises for shapes and missing derivatives
+                raise ModelError(
+                    f"{program_path}: gradients cannot be computed: {_first_line(err)}",
+                    hint="an operator may have no derivative; the plan can do without gradients",
+                ) from err
+            if run is None:
+                return {}
+            seen += run.samples
+            for name, rows in run.gradients.items():
+                sums[name].add(rows)
+                if name in curves:
+                    curves[name].add(rows, run.outputs[name])
+    return {
+        name: Curvature(total.mean(seen), curves[name].mean(seen) if name in curves else None)
+        for name, total in sums.items()
+        if total.reached
+    }
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """One sample's matrices are too small to share, and the last bits must not depend on the number of cores."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+class _Sum:
+    """Σ g gᵀ of one layer. Rows are gathered first: one large product instead of many rank-one updates."""
+
+    def __init__(self, features: int) -> None:
+        self.total = np.zeros((features, features))
+        self.waiting: list[Array] = []
+        self.rows_waiting = 0
+        self.reached = False
+
+    def add(self, draws: Sequence[Array]) -> None:
+        for rows in draws:
+            self.reached = self.reached or bool(rows.any())
+            self.waiting.append(rows / np.float32(len(draws) ** 0.5))
+            self.rows_waiting += len(rows)
+        if self.rows_waiting >= FLUSH_ROWS:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self.waiting:
+            rows = np.concatenate(self.waiting)
+            self.total += rows.T @ rows  # in float32: sums of so few squares lose nothing that a sample would tell
+            self.waiting, self.rows_waiting = [], 0
+
+    def mean(self, samples: int) -> Array:
+        self._flush()
+        return self.total / samples
+
+
+class _Curve:
+    """Cost of each rank of one layer: t_i = Σ_rows (u_iᵀ g)(u_iᵀ W (x − μ)), and rank r costs E (Σ_{i≥r} t_i)².
+
+    The samples of one run need not be told apart: their draws are independent, so what is between them averages out.
+    """
+
+    def __init__(self, places: Sequence[TorchLinear], spectrum: Spectrum) -> None:
+        weight, bias = places[0].weight, places[0].bias
+        still = np.zeros(len(weight)) if spectrum.mean is None else weight @ spectrum.mean
+        self.still = (still if bias is None else still + bias).astype(np.float32)
+        self.known = all(_adds(place, bias) for place in places)
+        self.basis = spectrum.basis
+        self.total = np.zeros(spectrum.basis.shape[1] + 1)
+
+    def add(self, draws: Sequence[Array], outputs: Array) -> None:
+        if not self.known:
+            return
+        components = (outputs - self.still) @ self.basis
+        for rows in draws:
+            lost = ((rows @ self.basis) * components).sum(axis=0, dtype=np.float64)
+            self.total[:-1] += np.square(np.cumsum(lost[::-1])[::-1]) / len(draws)
+
+    def mean(self, samples: int) -> Array | None:
+        # Samples say now and then that one component less costs less: by chance, nothing to build on.
+        return np.maximum.accumulate(self.total[::-1])[::-1] / samples if self.known else None
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One run of the model: gradients of each draw (rows, out) and outputs (rows, out) by layer name.
+
+    `samples` is 0 and there is nothing else where a gradient overflows.
+    """
+
+    samples: int
+    gradients: Mapping[str, Sequence[Array]]
+    outputs: Mapping[str, Array]
+
+
+def _run(
+    module: GraphModule,
+    feed: Mapping[str, Array],
+    sites: Mapping[str, Sequence[TorchLinear]],
+    kind: Kind,
+    rng: np.random.Generator,
+) -> _Run | None:
+    """None where the output has no gradient at all: whole numbers, or nothing that the layers have a part in."""
+    import torch
+
+    output, probes, values = _probed(module, feed, {site.node for places in sites.values() for site in places})
+    if not output.requires_grad:
+        return None
+    found: list[dict[Node, Tensor]] = []
+    for draw in list(draws(output.detach().double().numpy(), kind, rng)):
+        direction = torch.from_numpy(np.ascontiguousarray(draw)).to(output.dtype).reshape(output.shape)
+        gradients = torch.autograd.grad(
+            output, list(probes.values()), direction, retain_graph=True, allow_unused=True, materialize_grads=True
+        )
+        found.append(dict(zip(probes, gradients, strict=True)))
+    if not all(bool(torch.isfinite(gradient).all()) for by_node in found for gradient in by_node.values()):
+        return _Run(0, {}, {})
+    met = {name: [site for site in places if site.node in probes] for name, places in sites.items()}
+    met = {name: places for name, places in met.items() if places}
+    return _Run(
+        samples_of(output),
+        {n: [np.concatenate([_rows(by[s.node], s) for s in p]) for by in found] for n, p in met.items()},
+        {n: np.concatenate([_rows(values[s.node], s) for s in p]) for n, p in met.items()},
+    )
+
+
+def _probed(
+    module: GraphModule, feed: Mapping[str, Array], nodes: set[Node]
+) -> tuple[Tensor, dict[Node, Tensor], dict[Node, Tensor]]:
+    """The first output; zeros added to each node's value, where alone gradients begin; and these values."""
+    import torch
+
+    probes: dict[Node, Tensor] = {}
+    values: dict[Node, Tensor] = {}
+
+    class Probed(torch.fx.Interpreter):  # type: ignore[misc]
+        def run_node(self, n: Node) -> Any:
+            value = super().run_node(n)
+            if n in nodes:
+                probes[n] = torch.zeros_like(value, requires_grad=True)
+                # An operator that works in place would change both.
+                values[n] = value.detach().clone()
+                value = value + probes[n]
+            return value
+
+    with torch.enable_grad():
+        results = Probed(module).run(*_arguments(module, feed))
+    return results[0], probes, values
+
+
+def _arguments(module: GraphModule, feed: Mapping[str, Array]) -> list[Tensor]:
+    import torch
+
+    names = input_names(module)
+    values = [feed[name] for name in names] if set(names) == set(feed) else list(feed.values())
+    if len(values) != len(names):
+        raise ModelError(f"the program takes the inputs {names}, found {list(feed)}")
+    dtypes = [node.meta["val"].dtype for node in module.graph.nodes if node.op == "placeholder"]
+    return [torch.from_numpy(np.array(v)).to(dtype) for v, dtype in zip(values, dtypes, strict=True)]
+
+
+def _rows(value: Tensor, site: TorchLinear) -> Array:
+    """(rows, out) float32."""
+    axis = {"left": -2, "conv": 1}.get(site.kind, -1)
+    rows: Array = value.movedim(axis, -1).reshape(-1, site.weight.shape[0]).float().numpy()
+    return rows
+
+
+def _adds(site: TorchLinear, bias: Array | None) -> bool:
+    """Whether the node adds this constant, or nothing for None, to W x."""
+    if bias is None or site.bias is None:
+        return bias is None and site.bias_input is None
+    return np.array_equal(site.bias, bias)
+
+
+def _first_line(err: BaseException) -> str:
+    return next((line.strip() for line in str(err).splitlines() if line.strip()), type(err).__name__)

@@ -1,0 +1,211 @@
+"""What a layer could become: forms by precision, ranks by request, and only what the source of costs has prices for."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgepack.errors import UsageError
+from edgepack.pipeline.menus import UNGUARDED_LOST_SHARE, Menu, make_menus, ranks_of
+from edgepack.pipeline.options import BuildOptions
+from edgepack.pipeline.pricing import Prices, Uses
+from edgepack.plan.candidates import break_even_rank, rank_choices
+from edgepack.plan.cost import Price
+from edgepack.plan.resident import resident_bytes
+from edgepack.plan.sizes import size_bytes
+from edgepack.plan.table import Point
+from edgepack.targets import get_target
+from edgepack.types import FORMS, WEIGHT_BITS, Candidate, Format, LinearLayer
+
+TFLITE_LAYER_FORMS = ("fp32", "int8-dynamic-range", "int4-dynamic-range")
+
+
+def layer(name: str = "fc", out: int = 96, inn: int = 64, op: str = "Gemm") -> LinearLayer:
+    return LinearLayer(name, np.zeros((out, inn), np.float32), np.zeros(out, np.float32), op)
+
+
+class Source:
+    """A microsecond per thousand weights; nothing on the forms that it lacks."""
+
+    name = "test table"
+
+    def __init__(self, lacks: Collection[str]) -> None:
+        self.lacks = lacks
+
+    def prices(self, points: Sequence[Point]) -> list[Price | None]:
+        return [None if p.form in self.lacks else Price(p.weights * 1e-9, self.name, 0.0) for p in points]
+
+    def call_s(self, fmt: Format) -> float:
+        return 0.0
+
+
+def menus(
+    *layers: LinearLayer,
+    fmt: Format = "onnx",
+    lacks: Collection[str] = (),
+    unseen: Collection[str] = (),
+    guarded: bool = True,
+    losses: dict[tuple[str, int | None], float] | None = None,
+    **asked: Any,
+) -> tuple[Menu, ...]:
+    chosen = BuildOptions("m.onnx", get_target("rpi4"), formats=(fmt,), **asked)
+    ranks = ranks_of(layers, chosen, unseen)
+    forms = FORMS["onnx"] if fmt == "onnx" else TFLITE_LAYER_FORMS
+    files: Any = SimpleNamespace(fmt=fmt, layer_forms=lambda: forms)
+    own: dict[str, dict[tuple[str, int | None], float]] = {}
+    for one in layers:
+        offered = (None, *ranks[one.name][0])
+        own[one.name] = losses or {(f, r): 1e-3 * (1 + (r or 0)) for f in FORMS[fmt] for r in offered}
+    uses = {one.name: Uses(1, 1) for one in layers}
+    sides = {one.name: (one.out_features, one.in_features) for one in layers}
+    prices = Prices({fmt: Source(lacks)}, uses, sides)
+    return make_menus(files, layers, ranks, own, prices, chosen, unseen, guarded=guarded)
+
+
+def forms_of(menu: Menu) -> set[str]:
+    return {one.form for one in menu.candidates}
+
+
+def ranks_in(menu: Menu) -> set[int | None]:
+    return {one.rank for one in menu.candidates}
+
+
+@pytest.mark.parametrize(
+    ("precision", "onnx", "tflite"),
+    [
+        ("auto", set(FORMS["onnx"]), set(TFLITE_LAYER_FORMS)),
+        ("fp32", {"fp32"}, {"fp32"}),
+        ("int8", {"int8-dynamic", "int8-static-qdq", "nbits8"}, {"int8-dynamic-range"}),
+        ("int4", {"nbits4"}, {"int4-dynamic-range"}),
+    ],
+)
+def test_forms_by_precision(precision: str, onnx: set[str], tflite: set[str]) -> None:
+    for fmt, expected in (("onnx", onnx), ("tflite", tflite)):
+        (menu,) = menus(layer(), fmt=fmt, precision=precision)  # type: ignore[arg-type]
+        assert forms_of(menu) == expected
+        assert ranks_in(menu) == {None, 8, 16, 24}
+        assert len(menu.candidates) == len(expected) * 4
+
+
+def test_a_candidate_carries_the_figures_of_its_place() -> None:
+    (menu,) = menus(layer())
+    for one in menu.candidates:
+        size = size_bytes("onnx", one.form, 96, 64, one.rank, bias=True)
+        weights = 96 * 64 if one.rank is None else one.rank * 160
+        loss = 1e-3 * (1 + (one.rank or 0))
+        ram = resident_bytes("onnx", one.form, size)
+        assert one == Candidate(one.form, one.rank, loss, size, ram, pytest.approx(weights * 1e-9), "test table")
+
+
+def test_ranks_are_the_multiples_that_pay() -> None:
+    (menu,) = menus(layer(out=512, inn=784), precision="int8")
+    assert ranks_in(menu) == {None, *rank_choices(512, 784)}
+    assert menu.why_dense is None
+
+
+def test_a_layer_too_small_for_a_pair_says_so() -> None:
+    (menu,) = menus(layer(out=10, inn=512))
+    assert ranks_in(menu) == {None}
+    assert menu.why_dense == f"a pair of rank 8 saves too little, its break-even rank is {break_even_rank(10, 512)}"
+
+
+@pytest.mark.parametrize(("rank", "expected"), [(5, 5), (0.5, 19), (0.25, 9)])
+def test_a_fixed_rank_or_share_is_the_only_one(rank: int | float, expected: int) -> None:
+    """96x64 has 6144 weights, a pair 160 per rank."""
+    (menu,) = menus(layer(), rank=rank)
+    assert ranks_in(menu) == {expected}
+    assert forms_of(menu) == set(FORMS["onnx"])
+
+
+@pytest.mark.parametrize(
+    ("rank", "why"),
+    [(40, "rank 40 is above its break-even rank 38"), (0.001, "a share of 0.001 of its weights is less than rank 1")],
+)
+def test_a_rank_that_does_not_fit_leaves_the_layer_dense(rank: int | float, why: str) -> None:
+    (menu,) = menus(layer(), rank=rank)
+    assert ranks_in(menu) == {None}
+    assert menu.why_dense == why
+
+
+def test_layers_that_the_data_never_reach_stay_dense_and_are_never_static() -> None:
+    """An auto search must not factor what no guard sees, and there is no range for a static grid."""
+    seen, unseen = menus(layer("seen"), layer("unseen"), unseen=["unseen"])
+    assert None in ranks_in(seen)
+    assert len(ranks_in(seen)) > 1
+    assert "int8-static-qdq" in forms_of(seen)
+    assert ranks_in(unseen) == {None}
+    assert forms_of(unseen) == set(FORMS["onnx"]) - {"int8-static-qdq"}
+    assert unseen.why_dense == "the data never reach it"
+
+
+def test_an_unseen_layer_is_factored_where_the_user_says_the_rank() -> None:
+    (menu,) = menus(layer(), unseen=["fc"], rank=8)
+    assert ranks_in(menu) == {8}
+    assert "int8-static-qdq" not in forms_of(menu)
+
+
+LOSSES: dict[tuple[str, int | None], float] = {
+    (form, rank): (0.0 if rank is None else {8: 0.5, 16: 0.02, 24: 0.009}[rank]) + (0.02 if bits == 4 else 0.0)
+    for form, bits in WEIGHT_BITS.items()
+    for rank in (None, 8, 16, 24)
+}
+
+
+def test_without_a_guard_a_layer_loses_at_most_a_hundredth() -> None:
+    (menu,) = menus(layer(), guarded=False, losses=LOSSES)
+    assert {(one.form, one.rank) for one in menu.candidates} == {
+        (form, rank) for form in FORMS["onnx"] if WEIGHT_BITS[form] > 4 for rank in (None, 24)
+    }
+    assert max(one.loss for one in menu.candidates) <= UNGUARDED_LOST_SHARE
+
+
+def test_without_a_guard_what_was_asked_for_is_done_as_well_as_it_can_be() -> None:
+    (fixed,) = menus(layer(), guarded=False, losses=LOSSES, rank=8)
+    assert ranks_in(fixed) == {8}
+    (int4,) = menus(layer(), guarded=False, losses=LOSSES, precision="int4")
+    assert [(one.form, one.rank, one.loss) for one in int4.candidates] == [("nbits4", None, 0.02)]
+
+
+@pytest.mark.parametrize(
+    ("one", "ranks"),
+    [(layer(), {None, 8, 16, 24}), (layer(inn=63), set()), (layer(op="Conv"), set())],
+    ids=["even", "odd", "convolution"],
+)
+def test_tflite_int4_only_where_it_has_a_kernel(one: LinearLayer, ranks: set[int | None]) -> None:
+    (menu,) = menus(one, fmt="tflite")
+    assert {c.rank for c in menu.candidates if c.form == "int4-dynamic-range"} == ranks
+    assert forms_of(menu) >= {"fp32", "int8-dynamic-range"}
+
+
+@pytest.mark.parametrize("one", [layer(inn=63), layer(op="Conv")], ids=["odd", "convolution"])
+def test_int4_that_has_no_kernel_leaves_the_layer_in_int8(one: LinearLayer) -> None:
+    """The runtime would unpack four bits at every inference."""
+    other, odd = menus(layer("even"), one, fmt="tflite", precision="int4")
+    assert forms_of(other) == {"int4-dynamic-range"}
+    assert forms_of(odd) == {"int8-dynamic-range"}
+
+
+def test_an_odd_rank_asked_for_in_int4() -> None:
+    (menu,) = menus(layer(), fmt="tflite", precision="int4", rank=7)
+    assert ranks_in(menu) == {7}
+    assert forms_of(menu) == {"int8-dynamic-range"}
+
+
+def test_forms_without_a_price_are_absent() -> None:
+    (menu,) = menus(layer(), lacks=["nbits8", "nbits4"])
+    assert forms_of(menu) == {"fp32", "int8-dynamic", "int8-static-qdq"}
+
+
+def test_a_precision_without_any_price_is_refused() -> None:
+    with pytest.raises(UsageError, match="int4.*test table"):
+        menus(layer(), lacks=["nbits4"], precision="int4")
+
+
+def test_every_layer_gets_a_menu_in_order() -> None:
+    made = menus(layer("a"), layer("b", 10, 512), layer("c", 256, 256))
+    assert [menu.layer.name for menu in made] == ["a", "b", "c"]
+    assert all(menu.candidates for menu in made)

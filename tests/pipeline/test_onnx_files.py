@@ -1,0 +1,208 @@
+"""ONNX files of mixed forms: every layer, and both halves of a factored one, in the form that it was given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from onnx import helper, numpy_helper
+
+from edgepack.data import Samples
+from edgepack.errors import ModelError
+from edgepack.inference import load
+from edgepack.onnxgraph.session import session
+from edgepack.onnxgraph.sites import find_sites
+from edgepack.pipeline.files import ModelFiles
+from edgepack.pipeline.onnx_files import OnnxFiles
+from edgepack.types import FORMS, Array, Factors
+
+node = helper.make_node
+RANK = 4
+
+
+def normal(*shape: int, seed: int = 0) -> Array:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def model(
+    nodes: Sequence[onnx.NodeProto], x: Sequence[int | str], weights: Mapping[str, Array], opset: int
+) -> ir.Model:
+    ends = [
+        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name, shape in (("x", x), ("y", None))
+    ]
+    constants = [numpy_helper.from_array(a, name) for name, a in weights.items()]
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], constants)
+    imports = [helper.make_opsetid("", opset)]
+    return ir.serde.deserialize_model(helper.make_model(graph, opset_imports=imports, ir_version=8))
+
+
+def mlp(opset: int = 17) -> ir.Model:
+    """Three layers, 20 → 24 → 28 → 10."""
+    nodes = [
+        node("Gemm", ["x", "fc1", "b1"], ["h"]),
+        node("Relu", ["h"], ["r"]),
+        node("MatMul", ["r", "fc2"], ["m"]),
+        node("Add", ["m", "b2"], ["a"]),
+        node("Gemm", ["a", "fc3", "b3"], ["y"]),
+    ]
+    weights = {"fc1": normal(20, 24), "fc2": normal(24, 28, seed=1), "fc3": normal(28, 10, seed=2)}
+    biases = {f"b{i}": normal(n, seed=7) for i, n in ((1, 24), (2, 28), (3, 10))}
+    return model(nodes, ["N", 20], weights | biases, opset)
+
+
+def with_conv() -> ir.Model:
+    """A 3×3 convolution, which is no linear layer, in front of a linear one."""
+    nodes = [
+        node("Conv", ["x", "k"], ["c"]),
+        node("GlobalAveragePool", ["c"], ["p"]),
+        node("Flatten", ["p"], ["f"]),
+        node("Gemm", ["f", "fc", "b"], ["y"]),
+    ]
+    weights = {"k": normal(24, 8, 3, 3), "fc": normal(24, 10, seed=1), "b": normal(10, seed=2)}
+    return model(nodes, ["N", 8, 6, 6], weights, 17)
+
+
+def files(source: ir.Model, x: Array | None = None) -> OnnxFiles:
+    return OnnxFiles(source, None if x is None else Samples({"x": x}), largest=127)
+
+
+def factors(source: ir.Model, *names: str) -> dict[str, Factors]:
+    made = {}
+    for site in find_sites(source.clone()):
+        if site.layer.name in names:
+            q = np.linalg.qr(normal(site.layer.out_features, RANK, seed=9))[0].astype(np.float32)
+            made[site.layer.name] = Factors(q, q.T @ site.layer.weight, site.layer.bias)
+    assert set(made) == set(names)
+    return made
+
+
+def bits_by_sides(made: OnnxFiles, path: Path) -> dict[tuple[int, int], int]:
+    return {(a, b): bits for a, b, bits in made.read(path).weights}
+
+
+def test_both_halves_take_the_layers_form(tmp_path: Path) -> None:
+    x = normal(40, 20, seed=3)
+    made, path = files(mlp(), x), tmp_path / "m.onnx"
+    pairs = factors(made.model, "fc1", "fc2")
+    made.write(pairs, "int8-static-qdq", path, {"fc1": "nbits4", "fc3": "fp32"})
+    wanted = [(RANK, 20, 4), (RANK, 24, 4), (RANK, 24, 8), (RANK, 28, 8), (10, 28, 32)]
+    assert sorted(made.read(path).weights) == sorted(wanted)
+    assert sorted(made.read_optimized(path).weights) == sorted(wanted)
+    made.write(pairs, "fp32", tmp_path / "float.onnx")
+    one, other = (load(p, "onnx").run({"x": x})[0] for p in (path, tmp_path / "float.onnx"))
+    assert np.linalg.norm(one - other) < 0.25 * np.linalg.norm(other)
+    assert np.linalg.norm(one - other) > 1e-3 * np.linalg.norm(other)
+
+
+@pytest.mark.parametrize("form", FORMS["onnx"])
+def test_a_static_layer_in_a_file_of_any_form_gets_its_range(form: str, tmp_path: Path) -> None:
+    made, path = files(mlp(), normal(40, 20, seed=3)), tmp_path / "m.onnx"
+    made.write(factors(made.model, "fc2"), form, path, {"fc2": "int8-static-qdq"})
+    bits = bits_by_sides(made, path)
+    assert (bits[RANK, 24], bits[RANK, 28]) == (8, 8)
+    quantized = [n for n in ir.load(path).graph if n.op_type == "QuantizeLinear"]
+    assert len(quantized) == (4 if form == "int8-static-qdq" else 2)
+
+
+def test_no_forms_and_empty_forms_are_the_same_file(tmp_path: Path) -> None:
+    made = files(mlp())
+    made.write(factors(made.model, "fc1"), "nbits8", tmp_path / "a.onnx")
+    made.write(factors(made.model, "fc1"), "nbits8", tmp_path / "b.onnx", {})
+    made.write(factors(made.model, "fc1"), "fp32", tmp_path / "c.onnx", dict.fromkeys(("fc1", "fc2", "fc3"), "nbits8"))
+    assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
+    assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "c.onnx").read_bytes()
+
+
+def test_a_form_for_no_layer(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="a form was given for 'fc9'"):
+        files(mlp()).write({}, "fp32", tmp_path / "m.onnx", {"fc9": "nbits8"})
+
+
+def test_halves_whose_names_are_taken(tmp_path: Path) -> None:
+    """A layer is called what the half of another one would be called."""
+    nodes = [node("MatMul", ["x", "fc"], ["h"]), node("MatMul", ["h", "fc.A"], ["y"])]
+    source = model(nodes, ["N", 20], {"fc": normal(20, 24), "fc.A": normal(24, 28)}, 17)
+    made, path = files(source), tmp_path / "m.onnx"
+    made.write(factors(source, "fc"), "nbits8", path, {"fc": "nbits4"})
+    assert bits_by_sides(made, path) == {(RANK, 20): 4, (RANK, 24): 4, (24, 28): 8}
+    made.write(factors(source, "fc"), "nbits8", path, {"fc.A": "nbits4"})
+    assert bits_by_sides(made, path) == {(RANK, 20): 8, (RANK, 24): 8, (24, 28): 4}
+
+
+def test_a_weight_in_two_orientations(tmp_path: Path) -> None:
+    """Two layers, one of which has another name as soon as the other one is factored."""
+    nodes = [
+        node("MatMul", ["x", "tied"], ["h"], name="encoder"),
+        node("Transpose", ["tied"], ["t"], perm=[1, 0]),
+        node("MatMul", ["h", "t"], ["y"], name="decoder"),
+    ]
+    source = model(nodes, ["N", 20], {"tied": normal(20, 24)}, 17)
+    made, path = files(source), tmp_path / "m.onnx"
+    assert [site.layer.name for site in find_sites(source.clone())] == ["encoder", "decoder"]
+    made.write(factors(source, "encoder"), "int8-dynamic", path, {"encoder": "nbits8", "decoder": "nbits4"})
+    assert bits_by_sides(made, path) == {(RANK, 20): 8, (RANK, 24): 8, (20, 24): 4}
+
+
+def test_one_layer_alone_in_int8(tmp_path: Path) -> None:
+    made = files(mlp())
+    made.write_one_layer("fc2", tmp_path / "m.onnx")
+    assert bits_by_sides(made, tmp_path / "m.onnx") == {(20, 24): 32, (24, 28): 8, (10, 28): 32}
+
+
+@pytest.mark.parametrize(
+    ("opset", "calibrated", "forms"),
+    [
+        (17, True, FORMS["onnx"]),
+        (17, False, ("fp32", "int8-dynamic", "nbits8", "nbits4")),
+        (10, True, ("fp32", "int8-static-qdq", "nbits8", "nbits4")),
+        (6, True, ("fp32",)),
+    ],
+)
+def test_forms_of_a_layer(opset: int, calibrated: bool, forms: tuple[str, ...]) -> None:
+    made = files(mlp(opset), normal(4, 20) if calibrated else None)
+    assert made.layer_forms() == forms
+
+
+def test_forms_of_a_file() -> None:
+    plain: ModelFiles = files(mlp())
+    assert plain.rest("nbits8") == ("nbits8",)
+    assert plain.forms(["nbits4", "int8-static-qdq"]) == ("nbits4", "int8-static-qdq")
+    made: ModelFiles = files(with_conv())
+    assert made.rest("fp32") == made.fp32_forms == ("fp32+weights", "fp32")
+    assert made.rest("int8-dynamic") == ("int8-dynamic+weights",)
+    assert made.rest("int8-static-qdq") == ("int8-static-qdq", "int8-static-qdq+weights")
+    assert made.rest("nbits4") == ("nbits4+weights",)
+    assert made.probe_form == "int8-dynamic+weights"
+    assert made.forms(["nbits8", "int8-static-qdq"]) == (
+        "nbits8+weights",
+        "int8-static-qdq",
+        "int8-static-qdq+weights",
+    )
+
+
+@pytest.mark.parametrize("form", ["fp32", "fp32+weights", "nbits8", "nbits8+weights", "int8-static-qdq"])
+@pytest.mark.parametrize("own", ["nbits4", "int8-dynamic", "int8-static-qdq", "fp32"])
+def test_the_rest_goes_by_the_files_form(form: str, own: str, tmp_path: Path) -> None:
+    x = normal(16, 8, 6, 6, seed=3)
+    made, path = files(with_conv(), x), tmp_path / "m.onnx"
+    made.write({}, form, path, {"fc": own})
+    weights = {v.name: v.dtype for v in ir.load(path).graph.initializers.values() if v.shape == (24, 8, 3, 3)}
+    wanted = ir.DataType.FLOAT if form in ("fp32", "nbits8") else ir.DataType.INT8
+    assert list(weights.values()) == [wanted]
+    bits = {"nbits4": 4, "fp32": 32}.get(own, 8)
+    assert bits_by_sides(made, path)[10, 24] == bits
+    reference = session(made.model).run(None, {"x": x})[0]
+    found = load(path, "onnx").run({"x": x})[0]
+    assert np.linalg.norm(found - reference) < 0.2 * np.linalg.norm(reference)
+
+
+@pytest.mark.parametrize("form", ["nbits8", "nbits4"])
+def test_the_dense_baseline(form: str, tmp_path: Path) -> None:
+    made = files(with_conv())
+    assert made.write_baseline(form, tmp_path / "m.onnx") == "edgepack"
+    assert bits_by_sides(made, tmp_path / "m.onnx")[10, 24] == int(form[-1])
+    assert made.warnings == []

@@ -1,0 +1,216 @@
+"""TFLite files of one model: a form per layer, read back, and one conversion for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgepack.cache import Cache
+from edgepack.data import Samples
+from edgepack.emit.tflite import TfliteEmitter
+from edgepack.errors import ModelError
+from edgepack.inference import load, predict
+from edgepack.metrics import sqnr_db
+from edgepack.onnxgraph.files import save
+from edgepack.onnxgraph.rewrite import with_factors
+from edgepack.pipeline.opened import Opened, open_model
+from edgepack.pipeline.tflite_files import TfliteFiles
+from edgepack.types import Array, Factors, LinearLayer
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+
+INT4, INT8, STATIC = "int4-dynamic-range", "int8-dynamic-range", "int8-static"
+RECIPE = """
+import torch
+from torch import nn
+from edgepack.types import Recipe
+
+class Model(nn.Module):
+    '''A layer norm, an MLP of three layers, the second of which is used twice, and a product the other way round.'''
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.LayerNorm(64)
+        nn.init.uniform_(self.norm.weight, 0.5, 1.5)
+        nn.init.normal_(self.norm.bias)
+        self.first, self.second, self.third = nn.Linear(64, 96), nn.Linear(96, 96), nn.Linear(96, 10)
+        self.left = nn.Parameter(torch.randn(6, 3))
+
+    def forward(self, x):
+        hidden = torch.relu(self.second(torch.relu(self.second(torch.relu(self.first(self.norm(x)))))))
+        return self.left @ self.third(hidden)
+
+def recipe():
+    torch.manual_seed(0)
+    return Recipe(Model(), (torch.zeros(1, 3, 64),))
+"""
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("tflite")
+
+
+@pytest.fixture(scope="module")
+def opened(work: Path) -> Opened:
+    (work / "model.py").write_text(RECIPE)
+    return open_model(f"{work / 'model.py'}:recipe", work)
+
+
+@pytest.fixture(scope="module")
+def data() -> Samples:
+    return Samples({"x": np.random.default_rng(0).standard_normal((48, 3, 64)).astype(np.float32)})
+
+
+@pytest.fixture(scope="module")
+def files(work: Path, opened: Opened, data: Samples) -> Iterator[TfliteFiles]:
+    """One converter process for all tests."""
+    (work / "plans").mkdir()
+    with TfliteFiles(Cache(work / "cache"), work / "plans") as made:
+        made.open(opened, data, {"x": np.zeros((1, 3, 64), np.float32)})
+        yield made
+
+
+@pytest.fixture(scope="module")
+def layers(opened: Opened) -> tuple[LinearLayer, ...]:
+    """First, second, third; the product from the left is the fourth where it counts as a layer."""
+    order = {(96, 64): 0, (96, 96): 1, (10, 96): 2}
+    found = [layer for layer in opened.layers if layer.weight.shape in order]
+    return tuple(sorted(found, key=lambda layer: order[layer.out_features, layer.in_features]))
+
+
+def pair(layer: LinearLayer, rank: int) -> Factors:
+    u, s, v = np.linalg.svd(layer.weight, full_matrices=False)
+    assert layer.bias is not None
+    return Factors(
+        (u[:, :rank] * s[:rank]).astype(np.float32), v[:rank].astype(np.float32), layer.bias + np.float32(0.1)
+    )
+
+
+def answers(path: Path, data: Samples) -> Array:
+    return predict(load(path, "tflite"), data)
+
+
+def reference(opened: Opened, factors: dict[str, Factors], data: Samples, path: Path) -> Array:
+    save(with_factors(opened.model, factors), path)
+    return predict(load(path, "onnx"), data)
+
+
+def held(files: TfliteFiles, path: Path) -> dict[tuple[int, int], int]:
+    return {(a, b): bits for a, b, bits in files.read(path).weights}
+
+
+def test_every_layer_of_a_file_in_its_own_form(
+    files: TfliteFiles, opened: Opened, layers: tuple[LinearLayer, ...], data: Samples, tmp_path: Path
+) -> None:
+    first, second, third = layers
+    factors = {second.name: pair(second, 24)}
+    want = reference(opened, factors, data, tmp_path / "thin.onnx")
+    files.write(factors, INT8, tmp_path / "mixed.tflite", {first.name: "fp32", third.name: INT4})
+    got = held(files, tmp_path / "mixed.tflite")
+    assert (got[64, 96], got[24, 96], got[10, 96]) == (32, 8, 4)
+    assert sqnr_db(answers(tmp_path / "mixed.tflite", data), want) > 15
+    files.write(factors, "fp32", tmp_path / "float.tflite")
+    assert sqnr_db(answers(tmp_path / "float.tflite", data), want) > 100
+    files.write(factors, "fp32", tmp_path / "one.tflite", {second.name: INT4})
+    got = held(files, tmp_path / "one.tflite")
+    assert (got[64, 96], got[24, 96], got[10, 96]) == (32, 4, 32)
+    twice = [weight for weight in files.read(tmp_path / "one.tflite").weights if weight == (24, 96, 4)]
+    assert len(twice) == 4, "both halves, in both places"
+
+
+def test_fewer_bits_make_a_smaller_file(files: TfliteFiles, data: Samples, tmp_path: Path) -> None:
+    for form in files.layer_forms():
+        assert files.rest(form) == (form,)
+        files.write({}, form, tmp_path / form)
+    sizes = [(tmp_path / form).stat().st_size for form in ("fp32", INT8, INT4)]
+    assert sizes[0] > 2.5 * sizes[1] > 2.5 * 1.3 * sizes[2]
+    plain = answers(tmp_path / "fp32", data)
+    assert sqnr_db(answers(tmp_path / INT8, data), plain) > 30
+    assert sqnr_db(answers(tmp_path / INT4, data), plain) > 10
+
+
+def test_one_conversion_for_all_plans(
+    files: TfliteFiles, layers: tuple[LinearLayer, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files.write({}, "fp32", tmp_path / "dense.tflite")
+    monkeypatch.setattr(TfliteEmitter, "emit", lambda *args: pytest.fail("converted again"))
+    for rank in (8, 16):
+        factors = {layer.name: pair(layer, rank) for layer in layers[:2]}
+        for form in files.layer_forms():
+            files.write(factors, form, tmp_path / "m.tflite", {layers[2].name: INT8})
+    assert len(list((files._work).iterdir())) == 2, "the dense file and the last plan's"
+
+
+def test_forms_are_part_of_the_cache_key(
+    files: TfliteFiles, layers: tuple[LinearLayer, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    factors = {layers[0].name: pair(layers[0], 12)}
+    written = {}
+    for form in ("fp32", INT4):
+        files.write(factors, INT8, tmp_path / form, {layers[1].name: form})
+        written[form] = (tmp_path / form).read_bytes()
+    assert written["fp32"] != written[INT4]
+    monkeypatch.setattr(TfliteEmitter, "quantize", lambda *args: pytest.fail("quantized again"))
+    for form in ("fp32", INT4):
+        files.write(factors, INT8, tmp_path / "again", {layers[1].name: form, layers[2].name: INT8})
+        assert (tmp_path / "again").read_bytes() == written[form]
+
+
+def test_a_model_that_cannot_be_split_is_converted_for_every_plan(
+    files: TfliteFiles,
+    opened: Opened,
+    layers: tuple[LinearLayer, ...],
+    data: Samples,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Without the model's vectors nobody can tell what of the first layer's bias was the layer norm's shift."""
+    from edgepack.pipeline import tflite_files
+
+    monkeypatch.setattr(tflite_files, "_vectors", lambda opened: [])
+    monkeypatch.delitem(files.__dict__, "_places", raising=False)
+    factors = {layers[0].name: pair(layers[0], 20)}
+    assert not files._places.takes(factors)
+    files.write(factors, INT8, tmp_path / "m.tflite", {layers[0].name: INT4, layers[1].name: "fp32"})
+    got = held(files, tmp_path / "m.tflite")
+    assert (got[20, 64], got[20, 96], got[96, 96], got[10, 96]) == (4, 4, 32, 8)
+    want = reference(opened, factors, data, tmp_path / "thin.onnx")
+    assert sqnr_db(answers(tmp_path / "m.tflite", data), want) > 12
+    monkeypatch.delitem(files.__dict__, "_places")
+
+
+def test_what_is_refused(files: TfliteFiles, layers: tuple[LinearLayer, ...], tmp_path: Path) -> None:
+    out = tmp_path / "m.tflite"
+    with pytest.raises(ModelError, match="no layer nowhere"):
+        files.write({}, INT8, out, {"nowhere": INT4})
+    with pytest.raises(ValueError, match="can be fp32, not int8-dynamic-range"):
+        files.write({}, STATIC, out, {layers[0].name: INT8})
+    with pytest.raises(ValueError, match="not int8-static"):
+        files.write({}, INT8, out, {layers[0].name: STATIC})
+    assert not out.exists()
+    files.write({}, STATIC, out, {layers[0].name: "fp32"})
+    assert (held(files, out)[64, 96], held(files, out)[96, 96]) == (32, 8)
+
+
+def test_a_product_from_the_left_is_a_layer_too(
+    files: TfliteFiles, opened: Opened, layers: tuple[LinearLayer, ...], tmp_path: Path
+) -> None:
+    (left,) = {layer.name for layer in opened.layers} - {layer.name for layer in layers}
+    files.write({}, INT8, tmp_path / "m.tflite", {left: "fp32"})
+    assert (held(files, tmp_path / "m.tflite")[3, 6], held(files, tmp_path / "m.tflite")[96, 96]) == (32, 8)
+
+
+def test_a_layer_without_an_operator_is_named(
+    files: TfliteFiles, layers: tuple[LinearLayer, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = layers[1].name
+    known = {other: names for other, names in files._places.operators.items() if other != name}
+    monkeypatch.setitem(files.__dict__, "_places", replace(files._places, operators=known))
+    with pytest.raises(ModelError, match=f"no operator of the TFLite file has the weights of {name}"):
+        files.write({}, "fp32", tmp_path / "m.tflite", {name: INT4, layers[0].name: INT8})
+    assert not (tmp_path / "m.tflite").exists()
