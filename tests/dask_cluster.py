@@ -43,7 +43,8 @@ class DaskCluster:
 
 @contextmanager
 def dask_cluster(folder: Path, workers: Sequence[str] = (WORKER, WORKER)) -> Iterator[DaskCluster]:
-    """A scheduler on a free port and workers of one thread each, which nobody starts again; all end with the block.
+    """A scheduler on a free port and workers of one thread each, which nobody starts again; all end with the block, and
+    soon after a test run that was killed.
 
     Args:
         workers: the Python code of each.
@@ -60,7 +61,18 @@ def dask_cluster(folder: Path, workers: Sequence[str] = (WORKER, WORKER)) -> Ite
             return process
 
         try:
-            start(SCHEDULER, "--host", "127.0.0.1", "--port", "0", "--no-show", "--scheduler-file", str(file))
+            start(
+                SCHEDULER,
+                "--host",
+                "127.0.0.1",
+                "--port",
+                "0",
+                "--no-show",
+                "--idle-timeout",
+                "120s",
+                "--scheduler-file",
+                str(file),
+            )
             address = _address(file)
             for number, code in enumerate(workers):
                 start(

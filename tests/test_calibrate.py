@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgepack.calibrate import FLUSH_ROWS, moments, ranges
+from edgepack.calibrate import FLUSH_ROWS, merged, moments, ranges, sums
 from edgepack.errors import DataError
 from edgepack.types import Array, Moments
 
@@ -23,6 +23,7 @@ def cut(x: Array, at: list[int]) -> list[Array]:
 def assert_close(a: Moments, b: Moments) -> None:
     assert a.count == b.count
     assert (a.low, a.high) == (b.low, b.high)
+    assert a.row_range == pytest.approx(b.row_range, rel=1e-12)
     np.testing.assert_allclose(a.mean, b.mean, rtol=1e-12, atol=1e-12)
     np.testing.assert_allclose(a.second, b.second, rtol=1e-12, atol=1e-12 * np.abs(b.second).max())
 
@@ -42,8 +43,11 @@ def test_streaming_equals_numpy_for_every_cut(
     found = moments({"x": part} for part in cut(x, at))["x"]
     x64 = x.astype(np.float64)
     second = x64.T @ x64 / count
-    assert_close(found, Moments(count, x64.mean(axis=0), second, float(x.min()), float(x.max())))
+    spans = np.maximum(x64.max(axis=1), 0) - np.minimum(x64.min(axis=1), 0)
+    row_range = np.sqrt(np.mean(spans**2))
+    assert_close(found, Moments(count, x64.mean(axis=0), second, float(x.min()), float(x.max()), row_range))
     assert_close(found, moments([{"x": x}])["x"])
+    assert_close(found, merged(sums([{"x": part}]) for part in cut(x, at))["x"])
     assert (found.mean.dtype, found.second.dtype) == (np.float64, np.float64)
     np.testing.assert_array_equal(found.second, found.second.T)
 
@@ -74,6 +78,26 @@ def test_several_values_and_rows_of_other_counts() -> None:
     found = moments(iter(stream))
     assert {name: m.count for name, m in found.items()} == {"a": 3, "b": 8}
     assert found["b"].second.shape == (4, 4)
+
+
+def test_the_range_of_a_row_reaches_from_zero() -> None:
+    x = np.array([[1.0, 3.0], [-4.0, -1.0], [-2.0, 2.0]], np.float32)
+    assert moments([{"x": x}])["x"].row_range == pytest.approx(np.sqrt((3**2 + 4**2 + 4**2) / 3))
+
+
+def test_parts_without_rows_of_a_value() -> None:
+    a, b = rows(30, 3, 0), rows(20, 4, 1)
+    found = merged([sums([{"a": a[:10]}]), {}, sums([{"a": a[10:], "b": b}]), sums([{"b": rows(0, 4, 2)}])])
+    assert_close(found["a"], moments([{"a": a}])["a"])
+    assert_close(found["b"], moments([{"b": b}])["b"])
+    assert list(found) == ["a", "b"]
+
+
+def test_the_same_parts_give_the_same_bits() -> None:
+    x = rows(5000, 40, 3)
+    first, second = (merged(sums([{"x": part}]) for part in np.split(x, 5))["x"] for _ in range(2))
+    np.testing.assert_array_equal(first.second, second.second)
+    np.testing.assert_array_equal(first.mean, second.mean)
 
 
 def test_float16_is_summed_in_double() -> None:

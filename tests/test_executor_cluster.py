@@ -122,6 +122,7 @@ def test_a_cluster_that_goes_away(whole: bool, says: str, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("code", "says"),
     [(WITHOUT_EDGEPACK, "a worker cannot import what a task needs"), (OLD_EDGEPACK, r"edgepack 0\.0\.1 instead of")],
+    ids=["none", "old"],
 )
 def test_a_worker_of_another_installation_is_named_and_survives(code: str, says: str, tmp_path: Path) -> None:
     with dask_cluster(tmp_path, [code]) as found:
@@ -143,18 +144,28 @@ def test_a_scheduler_without_workers(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("impatient")
-@pytest.mark.parametrize("listens", [False, True])
-def test_nobody_or_somebody_else_answers(listens: bool) -> None:
+@pytest.mark.parametrize("reply", [None, b"", b"HTTP/1.1 400 Bad Request\r\n\r\n"], ids=["none", "mute", "http"])
+def test_nobody_or_somebody_else_answers(reply: bytes | None) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"tcp://127.0.0.1:{server.getsockname()[1]}"
-        if not listens:
+        if reply is None:
             server.close()
+        elif reply:
+            threading.Thread(target=_answer, args=(server, reply)).start()
         with (
             pytest.raises(TransientDeviceError, match=f"{address}: no Dask scheduler answers") as caught,
             workers(address),
         ):
             pass
     assert "dask scheduler" in str(caught.value.hint)
+    assert str(caught.value).count("\n") == 0
+
+
+def _answer(server: socket.socket, reply: bytes) -> None:
+    caller, _ = server.accept()
+    with caller:
+        caller.sendall(reply)
+        caller.recv(1000)
 
 
 @pytest.mark.parametrize(

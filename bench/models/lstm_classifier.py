@@ -16,8 +16,8 @@ from edgepack.types import Array, Recipe
 
 STEPS = PIXELS = 28
 HIDDEN = 128
-EPOCHS = 6
-BATCH = 100
+EPOCHS = 5
+BATCH = 64
 PEAK_LEARNING_RATE = 5e-3
 
 

@@ -113,11 +113,11 @@ def _explore(options: BuildOptions, *, as_json: bool) -> None:
     if options.pick:
         raise UsageError("--explore lists plans and --pick builds one: give one of them")
     with progress_bar(as_json=as_json) as progress:
-        rows = run(options, progress=progress)
+        found = run(options, progress=progress)
     if as_json:
-        show_json(explored_json(rows))
+        show_json({"plans": explored_json(found.rows), "warnings": found.warnings})
     else:
-        show(render_explored(rows))
+        show(render_explored(found.rows, found.warnings))
 
 
 def inspect(

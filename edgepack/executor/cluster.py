@@ -145,9 +145,9 @@ def connect(address: str) -> Cluster:
         with ThreadPoolExecutor(1) as apart:
             apart.submit(asyncio.run, _knock(address)).result()
         client = Client(address, timeout=CONNECT_S, set_as_default=False)
-    except (OSError, ValueError, ImportError) as err:
+    except (OSError, ValueError, ImportError, MemoryError) as err:  # a reply that is not Dask's claims any size
         raise TransientDeviceError(
-            f"{address}: no Dask scheduler answers there ({str(err).splitlines()[0]})",
+            f"{address}: no Dask scheduler answers there ({str(err) or 'no reply in time'})",
             hint="check the address, the firewall, and that `dask scheduler` of the same version runs",
         ) from err
     with ExitStack() as stack:
@@ -176,7 +176,9 @@ async def _knock(address: str) -> None:
     from distributed.comm import connect
     from distributed.security import Security
 
-    comm = await connect(address, timeout=CONNECT_S, **Security().get_connection_args("client"))
+    # Dask itself would wait for ever for somebody who takes the call and says nothing.
+    async with asyncio.timeout(CONNECT_S):
+        comm = await connect(address, timeout=CONNECT_S, **Security().get_connection_args("client"))
     await comm.close()
 
 

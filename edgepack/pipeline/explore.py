@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from edgepack.cache import Cache
 from edgepack.errors import UsageError
-from edgepack.pipeline.ladder import Step, make_ladder
+from edgepack.pipeline.ladder import Aim, LayerPlans, Step, make_ladder
 from edgepack.pipeline.limits import infeasible, measure_rest, user_bounds
 from edgepack.pipeline.options import BuildOptions
 from edgepack.pipeline.prepared import Prepared, prepared
@@ -19,13 +20,21 @@ from edgepack.progress import Progress, silent
 from edgepack.report.explored import ExploredRow
 from edgepack.types import Format
 
-PLANS = 16
-"""Probed per format, spread evenly over the ladder."""
+PLANS = 20
+"""Probed per format at most: half of them the fastest at what they lose, half of them the smallest."""
+
+AIMS: tuple[Aim, ...] = ("latency", "size")
 
 
-def explore(
-    options: BuildOptions, *, cache: Cache | None = None, progress: Progress = silent
-) -> tuple[ExploredRow, ...]:
+@dataclass(frozen=True)
+class Exploration:
+    """Plans of all formats, and what the user should hear."""
+
+    rows: tuple[ExploredRow, ...]
+    warnings: tuple[str, ...]
+
+
+def explore(options: BuildOptions, *, cache: Cache | None = None, progress: Progress = silent) -> Exploration:
     """Probes plans from the one that loses least to the fastest, within the limits of the options. Writes no pack.
 
     Raises:
@@ -35,7 +44,8 @@ def explore(
     """
     with prepared(options, cache or Cache(fresh=options.fresh), progress) as ready:
         _check(ready)
-        return _numbered(ready, {fmt: search.probes for fmt, (search, _) in _explored(ready).items()})
+        rows = _numbered(ready, {fmt: search.probes for fmt, (search, _) in _explored(ready).items()})
+        return Exploration(rows, tuple(ready.task.warnings))
 
 
 def picked(ready: Prepared) -> dict[Format, Found]:
@@ -72,13 +82,24 @@ def _explored(ready: Prepared) -> dict[Format, tuple[Search, tuple[Step, ...]]]:
     found = {}
     for number, (fmt, files) in enumerate(ready.files.items(), start=1):
         rest = measure_rest(task, files, ready.prices)
-        steps = make_ladder(ready.menus[fmt], task.spectra, user_bounds(task.options, rest), task.progress)
-        if isinstance(steps, Infeasible):
-            raise infeasible(fmt, steps, task.options, rest)
+        bounds = user_bounds(task.options, rest)
+        steps: dict[LayerPlans, Step] = {}
+        for aim in AIMS:
+            ladder = make_ladder(ready.menus[fmt], task.spectra, bounds, rest.latency_s, task.progress, aim=aim)
+            if isinstance(ladder, Infeasible):
+                raise infeasible(fmt, ladder, task.options, rest)
+            steps |= {step.layers: step for step in _spread(ladder, PLANS // len(AIMS))}
+        ordered = tuple(sorted(steps.values(), key=lambda step: step.loss))
         search = Search(task, files, began + 60 * task.options.search_minutes * number / len(ready.files))
-        search.explore(steps, PLANS)
-        found[fmt] = search, steps
+        search.explore(ordered)
+        found[fmt] = search, ordered
     return found
+
+
+def _spread(steps: Sequence[Step], count: int) -> list[Step]:
+    """`count` steps over the whole ladder, both ends among them."""
+    indices = {round(i * (len(steps) - 1) / (count - 1)) for i in range(count)}
+    return [steps[index] for index in sorted(indices)]
 
 
 def _numbered(ready: Prepared, probes: Mapping[Format, Sequence[Probe]]) -> tuple[ExploredRow, ...]:

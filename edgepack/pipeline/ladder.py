@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
 from edgepack.pipeline.menus import Menu
 from edgepack.plan import reasons
 from edgepack.plan.candidates import break_even_rank
-from edgepack.plan.solve import Bounds, Infeasible, Solution, least_loss, solve
+from edgepack.plan.solve import Bounds, Infeasible, Solution, least_loss, smallest, solve
 from edgepack.progress import Progress, silent
 from edgepack.types import Candidate, LayerPlan, Spectrum
 
@@ -21,6 +22,7 @@ TIE = 0.03
 """Latencies this close are the same for what a table of costs can tell: then the smaller plan is taken."""
 
 LayerPlans = tuple[LayerPlan, ...]
+Aim = Literal["latency", "size"]
 
 
 @dataclass(frozen=True)
@@ -40,30 +42,55 @@ class Step:
 
 
 def make_ladder(
-    menus: Sequence[Menu], spectra: Sequence[Spectrum], bounds: Bounds, progress: Progress = silent
+    menus: Sequence[Menu],
+    spectra: Sequence[Spectrum],
+    bounds: Bounds,
+    beside_s: float,
+    progress: Progress = silent,
+    *,
+    aim: Aim = "latency",
 ) -> tuple[Step, ...] | Infeasible:
     """Distinct plans within the bounds, the one that loses least first; or why there is none.
 
     Args:
         bounds: on the sums over the linear layers; that on the loss is left out.
+        beside_s: what an inference takes beside its linear layers: latencies are tied as whole.
+        progress: told of every step.
+        aim: what is least at every step: latency, or size.
     """
     layers = [menu.candidates for menu in menus]
-    fastest = solve(layers, bounds, tie=TIE)
-    if isinstance(fastest, Infeasible):
-        return fastest
+
+    def best(limit: float | None) -> Solution | Infeasible:
+        within = replace(bounds, loss=limit)
+        return smallest(layers, within) if aim == "size" else _fast_and_small(layers, within, beside_s)
+
+    extreme = best(None)
+    if isinstance(extreme, Infeasible):
+        return extreme
     safest = least_loss(layers, bounds)
     if isinstance(safest, Infeasible):
         return safest
     steps: dict[tuple[int, ...], Step] = {}
-    limits = _limits(safest.loss, fastest.loss)
+    limits = _limits(safest.loss, extreme.loss)
     for index, limit in enumerate(limits):
         progress("plan", index, len(limits))
-        found = solve(layers, replace(bounds, loss=limit), tie=TIE)
+        found = best(limit)
         if isinstance(found, Solution) and found.chosen not in steps:
             steps[found.chosen] = _step(menus, spectra, found, limit)
-    if fastest.chosen not in steps:
-        steps[fastest.chosen] = _step(menus, spectra, fastest, float("inf"))
+    if extreme.chosen not in steps:
+        steps[extreme.chosen] = _step(menus, spectra, extreme, float("inf"))
     return tuple(sorted(steps.values(), key=lambda step: step.loss))
+
+
+def _fast_and_small(layers: Sequence[Sequence[Candidate]], bounds: Bounds, beside_s: float) -> Solution | Infeasible:
+    """The smallest of the plans whose inference is as fast as the fastest's, as far as that can be told."""
+    fastest = solve(layers, bounds)
+    if isinstance(fastest, Infeasible):
+        return fastest
+    tied_s = fastest.latency_s + TIE * (fastest.latency_s + beside_s)
+    limit_s = tied_s if bounds.latency_s is None else min(tied_s, bounds.latency_s)
+    small = smallest(layers, replace(bounds, latency_s=limit_s))
+    return fastest if isinstance(small, Infeasible) else small
 
 
 def nearest(menus: Sequence[Menu], spectra: Sequence[Spectrum], bounds: Bounds, why: Infeasible) -> Step:
@@ -82,7 +109,7 @@ def nearest(menus: Sequence[Menu], spectra: Sequence[Spectrum], bounds: Bounds, 
             return _step(menus, spectra, fewer, float("inf"))
         reached = {quantity: least for quantity, least in fewer.least.items() if least is not None}
     quantity, least = next(iter(reached.items()))
-    found = solve(layers, replace(bounds, **{quantity: least}), tie=TIE)
+    found = solve(layers, replace(bounds, **{quantity: least}))
     if isinstance(found, Infeasible):
         raise ValueError(f"no plan reaches the least {quantity} of {least}")
     return _step(menus, spectra, found, float("inf"))

@@ -34,8 +34,11 @@ class Rest:
 
 
 def measure_rest(task: Task, files: ModelFiles, prices: Prices) -> Rest:
-    """What is left of the dense int8 file when its linear layers are taken off; RAM and, on this machine, latency only
-    where a limit asks for them."""
+    """What is left of the dense int8 file when its linear layers are taken off.
+
+    RAM only where a limit asks for it. Latency is that of the whole file where the target is this machine, else that of
+    a call of the runtime: what other operators take elsewhere is not known.
+    """
     form = files.probe_form
     path = task.work / f"rest.{files.fmt}"
     files.write({}, form, path)
@@ -47,7 +50,7 @@ def measure_rest(task: Task, files: ModelFiles, prices: Prices) -> Rest:
     if task.options.ram_bytes is not None:
         held = sum(resident_bytes(files.fmt, plain, one) for one in sizes)
         ram = max(peak_ram_bytes(path, files.fmt, task.cache) - held, 0)
-    if task.options.latency_s is not None and task.measures_here:
+    if task.measures_here:
         whole = task.latencies({"dense": path}, files.fmt)["dense"]
         latency_s = max(whole - (prices.dense_latency_s(files.fmt, plain) or 0.0), 0.0)
     rest = max(path.stat().st_size - sum(sizes), 0)

@@ -6,27 +6,38 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, NonNegativeFloat, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import AfterValidator, BaseModel, Field, FiniteFloat, ValidationError, model_validator
 
 from edgepack.errors import PackError
 from edgepack.pipeline.packed import MAX_LAYERS, MAX_NAME
 
-Text = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f-\x9f]{1,2000}$")]
+
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("it cannot be shown")
+    return text
+
+
+Text = Annotated[str, Field(min_length=1, max_length=2000), AfterValidator(_printable)]
 """Printable: names and reasons end up on terminals."""
+
+Count = Annotated[int, Field(ge=0, lt=1 << 63)]
+Side = Annotated[int, Field(ge=1, lt=1 << 31)]
+Figure = Annotated[FiniteFloat, Field(ge=0)]
 
 
 class _Candidate(BaseModel):
-    size_bytes: NonNegativeInt
-    latency_s: NonNegativeFloat
-    loss: NonNegativeFloat
+    size_bytes: Count
+    latency_s: Figure
+    loss: Figure
 
 
 class _Layer(BaseModel):
     layer: Text
-    out_features: PositiveInt
-    in_features: PositiveInt
-    rank: PositiveInt | None
-    break_even_rank: NonNegativeInt
+    out_features: Side
+    in_features: Side
+    rank: Side | None
+    break_even_rank: Count
     form: Text | None
     reason: Text
     predicted: _Candidate | None
@@ -34,9 +45,15 @@ class _Layer(BaseModel):
 
 class _File(BaseModel):
     form: Text
-    size_bytes: NonNegativeInt
+    size_bytes: Count
     form_chosen_by: Text | None = None
     layers: Annotated[list[_Layer], Field(max_length=MAX_LAYERS)] = []
+
+    @model_validator(mode="after")
+    def _planned(self) -> _File:
+        if "layers" in self.model_fields_set and self.form_chosen_by is None:
+            raise ValueError("form_chosen_by is missing")
+        return self
 
 
 class _Named(BaseModel):

@@ -57,14 +57,14 @@ def plan(
     search = Search(task, files, deadline_s, start)
     closest: Planned | None = None
     for allowed in dict.fromkeys((promised, bounds)):
-        steps = make_ladder(menus, task.spectra, allowed, task.progress)
+        steps = make_ladder(menus, task.spectra, allowed, rest.latency_s, task.progress)
         if isinstance(steps, Infeasible):
             if closest is None and allowed == bounds:
                 step = nearest(menus, task.spectra, allowed, steps)
                 error = limits.infeasible(files.fmt, steps, task.options, rest)
                 return Planned(search.run([step], None), error)
             continue
-        found = _tightened(task, search, menus, steps, allowed)
+        found = _tightened(task, search, menus, steps, allowed, rest)
         if found.found.attempt.within(task.options.drop_limit):
             return found
         if closest is None or found.found.attempt.lost < closest.found.attempt.lost:
@@ -74,7 +74,9 @@ def plan(
     return closest
 
 
-def _tightened(task: Task, search: Search, menus: Sequence[Menu], steps: tuple[Step, ...], bounds: Bounds) -> Planned:
+def _tightened(
+    task: Task, search: Search, menus: Sequence[Menu], steps: tuple[Step, ...], bounds: Bounds, rest: limits.Rest
+) -> Planned:
     """Searches, and draws the bounds in where the file itself is over a limit that its plan was predicted to meet."""
     for _ in range(TIGHTENINGS):
         found = search.run(steps, task.options.drop_limit)
@@ -83,7 +85,7 @@ def _tightened(task: Task, search: Search, menus: Sequence[Menu], steps: tuple[S
             return Planned(found, None)
         drawn = {name: max(getattr(bounds, name) - by * (1 + MARGIN), 0) for name, by in over.items()}
         bounds = replace(bounds, **drawn)
-        tighter = make_ladder(menus, task.spectra, bounds, task.progress)
+        tighter = make_ladder(menus, task.spectra, bounds, rest.latency_s, task.progress)
         if isinstance(tighter, Infeasible):
             break
         steps = tighter

@@ -104,8 +104,9 @@ def _prepare(
     spectra, unseen = decompose(opened.model, opened.layers, method, data.calibration, key, cache, progress, crew)
     prover = Prover(guard, onnx.read(dense), opened.layers, onnx, work)
     search_key = digest(key, method, guard.metric, options.seed, options.exact)
+    guarded_key = digest(search_key, guard.reference, guard.samples.labels)
     task = Task(
-        *(options, opened.layers, spectra, method, prover, cache, search_key, onnx.largest, work, progress),
+        *(options, opened.layers, spectra, method, prover, cache, guarded_key, onnx.largest, work, progress),
         warnings=[UNGUARDED] if data.calibration is None else [],
     )
     fate = "it stays dense" if options.rank == "auto" else "it is factored by plain SVD"

@@ -47,7 +47,7 @@ class Search:
     def __init__(self, task: Task, files: ModelFiles, deadline_s: float, start: float | None = None) -> None:
         """`deadline_s` is by `time.monotonic`; `start` a loss near which to look first."""
         self._task, self._files, self._deadline_s, self._start = task, files, deadline_s, start
-        self._probes: dict[int, Probe] = {}
+        self._probes: dict[tuple[tuple[str | None, int | None], ...], Probe] = {}
 
     def run(self, steps: Sequence[Step], limit: float | None) -> Found:
         """The fastest of the steps whose file meets the limit; else the one that loses least.
@@ -69,19 +69,18 @@ class Search:
         # The plan that loses least is the last resort, in a form or a format that loses more than its probe.
         return self._best([steps[i] for i in [*order, 0]], limit)
 
-    def explore(self, steps: Sequence[Step], count: int) -> tuple[Probe, ...]:
-        """Probes `count` steps spread over the whole ladder; the one that loses least comes first."""
-        for index in sorted({round(i * (len(steps) - 1) / max(count - 1, 1)) for i in range(count)}):
+    def explore(self, steps: Sequence[Step]) -> None:
+        """Probes all steps, as far as the time allows; they are in `probes` then."""
+        for index in range(len(steps)):
             if self._probes and time.monotonic() >= self._deadline_s:
                 self._task.warn("the time ran out before all plans were probed: raise --search-minutes")
                 break
             self._look(steps, index)
-        return self.probes
 
     @property
     def probes(self) -> tuple[Probe, ...]:
         """All that was looked at, the one that loses least first."""
-        return tuple(self._probes[index] for index in sorted(self._probes))
+        return tuple(sorted(self._probes.values(), key=lambda found: found.loss))
 
     def _look(self, steps: Sequence[Step], index: int) -> Drop:
         limit = self._task.options.drop_limit
@@ -89,8 +88,8 @@ class Search:
         best = min(good, key=lambda p: p.latency_s, default=None)
         said = "" if best is None else f", best so far {seconds(best.latency_s)} at a drop of {best.drop.value:.2f}"
         self._task.progress(f"search {self._files.fmt}{said}", len(self._probes), 0)
-        self._probes[index] = probe(self._task, self._files, steps[index])
-        return self._probes[index].drop
+        found = self._probes[tuple(steps[index].choices)] = probe(self._task, self._files, steps[index])
+        return found.drop
 
     def _best(self, steps: Sequence[Step], limit: float | None) -> Found:
         """The best file of the first plans that have a good one; else the file that loses least."""

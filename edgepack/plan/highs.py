@@ -87,7 +87,7 @@ def relax(p: Programme) -> Relaxation | None:
     )
 
 
-def solve(p: Programme, relaxed: Relaxation, gap: float, nodes: int) -> tuple[Array, float] | None:
+def solve(p: Programme, relaxed: Relaxation, gap: float, nodes: int, *, persist: bool) -> tuple[Array, float] | None:
     """Solve the programme to within `gap` of objective + offset.
 
     Args:
@@ -95,13 +95,14 @@ def solve(p: Programme, relaxed: Relaxation, gap: float, nodes: int) -> tuple[Ar
         relaxed: its relaxation, or that of a programme with wider limits.
         gap: a share.
         nodes: the search ends after so many: a count, unlike a time, gives the same answer twice.
+        persist: search among more variables where it ended so without any answer.
 
     Returns:
         (n,) whole numbers and the gap reached; None where no answer was found.
     """
     reduced = p.objective - relaxed.rows @ p.rows - relaxed.blocks[p.block]
     order = np.argsort(np.where(relaxed.used, -np.inf, reduced), kind="stable")
-    size = CORE_PER_BLOCK * len(p.counts) if math.isfinite(relaxed.least) else len(order)
+    size = max(CORE_PER_BLOCK * len(p.counts), int(relaxed.used.sum())) if math.isfinite(relaxed.least) else len(order)
     while True:
         x, finished = _branch_and_bound(p, np.sort(order[:size]), gap, nodes)
         grown = GROWTH * size
@@ -114,7 +115,7 @@ def solve(p: Programme, relaxed: Relaxation, gap: float, nodes: int) -> tuple[Ar
             if not finished:
                 return x, missing / (total + p.offset)
             grown = min(grown, size + useful)
-        elif not finished or size >= len(order):
+        elif size >= len(order) or not (finished or persist):
             return None
         size = grown
 
@@ -136,7 +137,7 @@ def _branch_and_bound(p: Programme, core: Array, gap: float, nodes: int) -> tupl
             constraints=LinearConstraint(matrix, lows, np.concatenate([p.counts, p.limits])),
             options={"mip_rel_gap": gap, "node_limit": nodes},
         )
-    finished = found.status != 1
+    finished = found.status in (0, 2)  # the node limit has no status of its own
     if found.x is None:
         return None, finished
     x = np.zeros(len(p.objective))

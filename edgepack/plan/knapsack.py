@@ -189,7 +189,7 @@ def _picks(
 ) -> tuple[tuple[int, ...], float] | None:
     """Solve, and add up exactly: HiGHS takes a hair above a limit as met. Such a limit is drawn in, ever further."""
     for _ in range(RETRIES):
-        answer = highs.solve(programme, relaxed, gap, nodes)
+        answer = highs.solve(programme, relaxed, gap, nodes, persist=nodes > REFINING_NODES)
         if answer is None:
             return None
         x, reached = answer

@@ -47,8 +47,8 @@ def explored_json(rows: Sequence[ExploredRow]) -> list[dict[str, Any]]:
     return [{**asdict(row), "drop": {**asdict(row.drop), "value": row.drop.value}} for row in rows]
 
 
-def render_explored(rows: Sequence[ExploredRow]) -> Group:
-    """One line per plan, the front marked, and how to build one of them."""
+def render_explored(rows: Sequence[ExploredRow], warnings: Sequence[str] = ()) -> Group:
+    """One line per plan, the front marked, how to build one of them, and the warnings."""
     from rich.console import Group
     from rich.text import Text
 
@@ -60,7 +60,8 @@ def render_explored(rows: Sequence[ExploredRow]) -> Group:
         *(f"latency: linear layers of {fmt}, predicted by the {source}." for fmt, source in sources.items()),
         "Build one with --pick NUMBER, or one per format with --pick NUMBER,NUMBER, and the same other options.",
     ]
-    return Group(table, Text("\n".join(notes), style="dim"))
+    heard = [Text(f"warning: {warning}", style="yellow") for warning in warnings]
+    return Group(table, Text("\n".join(notes), style="dim"), *heard)
 
 
 def _cells(row: ExploredRow) -> tuple[str, ...]:

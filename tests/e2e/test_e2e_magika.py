@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import json
-import os
-import sysconfig
-from collections import Counter
-from collections.abc import Iterator
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,51 +13,20 @@ from e2e_cli import invoke
 
 from edgepack.inference import load
 
-CALIBRATION, TESTED = 512, 500
-BLOCK, SIDE, PADDING = 4096, 1024, 256
-PER_SUFFIX = 60
-
-
-def features(path: Path) -> np.ndarray:
-    """(2048,) int32: what magika reads of a file, its first and last bytes without white space around."""
-    with path.open("rb") as stream:
-        head = stream.read(BLOCK)
-        stream.seek(-min(BLOCK, path.stat().st_size), os.SEEK_END)
-        tail = stream.read(BLOCK)
-    first, last = head.lstrip()[:SIDE], tail.rstrip()[-SIDE:]
-    row = np.full(2 * SIDE, PADDING, np.int32)
-    row[: len(first)] = np.frombuffer(first, np.uint8)
-    row[2 * SIDE - len(last) :] = np.frombuffer(last, np.uint8)
-    return row
-
-
-def some_files() -> Iterator[Path]:
-    """Files of the Python installation, its packages and the system, few of each kind, in a fixed order."""
-    seen: Counter[str] = Counter()
-    for root in (sysconfig.get_path("platlib"), sysconfig.get_path("stdlib"), "/usr/share", "/usr/lib", "/usr/bin"):
-        for folder, folders, names in os.walk(root):
-            folders[:] = sorted(set(folders) - {"__pycache__"})
-            for name in sorted(names):
-                path = Path(folder, name)
-                if seen[path.suffix] < PER_SUFFIX and path.is_file() and path.stat().st_size >= 16:
-                    seen[path.suffix] += 1
-                    yield path
+sys.path.append(str(Path(__file__).parents[2] / "bench" / "models"))  # a folder of recipes, not a package
+import magika_files
+from magika_files import BLOCK, CALIBRATION, PADDING, SIDE, TESTED, features
 
 
 @pytest.fixture(scope="module")
 def rows() -> np.ndarray:
     """(N, 2048): files that differ from each other, shuffled."""
-    found = np.stack([features(path) for path in some_files()])
-    unique = np.unique(found, axis=0)
-    return np.random.default_rng(0).permutation(unique)
+    return magika_files.rows()
 
 
 @pytest.fixture(scope="module")
 def magika_model() -> Path:
-    spec = importlib.util.find_spec("magika")
-    assert spec is not None
-    assert spec.submodule_search_locations
-    return Path(spec.submodule_search_locations[0]) / "models" / "standard_v3_3" / "model.onnx"
+    return magika_files.model_path()
 
 
 def test_features_are_magikas_own(tmp_path: Path) -> None:

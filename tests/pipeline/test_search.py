@@ -1,7 +1,9 @@
-"""The search over plans, with files that only note what was written and a prover that says what each one loses."""
+"""The search along a ladder, with files that only note what was written and a prover that says what each one loses."""
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,55 +12,67 @@ from typing import Any
 
 import numpy as np
 import pytest
+from small_builds import options
 
 from edgepack.cache import Cache
+from edgepack.errors import ModelError, ProofError
 from edgepack.metrics import Drop
 from edgepack.pipeline.attempt import Attempt
-from edgepack.pipeline.options import BuildOptions
-from edgepack.pipeline.search import Search
+from edgepack.pipeline.ladder import Step
+from edgepack.pipeline.search import FINALISTS, Found, Search
+from edgepack.pipeline.task import Task
 from edgepack.progress import silent
-from edgepack.targets import get_target
-from edgepack.types import Contents, Factors, LayerPlan, LinearLayer, Proof, Spectrum
+from edgepack.types import Factors, LayerPlan, LinearLayer, Proof, Spectrum
 
 LAYER = LinearLayer("fc", np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32), None, "Gemm")
 SPECTRUM = Spectrum(np.eye(64, dtype=np.float32), np.geomspace(1, 1e-4, 64))
+NEVER = float("inf")
 
 
 def drop(value: float) -> Drop:
     return Drop("agreement", 100.0, 100.0 - value, 0.0, 256)
 
 
+def step(rank: int | None, latency: float, size: int = 1000, loss: float | None = None, form: str = "int8") -> Step:
+    """A plan of one layer; by default it loses more the smaller its rank is."""
+    layer = LayerPlan("fc", 64, 64, rank, 31, 0.0, "a reason", form=form)
+    return Step((layer,), 1 / (rank or 64) if loss is None else loss, size, size, latency)
+
+
 class Files:
-    """Writes the rank into the file instead of a model."""
+    """Writes down what it was asked for instead of a model."""
 
     fmt = "onnx"
-    calibrated = True
-    fp32_forms = ("fp32",)
-    probe_form = "int8-dynamic"
 
-    def forms(self, preferred: Sequence[str]) -> tuple[str, ...]:
-        return ("int8-dynamic",)
+    def __init__(self, whole: tuple[str, ...] = (), suffixes: tuple[str, ...] = ("",)) -> None:
+        self.whole_forms, self.suffixes = whole, suffixes
+        self.written: list[str] = []
 
-    def write(self, factors: Mapping[str, Factors], form: str, out: Path) -> None:
+    def rest(self, form: str) -> tuple[str, ...]:
+        return tuple(f"{form}{suffix}" for suffix in self.suffixes)
+
+    def write(
+        self, factors: Mapping[str, Factors], form: str, out: Path, forms: Mapping[str, str] | None = None
+    ) -> None:
+        assert not forms, "a single layer has the form of the file"
         out.write_text(f"{form} {factors['fc'].rank if factors else 'dense'}")
-
-    def write_dense(self, out: Path) -> None: ...
-    def write_baseline(self, form: str, out: Path) -> str:
-        return ""
-
-    def read(self, path: Path) -> Contents:
-        return Contents((), ())
-
-    read_optimized = read
+        self.written.append(out.read_text())
 
 
 class Prover:
-    """Answers with drops by the content of the file: for probes, and for the attempts that follow."""
+    """Drops by the content of a file, first of probes, then of attempts where they differ; `broken` fail a proof."""
 
-    guard = SimpleNamespace(metric="agreement", guarded=True)
-
-    def __init__(self, probed: Mapping[str, float], attempted: Mapping[str, float]) -> None:
-        self.probed, self.attempted = probed, attempted
+    def __init__(
+        self,
+        probed: Mapping[str, float],
+        attempted: Mapping[str, float] | None = None,
+        broken: Sequence[str] = (),
+        refused: Sequence[str] = (),
+        guarded: bool = True,
+    ) -> None:
+        self.probed, self.attempted = probed, {**probed, **(attempted or {})}
+        self.broken, self.refused = broken, refused
+        self.guard = SimpleNamespace(metric="agreement", guarded=guarded)
 
     def drop_of(self, path: Path, fmt: str) -> Drop:
         return drop(self.probed[path.read_text()])
@@ -67,68 +81,264 @@ class Prover:
         self, files: Files, plan: tuple[LayerPlan, ...], factors: Mapping[str, Factors], form: str, out: Path
     ) -> Attempt:
         files.write(factors, form, out)
-        passed = (Proof("outputs", True, ""),)
-        return Attempt("onnx", form, out, plan, passed, drop(self.attempted[out.read_text()]))
+        if out.read_text() in self.refused:
+            raise ModelError("the runtime refuses it")
+        proof = Proof("outputs", out.read_text() not in self.broken, "far from the reference")
+        found = drop(self.attempted[out.read_text()]) if self.guard.guarded else None
+        return Attempt("onnx", form, out, plan, (proof,), found)
 
 
-def searched(tmp_path: Path, prover: Prover, **options: Any) -> Attempt:
-    chosen = BuildOptions("model.onnx", get_target("rpi4"), formats=("onnx",), **options)
+def made_task(tmp_path: Path, prover: Any, target: str = "rpi4", max_drop: float = 0.5) -> Task:
+    asked = options(tmp_path / "m.onnx", target, max_drop=max_drop, data=None)
     cache = Cache(tmp_path / "cache")
-    files: Any = {"onnx": Files()}
-    search = Search(chosen, [LAYER], [SPECTRUM], "svd", files, prover, cache, "key", tmp_path, silent, largest=127)  # type: ignore[arg-type]
-    return search.run().attempts["onnx"]
+    return Task(asked, [LAYER], [SPECTRUM], "svd", prover, cache, "key", 127, tmp_path, silent)
 
 
-RANKS = ("8", "16", "24", "dense")
+def searched(
+    tmp_path: Path, steps: Sequence[Step], prover: Any, files: Files | None = None, limit: float | None = 0.5, **kw: Any
+) -> Found:
+    task = made_task(tmp_path, prover, **kw)
+    return Search(task, files or Files(), NEVER).run(steps, limit)  # type: ignore[arg-type]
 
 
-def test_smallest_rank_within_the_budget(tmp_path: Path) -> None:
-    drops = {f"int8-dynamic {rank}": value for rank, value in zip(RANKS, (3.0, 0.4, 0.1, 0.0), strict=True)}
-    found = searched(tmp_path, Prover(drops, drops), max_drop=0.5)
-    assert found.path.read_text() == "int8-dynamic 16"
-    assert found.layers[0].rank == 16
+LADDER = [step(None, 9.0), step(32, 5.0), step(24, 2.0), step(16, 3.0), step(8, 1.0)]
+DROPS = {"int8 dense": 0.0, "int8 32": 0.1, "int8 24": 0.2, "int8 16": 0.4, "int8 8": 3.0}
 
 
-@pytest.mark.parametrize(("best", "rank"), [("16", 16), ("dense", None)])
-def test_closest_attempt_keeps_its_own_file(tmp_path: Path, best: str, rank: int | None) -> None:
-    """Later plans are written in the same form: they must not take the place of the file that is kept."""
-    probed = {f"int8-dynamic {rank}": value for rank, value in zip(RANKS, (0.4, 0.0, 0.0, 0.0), strict=True)}
-    attempted = {f"int8-dynamic {rank}": 2.0 for rank in RANKS} | {f"int8-dynamic {best}": 1.0}
-    found = searched(tmp_path, Prover(probed, attempted), max_drop=0.3, precision="int8")
-    assert found.lost == 1.0
-    assert found.layers[0].rank == rank
-    assert found.path.read_text() == f"int8-dynamic {best}"
+def models(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.onnx"))
 
 
-def test_dense_says_that_no_rank_met_the_budget(tmp_path: Path) -> None:
-    drops = {f"int8-dynamic {rank}": value for rank, value in zip(RANKS, (9.0, 8.0, 7.0, 0.0), strict=True)}
-    found = searched(tmp_path, Prover(drops, drops), max_drop=0.5)
-    assert found.layers[0].rank is None
-    assert found.layers[0].reason == "no rank met the budget"
+def test_the_fastest_within_the_budget_not_the_first_nor_the_most_compressed(tmp_path: Path) -> None:
+    found = searched(tmp_path, LADDER, Prover(DROPS))
+    assert found.attempt.path.read_text() == "int8 24"
+    assert found.attempt.layers[0].rank == 24
+    assert found.attempt.within(0.5)
+    assert found.latency_s == {}
+    assert [probe.loss for probe in found.probes] == sorted(probe.loss for probe in found.probes)
 
 
-def test_fp32_only_where_int8_loses_too_much(tmp_path: Path) -> None:
-    drops = {f"int8-dynamic {rank}": 5.0 for rank in RANKS}
-    drops |= {f"fp32 {rank}": value for rank, value in zip(RANKS, (3.0, 0.4, 0.1, 0.0), strict=True)}
-    found = searched(tmp_path, Prover(drops, drops), max_drop=0.5)
-    assert (found.form, found.path.read_text()) == ("fp32", "fp32 16")
-    kept = searched(tmp_path, Prover(drops, drops), max_drop=0.5, precision="int8")
-    assert kept.form == "int8-dynamic"
-    assert not kept.within(0.5)
+def test_of_equally_fast_plans_the_smaller(tmp_path: Path) -> None:
+    ladder = [step(None, 9.0), step(32, 2.0, 500), step(24, 2.0, 400), step(16, 2.0, 600)]
+    assert searched(tmp_path, ladder, Prover(DROPS)).attempt.layers[0].rank == 24
 
 
-def test_layers_that_the_data_never_reach_stay_dense(tmp_path: Path) -> None:
-    """An auto search must not factor what no guard sees, however little the metric says it costs."""
-    other = replace(LAYER, name="unseen")
-    chosen = BuildOptions("model.onnx", get_target("rpi4"), formats=("onnx",), max_drop=0.5)
-    files: Any = {"onnx": Files()}
-    prover: Any = Prover({f"int8-dynamic {rank}": 0.0 for rank in RANKS}, {"int8-dynamic 8": 0.0})
-    search = Search(
-        *(chosen, [LAYER, other], [SPECTRUM, SPECTRUM], "svd", files, prover, Cache(tmp_path / "cache"), "key"),
-        *(tmp_path, silent),
-        largest=127,
-        unseen=["unseen"],
+def test_where_none_is_within_the_budget_the_closest(tmp_path: Path) -> None:
+    over = {name: value + 2 for name, value in DROPS.items()}
+    found = searched(tmp_path, LADDER, Prover(over))
+    assert (found.attempt.lost, found.attempt.layers[0].rank) == (2.0, None)
+    assert not found.attempt.within(0.5)
+    assert found.attempt.path.read_text() == "int8 dense"
+
+
+@pytest.mark.parametrize("best", ["24", "16", "dense"])
+def test_of_files_that_lose_more_than_their_probes_the_best_is_kept(tmp_path: Path, best: str) -> None:
+    attempted = {name: 2.0 for name in DROPS} | {f"int8 {best}": 1.0}
+    found = searched(tmp_path, LADDER, Prover(DROPS, attempted))
+    assert found.attempt.path.read_text() == f"int8 {best}"
+    assert found.attempt.lost == 1.0
+
+
+def test_a_file_over_the_budget_gives_way_to_the_next_plan(tmp_path: Path) -> None:
+    found = searched(tmp_path, LADDER, Prover(DROPS, {"int8 24": 0.6}))
+    assert found.attempt.layers[0].rank == 16
+
+
+def test_files_that_lost_are_removed(tmp_path: Path) -> None:
+    found = searched(tmp_path, LADDER, Prover(DROPS, {"int8 24": 0.6, "int8 16": 0.6}))
+    assert found.attempt.layers[0].rank == 32
+    assert models(tmp_path) == [found.attempt.path]
+
+
+def test_a_broken_file_is_never_taken_and_is_told(tmp_path: Path) -> None:
+    prover = Prover(DROPS, broken=["int8 24"])
+    task = made_task(tmp_path, prover)
+    found = Search(task, Files(), NEVER).run(LADDER, 0.5)  # type: ignore[arg-type]
+    assert found.attempt.layers[0].rank == 16
+    assert task.warnings == ["the form int8 was dropped: outputs: far from the reference"]
+
+
+def test_a_form_that_the_runtime_refuses_is_told(tmp_path: Path) -> None:
+    prover = Prover(DROPS | {"int8+x 24": 0.2}, refused=["int8 24"])
+    task = made_task(tmp_path, prover)
+    found = Search(task, Files(suffixes=("", "+x")), NEVER).run([LADDER[2]], None)  # type: ignore[arg-type]
+    assert found.attempt.form == "int8+x"
+    assert task.warnings == ["the form int8 cannot be used here: the runtime refuses it"]
+
+
+def test_where_nothing_is_sound_that_is_a_defect(tmp_path: Path) -> None:
+    with pytest.raises(ProofError, match="no onnx file of any plan could be written and proved.*far from"):
+        searched(tmp_path, LADDER, Prover(DROPS, broken=list(DROPS)))
+
+
+def test_without_a_limit_the_fastest_is_taken_unprobed(tmp_path: Path) -> None:
+    files = Files()
+    found = searched(tmp_path, LADDER, Prover(DROPS), files, limit=None)
+    assert found.attempt.layers[0].rank == 8
+    assert found.probes == ()
+    assert files.written == ["int8 8"]
+
+
+def test_without_a_guard_nothing_is_probed(tmp_path: Path) -> None:
+    found = searched(tmp_path, LADDER, Prover({}, guarded=False))
+    assert found.attempt.layers[0].rank == 8
+    assert found.attempt.drop is None
+    assert found.probes == ()
+
+
+def test_whole_forms_only_where_all_weights_have_their_width(tmp_path: Path) -> None:
+    files = Files(whole=("int8-static",))
+    drops = {"int8-dynamic 8": 1.0, "int8-static 8": 0.1, "int8-dynamic dense": 0.0, "int8-static dense": 0.0}
+    ladder = [step(8, 1.0, form="int8-dynamic")]
+    found = searched(tmp_path, ladder, Prover(drops), files)
+    assert found.attempt.form == "int8-static", "the dynamic form loses too much"
+    assert found.attempt.layers[0].form == "int8-static", "the plan says what the file holds"
+    fp32 = Files(whole=("int8-static",))
+    searched(tmp_path, [step(8, 1.0, form="fp32")], Prover({"fp32 8": 9.0}), fp32)
+    assert {name.split()[0] for name in fp32.written} == {"fp32"}
+
+
+def test_the_ladder_is_bisected_and_not_walked(tmp_path: Path) -> None:
+    ladder = [step(64 - i, 64.0 - i) for i in range(60)]
+    drops = {f"int8 {64 - i}": (0.0 if i < 20 else 9.0) for i in range(60)}
+    found = searched(tmp_path, ladder, Prover(drops))
+    assert found.attempt.layers[0].rank == 64 - 19
+    assert len(found.probes) <= 14
+
+
+def test_a_start_is_looked_at_first(tmp_path: Path) -> None:
+    ladder = [step(64 - i, 64.0 - i, loss=float(i)) for i in range(60)]
+    drops = {f"int8 {64 - i}": (0.0 if i < 50 else 9.0) for i in range(60)}
+    files = Files()
+    search = Search(made_task(tmp_path, Prover(drops)), files, NEVER, 48.5)  # type: ignore[arg-type]
+    assert search.run(ladder, 0.5).attempt.layers[0].rank == 64 - 49
+    assert files.written[0] == f"int8 {64 - 48}"
+
+
+def test_after_the_deadline_one_probe_decides(tmp_path: Path) -> None:
+    files = Files()
+    search = Search(made_task(tmp_path, Prover(DROPS)), files, time.monotonic() - 1)  # type: ignore[arg-type]
+    found = search.run(LADDER, 0.5)
+    assert len(found.probes) == 1
+    assert found.attempt.within(0.5)
+    assert found.attempt.layers == found.probes[0].layers
+
+
+def test_exploring_spreads_over_the_whole_ladder(tmp_path: Path) -> None:
+    ladder = [step(64 - i, 64.0 - i) for i in range(40)]
+    drops = {f"int8 {64 - i}": float(i) for i in range(40)}
+    search = Search(made_task(tmp_path, Prover(drops)), Files(), NEVER)  # type: ignore[arg-type]
+    probes = search.explore(ladder, 5)
+    assert [probe.layers[0].rank for probe in probes] == [64, 54, 44, 35, 25]
+    few = Search(made_task(tmp_path, Prover(drops)), Files(), NEVER).explore(ladder[:3], 16)  # type: ignore[arg-type]
+    assert [probe.layers[0].rank for probe in few] == [64, 63, 62]
+    (one,) = Search(made_task(tmp_path, Prover(drops)), Files(), NEVER).explore(ladder[:1], 16)  # type: ignore[arg-type]
+    assert one.layers[0].rank == 64
+
+
+def test_exploring_ends_with_its_time_and_says_so(tmp_path: Path) -> None:
+    task = made_task(tmp_path, Prover(DROPS))
+    probes = Search(task, Files(), time.monotonic() - 1).explore(LADDER, 5)  # type: ignore[arg-type]
+    assert [probe.layers[0].rank for probe in probes] == [None]
+    assert task.warnings == ["the time ran out before all plans were probed: raise --search-minutes"]
+
+
+def test_probes_of_several_ladders_are_all_kept(tmp_path: Path) -> None:
+    """The planner searches one ladder within the promise, and another one where that fails."""
+    search = Search(made_task(tmp_path, Prover(DROPS)), Files(), NEVER)  # type: ignore[arg-type]
+    search.run(LADDER[3:], 0.5)
+    found = search.run(LADDER[:3], 0.5)
+    assert [probe.layers[0].rank for probe in found.probes] == [None, 32, 24, 16, 8]
+
+
+def test_an_interrupted_search_goes_on_where_it_was(tmp_path: Path) -> None:
+    """Every probe is kept as soon as it is there."""
+    reached: list[str] = []
+
+    class Interrupted(Prover):
+        def drop_of(self, path: Path, fmt: str) -> Drop:
+            if len(reached) == 2:
+                raise KeyboardInterrupt
+            reached.append(path.read_text())
+            return super().drop_of(path, fmt)
+
+    with pytest.raises(KeyboardInterrupt):
+        searched(tmp_path, LADDER, Interrupted(DROPS))
+    files = Files()
+    asked: list[str] = []
+
+    class Counting(Prover):
+        def drop_of(self, path: Path, fmt: str) -> Drop:
+            asked.append(path.read_text())
+            return super().drop_of(path, fmt)
+
+    found = searched(tmp_path, LADDER, Counting(DROPS), files)
+    assert found.attempt.layers[0].rank == 24
+    assert set(asked).isdisjoint(reached)
+    assert len(asked) + len(reached) == len(found.probes)
+
+
+class Measured:
+    """Latencies of files by their content; notes what was compared."""
+
+    def __init__(self, by_content: Mapping[str, float]) -> None:
+        self.by_content = by_content
+        self.compared: list[str] = []
+
+    def __call__(self, paths: Mapping[str, Path], fmt: str) -> dict[str, float]:
+        self.compared = [path.read_text() for path in paths.values()]
+        return {name: self.by_content[path.read_text()] for name, path in paths.items()}
+
+
+@pytest.mark.parametrize(
+    ("latency", "expected"),
+    [
+        ({"int8 24": 2.0, "int8 16": 1.0, "int8 32": 3.0}, 16),
+        ({"int8 24": 2.0, "int8 16": 1.9, "int8 32": 1.95}, 24),
+        ({"int8 24": 2.0, "int8 16": 1.7, "int8 32": 1.0}, 32),
+    ],
+    ids=["clearly faster", "not clearly", "the third"],
+)
+def test_on_this_machine_the_finalists_are_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, latency: dict[str, float], expected: int
+) -> None:
+    task = made_task(tmp_path, Prover(DROPS), target="host")
+    measured = Measured(latency)
+    monkeypatch.setattr(task, "latencies", measured)
+    found = Search(task, Files(), NEVER).run(LADDER, 0.5)  # type: ignore[arg-type]
+    assert measured.compared == ["int8 24", "int8 16", "int8 32"], "the fastest by prediction first"
+    assert len(measured.compared) == FINALISTS
+    assert found.attempt.layers[0].rank == expected
+    assert sorted(found.latency_s.values()) == sorted(latency.values())
+    assert all(name.endswith(("int8 24", "int8 16", "int8 32")) for name in found.latency_s)
+    assert models(tmp_path) == [found.attempt.path]
+
+
+def test_on_this_machine_every_variant_of_a_plan_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drops = {"int8-dynamic 8": 0.1, "int8-static 8": 0.1}
+    task = made_task(tmp_path, Prover(drops), target="host")
+    measured = Measured({"int8-dynamic 8": 2.0, "int8-static 8": 1.0})
+    monkeypatch.setattr(task, "latencies", measured)
+    files: Any = Files(whole=("int8-static",))
+    found = Search(task, files, NEVER).run([step(8, 1.0, form="int8-dynamic")], 0.5)
+    assert measured.compared == ["int8-dynamic 8", "int8-static 8"]
+    assert found.attempt.form == "int8-static"
+
+
+def test_for_another_target_nothing_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = made_task(tmp_path, Prover(DROPS))
+    monkeypatch.setattr(task, "latencies", lambda *_: pytest.fail("this machine says nothing about a Raspberry Pi"))
+    assert Search(task, Files(), NEVER).run(LADDER, 0.5).attempt.layers[0].rank == 24  # type: ignore[arg-type]
+
+
+def test_progress_says_what_is_best_so_far(tmp_path: Path) -> None:
+    said: list[str] = []
+    task = replace(
+        made_task(tmp_path, Prover(DROPS)), progress=lambda what, *_: said.append(what)  # type: ignore[arg-type]
     )
-    plans = search.run().attempts["onnx"].layers
-    assert [plan.rank for plan in plans] == [8, None]
-    assert plans[1].reason == "the data never reach it"
+    Search(task, Files(), NEVER).run(LADDER, 0.5)  # type: ignore[arg-type]
+    assert said[0] == "search onnx"
+    assert any(", best so far 2.00 s at a drop of 0.20" in line for line in said)
+    assert json.dumps(said)

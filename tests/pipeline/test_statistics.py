@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,13 @@ import pytest
 
 from edgepack.cache import Cache
 from edgepack.data import Samples
+from edgepack.executor import Workers, local, workers
 from edgepack.onnxgraph.sites import find_sites
+from edgepack.pipeline import moments as pipeline_moments
+from edgepack.pipeline.moments import _cut, observe
+from edgepack.pipeline.observe import Observation
 from edgepack.pipeline.statistics import decompose
-from edgepack.progress import silent
+from edgepack.progress import Progress, silent
 from edgepack.types import LinearLayer, Spectrum
 
 RNG = np.random.default_rng(0)
@@ -41,9 +46,14 @@ def layers(model: ir.Model) -> tuple[LinearLayer, ...]:
 
 
 def run(
-    model: ir.Model, cache: Cache, method: str = "whitened", samples: Samples | None = SAMPLES
+    model: ir.Model,
+    cache: Cache,
+    method: str = "whitened",
+    samples: Samples | None = SAMPLES,
+    progress: Progress = silent,
+    executor: Workers | None = None,
 ) -> tuple[tuple[Spectrum, ...], tuple[str, ...]]:
-    return decompose(model, layers(model), method, samples, "key", cache, silent)
+    return decompose(model, layers(model), method, samples, "key", cache, progress, executor)
 
 
 def assert_same(first: tuple[Spectrum, ...], second: tuple[Spectrum, ...]) -> None:
@@ -51,6 +61,10 @@ def assert_same(first: tuple[Spectrum, ...], second: tuple[Spectrum, ...]) -> No
         np.testing.assert_array_equal(a.basis, b.basis)
         np.testing.assert_array_equal(a.energies, b.energies)
         np.testing.assert_array_equal(a.mean, b.mean)
+        assert (a.inputs is None) == (b.inputs is None)
+        if a.inputs is not None and b.inputs is not None:
+            np.testing.assert_array_equal(a.inputs.variance, b.inputs.variance)
+            assert replace(a.inputs, variance=b.inputs.variance) == b.inputs
 
 
 def test_second_run_reads_the_cache(model: ir.Model, tmp_path: Path) -> None:
@@ -85,3 +99,68 @@ def test_inputs_that_never_vary_fall_back_to_svd_and_are_named(model: ir.Model, 
     found, unobserved = run(model, Cache(tmp_path), samples=constant)
     assert unobserved == tuple(layer.name for layer in layers(model))
     assert all(spectrum.mean is None for spectrum in found)
+    assert all(spectrum.inputs is not None and not spectrum.inputs.variance.any() for spectrum in found)
+
+
+def test_the_spread_of_the_inputs_is_kept_with_the_spectrum(model: ir.Model, tmp_path: Path) -> None:
+    x = SAMPLES.inputs["x"].astype(np.float64)
+    for _ in range(2):
+        inputs = run(model, Cache(tmp_path))[0][0].inputs
+        assert inputs is not None
+        np.testing.assert_allclose(inputs.variance, x.var(axis=0), rtol=1e-10)
+        assert (inputs.low, inputs.high) == (x.min(), x.max())
+        spans = np.maximum(x.max(axis=1), 0) - np.minimum(x.min(axis=1), 0)
+        assert inputs.row_range == pytest.approx(np.sqrt(np.mean(spans**2)))
+    plain, _ = run(model, Cache(tmp_path), "svd")
+    assert plain[0].inputs is None
+
+
+def test_an_interrupt_loses_only_what_runs(model: ir.Model, tmp_path: Path) -> None:
+    """The first spectrum is in the cache as soon as it is there."""
+
+    def stop(stage: str, done: int = 0, total: int = 0) -> None:
+        if (stage, done) == ("factorize", 1):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(model, Cache(tmp_path), progress=stop)
+    seen: list[tuple[str, int, int]] = []
+    again = Cache(tmp_path)
+    run(model, again, progress=lambda stage, done=0, total=0: seen.append((stage, done, total)))
+    assert again.hits == ["spectra"]
+    assert [step for step in seen if step[0] == "factorize"] == [("factorize", 1, 2), ("factorize", 2, 2)]
+
+
+def test_local_processes_give_the_same_bits(model: ir.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts of the samples, and layers, in processes of their own; the parts are the same here."""
+    monkeypatch.setattr("edgepack.pipeline.moments.PART_ROWS", 10)
+    cut: list[int] = []
+    merge = pipeline_moments.merged
+    monkeypatch.setattr(pipeline_moments, "merged", lambda parts: merge(cut.append(1) or part for part in parts))
+    here, _ = run(model, Cache(tmp_path / "here"))
+    assert sum(cut) == 5
+    for name in ("START_S", "SEND_S"):
+        monkeypatch.setattr(local, name, -1.0)
+    with workers() as executor:
+        executor.slots = 2
+        there, _ = run(model, Cache(tmp_path / "there"), executor=executor)
+        assert isinstance(executor, local.LocalProcesses)
+        assert executor.processes
+    assert sum(cut) == 10
+    assert_same(here, there)
+
+
+def test_parts_hold_whole_runs_of_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch that is not full is filled up: only the last one may be."""
+    monkeypatch.setattr("edgepack.pipeline.moments.PART_ROWS", 7)
+    weight = ", ".join(str(i % 7) for i in range(30))
+    made = ir.from_onnx_text(
+        '<ir_version: 9, opset_import: ["" : 17]> net (float[4, 6] x) => (float[4, 5] y) '
+        f"<float[6, 5] w = {{{weight}}}> {{ y = MatMul(x, w) }}"
+    )
+    observation = Observation(made, [layers(made)[0].name])
+    cut = _cut(observation, SAMPLES)
+    assert [len(part) for part in cut.parts[:-1]] == [8] * (len(cut.parts) - 1)
+    assert cut.runs == 13
+    found = observe(made, [layers(made)[0].name], SAMPLES, silent)
+    assert [moments.count for moments in found.values()] == [52]

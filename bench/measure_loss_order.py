@@ -1,0 +1,161 @@
+"""Whether predicted losses put plans into the order of what they really change: random fp32 plans, written and run."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from cases import Case, cases
+
+from edgepack.cache import Cache, digest
+from edgepack.data import Samples
+from edgepack.factorize import factorizer
+from edgepack.inference import THREADS, load, predict
+from edgepack.pipeline.guarding import load_data
+from edgepack.pipeline.onnx_files import OnnxFiles
+from edgepack.pipeline.opened import Opened, open_model
+from edgepack.pipeline.sensitivity import Sensitivity
+from edgepack.pipeline.statistics import decompose
+from edgepack.plan.candidates import break_even_rank
+from edgepack.plan.loss import layer_losses
+from edgepack.progress import silent
+from edgepack.types import Array, Factors, LinearLayer, Spectrum
+
+METHOD = "whitened"
+WEIGHT_CODES = 127
+PLANS, QUICK_PLANS = 20, 8
+GUARD_SAMPLES = 400
+SEED = 0
+SHARE = 0.25
+FEW_LAYERS = 4
+"""A model of so few layers has all of them factored: a quarter would leave nothing to put into an order."""
+LEAST_RANK = 4
+
+Table = Mapping[str, Array]
+"""By layer name: predicted loss of rank 0 … k in fp32."""
+
+
+@dataclass(frozen=True)
+class _Model:
+    """A model opened, its layers decomposed, and the samples that plans are compared on."""
+
+    opened: Opened
+    spectra: Mapping[str, Spectrum]
+    curvature: Table
+    energy: Table
+    samples: Samples
+    metric: str
+
+
+def measure_loss_order(names: Sequence[str], *, quick: bool = False) -> dict[str, Any]:
+    """Spearman's correlation of predicted and real change over random plans, with and without output gradients."""
+    with tempfile.TemporaryDirectory(prefix="edgepack-bench-") as folder:
+        rows = [_row(case, Path(folder), QUICK_PLANS if quick else PLANS) for case in cases(names, Path(folder))]
+    return {"plans": QUICK_PLANS if quick else PLANS, "rows": rows}
+
+
+def _row(case: Case, work: Path, plans: int) -> dict[str, Any]:
+    from scipy.stats import spearmanr
+
+    model = _prepared(case, work)
+    files, change = OnnxFiles(model.opened.model, None, largest=WEIGHT_CODES), CHANGES[model.metric]
+    files.write_dense(work / "dense.onnx")
+    reference = predict(load(work / "dense.onnx", "onnx", threads=THREADS), model.samples)
+    drawn = [_drawn(model.opened.layers, rng) for rng in np.random.default_rng(SEED).spawn(plans)]
+    real = []
+    for ranks in drawn:
+        files.write(_factors(model, ranks), "fp32", work / "plan.onnx")
+        real.append(change(reference, predict(load(work / "plan.onnx", "onnx", threads=THREADS), model.samples)))
+    predicted = {
+        name: [sum(float(table[layer][rank]) for layer, rank in ranks.items()) for ranks in drawn]
+        for name, table in (("curvature", model.curvature), ("energy", model.energy))
+    }
+    return {
+        "model": case.name,
+        "change": "KL divergence" if change is kl_divergence else "1 − cosine",
+        "samples": len(model.samples),
+        "layers": len(model.opened.layers),
+        "factored": round(sum(map(len, drawn)) / plans, 1),
+        "least_change": float(f"{min(real):.3g}"),
+        "largest_change": float(f"{max(real):.3g}"),
+        **{name: round(float(spearmanr(values, real).statistic), 3) for name, values in predicted.items()},
+    }
+
+
+def _prepared(case: Case, work: Path) -> _Model:
+    """As a build prepares it, and no more than is needed here.
+
+    Raises:
+        ValueError: torch finds no gradients at the layers of the model.
+    """
+    cache = Cache()
+    opened = open_model(case.model, work)
+    data = load_data(case.data, opened, case.model, SEED)
+    key = digest(opened.sha256, data.digest())
+    spectra, _ = decompose(opened.model, opened.layers, METHOD, data.calibration, key, cache, silent)
+    metric = "classes" if data.guard.labels is not None else "cosine"
+    sensitivity = Sensitivity(
+        opened, spectra, data.calibration, metric, SEED, digest(key, "order of plans"), cache, silent
+    )
+    if not sensitivity.known:
+        raise ValueError(f"{case.name}: no gradients: {sensitivity.problem}")
+    named = {layer.name: spectrum for layer, spectrum in zip(opened.layers, spectra, strict=True)}
+    curvature = {}
+    for layer in opened.layers:
+        seen = sensitivity.curvatures[layer.name]
+        curvature[layer.name] = _fp32_losses(layer, named[layer.name], seen.moment, seen.truncation)
+    energy = {layer.name: _fp32_losses(layer, named[layer.name], None, None) for layer in opened.layers}
+    return _Model(opened, named, curvature, energy, data.guard.head(GUARD_SAMPLES), metric)
+
+
+def _fp32_losses(layer: LinearLayer, spectrum: Spectrum, moment: Array | None, truncation: Array | None) -> Array:
+    """(k + 1,), with infinity for rank 0, which no plan takes."""
+    ranks = range(1, len(spectrum.energies) + 1)
+
+    def unused(rank: int) -> Factors:
+        raise ValueError(f"factors of rank {rank} were asked for, though nothing is quantized")
+
+    found = layer_losses(
+        *(layer, spectrum, moment, ("fp32",), ranks, unused), largest=WEIGHT_CODES, truncation=truncation
+    )
+    return np.array([np.inf, *(found["fp32", rank] for rank in ranks)])
+
+
+def _drawn(layers: Sequence[LinearLayer], rng: np.random.Generator) -> dict[str, int]:
+    """Layer name → rank: about a quarter of the layers, at ranks up to the one at which a pair stops to save."""
+    share = 1.0 if len(layers) <= FEW_LAYERS else SHARE
+    ranks: dict[str, int] = {}
+    while not ranks:
+        for layer in layers:
+            if rng.uniform() < share:
+                most = break_even_rank(layer.out_features, layer.in_features)
+                ranks[layer.name] = int(rng.integers(min(LEAST_RANK, most), most, endpoint=True))
+    return ranks
+
+
+def _factors(model: _Model, ranks: Mapping[str, int]) -> dict[str, Factors]:
+    factors = factorizer(METHOD).factors
+    layers = {layer.name: layer for layer in model.opened.layers}
+    return {name: factors(layers[name], model.spectra[name], rank) for name, rank in ranks.items()}
+
+
+def kl_divergence(reference: Array, outputs: Array) -> float:
+    """Mean KL divergence of (N, classes) logits' distributions from those of the reference, in nats."""
+    from scipy.special import log_softmax
+
+    ours, theirs = (log_softmax(logits.astype(np.float64), axis=-1) for logits in (outputs, reference))
+    return float((np.exp(theirs) * (theirs - ours)).sum(axis=-1).mean())
+
+
+def cosine_distance(reference: Array, outputs: Array) -> float:
+    """Mean of 1 − cosine between the rows of (N, …) outputs and of the reference."""
+    ours, theirs = (rows.reshape(len(rows), -1).astype(np.float64) for rows in (outputs, reference))
+    norms = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
+    return float(1 - (np.einsum("ij,ij->i", ours, theirs) / norms).mean())
+
+
+CHANGES: Mapping[str, Callable[[Array, Array], float]] = {"classes": kl_divergence, "cosine": cosine_distance}

@@ -1,0 +1,113 @@
+"""Predicted losses of a real model: complete, kept in the cache layer by layer, and in the order of the truth."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgepack.cache import Cache
+from edgepack.executor import Workers, workers
+from edgepack.pipeline import losses as losses_module
+from edgepack.pipeline.losses import Losses, factors_at, predict_losses
+from edgepack.pipeline.prepared import Prepared
+from edgepack.progress import silent
+from edgepack.types import FORMS, WEIGHT_BITS
+
+RANKS = {"w1": (8, 32, 96), "w2": (8, 64), "w3": ()}
+
+
+@pytest.fixture(scope="module")
+def crew() -> Iterator[Workers]:
+    with workers(None) as made:
+        yield made
+
+
+def predicted(ready: Prepared, cache: Cache, crew: Workers, **changes: Any) -> Losses:
+    asked: dict[str, Any] = {
+        "method": ready.task.method,
+        "seed": 0,
+        "largest": 127,
+        "key": "model",
+        "cache": cache,
+        "workers": crew,
+        "progress": silent,
+        **changes,
+    }
+    unknown: Any = SimpleNamespace(known=False, curvatures={})
+    ranks = asked.pop("ranks", RANKS)
+    return predict_losses(ready.task.layers, ready.task.spectra, unknown, FORMS["onnx"], ranks, **asked)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Cache:
+    return Cache(tmp_path_factory.mktemp("losses"))
+
+
+@pytest.fixture(scope="module")
+def found(ready: Prepared, cache: Cache, crew: Workers) -> Losses:
+    return predicted(ready, cache, crew)
+
+
+def test_every_form_dense_and_at_every_rank(found: Losses) -> None:
+    assert set(found) == set(RANKS)
+    for name, ranks in RANKS.items():
+        assert set(found[name]) == {(form, rank) for form in FORMS["onnx"] for rank in (None, *ranks)}
+        assert all(np.isfinite(loss) and loss >= 0 for loss in found[name].values())
+
+
+def test_the_order_is_that_of_precision_and_rank(found: Losses) -> None:
+    for name, ranks in RANKS.items():
+        own = found[name]
+        assert own["fp32", None] == 0
+        for rank in (None, *ranks):
+            assert own["fp32", rank] <= own["nbits8", rank] <= own["nbits4", rank]
+            assert own["nbits4", rank] > 0
+        for form in FORMS["onnx"]:
+            curve = [own[form, rank] for rank in ranks]
+            assert curve == sorted(curve, reverse=True), f"{name} in {form}"
+            assert all(loss > own[form, None] for loss in curve if WEIGHT_BITS[form] > 4)
+
+
+def test_known_losses_are_read_and_not_computed(
+    ready: Prepared, cache: Cache, crew: Workers, found: Losses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(losses_module, "layer_losses", lambda *_, **__: pytest.fail("computed again"))
+    assert predicted(ready, cache, crew) == found
+
+
+def test_only_the_layers_that_changed_are_computed(ready: Prepared, cache: Cache, crew: Workers, found: Losses) -> None:
+    said: list[tuple[int, int]] = []
+    ranks = RANKS | {"w2": (8, 64, 72)}
+    other = predicted(ready, cache, crew, ranks=ranks, progress=lambda what, done=0, total=0: said.append((done, total)))
+    assert said == [(1, 1)]
+    assert other["w1"] == found["w1"]
+    assert other["w2"]["fp32", 64] == found["w2"]["fp32", 64]
+    assert ("fp32", 72) in other["w2"]
+
+
+@pytest.mark.parametrize("changes", [{"key": "other"}, {"seed": 1}, {"largest": 63}, {"method": "svd"}])
+def test_what_decides_a_loss_is_in_its_key(
+    ready: Prepared, cache: Cache, crew: Workers, found: Losses, changes: dict[str, Any]
+) -> None:
+    said: list[int] = []
+    predicted(ready, cache, crew, progress=lambda what, done=0, total=0: said.append(done), **changes)
+    assert said == [1, 2, 3]
+
+
+def test_factors_are_the_layer_in_another_basis(ready: Prepared) -> None:
+    layer, spectrum = ready.task.layers[0], ready.task.spectra[0]
+    made = factors_at(layer, spectrum, 64, "whitened", 0)
+    plain = spectrum.basis[:, :64] @ (spectrum.basis[:, :64].T @ layer.weight)
+    np.testing.assert_allclose(made.A @ made.B, plain, atol=1e-3 * np.abs(plain).max())
+    again = factors_at(layer, spectrum, 64, "whitened", 0)
+    np.testing.assert_array_equal(made.A, again.A)
+
+
+def test_a_build_offers_them(ready: Prepared) -> None:
+    by_name = {menu.layer.name: menu.candidates for menu in ready.menus["onnx"]}
+    assert {one.loss for one in by_name["w1"] if (one.form, one.rank) == ("fp32", None)} == {0.0}
+    assert all(one.loss > 0 for one in by_name["w1"] if one.rank is not None)

@@ -1,0 +1,150 @@
+"""Probes of real plans: emitted once, kept in the cache, told apart by their forms and ranks."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from small_builds import options
+
+from edgepack.cache import Cache
+from edgepack.pipeline.ladder import Step, make_ladder
+from edgepack.pipeline.prepared import Prepared, prepared
+from edgepack.pipeline.probing import probe, probe_form
+from edgepack.pipeline.task import Task
+from edgepack.plan.solve import Bounds, Infeasible
+from edgepack.progress import silent
+from edgepack.types import Factors
+
+
+class Counted:
+    """The real files of a format, with a list of what was written."""
+
+    def __init__(self, ready: Prepared) -> None:
+        self._files = ready.files["onnx"]
+        self.written: list[tuple[str, dict[str, int], dict[str, str]]] = []
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._files, name)
+
+    def write(
+        self, factors: Mapping[str, Factors], form: str, out: Path, forms: Mapping[str, str] | None = None
+    ) -> None:
+        self.written.append((form, {name: one.rank for name, one in factors.items()}, dict(forms or {})))
+        self._files.write(factors, form, out, forms)
+
+
+@pytest.fixture
+def task(ready: Prepared, tmp_path: Path) -> Task:
+    """The prepared model with an empty cache."""
+    return replace(ready.task, cache=Cache(tmp_path / "cache"), work=tmp_path)
+
+
+@pytest.fixture
+def files(ready: Prepared) -> Counted:
+    return Counted(ready)
+
+
+@pytest.fixture(scope="module")
+def steps(ready: Prepared) -> tuple[Step, ...]:
+    made = make_ladder(ready.menus["onnx"], ready.task.spectra, Bounds())
+    assert not isinstance(made, Infeasible)
+    return made
+
+
+def test_a_plan_is_emitted_once_and_then_known(task: Task, files: Counted, steps: tuple[Step, ...]) -> None:
+    step = steps[-1]
+    first = probe(task, files, step)  # type: ignore[arg-type]
+    again = probe(task, files, step)  # type: ignore[arg-type]
+    assert first == again
+    assert len(files.written) == 1
+    form, ranks, _ = files.written[0]
+    assert form == first.form == probe_form(files, step.layers)  # type: ignore[arg-type]
+    assert ranks == {layer.layer: layer.rank for layer in step.layers if layer.rank is not None}
+    assert first.drop.samples == 256
+    assert (first.loss, first.latency_s, first.layers) == (step.loss, step.latency_s, step.layers)
+    assert list(task.work.glob("probe*")) == []
+
+
+def test_its_figures_are_those_of_the_file(ready: Prepared, task: Task, steps: tuple[Step, ...]) -> None:
+    found = probe(task, ready.files["onnx"], steps[0])
+    path = task.work / "own.onnx"
+    ready.files["onnx"].write({}, "fp32", path)
+    assert found.size_bytes == path.stat().st_size
+    assert found.drop == task.prover.drop_of(path, "onnx")
+    assert found.drop.value == 0.0
+
+
+def with_form(step: Step, form: str) -> Step:
+    return replace(step, layers=tuple(replace(layer, form=form) for layer in step.layers))
+
+
+def test_other_forms_and_ranks_are_other_probes(task: Task, files: Counted, steps: tuple[Step, ...]) -> None:
+    dense = steps[0]
+    mixed = replace(dense, layers=(replace(dense.layers[0], form="int8-dynamic"), *dense.layers[1:]))
+    made = [dense, with_form(dense, "int8-dynamic"), with_form(dense, "nbits4"), mixed, steps[-1]]
+    sizes = [probe(task, files, step).size_bytes for step in made]  # type: ignore[arg-type]
+    assert len(files.written) == len(set(sizes)) == len(made)
+    assert [probe(task, files, step).size_bytes for step in made] == sizes  # type: ignore[arg-type]
+    assert len(files.written) == len(made)
+
+
+def test_reasons_and_predictions_make_no_other_probe(task: Task, files: Counted, steps: tuple[Step, ...]) -> None:
+    """The same plan under another bound has other words, and another target other latencies."""
+    step = steps[1]
+    first = probe(task, files, step)  # type: ignore[arg-type]
+    other = replace(step, latency_s=1.0, layers=tuple(replace(one, reason="else") for one in step.layers))
+    second = probe(task, files, other)  # type: ignore[arg-type]
+    assert len(files.written) == 1
+    assert (second.drop, second.size_bytes, second.latency_s) == (first.drop, first.size_bytes, 1.0)
+
+
+def test_another_build_does_not_take_it(task: Task, files: Counted, steps: tuple[Step, ...]) -> None:
+    for key, largest in ((task.key, 127), ("other model", 127), (task.key, 63)):
+        probe(replace(task, key=key, largest=largest), files, steps[1])  # type: ignore[arg-type]
+    assert len(files.written) == 3
+
+
+def test_fresh_probes_again(task: Task, files: Counted, steps: tuple[Step, ...]) -> None:
+    first = probe(task, files, steps[1])  # type: ignore[arg-type]
+    fresh = replace(task, cache=Cache(task.cache.root, fresh=True))
+    assert probe(fresh, files, steps[1]) == first  # type: ignore[arg-type]
+    assert len(files.written) == 2
+
+
+def test_an_interrupted_probe_leaves_nothing_behind(
+    task: Task, files: Counted, steps: tuple[Step, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(task.prover, "drop_of", _interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            probe(task, files, steps[1])  # type: ignore[arg-type]
+    assert probe(task, files, steps[1]).drop.samples == 256  # type: ignore[arg-type]
+    assert len(files.written) == 2
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("changed", ["labels", "seed"])
+def test_other_labels_or_another_split_are_probed_anew(
+    classifier: Path, warm_cache: Path, tmp_path: Path, ready: Prepared, changed: str
+) -> None:
+    """The guard decides what a plan loses, so it is a part of what a probe is kept under."""
+    import numpy as np
+
+    asked = options(classifier)
+    if changed == "labels":
+        with np.load(classifier.parent / "data.npz") as data:
+            labels = data["y"].copy()
+            random.Random(0).shuffle(labels)
+            np.savez(tmp_path / "other.npz", x=data["x"], y=labels)
+        asked = replace(asked, data=tmp_path / "other.npz")
+    else:
+        asked = replace(asked, seed=7)
+    with prepared(asked, Cache(warm_cache), silent) as other:
+        assert other.task.key != ready.task.key
