@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
+from block_speed import p50, speedup
 from block_tables import TITLES, markdown_table
 from blocks_emulated import render_emulated, render_emulator, render_estimate
+from blocks_planner import render_allocation, render_planner
 
-from edgepack.bench.stats import compare
 from edgepack.report.cells import ratio, seconds, size
-from edgepack.report.compare import Ratio
 
 Row = Mapping[str, Any]
 RUNTIMES = {"onnx": "onnxruntime", "tflite": "ai-edge-litert"}
@@ -62,7 +62,7 @@ def _layer(figures: Row) -> str:
         rows = [row for row in figures["rows"] if row["format"] == fmt]
         fp32 = next(row for row in rows if row["layer"] == "dense" and row["form"] == "fp32")
         # The rival is the int8 build that is fastest here, not the one that flatters the pair.
-        int8 = min((r for r in rows if r["layer"] == "dense" and r is not fp32), key=_p50)
+        int8 = min((r for r in rows if r["layer"] == "dense" and r is not fp32), key=p50)
         lines += [
             (
                 TITLES[fmt],
@@ -138,24 +138,15 @@ RENDERERS: Mapping[str, Callable[[Row], str]] = {
     "emulated": render_emulated,
     "estimate": render_estimate,
     "emulator": render_emulator,
+    "planner": render_planner,
+    "allocation": render_allocation,
 }
-
-
-def _p50(row: Row) -> float:
-    return median(row["process_medians_s"])
 
 
 def _latency(row: Row, fp32: Row, int8: Row) -> tuple[str, str, str, str]:
     """p50, p90, and the row against both baselines."""
     against = ["–" if row is base else ratio(speedup(row, base)) for base in (fp32, int8)]
-    return seconds(_p50(row)), seconds(row["p90_s"]), against[0], against[1]
-
-
-def speedup(row: Row, baseline: Row) -> Ratio:
-    """A row against another of the same session, by the medians of their processes."""
-    medians = ([[value] for value in one["process_medians_s"]] for one in (row, baseline))
-    found = compare(*medians)
-    return Ratio(found.speedup, found.low, found.high, found.verdict, baseline["size_bytes"] / row["size_bytes"])
+    return seconds(p50(row)), seconds(row["p90_s"]), against[0], against[1]
 
 
 def _protocol(figures: Row) -> str:

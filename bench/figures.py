@@ -14,12 +14,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import measure_allocation
 import measure_demo
 import measure_emulated
 import measure_emulator
 import measure_estimate
 import measure_layer
 import measure_mnist
+import measure_planner
 import measure_tool
 from blocks import render, replace_block
 from machine import conditions
@@ -36,6 +38,8 @@ MEASURES: Mapping[str, Callable[..., dict[str, Any]]] = {
     "demo": measure_demo.measure,
     "mnist": measure_mnist.measure,
     "layer": measure_layer.measure,
+    "planner": measure_planner.measure,
+    "allocation": measure_allocation.measure,
     "tool": measure_tool.measure,
     "emulated": measure_emulated.measure,
     "estimate": measure_estimate.measure,

@@ -1,4 +1,4 @@
-"""What the planner makes of three models for this machine, how fast it solves, and whether predicted losses order plans."""
+"""What the planner makes of three models for this machine, how fast it solves, and how well it predicts losses."""
 
 from __future__ import annotations
 

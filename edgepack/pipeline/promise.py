@@ -5,11 +5,12 @@ from __future__ import annotations
 from edgepack.pipeline.attempt import Attempt
 from edgepack.pipeline.baselines import Baseline
 from edgepack.pipeline.files import ModelFiles
+from edgepack.pipeline.memory import peak_ram_bytes
 from edgepack.pipeline.options import BuildOptions
 from edgepack.pipeline.task import Task
 from edgepack.plan import cost
 from edgepack.plan.candidates import break_even_rank
-from edgepack.types import LayerPlan, LinearLayer
+from edgepack.types import Format, LayerPlan, LinearLayer
 
 
 def is_automatic(options: BuildOptions) -> bool:
@@ -18,9 +19,12 @@ def is_automatic(options: BuildOptions) -> bool:
 
 
 def keep_promise(task: Task, files: ModelFiles, attempt: Attempt, baseline: Baseline) -> Attempt:
-    """The attempt, or the dense int8 baseline in its place where the attempt is larger, or measured slower here."""
-    if not is_automatic(task.options) or not baseline.is_rival:
+    """The attempt, or the dense int8 baseline in its place where the attempt is larger, loses too much, or is measured
+    slower here."""
+    if not is_automatic(task.options) or not baseline.is_rival or not _fits(task, baseline, attempt.fmt):
         return attempt
+    if not attempt.within(task.options.drop_limit):
+        return _dense(task, files, baseline, f"the best plan drops {attempt.lost:.2f}, dense int8 meets the budget")
     sizes = attempt.path.stat().st_size, baseline.int8.stat().st_size
     if sizes[0] > sizes[1]:
         return _dense(task, files, baseline, f"the planned file has {sizes[0]} bytes, dense int8 {sizes[1]}")
@@ -30,6 +34,18 @@ def keep_promise(task: Task, files: ModelFiles, attempt: Attempt, baseline: Base
         if ratio > 1 / cost.CLEARLY:
             return _dense(task, files, baseline, f"the plan measured {ratio:.2f} times slower than dense int8 here")
     return attempt
+
+
+def _fits(task: Task, baseline: Baseline, fmt: Format) -> bool:
+    """Whether the dense int8 file meets the user's own limits; whether it is fast enough is only known here."""
+    options = task.options
+    if options.flash_bytes is not None and baseline.int8.stat().st_size > options.flash_bytes:
+        return False
+    if options.latency_s is not None and not task.measures_here:
+        return False
+    if options.latency_s is not None and task.latencies({"model": baseline.int8}, fmt)["model"] > options.latency_s:
+        return False
+    return options.ram_bytes is None or peak_ram_bytes(baseline.int8, fmt, task.cache) <= options.ram_bytes
 
 
 def _dense(task: Task, files: ModelFiles, baseline: Baseline, reason: str) -> Attempt:

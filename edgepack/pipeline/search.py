@@ -66,6 +66,8 @@ class Search:
         drops = climb(len(steps), look, limit, start=start, deadline_s=self._deadline_s)
         good = within(drops, limit)
         order = sorted(good, key=lambda i: (steps[i].latency_s, steps[i].size_bytes))
+        if not order:  # then the closest that was seen
+            order = [min(drops, key=lambda i: (drops[i].value, i))]
         # The plan that loses least is the last resort, in a form or a format that loses more than its probe.
         return self._best([steps[i] for i in [*order, 0]], limit)
 

@@ -18,7 +18,7 @@ from edgepack.types import Array
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
-CORE_PER_BLOCK = 4
+CORE_PER_BLOCK, REFINING_CORE = 4, 2
 GROWTH = 4
 SLACK = 1e-3
 """Added to what reduced costs are compared with: they are only known to 1e-7 of a unit."""
@@ -95,14 +95,16 @@ def solve(p: Programme, relaxed: Relaxation, gap: float, nodes: int, *, persist:
         relaxed: its relaxation, or that of a programme with wider limits.
         gap: a share.
         nodes: the search ends after so many: a count, unlike a time, gives the same answer twice.
-        persist: search among more variables where it ended so without any answer.
+        persist: start from a wider core, and search a wider one yet where the nodes ran out without any answer.
 
     Returns:
         (n,) whole numbers and the gap reached; None where no answer was found.
     """
     reduced = p.objective - relaxed.rows @ p.rows - relaxed.blocks[p.block]
     order = np.argsort(np.where(relaxed.used, -np.inf, reduced), kind="stable")
-    size = max(CORE_PER_BLOCK * len(p.counts), int(relaxed.used.sum())) if math.isfinite(relaxed.least) else len(order)
+    size = max((CORE_PER_BLOCK if persist else REFINING_CORE) * len(p.counts), int(relaxed.used.sum()))
+    if not math.isfinite(relaxed.least):
+        size = len(order)
     while True:
         x, finished = _branch_and_bound(p, np.sort(order[:size]), gap, nodes)
         grown = GROWTH * size

@@ -30,7 +30,7 @@ def menus(*layers: Sequence[Candidate]) -> list[Menu]:
 
 
 def ladder(layers: Sequence[Menu], bounds: Bounds, spectra: Sequence[Spectrum] | None = None) -> tuple[Step, ...]:
-    steps = make_ladder(layers, spectra or [SPECTRUM] * len(layers), bounds)
+    steps = make_ladder(layers, spectra or [SPECTRUM] * len(layers), bounds, 0.0)
     assert not isinstance(steps, Infeasible), steps
     return steps
 
@@ -70,7 +70,7 @@ def test_steps_against_all_plans(
     layers: list[list[Candidate]], size: float | None, ram: float | None, latency: float | None
 ) -> None:
     bounds = bounds_of(layers, size, ram, latency)
-    steps = make_ladder(menus(*layers), [SPECTRUM] * len(layers), bounds)
+    steps = make_ladder(menus(*layers), [SPECTRUM] * len(layers), bounds, 0.0)
     plans = [Step((), *(sum(map(float, column)) for column in _columns(p))) for p in product(*layers)]  # type: ignore[arg-type]
     fitting = [plan for plan in plans if meets(plan, bounds)]
     if isinstance(steps, Infeasible):
@@ -109,7 +109,7 @@ def test_the_nearest_plan_is_within_all_other_bounds_and_least_in_one(
 ) -> None:
     bounds = bounds_of(layers, size, ram, latency)
     made, spectra = menus(*layers), [SPECTRUM] * len(layers)
-    why = make_ladder(made, spectra, bounds)
+    why = make_ladder(made, spectra, bounds, 0.0)
     if not isinstance(why, Infeasible):
         return
     step = nearest(made, spectra, bounds, why)
@@ -126,7 +126,7 @@ def test_bounds_that_only_conflict_in_pairs() -> None:
     """Each bound can be met, but no two of them: there still is a plan to show."""
     made = menus([candidate(0, 1, 9, 9.0), candidate(0, 9, 1, 9.0), candidate(0, 9, 9, 1.0)])
     bounds = Bounds(None, 5, 5, 5.0)
-    why = make_ladder(made, [SPECTRUM], bounds)
+    why = make_ladder(made, [SPECTRUM], bounds, 0.0)
     assert isinstance(why, Infeasible)
     step = nearest(made, [SPECTRUM], bounds, why)
     assert sum([step.size_bytes <= 5, step.ram_bytes <= 5, step.latency_s <= 5]) == 1
@@ -134,7 +134,7 @@ def test_bounds_that_only_conflict_in_pairs() -> None:
 
 def test_infeasible_bounds_say_what_is_least() -> None:
     made = menus([candidate(0, 100, 10, 3.0), candidate(1, 50, 5, 1.0)])
-    why = make_ladder(made, [SPECTRUM], Bounds(size_bytes=40, latency_s=2.0))
+    why = make_ladder(made, [SPECTRUM], Bounds(size_bytes=40, latency_s=2.0), 0.0)
     assert isinstance(why, Infeasible)
     assert why.alone == ("size_bytes",)
     assert why.least["size_bytes"] == 50
@@ -146,6 +146,27 @@ def test_of_equally_fast_plans_the_smaller_one_is_taken() -> None:
     made = menus([candidate(0.0, 100, 100, 1.0), candidate(0.0, 50, 50, 1 + TIE / 2), candidate(0.0, 10, 10, 1.2)])
     (step,) = ladder(made, Bounds())
     assert step.size_bytes == 50
+
+
+def test_what_stands_beside_the_layers_counts_in_a_tie() -> None:
+    """Of a whole inference that takes a hundred times as long, a fifth of the layers' time is nothing."""
+    made = menus([candidate(0.0, 100, 100, 1.0), candidate(0.0, 10, 10, 1.2)])
+    for beside_s, size in ((0.0, 100), (100.0, 10)):
+        steps = make_ladder(made, [SPECTRUM], Bounds(), beside_s)
+        assert not isinstance(steps, Infeasible)
+        assert [step.size_bytes for step in steps] == [size]
+
+
+@settings(max_examples=15)
+@given(instances)
+def test_the_smallest_plans_against_all_plans(layers: list[list[Candidate]]) -> None:
+    steps = make_ladder(menus(*layers), [SPECTRUM] * len(layers), Bounds(), 0.0, aim="size")
+    assert not isinstance(steps, Infeasible)
+    plans = [_columns(plan) for plan in product(*layers)]
+    assert steps[-1].size_bytes == min(sum(plan[1]) for plan in plans)
+    for step in steps:
+        least = min(sum(plan[1]) for plan in plans if sum(plan[0]) <= step.loss * (1 + 1e-9) + 1e-12)
+        assert step.size_bytes == least or step is steps[0]
 
 
 def test_a_real_model_has_steps_with_reasons(ready: Prepared) -> None:

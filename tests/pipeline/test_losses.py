@@ -82,7 +82,8 @@ def test_known_losses_are_read_and_not_computed(
 def test_only_the_layers_that_changed_are_computed(ready: Prepared, cache: Cache, crew: Workers, found: Losses) -> None:
     said: list[tuple[int, int]] = []
     ranks = RANKS | {"w2": (8, 64, 72)}
-    other = predicted(ready, cache, crew, ranks=ranks, progress=lambda what, done=0, total=0: said.append((done, total)))
+    progress = lambda what, done=0, total=0: said.append((done, total))  # noqa: E731
+    other = predicted(ready, cache, crew, ranks=ranks, progress=progress)
     assert said == [(1, 1)]
     assert other["w1"] == found["w1"]
     assert other["w2"]["fp32", 64] == found["w2"]["fp32", 64]

@@ -201,7 +201,7 @@ def test_forms_without_a_price_are_absent() -> None:
 
 
 def test_a_precision_without_any_price_is_refused() -> None:
-    with pytest.raises(UsageError, match="int4.*test table"):
+    with pytest.raises(UsageError, match=r"int4.*test table"):
         menus(layer(), lacks=["nbits4"], precision="int4")
 
 

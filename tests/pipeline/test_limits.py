@@ -1,0 +1,166 @@
+"""--flash, --ram and --latency: met by the emitted file itself, or refused with the least that can be had."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from small_builds import options
+
+from edgepack.cache import Cache
+from edgepack.errors import BudgetError
+from edgepack.pipeline import limits, planner
+from edgepack.pipeline.build import build
+from edgepack.pipeline.limits import Rest
+from edgepack.pipeline.memory import peak_ram_bytes
+from edgepack.pipeline.options import parse_duration, parse_size
+from edgepack.pipeline.prepared import Prepared
+from edgepack.plan.solve import Bounds, Infeasible
+
+REST = Rest(10_000, 2_000_000, 1e-6)
+
+
+def built(classifier: Path, warm_cache: Path, out: Path, **changes: Any) -> dict[str, Any]:
+    asked: dict[str, Any] = {"max_drop": 60.0, **changes}
+    build(options(classifier, out=out, **asked), cache=Cache(warm_cache))
+    manifest: dict[str, Any] = json.loads((out / "manifest.json").read_text())
+    return manifest
+
+
+def test_what_the_limits_leave_for_the_layers(classifier: Path) -> None:
+    asked = options(classifier, flash_bytes=50_000, ram_bytes=5_000_000, latency_s=5e-6)
+    assert limits.user_bounds(asked, REST) == Bounds(None, 40_000, 3_000_000, pytest.approx(4e-6))
+    assert limits.user_bounds(options(classifier), REST) == Bounds()
+    tight = options(classifier, flash_bytes=500, ram_bytes=500, latency_s=5e-7)
+    assert limits.user_bounds(tight, REST) == Bounds(None, 0, 0, 0.0)
+
+
+def test_the_rest_of_a_file_is_what_its_layers_do_not_take(ready: Prepared, tmp_path: Path) -> None:
+    rest = limits.measure_rest(replace(ready.task, work=tmp_path), ready.files["onnx"], ready.prices)
+    assert 0 <= rest.size_bytes < 3000, "this model is nothing but layers"
+    assert (rest.ram_bytes, rest.latency_s) == (0, ready.prices.call_s("onnx"))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("flash", [120_000, 60_000])
+def test_flash_is_met_by_the_file(classifier: Path, warm_cache: Path, tmp_path: Path, flash: int) -> None:
+    manifest = built(classifier, warm_cache, tmp_path / "pack", flash_bytes=flash)
+    entry = manifest["files"]["model.onnx"]
+    assert manifest["budget_met"] is True
+    assert manifest["options"]["flash_bytes"] == flash
+    assert (tmp_path / "pack" / "model.onnx").stat().st_size == entry["size_bytes"] <= flash
+    assert entry["guard"]["drop"] <= 60
+
+
+def test_latency_is_met_by_prediction(classifier: Path, warm_cache: Path, tmp_path: Path) -> None:
+    manifest = built(classifier, warm_cache, tmp_path / "pack", latency_s=35e-6)
+    layers = manifest["files"]["model.onnx"]["layers"]
+    assert sum(layer["predicted"]["latency_s"] for layer in layers) < 35e-6
+    assert manifest["budget_met"] is True
+
+
+def test_ram_is_met_by_a_process_with_the_file(classifier: Path, warm_cache: Path, tmp_path: Path) -> None:
+    built(classifier, warm_cache, tmp_path / "free")
+    held = peak_ram_bytes(tmp_path / "free" / "model.onnx", "onnx", Cache(warm_cache))
+    assert held > 0
+    manifest = built(classifier, warm_cache, tmp_path / "pack", ram_bytes=held + 20_000_000)
+    assert manifest["budget_met"] is True
+    assert peak_ram_bytes(tmp_path / "pack" / "model.onnx", "onnx", Cache(warm_cache)) <= held + 20_000_000
+
+
+LIMITS: dict[str, tuple[dict[str, Any], str]] = {
+    "flash": ({"flash_bytes": 9_000}, r"--flash 9\.00 kB \(the least within the other limits is (?P<least>.+?)\)"),
+    "ram": ({"ram_bytes": 10_000}, r"--ram 10\.0 kB \(the least within the other limits is (?P<least>.+?)\)"),
+    "latency": ({"latency_s": 1e-6}, r"--latency 1\.00 µs \(the least within the other limits is (?P<least>.+?)\)"),
+}
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_a_limit_that_no_plan_can_meet(classifier: Path, warm_cache: Path, tmp_path: Path, name: str) -> None:
+    """Exit 5; the option and the least that can be had are named; the pack is written and says that it failed."""
+    changes, says = LIMITS[name]
+    out = tmp_path / "pack"
+    with pytest.raises(BudgetError) as caught:
+        built(classifier, warm_cache, out, max_drop=90.0, **changes)
+    assert caught.value.exit_code == 5
+    match = re.search(says, caught.value.message)
+    assert match, caught.value.message
+    assert "the best attempt is written" in (caught.value.hint or "")
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["budget_met"] is False
+    entry = manifest["files"]["model.onnx"]
+    assert all(proof["passed"] for proof in entry["proofs"].values())
+    if name == "flash":
+        least = parse_size(match["least"])
+        assert entry["size_bytes"] == pytest.approx(least, rel=0.1)
+        assert built(classifier, warm_cache, tmp_path / "more", max_drop=90.0, flash_bytes=round(1.15 * least))[
+            "budget_met"
+        ]
+    if name == "latency":
+        found = sum(layer["predicted"]["latency_s"] for layer in entry["layers"])
+        assert found <= parse_duration(match["least"]) * 1.01
+
+
+def test_limits_that_exclude_each_other_are_all_named(classifier: Path) -> None:
+    asked = options(classifier, flash_bytes=50_000, latency_s=5e-6)
+    both = limits.infeasible("onnx", Infeasible({"size_bytes": 60_000, "latency_s": 9e-6}, ()), asked, REST)
+    assert both.message == (
+        "no onnx plan fits --flash 50.0 kB (the least within the other limits is 70.0 kB)"
+        " and --latency 5.00 µs (the least within the other limits is 10.0 µs)"
+    )
+    found = Infeasible({"size_bytes": 60_000, "latency_s": None}, ("size_bytes",))
+    alone = limits.infeasible("onnx", found, asked, REST)
+    assert alone.message == "no onnx plan fits --flash 50.0 kB (the least within the other limits is 70.0 kB)"
+
+
+@pytest.mark.parametrize(("understated", "met"), [(8_000, True), (40_000, False)])
+def test_a_file_larger_than_predicted_draws_the_bounds_in(
+    ready: Prepared, classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, understated: int, met: bool
+) -> None:
+    """The rest of the file is measured too small: the file itself decides, and the next plan is chosen smaller."""
+    real = limits.measure_rest
+    flash = 45_000
+
+    def smaller(*args: Any) -> Rest:
+        return replace(real(*args), size_bytes=real(*args).size_bytes - understated)
+
+    monkeypatch.setattr(limits, "measure_rest", smaller)
+    task = replace(
+        ready.task, options=options(classifier, max_drop=90.0, flash_bytes=flash), work=tmp_path, warnings=[]
+    )
+    if not met:
+        monkeypatch.setattr(planner, "TIGHTENINGS", 1)
+    (tmp_path / "int8.onnx").write_bytes(bytes(1_000_000))
+    rival: Any = SimpleNamespace(int8=tmp_path / "int8.onnx", is_rival=True)
+    made = planner.plan(task, ready.files["onnx"], ready.menus["onnx"], ready.prices, rival, deadline_s=float("inf"))
+    size = made.found.attempt.path.stat().st_size
+    if met:
+        assert made.failure is None
+        assert size <= flash
+    else:
+        assert made.failure is not None
+        assert size > flash
+        assert re.fullmatch(
+            r"the onnx file needs \d+\.\d kB, --flash allows 45\.0 kB; the largest layers are w1 \(\d+ weights\), .*",
+            made.failure.message,
+        )
+
+
+def test_only_what_is_over_counts(ready: Prepared, classifier: Path, tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    path.write_bytes(b"x" * 5000)
+    attempt: Any = SimpleNamespace(path=path, fmt="onnx")
+    found: Sequence[float] = [
+        limits.excess(replace(ready.task, options=options(classifier, flash_bytes=flash)), attempt).get("size_bytes", 0)
+        for flash in (4000, 5000, 6000)
+    ]
+    assert found == [1000, 0, 0]
+    assert limits.excess(replace(ready.task, options=options(classifier)), attempt) == {}
+    slow = replace(ready.task, options=options(classifier, latency_s=1e-9))
+    assert limits.excess(slow, attempt) == {}, "another target's latency is not measured here"
