@@ -140,7 +140,7 @@ def render_allocation(figures: Row) -> str:
         (
             *(row["model"], TITLES[row["format"]], f"{row['layers']} × {row['candidates'] / row['layers']:.0f}"),
             *(f"{row['share']:.0%}", seconds(row["latency_s"])),
-            *(_times(relative(row["loss"], rule)) for rule in ("exact", *rules)),
+            *("0" if row["loss"][rule] == 0 else _times(relative(row["loss"], rule)) for rule in ("exact", *rules)),
         )
         for row in figures["rows"]
     ]
@@ -162,7 +162,7 @@ def relative(losses: Mapping[str, float | None], rule: str) -> float | None:
 def _times(value: float | None) -> str:
     if value is None:
         return "–"
-    return "∞" if math.isinf(value) else f"{value:.3g}" if value >= 10 else f"{value:.2f}"
+    return "∞" if math.isinf(value) else f"{value:.1f}" if value >= 10 else f"{value:.3f}"
 
 
 def _summary(rows: Sequence[Row], rules: Sequence[str]) -> str:
@@ -183,8 +183,8 @@ def _terms(figures: Row) -> str:
     sources = ", ".join(dict.fromkeys(row["cost_source"] for row in figures["rows"]))
     return (
         f"Target {figures['target']}, costs from the {sources}. A bound lies that share of the way from the fastest"
-        " plan to the fastest dense int8 plan; a dash stands where a rule finds no plan within it. All rules choose"
-        " from the same candidates, uniform and energy from those in int8: uniform takes one share of rank for all"
-        " layers, energy one threshold of loss, greedy the step that saves most time per loss, lagrangian one price"
-        " of time."
+        " plan to the fastest dense int8 plan; a dash stands where a rule finds no plan within it, 0 where a plan in"
+        " fp32 within it loses nothing. All rules choose from the same candidates, uniform and energy from those in"
+        " int8: uniform takes one share of rank for all layers, energy one threshold of loss, greedy the step that"
+        " saves most time per loss, lagrangian one price of time."
     )

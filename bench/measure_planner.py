@@ -23,7 +23,7 @@ from edgepack.pipeline.build import EXAMPLE, build
 from edgepack.pipeline.options import BuildOptions
 from edgepack.report.compare import file_entry
 from edgepack.targets import HOST, get_target
-from edgepack.types import FORMATS
+from edgepack.types import FORMATS, Format
 
 NAMES = ("mnist", "magika", "minilm")
 SEARCH_MINUTES, QUICK_SEARCH_MINUTES = 10.0, 1.0
@@ -80,7 +80,7 @@ def measure_case(case: Case, work: Path, *, quick: bool = False) -> dict[str, An
     return {"model": model, "rows": rows, "threads": measured["threads"], "schedule": measured["schedule"]}
 
 
-def _row(name: str, fmt: str, manifest: Mapping[str, Any], files: Mapping[str, Any]) -> dict[str, Any]:
+def _row(name: str, fmt: Format, manifest: Mapping[str, Any], files: Mapping[str, Any]) -> dict[str, Any]:
     """A format of a model: what the plan is, what it costs in accuracy, and the three files' sizes and latencies."""
     entry, fp32 = (file_entry(manifest, variant, fmt) for variant in ("edgepack", "dense-fp32"))
     layers = entry["layers"]

@@ -15,7 +15,7 @@ from edgepack.plan.solve import Bounds, Infeasible, Solution, least_loss, smalle
 from edgepack.progress import Progress, silent
 from edgepack.types import Candidate, LayerPlan, Spectrum
 
-STEPS = 32
+STEPS = 24
 """Bounds on the loss, geometrically spaced; plans that come out alike count once."""
 
 TIE = 0.03

@@ -25,7 +25,7 @@ class BuildOptions:
         data: `.npz` with calibration and guard samples; None takes the recipe's.
         test: `.npz` that is scored once, at the end.
         max_drop: largest allowed drop in the metric's own unit; None means 0.5 in auto mode and no limit at a fixed
-            rank.
+            rank or for a picked plan.
         metric: name of the guard metric, None to choose by the data.
         method: factorizer, None for whitened with data and svd without.
         flash_bytes: largest size of one model file, None for no limit.
@@ -83,7 +83,7 @@ class BuildOptions:
     @property
     def drop_limit(self) -> float | None:
         """The drop that the plan must stay within, None for no limit."""
-        if self.max_drop is None and self.rank == "auto":
+        if self.max_drop is None and self.rank == "auto" and not self.pick:
             return DEFAULT_MAX_DROP
         return self.max_drop
 
@@ -149,8 +149,9 @@ def parse_duration(text: str) -> float:
     Raises:
         UsageError: anything else.
     """
-    digits = text.rstrip("msuµ ")
-    unit = text[len(digits) :].strip().replace("µ", "u").upper()
+    text = text.replace("\N{MICRO SIGN}", "u").replace("\N{GREEK SMALL LETTER MU}", "u")
+    digits = text.rstrip("msu ")
+    unit = text[len(digits) :].strip().upper()
     try:
         seconds = float(digits) * _SECONDS[unit]
     except (ValueError, KeyError):
@@ -166,9 +167,9 @@ def parse_pick(text: str) -> tuple[int, ...]:
     Raises:
         UsageError: anything else.
     """
-    numbers = text.split(",")
-    if not all(number.strip().isdecimal() and int(number) > 0 for number in numbers):
-        raise UsageError(f"--pick {text}: expected numbers of plans as --explore lists them, such as 3 or 3,9")
+    numbers = [number.strip() for number in text.split(",")]
+    if not all(number.isdecimal() and len(number) < 10 and int(number) > 0 for number in numbers):
+        raise UsageError(f"--pick {text[:40]}: expected numbers of plans as --explore lists them, such as 3 or 3,9")
     return tuple(int(number) for number in numbers)
 
 

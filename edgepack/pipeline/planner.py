@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from edgepack.errors import BudgetError
 from edgepack.pipeline import limits
+from edgepack.pipeline.attempt import Attempt
 from edgepack.pipeline.baselines import Baseline
 from edgepack.pipeline.files import ModelFiles
 from edgepack.pipeline.ladder import Step, make_ladder, nearest
@@ -14,7 +15,7 @@ from edgepack.pipeline.menus import Menu
 from edgepack.pipeline.pricing import Prices
 from edgepack.pipeline.search import Found, Search
 from edgepack.pipeline.task import Task
-from edgepack.plan.solve import Bounds, Infeasible
+from edgepack.plan.solve import Bounds, Infeasible, Quantity
 
 TIGHTENINGS = 3
 """How often the bounds are drawn in where an emitted file turns out larger than predicted."""
@@ -83,10 +84,16 @@ def _tightened(
         over = limits.excess(task, found.attempt)
         if not over:
             return Planned(found, None)
-        drawn = {name: max(getattr(bounds, name) - by * (1 + MARGIN), 0) for name, by in over.items()}
+        # From what this very plan was predicted to take: a bound with room to spare would give it again.
+        drawn = {name: max(_predicted(found.attempt, name) - by * (1 + MARGIN), 0) for name, by in over.items()}
         bounds = replace(bounds, **drawn)
         tighter = make_ladder(menus, task.spectra, bounds, rest.latency_s, task.progress)
         if isinstance(tighter, Infeasible):
             break
         steps = tighter
     return Planned(found, limits.over_limit(found.attempt, over, task.options))
+
+
+def _predicted(attempt: Attempt, quantity: Quantity) -> float:
+    """Sum over the layers."""
+    return sum(float(getattr(layer.predicted, quantity)) for layer in attempt.layers if layer.predicted is not None)

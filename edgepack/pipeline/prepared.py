@@ -130,7 +130,9 @@ def _prepare(
         workers=crew,
         progress=progress,
     )
-    prices = make_prices(options.target, opened, data.guard, options.seed, tuple(files), cache, progress)
+    prices = make_prices(
+        *(options.target, opened, data.guard, options.seed, tuple(files), cache, progress), precision=options.precision
+    )
     menus = {
         fmt: make_menus(one, opened.layers, ranks, losses, prices, options, unseen, guarded=guard.guarded)
         for fmt, one in files.items()

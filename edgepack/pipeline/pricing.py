@@ -13,6 +13,7 @@ from edgepack.pipeline.layer_points import points_for
 from edgepack.pipeline.measuring import measure_points
 from edgepack.pipeline.observe import Observation, joined
 from edgepack.pipeline.opened import Opened
+from edgepack.pipeline.options import PrecisionChoice
 from edgepack.plan.candidates import rank_choices
 from edgepack.plan.cost import CostSource, Price
 from edgepack.plan.sources import Shape, cost_source, dense_int8
@@ -20,6 +21,9 @@ from edgepack.plan.table import Point
 from edgepack.progress import Progress, silent
 from edgepack.targets import HOST, Target
 from edgepack.types import Format
+
+
+INT4: Mapping[Format, str] = {"onnx": "nbits4", "tflite": "int4-dynamic-range"}
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,8 @@ def make_prices(
     formats: Sequence[Format],
     cache: Cache | None = None,
     progress: Progress = silent,
+    *,
+    precision: PrecisionChoice = "auto",
 ) -> Prices:
     """Prices by the most trusted source for each format; for this machine layers are measured first where they are new.
 
@@ -105,6 +111,7 @@ def make_prices(
         formats: to price.
         cache: where measured latencies are kept; with `fresh` they are measured again.
         progress: told of every group of layers that is measured.
+        precision: of the weights; a source that lacks it is passed over.
 
     Raises:
         InputError: the emulated table is damaged.
@@ -119,8 +126,14 @@ def make_prices(
     sources = _measured_here(target, shapes, formats, cache, progress) if target.name == HOST and shapes else {}
     for fmt in formats:
         if fmt not in sources:
-            sources[fmt] = cost_source(target, fmt, dense_int8(fmt, shapes), root=cache.root)
+            sources[fmt] = cost_source(target, fmt, _needed(fmt, shapes, precision), root=cache.root)
     return Prices(sources, uses, {layer.name: (layer.out_features, layer.in_features) for layer in opened.layers})
+
+
+def _needed(fmt: Format, shapes: Sequence[Shape], precision: PrecisionChoice) -> list[Point]:
+    """The points that a source has to price: the dense layers in int8, and in int4 where that was asked for."""
+    points = dense_int8(fmt, shapes)
+    return points + [replace(point, form=INT4[fmt]) for point in points if precision == "int4"]
 
 
 def _measured_here(

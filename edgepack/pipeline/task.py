@@ -8,6 +8,7 @@ from pathlib import Path
 
 from edgepack.cache import Cache, digest, file_digest
 from edgepack.data import example
+from edgepack.executor import one_thread
 from edgepack.inference import load, rename
 from edgepack.pipeline.attempt import Prover
 from edgepack.pipeline.losses import factors_at
@@ -54,11 +55,12 @@ class Task:
 
     def factors(self, plan: Sequence[LayerPlan]) -> dict[str, Factors]:
         """Factors of every layer that the plan factors, in the basis that quantizes well."""
-        return {
-            layer.name: factors_at(layer, spectrum, choice.rank, self.method, self.options.seed)
-            for layer, spectrum, choice in zip(self.layers, self.spectra, plan, strict=True)
-            if choice.rank is not None
-        }
+        with one_thread():  # the same bytes on machines with more cores
+            return {
+                layer.name: factors_at(layer, spectrum, choice.rank, self.method, self.options.seed)
+                for layer, spectrum, choice in zip(self.layers, self.spectra, plan, strict=True)
+                if choice.rank is not None
+            }
 
     def latencies(self, paths: Mapping[str, Path], fmt: Format) -> dict[str, float]:
         """Seconds per inference of files on this machine, measured in turns and kept in the cache."""

@@ -28,7 +28,7 @@ def others(candidates: Sequence[Candidate], chosen: Candidate, slack: float) -> 
     for one in candidates:
         if kind(one) != kind(chosen):
             kinds.setdefault(kind(one), []).append(one)
-    return tuple(_best(group, chosen, slack) for _, group in sorted(kinds.items()))
+    return tuple(_best(_like(group, chosen), chosen, slack) for _, group in sorted(kinds.items()))
 
 
 def reason(candidates: Sequence[Candidate], chosen: Candidate, slack: float, why_dense: str | None = None) -> str:
@@ -55,6 +55,11 @@ def reason(candidates: Sequence[Candidate], chosen: Candidate, slack: float, why
 def name(candidate: Candidate) -> str:
     """`dense int8-dynamic`, or `rank 32 nbits8`."""
     return f"{'dense' if candidate.rank is None else f'rank {candidate.rank}'} {candidate.form}"
+
+
+def _like(group: Sequence[Candidate], chosen: Candidate) -> Sequence[Candidate]:
+    """Those in the chosen one's own form, where there are any: they differ in one thing only."""
+    return [one for one in group if one.form == chosen.form] or group
 
 
 def _best(group: Sequence[Candidate], chosen: Candidate, slack: float) -> Candidate:

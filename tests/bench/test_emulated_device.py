@@ -44,13 +44,14 @@ LEAST_DB = {
     "fp32": 100.0,
     "int8-dynamic": 60.0,
     "int8-static-qdq": 30.0,
-    "nbits8": 60.0,
-    "nbits4": 60.0,
+    "nbits8": 35.0,
+    "nbits4": 35.0,
     "int8-dynamic-range": 60.0,
     "int8-static": 30.0,
     "int4-dynamic-range": 60.0,
 }
-"""Float kernels sum in different orders; a static grid turns a difference in the last bit into a whole step."""
+"""Float kernels sum in different orders; a static grid turns a difference in the last bit into a whole step; whether
+MatMulNBits quantizes its input depends on the CPU."""
 
 
 @pytest.fixture(scope="module")

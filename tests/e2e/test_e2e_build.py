@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from conftest import Built
-from e2e_cli import Done, invoke, run
+from e2e_cli import Done, assert_fails, invoke, run
 from e2e_models import points, samples
 
 from edgepack.inference import load
@@ -190,13 +189,98 @@ def test_rank(tmp_path: Path, model: Path, data: Path, rank: str, expected: list
         assert manifest["files"]["model.onnx"]["guard"]["drop"] <= 0.5
 
 
-@pytest.mark.parametrize(("precision", "form", "width"), [("fp32", "fp32", 4), ("int8", "int8", 1)])
+@pytest.mark.parametrize(
+    ("precision", "form", "width"), [("fp32", "fp32", 4), ("int8", "int8", 1), ("int4", "nbits4", 0.5)]
+)
 def test_precision(tmp_path: Path, model: Path, data: Path, precision: str, form: str, width: int) -> None:
     done = build(model, tmp_path / "out", "--data", data, "--rank", "8", "--precision", precision)
     assert done.code == 0, done.err
     entry = manifest_of(tmp_path / "out")["files"]["model.onnx"]
     assert entry["form"].startswith(form)
-    assert entry["proofs"]["weight-bytes"]["detail"].endswith(f"{entry['matrix_parameters'] * width} bytes")
+    assert all(layer["form"].startswith(form) for layer in entry["layers"])
+    assert entry["proofs"]["weight-bytes"]["detail"].endswith(f"{entry['matrix_parameters'] * width:.0f} bytes")
+
+
+def test_int4_without_a_rank_still_meets_the_budget(tmp_path: Path, model: Path, data: Path) -> None:
+    done = build(model, tmp_path / "out", "--data", data, "--precision", "int4", "--max-drop", "2")
+    assert done.code == 0, done.err
+    manifest = manifest_of(tmp_path / "out")
+    entry = manifest["files"]["model.onnx"]
+    assert {layer["form"] for layer in entry["layers"]} == {"nbits4"}
+    assert entry["guard"]["drop"] <= 2
+    assert entry["size_bytes"] < manifest["files"]["baseline/int8.onnx"]["size_bytes"]
+
+
+def test_explore_then_pick(tmp_path: Path, model: Path, data: Path) -> None:
+    """What --explore lists is what --pick builds; nothing is written before."""
+    listed = build(model, tmp_path / "out", "--data", data, "--explore", "--json")
+    assert listed.code == 0, listed.err
+    assert not (tmp_path / "out").exists()
+    shown_json = json.loads(listed.out)
+    assert shown_json["warnings"] == []
+    rows = shown_json["plans"]
+    assert [row["number"] for row in rows] == list(range(1, len(rows) + 1))
+    shown = build(model, tmp_path / "out", "--data", data, "--explore").out
+    assert len([line for line in shown.splitlines() if " onnx " in line]) == len(rows)
+    assert "Build one with --pick NUMBER" in shown
+    row = rows[len(rows) // 2]
+    done = build(model, tmp_path / "out", "--data", data, "--pick", row["number"])
+    assert done.code == 0, done.err
+    entry = manifest_of(tmp_path / "out")["files"]["model.onnx"]
+    assert (entry["size_bytes"], entry["form"]) == (row["size_bytes"], row["form"])
+    assert entry["guard"]["drop"] == pytest.approx(row["drop"]["value"])
+    beyond = build(model, tmp_path / "other", "--data", data, "--pick", len(rows) + 1)
+    assert_fails(beyond, 2, [f"--pick {len(rows) + 1}: there are plans 1 to {len(rows)}"], out=tmp_path / "other")
+    without = build(model, tmp_path / "other", "--explore")
+    assert_fails(without, 2, ["only where data measure what they lose"], out=tmp_path / "other")
+
+
+def test_a_plan_per_format_can_be_picked(recipe_file: Path, rpi4_pack: Built, tmp_path: Path) -> None:
+    asked = ("build", f"{recipe_file}:recipe", "--target", "rpi4")
+    env = {"EDGEPACK_CACHE": str(rpi4_pack.cache)}
+    rows = json.loads(run(*asked, "--explore", "--json", env=env).out)["plans"]
+    first = {row["format"]: row for row in reversed(rows)}
+    assert set(first) == {"onnx", "tflite"}
+    numbers = ",".join(str(row["number"]) for row in first.values())
+    done = run(*asked, "--pick", numbers, "--out", tmp_path / "pack", env=env)
+    assert done.code == 0, done.err
+    for fmt, row in first.items():
+        assert (tmp_path / "pack" / f"model.{fmt}").stat().st_size == row["size_bytes"]
+
+
+def test_inspect_tells_what_became_of_each_layer(rpi4_pack: Built) -> None:
+    done = invoke("inspect", rpi4_pack.path)
+    assert (done.code, done.err) == (0, "")
+    assert f"{rpi4_pack.path}: points for rpi4" in "".join(done.out.splitlines())
+    for name in MODELS:
+        entry = rpi4_pack.manifest["files"][name]
+        assert f"{name}: {entry['form']}, " in done.out
+        for layer in entry["layers"]:
+            assert layer["layer"] in done.out
+            assert layer["reason"].split(":")[0] in done.out
+    assert json.loads(invoke("inspect", rpi4_pack.path, "--json").out) == rpi4_pack.manifest
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "says"), [("--latency", "0.001us", "--latency 1.00 ns"), ("--ram", "1kB", "--ram 1.00 kB")]
+)
+def test_limits_that_nobody_meets(tmp_path: Path, model: Path, data: Path, option: str, value: str, says: str) -> None:
+    done = build(model, tmp_path / "out", "--data", data, option, value)
+    assert_fails(done, 5, [f"no onnx plan fits {says} \\(the least within the other limits is "])
+    manifest = manifest_of(tmp_path / "out")
+    assert manifest["budget_met"] is False
+    assert (tmp_path / "out" / "model.onnx").is_file()
+
+
+def test_limits_that_are_met(tmp_path: Path, model: Path, data: Path) -> None:
+    limits = ("--flash", "40kB", "--latency", "1ms", "--ram", "200MB")
+    done = build(model, tmp_path / "out", "--data", data, *limits)
+    assert done.code == 0, done.err
+    manifest = manifest_of(tmp_path / "out")
+    assert manifest["budget_met"] is True
+    asked = manifest["options"]
+    assert (asked["flash_bytes"], asked["latency_s"], asked["ram_bytes"]) == (40_000, 1e-3, 200_000_000)
+    assert manifest["files"]["model.onnx"]["size_bytes"] <= 40_000
 
 
 def test_methods_differ_in_their_factors(tmp_path: Path, model: Path, data: Path) -> None:

@@ -147,7 +147,7 @@ def test_a_file_larger_than_predicted_draws_the_bounds_in(
         assert made.failure is not None
         assert size > flash
         assert re.fullmatch(
-            r"the onnx file needs \d+\.\d kB, --flash allows 45\.0 kB; the largest layers are w1 \(\d+ weights\), .*",
+            r"the onnx file needs \d+\.\d kB, --flash allows 45\.0 kB; the largest layers are w\d \(\d+ weights\), .*",
             made.failure.message,
         )
 

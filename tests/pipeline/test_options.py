@@ -11,7 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgepack.errors import TargetsError, UsageError
-from edgepack.pipeline.options import BuildOptions, Rank, parse_formats, parse_rank, parse_size
+from edgepack.pipeline.options import (
+    BuildOptions,
+    Rank,
+    parse_duration,
+    parse_formats,
+    parse_pick,
+    parse_rank,
+    parse_size,
+)
 from edgepack.targets import get_target
 
 RPI4 = get_target("rpi4")
@@ -78,6 +86,56 @@ def test_any_text_is_a_size_or_a_usage_error(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
+        ("5ms", 5e-3),
+        ("300us", 3e-4),
+        ("300 µs", 3e-4),
+        ("300 \u03bcs", 3e-4),
+        ("1.5 s", 1.5),
+        ("2", 2.0),
+        ("1e-3s", 1e-3),
+        (" 7ms ", 7e-3),
+    ],
+)
+def test_durations(text: str, expected: float) -> None:
+    assert parse_duration(text) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("text", ["", "ms", "5m", "5min", "five ms", "nan", "inf", "infms", "5mss", "1e400s", "5 m s!"])
+def test_bad_durations(text: str) -> None:
+    with pytest.raises(UsageError, match="is not a time; write it like 5ms or 300us"):
+        parse_duration(text)
+
+
+@given(st.text(max_size=12))
+def test_any_text_is_a_duration_or_a_usage_error(text: str) -> None:
+    with contextlib.suppress(UsageError):
+        assert parse_duration(text) < float("inf")
+
+
+@pytest.mark.parametrize(("text", "expected"), [("3", (3,)), ("3,9", (3, 9)), (" 12 , 1", (12, 1)), ("2,2", (2, 2))])
+def test_picks(text: str, expected: tuple[int, ...]) -> None:
+    assert parse_pick(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", ",", "0", "-1", "1.5", "3;4", "best", "3,", "9" * 5000, "1_000"])
+def test_bad_picks(text: str) -> None:
+    with pytest.raises(UsageError, match="expected numbers of plans as --explore lists them"):
+        parse_pick(text)
+
+
+@given(st.text(max_size=12))
+def test_any_text_is_picks_or_a_usage_error(text: str) -> None:
+    try:
+        picks = parse_pick(text)
+    except UsageError:
+        return
+    assert picks
+    assert all(pick > 0 for pick in picks)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
         ("onnx,tflite", ("onnx", "tflite")),
         ("tflite, onnx", ("onnx", "tflite")),
         ("tflite", ("tflite",)),
@@ -105,8 +163,16 @@ def test_unknown_format() -> None:
         ({"rank": 0.0}, "--rank 0.0: a share"),
         ({"rank": float("inf")}, "--rank inf: a share"),
         ({"rank": 100.0}, "--rank 100.0: a share"),
-        ({"flash_bytes": 0}, "--flash must be more than 0 bytes"),
-        ({"flash_bytes": -5}, "--flash must be more than 0 bytes"),
+        ({"flash_bytes": 0}, "--flash must be more than 0"),
+        ({"flash_bytes": -5}, "--flash must be more than 0"),
+        ({"ram_bytes": 0}, "--ram must be more than 0"),
+        ({"latency_s": 0.0}, "--latency must be more than 0"),
+        ({"latency_s": -1e-3}, "--latency must be more than 0"),
+        ({"search_minutes": 0.0}, "--search-minutes 0.0: must be more than 0"),
+        ({"search_minutes": -1.0}, "--search-minutes -1.0"),
+        ({"search_minutes": float("nan")}, "--search-minutes nan"),
+        ({"search_minutes": float("inf")}, "--search-minutes inf"),
+        ({"pick": (1,), "rank": 8}, "--pick takes a plan that --explore found"),
         ({"seed": -1}, "--seed -1: a seed is 0 or more"),
     ],
 )
@@ -130,6 +196,8 @@ def test_a_target_without_the_runtime() -> None:
         ({"rank": 32}, None),
         ({"rank": 0.25}, None),
         ({"rank": 32, "max_drop": 1.0}, 1.0),
+        ({"pick": (3,)}, None),
+        ({"pick": (3,), "max_drop": 0.5}, 0.5),
     ],
 )
 def test_limit_of_the_drop(changes: dict[str, Any], limit: float | None) -> None:

@@ -1,0 +1,50 @@
+"""`inspect` of a model without building, and of a pack that was built."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from small_builds import CLASSES, FEATURES, HIDDEN, options
+
+from edgepack.cache import Cache
+from edgepack.errors import PackError
+from edgepack.pipeline.build import build
+from edgepack.pipeline.inspect import inspect, inspect_pack
+from edgepack.plan.candidates import break_even_rank
+from edgepack.report.planned import render_planned
+
+SHAPES = {"w1": (HIDDEN, FEATURES), "w2": (HIDDEN, HIDDEN), "w3": (CLASSES, HIDDEN)}
+
+
+def test_a_model_with_data(classifier: Path, warm_cache: Path) -> None:
+    report = inspect(str(classifier), data=classifier.parent / "data.npz", cache=Cache(warm_cache))
+    assert {layer.name: (layer.out_features, layer.in_features) for layer in report.layers} == SHAPES
+    assert report.method == "whitened"
+    assert report.linear_bytes == sum(4 * rows * columns for rows, columns in SHAPES.values())
+    for layer in report.layers:
+        rows, columns = SHAPES[layer.name]
+        assert layer.break_even == break_even_rank(rows, columns)
+        assert 0 < layer.rank_90 <= layer.rank_99 <= min(rows, columns)
+        assert layer.rows == 1
+    assert sum(layer.macs_share or 0 for layer in report.layers) == pytest.approx(1)
+
+
+def test_a_model_without_data(classifier: Path, warm_cache: Path) -> None:
+    report = inspect(str(classifier), cache=Cache(warm_cache))
+    assert report.method == "svd"
+    assert [layer.rows for layer in report.layers] == [1, 1, 1]
+
+
+def test_a_pack_says_what_became_of_each_layer(classifier: Path, warm_cache: Path, tmp_path: Path) -> None:
+    result = build(options(classifier, out=tmp_path / "pack", max_drop=40.0), cache=Cache(warm_cache))
+    manifest = inspect_pack(tmp_path / "pack")
+    assert manifest["files"].keys() == result.manifest["files"].keys()
+    render_planned(tmp_path / "pack", manifest)
+
+
+def test_what_is_no_pack(tmp_path: Path, classifier: Path) -> None:
+    with pytest.raises(PackError, match="not a pack"):
+        inspect_pack(tmp_path)
+    with pytest.raises(PackError, match="not a pack"):
+        inspect_pack(classifier.parent)

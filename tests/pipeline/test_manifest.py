@@ -1,0 +1,126 @@
+"""What a manifest says of probes, files and where their figures come from."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_builds import options
+
+from edgepack.cache import Cache, file_digest
+from edgepack.metrics import Drop
+from edgepack.pipeline.build import build
+from edgepack.pipeline.manifest import build_record, chosen_by, drop_record
+from edgepack.pipeline.planned_schema import check_planned
+from edgepack.pipeline.prepared import Prepared
+from edgepack.pipeline.probing import Probe
+from edgepack.types import LayerPlan
+
+
+def layer(name: str, rank: int | None, form: str) -> LayerPlan:
+    return LayerPlan(name, 10, 20, rank, 6, 0.0, "a reason", form=form)
+
+
+def test_a_probe_carries_its_figures(ready: Prepared) -> None:
+    drop = Drop("accuracy", 95.0, 94.5, 0.25, 256)
+    mixed = Probe("onnx", "fp32", (layer("a", 3, "fp32"), layer("b", None, "nbits4")), drop, 0.125, 1e-5, 4321)
+    record = build_record(ready, [mixed])
+    assert record["probes"] == [
+        {
+            "format": "onnx",
+            "form": "mixed",
+            "size_bytes": 4321,
+            "predicted_latency_s": 1e-5,
+            "predicted_loss": 0.125,
+            "weight_parameters": 3 * 30 + 200,
+            "ranks": {"a": 3},
+            "drop": {
+                "metric": "accuracy",
+                "dense": 95.0,
+                "emitted": 94.5,
+                "standard_error": 0.25,
+                "samples": 256,
+                "drop": 0.5,
+            },
+        }
+    ]
+
+
+def test_what_does_not_depend_on_a_file(ready: Prepared, classifier: Path) -> None:
+    record = build_record(ready, [])
+    assert record["cost_sources"] == {"onnx": "emulated cost table"}
+    assert record["loss_weighted_by"] in ("output energy", "output gradients")
+    assert record["method"] == "whitened"
+    assert record["metric"] == {"name": "accuracy", "guarded": True}
+    assert record["model"]["source"] == classifier.name
+    assert record["options"] == {
+        "rank": "auto",
+        "precision": "auto",
+        "max_drop": 0.5,
+        "formats": ["onnx"],
+        "flash_bytes": None,
+        "ram_bytes": None,
+        "latency_s": None,
+        "pick": [],
+        "largest_onnx_weight_code": 127,
+    }
+    assert str(classifier.parent) not in json.dumps(record)
+
+
+@pytest.mark.parametrize(
+    ("measured", "expected"),
+    [(False, "emulated cost table"), (True, "measured on this machine, among plans by the emulated cost table")],
+)
+def test_what_a_file_was_chosen_by(measured: bool, expected: str) -> None:
+    assert chosen_by("emulated cost table", measured=measured) == expected
+
+
+def test_a_drop_of_one_sample_is_still_json() -> None:
+    record = drop_record(Drop("cosine", 100.0, 99.0, 0.0, 1))
+    assert record["drop"] == 1.0
+    assert not any(isinstance(value, float) and math.isnan(value) for value in record.values())
+
+
+@pytest.fixture(scope="module")
+def built(classifier: Path, warm_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    out = tmp_path_factory.mktemp("built") / "pack"
+    build(options(classifier, out=out, max_drop=40.0), cache=Cache(warm_cache))
+    return out, json.loads((out / "manifest.json").read_text())
+
+
+def test_a_real_manifest_is_what_inspect_takes(built: tuple[Path, dict[str, Any]]) -> None:
+    out, manifest = built
+    check_planned(manifest, out)
+    entry = manifest["files"]["model.onnx"]
+    assert entry["sha256"] == file_digest(out / "model.onnx")
+    assert entry["size_bytes"] == (out / "model.onnx").stat().st_size
+    assert entry["matrix_parameters"] == sum(
+        one["out_features"] * one["in_features"]
+        if one["rank"] is None
+        else one["rank"] * (one["out_features"] + one["in_features"])
+        for one in entry["layers"]
+    )
+
+
+def test_every_layer_has_its_prediction_and_its_rivals(built: tuple[Path, dict[str, Any]]) -> None:
+    for one in built[1]["files"]["model.onnx"]["layers"]:
+        kinds = {(rival["rank"] is None, rival["form"]) for rival in one["others"]}
+        assert kinds
+        for figures in (one["predicted"], *one["others"]):
+            assert set(figures) == {"form", "rank", "loss", "size_bytes", "ram_bytes", "latency_s", "source"}
+            assert figures["source"] == "emulated cost table"
+        assert one["reason"].isprintable()
+        assert one["reason"]
+
+
+def test_the_same_build_writes_the_same_bytes(
+    built: tuple[Path, dict[str, Any]], classifier: Path, tmp_path: Path
+) -> None:
+    """With another cache, so that everything is computed again."""
+    build(options(classifier, out=tmp_path / "pack", max_drop=40.0), cache=Cache(tmp_path / "cache"))
+    for path in built[0].rglob("*"):
+        if path.is_file():
+            assert (tmp_path / "pack" / path.relative_to(built[0])).read_bytes() == path.read_bytes(), path.name

@@ -1,0 +1,79 @@
+"""The plans of --explore, to the letter."""
+
+# The tables are wider than a line of code on purpose.
+# ruff: noqa: E501
+
+from __future__ import annotations
+
+import io
+import json
+
+from rich.console import Console, RenderableType
+
+from edgepack.metrics import Drop
+from edgepack.report.explored import ExploredRow, explored_json, render_explored
+
+
+def text(renderable: RenderableType, width: int = 160) -> str:
+    """As a terminal of this width shows it, without the blanks at the ends of lines."""
+    stream = io.StringIO()
+    Console(file=stream, width=width).print(renderable)
+    return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()).strip("\n")
+
+
+def drop(value: float, error: float = 0.1) -> Drop:
+    return Drop("accuracy", 98.5, 98.5 - value, error, 800)
+
+
+ROWS = (
+    ExploredRow(1, False, "onnx", "fp32", (0, 2), 1.0, 1_628_811, 4.7e-4, "emulated cost table", drop(0.0, 0.0)),
+    ExploredRow(2, True, "onnx", "mixed", (1, 2), 0.1034, 51_200, 1.39e-5, "emulated cost table", drop(0.25)),
+    ExploredRow(3, True, "tflite", "int8-dynamic-range", (2, 2), 0.05, 72_392, 9.79e-6, "roofline, nominal constants", drop(-0.001)),
+)  # fmt: skip
+
+
+def test_rows() -> None:
+    assert text(render_explored(ROWS)) == EXPLORED
+
+
+EXPLORED = """\
+     plan   format   form                 factored   weights      size   latency   drop      ±
+ ─────────────────────────────────────────────────────────────────────────────────────────────
+        1   onnx     fp32                   0 of 2    100.0%   1.63 MB    470 µs   0.00   0.00
+ *      2   onnx     mixed                  1 of 2     10.3%   51.2 kB   13.9 µs   0.25   0.16
+ *      3   tflite   int8-dynamic-range     2 of 2      5.0%   72.4 kB   9.79 µs   0.00   0.16
+
+* on the Pareto front: no other plan of its format is as good in drop, latency and size, and better in one.
+drop: of accuracy on 800 guard samples; ±: paired test, one-sided 95 %.
+latency: linear layers of onnx, predicted by the emulated cost table.
+latency: linear layers of tflite, predicted by the roofline, nominal constants.
+Build one with --pick NUMBER, or one per format with --pick NUMBER,NUMBER, and the same other options."""
+
+
+def test_warnings_stand_below() -> None:
+    shown = text(render_explored(ROWS, ["the time ran out [x]", "second"])).splitlines()
+    assert shown[-2:] == ["warning: the time ran out [x]", "warning: second"]
+
+
+def test_json_has_the_drop_itself() -> None:
+    rows = json.loads(json.dumps(explored_json(ROWS)))
+    assert [row["number"] for row in rows] == [1, 2, 3]
+    assert rows[1] == {
+        "number": 2,
+        "on_front": True,
+        "format": "onnx",
+        "form": "mixed",
+        "factored": [1, 2],
+        "weights_share": 0.1034,
+        "size_bytes": 51_200,
+        "latency_s": 1.39e-5,
+        "source": "emulated cost table",
+        "drop": {
+            "metric": "accuracy",
+            "dense": 98.5,
+            "emitted": 98.25,
+            "standard_error": 0.1,
+            "samples": 800,
+            "value": 0.25,
+        },
+    }

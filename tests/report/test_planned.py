@@ -1,0 +1,106 @@
+"""The layers of a pack, to the letter."""
+
+# The tables are wider than a line of code on purpose.
+# ruff: noqa: E501
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, RenderableType
+
+from edgepack.report.planned import LONG, SHORT, layer_table, render_planned
+
+
+def text(renderable: RenderableType, width: int = 160) -> str:
+    """As a terminal of this width shows it, without the blanks at the ends of lines."""
+    stream = io.StringIO()
+    Console(file=stream, width=width).print(renderable)
+    return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()).strip("\n")
+
+
+def layer(name: str, out: int, inn: int, rank: int | None, reason: str, **more: Any) -> dict[str, Any]:
+    return {
+        "layer": name, "out_features": out, "in_features": inn, "rank": rank, "break_even_rank": (out * inn - 1) // (out + inn),
+        "form": "int8-dynamic", "reason": reason, "predicted": None, **more,
+    }  # fmt: skip
+
+
+FC1 = layer(
+    "fc1", 512, 784, 24, "rank 24 int8-dynamic: 6.1× faster than dense int8-dynamic",
+    predicted={"size_bytes": 33_456, "latency_s": 9.79e-6, "loss": 0.00857},
+)  # fmt: skip
+FC2 = layer("[b]fc2", 10, 512, None, "dense fp32: nothing else was allowed", form="fp32")
+OTHER = layer("fc3", 10, 512, None, "the planned file has 9 bytes, dense int8 8", form=None)
+MANIFEST: dict[str, Any] = {
+    "model": {"name": "mnist-mlp"},
+    "target": {"name": "rpi4"},
+    "loss_weighted_by": "output gradients",
+    "files": {
+        "model.onnx": {
+            "form": "mixed",
+            "size_bytes": 51_200,
+            "form_chosen_by": "emulated cost table",
+            "layers": [FC1, FC2],
+        },
+        "model.tflite": {
+            "form": "int8-dynamic-range",
+            "size_bytes": 48_000,
+            "form_chosen_by": "roofline of targets.yaml",
+            "layers": [OTHER],
+        },
+        "baseline/int8.onnx": {"form": "int8-dynamic", "size_bytes": 412_000},
+    },
+}
+
+
+def test_a_pack() -> None:
+    assert text(render_planned(Path("dist/p"), MANIFEST)) == PACK
+
+
+PACK = """\
+dist/p: mnist-mlp for rpi4
+
+model.onnx: mixed, 51.2 kB, chosen by: emulated cost table
+
+ layer     out×in   form            rank   break-even   weights      size   latency     loss   why
+ ───────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+ fc1      512×784   int8-dynamic      24          309      7.7%   33.5 kB   9.79 µs   0.0086   rank 24 int8-dynamic: 6.1× faster than dense int8-dynamic
+ [b]fc2    10×512   fp32           dense            9    100.0%         –         –        –   dense fp32: nothing else was allowed
+
+
+model.tflite: int8-dynamic-range, 48.0 kB, chosen by: roofline of targets.yaml
+
+ layer   out×in   form    rank   break-even   weights   size   latency   loss   why
+ ─────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+ fc3     10×512   –      dense            9    100.0%      –         –      –   the planned file has 9 bytes, dense int8 8
+
+latency: of the layer alone, predicted. loss: predicted, in nats of the answer's change to second order, quantization included."""
+
+
+def test_a_pack_without_gradients_says_what_its_losses_are() -> None:
+    shown = text(render_planned(Path("p"), MANIFEST | {"loss_weighted_by": "output energy"}))
+    assert shown.endswith("loss: predicted share of the layer's output energy, quantization included.")
+
+
+def test_a_pack_without_a_model_file_has_no_table() -> None:
+    shown = text(
+        render_planned(Path("p"), MANIFEST | {"files": {"baseline/int8.onnx": MANIFEST["files"]["baseline/int8.onnx"]}})
+    )
+    assert shown.splitlines()[0] == "p: mnist-mlp for rpi4"
+    assert "baseline" not in shown
+
+
+def test_short_and_long_tables() -> None:
+    assert text(layer_table([FC1])).splitlines()[0].split() == list(SHORT)
+    assert text(layer_table([FC1], LONG)).splitlines()[0].split() == list(LONG)
+
+
+def test_a_long_reason_folds_in_its_own_column() -> None:
+    lines = text(layer_table([FC1]), 80).splitlines()
+    assert len(lines) > 3
+    assert all(len(line) <= 80 for line in lines)
+    column = lines[0].index("why")
+    assert all(line[:column].strip() == "" for line in lines[3:])
