@@ -82,7 +82,7 @@ def measure_case(case: Case, work: Path, *, quick: bool = False) -> dict[str, An
 
 def _row(name: str, fmt: Format, manifest: Mapping[str, Any], files: Mapping[str, Any]) -> dict[str, Any]:
     """A format of a model: what the plan is, what it costs in accuracy, and the three files' sizes and latencies."""
-    entry, fp32 = (file_entry(manifest, variant, fmt) for variant in ("edgepack", "dense-fp32"))
+    entry, int8, fp32 = (file_entry(manifest, name, fmt) for name in ("edgepack", "dense-int8", "dense-fp32"))
     layers = entry["layers"]
     forms = Counter(layer["form"] or entry["form"] for layer in layers)
     dense = [layer for layer in layers if layer["rank"] is None]
@@ -95,6 +95,7 @@ def _row(name: str, fmt: Format, manifest: Mapping[str, Any], files: Mapping[str
         "factored": len(layers) - len(dense),
         "dense_reason": commonest([layer["reason"] for layer in dense]),
         "guard_drop": round(entry["guard"]["drop"], 6),
+        "int8_drop": round(int8["guard"]["drop"], 6),
         "test_drop": None if entry["test"] is None else round(fp32["test"] - entry["test"], 6),
         "probes": sum(probe["format"] == fmt for probe in manifest["probes"]),
         "cost_source": manifest["cost_sources"][fmt],

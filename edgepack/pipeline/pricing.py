@@ -22,7 +22,6 @@ from edgepack.progress import Progress, silent
 from edgepack.targets import HOST, Target
 from edgepack.types import Format
 
-
 INT4: Mapping[Format, str] = {"onnx": "nbits4", "tflite": "int4-dynamic-range"}
 
 

@@ -50,7 +50,7 @@ def files(ready: Prepared) -> Counted:
 
 @pytest.fixture(scope="module")
 def steps(ready: Prepared) -> tuple[Step, ...]:
-    made = make_ladder(ready.menus["onnx"], ready.task.spectra, Bounds())
+    made = make_ladder(ready.menus["onnx"], ready.task.spectra, Bounds(), 0.0)
     assert not isinstance(made, Infeasible)
     return made
 

@@ -104,7 +104,8 @@ def test_the_standard_grid_answers_for_every_layer_that_it_encloses(point: Point
     (price,) = GRID.prices([point])
     assert price is not None
     assert price.latency_s == pytest.approx(seconds(point), rel=1e-6)
-    assert (price.error_share < GRID_ERROR) == (point in GRID.entries)
+    # Between the ranks of a measured shape the error is small; between shapes it is that of the grid.
+    assert (price.error_share < GRID_ERROR) == (replace(point, rank=None) in GRID.entries)
 
 
 @given(inside())

@@ -1,5 +1,8 @@
 """What is said of a layer: what else there was, and by how much it lost."""
 
+# The sentences are wider than a line of code on purpose.
+# ruff: noqa: E501
+
 from __future__ import annotations
 
 from edgepack.plan.reasons import kind, others, reason
@@ -60,7 +63,9 @@ def test_only_one_candidate() -> None:
 
 def test_equals_are_said_to_be_equal() -> None:
     twin = one("int8-dynamic", 8, 0.0, 1000, 20)
-    assert reason((INT8, twin), INT8, 1.0) == "dense int8-dynamic: rank 8 int8-dynamic would be no better on this target"
+    assert (
+        reason((INT8, twin), INT8, 1.0) == "dense int8-dynamic: rank 8 int8-dynamic would be no better on this target"
+    )
     assert reason((INT8, twin), twin, 1.0) == "rank 8 int8-dynamic: as fast and as small as dense int8-dynamic"
 
 

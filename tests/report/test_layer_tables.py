@@ -272,10 +272,10 @@ dist/p: mnist-mlp for rpi4, guard: accuracy
  baseline/fp32.onnx     fp32                 1.63 MB         –      0.3×    98.00   +0.00   guard
 
 
- layer    out×in    rank   break-even   weights   why
- ────────────────────────────────────────────────────────────────────────────────────────────────────────
- fc1     512×784      24          309      7.7%   smallest rank
- fc2      10×512   dense            9    100.0%   a pair of rank 8 saves too little: break-even rank is 9"""
+ layer    out×in   form    rank   weights   why
+ ──────────────────────────────────────────────────────────────────────────────────────────────────
+ fc1     512×784   –         24      7.7%   smallest rank
+ fc2      10×512   –      dense    100.0%   a pair of rank 8 saves too little: break-even rank is 9"""
 
 
 def test_build_with_a_plan_per_format_shows_each() -> None:
