@@ -13,6 +13,7 @@ from blocks_emulated import render_emulated, render_emulator, render_estimate
 from blocks_planner import render_allocation, render_planner
 
 from edgepack.report.cells import ratio, seconds, size
+from edgepack.types import WEIGHT_BITS
 
 Row = Mapping[str, Any]
 RUNTIMES = {"onnx": "onnxruntime", "tflite": "ai-edge-litert"}
@@ -62,7 +63,7 @@ def _layer(figures: Row) -> str:
         rows = [row for row in figures["rows"] if row["format"] == fmt]
         fp32 = next(row for row in rows if row["layer"] == "dense" and row["form"] == "fp32")
         # The rival is the int8 build that is fastest here, not the one that flatters the pair.
-        int8 = min((r for r in rows if r["layer"] == "dense" and r is not fp32), key=p50)
+        int8 = min((r for r in rows if r["layer"] == "dense" and WEIGHT_BITS[r["form"]] == 8), key=p50)
         lines += [
             (
                 TITLES[fmt],

@@ -36,11 +36,11 @@ def cases(names: Sequence[str], folder: Path) -> list[Case]:
 def _case(name: str, folder: Path) -> Case:
     if name == "magika":
         calibration, test = magika_files.write_data(folder)
-        return Case("magika", str(magika_files.model_path()), 0.5, calibration, test)
+        return Case("magika", str(magika_files.model_path()), 1.0, calibration, test)
     known = {
         "mnist": ("MNIST MLP", "mnist_mlp.py", 0.3),
         "lstm": ("LSTM classifier", "lstm_classifier.py", 0.5),
-        "minilm": ("MiniLM", "minilm.py", 0.5),
+        "minilm": ("MiniLM", "minilm.py", 1.0),
     }
     title, file, max_drop = known[name]
     return Case(title, f"{MODELS / file}:recipe", max_drop)

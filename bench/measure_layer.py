@@ -19,17 +19,17 @@ from edgepack.errors import ProofError
 from edgepack.factorize import factorizer
 from edgepack.pipeline.files import ModelFiles
 from edgepack.pipeline.guarding import Data, load_data
+from edgepack.pipeline.ladder import LayerPlans
 from edgepack.pipeline.onnx_files import OnnxFiles
 from edgepack.pipeline.opened import Opened, open_model
 from edgepack.pipeline.options import BuildOptions
 from edgepack.pipeline.statistics import decompose
 from edgepack.pipeline.tflite_files import TfliteFiles
-from edgepack.plan.candidates import fixed
-from edgepack.plan.search import LayerPlans
+from edgepack.plan.candidates import break_even_rank
 from edgepack.progress import silent
 from edgepack.quantize.gauge import balanced
 from edgepack.targets import HOST, get_target
-from edgepack.types import FORMS, Factors, Format
+from edgepack.types import FORMS, Factors, Format, LayerPlan, LinearLayer, Spectrum
 
 MODEL = f"{Path(__file__).parent / 'models' / 'layer_4096.py'}:recipe"
 RANK = 256
@@ -108,13 +108,21 @@ def _factored(opened: Opened, data: Data, cache: Cache, rank: int) -> tuple[Laye
     key = digest(opened.sha256, data.digest())
     spectra, _ = decompose(opened.model, opened.layers, METHOD, data.calibration, key, cache, silent)
     algorithm = factorizer(METHOD)
-    plans = fixed(opened.layers, spectra, rank)
+    plans = tuple(_plan(layer, spectrum, rank) for layer, spectrum in zip(opened.layers, spectra, strict=True))
     factors = {
         layer.name: balanced(algorithm.factors(layer, spectrum, rank), spectrum, seed=SEED)
         for layer, spectrum, plan in zip(opened.layers, spectra, plans, strict=True)
         if plan.rank is not None
     }
     return plans, factors
+
+
+def _plan(layer: LinearLayer, spectrum: Spectrum, rank: int) -> LayerPlan:
+    sides = layer.out_features, layer.in_features
+    limit = break_even_rank(*sides)
+    taken = rank if rank <= limit else None
+    lost = 0.0 if taken is None else float(spectrum.lost_share()[taken])
+    return LayerPlan(layer.name, *sides, taken, limit, lost, "one rank for all layers")
 
 
 def _written(files: ModelFiles, plan: LayerPlans, factors: Mapping[str, Factors], work: Path) -> Iterator[LayerFile]:

@@ -17,7 +17,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from edgepack.data import example
 from edgepack.inference import load
 from edgepack.report.cells import ratio, seconds
-from edgepack.types import FORMS, Format
+from edgepack.types import FORMS, WEIGHT_BITS, Format
 
 Row = Mapping[str, Any]
 CASES = [(fmt, layer, form) for fmt, forms in FORMS.items() for layer in ("dense", "pair") for form in forms]
@@ -66,5 +66,7 @@ def test_one_inference(
 
 def baselines(rows: dict[tuple[str, str, str], Row], fmt: str) -> tuple[Row, Row]:
     """Dense fp32, and dense int8 in the form that is fastest here."""
-    dense = [row for (kind, layer, form), row in rows.items() if kind == fmt and layer == "dense" and form != "fp32"]
+    dense = [
+        row for (kind, layer, form), row in rows.items() if kind == fmt and layer == "dense" and WEIGHT_BITS[form] == 8
+    ]
     return rows[fmt, "dense", "fp32"], min(dense, key=lambda row: median(row["process_medians_s"]))

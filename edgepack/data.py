@@ -185,15 +185,17 @@ def split(samples: Samples, seed: int) -> tuple[Samples, Samples]:
     return samples.take(np.sort(order[guard:])), samples.take(np.sort(order[:guard]))
 
 
-def feeds(samples: Samples, specs: Sequence[TensorSpec]) -> Iterator[tuple[dict[str, Array], int]]:
+def feeds(
+    samples: Samples, specs: Sequence[TensorSpec], *, dynamic_batch: int = DYNAMIC_BATCH
+) -> Iterator[tuple[dict[str, Array], int]]:
     """Cut samples into runs of the model: (inputs by name, how many samples of the run are real).
 
-    A fixed batch dimension is filled up by repeating the last sample; a dynamic one takes `DYNAMIC_BATCH` at a time.
+    A fixed batch dimension is filled up by repeating the last sample; a dynamic one takes `dynamic_batch` at a time.
     """
     count = len(samples)
     stacked = {spec.name: is_stacked(samples.inputs[spec.name], spec) for spec in specs}
     batches = [spec.shape[0] for spec in specs if not stacked[spec.name] and spec.shape]
-    size = 1 if any(stacked.values()) else next((b for b in batches if b is not None), DYNAMIC_BATCH)
+    size = 1 if any(stacked.values()) else next((b for b in batches if b is not None), dynamic_batch)
     for start in range(0, count, size):
         stop = min(start + size, count)
         fixed = any(b is not None for b in batches)

@@ -107,7 +107,8 @@ def _session_inputs(session: ort.InferenceSession) -> tuple[TensorSpec, ...]:
 def predict(model: Running, samples: Samples) -> Array:
     """The first output for every sample, samples on the first axis.
 
-    Inputs are matched by name, else by order: converters rename them.
+    Inputs are matched by name, else by order: converters rename them. Where the batch is free, samples run one by one,
+    as they are timed: a grid that is chosen at run time covers all samples of a batch, and rounds each of them worse.
     """
     return np.concatenate(_outputs(model, samples))
 
@@ -116,7 +117,7 @@ def _outputs(model: Running, samples: Samples) -> list[Array]:
     renamed = rename(samples, model.inputs)
     stacked = any(is_stacked(renamed.inputs[spec.name], spec) for spec in model.inputs)
     outputs = []
-    for feed, valid in feeds(renamed, model.inputs):
+    for feed, valid in feeds(renamed, model.inputs, dynamic_batch=1):
         first = model.run(feed)[0]
         outputs.append(first[None] if stacked else first[:valid])
     return outputs

@@ -72,7 +72,7 @@ def build_record(ready: Prepared, probes: Sequence[Probe]) -> dict[str, Any]:
 
 def chosen_by(source: str, *, measured: bool) -> str:
     """What a file was chosen by: the costs of its layers, and times of whole files where these were compared."""
-    return f"{MEASURED}, among plans by the {source}" if measured else source
+    return f"{MEASURED}, among plans by costs: {source}" if measured else source
 
 
 def pack_file(attempt: Attempt, source: Contents, chosen_by: str, test: float | None) -> dict[str, Any]:

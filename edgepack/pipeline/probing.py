@@ -49,7 +49,7 @@ def probe(task: Task, files: ModelFiles, step: Step) -> Probe:
         out.unlink()
         return {"drop": asdict(drop), "size_bytes": size}
 
-    key = digest("probe", 2, task.key, task.largest, files.fmt, form, step.choices, tool_versions())
+    key = digest("probe", 3, task.key, task.largest, files.fmt, form, step.choices, tool_versions())
     found = task.cache.record("probes", key, measure)
     drop = Drop(**found["drop"])
     return Probe(files.fmt, form, step.layers, drop, step.loss, step.latency_s, found["size_bytes"])

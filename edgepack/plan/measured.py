@@ -49,7 +49,10 @@ def fingerprint(probed: Target, runtimes: Mapping[Format, str]) -> Fingerprint:
     """The fingerprint of a probed device (`edgepack.host.target_from_probe`)."""
     return Fingerprint(
         arch=probed.arch,
-        cores=tuple(f"{c.cores}x {_ascii(c.core)} {c.frequency_mhz or '?'} MHz" for c in probed.clusters),
+        cores=tuple(
+            f"{c.cores}x {_ascii(c.core)}{f' {c.frequency_mhz} MHz' if c.frequency_mhz else ''}"
+            for c in probed.clusters
+        ),
         isa=tuple(sorted(probed.isa)),
         caches=tuple(_caches(cluster) for cluster in probed.clusters),
         runtimes=dict(runtimes),

@@ -72,7 +72,7 @@ def test_what_does_not_depend_on_a_file(ready: Prepared, classifier: Path) -> No
 
 @pytest.mark.parametrize(
     ("measured", "expected"),
-    [(False, "emulated cost table"), (True, "measured on this machine, among plans by the emulated cost table")],
+    [(False, "emulated cost table"), (True, "measured on this machine, among plans by costs: emulated cost table")],
 )
 def test_what_a_file_was_chosen_by(measured: bool, expected: str) -> None:
     assert chosen_by("emulated cost table", measured=measured) == expected
