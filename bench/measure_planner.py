@@ -26,7 +26,7 @@ from edgepack.targets import HOST, get_target
 from edgepack.types import FORMATS, Format
 
 NAMES = ("mnist", "magika", "minilm")
-SEARCH_MINUTES, QUICK_SEARCH_MINUTES = 10.0, 1.0
+SEARCH_MINUTES, QUICK_SEARCH_MINUTES = 4.0, 1.0
 LOST_FORMAT = "no TFLite file"
 
 

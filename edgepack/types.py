@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -234,20 +234,6 @@ class LayerPlan:
         if self.rank is None:
             return self.out_features * self.in_features
         return self.rank * (self.out_features + self.in_features)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The whole model's choice: method, a rank per layer, and the form of each format."""
-
-    method: str
-    layers: tuple[LayerPlan, ...]
-    forms: Mapping[Format, str] = field(default_factory=dict)
-
-    @property
-    def ranks(self) -> dict[str, int]:
-        """Rank of each factored layer by name; dense layers are absent."""
-        return {p.layer: p.rank for p in self.layers if p.rank is not None}
 
 
 @dataclass(frozen=True)

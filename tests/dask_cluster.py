@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,17 +28,19 @@ class DaskCluster:
     scheduler: subprocess.Popen[bytes]
     workers: Sequence[subprocess.Popen[bytes]]
 
-    def busy_worker(self) -> subprocess.Popen[bytes]:
-        """A worker that has a task in hand, named by its number."""
+    def busy_worker(self, after: threading.Event | None = None) -> subprocess.Popen[bytes]:
+        """A worker that has a task in hand; not looked for before the event."""
         from distributed import Client
 
         with Client(self.address, set_as_default=False) as client:
-            for _ in range(100):
-                names = {address: worker["name"] for address, worker in client.scheduler_info(-1)["workers"].items()}
+            names = {address: worker["name"] for address, worker in client.scheduler_info(-1)["workers"].items()}
+            if after is not None:
+                after.wait(60)
+            for _ in range(1000):
                 busy = [names[address] for address, tasks in client.processing().items() if tasks]
                 if busy:
                     return self.workers[int(busy[0])]
-                time.sleep(0.02)
+                time.sleep(0.002)
         raise TimeoutError("no worker is busy")
 
 

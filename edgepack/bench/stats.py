@@ -130,7 +130,11 @@ def _interval(samples: tuple[Array, ...]) -> tuple[float | None, float | None]:
     found = bootstrap(
         samples, statistic, n_resamples=RESAMPLES, vectorized=True, method="percentile", random_state=SEED
     ).confidence_interval
-    return float(found.low), float(found.high)
+    if len(samples) > 1:
+        return float(found.low), float(found.high)
+    # Interpolated between two equal medians, a bound may come out a rounding error beyond them.
+    low, high = np.clip([found.low, found.high], samples[0].min(), samples[0].max())
+    return float(low), float(high)
 
 
 def _weighted_quantile(values: Array, weights: Array, share: float) -> float:

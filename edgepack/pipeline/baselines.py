@@ -76,7 +76,7 @@ def make_baseline(task: Task, files: ModelFiles, prices: Prices) -> Baseline:
 
 def _order(task: Task, files: ModelFiles, prices: Prices) -> tuple[tuple[str, ...], str]:
     """Int8 forms of the dense model, fastest first by the best source before a file is measured, and its name."""
-    stated = cost.preferred(files.fmt, factored=False, calibrated=files.calibrated)
+    stated = cost.preferred(files.fmt, calibrated=files.calibrated)
     costs = {form: prices.dense_latency_s(files.fmt, form) for form in stated}
     known = {form: latency for form, latency in costs.items() if latency is not None}
     if len(known) < len(stated):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -16,15 +16,8 @@ class ModelFiles(Protocol):
     calibrated: bool
 
     @property
-    def fp32_forms(self) -> tuple[str, ...]:
-        """The forms with float linear layers, smallest file first."""
-
-    @property
     def probe_form(self) -> str:
-        """The int8 form that a search for ranks emits."""
-
-    def forms(self, preferred: Sequence[str]) -> tuple[str, ...]:
-        """The forms of a preference that this model can be written in, with their variants, fastest first."""
+        """The int8 form that needs no calibration and loses least; fp32 where the model cannot take it."""
 
     def layer_forms(self) -> tuple[str, ...]:
         """The forms that a single linear layer of this model can take, in the order of `FORMS`."""

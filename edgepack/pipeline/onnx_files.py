@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -56,11 +56,6 @@ class OnnxFiles:
         self.largest = largest
         self.warnings: list[str] = []
 
-    def forms(self, preferred: Sequence[str]) -> tuple[str, ...]:
-        """The forms to try for this model, fastest first."""
-
-        return tuple(variant for form in preferred if self._supports(form) for variant in self.rest(form))
-
     def layer_forms(self) -> tuple[str, ...]:
         """The forms that a single linear layer of this model can take, by its opset and the data at hand."""
         return tuple(
@@ -88,14 +83,9 @@ class OnnxFiles:
         return supports(form, self.model.opset_imports.get("", 1))
 
     @property
-    def fp32_forms(self) -> tuple[str, ...]:
-        """Float linear layers; other weights in int8 first, where there are any."""
-        return self.rest("fp32")
-
-    @property
     def probe_form(self) -> str:
-        """The int8 form that a search for ranks emits: it needs no calibration and loses least."""
-        return self.rest("int8-dynamic")[0]
+        """The int8 form that needs no calibration and loses least; fp32 where the model's opset is too old for it."""
+        return self.rest("int8-dynamic" if self._supports("int8-dynamic") else "fp32")[0]
 
     def write_dense(self, out: Path) -> None:
         """The dense fp32 baseline."""

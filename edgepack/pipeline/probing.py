@@ -34,8 +34,9 @@ class Probe:
 
 
 def probe_form(files: ModelFiles, layers: LayerPlans) -> str:
-    """The form that a plan is probed in: what is not a linear layer is written as it loses least."""
-    return files.rest(base_form(layers))[-1]
+    """The form that a plan is probed in: weights beside linear layers in int8, decoded at load, where there are any."""
+    forms = files.rest(base_form(layers))
+    return next((form for form in forms if "+" in form), forms[0])
 
 
 def probe(task: Task, files: ModelFiles, step: Step) -> Probe:

@@ -83,12 +83,7 @@ class TfliteFiles:
         self._shapes = {name: list(array.shape) for name, array in example.items()}
         self._key = digest(VERSION, opened.sha256, opened.kind, self._shapes, tool_versions())
 
-    fp32_forms = ("fp32",)
     probe_form = "int8-dynamic-range"
-
-    def forms(self, preferred: Sequence[str]) -> tuple[str, ...]:
-        """The forms to try for this model, fastest first."""
-        return tuple(preferred)
 
     def layer_forms(self) -> tuple[str, ...]:
         """The forms that single layers of one file can take."""

@@ -19,15 +19,13 @@ from edgepack.plan.table import CostTable, Level, Point
 from edgepack.targets import Target
 from edgepack.types import Format
 
-PREFERENCE: Mapping[tuple[Format, bool], tuple[str, ...]] = {
-    ("onnx", True): ("int8-static-qdq", "int8-dynamic"),
-    ("onnx", False): ("int8-dynamic", "int8-static-qdq"),
-    ("tflite", True): ("int8-dynamic-range", "int8-static"),
-    ("tflite", False): ("int8-dynamic-range", "int8-static"),
+PREFERENCE: Mapping[Format, tuple[str, ...]] = {
+    "onnx": ("int8-dynamic", "int8-static-qdq"),
+    "tflite": ("int8-dynamic-range", "int8-static"),
 }
-"""Int8 forms by (format, any layer factored), fastest first. Source: instructions per inference of one 1024×1024 layer,
-rank 128, counted in each runtime's own aarch64 kernels on an emulated Cortex-A72: ONNX Runtime dense 399 k dynamic,
-441 k static; pair 180 k dynamic, 115 k static; LiteRT dense 444 k and pair 170 k dynamic-range."""
+"""Int8 forms of a dense model, fastest first. Source: instructions per inference of one 1024×1024 layer, counted in
+each runtime's own aarch64 kernels on an emulated Cortex-A72: ONNX Runtime 399 k dynamic, 441 k static; LiteRT 444 k
+dynamic-range."""
 
 MEASURED = "measured on this machine"
 STATED = "stated order of preference"
@@ -119,10 +117,9 @@ class EmulatedCosts:
         return None if isinstance(bound, str) else (bound.low_s + bound.high_s) / 2
 
 
-def preferred(fmt: Format, *, factored: bool, calibrated: bool) -> tuple[str, ...]:
-    """Int8 forms of a format in the stated order of preference; static forms need calibration data."""
-    forms = PREFERENCE[fmt, factored]
-    return forms if calibrated else tuple(form for form in forms if "static" not in form)
+def preferred(fmt: Format, *, calibrated: bool) -> tuple[str, ...]:
+    """Int8 forms of a dense model in the stated order of preference; static forms need calibration data."""
+    return tuple(form for form in PREFERENCE[fmt] if calibrated or "static" not in form)
 
 
 def ordered(latency_s: Mapping[str, float]) -> tuple[str, ...]:

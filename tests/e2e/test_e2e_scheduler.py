@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,7 @@ from edgepack.pipeline.statistics import decompose
 from edgepack.progress import Progress, silent
 from edgepack.types import Spectrum
 
-SIDE, LAYERS = 320, 5
+SIDE, LAYERS = 320, 12
 
 
 @pytest.fixture(scope="module")
@@ -80,21 +82,23 @@ def test_the_result_is_the_same_although_a_worker_is_killed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(cluster, "SEND_S", 0.0)
-    killed: list[int] = []
+    at_work = threading.Event()
 
-    def kill_at(running: DaskCluster) -> Progress:
-        def progress(at: str, done: int = 0, total: int = 0) -> None:
-            if at == stage and not killed and 0 < done < total:
-                victim = running.busy_worker()
-                victim.kill()
-                killed.append(victim.wait())
+    def progress(at: str, done: int = 0, total: int = 0) -> None:
+        if at == stage:
+            at_work.set()
 
-        return progress
+    def kill(running: DaskCluster) -> int:
+        """From beside the work, which goes on meanwhile; the cluster is watched before it begins."""
+        victim = running.busy_worker(after=at_work)
+        victim.kill()
+        return victim.wait()
 
-    with dask_cluster(tmp_path) as running, workers(running.address) as executor:
-        found = spectra(model, samples, tmp_path / "cache", kill_at(running), executor)
+    with dask_cluster(tmp_path) as running, workers(running.address) as executor, ThreadPoolExecutor(1) as beside:
+        killed = beside.submit(kill, running)
+        found = spectra(model, samples, tmp_path / "cache", progress, executor)
+        assert killed.result(timeout=30) == -9
         assert sum(worker.poll() is None for worker in running.workers) == 1
-    assert killed == [-9]
     assert_same(found, here)
 
 

@@ -9,18 +9,16 @@ from edgepack.types import FORMATS, FORMS
 
 
 def test_static_forms_need_calibration() -> None:
-    assert preferred("onnx", factored=True, calibrated=True) == ("int8-static-qdq", "int8-dynamic")
-    assert preferred("onnx", factored=False, calibrated=True) == ("int8-dynamic", "int8-static-qdq")
+    assert preferred("onnx", calibrated=True) == ("int8-dynamic", "int8-static-qdq")
     for fmt in FORMATS:
-        for factored in (True, False):
-            forms = preferred(fmt, factored=factored, calibrated=False)
-            assert len(forms) == 1
-            assert "static" not in forms[0]
+        forms = preferred(fmt, calibrated=False)
+        assert len(forms) == 1
+        assert "static" not in forms[0]
 
 
 def test_every_preferred_form_is_a_form() -> None:
-    assert set(PREFERENCE) == {(fmt, factored) for fmt in FORMATS for factored in (True, False)}
-    for (fmt, _), forms in PREFERENCE.items():
+    assert set(PREFERENCE) == set(FORMATS)
+    for fmt, forms in PREFERENCE.items():
         assert set(forms) <= set(FORMS[fmt])
 
 
