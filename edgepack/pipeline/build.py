@@ -100,15 +100,15 @@ def _fill(folder: Path, ready: Prepared) -> tuple[dict[str, Any], BudgetError | 
 
 def _choose(ready: Prepared) -> Chosen:
     """Plans every format in turn; each gets its share of the time, and begins where the one before it ended."""
-    options, began = ready.task.options, time.monotonic()
+    options = ready.task.options
     picks = picked(ready) if options.pick else None
-    planned: dict[Format, Planned] = {}
-    baselines: dict[Format, Baseline] = {}
-    start: float | None = None
     wanted = [fmt for fmt in ready.files if picks is None or fmt in picks]
+    baselines = {fmt: make_baseline(ready.task, ready.files[fmt], ready.prices) for fmt in wanted}
+    planned: dict[Format, Planned] = {}
+    start: float | None = None
+    began = time.monotonic()
     for number, fmt in enumerate(wanted, start=1):
         files = ready.files[fmt]
-        baselines[fmt] = make_baseline(ready.task, files, ready.prices)
         if picks is not None:
             planned[fmt] = Planned(picks[fmt], None)
             continue
