@@ -101,19 +101,28 @@ class Cache:
 
     def arrays(self, kind: str, key: str, make: Callable[[], Mapping[str, Array]]) -> dict[str, Array]:
         """Named arrays under the key, made and stored when absent. A damaged entry counts as absent."""
+        found = self.known_arrays(kind, key)
+        return self.keep_arrays(kind, key, make()) if found is None else found
+
+    def known_arrays(self, kind: str, key: str) -> dict[str, Array] | None:
+        """The named arrays under the key, None where they are absent or damaged."""
         path = self.path(kind, key, ".npz")
-        if path.is_file() and not self.fresh:
-            try:
-                # Opened here: numpy leaves a damaged file open.
-                with path.open("rb") as source, np.load(source, allow_pickle=False) as archive:
-                    found = {name: archive[name] for name in archive.files}
-            except (ValueError, OSError, EOFError, NotImplementedError, RuntimeError, zipfile.BadZipFile):
-                path.unlink(missing_ok=True)
-            else:
-                self.hits.append(kind)
-                return found
-        made = dict(make())
-        with atomic_path(path) as temporary, temporary.open("wb") as stream:
+        if self.fresh or not path.is_file():
+            return None
+        try:
+            # Opened here: numpy leaves a damaged file open.
+            with path.open("rb") as source, np.load(source, allow_pickle=False) as archive:
+                found = {name: archive[name] for name in archive.files}
+        except (ValueError, OSError, EOFError, NotImplementedError, RuntimeError, zipfile.BadZipFile):
+            path.unlink(missing_ok=True)
+            return None
+        self.hits.append(kind)
+        return found
+
+    def keep_arrays(self, kind: str, key: str, arrays: Mapping[str, Array]) -> dict[str, Array]:
+        """Stores named arrays under the key, and gives them back."""
+        made = dict(arrays)
+        with atomic_path(self.path(kind, key, ".npz")) as temporary, temporary.open("wb") as stream:
             np.savez(stream, **made)  # type: ignore[arg-type]
         return made
 

@@ -23,10 +23,6 @@ FALLBACK = "svd"
 VERSION = 2
 
 
-class _AbsentError(Exception):
-    """The cache has no such entry."""
-
-
 def decompose(
     model: ir.Model,
     layers: Sequence[LinearLayer],
@@ -51,7 +47,11 @@ def decompose(
     """
     needs = factorizer(method).needs_moments
     keys = [digest("spectrum", VERSION, key, method, layer.name) for layer in layers]
-    found = {index: arrays for index, entry in enumerate(keys) if (arrays := _kept(cache, entry)) is not None}
+    found = {
+        index: arrays
+        for index, entry in enumerate(keys)
+        if (arrays := cache.known_arrays("spectra", entry)) is not None
+    }
     missing = [index for index in range(len(layers)) if index not in found]
     seen: Mapping[str, Moments] = {}
     if missing and needs and calibration is not None:
@@ -62,21 +62,11 @@ def decompose(
     for position, arrays in map_tasks(executor, _spectrum, tasks, costs, memory=needed):
         index = missing[position]
         arrays |= _spread(seen.get(layers[index].name))
-        found[index] = cache.arrays("spectra", keys[index], lambda arrays=arrays: arrays)  # type: ignore[misc]
+        found[index] = cache.keep_arrays("spectra", keys[index], arrays)
         progress("factorize", len(found), len(layers))
     spectra = tuple(_loaded(found[index]) for index in range(len(layers)))
     unobserved = [layer.name for layer, spectrum in zip(layers, spectra, strict=True) if spectrum.mean is None]
     return spectra, tuple(unobserved if needs else ())
-
-
-def _kept(cache: Cache, key: str) -> dict[str, Array] | None:
-    def absent() -> dict[str, Array]:
-        raise _AbsentError
-
-    try:
-        return cache.arrays("spectra", key, absent)
-    except _AbsentError:
-        return None
 
 
 def _task(layer: LinearLayer, method: str, seen: Moments | None) -> tuple[LinearLayer, str]:
