@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -69,8 +69,15 @@ def show(renderable: Any) -> None:
 @contextmanager
 def progress_bar(*, as_json: bool) -> Iterator[Progress]:
     """A progress line on stderr while the block runs; silent where stderr is no terminal."""
+    with progress_bars([""], as_json=as_json) as bars:
+        yield bars[""]
+
+
+@contextmanager
+def progress_bars(titles: Sequence[str], *, as_json: bool) -> Iterator[Mapping[str, Progress]]:
+    """A progress line for each of several things at once, by its title; silent where stderr is no terminal."""
     if as_json or not sys.stderr.isatty():
-        yield silent
+        yield dict.fromkeys(titles, silent)
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -78,15 +85,20 @@ def progress_bar(*, as_json: bool) -> Iterator[Progress]:
 
     columns = (
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
     )
     with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("start", total=None)
 
-        def update(stage: str, done: int = 0, total: int = 0) -> None:
-            bar.update(task, description=stage, completed=done, total=total or None)
+        def line(title: str) -> Progress:
+            task = bar.add_task(title or "start", total=None)
 
-        yield update
+            def update(stage: str, done: int = 0, total: int = 0) -> None:
+                shown = f"{title}: {stage}" if title else stage
+                bar.update(task, description=shown, completed=done, total=total or None)
+
+            return update
+
+        yield {title: line(title) for title in titles}

@@ -10,6 +10,7 @@
     │   └── PackError                a pack folder or its results
     ├── DeviceError               4  a device was unreachable or failed
     │   ├── TransientDeviceError     worth another try
+    │   │   └── LinkError               the wire broke; what runs on the device goes on
     │   └── StableDeviceError        will fail again the same way
     ├── BudgetError               5  no plan meets the budget; the best attempt is written
     └── ProofError                1  an emitted file failed one of its proofs: a defect of edgepack
@@ -77,6 +78,10 @@ class DeviceError(EdgepackError):
 
 class TransientDeviceError(DeviceError):
     """A failure that another try may mend: a dropped link, a timeout, a throttled CPU."""
+
+
+class LinkError(TransientDeviceError):
+    """The wire to a device broke or was silent too long; what was started there goes on."""
 
 
 class StableDeviceError(DeviceError):

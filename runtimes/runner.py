@@ -157,10 +157,83 @@ def memory_now():
     }
 
 
-def temperature_c():
-    """The hottest thermal zone, °C, None where there is none."""
-    zones = [read_text(path) for path in glob.glob("/sys/class/thermal/thermal_zone*/temp")]
-    return max((int(zone) / 1000 for zone in zones if zone.lstrip("-").isdigit()), default=None)
+# ---------------------------------------------------------------- what holds a CPU back
+
+
+def temperature_c(root="/sys"):
+    """The hottest thermal zone, °C, None where there is none; a zone that reads what cannot be is no sensor."""
+    zones = [read_text(path) for path in glob.glob(root + "/class/thermal/thermal_zone*/temp")]
+    degrees = [int(zone) / 1000 for zone in zones if re.fullmatch(r"-?\d{1,6}", zone)]
+    return max((one for one in degrees if -50 < one < 150), default=None)
+
+
+def governor(cpus, root="/sys"):
+    """Governor of these CPUs, several joined by a comma, None where the kernel has none."""
+    found = {read_text(f"{root}/devices/system/cpu/cpu{cpu}/cpufreq/scaling_governor") for cpu in cpus} - {""}
+    return ", ".join(sorted(found)) or None
+
+
+def throttle(root="/sys"):
+    """(source, number) that tells of a slowed CPU: the firmware's word of a Raspberry Pi, or the events of an x86."""
+    try:  # the program first: the bits that it keeps since boot are gone from the file after every read
+        nothing = subprocess.DEVNULL
+        done = subprocess.run(
+            ["vcgencmd", "get_throttled"], stdin=nothing, stdout=subprocess.PIPE, stderr=nothing, timeout=2
+        )
+        word = re.fullmatch(r"throttled=0x([0-9a-fA-F]{1,8})", done.stdout.decode(errors="replace").strip())
+    except (OSError, subprocess.TimeoutExpired):
+        word = None
+    if word:
+        return "vcgencmd", int(word[1], 16)
+    text = read_text(root + "/devices/platform/soc/soc:firmware/get_throttled")
+    if re.fullmatch(r"(0x)?[0-9a-fA-F]{1,8}", text):
+        return "get_throttled", int(text, 16)
+    counts = glob.glob(root + "/devices/system/cpu/cpu[0-9]*/thermal_throttle/core_throttle_count")
+    numbers = [int(text) for text in map(read_text, counts) if text.isdigit()]
+    return ("core_throttle_count", sum(numbers)) if numbers else None
+
+
+def cpu_seconds(root="/proc"):
+    """Seconds that all CPUs were busy and idle since boot, and that this process took; None where nobody tells."""
+    ticks = [int(text) for text in first_match(read_text(root + "/stat"), r"^cpu +([\d ]+)$").split()[:8]]
+    if len(ticks) < 8:
+        return None
+    tick = os.sysconf("SC_CLK_TCK")
+    idle = ticks[3] + ticks[4]
+    return (sum(ticks) - idle) / tick, idle / tick, time.process_time()
+
+
+def others_busy(before, after):
+    """Share of all CPUs' time that other programs, or other guests of the machine, took; None where it is too short."""
+    if before is None or after is None:
+        return None
+    busy, idle, own = (late - early for early, late in zip(before, after))
+    # The kernel counts in ticks of 10 ms, an error of one or two for every CPU.
+    return min(1.0, max(0.0, busy - own) / (busy + idle)) if busy + idle >= 1.0 else None
+
+
+class Watch:
+    """What may have held the CPU back while it was measured. Nothing of it runs while the clock is running."""
+
+    def __init__(self, numpy):
+        self.numpy, self.throttle = numpy, throttle()
+
+    def begin(self):
+        """Just before the timed part, the warm-up done: a program that is started here would cool everything down."""
+        self.clock, self.hot, self.seconds = clock_loop(self.numpy), temperature_c(), cpu_seconds()
+
+    def end(self):
+        """Just after the timed part: what the report says of it."""
+        busy, hot, clock = others_busy(self.seconds, cpu_seconds()), temperature_c(), clock_loop(self.numpy)
+        after = throttle() if self.throttle else None
+        told = after and after[0] == self.throttle[0]
+        return {
+            "clock": {"before_s": self.clock, "after_s": clock},
+            "temperature_c": [self.hot, hot],
+            "governor": governor(allowed_cpus()),
+            "throttle": {"source": after[0], "before": self.throttle[1], "after": after[1]} if told else None,
+            "others_busy": busy,
+        }
 
 
 # ---------------------------------------------------------------- probe
@@ -223,7 +296,7 @@ def probe_cpus(info):
                 "cpu": cpu,
                 "core": ARM_CORES.get(parts.get(cpu, ""), parts.get(cpu, "")),
                 "max_khz": positive(read_text(folder + "cpuinfo_max_freq")),
-                "governor": read_text(folder + "scaling_governor") or None,
+                "governor": governor([cpu]),
             }
         )
     return cpus
@@ -262,8 +335,7 @@ def probe_runtime(name, imports):
     if done.returncode < 0:
         report["error"] = "the import died of " + signal_name(-done.returncode)
     elif done.returncode > 0:
-        report["error"] = done.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["no message"]
-        report["error"] = report["error"][0][:500]
+        report["error"] = (done.stderr.decode(errors="replace").strip().splitlines() or ["no message"])[-1][:500]
     return report
 
 
@@ -305,11 +377,7 @@ class Ort:
     def inputs(self):
         """(name, shape with None where it is dynamic, numpy dtype) of every input."""
         return [
-            (
-                put.name,
-                [size if isinstance(size, int) and size > 0 else None for size in put.shape],
-                ort_dtype(put.type),
-            )
+            (put.name, [n if isinstance(n, int) and n > 0 else None for n in put.shape], ort_dtype(put.type))
             for put in self.session.get_inputs()
         ]
 
@@ -618,38 +686,34 @@ def latency(args):
     """Warm latency: everything that fits the caches is in them."""
     loaded = Loaded(args)
     call = loaded.first_run(args)
+    watch = Watch(loaded.numpy)
     warmup = timed(call, args.warmup_runs, args.warmup_seconds)
-    before, hot = clock_loop(loaded.numpy), temperature_c()
+    watch.begin()
     result = timed(call, args.runs, args.seconds)
-    after = clock_loop(loaded.numpy)
-    result["warmup_runs"] = warmup["runs"]
-    result["clock"] = {"before_s": before, "after_s": after}
-    result["temperature_c"] = [hot, temperature_c()]
-    return {**loaded.report(args), **result}
+    return {**loaded.report(args), **result, **watch.end(), "warmup_runs": warmup["runs"]}
 
 
 def turns(args):
     """Warm latency of many models in one process, in turns, so that drift of the machine falls on all alike."""
     loaded = Loaded(args)
-    first = loaded.session
+    first, watch = loaded.session, Watch(loaded.numpy)
     models = [Turns(loaded, first, args)]
     for path in args.more_models:
         models.append(Turns(loaded, loaded.open(path, args.threads), args))
     loaded.session = first
-    before, hot = clock_loop(loaded.numpy), temperature_c()
+    watch.begin()
     gc.collect()
     gc.disable()
     for _ in range(args.rounds):
         for model in models:
             model.take()
     gc.enable()
+    watched = watch.end()
     result = {
         "rounds": args.rounds,
         "models": [{"calls": model.calls, "turns_s": model.seconds, "cpu_s": model.cpu_seconds} for model in models],
-        "clock": {"before_s": before, "after_s": clock_loop(loaded.numpy)},
-        "temperature_c": [hot, temperature_c()],
     }
-    return {**loaded.report(args), **result}
+    return {**loaded.report(args), **result, **watched}
 
 
 class Turns:
@@ -690,19 +754,18 @@ def cold(args):
     loaded = Loaded(args)
     call = loaded.first_run(args)
     evict, evicted, cache = evictor(args, loaded.numpy)
+    watch = Watch(loaded.numpy)
     timed(call, args.warmup_runs, 0.0, between=evict)
-    before = clock_loop(loaded.numpy)
+    watch.begin()
     result = timed(call, args.runs, args.seconds, between=evict)
-    result["clock"] = {"before_s": before, "after_s": clock_loop(loaded.numpy)}
-    result["evicted_bytes"] = evicted
-    result["last_level_cache_bytes"] = cache
+    result.update(watch.end(), evicted_bytes=evicted, last_level_cache_bytes=cache)
     return {**loaded.report(args), **result}
 
 
 def memory(args):
     """What the process holds: with the runtime imported only, or with the model loaded and run."""
     loaded = Loaded(args)
-    result = {"import_only": args.import_only, "imported": loaded.memory_imported}
+    result = {"import_only": args.import_only, "imported": loaded.memory_imported, "temperature_c": temperature_c()}
     if not args.import_only:
         call = loaded.first_run(args)
         for _ in range(3):

@@ -88,10 +88,11 @@ def test_usage_errors_exit_with_2(arguments: list[str]) -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (["--emulate", "--local"], "error: --emulate and --local exclude each other\n"),
+        (["--emulate", "--local"], "error: --emulate excludes --local, --host and --adb\n"),
         (
             ["--emulate", "--quick"],
-            "error: --quick shortens a measurement; --emulate counts, and has none\n  hint: leave one out\n",
+            "error: --quick and --sustained are for a measurement; --emulate counts, and has none\n"
+            "  hint: leave them out\n",
         ),
     ],
 )

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from edgepack.errors import StableDeviceError
+from edgepack.bench.checked import checked
+from edgepack.errors import StableDeviceError, UsageError
 from edgepack.targets import HOST, Target
 
 
@@ -78,7 +79,7 @@ def facts_from_probe(report: Mapping[str, Any], device: str) -> DeviceFacts:
         device: its name, for messages.
 
     Raises:
-        StableDeviceError: the report lacks a field.
+        StableDeviceError: the report lacks a field, or holds what cannot be.
     """
     try:
         caches = [
@@ -86,7 +87,7 @@ def facts_from_probe(report: Mapping[str, Any], device: str) -> DeviceFacts:
             for cache in report["caches"]
         ]
         data_sizes = [cache["size_bytes"] for cache in report["caches"] if cache["type"] != "instruction"]
-        return DeviceFacts(
+        found = DeviceFacts(
             machine=report["machine"],
             device_model=report["device_model"],
             cpu_model=report["cpu_model"],
@@ -98,26 +99,72 @@ def facts_from_probe(report: Mapping[str, Any], device: str) -> DeviceFacts:
             kernel=report["kernel"],
             libc=report["libc"],
             python=report["python"],
-            runtimes={name: found["version"] for name, found in report["runtimes"].items() if found["imports"]},
+            runtimes={name: one["version"] for name, one in report["runtimes"].items() if one["imports"]},
         )
-    except (KeyError, TypeError) as err:
+        return checked(found)
+    except (KeyError, TypeError, ValueError, AttributeError) as err:
         raise StableDeviceError(
             f"{device}: the probe report is not as expected: {err!r}", hint="push the runner to the device again"
         ) from err
 
 
-def choose_cpus(facts: DeviceFacts, allowed: list[int], threads: int) -> tuple[int, ...]:
-    """The CPUs to stay on: the last `threads` of the fastest cluster (the first serve the kernel's interrupts).
+def choose_cpus(
+    facts: DeviceFacts, allowed: Sequence[int], threads: int, cluster: str | None = None
+) -> tuple[int, ...]:
+    """The CPUs to stay on: the fastest `threads` of one cluster, the last of them (the first serve interrupts).
 
     Args:
         facts: of the device.
         allowed: CPUs that the runner may use there; empty where the machine cannot pin.
         threads: of the inference.
+        cluster: name of its core, such as "cortex-a55"; by default the one with the fastest CPU.
 
     Returns:
         `threads` CPUs; all allowed ones where the fastest cluster has fewer; empty where it cannot pin.
+
+    Raises:
+        UsageError: the device has no such cluster, or too few CPUs in it.
     """
-    speeds = {cpu.cpu: cpu.max_khz or 0 for cpu in facts.cpus if cpu.cpu in allowed}
-    fastest = [cpu for cpu in speeds if speeds[cpu] == max(speeds.values())]
-    chosen = fastest[-threads:] if len(fastest) >= threads else sorted(speeds)
-    return tuple(chosen)
+    usable = [cpu for cpu in facts.cpus if cpu.cpu in allowed]
+    chosen = _fastest(usable) if cluster is None else [cpu for cpu in usable if cpu.core == cluster]
+    if cluster is not None and len(chosen) < max(threads, 1):
+        raise _no_cluster(cluster, threads, chosen, usable)
+    if len(chosen) < threads:
+        return tuple(sorted(cpu.cpu for cpu in usable))
+    by_speed = sorted(chosen, key=lambda cpu: (cpu.max_khz or 0, cpu.cpu))
+    return tuple(sorted(cpu.cpu for cpu in by_speed[-threads:]))
+
+
+def cluster_of(facts: DeviceFacts, cpus: Sequence[int]) -> str | None:
+    """The core that all of these CPUs have; None where they differ, or have no names."""
+    cores = {cpu.core for cpu in facts.cpus if cpu.cpu in cpus}
+    return next(iter(cores)) or None if len(cores) == 1 else None
+
+
+def _fastest(cpus: Sequence[Cpu]) -> list[Cpu]:
+    """The CPUs of the fastest one's kind: its core's, or those of its speed where cores have no names.
+
+    Cores of one kind may differ a little in speed, as the two pairs of Cortex-A76 in an RK3588 do.
+    """
+    if not cpus:
+        return []
+    best = max(cpus, key=lambda cpu: (cpu.max_khz or 0, cpu.cpu))
+    return [cpu for cpu in cpus if (cpu.core == best.core if best.core else cpu.max_khz == best.max_khz)]
+
+
+def _no_cluster(cluster: str, threads: int, chosen: Sequence[Cpu], usable: Sequence[Cpu]) -> UsageError:
+    clusters: dict[str, list[str]] = {}
+    for cpu in usable:
+        if cpu.core:
+            clusters.setdefault(cpu.core, []).append(str(cpu.cpu))
+    there = "; ".join(f"{core} (CPUs {', '.join(numbers)})" for core, numbers in clusters.items())
+    if chosen:
+        return UsageError(f"{threads} threads do not fit on {cluster}: found {there}", hint="ask for fewer threads")
+    if not usable:
+        return UsageError(
+            f"no cluster {cluster}: the device cannot pin a program to CPUs", hint="leave the cluster out"
+        )
+    return UsageError(
+        f"no cluster {cluster} on the device: found {there or 'CPUs without names'}",
+        hint="name one of these" if there else "leave the cluster out",
+    )

@@ -27,12 +27,15 @@ def bench_pack(
     threads: int = 1,
     quick: bool = False,
     cold: bool = True,
+    sustained: bool = False,
+    cluster: str | None = None,
     progress: Progress | None = None,
     formats: Sequence[Format] | None = None,
 ) -> BenchResult:
     """Measures `model.*` of a pack against `baseline/fp32.*` and `baseline/int8.*`, as far as they are there.
 
-    The result is written to `results/` of the pack, over an earlier one of the same target, device, threads and length.
+    The result is written to `results/` of the pack, over an earlier one of the same target, device, cluster, threads
+    and length.
 
     Args:
         pack_dir: with `manifest.json`.
@@ -41,13 +44,14 @@ def bench_pack(
         threads: of the inference.
         quick: shortens everything and says so in the result.
         cold: also measure with empty caches.
+        sustained, cluster: see `bench_variants`.
         progress: told of every finished process.
         formats: which to measure; by default all in the pack that the target runs.
 
     Raises:
         PackError: not a pack, or without a model of an asked format.
         TargetsError: the target has no runtime for a format.
-        DeviceError, DataError: see `bench_variants`.
+        DeviceError, DataError, UsageError: see `bench_variants`.
     """
     name = _model_name(pack_dir)
     variants = pack_variants(pack_dir, target, formats)
@@ -59,6 +63,8 @@ def bench_pack(
         threads=threads,
         quick=quick,
         cold=cold,
+        sustained=sustained,
+        cluster=cluster,
         progress=progress,
         model=name,
         inputs=example if example.is_file() else None,

@@ -5,14 +5,22 @@ Statistics are derived when asked for and never stored.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
+from edgepack.bench.checked import STRICT
 from edgepack.bench.facts import DeviceFacts
 from edgepack.bench.schedule import Schedule
-from edgepack.errors import PackError
 from edgepack.types import Format
+
+LOCAL = "local"
+_NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_.@+-]+")
+
+# Of the word of a Raspberry Pi's firmware: low voltage, frequency capped, throttled, soft temperature limit.
+_NOW, _SINCE_BOOT = 0xF, 0xF0000
 
 
 @dataclass(frozen=True)
@@ -20,10 +28,32 @@ class Load:
     """Seconds of each phase from the start of the process to the first answer; None where nobody could tell."""
 
     process_s: float | None
-    numpy_s: float
-    runtime_s: float
-    session_s: float
-    first_inference_s: float
+    numpy_s: float | None
+    runtime_s: float | None
+    session_s: float | None
+    first_inference_s: float | None
+
+
+@dataclass(frozen=True)
+class Throttle:
+    """What the device says of a slowed CPU, before the warm-up and after the timed part.
+
+    Attributes:
+        source: "vcgencmd" and "get_throttled" give the word of a Raspberry Pi's firmware, "core_throttle_count" a sum
+            of events.
+    """
+
+    source: str
+    before: int
+    after: int
+
+    @property
+    def happened(self) -> bool:
+        """Whether the CPU was slowed meanwhile. A bit that was set long before and is over says nothing."""
+        if self.source == "core_throttle_count":
+            return self.after > self.before
+        since = self.after & ~self.before & _SINCE_BOOT
+        return bool((self.before | self.after) & _NOW or since)
 
 
 @dataclass(frozen=True)
@@ -31,10 +61,15 @@ class Block:
     """One process's raw latencies.
 
     Attributes:
-        latency_s: single inferences in order, every `kept_every`-th of `runs`.
-        clock_before_s, clock_after_s: the fixed loop of dependent additions, before and after.
-        rejected: a block with a steadier clock took its place.
+        latency_s: single inferences in order, every `kept_every`-th of `runs`; or one, the mean of all, where a tool
+            gives no more.
+        clock_before_s, clock_after_s: the fixed loop of dependent additions, before and after; empty where the tool
+            has none.
+        rejected: a block with a steadier clock, or one that was not throttled, took its place.
         evicted_bytes: of the buffer that emptied the caches; None for warm latency.
+        temperature_c: before and after.
+        governor: of the CPUs that it ran on; None where the kernel has none.
+        others_busy: share of all CPUs' time that other programs took.
     """
 
     round: int
@@ -47,11 +82,27 @@ class Block:
     load: Load
     rejected: bool = False
     evicted_bytes: int | None = None
+    temperature_c: tuple[float | None, float | None] = (None, None)
+    governor: str | None = None
+    throttle: Throttle | None = None
+    others_busy: float | None = None
 
     @property
-    def clock_drift(self) -> float:
-        """Share by which the clock changed over the block."""
+    def clock_drift(self) -> float | None:
+        """Share by which the clock changed over the block; None where nobody looked."""
+        if not self.clock_before_s or not self.clock_after_s:
+            return None
         return abs(min(self.clock_after_s) / min(self.clock_before_s) - 1.0)
+
+    @property
+    def throttled(self) -> bool | None:
+        """Whether the CPU was slowed; None where the device does not say."""
+        return None if self.throttle is None else self.throttle.happened
+
+    @property
+    def is_mean(self) -> bool:
+        """Whether its one time is the mean of many inferences."""
+        return len(self.latency_s) == 1 and self.runs > 1
 
 
 @dataclass(frozen=True)
@@ -93,7 +144,11 @@ class Counter:
 
 @dataclass(frozen=True)
 class VariantResult:
-    """All raw values of one model file."""
+    """All raw values of one model file.
+
+    Attributes:
+        sustained: of one process that ran back to back for long; empty where it was not asked for.
+    """
 
     name: str
     format: Format
@@ -104,6 +159,24 @@ class VariantResult:
     cold: tuple[Block, ...]
     memory: tuple[Memory, ...]
     counters: tuple[Counter, ...]
+    sustained: tuple[Block, ...] = ()
+
+
+@dataclass(frozen=True)
+class Tool:
+    """What measured: a program with its version, and the runtime that it ran; None where it does not name one."""
+
+    name: str
+    version: str
+    runtime: str | None = None
+
+    @property
+    def title(self) -> str:
+        """`benchmark_model 2.17.0`."""
+        return f"{self.name} {self.version}".strip()
+
+
+RUNNER = Tool("edgepack runner", "1")
 
 
 @dataclass(frozen=True)
@@ -113,7 +186,12 @@ class Conditions:
     Attributes:
         target: name of the target that the models are for.
         native: whether the device is of the target's kind.
-        inputs: sha256 of the inputs' file, or "seeded".
+        cpus: that it stayed on; empty where it could not be pinned.
+        inputs: sha256 of the inputs' file, "seeded", or "random" where a tool makes its own.
+        reached: how: "local", "pi@raspberrypi.local" …
+        tools: by format; empty in files from before it was noted, and then the runner.
+        governors: of the CPUs in use, while it measured; empty where the kernel has none.
+        cluster: the core of the CPUs in use, where they are of one kind that has a name.
     """
 
     model: str
@@ -125,6 +203,14 @@ class Conditions:
     quick: bool
     schedule: Schedule
     inputs: str
+    reached: str = LOCAL
+    tools: Mapping[Format, Tool] = field(default_factory=dict)
+    governors: tuple[str, ...] = ()
+    cluster: str | None = None
+
+    def tool(self, fmt: Format) -> Tool:
+        """What measured the models of a format."""
+        return self.tools.get(fmt, RUNNER)
 
 
 @dataclass(frozen=True)
@@ -135,15 +221,13 @@ class BenchResult:
         created: UTC, ISO 8601.
         import_only: what a process holds with only the runtime imported, per format.
         counters_unavailable: why no counter could be read, None where some could.
+        methods: how each figure was got, a sentence by figure.
+        not_measured: why a figure that was asked for is missing, by figure.
+        start_temperature_c: when the first warm block was about to start.
     """
 
     # Read by pydantic when a file is loaded; the classes inside inherit it.
-    __pydantic_config__: ClassVar[dict[str, Any]] = {
-        "strict": True,
-        "extra": "forbid",
-        "allow_inf_nan": False,
-        "str_max_length": 1000,
-    }
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
 
     created: str
     edgepack_version: str
@@ -151,69 +235,28 @@ class BenchResult:
     import_only: Mapping[Format, tuple[Snapshot, ...]]
     counters_unavailable: str | None
     variants: tuple[VariantResult, ...]
+    methods: Mapping[str, str] = field(default_factory=dict)
+    not_measured: Mapping[str, str] = field(default_factory=dict)
+    start_temperature_c: float | None = None
     schema_version: Literal[1] = 1
     kind: Literal["edgepack-bench"] = "edgepack-bench"
 
     @property
     def file_name(self) -> str:
-        """`<target>.<device>.<threads>t.<quick|full>.json`."""
+        """`<target>.<device>.<threads>t.<quick|full>.json`.
+
+        A device behind a wire adds its name, a cluster its own where there are several.
+        """
         conditions = self.conditions
-        length = "quick" if conditions.quick else "full"
-        return f"{conditions.target}.{conditions.device.fingerprint[:8]}.{conditions.threads}t.{length}.json"
+        parts = [conditions.target, conditions.device.fingerprint[:8]]
+        if conditions.reached != LOCAL:
+            parts.append(_slug(conditions.reached))
+        if conditions.cluster is not None and len({cpu.core for cpu in conditions.device.cpus}) > 1:
+            parts.append(_slug(conditions.cluster))
+        return ".".join([*parts, f"{conditions.threads}t", "quick" if conditions.quick else "full", "json"])
 
 
-def merge_results(results: Sequence[BenchResult]) -> BenchResult:
-    """One result with the raw values of several sessions taken under the same conditions.
-
-    Args:
-        results: at least one.
-
-    Raises:
-        PackError: the conditions or the model files differ; the message names what does.
-    """
-    first = results[0]
-    for other in results[1:]:
-        differing = different_conditions(first, other)
-        if differing:
-            raise PackError(
-                f"two results cannot be merged, they differ in {', '.join(differing)}",
-                hint="compare them as separate rows, or measure again under the same conditions",
-            )
-    return replace(
-        first,
-        created=max(result.created for result in results),
-        import_only={
-            fmt: tuple(snapshot for result in results for snapshot in result.import_only[fmt])
-            for fmt in first.import_only
-        },
-        variants=tuple(
-            replace(
-                variant,
-                warm=tuple(block for result in results for block in result.variants[index].warm),
-                cold=tuple(block for result in results for block in result.variants[index].cold),
-                memory=tuple(memory for result in results for memory in result.variants[index].memory),
-            )
-            for index, variant in enumerate(first.variants)
-        ),
-    )
-
-
-def different_conditions(one: BenchResult, other: BenchResult) -> list[str]:
-    """Names of all conditions in which two results differ: `threads`, `device.kernel`, `model.onnx` …"""
-    names = [
-        field.name
-        for field in fields(Conditions)
-        if field.name != "device" and getattr(one.conditions, field.name) != getattr(other.conditions, field.name)
-    ]
-    names += [
-        f"device.{field.name}"
-        for field in fields(DeviceFacts)
-        if getattr(one.conditions.device, field.name) != getattr(other.conditions.device, field.name)
-    ]
-    if set(one.import_only) != set(other.import_only):
-        names.append("import_only")
-    files = {(v.name, v.format): v.sha256 for v in one.variants}
-    others = {(v.name, v.format): v.sha256 for v in other.variants}
-    if list(files) != list(others):
-        return [*names, "variants"]
-    return names + [f"{name} ({fmt})" for (name, fmt), digest in files.items() if others[name, fmt] != digest]
+def _slug(name: str) -> str:
+    """A name as part of a file's; what had to be changed is told apart by a hash."""
+    slug = _NOT_IN_NAMES.sub("-", name).strip("-.")[:60]
+    return slug if slug == name else f"{slug}-{hashlib.sha256(name.encode()).hexdigest()[:6]}".lstrip("-")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
+from edgepack.bench.checked import printable
 from edgepack.bench.emulated_results import EmulatedResult, EmulatedVariant
 from edgepack.bench.results import BenchResult, Block, Snapshot, VariantResult
 from edgepack.emulator.counts import LEVELS, Counts
@@ -14,8 +15,10 @@ MAX_VARIANTS = 64
 MAX_ROUNDS = 1000
 MAX_PARTS = 10_000
 MAX_AGREEMENT_DB = 200.0
-# Names end up in tables and terminals: no control characters, and none that turn the writing direction round.
-_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+MAX_SAMPLES = 100_000
+MAX_TEXT = 200
+MAX_ENTRIES = 64
+COLDEST_C, HOTTEST_C = -100.0, 200.0
 _HASH = re.compile(r"[0-9a-f]{64}")
 _CACHE = re.compile(r"(l1i|l1d|l[2-4])=[1-9]\d{0,11}:[1-9]\d{0,5}:[1-9]\d{0,4}(:shared)?", re.ASCII)
 _TARGET = re.compile(r"[\w.+-]{1,100}", re.ASCII)
@@ -36,7 +39,7 @@ def _problems_of_variants(variants: Sequence[VariantResult] | Sequence[EmulatedV
     keys = [(variant.name, variant.format) for variant in variants]
     if len(set(keys)) != len(keys):
         yield "two variants have the same name and format"
-    if any(_UNPRINTABLE.search(text) for variant in variants for text in (variant.name, variant.file)):
+    if not all(printable((variant.name, variant.file)) for variant in variants):
         yield "a name holds control characters"
     for variant in variants:
         if variant.size_bytes < 0 or not _HASH.fullmatch(variant.sha256):
@@ -47,19 +50,14 @@ def _problems_of_times(result: BenchResult) -> Iterator[str]:
     conditions = result.conditions
     if conditions.threads < 1:
         yield f"threads is {conditions.threads}; expected at least 1"
-    names = [conditions.model, conditions.target, result.created, result.edgepack_version]
-    names += [conditions.device.cpu_model, conditions.device.device_model, result.counters_unavailable or ""]
-    names += [counter.unavailable or "" for variant in result.variants for counter in variant.counters]
-    if any(_UNPRINTABLE.search(name) for name in names):
-        yield "a name holds control characters"
-    for fmt in sorted({variant.format for variant in result.variants} - set(result.import_only)):
+    yield from _problems_of_text(result)
+    for fmt in sorted({variant.format for variant in result.variants if variant.memory} - set(result.import_only)):
         yield f"no import-only memory for {fmt}"
     for variant in result.variants:
         if not any(not block.rejected for block in variant.warm):
             yield f"variant {variant.name}: no warm latency"
-        for block in (*variant.warm, *variant.cold):
-            if not _possible(block):
-                yield f"variant {variant.name}: round {block.round}: expected positive times"
+        for block in (*variant.warm, *variant.cold, *variant.sustained):
+            yield from (f"variant {variant.name}: round {block.round}: {problem}" for problem in block_problems(block))
         for memory in variant.memory:
             if not (_counted(memory.loaded) and _counted(memory.ran)):
                 yield f"variant {variant.name}: a negative amount of memory"
@@ -70,11 +68,48 @@ def _problems_of_times(result: BenchResult) -> Iterator[str]:
                 yield f"variant {variant.name}: counter {counter.name} counted no runs"
     if not all(_counted(snapshot) for snapshots in result.import_only.values() for snapshot in snapshots):
         yield "a negative amount of memory"
+    if not _temperature(result.start_temperature_c):
+        yield f"a temperature of {result.start_temperature_c:g} °C when it started"
 
 
-def _possible(block: Block) -> bool:
-    times = (block.latency_s, block.clock_before_s, block.clock_after_s)
-    return block.runs >= 1 and all(len(values) > 0 and min(values) > 0 for values in times)
+def _problems_of_text(result: BenchResult) -> Iterator[str]:
+    conditions = result.conditions
+    without_values = replace(
+        result, variants=tuple(replace(one, warm=(), cold=(), sustained=(), memory=()) for one in result.variants)
+    )
+    if not printable(without_values):
+        yield "a name holds control characters"
+    names = [conditions.reached, conditions.cluster or "", *conditions.governors, *conditions.device.runtimes]
+    names += [text or "" for tool in conditions.tools.values() for text in (tool.name, tool.version, tool.runtime)]
+    if any(len(name) > MAX_TEXT for name in names):
+        yield f"a name of over {MAX_TEXT} characters"
+    if max(len(result.methods), len(result.not_measured), len(conditions.governors)) > MAX_ENTRIES:
+        yield f"over {MAX_ENTRIES} methods or governors"
+
+
+def block_problems(block: Block) -> Iterator[str]:
+    """What is wrong with one process's raw values, in words."""
+    clocks = (block.clock_before_s, block.clock_after_s)
+    positive = all(min(values, default=1.0) > 0 for values in (block.latency_s, *clocks))
+    if not block.latency_s or not positive or block.runs < 1 or len({bool(clock) for clock in clocks}) > 1:
+        yield "expected positive times"
+    if max(len(block.latency_s), *map(len, clocks)) > MAX_SAMPLES:
+        yield f"over {MAX_SAMPLES} times"
+    if not all(map(_temperature, block.temperature_c)):
+        yield f"its temperatures are {block.temperature_c}; expected °C"
+    if block.others_busy is not None and not 0 <= block.others_busy <= 1:
+        yield f"others took a share of {block.others_busy:g}; expected 0 to 1"
+    throttle = block.throttle
+    if throttle is not None and min(throttle.before, throttle.after) < 0:
+        yield "it was throttled a negative number of times"
+    if not printable((block.governor or "", throttle.source if throttle else "")):
+        yield "a name holds control characters"
+    if max(len(block.governor or ""), len(throttle.source if throttle else "")) > MAX_TEXT:
+        yield f"a name of over {MAX_TEXT} characters"
+
+
+def _temperature(value: float | None) -> bool:
+    return value is None or COLDEST_C <= value <= HOTTEST_C
 
 
 def _counted(snapshot: Snapshot) -> bool:
@@ -90,7 +125,7 @@ def _problems_of_counts(result: EmulatedResult) -> Iterator[str]:
     names += [text for item in emulation.runtimes.items() for text in item]
     for variant in result.variants:
         names += [variant.layers_missing or "", *(part.name for part in variant.layers)]
-    if any(_UNPRINTABLE.search(name) for name in names):
+    if not printable(names):
         yield "a name holds control characters"
     if not _TARGET.fullmatch(result.target):
         yield "its target's name is none"

@@ -17,7 +17,10 @@ class Schedule:
         memory_processes: fresh processes per variant and per import-only baseline.
         counter_runs: inferences per count.
         drift_limit: the share by which the clock may change within a block before the block is measured again.
-        retries: how often a drifting block is measured again.
+        retries: how often a drifting or throttled block is measured again.
+        sustained_s: how long one process per variant runs back to back, where sustained latency is asked for.
+        start_below_c: temperature at which the first warm block may start.
+        cool_down_s: how long to wait at most for that temperature, and before a throttled block is measured again.
     """
 
     processes: int
@@ -31,6 +34,9 @@ class Schedule:
     counter_runs: int
     drift_limit: float = 0.02
     retries: int = 2
+    sustained_s: float = 60.0
+    start_below_c: float = 75.0
+    cool_down_s: float = 0.0
 
 
 FULL = Schedule(
@@ -43,6 +49,7 @@ FULL = Schedule(
     cold_runs=50,
     memory_processes=3,
     counter_runs=100,
+    cool_down_s=120.0,
 )
 
 # Four processes are the fewest with which Mann-Whitney can claim a difference at 5 %.
@@ -57,4 +64,5 @@ QUICK = Schedule(
     memory_processes=1,
     counter_runs=20,
     retries=1,
+    sustained_s=3.0,
 )

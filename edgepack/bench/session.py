@@ -10,24 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from edgepack import __version__
-from edgepack.bench.devices.device import Device
-from edgepack.bench.facts import DeviceFacts, choose_cpus, facts_from_probe
-from edgepack.bench.measure import (
-    Rig,
-    measure_cold,
-    measure_counters,
-    measure_import,
-    measure_memory,
-    measure_warm,
-)
-from edgepack.bench.results import BenchResult, Block, Conditions, Counter, Memory, Snapshot, VariantResult
+from edgepack.bench.alike import SERVES, TOOLS
+from edgepack.bench.devices.device import EVERY_MODE, Device
+from edgepack.bench.facts import DeviceFacts, choose_cpus, cluster_of, facts_from_probe
+from edgepack.bench.methods import COLD, COUNTERS, MEMORY, SUSTAINED, Asked, lacking, methods, reasons
+from edgepack.bench.results import BenchResult, Block, Conditions, VariantResult
+from edgepack.bench.results_check import problems
+from edgepack.bench.rig import Expecting, Rig, temperature_of
+from edgepack.bench.rounds import Entry, Steps, measure_all, measure_imports, step_count
 from edgepack.bench.schedule import FULL, QUICK, Schedule
 from edgepack.errors import DataError, ModelError, StableDeviceError, UsageError
 from edgepack.progress import Progress, silent
 from edgepack.targets import Target
 from edgepack.types import FORMATS, Format
-
-_SERVES: Mapping[Format, tuple[str, ...]] = {"onnx": ("onnxruntime",), "tflite": ("ai-edge-litert", "tflite-runtime")}
 
 
 @dataclass(frozen=True)
@@ -39,17 +34,6 @@ class Variant:
     path: Path
 
 
-@dataclass
-class _Raw:
-    """Raw values of one variant while they come in."""
-
-    warm: list[Block]
-    cold: list[Block]
-    memory: list[Memory]
-    counters: tuple[Counter, ...] = ()
-    pace_s: float = 0.0
-
-
 def bench_variants(
     variants: Sequence[Variant],
     *,
@@ -58,13 +42,15 @@ def bench_variants(
     threads: int = 1,
     quick: bool = False,
     cold: bool = True,
+    sustained: bool = False,
+    cluster: str | None = None,
     progress: Progress | None = None,
     model: str = "model",
     inputs: Path | None = None,
     schedule: Schedule | None = None,
 ) -> BenchResult:
     """Measures model files against each other: memory and load first, then warm latency in interleaved rounds, then
-    cold latency, then counters.
+    cold latency, then counters, then sustained latency. What the device cannot measure is left out, and said.
 
     Args:
         variants: at least one.
@@ -74,6 +60,8 @@ def bench_variants(
         threads: of the inference.
         quick: shortens everything and says so in the result.
         cold: also measure with empty caches.
+        sustained: also measure back to back for the schedule's `sustained_s`.
+        cluster: name of the core to stay on, such as "cortex-a55"; by default the fastest.
         progress: told of every finished process.
         model: name of the model, for the result.
         inputs: npz with one array per model input; seeded values otherwise.
@@ -83,27 +71,47 @@ def bench_variants(
         Raw values; statistics come from `edgepack.bench.summary`.
 
     Raises:
-        UsageError: no variants, two of one name, or a thread count that makes no sense.
+        UsageError: no variants, two of one name, a thread count that makes no sense, or no such cluster.
         ModelError: a model file is missing.
         TargetsError: the target has no runtime for a format.
         DeviceError: the device was unreachable, lacks a runtime, or failed.
         DataError: the inputs do not fit a model.
     """
     _check(variants, target, threads, inputs)
+    formats = [fmt for fmt in FORMATS if any(variant.format == fmt for variant in variants)]
     report = device.probe()
     facts = facts_from_probe(report, device.name)
-    formats = [fmt for fmt in FORMATS if any(variant.format == fmt for variant in variants)]
-    for fmt in formats:
-        _require_runtime(fmt, report, facts, target)
-    plan = schedule or (QUICK if quick else FULL)
-    cpus = choose_cpus(facts, list(report.get("allowed_cpus", ())), threads)
-    inputs_there = device.push(inputs) if inputs is not None else None
-    rig = Rig(device, plan, threads, cpus, inputs_there, _evict_bytes(facts, target))
-    paths = [device.push(variant.path) for variant in variants]
-    missing_counters = _missing_counters(report)
-    steps = _Steps(progress or silent, _step_count(plan, variants, formats, cold, missing_counters))
-    import_only = {fmt: _imports(rig, fmt, steps) for fmt in formats}
-    raws = _measure_all(rig, variants, paths, steps, cold=cold, counters=missing_counters is None)
+    _require_latency(device)
+    with Expecting(f"probe of {device.name}"):
+        for fmt in formats:
+            _require_runtime(fmt, device, report, facts, target)
+        cpus = choose_cpus(facts, [int(cpu) for cpu in report.get("allowed_cpus", ())], threads, cluster)
+        refused = _counters_refused(report)
+    rig = Rig(
+        device=device,
+        schedule=schedule or (QUICK if quick else FULL),
+        threads=threads,
+        cpus=cpus,
+        inputs=device.push(inputs) if inputs is not None else None,
+        evict_bytes=_evict_bytes(facts, target),
+        progress=progress or silent,
+    )
+    rig.told.temperature_c = temperature_of(report)
+    missing = lacking(device, cold=cold)
+    asked = Asked(
+        cold=cold and COLD not in missing,
+        sustained=sustained,
+        memory=MEMORY not in missing,
+        counters=COUNTERS not in missing and refused is None,
+    )
+    entries = [Entry(variant.format, device.push(variant.path)) for variant in variants]
+    steps = Steps(rig.progress, step_count(rig.schedule, len(variants), len(formats), asked))
+    import_only = {fmt: measure_imports(rig, fmt, steps) for fmt in formats if asked.memory}
+    started_c = measure_all(rig, entries, steps, asked)
+    blocks = [block for entry in entries for block in (*entry.warm, *entry.cold, *entry.sustained)]
+    if any(block.is_mean for entry in entries for block in entry.sustained):
+        missing = (*missing, SUSTAINED)
+    why = reasons(missing, rig.told.tools)
     conditions = Conditions(
         model=model,
         target=target.name,
@@ -112,74 +120,40 @@ def bench_variants(
         threads=threads,
         cpus=cpus,
         quick=quick,
-        schedule=plan,
-        inputs=_sha256(inputs) if inputs is not None else "seeded",
+        schedule=rig.schedule,
+        inputs="random" if rig.told.random_inputs else _sha256(inputs) if inputs is not None else "seeded",
+        reached=device.name,
+        tools=dict(rig.told.tools),
+        governors=_governors(blocks),
+        cluster=cluster_of(facts, cpus),
     )
-    return BenchResult(
+    result = BenchResult(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         edgepack_version=__version__,
         conditions=conditions,
         import_only=import_only,
-        counters_unavailable=missing_counters,
-        variants=tuple(_result(variant, raw) for variant, raw in zip(variants, raws, strict=True)),
+        counters_unavailable=why.pop(COUNTERS, refused),
+        variants=tuple(_result(variant, entry) for variant, entry in zip(variants, entries, strict=True)),
+        methods=methods(conditions, asked),
+        not_measured=why,
+        start_temperature_c=started_c,
     )
+    return _sound(result, device)
 
 
-class _Steps:
-    """Counts finished processes for the progress callback."""
-
-    def __init__(self, progress: Progress, total: int) -> None:
-        self._progress = progress
-        self._total = total
-        self._done = 0
-
-    def finished(self, what: str) -> None:
-        self._done += 1
-        self._progress(f"bench: {what}", self._done, self._total)
+def _governors(blocks: Sequence[Block]) -> tuple[str, ...]:
+    return tuple(sorted({name for block in blocks if block.governor for name in block.governor.split(", ")}))
 
 
-def _step_count(
-    plan: Schedule, variants: Sequence[Variant], formats: Sequence[Format], cold: bool, missing_counters: str | None
-) -> int:
-    each = plan.memory_processes + plan.processes + (plan.cold_processes if cold else 0) + (missing_counters is None)
-    return plan.memory_processes * len(formats) + each * len(variants)
+def _sound(result: BenchResult, device: Device) -> BenchResult:
+    """The result, if a file of it would be believed."""
+    problem = next(problems(result), None)
+    if problem is not None:
+        raise StableDeviceError(f"{device.name}: its reports cannot be: {problem}", hint="try another device")
+    return result
 
 
-def _imports(rig: Rig, fmt: Format, steps: _Steps) -> tuple[Snapshot, ...]:
-    snapshots = []
-    for _ in range(rig.schedule.memory_processes):
-        snapshots.append(measure_import(rig, fmt))
-        steps.finished("memory")
-    return tuple(snapshots)
-
-
-def _measure_all(
-    rig: Rig, variants: Sequence[Variant], paths: Sequence[str], steps: _Steps, *, cold: bool, counters: bool
-) -> list[_Raw]:
-    """Memory comes first: it loads every model once, so that a bad one stops the session before minutes are spent."""
-    plan = rig.schedule
-    raws = [_Raw([], [], []) for _ in variants]
-    jobs = list(zip(variants, paths, raws, strict=True))
-    for _ in range(plan.memory_processes):
-        for variant, path, raw in jobs:
-            memory, raw.pace_s = measure_memory(rig, variant.format, path)
-            raw.memory.append(memory)
-            steps.finished("memory")
-    for round_ in range(plan.processes):
-        for variant, path, raw in jobs:
-            raw.warm += measure_warm(rig, variant.format, path, round_, raw.pace_s)
-            steps.finished("warm latency")
-    for round_ in range(plan.cold_processes if cold else 0):
-        for variant, path, raw in jobs:
-            raw.cold += measure_cold(rig, variant.format, path, round_, raw.pace_s)
-            steps.finished("cold latency")
-    for variant, path, raw in jobs if counters else ():
-        raw.counters = measure_counters(rig, variant.format, path, raw.pace_s)
-        steps.finished("counters")
-    return raws
-
-
-def _result(variant: Variant, raw: _Raw) -> VariantResult:
+def _result(variant: Variant, raw: Entry) -> VariantResult:
     return VariantResult(
         name=variant.name,
         format=variant.format,
@@ -190,6 +164,7 @@ def _result(variant: Variant, raw: _Raw) -> VariantResult:
         cold=tuple(raw.cold),
         memory=tuple(raw.memory),
         counters=raw.counters,
+        sustained=tuple(raw.sustained),
     )
 
 
@@ -214,9 +189,23 @@ def _check(variants: Sequence[Variant], target: Target, threads: int, inputs: Pa
         raise DataError(f"no example inputs at {inputs}")
 
 
-def _require_runtime(fmt: Format, report: Mapping[str, Any], facts: DeviceFacts, target: Target) -> None:
-    """The runner takes the first runtime of a format that imports; it must not be one that the target fails on."""
-    for name in _SERVES[fmt]:
+def _require_latency(device: Device) -> None:
+    if "latency" not in device.modes:
+        raise StableDeviceError(
+            f"{device.name} measures no latency: found {', '.join(sorted(device.modes)) or 'no modes'}",
+            hint="it needs Python, or a tool that times a model",
+        )
+
+
+def _require_runtime(
+    fmt: Format, device: Device, report: Mapping[str, Any], facts: DeviceFacts, target: Target
+) -> None:
+    """The runner takes the first runtime of a format that imports; it must not be one that the target fails on. Where
+    tools stand in for the runner, they stand in the place of runtimes.
+    """
+    by_tools = device.modes != EVERY_MODE
+    serving = TOOLS[fmt] if by_tools else SERVES[fmt]
+    for name in serving:
         version = facts.runtimes.get(name)
         if version is None:
             continue
@@ -229,11 +218,14 @@ def _require_runtime(fmt: Format, report: Mapping[str, Any], facts: DeviceFacts,
     errors = [
         f"{name} {found['version']}: {found['error']}"
         for name, found in report["runtimes"].items()
-        if name in _SERVES[fmt] and found["error"]
+        if name in serving and found.get("error")
     ]
+    missing = f"{' or '.join(serving)} is not {'given' if by_tools else 'installed there'}"
     raise StableDeviceError(
-        f"the device runs no {fmt}: " + ("; ".join(errors) or f"{' or '.join(_SERVES[fmt])} is not installed there"),
-        hint=f"pip install {_SERVES[fmt][0]} on the device, or another version of it",
+        f"the device runs no {fmt}: " + ("; ".join(errors) or missing),
+        hint=f"give the path of {serving[0]}, built for the device, or leave {fmt} out"
+        if by_tools
+        else f"pip install {serving[0]} on the device, or another version of it; over SSH, --install does it",
     )
 
 
@@ -243,6 +235,6 @@ def _evict_bytes(facts: DeviceFacts, target: Target) -> int | None:
     return 4 * known if facts.is_target(target) and known > (facts.last_level_cache_bytes or 0) else None
 
 
-def _missing_counters(report: Mapping[str, Any]) -> str | None:
+def _counters_refused(report: Mapping[str, Any]) -> str | None:
     found = report.get("counters") or {}
     return None if found.get("available") else str(found.get("reason") or "the device does not say why")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from statistics import median
 
-from edgepack.bench.results import BenchResult, Block, Counter, Snapshot, VariantResult
+from edgepack.bench.alike import like_conditions
+from edgepack.bench.notes import notes
+from edgepack.bench.results import LOCAL, RUNNER, BenchResult, Block, Counter, Snapshot, VariantResult
 from edgepack.bench.stats import Comparison, Summary, compare, summarize
 from edgepack.types import Format
 
@@ -14,6 +16,21 @@ FP32, INT8 = "dense-fp32", "dense-int8"
 # Events whose count is lines brought in from memory, the most direct first.
 MISS_COUNTERS = ("l3d_cache_refill", "ll_cache_miss_rd", "l2d_cache_refill", "ll-read-misses", "cache-misses")
 LINE_BYTES = 64
+FIFTHS = 5
+
+
+@dataclass(frozen=True)
+class Sustained:
+    """Latency of a process that ran back to back for long, seconds.
+
+    Attributes:
+        first, last: medians of the first and of the last fifth of the kept times.
+        temperature_c: before and after, None where the device does not say.
+    """
+
+    first: float
+    last: float
+    temperature_c: tuple[float | None, float | None] = (None, None)
 
 
 @dataclass(frozen=True)
@@ -22,13 +39,19 @@ class VariantSummary:
 
     Attributes:
         device: one line that names it; `native` says whether it is of the target's kind.
-        warm, cold: latency; cold is None where it was not measured.
+        warm, cold, sustained: latency; None where it was not measured.
         load_s: median seconds of each phase of loading, by name.
         resident_bytes: held after the load, less an import-only process; None where the device does not say.
         peak_bytes: the most ever held through inference, less the import-only peak.
         cache_misses: lines from memory per inference, None with `cache_misses_note` saying why.
         vs_fp32, vs_int8: against the dense baseline of the same format and session; None where there is none.
         notes: what a reader must know before trusting the row.
+        reached: how the device was, "local" or its name on the wire; `device_id` tells it from others.
+        session: when it was measured; rows of one session share it.
+        tool: what measured.
+        governor: of the CPUs in use, empty where the kernel has none; `cluster`: their core.
+        conditions: all that must be alike before two devices may stand beside each other, as text by name.
+        methods: how each figure was got, a sentence by figure.
     """
 
     model: str
@@ -51,6 +74,15 @@ class VariantSummary:
     vs_fp32: Comparison | None
     vs_int8: Comparison | None
     notes: tuple[str, ...]
+    sustained: Sustained | None = None
+    reached: str = LOCAL
+    device_id: str = ""
+    session: str = ""
+    tool: str = RUNNER.title
+    governor: str = ""
+    cluster: str | None = None
+    conditions: Mapping[str, str] = field(default_factory=dict)
+    methods: Mapping[str, str] = field(default_factory=dict)
 
 
 def summarize_result(result: BenchResult) -> list[VariantSummary]:
@@ -62,7 +94,7 @@ def _summary(result: BenchResult, variant: VariantResult) -> VariantSummary:
     conditions = result.conditions
     misses, misses_note = cache_misses(variant.counters, result.counters_unavailable)
     warm, cold = latencies(variant.warm), latencies(variant.cold)
-    baseline = result.import_only[variant.format]
+    baseline = result.import_only.get(variant.format, ())
     return VariantSummary(
         model=conditions.model,
         target=conditions.target,
@@ -83,13 +115,32 @@ def _summary(result: BenchResult, variant: VariantResult) -> VariantSummary:
         cache_misses_note=misses_note,
         vs_fp32=_against(result, variant, FP32),
         vs_int8=_against(result, variant, INT8),
-        notes=tuple(_notes(result, variant)),
+        notes=tuple(notes(result, variant)),
+        sustained=sustained(variant.sustained),
+        reached=conditions.reached,
+        device_id=conditions.device.fingerprint[:8],
+        session=result.created,
+        tool=conditions.tool(variant.format).title,
+        governor=", ".join(conditions.governors),
+        cluster=conditions.cluster,
+        conditions=like_conditions(result, variant.format),
+        methods=dict(result.methods),
     )
 
 
 def latencies(blocks: Sequence[Block]) -> list[tuple[float, ...]]:
-    """Raw seconds per process, without the blocks that a steadier one replaced."""
+    """Raw seconds per process, without the blocks that a better one replaced."""
     return [block.latency_s for block in blocks if not block.rejected]
+
+
+def sustained(blocks: Sequence[Block]) -> Sustained | None:
+    """How latency changed over a long run, the median of several; None where nothing, or only a mean, was measured."""
+    whole = [block for block in blocks if len(block.latency_s) >= FIFTHS]
+    if not whole:
+        return None
+    first = median(median(block.latency_s[: len(block.latency_s) // FIFTHS]) for block in whole)
+    last = median(median(block.latency_s[-(len(block.latency_s) // FIFTHS) :]) for block in whole)
+    return Sustained(first, last, whole[-1].temperature_c)
 
 
 def _against(result: BenchResult, variant: VariantResult, name: str) -> Comparison | None:
@@ -135,22 +186,3 @@ def cache_misses(counters: Sequence[Counter], unavailable: str | None) -> tuple[
             continue
         return median(counter.counts) / counter.runs, None
     return None, reason
-
-
-def _notes(result: BenchResult, variant: VariantResult) -> list[str]:
-    conditions = result.conditions
-    notes = []
-    if conditions.quick:
-        notes.append("quick run: short and few measurements")
-    if not conditions.native:
-        notes.append(f"measured on {conditions.device.title}, not on {conditions.target}")
-    limit = conditions.schedule.drift_limit
-    drifting = [b for b in (*variant.warm, *variant.cold) if not b.rejected and b.clock_drift > limit]
-    if drifting:
-        worst = max(block.clock_drift for block in drifting)
-        notes.append(
-            f"the CPU clock drifted by up to {worst:.1%} in {len(drifting)} of the processes with {variant.file}"
-        )
-    if any(snapshot.swap_bytes for memory in variant.memory for snapshot in (memory.loaded, memory.ran)):
-        notes.append("the device swapped: its memory figures are left out")
-    return notes

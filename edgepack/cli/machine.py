@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgepack.cli.options import Json, TargetName, TargetsFile, Verbose
+from edgepack.cli.options import Hosts, Install, Json, Python, Serials, SshConfig, TargetName, TargetsFile, Verbose
 from edgepack.console import door, progress_bar, show, show_json
+
+if TYPE_CHECKING:
+    from edgepack.pipeline.reach import Reach
 
 emulator_app = typer.Typer(
     name="emulator", help="What `edgepack bench --emulate` needs on this machine.", no_args_is_help=True
@@ -22,12 +25,30 @@ class Arch(StrEnum):
     x86_64 = "x86_64"
 
 
-def doctor(as_json: Json = False, verbose: Verbose = False) -> None:
+def doctor(
+    hosts: Hosts = None,
+    serials: Serials = None,
+    ssh_config: SshConfig = None,
+    python: Python = None,
+    install: Install = False,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
     """Show which runtimes, converters and clients are here, and the command that installs what is missing.
 
+    With --host or --adb, look at a device instead: what it lacks before anything can be measured on it.
+
     Example: edgepack doctor
+
+    Example: edgepack doctor --host pi@raspberrypi.local
     """
     with door(as_json=as_json, verbose=verbose):
+        if hosts or serials:
+            from edgepack.pipeline.reach import Reach
+
+            reach = Reach(tuple(hosts or ()), tuple(serials or ()), False, ssh_config, python, install)
+            _doctor_of_devices(reach, as_json=as_json)
+            return
         from dataclasses import asdict
 
         from edgepack.doctor import examine
@@ -38,6 +59,28 @@ def doctor(as_json: Json = False, verbose: Verbose = False) -> None:
             show_json([asdict(finding) for finding in findings])
         else:
             show(render_doctor(findings))
+
+
+def _doctor_of_devices(reach: Reach, *, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from edgepack.pipeline.preflight import examine_device
+    from edgepack.pipeline.reach import places, reached_remote
+    from edgepack.report.preflight_table import render_preflight
+    from edgepack.targets import get_target
+
+    found = {}
+    for place in places([get_target("host")], reach):
+        with (
+            progress_bar(as_json=as_json) as progress,
+            reached_remote(place, reach, progress) as device,
+        ):
+            found[place.title] = examine_device(device)
+        if not as_json:
+            typer.echo(place.title)
+            show(render_preflight(found[place.title]))
+    if as_json:
+        show_json({title: [asdict(check) for check in checks] for title, checks in found.items()})
 
 
 @emulator_app.command("install")

@@ -8,96 +8,154 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgepack.cli.options import Formats, Json, Packs, TargetsFile, Verbose
-from edgepack.console import door, progress_bar, show
+from edgepack.cli.options import (
+    Formats,
+    Hosts,
+    Install,
+    Json,
+    Local,
+    Packs,
+    Python,
+    Serials,
+    SshConfig,
+    TargetsFile,
+    Verbose,
+)
+from edgepack.console import door, progress_bar, progress_bars, show
 
 if TYPE_CHECKING:
-    from edgepack.bench.results import BenchResult
+    from edgepack.pipeline.benches import Session
     from edgepack.pipeline.compare import Compared
-    from edgepack.progress import Progress
+    from edgepack.pipeline.reach import Reach
     from edgepack.targets import Target
-    from edgepack.types import Format
 
 
 def bench(
     pack: Annotated[Path, typer.Argument(help="Pack folder.", show_default=False)],
     target: Annotated[
-        str | None, typer.Option("--target", help="Name of the target.", show_default="the pack's")
+        list[str] | None,
+        typer.Option(
+            "--target", help="Name of the target; again where each device has its own.", show_default="the pack's"
+        ),
     ] = None,
-    formats: Formats = None,
-    local: Annotated[bool, typer.Option("--local", help="Measure on this machine (the default).")] = False,
+    hosts: Hosts = None,
+    serials: Serials = None,
+    local: Local = False,
     emulate: Annotated[bool, typer.Option("--emulate", help="Count on the emulated target instead.")] = False,
+    formats: Formats = None,
     threads: Annotated[int, typer.Option("--threads", min=1, help="Threads of one inference.")] = 1,
+    cluster: Annotated[
+        str | None, typer.Option("--cluster", help="Core to run on, as cortex-a55.", show_default="the fastest")
+    ] = None,
     cold: Annotated[bool, typer.Option("--cold/--no-cold", help="Also measure with empty caches.")] = True,
+    sustained: Annotated[bool, typer.Option("--sustained", help="Also run for a minute: does it stay fast?")] = False,
     quick: Annotated[bool, typer.Option("--quick", help="Shorter and less certain; the result says so.")] = False,
     layers: Annotated[bool, typer.Option("--layers/--no-layers", help="With --emulate, also count each layer.")] = True,
+    ssh_config: SshConfig = None,
+    python: Python = None,
+    install: Install = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Do not go on with a measurement that was cut.")] = False,
+    benchmark_model: Annotated[
+        Path | None, typer.Option("--benchmark-model", help="TFLite's tool, for devices without Python.")
+    ] = None,
+    perf_test: Annotated[Path | None, typer.Option("--perf-test", help="onnxruntime_perf_test, likewise.")] = None,
     targets_file: TargetsFile = None,
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
     """Measure a pack against its dense fp32 and dense int8 baselines, in turns; results go into the pack.
 
-    With --emulate the target's own kernels run in QEMU, and what they execute and miss in the target's caches is
-    counted (edgepack emulator install sets it up).
+    On this machine, on devices over SSH or adb (several at once), or with --emulate in QEMU: there the target's own
+    kernels run, and what they execute and miss in the target's caches is counted.
+
+    A measurement that was cut goes on where it was: give the same command again.
 
     Example: edgepack bench dist/mnist-mlp.host --quick
+
+    Example: edgepack bench dist/mnist-mlp.rpi4 --target rpi4 --host pi@raspberrypi.local --install
 
     Example: edgepack bench dist/mnist-mlp.rpi4 --target rpi4 --emulate
     """
     with door(as_json=as_json, verbose=verbose):
-        from edgepack.errors import UsageError
         from edgepack.pack import read_manifest
-        from edgepack.pipeline.compare import Compared, rows_of_emulated, rows_of_result
+        from edgepack.pipeline.benches import Session
         from edgepack.pipeline.options import parse_formats
         from edgepack.pipeline.packed import target_name
+        from edgepack.pipeline.reach import Reach
         from edgepack.targets import get_target
 
-        if emulate and local:
-            raise UsageError("--emulate and --local exclude each other")
-        if emulate and quick:
-            raise UsageError("--quick shortens a measurement; --emulate counts, and has none", hint="leave one out")
-        manifest = read_manifest(pack)
-        chosen = get_target(target or target_name(manifest, pack), targets_file)
-        asked = None if formats is None else parse_formats(formats)
-        with progress_bar(as_json=as_json) as progress:
-            if emulate:
-                from edgepack.pipeline.emulate import emulate_pack
-
-                counted = emulate_pack(
-                    pack, target=chosen, threads=threads, formats=asked, by_layer=layers, progress=progress
-                )
-                compared = Compared((), tuple(rows_of_emulated(counted, manifest, chosen)))
-            else:
-                measured = _measure(pack, chosen, threads, quick, cold, progress, asked)
-                compared = Compared(tuple(rows_of_result(measured, manifest)), ())
-        _print(compared, as_json=as_json)
-
-
-def _measure(
-    pack: Path,
-    target: Target,
-    threads: int,
-    quick: bool,
-    cold: bool,
-    progress: Progress,
-    formats: Sequence[Format] | None,
-) -> BenchResult:
-    from contextlib import closing
-
-    from edgepack.bench.devices.local import LocalDevice
-    from edgepack.bench.packs import bench_pack
-
-    with closing(LocalDevice()) as device:
-        return bench_pack(
-            pack,
-            target=target,
-            device=device,
-            threads=threads,
-            quick=quick,
-            cold=cold,
-            progress=progress,
-            formats=formats,
+        reach = Reach(
+            tuple(hosts or ()),
+            tuple(serials or ()),
+            local,
+            ssh_config,
+            python,
+            install,
+            fresh,
+            benchmark_model,
+            perf_test,
         )
+        if emulate:
+            _require_countable(reach, measured=quick or sustained)
+        manifest = read_manifest(pack)
+        chosen = [get_target(name, targets_file) for name in target or [target_name(manifest, pack)]]
+        asked = None if formats is None else parse_formats(formats)
+        session = Session(pack, threads, quick, cold, sustained, cluster, asked)
+        if emulate:
+            _print(_count(session, chosen, reach, by_layer=layers, as_json=as_json), as_json=as_json)
+        else:
+            _measure(session, chosen, reach, as_json=as_json)
+
+
+def _require_countable(reach: Reach, *, measured: bool) -> None:
+    from edgepack.errors import UsageError
+
+    if reach.local or reach.hosts or reach.serials:
+        raise UsageError("--emulate excludes --local, --host and --adb")
+    if measured:
+        hint = "leave them out"
+        raise UsageError("--quick and --sustained are for a measurement; --emulate counts, and has none", hint=hint)
+
+
+def _count(session: Session, targets: Sequence[Target], reach: Reach, *, by_layer: bool, as_json: bool) -> Compared:
+    from edgepack.errors import UsageError
+    from edgepack.pack import read_manifest
+    from edgepack.pipeline.compare import Compared, rows_of_emulated
+    from edgepack.pipeline.emulate import emulate_pack
+
+    if len(targets) != 1:
+        raise UsageError(f"--emulate counts on one target, found {len(targets)}")
+    with progress_bar(as_json=as_json) as progress:
+        counted = emulate_pack(
+            session.pack,
+            target=targets[0],
+            threads=session.threads,
+            formats=session.formats,
+            by_layer=by_layer,
+            progress=progress,
+        )
+    return Compared((), tuple(rows_of_emulated(counted, read_manifest(session.pack), targets[0])))
+
+
+def _measure(session: Session, targets: Sequence[Target], reach: Reach, *, as_json: bool) -> None:
+    from edgepack.pipeline.benches import bench_places, failure
+    from edgepack.pipeline.compare import compare_results
+    from edgepack.pipeline.reach import places
+
+    found = places(targets, reach)
+    titles = [place.title for place in found]
+    with progress_bars(titles, as_json=as_json) as progress:
+        benched = bench_places(session, found, reach, progress)
+    for one in benched:
+        if one.taken_up and not as_json:
+            note = f"{one.place.title}: {one.taken_up} processes were taken up from a measurement that was cut"
+            typer.echo(f"{note} (--fresh measures again)", err=True)
+    results = [one.result for one in benched if one.result is not None]
+    error = failure(benched)
+    if results and not (error and as_json):
+        _print(compare_results(results, session.pack), as_json=as_json)
+    if error:
+        raise error
 
 
 def compare(

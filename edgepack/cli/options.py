@@ -34,3 +34,17 @@ Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of the split and 
 Fresh = Annotated[bool, typer.Option("--fresh", help="Compute everything again instead of taking it from the cache.")]
 Formats = Annotated[str | None, typer.Option("--formats", help="onnx, tflite or both.", show_default="all")]
 Packs = Annotated[list[Path], typer.Argument(help="Pack folders.", show_default=False)]
+Hosts = Annotated[
+    list[str] | None,
+    typer.Option("--host", help="user@host[:port] over SSH; again for more devices at once.", show_default=False),
+]
+Serials = Annotated[
+    list[str] | None, typer.Option("--adb", help="Serial number of an Android device.", show_default=False)
+]
+Local = Annotated[bool, typer.Option("--local", help="This machine (the default where the target names no hosts).")]
+SshConfig = Annotated[Path | None, typer.Option("--ssh-config", help="An ssh_config file in place of your own.")]
+Python = Annotated[
+    str | None,
+    typer.Option("--python", help="Interpreter on the device.", show_default="edgepack's own there, else python3"),
+]
+Install = Annotated[bool, typer.Option("--install", help="First make an environment with the runtimes on the device.")]

@@ -1,13 +1,14 @@
-"""`edgepack targets`: list, show, check, calibrate."""
+"""`edgepack targets`: list, show, check, probe, calibrate."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from edgepack.cli.options import Formats, Json, TargetsFile, Verbose
+from edgepack.cli.options import Formats, Hosts, Install, Json, Local, Python, Serials, SshConfig, TargetsFile, Verbose
 from edgepack.console import door, progress_bar, show, show_json
 
 app = typer.Typer(name="targets", help="The CPUs that packs are built for.", no_args_is_help=True)
@@ -82,16 +83,71 @@ def check_targets(
             typer.echo(f"{file}: good")
 
 
+@app.command("probe")
+def probe(
+    hosts: Hosts = None,
+    serials: Serials = None,
+    local: Local = False,
+    name: Annotated[
+        str | None, typer.Option("--name", help="Of the entry.", show_default="what the device calls itself")
+    ] = None,
+    shipped: Annotated[
+        str | None, typer.Option("--target", help="Compare with this target.", show_default="the most similar one")
+    ] = None,
+    ssh_config: SshConfig = None,
+    python: Python = None,
+    install: Install = False,
+    targets_file: TargetsFile = None,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Measure a device and print a targets file with it: caches, read bandwidth, real clock. About 10 s a cluster.
+
+    What differs from the shipped target stands in comments; on a terminal the curves are shown beside it.
+
+    Example: edgepack targets probe --host pi@raspberrypi.local --name mine > targets.yaml
+    """
+    with door(as_json=as_json, verbose=verbose):
+        from dataclasses import replace
+
+        from rich.console import Console
+
+        from edgepack.pipeline.probed import listed_targets, probe_target
+        from edgepack.pipeline.reach import Reach, one_place, reached
+        from edgepack.report.probed import render_entry, render_sweep
+        from edgepack.targets import HOST, get_target
+
+        listed = listed_targets(targets_file)
+        compared = listed.get(shipped) or get_target(shipped, targets_file) if shipped is not None else None
+        reach = Reach(tuple(hosts or ()), tuple(serials or ()), local, ssh_config, python, install)
+        place = one_place(compared or get_target(HOST), reach, "edgepack targets probe")
+        with progress_bar(as_json=as_json) as progress, reached(place, reach, progress) as device:
+            found = probe_target(device, name, compared, progress, listed=listed.values())
+        record = found.record()
+        if as_json:
+            show_json(record)
+            return
+        if sys.stderr.isatty():  # stdout carries the file, and nothing else
+            Console(stderr=True, highlight=False).print(render_sweep(record))
+        target = replace(found.target, hosts=(place.address,)) if place.kind == "ssh" else found.target
+        typer.echo(render_entry(target, record), nl=False)
+
+
 @app.command("calibrate")
 def calibrate_target(
     name: Annotated[str, typer.Argument(help="Name from `edgepack targets list`, or host.", show_default=False)],
     model: Annotated[
         str | None, typer.Argument(help="Measure the layers of this model.", show_default="a grid of layers")
     ] = None,
-    local: Annotated[bool, typer.Option("--local", help="Measure on this machine.")] = False,
+    hosts: Hosts = None,
+    serials: Serials = None,
+    local: Local = False,
     threads: Annotated[int, typer.Option("--threads", min=1, max=1024, help="Of the inference.")] = 1,
     formats: Formats = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer and shorter rounds.")] = False,
+    ssh_config: SshConfig = None,
+    python: Python = None,
+    install: Install = False,
     targets_file: TargetsFile = None,
     as_json: Json = False,
     verbose: Verbose = False,
@@ -100,30 +156,21 @@ def calibrate_target(
 
     The layers of a model take seconds, the grid some five minutes. What is known is kept and never measured again.
 
-    Example: edgepack targets calibrate host model.onnx --local
+    Example: edgepack targets calibrate rpi4 model.onnx --host pi@raspberrypi.local
     """
     with door(as_json=as_json, verbose=verbose):
-        from edgepack.bench.devices.local import LocalDevice
-        from edgepack.errors import UsageError
         from edgepack.pipeline.calibrating import calibrate_target as run
         from edgepack.pipeline.options import parse_formats
+        from edgepack.pipeline.reach import Reach, one_place, reached
         from edgepack.report.calibrated import render_calibrated
         from edgepack.targets import get_target
 
         target = get_target(name, targets_file)
-        if not local:
-            raise UsageError(
-                f"where is {name} to be measured?", hint=f"on this machine: edgepack targets calibrate {name} --local"
-            )
+        reach = Reach(tuple(hosts or ()), tuple(serials or ()), local, ssh_config, python, install)
+        place = one_place(target, reach, f"edgepack targets calibrate {name}")
         chosen = None if formats is None else parse_formats(formats)
-        with progress_bar(as_json=as_json) as progress:
-            device = LocalDevice()
-            try:
-                found = run(
-                    device, target, model=model, formats=chosen, threads=threads, quick=quick, progress=progress
-                )
-            finally:
-                device.close()
+        with progress_bar(as_json=as_json) as progress, reached(place, reach, progress) as device:
+            found = run(device, target, model=model, formats=chosen, threads=threads, quick=quick, progress=progress)
         if as_json:
             show_json(found.record())
         else:

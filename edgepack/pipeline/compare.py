@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgepack.bench.alike import different_conditions, merge_results
 from edgepack.bench.emulated_results import EmulatedResult
 from edgepack.bench.results import BenchResult
 from edgepack.bench.results_file import load_emulated, load_results
@@ -36,8 +37,30 @@ def rows_of_emulated(result: EmulatedResult, manifest: Mapping[str, Any], target
     return emulated_rows(result, manifest, target)
 
 
+def compare_results(results: Sequence[BenchResult], pack: Path) -> Compared:
+    """The rows of sessions that were just run on one pack, each on its device.
+
+    Raises:
+        PackError: not a pack.
+    """
+    manifest = read_manifest(pack)
+    return Compared(tuple(row for result in results for row in rows_of_result(result, manifest)), ())
+
+
+def _merged(results: Sequence[BenchResult]) -> list[BenchResult]:
+    """Sessions of one pack that were taken under the very same conditions become one; unlike ones stay apart."""
+    groups: list[list[BenchResult]] = []
+    for result in results:
+        group = next((group for group in groups if not different_conditions(group[0], result)), None)
+        if group is None:
+            groups.append([result])
+        elif result not in group:
+            group.append(result)
+    return [merge_results(group) for group in groups]
+
+
 def compare_packs(packs: Sequence[Path], targets_file: Path | None = None) -> Compared:
-    """The rows of every session of every pack.
+    """The rows of every session of every pack; repeated sessions of a pack under like conditions count as one.
 
     Args:
         packs: folders, each with at least one result, measured or emulated.
@@ -55,7 +78,7 @@ def compare_packs(packs: Sequence[Path], targets_file: Path | None = None) -> Co
         measured, counted = load_results(path), load_emulated(path)
         if not measured and not counted:
             raise PackError(f"{path}: no results to compare", hint=f"measure it first: edgepack bench {path}")
-        for result in measured:
+        for result in _merged(measured):
             rows += rows_of_result(result, manifest)
         for session in counted:
             targets = targets or load_targets()

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from edgepack.bench.devices.device import Device, Job
 from edgepack.bench.facts import choose_cpus, facts_from_probe
 from edgepack.blank import write_blank
-from edgepack.errors import StableDeviceError, TargetsError, TransientDeviceError
+from edgepack.errors import LinkError, StableDeviceError, TargetsError, TransientDeviceError
 from edgepack.host import target_from_probe
 from edgepack.pipeline.layer_files import layer_files
 from edgepack.pipeline.layer_points import near
@@ -164,7 +164,7 @@ def _require_runtimes(rig: _Rig, missing: Sequence[Point]) -> None:
         if fmt not in rig.fingerprint.runtimes:
             raise StableDeviceError(
                 f"{rig.device.name} runs no {fmt}: {' or '.join(SERVES[fmt])} is not installed there",
-                hint=f"pip install {SERVES[fmt][0]} on the device, or leave {fmt} out",
+                hint=f"pip install {SERVES[fmt][0]} on the device (over SSH, --install does it), or leave {fmt} out",
             )
 
 
@@ -239,6 +239,8 @@ def _run(rig: _Rig, fmt: Format, blank: Path, files: Sequence[Path]) -> Mapping[
     )
     try:
         return rig.device.run(job)
+    except LinkError:
+        raise  # the device has been patient already
     except TransientDeviceError:
         return rig.device.run(job)
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from edgepack.report.compare import CompareRow, Ratio
 
 NONE = "–"
+LOCAL = "local"
 HEADERS = (
     "model",
     "target",
@@ -17,6 +18,7 @@ HEADERS = (
     "p50",
     "p90",
     "cold",
+    "sustained",
     "memory",
     "misses",
     "accuracy",
@@ -24,7 +26,8 @@ HEADERS = (
     "vs fp32",
     "vs int8",
 )
-RIGHT_ALIGNED = HEADERS[4:12]
+RIGHT_ALIGNED = HEADERS[4:13]
+SUSTAINED = HEADERS.index("sustained")
 
 
 @dataclass(frozen=True)
@@ -42,21 +45,49 @@ class Table:
 
 
 def table(rows: Sequence[CompareRow]) -> Table:
-    """All rows as text. Every note stands once; one that holds for some rows only names their model and target."""
-    return Table(HEADERS, tuple(_line(row) for row in rows), tuple(_notes(rows)), RIGHT_ALIGNED)
+    """All rows as text. Every note stands once; one that holds for some rows only names their model and target.
+
+    Sustained latency has a column where it was measured. Several devices are told apart by their names.
+    """
+    names = device_names(rows)
+    wanted = [n for n in range(len(HEADERS)) if n != SUSTAINED or any(row.sustained_last_s for row in rows)]
+    lines = [_line(row, names[device_key(row)] if len(names) > 1 else "") for row in rows]
+    return Table(
+        tuple(HEADERS[n] for n in wanted),
+        tuple(tuple(line[n] for n in wanted) for line in lines),
+        tuple(_notes(rows, names)),
+        RIGHT_ALIGNED,
+    )
 
 
-def _line(row: CompareRow) -> tuple[str, ...]:
+def device_key(row: CompareRow) -> tuple[str, str, str]:
+    """What tells a device, or a cluster of it, from others."""
+    return row.reached, row.device_id, row.cluster or ""
+
+
+def device_names(rows: Sequence[CompareRow]) -> dict[tuple[str, str, str], str]:
+    """A short name for every device in the rows: how it was reached, and more only where that is not enough."""
+    keys = list(dict.fromkeys(map(device_key, rows)))
+    titles = {device_key(row): row.device for row in rows}
+    names = {key: titles[key] if key[0] == LOCAL else key[0] for key in keys}
+    for part in (2, 1):
+        shared = {name for name in names.values() if list(names.values()).count(name) > 1}
+        names = {key: f"{name} {key[part]}".strip() if name in shared else name for key, name in names.items()}
+    return names
+
+
+def _line(row: CompareRow, device: str) -> tuple[str, ...]:
     threads = f" ({row.threads} threads)" if row.threads > 1 else ""
     return (
         row.model,
-        row.target + threads + ("" if row.native else " *"),
+        row.target + (f" on {device}" if device else "") + threads + ("" if row.native else " *"),
         row.format,
         row.variant,
         size(row.size_bytes),
         seconds(row.latency_p50_s),
         seconds(row.latency_p90_s),
         NONE if row.cold_p50_s is None else seconds(row.cold_p50_s),
+        _sustained(row),
         NONE if row.resident_bytes is None else size(row.resident_bytes),
         "unavailable" if row.cache_misses is None else count(row.cache_misses),
         NONE if row.metric is None else f"{row.metric:.2f}",
@@ -66,9 +97,16 @@ def _line(row: CompareRow) -> tuple[str, ...]:
     )
 
 
-def _notes(rows: Sequence[CompareRow]) -> list[str]:
+def _sustained(row: CompareRow) -> str:
+    if row.sustained_first_s is None or row.sustained_last_s is None:
+        return NONE
+    heat = "" if row.sustained_end_c is None else f" at {row.sustained_end_c:.0f} °C"
+    return f"{seconds(row.sustained_first_s)} → {seconds(row.sustained_last_s)}{heat}"
+
+
+def _notes(rows: Sequence[CompareRow], names: Mapping[tuple[str, str, str], str]) -> list[str]:
     """Notes in the order of the rows; the name of a pack is put before a note where there are several packs."""
-    packs = {(row.model, row.target, row.device) for row in rows}
+    packs = {(row.model, row.target, device_key(row)) for row in rows}
     found: dict[str, None] = {}
     for row in rows:
         own = list(row.notes)
@@ -76,9 +114,10 @@ def _notes(rows: Sequence[CompareRow]) -> list[str]:
             own.append(f"cache misses unavailable: {row.cache_misses_note}")
         for note in own:
             marked = f"* {note}" if note.startswith("measured on") else note
-            found[f"{row.model} for {row.target}: {marked}" if len(packs) > 1 else marked] = None
-    names = {row.metric_name for row in rows if row.metric_name}
-    return [*found, *(f"accuracy is {name}" for name in sorted(names - {"accuracy"}))]
+            where = f"{row.target} on {names[device_key(row)]}" if len(names) > 1 else row.target
+            found[f"{row.model} for {where}: {marked}" if len(packs) > 1 else marked] = None
+    metrics = {row.metric_name for row in rows if row.metric_name}
+    return [*found, *(f"accuracy is {name}" for name in sorted(metrics - {"accuracy"}))]
 
 
 def ratio(value: Ratio | None) -> str:

@@ -33,15 +33,28 @@ class CompareRow:
     """One model × target × format × variant. None: not measured, or not known.
 
     Attributes:
+        reached: how the device was: "local", "pi@raspberrypi.local" …; `device_id` tells its hardware from others.
+        session: when it was measured; rows of one session share it.
+        tool: what measured; `governor` and `cluster`: of the CPUs that it ran on.
         variant: "edgepack", "dense-fp32" or "dense-int8".
         form: how the layers are written in the file.
+        sustained_first_s, sustained_last_s: medians of the first and of the last fifth of a long run, and the
+            temperature after it.
         cache_misses: lines from memory per inference; None with `cache_misses_note` saying why.
         metric: on the guard split, in its own unit; `drop` is dense fp32's metric less this one's.
+        conditions: all that must be alike before two devices may stand beside each other.
+        methods: how each figure was got.
     """
 
     model: str
     target: str
     device: str
+    reached: str
+    device_id: str
+    session: str
+    tool: str
+    governor: str
+    cluster: str | None
     native: bool
     threads: int
     quick: bool
@@ -54,6 +67,9 @@ class CompareRow:
     latency_high_s: float | None
     latency_p90_s: float
     cold_p50_s: float | None
+    sustained_first_s: float | None
+    sustained_last_s: float | None
+    sustained_end_c: float | None
     load_s: float
     resident_bytes: int | None
     peak_bytes: int | None
@@ -65,6 +81,8 @@ class CompareRow:
     vs_fp32: Ratio | None
     vs_int8: Ratio | None
     notes: tuple[str, ...]
+    conditions: Mapping[str, str]
+    methods: Mapping[str, str]
 
 
 def compare_rows(measured: Sequence[Measured], manifest: Mapping[str, Any] | None = None) -> list[CompareRow]:
@@ -84,6 +102,12 @@ def _row(one: Measured, sizes: Mapping[tuple[Format, str], int], manifest: Mappi
         model=one.model,
         target=one.target,
         device=one.device,
+        reached=one.reached,
+        device_id=one.device_id,
+        session=one.session,
+        tool=one.tool,
+        governor=one.governor,
+        cluster=one.cluster,
         native=one.native,
         threads=one.threads,
         quick=one.quick,
@@ -96,6 +120,9 @@ def _row(one: Measured, sizes: Mapping[tuple[Format, str], int], manifest: Mappi
         latency_high_s=one.warm.high,
         latency_p90_s=one.warm.p90,
         cold_p50_s=one.cold.median if one.cold is not None else None,
+        sustained_first_s=one.sustained.first if one.sustained is not None else None,
+        sustained_last_s=one.sustained.last if one.sustained is not None else None,
+        sustained_end_c=one.sustained.temperature_c[1] if one.sustained is not None else None,
         load_s=sum(one.load_s.values()),
         resident_bytes=one.resident_bytes,
         peak_bytes=one.peak_bytes,
@@ -107,6 +134,8 @@ def _row(one: Measured, sizes: Mapping[tuple[Format, str], int], manifest: Mappi
         vs_fp32=_ratio(one, one.vs_fp32, sizes.get((one.format, "dense-fp32"))),
         vs_int8=_ratio(one, one.vs_int8, sizes.get((one.format, "dense-int8"))),
         notes=tuple(one.notes),
+        conditions=dict(one.conditions),
+        methods=dict(one.methods),
     )
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from edgepack.report.cells import NONE, Table, table
 from edgepack.report.compare import CompareRow
+from edgepack.report.devices import device_tables, side_by_side
 from edgepack.report.emulated import EmulatedRow
 from edgepack.report.emulated_cells import emulated_table, layer_tables
 from edgepack.report.tables import plain_table
@@ -25,12 +26,18 @@ def render_terminal(rows: Sequence[CompareRow], emulated: Sequence[EmulatedRow] 
     """A rich renderable: one table, its notes below; a line names model, target and format before their variants.
 
     A column in which no row has a figure is left out; the notes say why it is missing. On a narrow terminal cells
-    wrap between words. Emulated rows stand in a table of their own below, and their layers below that.
+    wrap between words. Devices stand side by side in a table of their own below; then come the emulated rows, and
+    their layers.
     """
     from rich.console import Group
     from rich.text import Text
 
     parts = _grouped(table(rows)) if rows or not emulated else []
+    beside = side_by_side(rows)
+    for devices in device_tables(beside):
+        cells = devices.table
+        parts += [Text(f"\n{devices.title}"), plain_table(cells.headers, cells.lines, right=cells.right)]
+    parts += [Text(line, style="dim") for line in beside.apart]
     if emulated:
         parts += _grouped(emulated_table(emulated))
     for layers in layer_tables(emulated):

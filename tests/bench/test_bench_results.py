@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from edgepack.bench.alike import like_conditions, merge_results
 from edgepack.bench.devices.device import Job
 from edgepack.bench.devices.fake import FakeDevice
 from edgepack.bench.devices.local import LocalDevice
@@ -26,11 +27,11 @@ from edgepack.bench.results import (
     Load,
     Memory,
     Snapshot,
+    Tool,
     VariantResult,
-    merge_results,
 )
 from edgepack.bench.results_file import load_result, load_results, save_result
-from edgepack.bench.schedule import QUICK
+from edgepack.bench.schedule import FULL, QUICK
 from edgepack.bench.summary import summarize_result
 from edgepack.errors import PackError, TargetsError
 from edgepack.targets import get_target
@@ -140,6 +141,31 @@ def put(*keys: Any, value: Any) -> Callable[[dict[str, Any]], None]:
         (put("conditions", "threads", value=True), "conditions.threads: Input should be a valid integer"),
         (put("conditions", "device", "cpu_model", value="\n"), "a name holds control characters"),
         (put("import_only", value={}), "no import-only memory for onnx"),
+        (put("variants", 0, "warm", 0, "governor", value="\x1b[2J"), "a name holds control characters"),
+        (put("variants", 0, "warm", 0, "governor", value="x" * 300), "a name of over 200 characters"),
+        (put("variants", 0, "warm", 0, "throttle", value={"source": "x"}), "throttle.before: Field required"),
+        (
+            put("variants", 0, "warm", 0, "throttle", value={"source": "x", "before": 0, "after": -1}),
+            "it was throttled a negative number of times",
+        ),
+        (put("variants", 0, "warm", 0, "temperature_c", value=[20.0, 999.0]), "its temperatures are (20.0, 999.0)"),
+        (put("variants", 0, "warm", 0, "temperature_c", value=[20.0]), "temperature_c"),
+        (put("variants", 0, "warm", 0, "others_busy", value=-0.1), "others took a share of -0.1; expected 0 to 1"),
+        (put("variants", 0, "warm", 0, "clock_after_s", value=[]), "round 0: expected positive times"),
+        (put("variants", 0, "warm", 0, "latency_s", value=[1e-3] * 100_001), "over 100000 times"),
+        (put("variants", 0, "sustained", value=[{}]), "variants.0.sustained.0"),
+        (put("conditions", "reached", value="x\u202ey"), "a name holds control characters"),
+        (put("conditions", "reached", value="x" * 300), "a name of over 200 characters"),
+        (put("conditions", "cluster", value="\x07"), "a name holds control characters"),
+        (put("conditions", "tools", value={"exe": {"name": "x", "version": "1"}}), "conditions.tools.exe"),
+        (put("conditions", "tools", value={"onnx": {"name": "\r", "version": "1"}}), "a name holds control characters"),
+        (put("conditions", "governors", value=["x"] * 65), "over 64 methods or governors"),
+        (put("conditions", "device", "kernel", value="\x1b]0;x"), "a name holds control characters"),
+        (put("conditions", "device", "runtimes", value={"\x00": "1"}), "a name holds control characters"),
+        (put("methods", value={"x": "\x9b"}), "a name holds control characters"),
+        (put("methods", value={str(n): "x" for n in range(65)}), "over 64 methods or governors"),
+        (put("not_measured", value={"cold": "\n"}), "a name holds control characters"),
+        (put("start_temperature_c", value=1e6), "a temperature of 1e+06 °C when it started"),
     ],
 )
 def test_a_strangers_file_is_checked(tmp_path: Path, change: Callable[[dict[str, Any]], None], expected: str) -> None:
@@ -147,6 +173,67 @@ def test_a_strangers_file_is_checked(tmp_path: Path, change: Callable[[dict[str,
         load_result(written(tmp_path, change))
     assert expected in caught.value.message
     assert caught.value.exit_code == 3
+
+
+def test_a_file_from_before_these_figures_still_loads(tmp_path: Path) -> None:
+    def older(document: dict[str, Any]) -> None:
+        for name in ("methods", "not_measured", "start_temperature_c"):
+            del document[name]
+        for name in ("reached", "tools", "governors", "cluster"):
+            del document["conditions"][name]
+        for name in ("sustained_s", "start_below_c", "cool_down_s"):
+            del document["conditions"]["schedule"][name]
+        for one in document["variants"]:
+            del one["sustained"]
+            for name in ("temperature_c", "governor", "throttle", "others_busy"):
+                del one["warm"][0][name]
+
+    result = load_result(written(tmp_path, older))
+    assert result.conditions.reached == "local"
+    assert result.conditions.tool("onnx").name == "edgepack runner"
+    assert result.file_name == RESULT.file_name
+    row = summarize_result(result)[0]
+    assert (row.sustained, row.tool, row.governor) == (None, "edgepack runner 1", "")
+    # It may stand beside a result of today that was taken the same way.
+    assert like_conditions(result, "onnx") == like_conditions(RESULT, "onnx")
+    assert like_conditions(result, "onnx")["onnxruntime"] == "1.22.0"
+
+
+NATIVE = replace(block(2e-3), clock_before_s=(), clock_after_s=(), load=Load(None, None, None, None, None), runs=500)
+
+
+def test_a_result_of_a_tool_that_knows_less_comes_back_whole(tmp_path: Path) -> None:
+    one = replace(variant("edgepack", NATIVE), memory=(), counters=())
+    tools = {"onnx": Tool("onnxruntime_perf_test", "1")}
+    conditions = replace(RESULT.conditions, reached="adb 0123", tools=tools, inputs="random", cpus=())
+    result = replace(RESULT, variants=(one,), import_only={}, conditions=conditions, not_measured={"memory": "no"})
+    save_result(result, tmp_path / "r.json")
+    assert load_result(tmp_path / "r.json") == result
+    assert one.warm[0].clock_drift is None
+    assert one.warm[0].is_mean
+
+
+@pytest.mark.parametrize(
+    ("reached", "part"),
+    [
+        ("local", ""), ("pi@raspberrypi.local", "pi@raspberrypi.local."), ("pi@a:2222", "pi@a-2222-"),
+        ("adb 0123", "adb-0123-"), ("../../etc/passwd", "etc-passwd-"), ("x" * 300, "x" * 60 + "-"), ("°", "1ee6c7."),
+    ],
+)  # fmt: skip
+def test_boards_of_one_kind_have_files_of_their_own(reached: str, part: str) -> None:
+    name = replace(RESULT, conditions=replace(RESULT.conditions, reached=reached)).file_name
+    start, end = f"rpi4.{FACTS.fingerprint[:8]}.", "1t.quick.json"
+    assert name.startswith(start + part)
+    assert name.endswith(end)
+    assert "/" not in name
+    assert len(name) < 120
+
+
+def test_names_that_need_the_same_change_are_told_apart() -> None:
+    names = [
+        replace(RESULT, conditions=replace(RESULT.conditions, reached=one)).file_name for one in ("a b", "a:b", "a-b")
+    ]
+    assert len(set(names)) == 3
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[" * 100000, b"\xff\xff", b"null", b"5"])
@@ -204,12 +291,47 @@ def test_merging_puts_the_raw_values_together() -> None:
         ({"device": replace(FACTS, runtimes={"onnxruntime": "1.23.0"})}, "device.runtimes"),
         ({"schedule": replace(QUICK, runs=3)}, "schedule"),
         ({"inputs": "ab" * 32}, "inputs"),
+        ({"reached": "pi@a", "governors": ("ondemand",)}, "reached, governors"),
+        ({"tools": {"onnx": Tool("x", "1")}, "cluster": "cortex-a55"}, "tools, cluster"),
     ],
 )
 def test_unlike_runs_are_not_merged(change: Mapping[str, Any], names: str) -> None:
     other = replace(RESULT, conditions=replace(RESULT.conditions, **change))
     with pytest.raises(PackError, match=f"they differ in {names}$"):
         merge_results([RESULT, other])
+
+
+@pytest.mark.parametrize(
+    ("change", "differing"),
+    [
+        ({}, set()),
+        ({"device": replace(FACTS, kernel="6.12"), "reached": "pi@a", "cluster": "cortex-a55"}, set()),
+        ({"schedule": replace(QUICK, cool_down_s=5.0, retries=9)}, set()),
+        ({"threads": 4, "cpus": (0, 1, 2, 3)}, {"threads"}),
+        ({"cpus": ()}, {"CPUs"}),
+        ({"schedule": FULL, "quick": False}, {"schedule"}),
+        ({"schedule": replace(QUICK, runs=3)}, {"schedule"}),
+        ({"governors": ("performance",)}, set()),
+        ({"governors": ("ondemand",)}, {"governor"}),
+        ({"device": replace(FACTS, runtimes={"onnxruntime": "1.23.0"})}, {"onnxruntime"}),
+        ({"tools": {"onnx": Tool("edgepack runner", "1", "onnxruntime 1.22.0")}}, set()),
+        ({"tools": {"onnx": Tool("onnxruntime_perf_test", "1")}}, {"tool", "onnxruntime", "runtime"}),
+        ({"inputs": "random"}, {"inputs"}),
+    ],
+)
+def test_which_conditions_part_two_devices(change: Mapping[str, Any], differing: set[str]) -> None:
+    other = replace(RESULT, conditions=replace(RESULT.conditions, **change))
+    one, two = like_conditions(RESULT, "onnx"), like_conditions(other, "onnx")
+    assert {name for name in one.keys() | two.keys() if one.get(name) != two.get(name)} == differing
+
+
+def test_how_conditions_read() -> None:
+    changed = replace(RESULT.conditions, schedule=replace(QUICK, runs=3, warmup_s=0.5))
+    assert like_conditions(replace(RESULT, conditions=changed), "onnx") == {
+        "threads": "1", "schedule": "quick with warmup_s 0.5 and runs 3", "inputs": "seeded",
+        "tool": "edgepack runner 1", "onnxruntime": "1.22.0", "governor": "performance or none", "CPUs": "pinned",
+        "edgepack.onnx": "abababab", "dense-fp32.onnx": "abababab",
+    }  # fmt: skip
 
 
 def test_other_model_files_are_not_merged() -> None:
@@ -242,6 +364,20 @@ def test_a_pack_is_benched_on_its_example_inputs_and_keeps_the_result(pack: Path
     assert result.conditions.model == "mlp"
     assert len(result.conditions.inputs) == 64
     assert [(v.name, v.file) for v in result.variants] == [("edgepack", "model.onnx"), ("dense-fp32", "fp32.onnx")]
+
+
+def test_repeated_sessions_of_a_pack_count_as_one_and_unlike_ones_do_not(pack: Path) -> None:
+    from edgepack.pipeline.compare import compare_packs, compare_results
+
+    later = replace(RESULT, created="2027", variants=(variant("edgepack", block(3e-3)), variant("dense-fp32")))
+    other = replace(RESULT, conditions=replace(RESULT.conditions, threads=4))
+    for name, result in {"a": RESULT, "b": later, "copy": later, "c": other}.items():
+        save_result(result, pack / "results" / f"{name}.json")
+    rows = [row for row in compare_packs([pack]).rows if row.variant == "edgepack"]
+    assert [(row.threads, row.latency_p50_s, row.session) for row in rows] == [
+        (1, (1.5e-3 + 3e-3) / 2, "2027"), (4, 1.5e-3, RESULT.created),
+    ]  # fmt: skip
+    assert [row.latency_p50_s for row in compare_results([later, other], pack).rows] == [3e-3, 1.5e-3, 1.5e-3, 1.5e-3]
 
 
 def test_variants_follow_the_files_and_the_target(pack: Path) -> None:

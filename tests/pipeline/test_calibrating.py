@@ -70,7 +70,7 @@ def test_another_machine_than_the_target_is_refused(folder: Path) -> None:
 def test_where_to_measure_has_to_be_said(folder: Path) -> None:
     done = CliRunner().invoke(app, ["targets", "calibrate", "rpi4"])
     assert done.exit_code == 2
-    assert "edgepack targets calibrate rpi4 --local" in done.output
+    assert "edgepack targets calibrate rpi4 --host user@host, or --local for this machine" in done.output
 
 
 def test_a_target_without_the_runtime_is_refused() -> None:

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from test_report_tables import rows as measured_rows
 
 from edgepack.bench.emulated_results import EmulatedResult, EmulatedVariant, Emulation, LayerCounts
 from edgepack.emulator.counts import Counts
-from edgepack.report.compare import CompareRow
 from edgepack.report.emulated import RUNTIME, CountRatio, EmulatedRow, emulated_rows
 from edgepack.report.emulated_cells import agreement, fewer, misses, signed, span
 from edgepack.report.render_csv import render_csv
@@ -210,10 +210,7 @@ def test_csv_has_a_table_for_the_files_and_one_for_their_parts() -> None:
 
 
 def test_csv_of_both_kinds_keeps_the_measured_table_first() -> None:
-    measured = CompareRow(
-        "m", "t", "d", True, 1, False, "onnx", "edgepack", None, 1, 1e-6, None, None, 1e-6, None, 0.1, None, None, None,
-        None, None, None, None, None, None, (),
-    )  # fmt: skip
+    measured = measured_rows()[0]
     tables = render_csv([measured], rows()).split("\n\n")
     assert len(tables) == 3
     assert tables[0] + "\n" == render_csv([measured])

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgepack.bench.stats import Comparison, Summary
-from edgepack.bench.summary import VariantSummary
+from edgepack.bench.summary import Sustained, VariantSummary
 from edgepack.report.cells import count, seconds, size
 from edgepack.report.compare import CompareRow, compare_rows
 from edgepack.report.render_csv import render_csv
@@ -62,6 +62,7 @@ BASE = VariantSummary(
     vs_fp32=Comparison(12.14, 11.9, 12.3, 0.008, "faster"),
     vs_int8=Comparison(0.5, 0.48, 0.52, 0.008, "slower"),
     notes=(),
+    methods={"latency": "by a clock"},
 )
 FP32 = replace(
     BASE, variant="dense-fp32", file="fp32.onnx", size_bytes=1_628_400, warm=latency(58.5e-6), vs_fp32=None,
@@ -139,6 +140,20 @@ mnist-mlp for rpi4: cache misses unavailable: permission denied
 """
 
 
+def test_sustained_latency_has_a_column_where_it_was_measured() -> None:
+    long = replace(BASE, sustained=Sustained(4.8e-6, 6.1e-6, (41.0, 78.4)))
+    text = render_text(compare_rows([long, FP32], MANIFEST))
+    header, packed, fp32 = (next(line for line in text.splitlines() if word in line) for word in
+                            (" variant", "  edgepack", "  dense-fp32"))  # fmt: skip
+    assert header.split().index("sustained") == header.split().index("cold") + 1
+    assert "4.80 µs → 6.10 µs at 78 °C" in packed
+    assert "41.2 µs                          – 1.63 MB" in fp32
+    without = replace(long, sustained=Sustained(4.8e-6, 6.1e-6))
+    assert "| 4.80 µs → 6.10 µs |" in render_markdown(compare_rows([without]))
+    (row,) = csv.DictReader(io.StringIO(render_csv(compare_rows([long]))))
+    assert (row["sustained_first_s"], row["sustained_last_s"], row["sustained_end_c"]) == ("4.8e-06", "6.1e-06", "78.4")
+
+
 def test_csv_has_full_precision_and_one_line_a_row() -> None:
     found = list(csv.DictReader(io.StringIO(render_csv(rows()))))
     assert len(found) == 4
@@ -151,8 +166,9 @@ def test_csv_has_full_precision_and_one_line_a_row() -> None:
 
 
 CSV_HEADER = (
-    "model,target,device,native,threads,quick,format,variant,form,size_bytes,latency_p50_s,latency_low_s,laten"
-    "cy_high_s,latency_p90_s,cold_p50_s,load_s,resident_bytes,peak_bytes,cache_misses,cache_misses_note,metric"
+    "model,target,device,reached,device_id,session,tool,governor,cluster,native,threads,quick,format,variant,form,"
+    "size_bytes,latency_p50_s,latency_low_s,latency_high_s,latency_p90_s,cold_p50_s,sustained_first_s,"
+    "sustained_last_s,sustained_end_c,load_s,resident_bytes,peak_bytes,cache_misses,cache_misses_note,metric"
     "_name,metric,drop,vs_fp32_speedup,vs_fp32_low,vs_fp32_high,vs_fp32_verdict,vs_fp32_shrink,vs_int8_speedup"
     ",vs_int8_low,vs_int8_high,vs_int8_verdict,vs_int8_shrink,notes"
 )
@@ -171,6 +187,8 @@ def test_json_holds_every_row_as_it_is() -> None:
     }
     assert document["rows"][1]["vs_fp32"] is None
     assert document["rows"][0]["metric_name"] == "top-1 accuracy, %"
+    assert document["rows"][0]["methods"] == {"latency": "by a clock"}
+    assert document["devices"] == {"tables": [], "apart": []}
 
 
 def test_accuracy_comes_from_the_manifest() -> None:

@@ -73,6 +73,9 @@ def fake_module(folder: Path, name: str, code: str) -> Path:
     return folder
 
 
+WATCHED = {"clock", "temperature_c", "governor", "throttle", "others_busy"}
+
+
 # ---------------------------------------------------------------- the file
 
 
@@ -115,6 +118,7 @@ def test_turns(model: tuple[str, Path], tmp_path: Path) -> None:
         assert one["calls"] >= 3
     assert found["models"][0]["calls"] > 20  # a blank model's call takes far less than a turn
     assert len(found["clock"]["before_s"]) == len(found["clock"]["after_s"]) == 5
+    assert set(found) >= WATCHED
     alone = report("turns", "--model", blank, *options, "--runs", 7, "--seconds", 0, "--threads", 2)
     assert [one["calls"] for one in alone["models"]] == [7]
 
@@ -155,6 +159,9 @@ def test_latency(model: tuple[str, Path]) -> None:
     assert set(found["load"]) == {"process_s", "numpy_s", "runtime_s", "session_s", "first_inference_s"}
     assert len(found["clock"]["before_s"]) == len(found["clock"]["after_s"]) == 5
     assert found["inputs"] == "seeded"
+    assert set(found) >= WATCHED
+    assert len(found["temperature_c"]) == 2
+    assert found["others_busy"] is None  # too short to tell
 
 
 def test_latency_runs_for_the_asked_time_and_thins_what_it_keeps(model: tuple[str, Path]) -> None:
@@ -168,6 +175,7 @@ def test_latency_runs_for_the_asked_time_and_thins_what_it_keeps(model: tuple[st
 def test_cold_empties_the_caches_with_at_least_four_times_the_largest(model: tuple[str, Path]) -> None:
     found = report("cold", "--format", model[0], "--model", model[1], "--runs", 3)
     assert len(found["latency_s"]) == 3
+    assert set(found) >= WATCHED
     assert (
         found["evicted_bytes"] >= 4 * (found["last_level_cache_bytes"] or 0) > 0 or found["evicted_bytes"] == 64 << 20
     )
@@ -182,6 +190,7 @@ def test_memory_counts_the_weights_of_a_large_model(tmp_path: Path) -> None:
     baseline = report("memory", "--format", "onnx", "--import-only")
     found = report("memory", "--format", "onnx", "--model", path)
     assert baseline["import_only"] is True
+    assert "temperature_c" in baseline
     assert "loaded" not in baseline
     held = found["loaded"]["rss_bytes"] - baseline["imported"]["rss_bytes"]
     assert 16e6 < held < 80e6
@@ -395,6 +404,97 @@ def test_caches_come_from_sysfs_once_each(runner, tmp_path: Path) -> None:
         (1, 32768, [1]),
     ]
     assert found[0]["ways"] is None
+
+
+def kernel(root: Path, files: dict[str, object]) -> str:
+    """A folder with these files, as the runner takes it for /sys or /proc."""
+    for name, value in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(f"{value}\n")
+    return str(root)
+
+
+def vcgencmd(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    program = folder / "bin" / "vcgencmd"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+
+
+def test_the_temperature_is_the_hottest_zones_that_is_a_sensor(runner, tmp_path: Path) -> None:
+    zones = {"0": "51540", "1": "48000", "2": "-274000", "3": "2147483647", "4": "", "5": "broken"}
+    root = kernel(tmp_path, {f"class/thermal/thermal_zone{name}/temp": value for name, value in zones.items()})
+    assert runner.temperature_c(root) == 51.54
+    assert runner.temperature_c(str(tmp_path / "none")) is None
+
+
+def test_the_governor_is_that_of_the_cpus_in_use(runner, tmp_path: Path) -> None:
+    names = ["ondemand", "ondemand", "performance"]
+    files = {f"devices/system/cpu/cpu{n}/cpufreq/scaling_governor": name for n, name in enumerate(names)}
+    root = kernel(tmp_path, files)
+    assert runner.governor([0, 1], root) == "ondemand"
+    assert runner.governor([1, 2], root) == "ondemand, performance"
+    assert runner.governor([3], root) is None
+
+
+FIRMWARE = "devices/platform/soc/soc:firmware/get_throttled"
+
+
+def test_throttling_of_a_raspberry_pi(runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = kernel(tmp_path, {FIRMWARE: "50005"})
+    assert runner.throttle(root) == ("get_throttled", 0x50005)
+    vcgencmd(tmp_path, monkeypatch, "[ $1 = get_throttled ] && echo throttled=0x70000")
+    assert runner.throttle(root) == ("vcgencmd", 0x70000)
+
+
+@pytest.mark.parametrize("script", ["echo VCHI initialization failed; exit 255", "echo throttled=0x", "echo -n"])
+def test_a_vcgencmd_that_may_not_ask_is_no_answer(
+    runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str
+) -> None:
+    vcgencmd(tmp_path, monkeypatch, script)
+    assert runner.throttle(str(tmp_path)) is None
+    assert runner.throttle(kernel(tmp_path, {FIRMWARE: "0"})) == ("get_throttled", 0)
+
+
+def test_throttling_of_an_x86_is_the_sum_over_its_cores(runner, tmp_path: Path) -> None:
+    files = {f"devices/system/cpu/cpu{n}/thermal_throttle/core_throttle_count": 3 * n for n in range(3)}
+    assert runner.throttle(kernel(tmp_path, files)) == ("core_throttle_count", 9)
+
+
+def test_a_watch_reports_what_it_saw_before_and_after(runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = tmp_path / "count"
+    counted.write_text("0")
+    vcgencmd(tmp_path, monkeypatch, f"n=$(cat {counted}); echo $((n + 4)) > {counted}; echo throttled=0x$n")
+    watch = runner.Watch(np)
+    watch.begin()
+    found = watch.end()
+    assert found["throttle"] == {"source": "vcgencmd", "before": 0, "after": 4}
+    assert set(found) == WATCHED
+
+
+def test_the_share_of_others_is_what_this_process_did_not_take(runner, tmp_path: Path) -> None:
+    root = kernel(tmp_path, {"stat": "cpu  100 20 30 1000 50 5 5 40 7 7\ncpu0 1 1 1 1 1 1 1 1 0 0"})
+    busy, idle, own = runner.cpu_seconds(root)
+    tick = os.sysconf("SC_CLK_TCK")
+    assert (busy, idle) == (200 / tick, 1050 / tick)
+    assert own > 0
+    assert runner.others_busy((10.0, 20.0, 1.0), (14.0, 24.0, 3.0)) == 0.25
+    assert runner.others_busy((10.0, 20.0, 1.0), (11.0, 29.0, 3.0)) == 0.0
+    assert runner.others_busy((10.0, 20.0, 1.0), (10.3, 20.3, 1.1)) is None
+    assert runner.cpu_seconds(kernel(tmp_path, {"stat": "cpu 1 2"})) is None
+    assert runner.others_busy(None, (1.0, 1.0, 1.0)) is None
+
+
+def test_another_program_on_the_cpus_is_seen(runner_onnx: Path) -> None:
+    burn = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in os.sched_getaffinity(0)]
+    try:
+        found = report("latency", "--format", "onnx", "--model", runner_onnx, "--runs", 1, "--seconds", 1.5)
+    finally:
+        for process in burn:
+            process.kill()
+            process.wait()
+    assert found["others_busy"] > 0.2
 
 
 @settings(max_examples=40, deadline=None)

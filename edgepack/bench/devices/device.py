@@ -1,24 +1,26 @@
-"""The role of a machine under test: a few calls, each of which runs the shipped runner once."""
+"""The role of a machine under test: a few calls, each of which runs one of the shipped programs once."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 from edgepack.types import Format
 
-Mode = Literal["latency", "turns", "cold", "memory", "counters", "outputs", "marks"]
+Mode = Literal["latency", "turns", "cold", "memory", "counters", "outputs", "marks", "sweep"]
+EVERY_MODE: frozenset[Mode] = frozenset(get_args(Mode))
+"""What a device does that runs the shipped programs."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One invocation of the runner; see runtimes/CONTRACT.md. Paths are the device's own, as `Device.push` gave them.
+    """One invocation of a program; see runtimes/CONTRACT.md. Paths are the device's own, as `Device.push` gave them.
 
     Attributes:
-        mode: what to measure.
-        format: of the model, and so the runtime.
+        mode: what to measure; `sweep` measures the machine and needs no model.
+        format: of the model, and so the runtime; None in mode `sweep`.
         model: None measures the import alone (mode `memory`).
         inputs: npz on the device; None takes seeded values.
         outputs: npz to write on the device (mode `outputs`).
@@ -32,8 +34,8 @@ class Job:
     """
 
     mode: Mode
-    format: Format
-    model: str | None
+    format: Format | None = None
+    model: str | None = None
     inputs: str | None = None
     outputs: str | None = None
     threads: int = 1
@@ -48,9 +50,24 @@ class Job:
     rounds: int = 3
     timeout_s: float = 120.0
 
+    @property
+    def program(self) -> str:
+        """The file in runtimes/ that does it."""
+        return "sweep.py" if self.mode == "sweep" else "runner.py"
+
+    @property
+    def title(self) -> str:
+        """For messages: `latency of model.onnx`."""
+        if self.mode == "sweep":
+            return "sweep"
+        return f"{self.mode} of " + (Path(self.model).name if self.model else f"the {self.format} runtime alone")
+
     def arguments(self) -> list[str]:
-        """The runner's arguments, each one element."""
-        arguments = [self.mode, "--format", self.format, "--threads", str(self.threads)]
+        """The program's arguments, each one element."""
+        if self.mode == "sweep":
+            pinned = ["--cpus", ",".join(map(str, self.cpus))] if self.cpus else []
+            return ["--threads", str(self.threads), *pinned]
+        arguments = [self.mode, "--format", str(self.format), "--threads", str(self.threads)]
         arguments += ["--import-only"] if self.model is None else ["--model", self.model]
         for option, path in (("--inputs", self.inputs), ("--outputs", self.outputs)):
             arguments += [option, path] if path is not None else []
@@ -66,11 +83,19 @@ class Job:
 
 
 class Device(Protocol):
-    """A machine that can run the runner."""
+    """A machine that can run the shipped programs, or tools that do some of their work."""
 
     @property
     def name(self) -> str:
         """For messages: `local`, `pi@raspberrypi.local` …"""
+
+    @property
+    def modes(self) -> frozenset[Mode]:
+        """The modes of a job that it can run."""
+
+    @property
+    def resumed(self) -> int:
+        """Jobs whose reports an earlier session that was cut had left there."""
 
     def probe(self) -> Mapping[str, Any]:
         """The runner's probe report.

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from edgepack.bench.devices.device import Job
+from edgepack.bench.devices.device import EVERY_MODE, Job
 from edgepack.bench.devices.local import LocalDevice
 from edgepack.emulator import programs
 from edgepack.emulator.counts import Counts, intervals, read_marks
@@ -35,6 +35,8 @@ class EmulatedDevice:
         self.caches = caches
         self._folder = tempfile.TemporaryDirectory(prefix="edgepack-emulator-")
         self.name = f"emulated {target.name}"
+        self.modes = EVERY_MODE
+        self.resumed = 0
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from edgepack.bench.devices.device import Job
+from edgepack.bench.devices.device import EVERY_MODE, Job
 
 
 class FakeDevice:
@@ -18,6 +18,8 @@ class FakeDevice:
     """
 
     name = "fake"
+    modes = EVERY_MODE
+    resumed = 0
 
     def __init__(self, report: Mapping[str, Any], answer: Callable[[Job], Mapping[str, Any]]) -> None:
         self._report = report

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgepack.bench.devices.device import Job
+from edgepack.bench.devices.device import EVERY_MODE, Job
 from edgepack.bench.devices.reply import last_lines, read_reply
 from edgepack.errors import StableDeviceError, TransientDeviceError
 from edgepack.shipped import shipped
@@ -23,7 +23,7 @@ class LocalDevice:
 
     Args:
         python: the command of the interpreter that has the runtimes; by default the one that runs edgepack.
-        runner: the runner's file; by default the shipped one.
+        runner: a file in place of the shipped programs.
         environment: of the process, whole; by default this process's own.
         name: for messages.
     """
@@ -35,13 +35,17 @@ class LocalDevice:
         environment: Mapping[str, str] | None = None,
         name: str = "local",
     ) -> None:
-        self._command = (*python, str(runner if runner is not None else shipped("runtimes/runner.py")))
+        self._python = tuple(python)
+        self._runner = runner
         self._environment = environment
         self.name = name
+        self.modes = EVERY_MODE
+        self.resumed = 0
 
     def probe(self, *, imports: bool = True) -> Mapping[str, Any]:
         """See `Device.probe`; without `imports` no runtime is tried."""
-        return self._run(["probe", *([] if imports else ["--no-imports"])], f"probe of {self.name}", PROBE_TIMEOUT_S)
+        arguments = ["probe", *([] if imports else ["--no-imports"])]
+        return self._run("runner.py", arguments, f"probe of {self.name}", PROBE_TIMEOUT_S)
 
     def push(self, path: Path) -> str:
         """See `Device.push`: the file is here already."""
@@ -49,16 +53,16 @@ class LocalDevice:
 
     def run(self, job: Job) -> Mapping[str, Any]:
         """See `Device.run`."""
-        model = Path(job.model).name if job.model is not None else f"the {job.format} runtime alone"
-        return self._run(job.arguments(), f"{job.mode} of {model} on {self.name}", job.timeout_s)
+        return self._run(job.program, job.arguments(), f"{job.title} on {self.name}", job.timeout_s)
 
     def close(self) -> None:
         """See `Device.close`: nothing was left behind."""
 
-    def _run(self, arguments: Sequence[str], what: str, timeout_s: float) -> dict[str, Any]:
+    def _run(self, program: str, arguments: Sequence[str], what: str, timeout_s: float) -> dict[str, Any]:
+        file = self._runner or shipped(f"runtimes/{program}")
         try:
             process = subprocess.Popen(
-                [*self._command, *arguments],
+                [*self._python, str(file), *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -66,7 +70,7 @@ class LocalDevice:
                 env=self._environment,
             )
         except OSError as err:
-            raise StableDeviceError(f"{what}: cannot start {self._command[0]}: {err.strerror}") from err
+            raise StableDeviceError(f"{what}: cannot start {self._python[0]}: {err.strerror}") from err
         try:
             stdout, stderr = process.communicate(timeout=timeout_s)
         except subprocess.TimeoutExpired as err:

@@ -59,7 +59,12 @@ def read_reply(what: str, returncode: int, stdout: bytes, stderr: bytes) -> dict
 def last_lines(stderr: bytes, count: int = 3) -> str:
     """The last lines of stderr as the end of a message, empty where there are none."""
     lines = [line for line in stderr.decode(errors="replace").splitlines() if line.strip()]
-    return "; last lines on stderr: " + " | ".join(line[:300] for line in lines[-count:]) if lines else ""
+    return "; last lines on stderr: " + " | ".join(_plain(line) for line in lines[-count:]) if lines else ""
+
+
+def _plain(text: str, most: int = 300) -> str:
+    """A device's words for a message: without control characters, which a terminal would obey."""
+    return "".join(c if c.isprintable() else "?" for c in text[:most])
 
 
 def _died(what: str, number: int, tail: str) -> DeviceError:
@@ -73,11 +78,15 @@ def _died(what: str, number: int, tail: str) -> DeviceError:
 
 def _failed(what: str, error: Any, tail: str) -> DeviceError | DataError:
     kind = error.get("kind") if isinstance(error, dict) else None
-    message = error.get("message") if isinstance(error, dict) else repr(error)[:300]
+    message = _plain(str(error.get("message")), 1000) if isinstance(error, dict) else repr(error)[:300]
     if kind == "inputs":
         return DataError(f"{what}: {message}", hint="check the names, shapes and dtypes of the example inputs")
     if kind == "runtime-missing":
         return StableDeviceError(
             f"{what}: {message}", hint="install it in the device's Python: pip install onnxruntime or ai-edge-litert"
         )
+    if message.startswith("ModuleNotFoundError: No module named "):
+        module = message.split("'")[1] if "'" in message else "it"
+        return StableDeviceError(f"{what}: {message}", hint=f"install it in the device's Python: pip install {module}")
+    kind = _plain(str(kind))
     return StableDeviceError(f"{what}: {message} ({kind}){tail if kind == 'failed' else ''}")
