@@ -80,7 +80,7 @@ def test_a_timeout_ends_the_command_there_too(link: AdbLink) -> None:
     mark = f"7{os.getpid()}.25"
     error = failure(link, LinkError, "sleep", mark, timeout_s=1)
     assert error.message == f"look on {link.name}: no answer within 1 s"
-    until = time.monotonic() + 5
+    until = time.monotonic() + 30
     while is_running(f"sleep {mark}") and time.monotonic() < until:
         time.sleep(0.05)
     assert not is_running(f"sleep {mark}")

@@ -31,9 +31,10 @@ _AUTHORIZING_S = 3.0
 # On the device: the command with this end's standard input, and last how it ended. Without that line the answer was
 # cut: adb itself ends with 0 when a connection is lost in the middle. When this end hangs up, adbd sends SIGHUP.
 _ON_DEVICE = """exec 3<&0
+child=
+trap '[ -z "$child" ] || kill -HUP $child; exit 129' HUP
 {command} <&3 3<&- &
 child=$!
-trap 'kill -HUP $child; exit 129' HUP
 wait $child
 code=$?
 printf '\\n{mark} %d\\n' $code
