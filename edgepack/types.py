@@ -163,15 +163,18 @@ class Spectrum:
 
     Attributes:
         basis: (out, k) float32, orthonormal columns; the rank-r factors are `basis[:, :r]` and `basis[:, :r].T @ W`.
+            With a `dual` the columns need not be orthonormal, and the second factor is `dual[:, :r].T @ W`.
         energies: (k,) float64, descending: the output energy σ_k² that each column carries.
         mean: (in,) float64, the mean input that the bias correction uses; None where the data were not looked at.
         inputs: of the same data; None where they were not looked at.
+        dual: (out, k) float32 with dualᵀ basis = I, where the projection is oblique; None where the basis is its own.
     """
 
     basis: Array
     energies: Array
     mean: Array | None = None
     inputs: InputSpread | None = None
+    dual: Array | None = None
 
     def lost_share(self) -> Array:
         """(k + 1,) float64: share of output energy lost at rank 0 … k."""

@@ -39,7 +39,7 @@ def build_record(ready: Prepared, probes: Sequence[Probe]) -> dict[str, Any]:
             "ram_bytes": options.ram_bytes,
             "latency_s": options.latency_s,
             "pick": list(options.pick),
-            "largest_onnx_weight_code": ready.task.largest,
+            "largest_onnx_weight_code": ready.task.rounder.largest,
         },
         "seed": options.seed,
         "versions": tool_versions(),

@@ -14,6 +14,7 @@ from edgepack.data import Samples, example, read_npz
 from edgepack.errors import ModelError
 from edgepack.executor import Workers, workers
 from edgepack.pipeline.attempt import Guard, Prover
+from edgepack.pipeline.covariances import Covariances
 from edgepack.pipeline.files import ModelFiles
 from edgepack.pipeline.guarding import Data, choose_method, load_data, make_guard
 from edgepack.pipeline.losses import predict_losses
@@ -22,6 +23,7 @@ from edgepack.pipeline.onnx_files import OnnxFiles
 from edgepack.pipeline.opened import Opened, model_kind, open_model
 from edgepack.pipeline.options import BuildOptions
 from edgepack.pipeline.pricing import Prices, make_prices
+from edgepack.pipeline.rounding import Rounder
 from edgepack.pipeline.scores import check_evaluate
 from edgepack.pipeline.sensitivity import Sensitivity
 from edgepack.pipeline.statistics import decompose
@@ -101,12 +103,15 @@ def _prepare(
     check_evaluate(opened, dense, guard)
     _choose_grid(options, onnx, guard, work)
     key = digest(opened.sha256, data.digest())
+    names = [layer.name for layer in opened.layers]
+    covariances = Covariances(opened.model, names, data.calibration, key, cache, progress, crew)
     spectra, unseen = decompose(opened.model, opened.layers, method, data.calibration, key, cache, progress, crew)
     prover = Prover(guard, onnx.read(dense), opened.layers, onnx, work)
     search_key = digest(key, method, guard.metric, options.seed, options.exact)
     guarded_key = digest(search_key, guard.reference, guard.samples.labels)
     task = Task(
-        *(options, opened.layers, spectra, method, prover, cache, guarded_key, onnx.largest, work, progress),
+        *(options, opened.layers, spectra, method, prover, cache, guarded_key),
+        *(Rounder(covariances, method, options.seed, onnx.largest), work, progress),
         warnings=[UNGUARDED] if data.calibration is None else [],
     )
     fate = "it stays dense" if options.rank == "auto" else "it is factored by plain SVD"

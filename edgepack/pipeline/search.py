@@ -125,9 +125,9 @@ class Search:
     def _attempts(self, step: Step, limit: float | None) -> Iterator[Attempt]:
         """Files of a plan, in the order in which they are wanted; where nothing can be measured the first good one ends
         it."""
-        factors = self._task.factors(step.layers)
         for form, layers in self._variants(step.layers):
             self._task.progress(f"emit {self._files.fmt} {form}")
+            factors = self._task.factors(layers, form)
             path = self._task.work / f"{digest(step.choices, form)[:12]}.{self._files.fmt}"
             try:
                 attempt = self._task.prover.attempt(self._files, layers, factors, form, path)

@@ -12,7 +12,7 @@ from edgepack.cache import Cache, digest
 from edgepack.data import Samples
 from edgepack.executor import Workers, map_tasks
 from edgepack.factorize import factorizer
-from edgepack.pipeline.moments import observe
+from edgepack.pipeline.covariances import Covariances
 from edgepack.progress import Progress
 from edgepack.types import Array, InputSpread, LinearLayer, Moments, Spectrum
 
@@ -55,7 +55,8 @@ def decompose(
     missing = [index for index in range(len(layers)) if index not in found]
     seen: Mapping[str, Moments] = {}
     if missing and needs and calibration is not None:
-        seen = observe(model, [layer.name for layer in layers], calibration, progress, executor)
+        names = [layer.name for layer in layers]
+        seen = Covariances(model, names, calibration, key, cache, progress, executor).observe()
     progress("factorize", len(found), len(layers))
     tasks = [_task(layers[index], method, seen.get(layers[index].name)) for index in missing]
     costs, needed = [_cost(layer) for layer, _ in tasks], [_memory(layer) for layer, _ in tasks]

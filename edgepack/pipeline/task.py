@@ -11,8 +11,8 @@ from edgepack.data import example
 from edgepack.executor import one_thread
 from edgepack.inference import load, rename
 from edgepack.pipeline.attempt import Prover
-from edgepack.pipeline.losses import factors_at
 from edgepack.pipeline.options import BuildOptions
+from edgepack.pipeline.rounding import Rounder
 from edgepack.plan.cost import interleaved_latency_s
 from edgepack.progress import Progress
 from edgepack.targets import HOST
@@ -26,7 +26,7 @@ class Task:
 
     Attributes:
         key: digest of all that decides what a plan's file answers: model, data, method, metric, seed, arithmetic.
-        largest: largest ONNX weight code.
+        rounder: makes factors.
         work: temporary folder.
         warnings: what the user should hear; each once.
     """
@@ -38,7 +38,7 @@ class Task:
     prover: Prover
     cache: Cache
     key: str
-    largest: int
+    rounder: Rounder
     work: Path
     progress: Progress
     warnings: list[str] = field(default_factory=list)
@@ -53,11 +53,21 @@ class Task:
         if message not in self.warnings:
             self.warnings.append(message)
 
-    def factors(self, plan: Sequence[LayerPlan]) -> dict[str, Factors]:
-        """Factors of every layer that the plan factors, in the basis that quantizes well."""
+    def draft(self, plan: Sequence[LayerPlan]) -> dict[str, Factors]:
+        """Factors of every layer that the plan factors, quickly: what a form rounds to nearest."""
+        with one_thread():
+            return {
+                layer.name: self.rounder.plain(layer, spectrum, choice.rank)
+                for layer, spectrum, choice in zip(self.layers, self.spectra, plan, strict=True)
+                if choice.rank is not None
+            }
+
+    def factors(self, plan: Sequence[LayerPlan], form: str) -> dict[str, Factors]:
+        """Factors of every layer that the plan factors, on the grids of its form; `form` is that of the file."""
+        own = form.partition("+")[0]
         with one_thread():  # the same bytes on machines with more cores
             return {
-                layer.name: factors_at(layer, spectrum, choice.rank, self.method, self.options.seed)
+                layer.name: self.rounder.factors(layer, spectrum, choice.rank, choice.form or own)
                 for layer, spectrum, choice in zip(self.layers, self.spectra, plan, strict=True)
                 if choice.rank is not None
             }

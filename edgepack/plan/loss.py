@@ -10,22 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from statistics import NormalDist
 from typing import Literal
 
 import numpy as np
 
 from edgepack.quantize.blocks import block_for, zero_point
+from edgepack.quantize.gauge import ACTIVATION_STEPS, latent_span
 from edgepack.quantize.grid import WEIGHT_MAX
+from edgepack.quantize.lattice import INT4_MAX
 from edgepack.types import WEIGHT_BITS, Array, Factors, LinearLayer, Spectrum
 
 Activations = Literal["static", "dynamic"]
 
-INT4_MAX = 7
-ACTIVATION_STEPS = 255
 ORTHOGONAL = 1e-3
-LATENT_DEVIATIONS = 5.0
-"""The latent's static grid is predicted to cover this many standard deviations of its widest component each way."""
 
 
 @dataclass(frozen=True)
@@ -264,18 +261,7 @@ def _pair_noise(view: _View, pair: _Pair, grid: Grid) -> float:
     latent = _weight_noise(B, view.power, grid)
     entered = 0.0
     if view.through:
-        latent += _activation_noise(_latent_span(pair, grid.activations), power)
+        latent += _activation_noise(latent_span(pair.mean, pair.variance, grid.activations), power)
         entered = float(view.through[grid.activations][1][pair.factors.rank])
     last = _weight_noise(A, power + latent, grid)
     return float(pair.cost @ latent + view.output @ last) + entered
-
-
-def _latent_span(pair: _Pair, activations: Activations) -> float:
-    """Range of the latent that its grid covers, from its mean and variance."""
-    if activations == "static":
-        reach = LATENT_DEVIATIONS * np.sqrt(pair.variance)
-        return float(max((pair.mean + reach).max(), 0.0) - min((pair.mean - reach).min(), 0.0))
-    # The expected largest of r normal numbers (Blom, 1958); the components of a balanced latent are alike.
-    rank = len(pair.mean)
-    largest = max(NormalDist().inv_cdf((rank - 0.375) / (rank + 0.25)), 0.5)
-    return 2 * largest * float(np.sqrt(np.mean(pair.variance + np.square(pair.mean))))

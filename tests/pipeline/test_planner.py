@@ -119,7 +119,7 @@ def test_a_budget_that_nothing_meets_gives_the_closest_file(
     made = plan(task, ready.files["onnx"], lossy, ready.prices, rival, deadline_s=NEVER)
     assert made.failure is None, "which layers are to blame is said elsewhere"
     assert made.found.attempt.lost > 0.5
-    assert made.found.attempt.lost == min(probe.drop.value for probe in made.found.probes)
+    assert made.found.attempt.lost <= min(probe.drop.value for probe in made.found.probes)
     assert made.found.attempt.path.is_file()
 
 

@@ -18,7 +18,9 @@ from edgepack.cache import Cache
 from edgepack.errors import ModelError, ProofError
 from edgepack.metrics import Drop
 from edgepack.pipeline.attempt import Attempt
+from edgepack.pipeline.covariances import Covariances
 from edgepack.pipeline.ladder import Step
+from edgepack.pipeline.rounding import Rounder
 from edgepack.pipeline.search import FINALISTS, Found, Search
 from edgepack.pipeline.task import Task
 from edgepack.progress import silent
@@ -91,7 +93,9 @@ class Prover:
 def made_task(tmp_path: Path, prover: Any, target: str = "rpi4", max_drop: float = 0.5) -> Task:
     asked = options(tmp_path / "m.onnx", target, max_drop=max_drop, data=None)
     cache = Cache(tmp_path / "cache")
-    return Task(asked, [LAYER], [SPECTRUM], "svd", prover, cache, "key", 127, tmp_path, silent)
+    unseen = Covariances(None, [LAYER.name], None, "key", cache, silent, None)  # type: ignore[arg-type]
+    rounder = Rounder(unseen, "svd", 0, 127)
+    return Task(asked, [LAYER], [SPECTRUM], "svd", prover, cache, "key", rounder, tmp_path, silent)
 
 
 def searched(

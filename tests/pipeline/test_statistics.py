@@ -78,7 +78,7 @@ def test_second_run_reads_the_cache(model: ir.Model, tmp_path: Path) -> None:
 @pytest.mark.parametrize("damaged", [slice(0, 1), slice(0, 2)])
 def test_damaged_entries_are_whitened_again(model: ir.Model, tmp_path: Path, damaged: slice) -> None:
     first, _ = run(model, Cache(tmp_path))
-    for path in sorted(tmp_path.rglob("*.npz"))[damaged]:
+    for path in sorted((tmp_path / "spectra").rglob("*.npz"))[damaged]:
         path.write_bytes(path.read_bytes()[:20])
     for _ in range(2):
         found, unobserved = run(model, Cache(tmp_path))
@@ -89,7 +89,7 @@ def test_damaged_entries_are_whitened_again(model: ir.Model, tmp_path: Path, dam
 def test_methods_and_layers_do_not_share_entries(model: ir.Model, tmp_path: Path) -> None:
     whitened, _ = run(model, Cache(tmp_path))
     plain, _ = run(model, Cache(tmp_path), "svd", None)
-    assert len(list(tmp_path.rglob("*.npz"))) == 4
+    assert len(list((tmp_path / "spectra").rglob("*.npz"))) == 4
     assert all(spectrum.mean is None for spectrum in plain)
     assert all(spectrum.mean is not None for spectrum in whitened)
 

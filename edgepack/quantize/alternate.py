@@ -1,0 +1,162 @@
+"""Rounding of a pair: each factor is fitted anew to the rounded other one, then rounded itself, and so on.
+
+    B̂ = GPTQ((Âᵀ G Â)⁻¹ Âᵀ G W, C),    Â = GPTQ(W C B̂ᵀ H⁻¹, H) with H = B̂ C B̂ᵀ
+
+The fits are exact least squares under tr(G ΔW C ΔWᵀ), so what one factor lost in rounding the other takes up as far as
+it lies in its span. An error in a row of B matters through Âᵀ G Â, which couples the rows: GPTQ is told of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from edgepack.quantize.gptq import Rounded, gptq, planes, round_to_nearest
+from edgepack.quantize.lattice import WeightGrid
+from edgepack.types import Array, Factors
+
+ROUNDS = 6
+GAIN = 0.01
+"""A round counts if the error that rounding adds falls by this share."""
+
+PATIENCE = 2
+"""Rounds that do not count before it ends: a round may be worse than the one before it, and the next one better."""
+
+RIDGE = 1e-9
+
+
+@dataclass(frozen=True)
+class RoundedPair:
+    """A pair on its grids.
+
+    Attributes:
+        A, B: the factors.
+        error: tr(G ΔW C ΔWᵀ) of W − A B, truncation included.
+        rounds: that were gone through.
+    """
+
+    A: Rounded
+    B: Rounded
+    error: float
+    rounds: int
+
+    def factors(self, bias: Array | None) -> Factors:
+        """The pair with a bias, for the places that take factors."""
+        return Factors(self.A.weight, self.B.weight, bias)
+
+
+def alternate(
+    weight: Array,
+    pair: Factors,
+    covariance: Array,
+    grids: tuple[WeightGrid, WeightGrid],
+    *,
+    gradient: Array | None = None,
+    latent_noise: float = 0.0,
+    rounds: int = ROUNDS,
+) -> RoundedPair:
+    """The best pair on its grids that was met; never worse than round to nearest, or than GPTQ of each factor.
+
+    Args:
+        weight: (out, in) float32, W.
+        pair: in the gauge it shall have, roughly kept: from `edgepack.quantize.gauge`.
+        covariance: (in, in) C, shrunk where samples are few.
+        grids: of A and of B.
+        gradient: (out, out) G; None for the identity.
+        latent_noise: variance per component that the latent's own grid will add. A ridge that keeps A small.
+        rounds: at most; 0 for GPTQ of each factor alone.
+    """
+    view = _view(weight, covariance, gradient, latent_noise)
+    exact = _error(view, pair.A, pair.B)
+    best = _candidate(view, round_to_nearest(pair.A, grids[0]), round_to_nearest(pair.B, grids[1]), 0)
+    ready = planes(view.covariance)
+    B = gptq(pair.B, ready, grids[1], outputs=_cost(view, pair.A))
+    A = gptq(pair.A, _latent(view, B.weight), grids[0], outputs=gradient)
+    best = min(best, _candidate(view, A, B, 0), key=lambda one: one.error)
+    idle = 0
+    for index in range(1, rounds + 1):
+        B = gptq(_fit_first(view, A.weight), ready, grids[1], outputs=_cost(view, A.weight))
+        A = gptq(_fit_last(view, B.weight), _latent(view, B.weight), grids[0], outputs=gradient)
+        one = _candidate(view, A, B, index)
+        idle = 0 if best.error - one.error > GAIN * max(best.error - exact, 0.0) else idle + 1
+        best = min(best, one, key=lambda each: each.error)
+        if idle == PATIENCE:
+            break
+    return best
+
+
+@dataclass(frozen=True)
+class _View:
+    """Float64 throughout: errors are small differences of large sums.
+
+    Attributes:
+        energy: tr(G W C Wᵀ).
+        weight: (out, in) W.
+        covariance: (in, in) C.
+        through: (out, in) W C.
+        gradient: (out, out) G or None.
+        latent_noise: see `alternate`.
+    """
+
+    energy: float
+    weight: Array
+    covariance: Array
+    through: Array
+    gradient: Array | None
+    latent_noise: float
+
+
+def _view(weight: Array, covariance: Array, gradient: Array | None, latent_noise: float) -> _View:
+    exact = np.asarray(weight, np.float64)
+    C = np.asarray(covariance, np.float64)
+    through = exact @ C
+    weighed = exact if gradient is None else gradient @ exact
+    return _View(float((weighed * through).sum()), exact, C, through, gradient, latent_noise)
+
+
+def _candidate(view: _View, A: Rounded, B: Rounded, index: int) -> RoundedPair:
+    return RoundedPair(A, B, _error(view, A.weight, B.weight), index)
+
+
+def _error(view: _View, A: Array, B: Array) -> float:
+    """tr(G E C Eᵀ) + noise · tr(Âᵀ G Â) with E = W − A B, from products no larger than the factors."""
+    A, B = np.asarray(A, np.float64), np.asarray(B, np.float64)
+    GA = A if view.gradient is None else view.gradient @ A
+    cost = A.T @ GA
+    crossed = float(((GA.T @ view.through) * B).sum())
+    latent = B @ view.covariance @ B.T
+    latent[np.diag_indices(len(latent))] += view.latent_noise
+    return view.energy - 2 * crossed + float((cost * latent).sum())
+
+
+def _cost(view: _View, A: Array) -> Array:
+    """(r, r) Âᵀ G Â: what errors of the latent cost."""
+    A = np.asarray(A, np.float64)
+    return np.asarray(A.T @ (A if view.gradient is None else view.gradient @ A))
+
+
+def _latent(view: _View, B: Array) -> Array:
+    """(r, r) B̂ C B̂ᵀ, and the noise of the latent's grid."""
+    B = np.asarray(B, np.float64)
+    latent = B @ view.covariance @ B.T
+    latent[np.diag_indices(len(latent))] += view.latent_noise
+    return np.asarray(latent)
+
+
+def _fit_first(view: _View, A: Array) -> Array:
+    A = np.asarray(A, np.float64)
+    GA = A if view.gradient is None else view.gradient @ A
+    return _solve(A.T @ GA, GA.T @ view.weight).astype(np.float32)
+
+
+def _fit_last(view: _View, B: Array) -> Array:
+    B = np.asarray(B, np.float64)
+    return _solve(_latent(view, B), B @ view.through.T).T.astype(np.float32)
+
+
+def _solve(gram: Array, right: Array) -> Array:
+    """gram⁻¹ right for a symmetric gram, ridged: columns that vanished in rounding get zeros."""
+    ridge = RIDGE * float(np.trace(gram)) / len(gram)
+    ridged = gram + np.eye(len(gram)) * (ridge or 1.0)
+    return np.asarray(np.linalg.solve(ridged, right))

@@ -1,0 +1,274 @@
+"""Rounding that knows the inputs: the error of each weight is made up for by the weights that are rounded after it.
+
+GPTQ (Frantar, Ashkboos, Hoefler and Alistarh, "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained
+Transformers", ICLR 2023) minimises tr(ΔW H ΔWᵀ) greedily, one column after the other. With the Cholesky factor
+H = L Lᵀ that is Babai's nearest plane algorithm (Chen et al., "The Geometry of LLM Quantization: GPTQ as Babai's
+Nearest Plane Algorithm", 2025; Chee et al., "QuIP", NeurIPS 2023, theorem 6): from the last column to the first, column
+j is rounded at w_j + Σ_{k>j} Δ_k L_kj / L_jj, and what is left there costs L_jj² each. No inverse of H is needed.
+
+If outputs matter by a metric G as well, tr(G ΔW H ΔWᵀ), the same holds for rows (Tseng, Sun and De Sa,
+"Model-Preserving Adaptive Rounding", 2025): rows are rounded in groups, each at its target moved by what the groups
+before it left.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from edgepack.errors import DataError
+from edgepack.quantize.lattice import INT4_MAX, Lattice, WeightGrid, decoded, lattice, nearest
+from edgepack.types import Array
+
+DAMPING = 0.01
+"""Share of the mean diagonal that is added to the hessian."""
+
+SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6)
+"""Steps that are tried for 4-bit weights: to cut off the largest weights costs less than coarse steps for all."""
+
+SHIFTS = (0.0, -0.4, -0.3, -0.2, -0.1, 0.1, 0.2, 0.3, 0.4)
+"""Rows of few weights are rounded on several steps, with the largest weight so many steps off its code: of some draws
+of rounding errors the smallest is kept."""
+
+FEW_COLUMNS = 128
+LEAF = 16
+ROW_GROUPS = 4
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """A matrix on an integer grid.
+
+    Attributes:
+        weight: (out, in) float32, codes × scales exactly. A quantizer that rounds it to nearest with scales from the
+            largest weight of each run gives it back to the bit.
+        codes: (out, in) int8, without a zero point.
+        scales: (out, runs) float32: one run per output channel, or one per block.
+    """
+
+    weight: Array
+    codes: Array
+    scales: Array
+
+
+@dataclass(frozen=True)
+class Planes:
+    """A hessian as rounding needs it: made once, used for any number of matrices.
+
+    Attributes:
+        hessian: (in, in) float32, as given but for its scale.
+        order: (in,) the columns; the last is rounded first.
+        lower: (in, in) float32, L with its columns divided by their diagonal, of the damped hessian in that order.
+        costs: (in,) float32, L_jj² in that order.
+    """
+
+    hessian: Array
+    order: Array
+    lower: Array
+    costs: Array
+
+
+def planes(hessian: Array, *, damping: float = DAMPING) -> Planes:
+    """Cholesky factor of the damped hessian, columns of much energy to be rounded first (act-order).
+
+    Args:
+        hessian: (in, in), symmetric and positive semidefinite: the covariance of the inputs where the bias is corrected
+            afterwards, else their second moment. One of zeros counts as the identity.
+        damping: share of the mean diagonal that is added to the diagonal; more where the factor does not exist yet.
+
+    Raises:
+        DataError: the hessian is not finite.
+    """
+    from scipy.linalg import LinAlgError, cholesky
+
+    size = len(hessian)
+    if not np.isfinite(hessian).all():
+        raise DataError(f"the second moment of {size} features is not finite", hint="look for NaN in the inputs")
+    level = float(np.trace(hessian)) / size
+    if level <= 0:
+        identity = np.eye(size, dtype=np.float32)
+        return Planes(identity, np.arange(size), identity, np.ones(size, np.float32))
+    # Divided by its mean diagonal, so that float32 holds it whatever its unit.
+    order = np.argsort(np.diag(hessian), kind="stable")
+    while True:
+        shuffled = np.asarray(hessian[np.ix_(order, order)], np.float64) / level
+        shuffled[np.diag_indices(size)] += damping
+        try:
+            # Transposed, as LAPACK wants columns in a row: it then works in place.
+            lower = cholesky(shuffled.T, lower=True, overwrite_a=True, check_finite=False)
+            break
+        except LinAlgError:
+            damping = max(10 * damping, DAMPING)  # not quite positive semidefinite: rounding errors of the moments
+    diagonal = np.diag(lower).copy()
+    lower /= diagonal
+    scaled = np.asarray(hessian / level, np.float32)
+    return Planes(scaled, order, lower.astype(np.float32), np.square(diagonal).astype(np.float32))
+
+
+def gptq(
+    weight: Array,
+    hessian: Array | Planes,
+    grid: WeightGrid,
+    *,
+    outputs: Array | None = None,
+    shrinks: tuple[float, ...] | None = None,
+) -> Rounded:
+    """Round to a grid so that tr(G ΔW H ΔWᵀ) is small, never worse than round to nearest.
+
+    Args:
+        weight: (out, in) float32.
+        hessian: (in, in) H, or what `planes` made of it.
+        grid: per output channel or in blocks. Runs of zeros stay zeros, unless `outputs` couples them to others.
+        outputs: (out, out) G, None for the identity: then every output is rounded by itself, and each is no worse than
+            rounded to nearest.
+        shrinks: of the steps; default: none with 8 bits, `SHRINKS` with 4. Chosen per run, by the error of rounding
+            to nearest weighted by what it costs here.
+    """
+    weight = np.asarray(weight, np.float32)
+    ready = hessian if isinstance(hessian, Planes) else planes(hessian)
+    if shrinks is None:
+        shrinks = SHRINKS if grid.largest <= INT4_MAX else (1.0,)
+    if outputs is None:
+        return _rows(weight, ready, grid, shrinks)
+    metric = planes(outputs)
+    found = _coupled_rows(weight, ready, grid, metric, shrinks)
+    plain = round_to_nearest(weight, grid)
+    errors = [_coupled_error(one.weight - weight, ready, metric) for one in (found, plain)]
+    return found if errors[0] <= errors[1] else plain
+
+
+def round_to_nearest(weight: Array, grid: WeightGrid) -> Rounded:
+    """What every quantizer does: the largest weight of a run gives its scale, each weight its nearest code."""
+    on = lattice(weight, grid)
+    return _rounded(nearest(weight, on), on)
+
+
+def row_errors(delta: Array, hessian: Array) -> Array:
+    """(out,) of each row of ΔW (out, in): δ H δᵀ, in the number type of the arguments."""
+    return np.asarray(((delta @ hessian) * delta).sum(axis=1))
+
+
+def _rows(weight: Array, ready: Planes, grid: WeightGrid, shrinks: tuple[float, ...]) -> Rounded:
+    """Every row by itself: per row the best of round to nearest and of this rounding on a few steps."""
+    on = lattice(weight, grid)
+    best = _rounded(nearest(weight, on), on)
+    least = row_errors(best.weight - weight, ready.hessian)
+    steps = _best_shrink(weight, ready, on, shrinks)
+    shifts = SHIFTS if weight.shape[1] <= FEW_COLUMNS else SHIFTS[:1]
+    for shift in shifts:
+        tried = on.shrunk(steps * np.float32(grid.largest / (grid.largest + shift)))
+        one = _rounded(_nearest_planes(weight, ready, tried), tried)
+        errors = row_errors(one.weight - weight, ready.hessian)
+        better = errors < least
+        least = np.where(better, errors, least)
+        best = _merged(best, one, better)
+    return best
+
+
+def _merged(first: Rounded, second: Rounded, rows: Array) -> Rounded:
+    """The first, but these rows from the second."""
+    pairs = ((first.weight, second.weight), (first.codes, second.codes), (first.scales, second.scales))
+    return Rounded(*(np.where(rows[:, None], there, here) for here, there in pairs))
+
+
+def _rounded(codes: Array, on: Lattice) -> Rounded:
+    # Zero times a negative step is −0.0, which not every quantizer keeps.
+    return Rounded(decoded(codes, on) + np.float32(0), codes.astype(np.int8), np.ascontiguousarray(on.steps.T))
+
+
+def _best_shrink(weight: Array, ready: Planes, whole: Lattice, shrinks: tuple[float, ...]) -> Array:
+    """(runs, out) of `shrinks`, or (1, 1) where there is one."""
+    costs = np.empty_like(ready.costs)
+    costs[ready.order] = ready.costs
+    best, least = np.full((1, 1), shrinks[0], np.float32), np.zeros((1, 1))
+    for index, shrink in enumerate(shrinks if len(shrinks) > 1 else ()):
+        on = whole.shrunk(shrink)
+        squares = np.square(decoded(nearest(weight, on), on) - weight) * costs
+        errors = np.add.reduceat(squares, np.arange(0, weight.shape[1], on.size), axis=1).T
+        better = (errors < least) | (index == 0)
+        best, least = np.where(better, np.float32(shrink), best), np.where(better, errors, least)
+    return best
+
+
+def _nearest_planes(weight: Array, ready: Planes, on: Lattice) -> Array:
+    """(out, in) float32 codes, by halves: the right half first, then all it left is taken to the left half at once."""
+    order, lower = ready.order, ready.lower
+    exact = np.ascontiguousarray(weight.T[order])
+    target, delta = exact.copy(), np.empty_like(exact)
+    codes = np.empty_like(exact)
+    inverse = 1 / on.steps
+    pinned = _pinned(on, len(exact))
+
+    def column(i: int) -> None:
+        j = int(order[i])
+        run = j // on.size
+        found = np.rint(target[i] * inverse[run])
+        np.clip(found, on.low[run], on.high[run], out=found)
+        if j in pinned:
+            rows, held = pinned[j]
+            found[rows] = held
+        codes[i] = found
+        delta[i] = exact[i] - found * on.steps[run]
+
+    def solve(start: int, stop: int) -> None:
+        if stop - start <= LEAF:
+            for i in range(stop - 1, start - 1, -1):
+                if i + 1 < stop:
+                    target[i] += lower[i + 1 : stop, i] @ delta[i + 1 : stop]
+                column(i)
+            return
+        middle = (start + stop) // 2
+        solve(middle, stop)
+        target[start:middle] += lower[middle:stop, start:middle].T @ delta[middle:stop]
+        solve(start, middle)
+
+    solve(0, len(exact))
+    back = np.empty_like(codes)
+    back[order] = codes
+    return np.ascontiguousarray(back.T)
+
+
+def _pinned(on: Lattice, columns: int) -> dict[int, tuple[Array, Array]]:
+    """By column: the rows whose pin it is, and the codes they have there."""
+    runs, rows = np.nonzero(on.pins >= 0)
+    at = on.pins[runs, rows]
+    by_column = np.argsort(at, kind="stable")
+    starts = np.searchsorted(at[by_column], np.arange(columns + 1))
+    found = {}
+    for j in range(columns):
+        here = by_column[starts[j] : starts[j + 1]]
+        if len(here):
+            found[j] = rows[here], on.pinned[runs[here], rows[here]]
+    return found
+
+
+def _coupled_rows(
+    weight: Array, ready: Planes, grid: WeightGrid, metric: Planes, shrinks: tuple[float, ...]
+) -> Rounded:
+    """Rows in groups, each at its target moved by Σ_K (L_KI L_II⁻¹)ᵀ Δ_K over the groups K before it."""
+    from scipy.linalg import solve_triangular
+
+    rows = metric.order
+    lower = metric.lower * np.sqrt(metric.costs)
+    groups = np.array_split(np.arange(len(rows)), min(ROW_GROUPS, len(rows)))
+    delta = np.zeros_like(weight)
+    parts: list[Rounded] = []
+    for group in reversed(groups):
+        first, end = group[0], group[-1] + 1
+        block = lower[first:end, first:end]
+        moved = weight[rows[group]]
+        if end < len(rows):
+            # X L_II = L_KI, solved as L_IIᵀ Xᵀ = L_KIᵀ.
+            through = solve_triangular(block, lower[end:, first:end].T, lower=True, trans="T", check_finite=False)
+            moved = moved + np.asarray(through, np.float32) @ delta[end:]
+        one = _rows(moved, ready, grid, shrinks)
+        delta[first:end] = weight[rows[group]] - one.weight
+        parts.insert(0, one)
+    back = np.argsort(rows, kind="stable")
+    stacked = [np.concatenate(arrays) for arrays in zip(*((p.weight, p.codes, p.scales) for p in parts), strict=True)]
+    return Rounded(*(array[back] for array in stacked))
+
+
+def _coupled_error(delta: Array, ready: Planes, metric: Planes) -> float:
+    return float(((delta @ ready.hessian) * (metric.hessian @ delta)).sum(dtype=np.float64))

@@ -1,0 +1,106 @@
+"""What a pair on its grids loses of a layer's output, and to what: truncation, rounding of weights, the latent's grid.
+
+With y = W x + b and ŷ = Â (B̂ x + η) + b̂ the error falls into (W − A B)(x − μ), (A B − Â B̂)(x − μ), −Â η and a constant.
+Their energies add up, with twice the product of the first two. For a pair that is optimal under the same covariance,
+where Aᵀ (W − A B) and (W − A B) C Bᵀ vanish, that product is of second order: tr((W − A B) C δBᵀ δAᵀ).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from edgepack.quantize.gauge import LatentGrid, grid_noise, latent_span
+from edgepack.types import Array, Factors
+
+
+@dataclass(frozen=True)
+class Split:
+    """Shares of the layer's output energy tr(W C Wᵀ).
+
+    Attributes:
+        truncation: of W − A B.
+        rounding: of A B − Â B̂.
+        latent: of the latent's own grid, as predicted from its range.
+        offset: of the mean output; 0 where the bias was corrected.
+        cross: twice the product of truncation and rounding, of either sign.
+    """
+
+    truncation: float
+    rounding: float
+    latent: float
+    offset: float
+    cross: float
+
+    @property
+    def total(self) -> float:
+        """Of all of it."""
+        return self.truncation + self.rounding + self.latent + self.offset + self.cross
+
+
+def split_error(
+    weight: Array,
+    bias: Array | None,
+    exact: Factors,
+    rounded: Factors,
+    covariance: Array,
+    mean: Array,
+    latent: LatentGrid | float,
+) -> Split:
+    """Split the error of a rounded pair.
+
+    Args:
+        weight: (out, in) W.
+        bias: (out,) b of the layer, None for zeros.
+        exact: the pair before rounding.
+        rounded: the pair after it.
+        covariance: (in, in) C of the inputs.
+        mean: (in,) μ.
+        latent: how the latent is rounded, its range then predicted for normal inputs; or the range that its int8 grid
+            covers.
+    """
+    C = np.asarray(covariance, np.float64)
+    W = np.asarray(weight, np.float64)
+    product = exact.A.astype(np.float64) @ exact.B
+    cut, off = W - product, product - rounded.A.astype(np.float64) @ rounded.B
+    energy = float(((W @ C) * W).sum())
+    unit = 1 / energy if energy > 0 else 0.0
+    off_seen = off @ C
+    shift = (cut + off) @ mean + _or_zeros(bias) - _or_zeros(rounded.bias)
+    return Split(
+        truncation=float(((cut @ C) * cut).sum()) * unit,
+        rounding=float((off_seen * off).sum()) * unit,
+        latent=_latent_energy(rounded, C, mean, latent) * unit,
+        offset=float(np.square(shift).sum()) * unit,
+        cross=2 * float((off_seen * cut).sum()) * unit,
+    )
+
+
+def dense_share(weight: Array, rounded: Array, covariance: Array) -> float:
+    """Share of the output energy that a dense layer loses to the rounding of its weight, its bias corrected."""
+    C = np.asarray(covariance, np.float64)
+    W = np.asarray(weight, np.float64)
+    off = W - rounded
+    energy = float(((W @ C) * W).sum())
+    return float(((off @ C) * off).sum()) / energy if energy > 0 else 0.0
+
+
+def latent_noise(rounded: Factors, covariance: Array, mean: Array, latent: LatentGrid | float) -> Array:
+    """(r,) variance of the error that the latent's int8 grid adds to each component.
+
+    0 is on every grid, so rounding never moves a component by more than itself.
+    """
+    B = rounded.B.astype(np.float64)
+    variance, middle = ((B @ covariance) * B).sum(axis=1).clip(min=0.0), B @ mean
+    span = latent if isinstance(latent, (int, float)) else latent_span(middle, variance, latent)
+    return np.asarray(np.minimum(grid_noise(span), variance + np.square(middle)))
+
+
+def _latent_energy(rounded: Factors, covariance: Array, mean: Array, latent: LatentGrid | float) -> float:
+    cost = np.square(rounded.A.astype(np.float64)).sum(axis=0)
+    return float(cost @ latent_noise(rounded, covariance, mean, latent))
+
+
+def _or_zeros(bias: Array | None) -> Array | float:
+    return 0.0 if bias is None else bias.astype(np.float64)

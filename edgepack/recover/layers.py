@@ -1,0 +1,76 @@
+"""The door to recovery: factors in, better factors out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgepack.progress import Progress, silent
+from edgepack.quantize.grid import WEIGHT_MAX
+from edgepack.recover.budget import Budget
+from edgepack.recover.distil import Recovered, distil
+from edgepack.recover.student import build_student
+from edgepack.torchgraph import LayerKey, flat_module
+from edgepack.types import Array, Factors, LinearLayer
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+
+def recover_factors(
+    program: ExportedProgram,
+    layers: Sequence[LinearLayer | LayerKey],
+    factors: Mapping[str, Factors],
+    inputs: Mapping[str, Array],
+    *,
+    classes: bool,
+    budget: Budget,
+    seed: int = 0,
+    int8: bool = True,
+    largest: int = WEIGHT_MAX,
+    checkpoint: Path | None = None,
+    threads: int | None = None,
+    progress: Progress = silent,
+) -> Recovered:
+    """Train the factors of a model against its own dense answers on calibration inputs.
+
+    Args:
+        program: the dense program: of a torch source its own, of an ONNX source the one that pnnx imports. Layers are
+            found in it by their weights. It is not changed.
+        layers: all linear layers of the model.
+        factors: by layer name; layers that the program does not have come back as they are.
+        inputs: calibration samples, by input name or in the order of the program's inputs.
+        classes: whether the first output holds class scores on its last axis.
+        budget: how long to train.
+        seed: of the held-out split and the order of the samples.
+        int8: whether the factors will be quantized to int8: the last phase rounds as the file will.
+        largest: largest int8 weight code of the files: 127, or 63.
+        checkpoint: where the run is kept, so that it can go on after an interruption.
+        threads: of torch meanwhile; one gives the same bits on machines with more cores.
+        progress: told of each look at the held-out samples.
+
+    Returns:
+        The factors of all layers with the same ranks, and how they came about. On the held-out samples they are never
+        worse than what was given.
+
+    Raises:
+        ModelError: no factored layer is in the program, or it cannot be run or differentiated.
+        DataError: the inputs do not fit the program, are too few, or the checkpoint is of another run.
+        OutputError: the checkpoint cannot be written.
+    """
+    if not factors:
+        return Recovered({}, ())
+    student = build_student(flat_module(program), layers, factors, largest=largest)
+    recovered = distil(
+        *(student, inputs),
+        classes=classes,
+        budget=budget,
+        seed=seed,
+        int8=int8,
+        checkpoint=checkpoint,
+        threads=threads,
+        progress=progress,
+    )
+    merged = {name: recovered.factors.get(name, pair) for name, pair in factors.items()}
+    return Recovered(merged, recovered.history, recovered.vectors, student.missing)

@@ -1,0 +1,296 @@
+"""The training-time API: swap layers in, move the schedule with every optimizer step, end in plain pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgepack.errors import UsageError
+from edgepack.training.compressors import Compressor, Method, method
+from edgepack.training.schedule import Schedule
+from edgepack.training.selection import Chosen, Layers, Places, Rank, choose
+from edgepack.types import Factors, LinearLayer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Module
+    from torch.optim import Optimizer
+    from torch.utils.hooks import RemovableHandle
+
+    from edgepack.training.inputs import InputSums
+    from edgepack.training.modules import CompressedLinear
+
+STATE_VERSION = 1
+
+
+def apply_compression(
+    model: Module,
+    *,
+    begin_step: int,
+    compressor: str | Compressor = "low-rank",
+    rank: Rank = 0.25,
+    frequency: int = 10,
+    alpha_decrement: float = 0.01,
+    layers: Layers = None,
+    optimizer: Optimizer | None = None,
+) -> Compression:
+    """Compress linear layers while the model trains.
+
+    The layers are swapped in place. Up to `begin_step` the model trains as if nothing had happened, to the bit. Then
+    the compressor makes factors A (out, r) and B (r, in) of every weight, the layers compute with
+    α W + (1 − α) A B, and α sinks from 1 to 0, where the dense weights are dropped (the matrix compression
+    operator of Google Research, 2020). Dense weights and factors are trained together meanwhile.
+
+    Args:
+        model: changed in place. Layers that are left alone keep their names and parameters; compressed ones keep theirs
+            until `begin_step`.
+        begin_step: optimizer steps before the factors are made.
+        compressor: "low-rank" (truncated SVD), "whitened" (least error of the layer's output on the inputs of the last
+            training steps before `begin_step`), the name of another factorizer, or a function
+            `(weight, bias, rank) -> (A, B)` or `(A, B, bias)` on float32 arrays.
+        rank: a rank, or the share of a layer's weights that the pair may have, or either by layer name.
+        frequency: optimizer steps between two decrements.
+        alpha_decrement: how much α sinks at each.
+        layers: names, or a predicate on name and module; None takes every linear layer. Unless they were named, layers
+            that are not fit, or where a pair would not have fewer weights, are left out: see `Compression.skipped`.
+        optimizer: what trains the model; others by `Compression.attach`.
+
+    Raises:
+        UsageError: arguments out of range; a layer that was named does not exist or cannot be compressed (another
+            type than `torch.nn.Linear`, tied, parametrized, with hooks, the rank does not pay); no layer is left.
+    """
+    schedule = Schedule(begin_step, frequency, alpha_decrement)
+    chosen = method(compressor)
+    if chosen.needs_moments and begin_step == 0:
+        raise UsageError(f"compressor={chosen.name!r} needs training steps to see inputs in", hint="begin later")
+    selected, skipped = choose(model, layers, rank)
+    return Compression(model, schedule, chosen, selected, skipped, optimizer)
+
+
+class Compression:
+    """A model under compression; made by `apply_compression`.
+
+    Attributes:
+        schedule: when what happens.
+        skipped: linear layers that are left as they are, by name, and why.
+    """
+
+    def __init__(
+        self,
+        model: Module,
+        schedule: Schedule,
+        method: Method,
+        selected: tuple[Chosen, ...],
+        skipped: Mapping[str, str],
+        optimizer: Optimizer | None,
+    ) -> None:
+        from edgepack.training.modules import CompressedLinear
+
+        self.schedule, self.skipped = schedule, dict(skipped)
+        self._model, self._method = model, method
+        # Neither keeps a dense weight alive: the layers give theirs up at α = 0, and this dict is emptied then.
+        self._layers: dict[str, CompressedLinear] = {}
+        self._weights: dict[str, Tensor] = {}
+        self._places = {item.name: item.places for item in selected}
+        self._optimizers: list[Optimizer] = []
+        self._sums: dict[str, InputSums] = {}
+        self._hooks: list[RemovableHandle] = []
+        self._steps = 0
+        self._finished = False
+        if optimizer is not None:
+            self.attach(optimizer)
+        for item in selected:
+            layer = CompressedLinear(item.layer, item.rank)
+            _place(layer, item.places)
+            self._layers[item.name], self._weights[item.name] = layer, item.layer.weight
+        self._watch_if_due()
+        if schedule.begin_step == 0:
+            self._move_to(0)
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps counted so far."""
+        return self._steps
+
+    @property
+    def alpha(self) -> float:
+        """Share of the dense weights in what the layers compute."""
+        return self.schedule.alpha(self._steps)
+
+    @property
+    def ranks(self) -> dict[str, int]:
+        """Rank by layer name."""
+        return {name: layer.rank for name, layer in self._layers.items()}
+
+    def attach(self, optimizer: Optimizer) -> None:
+        """Let an optimizer take part: factors will join the groups that hold their dense weights, which will leave.
+
+        Raises:
+            UsageError: it is no torch optimizer, or of a kind that takes no new parameters.
+        """
+        from edgepack.training.optimizers import check_optimizer
+
+        check_optimizer(optimizer)
+        if not any(known is optimizer for known in self._optimizers):
+            self._optimizers.append(optimizer)
+        self._update_optimizers()
+
+    def step(self) -> None:
+        """Count one optimizer step and do what is due; call it after every `optimizer.step()`.
+
+        Raises:
+            UsageError: no attached optimizer holds a weight or factor that is to be trained; after `finish`; a
+                compressor's result does not fit. Nothing has changed then.
+            DataError: a compressor that looks at inputs saw none, or NaN.
+        """
+        if self._finished:
+            raise UsageError("step() after finish()", hint="stop calling step() once the model is finished")
+        self._check_held()
+        self._move_to(self._steps + 1)
+
+    def finish(self) -> Module:
+        """Put a plain pair of linear layers in every compressed layer's place and return the model.
+
+        The pairs hold the trained factors themselves, so an optimizer can go on.
+
+        Raises:
+            UsageError: α is not 0 yet.
+        """
+        from edgepack.training.modules import finished
+
+        if self._finished:
+            return self._model
+        if self.alpha > 0:
+            raise UsageError(
+                f"finish() at step {self._steps}, where alpha is {self.alpha:.3g}: it is 0 from step "
+                f"{self.schedule.end_step} on",
+                hint="train on, or begin earlier, or take a larger alpha_decrement or a smaller frequency",
+            )
+        for name, places in self._places.items():
+            _place(finished(self._layers[name]), places)
+        self._layers, self._places, self._finished = {}, {}, True
+        return self._model
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the schedule stands, in plain values and tensors; weights and factors are in the model's own state."""
+        from edgepack.training.inputs import sums_state
+
+        return {**self._identity(), "steps": self._steps, "inputs": {n: sums_state(s) for n, s in self._sums.items()}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state_dict` was taken: training resumes to the bit.
+
+        Load the model's state as well, before or after; load the state of optimizers after this.
+
+        Raises:
+            UsageError: the state is of other layers, ranks or settings, or of an earlier stage than this object's.
+        """
+        from edgepack.training.inputs import load_sums
+
+        for key, own in self._identity().items():
+            if state.get(key) != own:
+                raise UsageError(f"saved state: {key} is {state.get(key)!r}, {own!r} was expected")
+        steps = int(state["steps"])
+        alpha = self.schedule.alpha(steps)
+        factored = steps >= self.schedule.begin_step
+        if self._steps >= self.schedule.begin_step and steps < self._steps:
+            raise UsageError(
+                f"saved state of step {steps}, this training is at step {self._steps}",
+                hint="apply the compression to a fresh model, then load",
+            )
+        self._steps = steps
+        self._watch_if_due()
+        for name, sums in self._sums.items():
+            load_sums(sums, state["inputs"][name], name)
+        for layer in self._layers.values():
+            layer.restore(factors=factored, dense=alpha > 0)
+            layer.alpha = alpha
+        self._update_optimizers()
+
+    def _identity(self) -> dict[str, Any]:
+        schedule = self.schedule
+        settings = [schedule.begin_step, schedule.frequency, schedule.alpha_decrement]
+        return {"version": STATE_VERSION, "schedule": settings, "compressor": self._method.name, "ranks": self.ranks}
+
+    def _move_to(self, steps: int) -> None:
+        """Set the layers to what holds after so many steps, the next one or the first."""
+        if steps == self.schedule.begin_step:
+            self._begin()
+        alpha = self.schedule.alpha(steps)
+        self._steps = steps
+        self._watch_if_due()
+        for layer in self._layers.values():
+            layer.alpha = alpha
+            if alpha == 0.0:
+                layer.drop_dense()
+        if alpha == 0.0 or steps == self.schedule.begin_step:
+            self._update_optimizers()
+        if alpha == 0.0:
+            self._weights.clear()
+
+    def _begin(self) -> None:
+        _refuse_several_processes()
+        factors = {name: self._factors(name, layer) for name, layer in self._layers.items()}
+        for name, layer in self._layers.items():
+            layer.begin(factors[name])
+
+    def _factors(self, name: str, layer: CompressedLinear) -> Factors:
+        weight = layer.dense.detach().float().cpu().numpy()
+        bias = None if layer.own_bias is None else layer.own_bias.detach().float().cpu().numpy()
+        if not np.isfinite(weight).all():
+            raise UsageError(f"{name}: its weight holds NaN or infinity at step {self._steps}, no factors can be made")
+        moments = self._sums[name].moments(name) if name in self._sums else None
+        return self._method.factors(LinearLayer(name, weight, bias, "Gemm", moments=moments), layer.rank)
+
+    def _watch_if_due(self) -> None:
+        """Begin, or end, to count layer inputs in."""
+        from edgepack.training.inputs import WINDOW, empty_sums, watch
+
+        begin = self.schedule.begin_step
+        due = self._method.needs_moments and begin - WINDOW <= self._steps < begin
+        if due and not self._hooks:
+            self._sums = {name: empty_sums(layer) for name, layer in self._layers.items()}
+            self._hooks = [watch(layer, self._sums[name]) for name, layer in self._layers.items()]
+        elif not due:
+            for hook in self._hooks:
+                hook.remove()
+            self._hooks, self._sums = [], {}
+
+    def _check_held(self) -> None:
+        from edgepack.training.optimizers import unheld
+
+        lost = unheld(self._optimizers, self._layers)
+        if lost:
+            raise UsageError(
+                f"no attached optimizer has {', '.join(lost[:5])}{' …' if len(lost) > 5 else ''}: not trained",
+                hint="call compression.attach(optimizer), or set requires_grad to False before apply_compression",
+            )
+
+    def _update_optimizers(self) -> None:
+        from edgepack.training.optimizers import add_factors, remove
+
+        for name, weight in self._weights.items():
+            layer = self._layers[name]
+            for optimizer in self._optimizers:
+                add_factors(optimizer, layer, weight)
+                if layer.dense is None:
+                    remove(optimizer, weight)
+
+
+def _place(module: Module, places: Places) -> None:
+    """Put the module wherever the layer stood."""
+    for parent, key in places:
+        parent._modules[key] = module
+
+
+def _refuse_several_processes() -> None:
+    import torch.distributed as distributed
+
+    if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
+        raise UsageError(
+            f"{distributed.get_world_size()} processes train together: factors that appear during the training would "
+            "not be kept equal between them",
+            hint="compress in one process",
+        )

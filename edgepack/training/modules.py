@@ -1,0 +1,195 @@
+"""The layer that stands in a linear layer's place during the schedule, and the pair that stands there afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from edgepack.errors import UsageError
+from edgepack.types import Factors
+
+ALPHA = "alpha"
+
+
+class CompressedLinear(nn.Module):  # type: ignore[misc]
+    """y = (α W + (1 − α) A B) x + b + (1 − α) c, with c what the compressor adds to the bias.
+
+    It is in one of three stages, to be told by which of its parameters are there: dense (`weight`), blended (`weight`,
+    `A`, `B`) and factored (`A`, `B`). `bias` is the layer's own all along; `shift` is c, a constant. In the first stage
+    the module holds the very parameters of the layer that it replaces, under the same names.
+
+    The two products are blended, not the two weights: A B is never formed, and what the layer computes at α = 0 is what
+    the finished pair computes, operation by operation.
+
+    Args:
+        layer: the layer to replace.
+        rank: of the factors to come.
+    """
+
+    def __init__(self, layer: nn.Linear, rank: int) -> None:
+        super().__init__()
+        self.in_features, self.out_features, self.rank = layer.in_features, layer.out_features, rank
+        self.alpha = 1.0
+        self.incomplete = False
+        # The order is kept for good: optimizers number their parameters by it.
+        self._parameters.update(weight=layer.weight, bias=layer.bias, A=None, B=None)
+        self.register_buffer("shift", None)
+        self.trainable = bool(layer.weight.requires_grad)
+        self.train(layer.training)
+
+    @property
+    def weight(self) -> Tensor:
+        """(out, in): the weight in effect, for code that reads a layer's weight instead of calling the layer."""
+        dense = self._parameters["weight"]
+        if self.A is None or (self.alpha == 1.0 and dense is not None):
+            return dense
+        product = (1.0 - self.alpha) * (self.A @ self.B)
+        return product if dense is None else self.alpha * dense + product
+
+    @property
+    def bias(self) -> Tensor | None:
+        """(out,) or None: the bias in effect, b + (1 − α) c."""
+        own = self.own_bias
+        if self.shift is None or self.alpha == 1.0:
+            return own
+        return (1.0 - self.alpha) * self.shift if own is None else own + (1.0 - self.alpha) * self.shift
+
+    @property
+    def dense(self) -> Any:
+        """The dense weight, a parameter; None once α has reached 0."""
+        return self._parameters["weight"]
+
+    @property
+    def own_bias(self) -> Any:
+        """The layer's own bias b, a parameter; None if it has none."""
+        return self._parameters["bias"]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, in) → (…, out)."""
+        if self.incomplete:
+            raise UsageError(
+                "the schedule was restored, the factors were not", hint="load the model's state_dict as well"
+            )
+        bias = self.own_bias
+        if self.A is None or self.alpha == 1.0:
+            return linear(x, self.dense, bias)
+        shifted = bias if self.shift is None else self.shift if bias is None else bias + self.shift
+        low = linear(linear(x, self.B), self.A, shifted)
+        if self.alpha == 0.0:
+            return low
+        return self.alpha * linear(x, self.dense, bias) + (1.0 - self.alpha) * low
+
+    def begin(self, factors: Factors) -> None:
+        """Take up factors; nothing changes while α is 1."""
+        self._make_factors()
+        with torch.no_grad():
+            self.A.copy_(torch.from_numpy(factors.A))
+            self.B.copy_(torch.from_numpy(factors.B))
+            if factors.bias is not None:
+                shift = torch.from_numpy(factors.bias).to(self.A)
+                self.shift = shift if self.own_bias is None else shift - self.own_bias
+
+    def drop_dense(self) -> None:
+        """Let go of the dense weight: α is 0."""
+        self.alpha = 0.0
+        if self.dense is not None:
+            self.dense.grad = None
+        self._parameters["weight"] = None
+
+    def restore(self, *, factors: bool, dense: bool) -> None:
+        """Get the parameters of a later stage; their values are expected from the model's own state."""
+        if factors and self.A is None:
+            self._make_factors()
+            self.incomplete = True
+        if not dense:
+            self.drop_dense()
+
+    def _make_factors(self) -> None:
+        like = self.dense
+        shapes = {"A": (self.out_features, self.rank), "B": (self.rank, self.in_features)}
+        for name, shape in shapes.items():
+            value = torch.zeros(shape, dtype=like.dtype, device=like.device)
+            self._parameters[name] = nn.Parameter(value, requires_grad=self.trainable)
+
+    def extra_repr(self) -> str:
+        """Sizes and α, for print(model)."""
+        return f"in_features={self.in_features}, out_features={self.out_features}, rank={self.rank}, alpha={self.alpha}"
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.A is not None and self.dense is not None:
+            # Part of what the layer computes; no buffer, which a cast to another dtype would round.
+            destination[prefix + ALPHA] = torch.tensor(self.alpha, dtype=torch.float64)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        local_metadata: Mapping[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """Follows a state of a later stage, so that a model restores itself whoever loads it first."""
+        if prefix + "A" in state_dict and prefix + "B" in state_dict:
+            self.restore(factors=True, dense=prefix + "weight" in state_dict)
+            self.incomplete = False
+            shift = state_dict.get(prefix + "shift")
+            if shift is not None and self.shift is None:
+                self.shift = torch.zeros_like(shift, dtype=self.A.dtype, device=self.A.device)
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        if prefix + ALPHA in state_dict and self.dense is not None:
+            self.alpha = float(state_dict[prefix + ALPHA])
+            if prefix + ALPHA in unexpected_keys:
+                unexpected_keys.remove(prefix + ALPHA)
+
+
+class FactoredLinear(nn.Sequential):  # type: ignore[misc]
+    """Two linear layers in a row, `0` (in → r, no bias) and `1` (r → out), in the place of one.
+
+    An `nn.Sequential` with the attributes that code reads off an `nn.Linear`.
+    """
+
+    @property
+    def in_features(self) -> int:
+        """Width of the input."""
+        return int(self[0].in_features)
+
+    @property
+    def out_features(self) -> int:
+        """Width of the output."""
+        return int(self[1].out_features)
+
+    @property
+    def weight(self) -> Tensor:
+        """(out, in): the product of the factors; forward() never forms it."""
+        return self[1].weight @ self[0].weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """(out,) or None."""
+        return self[1].bias
+
+
+def finished(layer: CompressedLinear) -> FactoredLinear:
+    """The pair of a layer in its last stage; it holds the layer's own parameters, so optimizers stay valid."""
+    first = nn.Linear(layer.in_features, layer.rank, bias=False, device="meta")
+    second = nn.Linear(layer.rank, layer.out_features, bias=layer.own_bias is not None, device="meta")
+    first.weight, second.weight = layer.B, layer.A
+    if layer.own_bias is not None:
+        second.bias = layer.own_bias
+        if layer.shift is not None:
+            with torch.no_grad():
+                second.bias += layer.shift
+    elif layer.shift is not None:
+        second.bias = nn.Parameter(layer.shift.clone(), requires_grad=layer.trainable)
+    pair = FactoredLinear(first, second)
+    pair.train(layer.training)
+    return pair

@@ -1,0 +1,121 @@
+"""Factors as they are written: on the grids of their form, and better there than rounded one by one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgepack.cache import Cache
+from edgepack.factorize import whitened
+from edgepack.factorize.whitened import shrunk_covariance
+from edgepack.pipeline.covariances import Covariances
+from edgepack.pipeline.rounding import Rounder
+from edgepack.progress import silent
+from edgepack.quantize.blocks import dequantize_blocks, quantize_blocks
+from edgepack.quantize.gauge import balanced
+from edgepack.quantize.grid import quantize_weight
+from edgepack.types import Array, Factors, InputSpread, LinearLayer, Moments, Spectrum
+
+OUT, IN, RANK = 48, 96, 16
+
+
+@pytest.fixture(scope="module")
+def seen() -> tuple[LinearLayer, Moments, Spectrum]:
+    """A layer, its inputs' moments and its spectrum."""
+    rng = np.random.default_rng(5)
+    x = rng.standard_normal((2000, IN)) @ (rng.standard_normal((IN, IN)) * np.geomspace(1, 0.05, IN)) + 0.3
+    weight = rng.standard_normal((OUT, IN)).astype(np.float32)
+    moments = Moments(len(x), x.mean(axis=0), x.T @ x / len(x), float(x.min()), float(x.max()), float(np.ptp(x)))
+    layer = LinearLayer("layer", weight, np.ones(OUT, np.float32), "Gemm", moments=moments)
+    spectrum = whitened.spectrum(layer)
+    inputs = InputSpread(moments.variance, moments.low, moments.high, moments.row_range)
+    return layer, moments, Spectrum(spectrum.basis, spectrum.energies, spectrum.mean, inputs)
+
+
+class Known(Covariances):
+    """Covariances that are there already; counts how often it is asked."""
+
+    def __init__(self, cache: Path, moments: Moments | None) -> None:
+        unused: Any = None
+        super().__init__(unused, ["layer"], None, "key", Cache(cache), silent, None)
+        self.moments, self.asked = moments, 0
+
+    def of(self, name: str) -> Moments | None:
+        self.asked += 1
+        return self.moments
+
+
+def error(layer: LinearLayer, pair: Factors, covariance: Array) -> float:
+    delta = layer.weight.astype(np.float64) - pair.A.astype(np.float64) @ pair.B.astype(np.float64)
+    return float(((delta @ covariance) * delta).sum())
+
+
+def nearest(weight: Array, form: str) -> Array:
+    """What a file of the form holds of a weight."""
+    if form.startswith("nbits"):
+        codes, scales = quantize_blocks(weight, int(form[-1]))
+        return dequantize_blocks(codes, scales, weight.shape[1])
+    codes, scales = quantize_weight(weight, largest=7 if form.startswith("int4") else 127)
+    return np.asarray(codes * scales[:, None], np.float32)
+
+
+@pytest.mark.parametrize(
+    "form", ["int8-dynamic", "int8-static-qdq", "nbits8", "nbits4", "int8-static", "int4-dynamic-range"]
+)
+def test_every_quantizer_leaves_them_as_they_are(
+    form: str, seen: tuple[LinearLayer, Moments, Spectrum], tmp_path: Path
+) -> None:
+    layer, moments, spectrum = seen
+    pair = Rounder(Known(tmp_path, moments), "whitened", 0, 127).factors(layer, spectrum, RANK, form)
+    for weight in (pair.A, pair.B):
+        np.testing.assert_array_equal(nearest(weight, form), weight)
+
+
+@pytest.mark.parametrize(("form", "share"), [("int8-dynamic", 0.7), ("int4-dynamic-range", 0.7), ("nbits4", 0.7)])
+def test_together_they_lose_less_than_one_by_one(
+    form: str, share: float, seen: tuple[LinearLayer, Moments, Spectrum], tmp_path: Path
+) -> None:
+    layer, moments, spectrum = seen
+    covariance = shrunk_covariance(moments)
+    exact = whitened.factors(layer, spectrum, RANK)
+    plain = balanced(exact, spectrum, seed=0)
+    plain = Factors(nearest(plain.A, form), nearest(plain.B, form), None)
+    pair = Rounder(Known(tmp_path, moments), "whitened", 0, 127).factors(layer, spectrum, RANK, form)
+    truncation = error(layer, exact, covariance)
+    assert error(layer, pair, covariance) - truncation < share * (error(layer, plain, covariance) - truncation)
+
+
+def test_the_mean_answer_is_that_of_the_dense_layer(
+    seen: tuple[LinearLayer, Moments, Spectrum], tmp_path: Path
+) -> None:
+    layer, moments, spectrum = seen
+    pair = Rounder(Known(tmp_path, moments), "whitened", 0, 127).factors(layer, spectrum, RANK, "int4-dynamic-range")
+    assert pair.bias is not None
+    assert layer.bias is not None
+    expected = layer.weight @ moments.mean + layer.bias
+    np.testing.assert_allclose(pair.A @ (pair.B @ moments.mean) + pair.bias, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_they_are_made_once(seen: tuple[LinearLayer, Moments, Spectrum], tmp_path: Path) -> None:
+    layer, moments, spectrum = seen
+    covariances = Known(tmp_path, moments)
+    first = Rounder(covariances, "whitened", 0, 127).factors(layer, spectrum, RANK, "int8-dynamic")
+    again = Rounder(covariances, "whitened", 0, 127).factors(layer, spectrum, RANK, "int8-dynamic")
+    assert covariances.asked == 1
+    np.testing.assert_array_equal(first.A, again.A)
+    Rounder(covariances, "whitened", 0, 63).factors(layer, spectrum, RANK, "int8-dynamic")
+    assert covariances.asked == 2
+
+
+def test_fp32_and_layers_never_seen_stay_as_the_factorizer_made_them(
+    seen: tuple[LinearLayer, Moments, Spectrum], tmp_path: Path
+) -> None:
+    layer, _, spectrum = seen
+    covariances = Known(tmp_path, None)
+    plain = balanced(whitened.factors(layer, spectrum, RANK), spectrum, seed=0)
+    pair = Rounder(covariances, "whitened", 0, 127).factors(layer, spectrum, RANK, "fp32")
+    np.testing.assert_array_equal(pair.A, plain.A)
+    assert covariances.asked == 0
