@@ -39,6 +39,7 @@ class Covariances:
     progress: Progress
     workers: Workers | None
     _unseen: set[str] = field(default_factory=set)
+    _observed: bool = False
 
     def observe(self) -> Mapping[str, Moments]:
         """Moments of all layers whose input was seen, in one pass over the data.
@@ -53,16 +54,21 @@ class Covariances:
         for name, moments in seen.items():
             self.cache.keep_arrays("moments", self._entry(name), _packed(moments))
         self._unseen = set(self.names) - set(seen)
+        self._observed = True
         return seen
 
     def of(self, name: str) -> Moments | None:
         """Moments of one layer; None where its input was never seen."""
-        if self.calibration is None or name in self._unseen:
+        if self.calibration is None:
             return None
-        known = self.cache.known_arrays("moments", self._entry(name))
-        if known is not None:
-            return _loaded(known)
-        return self.observe().get(name)
+        # What this object has kept is good also where nothing older is to be read; and always read, so that the bits
+        # are the same however the moments came about.
+        kept = Cache(self.cache.root) if self._observed else self.cache
+        known = kept.known_arrays("moments", self._entry(name))
+        if known is None and name not in self._unseen:
+            self.observe()
+            known = Cache(self.cache.root).known_arrays("moments", self._entry(name))
+        return None if known is None else _loaded(known)
 
     def _entry(self, name: str) -> str:
         return digest("moments", VERSION, self.key, name)
