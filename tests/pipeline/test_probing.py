@@ -104,7 +104,7 @@ def test_reasons_and_predictions_make_no_other_probe(task: Task, files: Counted,
 
 def test_another_build_does_not_take_it(task: Task, files: Counted, steps: tuple[Step, ...]) -> None:
     for key, largest in ((task.key, 127), ("other model", 127), (task.key, 63)):
-        probe(replace(task, key=key, largest=largest), files, steps[1])  # type: ignore[arg-type]
+        probe(replace(task, key=key, rounder=replace(task.rounder, largest=largest)), files, steps[1])  # type: ignore[arg-type]
     assert len(files.written) == 3
 
 

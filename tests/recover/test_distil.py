@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_models import Encoder, Mixed, classifier, factored, samples
+from recover_models import Encoder, Mixed, classifier, factored, samples
 from torch import nn
 
 from edgepack.emit.pnnx import onnx_to_program

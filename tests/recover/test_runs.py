@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from small_models import samples
+from recover_models import samples
 from torch import nn
 
 from edgepack.errors import DataError

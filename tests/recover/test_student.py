@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from small_models import Encoder, Mixed, classifier, factored, samples
+from recover_models import Encoder, Mixed, classifier, factored, samples
 from torch import nn
 
 from edgepack.errors import ModelError

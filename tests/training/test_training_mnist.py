@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import runpy
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from bench.models.mnist_mlp import BATCH, digits, shifted
 from edgepack.training import Compression, apply_compression
 
+RECIPE = runpy.run_path(str(Path(__file__).parents[2] / "bench" / "models" / "mnist_mlp.py"))
+BATCH, digits, shifted = RECIPE["BATCH"], RECIPE["digits"], RECIPE["shifted"]
 EPOCHS, PEAK = 8, 3e-3
 STEPS = EPOCHS * (4000 // BATCH)
 
