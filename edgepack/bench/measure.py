@@ -65,17 +65,21 @@ def measure_warm(rig: Rig, fmt: Format, model: str, round_: int, pace_s: float) 
         Every block measured; all but one are marked as rejected. If none was good the best stands: one that was not
         throttled, and the steadiest of these.
     """
+    job = _warm_job(rig, fmt, model, pace_s, rig.schedule.runs, rig.schedule.seconds)
+    return _steady(rig, job, fmt, round_)
+
+
+def _warm_job(rig: Rig, fmt: Format, model: str, pace_s: float, runs: int, seconds: float) -> Job:
     plan = rig.schedule
-    job = replace(
+    return replace(
         rig.job(fmt, model),
         mode="latency",
         warmup_runs=plan.warmup_runs,
         warmup_s=plan.warmup_s,
-        runs=plan.runs,
-        seconds=plan.seconds,
-        timeout_s=60 + 5 * (plan.warmup_s + plan.seconds) + 5 * pace_s * (plan.warmup_runs + plan.runs),
+        runs=runs,
+        seconds=seconds,
+        timeout_s=60 + 5 * (plan.warmup_s + seconds) + 5 * pace_s * (plan.warmup_runs + runs),
     )
-    return _steady(rig, job, fmt, round_)
 
 
 def measure_cold(rig: Rig, fmt: Format, model: str, round_: int, pace_s: float) -> list[Block]:
@@ -92,16 +96,7 @@ def measure_sustained(rig: Rig, fmt: Format, model: str, pace_s: float) -> Block
     """Warm latency of one process that runs back to back for long. What slows it down is what is looked for: it is not
     measured again. Arguments as of `measure_warm`.
     """
-    plan = rig.schedule
-    job = replace(
-        rig.job(fmt, model),
-        mode="latency",
-        warmup_runs=plan.warmup_runs,
-        warmup_s=plan.warmup_s,
-        runs=1,
-        seconds=plan.sustained_s,
-        timeout_s=60 + 5 * (plan.warmup_s + plan.sustained_s) + 5 * pace_s * (plan.warmup_runs + 1),
-    )
+    job = _warm_job(rig, fmt, model, pace_s, 1, rig.schedule.sustained_s)
     report = rig.run(job)
     with rig.expecting(job):
         return _block(report, 0)

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from edgepack.bench.checked import checked
-from edgepack.bench.devices.device import Device, Job
+from edgepack.bench.devices.device import Device, Job, run_patiently
 from edgepack.bench.results import RUNNER, Tool
 from edgepack.bench.schedule import Schedule
-from edgepack.errors import LinkError, StableDeviceError, TransientDeviceError
+from edgepack.errors import StableDeviceError
 from edgepack.progress import Progress, silent
 from edgepack.types import Format
 
@@ -73,12 +73,7 @@ class Rig:
 
     def run(self, job: Job) -> Mapping[str, Any]:
         """Runs a job, and once more where the first failure may mend itself."""
-        try:
-            return self.device.run(job)
-        except LinkError:
-            raise  # the device has been patient already
-        except TransientDeviceError:
-            return self.device.run(job)
+        return run_patiently(self.device, job)
 
     def note(self, fmt: Format, report: Mapping[str, Any]) -> None:
         """Keeps what a report of a model says of its tool and its inputs.

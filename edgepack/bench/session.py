@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,6 +18,7 @@ from edgepack.bench.results_check import problems
 from edgepack.bench.rig import Expecting, Rig, temperature_of
 from edgepack.bench.rounds import Entry, Steps, measure_all, measure_imports, step_count
 from edgepack.bench.schedule import FULL, QUICK, Schedule
+from edgepack.cache import file_digest
 from edgepack.errors import DataError, ModelError, StableDeviceError, UsageError
 from edgepack.progress import Progress, silent
 from edgepack.targets import Target
@@ -121,7 +121,7 @@ def bench_variants(
         cpus=cpus,
         quick=quick,
         schedule=rig.schedule,
-        inputs="random" if rig.told.random_inputs else _sha256(inputs) if inputs is not None else "seeded",
+        inputs="random" if rig.told.random_inputs else file_digest(inputs) if inputs is not None else "seeded",
         reached=device.name,
         tools=dict(rig.told.tools),
         governors=_governors(blocks),
@@ -159,18 +159,13 @@ def _result(variant: Variant, raw: Entry) -> VariantResult:
         format=variant.format,
         file=variant.path.name,
         size_bytes=variant.path.stat().st_size,
-        sha256=_sha256(variant.path),
+        sha256=file_digest(variant.path),
         warm=tuple(raw.warm),
         cold=tuple(raw.cold),
         memory=tuple(raw.memory),
         counters=raw.counters,
         sustained=tuple(raw.sustained),
     )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _check(variants: Sequence[Variant], target: Target, threads: int, inputs: Path | None) -> None:

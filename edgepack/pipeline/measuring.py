@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgepack.bench.devices.device import Device, Job
+from edgepack.bench.alike import SERVES
+from edgepack.bench.devices.device import Device, Job, run_patiently
 from edgepack.bench.facts import choose_cpus, facts_from_probe
 from edgepack.blank import write_blank
-from edgepack.errors import LinkError, StableDeviceError, TargetsError, TransientDeviceError
+from edgepack.errors import StableDeviceError, TargetsError
 from edgepack.host import target_from_probe
 from edgepack.pipeline.layer_files import layer_files
 from edgepack.pipeline.layer_points import near
@@ -55,7 +56,6 @@ UNDISTURBED, FEWEST = 0.97, 3
 """Share of a turn that the process had its CPU; the part of the turns that is taken at least."""
 LEAST_S = 1e-9
 TIMEOUT_S = 900.0
-SERVES: Mapping[Format, tuple[str, ...]] = {"onnx": ("onnxruntime",), "tflite": ("ai-edge-litert", "tflite-runtime")}
 
 
 def measure_points(
@@ -237,12 +237,7 @@ def _run(rig: _Rig, fmt: Format, blank: Path, files: Sequence[Path]) -> Mapping[
         rounds=rig.turns.rounds,
         timeout_s=TIMEOUT_S,
     )
-    try:
-        return rig.device.run(job)
-    except LinkError:
-        raise  # the device has been patient already
-    except TransientDeviceError:
-        return rig.device.run(job)
+    return run_patiently(rig.device, job)
 
 
 def _drift(report: Mapping[str, Any]) -> float:

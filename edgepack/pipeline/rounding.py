@@ -11,9 +11,10 @@ from edgepack.cache import digest
 from edgepack.factorize import factorizer
 from edgepack.factorize.whitened import shrunk_covariance
 from edgepack.pipeline.covariances import Covariances
+from edgepack.pipeline.losses import factors_at
 from edgepack.quantize.alternate import alternate
 from edgepack.quantize.bias import corrected_pair
-from edgepack.quantize.gauge import LatentGrid, balanced, search_gauge, turned
+from edgepack.quantize.gauge import LatentGrid, search_gauge, turned
 from edgepack.quantize.grid import WEIGHT_MAX
 from edgepack.quantize.lattice import WeightGrid, grid_of
 from edgepack.types import FORMS, Array, Factors, LinearLayer, Spectrum
@@ -65,7 +66,7 @@ class Rounder:
 
     def plain(self, layer: LinearLayer, spectrum: Spectrum, rank: int) -> Factors:
         """A pair in the basis that quantizes well without a search, for whoever writes it to round."""
-        return balanced(factorizer(self.method).factors(layer, spectrum, rank), spectrum, seed=self.seed)
+        return factors_at(layer, spectrum, rank, self.method, self.seed)
 
     def _made(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -55,19 +55,21 @@ class Task:
 
     def draft(self, plan: Sequence[LayerPlan]) -> dict[str, Factors]:
         """Factors of every layer that the plan factors, quickly: what a form rounds to nearest."""
-        with one_thread():
-            return {
-                layer.name: self.rounder.plain(layer, spectrum, choice.rank)
-                for layer, spectrum, choice in zip(self.layers, self.spectra, plan, strict=True)
-                if choice.rank is not None
-            }
+        return self._each(plan, lambda layer, spectrum, rank, _: self.rounder.plain(layer, spectrum, rank))
 
     def factors(self, plan: Sequence[LayerPlan], form: str) -> dict[str, Factors]:
         """Factors of every layer that the plan factors, on the grids of its form; `form` is that of the file."""
         own = form.partition("+")[0]
+        return self._each(
+            plan, lambda layer, spectrum, rank, form: self.rounder.factors(layer, spectrum, rank, form or own)
+        )
+
+    def _each(
+        self, plan: Sequence[LayerPlan], make: Callable[[LinearLayer, Spectrum, int, str | None], Factors]
+    ) -> dict[str, Factors]:
         with one_thread():  # the same bytes on machines with more cores
             return {
-                layer.name: self.rounder.factors(layer, spectrum, choice.rank, choice.form or own)
+                layer.name: make(layer, spectrum, choice.rank, choice.form)
                 for layer, spectrum, choice in zip(self.layers, self.spectra, plan, strict=True)
                 if choice.rank is not None
             }

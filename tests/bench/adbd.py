@@ -277,8 +277,8 @@ def serve_shell(stream: Stream, command: str) -> None:
     daemon = stream.connection.daemon
     daemon.commands.append(command)
     process = subprocess.Popen(
-        # A shell cannot trap what it was started to ignore, as by nohup.
-        ["env", "--default-signal=HUP", "/bin/sh", "-c", command],
+        # A shell cannot trap what it was started to ignore, as by nohup. The device's PATH may have no env.
+        ["/usr/bin/env", "--default-signal=HUP", "/bin/sh", "-c", command],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
+from edgepack.errors import LinkError, TransientDeviceError
 from edgepack.types import Format
 
 Mode = Literal["latency", "turns", "cold", "memory", "counters", "outputs", "marks", "sweep"]
@@ -118,3 +119,17 @@ class Device(Protocol):
 
     def close(self) -> None:
         """Removes what `push` left behind; who made the device calls it."""
+
+
+def run_patiently(device: Device, job: Job) -> Mapping[str, Any]:
+    """Runs a job, and once more where the first failure may mend itself; a lost link was waited for already.
+
+    Raises:
+        DeviceError, DataError: see `Device.run`.
+    """
+    try:
+        return device.run(job)
+    except LinkError:
+        raise
+    except TransientDeviceError:
+        return device.run(job)

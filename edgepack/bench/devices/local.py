@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -11,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edgepack.bench.devices.device import EVERY_MODE, Job
+from edgepack.bench.devices.process import kill_group
 from edgepack.bench.devices.reply import last_lines, read_reply
 from edgepack.errors import StableDeviceError, TransientDeviceError
 from edgepack.shipped import shipped
@@ -74,21 +73,13 @@ class LocalDevice:
         try:
             stdout, stderr = process.communicate(timeout=timeout_s)
         except subprocess.TimeoutExpired as err:
-            _kill_group(process)
+            kill_group(process)
             tail = last_lines(process.communicate()[1])
             raise TransientDeviceError(
                 f"{what}: no answer within {timeout_s:.0f} s, killed{tail}", hint="the machine may be busy; try again"
             ) from err
         finally:
             if process.returncode is None:  # Ctrl-C or another error in the middle
-                _kill_group(process)
+                kill_group(process)
                 process.communicate()
         return read_reply(what, process.returncode, stdout, stderr)
-
-
-def _kill_group(process: subprocess.Popen[bytes]) -> None:
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return
-    process.wait()

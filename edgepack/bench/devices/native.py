@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -22,6 +21,7 @@ from edgepack.bench.devices.native_probe import PROBE_SCRIPT, probe_report, sect
 from edgepack.bench.devices.native_report import import_report, tool_report
 from edgepack.bench.devices.remote import RemoteDevice
 from edgepack.bench.devices.reply import SCHEMA_VERSION, last_lines, read_reply
+from edgepack.cache import file_digest
 from edgepack.errors import StableDeviceError, TransientDeviceError, UsageError
 from edgepack.types import Format
 
@@ -103,7 +103,7 @@ class NativeDevice:
                 raise UsageError(
                     f"no {name} at {path}", hint="give the path of a program for the device's architecture"
                 )
-            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            digest = file_digest(path)
             self._tools[fmt] = Tool(name, path, device.push(path), f"sha256 {digest[:12]}")
         if not self._tools:
             raise UsageError("no tool for a device without Python", hint="give --benchmark-model or --perf-test")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from edgepack.bench.devices.link import Link
 from edgepack.bench.devices.shell import DeviceShell, printable
+from edgepack.cache import file_digest
 from edgepack.errors import LinkError, StableDeviceError
 from edgepack.progress import Progress, silent
 
@@ -55,8 +55,7 @@ class Store:
         state = path.stat()
         key = (path.resolve(), state.st_mtime_ns, state.st_size)
         if key not in self._known:
-            with path.open("rb") as file:
-                self._known[key] = hashlib.file_digest(file, "sha256").hexdigest()
+            self._known[key] = file_digest(path)
         digest = self._known[key]
         name = re.sub(r"[^A-Za-z0-9._+-]", "_", path.name).lstrip("-.")[:100] or "file"
         there = f"{self._shell.facts.root}/store/{digest}/{name}"
