@@ -91,7 +91,8 @@ def _grid(weight: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
     return np.clip(np.rint(weight / scales), -WEIGHT_MAX, WEIGHT_MAX).astype(np.int8), scales
 
 
-def _initializer(graph: ir.Graph, name: str, array: Array) -> ir.Value:
+def add_initializer(graph: ir.Graph, name: str, array: Array) -> ir.Value:
+    """A new constant of a graph."""
     import onnx_ir as ir
 
     tensor = ir.tensor(array, name=name)
@@ -110,7 +111,7 @@ def _node(op: str, inputs: list[ir.Value], name: str, **attributes: int) -> tupl
 
 def _decoded(graph: ir.Graph, value: ir.Value, codes: Array, scales: Array) -> None:
     name = value.name or "weight"
-    q, s = _initializer(graph, f"{name}.int8", codes), _initializer(graph, f"{name}.scale", scales)
+    q, s = add_initializer(graph, f"{name}.int8", codes), add_initializer(graph, f"{name}.scale", scales)
     cast, wide = _node("Cast", [q], f"{name}.wide", to=1)
     mul, weight = _node("Mul", [wide, s], f"{name}.decoded")
     value.replace_all_uses_with(weight)
@@ -123,8 +124,8 @@ def _gathered(graph: ir.Graph, node: ir.Node, value: ir.Value, codes: Array, sca
     if node.graph is None:
         return
     if f"{name}.int8" not in graph.initializers:
-        _initializer(graph, f"{name}.int8", codes)
-        _initializer(graph, f"{name}.scale", scales)
+        add_initializer(graph, f"{name}.int8", codes)
+        add_initializer(graph, f"{name}.scale", scales)
     q, s = graph.initializers[f"{name}.int8"], graph.initializers[f"{name}.scale"]
     indices, out = node.inputs[1], node.outputs[0]
     label = out.name or name
