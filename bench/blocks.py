@@ -9,6 +9,7 @@ from typing import Any
 
 from block_speed import p50, speedup
 from block_tables import TITLES, markdown_table
+from blocks_accuracy import render_accuracy
 from blocks_emulated import render_emulated, render_emulator, render_estimate
 from blocks_planner import render_allocation, render_planner
 
@@ -141,6 +142,7 @@ RENDERERS: Mapping[str, Callable[[Row], str]] = {
     "emulator": render_emulator,
     "planner": render_planner,
     "allocation": render_allocation,
+    "accuracy": render_accuracy,
 }
 
 

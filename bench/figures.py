@@ -23,6 +23,7 @@ import measure_layer
 import measure_mnist
 import measure_planner
 import measure_tool
+from accuracy import measure as measure_accuracy
 from blocks import render, replace_block
 from machine import conditions
 from picture import draw_working_set
@@ -40,6 +41,7 @@ MEASURES: Mapping[str, Callable[..., dict[str, Any]]] = {
     "layer": measure_layer.measure,
     "planner": measure_planner.measure,
     "allocation": measure_allocation.measure,
+    "accuracy": measure_accuracy.measure,
     "tool": measure_tool.measure,
     "emulated": measure_emulated.measure,
     "estimate": measure_estimate.measure,

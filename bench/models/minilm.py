@@ -97,9 +97,18 @@ def tokenized(sentences: list[str]) -> dict[str, Array]:
     }
 
 
+def shuffled_lines() -> list[str]:
+    """All docstring lines in a seeded order: the first ones calibrate, later ones may test."""
+    lines = list(docstring_lines())
+    return [lines[i] for i in np.random.default_rng(0).permutation(len(lines))]
+
+
 def recipe() -> Recipe:
     """The encoder for one sentence at a time, with a seeded choice of docstring lines to calibrate on."""
-    lines = list(docstring_lines())
-    chosen = np.random.default_rng(0).permutation(len(lines))[:SENTENCES]
     example = torch.ones(1, TOKENS, dtype=torch.int64)
-    return Recipe(encoder(), (example, example.clone()), tokenized([lines[i] for i in chosen]))
+    return Recipe(encoder(), (example, example.clone()), tokenized(shuffled_lines()[:SENTENCES]))
+
+
+def held_out_sentences(count: int) -> list[str]:
+    """Docstring lines that `recipe` has not calibrated on."""
+    return shuffled_lines()[SENTENCES : SENTENCES + count]

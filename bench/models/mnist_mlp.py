@@ -51,9 +51,9 @@ def one_thread() -> Iterator[None]:
 
 
 @one_thread()
-def train(images: Array, labels: Array) -> nn.Module:
-    torch.manual_seed(SEED)
-    generator = torch.Generator().manual_seed(SEED)
+def train(images: Array, labels: Array, seed: int = SEED) -> nn.Module:
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     model = nn.Sequential(nn.Linear(784, 512), nn.ReLU(), nn.Linear(512, 10))
     x, y = torch.from_numpy(images), torch.from_numpy(labels)
     batches = EPOCHS * (len(x) // BATCH)
@@ -69,12 +69,22 @@ def train(images: Array, labels: Array) -> nn.Module:
     return model.eval()
 
 
-def recipe() -> Recipe:
+def recipe(seed: int = SEED) -> Recipe:
     """Train the model and hand it over with its digits; `evaluate` is accuracy in percent on the held-out thousand."""
     train_x, train_y, test_x, test_y = digits()
 
     def evaluate(predict: Callable[..., Array]) -> float:
         return float((predict(test_x).argmax(axis=1) == test_y).mean() * 100)
 
-    model = train(train_x, train_y)
+    model = train(train_x, train_y, seed)
     return Recipe(model, (torch.zeros(1, 784),), {"x": train_x, "y": train_y}, evaluate)
+
+
+def second() -> Recipe:
+    """The same model and the same split, trained from another seed."""
+    return recipe(SEED + 1)
+
+
+def third() -> Recipe:
+    """The same model and the same split, trained from a third seed."""
+    return recipe(SEED + 2)

@@ -1,0 +1,165 @@
+"""All files of a model, row by row: metric against bytes, and what rounding alone loses."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from accuracy.dense import rounded_dense, write_parts
+from accuracy.mixed import mixed_rows
+from accuracy.pairs import PAIRS, rounded_product
+from accuracy.recovery import recovered
+from accuracy.rounding_error import dense_error, entry, pair_error
+from accuracy.study import Row, Study, opened_study
+from accuracy.subjects import SUBJECTS, Subject, make_subject
+from edgepack.executor import one_thread
+from edgepack.types import Factors
+
+INT8, INT4 = "int8-dynamic", "nbits4"
+BITS = {INT8: 8, INT4: 4}
+PROCESSES = 2
+ORDER = ("minilm", "mnist", "lstm", "magika")
+"""The longest first."""
+SEEDS = {"mnist": 3}
+WAYS: Mapping[str, Sequence[str]] = {INT8: tuple(PAIRS), INT4: ("whitened", "+ gauge", "+ alternation")}
+
+
+def measure(*, quick: bool = False, names: Sequence[str] = tuple(SUBJECTS)) -> dict[str, Any]:
+    """Every model; the largest first, as some are measured beside each other."""
+    tasks = [(name, seed, quick) for name in names for seed in range(1 if quick else SEEDS.get(name, 1))]
+    tasks.sort(key=lambda task: ORDER.index(task[0]))
+    with ProcessPoolExecutor(PROCESSES, mp_context=get_context("spawn")) as pool:
+        found = dict(zip(tasks, pool.map(_run, tasks), strict=True))
+    return {
+        "quick": quick,
+        "models": [_joined([one for task, one in found.items() if task[0] == name]) for name in names],
+    }
+
+
+def _run(task: tuple[str, int, bool]) -> dict[str, Any]:
+    """A task, in a process of its own."""
+    name, seed, quick = task
+    with tempfile.TemporaryDirectory(prefix="edgepack-bench-") as folder:
+        subject = make_subject(name, Path(folder))
+        return measure_model(shortened(subject) if quick else subject, seed, said)
+
+
+def said(message: str) -> None:
+    """Progress, for whoever waits."""
+    print(f"accuracy: {message}", file=sys.stderr, flush=True)
+
+
+def shortened(subject: Subject) -> Subject:
+    """One level, one epoch."""
+    level = subject.levels[len(subject.levels) // 2]
+    return replace(subject, levels=(level,), recovered=(level,), sizes=subject.sizes[:1], epochs=1, moved=0)
+
+
+def measure_model(subject: Subject, seed: int = 0, say: Callable[[str], None] = lambda message: None) -> dict[str, Any]:
+    """All ways to write one of a subject's models; rows with lists of one entry, for this seed."""
+    start = time.monotonic()
+    rows: list[Row] = []
+    rounding: list[dict[str, Any]] = []
+    with opened_study(subject, subject.models[seed]) as study, one_thread():
+        for row in _rows(study, rounding):
+            rows.append(row)
+            what = row["way"] if row["level"] is None else f"{row['way']} at {row['level']:g}"
+            say(f"{subject.name} {seed + 1}/{len(subject.models)}, {time.monotonic() - start:.0f} s: {what}")
+        samples = {"calibration": len(study.calibration), "guard": len(study.guard), "test": len(subject.test)}
+        layers = len(study.layers)
+    return {
+        "name": subject.name,
+        "title": subject.title,
+        "what": subject.what,
+        "scores": list(subject.scores),
+        "samples": samples,
+        "layers": layers,
+        "epochs": subject.epochs,
+        "rounding_level": rounding_level(subject),
+        "rows": rows,
+        "rounding": rounding,
+    }
+
+
+def _joined(seeds: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    lists = {key: merged([one[key] for one in seeds]) for key in ("rows", "rounding")}
+    return {**seeds[0], "seeds": len(seeds), **lists}
+
+
+def rounding_level(subject: Subject) -> int | float:
+    """The level of the pairs whose rounding is looked at on its own."""
+    return subject.levels[len(subject.levels) // 2]
+
+
+def merged(runs: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Rows of several seeds as one: their lists joined."""
+    return [_merged(rows) for rows in zip(*runs, strict=True)]
+
+
+def _merged(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    joined: dict[str, Any] = {}
+    for key, first in rows[0].items():
+        values = [row[key] for row in rows]
+        if isinstance(first, list):
+            joined[key] = [one for value in values for one in value]
+        elif isinstance(first, dict):
+            joined[key] = _merged(values)
+        else:
+            joined[key] = first
+    return joined
+
+
+def _rows(study: Study, rounding: list[dict[str, Any]]) -> Iterator[Row]:
+    """Rows in the order of the table; what rounding alone loses goes into `rounding`."""
+    yield from _dense_rows(study, rounding)
+    for level in study.subject.levels:
+        yield from _pair_rows(study, level, rounding)
+    for level in study.subject.recovered:
+        yield from _recovered_rows(study, level)
+    if study.subject.sizes:
+        yield from mixed_rows(study, study.subject.sizes)
+
+
+def _dense_rows(study: Study, rounding: list[dict[str, Any]]) -> Iterator[Row]:
+    path = study.work / "dense.fp32.onnx"
+    yield study.row(path, "dense", 32)
+    for form, bits in BITS.items():
+        if form == INT8:
+            study.files.write_baseline(INT8, study.work / "candidate.onnx")
+            path = study.work / "candidate.onnx"
+        else:
+            path = study.write({}, form)
+        yield study.row(path, "dense", bits)
+        weights = {name: rounded_dense(layer, form) for name, layer in study.layers.items()}
+        yield study.row(write_parts(study, weights, dict.fromkeys(weights, form), form), "dense GPTQ", bits)
+        rounding.append(entry("dense", bits, "to nearest", dense_error(study, form)))
+        rounding.append(entry("dense", bits, "GPTQ", dense_error(study, form, weights)))
+
+
+def _pair_rows(study: Study, level: int | float, rounding: list[dict[str, Any]]) -> Iterator[Row]:
+    ranks = study.ranks(level)
+    for form, ways in WAYS.items():
+        for way in ways:
+            pairs = {name: PAIRS[way](study, name, rank, form) for name, rank in ranks.items()}
+            yield study.row(_write_pairs(study, pairs, form), way, BITS[form], level)
+            if level == rounding_level(study.subject) and way != "plain SVD":
+                rounding.append(entry("pair", BITS[form], way, pair_error(study, ranks, form, pairs)))
+
+
+def _recovered_rows(study: Study, level: int | float) -> Iterator[Row]:
+    trained = recovered(study, study.ranks(level), study.subject.epochs)
+    for form, bits in BITS.items():
+        pairs = {name: rounded_product(study.layers[name], pair, form) for name, pair in trained.items()}
+        yield study.row(_write_pairs(study, pairs, form), "+ recovery", bits, level)
+
+
+def _write_pairs(study: Study, pairs: Mapping[str, Factors], form: str) -> Path:
+    """Pairs in a form, all other layers in int8."""
+    return study.write(pairs, INT8, dict.fromkeys(pairs, form))

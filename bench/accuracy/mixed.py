@@ -1,0 +1,106 @@
+"""Files in which every layer has the form that the planner's predicted losses choose for a size of the file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from accuracy.dense import Dense, rounded_dense, write_parts
+from accuracy.pairs import rounded
+from accuracy.study import LARGEST, SEED, Row, Study
+from edgepack.cache import Cache, digest
+from edgepack.emit.onnx_tables import to_int4_tables
+from edgepack.executor import workers
+from edgepack.pipeline.losses import predict_losses
+from edgepack.pipeline.onnx_files import OnnxFiles
+from edgepack.pipeline.sensitivity import Sensitivity
+from edgepack.plan.candidates import rank_choices
+from edgepack.plan.sizes import size_bytes
+from edgepack.plan.solve import Bounds, Infeasible, least_loss
+from edgepack.progress import silent
+from edgepack.types import WEIGHT_BITS, Candidate, Factors
+
+FORMS = ("int8-dynamic", "nbits4")
+MIXED = 0
+"""Bits of a file whose layers differ."""
+
+
+def mixed_rows(study: Study, shares: Sequence[float]) -> Iterator[Row]:
+    """Files of at most these shares of the dense int8 file, as far as there are any: of dense layers alone and with
+    pairs, the embedding tables in int8 and in int4.
+    """
+    int8_bytes = study.write({}, "int8-dynamic").stat().st_size
+    menus = candidates(study)
+    made: dict[tuple[str, Candidate], Factors | Dense] = {}
+    for tables, own in (("int8", study), ("int4", _with_int4_tables(study))):
+        fixed = own.write({}, "int8-dynamic").stat().st_size - sum(_dense_int8(menu).size_bytes for menu in menus)
+        for pairs in (False, True):
+            offered = [[one for one in menu if pairs or one.rank is None] for menu in menus]
+            for share in shares:
+                found = least_loss(offered, Bounds(size_bytes=max(share * int8_bytes - fixed, 0.0)))
+                if isinstance(found, Infeasible):
+                    continue
+                picked = [menu[index] for menu, index in zip(offered, found.chosen, strict=True)]
+                plan = dict(zip(study.layers, picked, strict=True))
+                for name, one in plan.items():
+                    if (name, one) not in made:
+                        made[name, one] = _part(study, name, one)
+                parts = {name: made[name, one] for name, one in plan.items()}
+                path = write_parts(own, parts, {name: one.form for name, one in plan.items()}, "int8-dynamic")
+                row = own.row(path, f"{'pairs too' if pairs else 'dense'}, {tables} tables", MIXED, share)
+                yield {**row, "layers": _kinds(picked)}
+
+
+def _with_int4_tables(study: Study) -> Study:
+    model = study.opened.model.clone()
+    to_int4_tables(model)
+    files = OnnxFiles(model, study.calibration, largest=LARGEST)
+    return replace(study, opened=replace(study.opened, model=model), files=files)
+
+
+def candidates(study: Study) -> list[list[Candidate]]:
+    """Of every layer: dense and at every rank worth trying, in 8 and in 4 bits; no latency."""
+    layers = list(study.layers.values())
+    spectra = [study.seen[layer.name] for layer in layers]
+    ranks = {layer.name: rank_choices(layer.out_features, layer.in_features) for layer in layers}
+    metric = "classes" if study.subject.classes else "cosine"
+    cache, key = Cache(study.work / "cache"), digest(study.opened.sha256)
+    sensitivity = Sensitivity(study.opened, spectra, study.calibration, metric, SEED, key, cache, silent)
+    with workers(None) as crew:
+        losses = predict_losses(
+            *(layers, spectra, sensitivity, FORMS, ranks),
+            method="whitened",
+            seed=SEED,
+            largest=LARGEST,
+            key=key,
+            cache=cache,
+            workers=crew,
+            progress=silent,
+        )
+    return [
+        [
+            Candidate(form, rank, losses[layer.name][form, rank], _bytes(layer.weight.shape, form, rank), 0, 0.0)
+            for form in FORMS
+            for rank in (None, *ranks[layer.name])
+        ]
+        for layer in layers
+    ]
+
+
+def _bytes(shape: Sequence[int], form: str, rank: int | None) -> int:
+    return size_bytes("onnx", form, shape[0], shape[1], rank, bias=True)
+
+
+def _dense_int8(menu: Sequence[Candidate]) -> Candidate:
+    return next(one for one in menu if one.rank is None and one.form == "int8-dynamic")
+
+
+def _part(study: Study, name: str, one: Candidate) -> Factors | Dense:
+    layer = study.layers[name]
+    return rounded_dense(layer, one.form) if one.rank is None else rounded(layer, study.seen[name], one.rank, one.form)
+
+
+def _kinds(picked: Sequence[Candidate]) -> dict[str, int]:
+    """How many layers are dense and pairs in each number of bits."""
+    kinds = [f"{'dense' if one.rank is None else 'pairs'} int{WEIGHT_BITS[one.form]}" for one in picked]
+    return {kind: kinds.count(kind) for kind in sorted(set(kinds))}

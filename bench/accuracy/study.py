@@ -1,0 +1,159 @@
+"""A model opened, its layers observed and decomposed, its files written and scored."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from accuracy.subjects import Subject
+from edgepack.data import Samples
+from edgepack.factorize import svd, whitened
+from edgepack.inference import THREADS, load, predict
+from edgepack.pipeline.guarding import load_data
+from edgepack.pipeline.moments import observe
+from edgepack.pipeline.onnx_files import OnnxFiles
+from edgepack.pipeline.opened import Opened, open_model
+from edgepack.plan.candidates import asked_rank
+from edgepack.progress import silent
+from edgepack.types import Array, Factors, InputSpread, LinearLayer, Moments, Spectrum
+
+Row = dict[str, Any]
+"""A file: how it was made, and lists with an entry per seed of what was found."""
+
+SEED = 0
+LARGEST = 127
+"""Of int8 codes. Files are scored in exact integer arithmetic, as on the targets."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """A model at work.
+
+    Attributes:
+        layers: by name, with the moments of their inputs on the calibration samples.
+        plain, seen: spectra of plain SVD and of centred whitening, by layer name.
+        calibration: samples for all that is fitted: moments, GPTQ, recovery.
+        guard: samples of the same data that nothing is fitted to: what is chosen is chosen by them.
+        held_out: covariances of the layers' inputs on the guard, by layer name.
+        references: answers of the dense fp32 file on guard and test.
+    """
+
+    subject: Subject
+    opened: Opened
+    layers: Mapping[str, LinearLayer]
+    plain: Mapping[str, Spectrum]
+    seen: Mapping[str, Spectrum]
+    files: OnnxFiles
+    calibration: Samples
+    guard: Samples
+    held_out: Mapping[str, Array]
+    references: tuple[Array, Array]
+    work: Path
+
+    def ranks(self, level: int | float) -> dict[str, int]:
+        """By layer name, for the layers in which a pair saves weights at that rank, or share of weights."""
+        asked = {name: asked_rank(layer.out_features, layer.in_features, level) for name, layer in self.layers.items()}
+        return {name: rank for name, rank in asked.items() if isinstance(rank, int)}
+
+    def write(self, factors: Mapping[str, Factors], form: str, forms: Mapping[str, str] | None = None) -> Path:
+        """A file with pairs in place; weights outside of linear layers are int8 wherever linear layers are no fp32."""
+        path = self.work / "candidate.onnx"
+        self.files.write(factors, self.files.rest(form)[0], path, forms)
+        return path
+
+    def row(self, path: Path, way: str, bits: int, level: int | float | None = None) -> Row:
+        """A file's bytes, its scores on the test samples, and how far its answers on the guard are off."""
+        guard, test = self.answers(path)
+        labels = self.subject.test.labels
+        return {
+            "way": way,
+            "bits": bits,
+            "level": level,
+            "size_bytes": [path.stat().st_size],
+            "scores": {
+                name: [round(score(test, self.references[1], labels), 5)] for name, score in self.subject.scores.items()
+            },
+            "guard_off": [float(f"{off(guard, self.references[0], classes=self.subject.classes):.3g}")],
+        }
+
+    def answers(self, path: Path) -> tuple[Array, Array]:
+        """On guard and test."""
+        running = load(path, "onnx", threads=THREADS)
+        return predict(running, self.guard), predict(running, self.subject.test)
+
+
+def off(outputs: Array, reference: Array, *, classes: bool) -> float:
+    """Mean KL divergence of class scores from the reference's in nats, or mean of 1 − cosine of features."""
+    from measure_loss_order import cosine_distance, kl_divergence
+
+    if not classes:
+        return cosine_distance(reference, outputs)
+    return kl_divergence(*(_logits(scores) for scores in (reference, outputs)))
+
+
+def _logits(scores: Array) -> Array:
+    """Class scores as they are, class shares as their logarithms."""
+    shares = bool((scores >= 0).all()) and np.allclose(scores.sum(axis=-1), 1.0, atol=1e-2)
+    return np.log(np.maximum(scores, 1e-12)) if shares else scores
+
+
+@contextmanager
+def opened_study(subject: Subject, model: str) -> Iterator[Study]:
+    """One of the subject's models; its files end with the block."""
+    with tempfile.TemporaryDirectory(prefix="edgepack-bench-") as folder:
+        yield _study(subject, model, Path(folder))
+
+
+def _study(subject: Subject, model: str, work: Path) -> Study:
+    opened = open_model(model, work)
+    data = load_data(subject.data, opened, model, SEED)
+    if data.calibration is None:
+        raise ValueError(f"{model}: no samples to calibrate on")
+    files = OnnxFiles(opened.model, data.calibration, largest=LARGEST)
+    files.write_dense(work / "dense.fp32.onnx")
+    running = load(work / "dense.fp32.onnx", "onnx", threads=THREADS)
+    layers = _observed(opened, data.calibration)
+    return Study(
+        *(subject, opened, layers),
+        plain={name: svd.spectrum(layer) for name, layer in layers.items()},
+        seen={name: seen_spectrum(layer) for name, layer in layers.items()},
+        files=files,
+        calibration=data.calibration,
+        guard=data.guard,
+        held_out={name: moments_of(layer).covariance for name, layer in _observed(opened, data.guard).items()},
+        references=(predict(running, data.guard), predict(running, subject.test)),
+        work=work,
+    )
+
+
+def seen_spectrum(layer: LinearLayer) -> Spectrum:
+    """Of centred whitening, with what the gauge needs to know of the layer's input.
+
+    Raises:
+        ValueError: the layer carries no moments.
+    """
+    moments = moments_of(layer)
+    inputs = InputSpread(moments.variance, moments.low, moments.high, moments.row_range)
+    return replace(whitened.spectrum(layer), inputs=inputs)
+
+
+def _observed(opened: Opened, samples: Samples) -> dict[str, LinearLayer]:
+    seen = observe(opened.model, [layer.name for layer in opened.layers], samples, silent)
+    return {layer.name: replace(layer, moments=seen.get(layer.name)) for layer in opened.layers}
+
+
+def moments_of(layer: LinearLayer) -> Moments:
+    """Of the layer's input.
+
+    Raises:
+        ValueError: it was never seen.
+    """
+    if layer.moments is None:
+        raise ValueError(f"{layer.name}: its input was never seen")
+    return layer.moments
