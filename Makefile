@@ -6,7 +6,7 @@ SYSTEM_PACKAGES := mount openssh-server openssh-client iproute2 adb qemu-user de
 WORKERS ?= auto
 DEMO := bench/models/mnist_mlp.py:recipe
 
-.PHONY: venv demo test lint format bench figures constraints system clean
+.PHONY: venv demo test lint format bench accuracy figures constraints system clean
 
 venv: .venv/.installed
 
@@ -41,6 +41,9 @@ format: venv
 
 bench: venv
 	$(BIN)/pytest bench --benchmark-enable --benchmark-only
+
+accuracy: venv
+	$(BIN)/python bench/figures.py --only accuracy
 
 figures: venv
 	$(BIN)/python bench/figures.py

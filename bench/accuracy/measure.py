@@ -59,7 +59,7 @@ def said(message: str) -> None:
 def shortened(subject: Subject) -> Subject:
     """One level, one epoch."""
     level = subject.levels[len(subject.levels) // 2]
-    return replace(subject, levels=(level,), recovered=(level,), sizes=subject.sizes[:1], epochs=1, moved=0)
+    return replace(subject, levels=(level,), recovered=(level,), sizes=subject.sizes[:1], epochs=1)
 
 
 def measure_model(subject: Subject, seed: int = 0, say: Callable[[str], None] = lambda message: None) -> dict[str, Any]:

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from accuracy.pairs import weighted
 from accuracy.study import LARGEST, SEED, Study
 from edgepack.data import example
 from edgepack.quantize.gauge import balanced
 from edgepack.recover import Epochs, recover_factors
-from edgepack.types import Array, Factors
+from edgepack.types import Factors
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -23,9 +21,8 @@ def recovered(study: Study, ranks: Mapping[str, int], epochs: int) -> Mapping[st
     start = {
         name: balanced(weighted(study, name, rank, "fp32"), study.seen[name], seed=SEED) for name, rank in ranks.items()
     }
-    inputs = {name: moved(images, study.subject.moved) for name, images in study.calibration.inputs.items()}
     found = recover_factors(
-        *(_program(study), list(study.layers.values()), start, inputs),
+        *(_program(study), list(study.layers.values()), start, study.calibration.inputs),
         classes=study.subject.classes,
         budget=Epochs(epochs),
         seed=SEED,
@@ -33,17 +30,6 @@ def recovered(study: Study, ranks: Mapping[str, int], epochs: int) -> Mapping[st
         threads=1,
     )
     return found.factors
-
-
-def moved(images: Array, times: int) -> Array:
-    """Inputs (N, …) and so many further copies: images of 28×28 pixels, each moved by up to two pixels each way."""
-    rng = np.random.default_rng(SEED)
-    copies = [images]
-    for _ in range(times):
-        steps = rng.integers(-2, 3, (len(images), 2))
-        turned = [np.roll(one.reshape(28, 28), step, (0, 1)) for one, step in zip(images, steps, strict=True)]
-        copies.append(np.stack(turned).reshape(images.shape))
-    return np.concatenate(copies)
 
 
 def _program(study: Study) -> ExportedProgram:

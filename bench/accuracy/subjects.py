@@ -34,7 +34,6 @@ class Subject:
         recovered: those of them at which recovery is shown.
         epochs: of recovery.
         classes: whether the model answers with class scores.
-        moved: how often each image comes up again in recovery, moved by up to two pixels as it was in training.
         sizes: shares of the dense int8 file's bytes for which a form is chosen per layer.
         data: `.npz` to calibrate on; None for a recipe, which brings its own.
     """
@@ -49,7 +48,6 @@ class Subject:
     recovered: tuple[int | float, ...]
     epochs: int
     classes: bool
-    moved: int = 0
     sizes: tuple[float, ...] = ()
     data: Path | None = None
 
@@ -70,9 +68,8 @@ def _mnist(folder: Path) -> Subject:
         {"accuracy": _mean(accuracy)},
         levels=(8, 12, 16, 24, 32, 48),
         recovered=(12, 16, 24, 32),
-        epochs=2,
+        epochs=20,
         classes=True,
-        moved=3,
     )
 
 
