@@ -142,6 +142,23 @@ class Factors:
 
 
 @dataclass(frozen=True)
+class Dense:
+    """A layer that stays one matmul, rounded with its inputs in mind: no quantizer changes its weight any more.
+
+    Attributes:
+        weight: (out, in) float32, on the grid of the layer's form.
+        bias: (out,) float32, corrected for the rounding; None where the layer has none.
+    """
+
+    weight: Array
+    bias: Array | None
+
+
+Replacement = Factors | Dense
+"""What is written for a layer instead of its own weight."""
+
+
+@dataclass(frozen=True)
 class InputSpread:
     """What is kept of a layer's input to predict quantization noise: `Moments` without its matrix.
 
@@ -149,12 +166,15 @@ class InputSpread:
         variance: (in,) float64.
         low, high: the smallest and largest input value seen.
         row_range: see `Moments`.
+        innovation: share of the variance that no linear prediction of an input from those before it explains: what is
+            left of rounding errors when later weights make up for earlier ones. 1 where nothing is known.
     """
 
     variance: Array
     low: float
     high: float
     row_range: float
+    innovation: float = 1.0
 
 
 @dataclass(frozen=True)

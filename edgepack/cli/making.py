@@ -31,6 +31,12 @@ def build(
     method: Annotated[
         str | None, typer.Option("--method", help="whitened or svd.", show_default="whitened with data, else svd")
     ] = None,
+    recover: Annotated[
+        str | None,
+        typer.Option(
+            "--recover", help="Train the factors against the model's own answers, so long.", metavar="3epochs|10min"
+        ),
+    ] = None,
     flash: Annotated[str | None, typer.Option("--flash", help="Largest model file, such as 2MB.")] = None,
     ram: Annotated[str | None, typer.Option("--ram", help="Most that one process may hold, such as 64MB.")] = None,
     latency: Annotated[str | None, typer.Option("--latency", help="Longest inference, such as 5ms.")] = None,
@@ -66,6 +72,7 @@ def build(
             parse_rank,
             parse_size,
         )
+        from edgepack.recover.budget import parse_budget
         from edgepack.targets import get_target
 
         options = BuildOptions(
@@ -79,6 +86,7 @@ def build(
             rank=parse_rank(rank),
             precision=precision.value,
             method=method,
+            recover=None if recover is None else parse_budget(recover),
             flash_bytes=None if flash is None else parse_size(flash),
             ram_bytes=None if ram is None else parse_size(ram),
             latency_s=None if latency is None else parse_duration(latency),

@@ -9,7 +9,7 @@ import numpy as np
 
 from edgepack.emit.tflite_match import TOLERANCE, Found
 from edgepack.tflitegraph import TfliteLinear
-from edgepack.types import Array, Factors, LinearLayer
+from edgepack.types import Array, Dense, LinearLayer, Replacement
 
 _LEAST_ROWS = 4
 """Below, a bias is too short to tell one shift from another."""
@@ -32,16 +32,16 @@ class Fold:
     gain: Array | None
     shift: Array | None
 
-    def bias(self, layer: LinearLayer, pair: Factors) -> Array | None:
-        """(out,) float32: the bias of the operator with W replaced by A·B and b by the pair's bias; None for none.
+    def bias(self, layer: LinearLayer, part: Replacement) -> Array | None:
+        """(out,) float32: the bias of the operator with W and b replaced by the part's; None for none.
 
         Raises:
             ValueError: the bias changes and the gain is not known.
         """
         written = None if self.op.bias is None else self.op.bias.astype(np.float64)
-        change = _vector(pair.bias, layer) - _vector(layer.bias, layer)
+        change = _vector(part.bias, layer) - _vector(layer.bias, layer)
         if self.shift is not None:
-            change += pair.A.astype(np.float64) @ (pair.B @ self.shift) - layer.weight.astype(np.float64) @ self.shift
+            change += _product(part, self.shift) - layer.weight.astype(np.float64) @ self.shift
         if not change.any():
             return self.op.bias
         if self.gain is None:
@@ -49,9 +49,11 @@ class Fold:
         changed = self.gain * change
         return np.asarray(changed if written is None else written + changed, dtype=np.float32)
 
-    def takes(self, layer: LinearLayer, pair: Factors) -> bool:
-        """Whether `bias` is known for this pair."""
-        return self.gain is not None or np.array_equal(_vector(pair.bias, layer), _vector(layer.bias, layer))
+    def takes(self, layer: LinearLayer, part: Replacement) -> bool:
+        """Whether `bias` is known for this part, and a rounded weight stays on its grid."""
+        if isinstance(part, Dense) and not (self.columns == 1.0).all():
+            return False
+        return self.gain is not None or np.array_equal(_vector(part.bias, layer), _vector(layer.bias, layer))
 
 
 def shifts_by_size(vectors: Sequence[Array]) -> dict[int, Array]:
@@ -98,6 +100,12 @@ def fold(found: Found, layer: LinearLayer, shifts: Mapping[int, Array]) -> Fold 
 
 def _near(have: Array, want: Array) -> bool:
     return float(np.linalg.norm(have - want)) <= TOLERANCE * float(np.linalg.norm(want))
+
+
+def _product(part: Replacement, x: Array) -> Array:
+    if isinstance(part, Dense):
+        return np.asarray(part.weight.astype(np.float64) @ x)
+    return np.asarray(part.A.astype(np.float64) @ (part.B @ x))
 
 
 def _vector(bias: Array | None, layer: LinearLayer) -> Array:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from edgepack.emit.tflite_fold import Fold, fold, shifts_by_size
 from edgepack.emit.tflite_match import Found, Wanted, match
-from edgepack.emit.tflite_thin import can_split, thin
+from edgepack.emit.tflite_thin import can_replace, thin
 from edgepack.tflitegraph import linear_ops
-from edgepack.types import Array, Factors, LinearLayer
+from edgepack.types import Array, Factors, LinearLayer, Replacement
 
 
 @dataclass(frozen=True)
@@ -29,16 +29,16 @@ class Places:
     operators: Mapping[str, tuple[str, ...]]
     folds: Mapping[str, tuple[Fold, ...]]
 
-    def takes(self, factors: Mapping[str, Factors]) -> bool:
-        """Whether `split` can put all of these into the file."""
+    def takes(self, factors: Mapping[str, Replacement]) -> bool:
+        """Whether `replace` can put all of these into the file."""
         dense = {layer.name: layer for layer in self.layers}
         return all(
-            name in self.folds and all(can_split(place, dense[name], pair) for place in self.folds[name])
-            for name, pair in factors.items()
+            name in self.folds and all(can_replace(place, dense[name], part) for place in self.folds[name])
+            for name, part in factors.items()
         )
 
-    def split(self, path: Path, factors: Mapping[str, Factors]) -> dict[str, tuple[str, ...]]:
-        """Write the file with thin layers in the place of the named ones; returns the `operators` of that file."""
+    def replace(self, path: Path, factors: Mapping[str, Replacement]) -> dict[str, tuple[str, ...]]:
+        """Write the file with these in the place of the named layers; returns the `operators` of that file."""
         return {**self.operators, **thin(self.path, path, self.layers, factors, self.folds)}
 
 

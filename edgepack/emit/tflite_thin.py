@@ -1,4 +1,7 @@
-"""Put two thin operators in the place of a dense one in a float32 .tflite file, without converting the model again."""
+"""Put two thin operators, or another weight, in the place of a dense operator of a float32 .tflite file.
+
+The model is not converted again.
+"""
 
 from __future__ import annotations
 
@@ -11,33 +14,34 @@ import numpy as np
 
 from edgepack.emit.tflite_fold import Fold
 from edgepack.errors import ModelError
-from edgepack.types import Array, Factors, LinearLayer
+from edgepack.types import Array, Dense, Factors, LinearLayer, Replacement
 
 _ALIGNMENT = 16
 
 
-def can_split(fold: Fold, layer: LinearLayer, pair: Factors) -> bool:
+def can_replace(fold: Fold, layer: LinearLayer, part: Replacement) -> bool:
     """Whether `thin` can replace the operator and keep what the converter folded into it."""
-    return fold.op.op in ("FULLY_CONNECTED", "CONV_2D") and fold.takes(layer, pair)
+    return fold.op.op in ("FULLY_CONNECTED", "CONV_2D") and fold.takes(layer, part)
 
 
 def thin(
     source: Path,
     path: Path,
     layers: Sequence[LinearLayer],
-    factors: Mapping[str, Factors],
+    factors: Mapping[str, Replacement],
     folds: Mapping[str, Sequence[Fold]],
 ) -> dict[str, tuple[str, ...]]:
-    """Write the dense file with two thin operators in the place of each operator of the named layers.
+    """Write the dense file with the parts in the place of each operator of the named layers.
 
-    The second writes what the dense one wrote, activation included. All places of a layer share its factors.
+    Of two thin operators the second writes what the dense one wrote, activation included. All places of a layer share
+    its factors.
 
     Args:
         source: the dense float32 file.
         path: where to write.
         layers: at least those in `factors`.
         factors: by layer name.
-        folds: by layer name, all operators of the layer, each of which `can_split`.
+        folds: by layer name, all operators of the layer, each of which `can_replace`.
 
     Returns:
         By layer name: the tensors that its operators write, as the quantizer names them.
@@ -51,8 +55,8 @@ def thin(
     dense = {layer.name: layer for layer in layers}
     editor = _Editor(model)
     written = {
-        name: tuple(output for fold in folds[name] for output in editor.split(fold, dense[name], pair))
-        for name, pair in factors.items()
+        name: tuple(output for fold in folds[name] for output in editor.replace(fold, dense[name], part))
+        for name, part in factors.items()
     }
     _drop_unused(model)
     path.write_bytes(_packed(model))
@@ -60,20 +64,34 @@ def thin(
 
 
 class _Editor:
-    """The file's objects while operators are split."""
+    """The file's objects while operators are replaced."""
 
     def __init__(self, model: Any) -> None:
         self._model = model
         self._tensors: dict[tuple[int, bytes], int] = {}
         self._names = [{_text(tensor.name) for tensor in graph.tensors} for graph in model.subgraphs]
 
-    def split(self, fold: Fold, layer: LinearLayer, pair: Factors) -> tuple[str, str]:
-        """Replace one operator; returns the names of what the two write."""
-        number, graph = fold.op.subgraph, self._model.subgraphs[fold.op.subgraph]
+    def replace(self, fold: Fold, layer: LinearLayer, part: Replacement) -> tuple[str, ...]:
+        """Replace one operator; returns the names of what its successors write."""
+        graph = self._model.subgraphs[fold.op.subgraph]
         place = [i for i, op in enumerate(graph.operators) if fold.op.output_index in list(op.outputs)]
         if len(place) != 1:
             raise ModelError(f"{layer.name}: no operator writes {fold.op.output!r} in the TFLite file")
-        second = graph.operators[place[0]]
+        if isinstance(part, Dense):
+            return self._reweigh(fold, layer, part, graph.operators[place[0]])
+        return self._split(fold, layer, part, place[0])
+
+    def _reweigh(self, fold: Fold, layer: LinearLayer, part: Dense, operator: Any) -> tuple[str]:
+        number, name = fold.op.subgraph, fold.op.output
+        old = self._model.subgraphs[number].tensors[operator.inputs[1]]
+        weight = (part.weight * fold.rows[:, None]).astype(np.float32).reshape(old.shape)
+        bias = self._bias(number, old, fold.bias(layer, part), layer.out_features, f"{name}/bias")
+        operator.inputs = [operator.inputs[0], self._constant(number, old, weight, f"{name}/weight"), bias]
+        return (name,)
+
+    def _split(self, fold: Fold, layer: LinearLayer, pair: Factors, place: int) -> tuple[str, str]:
+        number, graph = fold.op.subgraph, self._model.subgraphs[fold.op.subgraph]
+        second = graph.operators[place]
         first = copy.deepcopy(second)
         dense = graph.tensors[second.inputs[1]]
         kernel = (1, 1) if len(dense.shape) == 4 else ()
@@ -88,7 +106,7 @@ class _Editor:
         second.inputs = [thin, self._constant(number, dense, a, f"{name}/A"), bias]
         _without_activation(first)
         _with_unit_stride(second)
-        graph.operators.insert(place[0], first)
+        graph.operators.insert(place, first)
         return _text(graph.tensors[thin].name), name
 
     def _latent(self, number: int, fold: Fold, rank: int) -> int:

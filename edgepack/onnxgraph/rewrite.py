@@ -15,7 +15,7 @@ from edgepack.onnxgraph.names import Names
 from edgepack.onnxgraph.observe import ObservedInput, with_observed_inputs, with_outputs
 from edgepack.onnxgraph.sites import Placement, Site, find_sites
 from edgepack.onnxgraph.values import take_over
-from edgepack.types import Array, Factors
+from edgepack.types import Array, Dense, Replacement
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -45,26 +45,26 @@ def rewrite(model: ir.Model, site: Site, build: Build, *, names: Names | None = 
         _replace(builder, placement, build)
 
 
-def with_factors(model: ir.Model, factors: Mapping[str, Factors]) -> ir.Model:
-    """A new model in which each named layer is two thin ones, `<layer>.B` and then `<layer>.A`.
+def with_factors(model: ir.Model, factors: Mapping[str, Replacement]) -> ir.Model:
+    """A new model in which each named layer is two thin ones, `<layer>.B` and then `<layer>.A`, or has another weight.
 
     The given model is unchanged; tensors that do not change are shared with it. Factors are stored in the layer's own
     type. A bias of None keeps the layer's own bias.
 
     Args:
         model: any model.
-        factors: by layer name, as in `find_sites(model)`.
+        factors: by layer name, as in `find_sites(model)`: a pair, or another weight.
 
     Raises:
         ModelError: no layer has that name, or the factors do not fit it.
     """
     copy = model.clone()
     sites = {site.layer.name: site for site in find_sites(copy)}
-    for name, pair in factors.items():
-        _check(sites, name, pair)
+    for name, part in factors.items():
+        _check(sites, name, part)
     names = Names(copy)
-    for name, pair in factors.items():
-        rewrite(copy, sites[name], _pair(sites[name], pair), names=names)
+    for name, part in factors.items():
+        rewrite(copy, sites[name], _layers(sites[name], part), names=names)
     return copy
 
 
@@ -128,25 +128,30 @@ def _scaled_extra(builder: Builder, extra: ir.Value, placement: Placement) -> ir
     return builder.op("Mul", [extra, factor])
 
 
-def _check(sites: Mapping[str, Site], name: str, pair: Factors) -> None:
+def _check(sites: Mapping[str, Site], name: str, part: Replacement) -> None:
     if name not in sites:
         close = get_close_matches(name, sites, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"its layers are: {', '.join(sites) or 'none'}"
         raise ModelError(f"the model has no linear layer {name!r}", hint=hint)
     layer = sites[name].layer
-    found = (*pair.A.shape, *pair.B.shape)
-    if found != (layer.out_features, pair.rank, pair.rank, layer.in_features):
+    sides = layer.out_features, layer.in_features
+    if isinstance(part, Dense):
+        if part.weight.shape != sides:
+            raise ModelError(f"layer {name!r}: found a weight {part.weight.shape}, expected {sides}")
+    elif (*part.A.shape, *part.B.shape) != (sides[0], part.rank, part.rank, sides[1]):
         raise ModelError(
-            f"factors of layer {name!r}: found A {pair.A.shape} and B {pair.B.shape}, "
-            f"expected ({layer.out_features}, r) and (r, {layer.in_features})"
+            f"factors of layer {name!r}: found A {part.A.shape} and B {part.B.shape}, "
+            f"expected ({sides[0]}, r) and (r, {sides[1]})"
         )
-    if pair.bias is not None and pair.bias.shape != (layer.out_features,):
-        raise ModelError(f"factors of layer {name!r}: found a bias {pair.bias.shape}, expected ({layer.out_features},)")
+    if part.bias is not None and part.bias.shape != sides[:1]:
+        raise ModelError(f"layer {name!r}: found a bias {part.bias.shape}, expected {sides[:1]}")
 
 
-def _pair(site: Site, pair: Factors) -> Build:
+def _layers(site: Site, part: Replacement) -> Build:
+    """The matrices of the part one after the other, and the bias behind the last one."""
     name = site.layer.name
-    bias = site.layer.bias if pair.bias is None else pair.bias
+    bias = site.layer.bias if part.bias is None else part.bias
+    matrices = [("weight", part.weight)] if isinstance(part, Dense) else [("B", part.B), ("A", part.A)]
 
     def put(builder: Builder, array: Array, suffix: str) -> ir.Value:
         import onnx_ir as ir
@@ -157,24 +162,25 @@ def _pair(site: Site, pair: Factors) -> Build:
         return builder.op("Cast", [stored], {"to": int(ir.DataType.from_numpy(site.dtype))})
 
     def build(builder: Builder, x: ir.Value, placement: Placement) -> ir.Value:
+        *first, last = matrices
+        for suffix, matrix in first:
+            x = product(builder, x, matrix, suffix, placement, None)
+        return product(builder, x, last[1], last[0], placement, bias)
+
+    def product(
+        builder: Builder, x: ir.Value, matrix: Array, suffix: str, placement: Placement, bias: Array | None
+    ) -> ir.Value:
         if placement.kind == "conv":
-            ones = (1,) * placement.spatial
-            latent = builder.op("Conv", [x, put(builder, pair.B.reshape(*pair.B.shape, *ones), "B")])
-            weight = put(builder, pair.A.reshape(*pair.A.shape, *ones), "A")
-            return builder.op(
-                "Conv", [latent, weight] if bias is None else [latent, weight, put(builder, bias, "bias")]
-            )
+            weight = put(builder, matrix.reshape(*matrix.shape, *(1,) * placement.spatial), suffix)
+            return builder.op("Conv", [x, weight] if bias is None else [x, weight, put(builder, bias, "bias")])
         if placement.kind == "columns":
-            latent = builder.op("MatMul", [put(builder, pair.B, "B"), x])
-            y = builder.op("MatMul", [put(builder, pair.A, "A"), latent])
-            if bias is None:
-                return y
-            return builder.op("Add", [y, put(builder, bias if placement.rank == 1 else bias[:, None], "bias")])
-        latent = builder.op("MatMul", [x, put(builder, pair.B.T, "B")])
-        weight = put(builder, pair.A.T, "A")
-        if bias is not None and placement.node.op_type == "Gemm":
-            return builder.op("Gemm", [latent, weight, put(builder, bias, "bias")])
-        y = builder.op("MatMul", [latent, weight])
+            y = builder.op("MatMul", [put(builder, matrix, suffix), x])
+            bias = bias if bias is None or placement.rank == 1 else bias[:, None]
+        else:
+            weight = put(builder, matrix.T, suffix)
+            if bias is not None and placement.node.op_type == "Gemm":
+                return builder.op("Gemm", [x, weight, put(builder, bias, "bias")])
+            y = builder.op("MatMul", [x, weight])
         return y if bias is None else builder.op("Add", [y, put(builder, bias, "bias")])
 
     return build

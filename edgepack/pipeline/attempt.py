@@ -15,7 +15,7 @@ from edgepack.inference import THREADS, load, predict
 from edgepack.metrics import Drop
 from edgepack.pipeline.files import ModelFiles
 from edgepack.plan.forms import exceptions
-from edgepack.types import Array, Contents, Factors, Format, LayerPlan, LinearLayer, Proof
+from edgepack.types import Array, Contents, Factors, Format, LayerPlan, LinearLayer, Proof, Replacement
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Prover:
         self,
         files: ModelFiles,
         plan: tuple[LayerPlan, ...],
-        factors: Mapping[str, Factors],
+        factors: Mapping[str, Replacement],
         form: str,
         out: Path,
     ) -> Attempt:
@@ -96,7 +96,7 @@ class Prover:
         return self.measure(files, plan, factors, form, out)
 
     def measure(
-        self, files: ModelFiles, plan: tuple[LayerPlan, ...], factors: Mapping[str, Factors], form: str, path: Path
+        self, files: ModelFiles, plan: tuple[LayerPlan, ...], factors: Mapping[str, Replacement], form: str, path: Path
     ) -> Attempt:
         """Prove and score a file that is already there."""
         outputs = self.guard.answers(path, files.fmt)
@@ -125,7 +125,7 @@ class Prover:
         return metrics.drop(self.guard.metric, outputs, self.guard.reference, self.guard.samples.labels)
 
     def _static_proofs(
-        self, files: ModelFiles, plan: tuple[LayerPlan, ...], factors: Mapping[str, Factors], form: str, path: Path
+        self, files: ModelFiles, plan: tuple[LayerPlan, ...], factors: Mapping[str, Replacement], form: str, path: Path
     ) -> tuple[Proof, ...]:
         contents = files.read(path)
         biases = {layer.name: _bias(layer, factors) for layer in self._layers}
@@ -135,7 +135,7 @@ class Prover:
             self._bias_proof(files, verify.biases_intact(contents, present), factors),
         )
 
-    def _bias_proof(self, files: ModelFiles, found: Proof, factors: Mapping[str, Factors]) -> Proof:
+    def _bias_proof(self, files: ModelFiles, found: Proof, factors: Mapping[str, Replacement]) -> Proof:
         """A bias that a converter folded into its neighbours (a normalisation's scale and shift go into the next layer)
         cannot be read back. Then the float file of the same plan has to answer like the reference, to the last bits."""
         if found.passed or files.fmt == "onnx":
@@ -146,20 +146,21 @@ class Prover:
         detail = f"some are folded into their neighbours; the float file of this plan answers to {same.detail}"
         return Proof(found.name, same.passed, detail if same.passed else f"{found.detail}; {same.detail}")
 
-    def _factored_answers(self, factors: Mapping[str, Factors]) -> Array:
-        if not factors:
+    def _factored_answers(self, factors: Mapping[str, Replacement]) -> Array:
+        pairs = {name: part for name, part in sorted(factors.items()) if isinstance(part, Factors)}
+        if not pairs:
             return self.guard.reference
-        key = digest(*(part for name, f in sorted(factors.items()) for part in (name, f.A, f.B)))
+        key = digest(*(part for name, pair in pairs.items() for part in (name, pair.A, pair.B)))
         if key not in self._answers:
             path = self._work / "reference.onnx"
-            self._reference.write(factors, "fp32", path)
+            self._reference.write(pairs, "fp32", path)
             # One plan at a time is looked at in several forms: the last answers are all that is worth keeping.
             self._answers = {key: self.guard.answers(path, "onnx")}
             path.unlink()
         return self._answers[key]
 
 
-def _bias(layer: LinearLayer, factors: Mapping[str, Factors]) -> Array | None:
+def _bias(layer: LinearLayer, factors: Mapping[str, Replacement]) -> Array | None:
     if layer.name in factors and factors[layer.name].bias is not None:
         return factors[layer.name].bias
     return layer.bias

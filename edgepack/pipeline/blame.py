@@ -41,7 +41,7 @@ def _costs(task: Task, onnx: OnnxFiles, attempt: Attempt) -> list[tuple[LayerPla
     costs = []
     for index, plan in enumerate(plans):
         task.progress("find the layers to blame", index, len(plans))
-        own = {plan.layer: factors[plan.layer]} if plan.rank is not None else {}
+        own = {plan.layer: factors[plan.layer]} if plan.layer in factors else {}
         onnx.write(own, "fp32", path, {plan.layer: _onnx_form(plan.form or attempt.form)})
         costs.append((plan, task.prover.drop_of(path, "onnx").value))
     return sorted(costs, key=lambda cost: -cost[1])

@@ -26,6 +26,7 @@ from edgepack.pipeline.planner import Planned, plan
 from edgepack.pipeline.prepared import Prepared, prepared
 from edgepack.pipeline.promise import keep_promise
 from edgepack.pipeline.scores import final_scores
+from edgepack.pipeline.splits import layer_splits
 from edgepack.progress import Progress, silent
 from edgepack.types import Format
 
@@ -130,7 +131,11 @@ def _entries(ready: Prepared, chosen: Chosen, scores: Mapping[str, float]) -> di
     for fmt, attempt in chosen.attempts.items():
         measured = bool(chosen.planned[fmt].found.latency_s)
         chosen_by = manifest.chosen_by(ready.prices.source_name(fmt), measured=measured)
-        entries[f"model.{fmt}"] = manifest.pack_file(attempt, source, chosen_by, scores.get(f"model.{fmt}"))
+        outcome = ready.task.recovered(attempt.layers, attempt.form)
+        splits = layer_splits(ready.task, ready.files[fmt], attempt)
+        entries[f"model.{fmt}"] = manifest.pack_file(
+            attempt, source, chosen_by, scores.get(f"model.{fmt}"), splits, outcome
+        )
     if ready.task.options.baseline:
         for fmt, dense in chosen.baselines.items():
             entries |= manifest.baseline_files(fmt, dense, scores)

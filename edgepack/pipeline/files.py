@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
-from edgepack.types import Contents, Factors, Format
+from edgepack.types import Contents, Format, Replacement
 
 
 class ModelFiles(Protocol):
@@ -29,6 +29,9 @@ class ModelFiles(Protocol):
     def rest(self, form: str) -> tuple[str, ...]:
         """The forms of the whole file where its linear layers are in `form`: one per way to write all other weights."""
 
+    def takes(self, factors: Mapping[str, Replacement]) -> dict[str, Replacement]:
+        """Those that `write` can put into a file: every pair, but not every other weight of a dense layer."""
+
     def write_dense(self, out: Path) -> None:
         """The dense fp32 baseline: the source model, nothing else changed."""
 
@@ -36,12 +39,12 @@ class ModelFiles(Protocol):
         """The dense int8 baseline in `form`; returns the name of the quantizer that made it."""
 
     def write(
-        self, factors: Mapping[str, Factors], form: str, out: Path, forms: Mapping[str, str] | None = None
+        self, factors: Mapping[str, Replacement], form: str, out: Path, forms: Mapping[str, str] | None = None
     ) -> None:
         """The model with `factors` in place of the named layers.
 
         Args:
-            factors: by layer name.
+            factors: by layer name, as `takes` leaves them.
             form: of the file, so of every linear layer that `forms` does not name.
             forms: the forms of single layers by name, of both halves of a factored one; without a variant of the file.
         """

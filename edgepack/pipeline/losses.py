@@ -15,7 +15,7 @@ from edgepack.types import Array, Factors, LinearLayer, Spectrum
 
 Losses = Mapping[str, Mapping[tuple[str, int | None], float]]
 """By layer name: (form, rank or None for dense) → predicted loss."""
-VERSION = 2
+VERSION = 3
 _Task = tuple[LinearLayer, Spectrum, Array | None, Array | None, tuple[str, ...], tuple[int, ...], str, int, int]
 
 

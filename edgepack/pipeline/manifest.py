@@ -13,8 +13,10 @@ from edgepack.pipeline.attempt import Attempt
 from edgepack.pipeline.baselines import Baseline
 from edgepack.pipeline.prepared import Prepared
 from edgepack.pipeline.probing import Probe
+from edgepack.pipeline.recovering import Outcome, outcome_record
 from edgepack.plan.cost import MEASURED
 from edgepack.plan.forms import file_form
+from edgepack.quantize.split import Split
 from edgepack.types import Contents, Format
 from edgepack.versions import tool_versions
 
@@ -39,6 +41,7 @@ def build_record(ready: Prepared, probes: Sequence[Probe]) -> dict[str, Any]:
             "ram_bytes": options.ram_bytes,
             "latency_s": options.latency_s,
             "pick": list(options.pick),
+            "recover": None if options.recover is None else str(options.recover),
             "largest_onnx_weight_code": ready.task.rounder.largest,
         },
         "seed": options.seed,
@@ -75,18 +78,36 @@ def chosen_by(source: str, *, measured: bool) -> str:
     return f"{MEASURED}, among plans by costs: {source}" if measured else source
 
 
-def pack_file(attempt: Attempt, source: Contents, chosen_by: str, test: float | None) -> dict[str, Any]:
-    """The entry of `model.<format>`; `chosen_by` says where the choice of its form comes from."""
+def pack_file(
+    attempt: Attempt,
+    source: Contents,
+    chosen_by: str,
+    test: float | None,
+    splits: Mapping[str, Split],
+    outcome: Outcome | None,
+) -> dict[str, Any]:
+    """The entry of `model.<format>`.
+
+    Args:
+        chosen_by: where the choice of its form comes from.
+        splits: by layer name, what is lost of its output.
+        outcome: of training its pairs.
+    """
     dense = sum(a * b for a, b, _ in source.weights)
     saved = sum(p.out_features * p.in_features - p.weight_parameters for p in attempt.layers)
     return {
         **_file(attempt.path, attempt.fmt, file_form(attempt.layers, attempt.form), attempt.drop, test),
         "form_chosen_by": chosen_by,
+        "recovery": None if outcome is None else outcome_record(outcome),
         "matrix_parameters": dense - saved,
         "matrix_parameters_share": (dense - saved) / dense if dense else 1.0,
-        "layers": [asdict(choice) for choice in attempt.layers],
+        "layers": [{**asdict(choice), "lost_shares": _shares(splits.get(choice.layer))} for choice in attempt.layers],
         "proofs": {p.name: {"passed": p.passed, "detail": p.detail} for p in attempt.proofs},
     }
+
+
+def _shares(split: Split | None) -> dict[str, float] | None:
+    return None if split is None else {**asdict(split), "total": split.total}
 
 
 def baseline_files(fmt: Format, baseline: Baseline, tests: Mapping[str, float]) -> dict[str, dict[str, Any]]:

@@ -13,7 +13,7 @@ from edgepack.calibrate import ranges
 from edgepack.data import Samples, feeds
 from edgepack.errors import ModelError
 from edgepack.pipeline.observe import Observation, joined
-from edgepack.types import FORMS, Array, Contents, Factors, Format
+from edgepack.types import FORMS, Array, Contents, Factors, Format, Replacement
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -87,6 +87,10 @@ class OnnxFiles:
         """The int8 form that needs no calibration and loses least; fp32 where the model's opset is too old for it."""
         return self.rest("int8-dynamic" if self._supports("int8-dynamic") else "fp32")[0]
 
+    def takes(self, factors: Mapping[str, Replacement]) -> dict[str, Replacement]:
+        """All of them."""
+        return dict(factors)
+
     def write_dense(self, out: Path) -> None:
         """The dense fp32 baseline."""
         from edgepack.onnxgraph.files import save
@@ -114,7 +118,7 @@ class OnnxFiles:
         return "onnxruntime"
 
     def write(
-        self, factors: Mapping[str, Factors], form: str, out: Path, forms: Mapping[str, str] | None = None
+        self, factors: Mapping[str, Replacement], form: str, out: Path, forms: Mapping[str, str] | None = None
     ) -> None:
         """The model with factors in place, in a form; the layers named in `forms` in their own, both halves alike.
 
@@ -128,14 +132,17 @@ class OnnxFiles:
             forms = {half: own for name, own in forms.items() for half in halves.get(name, (name,))}
         self._write_linear(model, form, out, forms)
 
-    def _names_after(self, thin: ir.Model, factors: Mapping[str, Factors]) -> dict[str, tuple[str, ...]]:
+    def _names_after(self, thin: ir.Model, factors: Mapping[str, Replacement]) -> dict[str, tuple[str, ...]]:
         """What each layer is called once factors are in place: its own name, or those of its two halves.
 
         By their order in the graph, as a half gets a number where its name is taken, and a layer may get a simpler name
         where another one that shared its weight is gone.
         """
         after = iter(_layer_names(thin))
-        return {name: tuple(islice(after, 2 if name in factors else 1)) for name in _layer_names(self.model.clone())}
+        return {
+            name: tuple(islice(after, 2 if isinstance(factors.get(name), Factors) else 1))
+            for name in _layer_names(self.model.clone())
+        }
 
     def write_one_layer(self, layer: str, out: Path) -> None:
         """The dense model with a single layer in int8, to see what that layer costs."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from edgepack.errors import UsageError
+from edgepack.recover.budget import Budget
 from edgepack.targets import HOST, Target
 from edgepack.types import FORMATS, Format
 
@@ -33,6 +34,7 @@ class BuildOptions:
         latency_s: longest time of one inference, None for no limit.
         search_minutes: no probe is begun later than this after the search began.
         pick: numbers of explored plans to build instead of the one that the search would choose; empty for none.
+        recover: how long the factors of a plan are trained; None for not at all.
         scheduler: address of a Dask scheduler, None for local processes.
         out: pack folder, None for dist/<model>.<target>.
         fresh: ignore what the cache holds.
@@ -54,6 +56,7 @@ class BuildOptions:
     latency_s: float | None = None
     search_minutes: float = DEFAULT_SEARCH_MINUTES
     pick: tuple[int, ...] = ()
+    recover: Budget | None = None
     scheduler: str | None = None
     out: Path | None = None
     seed: int = 0

@@ -32,6 +32,12 @@ class _Candidate(BaseModel):
     loss: Figure
 
 
+class _Shares(BaseModel):
+    truncation: Figure
+    rounding: Figure
+    latent: Figure
+
+
 class _Layer(BaseModel):
     layer: Text
     out_features: Side
@@ -41,6 +47,7 @@ class _Layer(BaseModel):
     form: Text | None
     reason: Text
     predicted: _Candidate | None
+    lost_shares: _Shares | None = None
 
 
 class _File(BaseModel):

@@ -11,7 +11,7 @@ from pathlib import Path
 from edgepack import metrics
 from edgepack.cache import Cache, digest
 from edgepack.data import Samples, example, read_npz
-from edgepack.errors import ModelError
+from edgepack.errors import ModelError, UsageError
 from edgepack.executor import Workers, workers
 from edgepack.pipeline.attempt import Guard, Prover
 from edgepack.pipeline.covariances import Covariances
@@ -23,6 +23,7 @@ from edgepack.pipeline.onnx_files import OnnxFiles
 from edgepack.pipeline.opened import Opened, model_kind, open_model
 from edgepack.pipeline.options import BuildOptions
 from edgepack.pipeline.pricing import Prices, make_prices
+from edgepack.pipeline.recovering import Recovery
 from edgepack.pipeline.rounding import Rounder
 from edgepack.pipeline.scores import check_evaluate
 from edgepack.pipeline.sensitivity import Sensitivity
@@ -95,6 +96,11 @@ def _prepare(
         check_rank(opened.layers, options.rank)
     data = load_data(options.data, opened, options.model, options.seed)
     method = choose_method(options.method, data)
+    if options.recover is not None and data.calibration is None:
+        raise UsageError(
+            "--recover trains on calibration data, and there are none",
+            hint="give --data F.npz, or put `calibration` into the recipe",
+        )
     test = None if options.test is None else read_npz(options.test, opened.inputs)
     onnx = OnnxFiles(opened.model, data.calibration, largest=options.weight_grids[0])
     dense = work / "dense.fp32.onnx"
@@ -109,9 +115,10 @@ def _prepare(
     prover = Prover(guard, onnx.read(dense), opened.layers, onnx, work)
     search_key = digest(key, method, guard.metric, options.seed, options.exact)
     guarded_key = digest(search_key, guard.reference, guard.samples.labels)
+    recovery = _recovery(options, opened, data, guard, search_key, cache, progress)
     task = Task(
         *(options, opened.layers, spectra, method, prover, cache, guarded_key),
-        *(Rounder(covariances, method, options.seed, onnx.largest), work, progress),
+        *(Rounder(covariances, method, options.seed, onnx.largest), recovery, work, progress),
         warnings=[UNGUARDED] if data.calibration is None else [],
     )
     fate = "it stays dense" if options.rank == "auto" else "it is factored by plain SVD"
@@ -143,6 +150,19 @@ def _prepare(
         for fmt, one in files.items()
     }
     return Prepared(task, opened, data, test, guard, onnx, files, prices, menus, sensitivity.known)
+
+
+def _recovery(
+    options: BuildOptions, opened: Opened, data: Data, guard: Guard, key: str, cache: Cache, progress: Progress
+) -> Recovery | None:
+    if options.recover is None or data.calibration is None:
+        return None
+    return Recovery(
+        *(opened, data.calibration, guard.metric, options.recover, options.seed),
+        digest(key, "recovery"),
+        cache,
+        progress,
+    )
 
 
 def _choose_grid(options: BuildOptions, onnx: OnnxFiles, guard: Guard, work: Path) -> None:

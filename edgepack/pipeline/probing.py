@@ -45,12 +45,12 @@ def probe(task: Task, files: ModelFiles, step: Step) -> Probe:
 
     def measure() -> dict[str, object]:
         out = task.work / f"probe.{files.fmt}"
-        files.write(task.draft(step.layers), form, out, exceptions(step.layers, form))
+        files.write(files.takes(task.draft(step.layers, form)), form, out, exceptions(step.layers, form))
         drop, size = task.prover.drop_of(out, files.fmt), out.stat().st_size
         out.unlink()
         return {"drop": asdict(drop), "size_bytes": size}
 
-    key = digest("probe", 3, task.key, task.rounder.largest, files.fmt, form, step.choices, tool_versions())
+    key = digest("probe", 4, task.key, task.rounder.largest, files.fmt, form, step.choices, tool_versions())
     found = task.cache.record("probes", key, measure)
     drop = Drop(**found["drop"])
     return Probe(files.fmt, form, step.layers, drop, step.loss, step.latency_s, found["size_bytes"])

@@ -13,11 +13,12 @@ from edgepack.factorize.whitened import shrunk_covariance
 from edgepack.pipeline.covariances import Covariances
 from edgepack.pipeline.losses import factors_at
 from edgepack.quantize.alternate import alternate
-from edgepack.quantize.bias import corrected_pair
+from edgepack.quantize.bias import corrected_bias, corrected_pair
 from edgepack.quantize.gauge import LatentGrid, search_gauge, turned
+from edgepack.quantize.gptq import gptq
 from edgepack.quantize.grid import WEIGHT_MAX
 from edgepack.quantize.lattice import WeightGrid, grid_of
-from edgepack.types import FORMS, Array, Factors, LinearLayer, Spectrum
+from edgepack.types import FORMS, WEIGHT_BITS, Array, Dense, Factors, LinearLayer, Moments, Spectrum
 
 VERSION = 1
 ROUNDS = ((1024, 6), (2048, 2), (1 << 62, 0))
@@ -28,7 +29,7 @@ _STATIC = ("int8-static-qdq", "int8-static")
 
 @dataclass
 class Rounder:
-    """Makes the factors of a layer at a rank for a form; those of integer forms are kept in the cache.
+    """Makes what is written for a layer in a form; what lies on integer grids is kept in the cache.
 
     Attributes:
         covariances: of the layers' inputs; a layer without one is rounded to nearest by whoever writes it.
@@ -42,16 +43,16 @@ class Rounder:
     seed: int
     largest: int
     _last: dict[str, Factors] = field(default_factory=dict)
+    _dense: dict[str, Dense] = field(default_factory=dict)
 
     def factors(self, layer: LinearLayer, spectrum: Spectrum, rank: int, form: str) -> Factors:
         """A pair whose weights lie on the grids of the form, so that every quantizer leaves them as they are."""
         if spectrum.mean is None:  # nothing is known of the layer's input
             return self.plain(layer, spectrum, rank)
-        largest = self.largest if form in FORMS["onnx"] else WEIGHT_MAX
-        grids = grid_of(form, rank, largest=largest), grid_of(form, layer.in_features, largest=largest)
+        grids = self._grid(form, rank), self._grid(form, layer.in_features)
         if grids[0] is None or grids[1] is None:
             return self.plain(layer, spectrum, rank)
-        latent: LatentGrid = "static" if form in _STATIC else "dynamic"
+        latent = latent_grid(form)
         key = digest(
             *("rounded", VERSION, self.covariances.key, self.method, layer.name, rank, self.seed, latent),
             *((grid.largest, grid.block) for grid in grids if grid is not None),
@@ -63,6 +64,42 @@ class Rounder:
                 known = self.covariances.cache.keep_arrays("rounded", key, made)
             self._last[key] = _loaded(known)
         return self._last[key]
+
+    def trained(self, layer: LinearLayer, pair: Factors, form: str) -> Factors:
+        """A trained pair for a form; training knew of per-channel int8, which is left to the writer."""
+        grids = self._grid(form, pair.rank), self._grid(form, layer.in_features)
+        moments = self.covariances.of(layer.name)
+        if grids[0] is None or grids[1] is None or moments is None or is_per_channel_int8(form):
+            return pair
+        rounds = _rounds(layer)
+        product = (pair.A.astype(np.float64) @ pair.B).astype(np.float32)
+        rounded = alternate(product, pair, shrunk_covariance(moments), (grids[0], grids[1]), rounds=rounds)
+        return corrected_pair(pair, rounded.factors(None), moments.mean)
+
+    def largest_of(self, form: str) -> int:
+        """Largest int8 weight code of a per-channel form."""
+        return self.largest if form in FORMS["onnx"] else WEIGHT_MAX
+
+    def dense(self, layer: LinearLayer, form: str, *, only_bits: int | None = None) -> Dense | None:
+        """The layer's own weight on the grid of a form; None where there is none, or nothing is known of the input.
+
+        A layer without a bias, or with zeros, gets none: it is rounded on the second moment of its input instead.
+        With `only_bits` all other widths are left to the writer.
+        """
+        moments = self.covariances.of(layer.name)
+        grid = None if moments is None else self._grid(form, layer.in_features)
+        if moments is None or grid is None or not moments.variance.sum() > 0 or only_bits not in (None, grid.bits):
+            return None
+        key = digest("dense", VERSION, self.covariances.key, layer.name, grid.largest, grid.block)
+        if key not in self._dense:
+            known = self.covariances.cache.known_arrays("rounded", key)
+            if known is None:
+                known = self.covariances.cache.keep_arrays("rounded", key, _dense_arrays(layer, moments, grid))
+            self._dense[key] = Dense(known["weight"], known["bias"] if known["bias"].size else None)
+        return self._dense[key]
+
+    def _grid(self, form: str, in_features: int) -> WeightGrid | None:
+        return grid_of(form, in_features, largest=self.largest_of(form))
 
     def plain(self, layer: LinearLayer, spectrum: Spectrum, rank: int) -> Factors:
         """A pair in the basis that quantizes well without a search, for whoever writes it to round."""
@@ -81,11 +118,33 @@ class Rounder:
         pair = turned(pair, spectrum, gauge, seed=self.seed)
         moments = self.covariances.of(layer.name)
         if moments is not None:
-            rounds = next(count for size, count in ROUNDS if layer.in_features <= size)
-            rounded = alternate(layer.weight, pair, shrunk_covariance(moments), grids, rounds=rounds)
+            rounded = alternate(layer.weight, pair, shrunk_covariance(moments), grids, rounds=_rounds(layer))
             pair = corrected_pair(pair, rounded.factors(None), moments.mean)
         bias = np.zeros(0, np.float32) if pair.bias is None else pair.bias
         return {"A": pair.A, "B": pair.B, "bias": bias}
+
+
+def is_per_channel_int8(form: str) -> bool:
+    """Whether a form has 8-bit weights with one scale per output channel."""
+    return WEIGHT_BITS[form] == 8 and not form.startswith("nbits")
+
+
+def _rounds(layer: LinearLayer) -> int:
+    return next(count for size, count in ROUNDS if layer.in_features <= size)
+
+
+def latent_grid(form: str) -> LatentGrid:
+    """How an integer form rounds what flows between the two factors."""
+    return "static" if form in _STATIC else "dynamic"
+
+
+def _dense_arrays(layer: LinearLayer, moments: Moments, grid: WeightGrid) -> Mapping[str, Array]:
+    covariance = shrunk_covariance(moments)
+    if layer.bias is None or not layer.bias.any():
+        weight = gptq(layer.weight, covariance + np.outer(moments.mean, moments.mean), grid).weight
+        return {"weight": weight, "bias": np.zeros(0, np.float32) if layer.bias is None else layer.bias}
+    weight = gptq(layer.weight, covariance, grid).weight
+    return {"weight": weight, "bias": corrected_bias(layer.bias, layer.weight, weight, moments.mean)}
 
 
 def _loaded(arrays: Mapping[str, Array]) -> Factors:

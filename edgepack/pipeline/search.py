@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -23,6 +23,10 @@ from edgepack.types import WEIGHT_BITS
 
 FINALISTS = 3
 """Plans that are compared by measuring their files where the target is this machine."""
+
+REACH = (4.0, 2.0)
+"""Training may take back most of a drop: plans that lose so many times the limit without it are tried first, each
+trained in turn until one is within the limit."""
 
 
 @dataclass(frozen=True)
@@ -61,15 +65,19 @@ class Search:
         """
         if limit is None or not self._task.prover.guard.guarded:
             return self._best([steps[-1], steps[0]], None)
-        start = None if self._start is None else sum(step.loss <= self._start for step in steps) - 1
-        look = partial(self._look, steps)
-        drops = climb(len(steps), look, limit, start=start, deadline_s=self._deadline_s)
-        good = within(drops, limit)
-        order = sorted(good, key=lambda i: (steps[i].latency_s, steps[i].size_bytes))
+        drops = self._climb(steps, limit)
+        order = _fastest(steps, within(drops, limit))
         if not order:  # then the closest that was seen
             order = [min(drops, key=lambda i: (drops[i].value, i))]
+        if self._task.recovery is not None:
+            wider = [limit * reach for reach in REACH]
+            order = [i for far in wider for i in _fastest(steps, within(self._climb(steps, far), far))[:1]] + order
         # The plan that loses least is the last resort, in a form or a format that loses more than its probe.
         return self._best([steps[i] for i in [*order, 0]], limit)
+
+    def _climb(self, steps: Sequence[Step], limit: float) -> dict[int, Drop]:
+        start = None if self._start is None else sum(step.loss <= self._start for step in steps) - 1
+        return climb(len(steps), partial(self._look, steps), limit, start=start, deadline_s=self._deadline_s)
 
     def explore(self, steps: Sequence[Step]) -> None:
         """Probes all steps, as far as the time allows; they are in `probes` then."""
@@ -85,12 +93,15 @@ class Search:
         return tuple(sorted(self._probes.values(), key=lambda found: found.loss))
 
     def _look(self, steps: Sequence[Step], index: int) -> Drop:
+        choices = tuple(steps[index].choices)
+        if choices in self._probes:
+            return self._probes[choices].drop
         limit = self._task.options.drop_limit
         good = [p for p in self.probes if limit is not None and p.drop.value <= limit]
         best = min(good, key=lambda p: p.latency_s, default=None)
         said = "" if best is None else f", best so far {seconds(best.latency_s)} at a drop of {best.drop.value:.2f}"
         self._task.progress(f"search {self._files.fmt}{said}", len(self._probes), 0)
-        found = self._probes[tuple(steps[index].choices)] = probe(self._task, self._files, steps[index])
+        found = self._probes[choices] = probe(self._task, self._files, steps[index])
         return found.drop
 
     def _best(self, steps: Sequence[Step], limit: float | None) -> Found:
@@ -103,7 +114,7 @@ class Search:
             sound += attempts
             good += [a for a in attempts if a.within(limit)]
             plans += any(a.within(limit) for a in attempts)
-            if plans == (FINALISTS if self._task.measures_here else 1):
+            if plans == (FINALISTS if self._task.measures_here and self._task.recovery is None else 1):
                 break
         if not sound:
             raise ProofError(
@@ -127,7 +138,7 @@ class Search:
         it."""
         for form, layers in self._variants(step.layers):
             self._task.progress(f"emit {self._files.fmt} {form}")
-            factors = self._task.factors(layers, form)
+            factors = self._files.takes(self._task.factors(layers, form))
             path = self._task.work / f"{digest(step.choices, form)[:12]}.{self._files.fmt}"
             try:
                 attempt = self._task.prover.attempt(self._files, layers, factors, form, path)
@@ -147,6 +158,10 @@ class Search:
         for form in self._files.whole_forms:
             if all(WEIGHT_BITS[layer.form or form] == WEIGHT_BITS[form] for layer in layers):
                 yield form, tuple(replace(layer, form=form) for layer in layers)
+
+
+def _fastest(steps: Sequence[Step], indices: Iterable[int]) -> list[int]:
+    return sorted(indices, key=lambda i: (steps[i].latency_s, steps[i].size_bytes))
 
 
 def _name(attempt: Attempt) -> str:

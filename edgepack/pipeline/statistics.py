@@ -12,15 +12,17 @@ from edgepack.cache import Cache, digest
 from edgepack.data import Samples
 from edgepack.executor import Workers, map_tasks
 from edgepack.factorize import factorizer
+from edgepack.factorize.whitened import shrunk_covariance
 from edgepack.pipeline.covariances import Covariances
 from edgepack.progress import Progress
+from edgepack.quantize.gptq import innovation
 from edgepack.types import Array, InputSpread, LinearLayer, Moments, Spectrum
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
 FALLBACK = "svd"
-VERSION = 2
+VERSION = 3
 
 
 def decompose(
@@ -86,14 +88,14 @@ def _spectrum(layer: LinearLayer, method: str) -> dict[str, Array]:
 def _spread(seen: Moments | None) -> dict[str, Array]:
     if seen is None:
         return {"variance": np.zeros(0), "range": np.zeros(0)}
-    return {"variance": seen.variance, "range": np.array([seen.low, seen.high, seen.row_range])}
+    share = innovation(shrunk_covariance(seen))
+    return {"variance": seen.variance, "range": np.array([seen.low, seen.high, seen.row_range, share])}
 
 
 def _loaded(arrays: Mapping[str, Array]) -> Spectrum:
     inputs = None
     if arrays["range"].size:
-        low, high, row_range = map(float, arrays["range"])
-        inputs = InputSpread(arrays["variance"], low, high, row_range)
+        inputs = InputSpread(arrays["variance"], *map(float, arrays["range"]))
     return Spectrum(arrays["basis"], arrays["energies"], arrays["mean"] if arrays["mean"].size else None, inputs)
 
 

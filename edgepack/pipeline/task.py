@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from edgepack.cache import Cache, digest, file_digest
@@ -12,11 +13,12 @@ from edgepack.executor import one_thread
 from edgepack.inference import load, rename
 from edgepack.pipeline.attempt import Prover
 from edgepack.pipeline.options import BuildOptions
-from edgepack.pipeline.rounding import Rounder
+from edgepack.pipeline.recovering import Outcome, Recovery
+from edgepack.pipeline.rounding import Rounder, is_per_channel_int8
 from edgepack.plan.cost import interleaved_latency_s
 from edgepack.progress import Progress
 from edgepack.targets import HOST
-from edgepack.types import Factors, Format, LayerPlan, LinearLayer, Spectrum
+from edgepack.types import Dense, Factors, Format, LayerPlan, LinearLayer, Replacement, Spectrum
 from edgepack.versions import tool_versions
 
 
@@ -27,6 +29,7 @@ class Task:
     Attributes:
         key: digest of all that decides what a plan's file answers: model, data, method, metric, seed, arithmetic.
         rounder: makes factors.
+        recovery: trains them; None without `--recover`.
         work: temporary folder.
         warnings: what the user should hear; each once.
     """
@@ -39,6 +42,7 @@ class Task:
     cache: Cache
     key: str
     rounder: Rounder
+    recovery: Recovery | None
     work: Path
     progress: Progress
     warnings: list[str] = field(default_factory=list)
@@ -53,26 +57,51 @@ class Task:
         if message not in self.warnings:
             self.warnings.append(message)
 
-    def draft(self, plan: Sequence[LayerPlan]) -> dict[str, Factors]:
-        """Factors of every layer that the plan factors, quickly: what a form rounds to nearest."""
-        return self._each(plan, lambda layer, spectrum, rank, _: self.rounder.plain(layer, spectrum, rank))
+    def draft(self, plan: Sequence[LayerPlan], form: str) -> dict[str, Replacement]:
+        """What the plan writes for its layers, quickly: pairs and 8-bit weights are left to be rounded to nearest.
 
-    def factors(self, plan: Sequence[LayerPlan], form: str) -> dict[str, Factors]:
-        """Factors of every layer that the plan factors, on the grids of its form; `form` is that of the file."""
-        own = form.partition("+")[0]
+        With 4 bits the difference is large: there dense layers are rounded as in the end, once for all plans.
+        """
         return self._each(
-            plan, lambda layer, spectrum, rank, form: self.rounder.factors(layer, spectrum, rank, form or own)
+            *(plan, form, lambda layer, spectrum, rank, _: self.rounder.plain(layer, spectrum, rank)),
+            partial(self.rounder.dense, only_bits=4),
         )
 
+    def factors(self, plan: Sequence[LayerPlan], form: str) -> dict[str, Replacement]:
+        """What the plan writes for its layers, on the grids of their forms; `form` is that of the file."""
+        if self.recovery is None:
+            return self._each(plan, form, self.rounder.factors, self.rounder.dense)
+        outcome = self.recovered(plan, form)
+        trained = {} if outcome is None else outcome.factors
+        return self._each(
+            *(plan, form, lambda layer, _, rank, own: self.rounder.trained(layer, trained[layer.name], own)),
+            self.rounder.dense,
+        )
+
+    def recovered(self, plan: Sequence[LayerPlan], form: str) -> Outcome | None:
+        """What training made of the plan's pairs; None without `--recover`, and for a plan without pairs."""
+        pairs = {layer.layer: layer.form or form.partition("+")[0] for layer in plan if layer.rank is not None}
+        if self.recovery is None or not pairs:
+            return None
+        start = {name: part for name, part in self.draft(plan, form).items() if isinstance(part, Factors)}
+        int8 = all(is_per_channel_int8(own) for own in pairs.values())
+        return self.recovery.of(start, int8=int8, largest=min(map(self.rounder.largest_of, pairs.values())))
+
     def _each(
-        self, plan: Sequence[LayerPlan], make: Callable[[LinearLayer, Spectrum, int, str | None], Factors]
-    ) -> dict[str, Factors]:
+        self,
+        plan: Sequence[LayerPlan],
+        form: str,
+        pair: Callable[[LinearLayer, Spectrum, int, str], Factors],
+        dense: Callable[[LinearLayer, str], Dense | None],
+    ) -> dict[str, Replacement]:
+        made: dict[str, Replacement] = {}
         with one_thread():  # the same bytes on machines with more cores
-            return {
-                layer.name: make(layer, spectrum, choice.rank, choice.form)
-                for layer, spectrum, choice in zip(self.layers, self.spectra, plan, strict=True)
-                if choice.rank is not None
-            }
+            for layer, spectrum, choice in zip(self.layers, self.spectra, plan, strict=True):
+                own = choice.form or form.partition("+")[0]
+                part = dense(layer, own) if choice.rank is None else pair(layer, spectrum, choice.rank, own)
+                if part is not None:
+                    made[layer.name] = part
+        return made
 
     def latencies(self, paths: Mapping[str, Path], fmt: Format) -> dict[str, float]:
         """Seconds per inference of files on this machine, measured in turns and kept in the cache."""

@@ -17,7 +17,7 @@ from edgepack.emit.tflite_places import Places, find_places
 from edgepack.emit.tflite_quantize import LAYER_FORMS, check_mixture
 from edgepack.errors import ModelError
 from edgepack.pipeline.opened import Opened
-from edgepack.types import Array, Contents, Factors, Format
+from edgepack.types import Array, Contents, Factors, Format, Replacement
 from edgepack.versions import tool_versions
 
 RANGE_SAMPLES = 128
@@ -36,7 +36,7 @@ class _Float:
 
     key: str
     path: Path
-    factors: Mapping[str, Factors]
+    factors: Mapping[str, Replacement]
     operators: Mapping[str, Sequence[str]] | None
 
 
@@ -98,6 +98,14 @@ class TfliteFiles:
         """Forms that only a whole file has."""
         return ("int8-static",) if self.calibrated else ()
 
+    def takes(self, factors: Mapping[str, Replacement]) -> dict[str, Replacement]:
+        """All pairs; and other weights of dense layers whose operators are fully understood, where the pairs are put
+        into the dense file as well."""
+        pairs = _pairs(factors)
+        if len(pairs) == len(factors) or not self._places.takes(pairs):
+            return {**pairs}
+        return {name: part for name, part in factors.items() if name in pairs or self._places.takes({name: part})}
+
     def write_dense(self, out: Path) -> None:
         """The dense fp32 baseline."""
         self.write({}, "fp32", out)
@@ -108,12 +116,12 @@ class TfliteFiles:
         return "ai-edge-quantizer"
 
     def write(
-        self, factors: Mapping[str, Factors], form: str, out: Path, forms: Mapping[str, str] | None = None
+        self, factors: Mapping[str, Replacement], form: str, out: Path, forms: Mapping[str, str] | None = None
     ) -> None:
         """The model with factors in place, in a form.
 
         Args:
-            factors: by layer name; all other layers stay dense.
+            factors: by layer name, as `takes` leaves them; all other layers stay as they are.
             form: of every layer that is not in `forms`, and of all other operators.
             out: where to write.
             forms: of single layers, by name: some of `layer_forms()`; beside "int8-static" only "fp32". Both halves of
@@ -163,7 +171,7 @@ class TfliteFiles:
         opened = self._source()
         return find_places(self._dense, opened.layers, _vectors(opened))
 
-    def _float(self, key: str, factors: Mapping[str, Factors]) -> _Float:
+    def _float(self, key: str, factors: Mapping[str, Replacement]) -> _Float:
         """The fp32 file of a plan; that of the last one is kept, for the other forms of the same plan."""
         last = self._last
         if last is not None and last.key == key and last.path.is_file():
@@ -173,14 +181,15 @@ class TfliteFiles:
         self._last = self._made(key, factors)
         return self._last
 
-    def _made(self, key: str, factors: Mapping[str, Factors]) -> _Float:
+    def _made(self, key: str, factors: Mapping[str, Replacement]) -> _Float:
         if not factors:
             return _Float(key, self._dense, factors, None)
         path = self._work / f"{key[:16]}.fp32.tflite"
         if self._places.takes(factors):
-            return _Float(key, path, factors, self._places.split(path, factors))
-        self._cache.file("tflite", key, ".tflite", lambda made: self._convert(factors, made), path)
-        return _Float(key, path, factors, None)
+            return _Float(key, path, factors, self._places.replace(path, factors))
+        pairs = _pairs(factors)
+        self._cache.file("tflite", key, ".tflite", lambda made: self._convert(pairs, made), path)
+        return _Float(key, path, pairs, None)
 
     def _convert(self, factors: Mapping[str, Factors], path: Path) -> None:
         opened = self._source()
@@ -200,7 +209,7 @@ class TfliteFiles:
             return {}
         operators = source.operators
         if operators is None and source.factors:
-            operators = find_places(source.path, self._source().layers, (), source.factors).operators
+            operators = find_places(source.path, self._source().layers, (), _pairs(source.factors)).operators
         operators = self._places.operators if operators is None else operators
         lost = [name for name in forms if not operators.get(name)]
         if lost:
@@ -233,9 +242,13 @@ class TfliteFiles:
         return {spec.name: np.stack([run[spec.name] for run in runs]) for spec in specs}
 
 
-def _parts(name: str, factors: Factors) -> list[object]:
-    bias = [] if factors.bias is None else [factors.bias]
-    return [name, factors.A, factors.B, *bias]
+def _pairs(factors: Mapping[str, Replacement]) -> dict[str, Factors]:
+    return {name: part for name, part in factors.items() if isinstance(part, Factors)}
+
+
+def _parts(name: str, part: Replacement) -> list[object]:
+    bias = [] if part.bias is None else [part.bias]
+    return [name, *([part.A, part.B] if isinstance(part, Factors) else [part.weight]), *bias]
 
 
 def _vectors(opened: Opened) -> list[Array]:

@@ -3,7 +3,8 @@
 C is the covariance of the layer's input and G the second moment of the loss gradient at its output (Martens and Grosse,
 "Optimizing Neural Networks with Kronecker-factored Approximate Curvature", ICML 2015). Nothing here multiplies
 matrices of the layer's size once per candidate: with the basis U of the spectrum, W C Wᵀ = U diag(σ²) Uᵀ, and
-M = Uᵀ G U, made once, a rank r loses Σ_{i≥r} M_ii σ_i². A grid adds independent uniform errors of variance step²/12.
+M = Uᵀ G U, made once, a rank r loses Σ_{i≥r} M_ii σ_i². A grid adds independent uniform errors of variance step²/12, of
+which rounding one weight after the other leaves the share that cannot be predicted (`edgepack.quantize.gptq`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 
 from edgepack.quantize.blocks import block_for, zero_point
 from edgepack.quantize.gauge import ACTIVATION_STEPS, latent_span
+from edgepack.quantize.gptq import innovation
 from edgepack.quantize.grid import WEIGHT_MAX
 from edgepack.quantize.lattice import INT4_MAX
 from edgepack.types import WEIGHT_BITS, Array, Factors, LinearLayer, Spectrum
@@ -71,7 +73,8 @@ def layer_losses(
     did not interact. Without them G = I / (output energy of this layer), so that the loss is the lost share of the
     layer's output energy: a rank r in fp32 loses `spectrum.lost_share()[r]`, and layers compare by that share. The two
     kinds of figures must not be mixed in one model. Biases are taken to make up for ΔW μ of the truncation, as
-    centred whitening does, but not for the rounding of weights, which sees the inputs' mean as well.
+    centred whitening does, and for that of the rounding of weights, which later weights make up for as far as inputs
+    predict each other: `InputSpread.innovation`.
 
     Args:
         layer: without its moments.
@@ -112,7 +115,9 @@ class _View:
     Attributes:
         weight, basis: W (out, in) and U (out, k).
         energies: (k,) σ².
-        mean, power: (in,) E[x] and E[x²].
+        mean, power, variance: (in,) E[x], E[x²] and their difference.
+        innovation: see `InputSpread`.
+        biased: whether a bias makes up for the mean of rounding errors.
         output: (out,) diagonal of G, divided by `unit` like all that is made from G.
         inner: (k, k) M = Uᵀ G U; None for G = I, where it is I as well.
         truncation: (k + 1,) what is lost at each rank.
@@ -126,6 +131,9 @@ class _View:
     energies: Array
     mean: Array
     power: Array
+    variance: Array
+    innovation: float
+    biased: bool
     output: Array
     inner: Array | None
     truncation: Array
@@ -136,7 +144,8 @@ class _View:
 def _view(layer: LinearLayer, spectrum: Spectrum, gradient: Array | None, activations: set[Activations]) -> _View:
     weight = np.asarray(layer.weight, np.float32)
     basis, energies = spectrum.basis, spectrum.energies
-    mean, power = _input(layer, spectrum)
+    mean, variance = _input(layer, spectrum)
+    power = variance + np.square(mean)
     if gradient is None:
         metric, inner, output = None, None, np.ones(len(weight))
         unit = _share_unit(weight, energies, power)
@@ -154,15 +163,30 @@ def _view(layer: LinearLayer, spectrum: Spectrum, gradient: Array | None, activa
         spans = {"static": max(seen.high, 0.0) - min(seen.low, 0.0), "dynamic": seen.row_range}
         noises = {kind: _activation_noise(spans[kind], power) for kind in activations}
     through = _through(weight, basis, metric, inner, noises)
-    return _View(weight, basis, energies, mean, power, output, inner, truncation, through, unit)
+    left = 1.0 if spectrum.inputs is None else spectrum.inputs.innovation
+    return _View(
+        weight,
+        basis,
+        energies,
+        mean,
+        power,
+        variance,
+        left,
+        layer.bias is not None and bool(layer.bias.any()),
+        output,
+        inner,
+        truncation,
+        through,
+        unit,
+    )
 
 
 def _input(layer: LinearLayer, spectrum: Spectrum) -> tuple[Array, Array]:
-    """E[x] and E[x²] per feature."""
+    """Mean and variance per feature."""
     if spectrum.inputs is None:
         return np.zeros(layer.in_features), np.ones(layer.in_features)
     mean = np.zeros(layer.in_features) if spectrum.mean is None else spectrum.mean
-    return mean, np.clip(spectrum.inputs.variance, 0.0, None) + np.square(mean)
+    return mean, np.clip(spectrum.inputs.variance, 0.0, None)
 
 
 def _share_unit(weight: Array, energies: Array, power: Array) -> float:
@@ -216,7 +240,8 @@ def _weight_noise(weight: Array, power: Array, grid: Grid) -> Array:
 
 
 def _dense_noise(view: _View, grid: Grid) -> float:
-    noise = float(view.output @ _weight_noise(view.weight, view.power, grid))
+    spread = view.variance if view.biased else view.power
+    noise = view.innovation * float(view.output @ _weight_noise(view.weight, spread, grid))
     return noise + view.through[grid.activations][0] if view.through else noise
 
 
@@ -227,12 +252,14 @@ class _Pair:
     Attributes:
         cost: (r,) diagonal of Aᵀ G A, what noise in a component of the latent costs.
         mean, variance: (r,) of the latent.
+        left: shares of the errors of A and of B that rounding leaves: of those that later weights make up for.
     """
 
     factors: Factors
     cost: Array
     mean: Array
     variance: Array
+    left: tuple[float, float]
 
 
 def _pair(view: _View, factors: Factors) -> _Pair:
@@ -240,9 +267,12 @@ def _pair(view: _View, factors: Factors) -> _Pair:
     rank = factors.rank
     gauge = view.basis[:, :rank].T @ factors.A
     seen = gauge if view.inner is None else view.inner[:rank, :rank] @ gauge
-    cost = np.clip((gauge * seen).sum(axis=0, dtype=np.float64), 0.0, None)
-    variance = np.square(_inverse(gauge)) @ view.energies[:rank]
-    return _Pair(factors, cost, factors.B @ view.mean, variance)
+    costs = (gauge.T @ seen).astype(np.float64)
+    back = _inverse(gauge)
+    latent = (back * view.energies[:rank]) @ back.T
+    left = innovation(latent), view.innovation * innovation(costs)
+    cost, variance = (np.clip(np.diag(moment), 0.0, None) for moment in (costs, latent))
+    return _Pair(factors, cost, factors.B @ view.mean, variance, left)
 
 
 def _inverse(gauge: Array) -> Array:
@@ -258,10 +288,10 @@ def _pair_noise(view: _View, pair: _Pair, grid: Grid) -> float:
     """Noise of the input, of B and of the latent's grid goes through A; A adds its own."""
     A, B = pair.factors.A, pair.factors.B
     power = pair.variance + np.square(pair.mean)
-    latent = _weight_noise(B, view.power, grid)
+    latent = pair.left[1] * _weight_noise(B, view.variance, grid)
     entered = 0.0
     if view.through:
-        latent += _activation_noise(latent_span(pair.mean, pair.variance, grid.activations), power)
+        latent = latent + _activation_noise(latent_span(pair.mean, pair.variance, grid.activations), power)
         entered = float(view.through[grid.activations][1][pair.factors.rank])
-    last = _weight_noise(A, power + latent, grid)
+    last = pair.left[0] * _weight_noise(A, pair.variance + latent, grid)
     return float(pair.cost @ latent + view.output @ last) + entered

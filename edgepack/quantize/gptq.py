@@ -106,6 +106,17 @@ def planes(hessian: Array, *, damping: float = DAMPING) -> Planes:
     return Planes(scaled, order, lower.astype(np.float32), np.square(diagonal).astype(np.float32))
 
 
+def innovation(hessian: Array) -> float:
+    """Share of the energy of features that those rounded after them do not predict: Σ L_jj² / tr H, at most 1.
+
+    What this rounding is expected to leave of the error of rounding to nearest, if all steps are alike.
+
+    Raises:
+        DataError: the hessian is not finite.
+    """
+    return min(float(planes(hessian).costs.mean()), 1.0)
+
+
 def gptq(
     weight: Array,
     hessian: Array | Planes,

@@ -62,15 +62,17 @@ def split_error(
     """
     C = np.asarray(covariance, np.float64)
     W = np.asarray(weight, np.float64)
-    product = exact.A.astype(np.float64) @ exact.B
-    cut, off = W - product, product - rounded.A.astype(np.float64) @ rounded.B
-    energy = float(((W @ C) * W).sum())
+    A, B, A2, B2 = (np.asarray(factor, np.float64) for factor in (exact.A, exact.B, rounded.A, rounded.B))
+    product, through = A @ B, A @ (B @ C)
+    cut, off = W - product, product - A2 @ B2
+    W_seen = W @ C  # the one product of three wide matrices
+    cut_seen, off_seen = W_seen - through, through - A2 @ (B2 @ C)
+    energy = float((W_seen * W).sum())
     unit = 1 / energy if energy > 0 else 0.0
-    off_seen = off @ C
     shift = (cut + off) @ mean + _or_zeros(bias) - _or_zeros(rounded.bias)
     return Split(
-        truncation=float(((cut @ C) * cut).sum()) * unit,
-        rounding=float((off_seen * off).sum()) * unit,
+        truncation=max(float((cut_seen * cut).sum()), 0.0) * unit,
+        rounding=max(float((off_seen * off).sum()), 0.0) * unit,
         latent=_latent_energy(rounded, C, mean, latent) * unit,
         offset=float(np.square(shift).sum()) * unit,
         cross=2 * float((off_seen * cut).sum()) * unit,

@@ -24,6 +24,9 @@ class Epochs:
         if not 1 <= self.count <= _MOST_EPOCHS:
             raise UsageError(f"{self.count} epochs of recovery: expected 1 … {_MOST_EPOCHS}", hint=_HINT)
 
+    def __str__(self) -> str:
+        return f"{self.count}epochs"
+
 
 @dataclass(frozen=True)
 class Seconds:
@@ -34,6 +37,9 @@ class Seconds:
     def __post_init__(self) -> None:
         if not 0.0 < self.seconds < math.inf:
             raise UsageError(f"{self.seconds:g} seconds of recovery: expected more than none", hint=_HINT)
+
+    def __str__(self) -> str:
+        return f"{self.seconds:g}s"
 
 
 Budget = Epochs | Seconds

@@ -29,7 +29,7 @@ def render_build(out: Path, manifest: Mapping[str, Any]) -> Group:
     head = f"{out}: {manifest['model']['name']} for {manifest['target']['name']}, guard: {guard}{note}"
     rows = [_file_row(name, files) for name in sorted(files, reverse=True)]
     table = plain_table(FILE_HEADERS, rows, right=FILE_HEADERS[2:7])
-    lines = [Text(head), table, *_plans(files)]
+    lines = [Text(head), table, *_recoveries(files), *_plans(files)]
     lines += [Text(f"warning: {warning}", style="yellow") for warning in manifest["warnings"]]
     return Group(*lines)
 
@@ -55,6 +55,20 @@ def _times(baseline: Mapping[str, Any] | None, entry: Mapping[str, Any]) -> str:
     if baseline is None or baseline is entry:
         return "–"
     return f"{baseline['size_bytes'] / entry['size_bytes']:.1f}×"
+
+
+def _recoveries(files: Mapping[str, Mapping[str, Any]]) -> list[Any]:
+    from rich.text import Text
+
+    lines = []
+    for name, entry in sorted(files.items()):
+        found = entry.get("recovery")
+        if found is not None:
+            loss = found["held_out_loss"]
+            said = f"recovered in {found['steps']} steps, held-out loss {loss['before']:.3g} → {loss['after']:.3g}"
+            rest = ", ".join(found["not_trained"])
+            lines.append(Text(f"{name}: {said}{'; not trained: ' if rest else ''}{rest}"))
+    return lines
 
 
 def _plans(files: Mapping[str, Mapping[str, Any]]) -> list[Any]:

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from rich.console import Group
 
 SHORT = ("layer", "out×in", "form", "rank", "weights", "why")
-LONG = ("layer", "out×in", "form", "rank", "break-even", "weights", "size", "latency", "loss", "why")
+NOTHING = 1e-9
+"""Shares that are rounding errors of their own computation."""
+LONG = ("layer", "out×in", "form", "rank", "break-even", "weights", "size", "latency", "loss", "lost", "why")
 
 
 def layer_table(layers: Sequence[Mapping[str, Any]], headers: tuple[str, ...] = SHORT) -> Any:
@@ -41,7 +43,7 @@ def render_planned(pack: Path, manifest: Mapping[str, Any]) -> Group:
         )
         parts.append(layer_table(entry["layers"], LONG))
     weighted = manifest.get("loss_weighted_by", "output energy")
-    parts.append(Text(f"latency: of the layer alone, predicted. {_LOSSES[weighted]}", style="dim"))
+    parts.append(Text(f"latency: of the layer alone, predicted. {_LOSSES[weighted]} {_LOST}", style="dim"))
     return Group(*parts)
 
 
@@ -49,6 +51,19 @@ _LOSSES = {
     "output gradients": "loss: predicted, in nats of the answer's change to second order, quantization included.",
     "output energy": "loss: predicted share of the layer's output energy, quantization included.",
 }
+
+
+_LOST = (
+    "lost: share of the layer's output energy on the calibration data: of a pair to truncation + rounding of weights + "
+    "rounding of what flows between the two, of a dense layer to rounding."
+)
+
+
+def _lost(shares: Mapping[str, float] | None, rank: int | None) -> str:
+    if shares is None:
+        return NONE
+    names = ("rounding",) if rank is None else ("truncation", "rounding", "latent")
+    return " + ".join(f"{shares[name]:.1e}" if shares[name] > NOTHING else "0" for name in names)
 
 
 def _cells(layer: Mapping[str, Any]) -> dict[str, str]:
@@ -66,5 +81,6 @@ def _cells(layer: Mapping[str, Any]) -> dict[str, str]:
         "size": NONE if predicted is None else size(predicted["size_bytes"]),
         "latency": NONE if predicted is None else seconds(predicted["latency_s"]),
         "loss": NONE if predicted is None else f"{predicted['loss']:.2g}",
+        "lost": _lost(layer.get("lost_shares"), rank),
         "why": layer["reason"],
     }

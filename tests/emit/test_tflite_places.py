@@ -11,7 +11,7 @@ from edgepack.emit.tflite_places import Places, find_places
 from edgepack.tflitegraph import linear_ops, operators, weight_bytes
 from edgepack.tfliterun import interpreter, run, signature
 from edgepack.torchgraph import flat_module, load_program
-from edgepack.types import Array
+from edgepack.types import Array, Dense
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 
@@ -33,7 +33,7 @@ def test_split_file_equals_a_converted_one(emitter: TfliteEmitter, tmp_path: Pat
     case, places = placed(emitter, name, tmp_path)
     assert set(places.operators) == {layer.name for layer in case.layers}
     assert places.takes(case.factors)
-    operators_of = places.split(tmp_path / "thin.tflite", case.factors)
+    operators_of = places.replace(tmp_path / "thin.tflite", case.factors)
     emitter.emit(tmp_path / "converted.tflite", case.layers, case.factors)
     assert error(run(interpreter(tmp_path / "thin.tflite"), case.inputs), case.thin) < 1e-5
     assert signature(tmp_path / "thin.tflite") == signature(tmp_path / "dense.tflite")
@@ -52,6 +52,29 @@ def test_split_file_equals_a_converted_one(emitter: TfliteEmitter, tmp_path: Pat
         ] * layer.uses
 
 
+@pytest.mark.parametrize("name", ["encoder", "cnn", "shared"])
+def test_another_weight_stands_in_the_place_of_a_dense_one(emitter: TfliteEmitter, tmp_path: Path, name: str) -> None:
+    case, places = placed(emitter, name, tmp_path)
+    given = {}
+    for layer in case.layers:
+        bias = None if layer.bias is None else layer.bias + np.float32(0.5)
+        part = {layer.name: Dense(layer.weight * np.float32(2), bias)}
+        given |= part if places.takes(part) else {}
+    assert given, "one at least has nothing folded into it"
+    operators_of = places.replace(tmp_path / "other.tflite", given)
+    assert operators_of == places.operators
+    dense, other = ({op.output: op for op in linear_ops(tmp_path / f"{k}.tflite")} for k in ("dense", "other"))
+    assert dense.keys() == other.keys()
+    for layer in case.layers:
+        for output in places.operators[layer.name]:
+            factor = 2 if layer.name in given else 1
+            np.testing.assert_allclose(other[output].weight, factor * dense[output].weight, rtol=1e-6)
+            changed = layer.name in given and layer.bias is not None
+            assert (
+                other[output].bias is not None and not np.array_equal(other[output].bias, dense[output].bias)
+            ) == changed
+
+
 @pytest.fixture(scope="module")
 def normed(emitter: TfliteEmitter, tmp_path_factory: pytest.TempPathFactory) -> tuple[Case, Places]:
     return placed(emitter, "normed", tmp_path_factory.mktemp("normed"))
@@ -62,7 +85,7 @@ def test_split_gives_the_same_bytes_and_leaves_other_layers_alone(normed: tuple[
     second = case.layers[1].name
     only = {second: case.factors[second]}
     for name in ("a", "b"):
-        places.split(tmp_path / name, only)
+        places.replace(tmp_path / name, only)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     assert len(operators(tmp_path / "a")) == len(operators(places.path)) + 1
     assert (tmp_path / "a").stat().st_size < places.path.stat().st_size

@@ -33,7 +33,9 @@ class Counted:
     def write(
         self, factors: Mapping[str, Factors], form: str, out: Path, forms: Mapping[str, str] | None = None
     ) -> None:
-        self.written.append((form, {name: one.rank for name, one in factors.items()}, dict(forms or {})))
+        self.written.append(
+            (form, {name: one.rank for name, one in factors.items() if isinstance(one, Factors)}, dict(forms or {}))
+        )
         self._files.write(factors, form, out, forms)
 
 

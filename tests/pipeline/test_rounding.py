@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from edgepack.progress import silent
 from edgepack.quantize.blocks import dequantize_blocks, quantize_blocks
 from edgepack.quantize.gauge import balanced
 from edgepack.quantize.grid import quantize_weight
+from edgepack.quantize.split import dense_share
 from edgepack.types import Array, Factors, InputSpread, LinearLayer, Moments, Spectrum
 
 OUT, IN, RANK = 48, 96, 16
@@ -119,3 +121,65 @@ def test_fp32_and_layers_never_seen_stay_as_the_factorizer_made_them(
     pair = Rounder(covariances, "whitened", 0, 127).factors(layer, spectrum, RANK, "fp32")
     np.testing.assert_array_equal(pair.A, plain.A)
     assert covariances.asked == 0
+
+
+FORMS = ["int8-dynamic", "int8-static-qdq", "nbits8", "nbits4", "int8-static", "int4-dynamic-range"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_dense_layer_loses_less_than_rounded_to_nearest_and_stays_as_it_is(
+    form: str, seen: tuple[LinearLayer, Moments, Spectrum], tmp_path: Path
+) -> None:
+    layer, moments, _ = seen
+    made = Rounder(Known(tmp_path, moments), "whitened", 0, 127).dense(layer, form)
+    assert made is not None
+    np.testing.assert_array_equal(nearest(made.weight, form), made.weight)
+    shares = [
+        dense_share(layer.weight, weight, moments.covariance) for weight in (made.weight, nearest(layer.weight, form))
+    ]
+    assert shares[0] < 0.5 * shares[1]
+    mean = layer.weight @ moments.mean + layer.bias
+    np.testing.assert_allclose(made.weight @ moments.mean + made.bias, mean, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("bias", [None, np.zeros(OUT, np.float32)])
+def test_a_layer_without_a_bias_gets_none_and_keeps_its_mean_nearly(
+    bias: Array | None, seen: tuple[LinearLayer, Moments, Spectrum], tmp_path: Path
+) -> None:
+    layer, moments, _ = seen
+    unbiased = replace(layer, bias=bias)
+    made = Rounder(Known(tmp_path, moments), "whitened", 0, 127).dense(unbiased, "nbits4")
+    assert made is not None
+    assert made.bias is None if bias is None else not made.bias.any()
+    second = moments.covariance + np.outer(moments.mean, moments.mean)
+    plain = nearest(layer.weight, "nbits4")
+    assert dense_share(layer.weight, made.weight, second) < 0.5 * dense_share(layer.weight, plain, second)
+
+
+def test_a_dense_layer_is_rounded_once_and_not_at_all_where_there_is_nothing_to_round(
+    seen: tuple[LinearLayer, Moments, Spectrum], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer, moments, _ = seen
+    first = Rounder(Known(tmp_path, moments), "whitened", 0, 127).dense(layer, "nbits4")
+    monkeypatch.setattr("edgepack.pipeline.rounding.gptq", None)
+    again = Rounder(Known(tmp_path, moments), "whitened", 0, 127)
+    kept = again.dense(layer, "nbits4")
+    assert first is not None
+    assert kept is not None
+    np.testing.assert_array_equal(kept.weight, first.weight)
+    assert again.dense(layer, "fp32") is None
+    assert again.dense(layer, "int8-dynamic", only_bits=4) is None
+    assert Rounder(Known(tmp_path, None), "whitened", 0, 127).dense(layer, "nbits4") is None
+
+
+@pytest.mark.parametrize(("form", "changes"), [("int8-dynamic", False), ("fp32", False), ("nbits4", True)])
+def test_a_trained_pair_is_rounded_against_its_own_product(
+    form: str, changes: bool, seen: tuple[LinearLayer, Moments, Spectrum], tmp_path: Path
+) -> None:
+    layer, moments, spectrum = seen
+    pair = whitened.factors(layer, spectrum, RANK)
+    trained = Factors(pair.A * np.float32(1.5), pair.B, pair.bias)
+    made = Rounder(Known(tmp_path, moments), "whitened", 0, 127).trained(layer, trained, form)
+    assert (made is not trained) == changes
+    target = replace(layer, weight=trained.A @ trained.B)
+    assert error(target, made, moments.covariance) <= 0.05 * error(layer, trained, moments.covariance)

@@ -60,6 +60,9 @@ class Files:
         out.write_text(f"{form} {factors['fc'].rank if factors else 'dense'}")
         self.written.append(out.read_text())
 
+    def takes(self, factors: Mapping[str, Factors]) -> dict[str, Factors]:
+        return dict(factors)
+
 
 class Prover:
     """Drops by the content of a file, first of probes, then of attempts where they differ; `broken` fail a proof."""
@@ -95,7 +98,7 @@ def made_task(tmp_path: Path, prover: Any, target: str = "rpi4", max_drop: float
     cache = Cache(tmp_path / "cache")
     unseen = Covariances(None, [LAYER.name], None, "key", cache, silent, None)  # type: ignore[arg-type]
     rounder = Rounder(unseen, "svd", 0, 127)
-    return Task(asked, [LAYER], [SPECTRUM], "svd", prover, cache, "key", rounder, tmp_path, silent)
+    return Task(asked, [LAYER], [SPECTRUM], "svd", prover, cache, "key", rounder, None, tmp_path, silent)
 
 
 def searched(

@@ -1,0 +1,36 @@
+"""What the layers of a file lose of their output, and to what: truncation, rounding of weights, the latent's grid."""
+
+from __future__ import annotations
+
+from edgepack.factorize import factorizer
+from edgepack.pipeline.attempt import Attempt
+from edgepack.pipeline.files import ModelFiles
+from edgepack.pipeline.rounding import latent_grid
+from edgepack.pipeline.task import Task
+from edgepack.quantize.split import Split, dense_share, split_error
+from edgepack.types import WEIGHT_BITS, Factors, LinearLayer, Replacement, Spectrum
+
+
+def layer_splits(task: Task, files: ModelFiles, attempt: Attempt) -> dict[str, Split]:
+    """By layer name. Float layers that lose nothing are absent, and those whose input the data never reached."""
+    own = attempt.form.partition("+")[0]
+    parts = files.takes(task.factors(attempt.layers, attempt.form))
+    found: dict[str, Split] = {}
+    for layer, spectrum, choice in zip(task.layers, task.spectra, attempt.layers, strict=True):
+        if layer.name in parts:
+            split = _split(task, layer, spectrum, parts[layer.name], choice.form or own)
+            if split is not None:
+                found[layer.name] = split
+    return found
+
+
+def _split(task: Task, layer: LinearLayer, spectrum: Spectrum, part: Replacement, form: str) -> Split | None:
+    moments = task.rounder.covariances.of(layer.name)
+    if moments is None:
+        return None
+    if not isinstance(part, Factors):
+        return Split(0.0, dense_share(layer.weight, part.weight, moments.covariance), 0.0, 0.0, 0.0)
+    # Of a trained pair nothing is known before its rounding: all that it loses counts as truncation.
+    exact = part if task.recovery is not None else factorizer(task.method).factors(layer, spectrum, part.rank)
+    latent = latent_grid(form) if WEIGHT_BITS[form] < 32 else 0.0
+    return split_error(layer.weight, layer.bias, exact, part, moments.covariance, moments.mean, latent)
