@@ -12,7 +12,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from accuracy.dense import rounded_dense, write_parts
+from accuracy.dense import rounded_dense
 from accuracy.mixed import mixed_rows
 from accuracy.pairs import PAIRS, rounded_product
 from accuracy.recovery import recovered
@@ -138,7 +138,7 @@ def _dense_rows(study: Study, rounding: list[dict[str, Any]]) -> Iterator[Row]:
             path = study.write({}, form)
         yield study.row(path, "dense", bits)
         weights = {name: rounded_dense(layer, form) for name, layer in study.layers.items()}
-        yield study.row(write_parts(study, weights, dict.fromkeys(weights, form), form), "dense GPTQ", bits)
+        yield study.row(study.write(weights, form), "dense GPTQ", bits)
         rounding.append(entry("dense", bits, "to nearest", dense_error(study, form)))
         rounding.append(entry("dense", bits, "GPTQ", dense_error(study, form, weights)))
 

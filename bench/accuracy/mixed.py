@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from accuracy.dense import Dense, rounded_dense, write_parts
+from accuracy.dense import rounded_dense
 from accuracy.pairs import rounded
 from accuracy.study import LARGEST, SEED, Row, Study
 from edgepack.cache import Cache, digest
@@ -18,7 +18,7 @@ from edgepack.plan.candidates import rank_choices
 from edgepack.plan.sizes import size_bytes
 from edgepack.plan.solve import Bounds, Infeasible, least_loss
 from edgepack.progress import silent
-from edgepack.types import WEIGHT_BITS, Candidate, Factors
+from edgepack.types import WEIGHT_BITS, Candidate, Replacement
 
 FORMS = ("int8-dynamic", "nbits4")
 MIXED = 0
@@ -31,7 +31,7 @@ def mixed_rows(study: Study, shares: Sequence[float]) -> Iterator[Row]:
     """
     int8_bytes = study.write({}, "int8-dynamic").stat().st_size
     menus = candidates(study)
-    made: dict[tuple[str, Candidate], Factors | Dense] = {}
+    made: dict[tuple[str, Candidate], Replacement] = {}
     for tables, own in (("int8", study), ("int4", _with_int4_tables(study))):
         fixed = own.write({}, "int8-dynamic").stat().st_size - sum(_dense_int8(menu).size_bytes for menu in menus)
         for pairs in (False, True):
@@ -46,7 +46,7 @@ def mixed_rows(study: Study, shares: Sequence[float]) -> Iterator[Row]:
                     if (name, one) not in made:
                         made[name, one] = _part(study, name, one)
                 parts = {name: made[name, one] for name, one in plan.items()}
-                path = write_parts(own, parts, {name: one.form for name, one in plan.items()}, "int8-dynamic")
+                path = own.write(parts, "int8-dynamic", {name: one.form for name, one in plan.items()})
                 row = own.row(path, f"{'pairs too' if pairs else 'dense'}, {tables} tables", MIXED, share)
                 yield {**row, "layers": _kinds(picked)}
 
@@ -95,7 +95,7 @@ def _dense_int8(menu: Sequence[Candidate]) -> Candidate:
     return next(one for one in menu if one.rank is None and one.form == "int8-dynamic")
 
 
-def _part(study: Study, name: str, one: Candidate) -> Factors | Dense:
+def _part(study: Study, name: str, one: Candidate) -> Replacement:
     layer = study.layers[name]
     return rounded_dense(layer, one.form) if one.rank is None else rounded(layer, study.seen[name], one.rank, one.form)
 

@@ -10,6 +10,7 @@ import numpy as np
 from accuracy.study import LARGEST, SEED, Study, moments_of, seen_spectrum
 from edgepack.factorize import svd, whitened
 from edgepack.factorize.whitened import shrunk_covariance
+from edgepack.pipeline.rounding import ROUNDS
 from edgepack.quantize.alternate import alternate
 from edgepack.quantize.bias import corrected_pair
 from edgepack.quantize.gauge import BETA, Gauge, search_gauge, turned
@@ -58,7 +59,8 @@ def rounded(layer: LinearLayer, spectrum: Spectrum, rank: int, form: str) -> Fac
     pair = whitened.factors(layer, spectrum, rank)
     both = grids(layer, rank, form)
     pair = turned(pair, spectrum, search_gauge(pair, spectrum, both, seed=SEED), seed=SEED)
-    found = alternate(layer.weight, pair, shrunk_covariance(moments_of(layer)), both)
+    rounds = next(count for width, count in ROUNDS if layer.in_features <= width)
+    found = alternate(layer.weight, pair, shrunk_covariance(moments_of(layer)), both, rounds=rounds)
     return corrected_pair(pair, found.factors(None), moments_of(layer).mean)
 
 

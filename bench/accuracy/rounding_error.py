@@ -8,13 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from accuracy.dense import Dense
 from accuracy.pairs import grids, weighted
 from accuracy.study import LARGEST, Study
 from edgepack.quantize.gptq import round_to_nearest
 from edgepack.quantize.lattice import grid_of
 from edgepack.quantize.split import dense_share
-from edgepack.types import Array, Factors
+from edgepack.types import Array, Dense, Factors
 
 
 def pair_error(study: Study, ranks: Mapping[str, int], form: str, pairs: Mapping[str, Factors]) -> float:

@@ -21,7 +21,7 @@ from edgepack.pipeline.onnx_files import OnnxFiles
 from edgepack.pipeline.opened import Opened, open_model
 from edgepack.plan.candidates import asked_rank
 from edgepack.progress import silent
-from edgepack.types import Array, Factors, InputSpread, LinearLayer, Moments, Spectrum
+from edgepack.types import Array, InputSpread, LinearLayer, Moments, Replacement, Spectrum
 
 Row = dict[str, Any]
 """A file: how it was made, and lists with an entry per seed of what was found."""
@@ -61,10 +61,10 @@ class Study:
         asked = {name: asked_rank(layer.out_features, layer.in_features, level) for name, layer in self.layers.items()}
         return {name: rank for name, rank in asked.items() if isinstance(rank, int)}
 
-    def write(self, factors: Mapping[str, Factors], form: str, forms: Mapping[str, str] | None = None) -> Path:
-        """A file with pairs in place; weights outside of linear layers are int8 wherever linear layers are no fp32."""
+    def write(self, parts: Mapping[str, Replacement], form: str, forms: Mapping[str, str] | None = None) -> Path:
+        """A file with these parts in place; other weights are int8 as well wherever linear layers are no fp32."""
         path = self.work / "candidate.onnx"
-        self.files.write(factors, self.files.rest(form)[0], path, forms)
+        self.files.write(parts, self.files.rest(form)[0], path, forms)
         return path
 
     def row(self, path: Path, way: str, bits: int, level: int | float | None = None) -> Row:

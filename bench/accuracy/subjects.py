@@ -15,7 +15,7 @@ from edgepack.metrics import accuracy, agreement, cosine
 from edgepack.types import Array
 
 MODELS = Path(__file__).parent.parent / "models"
-SENTENCES = 300
+SENTENCES = 200
 
 Score = Callable[[Array, Array, Array | None], float]
 """(outputs, the dense fp32 file's outputs, labels or None) → higher is better."""
@@ -78,12 +78,13 @@ def _lstm(folder: Path) -> Subject:
     return Subject(
         "lstm",
         "LSTM classifier",
-        "the same digits as sequences of 28 rows of pixels, read by two LSTM cells whose gates are linear layers",
+        "the same digits as sequences of 28 rows of pixels; the gates of its two cells are linear layers, used at every"
+        " step, and the nodes of the unrolled steps are 80 to 150 kB of every file",
         (f"{MODELS / 'lstm_classifier.py'}:recipe",),
         _test_digits(28, 28),
         {"accuracy": _mean(accuracy)},
-        levels=(0.15, 0.3, 0.5),
-        recovered=(0.15, 0.3, 0.5),
+        levels=(0.5, 0.75),
+        recovered=(0.5, 0.75),
         epochs=2,
         classes=True,
     )
@@ -117,7 +118,7 @@ def _magika(folder: Path) -> Subject:
         (str(magika_files.model_path()),),
         samples,
         {"agreement": _mean(agreement)},
-        levels=(0.25, 0.5, 0.75),
+        levels=(0.25, 0.5),
         recovered=(0.5,),
         epochs=2,
         classes=True,

@@ -31,9 +31,14 @@ class Cell(nn.Module):
         with torch.no_grad():
             self.input.bias[hidden : 2 * hidden] = 1.0  # forget little at first (Jozefowicz et al., 2015)
 
-    def forward(self, x: torch.Tensor, state: torch.Tensor, memory: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        take, keep, show, new = (self.input(x) + self.recurrent(state)).chunk(4, dim=1)
-        memory = torch.sigmoid(keep) * memory + torch.sigmoid(take) * torch.tanh(new)
+    def forward(
+        self, x: torch.Tensor, state: torch.Tensor | None, memory: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """State and memory of zeros, as at the first step, are None: a file would hold the weights to multiply them."""
+        gates = self.input(x) if state is None else self.input(x) + self.recurrent(state)
+        take, keep, show, new = gates.chunk(4, dim=1)
+        kept = 0.0 if memory is None else torch.sigmoid(keep) * memory
+        memory = kept + torch.sigmoid(take) * torch.tanh(new)
         return torch.sigmoid(show) * torch.tanh(memory), memory
 
 
@@ -46,7 +51,7 @@ class Classifier(nn.Module):
         self.head = nn.Linear(HIDDEN, 10)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        low = low_memory = high = high_memory = torch.zeros_like(x[:, 0, :1]).expand(-1, HIDDEN)
+        low = low_memory = high = high_memory = None
         for step in range(STEPS):
             low, low_memory = self.lower(x[:, step], low, low_memory)
             high, high_memory = self.upper(low, high, high_memory)

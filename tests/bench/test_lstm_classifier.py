@@ -30,7 +30,7 @@ def test_the_cell_is_torchs_own() -> None:
 def test_every_gate_matrix_is_one_layer_used_at_every_step(tmp_path: Path) -> None:
     program_to_onnx(export_program(Classifier().eval(), (torch.zeros(1, STEPS, PIXELS),)), tmp_path / "lstm.onnx")
     uses = {site.layer.name: site.layer.uses for site in find_sites(ir.load(tmp_path / "lstm.onnx"))}
-    # The first step's state is 0, and so is what a recurrent layer makes of it: folded away.
+    # The first step has no state yet.
     assert uses == {
         "lower.input.weight": STEPS,
         "lower.recurrent.weight": STEPS - 1,
