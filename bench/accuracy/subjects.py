@@ -79,7 +79,7 @@ def _lstm(folder: Path) -> Subject:
         "lstm",
         "LSTM classifier",
         "the same digits as sequences of 28 rows of pixels; the gates of its two cells are linear layers, used at every"
-        " step, and the nodes of the unrolled steps are 80 to 150 kB of every file",
+        " step, and the nodes of the unrolled steps are 80 kB of a file or more",
         (f"{MODELS / 'lstm_classifier.py'}:recipe",),
         _test_digits(28, 28),
         {"accuracy": _mean(accuracy)},
