@@ -13,6 +13,11 @@ from edgepack.console import door, progress_bar, show, show_json
 if TYPE_CHECKING:
     from edgepack.pipeline.options import BuildOptions
 
+METHOD_HELP = (
+    "whitened: least error of a layer's output on your data. two-sided: least error of the model's answer, by output "
+    "gradients as well (torch). fisher: the same by each output's own gradient. svd: least error of the weights."
+)
+
 
 def build(
     model: Model,
@@ -29,7 +34,7 @@ def build(
     rank: Annotated[str, typer.Option("--rank", help="auto, a rank, or a share of a layer's weights.")] = "auto",
     precision: Annotated[PrecisionName, typer.Option("--precision", help="Of the weights.")] = PrecisionName.auto,
     method: Annotated[
-        str | None, typer.Option("--method", help="whitened or svd.", show_default="whitened with data, else svd")
+        str | None, typer.Option("--method", help=METHOD_HELP, show_default="whitened with data, else svd")
     ] = None,
     flash: Annotated[str | None, typer.Option("--flash", help="Largest model file, such as 2MB.")] = None,
     ram: Annotated[str | None, typer.Option("--ram", help="Most that one process may hold, such as 64MB.")] = None,
@@ -124,7 +129,7 @@ def inspect(
     model: Model,
     data: Data = None,
     method: Annotated[
-        str | None, typer.Option("--method", help="whitened or svd.", show_default="whitened with data, else svd")
+        str | None, typer.Option("--method", help=METHOD_HELP, show_default="whitened with data, else svd")
     ] = None,
     seed: Seed = 0,
     fresh: Fresh = False,

@@ -54,8 +54,12 @@ def spectrum(layer: LinearLayer, gradient: Array | None = None, damping: float =
     return replace(seen, basis=basis.astype(np.float32), dual=(lower @ directions).astype(np.float32))
 
 
-def _root(layer: LinearLayer, gradient: Array | None, damping: float) -> Array:
-    """Cholesky factor of the damped G of mean diagonal 1."""
+def damped(layer: LinearLayer, gradient: Array | None, damping: float = DAMPING) -> Array:
+    """(out, out) float64: G scaled to a mean diagonal of 1, and the damping on its diagonal.
+
+    Raises:
+        DataError: no gradients, or they do not fit the layer.
+    """
     if gradient is None:
         raise DataError(
             f"{layer.name}: the two-sided method needs output gradients", hint="use --method whitened, or give data"
@@ -63,8 +67,13 @@ def _root(layer: LinearLayer, gradient: Array | None, damping: float) -> Array:
     metric = checked_gradient(layer, gradient)
     metric = (metric + metric.T) * (0.5 / float(np.diag(metric).mean()))
     metric[np.diag_indices(len(metric))] += damping
+    return metric
+
+
+def _root(layer: LinearLayer, gradient: Array | None, damping: float) -> Array:
+    """Cholesky factor of the damped G."""
     try:
-        return np.linalg.cholesky(metric)
+        return np.linalg.cholesky(damped(layer, gradient, damping))
     except np.linalg.LinAlgError as err:
         raise DataError(
             f"{layer.name}: the second moment of its output gradients, damped by {damping:g}, is not positive definite",

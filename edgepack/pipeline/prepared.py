@@ -22,6 +22,7 @@ from edgepack.pipeline.menus import Menu, make_menus, ranks_of
 from edgepack.pipeline.onnx_files import OnnxFiles
 from edgepack.pipeline.opened import Opened, model_kind, open_model
 from edgepack.pipeline.options import BuildOptions
+from edgepack.pipeline.output_gradients import weighed
 from edgepack.pipeline.pricing import Prices, make_prices
 from edgepack.pipeline.rounding import Rounder
 from edgepack.pipeline.scores import check_evaluate
@@ -105,21 +106,30 @@ def _prepare(
     key = digest(opened.sha256, data.digest())
     names = [layer.name for layer in opened.layers]
     covariances = Covariances(opened.model, names, data.calibration, key, cache, progress, crew)
-    spectra, unseen = decompose(opened.model, opened.layers, method, data.calibration, key, cache, progress, crew)
+    source, gradients = weighed(
+        opened, method, data.calibration, guard.metric, options.seed, key, cache, work, progress
+    )
+    spectra, unseen = decompose(
+        *(opened.model, opened.layers, method, data.calibration, key, cache, progress, crew), gradients=gradients
+    )
     prover = Prover(guard, onnx.read(dense), opened.layers, onnx, work)
     search_key = digest(key, method, guard.metric, options.seed, options.exact)
     guarded_key = digest(search_key, guard.reference, guard.samples.labels)
     task = Task(
         *(options, opened.layers, spectra, method, prover, cache, guarded_key),
-        *(Rounder(covariances, method, options.seed, onnx.largest), work, progress),
+        *(Rounder(covariances, method, options.seed, onnx.largest, gradients or {}), work, progress),
         warnings=[UNGUARDED] if data.calibration is None else [],
     )
     fate = "it stays dense" if options.rank == "auto" else "it is factored by plain SVD"
     for name in unseen:
         task.warn(f"{name}: its input was never seen to vary on the data, so {fate}")
+    for layer in opened.layers:
+        if gradients is not None and layer.name not in gradients and layer.name not in unseen:
+            task.warn(f"{layer.name}: no gradient reaches it from the model's first output, so it is whitened")
     files = _formats(options, opened, data, onnx, tflite, task)
     sensitivity = Sensitivity(
-        opened, spectra, data.calibration, guard.metric, options.seed, search_key, cache, progress
+        *(source, spectra, data.calibration, guard.metric, options.seed, search_key, cache, progress),
+        moments=gradients,
     )
     if sensitivity.problem is not None:
         task.warn(f"layers are weighed by their output energy: {sensitivity.problem}")
