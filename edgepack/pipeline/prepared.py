@@ -15,6 +15,7 @@ from edgepack.errors import ModelError
 from edgepack.executor import Workers, workers
 from edgepack.pipeline.attempt import Guard, Prover
 from edgepack.pipeline.covariances import Covariances
+from edgepack.pipeline.crossvalidating import CrossValidation, check_labels, cross_validated
 from edgepack.pipeline.files import ModelFiles
 from edgepack.pipeline.guarding import Data, choose_method, load_data, make_guard
 from edgepack.pipeline.losses import predict_losses
@@ -49,6 +50,7 @@ class Prepared:
         files: writers of the formats that the model can be written in.
         menus: candidates of every layer, by format.
         by_gradients: whether predicted losses weigh layers by output gradients.
+        cross_validation: how the rank was chosen, where it was so.
     """
 
     task: Task
@@ -61,6 +63,7 @@ class Prepared:
     prices: Prices
     menus: Mapping[Format, tuple[Menu, ...]]
     by_gradients: bool
+    cross_validation: CrossValidation | None
 
 
 @contextmanager
@@ -92,7 +95,7 @@ def _prepare(
 ) -> Prepared:
     if not opened.layers:
         raise ModelError(f"{options.model}: no linear layer found; there is nothing to factor")
-    if options.rank != "auto":
+    if not isinstance(options.rank, str):
         check_rank(opened.layers, options.rank)
     data = load_data(options.data, opened, options.model, options.seed)
     method = choose_method(options.method, data)
@@ -109,6 +112,11 @@ def _prepare(
     source, gradients = weighed(
         opened, method, data.calibration, guard.metric, options.seed, key, cache, work, progress
     )
+    validated: CrossValidation | None = None
+    if options.rank == "cv":
+        labels = check_labels(data.calibration, guard)
+        samples = data.guard if data.calibration is None else data.calibration
+        validated = cross_validated(opened, samples, labels, method, options.seed, onnx, cache, work, crew, progress)
     spectra, unseen = decompose(
         *(opened.model, opened.layers, method, data.calibration, key, cache, progress, crew), gradients=gradients
     )
@@ -134,7 +142,7 @@ def _prepare(
     if sensitivity.problem is not None:
         task.warn(f"layers are weighed by their output energy: {sensitivity.problem}")
     forms = tuple(form for fmt in files for form in FORMS[fmt])
-    ranks = ranks_of(opened.layers, options, unseen)
+    ranks = ranks_of(opened.layers, options, unseen, share=None if validated is None else validated.share)
     losses = predict_losses(
         *(opened.layers, spectra, sensitivity, forms, {name: own for name, (own, _) in ranks.items()}),
         method=method,
@@ -152,7 +160,7 @@ def _prepare(
         fmt: make_menus(one, opened.layers, ranks, losses, prices, options, unseen, guarded=guard.guarded)
         for fmt, one in files.items()
     }
-    return Prepared(task, opened, data, test, guard, onnx, files, prices, menus, sensitivity.known)
+    return Prepared(task, opened, data, test, guard, onnx, files, prices, menus, sensitivity.known, validated)
 
 
 def _choose_grid(options: BuildOptions, onnx: OnnxFiles, guard: Guard, work: Path) -> None:
