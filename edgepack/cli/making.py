@@ -43,6 +43,14 @@ def build(
     method: Annotated[
         str | None, typer.Option("--method", help=METHOD_HELP, show_default="whitened with data, else svd")
     ] = None,
+    refit: Annotated[
+        bool,
+        typer.Option(
+            "--refit/--no-refit",
+            help="Fit the factors of the last plans to what the compressed layers before them answer: two passes over "
+            "the calibration data for every layer that lies behind another, for each file that is tried.",
+        ),
+    ] = False,
     flash: Annotated[str | None, typer.Option("--flash", help="Largest model file, such as 2MB.")] = None,
     ram: Annotated[str | None, typer.Option("--ram", help="Most that one process may hold, such as 64MB.")] = None,
     latency: Annotated[str | None, typer.Option("--latency", help="Longest inference, such as 5ms.")] = None,
@@ -91,6 +99,7 @@ def build(
             rank=parse_rank(rank),
             precision=precision.value,
             method=method,
+            refit=refit,
             flash_bytes=None if flash is None else parse_size(flash),
             ram_bytes=None if ram is None else parse_size(ram),
             latency_s=None if latency is None else parse_duration(latency),

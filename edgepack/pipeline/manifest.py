@@ -33,6 +33,7 @@ def build_record(ready: Prepared, probes: Sequence[Probe]) -> dict[str, Any]:
         "options": {
             "rank": options.rank,
             "precision": options.precision,
+            "refit": options.refit,
             "max_drop": options.drop_limit,
             "formats": list(options.formats),
             "flash_bytes": options.flash_bytes,

@@ -29,6 +29,7 @@ class BuildOptions:
         metric: name of the guard metric, None to choose by the data.
         rank: "auto" to choose one for every layer, "cv" for one share by cross-validation on the labels, a rank for all
             layers (int), or a share of each layer's weights (float).
+        refit: fit the factors of the plans whose files are made to what the compressed layers before them answer.
         method: factorizer, None for whitened with data and svd without.
         flash_bytes: largest size of one model file, None for no limit.
         ram_bytes: most that a process may hold for one file beyond the runtime's import, None for no limit.
@@ -50,6 +51,7 @@ class BuildOptions:
     formats: tuple[Format, ...] = FORMATS
     rank: Rank = "auto"
     precision: PrecisionChoice = "auto"
+    refit: bool = False
     method: str | None = None
     flash_bytes: int | None = None
     ram_bytes: int | None = None

@@ -25,6 +25,7 @@ from edgepack.pipeline.opened import Opened, model_kind, open_model
 from edgepack.pipeline.options import BuildOptions
 from edgepack.pipeline.output_gradients import weighed
 from edgepack.pipeline.pricing import Prices, make_prices
+from edgepack.pipeline.refitting import Refitter, check_refit
 from edgepack.pipeline.rounding import Rounder
 from edgepack.pipeline.scores import check_evaluate
 from edgepack.pipeline.sensitivity import Sensitivity
@@ -99,6 +100,8 @@ def _prepare(
         check_rank(opened.layers, options.rank)
     data = load_data(options.data, opened, options.model, options.seed)
     method = choose_method(options.method, data)
+    if options.refit:
+        check_refit(method, data.calibration)
     test = None if options.test is None else read_npz(options.test, opened.inputs)
     onnx = OnnxFiles(opened.model, data.calibration, largest=options.weight_grids[0])
     dense = work / "dense.fp32.onnx"
@@ -128,6 +131,8 @@ def _prepare(
         *(Rounder(covariances, method, options.seed, onnx.largest, gradients or {}), work, progress),
         warnings=[UNGUARDED] if data.calibration is None else [],
     )
+    if options.refit:
+        task.refitter = Refitter(opened.model, task.rounder, check_refit(method, data.calibration), progress)
     fate = "it stays dense" if options.rank == "auto" else "it is factored by plain SVD"
     for name in unseen:
         task.warn(f"{name}: its input was never seen to vary on the data, so {fate}")

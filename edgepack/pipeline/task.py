@@ -12,6 +12,7 @@ from edgepack.executor import one_thread
 from edgepack.inference import load, rename
 from edgepack.pipeline.attempt import Prover
 from edgepack.pipeline.options import BuildOptions
+from edgepack.pipeline.refitting import Refitter
 from edgepack.pipeline.rounding import Rounder
 from edgepack.plan.cost import interleaved_latency_s
 from edgepack.progress import Progress
@@ -29,6 +30,7 @@ class Task:
         rounder: makes factors.
         work: temporary folder.
         warnings: what the user should hear; each once.
+        refitter: refits the factors of a plan whose file is made; None to take them as they are.
     """
 
     options: BuildOptions
@@ -42,6 +44,7 @@ class Task:
     work: Path
     progress: Progress
     warnings: list[str] = field(default_factory=list)
+    refitter: Refitter | None = None
 
     @property
     def measures_here(self) -> bool:
@@ -60,6 +63,8 @@ class Task:
     def factors(self, plan: Sequence[LayerPlan], form: str) -> dict[str, Factors]:
         """Factors of every layer that the plan factors, on the grids of its form; `form` is that of the file."""
         own = form.partition("+")[0]
+        if self.refitter is not None:
+            return self.refitter.factors(self.layers, self.spectra, plan, own)
         return self._each(
             plan, lambda layer, spectrum, rank, form: self.rounder.factors(layer, spectrum, rank, form or own)
         )
