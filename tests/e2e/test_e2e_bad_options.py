@@ -73,6 +73,20 @@ def test_what_the_parser_refuses(tmp_path: Path, model: Path, data: Path, option
     assert_untouched(tmp_path / "out" / "pack")
 
 
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--refit"], "--refit needs calibration data"),
+        (["--method", "two-sided"], "--method two-sided needs calibration data"),
+        (["--rank", "cv"], "--rank cv needs labelled data: 'y' in the .npz"),
+    ],
+)
+def test_what_needs_data_without_any(tmp_path: Path, model: Path, options: list[str], says: str) -> None:
+    out = tmp_path / "out" / "pack"
+    done = invoke("build", model, "--target", "rpi4", "--formats", "onnx", "--out", out, *options)
+    assert_fails(done, 2, [says], out=out)
+
+
 def test_whitening_without_data(tmp_path: Path, model: Path) -> None:
     out = tmp_path / "out" / "pack"
     options = ("--formats", "onnx", "--method", "whitened", "--out", out)
