@@ -41,6 +41,7 @@ DEEP = (784, 128, 128, 128, 10)
 DAMPINGS = (0.01, 0.1, 0.3, 1.0, 3.0, 10.0)
 SPLITS = 3
 ROWS = (200, 1000, 4000)
+REFIT_ROWS = (200, 4000)
 FORM = "int8-dynamic"
 
 
@@ -137,7 +138,7 @@ def refits(model: Model, x: Array, test_x: Array, test_y: Array, work: Path) -> 
     opened, cache = model.opened, Cache(work / f"cache.{model.seed}")
     spec = opened.inputs[0]
     rows: list[dict[str, Any]] = []
-    for count in ROWS:
+    for count in REFIT_ROWS:
         samples, test = Samples({spec.name: x[:count]}), Samples({spec.name: test_x})
         key = f"{model.seed} {count}"
         names = [layer.name for layer in opened.layers]
