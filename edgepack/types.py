@@ -73,6 +73,7 @@ class Moments:
         second: (in, in) float64, the raw second moment E[x xᵀ].
         low, high: the smallest and largest input value seen.
         row_range: root mean square over the rows of max(row, 0) − min(row, 0), what a grid chosen per row has to cover.
+        shrinkage: λ of the covariance where it was chosen on held-out rows; None for the rule by their number.
     """
 
     count: int
@@ -81,6 +82,7 @@ class Moments:
     low: float
     high: float
     row_range: float = 0.0
+    shrinkage: float | None = None
 
     @property
     def covariance(self) -> Array:

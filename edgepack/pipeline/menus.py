@@ -10,7 +10,7 @@ from edgepack.pipeline.files import ModelFiles
 from edgepack.pipeline.losses import Losses
 from edgepack.pipeline.options import BuildOptions
 from edgepack.pipeline.pricing import Prices
-from edgepack.plan.candidates import RANK_TILE, asked_rank, break_even_rank, rank_choices
+from edgepack.plan.candidates import asked_rank, rank_choices, shared_rank, too_small
 from edgepack.plan.resident import resident_bytes
 from edgepack.plan.sizes import size_bytes
 from edgepack.types import WEIGHT_BITS, Candidate, Format, LinearLayer
@@ -31,14 +31,15 @@ class Menu:
 
 
 def ranks_of(
-    layers: Sequence[LinearLayer], options: BuildOptions, unseen: Collection[str]
+    layers: Sequence[LinearLayer], options: BuildOptions, unseen: Collection[str], *, share: float | None = None
 ) -> dict[str, tuple[tuple[int, ...], str | None]]:
     """By layer name: the ranks to offer beside or instead of the dense layer, and why there are none.
 
     Args:
         unseen: layers that the data never reached: they stay dense in auto mode, for nothing guards what they lose.
+        share: of each layer's weights, that cross-validation chose.
     """
-    return {layer.name: _ranks(layer, options, seen=layer.name not in unseen) for layer in layers}
+    return {layer.name: _ranks(layer, options, share, seen=layer.name not in unseen) for layer in layers}
 
 
 def make_menus(
@@ -78,20 +79,21 @@ def make_menus(
     return tuple(menus)
 
 
-def _ranks(layer: LinearLayer, options: BuildOptions, *, seen: bool) -> tuple[tuple[int, ...], str | None]:
+def _ranks(
+    layer: LinearLayer, options: BuildOptions, share: float | None, *, seen: bool
+) -> tuple[tuple[int, ...], str | None]:
     sides = layer.out_features, layer.in_features
-    if options.rank != "auto":
+    asked: int | str | None = None
+    if share is not None:
+        asked = shared_rank(*sides, share)
+    elif not isinstance(options.rank, str):
         asked = asked_rank(*sides, options.rank)
+    if asked is not None:
         return ((), asked) if isinstance(asked, str) else ((asked,), None)
     if not seen:
         return (), "the data never reach it"
     choices = rank_choices(*sides)
-    return (
-        choices,
-        None
-        if choices
-        else f"a pair of rank {RANK_TILE} saves too little, its break-even rank is {break_even_rank(*sides)}",
-    )
+    return choices, None if choices else too_small(*sides)
 
 
 def _forms(

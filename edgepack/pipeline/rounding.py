@@ -9,6 +9,7 @@ import numpy as np
 
 from edgepack.cache import digest
 from edgepack.factorize import factorizer
+from edgepack.factorize.two_sided import damped
 from edgepack.factorize.whitened import shrunk_covariance
 from edgepack.pipeline.covariances import Covariances
 from edgepack.pipeline.losses import factors_at
@@ -36,12 +37,14 @@ class Rounder:
         method: the factorizer.
         seed: of the rotations.
         largest: largest code of per-channel int8 in ONNX; TFLite always has 127.
+        gradients: G by layer name, for a method that factors by it: roundings are weighed by it as well.
     """
 
     covariances: Covariances
     method: str
     seed: int
     largest: int
+    gradients: Mapping[str, Array] = field(default_factory=dict)
     _last: dict[str, Factors] = field(default_factory=dict)
     _dense: dict[str, Dense] = field(default_factory=dict)
 
@@ -56,6 +59,7 @@ class Rounder:
         key = digest(
             *("rounded", VERSION, self.covariances.key, self.method, layer.name, rank, self.seed, latent),
             *((grid.largest, grid.block) for grid in grids if grid is not None),
+            *(() if spectrum.dual is None else (spectrum.basis, spectrum.dual)),
         )
         if key not in self._last:
             known = self.covariances.cache.known_arrays("rounded", key)
@@ -114,11 +118,14 @@ class Rounder:
         latent: LatentGrid,
     ) -> Mapping[str, Array]:
         pair = factorizer(self.method).factors(layer, spectrum, rank)
-        gauge = search_gauge(pair, spectrum, grids, seed=self.seed, latent=latent)
+        known = self.gradients.get(layer.name)
+        gradient = None if known is None else damped(layer, known)
+        gauge = search_gauge(pair, spectrum, grids, seed=self.seed, latent=latent, gradient=gradient)
         pair = turned(pair, spectrum, gauge, seed=self.seed)
         moments = self.covariances.of(layer.name)
         if moments is not None:
-            rounded = alternate(layer.weight, pair, shrunk_covariance(moments), grids, rounds=_rounds(layer))
+            found = shrunk_covariance(moments)
+            rounded = alternate(layer.weight, pair, found, grids, gradient=gradient, rounds=_rounds(layer))
             pair = corrected_pair(pair, rounded.factors(None), moments.mean)
         bias = np.zeros(0, np.float32) if pair.bias is None else pair.bias
         return {"A": pair.A, "B": pair.B, "bias": bias}

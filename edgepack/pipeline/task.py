@@ -14,6 +14,7 @@ from edgepack.inference import load, rename
 from edgepack.pipeline.attempt import Prover
 from edgepack.pipeline.options import BuildOptions
 from edgepack.pipeline.recovering import Outcome, Recovery
+from edgepack.pipeline.refitting import Refitter
 from edgepack.pipeline.rounding import Rounder, is_per_channel_int8
 from edgepack.plan.cost import interleaved_latency_s
 from edgepack.progress import Progress
@@ -29,9 +30,10 @@ class Task:
     Attributes:
         key: digest of all that decides what a plan's file answers: model, data, method, metric, seed, arithmetic.
         rounder: makes factors.
-        recovery: trains them; None without `--recover`.
         work: temporary folder.
         warnings: what the user should hear; each once.
+        refitter: refits the factors of a plan whose file is made; None to take them as they are.
+        recovery: trains them; None for no training.
     """
 
     options: BuildOptions
@@ -42,10 +44,11 @@ class Task:
     cache: Cache
     key: str
     rounder: Rounder
-    recovery: Recovery | None
     work: Path
     progress: Progress
     warnings: list[str] = field(default_factory=list)
+    refitter: Refitter | None = None
+    recovery: Recovery | None = None
 
     @property
     def measures_here(self) -> bool:
@@ -69,10 +72,10 @@ class Task:
 
     def factors(self, plan: Sequence[LayerPlan], form: str) -> dict[str, Replacement]:
         """What the plan writes for its layers, on the grids of their forms; `form` is that of the file."""
-        if self.recovery is None:
-            return self._each(plan, form, self.rounder.factors, self.rounder.dense)
         outcome = self.recovered(plan, form)
-        trained = {} if outcome is None else outcome.factors
+        if outcome is None:
+            return self._untrained(plan, form)
+        trained = outcome.factors
         return self._each(
             *(plan, form, lambda layer, _, rank, own: self.rounder.trained(layer, trained[layer.name], own)),
             self.rounder.dense,
@@ -83,9 +86,16 @@ class Task:
         pairs = {layer.layer: layer.form or form.partition("+")[0] for layer in plan if layer.rank is not None}
         if self.recovery is None or not pairs:
             return None
-        start = {name: part for name, part in self.draft(plan, form).items() if isinstance(part, Factors)}
+        begin = self.draft(plan, form) if self.refitter is None else self._untrained(plan, form)
+        start = {name: part for name, part in begin.items() if isinstance(part, Factors)}
         int8 = all(is_per_channel_int8(own) for own in pairs.values())
         return self.recovery.of(start, int8=int8, largest=min(map(self.rounder.largest_of, pairs.values())))
+
+    def _untrained(self, plan: Sequence[LayerPlan], form: str) -> dict[str, Replacement]:
+        if self.refitter is None:
+            return self._each(plan, form, self.rounder.factors, self.rounder.dense)
+        refitted = self.refitter.factors(self.layers, self.spectra, plan, form.partition("+")[0])
+        return self._each(plan, form, lambda layer, *_: refitted[layer.name], self.rounder.dense)
 
     def _each(
         self,

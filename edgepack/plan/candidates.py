@@ -38,6 +38,23 @@ def rank_choices(out_features: int, in_features: int, most: int = MOST_RANKS) ->
     return tuple(int(RANK_TILE * tile) for tile in steps)
 
 
+def too_small(out_features: int, in_features: int) -> str:
+    """Why a layer without `rank_choices` stays dense."""
+    limit = break_even_rank(out_features, in_features)
+    return f"a pair of rank {RANK_TILE} saves too little, its break-even rank is {limit}"
+
+
+def shared_rank(out_features: int, in_features: int, share: float) -> int | str:
+    """The layer's rank where all layers that are worth it keep one share of their weights.
+
+    Returns:
+        The rank, or why the layer stays dense.
+    """
+    if not rank_choices(out_features, in_features):
+        return too_small(out_features, in_features)
+    return asked_rank(out_features, in_features, share)
+
+
 def check_rank(layers: Sequence[LinearLayer], rank: int | float) -> None:
     """Refuses a rank that no layer can have.
 

@@ -113,7 +113,7 @@ class _View:
     """One layer as all of its candidates see it; in float32 where only noise depends on it.
 
     Attributes:
-        weight, basis: W (out, in) and U (out, k).
+        weight, basis, dual: W (out, in), U (out, k), and what gives the latent.
         energies: (k,) σ².
         mean, power, variance: (in,) E[x], E[x²] and their difference.
         innovation: see `InputSpread`.
@@ -128,6 +128,7 @@ class _View:
 
     weight: Array
     basis: Array
+    dual: Array
     energies: Array
     mean: Array
     power: Array
@@ -144,12 +145,14 @@ class _View:
 def _view(layer: LinearLayer, spectrum: Spectrum, gradient: Array | None, activations: set[Activations]) -> _View:
     weight = np.asarray(layer.weight, np.float32)
     basis, energies = spectrum.basis, spectrum.energies
+    dual = basis if spectrum.dual is None else spectrum.dual
     mean, variance = _input(layer, spectrum)
     power = variance + np.square(mean)
     if gradient is None:
-        metric, inner, output = None, None, np.ones(len(weight))
-        unit = _share_unit(weight, energies, power)
-        carried = energies
+        metric, output = None, np.ones(len(weight))
+        inner = None if spectrum.dual is None else basis.T @ basis
+        carried = energies if inner is None else np.diag(inner) * energies
+        unit = _share_unit(weight, carried, power)
     else:
         # Scaled, so that float32 holds squares of small gradients.
         unit = float(np.diag(gradient).max(initial=0.0))
@@ -162,23 +165,11 @@ def _view(layer: LinearLayer, spectrum: Spectrum, gradient: Array | None, activa
         seen = spectrum.inputs
         spans = {"static": max(seen.high, 0.0) - min(seen.low, 0.0), "dynamic": seen.row_range}
         noises = {kind: _activation_noise(spans[kind], power) for kind in activations}
-    through = _through(weight, basis, metric, inner, noises)
+    through = _through(weight, dual, metric, inner, noises)
     left = 1.0 if spectrum.inputs is None else spectrum.inputs.innovation
-    return _View(
-        weight,
-        basis,
-        energies,
-        mean,
-        power,
-        variance,
-        left,
-        layer.bias is not None and bool(layer.bias.any()),
-        output,
-        inner,
-        truncation,
-        through,
-        unit,
-    )
+    biased = layer.bias is not None and bool(layer.bias.any())
+    statistics = (energies, mean, power, variance, left, biased)
+    return _View(weight, basis, dual, *statistics, output, inner, truncation, through, unit)
 
 
 def _input(layer: LinearLayer, spectrum: Spectrum) -> tuple[Array, Array]:
@@ -203,7 +194,7 @@ def _activation_noise(span: float, power: Array) -> Array:
 
 
 def _through(
-    weight: Array, basis: Array, metric: Array | None, inner: Array | None, noises: Mapping[Activations, Array]
+    weight: Array, dual: Array, metric: Array | None, inner: Array | None, noises: Mapping[Activations, Array]
 ) -> dict[Activations, tuple[float, Array]]:
     """tr(Wᵀ G W D), and tr(Bᵀ Aᵀ G A B D) at every rank 0 … k, for input noise of covariance D = diag(noise).
 
@@ -212,7 +203,7 @@ def _through(
     if not noises:
         return {}
     sensitivity = np.square(weight).sum(axis=0) if metric is None else (weight * (metric @ weight)).sum(axis=0)
-    projected = basis.T @ weight
+    projected = dual.T @ weight
     found: dict[Activations, tuple[float, Array]] = {}
     for kind, noise in noises.items():
         if inner is None:
@@ -265,7 +256,7 @@ class _Pair:
 def _pair(view: _View, factors: Factors) -> _Pair:
     """A = U_r T and B = T⁻¹ U_rᵀ W, so T = U_rᵀ A and the latent B x has covariance T⁻¹ diag(σ²) T⁻ᵀ."""
     rank = factors.rank
-    gauge = view.basis[:, :rank].T @ factors.A
+    gauge = view.dual[:, :rank].T @ factors.A
     seen = gauge if view.inner is None else view.inner[:rank, :rank] @ gauge
     costs = (gauge.T @ seen).astype(np.float64)
     back = _inverse(gauge)

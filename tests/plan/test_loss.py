@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgepack.calibrate import moments
-from edgepack.factorize import svd, whitened
+from edgepack.factorize import svd, two_sided, whitened
 from edgepack.plan.loss import GRIDS, layer_losses
 from edgepack.quantize.alternate import alternate
 from edgepack.quantize.bias import corrected_bias, corrected_pair
@@ -154,6 +154,45 @@ def test_fp32_losses_are_exact_fall_with_the_rank_and_vanish_for_the_dense_layer
         for rank in {1, len(curve) // 2 + 1, len(curve)}:
             true = exact(layer, whitened.factors(layer, spectrum, rank), "fp32", x, metric)
             assert losses["fp32", rank] == pytest.approx(true, rel=1e-2, abs=1e-5 * whole)
+
+
+def oblique(seed: int, sides: tuple[int, int]) -> tuple[LinearLayer, Spectrum, Array, Array]:
+    """A layer with a two-sided spectrum, its inputs, and the G that the spectrum was made by."""
+    rng = np.random.default_rng(seed)
+    x = make_inputs(sides[1], "plain", rng)
+    layer, _ = observed(rng.standard_normal(sides).astype(np.float32), x)
+    gradient = gradients(sides[0], rng)
+    return layer, replace(two_sided.spectrum(layer, gradient), inputs=spread(x)), x, gradient
+
+
+@settings(max_examples=20)
+@given(seed=SEEDS, sides=st.sampled_from([(12, 20), (20, 12), (7, 7)]))
+def test_a_truncation_that_is_no_orthogonal_projection_loses_what_it_does(seed: int, sides: tuple[int, int]) -> None:
+    layer, spectrum, x, gradient = oblique(seed, sides)
+    ranks = range(1, min(sides) + 1)
+    for given_gradient in (gradient, None):
+        losses = layer_losses(layer, spectrum, given_gradient, ("fp32",), ranks, no_factors, largest=127)
+        metric = np.eye(sides[0]) if given_gradient is None else given_gradient
+        whole = exact(layer, zero_factors(layer, spectrum), "fp32", x, metric)
+        unit = whole if given_gradient is None else 1.0  # then a loss is a share of what rank 0 loses
+        for rank in ranks:
+            true = exact(layer, two_sided.factors(layer, spectrum, rank), "fp32", x, metric)
+            assert losses["fp32", rank] * unit == pytest.approx(true, rel=1e-2, abs=1e-4 * whole)
+
+
+@pytest.mark.parametrize("with_gradient", [True, False])
+@pytest.mark.parametrize("sides", [(64, 160), (160, 64)])
+def test_its_noise_is_that_of_really_quantized_layers(sides: tuple[int, int], with_gradient: bool) -> None:
+    layer, spectrum, x, gradient = oblique(8, sides)
+    pair = pair_at(layer, spectrum, two_sided)
+    metric = gradient if with_gradient else np.eye(sides[0])
+    whole = exact(layer, zero_factors(layer, spectrum), "fp32", x, metric)
+    losses = layer_losses(
+        *(layer, spectrum, gradient if with_gradient else None, DISTINCT, (16, 64), pair), largest=127
+    )
+    for (form, rank), predicted in losses.items():
+        true = exact(layer, None if rank is None else pair(rank), form, x, metric)
+        assert 0.7 <= predicted * (1.0 if with_gradient else whole) / true <= 1.45, (form, rank)
 
 
 def no_factors(rank: int) -> Factors:
