@@ -42,6 +42,7 @@ DAMPINGS = (0.01, 0.1, 0.3, 1.0, 3.0, 10.0)
 SPLITS = 3
 ROWS = (200, 1000, 4000)
 REFIT_ROWS = (200, 4000)
+SHRUNK_RANKS = (16, 32, 64, 128)
 FORM = "int8-dynamic"
 
 
@@ -178,7 +179,7 @@ def shrinkages(model: Model, x: Array, test_x: Array, test_y: Array) -> list[dic
         assert seen is not None
         layer = replace(opened.layers[0], moments=seen)
         rule = replace(layer, moments=replace(seen, shrinkage=None))
-        for rank in RANKS:
+        for rank in SHRUNK_RANKS:
             pairs = [whitened.factors(one, whitened.spectrum(one), rank) for one in (layer, rule)]
             lost = [float(np.square((test_x - seen.mean) @ (layer.weight - p.A @ p.B).T).sum()) for p in pairs]
             rows.append(

@@ -27,10 +27,10 @@ needs_gradients = True
 DAMPING = 3.0
 """Share of the mean of G's diagonal added to it. G of 256 samples knows less of its small directions than it says.
 
-Chosen on held-out calibration data, never on test data: the first layer of three 784-512-10 classifiers of digits, three
-splits of the 4,000 digits that they were trained on, two parts to make C and G (of 256) from and one to score, ranks 8 …
-24. Divergence from the original there over that of whitening, geometric mean: 0.88, 0.87, 0.86, 0.83, 0.80, 0.82 with a
-damping of 0.01, 0.1, 0.3, 1, 3, 10; with 256 samples in all 0.98, 0.97, 0.95, 0.90, 0.85, 0.84."""
+Chosen on held-out calibration data, never on test data: the first layer of three 784-512-10 classifiers of digits,
+three splits of the 4,000 digits that they were trained on, two parts to make C and G (of 256) from and one to score,
+ranks 8 … 24. Divergence from the original there over that of whitening, geometric mean: 0.88, 0.87, 0.86, 0.83, 0.80,
+0.82 with a damping of 0.01, 0.1, 0.3, 1, 3, 10; with 256 samples in all 0.98, 0.97, 0.95, 0.90, 0.85, 0.84."""
 ASYMMETRY = 1e-5
 
 

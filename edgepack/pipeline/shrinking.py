@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 FEW = 2
-"""Rows per input feature below which λ is chosen. On a layer of 784 inputs the choice takes 7 % off the held-out error
-with 200 rows and 2 % with 1,000; with 4,000 it changes nothing."""
+"""Rows per input feature below which λ is chosen. On a layer of 784 inputs the choice takes 15 % off the held-out error
+at rank 64 with 200 rows and 6 % with 1,000, next to nothing at rank 16 and below, and nothing with 4,000 rows."""
 
 WIDEST = 1024
 """Inputs of the widest layer looked at: a choice takes dozens of decompositions, and the matrices of every part."""
