@@ -48,8 +48,9 @@ def rewrite(model: ir.Model, site: Site, build: Build, *, names: Names | None = 
 def with_factors(model: ir.Model, factors: Mapping[str, Factors]) -> ir.Model:
     """A new model in which each named layer is two thin ones, `<layer>.B` and then `<layer>.A`.
 
-    The given model is unchanged; tensors that do not change are shared with it. Factors are stored in the layer's own
-    type. A bias of None keeps the layer's own bias.
+    With a `base` a third one, `<layer>.base`, stands beside the two, and an Add puts them together. The given model is
+    unchanged; tensors that do not change are shared with it. Factors are stored in the layer's own type. A bias of None
+    keeps the layer's own bias.
 
     Args:
         model: any model.
@@ -64,7 +65,8 @@ def with_factors(model: ir.Model, factors: Mapping[str, Factors]) -> ir.Model:
         _check(sites, name, pair)
     names = Names(copy)
     for name, pair in factors.items():
-        rewrite(copy, sites[name], _pair(sites[name], pair), names=names)
+        build = _pair(sites[name], pair)
+        rewrite(copy, sites[name], build if pair.base is None else _beside(sites[name], pair.base, build), names=names)
     return copy
 
 
@@ -140,21 +142,19 @@ def _check(sites: Mapping[str, Site], name: str, pair: Factors) -> None:
             f"factors of layer {name!r}: found A {pair.A.shape} and B {pair.B.shape}, "
             f"expected ({layer.out_features}, r) and (r, {layer.in_features})"
         )
+    if pair.base is not None and pair.base.shape != layer.weight.shape:
+        raise ModelError(
+            f"factors of layer {name!r}: found a matrix {pair.base.shape} beside them, expected {layer.weight.shape}"
+        )
     if pair.bias is not None and pair.bias.shape != (layer.out_features,):
         raise ModelError(f"factors of layer {name!r}: found a bias {pair.bias.shape}, expected ({layer.out_features},)")
 
 
 def _pair(site: Site, pair: Factors) -> Build:
-    name = site.layer.name
     bias = site.layer.bias if pair.bias is None else pair.bias
 
     def put(builder: Builder, array: Array, suffix: str) -> ir.Value:
-        import onnx_ir as ir
-
-        stored = builder.constant(np.ascontiguousarray(array, site.stored_dtype), f"{name}.{suffix}")
-        if site.stored_dtype == site.dtype:
-            return stored
-        return builder.op("Cast", [stored], {"to": int(ir.DataType.from_numpy(site.dtype))})
+        return _put(builder, site, array, suffix)
 
     def build(builder: Builder, x: ir.Value, placement: Placement) -> ir.Value:
         if placement.kind == "conv":
@@ -178,3 +178,28 @@ def _pair(site: Site, pair: Factors) -> Build:
         return y if bias is None else builder.op("Add", [y, put(builder, bias, "bias")])
 
     return build
+
+
+def _beside(site: Site, base: Array, pair: Build) -> Build:
+    """The pair, with the bias, and then a dense matrix on the same input."""
+
+    def build(builder: Builder, x: ir.Value, placement: Placement) -> ir.Value:
+        y = pair(builder, x, placement)
+        if placement.kind == "conv":
+            weight = _put(builder, site, base.reshape(*base.shape, *(1,) * placement.spatial), "base")
+            return builder.op("Add", [y, builder.op("Conv", [x, weight])])
+        if placement.kind == "columns":
+            return builder.op("Add", [y, builder.op("MatMul", [_put(builder, site, base, "base"), x])])
+        return builder.op("Add", [y, builder.op("MatMul", [x, _put(builder, site, base.T, "base")])])
+
+    return build
+
+
+def _put(builder: Builder, site: Site, array: Array, suffix: str) -> ir.Value:
+    """A constant `<layer>.<suffix>`, stored and computed with as the layer's weight was."""
+    import onnx_ir as ir
+
+    stored = builder.constant(np.ascontiguousarray(array, site.stored_dtype), f"{site.layer.name}.{suffix}")
+    if site.stored_dtype == site.dtype:
+        return stored
+    return builder.op("Cast", [stored], {"to": int(ir.DataType.from_numpy(site.dtype))})

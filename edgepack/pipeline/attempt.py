@@ -149,7 +149,7 @@ class Prover:
     def _factored_answers(self, factors: Mapping[str, Factors]) -> Array:
         if not factors:
             return self.guard.reference
-        key = digest(*(part for name, f in sorted(factors.items()) for part in (name, f.A, f.B)))
+        key = digest(*(part for name, f in sorted(factors.items()) for part in (name, f.A, f.B, f.base)))
         if key not in self._answers:
             path = self._work / "reference.onnx"
             self._reference.write(factors, "fp32", path)
