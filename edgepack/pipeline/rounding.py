@@ -10,6 +10,7 @@ import numpy as np
 from edgepack.cache import digest
 from edgepack.factorize import factorizer
 from edgepack.factorize.whitened import shrunk_covariance
+from edgepack.pipeline.beside import beside, rounded_beside
 from edgepack.pipeline.covariances import Covariances
 from edgepack.pipeline.losses import factors_at
 from edgepack.quantize.alternate import alternate
@@ -17,7 +18,7 @@ from edgepack.quantize.bias import corrected_pair
 from edgepack.quantize.gauge import LatentGrid, search_gauge, turned
 from edgepack.quantize.grid import WEIGHT_MAX
 from edgepack.quantize.lattice import WeightGrid, grid_of
-from edgepack.types import FORMS, Array, Factors, LinearLayer, Spectrum
+from edgepack.types import FORMS, RESIDUAL_FORMS, Array, Factors, LinearLayer, Spectrum
 
 VERSION = 1
 ROUNDS = ((1024, 6), (2048, 2), (1 << 62, 0))
@@ -45,6 +46,8 @@ class Rounder:
 
     def factors(self, layer: LinearLayer, spectrum: Spectrum, rank: int, form: str) -> Factors:
         """A pair whose weights lie on the grids of the form, so that every quantizer leaves them as they are."""
+        if form in RESIDUAL_FORMS:
+            return self._residual(layer, spectrum, rank, form)
         if spectrum.mean is None:  # nothing is known of the layer's input
             return self.plain(layer, spectrum, rank)
         largest = self.largest if form in FORMS["onnx"] else WEIGHT_MAX
@@ -63,6 +66,26 @@ class Rounder:
                 known = self.covariances.cache.keep_arrays("rounded", key, made)
             self._last[key] = _loaded(known)
         return self._last[key]
+
+    def _residual(self, layer: LinearLayer, spectrum: Spectrum, rank: int, form: str) -> Factors:
+        """A pair and the dense matrix beside it, all on their grids."""
+        moments = self.covariances.of(layer.name)
+        if moments is None:
+            return self.draft(layer, spectrum, rank, form)
+        parts = (form, self.covariances.key, self.method, layer.name, rank, self.seed)
+        key = digest("rounded beside", VERSION, *parts)
+        if key not in self._last:
+            known = self.covariances.cache.known_arrays("rounded", key)
+            if known is None:
+                found = rounded_beside(layer, moments, form, rank, seed=self.seed)
+                known = self.covariances.cache.keep_arrays("rounded", key, _packed(found))
+            self._last[key] = _loaded(known)
+        return self._last[key]
+
+    def draft(self, layer: LinearLayer, spectrum: Spectrum, rank: int, form: str | None) -> Factors:
+        """`plain`; where a dense matrix stands beside the pair, with what the pair leaves of the weight."""
+        pair = self.plain(layer, spectrum, rank)
+        return beside(layer, pair) if form in RESIDUAL_FORMS else pair
 
     def plain(self, layer: LinearLayer, spectrum: Spectrum, rank: int) -> Factors:
         """A pair in the basis that quantizes well without a search, for whoever writes it to round."""
@@ -84,9 +107,14 @@ class Rounder:
             rounds = next(count for size, count in ROUNDS if layer.in_features <= size)
             rounded = alternate(layer.weight, pair, shrunk_covariance(moments), grids, rounds=rounds)
             pair = corrected_pair(pair, rounded.factors(None), moments.mean)
-        bias = np.zeros(0, np.float32) if pair.bias is None else pair.bias
-        return {"A": pair.A, "B": pair.B, "bias": bias}
+        return _packed(pair)
+
+
+def _packed(pair: Factors) -> dict[str, Array]:
+    arrays = {"A": pair.A, "B": pair.B, "bias": np.zeros(0, np.float32) if pair.bias is None else pair.bias}
+    return arrays if pair.base is None else arrays | {"base": pair.base}
 
 
 def _loaded(arrays: Mapping[str, Array]) -> Factors:
-    return Factors(arrays["A"], arrays["B"], arrays["bias"] if arrays["bias"].size else None)
+    bias = arrays["bias"] if arrays["bias"].size else None
+    return Factors(arrays["A"], arrays["B"], bias, arrays.get("base"))

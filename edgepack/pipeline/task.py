@@ -55,7 +55,7 @@ class Task:
 
     def draft(self, plan: Sequence[LayerPlan]) -> dict[str, Factors]:
         """Factors of every layer that the plan factors, quickly: what a form rounds to nearest."""
-        return self._each(plan, lambda layer, spectrum, rank, _: self.rounder.plain(layer, spectrum, rank))
+        return self._each(plan, self.rounder.draft)
 
     def factors(self, plan: Sequence[LayerPlan], form: str) -> dict[str, Factors]:
         """Factors of every layer that the plan factors, on the grids of its form; `form` is that of the file."""
