@@ -19,7 +19,7 @@ from edgepack.pipeline.crossvalidating import CrossValidation, check_labels, cro
 from edgepack.pipeline.files import ModelFiles
 from edgepack.pipeline.guarding import Data, choose_method, load_data, make_guard
 from edgepack.pipeline.losses import predict_losses
-from edgepack.pipeline.menus import Menu, make_menus, ranks_of
+from edgepack.pipeline.menus import Menu, make_menus, ranks_of, residuals_of
 from edgepack.pipeline.onnx_files import OnnxFiles
 from edgepack.pipeline.opened import Opened, model_kind, open_model
 from edgepack.pipeline.options import BuildOptions
@@ -155,8 +155,10 @@ def _prepare(
         task.warn(f"layers are weighed by their output energy: {sensitivity.problem}")
     forms = tuple(form for fmt in files for form in FORMS[fmt])
     ranks = ranks_of(opened.layers, options, unseen, share=None if validated is None else validated.share)
+    residual = residuals_of(opened.layers, options, unseen)
     losses = predict_losses(
         *(opened.layers, spectra, sensitivity, forms, {name: own for name, (own, _) in ranks.items()}),
+        residual=residual,
         method=method,
         seed=options.seed,
         largest=onnx.largest,
@@ -169,7 +171,9 @@ def _prepare(
         *(options.target, opened, data.guard, options.seed, tuple(files), cache, progress), precision=options.precision
     )
     menus = {
-        fmt: make_menus(one, opened.layers, ranks, losses, prices, options, unseen, guarded=guard.guarded)
+        fmt: make_menus(
+            *(one, opened.layers, ranks, losses, prices, options, unseen), residual=residual, guarded=guard.guarded
+        )
         for fmt, one in files.items()
     }
     return Prepared(task, opened, data, test, guard, onnx, files, prices, menus, sensitivity.known, validated)

@@ -20,9 +20,9 @@ from edgepack.factorize.two_sided import damped
 from edgepack.pipeline.covariances import Covariances
 from edgepack.pipeline.moments import THREADS
 from edgepack.pipeline.observe import Observation, joined
-from edgepack.pipeline.rounding import Rounder
+from edgepack.pipeline.rounding import Rounder, packed, unpacked
 from edgepack.progress import Progress
-from edgepack.types import Array, Factors, InputSpread, LayerPlan, LinearLayer, Moments, Spectrum
+from edgepack.types import RESIDUAL_FORMS, Array, Factors, InputSpread, LayerPlan, LinearLayer, Moments, Spectrum
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -86,9 +86,15 @@ class Refitter:
         return {name: done[name] for name in wanted}
 
     def _fits(self, choice: _Choice, depth: int | None) -> bool:
-        layer, spectrum, *_ = choice
+        layer, spectrum, _, form = choice
         few = len(self.calibration) < FEWEST
-        return bool(depth) and not few and spectrum.mean is not None and layer.in_features <= WIDEST
+        return (
+            bool(depth)
+            and not few
+            and spectrum.mean is not None
+            and layer.in_features <= WIDEST
+            and form not in RESIDUAL_FORMS
+        )
 
     def _kept(self, choice: _Choice) -> Factors:
         with one_thread():
@@ -108,13 +114,13 @@ class Refitter:
                 seen = self._observed(missing, before)
                 for name, choice in missing.items():
                     made = self._refitted(choice, seen[name], prefix) if name in seen else self._kept(choice)
-                    found[name] = cache.keep_arrays("refitted", keys[name], _packed(made))
-        return {name: _loaded(found[name]) for name in choices}
+                    found[name] = cache.keep_arrays("refitted", keys[name], packed(made))
+        return {name: unpacked(found[name]) for name in choices}
 
     def _observed(
         self, choices: Mapping[str, _Choice], before: Mapping[str, Factors]
     ) -> dict[str, tuple[PairedMoments, ...]]:
-        """By layer name, moments of every part; layers that a part never reached, or whose rows do not match, are absent."""
+        """By layer name, moments of every part; none of layers that a part never reached or whose rows do not match."""
         from edgepack.onnxgraph.rewrite import with_factors
 
         dense = Observation(self.model, choices, threads=THREADS)
@@ -226,12 +232,4 @@ def _weighing(spectrum: Spectrum) -> str:
 
 def _parts(factors: Mapping[str, Factors]) -> Iterator[object]:
     for name in sorted(factors):
-        yield from (name, *_packed(factors[name]).values())
-
-
-def _packed(pair: Factors) -> dict[str, Array]:
-    return {"A": pair.A, "B": pair.B, "bias": np.zeros(0, np.float32) if pair.bias is None else pair.bias}
-
-
-def _loaded(arrays: Mapping[str, Array]) -> Factors:
-    return Factors(arrays["A"], arrays["B"], arrays["bias"] if arrays["bias"].size else None)
+        yield from (name, *packed(factors[name]).values())

@@ -30,6 +30,9 @@ def _split(task: Task, layer: LinearLayer, spectrum: Spectrum, part: Replacement
         return None
     if not isinstance(part, Factors):
         return Split(0.0, dense_share(layer.weight, part.weight, moments.covariance), 0.0, 0.0, 0.0)
+    if part.base is not None:
+        whole = part.base + part.A @ part.B
+        return Split(0.0, dense_share(layer.weight, whole, moments.covariance), 0.0, 0.0, 0.0)
     # Of a trained or refitted pair nothing is known before its rounding: all that it loses counts as truncation.
     exact = part if task.recovery or task.refitter else factorizer(task.method).factors(layer, spectrum, part.rank)
     latent = latent_grid(form) if WEIGHT_BITS[form] < 32 else 0.0

@@ -19,7 +19,7 @@ from edgepack.pipeline.rounding import Rounder, is_per_channel_int8
 from edgepack.plan.cost import interleaved_latency_s
 from edgepack.progress import Progress
 from edgepack.targets import HOST
-from edgepack.types import Dense, Factors, Format, LayerPlan, LinearLayer, Replacement, Spectrum
+from edgepack.types import RESIDUAL_FORMS, Dense, Factors, Format, LayerPlan, LinearLayer, Replacement, Spectrum
 from edgepack.versions import tool_versions
 
 
@@ -66,8 +66,7 @@ class Task:
         With 4 bits the difference is large: there dense layers are rounded as in the end, once for all plans.
         """
         return self._each(
-            *(plan, form, lambda layer, spectrum, rank, _: self.rounder.plain(layer, spectrum, rank)),
-            partial(self.rounder.dense, only_bits=4),
+            *(plan, form, self.rounder.draft, partial(self.rounder.dense, only_bits=4)),
         )
 
     def factors(self, plan: Sequence[LayerPlan], form: str) -> dict[str, Replacement]:
@@ -76,18 +75,25 @@ class Task:
         if outcome is None:
             return self._untrained(plan, form)
         trained = outcome.factors
-        return self._each(
-            *(plan, form, lambda layer, _, rank, own: self.rounder.trained(layer, trained[layer.name], own)),
-            self.rounder.dense,
-        )
+
+        def pair(layer: LinearLayer, spectrum: Spectrum, rank: int, own: str) -> Factors:
+            if layer.name in trained:
+                return self.rounder.trained(layer, trained[layer.name], own)
+            return self.rounder.factors(layer, spectrum, rank, own)
+
+        return self._each(plan, form, pair, self.rounder.dense)
 
     def recovered(self, plan: Sequence[LayerPlan], form: str) -> Outcome | None:
-        """What training made of the plan's pairs; None without `--recover`, and for a plan without pairs."""
-        pairs = {layer.layer: layer.form or form.partition("+")[0] for layer in plan if layer.rank is not None}
+        """What training made of the plan's pairs; None without `--recover`, and for a plan without pairs.
+
+        A pair that stands beside a dense matrix is not trained.
+        """
+        forms = {layer.layer: layer.form or form.partition("+")[0] for layer in plan if layer.rank is not None}
+        pairs = {name: own for name, own in forms.items() if own not in RESIDUAL_FORMS}
         if self.recovery is None or not pairs:
             return None
         begin = self.draft(plan, form) if self.refitter is None else self._untrained(plan, form)
-        start = {name: part for name, part in begin.items() if isinstance(part, Factors)}
+        start = {name: part for name, part in begin.items() if isinstance(part, Factors) and name in pairs}
         int8 = all(is_per_channel_int8(own) for own in pairs.values())
         return self.recovery.of(start, int8=int8, largest=min(map(self.rounder.largest_of, pairs.values())))
 

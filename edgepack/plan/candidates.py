@@ -19,6 +19,19 @@ MOST_RANKS = 24
 """Ranks per layer that a solver chooses from: all multiples of the tile where they are few, else ever wider steps."""
 
 
+RESIDUAL_RANKS = (8, 16, 32)
+"""Of pairs beside a dense matrix in 4 bits: what it loses is spread over all directions but for a few strong ones."""
+
+RESIDUAL_SHARE = 0.25
+"""Of the bytes of the dense matrix in 8 bits that such a pair may take: half of what 4 bits save."""
+
+
+def residual_ranks(out_features: int, in_features: int) -> tuple[int, ...]:
+    """Ranks worth trying for a pair beside the dense matrix, ascending."""
+    most = RESIDUAL_SHARE * out_features * in_features / (out_features + in_features)
+    return tuple(rank for rank in RESIDUAL_RANKS if rank <= most)
+
+
 def break_even_rank(out_features: int, in_features: int) -> int:
     """The largest r with r (out + in) < out · in: above it the pair has more weights and multiplications than W."""
     return (out_features * in_features - 1) // (out_features + in_features)

@@ -20,7 +20,7 @@ from edgepack.quantize.gauge import ACTIVATION_STEPS, latent_span
 from edgepack.quantize.gptq import innovation
 from edgepack.quantize.grid import WEIGHT_MAX
 from edgepack.quantize.lattice import INT4_MAX
-from edgepack.types import WEIGHT_BITS, Array, Factors, LinearLayer, Spectrum
+from edgepack.types import RESIDUAL_FORMS, WEIGHT_BITS, Array, Factors, LinearLayer, Spectrum
 
 Activations = Literal["static", "dynamic"]
 
@@ -66,6 +66,7 @@ def layer_losses(
     *,
     largest: int,
     truncation: Array | None = None,
+    residual: Sequence[int] = (),
 ) -> dict[tuple[str, int | None], float]:
     """Predicted loss of the dense layer (rank None) and of its pairs, in every form.
 
@@ -87,9 +88,11 @@ def layer_losses(
         largest: largest weight code of per-channel int8: 127, or 63 where the target's int8 dot products saturate.
         truncation: (k + 1,), what rank 0 … k costs in fp32, in the unit of `gradient`, where that is known better than
             by G: from `edgepack.torchgraph.gradients`.
+        residual: ranks of pairs beside a dense matrix, in each of `RESIDUAL_FORMS`.
     """
     grids = {form: _grid(form, largest) for form in forms if form in GRIDS}
-    view = _view(layer, spectrum, gradient, {grid.activations for grid in grids.values()})
+    beside = [GRIDS[one] for form in RESIDUAL_FORMS if residual for one in RESIDUAL_FORMS[form]]
+    view = _view(layer, spectrum, gradient, {grid.activations for grid in (*grids.values(), *beside)})
     lost = view.truncation * view.unit if truncation is None else truncation
     losses: dict[tuple[str, int | None], float] = {}
     for form in forms:
@@ -99,6 +102,10 @@ def layer_losses(
         for form in forms:
             noise = 0.0 if pair is None or form not in grids else _pair_noise(view, pair, grids[form])
             losses[form, rank] = float(lost[rank]) + noise * view.unit
+    for rank in residual:
+        pair = _pair(view, factors_at(rank))
+        for form in RESIDUAL_FORMS:
+            losses[form, rank] = _residual_noise(view, pair, form) * view.unit
     return losses
 
 
@@ -234,6 +241,28 @@ def _dense_noise(view: _View, grid: Grid) -> float:
     spread = view.variance if view.biased else view.power
     noise = view.innovation * float(view.output @ _weight_noise(view.weight, spread, grid))
     return noise + view.through[grid.activations][0] if view.through else noise
+
+
+def _residual_noise(view: _View, pair: _Pair, form: str) -> float:
+    """The pair takes the strongest components out of W, so that what is left is rounded with finer steps, and takes up
+    what of the rounding errors lies in their own strongest directions. Nothing is cut off.
+    """
+    dense, thin = (GRIDS[one] for one in RESIDUAL_FORMS[form])
+    left = replace(view, weight=view.weight - pair.factors.A @ pair.factors.B, through={})
+    rounding = _dense_noise(left, dense) * (1 - _taken(view.weight, pair.factors.rank))
+    if not view.through:
+        return rounding + _pair_noise(view, pair, thin)
+    # The noise of the input goes through W as a whole, however it is split: it counts once.
+    through, through_pair = view.through[thin.activations]
+    return rounding + through + _pair_noise(view, pair, thin) - float(through_pair[pair.factors.rank])
+
+
+def _taken(weight: Array, rank: int) -> float:
+    """Share of independent errors that a pair can take up: their largest singular values come to √rows + √columns
+    (Bai and Yin, "Limit of the smallest eigenvalue of a large dimensional sample covariance matrix", 1993).
+    """
+    rows, columns = weight.shape
+    return float(min(rank * np.square(np.sqrt(rows) + np.sqrt(columns)) / (rows * columns), 1.0))
 
 
 @dataclass(frozen=True)

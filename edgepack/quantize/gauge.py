@@ -68,7 +68,7 @@ def turned(factors: Factors, spectrum: Spectrum, gauge: Gauge, *, seed: int) -> 
         seed: of the rotations.
     """
     scale = _scale(spectrum, factors.rank, gauge.beta)
-    turn = _rotation(factors.rank, gauge.rotation, seed)
+    turn = rotation(factors.rank, gauge.rotation, seed)
     A = factors.A.astype(np.float64) @ (scale[:, None] * turn)
     B = (turn.T / scale) @ factors.B.astype(np.float64)
     return Factors(A.astype(np.float32), B.astype(np.float32), factors.bias)
@@ -104,7 +104,7 @@ def search_gauge(
     """
     rank = factors.rank
     power, mean = _input(spectrum, factors.B.shape[1])
-    turns = [(index, _rotation(rank, index, seed).astype(np.float32)) for index in (*range(rotations), None)]
+    turns = [(index, rotation(rank, index, seed).astype(np.float32)) for index in (*range(rotations), None)]
     energies = spectrum.energies[:rank].astype(np.float64)
     inner, output = _costs(factors.A, spectrum, gradient)
     found: list[Gauge] = []
@@ -225,7 +225,7 @@ def _scale(spectrum: Spectrum, rank: int, beta: float) -> Array:
     return np.asarray(scale / np.exp(np.log(scale).mean()))
 
 
-def _rotation(rank: int, index: int | None, seed: int) -> Array:
+def rotation(rank: int, index: int | None, seed: int) -> Array:
     """(r, r) float64, orthogonal, uniformly distributed: QR of normal numbers with the signs made unique."""
     if index is None:
         return np.eye(rank)

@@ -17,9 +17,10 @@ from edgepack.plan.loss import GRIDS, layer_losses
 from edgepack.quantize.alternate import alternate
 from edgepack.quantize.bias import corrected_bias, corrected_pair
 from edgepack.quantize.gauge import balanced
-from edgepack.quantize.gptq import gptq, innovation
+from edgepack.quantize.gptq import gptq, innovation, row_errors
 from edgepack.quantize.grid import activation_grid, quantize_weight
-from edgepack.quantize.lattice import grid_of
+from edgepack.quantize.lattice import WeightGrid, grid_of
+from edgepack.quantize.residual import rounded_residual
 from edgepack.types import FORMS, Array, Factors, InputSpread, LinearLayer, Spectrum
 
 ALL_FORMS = tuple(dict.fromkeys(form for forms in FORMS.values() for form in forms))
@@ -315,3 +316,37 @@ def test_layers_that_give_nothing_and_outputs_that_matter_to_nobody_lose_nothing
     layer, spectrum = observed(rng.standard_normal((16, 24)).astype(np.float32), make_inputs(24, "plain", rng))
     losses = layer_losses(layer, spectrum, np.zeros((16, 16)), ALL_FORMS, (8,), pair_at(layer, spectrum), largest=127)
     assert set(losses.values()) == {0.0}
+
+
+@pytest.mark.parametrize("sides", [(96, 160), (160, 96)])
+@pytest.mark.parametrize("strong", [0.0, 300.0])
+def test_a_pair_beside_a_dense_matrix_loses_no_more_than_predicted(sides: tuple[int, int], strong: float) -> None:
+    """Against what rounding finds, which knows the inputs' covariance and makes use of it."""
+    rng = np.random.default_rng(sides)
+    x = make_inputs(sides[1], "plain", rng)
+    u, v = (np.linalg.qr(rng.standard_normal((side, 3)))[0] for side in sides)
+    layer, spectrum = observed((rng.standard_normal(sides) + strong * u @ v.T).astype(np.float32), x)
+    grids = WeightGrid(7, 32), WeightGrid(127, 32), WeightGrid(127, 32)
+    covariance = np.cov(x.T.astype(np.float64), bias=True)
+    energy = float(row_errors(layer.weight.astype(np.float64), covariance).sum())
+    losses = layer_losses(
+        *(layer, spectrum, None, ("nbits4",), (), pair_at(layer, spectrum)), largest=127, residual=(8, 16)
+    )
+    for rank in (8, 16):
+        found = rounded_residual(layer.weight, covariance, grids, rank, seed=0).error / energy
+        assert 0.6 <= losses["nbits4-residual", rank] / found <= 8
+    assert losses["nbits4-residual", 16] < losses["nbits4-residual", 8]
+    assert losses["nbits4-residual", 8] < (0.5 if strong else 1.0) * losses["nbits4", None]
+    assert ("nbits4-residual", None) not in losses
+
+
+def test_gradients_weigh_a_pair_beside_a_dense_matrix_as_all_else() -> None:
+    rng = np.random.default_rng(3)
+    layer, spectrum = observed(rng.standard_normal((96, 160)).astype(np.float32), make_inputs(160, "plain", rng))
+    alike = np.eye(96) / float(spectrum.energies.sum())
+    pair = pair_at(layer, spectrum)
+    one, other = (
+        layer_losses(layer, spectrum, gradient, ("nbits4",), (), pair, largest=127, residual=(8,))
+        for gradient in (None, alike)
+    )
+    assert other["nbits4-residual", 8] == pytest.approx(one["nbits4-residual", 8], rel=1e-3)

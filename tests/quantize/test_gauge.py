@@ -18,7 +18,7 @@ from edgepack.quantize.grid import activation_grid, quantize_weight
 from edgepack.quantize.lattice import WeightGrid
 from edgepack.types import Array, Factors, LinearLayer, Spectrum
 
-ROTATION = gauge._rotation
+ROTATION = gauge.rotation
 
 
 def decaying(out: int, inn: int, seed: int, power: float = 1.0) -> LinearLayer:
@@ -155,7 +155,7 @@ def test_predicted_noise_is_what_samples_show(latent: LatentGrid, beta: float, r
     grids = (WeightGrid(127), WeightGrid(127))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gauge, "BETAS", (beta,))
-        patch.setattr(gauge, "_rotation", lambda rank, index, seed: ROTATION(rank, rotation, seed))
+        patch.setattr(gauge, "rotation", lambda rank, index, seed: ROTATION(rank, rotation, seed))
         found = search_gauge(
             one.factors(24), one.spectrum, grids, seed=0, latent=latent, rounding="nearest", rotations=1
         )
