@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -113,12 +114,15 @@ class Refitter:
     def _observed(
         self, choices: Mapping[str, _Choice], before: Mapping[str, Factors]
     ) -> dict[str, tuple[PairedMoments, ...]]:
-        """By layer name, moments of every part; layers that one of the parts never reached are absent."""
+        """By layer name, moments of every part; layers that a part never reached, or with other rows, are absent."""
         from edgepack.onnxgraph.rewrite import with_factors
 
         dense = Observation(self.model, choices, threads=THREADS)
-        thin = Observation(with_factors(self.model, before), choices, threads=THREADS)
-        names = [name for name in choices if name in dense.keys and name in thin.keys]
+        compressed_model = with_factors(self.model, before)
+        after = _names_after(self.model, compressed_model, before)
+        thin = Observation(compressed_model, [after[name] for name in choices], threads=THREADS)
+        names = [name for name in choices if name in dense.keys and after[name] in thin.keys]
+        strayed: set[str] = set()
         roots = {name: self._root(choices[name][0]) for name in names}
         parts = []
         for part in range(PARTS):
@@ -126,10 +130,14 @@ class Refitter:
             sums = {name: PairedRows(name) for name in names}
             for original, compressed in zip(dense.rows(samples), thin.rows(samples), strict=True):
                 for name in names:
-                    x, fed = original[joined(dense.keys[name])], compressed[joined(thin.keys[name])]
-                    sums[name].add(fed, _answers(choices[name][0], x, roots[name]))
+                    x, fed = original[joined(dense.keys[name])], compressed[joined(thin.keys[after[name]])]
+                    if len(x) != len(fed):  # how many rows there are depends on the values before it
+                        strayed.add(name)
+                    if name not in strayed:
+                        sums[name].add(fed, _answers(choices[name][0], x, roots[name]))
             parts.append({name: one.moments() for name, one in sums.items() if one.count})
-        return {name: tuple(part[name] for part in parts) for name in names if all(name in part for part in parts)}
+        whole = [name for name in names if name not in strayed and all(name in part for part in parts)]
+        return {name: tuple(part[name] for part in parts) for name in whole}
 
     def _root(self, layer: LinearLayer) -> Array | None:
         """L with L Lᵀ = G: outputs are compared as the method weighs them."""
@@ -188,6 +196,16 @@ def check_refit(method: str, samples: Samples | None) -> Samples:
             f"--refit fits factors to data, and --method {method} looks at none", hint="use --method whitened"
         )
     return samples
+
+
+def _names_after(model: ir.Model, thin: ir.Model, factored: Mapping[str, Factors]) -> dict[str, str]:
+    """What each layer is called once others are factored; by order, as the graph may have to rename some."""
+    from edgepack.onnxgraph.sites import find_sites
+
+    after = iter(site.layer.name for site in find_sites(thin.clone()))
+    names = [site.layer.name for site in find_sites(model.clone())]
+    halves = [tuple(islice(after, 2 if name in factored else 1)) for name in names]
+    return {name: own[0] for name, own in zip(names, halves, strict=True)}
 
 
 def _answers(layer: LinearLayer, x: Array, root: Array | None) -> Array:
