@@ -1,13 +1,13 @@
 """Ways to weigh factors, to refit them and to shrink covariances, on real digits and without training.
 
-`python bench/measure_weighting.py` writes bench/results/weighting.json. Everything is chosen on the 4,000 digits
-that the models were trained on; the 1,000 held-out digits are scored once.
+`python bench/measure_weighting.py [TABLE...]` writes bench/results/weighting.json. Everything is chosen on the 4,000
+digits that the models were trained on; the 1,000 held-out digits are scored once.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -76,21 +76,23 @@ class Model:
         return found[self.layers[0].name]
 
 
-def measure(*, quick: bool = False) -> dict[str, Any]:
-    """Four tables; a quick run looks at one model."""
+def measure(*, quick: bool = False, only: Sequence[str] = ()) -> dict[str, Any]:
+    """The tables, or some of them; a quick run looks at one model."""
     seeds = SEEDS[:1] if quick else SEEDS
     x, _, test_x, test_y = mnist_mlp.digits()
-    with tempfile.TemporaryDirectory(prefix="edgepack-bench-") as folder:
-        models = [trained(mnist_mlp.SIZES, seed, Path(folder)) for seed in seeds]
-        deep = [trained(DEEP, seed, Path(folder)) for seed in seeds]
-        return {
-            "seeds": len(seeds),
-            "gradient_samples": SAMPLES,
-            "methods": [row for model in models for row in methods(model, x, test_x, test_y)],
-            "refit": [row for model in deep for row in refits(model, x, test_x, test_y, Path(folder))],
-            "shrinkage": [row for model in models for row in shrinkages(model, x, test_x, test_y)],
-            "damping": dampings(models, x),
+    with tempfile.TemporaryDirectory(prefix="edgepack-bench-") as name:
+        folder = Path(name)
+        models = [trained(mnist_mlp.SIZES, seed, folder) for seed in seeds]
+        tables: dict[str, Callable[[], list[dict[str, Any]]]] = {
+            "methods": lambda: [row for model in models for row in methods(model, x, test_x, test_y)],
+            "refit": lambda: [
+                row for seed in seeds for row in refits(trained(DEEP, seed, folder), x, test_x, test_y, folder)
+            ],
+            "shrinkage": lambda: [row for model in models for row in shrinkages(model, x, test_x, test_y)],
+            "damping": lambda: dampings(models, x),
         }
+        found = {name: tables[name]() for name in only or tables}
+        return {"seeds": len(seeds), "gradient_samples": SAMPLES, **found}
 
 
 def trained(sizes: Sequence[int], seed: int, folder: Path) -> Model:
@@ -222,6 +224,8 @@ def dampings(models: Sequence[Model], x: Array) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
+    import sys
+
     from figures import store
 
-    store("weighting", measure())
+    store("weighting", measure(only=sys.argv[1:]))

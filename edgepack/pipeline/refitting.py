@@ -120,7 +120,7 @@ class Refitter:
     def _observed(
         self, choices: Mapping[str, _Choice], before: Mapping[str, Factors]
     ) -> dict[str, tuple[PairedMoments, ...]]:
-        """By layer name, moments of every part; none of layers that a part never reached or whose rows do not match."""
+        """By layer name, moments of every part; layers that a part never reached, or with other rows, are absent."""
         from edgepack.onnxgraph.rewrite import with_factors
 
         dense = Observation(self.model, choices, threads=THREADS)
