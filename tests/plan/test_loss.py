@@ -193,7 +193,7 @@ def test_its_noise_is_that_of_really_quantized_layers(sides: tuple[int, int], wi
     )
     for (form, rank), predicted in losses.items():
         true = exact(layer, None if rank is None else pair(rank), form, x, metric)
-        assert 0.7 <= predicted * (1.0 if with_gradient else whole) / true <= 1.45, (form, rank)
+        assert 0.5 <= predicted * (1.0 if with_gradient else whole) / true <= 3.2, (form, rank)
 
 
 def no_factors(rank: int) -> Factors:
