@@ -23,12 +23,18 @@ MAX_SEGMENTS = 256
 
 @dataclass(frozen=True)
 class LayerShape:
-    """A layer as a pack's manifest states it; `rank` None for a dense one."""
+    """A layer as a pack's manifest states it.
+
+    Attributes:
+        rank: None for a dense layer.
+        beside: whether the pair stands beside the dense matrix and not in its place.
+    """
 
     name: str
     out_features: int
     in_features: int
     rank: int | None
+    beside: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,7 @@ class Linear:
 
 @dataclass(frozen=True)
 class Placement:
-    """One place where a layer stands: `layer` is its index, `linears` the one or two products that compute it."""
+    """One place where a layer stands: `layer` is its index, `linears` the one to three products that compute it."""
 
     layer: int
     linears: tuple[int, ...]
@@ -110,10 +116,12 @@ def place(linears: Sequence[Linear], layers: Sequence[LayerShape]) -> tuple[Plac
 
 
 def _pattern(layer: LayerShape) -> tuple[tuple[int, ...], ...]:
-    """The sides of each product that the layer needs, smaller first."""
+    """The sides of each product that the layer needs, smaller first: of B, of A, and of a dense matrix beside them."""
+    dense = (_sorted((layer.out_features, layer.in_features)),)
     if layer.rank is None:
-        return (_sorted((layer.out_features, layer.in_features)),)
-    return _sorted((layer.rank, layer.in_features)), _sorted((layer.rank, layer.out_features))
+        return dense
+    pair = _sorted((layer.rank, layer.in_features)), _sorted((layer.rank, layer.out_features))
+    return (*pair, *dense) if layer.beside else pair
 
 
 def _sorted(sides: Iterable[int]) -> tuple[int, ...]:
@@ -122,7 +130,7 @@ def _sorted(sides: Iterable[int]) -> tuple[int, ...]:
 
 def _fits(linears: Sequence[Linear], group: Sequence[int], pattern: tuple[tuple[int, ...], ...]) -> bool:
     sides = tuple(_sorted(linears[i].sides) for i in group)
-    return sides == pattern and all(linears[b].follows == a for a, b in pairwise(group))
+    return sides == pattern and all(linears[b].follows == a for a, b in pairwise(group[:2]))
 
 
 def _in_order(linears: Sequence[Linear], layers: Sequence[LayerShape]) -> list[Placement]:
@@ -152,18 +160,31 @@ def _by_shape(linears: Sequence[Linear], layers: Sequence[LayerShape]) -> list[P
 
 
 def _candidates(
-    linears: Sequence[Linear], free: Collection[int], pattern: tuple[tuple[int, ...], ...]
+    linears: Sequence[Linear], free: set[int], pattern: tuple[tuple[int, ...], ...]
 ) -> list[tuple[int, ...]]:
     """Groups of free products that fit, none of them in two groups."""
     groups: list[tuple[int, ...]] = []
     used: set[int] = set()
     for last in sorted(free):
-        first = linears[last].follows
-        group = (last,) if len(pattern) == 1 else (-1 if first is None else first, last)
+        group = _group(linears, free - used, last, pattern)
         if all(i in free and i not in used for i in group) and _fits(linears, group, pattern):
             groups.append(group)
             used.update(group)
     return groups
+
+
+def _group(
+    linears: Sequence[Linear], free: set[int], last: int, pattern: tuple[tuple[int, ...], ...]
+) -> tuple[int, ...]:
+    """A product by itself, with the one that it follows, or with the next one of a dense matrix as well."""
+    if len(pattern) == 1:
+        return (last,)
+    first = linears[last].follows
+    pair = (-1 if first is None else first, last)
+    if len(pattern) == 2:
+        return pair
+    dense = (i for i in sorted(free) if i > last and _sorted(linears[i].sides) == pattern[2])
+    return (*pair, next(dense, -1))
 
 
 def _shared_out(

@@ -29,8 +29,28 @@ WEIGHT_BITS: Mapping[str, int] = {
     "int8-dynamic-range": 8,
     "int8-static": 8,
     "int4-dynamic-range": 4,
+    "nbits4-residual": 4,
 }
-"""Bits per weight of a form."""
+"""Bits per weight of a form; of the dense matrix where a pair stands beside it."""
+
+RESIDUAL_FORMS: Mapping[str, tuple[str, str]] = {"nbits4-residual": ("nbits4", "nbits8")}
+"""Forms of ONNX that only a layer can take, with a rank: a dense matrix and a thin pair beside it, y = W x + A (B x).
+The values are the forms of the matrix and of the pair."""
+
+
+def matrices(form: str | None, sides: tuple[int, int], rank: int | None) -> tuple[tuple[str | None, int, int], ...]:
+    """(form, outputs, inputs) of each matrix that stands for a layer, in the order of its file: B, A, the dense one.
+
+    Args:
+        form: of the layer.
+        sides: its outputs and inputs.
+        rank: None for the dense layer.
+    """
+    if rank is None:
+        return ((form, *sides),)
+    dense, thin = RESIDUAL_FORMS.get(form or "", (None, form))
+    pair = ((thin, rank, sides[1]), (thin, sides[0], rank))
+    return pair if dense is None else (*pair, (dense, *sides))
 
 
 @dataclass(frozen=True)
@@ -73,6 +93,7 @@ class Moments:
         second: (in, in) float64, the raw second moment E[x xᵀ].
         low, high: the smallest and largest input value seen.
         row_range: root mean square over the rows of max(row, 0) − min(row, 0), what a grid chosen per row has to cover.
+        shrinkage: λ of the covariance where it was chosen on held-out rows; None for the rule by their number.
     """
 
     count: int
@@ -81,6 +102,7 @@ class Moments:
     low: float
     high: float
     row_range: float = 0.0
+    shrinkage: float | None = None
 
     @property
     def covariance(self) -> Array:
@@ -129,11 +151,15 @@ class LinearLayer:
 
 @dataclass(frozen=True)
 class Factors:
-    """W ≈ A B with the corrected bias: `A` (out, r), `B` (r, in), `bias` (out,), all float32."""
+    """W ≈ A B with the corrected bias: `A` (out, r), `B` (r, in), `bias` (out,), all float32.
+
+    With a `base` (out, in) the pair stands beside a dense matrix: W ≈ base + A B.
+    """
 
     A: Array
     B: Array
     bias: Array | None
+    base: Array | None = None
 
     @property
     def rank(self) -> int:
@@ -210,8 +236,8 @@ class Candidate:
     """One way to write one layer in one format: what the solver chooses from.
 
     Attributes:
-        form: one of the format's `FORMS`.
-        rank: of the pair in its place; None for the dense layer.
+        form: one of the format's `FORMS`, or of `RESIDUAL_FORMS`.
+        rank: of the pair in its place, or beside it; None for the dense layer.
         loss: predicted, quantization included; adds up over the layers of one model, 0 for nothing lost.
         size_bytes: of its weights, scales and bias in the file.
         ram_bytes: of memory that the runtime takes for them at its peak.
@@ -254,9 +280,8 @@ class LayerPlan:
     @property
     def weight_parameters(self) -> int:
         """Weight parameters after the plan (biases apart)."""
-        if self.rank is None:
-            return self.out_features * self.in_features
-        return self.rank * (self.out_features + self.in_features)
+        sides = self.out_features, self.in_features
+        return sum(rows * columns for _, rows, columns in matrices(self.form, sides, self.rank))
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from edgepack.metrics import sqnr_db
-from edgepack.types import WEIGHT_BITS, Array, Contents, LayerPlan, Proof
+from edgepack.types import RESIDUAL_FORMS, WEIGHT_BITS, Array, Contents, LayerPlan, Proof, matrices
 
 MIN_SQNR_DB: Mapping[str, float] = {
     "fp32": 60.0,
@@ -18,6 +18,7 @@ MIN_SQNR_DB: Mapping[str, float] = {
     "int8-static": 10.0,
     "nbits8": 10.0,
     "nbits4": 5.0,
+    "nbits4-residual": 5.0,
     "int4-dynamic-range": 5.0,
 }
 """Tolerance of a form: signal to noise of its outputs against the fp32 factored reference. Integers carry the noise of
@@ -55,11 +56,15 @@ def _form_of(plan: LayerPlan, form: str) -> str:
 
 
 def two_thin_matmuls(optimized: Contents, layers: Sequence[LayerPlan]) -> Proof:
-    """After the runtime's own optimisation every factored layer is two thin matmuls and no dense matrix is back."""
+    """After the runtime's own optimisation every factored layer is two thin matmuls and no dense matrix is back.
+
+    A dense matrix that has a pair beside it is there as well.
+    """
     found = Counter((a, b) for a, b, _ in optimized.weights)
-    dense = Counter(_sides(p.out_features, p.in_features) for p in layers if p.rank is None)
+    dense = Counter(_sides(p.out_features, p.in_features) for p in layers if _keeps_dense(p))
     thin = Counter(side for p in layers if p.rank is not None for side in _thin(p))
-    missing = [f"{a}×{b}" for a, b in _missing(thin, found)]
+    beside = Counter(_sides(p.out_features, p.in_features) for p in layers if p.form in RESIDUAL_FORMS)
+    missing = [f"{a}×{b}" for a, b in _missing(thin + beside, found)]
     gone = {_sides(p.out_features, p.in_features) for p in layers if p.rank is not None}
     back = [f"{a}×{b}" for a, b in gone if found[a, b] > dense[a, b] + thin[a, b]]
     detail = f"{sum(thin.values())} thin matrices in the runtime's graph" if not missing and not back else ""
@@ -68,6 +73,10 @@ def two_thin_matmuls(optimized: Contents, layers: Sequence[LayerPlan]) -> Proof:
     if back:
         detail += f"dense again: {', '.join(back)}"
     return Proof("two-thin-matmuls", not missing and not back, detail.strip())
+
+
+def _keeps_dense(plan: LayerPlan) -> bool:
+    return plan.rank is None or plan.form in RESIDUAL_FORMS
 
 
 def _thin(plan: LayerPlan) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -128,9 +137,9 @@ def _planned(source: Contents, layers: Sequence[LayerPlan], form: str) -> dict[t
     planned: dict[tuple[int, int], list[int]] = {}
     for plan in layers:
         sides = _sides(plan.out_features, plan.in_features)
-        own = WEIGHT_BITS[_form_of(plan, form)]
-        for matrix in (sides,) if plan.rank is None else _thin(plan):
-            planned.setdefault(matrix, []).append(min(own, held.get(sides, own)))
+        for own, rows, columns in matrices(_form_of(plan, form), (plan.out_features, plan.in_features), plan.rank):
+            bits = WEIGHT_BITS[own or form]
+            planned.setdefault(_sides(rows, columns), []).append(min(bits, held.get(sides, bits)))
     return {matrix: sorted(bits, reverse=True) for matrix, bits in planned.items()}
 
 

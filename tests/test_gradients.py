@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch import nn
 
+from edgepack.calibrate import moments
 from edgepack.errors import ModelError
-from edgepack.factorize import svd, whitened
+from edgepack.factorize import svd, two_sided, whitened
 from edgepack.plan.loss import layer_losses
 from edgepack.sources.torch import export_program, save_program
 from edgepack.torchgraph import find_linears, flat_module
@@ -103,12 +104,12 @@ def test_few_classes_give_the_fisher_matrix_itself(tmp_path: Path) -> None:
 
 def test_probabilities_count_as_the_logits_behind_them(tmp_path: Path) -> None:
     xs = (3 * np.random.default_rng(1).standard_normal((10, 1, 6))).astype(np.float32)
-    moments = []
+    found = []
     for model in (mlp(), nn.Sequential(*mlp(), nn.Softmax(-1))):
         path, layers = saved(model, tmp_path, torch.zeros(1, 6))
-        moments.append(gradient_moments(path, layers, feeds(xs, name="input"), 0, kind="classes"))
-    for name, moment in moments[0].items():
-        np.testing.assert_allclose(moments[1][name], moment, rtol=1e-3, atol=1e-6)
+        found.append(gradient_moments(path, layers, feeds(xs, name="input"), 0, kind="classes"))
+    for name, moment in found[0].items():
+        np.testing.assert_allclose(found[1][name], moment, rtol=1e-3, atol=1e-6)
 
 
 def test_draws_of_many_classes_have_the_fisher_matrix_as_their_mean(tmp_path: Path) -> None:
@@ -233,6 +234,35 @@ def test_truncation_is_twice_the_divergence_of_the_factored_model(tmp_path: Path
             thin = torch.log_softmax(truncated(model, model[0], layer, spectrum, rank)(mixed), -1)
             divergence = float((dense.exp() * (dense - thin)).sum(-1).mean())
             assert curve[rank] == pytest.approx(2 * divergence, rel=0.25)
+
+
+def test_the_curve_of_an_oblique_basis_is_that_of_its_factors(tmp_path: Path) -> None:
+    torch.manual_seed(2)
+    model = nn.Sequential(nn.Linear(10, 8), nn.Linear(8, 6))
+    path, layers = saved(model, tmp_path, torch.zeros(1, 10))
+    x = (torch.randn(300, 10) @ torch.randn(10, 10) + 0.5).reshape(300, 1, 10).numpy()
+    seen = moments([{"x": x[:, 0]}])["x"]
+    moment = gradient_moments(path, layers, feeds(x, name="input"), 0, kind="vector", samples=300)["0.weight"]
+    spectrum = two_sided.spectrum(replace(layers[0], moments=replace(seen, count=10**9)), moment, damping=1e-3)
+    given_moments = {"0.weight": 3 * moment}
+    found = curvatures(
+        *(path, layers, {"0.weight": spectrum}, feeds(x, name="input"), 0),
+        kind="vector",
+        samples=300,
+        moments=given_moments,
+    )
+    assert list(found) == ["0.weight"]
+    np.testing.assert_array_equal(found["0.weight"].moment, 3 * moment)  # taken as it is
+    curve = found["0.weight"].truncation
+    assert curve is not None
+    with torch.no_grad():
+        for rank in (1, 3, 5):
+            pair = two_sided.factors(layers[0], spectrum, rank)
+            other = copy.deepcopy(model)
+            other[0].weight.data, other[0].bias.data = torch.from_numpy(pair.A @ pair.B), torch.from_numpy(pair.bias)
+            rows = torch.from_numpy(x[:, 0])
+            true = float((other(rows) - model(rows)).square().sum(-1).mean())
+            assert curve[rank] == pytest.approx(true, rel=0.25)
 
 
 def test_truncation_knows_that_tokens_err_alike(tmp_path: Path) -> None:

@@ -69,6 +69,7 @@ def candidates(study: Study) -> list[list[Candidate]]:
     with workers(None) as crew:
         losses = predict_losses(
             *(layers, spectra, sensitivity, FORMS, ranks),
+            residual=dict.fromkeys(ranks, ()),
             method="whitened",
             seed=SEED,
             largest=LARGEST,

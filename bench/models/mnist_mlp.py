@@ -7,9 +7,10 @@ out and looked at only by `evaluate`.
 from __future__ import annotations
 
 import gzip
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.resources import files
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ TRAIN_COUNT = 4000
 EPOCHS = 25
 BATCH = 128
 PEAK_LEARNING_RATE = 5e-3
+SIZES = (784, 512, 10)
 
 
 def digits() -> tuple[Array, Array, Array, Array]:
@@ -51,10 +53,11 @@ def one_thread() -> Iterator[None]:
 
 
 @one_thread()
-def train(images: Array, labels: Array, seed: int = SEED) -> nn.Module:
+def train(images: Array, labels: Array, sizes: Sequence[int] = SIZES, seed: int = SEED) -> nn.Sequential:
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    model = nn.Sequential(nn.Linear(784, 512), nn.ReLU(), nn.Linear(512, 10))
+    layers = [layer for narrow in pairwise(sizes) for layer in (nn.Linear(*narrow), nn.ReLU())]
+    model = nn.Sequential(*layers[:-1])
     x, y = torch.from_numpy(images), torch.from_numpy(labels)
     batches = EPOCHS * (len(x) // BATCH)
     optimizer = torch.optim.Adam(model.parameters(), lr=PEAK_LEARNING_RATE)
@@ -76,7 +79,7 @@ def recipe(seed: int = SEED) -> Recipe:
     def evaluate(predict: Callable[..., Array]) -> float:
         return float((predict(test_x).argmax(axis=1) == test_y).mean() * 100)
 
-    model = train(train_x, train_y, seed)
+    model = train(train_x, train_y, seed=seed)
     return Recipe(model, (torch.zeros(1, 784),), {"x": train_x, "y": train_y}, evaluate)
 
 

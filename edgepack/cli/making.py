@@ -13,6 +13,11 @@ from edgepack.console import door, progress_bar, show, show_json
 if TYPE_CHECKING:
     from edgepack.pipeline.options import BuildOptions
 
+METHOD_HELP = (
+    "whitened: least error of a layer's output on your data. two-sided: least error of the model's answer, by output "
+    "gradients as well (torch). fisher: the same by each output's own gradient. svd: least error of the weights."
+)
+
 
 def build(
     model: Model,
@@ -26,10 +31,17 @@ def build(
         str | None, typer.Option("--metric", help="accuracy, agreement or cosine.", show_default="by the data")
     ] = None,
     formats: Annotated[str, typer.Option("--formats", help="onnx, tflite or both.")] = "onnx,tflite",
-    rank: Annotated[str, typer.Option("--rank", help="auto, a rank, or a share of a layer's weights.")] = "auto",
+    rank: Annotated[
+        str,
+        typer.Option(
+            "--rank",
+            help="auto, a rank, a share of a layer's weights, or cv: the smallest share that 5-fold cross-validation "
+            "on your labels cannot tell from the best.",
+        ),
+    ] = "auto",
     precision: Annotated[PrecisionName, typer.Option("--precision", help="Of the weights.")] = PrecisionName.auto,
     method: Annotated[
-        str | None, typer.Option("--method", help="whitened or svd.", show_default="whitened with data, else svd")
+        str | None, typer.Option("--method", help=METHOD_HELP, show_default="whitened with data, else svd")
     ] = None,
     recover: Annotated[
         str | None,
@@ -37,6 +49,14 @@ def build(
             "--recover", help="Train the factors against the model's own answers, so long.", metavar="3epochs|10min"
         ),
     ] = None,
+    refit: Annotated[
+        bool,
+        typer.Option(
+            "--refit/--no-refit",
+            help="Fit the factors of the last plans to what the compressed layers before them answer: two passes over "
+            "the calibration data for every layer that lies behind another, for each file that is tried.",
+        ),
+    ] = False,
     flash: Annotated[str | None, typer.Option("--flash", help="Largest model file, such as 2MB.")] = None,
     ram: Annotated[str | None, typer.Option("--ram", help="Most that one process may hold, such as 64MB.")] = None,
     latency: Annotated[str | None, typer.Option("--latency", help="Longest inference, such as 5ms.")] = None,
@@ -87,6 +107,7 @@ def build(
             precision=precision.value,
             method=method,
             recover=None if recover is None else parse_budget(recover),
+            refit=refit,
             flash_bytes=None if flash is None else parse_size(flash),
             ram_bytes=None if ram is None else parse_size(ram),
             latency_s=None if latency is None else parse_duration(latency),
@@ -132,7 +153,7 @@ def inspect(
     model: Model,
     data: Data = None,
     method: Annotated[
-        str | None, typer.Option("--method", help="whitened or svd.", show_default="whitened with data, else svd")
+        str | None, typer.Option("--method", help=METHOD_HELP, show_default="whitened with data, else svd")
     ] = None,
     seed: Seed = 0,
     fresh: Fresh = False,

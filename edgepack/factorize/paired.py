@@ -39,6 +39,49 @@ class PairedMoments:
         return np.asarray(self.cross - np.outer(self.mean, self.inputs.mean))
 
 
+class PairedRows:
+    """Moments of pairs that come in chunks: rows are gathered first, for one large product instead of many small ones.
+
+    Attributes:
+        count: rows so far.
+    """
+
+    def __init__(self, name: str) -> None:
+        """`name` is the layer's, for messages."""
+        self.name = name
+        self.count = 0
+        self._parts: list[PairedMoments] = []
+        self._waiting: list[tuple[Array, Array]] = []
+        self._rows = 0
+
+    def add(self, x: Array, y: Array) -> None:
+        """A chunk of rows x̃ (N, in), y (N, out), N ≥ 0.
+
+        Raises:
+            DataError: the rows do not match, or one holds NaN or infinity.
+        """
+        _check(self.name, x, y)
+        if not len(x):
+            return
+        self._waiting.append((x, y))
+        self._rows += len(x)
+        self.count += len(x)
+        if self._rows >= FLUSH_ROWS:
+            # Two at a time: no more than two sets of matrices are ever held.
+            self._parts, self._waiting, self._rows = [pooled([*self._parts, _of(self._waiting)])], [], 0
+
+    def moments(self) -> PairedMoments:
+        """Of all rows.
+
+        Raises:
+            DataError: there are none.
+        """
+        parts = [*self._parts, *([_of(self._waiting)] if self._waiting else [])]
+        if not parts:
+            raise DataError(f"{self.name}: no rows to refit on", hint="was the layer reached on the calibration data?")
+        return pooled(parts)
+
+
 def paired_moments(name: str, stream: Iterable[tuple[Array, Array]]) -> PairedMoments:
     """One pass over chunks of rows (x̃ (N, in), y (N, out)), N ≥ 0.
 
@@ -49,23 +92,10 @@ def paired_moments(name: str, stream: Iterable[tuple[Array, Array]]) -> PairedMo
     Raises:
         DataError: there are no rows, the rows of a chunk do not match, or one holds NaN or infinity.
     """
-    parts: list[PairedMoments] = []
-    waiting: list[tuple[Array, Array]] = []
-    rows = 0
+    rows = PairedRows(name)
     for x, y in stream:
-        _check(name, x, y)
-        if not len(x):
-            continue
-        waiting.append((x, y))
-        rows += len(x)
-        if rows >= FLUSH_ROWS:
-            # Two at a time: no more than two sets of matrices are ever held.
-            parts, waiting, rows = [pooled([*parts, _of(waiting)])], [], 0
-    if waiting:
-        parts.append(_of(waiting))
-    if not parts:
-        raise DataError(f"{name}: no rows to refit on", hint="was the layer reached on the calibration data?")
-    return pooled(parts)
+        rows.add(x, y)
+    return rows.moments()
 
 
 def pooled(parts: Sequence[PairedMoments]) -> PairedMoments:

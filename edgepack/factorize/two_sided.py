@@ -24,9 +24,13 @@ from edgepack.types import Array, Factors, LinearLayer, Spectrum
 needs_moments = True
 needs_gradients = True
 
-DAMPING = 1.0
-"""Share of the mean of G's diagonal added to it. G of 64 … 256 samples knows less of its small directions than it says:
-on a classifier of digits less damping loses to whitening there, and this much costs nothing with 4,000."""
+DAMPING = 3.0
+"""Share of the mean of G's diagonal added to it. G of 256 samples knows less of its small directions than it says.
+
+Chosen on held-out calibration data, never on test data: the first layer of three 784-512-10 classifiers of digits,
+three splits of the 4,000 digits that they were trained on, two parts to make C and G (of 256) from and one to score,
+ranks 8 … 24. Divergence from the original there over that of whitening, geometric mean: 0.88, 0.87, 0.86, 0.83, 0.80,
+0.82 with a damping of 0.01, 0.1, 0.3, 1, 3, 10; with 256 samples in all 0.98, 0.97, 0.95, 0.90, 0.85, 0.84."""
 ASYMMETRY = 1e-5
 
 
@@ -54,8 +58,12 @@ def spectrum(layer: LinearLayer, gradient: Array | None = None, damping: float =
     return replace(seen, basis=basis.astype(np.float32), dual=(lower @ directions).astype(np.float32))
 
 
-def _root(layer: LinearLayer, gradient: Array | None, damping: float) -> Array:
-    """Cholesky factor of the damped G of mean diagonal 1."""
+def damped(layer: LinearLayer, gradient: Array | None, damping: float = DAMPING) -> Array:
+    """(out, out) float64: G scaled to a mean diagonal of 1, and the damping on its diagonal.
+
+    Raises:
+        DataError: no gradients, or they do not fit the layer.
+    """
     if gradient is None:
         raise DataError(
             f"{layer.name}: the two-sided method needs output gradients", hint="use --method whitened, or give data"
@@ -63,8 +71,13 @@ def _root(layer: LinearLayer, gradient: Array | None, damping: float) -> Array:
     metric = checked_gradient(layer, gradient)
     metric = (metric + metric.T) * (0.5 / float(np.diag(metric).mean()))
     metric[np.diag_indices(len(metric))] += damping
+    return metric
+
+
+def _root(layer: LinearLayer, gradient: Array | None, damping: float) -> Array:
+    """Cholesky factor of the damped G."""
     try:
-        return np.linalg.cholesky(metric)
+        return np.linalg.cholesky(damped(layer, gradient, damping))
     except np.linalg.LinAlgError as err:
         raise DataError(
             f"{layer.name}: the second moment of its output gradients, damped by {damping:g}, is not positive definite",

@@ -20,12 +20,12 @@ needs_moments = True
 
 
 def shrunk_covariance(moments: Moments) -> Array:
-    """C_λ = (1 − λ) C + λ (tr C / n) I with λ = n / (n + 4 N): (in, in) float64.
+    """C_λ = (1 − λ) C + λ (tr C / n) I: (in, in) float64. λ = n / (n + 4 N) unless it was chosen.
 
     Few samples of many features make directions look empty that are not.
     """
     features = len(moments.mean)
-    shrinkage = features / (features + 4 * moments.count)
+    shrinkage = features / (features + 4 * moments.count) if moments.shrinkage is None else moments.shrinkage
     covariance = moments.covariance
     covariance *= 1 - shrinkage
     covariance[np.diag_indices(features)] += shrinkage * max(float(moments.variance.sum()), 0.0) / features

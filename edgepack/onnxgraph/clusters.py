@@ -8,7 +8,7 @@ other kernels than those of the whole model.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from edgepack.onnxgraph.constants import FLOATS, VIEWS
@@ -115,7 +115,13 @@ def own_nodes(found: Sequence[Product], placements: Sequence[Placement], flow: F
         nodes = {found[i].node for i in placement.linears}
         for i in placement.linears[1:]:
             nodes.update(_path_back(found[i], flow, index) or ())
-        nodes.update(_tail(found[placement.linears[-1]], flow))
+        last = found[placement.linears[-1]]
+        # A dense matrix with a pair beside it: the Add of both is their end.
+        both = flow.sole_reader(last.node.outputs[0]) if len(placement.linears) == 3 else None
+        if both is not None:
+            nodes.add(both)
+            last = replace(last, node=both)
+        nodes.update(_tail(last, flow))
         owner.update({node: number for node in nodes if node not in flow.copied and node not in owner})
     for number in range(len(placements)):
         _add_heads(owner, number, flow)

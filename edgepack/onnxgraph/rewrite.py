@@ -15,7 +15,7 @@ from edgepack.onnxgraph.names import Names
 from edgepack.onnxgraph.observe import ObservedInput, with_observed_inputs, with_outputs
 from edgepack.onnxgraph.sites import Placement, Site, find_sites
 from edgepack.onnxgraph.values import take_over
-from edgepack.types import Array, Dense, Replacement
+from edgepack.types import Array, Dense, Factors, Replacement
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -48,8 +48,9 @@ def rewrite(model: ir.Model, site: Site, build: Build, *, names: Names | None = 
 def with_factors(model: ir.Model, factors: Mapping[str, Replacement]) -> ir.Model:
     """A new model in which each named layer is two thin ones, `<layer>.B` and then `<layer>.A`, or has another weight.
 
-    The given model is unchanged; tensors that do not change are shared with it. Factors are stored in the layer's own
-    type. A bias of None keeps the layer's own bias.
+    With a `base` a third one, `<layer>.base`, stands beside the two, and an Add puts them together. The given model is
+    unchanged; tensors that do not change are shared with it. Factors are stored in the layer's own type. A bias of None
+    keeps the layer's own bias.
 
     Args:
         model: any model.
@@ -64,7 +65,10 @@ def with_factors(model: ir.Model, factors: Mapping[str, Replacement]) -> ir.Mode
         _check(sites, name, part)
     names = Names(copy)
     for name, part in factors.items():
-        rewrite(copy, sites[name], _layers(sites[name], part), names=names)
+        build = _layers(sites[name], part)
+        if isinstance(part, Factors) and part.base is not None:
+            build = _beside(sites[name], part.base, build)
+        rewrite(copy, sites[name], build, names=names)
     return copy
 
 
@@ -143,23 +147,19 @@ def _check(sites: Mapping[str, Site], name: str, part: Replacement) -> None:
             f"factors of layer {name!r}: found A {part.A.shape} and B {part.B.shape}, "
             f"expected ({sides[0]}, r) and (r, {sides[1]})"
         )
+    elif part.base is not None and part.base.shape != sides:
+        raise ModelError(f"factors of layer {name!r}: found a matrix {part.base.shape} beside them, expected {sides}")
     if part.bias is not None and part.bias.shape != sides[:1]:
         raise ModelError(f"layer {name!r}: found a bias {part.bias.shape}, expected {sides[:1]}")
 
 
 def _layers(site: Site, part: Replacement) -> Build:
     """The matrices of the part one after the other, and the bias behind the last one."""
-    name = site.layer.name
     bias = site.layer.bias if part.bias is None else part.bias
     matrices = [("weight", part.weight)] if isinstance(part, Dense) else [("B", part.B), ("A", part.A)]
 
     def put(builder: Builder, array: Array, suffix: str) -> ir.Value:
-        import onnx_ir as ir
-
-        stored = builder.constant(np.ascontiguousarray(array, site.stored_dtype), f"{name}.{suffix}")
-        if site.stored_dtype == site.dtype:
-            return stored
-        return builder.op("Cast", [stored], {"to": int(ir.DataType.from_numpy(site.dtype))})
+        return _put(builder, site, array, suffix)
 
     def build(builder: Builder, x: ir.Value, placement: Placement) -> ir.Value:
         *first, last = matrices
@@ -184,3 +184,28 @@ def _layers(site: Site, part: Replacement) -> Build:
         return y if bias is None else builder.op("Add", [y, put(builder, bias, "bias")])
 
     return build
+
+
+def _beside(site: Site, base: Array, pair: Build) -> Build:
+    """The pair, with the bias, and then a dense matrix on the same input."""
+
+    def build(builder: Builder, x: ir.Value, placement: Placement) -> ir.Value:
+        y = pair(builder, x, placement)
+        if placement.kind == "conv":
+            weight = _put(builder, site, base.reshape(*base.shape, *(1,) * placement.spatial), "base")
+            return builder.op("Add", [y, builder.op("Conv", [x, weight])])
+        if placement.kind == "columns":
+            return builder.op("Add", [y, builder.op("MatMul", [_put(builder, site, base, "base"), x])])
+        return builder.op("Add", [y, builder.op("MatMul", [x, _put(builder, site, base.T, "base")])])
+
+    return build
+
+
+def _put(builder: Builder, site: Site, array: Array, suffix: str) -> ir.Value:
+    """A constant `<layer>.<suffix>`, stored and computed with as the layer's weight was."""
+    import onnx_ir as ir
+
+    stored = builder.constant(np.ascontiguousarray(array, site.stored_dtype), f"{site.layer.name}.{suffix}")
+    if site.stored_dtype == site.dtype:
+        return stored
+    return builder.op("Cast", [stored], {"to": int(ir.DataType.from_numpy(site.dtype))})

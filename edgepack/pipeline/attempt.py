@@ -150,7 +150,7 @@ class Prover:
         pairs = {name: part for name, part in sorted(factors.items()) if isinstance(part, Factors)}
         if not pairs:
             return self.guard.reference
-        key = digest(*(part for name, pair in pairs.items() for part in (name, pair.A, pair.B)))
+        key = digest(*(part for name, pair in pairs.items() for part in (name, pair.A, pair.B, pair.base)))
         if key not in self._answers:
             path = self._work / "reference.onnx"
             self._reference.write(pairs, "fp32", path)

@@ -12,13 +12,14 @@ from edgepack.cache import Cache, digest
 from edgepack.data import Samples
 from edgepack.executor import Workers
 from edgepack.pipeline.moments import observe
+from edgepack.pipeline.shrinking import with_shrinkage
 from edgepack.progress import Progress
 from edgepack.types import Array, Moments
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass
@@ -51,6 +52,7 @@ class Covariances:
         if self.calibration is None:
             return {}
         seen = observe(self.model, self.names, self.calibration, self.progress, self.workers)
+        seen = with_shrinkage(self.model, self.calibration, seen, self.progress, self.workers)
         for name, moments in seen.items():
             self.cache.keep_arrays("moments", self._entry(name), _packed(moments))
         self._unseen = set(self.names) - set(seen)
@@ -76,11 +78,13 @@ class Covariances:
 
 def _packed(moments: Moments) -> dict[str, Array]:
     # The covariance, not the raw moment: in float32 a large mean would leave it no digits.
-    spread = np.array([moments.count, moments.low, moments.high, moments.row_range])
+    shrinkage = np.nan if moments.shrinkage is None else moments.shrinkage
+    spread = np.array([moments.count, moments.low, moments.high, moments.row_range, shrinkage])
     return {"mean": moments.mean, "covariance": moments.covariance.astype(np.float32), "spread": spread}
 
 
 def _loaded(arrays: Mapping[str, Array]) -> Moments:
-    count, low, high, row_range = map(float, arrays["spread"])
+    count, low, high, row_range, shrinkage = map(float, arrays["spread"])
     second = arrays["covariance"].astype(np.float64) + np.outer(arrays["mean"], arrays["mean"])
-    return Moments(int(count), arrays["mean"], second, low, high, row_range)
+    kept = None if np.isnan(shrinkage) else shrinkage
+    return Moments(int(count), arrays["mean"], second, low, high, row_range, kept)

@@ -22,6 +22,9 @@ class ModelFiles(Protocol):
     def layer_forms(self) -> tuple[str, ...]:
         """The forms that a single linear layer of this model can take, in the order of `FORMS`."""
 
+    def residual_forms(self) -> tuple[str, ...]:
+        """Those of `RESIDUAL_FORMS` that a layer of this model can take."""
+
     @property
     def whole_forms(self) -> tuple[str, ...]:
         """Forms that no single layer can take, only a whole file."""

@@ -12,10 +12,12 @@ import numpy as np
 from edgepack.cache import Cache, digest
 from edgepack.data import Samples, example
 from edgepack.errors import ModelError
+from edgepack.factorize import needs_gradients
 from edgepack.pack import read_manifest
-from edgepack.pipeline.guarding import choose_method, load_data
+from edgepack.pipeline.guarding import choose_method, load_data, make_guard
 from edgepack.pipeline.observe import Observation, joined
 from edgepack.pipeline.opened import Opened, open_model
+from edgepack.pipeline.output_gradients import weighed
 from edgepack.pipeline.statistics import decompose
 from edgepack.plan.candidates import break_even_rank
 from edgepack.progress import Progress, silent
@@ -50,7 +52,14 @@ def inspect(
         loaded = load_data(data, opened, model, seed)
         chosen = choose_method(method, loaded)
         key = digest(opened.sha256, loaded.digest())
-        spectra, _ = decompose(opened.model, opened.layers, chosen, loaded.calibration, key, cache, progress)
+        gradients = None
+        if needs_gradients(chosen):
+            metric = make_guard(None, loaded, opened.onnx_path, exact=False).metric
+            work = Path(folder)
+            _, gradients = weighed(opened, chosen, loaded.calibration, metric, seed, key, cache, work, progress)
+        spectra, _ = decompose(
+            *(opened.model, opened.layers, chosen, loaded.calibration, key, cache, progress), gradients=gradients
+        )
         progress("count rows")
         return _report(opened, chosen, spectra, _rows(opened, loaded.calibration, seed))
 

@@ -13,7 +13,7 @@ from edgepack.plan import reasons
 from edgepack.plan.candidates import break_even_rank
 from edgepack.plan.solve import Bounds, Infeasible, Solution, least_loss, smallest, solve
 from edgepack.progress import Progress, silent
-from edgepack.types import Candidate, LayerPlan, Spectrum
+from edgepack.types import RESIDUAL_FORMS, Candidate, LayerPlan, Spectrum
 
 STEPS = 24
 """Bounds on the loss, geometrically spaced; plans that come out alike count once."""
@@ -146,7 +146,7 @@ def planned(menu: Menu, chosen: Candidate, spectrum: Spectrum, slack: float) -> 
         layer.in_features,
         chosen.rank,
         break_even_rank(layer.out_features, layer.in_features),
-        0.0 if chosen.rank is None else float(spectrum.lost_share()[chosen.rank]),
+        0.0 if chosen.rank is None or chosen.form in RESIDUAL_FORMS else float(spectrum.lost_share()[chosen.rank]),
         reasons.reason(menu.candidates, chosen, slack, menu.why_dense),
         form=chosen.form,
         predicted=chosen,

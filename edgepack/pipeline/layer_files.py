@@ -23,7 +23,7 @@ from edgepack.plan.table import Point
 from edgepack.progress import Progress, silent
 from edgepack.quantize.grid import WEIGHT_MAX
 from edgepack.sources.onnx import OnnxSource, open_onnx
-from edgepack.types import Array, Factors, Format
+from edgepack.types import RESIDUAL_FORMS, Array, Factors, Format
 from edgepack.versions import tool_versions
 
 VERSION = 2
@@ -78,7 +78,7 @@ def _write_onnx(points: Sequence[Point], paths: Mapping[Point, Path], work: Path
         files = OnnxFiles(source.model, Samples({"x": _inputs(columns)}), largest=WEIGHT_MAX)
         for point in group:
             with atomic_path(paths[point]) as out:
-                files.write(_factors(source, point.rank), point.form, out)
+                _write_point(files, source, point, out)
             yield point
 
 
@@ -127,11 +127,15 @@ def _pair(rows: int, columns: int, rank: int) -> tuple[Array, Array]:
     return left, rng.standard_normal((rank, columns), np.float32) / np.float32(np.sqrt(columns))
 
 
-def _factors(source: OnnxSource, rank: int | None) -> dict[str, Factors]:
-    if rank is None:
-        return {}
+def _write_point(files: OnnxFiles, source: OnnxSource, point: Point, out: Path) -> None:
     layer = source.layers[0]
-    return {layer.name: Factors(*_pair(layer.out_features, layer.in_features, rank), layer.bias)}
+    if point.rank is None:
+        files.write({}, point.form, out)
+        return
+    base = layer.weight if point.form in RESIDUAL_FORMS else None
+    pair = Factors(*_pair(layer.out_features, layer.in_features, point.rank), layer.bias, base)
+    form, _ = RESIDUAL_FORMS.get(point.form, (point.form, None))
+    files.write({layer.name: pair}, form, out, {layer.name: point.form})
 
 
 def _inputs(columns: int) -> Array:

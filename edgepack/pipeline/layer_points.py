@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from edgepack.plan.candidates import RANK_TILE, break_even_rank
+from edgepack.plan.candidates import RANK_TILE, break_even_rank, residual_ranks
 from edgepack.plan.measured import STANDARD_GRID, grid_points
 from edgepack.plan.sources import Shape
 from edgepack.plan.table import Point
-from edgepack.types import FORMATS, FORMS, Format
+from edgepack.types import FORMATS, FORMS, RESIDUAL_FORMS, Format
 
 
 def points_for(
@@ -16,17 +16,27 @@ def points_for(
 ) -> list[Point]:
     """What to measure for the layers of a model: each dense and at sparse ranks up to its break-even, in all forms.
 
+    Where a dense matrix may have a pair beside it, that as well.
+
     Args:
         shapes: outputs, inputs and rows of every layer.
         formats: to measure in.
         forms: by format.
     """
-    return [
+    shapes = dict.fromkeys(shapes)
+    points = [
         Point(fmt, form, rows, columns, rank, batch)
         for fmt in formats
-        for rows, columns, batch in dict.fromkeys(shapes)
+        for rows, columns, batch in shapes
         for rank in (None, *sparse_ranks(rows, columns))
         for form in forms[fmt]
+    ]
+    both = [form for form, parts in RESIDUAL_FORMS.items() if set(parts) <= set(forms["onnx"]) and "onnx" in formats]
+    return points + [
+        Point("onnx", form, rows, columns, rank, batch)
+        for rows, columns, batch in shapes
+        for rank in residual_ranks(rows, columns)
+        for form in both
     ]
 
 

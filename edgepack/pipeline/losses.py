@@ -16,7 +16,8 @@ from edgepack.types import Array, Factors, LinearLayer, Spectrum
 Losses = Mapping[str, Mapping[tuple[str, int | None], float]]
 """By layer name: (form, rank or None for dense) → predicted loss."""
 VERSION = 3
-_Task = tuple[LinearLayer, Spectrum, Array | None, Array | None, tuple[str, ...], tuple[int, ...], str, int, int]
+_Ranks = tuple[int, ...]
+_Task = tuple[LinearLayer, Spectrum, Array | None, Array | None, tuple[str, ...], _Ranks, _Ranks, str, int, int]
 
 
 def predict_losses(
@@ -26,6 +27,7 @@ def predict_losses(
     forms: tuple[str, ...],
     ranks: Mapping[str, tuple[int, ...]],
     *,
+    residual: Mapping[str, tuple[int, ...]],
     method: str,
     seed: int,
     largest: int,
@@ -34,19 +36,20 @@ def predict_losses(
     workers: Workers,
     progress: Progress,
 ) -> Losses:
-    """Losses of every form, dense and at the given ranks.
+    """Losses of every form, dense and at the given ranks, and of dense matrices with a pair beside them.
 
     Args:
         sensitivity: what the layers' outputs matter; where it is not known, a loss is a share of a layer's output
             energy.
         ranks: to look at, by layer name.
+        residual: ranks of pairs beside the dense matrix, by layer name.
         key: digest of the model, the data, and how the spectra came about.
     """
     tasks: list[_Task] = []
     keys: list[str] = []
     found: dict[str, Mapping[tuple[str, int | None], float]] = {}
     for layer, spectrum in zip(layers, spectra, strict=True):
-        parts = [layer.name, forms, ranks[layer.name], method, seed, largest, sensitivity.known]
+        parts = [layer.name, forms, ranks[layer.name], residual[layer.name], method, seed, largest, sensitivity.known]
         entry = digest("loss", VERSION, key, *parts)
         known = cache.known("losses", entry)
         if known is not None:
@@ -55,7 +58,8 @@ def predict_losses(
         keys.append(entry)
         one = sensitivity.curvatures.get(layer.name)
         moment, truncation = (None, None) if one is None else (one.moment, one.truncation)
-        tasks.append((layer, spectrum, moment, truncation, forms, ranks[layer.name], method, seed, largest))
+        own = ranks[layer.name], residual[layer.name]
+        tasks.append((layer, spectrum, moment, truncation, forms, *own, method, seed, largest))
     costs = [_cost(task) for task in tasks]
     for done, (index, losses) in enumerate(map_tasks(workers, _losses, tasks, costs), start=1):
         progress("predict losses", done, len(tasks))
@@ -75,7 +79,8 @@ def _losses(
     gradient: Array | None,
     truncation: Array | None,
     forms: tuple[str, ...],
-    ranks: tuple[int, ...],
+    ranks: _Ranks,
+    residual: _Ranks,
     method: str,
     seed: int,
     largest: int,
@@ -83,14 +88,19 @@ def _losses(
     def factors(rank: int) -> Factors:
         return factors_at(layer, spectrum, rank, method, seed)
 
-    return layer_losses(layer, spectrum, gradient, forms, ranks, factors, largest=largest, truncation=truncation)
+    return layer_losses(
+        *(layer, spectrum, gradient, forms, ranks, factors),
+        largest=largest,
+        truncation=truncation,
+        residual=residual,
+    )
 
 
 def _cost(task: _Task) -> float:
     """Floating-point operations, roughly: the factors of every rank, and their products with the gradients."""
-    layer, _, gradient, _, _, ranks, *_ = task
+    layer, _, gradient, _, _, ranks, residual, *_ = task
     sides = layer.out_features + layer.in_features
-    per_rank = sum(2.0 * rank * rank * sides for rank in ranks)
+    per_rank = sum(2.0 * rank * rank * sides for rank in ranks) + 2.0 * layer.weight.size * sum(residual)
     return per_rank + (0.0 if gradient is None else 2.0 * layer.out_features**2 * sum(ranks))
 
 

@@ -35,6 +35,7 @@ def build_record(ready: Prepared, probes: Sequence[Probe]) -> dict[str, Any]:
         "options": {
             "rank": options.rank,
             "precision": options.precision,
+            "refit": options.refit,
             "max_drop": options.drop_limit,
             "formats": list(options.formats),
             "flash_bytes": options.flash_bytes,
@@ -47,6 +48,7 @@ def build_record(ready: Prepared, probes: Sequence[Probe]) -> dict[str, Any]:
         "seed": options.seed,
         "versions": tool_versions(),
         "method": ready.task.method,
+        "cross_validation": None if ready.cross_validation is None else ready.cross_validation.record(),
         "loss_weighted_by": "output gradients" if ready.by_gradients else "output energy",
         "cost_sources": {fmt: ready.prices.source_name(fmt) for fmt in ready.files},
         "metric": {"name": guard.metric, "guarded": guard.guarded},

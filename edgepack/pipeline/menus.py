@@ -10,7 +10,7 @@ from edgepack.pipeline.files import ModelFiles
 from edgepack.pipeline.losses import Losses
 from edgepack.pipeline.options import BuildOptions
 from edgepack.pipeline.pricing import Prices
-from edgepack.plan.candidates import RANK_TILE, asked_rank, break_even_rank, rank_choices
+from edgepack.plan.candidates import asked_rank, rank_choices, residual_ranks, shared_rank, too_small
 from edgepack.plan.resident import resident_bytes
 from edgepack.plan.sizes import size_bytes
 from edgepack.types import WEIGHT_BITS, Candidate, Format, LinearLayer
@@ -31,14 +31,26 @@ class Menu:
 
 
 def ranks_of(
-    layers: Sequence[LinearLayer], options: BuildOptions, unseen: Collection[str]
+    layers: Sequence[LinearLayer], options: BuildOptions, unseen: Collection[str], *, share: float | None = None
 ) -> dict[str, tuple[tuple[int, ...], str | None]]:
     """By layer name: the ranks to offer beside or instead of the dense layer, and why there are none.
 
     Args:
         unseen: layers that the data never reached: they stay dense in auto mode, for nothing guards what they lose.
+        share: of each layer's weights, that cross-validation chose.
     """
-    return {layer.name: _ranks(layer, options, seen=layer.name not in unseen) for layer in layers}
+    return {layer.name: _ranks(layer, options, share, seen=layer.name not in unseen) for layer in layers}
+
+
+def residuals_of(
+    layers: Sequence[LinearLayer], options: BuildOptions, unseen: Collection[str]
+) -> dict[str, tuple[int, ...]]:
+    """By layer name: the ranks to offer of a pair beside the dense matrix in 4 bits; none where that is not wanted."""
+    wanted = "onnx" in options.formats and options.rank == "auto" and options.precision in ("auto", "int4")
+    return {
+        layer.name: residual_ranks(layer.out_features, layer.in_features) if wanted and layer.name not in unseen else ()
+        for layer in layers
+    }
 
 
 def make_menus(
@@ -50,6 +62,7 @@ def make_menus(
     options: BuildOptions,
     unseen: Collection[str],
     *,
+    residual: Mapping[str, tuple[int, ...]],
     guarded: bool,
 ) -> tuple[Menu, ...]:
     """One menu per layer: every form that the options allow, dense and at every rank worth trying.
@@ -58,6 +71,7 @@ def make_menus(
         ranks: of `ranks_of`.
         losses: by layer name.
         unseen: layers that the data never reached, for which there are no ranges.
+        residual: of `residuals_of`.
         guarded: whether data stand guard over the accuracy; if not, no candidate may lose more than a hundredth.
 
     Raises:
@@ -68,7 +82,9 @@ def make_menus(
         own, why_dense = ranks[layer.name]
         offered = own if options.rank != "auto" and own else (None, *own)
         forms = _forms(files, layer, offered, options, seen=layer.name not in unseen)
-        found = tuple(_candidates(files.fmt, layer, offered, forms, losses[layer.name], prices))
+        ways = [(form, rank) for form in forms for rank in offered]
+        ways += [(form, rank) for form in files.residual_forms() for rank in residual[layer.name]]
+        found = tuple(_candidates(files.fmt, layer, ways, losses[layer.name], prices))
         if not found:
             source = prices.source_name(files.fmt)
             raise UsageError(f"--precision {options.precision}: the {source} has no figures for {' or '.join(forms)}")
@@ -78,20 +94,21 @@ def make_menus(
     return tuple(menus)
 
 
-def _ranks(layer: LinearLayer, options: BuildOptions, *, seen: bool) -> tuple[tuple[int, ...], str | None]:
+def _ranks(
+    layer: LinearLayer, options: BuildOptions, share: float | None, *, seen: bool
+) -> tuple[tuple[int, ...], str | None]:
     sides = layer.out_features, layer.in_features
-    if options.rank != "auto":
+    asked: int | str | None = None
+    if share is not None:
+        asked = shared_rank(*sides, share)
+    elif not isinstance(options.rank, str):
         asked = asked_rank(*sides, options.rank)
+    if asked is not None:
         return ((), asked) if isinstance(asked, str) else ((asked,), None)
     if not seen:
         return (), "the data never reach it"
     choices = rank_choices(*sides)
-    return (
-        choices,
-        None
-        if choices
-        else f"a pair of rank {RANK_TILE} saves too little, its break-even rank is {break_even_rank(*sides)}",
-    )
+    return choices, None if choices else too_small(*sides)
 
 
 def _forms(
@@ -109,20 +126,18 @@ def _forms(
 def _candidates(
     fmt: Format,
     layer: LinearLayer,
-    ranks: Sequence[int | None],
-    forms: Sequence[str],
+    ways: Sequence[tuple[str, int | None]],
     losses: Mapping[tuple[str, int | None], float],
     prices: Prices,
 ) -> Iterator[Candidate]:
     sides = layer.out_features, layer.in_features
-    for form in forms:
-        for rank in ranks:
-            price = prices.price(fmt, layer.name, rank, form) if _suits(form, layer, rank) else None
-            if price is None:
-                continue
-            size = size_bytes(fmt, form, *sides, rank, bias=layer.bias is not None)
-            ram = resident_bytes(fmt, form, size)
-            yield Candidate(form, rank, losses[form, rank], size, ram, price.latency_s, price.source)
+    for form, rank in ways:
+        price = prices.price(fmt, layer.name, rank, form) if _suits(form, layer, rank) else None
+        if price is None:
+            continue
+        size = size_bytes(fmt, form, *sides, rank, bias=layer.bias is not None)
+        ram = resident_bytes(fmt, form, size)
+        yield Candidate(form, rank, losses[form, rank], size, ram, price.latency_s, price.source)
 
 
 def _suits(form: str, layer: LinearLayer, rank: int | None) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -13,7 +13,7 @@ from edgepack.calibrate import ranges
 from edgepack.data import Samples, feeds
 from edgepack.errors import ModelError
 from edgepack.pipeline.observe import Observation, joined
-from edgepack.types import FORMS, Array, Contents, Factors, Format, Replacement
+from edgepack.types import FORMS, RESIDUAL_FORMS, Array, Contents, Factors, Format, Replacement
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -43,6 +43,18 @@ def _linear_nodes(model: ir.Model) -> frozenset[int]:
     return frozenset(id(p.node) for site in find_sites(model) for p in site.placements)
 
 
+def _parts(part: Replacement | None) -> int:
+    """How many matrices stand for a layer."""
+    return 1 if not isinstance(part, Factors) else 2 if part.base is None else 3
+
+
+def _part_forms(parts: Mapping[str, tuple[str, ...]], name: str, form: str) -> Iterator[tuple[str, str]]:
+    """The form of each matrix of a layer: B, A and, beside the two, the base."""
+    own = parts.get(name, (name,))
+    base, thin = RESIDUAL_FORMS.get(form, (form, form))
+    return zip(own, (thin, thin, base), strict=False)
+
+
 class OnnxFiles:
     """Writes the ONNX files of a build. `model` is the dense fp32 model and is never changed."""
 
@@ -61,6 +73,10 @@ class OnnxFiles:
         return tuple(
             form for form in FORMS["onnx"] if self._supports(form) and (form != "int8-static-qdq" or self.calibrated)
         )
+
+    def residual_forms(self) -> tuple[str, ...]:
+        """Those of a dense matrix with a pair beside it that the model's opset has operators for."""
+        return tuple(form for form, parts in RESIDUAL_FORMS.items() if all(map(self._supports, parts)))
 
     def rest(self, form: str) -> tuple[str, ...]:
         """The forms of the whole file where its linear layers are in `form`, the one to try first in front.
@@ -122,27 +138,25 @@ class OnnxFiles:
     ) -> None:
         """The model with factors in place, in a form; the layers named in `forms` in their own, both halves alike.
 
-        Weights outside of the linear layers go by `form` alone.
+        Weights outside of the linear layers go by `form` alone. A form of `RESIDUAL_FORMS` is for layers whose factors
+        have a base.
         """
         from edgepack.onnxgraph.rewrite import with_factors
 
         model = with_factors(self.model, factors) if factors else self.model
         if forms and factors:
-            halves = self._names_after(model, factors)
-            forms = {half: own for name, own in forms.items() for half in halves.get(name, (name,))}
+            parts = self._names_after(model, factors)
+            forms = {part: one for name, own in forms.items() for part, one in _part_forms(parts, name, own)}
         self._write_linear(model, form, out, forms)
 
     def _names_after(self, thin: ir.Model, factors: Mapping[str, Replacement]) -> dict[str, tuple[str, ...]]:
-        """What each layer is called once factors are in place: its own name, or those of its two halves.
+        """What each layer is called once factors are in place: its own name, or those of its halves and its base.
 
         By their order in the graph, as a half gets a number where its name is taken, and a layer may get a simpler name
         where another one that shared its weight is gone.
         """
         after = iter(_layer_names(thin))
-        return {
-            name: tuple(islice(after, 2 if isinstance(factors.get(name), Factors) else 1))
-            for name in _layer_names(self.model.clone())
-        }
+        return {name: tuple(islice(after, _parts(factors.get(name)))) for name in _layer_names(self.model.clone())}
 
     def write_one_layer(self, layer: str, out: Path) -> None:
         """The dense model with a single layer in int8, to see what that layer costs."""

@@ -11,7 +11,7 @@ from edgepack.recover.budget import Budget
 from edgepack.targets import HOST, Target
 from edgepack.types import FORMATS, Format
 
-Rank = Literal["auto"] | int | float
+Rank = Literal["auto", "cv"] | int | float
 PrecisionChoice = Literal["auto", "fp32", "int8", "int4"]
 DEFAULT_MAX_DROP = 0.5
 DEFAULT_SEARCH_MINUTES = 10.0
@@ -28,6 +28,9 @@ class BuildOptions:
         max_drop: largest allowed drop in the metric's own unit; None means 0.5 in auto mode and no limit at a fixed
             rank or for a picked plan.
         metric: name of the guard metric, None to choose by the data.
+        rank: "auto" to choose one for every layer, "cv" for one share by cross-validation on the labels, a rank for all
+            layers (int), or a share of each layer's weights (float).
+        refit: fit the factors of the plans whose files are made to what the compressed layers before them answer.
         method: factorizer, None for whitened with data and svd without.
         flash_bytes: largest size of one model file, None for no limit.
         ram_bytes: most that a process may hold for one file beyond the runtime's import, None for no limit.
@@ -50,6 +53,7 @@ class BuildOptions:
     formats: tuple[Format, ...] = FORMATS
     rank: Rank = "auto"
     precision: PrecisionChoice = "auto"
+    refit: bool = False
     method: str | None = None
     flash_bytes: int | None = None
     ram_bytes: int | None = None
@@ -121,20 +125,22 @@ def parse_formats(text: str) -> tuple[Format, ...]:
 
 
 def parse_rank(text: str) -> Rank:
-    """`auto`, a rank such as `32`, or a share such as `0.25`.
+    """`auto`, `cv`, a rank such as `32`, or a share such as `0.25`.
 
     Raises:
         UsageError: anything else.
     """
     if text == "auto":
         return "auto"
+    if text == "cv":
+        return "cv"
     try:
         rank: Rank = int(text)
     except ValueError:
         try:
             rank = float(text)
         except ValueError:
-            raise UsageError(f"--rank {text}: expected auto, a whole number, or a share such as 0.25") from None
+            raise UsageError(f"--rank {text}: expected auto, cv, a whole number, or a share such as 0.25") from None
     if isinstance(rank, str) or not rank > 0:
         raise UsageError(f"--rank {text}: must be more than 0")
     return rank

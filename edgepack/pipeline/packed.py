@@ -9,7 +9,7 @@ from typing import Any
 from edgepack.errors import PackError
 from edgepack.report.compare import file_entry
 from edgepack.segments import LayerShape
-from edgepack.types import Format
+from edgepack.types import RESIDUAL_FORMS, Format
 
 MAX_NAME = 400
 MAX_LAYERS = 10_000
@@ -61,7 +61,8 @@ def _shape(entry: Any, number: int, pack_dir: Path, fmt: Format) -> LayerShape:
     if not all(map(_positive, sides)) or not (rank is None or _positive(rank)):
         found = f"{sides[0]}×{sides[1]}, rank {rank}"[:100]
         raise PackError(f"{pack_dir}: layer {name} of model.{fmt} is {found}; expected positive numbers", hint=_HINT)
-    return LayerShape(name, int(fields["out_features"]), int(fields["in_features"]), rank)
+    beside = rank is not None and fields.get("form") in list(RESIDUAL_FORMS)
+    return LayerShape(name, int(fields["out_features"]), int(fields["in_features"]), rank, beside)
 
 
 def _positive(value: Any) -> bool:

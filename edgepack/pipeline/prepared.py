@@ -15,15 +15,18 @@ from edgepack.errors import ModelError, UsageError
 from edgepack.executor import Workers, workers
 from edgepack.pipeline.attempt import Guard, Prover
 from edgepack.pipeline.covariances import Covariances
+from edgepack.pipeline.crossvalidating import CrossValidation, check_labels, cross_validated
 from edgepack.pipeline.files import ModelFiles
 from edgepack.pipeline.guarding import Data, choose_method, load_data, make_guard
 from edgepack.pipeline.losses import predict_losses
-from edgepack.pipeline.menus import Menu, make_menus, ranks_of
+from edgepack.pipeline.menus import Menu, make_menus, ranks_of, residuals_of
 from edgepack.pipeline.onnx_files import OnnxFiles
 from edgepack.pipeline.opened import Opened, model_kind, open_model
 from edgepack.pipeline.options import BuildOptions
+from edgepack.pipeline.output_gradients import weighed
 from edgepack.pipeline.pricing import Prices, make_prices
 from edgepack.pipeline.recovering import Recovery
+from edgepack.pipeline.refitting import Refitter, check_refit
 from edgepack.pipeline.rounding import Rounder
 from edgepack.pipeline.scores import check_evaluate
 from edgepack.pipeline.sensitivity import Sensitivity
@@ -49,6 +52,7 @@ class Prepared:
         files: writers of the formats that the model can be written in.
         menus: candidates of every layer, by format.
         by_gradients: whether predicted losses weigh layers by output gradients.
+        cross_validation: how the rank was chosen, where it was so.
     """
 
     task: Task
@@ -61,6 +65,7 @@ class Prepared:
     prices: Prices
     menus: Mapping[Format, tuple[Menu, ...]]
     by_gradients: bool
+    cross_validation: CrossValidation | None
 
 
 @contextmanager
@@ -92,7 +97,7 @@ def _prepare(
 ) -> Prepared:
     if not opened.layers:
         raise ModelError(f"{options.model}: no linear layer found; there is nothing to factor")
-    if options.rank != "auto":
+    if not isinstance(options.rank, str):
         check_rank(opened.layers, options.rank)
     data = load_data(options.data, opened, options.model, options.seed)
     method = choose_method(options.method, data)
@@ -101,6 +106,8 @@ def _prepare(
             "--recover trains on calibration data, and there are none",
             hint="give --data F.npz, or put `calibration` into the recipe",
         )
+    if options.refit:
+        check_refit(method, data.calibration)
     test = None if options.test is None else read_npz(options.test, opened.inputs)
     onnx = OnnxFiles(opened.model, data.calibration, largest=options.weight_grids[0])
     dense = work / "dense.fp32.onnx"
@@ -111,29 +118,47 @@ def _prepare(
     key = digest(opened.sha256, data.digest())
     names = [layer.name for layer in opened.layers]
     covariances = Covariances(opened.model, names, data.calibration, key, cache, progress, crew)
-    spectra, unseen = decompose(opened.model, opened.layers, method, data.calibration, key, cache, progress, crew)
+    source, gradients = weighed(
+        opened, method, data.calibration, guard.metric, options.seed, key, cache, work, progress
+    )
+    validated: CrossValidation | None = None
+    if options.rank == "cv":
+        labels = check_labels(data.calibration, guard)
+        samples = data.guard if data.calibration is None else data.calibration
+        validated = cross_validated(opened, samples, labels, method, options.seed, onnx, cache, work, crew, progress)
+    spectra, unseen = decompose(
+        *(opened.model, opened.layers, method, data.calibration, key, cache, progress, crew), gradients=gradients
+    )
     prover = Prover(guard, onnx.read(dense), opened.layers, onnx, work)
     search_key = digest(key, method, guard.metric, options.seed, options.exact)
     guarded_key = digest(search_key, guard.reference, guard.samples.labels)
-    recovery = _recovery(options, opened, data, guard, search_key, cache, progress)
     task = Task(
         *(options, opened.layers, spectra, method, prover, cache, guarded_key),
-        *(Rounder(covariances, method, options.seed, onnx.largest), recovery, work, progress),
+        *(Rounder(covariances, method, options.seed, onnx.largest, gradients or {}), work, progress),
         warnings=[UNGUARDED] if data.calibration is None else [],
     )
+    if options.refit:
+        task.refitter = Refitter(opened.model, task.rounder, check_refit(method, data.calibration), progress)
+    task.recovery = _recovery(options, opened, data, guard, search_key, cache, progress)
     fate = "it stays dense" if options.rank == "auto" else "it is factored by plain SVD"
     for name in unseen:
         task.warn(f"{name}: its input was never seen to vary on the data, so {fate}")
+    for layer in opened.layers:
+        if gradients is not None and layer.name not in gradients and layer.name not in unseen:
+            task.warn(f"{layer.name}: no gradient reaches it from the model's first output, so it is whitened")
     files = _formats(options, opened, data, onnx, tflite, task)
     sensitivity = Sensitivity(
-        opened, spectra, data.calibration, guard.metric, options.seed, search_key, cache, progress
+        *(source, spectra, data.calibration, guard.metric, options.seed, search_key, cache, progress),
+        moments=gradients,
     )
     if sensitivity.problem is not None:
         task.warn(f"layers are weighed by their output energy: {sensitivity.problem}")
     forms = tuple(form for fmt in files for form in FORMS[fmt])
-    ranks = ranks_of(opened.layers, options, unseen)
+    ranks = ranks_of(opened.layers, options, unseen, share=None if validated is None else validated.share)
+    residual = residuals_of(opened.layers, options, unseen)
     losses = predict_losses(
         *(opened.layers, spectra, sensitivity, forms, {name: own for name, (own, _) in ranks.items()}),
+        residual=residual,
         method=method,
         seed=options.seed,
         largest=onnx.largest,
@@ -146,10 +171,12 @@ def _prepare(
         *(options.target, opened, data.guard, options.seed, tuple(files), cache, progress), precision=options.precision
     )
     menus = {
-        fmt: make_menus(one, opened.layers, ranks, losses, prices, options, unseen, guarded=guard.guarded)
+        fmt: make_menus(
+            *(one, opened.layers, ranks, losses, prices, options, unseen), residual=residual, guarded=guard.guarded
+        )
         for fmt, one in files.items()
     }
-    return Prepared(task, opened, data, test, guard, onnx, files, prices, menus, sensitivity.known)
+    return Prepared(task, opened, data, test, guard, onnx, files, prices, menus, sensitivity.known, validated)
 
 
 def _recovery(

@@ -14,13 +14,14 @@ from edgepack.pipeline.measuring import measure_points
 from edgepack.pipeline.observe import Observation, joined
 from edgepack.pipeline.opened import Opened
 from edgepack.pipeline.options import PrecisionChoice
-from edgepack.plan.candidates import rank_choices
+from edgepack.plan.beside import prices_of
+from edgepack.plan.candidates import rank_choices, residual_ranks
 from edgepack.plan.cost import CostSource, Price
 from edgepack.plan.sources import Shape, cost_source, dense_int8
 from edgepack.plan.table import Point
 from edgepack.progress import Progress, silent
 from edgepack.targets import HOST, Target
-from edgepack.types import Format
+from edgepack.types import RESIDUAL_FORMS, Format
 
 INT4: Mapping[Format, str] = {"onnx": "nbits4", "tflite": "int4-dynamic-range"}
 
@@ -50,7 +51,7 @@ class Prices:
     _filled: set[tuple[Format, str]] = field(default_factory=set, repr=False, compare=False)
 
     def price(self, fmt: Format, layer: str, rank: int | None, form: str) -> Price | None:
-        """One inference of a layer, all of its places together: dense (`rank` None) or as a pair, in a form.
+        """One inference of a layer, all of its places together: dense (`rank` None), as a pair or both, in a form.
 
         None where the source has nothing on it. A layer that an inference does not reach costs nothing.
         """
@@ -84,9 +85,10 @@ class Prices:
             self._filled.add((fmt, form))
             for layer, uses in self.uses.items():
                 sides = self.sides[layer]
-                points += [Point(fmt, form, *sides, rank, uses.rows) for rank in (None, *rank_choices(*sides))]
+                ranks = residual_ranks(*sides) if form in RESIDUAL_FORMS else (None, *rank_choices(*sides))
+                points += [Point(fmt, form, *sides, rank, uses.rows) for rank in ranks]
         missing = [point for point in dict.fromkeys(points) if point not in self._known]
-        self._known.update(zip(missing, self.sources[fmt].prices(missing), strict=True))
+        self._known.update(zip(missing, prices_of(self.sources[fmt], missing), strict=True))
 
 
 def make_prices(

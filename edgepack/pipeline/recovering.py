@@ -8,12 +8,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from edgepack.cache import Cache, digest
 from edgepack.data import Samples, example
 from edgepack.errors import ModelError
 from edgepack.pipeline.opened import Opened
+from edgepack.pipeline.rounding import packed, unpacked
 from edgepack.progress import Progress
 from edgepack.recover.budget import Budget
 from edgepack.recover.layers import recover_factors
@@ -73,14 +72,14 @@ class Recovery:
             ModelError: there is no torch program, or it cannot be trained.
             DataError: too few calibration samples.
         """
-        parts = [part for name, pair in sorted(factors.items()) for part in (name, *_arrays(pair).values())]
+        parts = [part for name, pair in sorted(factors.items()) for part in (name, *packed(pair).values())]
         key = digest("recovered", VERSION, self.key, repr(self.budget), self.seed, int8, largest, *parts)
         if key not in self._last:
             said, known = self.cache.known("recoveries", key), self.cache.known_arrays("recovered", key)
             if said is None or known is None:
                 self._last[key] = self._train(factors, key, int8=int8, largest=largest)
             else:
-                self._last[key] = _unpacked(said, known, factors)
+                self._last[key] = _outcome(said, known, factors)
         return self._last[key]
 
     def _train(self, factors: Mapping[str, Factors], key: str, *, int8: bool, largest: int) -> Outcome:
@@ -102,10 +101,8 @@ class Recovery:
         best = min((loss for loss in looks if math.isfinite(loss)), default=looks[0])
         outcome = Outcome(found.factors, found.history[-1].step, (looks[0], best), found.missing)
         names = sorted(factors)
-        packed = {
-            f"{i}.{part}": array for i, n in enumerate(names) for part, array in _arrays(found.factors[n]).items()
-        }
-        self.cache.keep_arrays("recovered", key, packed)
+        arrays = {f"{i}.{part}": array for i, n in enumerate(names) for part, array in packed(found.factors[n]).items()}
+        self.cache.keep_arrays("recovered", key, arrays)
         self.cache.keep(
             "recoveries", key, {"steps": outcome.steps, "held_out": [looks[0], best], "missing": found.missing}
         )
@@ -138,14 +135,10 @@ def outcome_record(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _arrays(pair: Factors) -> dict[str, Array]:
-    return {"A": pair.A, "B": pair.B, "bias": np.zeros(0, np.float32) if pair.bias is None else pair.bias}
-
-
-def _unpacked(said: Mapping[str, Any], arrays: Mapping[str, Array], factors: Mapping[str, Factors]) -> Outcome:
-    pairs = {}
-    for i, name in enumerate(sorted(factors)):
-        bias = arrays[f"{i}.bias"]
-        pairs[name] = Factors(arrays[f"{i}.A"], arrays[f"{i}.B"], bias if bias.size else None)
+def _outcome(said: Mapping[str, Any], arrays: Mapping[str, Array], factors: Mapping[str, Factors]) -> Outcome:
+    parts = {
+        name: {part: arrays[f"{i}.{part}"] for part in ("A", "B", "bias")} for i, name in enumerate(sorted(factors))
+    }
+    pairs = {name: unpacked(part) for name, part in parts.items()}
     before, after = map(float, said["held_out"])
     return Outcome(pairs, int(said["steps"]), (before, after), tuple(said["missing"]))

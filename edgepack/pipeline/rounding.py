@@ -9,7 +9,9 @@ import numpy as np
 
 from edgepack.cache import digest
 from edgepack.factorize import factorizer
+from edgepack.factorize.two_sided import damped
 from edgepack.factorize.whitened import shrunk_covariance
+from edgepack.pipeline.beside import beside, rounded_beside
 from edgepack.pipeline.covariances import Covariances
 from edgepack.pipeline.losses import factors_at
 from edgepack.quantize.alternate import alternate
@@ -18,7 +20,7 @@ from edgepack.quantize.gauge import LatentGrid, search_gauge, turned
 from edgepack.quantize.gptq import gptq
 from edgepack.quantize.grid import WEIGHT_MAX
 from edgepack.quantize.lattice import WeightGrid, grid_of
-from edgepack.types import FORMS, WEIGHT_BITS, Array, Dense, Factors, LinearLayer, Moments, Spectrum
+from edgepack.types import FORMS, RESIDUAL_FORMS, WEIGHT_BITS, Array, Dense, Factors, LinearLayer, Moments, Spectrum
 
 VERSION = 1
 ROUNDS = ((1024, 6), (2048, 2), (1 << 62, 0))
@@ -36,17 +38,21 @@ class Rounder:
         method: the factorizer.
         seed: of the rotations.
         largest: largest code of per-channel int8 in ONNX; TFLite always has 127.
+        gradients: G by layer name, for a method that factors by it: roundings are weighed by it as well.
     """
 
     covariances: Covariances
     method: str
     seed: int
     largest: int
+    gradients: Mapping[str, Array] = field(default_factory=dict)
     _last: dict[str, Factors] = field(default_factory=dict)
     _dense: dict[str, Dense] = field(default_factory=dict)
 
     def factors(self, layer: LinearLayer, spectrum: Spectrum, rank: int, form: str) -> Factors:
         """A pair whose weights lie on the grids of the form, so that every quantizer leaves them as they are."""
+        if form in RESIDUAL_FORMS:
+            return self._residual(layer, spectrum, rank, form)
         if spectrum.mean is None:  # nothing is known of the layer's input
             return self.plain(layer, spectrum, rank)
         grids = self._grid(form, rank), self._grid(form, layer.in_features)
@@ -56,13 +62,14 @@ class Rounder:
         key = digest(
             *("rounded", VERSION, self.covariances.key, self.method, layer.name, rank, self.seed, latent),
             *((grid.largest, grid.block) for grid in grids if grid is not None),
+            *(() if spectrum.dual is None else (spectrum.basis, spectrum.dual)),
         )
         if key not in self._last:
             known = self.covariances.cache.known_arrays("rounded", key)
             if known is None:
                 made = self._made(layer, spectrum, rank, (grids[0], grids[1]), latent)
                 known = self.covariances.cache.keep_arrays("rounded", key, made)
-            self._last[key] = _loaded(known)
+            self._last[key] = unpacked(known)
         return self._last[key]
 
     def trained(self, layer: LinearLayer, pair: Factors, form: str) -> Factors:
@@ -101,6 +108,27 @@ class Rounder:
     def _grid(self, form: str, in_features: int) -> WeightGrid | None:
         return grid_of(form, in_features, largest=self.largest_of(form))
 
+    def _residual(self, layer: LinearLayer, spectrum: Spectrum, rank: int, form: str) -> Factors:
+        """A pair and the dense matrix beside it, all on their grids."""
+        moments = self.covariances.of(layer.name)
+        if moments is None:
+            return beside(layer, self.plain(layer, spectrum, rank))
+        parts = (form, self.covariances.key, self.method, layer.name, rank, self.seed)
+        key = digest("rounded beside", VERSION, *parts)
+        if key not in self._last:
+            known = self.covariances.cache.known_arrays("rounded", key)
+            if known is None:
+                found = rounded_beside(layer, moments, form, rank, seed=self.seed)
+                known = self.covariances.cache.keep_arrays("rounded", key, packed(found))
+            self._last[key] = unpacked(known)
+        return self._last[key]
+
+    def draft(self, layer: LinearLayer, spectrum: Spectrum, rank: int, form: str) -> Factors:
+        """`plain`, or `factors` where a dense matrix in 4 bits stands beside the pair."""
+        if form in RESIDUAL_FORMS:
+            return self._residual(layer, spectrum, rank, form)
+        return self.plain(layer, spectrum, rank)
+
     def plain(self, layer: LinearLayer, spectrum: Spectrum, rank: int) -> Factors:
         """A pair in the basis that quantizes well without a search, for whoever writes it to round."""
         return factors_at(layer, spectrum, rank, self.method, self.seed)
@@ -114,14 +142,22 @@ class Rounder:
         latent: LatentGrid,
     ) -> Mapping[str, Array]:
         pair = factorizer(self.method).factors(layer, spectrum, rank)
-        gauge = search_gauge(pair, spectrum, grids, seed=self.seed, latent=latent)
+        known = self.gradients.get(layer.name)
+        gradient = None if known is None else damped(layer, known)
+        gauge = search_gauge(pair, spectrum, grids, seed=self.seed, latent=latent, gradient=gradient)
         pair = turned(pair, spectrum, gauge, seed=self.seed)
         moments = self.covariances.of(layer.name)
         if moments is not None:
-            rounded = alternate(layer.weight, pair, shrunk_covariance(moments), grids, rounds=_rounds(layer))
+            found = shrunk_covariance(moments)
+            rounded = alternate(layer.weight, pair, found, grids, gradient=gradient, rounds=_rounds(layer))
             pair = corrected_pair(pair, rounded.factors(None), moments.mean)
-        bias = np.zeros(0, np.float32) if pair.bias is None else pair.bias
-        return {"A": pair.A, "B": pair.B, "bias": bias}
+        return packed(pair)
+
+
+def packed(pair: Factors) -> dict[str, Array]:
+    """Named arrays, for the cache."""
+    arrays = {"A": pair.A, "B": pair.B, "bias": np.zeros(0, np.float32) if pair.bias is None else pair.bias}
+    return arrays if pair.base is None else arrays | {"base": pair.base}
 
 
 def is_per_channel_int8(form: str) -> bool:
@@ -147,5 +183,7 @@ def _dense_arrays(layer: LinearLayer, moments: Moments, grid: WeightGrid) -> Map
     return {"weight": weight, "bias": corrected_bias(layer.bias, layer.weight, weight, moments.mean)}
 
 
-def _loaded(arrays: Mapping[str, Array]) -> Factors:
-    return Factors(arrays["A"], arrays["B"], arrays["bias"] if arrays["bias"].size else None)
+def unpacked(arrays: Mapping[str, Array]) -> Factors:
+    """What `packed` was given."""
+    bias = arrays["bias"] if arrays["bias"].size else None
+    return Factors(arrays["A"], arrays["B"], bias, arrays.get("base"))

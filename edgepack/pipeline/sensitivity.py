@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from edgepack.cache import Cache, digest
-from edgepack.data import Samples, feeds
+from edgepack.data import Samples
 from edgepack.errors import ModelError
 from edgepack.pipeline.opened import Opened
+from edgepack.pipeline.output_gradients import MOST_BYTES, first_feeds, gradient_kind, moments_bytes
 from edgepack.progress import Progress
 from edgepack.types import Array, Spectrum
 
@@ -18,9 +19,6 @@ if TYPE_CHECKING:
 
 SAMPLES = 64
 """Of calibration. Half as many order plans as well."""
-
-MOST_BYTES = 1 << 30
-"""The second moments of all layers' gradients are held at once; models for which they take more do without them."""
 
 
 class Sensitivity:
@@ -36,8 +34,11 @@ class Sensitivity:
         key: str,
         cache: Cache,
         progress: Progress,
+        *,
+        moments: Mapping[str, Array] | None = None,
     ) -> None:
-        """`key` is a digest of the model, the data, and how the spectra came about."""
+        """`key` is a digest of the model, the data, and how the spectra came about; `moments` G where it is known."""
+        self._moments = moments
         self._opened, self._calibration, self._metric, self._seed = opened, calibration, metric, seed
         self._spectra = {layer.name: spectrum for layer, spectrum in zip(opened.layers, spectra, strict=True)}
         self._key, self._cache, self._progress = key, cache, progress
@@ -59,8 +60,8 @@ class Sensitivity:
 
     @cached_property
     def _summary(self) -> dict[str, Any]:
-        moments_bytes = sum(8 * layer.out_features**2 for layer in self._opened.layers)
-        if self._opened.program_path is None or self._calibration is None or moments_bytes > MOST_BYTES:
+        no_data = self._opened.program_path is None or self._calibration is None
+        if no_data or moments_bytes(self._opened) > MOST_BYTES:
             return {"known": False, "problem": None}
 
         def measure() -> dict[str, Any]:
@@ -89,12 +90,9 @@ class Sensitivity:
             program,
             self._opened.layers,
             self._spectra,
-            self._inputs(self._calibration),
+            first_feeds(self._opened, self._calibration, SAMPLES),
             self._seed,
-            kind="vector" if self._metric == "cosine" else "classes",
+            kind=gradient_kind(self._metric),
             samples=SAMPLES,
+            moments=self._moments,
         )
-
-    def _inputs(self, calibration: Samples) -> Iterator[Mapping[str, Array]]:
-        for feed, _ in feeds(calibration.head(SAMPLES), self._opened.inputs):
-            yield feed

@@ -30,7 +30,10 @@ def _split(task: Task, layer: LinearLayer, spectrum: Spectrum, part: Replacement
         return None
     if not isinstance(part, Factors):
         return Split(0.0, dense_share(layer.weight, part.weight, moments.covariance), 0.0, 0.0, 0.0)
-    # Of a trained pair nothing is known before its rounding: all that it loses counts as truncation.
-    exact = part if task.recovery is not None else factorizer(task.method).factors(layer, spectrum, part.rank)
+    if part.base is not None:
+        whole = part.base + part.A @ part.B
+        return Split(0.0, dense_share(layer.weight, whole, moments.covariance), 0.0, 0.0, 0.0)
+    # Of a trained or refitted pair nothing is known before its rounding: all that it loses counts as truncation.
+    exact = part if task.recovery or task.refitter else factorizer(task.method).factors(layer, spectrum, part.rank)
     latent = latent_grid(form) if WEIGHT_BITS[form] < 32 else 0.0
     return split_error(layer.weight, layer.bias, exact, part, moments.covariance, moments.mean, latent)

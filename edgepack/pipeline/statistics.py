@@ -11,7 +11,7 @@ import numpy as np
 from edgepack.cache import Cache, digest
 from edgepack.data import Samples
 from edgepack.executor import Workers, map_tasks
-from edgepack.factorize import factorizer
+from edgepack.factorize import DEFAULT, factorizer, needs_gradients, spectrum_of
 from edgepack.factorize.whitened import shrunk_covariance
 from edgepack.pipeline.covariances import Covariances
 from edgepack.progress import Progress
@@ -34,6 +34,8 @@ def decompose(
     cache: Cache,
     progress: Progress,
     executor: Workers | None = None,
+    *,
+    gradients: Mapping[str, Array] | None = None,
 ) -> tuple[tuple[Spectrum, ...], tuple[str, ...]]:
     """Spectrum of every layer by `method`, and the names of layers whose input was never seen: plain SVD for those.
 
@@ -42,13 +44,18 @@ def decompose(
     Args:
         key: digest of the model and the calibration data.
         executor: where to compute; None for this process. The result is the same.
+        gradients: G by layer name, for a method that weighs by it; a layer without is whitened.
 
     Raises:
         DataError: a value in the model is not finite.
         DeviceError: the workers failed.
     """
     needs = factorizer(method).needs_moments
-    keys = [digest("spectrum", VERSION, key, method, layer.name) for layer in layers]
+    weights = (gradients or {}) if needs_gradients(method) else {}
+    keys = [
+        digest("spectrum", VERSION, key, method, layer.name, *([weights[layer.name]] if layer.name in weights else []))
+        for layer in layers
+    ]
     found = {
         index: arrays
         for index, entry in enumerate(keys)
@@ -60,8 +67,9 @@ def decompose(
         names = [layer.name for layer in layers]
         seen = Covariances(model, names, calibration, key, cache, progress, executor).observe()
     progress("factorize", len(found), len(layers))
-    tasks = [_task(layers[index], method, seen.get(layers[index].name)) for index in missing]
-    costs, needed = [_cost(layer) for layer, _ in tasks], [_memory(layer) for layer, _ in tasks]
+    named = [(layers[index], layers[index].name) for index in missing]
+    tasks = [_task(layer, method, seen.get(name), weights.get(name)) for layer, name in named]
+    costs, needed = [_cost(layer) for layer, *_ in tasks], [_memory(layer) for layer, *_ in tasks]
     for position, arrays in map_tasks(executor, _spectrum, tasks, costs, memory=needed):
         index = missing[position]
         arrays |= _spread(seen.get(layers[index].name))
@@ -72,17 +80,21 @@ def decompose(
     return spectra, tuple(unobserved if needs else ())
 
 
-def _task(layer: LinearLayer, method: str, seen: Moments | None) -> tuple[LinearLayer, str]:
+def _task(
+    layer: LinearLayer, method: str, seen: Moments | None, gradient: Array | None
+) -> tuple[LinearLayer, str, Array | None]:
     if factorizer(method).needs_moments and (seen is None or not seen.variance.sum() > 0):
-        return replace(layer, moments=None), FALLBACK
-    return replace(layer, moments=seen), method
+        return replace(layer, moments=None), FALLBACK, None
+    own = DEFAULT if needs_gradients(method) and gradient is None else method
+    return replace(layer, moments=seen), own, gradient
 
 
-def _spectrum(layer: LinearLayer, method: str) -> dict[str, Array]:
+def _spectrum(layer: LinearLayer, method: str, gradient: Array | None) -> dict[str, Array]:
     """A task: may run on another machine."""
-    spectrum = factorizer(method).spectrum(layer)
+    spectrum = spectrum_of(method, layer, gradient)
     mean = np.zeros(0) if spectrum.mean is None else spectrum.mean
-    return {"basis": spectrum.basis, "energies": spectrum.energies, "mean": mean}
+    dual = {} if spectrum.dual is None else {"dual": spectrum.dual}
+    return {"basis": spectrum.basis, "energies": spectrum.energies, "mean": mean, **dual}
 
 
 def _spread(seen: Moments | None) -> dict[str, Array]:
@@ -96,7 +108,8 @@ def _loaded(arrays: Mapping[str, Array]) -> Spectrum:
     inputs = None
     if arrays["range"].size:
         inputs = InputSpread(arrays["variance"], *map(float, arrays["range"]))
-    return Spectrum(arrays["basis"], arrays["energies"], arrays["mean"] if arrays["mean"].size else None, inputs)
+    mean = arrays["mean"] if arrays["mean"].size else None
+    return Spectrum(arrays["basis"], arrays["energies"], mean, inputs, arrays.get("dual"))
 
 
 def _cost(layer: LinearLayer) -> float:

@@ -14,11 +14,12 @@ from edgepack.inference import load, rename
 from edgepack.pipeline.attempt import Prover
 from edgepack.pipeline.options import BuildOptions
 from edgepack.pipeline.recovering import Outcome, Recovery
+from edgepack.pipeline.refitting import Refitter
 from edgepack.pipeline.rounding import Rounder, is_per_channel_int8
 from edgepack.plan.cost import interleaved_latency_s
 from edgepack.progress import Progress
 from edgepack.targets import HOST
-from edgepack.types import Dense, Factors, Format, LayerPlan, LinearLayer, Replacement, Spectrum
+from edgepack.types import RESIDUAL_FORMS, Dense, Factors, Format, LayerPlan, LinearLayer, Replacement, Spectrum
 from edgepack.versions import tool_versions
 
 
@@ -29,9 +30,10 @@ class Task:
     Attributes:
         key: digest of all that decides what a plan's file answers: model, data, method, metric, seed, arithmetic.
         rounder: makes factors.
-        recovery: trains them; None without `--recover`.
         work: temporary folder.
         warnings: what the user should hear; each once.
+        refitter: refits the factors of a plan whose file is made; None to take them as they are.
+        recovery: trains them; None for no training.
     """
 
     options: BuildOptions
@@ -42,10 +44,11 @@ class Task:
     cache: Cache
     key: str
     rounder: Rounder
-    recovery: Recovery | None
     work: Path
     progress: Progress
     warnings: list[str] = field(default_factory=list)
+    refitter: Refitter | None = None
+    recovery: Recovery | None = None
 
     @property
     def measures_here(self) -> bool:
@@ -63,29 +66,42 @@ class Task:
         With 4 bits the difference is large: there dense layers are rounded as in the end, once for all plans.
         """
         return self._each(
-            *(plan, form, lambda layer, spectrum, rank, _: self.rounder.plain(layer, spectrum, rank)),
-            partial(self.rounder.dense, only_bits=4),
+            *(plan, form, self.rounder.draft, partial(self.rounder.dense, only_bits=4)),
         )
 
     def factors(self, plan: Sequence[LayerPlan], form: str) -> dict[str, Replacement]:
         """What the plan writes for its layers, on the grids of their forms; `form` is that of the file."""
-        if self.recovery is None:
-            return self._each(plan, form, self.rounder.factors, self.rounder.dense)
         outcome = self.recovered(plan, form)
-        trained = {} if outcome is None else outcome.factors
-        return self._each(
-            *(plan, form, lambda layer, _, rank, own: self.rounder.trained(layer, trained[layer.name], own)),
-            self.rounder.dense,
-        )
+        if outcome is None:
+            return self._untrained(plan, form)
+        trained = outcome.factors
+
+        def pair(layer: LinearLayer, spectrum: Spectrum, rank: int, own: str) -> Factors:
+            if layer.name in trained:
+                return self.rounder.trained(layer, trained[layer.name], own)
+            return self.rounder.factors(layer, spectrum, rank, own)
+
+        return self._each(plan, form, pair, self.rounder.dense)
 
     def recovered(self, plan: Sequence[LayerPlan], form: str) -> Outcome | None:
-        """What training made of the plan's pairs; None without `--recover`, and for a plan without pairs."""
-        pairs = {layer.layer: layer.form or form.partition("+")[0] for layer in plan if layer.rank is not None}
+        """What training made of the plan's pairs; None without `--recover`, and for a plan without pairs.
+
+        A pair that stands beside a dense matrix is not trained.
+        """
+        forms = {layer.layer: layer.form or form.partition("+")[0] for layer in plan if layer.rank is not None}
+        pairs = {name: own for name, own in forms.items() if own not in RESIDUAL_FORMS}
         if self.recovery is None or not pairs:
             return None
-        start = {name: part for name, part in self.draft(plan, form).items() if isinstance(part, Factors)}
+        begin = self.draft(plan, form) if self.refitter is None else self._untrained(plan, form)
+        start = {name: part for name, part in begin.items() if isinstance(part, Factors) and name in pairs}
         int8 = all(is_per_channel_int8(own) for own in pairs.values())
         return self.recovery.of(start, int8=int8, largest=min(map(self.rounder.largest_of, pairs.values())))
+
+    def _untrained(self, plan: Sequence[LayerPlan], form: str) -> dict[str, Replacement]:
+        if self.refitter is None:
+            return self._each(plan, form, self.rounder.factors, self.rounder.dense)
+        refitted = self.refitter.factors(self.layers, self.spectra, plan, form.partition("+")[0])
+        return self._each(plan, form, lambda layer, *_: refitted[layer.name], self.rounder.dense)
 
     def _each(
         self,

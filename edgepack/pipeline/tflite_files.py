@@ -89,6 +89,10 @@ class TfliteFiles:
         """The forms that single layers of one file can take."""
         return LAYER_FORMS
 
+    def residual_forms(self) -> tuple[str, ...]:
+        """None: nothing here puts two products on one input into the converted graph."""
+        return ()
+
     def rest(self, form: str) -> tuple[str, ...]:
         """The ways to write a file whose linear layers are in `form`."""
         return (form,)

@@ -19,6 +19,19 @@ MOST_RANKS = 24
 """Ranks per layer that a solver chooses from: all multiples of the tile where they are few, else ever wider steps."""
 
 
+RESIDUAL_RANKS = (8, 16, 32)
+"""Of pairs beside a dense matrix in 4 bits: what it loses is spread over all directions but for a few strong ones."""
+
+RESIDUAL_SHARE = 0.25
+"""Of the bytes of the dense matrix in 8 bits that such a pair may take: half of what 4 bits save."""
+
+
+def residual_ranks(out_features: int, in_features: int) -> tuple[int, ...]:
+    """Ranks worth trying for a pair beside the dense matrix, ascending."""
+    most = RESIDUAL_SHARE * out_features * in_features / (out_features + in_features)
+    return tuple(rank for rank in RESIDUAL_RANKS if rank <= most)
+
+
 def break_even_rank(out_features: int, in_features: int) -> int:
     """The largest r with r (out + in) < out · in: above it the pair has more weights and multiplications than W."""
     return (out_features * in_features - 1) // (out_features + in_features)
@@ -36,6 +49,23 @@ def rank_choices(out_features: int, in_features: int, most: int = MOST_RANKS) ->
         if len(steps) >= most:
             break
     return tuple(int(RANK_TILE * tile) for tile in steps)
+
+
+def too_small(out_features: int, in_features: int) -> str:
+    """Why a layer without `rank_choices` stays dense."""
+    limit = break_even_rank(out_features, in_features)
+    return f"a pair of rank {RANK_TILE} saves too little, its break-even rank is {limit}"
+
+
+def shared_rank(out_features: int, in_features: int, share: float) -> int | str:
+    """The layer's rank where all layers that are worth it keep one share of their weights.
+
+    Returns:
+        The rank, or why the layer stays dense.
+    """
+    if not rank_choices(out_features, in_features):
+        return too_small(out_features, in_features)
+    return asked_rank(out_features, in_features, share)
 
 
 def check_rank(layers: Sequence[LinearLayer], rank: int | float) -> None:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from edgepack.types import LayerPlan
+from edgepack.types import RESIDUAL_FORMS, LayerPlan
 
 MIXED = "mixed"
 
 
 def base_form(layers: Sequence[LayerPlan]) -> str:
-    """The form that most weight parameters take; of equals the first by name."""
+    """The form that most weight parameters take; of equals the first by name. A pair beside a matrix counts with it."""
     weights: dict[str, int] = {}
     for layer in layers:
         if layer.form is not None:
-            weights[layer.form] = weights.get(layer.form, 0) + layer.weight_parameters
+            form, _ = RESIDUAL_FORMS.get(layer.form, (layer.form, None))
+            weights[form] = weights.get(form, 0) + layer.weight_parameters
     return min(weights, key=lambda form: (-weights[form], form))
 
 

@@ -20,7 +20,7 @@ from edgepack.quantize.gauge import ACTIVATION_STEPS, latent_span
 from edgepack.quantize.gptq import innovation
 from edgepack.quantize.grid import WEIGHT_MAX
 from edgepack.quantize.lattice import INT4_MAX
-from edgepack.types import WEIGHT_BITS, Array, Factors, LinearLayer, Spectrum
+from edgepack.types import RESIDUAL_FORMS, WEIGHT_BITS, Array, Factors, LinearLayer, Spectrum
 
 Activations = Literal["static", "dynamic"]
 
@@ -66,6 +66,7 @@ def layer_losses(
     *,
     largest: int,
     truncation: Array | None = None,
+    residual: Sequence[int] = (),
 ) -> dict[tuple[str, int | None], float]:
     """Predicted loss of the dense layer (rank None) and of its pairs, in every form.
 
@@ -87,9 +88,11 @@ def layer_losses(
         largest: largest weight code of per-channel int8: 127, or 63 where the target's int8 dot products saturate.
         truncation: (k + 1,), what rank 0 … k costs in fp32, in the unit of `gradient`, where that is known better than
             by G: from `edgepack.torchgraph.gradients`.
+        residual: ranks of pairs beside a dense matrix, in each of `RESIDUAL_FORMS`.
     """
     grids = {form: _grid(form, largest) for form in forms if form in GRIDS}
-    view = _view(layer, spectrum, gradient, {grid.activations for grid in grids.values()})
+    beside = [GRIDS[one] for form in RESIDUAL_FORMS if residual for one in RESIDUAL_FORMS[form]]
+    view = _view(layer, spectrum, gradient, {grid.activations for grid in (*grids.values(), *beside)})
     lost = view.truncation * view.unit if truncation is None else truncation
     losses: dict[tuple[str, int | None], float] = {}
     for form in forms:
@@ -99,6 +102,10 @@ def layer_losses(
         for form in forms:
             noise = 0.0 if pair is None or form not in grids else _pair_noise(view, pair, grids[form])
             losses[form, rank] = float(lost[rank]) + noise * view.unit
+    for rank in residual:
+        pair = _pair(view, factors_at(rank))
+        for form in RESIDUAL_FORMS:
+            losses[form, rank] = _residual_noise(view, pair, form) * view.unit
     return losses
 
 
@@ -113,7 +120,7 @@ class _View:
     """One layer as all of its candidates see it; in float32 where only noise depends on it.
 
     Attributes:
-        weight, basis: W (out, in) and U (out, k).
+        weight, basis, dual: W (out, in), U (out, k), and what gives the latent.
         energies: (k,) σ².
         mean, power, variance: (in,) E[x], E[x²] and their difference.
         innovation: see `InputSpread`.
@@ -128,6 +135,7 @@ class _View:
 
     weight: Array
     basis: Array
+    dual: Array
     energies: Array
     mean: Array
     power: Array
@@ -144,12 +152,14 @@ class _View:
 def _view(layer: LinearLayer, spectrum: Spectrum, gradient: Array | None, activations: set[Activations]) -> _View:
     weight = np.asarray(layer.weight, np.float32)
     basis, energies = spectrum.basis, spectrum.energies
+    dual = basis if spectrum.dual is None else spectrum.dual
     mean, variance = _input(layer, spectrum)
     power = variance + np.square(mean)
     if gradient is None:
-        metric, inner, output = None, None, np.ones(len(weight))
-        unit = _share_unit(weight, energies, power)
-        carried = energies
+        metric, output = None, np.ones(len(weight))
+        inner = None if spectrum.dual is None else basis.T @ basis
+        carried = energies if inner is None else np.diag(inner) * energies
+        unit = _share_unit(weight, carried, power)
     else:
         # Scaled, so that float32 holds squares of small gradients.
         unit = float(np.diag(gradient).max(initial=0.0))
@@ -162,23 +172,11 @@ def _view(layer: LinearLayer, spectrum: Spectrum, gradient: Array | None, activa
         seen = spectrum.inputs
         spans = {"static": max(seen.high, 0.0) - min(seen.low, 0.0), "dynamic": seen.row_range}
         noises = {kind: _activation_noise(spans[kind], power) for kind in activations}
-    through = _through(weight, basis, metric, inner, noises)
+    through = _through(weight, dual, metric, inner, noises)
     left = 1.0 if spectrum.inputs is None else spectrum.inputs.innovation
-    return _View(
-        weight,
-        basis,
-        energies,
-        mean,
-        power,
-        variance,
-        left,
-        layer.bias is not None and bool(layer.bias.any()),
-        output,
-        inner,
-        truncation,
-        through,
-        unit,
-    )
+    biased = layer.bias is not None and bool(layer.bias.any())
+    statistics = (energies, mean, power, variance, left, biased)
+    return _View(weight, basis, dual, *statistics, output, inner, truncation, through, unit)
 
 
 def _input(layer: LinearLayer, spectrum: Spectrum) -> tuple[Array, Array]:
@@ -203,7 +201,7 @@ def _activation_noise(span: float, power: Array) -> Array:
 
 
 def _through(
-    weight: Array, basis: Array, metric: Array | None, inner: Array | None, noises: Mapping[Activations, Array]
+    weight: Array, dual: Array, metric: Array | None, inner: Array | None, noises: Mapping[Activations, Array]
 ) -> dict[Activations, tuple[float, Array]]:
     """tr(Wᵀ G W D), and tr(Bᵀ Aᵀ G A B D) at every rank 0 … k, for input noise of covariance D = diag(noise).
 
@@ -212,7 +210,7 @@ def _through(
     if not noises:
         return {}
     sensitivity = np.square(weight).sum(axis=0) if metric is None else (weight * (metric @ weight)).sum(axis=0)
-    projected = basis.T @ weight
+    projected = dual.T @ weight
     found: dict[Activations, tuple[float, Array]] = {}
     for kind, noise in noises.items():
         if inner is None:
@@ -245,6 +243,28 @@ def _dense_noise(view: _View, grid: Grid) -> float:
     return noise + view.through[grid.activations][0] if view.through else noise
 
 
+def _residual_noise(view: _View, pair: _Pair, form: str) -> float:
+    """The pair takes the strongest components out of W, so that what is left is rounded with finer steps, and takes up
+    what of the rounding errors lies in their own strongest directions. Nothing is cut off.
+    """
+    dense, thin = (GRIDS[one] for one in RESIDUAL_FORMS[form])
+    left = replace(view, weight=view.weight - pair.factors.A @ pair.factors.B, through={})
+    rounding = _dense_noise(left, dense) * (1 - _taken(view.weight, pair.factors.rank))
+    if not view.through:
+        return rounding + _pair_noise(view, pair, thin)
+    # The noise of the input goes through W as a whole, however it is split: it counts once.
+    through, through_pair = view.through[thin.activations]
+    return rounding + through + _pair_noise(view, pair, thin) - float(through_pair[pair.factors.rank])
+
+
+def _taken(weight: Array, rank: int) -> float:
+    """Share of independent errors that a pair can take up: their largest singular values come to √rows + √columns
+    (Bai and Yin, "Limit of the smallest eigenvalue of a large dimensional sample covariance matrix", 1993).
+    """
+    rows, columns = weight.shape
+    return float(min(rank * np.square(np.sqrt(rows) + np.sqrt(columns)) / (rows * columns), 1.0))
+
+
 @dataclass(frozen=True)
 class _Pair:
     """A pair A B of one rank: what its noise depends on.
@@ -265,7 +285,7 @@ class _Pair:
 def _pair(view: _View, factors: Factors) -> _Pair:
     """A = U_r T and B = T⁻¹ U_rᵀ W, so T = U_rᵀ A and the latent B x has covariance T⁻¹ diag(σ²) T⁻ᵀ."""
     rank = factors.rank
-    gauge = view.basis[:, :rank].T @ factors.A
+    gauge = view.dual[:, :rank].T @ factors.A
     seen = gauge if view.inner is None else view.inner[:rank, :rank] @ gauge
     costs = (gauge.T @ seen).astype(np.float64)
     back = _inverse(gauge)

@@ -14,7 +14,7 @@ from edgepack.errors import InputError
 from edgepack.plan.json_file import printable, read_json
 from edgepack.plan.measured import Entry, Fingerprint, MeasuredTable
 from edgepack.plan.table import Point
-from edgepack.types import FORMATS, FORMS, Format
+from edgepack.types import FORMATS, FORMS, RESIDUAL_FORMS, Format
 
 SCHEMA_VERSION = 1
 MAX_BYTES = 32 << 20
@@ -154,7 +154,8 @@ def _impossible(file: _File) -> Iterator[str]:
         yield "entries and calls are not of the same formats"
     for point in (*(Point(*row[:6]) for row in file.entries), *(Point(*row[:6]) for row in file.refused)):
         sides = (point.out_features, point.in_features, point.batch, 1 if point.rank is None else point.rank)
-        if point.form not in FORMS[point.format] or not all(1 <= side <= MAX_SIDE for side in sides):
+        both = point.form in RESIDUAL_FORMS and point.format == "onnx" and point.rank is not None
+        if not (both or point.form in FORMS[point.format]) or not all(1 <= side <= MAX_SIDE for side in sides):
             yield f"{point.format} {point.form[:40]!r}: a layer that cannot be"
     for entry in (*file.calls.values(), *(Entry(*row[6:]) for row in file.entries)):
         sane = isfinite(entry.seconds) and 0 < entry.seconds <= MAX_SECONDS

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from edgepack.types import WEIGHT_BITS, Candidate
+from edgepack.types import RESIDUAL_FORMS, WEIGHT_BITS, Candidate
 
 SAME = 1.02
 """Ratios below this are not worth a word."""
 
 
 def kind(candidate: Candidate) -> str:
-    """`pair`, or `dense` with its precision: what people compare."""
+    """`pair`, `dense` with its precision, or both: what people compare."""
+    if candidate.form in RESIDUAL_FORMS:
+        return "pair beside dense"
     if candidate.rank is not None:
         return "pair"
     bits = WEIGHT_BITS[candidate.form]
@@ -45,7 +47,7 @@ def reason(candidates: Sequence[Candidate], chosen: Candidate, slack: float, why
         dense = _fastest(one for one in candidates if one.rank is None)
         against = "" if dense is None else f": {_than(_compared(chosen, dense))} {name(dense)}"
         return f"{name(chosen)}{against}{_lower_rank(candidates, chosen)}"
-    pair = next((one for one in rivals if one.rank is not None), None)
+    pair = next((one for one in rivals if kind(one) == "pair"), None)
     parts = [_lost(pair, chosen, slack)] if pair is not None else ([why_dense] if why_dense else [])
     if WEIGHT_BITS[chosen.form] != 8:
         parts += [_lost(one, chosen, slack) for one in rivals if kind(one) == "dense int8"]
@@ -53,7 +55,10 @@ def reason(candidates: Sequence[Candidate], chosen: Candidate, slack: float, why
 
 
 def name(candidate: Candidate) -> str:
-    """`dense int8-dynamic`, or `rank 32 nbits8`."""
+    """`dense int8-dynamic`, `rank 32 nbits8`, or `dense nbits4 + rank 16 nbits8`."""
+    if candidate.form in RESIDUAL_FORMS:
+        dense, thin = RESIDUAL_FORMS[candidate.form]
+        return f"dense {dense} + rank {candidate.rank} {thin}"
     return f"{'dense' if candidate.rank is None else f'rank {candidate.rank}'} {candidate.form}"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from edgepack.types import Format
+from edgepack.types import RESIDUAL_FORMS, Format
 
 RESIDENT_PER_BYTE: Mapping[tuple[Format, str], float] = {
     ("onnx", "fp32"): 2.0,  # the file as it was parsed, and the initializers made of it
@@ -24,5 +24,9 @@ which other CPUs change only where their kernels want another packing."""
 
 
 def resident_bytes(fmt: Format, form: str, size_bytes: int) -> int:
-    """Bytes of memory, at the peak, that weights of `size_bytes` in the file take in the runtime of a format."""
-    return round(RESIDENT_PER_BYTE[fmt, form] * size_bytes)
+    """Bytes of memory, at the peak, that weights of `size_bytes` in the file take in the runtime of a format.
+
+    A pair beside a dense matrix is a small part of the two: both count as the matrix does.
+    """
+    most, _ = RESIDUAL_FORMS.get(form, (form, None))
+    return round(RESIDENT_PER_BYTE[fmt, most] * size_bytes)

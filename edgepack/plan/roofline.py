@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from edgepack.plan.cost import Price
 from edgepack.plan.table import Point
 from edgepack.targets import Bandwidth, Cluster, Target
-from edgepack.types import WEIGHT_BITS, Format
+from edgepack.types import RESIDUAL_FORMS, WEIGHT_BITS, Format
 
 NAME = "roofline of targets.yaml"
 NOMINAL_NAME = "roofline, nominal constants"
@@ -128,9 +128,11 @@ class Roofline:
         return NOMINAL_NAME if self.nominal else NAME
 
     def prices(self, points: Sequence[Point]) -> list[Price | None]:
-        """See `CostSource`."""
+        """See `CostSource`; None for forms that are put together from others."""
         error = NOMINAL_ERROR_SHARE if self.nominal else ERROR_SHARE
-        return [Price(self.latency_s(point), self.name, error) for point in points]
+        return [
+            None if point.form in RESIDUAL_FORMS else Price(self.latency_s(point), self.name, error) for point in points
+        ]
 
     def call_s(self, fmt: Format) -> float:
         """See `CostSource`."""

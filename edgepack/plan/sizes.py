@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from edgepack.quantize.blocks import stored_bytes
-from edgepack.types import WEIGHT_BITS, Format
+from edgepack.types import WEIGHT_BITS, Format, matrices
 
 NODE_BYTES: dict[Format, int] = {"onnx": 600, "tflite": 400}
 """Of the operators and names of one matrix: what the emitted files have, within a factor of two."""
@@ -20,9 +20,9 @@ CHANNEL_BYTES = {
 
 
 def size_bytes(fmt: Format, form: str, out_features: int, in_features: int, rank: int | None, *, bias: bool) -> int:
-    """Bytes of the dense layer (`rank` None) or of the pair in a form."""
-    sides = [(out_features, in_features)] if rank is None else [(rank, in_features), (out_features, rank)]
-    total = sum(_matrix_bytes(fmt, form, rows, columns) for rows, columns in sides)
+    """Bytes of the dense layer (`rank` None), of the pair, or of both, in a form."""
+    parts = matrices(form, (out_features, in_features), rank)
+    total = sum(_matrix_bytes(fmt, own or form, rows, columns) for own, rows, columns in parts)
     return total + (4 * out_features if bias else 0)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Literal, get_args
 
-from edgepack.types import Format
+from edgepack.types import Format, matrices
 
 SCHEMA_VERSION = 1
 Level = Literal["L1i", "L1d", "L2", "L3", "L4"]
@@ -35,10 +35,9 @@ class Point:
 
     @property
     def weights(self) -> int:
-        """Weights of the dense layer or of the pair."""
-        if self.rank is None:
-            return self.out_features * self.in_features
-        return self.rank * (self.out_features + self.in_features)
+        """Weights of the dense layer, of the pair, or of both."""
+        sides = self.out_features, self.in_features
+        return sum(rows * columns for _, rows, columns in matrices(self.form, sides, self.rank))
 
 
 @dataclass(frozen=True)

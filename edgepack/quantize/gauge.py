@@ -51,7 +51,7 @@ def balanced(factors: Factors, spectrum: Spectrum, *, seed: int) -> Factors:
     """The gauge that is good without a search: β = ½ and the first rotation. All components carry alike.
 
     Args:
-        factors: as a factorizer returned them, A = U_r.
+        factors: as a factorizer returned them, A = U_r or the first columns of an oblique basis.
         spectrum: the energies σ_k² behind them.
         seed: of the rotations.
     """
@@ -62,13 +62,13 @@ def turned(factors: Factors, spectrum: Spectrum, gauge: Gauge, *, seed: int) -> 
     """The same product in another basis: A G and G⁻¹ B; the bias stays.
 
     Args:
-        factors: as a factorizer returned them, A = U_r.
+        factors: as a factorizer returned them, A = U_r or the first columns of an oblique basis.
         spectrum: the energies σ_k² behind them.
         gauge: from `search_gauge`, with the same seed.
         seed: of the rotations.
     """
     scale = _scale(spectrum, factors.rank, gauge.beta)
-    turn = _rotation(factors.rank, gauge.rotation, seed)
+    turn = rotation(factors.rank, gauge.rotation, seed)
     A = factors.A.astype(np.float64) @ (scale[:, None] * turn)
     B = (turn.T / scale) @ factors.B.astype(np.float64)
     return Factors(A.astype(np.float32), B.astype(np.float32), factors.bias)
@@ -83,6 +83,7 @@ def search_gauge(
     latent: LatentGrid = "dynamic",
     rounding: Rounding = "gptq",
     rotations: int = ROTATIONS,
+    gradient: Array | None = None,
 ) -> Gauge:
     """The best of some β and rotations by predicted noise: of A and B on their grids, and of the latent on its own.
 
@@ -91,7 +92,7 @@ def search_gauge(
     multiplications per candidate. The gauge of `balanced` is among the candidates and wins ties.
 
     Args:
-        factors: as a factorizer returned them, A = U_r.
+        factors: as a factorizer returned them, A = U_r or the first columns of an oblique basis.
         spectrum: with `inputs`, their variance weighs the error of B; without, inputs count as white.
         grids: of A and of B.
         seed: of the rotations.
@@ -99,25 +100,28 @@ def search_gauge(
         rounding: of the weights, which the choice depends on: a rotation makes components alike and correlated, and
             GPTQ takes errors from where it can make up for them.
         rotations: random ones to try for every β; the identity is tried as well.
+        gradient: (out, out) G, what errors of the output cost; None for the identity.
     """
     rank = factors.rank
     power, mean = _input(spectrum, factors.B.shape[1])
-    turns = [(index, _rotation(rank, index, seed).astype(np.float32)) for index in (*range(rotations), None)]
+    turns = [(index, rotation(rank, index, seed).astype(np.float32)) for index in (*range(rotations), None)]
     energies = spectrum.energies[:rank].astype(np.float64)
+    inner, output = _costs(factors.A, spectrum, gradient)
     found: list[Gauge] = []
     for beta in BETAS:
         scale = _scale(spectrum, rank, beta)
         A0 = np.asarray(factors.A * scale, np.float32)
         B0 = np.asarray(factors.B / scale[:, None], np.float32)
-        middle, metric = (B0 @ mean), np.square(scale)
-        spread = energies / metric
+        middle, metric = (B0 @ mean), inner * np.outer(scale, scale)
+        spread = np.diag(energies / np.square(scale))
         for index, turn in turns:
-            squares = np.square(turn, dtype=np.float64)
+            exact = turn.astype(np.float64)
+            cost, variance = exact.T @ metric @ exact, exact.T @ spread @ exact
             one = _Turned(
-                *(A0 @ turn, turn.T @ B0, metric @ squares, spread @ squares, turn.T @ middle),
-                *_left(turn, metric, spread, rounding),
+                *(A0 @ turn, turn.T @ B0, np.diag(cost), np.diag(variance), turn.T @ middle),
+                *(_left(cost, rounding), _left(variance, rounding)),
             )
-            found.append(Gauge(beta, index, _noise(one, grids, power, latent)))
+            found.append(Gauge(beta, index, _noise(one, grids, power, latent, output)))
     return min(found, key=lambda gauge: gauge.noise)
 
 
@@ -158,29 +162,33 @@ class _Turned:
     variance_left: Array
 
 
-def _noise(one: _Turned, grids: tuple[WeightGrid, WeightGrid], power: Array, latent: LatentGrid) -> float:
+def _costs(A: Array, spectrum: Spectrum, gradient: Array | None) -> tuple[Array, Array]:
+    """(r, r) Aᵀ G A, what errors of the latent cost, and (out,) the diagonal of G."""
+    if gradient is not None:
+        return np.asarray(A.T @ (gradient @ A), np.float64), np.diag(gradient).astype(np.float64)
+    inner = np.eye(A.shape[1]) if spectrum.dual is None else np.asarray(A.T @ A, np.float64)
+    return inner, np.ones(len(A))
+
+
+def _noise(
+    one: _Turned, grids: tuple[WeightGrid, WeightGrid], power: Array, latent: LatentGrid, output: Array
+) -> float:
     first = _weight_noise(one.B, power, grids[1])
     entered = np.zeros(len(one.mean))
     if latent != "float":
         entered = np.minimum(grid_noise(_span(one, latent)), one.variance + np.square(one.mean))
     last = _weight_noise(one.A, one.variance_left + entered, grids[0])
-    return float(one.cost_left @ first + one.cost @ entered + last.sum())
+    return float(one.cost_left @ first + one.cost @ entered + output @ last)
 
 
-def _left(turn: Array, metric: Array, spread: Array, rounding: Rounding) -> tuple[Array, Array]:
-    """(r,) each: by what errors of B's rows and of A's columns cost; those of GPTQ what the Cholesky factors leave."""
+def _left(moment: Array, rounding: Rounding) -> Array:
+    """(r,) by what errors of B's rows, or of A's columns, cost: those of GPTQ what the Cholesky factor leaves."""
     from scipy.linalg import cholesky
 
-    exact = turn.astype(np.float64)
-    found = []
-    for diagonal in (metric, spread):
-        moment = (exact.T * diagonal) @ exact
-        if rounding == "gptq":
-            moment[np.diag_indices(len(moment))] += max(DAMPING * float(diagonal.mean()), float(np.finfo(float).tiny))
-            found.append(np.square(np.diag(cholesky(moment, check_finite=False))))
-        else:
-            found.append(np.diag(moment))
-    return found[0], found[1]
+    if rounding != "gptq":
+        return np.diag(moment)
+    added = max(DAMPING * float(np.trace(moment)) / len(moment), float(np.finfo(float).tiny))
+    return np.asarray(np.square(np.diag(cholesky(moment + added * np.eye(len(moment)), check_finite=False))))
 
 
 def _span(one: _Turned, latent: LatentGrid) -> float:
@@ -217,7 +225,7 @@ def _scale(spectrum: Spectrum, rank: int, beta: float) -> Array:
     return np.asarray(scale / np.exp(np.log(scale).mean()))
 
 
-def _rotation(rank: int, index: int | None, seed: int) -> Array:
+def rotation(rank: int, index: int | None, seed: int) -> Array:
     """(r, r) float64, orthogonal, uniformly distributed: QR of normal numbers with the signs made unique."""
     if index is None:
         return np.eye(rank)

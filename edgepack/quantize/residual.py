@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from edgepack.quantize.gauge import rotation
 from edgepack.quantize.gptq import Planes, Rounded, gptq, planes
 from edgepack.quantize.lattice import WeightGrid
 from edgepack.types import Array, Factors
@@ -58,6 +59,48 @@ def low_rank_residual(
     return min(found, key=lambda one: one.error)
 
 
+@dataclass(frozen=True)
+class RoundedResidual:
+    """W ≈ base + A B with all three on their grids; error: tr(ΔW C ΔWᵀ)."""
+
+    base: Rounded
+    A: Rounded
+    B: Rounded
+    error: float
+
+
+def rounded_residual(
+    weight: Array,
+    covariance: Array,
+    grids: tuple[WeightGrid, WeightGrid, WeightGrid],
+    rank: int,
+    *,
+    seed: int,
+    rounds: int = ROUNDS,
+) -> RoundedResidual:
+    """The matrix and its pair on their grids: what rounding the pair loses, the matrix makes up for where that pays.
+
+    Args:
+        weight: (out, in) float32.
+        covariance: (in, in) C of the inputs.
+        grids: of the dense matrix, of A and of B.
+        rank: of the pair.
+        seed: of the rotation that lets all components of the pair carry alike.
+        rounds: see `low_rank_residual`.
+    """
+    W, C = np.asarray(weight, np.float64), np.asarray(covariance, np.float64)
+    ready = planes(covariance)
+    exact = low_rank_residual(weight, covariance, grids[0], rank, rounds=rounds)
+    turn = rotation(rank, 0, seed)
+    B = gptq(np.asarray(turn.T @ exact.factors.B, np.float32), ready, grids[2])
+    latent = B.weight.astype(np.float64) @ C @ B.weight.T
+    A = gptq(np.asarray(exact.factors.A @ turn, np.float32), latent, grids[1])
+    product = A.weight.astype(np.float64) @ B.weight
+    again = gptq(W - product, ready, grids[0])
+    both = [RoundedResidual(base, A, B, _energy(W - base.weight - product, C)) for base in (exact.base, again)]
+    return min(both, key=lambda one: one.error)
+
+
 def leading(matrix: Array, covariance: Array, rank: int) -> Factors:
     """The pair of a rank that keeps most of the output energy tr(M C Mᵀ): A = U_r, B = U_rᵀ M, U of M C^½.
 
@@ -84,8 +127,11 @@ def _round(W: Array, C: Array, ready: Planes, grid: WeightGrid, rank: int, produ
     base = gptq(W - product, ready, grid)
     left = W - base.weight
     factors = leading(left, C, rank)
-    rest = left - _product(factors)
-    return LowRankResidual(base, factors, float(((rest @ C) * rest).sum()))
+    return LowRankResidual(base, factors, _energy(left - _product(factors), C))
+
+
+def _energy(delta: Array, C: Array) -> float:
+    return float(((delta @ C) * delta).sum())
 
 
 def _product(factors: Factors) -> Array:

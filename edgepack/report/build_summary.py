@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgepack.report.cells import size
+from edgepack.report.cross_validation import cross_validation_table
 from edgepack.report.planned import layer_table
 from edgepack.report.tables import plain_table
 
@@ -29,9 +30,20 @@ def render_build(out: Path, manifest: Mapping[str, Any]) -> Group:
     head = f"{out}: {manifest['model']['name']} for {manifest['target']['name']}, guard: {guard}{note}"
     rows = [_file_row(name, files) for name in sorted(files, reverse=True)]
     table = plain_table(FILE_HEADERS, rows, right=FILE_HEADERS[2:7])
-    lines = [Text(head), table, *_recoveries(files), *_plans(files)]
+    lines = [Text(head), table, *_validated(manifest), *_recoveries(files), *_plans(files)]
     lines += [Text(f"warning: {warning}", style="yellow") for warning in manifest["warnings"]]
     return Group(*lines)
+
+
+def _validated(manifest: Mapping[str, Any]) -> list[Any]:
+    from rich.text import Text
+
+    record = manifest.get("cross_validation")
+    if record is None:
+        return []
+    kept = f"{record['percent']}% of each layer's weights"
+    head = f"rank by {record['folds']} folds of {record['samples']} samples: {kept}"
+    return [Text(head), cross_validation_table(record)]
 
 
 def _file_row(name: str, files: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgepack.report.cells import NONE, seconds, size
 from edgepack.report.tables import plain_table
+from edgepack.types import matrices
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -69,7 +70,8 @@ def _lost(shares: Mapping[str, float] | None, rank: int | None) -> str:
 def _cells(layer: Mapping[str, Any]) -> dict[str, str]:
     dense = layer["out_features"] * layer["in_features"]
     rank = layer["rank"]
-    kept = 1.0 if rank is None else rank * (layer["out_features"] + layer["in_features"]) / dense
+    parts = matrices(layer.get("form"), (layer["out_features"], layer["in_features"]), rank)
+    kept = sum(rows * columns for _, rows, columns in parts) / dense
     predicted = layer.get("predicted")
     return {
         "layer": layer["layer"],

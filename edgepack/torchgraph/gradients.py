@@ -78,6 +78,7 @@ def curvatures(
     kind: Kind,
     samples: int = SAMPLES,
     budget_s: float = BUDGET_S,
+    moments: Mapping[str, Array] | None = None,
 ) -> dict[str, Curvature]:
     """What errors at the layers' outputs cost, by layer name.
 
@@ -93,6 +94,7 @@ def curvatures(
         kind: "classes": the last axis of the first output holds logits, or probabilities; "vector": anything else.
         samples: take feeds until so many samples have been seen; samples are the first axis of the first output.
         budget_s: no further run begins after so many seconds; the first is always made.
+        moments: G by layer name, where it is known already: taken as it is, and layers without it are left out.
 
     Raises:
         ModelError: the program cannot be read, run on the feeds, or differentiated.
@@ -101,7 +103,9 @@ def curvatures(
     for parameter in module.parameters():
         parameter.requires_grad_(False)
     sites = match_layers(module, layers).nodes
-    sums = {name: _Sum(found[0].weight.shape[0]) for name, found in sites.items()}
+    if moments is not None:
+        sites = {name: found for name, found in sites.items() if name in moments}
+    sums = {} if moments is not None else {name: _Sum(found[0].weight.shape[0]) for name, found in sites.items()}
     curves = {name: _Curve(found, spectra[name]) for name, found in sites.items() if name in spectra}
     seen, deadline = 0, time.monotonic() + budget_s
     with _one_thread():
@@ -119,13 +123,16 @@ def curvatures(
                 return {}
             seen += run.samples
             for name, rows in run.gradients.items():
-                sums[name].add(rows)
+                if name in sums:
+                    sums[name].add(rows)
                 if name in curves:
                     curves[name].add(rows, run.outputs[name])
+    if moments is None:
+        moments = {name: total.mean(seen) for name, total in sums.items() if total.reached}
     return {
-        name: Curvature(total.mean(seen), curves[name].mean(seen) if name in curves else None)
-        for name, total in sums.items()
-        if total.reached
+        name: Curvature(moments[name], curves[name].mean(seen) if name in curves else None)
+        for name in sites
+        if name in moments
     }
 
 
@@ -171,7 +178,9 @@ class _Sum:
 
 
 class _Curve:
-    """Cost of each rank of one layer: t_i = Σ_rows (u_iᵀ g)(u_iᵀ W (x − μ)), and rank r costs E (Σ_{i≥r} t_i)².
+    """Cost of each rank of one layer: t_i = Σ_rows (a_iᵀ g)(d_iᵀ W (x − μ)), and rank r costs E (Σ_{i≥r} t_i)².
+
+    a_i and d_i are the columns of the spectrum's basis and of its dual.
 
     The samples of one run need not be told apart: their draws are independent, so what is between them averages out.
     """
@@ -182,12 +191,13 @@ class _Curve:
         self.still = (still if bias is None else still + bias).astype(np.float32)
         self.known = all(_adds(place, bias) for place in places)
         self.basis = spectrum.basis
+        self.dual = spectrum.basis if spectrum.dual is None else spectrum.dual
         self.total = np.zeros(spectrum.basis.shape[1] + 1)
 
     def add(self, draws: Sequence[Array], outputs: Array) -> None:
         if not self.known:
             return
-        components = (outputs - self.still) @ self.basis
+        components = (outputs - self.still) @ self.dual
         for rows in draws:
             lost = ((rows @ self.basis) * components).sum(axis=0, dtype=np.float64)
             self.total[:-1] += np.square(np.cumsum(lost[::-1])[::-1]) / len(draws)

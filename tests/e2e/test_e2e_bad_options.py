@@ -22,7 +22,8 @@ USAGE: dict[str, tuple[list[str], str]] = {
     "rank negative": (["--rank", "-3"], "--rank -3: must be more than 0"),
     "rank too large": (["--rank", "65"], "--rank 65: ranks here go from 1 to 64"),
     "rank above one": (["--rank", "1.5"], "--rank 1.5: a share .* between 0 and 1"),
-    "rank word": (["--rank", "many"], "--rank many: expected auto, a whole number, or a share"),
+    "rank word": (["--rank", "many"], "--rank many: expected auto, cv, a whole number, or a share"),
+    "rank cv without labels": (["--rank", "cv"], "--rank cv needs labelled data"),
     "rank nan": (["--rank", "nan"], "--rank nan"),
     "drop negative": (["--max-drop", "-1"], "--max-drop -1.0: a drop is 0 or more"),
     "drop nan": (["--max-drop", "nan"], "--max-drop nan: a drop is 0 or more"),
@@ -70,6 +71,20 @@ def test_what_the_parser_refuses(tmp_path: Path, model: Path, data: Path, option
     assert says in done.err
     assert "Traceback" not in done.err
     assert_untouched(tmp_path / "out" / "pack")
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--refit"], "--refit needs calibration data"),
+        (["--method", "two-sided"], "--method two-sided needs calibration data"),
+        (["--rank", "cv"], "--rank cv needs labelled data: 'y' in the .npz"),
+    ],
+)
+def test_what_needs_data_without_any(tmp_path: Path, model: Path, options: list[str], says: str) -> None:
+    out = tmp_path / "out" / "pack"
+    done = invoke("build", model, "--target", "rpi4", "--formats", "onnx", "--out", out, *options)
+    assert_fails(done, 2, [says], out=out)
 
 
 def test_whitening_without_data(tmp_path: Path, model: Path) -> None:

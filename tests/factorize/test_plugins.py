@@ -10,7 +10,7 @@ import pytest
 from layers import layer, weight
 
 from edgepack.errors import UsageError
-from edgepack.factorize import DEFAULT, FACTORIZERS, factorizer, svd, whitened
+from edgepack.factorize import DEFAULT, FACTORIZERS, factorizer, needs_gradients, spectrum_of, svd, whitened
 
 PLUGIN = """
 import numpy as np
@@ -44,11 +44,11 @@ def test_built_in() -> None:
     assert factorizer(DEFAULT) is whitened
     assert whitened.needs_moments
     assert not svd.needs_moments
-    assert set(FACTORIZERS) == {"svd", "whitened"}
+    assert set(FACTORIZERS) == {"svd", "whitened", "two-sided", "fisher"}
 
 
 def test_unknown_names_are_refused() -> None:
-    with pytest.raises(UsageError, match="unknown method 'first-rows'; there are svd, whitened"):
+    with pytest.raises(UsageError, match="unknown method 'first-rows'; there are svd, whitened, two-sided, fisher"):
         factorizer("first-rows")
 
 
@@ -56,6 +56,8 @@ def test_unknown_names_are_refused() -> None:
 def test_plugin_is_found_and_works() -> None:
     algorithm = factorizer("first-rows")
     given_layer = layer(weight(6, 8, 0))
+    assert not needs_gradients("first-rows")
+    np.testing.assert_array_equal(spectrum_of("first-rows", given_layer).basis, np.eye(6))
     pair = algorithm.factors(given_layer, algorithm.spectrum(given_layer), 3)
     np.testing.assert_array_equal((pair.A @ pair.B)[:3], given_layer.weight[:3])
     assert not (pair.A @ pair.B)[3:].any()
@@ -64,5 +66,5 @@ def test_plugin_is_found_and_works() -> None:
 @pytest.mark.usefixtures("plugin")
 def test_a_plugin_does_not_displace_a_built_in_and_is_named_among_them() -> None:
     assert factorizer("svd") is svd
-    with pytest.raises(UsageError, match="there are svd, whitened, first-rows"):
+    with pytest.raises(UsageError, match="there are svd, whitened, two-sided, fisher, first-rows"):
         factorizer("nope")

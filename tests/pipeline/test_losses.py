@@ -35,6 +35,7 @@ def predicted(ready: Prepared, cache: Cache, crew: Workers, **changes: Any) -> L
         "cache": cache,
         "workers": crew,
         "progress": silent,
+        "residual": dict.fromkeys(RANKS, ()),
         **changes,
     }
     unknown: Any = SimpleNamespace(known=False, curvatures={})
@@ -112,3 +113,15 @@ def test_a_build_offers_them(ready: Prepared) -> None:
     by_name = {menu.layer.name: menu.candidates for menu in ready.menus["onnx"]}
     assert {one.loss for one in by_name["w1"] if (one.form, one.rank) == ("fp32", None)} == {0.0}
     assert all(one.loss > 0 for one in by_name["w1"] if one.rank is not None)
+
+
+def test_a_pair_beside_the_dense_matrix_is_between_it_and_eight_bits(
+    ready: Prepared, cache: Cache, crew: Workers, found: Losses
+) -> None:
+    other = predicted(ready, cache, crew, residual={"w1": (8, 16), "w2": (16,), "w3": ()})
+    assert other["w3"] == found["w3"]
+    for name, rank in (("w1", 8), ("w1", 16), ("w2", 16)):
+        own = other[name]
+        assert own["nbits8", None] < own["nbits4-residual", rank] < own["nbits4", None]
+        assert ("nbits4-residual", None) not in own
+    assert other["w1"]["nbits4-residual", 16] < other["w1"]["nbits4-residual", 8]

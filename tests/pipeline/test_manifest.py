@@ -65,6 +65,8 @@ def test_what_does_not_depend_on_a_file(ready: Prepared, classifier: Path) -> No
         "ram_bytes": None,
         "latency_s": None,
         "pick": [],
+        "recover": None,
+        "refit": False,
         "largest_onnx_weight_code": 127,
     }
     assert str(classifier.parent) not in json.dumps(record)

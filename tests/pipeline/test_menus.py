@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from edgepack.errors import UsageError
-from edgepack.pipeline.menus import UNGUARDED_LOST_SHARE, Menu, make_menus, ranks_of
+from edgepack.pipeline.menus import UNGUARDED_LOST_SHARE, Menu, make_menus, ranks_of, residuals_of
 from edgepack.pipeline.options import BuildOptions
 from edgepack.pipeline.pricing import Prices, Uses
 from edgepack.plan.candidates import break_even_rank, rank_choices
@@ -19,7 +19,7 @@ from edgepack.plan.resident import resident_bytes
 from edgepack.plan.sizes import size_bytes
 from edgepack.plan.table import Point
 from edgepack.targets import get_target
-from edgepack.types import FORMS, WEIGHT_BITS, Candidate, Format, LinearLayer
+from edgepack.types import FORMS, RESIDUAL_FORMS, WEIGHT_BITS, Candidate, Format, LinearLayer
 
 TFLITE_LAYER_FORMS = ("fp32", "int8-dynamic-range", "int4-dynamic-range")
 
@@ -50,20 +50,24 @@ def menus(
     unseen: Collection[str] = (),
     guarded: bool = True,
     losses: dict[tuple[str, int | None], float] | None = None,
+    residual: bool = False,
     **asked: Any,
 ) -> tuple[Menu, ...]:
     chosen = BuildOptions("m.onnx", get_target("rpi4"), formats=(fmt,), **asked)
     ranks = ranks_of(layers, chosen, unseen)
     forms = FORMS["onnx"] if fmt == "onnx" else TFLITE_LAYER_FORMS
-    files: Any = SimpleNamespace(fmt=fmt, layer_forms=lambda: forms)
+    both = tuple(RESIDUAL_FORMS) if fmt == "onnx" and residual else ()
+    files: Any = SimpleNamespace(fmt=fmt, layer_forms=lambda: forms, residual_forms=lambda: both)
+    beside = residuals_of(layers, chosen, unseen)
     own: dict[str, dict[tuple[str, int | None], float]] = {}
     for one in layers:
         offered = (None, *ranks[one.name][0])
         own[one.name] = losses or {(f, r): 1e-3 * (1 + (r or 0)) for f in FORMS[fmt] for r in offered}
+        own[one.name] |= {(f, r): 1e-4 for f in both for r in beside[one.name]}
     uses = {one.name: Uses(1, 1) for one in layers}
     sides = {one.name: (one.out_features, one.in_features) for one in layers}
     prices = Prices({fmt: Source(lacks)}, uses, sides)
-    return make_menus(files, layers, ranks, own, prices, chosen, unseen, guarded=guarded)
+    return make_menus(files, layers, ranks, own, prices, chosen, unseen, residual=beside, guarded=guarded)
 
 
 def forms_of(menu: Menu) -> set[str]:
@@ -209,3 +213,35 @@ def test_every_layer_gets_a_menu_in_order() -> None:
     made = menus(layer("a"), layer("b", 10, 512), layer("c", 256, 256))
     assert [menu.layer.name for menu in made] == ["a", "b", "c"]
     assert all(menu.candidates for menu in made)
+
+
+@pytest.mark.parametrize(
+    ("asked", "ranks"),
+    [
+        ({}, {8, 16, 32}),
+        ({"precision": "int4"}, {8, 16, 32}),
+        ({"precision": "int8"}, set()),
+        ({"precision": "fp32"}, set()),
+        ({"rank": 16}, set()),
+        ({"unseen": ["fc"]}, set()),
+        ({"lacks": ["nbits8", "nbits4-residual"]}, set()),
+        ({"fmt": "tflite"}, set()),
+    ],
+    ids=str,
+)
+def test_a_pair_beside_the_dense_matrix(asked: dict[str, Any], ranks: set[int]) -> None:
+    """Where 4 bits are allowed and nobody says which rank; a source that lacks one half of it has no price."""
+    (menu,) = menus(layer(out=512, inn=384), residual=True, **asked)
+    found = [one for one in menu.candidates if one.form in RESIDUAL_FORMS]
+    assert {one.rank for one in found} == ranks
+    for one in found:
+        assert one.size_bytes == size_bytes("onnx", one.form, 512, 384, one.rank, bias=True)
+        assert one.latency_s == pytest.approx((512 * 384 + (one.rank or 0) * (512 + 384)) * 1e-9)
+
+
+def test_no_pair_beside_a_small_layer() -> None:
+    """The pair would take half of what 4 bits save, or more."""
+    (menu,) = menus(layer(out=10, inn=512), residual=True)
+    assert not forms_of(menu) & set(RESIDUAL_FORMS)
+    (menu,) = menus(layer(out=64, inn=64), residual=True)
+    assert {one.rank for one in menu.candidates if one.form in RESIDUAL_FORMS} == {8}

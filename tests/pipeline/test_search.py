@@ -98,7 +98,7 @@ def made_task(tmp_path: Path, prover: Any, target: str = "rpi4", max_drop: float
     cache = Cache(tmp_path / "cache")
     unseen = Covariances(None, [LAYER.name], None, "key", cache, silent, None)  # type: ignore[arg-type]
     rounder = Rounder(unseen, "svd", 0, 127)
-    return Task(asked, [LAYER], [SPECTRUM], "svd", prover, cache, "key", rounder, None, tmp_path, silent)
+    return Task(asked, [LAYER], [SPECTRUM], "svd", prover, cache, "key", rounder, tmp_path, silent)
 
 
 def searched(

@@ -94,6 +94,28 @@ def test_methods_and_layers_do_not_share_entries(model: ir.Model, tmp_path: Path
     assert all(spectrum.mean is not None for spectrum in whitened)
 
 
+def test_what_weighs_a_spectrum_is_part_of_its_key_and_its_dual_is_kept(model: ir.Model, tmp_path: Path) -> None:
+    first, second = layers(model)
+    moment = np.cov(RNG.normal(size=(first.out_features, 9)))
+    found = [
+        decompose(
+            *(model, (first, second), "two-sided", SAMPLES, "key", Cache(tmp_path), silent),
+            gradients={first.name: scale * moment + np.eye(len(moment))},
+        )[0]
+        for scale in (1.0, 1.0, 5.0)
+    ]
+    assert_same(found[0], found[1])
+    for spectra in found:
+        dual = spectra[0].dual
+        assert dual is not None
+        np.testing.assert_allclose(dual.T @ spectra[0].basis, np.eye(dual.shape[1]), atol=1e-4)
+    np.testing.assert_array_equal(found[0][0].dual, found[1][0].dual)
+    assert not np.allclose(found[0][0].basis, found[2][0].basis)
+    plain, _ = run(model, Cache(tmp_path / "whitened"))
+    assert found[0][1].dual is None  # no gradient reaches it: whitened
+    np.testing.assert_array_equal(found[0][1].basis, plain[1].basis)
+
+
 def test_inputs_that_never_vary_fall_back_to_svd_and_are_named(model: ir.Model, tmp_path: Path) -> None:
     constant = Samples({"x": np.ones((20, 6), np.float32)})
     found, unobserved = run(model, Cache(tmp_path), samples=constant)

@@ -12,14 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgepack.calibrate import moments
-from edgepack.factorize import svd, whitened
+from edgepack.factorize import svd, two_sided, whitened
 from edgepack.plan.loss import GRIDS, layer_losses
 from edgepack.quantize.alternate import alternate
 from edgepack.quantize.bias import corrected_bias, corrected_pair
 from edgepack.quantize.gauge import balanced
-from edgepack.quantize.gptq import gptq, innovation
+from edgepack.quantize.gptq import gptq, innovation, row_errors
 from edgepack.quantize.grid import activation_grid, quantize_weight
-from edgepack.quantize.lattice import grid_of
+from edgepack.quantize.lattice import WeightGrid, grid_of
+from edgepack.quantize.residual import rounded_residual
 from edgepack.types import FORMS, Array, Factors, InputSpread, LinearLayer, Spectrum
 
 ALL_FORMS = tuple(dict.fromkeys(form for forms in FORMS.values() for form in forms))
@@ -156,6 +157,46 @@ def test_fp32_losses_are_exact_fall_with_the_rank_and_vanish_for_the_dense_layer
             assert losses["fp32", rank] == pytest.approx(true, rel=1e-2, abs=1e-5 * whole)
 
 
+def oblique(seed: int, sides: tuple[int, int]) -> tuple[LinearLayer, Spectrum, Array, Array]:
+    """A layer with a two-sided spectrum, its inputs, and the G that the spectrum was made by."""
+    rng = np.random.default_rng(seed)
+    x = make_inputs(sides[1], "plain", rng)
+    layer, _ = observed(rng.standard_normal(sides).astype(np.float32), x)
+    gradient = gradients(sides[0], rng)
+    inputs = replace(spread(x), innovation=innovation(layer.moments.covariance))
+    return layer, replace(two_sided.spectrum(layer, gradient), inputs=inputs), x, gradient
+
+
+@settings(max_examples=20)
+@given(seed=SEEDS, sides=st.sampled_from([(12, 20), (20, 12), (7, 7)]))
+def test_a_truncation_that_is_no_orthogonal_projection_loses_what_it_does(seed: int, sides: tuple[int, int]) -> None:
+    layer, spectrum, x, gradient = oblique(seed, sides)
+    ranks = range(1, min(sides) + 1)
+    for given_gradient in (gradient, None):
+        losses = layer_losses(layer, spectrum, given_gradient, ("fp32",), ranks, no_factors, largest=127)
+        metric = np.eye(sides[0]) if given_gradient is None else given_gradient
+        whole = exact(layer, zero_factors(layer, spectrum), "fp32", x, metric)
+        unit = whole if given_gradient is None else 1.0  # then a loss is a share of what rank 0 loses
+        for rank in ranks:
+            true = exact(layer, two_sided.factors(layer, spectrum, rank), "fp32", x, metric)
+            assert losses["fp32", rank] * unit == pytest.approx(true, rel=1e-2, abs=1e-4 * whole)
+
+
+@pytest.mark.parametrize("with_gradient", [True, False])
+@pytest.mark.parametrize("sides", [(64, 160), (160, 64)])
+def test_its_noise_is_that_of_really_quantized_layers(sides: tuple[int, int], with_gradient: bool) -> None:
+    layer, spectrum, x, gradient = oblique(8, sides)
+    pair = pair_at(layer, spectrum, two_sided)
+    metric = gradient if with_gradient else np.eye(sides[0])
+    whole = exact(layer, zero_factors(layer, spectrum), "fp32", x, metric)
+    losses = layer_losses(
+        *(layer, spectrum, gradient if with_gradient else None, DISTINCT, (16, 64), pair), largest=127
+    )
+    for (form, rank), predicted in losses.items():
+        true = exact(layer, None if rank is None else pair(rank), form, x, metric)
+        assert 0.7 <= predicted * (1.0 if with_gradient else whole) / true <= 1.6, (form, rank)
+
+
 def no_factors(rank: int) -> Factors:
     raise AssertionError("fp32 needs no factors")
 
@@ -276,3 +317,37 @@ def test_layers_that_give_nothing_and_outputs_that_matter_to_nobody_lose_nothing
     layer, spectrum = observed(rng.standard_normal((16, 24)).astype(np.float32), make_inputs(24, "plain", rng))
     losses = layer_losses(layer, spectrum, np.zeros((16, 16)), ALL_FORMS, (8,), pair_at(layer, spectrum), largest=127)
     assert set(losses.values()) == {0.0}
+
+
+@pytest.mark.parametrize("sides", [(96, 160), (160, 96)])
+@pytest.mark.parametrize("strong", [0.0, 300.0])
+def test_a_pair_beside_a_dense_matrix_loses_no_more_than_predicted(sides: tuple[int, int], strong: float) -> None:
+    """Against what rounding finds, which knows the inputs' covariance and makes use of it."""
+    rng = np.random.default_rng(sides)
+    x = make_inputs(sides[1], "plain", rng)
+    u, v = (np.linalg.qr(rng.standard_normal((side, 3)))[0] for side in sides)
+    layer, spectrum = observed((rng.standard_normal(sides) + strong * u @ v.T).astype(np.float32), x)
+    grids = WeightGrid(7, 32), WeightGrid(127, 32), WeightGrid(127, 32)
+    covariance = np.cov(x.T.astype(np.float64), bias=True)
+    energy = float(row_errors(layer.weight.astype(np.float64), covariance).sum())
+    losses = layer_losses(
+        *(layer, spectrum, None, ("nbits4",), (), pair_at(layer, spectrum)), largest=127, residual=(8, 16)
+    )
+    for rank in (8, 16):
+        found = rounded_residual(layer.weight, covariance, grids, rank, seed=0).error / energy
+        assert 0.6 <= losses["nbits4-residual", rank] / found <= 8
+    assert losses["nbits4-residual", 16] < losses["nbits4-residual", 8]
+    assert losses["nbits4-residual", 8] < (0.5 if strong else 1.0) * losses["nbits4", None]
+    assert ("nbits4-residual", None) not in losses
+
+
+def test_gradients_weigh_a_pair_beside_a_dense_matrix_as_all_else() -> None:
+    rng = np.random.default_rng(3)
+    layer, spectrum = observed(rng.standard_normal((96, 160)).astype(np.float32), make_inputs(160, "plain", rng))
+    alike = np.eye(96) / float(spectrum.energies.sum())
+    pair = pair_at(layer, spectrum)
+    one, other = (
+        layer_losses(layer, spectrum, gradient, ("nbits4",), (), pair, largest=127, residual=(8,))
+        for gradient in (None, alike)
+    )
+    assert other["nbits4-residual", 8] == pytest.approx(one["nbits4-residual", 8], rel=1e-3)

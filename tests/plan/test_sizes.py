@@ -110,3 +110,21 @@ def test_more_rank_is_more_bytes_in_every_form() -> None:
         sizes = [size_bytes(fmt, form, 512, 512, rank, bias=bias) for rank in range(8, 256, 8)]  # type: ignore[arg-type]
         assert sizes == sorted(sizes)
         assert len(set(sizes)) == len(sizes)
+
+
+def test_a_pair_beside_a_dense_matrix_adds_to_it(files: dict[Format, ModelFiles], work: Path, opened: Opened) -> None:
+    layer = opened.layers[0]
+    q = np.linalg.qr(np.random.default_rng(2).normal(size=(OUT, RANK)))[0].astype(np.float32)
+    both = Factors(q, q.T @ layer.weight, layer.bias, layer.weight)
+    sizes = {}
+    for form, factors in (("nbits4", {}), ("nbits4-residual", {layer.name: both})):
+        path = work / "model.onnx"
+        files["onnx"].write(factors, "fp32", path, {layer.name: form})
+        sizes[form] = path.stat().st_size
+    dense = size_bytes("onnx", "nbits4", OUT, IN, None, bias=True)
+    found, predicted = (
+        sizes["nbits4-residual"] - sizes["nbits4"],
+        size_bytes("onnx", "nbits4-residual", OUT, IN, RANK, bias=True) - dense,
+    )
+    assert abs(found - predicted) <= 0.1 * found + SLACK, f"{found} B added, {predicted} B predicted"
+    assert predicted == size_bytes("onnx", "nbits8", OUT, IN, RANK, bias=False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -16,7 +18,7 @@ from edgepack.quantize.grid import activation_grid, quantize_weight
 from edgepack.quantize.lattice import WeightGrid
 from edgepack.types import Array, Factors, LinearLayer, Spectrum
 
-ROTATION = gauge._rotation
+ROTATION = gauge.rotation
 
 
 def decaying(out: int, inn: int, seed: int, power: float = 1.0) -> LinearLayer:
@@ -153,7 +155,7 @@ def test_predicted_noise_is_what_samples_show(latent: LatentGrid, beta: float, r
     grids = (WeightGrid(127), WeightGrid(127))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gauge, "BETAS", (beta,))
-        patch.setattr(gauge, "_rotation", lambda rank, index, seed: ROTATION(rank, rotation, seed))
+        patch.setattr(gauge, "rotation", lambda rank, index, seed: ROTATION(rank, rotation, seed))
         found = search_gauge(
             one.factors(24), one.spectrum, grids, seed=0, latent=latent, rounding="nearest", rotations=1
         )
@@ -176,3 +178,27 @@ def test_the_gauge_for_gptq_is_no_worse_for_gptq(seed: int, largest: int) -> Non
         rounded = alternate(one.layer.weight, basis, one.covariance, grids, rounds=0)
         added.append(one.error(rounded.A.weight, rounded.B.weight) - exact)
     assert added[0] < added[1]
+
+
+@pytest.mark.parametrize("oblique", [True, False])
+def test_the_noise_is_weighed_by_the_gradients(oblique: bool) -> None:
+    """The identity changes nothing, a factor is a factor, and rows that do not count add nothing of their own."""
+    one = case(40, 60, 2)
+    pair, spectrum = one.factors(12), one.spectrum
+    if oblique:
+        shear = np.eye(40) + np.triu(np.full((40, 40), 0.2), 1)
+        basis, dual = shear @ spectrum.basis, np.linalg.inv(shear).T @ spectrum.basis
+        spectrum = replace(spectrum, basis=basis.astype(np.float32), dual=dual.astype(np.float32))
+        pair = replace(pair, A=spectrum.basis[:, :12])
+    grids = (WeightGrid(127), WeightGrid(7))
+    free = search_gauge(pair, spectrum, grids, seed=0)
+    identity, tenfold = (search_gauge(pair, spectrum, grids, seed=0, gradient=k * np.eye(40)) for k in (1.0, 10.0))
+    assert identity.noise == pytest.approx(free.noise, rel=1e-5)
+    assert tenfold.noise == pytest.approx(10 * free.noise, rel=1e-5)
+    half = np.diag(np.repeat([1.0, 0.0], 20))
+    upper = replace(pair, A=pair.A * np.repeat([1.0, 0.0], 20)[:, None].astype(np.float32))
+    found = search_gauge(pair, spectrum, grids, seed=0, gradient=half, rounding="nearest")
+    assert found.noise < search_gauge(pair, spectrum, grids, seed=0, rounding="nearest").noise
+    # The lower rows of A do not matter to it, whatever they are.
+    alone = search_gauge(upper, spectrum, grids, seed=0, gradient=half, rounding="nearest")
+    assert found.noise == pytest.approx(alone.noise, rel=1e-5)

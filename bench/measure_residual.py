@@ -1,0 +1,164 @@
+"""A thin pair beside a dense matrix in 4 bits, against the dense matrix in 4 and in 8 bits and a pair of as many bytes.
+
+What is lost is measured on samples that rounding never saw; time is that of one layer in onnxruntime, in turns.
+`python bench/measure_residual.py` keeps it in bench/results/residual.json.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgepack.bench.devices.local import LocalDevice
+from edgepack.executor import one_thread
+from edgepack.factorize import whitened
+from edgepack.factorize.whitened import shrunk_covariance
+from edgepack.pipeline.beside import rounded_beside
+from edgepack.pipeline.guarding import load_data
+from edgepack.pipeline.measuring import QUICK, STANDARD, measure_points
+from edgepack.pipeline.moments import observe
+from edgepack.pipeline.opened import open_model
+from edgepack.plan.candidates import residual_ranks
+from edgepack.plan.sizes import size_bytes
+from edgepack.plan.table import Point
+from edgepack.progress import silent
+from edgepack.quantize.alternate import alternate
+from edgepack.quantize.gauge import balanced
+from edgepack.quantize.gptq import gptq, round_to_nearest, row_errors
+from edgepack.quantize.lattice import WeightGrid, grid_of
+from edgepack.targets import HOST, get_target
+from edgepack.types import RESIDUAL_FORMS, LinearLayer, Moments
+
+FORM = "nbits4-residual"
+DENSE = ("int8-dynamic", "nbits8", "nbits4")
+MODELS = Path(__file__).parent / "models"
+SEED = 0
+
+
+@dataclass(frozen=True)
+class _Case:
+    """Some layers of a model; `rows` that one inference multiplies."""
+
+    title: str
+    model: str
+    layers: tuple[int, ...]
+    rows: int
+
+
+CASES = (
+    _Case("MNIST MLP", "mnist_mlp.py:recipe", (0,), 1),
+    _Case("MiniLM", "minilm.py:recipe", (3, 4, 5), 64),
+    _Case("1024x1024, decaying", "layer_4096.py:recipe_1024", (0,), 1),
+)
+
+
+def measure(*, quick: bool = False) -> dict[str, Any]:
+    """`layers`: bytes and lost share of every way to write some layers; `times`: seconds of each shape."""
+    losses = [row for case in CASES[: 2 if quick else None] for row in _losses(case, quick=quick)]
+    shapes = dict.fromkeys((row["out"], row["in"], row["rows"]) for row in losses)
+    return {"quick": quick, "layers": losses, "times": _times(list(shapes), quick=quick)}
+
+
+def _losses(case: _Case, *, quick: bool) -> Iterator[dict[str, Any]]:
+    spec = str(MODELS / case.model)
+    with tempfile.TemporaryDirectory(prefix="edgepack-bench-") as folder, one_thread():
+        opened = open_model(spec, Path(folder))
+        data = load_data(None, opened, spec, SEED)
+        layers = [opened.layers[index] for index in (case.layers[:2] if quick else case.layers)]
+        names = [layer.name for layer in layers]
+        if data.calibration is None:
+            raise ValueError(f"{spec} brings no samples")
+        seen, held = (observe(opened.model, names, part, silent, None) for part in (data.calibration, data.guard))
+        for layer in layers:
+            ways = dict(_ways(layer, seen[layer.name], held[layer.name]))
+            sides = {"out": layer.out_features, "in": layer.in_features, "rows": case.rows}
+            yield {"model": case.title, "layer": layer.name, **sides, "ways": ways}
+
+
+def _ways(layer: LinearLayer, seen: Moments, held: Moments) -> Iterator[tuple[str, dict[str, float]]]:
+    """Name → bytes in the file and share of the output energy lost on samples that were held out."""
+    covariance, sides = shrunk_covariance(seen), (layer.out_features, layer.in_features)
+    exact = layer.weight.astype(np.float64)
+    whole = float(row_errors(exact, held.covariance).sum())
+
+    def row(form: str, rank: int | None, weight: npt.NDArray[Any]) -> dict[str, float]:
+        lost = float(row_errors(weight - exact, held.covariance).sum()) / whole
+        return {"size_bytes": size_bytes("onnx", form, *sides, rank, bias=True), "lost_share": float(f"{lost:.4g}")}
+
+    for form in DENSE:
+        grid = _grid(form, layer.in_features)
+        yield f"dense {form}, nearest", row(form, None, round_to_nearest(layer.weight, grid).weight)
+        yield f"dense {form}, GPTQ", row(form, None, gptq(layer.weight, covariance, grid).weight)
+    ranks = residual_ranks(*sides)
+    for rank in ranks:
+        both = rounded_beside(layer, seen, FORM, rank, seed=SEED)
+        if both.base is None:
+            raise ValueError(f"{FORM} has no matrix beside its pair")
+        weight = both.base + both.A.astype(np.float64) @ both.B
+        yield f"dense nbits4 + rank {rank} nbits8", row(FORM, rank, weight)
+    for rank in ranks:
+        size = size_bytes("onnx", FORM, *sides, rank, bias=True)
+        own = _rank_of(size, *sides)
+        yield f"pair nbits8 of as many bytes as with rank {rank}", row("nbits8", own, _pair(layer, seen, own))
+
+
+def _rank_of(size: int, rows: int, columns: int) -> int:
+    """The largest multiple of 8 at which a pair in 8 bits takes no more bytes."""
+    ranks = range(8, min(rows, columns) + 1, 8)
+    return max(rank for rank in ranks if size_bytes("onnx", "nbits8", rows, columns, rank, bias=True) <= size)
+
+
+def _pair(layer: LinearLayer, seen: Moments, rank: int) -> npt.NDArray[np.float64]:
+    spectrum = whitened.spectrum(replace(layer, moments=seen))
+    pair = balanced(whitened.factors(layer, spectrum, rank), spectrum, seed=SEED)
+    grids = _grid("nbits8", rank), _grid("nbits8", layer.in_features)
+    found = alternate(layer.weight, pair, shrunk_covariance(seen), grids, rounds=0).factors(None)
+    return np.asarray(found.A.astype(np.float64) @ found.B)
+
+
+def _grid(form: str, columns: int) -> WeightGrid:
+    grid = grid_of(form, columns)
+    if grid is None:
+        raise ValueError(f"{form} has no grid")
+    return grid
+
+
+def _times(shapes: list[tuple[int, int, int]], *, quick: bool) -> list[dict[str, Any]]:
+    """Seconds of one layer of each shape in every form, the call of the runtime taken off."""
+    points = [
+        Point("onnx", form, rows, columns, rank, batch)
+        for rows, columns, batch in shapes
+        for form, ranks in (
+            *((form, (None,)) for form in DENSE),
+            *((form, residual_ranks(rows, columns)) for form in (*RESIDUAL_FORMS, "nbits8")),
+        )
+        for rank in ranks
+    ]
+    with tempfile.TemporaryDirectory(prefix="edgepack-bench-") as folder:
+        turns = QUICK if quick else STANDARD
+        table = measure_points(LocalDevice(), get_target(HOST), points, turns=turns, root=Path(folder))
+    return [
+        {
+            "out": point.out_features,
+            "in": point.in_features,
+            "rows": point.batch,
+            "form": point.form,
+            "rank": point.rank,
+            "seconds": float(f"{table.entries[point].seconds:.4g}"),
+            "spread_share": float(f"{table.entries[point].spread_share:.2g}"),
+        }
+        for point in points
+    ]
+
+
+if __name__ == "__main__":
+    from figures import store
+
+    store("residual", measure(quick="--quick" in sys.argv))

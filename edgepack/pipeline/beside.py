@@ -1,0 +1,45 @@
+"""A dense matrix and a thin pair beside it, as they are written for a layer."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from edgepack.factorize.whitened import shrunk_covariance
+from edgepack.quantize.bias import corrected_bias
+from edgepack.quantize.lattice import grid_of
+from edgepack.quantize.residual import rounded_residual
+from edgepack.types import RESIDUAL_FORMS, Factors, LinearLayer, Moments
+
+ROUNDS = ((1024, 3), (1 << 62, 1))
+"""By the width of a layer: every round rounds the whole matrix twice."""
+
+
+def beside(layer: LinearLayer, pair: Factors) -> Factors:
+    """The pair with all that it leaves of the layer's weight beside it, for whoever writes it to round."""
+    left = layer.weight - pair.A.astype(np.float64) @ pair.B
+    return replace(pair, bias=layer.bias, base=left.astype(np.float32))
+
+
+def rounded_beside(layer: LinearLayer, moments: Moments, form: str, rank: int, *, seed: int) -> Factors:
+    """The pair and the matrix on the grids of a form, the bias corrected for what both together miss.
+
+    Args:
+        layer: without its moments.
+        moments: of its input.
+        form: of `RESIDUAL_FORMS`.
+        rank: of the pair.
+        seed: of the pair's rotation.
+    """
+    dense, thin = RESIDUAL_FORMS[form]
+    sides = ((dense, layer.in_features), (thin, rank), (thin, layer.in_features))
+    base, A, B = (grid_of(one, columns) for one, columns in sides)
+    if base is None or A is None or B is None:
+        raise ValueError(f"{form} has matrices that are not rounded")
+    rounds = next(count for size, count in ROUNDS if layer.in_features <= size)
+    covariance = shrunk_covariance(moments)
+    found = rounded_residual(layer.weight, covariance, (base, A, B), rank, seed=seed, rounds=rounds)
+    whole = found.base.weight + found.A.weight.astype(np.float64) @ found.B.weight
+    bias = corrected_bias(layer.bias, layer.weight, whole, moments.mean)
+    return Factors(found.A.weight, found.B.weight, bias, found.base.weight)

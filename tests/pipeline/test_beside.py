@@ -1,0 +1,356 @@
+"""A pair beside a dense matrix in 4 bits: on its grids, in the file to the bit, chosen where neither alone will do."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from small_builds import options
+
+from edgepack import verify
+from edgepack.cache import Cache
+from edgepack.calibrate import moments
+from edgepack.errors import InputError, ModelError
+from edgepack.factorize import whitened
+from edgepack.factorize.whitened import shrunk_covariance
+from edgepack.inference import load
+from edgepack.onnxgraph.contents import read_contents
+from edgepack.onnxgraph.rewrite import with_factors
+from edgepack.onnxgraph.split import split_onnx
+from edgepack.pipeline.beside import beside, rounded_beside
+from edgepack.pipeline.build import build
+from edgepack.pipeline.covariances import Covariances
+from edgepack.pipeline.layer_files import layer_files
+from edgepack.pipeline.layer_points import points_for
+from edgepack.pipeline.onnx_files import OnnxFiles
+from edgepack.pipeline.packed import layer_shapes
+from edgepack.pipeline.rounding import Rounder
+from edgepack.plan.measured import Entry, Fingerprint, MeasuredTable
+from edgepack.plan.measured_file import known_measured, load_measured, measured_path, save_measured
+from edgepack.plan.table import Point
+from edgepack.progress import silent
+from edgepack.quantize.blocks import block_for, dequantize_blocks, quantize_blocks, unpack
+from edgepack.quantize.gptq import gptq, row_errors
+from edgepack.quantize.lattice import WeightGrid
+from edgepack.segments import LayerShape
+from edgepack.sources.onnx import OnnxSource, open_onnx
+from edgepack.types import Array, Factors, LayerPlan, LinearLayer, Moments
+
+FORM = "nbits4-residual"
+OUT, IN, RANK = 96, 160, 8
+STRONG, DIRECTIONS, SMALL = 60.0, 4, 0.03
+
+
+def strong_layer(out: int = OUT, features: int = IN) -> tuple[Array, Array]:
+    """A weight with a few strong directions, and inputs (1500, in) that hardly vary along them.
+
+    Rounding to 4 bits takes its steps from what matters little, and no pair of a low rank holds the flat rest.
+    """
+    rng = np.random.default_rng(4)
+    u = np.linalg.qr(rng.normal(size=(out, DIRECTIONS)))[0]
+    v = np.linalg.qr(rng.normal(size=(features, DIRECTIONS)))[0]
+    weight = rng.normal(size=(out, features)) / np.sqrt(features) + STRONG * u @ v.T
+    x = rng.normal(size=(1500, features))
+    x -= (1 - SMALL) * (x @ v) @ v.T
+    return weight.astype(np.float32), x.astype(np.float32)
+
+
+def write_model(path: Path, weight: Array) -> Path:
+    bias = np.random.default_rng(5).normal(size=len(weight)).astype(np.float32) * 0.1
+    ends = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", size])
+        for name, size in (("x", weight.shape[1]), ("y", weight.shape[0]))
+    ]
+    constants = [numpy_helper.from_array(np.ascontiguousarray(weight), "w"), numpy_helper.from_array(bias, "b")]
+    graph = helper.make_graph(
+        [helper.make_node("Gemm", ["x", "w", "b"], ["y"], transB=1)], "strong", ends[:1], ends[1:], constants
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> OnnxSource:
+    return open_onnx(write_model(tmp_path_factory.mktemp("strong") / "strong.onnx", strong_layer()[0]))
+
+
+@pytest.fixture(scope="module")
+def seen() -> Moments:
+    return moments([{"x": strong_layer()[1]}])["x"]
+
+
+@pytest.fixture(scope="module")
+def made(source: OnnxSource, seen: Moments) -> Factors:
+    return rounded_beside(source.layers[0], seen, FORM, RANK, seed=0)
+
+
+def base_of(made: Factors) -> Array:
+    assert made.base is not None
+    return made.base
+
+
+def error(layer: LinearLayer, made: Factors, covariance: Array) -> float:
+    whole = base_of(made).astype(np.float64) + made.A.astype(np.float64) @ made.B
+    return float(row_errors(whole - layer.weight, covariance).sum())
+
+
+def test_every_matrix_is_on_its_grid(made: Factors) -> None:
+    for weight, bits in ((base_of(made), 4), (made.A, 8), (made.B, 8)):
+        codes, scales = quantize_blocks(weight, bits, block_for(weight.shape[1]))
+        np.testing.assert_array_equal(dequantize_blocks(codes, scales, weight.shape[1]), weight)
+
+
+def test_it_loses_far_less_than_the_matrix_alone(source: OnnxSource, seen: Moments, made: Factors) -> None:
+    layer, covariance = source.layers[0], shrunk_covariance(seen)
+    alone = gptq(layer.weight, covariance, WeightGrid(7, 32)).weight - layer.weight
+    found = error(layer, made, covariance)
+    assert found < 0.1 * float(row_errors(alone, covariance).sum())
+    assert found < 0.2 * error(layer, nearest(beside(layer, pair_of(layer))), covariance)
+
+
+def pair_of(layer: LinearLayer) -> Factors:
+    """Any pair of the rank: here the wrong one, random directions."""
+    q = np.linalg.qr(np.random.default_rng(6).normal(size=(OUT, RANK)))[0].astype(np.float32)
+    return Factors(q, q.T @ layer.weight, layer.bias)
+
+
+def nearest(draft: Factors) -> Factors:
+    rounded = [
+        dequantize_blocks(*quantize_blocks(weight, bits, block_for(weight.shape[1])), weight.shape[1])
+        for weight, bits in ((draft.A, 8), (draft.B, 8), (base_of(draft), 4))
+    ]
+    return Factors(rounded[0], rounded[1], draft.bias, rounded[2])
+
+
+def test_a_draft_is_the_layer_itself(source: OnnxSource) -> None:
+    layer = source.layers[0]
+    draft = beside(layer, pair_of(layer))
+    np.testing.assert_allclose(base_of(draft) + draft.A @ draft.B, layer.weight, atol=1e-5)
+    assert draft.bias is layer.bias
+
+
+def test_the_mean_answer_stays_and_the_seed_decides(source: OnnxSource, seen: Moments, made: Factors) -> None:
+    layer = source.layers[0]
+    assert layer.bias is not None
+    assert made.bias is not None
+    answer = base_of(made) @ seen.mean + made.A @ (made.B @ seen.mean) + made.bias
+    np.testing.assert_allclose(answer, layer.weight @ seen.mean + layer.bias, atol=1e-4)
+    again, other = (rounded_beside(layer, seen, FORM, RANK, seed=seed) for seed in (0, 1))
+    np.testing.assert_array_equal(base_of(again), base_of(made))
+    np.testing.assert_array_equal(again.B, made.B)
+    assert not np.array_equal(other.B, made.B)
+
+
+def test_the_file_holds_it_to_the_bit_and_answers_like_it(source: OnnxSource, made: Factors, tmp_path: Path) -> None:
+    path, x = tmp_path / "m.onnx", strong_layer()[1][:20]
+    OnnxFiles(source.model, None, largest=127).write({"w": made}, "nbits4", path, {"w": FORM})
+    stored = {array.name: numpy_helper.to_array(array) for array in onnx.load(path).graph.initializer}
+    for name, bits, weight in (("w.base", 4, base_of(made)), ("w.B", 8, made.B), ("w.A", 8, made.A)):
+        held = dequantize_blocks(unpack(stored[f"{name}.int{bits}"], bits), stored[f"{name}.scale"], weight.shape[1])
+        np.testing.assert_array_equal(held, weight)
+    expected = x @ base_of(made).T + (x @ made.B.T) @ made.A.T + made.bias
+    (found,) = load(path, "onnx").run({"x": x})
+    # The kernels round their inputs to 8 bits, block by block, also along the strong directions.
+    assert np.linalg.norm(found - expected) < 0.1 * np.linalg.norm(expected)
+    (dense,) = load(write_model(tmp_path / "d.onnx", strong_layer()[0]), "onnx").run({"x": x})
+    assert np.linalg.norm(found - dense) < 0.15 * np.linalg.norm(dense)
+
+
+def plan_of(form: str = FORM, rank: int | None = RANK) -> tuple[LayerPlan, ...]:
+    return (LayerPlan("w", OUT, IN, rank, 59, 0.0, "", form=form),)
+
+
+def test_the_proofs_hold_and_can_fail(source: OnnxSource, made: Factors, tmp_path: Path) -> None:
+    files, path = OnnxFiles(source.model, None, largest=127), tmp_path / "m.onnx"
+    files.write_dense(tmp_path / "dense.onnx")
+    dense = files.read(tmp_path / "dense.onnx")
+    files.write({"w": made}, "nbits4", path, {"w": FORM})
+    thin = verify.two_thin_matmuls(files.read_optimized(path), plan_of())
+    assert (thin.passed, thin.detail) == (True, "2 thin matrices in the runtime's graph")
+    planned = verify.weights_as_planned(files.read(path), dense, plan_of(), "nbits4")
+    elements, size = OUT * IN + RANK * (OUT + IN), OUT * IN // 2 + RANK * (OUT + IN)
+    assert (planned.passed, planned.detail) == (
+        True,
+        f"{elements} matrix elements, {elements} planned, {size} bytes",
+    )
+    # The same file is no proof of a pair alone: the dense matrix is there.
+    for other in (plan_of("nbits8"), plan_of("nbits4", None)):
+        assert not verify.weights_as_planned(files.read(path), dense, other, "nbits4").passed
+    assert verify.two_thin_matmuls(files.read_optimized(path), plan_of("nbits8")).detail == f"dense again: {OUT}×{IN}"
+    # And a pair alone is no proof of a matrix with a pair.
+    files.write({"w": Factors(made.A, made.B, made.bias)}, "nbits8", path)
+    assert verify.two_thin_matmuls(files.read_optimized(path), plan_of()).detail.strip() == f"missing: {OUT}×{IN}"
+    # Nor is one with its halves in 4 bits.
+    files.write({"w": made}, "nbits4", path)
+    assert "in fewer bits" in verify.weights_as_planned(files.read(path), dense, plan_of(), "nbits4").detail
+
+
+def test_a_reference_of_it_is_exact(source: OnnxSource, made: Factors, tmp_path: Path) -> None:
+    x = strong_layer()[1][:5]
+    OnnxFiles(source.model, None, largest=127).write({"w": made}, "fp32", tmp_path / "m.onnx")
+    (found,) = load(tmp_path / "m.onnx", "onnx").run({"x": x})
+    whole = base_of(made).astype(np.float64) + made.A.astype(np.float64) @ made.B
+    np.testing.assert_allclose(found, x @ whole.T + made.bias, atol=1e-4)
+
+
+def test_a_build_in_int4_takes_it_where_neither_alone_will_do(tmp_path: Path) -> None:
+    """Agreement of a hundred answers, most of them close: the matrix alone and every pair alone lose most of it."""
+    weight, x = strong_layer()
+    model = write_model(tmp_path / "strong.onnx", weight)
+    np.savez(tmp_path / "data.npz", x=x)
+    chosen = options(model, precision="int4", max_drop=20.0, out=tmp_path / "pack")
+    found = build(chosen, cache=Cache(tmp_path / "cache")).manifest
+    entry = found["files"]["model.onnx"]
+    (layer,) = entry["layers"]
+    assert (layer["form"], layer["rank"]) == (FORM, 8)
+    assert layer["lost_energy_share"] == 0.0
+    assert layer["reason"].startswith("dense nbits4 + rank 8 nbits8: ")
+    assert all(proof["passed"] for proof in entry["proofs"].values())
+    predicted = layer["predicted"]["size_bytes"]
+    assert abs(entry["size_bytes"] - predicted) < 0.1 * predicted + 1000
+    held = OnnxFiles(open_onnx(model).model, None, largest=127).read(tmp_path / "pack" / "model.onnx")
+    assert sorted(bits for *_, bits in held.weights) == [4, 8, 8]
+    # All that is faster, every pair and the matrix alone, was looked at by what it is predicted to lose.
+    assert min(one["loss"] for one in layer["others"]) > 5 * layer["predicted"]["loss"]
+    shapes = layer_shapes(found, tmp_path / "pack", "edgepack", "onnx")
+    (segment,) = split_onnx(tmp_path / "pack" / "model.onnx", shapes, tmp_path)
+    assert (segment.name, segment.layer) == ("w", True)
+
+
+def test_two_layers_of_which_one_has_a_pair_beside_it(tmp_path: Path) -> None:
+    """Names and forms go by the order in the graph, and a split finds every layer in one piece."""
+    rng = np.random.default_rng(8)
+    weights = {name: rng.normal(size=(64, 64)).astype(np.float32) for name in ("a", "b", "c")}
+    nodes = [helper.make_node("MatMul", [x, w], [y]) for x, w, y in (("x", "a", "h"), ("h", "b", "i"), ("i", "c", "y"))]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [4, 64]) for name in ("x", "y")]
+    constants = [numpy_helper.from_array(array, name) for name, array in weights.items()]
+    graph = helper.make_graph(nodes, "three", ends[:1], ends[1:], constants)
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(made, tmp_path / "three.onnx")
+    files = OnnxFiles(open_onnx(tmp_path / "three.onnx").model, None, largest=127)
+    q = np.linalg.qr(rng.normal(size=(64, 8)))[0].astype(np.float32)
+    factors = {
+        "a": Factors(q, q.T @ weights["a"].T, None),
+        "b": Factors(q, q.T @ weights["b"].T, None, weights["b"].T - q @ (q.T @ weights["b"].T)),
+    }
+    path = tmp_path / "m.onnx"
+    files.write(factors, "int8-dynamic", path, {"a": "nbits8", "b": FORM})
+    assert sorted(files.read(path).weights) == sorted([(8, 64, 8)] * 4 + [(64, 64, 4), (64, 64, 8)])
+    stored = {array.name for array in onnx.load(path).graph.initializer}
+    assert {"b.base.int4", "b.A.int8", "b.B.int8", "a.A.int8", "a.B.int8", "c.int8"} <= stored
+    shapes = [
+        LayerShape("a", 64, 64, 8),
+        LayerShape("b", 64, 64, 8, beside=True),
+        LayerShape("c", 64, 64, None),
+    ]
+    segments = split_onnx(path, shapes, tmp_path)
+    assert [(segment.name, segment.layer) for segment in segments] == [("a", True), ("b", True), ("c", True)]
+    x = rng.normal(size=(4, 64)).astype(np.float32)
+    values = {"x": x}
+    for segment in segments:
+        model = load(segment.path, "onnx")
+        names = [value.name for value in onnx.load(segment.path).graph.output]
+        answers = model.run({spec.name: values[spec.name] for spec in model.inputs})
+        values.update(zip(names, answers, strict=True))
+    np.testing.assert_allclose(values["y"], load(path, "onnx").run({"x": x})[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(OUT, IN - 1), (IN, OUT)])
+def test_a_matrix_that_does_not_fit_is_refused(source: OnnxSource, made: Factors, shape: tuple[int, int]) -> None:
+    wrong = Factors(made.A, made.B, made.bias, np.zeros(shape, np.float32))
+    with pytest.raises(
+        ModelError, match=rf"found a matrix \({shape[0]}, {shape[1]}\) beside them, expected \(96, 160\)"
+    ):
+        with_factors(source.model, {"w": wrong})
+
+
+@pytest.mark.parametrize("kind", ["rows", "columns", "conv"])
+def test_every_kind_of_place(kind: str, made: Factors, tmp_path: Path) -> None:
+    weight, x = strong_layer()
+    rows = x[:6]
+    if kind == "rows":
+        node, shape, array = helper.make_node("MatMul", ["x", "w"], ["y"]), [6, IN], weight.T
+    elif kind == "columns":
+        node, shape, array = helper.make_node("MatMul", ["w", "x"], ["y"]), [IN, 6], weight
+    else:
+        node, shape, array = helper.make_node("Conv", ["x", "w"], ["y"]), [1, IN, 2, 3], weight[..., None, None]
+    feed = rows if kind == "rows" else rows.T.reshape(shape)
+    out = [6, OUT] if kind == "rows" else [OUT, 6] if kind == "columns" else [1, OUT, 2, 3]
+    graph = helper.make_graph(
+        [node],
+        kind,
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, out)],
+        [numpy_helper.from_array(np.ascontiguousarray(array), "w")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, tmp_path / "m.onnx")
+    files = OnnxFiles(open_onnx(tmp_path / "m.onnx").model, None, largest=127)
+    whole = base_of(made).astype(np.float64) + made.A.astype(np.float64) @ made.B
+    expected = rows @ whole.T + made.bias
+    expected = expected if kind == "rows" else expected.T.reshape(out)
+    for form, off in ((None, 1e-5), (FORM, 0.1)):
+        files.write({"w": made}, "fp32", tmp_path / "out.onnx", form and {"w": form})
+        (found,) = load(tmp_path / "out.onnx", "onnx").run({"x": feed})
+        assert np.linalg.norm(found - expected) < off * np.linalg.norm(expected)
+
+
+def test_points_of_it_are_measured_where_its_parts_are() -> None:
+    points = points_for([(96, 160, 4), (10, 512, 4)], ("onnx", "tflite"))
+    assert [p for p in points if p.form == FORM] == [Point("onnx", FORM, 96, 160, 8, 4)]
+    assert not [p for p in points_for([(96, 160, 4)], ("tflite",)) if p.form == FORM]
+    few = {"onnx": ("fp32", "nbits4"), "tflite": ()}
+    assert not [p for p in points_for([(96, 160, 4)], ("onnx",), few) if p.form == FORM]  # type: ignore[arg-type]
+
+
+def test_a_table_of_it_is_kept_and_read(tmp_path: Path) -> None:
+    mark = Fingerprint("x86_64", ("2x core",), ("avx2",), ("L1d=32768:8",), {"onnx": "onnxruntime 1.31"})
+    known = Point("onnx", FORM, 96, 160, 8, 4)
+    entry = Entry(2e-6, 1e-8, 15)
+    table = MeasuredTable(mark, "rpi4", 1, "2026-01-01T00:00:00+00:00", {known: entry}, {"onnx": entry})
+    save_measured(table, tmp_path)
+    read = known_measured("rpi4", mark, 1, tmp_path)
+    assert read is not None
+    assert read.entries == {known: entry}
+    for wrong in (replace(known, rank=None), replace(known, format="tflite")):
+        calls = {wrong.format: entry}
+        save_measured(replace(table, target="rpi5", entries={wrong: entry}, calls=calls), tmp_path)
+        with pytest.raises(InputError, match="a layer that cannot be"):
+            load_measured(measured_path("rpi5", mark, 1, tmp_path))
+        measured_path("rpi5", mark, 1, tmp_path).unlink()
+
+
+def test_one_layer_files_hold_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    point = Point("onnx", FORM, 96, 160, 8, 2)
+    path = layer_files([point])[point]
+    assert sorted(read_contents(path).weights) == [(8, 96, 8), (8, 160, 8), (96, 160, 4)]
+    assert sum(a * b for a, b, _ in read_contents(path).weights) == point.weights
+
+
+def test_a_rounder_makes_it_once_and_does_without_data(source: OnnxSource, seen: Moments, tmp_path: Path) -> None:
+    layer = source.layers[0]
+    spectrum = whitened.spectrum(replace(layer, moments=seen))
+
+    class Known(Covariances):
+        def __init__(self, moments: Moments | None) -> None:
+            unused: Any = None
+            super().__init__(unused, ["w"], None, "key", Cache(tmp_path), silent, None)
+            self.moments = moments
+
+        def of(self, name: str) -> Moments | None:
+            return self.moments
+
+    first, again = (Rounder(Known(seen), "whitened", 0, 127).factors(layer, spectrum, RANK, FORM) for _ in range(2))
+    np.testing.assert_array_equal(base_of(first), base_of(rounded_beside(layer, seen, FORM, RANK, seed=0)))
+    np.testing.assert_array_equal(base_of(again), base_of(first))
+    np.testing.assert_array_equal(again.A, first.A)
+    rounder = Rounder(Known(None), "whitened", 0, 127)
+    blind = rounder.factors(layer, spectrum, RANK, FORM)
+    np.testing.assert_allclose(base_of(blind) + blind.A @ blind.B, layer.weight, atol=1e-4)
+    assert rounder.draft(layer, spectrum, RANK, "nbits8").base is None

@@ -1,0 +1,125 @@
+"""What a dense matrix with a pair beside it costs: as it was measured, else as much as both."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import pytest
+
+from edgepack.plan.beside import prices_of
+from edgepack.plan.candidates import RESIDUAL_SHARE, residual_ranks
+from edgepack.plan.cost import Price
+from edgepack.plan.forms import base_form, exceptions, file_form
+from edgepack.plan.reasons import kind, name, others, reason
+from edgepack.plan.resident import resident_bytes
+from edgepack.plan.roofline import roofline
+from edgepack.plan.table import Point
+from edgepack.targets import get_target
+from edgepack.types import Candidate, Format, LayerPlan, matrices
+
+POINT = Point("onnx", "nbits4-residual", 96, 160, 8, 4)
+DENSE, PAIR = replace(POINT, form="nbits4", rank=None), replace(POINT, form="nbits8")
+
+
+class Table:
+    """A source that has what it was given."""
+
+    name = "table"
+
+    def __init__(self, known: Mapping[Point, Price]) -> None:
+        self.known, self.asked = known, 0
+
+    def prices(self, points: Sequence[Point]) -> list[Price | None]:
+        self.asked += 1
+        return [self.known.get(point) for point in points]
+
+    def call_s(self, fmt: Format) -> float:
+        return 0.0
+
+
+def test_measured_as_one_is_better_than_put_together() -> None:
+    parts = {DENSE: Price(3e-6, "table", 0.1), PAIR: Price(1e-6, "table", 0.2, extrapolated=True)}
+    assert prices_of(Table(parts), [POINT]) == [Price(pytest.approx(4e-6), "table", 0.2, extrapolated=True)]
+    own = Price(3.5e-6, "table", 0.05)
+    table = Table({**parts, POINT: own})
+    assert prices_of(table, [PAIR, POINT]) == [parts[PAIR], own]
+    assert table.asked == 1
+
+
+@pytest.mark.parametrize("missing", [DENSE, PAIR])
+def test_without_one_half_there_is_no_price(missing: Point) -> None:
+    parts = {point: Price(1e-6, "table", 0.0) for point in (DENSE, PAIR) if point != missing}
+    assert prices_of(Table(parts), [POINT, DENSE]) == [None, parts.get(DENSE)]
+
+
+def test_the_roofline_puts_it_together() -> None:
+    sheet = roofline(get_target("rpi4"))
+    assert sheet.prices([POINT]) == [None]
+    (whole, dense, pair) = prices_of(sheet, [POINT, DENSE, PAIR])
+    assert whole is not None
+    assert dense is not None
+    assert pair is not None
+    assert whole.latency_s == pytest.approx(dense.latency_s + pair.latency_s)
+
+
+def test_matrices_and_weights() -> None:
+    assert matrices("nbits4-residual", (96, 160), 8) == (
+        ("nbits8", 8, 160),
+        ("nbits8", 96, 8),
+        ("nbits4", 96, 160),
+    )
+    assert matrices(None, (96, 160), 8) == ((None, 8, 160), (None, 96, 8))
+    assert matrices("fp32", (96, 160), None) == (("fp32", 96, 160),)
+    assert POINT.weights == plan().weight_parameters == 96 * 160 + 8 * (96 + 160)
+    assert resident_bytes("onnx", "nbits4-residual", 1000) == resident_bytes("onnx", "nbits4", 1000)
+
+
+@pytest.mark.parametrize(
+    ("sides", "ranks"), [((384, 384), (8, 16, 32)), ((128, 128), (8, 16)), ((64, 64), (8,)), ((10, 512), ())]
+)
+def test_ranks_take_at_most_half_of_what_four_bits_save(sides: tuple[int, int], ranks: tuple[int, ...]) -> None:
+    assert residual_ranks(*sides) == ranks
+    assert all(rank * sum(sides) <= RESIDUAL_SHARE * sides[0] * sides[1] for rank in ranks)
+
+
+def plan(form: str = "nbits4-residual", rank: int | None = 8, layer: str = "a") -> LayerPlan:
+    return LayerPlan(layer, 96, 160, rank, 59, 0.0, "", form=form)
+
+
+def test_no_file_is_named_after_it() -> None:
+    """Such a layer is an exception in a file whose form its dense matrix has."""
+    alone = (plan(),)
+    assert base_form(alone) == "nbits4"
+    assert exceptions(alone, "nbits4") == {"a": "nbits4-residual"}
+    assert file_form(alone, "nbits4+weights") == "mixed+weights"
+    assert base_form((plan(), plan("int8-dynamic", None, "b"), plan("int8-dynamic", None, "c"))) == "int8-dynamic"
+
+
+def candidate(form: str, rank: int | None, loss: float, size: int, latency: float) -> Candidate:
+    return Candidate(form, rank, loss, size, size, latency)
+
+
+BOTH, INT8 = candidate("nbits4-residual", 8, 0.002, 120, 3e-6), candidate("int8-dynamic", None, 1e-4, 200, 2e-6)
+INT4, THIN = candidate("nbits4", None, 0.02, 100, 2.5e-6), candidate("nbits8", 16, 0.5, 60, 1e-6)
+MORE = candidate("nbits4-residual", 16, 0.001, 140, 3.2e-6)
+
+
+def test_it_is_a_kind_of_its_own_and_has_its_reason() -> None:
+    every = [BOTH, INT8, INT4, THIN, MORE]
+    assert [kind(one) for one in every] == [
+        "pair beside dense",
+        "dense int8",
+        "dense int4",
+        "pair",
+        "pair beside dense",
+    ]
+    assert name(BOTH) == "dense nbits4 + rank 8 nbits8"
+    assert others(every, BOTH, 0.0) == (INT4, INT8, THIN)
+    assert reason(every, MORE, 0.0) == (
+        "dense nbits4 + rank 16 nbits8: 1.6× slower and 1.4× smaller than dense int8-dynamic; "
+        "rank 8 would lose 2.0 times as much"
+    )
+    # What speaks against a pair is said of a pair in the layer's place.
+    assert "rank 16 nbits8 would be" in reason(every, INT8, 0.01)
+    assert "+" not in reason(every, INT8, 0.01)
