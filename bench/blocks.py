@@ -12,6 +12,7 @@ from block_tables import TITLES, markdown_table
 from blocks_accuracy import render_accuracy
 from blocks_emulated import render_emulated, render_emulator, render_estimate
 from blocks_planner import render_allocation, render_planner
+from blocks_weighting import render_residual, render_weighting
 
 from edgepack.report.cells import ratio, seconds, size
 from edgepack.types import WEIGHT_BITS
@@ -143,6 +144,8 @@ RENDERERS: Mapping[str, Callable[[Row], str]] = {
     "planner": render_planner,
     "allocation": render_allocation,
     "accuracy": render_accuracy,
+    "weighting": render_weighting,
+    "residual": render_residual,
 }
 
 

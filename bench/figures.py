@@ -22,7 +22,9 @@ import measure_estimate
 import measure_layer
 import measure_mnist
 import measure_planner
+import measure_residual
 import measure_tool
+import measure_weighting
 from accuracy import measure as measure_accuracy
 from blocks import render, replace_block
 from machine import conditions
@@ -42,6 +44,8 @@ MEASURES: Mapping[str, Callable[..., dict[str, Any]]] = {
     "planner": measure_planner.measure,
     "allocation": measure_allocation.measure,
     "accuracy": measure_accuracy.measure,
+    "weighting": measure_weighting.measure,
+    "residual": measure_residual.measure,
     "tool": measure_tool.measure,
     "emulated": measure_emulated.measure,
     "estimate": measure_estimate.measure,

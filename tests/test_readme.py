@@ -21,7 +21,20 @@ from edgepack.cli import app
 TOP = Path(__file__).parent.parent
 README = TOP / "README.md"
 RESULTS = TOP / "bench" / "results"
-BLOCKS = ("demo", "mnist", "layer", "planner", "allocation", "accuracy", "emulated", "estimate", "emulator", "tool")
+BLOCKS = (
+    "demo",
+    "mnist",
+    "layer",
+    "planner",
+    "allocation",
+    "accuracy",
+    "weighting",
+    "residual",
+    "emulated",
+    "estimate",
+    "emulator",
+    "tool",
+)
 # Paths of one machine, not of a checkout: /home/me, /tmp/x, C:\\x. A slash inside a word or an address is none.
 MACHINE_PATH = re.compile(r"(?<![\w.~/:*)-])/(?:home|root|tmp|work|mnt|opt|srv|usr|var|Users|private)\b|\b[A-Z]:\\")
 
