@@ -87,9 +87,9 @@ def render_residual(figures: Row) -> str:
     ratios = [times[*side, "nbits4-residual", 16] / times[*side, "int8-dynamic", None] for side in sides]
     dense = [times[*side, "nbits4", None] / times[*side, "int8-dynamic", None] for side in sides]
     said = (
-        "Share of the layer's output energy that is lost on samples that rounding never saw (bytes in the file). On this "
-        f"machine the matrix in 4 bits takes {min(dense):.1f} to {max(dense):.1f} times as long as dense int8, with a "
-        f"pair of rank 16 beside it {min(ratios):.1f} to {max(ratios):.1f} times."
+        "Share of the layer's output energy that is lost on samples that rounding never saw (bytes in the file). "
+        f"On this machine the matrix in 4 bits takes {min(dense):.1f} to {max(dense):.1f} times as long as dense int8, "
+        f"with a pair of rank 16 beside it {min(ratios):.1f} to {max(ratios):.1f} times."
     )
     return f"{table}\n\n{said}"
 

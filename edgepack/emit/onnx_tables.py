@@ -18,6 +18,12 @@ if TYPE_CHECKING:
 BITS = 4
 
 
+def has_tables(model: ir.Model) -> bool:
+    """Whether `to_int4_tables` would change the model."""
+    graphs = (model.graph, *model.graph.subgraphs())
+    return any(_is_table(value) for graph in graphs for value in graph.initializers.values())
+
+
 def to_int4_tables(model: ir.Model) -> tuple[str, ...]:
     """Store every float32 table that only Gather reads, row by row, in 4 bits and a scale per 32 numbers, in place.
 

@@ -26,9 +26,15 @@ DECODED = "+weights"
 """Behind a form: operators other than linear layers keep float arithmetic, on int8 weights decoded at load."""
 
 
-def split_form(form: str) -> tuple[str, bool]:
-    """The form of the linear layers, and whether all other weights are decoded at load."""
-    return form.removesuffix(DECODED), form.endswith(DECODED)
+TABLES = "+tables4"
+"""Behind a form: as `DECODED`, but embedding tables in blocks of 4 bits, of which only rows that are looked up are
+decoded."""
+
+
+def split_form(form: str) -> tuple[str, str]:
+    """The form of the linear layers, and what becomes of all other weights: `DECODED`, `TABLES` or nothing."""
+    own, plus, rest = form.partition("+")
+    return own, plus + rest
 
 
 def _layer_names(model: ir.Model) -> list[str]:
@@ -83,13 +89,15 @@ class OnnxFiles:
 
         Without weights outside of them that is the form alone. Else those weights become int8 and are decoded at load
         ("+weights"), they get integer kernels from the runtime's own quantizer (the static form), or they stay float
-        (fp32).
+        (fp32). Where the layers have 4 bits, embedding tables get them as well if that loses little enough.
         """
         if not self.has_rest:
             return (form,)
         decoded = f"{form}{DECODED}"
         if form == "fp32":
             return decoded, form
+        if form == "nbits4" and self.has_tables:
+            return f"{form}{TABLES}", decoded
         # ConvInteger and its like are slower than float kernels nearly everywhere: never with dynamic activations.
         return (form, decoded) if form == "int8-static-qdq" else (decoded,)
 
@@ -192,14 +200,16 @@ class OnnxFiles:
         """The model with the weights of its other operators in int8, where it has any and the form says so."""
         import onnx_ir as ir
 
-        from edgepack.emit import onnx_rest, onnx_standard
+        from edgepack.emit import onnx_rest, onnx_standard, onnx_tables
         from edgepack.onnxgraph.sites import find_sites
 
-        linear_form, decoded = split_form(form)
+        linear_form, rest = split_form(form)
         if not self.has_rest:
             return model
-        if decoded:
+        if rest:
             copy = model.clone()
+            if rest == TABLES:
+                onnx_tables.to_int4_tables(copy)
             onnx_rest.to_int8_weights(copy, _linear_nodes(copy))
             return copy
         if linear_form not in onnx_standard.REST_OP_TYPES:
@@ -223,6 +233,13 @@ class OnnxFiles:
 
         copy = self.model.clone()
         return has_rest(copy, _linear_nodes(copy))
+
+    @cached_property
+    def has_tables(self) -> bool:
+        """Whether some of them are embedding tables that blocks of 4 bits can hold."""
+        from edgepack.emit.onnx_tables import has_tables
+
+        return has_tables(self.model)
 
     def _ranges(self, model: ir.Model, form: str, forms: Mapping[str, str]) -> dict[str, tuple[float, float]] | None:
         """Ranges of the inputs of all static layers; None where there are none."""

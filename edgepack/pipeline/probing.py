@@ -34,9 +34,12 @@ class Probe:
 
 
 def probe_form(files: ModelFiles, layers: LayerPlans) -> str:
-    """The form that a plan is probed in: weights beside linear layers in int8, decoded at load, where there are any."""
+    """The form that a plan is probed in: weights beside linear layers in int8, decoded at load, where there are any.
+
+    Tables in 4 bits, where they are possible, are tried with the file that is written.
+    """
     forms = files.rest(base_form(layers))
-    return next((form for form in forms if "+" in form), forms[0])
+    return next((form for form in reversed(forms) if "+" in form), forms[0])
 
 
 def probe(task: Task, files: ModelFiles, step: Step) -> Probe:

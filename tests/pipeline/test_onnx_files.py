@@ -200,3 +200,27 @@ def test_the_dense_baseline(form: str, tmp_path: Path) -> None:
     assert made.write_baseline(form, tmp_path / "m.onnx") == "edgepack"
     assert bits_by_sides(made, tmp_path / "m.onnx")[10, 24] == int(form[-1])
     assert made.warnings == []
+
+
+def with_table() -> ir.Model:
+    """Rows of a table of 60×64 numbers, looked up by x, and a layer."""
+    nodes = [
+        node("Cast", ["x"], ["ids"], to=onnx.TensorProto.INT64),
+        node("Gather", ["table", "ids"], ["rows"]),
+        node("MatMul", ["rows", "fc"], ["y"]),
+    ]
+    return model(nodes, [5], {"table": normal(60, 64), "fc": normal(64, 48, seed=1)}, 17)
+
+
+def test_where_layers_have_4_bits_tables_may_have_them_too(tmp_path: Path) -> None:
+    made, x = files(with_table()), np.array([0.0, 59.0, 7.0, 7.0, 30.0], np.float32)
+    assert made.rest("nbits4") == ("nbits4+tables4", "nbits4+weights")
+    assert made.rest("nbits8") == ("nbits8+weights",)
+    answers, sizes = {}, {}
+    for form in ("fp32", *made.rest("nbits4")):
+        made.write({}, form, tmp_path / "m.onnx")
+        answers[form] = session(tmp_path / "m.onnx").run(None, {"x": x})[0]
+        sizes[form] = (tmp_path / "m.onnx").stat().st_size
+    wide, narrow = (np.square(answers[form] - answers["fp32"]).mean() for form in made.rest("nbits4")[::-1])
+    assert 0 < wide < narrow < 0.05 * np.square(answers["fp32"]).mean()
+    assert sizes["nbits4+weights"] - sizes["nbits4+tables4"] > 60 * 64 // 4
