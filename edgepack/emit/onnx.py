@@ -6,6 +6,7 @@ Every linear layer of a graph is rewritten, dense and thin ones alike: a pair is
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from edgepack.emit.onnx_axes import FLOAT, enter, leave
 from edgepack.emit.onnx_nbits import nbits
 from edgepack.errors import ModelError, UsageError
 from edgepack.quantize.grid import WEIGHT_MAX, activation_grid, quantize_weight
-from edgepack.types import WEIGHT_BITS, Array, LinearLayer
+from edgepack.types import WEIGHT_BITS, Array, Dense, LinearLayer
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -47,6 +48,7 @@ def to_form(
     ranges: Ranges | None = None,
     largest: int = WEIGHT_MAX,
     forms: Mapping[str, str] | None = None,
+    weights: Mapping[str, Dense] | None = None,
 ) -> ir.Model:
     """A new model with every linear layer in a form; the given one is unchanged.
 
@@ -56,6 +58,7 @@ def to_form(
             never seen at work and stays fp32.
         largest: largest weight code of the int8 forms; block-wise weights use all of their codes.
         forms: the forms of layers that differ from `form`, by layer name.
+        weights: by layer name, what is written instead of a layer's own weight and bias.
 
     A layer W X with X of unknown rank stays fp32: its two last axes cannot be exchanged.
 
@@ -73,7 +76,7 @@ def to_form(
     emitted = model.clone()
     if form == "fp32" and not forms:
         return emitted
-    sites = find_sites(emitted)
+    sites = [_with_weight(site, (weights or {}).get(site.layer.name)) for site in find_sites(emitted)]
     _check_names(forms, [site.layer.name for site in sites])
     chosen = [(site, forms.get(site.layer.name, form)) for site in sites]
     if any(_unknown_axes(site) for site, own in chosen if own != "fp32"):
@@ -88,6 +91,13 @@ def to_form(
     for function in emitted.functions.values():
         function.sort()
     return emitted
+
+
+def _with_weight(site: Site, part: Dense | None) -> Site:
+    if part is None:
+        return site
+    bias = site.layer.bias if part.bias is None else part.bias
+    return replace(site, layer=replace(site.layer, weight=part.weight, bias=bias))
 
 
 def _unknown_axes(site: Site) -> bool:

@@ -15,7 +15,7 @@ from edgepack.onnxgraph.names import Names
 from edgepack.onnxgraph.observe import ObservedInput, with_observed_inputs, with_outputs
 from edgepack.onnxgraph.sites import Placement, Site, find_sites
 from edgepack.onnxgraph.values import take_over
-from edgepack.types import Array, Dense, Factors, Replacement
+from edgepack.types import Array, Factors
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -45,8 +45,8 @@ def rewrite(model: ir.Model, site: Site, build: Build, *, names: Names | None = 
         _replace(builder, placement, build)
 
 
-def with_factors(model: ir.Model, factors: Mapping[str, Replacement]) -> ir.Model:
-    """A new model in which each named layer is two thin ones, `<layer>.B` and then `<layer>.A`, or has another weight.
+def with_factors(model: ir.Model, factors: Mapping[str, Factors]) -> ir.Model:
+    """A new model in which each named layer is two thin ones, `<layer>.B` and then `<layer>.A`.
 
     With a `base` a third one, `<layer>.base`, stands beside the two, and an Add puts them together. The given model is
     unchanged; tensors that do not change are shared with it. Factors are stored in the layer's own type. A bias of None
@@ -54,20 +54,20 @@ def with_factors(model: ir.Model, factors: Mapping[str, Replacement]) -> ir.Mode
 
     Args:
         model: any model.
-        factors: by layer name, as in `find_sites(model)`: a pair, or another weight.
+        factors: by layer name, as in `find_sites(model)`.
 
     Raises:
         ModelError: no layer has that name, or the factors do not fit it.
     """
     copy = model.clone()
     sites = {site.layer.name: site for site in find_sites(copy)}
-    for name, part in factors.items():
-        _check(sites, name, part)
+    for name, pair in factors.items():
+        _check(sites, name, pair)
     names = Names(copy)
-    for name, part in factors.items():
-        build = _layers(sites[name], part)
-        if isinstance(part, Factors) and part.base is not None:
-            build = _beside(sites[name], part.base, build)
+    for name, pair in factors.items():
+        build = _pair(sites[name], pair)
+        if pair.base is not None:
+            build = _beside(sites[name], pair.base, build)
         rewrite(copy, sites[name], build, names=names)
     return copy
 
@@ -132,40 +132,34 @@ def _scaled_extra(builder: Builder, extra: ir.Value, placement: Placement) -> ir
     return builder.op("Mul", [extra, factor])
 
 
-def _check(sites: Mapping[str, Site], name: str, part: Replacement) -> None:
+def _check(sites: Mapping[str, Site], name: str, pair: Factors) -> None:
     if name not in sites:
         close = get_close_matches(name, sites, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"its layers are: {', '.join(sites) or 'none'}"
         raise ModelError(f"the model has no linear layer {name!r}", hint=hint)
     layer = sites[name].layer
     sides = layer.out_features, layer.in_features
-    if isinstance(part, Dense):
-        if part.weight.shape != sides:
-            raise ModelError(f"layer {name!r}: found a weight {part.weight.shape}, expected {sides}")
-    elif (*part.A.shape, *part.B.shape) != (sides[0], part.rank, part.rank, sides[1]):
+    if (*pair.A.shape, *pair.B.shape) != (sides[0], pair.rank, pair.rank, sides[1]):
         raise ModelError(
-            f"factors of layer {name!r}: found A {part.A.shape} and B {part.B.shape}, "
+            f"factors of layer {name!r}: found A {pair.A.shape} and B {pair.B.shape}, "
             f"expected ({sides[0]}, r) and (r, {sides[1]})"
         )
-    elif part.base is not None and part.base.shape != sides:
-        raise ModelError(f"factors of layer {name!r}: found a matrix {part.base.shape} beside them, expected {sides}")
-    if part.bias is not None and part.bias.shape != sides[:1]:
-        raise ModelError(f"layer {name!r}: found a bias {part.bias.shape}, expected {sides[:1]}")
+    if pair.base is not None and pair.base.shape != sides:
+        raise ModelError(f"factors of layer {name!r}: found a matrix {pair.base.shape} beside them, expected {sides}")
+    if pair.bias is not None and pair.bias.shape != sides[:1]:
+        raise ModelError(f"factors of layer {name!r}: found a bias {pair.bias.shape}, expected {sides[:1]}")
 
 
-def _layers(site: Site, part: Replacement) -> Build:
-    """The matrices of the part one after the other, and the bias behind the last one."""
-    bias = site.layer.bias if part.bias is None else part.bias
-    matrices = [("weight", part.weight)] if isinstance(part, Dense) else [("B", part.B), ("A", part.A)]
+def _pair(site: Site, pair: Factors) -> Build:
+    """B, then A with the bias."""
+    bias = site.layer.bias if pair.bias is None else pair.bias
 
     def put(builder: Builder, array: Array, suffix: str) -> ir.Value:
         return _put(builder, site, array, suffix)
 
     def build(builder: Builder, x: ir.Value, placement: Placement) -> ir.Value:
-        *first, last = matrices
-        for suffix, matrix in first:
-            x = product(builder, x, matrix, suffix, placement, None)
-        return product(builder, x, last[1], last[0], placement, bias)
+        latent = product(builder, x, pair.B, "B", placement, None)
+        return product(builder, latent, pair.A, "A", placement, bias)
 
     def product(
         builder: Builder, x: ir.Value, matrix: Array, suffix: str, placement: Placement, bias: Array | None

@@ -141,13 +141,13 @@ class Prover:
         if found.passed or files.fmt == "onnx":
             return found
         path = self._work / f"float.{files.fmt}"
-        files.write(factors, "fp32", path)
+        files.write(_pairs(factors), "fp32", path)
         same = verify.same_outputs(self.guard.answers(path, files.fmt), self._factored_answers(factors), "fp32")
         detail = f"some are folded into their neighbours; the float file of this plan answers to {same.detail}"
         return Proof(found.name, same.passed, detail if same.passed else f"{found.detail}; {same.detail}")
 
     def _factored_answers(self, factors: Mapping[str, Replacement]) -> Array:
-        pairs = {name: part for name, part in sorted(factors.items()) if isinstance(part, Factors)}
+        pairs = _pairs(factors)
         if not pairs:
             return self.guard.reference
         key = digest(*(part for name, pair in pairs.items() for part in (name, pair.A, pair.B, pair.base)))
@@ -158,6 +158,10 @@ class Prover:
             self._answers = {key: self.guard.answers(path, "onnx")}
             path.unlink()
         return self._answers[key]
+
+
+def _pairs(factors: Mapping[str, Replacement]) -> dict[str, Factors]:
+    return {name: part for name, part in sorted(factors.items()) if isinstance(part, Factors)}
 
 
 def _bias(layer: LinearLayer, factors: Mapping[str, Replacement]) -> Array | None:

@@ -13,7 +13,7 @@ from edgepack.calibrate import ranges
 from edgepack.data import Samples, feeds
 from edgepack.errors import ModelError
 from edgepack.pipeline.observe import Observation, joined
-from edgepack.types import FORMS, RESIDUAL_FORMS, Array, Contents, Factors, Format, Replacement
+from edgepack.types import FORMS, RESIDUAL_FORMS, Array, Contents, Dense, Factors, Format, Replacement
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -49,9 +49,9 @@ def _linear_nodes(model: ir.Model) -> frozenset[int]:
     return frozenset(id(p.node) for site in find_sites(model) for p in site.placements)
 
 
-def _parts(part: Replacement | None) -> int:
+def _parts(pair: Factors | None) -> int:
     """How many matrices stand for a layer."""
-    return 1 if not isinstance(part, Factors) else 2 if part.base is None else 3
+    return 1 if pair is None else 2 if pair.base is None else 3
 
 
 def _part_forms(parts: Mapping[str, tuple[str, ...]], name: str, form: str) -> Iterator[tuple[str, str]]:
@@ -151,13 +151,16 @@ class OnnxFiles:
         """
         from edgepack.onnxgraph.rewrite import with_factors
 
-        model = with_factors(self.model, factors) if factors else self.model
-        if forms and factors:
-            parts = self._names_after(model, factors)
-            forms = {part: one for name, own in forms.items() for part, one in _part_forms(parts, name, own)}
-        self._write_linear(model, form, out, forms)
+        pairs = {name: part for name, part in factors.items() if isinstance(part, Factors)}
+        dense = {name: part for name, part in factors.items() if isinstance(part, Dense)}
+        model = with_factors(self.model, pairs) if pairs else self.model
+        if pairs and (forms or dense):
+            parts = self._names_after(model, pairs)
+            forms = {part: one for name, own in (forms or {}).items() for part, one in _part_forms(parts, name, own)}
+            dense = {parts[name][0]: part for name, part in dense.items()}
+        self._write_linear(model, form, out, forms, dense)
 
-    def _names_after(self, thin: ir.Model, factors: Mapping[str, Replacement]) -> dict[str, tuple[str, ...]]:
+    def _names_after(self, thin: ir.Model, factors: Mapping[str, Factors]) -> dict[str, tuple[str, ...]]:
         """What each layer is called once factors are in place: its own name, or those of its halves and its base.
 
         By their order in the graph, as a half gets a number where its name is taken, and a layer may get a simpler name
@@ -186,7 +189,14 @@ class OnnxFiles:
             session(path, optimized_path=optimized)
             return read_contents(optimized)
 
-    def _write_linear(self, model: ir.Model, form: str, out: Path, forms: Mapping[str, str] | None = None) -> None:
+    def _write_linear(
+        self,
+        model: ir.Model,
+        form: str,
+        out: Path,
+        forms: Mapping[str, str] | None = None,
+        weights: Mapping[str, Dense] | None = None,
+    ) -> None:
         """Linear layers by edgepack; all other weights as the runtime's quantizer makes them."""
         from edgepack.emit import onnx as emit
         from edgepack.onnxgraph.files import save
@@ -194,7 +204,8 @@ class OnnxFiles:
         linear_form = split_form(form)[0]
         seen = self._ranges(model, linear_form, forms or {})
         complete = self._with_rest(model, form, out)
-        save(emit.to_form(complete, linear_form, ranges=seen, largest=self.largest, forms=forms), out)
+        made = emit.to_form(complete, linear_form, ranges=seen, largest=self.largest, forms=forms, weights=weights)
+        save(made, out)
 
     def _with_rest(self, model: ir.Model, form: str, scratch: Path) -> ir.Model:
         """The model with the weights of its other operators in int8, where it has any and the form says so."""

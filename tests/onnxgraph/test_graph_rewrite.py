@@ -13,7 +13,7 @@ from edgepack.errors import ModelError
 from edgepack.onnxgraph.files import to_bytes
 from edgepack.onnxgraph.rewrite import Builder, rewrite, with_factors
 from edgepack.onnxgraph.sites import find_sites
-from edgepack.types import Dense, Factors
+from edgepack.types import Factors
 
 node = helper.make_node
 
@@ -230,24 +230,3 @@ def test_work_grows_with_the_layers_and_not_with_their_square():
 
     seconds(20)
     assert seconds(1000) < 40 * seconds(100)
-
-
-def test_another_weight_in_the_place_of_a_dense_one():
-    source = load(mlp())
-    sites = find_sites(source)
-    given = {site.layer.name: Dense(2 * site.layer.weight, site.layer.bias) for site in sites}
-    made = with_factors(source, given)
-    assert [layer.layer.weight.shape for layer in find_sites(made)] == [site.layer.weight.shape for site in sites]
-    x = normal(3, 6, seed=9)
-    hidden = np.maximum(x @ given[sites[0].layer.name].weight.T + sites[0].layer.bias, 0)
-    want = hidden @ given[sites[1].layer.name].weight.T + sites[1].layer.bias
-    np.testing.assert_allclose(run(made, {"x": x})[0], want, rtol=1e-5)
-
-
-def test_a_weight_that_does_not_fit():
-    source = load(mlp())
-    layer = find_sites(source)[0].layer
-    with pytest.raises(ModelError, match=r"found a weight \(8, 5\), expected \(8, 6\)"):
-        with_factors(source, {layer.name: Dense(layer.weight[:, :5], layer.bias)})
-    with pytest.raises(ModelError, match=r"found a bias \(3,\), expected \(8,\)"):
-        with_factors(source, {layer.name: Dense(layer.weight, np.zeros(3, np.float32))})

@@ -18,7 +18,7 @@ from edgepack.onnxgraph.session import session
 from edgepack.onnxgraph.sites import find_sites
 from edgepack.pipeline.files import ModelFiles
 from edgepack.pipeline.onnx_files import OnnxFiles
-from edgepack.types import FORMS, Array, Factors
+from edgepack.types import FORMS, Array, Dense, Factors
 
 node = helper.make_node
 RANK = 4
@@ -224,3 +224,24 @@ def test_where_layers_have_4_bits_tables_may_have_them_too(tmp_path: Path) -> No
     wide, narrow = (np.square(answers[form] - answers["fp32"]).mean() for form in made.rest("nbits4")[::-1])
     assert 0 < wide < narrow < 0.05 * np.square(answers["fp32"]).mean()
     assert sizes["nbits4+weights"] - sizes["nbits4+tables4"] > 60 * 64 // 4
+
+
+@pytest.mark.parametrize("form", ["fp32", "int8-dynamic", "nbits8"])
+def test_another_weight_for_a_dense_layer_beside_a_pair(form: str, tmp_path: Path) -> None:
+    source, x = mlp(), normal(4, 20, seed=5)
+    made = files(source)
+    layers = {site.layer.name: site.layer for site in find_sites(source.clone())}
+    pair = factors(source, "fc1")
+    other = Dense(2 * layers["fc3"].weight, np.ones(10, np.float32))
+    forms = {"fc1": "fp32", "fc2": "fp32"}
+    answers, sizes = [], []
+    for given in (pair, {**pair, "fc3": other}):
+        made.write(given, form, tmp_path / "m.onnx", forms)
+        answers.append(session(tmp_path / "m.onnx").run(None, {"x": x})[0])
+        sizes.append((tmp_path / "m.onnx").stat().st_size)
+    bias = layers["fc3"].bias if layers["fc3"].bias is not None else 0.0
+    if form == "fp32":  # nothing is rounded, so the layer keeps its own weight
+        np.testing.assert_array_equal(answers[0], answers[1])
+    else:
+        np.testing.assert_allclose(answers[1], 2 * (answers[0] - bias) + 1, atol=0.02 * np.abs(answers[1]).max())
+    assert abs(sizes[1] - sizes[0]) < 200
