@@ -38,6 +38,11 @@ RESIDUAL_FORMS: Mapping[str, tuple[str, str]] = {"nbits4-residual": ("nbits4", "
 The values are the forms of the matrix and of the pair."""
 
 
+def plain_form(file_form: str) -> str:
+    """A file's form without the variant of its weights beside linear layers."""
+    return file_form.partition("+")[0]
+
+
 def matrices(form: str | None, sides: tuple[int, int], rank: int | None) -> tuple[tuple[str | None, int, int], ...]:
     """(form, outputs, inputs) of each matrix that stands for a layer, in the order of its file: B, A, the dense one.
 
@@ -169,11 +174,11 @@ class Factors:
 
 @dataclass(frozen=True)
 class Dense:
-    """A layer that stays one matmul, rounded with its inputs in mind: no quantizer changes its weight any more.
+    """A layer that is one matmul, y = W x + b, as it is written.
 
     Attributes:
-        weight: (out, in) float32, on the grid of the layer's form.
-        bias: (out,) float32, corrected for the rounding; None where the layer has none.
+        weight: (out, in) float32; where it lies on the grid of the layer's form, no quantizer changes it any more.
+        bias: (out,) float32, corrected for the rounding of the weight; None where the layer has none.
     """
 
     weight: Array
@@ -182,6 +187,11 @@ class Dense:
 
 Replacement = Factors | Dense
 """What is written for a layer instead of its own weight."""
+
+
+def pairs_of(parts: Mapping[str, Replacement]) -> dict[str, Factors]:
+    """Those that are pairs, by layer name."""
+    return {name: part for name, part in parts.items() if isinstance(part, Factors)}
 
 
 @dataclass(frozen=True)
@@ -276,6 +286,10 @@ class LayerPlan:
     form: str | None = None
     predicted: Candidate | None = None
     others: tuple[Candidate, ...] = ()
+
+    def form_in(self, file_form: str) -> str:
+        """How it is written in a file of this form."""
+        return plain_form(file_form) if self.form is None else self.form
 
     @property
     def weight_parameters(self) -> int:

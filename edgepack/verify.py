@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from edgepack.metrics import sqnr_db
-from edgepack.types import RESIDUAL_FORMS, WEIGHT_BITS, Array, Contents, LayerPlan, Proof, matrices
+from edgepack.types import RESIDUAL_FORMS, WEIGHT_BITS, Array, Contents, LayerPlan, Proof, matrices, plain_form
 
 MIN_SQNR_DB: Mapping[str, float] = {
     "fp32": 60.0,
@@ -41,18 +41,9 @@ def same_outputs(outputs: Array, reference: Array, form: str, layers: Sequence[L
     if outputs.shape != reference.shape:
         return Proof("outputs", False, f"shape {outputs.shape}, the reference has {reference.shape}")
     noise = sqnr_db(outputs, reference)
-    least = min(MIN_SQNR_DB[each] for each in (_plain(form), *(_form_of(plan, form) for plan in layers)))
+    least = min(MIN_SQNR_DB[each] for each in (plain_form(form), *(plan.form_in(form) for plan in layers)))
     passed = bool(np.isfinite(outputs).all()) and noise >= least
     return Proof("outputs", passed, f"{noise:.1f} dB against the fp32 factored model, at least {least:.0f} dB")
-
-
-def _plain(form: str) -> str:
-    """A file's form without the variant of its other weights."""
-    return form.partition("+")[0]
-
-
-def _form_of(plan: LayerPlan, form: str) -> str:
-    return _plain(form) if plan.form is None else plan.form
 
 
 def two_thin_matmuls(optimized: Contents, layers: Sequence[LayerPlan]) -> Proof:
@@ -118,7 +109,7 @@ def weights_as_planned(emitted: Contents, source: Contents, layers: Sequence[Lay
     others = sum(a * b * count for (a, b), count in unplanned.items())
     elements = others + sum(a * b * len(bits) for (a, b), bits in planned.items())
     found = sum(a * b for a, b, _ in emitted.weights)
-    bits = others * WEIGHT_BITS[_plain(form)] + sum(a * b * sum(each) for (a, b), each in planned.items())
+    bits = others * WEIGHT_BITS[plain_form(form)] + sum(a * b * sum(each) for (a, b), each in planned.items())
     wide = sum(a * b * each for a, b, each in emitted.weights) - bits
     narrow = _narrower(emitted, planned)
     detail = f"{found} matrix elements, {elements} planned, {_bytes(bits)} bytes"
@@ -137,7 +128,7 @@ def _planned(source: Contents, layers: Sequence[LayerPlan], form: str) -> dict[t
     planned: dict[tuple[int, int], list[int]] = {}
     for plan in layers:
         sides = _sides(plan.out_features, plan.in_features)
-        for own, rows, columns in matrices(_form_of(plan, form), (plan.out_features, plan.in_features), plan.rank):
+        for own, rows, columns in matrices(plan.form_in(form), (plan.out_features, plan.in_features), plan.rank):
             bits = WEIGHT_BITS[own or form]
             planned.setdefault(_sides(rows, columns), []).append(min(bits, held.get(sides, bits)))
     return {matrix: sorted(bits, reverse=True) for matrix, bits in planned.items()}

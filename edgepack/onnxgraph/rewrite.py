@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,7 +21,7 @@ from edgepack.types import Array, Factors
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["Builder", "ObservedInput", "rewrite", "with_factors", "with_observed_inputs", "with_outputs"]
+__all__ = ["Builder", "ObservedInput", "names_after", "rewrite", "with_factors", "with_observed_inputs", "with_outputs"]
 
 Build = Callable[[Builder, "ir.Value", Placement], "ir.Value"]
 
@@ -70,6 +71,23 @@ def with_factors(model: ir.Model, factors: Mapping[str, Factors]) -> ir.Model:
             build = _beside(sites[name], pair.base, build)
         rewrite(copy, sites[name], build, names=names)
     return copy
+
+
+def names_after(model: ir.Model, thin: ir.Model, factors: Mapping[str, Factors]) -> dict[str, tuple[str, ...]]:
+    """What each layer is called in `with_factors(model, factors)`: its own name, or those of B, A and its base.
+
+    By their order in the graph, as a half gets a number where its name is taken, and a layer may get a simpler name
+    where another one that shared its weight is gone.
+    """
+    after = iter(site.layer.name for site in find_sites(thin.clone()))
+    names = [site.layer.name for site in find_sites(model.clone())]
+    return {name: tuple(islice(after, _matrices(factors.get(name)))) for name in names}
+
+
+def _matrices(pair: Factors | None) -> int:
+    if pair is None:
+        return 1
+    return 2 if pair.base is None else 3
 
 
 def _replace(builder: Builder, placement: Placement, build: Build) -> None:

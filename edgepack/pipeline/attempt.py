@@ -15,7 +15,7 @@ from edgepack.inference import THREADS, load, predict
 from edgepack.metrics import Drop
 from edgepack.pipeline.files import ModelFiles
 from edgepack.plan.forms import exceptions
-from edgepack.types import Array, Contents, Factors, Format, LayerPlan, LinearLayer, Proof, Replacement
+from edgepack.types import Array, Contents, Format, LayerPlan, LinearLayer, Proof, Replacement, pairs_of
 
 
 @dataclass(frozen=True)
@@ -141,16 +141,16 @@ class Prover:
         if found.passed or files.fmt == "onnx":
             return found
         path = self._work / f"float.{files.fmt}"
-        files.write(_pairs(factors), "fp32", path)
+        files.write(pairs_of(factors), "fp32", path)
         same = verify.same_outputs(self.guard.answers(path, files.fmt), self._factored_answers(factors), "fp32")
         detail = f"some are folded into their neighbours; the float file of this plan answers to {same.detail}"
         return Proof(found.name, same.passed, detail if same.passed else f"{found.detail}; {same.detail}")
 
     def _factored_answers(self, factors: Mapping[str, Replacement]) -> Array:
-        pairs = _pairs(factors)
+        pairs = pairs_of(factors)
         if not pairs:
             return self.guard.reference
-        key = digest(*(part for name, pair in pairs.items() for part in (name, pair.A, pair.B, pair.base)))
+        key = digest(*(part for name, pair in sorted(pairs.items()) for part in (name, pair.A, pair.B, pair.base)))
         if key not in self._answers:
             path = self._work / "reference.onnx"
             self._reference.write(pairs, "fp32", path)
@@ -158,10 +158,6 @@ class Prover:
             self._answers = {key: self.guard.answers(path, "onnx")}
             path.unlink()
         return self._answers[key]
-
-
-def _pairs(factors: Mapping[str, Replacement]) -> dict[str, Factors]:
-    return {name: part for name, part in sorted(factors.items()) if isinstance(part, Factors)}
 
 
 def _bias(layer: LinearLayer, factors: Mapping[str, Replacement]) -> Array | None:

@@ -9,7 +9,7 @@ from edgepack.pipeline.attempt import Attempt
 from edgepack.pipeline.onnx_files import OnnxFiles
 from edgepack.pipeline.task import Task
 from edgepack.plan.forms import file_form
-from edgepack.types import Format, LayerPlan
+from edgepack.types import Format, LayerPlan, plain_form
 
 MOST_LAYERS = 16
 """Layers that are measured, largest loss of energy first, then most weights."""
@@ -54,7 +54,7 @@ def _loss(plan: LayerPlan) -> float:
 def _onnx_form(form: str) -> str:
     """A form of the same arithmetic in ONNX, where single layers are measured."""
     same = {"int8-dynamic-range": "int8-dynamic", "int8-static": "int8-static-qdq", "int4-dynamic-range": "nbits4"}
-    plain = form.partition("+")[0]
+    plain = plain_form(form)
     return same.get(plain, plain)
 
 

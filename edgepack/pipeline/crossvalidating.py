@@ -31,7 +31,7 @@ FOLDS = 5
 PERCENTS = (2, 3, 4, 6, 8, 11, 16, 23, 32, 45)
 """Shares of each layer's weights to choose from."""
 
-VERSION = 1
+VERSION = 2
 _Ranks = Mapping[str, int]
 
 
@@ -118,9 +118,7 @@ class _Folds:
         seen = self.samples.take(self.rows[fold][0])
         key = digest("fold", self.key, fold, FOLDS)
         opened, cache, progress = self.opened, self.cache, self.progress
-        _, gradients = weighed(
-            *(opened, self.method, seen, "accuracy", self.seed, key, cache, self.work, progress),
-        )
+        _, gradients = weighed(opened, self.method, seen, "accuracy", self.seed, key, cache, self.work, progress)
         return decompose(
             *(opened.model, opened.layers, self.method, seen, key, cache, progress, self.crew), gradients=gradients
         )[0]
@@ -151,6 +149,7 @@ def cross_validated(
     labels: Array,
     method: str,
     seed: int,
+    key: str,
     onnx: OnnxFiles,
     cache: Cache,
     work: Path,
@@ -164,6 +163,7 @@ def cross_validated(
 
     Args:
         labels: of `check_labels`.
+        key: digest of the model and the samples.
         onnx: writes the float files that are scored.
 
     Raises:
@@ -173,8 +173,7 @@ def cross_validated(
     plans = _plans(opened.layers)
     if not plans:
         raise UsageError("--rank cv: no layer is large enough to be factored", hint="use --rank auto")
-    identity = [part for name, array in sorted(samples.inputs.items()) for part in (name, array)]
-    key = digest("cross-validation", VERSION, opened.sha256, *identity, labels, method, seed)
+    key = digest("cross-validation", VERSION, key, labels, method, seed)
     folds = _Folds(opened, samples, labels, method, seed, key, onnx, cache, work, crew, progress)
     asked = 0
 

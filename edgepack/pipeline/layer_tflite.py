@@ -6,13 +6,12 @@ test holds them to it; so the runtime takes the same kernels. Constants are alig
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgepack.types import Array
+from edgepack.types import Array, Dense
 
 if TYPE_CHECKING:
     from ai_edge_litert import schema_py_generated as schema
@@ -20,14 +19,6 @@ if TYPE_CHECKING:
 INT8_MAX, INT4_MAX = 127, 7
 ALIGNMENT = 16
 _FULLY_CONNECTED_VERSION = 5
-
-
-@dataclass(frozen=True)
-class Dense:
-    """y = W x + b of a file: `weight` (out, in) float32, `bias` (out,) float32 or None."""
-
-    weight: Array
-    bias: Array | None
 
 
 def write_layer(path: Path, parts: list[Dense], form: str, batch: int, inputs: Array) -> None:

@@ -19,7 +19,7 @@ from edgepack.plan.resident import resident_bytes
 from edgepack.plan.sizes import size_bytes
 from edgepack.plan.solve import Bounds, Infeasible, Quantity
 from edgepack.report.cells import seconds, size
-from edgepack.types import Format
+from edgepack.types import Format, plain_form
 
 OPTIONS: dict[Quantity, str] = {"size_bytes": "--flash", "ram_bytes": "--ram", "latency_s": "--latency"}
 
@@ -42,7 +42,7 @@ def measure_rest(task: Task, files: ModelFiles, prices: Prices) -> Rest:
     form = files.probe_form
     path = task.work / f"rest.{files.fmt}"
     files.write({}, form, path)
-    plain = form.partition("+")[0]
+    plain = plain_form(form)
     sizes = [
         size_bytes(files.fmt, plain, a.out_features, a.in_features, None, bias=a.bias is not None) for a in task.layers
     ]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Mapping
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +12,7 @@ from edgepack.calibrate import ranges
 from edgepack.data import Samples, feeds
 from edgepack.errors import ModelError
 from edgepack.pipeline.observe import Observation, joined
-from edgepack.types import FORMS, RESIDUAL_FORMS, Array, Contents, Dense, Factors, Format, Replacement
+from edgepack.types import FORMS, RESIDUAL_FORMS, Array, Contents, Dense, Format, Replacement, pairs_of
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -47,11 +46,6 @@ def _linear_nodes(model: ir.Model) -> frozenset[int]:
     from edgepack.onnxgraph.sites import find_sites
 
     return frozenset(id(p.node) for site in find_sites(model) for p in site.placements)
-
-
-def _parts(pair: Factors | None) -> int:
-    """How many matrices stand for a layer."""
-    return 1 if pair is None else 2 if pair.base is None else 3
 
 
 def _part_forms(parts: Mapping[str, tuple[str, ...]], name: str, form: str) -> Iterator[tuple[str, str]]:
@@ -149,25 +143,16 @@ class OnnxFiles:
         Weights outside of the linear layers go by `form` alone. A form of `RESIDUAL_FORMS` is for layers whose factors
         have a base.
         """
-        from edgepack.onnxgraph.rewrite import with_factors
+        from edgepack.onnxgraph.rewrite import names_after, with_factors
 
-        pairs = {name: part for name, part in factors.items() if isinstance(part, Factors)}
+        pairs = pairs_of(factors)
         dense = {name: part for name, part in factors.items() if isinstance(part, Dense)}
         model = with_factors(self.model, pairs) if pairs else self.model
         if pairs and (forms or dense):
-            parts = self._names_after(model, pairs)
+            parts = names_after(self.model, model, pairs)
             forms = {part: one for name, own in (forms or {}).items() for part, one in _part_forms(parts, name, own)}
             dense = {parts[name][0]: part for name, part in dense.items()}
         self._write_linear(model, form, out, forms, dense)
-
-    def _names_after(self, thin: ir.Model, factors: Mapping[str, Factors]) -> dict[str, tuple[str, ...]]:
-        """What each layer is called once factors are in place: its own name, or those of its halves and its base.
-
-        By their order in the graph, as a half gets a number where its name is taken, and a layer may get a simpler name
-        where another one that shared its weight is gone.
-        """
-        after = iter(_layer_names(thin))
-        return {name: tuple(islice(after, _parts(factors.get(name)))) for name in _layer_names(self.model.clone())}
 
     def write_one_layer(self, layer: str, out: Path) -> None:
         """The dense model with a single layer in int8, to see what that layer costs."""

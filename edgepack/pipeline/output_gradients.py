@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 
 from edgepack.cache import Cache, digest
-from edgepack.data import Samples, example, feeds
+from edgepack.data import Samples, feeds
 from edgepack.errors import ModelError, UsageError
 from edgepack.factorize import needs_gradients
 from edgepack.pipeline.opened import Opened
+from edgepack.pipeline.programs import with_program
 from edgepack.progress import Progress
 from edgepack.torchgraph.draws import Kind
 from edgepack.types import Array
-from edgepack.versions import tool_versions
 
 SAMPLES = 256
 """Of calibration. G of 64 samples orders plans well enough, but factors follow its small directions too."""
@@ -68,23 +67,14 @@ def differentiable(opened: Opened, method: str, samples: Samples, seed: int, cac
     """
     if opened.program_path is not None:
         return opened
-    shapes = {name: list(array.shape) for name, array in example(samples, opened.inputs, seed).items()}
-
-    def convert(path: Path) -> None:
-        _require_torch(method)
-        from edgepack.emit.pnnx import onnx_to_program
-        from edgepack.sources.torch import save_program
-
-        try:
-            save_program(onnx_to_program(opened.onnx_path, shapes), path)
-        except ModelError as err:
-            raise UsageError(
-                f"--method {method} needs output gradients, for which torch has to run the model: {err.message}",
-                hint=f"{_HINT}, or give the torch model",
-            ) from err
-
-    key = digest("program", VERSION, opened.sha256, shapes, tool_versions())
-    return replace(opened, program_path=cache.file("programs", key, ".pt2", convert, work / "differentiable.pt2"))
+    _require_torch(method)
+    try:
+        return with_program(opened, samples, seed, cache, work)
+    except ModelError as err:
+        raise UsageError(
+            f"--method {method} needs output gradients, for which torch has to run the model: {err.message}",
+            hint=f"{_HINT}, or give the torch model",
+        ) from err
 
 
 def _require_torch(method: str) -> None:
@@ -116,10 +106,7 @@ def output_gradients(
         UsageError: there are no gradients, so that the method cannot be used.
     """
     entry = digest("output gradients", VERSION, key, gradient_kind(metric), seed, SAMPLES)
-    found = cache.known_arrays("gradients", entry)
-    if found is None:
-        found = cache.keep_arrays("gradients", entry, _measured(opened, method, calibration, metric, seed, progress))
-    return found
+    return cache.arrays("gradients", entry, lambda: _measured(opened, method, calibration, metric, seed, progress))
 
 
 def _measured(

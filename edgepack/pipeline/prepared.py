@@ -11,7 +11,7 @@ from pathlib import Path
 from edgepack import metrics
 from edgepack.cache import Cache, digest
 from edgepack.data import Samples, example, read_npz
-from edgepack.errors import ModelError, UsageError
+from edgepack.errors import ModelError
 from edgepack.executor import Workers, workers
 from edgepack.pipeline.attempt import Guard, Prover
 from edgepack.pipeline.covariances import Covariances
@@ -25,7 +25,7 @@ from edgepack.pipeline.opened import Opened, model_kind, open_model
 from edgepack.pipeline.options import BuildOptions
 from edgepack.pipeline.output_gradients import weighed
 from edgepack.pipeline.pricing import Prices, make_prices
-from edgepack.pipeline.recovering import Recovery
+from edgepack.pipeline.recovering import Recovery, check_recover
 from edgepack.pipeline.refitting import Refitter, check_refit
 from edgepack.pipeline.rounding import Rounder
 from edgepack.pipeline.scores import check_evaluate
@@ -101,13 +101,8 @@ def _prepare(
         check_rank(opened.layers, options.rank)
     data = load_data(options.data, opened, options.model, options.seed)
     method = choose_method(options.method, data)
-    if options.recover is not None and data.calibration is None:
-        raise UsageError(
-            "--recover trains on calibration data, and there are none",
-            hint="give --data F.npz, or put `calibration` into the recipe",
-        )
-    if options.refit:
-        check_refit(method, data.calibration)
+    trained_on = None if options.recover is None else check_recover(data.calibration)
+    refitted_on = check_refit(method, data.calibration) if options.refit else None
     test = None if options.test is None else read_npz(options.test, opened.inputs)
     onnx = OnnxFiles(opened.model, data.calibration, largest=options.weight_grids[0])
     dense = work / "dense.fp32.onnx"
@@ -125,7 +120,9 @@ def _prepare(
     if options.rank == "cv":
         labels = check_labels(data.calibration, guard)
         samples = data.guard if data.calibration is None else data.calibration
-        validated = cross_validated(opened, samples, labels, method, options.seed, onnx, cache, work, crew, progress)
+        validated = cross_validated(
+            *(opened, samples, labels, method, options.seed, key, onnx, cache, work, crew, progress)
+        )
     spectra, unseen = decompose(
         *(opened.model, opened.layers, method, data.calibration, key, cache, progress, crew), gradients=gradients
     )
@@ -137,9 +134,13 @@ def _prepare(
         *(Rounder(covariances, method, options.seed, onnx.largest, gradients or {}), work, progress),
         warnings=[UNGUARDED] if data.calibration is None else [],
     )
-    if options.refit:
-        task.refitter = Refitter(opened.model, task.rounder, check_refit(method, data.calibration), progress)
-    task.recovery = _recovery(options, opened, data, guard, search_key, cache, progress)
+    if refitted_on is not None:
+        task.refitter = Refitter(opened.model, task.rounder, refitted_on, progress)
+    if options.recover is not None and trained_on is not None:
+        task.recovery = Recovery(
+            *(source, trained_on, guard.metric, options.recover, options.seed),
+            *(digest(search_key, "recovery"), cache, work, progress),
+        )
     fate = "it stays dense" if options.rank == "auto" else "it is factored by plain SVD"
     for name in unseen:
         task.warn(f"{name}: its input was never seen to vary on the data, so {fate}")
@@ -177,19 +178,6 @@ def _prepare(
         for fmt, one in files.items()
     }
     return Prepared(task, opened, data, test, guard, onnx, files, prices, menus, sensitivity.known, validated)
-
-
-def _recovery(
-    options: BuildOptions, opened: Opened, data: Data, guard: Guard, key: str, cache: Cache, progress: Progress
-) -> Recovery | None:
-    if options.recover is None or data.calibration is None:
-        return None
-    return Recovery(
-        *(opened, data.calibration, guard.metric, options.recover, options.seed),
-        digest(key, "recovery"),
-        cache,
-        progress,
-    )
 
 
 def _choose_grid(options: BuildOptions, onnx: OnnxFiles, guard: Guard, work: Path) -> None:

@@ -6,12 +6,14 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgepack.cache import Cache, digest
-from edgepack.data import Samples, example
-from edgepack.errors import ModelError
+from edgepack.data import Samples
+from edgepack.errors import ModelError, UsageError
 from edgepack.pipeline.opened import Opened
+from edgepack.pipeline.programs import with_program
 from edgepack.pipeline.rounding import packed, unpacked
 from edgepack.progress import Progress
 from edgepack.recover.budget import Budget
@@ -48,6 +50,7 @@ class Recovery:
     Attributes:
         metric: of the guard; all but cosine compare class scores.
         key: digest of the model, the data and the metric.
+        work: temporary folder.
     """
 
     opened: Opened
@@ -57,6 +60,7 @@ class Recovery:
     seed: int
     key: str
     cache: Cache
+    work: Path
     progress: Progress
     _last: dict[str, Outcome] = field(default_factory=dict)
 
@@ -111,19 +115,31 @@ class Recovery:
 
     @cached_property
     def _program(self) -> ExportedProgram:
-        if self.opened.program_path is not None:
-            from edgepack.sources.torch import load_pt2
-
-            return load_pt2(self.opened.program_path)
-        from edgepack.emit.pnnx import onnx_to_program
-
-        one = example(self.calibration, self.opened.inputs, self.seed)
         try:
-            return onnx_to_program(self.opened.onnx_path, {name: list(array.shape) for name, array in one.items()})
+            source = with_program(self.opened, self.calibration, self.seed, self.cache, self.work)
         except ModelError as err:
             raise ModelError(
                 f"--recover trains in torch: {err.message}", hint="leave --recover out, or give the torch model"
             ) from err
+        if source.program_path is None:
+            raise ValueError("there is no torch program")
+        from edgepack.sources.torch import load_pt2
+
+        return load_pt2(source.program_path)
+
+
+def check_recover(samples: Samples | None) -> Samples:
+    """The calibration samples that a recovery trains on.
+
+    Raises:
+        UsageError: there are none.
+    """
+    if samples is None:
+        raise UsageError(
+            "--recover trains on calibration data, and there are none",
+            hint="give --data F.npz, or put `calibration` into the recipe",
+        )
+    return samples
 
 
 def outcome_record(outcome: Outcome) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -121,11 +120,11 @@ class Refitter:
         self, choices: Mapping[str, _Choice], before: Mapping[str, Factors]
     ) -> dict[str, tuple[PairedMoments, ...]]:
         """By layer name, moments of every part; layers that a part never reached, or with other rows, are absent."""
-        from edgepack.onnxgraph.rewrite import with_factors
+        from edgepack.onnxgraph.rewrite import names_after, with_factors
 
         dense = Observation(self.model, choices, threads=THREADS)
         compressed_model = with_factors(self.model, before)
-        after = _names_after(self.model, compressed_model, before)
+        after = {name: own[0] for name, own in names_after(self.model, compressed_model, before).items()}
         thin = Observation(compressed_model, [after[name] for name in choices], threads=THREADS)
         names = [name for name in choices if name in dense.keys and after[name] in thin.keys]
         strayed: set[str] = set()
@@ -202,16 +201,6 @@ def check_refit(method: str, samples: Samples | None) -> Samples:
             f"--refit fits factors to data, and --method {method} looks at none", hint="use --method whitened"
         )
     return samples
-
-
-def _names_after(model: ir.Model, thin: ir.Model, factored: Mapping[str, Factors]) -> dict[str, str]:
-    """What each layer is called once others are factored; by order, as the graph may have to rename some."""
-    from edgepack.onnxgraph.sites import find_sites
-
-    after = iter(site.layer.name for site in find_sites(thin.clone()))
-    names = [site.layer.name for site in find_sites(model.clone())]
-    halves = [tuple(islice(after, 2 if name in factored else 1)) for name in names]
-    return {name: own[0] for name, own in zip(names, halves, strict=True)}
 
 
 def _answers(layer: LinearLayer, x: Array, root: Array | None) -> Array:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -64,13 +64,8 @@ class Rounder:
             *((grid.largest, grid.block) for grid in grids if grid is not None),
             *(() if spectrum.dual is None else (spectrum.basis, spectrum.dual)),
         )
-        if key not in self._last:
-            known = self.covariances.cache.known_arrays("rounded", key)
-            if known is None:
-                made = self._made(layer, spectrum, rank, (grids[0], grids[1]), latent)
-                known = self.covariances.cache.keep_arrays("rounded", key, made)
-            self._last[key] = unpacked(known)
-        return self._last[key]
+        both = grids[0], grids[1]
+        return self._kept(key, lambda: self._made(layer, spectrum, rank, both, latent))
 
     def trained(self, layer: LinearLayer, pair: Factors, form: str) -> Factors:
         """A trained pair for a form; training knew of per-channel int8, which is left to the writer."""
@@ -99,9 +94,7 @@ class Rounder:
             return None
         key = digest("dense", VERSION, self.covariances.key, layer.name, grid.largest, grid.block)
         if key not in self._dense:
-            known = self.covariances.cache.known_arrays("rounded", key)
-            if known is None:
-                known = self.covariances.cache.keep_arrays("rounded", key, _dense_arrays(layer, moments, grid))
+            known = self.covariances.cache.arrays("rounded", key, lambda: _dense_arrays(layer, moments, grid))
             self._dense[key] = Dense(known["weight"], known["bias"] if known["bias"].size else None)
         return self._dense[key]
 
@@ -115,12 +108,11 @@ class Rounder:
             return beside(layer, self.plain(layer, spectrum, rank))
         parts = (form, self.covariances.key, self.method, layer.name, rank, self.seed)
         key = digest("rounded beside", VERSION, *parts)
+        return self._kept(key, lambda: packed(rounded_beside(layer, moments, form, rank, seed=self.seed)))
+
+    def _kept(self, key: str, make: Callable[[], Mapping[str, Array]]) -> Factors:
         if key not in self._last:
-            known = self.covariances.cache.known_arrays("rounded", key)
-            if known is None:
-                found = rounded_beside(layer, moments, form, rank, seed=self.seed)
-                known = self.covariances.cache.keep_arrays("rounded", key, packed(found))
-            self._last[key] = unpacked(known)
+            self._last[key] = unpacked(self.covariances.cache.arrays("rounded", key, make))
         return self._last[key]
 
     def draft(self, layer: LinearLayer, spectrum: Spectrum, rank: int, form: str) -> Factors:

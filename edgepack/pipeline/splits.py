@@ -13,12 +13,11 @@ from edgepack.types import WEIGHT_BITS, Factors, LinearLayer, Replacement, Spect
 
 def layer_splits(task: Task, files: ModelFiles, attempt: Attempt) -> dict[str, Split]:
     """By layer name. Float layers that lose nothing are absent, and those whose input the data never reached."""
-    own = attempt.form.partition("+")[0]
     parts = files.takes(task.factors(attempt.layers, attempt.form))
     found: dict[str, Split] = {}
     for layer, spectrum, choice in zip(task.layers, task.spectra, attempt.layers, strict=True):
         if layer.name in parts:
-            split = _split(task, layer, spectrum, parts[layer.name], choice.form or own)
+            split = _split(task, layer, spectrum, parts[layer.name], choice.form_in(attempt.form))
             if split is not None:
                 found[layer.name] = split
     return found

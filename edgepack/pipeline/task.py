@@ -19,7 +19,18 @@ from edgepack.pipeline.rounding import Rounder, is_per_channel_int8
 from edgepack.plan.cost import interleaved_latency_s
 from edgepack.progress import Progress
 from edgepack.targets import HOST
-from edgepack.types import RESIDUAL_FORMS, Dense, Factors, Format, LayerPlan, LinearLayer, Replacement, Spectrum
+from edgepack.types import (
+    RESIDUAL_FORMS,
+    Dense,
+    Factors,
+    Format,
+    LayerPlan,
+    LinearLayer,
+    Replacement,
+    Spectrum,
+    pairs_of,
+    plain_form,
+)
 from edgepack.versions import tool_versions
 
 
@@ -65,9 +76,7 @@ class Task:
 
         With 4 bits the difference is large: there dense layers are rounded as in the end, once for all plans.
         """
-        return self._each(
-            *(plan, form, self.rounder.draft, partial(self.rounder.dense, only_bits=4)),
-        )
+        return self._each(plan, form, self.rounder.draft, partial(self.rounder.dense, only_bits=4))
 
     def factors(self, plan: Sequence[LayerPlan], form: str) -> dict[str, Replacement]:
         """What the plan writes for its layers, on the grids of their forms; `form` is that of the file."""
@@ -88,19 +97,19 @@ class Task:
 
         A pair that stands beside a dense matrix is not trained.
         """
-        forms = {layer.layer: layer.form or form.partition("+")[0] for layer in plan if layer.rank is not None}
+        forms = {layer.layer: layer.form_in(form) for layer in plan if layer.rank is not None}
         pairs = {name: own for name, own in forms.items() if own not in RESIDUAL_FORMS}
         if self.recovery is None or not pairs:
             return None
         begin = self.draft(plan, form) if self.refitter is None else self._untrained(plan, form)
-        start = {name: part for name, part in begin.items() if isinstance(part, Factors) and name in pairs}
+        start = {name: pair for name, pair in pairs_of(begin).items() if name in pairs}
         int8 = all(is_per_channel_int8(own) for own in pairs.values())
         return self.recovery.of(start, int8=int8, largest=min(map(self.rounder.largest_of, pairs.values())))
 
     def _untrained(self, plan: Sequence[LayerPlan], form: str) -> dict[str, Replacement]:
         if self.refitter is None:
             return self._each(plan, form, self.rounder.factors, self.rounder.dense)
-        refitted = self.refitter.factors(self.layers, self.spectra, plan, form.partition("+")[0])
+        refitted = self.refitter.factors(self.layers, self.spectra, plan, plain_form(form))
         return self._each(plan, form, lambda layer, *_: refitted[layer.name], self.rounder.dense)
 
     def _each(
@@ -113,7 +122,7 @@ class Task:
         made: dict[str, Replacement] = {}
         with one_thread():  # the same bytes on machines with more cores
             for layer, spectrum, choice in zip(self.layers, self.spectra, plan, strict=True):
-                own = choice.form or form.partition("+")[0]
+                own = choice.form_in(form)
                 part = dense(layer, own) if choice.rank is None else pair(layer, spectrum, choice.rank, own)
                 if part is not None:
                     made[layer.name] = part

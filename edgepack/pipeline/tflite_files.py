@@ -17,7 +17,7 @@ from edgepack.emit.tflite_places import Places, find_places
 from edgepack.emit.tflite_quantize import LAYER_FORMS, check_mixture
 from edgepack.errors import ModelError
 from edgepack.pipeline.opened import Opened
-from edgepack.types import Array, Contents, Factors, Format, Replacement
+from edgepack.types import Array, Contents, Factors, Format, Replacement, pairs_of
 from edgepack.versions import tool_versions
 
 RANGE_SAMPLES = 128
@@ -105,7 +105,7 @@ class TfliteFiles:
     def takes(self, factors: Mapping[str, Replacement]) -> dict[str, Replacement]:
         """All pairs; and other weights of dense layers whose operators are fully understood, where the pairs are put
         into the dense file as well."""
-        pairs = _pairs(factors)
+        pairs = pairs_of(factors)
         if len(pairs) == len(factors) or not self._places.takes(pairs):
             return {**pairs}
         return {name: part for name, part in factors.items() if name in pairs or self._places.takes({name: part})}
@@ -191,7 +191,7 @@ class TfliteFiles:
         path = self._work / f"{key[:16]}.fp32.tflite"
         if self._places.takes(factors):
             return _Float(key, path, factors, self._places.replace(path, factors))
-        pairs = _pairs(factors)
+        pairs = pairs_of(factors)
         self._cache.file("tflite", key, ".tflite", lambda made: self._convert(pairs, made), path)
         return _Float(key, path, pairs, None)
 
@@ -213,7 +213,7 @@ class TfliteFiles:
             return {}
         operators = source.operators
         if operators is None and source.factors:
-            operators = find_places(source.path, self._source().layers, (), _pairs(source.factors)).operators
+            operators = find_places(source.path, self._source().layers, (), pairs_of(source.factors)).operators
         operators = self._places.operators if operators is None else operators
         lost = [name for name in forms if not operators.get(name)]
         if lost:
@@ -244,10 +244,6 @@ class TfliteFiles:
         specs = tuple(signature(self._dense)[1].values())
         runs = [feed for feed, _ in feeds(rename(self._samples, specs), specs)]
         return {spec.name: np.stack([run[spec.name] for run in runs]) for spec in specs}
-
-
-def _pairs(factors: Mapping[str, Replacement]) -> dict[str, Factors]:
-    return {name: part for name, part in factors.items() if isinstance(part, Factors)}
 
 
 def _parts(name: str, part: Replacement) -> list[object]:

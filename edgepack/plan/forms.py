@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from edgepack.types import RESIDUAL_FORMS, LayerPlan
+from edgepack.types import RESIDUAL_FORMS, LayerPlan, plain_form
 
 MIXED = "mixed"
 
@@ -21,7 +21,7 @@ def base_form(layers: Sequence[LayerPlan]) -> str:
 
 def exceptions(layers: Sequence[LayerPlan], form: str) -> dict[str, str]:
     """Layer name → form, of the layers that differ from the file's `form`, whose suffix concerns no layer."""
-    own = form.partition("+")[0]
+    own = plain_form(form)
     return {layer.layer: layer.form for layer in layers if layer.form not in (None, own)}
 
 

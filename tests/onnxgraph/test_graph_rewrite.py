@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -11,7 +12,7 @@ from onnx import TensorProto, helper
 
 from edgepack.errors import ModelError
 from edgepack.onnxgraph.files import to_bytes
-from edgepack.onnxgraph.rewrite import Builder, rewrite, with_factors
+from edgepack.onnxgraph.rewrite import Builder, names_after, rewrite, with_factors
 from edgepack.onnxgraph.sites import find_sites
 from edgepack.types import Factors
 
@@ -230,3 +231,16 @@ def test_work_grows_with_the_layers_and_not_with_their_square():
 
     seconds(20)
     assert seconds(1000) < 40 * seconds(100)
+
+
+def test_what_layers_are_called_afterwards():
+    source = load(mlp())
+    first, second = (site.layer for site in find_sites(source.clone()))
+    pair = full_rank(first)
+    for given, count in ((pair, 2), (replace(pair, base=first.weight), 3)):
+        thin = with_factors(source, {first.name: given})
+        names = names_after(source, thin, {first.name: given})
+        assert len(names[first.name]) == count
+        assert names[second.name] == (second.name,)
+        found = [site.layer.name for site in find_sites(thin.clone())]
+        assert found == [*names[first.name], *names[second.name]]

@@ -27,6 +27,7 @@ def recovery(ready: Prepared, cache: Path, **changes: object) -> Recovery:
     return Recovery(
         *(ready.opened, calibration, ready.guard.metric, Epochs(2), 0, "key"),
         Cache(cache, **changes),
+        cache,
         silent,  # type: ignore[arg-type]
     )
 
