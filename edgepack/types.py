@@ -185,7 +185,43 @@ class Dense:
     bias: Array | None
 
 
-Replacement = Factors | Dense
+@dataclass(frozen=True)
+class Step:
+    """One operator of a `Coded` layer.
+
+    Attributes:
+        op: one of `edgepack.coded.OPERATORS`, which says what it takes.
+        inputs: names of constants, of earlier steps, or "x" for the layer's input.
+        output: its name.
+        attributes: whole numbers, tuples of them, or the name of a dtype.
+    """
+
+    op: str
+    inputs: tuple[str, ...]
+    output: str
+    attributes: Mapping[str, int | str | tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Coded:
+    """A layer that is stored in code: y = f(x) + b, where f is a few standard operators on stored constants.
+
+    Steps that do not depend on "x" run once, when the model is loaded. `edgepack.coded.Writer` makes one.
+
+    Attributes:
+        constants: by name: float32, int8, uint8 or int32.
+        steps: in order; the last one gives (rows, out) of x (rows, in).
+        weight: (out, in) float32, what f comes to: f(x) = weight x.
+        bias: (out,) float32; None where the layer has none.
+    """
+
+    constants: Mapping[str, Array]
+    steps: tuple[Step, ...]
+    weight: Array
+    bias: Array | None
+
+
+Replacement = Factors | Dense | Coded
 """What is written for a layer instead of its own weight."""
 
 

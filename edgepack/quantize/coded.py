@@ -1,0 +1,50 @@
+"""Layers stored in code, with their larger float constants in 8 bits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from edgepack.coded import Writer, effective_weight
+from edgepack.quantize.grid import quantize_weight
+from edgepack.types import Array, Coded
+
+LEAST_ELEMENTS = 64
+"""Below, scales and operators take more than 8 bits save."""
+
+LEAST_COLUMNS = 16
+"""Rows shorter than this share one scale: a scale of their own would take a quarter of them or more."""
+
+
+def in_8_bits(coded: Coded) -> Coded:
+    """The same layer with every larger float constant as int8 and a scale per row of its first axis, or one for all.
+
+    Rounded to nearest; the largest code of a scale is ±127. The decoded values are float32 in memory.
+    """
+    large = {
+        name: array
+        for name, array in coded.constants.items()
+        if array.dtype == np.float32 and array.size >= LEAST_ELEMENTS
+    }
+    writer = Writer({name: array for name, array in coded.constants.items() if name not in large})
+    renamed = {}
+    for name, array in large.items():
+        codes, scales = _grid(array)
+        wide = writer.step("cast", writer.constant(f"{name}.int8", codes), to="float32")
+        renamed[name] = writer.step("mul", wide, writer.constant(f"{name}.scale", scales))
+    for step in coded.steps:
+        inputs = (renamed.get(name, name) for name in step.inputs)
+        renamed[step.output] = writer.step(step.op, *inputs, **step.attributes)
+    made = Coded(writer.constants, tuple(writer.steps), coded.weight, coded.bias)
+    return replace(made, weight=effective_weight(made))
+
+
+def _grid(array: Array) -> tuple[Array, Array]:
+    """Codes of the array's shape, and scales that broadcast against it."""
+    rows = array.reshape(len(array), -1)
+    if rows.shape[1] < LEAST_COLUMNS:
+        codes, scales = quantize_weight(array.reshape(1, -1))
+        return codes.reshape(array.shape), scales
+    codes, scales = quantize_weight(rows)
+    return codes.reshape(array.shape), scales.reshape(-1, *(1,) * (array.ndim - 1))
