@@ -16,7 +16,7 @@ from edgepack.types import Array, Coded, Step
 X = "x"
 """The name of a layer's input in its steps: (rows, in) float32."""
 
-_PRIMES = (2654435761, 2246822519, 3266489917, 668265263, 374761393)
+PRIMES = (2654435761, 2246822519, 3266489917, 668265263, 374761393)
 
 
 def xxh32(values: Array, seed: int) -> Array:
@@ -30,12 +30,12 @@ def xxh32(values: Array, seed: int) -> Array:
     """
     mask = np.uint64(0xFFFFFFFF)
     h = (
-        np.asarray(values).astype(np.uint64) * np.uint64(_PRIMES[2]) + np.uint64((seed + _PRIMES[4] + 4) & 0xFFFFFFFF)
+        np.asarray(values).astype(np.uint64) * np.uint64(PRIMES[2]) + np.uint64((seed + PRIMES[4] + 4) & 0xFFFFFFFF)
     ) & mask
     h = ((h << np.uint64(17)) | (h >> np.uint64(15))) & mask
-    h = (h * np.uint64(_PRIMES[3])) & mask
-    h = ((h ^ (h >> np.uint64(15))) * np.uint64(_PRIMES[1])) & mask
-    h = ((h ^ (h >> np.uint64(13))) * np.uint64(_PRIMES[2])) & mask
+    h = (h * np.uint64(PRIMES[3])) & mask
+    h = ((h ^ (h >> np.uint64(15))) * np.uint64(PRIMES[1])) & mask
+    h = ((h ^ (h >> np.uint64(13))) * np.uint64(PRIMES[2])) & mask
     return (h ^ (h >> np.uint64(16))).astype(np.uint32)
 
 

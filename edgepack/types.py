@@ -20,8 +20,12 @@ FORMS: Mapping[Format, tuple[str, ...]] = {
 }
 """How a linear layer is written. Every layer of a file has its own, but `int8-static` of TFLite is the whole file's."""
 
+CODED = "coded"
+"""The form of layers that are stored in code, of both formats: numbers of 8 bits, computed with in float32."""
+
 WEIGHT_BITS: Mapping[str, int] = {
     "fp32": 32,
+    CODED: 8,
     "int8-dynamic": 8,
     "int8-static-qdq": 8,
     "nbits8": 8,
@@ -46,11 +50,15 @@ def plain_form(file_form: str) -> str:
 def matrices(form: str | None, sides: tuple[int, int], rank: int | None) -> tuple[tuple[str | None, int, int], ...]:
     """(form, outputs, inputs) of each matrix that stands for a layer, in the order of its file: B, A, the dense one.
 
+    A layer stored in code has none that an operator takes as it is stored.
+
     Args:
         form: of the layer.
         sides: its outputs and inputs.
         rank: None for the dense layer.
     """
+    if form == CODED:
+        return ()
     if rank is None:
         return ((form, *sides),)
     dense, thin = RESIDUAL_FORMS.get(form or "", (None, form))

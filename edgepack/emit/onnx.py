@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgepack.emit.onnx_axes import FLOAT, enter, leave
+from edgepack.emit.onnx_coded import coded_layer, least_opset
 from edgepack.emit.onnx_nbits import nbits
 from edgepack.errors import ModelError, UsageError
 from edgepack.quantize.grid import WEIGHT_MAX, activation_grid, quantize_weight
-from edgepack.types import WEIGHT_BITS, Array, Dense, LinearLayer
+from edgepack.types import CODED, WEIGHT_BITS, Array, Coded, Dense, LinearLayer
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -24,7 +25,14 @@ if TYPE_CHECKING:
     from edgepack.onnxgraph.rewrite import Builder
     from edgepack.onnxgraph.sites import Placement, Site
 
-MIN_OPSET: Mapping[str, int] = {"fp32": 1, "int8-dynamic": 11, "int8-static-qdq": 10, "nbits8": 7, "nbits4": 7}
+MIN_OPSET: Mapping[str, int] = {
+    "fp32": 1,
+    CODED: 1,
+    "int8-dynamic": 11,
+    "int8-static-qdq": 10,
+    "nbits8": 7,
+    "nbits4": 7,
+}
 """The opset that brought the operators of a form: DynamicQuantizeLinear, and QuantizeLinear with MatMulInteger.
 MatMulNBits is of another domain; 7 is the oldest opset that its runtime supports."""
 
@@ -48,7 +56,7 @@ def to_form(
     ranges: Ranges | None = None,
     largest: int = WEIGHT_MAX,
     forms: Mapping[str, str] | None = None,
-    weights: Mapping[str, Dense] | None = None,
+    weights: Mapping[str, Dense | Coded] | None = None,
 ) -> ir.Model:
     """A new model with every linear layer in a form; the given one is unchanged.
 
@@ -58,7 +66,8 @@ def to_form(
             never seen at work and stays fp32.
         largest: largest weight code of the int8 forms; block-wise weights use all of their codes.
         forms: the forms of layers that differ from `form`, by layer name.
-        weights: by layer name, what is written instead of a layer's own weight and bias.
+        weights: by layer name, what is written instead of a layer's own weight and bias; a layer stored in code is
+            written so whatever its form.
 
     A layer W X with X of unknown rank stays fp32: its two last axes cannot be exchanged.
 
@@ -70,20 +79,24 @@ def to_form(
     from edgepack.onnxgraph.rewrite import rewrite
     from edgepack.onnxgraph.sites import find_sites
 
-    forms = forms or {}
+    forms, weights = forms or {}, weights or {}
     for each in dict.fromkeys((form, *forms.values())):
         _check(each, model.opset_imports.get("", 1), ranges)
     emitted = model.clone()
-    if form == "fp32" and not forms:
+    coded = {name: part for name, part in weights.items() if isinstance(part, Coded)}
+    if form == "fp32" and not forms and not coded:
         return emitted
-    sites = [_with_weight(site, (weights or {}).get(site.layer.name)) for site in find_sites(emitted)]
-    _check_names(forms, [site.layer.name for site in sites])
+    sites = [_with_weight(site, weights.get(site.layer.name)) for site in find_sites(emitted)]
+    _check_names([*forms, *coded], [site.layer.name for site in sites])
     chosen = [(site, forms.get(site.layer.name, form)) for site in sites]
     if any(_unknown_axes(site) for site, own in chosen if own != "fp32"):
         note_ranks(emitted)
     shared: _Shared = {}
     for site, own in chosen:
+        part = coded.get(site.layer.name)
         build = None if _unknown_axes(site) else _build(site, own, shared, ranges or {}, largest)
+        if part is not None:
+            build = _coded(site, part, model.opset_imports.get("", 1))
         if build is not None:
             rewrite(emitted, site, build)
     # A layer in several places may have quantized an input that an earlier node takes as well.
@@ -93,8 +106,19 @@ def to_form(
     return emitted
 
 
-def _with_weight(site: Site, part: Dense | None) -> Site:
-    if part is None:
+def _coded(site: Site, part: Coded, opset: int) -> _Build:
+    if opset < least_opset(part):
+        raise ModelError(
+            f"{site.layer.name}: the model has opset {opset}, its code needs {least_opset(part)}",
+            hint="export the model with a newer opset",
+        )
+    if _unknown_axes(site):
+        raise ModelError(f"{site.layer.name}: stands in a product W X with X of unknown rank, and cannot be coded")
+    return coded_layer(site, part)
+
+
+def _with_weight(site: Site, part: Dense | Coded | None) -> Site:
+    if part is None or isinstance(part, Coded):
         return site
     bias = site.layer.bias if part.bias is None else part.bias
     return replace(site, layer=replace(site.layer, weight=part.weight, bias=bias))
@@ -116,8 +140,8 @@ def _check(form: str, opset: int, ranges: Ranges | None) -> None:
         raise UsageError("the form int8-static-qdq needs calibration data", hint="give --data, or use int8-dynamic")
 
 
-def _check_names(forms: Mapping[str, str], names: Sequence[str]) -> None:
-    for name in forms:
+def _check_names(wanted: Sequence[str], names: Sequence[str]) -> None:
+    for name in wanted:
         if name not in names:
             close = get_close_matches(name, names, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"its layers are: {', '.join(names) or 'none'}"

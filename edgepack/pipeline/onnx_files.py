@@ -12,7 +12,7 @@ from edgepack.calibrate import ranges
 from edgepack.data import Samples, feeds
 from edgepack.errors import ModelError
 from edgepack.pipeline.observe import Observation, joined
-from edgepack.types import FORMS, RESIDUAL_FORMS, Array, Contents, Dense, Format, Replacement, pairs_of
+from edgepack.types import FORMS, RESIDUAL_FORMS, Array, Coded, Contents, Dense, Factors, Format, Replacement, pairs_of
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -146,7 +146,7 @@ class OnnxFiles:
         from edgepack.onnxgraph.rewrite import names_after, with_factors
 
         pairs = pairs_of(factors)
-        dense = {name: part for name, part in factors.items() if isinstance(part, Dense)}
+        dense = {name: part for name, part in factors.items() if not isinstance(part, Factors)}
         model = with_factors(self.model, pairs) if pairs else self.model
         if pairs and (forms or dense):
             parts = names_after(self.model, model, pairs)
@@ -180,7 +180,7 @@ class OnnxFiles:
         form: str,
         out: Path,
         forms: Mapping[str, str] | None = None,
-        weights: Mapping[str, Dense] | None = None,
+        weights: Mapping[str, Dense | Coded] | None = None,
     ) -> None:
         """Linear layers by edgepack; all other weights as the runtime's quantizer makes them."""
         from edgepack.emit import onnx as emit

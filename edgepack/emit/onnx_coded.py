@@ -1,0 +1,197 @@
+"""ONNX form of layers that are stored in code: their steps as standard operators.
+
+ONNX Runtime computes what depends on constants alone while it loads the model, so that a decoded weight costs one
+decoding, memory for the matrix and no time at an inference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edgepack.coded import PRIMES, X, at_load, is_decoded
+from edgepack.emit.onnx_axes import enter, leave
+from edgepack.types import Coded, Step
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from edgepack.onnxgraph.rewrite import Builder
+    from edgepack.onnxgraph.sites import Placement, Site
+
+MIN_OPSET = 13
+"""ReduceSum takes its axes as an input, and int32 has all the operators, from this opset on."""
+BUCKET_OPSET = 18
+"""BitwiseXor and BitwiseAnd came with this one."""
+_ONNX_TYPES = {"float32": 1, "int32": 6}
+_INT64, _UINT32 = 7, 12
+_PLAIN = {"matmul": "MatMul", "mul": "Mul", "add": "Add", "sub": "Sub"}
+
+
+def least_opset(coded: Coded) -> int:
+    """The opset that has all operators of the steps."""
+    return BUCKET_OPSET if any(step.op == "bucket" for step in coded.steps) else MIN_OPSET
+
+
+def coded_layer(site: Site, part: Coded) -> Callable[[Builder, ir.Value, Placement], ir.Value]:
+    """The steps of a layer with its bias; what is computed at load stands once in every graph."""
+    name = site.layer.name
+    bias = site.layer.bias if part.bias is None else part.bias
+    loaded = at_load(part)
+    known: dict[int, dict[str, ir.Value]] = {}
+
+    def build(builder: Builder, x: ir.Value, placement: Placement) -> ir.Value:
+        x = enter(builder, x, placement, site.dtype, convolutions=True)
+        values = known.setdefault(id(placement.graph), {})
+        flat = is_decoded(part) or placement.rank == 2
+        here = dict(values) | {X: x if flat else _rows(builder, x, name, site.layer.in_features)}
+        for step in part.steps:
+            if step.output in here:
+                continue
+            inputs = [here[i] if i in here else builder.constant(part.constants[i], f"{name}.{i}") for i in step.inputs]
+            here[step.output] = _RENDER[step.op](_Place(builder, name), inputs, step)
+            if step.output in loaded:
+                values[step.output] = here[step.output]
+        y = here[part.steps[-1].output]
+        if not flat:
+            y = _unfolded(builder, y, x, name, site.layer.out_features)
+        if bias is not None:
+            y = builder.op("Add", [y, builder.constant(np.asarray(bias, np.float32), f"{name}.bias")])
+        return leave(builder, y, placement, site.dtype, convolutions=True)
+
+    return build
+
+
+class _Place:
+    """A builder with short ways to write constants."""
+
+    def __init__(self, builder: Builder, name: str) -> None:
+        self.op = builder.op
+        self._builder, self._name = builder, name
+
+    def integers(self, values: int | tuple[int, ...], dtype: type[np.generic] = np.int64) -> ir.Value:
+        """A small constant."""
+        return self._builder.constant(np.asarray(values, dtype), f"{self._name}.number")
+
+
+_Render = Callable[[_Place, list["ir.Value"], Step], "ir.Value"]
+
+
+def _rows(builder: Builder, x: ir.Value, name: str, in_features: int) -> ir.Value:
+    shape = builder.constant(np.array([-1, in_features], np.int64), f"{name}.rows")
+    return builder.op("Reshape", [x, shape])
+
+
+def _unfolded(builder: Builder, y: ir.Value, x: ir.Value, name: str, out_features: int) -> ir.Value:
+    """The rows of y as x has them: its leading axes, then the features."""
+    place = _Place(builder, name)
+    leading = builder.op("Slice", [builder.op("Shape", [x]), place.integers((0,)), place.integers((-1,))])
+    return builder.op("Reshape", [y, builder.op("Concat", [leading, place.integers((out_features,))], {"axis": 0})])
+
+
+def _numbers(step: Step, name: str) -> tuple[int, ...]:
+    value = step.attributes[name]
+    if isinstance(value, str):
+        raise ValueError(f"{step.op}: {name} is {value!r}, numbers were expected")
+    return value if isinstance(value, tuple) else (value,)
+
+
+def _number(step: Step, name: str) -> int:
+    return _numbers(step, name)[0]
+
+
+def _cast(place: _Place, inputs: list[ir.Value], step: Step) -> ir.Value:
+    return place.op("Cast", inputs, {"to": _ONNX_TYPES[str(step.attributes["to"])]})
+
+
+def _gather(place: _Place, inputs: list[ir.Value], step: Step) -> ir.Value:
+    return place.op("Gather", inputs, {"axis": _number(step, "axis")})
+
+
+def _reshape(place: _Place, inputs: list[ir.Value], step: Step) -> ir.Value:
+    return place.op("Reshape", [*inputs, place.integers(_numbers(step, "shape"))])
+
+
+def _transpose(place: _Place, inputs: list[ir.Value], step: Step) -> ir.Value:
+    return place.op("Transpose", inputs, {"perm": list(_numbers(step, "perm"))})
+
+
+def _plain(place: _Place, inputs: list[ir.Value], step: Step) -> ir.Value:
+    return place.op(_PLAIN[step.op], inputs)
+
+
+def _cumsum(place: _Place, inputs: list[ir.Value], step: Step) -> ir.Value:
+    return place.op("CumSum", [*inputs, place.integers(0, np.int32)])
+
+
+def _scatter(place: _Place, inputs: list[ir.Value], step: Step) -> ir.Value:
+    zeros = place.op("ConstantOfShape", [place.integers(_numbers(step, "size"))])
+    return place.op("ScatterElements", [zeros, *inputs])
+
+
+def _head(place: _Place, inputs: list[ir.Value], step: Step) -> ir.Value:
+    flat = place.op("Reshape", [*inputs, place.integers((-1,))])
+    return place.op("Slice", [flat, place.integers((0,)), place.integers(_numbers(step, "count"))])
+
+
+def _pad(place: _Place, inputs: list[ir.Value], step: Step) -> ir.Value:
+    return place.op("Pad", [*inputs, place.integers((0, _number(step, "before"), 0, _number(step, "after")))])
+
+
+def _conv1d(place: _Place, inputs: list[ir.Value], step: Step) -> ir.Value:
+    rows = place.op("Unsqueeze", [inputs[0], place.integers((1,))])
+    filters = place.op("Unsqueeze", [inputs[1], place.integers((1,))])
+    return place.op("Transpose", [place.op("Conv", [rows, filters])], {"perm": [0, 2, 1]})
+
+
+def _sum(place: _Place, inputs: list[ir.Value], step: Step) -> ir.Value:
+    return place.op("ReduceSum", [*inputs, place.integers(_numbers(step, "axes"))], {"keepdims": 0})
+
+
+def _range(place: _Place, inputs: list[ir.Value], step: Step) -> ir.Value:
+    ends = (place.integers(each, np.int32) for each in (0, _number(step, "count"), 1))
+    return place.op("Range", list(ends))
+
+
+def _bucket(place: _Place, inputs: list[ir.Value], step: Step) -> ir.Value:
+    """xxh32 in 64-bit products, of which the low 32 bits are kept."""
+    low = place.integers(0xFFFFFFFF)
+
+    def product(h: ir.Value, prime: int) -> ir.Value:
+        return place.op("BitwiseAnd", [place.op("Mul", [h, place.integers(prime)]), low])
+
+    def moved(h: ir.Value, bits: int, direction: str) -> ir.Value:
+        short = place.op("Cast", [h], {"to": _UINT32})
+        there = place.op("BitShift", [short, place.integers(bits, np.uint32)], {"direction": direction})
+        return place.op("Cast", [there], {"to": _INT64})
+
+    def mixed(h: ir.Value, bits: int) -> ir.Value:
+        return place.op("BitwiseXor", [h, moved(h, bits, "RIGHT")])
+
+    start = (_number(step, "seed") + PRIMES[4] + 4) & 0xFFFFFFFF
+    h = product(place.op("Cast", inputs, {"to": _INT64}), PRIMES[2])
+    h = place.op("BitwiseAnd", [place.op("Add", [h, place.integers(start)]), low])
+    h = product(place.op("Add", [moved(h, 17, "LEFT"), moved(h, 15, "RIGHT")]), PRIMES[3])
+    h = product(mixed(h, 15), PRIMES[1])
+    h = product(mixed(h, 13), PRIMES[2])
+    h = place.op("Mod", [mixed(h, 16), place.integers(_number(step, "buckets"))])
+    return place.op("Cast", [h], {"to": _ONNX_TYPES["int32"]})
+
+
+_RENDER: Mapping[str, _Render] = {
+    "cast": _cast,
+    "gather": _gather,
+    "reshape": _reshape,
+    "transpose": _transpose,
+    **dict.fromkeys(_PLAIN, _plain),
+    "cumsum": _cumsum,
+    "scatter": _scatter,
+    "head": _head,
+    "pad": _pad,
+    "conv1d": _conv1d,
+    "sum": _sum,
+    "range": _range,
+    "bucket": _bucket,
+}
