@@ -146,6 +146,12 @@ def evaluate(coded: Coded, x: Array) -> Array:
     return values(coded.constants, coded.steps, x)[coded.steps[-1].output]
 
 
+def plain(weight: Array, bias: Array | None) -> Coded:
+    """A dense layer in the guise of a coded one: to write another weight in float32."""
+    writer = Writer()
+    return writer.decoded(writer.step("reshape", writer.constant("weight", weight), shape=weight.shape), bias)
+
+
 def effective_weight(coded: Coded) -> Array:
     """(out, in) float32: what the steps come to as one matrix."""
     if is_decoded(coded):

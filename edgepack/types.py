@@ -12,6 +12,8 @@ import numpy.typing as npt
 Array = npt.NDArray[Any]
 Format = Literal["onnx", "tflite"]
 Precision = Literal["fp32", "int8", "int4"]
+Aim = Literal["latency", "size"]
+"""What is least in a plan."""
 
 FORMATS: tuple[Format, ...] = ("onnx", "tflite")
 FORMS: Mapping[Format, tuple[str, ...]] = {
@@ -238,6 +240,11 @@ def pairs_of(parts: Mapping[str, Replacement]) -> dict[str, Factors]:
     return {name: part for name, part in parts.items() if isinstance(part, Factors)}
 
 
+def coded_of(parts: Mapping[str, Replacement]) -> dict[str, Coded]:
+    """Those that are stored in code, by layer name."""
+    return {name: part for name, part in parts.items() if isinstance(part, Coded)}
+
+
 @dataclass(frozen=True)
 class InputSpread:
     """What is kept of a layer's input to predict quantization noise: `Moments` without its matrix.
@@ -286,17 +293,33 @@ class Spectrum:
 
 
 @dataclass(frozen=True)
+class Alternative:
+    """What another method than the build's own decomposition makes of a layer.
+
+    Attributes:
+        method: its name.
+        share: of the layer's weights: the bytes that it was allowed, as a share of one byte per weight.
+        parameters: numbers that are stored, of any width; bias apart.
+    """
+
+    method: str
+    share: float
+    parameters: int
+
+
+@dataclass(frozen=True)
 class Candidate:
     """One way to write one layer in one format: what the solver chooses from.
 
     Attributes:
-        form: one of the format's `FORMS`, or of `RESIDUAL_FORMS`.
+        form: one of the format's `FORMS`, or of `RESIDUAL_FORMS`, or `CODED`.
         rank: of the pair in its place, or beside it; None for the dense layer.
         loss: predicted, quantization included; adds up over the layers of one model, 0 for nothing lost.
         size_bytes: of its weights, scales and bias in the file.
         ram_bytes: of memory that the runtime takes for them at its peak.
         latency_s: of one inference of the layer, all of its places together.
         source: where `latency_s` comes from.
+        alternative: what it is by another method; None for the dense layer and the pairs of the decomposition.
     """
 
     form: str
@@ -306,6 +329,7 @@ class Candidate:
     ram_bytes: int
     latency_s: float
     source: str = ""
+    alternative: Alternative | None = None
 
 
 @dataclass(frozen=True)
@@ -318,6 +342,7 @@ class LayerPlan:
         form: how it is written where that is not the form of the whole file; None where it is.
         predicted: the candidate that was chosen, with its figures; None where nothing was chosen from.
         others: the best candidate of each other kind: dense in fp32, int8 and int4, and the pair.
+        alternative: see `Candidate`.
     """
 
     layer: str
@@ -330,6 +355,7 @@ class LayerPlan:
     form: str | None = None
     predicted: Candidate | None = None
     others: tuple[Candidate, ...] = ()
+    alternative: Alternative | None = None
 
     def form_in(self, file_form: str) -> str:
         """How it is written in a file of this form."""
@@ -338,6 +364,8 @@ class LayerPlan:
     @property
     def weight_parameters(self) -> int:
         """Weight parameters after the plan (biases apart)."""
+        if self.alternative is not None:
+            return self.alternative.parameters
         sides = self.out_features, self.in_features
         return sum(rows * columns for _, rows, columns in matrices(self.form, sides, self.rank))
 

@@ -8,10 +8,22 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from edgepack.metrics import sqnr_db
-from edgepack.types import RESIDUAL_FORMS, WEIGHT_BITS, Array, Contents, LayerPlan, Proof, matrices, plain_form
+from edgepack.types import (
+    CODED,
+    RESIDUAL_FORMS,
+    WEIGHT_BITS,
+    Array,
+    Coded,
+    Contents,
+    LayerPlan,
+    Proof,
+    matrices,
+    plain_form,
+)
 
 MIN_SQNR_DB: Mapping[str, float] = {
     "fp32": 60.0,
+    CODED: 60.0,
     "int8-dynamic": 10.0,
     "int8-dynamic-range": 10.0,
     "int8-static-qdq": 10.0,
@@ -141,6 +153,19 @@ def _narrower(emitted: Contents, planned: Mapping[tuple[int, int], Sequence[int]
         found.setdefault((a, b), []).append(bits)
     pairs = ((sides, zip(found.get(sides, ()), bits, strict=False)) for sides, bits in planned.items())
     return [f"{a}×{b}" for (a, b), both in pairs if any(is_bits < wanted for is_bits, wanted in both)]
+
+
+def stored_as_planned(content: bytes, parts: Mapping[str, Coded]) -> Proof:
+    """Every constant of the layers stored in code stands in the file, bit for bit.
+
+    Args:
+        content: of the emitted file.
+        parts: by layer name.
+    """
+    constants = [array.tobytes() for part in parts.values() for array in part.constants.values()]
+    lost = [name for name, part in parts.items() if any(a.tobytes() not in content for a in part.constants.values())]
+    stored = f"{sum(map(len, constants))} bytes of {len(parts)} layers in code"
+    return Proof("stored-in-code", not lost, f"lost: {', '.join(lost)}" if lost else stored)
 
 
 def _bytes(bits: int) -> int:

@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 
 MIN_OPSET: Mapping[str, int] = {
     "fp32": 1,
-    CODED: 1,
     "int8-dynamic": 11,
     "int8-static-qdq": 10,
     "nbits8": 7,
     "nbits4": 7,
+    CODED: 1,
 }
 """The opset that brought the operators of a form: DynamicQuantizeLinear, and QuantizeLinear with MatMulInteger.
 MatMulNBits is of another domain; 7 is the oldest opset that its runtime supports."""

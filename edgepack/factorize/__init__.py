@@ -1,14 +1,22 @@
-"""Factorizers: algorithms that turn one layer into two thin ones. Chosen by name; plug-ins are entry points."""
+"""Algorithms that make a layer smaller, chosen by name; plug-ins are entry points.
+
+A factorizer turns a layer into two thin ones, at any rank of one decomposition. Every other method is a function of a
+layer and of a share of its weights (`edgepack.factorize.methods`).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib.metadata import entry_points
-from typing import Protocol, runtime_checkable
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
 
 from edgepack.errors import UsageError
 from edgepack.factorize import fisher, svd, two_sided, whitened
-from edgepack.types import Array, Factors, LinearLayer, Spectrum
+from edgepack.factorize.methods import METHODS, Method
+from edgepack.quantize.coded import in_8_bits
+from edgepack.types import Array, Coded, Factors, LinearLayer, Replacement, Spectrum
 
 ENTRY_POINT_GROUP = "edgepack.factorizers"
 
@@ -41,19 +49,101 @@ FACTORIZERS: Mapping[str, Factorizer] = {"svd": svd, "whitened": whitened, "two-
 DEFAULT = "whitened"
 
 
+AUTO_METHOD = "auto"
+
+
 def factorizer(name: str) -> Factorizer:
     """The factorizer called `name`, built in or from the entry-point group `edgepack.factorizers`.
 
     Raises:
-        UsageError: there is none of that name.
+        UsageError: there is none of that name, or it is another kind of method.
     """
     if name in FACTORIZERS:
         return FACTORIZERS[name]
-    plugins = {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}
+    loaded = None if name in METHODS else _loaded(name)
+    if loaded is None or not hasattr(loaded, "spectrum"):
+        raise UsageError(f"{name} has no error curve over ranks; there are {', '.join(FACTORIZERS)}")
+    found: Factorizer = loaded
+    return found
+
+
+def is_factorizer(name: str) -> bool:
+    """Whether the method of that name gives pairs at every rank of one decomposition.
+
+    Raises:
+        UsageError: there is no method of that name.
+    """
+    return name in FACTORIZERS or (name not in METHODS and hasattr(_loaded(name), "spectrum"))
+
+
+def method(name: str) -> Method:
+    """Any method by its name, as a function of a layer and a share of its weights.
+
+    Raises:
+        UsageError: there is none of that name.
+    """
+    if name in METHODS:
+        return METHODS[name]
+    if is_factorizer(name):
+        return _by_rank(name)
+    found: Method = _loaded(name)
+    return found
+
+
+def compress(
+    name: str, layer: LinearLayer, share: float, *, seed: int = 0, gradient: Array | None = None
+) -> Replacement | str:
+    """What the method called `name` makes of a layer, as it is written: the numbers of coded layers in 8 bits.
+
+    Raises:
+        UsageError: there is none of that name, it is not installed, or it gives what does not fit the layer.
+    """
+    part = method(name)(layer, share, seed=seed, gradient=gradient)
+    if isinstance(part, str):
+        return part
+    _check(name, layer, part)
+    return in_8_bits(part) if isinstance(part, Coded) else part
+
+
+def _check(name: str, layer: LinearLayer, part: Replacement) -> None:
+    arrays = (part.A, part.B) if isinstance(part, Factors) else (part.weight,)
+    shapes, sides = [array.shape for array in arrays], layer.weight.shape
+    rank = part.rank if isinstance(part, Factors) else 0
+    wanted = [(sides[0], max(rank, 1)), (max(rank, 1), sides[1])] if isinstance(part, Factors) else [sides]
+    if shapes != wanted:
+        raise UsageError(f"--method {name}: {layer.name}: found {shapes}, expected {wanted}")
+    if not all(np.isfinite(array).all() for array in arrays):
+        raise UsageError(f"--method {name}: {layer.name}: found NaN or infinity")
+
+
+def method_version(name: str) -> str:
+    """Tells results of a method apart from those of its other versions."""
+    if name in FACTORIZERS or name in METHODS:
+        return name
+    distribution = _plugins()[name].dist
+    return name if distribution is None else f"{name} of {distribution.name} {distribution.version}"
+
+
+def _by_rank(name: str) -> Method:
+    def by_rank(layer: LinearLayer, share: float, *, seed: int = 0, gradient: Array | None = None) -> Replacement | str:
+        rank = int(share * layer.weight.size / sum(layer.weight.shape))
+        if rank < 1:
+            return f"{share:.1%} of its weights are less than rank 1"
+        return factorizer(name).factors(layer, spectrum_of(name, layer, gradient), rank)
+
+    return by_rank
+
+
+def _plugins() -> Mapping[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}
+
+
+def _loaded(name: str) -> Any:
+    plugins = _plugins()
     if name not in plugins:
-        raise UsageError(f"unknown method {name!r}; there are {', '.join([*FACTORIZERS, *plugins])}")
-    loaded: Factorizer = plugins[name].load()
-    return loaded
+        known = [*FACTORIZERS, *METHODS, *plugins]
+        raise UsageError(f"unknown method {name!r}; there are {', '.join(known)}")
+    return plugins[name].load()
 
 
 def needs_gradients(name: str) -> bool:

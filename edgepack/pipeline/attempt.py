@@ -10,12 +10,27 @@ import numpy as np
 
 from edgepack import metrics, verify
 from edgepack.cache import digest
+from edgepack.coded import plain
 from edgepack.data import Samples
 from edgepack.inference import THREADS, load, predict
 from edgepack.metrics import Drop
 from edgepack.pipeline.files import ModelFiles
+from edgepack.pipeline.parts import packed_part
 from edgepack.plan.forms import exceptions
-from edgepack.types import Array, Contents, Format, LayerPlan, LinearLayer, Proof, Replacement, pairs_of
+from edgepack.types import (
+    CODED,
+    Array,
+    Contents,
+    Dense,
+    Factors,
+    Format,
+    LayerPlan,
+    LinearLayer,
+    Proof,
+    Replacement,
+    coded_of,
+    pairs_of,
+)
 
 
 @dataclass(frozen=True)
@@ -101,7 +116,7 @@ class Prover:
         """Prove and score a file that is already there."""
         outputs = self.guard.answers(path, files.fmt)
         proofs = (
-            verify.same_outputs(outputs, self._factored_answers(factors), form, plan),
+            verify.same_outputs(outputs, self._factored_answers(factors, plan), form, plan),
             verify.two_thin_matmuls(files.read_optimized(path), plan),
             *self._static_proofs(files, plan, factors, form, path),
         )
@@ -132,32 +147,53 @@ class Prover:
         present = {name: bias for name, bias in biases.items() if bias is not None and np.any(bias)}
         return (
             verify.weights_as_planned(contents, self.source, plan, form),
-            self._bias_proof(files, verify.biases_intact(contents, present), factors),
+            self._bias_proof(files, verify.biases_intact(contents, present), factors, plan),
+            *_coded_proofs(factors, path),
         )
 
-    def _bias_proof(self, files: ModelFiles, found: Proof, factors: Mapping[str, Replacement]) -> Proof:
+    def _bias_proof(
+        self, files: ModelFiles, found: Proof, factors: Mapping[str, Replacement], plan: tuple[LayerPlan, ...]
+    ) -> Proof:
         """A bias that a converter folded into its neighbours (a normalisation's scale and shift go into the next layer)
         cannot be read back. Then the float file of the same plan has to answer like the reference, to the last bits."""
         if found.passed or files.fmt == "onnx":
             return found
         path = self._work / f"float.{files.fmt}"
-        files.write(pairs_of(factors), "fp32", path)
-        same = verify.same_outputs(self.guard.answers(path, files.fmt), self._factored_answers(factors), "fp32")
+        parts = _changed(factors, plan)
+        files.write(parts, "fp32", path, dict.fromkeys(coded_of(parts), CODED))
+        same = verify.same_outputs(self.guard.answers(path, files.fmt), self._factored_answers(factors, plan), "fp32")
         detail = f"some are folded into their neighbours; the float file of this plan answers to {same.detail}"
         return Proof(found.name, same.passed, detail if same.passed else f"{found.detail}; {same.detail}")
 
-    def _factored_answers(self, factors: Mapping[str, Replacement]) -> Array:
-        pairs = pairs_of(factors)
-        if not pairs:
+    def _factored_answers(self, factors: Mapping[str, Replacement], plan: tuple[LayerPlan, ...]) -> Array:
+        parts = _changed(factors, plan)
+        if not parts:
             return self.guard.reference
-        key = digest(*(part for name, pair in sorted(pairs.items()) for part in (name, pair.A, pair.B, pair.base)))
+        plain_coded = {name: plain(part.weight, part.bias) for name, part in coded_of(parts).items()}
+        arrays = [(name, *packed_part(part).values()) for name, part in sorted({**parts, **plain_coded}.items())]
+        key = digest(*(each for part in arrays for each in part))
         if key not in self._answers:
             path = self._work / "reference.onnx"
-            self._reference.write(pairs, "fp32", path)
+            self._reference.write({**parts, **plain_coded}, "fp32", path, dict.fromkeys(plain_coded, CODED))
             # One plan at a time is looked at in several forms: the last answers are all that is worth keeping.
             self._answers = {key: self.guard.answers(path, "onnx")}
             path.unlink()
         return self._answers[key]
+
+
+def _changed(factors: Mapping[str, Replacement], plan: tuple[LayerPlan, ...]) -> dict[str, Replacement]:
+    """Pairs and layers by other methods: all that differs from the model by more than rounding."""
+    other = {layer.layer for layer in plan if layer.alternative is not None}
+    parts: dict[str, Replacement] = dict(pairs_of(factors))
+    for name, part in factors.items():
+        if name in other and not isinstance(part, Factors):
+            parts[name] = plain(part.weight, part.bias) if isinstance(part, Dense) else part
+    return parts
+
+
+def _coded_proofs(factors: Mapping[str, Replacement], path: Path) -> tuple[Proof, ...]:
+    coded = coded_of(factors)
+    return (verify.stored_as_planned(path.read_bytes(), coded),) if coded else ()
 
 
 def _bias(layer: LinearLayer, factors: Mapping[str, Replacement]) -> Array | None:

@@ -59,5 +59,7 @@ def _onnx_form(form: str) -> str:
 
 
 def _what(plan: LayerPlan) -> str:
+    if plan.alternative is not None:
+        return f"{plan.layer} by {plan.alternative.method} at {plan.alternative.share:.3g} of its bytes"
     rank = "dense" if plan.rank is None else f"at rank {plan.rank}"
     return f"{plan.layer} {rank} in {plan.form}"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from edgepack.cache import Cache
 from edgepack.errors import UsageError
-from edgepack.pipeline.ladder import Aim, LayerPlans, Step, make_ladder
+from edgepack.pipeline.ladder import LayerPlans, Step, make_ladder
 from edgepack.pipeline.limits import infeasible, measure_rest, user_bounds
 from edgepack.pipeline.options import BuildOptions
 from edgepack.pipeline.prepared import Prepared, prepared
@@ -18,7 +18,7 @@ from edgepack.plan.forms import file_form
 from edgepack.plan.solve import Infeasible
 from edgepack.progress import Progress, silent
 from edgepack.report.explored import ExploredRow
-from edgepack.types import Format
+from edgepack.types import Aim, Format
 
 PLANS = 20
 """Probed per format at most: half of them the fastest at what they lose, half of them the smallest."""

@@ -11,7 +11,8 @@ from edgepack import metrics
 from edgepack.cache import digest
 from edgepack.data import Samples, example, from_recipe, read_npz, split
 from edgepack.errors import DataError, UsageError
-from edgepack.factorize import DEFAULT, factorizer
+from edgepack.factorize import AUTO_METHOD, DEFAULT, factorizer, is_factorizer
+from edgepack.factorize.methods import AUTO
 from edgepack.inference import THREADS, load, predict
 from edgepack.pipeline.attempt import Guard
 from edgepack.pipeline.opened import Opened
@@ -56,6 +57,34 @@ def load_data(path: Path | None, opened: Opened, spec: str, seed: int) -> Data:
 def _stand_ins(specs: tuple[TensorSpec, ...], seed: int) -> Samples:
     runs = [example(None, specs, seed + i) for i in range(STAND_INS)]
     return Samples({spec.name: np.stack([run[spec.name] for run in runs]) for spec in specs})
+
+
+@dataclass(frozen=True)
+class Methods:
+    """What the layers of a build may become.
+
+    Attributes:
+        factorizer: of the spectra, by which dense layers and pairs are weighed.
+        pairs: whether its pairs are offered.
+        others: methods that are functions, whose results are offered as well.
+    """
+
+    factorizer: str
+    pairs: bool
+    others: tuple[str, ...]
+
+
+def choose_methods(asked: str | None, data: Data) -> Methods:
+    """One factorizer alone, one other method alone, or for `auto` the default factorizer and all that compete with it.
+
+    Raises:
+        UsageError: an unknown method, or one that needs data where there are none.
+    """
+    if asked == AUTO_METHOD:
+        return Methods(choose_method(None, data), True, AUTO)
+    if asked is None or is_factorizer(asked):
+        return Methods(choose_method(asked, data), True, ())
+    return Methods(choose_method(None, data), False, (asked,))
 
 
 def choose_method(asked: str | None, data: Data) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 
@@ -13,7 +12,7 @@ from edgepack.plan import reasons
 from edgepack.plan.candidates import break_even_rank
 from edgepack.plan.solve import Bounds, Infeasible, Solution, least_loss, smallest, solve
 from edgepack.progress import Progress, silent
-from edgepack.types import RESIDUAL_FORMS, Candidate, LayerPlan, Spectrum
+from edgepack.types import RESIDUAL_FORMS, Aim, Candidate, LayerPlan, Spectrum
 
 STEPS = 24
 """Bounds on the loss, geometrically spaced; plans that come out alike count once."""
@@ -22,7 +21,8 @@ TIE = 0.03
 """Latencies this close are the same for what a table of costs can tell: then the smaller plan is taken."""
 
 LayerPlans = tuple[LayerPlan, ...]
-Aim = Literal["latency", "size"]
+Choice = tuple[str | None, int | None] | tuple[str | None, int | None, str, float]
+"""Form and rank of a layer; by another method its name and share as well."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,9 @@ class Step:
     latency_s: float
 
     @property
-    def choices(self) -> list[tuple[str | None, int | None]]:
-        """Form and rank of every layer: what tells plans apart."""
-        return [(layer.form, layer.rank) for layer in self.layers]
+    def choices(self) -> list[Choice]:
+        """What tells plans apart."""
+        return [_choice(layer) for layer in self.layers]
 
 
 def make_ladder(
@@ -115,6 +115,11 @@ def nearest(menus: Sequence[Menu], spectra: Sequence[Spectrum], bounds: Bounds, 
     return _step(menus, spectra, found, float("inf"))
 
 
+def _choice(layer: LayerPlan) -> Choice:
+    other = layer.alternative
+    return (layer.form, layer.rank) if other is None else (layer.form, layer.rank, other.method, other.share)
+
+
 def _limits(low: float, high: float) -> list[float]:
     """Bounds between two losses; a loss of nothing at all is a thousandth of the largest."""
     if high <= low:
@@ -146,9 +151,16 @@ def planned(menu: Menu, chosen: Candidate, spectrum: Spectrum, slack: float) -> 
         layer.in_features,
         chosen.rank,
         break_even_rank(layer.out_features, layer.in_features),
-        0.0 if chosen.rank is None or chosen.form in RESIDUAL_FORMS else float(spectrum.lost_share()[chosen.rank]),
+        _lost_share(chosen, spectrum),
         reasons.reason(menu.candidates, chosen, slack, menu.why_dense),
         form=chosen.form,
         predicted=chosen,
         others=reasons.others(menu.candidates, chosen, slack),
+        alternative=chosen.alternative,
     )
+
+
+def _lost_share(chosen: Candidate, spectrum: Spectrum) -> float:
+    if chosen.rank is None or chosen.form in RESIDUAL_FORMS or chosen.alternative is not None:
+        return 0.0
+    return float(spectrum.lost_share()[chosen.rank])

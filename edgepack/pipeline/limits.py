@@ -75,7 +75,8 @@ def promised_bounds(task: Task, menus: Sequence[Menu], baseline: Baseline, bound
     """
     if not is_automatic(task.options):
         return bounds
-    own = sum(min((c.size_bytes for c in menu.candidates if c.rank is None), default=0) for menu in menus)
+    dense = [[c.size_bytes for c in menu.candidates if c.rank is None and c.alternative is None] for menu in menus]
+    own = sum(min(sizes, default=0) for sizes in dense)
     promised = max(baseline.int8.stat().st_size - rest.size_bytes, own)
     return replace(bounds, size_bytes=promised if bounds.size_bytes is None else min(promised, bounds.size_bytes))
 

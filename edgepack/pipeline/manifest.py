@@ -47,7 +47,7 @@ def build_record(ready: Prepared, probes: Sequence[Probe]) -> dict[str, Any]:
         },
         "seed": options.seed,
         "versions": tool_versions(),
-        "method": ready.task.method,
+        "method": options.method or ready.task.method,
         "cross_validation": None if ready.cross_validation is None else ready.cross_validation.record(),
         "loss_weighted_by": "output gradients" if ready.by_gradients else "output energy",
         "cost_sources": {fmt: ready.prices.source_name(fmt) for fmt in ready.files},

@@ -6,14 +6,15 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from edgepack.errors import UsageError
+from edgepack.pipeline.alternatives import NOTHING, Alternatives, Fit, only_saves_bytes
 from edgepack.pipeline.files import ModelFiles
 from edgepack.pipeline.losses import Losses
 from edgepack.pipeline.options import BuildOptions
 from edgepack.pipeline.pricing import Prices
 from edgepack.plan.candidates import asked_rank, rank_choices, residual_ranks, shared_rank, too_small
 from edgepack.plan.resident import resident_bytes
-from edgepack.plan.sizes import size_bytes
-from edgepack.types import WEIGHT_BITS, Candidate, Format, LinearLayer
+from edgepack.plan.sizes import CODED_TIME, coded_size_bytes, size_bytes
+from edgepack.types import CODED, WEIGHT_BITS, Candidate, Coded, Factors, Format, LinearLayer
 
 UNGUARDED_LOST_SHARE = 0.01
 """Output energy a layer may lose where no data stand guard over the accuracy."""
@@ -62,6 +63,7 @@ def make_menus(
     options: BuildOptions,
     unseen: Collection[str],
     *,
+    alternatives: Alternatives = NOTHING,
     residual: Mapping[str, tuple[int, ...]],
     guarded: bool,
 ) -> tuple[Menu, ...]:
@@ -71,6 +73,7 @@ def make_menus(
         ranks: of `ranks_of`.
         losses: by layer name.
         unseen: layers that the data never reached, for which there are no ranges.
+        alternatives: by other methods.
         residual: of `residuals_of`.
         guarded: whether data stand guard over the accuracy; if not, no candidate may lose more than a hundredth.
 
@@ -84,7 +87,11 @@ def make_menus(
         forms = _forms(files, layer, offered, options, seen=layer.name not in unseen)
         ways = [(form, rank) for form in forms for rank in offered]
         ways += [(form, rank) for form in files.residual_forms() for rank in residual[layer.name]]
-        found = tuple(_candidates(files.fmt, layer, ways, losses[layer.name], prices))
+        fits = [fit for fit in alternatives.fits.get(layer.name, ()) if files.takes({layer.name: fit.part})]
+        others = tuple(each for fit in fits for each in _others(files.fmt, layer, fit, forms, prices))
+        if others and options.rank != "auto":
+            ways = [way for way in ways if way[1] is not None]
+        found = (*_candidates(files.fmt, layer, ways, losses[layer.name], prices), *others)
         if not found:
             source = prices.source_name(files.fmt)
             raise UsageError(f"--precision {options.precision}: the {source} has no figures for {' or '.join(forms)}")
@@ -138,6 +145,27 @@ def _candidates(
         size = size_bytes(fmt, form, *sides, rank, bias=layer.bias is not None)
         ram = resident_bytes(fmt, form, size)
         yield Candidate(form, rank, losses[form, rank], size, ram, price.latency_s, price.source)
+
+
+def _others(fmt: Format, layer: LinearLayer, fit: Fit, forms: Sequence[str], prices: Prices) -> Iterator[Candidate]:
+    """What another method made of a layer: in code, or in each form that a pair or a matrix can take."""
+    sides = layer.out_features, layer.in_features
+    bias = layer.bias is not None
+    if isinstance(fit.part, Coded):
+        dense = prices.price(fmt, layer.name, None, "fp32")
+        if dense is not None:
+            size = coded_size_bytes(fmt, fit.part, bias=bias)
+            ram = size + resident_bytes(fmt, "fp32", size_bytes(fmt, "fp32", *sides, None, bias=bias))
+            latency_s = dense.latency_s * (CODED_TIME[fmt] if only_saves_bytes(fit.part) else 1.0)
+            yield Candidate(CODED, None, fit.losses[CODED], size, ram, latency_s, dense.source, fit.alternative)
+        return
+    rank = fit.part.rank if isinstance(fit.part, Factors) else None
+    for form in forms:
+        price = prices.price(fmt, layer.name, rank, form) if form in fit.losses and _suits(form, layer, rank) else None
+        if price is not None:
+            size = size_bytes(fmt, form, *sides, rank, bias=bias)
+            ram = resident_bytes(fmt, form, size)
+            yield Candidate(form, rank, fit.losses[form], size, ram, price.latency_s, price.source, fit.alternative)
 
 
 def _suits(form: str, layer: LinearLayer, rank: int | None) -> bool:

@@ -106,8 +106,11 @@ class OnnxFiles:
         return self.rest("int8-dynamic" if self._supports("int8-dynamic") else "fp32")[0]
 
     def takes(self, factors: Mapping[str, Replacement]) -> dict[str, Replacement]:
-        """All of them."""
-        return dict(factors)
+        """All of them but layers in code whose operators the model's opset lacks."""
+        from edgepack.emit.onnx_coded import least_opset
+
+        opset = self.model.opset_imports.get("", 1)
+        return {n: part for n, part in factors.items() if not isinstance(part, Coded) or opset >= least_opset(part)}
 
     def write_dense(self, out: Path) -> None:
         """The dense fp32 baseline."""

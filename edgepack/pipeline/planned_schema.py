@@ -38,6 +38,12 @@ class _Shares(BaseModel):
     latent: Figure
 
 
+class _Alternative(BaseModel):
+    method: Text
+    share: Figure
+    parameters: Count
+
+
 class _Layer(BaseModel):
     layer: Text
     out_features: Side
@@ -48,6 +54,7 @@ class _Layer(BaseModel):
     reason: Text
     predicted: _Candidate | None
     lost_shares: _Shares | None = None
+    alternative: _Alternative | None = None
 
 
 class _File(BaseModel):

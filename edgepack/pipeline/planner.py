@@ -58,7 +58,7 @@ def plan(
     search = Search(task, files, deadline_s, start)
     closest: Planned | None = None
     for allowed in dict.fromkeys((promised, bounds)):
-        steps = make_ladder(menus, task.spectra, allowed, rest.latency_s, task.progress)
+        steps = make_ladder(menus, task.spectra, allowed, rest.latency_s, task.progress, aim=task.aim)
         if isinstance(steps, Infeasible):
             if closest is None and allowed == bounds:
                 step = nearest(menus, task.spectra, allowed, steps)
@@ -87,7 +87,7 @@ def _tightened(
         # From what this very plan was predicted to take: a bound with room to spare would give it again.
         drawn = {name: max(_predicted(found.attempt, name) - by * (1 + MARGIN), 0) for name, by in over.items()}
         bounds = replace(bounds, **drawn)
-        tighter = make_ladder(menus, task.spectra, bounds, rest.latency_s, task.progress)
+        tighter = make_ladder(menus, task.spectra, bounds, rest.latency_s, task.progress, aim=task.aim)
         if isinstance(tighter, Infeasible):
             break
         steps = tighter

@@ -11,13 +11,14 @@ from pathlib import Path
 from edgepack import metrics
 from edgepack.cache import Cache, digest
 from edgepack.data import Samples, example, read_npz
-from edgepack.errors import ModelError
+from edgepack.errors import ModelError, UsageError
 from edgepack.executor import Workers, workers
+from edgepack.pipeline.alternatives import fit_alternatives
 from edgepack.pipeline.attempt import Guard, Prover
 from edgepack.pipeline.covariances import Covariances
 from edgepack.pipeline.crossvalidating import CrossValidation, check_labels, cross_validated
 from edgepack.pipeline.files import ModelFiles
-from edgepack.pipeline.guarding import Data, choose_method, load_data, make_guard
+from edgepack.pipeline.guarding import Data, Methods, choose_methods, load_data, make_guard
 from edgepack.pipeline.losses import predict_losses
 from edgepack.pipeline.menus import Menu, make_menus, ranks_of, residuals_of
 from edgepack.pipeline.onnx_files import OnnxFiles
@@ -100,7 +101,9 @@ def _prepare(
     if not isinstance(options.rank, str):
         check_rank(opened.layers, options.rank)
     data = load_data(options.data, opened, options.model, options.seed)
-    method = choose_method(options.method, data)
+    methods = choose_methods(options.method, data)
+    method = methods.factorizer
+    _check_methods(options, methods)
     trained_on = None if options.recover is None else check_recover(data.calibration)
     refitted_on = check_refit(method, data.calibration) if options.refit else None
     test = None if options.test is None else read_npz(options.test, opened.inputs)
@@ -127,7 +130,7 @@ def _prepare(
         *(opened.model, opened.layers, method, data.calibration, key, cache, progress, crew), gradients=gradients
     )
     prover = Prover(guard, onnx.read(dense), opened.layers, onnx, work)
-    search_key = digest(key, method, guard.metric, options.seed, options.exact)
+    search_key = digest(key, method, methods.others, guard.metric, options.seed, options.exact)
     guarded_key = digest(search_key, guard.reference, guard.samples.labels)
     task = Task(
         *(options, opened.layers, spectra, method, prover, cache, guarded_key),
@@ -157,6 +160,26 @@ def _prepare(
     forms = tuple(form for fmt in files for form in FORMS[fmt])
     ranks = ranks_of(opened.layers, options, unseen, share=None if validated is None else validated.share)
     residual = residuals_of(opened.layers, options, unseen)
+    task.alternatives = fit_alternatives(
+        opened.layers,
+        covariances,
+        {name: one.moment for name, one in sensitivity.curvatures.items()} if methods.others else {},
+        methods.others,
+        options.rank,
+        forms=forms,
+        seed=options.seed,
+        largest=onnx.largest,
+        key=search_key,
+        cache=cache,
+        workers=crew,
+        progress=progress,
+    )
+    if not methods.pairs:
+        task.aim = "size" if task.alternatives.only_save_bytes else "latency"
+        ranks = {name: ((), task.alternatives.why.get(name)) for name in ranks}
+        residual = dict.fromkeys(residual, ())
+        if task.aim == "size":
+            task.warn(f"{options.method} only saves bytes: time and memory are those of dense float32 layers")
     losses = predict_losses(
         *(opened.layers, spectra, sensitivity, forms, {name: own for name, (own, _) in ranks.items()}),
         residual=residual,
@@ -173,11 +196,25 @@ def _prepare(
     )
     menus = {
         fmt: make_menus(
-            *(one, opened.layers, ranks, losses, prices, options, unseen), residual=residual, guarded=guard.guarded
+            *(one, opened.layers, ranks, losses, prices, options, unseen),
+            alternatives=task.alternatives,
+            residual=residual,
+            guarded=guard.guarded,
         )
         for fmt, one in files.items()
     }
     return Prepared(task, opened, data, test, guard, onnx, files, prices, menus, sensitivity.known, validated)
+
+
+def _check_methods(options: BuildOptions, methods: Methods) -> None:
+    """Refuses options that are about the pairs of a factorizer where there are none."""
+    given = {"--rank cv": options.rank == "cv", "--refit": options.refit, "--recover": options.recover is not None}
+    for option, wanted in given.items():
+        if wanted and not methods.pairs:
+            raise UsageError(
+                f"{option} is for the pairs of a factorizer, and --method {options.method} makes none",
+                hint="leave it out, or give a factorizer: --method whitened",
+            )
 
 
 def _choose_grid(options: BuildOptions, onnx: OnnxFiles, guard: Guard, work: Path) -> None:

@@ -12,14 +12,14 @@ from edgepack.errors import ModelError, ProofError
 from edgepack.metrics import Drop
 from edgepack.pipeline.attempt import Attempt
 from edgepack.pipeline.files import ModelFiles
-from edgepack.pipeline.ladder import LayerPlans, Step
+from edgepack.pipeline.ladder import Choice, LayerPlans, Step
 from edgepack.pipeline.probing import Probe, probe
 from edgepack.pipeline.task import Task
 from edgepack.plan import cost
 from edgepack.plan.forms import base_form, file_form
 from edgepack.plan.search import climb, within
 from edgepack.report.cells import seconds
-from edgepack.types import WEIGHT_BITS
+from edgepack.types import CODED, WEIGHT_BITS
 
 FINALISTS = 3
 """Plans that are compared by measuring their files where the target is this machine."""
@@ -51,7 +51,7 @@ class Search:
     def __init__(self, task: Task, files: ModelFiles, deadline_s: float, start: float | None = None) -> None:
         """`deadline_s` is by `time.monotonic`; `start` a loss near which to look first."""
         self._task, self._files, self._deadline_s, self._start = task, files, deadline_s, start
-        self._probes: dict[tuple[tuple[str | None, int | None], ...], Probe] = {}
+        self._probes: dict[tuple[Choice, ...], Probe] = {}
 
     def run(self, steps: Sequence[Step], limit: float | None) -> Found:
         """The fastest of the steps whose file meets the limit; else the one that loses least.
@@ -66,14 +66,19 @@ class Search:
         if limit is None or not self._task.prover.guard.guarded:
             return self._best([steps[-1], steps[0]], None)
         drops = self._climb(steps, limit)
-        order = _fastest(steps, within(drops, limit))
+        order = self._ordered(steps, within(drops, limit))
         if not order:  # then the closest that was seen
             order = [min(drops, key=lambda i: (drops[i].value, i))]
         if self._task.recovery is not None:
             wider = [limit * reach for reach in REACH]
-            order = [i for far in wider for i in _fastest(steps, within(self._climb(steps, far), far))[:1]] + order
+            order = [i for far in wider for i in self._ordered(steps, within(self._climb(steps, far), far))[:1]] + order
         # The plan that loses least is the last resort, in a form or a format that loses more than its probe.
         return self._best([steps[i] for i in [*order, 0]], limit)
+
+    def _ordered(self, steps: Sequence[Step], indices: Iterable[int]) -> list[int]:
+        """The fastest first, or the smallest, as the task aims."""
+        order = ("size_bytes", "latency_s") if self._task.aim == "size" else ("latency_s", "size_bytes")
+        return sorted(indices, key=lambda i: tuple(getattr(steps[i], name) for name in order))
 
     def _climb(self, steps: Sequence[Step], limit: float) -> dict[int, Drop]:
         start = None if self._start is None else sum(step.loss <= self._start for step in steps) - 1
@@ -127,6 +132,8 @@ class Search:
         return Found(chosen, latency_s, self.probes)
 
     def _fastest(self, attempts: Sequence[Attempt]) -> tuple[Attempt, dict[str, float]]:
+        if self._task.aim == "size":
+            return min(attempts, key=lambda one: one.path.stat().st_size), {}
         named = {_name(attempt): attempt for attempt in attempts}
         if len(named) == 1 or not self._task.measures_here:
             return attempts[0], {}
@@ -156,12 +163,9 @@ class Search:
         for form in self._files.rest(base_form(layers)):
             yield form, layers
         for form in self._files.whole_forms:
-            if all(WEIGHT_BITS[layer.form or form] == WEIGHT_BITS[form] for layer in layers):
+            own = {layer.form or form for layer in layers}
+            if CODED not in own and all(WEIGHT_BITS[each] == WEIGHT_BITS[form] for each in own):
                 yield form, tuple(replace(layer, form=form) for layer in layers)
-
-
-def _fastest(steps: Sequence[Step], indices: Iterable[int]) -> list[int]:
-    return sorted(indices, key=lambda i: (steps[i].latency_s, steps[i].size_bytes))
 
 
 def _name(attempt: Attempt) -> str:

@@ -8,7 +8,7 @@ from edgepack.pipeline.files import ModelFiles
 from edgepack.pipeline.rounding import latent_grid
 from edgepack.pipeline.task import Task
 from edgepack.quantize.split import Split, dense_share, split_error
-from edgepack.types import WEIGHT_BITS, Factors, LinearLayer, Replacement, Spectrum
+from edgepack.types import WEIGHT_BITS, Factors, LayerPlan, LinearLayer, Replacement, Spectrum
 
 
 def layer_splits(task: Task, files: ModelFiles, attempt: Attempt) -> dict[str, Split]:
@@ -17,13 +17,15 @@ def layer_splits(task: Task, files: ModelFiles, attempt: Attempt) -> dict[str, S
     found: dict[str, Split] = {}
     for layer, spectrum, choice in zip(task.layers, task.spectra, attempt.layers, strict=True):
         if layer.name in parts:
-            split = _split(task, layer, spectrum, parts[layer.name], choice.form_in(attempt.form))
+            split = _split(task, layer, spectrum, parts[layer.name], choice, attempt.form)
             if split is not None:
                 found[layer.name] = split
     return found
 
 
-def _split(task: Task, layer: LinearLayer, spectrum: Spectrum, part: Replacement, form: str) -> Split | None:
+def _split(
+    task: Task, layer: LinearLayer, spectrum: Spectrum, part: Replacement, choice: LayerPlan, file_form: str
+) -> Split | None:
     moments = task.rounder.covariances.of(layer.name)
     if moments is None:
         return None
@@ -32,7 +34,10 @@ def _split(task: Task, layer: LinearLayer, spectrum: Spectrum, part: Replacement
     if part.base is not None:
         whole = part.base + part.A @ part.B
         return Split(0.0, dense_share(layer.weight, whole, moments.covariance), 0.0, 0.0, 0.0)
-    # Of a trained or refitted pair nothing is known before its rounding: all that it loses counts as truncation.
-    exact = part if task.recovery or task.refitter else factorizer(task.method).factors(layer, spectrum, part.rank)
+    # Of a trained or refitted pair, or one by another method, nothing is known before its rounding: all that it loses
+    # counts as truncation.
+    unknown = task.recovery or task.refitter or choice.alternative
+    exact = part if unknown else factorizer(task.method).factors(layer, spectrum, part.rank)
+    form = choice.form_in(file_form)
     latent = latent_grid(form) if WEIGHT_BITS[form] < 32 else 0.0
     return split_error(layer.weight, layer.bias, exact, part, moments.covariance, moments.mean, latent)

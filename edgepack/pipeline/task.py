@@ -11,6 +11,7 @@ from edgepack.cache import Cache, digest, file_digest
 from edgepack.data import example
 from edgepack.executor import one_thread
 from edgepack.inference import load, rename
+from edgepack.pipeline.alternatives import Alternatives
 from edgepack.pipeline.attempt import Prover
 from edgepack.pipeline.options import BuildOptions
 from edgepack.pipeline.recovering import Outcome, Recovery
@@ -21,6 +22,7 @@ from edgepack.progress import Progress
 from edgepack.targets import HOST
 from edgepack.types import (
     RESIDUAL_FORMS,
+    Aim,
     Dense,
     Factors,
     Format,
@@ -45,6 +47,8 @@ class Task:
         warnings: what the user should hear; each once.
         refitter: refits the factors of a plan whose file is made; None to take them as they are.
         recovery: trains them; None for no training.
+        alternatives: what other methods make of the layers.
+        aim: what is least in the chosen plan.
     """
 
     options: BuildOptions
@@ -60,6 +64,8 @@ class Task:
     warnings: list[str] = field(default_factory=list)
     refitter: Refitter | None = None
     recovery: Recovery | None = None
+    alternatives: Alternatives = field(default_factory=Alternatives)
+    aim: Aim = "latency"
 
     @property
     def measures_here(self) -> bool:
@@ -97,7 +103,8 @@ class Task:
 
         A pair that stands beside a dense matrix is not trained.
         """
-        forms = {layer.layer: layer.form_in(form) for layer in plan if layer.rank is not None}
+        own = [layer for layer in plan if layer.alternative is None]
+        forms = {layer.layer: layer.form_in(form) for layer in own if layer.rank is not None}
         pairs = {name: own for name, own in forms.items() if own not in RESIDUAL_FORMS}
         if self.recovery is None or not pairs:
             return None
@@ -123,7 +130,11 @@ class Task:
         with one_thread():  # the same bytes on machines with more cores
             for layer, spectrum, choice in zip(self.layers, self.spectra, plan, strict=True):
                 own = choice.form_in(form)
-                part = dense(layer, own) if choice.rank is None else pair(layer, spectrum, choice.rank, own)
+                part: Replacement | None
+                if choice.alternative is not None:
+                    part = self.alternatives.part(layer.name, choice.alternative)
+                else:
+                    part = dense(layer, own) if choice.rank is None else pair(layer, spectrum, choice.rank, own)
                 if part is not None:
                     made[layer.name] = part
         return made

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from edgepack.types import RESIDUAL_FORMS, LayerPlan, plain_form
+from edgepack.types import CODED, RESIDUAL_FORMS, LayerPlan, plain_form
 
 MIXED = "mixed"
 
 
 def base_form(layers: Sequence[LayerPlan]) -> str:
-    """The form that most weight parameters take; of equals the first by name. A pair beside a matrix counts with it."""
+    """The form that most weight parameters take; of equals the first by name. A pair beside a matrix counts with it.
+
+    Layers stored in code have no say: no other weight can be in their form. fp32 where there are no others.
+    """
     weights: dict[str, int] = {}
     for layer in layers:
-        if layer.form is not None:
-            form, _ = RESIDUAL_FORMS.get(layer.form, (layer.form, None))
+        if layer.form not in (None, CODED):
+            form, _ = RESIDUAL_FORMS.get(layer.form or "", (layer.form or "", None))
             weights[form] = weights.get(form, 0) + layer.weight_parameters
-    return min(weights, key=lambda form: (-weights[form], form))
+    return min(weights, key=lambda form: (-weights[form], form), default="fp32")
 
 
 def exceptions(layers: Sequence[LayerPlan], form: str) -> dict[str, str]:

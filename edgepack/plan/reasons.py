@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from edgepack.types import RESIDUAL_FORMS, WEIGHT_BITS, Candidate
+from edgepack.types import CODED, RESIDUAL_FORMS, WEIGHT_BITS, Candidate
 
 SAME = 1.02
 """Ratios below this are not worth a word."""
 
 
 def kind(candidate: Candidate) -> str:
-    """`pair`, `dense` with its precision, or both: what people compare."""
+    """`pair`, `dense` with its precision, both, or another method by its name: what people compare."""
+    if candidate.alternative is not None:
+        return candidate.alternative.method
     if candidate.form in RESIDUAL_FORMS:
         return "pair beside dense"
     if candidate.rank is not None:
@@ -43,8 +45,8 @@ def reason(candidates: Sequence[Candidate], chosen: Candidate, slack: float, why
         why_dense: why no pair is among the candidates, where that is so.
     """
     rivals = others(candidates, chosen, slack)
-    if chosen.rank is not None:
-        dense = _fastest(one for one in candidates if one.rank is None)
+    if chosen.rank is not None or chosen.alternative is not None:
+        dense = _fastest(one for one in candidates if kind(one).startswith("dense"))
         against = "" if dense is None else f": {_than(_compared(chosen, dense))} {name(dense)}"
         return f"{name(chosen)}{against}{_lower_rank(candidates, chosen)}"
     pair = next((one for one in rivals if kind(one) == "pair"), None)
@@ -55,7 +57,11 @@ def reason(candidates: Sequence[Candidate], chosen: Candidate, slack: float, why
 
 
 def name(candidate: Candidate) -> str:
-    """`dense int8-dynamic`, `rank 32 nbits8`, or `dense nbits4 + rank 16 nbits8`."""
+    """`dense int8-dynamic`, `rank 32 nbits8`, `dense nbits4 + rank 16 nbits8`, or `kmeans at 0.25 of the bytes`."""
+    if candidate.alternative is not None:
+        form = "" if candidate.form == CODED else f" {candidate.form}"
+        rank = "" if candidate.rank is None else f" rank {candidate.rank}"
+        return f"{candidate.alternative.method} at {candidate.alternative.share:.3g} of the bytes{rank}{form}"
     if candidate.form in RESIDUAL_FORMS:
         dense, thin = RESIDUAL_FORMS[candidate.form]
         return f"dense {dense} + rank {candidate.rank} {thin}"
@@ -115,7 +121,8 @@ def _lost(other: Candidate, chosen: Candidate, slack: float) -> str:
 
 def _lower_rank(candidates: Sequence[Candidate], chosen: Candidate) -> str:
     """What the next smaller rank in the same form would have lost."""
-    lower = [c for c in candidates if c.form == chosen.form and c.rank is not None and c.rank < (chosen.rank or 0)]
+    alike = [one for one in candidates if one.form == chosen.form and kind(one) == kind(chosen)]
+    lower = [one for one in alike if one.rank is not None and one.rank < (chosen.rank or 0)]
     if not lower or chosen.loss <= 0:
         return ""
     below = max(lower, key=lambda one: one.rank or 0)

@@ -11,21 +11,21 @@ from edgepack.quantize.grid import quantize_weight
 from edgepack.types import Array, Coded
 
 LEAST_ELEMENTS = 64
-"""Below, scales and operators take more than 8 bits save."""
+"""Of a vector; below, scales and operators take more than 8 bits save."""
 
 LEAST_COLUMNS = 16
 """Rows shorter than this share one scale: a scale of their own would take a quarter of them or more."""
 
 
 def in_8_bits(coded: Coded) -> Coded:
-    """The same layer with every larger float constant as int8 and a scale per row of its first axis, or one for all.
+    """The same layer with float matrices and larger vectors as int8, with a scale per row of the first axis or one.
 
     Rounded to nearest; the largest code of a scale is ±127. The decoded values are float32 in memory.
     """
     large = {
         name: array
         for name, array in coded.constants.items()
-        if array.dtype == np.float32 and array.size >= LEAST_ELEMENTS
+        if array.dtype == np.float32 and (array.size >= LEAST_ELEMENTS or min(array.shape, default=0) > 1 < array.ndim)
     }
     writer = Writer({name: array for name, array in coded.constants.items() if name not in large})
     renamed = {}

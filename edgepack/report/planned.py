@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgepack.report.cells import NONE, seconds, size
 from edgepack.report.tables import plain_table
-from edgepack.types import matrices
+from edgepack.types import CODED, matrices
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -67,17 +67,24 @@ def _lost(shares: Mapping[str, float] | None, rank: int | None) -> str:
     return " + ".join(f"{shares[name]:.1e}" if shares[name] > NOTHING else "0" for name in names)
 
 
+def _rank(rank: int | None, form: str | None) -> str:
+    if form == CODED:
+        return NONE
+    return "dense" if rank is None else str(rank)
+
+
 def _cells(layer: Mapping[str, Any]) -> dict[str, str]:
     dense = layer["out_features"] * layer["in_features"]
     rank = layer["rank"]
+    other = layer.get("alternative")
     parts = matrices(layer.get("form"), (layer["out_features"], layer["in_features"]), rank)
-    kept = sum(rows * columns for _, rows, columns in parts) / dense
+    kept = (sum(rows * columns for _, rows, columns in parts) if other is None else other["parameters"]) / dense
     predicted = layer.get("predicted")
     return {
         "layer": layer["layer"],
         "out×in": f"{layer['out_features']}×{layer['in_features']}",
-        "form": layer.get("form") or NONE,
-        "rank": "dense" if rank is None else str(rank),
+        "form": " ".join([*([] if other is None else [other["method"]]), layer.get("form") or NONE]),
+        "rank": _rank(rank, layer.get("form")),
         "break-even": str(layer["break_even_rank"]),
         "weights": f"{kept:.1%}",
         "size": NONE if predicted is None else size(predicted["size_bytes"]),

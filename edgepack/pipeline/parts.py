@@ -1,0 +1,44 @@
+"""What is written for a layer, as named arrays for the cache."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from edgepack.types import Array, Coded, Dense, Factors, Replacement, Step
+
+_CONSTANT = "constant."
+
+
+def packed_part(part: Replacement) -> dict[str, Array]:
+    """Named arrays; the steps of a coded layer as JSON."""
+    bias = np.zeros(0, np.float32) if part.bias is None else part.bias
+    if isinstance(part, Factors):
+        base = {} if part.base is None else {"base": part.base}
+        return {"A": part.A, "B": part.B, "bias": bias, **base}
+    if isinstance(part, Dense):
+        return {"weight": part.weight, "bias": bias}
+    steps = [[step.op, step.inputs, step.output, dict(step.attributes)] for step in part.steps]
+    text = np.frombuffer(json.dumps(steps).encode(), np.uint8)
+    constants = {_CONSTANT + name: array for name, array in part.constants.items()}
+    return {"weight": part.weight, "bias": bias, "steps": text, **constants}
+
+
+def unpacked_part(arrays: Mapping[str, Array]) -> Replacement:
+    """What `packed_part` was given."""
+    bias = arrays["bias"] if arrays["bias"].size else None
+    if "A" in arrays:
+        return Factors(arrays["A"], arrays["B"], bias, arrays.get("base"))
+    if "steps" not in arrays:
+        return Dense(arrays["weight"], bias)
+    constants = {name.removeprefix(_CONSTANT): array for name, array in arrays.items() if name.startswith(_CONSTANT)}
+    steps = tuple(_step(*step) for step in json.loads(arrays["steps"].tobytes()))
+    return Coded(constants, steps, arrays["weight"], bias)
+
+
+def _step(op: str, inputs: list[str], output: str, attributes: dict[str, Any]) -> Step:
+    exact = {name: tuple(value) if isinstance(value, list) else value for name, value in attributes.items()}
+    return Step(op, tuple(inputs), output, exact)

@@ -1,0 +1,61 @@
+"""What a layer loses with another weight, exactly: tr(G ΔW C ΔWᵀ), in the unit of `edgepack.plan.loss`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from edgepack.quantize.grid import WEIGHT_MAX
+from edgepack.quantize.lattice import decoded, grid_of, lattice, nearest
+from edgepack.types import Array, Factors, LinearLayer
+
+
+def exact_loss(layer: LinearLayer, weight: Array, covariance: Array | None, gradient: Array | None) -> float:
+    """The loss of another weight in the layer's place, its bias corrected.
+
+    Args:
+        weight: (out, in).
+        covariance: (in, in) C of the layer's input; None for I, where nothing is known of it.
+        gradient: (out, out) G; None for I / (output energy of the layer).
+    """
+    own, off = (np.asarray(one, np.float64) for one in (layer.weight, layer.weight - weight))
+    if gradient is not None:
+        return max(_energy(gradient @ off, off, covariance), 0.0)
+    whole = _energy(own, own, covariance)
+    return max(_energy(off, off, covariance), 0.0) / whole if whole > 0 else 0.0
+
+
+def pair_losses(
+    layer: LinearLayer,
+    pair: Factors,
+    covariance: Array | None,
+    gradient: Array | None,
+    forms: Sequence[str],
+    *,
+    largest: int,
+) -> dict[str, float]:
+    """`exact_loss` of a pair in each form, both factors rounded to nearest on its grids; by form.
+
+    What is rounded at run time, the input and the latent, is left out.
+    """
+    found = {}
+    for form in forms:
+        A, B = (_rounded(factor, form, largest) for factor in (pair.A, pair.B))
+        found[form] = exact_loss(layer, A @ B, covariance, gradient)
+    return found
+
+
+def _rounded(matrix: Array, form: str, largest: int) -> Array:
+    bits_largest = largest if not form.endswith(("-range", "-static")) else WEIGHT_MAX
+    grid = grid_of(form, matrix.shape[1], largest=bits_largest)
+    if grid is None:
+        return matrix
+    on = lattice(matrix, grid)
+    return decoded(nearest(matrix, on), on)
+
+
+def _energy(left: Array, right: Array, covariance: Array | None) -> float:
+    """tr(L C Rᵀ)."""
+    seen = left if covariance is None else left @ covariance
+    return float((seen * right).sum())

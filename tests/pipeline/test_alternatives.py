@@ -1,0 +1,133 @@
+"""Builds by methods that are functions: fitted once, offered beside what there is, written and proved."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from small_builds import options
+
+from edgepack import factorize
+from edgepack.cache import Cache
+from edgepack.coded import Writer
+from edgepack.errors import UsageError
+from edgepack.pipeline.build import build
+from edgepack.pipeline.inspect import inspect_pack
+from edgepack.types import Array, Coded, Factors, LinearLayer
+
+RANK = 0.25
+
+
+def rounded(layer: LinearLayer, share: float, *, seed: int = 0, gradient: Array | None = None) -> Coded | str:
+    """Each weight as one of 16 numbers, two of them a byte; a quarter of the bytes is too few."""
+    if share < 0.5:
+        return "sixteen numbers take half of the bytes"
+    del seed, gradient
+    low, high = layer.weight.min(), layer.weight.max()
+    codes = np.rint((layer.weight - low) / (high - low) * 15).astype(np.uint8).reshape(-1, 2)
+    w = Writer()
+    levels = np.linspace(low, high, 16, dtype=np.float32)
+    book = np.stack(np.meshgrid(levels, levels, indexing="ij"), -1).reshape(256, 2)
+    index = w.step("cast", w.constant("codes", codes[:, 0] * 16 + codes[:, 1]), to="int32")
+    pairs = w.step("gather", w.constant("book", book), index, axis=0)
+    return w.decoded(w.step("reshape", pairs, shape=layer.weight.shape), layer.bias)
+
+
+def halves(layer: LinearLayer, share: float, *, seed: int = 0, gradient: Array | None = None) -> Factors | str:
+    """A pair by plain SVD."""
+    del seed, gradient
+    rank = int(share * layer.weight.size / sum(layer.weight.shape))
+    if not rank:
+        return "less than rank 1"
+    u, s, v = np.linalg.svd(layer.weight, full_matrices=False)
+    return Factors((u[:, :rank] * s[:rank]).astype(np.float32), v[:rank].astype(np.float32), layer.bias)
+
+
+@pytest.fixture
+def methods(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgepack.factorize.METHODS", {"rounded": rounded, "halves": halves})
+
+
+def built(model: Path, cache: Path, out: Path, **changes: Any) -> dict[str, Any]:
+    return dict(build(options(model, out=out, **changes), cache=Cache(cache)).manifest)
+
+
+@pytest.mark.usefixtures("methods")
+def test_a_layer_is_stored_in_code_and_proved(classifier: Path, warm_cache: Path, tmp_path: Path) -> None:
+    out = tmp_path / "pack"
+    record = built(classifier, warm_cache, out, method="rounded", rank=0.5)
+    entry = record["files"]["model.onnx"]
+    assert record["method"] == "rounded"
+    assert {proof["passed"] for proof in entry["proofs"].values()} == {True}
+    assert "stored-in-code" in entry["proofs"]
+    layers = {layer["layer"]: layer for layer in entry["layers"]}
+    assert layers["w1"]["form"] == "coded"
+    assert layers["w1"]["alternative"]["method"] == "rounded"
+    assert layers["w1"]["alternative"]["parameters"] == pytest.approx(layers["w1"]["in_features"] * 160, rel=0.02)
+    fp32 = record["files"]["baseline/fp32.onnx"]
+    assert entry["size_bytes"] < fp32["size_bytes"] / 7
+    assert any("rounded only saves bytes" in warning for warning in record["warnings"])
+    assert inspect_pack(out)["files"]["model.onnx"]["layers"]
+
+
+@pytest.mark.usefixtures("methods")
+def test_the_second_time_fits_come_from_the_cache(
+    classifier: Path, warm_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = built(classifier, warm_cache, tmp_path / "first", method="rounded", rank=0.5)
+    monkeypatch.setattr("edgepack.pipeline.alternatives.compress", lambda *_, **__: pytest.fail("fitted again"))
+    again = built(classifier, warm_cache, tmp_path / "again", method="rounded", rank=0.5)
+    assert again["files"]["model.onnx"]["sha256"] == first["files"]["model.onnx"]["sha256"]
+
+
+@pytest.mark.usefixtures("methods")
+def test_pairs_of_a_function_take_the_forms_of_pairs(classifier: Path, warm_cache: Path, tmp_path: Path) -> None:
+    record = built(classifier, warm_cache, tmp_path / "pack", method="halves", rank=RANK, precision="int8")
+    entry = record["files"]["model.onnx"]
+    assert {proof["passed"] for proof in entry["proofs"].values()} == {True}
+    first = entry["layers"][0]
+    assert (first["rank"], first["form"]) == (35, "int8-static-qdq")
+    assert first["alternative"]["method"] == "halves"
+    assert first["reason"] == "halves at 0.25 of the bytes rank 35 int8-static-qdq"
+
+
+@pytest.mark.usefixtures("methods")
+def test_the_smallest_plan_within_the_drop_is_taken(classifier: Path, warm_cache: Path, tmp_path: Path) -> None:
+    record = built(classifier, warm_cache, tmp_path / "pack", method="rounded", max_drop=2.0)
+    entry = record["files"]["model.onnx"]
+    assert entry["guard"]["drop"] <= 2.0
+    assert entry["size_bytes"] < record["files"]["baseline/int8.onnx"]["size_bytes"]
+
+
+@pytest.mark.usefixtures("methods")
+def test_methods_compete(classifier: Path, warm_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgepack.pipeline.guarding.AUTO", ("halves",))
+    record = built(classifier, warm_cache, tmp_path / "pack", method="auto", max_drop=2.0)
+    layers = record["files"]["model.onnx"]["layers"]
+    assert record["method"] == "auto"
+    kinds = {other["alternative"]["method"] for layer in layers for other in layer["others"] if other["alternative"]}
+    assert kinds <= {"halves"}
+    assert kinds
+
+
+@pytest.mark.usefixtures("methods")
+@pytest.mark.parametrize("changes", [{"rank": "cv"}, {"refit": True}])
+def test_options_for_pairs_are_refused(classifier: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="is for the pairs of a factorizer, and --method rounded makes none"):
+        built(classifier, tmp_path / "cache", tmp_path / "pack", method="rounded", **changes)
+
+
+def bad_shape(layer: LinearLayer, share: float, *, seed: int = 0, gradient: Array | None = None) -> Factors:
+    del share, seed, gradient
+    return Factors(np.zeros((3, 2), np.float32), np.zeros((2, 5), np.float32), layer.bias)
+
+
+def test_what_does_not_fit_the_layer_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgepack.factorize.METHODS", {"bad": bad_shape})
+    layer = LinearLayer("one", np.ones((8, 16), np.float32), None, "Gemm")
+    with pytest.raises(
+        UsageError, match=r"--method bad: one: found \[\(3, 2\), \(2, 5\)\], expected \[\(8, 2\), \(2, 16\)\]"
+    ):
+        factorize.compress("bad", layer, 0.5)
