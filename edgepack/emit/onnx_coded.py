@@ -27,6 +27,7 @@ BUCKET_OPSET = 18
 """BitwiseXor and BitwiseAnd came with this one."""
 _ONNX_TYPES = {"float32": 1, "int32": 6}
 _INT64, _UINT32 = 7, 12
+_BY = {"div": "Div", "mod": "Mod"}
 _PLAIN = {"matmul": "MatMul", "mul": "Mul", "add": "Add", "sub": "Sub"}
 
 
@@ -122,6 +123,10 @@ def _plain(place: _Place, inputs: list[ir.Value], step: Step) -> ir.Value:
     return place.op(_PLAIN[step.op], inputs)
 
 
+def _by(place: _Place, inputs: list[ir.Value], step: Step) -> ir.Value:
+    return place.op(_BY[step.op], [*inputs, place.integers(_number(step, "by"), np.int32)])
+
+
 def _cumsum(place: _Place, inputs: list[ir.Value], step: Step) -> ir.Value:
     return place.op("CumSum", [*inputs, place.integers(0, np.int32)])
 
@@ -186,6 +191,7 @@ _RENDER: Mapping[str, _Render] = {
     "reshape": _reshape,
     "transpose": _transpose,
     **dict.fromkeys(_PLAIN, _plain),
+    **dict.fromkeys(_BY, _by),
     "cumsum": _cumsum,
     "scatter": _scatter,
     "head": _head,

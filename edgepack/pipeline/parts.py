@@ -31,12 +31,18 @@ def unpacked_part(arrays: Mapping[str, Array]) -> Replacement:
     """What `packed_part` was given."""
     bias = arrays["bias"] if arrays["bias"].size else None
     if "A" in arrays:
-        return Factors(arrays["A"], arrays["B"], bias, arrays.get("base"))
+        return unpacked_pair(arrays)
     if "steps" not in arrays:
         return Dense(arrays["weight"], bias)
     constants = {name.removeprefix(_CONSTANT): array for name, array in arrays.items() if name.startswith(_CONSTANT)}
     steps = tuple(_step(*step) for step in json.loads(arrays["steps"].tobytes()))
     return Coded(constants, steps, arrays["weight"], bias)
+
+
+def unpacked_pair(arrays: Mapping[str, Array]) -> Factors:
+    """A pair that `packed_part` was given."""
+    bias = arrays["bias"] if arrays["bias"].size else None
+    return Factors(arrays["A"], arrays["B"], bias, arrays.get("base"))
 
 
 def _step(op: str, inputs: list[str], output: str, attributes: dict[str, Any]) -> Step:

@@ -13,8 +13,8 @@ from edgepack.cache import Cache, digest
 from edgepack.data import Samples
 from edgepack.errors import ModelError, UsageError
 from edgepack.pipeline.opened import Opened
+from edgepack.pipeline.parts import packed_part, unpacked_pair
 from edgepack.pipeline.programs import with_program
-from edgepack.pipeline.rounding import packed, unpacked
 from edgepack.progress import Progress
 from edgepack.recover.budget import Budget
 from edgepack.recover.layers import recover_factors
@@ -76,7 +76,7 @@ class Recovery:
             ModelError: there is no torch program, or it cannot be trained.
             DataError: too few calibration samples.
         """
-        parts = [part for name, pair in sorted(factors.items()) for part in (name, *packed(pair).values())]
+        parts = [part for name, pair in sorted(factors.items()) for part in (name, *packed_part(pair).values())]
         key = digest("recovered", VERSION, self.key, repr(self.budget), self.seed, int8, largest, *parts)
         if key not in self._last:
             said, known = self.cache.known("recoveries", key), self.cache.known_arrays("recovered", key)
@@ -105,7 +105,9 @@ class Recovery:
         best = min((loss for loss in looks if math.isfinite(loss)), default=looks[0])
         outcome = Outcome(found.factors, found.history[-1].step, (looks[0], best), found.missing)
         names = sorted(factors)
-        arrays = {f"{i}.{part}": array for i, n in enumerate(names) for part, array in packed(found.factors[n]).items()}
+        arrays = {
+            f"{i}.{part}": array for i, n in enumerate(names) for part, array in packed_part(found.factors[n]).items()
+        }
         self.cache.keep_arrays("recovered", key, arrays)
         self.cache.keep(
             "recoveries", key, {"steps": outcome.steps, "held_out": [looks[0], best], "missing": found.missing}
@@ -155,6 +157,6 @@ def _outcome(said: Mapping[str, Any], arrays: Mapping[str, Array], factors: Mapp
     parts = {
         name: {part: arrays[f"{i}.{part}"] for part in ("A", "B", "bias")} for i, name in enumerate(sorted(factors))
     }
-    pairs = {name: unpacked(part) for name, part in parts.items()}
+    pairs = {name: unpacked_pair(part) for name, part in parts.items()}
     before, after = map(float, said["held_out"])
     return Outcome(pairs, int(said["steps"]), (before, after), tuple(said["missing"]))

@@ -19,7 +19,8 @@ from edgepack.factorize.two_sided import damped
 from edgepack.pipeline.covariances import Covariances
 from edgepack.pipeline.moments import THREADS
 from edgepack.pipeline.observe import Observation, joined
-from edgepack.pipeline.rounding import Rounder, packed, unpacked
+from edgepack.pipeline.parts import packed_part, unpacked_pair
+from edgepack.pipeline.rounding import Rounder
 from edgepack.progress import Progress
 from edgepack.types import RESIDUAL_FORMS, Array, Factors, InputSpread, LayerPlan, LinearLayer, Moments, Spectrum
 
@@ -113,8 +114,8 @@ class Refitter:
                 seen = self._observed(missing, before)
                 for name, choice in missing.items():
                     made = self._refitted(choice, seen[name], prefix) if name in seen else self._kept(choice)
-                    found[name] = cache.keep_arrays("refitted", keys[name], packed(made))
-        return {name: unpacked(found[name]) for name in choices}
+                    found[name] = cache.keep_arrays("refitted", keys[name], packed_part(made))
+        return {name: unpacked_pair(found[name]) for name in choices}
 
     def _observed(
         self, choices: Mapping[str, _Choice], before: Mapping[str, Factors]
@@ -221,4 +222,4 @@ def _weighing(spectrum: Spectrum) -> str:
 
 def _parts(factors: Mapping[str, Factors]) -> Iterator[object]:
     for name in sorted(factors):
-        yield from (name, *packed(factors[name]).values())
+        yield from (name, *packed_part(factors[name]).values())

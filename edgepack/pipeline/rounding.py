@@ -14,6 +14,7 @@ from edgepack.factorize.whitened import shrunk_covariance
 from edgepack.pipeline.beside import beside, rounded_beside
 from edgepack.pipeline.covariances import Covariances
 from edgepack.pipeline.losses import factors_at
+from edgepack.pipeline.parts import packed_part, unpacked_pair
 from edgepack.quantize.alternate import alternate
 from edgepack.quantize.bias import corrected_bias, corrected_pair
 from edgepack.quantize.gauge import LatentGrid, search_gauge, turned
@@ -108,11 +109,11 @@ class Rounder:
             return beside(layer, self.plain(layer, spectrum, rank))
         parts = (form, self.covariances.key, self.method, layer.name, rank, self.seed)
         key = digest("rounded beside", VERSION, *parts)
-        return self._kept(key, lambda: packed(rounded_beside(layer, moments, form, rank, seed=self.seed)))
+        return self._kept(key, lambda: packed_part(rounded_beside(layer, moments, form, rank, seed=self.seed)))
 
     def _kept(self, key: str, make: Callable[[], Mapping[str, Array]]) -> Factors:
         if key not in self._last:
-            self._last[key] = unpacked(self.covariances.cache.arrays("rounded", key, make))
+            self._last[key] = unpacked_pair(self.covariances.cache.arrays("rounded", key, make))
         return self._last[key]
 
     def draft(self, layer: LinearLayer, spectrum: Spectrum, rank: int, form: str) -> Factors:
@@ -143,13 +144,7 @@ class Rounder:
             found = shrunk_covariance(moments)
             rounded = alternate(layer.weight, pair, found, grids, gradient=gradient, rounds=_rounds(layer))
             pair = corrected_pair(pair, rounded.factors(None), moments.mean)
-        return packed(pair)
-
-
-def packed(pair: Factors) -> dict[str, Array]:
-    """Named arrays, for the cache."""
-    arrays = {"A": pair.A, "B": pair.B, "bias": np.zeros(0, np.float32) if pair.bias is None else pair.bias}
-    return arrays if pair.base is None else arrays | {"base": pair.base}
+        return packed_part(pair)
 
 
 def is_per_channel_int8(form: str) -> bool:
@@ -173,9 +168,3 @@ def _dense_arrays(layer: LinearLayer, moments: Moments, grid: WeightGrid) -> Map
         return {"weight": weight, "bias": np.zeros(0, np.float32) if layer.bias is None else layer.bias}
     weight = gptq(layer.weight, covariance, grid).weight
     return {"weight": weight, "bias": corrected_bias(layer.bias, layer.weight, weight, moments.mean)}
-
-
-def unpacked(arrays: Mapping[str, Array]) -> Factors:
-    """What `packed` was given."""
-    bias = arrays["bias"] if arrays["bias"].size else None
-    return Factors(arrays["A"], arrays["B"], bias, arrays.get("base"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +128,6 @@ def bad_shape(layer: LinearLayer, share: float, *, seed: int = 0, gradient: Arra
 def test_what_does_not_fit_the_layer_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edgepack.factorize.METHODS", {"bad": bad_shape})
     layer = LinearLayer("one", np.ones((8, 16), np.float32), None, "Gemm")
-    with pytest.raises(
-        UsageError, match=r"--method bad: one: found \[\(3, 2\), \(2, 5\)\], expected \[\(8, 2\), \(2, 16\)\]"
-    ):
+    wanted = "--method bad: one: found [(3, 2), (2, 5)], expected [(8, 2), (2, 16)]"
+    with pytest.raises(UsageError, match=re.escape(wanted)):
         factorize.compress("bad", layer, 0.5)
