@@ -64,9 +64,9 @@ _NUMBERS = {"n": 4, "q": 4, "last": 4}
 def deepthin(layer: LinearLayer, share: float, *, seed: int = 0, gradient: Array | None = None) -> Coded | str:
     """The layer decoded at load: W_aux = X_f W_f, cut and reshaped, then one dense product.
 
-    Saves bytes of the file; memory and time stay those of the dense layer. Of the ranks r = 1, 2, 4, … and the largest
-    that the bytes allow, the one is taken whose truncated SVD of the re-laid W loses least; with data the factors
-    are then improved in the metric of the inputs.
+    Saves bytes of the file; memory and time stay those of the dense layer. Of the ranks r = 1, 2, 3, 4, 6, 8,
+    12, … and the largest that the bytes allow, the one is taken whose truncated SVD of the re-laid W loses least; with
+    data the factors are then improved in the metric of the inputs.
 
     Args:
         layer: whose W is fitted.
@@ -107,7 +107,8 @@ def initial(
         out_features, in_features: of the layer.
         share: as for `deepthin`.
         seed: of the draw.
-        rank: r; by default the largest of 1, 2, 4, … whose decode-free form multiplies no more than the dense layer.
+        rank: r; by default the largest of 1, 2, 3, 4, 6, … whose decode-free form multiplies no more than the dense
+            layer.
         gain: 2 before a ReLU.
     """
     budget = int(share * out_features * in_features) - sum(_NUMBERS.values())
@@ -161,11 +162,12 @@ def fitting(out_features: int, in_features: int, rank: int, budget: int) -> Shap
 
 
 def shapes(out_features: int, in_features: int, budget: int) -> Iterator[Shape]:
-    """Those of rank 1, 2, 4, … and of the largest rank there is, in this order."""
+    """Those of rank 1, 2, 3, 4, 6, 8, 12, … and of the largest rank there is, in this order."""
     largest = int(max(budget, 0) / (2 * math.sqrt(out_features * in_features)))
     while largest > 0 and fitting(out_features, in_features, largest, budget) is None:
         largest -= 1
-    for rank in sorted({1 << i for i in range(largest.bit_length())} | {largest} - {0}):
+    ladder = {step << i for i in range(largest.bit_length()) for step in (1, 3) if step << i < largest}
+    for rank in sorted(ladder | {largest}) if largest > 0 else ():
         shape = fitting(out_features, in_features, rank, budget)
         if shape is not None:
             yield shape
