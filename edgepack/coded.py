@@ -16,6 +16,9 @@ from edgepack.types import Array, Coded, Step
 X = "x"
 """The name of a layer's input in its steps: (rows, in) float32."""
 
+_ROWS_AT_ONCE = 16
+"""Of the identity that a layer is applied to: steps may widen each row to many times the layer's sides."""
+
 PRIMES = (2654435761, 2246822519, 3266489917, 668265263, 374761393)
 
 
@@ -63,6 +66,8 @@ OPERATORS: Mapping[str, Callable[..., Array]] = {
     "mul": lambda a, b: a * b,
     "add": lambda a, b: a + b,
     "sub": lambda a, b: a - b,
+    "div": lambda a, by: a // np.int32(by),
+    "mod": lambda a, by: a % np.int32(by),
     "cumsum": lambda a: np.cumsum(a, dtype=a.dtype),
     "scatter": _scatter,
     "head": lambda a, count: a.reshape(-1)[:count],
@@ -79,6 +84,7 @@ gather(a, indices; axis): rows, or slices along an axis, by int32 indices of any
 reshape(a; shape): one size may be −1.
 transpose(a; perm). mul, add, sub(a, b): of one dtype, broadcast.
 matmul(a, b): (…, k) times (k, n).
+div(a; by), mod(a; by): quotient and remainder of int32 ≥ 0 by one whole number > 0, int32.
 cumsum(a): of (k,) int32.
 scatter(positions, values; size): zeros (size,) with values (k,) float32 at positions (k,) int32, each at most once.
 head(a; count): the first numbers of a, flat.
@@ -156,7 +162,14 @@ def effective_weight(coded: Coded) -> Array:
     """(out, in) float32: what the steps come to as one matrix."""
     if is_decoded(coded):
         return np.ascontiguousarray(values(coded.constants, coded.steps)[coded.steps[-1].inputs[1]].T)
-    return np.ascontiguousarray(evaluate(coded, np.eye(coded.weight.shape[1], dtype=np.float32)).T)
+    features = coded.weight.shape[1]
+    loaded = values(coded.constants, coded.steps)
+    own = [step for step in coded.steps if step.output not in loaded]
+    columns = []
+    for start in range(0, features, _ROWS_AT_ONCE):
+        x = np.eye(min(_ROWS_AT_ONCE, features - start), features, k=start, dtype=np.float32)
+        columns.append(values(loaded, own, x)[coded.steps[-1].output])
+    return np.ascontiguousarray(np.concatenate(columns).T)
 
 
 def at_load(coded: Coded) -> frozenset[str]:

@@ -17,6 +17,13 @@ LEAST_COLUMNS = 16
 """Rows shorter than this share one scale: a scale of their own would take a quarter of them or more."""
 
 
+def bytes_in_8_bits(rows: int, columns: int) -> int:
+    """Bytes that a float constant of these sides takes in `in_8_bits`, its scales included."""
+    if rows * columns < LEAST_ELEMENTS and min(rows, columns) == 1:
+        return 4 * rows * columns
+    return rows * columns + 4 * (rows if columns >= LEAST_COLUMNS else 1)
+
+
 def in_8_bits(coded: Coded) -> Coded:
     """The same layer with float matrices and larger vectors as int8, with a scale per row of the first axis or one.
 
