@@ -40,6 +40,7 @@ class TfliteLinear:
         axis: of `weight` along which the scales run, None if there is one for all or none.
         bias: (out,) in the file's type, None if there is none. A bias of zeros is dropped by the converter.
         subgraph: the subgraph it is in.
+        stride: of a convolution, the larger of its two.
     """
 
     op: str
@@ -52,6 +53,7 @@ class TfliteLinear:
     axis: int | None
     bias: Array | None
     subgraph: int = 0
+    stride: int = 1
 
     @property
     def values(self) -> Array:
@@ -166,14 +168,31 @@ def _builtin_names() -> Mapping[int, str]:
 
 def _linear_ops(model: Any) -> list[TfliteLinear]:
     found = []
+    initial = _initial_graphs(model)
     for index, graph in _graphs(model):
         for position in range(graph.OperatorsLength()):
             operator = graph.Operators(position)
             name = _op_name(model, operator)
-            if name in _LINEAR_OPS:
+            if name in _LINEAR_OPS and index not in initial:
                 site = _linear_op(model, graph, operator, name, index)
                 if site is not None:
                     found.append(site)
+    return found
+
+
+def _initial_graphs(model: Any) -> set[int]:
+    """Subgraphs that run once, before the first inference: what they multiply is no layer."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    found = set()
+    for _, graph in _graphs(model):
+        for position in range(graph.OperatorsLength()):
+            operator = graph.Operators(position)
+            table = operator.BuiltinOptions()
+            if table is not None and _op_name(model, operator) == "CALL_ONCE":
+                options = schema.CallOnceOptions()
+                options.Init(table.Bytes, table.Pos)
+                found.add(int(options.InitSubgraphIndex()))
     return found
 
 
@@ -207,7 +226,19 @@ def _linear_op(model: Any, graph: Any, operator: Any, name: str, subgraph: int) 
         axis=axis if scales.size > 1 else None,
         bias=bias,
         subgraph=subgraph,
+        stride=_stride(operator) if name == "CONV_2D" else 1,
     )
+
+
+def _stride(operator: Any) -> int:
+    from ai_edge_litert import schema_py_generated as schema
+
+    table = operator.BuiltinOptions()
+    if table is None:
+        return 1
+    options = schema.Conv2DOptions()
+    options.Init(table.Bytes, table.Pos)
+    return int(max(options.StrideH(), options.StrideW()))
 
 
 def _adjoint_y(operator: Any) -> bool:

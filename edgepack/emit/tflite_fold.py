@@ -9,7 +9,7 @@ import numpy as np
 
 from edgepack.emit.tflite_match import TOLERANCE, Found
 from edgepack.tflitegraph import TfliteLinear
-from edgepack.types import Array, Dense, LinearLayer, Replacement
+from edgepack.types import Array, Dense, Factors, LinearLayer, Replacement
 
 _LEAST_ROWS = 4
 """Below, a bias is too short to tell one shift from another."""
@@ -103,9 +103,9 @@ def _near(have: Array, want: Array) -> bool:
 
 
 def _product(part: Replacement, x: Array) -> Array:
-    if isinstance(part, Dense):
-        return np.asarray(part.weight.astype(np.float64) @ x)
-    return np.asarray(part.A.astype(np.float64) @ (part.B @ x))
+    if isinstance(part, Factors):
+        return np.asarray(part.A.astype(np.float64) @ (part.B @ x))
+    return np.asarray(part.weight.astype(np.float64) @ x)
 
 
 def _vector(bias: Array | None, layer: LinearLayer) -> Array:

@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgepack.emit.tflite_coded import encode
 from edgepack.emit.tflite_fold import Fold, fold, shifts_by_size
 from edgepack.emit.tflite_match import Found, Wanted, match
-from edgepack.emit.tflite_thin import can_replace, thin
+from edgepack.emit.tflite_thin import refuses, thin
 from edgepack.tflitegraph import linear_ops
-from edgepack.types import Array, Factors, LinearLayer, Replacement
+from edgepack.types import Array, Coded, Factors, LinearLayer, Replacement
 
 
 @dataclass(frozen=True)
@@ -31,15 +32,31 @@ class Places:
 
     def takes(self, factors: Mapping[str, Replacement]) -> bool:
         """Whether `replace` can put all of these into the file."""
-        dense = {layer.name: layer for layer in self.layers}
-        return all(
-            name in self.folds and all(can_replace(place, dense[name], part) for place in self.folds[name])
-            for name, part in factors.items()
-        )
+        return all(self.refuses(name, part) is None for name, part in factors.items())
+
+    def refuses(self, name: str, part: Replacement) -> str | None:
+        """Why `replace` cannot put this into the file, in a few words; None if it can."""
+        if name not in self.folds:
+            return "its operators are not in the file, or their biases are not understood"
+        layer = next(layer for layer in self.layers if layer.name == name)
+        reasons = (refuses(place, layer, part) for place in self.folds[name])
+        return next((reason for reason in reasons if reason is not None), None)
 
     def replace(self, path: Path, factors: Mapping[str, Replacement]) -> dict[str, tuple[str, ...]]:
-        """Write the file with these in the place of the named layers; returns the `operators` of that file."""
+        """Write the file with these in the place of the named layers; returns the `operators` of that file.
+
+        Layers in code have their effective weights there, which a quantizer must leave in float32; `encode` comes last.
+        """
         return {**self.operators, **thin(self.path, path, self.layers, factors, self.folds)}
+
+    def encode(self, source: Path, path: Path, factors: Mapping[str, Replacement]) -> None:
+        """Write a file of `replace`, or an integer form of it, with the code of those layers that are stored in code.
+
+        Raises:
+            ModelError: an operator is not in the file, or not in float32.
+        """
+        coded = {name: part for name, part in factors.items() if isinstance(part, Coded)}
+        encode(source, path, coded, self.folds)
 
 
 def find_places(

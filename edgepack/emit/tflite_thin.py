@@ -6,22 +6,32 @@ The model is not converted again.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from edgepack.emit.tflite_fold import Fold
+from edgepack.emit.tflite_store import drop_unused, packed, text
 from edgepack.errors import ModelError
-from edgepack.types import Array, Dense, Factors, LinearLayer, Replacement
-
-_ALIGNMENT = 16
+from edgepack.types import Array, Coded, Dense, Factors, LinearLayer, Replacement
 
 
 def can_replace(fold: Fold, layer: LinearLayer, part: Replacement) -> bool:
     """Whether `thin` can replace the operator and keep what the converter folded into it."""
-    return fold.op.op in ("FULLY_CONNECTED", "CONV_2D") and fold.takes(layer, part)
+    return refuses(fold, layer, part) is None
+
+
+def refuses(fold: Fold, layer: LinearLayer, part: Replacement) -> str | None:
+    """Why the part cannot stand in the place of the operator, in a few words; None if it can."""
+    if fold.op.op not in ("FULLY_CONNECTED", "CONV_2D"):
+        return f"{fold.op.op} has no bias and takes no other weight"
+    if isinstance(part, Coded) and fold.op.stride != 1:
+        return "a convolution with strides is not written in code"
+    if not fold.takes(layer, part):
+        return "what the converter folded into the operator is not known well enough to keep it"
+    return None
 
 
 def thin(
@@ -34,7 +44,8 @@ def thin(
     """Write the dense file with the parts in the place of each operator of the named layers.
 
     Of two thin operators the second writes what the dense one wrote, activation included. All places of a layer share
-    its factors.
+    its factors. A layer in code gets its effective weight: a quantizer knows no other; `tflite_coded.encode` puts the
+    code in its place when the file has its final form.
 
     Args:
         source: the dense float32 file.
@@ -58,8 +69,8 @@ def thin(
         name: tuple(output for fold in folds[name] for output in editor.replace(fold, dense[name], part))
         for name, part in factors.items()
     }
-    _drop_unused(model)
-    path.write_bytes(_packed(model))
+    drop_unused(model)
+    path.write_bytes(packed(model))
     return written
 
 
@@ -69,7 +80,7 @@ class _Editor:
     def __init__(self, model: Any) -> None:
         self._model = model
         self._tensors: dict[tuple[int, bytes], int] = {}
-        self._names = [{_text(tensor.name) for tensor in graph.tensors} for graph in model.subgraphs]
+        self._names = [{text(tensor.name) for tensor in graph.tensors} for graph in model.subgraphs]
 
     def replace(self, fold: Fold, layer: LinearLayer, part: Replacement) -> tuple[str, ...]:
         """Replace one operator; returns the names of what its successors write."""
@@ -77,14 +88,14 @@ class _Editor:
         place = [i for i, op in enumerate(graph.operators) if fold.op.output_index in list(op.outputs)]
         if len(place) != 1:
             raise ModelError(f"{layer.name}: no operator writes {fold.op.output!r} in the TFLite file")
-        if isinstance(part, Dense):
-            return self._reweigh(fold, layer, part, graph.operators[place[0]])
-        return self._split(fold, layer, part, place[0])
+        if isinstance(part, Factors):
+            return self._split(fold, layer, part, place[0])
+        return self._reweigh(fold, layer, part, graph.operators[place[0]])
 
-    def _reweigh(self, fold: Fold, layer: LinearLayer, part: Dense, operator: Any) -> tuple[str]:
+    def _reweigh(self, fold: Fold, layer: LinearLayer, part: Dense | Coded, operator: Any) -> tuple[str]:
         number, name = fold.op.subgraph, fold.op.output
         old = self._model.subgraphs[number].tensors[operator.inputs[1]]
-        weight = (part.weight * fold.rows[:, None]).astype(np.float32).reshape(old.shape)
+        weight = (part.weight * fold.rows[:, None] * fold.columns).astype(np.float32).reshape(old.shape)
         bias = self._bias(number, old, fold.bias(layer, part), layer.out_features, f"{name}/bias")
         operator.inputs = [operator.inputs[0], self._constant(number, old, weight, f"{name}/weight"), bias]
         return (name,)
@@ -107,7 +118,7 @@ class _Editor:
         _without_activation(first)
         _with_unit_stride(second)
         graph.operators.insert(place, first)
-        return _text(graph.tensors[thin].name), name
+        return text(graph.tensors[thin].name), name
 
     def _latent(self, number: int, fold: Fold, rank: int) -> int:
         """The tensor between the two: the dense operator's output with `rank` channels."""
@@ -161,60 +172,3 @@ def _with_unit_stride(operator: Any) -> None:
     """The first convolution of the two has taken the strides."""
     if hasattr(operator.builtinOptions, "strideH"):
         operator.builtinOptions.strideH = operator.builtinOptions.strideW = 1
-
-
-def _drop_unused(model: Any) -> None:
-    """Remove tensors that nothing uses and buffers that no tensor holds: the dense weights."""
-    for number, graph in enumerate(model.subgraphs):
-        signatures = [s for s in model.signatureDefs or [] if s.subgraphIndex == number]
-        named = [entry for s in signatures for entry in [*(s.inputs or []), *(s.outputs or [])]]
-        used = {*graph.inputs, *graph.outputs, *(entry.tensorIndex for entry in named)}
-        for op in graph.operators:
-            used.update(index for part in _operands(op) for index in part)
-        kept = sorted(used - {-1})
-        new = {-1: -1, **{old: index for index, old in enumerate(kept)}}
-        graph.tensors = [graph.tensors[old] for old in kept]
-        graph.inputs, graph.outputs = [new[i] for i in graph.inputs], [new[i] for i in graph.outputs]
-        for entry in named:
-            entry.tensorIndex = new[entry.tensorIndex]
-        for op in graph.operators:
-            for part in _operands(op):
-                part[:] = [new[index] for index in part]
-    tensors = [tensor for graph in model.subgraphs for tensor in graph.tensors]
-    holders = [*tensors, *(model.metadata or [])]
-    others = set(model.metadataBuffer) if model.metadataBuffer is not None else set()
-    kept = sorted({0, *others, *(holder.buffer for holder in holders)})
-    moved = {old: index for index, old in enumerate(kept)}
-    model.buffers = [model.buffers[old] for old in kept]
-    for holder in holders:
-        holder.buffer = moved[holder.buffer]
-    if model.metadataBuffer is not None:
-        model.metadataBuffer = [moved[old] for old in model.metadataBuffer]
-
-
-def _operands(operator: Any) -> Iterable[list[int]]:
-    for part in (operator.inputs, operator.outputs, operator.intermediates):
-        if part is not None:
-            yield part
-
-
-def _packed(model: Any) -> bytes:
-    """The file, constants at multiples of 16 bytes as LiteRT's own writer has them."""
-    import flatbuffers
-
-    class Aligned(flatbuffers.Builder):  # type: ignore[misc]
-        def StartVector(self, elemSize: int, numElems: int, alignment: int) -> Any:  # noqa: N802
-            return super().StartVector(elemSize, numElems, max(alignment, _ALIGNMENT if numElems >= 64 else 1))
-
-    size = 0
-    for buffer in model.buffers:
-        if buffer.data is not None and not isinstance(buffer.data, np.ndarray):
-            buffer.data = np.frombuffer(buffer.data, np.uint8)  # anything else is packed byte by byte
-        size += 0 if buffer.data is None else len(buffer.data)
-    builder = Aligned(size + (1 << 20))
-    builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
-    return bytes(builder.Output())
-
-
-def _text(name: bytes | str) -> str:
-    return name.decode() if isinstance(name, bytes) else name

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,12 +17,14 @@ from edgepack.emit.tflite_places import Places, find_places
 from edgepack.emit.tflite_quantize import LAYER_FORMS, check_mixture
 from edgepack.errors import ModelError
 from edgepack.pipeline.opened import Opened
-from edgepack.types import Array, Contents, Factors, Format, Replacement, pairs_of
+from edgepack.types import CODED, Array, Coded, Contents, Factors, Format, Replacement, pairs_of
 from edgepack.versions import tool_versions
 
 RANGE_SAMPLES = 128
 VERSION = 2
 """Of what the cache holds under a key."""
+ENCODING = 1
+"""Likewise, of files with layers in code."""
 
 
 @dataclass(frozen=True)
@@ -103,12 +105,16 @@ class TfliteFiles:
         return ("int8-static",) if self.calibrated else ()
 
     def takes(self, factors: Mapping[str, Replacement]) -> dict[str, Replacement]:
-        """All pairs; and other weights of dense layers whose operators are fully understood, where the pairs are put
-        into the dense file as well."""
+        """All pairs; and other weights and code of layers whose operators are fully understood, where the pairs are put
+        into the dense file as well. `refuses` says why a part is not among them."""
         pairs = pairs_of(factors)
         if len(pairs) == len(factors) or not self._places.takes(pairs):
             return {**pairs}
         return {name: part for name, part in factors.items() if name in pairs or self._places.takes({name: part})}
+
+    def refuses(self, name: str, part: Replacement) -> str | None:
+        """Why a layer cannot be written like this beside pairs that are put into the dense file; None if it can."""
+        return None if isinstance(part, Factors) else self._places.refuses(name, part)
 
     def write_dense(self, out: Path) -> None:
         """The dense fp32 baseline."""
@@ -129,28 +135,53 @@ class TfliteFiles:
             form: of every layer that is not in `forms`, and of all other operators.
             out: where to write.
             forms: of single layers, by name: some of `layer_forms()`; beside "int8-static" only "fp32". Both halves of
-                a factored layer take its form, and all places of a layer that is used in several.
+                a factored layer take its form, and all places of a layer that is used in several. Layers in code are
+                "coded" beside any form, named here or not; no other layer is.
 
         Raises:
-            ModelError: the model cannot be converted, or a layer named in `forms` has no operator in the file.
+            ModelError: the model cannot be converted, a layer named in `forms` has no operator in the file, or one in
+                code cannot be written.
             ValueError: a form in `forms` that cannot stand beside `form`.
         """
-        others = {name: own for name, own in sorted((forms or {}).items()) if own != form}
+        coded = {name for name, part in factors.items() if isinstance(part, Coded)}
+        self._check_coded(coded, factors, forms or {})
+        others = {name: own for name, own in sorted((forms or {}).items()) if own != form and name not in coded}
         check_mixture(form, others.values())
         self._check_names(others)
         key = digest(self._key, *(part for name in sorted(factors) for part in _parts(name, factors[name])))
         if form == "fp32" and not others:
-            out.write_bytes(self._float(key, factors).path.read_bytes())
+            self._finish(self._float(key, factors).path, out, factors)
             return
         samples = self._quantizer_samples() if form == "int8-static" else None
         data = [] if samples is None else [a for name in sorted(samples) for a in (name, samples[name])]
 
         def quantize(path: Path) -> None:
             source = self._float(key, factors)
-            single = self._operator_forms(source, others)
+            wide = {name: "fp32" for name in sorted(coded) if form != "fp32"}
+            single = self._operator_forms(source, {**others, **wide})
             self._emitter.quantize(source.path, path, form, samples, single)
+            self._finish(path, path, factors)
 
         self._cache.file("tflite", digest(key, form, others, *data), ".tflite", quantize, out)
+
+    def _finish(self, source: Path, out: Path, factors: Mapping[str, Replacement]) -> None:
+        """Put the code of layers in the place of their weights, which the quantizer knows."""
+        if any(isinstance(part, Coded) for part in factors.values()):
+            self._places.encode(source, out, factors)
+        elif source != out:
+            out.write_bytes(source.read_bytes())
+
+    def _check_coded(
+        self, coded: Collection[str], factors: Mapping[str, Replacement], forms: Mapping[str, str]
+    ) -> None:
+        """Refuse code that would be lost or under another form's name."""
+        wrong = [name for name, own in sorted(forms.items()) if (own == CODED) != (name in coded)]
+        if wrong:
+            raise ValueError(f"the form {CODED!r} is that of layers in code and of no others: {', '.join(wrong)}")
+        if coded and not self._places.takes(factors):
+            names = [name for name, part in sorted(factors.items()) if self._places.refuses(name, part) is not None]
+            reason = self._places.refuses(names[0], factors[names[0]])
+            raise ModelError(f"the TFLite file cannot have code beside {', '.join(names)}: {reason}")
 
     def read(self, path: Path) -> Contents:
         """What the file holds."""
@@ -247,8 +278,15 @@ class TfliteFiles:
 
 
 def _parts(name: str, part: Replacement) -> list[object]:
+    """What makes a file of this part another one."""
     bias = [] if part.bias is None else [part.bias]
-    return [name, *([part.A, part.B] if isinstance(part, Factors) else [part.weight]), *bias]
+    if isinstance(part, Factors):
+        return [name, part.A, part.B, *bias]
+    if isinstance(part, Coded):
+        steps = [(step.op, step.inputs, step.output, dict(step.attributes)) for step in part.steps]
+        constants = [each for pair in part.constants.items() for each in pair]
+        return [CODED, ENCODING, name, *constants, steps, part.weight, *bias]
+    return [name, part.weight, *bias]
 
 
 def _vectors(opened: Opened) -> list[Array]:
