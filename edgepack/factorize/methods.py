@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
+from edgepack.factorize import dct, deepthin, input_projection, jpeg, projection, simhash
 from edgepack.types import Array, LinearLayer, Replacement
 
 
@@ -29,7 +30,16 @@ class Method(Protocol):
         """
 
 
-METHODS: Mapping[str, Method] = {}
+METHODS: Mapping[str, Method] = {
+    "deepthin": deepthin.deepthin,
+    "deepthin-conv": deepthin.deepthin_conv,
+    "dct": dct.dct,
+    "jpeg": jpeg.jpeg,
+    "simhash": simhash.simhash,
+    "random-projection": projection.random_projection,
+    "output-projection": projection.output_projection,
+    "input-projection": input_projection.input_projection,
+}
 """By name."""
 
 AUTO: tuple[str, ...] = tuple(name for name in ("kmeans", "pruning", "dictionary", "input-projection", "hashednet"))

@@ -51,10 +51,14 @@ class Alternatives:
     why: Mapping[str, str] = field(default_factory=dict)
 
     @property
-    def only_save_bytes(self) -> bool:
-        """Whether none of them makes an inference faster."""
+    def only_save_bytes(self) -> str | None:
+        """What to say where none of them makes an inference faster; None where one does."""
         parts = [fit.part for fits in self.fits.values() for fit in fits]
-        return bool(parts) and all(map(only_saves_bytes, parts))
+        if not parts or not all(map(only_saves_bytes, parts)):
+            return None
+        if all(isinstance(part, Dense) for part in parts):
+            return "only saves bytes on the wire: files, memory and time are those of dense layers"
+        return "only saves bytes of the file: memory and time are those of dense float32 layers"
 
     def part(self, layer: str, alternative: Alternative) -> Replacement:
         """What is written."""

@@ -130,7 +130,7 @@ def _prepare(
         *(opened.model, opened.layers, method, data.calibration, key, cache, progress, crew), gradients=gradients
     )
     prover = Prover(guard, onnx.read(dense), opened.layers, onnx, work)
-    search_key = digest(key, method, methods.others, guard.metric, options.seed, options.exact)
+    search_key = digest(key, method, guard.metric, options.seed, options.exact)
     guarded_key = digest(search_key, guard.reference, guard.samples.labels)
     task = Task(
         *(options, opened.layers, spectra, method, prover, cache, guarded_key),
@@ -175,11 +175,12 @@ def _prepare(
         progress=progress,
     )
     if not methods.pairs:
-        task.aim = "size" if task.alternatives.only_save_bytes else "latency"
+        only = task.alternatives.only_save_bytes
+        task.aim = "latency" if only is None else "size"
         ranks = {name: ((), task.alternatives.why.get(name)) for name in ranks}
         residual = dict.fromkeys(residual, ())
-        if task.aim == "size":
-            task.warn(f"{options.method} only saves bytes: time and memory are those of dense float32 layers")
+        if only is not None:
+            task.warn(f"{options.method} {only}")
     losses = predict_losses(
         *(opened.layers, spectra, sensitivity, forms, {name: own for name, (own, _) in ranks.items()}),
         residual=residual,

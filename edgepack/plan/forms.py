@@ -31,4 +31,5 @@ def exceptions(layers: Sequence[LayerPlan], form: str) -> dict[str, str]:
 def file_form(layers: Sequence[LayerPlan], form: str) -> str:
     """What to call the form of a file for people: `mixed` where its layers differ, with the suffix of the file."""
     own, plus, suffix = form.partition("+")
-    return f"{MIXED if exceptions(layers, form) else own}{plus}{suffix}"
+    forms = {layer.form_in(form) for layer in layers} or {own}
+    return f"{MIXED if len(forms) > 1 else forms.pop()}{plus}{suffix}"
