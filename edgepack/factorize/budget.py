@@ -26,3 +26,12 @@ def float_bytes(*shape: int) -> int:
     if size < LEAST_ELEMENTS:
         return 4 * size
     return size + 4 * (shape[0] if size >= LEAST_COLUMNS * shape[0] else 1)
+
+
+def most_floats(left: int, beside: int = 0) -> int:
+    """How many floats of a flat constant fit into so many bytes in 8 bits, with `beside` more bytes each.
+
+    Not every smaller number need fit: too few are left as they are, at four bytes each.
+    """
+    many = (left - 4) // (1 + beside)
+    return many if many >= LEAST_ELEMENTS else max(min(left // (4 + beside), LEAST_ELEMENTS - 1), 0)

@@ -15,7 +15,7 @@ import numpy as np
 
 from edgepack.coded import Writer, xxh32
 from edgepack.errors import UsageError
-from edgepack.factorize.budget import allowed_bytes, float_bytes
+from edgepack.factorize.budget import allowed_bytes, most_floats
 from edgepack.factorize.output_norm import input_covariance, input_variances, with_corrected_bias
 from edgepack.factorize.tied import bucket_means, refitted
 from edgepack.types import Array, Coded, LinearLayer
@@ -35,7 +35,7 @@ def hashednet(layer: LinearLayer, share: float, *, seed: int = 0, gradient: Arra
     Raises:
         UsageError: the share is not between 0 and 1.
     """
-    buckets = _buckets(allowed_bytes(layer, share) - _SIGNS.nbytes)
+    buckets = most_floats(allowed_bytes(layer, share) - _SIGNS.nbytes)
     if buckets < 1:
         return f"{share:g} of its bytes do not hold one shared number"
     return hashed(layer, buckets, seed=seed)
@@ -65,12 +65,6 @@ def initial(out_features: int, in_features: int, buckets: int, *, seed: int = 0)
         raise UsageError(f"{buckets} shared numbers for {out_features} × {in_features} entries")
     shared = np.random.default_rng(seed).standard_normal(buckets) * np.sqrt(2 / in_features)
     return _coded((out_features, in_features), shared, seed, np.zeros(out_features, np.float32))
-
-
-def _buckets(left: int) -> int:
-    """The most numbers that fit into so many bytes."""
-    few, many = left // 4, left - 4
-    return many if many > 0 and float_bytes(many) <= left else min(few, 63)
 
 
 def _seeds(seed: int) -> tuple[int, int]:

@@ -14,7 +14,7 @@ from edgepack.types import Array, Coded, LinearLayer
 
 
 def input_covariance(layer: LinearLayer) -> Array | None:
-    """C_λ, (in, in) float64; None where nothing is known of the input, or it never varied: then the bias says it all."""
+    """C_λ, (in, in) float64; None if nothing is known of the input, or it never varies: the bias says it all."""
     if layer.moments is None:
         return None
     covariance = shrunk_covariance(layer.moments)
