@@ -1,0 +1,91 @@
+"""HashedNets: a weight matrix whose entries are few numbers, shared by a hash of their place.
+
+Chen, Wilson, Tyree, Weinberger and Chen, "Compressing Neural Networks with the Hashing Trick" (ICML 2015), equations 3
+and 7: V_ij = ξ(i, j) w[h(i, j)], where h and ξ are hashes of the entry's place and nothing is stored but w. Here both
+are xxh32 of i · in + j, under two seeds; h modulo the number of buckets, ξ = ±1 by the lowest bit.
+
+The paper trains w. For a weight that is given, w is linear least squares: where the inputs' covariance is diagonal, the
+mean of ξ V of each bucket, weighted by the inputs' variances; else a few conjugate gradients from there on. Little of a
+weight survives it (of a random one, a share of about buckets / entries): it is a model to train, from `initial`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from edgepack.coded import Writer, xxh32
+from edgepack.errors import UsageError
+from edgepack.factorize.budget import allowed_bytes, most_floats
+from edgepack.factorize.output_norm import input_covariance, input_variances, with_corrected_bias
+from edgepack.factorize.tied import bucket_means, refitted
+from edgepack.types import Array, Coded, LinearLayer
+
+_SIGNS = np.array([-1, 1], np.float32)
+
+
+def hashednet(layer: LinearLayer, share: float, *, seed: int = 0, gradient: Array | None = None) -> Coded | str:
+    """As many shared numbers as fit into `share` of a byte per weight, fitted to the layer.
+
+    Args:
+        layer: with moments, fitted to what the layer gives on the data; without, to the weight.
+        share: of the weight's bytes in 8 bits, between 0 and 1.
+        seed: of the hashes.
+        gradient: without effect.
+
+    Raises:
+        UsageError: the share is not between 0 and 1.
+    """
+    buckets = most_floats(allowed_bytes(layer, share) - _SIGNS.nbytes)
+    if buckets < 1:
+        return f"{share:g} of its bytes do not hold one shared number"
+    return hashed(layer, buckets, seed=seed)
+
+
+def hashed(layer: LinearLayer, buckets: int, *, seed: int = 0) -> Coded:
+    """The layer with `buckets` shared numbers."""
+    shape = layer.out_features, layer.in_features
+    index, signs = _hashes(shape, buckets, seed)
+    shared = bucket_means(layer.weight, index, buckets, input_variances(layer), signs)
+    covariance = input_covariance(layer)
+    if covariance is not None:
+        shared = refitted(layer.weight, index, shared, covariance, signs)
+    return with_corrected_bias(layer, _coded(shape, shared, seed, layer.bias))
+
+
+def initial(out_features: int, in_features: int, buckets: int, *, seed: int = 0) -> Coded:
+    """A layer to train: w ~ N(0, 2 / in), which keeps the scale of activations through rectifiers, and a bias of zeros.
+
+    The scale is that of He, Zhang, Ren and Sun, "Delving Deep into Rectifiers" (ICCV 2015), equation 10: the entries
+    share numbers, but the random signs leave them uncorrelated.
+
+    Raises:
+        UsageError: no buckets, or more than entries.
+    """
+    if not 1 <= buckets <= out_features * in_features:
+        raise UsageError(f"{buckets} shared numbers for {out_features} × {in_features} entries")
+    shared = np.random.default_rng(seed).standard_normal(buckets) * np.sqrt(2 / in_features)
+    return _coded((out_features, in_features), shared, seed, np.zeros(out_features, np.float32))
+
+
+def _seeds(seed: int) -> tuple[int, int]:
+    """Of the bucket and of the sign."""
+    return (2 * seed) & 0xFFFFFFFF, (2 * seed + 1) & 0xFFFFFFFF
+
+
+def _hashes(shape: tuple[int, int], buckets: int, seed: int) -> tuple[Array, Array]:
+    """Which number stands where, and its sign, both of `shape`."""
+    places = np.arange(shape[0] * shape[1], dtype=np.uint32)
+    number, sign = _seeds(seed)
+    index = (xxh32(places, number) % np.uint32(buckets)).astype(np.int32)
+    return index.reshape(shape), _SIGNS[xxh32(places, sign) % np.uint32(2)].reshape(shape)
+
+
+def _coded(shape: tuple[int, int], shared: Array, seed: int, bias: Array | None) -> Coded:
+    w = Writer()
+    number, sign = _seeds(seed)
+    places = w.step("range", count=shape[0] * shape[1])
+    index = w.step("bucket", places, seed=number, buckets=len(shared))
+    numbers = w.step("gather", w.constant("shared", shared.astype(np.float32)), index, axis=0)
+    parity = w.step("bucket", places, seed=sign, buckets=2)
+    signs = w.step("gather", w.constant("signs", _SIGNS), parity, axis=0)
+    return w.decoded(w.step("reshape", w.step("mul", numbers, signs), shape=shape), bias)

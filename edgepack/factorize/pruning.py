@@ -1,0 +1,164 @@
+"""Pruning: the weights, or the components of the weight, that the output misses most are kept.
+
+Weights: without data the largest are kept (Han, Pool, Tran and Dally, NeurIPS 2015). With data those whose loss costs
+most where others are kept as they are, w_ij² C_jj G_ii: optimal brain damage (LeCun, Denker and Solla, NeurIPS 1989)
+with the curvature of one layer, its inputs' variances C_jj and, where gradients are known, those of its outputs G_ii.
+Then those that are kept make up for those that are not, row by row: least squares on the outputs.
+
+Components: of W = Σ σ_k u_k v_kᵀ those with the largest σ_k² (v_kᵀ C v_k)(u_kᵀ G u_k), a pair of thin matrices.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from edgepack.coded import Writer
+from edgepack.errors import UsageError
+from edgepack.factorize import sparse_store
+from edgepack.factorize.budget import allowed_bytes
+from edgepack.factorize.output_norm import corrected_bias, input_covariance, input_variances, with_corrected_bias
+from edgepack.factorize.two_sided import checked_gradient
+from edgepack.types import Array, Coded, Factors, LinearLayer
+
+LARGEST_REFIT = 500_000_000_000
+"""Σ over the rows of (weights kept)³, at most: above, those that are kept stay as they are."""
+RIDGE = 1e-9
+"""Of the mean variance of an input, added where its inputs depend on one another."""
+
+
+def pruning(layer: LinearLayer, share: float, *, seed: int = 0, gradient: Array | None = None) -> Coded | str:
+    """The most salient weights, as many as fit into `share` of a byte per weight: about a half of that share.
+
+    Args:
+        layer: with moments, by what its output loses; without, the largest.
+        share: of the weight's bytes in 8 bits, between 0 and 1.
+        seed: without effect.
+        gradient: (out, out), the second moment of the loss gradient at the output; None where it is not known.
+
+    Raises:
+        UsageError: the share is not between 0 and 1.
+        DataError: the gradient does not fit the layer.
+    """
+    left = allowed_bytes(layer, share) - sparse_store.scale_bytes(layer.out_features) - sparse_store.OVERHEAD
+    positions = sparse_store.most_that_fit(saliency(layer, gradient), left)
+    if not len(positions):
+        return f"{share:g} of its bytes do not hold one weight and the scales of its {layer.out_features} rows"
+    return _stored(layer, sparse_store.filled(positions))
+
+
+def pruned(layer: LinearLayer, keep: int, *, gradient: Array | None = None) -> Coded:
+    """The layer with its `keep` most salient weights, refitted where it has moments.
+
+    Raises:
+        UsageError: `keep` is not a number of its weights.
+        DataError: the gradient does not fit the layer.
+    """
+    if not 1 <= keep <= layer.weight.size:
+        raise UsageError(f"{layer.name}: {keep} weights to keep of {layer.weight.size}")
+    order = np.argsort(-saliency(layer, gradient).reshape(-1), kind="stable")
+    return _stored(layer, np.sort(order[:keep]))
+
+
+def saliency(layer: LinearLayer, gradient: Array | None = None) -> Array:
+    """(out, in) float64: w_ij² C_jj G_ii; what is not known of C or G counts as 1."""
+    rows = 1.0 if gradient is None else np.clip(np.diag(checked_gradient(layer, gradient)), 0.0, None)[:, None]
+    return np.asarray(np.square(layer.weight.astype(np.float64)) * input_variances(layer) * rows)
+
+
+def refitted(weight: Array, kept: Array, covariance: Array) -> Array:
+    """(out, in) float64: the weights that are kept, and make up best for the others.
+
+    Row by row, with S the weights kept: w_S + C_SS⁻¹ C_S· (w − w_S), which never loses more than w_S.
+
+    Args:
+        weight: (out, in).
+        kept: (out, in) bool.
+        covariance: (in, in) of the inputs, symmetric and positive semidefinite.
+    """
+    from scipy.linalg import cho_factor, cho_solve
+
+    found = np.where(kept, weight, 0.0).astype(np.float64)
+    if float(np.power(kept.sum(axis=1, dtype=np.float64), 3).sum()) > LARGEST_REFIT:
+        return found
+    missed = np.where(kept, 0.0, weight) @ covariance
+    ridge = RIDGE * float(np.trace(covariance)) / len(covariance)
+    for row, wanted, support in zip(found, missed, kept, strict=True):
+        some = np.flatnonzero(support)
+        if len(some):
+            own = covariance[some[:, None], some]
+            own[np.diag_indices(len(some))] += ridge
+            row[some] += cho_solve(cho_factor(own, overwrite_a=True, check_finite=False), wanted[some])
+    return found
+
+
+def rank_pruning(layer: LinearLayer, share: float, *, seed: int = 0, gradient: Array | None = None) -> Factors | str:
+    """The most salient components of the weight's SVD, as many as fit: a pair of rank share · out · in / (out + in).
+
+    Args:
+        layer: with moments, by what its output loses, and the outer factor is refitted; without, the largest.
+        share: of the weight's bytes, between 0 and 1.
+        seed: without effect.
+        gradient: (out, out), the second moment of the loss gradient at the output; None where it is not known.
+
+    Raises:
+        UsageError: the share is not between 0 and 1.
+        DataError: the gradient does not fit the layer.
+    """
+    rank = allowed_bytes(layer, share) // (layer.out_features + layer.in_features)
+    if rank < 1:
+        return f"{share:g} of its bytes do not hold a pair of rank 1"
+    return rank_pruned(layer, rank, gradient=gradient)
+
+
+def rank_pruned(layer: LinearLayer, rank: int, *, gradient: Array | None = None) -> Factors:
+    """The pair of the `rank` most salient components, or of all where there are fewer.
+
+    With moments the outer factor is least squares on the outputs of the inner: A = W C Bᵀ (B C Bᵀ)⁻¹.
+    """
+    weight = layer.weight.astype(np.float64)
+    left, sizes, right = np.linalg.svd(weight, full_matrices=False)
+    covariance = input_covariance(layer)
+    salient = np.square(sizes)
+    if covariance is not None:
+        salient = salient * ((right @ covariance) * right).sum(axis=1)
+    if gradient is not None:
+        salient = salient * (left * (checked_gradient(layer, gradient) @ left)).sum(axis=0)
+    best = np.sort(np.argsort(-salient, kind="stable")[:rank])
+    roots = np.sqrt(sizes[best])
+    A, B = left[:, best] * roots, roots[:, None] * right[best]
+    if covariance is not None:
+        seen = covariance @ B.T
+        inner = B @ seen
+        inner[np.diag_indices(len(inner))] += RIDGE * max(float(np.trace(inner)) / len(inner), 1e-30)
+        A = A + np.linalg.solve(inner, ((weight - A @ B) @ seen).T).T
+    A, B = A.astype(np.float32), B.astype(np.float32)
+    return Factors(A, B, corrected_bias(layer, A @ B))
+
+
+def cubic_keep_share(step: int, begin: int, end: int, final_share: float) -> float:
+    """The share of weights that is kept at a step of training: 1 until `begin`, `final_share` from `end` on.
+
+    In between f + (1 − f)(1 − (step − begin) / (end − begin))³: most goes first, while much is left to make up for it
+    (Zhu and Gupta, "To prune, or not to prune", 2017, equation 1).
+
+    Raises:
+        UsageError: the steps are not in order, or the share is not in 0 … 1.
+    """
+    if begin > end or not 0 <= final_share <= 1:
+        raise UsageError(f"steps {begin} … {end} to a share of {final_share:g}, expected two in order and 0 … 1")
+    if step >= end:
+        return final_share
+    left = 1.0 if step <= begin else 1 - (step - begin) / (end - begin)
+    return final_share + (1 - final_share) * left**3
+
+
+def _stored(layer: LinearLayer, positions: Array) -> Coded:
+    """The layer with the weights at these flat positions."""
+    weight: Array = layer.weight
+    covariance = input_covariance(layer)
+    if covariance is not None:
+        kept = np.zeros(weight.size, bool)
+        kept[positions] = True
+        weight = refitted(weight, kept.reshape(weight.shape), covariance)
+    w = Writer()
+    return with_corrected_bias(layer, w.decoded(sparse_store.write(w, "kept", weight, positions), layer.bias))
