@@ -13,19 +13,18 @@ from edgepack.cache import Cache, digest
 from edgepack.data import Samples, example, read_npz
 from edgepack.errors import ModelError, UsageError
 from edgepack.executor import Workers, workers
-from edgepack.pipeline.alternatives import fit_alternatives
 from edgepack.pipeline.attempt import Guard, Prover
 from edgepack.pipeline.covariances import Covariances
 from edgepack.pipeline.crossvalidating import CrossValidation, check_labels, cross_validated
 from edgepack.pipeline.files import ModelFiles
 from edgepack.pipeline.guarding import Data, Methods, choose_methods, load_data, make_guard
-from edgepack.pipeline.losses import predict_losses
-from edgepack.pipeline.menus import Menu, make_menus, ranks_of, residuals_of
+from edgepack.pipeline.menus import Menu
+from edgepack.pipeline.offering import offered
 from edgepack.pipeline.onnx_files import OnnxFiles
 from edgepack.pipeline.opened import Opened, model_kind, open_model
 from edgepack.pipeline.options import BuildOptions
 from edgepack.pipeline.output_gradients import weighed
-from edgepack.pipeline.pricing import Prices, make_prices
+from edgepack.pipeline.pricing import Prices
 from edgepack.pipeline.recovering import Recovery, check_recover
 from edgepack.pipeline.refitting import Refitter, check_refit
 from edgepack.pipeline.rounding import Rounder
@@ -36,7 +35,7 @@ from edgepack.pipeline.task import Task
 from edgepack.pipeline.tflite_files import TfliteFiles
 from edgepack.plan.candidates import check_rank
 from edgepack.progress import Progress
-from edgepack.types import FORMS, Format
+from edgepack.types import Format
 
 UNGUARDED = (
     "no calibration data: layers are factored by plain SVD of their weights and nothing guards the accuracy; "
@@ -157,53 +156,8 @@ def _prepare(
     )
     if sensitivity.problem is not None:
         task.warn(f"layers are weighed by their output energy: {sensitivity.problem}")
-    forms = tuple(form for fmt in files for form in FORMS[fmt])
-    ranks = ranks_of(opened.layers, options, unseen, share=None if validated is None else validated.share)
-    residual = residuals_of(opened.layers, options, unseen)
-    task.alternatives = fit_alternatives(
-        opened.layers,
-        covariances,
-        {name: one.moment for name, one in sensitivity.curvatures.items()} if methods.others else {},
-        methods.others,
-        options.rank,
-        forms=forms,
-        seed=options.seed,
-        largest=onnx.largest,
-        key=search_key,
-        cache=cache,
-        workers=crew,
-        progress=progress,
-    )
-    if not methods.pairs:
-        only = task.alternatives.only_save_bytes
-        task.aim = "latency" if only is None else "size"
-        ranks = {name: ((), task.alternatives.why.get(name)) for name in ranks}
-        residual = dict.fromkeys(residual, ())
-        if only is not None:
-            task.warn(f"{options.method} {only}")
-    losses = predict_losses(
-        *(opened.layers, spectra, sensitivity, forms, {name: own for name, (own, _) in ranks.items()}),
-        residual=residual,
-        method=method,
-        seed=options.seed,
-        largest=onnx.largest,
-        key=search_key,
-        cache=cache,
-        workers=crew,
-        progress=progress,
-    )
-    prices = make_prices(
-        *(options.target, opened, data.guard, options.seed, tuple(files), cache, progress), precision=options.precision
-    )
-    menus = {
-        fmt: make_menus(
-            *(one, opened.layers, ranks, losses, prices, options, unseen),
-            alternatives=task.alternatives,
-            residual=residual,
-            guarded=guard.guarded,
-        )
-        for fmt, one in files.items()
-    }
+    share = None if validated is None else validated.share
+    menus, prices = offered(task, opened, data, files, sensitivity, methods, unseen, share, search_key, crew)
     return Prepared(task, opened, data, test, guard, onnx, files, prices, menus, sensitivity.known, validated)
 
 
