@@ -19,7 +19,7 @@ from edgepack.plan import cost
 from edgepack.plan.forms import base_form, file_form
 from edgepack.plan.search import climb, within
 from edgepack.report.cells import seconds
-from edgepack.types import CODED, WEIGHT_BITS
+from edgepack.types import CODED, WEIGHT_BITS, LayerPlan
 
 FINALISTS = 3
 """Plans that are compared by measuring their files where the target is this machine."""
@@ -170,5 +170,11 @@ class Search:
 
 def _name(attempt: Attempt) -> str:
     """Tells the files that are compared apart, for people: form and ranks."""
-    ranks = ",".join("dense" if layer.rank is None else str(layer.rank) for layer in attempt.layers[:8])
-    return f"{attempt.path.stem} {file_form(attempt.layers, attempt.form)} {ranks}"
+    kept = ",".join(_kept(layer) for layer in attempt.layers[:8])
+    return f"{attempt.path.stem} {file_form(attempt.layers, attempt.form)} {kept}"
+
+
+def _kept(layer: LayerPlan) -> str:
+    if layer.alternative is not None:
+        return f"{layer.alternative.method} {layer.alternative.share:.3g}"
+    return "dense" if layer.rank is None else str(layer.rank)
