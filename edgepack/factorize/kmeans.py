@@ -63,7 +63,8 @@ def sized(out_features: int, in_features: int, allowed: int) -> tuple[int, int, 
     """Length of a piece, centroids per codebook and codebooks; None where nothing fits.
 
     At a rate of log₂ K / b bits per weight an ideal code of Gaussian weights loses K^(−2/b) of them; and of n pieces
-    k K are their own centroids. So the loss is taken to be (1 − k K / n) K^(−2/b), and the least of what fits is chosen.
+    k K are their own centroids. So the loss is taken to be (1 − k K / n) K^(−2/b), and the least of what fits is
+    chosen.
     """
     best, found = np.inf, None
     for block in range(1, in_features + 1):
