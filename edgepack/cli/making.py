@@ -17,6 +17,12 @@ METHOD_HELP = (
     "whitened: least error of a layer's output on your data. two-sided: least error of the model's answer, by output "
     "gradients as well (torch). fisher: the same by each output's own gradient. svd: least error of the weights."
 )
+METHODS_HELP = (
+    f"{METHOD_HELP} auto: whitened, and layers in code, whichever suits each layer. Other thin products: dct, "
+    "simhash, random-projection, output-projection, input-projection, rank-pruning. In code, which saves bytes of the "
+    "file alone: kmeans, pruning, hashednet, deepthin. Between the two: dictionary, deepthin-conv. On the wire alone: "
+    "jpeg. DeepThin's re-layout is covered by US patent 11429849: it is used only where you ask for it."
+)
 
 
 def build(
@@ -41,7 +47,7 @@ def build(
     ] = "auto",
     precision: Annotated[PrecisionName, typer.Option("--precision", help="Of the weights.")] = PrecisionName.auto,
     method: Annotated[
-        str | None, typer.Option("--method", help=METHOD_HELP, show_default="whitened with data, else svd")
+        str | None, typer.Option("--method", help=METHODS_HELP, show_default="whitened with data, else svd")
     ] = None,
     recover: Annotated[
         str | None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
-from edgepack.factorize import dct, deepthin, input_projection, jpeg, projection, simhash
+from edgepack.factorize import dct, deepthin, hashednet, input_projection, jpeg, kmeans, projection, pruning, simhash
 from edgepack.types import Array, LinearLayer, Replacement
 
 
@@ -31,6 +31,10 @@ class Method(Protocol):
 
 
 METHODS: Mapping[str, Method] = {
+    "kmeans": kmeans.kmeans,
+    "pruning": pruning.pruning,
+    "rank-pruning": pruning.rank_pruning,
+    "hashednet": hashednet.hashednet,
     "deepthin": deepthin.deepthin,
     "deepthin-conv": deepthin.deepthin_conv,
     "dct": dct.dct,
@@ -42,7 +46,7 @@ METHODS: Mapping[str, Method] = {
 }
 """By name."""
 
-AUTO: tuple[str, ...] = tuple(name for name in ("kmeans", "pruning", "dictionary", "input-projection", "hashednet"))
+AUTO: tuple[str, ...] = ("kmeans", "pruning", "dictionary", "input-projection", "hashednet")
 """What `--method auto` offers beside the pairs of the default factorizer. No pair by another method is among them: at
 equal rank, and so at equal bytes and time, centred whitening loses least (Eckart and Young). DeepThin's re-layout is
 patented (US 11429849) and only ever used where it is asked for by name. JPEG makes no file smaller."""

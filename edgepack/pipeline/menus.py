@@ -6,18 +6,21 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from edgepack.errors import UsageError
-from edgepack.pipeline.alternatives import NOTHING, Alternatives, Fit, only_saves_bytes
+from edgepack.pipeline.alternatives import NOTHING, Alternatives, Fit
 from edgepack.pipeline.files import ModelFiles
 from edgepack.pipeline.losses import Losses
 from edgepack.pipeline.options import BuildOptions
 from edgepack.pipeline.pricing import Prices
 from edgepack.plan.candidates import asked_rank, rank_choices, residual_ranks, shared_rank, too_small
+from edgepack.plan.coded_cost import coded_size_bytes, time_over_dense
 from edgepack.plan.resident import resident_bytes
-from edgepack.plan.sizes import CODED_TIME, coded_size_bytes, size_bytes
+from edgepack.plan.sizes import size_bytes
 from edgepack.types import CODED, WEIGHT_BITS, Candidate, Coded, Factors, Format, LinearLayer
 
 UNGUARDED_LOST_SHARE = 0.01
 """Output energy a layer may lose where no data stand guard over the accuracy."""
+
+DENSE_INT8: Mapping[Format, str] = {"onnx": "int8-dynamic", "tflite": "int8-dynamic-range"}
 
 BITS = {"fp32": 32, "int8": 8, "int4": 4}
 
@@ -89,6 +92,8 @@ def make_menus(
         ways += [(form, rank) for form in files.residual_forms() for rank in residual[layer.name]]
         fits = [fit for fit in alternatives.fits.get(layer.name, ()) if files.takes({layer.name: fit.part})]
         others = tuple(each for fit in fits for each in _others(files.fmt, layer, fit, forms, prices))
+        if fits and not others and why_dense is None:
+            why_dense = "by this method it would take more bytes than dense in 8 bits"
         if others and options.rank != "auto":
             ways = [way for way in ways if way[1] is not None]
         found = (*_candidates(files.fmt, layer, ways, losses[layer.name], prices), *others)
@@ -155,8 +160,10 @@ def _others(fmt: Format, layer: LinearLayer, fit: Fit, forms: Sequence[str], pri
         dense = prices.price(fmt, layer.name, None, "fp32")
         if dense is not None:
             size = coded_size_bytes(fmt, fit.part, bias=bias)
+            if size >= size_bytes(fmt, DENSE_INT8[fmt], *sides, None, bias=bias):
+                return
             ram = size + resident_bytes(fmt, "fp32", size_bytes(fmt, "fp32", *sides, None, bias=bias))
-            latency_s = dense.latency_s * (CODED_TIME[fmt] if only_saves_bytes(fit.part) else 1.0)
+            latency_s = dense.latency_s * time_over_dense(fmt, fit.part)
             yield Candidate(CODED, None, fit.losses[CODED], size, ram, latency_s, dense.source, fit.alternative)
         return
     rank = fit.part.rank if isinstance(fit.part, Factors) else None

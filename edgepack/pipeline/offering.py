@@ -29,7 +29,7 @@ def offered(
     key: str,
     workers: Workers,
 ) -> tuple[dict[Format, tuple[Menu, ...]], Prices]:
-    """Menus of every format that is written, and the prices on them. `task` learns what other methods made, and its aim.
+    """Menus of every format that is written, and their prices; `task` learns what other methods made, and its aim.
 
     Args:
         unseen: layers that the data never reached.

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from edgepack.coded import stored_bytes as coded_bytes
 from edgepack.quantize.blocks import stored_bytes
-from edgepack.types import WEIGHT_BITS, Coded, Format, matrices
+from edgepack.types import WEIGHT_BITS, Format, matrices
 
 NODE_BYTES: dict[Format, int] = {"onnx": 600, "tflite": 400}
 """Of the operators and names of one matrix: what the emitted files have, within a factor of two."""
@@ -18,21 +17,6 @@ CHANNEL_BYTES = {
     "int4-dynamic-range": 4 + 8,
 }
 """Per output channel, weights and bias apart."""
-
-
-STEP_BYTES: dict[Format, int] = {"onnx": 110, "tflite": 160}
-"""Of one step of a layer in code, names included; a hash is twenty operators."""
-OPERATORS_OF = {"bucket": 20}
-
-CODED_TIME: dict[Format, float] = {"onnx": 1.0, "tflite": 4.0}
-"""Of a layer decoded at load, over the dense layer in fp32. ONNX Runtime folds the decoded matrix into its graph;
-LiteRT keeps it in a variable, which it copies at every inference: 75 against 19 µs for 512×784 on an AMD EPYC."""
-
-
-def coded_size_bytes(fmt: Format, part: Coded, *, bias: bool) -> int:
-    """Bytes of a layer stored in code: its constants and the operators that read them."""
-    operators = sum(OPERATORS_OF.get(step.op, 1) for step in part.steps)
-    return coded_bytes(part) + STEP_BYTES[fmt] * operators + (4 * len(part.weight) if bias else 0)
 
 
 def size_bytes(fmt: Format, form: str, out_features: int, in_features: int, rank: int | None, *, bias: bool) -> int:
