@@ -115,7 +115,6 @@ class _Loading:
             self._writing = Writing(self._file, self.number)
             self._writing.made = self._writing.graph.operators
         graph = self._writing
-        graph.prefix = f"{layer.name}/"
         if layer.name not in self._scopes:
             self._scopes[layer.name] = _Scope(graph, layer, layer.known)
         scope = self._scopes[layer.name]
