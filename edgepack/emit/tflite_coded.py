@@ -22,8 +22,9 @@ from edgepack.emit.tflite_write import File, Writing
 from edgepack.errors import ModelError
 from edgepack.types import Array, Coded, Step
 
-_SMALL = 256
-"""Bytes up to which a decoded constant takes less than the operators that keep it in a variable."""
+_SMALL = 2048
+"""Bytes up to which a decoded value is stored as it is: the operators that decode it and keep it in a variable take
+about as many, and kernels are faster with a constant (a convolution's filters by a third)."""
 _FLOAT32 = 0
 
 

@@ -32,6 +32,16 @@ from edgepack.types import Array, Coded, LinearLayer, Step
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 
 RELU = 1
+KERNELS = {
+    "matmul": "FULLY_CONNECTED",
+    "scatter": "SCATTER_ND",
+    "head": "SLICE",
+    "conv1d": "CONV_2D",
+    "bucket": "BITWISE_XOR",
+    "div": "FLOOR_DIV",
+    "mod": "FLOOR_MOD",
+}
+"""Where a step's operator is called otherwise."""
 KINDS = {"codebook": codebook, "sparse": sparse, "hashed": hashed, "convolved": convolved}
 
 
@@ -65,14 +75,21 @@ def test_every_operator_has_a_case() -> None:
     assert set(OPERATOR_CASES) == set(OPERATORS)
 
 
+@pytest.mark.parametrize("small", [0, 2048])
 @pytest.mark.parametrize("rows", [1, 3])
 @pytest.mark.parametrize("op", OPERATOR_CASES)
-def test_litert_computes_what_the_steps_mean(op: str, rows: int, tmp_path: Path) -> None:
+def test_litert_computes_what_the_steps_mean(
+    op: str, rows: int, small: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With everything decoded by the runtime, and with what is small stored as it comes out."""
+    monkeypatch.setattr("edgepack.emit.tflite_coded._SMALL", small)
     part = OPERATOR_CASES[op]()
     assert any(step.op == op for step in part.steps)
     x = normal(rows, part.weight.shape[1], seed=4)
-    (have,) = answers(encoded(tmp_path, part, x.shape), x)
-    near(have, evaluate(part, x))
+    path = encoded(tmp_path, part, x.shape)
+    near(answers(path, x)[0], evaluate(part, x))
+    if small == 0:
+        assert KERNELS.get(op, op.upper()) in operators(path)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -122,7 +139,7 @@ def test_scales_that_the_converter_folded_in_are_kept(kind: str, rows: int, tmp_
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_inference_decodes_nothing(kind: str, tmp_path: Path) -> None:
     main, *loading = graphs(encoded(tmp_path, KINDS[kind](64, 32, bias=normal(64)), (1, 32)))
-    if kind == "convolved":  # three filters take fewer bytes than what keeps them in a variable
+    if kind == "convolved":  # its few filters are stored as they come out
         assert main == ["PAD", "RESHAPE", "CONV_2D", "RESHAPE", "RESHAPE", "FULLY_CONNECTED", "ADD"]
         assert loading == []
         return
