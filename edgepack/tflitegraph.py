@@ -182,18 +182,11 @@ def _linear_ops(model: Any) -> list[TfliteLinear]:
 
 def _initial_graphs(model: Any) -> set[int]:
     """Subgraphs that run once, before the first inference: what they multiply is no layer."""
-    from ai_edge_litert import schema_py_generated as schema
-
-    found = set()
-    for _, graph in _graphs(model):
-        for position in range(graph.OperatorsLength()):
-            operator = graph.Operators(position)
-            table = operator.BuiltinOptions()
-            if table is not None and _op_name(model, operator) == "CALL_ONCE":
-                options = schema.CallOnceOptions()
-                options.Init(table.Bytes, table.Pos)
-                found.add(int(options.InitSubgraphIndex()))
-    return found
+    operators = (
+        graph.Operators(position) for _, graph in _graphs(model) for position in range(graph.OperatorsLength())
+    )
+    once = (_options(each, "CallOnceOptions") for each in operators if _op_name(model, each) == "CALL_ONCE")
+    return {int(options.InitSubgraphIndex()) for options in once if options is not None}
 
 
 def _linear_op(model: Any, graph: Any, operator: Any, name: str, subgraph: int) -> TfliteLinear | None:
@@ -231,25 +224,25 @@ def _linear_op(model: Any, graph: Any, operator: Any, name: str, subgraph: int) 
 
 
 def _stride(operator: Any) -> int:
-    from ai_edge_litert import schema_py_generated as schema
-
-    table = operator.BuiltinOptions()
-    if table is None:
-        return 1
-    options = schema.Conv2DOptions()
-    options.Init(table.Bytes, table.Pos)
-    return int(max(options.StrideH(), options.StrideW()))
+    options = _options(operator, "Conv2DOptions")
+    return 1 if options is None else int(max(options.StrideH(), options.StrideW()))
 
 
 def _adjoint_y(operator: Any) -> bool:
+    options = _options(operator, "BatchMatMulOptions")
+    return options is not None and bool(options.AdjY())
+
+
+def _options(operator: Any, kind: str) -> Any:
+    """The operator's table of options, None if it has none."""
     from ai_edge_litert import schema_py_generated as schema
 
     table = operator.BuiltinOptions()
     if table is None:
-        return False
-    options = schema.BatchMatMulOptions()
+        return None
+    options = getattr(schema, kind)()
     options.Init(table.Bytes, table.Pos)
-    return bool(options.AdjY())
+    return options
 
 
 def _scales(tensor: Any) -> tuple[Array, int | None]:

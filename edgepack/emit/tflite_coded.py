@@ -22,8 +22,9 @@ from edgepack.emit.tflite_write import File, Writing
 from edgepack.errors import ModelError
 from edgepack.types import Array, Coded, Step
 
-_SMALL = 256
-"""Bytes up to which a decoded constant takes less than the operators that keep it in a variable."""
+_SMALL = 2048
+"""Bytes up to which a decoded value is stored as it is: the operators that decode it and keep it in a variable take
+about as many, and kernels are faster with a constant (a convolution's filters by a third)."""
 _FLOAT32 = 0
 
 
@@ -115,7 +116,6 @@ class _Loading:
             self._writing = Writing(self._file, self.number)
             self._writing.made = self._writing.graph.operators
         graph = self._writing
-        graph.prefix = f"{layer.name}/"
         if layer.name not in self._scopes:
             self._scopes[layer.name] = _Scope(graph, layer, layer.known)
         scope = self._scopes[layer.name]

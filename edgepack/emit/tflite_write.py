@@ -93,7 +93,7 @@ class Writing:
         buffer = self.file.buffer(value.tobytes())
         key = value.shape, _type(value.dtype), buffer
         if key not in self._constants:
-            self._constants[key] = self.tensor(value.shape, _type(value.dtype), name or "constant", buffer)
+            self._constants[key] = self.tensor(value.shape, _type(value.dtype), f"{name}." if name else "", buffer)
             self._fixed.add(self._constants[key])
         return self._constants[key]
 
@@ -107,7 +107,8 @@ class Writing:
 
         made = schema.TensorT()
         made.shape, made.type, made.buffer = list(shape), kind, buffer
-        made.name = f"{self.prefix}{name}.{len(self.graph.tensors)}".encode()
+        # Numbers are names enough for what is computed: the operators of a hash would double the size of longer ones.
+        made.name = f"{self.prefix}{name}{len(self.graph.tensors)}".encode()
         self.graph.tensors.append(made)
         return len(self.graph.tensors) - 1
 
@@ -129,7 +130,7 @@ class Writing:
             shape, dtype: of the output.
             options: the schema's table of options without its ending; `fields` are set in it.
         """
-        output = self.tensor(shape, _type(dtype), name.lower())
+        output = self.tensor(shape, _type(dtype), "")
         versions = [_VERSIONS.get((name, kind), 1) for kind in self._kinds([*inputs, output])]
         self.add(name, inputs, [output], options, fields, max(versions))
         return output
@@ -143,7 +144,7 @@ class Writing:
 
     def variable(self, name: str) -> int:
         """A handle of the resource of this name."""
-        handle = self.tensor((), _RESOURCE, name)
+        handle = self.tensor((), _RESOURCE, "")
         fields = {"container": b"", "sharedName": name.encode()}
         self.add("VAR_HANDLE", [], [handle], "VarHandle", fields)
         return handle

@@ -283,7 +283,7 @@ def _parts(name: str, part: Replacement) -> list[object]:
     if isinstance(part, Factors):
         return [name, part.A, part.B, *bias]
     if isinstance(part, Coded):
-        steps = [(step.op, step.inputs, step.output, dict(step.attributes)) for step in part.steps]
+        steps = [(step.op, step.inputs, step.output, repr(sorted(step.attributes.items()))) for step in part.steps]
         constants = [each for pair in part.constants.items() for each in pair]
         return [CODED, ENCODING, name, *constants, steps, part.weight, *bias]
     return [name, part.weight, *bias]

@@ -1,0 +1,198 @@
+"""TFLite files of one model with layers in code beside others in any form."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgepack.cache import Cache
+from edgepack.coded import Writer, stored_bytes
+from edgepack.data import Samples
+from edgepack.errors import ModelError
+from edgepack.inference import load, predict
+from edgepack.metrics import sqnr_db
+from edgepack.onnxgraph.files import save
+from edgepack.onnxgraph.rewrite import with_factors
+from edgepack.pipeline.opened import Opened, open_model
+from edgepack.pipeline.tflite_files import TfliteFiles
+from edgepack.quantize.coded import in_8_bits
+from edgepack.tflitegraph import operators
+from edgepack.types import CODED, Array, Coded, Dense, Factors, LinearLayer
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+
+INT4, INT8, STATIC = "int4-dynamic-range", "int8-dynamic-range", "int8-static"
+RECIPE = """
+import torch
+from torch import nn
+from edgepack.types import Recipe
+
+class Model(nn.Module):
+    '''A layer norm, whose scale is folded into the first layer, and a second layer that is used twice.'''
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.LayerNorm(64)
+        nn.init.uniform_(self.norm.weight, 0.5, 1.5)
+        nn.init.normal_(self.norm.bias)
+        self.first, self.second, self.third = nn.Linear(64, 96), nn.Linear(96, 96), nn.Linear(96, 10)
+
+    def forward(self, x):
+        return self.third(torch.relu(self.second(torch.relu(self.second(torch.relu(self.first(self.norm(x))))))))
+
+def recipe():
+    torch.manual_seed(0)
+    return Recipe(Model(), (torch.zeros(1, 3, 64),))
+"""
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("coded")
+
+
+@pytest.fixture(scope="module")
+def opened(work: Path) -> Opened:
+    (work / "model.py").write_text(RECIPE)
+    return open_model(f"{work / 'model.py'}:recipe", work)
+
+
+@pytest.fixture(scope="module")
+def data() -> Samples:
+    return Samples({"x": np.random.default_rng(0).standard_normal((32, 3, 64)).astype(np.float32)})
+
+
+@pytest.fixture(scope="module")
+def files(work: Path, opened: Opened, data: Samples) -> Iterator[TfliteFiles]:
+    (work / "plans").mkdir()
+    with TfliteFiles(Cache(work / "cache"), work / "plans") as made:
+        made.open(opened, data, {"x": np.zeros((1, 3, 64), np.float32)})
+        yield made
+
+
+@pytest.fixture(scope="module")
+def layers(opened: Opened) -> dict[tuple[int, int], LinearLayer]:
+    return {layer.weight.shape: layer for layer in opened.layers}
+
+
+def blocks(layer: LinearLayer) -> Coded:
+    """The layer's rows of blocks of two, each the nearest one of 256 of them; another bias than the layer's own."""
+    w = Writer()
+    pairs = layer.weight.reshape(-1, 2)
+    book = pairs[np.random.default_rng(0).permutation(len(pairs))[:256]]
+    codes = np.square(pairs[:, None] - book).sum(axis=2).argmin(axis=1).astype(np.uint8)
+    index = w.step("cast", w.constant("codes", codes), to="int32")
+    found = w.step("gather", w.constant("codebook", book), index, axis=0)
+    assert layer.bias is not None
+    bias = layer.bias + np.float32(0.05)
+    return in_8_bits(w.decoded(w.step("reshape", found, shape=layer.weight.shape), bias))
+
+
+def projected(layer: LinearLayer) -> Coded:
+    """Two products with an intermediate cast, none of which is the layer's own size."""
+    u, s, v = np.linalg.svd(layer.weight, full_matrices=False)
+    w = Writer()
+    latent = w.step("matmul", "x", w.constant("B", np.ascontiguousarray(v[:8].T)))
+    w.step("matmul", latent, w.constant("A", np.ascontiguousarray((u[:, :8] * s[:8]).T)))
+    return in_8_bits(w.direct(layer.in_features, layer.bias))
+
+
+def answers(path: Path, data: Samples) -> Array:
+    return predict(load(path, "tflite"), data)
+
+
+@pytest.mark.parametrize("form", ["fp32", INT8, INT4, STATIC])
+@pytest.mark.parametrize("kind", [blocks, projected])
+def test_code_beside_every_form(
+    files: TfliteFiles,
+    layers: dict[tuple[int, int], LinearLayer],
+    data: Samples,
+    tmp_path: Path,
+    form: str,
+    kind: type[Coded],
+) -> None:
+    layer = layers[96, 96]
+    part = kind(layer)
+    assert files.takes({layer.name: part}) == {layer.name: part}
+    assert files.refuses(layer.name, part) is None
+    files.write({layer.name: part}, form, tmp_path / "coded.tflite", {layer.name: CODED})
+    wide = {layer.name: Dense(part.weight, part.bias)}
+    files.write(wide, form, tmp_path / "dense.tflite", {} if form == "fp32" else {layer.name: "fp32"})
+    want = answers(tmp_path / "dense.tflite", data)
+    # Rounding at run time may fall to the other side where sums come in another order.
+    assert sqnr_db(answers(tmp_path / "coded.tflite", data), want) > (100 if form == "fp32" else 40)
+    names = operators(tmp_path / "coded.tflite")
+    assert names.count("CALL_ONCE") == 1
+    assert names.count("READ_VARIABLE") == (1 if kind is blocks else 2), "one for both places"
+    saved = (tmp_path / "dense.tflite").stat().st_size - (tmp_path / "coded.tflite").stat().st_size
+    assert saved > part.weight.nbytes - stored_bytes(part) - 6000
+    mine, other = ({(a, b) for a, b, _ in files.read(tmp_path / f"{n}.tflite").weights} for n in ("coded", "dense"))
+    assert mine == other - {(96, 96)}, "the readers find all other layers"
+
+
+def test_what_the_converter_folded_in_is_kept(
+    files: TfliteFiles, opened: Opened, layers: dict[tuple[int, int], LinearLayer], data: Samples, tmp_path: Path
+) -> None:
+    """The norm's scale is in the first layer's weight, its shift in the bias: no dense weight is put there, code is."""
+    first, second = layers[96, 64], layers[96, 96]
+    parts = {first.name: projected(first), second.name: blocks(second)}
+    assert files.takes({first.name: Dense(first.weight, first.bias)}) == {}
+    assert files.takes(parts) == parts
+    files.write(parts, "fp32", tmp_path / "coded.tflite")
+    whole = {
+        name: Factors(part.weight, np.eye(part.weight.shape[1], dtype=np.float32), part.bias)
+        for name, part in parts.items()
+    }
+    save(with_factors(opened.model, whole), tmp_path / "want.onnx")
+    assert sqnr_db(answers(tmp_path / "coded.tflite", data), predict(load(tmp_path / "want.onnx", "onnx"), data)) > 90
+
+
+def test_code_beside_pairs_and_a_form_of_each(
+    files: TfliteFiles, layers: dict[tuple[int, int], LinearLayer], data: Samples, tmp_path: Path
+) -> None:
+    first, second, third = (layers[key] for key in ((96, 64), (96, 96), (10, 96)))
+    u, s, v = np.linalg.svd(first.weight, full_matrices=False)
+    pair = Factors((u * s)[:, :24].astype(np.float32), v[:24].astype(np.float32), first.bias)
+    parts = {first.name: pair, second.name: blocks(second)}
+    files.write(parts, INT8, tmp_path / "a.tflite", {second.name: CODED, third.name: "fp32"})
+    files.write(parts, INT8, tmp_path / "b.tflite", {third.name: "fp32"})
+    assert (tmp_path / "a.tflite").read_bytes() == (tmp_path / "b.tflite").read_bytes()
+    weights = sorted(files.read(tmp_path / "a.tflite").weights)
+    assert weights == [(10, 96, 32), (24, 64, 8), (24, 96, 8)]
+    biases = files.read(tmp_path / "a.tflite").vectors
+    assert any(np.allclose(each, parts[second.name].bias) for each in biases if each.shape == (96,))
+
+
+def test_another_code_of_the_same_weight_is_another_file(
+    files: TfliteFiles, layers: dict[tuple[int, int], LinearLayer], tmp_path: Path
+) -> None:
+    layer = layers[96, 96]
+    part = blocks(layer)
+    w = Writer()
+    plain = replace(part, **vars(w.decoded(w.constant("W", part.weight), part.bias)))
+    for form in ("fp32", INT8):
+        for name, each in (("a", part), ("b", plain), ("c", part)):
+            files.write({layer.name: each}, form, tmp_path / name)
+        assert (tmp_path / "a").read_bytes() == (tmp_path / "c").read_bytes()
+        assert (tmp_path / "a").stat().st_size < (tmp_path / "b").stat().st_size
+
+
+def test_code_is_not_lost(
+    files: TfliteFiles, layers: dict[tuple[int, int], LinearLayer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer, third = layers[96, 96], layers[10, 96]
+    part = {layer.name: blocks(layer)}
+    with pytest.raises(ValueError, match="coded"):
+        files.write(part, "fp32", tmp_path / "out", {layer.name: INT8})
+    with pytest.raises(ValueError, match="coded"):
+        files.write(part, "fp32", tmp_path / "out", {third.name: CODED})
+    folds = {name: places for name, places in files._places.folds.items() if name != layer.name}
+    monkeypatch.setitem(files.__dict__, "_places", replace(files._places, folds=folds))
+    assert files.takes(part) == {}
+    assert files.refuses(layer.name, part[layer.name]) is not None
+    with pytest.raises(ModelError, match="not in the file"):
+        files.write(part, "fp32", tmp_path / "out")
