@@ -1,0 +1,186 @@
+"""Dictionary learning: a weight matrix whose columns, or rows, are each a sum of a few atoms.
+
+By columns W ≈ D S, D (out, atoms) and S (atoms, in) with few numbers per column; by rows W ≈ S D, S (out, atoms) with
+few numbers per row and D (atoms, in). S is stored sparse; once it is decoded, two matmuls are what an inference costs.
+
+S and D are found in turn: S by orthogonal matching pursuit, D by least squares (MOD: Engan, Aase and Husøy, "Method of
+Optimal Directions for Frame Design", ICASSP 1999). With inputs of covariance C the loss is tr((W − M) C (W − M)ᵀ). By
+rows both steps are exact in it: a row's signal is its output, of Gram matrix D C Dᵀ, and D needs no C. By columns the
+loss ties all columns of S together; there S is found as without data, and D = W C Sᵀ (S C Sᵀ)⁻¹.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from edgepack.coded import Writer, X
+from edgepack.errors import UsageError
+from edgepack.factorize import sparse_store
+from edgepack.factorize.budget import allowed_bytes, float_bytes, most_floats
+from edgepack.factorize.matching_pursuit import pursuit
+from edgepack.factorize.output_norm import input_covariance, with_corrected_bias
+from edgepack.types import Array, Coded, LinearLayer
+
+Side = Literal["rows", "columns"]
+
+SHARE_OF_ATOMS = 0.5
+"""Of the bytes, for the dictionary; the rest is for what each row or column takes of it."""
+ROUNDS = 6
+"""Of S and D in turn."""
+_RIDGE = 1e-9
+
+
+def dictionary(layer: LinearLayer, share: float, *, seed: int = 0, gradient: Array | None = None) -> Coded | str:
+    """Atoms and coefficients of the side that gives the most of both, in `share` of a byte per weight.
+
+    A number of the dictionary takes a byte, one of S two. About a half of the bytes are for each: `SHARE_OF_ATOMS`.
+
+    Args:
+        layer: with moments, fitted to what its output loses; without, to the weight.
+        share: of the weight's bytes in 8 bits, between 0 and 1.
+        seed: of the first atoms.
+        gradient: without effect.
+
+    Raises:
+        UsageError: the share is not between 0 and 1.
+    """
+    allowed = allowed_bytes(layer, share)
+    side = best_side(layer)
+    shape = sized(layer.out_features, layer.in_features, allowed, side)
+    if shape is None:
+        return f"{share:g} of its bytes do not hold two atoms and one of them in each of its {side}"
+    atoms, nonzeros = shape
+    left = allowed - float_bytes(atoms, _atom_length(layer, side)) - sparse_store.OVERHEAD
+    return learned(layer, atoms, nonzeros, seed, side=side, left=left)
+
+
+def best_side(layer: LinearLayer) -> Side:
+    """The side with more of them: its atoms are shorter, so there are more for the same bytes."""
+    return "rows" if layer.out_features >= layer.in_features else "columns"
+
+
+def sized(out_features: int, in_features: int, allowed: int, side: Side) -> tuple[int, int] | None:
+    """Atoms and numbers of S per signal; None where fewer than two atoms, or none for a signal, fit."""
+    signals, length = (out_features, in_features) if side == "rows" else (in_features, out_features)
+    left = allowed - sparse_store.OVERHEAD
+    nonzeros = max(round(most_floats(int((1 - SHARE_OF_ATOMS) * left), beside=1) / signals), 1)
+    while nonzeros:
+        rest = left - sparse_store.entry_bytes(nonzeros * signals)
+        atoms = max((k for k in range(signals + 1) if float_bytes(k, length) <= rest), default=0)
+        if atoms >= max(2, nonzeros):
+            return atoms, nonzeros
+        nonzeros -= 1
+    return None
+
+
+def learned(
+    layer: LinearLayer,
+    atoms: int,
+    nonzeros: int,
+    seed: int = 0,
+    *,
+    side: Side = "columns",
+    left: int | None = None,
+) -> Coded:
+    """The layer with `atoms` atoms, of which each row or column takes `nonzeros`.
+
+    Args:
+        layer: with or without moments.
+        atoms: 1 … rows or columns of the weight.
+        nonzeros: 1 … atoms.
+        seed: of the first atoms.
+        side: what is a sum of atoms.
+        left: bytes for S: where zeros between far numbers take it beyond, the smallest are left out. None for any.
+
+    Raises:
+        UsageError: numbers that make no sense.
+    """
+    weight = layer.weight.astype(np.float64)
+    signals = len(weight) if side == "rows" else weight.shape[1]
+    if not 1 <= nonzeros <= atoms <= signals:
+        raise UsageError(f"{layer.name}: {nonzeros} of {atoms} atoms in each of {signals} {side}")
+    problem = _Problem(weight, input_covariance(layer), side)
+    book = problem.first(atoms, seed)
+    codes = problem.codes(book, nonzeros)
+    for _ in range(ROUNDS - 1):
+        book = problem.revived(problem.atoms(codes), codes)
+        codes = problem.codes(book, nonzeros)
+    if left is not None:
+        codes = _fitting(codes if side == "rows" else codes.T, left)
+        codes = codes if side == "rows" else codes.T
+    return with_corrected_bias(layer, _coded(layer, codes, problem.atoms(codes), side))
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """One layer, seen as signals × atoms: `codes` are (signals, atoms), a `book` is (atoms, length)."""
+
+    weight: Array
+    covariance: Array | None
+    side: Side
+
+    @property
+    def signals(self) -> Array:
+        """(signals, length)."""
+        return self.weight if self.side == "rows" else self.weight.T
+
+    def first(self, atoms: int, seed: int) -> Array:
+        """Some of the signals."""
+        some = np.random.default_rng(seed).permutation(len(self.signals))[:atoms]
+        return self.signals[some]
+
+    def codes(self, book: Array, nonzeros: int) -> Array:
+        """What each signal takes of the atoms."""
+        aware = self.covariance is not None and self.side == "rows"
+        seen = book @ self.covariance if aware else book
+        return pursuit(seen @ book.T, self.signals @ seen.T, nonzeros)
+
+    def atoms(self, codes: Array) -> Array:
+        """The atoms that are best for the codes; zeros for one that no signal takes."""
+        weighed = codes if self.covariance is None or self.side == "rows" else self.covariance @ codes
+        gram = codes.T @ weighed
+        gram[np.diag_indices(len(gram))] += _RIDGE * max(float(np.trace(gram)) / len(gram), 1e-30)
+        return np.linalg.solve(gram, weighed.T @ self.signals)
+
+    def revived(self, book: Array, codes: Array) -> Array:
+        """The book with the signals that are worst off in place of atoms that no signal takes."""
+        idle = np.flatnonzero(~codes.any(axis=0))
+        if len(idle):
+            error = np.square(self.signals - codes @ book).sum(axis=1)
+            book[idle] = self.signals[np.argsort(-error, kind="stable")[: len(idle)]]
+        return book
+
+
+def _fitting(codes: Array, left: int) -> Array:
+    """The codes, as they lie in the file, without the smallest that do not fit."""
+    sizes = np.abs(codes) / np.maximum(np.abs(codes).max(), 1e-300)
+    positions = sparse_store.most_that_fit(np.where(codes != 0, 1 + sizes, 0.0), left)
+    kept = np.zeros(codes.size)
+    kept[positions] = codes.reshape(-1)[positions]
+    return kept.reshape(codes.shape)
+
+
+def _coded(layer: LinearLayer, codes: Array, book: Array, side: Side) -> Coded:
+    peaks = np.abs(codes).max(axis=0)
+    peaks[peaks == 0] = 1.0
+    codes, book = codes / peaks, (book * peaks[:, None]).astype(np.float32)  # atoms have scales of their own in 8 bits
+    sparse = codes if side == "rows" else codes.T
+    positions = np.flatnonzero(sparse)
+    positions = positions if len(positions) else np.zeros(1, np.int64)
+    w = Writer()
+    dense = w.constant("atoms", book)
+    found = sparse_store.write(w, "codes", sparse, positions, scaled=False)
+    if side == "rows":
+        inner = w.step("matmul", X, w.step("transpose", dense, perm=(1, 0)))
+        w.step("matmul", inner, w.step("transpose", found, perm=(1, 0)))
+    else:
+        inner = w.step("matmul", X, w.step("transpose", found, perm=(1, 0)))
+        w.step("matmul", inner, dense)
+    return w.direct(layer.in_features, layer.bias)
+
+
+def _atom_length(layer: LinearLayer, side: Side) -> int:
+    return layer.in_features if side == "rows" else layer.out_features
