@@ -94,14 +94,17 @@ def operators(path: Path | str) -> list[str]:
 
 
 def _reading(path: Path | str, read: Callable[[Any], T]) -> T:
+    path = Path(path)
+    if not path.is_file():
+        raise ModelError(f"{path}: no such file")
+    return _reading_bytes(path.read_bytes(), path, read)
+
+
+def _reading_bytes(content: bytes, path: Path | str, read: Callable[[Any], T]) -> T:
     import struct
 
     from ai_edge_litert import schema_py_generated as schema
 
-    path = Path(path)
-    if not path.is_file():
-        raise ModelError(f"{path}: no such file")
-    content = path.read_bytes()
     if len(content) < 32 or content[4:8] != b"TFL3":
         raise ModelError(f"{path}: not a TFLite file ({len(content)} bytes, identifier {content[4:8]!r})")
     try:
@@ -317,3 +320,18 @@ def _constant_vectors(model: Any) -> list[Array]:
                 scales, _ = _scales(tensor)
                 found[index, position] = value.reshape(-1).astype(np.float64) * (scales if scales.size else 1.0)
     return list(found.values())
+
+
+def constants(content: bytes, path: Path | str) -> list[tuple[str, int, tuple[int, ...], Array]]:
+    """(name, number of its type in the schema, shape, bytes) of each constant tensor; bytes are views of `content`.
+
+    Raises:
+        ModelError: not a TFLite file, or a damaged one; `path` is its name in the message.
+    """
+    return _reading_bytes(content, path, _constants)
+
+
+def _constants(model: Any) -> list[tuple[str, int, tuple[int, ...], Array]]:
+    tensors = [graph.Tensors(index) for _, graph in _graphs(model) for index in range(graph.TensorsLength())]
+    found = [((t.Name() or b"").decode(), t.Type(), _shape(t), _raw(model, t)) for t in tensors]
+    return [(name, kind, shape, raw) for name, kind, shape, raw in found if raw is not None]

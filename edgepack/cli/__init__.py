@@ -10,6 +10,7 @@ from edgepack.cli import targets
 from edgepack.cli.machine import doctor, emulator_app
 from edgepack.cli.making import build, inspect
 from edgepack.cli.measuring import bench, compare
+from edgepack.cli.unpacking import unpack
 
 app = typer.Typer(
     name="edgepack",
@@ -19,7 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for _command in (build, inspect, bench, compare, doctor):
+for _command in (build, inspect, bench, compare, unpack, doctor):
     app.command()(_command)
 app.add_typer(targets.app)
 app.add_typer(emulator_app)

@@ -79,6 +79,9 @@ def build(
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Pack folder.", show_default="dist/MODEL.TARGET")] = None,
     no_baseline: Annotated[bool, typer.Option("--no-baseline", help="Leave the dense models out of the pack.")] = False,
+    transport: Annotated[
+        bool, typer.Option("--transport", help="Each model also as one compressed file, for `edgepack unpack`.")
+    ] = False,
     seed: Seed = 0,
     fresh: Fresh = False,
     targets_file: TargetsFile = None,
@@ -124,6 +127,7 @@ def build(
             seed=seed,
             fresh=fresh,
             baseline=not no_baseline,
+            transport=transport,
         )
         (_explore if explore else _build)(options, as_json=as_json)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,10 @@ from edgepack.pipeline.prepared import Prepared, prepared
 from edgepack.pipeline.promise import keep_promise
 from edgepack.pipeline.scores import final_scores
 from edgepack.pipeline.splits import layer_splits
+from edgepack.pipeline.transporting import add_transport
 from edgepack.progress import Progress, silent
+from edgepack.transport.needs import need_all
+from edgepack.transport.parts import JpegStream
 from edgepack.types import Format
 
 EXAMPLE = "example_inputs.npz"
@@ -44,11 +47,16 @@ class BuildResult:
 
 @dataclass(frozen=True)
 class Chosen:
-    """The files that go into the pack, by format."""
+    """The files that go into the pack, by format.
+
+    Attributes:
+        streams: codes of weights that come from JPEG files, for transport.
+    """
 
     planned: Mapping[Format, Planned]
     attempts: Mapping[Format, Attempt]
     baselines: Mapping[Format, Baseline]
+    streams: Mapping[Format, Sequence[JpegStream]] = field(default_factory=dict)
 
     def paths(self, *, baseline: bool) -> dict[str, tuple[Path, Format]]:
         """Name in the pack → (file, format)."""
@@ -67,6 +75,8 @@ def build(options: BuildOptions, *, cache: Cache | None = None, progress: Progre
         DeviceError: a measurement failed; nothing is written.
         BudgetError: no plan meets the budget; the best attempt is written.
     """
+    if options.transport:
+        need_all()
     cache = cache or Cache(fresh=options.fresh)
     out = options.out or Path("dist") / f"{model_name(options.model)}.{options.target.name}"
     with pack.writing(out) as folder, prepared(options, cache, progress) as ready:
@@ -95,6 +105,11 @@ def _fill(folder: Path, ready: Prepared) -> tuple[dict[str, Any], BudgetError | 
         "warnings": task.warnings,
     }
     _place(folder, chosen, ready)
+    if task.options.transport:
+        task.progress("transport")
+        files = [(f"model.{fmt}", fmt) for fmt in chosen.attempts]
+        for name, entry in add_transport(folder, files, chosen.streams).items():
+            record["files"][name] |= entry
     pack.write_manifest(folder, record)
     return record, failure
 

@@ -42,6 +42,7 @@ class BuildOptions:
         out: pack folder, None for dist/<model>.<target>.
         fresh: ignore what the cache holds.
         baseline: write the dense models into the pack.
+        transport: write each model file as one compressed container as well.
     """
 
     model: str
@@ -66,6 +67,7 @@ class BuildOptions:
     seed: int = 0
     fresh: bool = False
     baseline: bool = True
+    transport: bool = False
     targets_file: Path | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Group
 
 FILE_HEADERS = ("file", "form", "size", "vs fp32", "vs int8", "metric", "drop", "scored on")
+WIRE_HEADER = "on the wire"
 
 
 def render_build(out: Path, manifest: Mapping[str, Any]) -> Group:
@@ -28,8 +29,10 @@ def render_build(out: Path, manifest: Mapping[str, Any]) -> Group:
     unlabelled = metric["guarded"] and not manifest["data"]["labelled"]
     note = " with the original model (no labels)" if unlabelled and metric["name"] == "agreement" else ""
     head = f"{out}: {manifest['model']['name']} for {manifest['target']['name']}, guard: {guard}{note}"
-    rows = [_file_row(name, files) for name in sorted(files, reverse=True)]
-    table = plain_table(FILE_HEADERS, rows, right=FILE_HEADERS[2:7])
+    wire = any("wire_bytes" in entry for entry in files.values())
+    rows = [_file_row(name, files, wire=wire) for name in sorted(files, reverse=True)]
+    headers = (*FILE_HEADERS[:3], WIRE_HEADER, *FILE_HEADERS[3:]) if wire else FILE_HEADERS
+    table = plain_table(headers, rows, right=headers[2:-1])
     lines = [Text(head), table, *_validated(manifest), *_recoveries(files), *_plans(files)]
     lines += [Text(f"warning: {warning}", style="yellow") for warning in manifest["warnings"]]
     return Group(*lines)
@@ -46,7 +49,7 @@ def _validated(manifest: Mapping[str, Any]) -> list[Any]:
     return [Text(head), cross_validation_table(record)]
 
 
-def _file_row(name: str, files: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
+def _file_row(name: str, files: Mapping[str, Mapping[str, Any]], *, wire: bool) -> tuple[str, ...]:
     entry = files[name]
     fp32, int8 = (files.get(f"baseline/{kind}.{entry['format']}") for kind in ("fp32", "int8"))
     metric = entry["metric"]
@@ -55,6 +58,7 @@ def _file_row(name: str, files: Mapping[str, Mapping[str, Any]]) -> tuple[str, .
         name,
         entry["form"],
         size(entry["size_bytes"]),
+        *((size(entry["wire_bytes"]) if "wire_bytes" in entry else "–",) if wire else ()),
         _times(fp32, entry),
         _times(int8, entry),
         "–" if metric is None else f"{metric:.2f}",
