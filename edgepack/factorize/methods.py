@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
-from edgepack.factorize import dct, deepthin, hashednet, input_projection, jpeg, kmeans, projection, pruning, simhash
+from edgepack.factorize import (
+    dct,
+    deepthin,
+    dictionary,
+    hashednet,
+    input_projection,
+    jpeg,
+    kmeans,
+    projection,
+    pruning,
+    simhash,
+)
 from edgepack.types import Array, LinearLayer, Replacement
 
 
@@ -34,6 +45,7 @@ METHODS: Mapping[str, Method] = {
     "kmeans": kmeans.kmeans,
     "pruning": pruning.pruning,
     "rank-pruning": pruning.rank_pruning,
+    "dictionary": dictionary.dictionary,
     "hashednet": hashednet.hashednet,
     "deepthin": deepthin.deepthin,
     "deepthin-conv": deepthin.deepthin_conv,

@@ -5,17 +5,17 @@ from __future__ import annotations
 from edgepack.coded import is_decoded, stored_bytes
 from edgepack.types import Coded, Format
 
-STEP_BYTES: dict[Format, int] = {"onnx": 110, "tflite": 160}
+STEP_BYTES: dict[Format, int] = {"onnx": 110, "tflite": 130}
 """Of one step, names included; a hash is twenty operators."""
 OPERATORS_OF = {"bucket": 20}
 
 _Times = dict[Format, float]
-DECODED_TIME: _Times = {"onnx": 1.0, "tflite": 4.0}
+DECODED_TIME: _Times = {"onnx": 1.0, "tflite": 3.5}
 """ONNX Runtime folds the decoded matrix into its graph; LiteRT keeps it in a variable, which it copies at every
 inference."""
-DIRECT_TIME: _Times = {"onnx": 0.5, "tflite": 1.0}
+DIRECT_TIME: _Times = {"onnx": 0.5, "tflite": 0.75}
 """Of products in float32 with smaller matrices, at a quarter of the bytes."""
-CONVOLVED_TIME: _Times = {"onnx": 6.0, "tflite": 5.0}
+CONVOLVED_TIME: _Times = {"onnx": 6.0, "tflite": 4.0}
 """Of a convolution, from whose results numbers are gathered and summed."""
 
 

@@ -72,6 +72,14 @@ def projected() -> Coded:
     return w.direct(IN, BIAS)
 
 
+def folded() -> Coded:
+    """Rows of a small table, by quotients and remainders of their numbers."""
+    w = Writer()
+    index = w.step("range", count=OUT)
+    place = w.step("add", w.step("div", index, by=7), w.step("mod", index, by=5))
+    return w.decoded(w.step("gather", w.constant("table", normal(12, IN)), place, axis=0), BIAS)
+
+
 def relaid() -> Coded:
     """A thin product read in rows of another length."""
     w = Writer()
@@ -79,7 +87,7 @@ def relaid() -> Coded:
     return w.decoded(w.step("reshape", w.step("head", product, count=OUT * IN), shape=(OUT, IN)), BIAS)
 
 
-CODES = {made.__name__: made for made in (blocks, sparse, hashed, convolved, projected, relaid)}
+CODES = {made.__name__: made for made in (blocks, sparse, hashed, convolved, projected, relaid, folded)}
 
 
 def test_every_operator_is_looked_at() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import layers
 import numpy as np
 import pytest
 
@@ -11,7 +12,6 @@ from edgepack.coded import effective_weight, evaluate, stored_bytes
 from edgepack.factorize.output_norm import output_loss
 from edgepack.quantize.coded import in_8_bits
 from edgepack.types import Array, Coded, LinearLayer
-from tests.factorize import layers
 
 
 def trained_like(out: int, inn: int, seed: int, rows: int = 600, known: bool = True) -> LinearLayer:

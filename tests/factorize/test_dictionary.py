@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import layers
 import numpy as np
 import pytest
+from coded_layers import blind, check_consistent, check_same, loss, share_stored, trained_like
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -10,8 +12,6 @@ from edgepack.errors import UsageError
 from edgepack.factorize.dictionary import best_side, dictionary, learned, sized
 from edgepack.factorize.matching_pursuit import pursuit
 from edgepack.types import Coded
-from tests.factorize import layers
-from tests.factorize.coded_layers import blind, check_consistent, check_same, loss, share_stored, trained_like
 
 
 @settings(max_examples=30)

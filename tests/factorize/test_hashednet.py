@@ -2,9 +2,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import layers
 import numpy as np
 import pytest
 import xxhash
+from coded_layers import blind, check_consistent, check_same, loss, share_stored, trained_like
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,8 +16,6 @@ from edgepack.factorize.budget import float_bytes
 from edgepack.factorize.hashednet import hashed, hashednet, initial
 from edgepack.quantize.coded import in_8_bits
 from edgepack.types import Coded
-from tests.factorize import layers
-from tests.factorize.coded_layers import blind, check_consistent, check_same, loss, share_stored, trained_like
 
 
 def test_every_entry_is_the_number_that_xxh32_of_its_place_says():

@@ -3,8 +3,10 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 
+import layers
 import numpy as np
 import pytest
+from coded_layers import blind, check_consistent, check_same, loss, share_stored, trained_like
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,8 +15,6 @@ from edgepack.errors import UsageError
 from edgepack.factorize.kmeans import MOST_CENTROIDS, kmeans, quantized, recoded, sized
 from edgepack.factorize.output_norm import input_covariance
 from edgepack.types import Coded
-from tests.factorize import layers
-from tests.factorize.coded_layers import blind, check_consistent, check_same, loss, share_stored, trained_like
 
 
 @pytest.mark.parametrize("known", [True, False])

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import layers
 import numpy as np
 import pytest
+from coded_layers import blind, check_consistent, check_same, loss, share_stored, trained_like
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,8 +15,6 @@ from edgepack.factorize import pruning as methods
 from edgepack.factorize.output_norm import input_covariance
 from edgepack.factorize.pruning import cubic_keep_share, pruned, pruning, rank_pruned, rank_pruning
 from edgepack.types import Coded, Factors
-from tests.factorize import layers
-from tests.factorize.coded_layers import blind, check_consistent, check_same, loss, share_stored, trained_like
 
 
 @pytest.mark.parametrize("known", [True, False])

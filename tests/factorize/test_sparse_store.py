@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import layers
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,7 +10,6 @@ from edgepack.coded import Writer, stored_bytes
 from edgepack.factorize import sparse_store
 from edgepack.factorize.budget import float_bytes, most_floats
 from edgepack.quantize.coded import in_8_bits
-from tests.factorize import layers
 
 
 def _written(matrix, positions, scaled=True):
