@@ -1,11 +1,9 @@
-"""How many bytes a layer's code may take, and how many an array of floats will, once it is in 8 bits."""
+"""What a share of a layer's weights is in bytes, in numbers, and as a rank."""
 
 from __future__ import annotations
 
-import math
-
 from edgepack.errors import UsageError
-from edgepack.quantize.coded import LEAST_COLUMNS, LEAST_ELEMENTS
+from edgepack.quantize.coded import LEAST_ELEMENTS
 from edgepack.types import LinearLayer
 
 
@@ -20,14 +18,6 @@ def allowed_bytes(layer: LinearLayer, share: float) -> int:
     return int(share * layer.out_features * layer.in_features)
 
 
-def float_bytes(*shape: int) -> int:
-    """Bytes that `edgepack.quantize.coded.in_8_bits` stores for a float constant of this shape, scales included."""
-    size = math.prod(shape)
-    if size < LEAST_ELEMENTS:
-        return 4 * size
-    return size + 4 * (shape[0] if size >= LEAST_COLUMNS * shape[0] else 1)
-
-
 def most_floats(left: int, beside: int = 0) -> int:
     """How many floats of a flat constant fit into so many bytes in 8 bits, with `beside` more bytes each.
 
@@ -35,3 +25,13 @@ def most_floats(left: int, beside: int = 0) -> int:
     """
     many = (left - 4) // (1 + beside)
     return many if many >= LEAST_ELEMENTS else max(min(left // (4 + beside), LEAST_ELEMENTS - 1), 0)
+
+
+def pair_rank(share: float, out_features: int, in_features: int) -> int:
+    """The largest k with k (out + in) ≤ share · out · in: the rank of a pair that takes this share; may be 0."""
+    return int(share * out_features * in_features / (out_features + in_features) + 1e-9)
+
+
+def too_small(share: float, least: float) -> str:
+    """Why a layer stays dense."""
+    return f"{share:.2%} of its bytes are too few: the smallest form takes {least:.2%}"

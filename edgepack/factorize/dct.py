@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from edgepack.factorize.leastsquares import corrected_bias, left_factor, metric, pair_rank, too_small
+from edgepack.factorize.budget import pair_rank, too_small
+from edgepack.factorize.leastsquares import corrected_bias, left_factor, metric
 from edgepack.transport.mosaic import image_sides
 from edgepack.types import Array, Factors, LinearLayer
 

@@ -19,9 +19,10 @@ import numpy as np
 from edgepack.coded import Writer, X
 from edgepack.errors import UsageError
 from edgepack.factorize import sparse_store
-from edgepack.factorize.budget import allowed_bytes, float_bytes, most_floats
+from edgepack.factorize.budget import allowed_bytes, most_floats
+from edgepack.factorize.leastsquares import metric, with_corrected_bias
 from edgepack.factorize.matching_pursuit import pursuit
-from edgepack.factorize.output_norm import input_covariance, with_corrected_bias
+from edgepack.quantize.coded import bytes_in_8_bits
 from edgepack.types import Array, Coded, LinearLayer
 
 Side = Literal["rows", "columns"]
@@ -53,7 +54,7 @@ def dictionary(layer: LinearLayer, share: float, *, seed: int = 0, gradient: Arr
     if shape is None:
         return f"{share:g} of its bytes do not hold two atoms and one of them in each of its {side}"
     atoms, nonzeros = shape
-    left = allowed - float_bytes(atoms, _atom_length(layer, side)) - sparse_store.OVERHEAD
+    left = allowed - bytes_in_8_bits(atoms, _atom_length(layer, side)) - sparse_store.OVERHEAD
     return learned(layer, atoms, nonzeros, seed, side=side, left=left)
 
 
@@ -69,7 +70,7 @@ def sized(out_features: int, in_features: int, allowed: int, side: Side) -> tupl
     nonzeros = max(round(most_floats(int((1 - SHARE_OF_ATOMS) * left), beside=1) / signals), 1)
     while nonzeros:
         rest = left - sparse_store.entry_bytes(nonzeros * signals)
-        atoms = max((k for k in range(signals + 1) if float_bytes(k, length) <= rest), default=0)
+        atoms = max((k for k in range(signals + 1) if bytes_in_8_bits(k, length) <= rest), default=0)
         if atoms >= max(2, nonzeros):
             return atoms, nonzeros
         nonzeros -= 1
@@ -102,7 +103,7 @@ def learned(
     signals = len(weight) if side == "rows" else weight.shape[1]
     if not 1 <= nonzeros <= atoms <= signals:
         raise UsageError(f"{layer.name}: {nonzeros} of {atoms} atoms in each of {signals} {side}")
-    problem = _Problem(weight, input_covariance(layer), side)
+    problem = _Problem(weight, metric(layer), side)
     book = problem.first(atoms, seed)
     codes = problem.codes(book, nonzeros)
     for _ in range(ROUNDS - 1):

@@ -16,7 +16,7 @@ import numpy as np
 from edgepack.coded import Writer, xxh32
 from edgepack.errors import UsageError
 from edgepack.factorize.budget import allowed_bytes, most_floats
-from edgepack.factorize.output_norm import input_covariance, input_variances, with_corrected_bias
+from edgepack.factorize.leastsquares import input_variances, metric, with_corrected_bias
 from edgepack.factorize.tied import bucket_means, refitted
 from edgepack.types import Array, Coded, LinearLayer
 
@@ -46,7 +46,7 @@ def hashed(layer: LinearLayer, buckets: int, *, seed: int = 0) -> Coded:
     shape = layer.out_features, layer.in_features
     index, signs = _hashes(shape, buckets, seed)
     shared = bucket_means(layer.weight, index, buckets, input_variances(layer), signs)
-    covariance = input_covariance(layer)
+    covariance = metric(layer)
     if covariance is not None:
         shared = refitted(layer.weight, index, shared, covariance, signs)
     return with_corrected_bias(layer, _coded(shape, shared, seed, layer.bias))

@@ -11,15 +11,8 @@ import math
 import numpy as np
 
 from edgepack.coded import Writer, X
-from edgepack.factorize.leastsquares import (
-    conjugate_gradients,
-    corrected_bias,
-    left_factor,
-    lost,
-    metric,
-    through,
-    too_small,
-)
+from edgepack.factorize.budget import too_small
+from edgepack.factorize.leastsquares import conjugate_gradients, corrected_bias, left_factor, lost, metric, through
 from edgepack.quantize.coded import bytes_in_8_bits
 from edgepack.types import Array, Coded, LinearLayer
 

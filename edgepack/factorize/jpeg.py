@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from edgepack.factorize.leastsquares import corrected_bias, metric, through, too_small
+from edgepack.factorize.budget import too_small
+from edgepack.factorize.leastsquares import corrected_bias, metric, through
 from edgepack.quantize.grid import quantize_weight
 from edgepack.transport import mosaic
 from edgepack.types import Array, Dense, LinearLayer

@@ -19,10 +19,10 @@ import numpy as np
 
 from edgepack.coded import Writer
 from edgepack.errors import UsageError
-from edgepack.factorize.budget import allowed_bytes, float_bytes
-from edgepack.factorize.output_norm import input_covariance, input_variances, with_corrected_bias
+from edgepack.factorize.budget import allowed_bytes
+from edgepack.factorize.leastsquares import input_variances, metric, with_corrected_bias
 from edgepack.factorize.tied import refitted
-from edgepack.quantize.coded import LEAST_COLUMNS, LEAST_ELEMENTS
+from edgepack.quantize.coded import LEAST_COLUMNS, LEAST_ELEMENTS, bytes_in_8_bits
 from edgepack.types import Array, Coded, LinearLayer
 
 MOST_CENTROIDS = 256
@@ -78,7 +78,7 @@ def sized(out_features: int, in_features: int, allowed: int) -> tuple[int, int, 
         if centroids == MOST_CENTROIDS:
             beside = places + 8  # which band a place is in, the size of a codebook, one scale
             bands = min(
-                max((left - beside) // (float_bytes(centroids, block) - 4 * (block < LEAST_COLUMNS)), 1), places
+                max((left - beside) // (bytes_in_8_bits(centroids, block) - 4 * (block < LEAST_COLUMNS)), 1), places
             )
             bands = min(bands, MOST_BANDS)
         loss = max(1 - bands * centroids / pieces, 0.0) * centroids ** (-2 / block)
@@ -108,7 +108,7 @@ def quantized(layer: LinearLayer, block: int, centroids: int, seed: int = 0, *, 
     importance = np.zeros(places * block)
     importance[: layer.in_features] = input_variances(layer)
     bases = (np.arange(places) * bands // places) * centroids  # the first row of each place's codebook
-    covariance = input_covariance(layer)
+    covariance = metric(layer)
     iterations = _ITERATIONS if covariance is None else _FIRST_ITERATIONS
     pieces = padded.reshape(-1, places, block)
     codes, codebook = _clustered(pieces, importance, bases, centroids, seed, iterations)

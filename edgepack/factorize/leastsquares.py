@@ -7,11 +7,12 @@ tr((W − M) C (W − M)ᵀ). Without data C is the identity.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
 from edgepack.factorize.whitened import shrunk_covariance
-from edgepack.types import Array, LinearLayer
+from edgepack.types import Array, Coded, LinearLayer
 
 _NEGLIGIBLE = 1e-12
 """Eigenvalues below this share of the largest are rounding, not directions."""
@@ -23,6 +24,12 @@ def metric(layer: LinearLayer) -> Array | None:
         return None
     covariance = shrunk_covariance(layer.moments)
     return covariance if np.trace(covariance) > 0 else None
+
+
+def input_variances(layer: LinearLayer) -> Array:
+    """(in,) float64: the diagonal of C_λ; ones where nothing is known of the input."""
+    covariance = metric(layer)
+    return np.ones(layer.in_features) if covariance is None else np.diag(covariance).copy()
 
 
 def through(matrix: Array, covariance: Array | None) -> Array:
@@ -98,11 +105,6 @@ def corrected_bias(layer: LinearLayer, effective: Array) -> Array | None:
     return np.asarray(correction if layer.bias is None else layer.bias + correction, np.float32)
 
 
-def pair_rank(share: float, out_features: int, in_features: int) -> int:
-    """The largest k with k (out + in) ≤ share · out · in: the rank of a pair that takes this share; may be 0."""
-    return int(share * out_features * in_features / (out_features + in_features) + 1e-9)
-
-
-def too_small(share: float, least: float) -> str:
-    """Why a layer stays dense."""
-    return f"{share:.2%} of its bytes are too few: the smallest form takes {least:.2%}"
+def with_corrected_bias(layer: LinearLayer, coded: Coded) -> Coded:
+    """The same code, and the bias that makes its mean output that of the layer."""
+    return replace(coded, bias=corrected_bias(layer, coded.weight))

@@ -16,7 +16,7 @@ from edgepack.coded import Writer
 from edgepack.errors import UsageError
 from edgepack.factorize import sparse_store
 from edgepack.factorize.budget import allowed_bytes
-from edgepack.factorize.output_norm import corrected_bias, input_covariance, input_variances, with_corrected_bias
+from edgepack.factorize.leastsquares import corrected_bias, input_variances, metric, with_corrected_bias
 from edgepack.factorize.two_sided import checked_gradient
 from edgepack.types import Array, Coded, Factors, LinearLayer
 
@@ -117,7 +117,7 @@ def rank_pruned(layer: LinearLayer, rank: int, *, gradient: Array | None = None)
     """
     weight = layer.weight.astype(np.float64)
     left, sizes, right = np.linalg.svd(weight, full_matrices=False)
-    covariance = input_covariance(layer)
+    covariance = metric(layer)
     salient = np.square(sizes)
     if covariance is not None:
         salient = salient * ((right @ covariance) * right).sum(axis=1)
@@ -155,7 +155,7 @@ def cubic_keep_share(step: int, begin: int, end: int, final_share: float) -> flo
 def _stored(layer: LinearLayer, positions: Array) -> Coded:
     """The layer with the weights at these flat positions."""
     weight: Array = layer.weight
-    covariance = input_covariance(layer)
+    covariance = metric(layer)
     if covariance is not None:
         kept = np.zeros(weight.size, bool)
         kept[positions] = True

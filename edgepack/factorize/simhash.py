@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from edgepack.factorize.leastsquares import corrected_bias, metric, pair_rank, through, too_small
+from edgepack.factorize.budget import pair_rank, too_small
+from edgepack.factorize.leastsquares import corrected_bias, metric, through
 from edgepack.types import Array, Factors, LinearLayer
 
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 import numpy as np
 
 from edgepack.coded import Writer
-from edgepack.factorize.budget import float_bytes, most_floats
+from edgepack.factorize.budget import most_floats
+from edgepack.quantize.coded import bytes_in_8_bits
 from edgepack.types import Array
 
 LARGEST_GAP = 255
@@ -25,12 +26,12 @@ def entries_of(positions: Array) -> int:
 
 def entry_bytes(entries: int) -> int:
     """Bytes of their values and gaps, in 8 bits."""
-    return float_bytes(entries) + entries
+    return bytes_in_8_bits(entries) + entries
 
 
 def scale_bytes(rows: int) -> int:
     """Bytes of one scale per row, in 8 bits."""
-    return float_bytes(rows, 1)
+    return bytes_in_8_bits(rows, 1)
 
 
 def filled(positions: Array) -> Array:

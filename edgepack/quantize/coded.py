@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -17,11 +18,17 @@ LEAST_COLUMNS = 16
 """Rows shorter than this share one scale: a scale of their own would take a quarter of them or more."""
 
 
-def bytes_in_8_bits(rows: int, columns: int) -> int:
-    """Bytes that a float constant of these sides takes in `in_8_bits`, its scales included."""
-    if rows * columns < LEAST_ELEMENTS and min(rows, columns) == 1:
-        return 4 * rows * columns
-    return rows * columns + 4 * (rows if columns >= LEAST_COLUMNS else 1)
+def bytes_in_8_bits(*shape: int) -> int:
+    """Bytes that a float constant of this shape takes in `in_8_bits`, its scales included."""
+    size = math.prod(shape)
+    if not _is_rounded(shape):
+        return 4 * size
+    return size + 4 * (shape[0] if size >= LEAST_COLUMNS * shape[0] else 1)
+
+
+def _is_rounded(shape: tuple[int, ...]) -> bool:
+    """Matrices of any size are: a runtime's own reader would take float ones for weights of the layer."""
+    return math.prod(shape) >= LEAST_ELEMENTS or (len(shape) > 1 and min(shape) > 1)
 
 
 def in_8_bits(coded: Coded) -> Coded:
@@ -30,9 +37,7 @@ def in_8_bits(coded: Coded) -> Coded:
     Rounded to nearest; the largest code of a scale is ±127. The decoded values are float32 in memory.
     """
     large = {
-        name: array
-        for name, array in coded.constants.items()
-        if array.dtype == np.float32 and (array.size >= LEAST_ELEMENTS or min(array.shape, default=0) > 1 < array.ndim)
+        name: array for name, array in coded.constants.items() if array.dtype == np.float32 and _is_rounded(array.shape)
     }
     writer = Writer({name: array for name, array in coded.constants.items() if name not in large})
     renamed = {}

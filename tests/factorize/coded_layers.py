@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from edgepack.coded import effective_weight, evaluate, stored_bytes
-from edgepack.factorize.output_norm import output_loss
+from edgepack.factorize.leastsquares import lost, metric
 from edgepack.quantize.coded import in_8_bits
 from edgepack.types import Array, Coded, LinearLayer
 
@@ -34,7 +34,7 @@ def share_stored(layer: LinearLayer, coded: Coded) -> float:
 
 
 def loss(layer: LinearLayer, weight: Array) -> float:
-    return output_loss(layer, weight)
+    return lost(layer.weight - weight, metric(layer))
 
 
 def check_consistent(layer: LinearLayer, coded: Coded) -> None:

@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 
 from edgepack.coded import is_decoded, stored_bytes, values
 from edgepack.errors import UsageError
-from edgepack.factorize.budget import float_bytes
 from edgepack.factorize.hashednet import hashed, hashednet, initial
-from edgepack.quantize.coded import in_8_bits
+from edgepack.quantize.coded import bytes_in_8_bits, in_8_bits
 from edgepack.types import Coded
 
 
@@ -107,7 +106,7 @@ def test_a_layer_to_train_keeps_the_scale_of_its_input():
 def test_bytes_are_told_before_they_are_stored(rows, columns):
     coded = Coded({"a": layers.weight(rows, columns, 0)}, (), np.zeros((0, 0), np.float32), None)
     step = replace(initial(1, 1, 1), constants={**initial(1, 1, 1).constants, **coded.constants})
-    assert stored_bytes(in_8_bits(step)) == float_bytes(rows, columns) + 4 + 8
+    assert stored_bytes(in_8_bits(step)) == bytes_in_8_bits(rows, columns) + 4 + 8
 
 
 def _covariance(layer):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from edgepack.coded import is_decoded
 from edgepack.errors import UsageError
 from edgepack.factorize.kmeans import MOST_CENTROIDS, kmeans, quantized, recoded, sized
-from edgepack.factorize.output_norm import input_covariance
+from edgepack.factorize.leastsquares import metric
 from edgepack.types import Coded
 
 
@@ -92,7 +92,7 @@ def test_codes_are_never_worse_than_those_before(seed, block, bands):
     bases = np.arange(places) * min(bands, places) // places * 4
     codebook = random.standard_normal((int(bases[-1]) + 4, block)).astype(np.float32)
     codes = random.integers(0, 4, (7, places))
-    covariance = input_covariance(layer)
+    covariance = metric(layer)
     assert covariance is not None
     found = recoded(layer.weight, codes, codebook, bases, 4, covariance)
 

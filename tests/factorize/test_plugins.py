@@ -68,5 +68,5 @@ def test_plugin_is_found_and_works() -> None:
 @pytest.mark.usefixtures("plugin")
 def test_a_plugin_does_not_displace_a_built_in_and_is_named_among_them() -> None:
     assert factorizer("svd") is svd
-    with pytest.raises(UsageError, match="there are svd, whitened, two-sided, fisher, .*, first-rows"):
+    with pytest.raises(UsageError, match=r"there are svd, whitened, two-sided, fisher, .*, first-rows"):
         factorizer("nope")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from edgepack.coded import is_decoded
 from edgepack.errors import UsageError
 from edgepack.factorize import pruning as methods
-from edgepack.factorize.output_norm import input_covariance
+from edgepack.factorize.leastsquares import metric
 from edgepack.factorize.pruning import cubic_keep_share, pruned, pruning, rank_pruned, rank_pruning
 from edgepack.types import Coded, Factors
 
@@ -66,7 +66,7 @@ def test_too_few_bytes_are_a_reason():
 def test_refitting_loses_no_more_and_is_least_squares(seed, share):
     layer = trained_like(5, 8, seed, rows=100)
     kept = layers.rng(seed).random((5, 8)) < share
-    covariance = input_covariance(layer)
+    covariance = metric(layer)
     assert covariance is not None
     found = methods.refitted(layer.weight, kept, covariance)
     assert not found[~kept].any()

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from edgepack.coded import Writer, stored_bytes
 from edgepack.factorize import sparse_store
-from edgepack.factorize.budget import float_bytes, most_floats
-from edgepack.quantize.coded import in_8_bits
+from edgepack.factorize.budget import most_floats
+from edgepack.quantize.coded import bytes_in_8_bits, in_8_bits
 
 
 def _written(matrix, positions, scaled=True):
@@ -58,7 +58,7 @@ def test_as_many_as_fit_and_no_more(size, left, seed):
 @given(st.integers(0, 600), st.integers(0, 3))
 def test_no_more_floats_would_fit(left, beside):
     count = most_floats(left, beside)
-    sizes = [float_bytes(n) + beside * n for n in range(left + 2)]
+    sizes = [bytes_in_8_bits(n) + beside * n for n in range(left + 2)]
     assert count == max(n for n, size in enumerate(sizes) if size <= left)
 
 

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from layers import SEEDS, inputs, layer, output_error, product, rng, seen, weight
 
 from edgepack.factorize import whitened
+from edgepack.factorize.budget import pair_rank
 from edgepack.factorize.dct import dct, waves, zigzag
-from edgepack.factorize.leastsquares import lost, metric, pair_rank
+from edgepack.factorize.leastsquares import lost, metric
 from edgepack.factorize.projection import damped, orthonormal, output_projection, random_projection
 from edgepack.factorize.simhash import simhash
 from edgepack.quantize.grid import quantize_weight
