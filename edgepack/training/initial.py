@@ -14,7 +14,7 @@ _STEPS = 4
 
 
 def random_start(module: CodedLinear, *, seed: int = 0, std: float | None = None) -> CodedLinear:
-    """Draw the trained constants anew, such that the layer's weight has a standard deviation; the bias becomes 0.
+    """Draw the trained constants anew, such that the layer's weight has a given size; the bias becomes 0.
 
     Every constant is drawn from N(0, 1), then all are scaled alike. What a weight of products of several constants
     needs of that follows from how its size grows with theirs. Activations keep their scale through such a layer as
@@ -23,7 +23,7 @@ def random_start(module: CodedLinear, *, seed: int = 0, std: float | None = None
     Args:
         module: changed in place.
         seed: of the numbers.
-        std: of the weight's entries, zeros included; by default √(2 / in), for rectifiers.
+        std: root mean square of the weight's entries, zeros included; by default √(2 / in), for rectifiers.
 
     Raises:
         UsageError: the weight does not depend on the constants, as it does not where all of their products are zero.

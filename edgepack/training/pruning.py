@@ -60,6 +60,9 @@ class Pruning:
             )
         if saliency not in ("magnitude", "gradient"):
             raise UsageError(f"saliency={saliency!r}: 'magnitude' or 'gradient' was expected")
+        for share in final_share.values() if isinstance(final_share, Mapping) else (final_share,):
+            if not isinstance(share, float) or not 0 < share < 1:
+                raise UsageError(f"final_share={share!r}: a share of the weights between 0 and 1 was expected")
         chosen, self.skipped = choose(model, layers, final_share, by_share=True)
         self._model, self._saliency = model, saliency
         self._begin, self._end, self._frequency = begin_step, end_step, frequency
@@ -94,7 +97,7 @@ class Pruning:
             raise UsageError("step() after finish()", hint="stop calling step() once the model is finished")
         self._steps += 1
         since = self._steps - self._begin
-        if self._steps == self._end or (0 <= since and self._steps < self._end and since % self._frequency == 0):
+        if self._steps == self._end or (since >= 0 and self._steps < self._end and since % self._frequency == 0):
             self._update()
         self._apply()
 
@@ -140,7 +143,7 @@ class Pruning:
         def add(gradient: Tensor) -> None:
             term = (gradient.detach() * self._layers[name].weight.detach()).float().square()
             if term.isfinite().all():  # a loss scaler skips such a batch, too
-                self._sums[name] += term
+                self._sums[name] = self._sums[name].to(term.device) + term
 
         return add
 
