@@ -1,7 +1,8 @@
-"""Low rank learnt during training: layers turn into pairs of thin ones step by step, in any torch training loop."""
+"""Small layers learnt during training: low rank or stored in code, step by step, in any torch training loop."""
 
 from edgepack.training.compression import Compression, apply_compression
-from edgepack.training.compressors import Compressor
+from edgepack.training.compressors import ByShare, Compressor, by_share
+from edgepack.training.parts import parts
 from edgepack.training.schedule import Schedule
 
-__all__ = ["Compression", "Compressor", "Schedule", "apply_compression"]
+__all__ = ["ByShare", "Compression", "Compressor", "Schedule", "apply_compression", "by_share", "parts"]

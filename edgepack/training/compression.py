@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edgepack.errors import UsageError
-from edgepack.training.compressors import Compressor, Method, method
+from edgepack.training.compressors import ByShare, Compressor, Method, method
 from edgepack.training.schedule import Schedule
-from edgepack.training.selection import Chosen, Layers, Places, Rank, choose
-from edgepack.types import Factors, LinearLayer
+from edgepack.training.selection import Chosen, Layers, Rank, choose, place
+from edgepack.types import Coded, Factors, LinearLayer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,12 +30,13 @@ def apply_compression(
     model: Module,
     *,
     begin_step: int,
-    compressor: str | Compressor = "low-rank",
+    compressor: str | Compressor | ByShare = "low-rank",
     rank: Rank = 0.25,
     frequency: int = 10,
     alpha_decrement: float = 0.01,
     layers: Layers = None,
     optimizer: Optimizer | None = None,
+    seed: int = 0,
 ) -> Compression:
     """Compress linear layers while the model trains.
 
@@ -48,24 +50,31 @@ def apply_compression(
             until `begin_step`.
         begin_step: optimizer steps before the factors are made.
         compressor: "low-rank" (truncated SVD), "whitened" (least error of the layer's output on the inputs of the last
-            training steps before `begin_step`), the name of another factorizer, or a function
-            `(weight, bias, rank) -> (A, B)` or `(A, B, bias)` on float32 arrays.
-        rank: a rank, or the share of a layer's weights that the pair may have, or either by layer name.
+            training steps before `begin_step`), the name of another method, or a function
+            `(weight, bias, rank) -> (A, B)` or `(A, B, bias)` on float32 arrays. Methods that are no factorizers, and
+            functions wrapped in `by_share`, store layers in code (f(x) takes the place of A B x): their float numbers
+            are trained, codes and hashes stay as they were at `begin_step`. Layers that such a method then leaves dense
+            are put back and join `Compression.skipped`.
+        rank: a rank, or the share of a layer's weights that the pair may have, or either by layer name. A method by
+            share is given the share of its bytes in 8 bits; of a rank, that of the pair.
         frequency: optimizer steps between two decrements.
         alpha_decrement: how much α sinks at each.
         layers: names, or a predicate on name and module; None takes every linear layer. Unless they were named, layers
             that are not fit, or where a pair would not have fewer weights, are left out: see `Compression.skipped`.
         optimizer: what trains the model; others by `Compression.attach`.
+        seed: of what a method by share draws.
 
     Raises:
         UsageError: arguments out of range; a layer that was named does not exist or cannot be compressed (another
             type than `torch.nn.Linear`, tied, parametrized, with hooks, the rank does not pay); no layer is left.
     """
     schedule = Schedule(begin_step, frequency, alpha_decrement)
-    chosen = method(compressor)
+    chosen = method(compressor, seed)
     if chosen.needs_moments and begin_step == 0:
-        raise UsageError(f"compressor={chosen.name!r} needs training steps to see inputs in", hint="begin later")
-    selected, skipped = choose(model, layers, rank)
+        if not chosen.by_share:
+            raise UsageError(f"compressor={chosen.name!r} needs training steps to see inputs in", hint="begin later")
+        chosen = replace(chosen, needs_moments=False)
+    selected, skipped = choose(model, layers, rank, by_share=chosen.by_share)
     return Compression(model, schedule, chosen, selected, skipped, optimizer)
 
 
@@ -94,6 +103,8 @@ class Compression:
         self._layers: dict[str, CompressedLinear] = {}
         self._weights: dict[str, Tensor] = {}
         self._places = {item.name: item.places for item in selected}
+        self._sizes = {item.name: item.rank for item in selected}
+        self._left: dict[str, str] = {}
         self._optimizers: list[Optimizer] = []
         self._sums: dict[str, InputSums] = {}
         self._hooks: list[RemovableHandle] = []
@@ -102,8 +113,8 @@ class Compression:
         if optimizer is not None:
             self.attach(optimizer)
         for item in selected:
-            layer = CompressedLinear(item.layer, item.rank)
-            _place(layer, item.places)
+            layer = CompressedLinear(item.layer, item.rank if isinstance(item.rank, int) else None)
+            place(layer, item.places)
             self._layers[item.name], self._weights[item.name] = layer, item.layer.weight
         self._watch_if_due()
         if schedule.begin_step == 0:
@@ -120,9 +131,9 @@ class Compression:
         return self.schedule.alpha(self._steps)
 
     @property
-    def ranks(self) -> dict[str, int]:
-        """Rank by layer name."""
-        return {name: layer.rank for name, layer in self._layers.items()}
+    def ranks(self) -> dict[str, int | float]:
+        """Rank by layer name; the share where the compressor works by share."""
+        return {name: self._sizes[name] for name in self._layers}
 
     def attach(self, optimizer: Optimizer) -> None:
         """Let an optimizer take part: factors will join the groups that hold their dense weights, which will leave.
@@ -151,9 +162,9 @@ class Compression:
         self._move_to(self._steps + 1)
 
     def finish(self) -> Module:
-        """Put a plain pair of linear layers in every compressed layer's place and return the model.
+        """Put a plain pair of linear layers, or a `CodedLinear`, in every compressed layer's place; returns the model.
 
-        The pairs hold the trained factors themselves, so an optimizer can go on.
+        They hold the trained parameters themselves, so an optimizer can go on.
 
         Raises:
             UsageError: α is not 0 yet.
@@ -169,7 +180,7 @@ class Compression:
                 hint="train on, or begin earlier, or take a larger alpha_decrement or a smaller frequency",
             )
         for name, places in self._places.items():
-            _place(finished(self._layers[name]), places)
+            place(finished(self._layers[name]), places)
         self._layers, self._places, self._finished = {}, {}, True
         return self._model
 
@@ -177,7 +188,10 @@ class Compression:
         """Where the schedule stands, in plain values and tensors; weights and factors are in the model's own state."""
         from edgepack.training.inputs import sums_state
 
-        return {**self._identity(), "steps": self._steps, "inputs": {n: sums_state(s) for n, s in self._sums.items()}}
+        state = {**self._identity(), "steps": self._steps, "inputs": {n: sums_state(s) for n, s in self._sums.items()}}
+        if self._method.by_share:
+            state |= {"parts": {n: layer.structure for n, layer in self._layers.items()}, "left": dict(self._left)}
+        return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was taken: training resumes to the bit.
@@ -200,19 +214,23 @@ class Compression:
                 f"saved state of step {steps}, this training is at step {self._steps}",
                 hint="apply the compression to a fresh model, then load",
             )
+        for name, why in state.get("left", {}).items():
+            if name in self._layers:
+                self._leave(name, why)
         self._steps = steps
         self._watch_if_due()
         for name, sums in self._sums.items():
             load_sums(sums, state["inputs"][name], name)
-        for layer in self._layers.values():
-            layer.restore(factors=factored, dense=alpha > 0)
+        for name, layer in self._layers.items():
+            layer.restore(factors=factored, dense=alpha > 0, structure=state.get("parts", {}).get(name))
             layer.alpha = alpha
         self._update_optimizers()
 
     def _identity(self) -> dict[str, Any]:
         schedule = self.schedule
         settings = [schedule.begin_step, schedule.frequency, schedule.alpha_decrement]
-        return {"version": STATE_VERSION, "schedule": settings, "compressor": self._method.name, "ranks": self.ranks}
+        sizes = dict(self._sizes)
+        return {"version": STATE_VERSION, "schedule": settings, "compressor": self._method.name, "ranks": sizes}
 
     def _move_to(self, steps: int) -> None:
         """Set the layers to what holds after so many steps, the next one or the first."""
@@ -232,17 +250,31 @@ class Compression:
 
     def _begin(self) -> None:
         _refuse_several_processes()
-        factors = {name: self._factors(name, layer) for name, layer in self._layers.items()}
-        for name, layer in self._layers.items():
-            layer.begin(factors[name])
+        parts = {name: self._part(name, layer) for name, layer in self._layers.items()}
+        left = {name: part for name, part in parts.items() if isinstance(part, str)}
+        if len(left) == len(parts):
+            raise UsageError("no layer can be compressed: " + "; ".join(f"{name}: {why}" for name, why in left.items()))
+        for name, why in left.items():
+            self._leave(name, why)
+        for name, part in parts.items():
+            if not isinstance(part, str):
+                self._layers[name].begin(part, self._method.frozen)
 
-    def _factors(self, name: str, layer: CompressedLinear) -> Factors:
+    def _leave(self, name: str, why: str) -> None:
+        """Put a layer that has not begun back as it was."""
+        from edgepack.training.modules import dense_again
+
+        place(dense_again(self._layers.pop(name)), self._places.pop(name))
+        del self._weights[name]
+        self._left[name] = self.skipped[name] = why
+
+    def _part(self, name: str, layer: CompressedLinear) -> Factors | Coded | str:
         weight = layer.dense.detach().float().cpu().numpy()
         bias = None if layer.own_bias is None else layer.own_bias.detach().float().cpu().numpy()
         if not np.isfinite(weight).all():
             raise UsageError(f"{name}: its weight holds NaN or infinity at step {self._steps}, no factors can be made")
         moments = self._sums[name].moments(name) if name in self._sums else None
-        return self._method.factors(LinearLayer(name, weight, bias, "Gemm", moments=moments), layer.rank)
+        return self._method.factors(LinearLayer(name, weight, bias, "Gemm", moments=moments), self._sizes[name])
 
     def _watch_if_due(self) -> None:
         """Begin, or end, to count layer inputs in."""
@@ -277,12 +309,6 @@ class Compression:
                 add_factors(optimizer, layer, weight)
                 if layer.dense is None:
                     remove(optimizer, weight)
-
-
-def _place(module: Module, places: Places) -> None:
-    """Put the module wherever the layer stood."""
-    for parent, key in places:
-        parent._modules[key] = module
 
 
 def _refuse_several_processes() -> None:

@@ -1,21 +1,44 @@
-"""Compressors: what makes the factors of a weight, once, when the schedule begins."""
+"""Compressors: what makes the factors of a weight, or its numbers in code, once, when the schedule begins."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from edgepack import factorize
 from edgepack.errors import EdgepackError, UsageError
-from edgepack.types import Array, Factors, LinearLayer
+from edgepack.factorize.methods import METHODS
+from edgepack.factorize.methods import Method as ShareMethod
+from edgepack.types import Array, Coded, Factors, LinearLayer
 
 Compressor = Callable[[Array, Array | None, int], Factors | Sequence[Array | None]]
 """`(weight (out, in), bias (out,) or None, rank) → (A (out, rank), B (rank, in)[, bias (out,)])`, float32."""
 
 NAMES = {"low-rank": "svd"}
-"""Names of this package's own; every other name is that of a factorizer, as `whitened`."""
+"""Names of this package's own; every other name is that of a method, as `whitened` or `kmeans`."""
+
+
+@dataclass(frozen=True)
+class ByShare:
+    """A compressor that is given a share of a layer's weights instead of a rank; made by `by_share`."""
+
+    function: ShareMethod
+    looks_at_inputs: bool
+    frozen: frozenset[str]
+
+
+def by_share(function: ShareMethod, *, looks_at_inputs: bool = False, frozen: Collection[str] = ()) -> ByShare:
+    """A method of `edgepack.factorize.methods`, or a function of its protocol, as a compressor.
+
+    Args:
+        function: `(layer, share, *, seed, gradient) -> Coded | Factors | str`; a string says why a layer stays dense.
+        looks_at_inputs: whether layers are to carry moments of their inputs in the training steps before.
+        frozen: names of float constants of its `Coded` that are not to be trained.
+    """
+    return ByShare(function, looks_at_inputs, frozenset(frozen))
 
 
 @dataclass(frozen=True)
@@ -25,34 +48,48 @@ class Method:
     Attributes:
         name: for messages and saved states.
         needs_moments: whether layers must carry statistics of their inputs.
-        factors: layer and rank → factors.
+        factors: layer, and rank or share → what replaces the weight, or why the layer stays dense.
+        by_share: whether it is given a share instead of a rank; it does without moments then if there are none.
+        frozen: float constants that are not to be trained.
     """
 
     name: str
     needs_moments: bool
-    factors: Callable[[LinearLayer, int], Factors]
+    factors: Callable[[LinearLayer, Any], Factors | Coded | str]
+    by_share: bool = False
+    frozen: frozenset[str] = frozenset()
 
 
-def method(compressor: str | Compressor) -> Method:
+def method(compressor: str | Compressor | ByShare, seed: int = 0) -> Method:
     """The compressor of that name, or a function as a compressor.
+
+    Args:
+        compressor: either.
+        seed: of what a method by share draws.
 
     Raises:
         UsageError: there is none of that name, it needs what is not gathered here, or it is neither a name nor a
             function.
     """
+    if isinstance(compressor, ByShare):
+        return _sharing(_name(compressor.function), compressor, seed)
     if callable(compressor):
-        name = getattr(compressor, "__qualname__", type(compressor).__name__)
+        name = _name(compressor)
         return Method(name, False, lambda layer, rank: _called(compressor, name, layer, rank))
     if not isinstance(compressor, str):
         raise UsageError(f"compressor={compressor!r}: a name or a function (weight, bias, rank) was expected")
+    known = NAMES.get(compressor, compressor)
     try:
-        chosen = factorize.factorizer(NAMES.get(compressor, compressor))
+        if not factorize.is_factorizer(known):
+            return _sharing(compressor, by_share(factorize.method(known), looks_at_inputs=True), seed)
     except UsageError as err:
         raise UsageError(
             f"unknown compressor {compressor!r}",
-            hint="give 'low-rank', 'whitened', another factorizer, or a function (weight, bias, rank) -> (A, B)",
+            hint=f"give 'low-rank', 'whitened' or another method ({', '.join(METHODS) or 'of a plug-in'}), or a "
+            "function (weight, bias, rank) -> (A, B)",
         ) from err
 
+    chosen = factorize.factorizer(known)
     if getattr(chosen, "needs_gradients", False):
         raise UsageError(
             f"compressor={compressor!r} weighs outputs by their gradients, which are not gathered during training",
@@ -75,6 +112,47 @@ def _balanced(factors: Factors) -> Factors:
     scale = np.ones_like(left)
     scale[there] = np.sqrt(right[there] / left[there])
     return Factors(factors.A * scale, factors.B / scale[:, None], factors.bias)
+
+
+def _sharing(name: str, compressor: ByShare, seed: int) -> Method:
+    def made(layer: LinearLayer, share: float) -> Factors | Coded | str:
+        try:
+            part = compressor.function(layer, share, seed=seed)
+        except EdgepackError:
+            raise
+        except Exception as err:
+            raise UsageError(f"{layer.name}: compressor {name} raised {type(err).__name__}: {err}") from err
+        return _fit(part, layer, name)
+
+    return Method(name, compressor.looks_at_inputs, made, by_share=True, frozen=compressor.frozen)
+
+
+def _fit(part: object, layer: LinearLayer, name: str) -> Factors | Coded | str:
+    """The result of a method by share, ready to be trained."""
+    what = f"{layer.name}: {{}} of compressor {name}"
+    if isinstance(part, str):
+        return part
+    if isinstance(part, Factors) and part.base is None:
+        shapes = (layer.out_features, part.rank), (part.rank, layer.in_features)
+        a, b = (_checked(v, s, what.format(n)) for v, s, n in zip((part.A, part.B), shapes, "AB", strict=True))
+        return _balanced(Factors(a, b, _bias(part.bias, layer, what)))
+    if not isinstance(part, Coded):
+        raise UsageError(
+            f"{layer.name}: compressor {name} returned {type(part).__name__}: only factors and layers stored in code "
+            "can be trained"
+        )
+    _checked(part.weight, layer.weight.shape, what.format("weight"))
+    bias = _bias(part.bias, layer, what)
+    same = bias is not None and layer.bias is not None and np.array_equal(bias, layer.bias)
+    return replace(part, bias=None if same else bias)
+
+
+def _bias(bias: Array | None, layer: LinearLayer, what: str) -> Array | None:
+    return None if bias is None else _checked(bias, (layer.out_features,), what.format("bias"))
+
+
+def _name(function: object) -> str:
+    return getattr(function, "__qualname__", type(function).__name__)
 
 
 def _called(compressor: Compressor, name: str, layer: LinearLayer, rank: int) -> Factors:

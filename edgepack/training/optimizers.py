@@ -38,12 +38,12 @@ def check_optimizer(optimizer: object) -> None:
 
 def add_factors(optimizer: Optimizer, layer: CompressedLinear, weight: Tensor) -> None:
     """Put the layer's factors into the group that holds its dense weight, if this optimizer has it."""
-    if layer.A is None or not layer.trainable:
+    if not layer.trainable:
         return
     for group in optimizer.param_groups:
         place = _index(group["params"], weight)
         held = _ids([group])
-        new = [factor for factor in (layer.A, layer.B) if id(factor) not in held]
+        new = [factor for factor in layer.small.values() if id(factor) not in held]
         if place is None or not new:
             continue
         after = _index(group["params"], layer.own_bias)
@@ -66,7 +66,7 @@ def unheld(optimizers: Iterable[Optimizer], layers: Mapping[str, CompressedLinea
     return [
         f"{name}.{part}"
         for name, layer in layers.items()
-        for part, parameter in (("weight", layer.dense), ("A", layer.A), ("B", layer.B))
+        for part, parameter in (("weight", layer.dense), *layer.small.items())
         if parameter is not None and parameter.requires_grad and id(parameter) not in held
     ]
 

@@ -32,18 +32,26 @@ class Chosen:
     Attributes:
         name: its first name in the model.
         layer: a plain `torch.nn.Linear`.
-        rank: of its factors.
+        rank: of its factors; a share of its weights where the compressor works by share.
         places: all of them: a shared layer stands in several.
     """
 
     name: str
     layer: Linear
-    rank: int
+    rank: int | float
     places: Places
 
 
-def choose(model: Module, layers: Layers, rank: Rank) -> tuple[tuple[Chosen, ...], dict[str, str]]:
+def choose(
+    model: Module, layers: Layers, rank: Rank, *, by_share: bool = False
+) -> tuple[tuple[Chosen, ...], dict[str, str]]:
     """Layers to compress, and why other linear layers are left as they are, by name.
+
+    Args:
+        model: the model.
+        layers: which are asked for.
+        rank: of the factors, or the share of the weights, also by name.
+        by_share: whether the compressor is to be given a share instead of a rank.
 
     Raises:
         UsageError: a layer that was named cannot be compressed, or none can.
@@ -62,8 +70,10 @@ def choose(model: Module, layers: Layers, rank: Rank) -> tuple[tuple[Chosen, ...
         asked_for = isinstance(module, torch.nn.Linear) if wanted is None else name in wanted
         if not asked_for:
             continue
-        found = _unfit(module, owners) or _rank_of(name, module, rank, named=named)
-        if isinstance(found, int):
+        found = _unfit(module, owners) or (
+            _share_of(name, module, rank) if by_share else _rank_of(name, module, rank, named=named)
+        )
+        if not isinstance(found, str):
             chosen.append(Chosen(name, module, found, _places(modules, module)))
             continue
         skipped[name] = found
@@ -142,5 +152,23 @@ def _rank_of(name: str, layer: Linear, rank: Rank, *, named: bool) -> int | str:
     return found
 
 
+def _share_of(name: str, layer: Linear, rank: Rank) -> float | str:
+    """The share of the layer's weights, or why it stays dense; of a rank, the share that its factors would have."""
+    asked = rank.get(name) if isinstance(rank, Mapping) else rank
+    if asked is None:
+        return "no rank is given for it"
+    if isinstance(asked, float):
+        return asked
+    out_features, in_features = layer.weight.shape
+    share = asked * (out_features + in_features) / (out_features * in_features)
+    return share if share < 1 else f"factors of rank {asked} would have {share:.0%} of its weights"
+
+
 def _places(modules: Mapping[str, Module], wanted: Module) -> Places:
     return tuple((parent, key) for parent in modules.values() for key, m in parent._modules.items() if m is wanted)
+
+
+def place(module: Module, places: Places) -> None:
+    """Put the module wherever a layer stood."""
+    for parent, key in places:
+        parent._modules[key] = module
