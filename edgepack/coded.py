@@ -6,8 +6,9 @@ others are what an inference costs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -150,6 +151,25 @@ def values(
 def evaluate(coded: Coded, x: Array) -> Array:
     """(rows, out) float32 of (rows, in): what the steps give, without the bias."""
     return values(coded.constants, coded.steps, x)[coded.steps[-1].output]
+
+
+def listed(steps: Iterable[Step]) -> list[list[Any]]:
+    """Steps as lists and plain values, for JSON."""
+    return [[step.op, list(step.inputs), step.output, dict(step.attributes)] for step in steps]
+
+
+def unlisted(rows: Iterable[Sequence[Any]]) -> tuple[Step, ...]:
+    """What `listed` was given, after its way through JSON.
+
+    Raises:
+        ValueError, TypeError, AttributeError: it is something else.
+    """
+    return tuple(_step(*row) for row in rows)
+
+
+def _step(op: str, inputs: Sequence[str], output: str, attributes: Mapping[str, Any]) -> Step:
+    exact = {name: tuple(value) if isinstance(value, list) else value for name, value in attributes.items()}
+    return Step(op, tuple(inputs), output, exact)
 
 
 def plain(weight: Array, bias: Array | None) -> Coded:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
-from edgepack.types import Array, Coded, Dense, Factors, Replacement, Step
+from edgepack.coded import listed, unlisted
+from edgepack.types import Array, Coded, Dense, Factors, Replacement
 
 _CONSTANT = "constant."
 
@@ -21,8 +21,7 @@ def packed_part(part: Replacement) -> dict[str, Array]:
         return {"A": part.A, "B": part.B, "bias": bias, **base}
     if isinstance(part, Dense):
         return {"weight": part.weight, "bias": bias}
-    steps = [[step.op, step.inputs, step.output, dict(step.attributes)] for step in part.steps]
-    text = np.frombuffer(json.dumps(steps).encode(), np.uint8)
+    text = np.frombuffer(json.dumps(listed(part.steps), default=int).encode(), np.uint8)
     constants = {_CONSTANT + name: array for name, array in part.constants.items()}
     return {"weight": part.weight, "bias": bias, "steps": text, **constants}
 
@@ -35,16 +34,10 @@ def unpacked_part(arrays: Mapping[str, Array]) -> Replacement:
     if "steps" not in arrays:
         return Dense(arrays["weight"], bias)
     constants = {name.removeprefix(_CONSTANT): array for name, array in arrays.items() if name.startswith(_CONSTANT)}
-    steps = tuple(_step(*step) for step in json.loads(arrays["steps"].tobytes()))
-    return Coded(constants, steps, arrays["weight"], bias)
+    return Coded(constants, unlisted(json.loads(arrays["steps"].tobytes())), arrays["weight"], bias)
 
 
 def unpacked_pair(arrays: Mapping[str, Array]) -> Factors:
     """A pair that `packed_part` was given."""
     bias = arrays["bias"] if arrays["bias"].size else None
     return Factors(arrays["A"], arrays["B"], bias, arrays.get("base"))
-
-
-def _step(op: str, inputs: list[str], output: str, attributes: dict[str, Any]) -> Step:
-    exact = {name: tuple(value) if isinstance(value, list) else value for name, value in attributes.items()}
-    return Step(op, tuple(inputs), output, exact)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from edgepack.coded import X, effective_weight, is_decoded, values
+from edgepack.coded import X, effective_weight, is_decoded, listed, unlisted, values
 from edgepack.errors import UsageError
 from edgepack.training.torch_operators import TORCH_OPERATORS
 from edgepack.types import Array, Coded, Step
@@ -107,7 +107,7 @@ class CodedLinear(nn.Module):  # type: ignore[misc]
         return json.dumps(
             {
                 "sides": [self.out_features, self.in_features],
-                "steps": [[s.op, list(s.inputs), s.output, dict(s.attributes)] for s in self.steps],
+                "steps": listed(self.steps),
                 "constants": {name: [self._dtypes[name].name, list(self.constant(name).shape)] for name in self._keys},
                 "frozen": [name for name, key in self._keys.items() if key not in self.constants._parameters],
             },
@@ -240,11 +240,8 @@ def zeros(structure: str, *, like: Tensor, trainable: bool) -> CodedLinear:
     try:
         read = json.loads(structure)
         constants = {name: np.zeros(shape, np.dtype(kind)) for name, (kind, shape) in read["constants"].items()}
-        steps = tuple(
-            Step(op, tuple(inputs), output, {k: tuple(v) if isinstance(v, list) else v for k, v in attributes.items()})
-            for op, inputs, output, attributes in read["steps"]
-        )
+        steps = unlisted(read["steps"])
         sides = np.zeros(read["sides"], np.float32)
         return CodedLinear(Coded(constants, steps, sides, None), frozen=read["frozen"], like=like, trainable=trainable)
-    except (ValueError, KeyError, TypeError) as err:
+    except (ValueError, KeyError, TypeError, AttributeError) as err:
         raise UsageError("saved state: the structure of a layer stored in code is damaged") from err
