@@ -34,6 +34,16 @@ def jpeg(layer: LinearLayer, share: float, *, seed: int = 0, gradient: Array | N
     Raises:
         UsageError: Pillow is not installed.
     """
+    quality = quality_within(layer, share)
+    return quality if isinstance(quality, str) else at_quality(layer, quality)[0]
+
+
+def quality_within(layer: LinearLayer, share: float) -> int | str:
+    """The highest quality whose image of the layer takes at most share · out · in bytes, or why there is none.
+
+    Raises:
+        UsageError: Pillow is not installed.
+    """
     reason = mosaic.too_large(layer.weight.shape)
     if reason:
         return f"its weight is {reason}"
@@ -49,7 +59,7 @@ def jpeg(layer: LinearLayer, share: float, *, seed: int = 0, gradient: Array | N
             low = middle
         else:
             high = middle - 1
-    return at_quality(layer, low)[0]
+    return low
 
 
 def at_quality(layer: LinearLayer, quality: int) -> tuple[Dense, bytes]:

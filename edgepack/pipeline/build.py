@@ -20,6 +20,7 @@ from edgepack.pipeline.attempt import Attempt
 from edgepack.pipeline.baselines import Baseline, make_baseline
 from edgepack.pipeline.blame import unmet_budget
 from edgepack.pipeline.explore import picked
+from edgepack.pipeline.images import jpeg_streams
 from edgepack.pipeline.opened import model_name
 from edgepack.pipeline.options import BuildOptions
 from edgepack.pipeline.planner import Planned, plan
@@ -137,7 +138,8 @@ def _choose(ready: Prepared) -> Chosen:
         fmt: keep_promise(ready.task, ready.files[fmt], one.found.attempt, baselines[fmt])
         for fmt, one in planned.items()
     }
-    return Chosen(planned, attempts, baselines)
+    streams = {fmt: jpeg_streams(ready.task, one) for fmt, one in attempts.items()} if options.transport else {}
+    return Chosen(planned, attempts, baselines, streams)
 
 
 def _entries(ready: Prepared, chosen: Chosen, scores: Mapping[str, float]) -> dict[str, dict[str, Any]]:
