@@ -204,6 +204,14 @@ def is_decoded(coded: Coded) -> bool:
     return [step.op for step in own] == ["matmul"] and own[0].inputs[0] == X
 
 
+def operand_sides(coded: Coded) -> tuple[tuple[int, int], ...]:
+    """(smaller, larger) side of every matrix that the input is multiplied by, as a file or a runtime may hold it."""
+    loaded = values(coded.constants, coded.steps)
+    own = [step for step in coded.steps if step.output not in loaded and step.op in ("matmul", "conv1d")]
+    shapes = [loaded[name].shape for step in own for name in step.inputs if name in loaded]
+    return tuple((min(shape), max(shape)) for shape in shapes if len(shape) == 2)
+
+
 def stored_bytes(coded: Coded) -> int:
     """Bytes of the constants, bias apart."""
     return sum(array.nbytes for array in coded.constants.values())

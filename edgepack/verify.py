@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from edgepack.coded import operand_sides
 from edgepack.metrics import sqnr_db
 from edgepack.types import (
     CODED,
@@ -104,7 +105,13 @@ def _missing(wanted: Counter[tuple[int, int]], found: Counter[tuple[int, int]]) 
     return missing
 
 
-def weights_as_planned(emitted: Contents, source: Contents, layers: Sequence[LayerPlan], form: str) -> Proof:
+def weights_as_planned(
+    emitted: Contents,
+    source: Contents,
+    layers: Sequence[LayerPlan],
+    form: str,
+    coded: Mapping[str, Coded] | None = None,
+) -> Proof:
     """The file holds exactly the matrix elements of the plan, and no layer in fewer bits than its form has.
 
     Matrices in more bits than planned are named, not refused: a form leaves some layers wider.
@@ -114,12 +121,15 @@ def weights_as_planned(emitted: Contents, source: Contents, layers: Sequence[Lay
         source: of the dense fp32 file.
         layers: the plan; a layer without a form of its own has the file's.
         form: of the file.
+        coded: layers stored in code, by name; a file may hold some of what they multiply by as plain matrices.
     """
     planned = _planned(source, layers, form)
     unplanned = Counter((a, b) for a, b, _ in source.weights)
     unplanned.subtract(_sides(p.out_features, p.in_features) for p in layers)
     others = sum(a * b * count for (a, b), count in unplanned.items())
     elements = others + sum(a * b * len(bits) for (a, b), bits in planned.items())
+    wanted = unplanned + Counter({sides: len(bits) for sides, bits in planned.items()})
+    emitted = _without_code(emitted, wanted, coded or {})
     found = sum(a * b for a, b, _ in emitted.weights)
     bits = others * WEIGHT_BITS[plain_form(form)] + sum(a * b * sum(each) for (a, b), each in planned.items())
     wide = sum(a * b * each for a, b, each in emitted.weights) - bits
@@ -130,6 +140,19 @@ def weights_as_planned(emitted: Contents, source: Contents, layers: Sequence[Lay
     elif wide > 0:
         detail += f" + {_bytes(wide)} bytes for matrices that the form leaves wider"
     return Proof("weight-bytes", found == elements and not narrow, detail)
+
+
+def _without_code(emitted: Contents, wanted: Counter[tuple[int, int]], coded: Mapping[str, Coded]) -> Contents:
+    """Leaves out what layers in code multiply by, beyond the matrices that are wanted of those sides anyway."""
+    spare = Counter((a, b) for a, b, _ in emitted.weights) - wanted
+    spare &= Counter(sides for part in coded.values() for sides in operand_sides(part))
+    kept = []
+    for a, b, bits in sorted(emitted.weights, key=lambda weight: -weight[2]):
+        if spare[a, b] > 0:
+            spare[a, b] -= 1
+        else:
+            kept.append((a, b, bits))
+    return Contents(tuple(sorted(kept)), emitted.vectors)
 
 
 def _planned(source: Contents, layers: Sequence[LayerPlan], form: str) -> dict[tuple[int, int], list[int]]:

@@ -23,7 +23,7 @@ from edgepack.types import CODED, Alternative, Array, Coded, Dense, Factors, Lin
 SHARES = (0.5, 0.25, 0.125, 0.0625, 0.03125)
 """Of each layer's weights, where one method was asked for and no rank."""
 
-AUTO_SHARES = (0.25, 0.125)
+AUTO_SHARES = (0.25, 0.125, 0.0625)
 """Where methods compete: with more bytes dense matrices in 4 bits lose less, with fewer most methods lose all."""
 
 VERSION = 1

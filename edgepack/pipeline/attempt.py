@@ -146,7 +146,7 @@ class Prover:
         biases = {layer.name: _bias(layer, factors) for layer in self._layers}
         present = {name: bias for name, bias in biases.items() if bias is not None and np.any(bias)}
         return (
-            verify.weights_as_planned(contents, self.source, plan, form),
+            verify.weights_as_planned(contents, self.source, plan, form, coded_of(factors)),
             self._bias_proof(files, verify.biases_intact(contents, present), factors, plan),
             *_coded_proofs(factors, path),
         )
