@@ -86,18 +86,20 @@ def refitted(weight: Array, kept: Array, covariance: Array) -> Array:
         covariance: (in, in) of the inputs, symmetric and positive semidefinite.
     """
     from scipy.linalg import cho_factor, cho_solve
+    from threadpoolctl import threadpool_limits
 
     found = np.where(kept, weight, 0.0).astype(np.float64)
     if float(np.power(kept.sum(axis=1, dtype=np.float64), 3).sum()) > LARGEST_REFIT:
         return found
     missed = np.where(kept, 0.0, weight) @ covariance
     ridge = RIDGE * float(np.trace(covariance)) / len(covariance)
-    for row, wanted, support in zip(found, missed, kept, strict=True):
-        some = np.flatnonzero(support)
-        if len(some):
-            own = covariance[some[:, None], some]
-            own[np.diag_indices(len(some))] += ridge
-            row[some] += cho_solve(cho_factor(own, overwrite_a=True, check_finite=False), wanted[some])
+    with threadpool_limits(1):  # of BLAS: on a busy machine threads wait longer for one another than a row takes
+        for row, wanted, support in zip(found, missed, kept, strict=True):
+            some = np.flatnonzero(support)
+            if len(some):
+                own = covariance[some[:, None], some]
+                own[np.diag_indices(len(some))] += ridge
+                row[some] += cho_solve(cho_factor(own, overwrite_a=True, check_finite=False), wanted[some])
     return found
 
 
@@ -165,7 +167,7 @@ def cubic_keep_share(step: int, begin: int, end: int, final_share: float) -> flo
 def _row_weights(gradient: Array | None, layer: LinearLayer) -> Array:
     """(out, 1): the diagonal of G; ones where it is not known."""
     known = np.ones(layer.out_features) if gradient is None else np.diag(checked_gradient(layer, gradient))
-    return np.clip(known, 0.0, None)[:, None]
+    return np.asarray(np.clip(known, 0.0, None)[:, None])
 
 
 def _stored(layer: LinearLayer, chosen: Callable[[Array], Array], gradient: Array | None) -> Coded:
