@@ -95,7 +95,7 @@ def quantized(layer: LinearLayer, block: int, centroids: int, seed: int = 0, *, 
         block: weights per piece, 1 … in.
         centroids: per codebook, 1 … 256.
         seed: of k-means++.
-        bands: codebooks: the places of a row are cut into so many runs.
+        bands: codebooks, at most 256: the places of a row are cut into so many runs.
 
     Raises:
         UsageError: sizes that make no sense, or scikit-learn is missing.
@@ -103,7 +103,9 @@ def quantized(layer: LinearLayer, block: int, centroids: int, seed: int = 0, *, 
     from threadpoolctl import threadpool_limits
 
     places = -(-layer.in_features // max(block, 1))
-    if not (1 <= block <= layer.in_features and 1 <= centroids <= MOST_CENTROIDS and 1 <= bands <= places):
+    if not (
+        1 <= block <= layer.in_features and 1 <= centroids <= MOST_CENTROIDS and 1 <= bands <= min(places, MOST_BANDS)
+    ):
         raise UsageError(f"{layer.name}: {bands} bands of {centroids} pieces of {block} weights")
     padded = np.zeros((layer.out_features, places * block))
     padded[:, : layer.in_features] = layer.weight
@@ -120,9 +122,8 @@ def quantized(layer: LinearLayer, block: int, centroids: int, seed: int = 0, *, 
                 codes = recoded(layer.weight, codes, codebook, bases, centroids, covariance)
                 index = ((codes + bases)[:, :, None] * block + np.arange(block)).reshape(len(codes), -1)
                 index = index[:, : layer.in_features]
-                codebook = refitted(layer.weight, index, codebook.reshape(-1), covariance, iterations=_STEPS).reshape(
-                    -1, block
-                )
+                shared = refitted(layer.weight, index, codebook.reshape(-1), covariance, iterations=_STEPS)
+                codebook = shared.reshape(-1, block)
     return with_corrected_bias(layer, _coded(layer, codes, codebook, bases, centroids))
 
 
