@@ -204,6 +204,17 @@ def is_decoded(coded: Coded) -> bool:
     return [step.op for step in own] == ["matmul"] and own[0].inputs[0] == X
 
 
+def decoded_from(coded: Coded, constant: str) -> tuple[Array, ...]:
+    """What an inference takes of the values that come of a constant at load: a file may hold these in its place."""
+    loaded = values(coded.constants, coded.steps)
+    behind = {constant}
+    for step in coded.steps:
+        if step.output in loaded and behind.intersection(step.inputs):
+            behind.add(step.output)
+    own = [step for step in coded.steps if step.output not in loaded]
+    return tuple(loaded[name] for name in dict.fromkeys(n for step in own for n in step.inputs) if name in behind)
+
+
 def operand_sides(coded: Coded) -> tuple[tuple[int, int], ...]:
     """(smaller, larger) side of every matrix that the input is multiplied by, as a file or a runtime may hold it."""
     loaded = values(coded.constants, coded.steps)

@@ -14,6 +14,7 @@ import numpy as np
 
 from edgepack.errors import UsageError
 from edgepack.factorize import fisher, svd, two_sided, whitened
+from edgepack.factorize.leastsquares import with_corrected_bias
 from edgepack.factorize.methods import METHODS, Method
 from edgepack.quantize.coded import in_8_bits
 from edgepack.types import Array, Coded, Factors, LinearLayer, Replacement, Spectrum
@@ -102,7 +103,7 @@ def compress(
     if isinstance(part, str):
         return part
     _check(name, layer, part)
-    return in_8_bits(part) if isinstance(part, Coded) else part
+    return with_corrected_bias(layer, in_8_bits(part)) if isinstance(part, Coded) else part
 
 
 def _check(name: str, layer: LinearLayer, part: Replacement) -> None:

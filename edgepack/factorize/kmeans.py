@@ -95,31 +95,35 @@ def quantized(layer: LinearLayer, block: int, centroids: int, seed: int = 0, *, 
         block: weights per piece, 1 … in.
         centroids: per codebook, 1 … 256.
         seed: of k-means++.
-        bands: codebooks: the places of a row are cut into so many runs.
+        bands: codebooks, at most 256: the places of a row are cut into so many runs.
 
     Raises:
         UsageError: sizes that make no sense, or scikit-learn is missing.
     """
+    from threadpoolctl import threadpool_limits
+
     places = -(-layer.in_features // max(block, 1))
-    if not (1 <= block <= layer.in_features and 1 <= centroids <= MOST_CENTROIDS and 1 <= bands <= places):
+    if not (
+        1 <= block <= layer.in_features and 1 <= centroids <= MOST_CENTROIDS and 1 <= bands <= min(places, MOST_BANDS)
+    ):
         raise UsageError(f"{layer.name}: {bands} bands of {centroids} pieces of {block} weights")
     padded = np.zeros((layer.out_features, places * block))
     padded[:, : layer.in_features] = layer.weight
     importance = np.zeros(places * block)
     importance[: layer.in_features] = input_variances(layer)
     bases = (np.arange(places) * bands // places) * centroids  # the first row of each place's codebook
-    covariance = metric(layer)
-    iterations = _ITERATIONS if covariance is None else _FIRST_ITERATIONS
-    pieces = padded.reshape(-1, places, block)
-    codes, codebook = _clustered(pieces, importance, bases, centroids, seed, iterations)
-    if covariance is not None:
-        for _ in range(ROUNDS):
-            codes = recoded(layer.weight, codes, codebook, bases, centroids, covariance)
-            index = ((codes + bases)[:, :, None] * block + np.arange(block)).reshape(len(codes), -1)
-            index = index[:, : layer.in_features]
-            codebook = refitted(layer.weight, index, codebook.reshape(-1), covariance, iterations=_STEPS).reshape(
-                -1, block
-            )
+    with threadpool_limits(1):  # of BLAS and OpenMP: always the same bits, and nothing to wait for in small products
+        covariance = metric(layer)
+        iterations = _ITERATIONS if covariance is None else _FIRST_ITERATIONS
+        pieces = padded.reshape(-1, places, block)
+        codes, codebook = _clustered(pieces, importance, bases, centroids, seed, iterations)
+        if covariance is not None:
+            for _ in range(ROUNDS):
+                codes = recoded(layer.weight, codes, codebook, bases, centroids, covariance)
+                index = ((codes + bases)[:, :, None] * block + np.arange(block)).reshape(len(codes), -1)
+                index = index[:, : layer.in_features]
+                shared = refitted(layer.weight, index, codebook.reshape(-1), covariance, iterations=_STEPS)
+                codebook = shared.reshape(-1, block)
     return with_corrected_bias(layer, _coded(layer, codes, codebook, bases, centroids))
 
 
@@ -180,8 +184,6 @@ def _clustered(
         seed: of k-means++.
         iterations: of Lloyd's, at most.
     """
-    from threadpoolctl import threadpool_limits
-
     cluster = _scikit_learn()
     rows, places, block = pieces.shape
     each = np.maximum(importance.reshape(places, block).sum(axis=1), np.finfo(np.float32).tiny)
@@ -190,7 +192,7 @@ def _clustered(
     some = np.random.default_rng(seed).permutation(len(points))[: max(_SEEDED_BY * centroids, 1024)]
     codes = np.zeros((rows, places), np.int64)
     codebook = np.zeros((int(bases[-1]) + centroids, block))
-    with threadpool_limits(1), warnings.catch_warnings():  # sums in parallel come out in another order every time
+    with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Number of distinct clusters")  # fewer pieces differ: some codes stand idle
         count = min(centroids, len(some))
         seeds, _ = cluster.kmeans_plusplus(points[some], count, sample_weight=weights[some], random_state=seed)

@@ -27,11 +27,14 @@ def pursuit(gram: Array, products: Array, nonzeros: int) -> Array:
         products: (signals, atoms): inner products of the signals with the atoms.
         nonzeros: atoms per signal, at most as many as there are.
     """
+    from threadpoolctl import threadpool_limits
+
     energies = np.diag(gram).copy()
     sizes = np.sqrt(np.where(energies > 0, energies, np.inf))
     unit = gram / sizes / sizes[:, None]
     parts = range(0, len(products), _SIGNALS)
-    found = [_pursuit(unit, products[i : i + _SIGNALS] / sizes, nonzeros) for i in parts]
+    with threadpool_limits(1):  # of BLAS: on a busy machine threads wait longer for one another than such products take
+        found = [_pursuit(unit, products[i : i + _SIGNALS] / sizes, nonzeros) for i in parts]
     return np.concatenate(found) / sizes
 
 

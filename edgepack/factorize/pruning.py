@@ -3,12 +3,16 @@
 Weights: without data the largest are kept (Han, Pool, Tran and Dally, NeurIPS 2015). With data those whose loss costs
 most where others are kept as they are, w_ij² C_jj G_ii: optimal brain damage (LeCun, Denker and Solla, NeurIPS 1989)
 with the curvature of one layer, its inputs' variances C_jj and, where gradients are known, those of its outputs G_ii.
-Then those that are kept make up for those that are not, row by row: least squares on the outputs.
+Then those that are kept make up for those that are not, row by row: least squares on the outputs. As one weight makes
+up for another, others are better kept then: hard thresholding pursuit (Foucart, SIAM Journal on Numerical Analysis 49,
+2011) exchanges them by the saliency of a step down the loss, and fits again, as long as that loses less.
 
 Components: of W = Σ σ_k u_k v_kᵀ those with the largest σ_k² (v_kᵀ C v_k)(u_kᵀ G u_k), a pair of thin matrices.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 
@@ -22,6 +26,9 @@ from edgepack.types import Array, Coded, Factors, LinearLayer
 
 LARGEST_REFIT = 500_000_000_000
 """Σ over the rows of (weights kept)³, at most: above, those that are kept stay as they are."""
+EXCHANGES = 4
+"""At most. A random layer with correlated inputs, an eighth of it kept, loses 42 % of its output without, then 33, 31,
+29 and 29 %."""
 RIDGE = 1e-9
 """Of the mean variance of an input, added where its inputs depend on one another."""
 
@@ -40,10 +47,13 @@ def pruning(layer: LinearLayer, share: float, *, seed: int = 0, gradient: Array 
         DataError: the gradient does not fit the layer.
     """
     left = allowed_bytes(layer, share) - sparse_store.scale_bytes(layer.out_features) - sparse_store.OVERHEAD
-    positions = sparse_store.most_that_fit(saliency(layer, gradient), left)
-    if not len(positions):
+
+    def chosen(found: Array) -> Array:
+        return sparse_store.filled(sparse_store.most_that_fit(found, left))
+
+    if not len(chosen(saliency(layer, gradient))):
         return f"{share:g} of its bytes do not hold one weight and the scales of its {layer.out_features} rows"
-    return _stored(layer, sparse_store.filled(positions))
+    return _stored(layer, chosen, gradient)
 
 
 def pruned(layer: LinearLayer, keep: int, *, gradient: Array | None = None) -> Coded:
@@ -55,14 +65,14 @@ def pruned(layer: LinearLayer, keep: int, *, gradient: Array | None = None) -> C
     """
     if not 1 <= keep <= layer.weight.size:
         raise UsageError(f"{layer.name}: {keep} weights to keep of {layer.weight.size}")
-    order = np.argsort(-saliency(layer, gradient).reshape(-1), kind="stable")
-    return _stored(layer, np.sort(order[:keep]))
+    return _stored(layer, lambda found: np.sort(np.argsort(-found.reshape(-1), kind="stable")[:keep]), gradient)
 
 
 def saliency(layer: LinearLayer, gradient: Array | None = None) -> Array:
     """(out, in) float64: w_ij² C_jj G_ii; what is not known of C or G counts as 1."""
-    rows = 1.0 if gradient is None else np.clip(np.diag(checked_gradient(layer, gradient)), 0.0, None)[:, None]
-    return np.asarray(np.square(layer.weight.astype(np.float64)) * input_variances(layer) * rows)
+    return np.asarray(
+        np.square(layer.weight.astype(np.float64)) * input_variances(layer) * _row_weights(gradient, layer)
+    )
 
 
 def refitted(weight: Array, kept: Array, covariance: Array) -> Array:
@@ -76,18 +86,20 @@ def refitted(weight: Array, kept: Array, covariance: Array) -> Array:
         covariance: (in, in) of the inputs, symmetric and positive semidefinite.
     """
     from scipy.linalg import cho_factor, cho_solve
+    from threadpoolctl import threadpool_limits
 
     found = np.where(kept, weight, 0.0).astype(np.float64)
     if float(np.power(kept.sum(axis=1, dtype=np.float64), 3).sum()) > LARGEST_REFIT:
         return found
     missed = np.where(kept, 0.0, weight) @ covariance
     ridge = RIDGE * float(np.trace(covariance)) / len(covariance)
-    for row, wanted, support in zip(found, missed, kept, strict=True):
-        some = np.flatnonzero(support)
-        if len(some):
-            own = covariance[some[:, None], some]
-            own[np.diag_indices(len(some))] += ridge
-            row[some] += cho_solve(cho_factor(own, overwrite_a=True, check_finite=False), wanted[some])
+    with threadpool_limits(1):  # of BLAS: on a busy machine threads wait longer for one another than a row takes
+        for row, wanted, support in zip(found, missed, kept, strict=True):
+            some = np.flatnonzero(support)
+            if len(some):
+                own = covariance[some[:, None], some]
+                own[np.diag_indices(len(some))] += ridge
+                row[some] += cho_solve(cho_factor(own, overwrite_a=True, check_finite=False), wanted[some])
     return found
 
 
@@ -152,13 +164,52 @@ def cubic_keep_share(step: int, begin: int, end: int, final_share: float) -> flo
     return final_share + (1 - final_share) * left**3
 
 
-def _stored(layer: LinearLayer, positions: Array) -> Coded:
-    """The layer with the weights at these flat positions."""
-    weight: Array = layer.weight
+def _row_weights(gradient: Array | None, layer: LinearLayer) -> Array:
+    """(out, 1): the diagonal of G; ones where it is not known."""
+    known = np.ones(layer.out_features) if gradient is None else np.diag(checked_gradient(layer, gradient))
+    return np.asarray(np.clip(known, 0.0, None)[:, None])
+
+
+def _stored(layer: LinearLayer, chosen: Callable[[Array], Array], gradient: Array | None) -> Coded:
+    """The layer with the weights at the flat, sorted positions that are chosen by saliency."""
     covariance = metric(layer)
+    weight, positions = layer.weight, chosen(saliency(layer, gradient))
     if covariance is not None:
-        kept = np.zeros(weight.size, bool)
-        kept[positions] = True
-        weight = refitted(weight, kept.reshape(weight.shape), covariance)
+        weight, positions = _exchanged(layer.weight, positions, chosen, covariance, _row_weights(gradient, layer))
     w = Writer()
     return with_corrected_bias(layer, w.decoded(sparse_store.write(w, "kept", weight, positions), layer.bias))
+
+
+def _exchanged(
+    weight: Array, positions: Array, chosen: Callable[[Array], Array], covariance: Array, importance: Array
+) -> tuple[Array, Array]:
+    """Refitted weights (out, in) and their positions, which lose no more than those given.
+
+    Args:
+        weight: (out, in).
+        positions: flat and sorted, of the weights to begin with.
+        chosen: positions by saliency (out, in).
+        covariance: (in, in) of the inputs.
+        importance: (out, 1) ≥ 0, of the outputs.
+    """
+
+    def fitted(some: Array) -> tuple[Array, Array, float]:
+        kept = np.zeros(weight.size, bool)
+        kept[some] = True
+        found = refitted(weight, kept.reshape(weight.shape), covariance)
+        error = weight - found
+        slope = error @ covariance
+        return found, slope, float((importance * slope * error).sum())
+
+    variances = np.diag(covariance)
+    found, slope, lost = fitted(positions)
+    for _ in range(EXCHANGES):
+        step = np.divide(slope, variances, out=np.zeros_like(slope), where=variances > 0)
+        others = chosen(np.square(found + step) * variances * importance)
+        if np.array_equal(others, positions):
+            break
+        better, next_slope, less = fitted(others)
+        if not less < lost:
+            break
+        found, slope, lost, positions = better, next_slope, less, others
+    return found, positions

@@ -88,6 +88,17 @@ def test_data_help(seed):
     assert loss(layer, pruned(layer, 300).weight) < loss(layer, pruned(blind(layer), 300).weight)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_exchanges_help_and_never_harm(seed, monkeypatch):
+    layer = trained_like(32, 48, seed)
+    losses = []
+    for count in range(4):
+        monkeypatch.setattr(methods, "EXCHANGES", count)
+        losses.append(loss(layer, pruned(layer, 300).weight))
+    assert losses == sorted(losses, reverse=True)
+    assert losses[-1] < 0.95 * losses[0]
+
+
 def test_rows_that_matter_more_keep_more():
     layer = trained_like(8, 30, 1)
     gradient = np.diag([100.0] * 4 + [0.01] * 4)
