@@ -1,0 +1,110 @@
+"""Every method of the tool builds packs in both formats, whose files are proved in their runtimes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from small_builds import options
+
+from edgepack.cache import Cache
+from edgepack.coded import is_decoded
+from edgepack.errors import UsageError
+from edgepack.factorize import FACTORIZERS, compress
+from edgepack.factorize.methods import AUTO, METHODS
+from edgepack.pipeline.alternatives import only_saves_bytes
+from edgepack.pipeline.build import build
+from edgepack.pipeline.guarding import choose_methods, load_data
+from edgepack.pipeline.opened import open_model
+from edgepack.pipeline.transporting import unpack_file
+from edgepack.types import CODED, Coded, Dense, Factors, LinearLayer
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+
+SHARE = 0.25
+DIRECT = {"deepthin-conv", "input-projection", "dictionary"}
+DECODED = {"deepthin", "kmeans", "pruning", "hashednet"}
+PAIRS = {"dct", "simhash", "random-projection", "output-projection", "rank-pruning"}
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shared: the model is converted to TFLite once."""
+    return tmp_path_factory.mktemp("methods")
+
+
+def test_every_method_is_of_one_kind() -> None:
+    assert set(METHODS) == DIRECT | DECODED | PAIRS | {"jpeg"}
+    assert not set(METHODS) & set(FACTORIZERS)
+    assert set(AUTO) < set(METHODS)
+    assert not {name for name in AUTO if "deepthin" in name}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_pack_by_every_method(name: str, classifier: Path, cache: Path, tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"formats": ("onnx", "tflite"), "rank": SHARE, "method": name, "transport": True}
+    record = build(options(classifier, out=tmp_path / "pack", **changes), cache=Cache(cache)).manifest
+    for fmt in ("onnx", "tflite"):
+        entry = record["files"][f"model.{fmt}"]
+        assert {proof["passed"] for proof in entry["proofs"].values()} == {True}, entry["proofs"]
+        first = entry["layers"][0]
+        assert first["alternative"]["method"] == name
+        assert (first["form"] == CODED) == (name in DIRECT | DECODED)
+        assert (first["rank"] is not None) == (name in PAIRS)
+        if first["form"] == CODED:
+            assert entry["size_bytes"] < 0.5 * record["files"][f"baseline/int8.{fmt}"]["size_bytes"]
+        (unpacked,) = unpack_file(tmp_path / "pack" / "transport" / f"model.{fmt}.epk", tmp_path / fmt)
+        assert unpacked.path.read_bytes() == (tmp_path / "pack" / f"model.{fmt}").read_bytes()
+    if name == "jpeg":
+        codecs = [part["codec"] for part in record["files"]["model.onnx"]["transport"]["parts"]]
+        assert codecs.count("jpeg") == 3
+        assert record["files"]["model.onnx"]["wire_bytes"] < 0.3 * record["files"]["model.onnx"]["size_bytes"]
+    said = any(f"{name} only saves bytes" in warning for warning in record["warnings"])
+    assert said == (name in DECODED | {"jpeg"})
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_a_method_gives_without_data(name: str) -> None:
+    rng = np.random.default_rng(0)
+    layer = LinearLayer("one", rng.standard_normal((96, 128)).astype(np.float32), None, "Gemm")
+    part = compress(name, layer, 0.4)
+    assert not isinstance(part, str)
+    assert isinstance(part, Factors) == (name in PAIRS)
+    assert isinstance(part, Dense) == (name == "jpeg")
+    if isinstance(part, Coded):
+        assert is_decoded(part) == (name in DECODED)
+        again = compress(name, layer, 0.4)
+        assert isinstance(again, Coded)
+        assert all(again.constants[key].tobytes() == array.tobytes() for key, array in part.constants.items())
+    assert only_saves_bytes(part) == (name in DECODED | {"jpeg"})
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_too_few_bytes_are_a_reason(name: str) -> None:
+    layer = LinearLayer("one", np.eye(16, 24, dtype=np.float32), None, "Gemm")
+    assert isinstance(compress(name, layer, 0.004), str)
+
+
+def test_the_planner_chooses_among_methods_but_never_the_patented_one(
+    classifier: Path, warm_cache: Path, tmp_path: Path
+) -> None:
+    changes: dict[str, Any] = {"method": "auto", "flash_bytes": 40_000, "max_drop": 40.0}
+    record = build(options(classifier, out=tmp_path / "pack", **changes), cache=Cache(warm_cache)).manifest
+    entry = record["files"]["model.onnx"]
+    assert entry["size_bytes"] <= 40_000
+    seen = {one["alternative"]["method"] for layer in entry["layers"] for one in layer["others"] if one["alternative"]}
+    seen |= {layer["alternative"]["method"] for layer in entry["layers"] if layer["alternative"]}
+    assert len(seen) >= 3
+    assert seen <= set(AUTO)
+
+
+def test_methods_of_a_name(classifier: Path, tmp_path: Path) -> None:
+    data = load_data(classifier.parent / "data.npz", open_model(str(classifier), tmp_path), str(classifier), 0)
+    assert choose_methods("kmeans", data).others == ("kmeans",)
+    assert not choose_methods("kmeans", data).pairs
+    assert choose_methods("auto", data).others == AUTO
+    assert choose_methods("two-sided", data).factorizer == "two-sided"
+    with pytest.raises(UsageError, match="unknown method 'magic'; there are svd, whitened, two-sided, fisher, kmeans"):
+        choose_methods("magic", data)
