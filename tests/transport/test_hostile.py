@@ -54,9 +54,10 @@ def test_a_changed_byte_behind_a_right_checksum(place: int, change: int) -> None
     damaged[place] ^= change
     container = put_together(HEADER, bytes(damaged))
     try:
-        assert unpack(container, "x") == {"model.onnx": CONTENT}, "a bit that says nothing, such as padding"
-    except ModelError as err:
-        assert err.message
+        found = unpack(container, "x")
+    except ModelError:
+        return
+    assert found == {"model.onnx": CONTENT}, "a bit that says nothing, such as padding"
 
 
 @given(st.binary(max_size=200))

@@ -107,7 +107,8 @@ def test_codes_of_a_jpeg_travel_as_the_jpeg(transposed: bool, flip: int) -> None
     content = b"before" + laid(codes, transposed, flip) + b"after"
     span = Span("w", 6, 8, (256, 40) if transposed else (40, 256))
     packed = pack([Source("m", content, [span], [(codes, data)])])
-    assert [(part.codec, part.wire_bytes) for part in packed.parts["m"]][0] == ("jpeg", len(data))
+    first = packed.parts["m"][0]
+    assert (first.codec, first.wire_bytes) == ("jpeg", len(data))
     assert len(packed.content) < len(pack([Source("m", content, [span])]).content)
     assert unpack(packed.content, "x") == {"m": content}
 
