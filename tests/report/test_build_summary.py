@@ -98,3 +98,13 @@ def test_build_says_what_agreement_means() -> None:
     manifest = MANIFEST | {"metric": {"name": "agreement", "guarded": True}, "data": {"labelled": False}}
     first = text(render_build(Path("p"), manifest)).splitlines()[0]
     assert first == "p: mnist-mlp for rpi4, guard: agreement with the original model (no labels)"
+
+
+def test_build_says_what_travels_where_that_was_asked() -> None:
+    manifest = deepcopy(MANIFEST)
+    manifest["files"]["model.onnx"]["wire_bytes"] = 38_400
+    lines = text(render_build(Path("dist/p"), manifest)).splitlines()
+    assert lines[2].split()[:6] == ["file", "form", "size", "on", "the", "wire"]
+    assert lines[4].split()[2:6] == ["48.0", "kB", "–", "33.9×"], "the TFLite file was not packed"
+    assert lines[5].split()[2:7] == ["51.2", "kB", "38.4", "kB", "31.8×"]
+    assert "on the wire" not in text(render_build(Path("dist/p"), MANIFEST))

@@ -1,0 +1,98 @@
+"""A file shrinks by what its parameters promise, and so does what travels: within three points, in both formats.
+
+In int8 this model is so small that its graph and biases are a twentieth of the file. There the promise for the file is
+a byte for every parameter that goes; what travels, where names and scales hardly count, keeps the plain one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgepack.cache import Cache
+from edgepack.data import Samples
+from edgepack.pipeline.files import ModelFiles
+from edgepack.pipeline.onnx_files import OnnxFiles
+from edgepack.pipeline.opened import Opened, open_model
+from edgepack.pipeline.tflite_files import TfliteFiles
+from edgepack.pipeline.transporting import packed
+from edgepack.types import Factors, Format
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+
+RECIPE = """
+import torch
+from torch import nn
+from edgepack.types import Recipe
+
+def recipe():
+    torch.manual_seed(0)
+    sizes = (784, 128, 128, 128, 10)
+    layers = [part for pair in zip(sizes, sizes[1:]) for part in (nn.Linear(*pair), nn.ReLU())]
+    model = nn.Sequential(*layers[:-1])
+    for part in model[::2]:
+        nn.init.normal_(part.weight, std=part.in_features**-0.5)  # like trained weights, which are no uniform noise
+    return Recipe(model, (torch.zeros(1, 784),))
+"""
+PARAMETERS = 784 * 128 + 2 * 128 * 128 + 128 * 10 + 3 * 128 + 10
+RANKS: Mapping[float, tuple[int, int]] = {0.434: (60, 39), 0.66: (36, 22)}
+"""Share of the parameters that goes → ranks of the first layer and of the two square ones; the last stays dense."""
+POINTS = 3.0
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("promised")
+
+
+@pytest.fixture(scope="module")
+def opened(work: Path) -> Opened:
+    (work / "model.py").write_text(RECIPE)
+    return open_model(f"{work / 'model.py'}:recipe", work)
+
+
+@pytest.fixture(scope="module")
+def files(work: Path, opened: Opened) -> Iterator[Mapping[Format, ModelFiles]]:
+    data = Samples({opened.inputs[0].name: np.random.default_rng(0).random((32, 784), np.float32)})
+    (work / "plans").mkdir()
+    with TfliteFiles(Cache(work / "cache"), work / "plans") as tflite:
+        tflite.open(opened, data, {opened.inputs[0].name: np.zeros((1, 784), np.float32)})
+        yield {"onnx": OnnxFiles(opened.model, data, largest=127), "tflite": tflite}
+
+
+def pairs(opened: Opened, share: float) -> dict[str, Factors]:
+    """The layers' factors, and a check that so many parameters go."""
+    first, square = RANKS[share]
+    made, left = {}, 0
+    for layer in opened.layers:
+        rank = {784: first, 128: square}[layer.in_features] if layer.out_features == 128 else None
+        left += layer.out_features
+        if rank is None:
+            left += layer.weight.size
+            continue
+        u, s, v = np.linalg.svd(layer.weight, full_matrices=False)
+        root = np.sqrt(s[:rank], dtype=np.float32)
+        made[layer.name] = Factors(u[:, :rank] * root, root[:, None] * v[:rank], layer.bias)
+        left += rank * sum(layer.weight.shape)
+    assert 1 - left / PARAMETERS == pytest.approx(share, abs=0.001)
+    return made
+
+
+@pytest.mark.parametrize("share", RANKS)
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("fmt", ["onnx", "tflite"])
+def test_bytes_fall_as_parameters_do(
+    files: Mapping[Format, ModelFiles], opened: Opened, work: Path, fmt: Format, precision: str, share: float
+) -> None:
+    form = "fp32" if precision == "fp32" else {"onnx": "int8-dynamic", "tflite": "int8-dynamic-range"}[fmt]
+    dense, thin = work / f"dense.{precision}.{fmt}", work / f"thin.{precision}.{share}.{fmt}"
+    files[fmt].write({}, form, dense)
+    files[fmt].write(pairs(opened, share), form, thin)
+    before, after = dense.stat().st_size, thin.stat().st_size
+    gone = share if precision == "fp32" else share * PARAMETERS / before
+    assert 100 * (1 - after / before) == pytest.approx(100 * gone, abs=POINTS)
+    on_the_wire = len(packed(thin, fmt).content) / len(packed(dense, fmt).content)
+    assert 100 * (1 - on_the_wire) == pytest.approx(100 * share, abs=POINTS)
