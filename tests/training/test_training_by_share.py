@@ -21,16 +21,22 @@ from edgepack.training.modules import FactoredLinear
 from edgepack.types import Coded, Dense, Factors, LinearLayer
 
 END = 20
-SETTINGS: dict[str, Any] = {"begin_step": 6, "frequency": 2, "alpha_decrement": 0.25, "layers": ["0", "2"], "rank": 0.25}
+SETTINGS: dict[str, Any] = {
+    "begin_step": 6,
+    "frequency": 2,
+    "alpha_decrement": 0.25,
+    "layers": ["0", "2"],
+    "rank": 0.25,
+}
 
 
-def make(
-    compressor: Any, start: int = 0, **changes: Any
-) -> tuple[nn.Sequential, torch.optim.Optimizer, Compression]:
+def make(compressor: Any, start: int = 0, **changes: Any) -> tuple[nn.Sequential, torch.optim.Optimizer, Compression]:
     model = network(start)
     optimizer = torch.optim.AdamW(model.parameters(), 0.01)
-    return model, optimizer, apply_compression(
-        model, compressor=compressor, optimizer=optimizer, **{**SETTINGS, **changes}
+    return (
+        model,
+        optimizer,
+        apply_compression(model, compressor=compressor, optimizer=optimizer, **{**SETTINGS, **changes}),
     )
 
 
@@ -73,18 +79,14 @@ def test_both_the_dense_weight_and_the_numbers_learn_while_blended() -> None:
     train(model, optimizer, compression, range(9))
     before = [p.detach().clone() for p in (model[0].dense, *model[0].small.values())]
     train(model, optimizer, compression, range(9, 10))
-    assert not any(
-        torch.equal(a, b) for a, b in zip(before, (model[0].dense, *model[0].small.values()), strict=True)
-    )
+    assert not any(torch.equal(a, b) for a, b in zip(before, (model[0].dense, *model[0].small.values()), strict=True))
 
 
 @pytest.mark.parametrize("name", ["codebook", "blocks", "pair", "left"])
 @pytest.mark.parametrize("stop", [3, 6, 9, 17])
 @pytest.mark.parametrize("model_first", [True, False])
 @pytest.mark.parametrize("fresh_optimizer", [True, False])
-def test_resumed_training_ends_in_the_same_bits(
-    name: str, stop: int, model_first: bool, fresh_optimizer: bool
-) -> None:
+def test_resumed_training_ends_in_the_same_bits(name: str, stop: int, model_first: bool, fresh_optimizer: bool) -> None:
     method = by_share({"pair": pair, "left": left}.get(name) or as_method(CASES[name]))
     whole = make(method)
     train(*whole, range(END))

@@ -19,7 +19,7 @@ from edgepack.targets import HOST, get_target
 from edgepack.training.coded import coded_from
 from edgepack.training.initial import random_start
 
-FEATURES, HIDDEN, CLASSES = 24, 20, 4
+FEATURES, HIDDEN, CLASSES = 64, 48, 8
 
 
 def network(name: str, *, all_coded: bool = False) -> nn.Sequential:
@@ -57,7 +57,8 @@ def test_a_build_takes_the_exported_program(tmp_path: Path, name: str, all_coded
         get_target(HOST),
         data=tmp_path / "data.npz",
         formats=("onnx",),
-        rank=2,
+        # Above every break-even rank of what is seen as a linear layer: all of it stays dense. A scatter is not folded.
+        rank=8 if name == "sparse" else 30,
         precision="fp32",
         baseline=False,
         out=tmp_path / "pack",
@@ -66,5 +67,4 @@ def test_a_build_takes_the_exported_program(tmp_path: Path, name: str, all_coded
     session = ort.InferenceSession(tmp_path / "pack" / "model.onnx", providers=["CPUExecutionProvider"])
     own = session.get_inputs()[0].name
     scores = np.concatenate([session.run(None, {own: row[None]})[0] for row in x[:16]])
-    assert scores.shape == (16, CLASSES)
-    assert np.isfinite(scores).all()
+    np.testing.assert_allclose(scores, expected[:16], atol=1e-4)
