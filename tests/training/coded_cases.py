@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from edgepack.coded import X, Writer
+from edgepack.coded import Writer, X
 from edgepack.types import Array, Coded, LinearLayer
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -57,7 +58,7 @@ def test_the_schedule_is_cubic_and_what_is_out_stays_out() -> None:
     assert {step: shares[step - 1] for step in expected} == pytest.approx(expected, abs=1 / (20 * FEATURES))
     assert shares[:5] == [1.0] * 5
     assert shares[6] == shares[5]
-    assert all(bool((later | ~earlier).all()) for earlier, later in zip(zeros, zeros[1:], strict=False))
+    assert all(bool((later | ~earlier).all()) for earlier, later in pairwise(zeros))
 
 
 def test_the_smallest_weights_go_first() -> None:
@@ -111,7 +112,7 @@ def test_finish_says_when_and_leaves_nothing_behind() -> None:
     model = network()
     pruning = Pruning(model, 0.5, 0, 2, saliency="gradient")
     pruning.step()
-    with pytest.raises(UsageError, match="finish.. at step 1: the final share is reached at step 2"):
+    with pytest.raises(UsageError, match=r"finish\(\) at step 1: the final share is reached at step 2"):
         pruning.finish()
     pruning.step()
     pruning.finish()
