@@ -20,6 +20,9 @@ from edgepack.types import Array, Coded, Step
 PART_OF_THE_METHOD = frozenset({"signs"})
 """Float constants that are never trained, as single numbers are not: they belong to the method, not to the model."""
 
+_ROWS_AT_ONCE = 16
+"""Of the identity that a layer is applied to: steps may widen each row to many times the layer's sides."""
+
 
 class CodedLinear(nn.Module):  # type: ignore[misc]
     """y = f(x) + b, where f is the steps of a `Coded` on its constants; x is (…, in), y (…, out).
@@ -72,7 +75,7 @@ class CodedLinear(nn.Module):  # type: ignore[misc]
         if self.decoded:
             return self._run(None)[self.steps[-1].inputs[1]].T
         identity = torch.eye(self.in_features, dtype=self._like.dtype, device=self._like.device)
-        return self._run(identity)[self.steps[-1].output].T
+        return torch.cat([self._run(rows)[self.steps[-1].output] for rows in identity.split(_ROWS_AT_ONCE)]).T
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, in) → (…, out)."""
@@ -193,7 +196,10 @@ def trained_constants(coded: Coded, frozen: Collection[str] = ()) -> set[str]:
     still = PART_OF_THE_METHOD.union(frozen)
     trained = {n for n, a in coded.constants.items() if a.dtype == np.float32 and a.size > 1 and n not in still}
     if not trained:
-        raise UsageError("a layer stored in code without float constants: there is nothing to train")
+        raise UsageError(
+            "a layer stored in code without float vectors or matrices: there is nothing to train",
+            hint="numbers are put in 8 bits after the training",
+        )
     return trained
 
 

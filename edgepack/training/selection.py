@@ -156,7 +156,7 @@ def _share_of(name: str, layer: Linear, rank: Rank) -> float | str:
     """The share of the layer's weights, or why it stays dense; of a rank, the share that its factors would have."""
     asked = rank.get(name) if isinstance(rank, Mapping) else rank
     if asked is None:
-        return "no rank is given for it"
+        return "no rank or share is given for it"
     if isinstance(asked, float):
         return asked
     out_features, in_features = layer.weight.shape
