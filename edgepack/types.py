@@ -211,6 +211,17 @@ class Step:
     output: str
     attributes: Mapping[str, int | str | tuple[int, ...]]
 
+    def numbers(self, name: str) -> tuple[int, ...]:
+        """An attribute of whole numbers; one alone as a tuple of one."""
+        value = self.attributes[name]
+        if isinstance(value, str):
+            raise ValueError(f"{self.op}: {name} is {value!r}, numbers were expected")
+        return value if isinstance(value, tuple) else (value,)
+
+    def number(self, name: str) -> int:
+        """An attribute of one whole number."""
+        return self.numbers(name)[0]
+
 
 @dataclass(frozen=True)
 class Coded:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 import edgepack
@@ -19,10 +20,14 @@ TOOLS = (
 )
 
 
-def tool_versions() -> dict[str, str]:
+FITTERS = ("numpy", "scipy", "scikit-learn", "pillow")
+"""What the fits of methods other than factorizers depend on."""
+
+
+def tool_versions(tools: Sequence[str] = TOOLS) -> dict[str, str]:
     """Version of edgepack and of each installed tool; absent tools are left out."""
     found = {"edgepack": edgepack.__version__}
-    for tool in TOOLS:
+    for tool in tools:
         try:
             found[tool] = version(tool)
         except PackageNotFoundError:

@@ -92,31 +92,20 @@ def _unfolded(builder: Builder, y: ir.Value, x: ir.Value, name: str, out_feature
     return builder.op("Reshape", [y, builder.op("Concat", [leading, place.integers((out_features,))], {"axis": 0})])
 
 
-def _numbers(step: Step, name: str) -> tuple[int, ...]:
-    value = step.attributes[name]
-    if isinstance(value, str):
-        raise ValueError(f"{step.op}: {name} is {value!r}, numbers were expected")
-    return value if isinstance(value, tuple) else (value,)
-
-
-def _number(step: Step, name: str) -> int:
-    return _numbers(step, name)[0]
-
-
 def _cast(place: _Place, inputs: list[ir.Value], step: Step) -> ir.Value:
     return place.op("Cast", inputs, {"to": _ONNX_TYPES[str(step.attributes["to"])]})
 
 
 def _gather(place: _Place, inputs: list[ir.Value], step: Step) -> ir.Value:
-    return place.op("Gather", inputs, {"axis": _number(step, "axis")})
+    return place.op("Gather", inputs, {"axis": step.number("axis")})
 
 
 def _reshape(place: _Place, inputs: list[ir.Value], step: Step) -> ir.Value:
-    return place.op("Reshape", [*inputs, place.integers(_numbers(step, "shape"))])
+    return place.op("Reshape", [*inputs, place.integers(step.numbers("shape"))])
 
 
 def _transpose(place: _Place, inputs: list[ir.Value], step: Step) -> ir.Value:
-    return place.op("Transpose", inputs, {"perm": list(_numbers(step, "perm"))})
+    return place.op("Transpose", inputs, {"perm": list(step.numbers("perm"))})
 
 
 def _plain(place: _Place, inputs: list[ir.Value], step: Step) -> ir.Value:
@@ -124,7 +113,7 @@ def _plain(place: _Place, inputs: list[ir.Value], step: Step) -> ir.Value:
 
 
 def _by(place: _Place, inputs: list[ir.Value], step: Step) -> ir.Value:
-    return place.op(_BY[step.op], [*inputs, place.integers(_number(step, "by"), np.int32)])
+    return place.op(_BY[step.op], [*inputs, place.integers(step.number("by"), np.int32)])
 
 
 def _cumsum(place: _Place, inputs: list[ir.Value], step: Step) -> ir.Value:
@@ -132,17 +121,17 @@ def _cumsum(place: _Place, inputs: list[ir.Value], step: Step) -> ir.Value:
 
 
 def _scatter(place: _Place, inputs: list[ir.Value], step: Step) -> ir.Value:
-    zeros = place.op("ConstantOfShape", [place.integers(_numbers(step, "size"))])
+    zeros = place.op("ConstantOfShape", [place.integers(step.numbers("size"))])
     return place.op("ScatterElements", [zeros, *inputs])
 
 
 def _head(place: _Place, inputs: list[ir.Value], step: Step) -> ir.Value:
     flat = place.op("Reshape", [*inputs, place.integers((-1,))])
-    return place.op("Slice", [flat, place.integers((0,)), place.integers(_numbers(step, "count"))])
+    return place.op("Slice", [flat, place.integers((0,)), place.integers(step.numbers("count"))])
 
 
 def _pad(place: _Place, inputs: list[ir.Value], step: Step) -> ir.Value:
-    return place.op("Pad", [*inputs, place.integers((0, _number(step, "before"), 0, _number(step, "after")))])
+    return place.op("Pad", [*inputs, place.integers((0, step.number("before"), 0, step.number("after")))])
 
 
 def _conv1d(place: _Place, inputs: list[ir.Value], step: Step) -> ir.Value:
@@ -152,11 +141,11 @@ def _conv1d(place: _Place, inputs: list[ir.Value], step: Step) -> ir.Value:
 
 
 def _sum(place: _Place, inputs: list[ir.Value], step: Step) -> ir.Value:
-    return place.op("ReduceSum", [*inputs, place.integers(_numbers(step, "axes"))], {"keepdims": 0})
+    return place.op("ReduceSum", [*inputs, place.integers(step.numbers("axes"))], {"keepdims": 0})
 
 
 def _range(place: _Place, inputs: list[ir.Value], step: Step) -> ir.Value:
-    ends = (place.integers(each, np.int32) for each in (0, _number(step, "count"), 1))
+    ends = (place.integers(each, np.int32) for each in (0, step.number("count"), 1))
     return place.op("Range", list(ends))
 
 
@@ -175,13 +164,13 @@ def _bucket(place: _Place, inputs: list[ir.Value], step: Step) -> ir.Value:
     def mixed(h: ir.Value, bits: int) -> ir.Value:
         return place.op("BitwiseXor", [h, moved(h, bits, "RIGHT")])
 
-    start = (_number(step, "seed") + PRIMES[4] + 4) & 0xFFFFFFFF
+    start = (step.number("seed") + PRIMES[4] + 4) & 0xFFFFFFFF
     h = product(place.op("Cast", inputs, {"to": _INT64}), PRIMES[2])
     h = place.op("BitwiseAnd", [place.op("Add", [h, place.integers(start)]), low])
     h = product(place.op("Add", [moved(h, 17, "LEFT"), moved(h, 15, "RIGHT")]), PRIMES[3])
     h = product(mixed(h, 15), PRIMES[1])
     h = product(mixed(h, 13), PRIMES[2])
-    h = place.op("Mod", [mixed(h, 16), place.integers(_number(step, "buckets"))])
+    h = place.op("Mod", [mixed(h, 16), place.integers(step.number("buckets"))])
     return place.op("Cast", [h], {"to": _ONNX_TYPES["int32"]})
 
 

@@ -57,17 +57,6 @@ def product(graph: Writing, a: int, weight: int, shape: tuple[int, ...]) -> int:
     return graph.op("BATCH_MATMUL", [a, weight], shape, np.float32, options="BatchMatMul", adjY=True)
 
 
-def _numbers(step: Step, name: str) -> tuple[int, ...]:
-    value = step.attributes[name]
-    if isinstance(value, str):
-        raise ValueError(f"{step.op}: {name} is {value!r}, numbers were expected")
-    return value if isinstance(value, tuple) else (value,)
-
-
-def _number(step: Step, name: str) -> int:
-    return _numbers(step, name)[0]
-
-
 def _cast(scope: Scope, step: Step) -> int:
     shape, dtype = scope.spec(step.output)
     if scope.spec(step.inputs[0])[1] == dtype:
@@ -78,20 +67,20 @@ def _cast(scope: Scope, step: Step) -> int:
 def _gather(scope: Scope, step: Step) -> int:
     inputs = [scope.get(name) for name in step.inputs]
     return scope.graph.op(
-        "GATHER", inputs, *scope.spec(step.output), options="Gather", axis=_number(step, "axis"), batchDims=0
+        "GATHER", inputs, *scope.spec(step.output), options="Gather", axis=step.number("axis"), batchDims=0
     )
 
 
 def _reshape(scope: Scope, step: Step) -> int:
     value = scope.value(step.inputs[0])
     if value is not None:  # the same bytes under another shape
-        return scope.graph.constant(value.reshape(_numbers(step, "shape")))
+        return scope.graph.constant(value.reshape(step.numbers("shape")))
     shape, dtype = scope.spec(step.output)
     return scope.graph.reshape(scope.get(step.inputs[0]), shape, dtype)
 
 
 def _transpose(scope: Scope, step: Step) -> int:
-    perm = scope.graph.constant(np.array(_numbers(step, "perm"), np.int32))
+    perm = scope.graph.constant(np.array(step.numbers("perm"), np.int32))
     inputs = [scope.get(step.inputs[0]), perm]
     return scope.graph.op("TRANSPOSE", inputs, *scope.spec(step.output), options="Transpose")
 
@@ -130,7 +119,7 @@ def _scatter(scope: Scope, step: Step) -> int:
         indices = scope.graph.reshape(scope.get(positions), (count, 1), dtype)
     else:
         indices = scope.graph.constant(known.reshape(count, 1))
-    size = scope.graph.constant(np.array(_numbers(step, "size"), np.int32))
+    size = scope.graph.constant(np.array(step.numbers("size"), np.int32))
     inputs = [indices, scope.get(values), size]
     return scope.graph.op("SCATTER_ND", inputs, *scope.spec(step.output), options="ScatterNd")
 
@@ -140,14 +129,14 @@ def _head(scope: Scope, step: Step) -> int:
     flat = scope.get(step.inputs[0])
     if len(shape) != 1:
         flat = scope.graph.reshape(flat, (int(np.prod(shape)),), dtype)
-    ends = [scope.graph.constant(np.array(each, np.int32)) for each in ((0,), _numbers(step, "count"))]
+    ends = [scope.graph.constant(np.array(each, np.int32)) for each in ((0,), step.numbers("count"))]
     return scope.graph.op("SLICE", [flat, *ends], *scope.spec(step.output), options="Slice")
 
 
 def _pad(scope: Scope, step: Step) -> int:
     shape, dtype = scope.spec(step.output)
     width = np.zeros((len(shape), 2), np.int32)
-    width[-1] = _number(step, "before"), _number(step, "after")
+    width[-1] = step.number("before"), step.number("after")
     return scope.graph.op("PAD", [scope.get(step.inputs[0]), scope.graph.constant(width)], shape, dtype, options="Pad")
 
 
@@ -171,18 +160,18 @@ def _conv1d(scope: Scope, step: Step) -> int:
 
 
 def _sum(scope: Scope, step: Step) -> int:
-    axes = scope.graph.constant(np.array(_numbers(step, "axes"), np.int32))
+    axes = scope.graph.constant(np.array(step.numbers("axes"), np.int32))
     inputs = [scope.get(step.inputs[0]), axes]
     return scope.graph.op("SUM", inputs, *scope.spec(step.output), options="Reducer", keepDims=False)
 
 
 def _range(scope: Scope, step: Step) -> int:
-    ends = [scope.graph.constant(np.array(each, np.int32)) for each in (0, _number(step, "count"), 1)]
+    ends = [scope.graph.constant(np.array(each, np.int32)) for each in (0, step.number("count"), 1)]
     return scope.graph.op("RANGE", ends, *scope.spec(step.output), options="Range")
 
 
 def _by(scope: Scope, step: Step) -> int:
-    by = scope.graph.constant(np.array(_number(step, "by"), np.int32))
+    by = scope.graph.constant(np.array(step.number("by"), np.int32))
     inputs = [scope.get(step.inputs[0]), by]
     name, options = _BY[step.op]
     return scope.graph.op(name, inputs, *scope.spec(step.output), options=options)
@@ -205,7 +194,7 @@ def _bucket(scope: Scope, step: Step) -> int:
     def xor(a: int, b: int) -> int:
         return graph.op("BITWISE_XOR", [a, b], shape, np.uint32)
 
-    start = (_number(step, "seed") + PRIMES[4] + 4) & 0xFFFFFFFF
+    start = (step.number("seed") + PRIMES[4] + 4) & 0xFFFFFFFF
     wide = graph.op("CAST", [scope.get(step.inputs[0])], shape, np.int64)
     wide = graph.op("MUL", [wide, number(PRIMES[2], np.int64)], shape, np.int64, options="Mul")
     wide = graph.op("ADD", [wide, number(start, np.int64)], shape, np.int64, options="Add")
@@ -214,9 +203,7 @@ def _bucket(scope: Scope, step: Step) -> int:
     h = times(xor(h, right(h, 15)), PRIMES[1])
     h = times(xor(h, right(h, 13)), PRIMES[2])
     wide = graph.op("CAST", [xor(h, right(h, 16))], shape, np.int64)
-    wide = graph.op(
-        "FLOOR_MOD", [wide, number(_number(step, "buckets"), np.int64)], shape, np.int64, options="FloorMod"
-    )
+    wide = graph.op("FLOOR_MOD", [wide, number(step.number("buckets"), np.int64)], shape, np.int64, options="FloorMod")
     return graph.op("CAST", [wide], shape, dtype)
 
 

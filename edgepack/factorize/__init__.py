@@ -7,6 +7,7 @@ layer and of a share of its weights (`edgepack.factorize.methods`).
 from __future__ import annotations
 
 from collections.abc import Mapping
+from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Protocol, runtime_checkable
 
@@ -61,7 +62,7 @@ def factorizer(name: str) -> Factorizer:
     """
     if name in FACTORIZERS:
         return FACTORIZERS[name]
-    loaded = None if name in METHODS else _loaded(name)
+    loaded = None if name in METHODS or name == AUTO_METHOD else _loaded(name)
     if loaded is None or not hasattr(loaded, "spectrum"):
         raise UsageError(f"{name} has no error curve over ranks; there are {', '.join(FACTORIZERS)}")
     found: Factorizer = loaded
@@ -142,8 +143,10 @@ def _plugins() -> Mapping[str, EntryPoint]:
 def _loaded(name: str) -> Any:
     plugins = _plugins()
     if name not in plugins:
-        known = [*FACTORIZERS, *METHODS, *plugins]
-        raise UsageError(f"unknown method {name!r}; there are {', '.join(known)}")
+        known = [*FACTORIZERS, AUTO_METHOD, *METHODS, *plugins]
+        close = get_close_matches(name, known, n=1)
+        hint = f"did you mean {close[0]}?" if close else None
+        raise UsageError(f"unknown method {name!r}; there are {', '.join(known)}", hint=hint)
     return plugins[name].load()
 
 

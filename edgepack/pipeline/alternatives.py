@@ -19,6 +19,7 @@ from edgepack.pipeline.rounding import is_per_channel_int8
 from edgepack.plan.exact_loss import exact_loss, pair_losses
 from edgepack.progress import Progress
 from edgepack.types import CODED, Alternative, Array, Coded, Dense, Factors, LinearLayer, Replacement
+from edgepack.versions import FITTERS, tool_versions
 
 SHARES = (0.5, 0.25, 0.125, 0.0625, 0.03125)
 """Of each layer's weights, where one method was asked for and no rank."""
@@ -113,7 +114,8 @@ def fit_alternatives(
     for layer in layers:
         for name in methods:
             for share in shares_of(layer, rank, competing=len(methods) > 1):
-                entry = digest("fit", VERSION, method_version(name), key, layer.name, share, seed, forms, largest)
+                parts = (method_version(name), key, layer.name, share, seed, forms, largest)
+                entry = digest("fit", VERSION, tool_versions(FITTERS), *parts)
                 order[layer.name].append(entry)
                 known = cache.known_arrays("fits", entry)
                 if known is not None:

@@ -49,7 +49,7 @@ def test_built_in() -> None:
 
 def test_unknown_names_are_refused() -> None:
     with pytest.raises(
-        UsageError, match="unknown method 'first-rows'; there are svd, whitened, two-sided, fisher, kmeans"
+        UsageError, match="unknown method 'first-rows'; there are svd, whitened, two-sided, fisher, auto, kmeans"
     ):
         factorizer("first-rows")
 

@@ -106,5 +106,7 @@ def test_methods_of_a_name(classifier: Path, tmp_path: Path) -> None:
     assert not choose_methods("kmeans", data).pairs
     assert choose_methods("auto", data).others == AUTO
     assert choose_methods("two-sided", data).factorizer == "two-sided"
-    with pytest.raises(UsageError, match="unknown method 'magic'; there are svd, whitened, two-sided, fisher, kmeans"):
+    with pytest.raises(
+        UsageError, match="unknown method 'magic'; there are svd, whitened, two-sided, fisher, auto, kmeans"
+    ):
         choose_methods("magic", data)
