@@ -58,6 +58,9 @@ METHODS: Mapping[str, Method] = {
 }
 """By name."""
 
+PATENTS: Mapping[str, str] = dict.fromkeys(("deepthin", "deepthin-conv"), "US 11429849")
+"""Patents that cover a method."""
+
 AUTO: tuple[str, ...] = ("kmeans", "pruning", "dictionary", "input-projection", "hashednet")
 """What `--method auto` offers beside the pairs of the default factorizer. No pair by another method is among them: at
 equal rank, and so at equal bytes and time, centred whitening loses least (Eckart and Young). DeepThin's re-layout is

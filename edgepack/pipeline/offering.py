@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 from edgepack.executor import Workers
+from edgepack.factorize.methods import PATENTS
 from edgepack.pipeline.alternatives import fit_alternatives
 from edgepack.pipeline.files import ModelFiles
 from edgepack.pipeline.guarding import Data, Methods
@@ -61,6 +62,9 @@ def offered(
         if only is not None:
             task.aim = "size"
             task.warn(f"{options.method} {only}")
+    for name in methods.others:
+        if name in PATENTS:
+            task.warn(f"{name} is covered by patent {PATENTS[name]}: see to it that you may use it")
     losses = predict_losses(
         *(layers, task.spectra, sensitivity, forms, {name: own for name, (own, _) in ranks.items()}),
         residual=residual,

@@ -13,7 +13,7 @@ from edgepack.cache import Cache
 from edgepack.coded import is_decoded
 from edgepack.errors import UsageError
 from edgepack.factorize import FACTORIZERS, compress
-from edgepack.factorize.methods import AUTO, METHODS
+from edgepack.factorize.methods import AUTO, METHODS, PATENTS
 from edgepack.pipeline.alternatives import only_saves_bytes
 from edgepack.pipeline.build import build
 from edgepack.pipeline.guarding import choose_methods, load_data
@@ -39,7 +39,8 @@ def test_every_method_is_of_one_kind() -> None:
     assert set(METHODS) == DIRECT | DECODED | PAIRS | {"jpeg"}
     assert not set(METHODS) & set(FACTORIZERS)
     assert set(AUTO) < set(METHODS)
-    assert not {name for name in AUTO if "deepthin" in name}
+    assert set(PATENTS) == {name for name in METHODS if "deepthin" in name}
+    assert not set(AUTO) & set(PATENTS)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -63,6 +64,7 @@ def test_a_pack_by_every_method(name: str, classifier: Path, cache: Path, tmp_pa
         assert record["files"]["model.onnx"]["wire_bytes"] < 0.3 * record["files"]["model.onnx"]["size_bytes"]
     said = any(f"{name} only saves bytes" in warning for warning in record["warnings"])
     assert said == (name in DECODED | {"jpeg"})
+    assert any("patent US 11429849" in warning for warning in record["warnings"]) == (name in PATENTS)
 
 
 @pytest.mark.parametrize("name", METHODS)
