@@ -27,7 +27,7 @@ SHARES = (0.5, 0.25, 0.125, 0.0625, 0.03125)
 AUTO_SHARES = (0.25, 0.125, 0.0625)
 """Where methods compete: with more bytes dense matrices in 4 bits lose less, with fewer most methods lose all."""
 
-VERSION = 2
+VERSION = 3
 Saves = Literal["all", "file", "wire"]
 _Task = tuple[LinearLayer, Array | None, str, float, int, tuple[str, ...], int]
 
