@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -84,8 +85,8 @@ def test_scatter_leaves_zeros_between() -> None:
 
 
 @pytest.mark.parametrize("made", [codebook, two_products])
-def test_the_effective_weight_is_what_the_steps_come_to(made: object) -> None:
-    part = made()  # type: ignore[operator]
+def test_the_effective_weight_is_what_the_steps_come_to(made: Callable[[], Coded]) -> None:
+    part = made()
     x = normal(7, 20, seed=3)
     np.testing.assert_allclose(evaluate(part, x), x @ part.weight.T, rtol=1e-4, atol=1e-4)
     np.testing.assert_array_equal(effective_weight(part), part.weight)
@@ -117,8 +118,8 @@ def test_what_comes_of_a_constant() -> None:
 
 
 @pytest.mark.parametrize("made", [codebook, two_products])
-def test_steps_survive_json(made: object) -> None:
-    part = made()  # type: ignore[operator]
+def test_steps_survive_json(made: Callable[[], Coded]) -> None:
+    part = made()
     assert unlisted(json.loads(json.dumps(listed(part.steps)))) == part.steps
 
 
