@@ -33,7 +33,8 @@ def test_pursuit_is_orthogonal_and_greedy(signals, atoms, length, seed):
 
 
 def test_pursuit_chooses_what_scikit_learn_does():
-    linear = pytest.importorskip("sklearn.linear_model")
+    from sklearn import linear_model as linear
+
     random = layers.rng(0)
     book, wanted = random.standard_normal((40, 30)), random.standard_normal((600, 30))
     book /= np.linalg.norm(book, axis=1)[:, None]
