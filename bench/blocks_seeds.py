@@ -1,0 +1,152 @@
+"""README block: every seed's own experiment, claimed, reproduced, and by edgepack's default."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean, median, stdev
+from typing import Any
+
+from block_tables import markdown_table
+
+from edgepack.report.cells import seconds, size
+
+Row = Mapping[str, Any]
+HEADERS = (
+    "experiment", "claimed by the source", "reproduced by its own method", "edgepack's default at equal parameters",
+    "parameters", "file", "on the wire", "resident, ORT", "p50, ORT", "resident, LiteRT", "p50, LiteRT",
+)  # fmt: skip
+NONE = "–"
+
+
+def render_seeds(figures: Row) -> str:
+    """The one table, and what an emulated board counts for DeepThin."""
+    lines = [line for group in figures["groups"] for line in _group(group)]
+    return "\n\n".join([markdown_table(HEADERS, lines, right=HEADERS[4:]), _how(figures), *_board(figures)])
+
+
+def _group(group: Row) -> list[tuple[str, ...]]:
+    fp32, int8 = group["dense"]["fp32"], group["dense"]["int8"]
+    head = (
+        f"**{group['model']}**, dense",
+        NONE,
+        f"{accuracy(fp32)} (fp32)",
+        f"{accuracy(int8)} (int8)",
+        *_figures(fp32, int8, None),
+    )
+    return [head, *(_line(row, fp32) for row in group["rows"])]
+
+
+def _line(row: Row, dense: Row) -> tuple[str, ...]:
+    own, default = row["own"], row["default"]
+    found = accuracy(own) if own is not None else f"not reproduced: {row['missing']}"
+    if "seen" in row:
+        found += f" ({row['seen']:.1f} with data)"
+    return (row["title"], row["claim"], found, accuracy(default), *_figures(own, default, dense))
+
+
+def accuracy(made: Row | None) -> str:
+    """In percent; over seeds the mean and the deviation."""
+    if made is None:
+        return NONE
+    values = made["accuracy"] if isinstance(made["accuracy"], list) else [made["accuracy"]]
+    spread = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{fmean(values):.1f}{spread}"
+
+
+def _figures(own: Row | None, default: Row | None, dense: Row | None) -> tuple[str, ...]:
+    """Each cell: its own method's / the default's."""
+    both = (own, default)
+    return (
+        _pair(NONE if made is None else f"{made['parameters']:,}" for made in both),
+        _pair(_file(made, "onnx", "size_bytes") for made in both),
+        _pair(_file(made, "onnx", "wire_bytes") for made in both),
+        _pair(_file(made, "onnx", "resident_bytes") for made in both),
+        _pair(_latency(made, dense, "onnx") for made in both),
+        _pair(_file(made, "tflite", "resident_bytes") for made in both),
+        _pair(_latency(made, dense, "tflite") for made in both),
+    )
+
+
+def _pair(cells: Any) -> str:
+    return " / ".join(cells)
+
+
+def _file(made: Row | None, fmt: str, key: str) -> str:
+    found = None if made is None else made["files"].get(fmt, {}).get(key)
+    return NONE if found is None else size(max(found, 0))
+
+
+def p50(file: Row, key: str = "process_medians_s") -> float:
+    """Seconds."""
+    return float(median(file[key]))
+
+
+def _latency(made: Row | None, dense: Row | None, fmt: str) -> str:
+    file = None if made is None else made["files"].get(fmt)
+    if file is None or "process_medians_s" not in file:
+        return NONE
+    if dense is None:
+        return seconds(p50(file))
+    return f"{seconds(p50(file))} ({p50(dense['files'][fmt]) / p50(file):.1f}×)"
+
+
+def _how(figures: Row) -> str:
+    return (
+        "Digits: 4,000 of MNIST to train and calibrate on, accuracy in percent on 1,000 others that nothing is chosen "
+        f"by. Trained from scratch: {figures['epochs']} epochs, {figures['seeds']} seeds, mean ± standard deviation; "
+        "the default is centred whitening in int8 pairs, without training, or distilled over "
+        f"{figures['recovery']} epochs where the seed trains. Cells with a stroke: its own method / the default. File "
+        "and wire are of the ONNX file, the wire by `--transport`. Resident: what a process holds once the session is "
+        "ready, without one that only imports the runtime. p50: one thread, batch 1, files of one model in turns in "
+        f"one session, {figures['processes']} fresh processes each; × is the speed against dense fp32. For methods "
+        "that decode at load, parameters are stored numbers of any width; those of DeepThin's and HashedNets' output "
+        "layer are dense int8, 1.3 % of the weights."
+    )
+
+
+def _board(figures: Row) -> Sequence[str]:
+    found = [group for group in figures["groups"] if "emulated" in group]
+    if not found:
+        return []
+    group = found[0]
+    if isinstance(group["emulated"], str):
+        return [f"DeepThin on an emulated Raspberry Pi Zero 2 W: not measured: {group['emulated']}"]
+    rows = {row["key"]: row for row in group["rows"]}
+    made = [("dense fp32", group["dense"]["fp32"]), ("dense int8", group["dense"]["int8"])]
+    for row in rows.values():
+        for name, side in (("its own", "own"), ("default pair", "default")):
+            if (
+                row["key"].startswith("deepthin")
+                and _counted(row[side])
+                and (side == "own" or "conv" not in row["key"])
+            ):
+                ratio = row["key"].rpartition("-")[2]
+                shown = row["key"].rpartition("-")[0] if side == "own" else name
+                made.append((f"{shown} at 1/{ratio}", row[side]))
+    lines = []
+    for label, one in made:
+        for fmt, title in (("onnx", "ONNX Runtime"), ("tflite", "LiteRT")):
+            file = one["files"].get(fmt, {})
+            if "emulated" in file:
+                cold = file.get("cold_process_medians_s")
+                counts = file["emulated"]
+                lines.append(
+                    (
+                        label,
+                        title,
+                        seconds(p50(file)),
+                        NONE if cold is None else seconds(float(median(cold))),
+                        f"{counts['instructions'] / 1e3:,.0f} k",
+                        f"{counts['last_level_misses']:,}",
+                    )
+                )
+    headers = ("DeepThin's layer", "runtime", "p50 here", "cold p50 here", "instructions", "L2 misses")
+    what = (
+        "DeepThin's claim of speed, 784-1000-10: decoded at load and in the decode-free form, here warm and with cold "
+        "caches, and counted on an emulated Raspberry Pi Zero 2 W, one inference:"
+    )
+    return [what, markdown_table(headers, lines, right=headers[2:])]
+
+
+def _counted(made: Row) -> bool:
+    return any("emulated" in file for file in made["files"].values())

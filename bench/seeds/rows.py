@@ -1,0 +1,162 @@
+"""The experiments: what is trained, written and scored for each; latency and memory are measured afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from models.mnist_mlp import digits
+
+from edgepack.cache import Cache
+from edgepack.factorize import jpeg
+from edgepack.factorize.methods import METHODS
+from edgepack.pipeline.tflite_files import TfliteFiles
+from edgepack.quantize.coded import in_8_bits
+from edgepack.quantize.grid import quantize_weight
+from edgepack.transport.parts import JpegStream
+from edgepack.types import Coded, LinearLayer, Replacement
+from seeds import claims, train
+from seeds.deepthin_rows import deepthin
+from seeds.lab import Lab, Made, open_lab
+from seeds.lenet_rows import lenet
+from seeds.pairs import default_pairs, plain_pairs, ranks
+from seeds.settings import Settings
+
+Group = dict[str, Any]
+"""`name`, `model`, `dense` (Made by form), `rows`: each with its claim and what it became."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What an experiment needs."""
+
+    settings: Settings
+    cache: Cache
+    work: Path
+    tflite: TfliteFiles | None
+    say: Callable[[str], None]
+
+    def lab(self, sizes: Sequence[int], seed: int = 0, *, tflite: bool = True) -> Lab:
+        """A dense network trained on the digits."""
+        data = digits()[:2]
+        model = train.trained(self.cache, "dense", sizes, 1.0, data, epochs=self.settings.epochs, seed=seed)
+        folder = self.work / f"{'-'.join(map(str, sizes))}.{seed}.{len(list(self.work.iterdir()))}"
+        return open_lab(model, self.cache, folder, self.tflite if tflite else None)
+
+
+def dense_files(lab: Lab) -> dict[str, Made]:
+    """The dense model in fp32 and in int8."""
+    return {"fp32": lab.make("dense fp32", [], dict, "fp32"), "int8": lab.make("dense int8", [], dict)}
+
+
+def row(key: str, title: str, claim: str, own: Made, default: Made | None, **more: Any) -> dict[str, Any]:
+    """Of the table."""
+    return {"key": key, "title": title, "claim": claim, "own": own, "default": default, **more}
+
+
+def reducible(bench: Bench, sizes: Sequence[int], key: str, kept: float) -> Group:
+    """Plain truncated SVD in fp32 without data at one share for all layers, as many numbers as the source has."""
+    bench.say(key)
+    lab = bench.lab(sizes)
+    whole = lab.parameters({})
+    asked = _fitting(lab, int(kept * whole))
+    own = lab.make("svd fp32", [asked], lambda: plain_pairs(lab, asked), "fp32")
+    default = lab.make("default", [asked], lambda: default_pairs(lab, asked))
+    title = f"svd, fp32: {_name(sizes)}, {own['parameters'] / whole - 1:+.1%} parameters".replace("-", "−", 0)
+    dense = dense_files(lab)
+    return {
+        "name": key,
+        "model": _name(sizes),
+        "dense": dense,
+        "rows": [row(key, title, claims.CLAIMS[key], own, default)],
+    }
+
+
+def _fitting(lab: Lab, parameters: int) -> dict[str, int]:
+    """Ranks of the largest share of the weights, one for all layers, with which the model has no more numbers."""
+    low, high, found = 0.0, 1.0, dict[str, int]()
+    for _ in range(20):
+        middle = (low + high) / 2
+        asked = ranks(lab.layers, middle)
+        sizes = {layer.name: layer.weight.shape for layer in lab.layers}
+        saved = sum(sizes[n][0] * sizes[n][1] - rank * sum(sizes[n]) for n, rank in asked.items())
+        if lab.parameters({}) - saved <= parameters:
+            low, found = middle, asked
+        else:
+            high = middle
+    return found
+
+
+def jpeg_weights(bench: Bench) -> Group:
+    """JPEG at quality 20 on both layers; the zonal transform and the default at the bytes of its images."""
+    bench.say("jpeg")
+    lab = bench.lab((784, 512, 10))
+    bare = [replace(layer, moments=None) for layer in lab.layers]
+    images = {layer.name: jpeg.at_quality(layer, claims.JPEG_QUALITY) for layer in bare}
+
+    def streams() -> list[JpegStream]:
+        return [(quantize_weight(part.weight)[0], image) for part, image in images.values()]
+
+    hidden = bare[0]
+    share = len(images[hidden.name][1]) / hidden.weight.size
+    own = lab.make("jpeg", [claims.JPEG_QUALITY], lambda: {n: part for n, (part, _) in images.items()}, streams=streams)
+    zonal = lab.make("dct", [share], lambda: _parts(hidden, "dct", share))
+    asked = ranks(lab.layers[:1], share)
+    default = lab.make("default", [asked], lambda: default_pairs(lab, asked))
+    shown = f"JPEG, quality {claims.JPEG_QUALITY}: 784-512-10, images of {share:.1%} of the hidden layer's int8 bytes"
+    rows = [
+        row("jpeg", shown, claims.CLAIMS["jpeg"], own, default),
+        row("dct", "zonal DCT at the same bytes", "none", zonal, default),
+    ]
+    return {"name": "jpeg", "model": "784-512-10", "dense": dense_files(lab), "rows": rows}
+
+
+OPERATOR = ("simhash", "kmeans", "dictionary", "pruning", "input-projection", "random-projection")
+
+
+def operator(bench: Bench) -> Group:
+    """Methods without training at half and a third of the hidden layer's bytes: by the weight alone, then with data."""
+    lab = bench.lab((784, 512, 10))
+    hidden = lab.layers[0]
+    bare = replace(hidden, moments=None)
+    rows = []
+    for share in list(claims.SHARES)[: 1 if bench.settings.quick else None]:
+        asked = ranks(lab.layers[:1], share)
+        default = lab.make("default", [asked], lambda asked=asked: default_pairs(lab, asked))
+        for name in OPERATOR:
+            bench.say(f"{name} at {share:g}")
+            own = lab.make(name, [share, "weight"], lambda n=name, s=share: _parts(bare, n, s))
+            seen = lab.make(name, [share, "data"], lambda n=name, s=share: _parts(hidden, n, s), tflite=False)
+            title = f"{name}: 784-512-10, hidden layer at {share:.0%} of its bytes"
+            rows.append(
+                row(f"{name}-{share:g}", title, claims.operator_claim(share), own, default, seen=seen["accuracy"])
+            )
+    return {"name": "operator", "model": "784-512-10", "dense": dense_files(lab), "rows": rows}
+
+
+def _parts(layer: LinearLayer, name: str, share: float) -> dict[str, Replacement]:
+    part = METHODS[name](layer, share)
+    if isinstance(part, str):
+        raise ValueError(f"{name} at {share:g}: {part}")
+    return {layer.name: in_8_bits(part) if isinstance(part, Coded) else part}
+
+
+def _name(sizes: Sequence[int]) -> str:
+    return "-".join(map(str, sizes))
+
+
+EXPERIMENTS: Mapping[str, Callable[[Bench], Group]] = {
+    "reducible-128": lambda bench: reducible(
+        bench,
+        (784, 128, 128, 128, 10),
+        "reducible-128",
+        claims.REDUCIBLE_PARAMETERS[1] / claims.REDUCIBLE_PARAMETERS[0],
+    ),
+    "reducible-500": lambda bench: reducible(bench, (784, 500, 500, 10), "reducible-500", claims.REDUCIBLE_SHARE_500),
+    "jpeg": jpeg_weights,
+    "operator": operator,
+    "deepthin": deepthin,
+    "lenet": lenet,
+}
