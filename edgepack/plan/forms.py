@@ -32,4 +32,5 @@ def file_form(layers: Sequence[LayerPlan], form: str) -> str:
     """What to call the form of a file for people: `mixed` where its layers differ, with the suffix of the file."""
     own, plus, suffix = form.partition("+")
     forms = {layer.form_in(form) for layer in layers} or {own}
-    return f"{MIXED if len(forms) > 1 else forms.pop()}{plus}{suffix}"
+    alike = len(forms) == 1 and not forms.intersection(RESIDUAL_FORMS)  # two matrices of different forms
+    return f"{forms.pop() if alike else MIXED}{plus}{suffix}"

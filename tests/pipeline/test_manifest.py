@@ -112,7 +112,9 @@ def test_every_layer_has_its_prediction_and_its_rivals(built: tuple[Path, dict[s
         kinds = {(rival["rank"] is None, rival["form"]) for rival in one["others"]}
         assert kinds
         for figures in (one["predicted"], *one["others"]):
-            assert set(figures) == {"form", "rank", "loss", "size_bytes", "ram_bytes", "latency_s", "source"}
+            known = {"form", "rank", "loss", "size_bytes", "ram_bytes", "latency_s", "source", "alternative"}
+            assert set(figures) == known
+            assert figures["alternative"] is None
             assert figures["source"] == "emulated cost table"
         assert one["reason"].isprintable()
         assert one["reason"]
