@@ -64,7 +64,8 @@ def reducible(bench: Bench, sizes: Sequence[int], key: str, kept: float) -> Grou
     asked = _fitting(lab, int(kept * whole))
     own = lab.make("svd fp32", [asked], lambda: plain_pairs(lab, asked), "fp32")
     default = lab.make("default", [asked], lambda: default_pairs(lab, asked))
-    title = f"svd, fp32: {_name(sizes)}, {own['parameters'] / whole - 1:+.1%} parameters".replace("-", "−", 0)
+    fewer = 1 - own["parameters"] / whole
+    title = f"plain SVD, fp32: {_name(sizes)}, −{100 * fewer:.1f} % parameters"
     dense = dense_files(lab)
     return {
         "name": key,
@@ -105,7 +106,7 @@ def jpeg_weights(bench: Bench) -> Group:
     zonal = lab.make("dct", [share], lambda: _parts(hidden, "dct", share))
     asked = ranks(lab.layers[:1], share)
     default = lab.make("default", [asked], lambda: default_pairs(lab, asked))
-    shown = f"JPEG, quality {claims.JPEG_QUALITY}: 784-512-10, images of {share:.1%} of the hidden layer's int8 bytes"
+    shown = f"JPEG, quality {claims.JPEG_QUALITY}: 784-512-10, images of {100 * share:.1f} % of the hidden layer's int8 bytes"
     rows = [
         row("jpeg", shown, claims.CLAIMS["jpeg"], own, default),
         row("dct", "zonal DCT at the same bytes", "none", zonal, default),
@@ -129,7 +130,7 @@ def operator(bench: Bench) -> Group:
             bench.say(f"{name} at {share:g}")
             own = lab.make(name, [share, "weight"], lambda n=name, s=share: _parts(bare, n, s))
             seen = lab.make(name, [share, "data"], lambda n=name, s=share: _parts(hidden, n, s), tflite=False)
-            title = f"{name}: 784-512-10, hidden layer at {share:.0%} of its bytes"
+            title = f"{name}: 784-512-10, hidden layer at {100 * share:.0f} % of its int8 bytes"
             rows.append(
                 row(f"{name}-{share:g}", title, claims.operator_claim(share), own, default, seen=seen["accuracy"])
             )

@@ -42,5 +42,5 @@ def _schedule(processes: int, seconds: float) -> Schedule:
     )
 
 
-FULL = Settings(False, 15, 8, 3, (8, 16, 32, 64), _schedule(4, 0.1))
+FULL = Settings(False, 25, 8, 3, (8, 16, 32, 64), _schedule(4, 0.1))
 QUICK = Settings(True, 2, 1, 1, (16,), _schedule(4, 0.03))
