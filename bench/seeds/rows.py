@@ -106,7 +106,8 @@ def jpeg_weights(bench: Bench) -> Group:
     zonal = lab.make("dct", [share], lambda: _parts(hidden, "dct", share))
     asked = ranks(lab.layers[:1], share)
     default = lab.make("default", [asked], lambda: default_pairs(lab, asked))
-    shown = f"JPEG, quality {claims.JPEG_QUALITY}: 784-512-10, images of {100 * share:.1f} % of the hidden layer's int8 bytes"
+    bytes_left = f"{100 * share:.1f} % of the hidden layer's int8 bytes"
+    shown = f"JPEG, quality {claims.JPEG_QUALITY}: 784-512-10, images of {bytes_left}"
     rows = [
         row("jpeg", shown, claims.CLAIMS["jpeg"], own, default),
         row("dct", "zonal DCT at the same bytes", "none", zonal, default),
