@@ -21,7 +21,8 @@ NONE = "–"
 def render_seeds(figures: Row) -> str:
     """The one table, and what an emulated board counts for DeepThin."""
     lines = [line for group in figures["groups"] for line in _group(group)]
-    return "\n\n".join([markdown_table(HEADERS, lines, right=HEADERS[4:]), _how(figures), *_board(figures)])
+    table = markdown_table(HEADERS, lines, right=HEADERS[4:])
+    return "\n\n".join([table, _how(figures), *_reductions(figures), *_refusals(figures), *_board(figures)])
 
 
 def _group(group: Row) -> list[tuple[str, ...]]:
@@ -102,6 +103,55 @@ def _how(figures: Row) -> str:
         "that decode at load, parameters are stored numbers of any width; those of DeepThin's and HashedNets' output "
         "layer are dense int8, 1.3 % of the weights."
     )
+
+
+RIVALS = {
+    "low-rank": ("low rank", 60),
+    "pruning": ("pruning", 57),
+    "hand-tuned": ("smaller", 23),
+    "hashednet": ("HashedNets", 6),
+}
+"""What DeepThin's abstract compares with, and how many percent fewer errors it claims."""
+
+
+def _reductions(figures: Row) -> list[str]:
+    """How many fewer errors DeepThin makes than its rivals, as its abstract counts them."""
+    rows = {row["key"]: row for group in figures["groups"] if group["name"] == "deepthin" for row in group["rows"]}
+    ratios = [ratio for ratio in figures["ratios"] if f"deepthin-{ratio}" in rows]
+    lines = []
+    for key, (title, claimed) in RIVALS.items():
+        known = [ratio for ratio in ratios if f"{key}-{ratio}" in rows]
+        cells = [_fewer(rows[f"deepthin-{ratio}"]["own"], rows[f"{key}-{ratio}"]["own"]) for ratio in known]
+        if len(cells) == len(ratios):
+            lines.append((title, f"{claimed} % (word errors, speech)", *cells))
+    if not ratios or not lines:
+        return []
+    lines.append(
+        (
+            "default pairs",
+            NONE,
+            *(_fewer(rows[f"deepthin-{r}"]["own"], rows[f"deepthin-{r}"]["default"]) for r in ratios),
+        )
+    )
+    headers = ("DeepThin makes fewer errors than", "claimed", *(f"here, at 1/{ratio}" for ratio in ratios))
+    return [markdown_table(headers, lines, right=headers[1:])]
+
+
+def _fewer(one: Row, other: Row) -> str:
+    errors = [100 - fmean(made["accuracy"]) for made in (one, other)]
+    return NONE if errors[1] <= 0 else f"{100 * (1 - errors[0] / errors[1]):.0f} %".replace("-", "−")
+
+
+def _refusals(figures: Row) -> list[str]:
+    """What has no TFLite file, and why."""
+    found = {
+        row["title"]: made["refused"]
+        for group in figures["groups"]
+        for row in group["rows"]
+        for made in (row["own"], row["default"])
+        if made is not None and made["refused"]
+    }
+    return [f"No LiteRT file: {title}: {why}." for title, why in found.items()]
 
 
 def _board(figures: Row) -> Sequence[str]:

@@ -94,6 +94,26 @@ def test_a_table_has_one_number_of_columns(figures: dict[str, Any]) -> None:
     assert {line.count("|") for line in lines} == {len(blocks_seeds.HEADERS) + 1}
 
 
+def test_fewer_errors_are_counted_as_the_source_counts_them(figures: dict[str, Any]) -> None:
+    def row(key: str, accuracy: float) -> dict[str, Any]:
+        one = {**made(0.0, 1, onnx=file(1e-5)), "accuracy": [accuracy]}
+        other = {**made(0.0, 1, onnx=file(1e-5)), "accuracy": [97.0]}
+        return {"key": f"{key}-8", "title": key, "claim": "none", "own": one, "default": other}
+
+    rivals = {"deepthin": 96.0, "low-rank": 92.0, "pruning": 95.0, "hand-tuned": 96.0, "hashednet": 98.0}
+    figures["groups"][0] |= {"name": "deepthin", "rows": [row(*one) for one in rivals.items()]}
+    text = blocks_seeds.render_seeds(figures)
+    assert cells(text, "| low rank")[2] == "50 %"
+    assert cells(text, "| pruning | 57")[2] == "20 %"
+    assert cells(text, "| smaller")[2] == "0 %"
+    assert cells(text, "| HashedNets")[2] == "−100 %"
+    assert cells(text, "| default pairs")[2] == "−33 %"
+
+
+def test_what_has_no_tflite_file_says_why(figures: dict[str, Any]) -> None:
+    assert "No LiteRT file: a row: why not." in blocks_seeds.render_seeds(figures)
+
+
 def test_an_emulator_that_is_not_there_is_said_to_be_missing(figures: dict[str, Any]) -> None:
     lacking = copy.deepcopy(figures)
     lacking["groups"][0]["emulated"] = "no emulator"
