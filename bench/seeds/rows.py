@@ -57,7 +57,7 @@ def row(key: str, title: str, claim: str, own: Made, default: Made | None, **mor
 
 
 def reducible(bench: Bench, sizes: Sequence[int], key: str, kept: float) -> Group:
-    """Plain truncated SVD in fp32 without data at one share for all layers, as many numbers as the source has."""
+    """Plain truncated SVD in fp32 without data at one share for all layers but the last, as many numbers as the source has."""
     bench.say(key)
     lab = bench.lab(sizes)
     whole = lab.parameters({})
@@ -76,11 +76,11 @@ def reducible(bench: Bench, sizes: Sequence[int], key: str, kept: float) -> Grou
 
 
 def _fitting(lab: Lab, parameters: int) -> dict[str, int]:
-    """Ranks of the largest share of the weights, one for all layers, with which the model has no more numbers."""
+    """Ranks of the largest share of the weights, one for all layers but the last, with which the model has no more numbers."""
     low, high, found = 0.0, 1.0, dict[str, int]()
     for _ in range(20):
         middle = (low + high) / 2
-        asked = ranks(lab.layers, middle)
+        asked = ranks(lab.layers[:-1], middle)
         sizes = {layer.name: layer.weight.shape for layer in lab.layers}
         saved = sum(sizes[n][0] * sizes[n][1] - rank * sum(sizes[n]) for n, rank in asked.items())
         if lab.parameters({}) - saved <= parameters:

@@ -105,7 +105,7 @@ def test_fewer_errors_are_counted_as_the_source_counts_them(figures: dict[str, A
     text = blocks_seeds.render_seeds(figures)
     assert cells(text, "| low rank")[2] == "50 %"
     assert cells(text, "| pruning | 57")[2] == "20 %"
-    assert cells(text, "| smaller")[2] == "0 %"
+    assert cells(text, "| a smaller")[2] == "0 %"
     assert cells(text, "| HashedNets")[2] == "−100 %"
     assert cells(text, "| default pairs")[2] == "−33 %"
 
