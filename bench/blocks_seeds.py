@@ -98,17 +98,18 @@ def _latency(made: Row | None, dense: Row | None, fmt: str) -> str:
 
 
 def _how(figures: Row) -> str:
+    least = " and ".join(_least(figures, fmt) for fmt in ("onnx", "tflite"))
     return (
         "Digits: 4,000 of MNIST to train and calibrate on, accuracy in percent on 1,000 others that nothing is chosen "
-        f"by. Trained from scratch: {figures['epochs']} epochs, {figures['seeds']} seeds, mean ± standard deviation; "
-        "the default is centred whitening in int8 pairs, without training, or distilled over "
+        f"by. 784-1000-10: trained from scratch over {figures['epochs']} epochs, {figures['seeds']} seeds, mean ± "
+        "standard deviation; all others one seed. The last layer stays dense in int8, unless it says both, and is fp32 with plain SVD. "
+        "The default is centred whitening in int8 pairs, without training, or distilled over "
         f"{figures['recovery']} epochs where the seed trains. Cells with a stroke: its own method / the default. File "
         "and wire are of the ONNX file, the wire by `--transport`. Resident: what a process holds once the session is "
-        "ready, without one that only imports the runtime: at least "
-        f"{_least(figures, 'onnx')} and {_least(figures, 'tflite')}, whatever the model. p50: one thread, batch 1, files of one model in turns in "
-        f"one session, {figures['processes']} fresh processes each; × is the speed against dense fp32. For methods "
-        "that decode at load, parameters are stored numbers of any width; those of DeepThin's and HashedNets' output "
-        "layer are dense int8, 1.3 % of the weights."
+        f"ready, without one that only imports the runtime; at least {least}, whatever the model. p50: one thread, "
+        "batch 1, files of one model in turns in one session, "
+        f"{figures['processes']} fresh processes each; × is the speed against dense fp32. Parameters are stored "
+        "numbers of any width."
     )
 
 

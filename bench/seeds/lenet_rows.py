@@ -12,7 +12,7 @@ from torch import nn
 from seeds import claims, train
 from seeds.deepthin_rows import _dense, trained_parts
 from seeds.lab import Lab, Made, open_lab
-from seeds.pairs import default_pairs, ranks
+from seeds.pairs import default_pairs
 
 if TYPE_CHECKING:
     from seeds.rows import Bench, Group
