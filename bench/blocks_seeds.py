@@ -102,7 +102,8 @@ def _how(figures: Row) -> str:
     return (
         "Digits: 4,000 of MNIST to train and calibrate on, accuracy in percent on 1,000 others that nothing is chosen "
         f"by. 784-1000-10: trained from scratch over {figures['epochs']} epochs, {figures['seeds']} seeds, mean ± "
-        "standard deviation; all others one seed. The last layer stays dense in int8, unless it says both, and is fp32 with plain SVD. "
+        "standard deviation; all others one seed. The last layer stays dense, unless it says both, in int8, with plain "
+        "SVD in fp32. "
         "The default is centred whitening in int8 pairs, without training, or distilled over "
         f"{figures['recovery']} epochs where the seed trains. Cells with a stroke: its own method / the default. File "
         "and wire are of the ONNX file, the wire by `--transport`. Resident: what a process holds once the session is "

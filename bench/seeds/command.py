@@ -74,7 +74,7 @@ def measure(*, quick: bool = False, names: Sequence[str] | None = None, fresh: b
     for group in groups:
         _without_paths(group)
     say("done")
-    return {"quick": quick, **_facts(settings), "seconds": round(time.monotonic() - start), "groups": groups}
+    return {"quick": quick, **_facts(settings), "groups": groups}
 
 
 def _facts(settings: Settings) -> dict[str, Any]:
