@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 MIN_OPSET = 13
 """ReduceSum takes its axes as an input, and int32 has all the operators, from this opset on."""
 BUCKET_OPSET = 18
-"""BitwiseXor and BitwiseAnd came with this one."""
+"""BitwiseXor and BitwiseOr came with this one."""
 _ONNX_TYPES = {"float32": 1, "int32": 6}
-_INT64, _UINT32 = 7, 12
+_UINT32 = 12
 _BY = {"div": "Div", "mod": "Mod"}
 _PLAIN = {"matmul": "MatMul", "mul": "Mul", "add": "Add", "sub": "Sub"}
 
@@ -150,27 +150,24 @@ def _range(place: _Place, inputs: list[ir.Value], step: Step) -> ir.Value:
 
 
 def _bucket(place: _Place, inputs: list[ir.Value], step: Step) -> ir.Value:
-    """xxh32 in 64-bit products, of which the low 32 bits are kept."""
-    low = place.integers(0xFFFFFFFF)
+    """xxh32 in products of 32 bits without a sign, which wrap: while a model is loaded every result is kept."""
 
-    def product(h: ir.Value, prime: int) -> ir.Value:
-        return place.op("BitwiseAnd", [place.op("Mul", [h, place.integers(prime)]), low])
+    def number(value: int) -> ir.Value:
+        return place.integers(value & 0xFFFFFFFF, np.uint32)
 
     def moved(h: ir.Value, bits: int, direction: str) -> ir.Value:
-        short = place.op("Cast", [h], {"to": _UINT32})
-        there = place.op("BitShift", [short, place.integers(bits, np.uint32)], {"direction": direction})
-        return place.op("Cast", [there], {"to": _INT64})
+        return place.op("BitShift", [h, number(bits)], {"direction": direction})
 
     def mixed(h: ir.Value, bits: int) -> ir.Value:
         return place.op("BitwiseXor", [h, moved(h, bits, "RIGHT")])
 
-    start = (step.number("seed") + PRIMES[4] + 4) & 0xFFFFFFFF
-    h = product(place.op("Cast", inputs, {"to": _INT64}), PRIMES[2])
-    h = place.op("BitwiseAnd", [place.op("Add", [h, place.integers(start)]), low])
-    h = product(place.op("Add", [moved(h, 17, "LEFT"), moved(h, 15, "RIGHT")]), PRIMES[3])
-    h = product(mixed(h, 15), PRIMES[1])
-    h = product(mixed(h, 13), PRIMES[2])
-    h = place.op("Mod", [mixed(h, 16), place.integers(step.number("buckets"))])
+    h = place.op("Mul", [place.op("Cast", inputs, {"to": _UINT32}), number(PRIMES[2])])
+    h = place.op("Add", [h, number(step.number("seed") + PRIMES[4] + 4)])
+    h = place.op("BitwiseOr", [moved(h, 17, "LEFT"), moved(h, 15, "RIGHT")])
+    h = place.op("Mul", [h, number(PRIMES[3])])
+    h = place.op("Mul", [mixed(h, 15), number(PRIMES[1])])
+    h = place.op("Mul", [mixed(h, 13), number(PRIMES[2])])
+    h = place.op("Mod", [mixed(h, 16), number(step.number("buckets"))])
     return place.op("Cast", [h], {"to": _ONNX_TYPES["int32"]})
 
 

@@ -2,7 +2,8 @@
 
 Chen, Wilson, Tyree, Weinberger and Chen, "Compressing Neural Networks with the Hashing Trick" (ICML 2015), equations 3
 and 7: V_ij = ξ(i, j) w[h(i, j)], where h and ξ are hashes of the entry's place and nothing is stored but w. Here both
-are xxh32 of i · in + j, under two seeds; h modulo the number of buckets, ξ = ±1 by the lowest bit.
+come of one xxh32 of i · in + j, modulo twice the number of buckets: h is its half, ξ = ±1 its parity. A second hash for
+the sign would double what a runtime holds while it decodes.
 
 The paper trains w. For a weight that is given, w is linear least squares: where the inputs' covariance is diagonal, the
 mean of ξ V of each bucket, weighted by the inputs' variances; else a few conjugate gradients from there on. Little of a
@@ -67,25 +68,18 @@ def initial(out_features: int, in_features: int, buckets: int, *, seed: int = 0)
     return _coded((out_features, in_features), shared, seed, np.zeros(out_features, np.float32))
 
 
-def _seeds(seed: int) -> tuple[int, int]:
-    """Of the bucket and of the sign."""
-    return (2 * seed) & 0xFFFFFFFF, (2 * seed + 1) & 0xFFFFFFFF
-
-
 def _hashes(shape: tuple[int, int], buckets: int, seed: int) -> tuple[Array, Array]:
     """Which number stands where, and its sign, both of `shape`."""
     places = np.arange(shape[0] * shape[1], dtype=np.uint32)
-    number, sign = _seeds(seed)
-    index = (xxh32(places, number) % np.uint32(buckets)).astype(np.int32)
-    return index.reshape(shape), _SIGNS[xxh32(places, sign) % np.uint32(2)].reshape(shape)
+    found = xxh32(places, seed & 0xFFFFFFFF) % np.uint32(2 * buckets)
+    return (found // 2).astype(np.int32).reshape(shape), _SIGNS[found % 2].reshape(shape)
 
 
 def _coded(shape: tuple[int, int], shared: Array, seed: int, bias: Array | None) -> Coded:
     w = Writer()
-    number, sign = _seeds(seed)
     places = w.step("range", count=shape[0] * shape[1])
-    index = w.step("bucket", places, seed=number, buckets=len(shared))
+    hashes = w.step("bucket", places, seed=seed & 0xFFFFFFFF, buckets=2 * len(shared))
+    index = w.step("div", hashes, by=2)
     numbers = w.step("gather", w.constant("shared", shared.astype(np.float32)), index, axis=0)
-    parity = w.step("bucket", places, seed=sign, buckets=2)
-    signs = w.step("gather", w.constant("signs", _SIGNS), parity, axis=0)
+    signs = w.step("gather", w.constant("signs", _SIGNS), w.step("mod", hashes, by=2), axis=0)
     return w.decoded(w.step("reshape", w.step("mul", numbers, signs), shape=shape), bias)

@@ -143,12 +143,12 @@ def recoded(weight: Array, codes: Array, codebook: Array, bases: Array, centroid
     (rows, places), block, wide = codes.shape, codebook.shape[1], weight.shape[1]
     codes = codes.copy()
     book = codebook.astype(np.float32)
-    metric = np.zeros((places * block, places * block), np.float32)  # no input reaches what rows are filled up with
-    metric[:wide, :wide] = covariance
+    bends = np.zeros((places * block, places * block), np.float32)  # no input reaches what rows are filled up with
+    bends[:wide, :wide] = covariance
     pieces = book[codes + bases].reshape(rows, -1)
     error = -pieces
     error[:, :wide] += weight
-    error = error @ metric
+    error = error @ bends
     per_run = max(_COLUMNS // block, 1)
     for first in range(0, places, per_run):
         last = min(first + per_run, places)
@@ -158,7 +158,7 @@ def recoded(weight: Array, codes: Array, codebook: Array, bases: Array, centroid
             own = slice(place * block, (place + 1) * block)
             local = slice((place - first) * block, (place - first + 1) * block)
             book_here = book[bases[place] : bases[place] + centroids]
-            bend = metric[own, own]
+            bend = bends[own, own]
             # With d = new − old: dᵀ C d − 2 d · error, up to what does not depend on the new piece.
             pull = near[:, local] + pieces[:, own] @ bend
             scores = ((book_here @ bend) * book_here).sum(axis=1) - 2 * (pull @ book_here.T)
@@ -166,8 +166,8 @@ def recoded(weight: Array, codes: Array, codebook: Array, bases: Array, centroid
             moved = book_here[best] - pieces[:, own]
             codes[:, place] = best
             changed[:, local] = moved
-            near -= moved @ metric[own, run]
-        error -= changed @ metric[run]
+            near -= moved @ bends[own, run]
+        error -= changed @ bends[run]
     return codes
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-
-import numpy as np
+from functools import partial
+from typing import Any, Literal
 
 from edgepack.cache import Cache, digest
 from edgepack.coded import is_decoded, stored_numbers
+from edgepack.errors import OutputError
 from edgepack.executor import Workers, map_tasks
 from edgepack.factorize import compress, method_version
 from edgepack.factorize.whitened import shrunk_covariance
@@ -27,21 +27,29 @@ SHARES = (0.5, 0.25, 0.125, 0.0625, 0.03125)
 AUTO_SHARES = (0.25, 0.125, 0.0625)
 """Where methods compete: with more bytes dense matrices in 4 bits lose less, with fewer most methods lose all."""
 
-VERSION = 1
+VERSION = 3
+Saves = Literal["all", "file", "wire"]
 _Task = tuple[LinearLayer, Array | None, str, float, int, tuple[str, ...], int]
 
 
 @dataclass(frozen=True)
 class Fit:
-    """One method at one share of one layer.
+    """One method at one share of one layer. What it made is read from the cache whenever it is asked for.
 
     Attributes:
         losses: by form: `CODED`, the forms of a pair, or those of a dense matrix in 8 bits.
+        saves: what it saves, beside bytes on the wire: "all" is bytes of the file, memory and time.
     """
 
     alternative: Alternative
-    part: Replacement
     losses: Mapping[str, float]
+    saves: Saves
+    _read: Callable[[], Replacement]
+
+    @property
+    def part(self) -> Replacement:
+        """What is written."""
+        return self._read()
 
 
 @dataclass(frozen=True)
@@ -54,10 +62,10 @@ class Alternatives:
     @property
     def only_save_bytes(self) -> str | None:
         """What to say where none of them makes an inference faster; None where one does."""
-        parts = [fit.part for fits in self.fits.values() for fit in fits]
-        if not parts or not all(map(only_saves_bytes, parts)):
+        saved = {fit.saves for fits in self.fits.values() for fit in fits}
+        if not saved or "all" in saved:
             return None
-        if all(isinstance(part, Dense) for part in parts):
+        if saved == {"wire"}:
             return "only saves bytes on the wire: files, memory and time are those of dense layers"
         return "only saves bytes of the file: memory and time are those of dense float32 layers"
 
@@ -107,42 +115,67 @@ def fit_alternatives(
         UsageError: a method is not installed, or gives what is no replacement.
         DeviceError: the workers failed.
     """
-    tasks: list[_Task] = []
-    keys: list[str] = []
-    found: dict[str, dict[str, Array]] = {}
-    order: dict[str, list[str]] = {layer.name: [] for layer in layers}
-    for layer in layers:
-        for name in methods:
-            for share in shares_of(layer, rank, competing=len(methods) > 1):
-                parts = (method_version(name), key, layer.name, share, seed, forms, largest)
-                entry = digest("fit", VERSION, tool_versions(FITTERS), *parts)
-                order[layer.name].append(entry)
-                known = cache.known_arrays("fits", entry)
-                if known is not None:
-                    found[entry] = known
-                    continue
-                keys.append(entry)
-                moments = covariances.of(layer.name)
-                seen = moments if moments is not None and moments.variance.sum() > 0 else None
-                gradient = gradients.get(layer.name)
-                tasks.append((replace(layer, moments=seen), gradient, name, share, seed, forms, largest))
-    costs = [20.0 * task[0].weight.size * min(task[0].weight.shape) for task in tasks]
-    for done, (index, arrays) in enumerate(map_tasks(workers, _fit, tasks, costs), start=1):
-        progress("fit methods", done, len(tasks))
-        found[keys[index]] = cache.keep_arrays("fits", keys[index], arrays)
-    return _sorted({name: [found[entry] for entry in entries] for name, entries in order.items()})
-
-
-def _sorted(found: Mapping[str, Sequence[Mapping[str, Array]]]) -> Alternatives:
+    kept = Cache(cache.root)  # what was fitted in this build is good even where nothing older is to be read
     fits: dict[str, tuple[Fit, ...]] = {}
     why: dict[str, str] = {}
-    for name, records in found.items():
-        read = [_loaded(record) for record in records]
-        fits[name] = tuple(one for one in read if isinstance(one, Fit))
+    for number, layer in enumerate(layers):
+        progress("fit methods", number, len(layers))
+        shares = shares_of(layer, rank, competing=len(methods) > 1)
+        every = [(name, share) for name in methods for share in shares]
+        parts = (tool_versions(FITTERS), key, layer.name, seed, forms, largest)
+        wanted = {digest("fit", VERSION, *parts, method_version(name), share): (name, share) for name, share in every}
+        _fill(layer, wanted, covariances, gradients.get(layer.name), forms, seed, largest, cache, workers)
+        read = [_known(kept, entry) for entry in wanted]
+        fits[layer.name] = tuple(one for one in read if isinstance(one, Fit))
         reasons = [one for one in read if isinstance(one, str)]
-        if not fits[name]:
-            why[name] = reasons[0] if reasons else "a pair of that rank has more weights than the layer"
+        if not fits[layer.name]:
+            why[layer.name] = reasons[0] if reasons else "a pair of that rank has more weights than the layer"
     return Alternatives(fits, why)
+
+
+def _fill(
+    layer: LinearLayer,
+    wanted: Mapping[str, tuple[str, float]],
+    covariances: Covariances,
+    gradient: Array | None,
+    forms: tuple[str, ...],
+    seed: int,
+    largest: int,
+    cache: Cache,
+    workers: Workers,
+) -> None:
+    """Fits what the cache lacks. One layer at a time: its covariance may be as large as its weight."""
+    missing = [entry for entry in wanted if cache.known("fits", entry) is None]
+    if not missing:
+        return
+    moments = covariances.of(layer.name)
+    seen = replace(layer, moments=moments if moments is not None and moments.variance.sum() > 0 else None)
+    tasks: list[_Task] = [(seen, gradient, *wanted[entry], seed, forms, largest) for entry in missing]
+    costs = [20.0 * layer.weight.size * min(layer.weight.shape)] * len(tasks)
+    for index, (said, arrays) in map_tasks(workers, _fit, tasks, costs):
+        cache.keep_arrays("fits", missing[index], arrays)
+        cache.keep("fits", missing[index], said)  # last: it says that the arrays are there
+
+
+def _known(cache: Cache, entry: str) -> Fit | str:
+    said = cache.known("fits", entry)
+    if said is None:
+        raise _lost(cache, entry)
+    if "reason" in said:
+        return str(said["reason"])
+    alternative = Alternative(said["method"], said["share"], said["parameters"])
+    return Fit(alternative, said["losses"], said["saves"], partial(_part, cache, entry))
+
+
+def _part(cache: Cache, entry: str) -> Replacement:
+    arrays = cache.known_arrays("fits", entry)
+    if arrays is None:
+        raise _lost(cache, entry)
+    return unpacked_part(arrays)
+
+
+def _lost(cache: Cache, entry: str) -> OutputError:
+    return OutputError(f"the cache lost what was fitted: {cache.path('fits', entry, '.npz')}", hint="build again")
 
 
 def _fit(
@@ -153,11 +186,11 @@ def _fit(
     seed: int,
     forms: tuple[str, ...],
     largest: int,
-) -> dict[str, Array]:
-    """A task: may run on another machine."""
+) -> tuple[dict[str, Any], dict[str, Array]]:
+    """What is said of a fit, and its arrays. A task: may run on another machine."""
     part = compress(method, layer, share, seed=seed, gradient=gradient)
     if isinstance(part, str):
-        return {"said": _text({"reason": f"{method}: {part}"})}
+        return {"reason": f"{method}: {part}"}, {}
     covariance = None if layer.moments is None else shrunk_covariance(layer.moments)
     if isinstance(part, Factors):
         losses = pair_losses(layer, part, covariance, gradient, forms, largest=largest)
@@ -167,22 +200,12 @@ def _fit(
         own = (CODED,) if isinstance(part, Coded) else tuple(form for form in forms if is_per_channel_int8(form))
         losses = dict.fromkeys(own, lost)
         parameters = stored_numbers(part) if isinstance(part, Coded) else part.weight.size
-    said = {"method": method, "share": share, "parameters": parameters, "losses": losses}
-    return {"said": _text(said), **packed_part(part)}
+    said = {"method": method, "share": share, "parameters": parameters, "losses": losses, "saves": saves(part)}
+    return said, packed_part(part)
 
 
-def _loaded(arrays: Mapping[str, Array]) -> Fit | str:
-    said = json.loads(arrays["said"].tobytes())
-    if "reason" in said:
-        return str(said["reason"])
-    alternative = Alternative(said["method"], said["share"], said["parameters"])
-    return Fit(alternative, unpacked_part(arrays), said["losses"])
-
-
-def _text(value: object) -> Array:
-    return np.frombuffer(json.dumps(value).encode(), np.uint8)
-
-
-def only_saves_bytes(part: Replacement) -> bool:
-    """Whether time and memory are those of a dense layer: only bytes are saved, in the file or on the wire."""
-    return isinstance(part, Dense) or (isinstance(part, Coded) and is_decoded(part))
+def saves(part: Replacement) -> Saves:
+    """What a layer saves, beside bytes on the wire; time and memory of a decoded one are those of a dense one."""
+    if isinstance(part, Dense):
+        return "wire"
+    return "file" if isinstance(part, Coded) and is_decoded(part) else "all"

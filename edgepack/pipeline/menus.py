@@ -90,8 +90,8 @@ def make_menus(
         forms = _forms(files, layer, offered, options, seen=layer.name not in unseen)
         ways = [(form, rank) for form in forms for rank in offered]
         ways += [(form, rank) for form in files.residual_forms() for rank in residual[layer.name]]
-        fits = [fit for fit in alternatives.fits.get(layer.name, ()) if files.takes({layer.name: fit.part})]
-        others = tuple(each for fit in fits for each in _others(files.fmt, layer, fit, forms, prices))
+        fits = alternatives.fits.get(layer.name, ())
+        others = tuple(each for fit in fits for each in _others(files, layer, fit, forms, prices))
         if fits and not others and why_dense is None:
             why_dense = "by this method it would take more bytes than dense in 8 bits"
         if others and options.rank != "auto":
@@ -152,21 +152,25 @@ def _candidates(
         yield Candidate(form, rank, losses[form, rank], size, ram, price.latency_s, price.source)
 
 
-def _others(fmt: Format, layer: LinearLayer, fit: Fit, forms: Sequence[str], prices: Prices) -> Iterator[Candidate]:
+def _others(
+    files: ModelFiles, layer: LinearLayer, fit: Fit, forms: Sequence[str], prices: Prices
+) -> Iterator[Candidate]:
     """What another method made of a layer: in code, or in each form that a pair or a matrix can take."""
-    sides = layer.out_features, layer.in_features
+    fmt, part, sides = files.fmt, fit.part, (layer.out_features, layer.in_features)
     bias = layer.bias is not None
-    if isinstance(fit.part, Coded):
+    if not files.takes({layer.name: part}):
+        return
+    if isinstance(part, Coded):
         dense = prices.price(fmt, layer.name, None, "fp32")
         if dense is not None:
-            size = coded_size_bytes(fmt, fit.part, bias=bias)
+            size = coded_size_bytes(fmt, part, bias=bias)
             if size >= size_bytes(fmt, DENSE_INT8[fmt], *sides, None, bias=bias):
                 return
             ram = size + resident_bytes(fmt, "fp32", size_bytes(fmt, "fp32", *sides, None, bias=bias))
-            latency_s = dense.latency_s * time_over_dense(fmt, fit.part)
+            latency_s = dense.latency_s * time_over_dense(fmt, part)
             yield Candidate(CODED, None, fit.losses[CODED], size, ram, latency_s, dense.source, fit.alternative)
         return
-    rank = fit.part.rank if isinstance(fit.part, Factors) else None
+    rank = part.rank if isinstance(part, Factors) else None
     for form in forms:
         price = prices.price(fmt, layer.name, rank, form) if form in fit.losses and _suits(form, layer, rank) else None
         if price is not None:

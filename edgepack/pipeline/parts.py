@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
-from edgepack.coded import listed, unlisted
+from edgepack.coded import effective_weight, listed, unlisted
 from edgepack.types import Array, Coded, Dense, Factors, Replacement
 
 _CONSTANT = "constant."
 
 
 def packed_part(part: Replacement) -> dict[str, Array]:
-    """Named arrays; the steps of a coded layer as JSON."""
+    """Named arrays; the steps of a coded layer as JSON. Its weight is left out, as it is what the steps come to."""
     bias = np.zeros(0, np.float32) if part.bias is None else part.bias
     if isinstance(part, Factors):
         base = {} if part.base is None else {"base": part.base}
@@ -23,7 +24,8 @@ def packed_part(part: Replacement) -> dict[str, Array]:
         return {"weight": part.weight, "bias": bias}
     text = np.frombuffer(json.dumps(listed(part.steps), default=int).encode(), np.uint8)
     constants = {_CONSTANT + name: array for name, array in part.constants.items()}
-    return {"weight": part.weight, "bias": bias, "steps": text, **constants}
+    sides = np.array(part.weight.shape, np.int64)
+    return {"sides": sides, "bias": bias, "steps": text, **constants}
 
 
 def unpacked_part(arrays: Mapping[str, Array]) -> Replacement:
@@ -34,7 +36,9 @@ def unpacked_part(arrays: Mapping[str, Array]) -> Replacement:
     if "steps" not in arrays:
         return Dense(arrays["weight"], bias)
     constants = {name.removeprefix(_CONSTANT): array for name, array in arrays.items() if name.startswith(_CONSTANT)}
-    return Coded(constants, unlisted(json.loads(arrays["steps"].tobytes())), arrays["weight"], bias)
+    blank = np.zeros(tuple(arrays["sides"]), np.float32)
+    made = Coded(constants, unlisted(json.loads(arrays["steps"].tobytes())), blank, bias)
+    return replace(made, weight=effective_weight(made))
 
 
 def unpacked_pair(arrays: Mapping[str, Array]) -> Factors:

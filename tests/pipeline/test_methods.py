@@ -14,7 +14,7 @@ from edgepack.coded import is_decoded
 from edgepack.errors import UsageError
 from edgepack.factorize import FACTORIZERS, compress
 from edgepack.factorize.methods import AUTO, METHODS, PATENTS
-from edgepack.pipeline.alternatives import only_saves_bytes
+from edgepack.pipeline.alternatives import saves
 from edgepack.pipeline.build import build
 from edgepack.pipeline.guarding import choose_methods, load_data
 from edgepack.pipeline.opened import open_model
@@ -80,7 +80,7 @@ def test_what_a_method_gives_without_data(name: str) -> None:
         again = compress(name, layer, 0.4)
         assert isinstance(again, Coded)
         assert all(again.constants[key].tobytes() == array.tobytes() for key, array in part.constants.items())
-    assert only_saves_bytes(part) == (name in DECODED | {"jpeg"})
+    assert saves(part) == ("wire" if name == "jpeg" else "file" if name in DECODED else "all")
 
 
 @pytest.mark.parametrize("name", METHODS)
