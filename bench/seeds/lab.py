@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from models.mnist_mlp import digits
 from torch import nn
 
+import edgepack
 from edgepack.cache import Cache, digest
 from edgepack.coded import stored_numbers
 from edgepack.data import Samples
@@ -28,7 +30,6 @@ from edgepack.transport.parts import JpegStream
 from edgepack.types import Array, Coded, Factors, LinearLayer, Replacement
 from edgepack.versions import tool_versions
 
-VERSION = 1
 LARGEST = 127
 """Of int8 codes. Files are scored in exact integer arithmetic, as on the targets."""
 FORMS = {"fp32": "fp32", "int8-dynamic": "int8-dynamic-range"}
@@ -80,7 +81,7 @@ class Lab:
             tflite: whether to write the TFLite file as well, if the lab does.
         """
         wanted = tflite and self.tflite is not None
-        key = digest("made", VERSION, self.opened.sha256, label, *what, form, wanted, tool_versions())
+        key = digest("made", sources(), self.opened.sha256, label, *what, form, wanted, tool_versions())
         known = self.cache.known("seeds", key)
         paths = {fmt: self.cache.path("seeds", key, f".{fmt}") for fmt in ("onnx", "tflite")}
         if known is None or not all(paths[fmt].is_file() for fmt in known["files"]):
@@ -122,6 +123,13 @@ class Lab:
         """Numbers that are stored for the whole model, of any width, biases included."""
         biases = sum(layer.out_features for layer in self.layers)
         return biases + sum(count(parts.get(layer.name), layer) for layer in self.layers)
+
+
+@cache
+def sources() -> str:
+    """Of edgepack's own files: what another version of it wrote is written again."""
+    folder = Path(edgepack.__file__).parent
+    return digest(*(path.read_text() for path in sorted(folder.rglob("*.py"))))
 
 
 def count(part: Replacement | None, layer: LinearLayer) -> int:

@@ -137,7 +137,10 @@ def trained(
     peak = rate or RATES.get(how, PEAK_LEARNING_RATE)
     torch.manual_seed(seed)
     model = BUILDERS[how](sizes, share)
-    key = digest("seeds", VERSION, how, list(sizes), share, *data, epochs, seed, peak, tool_versions()["torch"])
+    steps = [module.structure for module in model.modules() if isinstance(module, CodedLinear)]
+    key = digest(
+        *("seeds", VERSION, how, list(sizes), share, *data, epochs, seed, peak, *steps, tool_versions()["torch"])
+    )
 
     def make() -> dict[str, Array]:
         hook = None
