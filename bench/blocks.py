@@ -12,6 +12,7 @@ from block_tables import TITLES, markdown_table
 from blocks_accuracy import render_accuracy
 from blocks_emulated import render_emulated, render_emulator, render_estimate
 from blocks_planner import render_allocation, render_planner
+from blocks_seeds import render_seeds
 from blocks_weighting import render_residual, render_weighting
 
 from edgepack.report.cells import ratio, seconds, size
@@ -146,6 +147,7 @@ RENDERERS: Mapping[str, Callable[[Row], str]] = {
     "accuracy": render_accuracy,
     "weighting": render_weighting,
     "residual": render_residual,
+    "seeds": render_seeds,
 }
 
 

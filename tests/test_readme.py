@@ -30,6 +30,7 @@ BLOCKS = (
     "accuracy",
     "weighting",
     "residual",
+    "seeds",
     "emulated",
     "estimate",
     "emulator",

@@ -1,0 +1,51 @@
+"""Pairs: edgepack's default, and what the pairs of others become."""
+
+from __future__ import annotations
+
+from accuracy.pairs import rounded, rounded_product
+from accuracy.study import seen_spectrum
+
+from edgepack.factorize import svd, whitened
+from edgepack.plan.candidates import asked_rank
+from edgepack.quantize.gauge import balanced
+from edgepack.recover import Epochs, recover_factors
+from edgepack.types import Factors, LinearLayer
+from seeds.lab import LARGEST, Lab
+
+FORM = "int8-dynamic"
+
+
+def ranks(layers: tuple[LinearLayer, ...], share: float) -> dict[str, int]:
+    """By layer name, where a pair of that share of the weights has fewer of them."""
+    asked = {layer.name: asked_rank(layer.out_features, layer.in_features, share) for layer in layers}
+    return {name: rank for name, rank in asked.items() if isinstance(rank, int)}
+
+
+def default_pairs(lab: Lab, asked: dict[str, int], epochs: int = 0) -> dict[str, Factors]:
+    """Centred whitening, rounded to int8 as a build rounds; with epochs, recovered before that."""
+    layers = {layer.name: layer for layer in lab.layers}
+    spectra = {name: seen_spectrum(layers[name]) for name in asked}
+    if not epochs:
+        return {name: rounded(layers[name], spectra[name], rank, FORM) for name, rank in asked.items()}
+    start = {
+        name: balanced(whitened.factors(layers[name], spectra[name], rank), spectra[name], seed=0)
+        for name, rank in asked.items()
+    }
+    found = recover_factors(
+        program(lab), lab.layers, start, {lab.opened.inputs[0].name: lab.images}, classes=True,
+        budget=Epochs(epochs), seed=0, largest=LARGEST, threads=1,
+    )  # fmt: skip
+    return {name: rounded_product(layers[name], pair, FORM) for name, pair in found.factors.items()}
+
+
+def plain_pairs(lab: Lab, asked: dict[str, int]) -> dict[str, Factors]:
+    """Truncated SVD, without data."""
+    layers = {layer.name: layer for layer in lab.layers}
+    return {name: svd.factors(layers[name], svd.spectrum(layers[name]), rank) for name, rank in asked.items()}
+
+
+def program(lab: Lab):  # type: ignore[no-untyped-def]
+    """The model in torch."""
+    from edgepack.sources.torch import load_pt2
+
+    return load_pt2(lab.work / "source.pt2")

@@ -1,0 +1,170 @@
+"""Models trained on the 4,000 digits, kept under a key so that an interrupted run goes on where it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import numpy as np
+import torch
+from models.mnist_mlp import BATCH, PEAK_LEARNING_RATE, one_thread, shifted
+from torch import nn
+
+from edgepack.cache import Cache, digest
+from edgepack.factorize import deepthin, hashednet
+from edgepack.factorize.pruning import pruning
+from edgepack.training.coded import CodedLinear
+from edgepack.training.pruning import Pruning
+from edgepack.types import Array, LinearLayer
+from edgepack.versions import tool_versions
+
+VERSION = 1
+Hook = Callable[[], None]
+"""Called after each step."""
+
+
+def perceptron(sizes: Sequence[int]) -> nn.Sequential:
+    """Linear layers with rectifiers between them."""
+    layers = [layer for narrow in pairwise(sizes) for layer in (nn.Linear(*narrow), nn.ReLU())]
+    return nn.Sequential(*layers[:-1])
+
+
+def dense(sizes: Sequence[int], share: float) -> nn.Sequential:
+    """The network as it is."""
+    del share
+    return perceptron(sizes)
+
+
+def low_rank(sizes: Sequence[int], share: float) -> nn.Sequential:
+    """All layers but the last as two thin ones."""
+    model = perceptron(sizes)
+    for index, (before, after) in enumerate(list(pairwise(sizes))[:-1]):
+        rank = max(int(share * before * after / (before + after)), 1)
+        first, second = nn.Linear(before, rank, bias=False), nn.Linear(rank, after)
+        # Products of these have the variance 2 / in, as every other layer here that is trained in its small form.
+        nn.init.normal_(first.weight, std=(2 / (before * rank)) ** 0.25)
+        nn.init.normal_(second.weight, std=(2 / (before * rank)) ** 0.25)
+        nn.init.zeros_(second.bias)
+        model[2 * index] = nn.Sequential(first, second)
+    return model
+
+
+def hashed(sizes: Sequence[int], share: float, seed: int = 0) -> nn.Sequential:
+    """All layers but the last as HashedNets."""
+    model = perceptron(sizes)
+    for index, (before, after) in enumerate(list(pairwise(sizes))[:-1]):
+        # One scale, and the two signs of the method; both count.
+        coded = hashednet.initial(after, before, int(share * before * after) - 12, seed=seed)
+        model[2 * index] = CodedLinear(coded)
+    return model
+
+
+def thin(sizes: Sequence[int], share: float, seed: int = 0) -> nn.Sequential:
+    """All layers but the last as DeepThin."""
+    model = perceptron(sizes)
+    for index, (before, after) in enumerate(list(pairwise(sizes))[:-1]):
+        found = deepthin.initial(after, before, share, seed, gain=2.0)
+        if isinstance(found, str):
+            raise ValueError(found)
+        coded = deepthin.written(*found, blank(after, before))
+        model[2 * index] = CodedLinear(coded)
+    return model
+
+
+def blank(out: int, width: int) -> LinearLayer:
+    """A layer of zeros, for its shape."""
+    return LinearLayer("blank", np.zeros((out, width), np.float32), np.zeros(out, np.float32), "Gemm")
+
+
+BUILDERS: dict[str, Callable[[Sequence[int], float], nn.Sequential]] = {
+    "dense": dense,
+    "pruning": dense,
+    "low-rank": low_rank,
+    "hashednet": hashed,
+    "deepthin": thin,
+}
+
+
+@one_thread()
+def fit(
+    model: nn.Module, images: Array, labels: Array, *, epochs: int, seed: int, rate: float, hook: Hook | None = None
+) -> nn.Module:
+    """Adam with one cycle of the learning rate, digits shifted by up to two pixels, as `mnist_mlp.train`."""
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    x, y = torch.from_numpy(images), torch.from_numpy(labels)
+    steps = len(x) // BATCH
+    optimizer = torch.optim.Adam(model.parameters(), lr=rate)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=epochs * steps)
+    for _ in range(epochs):
+        for batch in torch.randperm(len(x), generator=generator).split(BATCH)[:steps]:
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(shifted(x[batch], generator)), y[batch]).backward()
+            optimizer.step()
+            schedule.step()
+            if hook is not None:
+                hook()
+    return model.eval()
+
+
+RATES = {"low-rank": 1e-2, "hashednet": 2e-2, "deepthin": 1e-2, "pruning": 5e-3}
+"""Peak learning rates, chosen on held-out training digits by `choose_rates.py`."""
+
+
+def trained(
+    cache: Cache,
+    how: str,
+    sizes: Sequence[int],
+    share: float,
+    data: tuple[Array, Array],
+    *,
+    epochs: int,
+    seed: int,
+    rate: float | None = None,
+) -> nn.Sequential:
+    """A network trained from scratch in the form `how`, one of `BUILDERS`.
+
+    Args:
+        cache: where it is kept.
+        how: the form of all layers but the last.
+        sizes: widths, the input's first.
+        share: of the bytes of those layers in 8 bits.
+        data: images (N, 784) and labels.
+        epochs: over the images.
+        seed: of the start, the order, the shifts.
+        rate: peak learning rate, by default that of `RATES`.
+    """
+    peak = rate or RATES.get(how, PEAK_LEARNING_RATE)
+    torch.manual_seed(seed)
+    model = BUILDERS[how](sizes, share)
+    steps = [module.structure for module in model.modules() if isinstance(module, CodedLinear)]
+    key = digest(
+        *("seeds", VERSION, how, list(sizes), share, *data, epochs, seed, peak, *steps, tool_versions()["torch"])
+    )
+
+    def make() -> dict[str, Array]:
+        hook = None
+        if how == "pruning":
+            steps = epochs * (len(data[0]) // BATCH)
+            names = {f"{2 * i}": kept_share(after, before, share) for i, (before, after) in _hidden(sizes)}
+            cut = Pruning(model, names, steps // 10, steps * 7 // 10, layers=list(names))
+            hook = cut.step
+        fit(model, *data, epochs=epochs, seed=seed, rate=peak, hook=hook)
+        return {name: value.numpy() for name, value in model.state_dict().items()}
+
+    state = cache.arrays("seeds-trained", key, make)
+    model.load_state_dict({name: torch.from_numpy(value) for name, value in state.items()})
+    return model.eval()
+
+
+def _hidden(sizes: Sequence[int]) -> list[tuple[int, tuple[int, int]]]:
+    return list(enumerate(list(pairwise(sizes))[:-1]))
+
+
+def kept_share(out: int, width: int, share: float) -> float:
+    """Of the weights that the sparse store holds in `share` of a byte per weight, where they lie anywhere."""
+    random = np.random.default_rng(0).standard_normal((out, width)).astype(np.float32)
+    found = pruning(LinearLayer("random", random, None, "Gemm"), share)
+    if isinstance(found, str):
+        raise ValueError(found)
+    return float(np.count_nonzero(found.weight) / random.size)
