@@ -6,7 +6,7 @@ SYSTEM_PACKAGES := mount openssh-server openssh-client iproute2 adb qemu-user de
 WORKERS ?= auto
 DEMO := bench/models/mnist_mlp.py:recipe
 
-.PHONY: venv demo test lint format bench accuracy figures constraints system clean
+.PHONY: venv demo test lint format bench accuracy seeds figures constraints system clean
 
 venv: .venv/.installed
 
@@ -44,6 +44,9 @@ bench: venv
 
 accuracy: venv
 	$(BIN)/python bench/figures.py --only accuracy
+
+seeds: venv
+	$(BIN)/python bench/figures.py --only seeds
 
 figures: venv
 	$(BIN)/python bench/figures.py
