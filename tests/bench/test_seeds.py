@@ -105,9 +105,21 @@ def test_fewer_errors_are_counted_as_the_source_counts_them(figures: dict[str, A
     text = blocks_seeds.render_seeds(figures)
     assert cells(text, "| low rank")[2] == "50 %"
     assert cells(text, "| pruning | 57")[2] == "20 %"
-    assert cells(text, "| a smaller")[2] == "0 %"
+    assert cells(text, "| a smaller")[2] == "0 % (within the spread)"
     assert cells(text, "| HashedNets")[2] == "−100 %"
     assert cells(text, "| default pairs")[2] == "−33 %"
+
+
+def test_a_difference_within_the_spread_of_the_seeds_is_called_so(figures: dict[str, Any]) -> None:
+    default = {**made(0.0, 1, onnx=file(1e-5)), "accuracy": [96.8, 97.0]}
+    rows = []
+    for key, values in (("deepthin", [97.0, 97.2]), ("low-rank", [96.0, 96.1])):
+        own = {**made(0.0, 1, onnx=file(1e-5)), "accuracy": values}
+        rows.append({"key": f"{key}-8", "title": key, "claim": "none", "own": own, "default": default})
+    figures["groups"][0] |= {"name": "deepthin", "rows": rows}
+    text = blocks_seeds.render_seeds(figures)
+    assert "within" not in cells(text, "| low rank")[2]
+    assert cells(text, "| default pairs")[2] == "6 % (within the spread)"
 
 
 def test_what_has_no_tflite_file_says_why(figures: dict[str, Any]) -> None:
