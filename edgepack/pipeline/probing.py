@@ -8,9 +8,10 @@ from edgepack.cache import digest
 from edgepack.metrics import Drop
 from edgepack.pipeline.files import ModelFiles
 from edgepack.pipeline.ladder import LayerPlans, Step
+from edgepack.pipeline.options import BuildOptions
 from edgepack.pipeline.task import Task
 from edgepack.plan.forms import base_form, exceptions
-from edgepack.types import Format
+from edgepack.types import Format, plain_form
 from edgepack.versions import tool_versions
 
 
@@ -33,18 +34,26 @@ class Probe:
     size_bytes: int
 
 
-def probe_form(files: ModelFiles, layers: LayerPlans) -> str:
+def beside_code(options: BuildOptions, files: ModelFiles) -> str:
+    """The form of a file whose layers are all in code: other weights in 8 bits as well, unless fp32 was asked for."""
+    return "fp32" if options.precision == "fp32" else plain_form(files.probe_form)
+
+
+def probe_form(files: ModelFiles, layers: LayerPlans, in_code: str = "fp32") -> str:
     """The form that a plan is probed in: weights beside linear layers in int8, decoded at load, where there are any.
 
     Tables in 4 bits, where they are possible, are tried with the file that is written.
+
+    Args:
+        in_code: of `beside_code`.
     """
-    forms = files.rest(base_form(layers))
+    forms = files.rest(base_form(layers, in_code))
     return next((form for form in reversed(forms) if "+" in form), forms[0])
 
 
 def probe(task: Task, files: ModelFiles, step: Step) -> Probe:
     """What the plan's file loses on the guard."""
-    form = probe_form(files, step.layers)
+    form = probe_form(files, step.layers, beside_code(task.options, files))
 
     def measure() -> dict[str, object]:
         out = task.work / f"probe.{files.fmt}"

@@ -13,7 +13,7 @@ from edgepack.metrics import Drop
 from edgepack.pipeline.attempt import Attempt
 from edgepack.pipeline.files import ModelFiles
 from edgepack.pipeline.ladder import Choice, LayerPlans, Step
-from edgepack.pipeline.probing import Probe, probe
+from edgepack.pipeline.probing import Probe, beside_code, probe
 from edgepack.pipeline.task import Task
 from edgepack.plan import cost
 from edgepack.plan.forms import base_form, file_form
@@ -160,7 +160,7 @@ class Search:
 
     def _variants(self, layers: LayerPlans) -> Iterator[tuple[str, LayerPlans]]:
         """Ways to write a file of the plan: its weights beside linear layers, and forms that only whole files have."""
-        for form in self._files.rest(base_form(layers)):
+        for form in self._files.rest(base_form(layers, beside_code(self._task.options, self._files))):
             yield form, layers
         for form in self._files.whole_forms:
             own = {layer.form or form for layer in layers}

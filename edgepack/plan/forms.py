@@ -9,17 +9,20 @@ from edgepack.types import CODED, RESIDUAL_FORMS, LayerPlan, plain_form
 MIXED = "mixed"
 
 
-def base_form(layers: Sequence[LayerPlan]) -> str:
+def base_form(layers: Sequence[LayerPlan], beside_code: str = "fp32") -> str:
     """The form that most weight parameters take; of equals the first by name. A pair beside a matrix counts with it.
 
-    Layers stored in code have no say: no other weight can be in their form. fp32 where there are no others.
+    Layers stored in code have no say: no other weight can be in their form.
+
+    Args:
+        beside_code: the form where there are no other layers: of all weights that are in no layer.
     """
     weights: dict[str, int] = {}
     for layer in layers:
         if layer.form not in (None, CODED):
             form, _ = RESIDUAL_FORMS.get(layer.form or "", (layer.form or "", None))
             weights[form] = weights.get(form, 0) + layer.weight_parameters
-    return min(weights, key=lambda form: (-weights[form], form), default="fp32")
+    return min(weights, key=lambda form: (-weights[form], form), default=beside_code)
 
 
 def exceptions(layers: Sequence[LayerPlan], form: str) -> dict[str, str]:

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 from small_builds import options
 
 from edgepack import factorize
@@ -131,3 +133,46 @@ def test_what_does_not_fit_the_layer_is_refused(monkeypatch: pytest.MonkeyPatch)
     wanted = "--method bad: one: found [(3, 2), (2, 5)], expected [(8, 2), (2, 16)]"
     with pytest.raises(UsageError, match=re.escape(wanted)):
         factorize.compress("bad", layer, 0.5)
+
+
+def write_texts(folder: Path) -> Path:
+    """A table of 600 words, the mean of twelve, and two layers; unlabelled data beside it."""
+    rng = np.random.default_rng(0)
+    constants = {
+        "table": rng.normal(size=(600, 64)),
+        "w1": rng.normal(size=(96, 64)) / 8,
+        "b1": rng.normal(size=96),
+        "w2": rng.normal(size=(8, 96)) / 10,
+    }
+    nodes = [
+        helper.make_node("Gather", ["table", "ids"], ["words"]),
+        helper.make_node("ReduceMean", ["words", "axis"], ["text"], keepdims=0),
+        helper.make_node("Gemm", ["text", "w1", "b1"], ["h"], transB=1),
+        helper.make_node("Relu", ["h"], ["r"]),
+        helper.make_node("Gemm", ["r", "w2"], ["y"], transB=1),
+    ]
+    ids = helper.make_tensor_value_info("ids", TensorProto.INT64, [1, 12])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 8])
+    stored = [numpy_helper.from_array(array.astype(np.float32), name) for name, array in constants.items()]
+    stored.append(numpy_helper.from_array(np.array([1]), "axis"))
+    graph = helper.make_graph(nodes, "texts", [ids], [y], stored)
+    path = folder / "texts.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), path)
+    np.savez(folder / "data.npz", ids=rng.integers(0, 600, (400, 12)))
+    return path
+
+
+@pytest.mark.usefixtures("methods")
+@pytest.mark.parametrize("precision", ["auto", "fp32"])
+def test_where_all_layers_are_in_code_other_weights_take_8_bits(precision: str, tmp_path: Path) -> None:
+    changes = {"method": "rounded", "rank": 0.5, "precision": precision, "metric": "cosine"}
+    record = built(write_texts(tmp_path), tmp_path / "cache", tmp_path / "pack", **changes)
+    entry, fp32 = record["files"]["model.onnx"], record["files"]["baseline/fp32.onnx"]
+    assert [layer["form"] for layer in entry["layers"]].count("coded") >= 1
+    assert {proof["passed"] for proof in entry["proofs"].values()} == {True}
+    table = 600 * 64
+    if precision == "auto":
+        assert entry["form"].endswith("+weights")
+        assert entry["size_bytes"] < fp32["size_bytes"] - 2.5 * table
+    else:
+        assert entry["size_bytes"] > 4 * table

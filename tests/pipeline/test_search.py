@@ -46,6 +46,8 @@ class Files:
 
     fmt = "onnx"
 
+    probe_form = "int8-dynamic"
+
     def __init__(self, whole: tuple[str, ...] = (), suffixes: tuple[str, ...] = ("",)) -> None:
         self.whole_forms, self.suffixes = whole, suffixes
         self.written: list[str] = []

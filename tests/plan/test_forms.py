@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgepack.plan.forms import MIXED, base_form, exceptions, file_form
-from edgepack.types import LayerPlan
+from edgepack.types import CODED, LayerPlan
 
 FORMS = ("fp32", "int8-dynamic", "nbits4")
 
@@ -19,6 +19,9 @@ def layer(name: str, form: str | None, out: int = 4, inn: int = 6, rank: int | N
 def test_the_form_of_most_weights_is_the_files() -> None:
     many_small = [layer("a", "fp32"), layer("b", "fp32"), layer("c", "int8-dynamic", 100, 100)]
     assert base_form(many_small) == "int8-dynamic"
+    assert base_form([*many_small, layer("coded", CODED, 1000, 1000)]) == "int8-dynamic"
+    assert base_form([layer("coded", CODED, 1000, 1000)]) == "fp32"
+    assert base_form([layer("coded", CODED, 1000, 1000)], "int8-dynamic-range") == "int8-dynamic-range"
     assert base_form([layer("a", "fp32", 8, 8), layer("b", "int8-dynamic", 100, 100, rank=1)]) == "int8-dynamic"
     assert base_form([layer("a", "fp32", 20, 20), layer("b", "int8-dynamic", 100, 100, rank=1)]) == "fp32"
 
