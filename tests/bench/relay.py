@@ -88,8 +88,8 @@ class Relay:
         for thread in self._threads:
             thread.join(10.0)
 
-    def _start(self, work: Callable[[socket.socket], None], argument: socket.socket) -> None:
-        thread = threading.Thread(target=work, args=(argument,), daemon=True)
+    def _start(self, work: Callable[..., None], *arguments: object) -> None:
+        thread = threading.Thread(target=work, args=arguments, daemon=True)
         self._threads.append(thread)
         thread.start()
 
@@ -106,13 +106,13 @@ class Relay:
                     client, _ = listener.accept()
                 except OSError:
                     return
-                self.connections += 1
-                self._start(self._serve, client)
+                flags = _Flags()
+                with self._lock:  # whoever sees the count can reset the connection
+                    self._live[flags.event] = flags
+                    self.connections += 1
+                self._start(self._serve, client, flags)
 
-    def _serve(self, client: socket.socket) -> None:
-        flags = _Flags()
-        with self._lock:
-            self._live[flags.event] = flags
+    def _serve(self, client: socket.socket, flags: _Flags) -> None:
         try:
             with client:
                 try:
