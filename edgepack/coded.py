@@ -6,7 +6,7 @@ others are what an inference costs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -137,9 +137,7 @@ class Writer:
         return replace(made, weight=effective_weight(made))
 
 
-def values(
-    constants: Mapping[str, Array], steps: tuple[Step, ...] | list[Step], x: Array | None = None
-) -> dict[str, Array]:
+def values(constants: Mapping[str, Array], steps: Sequence[Step], x: Array | None = None) -> dict[str, Array]:
     """Everything that is computed, by name; without `x` what does not depend on it."""
     found = dict(constants) if x is None else {**constants, X: x}
     for step in steps:
@@ -180,11 +178,11 @@ def plain(weight: Array, bias: Array | None) -> Coded:
 
 def effective_weight(coded: Coded) -> Array:
     """(out, in) float32: what the steps come to as one matrix."""
-    if is_decoded(coded):
-        return np.ascontiguousarray(values(coded.constants, coded.steps)[coded.steps[-1].inputs[1]].T)
-    features = coded.weight.shape[1]
     loaded = values(coded.constants, coded.steps)
-    own = [step for step in coded.steps if step.output not in loaded]
+    if is_decoded(coded):
+        return np.ascontiguousarray(loaded[coded.steps[-1].inputs[1]].T)
+    features = coded.weight.shape[1]
+    own = depending(coded.steps, {X})
     columns = []
     for start in range(0, features, _ROWS_AT_ONCE):
         x = np.eye(min(_ROWS_AT_ONCE, features - start), features, k=start, dtype=np.float32)
@@ -192,33 +190,39 @@ def effective_weight(coded: Coded) -> Array:
     return np.ascontiguousarray(np.concatenate(columns).T)
 
 
+def depending(steps: Iterable[Step], names: Collection[str]) -> tuple[Step, ...]:
+    """The steps that take one of these names, or what comes of it; nothing is computed."""
+    behind, found = set(names), []
+    for step in steps:
+        if behind.intersection(step.inputs):
+            behind.add(step.output)
+            found.append(step)
+    return tuple(found)
+
+
 def at_load(coded: Coded) -> frozenset[str]:
     """Outputs of the steps that do not depend on the layer's input: they are computed once."""
-    return frozenset(values(coded.constants, coded.steps)) - set(coded.constants)
+    return frozenset(step.output for step in coded.steps) - {step.output for step in depending(coded.steps, {X})}
 
 
 def is_decoded(coded: Coded) -> bool:
     """Whether all that an inference does is one product with a matrix of the layer's own size: only bytes are saved."""
-    loaded = at_load(coded)
-    own = [step for step in coded.steps if step.output not in loaded]
+    own = depending(coded.steps, {X})
     return [step.op for step in own] == ["matmul"] and own[0].inputs[0] == X
 
 
 def decoded_from(coded: Coded, constant: str) -> tuple[Array, ...]:
     """What an inference takes of the values that come of a constant at load: a file may hold these in its place."""
+    behind = {constant, *(step.output for step in depending(coded.steps, {constant}))}
+    taken = dict.fromkeys(name for step in depending(coded.steps, {X}) for name in step.inputs)
     loaded = values(coded.constants, coded.steps)
-    behind = {constant}
-    for step in coded.steps:
-        if step.output in loaded and behind.intersection(step.inputs):
-            behind.add(step.output)
-    own = [step for step in coded.steps if step.output not in loaded]
-    return tuple(loaded[name] for name in dict.fromkeys(n for step in own for n in step.inputs) if name in behind)
+    return tuple(loaded[name] for name in taken if name in behind and name in loaded)
 
 
 def operand_sides(coded: Coded) -> tuple[tuple[int, int], ...]:
     """(smaller, larger) side of every matrix that the input is multiplied by, as a file or a runtime may hold it."""
     loaded = values(coded.constants, coded.steps)
-    own = [step for step in coded.steps if step.output not in loaded and step.op in ("matmul", "conv1d")]
+    own = [step for step in depending(coded.steps, {X}) if step.op in ("matmul", "conv1d")]
     shapes = [loaded[name].shape for step in own for name in step.inputs if name in loaded]
     return tuple((min(shape), max(shape)) for shape in shapes if len(shape) == 2)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from accuracy.pairs import rounded, rounded_product
 from accuracy.study import seen_spectrum
 
@@ -44,7 +46,7 @@ def plain_pairs(lab: Lab, asked: dict[str, int]) -> dict[str, Factors]:
     return {name: svd.factors(layers[name], svd.spectrum(layers[name]), rank) for name, rank in asked.items()}
 
 
-def program(lab: Lab):  # type: ignore[no-untyped-def]
+def program(lab: Lab) -> Any:
     """The model in torch."""
     from edgepack.sources.torch import load_pt2
 

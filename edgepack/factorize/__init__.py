@@ -15,6 +15,7 @@ import numpy as np
 
 from edgepack.errors import UsageError
 from edgepack.factorize import fisher, svd, two_sided, whitened
+from edgepack.factorize.budget import pair_rank
 from edgepack.factorize.leastsquares import with_corrected_bias
 from edgepack.factorize.methods import METHODS, Method
 from edgepack.quantize.coded import in_8_bits
@@ -108,10 +109,13 @@ def compress(
 
 
 def _check(name: str, layer: LinearLayer, part: Replacement) -> None:
-    arrays = (part.A, part.B) if isinstance(part, Factors) else (part.weight,)
-    shapes, sides = [array.shape for array in arrays], layer.weight.shape
-    rank = part.rank if isinstance(part, Factors) else 0
-    wanted = [(sides[0], max(rank, 1)), (max(rank, 1), sides[1])] if isinstance(part, Factors) else [sides]
+    sides = layer.weight.shape
+    if isinstance(part, Factors):
+        rank = max(part.rank, 1)
+        arrays, wanted = [part.A, part.B], [(sides[0], rank), (rank, sides[1])]
+    else:
+        arrays, wanted = [part.weight], [sides]
+    shapes = [array.shape for array in arrays]
     if shapes != wanted:
         raise UsageError(f"--method {name}: {layer.name}: found {shapes}, expected {wanted}")
     if not all(np.isfinite(array).all() for array in arrays):
@@ -128,7 +132,7 @@ def method_version(name: str) -> str:
 
 def _by_rank(name: str) -> Method:
     def by_rank(layer: LinearLayer, share: float, *, seed: int = 0, gradient: Array | None = None) -> Replacement | str:
-        rank = int(share * layer.weight.size / sum(layer.weight.shape))
+        rank = pair_rank(share, *layer.weight.shape)
         if rank < 1:
             return f"{share:.1%} of its weights are less than rank 1"
         return factorizer(name).factors(layer, spectrum_of(name, layer, gradient), rank)

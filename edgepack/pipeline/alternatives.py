@@ -115,6 +115,9 @@ def fit_alternatives(
         UsageError: a method is not installed, or gives what is no replacement.
         DeviceError: the workers failed.
     """
+    if not methods:
+        return NOTHING
+    fitters, own = tool_versions(FITTERS), {name: method_version(name) for name in methods}
     kept = Cache(cache.root)  # what was fitted in this build is good even where nothing older is to be read
     fits: dict[str, tuple[Fit, ...]] = {}
     why: dict[str, str] = {}
@@ -122,8 +125,8 @@ def fit_alternatives(
         progress("fit methods", number, len(layers))
         shares = shares_of(layer, rank, competing=len(methods) > 1)
         every = [(name, share) for name in methods for share in shares]
-        parts = (tool_versions(FITTERS), key, layer.name, seed, forms, largest)
-        wanted = {digest("fit", VERSION, *parts, method_version(name), share): (name, share) for name, share in every}
+        parts = (fitters, key, layer.name, seed, forms, largest)
+        wanted = {digest("fit", VERSION, *parts, own[name], share): (name, share) for name, share in every}
         _fill(layer, wanted, covariances, gradients.get(layer.name), forms, seed, largest, cache, workers)
         read = [_known(kept, entry) for entry in wanted]
         fits[layer.name] = tuple(one for one in read if isinstance(one, Fit))

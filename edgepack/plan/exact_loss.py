@@ -8,7 +8,7 @@ import numpy as np
 
 from edgepack.quantize.grid import WEIGHT_MAX
 from edgepack.quantize.lattice import decoded, grid_of, lattice, nearest
-from edgepack.types import Array, Factors, LinearLayer
+from edgepack.types import FORMS, Array, Factors, LinearLayer
 
 
 def exact_loss(layer: LinearLayer, weight: Array, covariance: Array | None, gradient: Array | None) -> float:
@@ -47,8 +47,7 @@ def pair_losses(
 
 
 def _rounded(matrix: Array, form: str, largest: int) -> Array:
-    bits_largest = largest if not form.endswith(("-range", "-static")) else WEIGHT_MAX
-    grid = grid_of(form, matrix.shape[1], largest=bits_largest)
+    grid = grid_of(form, matrix.shape[1], largest=largest if form in FORMS["onnx"] else WEIGHT_MAX)
     if grid is None:
         return matrix
     on = lattice(matrix, grid)

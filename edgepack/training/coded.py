@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from edgepack.coded import X, effective_weight, is_decoded, listed, unlisted, values
+from edgepack.coded import X, depending, effective_weight, is_decoded, listed, unlisted, values
 from edgepack.errors import UsageError
 from edgepack.training.torch_operators import TORCH_OPERATORS
 from edgepack.types import Array, Coded, Step
@@ -205,15 +205,13 @@ def trained_constants(coded: Coded, frozen: Collection[str] = ()) -> set[str]:
 
 def _split(coded: Coded, trained: Collection[str]) -> tuple[tuple[Step, ...], tuple[str, ...]]:
     """Steps that hang on the input or on trained constants, and the results of other steps that they take."""
-    moving, live = {X, *trained}, []
-    for step in coded.steps:
-        if moving.intersection(step.inputs):
-            if step.op not in TORCH_OPERATORS:
-                raise UsageError(f"{step.op} of numbers that are trained, or of the input, has no torch form")
-            moving.add(step.output)
-            live.append(step)
+    live = depending(coded.steps, {X, *trained})
+    for step in live:
+        if step.op not in TORCH_OPERATORS:
+            raise UsageError(f"{step.op} of numbers that are trained, or of the input, has no torch form")
+    known = {X, *coded.constants, *(step.output for step in live)}
     taken = dict.fromkeys(name for step in live for name in step.inputs)
-    return tuple(live), tuple(name for name in taken if name not in moving and name not in coded.constants)
+    return live, tuple(name for name in taken if name not in known)
 
 
 def _tensor(array: Array, like: Tensor) -> Tensor:
