@@ -88,11 +88,11 @@ def _in_flow(value: Any) -> str:
 
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
-    return yaml.safe_dump([value], default_flow_style=True, allow_unicode=True, width=_WIDE).strip()[1:-1]
+    return yaml.safe_dump([value], default_flow_style=True, allow_unicode=True, width=_WIDE).rstrip("\n")[1:-1]
 
 
 def _scalar(value: Any) -> str:
     """A scalar on a line of its own or as a key, quoted where YAML would read something else."""
     import yaml
 
-    return yaml.safe_dump({"k": value}, allow_unicode=True, width=_WIDE)[3:].strip()
+    return yaml.safe_dump({"k": value}, allow_unicode=True, width=_WIDE)[3:].rstrip("\n")

@@ -83,8 +83,10 @@ def test_sizes_are_short_where_they_are_exact(size: int, text: str) -> None:
 words = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,12}", fullmatch=True) | st.sampled_from(
     ["0xd80", "1e3", "null", "on", "1.21", "12_3", "0o7", "1.e+3"]
 )
-lines = st.text(st.characters(blacklist_categories=("Cc", "Cs", "Co", "Cn", "Zl", "Zp")), min_size=1, max_size=40) | (
-    st.sampled_from([": ", "# x", "- a", "{", "a: b # c", "'", '"', "%", "yes", "1.5", " lead", "trail "])
+lines = (
+    st.text(st.characters(blacklist_categories=("Cc", "Cs", "Co", "Cn", "Zl", "Zp")), min_size=1, max_size=40)
+    | st.sampled_from([": ", "# x", "- a", "{", "a: b # c", "'", '"', "%", "yes", "1.5"])
+    | st.sampled_from([" lead", "trail ", "\xa0", "a\xa0", "\u3000a"])
 )
 sources = st.sampled_from(["reference", "estimate", "probed"])
 caches = st.builds(

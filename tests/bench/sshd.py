@@ -9,8 +9,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -122,6 +122,13 @@ class Machine:
             except OSError:
                 continue  # it has ended
         return {pid: line for pid, line in found.items() if line and not line.startswith(("sshd", "/usr/sbin/sshd"))}
+
+    @staticmethod
+    def kill(pids: Iterable[int]) -> None:
+        """Kill them one after another, where the end of one may have ended the next."""
+        for pid in sorted(pids):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     def jobs(self) -> list[Path]:
         """Folders of jobs that are there."""

@@ -86,9 +86,7 @@ def test_all_of_a_job_is_killed(rig: sshd.Rig, pool: ThreadPoolExecutor, onnx_mo
     """The shell around the job as well, so that nobody writes down how it ended."""
     device = rig.device(python=rig.stand_in(f"{CHILD}\n{sshd.WAIT}"))
     future = start(rig, pool, device, onnx_model)
-    for pid, line in rig.machine.processes().items():
-        if " attend " not in line:
-            os.kill(pid, signal.SIGKILL)
+    rig.machine.kill(pid for pid, line in rig.machine.processes().items() if " attend " not in line)
     error = failure(future, TransientDeviceError)
     assert error.message == "latency of mlp.onnx on device: the process is gone and left no answer"
     assert "`dmesg` on the device" in (error.hint or "")

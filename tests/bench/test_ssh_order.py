@@ -98,9 +98,8 @@ def test_the_governor_during_a_job_and_after_it(rig: sshd.Rig, pool: ThreadPoolE
 def test_the_governor_after_the_runner_was_killed(rig: sshd.Rig, pool: ThreadPoolExecutor, onnx_model: Path) -> None:
     device = rig.device(python=rig.stand_in(sshd.WAIT))
     future = start(rig, pool, device, onnx_model)
-    for pid, line in rig.machine.processes().items():
-        if line.startswith(f"/bin/sh {rig.machine.folder}/python"):
-            os.kill(pid, signal.SIGKILL)
+    shell = f"/bin/sh {rig.machine.folder}/python"
+    rig.machine.kill(pid for pid, line in rig.machine.processes().items() if line.startswith(shell))
     with pytest.raises(TransientDeviceError):
         future.result(60)
     assert governors(rig) == BEFORE
@@ -125,8 +124,7 @@ def test_the_next_session_puts_the_governor_back(
     abandon(rig, pool, onnx_model)
     if how == "killed":
         while found := rig.machine.processes():
-            for pid in sorted(found):
-                os.kill(pid, signal.SIGKILL)
+            rig.machine.kill(found)
             time.sleep(0.05)
     else:
         rig.machine.reboot()
