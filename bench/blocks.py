@@ -15,8 +15,8 @@ from blocks_planner import render_allocation, render_planner
 from blocks_seeds import render_seeds
 from blocks_weighting import render_residual, render_weighting
 
+from edgepack.formats import WEIGHT_BITS
 from edgepack.report.cells import ratio, seconds, size
-from edgepack.types import WEIGHT_BITS
 
 Row = Mapping[str, Any]
 RUNTIMES = {"onnx": "onnxruntime", "tflite": "ai-edge-litert"}

@@ -11,11 +11,11 @@ from allocation.allocators import ALLOCATORS, LEAST_GAP, Layers, latency, loss, 
 from cases import Case, cases
 
 from edgepack.cache import Cache
+from edgepack.formats import WEIGHT_BITS
 from edgepack.pipeline.options import BuildOptions
 from edgepack.pipeline.prepared import prepared
 from edgepack.progress import silent
 from edgepack.targets import get_target
-from edgepack.types import WEIGHT_BITS
 
 NAMES = ("mnist", "lstm", "minilm", "magika")
 TARGET = "rpi4"

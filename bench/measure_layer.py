@@ -17,6 +17,7 @@ from edgepack.cache import Cache, digest
 from edgepack.data import example
 from edgepack.errors import ProofError
 from edgepack.factorize import factorizer
+from edgepack.formats import FORMS, Format
 from edgepack.pipeline.files import ModelFiles
 from edgepack.pipeline.guarding import Data, load_data
 from edgepack.pipeline.ladder import LayerPlans
@@ -29,7 +30,7 @@ from edgepack.plan.candidates import break_even_rank
 from edgepack.progress import silent
 from edgepack.quantize.gauge import balanced
 from edgepack.targets import HOST, get_target
-from edgepack.types import FORMS, Factors, Format, LayerPlan, LinearLayer, Spectrum
+from edgepack.types import Factors, LayerPlan, LinearLayer, Spectrum
 
 MODEL = f"{Path(__file__).parent / 'models' / 'layer_4096.py'}:recipe"
 RANK = 256

@@ -19,11 +19,11 @@ from measure_solver import measure_solver
 
 from edgepack.bench.packs import pack_variants
 from edgepack.cache import Cache
+from edgepack.formats import FORMATS, Format
 from edgepack.pipeline.build import EXAMPLE, build
 from edgepack.pipeline.options import BuildOptions
 from edgepack.report.compare import file_entry
 from edgepack.targets import HOST, get_target
-from edgepack.types import FORMATS, Format
 
 NAMES = ("mnist", "magika", "minilm")
 SEARCH_MINUTES, QUICK_SEARCH_MINUTES = 4.0, 1.0

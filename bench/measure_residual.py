@@ -20,6 +20,7 @@ from edgepack.bench.devices.local import LocalDevice
 from edgepack.executor import one_thread
 from edgepack.factorize import whitened
 from edgepack.factorize.whitened import shrunk_covariance
+from edgepack.formats import RESIDUAL_FORMS
 from edgepack.pipeline.beside import rounded_beside
 from edgepack.pipeline.guarding import load_data
 from edgepack.pipeline.measuring import QUICK, STANDARD, measure_points
@@ -34,7 +35,7 @@ from edgepack.quantize.gauge import balanced
 from edgepack.quantize.gptq import gptq, round_to_nearest, row_errors
 from edgepack.quantize.lattice import WeightGrid, grid_of
 from edgepack.targets import HOST, get_target
-from edgepack.types import RESIDUAL_FORMS, LinearLayer, Moments
+from edgepack.types import LinearLayer, Moments
 
 FORM = "nbits4-residual"
 DENSE = ("int8-dynamic", "nbits8", "nbits4")

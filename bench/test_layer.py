@@ -15,9 +15,9 @@ from blocks import speedup
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from edgepack.data import example
+from edgepack.formats import FORMS, WEIGHT_BITS, Format
 from edgepack.inference import load
 from edgepack.report.cells import ratio, seconds
-from edgepack.types import FORMS, WEIGHT_BITS, Format
 
 Row = Mapping[str, Any]
 CASES = [(fmt, layer, form) for fmt, forms in FORMS.items() for layer in ("dense", "pair") for form in forms]

@@ -10,9 +10,9 @@ from functools import cache
 from typing import Any, Literal
 
 from edgepack.errors import StableDeviceError
+from edgepack.formats import Format
 from edgepack.shipped import shipped
 from edgepack.targets import HOST, Cache, Cluster, Target
-from edgepack.types import Format
 
 _RUNTIME_FORMATS: tuple[tuple[str, Format], ...] = (
     ("onnxruntime", "onnx"),

@@ -12,7 +12,8 @@ import numpy as np
 
 from edgepack.data import Samples, feeds, is_stacked
 from edgepack.errors import ModelError
-from edgepack.types import Array, Format, TensorSpec
+from edgepack.formats import Format
+from edgepack.types import Array, TensorSpec
 
 if TYPE_CHECKING:
     import onnx_ir as ir

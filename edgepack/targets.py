@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from edgepack.errors import TargetsError
-from edgepack.types import FORMATS, Format
+from edgepack.formats import FORMATS, Format
 
 HOST = "host"
 Source = Literal["reference", "estimate", "probed"]

@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
 
+from edgepack.formats import FORMATS, Format
 from edgepack.targets import Bandwidth, Cache, Cluster, Ipc, KnownBad, Problem, Source, Target, suggestion
 from edgepack.targets_file import KeyPath, found_text
-from edgepack.types import FORMATS, Format
 
 _SIZE = re.compile(r"(\d{1,12})([KMG])")
 _UNIT = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}

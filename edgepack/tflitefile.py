@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from edgepack.errors import ModelError, OutputError
-from edgepack.tflitegraph import operators
+from edgepack.tflitegraph.contents import operators
 from edgepack.types import Array
 
 _ALIGNMENT = 16

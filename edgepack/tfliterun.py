@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from edgepack.errors import ModelError
-from edgepack.tflitegraph import operators
+from edgepack.tflitegraph.contents import operators
 from edgepack.types import Array, TensorSpec
 
 

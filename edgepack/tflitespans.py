@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from edgepack.tflitegraph import constants
+from edgepack.tflitegraph.contents import constants
 from edgepack.transport.parts import Span
 
 # schema.fbs, TensorType → bits per number.

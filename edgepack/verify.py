@@ -8,19 +8,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from edgepack.coded import decoded_from, operand_sides, stored_bytes
+from edgepack.formats import CODED, RESIDUAL_FORMS, WEIGHT_BITS, matrices, plain_form
 from edgepack.metrics import sqnr_db
-from edgepack.types import (
-    CODED,
-    RESIDUAL_FORMS,
-    WEIGHT_BITS,
-    Array,
-    Coded,
-    Contents,
-    LayerPlan,
-    Proof,
-    matrices,
-    plain_form,
-)
+from edgepack.types import Array, Coded, Contents, LayerPlan, Proof
 
 MIN_SQNR_DB: Mapping[str, float] = {
     "fp32": 60.0,

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from edgepack.errors import ModelError
-from edgepack.tflitegraph import linear_ops, operators, weight_bytes
+from edgepack.tflitegraph.contents import operators, weight_bytes
+from edgepack.tflitegraph.linear import linear_ops
 from edgepack.tfliterun import interpreter, run, signature
 
 Written = tuple[Path, np.ndarray, np.ndarray]
@@ -101,7 +102,8 @@ def test_truncated_files_never_crash(model_file: Written, tmp_path: Path) -> Non
 import sys
 from pathlib import Path
 from edgepack.errors import ModelError
-from edgepack.tflitegraph import linear_ops, weight_bytes
+from edgepack.tflitegraph.contents import weight_bytes
+from edgepack.tflitegraph.linear import linear_ops
 from edgepack.tfliterun import interpreter
 content = Path(sys.argv[1]).read_bytes()
 target = Path(sys.argv[2])

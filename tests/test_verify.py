@@ -13,13 +13,14 @@ from onnx import helper, numpy_helper
 
 from edgepack.data import Samples
 from edgepack.emit.onnx import to_form
+from edgepack.formats import CODED, RESIDUAL_FORMS, WEIGHT_BITS
+from edgepack.formats import FORMS as ALL_FORMS
 from edgepack.inference import load, predict
 from edgepack.onnxgraph.contents import read_contents
 from edgepack.onnxgraph.files import save
 from edgepack.onnxgraph.rewrite import with_factors
 from edgepack.onnxgraph.session import session
-from edgepack.types import CODED, RESIDUAL_FORMS, WEIGHT_BITS, Array, Contents, Factors, LayerPlan
-from edgepack.types import FORMS as ALL_FORMS
+from edgepack.types import Array, Contents, Factors, LayerPlan
 from edgepack.verify import MIN_SQNR_DB, biases_intact, same_outputs, two_thin_matmuls, weights_as_planned
 
 OUT, IN, RANK = 40, 72, 8

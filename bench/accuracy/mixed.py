@@ -11,6 +11,7 @@ from accuracy.study import LARGEST, SEED, Row, Study
 from edgepack.cache import Cache, digest
 from edgepack.emit.onnx_tables import to_int4_tables
 from edgepack.executor import workers
+from edgepack.formats import WEIGHT_BITS
 from edgepack.pipeline.losses import predict_losses
 from edgepack.pipeline.onnx_files import OnnxFiles
 from edgepack.pipeline.sensitivity import Sensitivity
@@ -18,7 +19,7 @@ from edgepack.plan.candidates import rank_choices
 from edgepack.plan.sizes import size_bytes
 from edgepack.plan.solve import Bounds, Infeasible, least_loss
 from edgepack.progress import silent
-from edgepack.types import WEIGHT_BITS, Candidate, Replacement
+from edgepack.types import Candidate, Replacement
 
 FORMS = ("int8-dynamic", "nbits4")
 MIXED = 0

@@ -10,8 +10,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 
+from edgepack.formats import WEIGHT_BITS
 from edgepack.plan.solve import Bounds, Solution, least_loss
-from edgepack.types import WEIGHT_BITS, Candidate
+from edgepack.types import Candidate
 
 Layers = Sequence[Sequence[Candidate]]
 Picks = tuple[int, ...]

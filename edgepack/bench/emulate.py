@@ -21,11 +21,12 @@ from edgepack.cache import file_digest
 from edgepack.data import Samples
 from edgepack.emulator.counts import Counts, middle, per_inference
 from edgepack.errors import ModelError, StableDeviceError, TransientDeviceError
+from edgepack.formats import Format
 from edgepack.inference import load, rename
 from edgepack.progress import Progress, silent
 from edgepack.segments import LayerShape, Segment
 from edgepack.targets import Target
-from edgepack.types import Array, Format
+from edgepack.types import Array
 
 RUNS, ROUNDS, WARMUP_RUNS = 4, 5, 3
 CHAIN_ROUNDS, CHAIN_WARMUP_RUNS = 3, 1

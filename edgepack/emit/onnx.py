@@ -16,8 +16,9 @@ from edgepack.emit.onnx_axes import FLOAT, enter, leave
 from edgepack.emit.onnx_coded import coded_layer, least_opset
 from edgepack.emit.onnx_nbits import nbits
 from edgepack.errors import ModelError, UsageError
+from edgepack.formats import CODED, WEIGHT_BITS
 from edgepack.quantize.grid import WEIGHT_MAX, activation_grid, quantize_weight
-from edgepack.types import CODED, WEIGHT_BITS, Array, Coded, Dense, LinearLayer
+from edgepack.types import Array, Coded, Dense, LinearLayer
 
 if TYPE_CHECKING:
     import onnx_ir as ir

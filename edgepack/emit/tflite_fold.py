@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgepack.emit.tflite_match import TOLERANCE, Found
-from edgepack.tflitegraph import TfliteLinear
+from edgepack.tflitegraph.linear import TfliteLinear
 from edgepack.types import Array, Dense, Factors, LinearLayer, Replacement
 
 _LEAST_ROWS = 4

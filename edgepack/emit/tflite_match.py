@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgepack.tflitegraph import TfliteLinear
+from edgepack.tflitegraph.linear import TfliteLinear
 from edgepack.torchgraph.match import weight_digest
 from edgepack.types import Array
 

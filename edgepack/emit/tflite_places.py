@@ -10,7 +10,7 @@ from edgepack.emit.tflite_coded import encode
 from edgepack.emit.tflite_fold import Fold, fold, shifts_by_size
 from edgepack.emit.tflite_match import Found, Wanted, match
 from edgepack.emit.tflite_thin import refuses, thin
-from edgepack.tflitegraph import linear_ops
+from edgepack.tflitegraph.linear import linear_ops
 from edgepack.types import Array, Coded, Factors, LinearLayer, Replacement
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from edgepack.errors import ModelError
-from edgepack.tflitegraph import linear_ops
+from edgepack.tflitegraph.linear import linear_ops
 from edgepack.types import Array
 
 INTEGER_FORMS = ("int8-dynamic-range", "int4-dynamic-range", "int8-static")

@@ -13,12 +13,13 @@ from edgepack.errors import OutputError
 from edgepack.executor import Workers, map_tasks
 from edgepack.factorize import compress, method_version
 from edgepack.factorize.whitened import shrunk_covariance
+from edgepack.formats import CODED
 from edgepack.pipeline.covariances import Covariances
 from edgepack.pipeline.parts import packed_part, unpacked_part
 from edgepack.pipeline.rounding import is_per_channel_int8
 from edgepack.plan.exact_loss import exact_loss, pair_losses
 from edgepack.progress import Progress
-from edgepack.types import CODED, Alternative, Array, Coded, Dense, Factors, LinearLayer, Replacement
+from edgepack.types import Alternative, Array, Coded, Dense, Factors, LinearLayer, Replacement
 from edgepack.versions import FITTERS, tool_versions
 
 SHARES = (0.5, 0.25, 0.125, 0.0625, 0.03125)

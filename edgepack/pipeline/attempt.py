@@ -12,18 +12,17 @@ from edgepack import metrics, verify
 from edgepack.cache import digest
 from edgepack.coded import plain
 from edgepack.data import Samples
+from edgepack.formats import CODED, Format
 from edgepack.inference import THREADS, load, predict
 from edgepack.metrics import Drop
 from edgepack.pipeline.files import ModelFiles
 from edgepack.pipeline.parts import packed_part
 from edgepack.plan.forms import exceptions
 from edgepack.types import (
-    CODED,
     Array,
     Contents,
     Dense,
     Factors,
-    Format,
     LayerPlan,
     LinearLayer,
     Proof,

@@ -11,9 +11,9 @@ from pathlib import Path
 from edgepack.bench.packs import bench_pack
 from edgepack.bench.results import BenchResult
 from edgepack.errors import EdgepackError
+from edgepack.formats import Format
 from edgepack.pipeline.reach import Place, Reach, reached
 from edgepack.progress import Progress
-from edgepack.types import Format
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,11 @@ from dataclasses import replace
 import numpy as np
 
 from edgepack.factorize.whitened import shrunk_covariance
+from edgepack.formats import RESIDUAL_FORMS
 from edgepack.quantize.bias import corrected_bias
 from edgepack.quantize.lattice import grid_of
 from edgepack.quantize.residual import rounded_residual
-from edgepack.types import RESIDUAL_FORMS, Factors, LinearLayer, Moments
+from edgepack.types import Factors, LinearLayer, Moments
 
 ROUNDS = ((1024, 3), (1 << 62, 1))
 """By the width of a layer: every round rounds the whole matrix twice."""

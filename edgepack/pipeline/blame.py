@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from edgepack.errors import BudgetError
+from edgepack.formats import Format, plain_form
 from edgepack.pipeline.attempt import Attempt
 from edgepack.pipeline.onnx_files import OnnxFiles
 from edgepack.pipeline.task import Task
 from edgepack.plan.forms import file_form
-from edgepack.types import Format, LayerPlan, plain_form
+from edgepack.types import LayerPlan
 
 MOST_LAYERS = 16
 """Layers that are measured, largest loss of energy first, then most weights."""

@@ -15,6 +15,7 @@ from edgepack import pack
 from edgepack.cache import Cache
 from edgepack.data import example
 from edgepack.errors import BudgetError, ModelError
+from edgepack.formats import Format
 from edgepack.pipeline import manifest
 from edgepack.pipeline.attempt import Attempt
 from edgepack.pipeline.baselines import Baseline, make_baseline
@@ -32,7 +33,6 @@ from edgepack.pipeline.transporting import add_transport
 from edgepack.progress import Progress, silent
 from edgepack.transport.needs import need_all
 from edgepack.transport.parts import JpegStream
-from edgepack.types import Format
 
 EXAMPLE = "example_inputs.npz"
 

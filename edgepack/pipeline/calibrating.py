@@ -10,6 +10,7 @@ from typing import Any
 
 from edgepack.bench.devices.device import Device
 from edgepack.errors import ModelError, TargetsError
+from edgepack.formats import Format
 from edgepack.pipeline.layer_points import points_for, standard_points
 from edgepack.pipeline.measuring import QUICK, STANDARD, measure_points
 from edgepack.pipeline.opened import open_model
@@ -19,7 +20,6 @@ from edgepack.plan.measured_file import measured_path
 from edgepack.plan.sources import Shape
 from edgepack.progress import Progress, silent
 from edgepack.targets import Target
-from edgepack.types import Format
 
 
 @dataclass(frozen=True)

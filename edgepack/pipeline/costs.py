@@ -9,6 +9,7 @@ import numpy as np
 
 from edgepack.cache import Cache
 from edgepack.emulator.counts import Counts
+from edgepack.formats import FORMS, Format
 from edgepack.pipeline.counting import Counter
 from edgepack.plan.candidates import RANK_TILE, break_even_rank
 from edgepack.plan.interpolate import interpolate
@@ -16,7 +17,6 @@ from edgepack.plan.table import LEVELS, CallCost, CostTable, Deviation, FormCost
 from edgepack.plan.table_file import own_folder, save_table, table_identity, table_name
 from edgepack.progress import Progress, silent
 from edgepack.targets import Target
-from edgepack.types import FORMS, Format
 
 STANDARD_GRID = Grid(sides=(16, 128, 512, 2048), ranks=(8, 32, 128, 512), batches=(1, 4, 16))
 """Counts are linear in each side between these; the batches are those at which kernels change from row to tile."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from edgepack.cache import Cache
 from edgepack.errors import UsageError
+from edgepack.formats import Aim, Format
 from edgepack.pipeline.ladder import LayerPlans, Step, make_ladder
 from edgepack.pipeline.limits import infeasible, measure_rest, user_bounds
 from edgepack.pipeline.options import BuildOptions
@@ -18,7 +19,6 @@ from edgepack.plan.forms import file_form
 from edgepack.plan.solve import Infeasible
 from edgepack.progress import Progress, silent
 from edgepack.report.explored import ExploredRow
-from edgepack.types import Aim, Format
 
 PLANS = 20
 """Probed per format at most: half of them the fastest at what they lose, half of them the smallest."""

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
-from edgepack.types import Contents, Format, Replacement
+from edgepack.formats import Format
+from edgepack.types import Contents, Replacement
 
 
 class ModelFiles(Protocol):

@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from edgepack.formats import RESIDUAL_FORMS, Aim
 from edgepack.pipeline.menus import Menu
 from edgepack.plan import reasons
 from edgepack.plan.candidates import break_even_rank
 from edgepack.plan.solve import Bounds, Infeasible, Solution, least_loss, smallest, solve
 from edgepack.progress import Progress, silent
-from edgepack.types import RESIDUAL_FORMS, Aim, Candidate, LayerPlan, Spectrum
+from edgepack.types import Candidate, LayerPlan, Spectrum
 
 STEPS = 24
 """Bounds on the loss, geometrically spaced; plans that come out alike count once."""

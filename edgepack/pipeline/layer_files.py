@@ -17,13 +17,14 @@ import numpy as np
 from edgepack.cache import atomic_path, default_root, digest
 from edgepack.data import Samples
 from edgepack.errors import ModelError
+from edgepack.formats import RESIDUAL_FORMS, Format
 from edgepack.pipeline.layer_tflite import write_layer
 from edgepack.pipeline.onnx_files import OnnxFiles
 from edgepack.plan.table import Point
 from edgepack.progress import Progress, silent
 from edgepack.quantize.grid import WEIGHT_MAX
 from edgepack.sources.onnx import OnnxSource, open_onnx
-from edgepack.types import RESIDUAL_FORMS, Array, Dense, Factors, Format
+from edgepack.types import Array, Dense, Factors
 from edgepack.versions import tool_versions
 
 VERSION = 2

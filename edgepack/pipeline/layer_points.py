@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from edgepack.formats import FORMATS, FORMS, RESIDUAL_FORMS, Format
 from edgepack.plan.candidates import RANK_TILE, break_even_rank, residual_ranks
 from edgepack.plan.measured import STANDARD_GRID, grid_points
 from edgepack.plan.sources import Shape
 from edgepack.plan.table import Point
-from edgepack.types import FORMATS, FORMS, RESIDUAL_FORMS, Format
 
 
 def points_for(

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from edgepack.errors import BudgetError
+from edgepack.formats import Format, plain_form
 from edgepack.pipeline.attempt import Attempt
 from edgepack.pipeline.baselines import Baseline
 from edgepack.pipeline.files import ModelFiles
@@ -19,7 +20,6 @@ from edgepack.plan.resident import resident_bytes
 from edgepack.plan.sizes import size_bytes
 from edgepack.plan.solve import Bounds, Infeasible, Quantity
 from edgepack.report.cells import seconds, size
-from edgepack.types import Format, plain_form
 
 OPTIONS: dict[Quantity, str] = {"size_bytes": "--flash", "ram_bytes": "--ram", "latency_s": "--latency"}
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edgepack.cache import file_digest
+from edgepack.formats import Format
 from edgepack.metrics import Drop
 from edgepack.pipeline.attempt import Attempt
 from edgepack.pipeline.baselines import Baseline
@@ -17,7 +18,7 @@ from edgepack.pipeline.recovering import Outcome, outcome_record
 from edgepack.plan.cost import MEASURED
 from edgepack.plan.forms import file_form
 from edgepack.quantize.split import Split
-from edgepack.types import Contents, Format
+from edgepack.types import Contents
 from edgepack.versions import tool_versions
 
 

@@ -20,6 +20,7 @@ from edgepack.bench.devices.device import Device, Job, run_patiently
 from edgepack.bench.facts import choose_cpus, facts_from_probe
 from edgepack.blank import write_blank
 from edgepack.errors import StableDeviceError, TargetsError
+from edgepack.formats import WEIGHT_BITS, Format
 from edgepack.host import target_from_probe
 from edgepack.pipeline.layer_files import layer_files
 from edgepack.pipeline.layer_points import near
@@ -28,7 +29,6 @@ from edgepack.plan.measured_file import known_measured, save_measured
 from edgepack.plan.table import Point
 from edgepack.progress import Progress, silent
 from edgepack.targets import Target
-from edgepack.types import WEIGHT_BITS, Format
 
 
 @dataclass(frozen=True)

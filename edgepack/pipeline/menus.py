@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from edgepack.errors import UsageError
+from edgepack.formats import CODED, WEIGHT_BITS, Format
 from edgepack.pipeline.alternatives import NOTHING, Alternatives, Fit
 from edgepack.pipeline.files import ModelFiles
 from edgepack.pipeline.losses import Losses
@@ -15,7 +16,7 @@ from edgepack.plan.candidates import asked_rank, rank_choices, residual_ranks, s
 from edgepack.plan.coded_cost import coded_size_bytes, time_over_dense
 from edgepack.plan.resident import resident_bytes
 from edgepack.plan.sizes import size_bytes
-from edgepack.types import CODED, WEIGHT_BITS, Candidate, Coded, Factors, Format, LinearLayer
+from edgepack.types import Candidate, Coded, Factors, LinearLayer
 
 UNGUARDED_LOST_SHARE = 0.01
 """Output energy a layer may lose where no data stand guard over the accuracy."""

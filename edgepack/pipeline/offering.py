@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 
 from edgepack.executor import Workers
 from edgepack.factorize.methods import PATENTS
+from edgepack.formats import FORMS, Format
 from edgepack.pipeline.alternatives import fit_alternatives
 from edgepack.pipeline.files import ModelFiles
 from edgepack.pipeline.guarding import Data, Methods
@@ -15,7 +16,7 @@ from edgepack.pipeline.opened import Opened
 from edgepack.pipeline.pricing import Prices, make_prices
 from edgepack.pipeline.sensitivity import Sensitivity
 from edgepack.pipeline.task import Task
-from edgepack.types import FORMS, Array, Format
+from edgepack.types import Array
 
 
 def offered(

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 from edgepack.calibrate import ranges
 from edgepack.data import Samples, feeds
 from edgepack.errors import ModelError
+from edgepack.formats import FORMS, RESIDUAL_FORMS, Format
 from edgepack.pipeline.observe import Observation, joined
-from edgepack.types import FORMS, RESIDUAL_FORMS, Array, Coded, Contents, Dense, Factors, Format, Replacement, pairs_of
+from edgepack.types import Array, Coded, Contents, Dense, Factors, Replacement, pairs_of
 
 if TYPE_CHECKING:
     import onnx_ir as ir

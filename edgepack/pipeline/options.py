@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Literal
 
 from edgepack.errors import UsageError
+from edgepack.formats import FORMATS, Format
 from edgepack.recover.budget import Budget
 from edgepack.targets import HOST, Target
-from edgepack.types import FORMATS, Format
 
 Rank = Literal["auto", "cv"] | int | float
 PrecisionChoice = Literal["auto", "fp32", "int8", "int4"]

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from edgepack.errors import PackError
+from edgepack.formats import RESIDUAL_FORMS, Format
 from edgepack.report.compare import file_entry
 from edgepack.segments import LayerShape
-from edgepack.types import RESIDUAL_FORMS, Format
 
 MAX_NAME = 400
 MAX_LAYERS = 10_000

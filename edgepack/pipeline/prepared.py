@@ -13,6 +13,7 @@ from edgepack.cache import Cache, digest
 from edgepack.data import Samples, example, read_npz
 from edgepack.errors import ModelError, UsageError
 from edgepack.executor import Workers, workers
+from edgepack.formats import Format
 from edgepack.pipeline.attempt import Guard, Prover
 from edgepack.pipeline.covariances import Covariances
 from edgepack.pipeline.crossvalidating import CrossValidation, check_labels, cross_validated
@@ -35,7 +36,6 @@ from edgepack.pipeline.task import Task
 from edgepack.pipeline.tflite_files import TfliteFiles
 from edgepack.plan.candidates import check_rank
 from edgepack.progress import Progress
-from edgepack.types import Format
 
 UNGUARDED = (
     "no calibration data: layers are factored by plain SVD of their weights and nothing guards the accuracy; "

@@ -9,6 +9,7 @@ from edgepack.bench.devices.local import LocalDevice
 from edgepack.cache import Cache
 from edgepack.data import Samples, example
 from edgepack.errors import ModelError
+from edgepack.formats import RESIDUAL_FORMS, Format
 from edgepack.pipeline.layer_points import points_for
 from edgepack.pipeline.measuring import measure_points
 from edgepack.pipeline.observe import Observation, joined
@@ -21,7 +22,6 @@ from edgepack.plan.sources import Shape, cost_source, dense_int8
 from edgepack.plan.table import Point
 from edgepack.progress import Progress, silent
 from edgepack.targets import HOST, Target
-from edgepack.types import RESIDUAL_FORMS, Format
 
 INT4: Mapping[Format, str] = {"onnx": "nbits4", "tflite": "int4-dynamic-range"}
 

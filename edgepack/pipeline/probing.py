@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 from edgepack.cache import digest
+from edgepack.formats import Format, plain_form
 from edgepack.metrics import Drop
 from edgepack.pipeline.files import ModelFiles
 from edgepack.pipeline.ladder import LayerPlans, Step
 from edgepack.pipeline.options import BuildOptions
 from edgepack.pipeline.task import Task
 from edgepack.plan.forms import base_form, exceptions
-from edgepack.types import Format, plain_form
 from edgepack.versions import tool_versions
 
 

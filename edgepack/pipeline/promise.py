@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from edgepack.formats import Format
 from edgepack.pipeline.attempt import Attempt
 from edgepack.pipeline.baselines import Baseline
 from edgepack.pipeline.files import ModelFiles
@@ -10,7 +11,7 @@ from edgepack.pipeline.options import BuildOptions
 from edgepack.pipeline.task import Task
 from edgepack.plan import cost
 from edgepack.plan.candidates import break_even_rank
-from edgepack.types import Format, LayerPlan, LinearLayer
+from edgepack.types import LayerPlan, LinearLayer
 
 
 def is_automatic(options: BuildOptions) -> bool:

@@ -16,13 +16,14 @@ from edgepack.factorize import factorizer, spectrum_of
 from edgepack.factorize.paired import PairedMoments, PairedRows, pooled
 from edgepack.factorize.refit import refit, refitted_weights
 from edgepack.factorize.two_sided import damped
+from edgepack.formats import RESIDUAL_FORMS
 from edgepack.pipeline.covariances import Covariances
 from edgepack.pipeline.moments import THREADS
 from edgepack.pipeline.observe import Observation, joined
 from edgepack.pipeline.parts import packed_part, unpacked_pair
 from edgepack.pipeline.rounding import Rounder
 from edgepack.progress import Progress
-from edgepack.types import RESIDUAL_FORMS, Array, Factors, InputSpread, LayerPlan, LinearLayer, Moments, Spectrum
+from edgepack.types import Array, Factors, InputSpread, LayerPlan, LinearLayer, Moments, Spectrum
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -11,6 +11,7 @@ from edgepack.cache import digest
 from edgepack.factorize import factorizer
 from edgepack.factorize.two_sided import damped
 from edgepack.factorize.whitened import shrunk_covariance
+from edgepack.formats import FORMS, RESIDUAL_FORMS, WEIGHT_BITS
 from edgepack.pipeline.beside import beside, rounded_beside
 from edgepack.pipeline.covariances import Covariances
 from edgepack.pipeline.losses import factors_at
@@ -21,7 +22,7 @@ from edgepack.quantize.gauge import LatentGrid, search_gauge, turned
 from edgepack.quantize.gptq import gptq
 from edgepack.quantize.grid import WEIGHT_MAX
 from edgepack.quantize.lattice import WeightGrid, grid_of
-from edgepack.types import FORMS, RESIDUAL_FORMS, WEIGHT_BITS, Array, Dense, Factors, LinearLayer, Moments, Spectrum
+from edgepack.types import Array, Dense, Factors, LinearLayer, Moments, Spectrum
 
 VERSION = 1
 ROUNDS = ((1024, 6), (2048, 2), (1 << 62, 0))

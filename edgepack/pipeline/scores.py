@@ -11,11 +11,12 @@ import numpy as np
 from edgepack import metrics
 from edgepack.data import Samples, validate
 from edgepack.errors import DataError
+from edgepack.formats import Format
 from edgepack.inference import THREADS, Running, load, predict
 from edgepack.pipeline.attempt import Guard
 from edgepack.pipeline.opened import Opened
 from edgepack.sources.recipe import user_errors
-from edgepack.types import Array, Format
+from edgepack.types import Array
 
 _EVALUATE = (
     "evaluate(predict) returns a number, higher is better; predict takes one numpy array per input, samples first"

@@ -9,6 +9,7 @@ from functools import partial
 
 from edgepack.cache import digest
 from edgepack.errors import ModelError, ProofError
+from edgepack.formats import CODED, WEIGHT_BITS
 from edgepack.metrics import Drop
 from edgepack.pipeline.attempt import Attempt
 from edgepack.pipeline.files import ModelFiles
@@ -19,7 +20,7 @@ from edgepack.plan import cost
 from edgepack.plan.forms import base_form, file_form
 from edgepack.plan.search import climb, within
 from edgepack.report.cells import seconds
-from edgepack.types import CODED, WEIGHT_BITS, LayerPlan
+from edgepack.types import LayerPlan
 
 FINALISTS = 3
 """Plans that are compared by measuring their files where the target is this machine."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from edgepack.factorize import factorizer
+from edgepack.formats import WEIGHT_BITS
 from edgepack.pipeline.attempt import Attempt
 from edgepack.pipeline.files import ModelFiles
 from edgepack.pipeline.rounding import latent_grid
 from edgepack.pipeline.task import Task
 from edgepack.quantize.split import Split, dense_share, split_error
-from edgepack.types import WEIGHT_BITS, Factors, LayerPlan, LinearLayer, Replacement, Spectrum
+from edgepack.types import Factors, LayerPlan, LinearLayer, Replacement, Spectrum
 
 
 def layer_splits(task: Task, files: ModelFiles, attempt: Attempt) -> dict[str, Split]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from edgepack.cache import Cache, digest, file_digest
 from edgepack.data import example
 from edgepack.executor import one_thread
+from edgepack.formats import RESIDUAL_FORMS, Aim, Format, plain_form
 from edgepack.inference import load, rename
 from edgepack.pipeline.alternatives import Alternatives
 from edgepack.pipeline.attempt import Prover
@@ -20,19 +21,7 @@ from edgepack.pipeline.rounding import Rounder, is_per_channel_int8
 from edgepack.plan.cost import interleaved_latency_s
 from edgepack.progress import Progress
 from edgepack.targets import HOST
-from edgepack.types import (
-    RESIDUAL_FORMS,
-    Aim,
-    Dense,
-    Factors,
-    Format,
-    LayerPlan,
-    LinearLayer,
-    Replacement,
-    Spectrum,
-    pairs_of,
-    plain_form,
-)
+from edgepack.types import Dense, Factors, LayerPlan, LinearLayer, Replacement, Spectrum, pairs_of
 from edgepack.versions import tool_versions
 
 

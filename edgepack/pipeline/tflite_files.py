@@ -16,8 +16,9 @@ from edgepack.emit.tflite import TfliteEmitter
 from edgepack.emit.tflite_places import Places, find_places
 from edgepack.emit.tflite_quantize import LAYER_FORMS, check_mixture
 from edgepack.errors import ModelError
+from edgepack.formats import CODED, Format
 from edgepack.pipeline.opened import Opened
-from edgepack.types import CODED, Array, Coded, Contents, Factors, Format, Replacement, pairs_of
+from edgepack.types import Array, Coded, Contents, Factors, Replacement, pairs_of
 from edgepack.versions import tool_versions
 
 RANGE_SAMPLES = 128
@@ -185,7 +186,8 @@ class TfliteFiles:
 
     def read(self, path: Path) -> Contents:
         """What the file holds."""
-        from edgepack.tflitegraph import constant_vectors, linear_ops
+        from edgepack.tflitegraph.contents import constant_vectors
+        from edgepack.tflitegraph.linear import linear_ops
 
         weights = [(min(op.weight.shape), max(op.weight.shape), op.bits) for op in linear_ops(path)]
         return Contents(tuple(sorted(weights)), tuple(constant_vectors(path)))

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from edgepack.errors import ModelError, OutputError
+from edgepack.formats import Format
 from edgepack.transport.container import MAX_TOTAL_BYTES
 from edgepack.transport.packing import pack
 from edgepack.transport.parts import JpegStream, Packed, Source, Span
 from edgepack.transport.unpacking import unpack
-from edgepack.types import Format
 
 FOLDER = "transport"
 SUFFIX = ".epk"

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from edgepack.formats import RESIDUAL_FORMS
 from edgepack.plan.cost import CostSource, Price
 from edgepack.plan.table import Point
-from edgepack.types import RESIDUAL_FORMS
 
 
 def prices_of(source: CostSource, points: Sequence[Point]) -> list[Price | None]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from edgepack.coded import is_decoded, stored_bytes
-from edgepack.types import Coded, Format
+from edgepack.formats import Format
+from edgepack.types import Coded
 
 STEP_BYTES: dict[Format, int] = {"onnx": 110, "tflite": 130}
 """Of one step, names included; a hash is twenty operators."""

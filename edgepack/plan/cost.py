@@ -14,10 +14,10 @@ from typing import Protocol
 
 from edgepack.emulator.counts import Counts
 from edgepack.emulator.estimate import time_bound
+from edgepack.formats import Format
 from edgepack.plan.interpolate import interpolate_all
 from edgepack.plan.table import CostTable, Level, Point
 from edgepack.targets import Target
-from edgepack.types import Format
 
 PREFERENCE: Mapping[Format, tuple[str, ...]] = {
     "onnx": ("int8-dynamic", "int8-static-qdq"),

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from edgepack.formats import FORMS
 from edgepack.quantize.grid import WEIGHT_MAX
 from edgepack.quantize.lattice import decoded, grid_of, lattice, nearest
-from edgepack.types import FORMS, Array, Factors, LinearLayer
+from edgepack.types import Array, Factors, LinearLayer
 
 
 def exact_loss(layer: LinearLayer, weight: Array, covariance: Array | None, gradient: Array | None) -> float:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from edgepack.types import CODED, RESIDUAL_FORMS, LayerPlan, plain_form
+from edgepack.formats import CODED, RESIDUAL_FORMS, plain_form
+from edgepack.types import LayerPlan
 
 MIXED = "mixed"
 

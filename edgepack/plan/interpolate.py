@@ -22,8 +22,9 @@ from itertools import product
 
 import numpy as np
 
+from edgepack.formats import WEIGHT_BITS
 from edgepack.plan.table import CostTable, FormCosts, Grid, Level, Point
-from edgepack.types import WEIGHT_BITS, Array
+from edgepack.types import Array
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,13 @@ from typing import Literal
 
 import numpy as np
 
+from edgepack.formats import RESIDUAL_FORMS, WEIGHT_BITS
 from edgepack.quantize.blocks import block_for, zero_point
 from edgepack.quantize.gauge import ACTIVATION_STEPS, latent_span
 from edgepack.quantize.gptq import innovation
 from edgepack.quantize.grid import WEIGHT_MAX
 from edgepack.quantize.lattice import INT4_MAX
-from edgepack.types import RESIDUAL_FORMS, WEIGHT_BITS, Array, Factors, LinearLayer, Spectrum
+from edgepack.types import Array, Factors, LinearLayer, Spectrum
 
 Activations = Literal["static", "dynamic"]
 

@@ -9,10 +9,10 @@ from itertools import pairwise, product
 from math import sqrt
 
 from edgepack.cache import digest
+from edgepack.formats import Format
 from edgepack.plan.cost import Price
 from edgepack.plan.table import Grid, Point
 from edgepack.targets import Cluster, Target
-from edgepack.types import Format
 
 STANDARD_GRID = Grid(sides=(32, 128, 512, 2048), ranks=(8, 32, 128, 512), batches=(1, 4, 32))
 """Where a device is measured for layers of models yet unknown."""

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from edgepack.cache import atomic_path, default_root
 from edgepack.errors import InputError
+from edgepack.formats import FORMATS, FORMS, RESIDUAL_FORMS, Format
 from edgepack.plan.json_file import printable, read_json
 from edgepack.plan.measured import Entry, Fingerprint, MeasuredTable
 from edgepack.plan.table import Point
-from edgepack.types import FORMATS, FORMS, RESIDUAL_FORMS, Format
 
 SCHEMA_VERSION = 1
 MAX_BYTES = 32 << 20

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from edgepack.types import CODED, RESIDUAL_FORMS, WEIGHT_BITS, Candidate
+from edgepack.formats import CODED, RESIDUAL_FORMS, WEIGHT_BITS
+from edgepack.types import Candidate
 
 SAME = 1.02
 """Ratios below this are not worth a word."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from edgepack.types import RESIDUAL_FORMS, Format
+from edgepack.formats import RESIDUAL_FORMS, Format
 
 RESIDENT_PER_BYTE: Mapping[tuple[Format, str], float] = {
     ("onnx", "fp32"): 2.0,  # the file as it was parsed, and the initializers made of it

@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from edgepack.formats import RESIDUAL_FORMS, WEIGHT_BITS, Format
 from edgepack.plan.cost import Price
 from edgepack.plan.table import Point
 from edgepack.targets import Bandwidth, Cluster, Target
-from edgepack.types import RESIDUAL_FORMS, WEIGHT_BITS, Format
 
 NAME = "roofline of targets.yaml"
 NOMINAL_NAME = "roofline, nominal constants"

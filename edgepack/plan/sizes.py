@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from edgepack.formats import WEIGHT_BITS, Format, matrices
 from edgepack.quantize.blocks import stored_bytes
-from edgepack.types import WEIGHT_BITS, Format, matrices
 
 NODE_BYTES: dict[Format, int] = {"onnx": 600, "tflite": 400}
 """Of the operators and names of one matrix: what the emitted files have, within a factor of two."""

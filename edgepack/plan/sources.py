@@ -7,6 +7,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from edgepack.formats import Format
 from edgepack.host import probe_host
 from edgepack.plan.cost import CostSource, EmulatedCosts
 from edgepack.plan.measured import Fingerprint, MeasuredTable, fingerprint
@@ -15,7 +16,6 @@ from edgepack.plan.roofline import roofline
 from edgepack.plan.table import Point
 from edgepack.plan.table_file import table_for
 from edgepack.targets import HOST, Target
-from edgepack.types import Format
 
 DENSE_INT8: dict[Format, str] = {"onnx": "int8-dynamic", "tflite": "int8-dynamic-range"}
 """The dense form that every model can be written in without data: what a source has to price."""

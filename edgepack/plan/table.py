@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Literal, get_args
 
-from edgepack.types import Format, matrices
+from edgepack.formats import Format, matrices
 
 SCHEMA_VERSION = 1
 Level = Literal["L1i", "L1d", "L2", "L3", "L4"]

@@ -14,10 +14,10 @@ from pathlib import Path
 from edgepack.cache import atomic_path, default_root
 from edgepack.emulator.plugin import cache_arguments
 from edgepack.errors import TargetsError
+from edgepack.formats import FORMS
 from edgepack.plan.json_file import printable, read_json
 from edgepack.plan.table import SCHEMA_VERSION, CostTable, Deviation, FormCosts, HeldOut
 from edgepack.targets import Target
-from edgepack.types import FORMS
 
 MAX_BYTES = 4 << 20
 MAX_COUNT = 10**13

@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from edgepack.formats import WEIGHT_BITS
 from edgepack.quantize.blocks import ZERO_WEIGHT, block_for, quantize_blocks, zero_point
 from edgepack.quantize.grid import WEIGHT_MAX
-from edgepack.types import WEIGHT_BITS, Array
+from edgepack.types import Array
 
 INT4_MAX = 7
 SIGNIFICANT_BITS = 16

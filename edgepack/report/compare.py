@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from edgepack.formats import Format
 from edgepack.report.measured import Against, Measured
-from edgepack.types import Format
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from edgepack.emulator.counts import Counts
-from edgepack.types import Format
+from edgepack.formats import Format
 
 
 class CountedPart(Protocol):

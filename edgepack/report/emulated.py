@@ -8,10 +8,10 @@ from typing import Any
 
 from edgepack.emulator.counts import Counts, middle
 from edgepack.emulator.estimate import TimeBound, time_bound
+from edgepack.formats import Format
 from edgepack.report.compare import file_facts, file_ranks
 from edgepack.report.counted import CountedFile, CountedPart, CountedSession
 from edgepack.targets import Target
-from edgepack.types import Format
 
 RUNTIME = "runtime"
 """The part that is the whole less all others: what the runtime does around and between them."""

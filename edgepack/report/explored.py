@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from edgepack.formats import Format
 from edgepack.metrics import Drop
 from edgepack.report.cells import seconds, size
 from edgepack.report.tables import plain_table
-from edgepack.types import Format
 
 if TYPE_CHECKING:
     from rich.console import Group

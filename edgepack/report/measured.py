@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from edgepack.types import Format
+from edgepack.formats import Format
 
 
 class Latency(Protocol):

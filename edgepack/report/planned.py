@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgepack.formats import CODED, matrices
 from edgepack.report.cells import NONE, seconds, size
 from edgepack.report.tables import plain_table
-from edgepack.types import CODED, matrices
 
 if TYPE_CHECKING:
     from rich.console import Group

@@ -18,6 +18,7 @@ from edgepack.data import example
 from edgepack.emulator.counts import LEVELS, middle, per_inference
 from edgepack.errors import DataError, ModelError, StableDeviceError, TransientDeviceError
 from edgepack.factorize import factorizer
+from edgepack.formats import FORMS
 from edgepack.pipeline.guarding import load_data
 from edgepack.pipeline.onnx_files import OnnxFiles
 from edgepack.pipeline.opened import open_model
@@ -26,7 +27,6 @@ from edgepack.pipeline.tflite_files import TfliteFiles
 from edgepack.progress import silent
 from edgepack.quantize.gauge import balanced
 from edgepack.targets import get_target
-from edgepack.types import FORMS
 
 pytestmark = pytest.mark.system
 

@@ -30,8 +30,8 @@ from edgepack.bench.facts import choose_cpus, facts_from_probe
 from edgepack.bench.session import Variant, bench_variants
 from edgepack.bench.summary import summarize_result
 from edgepack.errors import DeviceError, StableDeviceError, TransientDeviceError, UsageError
+from edgepack.formats import FORMATS
 from edgepack.targets import get_target
-from edgepack.types import FORMATS
 
 BENCHMARK_MODEL = """\
 INFO: STARTING!

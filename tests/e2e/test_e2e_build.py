@@ -13,8 +13,8 @@ from conftest import Built
 from e2e_cli import Done, assert_fails, invoke, run
 from e2e_models import points, samples
 
+from edgepack.formats import FORMS
 from edgepack.inference import load
-from edgepack.types import FORMS
 
 MODELS = ("model.onnx", "model.tflite")
 BASELINES = tuple(f"baseline/{kind}.{fmt}" for kind in ("fp32", "int8") for fmt in ("onnx", "tflite"))

@@ -31,12 +31,13 @@ from onnx_layers import (
 
 from edgepack.emit.onnx import supports, to_form
 from edgepack.errors import ModelError, UsageError
+from edgepack.formats import WEIGHT_BITS
 from edgepack.onnxgraph.contents import read_contents
 from edgepack.onnxgraph.files import save, to_bytes
 from edgepack.onnxgraph.rewrite import with_factors
 from edgepack.onnxgraph.sites import find_sites
 from edgepack.quantize.blocks import block_for, dequantize_blocks, quantize_blocks, unpack
-from edgepack.types import WEIGHT_BITS, Array, Factors
+from edgepack.types import Array, Factors
 
 NBITS = ["nbits8", "nbits4"]
 ROUNDED = 0.012

@@ -13,11 +13,12 @@ from onnx_layers import IN, OUT, PLACES, assert_close, info, model, node, normal
 from edgepack.coded import OPERATORS, Writer, X, evaluate, is_decoded, stored_bytes
 from edgepack.emit.onnx import to_form
 from edgepack.errors import ModelError
+from edgepack.formats import CODED
 from edgepack.onnxgraph.contents import read_contents
 from edgepack.onnxgraph.files import save
 from edgepack.onnxgraph.sites import find_sites
 from edgepack.quantize.coded import in_8_bits
-from edgepack.types import CODED, Array, Coded
+from edgepack.types import Array, Coded
 
 BIAS = normal(OUT, seed=9)
 

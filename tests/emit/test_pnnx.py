@@ -16,7 +16,7 @@ from edgepack.emit.pnnx_source import build_module
 from edgepack.emit.tflite import TfliteEmitter
 from edgepack.errors import ModelError
 from edgepack.sources.torch import export_program, program_to_onnx
-from edgepack.tflitegraph import linear_ops
+from edgepack.tflitegraph.linear import linear_ops
 from edgepack.tfliterun import interpreter, run
 from edgepack.torchgraph import find_linears, flat_module
 

@@ -13,7 +13,8 @@ from torch import nn
 from edgepack.emit.tflite import TfliteEmitter
 from edgepack.errors import ModelError
 from edgepack.sources.torch import export_program, save_program
-from edgepack.tflitegraph import linear_ops, weight_bytes
+from edgepack.tflitegraph.contents import weight_bytes
+from edgepack.tflitegraph.linear import linear_ops
 from edgepack.tfliterun import interpreter, run, signature
 from edgepack.torchgraph import find_linears, flat_module
 from edgepack.types import Array, Factors, LinearLayer

@@ -26,7 +26,8 @@ from edgepack.emit.tflite_fold import Fold
 from edgepack.emit.tflite_thin import refuses
 from edgepack.errors import ModelError
 from edgepack.quantize.coded import in_8_bits
-from edgepack.tflitegraph import TfliteLinear, constant_vectors, linear_ops, operators
+from edgepack.tflitegraph.contents import constant_vectors, operators
+from edgepack.tflitegraph.linear import TfliteLinear, linear_ops
 from edgepack.types import Array, Coded, LinearLayer, Step
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")

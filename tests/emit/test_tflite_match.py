@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from edgepack.emit.tflite_fold import Fold, fold, shifts_by_size
 from edgepack.emit.tflite_match import Found, Wanted, match, scaling
-from edgepack.tflitegraph import TfliteLinear
+from edgepack.tflitegraph.linear import TfliteLinear
 from edgepack.types import Array, Factors, LinearLayer
 
 

@@ -8,7 +8,8 @@ from tflite_cases import Case, error, prepare
 
 from edgepack.emit.tflite import TfliteEmitter
 from edgepack.emit.tflite_places import Places, find_places
-from edgepack.tflitegraph import linear_ops, operators, weight_bytes
+from edgepack.tflitegraph.contents import operators, weight_bytes
+from edgepack.tflitegraph.linear import linear_ops
 from edgepack.tfliterun import interpreter, run, signature
 from edgepack.torchgraph import flat_module, load_program
 from edgepack.types import Array, Dense

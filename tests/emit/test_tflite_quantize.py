@@ -16,7 +16,8 @@ from edgepack.emit.tflite import TfliteEmitter
 from edgepack.emit.tflite_quantize import takes_int4
 from edgepack.errors import ModelError
 from edgepack.sources.torch import export_program, save_program
-from edgepack.tflitegraph import linear_ops, weight_bytes
+from edgepack.tflitegraph.contents import weight_bytes
+from edgepack.tflitegraph.linear import linear_ops
 from edgepack.tfliterun import interpreter, run, signature
 from edgepack.types import Array
 

@@ -12,12 +12,12 @@ from typer.testing import CliRunner
 from edgepack.bench.devices.local import LocalDevice
 from edgepack.cli import app
 from edgepack.errors import ModelError, TargetsError
+from edgepack.formats import FORMATS, FORMS, Format
 from edgepack.pipeline import calibrating
 from edgepack.pipeline.calibrating import calibrate_target
 from edgepack.pipeline.layer_points import points_for
 from edgepack.plan.measured_file import load_measured
 from edgepack.targets import get_target
-from edgepack.types import FORMATS, FORMS, Format
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ import pytest
 from edgepack.bench.devices.device import Job
 from edgepack.bench.devices.emulated import EmulatedDevice
 from edgepack.cache import Cache
+from edgepack.formats import FORMS
 from edgepack.pipeline import counting
 from edgepack.pipeline.costs import STANDARD_GRID, fill_table, held_out_points
 from edgepack.pipeline.counting import Counter
@@ -21,7 +22,6 @@ from edgepack.plan.interpolate import interpolate
 from edgepack.plan.table import Grid, Point
 from edgepack.plan.table_file import load_table, own_folder, table_for, table_name
 from edgepack.targets import Target, get_target
-from edgepack.types import FORMS
 
 GRID = Grid(sides=(128, 512), ranks=(32,), batches=(1,))
 NOISE_INSTRUCTIONS = 600

@@ -11,9 +11,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper, save
 
 from edgepack.emit.tflite import TfliteEmitter
+from edgepack.formats import FORMS
 from edgepack.pipeline.layer_tflite import write_layer
 from edgepack.sources.onnx import open_onnx
-from edgepack.types import FORMS, Array, Dense, Factors
+from edgepack.types import Array, Dense, Factors
 
 ROWS, COLUMNS, RANK, BATCH = 48, 72, 8, 3
 RNG = np.random.default_rng(0)

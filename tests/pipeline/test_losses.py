@@ -11,11 +11,11 @@ import pytest
 
 from edgepack.cache import Cache
 from edgepack.executor import Workers, workers
+from edgepack.formats import FORMS, WEIGHT_BITS
 from edgepack.pipeline import losses as losses_module
 from edgepack.pipeline.losses import Losses, factors_at, predict_losses
 from edgepack.pipeline.prepared import Prepared
 from edgepack.progress import silent
-from edgepack.types import FORMS, WEIGHT_BITS
 
 RANKS = {"w1": (8, 32, 96), "w2": (8, 64), "w3": ()}
 

@@ -12,6 +12,7 @@ from edgepack.bench.devices.device import Job
 from edgepack.bench.devices.fake import FakeDevice
 from edgepack.bench.devices.local import LocalDevice
 from edgepack.errors import StableDeviceError, TargetsError, TransientDeviceError
+from edgepack.formats import FORMATS, FORMS
 from edgepack.pipeline import measuring
 from edgepack.pipeline.layer_points import points_for, sparse_ranks, standard_points
 from edgepack.pipeline.measuring import QUICK, STANDARD, measure_points
@@ -20,7 +21,6 @@ from edgepack.plan.measured import STANDARD_GRID, MeasuredTable, grid_points
 from edgepack.plan.measured_file import known_measured, measured_folder
 from edgepack.plan.table import Point
 from edgepack.targets import Target, get_target
-from edgepack.types import FORMATS, FORMS
 
 SHAPES = [(48, 64, 1), (16, 48, 2)]
 OLD_FORMS = {"onnx": ("fp32", "int8-dynamic"), "tflite": ("fp32", "int8-dynamic-range")}

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from edgepack.errors import UsageError
+from edgepack.formats import FORMS, RESIDUAL_FORMS, WEIGHT_BITS, Format
 from edgepack.pipeline.menus import UNGUARDED_LOST_SHARE, Menu, make_menus, ranks_of, residuals_of
 from edgepack.pipeline.options import BuildOptions
 from edgepack.pipeline.pricing import Prices, Uses
@@ -19,7 +20,7 @@ from edgepack.plan.resident import resident_bytes
 from edgepack.plan.sizes import size_bytes
 from edgepack.plan.table import Point
 from edgepack.targets import get_target
-from edgepack.types import FORMS, RESIDUAL_FORMS, WEIGHT_BITS, Candidate, Format, LinearLayer
+from edgepack.types import Candidate, LinearLayer
 
 TFLITE_LAYER_FORMS = ("fp32", "int8-dynamic-range", "int4-dynamic-range")
 

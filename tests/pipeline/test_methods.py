@@ -14,12 +14,13 @@ from edgepack.coded import is_decoded
 from edgepack.errors import UsageError
 from edgepack.factorize import FACTORIZERS, compress
 from edgepack.factorize.methods import AUTO, METHODS, PATENTS
+from edgepack.formats import CODED
 from edgepack.pipeline.alternatives import saves
 from edgepack.pipeline.build import build
 from edgepack.pipeline.guarding import choose_methods, load_data
 from edgepack.pipeline.opened import open_model
 from edgepack.pipeline.transporting import unpack_file
-from edgepack.types import CODED, Coded, Dense, Factors, LinearLayer
+from edgepack.types import Coded, Dense, Factors, LinearLayer
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 

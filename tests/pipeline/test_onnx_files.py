@@ -13,12 +13,13 @@ from onnx import helper, numpy_helper
 
 from edgepack.data import Samples
 from edgepack.errors import ModelError
+from edgepack.formats import FORMS
 from edgepack.inference import load
 from edgepack.onnxgraph.session import session
 from edgepack.onnxgraph.sites import find_sites
 from edgepack.pipeline.files import ModelFiles
 from edgepack.pipeline.onnx_files import OnnxFiles
-from edgepack.types import FORMS, Array, Dense, Factors
+from edgepack.types import Array, Dense, Factors
 
 node = helper.make_node
 RANK = 4

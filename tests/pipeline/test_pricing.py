@@ -11,6 +11,7 @@ from two_layers import ROWS, SIDE, write_model
 from edgepack.cache import Cache
 from edgepack.data import Samples
 from edgepack.errors import ModelError
+from edgepack.formats import FORMS, Format
 from edgepack.pipeline import pricing
 from edgepack.pipeline.measuring import QUICK, measure_points
 from edgepack.pipeline.opened import Opened, open_model
@@ -20,7 +21,6 @@ from edgepack.plan.cost import Price
 from edgepack.plan.measured_file import measured_folder
 from edgepack.plan.table import Point
 from edgepack.targets import get_target
-from edgepack.types import FORMS, Format
 
 RPI4 = get_target("rpi4")
 

@@ -14,12 +14,13 @@ import pytest
 
 from edgepack.cache import Cache
 from edgepack.data import Samples
+from edgepack.formats import Format
 from edgepack.pipeline.files import ModelFiles
 from edgepack.pipeline.onnx_files import OnnxFiles
 from edgepack.pipeline.opened import Opened, open_model
 from edgepack.pipeline.tflite_files import TfliteFiles
 from edgepack.pipeline.transporting import packed
-from edgepack.types import Factors, Format
+from edgepack.types import Factors
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 

@@ -13,6 +13,7 @@ from edgepack.cache import Cache
 from edgepack.coded import Writer, stored_bytes
 from edgepack.data import Samples
 from edgepack.errors import ModelError
+from edgepack.formats import CODED
 from edgepack.inference import load, predict
 from edgepack.metrics import sqnr_db
 from edgepack.onnxgraph.files import save
@@ -20,8 +21,8 @@ from edgepack.onnxgraph.rewrite import with_factors
 from edgepack.pipeline.opened import Opened, open_model
 from edgepack.pipeline.tflite_files import TfliteFiles
 from edgepack.quantize.coded import in_8_bits
-from edgepack.tflitegraph import operators
-from edgepack.types import CODED, Array, Coded, Dense, Factors, LinearLayer
+from edgepack.tflitegraph.contents import operators
+from edgepack.types import Array, Coded, Dense, Factors, LinearLayer
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from edgepack.formats import Format, matrices
 from edgepack.plan.beside import prices_of
 from edgepack.plan.candidates import RESIDUAL_SHARE, residual_ranks
 from edgepack.plan.cost import Price
@@ -16,7 +17,7 @@ from edgepack.plan.resident import resident_bytes
 from edgepack.plan.roofline import roofline
 from edgepack.plan.table import Point
 from edgepack.targets import get_target
-from edgepack.types import Candidate, Format, LayerPlan, matrices
+from edgepack.types import Candidate, LayerPlan
 
 POINT = Point("onnx", "nbits4-residual", 96, 160, 8, 4)
 DENSE, PAIR = replace(POINT, form="nbits4", rank=None), replace(POINT, form="nbits8")

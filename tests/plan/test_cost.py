@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from edgepack.formats import FORMATS, FORMS
 from edgepack.plan.cost import CLEARLY, PREFERENCE, fastest, interleaved_latency_s, ordered, preferred
-from edgepack.types import FORMATS, FORMS
 
 
 def test_static_forms_need_calibration() -> None:

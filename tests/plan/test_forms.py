@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgepack.formats import CODED
 from edgepack.plan.forms import MIXED, base_form, exceptions, file_form
-from edgepack.types import CODED, LayerPlan
+from edgepack.types import LayerPlan
 
 FORMS = ("fp32", "int8-dynamic", "nbits4")
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from edgepack.calibrate import moments
 from edgepack.factorize import svd, two_sided, whitened
+from edgepack.formats import FORMS
 from edgepack.plan.loss import GRIDS, layer_losses
 from edgepack.quantize.alternate import alternate
 from edgepack.quantize.bias import corrected_bias, corrected_pair
@@ -21,7 +22,7 @@ from edgepack.quantize.gptq import gptq, innovation, row_errors
 from edgepack.quantize.grid import activation_grid, quantize_weight
 from edgepack.quantize.lattice import WeightGrid, grid_of
 from edgepack.quantize.residual import rounded_residual
-from edgepack.types import FORMS, Array, Factors, InputSpread, LinearLayer, Spectrum
+from edgepack.types import Array, Factors, InputSpread, LinearLayer, Spectrum
 
 ALL_FORMS = tuple(dict.fromkeys(form for forms in FORMS.values() for form in forms))
 DISTINCT = ("int8-dynamic", "int8-static-qdq", "nbits8", "nbits4", "int4-dynamic-range")

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from edgepack.cache import default_root
 from edgepack.errors import InputError
+from edgepack.formats import FORMS
 from edgepack.plan.candidates import break_even_rank
 from edgepack.plan.measured import (
     GRID_ERROR,
@@ -36,7 +37,6 @@ from edgepack.plan.measured_file import (
 )
 from edgepack.plan.table import Point
 from edgepack.targets import get_target
-from edgepack.types import FORMS
 
 MARK = Fingerprint("aarch64", ("4x cortex-a72 1500 MHz",), ("neon",), ("L1d=32768:2",), {"onnx": "onnxruntime 1.31"})
 LAYER = Point("onnx", "fp32", 300, 700, None, 1)

@@ -6,10 +6,10 @@ import pytest
 
 from edgepack.bench.devices.device import Job
 from edgepack.bench.devices.local import LocalDevice
+from edgepack.formats import FORMS, Format
 from edgepack.pipeline.layer_files import layer_files
 from edgepack.plan.resident import RESIDENT_PER_BYTE, resident_bytes
 from edgepack.plan.table import Point
-from edgepack.types import FORMS, Format
 
 
 def test_every_form_has_a_factor() -> None:

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgepack.formats import FORMATS, FORMS, WEIGHT_BITS
 from edgepack.plan.cost import EmulatedCosts
 from edgepack.plan.roofline import ERROR_SHARE, NAME, NOMINAL_NAME, roofline
 from edgepack.plan.table import Point
 from edgepack.plan.table_file import table_for
 from edgepack.targets import get_target, load_targets
-from edgepack.types import FORMATS, FORMS, WEIGHT_BITS
 
 RPI5 = roofline(get_target("rpi5"))
 HOST = roofline(get_target("host"))

@@ -13,12 +13,13 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgepack.cache import Cache
 from edgepack.data import Samples
+from edgepack.formats import FORMS, Format
 from edgepack.pipeline.files import ModelFiles
 from edgepack.pipeline.onnx_files import OnnxFiles
 from edgepack.pipeline.opened import Opened, open_model
 from edgepack.pipeline.tflite_files import TfliteFiles
 from edgepack.plan.sizes import size_bytes
-from edgepack.types import FORMS, Factors, Format
+from edgepack.types import Factors
 
 IN, OUT, RANK = 384, 256, 32
 TAIL = 16

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from edgepack.bench.devices.local import LocalDevice
+from edgepack.formats import FORMATS, FORMS
 from edgepack.pipeline.measuring import device_fingerprint
 from edgepack.plan import sources
 from edgepack.plan.candidates import rank_choices
@@ -18,7 +19,6 @@ from edgepack.plan.roofline import Roofline
 from edgepack.plan.sources import cost_source, dense_int8, host_fingerprint
 from edgepack.plan.table import Point
 from edgepack.targets import Target, get_target
-from edgepack.types import FORMATS, FORMS
 
 SHAPES = [(128, 784, 1), (10, 128, 1), (128, 784, 1)]
 NEEDED = dense_int8("onnx", SHAPES)

@@ -16,12 +16,12 @@ from edgepack.emulator import counts
 from edgepack.emulator.counts import Counts
 from edgepack.emulator.estimate import TimeBound, time_bound
 from edgepack.errors import InputError
+from edgepack.formats import FORMATS, FORMS
 from edgepack.plan.cost import EmulatedCosts
 from edgepack.plan.interpolate import interpolate, interpolate_all, streamed_lines
 from edgepack.plan.table import LEVELS, CallCost, CostTable, Deviation, FormCosts, Grid, HeldOut, Point
 from edgepack.plan.table_file import load_table, save_table, table_for, table_identity, table_name
 from edgepack.targets import get_target
-from edgepack.types import FORMATS, FORMS
 
 GRID = Grid((16, 128, 512, 2048), (8, 32, 128, 512), (1, 4, 16))
 RPI4 = get_target("rpi4")
