@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from normed_mlp import INT4, INT8, STATIC, answers, normed_mlp, samples, tflite_files
 
-from edgepack.cache import Cache
 from edgepack.coded import Writer, stored_bytes
 from edgepack.data import Samples
 from edgepack.errors import ModelError
@@ -18,60 +18,28 @@ from edgepack.inference import load, predict
 from edgepack.metrics import sqnr_db
 from edgepack.onnxgraph.files import save
 from edgepack.onnxgraph.rewrite import with_factors
-from edgepack.pipeline.opened import Opened, open_model
+from edgepack.pipeline.opened import Opened
 from edgepack.pipeline.tflite_files import TfliteFiles
 from edgepack.quantize.coded import in_8_bits
 from edgepack.tflitegraph.contents import operators
-from edgepack.types import Array, Coded, Dense, Factors, LinearLayer
+from edgepack.types import Coded, Dense, Factors, LinearLayer
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 
-INT4, INT8, STATIC = "int4-dynamic-range", "int8-dynamic-range", "int8-static"
-RECIPE = """
-import torch
-from torch import nn
-from edgepack.types import Recipe
-
-class Model(nn.Module):
-    '''A layer norm, whose scale is folded into the first layer, and a second layer that is used twice.'''
-
-    def __init__(self):
-        super().__init__()
-        self.norm = nn.LayerNorm(64)
-        nn.init.uniform_(self.norm.weight, 0.5, 1.5)
-        nn.init.normal_(self.norm.bias)
-        self.first, self.second, self.third = nn.Linear(64, 96), nn.Linear(96, 96), nn.Linear(96, 10)
-
-    def forward(self, x):
-        return self.third(torch.relu(self.second(torch.relu(self.second(torch.relu(self.first(self.norm(x))))))))
-
-def recipe():
-    torch.manual_seed(0)
-    return Recipe(Model(), (torch.zeros(1, 3, 64),))
-"""
-
 
 @pytest.fixture(scope="module")
-def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("coded")
-
-
-@pytest.fixture(scope="module")
-def opened(work: Path) -> Opened:
-    (work / "model.py").write_text(RECIPE)
-    return open_model(f"{work / 'model.py'}:recipe", work)
+def opened(tmp_path_factory: pytest.TempPathFactory) -> Opened:
+    return normed_mlp(tmp_path_factory.mktemp("coded"))
 
 
 @pytest.fixture(scope="module")
 def data() -> Samples:
-    return Samples({"x": np.random.default_rng(0).standard_normal((32, 3, 64)).astype(np.float32)})
+    return samples(32)
 
 
 @pytest.fixture(scope="module")
-def files(work: Path, opened: Opened, data: Samples) -> Iterator[TfliteFiles]:
-    (work / "plans").mkdir()
-    with TfliteFiles(Cache(work / "cache"), work / "plans") as made:
-        made.open(opened, data, {"x": np.zeros((1, 3, 64), np.float32)})
+def files(tmp_path_factory: pytest.TempPathFactory, opened: Opened, data: Samples) -> Iterator[TfliteFiles]:
+    with tflite_files(opened, data, tmp_path_factory.mktemp("files")) as made:
         yield made
 
 
@@ -100,10 +68,6 @@ def projected(layer: LinearLayer) -> Coded:
     latent = w.step("matmul", "x", w.constant("B", np.ascontiguousarray(v[:8].T)))
     w.step("matmul", latent, w.constant("A", np.ascontiguousarray((u[:, :8] * s[:8]).T)))
     return in_8_bits(w.direct(layer.in_features, layer.bias))
-
-
-def answers(path: Path, data: Samples) -> Array:
-    return predict(load(path, "tflite"), data)
 
 
 @pytest.mark.parametrize("form", ["fp32", INT8, INT4, STATIC])
@@ -163,7 +127,7 @@ def test_code_beside_pairs_and_a_form_of_each(
     files.write(parts, INT8, tmp_path / "b.tflite", {third.name: "fp32"})
     assert (tmp_path / "a.tflite").read_bytes() == (tmp_path / "b.tflite").read_bytes()
     weights = sorted(files.read(tmp_path / "a.tflite").weights)
-    assert weights == [(10, 96, 32), (24, 64, 8), (24, 96, 8)]
+    assert weights == [(3, 6, 8), (10, 96, 32), (24, 64, 8), (24, 96, 8)]
     biases = files.read(tmp_path / "a.tflite").vectors
     assert any(np.allclose(each, parts[second.name].bias) for each in biases if each.shape == (96,))
 

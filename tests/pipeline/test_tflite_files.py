@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from normed_mlp import INT4, INT8, STATIC, answers, normed_mlp, samples, tflite_files
 
-from edgepack.cache import Cache
 from edgepack.data import Samples
 from edgepack.emit.tflite import TfliteEmitter
 from edgepack.errors import ModelError
@@ -17,61 +17,26 @@ from edgepack.inference import load, predict
 from edgepack.metrics import sqnr_db
 from edgepack.onnxgraph.files import save
 from edgepack.onnxgraph.rewrite import with_factors
-from edgepack.pipeline.opened import Opened, open_model
+from edgepack.pipeline.opened import Opened
 from edgepack.pipeline.tflite_files import TfliteFiles
 from edgepack.types import Array, Factors, LinearLayer
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 
-INT4, INT8, STATIC = "int4-dynamic-range", "int8-dynamic-range", "int8-static"
-RECIPE = """
-import torch
-from torch import nn
-from edgepack.types import Recipe
-
-class Model(nn.Module):
-    '''A layer norm, an MLP of three layers, the second of which is used twice, and a product the other way round.'''
-
-    def __init__(self):
-        super().__init__()
-        self.norm = nn.LayerNorm(64)
-        nn.init.uniform_(self.norm.weight, 0.5, 1.5)
-        nn.init.normal_(self.norm.bias)
-        self.first, self.second, self.third = nn.Linear(64, 96), nn.Linear(96, 96), nn.Linear(96, 10)
-        self.left = nn.Parameter(torch.randn(6, 3))
-
-    def forward(self, x):
-        hidden = torch.relu(self.second(torch.relu(self.second(torch.relu(self.first(self.norm(x)))))))
-        return self.left @ self.third(hidden)
-
-def recipe():
-    torch.manual_seed(0)
-    return Recipe(Model(), (torch.zeros(1, 3, 64),))
-"""
-
 
 @pytest.fixture(scope="module")
-def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("tflite")
-
-
-@pytest.fixture(scope="module")
-def opened(work: Path) -> Opened:
-    (work / "model.py").write_text(RECIPE)
-    return open_model(f"{work / 'model.py'}:recipe", work)
+def opened(tmp_path_factory: pytest.TempPathFactory) -> Opened:
+    return normed_mlp(tmp_path_factory.mktemp("tflite"))
 
 
 @pytest.fixture(scope="module")
 def data() -> Samples:
-    return Samples({"x": np.random.default_rng(0).standard_normal((48, 3, 64)).astype(np.float32)})
+    return samples(48)
 
 
 @pytest.fixture(scope="module")
-def files(work: Path, opened: Opened, data: Samples) -> Iterator[TfliteFiles]:
-    """One converter process for all tests."""
-    (work / "plans").mkdir()
-    with TfliteFiles(Cache(work / "cache"), work / "plans") as made:
-        made.open(opened, data, {"x": np.zeros((1, 3, 64), np.float32)})
+def files(tmp_path_factory: pytest.TempPathFactory, opened: Opened, data: Samples) -> Iterator[TfliteFiles]:
+    with tflite_files(opened, data, tmp_path_factory.mktemp("files")) as made:
         yield made
 
 
@@ -89,10 +54,6 @@ def pair(layer: LinearLayer, rank: int) -> Factors:
     return Factors(
         (u[:, :rank] * s[:rank]).astype(np.float32), v[:rank].astype(np.float32), layer.bias + np.float32(0.1)
     )
-
-
-def answers(path: Path, data: Samples) -> Array:
-    return predict(load(path, "tflite"), data)
 
 
 def reference(opened: Opened, factors: dict[str, Factors], data: Samples, path: Path) -> Array:
