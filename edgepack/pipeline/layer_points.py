@@ -12,7 +12,11 @@ from edgepack.plan.table import Point
 
 
 def points_for(
-    shapes: Iterable[Shape], formats: Iterable[Format] = FORMATS, forms: Mapping[Format, Sequence[str]] = FORMS
+    shapes: Iterable[Shape],
+    formats: Iterable[Format] = FORMATS,
+    forms: Mapping[Format, Sequence[str]] = FORMS,
+    *,
+    ranks: Mapping[tuple[int, int], Iterable[int]] | None = None,
 ) -> list[Point]:
     """What to measure for the layers of a model: each dense and at sparse ranks up to its break-even, in all forms.
 
@@ -22,15 +26,18 @@ def points_for(
         shapes: outputs, inputs and rows of every layer.
         formats: to measure in.
         forms: by format.
+        ranks: by outputs and inputs: measure these instead, and nothing beside a dense matrix.
     """
     shapes = dict.fromkeys(shapes)
     points = [
         Point(fmt, form, rows, columns, rank, batch)
         for fmt in formats
         for rows, columns, batch in shapes
-        for rank in (None, *sparse_ranks(rows, columns))
+        for rank in (None, *(sparse_ranks(rows, columns) if ranks is None else ranks.get((rows, columns), ())))
         for form in forms[fmt]
     ]
+    if ranks is not None:
+        return points
     both = [form for form, parts in RESIDUAL_FORMS.items() if set(parts) <= set(forms["onnx"]) and "onnx" in formats]
     return points + [
         Point("onnx", form, rows, columns, rank, batch)

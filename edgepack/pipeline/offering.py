@@ -80,6 +80,7 @@ def offered(
     prices = make_prices(
         *(options.target, opened, data.guard, options.seed, tuple(files), task.cache, task.progress),
         precision=options.precision,
+        ranks=None if options.rank == "auto" or methods.others else {name: own for name, (own, _) in ranks.items()},
     )
     menus = {
         fmt: make_menus(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from edgepack.bench.devices.local import LocalDevice
@@ -101,6 +101,7 @@ def make_prices(
     progress: Progress = silent,
     *,
     precision: PrecisionChoice = "auto",
+    ranks: Mapping[str, Collection[int]] | None = None,
 ) -> Prices:
     """Prices by the most trusted source for each format; for this machine layers are measured first where they are new.
 
@@ -113,6 +114,7 @@ def make_prices(
         cache: where measured latencies are kept; with `fresh` they are measured again.
         progress: told of every group of layers that is measured.
         precision: of the weights; a source that lacks it is passed over.
+        ranks: by layer name, where no others will be asked for: this machine is measured at these alone.
 
     Raises:
         InputError: the emulated table is damaged.
@@ -124,11 +126,26 @@ def make_prices(
     shapes = [
         (layer.out_features, layer.in_features, uses[layer.name].rows) for layer in opened.layers if layer.name in uses
     ]
-    sources = _measured_here(target, shapes, formats, cache, progress) if target.name == HOST and shapes else {}
+    sides = {layer.name: (layer.out_features, layer.in_features) for layer in opened.layers}
+    sources: dict[Format, CostSource] = {}
+    if target.name == HOST and shapes:
+        sources = _measured_here(target, shapes, formats, _by_sides(sides, ranks), cache, progress)
     for fmt in formats:
         if fmt not in sources:
             sources[fmt] = cost_source(target, fmt, _needed(fmt, shapes, precision), root=cache.root)
-    return Prices(sources, uses, {layer.name: (layer.out_features, layer.in_features) for layer in opened.layers})
+    return Prices(sources, uses, sides)
+
+
+def _by_sides(
+    sides: Mapping[str, tuple[int, int]], ranks: Mapping[str, Collection[int]] | None
+) -> dict[tuple[int, int], list[int]] | None:
+    """Ranks of all layers of one shape together, ascending."""
+    if ranks is None:
+        return None
+    found: dict[tuple[int, int], set[int]] = {}
+    for name, own in ranks.items():
+        found.setdefault(sides[name], set()).update(own)
+    return {shape: sorted(own) for shape, own in found.items()}
 
 
 def _needed(fmt: Format, shapes: Sequence[Shape], precision: PrecisionChoice) -> list[Point]:
@@ -138,13 +155,18 @@ def _needed(fmt: Format, shapes: Sequence[Shape], precision: PrecisionChoice) ->
 
 
 def _measured_here(
-    target: Target, shapes: Sequence[Shape], formats: Sequence[Format], cache: Cache, progress: Progress
+    target: Target,
+    shapes: Sequence[Shape],
+    formats: Sequence[Format],
+    ranks: Mapping[tuple[int, int], Sequence[int]] | None,
+    cache: Cache,
+    progress: Progress,
 ) -> dict[Format, CostSource]:
     """The table of this machine, for the formats in which it prices every layer."""
     here = [fmt for fmt in formats if fmt in target.formats]
     if not here:
         return {}
-    points = points_for(shapes, here)
+    points = points_for(shapes, here, ranks=ranks)
     table = measure_points(LocalDevice(), target, points, progress=progress, root=cache.root, fresh=cache.fresh)
     return {fmt: table for fmt in here if None not in table.prices(dense_int8(fmt, shapes))}
 

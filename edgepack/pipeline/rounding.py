@@ -22,9 +22,10 @@ from edgepack.quantize.gauge import LatentGrid, search_gauge, turned
 from edgepack.quantize.gptq import gptq
 from edgepack.quantize.grid import WEIGHT_MAX
 from edgepack.quantize.lattice import WeightGrid, grid_of
+from edgepack.quantize.split import output_energy
 from edgepack.types import Array, Dense, Factors, LinearLayer, Moments, Spectrum
 
-VERSION = 1
+VERSION = 2
 ROUNDS = ((1024, 6), (2048, 2), (1 << 62, 0))
 """By the width of a layer: one round takes seconds at 2048 inputs, ten at 4096. Without rounds each factor is rounded
 once, by GPTQ."""
@@ -50,6 +51,7 @@ class Rounder:
     gradients: Mapping[str, Array] = field(default_factory=dict)
     _last: dict[str, Factors] = field(default_factory=dict)
     _dense: dict[str, Dense] = field(default_factory=dict)
+    _energies: dict[str, float] = field(default_factory=dict)
 
     def factors(self, layer: LinearLayer, spectrum: Spectrum, rank: int, form: str) -> Factors:
         """A pair whose weights lie on the grids of the form, so that every quantizer leaves them as they are."""
@@ -79,6 +81,12 @@ class Rounder:
         product = (pair.A.astype(np.float64) @ pair.B).astype(np.float32)
         rounded = alternate(product, pair, shrunk_covariance(moments), (grids[0], grids[1]), rounds=rounds)
         return corrected_pair(pair, rounded.factors(None), moments.mean)
+
+    def output_energy(self, layer: LinearLayer, moments: Moments) -> float:
+        """tr(W C Wᵀ): what the layer's output varies on the calibration data."""
+        if layer.name not in self._energies:
+            self._energies[layer.name] = output_energy(layer.weight, moments.covariance)
+        return self._energies[layer.name]
 
     def largest_of(self, form: str) -> int:
         """Largest int8 weight code of a per-channel form."""

@@ -93,7 +93,9 @@ def layer_losses(
     """
     grids = {form: _grid(form, largest) for form in forms if form in GRIDS}
     beside = [GRIDS[one] for form in RESIDUAL_FORMS if residual for one in RESIDUAL_FORMS[form]]
-    view = _view(layer, spectrum, gradient, {grid.activations for grid in (*grids.values(), *beside)})
+    activations = {grid.activations for grid in (*grids.values(), *beside)}
+    most = max((*ranks, *residual), default=0)
+    view = _view(layer, spectrum, gradient, activations, most, truncated=truncation is None or gradient is None)
     lost = view.truncation * view.unit if truncation is None else truncation
     losses: dict[tuple[str, int | None], float] = {}
     for form in forms:
@@ -121,21 +123,21 @@ class _View:
     """One layer as all of its candidates see it; in float32 where only noise depends on it.
 
     Attributes:
-        weight, basis, dual: W (out, in), U (out, k), and what gives the latent.
-        energies: (k,) σ².
+        weight: W (out, in).
+        dual: (out, r) what gives the latent, up to the largest rank that is asked for.
+        energies: (r,) σ².
         mean, power, variance: (in,) E[x], E[x²] and their difference.
         innovation: see `InputSpread`.
         biased: whether a bias makes up for the mean of rounding errors.
         output: (out,) diagonal of G, divided by `unit` like all that is made from G.
-        inner: (k, k) M = Uᵀ G U; None for G = I, where it is I as well.
-        truncation: (k + 1,) what is lost at each rank.
-        through: noise of the quantized input, through the dense layer and (k + 1,) through the pair of each rank, by
+        inner: (r, r) M = Uᵀ G U; None for G = I, where it is I as well.
+        truncation: (k + 1,) what is lost at each rank; empty where that is known otherwise.
+        through: noise of the quantized input, through the dense layer and (r + 1,) through the pair of each rank, by
             the way it is quantized; empty where that is not looked at.
         unit: factor of all losses.
     """
 
     weight: Array
-    basis: Array
     dual: Array
     energies: Array
     mean: Array
@@ -150,10 +152,18 @@ class _View:
     unit: float
 
 
-def _view(layer: LinearLayer, spectrum: Spectrum, gradient: Array | None, activations: set[Activations]) -> _View:
+def _view(
+    layer: LinearLayer,
+    spectrum: Spectrum,
+    gradient: Array | None,
+    activations: set[Activations],
+    most: int,
+    *,
+    truncated: bool,
+) -> _View:
     weight = np.asarray(layer.weight, np.float32)
-    basis, energies = spectrum.basis, spectrum.energies
-    dual = basis if spectrum.dual is None else spectrum.dual
+    kept = slice(None if truncated else most)  # what lies beyond the largest rank counts for the truncation alone
+    basis, energies = spectrum.basis[:, kept], spectrum.energies[kept]
     mean, variance = _input(layer, spectrum)
     power = variance + np.square(mean)
     if gradient is None:
@@ -167,7 +177,9 @@ def _view(layer: LinearLayer, spectrum: Spectrum, gradient: Array | None, activa
         metric = (gradient / (unit or 1.0)).astype(np.float32)
         inner, output = basis.T @ (metric @ basis), np.diag(metric).astype(np.float64)
         carried = np.clip(np.diag(inner), 0.0, None) * energies
-    truncation = np.concatenate([np.cumsum(carried[::-1])[::-1], [0.0]])
+    truncation = np.concatenate([np.cumsum(carried[::-1])[::-1], [0.0]]) if truncated else np.zeros(0)
+    dual = (spectrum.basis if spectrum.dual is None else spectrum.dual)[:, :most]
+    inner = None if inner is None else inner[:most, :most]
     noises = {}
     if spectrum.inputs is not None:
         seen = spectrum.inputs
@@ -176,8 +188,8 @@ def _view(layer: LinearLayer, spectrum: Spectrum, gradient: Array | None, activa
     through = _through(weight, dual, metric, inner, noises)
     left = 1.0 if spectrum.inputs is None else spectrum.inputs.innovation
     biased = layer.bias is not None and bool(layer.bias.any())
-    statistics = (energies, mean, power, variance, left, biased)
-    return _View(weight, basis, dual, *statistics, output, inner, truncation, through, unit)
+    statistics = (energies[:most], mean, power, variance, left, biased)
+    return _View(weight, dual, *statistics, output, inner, truncation, through, unit)
 
 
 def _input(layer: LinearLayer, spectrum: Spectrum) -> tuple[Array, Array]:
@@ -204,7 +216,7 @@ def _activation_noise(span: float, power: Array) -> Array:
 def _through(
     weight: Array, dual: Array, metric: Array | None, inner: Array | None, noises: Mapping[Activations, Array]
 ) -> dict[Activations, tuple[float, Array]]:
-    """tr(Wᵀ G W D), and tr(Bᵀ Aᵀ G A B D) at every rank 0 … k, for input noise of covariance D = diag(noise).
+    """tr(Wᵀ G W D), and tr(Bᵀ Aᵀ G A B D) at every rank 0 … r, for input noise of covariance D = diag(noise).
 
     The second is tr(M_r N_r) with N = Uᵀ W D Wᵀ U, since A B = U_r U_rᵀ W in every gauge.
     """

@@ -32,13 +32,13 @@ class RoundedPair:
 
     Attributes:
         A, B: the factors.
-        error: tr(G ΔW C ΔWᵀ) of W − A B, truncation included.
+        added: what rounding adds to tr(G ΔW C ΔWᵀ) of W − A B; below 0 where the pair was not the best of its rank.
         rounds: that were gone through.
     """
 
     A: Rounded
     B: Rounded
-    error: float
+    added: float
     rounds: int
 
     def factors(self, bias: Array | None) -> Factors:
@@ -67,20 +67,27 @@ def alternate(
         latent_noise: variance per component that the latent's own grid will add. A ridge that keeps A small.
         rounds: at most; 0 for GPTQ of each factor alone.
     """
-    view = _view(weight, covariance, gradient, latent_noise)
-    exact = _error(view, pair.A, pair.B)
-    best = _candidate(view, round_to_nearest(pair.A, grids[0]), round_to_nearest(pair.B, grids[1]), 0)
+    view = _View(np.asarray(weight, np.float64), np.asarray(covariance, np.float64), gradient, latent_noise)
+    exact = _loss(view, pair.A, _seen(view, pair.B))
+
+    def candidate(A: Rounded, B: Rounded, seen: _Seen, index: int) -> RoundedPair:
+        return RoundedPair(A, B, _loss(view, A.weight, seen) - exact, index)
+
+    A, B = round_to_nearest(pair.A, grids[0]), round_to_nearest(pair.B, grids[1])
+    best = candidate(A, B, _seen(view, B.weight), 0)
     ready = planes(view.covariance)
     B = gptq(pair.B, ready, grids[1], outputs=_cost(view, pair.A))
-    A = gptq(pair.A, _latent(view, B.weight), grids[0], outputs=gradient)
-    best = min(best, _candidate(view, A, B, 0), key=lambda one: one.error)
+    seen = _seen(view, B.weight)
+    A = gptq(pair.A, seen.latent, grids[0], outputs=gradient)
+    best = min(best, candidate(A, B, seen, 0), key=lambda one: one.added)
     idle = 0
     for index in range(1, rounds + 1):
         B = gptq(_fit_first(view, A.weight), ready, grids[1], outputs=_cost(view, A.weight))
-        A = gptq(_fit_last(view, B.weight), _latent(view, B.weight), grids[0], outputs=gradient)
-        one = _candidate(view, A, B, index)
-        idle = 0 if best.error - one.error > GAIN * max(best.error - exact, 0.0) else idle + 1
-        best = min(best, one, key=lambda each: each.error)
+        seen = _seen(view, B.weight)
+        A = gptq(_solve(seen.latent, seen.output).T.astype(np.float32), seen.latent, grids[0], outputs=gradient)
+        one = candidate(A, B, seen, index)
+        idle = 0 if best.added - one.added > GAIN * max(best.added, 0.0) else idle + 1
+        best = min(best, one, key=lambda each: each.added)
         if idle == PATIENCE:
             break
     return best
@@ -91,43 +98,44 @@ class _View:
     """Float64 throughout: errors are small differences of large sums.
 
     Attributes:
-        energy: tr(G W C Wᵀ).
         weight: (out, in) W.
         covariance: (in, in) C.
-        through: (out, in) W C.
         gradient: (out, out) G or None.
         latent_noise: see `alternate`.
     """
 
-    energy: float
     weight: Array
     covariance: Array
-    through: Array
     gradient: Array | None
     latent_noise: float
 
 
-def _view(weight: Array, covariance: Array, gradient: Array | None, latent_noise: float) -> _View:
-    exact = np.asarray(weight, np.float64)
-    C = np.asarray(covariance, np.float64)
-    through = exact @ C
-    weighed = exact if gradient is None else gradient @ exact
-    return _View(float((weighed * through).sum()), exact, C, through, gradient, latent_noise)
+@dataclass(frozen=True)
+class _Seen:
+    """What flows through one B, from products no larger than the factors.
+
+    Attributes:
+        latent: (r, r) B C Bᵀ, and the noise of the latent's grid.
+        output: (r, out) B C Wᵀ.
+    """
+
+    latent: Array
+    output: Array
 
 
-def _candidate(view: _View, A: Rounded, B: Rounded, index: int) -> RoundedPair:
-    return RoundedPair(A, B, _error(view, A.weight, B.weight), index)
-
-
-def _error(view: _View, A: Array, B: Array) -> float:
-    """tr(G E C Eᵀ) + noise · tr(Âᵀ G Â) with E = W − A B, from products no larger than the factors."""
-    A, B = np.asarray(A, np.float64), np.asarray(B, np.float64)
-    GA = A if view.gradient is None else view.gradient @ A
-    cost = A.T @ GA
-    crossed = float(((GA.T @ view.through) * B).sum())
-    latent = B @ view.covariance @ B.T
+def _seen(view: _View, B: Array) -> _Seen:
+    B = np.asarray(B, np.float64)
+    seen = B @ view.covariance
+    latent = seen @ B.T
     latent[np.diag_indices(len(latent))] += view.latent_noise
-    return view.energy - 2 * crossed + float((cost * latent).sum())
+    return _Seen(latent, seen @ view.weight.T)
+
+
+def _loss(view: _View, A: Array, seen: _Seen) -> float:
+    """tr(G E C Eᵀ) + noise · tr(Âᵀ G Â) with E = W − A B, less tr(G W C Wᵀ), which is the same for every pair."""
+    A = np.asarray(A, np.float64)
+    GA = A if view.gradient is None else view.gradient @ A
+    return float(((A.T @ GA) * seen.latent).sum()) - 2 * float((GA.T * seen.output).sum())
 
 
 def _cost(view: _View, A: Array) -> Array:
@@ -136,23 +144,10 @@ def _cost(view: _View, A: Array) -> Array:
     return np.asarray(A.T @ (A if view.gradient is None else view.gradient @ A))
 
 
-def _latent(view: _View, B: Array) -> Array:
-    """(r, r) B̂ C B̂ᵀ, and the noise of the latent's grid."""
-    B = np.asarray(B, np.float64)
-    latent = B @ view.covariance @ B.T
-    latent[np.diag_indices(len(latent))] += view.latent_noise
-    return np.asarray(latent)
-
-
 def _fit_first(view: _View, A: Array) -> Array:
     A = np.asarray(A, np.float64)
     GA = A if view.gradient is None else view.gradient @ A
     return _solve(A.T @ GA, GA.T @ view.weight).astype(np.float32)
-
-
-def _fit_last(view: _View, B: Array) -> Array:
-    B = np.asarray(B, np.float64)
-    return _solve(_latent(view, B), B @ view.through.T).T.astype(np.float32)
 
 
 def _solve(gram: Array, right: Array) -> Array:

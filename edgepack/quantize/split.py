@@ -39,6 +39,12 @@ class Split:
         return self.truncation + self.rounding + self.latent + self.offset + self.cross
 
 
+def output_energy(weight: Array, covariance: Array) -> float:
+    """tr(W C Wᵀ): a product of wide matrices, so that it is worth keeping for the next split."""
+    W = np.asarray(weight, np.float64)
+    return float(((W @ covariance) * W).sum())
+
+
 def split_error(
     weight: Array,
     bias: Array | None,
@@ -47,8 +53,10 @@ def split_error(
     covariance: Array,
     mean: Array,
     latent: LatentGrid | float,
+    *,
+    energy: float | None = None,
 ) -> Split:
-    """Split the error of a rounded pair.
+    """Split the error of a rounded pair, by products no larger than the factors.
 
     Args:
         weight: (out, in) W.
@@ -59,33 +67,36 @@ def split_error(
         mean: (in,) μ.
         latent: how the latent is rounded, its range then predicted for normal inputs; or the range that its int8 grid
             covers.
+        energy: `output_energy` where it is known.
     """
     C = np.asarray(covariance, np.float64)
     W = np.asarray(weight, np.float64)
     A, B, A2, B2 = (np.asarray(factor, np.float64) for factor in (exact.A, exact.B, rounded.A, rounded.B))
-    product, through = A @ B, A @ (B @ C)
-    cut, off = W - product, product - A2 @ B2
-    W_seen = W @ C  # the one product of three wide matrices
-    cut_seen, off_seen = W_seen - through, through - A2 @ (B2 @ C)
-    energy = float((W_seen * W).sum())
+    seen, seen2 = B @ C, B2 @ C
+    kept = float((A * (W @ seen.T)).sum())  # tr(W C (A B)ᵀ)
+    kept2 = float((A2 * (W @ seen2.T)).sum())
+    whole, both, whole2 = _overlap(A, A, seen @ B.T), _overlap(A, A2, seen @ B2.T), _overlap(A2, A2, seen2 @ B2.T)
+    energy = output_energy(W, C) if energy is None else energy
     unit = 1 / energy if energy > 0 else 0.0
-    shift = (cut + off) @ mean + _or_zeros(bias) - _or_zeros(rounded.bias)
+    shift = W @ mean - A2 @ (B2 @ mean) + _or_zeros(bias) - _or_zeros(rounded.bias)
     return Split(
-        truncation=max(float((cut_seen * cut).sum()), 0.0) * unit,
-        rounding=max(float((off_seen * off).sum()), 0.0) * unit,
+        truncation=max(energy - 2 * kept + whole, 0.0) * unit,
+        rounding=max(whole - 2 * both + whole2, 0.0) * unit,
         latent=_latent_energy(rounded, C, mean, latent) * unit,
         offset=float(np.square(shift).sum()) * unit,
-        cross=2 * float((off_seen * cut).sum()) * unit,
+        cross=2 * ((kept - kept2) - (whole - both)) * unit,
     )
 
 
-def dense_share(weight: Array, rounded: Array, covariance: Array) -> float:
+def dense_share(weight: Array, rounded: Array, covariance: Array, *, energy: float | None = None) -> float:
     """Share of the output energy that a dense layer loses to the rounding of its weight, its bias corrected."""
-    C = np.asarray(covariance, np.float64)
-    W = np.asarray(weight, np.float64)
-    off = W - rounded
-    energy = float(((W @ C) * W).sum())
-    return float(((off @ C) * off).sum()) / energy if energy > 0 else 0.0
+    energy = output_energy(weight, covariance) if energy is None else energy
+    return output_energy(np.asarray(weight, np.float64) - rounded, covariance) / energy if energy > 0 else 0.0
+
+
+def _overlap(A: Array, other: Array, between: Array) -> float:
+    """tr(A B C B'ᵀ A'ᵀ), where B C B'ᵀ stands between."""
+    return float(((A.T @ other) * between).sum())
 
 
 def latent_noise(rounded: Factors, covariance: Array, mean: Array, latent: LatentGrid | float) -> Array:

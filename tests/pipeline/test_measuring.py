@@ -65,6 +65,14 @@ def measured(device: FakeDevice, target: Target, root: Path, **options: Any) -> 
     return measure_points(device, target, options.pop("points", POINTS), root=root, **options)
 
 
+def test_points_where_the_ranks_are_known() -> None:
+    shapes = [(512, 784, 1), (10, 512, 4), (64, 64, 1)]
+    points = points_for(shapes, FORMATS, ranks={(512, 784): (48, 200), (10, 512): ()})
+    forms = sum(len(FORMS[fmt]) for fmt in FORMATS)
+    assert len(points) == len(set(points)) == (3 + 1 + 1) * forms
+    assert {(p.out_features, p.rank) for p in points} == {(512, None), (512, 48), (512, 200), (10, None), (64, None)}
+
+
 def test_points_of_a_model_are_dense_and_sparse_ranks_in_all_forms() -> None:
     points = points_for([(512, 784, 1), (512, 784, 1), (10, 512, 4)], ("tflite",))
     assert {p.rank for p in points if p.out_features == 512} == {None, 8, 16, 32, 64, 128, 256, 304}

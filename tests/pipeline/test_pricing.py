@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from edgepack.pipeline.opened import Opened, open_model
 from edgepack.pipeline.pricing import Prices, Uses, layer_uses, make_prices
 from edgepack.plan.candidates import rank_choices
 from edgepack.plan.cost import Price
+from edgepack.plan.measured import MeasuredTable
 from edgepack.plan.measured_file import measured_folder
 from edgepack.plan.table import Point
 from edgepack.targets import get_target
@@ -112,13 +115,7 @@ def test_a_target_elsewhere_is_priced_by_its_counts_which_lack_the_new_forms(tmp
 def test_this_machine_is_measured_at_the_layers_of_the_model_and_only_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, cache, asked = opened(tmp_path), Cache(tmp_path / "cache"), []
-
-    def quickly(*args: object, **options: object) -> object:
-        asked.append(options["fresh"])
-        return measure_points(*args, **options, turns=QUICK)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(pricing, "measure_points", quickly)
+    model, cache, asked = opened(tmp_path), Cache(tmp_path / "cache"), measured_quickly(monkeypatch)
     host = get_target("host")
     formats: tuple[Format, ...] = ("onnx",)
     prices = make_prices(host, model, None, 0, formats, cache)
@@ -132,4 +129,32 @@ def test_this_machine_is_measured_at_the_layers_of_the_model_and_only_once(
     again = make_prices(host, model, None, 0, formats, cache)
     assert kept.read_bytes() == before
     assert again.price("onnx", name, 8, "fp32") == prices.price("onnx", name, 8, "fp32")
-    assert asked == [False, False]
+    assert [fresh for _, fresh in asked] == [False, False]
+
+
+def test_this_machine_is_measured_at_the_ranks_that_were_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, asked = opened(tmp_path), measured_quickly(monkeypatch)
+    name = model.layers[0].name
+    prices = make_prices(get_target("host"), model, None, 0, ("onnx",), Cache(tmp_path / "cache"), ranks={name: (24,)})
+    ((points, _),) = asked
+    assert {point.rank for point in points} == {None, 24}
+    assert len(points) == 2 * len(FORMS["onnx"])
+    for form in FORMS["onnx"]:
+        price = prices.price("onnx", name, 24, form)
+        assert price is not None
+        assert not price.extrapolated
+        assert prices.price("onnx", name, None, form) is not None
+
+
+def measured_quickly(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Sequence[Point], bool]]:
+    """Few rounds suffice; gives the points of each measurement, and whether it was to be a fresh one."""
+    asked: list[tuple[Sequence[Point], bool]] = []
+
+    def quickly(device: Any, target: Any, points: Sequence[Point], **options: Any) -> MeasuredTable:
+        asked.append((points, options["fresh"]))
+        return measure_points(device, target, points, **options, turns=QUICK)
+
+    monkeypatch.setattr(pricing, "measure_points", quickly)
+    return asked

@@ -249,6 +249,21 @@ def test_a_better_curve_replaces_that_of_the_gradients_and_keeps_the_noise() -> 
     assert given["nbits4", None] == plain["nbits4", None]
 
 
+@pytest.mark.parametrize("curve", [None, np.linspace(1e-6, 0, 25)])
+@pytest.mark.parametrize("weighed", [True, False])
+def test_a_rank_loses_the_same_whatever_others_are_looked_at(curve: Array | None, weighed: bool) -> None:
+    rng = np.random.default_rng(8)
+    layer, spectrum = observed(rng.standard_normal((24, 40)).astype(np.float32), make_inputs(40, "relu", rng))
+    gradient, pair = gradients(24, rng) if weighed else None, pair_at(layer, spectrum)
+    many, few = (
+        layer_losses(layer, spectrum, gradient, DISTINCT, ranks, pair, largest=127, truncation=curve)
+        for ranks in ((4, 8, 24), (8,))
+    )
+    assert few.keys() < many.keys()
+    for candidate, loss in few.items():
+        assert loss == pytest.approx(many[candidate], rel=1e-5)
+
+
 def test_any_gauge_will_do() -> None:
     """The latent's covariance and mean, which the noise of A and of the latent's grid depend on."""
     rng = np.random.default_rng(5)

@@ -41,7 +41,7 @@ def test_on_the_grids_and_never_worse(out: int, columns: int, seed: int, largest
     unit = one.error(np.zeros_like(pair.A), pair.B)
     assert unit == pytest.approx(1.0)
     assert one.error(found.A.weight, found.B.weight) <= nearest + 1e-9
-    assert found.error <= gptq_alone.error
+    assert found.added <= gptq_alone.added
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -57,18 +57,17 @@ def test_halves_the_rounding_error(grid: WeightGrid, seed: int) -> None:
     assert one.error(found.A.weight, found.B.weight) - exact < 0.5 * nearest
 
 
-def test_the_error_is_that_of_the_pair() -> None:
+def test_what_rounding_adds_to_the_error_of_the_pair() -> None:
     one = case(30, 40, 1)
     metric = np.diag(np.linspace(0.1, 2, 30))
-    found = alternate(
-        one.layer.weight,
-        balanced(one.factors(8), one.spectrum, seed=0),
-        one.covariance,
-        (WeightGrid(127), WeightGrid(127)),
-        gradient=metric,
-    )
-    delta = one.layer.weight - found.A.weight.astype(np.float64) @ found.B.weight
-    assert found.error == pytest.approx(float(((delta @ one.covariance) * (metric @ delta)).sum()), rel=1e-6)
+
+    def lost(A: Array, B: Array) -> float:
+        delta = one.layer.weight - A.astype(np.float64) @ B
+        return float(((delta @ one.covariance) * (metric @ delta)).sum())
+
+    pair = balanced(one.factors(8), one.spectrum, seed=0)
+    found = alternate(one.layer.weight, pair, one.covariance, (WeightGrid(127), WeightGrid(127)), gradient=metric)
+    assert found.added == pytest.approx(lost(found.A.weight, found.B.weight) - lost(pair.A, pair.B))
 
 
 def test_gradients_move_the_error_to_where_it_costs_less() -> None:
@@ -90,9 +89,12 @@ def test_noise_of_the_latent_is_counted() -> None:
     one = case(30, 40, 3)
     pair, grids = balanced(one.factors(8), one.spectrum, seed=0), (WeightGrid(127), WeightGrid(127))
     quiet, noisy = (alternate(one.layer.weight, pair, one.covariance, grids, latent_noise=n) for n in (0.0, 0.05))
-    cost = 0.05 * float(np.square(noisy.A.weight.astype(np.float64)).sum())
-    delta = one.layer.weight - noisy.A.weight.astype(np.float64) @ noisy.B.weight
-    assert noisy.error == pytest.approx(float(((delta @ one.covariance) * delta).sum()) + cost, rel=1e-6)
+
+    def lost(A: Array, B: Array) -> float:
+        delta = one.layer.weight - A.astype(np.float64) @ B
+        return float(((delta @ one.covariance) * delta).sum()) + 0.05 * float(np.square(A.astype(np.float64)).sum())
+
+    assert noisy.added == pytest.approx(lost(noisy.A.weight, noisy.B.weight) - lost(pair.A, pair.B), rel=1e-6)
     assert np.linalg.norm(noisy.A.weight @ noisy.B.weight) < np.linalg.norm(quiet.A.weight @ quiet.B.weight)
 
 
