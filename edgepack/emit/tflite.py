@@ -1,14 +1,7 @@
-"""Write .tflite files through a worker process that holds litert-torch."""
+"""Write .tflite files through a process that holds litert-torch."""
 
 from __future__ import annotations
 
-import json
-import os
-import re
-import signal
-import subprocess
-import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,17 +10,15 @@ from typing import Any
 
 import numpy as np
 
+from edgepack.emit.tflite_process import ConverterProcess
 from edgepack.emit.tflite_quantize import check_mixture
-from edgepack.errors import ModelError
 from edgepack.torchgraph.match import layer_key
 from edgepack.types import Array, Factors, LinearLayer
-
-_LOG_LINES = 8
 
 
 @dataclass(frozen=True)
 class LoadedProgram:
-    """What the worker will convert: names of inputs and outputs, in order, as they will stand in the file."""
+    """What will be converted: names of inputs and outputs, in order, as they will stand in the file."""
 
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
@@ -36,7 +27,7 @@ class LoadedProgram:
 class TfliteEmitter:
     """A persistent converter: load one program, then emit it as often as needed.
 
-    The worker starts at `warm_up` (or at first use) and imports in the background; it ends with the context, when this
+    Its process starts at `warm_up` (or at first use) and imports in the background; it ends with the context, when this
     process ends, or when it crashes; in the last case the next call starts another one and loads the program again.
 
     Example:
@@ -49,11 +40,9 @@ class TfliteEmitter:
     """
 
     def __init__(self) -> None:
-        self._process: subprocess.Popen[str] | None = None
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
-        self._ready = False
+        self._process = ConverterProcess()
         self._load_request: dict[str, Any] | None = None
-        self._stale = False
+        self._loaded_by = 0
 
     def __enter__(self) -> TfliteEmitter:
         return self
@@ -64,24 +53,8 @@ class TfliteEmitter:
         self.close()
 
     def warm_up(self) -> None:
-        """Start the worker and return at once; a second call does nothing."""
-        if self._process is not None:
-            return
-        if self._folder is None:
-            self._folder = tempfile.TemporaryDirectory(prefix="edgepack-tflite-")
-        with self._log.open("wb") as log:
-            # -P keeps the user's folder off sys.path: a file there must not shadow a library.
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "edgepack.emit.tflite_worker"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-                encoding="utf-8",
-                env=_environment(),
-            )
-        self._ready = False
-        self._stale = self._load_request is not None
+        """Start the process and return at once; a second call does nothing."""
+        self._process.start()
 
     def load_program(
         self, path: Path | str, *, inputs: Sequence[str] | None = None, outputs: Sequence[str] | None = None
@@ -195,136 +168,36 @@ class TfliteEmitter:
         return tuple(self._ask(request, arrays, "samples")["kept"])
 
     def peak_memory_bytes(self) -> int:
-        """The largest resident set of the worker so far."""
+        """The largest resident set of the process so far."""
         return int(self._ask({"do": "memory"})["peak_bytes"])
 
     def close(self) -> None:
-        """End the worker and remove its files."""
-        self._end()
-        if self._folder is not None:
-            self._folder.cleanup()
-            self._folder = None
-
-    @property
-    def _log(self) -> Path:
-        return self._path("worker.log")
-
-    def _path(self, name: str) -> Path:
-        if self._folder is None:
-            self._folder = tempfile.TemporaryDirectory(prefix="edgepack-tflite-")
-        return Path(self._folder.name) / name
+        """End the process and remove its files."""
+        self._process.close()
 
     def _load(self, request: dict[str, Any]) -> LoadedProgram:
         self._load_request = None
-        self._stale = False
         reply = self._ask(request)
-        self._load_request = request
+        self._load_request, self._loaded_by = request, self._process.starts
         return LoadedProgram(tuple(reply["inputs"]), tuple(reply["outputs"]))
 
     def _ask(
         self, request: dict[str, Any], arrays: Mapping[str, Array] | None = None, field: str = ""
     ) -> dict[str, Any]:
-        self.warm_up()
-        if not self._ready:
-            self._receive("starting")
-            self._ready = True
-        if self._stale and self._load_request is not None:
-            self._exchange(self._load_request)
-            self._stale = False
+        """What the process answers; one that was started anew is told of the program first."""
+        self._process.start()
+        if self._load_request is not None and self._loaded_by != self._process.starts:
+            self._process.ask(self._load_request)
+            self._loaded_by = self._process.starts
         if not arrays:
-            return self._exchange(request)
-        path = self._path("arrays.npz")
+            return self._process.ask(request)
+        path = self._process.folder / "arrays.npz"
         try:
             np.savez(path, allow_pickle=False, **arrays)
-            return self._exchange({**request, field: str(path)})
+            return self._process.ask({**request, field: str(path)})
         finally:
             path.unlink(missing_ok=True)
-
-    def _exchange(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        process = self._process
-        if process is None or process.stdin is None:
-            raise ModelError("the TFLite converter is not running")
-        doing = f"{request['do'].replace('_', ' ')} {Path(request.get('path', '')).name}".strip()
-        try:
-            process.stdin.write(json.dumps(request) + "\n")
-            process.stdin.flush()
-        except OSError as err:
-            raise self._crashed(doing) from err
-        try:
-            return self._receive(doing)
-        except KeyboardInterrupt:
-            # An answer that nobody waits for would be taken for the next one's.
-            self._end()
-            raise
-
-    def _receive(self, doing: str) -> dict[str, Any]:
-        process = self._process
-        if process is None or process.stdout is None:
-            raise ModelError("the TFLite converter is not running")
-        line = process.stdout.readline()
-        if not line.endswith("\n"):
-            raise self._crashed(doing)
-        reply: dict[str, Any] = json.loads(line)
-        if "error" not in reply:
-            return reply
-        if doing == "starting":
-            self._end()
-        if reply.get("known"):
-            raise ModelError(reply["error"], hint=reply.get("hint"))
-        operator = f" at {reply['operator']}" if reply.get("operator") else ""
-        raise ModelError(
-            f"the TFLite converter failed{operator} ({doing}): {reply['error']}{self._tail()}",
-            hint="replace this operator in the model, or build only the ONNX file (--formats onnx)",
-        )
-
-    def _crashed(self, doing: str) -> ModelError:
-        """The error for a worker that ended by itself; it is cleared away, so that the next call starts another."""
-        tail = self._tail()
-        code = self._end()
-        if code is not None and code < 0:
-            how = f"was killed by signal {-code} ({signal.Signals(-code).name})"
-        else:
-            how = f"ended with exit code {code}"
-        hint = "report the log above, or build only the ONNX file (--formats onnx)"
-        if code in (-signal.SIGKILL, 137):
-            hint = "most likely the system ran out of memory: close other programs, or build on a larger machine"
-        return ModelError(f"the TFLite converter {how} ({doing}){tail}", hint=hint)
-
-    def _tail(self) -> str:
-        """The last lines of the worker's log, for an error message."""
-        try:
-            text = self._log.read_bytes()[-20_000:].decode("utf-8", "replace")
-        except OSError:
-            return ""
-        text = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", text)
-        lines = [line.rstrip() for line in text.splitlines() if line.strip()]
-        return "".join(f"\n  | {line[:200]}" for line in lines[-_LOG_LINES:])
-
-    def _end(self) -> int | None:
-        process, self._process = self._process, None
-        self._ready = False
-        if process is None:
-            return None
-        for pipe in (process.stdin, process.stdout):
-            if pipe is not None:
-                try:
-                    pipe.close()
-                except OSError:
-                    continue  # unsent bytes for a process that has gone
-        try:
-            return process.wait(timeout=0.5)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            return process.wait()
 
 
 def _names(inputs: Sequence[str] | None, outputs: Sequence[str] | None) -> dict[str, list[str] | None]:
     return {"inputs": list(inputs) if inputs else None, "outputs": list(outputs) if outputs else None}
-
-
-def _environment() -> dict[str, str]:
-    """The worker's environment: quiet, one thread, no accelerator look-up, edgepack importable as it is here."""
-    package = str(Path(__file__).resolve().parents[2])
-    paths = [package, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    quiet = {"LITERT_TORCH_SHOW_PROGRESS": "n", "JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
-    return {**os.environ, **quiet, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}

@@ -11,50 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 
-from edgepack.formats import RESIDUAL_FORMS, WEIGHT_BITS
-from edgepack.quantize.blocks import block_for, zero_point
-from edgepack.quantize.gauge import ACTIVATION_STEPS, latent_span
+from edgepack.formats import RESIDUAL_FORMS
+from edgepack.plan.noise import GRIDS, Activations, Grid, activation_noise, grid_of_form, weight_noise
+from edgepack.quantize.gauge import latent_span
 from edgepack.quantize.gptq import innovation
-from edgepack.quantize.grid import WEIGHT_MAX
-from edgepack.quantize.lattice import INT4_MAX
 from edgepack.types import Array, Factors, LinearLayer, Spectrum
 
-Activations = Literal["static", "dynamic"]
-
 ORTHOGONAL = 1e-3
-
-
-@dataclass(frozen=True)
-class Grid:
-    """The integer grids of a form.
-
-    Attributes:
-        largest: largest weight code.
-        blocks: whether runs of weights share a scale, instead of all weights of an output channel.
-        activations: how inputs are quantized: on a range known beforehand, or on one found at run time.
-    """
-
-    largest: int
-    blocks: bool
-    activations: Activations
-
-
-GRIDS: Mapping[str, Grid] = {
-    "int8-dynamic": Grid(WEIGHT_MAX, False, "dynamic"),
-    "int8-static-qdq": Grid(WEIGHT_MAX, False, "static"),
-    "nbits8": Grid(zero_point(8), True, "dynamic"),
-    "nbits4": Grid(zero_point(4), True, "dynamic"),
-    "int8-dynamic-range": Grid(WEIGHT_MAX, False, "dynamic"),
-    "int8-static": Grid(WEIGHT_MAX, False, "static"),
-    "int4-dynamic-range": Grid(INT4_MAX, False, "dynamic"),
-}
-"""Integer forms; the forms that are not here are exact. nbits quantizes inputs per block at run time: no worse than
-per row. Of its two grids for weights the better one rounds like one with the code 8, or 128, on both sides: measured
-8.1 on normal and on Laplace weights in blocks of 32, 134 … 135 with 8 bits."""
 
 
 def layer_losses(
@@ -91,7 +57,7 @@ def layer_losses(
             by G: from `edgepack.torchgraph.gradients`.
         residual: ranks of pairs beside a dense matrix, in each of `RESIDUAL_FORMS`.
     """
-    grids = {form: _grid(form, largest) for form in forms if form in GRIDS}
+    grids = {form: grid_of_form(form, largest) for form in forms if form in GRIDS}
     beside = [GRIDS[one] for form in RESIDUAL_FORMS if residual for one in RESIDUAL_FORMS[form]]
     activations = {grid.activations for grid in (*grids.values(), *beside)}
     most = max((*ranks, *residual), default=0)
@@ -110,12 +76,6 @@ def layer_losses(
         for form in RESIDUAL_FORMS:
             losses[form, rank] = _residual_noise(view, pair, form) * view.unit
     return losses
-
-
-def _grid(form: str, largest: int) -> Grid:
-    grid = GRIDS[form]
-    of_target = WEIGHT_BITS[form] == 8 and not grid.blocks
-    return replace(grid, largest=largest) if of_target else grid
 
 
 @dataclass(frozen=True)
@@ -184,7 +144,7 @@ def _view(
     if spectrum.inputs is not None:
         seen = spectrum.inputs
         spans = {"static": max(seen.high, 0.0) - min(seen.low, 0.0), "dynamic": seen.row_range}
-        noises = {kind: _activation_noise(spans[kind], power) for kind in activations}
+        noises = {kind: activation_noise(spans[kind], power) for kind in activations}
     through = _through(weight, dual, metric, inner, noises)
     left = 1.0 if spectrum.inputs is None else spectrum.inputs.innovation
     biased = layer.bias is not None and bool(layer.bias.any())
@@ -204,13 +164,6 @@ def _share_unit(weight: Array, energies: Array, power: Array) -> float:
     """1 / the layer's output energy: of what varies, or of all where nothing does; 0 for a layer that gives zeros."""
     total = float(energies.sum()) or float((np.square(weight) @ power).sum())
     return 1.0 / total if total > 0 else 0.0
-
-
-def _activation_noise(span: float, power: Array) -> Array:
-    """Variance per element of an int8 grid over `span`. 0 is on every grid, so rounding never moves x by more than |x|:
-    a feature that is always 0 stays exact.
-    """
-    return np.asarray(np.minimum((span / ACTIVATION_STEPS) ** 2 / 12, power))
 
 
 def _through(
@@ -237,22 +190,9 @@ def _through(
     return found
 
 
-def _weight_noise(weight: Array, power: Array, grid: Grid) -> Array:
-    """(rows,) Σ_j E[δ_ij²] power_j of the rounding errors δ of each row.
-
-    At most what zeros instead of weights would lose: beside an outlier they are what most weights become.
-    """
-    columns = weight.shape[1]
-    starts = np.arange(0, columns, block_for(columns) if grid.blocks else columns)
-    peaks = np.maximum.reduceat(np.abs(weight), starts, axis=1).astype(np.float64)
-    uniform = np.square(peaks / grid.largest) / 12 * np.add.reduceat(power, starts)
-    whole = np.add.reduceat(np.square(weight) * power.astype(np.float32), starts, axis=1)
-    return np.asarray(np.minimum(uniform, whole).sum(axis=1))
-
-
 def _dense_noise(view: _View, grid: Grid) -> float:
     spread = view.variance if view.biased else view.power
-    noise = view.innovation * float(view.output @ _weight_noise(view.weight, spread, grid))
+    noise = view.innovation * float(view.output @ weight_noise(view.weight, spread, grid))
     return noise + view.through[grid.activations][0] if view.through else noise
 
 
@@ -321,10 +261,10 @@ def _pair_noise(view: _View, pair: _Pair, grid: Grid) -> float:
     """Noise of the input, of B and of the latent's grid goes through A; A adds its own."""
     A, B = pair.factors.A, pair.factors.B
     power = pair.variance + np.square(pair.mean)
-    latent = pair.left[1] * _weight_noise(B, view.variance, grid)
+    latent = pair.left[1] * weight_noise(B, view.variance, grid)
     entered = 0.0
     if view.through:
-        latent = latent + _activation_noise(latent_span(pair.mean, pair.variance, grid.activations), power)
+        latent = latent + activation_noise(latent_span(pair.mean, pair.variance, grid.activations), power)
         entered = float(view.through[grid.activations][1][pair.factors.rank])
-    last = pair.left[0] * _weight_noise(A, pair.variance + latent, grid)
+    last = pair.left[0] * weight_noise(A, pair.variance + latent, grid)
     return float(pair.cost @ latent + view.output @ last) + entered

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from edgepack.calibrate import moments
 from edgepack.factorize import svd, two_sided, whitened
 from edgepack.formats import FORMS
-from edgepack.plan.loss import GRIDS, layer_losses
+from edgepack.plan.loss import layer_losses
+from edgepack.plan.noise import GRIDS
 from edgepack.quantize.alternate import alternate
 from edgepack.quantize.bias import corrected_bias, corrected_pair
 from edgepack.quantize.gauge import balanced
