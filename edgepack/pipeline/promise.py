@@ -30,10 +30,10 @@ def keep_promise(task: Task, files: ModelFiles, attempt: Attempt, baseline: Base
     if sizes[0] > sizes[1]:
         return _dense(task, files, baseline, f"the planned file has {sizes[0]} bytes, dense int8 {sizes[1]}")
     if task.measures_here and task.aim == "latency":
-        measured = task.latencies({"pack": attempt.path, "dense int8": baseline.int8}, attempt.fmt)
-        ratio = measured["pack"] / measured["dense int8"]
-        if ratio > 1 / cost.CLEARLY:
-            return _dense(task, files, baseline, f"the plan measured {ratio:.2f} times slower than dense int8 here")
+        turns = task.turns_s({"pack": attempt.path, "dense int8": baseline.int8}, attempt.fmt)
+        by = cost.slower_by(turns["pack"], turns["dense int8"])
+        if by:
+            return _dense(task, files, baseline, f"the plan took {1 + by:.2f} times as long as dense int8 here")
     return attempt
 
 

@@ -33,6 +33,9 @@ STATED = "stated order of preference"
 CLEARLY = 0.9
 """A measured form displaces a preferred one only when its latency is below this share: noise must not flip a build."""
 
+NOTICEABLE, CHANCE = 0.03, 0.01
+"""Where files lie in memory alone makes one per cent or two."""
+
 ROUNDS = 15
 ROUND_S = 0.02
 
@@ -135,8 +138,8 @@ def ordered(latency_s: Mapping[str, float]) -> tuple[str, ...]:
     return tuple(first)
 
 
-def interleaved_latency_s(runs: Mapping[str, Callable[[], object]]) -> dict[str, float]:
-    """Median seconds per call of each run, in turns, so that drift of the machine falls on all alike."""
+def interleaved_s(runs: Mapping[str, Callable[[], object]]) -> dict[str, list[float]]:
+    """Seconds per call of each run, in `ROUNDS` turns, so that drift of the machine falls on all alike."""
     calls: dict[str, int] = {}
     for name, run in runs.items():
         run()
@@ -150,7 +153,17 @@ def interleaved_latency_s(runs: Mapping[str, Callable[[], object]]) -> dict[str,
             for _ in range(calls[name]):
                 run()
             samples[name].append((time.perf_counter() - start) / calls[name])
-    return {name: median(values) for name, values in samples.items()}
+    return samples
+
+
+def slower_by(turns_s: Sequence[float], others_s: Sequence[float]) -> float:
+    """The share by which one file is slower than another in turns with it; 0 where that is within `NOTICEABLE`, or
+    chance (Wilcoxon's signed-rank test)."""
+    from scipy.stats import wilcoxon
+
+    shares = [one / other - 1 for one, other in zip(turns_s, others_s, strict=True)]
+    by = median(shares)
+    return by if by > NOTICEABLE and wilcoxon(shares, alternative="greater").pvalue < CHANCE else 0.0
 
 
 def fastest(candidates: Sequence[str], latency_s: Mapping[str, float]) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from edgepack.formats import FORMATS, FORMS
-from edgepack.plan.cost import CLEARLY, PREFERENCE, fastest, interleaved_latency_s, ordered, preferred
+from edgepack.plan.cost import CLEARLY, PREFERENCE, ROUNDS, fastest, interleaved_s, ordered, preferred, slower_by
 
 
 def test_static_forms_need_calibration() -> None:
@@ -52,10 +53,22 @@ def test_latency_is_per_call_and_in_turns(monkeypatch: pytest.MonkeyPatch) -> No
         return run
 
     monkeypatch.setattr("edgepack.plan.cost.time.perf_counter", lambda: now)
-    found = interleaved_latency_s({"slow": runner("slow", 6e-3), "quick": runner("quick", 2e-3)})
-    assert found == {"slow": pytest.approx(6e-3), "quick": pytest.approx(2e-3)}
+    found = interleaved_s({"slow": runner("slow", 6e-3), "quick": runner("quick", 2e-3)})
+    assert found == {"slow": pytest.approx([6e-3] * ROUNDS), "quick": pytest.approx([2e-3] * ROUNDS)}
     assert turns[2:] == ["slow", "quick"] * (len(turns) // 2 - 1)
     assert len(turns) >= 20
+
+
+def test_slower_is_what_shows_in_most_turns() -> None:
+    rng = np.random.default_rng(0)
+    base = 1 + 0.2 * rng.random(ROUNDS)  # drift falls on both alike
+    noise = np.exp(0.01 * rng.standard_normal(ROUNDS))
+    assert slower_by(base * 1.06 * noise, base) == pytest.approx(0.06, abs=0.01)
+    assert slower_by(base * 1.02 * noise, base) == 0.0
+    assert slower_by(base * 0.8, base) == 0.0
+    few = np.where(np.arange(ROUNDS) < ROUNDS // 2 + 1, 1.06, 0.9)  # more turns than not, but it may be chance
+    assert slower_by(base * few, base) == 0.0
+    assert slower_by([1.0] * ROUNDS, [1.0] * ROUNDS) == 0.0
 
 
 def test_a_form_goes_first_only_where_it_is_clearly_faster() -> None:
