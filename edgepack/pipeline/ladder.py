@@ -63,7 +63,7 @@ def make_ladder(
 
     def best(limit: float | None) -> Solution | Infeasible:
         within = replace(bounds, loss=limit)
-        return smallest(layers, within) if aim == "size" else _fast_and_small(layers, within, beside_s)
+        return smallest(layers, within) if aim == "size" else solve(layers, within, tie=TIE, beside_s=beside_s)
 
     extreme = best(None)
     if isinstance(extreme, Infeasible):
@@ -81,17 +81,6 @@ def make_ladder(
     if extreme.chosen not in steps:
         steps[extreme.chosen] = _step(menus, spectra, extreme, float("inf"))
     return tuple(sorted(steps.values(), key=lambda step: step.loss))
-
-
-def _fast_and_small(layers: Sequence[Sequence[Candidate]], bounds: Bounds, beside_s: float) -> Solution | Infeasible:
-    """The smallest of the plans whose inference is as fast as the fastest's, as far as that can be told."""
-    fastest = solve(layers, bounds)
-    if isinstance(fastest, Infeasible):
-        return fastest
-    tied_s = fastest.latency_s + TIE * (fastest.latency_s + beside_s)
-    limit_s = tied_s if bounds.latency_s is None else min(tied_s, bounds.latency_s)
-    small = smallest(layers, replace(bounds, latency_s=limit_s))
-    return fastest if isinstance(small, Infeasible) else small
 
 
 def nearest(menus: Sequence[Menu], spectra: Sequence[Spectrum], bounds: Bounds, why: Infeasible) -> Step:

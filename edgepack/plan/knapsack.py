@@ -7,7 +7,7 @@ search all their permutations; what it answers is added up again, exactly.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -37,8 +37,7 @@ class Least:
         picks: the row chosen of each table.
         total: its sum in the objective's column.
         gap: the share of the total by which it may miss the least; 0 where proved.
-        near: per table (rows,) bool, False for rows that are in no answer of at most (1 + within) · total,
-            nor within the gap of it.
+        near: per table (rows,) bool, False for rows that are in no answer tied with the total, or within the gap of it.
     """
 
     picks: tuple[int, ...]
@@ -77,10 +76,11 @@ def least(
     objective: int,
     limits: Mapping[int, float],
     *,
-    within: float = 0.0,
+    tied: Callable[[float], float] | None = None,
     allowed: Sequence[Array] | None = None,
     gap: float = GAP,
     start: tuple[int, ...] | None = None,
+    prove: bool = True,
 ) -> Least | None:
     """Pick one row of each table so that the sum of column `objective` is least.
 
@@ -88,10 +88,11 @@ def least(
         tables: (rows, columns) float64 each, finite and not negative; at least one.
         objective: a column that has no limit.
         limits: column → the most that its sum may be.
-        within: for `Least.near`.
+        tied: the largest sum that counts as the least one; only that one itself where None. For `Least.near`.
         allowed: per table (rows,) bool: the rows that may be picked; all where None.
         gap: the share of the sum by which it may miss the least above `PROVED_ROWS`.
         start: an answer at hand, kept where it is good enough.
+        prove: whether the answer is proved the least on small instances.
 
     Returns:
         None where nothing was found within the limits: a proof on small instances, but on large ones the search ends
@@ -106,7 +107,7 @@ def least(
     if relaxed is None:
         return None
     nodes = NODES if start is None else REFINING_NODES
-    if len(programme.block) <= PROVED_ROWS:
+    if prove and len(programme.block) <= PROVED_ROWS:
         gap, nodes = 0.0, PROVING_NODES
     at_hand = math.inf if start is None else total_of(tables, start, objective)
     missing = (at_hand - math.fsum(blocks.lows[:, 0])) * float(blocks.units[0]) - relaxed.least
@@ -118,7 +119,8 @@ def least(
             return None
         picks, gap = answer
     total = total_of(tables, picks, objective)
-    over = ((1 + max(within, gap)) * total - math.fsum(blocks.lows[:, 0])) * blocks.units[0] - relaxed.least
+    most = max((1 + gap) * total, total if tied is None else tied(total))
+    over = (most - math.fsum(blocks.lows[:, 0])) * blocks.units[0] - relaxed.least
     return Least(picks, total, gap, _near(tables, blocks, relaxed, over, picks))
 
 

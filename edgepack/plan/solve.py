@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -16,8 +16,9 @@ Quantity = Literal["loss", "size_bytes", "ram_bytes", "latency_s"]
 QUANTITIES: tuple[Quantity, ...] = get_args(Quantity)
 _COUNTED: tuple[Quantity, ...] = ("size_bytes", "ram_bytes")
 
-Step = tuple[Quantity, float, float]
-"""What to minimise, the share above its least that counts as tied, and the gap on instances too large for a proof."""
+Step = tuple[Quantity, Callable[[float], float] | None, float]
+"""What to minimise, the largest sum that counts as tied with the least (None: that alone), and the gap on instances too
+large for a proof."""
 
 REFINING_GAP = 1e-3
 """The gap of a choice among tied plans: there the bounds leave the least room, and the finest answer takes minutes."""
@@ -63,7 +64,9 @@ class Infeasible:
     alone: tuple[Quantity, ...]
 
 
-def solve(layers: Sequence[Sequence[Candidate]], bounds: Bounds, *, tie: float = 0.0) -> Solution | Infeasible:
+def solve(
+    layers: Sequence[Sequence[Candidate]], bounds: Bounds, *, tie: float = 0.0, beside_s: float = 0.0
+) -> Solution | Infeasible:
     """Pick one candidate per layer: least latency; of the plans tied with it the fewest bytes; of these the least loss.
 
     A multiple-choice knapsack, solved by HiGHS. Up to `knapsack.PROVED_ROWS` candidates (of all layers together, equal
@@ -74,15 +77,19 @@ def solve(layers: Sequence[Sequence[Candidate]], bounds: Bounds, *, tie: float =
         layers: the candidates of each layer.
         bounds: on the sums over the layers.
         tie: plans up to this share slower than the fastest count as equally fast.
+        beside_s: what an inference takes beside the layers: the share is one of the whole.
 
     Raises:
         ValueError: a layer without candidates; a figure or tie that is negative or not finite; a bound that is NaN.
     """
     if not 0.0 <= tie < math.inf:
         raise ValueError(f"tie is {tie}: expected a share, 0 or more")
-    steps: list[Step] = [("latency_s", tie, GAP), ("size_bytes", 0.0, REFINING_GAP), ("loss", 0.0, REFINING_GAP)]
-    tables, limits = _tables(layers), _limits(bounds)
-    return _by_order(tables, limits, steps)
+
+    def tied(latency_s: float) -> float:
+        return latency_s + tie * (latency_s + beside_s)
+
+    steps: list[Step] = [("latency_s", tied, GAP), ("size_bytes", None, REFINING_GAP), ("loss", None, REFINING_GAP)]
+    return _by_order(_tables(layers), _limits(bounds), steps)
 
 
 def least_loss(layers: Sequence[Sequence[Candidate]], bounds: Bounds, *, gap: float = GAP) -> Solution | Infeasible:
@@ -96,7 +103,7 @@ def least_loss(layers: Sequence[Sequence[Candidate]], bounds: Bounds, *, gap: fl
     Raises:
         ValueError: as `solve`.
     """
-    steps: list[Step] = [("loss", 0.0, gap), ("latency_s", 0.0, REFINING_GAP)]
+    steps: list[Step] = [("loss", None, gap), ("latency_s", None, REFINING_GAP)]
     return _by_order(_tables(layers), _limits(bounds), steps)
 
 
@@ -112,7 +119,7 @@ def smallest(layers: Sequence[Sequence[Candidate]], bounds: Bounds) -> Solution 
     Raises:
         ValueError: as `solve`.
     """
-    steps: list[Step] = [("size_bytes", 0.0, GAP), ("latency_s", 0.0, REFINING_GAP), ("loss", 0.0, REFINING_GAP)]
+    steps: list[Step] = [("size_bytes", None, GAP), ("latency_s", None, REFINING_GAP), ("loss", None, REFINING_GAP)]
     return _by_order(_tables(layers), _limits(bounds), steps)
 
 
@@ -121,26 +128,28 @@ def _by_order(
     limits: Mapping[Quantity, float],
     steps: Sequence[Step],
 ) -> Solution | Infeasible:
-    """Minimise one quantity after the other, each held at its least and a share above while the next is minimised."""
+    """Minimise one quantity after the other, each held at what is tied with its least while the next is minimised."""
     if not tables:
         return _infeasible(tables, limits) if any(limit < 0.0 for limit in limits.values()) else _solution(tables, ())
     held = dict(limits)
     near: Sequence[Array] | None = None
     best: tuple[int, ...] | None = None
-    for quantity, share, gap in steps:
+    proved = True
+    for quantity, tied, gap in steps:
         column, limit = QUANTITIES.index(quantity), held.pop(quantity, math.inf)
-        found = least(tables, column, _by_column(held), within=share, allowed=near, gap=gap, start=best)
+        found = least(tables, column, _by_column(held), tied=tied, allowed=near, gap=gap, start=best, prove=proved)
         if best is None:
             if found is None or not meets(tables, found.picks, column, limit):
                 return _infeasible(tables, limits)
-            best = found.picks
+            best, proved = found.picks, found.gap == 0.0
         if found is None:  # the search gave up where `best` shows that there is an answer
             continue
         if found.total <= total_of(tables, best, column):
             best = found.picks
         near = found.near if near is None else [a & b for a, b in zip(near, found.near, strict=True)]
         total = total_of(tables, best, column)
-        held[quantity] = min(limit, _limit(quantity, total * (1 + max(share, found.gap))))
+        most = max(total * (1 + found.gap), total if tied is None else tied(total))
+        held[quantity] = min(limit, _limit(quantity, most))
     return _solution(tables, best or ())
 
 
