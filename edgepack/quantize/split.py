@@ -42,7 +42,7 @@ class Split:
 def output_energy(weight: Array, covariance: Array) -> float:
     """tr(W C Wᵀ): a product of wide matrices, so that it is worth keeping for the next split."""
     W = np.asarray(weight, np.float64)
-    return float(((W @ covariance) * W).sum())
+    return float(np.vdot(W @ covariance, W))
 
 
 def split_error(
