@@ -19,7 +19,7 @@ _LOG_LINES = 8
 
 
 class ConverterProcess:
-    """Runs from `start`, or the first request, until `close`, the end of this process, or a crash of its own.
+    """Runs from `start` until `close`, the end of this process, or a crash of its own.
 
     Attributes:
         starts: how often it was started. One that is new knows nothing of what the one before it was told.

@@ -19,8 +19,9 @@ import numpy as np
 
 from edgepack.coded import Writer, X
 from edgepack.factorize.budget import too_small
-from edgepack.factorize.leastsquares import conjugate_gradients, corrected_bias, lost, metric, through
+from edgepack.factorize.leastsquares import conjugate_gradients, corrected_bias, metric, through
 from edgepack.quantize.coded import bytes_in_8_bits
+from edgepack.quantize.energy import output_energy
 from edgepack.types import Array, Coded, LinearLayer
 
 ROUNDS = 3
@@ -243,7 +244,7 @@ def _fitted(layer: LinearLayer, some: list[Shape]) -> tuple[Array, Array] | None
     best: tuple[float, Array, Array] | None = None
     for shape in some:
         rows, filters = truncated(weight, shape)
-        loss = lost(weight - laid(rows, filters, weight.shape), covariance)
+        loss = output_energy(weight - laid(rows, filters, weight.shape), covariance)
         if best is None or loss < best[0]:
             best = loss, rows, filters
     if best is None:

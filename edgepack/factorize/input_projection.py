@@ -12,8 +12,9 @@ import numpy as np
 
 from edgepack.coded import Writer, X
 from edgepack.factorize.budget import too_small
-from edgepack.factorize.leastsquares import conjugate_gradients, corrected_bias, left_factor, lost, metric, through
+from edgepack.factorize.leastsquares import conjugate_gradients, corrected_bias, left_factor, metric, through
 from edgepack.quantize.coded import bytes_in_8_bits
+from edgepack.quantize.energy import output_energy
 from edgepack.types import Array, Coded, LinearLayer
 
 BLOCKS = (8, 128)
@@ -46,7 +47,7 @@ def input_projection(layer: LinearLayer, share: float, *, seed: int = 0, gradien
         kept = _kept(layer, block, budget)
         if kept > 0:
             left, small = _fit(_padded(layer.weight, block), block, kept, _padded_metric(covariance, block))
-            loss = lost(layer.weight - effective(left, small, layer.in_features), covariance)
+            loss = output_energy(layer.weight - effective(left, small, layer.in_features), covariance)
             if best is None or loss < best[0]:
                 best = loss, left, small
     if best is None:
@@ -94,7 +95,7 @@ def _fit(weight: Array, block: int, kept: int, covariance: Array | None) -> tupl
     other_left = left_factor(weight, _repeated(other, weight.shape[1]), covariance)
 
     def loss(a: Array, p: Array) -> float:
-        return lost(weight - effective(a, p, weight.shape[1]), covariance)
+        return output_energy(weight - effective(a, p, weight.shape[1]), covariance)
 
     if loss(other_left, other) < loss(left, small):
         left, small = other_left, other

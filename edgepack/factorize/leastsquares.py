@@ -38,12 +38,6 @@ def through(matrix: Array, covariance: Array | None) -> Array:
     return wide if covariance is None else wide @ covariance
 
 
-def lost(difference: Array, covariance: Array | None) -> float:
-    """tr(D C Dᵀ) of D (out, in)."""
-    wide = difference.astype(np.float64, copy=False)
-    return float(np.vdot(through(wide, covariance), wide))
-
-
 def left_factor(target: Array, right: Array, covariance: Array | None) -> Array:
     """A (out, k) float64 with the least tr((T − A B) C (T − A B)ᵀ): A = T C Bᵀ (B C Bᵀ)⁺.
 

@@ -18,11 +18,11 @@ from edgepack.pipeline.losses import factors_at
 from edgepack.pipeline.parts import packed_part, unpacked_pair
 from edgepack.quantize.alternate import alternate
 from edgepack.quantize.bias import corrected_bias, corrected_pair
+from edgepack.quantize.energy import output_energy
 from edgepack.quantize.gauge import LatentGrid, search_gauge, turned
 from edgepack.quantize.gptq import gptq
 from edgepack.quantize.grid import WEIGHT_MAX
 from edgepack.quantize.lattice import WeightGrid, grid_of
-from edgepack.quantize.split import output_energy
 from edgepack.types import Array, Dense, Factors, LinearLayer, Moments, Spectrum
 
 VERSION = 2
@@ -82,10 +82,10 @@ class Rounder:
         rounded = alternate(product, pair, shrunk_covariance(moments), (grids[0], grids[1]), rounds=rounds)
         return corrected_pair(pair, rounded.factors(None), moments.mean)
 
-    def output_energy(self, layer: LinearLayer, moments: Moments) -> float:
-        """tr(W C Wᵀ): what the layer's output varies on the calibration data."""
+    def energy(self, layer: LinearLayer, covariance: Array) -> float:
+        """tr(W C Wᵀ) of a layer with the covariance of its input: a product of wide matrices, made once."""
         if layer.name not in self._energies:
-            self._energies[layer.name] = output_energy(layer.weight, moments.covariance)
+            self._energies[layer.name] = output_energy(layer.weight, covariance)
         return self._energies[layer.name]
 
     def largest_of(self, form: str) -> int:

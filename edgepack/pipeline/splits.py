@@ -30,15 +30,15 @@ def _split(
     moments = task.rounder.covariances.of(layer.name)
     if moments is None:
         return None
-    energy = task.rounder.output_energy(layer, moments)
+    covariance = moments.covariance
+    energy = task.rounder.energy(layer, covariance)
     if not isinstance(part, Factors) or part.base is not None:
         whole = part.base + part.A @ part.B if isinstance(part, Factors) else part.weight
-        return Split(0.0, dense_share(layer.weight, whole, moments.covariance, energy=energy), 0.0, 0.0, 0.0)
+        return Split(0.0, dense_share(layer.weight, whole, covariance, energy=energy), 0.0, 0.0, 0.0)
     # Of a trained or refitted pair, or one by another method, nothing is known before its rounding: all that it loses
     # counts as truncation.
     unknown = task.recovery or task.refitter or choice.alternative
     exact = part if unknown else factorizer(task.method).factors(layer, spectrum, part.rank)
     form = choice.form_in(file_form)
     latent = latent_grid(form) if WEIGHT_BITS[form] < 32 else 0.0
-    known = layer.weight, layer.bias, exact, part, moments.covariance, moments.mean
-    return split_error(*known, latent, energy=energy)
+    return split_error(layer.weight, layer.bias, exact, part, covariance, moments.mean, latent, energy=energy)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from edgepack.formats import FORMS
+from edgepack.quantize.energy import output_energy
 from edgepack.quantize.grid import WEIGHT_MAX
 from edgepack.quantize.lattice import decoded, grid_of, lattice, nearest
 from edgepack.types import Array, Factors, LinearLayer
@@ -20,11 +19,11 @@ def exact_loss(layer: LinearLayer, weight: Array, covariance: Array | None, grad
         covariance: (in, in) C of the layer's input; None for I, where nothing is known of it.
         gradient: (out, out) G; None for I / (output energy of the layer).
     """
-    own, off = (np.asarray(one, np.float64) for one in (layer.weight, layer.weight - weight))
+    lost = max(output_energy(layer.weight - weight, covariance, gradient), 0.0)
     if gradient is not None:
-        return max(_energy(gradient @ off, off, covariance), 0.0)
-    whole = _energy(own, own, covariance)
-    return max(_energy(off, off, covariance), 0.0) / whole if whole > 0 else 0.0
+        return lost
+    whole = output_energy(layer.weight, covariance)
+    return lost / whole if whole > 0 else 0.0
 
 
 def pair_losses(
@@ -53,9 +52,3 @@ def _rounded(matrix: Array, form: str, largest: int) -> Array:
         return matrix
     on = lattice(matrix, grid)
     return decoded(nearest(matrix, on), on)
-
-
-def _energy(left: Array, right: Array, covariance: Array | None) -> float:
-    """tr(L C Rᵀ)."""
-    seen = left if covariance is None else left @ covariance
-    return float((seen * right).sum())

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from edgepack.quantize.energy import output_energy
 from edgepack.quantize.gauge import rotation
 from edgepack.quantize.gptq import Planes, Rounded, gptq, planes
 from edgepack.quantize.lattice import WeightGrid
@@ -97,7 +98,7 @@ def rounded_residual(
     A = gptq(np.asarray(exact.factors.A @ turn, np.float32), latent, grids[1])
     product = A.weight.astype(np.float64) @ B.weight
     again = gptq(W - product, ready, grids[0])
-    both = [RoundedResidual(base, A, B, _energy(W - base.weight - product, C)) for base in (exact.base, again)]
+    both = [RoundedResidual(base, A, B, output_energy(W - base.weight - product, C)) for base in (exact.base, again)]
     return min(both, key=lambda one: one.error)
 
 
@@ -127,11 +128,7 @@ def _round(W: Array, C: Array, ready: Planes, grid: WeightGrid, rank: int, produ
     base = gptq(W - product, ready, grid)
     left = W - base.weight
     factors = leading(left, C, rank)
-    return LowRankResidual(base, factors, _energy(left - _product(factors), C))
-
-
-def _energy(delta: Array, C: Array) -> float:
-    return float(((delta @ C) * delta).sum())
+    return LowRankResidual(base, factors, output_energy(left - _product(factors), C))
 
 
 def _product(factors: Factors) -> Array:

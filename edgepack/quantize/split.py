@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from edgepack.quantize.energy import output_energy
 from edgepack.quantize.gauge import LatentGrid, grid_noise, latent_span
 from edgepack.types import Array, Factors
 
@@ -39,12 +40,6 @@ class Split:
         return self.truncation + self.rounding + self.latent + self.offset + self.cross
 
 
-def output_energy(weight: Array, covariance: Array) -> float:
-    """tr(W C Wᵀ): a product of wide matrices, so that it is worth keeping for the next split."""
-    W = np.asarray(weight, np.float64)
-    return float(np.vdot(W @ covariance, W))
-
-
 def split_error(
     weight: Array,
     bias: Array | None,
@@ -67,7 +62,7 @@ def split_error(
         mean: (in,) μ.
         latent: how the latent is rounded, its range then predicted for normal inputs; or the range that its int8 grid
             covers.
-        energy: `output_energy` where it is known.
+        energy: tr(W C Wᵀ) where it is known: the one product of wide matrices.
     """
     C = np.asarray(covariance, np.float64)
     W = np.asarray(weight, np.float64)

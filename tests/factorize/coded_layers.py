@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from edgepack.coded import effective_weight, evaluate, stored_bytes
-from edgepack.factorize.leastsquares import lost, metric
+from edgepack.factorize.leastsquares import metric
 from edgepack.quantize.coded import in_8_bits
+from edgepack.quantize.energy import output_energy
 from edgepack.types import Array, Coded, LinearLayer
 
 
@@ -34,7 +35,7 @@ def share_stored(layer: LinearLayer, coded: Coded) -> float:
 
 
 def loss(layer: LinearLayer, weight: Array) -> float:
-    return lost(layer.weight - weight, metric(layer))
+    return output_energy(layer.weight - weight, metric(layer))
 
 
 def check_consistent(layer: LinearLayer, coded: Coded) -> None:

@@ -12,8 +12,9 @@ from layers import SEEDS, inputs, layer, rng, seen, weight
 
 from edgepack.coded import at_load, evaluate, is_decoded, stored_bytes, values
 from edgepack.factorize import deepthin as method
-from edgepack.factorize.leastsquares import lost, metric
+from edgepack.factorize.leastsquares import metric
 from edgepack.quantize.coded import in_8_bits
+from edgepack.quantize.energy import output_energy
 from edgepack.types import Coded
 
 SIDES = st.tuples(st.integers(1, 30), st.integers(1, 30))
@@ -180,8 +181,8 @@ def test_data_never_make_the_loss_on_them_larger(m: int, n: int, count: int, sha
             assert isinstance(aware, str)
             continue
         covariance = metric(knowing)
-        total = lost(w, covariance)
-        assert lost(w - aware.weight, covariance) <= lost(w - free.weight, covariance) + 1e-6 * total
+        total = output_energy(w, covariance)
+        assert output_energy(w - aware.weight, covariance) <= output_energy(w - free.weight, covariance) + 1e-6 * total
 
 
 def test_data_help_and_the_mean_output_stays() -> None:
@@ -191,7 +192,7 @@ def test_data_help_and_the_mean_output_stays() -> None:
     free, aware = method.deepthin(layer(w), 0.4), method.deepthin(knowing, 0.4)
     assert isinstance(free, Coded)
     assert isinstance(aware, Coded)
-    assert lost(w - aware.weight, metric(knowing)) < 0.9 * lost(w - free.weight, metric(knowing))
+    assert output_energy(w - aware.weight, metric(knowing)) < 0.9 * output_energy(w - free.weight, metric(knowing))
     assert aware.bias is not None
     mean = x.astype(np.float64).mean(axis=0)
     assert np.allclose(aware.weight @ mean + aware.bias, w @ mean, atol=1e-4)

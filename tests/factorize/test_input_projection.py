@@ -10,8 +10,9 @@ from layers import SEEDS, inputs, layer, rng, seen, weight
 
 from edgepack.coded import evaluate, is_decoded, stored_bytes
 from edgepack.factorize.input_projection import effective, input_projection, widths
-from edgepack.factorize.leastsquares import lost, metric
+from edgepack.factorize.leastsquares import metric
 from edgepack.quantize.coded import in_8_bits
+from edgepack.quantize.energy import output_energy
 from edgepack.types import Coded
 
 
@@ -37,8 +38,8 @@ def test_steps_come_to_the_blocks_times_one_matrix(out: int, inn: int, rows: int
         assert stored_bytes(in_8_bits(made)) <= share * out * inn
     assert isinstance(free, Coded)
     assert isinstance(aware, Coded)
-    slack = 1e-5 * lost(w, covariance)
-    assert lost(w - aware.weight, covariance) <= lost(w - free.weight, covariance) + slack
+    slack = 1e-5 * output_energy(w, covariance)
+    assert output_energy(w - aware.weight, covariance) <= output_energy(w - free.weight, covariance) + slack
 
 
 @settings(max_examples=20, deadline=None)
@@ -75,7 +76,7 @@ def test_shared_matrix_without_data_is_the_optimal_one() -> None:
     small = made.constants["projection"]
     kept, block = small.shape
     energies = np.linalg.svd(w.astype(np.float64).reshape(-1, block), compute_uv=False) ** 2
-    assert lost(w - made.weight, None) == pytest.approx(float(energies[kept:].sum()), rel=1e-5)
+    assert output_energy(w - made.weight, None) == pytest.approx(float(energies[kept:].sum()), rel=1e-5)
 
 
 @pytest.mark.parametrize("sides", [(64, 128), (40, 96), (30, 210)])

@@ -7,7 +7,8 @@ import pytest
 from layers import inputs, layer, seen, weight
 
 from edgepack.factorize.jpeg import at_quality, jpeg
-from edgepack.factorize.leastsquares import lost, metric
+from edgepack.factorize.leastsquares import metric
+from edgepack.quantize.energy import output_energy
 from edgepack.quantize.grid import quantize_weight
 from edgepack.transport import mosaic
 from edgepack.types import Dense
@@ -27,9 +28,9 @@ def test_scales_are_those_of_least_squares() -> None:
     for given_layer in (layer(w), layer(w, None, seen(x))):
         made, _ = at_quality(given_layer, 30)
         covariance = metric(given_layer)
-        least = lost(w - made.weight, covariance)
+        least = output_energy(w - made.weight, covariance)
         for factor in (0.99, 1.01):
-            assert lost(w - factor * made.weight, covariance) > least
+            assert output_energy(w - factor * made.weight, covariance) > least
     assert made.bias is not None
     mean = x.astype(np.float64).mean(axis=0)
     assert np.allclose(made.weight @ mean + made.bias, w @ mean, atol=1e-4)
@@ -51,10 +52,10 @@ def test_better_quality_is_more_bytes_and_less_loss() -> None:
     w = weight(64, 144, 2)
     made = [at_quality(layer(w), quality) for quality in (5, 30, 95)]
     sizes = [len(data) for _, data in made]
-    losses = [lost(w - part.weight, None) for part, _ in made]
+    losses = [output_energy(w - part.weight, None) for part, _ in made]
     assert sizes == sorted(sizes)
     assert losses == sorted(losses, reverse=True)
-    assert losses[-1] < 0.02 * lost(w, None)
+    assert losses[-1] < 0.02 * output_energy(w, None)
 
 
 def test_rows_of_zeros_vanish_and_few_bytes_are_a_reason() -> None:

@@ -14,9 +14,10 @@ from layers import SEEDS, inputs, layer, output_error, product, rng, seen, weigh
 from edgepack.factorize import whitened
 from edgepack.factorize.budget import pair_rank
 from edgepack.factorize.dct import dct, waves, zigzag
-from edgepack.factorize.leastsquares import lost, metric
+from edgepack.factorize.leastsquares import metric
 from edgepack.factorize.projection import damped, orthonormal, output_projection, random_projection
 from edgepack.factorize.simhash import simhash
+from edgepack.quantize.energy import output_energy
 from edgepack.quantize.grid import quantize_weight
 from edgepack.transport.mosaic import image_sides
 from edgepack.types import Array, Factors, LinearLayer
@@ -50,11 +51,11 @@ def test_no_fixed_factor_beats_whitening_and_data_never_hurt(
     assert isinstance(free, Factors)
     assert isinstance(aware, Factors)
     covariance = metric(knowing)
-    slack = 1e-5 * lost(blind.weight, covariance)
+    slack = 1e-5 * output_energy(blind.weight, covariance)
     best = whitened.factors(knowing, whitened.spectrum(knowing), rank)
-    found = lost(blind.weight - product(aware), covariance)
-    assert lost(blind.weight - product(best), covariance) <= found + slack
-    assert found <= lost(blind.weight - product(free), covariance) + slack
+    found = output_energy(blind.weight - product(aware), covariance)
+    assert output_energy(blind.weight - product(best), covariance) <= found + slack
+    assert found <= output_energy(blind.weight - product(free), covariance) + slack
 
 
 @pytest.mark.parametrize("method", PAIRS)
@@ -177,7 +178,7 @@ def test_simhash_is_the_plain_reference_without_data() -> None:
     d = (rs * w.T).sum(axis=0) / np.square(rs).sum(axis=0)
     assert np.allclose(product(made), (rs * d).T, atol=1e-5)
     norms = np.linalg.norm(w, axis=1) / np.linalg.norm(rs, axis=0)
-    assert lost(w - product(made), None) < lost(w - (rs * norms).T, None)
+    assert output_energy(w - product(made), None) < output_energy(w - (rs * norms).T, None)
     assert (d > 0).all()
 
 
@@ -219,7 +220,7 @@ def test_cosines_suit_smooth_rows() -> None:
     made, drawn = dct(layer(w), 0.8), random_projection(layer(w), 0.8)
     assert isinstance(made, Factors)
     assert isinstance(drawn, Factors)
-    assert lost(w - product(made), None) < 0.01 * lost(w - product(drawn), None)
+    assert output_energy(w - product(made), None) < 0.01 * output_energy(w - product(drawn), None)
 
 
 @pytest.mark.parametrize(
