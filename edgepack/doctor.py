@@ -36,8 +36,6 @@ PACKAGES = (
     ("pnnx", "turns .onnx sources into .tflite", "pip install 'edgepack[tflite]'"),
     ("scikit-learn", "finds codebooks for --method kmeans", "pip install 'edgepack[methods]'"),
     ("pillow", "writes images for --method jpeg", "pip install 'edgepack[methods]'"),
-    ("zstandard", "packs and unpacks .epk files", "pip install 'edgepack[transport]'"),
-    ("constriction", "packs and unpacks .epk files", "pip install 'edgepack[transport]'"),
 )
 
 PROGRAMS = (

@@ -14,6 +14,8 @@ from models.mnist_mlp import digits
 from torch import nn
 
 import edgepack
+from edgepack.archive.archive import pack
+from edgepack.archive.images import JpegImage
 from edgepack.cache import Cache, digest
 from edgepack.coded import stored_numbers
 from edgepack.data import Samples
@@ -23,10 +25,8 @@ from edgepack.pipeline.moments import observe
 from edgepack.pipeline.onnx_files import OnnxFiles
 from edgepack.pipeline.opened import Opened, open_model
 from edgepack.pipeline.tflite_files import TfliteFiles
-from edgepack.pipeline.transporting import packed
 from edgepack.progress import silent
 from edgepack.sources.torch import export_program, save_program
-from edgepack.transport.parts import JpegStream
 from edgepack.types import Array, Coded, Factors, LinearLayer, Replacement
 from edgepack.versions import tool_versions
 
@@ -67,7 +67,7 @@ class Lab:
         parts: Callable[[], Parts],
         form: str = "int8-dynamic",
         *,
-        streams: Callable[[], Sequence[JpegStream]] = tuple,
+        images: Callable[[], Sequence[JpegImage]] = tuple,
         tflite: bool = True,
     ) -> Made:
         """A way to write the model; nothing is done twice.
@@ -77,7 +77,7 @@ class Lab:
             what: everything that the parts depend on, beside the model.
             parts: by layer name; other layers are dense, in the form.
             form: of the layers that are not in code, for ONNX.
-            streams: images that weights travel as.
+            images: that weights travel as.
             tflite: whether to write the TFLite file as well, if the lab does.
         """
         wanted = tflite and self.tflite is not None
@@ -85,11 +85,11 @@ class Lab:
         known = self.cache.known("seeds", key)
         paths = {fmt: self.cache.path("seeds", key, f".{fmt}") for fmt in ("onnx", "tflite")}
         if known is None or not all(paths[fmt].is_file() for fmt in known["files"]):
-            known = self.cache.keep("seeds", key, self._made(parts(), form, paths, streams(), wanted))
+            known = self.cache.keep("seeds", key, self._made(parts(), form, paths, images(), wanted))
         return {"label": label, **known, "paths": {fmt: str(paths[fmt]) for fmt in known["files"]}}
 
     def _made(
-        self, parts: Parts, form: str, paths: Mapping[str, Path], streams: Sequence[JpegStream], tflite: bool
+        self, parts: Parts, form: str, paths: Mapping[str, Path], images: Sequence[JpegImage], tflite: bool
     ) -> Made:
         paths["onnx"].parent.mkdir(parents=True, exist_ok=True)
         coded = {name: "coded" for name, part in parts.items() if isinstance(part, Coded)}
@@ -100,7 +100,7 @@ class Lab:
         made: Made = {
             "accuracy": self.accuracy(self.work / "model.onnx"),
             "parameters": self.parameters(parts),
-            "files": {"onnx": _file(self.work / "model.onnx", "onnx", streams)},
+            "files": {"onnx": _file(self.work / "model.onnx", images)},
             "refused": None,
         }
         shutil.copyfile(self.work / "model.onnx", paths["onnx"])
@@ -110,7 +110,7 @@ class Lab:
             except (EdgepackError, ValueError) as err:
                 made["refused"] = str(err)
             else:
-                made["files"]["tflite"] = _file(self.work / "model.tflite", "tflite", streams)
+                made["files"]["tflite"] = _file(self.work / "model.tflite", images)
                 shutil.copyfile(self.work / "model.tflite", paths["tflite"])
         return made
 
@@ -139,8 +139,8 @@ def count(part: Replacement | None, layer: LinearLayer) -> int:
     return stored_numbers(part) if isinstance(part, Coded) else layer.weight.size
 
 
-def _file(path: Path, fmt: Any, streams: Sequence[JpegStream]) -> dict[str, int]:
-    return {"size_bytes": path.stat().st_size, "wire_bytes": len(packed(path, fmt, streams).content)}
+def _file(path: Path, images: Sequence[JpegImage]) -> dict[str, int]:
+    return {"size_bytes": path.stat().st_size, "wire_bytes": len(pack(path.name, path.read_bytes(), images))}
 
 
 def open_lab(

@@ -9,13 +9,13 @@ from typing import Any
 
 from models.mnist_mlp import digits
 
+from edgepack.archive.images import JpegImage
 from edgepack.cache import Cache
 from edgepack.factorize import jpeg
 from edgepack.factorize.methods import METHODS
 from edgepack.pipeline.tflite_files import TfliteFiles
 from edgepack.quantize.coded import in_8_bits
 from edgepack.quantize.grid import quantize_weight
-from edgepack.transport.parts import JpegStream
 from edgepack.types import Coded, LinearLayer, Replacement
 from seeds import claims, train
 from seeds.deepthin_rows import deepthin
@@ -121,13 +121,13 @@ def jpeg_weights(bench: Bench) -> Group:
 
 def _images(lab: Lab, what: str, layers: Sequence[LinearLayer]) -> Made:
     """Some layers by way of JPEG images, which are what travels."""
-    images = {layer.name: jpeg.at_quality(layer, claims.JPEG_QUALITY) for layer in layers}
+    made = {layer.name: jpeg.at_quality(layer, claims.JPEG_QUALITY) for layer in layers}
 
-    def streams() -> list[JpegStream]:
-        return [(quantize_weight(part.weight)[0], image) for part, image in images.values()]
+    def images() -> list[JpegImage]:
+        return [JpegImage(quantize_weight(part.weight)[0], image) for part, image in made.values()]
 
-    parts = {name: part for name, (part, _) in images.items()}
-    return lab.make(f"jpeg, {what}", [claims.JPEG_QUALITY], lambda: parts, streams=streams)
+    parts = {name: part for name, (part, _) in made.items()}
+    return lab.make(f"jpeg, {what}", [claims.JPEG_QUALITY], lambda: parts, images=images)
 
 
 OPERATOR = ("simhash", "kmeans", "dictionary", "pruning", "input-projection", "random-projection")

@@ -80,7 +80,7 @@ def build(
     out: Annotated[Path | None, typer.Option("--out", help="Pack folder.", show_default="dist/MODEL.TARGET")] = None,
     no_baseline: Annotated[bool, typer.Option("--no-baseline", help="Leave the dense models out of the pack.")] = False,
     transport: Annotated[
-        bool, typer.Option("--transport", help="Each model also as one compressed file, for `edgepack unpack`.")
+        bool, typer.Option("--transport", help="Each model also as a .tar.xz with its SHA-256, for slow links.")
     ] = False,
     seed: Seed = 0,
     fresh: Fresh = False,

@@ -12,20 +12,20 @@ from edgepack.console import door, show, show_json
 
 
 def unpack(
-    file: Annotated[Path, typer.Argument(help="Container that `build --transport` wrote.", show_default=False)],
+    file: Annotated[Path, typer.Argument(help="The .tar.xz that `build --transport` wrote.", show_default=False)],
     out: Annotated[
-        Path | None, typer.Option("--out", help="Folder for the files.", show_default="the container's")
+        Path | None, typer.Option("--out", help="Folder for the files.", show_default="the archive's")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a different file of the same name.")] = False,
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Write the model files of a container, to the byte as they were packed, and check their SHA-256.
+    """Write the model file of an archive, to the byte as it was packed, and check its SHA-256.
 
-    Example: edgepack unpack dist/model.rpi4/transport/model.onnx.epk --out models
+    Example: edgepack unpack dist/model.rpi4/transport/model.onnx.tar.xz --out models
     """
     with door(as_json=as_json, verbose=verbose):
-        from edgepack.pipeline.transporting import unpack_file
+        from edgepack.archive.archive import unpack_file
         from edgepack.report.unpacked import render_unpacked
 
         files = unpack_file(file, out, force=force)

@@ -11,7 +11,7 @@ import numpy as np
 
 from edgepack.factorize.budget import pair_rank, too_small
 from edgepack.factorize.leastsquares import corrected_bias, left_factor, metric
-from edgepack.transport.mosaic import image_sides
+from edgepack.factorize.mosaic import image_sides
 from edgepack.types import Array, Factors, LinearLayer
 
 
@@ -19,7 +19,7 @@ def dct(layer: LinearLayer, share: float, *, seed: int = 0, gradient: Array | No
     """A = C_k (out, k), B = D_k (k, in): with data C_k = W C D_kᵀ (D_k C D_kᵀ)⁻¹, without W D_kᵀ.
 
     Args:
-        layer: its rows become images of `edgepack.transport.mosaic.image_sides(in)`.
+        layer: its rows become images of `edgepack.factorize.mosaic.image_sides(in)`.
         share: of out · in numbers that the two factors may take; k = ⌊share · out · in / (out + in)⌋.
         seed, gradient: not used.
     """

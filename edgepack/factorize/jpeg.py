@@ -1,17 +1,17 @@
 """JPEG on weights: a layer's int8 codes travel as one grey image, each row a tile of it, and come back dense.
 
 Only the bytes on the wire shrink. The model file that is unpacked from them holds the layer dense in 8 bits, as large
-and as fast as any: `edgepack.transport.mosaic` is the codec of both ends.
+and as fast as any: `edgepack.factorize.mosaic` is the codec of both ends.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
+from edgepack.factorize import mosaic
 from edgepack.factorize.budget import too_small
 from edgepack.factorize.leastsquares import corrected_bias, metric, through
 from edgepack.quantize.grid import quantize_weight
-from edgepack.transport import mosaic
 from edgepack.types import Array, Dense, LinearLayer
 
 QUALITIES = (1, 95)

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 
 from edgepack import pack
+from edgepack.archive.archive import add_archives
+from edgepack.archive.images import JpegImage
 from edgepack.cache import Cache
 from edgepack.data import example
 from edgepack.errors import BudgetError, ModelError
@@ -21,7 +23,7 @@ from edgepack.pipeline.attempt import Attempt
 from edgepack.pipeline.baselines import Baseline, make_baseline
 from edgepack.pipeline.blame import unmet_budget
 from edgepack.pipeline.explore import picked
-from edgepack.pipeline.images import jpeg_streams
+from edgepack.pipeline.images import jpeg_images
 from edgepack.pipeline.opened import model_name
 from edgepack.pipeline.options import BuildOptions
 from edgepack.pipeline.planner import Planned, plan
@@ -29,10 +31,7 @@ from edgepack.pipeline.prepared import Prepared, prepared
 from edgepack.pipeline.promise import keep_promise
 from edgepack.pipeline.scores import final_scores
 from edgepack.pipeline.splits import layer_splits
-from edgepack.pipeline.transporting import add_transport
 from edgepack.progress import Progress, silent
-from edgepack.transport.needs import need_all
-from edgepack.transport.parts import JpegStream
 
 EXAMPLE = "example_inputs.npz"
 
@@ -51,13 +50,13 @@ class Chosen:
     """The files that go into the pack, by format.
 
     Attributes:
-        streams: codes of weights that come from JPEG files, for transport.
+        images: JPEG files that weights come from, for the archives.
     """
 
     planned: Mapping[Format, Planned]
     attempts: Mapping[Format, Attempt]
     baselines: Mapping[Format, Baseline]
-    streams: Mapping[Format, Sequence[JpegStream]] = field(default_factory=dict)
+    images: Mapping[Format, Sequence[JpegImage]] = field(default_factory=dict)
 
     def paths(self, *, baseline: bool) -> dict[str, tuple[Path, Format]]:
         """Name in the pack → (file, format)."""
@@ -76,8 +75,6 @@ def build(options: BuildOptions, *, cache: Cache | None = None, progress: Progre
         DeviceError: a measurement failed; nothing is written.
         BudgetError: no plan meets the budget; the best attempt is written.
     """
-    if options.transport:
-        need_all()
     cache = cache or Cache(fresh=options.fresh)
     out = options.out or Path("dist") / f"{model_name(options.model)}.{options.target.name}"
     with pack.writing(out) as folder, prepared(options, cache, progress) as ready:
@@ -109,7 +106,7 @@ def _fill(folder: Path, ready: Prepared) -> tuple[dict[str, Any], BudgetError | 
     if task.options.transport:
         task.progress("transport")
         files = [(f"model.{fmt}", fmt) for fmt in chosen.attempts]
-        for name, entry in add_transport(folder, files, chosen.streams).items():
+        for name, entry in add_archives(folder, files, chosen.images).items():
             record["files"][name] |= entry
     pack.write_manifest(folder, record)
     return record, failure
@@ -138,8 +135,8 @@ def _choose(ready: Prepared) -> Chosen:
         fmt: keep_promise(ready.task, ready.files[fmt], one.found.attempt, baselines[fmt])
         for fmt, one in planned.items()
     }
-    streams = {fmt: jpeg_streams(ready.task, one) for fmt, one in attempts.items()} if options.transport else {}
-    return Chosen(planned, attempts, baselines, streams)
+    images = {fmt: jpeg_images(ready.task, one) for fmt, one in attempts.items()} if options.transport else {}
+    return Chosen(planned, attempts, baselines, images)
 
 
 def _entries(ready: Prepared, chosen: Chosen, scores: Mapping[str, float]) -> dict[str, dict[str, Any]]:

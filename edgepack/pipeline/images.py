@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from edgepack.archive.images import JpegImage
 from edgepack.factorize import jpeg
 from edgepack.pipeline.attempt import Attempt
 from edgepack.pipeline.task import Task
 from edgepack.quantize.grid import quantize_weight
-from edgepack.transport.parts import JpegStream
 
 METHOD = "jpeg"
 
 
-def jpeg_streams(task: Task, attempt: Attempt) -> tuple[JpegStream, ...]:
+def jpeg_images(task: Task, attempt: Attempt) -> tuple[JpegImage, ...]:
     """Codes and image of every layer that was put through one.
 
     Where a file has other codes, because its int8 grid is a smaller one, the image does not serve and the codes travel
@@ -23,5 +23,5 @@ def jpeg_streams(task: Task, attempt: Attempt) -> tuple[JpegStream, ...]:
         quality = jpeg.quality_within(layer, other.share) if other is not None and other.method == METHOD else ""
         if isinstance(quality, int):
             part, image = jpeg.at_quality(layer, quality)
-            found.append((quantize_weight(part.weight)[0], image))
+            found.append(JpegImage(quantize_weight(part.weight)[0], image))
     return tuple(found)

@@ -42,7 +42,7 @@ class BuildOptions:
         out: pack folder, None for dist/<model>.<target>.
         fresh: ignore what the cache holds.
         baseline: write the dense models into the pack.
-        transport: write each model file as one compressed container as well.
+        transport: write each model file as a `.tar.xz` as well.
     """
 
     model: str

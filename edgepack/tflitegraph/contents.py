@@ -13,7 +13,6 @@ from edgepack.tflitegraph.tables import (
     graphs,
     op_name,
     raw_bytes,
-    read_bytes,
     read_file,
     scales_of,
     shape_of,
@@ -74,18 +73,3 @@ def _constant_vectors(model: Any) -> list[Array]:
                 scales, _ = scales_of(tensor)
                 found[index, position] = value.reshape(-1).astype(np.float64) * (scales if scales.size else 1.0)
     return list(found.values())
-
-
-def constants(content: bytes, path: Path | str) -> list[tuple[str, int, tuple[int, ...], Array]]:
-    """(name, number of its type in the schema, shape, bytes) of each constant tensor; bytes are views of `content`.
-
-    Raises:
-        ModelError: not a TFLite file, or a damaged one; `path` is its name in the message.
-    """
-    return read_bytes(content, path, _constants)
-
-
-def _constants(model: Any) -> list[tuple[str, int, tuple[int, ...], Array]]:
-    tensors = [graph.Tensors(index) for _, graph in graphs(model) for index in range(graph.TensorsLength())]
-    found = [((t.Name() or b"").decode(), t.Type(), shape_of(t), raw_bytes(model, t)) for t in tensors]
-    return [(name, kind, shape, raw) for name, kind, shape, raw in found if raw is not None]

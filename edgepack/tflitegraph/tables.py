@@ -42,19 +42,11 @@ def read_file(path: Path | str, read: Callable[[Any], T]) -> T:
     path = Path(path)
     if not path.is_file():
         raise ModelError(f"{path}: no such file")
-    return read_bytes(path.read_bytes(), path, read)
-
-
-def read_bytes(content: bytes, path: Path | str, read: Callable[[Any], T]) -> T:
-    """What `read` makes of the model in `content`; `path` is its name in messages.
-
-    Raises:
-        ModelError: not a TFLite file, or a damaged one.
-    """
     import struct
 
     from ai_edge_litert import schema_py_generated as schema
 
+    content = path.read_bytes()
     if len(content) < 32 or content[4:8] != b"TFL3":
         raise ModelError(f"{path}: not a TFLite file ({len(content)} bytes, identifier {content[4:8]!r})")
     try:

@@ -24,13 +24,13 @@ def pack(tmp_path_factory: pytest.TempPathFactory, recipe_file: Path) -> Path:
 @pytest.mark.parametrize("fmt", ["onnx", "tflite"])
 def test_unpacked_files_are_the_packs_to_the_byte(pack: Path, tmp_path: Path, fmt: str) -> None:
     entry = json.loads((pack / "manifest.json").read_text())["files"][f"model.{fmt}"]
-    container = pack / "transport" / f"model.{fmt}.epk"
-    assert container.stat().st_size == entry["wire_bytes"] < entry["size_bytes"]
-    done = invoke("unpack", container, "--out", tmp_path)
+    archive = pack / "transport" / f"model.{fmt}.tar.xz"
+    assert archive.stat().st_size == entry["wire_bytes"] < entry["size_bytes"]
+    done = invoke("unpack", archive, "--out", tmp_path)
     assert done.code == 0, done.err
     assert f"{entry['sha256'][:16]}… ok" in done.out
     assert (tmp_path / f"model.{fmt}").read_bytes() == (pack / f"model.{fmt}").read_bytes()
-    found = json.loads(invoke("unpack", container, "--out", tmp_path, "--json").out)
+    found = json.loads(invoke("unpack", archive, "--out", tmp_path, "--json").out)
     assert found["wire_bytes"] == entry["wire_bytes"]
     assert found["files"] == [
         {
@@ -42,11 +42,11 @@ def test_unpacked_files_are_the_packs_to_the_byte(pack: Path, tmp_path: Path, fm
     ]
 
 
-def test_a_different_file_and_a_damaged_container(pack: Path, tmp_path: Path) -> None:
-    container = pack / "transport" / "model.onnx.epk"
+def test_a_different_file_and_a_damaged_archive(pack: Path, tmp_path: Path) -> None:
+    archive = pack / "transport" / "model.onnx.tar.xz"
     (tmp_path / "model.onnx").write_text("mine")
-    assert_fails(invoke("unpack", container, "--out", tmp_path), 2, ["exists and is not what model.onnx.epk holds"])
-    assert invoke("unpack", container, "--out", tmp_path, "--force").code == 0
-    damaged = tmp_path / "cut.epk"
-    damaged.write_bytes(container.read_bytes()[:-9])
-    assert_fails(invoke("unpack", damaged), 3, [r"cut\.epk: found another checksum"])
+    assert_fails(invoke("unpack", archive, "--out", tmp_path), 2, ["exists and is not what model.onnx.tar.xz holds"])
+    assert invoke("unpack", archive, "--out", tmp_path, "--force").code == 0
+    damaged = tmp_path / "cut.tar.xz"
+    damaged.write_bytes(archive.read_bytes()[:-9])
+    assert_fails(invoke("unpack", damaged), 3, [r"cut\.tar\.xz: found .* it is cut short"])

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from layers import inputs, layer, seen, weight
 
+from edgepack.factorize import mosaic
 from edgepack.factorize.jpeg import at_quality, jpeg
 from edgepack.factorize.leastsquares import metric
 from edgepack.quantize.energy import output_energy
 from edgepack.quantize.grid import quantize_weight
-from edgepack.transport import mosaic
 from edgepack.types import Dense
 
 

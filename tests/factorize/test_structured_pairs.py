@@ -15,11 +15,11 @@ from edgepack.factorize import whitened
 from edgepack.factorize.budget import pair_rank
 from edgepack.factorize.dct import dct, waves, zigzag
 from edgepack.factorize.leastsquares import metric
+from edgepack.factorize.mosaic import image_sides
 from edgepack.factorize.projection import damped, orthonormal, output_projection, random_projection
 from edgepack.factorize.simhash import simhash
 from edgepack.quantize.energy import output_energy
 from edgepack.quantize.grid import quantize_weight
-from edgepack.transport.mosaic import image_sides
 from edgepack.types import Array, Factors, LinearLayer
 
 Method = Callable[..., Factors | str]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from small_builds import options
 
+from edgepack.archive.archive import unpack_file
 from edgepack.cache import Cache
 from edgepack.coded import is_decoded
 from edgepack.errors import UsageError
@@ -19,7 +21,6 @@ from edgepack.pipeline.alternatives import saves
 from edgepack.pipeline.build import build
 from edgepack.pipeline.guarding import choose_methods, load_data
 from edgepack.pipeline.opened import open_model
-from edgepack.pipeline.transporting import unpack_file
 from edgepack.types import Coded, Dense, Factors, LinearLayer
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
@@ -57,11 +58,11 @@ def test_a_pack_by_every_method(name: str, classifier: Path, cache: Path, tmp_pa
         assert (first["rank"] is not None) == (name in PAIRS)
         if first["form"] == CODED:
             assert entry["size_bytes"] < 0.5 * record["files"][f"baseline/int8.{fmt}"]["size_bytes"]
-        (unpacked,) = unpack_file(tmp_path / "pack" / "transport" / f"model.{fmt}.epk", tmp_path / fmt)
+        (unpacked,) = unpack_file(tmp_path / "pack" / "transport" / f"model.{fmt}.tar.xz", tmp_path / fmt)
         assert unpacked.path.read_bytes() == (tmp_path / "pack" / f"model.{fmt}").read_bytes()
     if name == "jpeg":
-        codecs = [part["codec"] for part in record["files"]["model.onnx"]["transport"]["parts"]]
-        assert codecs.count("jpeg") == 3
+        with tarfile.open(tmp_path / "pack" / "transport" / "model.onnx.tar.xz") as archive:
+            assert [name for name in archive.getnames() if name.endswith(".jpg")] == ["0.jpg", "1.jpg", "2.jpg"]
         assert record["files"]["model.onnx"]["wire_bytes"] < 0.3 * record["files"]["model.onnx"]["size_bytes"]
     said = any(f"{name} only saves bytes" in warning for warning in record["warnings"])
     assert said == (name in DECODED | {"jpeg"})

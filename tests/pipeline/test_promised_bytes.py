@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edgepack.archive.archive import pack
 from edgepack.cache import Cache
 from edgepack.data import Samples
 from edgepack.formats import Format
@@ -19,7 +20,6 @@ from edgepack.pipeline.files import ModelFiles
 from edgepack.pipeline.onnx_files import OnnxFiles
 from edgepack.pipeline.opened import Opened, open_model
 from edgepack.pipeline.tflite_files import TfliteFiles
-from edgepack.pipeline.transporting import packed
 from edgepack.types import Factors
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
@@ -95,5 +95,5 @@ def test_bytes_fall_as_parameters_do(
     before, after = dense.stat().st_size, thin.stat().st_size
     gone = share if precision == "fp32" else share * PARAMETERS / before
     assert 100 * (1 - after / before) == pytest.approx(100 * gone, abs=POINTS)
-    on_the_wire = len(packed(thin, fmt).content) / len(packed(dense, fmt).content)
+    on_the_wire = len(pack(thin.name, thin.read_bytes())) / len(pack(dense.name, dense.read_bytes()))
     assert 100 * (1 - on_the_wire) == pytest.approx(100 * share, abs=POINTS)

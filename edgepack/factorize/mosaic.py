@@ -137,6 +137,6 @@ def _pillow() -> ModuleType:
         from PIL import Image
     except ImportError as error:
         raise UsageError(
-            "weights as JPEG images need Pillow", hint='install it with: pip install "edgepack[transport]"'
+            "weights as JPEG images need Pillow", hint='install it with: pip install "edgepack[methods]"'
         ) from error
     return Image

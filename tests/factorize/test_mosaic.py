@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from edgepack.errors import ModelError, UsageError
-from edgepack.transport import mosaic
+from edgepack.factorize import mosaic
 from edgepack.types import Array
 
 
@@ -137,4 +137,4 @@ def test_without_pillow_the_error_says_what_to_install(monkeypatch: pytest.Monke
     with pytest.raises(UsageError) as caught:
         mosaic.encode(codes((2, 4)), 50)
     assert caught.value.hint is not None
-    assert "edgepack[transport]" in caught.value.hint
+    assert "edgepack[methods]" in caught.value.hint

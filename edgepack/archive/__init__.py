@@ -1,0 +1,1 @@
+"""Model files for slow links: a `.tar.xz` with the hashes of what is in it, and back."""

@@ -1,0 +1,31 @@
+"""A pack with an archive of its model."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from small_builds import options
+
+from edgepack.archive.archive import unpack_file
+from edgepack.cache import Cache
+from edgepack.pipeline.build import build
+
+
+def asked(classifier: Path, out: Path, **changes: Any) -> Any:
+    return options(classifier, rank=32, precision="int8", transport=True, baseline=False, out=out, **changes)
+
+
+def test_a_build_with_transport(classifier: Path, warm_cache: Path, tmp_path: Path) -> None:
+    made = build(asked(classifier, tmp_path / "p"), cache=Cache(warm_cache))
+    entry = made.manifest["files"]["model.onnx"]
+    archive = tmp_path / "p" / entry["transport"]["file"]
+    assert archive == tmp_path / "p" / "transport" / "model.onnx.tar.xz"
+    assert entry["wire_bytes"] == archive.stat().st_size < 0.95 * entry["size_bytes"]
+    assert entry["transport"]["sha256"] == hashlib.sha256(archive.read_bytes()).hexdigest()
+    (file,) = unpack_file(archive, tmp_path / "out")
+    assert file.path.read_bytes() == (tmp_path / "p" / "model.onnx").read_bytes()
+    assert (file.sha256, file.size_bytes, file.written) == (entry["sha256"], entry["size_bytes"], True)
+    again = build(asked(classifier, tmp_path / "q"), cache=Cache(warm_cache))
+    assert again.manifest["files"] == made.manifest["files"]
