@@ -100,7 +100,7 @@ class Lab:
         made: Made = {
             "accuracy": self.accuracy(self.work / "model.onnx"),
             "parameters": self.parameters(parts),
-            "files": {"onnx": _file(self.work / "model.onnx", images)},
+            "files": {"onnx": _onnx_file(self.work / "model.onnx", images)},
             "refused": None,
         }
         shutil.copyfile(self.work / "model.onnx", paths["onnx"])
@@ -110,7 +110,7 @@ class Lab:
             except (EdgepackError, ValueError) as err:
                 made["refused"] = str(err)
             else:
-                made["files"]["tflite"] = _file(self.work / "model.tflite", images)
+                made["files"]["tflite"] = {"size_bytes": (self.work / "model.tflite").stat().st_size}
                 shutil.copyfile(self.work / "model.tflite", paths["tflite"])
         return made
 
@@ -139,7 +139,7 @@ def count(part: Replacement | None, layer: LinearLayer) -> int:
     return stored_numbers(part) if isinstance(part, Coded) else layer.weight.size
 
 
-def _file(path: Path, images: Sequence[JpegImage]) -> dict[str, int]:
+def _onnx_file(path: Path, images: Sequence[JpegImage]) -> dict[str, int]:
     return {"size_bytes": path.stat().st_size, "wire_bytes": len(pack(path.name, path.read_bytes(), images))}
 
 

@@ -36,8 +36,9 @@ def lenet(bench: Bench) -> Group:
     for how in WAYS:
         share = _fitting(split, how)
         bench.say(f"lenet: {how} at 1/{1 / share:.0f}, on a split")
-        candidates.append((_trained(bench, split, how, share, part)["accuracy"], how, share))
-    _, how, share = max(candidates)
+        made = _trained(bench, split, how, share, part)
+        candidates.append((made["accuracy"], -made["files"]["onnx"]["wire_bytes"], how, share))
+    *_, how, share = max(candidates)  # of equals the one with fewer bytes
     lab = bench.lab(SIZES)
     own = _trained(bench, lab, how, share, (images, labels))
     asked = dict(
@@ -52,7 +53,7 @@ def lenet(bench: Bench) -> Group:
         "claim": claims.CLAIMS["lenet"],
         "own": own,
         "default": default,
-        "candidates": [{"accuracy": a, "way": h, "share": s} for a, h, s in candidates],
+        "candidates": [{"accuracy": a, "wire_bytes": -b, "way": h, "share": s} for a, b, h, s in candidates],
     }
     return {"name": "lenet", "model": "784-300-100-10", "dense": _dense(lab), "rows": [row]}
 
