@@ -32,7 +32,7 @@ PACKAGES = (
     ("onnxscript", "exports torch models to ONNX", "pip install 'edgepack[torch]'"),
     ("ai-edge-litert", "runs .tflite files", "pip install 'edgepack[tflite]'"),
     ("litert-torch", "writes .tflite files", "pip install 'edgepack[tflite]'"),
-    ("ai-edge-quantizer", "writes int8 .tflite files", "pip install 'edgepack[tflite]'"),
+    ("litert-quantizer", "writes int8 .tflite files", "pip install 'edgepack[tflite]'"),
     ("pnnx", "turns .onnx sources into .tflite", "pip install 'edgepack[tflite]'"),
     ("scikit-learn", "finds codebooks for --method kmeans", "pip install 'edgepack[methods]'"),
     ("pillow", "writes images for --method jpeg", "pip install 'edgepack[methods]'"),

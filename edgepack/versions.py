@@ -15,7 +15,7 @@ TOOLS = (
     "torch",
     "litert-torch",
     "ai-edge-litert",
-    "ai-edge-quantizer",
+    "litert-quantizer",
     "pnnx",
 )
 
