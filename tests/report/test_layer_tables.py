@@ -102,6 +102,7 @@ def test_layers_without_data() -> None:
 def test_doctor() -> None:
     tools = [
         Finding("onnxruntime", "runs .onnx files", "1.31.0", "pip install onnxruntime"),
+        Finding("ai-edge-litert", "runs .tflite files", "2.4.0", "pip install 'edgepack[tflite]'", tested="2.3.0"),
         Finding("adb", "reaches Android devices", None, "apt-get install adb"),
         Finding("emulator aarch64", "counts", None, "edgepack emulator install", "cc, the aarch64 system"),
     ]
@@ -112,6 +113,7 @@ DOCTOR = """\
  tool               for                       here
  ──────────────────────────────────────────────────────────────────────────────────────────────────────
  onnxruntime        runs .onnx files          1.31.0
+ ai-edge-litert     runs .tflite files        2.4.0, newer than the tested 2.3.0
  adb                reaches Android devices   missing: apt-get install adb
  emulator aarch64   counts                    missing cc, the aarch64 system: edgepack emulator install"""
 
