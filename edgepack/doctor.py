@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from edgepack.emulator import programs
 from edgepack.emulator.install import ARCHITECTURES, missing
+from edgepack.versions import newest_tested
 
 
 @dataclass(frozen=True)
@@ -16,6 +17,7 @@ class Finding:
 
     Attributes:
         lacks: what of a tool with several parts is missing.
+        tested: the newest version that the tests ran on, of a runtime that is newer here.
     """
 
     name: str
@@ -23,6 +25,7 @@ class Finding:
     found: str | None
     install: str
     lacks: str | None = None
+    tested: str | None = None
 
 
 PACKAGES = (
@@ -32,7 +35,7 @@ PACKAGES = (
     ("onnxscript", "exports torch models to ONNX", "pip install 'edgepack[torch]'"),
     ("ai-edge-litert", "runs .tflite files", "pip install 'edgepack[tflite]'"),
     ("litert-torch", "writes .tflite files", "pip install 'edgepack[tflite]'"),
-    ("ai-edge-quantizer", "writes int8 .tflite files", "pip install 'edgepack[tflite]'"),
+    ("litert-quantizer", "writes int8 .tflite files", "pip install 'edgepack[tflite]'"),
     ("pnnx", "turns .onnx sources into .tflite", "pip install 'edgepack[tflite]'"),
     ("scikit-learn", "finds codebooks for --method kmeans", "pip install 'edgepack[methods]'"),
     ("pillow", "writes images for --method jpeg", "pip install 'edgepack[methods]'"),
@@ -51,12 +54,18 @@ EMULATOR_PROGRAMS = (
 
 def examine() -> list[Finding]:
     """Look for every package and program that edgepack can use."""
-    findings = [Finding(name, purpose, _version(name), install) for name, purpose, install in PACKAGES]
+    findings = [_package(name, purpose, install) for name, purpose, install in PACKAGES]
     findings += [Finding(name, purpose, shutil.which(name), install) for name, purpose, install in PROGRAMS]
     findings += [_emulator(arch) for arch in ARCHITECTURES]
     return findings + [
         Finding(name, purpose, programs.find(name), programs.command(name)) for name, purpose in EMULATOR_PROGRAMS
     ]
+
+
+def _package(name: str, purpose: str, install: str) -> Finding:
+    found = _version(name)
+    tested = None if found is None else newest_tested(name, found)
+    return Finding(name, purpose, found, install, tested=tested)
 
 
 def _emulator(arch: str) -> Finding:

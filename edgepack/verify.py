@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -23,28 +23,40 @@ MIN_SQNR_DB: Mapping[str, float] = {
     "nbits4": 5.0,
     "nbits4-residual": 5.0,
     "int4-dynamic-range": 5.0,
+    "+weights": 10.0,
+    "+tables4": 5.0,
 }
-"""Tolerance of a form: signal to noise of its outputs against the fp32 factored reference. Integers carry the noise of
-every layer they pass, and no more than a third of the signal may be noise, with 4-bit weights little more than half;
-what that costs is for the metric to say."""
+"""Tolerance of a form, and of weights beside linear layers by the suffix of their file's form: signal to noise of its
+outputs against the fp32 factored reference. Integers carry the noise of every layer they pass, and no more than a third
+of the signal may be noise, with 4-bit weights little more than half; what that costs is for the metric to say."""
 
 PADDING = 16
 """Blocked layouts of a runtime round channels up to at most a multiple of this."""
 
 
+def tolerance_db(forms: Iterable[str]) -> float:
+    """Least signal to noise of a file's outputs, in dB: the widest tolerance of all that the file holds.
+
+    Args:
+        forms: of the file, with the suffix that says what its other weights are, and of its layers.
+    """
+    parts = (form.partition("+") for form in forms)
+    return min(MIN_SQNR_DB[each] for own, plus, rest in parts for each in (own, plus + rest) if each)
+
+
 def same_outputs(outputs: Array, reference: Array, form: str, layers: Sequence[LayerPlan] = ()) -> Proof:
-    """The file loads in its runtime and answers like the fp32 factored reference, within its form's tolerance.
+    """The file loads in its runtime and answers like the fp32 factored reference, as nearly as what it holds allows.
 
     Args:
         outputs: of the file.
         reference: of the fp32 factored model.
         form: of the file.
-        layers: its plan; the widest tolerance among the file's form and those of its layers holds.
+        layers: its plan.
     """
     if outputs.shape != reference.shape:
         return Proof("outputs", False, f"shape {outputs.shape}, the reference has {reference.shape}")
     noise = sqnr_db(outputs, reference)
-    least = min(MIN_SQNR_DB[each] for each in (plain_form(form), *(plan.form_in(form) for plan in layers)))
+    least = tolerance_db((form, *(plan.form_in(form) for plan in layers)))
     passed = bool(np.isfinite(outputs).all()) and noise >= least
     return Proof("outputs", passed, f"{noise:.1f} dB against the fp32 factored model, at least {least:.0f} dB")
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 import edgepack
@@ -15,10 +16,12 @@ TOOLS = (
     "torch",
     "litert-torch",
     "ai-edge-litert",
-    "ai-edge-quantizer",
+    "litert-quantizer",
     "pnnx",
 )
 
+TESTED_RUNTIMES: Mapping[str, str] = {"onnxruntime": "1.31.1", "ai-edge-litert": "2.3.0"}
+"""The newest versions of the runtimes that the tests ran on; those of constraints.txt, which no wheel holds."""
 
 FITTERS = ("numpy", "scipy", "scikit-learn", "pillow")
 """What the fits of methods other than factorizers depend on."""
@@ -33,3 +36,23 @@ def tool_versions(tools: Sequence[str] = TOOLS) -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def newest_tested(runtime: str, found: str) -> str | None:
+    """The newest version of a runtime that the tests ran on, if the one that was found is newer; None if not.
+
+    Args:
+        runtime: name on PyPI.
+        found: its version; what follows the numbers of a release is not compared.
+    """
+    tested = TESTED_RUNTIMES.get(runtime)
+    return tested if tested is not None and _release(found) > _release(tested) else None
+
+
+def _release(version: str) -> tuple[int, ...]:
+    """`1.31.0rc1` → (1, 31): zeros at the end tell no releases apart."""
+    numbers = re.match(r"\d+(?:\.\d+)*", version)
+    parts = [] if numbers is None else [int(part) for part in numbers[0].split(".")]
+    while parts and parts[-1] == 0:
+        parts.pop()
+    return tuple(parts)

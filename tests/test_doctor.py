@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from edgepack.doctor import EMULATOR_PROGRAMS, PACKAGES, PROGRAMS, examine
+from edgepack.versions import TESTED_RUNTIMES, newest_tested
 
 ROOT = Path(__file__).parents[1]
 
@@ -76,3 +77,24 @@ def test_every_package_is_one_that_edgepack_installs() -> None:
         assert f'"{name}>=' in declared
         extra = re.search(r"\[(\w+)\]", install)
         assert extra is None or f"{extra[1]} = [" in declared
+
+
+def test_tested_runtimes_are_those_of_the_constraints() -> None:
+    pinned = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
+    assert {name: pinned[name] for name in TESTED_RUNTIMES} == TESTED_RUNTIMES
+
+
+def test_runtimes_newer_than_tested_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = {"onnxruntime": "99.0.1", "ai-edge-litert": TESTED_RUNTIMES["ai-edge-litert"], "torch": "99.0"}
+    monkeypatch.setattr("edgepack.doctor.version", lambda name: here.get(name, "1.0"))
+    tested = {finding.name: finding.tested for finding in examine() if finding.tested is not None}
+    assert tested == {"onnxruntime": TESTED_RUNTIMES["onnxruntime"]}
+
+
+def test_versions_are_compared_as_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgepack.versions.TESTED_RUNTIMES", {"onnxruntime": "1.31.1"})
+    for found in ("1.31.1", "1.31.1.0", "1.31.1rc2", "1.9.9", "1.31", "odd"):
+        assert newest_tested("onnxruntime", found) is None, found
+    for found in ("1.31.2", "1.31.1.1", "1.32.0.dev20261101", "1.100", "2"):
+        assert newest_tested("onnxruntime", found) == "1.31.1", found
+    assert newest_tested("torch", "99") is None

@@ -20,6 +20,7 @@ from edgepack.onnxgraph.contents import read_contents
 from edgepack.onnxgraph.files import save
 from edgepack.onnxgraph.rewrite import with_factors
 from edgepack.onnxgraph.session import session
+from edgepack.pipeline.onnx_files import DECODED, TABLES
 from edgepack.types import Array, Contents, Factors, LayerPlan
 from edgepack.verify import MIN_SQNR_DB, biases_intact, same_outputs, two_thin_matmuls, weights_as_planned
 
@@ -323,7 +324,16 @@ def test_outputs_that_are_not_finite(bad: float) -> None:
     assert not same_outputs(np.full_like(reference, bad), reference, "fp32").passed
 
 
-LEVELS = {"fp32": 60, "int8-dynamic": 10, "int8-static-qdq+weights": 10, "nbits8": 10, "nbits4+weights": 5}
+LEVELS = {
+    "fp32": 60,
+    "fp32+weights": 10,
+    "fp32+tables4": 5,
+    "int8-dynamic": 10,
+    "int8-static-qdq+weights": 10,
+    "nbits8": 10,
+    "nbits8+tables4": 5,
+    "nbits4+weights": 5,
+}
 
 
 @pytest.mark.parametrize(("form", "level"), LEVELS.items())
@@ -335,10 +345,21 @@ def test_tolerance_of_a_form(form: str, level: float) -> None:
 
 
 def test_every_form_has_a_tolerance() -> None:
-    assert set(MIN_SQNR_DB) == {form for forms in ALL_FORMS.values() for form in forms} | set(RESIDUAL_FORMS) | {CODED}
+    forms = {form for forms in ALL_FORMS.values() for form in forms}
+    assert set(MIN_SQNR_DB) == forms | set(RESIDUAL_FORMS) | {CODED, DECODED, TABLES}
 
 
-@pytest.mark.parametrize(("form", "own", "level"), [("fp32", "nbits4", 5), ("nbits4", "fp32", 5), ("fp32", None, 60)])
+@pytest.mark.parametrize(
+    ("form", "own", "level"),
+    [
+        ("fp32", "nbits4", 5),
+        ("nbits4", "fp32", 5),
+        ("fp32", None, 60),
+        ("fp32+weights", "fp32", 10),
+        ("fp32+weights", "nbits4", 5),
+        ("nbits8+tables4", "fp32", 5),
+    ],
+)
 def test_a_mixed_file_has_the_tolerance_of_its_weakest_form(form: str, own: str | None, level: float) -> None:
     reference, layers = normal(400, 5), plans((12, 40, None), (5, 12, None))
     layers = (layers[0], replace(layers[1], form=own))

@@ -36,7 +36,9 @@ def build(
     metric: Annotated[
         str | None, typer.Option("--metric", help="accuracy, agreement or cosine.", show_default="by the data")
     ] = None,
-    formats: Annotated[str, typer.Option("--formats", help="onnx, tflite or both.")] = "onnx,tflite",
+    formats: Annotated[
+        str | None, typer.Option("--formats", help="onnx, tflite or both.", show_default="all that can be written here")
+    ] = None,
     rank: Annotated[
         str,
         typer.Option(
@@ -111,7 +113,7 @@ def build(
             test=test,
             max_drop=max_drop,
             metric=metric,
-            formats=parse_formats(formats),
+            formats=None if formats is None else parse_formats(formats),
             rank=parse_rank(rank),
             precision=precision.value,
             method=method,

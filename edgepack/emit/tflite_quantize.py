@@ -1,4 +1,4 @@
-"""Integer forms of a float32 .tflite file, by ai-edge-quantizer."""
+"""Integer forms of a float32 .tflite file, by litert-quantizer."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def _form_of_the_rest(form: str) -> str:
 def _quantized(
     source: Path, form: str, samples: Mapping[str, Array], kept: tuple[str, ...], single: Mapping[str, str]
 ) -> bytes:
-    from ai_edge_quantizer import qtyping, quantizer
+    from litert_quantizer import qtyping, quantizer
 
     names = qtyping.TFLOperationName
     no_quantize = quantizer.AlgorithmName.NO_QUANTIZE
@@ -157,7 +157,7 @@ def _quantized(
                 ranges = _calibrated(work.get_quantization_recipe(), source, samples)
             return bytes(work.quantize(ranges).quantized_model)
         except (ValueError, RuntimeError, KeyError, NotImplementedError, TypeError) as err:
-            raise ModelError(f"{source.name}: ai-edge-quantizer cannot write the form {form}: {err}") from err
+            raise ModelError(f"{source.name}: litert-quantizer cannot write the form {form}: {err}") from err
 
 
 def _scope(outputs: Sequence[str]) -> str | None:
@@ -186,8 +186,8 @@ def _refusing_operator(path: Path, samples: Mapping[str, Array]) -> str | None:
 
 
 def _calibrated(recipe: Any, source: Path, samples: Mapping[str, Array]) -> Any:
-    from ai_edge_quantizer import calibrator, recipe_manager
-    from ai_edge_quantizer.utils import qsv_utils
+    from litert_quantizer import calibrator, recipe_manager
+    from litert_quantizer.utils import qsv_utils
 
     from edgepack.tfliterun import signature
 

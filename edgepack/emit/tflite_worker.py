@@ -83,7 +83,7 @@ def _import_all(request: Request, state: _Loaded) -> Reply:
 
     torch.set_num_threads(1)
     import litert_torch
-    from ai_edge_quantizer import quantizer
+    from litert_quantizer import quantizer
 
     # What the libraries set up stays anyway; going through it after every answer would take a quarter of a second.
     gc.freeze()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,8 @@ from edgepack.pipeline.output_gradients import weighed
 from edgepack.pipeline.statistics import decompose
 from edgepack.plan.candidates import break_even_rank
 from edgepack.progress import Progress, silent
-from edgepack.report.layers import LayerReport, ModelReport
-from edgepack.types import LinearLayer, Spectrum
+from edgepack.report.layers import Energy, LayerReport, ModelReport
+from edgepack.types import Array, LinearLayer, Spectrum
 
 
 def inspect(
@@ -61,7 +61,11 @@ def inspect(
             *(opened.model, opened.layers, chosen, loaded.calibration, key, cache, progress), gradients=gradients
         )
         progress("count rows")
-        return _report(opened, chosen, spectra, _rows(opened, loaded.calibration, seed))
+        energies = [
+            _energy(layer.name, spectrum, gradients) for layer, spectrum in zip(opened.layers, spectra, strict=True)
+        ]
+        rows = _rows(opened, loaded.calibration, seed)
+        return _report(opened, chosen, spectra, energies, rows, has_data=loaded.calibration is not None)
 
 
 def inspect_pack(pack_dir: Path) -> Mapping[str, Any]:
@@ -89,21 +93,43 @@ def _rows(opened: Opened, samples: Samples | None, seed: int) -> dict[str, int]:
     return {name: counts[joined(key)] for name, key in observation.keys.items()}
 
 
-def _report(opened: Opened, method: str, spectra: tuple[Spectrum, ...], rows: dict[str, int]) -> ModelReport:
+def _energy(name: str, spectrum: Spectrum, gradients: Mapping[str, Array] | None) -> Energy:
+    """What the spectrum of a layer is of: a method that lacks its data or its gradients there gives way to another."""
+    if spectrum.mean is None:
+        return "weight"
+    return "output" if gradients is None or name not in gradients else "weighed output"
+
+
+def _report(
+    opened: Opened,
+    method: str,
+    spectra: Sequence[Spectrum],
+    energies: Sequence[Energy],
+    rows: dict[str, int],
+    *,
+    has_data: bool,
+) -> ModelReport:
     from edgepack.onnxgraph.tensors import weight_bytes
 
     total = weight_bytes(opened.model)
     macs = {layer.name: rows[layer.name] * layer.weight.size for layer in opened.layers if layer.name in rows}
     known = len(macs) == len(opened.layers) and sum(macs.values()) > 0
     reports = tuple(
-        _layer(layer, spectrum, total, rows.get(layer.name), macs[layer.name] / sum(macs.values()) if known else None)
-        for layer, spectrum in zip(opened.layers, spectra, strict=True)
+        _layer(
+            layer,
+            spectrum,
+            energy,
+            total,
+            rows.get(layer.name),
+            macs[layer.name] / sum(macs.values()) if known else None,
+        )
+        for layer, spectrum, energy in zip(opened.layers, spectra, energies, strict=True)
     )
-    return ModelReport(opened.name, total, sum(r.weight_bytes for r in reports), method, reports)
+    return ModelReport(opened.name, total, sum(r.weight_bytes for r in reports), method, has_data, reports)
 
 
 def _layer(
-    layer: LinearLayer, spectrum: Spectrum, total: int, rows: int | None, macs_share: float | None
+    layer: LinearLayer, spectrum: Spectrum, energy: Energy, total: int, rows: int | None, macs_share: float | None
 ) -> LayerReport:
     m, n = layer.out_features, layer.in_features
     lost = spectrum.lost_share()
@@ -120,6 +146,7 @@ def _layer(
         macs_share=macs_share,
         break_even=break_even_rank(m, n),
         break_even_int8_int4=(m * n - 1) // (2 * (m + n)),
+        energy=energy,
         rank_90=int(np.argmax(lost <= 0.10)),
         rank_99=int(np.argmax(lost <= 0.01)),
     )

@@ -1,6 +1,6 @@
 """TFLite files of one linear layer, written through the schema: milliseconds a file, and no converter is needed.
 
-Operators, versions, types and attributes are those that litert-torch and ai-edge-quantizer give the same layer, and a
+Operators, versions, types and attributes are those that litert-torch and litert-quantizer give the same layer, and a
 test holds them to it; so the runtime takes the same kernels. Constants are aligned as LiteRT's own writers align them.
 """
 

@@ -38,7 +38,7 @@ def build_record(ready: Prepared, probes: Sequence[Probe]) -> dict[str, Any]:
             "precision": options.precision,
             "refit": options.refit,
             "max_drop": options.drop_limit,
-            "formats": list(options.formats),
+            "formats": list(options.chosen_formats),
             "flash_bytes": options.flash_bytes,
             "ram_bytes": options.ram_bytes,
             "latency_s": options.latency_s,

@@ -51,7 +51,7 @@ def residuals_of(
     layers: Sequence[LinearLayer], options: BuildOptions, unseen: Collection[str]
 ) -> dict[str, tuple[int, ...]]:
     """By layer name: the ranks to offer of a pair beside the dense matrix in 4 bits; none where that is not wanted."""
-    wanted = "onnx" in options.formats and options.rank == "auto" and options.precision in ("auto", "int4")
+    wanted = "onnx" in options.chosen_formats and options.rank == "auto" and options.precision in ("auto", "int4")
     return {
         layer.name: residual_ranks(layer.out_features, layer.in_features) if wanted and layer.name not in unseen else ()
         for layer in layers

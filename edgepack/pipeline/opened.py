@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from edgepack.emit.needs import missing
 from edgepack.errors import ModelError, UsageError
 from edgepack.types import LinearLayer, Recipe, TensorSpec
 
@@ -70,12 +71,16 @@ def open_model(spec: str, work: Path) -> Opened:
     """Open `spec`; exports of a torch model go into the folder `work`.
 
     Raises:
-        UsageError: `spec` names no model.
+        UsageError: `spec` names no model, or what opens it is not installed.
         ModelError: the model is bad or cannot be exported.
     """
     kind = model_kind(spec)
     if kind == "onnx":
         return _opened_onnx(spec, kind, Path(spec), None, None)
+    if lacks := missing(("torch", "onnxscript")):
+        raise UsageError(
+            f"{spec}: torch models need {', '.join(lacks)}: not installed", hint="pip install 'edgepack[torch]'"
+        )
     from edgepack.sources.torch import export_program, load_pt2, program_to_onnx, save_program
 
     recipe = None

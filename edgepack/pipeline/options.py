@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from edgepack.emit.needs import INSTALL, NAMES, missing_for
 from edgepack.errors import UsageError
 from edgepack.formats import FORMATS, Format
+from edgepack.pipeline.opened import model_kind
 from edgepack.recover.budget import Budget
 from edgepack.targets import HOST, Target
 
@@ -27,6 +30,7 @@ class BuildOptions:
         test: `.npz` that is scored once, at the end.
         max_drop: largest allowed drop in the metric's own unit; None means 0.5 in auto mode and no limit at a fixed
             rank or for a picked plan.
+        formats: to write; None for all whose packages are installed.
         metric: name of the guard metric, None to choose by the data.
         rank: "auto" to choose one for every layer, "cv" for one share by cross-validation on the labels, a rank for all
             layers (int), or a share of each layer's weights (float).
@@ -51,7 +55,7 @@ class BuildOptions:
     test: Path | None = None
     max_drop: float | None = None
     metric: str | None = None
-    formats: tuple[Format, ...] = FORMATS
+    formats: tuple[Format, ...] | None = None
     rank: Rank = "auto"
     precision: PrecisionChoice = "auto"
     refit: bool = False
@@ -73,9 +77,9 @@ class BuildOptions:
     def __post_init__(self) -> None:
         if self.max_drop is not None and not 0 <= self.max_drop < float("inf"):
             raise UsageError(f"--max-drop {self.max_drop}: a drop is 0 or more, in the metric's unit")
-        if not self.formats:
-            raise UsageError("no format asked for", hint="give --formats onnx,tflite")
-        for fmt in self.formats:
+        if self.formats is not None:
+            self._check_formats(self.formats)
+        for fmt in self.chosen_formats:
             self.target.require_format(fmt)
         if isinstance(self.rank, float) and not 0 < self.rank < 1:
             raise UsageError(f"--rank {self.rank}: a share of a layer's weights lies between 0 and 1")
@@ -88,6 +92,30 @@ class BuildOptions:
             raise UsageError(f"--search-minutes {self.search_minutes}: must be more than 0")
         if self.pick and self.rank != "auto":
             raise UsageError("--pick takes a plan that --explore found", hint="leave --rank out")
+
+    def _check_formats(self, asked: tuple[Format, ...]) -> None:
+        if not asked:
+            raise UsageError("no format asked for", hint="give --formats onnx,tflite")
+        for fmt in asked:
+            if fmt in self.unwritable:
+                raise UsageError(
+                    f"{NAMES[fmt]} files need {', '.join(self.unwritable[fmt])}: not installed",
+                    hint=f"{INSTALL[fmt]}, or leave {fmt} out of --formats",
+                )
+
+    @property
+    def unwritable(self) -> Mapping[Format, tuple[str, ...]]:
+        """Formats that this model cannot be written in here, and the packages that are not installed."""
+        from_onnx = model_kind(self.model) == "onnx"
+        lacks = {fmt: missing_for(fmt, from_onnx=from_onnx) for fmt in FORMATS}
+        return {fmt: packages for fmt, packages in lacks.items() if packages}
+
+    @property
+    def chosen_formats(self) -> tuple[Format, ...]:
+        """The formats to write."""
+        if self.formats is not None:
+            return self.formats
+        return tuple(fmt for fmt in FORMATS if fmt not in self.unwritable)
 
     @property
     def drop_limit(self) -> float | None:

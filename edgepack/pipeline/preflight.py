@@ -10,6 +10,7 @@ from edgepack.bench.devices.remote import RemoteDevice
 from edgepack.bench.devices.shell import ShellFacts
 from edgepack.bench.facts import facts_from_probe
 from edgepack.host import target_from_probe
+from edgepack.versions import newest_tested
 
 LITTLE_RAM_BYTES, LITTLE_DISK_BYTES = 128 << 20, 256 << 20
 HOT_C = 70.0
@@ -113,7 +114,9 @@ def _runtime(name: str, found: Mapping[str, Any] | None) -> Check:
     if not found:
         return Check(name, "not installed", _INSTALL)
     if found["imports"]:
-        return Check(name, str(found["version"]))
+        version = str(found["version"])
+        tested = newest_tested(name, version)
+        return Check(name, version if tested is None else f"{version}, newer than the tested {tested}")
     error = str(found["error"])
     unsupported = "SIGILL" in error
     advice = "this version uses instructions that the CPU lacks: install another" if unsupported else _INSTALL

@@ -11,6 +11,7 @@ from pathlib import Path
 from edgepack import metrics
 from edgepack.cache import Cache, digest
 from edgepack.data import Samples, example, read_npz
+from edgepack.emit.needs import INSTALL, NAMES
 from edgepack.errors import ModelError, UsageError
 from edgepack.executor import Workers, workers
 from edgepack.formats import Format
@@ -79,7 +80,7 @@ def prepared(options: BuildOptions, cache: Cache, progress: Progress) -> Iterato
     model_kind(options.model)
     with ExitStack() as stack:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgepack-")))
-        tflite = stack.enter_context(TfliteFiles(cache, work)) if "tflite" in options.formats else None
+        tflite = stack.enter_context(TfliteFiles(cache, work)) if "tflite" in options.chosen_formats else None
         crew = stack.enter_context(workers(options.scheduler))
         progress("open model")
         opened = open_model(options.model, work)
@@ -134,7 +135,7 @@ def _prepare(
     task = Task(
         *(options, opened.layers, spectra, method, prover, cache, guarded_key),
         *(Rounder(covariances, method, options.seed, onnx.largest, gradients or {}), work, progress),
-        warnings=[UNGUARDED] if data.calibration is None else [],
+        warnings=[*_left_out(options), *([UNGUARDED] if data.calibration is None else [])],
     )
     if refitted_on is not None:
         task.refitter = Refitter(opened.model, task.rounder, refitted_on, progress)
@@ -161,6 +162,15 @@ def _prepare(
     return Prepared(task, opened, data, test, guard, onnx, files, prices, menus, sensitivity.known, validated)
 
 
+def _left_out(options: BuildOptions) -> list[str]:
+    """A line for every format that nobody asked for and that cannot be written here."""
+    left_out = {} if options.formats is not None else options.unwritable
+    return [
+        f"no {NAMES[fmt]} file: it needs {INSTALL[fmt]} ({', '.join(packages)} not installed)"
+        for fmt, packages in left_out.items()
+    ]
+
+
 def _check_methods(options: BuildOptions, methods: Methods) -> None:
     """Refuses options that are about the pairs of a factorizer where there are none."""
     given = {"--rank cv": options.rank == "cv", "--refit": options.refit, "--recover": options.recover is not None}
@@ -174,7 +184,7 @@ def _check_methods(options: BuildOptions, methods: Methods) -> None:
 
 def _choose_grid(options: BuildOptions, onnx: OnnxFiles, guard: Guard, work: Path) -> None:
     """Take the weight grid with which the dense int8 file answers best."""
-    if len(options.weight_grids) == 1 or "onnx" not in options.formats or options.precision == "fp32":
+    if len(options.weight_grids) == 1 or "onnx" not in options.chosen_formats or options.precision == "fp32":
         return
     path = work / "grid.onnx"
     noise = {}
@@ -189,7 +199,7 @@ def _formats(
     options: BuildOptions, opened: Opened, data: Data, onnx: OnnxFiles, tflite: TfliteFiles | None, task: Task
 ) -> dict[Format, ModelFiles]:
     """The formats that this model can be written in. TFLite is left out, with the reason, where conversion fails."""
-    files: dict[Format, ModelFiles] = {"onnx": onnx} if "onnx" in options.formats else {}
+    files: dict[Format, ModelFiles] = {"onnx": onnx} if "onnx" in options.chosen_formats else {}
     if tflite is None:
         return files
     tflite.open(opened, data.calibration, example(data.guard, opened.inputs, options.seed))

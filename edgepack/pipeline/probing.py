@@ -35,7 +35,7 @@ class Probe:
 
 
 def beside_code(options: BuildOptions, files: ModelFiles) -> str:
-    """The form of a file whose layers are all in code: other weights in 8 bits as well, unless fp32 was asked for."""
+    """The form of a file whose layers are all in code, by which other weights go: int8 unless fp32 was asked for."""
     return "fp32" if options.precision == "fp32" else plain_form(files.probe_form)
 
 

@@ -124,7 +124,7 @@ class TfliteFiles:
     def write_baseline(self, form: str, out: Path) -> str:
         """The dense int8 baseline by the format's own quantizer; returns its name."""
         self.write({}, form, out)
-        return "ai-edge-quantizer"
+        return "litert-quantizer"
 
     def write(
         self, factors: Mapping[str, Replacement], form: str, out: Path, forms: Mapping[str, str] | None = None

@@ -20,7 +20,7 @@ def render_doctor(tools: Sequence[Finding]) -> Table:
 
 def _here(tool: Finding) -> str:
     if tool.found is not None:
-        return tool.found
+        return tool.found if tool.tested is None else f"{tool.found}, newer than the tested {tool.tested}"
     return f"missing {tool.lacks}: {tool.install}" if tool.lacks else f"missing: {tool.install}"
 
 

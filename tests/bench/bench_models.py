@@ -11,7 +11,7 @@ import numpy as np
 # In a process of its own: litert_torch prints to stdout, and its import warns and takes seconds.
 _MAKE_TFLITE = """
 import sys, torch, litert_torch
-from ai_edge_quantizer import quantizer, recipe
+from litert_quantizer import quantizer, recipe
 torch.manual_seed(0)
 model = torch.nn.Sequential(torch.nn.Linear(64, 48), torch.nn.ReLU(), torch.nn.Linear(48, 10)).eval()
 litert_torch.convert(model, (torch.zeros(1, 64),)).export(sys.argv[1] + "/fp32.tflite")

@@ -135,7 +135,7 @@ def test_manifest_says_what_was_done_with_what(rpi4_pack: Built) -> None:
     assert manifest["model"]["kind"] == "recipe"
     assert manifest["model"]["source"] == "points.py:recipe"
     assert len(manifest["model"]["sha256"]) == 64
-    assert {"numpy", "onnx", "onnxruntime", "torch", "litert-torch", "ai-edge-quantizer"} <= set(manifest["versions"])
+    assert {"numpy", "onnx", "onnxruntime", "torch", "litert-torch", "litert-quantizer"} <= set(manifest["versions"])
     assert manifest["options"]["max_drop"] == 1.0
     assert manifest["loss_weighted_by"] == "output gradients"
     assert manifest["cost_sources"] == {"onnx": "emulated cost table", "tflite": "emulated cost table"}

@@ -33,6 +33,8 @@ def test_a_model_with_data(classifier: Path, warm_cache: Path) -> None:
 def test_a_model_without_data(classifier: Path, warm_cache: Path) -> None:
     report = inspect(str(classifier), cache=Cache(warm_cache))
     assert report.method == "svd"
+    assert not report.has_data
+    assert {layer.energy for layer in report.layers} == {"weight"}
     assert [layer.rows for layer in report.layers] == [1, 1, 1]
 
 

@@ -147,6 +147,26 @@ def test_formats(text: str, expected: tuple[str, ...]) -> None:
     assert parse_formats(text) == expected
 
 
+def test_formats_whose_packages_are_missing_are_left_out_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert options().chosen_formats == ("onnx", "tflite")
+    monkeypatch.setattr("edgepack.emit.needs.find_spec", lambda name: None if name == "pnnx" else object())
+    assert options().chosen_formats == ("onnx",)
+    assert options().unwritable == {"tflite": ("pnnx",)}
+    assert BuildOptions("m.pt2", RPI4).chosen_formats == ("onnx", "tflite"), "only ONNX files go through pnnx"
+    assert options(formats=("onnx",)).chosen_formats == ("onnx",)
+    with pytest.raises(UsageError, match="TFLite files need pnnx: not installed") as caught:
+        options(formats=("onnx", "tflite"))
+    assert caught.value.hint == "pip install 'edgepack[tflite]', or leave tflite out of --formats"
+
+
+def test_a_target_may_lack_what_cannot_be_written_anyway(monkeypatch: pytest.MonkeyPatch) -> None:
+    target = replace(RPI4, runtimes={"onnx": "onnxruntime"})
+    with pytest.raises(TargetsError, match="cannot run tflite"):
+        BuildOptions("m.onnx", target)
+    monkeypatch.setattr("edgepack.emit.needs.find_spec", lambda _: None)
+    assert BuildOptions("m.onnx", target).chosen_formats == ("onnx",)
+
+
 def test_unknown_format() -> None:
     with pytest.raises(UsageError, match="unknown format 'coreml'; there are onnx, tflite"):
         parse_formats("onnx,coreml")

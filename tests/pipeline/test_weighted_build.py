@@ -83,6 +83,38 @@ def test_inspect_looks_at_the_same_spectra(classifier: Path, cache: Path) -> Non
     assert [one.rank_90 for one in found["two-sided"].layers] != [one.rank_90 for one in found["svd"].layers]
 
 
+@pytest.mark.parametrize(
+    ("method", "energy"),
+    [("two-sided", "weighed output"), ("fisher", "weighed output"), ("whitened", "output"), ("svd", "weight")],
+)
+def test_inspect_says_what_its_ranks_keep_a_share_of(classifier: Path, cache: Path, method: str, energy: str) -> None:
+    report = inspect(str(classifier), data=classifier.parent / "data.npz", method=method, cache=Cache(cache))
+    assert {layer.energy for layer in report.layers} == {energy}
+    assert report.has_data
+
+
+def test_inspect_names_layers_that_lack_gradients_or_inputs(tmp_path: Path) -> None:
+    """Of three layers one answers, one gives the second output alone, and one is fed zeros."""
+    rng = np.random.default_rng(0)
+    arrays = {name: rng.standard_normal((32, 32)) for name in ("first", "second", "unseen")} | {"zero": np.zeros(1)}
+    nodes = [
+        helper.make_node("Mul", ["x", "zero"], ["nothing"]),
+        helper.make_node("MatMul", ["nothing", "unseen"], ["u"]),
+        helper.make_node("MatMul", ["x", "first"], ["f"]),
+        helper.make_node("Add", ["u", "f"], ["y"]),
+        helper.make_node("MatMul", ["x", "second"], ["z"]),
+    ]
+    x, y, z = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 32]) for name in "xyz")
+    constants = [numpy_helper.from_array(array.astype(np.float32), name) for name, array in arrays.items()]
+    graph = helper.make_graph(nodes, "two", [x], [y, z], constants)
+    model = tmp_path / "two.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), model)
+    np.savez(tmp_path / "data.npz", x=rng.standard_normal((80, 32)).astype(np.float32))
+    report = inspect(str(model), data=tmp_path / "data.npz", method="two-sided", cache=Cache(tmp_path / "cache"))
+    found = {layer.name: layer.energy for layer in report.layers}
+    assert found == {"first": "weighed output", "second": "output", "unseen": "weight"}
+
+
 def test_a_model_without_gradients_is_refused(tmp_path: Path) -> None:
     """The answer is the number of a class: nothing that could be differentiated."""
     rng = np.random.default_rng(0)

@@ -87,8 +87,8 @@ def test_grids_of_forms(form: str, columns: int, grid: WeightGrid | None) -> Non
 @pytest.mark.parametrize(("form", "largest"), [("int8-dynamic-range", 127), ("int4-dynamic-range", 7)])
 def test_tflite_quantizer_gives_the_codes_back(form: str, largest: int) -> None:
     """The min-max quantizer of TFLite files itself, through the function that it rounds with."""
-    from ai_edge_quantizer import qtyping
-    from ai_edge_quantizer.algorithms.uniform_quantize import uniform_quantize_tensor as uniform
+    from litert_quantizer import qtyping
+    from litert_quantizer.algorithms.uniform_quantize import uniform_quantize_tensor as uniform
 
     weight = np.random.default_rng(0).standard_normal((20, 50)).astype(np.float32)
     one = round_to_nearest(weight, WeightGrid(largest))

@@ -18,7 +18,7 @@ from edgepack.doctor import Finding
 from edgepack.emulator.install import Installed
 from edgepack.report.build_summary import render_build
 from edgepack.report.doctor_table import render_doctor, render_installed
-from edgepack.report.layers import render_layers
+from edgepack.report.layers import Energy, render_layers
 from edgepack.report.tables import plain_table
 from edgepack.report.targets_table import bandwidth_cell, cache_cell, render_target, render_targets
 from edgepack.targets import Bandwidth, Cache, Cluster, KnownBad, Target
@@ -59,6 +59,7 @@ class Layer:
     uses: int = 1
     weight_bytes: int = 0
     break_even_int8_int4: int = 0
+    energy: Energy = "output"
 
 
 @dataclass
@@ -68,6 +69,7 @@ class Model:
     linear_bytes: int
     method: str
     layers: list[Layer]
+    has_data: bool = True
 
 
 FC1 = Layer("fc1", "Gemm", 512, 784, 1, 0.9838, 0.9874, 309, 12, 41, break_even_int8_int4=154)
@@ -93,15 +95,35 @@ rank 90 % / 99 %: keeps that share of output energy on the calibration data. pay
 
 
 def test_layers_without_data() -> None:
-    shown = text(render_layers(Model("m.onnx", 0, 0, "svd", [FC2])))
+    shown = text(render_layers(Model("m.onnx", 0, 0, "svd", [replace(FC2, energy="weight")], has_data=False)))
     assert shown.startswith("m.onnx: 0 B of weights, 0% of them in 1 linear layers")
     assert "keeps that share of weight energy (no data)" in shown
     assert shown.splitlines()[4].endswith("yes"), "rank 99 % equal to break-even still pays"
 
 
+@pytest.mark.parametrize(
+    ("energies", "said"),
+    [
+        (("weight",), "weight energy"),
+        (("output", "output"), "output energy on the calibration data"),
+        (("weighed output",), "output energy on the calibration data, weighed by output gradients"),
+        (
+            ("output", "weighed output", "weight", "weighed output"),
+            "output energy on the calibration data, weighed by output gradients; in l0 of output energy on the "
+            "calibration data; in l2 of weight energy",
+        ),
+    ],
+)
+def test_what_ranks_keep_a_share_of_is_said_as_it_is(energies: tuple[Energy, ...], said: str) -> None:
+    layers = [replace(FC2, name=f"l{number}", energy=energy) for number, energy in enumerate(energies)]
+    shown = text(render_layers(Model("m.onnx", 0, 0, "two-sided", layers)), width=400)
+    assert f"rank 90 % / 99 %: keeps that share of {said}. pays:" in shown
+
+
 def test_doctor() -> None:
     tools = [
         Finding("onnxruntime", "runs .onnx files", "1.31.0", "pip install onnxruntime"),
+        Finding("ai-edge-litert", "runs .tflite files", "2.4.0", "pip install 'edgepack[tflite]'", tested="2.3.0"),
         Finding("adb", "reaches Android devices", None, "apt-get install adb"),
         Finding("emulator aarch64", "counts", None, "edgepack emulator install", "cc, the aarch64 system"),
     ]
@@ -112,6 +134,7 @@ DOCTOR = """\
  tool               for                       here
  ──────────────────────────────────────────────────────────────────────────────────────────────────────
  onnxruntime        runs .onnx files          1.31.0
+ ai-edge-litert     runs .tflite files        2.4.0, newer than the tested 2.3.0
  adb                reaches Android devices   missing: apt-get install adb
  emulator aarch64   counts                    missing cc, the aarch64 system: edgepack emulator install"""
 
