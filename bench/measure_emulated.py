@@ -62,7 +62,7 @@ def _table(groups: Sequence[tuple[str, Target]], model: str, rank: int, work: Pa
     for names, target in groups:
         result = emulate_variants([file.variant for file in files], {}, target=target, by_layer=False)
         rows += [
-            {"target": names, "layer": file.layer, "form": file.form, **_counted(found)}
+            {"target": names, "layer": file.layer, "form": file.scheme, **_counted(found)}
             for file, found in zip(files, result.variants, strict=True)
         ]
     return rows

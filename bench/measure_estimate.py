@@ -70,8 +70,8 @@ def _files(network: str, work: Path) -> list[Variant]:
     variants = []
     with TfliteFiles(Cache(), work) as files:
         files.open(opened, data.calibration, example(data.guard, opened.inputs, SEED))
-        for precision, form in FORMS.items():
+        for precision, scheme in FORMS.items():
             path = work / f"{network}.{precision}.tflite"
-            files.write_dense(path) if form == "fp32" else files.write_baseline(form, path)
+            files.write_dense(path) if scheme == "fp32" else files.write_baseline(scheme, path)
             variants.append(Variant(precision, "tflite", path))
     return variants

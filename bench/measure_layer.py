@@ -1,4 +1,4 @@
-"""One layer of 4096×4096, batch 1, one thread: dense and as a pair of rank 256, in every form of both runtimes."""
+"""One layer of 4096×4096, batch 1, one thread: dense and as a pair of rank 256, in every scheme of both runtimes."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class LayerFile:
     """A model in one file; `layer` is "dense" or "pair"."""
 
     layer: str
-    form: str
+    scheme: str
     variant: Variant
 
 
@@ -86,12 +86,12 @@ def measure_files_of(files: Sequence[LayerFile], *, quick: bool = False) -> dict
         "rank": RANK,
         "quick": quick,
         **measured,
-        "rows": [{"layer": file.layer, "form": file.form, **row} for file, row in rows],
+        "rows": [{"layer": file.layer, "form": file.scheme, **row} for file, row in rows],
     }
 
 
 def model_files(work: Path, model: str = MODEL, rank: int = RANK) -> list[LayerFile]:
-    """Write a model in every form into the folder, dense and factored at one rank where that pays; each pair file with
+    """Write a model in every scheme into the folder, dense and factored at one rank where that pays; each pair file with
     the proof that it still is two thin matmuls."""
     cache = Cache()
     opened = open_model(model, work)
@@ -128,14 +128,14 @@ def _plan(layer: LinearLayer, spectrum: Spectrum, rank: int) -> LayerPlan:
 
 def _written(files: ModelFiles, plan: LayerPlans, factors: Mapping[str, Factors], work: Path) -> Iterator[LayerFile]:
     fmt: Format = files.fmt
-    for form in FORMS[fmt]:
-        path = work / f"dense.{form}.{fmt}"
-        files.write_dense(path) if form == "fp32" else files.write_baseline(form, path)
-        yield LayerFile("dense", form, Variant(f"dense-{form}", fmt, path))
-    for form in FORMS[fmt]:
-        path = work / f"pair.{form}.{fmt}"
-        files.write(factors, form, path)
+    for scheme in FORMS[fmt]:
+        path = work / f"dense.{scheme}.{fmt}"
+        files.write_dense(path) if scheme == "fp32" else files.write_baseline(scheme, path)
+        yield LayerFile("dense", scheme, Variant(f"dense-{scheme}", fmt, path))
+    for scheme in FORMS[fmt]:
+        path = work / f"pair.{scheme}.{fmt}"
+        files.write(factors, scheme, path)
         proof = verify.two_thin_matmuls(files.read_optimized(path), plan)
         if not proof.passed:
             raise ProofError(f"{path.name}: {proof.name}: {proof.detail}")
-        yield LayerFile("pair", form, Variant(f"pair-{form}", fmt, path))
+        yield LayerFile("pair", scheme, Variant(f"pair-{scheme}", fmt, path))

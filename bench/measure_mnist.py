@@ -70,7 +70,7 @@ def measure_pack(out: Path, *, quick: bool = False) -> dict[str, Any]:
 
 
 def _facts(manifest: Mapping[str, Any], variant: Variant) -> dict[str, Any]:
-    """What the build knows of a file: its form, what it keeps of the weights, its accuracy on test and guard."""
+    """What the build knows of a file: its scheme, what it keeps of the weights, its accuracy on test and guard."""
     entry = file_entry(manifest, variant.name, variant.format)
     dense = file_entry(manifest, "dense-fp32", variant.format)
     return {

@@ -89,14 +89,14 @@ def _ways(layer: LinearLayer, seen: Moments, held: Moments) -> Iterator[tuple[st
     exact = layer.weight.astype(np.float64)
     whole = float(row_errors(exact, held.covariance).sum())
 
-    def row(form: str, rank: int | None, weight: npt.NDArray[Any]) -> dict[str, float]:
+    def row(scheme: str, rank: int | None, weight: npt.NDArray[Any]) -> dict[str, float]:
         lost = float(row_errors(weight - exact, held.covariance).sum()) / whole
-        return {"size_bytes": size_bytes("onnx", form, *sides, rank, bias=True), "lost_share": float(f"{lost:.4g}")}
+        return {"size_bytes": size_bytes("onnx", scheme, *sides, rank, bias=True), "lost_share": float(f"{lost:.4g}")}
 
-    for form in DENSE:
-        grid = _grid(form, layer.in_features)
-        yield f"dense {form}, nearest", row(form, None, round_to_nearest(layer.weight, grid).weight)
-        yield f"dense {form}, GPTQ", row(form, None, gptq(layer.weight, covariance, grid).weight)
+    for scheme in DENSE:
+        grid = _grid(scheme, layer.in_features)
+        yield f"dense {scheme}, nearest", row(scheme, None, round_to_nearest(layer.weight, grid).weight)
+        yield f"dense {scheme}, GPTQ", row(scheme, None, gptq(layer.weight, covariance, grid).weight)
     ranks = residual_ranks(*sides)
     for rank in ranks:
         both = rounded_beside(layer, seen, FORM, rank, seed=SEED)
@@ -124,21 +124,21 @@ def _pair(layer: LinearLayer, seen: Moments, rank: int) -> npt.NDArray[np.float6
     return np.asarray(found.A.astype(np.float64) @ found.B)
 
 
-def _grid(form: str, columns: int) -> WeightGrid:
-    grid = grid_of(form, columns)
+def _grid(scheme: str, columns: int) -> WeightGrid:
+    grid = grid_of(scheme, columns)
     if grid is None:
-        raise ValueError(f"{form} has no grid")
+        raise ValueError(f"{scheme} has no grid")
     return grid
 
 
 def _times(shapes: list[tuple[int, int, int]], *, quick: bool) -> list[dict[str, Any]]:
-    """Seconds of one layer of each shape in every form, the call of the runtime taken off."""
+    """Seconds of one layer of each shape in every scheme, the call of the runtime taken off."""
     points = [
-        Point("onnx", form, rows, columns, rank, batch)
+        Point("onnx", scheme, rows, columns, rank, batch)
         for rows, columns, batch in shapes
-        for form, ranks in (
-            *((form, (None,)) for form in DENSE),
-            *((form, residual_ranks(rows, columns)) for form in (*RESIDUAL_FORMS, "nbits8")),
+        for scheme, ranks in (
+            *((scheme, (None,)) for scheme in DENSE),
+            *((scheme, residual_ranks(rows, columns)) for scheme in (*RESIDUAL_FORMS, "nbits8")),
         )
         for rank in ranks
     ]
@@ -150,7 +150,7 @@ def _times(shapes: list[tuple[int, int, int]], *, quick: bool) -> list[dict[str,
             "out": point.out_features,
             "in": point.in_features,
             "rows": point.batch,
-            "form": point.form,
+            "form": point.scheme,
             "rank": point.rank,
             "seconds": float(f"{table.entries[point].seconds:.4g}"),
             "spread_share": float(f"{table.entries[point].spread_share:.2g}"),

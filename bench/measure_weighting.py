@@ -166,7 +166,7 @@ def refits(model: Model, x: Array, test_x: Array, test_y: Array, work: Path) -> 
 
 def _choice(layer: LinearLayer, rank: int | None) -> LayerPlan:
     sides = layer.out_features, layer.in_features
-    return LayerPlan(layer.name, *sides, rank, break_even_rank(*sides), 0.0, "", form=FORM)
+    return LayerPlan(layer.name, *sides, rank, break_even_rank(*sides), 0.0, "", scheme=FORM)
 
 
 def shrinkages(model: Model, x: Array, test_x: Array, test_y: Array) -> list[dict[str, Any]]:

@@ -20,7 +20,7 @@ from edgepack.inference import load
 from edgepack.report.cells import ratio, seconds
 
 Row = Mapping[str, Any]
-CASES = [(fmt, layer, form) for fmt, forms in FORMS.items() for layer in ("dense", "pair") for form in forms]
+CASES = [(fmt, layer, scheme) for fmt, schemes in FORMS.items() for layer in ("dense", "pair") for scheme in schemes]
 # A pair of rank 256 holds an eighth of the dense layer's weights; half of what that promises must arrive.
 LEAST_SPEEDUP_INT8, LEAST_SPEEDUP_FP32 = 4.0, 16.0
 
@@ -44,29 +44,29 @@ def test_one_inference(
     note: Callable[[str], None],
     fmt: Format,
     layer: str,
-    form: str,
+    scheme: str,
 ) -> None:
-    file = next(f for f in files if (f.variant.format, f.layer, f.form) == (fmt, layer, form))
+    file = next(f for f in files if (f.variant.format, f.layer, f.scheme) == (fmt, layer, scheme))
     model = load(file.variant.path, fmt, exact=False)
     feed = example(None, model.inputs, measure_layer.SEED)
     benchmark.group = f"layer 4096×4096, {fmt}"
-    benchmark.extra_info.update(rows[fmt, layer, form])
+    benchmark.extra_info.update(rows[fmt, layer, scheme])
     benchmark(model.run, feed)
 
     fp32, int8 = baselines(rows, fmt)
-    against = {"fp32": speedup(rows[fmt, layer, form], fp32), "int8": speedup(rows[fmt, layer, form], int8)}
+    against = {"fp32": speedup(rows[fmt, layer, scheme], fp32), "int8": speedup(rows[fmt, layer, scheme], int8)}
     benchmark.extra_info.update({f"speedup_vs_dense_{name}": found.speedup for name, found in against.items()})
-    p50 = seconds(median(rows[fmt, layer, form]["process_medians_s"]))
+    p50 = seconds(median(rows[fmt, layer, scheme]["process_medians_s"]))
     vs = ", ".join(f"against dense {name}: {ratio(found)}" for name, found in against.items())
-    note(f"layer {fmt:6} {layer:5} {form:18} {p50:>8}  {vs}")
-    if layer == "pair" and form != "fp32":
+    note(f"layer {fmt:6} {layer:5} {scheme:18} {p50:>8}  {vs}")
+    if layer == "pair" and scheme != "fp32":
         assert against["int8"].speedup > LEAST_SPEEDUP_INT8
         assert against["fp32"].speedup > LEAST_SPEEDUP_FP32
 
 
 def baselines(rows: dict[tuple[str, str, str], Row], fmt: str) -> tuple[Row, Row]:
-    """Dense fp32, and dense int8 in the form that is fastest here."""
+    """Dense fp32, and dense int8 in the scheme that is fastest here."""
     dense = [
-        row for (kind, layer, form), row in rows.items() if kind == fmt and layer == "dense" and WEIGHT_BITS[form] == 8
+        row for (kind, layer, scheme), row in rows.items() if kind == fmt and layer == "dense" and WEIGHT_BITS[scheme] == 8
     ]
     return rows[fmt, "dense", "fp32"], min(dense, key=lambda row: median(row["process_medians_s"]))

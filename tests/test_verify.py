@@ -12,7 +12,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 from edgepack.data import Samples
-from edgepack.emit.onnx import to_form
+from edgepack.emit.onnx import to_schemes
 from edgepack.formats import CODED, RESIDUAL_FORMS, WEIGHT_BITS
 from edgepack.formats import FORMS as ALL_FORMS
 from edgepack.inference import load, predict
@@ -63,9 +63,9 @@ class Case:
     biases: dict[str, Array]
     folder: Path
 
-    def write(self, model: ir.Model, form: str = "fp32", forms: dict[str, str] | None = None) -> Path:
+    def write(self, model: ir.Model, scheme: str = "fp32", schemes: dict[str, str] | None = None) -> Path:
         ranges = dict.fromkeys(("fc1", "fc1.A", "fc1.B", "fc2"), (-30.0, 30.0))
-        save(to_form(model, form, ranges=ranges, forms=forms), self.folder / "m.onnx")
+        save(to_schemes(model, scheme, ranges=ranges, schemes=schemes), self.folder / "m.onnx")
         return self.folder / "m.onnx"
 
     def source_contents(self) -> Contents:
@@ -94,14 +94,14 @@ def case(tmp_path: Path) -> Case:
     return Case(source, with_factors(source, {"fc1": pair}), pair, plan, biases, tmp_path)
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_a_sound_file_passes_all(case: Case, form: str) -> None:
+@pytest.mark.parametrize("scheme", FORMS)
+def test_a_sound_file_passes_all(case: Case, scheme: str) -> None:
     reference = case.answers(case.write(case.thin))
-    path = case.write(case.thin, form)
+    path = case.write(case.thin, scheme)
     proofs = [
-        same_outputs(case.answers(path), reference, form),
+        same_outputs(case.answers(path), reference, scheme),
         two_thin_matmuls(case.optimized(path), case.plan),
-        weights_as_planned(read_contents(path), case.source_contents(), case.plan, form),
+        weights_as_planned(read_contents(path), case.source_contents(), case.plan, scheme),
         biases_intact(read_contents(path), case.biases),
     ]
     assert [(p.name, p.passed) for p in proofs] == [
@@ -113,7 +113,7 @@ def test_a_sound_file_passes_all(case: Case, form: str) -> None:
     elements = RANK * (OUT + IN) + 12 * OUT
     assert proofs[1].detail == "2 thin matrices in the runtime's graph"
     assert (
-        proofs[2].detail == f"{elements} matrix elements, {elements} planned, {elements * WEIGHT_BITS[form] // 8} bytes"
+        proofs[2].detail == f"{elements} matrix elements, {elements} planned, {elements * WEIGHT_BITS[scheme] // 8} bytes"
     )
     assert proofs[3].detail == "2 biases found"
 
@@ -191,17 +191,17 @@ def test_matrices_are_counted(
     assert two_thin_matmuls(thin_contents(*found), plans(*shapes)).passed is passed
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("scheme", FORMS)
 @pytest.mark.parametrize("dropped", ["fc1", "fc2"])
-def test_a_dropped_bias(case: Case, form: str, dropped: str) -> None:
+def test_a_dropped_bias(case: Case, scheme: str, dropped: str) -> None:
     other = {"fc1": "fc2", "fc2": "fc1"}[dropped]
     model = case.thin.clone()
     (gemm,) = (n for n in model.graph if n.op_type == "Gemm" and dropped in (n.inputs[1].name or ""))  # type: ignore[union-attr]
     gemm.resize_inputs(2)
-    proof = biases_intact(read_contents(case.write(model, form)), case.biases)
+    proof = biases_intact(read_contents(case.write(model, scheme)), case.biases)
     assert not proof.passed
     assert proof.detail == f"lost: {dropped}"
-    assert biases_intact(read_contents(case.write(model, form)), {other: case.biases[other]}).passed
+    assert biases_intact(read_contents(case.write(model, scheme)), {other: case.biases[other]}).passed
 
 
 def test_an_uncorrected_bias(case: Case) -> None:
@@ -230,33 +230,33 @@ def test_which_vectors_are_the_bias(vector: list[float], passed: bool) -> None:
     assert biases_intact(found, {"l": np.array([1.0, -2.0, 3.0], np.float32)}).passed is passed
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_a_missing_weight(case: Case, form: str) -> None:
+@pytest.mark.parametrize("scheme", FORMS)
+def test_a_missing_weight(case: Case, scheme: str) -> None:
     """One thin matrix of the pair is gone."""
-    path = case.write(case.thin, form)
+    path = case.write(case.thin, scheme)
     whole = read_contents(path)
     for index in range(len(whole.weights)):
         less = Contents(tuple(w for i, w in enumerate(whole.weights) if i != index), whole.vectors)
-        assert not weights_as_planned(less, case.source_contents(), case.plan, form).passed
+        assert not weights_as_planned(less, case.source_contents(), case.plan, scheme).passed
 
 
 def test_weights_that_stay_wide_are_named(case: Case) -> None:
     path = case.folder / "m.onnx"
-    save(to_form(case.thin, "int8-static-qdq", ranges={"fc1.A": (-9.0, 9.0), "fc1.B": (-9.0, 9.0)}), path)
+    save(to_schemes(case.thin, "int8-static-qdq", ranges={"fc1.A": (-9.0, 9.0), "fc1.B": (-9.0, 9.0)}), path)
     proof = weights_as_planned(read_contents(path), case.source_contents(), case.plan, "int8-static-qdq")
     assert proof.passed
-    assert proof.detail.endswith(f"+ {3 * 12 * OUT} bytes for matrices that the form leaves wider")
+    assert proof.detail.endswith(f"+ {3 * 12 * OUT} bytes for matrices that the scheme leaves wider")
 
 
 def mixed(case: Case, first: str | None, second: str | None) -> tuple[LayerPlan, ...]:
-    return tuple(replace(plan, form=form) for plan, form in zip(case.plan, (first, second), strict=True))
+    return tuple(replace(plan, scheme=scheme) for plan, scheme in zip(case.plan, (first, second), strict=True))
 
 
 @pytest.mark.parametrize(
     ("first", "second"), [("nbits4", "int8-dynamic"), ("int8-dynamic", "nbits4"), ("nbits4", "fp32")]
 )
-def test_layers_of_their_own_forms(case: Case, first: str, second: str) -> None:
-    """Each layer at its own width; the form of the file itself is that of no layer."""
+def test_layers_of_their_own_schemes(case: Case, first: str, second: str) -> None:
+    """Each layer at its own width; the scheme of the file itself is that of no layer."""
     reference = case.answers(case.write(case.thin))
     path = case.write(case.thin, "nbits8", {"fc1.A": first, "fc1.B": first, "fc2": second})
     plan, contents = mixed(case, first, second), read_contents(path)
@@ -276,7 +276,7 @@ def test_a_layer_in_fewer_bits_than_planned(case: Case) -> None:
     assert proof.detail.endswith(f"; in fewer bits than planned: 12×{OUT}")
 
 
-def test_forms_of_two_layers_exchanged(case: Case) -> None:
+def test_schemes_of_two_layers_exchanged(case: Case) -> None:
     """More bits for one do not make up for fewer for the other."""
     contents = read_contents(case.write(case.thin, "fp32", {"fc1.A": "nbits8", "fc1.B": "nbits8", "fc2": "nbits4"}))
     for plan, passed in ((mixed(case, "nbits8", "nbits4"), True), (mixed(case, "nbits4", "nbits8"), False)):
@@ -308,8 +308,8 @@ def test_matrices_outside_of_the_plan_have_any_width() -> None:
 
 def test_outputs_of_other_weights(case: Case) -> None:
     reference = case.answers(case.write(case.thin))
-    for form in FORMS:
-        proof = same_outputs(case.answers(case.write(case.source, form)), reference, form)
+    for scheme in FORMS:
+        proof = same_outputs(case.answers(case.write(case.source, scheme)), reference, scheme)
         assert not proof.passed
         assert "dB against the fp32 factored model, at least" in proof.detail
 
@@ -326,23 +326,23 @@ def test_outputs_that_are_not_finite(bad: float) -> None:
 LEVELS = {"fp32": 60, "int8-dynamic": 10, "int8-static-qdq+weights": 10, "nbits8": 10, "nbits4+weights": 5}
 
 
-@pytest.mark.parametrize(("form", "level"), LEVELS.items())
-def test_tolerance_of_a_form(form: str, level: float) -> None:
+@pytest.mark.parametrize(("scheme", "level"), LEVELS.items())
+def test_tolerance_of_a_scheme(scheme: str, level: float) -> None:
     reference, noise = normal(400, 5), normal(400, 5, seed=1)
     noise *= np.linalg.norm(reference) / np.linalg.norm(noise)
     for db, passed in ((level + 1, True), (level - 1, False)):
-        assert same_outputs(reference + noise * 10 ** (-db / 20), reference, form).passed is passed
+        assert same_outputs(reference + noise * 10 ** (-db / 20), reference, scheme).passed is passed
 
 
-def test_every_form_has_a_tolerance() -> None:
-    assert set(MIN_SQNR_DB) == {form for forms in ALL_FORMS.values() for form in forms} | set(RESIDUAL_FORMS) | {CODED}
+def test_every_scheme_has_a_tolerance() -> None:
+    assert set(MIN_SQNR_DB) == {scheme for schemes in ALL_FORMS.values() for scheme in schemes} | set(RESIDUAL_FORMS) | {CODED}
 
 
-@pytest.mark.parametrize(("form", "own", "level"), [("fp32", "nbits4", 5), ("nbits4", "fp32", 5), ("fp32", None, 60)])
-def test_a_mixed_file_has_the_tolerance_of_its_weakest_form(form: str, own: str | None, level: float) -> None:
+@pytest.mark.parametrize(("scheme", "own", "level"), [("fp32", "nbits4", 5), ("nbits4", "fp32", 5), ("fp32", None, 60)])
+def test_a_mixed_file_has_the_tolerance_of_its_weakest_scheme(scheme: str, own: str | None, level: float) -> None:
     reference, layers = normal(400, 5), plans((12, 40, None), (5, 12, None))
-    layers = (layers[0], replace(layers[1], form=own))
-    assert same_outputs(reference, reference, form, layers).detail.endswith(f"at least {level} dB")
+    layers = (layers[0], replace(layers[1], scheme=own))
+    assert same_outputs(reference, reference, scheme, layers).detail.endswith(f"at least {level} dB")
 
 
 def test_outputs_of_another_shape() -> None:

@@ -130,36 +130,36 @@ def _rows(study: Study, rounding: list[dict[str, Any]]) -> Iterator[Row]:
 def _dense_rows(study: Study, rounding: list[dict[str, Any]]) -> Iterator[Row]:
     path = study.work / "dense.fp32.onnx"
     yield study.row(path, "dense", 32)
-    for form, bits in BITS.items():
-        if form == INT8:
+    for scheme, bits in BITS.items():
+        if scheme == INT8:
             study.files.write_baseline(INT8, study.work / "candidate.onnx")
             path = study.work / "candidate.onnx"
         else:
-            path = study.write({}, form)
+            path = study.write({}, scheme)
         yield study.row(path, "dense", bits)
-        weights = {name: rounded_dense(layer, form) for name, layer in study.layers.items()}
-        yield study.row(study.write(weights, form), "dense GPTQ", bits)
-        rounding.append(entry("dense", bits, "to nearest", dense_error(study, form)))
-        rounding.append(entry("dense", bits, "GPTQ", dense_error(study, form, weights)))
+        weights = {name: rounded_dense(layer, scheme) for name, layer in study.layers.items()}
+        yield study.row(study.write(weights, scheme), "dense GPTQ", bits)
+        rounding.append(entry("dense", bits, "to nearest", dense_error(study, scheme)))
+        rounding.append(entry("dense", bits, "GPTQ", dense_error(study, scheme, weights)))
 
 
 def _pair_rows(study: Study, level: int | float, rounding: list[dict[str, Any]]) -> Iterator[Row]:
     ranks = study.ranks(level)
-    for form, ways in WAYS.items():
+    for scheme, ways in WAYS.items():
         for way in ways:
-            pairs = {name: PAIRS[way](study, name, rank, form) for name, rank in ranks.items()}
-            yield study.row(_write_pairs(study, pairs, form), way, BITS[form], level)
+            pairs = {name: PAIRS[way](study, name, rank, scheme) for name, rank in ranks.items()}
+            yield study.row(_write_pairs(study, pairs, scheme), way, BITS[scheme], level)
             if level == rounding_level(study.subject) and way != "plain SVD":
-                rounding.append(entry("pair", BITS[form], way, pair_error(study, ranks, form, pairs)))
+                rounding.append(entry("pair", BITS[scheme], way, pair_error(study, ranks, scheme, pairs)))
 
 
 def _recovered_rows(study: Study, level: int | float) -> Iterator[Row]:
     trained = recovered(study, study.ranks(level), study.subject.epochs)
-    for form, bits in BITS.items():
-        pairs = {name: rounded_product(study.layers[name], pair, form) for name, pair in trained.items()}
-        yield study.row(_write_pairs(study, pairs, form), "+ recovery", bits, level)
+    for scheme, bits in BITS.items():
+        pairs = {name: rounded_product(study.layers[name], pair, scheme) for name, pair in trained.items()}
+        yield study.row(_write_pairs(study, pairs, scheme), "+ recovery", bits, level)
 
 
-def _write_pairs(study: Study, pairs: Mapping[str, Factors], form: str) -> Path:
-    """Pairs in a form, all other layers in int8."""
-    return study.write(pairs, INT8, dict.fromkeys(pairs, form))
+def _write_pairs(study: Study, pairs: Mapping[str, Factors], scheme: str) -> Path:
+    """Pairs in a scheme, all other layers in int8."""
+    return study.write(pairs, INT8, dict.fromkeys(pairs, scheme))

@@ -1,4 +1,4 @@
-"""Files in which every layer has the form that the planner's predicted losses choose for a size of the file."""
+"""Files in which every layer has the scheme that the planner's predicted losses choose for a size of the file."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def mixed_rows(study: Study, shares: Sequence[float]) -> Iterator[Row]:
                     if (name, one) not in made:
                         made[name, one] = _part(study, name, one)
                 parts = {name: made[name, one] for name, one in plan.items()}
-                path = own.write(parts, "int8-dynamic", {name: one.form for name, one in plan.items()})
+                path = own.write(parts, "int8-dynamic", {name: one.scheme for name, one in plan.items()})
                 row = own.row(path, f"{'pairs too' if pairs else 'dense'}, {tables} tables", MIXED, share)
                 yield {**row, "layers": _kinds(picked)}
 
@@ -81,28 +81,28 @@ def candidates(study: Study) -> list[list[Candidate]]:
         )
     return [
         [
-            Candidate(form, rank, losses[layer.name][form, rank], _bytes(layer.weight.shape, form, rank), 0, 0.0)
-            for form in FORMS
+            Candidate(scheme, rank, losses[layer.name][scheme, rank], _bytes(layer.weight.shape, scheme, rank), 0, 0.0)
+            for scheme in FORMS
             for rank in (None, *ranks[layer.name])
         ]
         for layer in layers
     ]
 
 
-def _bytes(shape: Sequence[int], form: str, rank: int | None) -> int:
-    return size_bytes("onnx", form, shape[0], shape[1], rank, bias=True)
+def _bytes(shape: Sequence[int], scheme: str, rank: int | None) -> int:
+    return size_bytes("onnx", scheme, shape[0], shape[1], rank, bias=True)
 
 
 def _dense_int8(menu: Sequence[Candidate]) -> Candidate:
-    return next(one for one in menu if one.rank is None and one.form == "int8-dynamic")
+    return next(one for one in menu if one.rank is None and one.scheme == "int8-dynamic")
 
 
 def _part(study: Study, name: str, one: Candidate) -> Replacement:
     layer = study.layers[name]
-    return rounded_dense(layer, one.form) if one.rank is None else rounded(layer, study.seen[name], one.rank, one.form)
+    return rounded_dense(layer, one.scheme) if one.rank is None else rounded(layer, study.seen[name], one.rank, one.scheme)
 
 
 def _kinds(picked: Sequence[Candidate]) -> dict[str, int]:
     """How many layers are dense and pairs in each number of bits."""
-    kinds = [f"{'dense' if one.rank is None else 'pairs'} int{WEIGHT_BITS[one.form]}" for one in picked]
+    kinds = [f"{'dense' if one.rank is None else 'pairs'} int{WEIGHT_BITS[one.scheme]}" for one in picked]
     return {kind: kinds.count(kind) for kind in sorted(set(kinds))}

@@ -35,8 +35,8 @@ def deepthin(bench: Bench) -> Group:
             small = bench.lab((784, width_at(ratio), 10), seed, tflite=seed == 0)
             found.setdefault(("hand-tuned", ratio), []).append(small.make("dense int8", [], dict))
         lab = bench.lab(SIZES, seed, tflite=seed == 0)
-        for form, files in _dense(lab).items():
-            dense[form].append(files)
+        for scheme, files in _dense(lab).items():
+            dense[scheme].append(files)
         for ratio in settings.ratios:
             for name, made in _at(bench, lab, ratio, seed).items():
                 found.setdefault((name, ratio), []).append(made)
@@ -54,7 +54,7 @@ def deepthin(bench: Bench) -> Group:
     return {
         "name": "deepthin",
         "model": "784-1000-10",
-        "dense": {form: joined(made) for form, made in dense.items()},
+        "dense": {scheme: joined(made) for scheme, made in dense.items()},
         "rows": rows,
     }
 
@@ -126,7 +126,7 @@ def _part(module: nn.Module, layer: LinearLayer, share: float, *, last: bool) ->
 
 
 def conv_form(module: CodedLinear) -> Coded:
-    """The decode-free form of a layer that was trained in the decoded one."""
+    """The decode-free scheme of a layer that was trained in the decoded one."""
     coded = module.to_coded()
     layer = replace(train.blank(module.out_features, module.in_features), weight=coded.weight, bias=coded.bias)
     return in_8_bits(relayout.written_as_conv(coded.constants["rows"].T, coded.constants["filters"], layer))

@@ -65,7 +65,7 @@ class Lab:
         label: str,
         what: Sequence[Any],
         parts: Callable[[], Parts],
-        form: str = "int8-dynamic",
+        scheme: str = "int8-dynamic",
         *,
         streams: Callable[[], Sequence[JpegStream]] = tuple,
         tflite: bool = True,
@@ -75,28 +75,28 @@ class Lab:
         Args:
             label: for people.
             what: everything that the parts depend on, beside the model.
-            parts: by layer name; other layers are dense, in the form.
-            form: of the layers that are not in code, for ONNX.
+            parts: by layer name; other layers are dense, in the scheme.
+            scheme: of the layers that are not in code, for ONNX.
             streams: images that weights travel as.
             tflite: whether to write the TFLite file as well, if the lab does.
         """
         wanted = tflite and self.tflite is not None
-        key = digest("made", sources(), self.opened.sha256, label, *what, form, wanted, tool_versions())
+        key = digest("made", sources(), self.opened.sha256, label, *what, scheme, wanted, tool_versions())
         known = self.cache.known("seeds", key)
         paths = {fmt: self.cache.path("seeds", key, f".{fmt}") for fmt in ("onnx", "tflite")}
         if known is None or not all(paths[fmt].is_file() for fmt in known["files"]):
-            known = self.cache.keep("seeds", key, self._made(parts(), form, paths, streams(), wanted))
+            known = self.cache.keep("seeds", key, self._made(parts(), scheme, paths, streams(), wanted))
         return {"label": label, **known, "paths": {fmt: str(paths[fmt]) for fmt in known["files"]}}
 
     def _made(
-        self, parts: Parts, form: str, paths: Mapping[str, Path], streams: Sequence[JpegStream], tflite: bool
+        self, parts: Parts, scheme: str, paths: Mapping[str, Path], streams: Sequence[JpegStream], tflite: bool
     ) -> Made:
         paths["onnx"].parent.mkdir(parents=True, exist_ok=True)
         coded = {name: "coded" for name, part in parts.items() if isinstance(part, Coded)}
-        if form == "int8-dynamic" and not parts:
-            self.onnx.write_baseline(form, self.work / "model.onnx")
+        if scheme == "int8-dynamic" and not parts:
+            self.onnx.write_baseline(scheme, self.work / "model.onnx")
         else:
-            self.onnx.write(parts, self.onnx.rest(form)[0], self.work / "model.onnx", coded)
+            self.onnx.write(parts, self.onnx.rest(scheme)[0], self.work / "model.onnx", coded)
         made: Made = {
             "accuracy": self.accuracy(self.work / "model.onnx"),
             "parameters": self.parameters(parts),
@@ -106,7 +106,7 @@ class Lab:
         shutil.copyfile(self.work / "model.onnx", paths["onnx"])
         if tflite and self.tflite is not None:
             try:
-                self.tflite.write(parts, FORMS[form], self.work / "model.tflite", coded)
+                self.tflite.write(parts, FORMS[scheme], self.work / "model.tflite", coded)
             except (EdgepackError, ValueError) as err:
                 made["refused"] = str(err)
             else:

@@ -25,7 +25,7 @@ from seeds.pairs import default_pairs, plain_pairs, ranks
 from seeds.settings import Settings
 
 Group = dict[str, Any]
-"""`name`, `model`, `dense` (Made by form), `rows`: each with its claim and what it became."""
+"""`name`, `model`, `dense` (Made by scheme), `rows`: each with its claim and what it became."""
 
 
 @dataclass(frozen=True)

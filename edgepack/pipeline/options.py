@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from edgepack.errors import UsageError
-from edgepack.formats import FORMATS, Format
+from edgepack.model.scheme import FORMATS, Format
 from edgepack.recover.budget import Budget
 from edgepack.targets import HOST, Target
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from edgepack.errors import ModelError, OutputError
-from edgepack.formats import Format
+from edgepack.model.scheme import Format
 from edgepack.transport.container import MAX_TOTAL_BYTES
 from edgepack.transport.packing import pack
 from edgepack.transport.parts import JpegStream, Packed, Source, Span

@@ -21,14 +21,14 @@ FORMS = ("fp32", "int8-dynamic", "nbits4")
 
 @st.composite
 def layer(draw: st.DrawFn) -> list[Candidate]:
-    """Dense and a few ranks in some of the forms, as the planner offers them; not every layer can be factored."""
+    """Dense and a few ranks in some of the schemes, as the planner offers them; not every layer can be factored."""
     ranks = [None, *draw(st.lists(st.sampled_from([8, 16, 24, 32]), unique=True, max_size=3))]
-    forms = draw(st.lists(st.sampled_from(FORMS), unique=True, min_size=1, max_size=3))
+    schemes = draw(st.lists(st.sampled_from(FORMS), unique=True, min_size=1, max_size=3))
     value = st.integers(1, 1000)
     return [
-        Candidate(form, rank, draw(value) / 1e6, draw(value), draw(value), draw(value) / 1e6)
+        Candidate(scheme, rank, draw(value) / 1e6, draw(value), draw(value), draw(value) / 1e6)
         for rank in ranks
-        for form in forms
+        for scheme in schemes
     ]
 
 
@@ -94,15 +94,15 @@ def ladder(worth: float) -> list[Candidate]:
     """Dense and four ranks: latency grows with the rank, loss falls, the more the layer is worth."""
     dense = [Candidate("fp32", None, 0.0, 400, 400, 100e-6), Candidate("int8-dynamic", None, 1e-5, 100, 100, 40e-6)]
     return dense + [
-        Candidate(form, rank, worth / rank + extra, rank, rank, rank * 1e-6 * slower)
+        Candidate(scheme, rank, worth / rank + extra, rank, rank, rank * 1e-6 * slower)
         for rank in (8, 16, 24, 32)
-        for form, extra, slower in (("fp32", 0.0, 2.0), ("int8-dynamic", 1e-5, 1.0), ("nbits4", 1.0, 0.5))
+        for scheme, extra, slower in (("fp32", 0.0, 2.0), ("int8-dynamic", 1e-5, 1.0), ("nbits4", 1.0, 0.5))
     ]
 
 
 def ranks(layers: Layers, picks: Sequence[int] | None) -> list[tuple[str, int | None]]:
     assert picks is not None
-    return [(candidates[pick].form, candidates[pick].rank) for candidates, pick in zip(layers, picks, strict=True)]
+    return [(candidates[pick].scheme, candidates[pick].rank) for candidates, pick in zip(layers, picks, strict=True)]
 
 
 def test_uniform_gives_all_layers_one_share_of_rank_in_int8() -> None:

@@ -56,8 +56,8 @@ MatMulNBits quantizes its input depends on the CPU."""
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tuple[str, Variant]]]:
-    """Inputs, and a small network in every form of both formats, dense and factored, as (form, variant)."""
-    work = tmp_path_factory.mktemp("forms")
+    """Inputs, and a small network in every scheme of both formats, dense and factored, as (scheme, variant)."""
+    work = tmp_path_factory.mktemp("schemes")
     recipe = work / "small.py"
     recipe.write_text(RECIPE)
     opened = open_model(f"{recipe}:recipe", work)
@@ -70,31 +70,31 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tuple[st
     with TfliteFiles(cache, work) as tflite:
         tflite.open(opened, data.calibration, example(data.guard, opened.inputs, 0))
         for each in (OnnxFiles(opened.model, data.calibration, largest=127), tflite):
-            for form in FORMS[each.fmt]:
-                dense, pair = (work / f"{kind}.{form}.{each.fmt}" for kind in ("dense", "pair"))
-                each.write_dense(dense) if form == "fp32" else each.write_baseline(form, dense)
-                each.write(factors, form, pair)
-                written += [(form, Variant(path.stem, each.fmt, path)) for path in (dense, pair)]
+            for scheme in FORMS[each.fmt]:
+                dense, pair = (work / f"{kind}.{scheme}.{each.fmt}" for kind in ("dense", "pair"))
+                each.write_dense(dense) if scheme == "fp32" else each.write_baseline(scheme, dense)
+                each.write(factors, scheme, pair)
+                written += [(scheme, Variant(path.stem, each.fmt, path)) for path in (dense, pair)]
     inputs = work / "inputs.npz"
     np.savez(inputs, x=np.random.default_rng(1).standard_normal((1, 192)).astype(np.float32))
     return inputs, written
 
 
 @pytest.mark.parametrize("target", ["rpi-zero2w", "rpi4", "rpi5", "rk3566"])
-def test_every_form_answers_as_on_this_machine(emulator: Path, files, target: str) -> None:
+def test_every_scheme_answers_as_on_this_machine(emulator: Path, files, target: str) -> None:
     """Cortex-A53, A55, A72 and A76 each get kernels of their own, with and without dot products."""
     inputs, written = files
     result = emulate_variants([one for _, one in written], {}, target=get_target(target), inputs=inputs, by_layer=False)
-    for (form, variant), found in zip(written, result.variants, strict=True):
+    for (scheme, variant), found in zip(written, result.variants, strict=True):
         assert found.name == variant.name
         assert found.agreement_db is not None
-        assert LEAST_DB[form] <= found.agreement_db <= MAX_DB, f"{variant.name}: {found.agreement_db:.1f} dB"
+        assert LEAST_DB[scheme] <= found.agreement_db <= MAX_DB, f"{variant.name}: {found.agreement_db:.1f} dB"
         assert list(found.rounds[0].misses) == list(LEVELS[: len(result.emulation.caches)])
 
 
 def test_counts_repeat_and_a_pair_executes_less(emulator: Path, files) -> None:
     _, written = files
-    chosen = [one for form, one in written if form == "int8-dynamic-range"]
+    chosen = [one for scheme, one in written if scheme == "int8-dynamic-range"]
     first, second = (emulate_variants(chosen, {}, target=get_target("rpi4"), by_layer=False).variants for _ in range(2))
     for one, other in zip(first, second, strict=True):
         counts = [middle(found.rounds).instructions for found in (one, other)]

@@ -29,11 +29,11 @@ def menu() -> list[Candidate]:
     ]
 
 
-def test_the_rival_is_the_fastest_dense_plan_in_one_form_of_eight_bits() -> None:
-    without = [one for one in menu() if one.form != "nbits8"]
+def test_the_rival_is_the_fastest_dense_plan_in_one_scheme_of_eight_bits() -> None:
+    without = [one for one in menu() if one.scheme != "nbits8"]
     assert measure_allocation.dense_int8_s([menu(), menu()]) == pytest.approx(8e-6)
     assert measure_allocation.dense_int8_s([menu(), without]) == pytest.approx(10e-6)
-    with pytest.raises(ValueError, match="no form of 8 bits"):
+    with pytest.raises(ValueError, match="no scheme of 8 bits"):
         measure_allocation.dense_int8_s([menu()[:1]])
 
 
@@ -105,7 +105,7 @@ def planner() -> dict[str, Any]:
     row = {
         "model": "m",
         "format": "onnx",
-        "forms": {"fp32": 3, "nbits8": 1},
+        "schemes": {"fp32": 3, "nbits8": 1},
         "layers": 4,
         "factored": 1,
         "dense_reason": {"layers": 2, "reason": "why"},

@@ -40,8 +40,8 @@ def test_the_layers_of_a_model_are_measured_shown_and_kept(folder: Path) -> None
     again = CliRunner().invoke(app, command)
     assert again.exit_code == 0, again.output
     assert f"asked for {len(wanted)} layers, {len(wanted)} are known" in again.stdout
-    for form in FORMS["tflite"]:
-        assert form in again.stdout
+    for scheme in FORMS["tflite"]:
+        assert scheme in again.stdout
 
 
 def test_without_a_model_it_is_the_standard_grid(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

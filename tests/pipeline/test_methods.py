@@ -53,9 +53,9 @@ def test_a_pack_by_every_method(name: str, classifier: Path, cache: Path, tmp_pa
         assert {proof["passed"] for proof in entry["proofs"].values()} == {True}, entry["proofs"]
         first = entry["layers"][0]
         assert first["alternative"]["method"] == name
-        assert (first["form"] == CODED) == (name in DIRECT | DECODED)
+        assert (first["scheme"] == CODED) == (name in DIRECT | DECODED)
         assert (first["rank"] is not None) == (name in PAIRS)
-        if first["form"] == CODED:
+        if first["scheme"] == CODED:
             assert entry["size_bytes"] < 0.5 * record["files"][f"baseline/int8.{fmt}"]["size_bytes"]
         (unpacked,) = unpack_file(tmp_path / "pack" / "transport" / f"model.{fmt}.epk", tmp_path / fmt)
         assert unpacked.path.read_bytes() == (tmp_path / "pack" / f"model.{fmt}").read_bytes()

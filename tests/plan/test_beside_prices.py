@@ -11,7 +11,7 @@ from edgepack.formats import Format, matrices
 from edgepack.plan.beside import prices_of
 from edgepack.plan.candidates import RESIDUAL_SHARE, residual_ranks
 from edgepack.plan.cost import Price
-from edgepack.plan.forms import base_form, exceptions, file_form
+from edgepack.plan.file_scheme import base_scheme, exceptions, file_label
 from edgepack.plan.reasons import kind, name, others, reason
 from edgepack.plan.resident import resident_bytes
 from edgepack.plan.roofline import roofline
@@ -20,7 +20,7 @@ from edgepack.targets import get_target
 from edgepack.types import Candidate, LayerPlan
 
 POINT = Point("onnx", "nbits4-residual", 96, 160, 8, 4)
-DENSE, PAIR = replace(POINT, form="nbits4", rank=None), replace(POINT, form="nbits8")
+DENSE, PAIR = replace(POINT, scheme="nbits4", rank=None), replace(POINT, scheme="nbits8")
 
 
 class Table:
@@ -84,21 +84,21 @@ def test_ranks_take_at_most_half_of_what_four_bits_save(sides: tuple[int, int], 
     assert all(rank * sum(sides) <= RESIDUAL_SHARE * sides[0] * sides[1] for rank in ranks)
 
 
-def plan(form: str = "nbits4-residual", rank: int | None = 8, layer: str = "a") -> LayerPlan:
-    return LayerPlan(layer, 96, 160, rank, 59, 0.0, "", form=form)
+def plan(scheme: str = "nbits4-residual", rank: int | None = 8, layer: str = "a") -> LayerPlan:
+    return LayerPlan(layer, 96, 160, rank, 59, 0.0, "", scheme=scheme)
 
 
 def test_no_file_is_named_after_it() -> None:
-    """Such a layer is an exception in a file whose form its dense matrix has."""
+    """Such a layer is an exception in a file whose scheme its dense matrix has."""
     alone = (plan(),)
-    assert base_form(alone) == "nbits4"
+    assert base_scheme(alone) == "nbits4"
     assert exceptions(alone, "nbits4") == {"a": "nbits4-residual"}
-    assert file_form(alone, "nbits4+weights") == "mixed+weights"
-    assert base_form((plan(), plan("int8-dynamic", None, "b"), plan("int8-dynamic", None, "c"))) == "int8-dynamic"
+    assert file_label(alone, "nbits4+weights") == "mixed+weights"
+    assert base_scheme((plan(), plan("int8-dynamic", None, "b"), plan("int8-dynamic", None, "c"))) == "int8-dynamic"
 
 
-def candidate(form: str, rank: int | None, loss: float, size: int, latency: float) -> Candidate:
-    return Candidate(form, rank, loss, size, size, latency)
+def candidate(scheme: str, rank: int | None, loss: float, size: int, latency: float) -> Candidate:
+    return Candidate(scheme, rank, loss, size, size, latency)
 
 
 BOTH, INT8 = candidate("nbits4-residual", 8, 0.002, 120, 3e-6), candidate("int8-dynamic", None, 1e-4, 200, 2e-6)

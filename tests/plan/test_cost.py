@@ -1,4 +1,4 @@
-"""Which form is taken: the preferred one, unless another measured clearly faster."""
+"""Which scheme is taken: the preferred one, unless another measured clearly faster."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from edgepack.formats import FORMATS, FORMS
 from edgepack.plan.cost import CLEARLY, PREFERENCE, ROUNDS, fastest, interleaved_s, ordered, preferred, slower_by
 
 
-def test_static_forms_need_calibration() -> None:
+def test_static_schemes_need_calibration() -> None:
     assert preferred("onnx", calibrated=True) == ("int8-dynamic", "int8-static-qdq")
     for fmt in FORMATS:
-        forms = preferred(fmt, calibrated=False)
-        assert len(forms) == 1
-        assert "static" not in forms[0]
+        schemes = preferred(fmt, calibrated=False)
+        assert len(schemes) == 1
+        assert "static" not in schemes[0]
 
 
-def test_every_preferred_form_is_a_form() -> None:
+def test_every_preferred_scheme_is_a_scheme() -> None:
     assert set(PREFERENCE) == set(FORMATS)
-    for fmt, forms in PREFERENCE.items():
-        assert set(forms) <= set(FORMS[fmt])
+    for fmt, schemes in PREFERENCE.items():
+        assert set(schemes) <= set(FORMS[fmt])
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_slower_is_what_shows_in_most_turns() -> None:
     assert slower_by([1.0] * ROUNDS, [1.0] * ROUNDS) == 0.0
 
 
-def test_a_form_goes_first_only_where_it_is_clearly_faster() -> None:
+def test_a_scheme_goes_first_only_where_it_is_clearly_faster() -> None:
     assert ordered({"a": 1.0, "b": 0.95, "c": 0.2}) == ("c", "a", "b")
     assert ordered({"a": 1.0, "b": 0.5}) == ("b", "a")
     assert ordered({}) == ()

@@ -25,9 +25,9 @@ from edgepack.quantize.lattice import WeightGrid, grid_of
 from edgepack.quantize.residual import rounded_residual
 from edgepack.types import Array, Factors, InputSpread, LinearLayer, Spectrum
 
-ALL_FORMS = tuple(dict.fromkeys(form for forms in FORMS.values() for form in forms))
+ALL_FORMS = tuple(dict.fromkeys(scheme for schemes in FORMS.values() for scheme in schemes))
 DISTINCT = ("int8-dynamic", "int8-static-qdq", "nbits8", "nbits4", "int4-dynamic-range")
-"""The forms of TFLite that are not here have the same grids as one that is."""
+"""The schemes of TFLite that are not here have the same grids as one that is."""
 
 ROWS = 1500
 SEEDS = st.integers(0, 2**32 - 1)
@@ -74,9 +74,9 @@ def pair_at(layer: LinearLayer, spectrum: Spectrum, method: object = whitened) -
     return lambda rank: balanced(method.factors(layer, spectrum, rank), spectrum, seed=0)  # type: ignore[attr-defined]
 
 
-def rounded(layer: LinearLayer, pair: Factors | None, form: str, largest: int = 127) -> LinearLayer | Factors:
+def rounded(layer: LinearLayer, pair: Factors | None, scheme: str, largest: int = 127) -> LinearLayer | Factors:
     """As a file holds it: one weight after the other, the bias corrected."""
-    grids = [grid_of(form, size, largest=largest) for size in (layer.in_features, pair.rank if pair else 1)]
+    grids = [grid_of(scheme, size, largest=largest) for size in (layer.in_features, pair.rank if pair else 1)]
     if grids[0] is None or grids[1] is None:
         return pair or layer
     seen = layer.moments
@@ -87,10 +87,10 @@ def rounded(layer: LinearLayer, pair: Factors | None, form: str, largest: int = 
     return replace(layer, weight=weight, bias=corrected_bias(layer.bias, layer.weight, weight, seen.mean))
 
 
-def quantized_input(x: Array, form: str) -> Array:
-    if form not in GRIDS:
+def quantized_input(x: Array, scheme: str) -> Array:
+    if scheme not in GRIDS:
         return x
-    if GRIDS[form].activations == "static":
+    if GRIDS[scheme].activations == "static":
         scale, zero = activation_grid(float(x.min()), float(x.max()))
         return (np.clip(np.rint(x / scale) + zero, -128, 127) - zero) * scale
     scale = np.maximum(row_ranges(x)[:, None] / 255, 1e-30)
@@ -98,13 +98,13 @@ def quantized_input(x: Array, form: str) -> Array:
     return (np.clip(np.rint(x / scale) + zero, -128, 127) - zero) * scale
 
 
-def exact(layer: LinearLayer, pair: Factors | None, form: str, x: Array, metric: Array, largest: int = 127) -> float:
+def exact(layer: LinearLayer, pair: Factors | None, scheme: str, x: Array, metric: Array, largest: int = 127) -> float:
     """E Δyᵀ G Δy over the rows."""
-    part = rounded(layer, pair, form, largest)
+    part = rounded(layer, pair, scheme, largest)
     if isinstance(part, Factors):
-        found = quantized_input(quantized_input(x, form) @ part.B.T, form) @ part.A.T + part.bias
+        found = quantized_input(quantized_input(x, scheme) @ part.B.T, scheme) @ part.A.T + part.bias
     else:
-        found = quantized_input(x, form) @ part.weight.T + part.bias
+        found = quantized_input(x, scheme) @ part.weight.T + part.bias
     error = (found - x @ layer.weight.T - layer.bias).astype(np.float64)
     return float(((error @ metric) * error).sum(axis=1).mean())
 
@@ -131,10 +131,10 @@ def test_predicted_losses_are_those_of_really_quantized_layers(
     # rows in few directions do not reach as far as the latent's grid is taken to, nor need the damping of rounding.
     highest = {"relu": 1.9, "singular": 2.8}.get(kind, 1.8)
     wrong = {}
-    for (form, rank), predicted in losses.items():
-        true = exact(layer, None if rank is None else pair(rank), form, x, metric)
+    for (scheme, rank), predicted in losses.items():
+        true = exact(layer, None if rank is None else pair(rank), scheme, x, metric)
         if not 0.55 <= predicted / true <= highest:
-            wrong[form, rank] = predicted / true
+            wrong[scheme, rank] = predicted / true
     assert not wrong
 
 
@@ -194,9 +194,9 @@ def test_its_noise_is_that_of_really_quantized_layers(sides: tuple[int, int], wi
     losses = layer_losses(
         *(layer, spectrum, gradient if with_gradient else None, DISTINCT, (16, 64), pair), largest=127
     )
-    for (form, rank), predicted in losses.items():
-        true = exact(layer, None if rank is None else pair(rank), form, x, metric)
-        assert 0.7 <= predicted * (1.0 if with_gradient else whole) / true <= 1.6, (form, rank)
+    for (scheme, rank), predicted in losses.items():
+        true = exact(layer, None if rank is None else pair(rank), scheme, x, metric)
+        assert 0.7 <= predicted * (1.0 if with_gradient else whole) / true <= 1.6, (scheme, rank)
 
 
 def no_factors(rank: int) -> Factors:
@@ -242,9 +242,9 @@ def test_a_better_curve_replaces_that_of_the_gradients_and_keeps_the_noise() -> 
     rng = np.random.default_rng(6)
     layer, spectrum = observed(rng.standard_normal((24, 40)).astype(np.float32), make_inputs(40, "plain", rng))
     gradient, pair, curve = gradients(24, rng), pair_at(layer, spectrum), np.linspace(1e-6, 0, 25)
-    forms = ("fp32", "nbits4")
-    plain = layer_losses(layer, spectrum, gradient, forms, (8,), pair, largest=127)
-    given = layer_losses(layer, spectrum, gradient, forms, (8,), pair, largest=127, truncation=curve)
+    schemes = ("fp32", "nbits4")
+    plain = layer_losses(layer, spectrum, gradient, schemes, (8,), pair, largest=127)
+    given = layer_losses(layer, spectrum, gradient, schemes, (8,), pair, largest=127, truncation=curve)
     assert given["fp32", 8] == curve[8]
     assert given["nbits4", 8] - given["fp32", 8] == pytest.approx(plain["nbits4", 8] - plain["fp32", 8])
     assert given["nbits4", None] == plain["nbits4", None]
@@ -275,9 +275,9 @@ def test_any_gauge_will_do() -> None:
     pair = Factors(plain.A @ skew, np.linalg.solve(skew, plain.B), plain.bias)
     losses = layer_losses(layer, spectrum, None, DISTINCT, (32,), lambda rank: pair, largest=127)
     lost = spectrum.lost_share()[32]
-    for form in DISTINCT:
-        true = exact(layer, pair, form, x, metric_of(None, spectrum))
-        assert 0.7 < (losses[form, 32] - lost) / (true - lost) < 1.7
+    for scheme in DISTINCT:
+        true = exact(layer, pair, scheme, x, metric_of(None, spectrum))
+        assert 0.7 < (losses[scheme, 32] - lost) / (true - lost) < 1.7
 
 
 def test_coarser_grids_lose_more() -> None:
@@ -288,13 +288,13 @@ def test_coarser_grids_lose_more() -> None:
     reduced = layer_losses(layer, spectrum, None, ALL_FORMS, (32,), pair, largest=63)
     for rank in (None, 32):
         order = ["fp32", "nbits8", "int8-dynamic", "nbits4", "int4-dynamic-range"]
-        losses = [full[form, rank] for form in order]
+        losses = [full[scheme, rank] for scheme in order]
         assert losses == sorted(losses)
         assert len(set(losses)) == len(losses)
         assert reduced["int8-dynamic", rank] > full["int8-dynamic", rank]
         assert reduced["int8-static-qdq", rank] > full["int8-static-qdq", rank]
-        for form in ("fp32", "nbits8", "nbits4", "int4-dynamic-range"):
-            assert reduced[form, rank] == full[form, rank]
+        for scheme in ("fp32", "nbits8", "nbits4", "int4-dynamic-range"):
+            assert reduced[scheme, rank] == full[scheme, rank]
         assert full["int8-static", rank] == full["int8-static-qdq", rank]
 
 
@@ -307,8 +307,8 @@ def test_one_outlier_does_not_cost_more_than_all_other_weights_are_worth() -> No
     layer, spectrum = observed(weight, x)
     losses = layer_losses(layer, spectrum, None, ("int4-dynamic-range", "nbits4"), (), no_factors, largest=127)
     metric = metric_of(None, spectrum)
-    for form in ("int4-dynamic-range", "nbits4"):
-        assert losses[form, None] == pytest.approx(exact(layer, None, form, x, metric), rel=0.4)
+    for scheme in ("int4-dynamic-range", "nbits4"):
+        assert losses[scheme, None] == pytest.approx(exact(layer, None, scheme, x, metric), rel=0.4)
 
 
 def test_without_data_inputs_count_as_white_and_only_weights_are_rounded() -> None:

@@ -81,7 +81,7 @@ def test_between_two_ranks_of_the_same_layer_it_is_linear(rank: int) -> None:
 
 
 def test_what_was_not_measured_is_not_guessed() -> None:
-    shapes = [replace(LAYER, out_features=301), replace(LAYER, batch=2), replace(LAYER, form="int8-dynamic")]
+    shapes = [replace(LAYER, out_features=301), replace(LAYER, batch=2), replace(LAYER, scheme="int8-dynamic")]
     assert TABLE.prices([*shapes, replace(LAYER, rank=201)]) == [None] * 4
     below, first = TABLE.prices([replace(LAYER, rank=3), RANKS[0]])
     assert below is not None
@@ -219,8 +219,8 @@ def test_a_damaged_or_hostile_table_is_refused(
 
 
 def test_the_grid_leaves_out_only_corners_of_cells_in_which_no_rank_pays() -> None:
-    for fmt, forms in FORMS.items():
-        points = list(grid_points(STANDARD_GRID, fmt, forms[0]))
+    for fmt, schemes in FORMS.items():
+        points = list(grid_points(STANDARD_GRID, fmt, schemes[0]))
         assert len(points) < STANDARD_GRID.size
-        assert Point(fmt, forms[0], 2048, 2048, 512, 1) in points
-        assert Point(fmt, forms[0], 32, 32, 512, 1) not in points
+        assert Point(fmt, schemes[0], 2048, 2048, 512, 1) in points
+        assert Point(fmt, schemes[0], 32, 32, 512, 1) not in points

@@ -9,8 +9,8 @@ from edgepack.plan.reasons import kind, others, reason
 from edgepack.types import Candidate
 
 
-def one(form: str, rank: int | None, loss: float, size: int, microseconds: float) -> Candidate:
-    return Candidate(form, rank, loss, size, size, microseconds * 1e-6)
+def one(scheme: str, rank: int | None, loss: float, size: int, microseconds: float) -> Candidate:
+    return Candidate(scheme, rank, loss, size, size, microseconds * 1e-6)
 
 
 FP32 = one("fp32", None, 0.0, 4000, 40)
@@ -75,7 +75,7 @@ def test_others_are_the_best_of_each_kind_that_fits() -> None:
     assert INT4 in others(ALL, INT8, 0.0), "the one that loses least stands in where none fits"
 
 
-def test_a_layer_that_an_inference_does_not_reach_takes_no_time_in_any_form() -> None:
+def test_a_layer_that_an_inference_does_not_reach_takes_no_time_in_any_scheme() -> None:
     fp32, int8 = one("fp32", None, 0.0, 4000, 0), one("int8-dynamic", None, 0.0, 1000, 0)
     assert reason((fp32, int8), int8, 1.0, "the data never reach it") == "dense int8-dynamic: the data never reach it"
     assert reason((fp32, int8), fp32, 1.0) == "dense fp32: dense int8-dynamic would be 4.0× smaller on this target"

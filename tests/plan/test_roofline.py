@@ -1,4 +1,4 @@
-"""The data sheet as a source: it answers for every target and form, and stays near what was counted."""
+"""The data sheet as a source: it answers for every target and scheme, and stays near what was counted."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ HOST = roofline(get_target("host"))
 EMULATED = ("rpi4", "rpi3b+", "rpi-zero2w", "rpi5", "rk3566")
 
 
-def test_every_target_has_an_answer_for_every_form() -> None:
+def test_every_target_has_an_answer_for_every_scheme() -> None:
     targets = load_targets()
     assert len(targets) > 10
     for target in targets.values():
         source = roofline(target)
         for fmt in FORMATS:
             assert 1e-8 < source.call_s(fmt) < 1e-3
-            for form in FORMS[fmt]:
+            for scheme in FORMS[fmt]:
                 points = [
-                    Point(fmt, form, *shape) for shape in ((512, 512, None, 1), (512, 512, 64, 1), (8, 8, None, 1))
+                    Point(fmt, scheme, *shape) for shape in ((512, 512, None, 1), (512, 512, 64, 1), (8, 8, None, 1))
                 ]
                 for price in source.prices(points):
                     assert price is not None
@@ -49,7 +49,7 @@ def test_the_name_says_where_constants_are_only_nominal() -> None:
 
 
 @given(
-    st.sampled_from([(fmt, form) for fmt in FORMATS for form in FORMS[fmt]]),
+    st.sampled_from([(fmt, scheme) for fmt in FORMATS for scheme in FORMS[fmt]]),
     st.integers(1, 4096),
     st.integers(1, 4096),
     st.none() | st.integers(1, 512),
@@ -65,17 +65,17 @@ def test_a_larger_layer_costs_no_less(
         assert all(source.latency_s(one) >= source.latency_s(point) for one in larger)
 
 
-def test_without_dot_product_n_bit_forms_of_onnx_are_many_times_slower() -> None:
+def test_without_dot_product_n_bit_schemes_of_onnx_are_many_times_slower() -> None:
     """Counted on a Cortex-A72: 16.3 M instructions for 1024x1024 in 8 bits, 0.4 M for dynamic int8."""
 
-    def times(target: str, form: str) -> float:
+    def times(target: str, scheme: str) -> float:
         source = roofline(get_target(target))
         dense = Point("onnx", "int8-dynamic", 1024, 1024, None, 1)
-        return source.latency_s(replace(dense, form=form)) / source.latency_s(dense)
+        return source.latency_s(replace(dense, scheme=scheme)) / source.latency_s(dense)
 
-    for form in ("nbits8", "nbits4"):
-        assert times("rpi4", form) > 8
-        assert times("rpi5", form) < 3
+    for scheme in ("nbits8", "nbits4"):
+        assert times("rpi4", scheme) > 8
+        assert times("rpi5", scheme) < 3
 
 
 def test_int8_is_faster_than_float_and_a_small_rank_than_both() -> None:
@@ -85,8 +85,8 @@ def test_int8_is_faster_than_float_and_a_small_rank_than_both() -> None:
             dense = Point("tflite", "fp32", 1024, 1024, None, 1)
             latencies = [
                 dense,
-                replace(dense, form="int8-dynamic-range"),
-                replace(dense, form="int8-dynamic-range", rank=64),
+                replace(dense, scheme="int8-dynamic-range"),
+                replace(dense, scheme="int8-dynamic-range", rank=64),
             ]
             fp32, int8, pair = (source.latency_s(point) for point in latencies)
             assert fp32 > int8 > pair
@@ -114,11 +114,11 @@ def test_it_usually_deviates_from_counts_by_no_more_than_it_says() -> None:
         target = get_target(name)
         table = table_for(target)
         assert table is not None
-        for fmt, forms in table.costs.items():
-            for form in forms:
+        for fmt, schemes in table.costs.items():
+            for scheme in schemes:
                 points = [
                     p
-                    for p in table.grid.points(fmt, form)
+                    for p in table.grid.points(fmt, scheme)
                     if p.rank is None or p.rank * (p.out_features + p.in_features) < p.out_features * p.in_features
                 ]
                 counted = EmulatedCosts(table, target).prices(points)

@@ -58,57 +58,57 @@ def files(opened: Opened, work: Path) -> Iterator[dict[Format, ModelFiles]]:
         yield {"onnx": OnnxFiles(opened.model, Samples({"x": x}), largest=127), "tflite": tflite}
 
 
-def emitted(writer: ModelFiles, work: Path, opened: Opened, form: str, rank: int | None) -> int:
-    """Bytes of the file with the first layer in the form, dense or as a pair, and the second one in float32; where only
-    the whole file can have the form, of that."""
+def emitted(writer: ModelFiles, work: Path, opened: Opened, scheme: str, rank: int | None) -> int:
+    """Bytes of the file with the first layer in the scheme, dense or as a pair, and the second one in float32; where only
+    the whole file can have the scheme, of that."""
     layer = opened.layers[0]
     factors = {}
     if rank is not None:
         q = np.linalg.qr(np.random.default_rng(2).normal(size=(OUT, rank)))[0].astype(np.float32)
         factors[layer.name] = Factors(q, q.T @ layer.weight, layer.bias)
     path = work / f"model.{writer.fmt}"
-    if form in writer.layer_forms():
-        writer.write(factors, "fp32", path, {layer.name: form} if form != "fp32" else None)
+    if scheme in writer.layer_schemes():
+        writer.write(factors, "fp32", path, {layer.name: scheme} if scheme != "fp32" else None)
     else:
-        writer.write(factors, form, path)
+        writer.write(factors, scheme, path)
     return path.stat().st_size
 
 
-CASES = [(fmt, form) for fmt in ("onnx", "tflite") for form in FORMS[fmt]]  # type: ignore[index]
+CASES = [(fmt, scheme) for fmt in ("onnx", "tflite") for scheme in FORMS[fmt]]  # type: ignore[index]
 
 
-@pytest.mark.parametrize(("fmt", "form"), CASES)
-def test_what_a_pair_saves(files: dict[Format, ModelFiles], work: Path, opened: Opened, fmt: Format, form: str) -> None:
-    """Dense against pair of the same form: the rest of both files is the same."""
-    sizes = {rank: emitted(files[fmt], work, opened, form, rank) for rank in (None, RANK)}
-    said = {rank: size_bytes(fmt, form, OUT, IN, rank, bias=True) for rank in sizes}
+@pytest.mark.parametrize(("fmt", "scheme"), CASES)
+def test_what_a_pair_saves(files: dict[Format, ModelFiles], work: Path, opened: Opened, fmt: Format, scheme: str) -> None:
+    """Dense against pair of the same scheme: the rest of both files is the same."""
+    sizes = {rank: emitted(files[fmt], work, opened, scheme, rank) for rank in (None, RANK)}
+    said = {rank: size_bytes(fmt, scheme, OUT, IN, rank, bias=True) for rank in sizes}
     found, predicted = sizes[None] - sizes[RANK], said[None] - said[RANK]
     assert found > 0
     assert abs(found - predicted) <= 0.1 * found + SLACK, f"{found} B saved, {predicted} B predicted"
 
 
-@pytest.mark.parametrize(("fmt", "form"), [case for case in CASES if case[1] not in ("fp32", "int8-static")])
+@pytest.mark.parametrize(("fmt", "scheme"), [case for case in CASES if case[1] not in ("fp32", "int8-static")])
 @pytest.mark.parametrize("rank", [None, RANK])
-def test_what_a_form_saves(
-    files: dict[Format, ModelFiles], work: Path, opened: Opened, fmt: Format, form: str, rank: int | None
+def test_what_a_scheme_saves(
+    files: dict[Format, ModelFiles], work: Path, opened: Opened, fmt: Format, scheme: str, rank: int | None
 ) -> None:
     """Against float32 of the same shape."""
-    sizes = {own: emitted(files[fmt], work, opened, own, rank) for own in ("fp32", form)}
+    sizes = {own: emitted(files[fmt], work, opened, own, rank) for own in ("fp32", scheme)}
     said = {own: size_bytes(fmt, own, OUT, IN, rank, bias=True) for own in sizes}
-    found, predicted = sizes["fp32"] - sizes[form], said["fp32"] - said[form]
+    found, predicted = sizes["fp32"] - sizes[scheme], said["fp32"] - said[scheme]
     assert found > 0
     assert abs(found - predicted) <= 0.1 * found + SLACK, f"{found} B saved, {predicted} B predicted"
 
 
 def test_a_bias_is_four_bytes_per_output() -> None:
-    for fmt, form in CASES:
-        with_bias, without = (size_bytes(fmt, form, 100, 50, None, bias=bias) for bias in (True, False))  # type: ignore[arg-type]
+    for fmt, scheme in CASES:
+        with_bias, without = (size_bytes(fmt, scheme, 100, 50, None, bias=bias) for bias in (True, False))  # type: ignore[arg-type]
         assert with_bias - without == 400
 
 
-def test_more_rank_is_more_bytes_in_every_form() -> None:
-    for (fmt, form), bias in product(CASES, (True, False)):
-        sizes = [size_bytes(fmt, form, 512, 512, rank, bias=bias) for rank in range(8, 256, 8)]  # type: ignore[arg-type]
+def test_more_rank_is_more_bytes_in_every_scheme() -> None:
+    for (fmt, scheme), bias in product(CASES, (True, False)):
+        sizes = [size_bytes(fmt, scheme, 512, 512, rank, bias=bias) for rank in range(8, 256, 8)]  # type: ignore[arg-type]
         assert sizes == sorted(sizes)
         assert len(set(sizes)) == len(sizes)
 
@@ -118,10 +118,10 @@ def test_a_pair_beside_a_dense_matrix_adds_to_it(files: dict[Format, ModelFiles]
     q = np.linalg.qr(np.random.default_rng(2).normal(size=(OUT, RANK)))[0].astype(np.float32)
     both = Factors(q, q.T @ layer.weight, layer.bias, layer.weight)
     sizes = {}
-    for form, factors in (("nbits4", {}), ("nbits4-residual", {layer.name: both})):
+    for scheme, factors in (("nbits4", {}), ("nbits4-residual", {layer.name: both})):
         path = work / "model.onnx"
-        files["onnx"].write(factors, "fp32", path, {layer.name: form})
-        sizes[form] = path.stat().st_size
+        files["onnx"].write(factors, "fp32", path, {layer.name: scheme})
+        sizes[scheme] = path.stat().st_size
     dense = size_bytes("onnx", "nbits4", OUT, IN, None, bias=True)
     found, predicted = (
         sizes["nbits4-residual"] - sizes["nbits4"],

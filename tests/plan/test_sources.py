@@ -80,13 +80,13 @@ def test_a_large_model_is_priced_as_a_whole(name: str, tmp_path: Path) -> None:
     points = []
     for index in range(200):
         for rank in (None, *rank_choices(400 + index, 500)):
-            for form in FORMS["onnx"][:3]:
-                points.append(Point("onnx", form, 400 + index, 500, rank, 1))
+            for scheme in FORMS["onnx"][:3]:
+                points.append(Point("onnx", scheme, 400 + index, 500, rank, 1))
     assert len(points) > 12000
     source = cost_source(get_target(name), "onnx", points[:1], root=tmp_path)
     assert None not in source.prices(points)
 
 
-def test_the_dense_int8_form_is_one_of_the_forms() -> None:
+def test_the_dense_int8_scheme_is_one_of_the_schemes() -> None:
     assert set(sources.DENSE_INT8) == set(FORMATS)
-    assert all(form in FORMS[fmt] for fmt, form in sources.DENSE_INT8.items())
+    assert all(scheme in FORMS[fmt] for fmt, scheme in sources.DENSE_INT8.items())

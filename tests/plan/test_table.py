@@ -19,7 +19,7 @@ from edgepack.errors import InputError
 from edgepack.formats import FORMATS, FORMS
 from edgepack.plan.cost import EmulatedCosts
 from edgepack.plan.interpolate import interpolate, interpolate_all, streamed_lines
-from edgepack.plan.table import LEVELS, CallCost, CostTable, Deviation, FormCosts, Grid, HeldOut, Point
+from edgepack.plan.table import LEVELS, CallCost, CostTable, Deviation, SchemeCosts, Grid, HeldOut, Point
 from edgepack.plan.table_file import load_table, save_table, table_for, table_identity, table_name
 from edgepack.targets import get_target
 
@@ -31,7 +31,7 @@ SHIPPED = ("rpi4", "rpi3b+", "rpi-zero2w", "rpi5", "rk3566")
 
 def instructions(point: Point) -> int:
     """Of kernels as they are: nested loops with a prologue for each."""
-    per_weight = {"fp32": 5, "int8-dynamic": 3}.get(point.form, 4)
+    per_weight = {"fp32": 5, "int8-dynamic": 3}.get(point.scheme, 4)
     edges = point.in_features + 2 * point.out_features + 3 * (point.rank or 0)
     return 1000 + point.batch * (per_weight * point.weights + 7 * edges)
 
@@ -48,12 +48,12 @@ def made(grid: Grid = GRID, **changes: Any) -> CostTable:
         held_out={"onnx": dict.fromkeys(COUNTED, error)},
     )
     costs = {}
-    for form in COUNTED:
-        points = list(grid.points("onnx", form))
+    for scheme in COUNTED:
+        points = list(grid.points("onnx", scheme))
         once = tuple(point.weights // 64 for point in points)
         knee = tuple(round(streamed_lines(table, "L2", point)) for point in points)
         misses = {"L1i": (120,) * len(points), "L1d": once, "L2": knee}
-        costs[form] = FormCosts(tuple(map(instructions, points)), misses)
+        costs[scheme] = SchemeCosts(tuple(map(instructions, points)), misses)
     return replace(table, costs={"onnx": costs}, **changes)
 
 
@@ -64,10 +64,10 @@ def test_levels_are_those_of_the_emulator() -> None:
     assert LEVELS == counts.LEVELS
 
 
-@pytest.mark.parametrize("form", COUNTED)
-def test_a_point_of_the_grid_is_answered_exactly(form: str) -> None:
-    costs = TABLE.costs["onnx"][form]
-    for index, point in enumerate(GRID.points("onnx", form)):
+@pytest.mark.parametrize("scheme", COUNTED)
+def test_a_point_of_the_grid_is_answered_exactly(scheme: str) -> None:
+    costs = TABLE.costs["onnx"][scheme]
+    for index, point in enumerate(GRID.points("onnx", scheme)):
         found = interpolate(TABLE, point)
         assert found is not None
         assert found.instructions == pytest.approx(costs.instructions[index], abs=1e-6)
@@ -138,8 +138,8 @@ def test_what_the_table_lacks_is_not_guessed() -> None:
 
 @given(st.lists(layers(), max_size=12))
 def test_layers_are_interpolated_together_as_each_is_alone(points: list[Point]) -> None:
-    for form in COUNTED:
-        own = [point for point in points if point.form == form]
+    for scheme in COUNTED:
+        own = [point for point in points if point.scheme == scheme]
         assert interpolate_all(TABLE, own) == [interpolate(TABLE, point) for point in own]
 
 
@@ -193,15 +193,15 @@ def test_shipped_tables_answer_for_both_formats(name: str) -> None:
     assert table is not None
     for fmt in FORMATS:
         assert set(table.costs[fmt]) <= set(FORMS[fmt])
-        for form in table.costs[fmt]:
-            held = table.held_out[fmt][form]
+        for scheme in table.costs[fmt]:
+            held = table.held_out[fmt][scheme]
             assert held.between_batches is not None
             assert held.instructions.points + held.between_batches.points == 24
             assert held.instructions.median < 0.05
             # LiteRT's float kernels depend on the remainder of the sides: what lies between is told worst there.
-            assert held.instructions.p90 < (0.6 if (fmt, form) == ("tflite", "fp32") else 0.2)
-            dense = interpolate(table, Point(fmt, form, 1024, 1024, None, 1))
-            pair = interpolate(table, Point(fmt, form, 1024, 1024, 128, 1))
+            assert held.instructions.p90 < (0.6 if (fmt, scheme) == ("tflite", "fp32") else 0.2)
+            dense = interpolate(table, Point(fmt, scheme, 1024, 1024, None, 1))
+            pair = interpolate(table, Point(fmt, scheme, 1024, 1024, 128, 1))
             assert dense is not None
             assert pair is not None
             assert pair.instructions < 0.6 * dense.instructions
@@ -212,7 +212,7 @@ def test_the_shipped_table_of_the_pi_4_holds_the_counts_of_its_layer() -> None:
     """1024×1024, batch 1, against counts of the layer itself: the table has no point there."""
     table = table_for(RPI4)
     assert table is not None
-    for fmt, form, rank, counted in (
+    for fmt, scheme, rank, counted in (
         ("onnx", "fp32", None, 453066),
         ("onnx", "int8-dynamic", None, 396700),
         ("onnx", "int8-static-qdq", 128, 145247),
@@ -222,7 +222,7 @@ def test_the_shipped_table_of_the_pi_4_holds_the_counts_of_its_layer() -> None:
         ("tflite", "int8-dynamic-range", 128, 95621),
         ("tflite", "int8-static", 128, 88865),
     ):
-        found = interpolate(table, Point(fmt, form, 1024, 1024, rank, 1))
+        found = interpolate(table, Point(fmt, scheme, 1024, 1024, rank, 1))
         assert found is not None
         assert found.instructions == pytest.approx(counted, rel=0.1)
 
@@ -261,7 +261,7 @@ FP32 = ("costs", "onnx", "fp32")
         (_at(*FP32, "instructions"), [1, 2, 3], "expected 240 counts"),
         (_at(*FP32, "misses"), {"L1d": []}, "misses of"),
         (_at(*FP32, "misses", "L9"), [1], "not a cost table"),
-        (_at("costs", "onnx", "int8-static"), {"instructions": [], "misses": {}}, "the forms are"),
+        (_at("costs", "onnx", "int8-static"), {"instructions": [], "misses": {}}, "the schemes are"),
         (_at("costs", "tf"), {}, "not a cost table"),
         (_at("costs", "tflite"), {}, "not of the same formats"),
         (_at("calls", "onnx", "misses", "L2"), -3, "counts of the call"),

@@ -70,7 +70,7 @@ def test_few_bits(step: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("form", "columns", "grid"),
+    ("scheme", "columns", "grid"),
     [
         ("fp32", 64, None),
         ("int8-dynamic", 64, WeightGrid(63)),
@@ -80,12 +80,12 @@ def test_few_bits(step: float) -> None:
         ("int4-dynamic-range", 64, WeightGrid(7)),
     ],
 )
-def test_grids_of_forms(form: str, columns: int, grid: WeightGrid | None) -> None:
-    assert grid_of(form, columns, largest=63) == grid
+def test_grids_of_schemes(scheme: str, columns: int, grid: WeightGrid | None) -> None:
+    assert grid_of(scheme, columns, largest=63) == grid
 
 
-@pytest.mark.parametrize(("form", "largest"), [("int8-dynamic-range", 127), ("int4-dynamic-range", 7)])
-def test_tflite_quantizer_gives_the_codes_back(form: str, largest: int) -> None:
+@pytest.mark.parametrize(("scheme", "largest"), [("int8-dynamic-range", 127), ("int4-dynamic-range", 7)])
+def test_tflite_quantizer_gives_the_codes_back(scheme: str, largest: int) -> None:
     """The min-max quantizer of TFLite files itself, through the function that it rounds with."""
     from ai_edge_quantizer import qtyping
     from ai_edge_quantizer.algorithms.uniform_quantize import uniform_quantize_tensor as uniform
