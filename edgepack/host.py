@@ -83,7 +83,7 @@ def target_from_probe(report: Mapping[str, Any], name: str) -> Target:
 
 
 def _clusters(report: Mapping[str, Any]) -> tuple[Cluster, ...]:
-    """CPUs of one core and one top frequency scheme a cluster; the fastest comes first."""
+    """CPUs of one core and one top frequency form a cluster; the fastest comes first."""
     groups: dict[tuple[str, int | None], list[int]] = {}
     for cpu in report["cpus"]:
         groups.setdefault((cpu["core"], cpu["max_khz"]), []).append(cpu["cpu"])

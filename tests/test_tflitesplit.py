@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+from edgepack.backends.tflite.schemes import FP32, INT8_DYNAMIC, INT8_STATIC
 from edgepack.emit.tflite import TfliteEmitter
 from edgepack.errors import ModelError, OutputError
 from edgepack.segments import LayerShape, Segment
@@ -118,11 +119,11 @@ def emitted(
         assert emitter.emit(source, layers, factors or None) == ()
         ranks = {name: f.rank for name, f in factors.items()}
         shapes = [LayerShape(x.name, x.out_features, x.in_features, ranks.get(x.name)) for x in layers]
-        for scheme in ("fp32", "int8-dynamic-range", "int8-static"):
-            path = source if scheme == "fp32" else folder / f"{kind}.{scheme}.tflite"
-            if scheme != "fp32":
+        for scheme in (FP32, INT8_DYNAMIC, INT8_STATIC):
+            path = source if scheme.is_float else folder / f"{kind}.{scheme}.tflite"
+            if not scheme.is_float:
                 samples = {given: np.random.default_rng(0).normal(size=(16, *shape)).astype(np.float32)}
-                emitter.quantize(source, path, scheme, samples if scheme == "int8-static" else None)
+                emitter.quantize(source, path, scheme, samples if scheme.is_static else None)
             files[f"{kind} {scheme}"] = path, shapes
     return NAMES[request.param], files
 

@@ -10,20 +10,21 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from edgepack.backends.onnx.schemes import FP32, INT8_DYNAMIC, NBITS4
 from edgepack.types import Candidate
 
 sys.path.append(str(Path(__file__).parents[2] / "bench"))  # a folder of scripts, not a package
 from allocation import allocators
 from allocation.allocators import ALLOCATORS, Layers, latency, loss
 
-FORMS = ("fp32", "int8-dynamic", "nbits4")
+SCHEMES = (FP32, INT8_DYNAMIC, NBITS4)
 
 
 @st.composite
 def layer(draw: st.DrawFn) -> list[Candidate]:
     """Dense and a few ranks in some of the schemes, as the planner offers them; not every layer can be factored."""
     ranks = [None, *draw(st.lists(st.sampled_from([8, 16, 24, 32]), unique=True, max_size=3))]
-    schemes = draw(st.lists(st.sampled_from(FORMS), unique=True, min_size=1, max_size=3))
+    schemes = draw(st.lists(st.sampled_from(SCHEMES), unique=True, min_size=1, max_size=3))
     value = st.integers(1, 1000)
     return [
         Candidate(scheme, rank, draw(value) / 1e6, draw(value), draw(value), draw(value) / 1e6)
@@ -96,7 +97,7 @@ def ladder(worth: float) -> list[Candidate]:
     return dense + [
         Candidate(scheme, rank, worth / rank + extra, rank, rank, rank * 1e-6 * slower)
         for rank in (8, 16, 24, 32)
-        for scheme, extra, slower in (("fp32", 0.0, 2.0), ("int8-dynamic", 1e-5, 1.0), ("nbits4", 1.0, 0.5))
+        for scheme, extra, slower in ((FP32, 0.0, 2.0), (INT8_DYNAMIC, 1e-5, 1.0), (NBITS4, 1.0, 0.5))
     ]
 
 

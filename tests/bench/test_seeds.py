@@ -155,7 +155,7 @@ def test_a_hand_tuned_network_has_as_many_weights() -> None:
 
 
 @pytest.mark.parametrize("how", ["low-rank", "hashednet", "deepthin", "pruning"])
-def test_every_scheme_trains_and_takes_no_more_than_its_share(
+def test_every_form_trains_and_takes_no_more_than_its_share(
     how: str, lab: Lab, cache: Cache, data: tuple[Any, Any]
 ) -> None:
     model = train.trained(cache, how, SIZES, SHARE, data, epochs=20, seed=0)
@@ -186,7 +186,7 @@ def test_what_was_trained_is_not_trained_again(cache: Cache, data: tuple[Any, An
         assert np.array_equal(a.numpy(), b.numpy())
 
 
-def test_both_schemes_of_deepthin_are_one_function(cache: Cache, data: tuple[Any, Any]) -> None:
+def test_both_forms_of_deepthin_are_one_function(cache: Cache, data: tuple[Any, Any]) -> None:
     model = train.trained(cache, "deepthin", SIZES, SHARE, data, epochs=1, seed=3)
     x = data[0][:8]
     wanted = evaluate(model[0].to_coded(), x)

@@ -60,7 +60,7 @@ def test_left_factor_is_least_squares(out: int, inn: int, with_data: bool, seed:
 
 
 @pytest.mark.parametrize("with_data", [False, True])
-def test_a_weight_of_this_scheme_is_found_again(with_data: bool) -> None:
+def test_a_weight_of_this_form_is_found_again(with_data: bool) -> None:
     small = np.linalg.qr(rng(1).standard_normal((16, 4)))[0].T
     w = (rng(2).standard_normal((20, 16)) @ np.kron(np.eye(4), small)).astype(np.float32)
     made = input_projection(layer(w, None, seen(inputs(500, 64, 3)) if with_data else None), 0.45)

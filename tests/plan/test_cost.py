@@ -5,22 +5,26 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgepack.formats import FORMATS, FORMS
-from edgepack.plan.cost import CLEARLY, PREFERENCE, ROUNDS, fastest, interleaved_s, ordered, preferred, slower_by
+from edgepack.backends.onnx.schemes import INT8_DYNAMIC, INT8_STATIC
+from edgepack.backends.schemes import DENSE_INT8, SCHEMES
+from edgepack.model.scheme import FORMATS
+from edgepack.plan.cost import CLEARLY, ROUNDS, fastest, interleaved_s, ordered, preferred, slower_by
 
 
 def test_static_schemes_need_calibration() -> None:
-    assert preferred("onnx", calibrated=True) == ("int8-dynamic", "int8-static-qdq")
+    assert preferred("onnx", calibrated=True) == (INT8_DYNAMIC, INT8_STATIC)
     for fmt in FORMATS:
         schemes = preferred(fmt, calibrated=False)
         assert len(schemes) == 1
-        assert "static" not in schemes[0]
+        assert not schemes[0].is_static
+        assert "static" not in schemes[0].name
 
 
 def test_every_preferred_scheme_is_a_scheme() -> None:
-    assert set(PREFERENCE) == set(FORMATS)
-    for fmt, schemes in PREFERENCE.items():
-        assert set(schemes) <= set(FORMS[fmt])
+    assert set(DENSE_INT8) == set(FORMATS)
+    for fmt, schemes in DENSE_INT8.items():
+        assert set(schemes) <= set(SCHEMES[fmt])
+        assert all(scheme.per_channel_int8 for scheme in schemes)
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,7 @@ def test_halves_the_error_on_correlated_inputs(grid: WeightGrid) -> None:
 
 
 def test_is_the_column_by_column_algorithm() -> None:
-    """Against the published scheme: errors fed forward through the Cholesky factor of the inverse, in natural order."""
+    """Against the published form: errors fed forward through the Cholesky factor of the inverse, in natural order."""
     out, columns = 12, 140
     weight, hessian = normal(out, columns, 3), moment(columns, 4)
     hessian += 0.05 * np.diag(np.linspace(1, 2, columns))[::-1, ::-1] * np.trace(hessian) / columns
