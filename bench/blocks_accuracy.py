@@ -79,8 +79,8 @@ def _mixed(model: Row) -> list[str]:
         lines.append((f"{level:.0%}", *(found.get(way, "–") for way in ways)))
     headers = ("at most, of dense int8's bytes", *ways)
     return [
-        "The scheme of each layer chosen for a size of the file, by predicted losses: dense in int8 or int4, and in some"
-        " columns pairs too; dense layers rounded by GPTQ, pairs by alternation. A dash: no plan is that small.",
+        "The scheme of each layer chosen for a size of the file, by predicted losses: dense in int8 or int4, and in"
+        " some columns pairs too; dense layers rounded by GPTQ, pairs by alternation. A dash: no plan is that small.",
         markdown_table(headers, lines, right=headers[1:]),
     ]
 

@@ -39,7 +39,7 @@ def _counts(targets: Sequence[str], rows: Sequence[Row], rank: int) -> str:
     for (fmt, layer, scheme), found in by_file.items():
         cells = [_cell(found[target]) for target in targets]
         lines.append((TITLES[fmt], layer if layer == "dense" else f"pair, rank {rank}", scheme, *cells))
-    headers = ("runtime", "layers", "form", *(f"{names} (…/L1d/{_last(rows, names)})" for names in targets))
+    headers = ("runtime", "layers", "scheme", *(f"{names} (…/L1d/{_last(rows, names)})" for names in targets))
     return markdown_table(headers, lines, right=headers[3:])
 
 
@@ -66,7 +66,7 @@ def _knee(curve: Row) -> str:
             f" {streams[0]['rank'] if streams else '–'} on"
         )
     return (
-        f"A {curve['side']}×{curve['side']} layer as a pair in LiteRT, {curve['scheme']}, over the rank; dashes stand"
+        f"A {curve['side']}×{curve['side']} layer as a pair in LiteRT, {curve['form']}, over the rank; dashes stand"
         f" where the factors' bytes equal the last-level cache. {'; '.join(parts)}."
     )
 

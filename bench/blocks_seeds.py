@@ -219,7 +219,7 @@ def _board(figures: Row) -> Sequence[str]:
                 )
     headers = ("DeepThin's layer", "runtime", "p50 here", "cold p50 here", "instructions", "L2 misses")
     what = (
-        "DeepThin's claim of speed, 784-1000-10: decoded at load and in the decode-free scheme, here warm and with cold "
+        "DeepThin's claim of speed, 784-1000-10: decoded at load and in the decode-free form, here warm and with cold "
         "caches, and counted on an emulated Raspberry Pi Zero 2 W, one inference:"
     )
     return [what, markdown_table(headers, lines, right=headers[2:])]

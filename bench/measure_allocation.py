@@ -11,7 +11,7 @@ from allocation.allocators import ALLOCATORS, LEAST_GAP, Layers, latency, loss, 
 from cases import Case, cases
 
 from edgepack.cache import Cache
-from edgepack.formats import WEIGHT_BITS
+from edgepack.model.scheme import BITS
 from edgepack.pipeline.options import BuildOptions
 from edgepack.pipeline.prepared import prepared
 from edgepack.progress import silent
@@ -62,7 +62,7 @@ def dense_int8_s(layers: Layers) -> float:
         ValueError: there is no scheme that all layers have.
     """
     found = []
-    for scheme in (scheme for scheme, bits in WEIGHT_BITS.items() if bits == 8):
+    for scheme in {one.scheme for layer in layers for one in layer if one.scheme.bits == BITS["int8"]}:
         dense = [[one.latency_s for one in layer if one.rank is None and one.scheme == scheme] for layer in layers]
         if all(dense):
             found.append(sum(min(own) for own in dense))

@@ -11,13 +11,14 @@ from typing import Any
 from latencies import measure_files
 
 from edgepack import verify
+from edgepack.backends.schemes import SCHEMES
 from edgepack.bench.schedule import Schedule
 from edgepack.bench.session import Variant
 from edgepack.cache import Cache, digest
 from edgepack.data import example
 from edgepack.errors import ProofError
 from edgepack.factorize import factorizer
-from edgepack.formats import FORMS, Format
+from edgepack.model.scheme import FileScheme, Scheme
 from edgepack.pipeline.files import ModelFiles
 from edgepack.pipeline.guarding import Data, load_data
 from edgepack.pipeline.ladder import LayerPlans
@@ -68,7 +69,7 @@ class LayerFile:
     """A model in one file; `layer` is "dense" or "pair"."""
 
     layer: str
-    scheme: str
+    scheme: Scheme
     variant: Variant
 
 
@@ -86,13 +87,13 @@ def measure_files_of(files: Sequence[LayerFile], *, quick: bool = False) -> dict
         "rank": RANK,
         "quick": quick,
         **measured,
-        "rows": [{"layer": file.layer, "form": file.scheme, **row} for file, row in rows],
+        "rows": [{"layer": file.layer, "form": file.scheme.name, **row} for file, row in rows],
     }
 
 
 def model_files(work: Path, model: str = MODEL, rank: int = RANK) -> list[LayerFile]:
-    """Write a model in every scheme into the folder, dense and factored at one rank where that pays; each pair file with
-    the proof that it still is two thin matmuls."""
+    """Write a model in every scheme into the folder, dense and factored at one rank where that pays; each pair file
+    with the proof that it still is two thin matmuls."""
     cache = Cache()
     opened = open_model(model, work)
     data = load_data(None, opened, model, SEED)
@@ -127,14 +128,14 @@ def _plan(layer: LinearLayer, spectrum: Spectrum, rank: int) -> LayerPlan:
 
 
 def _written(files: ModelFiles, plan: LayerPlans, factors: Mapping[str, Factors], work: Path) -> Iterator[LayerFile]:
-    fmt: Format = files.fmt
-    for scheme in FORMS[fmt]:
+    fmt = files.fmt
+    for scheme in SCHEMES[fmt]:
         path = work / f"dense.{scheme}.{fmt}"
-        files.write_dense(path) if scheme == "fp32" else files.write_baseline(scheme, path)
+        files.write_dense(path) if scheme.is_float else files.write_baseline(scheme, path)
         yield LayerFile("dense", scheme, Variant(f"dense-{scheme}", fmt, path))
-    for scheme in FORMS[fmt]:
+    for scheme in SCHEMES[fmt]:
         path = work / f"pair.{scheme}.{fmt}"
-        files.write(factors, scheme, path)
+        files.write(factors, FileScheme.of(scheme), path)
         proof = verify.two_thin_matmuls(files.read_optimized(path), plan)
         if not proof.passed:
             raise ProofError(f"{path.name}: {proof.name}: {proof.detail}")

@@ -75,7 +75,7 @@ def _facts(manifest: Mapping[str, Any], variant: Variant) -> dict[str, Any]:
     dense = file_entry(manifest, "dense-fp32", variant.format)
     return {
         "variant": variant.name,
-        "form": entry["form"],
+        "form": entry["scheme"],
         "parameters_share": entry.get("matrix_parameters_share", 1.0),
         "test_accuracy": round(entry["test"], 6),
         "test_drop": round(dense["test"] - entry["test"], 6),

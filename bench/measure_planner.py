@@ -84,12 +84,12 @@ def _row(name: str, fmt: Format, manifest: Mapping[str, Any], files: Mapping[str
     """A format of a model: what the plan is, what it costs in accuracy, and the three files' sizes and latencies."""
     entry, int8, fp32 = (file_entry(manifest, name, fmt) for name in ("edgepack", "dense-int8", "dense-fp32"))
     layers = entry["layers"]
-    schemes = Counter(layer["form"] or entry["form"] for layer in layers)
+    schemes = Counter(layer["scheme"] or entry["scheme"] for layer in layers)
     dense = [layer for layer in layers if layer["rank"] is None]
     return {
         "model": name,
         "format": fmt,
-        "form": entry["form"],
+        "form": entry["scheme"],
         "forms": dict(schemes.most_common()),
         "layers": len(layers),
         "factored": len(layers) - len(dense),

@@ -33,7 +33,7 @@ def draw_working_set(curve: Mapping[str, Any], path: Path) -> None:
     axes.set(
         xscale="log",
         yscale="log",
-        xlabel=f"rank of the pair in the place of a {curve['side']}×{curve['side']} layer, {curve['scheme']}",
+        xlabel=f"rank of the pair in the place of a {curve['side']}×{curve['side']} layer, {curve['form']}",
         ylabel="lines read from memory per inference",
     )
     ticks = [16, 32, 64, 128, 256, 512, 1024]

@@ -12,8 +12,8 @@ from blocks import speedup
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from edgepack.data import example
-from edgepack.model.scheme import FORMATS, Format
 from edgepack.inference import load
+from edgepack.model.scheme import FORMATS, Format
 from edgepack.report.cells import ratio, size
 
 Row = Mapping[str, Any]
@@ -51,7 +51,7 @@ def test_pack_against_its_baselines(
         benchmark.extra_info |= {f"speedup_vs_dense_{name}": found.speedup, f"shrink_vs_dense_{name}": found.shrink}
     vs = ", ".join(f"{ratio(found)} and {found.shrink:.1f}× smaller than {name}" for name, found in against.items())
     note(
-        f"mnist {fmt:6} {packed['scheme']:18} {size(packed['size_bytes']):>8}, {packed['parameters_share']:.1%} of the"
+        f"mnist {fmt:6} {packed['form']:18} {size(packed['size_bytes']):>8}, {packed['parameters_share']:.1%} of the"
         f" weights, drop {packed['test_drop']:+.2f} on the test, {packed['guard_drop']:+.2f} on the guard, {vs}"
     )
     assert packed["guard_drop"] <= measure_mnist.MAX_DROP

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from accuracy.study import LARGEST, moments_of
 from edgepack.factorize.whitened import shrunk_covariance
+from edgepack.model.scheme import Scheme
 from edgepack.quantize.bias import corrected_bias
 from edgepack.quantize.gptq import gptq
 from edgepack.quantize.lattice import grid_of
 from edgepack.types import Dense, LinearLayer
 
 
-def rounded_dense(layer: LinearLayer, scheme: str) -> Dense:
+def rounded_dense(layer: LinearLayer, scheme: Scheme) -> Dense:
     """With the mean output put right where there is a bias, else on the raw second moment.
 
     Raises:

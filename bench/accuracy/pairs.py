@@ -10,6 +10,7 @@ import numpy as np
 from accuracy.study import LARGEST, SEED, Study, moments_of, seen_spectrum
 from edgepack.factorize import svd, whitened
 from edgepack.factorize.whitened import shrunk_covariance
+from edgepack.model.scheme import Scheme
 from edgepack.pipeline.rounding import ROUNDS
 from edgepack.quantize.alternate import alternate
 from edgepack.quantize.bias import corrected_pair
@@ -17,31 +18,31 @@ from edgepack.quantize.gauge import BETA, Gauge, search_gauge, turned
 from edgepack.quantize.lattice import WeightGrid, grid_of
 from edgepack.types import Factors, LinearLayer, Spectrum
 
-Pair = Callable[[Study, str, int, str], Factors]
+Pair = Callable[[Study, str, int, Scheme], Factors]
 """(study, layer's name, rank, scheme) → the pair, on its grids or for the writer to round to nearest."""
 
 
-def plain(study: Study, name: str, rank: int, scheme: str) -> Factors:
+def plain(study: Study, name: str, rank: int, scheme: Scheme) -> Factors:
     """Truncated SVD of the weight, √Σ to both sides; its bias stays."""
     del scheme
     spectrum = study.plain[name]
     return turned(svd.factors(study.layers[name], spectrum, rank), spectrum, Gauge(BETA, None), seed=SEED)
 
 
-def weighted(study: Study, name: str, rank: int, scheme: str) -> Factors:
+def weighted(study: Study, name: str, rank: int, scheme: Scheme) -> Factors:
     """Centred whitening: A = U_r with orthonormal columns, B = U_rᵀ W, the bias corrected."""
     del scheme
     return whitened.factors(study.layers[name], study.seen[name], rank)
 
 
-def gauged(study: Study, name: str, rank: int, scheme: str) -> Factors:
+def gauged(study: Study, name: str, rank: int, scheme: Scheme) -> Factors:
     """The same product in the basis that rounds best to nearest."""
     spectrum, pair = study.seen[name], weighted(study, name, rank, scheme)
     gauge = search_gauge(pair, spectrum, grids(study.layers[name], rank, scheme), seed=SEED, rounding="nearest")
     return turned(pair, spectrum, gauge, seed=SEED)
 
 
-def alternated(study: Study, name: str, rank: int, scheme: str) -> Factors:
+def alternated(study: Study, name: str, rank: int, scheme: Scheme) -> Factors:
     """Both factors rounded in turns, each with the other one in mind."""
     return rounded(study.layers[name], study.seen[name], rank, scheme)
 
@@ -54,7 +55,7 @@ PAIRS: Mapping[str, Pair] = {
 }
 
 
-def rounded(layer: LinearLayer, spectrum: Spectrum, rank: int, scheme: str) -> Factors:
+def rounded(layer: LinearLayer, spectrum: Spectrum, rank: int, scheme: Scheme) -> Factors:
     """As a build rounds pairs: the gauge for GPTQ, the alternation, the bias corrected."""
     pair = whitened.factors(layer, spectrum, rank)
     both = grids(layer, rank, scheme)
@@ -64,7 +65,7 @@ def rounded(layer: LinearLayer, spectrum: Spectrum, rank: int, scheme: str) -> F
     return corrected_pair(pair, found.factors(None), moments_of(layer).mean)
 
 
-def rounded_product(layer: LinearLayer, pair: Factors, scheme: str) -> Factors:
+def rounded_product(layer: LinearLayer, pair: Factors, scheme: Scheme) -> Factors:
     """A pair that was trained: its product, of the same rank, rounded as if it were the layer's weight."""
     product = np.asarray(pair.A.astype(np.float64) @ pair.B, np.float32)
     bias = layer.bias if pair.bias is None else pair.bias
@@ -72,7 +73,7 @@ def rounded_product(layer: LinearLayer, pair: Factors, scheme: str) -> Factors:
     return rounded(trained, seen_spectrum(trained), pair.rank, scheme)
 
 
-def grids(layer: LinearLayer, rank: int, scheme: str) -> tuple[WeightGrid, WeightGrid]:
+def grids(layer: LinearLayer, rank: int, scheme: Scheme) -> tuple[WeightGrid, WeightGrid]:
     """Of A and of B.
 
     Raises:

@@ -21,7 +21,7 @@ RATES = (2e-3, 5e-3, 1e-2, 2e-2)
 
 
 def main() -> None:
-    """Print accuracy in percent by scheme and rate."""
+    """Print accuracy in percent by form and rate."""
     images, labels = digits()[:2]
     for how in sys.argv[1:] or ("low-rank", "hashednet", "deepthin", "pruning"):
         for rate in RATES:

@@ -41,7 +41,7 @@ def low_rank(sizes: Sequence[int], share: float) -> nn.Sequential:
     for index, (before, after) in enumerate(list(pairwise(sizes))[:-1]):
         rank = max(int(share * before * after / (before + after)), 1)
         first, second = nn.Linear(before, rank, bias=False), nn.Linear(rank, after)
-        # Products of these have the variance 2 / in, as every other layer here that is trained in its small scheme.
+        # Products of these have the variance 2 / in, as every other layer here that is trained in its small form.
         nn.init.normal_(first.weight, std=(2 / (before * rank)) ** 0.25)
         nn.init.normal_(second.weight, std=(2 / (before * rank)) ** 0.25)
         nn.init.zeros_(second.bias)
@@ -122,11 +122,11 @@ def trained(
     seed: int,
     rate: float | None = None,
 ) -> nn.Sequential:
-    """A network trained from scratch in the scheme `how`, one of `BUILDERS`.
+    """A network trained from scratch in the form `how`, one of `BUILDERS`.
 
     Args:
         cache: where it is kept.
-        how: the scheme of all layers but the last.
+        how: the form of all layers but the last.
         sizes: widths, the input's first.
         share: of the bytes of those layers in 8 bits.
         data: images (N, 784) and labels.
