@@ -24,7 +24,8 @@ def text(renderable: RenderableType, width: int = 160) -> str:
 
 def planned(layer: str, out: int, inn: int, rank: int | None, scheme: str, reason: str) -> dict[str, Any]:
     return {
-        "layer": layer, "out_features": out, "in_features": inn, "rank": rank, "break_even_rank": 9, "scheme": scheme, "reason": reason
+        "layer": layer, "out_features": out, "in_features": inn, "rank": rank, "break_even_rank": 9, "scheme": scheme, "reason": reason,
+        "weight_parameters": out * inn if rank is None else rank * (out + inn),
     }  # fmt: skip
 
 
@@ -59,7 +60,7 @@ def test_build() -> None:
 BUILD = """\
 dist/p: mnist-mlp for rpi4, guard: accuracy
 
- file                   scheme                    size   vs fp32   vs int8   metric    drop   scored on
+ file                   scheme                  size   vs fp32   vs int8   metric    drop   scored on
  ────────────────────────────────────────────────────────────────────────────────────────────────────
  model.tflite           int8-dynamic-range   48.0 kB     33.9×         –    98.00   +0.00   guard
  model.onnx             mixed                51.2 kB     31.8×      8.0×    97.60   +0.40   guard
@@ -68,7 +69,7 @@ dist/p: mnist-mlp for rpi4, guard: accuracy
  baseline/fp32.onnx     fp32                 1.63 MB         –      0.3×    98.00   +0.00   guard
 
 
- layer    out×in   scheme            rank   weights   why
+ layer    out×in   scheme          rank   weights   why
  ──────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
  fc1     512×784   int8-dynamic      24      7.7%   rank 24 int8-dynamic: 6.1× faster than dense int8-dynamic
  fc2      10×512   fp32           dense    100.0%   dense fp32: a pair of rank 8 saves too little, its break-even rank is 9"""

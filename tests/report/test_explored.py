@@ -37,7 +37,7 @@ def test_rows() -> None:
 
 
 EXPLORED = """\
-     plan   format   scheme                 factored   weights      size   latency   drop      ±
+     plan   format   scheme               factored   weights      size   latency   drop      ±
  ─────────────────────────────────────────────────────────────────────────────────────────────
         1   onnx     fp32                   0 of 2    100.0%   1.63 MB    470 µs   0.00   0.00
  *      2   onnx     mixed                  1 of 2     10.3%   51.2 kB   13.9 µs   0.25   0.16

@@ -24,7 +24,8 @@ def text(renderable: RenderableType, width: int = 160) -> str:
 def layer(name: str, out: int, inn: int, rank: int | None, reason: str, **more: Any) -> dict[str, Any]:
     return {
         "layer": name, "out_features": out, "in_features": inn, "rank": rank, "break_even_rank": (out * inn - 1) // (out + inn),
-        "scheme": "int8-dynamic", "reason": reason, "predicted": None, **more,
+        "scheme": "int8-dynamic", "reason": reason, "predicted": None,
+        "weight_parameters": out * inn if rank is None else rank * (out + inn), **more,
     }  # fmt: skip
 
 
@@ -66,7 +67,7 @@ dist/p: mnist-mlp for rpi4
 
 model.onnx: mixed, 51.2 kB, chosen by: emulated cost table
 
- layer     out×in   scheme            rank   break-even   weights      size   latency     loss                    lost   why
+ layer     out×in   scheme          rank   break-even   weights      size   latency     loss                    lost   why
  ──────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
  fc1      512×784   int8-dynamic      24          309      7.7%   33.5 kB   9.79 µs   0.0086   8.2e-03 + 7.3e-06 + 0   rank 24 int8-dynamic: 6.1× faster than
                                                                                                                        dense int8-dynamic
@@ -76,8 +77,8 @@ model.onnx: mixed, 51.2 kB, chosen by: emulated cost table
 model.tflite: int8-dynamic-range, 48.0 kB, chosen by: roofline of targets.yaml
 
  layer   out×in   scheme    rank   break-even   weights   size   latency   loss   lost   why
- ────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
- fc3     10×512   –      dense            9    100.0%      –         –      –      –   the planned file has 9 bytes, dense int8 8
+ ──────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+ fc3     10×512   –        dense            9    100.0%      –         –      –      –   the planned file has 9 bytes, dense int8 8
 
 latency: of the layer alone, predicted. loss: predicted, in nats of the answer's change to second order, quantization included. lost: share of the layer's
 output energy on the calibration data: of a pair to truncation + rounding of weights + rounding of what flows between the two, of a dense layer to rounding."""
