@@ -15,7 +15,8 @@ from blocks_planner import render_allocation, render_planner
 from blocks_seeds import render_seeds
 from blocks_weighting import render_residual, render_weighting
 
-from edgepack.formats import WEIGHT_BITS
+from edgepack.backends.schemes import scheme_named
+from edgepack.model.scheme import BITS
 from edgepack.report.cells import ratio, seconds, size
 
 Row = Mapping[str, Any]
@@ -66,7 +67,7 @@ def _layer(figures: Row) -> str:
         rows = [row for row in figures["rows"] if row["format"] == fmt]
         fp32 = next(row for row in rows if row["layer"] == "dense" and row["form"] == "fp32")
         # The rival is the int8 build that is fastest here, not the one that flatters the pair.
-        int8 = min((r for r in rows if r["layer"] == "dense" and WEIGHT_BITS[r["form"]] == 8), key=p50)
+        int8 = min((row for row in rows if row["layer"] == "dense" and _is_int8(row)), key=p50)
         lines += [
             (
                 TITLES[fmt],
@@ -77,7 +78,7 @@ def _layer(figures: Row) -> str:
             )
             for row in rows
         ]
-    headers = ("runtime", "layer", "form", "file", "p50", "p90", "vs dense fp32", "vs fastest dense int8")
+    headers = ("runtime", "layer", "scheme", "file", "p50", "p90", "vs dense fp32", "vs fastest dense int8")
     return markdown_table(headers, lines, right=("file", "p50", "p90")) + f"\n\n{_protocol(figures)}"
 
 
@@ -108,7 +109,7 @@ def _mnist(figures: Row) -> str:
             f" {pack['test_drop']:.2f} points on the untouched test set ({pack['guard_drop']:.2f} on the guard,"
             f" {figures['max_drop']:.2f} allowed)."
         )
-    headers = ("runtime", "file", "form", "size", "p50", "p90", "cold p50", "accuracy", "drop", "vs fp32", "vs int8")
+    headers = ("runtime", "file", "scheme", "size", "p50", "p90", "cold p50", "accuracy", "drop", "vs fp32", "vs int8")
     table = markdown_table(headers, lines, right=headers[3:9])
     return "\n\n".join([table, " ".join(summary), _protocol(figures)])
 
@@ -149,6 +150,10 @@ RENDERERS: Mapping[str, Callable[[Row], str]] = {
     "residual": render_residual,
     "seeds": render_seeds,
 }
+
+
+def _is_int8(row: Row) -> bool:
+    return scheme_named(row["format"], row["form"]).bits == BITS["int8"]
 
 
 def _latency(row: Row, fp32: Row, int8: Row) -> tuple[str, str, str, str]:

@@ -68,7 +68,7 @@ def _pairs(model: Row) -> str:
 
 
 def _mixed(model: Row) -> list[str]:
-    """A row per size of the file, a column per kind of plan; nothing where forms were not chosen layer by layer."""
+    """A row per size of the file, a column per kind of plan; nothing where schemes were not chosen layer by layer."""
     rows = [row for row in model["rows"] if row["bits"] == MIXED]
     if not rows:
         return []
@@ -79,8 +79,8 @@ def _mixed(model: Row) -> list[str]:
         lines.append((f"{level:.0%}", *(found.get(way, "–") for way in ways)))
     headers = ("at most, of dense int8's bytes", *ways)
     return [
-        "The form of each layer chosen for a size of the file, by predicted losses: dense in int8 or int4, and in some"
-        " columns pairs too; dense layers rounded by GPTQ, pairs by alternation. A dash: no plan is that small.",
+        "The scheme of each layer chosen for a size of the file, by predicted losses: dense in int8 or int4, and in"
+        " some columns pairs too; dense layers rounded by GPTQ, pairs by alternation. A dash: no plan is that small.",
         markdown_table(headers, lines, right=headers[1:]),
     ]
 

@@ -36,10 +36,10 @@ def _counts(targets: Sequence[str], rows: Sequence[Row], rank: int) -> str:
     by_file: dict[tuple[str, str, str], dict[str, Row]] = {}
     for row in rows:
         by_file.setdefault((row["format"], row["layer"], row["form"]), {})[row["target"]] = row
-    for (fmt, layer, form), found in by_file.items():
+    for (fmt, layer, scheme), found in by_file.items():
         cells = [_cell(found[target]) for target in targets]
-        lines.append((TITLES[fmt], layer if layer == "dense" else f"pair, rank {rank}", form, *cells))
-    headers = ("runtime", "layers", "form", *(f"{names} (…/L1d/{_last(rows, names)})" for names in targets))
+        lines.append((TITLES[fmt], layer if layer == "dense" else f"pair, rank {rank}", scheme, *cells))
+    headers = ("runtime", "layers", "scheme", *(f"{names} (…/L1d/{_last(rows, names)})" for names in targets))
     return markdown_table(headers, lines, right=headers[3:])
 
 

@@ -39,7 +39,7 @@ def _packs(figures: Row) -> str:
                 row["model"],
                 TITLES[row["format"]],
                 f"{row['factored']} of {row['layers']}",
-                ", ".join(f"{count} {form}" for form, count in row["forms"].items()),
+                ", ".join(f"{count} {scheme}" for scheme, count in row["forms"].items()),
                 size(pack["size_bytes"]),
                 size(int8["size_bytes"]),
                 smaller(pack["size_bytes"], int8["size_bytes"]),
@@ -53,7 +53,7 @@ def _packs(figures: Row) -> str:
             )
         )
     headers = (
-        *("model", "runtime", "factored", "layers by form", "pack", "dense int8", "size vs int8"),
+        *("model", "runtime", "factored", "layers by scheme", "pack", "dense int8", "size vs int8"),
         *("p50", "int8 p50", "vs int8", "vs fp32", "drop", "int8 drop", "drop on test"),
     )
     return markdown_table(headers, lines, right=(*headers[4:6], *headers[7:9], *headers[11:]))

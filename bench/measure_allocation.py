@@ -1,4 +1,4 @@
-"""Rules that pick ranks and forms against the exact plan: predicted loss at the same bound on predicted latency."""
+"""Rules that pick ranks and schemes against the exact plan: predicted loss at the same bound on predicted latency."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from allocation.allocators import ALLOCATORS, LEAST_GAP, Layers, latency, loss, 
 from cases import Case, cases
 
 from edgepack.cache import Cache
-from edgepack.formats import WEIGHT_BITS
+from edgepack.model.scheme import BITS
 from edgepack.pipeline.options import BuildOptions
 from edgepack.pipeline.prepared import prepared
 from edgepack.progress import silent
@@ -56,18 +56,18 @@ def compared(layers: Layers) -> list[dict[str, Any]]:
 
 
 def dense_int8_s(layers: Layers) -> float:
-    """Seconds of the fastest plan that has every layer dense, in one form of 8 bits.
+    """Seconds of the fastest plan that has every layer dense, in one scheme of 8 bits.
 
     Raises:
-        ValueError: there is no form that all layers have.
+        ValueError: there is no scheme that all layers have.
     """
     found = []
-    for form in (form for form, bits in WEIGHT_BITS.items() if bits == 8):
-        dense = [[one.latency_s for one in layer if one.rank is None and one.form == form] for layer in layers]
+    for scheme in {one.scheme for layer in layers for one in layer if one.scheme.bits == BITS["int8"]}:
+        dense = [[one.latency_s for one in layer if one.rank is None and one.scheme == scheme] for layer in layers]
         if all(dense):
             found.append(sum(min(own) for own in dense))
     if not found:
-        raise ValueError("no form of 8 bits in which every layer can be dense")
+        raise ValueError("no scheme of 8 bits in which every layer can be dense")
     return min(found)
 
 

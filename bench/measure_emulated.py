@@ -10,6 +10,7 @@ from typing import Any
 import measure_layer
 import measure_mnist
 
+from edgepack.backends.tflite.schemes import INT8_DYNAMIC
 from edgepack.bench.emulate import emulate_variants
 from edgepack.bench.emulated_results import EmulatedVariant
 from edgepack.cache import Cache
@@ -24,7 +25,7 @@ MODELS = Path(__file__).parent / "models"
 LAYER = (f"{MODELS / 'layer_4096.py'}:recipe_1024", 128)
 NETWORK = (measure_mnist.MODEL, 32)
 SIDE = 2048
-FORM = "int8-dynamic-range"
+SCHEME = INT8_DYNAMIC
 RANKS = (16, 32, 64, 96, 112, 128, 144, 160, 192, 224, 240, 256, 272, 288, 320, 384, 448, 512, 576, 640, 768, 896, 1024)
 
 
@@ -41,7 +42,7 @@ def measure(*, quick: bool = False) -> dict[str, Any]:
         "targets": [names for names, _ in groups],
         "ranks": {"layer": LAYER[1], "network": NETWORK[1]},
         **tables,
-        "curve": {"side": SIDE, "form": FORM, "points": list(_curve(groups, RANKS[::4] if quick else RANKS))},
+        "curve": {"side": SIDE, "form": SCHEME.name, "points": list(_curve(groups, RANKS[::4] if quick else RANKS))},
     }
 
 
@@ -62,7 +63,7 @@ def _table(groups: Sequence[tuple[str, Target]], model: str, rank: int, work: Pa
     for names, target in groups:
         result = emulate_variants([file.variant for file in files], {}, target=target, by_layer=False)
         rows += [
-            {"target": names, "layer": file.layer, "form": file.form, **_counted(found)}
+            {"target": names, "layer": file.layer, "form": file.scheme.name, **_counted(found)}
             for file, found in zip(files, result.variants, strict=True)
         ]
     return rows
@@ -84,7 +85,7 @@ def _counted(found: EmulatedVariant) -> dict[str, Any]:
 
 def _curve(groups: Sequence[tuple[str, Target]], ranks: Sequence[int]) -> Iterator[dict[str, Any]]:
     """Misses of every level over the rank of one pair, the call of the runtime taken off."""
-    points = [Point("tflite", FORM, SIDE, SIDE, rank, 1) for rank in ranks]
+    points = [Point(SCHEME, SIDE, SIDE, rank, 1) for rank in ranks]
     for names, target in groups:
         counter = Counter(target, Cache())
         try:

@@ -16,7 +16,7 @@ from measure_mnist import MAX_DROP, MODEL
 from edgepack.emulator import programs
 from edgepack.emulator.guest import guest
 from edgepack.emulator.plugin import cache_arguments, plugin_file
-from edgepack.formats import FORMATS
+from edgepack.model.scheme import FORMATS
 from edgepack.pipeline.build import build
 from edgepack.pipeline.options import BuildOptions
 from edgepack.shipped import shipped

@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from edgepack.backends.tflite.schemes import FP32, INT8_STATIC
 from edgepack.bench.emulate import emulate_variants
 from edgepack.bench.session import Variant
 from edgepack.cache import Cache
@@ -20,7 +21,7 @@ from edgepack.targets import get_target
 MODELS = Path(__file__).parent / "models"
 SEED = 0
 THREADS = 4
-FORMS = {"fp32": "fp32", "int8": "int8-static"}
+SCHEMES = {"fp32": FP32, "int8": INT8_STATIC}
 # README of XNNPACK (github.com/google/XNNPACK), section "Performance": milliseconds, all cores of the board.
 PUBLISHED_MS = {
     ("v1", "fp32", "rpi3b+"): 114,
@@ -70,8 +71,8 @@ def _files(network: str, work: Path) -> list[Variant]:
     variants = []
     with TfliteFiles(Cache(), work) as files:
         files.open(opened, data.calibration, example(data.guard, opened.inputs, SEED))
-        for precision, form in FORMS.items():
+        for precision, scheme in SCHEMES.items():
             path = work / f"{network}.{precision}.tflite"
-            files.write_dense(path) if form == "fp32" else files.write_baseline(form, path)
+            files.write_dense(path) if scheme.is_float else files.write_baseline(scheme, path)
             variants.append(Variant(precision, "tflite", path))
     return variants

@@ -1,4 +1,4 @@
-"""One layer of 4096×4096, batch 1, one thread: dense and as a pair of rank 256, in every form of both runtimes."""
+"""One layer of 4096×4096, batch 1, one thread: dense and as a pair of rank 256, in every scheme of both runtimes."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from typing import Any
 from latencies import measure_files
 
 from edgepack import verify
+from edgepack.backends.schemes import SCHEMES
 from edgepack.bench.schedule import Schedule
 from edgepack.bench.session import Variant
 from edgepack.cache import Cache, digest
 from edgepack.data import example
 from edgepack.errors import ProofError
 from edgepack.factorize import factorizer
-from edgepack.formats import FORMS, Format
+from edgepack.model.scheme import FileScheme, Scheme
 from edgepack.pipeline.files import ModelFiles
 from edgepack.pipeline.guarding import Data, load_data
 from edgepack.pipeline.ladder import LayerPlans
@@ -68,7 +69,7 @@ class LayerFile:
     """A model in one file; `layer` is "dense" or "pair"."""
 
     layer: str
-    form: str
+    scheme: Scheme
     variant: Variant
 
 
@@ -86,13 +87,13 @@ def measure_files_of(files: Sequence[LayerFile], *, quick: bool = False) -> dict
         "rank": RANK,
         "quick": quick,
         **measured,
-        "rows": [{"layer": file.layer, "form": file.form, **row} for file, row in rows],
+        "rows": [{"layer": file.layer, "form": file.scheme.name, **row} for file, row in rows],
     }
 
 
 def model_files(work: Path, model: str = MODEL, rank: int = RANK) -> list[LayerFile]:
-    """Write a model in every form into the folder, dense and factored at one rank where that pays; each pair file with
-    the proof that it still is two thin matmuls."""
+    """Write a model in every scheme into the folder, dense and factored at one rank where that pays; each pair file
+    with the proof that it still is two thin matmuls."""
     cache = Cache()
     opened = open_model(model, work)
     data = load_data(None, opened, model, SEED)
@@ -127,15 +128,15 @@ def _plan(layer: LinearLayer, spectrum: Spectrum, rank: int) -> LayerPlan:
 
 
 def _written(files: ModelFiles, plan: LayerPlans, factors: Mapping[str, Factors], work: Path) -> Iterator[LayerFile]:
-    fmt: Format = files.fmt
-    for form in FORMS[fmt]:
-        path = work / f"dense.{form}.{fmt}"
-        files.write_dense(path) if form == "fp32" else files.write_baseline(form, path)
-        yield LayerFile("dense", form, Variant(f"dense-{form}", fmt, path))
-    for form in FORMS[fmt]:
-        path = work / f"pair.{form}.{fmt}"
-        files.write(factors, form, path)
+    fmt = files.fmt
+    for scheme in SCHEMES[fmt]:
+        path = work / f"dense.{scheme}.{fmt}"
+        files.write_dense(path) if scheme.is_float else files.write_baseline(scheme, path)
+        yield LayerFile("dense", scheme, Variant(f"dense-{scheme}", fmt, path))
+    for scheme in SCHEMES[fmt]:
+        path = work / f"pair.{scheme}.{fmt}"
+        files.write(factors, FileScheme.of(scheme), path)
         proof = verify.two_thin_matmuls(files.read_optimized(path), plan)
         if not proof.passed:
             raise ProofError(f"{path.name}: {proof.name}: {proof.detail}")
-        yield LayerFile("pair", form, Variant(f"pair-{form}", fmt, path))
+        yield LayerFile("pair", scheme, Variant(f"pair-{scheme}", fmt, path))

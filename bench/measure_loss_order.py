@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 from cases import Case, cases
 
+from edgepack.backends.onnx.schemes import FP32
 from edgepack.cache import Cache, digest
 from edgepack.data import Samples
 from edgepack.factorize import factorizer
 from edgepack.inference import THREADS, load, predict
+from edgepack.model.scheme import FileScheme
 from edgepack.pipeline.guarding import load_data
 from edgepack.pipeline.onnx_files import OnnxFiles
 from edgepack.pipeline.opened import Opened, open_model
@@ -68,7 +70,7 @@ def _row(case: Case, work: Path, plans: int) -> dict[str, Any]:
     drawn = [_drawn(model.opened.layers, rng) for rng in np.random.default_rng(SEED).spawn(plans)]
     real = []
     for ranks in drawn:
-        files.write(_factors(model, ranks), "fp32", work / "plan.onnx")
+        files.write(_factors(model, ranks), FileScheme.of(FP32), work / "plan.onnx")
         real.append(change(reference, predict(load(work / "plan.onnx", "onnx", threads=THREADS), model.samples)))
     predicted = {
         name: [sum(float(table[layer][rank]) for layer, rank in ranks.items()) for ranks in drawn]
@@ -119,10 +121,8 @@ def _fp32_losses(layer: LinearLayer, spectrum: Spectrum, moment: Array | None, t
     def unused(rank: int) -> Factors:
         raise ValueError(f"factors of rank {rank} were asked for, though nothing is quantized")
 
-    found = layer_losses(
-        *(layer, spectrum, moment, ("fp32",), ranks, unused), largest=WEIGHT_CODES, truncation=truncation
-    )
-    return np.array([np.inf, *(found["fp32", rank] for rank in ranks)])
+    found = layer_losses(layer, spectrum, moment, (FP32,), ranks, unused, largest=WEIGHT_CODES, truncation=truncation)
+    return np.array([np.inf, *(found[FP32, rank] for rank in ranks)])
 
 
 def _drawn(layers: Sequence[LinearLayer], rng: np.random.Generator) -> dict[str, int]:

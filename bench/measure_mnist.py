@@ -70,12 +70,12 @@ def measure_pack(out: Path, *, quick: bool = False) -> dict[str, Any]:
 
 
 def _facts(manifest: Mapping[str, Any], variant: Variant) -> dict[str, Any]:
-    """What the build knows of a file: its form, what it keeps of the weights, its accuracy on test and guard."""
+    """What the build knows of a file: its scheme, what it keeps of the weights, its accuracy on test and guard."""
     entry = file_entry(manifest, variant.name, variant.format)
     dense = file_entry(manifest, "dense-fp32", variant.format)
     return {
         "variant": variant.name,
-        "form": entry["form"],
+        "form": entry["scheme"],
         "parameters_share": entry.get("matrix_parameters_share", 1.0),
         "test_accuracy": round(entry["test"], 6),
         "test_drop": round(dense["test"] - entry["test"], 6),

@@ -19,7 +19,7 @@ from measure_solver import measure_solver
 
 from edgepack.bench.packs import pack_variants
 from edgepack.cache import Cache
-from edgepack.formats import FORMATS, Format
+from edgepack.model.scheme import FORMATS, Format
 from edgepack.pipeline.build import EXAMPLE, build
 from edgepack.pipeline.options import BuildOptions
 from edgepack.report.compare import file_entry
@@ -84,13 +84,13 @@ def _row(name: str, fmt: Format, manifest: Mapping[str, Any], files: Mapping[str
     """A format of a model: what the plan is, what it costs in accuracy, and the three files' sizes and latencies."""
     entry, int8, fp32 = (file_entry(manifest, name, fmt) for name in ("edgepack", "dense-int8", "dense-fp32"))
     layers = entry["layers"]
-    forms = Counter(layer["form"] or entry["form"] for layer in layers)
+    schemes = Counter(layer["scheme"] or entry["scheme"] for layer in layers)
     dense = [layer for layer in layers if layer["rank"] is None]
     return {
         "model": name,
         "format": fmt,
-        "form": entry["form"],
-        "forms": dict(forms.most_common()),
+        "form": entry["scheme"],
+        "forms": dict(schemes.most_common()),
         "layers": len(layers),
         "factored": len(layers) - len(dense),
         "dense_reason": commonest([layer["reason"] for layer in dense]),
@@ -99,7 +99,7 @@ def _row(name: str, fmt: Format, manifest: Mapping[str, Any], files: Mapping[str
         "test_drop": None if entry["test"] is None else round(fp32["test"] - entry["test"], 6),
         "probes": sum(probe["format"] == fmt for probe in manifest["probes"]),
         "cost_source": manifest["cost_sources"][fmt],
-        "chosen_by": entry["form_chosen_by"],
+        "chosen_by": entry["scheme_chosen_by"],
         "files": dict(files),
     }
 

@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgepack.backends.onnx.schemes import CORRECTED, INT8_DYNAMIC, NBITS4, NBITS4_CORRECTED, NBITS8
 from edgepack.bench.devices.local import LocalDevice
 from edgepack.executor import one_thread
 from edgepack.factorize import whitened
 from edgepack.factorize.whitened import shrunk_covariance
-from edgepack.formats import RESIDUAL_FORMS
+from edgepack.model.scheme import Scheme
 from edgepack.pipeline.beside import rounded_beside
 from edgepack.pipeline.guarding import load_data
 from edgepack.pipeline.measuring import QUICK, STANDARD, measure_points
@@ -37,8 +38,7 @@ from edgepack.quantize.lattice import WeightGrid, grid_of
 from edgepack.targets import HOST, get_target
 from edgepack.types import LinearLayer, Moments
 
-FORM = "nbits4-residual"
-DENSE = ("int8-dynamic", "nbits8", "nbits4")
+DENSE = (INT8_DYNAMIC, NBITS8, NBITS4)
 MODELS = Path(__file__).parent / "models"
 SEED = 0
 
@@ -89,56 +89,56 @@ def _ways(layer: LinearLayer, seen: Moments, held: Moments) -> Iterator[tuple[st
     exact = layer.weight.astype(np.float64)
     whole = float(row_errors(exact, held.covariance).sum())
 
-    def row(form: str, rank: int | None, weight: npt.NDArray[Any]) -> dict[str, float]:
+    def row(scheme: Scheme, rank: int | None, weight: npt.NDArray[Any]) -> dict[str, float]:
         lost = float(row_errors(weight - exact, held.covariance).sum()) / whole
-        return {"size_bytes": size_bytes("onnx", form, *sides, rank, bias=True), "lost_share": float(f"{lost:.4g}")}
+        return {"size_bytes": size_bytes(scheme, *sides, rank, bias=True), "lost_share": float(f"{lost:.4g}")}
 
-    for form in DENSE:
-        grid = _grid(form, layer.in_features)
-        yield f"dense {form}, nearest", row(form, None, round_to_nearest(layer.weight, grid).weight)
-        yield f"dense {form}, GPTQ", row(form, None, gptq(layer.weight, covariance, grid).weight)
+    for scheme in DENSE:
+        grid = _grid(scheme, layer.in_features)
+        yield f"dense {scheme}, nearest", row(scheme, None, round_to_nearest(layer.weight, grid).weight)
+        yield f"dense {scheme}, GPTQ", row(scheme, None, gptq(layer.weight, covariance, grid).weight)
     ranks = residual_ranks(*sides)
     for rank in ranks:
-        both = rounded_beside(layer, seen, FORM, rank, seed=SEED)
+        both = rounded_beside(layer, seen, NBITS4_CORRECTED, rank, seed=SEED)
         if both.base is None:
-            raise ValueError(f"{FORM} has no matrix beside its pair")
+            raise ValueError(f"{NBITS4_CORRECTED} has no matrix beside its pair")
         weight = both.base + both.A.astype(np.float64) @ both.B
-        yield f"dense nbits4 + rank {rank} nbits8", row(FORM, rank, weight)
+        yield f"dense nbits4 + rank {rank} nbits8", row(NBITS4_CORRECTED, rank, weight)
     for rank in ranks:
-        size = size_bytes("onnx", FORM, *sides, rank, bias=True)
+        size = size_bytes(NBITS4_CORRECTED, *sides, rank, bias=True)
         own = _rank_of(size, *sides)
-        yield f"pair nbits8 of as many bytes as with rank {rank}", row("nbits8", own, _pair(layer, seen, own))
+        yield f"pair nbits8 of as many bytes as with rank {rank}", row(NBITS8, own, _pair(layer, seen, own))
 
 
 def _rank_of(size: int, rows: int, columns: int) -> int:
     """The largest multiple of 8 at which a pair in 8 bits takes no more bytes."""
     ranks = range(8, min(rows, columns) + 1, 8)
-    return max(rank for rank in ranks if size_bytes("onnx", "nbits8", rows, columns, rank, bias=True) <= size)
+    return max(rank for rank in ranks if size_bytes(NBITS8, rows, columns, rank, bias=True) <= size)
 
 
 def _pair(layer: LinearLayer, seen: Moments, rank: int) -> npt.NDArray[np.float64]:
     spectrum = whitened.spectrum(replace(layer, moments=seen))
     pair = balanced(whitened.factors(layer, spectrum, rank), spectrum, seed=SEED)
-    grids = _grid("nbits8", rank), _grid("nbits8", layer.in_features)
+    grids = _grid(NBITS8, rank), _grid(NBITS8, layer.in_features)
     found = alternate(layer.weight, pair, shrunk_covariance(seen), grids, rounds=0).factors(None)
     return np.asarray(found.A.astype(np.float64) @ found.B)
 
 
-def _grid(form: str, columns: int) -> WeightGrid:
-    grid = grid_of(form, columns)
+def _grid(scheme: Scheme, columns: int) -> WeightGrid:
+    grid = grid_of(scheme, columns)
     if grid is None:
-        raise ValueError(f"{form} has no grid")
+        raise ValueError(f"{scheme} has no grid")
     return grid
 
 
 def _times(shapes: list[tuple[int, int, int]], *, quick: bool) -> list[dict[str, Any]]:
-    """Seconds of one layer of each shape in every form, the call of the runtime taken off."""
+    """Seconds of one layer of each shape in every scheme, the call of the runtime taken off."""
     points = [
-        Point("onnx", form, rows, columns, rank, batch)
+        Point(scheme, rows, columns, rank, batch)
         for rows, columns, batch in shapes
-        for form, ranks in (
-            *((form, (None,)) for form in DENSE),
-            *((form, residual_ranks(rows, columns)) for form in (*RESIDUAL_FORMS, "nbits8")),
+        for scheme, ranks in (
+            *((scheme, (None,)) for scheme in DENSE),
+            *((scheme, residual_ranks(rows, columns)) for scheme in (*CORRECTED, NBITS8)),
         )
         for rank in ranks
     ]
@@ -150,7 +150,7 @@ def _times(shapes: list[tuple[int, int, int]], *, quick: bool) -> list[dict[str,
             "out": point.out_features,
             "in": point.in_features,
             "rows": point.batch,
-            "form": point.form,
+            "form": point.scheme.name,
             "rank": point.rank,
             "seconds": float(f"{table.entries[point].seconds:.4g}"),
             "spread_share": float(f"{table.entries[point].spread_share:.2g}"),

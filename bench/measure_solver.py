@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
+from edgepack.backends.onnx.schemes import FP32
 from edgepack.plan.solve import Bounds, Solution, solve
 from edgepack.types import Candidate
 
@@ -39,7 +40,7 @@ def instance(seed: int, noise: float, *, equal: bool) -> Layers:
 def _candidate(draw: random.Random, noise: float) -> Candidate:
     work = draw.random()
     loss, size, latency = (value * draw.uniform(1 - noise, 1 + noise) for value in (1 - work, work, work))
-    return Candidate("fp32", None, 1e-5 * loss, round(1e5 * size), round(1e5 * work), 1e-4 * latency)
+    return Candidate(FP32, None, 1e-5 * loss, round(1e5 * size), round(1e5 * work), 1e-4 * latency)
 
 
 def seconds(layers: Layers) -> float:

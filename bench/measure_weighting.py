@@ -16,12 +16,14 @@ import numpy as np
 import torch
 from models import mnist_mlp
 
+from edgepack.backends.onnx.schemes import INT8_DYNAMIC
 from edgepack.cache import Cache
 from edgepack.calibrate import moments
 from edgepack.data import Samples
 from edgepack.factorize import fisher, svd, two_sided, whitened
 from edgepack.factorize.shrinkage import fixed
 from edgepack.inference import load, predict
+from edgepack.model.scheme import FileScheme
 from edgepack.pipeline.covariances import Covariances
 from edgepack.pipeline.onnx_files import OnnxFiles
 from edgepack.pipeline.opened import Opened, open_model
@@ -43,7 +45,7 @@ SPLITS = 3
 ROWS = (200, 1000, 4000)
 REFIT_ROWS = (200, 4000)
 SHRUNK_RANKS = (16, 32, 64, 128)
-FORM = "int8-dynamic"
+SCHEME = FileScheme.of(INT8_DYNAMIC)
 
 
 @dataclass(frozen=True)
@@ -153,10 +155,11 @@ def refits(model: Model, x: Array, test_x: Array, test_y: Array, work: Path) -> 
         for rank in REFIT_RANKS:
             plan = [_choice(layer, None if layer is opened.layers[-1] else rank) for layer in opened.layers]
             chosen = zip(opened.layers, spectra, plan, strict=True)
-            kept = {one.name: rounder.factors(one, s, rank, FORM) for one, s, p in chosen if p.rank is not None}
-            fitted = Refitter(opened.model, rounder, samples, silent).factors(opened.layers, spectra, plan, FORM)
+            kept = {one.name: rounder.factors(one, s, rank, INT8_DYNAMIC) for one, s, p in chosen if p.rank is not None}
+            refitter = Refitter(opened.model, rounder, samples, silent)
+            fitted = refitter.factors(opened.layers, spectra, plan, SCHEME)
             for name, factors in (("as factored", kept), ("refitted", fitted)):
-                files.write(factors, FORM, path)
+                files.write(factors, SCHEME, path)
                 found = predict(load(path, "onnx", exact=True), test)
                 scored = {"accuracy": accuracy(found, test_y), "divergence": round(divergence(dense, found), 5)}
                 rows.append({"seed": model.seed, "samples": count, "rank": rank, "factors": name, **scored})
@@ -166,7 +169,7 @@ def refits(model: Model, x: Array, test_x: Array, test_y: Array, work: Path) -> 
 
 def _choice(layer: LinearLayer, rank: int | None) -> LayerPlan:
     sides = layer.out_features, layer.in_features
-    return LayerPlan(layer.name, *sides, rank, break_even_rank(*sides), 0.0, "", form=FORM)
+    return LayerPlan(layer.name, *sides, rank, break_even_rank(*sides), 0.0, "", scheme=INT8_DYNAMIC)
 
 
 def shrinkages(model: Model, x: Array, test_x: Array, test_y: Array) -> list[dict[str, Any]]:

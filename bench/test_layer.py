@@ -14,13 +14,14 @@ import pytest
 from blocks import speedup
 from pytest_benchmark.fixture import BenchmarkFixture
 
+from edgepack.backends.schemes import FP32, SCHEMES, scheme_named
 from edgepack.data import example
-from edgepack.formats import FORMS, WEIGHT_BITS, Format
 from edgepack.inference import load
+from edgepack.model.scheme import BITS, FORMATS, Format, Scheme
 from edgepack.report.cells import ratio, seconds
 
 Row = Mapping[str, Any]
-CASES = [(fmt, layer, form) for fmt, forms in FORMS.items() for layer in ("dense", "pair") for form in forms]
+CASES = [(layer, scheme) for fmt in FORMATS for layer in ("dense", "pair") for scheme in SCHEMES[fmt]]
 # A pair of rank 256 holds an eighth of the dense layer's weights; half of what that promises must arrive.
 LEAST_SPEEDUP_INT8, LEAST_SPEEDUP_FP32 = 4.0, 16.0
 
@@ -31,42 +32,41 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[measure_layer.LayerF
 
 
 @pytest.fixture(scope="session")
-def rows(files: list[measure_layer.LayerFile]) -> dict[tuple[str, str, str], Row]:
+def rows(files: list[measure_layer.LayerFile]) -> dict[tuple[str, Scheme], Row]:
     measured = measure_layer.measure_files_of(files)
-    return {(row["format"], row["layer"], row["form"]): row for row in measured["rows"]}
+    return {(row["layer"], scheme_named(row["format"], row["form"])): row for row in measured["rows"]}
 
 
-@pytest.mark.parametrize(("fmt", "layer", "form"), CASES)
+@pytest.mark.parametrize(("layer", "scheme"), CASES, ids=lambda one: getattr(one, "key", one))
 def test_one_inference(
     benchmark: BenchmarkFixture,
     files: list[measure_layer.LayerFile],
-    rows: dict[tuple[str, str, str], Row],
+    rows: dict[tuple[str, Scheme], Row],
     note: Callable[[str], None],
-    fmt: Format,
     layer: str,
-    form: str,
+    scheme: Scheme,
 ) -> None:
-    file = next(f for f in files if (f.variant.format, f.layer, f.form) == (fmt, layer, form))
+    fmt = scheme.backend
+    file = next(f for f in files if (f.layer, f.scheme) == (layer, scheme))
     model = load(file.variant.path, fmt, exact=False)
     feed = example(None, model.inputs, measure_layer.SEED)
     benchmark.group = f"layer 4096×4096, {fmt}"
-    benchmark.extra_info.update(rows[fmt, layer, form])
+    benchmark.extra_info.update(rows[layer, scheme])
     benchmark(model.run, feed)
 
     fp32, int8 = baselines(rows, fmt)
-    against = {"fp32": speedup(rows[fmt, layer, form], fp32), "int8": speedup(rows[fmt, layer, form], int8)}
+    against = {"fp32": speedup(rows[layer, scheme], fp32), "int8": speedup(rows[layer, scheme], int8)}
     benchmark.extra_info.update({f"speedup_vs_dense_{name}": found.speedup for name, found in against.items()})
-    p50 = seconds(median(rows[fmt, layer, form]["process_medians_s"]))
+    p50 = seconds(median(rows[layer, scheme]["process_medians_s"]))
     vs = ", ".join(f"against dense {name}: {ratio(found)}" for name, found in against.items())
-    note(f"layer {fmt:6} {layer:5} {form:18} {p50:>8}  {vs}")
-    if layer == "pair" and form != "fp32":
+    note(f"layer {fmt:6} {layer:5} {scheme.name:18} {p50:>8}  {vs}")
+    if layer == "pair" and not scheme.is_float:
         assert against["int8"].speedup > LEAST_SPEEDUP_INT8
         assert against["fp32"].speedup > LEAST_SPEEDUP_FP32
 
 
-def baselines(rows: dict[tuple[str, str, str], Row], fmt: str) -> tuple[Row, Row]:
-    """Dense fp32, and dense int8 in the form that is fastest here."""
-    dense = [
-        row for (kind, layer, form), row in rows.items() if kind == fmt and layer == "dense" and WEIGHT_BITS[form] == 8
-    ]
-    return rows[fmt, "dense", "fp32"], min(dense, key=lambda row: median(row["process_medians_s"]))
+def baselines(rows: dict[tuple[str, Scheme], Row], fmt: Format) -> tuple[Row, Row]:
+    """Dense fp32, and dense int8 in the scheme that is fastest here."""
+    dense = {scheme: row for (layer, scheme), row in rows.items() if layer == "dense" and scheme.backend == fmt}
+    int8 = [row for scheme, row in dense.items() if scheme.bits == BITS["int8"]]
+    return dense[FP32[fmt]], min(int8, key=lambda row: median(row["process_medians_s"]))

@@ -12,8 +12,8 @@ from blocks import speedup
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from edgepack.data import example
-from edgepack.formats import FORMATS, Format
 from edgepack.inference import load
+from edgepack.model.scheme import FORMATS, Format
 from edgepack.report.cells import ratio, size
 
 Row = Mapping[str, Any]

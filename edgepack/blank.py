@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edgepack.formats import Format
+from edgepack.model.scheme import Format
 
 NAME = "blank"
 """Of the one input, a float32; the output is `blank_y`, its absolute value."""

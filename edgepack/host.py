@@ -10,7 +10,7 @@ from functools import cache
 from typing import Any, Literal
 
 from edgepack.errors import StableDeviceError
-from edgepack.formats import Format
+from edgepack.model.scheme import Format
 from edgepack.shipped import shipped
 from edgepack.targets import HOST, Cache, Cluster, Target
 

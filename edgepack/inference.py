@@ -12,7 +12,7 @@ import numpy as np
 
 from edgepack.data import Samples, feeds, is_stacked
 from edgepack.errors import ModelError
-from edgepack.formats import Format
+from edgepack.model.scheme import Format
 from edgepack.types import Array, TensorSpec
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from edgepack.errors import TargetsError
-from edgepack.formats import FORMATS, Format
+from edgepack.model.scheme import FORMATS, Format
 
 HOST = "host"
 Source = Literal["reference", "estimate", "probed"]

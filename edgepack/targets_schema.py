@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
 
-from edgepack.formats import FORMATS, Format
+from edgepack.model.scheme import FORMATS, Format
 from edgepack.targets import Bandwidth, Cache, Cluster, Ipc, KnownBad, Problem, Source, Target, suggestion
 from edgepack.targets_file import KeyPath, found_text
 

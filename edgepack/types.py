@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from edgepack.formats import matrices, plain_form
+from edgepack.model.scheme import FileScheme, Scheme, matrices
 
 Array = npt.NDArray[Any]
+Aim = Literal["latency", "size"]
+"""What is least in a plan."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,7 @@ class Dense:
     """A layer that is one matmul, y = W x + b, as it is written.
 
     Attributes:
-        weight: (out, in) float32; where it lies on the grid of the layer's form, no quantizer changes it any more.
+        weight: (out, in) float32; where it lies on the grid of the layer's scheme, no quantizer changes it any more.
         bias: (out,) float32, corrected for the rounding of the weight; None where the layer has none.
     """
 
@@ -269,7 +271,7 @@ class Candidate:
     """One way to write one layer in one format: what the solver chooses from.
 
     Attributes:
-        form: one of the format's `FORMS`, or of `RESIDUAL_FORMS`, or `CODED`.
+        scheme: of the dense layer, of the pair, or of both.
         rank: of the pair in its place, or beside it; None for the dense layer.
         loss: predicted, quantization included; adds up over the layers of one model, 0 for nothing lost.
         size_bytes: of its weights, scales and bias in the file.
@@ -279,7 +281,7 @@ class Candidate:
         alternative: what it is by another method; None for the dense layer and the pairs of the decomposition.
     """
 
-    form: str
+    scheme: Scheme
     rank: int | None
     loss: float
     size_bytes: int
@@ -296,7 +298,7 @@ class LayerPlan:
     Attributes:
         rank: None keeps it dense.
         reason: why, in one sentence.
-        form: how it is written where that is not the form of the whole file; None where it is.
+        scheme: how it is written where that is not the scheme of the whole file; None where it is.
         predicted: the candidate that was chosen, with its figures; None where nothing was chosen from.
         others: the best candidate of each other kind: dense in fp32, int8 and int4, and the pair.
         alternative: see `Candidate`.
@@ -309,14 +311,14 @@ class LayerPlan:
     break_even_rank: int
     lost_energy_share: float
     reason: str
-    form: str | None = None
+    scheme: Scheme | None = None
     predicted: Candidate | None = None
     others: tuple[Candidate, ...] = ()
     alternative: Alternative | None = None
 
-    def form_in(self, file_form: str) -> str:
-        """How it is written in a file of this form."""
-        return plain_form(file_form) if self.form is None else self.form
+    def scheme_in(self, file: FileScheme) -> Scheme:
+        """How it is written in a file of this scheme."""
+        return file.layers if self.scheme is None else self.scheme
 
     @property
     def weight_parameters(self) -> int:
@@ -324,7 +326,9 @@ class LayerPlan:
         if self.alternative is not None:
             return self.alternative.parameters
         sides = self.out_features, self.in_features
-        return sum(rows * columns for _, rows, columns in matrices(self.form, sides, self.rank))
+        if self.scheme is not None:
+            return sum(rows * columns for _, rows, columns in matrices(self.scheme, sides, self.rank))
+        return sides[0] * sides[1] if self.rank is None else self.rank * sum(sides)
 
 
 @dataclass(frozen=True)

@@ -8,55 +8,40 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from edgepack.coded import decoded_from, operand_sides, stored_bytes
-from edgepack.formats import CODED, RESIDUAL_FORMS, WEIGHT_BITS, matrices, plain_form
 from edgepack.metrics import sqnr_db
+from edgepack.model.scheme import FileScheme, matrices
 from edgepack.types import Array, Coded, Contents, LayerPlan, Proof
-
-MIN_SQNR_DB: Mapping[str, float] = {
-    "fp32": 60.0,
-    CODED: 60.0,
-    "int8-dynamic": 10.0,
-    "int8-dynamic-range": 10.0,
-    "int8-static-qdq": 10.0,
-    "int8-static": 10.0,
-    "nbits8": 10.0,
-    "nbits4": 5.0,
-    "nbits4-residual": 5.0,
-    "int4-dynamic-range": 5.0,
-    "+weights": 10.0,
-    "+tables4": 5.0,
-}
-"""Tolerance of a form, and of weights beside linear layers by the suffix of their file's form: signal to noise of its
-outputs against the fp32 factored reference. Integers carry the noise of every layer they pass, and no more than a third
-of the signal may be noise, with 4-bit weights little more than half; what that costs is for the metric to say."""
 
 PADDING = 16
 """Blocked layouts of a runtime round channels up to at most a multiple of this."""
 
 
-def tolerance_db(forms: Iterable[str]) -> float:
+def tolerance_db(file: FileScheme, layers: Iterable[LayerPlan] = ()) -> float:
     """Least signal to noise of a file's outputs, in dB: the widest tolerance of all that the file holds.
 
     Args:
-        forms: of the file, with the suffix that says what its other weights are, and of its layers.
+        file: its scheme, with that of weights outside of linear layers.
+        layers: its plan.
     """
-    parts = (form.partition("+") for form in forms)
-    return min(MIN_SQNR_DB[each] for own, plus, rest in parts for each in (own, plus + rest) if each)
+    return min(each.min_sqnr_db for each in (*file.schemes, *(plan.scheme_in(file) for plan in layers)))
 
 
-def same_outputs(outputs: Array, reference: Array, form: str, layers: Sequence[LayerPlan] = ()) -> Proof:
+def same_outputs(outputs: Array, reference: Array, scheme: FileScheme, layers: Sequence[LayerPlan] = ()) -> Proof:
     """The file loads in its runtime and answers like the fp32 factored reference, as nearly as what it holds allows.
+
+    Integers carry the noise of every layer they pass, and no more than a third of the signal may be noise, with 4-bit
+    weights little more than half; what that costs is for the metric to say.
 
     Args:
         outputs: of the file.
         reference: of the fp32 factored model.
-        form: of the file.
+        scheme: of the file.
         layers: its plan.
     """
     if outputs.shape != reference.shape:
         return Proof("outputs", False, f"shape {outputs.shape}, the reference has {reference.shape}")
     noise = sqnr_db(outputs, reference)
-    least = tolerance_db((form, *(plan.form_in(form) for plan in layers)))
+    least = tolerance_db(scheme, layers)
     passed = bool(np.isfinite(outputs).all()) and noise >= least
     return Proof("outputs", passed, f"{noise:.1f} dB against the fp32 factored model, at least {least:.0f} dB")
 
@@ -69,7 +54,7 @@ def two_thin_matmuls(optimized: Contents, layers: Sequence[LayerPlan]) -> Proof:
     found = Counter((a, b) for a, b, _ in optimized.weights)
     dense = Counter(_sides(p.out_features, p.in_features) for p in layers if _keeps_dense(p))
     thin = Counter(side for p in layers if p.rank is not None for side in _thin(p))
-    beside = Counter(_sides(p.out_features, p.in_features) for p in layers if p.form in RESIDUAL_FORMS)
+    beside = Counter(_sides(p.out_features, p.in_features) for p in layers if p.scheme and p.scheme.corrected)
     missing = [f"{a}×{b}" for a, b in _missing(thin + beside, found)]
     gone = {_sides(p.out_features, p.in_features) for p in layers if p.rank is not None}
     back = [f"{a}×{b}" for a, b in gone if found[a, b] > dense[a, b] + thin[a, b]]
@@ -82,7 +67,7 @@ def two_thin_matmuls(optimized: Contents, layers: Sequence[LayerPlan]) -> Proof:
 
 
 def _keeps_dense(plan: LayerPlan) -> bool:
-    return plan.rank is None or plan.form in RESIDUAL_FORMS
+    return plan.rank is None or (plan.scheme is not None and plan.scheme.corrected is not None)
 
 
 def _thin(plan: LayerPlan) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -111,21 +96,21 @@ def weights_as_planned(
     emitted: Contents,
     source: Contents,
     layers: Sequence[LayerPlan],
-    form: str,
+    scheme: FileScheme,
     coded: Mapping[str, Coded] | None = None,
 ) -> Proof:
-    """The file holds exactly the matrix elements of the plan, and no layer in fewer bits than its form has.
+    """The file holds exactly the matrix elements of the plan, and no layer in fewer bits than its scheme has.
 
-    Matrices in more bits than planned are named, not refused: a form leaves some layers wider.
+    Matrices in more bits than planned are named, not refused: a scheme leaves some layers wider.
 
     Args:
         emitted: of the emitted file, not optimized.
         source: of the dense fp32 file.
-        layers: the plan; a layer without a form of its own has the file's.
-        form: of the file.
+        layers: the plan; a layer without a scheme of its own has the file's.
+        scheme: of the file.
         coded: layers stored in code, by name; a file may hold some of what they multiply by as plain matrices.
     """
-    planned = _planned(source, layers, form)
+    planned = _planned(source, layers, scheme)
     unplanned = Counter((a, b) for a, b, _ in source.weights)
     unplanned.subtract(_sides(p.out_features, p.in_features) for p in layers)
     others = sum(a * b * count for (a, b), count in unplanned.items())
@@ -133,14 +118,14 @@ def weights_as_planned(
     wanted = unplanned + Counter({sides: len(bits) for sides, bits in planned.items()})
     emitted = _without_code(emitted, wanted, coded or {})
     found = sum(a * b for a, b, _ in emitted.weights)
-    bits = others * WEIGHT_BITS[plain_form(form)] + sum(a * b * sum(each) for (a, b), each in planned.items())
+    bits = others * scheme.layers.bits + sum(a * b * sum(each) for (a, b), each in planned.items())
     wide = sum(a * b * each for a, b, each in emitted.weights) - bits
     narrow = _narrower(emitted, planned)
     detail = f"{found} matrix elements, {elements} planned, {_bytes(bits)} bytes"
     if narrow:
         detail += f"; in fewer bits than planned: {', '.join(narrow)}"
     elif wide > 0:
-        detail += f" + {_bytes(wide)} bytes for matrices that the form leaves wider"
+        detail += f" + {_bytes(wide)} bytes for matrices that the scheme leaves wider"
     return Proof("weight-bytes", found == elements and not narrow, detail)
 
 
@@ -157,17 +142,17 @@ def _without_code(emitted: Contents, wanted: Counter[tuple[int, int]], coded: Ma
     return Contents(tuple(sorted(kept)), emitted.vectors)
 
 
-def _planned(source: Contents, layers: Sequence[LayerPlan], form: str) -> dict[tuple[int, int], list[int]]:
-    """Bits of every planned matrix by its sides, most first: its form's, or the source's where those are fewer."""
+def _planned(source: Contents, layers: Sequence[LayerPlan], scheme: FileScheme) -> dict[tuple[int, int], list[int]]:
+    """Bits of every planned matrix by its sides, most first: its scheme's, or the source's where those are fewer."""
     held: dict[tuple[int, int], int] = {}
     for a, b, bits in source.weights:
         held[a, b] = min(bits, held.get((a, b), bits))
     planned: dict[tuple[int, int], list[int]] = {}
     for plan in layers:
         sides = _sides(plan.out_features, plan.in_features)
-        for own, rows, columns in matrices(plan.form_in(form), (plan.out_features, plan.in_features), plan.rank):
-            bits = WEIGHT_BITS[own or form]
-            planned.setdefault(_sides(rows, columns), []).append(min(bits, held.get(sides, bits)))
+        for own, rows, columns in matrices(plan.scheme_in(scheme), (plan.out_features, plan.in_features), plan.rank):
+            bits = min(own.bits, held.get(sides, own.bits))
+            planned.setdefault(_sides(rows, columns), []).append(bits)
     return {matrix: sorted(bits, reverse=True) for matrix, bits in planned.items()}
 
 

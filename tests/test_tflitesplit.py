@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+from edgepack.backends.tflite.schemes import FP32, INT8_DYNAMIC, INT8_STATIC
 from edgepack.emit.tflite import TfliteEmitter
 from edgepack.errors import ModelError, OutputError
 from edgepack.segments import LayerShape, Segment
@@ -102,7 +103,7 @@ Emitted = tuple[list[str], Files]
 def emitted(
     request: pytest.FixtureRequest, emitter: TfliteEmitter, tmp_path_factory: pytest.TempPathFactory
 ) -> Emitted:
-    """The layers that a model runs in turn, and its files by form, dense and with every other layer factored."""
+    """The layers that a model runs in turn, and its files by scheme, dense and with every other layer factored."""
     make, shape = MODELS[request.param]
     folder = tmp_path_factory.mktemp(request.param)
     torch.manual_seed(0)
@@ -118,12 +119,12 @@ def emitted(
         assert emitter.emit(source, layers, factors or None) == ()
         ranks = {name: f.rank for name, f in factors.items()}
         shapes = [LayerShape(x.name, x.out_features, x.in_features, ranks.get(x.name)) for x in layers]
-        for form in ("fp32", "int8-dynamic-range", "int8-static"):
-            path = source if form == "fp32" else folder / f"{kind}.{form}.tflite"
-            if form != "fp32":
+        for scheme in (FP32, INT8_DYNAMIC, INT8_STATIC):
+            path = source if scheme.is_float else folder / f"{kind}.{scheme}.tflite"
+            if not scheme.is_float:
                 samples = {given: np.random.default_rng(0).normal(size=(16, *shape)).astype(np.float32)}
-                emitter.quantize(source, path, form, samples if form == "int8-static" else None)
-            files[f"{kind} {form}"] = path, shapes
+                emitter.quantize(source, path, scheme, samples if scheme.is_static else None)
+            files[f"{kind} {scheme}"] = path, shapes
     return NAMES[request.param], files
 
 
@@ -153,7 +154,7 @@ def assert_whole(path: Path, segments: Sequence[Segment]) -> None:
         np.testing.assert_array_equal(values[name], expected)
 
 
-def test_every_form_bit_for_bit(emitted: Emitted, tmp_path: Path) -> None:
+def test_every_scheme_bit_for_bit(emitted: Emitted, tmp_path: Path) -> None:
     expected, files = emitted
     assert len(files) == 6
     for kind, (path, layers) in files.items():

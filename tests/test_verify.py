@@ -11,21 +11,21 @@ import onnx_ir as ir
 import pytest
 from onnx import helper, numpy_helper
 
+from edgepack.backends.onnx.schemes import FP32, INT8_DYNAMIC, INT8_STATIC, NBITS4, NBITS8, SCHEMES, TABLES4, WEIGHTS8
+from edgepack.backends.schemes import layer_schemes
 from edgepack.data import Samples
-from edgepack.emit.onnx import to_form
-from edgepack.formats import CODED, RESIDUAL_FORMS, WEIGHT_BITS
-from edgepack.formats import FORMS as ALL_FORMS
+from edgepack.emit.onnx import to_schemes
 from edgepack.inference import load, predict
+from edgepack.model.scheme import FORMATS, FileScheme, Scheme
 from edgepack.onnxgraph.contents import read_contents
 from edgepack.onnxgraph.files import save
 from edgepack.onnxgraph.rewrite import with_factors
 from edgepack.onnxgraph.session import session
-from edgepack.pipeline.onnx_files import DECODED, TABLES
 from edgepack.types import Array, Contents, Factors, LayerPlan
-from edgepack.verify import MIN_SQNR_DB, biases_intact, same_outputs, two_thin_matmuls, weights_as_planned
+from edgepack.verify import biases_intact, same_outputs, two_thin_matmuls, weights_as_planned
 
 OUT, IN, RANK = 40, 72, 8
-FORMS = ["fp32", "int8-dynamic", "int8-static-qdq", "nbits8", "nbits4"]
+FLOATS = FileScheme.of(FP32)
 
 
 def normal(*shape: int, seed: int = 0) -> Array:
@@ -64,9 +64,9 @@ class Case:
     biases: dict[str, Array]
     folder: Path
 
-    def write(self, model: ir.Model, form: str = "fp32", forms: dict[str, str] | None = None) -> Path:
+    def write(self, model: ir.Model, scheme: Scheme = FP32, schemes: dict[str, Scheme] | None = None) -> Path:
         ranges = dict.fromkeys(("fc1", "fc1.A", "fc1.B", "fc2"), (-30.0, 30.0))
-        save(to_form(model, form, ranges=ranges, forms=forms), self.folder / "m.onnx")
+        save(to_schemes(model, scheme, ranges=ranges, schemes=schemes), self.folder / "m.onnx")
         return self.folder / "m.onnx"
 
     def source_contents(self) -> Contents:
@@ -95,14 +95,14 @@ def case(tmp_path: Path) -> Case:
     return Case(source, with_factors(source, {"fc1": pair}), pair, plan, biases, tmp_path)
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_a_sound_file_passes_all(case: Case, form: str) -> None:
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+def test_a_sound_file_passes_all(case: Case, scheme: Scheme) -> None:
     reference = case.answers(case.write(case.thin))
-    path = case.write(case.thin, form)
+    path = case.write(case.thin, scheme)
     proofs = [
-        same_outputs(case.answers(path), reference, form),
+        same_outputs(case.answers(path), reference, FileScheme.of(scheme)),
         two_thin_matmuls(case.optimized(path), case.plan),
-        weights_as_planned(read_contents(path), case.source_contents(), case.plan, form),
+        weights_as_planned(read_contents(path), case.source_contents(), case.plan, FileScheme.of(scheme)),
         biases_intact(read_contents(path), case.biases),
     ]
     assert [(p.name, p.passed) for p in proofs] == [
@@ -113,9 +113,8 @@ def test_a_sound_file_passes_all(case: Case, form: str) -> None:
     ], proofs
     elements = RANK * (OUT + IN) + 12 * OUT
     assert proofs[1].detail == "2 thin matrices in the runtime's graph"
-    assert (
-        proofs[2].detail == f"{elements} matrix elements, {elements} planned, {elements * WEIGHT_BITS[form] // 8} bytes"
-    )
+    size = elements * scheme.bits // 8
+    assert proofs[2].detail == f"{elements} matrix elements, {elements} planned, {size} bytes"
     assert proofs[3].detail == "2 biases found"
 
 
@@ -153,7 +152,7 @@ def test_a_layer_that_was_never_factored(case: Case) -> None:
     proof = two_thin_matmuls(case.optimized(path), case.plan)
     assert not proof.passed
     assert "dense again" in proof.detail
-    found = weights_as_planned(read_contents(path), read_contents(path), case.plan, "fp32")
+    found = weights_as_planned(read_contents(path), read_contents(path), case.plan, FLOATS)
     assert not found.passed
     assert found.detail.startswith(f"{OUT * IN + 12 * OUT} matrix elements, {RANK * (OUT + IN) + 12 * OUT} planned")
 
@@ -192,17 +191,17 @@ def test_matrices_are_counted(
     assert two_thin_matmuls(thin_contents(*found), plans(*shapes)).passed is passed
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
 @pytest.mark.parametrize("dropped", ["fc1", "fc2"])
-def test_a_dropped_bias(case: Case, form: str, dropped: str) -> None:
+def test_a_dropped_bias(case: Case, scheme: Scheme, dropped: str) -> None:
     other = {"fc1": "fc2", "fc2": "fc1"}[dropped]
     model = case.thin.clone()
     (gemm,) = (n for n in model.graph if n.op_type == "Gemm" and dropped in (n.inputs[1].name or ""))  # type: ignore[union-attr]
     gemm.resize_inputs(2)
-    proof = biases_intact(read_contents(case.write(model, form)), case.biases)
+    proof = biases_intact(read_contents(case.write(model, scheme)), case.biases)
     assert not proof.passed
     assert proof.detail == f"lost: {dropped}"
-    assert biases_intact(read_contents(case.write(model, form)), {other: case.biases[other]}).passed
+    assert biases_intact(read_contents(case.write(model, scheme)), {other: case.biases[other]}).passed
 
 
 def test_an_uncorrected_bias(case: Case) -> None:
@@ -231,62 +230,60 @@ def test_which_vectors_are_the_bias(vector: list[float], passed: bool) -> None:
     assert biases_intact(found, {"l": np.array([1.0, -2.0, 3.0], np.float32)}).passed is passed
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_a_missing_weight(case: Case, form: str) -> None:
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+def test_a_missing_weight(case: Case, scheme: Scheme) -> None:
     """One thin matrix of the pair is gone."""
-    path = case.write(case.thin, form)
+    path = case.write(case.thin, scheme)
     whole = read_contents(path)
     for index in range(len(whole.weights)):
         less = Contents(tuple(w for i, w in enumerate(whole.weights) if i != index), whole.vectors)
-        assert not weights_as_planned(less, case.source_contents(), case.plan, form).passed
+        assert not weights_as_planned(less, case.source_contents(), case.plan, FileScheme.of(scheme)).passed
 
 
 def test_weights_that_stay_wide_are_named(case: Case) -> None:
     path = case.folder / "m.onnx"
-    save(to_form(case.thin, "int8-static-qdq", ranges={"fc1.A": (-9.0, 9.0), "fc1.B": (-9.0, 9.0)}), path)
-    proof = weights_as_planned(read_contents(path), case.source_contents(), case.plan, "int8-static-qdq")
+    save(to_schemes(case.thin, INT8_STATIC, ranges={"fc1.A": (-9.0, 9.0), "fc1.B": (-9.0, 9.0)}), path)
+    proof = weights_as_planned(read_contents(path), case.source_contents(), case.plan, FileScheme.of(INT8_STATIC))
     assert proof.passed
-    assert proof.detail.endswith(f"+ {3 * 12 * OUT} bytes for matrices that the form leaves wider")
+    assert proof.detail.endswith(f"+ {3 * 12 * OUT} bytes for matrices that the scheme leaves wider")
 
 
-def mixed(case: Case, first: str | None, second: str | None) -> tuple[LayerPlan, ...]:
-    return tuple(replace(plan, form=form) for plan, form in zip(case.plan, (first, second), strict=True))
+def mixed(case: Case, first: Scheme | None, second: Scheme | None) -> tuple[LayerPlan, ...]:
+    return tuple(replace(plan, scheme=scheme) for plan, scheme in zip(case.plan, (first, second), strict=True))
 
 
-@pytest.mark.parametrize(
-    ("first", "second"), [("nbits4", "int8-dynamic"), ("int8-dynamic", "nbits4"), ("nbits4", "fp32")]
-)
-def test_layers_of_their_own_forms(case: Case, first: str, second: str) -> None:
-    """Each layer at its own width; the form of the file itself is that of no layer."""
+@pytest.mark.parametrize(("first", "second"), [(NBITS4, INT8_DYNAMIC), (INT8_DYNAMIC, NBITS4), (NBITS4, FP32)], ids=str)
+def test_layers_of_their_own_schemes(case: Case, first: Scheme, second: Scheme) -> None:
+    """Each layer at its own width; the scheme of the file itself is that of no layer."""
     reference = case.answers(case.write(case.thin))
-    path = case.write(case.thin, "nbits8", {"fc1.A": first, "fc1.B": first, "fc2": second})
+    path = case.write(case.thin, NBITS8, {"fc1.A": first, "fc1.B": first, "fc2": second})
     plan, contents = mixed(case, first, second), read_contents(path)
-    bits = RANK * (OUT + IN) * WEIGHT_BITS[first] + 12 * OUT * WEIGHT_BITS[second]
-    proof = weights_as_planned(contents, case.source_contents(), plan, "nbits8+weights")
+    bits = RANK * (OUT + IN) * first.bits + 12 * OUT * second.bits
+    proof = weights_as_planned(contents, case.source_contents(), plan, FileScheme(NBITS8, WEIGHTS8))
     assert proof.passed, proof
     assert proof.detail.endswith(f"planned, {bits // 8} bytes")
-    assert same_outputs(case.answers(path), reference, "nbits8", plan).passed
+    assert same_outputs(case.answers(path), reference, FileScheme.of(NBITS8), plan).passed
     assert two_thin_matmuls(case.optimized(path), plan).passed
     assert biases_intact(contents, case.biases).passed
 
 
 def test_a_layer_in_fewer_bits_than_planned(case: Case) -> None:
-    contents = read_contents(case.write(case.thin, "int8-dynamic", {"fc2": "nbits4"}))
-    proof = weights_as_planned(contents, case.source_contents(), case.plan, "int8-dynamic")
+    contents = read_contents(case.write(case.thin, INT8_DYNAMIC, {"fc2": NBITS4}))
+    proof = weights_as_planned(contents, case.source_contents(), case.plan, FileScheme.of(INT8_DYNAMIC))
     assert not proof.passed
     assert proof.detail.endswith(f"; in fewer bits than planned: 12×{OUT}")
 
 
-def test_forms_of_two_layers_exchanged(case: Case) -> None:
+def test_schemes_of_two_layers_exchanged(case: Case) -> None:
     """More bits for one do not make up for fewer for the other."""
-    contents = read_contents(case.write(case.thin, "fp32", {"fc1.A": "nbits8", "fc1.B": "nbits8", "fc2": "nbits4"}))
-    for plan, passed in ((mixed(case, "nbits8", "nbits4"), True), (mixed(case, "nbits4", "nbits8"), False)):
-        assert weights_as_planned(contents, case.source_contents(), plan, "fp32").passed is passed
+    contents = read_contents(case.write(case.thin, FP32, {"fc1.A": NBITS8, "fc1.B": NBITS8, "fc2": NBITS4}))
+    for plan, passed in ((mixed(case, NBITS8, NBITS4), True), (mixed(case, NBITS4, NBITS8), False)):
+        assert weights_as_planned(contents, case.source_contents(), plan, FLOATS).passed is passed
 
 
 def test_half_of_a_pair_in_fewer_bits(case: Case) -> None:
-    contents = read_contents(case.write(case.thin, "nbits8", {"fc1.B": "nbits4"}))
-    proof = weights_as_planned(contents, case.source_contents(), case.plan, "nbits8")
+    contents = read_contents(case.write(case.thin, NBITS8, {"fc1.B": NBITS4}))
+    proof = weights_as_planned(contents, case.source_contents(), case.plan, FileScheme.of(NBITS8))
     assert not proof.passed
     assert proof.detail.endswith(f"; in fewer bits than planned: {RANK}×{IN}")
 
@@ -294,23 +291,24 @@ def test_half_of_a_pair_in_fewer_bits(case: Case) -> None:
 def test_a_source_in_float16_is_not_to_be_widened() -> None:
     layers = plans((12, 40, None), (5, 12, None))
     half = Contents(((12, 40, 16), (5, 12, 16)), ())
-    assert weights_as_planned(half, half, layers, "fp32").detail == "540 matrix elements, 540 planned, 1080 bytes"
+    assert weights_as_planned(half, half, layers, FLOATS).detail == "540 matrix elements, 540 planned, 1080 bytes"
     eight = Contents(((12, 40, 8), (5, 12, 8)), ())
-    assert weights_as_planned(eight, half, layers, "int8-dynamic").passed
-    assert not weights_as_planned(eight, half, layers, "fp32").passed
+    assert weights_as_planned(eight, half, layers, FileScheme.of(INT8_DYNAMIC)).passed
+    assert not weights_as_planned(eight, half, layers, FLOATS).passed
 
 
 def test_matrices_outside_of_the_plan_have_any_width() -> None:
     layers = plans((12, 40, None))
     source = Contents(((12, 40, 32), (7, 9, 32)), ())
     for bits in (4, 8, 32):
-        assert weights_as_planned(Contents(((12, 40, 8), (7, 9, bits)), ()), source, layers, "int8-dynamic").passed
+        found = Contents(((12, 40, 8), (7, 9, bits)), ())
+        assert weights_as_planned(found, source, layers, FileScheme.of(INT8_DYNAMIC)).passed
 
 
 def test_outputs_of_other_weights(case: Case) -> None:
     reference = case.answers(case.write(case.thin))
-    for form in FORMS:
-        proof = same_outputs(case.answers(case.write(case.source, form)), reference, form)
+    for scheme in SCHEMES:
+        proof = same_outputs(case.answers(case.write(case.source, scheme)), reference, FileScheme.of(scheme))
         assert not proof.passed
         assert "dB against the fp32 factored model, at least" in proof.detail
 
@@ -320,53 +318,68 @@ def test_outputs_that_are_not_finite(bad: float) -> None:
     reference = normal(20, 5)
     outputs = reference.copy()
     outputs[3, 2] = bad
-    assert not same_outputs(outputs, reference, "int8-dynamic").passed
-    assert not same_outputs(np.full_like(reference, bad), reference, "fp32").passed
+    assert not same_outputs(outputs, reference, FileScheme.of(INT8_DYNAMIC)).passed
+    assert not same_outputs(np.full_like(reference, bad), reference, FLOATS).passed
 
 
 LEVELS = {
-    "fp32": 60,
-    "fp32+weights": 10,
-    "fp32+tables4": 5,
-    "int8-dynamic": 10,
-    "int8-static-qdq+weights": 10,
-    "nbits8": 10,
-    "nbits8+tables4": 5,
-    "nbits4+weights": 5,
+    FLOATS: 60,
+    FileScheme(FP32, WEIGHTS8): 10,
+    FileScheme(FP32, WEIGHTS8, TABLES4): 5,
+    FileScheme.of(INT8_DYNAMIC): 10,
+    FileScheme(INT8_STATIC, WEIGHTS8): 10,
+    FileScheme.of(NBITS8): 10,
+    FileScheme(NBITS8, WEIGHTS8, TABLES4): 5,
+    FileScheme(NBITS4, WEIGHTS8): 5,
 }
 
 
-@pytest.mark.parametrize(("form", "level"), LEVELS.items())
-def test_tolerance_of_a_form(form: str, level: float) -> None:
+@pytest.mark.parametrize(("scheme", "level"), LEVELS.items(), ids=str)
+def test_tolerance_of_a_scheme(scheme: FileScheme, level: float) -> None:
     reference, noise = normal(400, 5), normal(400, 5, seed=1)
     noise *= np.linalg.norm(reference) / np.linalg.norm(noise)
     for db, passed in ((level + 1, True), (level - 1, False)):
-        assert same_outputs(reference + noise * 10 ** (-db / 20), reference, form).passed is passed
+        assert same_outputs(reference + noise * 10 ** (-db / 20), reference, scheme).passed is passed
 
 
-def test_every_form_has_a_tolerance() -> None:
-    forms = {form for forms in ALL_FORMS.values() for form in forms}
-    assert set(MIN_SQNR_DB) == forms | set(RESIDUAL_FORMS) | {CODED, DECODED, TABLES}
+def test_every_scheme_has_a_tolerance() -> None:
+    tolerances = {scheme.key: scheme.min_sqnr_db for backend in FORMATS for scheme in layer_schemes(backend).values()}
+    assert tolerances == {
+        "onnx:fp32": 60.0,
+        "onnx:coded": 60.0,
+        "onnx:int8-dynamic": 10.0,
+        "onnx:int8-static-qdq": 10.0,
+        "onnx:nbits8": 10.0,
+        "onnx:nbits4": 5.0,
+        "onnx:nbits4-residual": 5.0,
+        "tflite:fp32": 60.0,
+        "tflite:coded": 60.0,
+        "tflite:int8-dynamic-range": 10.0,
+        "tflite:int8-static": 10.0,
+        "tflite:int4-dynamic-range": 5.0,
+    }
 
 
 @pytest.mark.parametrize(
-    ("form", "own", "level"),
+    ("scheme", "own", "level"),
     [
-        ("fp32", "nbits4", 5),
-        ("nbits4", "fp32", 5),
-        ("fp32", None, 60),
-        ("fp32+weights", "fp32", 10),
-        ("fp32+weights", "nbits4", 5),
-        ("nbits8+tables4", "fp32", 5),
+        (FLOATS, NBITS4, 5),
+        (FileScheme.of(NBITS4), FP32, 5),
+        (FLOATS, None, 60),
+        (FileScheme(FP32, WEIGHTS8), FP32, 10),
+        (FileScheme(FP32, WEIGHTS8), NBITS4, 5),
+        (FileScheme(NBITS8, WEIGHTS8, TABLES4), FP32, 5),
     ],
 )
-def test_a_mixed_file_has_the_tolerance_of_its_weakest_form(form: str, own: str | None, level: float) -> None:
+def test_a_mixed_file_has_the_tolerance_of_its_weakest_scheme(
+    scheme: FileScheme, own: Scheme | None, level: float
+) -> None:
     reference, layers = normal(400, 5), plans((12, 40, None), (5, 12, None))
-    layers = (layers[0], replace(layers[1], form=own))
-    assert same_outputs(reference, reference, form, layers).detail.endswith(f"at least {level} dB")
+    layers = (layers[0], replace(layers[1], scheme=own))
+    assert same_outputs(reference, reference, scheme, layers).detail.endswith(f"at least {level} dB")
 
 
 def test_outputs_of_another_shape() -> None:
-    proof = same_outputs(normal(4, 5), normal(4, 6), "fp32")
+    proof = same_outputs(normal(4, 5), normal(4, 6), FLOATS)
     assert not proof.passed
     assert proof.detail == "shape (4, 5), the reference has (4, 6)"

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from accuracy.study import LARGEST, moments_of
 from edgepack.factorize.whitened import shrunk_covariance
+from edgepack.model.scheme import Scheme
 from edgepack.quantize.bias import corrected_bias
 from edgepack.quantize.gptq import gptq
 from edgepack.quantize.lattice import grid_of
 from edgepack.types import Dense, LinearLayer
 
 
-def rounded_dense(layer: LinearLayer, form: str) -> Dense:
+def rounded_dense(layer: LinearLayer, scheme: Scheme) -> Dense:
     """With the mean output put right where there is a bias, else on the raw second moment.
 
     Raises:
-        ValueError: the form has no integer grid.
+        ValueError: the scheme has no integer grid.
     """
-    grid = grid_of(form, layer.in_features, largest=LARGEST)
+    grid = grid_of(scheme, layer.in_features, largest=LARGEST)
     if grid is None:
-        raise ValueError(f"{form} has no integer grid")
+        raise ValueError(f"{scheme} has no integer grid")
     moments = moments_of(layer)
     if layer.bias is None:
         return Dense(gptq(layer.weight, moments.second, grid).weight, None)

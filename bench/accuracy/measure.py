@@ -19,16 +19,20 @@ from accuracy.recovery import recovered
 from accuracy.rounding_error import dense_error, entry, pair_error
 from accuracy.study import Row, Study, opened_study
 from accuracy.subjects import SUBJECTS, Subject, make_subject
+from edgepack.backends.onnx.schemes import INT8_DYNAMIC, NBITS4
 from edgepack.executor import one_thread
+from edgepack.model.scheme import Scheme
 from edgepack.types import Factors
 
-INT8, INT4 = "int8-dynamic", "nbits4"
-BITS = {INT8: 8, INT4: 4}
+SCHEMES = (INT8_DYNAMIC, NBITS4)
 PROCESSES = 2
 ORDER = ("minilm", "mnist", "lstm", "magika")
 """The longest first."""
 SEEDS = {"mnist": 3}
-WAYS: Mapping[str, Sequence[str]] = {INT8: tuple(PAIRS), INT4: ("whitened", "+ gauge", "+ alternation")}
+WAYS: Mapping[Scheme, Sequence[str]] = {
+    INT8_DYNAMIC: tuple(PAIRS),
+    NBITS4: ("whitened", "+ gauge", "+ alternation"),
+}
 
 
 def measure(*, quick: bool = False, names: Sequence[str] = tuple(SUBJECTS)) -> dict[str, Any]:
@@ -130,36 +134,36 @@ def _rows(study: Study, rounding: list[dict[str, Any]]) -> Iterator[Row]:
 def _dense_rows(study: Study, rounding: list[dict[str, Any]]) -> Iterator[Row]:
     path = study.work / "dense.fp32.onnx"
     yield study.row(path, "dense", 32)
-    for form, bits in BITS.items():
-        if form == INT8:
-            study.files.write_baseline(INT8, study.work / "candidate.onnx")
+    for scheme in SCHEMES:
+        if scheme == INT8_DYNAMIC:
+            study.files.write_baseline(INT8_DYNAMIC, study.work / "candidate.onnx")
             path = study.work / "candidate.onnx"
         else:
-            path = study.write({}, form)
-        yield study.row(path, "dense", bits)
-        weights = {name: rounded_dense(layer, form) for name, layer in study.layers.items()}
-        yield study.row(study.write(weights, form), "dense GPTQ", bits)
-        rounding.append(entry("dense", bits, "to nearest", dense_error(study, form)))
-        rounding.append(entry("dense", bits, "GPTQ", dense_error(study, form, weights)))
+            path = study.write({}, scheme)
+        yield study.row(path, "dense", scheme.bits)
+        weights = {name: rounded_dense(layer, scheme) for name, layer in study.layers.items()}
+        yield study.row(study.write(weights, scheme), "dense GPTQ", scheme.bits)
+        rounding.append(entry("dense", scheme.bits, "to nearest", dense_error(study, scheme)))
+        rounding.append(entry("dense", scheme.bits, "GPTQ", dense_error(study, scheme, weights)))
 
 
 def _pair_rows(study: Study, level: int | float, rounding: list[dict[str, Any]]) -> Iterator[Row]:
     ranks = study.ranks(level)
-    for form, ways in WAYS.items():
+    for scheme, ways in WAYS.items():
         for way in ways:
-            pairs = {name: PAIRS[way](study, name, rank, form) for name, rank in ranks.items()}
-            yield study.row(_write_pairs(study, pairs, form), way, BITS[form], level)
+            pairs = {name: PAIRS[way](study, name, rank, scheme) for name, rank in ranks.items()}
+            yield study.row(_write_pairs(study, pairs, scheme), way, scheme.bits, level)
             if level == rounding_level(study.subject) and way != "plain SVD":
-                rounding.append(entry("pair", BITS[form], way, pair_error(study, ranks, form, pairs)))
+                rounding.append(entry("pair", scheme.bits, way, pair_error(study, ranks, scheme, pairs)))
 
 
 def _recovered_rows(study: Study, level: int | float) -> Iterator[Row]:
     trained = recovered(study, study.ranks(level), study.subject.epochs)
-    for form, bits in BITS.items():
-        pairs = {name: rounded_product(study.layers[name], pair, form) for name, pair in trained.items()}
-        yield study.row(_write_pairs(study, pairs, form), "+ recovery", bits, level)
+    for scheme in SCHEMES:
+        pairs = {name: rounded_product(study.layers[name], pair, scheme) for name, pair in trained.items()}
+        yield study.row(_write_pairs(study, pairs, scheme), "+ recovery", scheme.bits, level)
 
 
-def _write_pairs(study: Study, pairs: Mapping[str, Factors], form: str) -> Path:
-    """Pairs in a form, all other layers in int8."""
-    return study.write(pairs, INT8, dict.fromkeys(pairs, form))
+def _write_pairs(study: Study, pairs: Mapping[str, Factors], scheme: Scheme) -> Path:
+    """Pairs in a scheme, all other layers in int8."""
+    return study.write(pairs, INT8_DYNAMIC, dict.fromkeys(pairs, scheme))

@@ -1,4 +1,4 @@
-"""Files in which every layer has the form that the planner's predicted losses choose for a size of the file."""
+"""Files in which every layer has the scheme that the planner's predicted losses choose for a size of the file."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from dataclasses import replace
 from accuracy.dense import rounded_dense
 from accuracy.pairs import rounded
 from accuracy.study import LARGEST, SEED, Row, Study
+from edgepack.backends.onnx.schemes import INT8_DYNAMIC, NBITS4
 from edgepack.cache import Cache, digest
 from edgepack.emit.onnx_tables import to_int4_tables
 from edgepack.executor import workers
-from edgepack.formats import WEIGHT_BITS
+from edgepack.model.scheme import Scheme
 from edgepack.pipeline.losses import predict_losses
 from edgepack.pipeline.onnx_files import OnnxFiles
 from edgepack.pipeline.sensitivity import Sensitivity
@@ -21,7 +22,7 @@ from edgepack.plan.solve import Bounds, Infeasible, least_loss
 from edgepack.progress import silent
 from edgepack.types import Candidate, Replacement
 
-FORMS = ("int8-dynamic", "nbits4")
+SCHEMES = (INT8_DYNAMIC, NBITS4)
 MIXED = 0
 """Bits of a file whose layers differ."""
 
@@ -30,11 +31,11 @@ def mixed_rows(study: Study, shares: Sequence[float]) -> Iterator[Row]:
     """Files of at most these shares of the dense int8 file, as far as there are any: of dense layers alone and with
     pairs, the embedding tables in int8 and in int4.
     """
-    int8_bytes = study.write({}, "int8-dynamic").stat().st_size
+    int8_bytes = study.write({}, INT8_DYNAMIC).stat().st_size
     menus = candidates(study)
     made: dict[tuple[str, Candidate], Replacement] = {}
     for tables, own in (("int8", study), ("int4", _with_int4_tables(study))):
-        fixed = own.write({}, "int8-dynamic").stat().st_size - sum(_dense_int8(menu).size_bytes for menu in menus)
+        fixed = own.write({}, INT8_DYNAMIC).stat().st_size - sum(_dense_int8(menu).size_bytes for menu in menus)
         for pairs in (False, True):
             offered = [[one for one in menu if pairs or one.rank is None] for menu in menus]
             for share in shares:
@@ -47,7 +48,7 @@ def mixed_rows(study: Study, shares: Sequence[float]) -> Iterator[Row]:
                     if (name, one) not in made:
                         made[name, one] = _part(study, name, one)
                 parts = {name: made[name, one] for name, one in plan.items()}
-                path = own.write(parts, "int8-dynamic", {name: one.form for name, one in plan.items()})
+                path = own.write(parts, INT8_DYNAMIC, {name: one.scheme for name, one in plan.items()})
                 row = own.row(path, f"{'pairs too' if pairs else 'dense'}, {tables} tables", MIXED, share)
                 yield {**row, "layers": _kinds(picked)}
 
@@ -69,7 +70,11 @@ def candidates(study: Study) -> list[list[Candidate]]:
     sensitivity = Sensitivity(study.opened, spectra, study.calibration, metric, SEED, key, cache, silent)
     with workers(None) as crew:
         losses = predict_losses(
-            *(layers, spectra, sensitivity, FORMS, ranks),
+            layers,
+            spectra,
+            sensitivity,
+            SCHEMES,
+            ranks,
             residual=dict.fromkeys(ranks, ()),
             method="whitened",
             seed=SEED,
@@ -81,28 +86,30 @@ def candidates(study: Study) -> list[list[Candidate]]:
         )
     return [
         [
-            Candidate(form, rank, losses[layer.name][form, rank], _bytes(layer.weight.shape, form, rank), 0, 0.0)
-            for form in FORMS
+            Candidate(scheme, rank, losses[layer.name][scheme, rank], _bytes(layer.weight.shape, scheme, rank), 0, 0.0)
+            for scheme in SCHEMES
             for rank in (None, *ranks[layer.name])
         ]
         for layer in layers
     ]
 
 
-def _bytes(shape: Sequence[int], form: str, rank: int | None) -> int:
-    return size_bytes("onnx", form, shape[0], shape[1], rank, bias=True)
+def _bytes(shape: Sequence[int], scheme: Scheme, rank: int | None) -> int:
+    return size_bytes(scheme, shape[0], shape[1], rank, bias=True)
 
 
 def _dense_int8(menu: Sequence[Candidate]) -> Candidate:
-    return next(one for one in menu if one.rank is None and one.form == "int8-dynamic")
+    return next(one for one in menu if one.rank is None and one.scheme == INT8_DYNAMIC)
 
 
 def _part(study: Study, name: str, one: Candidate) -> Replacement:
     layer = study.layers[name]
-    return rounded_dense(layer, one.form) if one.rank is None else rounded(layer, study.seen[name], one.rank, one.form)
+    if one.rank is None:
+        return rounded_dense(layer, one.scheme)
+    return rounded(layer, study.seen[name], one.rank, one.scheme)
 
 
 def _kinds(picked: Sequence[Candidate]) -> dict[str, int]:
     """How many layers are dense and pairs in each number of bits."""
-    kinds = [f"{'dense' if one.rank is None else 'pairs'} int{WEIGHT_BITS[one.form]}" for one in picked]
+    kinds = [f"{'dense' if one.rank is None else 'pairs'} int{one.scheme.bits}" for one in picked]
     return {kind: kinds.count(kind) for kind in sorted(set(kinds))}

@@ -10,6 +10,7 @@ import numpy as np
 from accuracy.study import LARGEST, SEED, Study, moments_of, seen_spectrum
 from edgepack.factorize import svd, whitened
 from edgepack.factorize.whitened import shrunk_covariance
+from edgepack.model.scheme import Scheme
 from edgepack.pipeline.rounding import ROUNDS
 from edgepack.quantize.alternate import alternate
 from edgepack.quantize.bias import corrected_pair
@@ -17,33 +18,33 @@ from edgepack.quantize.gauge import BETA, Gauge, search_gauge, turned
 from edgepack.quantize.lattice import WeightGrid, grid_of
 from edgepack.types import Factors, LinearLayer, Spectrum
 
-Pair = Callable[[Study, str, int, str], Factors]
-"""(study, layer's name, rank, form) → the pair, on its grids or for the writer to round to nearest."""
+Pair = Callable[[Study, str, int, Scheme], Factors]
+"""(study, layer's name, rank, scheme) → the pair, on its grids or for the writer to round to nearest."""
 
 
-def plain(study: Study, name: str, rank: int, form: str) -> Factors:
+def plain(study: Study, name: str, rank: int, scheme: Scheme) -> Factors:
     """Truncated SVD of the weight, √Σ to both sides; its bias stays."""
-    del form
+    del scheme
     spectrum = study.plain[name]
     return turned(svd.factors(study.layers[name], spectrum, rank), spectrum, Gauge(BETA, None), seed=SEED)
 
 
-def weighted(study: Study, name: str, rank: int, form: str) -> Factors:
+def weighted(study: Study, name: str, rank: int, scheme: Scheme) -> Factors:
     """Centred whitening: A = U_r with orthonormal columns, B = U_rᵀ W, the bias corrected."""
-    del form
+    del scheme
     return whitened.factors(study.layers[name], study.seen[name], rank)
 
 
-def gauged(study: Study, name: str, rank: int, form: str) -> Factors:
+def gauged(study: Study, name: str, rank: int, scheme: Scheme) -> Factors:
     """The same product in the basis that rounds best to nearest."""
-    spectrum, pair = study.seen[name], weighted(study, name, rank, form)
-    gauge = search_gauge(pair, spectrum, grids(study.layers[name], rank, form), seed=SEED, rounding="nearest")
+    spectrum, pair = study.seen[name], weighted(study, name, rank, scheme)
+    gauge = search_gauge(pair, spectrum, grids(study.layers[name], rank, scheme), seed=SEED, rounding="nearest")
     return turned(pair, spectrum, gauge, seed=SEED)
 
 
-def alternated(study: Study, name: str, rank: int, form: str) -> Factors:
+def alternated(study: Study, name: str, rank: int, scheme: Scheme) -> Factors:
     """Both factors rounded in turns, each with the other one in mind."""
-    return rounded(study.layers[name], study.seen[name], rank, form)
+    return rounded(study.layers[name], study.seen[name], rank, scheme)
 
 
 PAIRS: Mapping[str, Pair] = {
@@ -54,32 +55,32 @@ PAIRS: Mapping[str, Pair] = {
 }
 
 
-def rounded(layer: LinearLayer, spectrum: Spectrum, rank: int, form: str) -> Factors:
+def rounded(layer: LinearLayer, spectrum: Spectrum, rank: int, scheme: Scheme) -> Factors:
     """As a build rounds pairs: the gauge for GPTQ, the alternation, the bias corrected."""
     pair = whitened.factors(layer, spectrum, rank)
-    both = grids(layer, rank, form)
+    both = grids(layer, rank, scheme)
     pair = turned(pair, spectrum, search_gauge(pair, spectrum, both, seed=SEED), seed=SEED)
     rounds = next(count for width, count in ROUNDS if layer.in_features <= width)
     found = alternate(layer.weight, pair, shrunk_covariance(moments_of(layer)), both, rounds=rounds)
     return corrected_pair(pair, found.factors(None), moments_of(layer).mean)
 
 
-def rounded_product(layer: LinearLayer, pair: Factors, form: str) -> Factors:
+def rounded_product(layer: LinearLayer, pair: Factors, scheme: Scheme) -> Factors:
     """A pair that was trained: its product, of the same rank, rounded as if it were the layer's weight."""
     product = np.asarray(pair.A.astype(np.float64) @ pair.B, np.float32)
     bias = layer.bias if pair.bias is None else pair.bias
     trained = replace(layer, weight=product, bias=bias)
-    return rounded(trained, seen_spectrum(trained), pair.rank, form)
+    return rounded(trained, seen_spectrum(trained), pair.rank, scheme)
 
 
-def grids(layer: LinearLayer, rank: int, form: str) -> tuple[WeightGrid, WeightGrid]:
+def grids(layer: LinearLayer, rank: int, scheme: Scheme) -> tuple[WeightGrid, WeightGrid]:
     """Of A and of B.
 
     Raises:
-        ValueError: the form has none.
+        ValueError: the scheme has none.
     """
-    first = grid_of(form, rank, largest=LARGEST)
-    second = grid_of(form, layer.in_features, largest=LARGEST)
+    first = grid_of(scheme, rank, largest=LARGEST)
+    second = grid_of(scheme, layer.in_features, largest=LARGEST)
     if first is None or second is None:
-        raise ValueError(f"{form} has no integer grid")
+        raise ValueError(f"{scheme} has no integer grid")
     return first, second

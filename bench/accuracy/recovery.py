@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from accuracy.pairs import weighted
 from accuracy.study import LARGEST, SEED, Study
+from edgepack.backends.onnx.schemes import FP32
 from edgepack.data import example
 from edgepack.quantize.gauge import balanced
 from edgepack.recover import Epochs, recover_factors
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 def recovered(study: Study, ranks: Mapping[str, int], epochs: int) -> Mapping[str, Factors]:
     """The whitened pairs of these ranks after training; part of the calibration samples is held out for it."""
     start = {
-        name: balanced(weighted(study, name, rank, "fp32"), study.seen[name], seed=SEED) for name, rank in ranks.items()
+        name: balanced(weighted(study, name, rank, FP32), study.seen[name], seed=SEED) for name, rank in ranks.items()
     }
     found = recover_factors(
         *(_program(study), list(study.layers.values()), start, study.calibration.inputs),

@@ -10,37 +10,38 @@ import numpy as np
 
 from accuracy.pairs import grids, weighted
 from accuracy.study import LARGEST, Study
+from edgepack.model.scheme import Scheme
 from edgepack.quantize.gptq import round_to_nearest
 from edgepack.quantize.lattice import grid_of
 from edgepack.quantize.split import dense_share
 from edgepack.types import Array, Dense, Factors
 
 
-def pair_error(study: Study, ranks: Mapping[str, int], form: str, pairs: Mapping[str, Factors]) -> float:
+def pair_error(study: Study, ranks: Mapping[str, int], scheme: Scheme, pairs: Mapping[str, Factors]) -> float:
     """Median over the layers of the energy of A B − Â B̂; pairs that are on their grids already stay as they are."""
-    return median(_pair_error(study, name, rank, form, pairs[name]) for name, rank in ranks.items())
+    return median(_pair_error(study, name, rank, scheme, pairs[name]) for name, rank in ranks.items())
 
 
-def _pair_error(study: Study, name: str, rank: int, form: str, pair: Factors) -> float:
-    layer, exact = study.layers[name], weighted(study, name, rank, form)
-    first, second = grids(layer, rank, form)
+def _pair_error(study: Study, name: str, rank: int, scheme: Scheme, pair: Factors) -> float:
+    layer, exact = study.layers[name], weighted(study, name, rank, scheme)
+    first, second = grids(layer, rank, scheme)
     A, B = round_to_nearest(pair.A, first).weight, round_to_nearest(pair.B, second).weight
     moved = _product(A, B) - _product(exact.A, exact.B)
     return dense_share(layer.weight, layer.weight - moved, study.held_out[name])
 
 
-def dense_error(study: Study, form: str, weights: Mapping[str, Dense] | None = None) -> float:
+def dense_error(study: Study, scheme: Scheme, weights: Mapping[str, Dense] | None = None) -> float:
     """Median over the layers of what dense weights lose, rounded to nearest unless others are given."""
-    return median(_dense_error(study, name, form, weights) for name in study.layers)
+    return median(_dense_error(study, name, scheme, weights) for name in study.layers)
 
 
-def _dense_error(study: Study, name: str, form: str, weights: Mapping[str, Dense] | None) -> float:
+def _dense_error(study: Study, name: str, scheme: Scheme, weights: Mapping[str, Dense] | None) -> float:
     layer = study.layers[name]
-    grid = grid_of(form, layer.in_features, largest=LARGEST)
+    grid = grid_of(scheme, layer.in_features, largest=LARGEST)
     if weights is not None:
         return dense_share(layer.weight, weights[name].weight, study.held_out[name])
     if grid is None:
-        raise ValueError(f"{form} has no integer grid")
+        raise ValueError(f"{scheme} has no integer grid")
     return dense_share(layer.weight, round_to_nearest(layer.weight, grid).weight, study.held_out[name])
 
 

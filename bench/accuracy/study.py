@@ -15,6 +15,7 @@ from accuracy.subjects import Subject
 from edgepack.data import Samples
 from edgepack.factorize import svd, whitened
 from edgepack.inference import THREADS, load, predict
+from edgepack.model.scheme import Scheme
 from edgepack.pipeline.guarding import load_data
 from edgepack.pipeline.moments import observe
 from edgepack.pipeline.onnx_files import OnnxFiles
@@ -61,10 +62,12 @@ class Study:
         asked = {name: asked_rank(layer.out_features, layer.in_features, level) for name, layer in self.layers.items()}
         return {name: rank for name, rank in asked.items() if isinstance(rank, int)}
 
-    def write(self, parts: Mapping[str, Replacement], form: str, forms: Mapping[str, str] | None = None) -> Path:
+    def write(
+        self, parts: Mapping[str, Replacement], scheme: Scheme, schemes: Mapping[str, Scheme] | None = None
+    ) -> Path:
         """A file with these parts in place; other weights are int8 as well wherever linear layers are no fp32."""
         path = self.work / "candidate.onnx"
-        self.files.write(parts, self.files.rest(form)[0], path, forms)
+        self.files.write(parts, self.files.rest(scheme)[0], path, schemes)
         return path
 
     def row(self, path: Path, way: str, bits: int, level: int | float | None = None) -> Row:

@@ -34,7 +34,7 @@ class Subject:
         recovered: those of them at which recovery is shown.
         epochs: of recovery.
         classes: whether the model answers with class scores.
-        sizes: shares of the dense int8 file's bytes for which a form is chosen per layer.
+        sizes: shares of the dense int8 file's bytes for which a scheme is chosen per layer.
         data: `.npz` to calibrate on; None for a recipe, which brings its own.
     """
 

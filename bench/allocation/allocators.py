@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 
-from edgepack.formats import WEIGHT_BITS
+from edgepack.model.scheme import BITS
 from edgepack.plan.solve import Bounds, Solution, least_loss
 from edgepack.types import Candidate
 
@@ -46,7 +46,7 @@ def uniform(layers: Layers, latency_s: float) -> Picks | None:
     """One share of rank for all layers, the largest that meets the bound; dense layers if those already do.
 
     A layer's ranks count as shares of the largest among its candidates. Each layer takes its largest rank that is at
-    most the share, else its smallest, in the int8 form that is fastest there.
+    most the share, else its smallest, in the int8 scheme that is fastest there.
     """
     ranks = [_by_rank(layer) for layer in layers]
     shares = {rank / max(found) for found in ranks for rank in found if rank}
@@ -65,7 +65,7 @@ def _at_share(ranks: Mapping[int, int], share: float) -> int:
 def energy(layers: Layers, latency_s: float) -> Picks | None:
     """One threshold of loss for all layers, the lowest that meets the bound.
 
-    Each layer takes its smallest rank that loses at most the threshold, in the int8 form that is fastest there, and
+    Each layer takes its smallest rank that loses at most the threshold, in the int8 scheme that is fastest there, and
     stays dense where none does. The thresholds tried are all that change a layer.
     """
     ranks = [_by_rank(layer) for layer in layers]
@@ -95,13 +95,13 @@ def _by_rank(layer: Sequence[Candidate]) -> dict[int, int]:
 
 
 def _preference(candidate: Candidate) -> tuple[bool, float, float]:
-    return WEIGHT_BITS[candidate.form] != 8, candidate.latency_s, candidate.loss
+    return candidate.scheme.bits != BITS["int8"], candidate.latency_s, candidate.loss
 
 
 def greedy(layers: Layers, latency_s: float) -> Picks | None:
     """From the most accurate dense plan, always the step that saves most latency per loss added, until the bound holds.
 
-    A greedy selection like AIMET's, but on predicted losses and measured latencies, and over all forms.
+    A greedy selection like AIMET's, but on predicted losses and measured latencies, and over all schemes.
     """
     picks = [_start(layer) for layer in layers]
     while not within(layers, picks, latency_s):

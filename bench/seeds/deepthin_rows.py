@@ -9,6 +9,7 @@ import numpy as np
 from models.mnist_mlp import digits
 from torch import Tensor, nn
 
+from edgepack.backends.onnx.schemes import FP32
 from edgepack.factorize import deepthin as relayout
 from edgepack.factorize.pruning import pruning
 from edgepack.quantize.coded import in_8_bits
@@ -35,8 +36,8 @@ def deepthin(bench: Bench) -> Group:
             small = bench.lab((784, width_at(ratio), 10), seed, tflite=seed == 0)
             found.setdefault(("hand-tuned", ratio), []).append(small.make("dense int8", [], dict))
         lab = bench.lab(SIZES, seed, tflite=seed == 0)
-        for form, files in _dense(lab).items():
-            dense[form].append(files)
+        for name, files in _dense(lab).items():
+            dense[name].append(files)
         for ratio in settings.ratios:
             for name, made in _at(bench, lab, ratio, seed).items():
                 found.setdefault((name, ratio), []).append(made)
@@ -54,7 +55,7 @@ def deepthin(bench: Bench) -> Group:
     return {
         "name": "deepthin",
         "model": "784-1000-10",
-        "dense": {form: joined(made) for form, made in dense.items()},
+        "dense": {name: joined(made) for name, made in dense.items()},
         "rows": rows,
     }
 
@@ -72,7 +73,7 @@ def _claim(name: str, ratio: int) -> str:
 
 
 def _dense(lab: Lab) -> dict[str, Made]:
-    return {"fp32": lab.make("dense fp32", [], dict, "fp32"), "int8": lab.make("dense int8", [], dict)}
+    return {"fp32": lab.make("dense fp32", [], dict, FP32), "int8": lab.make("dense int8", [], dict)}
 
 
 def joined(made: list[Made]) -> Made:

@@ -16,11 +16,14 @@ from torch import nn
 import edgepack
 from edgepack.archive.archive import pack
 from edgepack.archive.images import JpegImage
+from edgepack.backends.onnx.schemes import CONSTEXPR, FP32, INT8_DYNAMIC
+from edgepack.backends.tflite import schemes as tflite_schemes
 from edgepack.cache import Cache, digest
 from edgepack.coded import stored_numbers
 from edgepack.data import Samples
 from edgepack.errors import EdgepackError
 from edgepack.inference import THREADS, load, predict
+from edgepack.model.scheme import FileScheme, Scheme
 from edgepack.pipeline.moments import observe
 from edgepack.pipeline.onnx_files import OnnxFiles
 from edgepack.pipeline.opened import Opened, open_model
@@ -32,7 +35,7 @@ from edgepack.versions import tool_versions
 
 LARGEST = 127
 """Of int8 codes. Files are scored in exact integer arithmetic, as on the targets."""
-FORMS = {"fp32": "fp32", "int8-dynamic": "int8-dynamic-range"}
+IN_TFLITE = {FP32: tflite_schemes.FP32, INT8_DYNAMIC: tflite_schemes.INT8_DYNAMIC}
 """Of ONNX, and what is next to it in TFLite."""
 
 Made = dict[str, Any]
@@ -65,7 +68,7 @@ class Lab:
         label: str,
         what: Sequence[Any],
         parts: Callable[[], Parts],
-        form: str = "int8-dynamic",
+        scheme: Scheme = INT8_DYNAMIC,
         *,
         images: Callable[[], Sequence[JpegImage]] = tuple,
         tflite: bool = True,
@@ -75,28 +78,29 @@ class Lab:
         Args:
             label: for people.
             what: everything that the parts depend on, beside the model.
-            parts: by layer name; other layers are dense, in the form.
-            form: of the layers that are not in code, for ONNX.
+            parts: by layer name; other layers are dense, in the scheme.
+            scheme: of the layers that are not in code, for ONNX.
             images: that weights travel as.
             tflite: whether to write the TFLite file as well, if the lab does.
         """
         wanted = tflite and self.tflite is not None
-        key = digest("made", sources(), self.opened.sha256, label, *what, form, wanted, tool_versions())
+        key = digest("made", sources(), self.opened.sha256, label, *what, scheme.name, wanted, tool_versions())
         known = self.cache.known("seeds", key)
         paths = {fmt: self.cache.path("seeds", key, f".{fmt}") for fmt in ("onnx", "tflite")}
         if known is None or not all(paths[fmt].is_file() for fmt in known["files"]):
-            known = self.cache.keep("seeds", key, self._made(parts(), form, paths, images(), wanted))
+            known = self.cache.keep("seeds", key, self._made(parts(), scheme, paths, images(), wanted))
         return {"label": label, **known, "paths": {fmt: str(paths[fmt]) for fmt in known["files"]}}
 
     def _made(
-        self, parts: Parts, form: str, paths: Mapping[str, Path], images: Sequence[JpegImage], tflite: bool
+        self, parts: Parts, scheme: Scheme, paths: Mapping[str, Path], images: Sequence[JpegImage], tflite: bool
     ) -> Made:
         paths["onnx"].parent.mkdir(parents=True, exist_ok=True)
-        coded = {name: "coded" for name, part in parts.items() if isinstance(part, Coded)}
-        if form == "int8-dynamic" and not parts:
-            self.onnx.write_baseline(form, self.work / "model.onnx")
+        coded = [name for name, part in parts.items() if isinstance(part, Coded)]
+        if scheme == INT8_DYNAMIC and not parts:
+            self.onnx.write_baseline(scheme, self.work / "model.onnx")
         else:
-            self.onnx.write(parts, self.onnx.rest(form)[0], self.work / "model.onnx", coded)
+            schemes = dict.fromkeys(coded, CONSTEXPR)
+            self.onnx.write(parts, self.onnx.rest(scheme)[0], self.work / "model.onnx", schemes)
         made: Made = {
             "accuracy": self.accuracy(self.work / "model.onnx"),
             "parameters": self.parameters(parts),
@@ -106,7 +110,8 @@ class Lab:
         shutil.copyfile(self.work / "model.onnx", paths["onnx"])
         if tflite and self.tflite is not None:
             try:
-                self.tflite.write(parts, FORMS[form], self.work / "model.tflite", coded)
+                schemes = dict.fromkeys(coded, tflite_schemes.CONSTEXPR)
+                self.tflite.write(parts, FileScheme.of(IN_TFLITE[scheme]), self.work / "model.tflite", schemes)
             except (EdgepackError, ValueError) as err:
                 made["refused"] = str(err)
             else:

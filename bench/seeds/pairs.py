@@ -7,14 +7,13 @@ from typing import Any
 from accuracy.pairs import rounded, rounded_product
 from accuracy.study import seen_spectrum
 
+from edgepack.backends.onnx.schemes import INT8_DYNAMIC
 from edgepack.factorize import svd, whitened
 from edgepack.plan.candidates import asked_rank
 from edgepack.quantize.gauge import balanced
 from edgepack.recover import Epochs, recover_factors
 from edgepack.types import Factors, LinearLayer
 from seeds.lab import LARGEST, Lab
-
-FORM = "int8-dynamic"
 
 
 def ranks(layers: tuple[LinearLayer, ...], share: float) -> dict[str, int]:
@@ -28,7 +27,7 @@ def default_pairs(lab: Lab, asked: dict[str, int], epochs: int = 0) -> dict[str,
     layers = {layer.name: layer for layer in lab.layers}
     spectra = {name: seen_spectrum(layers[name]) for name in asked}
     if not epochs:
-        return {name: rounded(layers[name], spectra[name], rank, FORM) for name, rank in asked.items()}
+        return {name: rounded(layers[name], spectra[name], rank, INT8_DYNAMIC) for name, rank in asked.items()}
     start = {
         name: balanced(whitened.factors(layers[name], spectra[name], rank), spectra[name], seed=0)
         for name, rank in asked.items()
@@ -37,7 +36,7 @@ def default_pairs(lab: Lab, asked: dict[str, int], epochs: int = 0) -> dict[str,
         program(lab), lab.layers, start, {lab.opened.inputs[0].name: lab.images}, classes=True,
         budget=Epochs(epochs), seed=0, largest=LARGEST, threads=1,
     )  # fmt: skip
-    return {name: rounded_product(layers[name], pair, FORM) for name, pair in found.factors.items()}
+    return {name: rounded_product(layers[name], pair, INT8_DYNAMIC) for name, pair in found.factors.items()}
 
 
 def plain_pairs(lab: Lab, asked: dict[str, int]) -> dict[str, Factors]:

@@ -10,6 +10,7 @@ from typing import Any
 from models.mnist_mlp import digits
 
 from edgepack.archive.images import JpegImage
+from edgepack.backends.onnx.schemes import FP32
 from edgepack.cache import Cache
 from edgepack.factorize import jpeg
 from edgepack.factorize.methods import METHODS
@@ -25,7 +26,7 @@ from seeds.pairs import default_pairs, plain_pairs, ranks
 from seeds.settings import Settings
 
 Group = dict[str, Any]
-"""`name`, `model`, `dense` (Made by form), `rows`: each with its claim and what it became."""
+"""`name`, `model`, `dense` (Made by precision), `rows`: each with its claim and what it became."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Bench:
 
 def dense_files(lab: Lab) -> dict[str, Made]:
     """The dense model in fp32 and in int8."""
-    return {"fp32": lab.make("dense fp32", [], dict, "fp32"), "int8": lab.make("dense int8", [], dict)}
+    return {"fp32": lab.make("dense fp32", [], dict, FP32), "int8": lab.make("dense int8", [], dict)}
 
 
 def row(key: str, title: str, claim: str, own: Made, default: Made | None, **more: Any) -> dict[str, Any]:
@@ -62,7 +63,7 @@ def reducible(bench: Bench, sizes: Sequence[int], key: str, kept: float) -> Grou
     lab = bench.lab(sizes)
     whole = lab.parameters({})
     asked = _fitting(lab, int(kept * whole))
-    own = lab.make("svd fp32", [asked], lambda: plain_pairs(lab, asked), "fp32")
+    own = lab.make("svd fp32", [asked], lambda: plain_pairs(lab, asked), FP32)
     default = lab.make("default", [asked], lambda: default_pairs(lab, asked))
     fewer = 1 - own["parameters"] / whole
     title = f"plain SVD, fp32: {_name(sizes)}, −{100 * fewer:.1f} % parameters"

@@ -9,7 +9,7 @@ from edgepack.bench.facts import DeviceFacts
 from edgepack.bench.results import RUNNER, BenchResult, Conditions
 from edgepack.bench.schedule import FULL, QUICK, Schedule
 from edgepack.errors import PackError
-from edgepack.formats import Format
+from edgepack.model.scheme import Format
 
 SERVES: Mapping[Format, tuple[str, ...]] = {"onnx": ("onnxruntime",), "tflite": ("ai-edge-litert", "tflite-runtime")}
 """The runtimes that the runner takes for a format, the first that is there."""

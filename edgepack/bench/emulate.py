@@ -21,8 +21,8 @@ from edgepack.cache import file_digest
 from edgepack.data import Samples
 from edgepack.emulator.counts import Counts, middle, per_inference
 from edgepack.errors import ModelError, StableDeviceError, TransientDeviceError
-from edgepack.formats import Format
 from edgepack.inference import load, rename
+from edgepack.model.scheme import Format
 from edgepack.progress import Progress, silent
 from edgepack.segments import LayerShape, Segment
 from edgepack.targets import Target

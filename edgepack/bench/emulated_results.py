@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from edgepack.emulator.counts import Counts
-from edgepack.formats import Format
+from edgepack.model.scheme import Format
 
 
 @dataclass(frozen=True)

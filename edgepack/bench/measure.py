@@ -12,7 +12,7 @@ from edgepack.bench.results import Block, Counter, Load, Memory, Snapshot, Throt
 from edgepack.bench.results_check import block_problems
 from edgepack.bench.rig import LOAD_TIMEOUT_S, Rig, cool_down, temperature_of
 from edgepack.bench.schedule import Schedule
-from edgepack.formats import Format
+from edgepack.model.scheme import Format
 
 UNKNOWN_PACE_S = 1.0
 """Of an inference on a device that does not say: timeouts follow from it, and may be too long."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from edgepack.bench.devices.device import Device, Mode
 from edgepack.bench.results import RUNNER, Conditions, Tool
-from edgepack.formats import FORMATS, Format
+from edgepack.model.scheme import FORMATS, Format
 
 WARM, COLD, SUSTAINED, MEMORY, COUNTERS = "latency", "cold latency", "sustained latency", "memory", "cache misses"
 LOAD = "load"

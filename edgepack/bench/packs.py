@@ -10,7 +10,7 @@ from edgepack.bench.results import BenchResult
 from edgepack.bench.results_file import save_result
 from edgepack.bench.session import Variant, bench_variants
 from edgepack.errors import PackError
-from edgepack.formats import FORMATS, Format
+from edgepack.model.scheme import FORMATS, Format
 from edgepack.pack import read_manifest
 from edgepack.progress import Progress
 from edgepack.targets import Target

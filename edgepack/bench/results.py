@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal
 from edgepack.bench.checked import STRICT
 from edgepack.bench.facts import DeviceFacts
 from edgepack.bench.schedule import Schedule
-from edgepack.formats import Format
+from edgepack.model.scheme import Format
 
 LOCAL = "local"
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_.@+-]+")

@@ -13,7 +13,7 @@ from edgepack.bench.devices.device import Device, Job, run_patiently
 from edgepack.bench.results import RUNNER, Tool
 from edgepack.bench.schedule import Schedule
 from edgepack.errors import StableDeviceError
-from edgepack.formats import Format
+from edgepack.model.scheme import Format
 from edgepack.progress import Progress, silent
 
 LOAD_TIMEOUT_S = 600.0

@@ -18,7 +18,7 @@ from edgepack.bench.methods import Asked
 from edgepack.bench.results import Block, Counter, Memory, Snapshot
 from edgepack.bench.rig import Rig, cool_down
 from edgepack.bench.schedule import Schedule
-from edgepack.formats import Format
+from edgepack.model.scheme import Format
 from edgepack.progress import Progress
 
 

@@ -20,7 +20,7 @@ from edgepack.bench.rounds import Entry, Steps, measure_all, measure_imports, st
 from edgepack.bench.schedule import FULL, QUICK, Schedule
 from edgepack.cache import file_digest
 from edgepack.errors import DataError, ModelError, StableDeviceError, UsageError
-from edgepack.formats import FORMATS, Format
+from edgepack.model.scheme import FORMATS, Format
 from edgepack.progress import Progress, silent
 from edgepack.targets import Target
 

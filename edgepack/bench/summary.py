@@ -10,7 +10,7 @@ from edgepack.bench.alike import like_conditions
 from edgepack.bench.notes import notes
 from edgepack.bench.results import LOCAL, RUNNER, BenchResult, Block, Counter, Snapshot, VariantResult
 from edgepack.bench.stats import Comparison, Summary, compare, summarize
-from edgepack.formats import Format
+from edgepack.model.scheme import Format
 
 FP32, INT8 = "dense-fp32", "dense-int8"
 # Events whose count is lines brought in from memory, the most direct first.

@@ -117,7 +117,7 @@ def costs(
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Show the counts by which forms are chosen for a target elsewhere, and how well they interpolate.
+    """Show the counts by which schemes are chosen for a target elsewhere, and how well they interpolate.
 
     Tables for rpi4, rpi3b+, rpi-zero2w, rpi5 and rk3566 are shipped. With --fill, another CPU is counted: some twenty
     minutes, kept in edgepack's cache, and taken up again where it was interrupted.

@@ -152,7 +152,7 @@ def calibrate_target(
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Measure what layers cost on a target, so that builds for it choose forms and ranks by measured latencies.
+    """Measure what layers cost on a target, so that builds for it choose schemes and ranks by measured latencies.
 
     The layers of a model take seconds, the grid some five minutes. What is known is kept and never measured again.
 

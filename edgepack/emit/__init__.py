@@ -1,1 +1,1 @@
-"""A plan and its factors become files, each format in its forms."""
+"""A plan and its factors become files, each format in its schemes."""

@@ -1,4 +1,4 @@
-"""ONNX forms of linear layers: fp32 as it is, int8 with dynamic or with static QDQ activations, block-wise weights.
+"""Writes linear layers in their schemes: int8 with dynamic or with static QDQ activations, block-wise weights.
 
 Every linear layer of a graph is rewritten, dense and thin ones alike: a pair is simply two layers here.
 """
@@ -16,7 +16,7 @@ from edgepack.emit.onnx_axes import FLOAT, enter, leave
 from edgepack.emit.onnx_coded import coded_layer, least_opset
 from edgepack.emit.onnx_nbits import nbits
 from edgepack.errors import ModelError, UsageError
-from edgepack.formats import CODED, WEIGHT_BITS
+from edgepack.model.scheme import Scheme
 from edgepack.quantize.grid import WEIGHT_MAX, activation_grid, quantize_weight
 from edgepack.types import Array, Coded, Dense, LinearLayer
 
@@ -26,17 +26,6 @@ if TYPE_CHECKING:
     from edgepack.onnxgraph.rewrite import Builder
     from edgepack.onnxgraph.sites import Placement, Site
 
-MIN_OPSET: Mapping[str, int] = {
-    "fp32": 1,
-    "int8-dynamic": 11,
-    "int8-static-qdq": 10,
-    "nbits8": 7,
-    "nbits4": 7,
-    CODED: 1,
-}
-"""The opset that brought the operators of a form: DynamicQuantizeLinear, and QuantizeLinear with MatMulInteger.
-MatMulNBits is of another domain; 7 is the oldest opset that its runtime supports."""
-
 AXIS_OPSET = 13
 """DequantizeLinear knows an axis, and so per-channel weights, from this opset on; before it, MatMulInteger serves."""
 
@@ -45,52 +34,52 @@ _Shared = dict[tuple[object, ...], "tuple[ir.Value, ...]"]
 _Build = Callable[["Builder", "ir.Value", "Placement"], "ir.Value"]
 
 
-def supports(form: str, opset: int) -> bool:
-    """Whether a model of this opset can hold the form without being lifted to a newer one."""
-    return opset >= MIN_OPSET[form]
+def supports(scheme: Scheme, opset: int) -> bool:
+    """Whether a model of this opset can hold the scheme without being lifted to a newer one."""
+    return opset >= scheme.min_version
 
 
-def to_form(
+def to_schemes(
     model: ir.Model,
-    form: str,
+    scheme: Scheme,
     *,
     ranges: Ranges | None = None,
     largest: int = WEIGHT_MAX,
-    forms: Mapping[str, str] | None = None,
+    schemes: Mapping[str, Scheme] | None = None,
     weights: Mapping[str, Dense | Coded] | None = None,
 ) -> ir.Model:
-    """A new model with every linear layer in a form; the given one is unchanged.
+    """A new model with every linear layer in a scheme; the given one is unchanged.
 
     Args:
-        form: one of `FORMS["onnx"]`.
-        ranges: (low, high) of each layer's input by layer name, for the static form. A layer that is not in it was
+        scheme: of `edgepack.backends.onnx.schemes`.
+        ranges: (low, high) of each layer's input by layer name, for the static scheme. A layer that is not in it was
             never seen at work and stays fp32.
-        largest: largest weight code of the int8 forms; block-wise weights use all of their codes.
-        forms: the forms of layers that differ from `form`, by layer name.
+        largest: largest weight code of the int8 schemes; block-wise weights use all of their codes.
+        schemes: the schemes of layers that differ from `scheme`, by layer name.
         weights: by layer name, what is written instead of a layer's own weight and bias; a layer stored in code is
-            written so whatever its form.
+            written so whatever its scheme.
 
     A layer W X with X of unknown rank stays fp32: its two last axes cannot be exchanged.
 
     Raises:
-        UsageError: an unknown form, one that the model's opset is too old for, or the static form without ranges.
-        ModelError: `forms` names a layer that is not there.
+        UsageError: a scheme that the model's opset is too old for, or the static scheme without ranges.
+        ModelError: `schemes` names a layer that is not there.
     """
     from edgepack.onnxgraph.ranks import note_ranks
     from edgepack.onnxgraph.rewrite import rewrite
     from edgepack.onnxgraph.sites import find_sites
 
-    forms, weights = forms or {}, weights or {}
-    for each in dict.fromkeys((form, *forms.values())):
+    schemes, weights = schemes or {}, weights or {}
+    for each in dict.fromkeys((scheme, *schemes.values())):
         _check(each, model.opset_imports.get("", 1), ranges)
     emitted = model.clone()
     coded = {name: part for name, part in weights.items() if isinstance(part, Coded)}
-    if form == "fp32" and not forms and not coded:
+    if scheme.is_float and not schemes and not coded:
         return emitted
     sites = [_with_weight(site, weights.get(site.layer.name)) for site in find_sites(emitted)]
-    _check_names([*forms, *coded], [site.layer.name for site in sites])
-    chosen = [(site, forms.get(site.layer.name, form)) for site in sites]
-    if any(_unknown_axes(site) for site, own in chosen if own != "fp32"):
+    _check_names([*schemes, *coded], [site.layer.name for site in sites])
+    chosen = [(site, schemes.get(site.layer.name, scheme)) for site in sites]
+    if any(_unknown_axes(site) for site, own in chosen if not own.is_float):
         note_ranks(emitted)
     shared: _Shared = {}
     for site, own in chosen:
@@ -129,16 +118,14 @@ def _unknown_axes(site: Site) -> bool:
     return any(placement.kind == "columns" and placement.rank is None for placement in site.placements)
 
 
-def _check(form: str, opset: int, ranges: Ranges | None) -> None:
-    if form not in MIN_OPSET:
-        raise UsageError(f"unknown ONNX form {form!r}; there are {', '.join(MIN_OPSET)}")
-    if not supports(form, opset):
+def _check(scheme: Scheme, opset: int, ranges: Ranges | None) -> None:
+    if not supports(scheme, opset):
         raise UsageError(
-            f"the model has opset {opset}, the form {form} needs {MIN_OPSET[form]}",
+            f"the model has opset {opset}, the scheme {scheme} needs {scheme.min_version}",
             hint="export the model with a newer opset, or use --precision fp32",
         )
-    if form == "int8-static-qdq" and ranges is None:
-        raise UsageError("the form int8-static-qdq needs calibration data", hint="give --data, or use int8-dynamic")
+    if scheme.is_static and ranges is None:
+        raise UsageError(f"the scheme {scheme} needs calibration data", hint="give --data, or use int8-dynamic")
 
 
 def _check_names(wanted: Sequence[str], names: Sequence[str]) -> None:
@@ -146,16 +133,16 @@ def _check_names(wanted: Sequence[str], names: Sequence[str]) -> None:
         if name not in names:
             close = get_close_matches(name, names, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"its layers are: {', '.join(names) or 'none'}"
-            raise ModelError(f"a form was given for {name!r}, the model has no such linear layer", hint=hint)
+            raise ModelError(f"a scheme was given for {name!r}, the model has no such linear layer", hint=hint)
 
 
-def _build(site: Site, form: str, shared: _Shared, ranges: Ranges, largest: int) -> _Build | None:
+def _build(site: Site, scheme: Scheme, shared: _Shared, ranges: Ranges, largest: int) -> _Build | None:
     """How a layer is written; None where it stays as it is."""
-    if form.startswith("nbits"):
-        return nbits(site, WEIGHT_BITS[form])
-    if form == "int8-dynamic":
+    if scheme.granularity == "block":
+        return nbits(site, scheme.bits)
+    if scheme.activations == "dynamic":
         return _dynamic(site, shared, largest)
-    if form == "int8-static-qdq" and site.layer.name in ranges:
+    if scheme.activations == "static" and site.layer.name in ranges:
         return _static(site, shared, ranges[site.layer.name], largest)
     return None
 

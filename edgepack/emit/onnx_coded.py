@@ -1,4 +1,4 @@
-"""ONNX form of layers that are stored in code: their steps as standard operators.
+"""Layers that are stored in code, in ONNX: their steps as standard operators.
 
 ONNX Runtime computes what depends on constants alone while it loads the model, so that a decoded weight costs one
 decoding, memory for the matrix and no time at an inference.

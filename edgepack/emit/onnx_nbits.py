@@ -1,4 +1,4 @@
-"""ONNX forms with block-wise weights of 8 or 4 bits: the operator MatMulNBits of ONNX Runtime."""
+"""ONNX schemes with block-wise weights of 8 or 4 bits: the operator MatMulNBits of ONNX Runtime."""
 
 from __future__ import annotations
 

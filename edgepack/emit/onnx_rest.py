@@ -1,7 +1,7 @@
 """Int8 weights for operators that are not linear layers: decoded once at load, computed in float as before.
 
 The file shrinks; resident memory and time stay those of fp32. Integer kernels for these operators come from the
-runtime's own quantizer (`onnx_standard`); this is the form for models that lose too much accuracy there.
+runtime's own quantizer (`onnx_standard`); this is the scheme for models that lose too much accuracy there.
 """
 
 from __future__ import annotations

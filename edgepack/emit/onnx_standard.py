@@ -9,24 +9,26 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgepack.backends.onnx.schemes import INT8_DYNAMIC, INT8_STATIC
 from edgepack.errors import ModelError
+from edgepack.model.scheme import Scheme
 from edgepack.quantize.grid import WEIGHT_MAX
 from edgepack.types import Array
 
 if TYPE_CHECKING:
     import onnx
 
-REST_OP_TYPES = {
-    "int8-dynamic": ("Conv", "LSTM", "Attention", "Gather", "EmbedLayerNormalization"),
-    "int8-static-qdq": ("Conv", "ConvTranspose", "Gather"),
+REST_OP_TYPES: Mapping[Scheme, tuple[str, ...]] = {
+    INT8_DYNAMIC: ("Conv", "LSTM", "Attention", "Gather", "EmbedLayerNormalization"),
+    INT8_STATIC: ("Conv", "ConvTranspose", "Gather"),
 }
-"""Operators with weights that are not linear layers, by form: a pack treats them exactly as the baseline does."""
+"""Operators with weights that are not linear layers, by scheme: a pack treats them exactly as the baseline does."""
 
 
 def quantize(
     model: onnx.ModelProto,
     out: Path,
-    form: str,
+    scheme: Scheme,
     feeds: Sequence[Mapping[str, Array]],
     *,
     op_types: Sequence[str] = (),
@@ -37,8 +39,8 @@ def quantize(
 
     Args:
         model: fp32; consumed.
-        form: "int8-dynamic" or "int8-static-qdq".
-        feeds: calibration inputs by name, for the static form.
+        scheme: `INT8_DYNAMIC` or `INT8_STATIC`.
+        feeds: calibration inputs by name, for the static scheme.
         op_types: only these operators; empty means the quantizer's own default.
         exclude: names of nodes to leave alone.
         largest: largest weight code; below 127 the quantizer's reduced range is used.
@@ -59,7 +61,7 @@ def quantize(
     }
     try:
         with _quiet():
-            if form == "int8-dynamic":
+            if scheme == INT8_DYNAMIC:
                 quantize_dynamic(model, out, extra_options={"EnableSubgraph": True}, **common)
             else:
                 reader = _Reader(feeds)
@@ -67,7 +69,7 @@ def quantize(
                     model, out, reader, quant_format=QuantFormat.QDQ, activation_type=QuantType.QInt8, **common
                 )
     except Exception as err:
-        raise ModelError(f"onnxruntime's {form} quantizer cannot treat this model: {err}") from err
+        raise ModelError(f"onnxruntime's {scheme} quantizer cannot treat this model: {err}") from err
 
 
 class _Reader:

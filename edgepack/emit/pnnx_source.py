@@ -1,7 +1,7 @@
 """Turn the Python source that pnnx writes into a module, without trusting it.
 
 The source is made from an ONNX file, names and strings of the file included. So it is not run as it is: its syntax tree
-is checked against the few forms that pnnx writes (calls of torch's own functions and layers on literals and earlier
+is checked against the few schemes that pnnx writes (calls of torch's own functions and layers on literals and earlier
 values), weights are read by our own code, and only what passed is compiled.
 """
 
@@ -50,7 +50,7 @@ def build_module(source: Path, weights: Path) -> Module:
         weights: its `….pnnx.bin` (a zip archive of raw arrays).
 
     Raises:
-        ModelError: an operator that pnnx handed through without a torch counterpart, or any unknown form.
+        ModelError: an operator that pnnx handed through without a torch counterpart, or any unknown scheme.
     """
     try:
         tree = ast.parse(source.read_text(encoding="utf-8"))
@@ -99,7 +99,7 @@ def _check(statement: ast.stmt) -> None:
     """Refuse a statement that is not an assignment or return of plain torch calls.
 
     Raises:
-        ModelError: names the operator or form.
+        ModelError: names the operator or scheme.
     """
     for node in ast.walk(statement):
         if not isinstance(node, _EXPRESSIONS):

@@ -12,6 +12,7 @@ import numpy as np
 
 from edgepack.emit.tflite_process import ConverterProcess
 from edgepack.emit.tflite_quantize import check_mixture
+from edgepack.model.scheme import Scheme
 from edgepack.torchgraph.match import layer_key
 from edgepack.types import Array, Factors, LinearLayer
 
@@ -134,33 +135,33 @@ class TfliteEmitter:
         self,
         source: Path | str,
         path: Path | str,
-        form: str,
+        scheme: Scheme,
         samples: Mapping[str, Array] | None = None,
-        forms: Mapping[str, str] | None = None,
+        schemes: Mapping[str, Scheme] | None = None,
     ) -> tuple[str, ...]:
-        """Write an integer form of an fp32 file; see `edgepack.emit.tflite_quantize.quantize`.
+        """Write an integer scheme of an fp32 file; see `edgepack.emit.tflite_quantize.quantize`.
 
         Args:
             source: fp32 .tflite file, dense or factored.
             path: where to write.
-            form: of all operators that are not in `forms`.
-            samples: for "int8-static": by input name, (samples, *input shape of the file).
-            forms: of single linear operators, by the name of the tensor that they write.
+            scheme: of all operators that are not in `schemes`.
+            samples: for `INT8_STATIC`: by input name, (samples, *input shape of the file).
+            schemes: of single linear operators, by the name of the tensor that they write.
 
         Returns:
             The kinds of operators that had to stay in wider numbers than asked for.
 
         Raises:
             ModelError: the quantizer failed, the samples do not fit, or an operator is not there.
-            ValueError: a form in `forms` that cannot stand beside `form`.
+            ValueError: a scheme in `schemes` that cannot stand beside `scheme`.
         """
-        check_mixture(form, (forms or {}).values())
+        check_mixture(scheme, (schemes or {}).values())
         request = {
             "do": "quantize",
             "source": str(Path(source).resolve()),
             "path": str(Path(path).resolve()),
-            "form": form,
-            "forms": dict(forms or {}),
+            "scheme": scheme.name,
+            "schemes": {operator: own.name for operator, own in (schemes or {}).items()},
             "samples": "",
         }
         # np.savez keeps "file" for itself, so a model input may not be passed under its own name.

@@ -34,7 +34,8 @@ def encode(source: Path, path: Path, parts: Mapping[str, Coded], folds: Mapping[
     All places of a layer share what it decodes; they differ in what the converter folded into them.
 
     Args:
-        source: a file in which the operators stand as `tflite_thin.thin` left them, in float32; all others in any form.
+        source: a file in which the operators stand as `tflite_thin.thin` left them, in float32; others in any
+            scheme.
         path: where to write; may be the source.
         parts: by layer name.
         folds: by layer name, all operators of the layer, each of which `tflite_thin.can_replace`.

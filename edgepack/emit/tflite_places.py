@@ -50,7 +50,7 @@ class Places:
         return {**self.operators, **thin(self.path, path, self.layers, factors, self.folds)}
 
     def encode(self, source: Path, path: Path, factors: Mapping[str, Replacement]) -> None:
-        """Write a file of `replace`, or an integer form of it, with the code of those layers that are stored in code.
+        """Write a file of `replace`, or an integer scheme of it, with the code of those layers that are stored in code.
 
         Raises:
             ModelError: an operator is not in the file, or not in float32.

@@ -1,4 +1,4 @@
-"""Integer forms of a float32 .tflite file, by litert-quantizer."""
+"""Integer schemes of a float32 .tflite file, by litert-quantizer."""
 
 from __future__ import annotations
 
@@ -10,15 +10,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from edgepack.backends.tflite.schemes import FP32, INT4_DYNAMIC, INT8_DYNAMIC, INT8_STATIC, SCHEMES
 from edgepack.errors import ModelError
+from edgepack.model.scheme import Scheme
 from edgepack.tflitegraph.linear import linear_ops
 from edgepack.types import Array
 
-INTEGER_FORMS = ("int8-dynamic-range", "int4-dynamic-range", "int8-static")
-LAYER_FORMS = ("fp32", "int8-dynamic-range", "int4-dynamic-range")
+LAYER_SCHEMES = tuple(scheme for scheme in SCHEMES if scheme.scope == "layer")
 """What single operators of a file may differ in."""
-
-_BITS = {"int8-dynamic-range": 8, "int4-dynamic-range": 4}
 
 
 def takes_int4(op: str, columns: int) -> bool:
@@ -33,11 +32,11 @@ def takes_int4(op: str, columns: int) -> bool:
 def quantize(
     source: Path,
     path: Path,
-    form: str,
+    scheme: Scheme,
     samples: Mapping[str, Array] | None = None,
-    forms: Mapping[str, str] | None = None,
+    schemes: Mapping[str, Scheme] | None = None,
 ) -> tuple[str, ...]:
-    """Write an integer form of an fp32 file: the quantizer's own standard recipe, with float32 inputs and outputs.
+    """Write an integer scheme of an fp32 file: the quantizer's own standard recipe, with float32 inputs and outputs.
 
     Weights are integers, symmetric, one scale per output channel: max |w| / 127, or / 7 in four bits. "dynamic-range"
     quantizes activations to int8 at run time; "int8-static" to the smallest and largest values met on `samples` (the
@@ -49,115 +48,118 @@ def quantize(
     Args:
         source: the fp32 .tflite file.
         path: where to write.
-        form: of all operators that are not in `forms`: "fp32" or one of `INTEGER_FORMS`.
+        scheme: of all operators that are not in `schemes`.
         samples: for "int8-static": by input name, (samples, *input shape of the file). A few hundred are enough: one
             takes about 10 ms for a hundred operators.
-        forms: of single linear operators, by the name of the tensor that they write: some of `LAYER_FORMS`; beside
-            "int8-static" only "fp32".
+        schemes: of single linear operators, by the name of the tensor that they write: some of `LAYER_SCHEMES`; beside
+            `INT8_STATIC` only `FP32`.
 
     Returns:
         The kinds of operators that had to stay in wider numbers: float32 in "int8-static", int8 where four bits
         were asked for.
 
     Raises:
-        ModelError: unknown form, an operator that is not there, no or ill-shaped samples, the quantizer fails, or its
+        ModelError: an operator that is not there, no or ill-shaped samples, the quantizer fails, or its
             file does not run.
-        ValueError: a form in `forms` that cannot stand beside `form`.
+        ValueError: a scheme in `schemes` that cannot stand beside `scheme`.
     """
-    if form not in ("fp32", *INTEGER_FORMS):
-        raise ModelError(f"unknown TFLite form {form!r}, expected fp32 or one of {', '.join(INTEGER_FORMS)}")
-    check_mixture(form, (forms or {}).values())
-    if form == "int8-static":
-        return _static(source, path, samples or {}, forms or {})
-    single, kept = _single_forms(source, form, forms or {})
-    if form == "fp32" and not single:
+    check_mixture(scheme, (schemes or {}).values())
+    if scheme == INT8_STATIC:
+        return _static(source, path, samples or {}, schemes or {})
+    single, kept = _single_schemes(source, scheme, schemes or {})
+    if scheme == FP32 and not single:
         path.write_bytes(source.read_bytes())
     else:
-        path.write_bytes(_quantized(source, form, {}, (), single))
+        path.write_bytes(_quantized(source, scheme, {}, (), single))
     return kept
 
 
-def check_mixture(form: str, others: Iterable[str]) -> None:
+def check_mixture(scheme: Scheme, others: Iterable[Scheme]) -> None:
     """Refuse what one file cannot hold.
 
     Raises:
-        ValueError: one of `others` cannot stand beside `form`.
+        ValueError: one of `others` cannot stand beside `scheme`.
     """
-    allowed = ("fp32",) if form == "int8-static" else LAYER_FORMS
-    wrong = sorted(set(others) - set(allowed))
+    allowed = (FP32,) if scheme == INT8_STATIC else LAYER_SCHEMES
+    wrong = sorted(map(str, set(others) - set(allowed)))
     if wrong:
-        raise ValueError(f"a layer of a file in {form} can be {' or '.join(allowed)}, not {', '.join(wrong)}")
+        names = " or ".join(map(str, allowed))
+        raise ValueError(f"a layer of a file in {scheme} can be {names}, not {', '.join(wrong)}")
 
 
-def _static(source: Path, path: Path, samples: Mapping[str, Array], forms: Mapping[str, str]) -> tuple[str, ...]:
+def _static(source: Path, path: Path, samples: Mapping[str, Array], schemes: Mapping[str, Scheme]) -> tuple[str, ...]:
     if not samples:
-        raise ModelError("the form int8-static needs calibration samples", hint="give data, or use int8-dynamic-range")
-    single, _ = _single_forms(source, "int8-static", forms)
+        raise ModelError(
+            f"the scheme {INT8_STATIC} needs calibration samples", hint="give data, or use int8-dynamic-range"
+        )
+    single, _ = _single_schemes(source, INT8_STATIC, schemes)
     kept: tuple[str, ...] = ()
     while True:
-        path.write_bytes(_quantized(source, "int8-static", samples, kept, single))
+        path.write_bytes(_quantized(source, INT8_STATIC, samples, kept, single))
         refused = _refusing_operator(path, samples)
         if refused is None:
             return kept
         if refused in kept:
-            raise ModelError(f"{source.name}: the form int8-static does not run: {refused} refuses its inputs")
+            raise ModelError(f"{source.name}: the scheme {INT8_STATIC} does not run: {refused} refuses its inputs")
         kept = (*kept, refused)
 
 
-def _single_forms(source: Path, form: str, forms: Mapping[str, str]) -> tuple[dict[str, str], tuple[str, ...]]:
-    """The operators that differ from what `form` gives all others, and the kinds that cannot have their four bits."""
-    if not forms and form != "int4-dynamic-range":
+def _single_schemes(
+    source: Path, scheme: Scheme, schemes: Mapping[str, Scheme]
+) -> tuple[dict[str, Scheme], tuple[str, ...]]:
+    """The operators that differ from what `scheme` gives all others, and the kinds that cannot have their four bits."""
+    if not schemes and scheme != INT4_DYNAMIC:
         return {}, ()
     ops = {op.output: op for op in linear_ops(source)}
-    strangers = sorted(set(forms) - set(ops))
+    strangers = sorted(set(schemes) - set(ops))
     if strangers:
         raise ModelError(f"{source.name}: no linear operator writes {', '.join(map(repr, strangers))}")
-    chosen: dict[str, str] = {}
+    chosen: dict[str, Scheme] = {}
     kept = []
-    rest = _form_of_the_rest(form)
+    rest = _scheme_of_the_rest(scheme)
     for name, op in ops.items():
-        own = forms.get(name, form)
-        if own == "int4-dynamic-range" and not takes_int4(op.op, op.weight.shape[1]):
-            own = "int8-dynamic-range"
+        own = schemes.get(name, scheme)
+        if own == INT4_DYNAMIC and not takes_int4(op.op, op.weight.shape[1]):
+            own = INT8_DYNAMIC
             kept.append(op.op)
         if own != rest:
             chosen[name] = own
     return chosen, tuple(dict.fromkeys(kept))
 
 
-def _form_of_the_rest(form: str) -> str:
-    return "int8-dynamic-range" if form == "int4-dynamic-range" else form
+def _scheme_of_the_rest(scheme: Scheme) -> Scheme:
+    return INT8_DYNAMIC if scheme == INT4_DYNAMIC else scheme
 
 
 def _quantized(
-    source: Path, form: str, samples: Mapping[str, Array], kept: tuple[str, ...], single: Mapping[str, str]
+    source: Path, scheme: Scheme, samples: Mapping[str, Array], kept: tuple[str, ...], single: Mapping[str, Scheme]
 ) -> bytes:
     from litert_quantizer import qtyping, quantizer
 
     names = qtyping.TFLOperationName
     no_quantize = quantizer.AlgorithmName.NO_QUANTIZE
-    rest = _form_of_the_rest(form)
+    rest = _scheme_of_the_rest(scheme)
     with _quiet():
         try:
             work = quantizer.Quantizer(str(source))
-            if form == "int8-static":
+            if scheme == INT8_STATIC:
                 work.add_static_config(".*", names.ALL_SUPPORTED, activation_num_bits=8, weight_num_bits=8)
                 for operator in (names.INPUT, names.OUTPUT, *map(names, kept)):
                     work.update_quantization_recipe(".*", operator, algorithm_key=no_quantize)
-            elif rest != "fp32":
-                work.add_dynamic_config(".*", names.ALL_SUPPORTED, num_bits=_BITS[rest])
-            for other in LAYER_FORMS:
+            elif rest != FP32:
+                work.add_dynamic_config(".*", names.ALL_SUPPORTED, num_bits=rest.bits)
+            for other in LAYER_SCHEMES:
                 scope = _scope([name for name, own in single.items() if own == other])
-                if scope is not None and other == "fp32":
+                if scope is not None and other == FP32:
                     work.update_quantization_recipe(scope, names.ALL_SUPPORTED, algorithm_key=no_quantize)
                 elif scope is not None:
-                    work.add_dynamic_config(scope, names.ALL_SUPPORTED, num_bits=_BITS[other])
+                    work.add_dynamic_config(scope, names.ALL_SUPPORTED, num_bits=other.bits)
             ranges = None
-            if form == "int8-static":
+            if scheme == INT8_STATIC:
                 ranges = _calibrated(work.get_quantization_recipe(), source, samples)
             return bytes(work.quantize(ranges).quantized_model)
         except (ValueError, RuntimeError, KeyError, NotImplementedError, TypeError) as err:
-            raise ModelError(f"{source.name}: litert-quantizer cannot write the form {form}: {err}") from err
+            raise ModelError(f"{source.name}: litert-quantizer cannot write the scheme {scheme}: {err}") from err
 
 
 def _scope(outputs: Sequence[str]) -> str | None:

@@ -38,7 +38,7 @@ def write_step(scope: Scope, step: Step) -> int:
     """Write one step, and what it needs; returns the tensor of its result.
 
     Raises:
-        ValueError: an operator that has no form here, or attributes of another type than `OPERATORS` says.
+        ValueError: an operator that has no scheme here, or attributes of another type than `OPERATORS` says.
     """
     if step.op not in _RENDER:
         raise ValueError(f"the operator {step.op!r} has no TFLite form; there are {', '.join(_RENDER)}")

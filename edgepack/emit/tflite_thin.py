@@ -45,7 +45,7 @@ def thin(
 
     Of two thin operators the second writes what the dense one wrote, activation included. All places of a layer share
     its factors. A layer in code gets its effective weight: a quantizer knows no other; `tflite_coded.encode` puts the
-    code in its place when the file has its final form.
+    code in its place when the file has its final scheme.
 
     Args:
         source: the dense float32 file.

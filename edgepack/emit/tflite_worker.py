@@ -191,6 +191,7 @@ def _rename_inputs(path: Path, names: Mapping[str, str]) -> None:
 
 
 def _quantize(request: Request, state: _Loaded) -> Reply:
+    from edgepack.backends.schemes import scheme_named
     from edgepack.emit.tflite_quantize import quantize
 
     samples = None
@@ -198,7 +199,9 @@ def _quantize(request: Request, state: _Loaded) -> Reply:
         with np.load(request["samples"], allow_pickle=False) as stacked:
             samples = {name.removeprefix("input:"): stacked[name] for name in stacked.files}
     source, path = Path(request["source"]), Path(request["path"])
-    return {"kept": list(quantize(source, path, request["form"], samples, request["forms"]))}
+    scheme = scheme_named("tflite", request["scheme"])
+    schemes = {operator: scheme_named("tflite", name) for operator, name in request["schemes"].items()}
+    return {"kept": list(quantize(source, path, scheme, samples, schemes))}
 
 
 def _memory(request: Request, state: _Loaded) -> Reply:

@@ -7,16 +7,16 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
 
+from edgepack.backends.schemes import CONSTEXPR, scheme_of_key
 from edgepack.cache import Cache, digest
 from edgepack.coded import is_decoded, stored_numbers
 from edgepack.errors import OutputError
 from edgepack.executor import Workers, map_tasks
 from edgepack.factorize import compress, method_version
 from edgepack.factorize.whitened import shrunk_covariance
-from edgepack.formats import CODED
+from edgepack.model.scheme import Scheme
 from edgepack.pipeline.covariances import Covariances
 from edgepack.pipeline.parts import packed_part, unpacked_part
-from edgepack.pipeline.rounding import is_per_channel_int8
 from edgepack.plan.exact_loss import exact_loss, pair_losses
 from edgepack.progress import Progress
 from edgepack.types import Alternative, Array, Coded, Dense, Factors, LinearLayer, Replacement
@@ -28,9 +28,9 @@ SHARES = (0.5, 0.25, 0.125, 0.0625, 0.03125)
 AUTO_SHARES = (0.25, 0.125, 0.0625)
 """Where methods compete: with more bytes dense matrices in 4 bits lose less, with fewer most methods lose all."""
 
-VERSION = 3
+VERSION = 4
 Saves = Literal["all", "file", "wire"]
-_Task = tuple[LinearLayer, Array | None, str, float, int, tuple[str, ...], int]
+_Task = tuple[LinearLayer, Array | None, str, float, int, tuple[Scheme, ...], int]
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,12 @@ class Fit:
     """One method at one share of one layer. What it made is read from the cache whenever it is asked for.
 
     Attributes:
-        losses: by form: `CODED`, the forms of a pair, or those of a dense matrix in 8 bits.
+        losses: by scheme: that of layers in code, those of a pair, or those of a dense matrix in 8 bits.
         saves: what it saves, beside bytes on the wire: "all" is bytes of the file, memory and time.
     """
 
     alternative: Alternative
-    losses: Mapping[str, float]
+    losses: Mapping[Scheme, float]
     saves: Saves
     _read: Callable[[], Replacement]
 
@@ -94,7 +94,7 @@ def fit_alternatives(
     methods: Sequence[str],
     rank: str | int | float,
     *,
-    forms: tuple[str, ...],
+    schemes: tuple[Scheme, ...],
     seed: int,
     largest: int,
     key: str,
@@ -108,7 +108,7 @@ def fit_alternatives(
         gradients: G by layer name; empty where losses are shares of output energy.
         methods: names of methods that are functions.
         rank: as in the options of a build.
-        forms: of pairs and matrices that losses are wanted of.
+        schemes: of pairs and matrices that losses are wanted of.
         largest: largest weight code of per-channel int8 in ONNX.
         key: digest of the model, the data, and how layers are weighed.
 
@@ -126,9 +126,9 @@ def fit_alternatives(
         progress("fit methods", number, len(layers))
         shares = shares_of(layer, rank, competing=len(methods) > 1)
         every = [(name, share) for name in methods for share in shares]
-        parts = (fitters, key, layer.name, seed, forms, largest)
+        parts = (fitters, key, layer.name, seed, [scheme.key for scheme in schemes], largest)
         wanted = {digest("fit", VERSION, *parts, own[name], share): (name, share) for name, share in every}
-        _fill(layer, wanted, covariances, gradients.get(layer.name), forms, seed, largest, cache, workers)
+        _fill(layer, wanted, covariances, gradients.get(layer.name), schemes, seed, largest, cache, workers)
         read = [_known(kept, entry) for entry in wanted]
         fits[layer.name] = tuple(one for one in read if isinstance(one, Fit))
         reasons = [one for one in read if isinstance(one, str)]
@@ -142,7 +142,7 @@ def _fill(
     wanted: Mapping[str, tuple[str, float]],
     covariances: Covariances,
     gradient: Array | None,
-    forms: tuple[str, ...],
+    schemes: tuple[Scheme, ...],
     seed: int,
     largest: int,
     cache: Cache,
@@ -154,7 +154,7 @@ def _fill(
         return
     moments = covariances.of(layer.name)
     seen = replace(layer, moments=moments if moments is not None and moments.variance.sum() > 0 else None)
-    tasks: list[_Task] = [(seen, gradient, *wanted[entry], seed, forms, largest) for entry in missing]
+    tasks: list[_Task] = [(seen, gradient, *wanted[entry], seed, schemes, largest) for entry in missing]
     costs = [20.0 * layer.weight.size * min(layer.weight.shape)] * len(tasks)
     for index, (said, arrays) in map_tasks(workers, _fit, tasks, costs):
         cache.keep_arrays("fits", missing[index], arrays)
@@ -168,7 +168,8 @@ def _known(cache: Cache, entry: str) -> Fit | str:
     if "reason" in said:
         return str(said["reason"])
     alternative = Alternative(said["method"], said["share"], said["parameters"])
-    return Fit(alternative, said["losses"], said["saves"], partial(_part, cache, entry))
+    losses = {scheme_of_key(name): loss for name, loss in said["losses"].items()}
+    return Fit(alternative, losses, said["saves"], partial(_part, cache, entry))
 
 
 def _part(cache: Cache, entry: str) -> Replacement:
@@ -188,7 +189,7 @@ def _fit(
     method: str,
     share: float,
     seed: int,
-    forms: tuple[str, ...],
+    schemes: tuple[Scheme, ...],
     largest: int,
 ) -> tuple[dict[str, Any], dict[str, Array]]:
     """What is said of a fit, and its arrays. A task: may run on another machine."""
@@ -197,14 +198,16 @@ def _fit(
         return {"reason": f"{method}: {part}"}, {}
     covariance = None if layer.moments is None else shrunk_covariance(layer.moments)
     if isinstance(part, Factors):
-        losses = pair_losses(layer, part, covariance, gradient, forms, largest=largest)
+        losses = pair_losses(layer, part, covariance, gradient, schemes, largest=largest)
         parameters = part.A.size + part.B.size
     else:
         lost = exact_loss(layer, part.weight, covariance, gradient)
-        own = (CODED,) if isinstance(part, Coded) else tuple(form for form in forms if is_per_channel_int8(form))
+        int8 = [scheme for scheme in schemes if scheme.per_channel_int8]
+        own = [CONSTEXPR[scheme.backend] for scheme in schemes] if isinstance(part, Coded) else int8
         losses = dict.fromkeys(own, lost)
         parameters = stored_numbers(part) if isinstance(part, Coded) else part.weight.size
-    said = {"method": method, "share": share, "parameters": parameters, "losses": losses, "saves": saves(part)}
+    named = {scheme.key: loss for scheme, loss in losses.items()}
+    said = {"method": method, "share": share, "parameters": parameters, "losses": named, "saves": saves(part)}
     return said, packed_part(part)
 
 

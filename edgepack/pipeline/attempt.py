@@ -9,15 +9,16 @@ from pathlib import Path
 import numpy as np
 
 from edgepack import metrics, verify
+from edgepack.backends.schemes import CONSTEXPR, FP32
 from edgepack.cache import digest
 from edgepack.coded import plain
 from edgepack.data import Samples
-from edgepack.formats import CODED, Format
 from edgepack.inference import THREADS, load, predict
 from edgepack.metrics import Drop
+from edgepack.model.scheme import FileScheme, Format
 from edgepack.pipeline.files import ModelFiles
 from edgepack.pipeline.parts import packed_part
-from edgepack.plan.forms import exceptions
+from edgepack.plan.file_scheme import exceptions
 from edgepack.types import (
     Array,
     Contents,
@@ -58,7 +59,7 @@ class Attempt:
     """An emitted file with its proofs and its drop (None without data)."""
 
     fmt: Format
-    form: str
+    scheme: FileScheme
     path: Path
     layers: tuple[LayerPlan, ...]
     proofs: tuple[Proof, ...]
@@ -102,24 +103,29 @@ class Prover:
         files: ModelFiles,
         plan: tuple[LayerPlan, ...],
         factors: Mapping[str, Replacement],
-        form: str,
+        scheme: FileScheme,
         out: Path,
     ) -> Attempt:
-        """Write the plan in a form and measure the file."""
-        files.write(factors, form, out, exceptions(plan, form))
-        return self.measure(files, plan, factors, form, out)
+        """Write the plan in a scheme and measure the file."""
+        files.write(factors, scheme, out, exceptions(plan, scheme))
+        return self.measure(files, plan, factors, scheme, out)
 
     def measure(
-        self, files: ModelFiles, plan: tuple[LayerPlan, ...], factors: Mapping[str, Replacement], form: str, path: Path
+        self,
+        files: ModelFiles,
+        plan: tuple[LayerPlan, ...],
+        factors: Mapping[str, Replacement],
+        scheme: FileScheme,
+        path: Path,
     ) -> Attempt:
         """Prove and score a file that is already there."""
         outputs = self.guard.answers(path, files.fmt)
         proofs = (
-            verify.same_outputs(outputs, self._factored_answers(factors, plan), form, plan),
+            verify.same_outputs(outputs, self._factored_answers(factors, plan), scheme, plan),
             verify.two_thin_matmuls(files.read_optimized(path), plan),
-            *self._static_proofs(files, plan, factors, form, path),
+            *self._static_proofs(files, plan, factors, scheme, path),
         )
-        return Attempt(files.fmt, form, path, plan, proofs, self.drop(outputs))
+        return Attempt(files.fmt, scheme, path, plan, proofs, self.drop(outputs))
 
     def drop_of(self, path: Path, fmt: Format) -> Drop:
         """Drop of a file on the guard, without its proofs.
@@ -139,13 +145,18 @@ class Prover:
         return metrics.drop(self.guard.metric, outputs, self.guard.reference, self.guard.samples.labels)
 
     def _static_proofs(
-        self, files: ModelFiles, plan: tuple[LayerPlan, ...], factors: Mapping[str, Replacement], form: str, path: Path
+        self,
+        files: ModelFiles,
+        plan: tuple[LayerPlan, ...],
+        factors: Mapping[str, Replacement],
+        scheme: FileScheme,
+        path: Path,
     ) -> tuple[Proof, ...]:
         contents = files.read(path)
         biases = {layer.name: _bias(layer, factors) for layer in self._layers}
         present = {name: bias for name, bias in biases.items() if bias is not None and np.any(bias)}
         return (
-            verify.weights_as_planned(contents, self.source, plan, form, coded_of(factors)),
+            verify.weights_as_planned(contents, self.source, plan, scheme, coded_of(factors)),
             self._bias_proof(files, verify.biases_intact(contents, present), factors, plan),
             *_coded_proofs(factors, path),
         )
@@ -159,8 +170,9 @@ class Prover:
             return found
         path = self._work / f"float.{files.fmt}"
         parts = _changed(factors, plan)
-        files.write(parts, "fp32", path, dict.fromkeys(coded_of(parts), CODED))
-        same = verify.same_outputs(self.guard.answers(path, files.fmt), self._factored_answers(factors, plan), "fp32")
+        exact = FileScheme.of(FP32[files.fmt])
+        files.write(parts, exact, path, dict.fromkeys(coded_of(parts), CONSTEXPR[files.fmt]))
+        same = verify.same_outputs(self.guard.answers(path, files.fmt), self._factored_answers(factors, plan), exact)
         detail = f"some are folded into their neighbours; the float file of this plan answers to {same.detail}"
         return Proof(found.name, same.passed, detail if same.passed else f"{found.detail}; {same.detail}")
 
@@ -173,8 +185,9 @@ class Prover:
         key = digest(*(each for part in arrays for each in part))
         if key not in self._answers:
             path = self._work / "reference.onnx"
-            self._reference.write({**parts, **plain_coded}, "fp32", path, dict.fromkeys(plain_coded, CODED))
-            # One plan at a time is looked at in several forms: the last answers are all that is worth keeping.
+            coded = dict.fromkeys(plain_coded, CONSTEXPR["onnx"])
+            self._reference.write({**parts, **plain_coded}, FileScheme.of(FP32["onnx"]), path, coded)
+            # One plan at a time is looked at in several schemes: the last answers are all that is worth keeping.
             self._answers = {key: self.guard.answers(path, "onnx")}
             path.unlink()
         return self._answers[key]

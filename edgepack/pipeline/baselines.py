@@ -1,4 +1,4 @@
-"""The dense baselines: fp32, and int8 by the format's own quantizer in the form that is fastest on the target."""
+"""The dense baselines: fp32, and int8 by the format's own quantizer in the scheme that is fastest on the target."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 from edgepack.errors import ModelError
 from edgepack.metrics import Drop
+from edgepack.model.scheme import Scheme
 from edgepack.pipeline.files import ModelFiles
 from edgepack.pipeline.pricing import Prices
 from edgepack.pipeline.task import Task
@@ -18,13 +19,13 @@ class Baseline:
     """The dense model in one format.
 
     Attributes:
-        chosen_by: what the form of the int8 file was chosen by.
+        chosen_by: what the scheme of the int8 file was chosen by.
         limit: drop that the build allows, None for any.
     """
 
     fp32: Path
     int8: Path
-    form: str
+    scheme: Scheme
     quantizer: str
     chosen_by: str
     fp32_drop: Drop | None
@@ -47,38 +48,38 @@ def make_baseline(task: Task, files: ModelFiles, prices: Prices) -> Baseline:
     task.progress(f"baseline {fmt}")
     fp32 = work / f"baseline.fp32.{fmt}"
     files.write_dense(fp32)
-    forms, chosen_by = _order(task, files, prices)
-    paths = {form: work / f"baseline.{form}.{fmt}" for form in forms}
-    quantizers: dict[str, str] = {}
-    drops: dict[str, Drop | None] = {}
-    for form in forms:
-        quantizer = files.write_baseline(form, paths[form])
+    schemes, chosen_by = _order(task, files, prices)
+    paths = {scheme: work / f"baseline.{scheme}.{fmt}" for scheme in schemes}
+    quantizers: dict[Scheme, str] = {}
+    drops: dict[Scheme, Drop | None] = {}
+    for scheme in schemes:
+        quantizer = files.write_baseline(scheme, paths[scheme])
         try:
-            drops[form] = prover.drop(prover.guard.answers(paths[form], fmt))
+            drops[scheme] = prover.drop(prover.guard.answers(paths[scheme], fmt))
         except ModelError as err:
-            task.warn(f"the dense {form} baseline does not run: {err.message}")
+            task.warn(f"the dense {scheme} baseline does not run: {err.message}")
             continue
-        quantizers[form] = quantizer
-        if not task.measures_here and _within(drops[form], limit):
+        quantizers[scheme] = quantizer
+        if not task.measures_here and _within(drops[scheme], limit):
             break
     if not quantizers:
         raise ModelError(f"no dense int8 {fmt} baseline runs", hint="leave this format out with --formats")
-    good = [form for form in quantizers if _within(drops[form], limit)]
+    good = [scheme for scheme in quantizers if _within(drops[scheme], limit)]
     if not good:  # none is a rival: the one that loses least is shown
-        good = [min(quantizers, key=lambda form: _lost(drops[form]))]
+        good = [min(quantizers, key=lambda scheme: _lost(drops[scheme]))]
     measures = task.measures_here and len(good) > 1
-    measured = task.latencies({form: paths[form] for form in good}, fmt) if measures else {}
-    form = cost.fastest(good, measured)
+    measured = task.latencies({scheme.name: paths[scheme] for scheme in good}, fmt) if measures else {}
+    scheme = cost.fastest(good, {scheme: measured[scheme.name] for scheme in good} if measured else {})
     fp32_drop = prover.drop(prover.guard.answers(fp32, fmt))
     chosen_by = cost.MEASURED if measured else chosen_by
-    return Baseline(fp32, paths[form], form, quantizers[form], chosen_by, fp32_drop, drops[form], limit)
+    return Baseline(fp32, paths[scheme], scheme, quantizers[scheme], chosen_by, fp32_drop, drops[scheme], limit)
 
 
-def _order(task: Task, files: ModelFiles, prices: Prices) -> tuple[tuple[str, ...], str]:
-    """Int8 forms of the dense model, fastest first by the best source before a file is measured, and its name."""
+def _order(task: Task, files: ModelFiles, prices: Prices) -> tuple[tuple[Scheme, ...], str]:
+    """Int8 schemes of the dense model, fastest first by the best source before a file is measured, and its name."""
     stated = cost.preferred(files.fmt, calibrated=files.calibrated)
-    costs = {form: prices.dense_latency_s(files.fmt, form) for form in stated}
-    known = {form: latency for form, latency in costs.items() if latency is not None}
+    costs = {scheme: prices.dense_latency_s(scheme) for scheme in stated}
+    known = {scheme: latency for scheme, latency in costs.items() if latency is not None}
     if len(known) < len(stated):
         return stated, cost.STATED
     return cost.ordered(known), prices.source_name(files.fmt)

@@ -11,7 +11,7 @@ from pathlib import Path
 from edgepack.bench.packs import bench_pack
 from edgepack.bench.results import BenchResult
 from edgepack.errors import EdgepackError
-from edgepack.formats import Format
+from edgepack.model.scheme import Format
 from edgepack.pipeline.reach import Place, Reach, reached
 from edgepack.progress import Progress
 

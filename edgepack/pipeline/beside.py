@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from edgepack.factorize.whitened import shrunk_covariance
-from edgepack.formats import RESIDUAL_FORMS
+from edgepack.model.scheme import Scheme
 from edgepack.quantize.bias import corrected_bias
 from edgepack.quantize.lattice import grid_of
 from edgepack.quantize.residual import rounded_residual
@@ -23,21 +23,23 @@ def beside(layer: LinearLayer, pair: Factors) -> Factors:
     return replace(pair, bias=layer.bias, base=left.astype(np.float32))
 
 
-def rounded_beside(layer: LinearLayer, moments: Moments, form: str, rank: int, *, seed: int) -> Factors:
-    """The pair and the matrix on the grids of a form, the bias corrected for what both together miss.
+def rounded_beside(layer: LinearLayer, moments: Moments, scheme: Scheme, rank: int, *, seed: int) -> Factors:
+    """The pair and the matrix on the grids of a scheme, the bias corrected for what both together miss.
 
     Args:
         layer: without its moments.
         moments: of its input.
-        form: of `RESIDUAL_FORMS`.
+        scheme: of both together.
         rank: of the pair.
         seed: of the pair's rotation.
     """
-    dense, thin = RESIDUAL_FORMS[form]
+    if scheme.corrected is None:
+        raise ValueError(f"{scheme} has no pair beside a matrix")
+    dense, thin = scheme.corrected
     sides = ((dense, layer.in_features), (thin, rank), (thin, layer.in_features))
     base, A, B = (grid_of(one, columns) for one, columns in sides)
     if base is None or A is None or B is None:
-        raise ValueError(f"{form} has matrices that are not rounded")
+        raise ValueError(f"{scheme} has matrices that are not rounded")
     rounds = next(count for size, count in ROUNDS if layer.in_features <= size)
     covariance = shrunk_covariance(moments)
     found = rounded_residual(layer.weight, covariance, (base, A, B), rank, seed=seed, rounds=rounds)

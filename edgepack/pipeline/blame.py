@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from edgepack.backends.onnx.schemes import CONSTEXPR, FP32, SCHEMES
 from edgepack.errors import BudgetError
-from edgepack.formats import Format, plain_form
+from edgepack.model.scheme import FileScheme, Format, Scheme
 from edgepack.pipeline.attempt import Attempt
 from edgepack.pipeline.onnx_files import OnnxFiles
 from edgepack.pipeline.task import Task
-from edgepack.plan.forms import file_form
+from edgepack.plan.file_scheme import file_label
 from edgepack.types import LayerPlan
 
 MOST_LAYERS = 16
@@ -26,9 +27,9 @@ def unmet_budget(task: Task, onnx: OnnxFiles, attempts: Mapping[Format, Attempt]
     costs = _costs(task, onnx, worst)
     names = ", ".join(f"{_what(plan)} (alone it drops {drop:.2f})" for plan, drop in costs[:NAMED])
     metric = worst.drop.metric if worst.drop else "the metric"
-    form = file_form(worst.layers, worst.form)
+    scheme = file_label(worst.layers, worst.scheme)
     return BudgetError(
-        f"no plan keeps the drop within {limit:g}: the best {worst.fmt} file ({form}) drops {worst.lost:.2f}"
+        f"no plan keeps the drop within {limit:g}: the best {worst.fmt} file ({scheme}) drops {worst.lost:.2f}"
         f" in {metric}; most to blame: {names}",
         hint="the best attempt is written; allow more with --max-drop, a higher --rank, or --precision fp32",
     )
@@ -37,13 +38,13 @@ def unmet_budget(task: Task, onnx: OnnxFiles, attempts: Mapping[Format, Attempt]
 def _costs(task: Task, onnx: OnnxFiles, attempt: Attempt) -> list[tuple[LayerPlan, float]]:
     """Drop of the dense fp32 model with only one layer changed, largest first."""
     plans = sorted(attempt.layers, key=lambda p: (-_loss(p), -p.out_features * p.in_features))[:MOST_LAYERS]
-    factors = task.factors(attempt.layers, attempt.form)
+    factors = task.factors(attempt.layers, attempt.scheme)
     path = task.work / "blame.onnx"
     costs = []
     for index, plan in enumerate(plans):
         task.progress("find the layers to blame", index, len(plans))
         own = {plan.layer: factors[plan.layer]} if plan.layer in factors else {}
-        onnx.write(own, "fp32", path, {plan.layer: _onnx_form(plan.form or attempt.form)})
+        onnx.write(own, FileScheme.of(FP32), path, {plan.layer: _onnx_scheme(plan.scheme_in(attempt.scheme))})
         costs.append((plan, task.prover.drop_of(path, "onnx").value))
     return sorted(costs, key=lambda cost: -cost[1])
 
@@ -52,15 +53,18 @@ def _loss(plan: LayerPlan) -> float:
     return plan.lost_energy_share if plan.predicted is None else plan.predicted.loss
 
 
-def _onnx_form(form: str) -> str:
-    """A form of the same arithmetic in ONNX, where single layers are measured."""
-    same = {"int8-dynamic-range": "int8-dynamic", "int8-static": "int8-static-qdq", "int4-dynamic-range": "nbits4"}
-    plain = plain_form(form)
-    return same.get(plain, plain)
+def _onnx_scheme(scheme: Scheme) -> Scheme:
+    """A scheme of the same arithmetic in ONNX, where single layers are measured."""
+    if scheme.backend == "onnx":
+        return scheme
+    if scheme.is_constexpr:
+        return CONSTEXPR
+    alike = [one for one in SCHEMES if one.bits == scheme.bits and one.is_static == scheme.is_static]
+    return alike[0]
 
 
 def _what(plan: LayerPlan) -> str:
     if plan.alternative is not None:
         return f"{plan.layer} by {plan.alternative.method} at {plan.alternative.share:.3g} of its bytes"
     rank = "dense" if plan.rank is None else f"at rank {plan.rank}"
-    return f"{plan.layer} {rank} in {plan.form}"
+    return f"{plan.layer} {rank} in {plan.scheme}"

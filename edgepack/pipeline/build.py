@@ -17,7 +17,7 @@ from edgepack.archive.images import JpegImage
 from edgepack.cache import Cache
 from edgepack.data import example
 from edgepack.errors import BudgetError, ModelError
-from edgepack.formats import Format
+from edgepack.model.scheme import Format
 from edgepack.pipeline import manifest
 from edgepack.pipeline.attempt import Attempt
 from edgepack.pipeline.baselines import Baseline, make_baseline
@@ -145,7 +145,7 @@ def _entries(ready: Prepared, chosen: Chosen, scores: Mapping[str, float]) -> di
     for fmt, attempt in chosen.attempts.items():
         measured = bool(chosen.planned[fmt].found.latency_s)
         chosen_by = manifest.chosen_by(ready.prices.source_name(fmt), measured=measured)
-        outcome = ready.task.recovered(attempt.layers, attempt.form)
+        outcome = ready.task.recovered(attempt.layers, attempt.scheme)
         splits = layer_splits(ready.task, ready.files[fmt], attempt)
         entries[f"model.{fmt}"] = manifest.pack_file(
             attempt, source, chosen_by, scores.get(f"model.{fmt}"), splits, outcome

@@ -10,7 +10,7 @@ from typing import Any
 
 from edgepack.bench.devices.device import Device
 from edgepack.errors import ModelError, TargetsError
-from edgepack.formats import Format
+from edgepack.model.scheme import Format
 from edgepack.pipeline.layer_points import points_for, standard_points
 from edgepack.pipeline.measuring import QUICK, STANDARD, measure_points
 from edgepack.pipeline.opened import open_model
@@ -18,6 +18,7 @@ from edgepack.pipeline.pricing import layer_uses
 from edgepack.plan.measured import MeasuredTable
 from edgepack.plan.measured_file import measured_path
 from edgepack.plan.sources import Shape
+from edgepack.plan.table import point_record
 from edgepack.progress import Progress, silent
 from edgepack.targets import Target
 
@@ -47,8 +48,8 @@ class Calibrated:
             "measured_at": table.measured_at,
             "fingerprint": {**asdict(table.fingerprint), "digest": table.fingerprint.digest},
             "calls": {fmt: asdict(call) for fmt, call in table.calls.items()},
-            "layers": [{**asdict(point), **asdict(entry)} for point, entry in table.entries.items()],
-            "refused": [{**asdict(point), "reason": why} for point, why in table.refused.items()],
+            "layers": [{**point_record(point), **asdict(entry)} for point, entry in table.entries.items()],
+            "refused": [{**point_record(point), "reason": why} for point, why in table.refused.items()],
         }
 
 

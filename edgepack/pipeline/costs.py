@@ -7,13 +7,14 @@ from dataclasses import replace
 
 import numpy as np
 
+from edgepack.backends.schemes import SCHEMES
 from edgepack.cache import Cache
 from edgepack.emulator.counts import Counts
-from edgepack.formats import FORMS, Format
+from edgepack.model.scheme import Format, Scheme
 from edgepack.pipeline.counting import Counter
 from edgepack.plan.candidates import RANK_TILE, break_even_rank
 from edgepack.plan.interpolate import interpolate
-from edgepack.plan.table import LEVELS, CallCost, CostTable, Deviation, FormCosts, Grid, HeldOut, Level, Point
+from edgepack.plan.table import LEVELS, CallCost, CostTable, Deviation, Grid, HeldOut, Level, Point, SchemeCosts
 from edgepack.plan.table_file import own_folder, save_table, table_identity, table_name
 from edgepack.progress import Progress, silent
 from edgepack.targets import Target
@@ -47,7 +48,7 @@ def fill_table(
         grid: where to count.
         progress: told of every group of points.
         held_out: how many random layers between the points are counted to state the interpolation error; each in every
-            form.
+            scheme.
         cache: of the counts.
 
     Raises:
@@ -59,7 +60,7 @@ def fill_table(
     core, isa, caches = table_identity(target)
     counter = Counter(target, cache or Cache())
     try:
-        points = [p for fmt in target.formats for form in FORMS[fmt] for p in grid.points(fmt, form)]
+        points = [p for fmt in target.formats for scheme in SCHEMES[fmt] for p in grid.points(scheme)]
         others = [p for fmt in target.formats for p in held_out_points(grid, fmt, held_out)]
         counts = counter.count([*points, *others], progress)
         calls = {fmt: _call(counter.call(fmt)) for fmt in target.formats}
@@ -72,7 +73,9 @@ def fill_table(
             runtimes=dict(counter.runtimes),
             grid=grid,
             calls=calls,
-            costs={fmt: {form: _column(counts, grid, fmt, form) for form in FORMS[fmt]} for fmt in target.formats},
+            costs={
+                fmt: {scheme.name: _column(counts, grid, scheme) for scheme in SCHEMES[fmt]} for fmt in target.formats
+            },
         )
     finally:
         counter.close()
@@ -83,7 +86,7 @@ def fill_table(
 
 
 def held_out_points(grid: Grid, fmt: Format, count: int = HELD_OUT, seed: int = SEED) -> list[Point]:
-    """Random layers inside of the grid, each in every form: ragged sides, every other one a pair that may pay.
+    """Random layers inside of the grid, each in every scheme: ragged sides, every other one a pair that may pay.
 
     The last third have sides in the upper half of the grid, where working sets pass the sizes of caches.
     """
@@ -97,15 +100,15 @@ def held_out_points(grid: Grid, fmt: Format, count: int = HELD_OUT, seed: int = 
         batch = int(rng.choice([batch for batch in HELD_OUT_BATCHES if batch <= grid.batches[-1]] or grid.batches))
         tiles = min(break_even_rank(rows, columns), grid.ranks[-1]) // RANK_TILE
         rank = RANK_TILE * int(np.exp(rng.uniform(0, np.log(tiles + 0.999)))) if index % 2 and tiles else None
-        points += [Point(fmt, form, rows, columns, rank, batch) for form in FORMS[fmt]]
+        points += [Point(scheme, rows, columns, rank, batch) for scheme in SCHEMES[fmt]]
     return points
 
 
-def _column(counts: Mapping[Point, Counts], grid: Grid, fmt: Format, form: str) -> FormCosts:
-    own = [counts[point] for point in grid.points(fmt, form)]
+def _column(counts: Mapping[Point, Counts], grid: Grid, scheme: Scheme) -> SchemeCosts:
+    own = [counts[point] for point in grid.points(scheme)]
     levels = LEVELS[: len(own[0].misses)]
     misses = {level: tuple(_whole(one.misses[level]) for one in own) for level in levels}
-    return FormCosts(tuple(_whole(one.instructions) for one in own), misses)
+    return SchemeCosts(tuple(_whole(one.instructions) for one in own), misses)
 
 
 def _call(counts: Counts) -> CallCost:
@@ -119,11 +122,14 @@ def _whole(count: float) -> int:
 
 
 def _held_out(table: CostTable, counts: Mapping[Point, Counts]) -> dict[Format, dict[str, HeldOut]]:
-    """Errors of the interpolation at points that the table does not hold, by format and form."""
+    """Errors of the interpolation at points that the table does not hold, by format and scheme."""
     found: dict[Format, dict[str, HeldOut]] = {}
-    for fmt, forms in table.costs.items():
-        own = {form: {p: c for p, c in counts.items() if (p.format, p.form) == (fmt, form)} for form in forms}
-        found[fmt] = {form: _errors(table, points) for form, points in own.items()}
+    for fmt, schemes in table.costs.items():
+        own = {
+            scheme: {p: c for p, c in counts.items() if (p.format, p.scheme.name) == (fmt, scheme)}
+            for scheme in schemes
+        }
+        found[fmt] = {scheme: _errors(table, points) for scheme, points in own.items()}
     return found
 
 

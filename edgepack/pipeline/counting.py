@@ -16,7 +16,7 @@ from edgepack.blank import write_blank
 from edgepack.cache import Cache, atomic_path, digest, file_digest
 from edgepack.emulator.counts import Counts, middle, per_inference
 from edgepack.errors import TransientDeviceError
-from edgepack.formats import Format
+from edgepack.model.scheme import Format
 from edgepack.pipeline import layer_files
 from edgepack.plan.table import Point
 from edgepack.progress import Progress, silent

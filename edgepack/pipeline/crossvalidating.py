@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 
 from edgepack import metrics
+from edgepack.backends.onnx.schemes import FP32
 from edgepack.cache import Cache, digest
 from edgepack.data import Samples
 from edgepack.errors import UsageError
 from edgepack.executor import Workers, one_thread
 from edgepack.factorize import factorizer
 from edgepack.inference import THREADS, load, predict
+from edgepack.model.scheme import FileScheme
 from edgepack.pipeline.attempt import Guard
 from edgepack.pipeline.onnx_files import OnnxFiles
 from edgepack.pipeline.opened import Opened
@@ -98,7 +100,7 @@ class _Folds:
         """In percent, on the held-out samples of a fold, with float factors made from its other samples."""
         held_out = self.samples.take(self.rows[fold][1])
         path = self.work / "fold.onnx"
-        self.onnx.write(self._factors(ranks, fold), "fp32", path)
+        self.onnx.write(self._factors(ranks, fold), FileScheme.of(FP32), path)
         answers = predict(load(path, "onnx", threads=THREADS), held_out)
         path.unlink()
         return float(metrics.accuracy(answers, answers, self.labels[self.rows[fold][1]]).mean())

@@ -9,7 +9,7 @@ from edgepack.bench.emulate import emulate_variants
 from edgepack.bench.emulated_results import EmulatedResult
 from edgepack.bench.packs import pack_variants
 from edgepack.bench.results_file import save_result
-from edgepack.formats import Format
+from edgepack.model.scheme import Format
 from edgepack.pack import RESULTS, read_manifest
 from edgepack.pipeline.packed import layer_shapes, model_name
 from edgepack.progress import Progress

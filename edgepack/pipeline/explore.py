@@ -8,17 +8,18 @@ from dataclasses import dataclass
 
 from edgepack.cache import Cache
 from edgepack.errors import UsageError
-from edgepack.formats import Aim, Format
+from edgepack.model.scheme import Format
 from edgepack.pipeline.ladder import LayerPlans, Step, make_ladder
 from edgepack.pipeline.limits import infeasible, measure_rest, user_bounds
 from edgepack.pipeline.options import BuildOptions
 from edgepack.pipeline.prepared import Prepared, prepared
 from edgepack.pipeline.probing import Probe
 from edgepack.pipeline.search import Found, Search
-from edgepack.plan.forms import file_form
+from edgepack.plan.file_scheme import file_label
 from edgepack.plan.solve import Infeasible
 from edgepack.progress import Progress, silent
 from edgepack.report.explored import ExploredRow
+from edgepack.types import Aim
 
 PLANS = 20
 """Probed per format at most: half of them the fastest at what they lose, half of them the smallest."""
@@ -115,7 +116,7 @@ def _row(ready: Prepared, number: int, probe: Probe, on_front: bool) -> Explored
         number=number,
         on_front=on_front,
         format=probe.fmt,
-        form=file_form(probe.layers, probe.form),
+        scheme=file_label(probe.layers, probe.scheme),
         factored=(factored, len(probe.layers)),
         weights_share=sum(layer.weight_parameters for layer in probe.layers) / dense,
         size_bytes=probe.size_bytes,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
-from edgepack.formats import Format
+from edgepack.model.scheme import FileScheme, Format, Scheme
 from edgepack.types import Contents, Replacement
 
 
@@ -17,21 +17,21 @@ class ModelFiles(Protocol):
     calibrated: bool
 
     @property
-    def probe_form(self) -> str:
-        """The int8 form that needs no calibration and loses least; fp32 where the model cannot take it."""
+    def probe_scheme(self) -> FileScheme:
+        """The int8 scheme that needs no calibration and loses least; fp32 where the model cannot take it."""
 
-    def layer_forms(self) -> tuple[str, ...]:
-        """The forms that a single linear layer of this model can take, in the order of `FORMS`."""
+    def layer_schemes(self) -> tuple[Scheme, ...]:
+        """The schemes that a single linear layer of this model can take, in the order of the backend's."""
 
-    def residual_forms(self) -> tuple[str, ...]:
-        """Those of `RESIDUAL_FORMS` that a layer of this model can take."""
+    def corrected_schemes(self) -> tuple[Scheme, ...]:
+        """Those of a dense matrix with a pair beside it that a layer of this model can take."""
 
     @property
-    def whole_forms(self) -> tuple[str, ...]:
-        """Forms that no single layer can take, only a whole file."""
+    def file_schemes(self) -> tuple[Scheme, ...]:
+        """Schemes that no single layer can take, only a whole file."""
 
-    def rest(self, form: str) -> tuple[str, ...]:
-        """The forms of the whole file where its linear layers are in `form`: one per way to write all other weights."""
+    def rest(self, scheme: Scheme) -> tuple[FileScheme, ...]:
+        """The schemes of a whole file whose linear layers are in `scheme`: one per way to write all other weights."""
 
     def takes(self, factors: Mapping[str, Replacement]) -> dict[str, Replacement]:
         """Those that `write` can put into a file: every pair, but not every other weight of a dense layer."""
@@ -39,18 +39,22 @@ class ModelFiles(Protocol):
     def write_dense(self, out: Path) -> None:
         """The dense fp32 baseline: the source model, nothing else changed."""
 
-    def write_baseline(self, form: str, out: Path) -> str:
-        """The dense int8 baseline in `form`; returns the name of the quantizer that made it."""
+    def write_baseline(self, scheme: Scheme, out: Path) -> str:
+        """The dense int8 baseline in `scheme`; returns the name of the quantizer that made it."""
 
     def write(
-        self, factors: Mapping[str, Replacement], form: str, out: Path, forms: Mapping[str, str] | None = None
+        self,
+        factors: Mapping[str, Replacement],
+        scheme: FileScheme,
+        out: Path,
+        schemes: Mapping[str, Scheme] | None = None,
     ) -> None:
         """The model with `factors` in place of the named layers.
 
         Args:
             factors: by layer name, as `takes` leaves them.
-            form: of the file, so of every linear layer that `forms` does not name.
-            forms: the forms of single layers by name, of both halves of a factored one; without a variant of the file.
+            scheme: of the file, so of every linear layer that `schemes` does not name.
+            schemes: the schemes of single layers by name, of both halves of a factored one.
         """
 
     def read(self, path: Path) -> Contents:

@@ -7,13 +7,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from edgepack.formats import RESIDUAL_FORMS, Aim
 from edgepack.pipeline.menus import Menu
 from edgepack.plan import reasons
 from edgepack.plan.candidates import break_even_rank
 from edgepack.plan.solve import Bounds, Infeasible, Solution, least_loss, smallest, solve
 from edgepack.progress import Progress, silent
-from edgepack.types import Candidate, LayerPlan, Spectrum
+from edgepack.types import Aim, Candidate, LayerPlan, Spectrum
 
 STEPS = 24
 """Bounds on the loss, geometrically spaced; plans that come out alike count once."""
@@ -107,7 +106,8 @@ def nearest(menus: Sequence[Menu], spectra: Sequence[Spectrum], bounds: Bounds, 
 
 def _choice(layer: LayerPlan) -> Choice:
     other = layer.alternative
-    return (layer.form, layer.rank) if other is None else (layer.form, layer.rank, other.method, other.share)
+    scheme = None if layer.scheme is None else layer.scheme.name
+    return (scheme, layer.rank) if other is None else (scheme, layer.rank, other.method, other.share)
 
 
 def _limits(low: float, high: float) -> list[float]:
@@ -143,7 +143,7 @@ def planned(menu: Menu, chosen: Candidate, spectrum: Spectrum, slack: float) -> 
         break_even_rank(layer.out_features, layer.in_features),
         _lost_share(chosen, spectrum),
         reasons.reason(menu.candidates, chosen, slack, menu.why_dense),
-        form=chosen.form,
+        scheme=chosen.scheme,
         predicted=chosen,
         others=reasons.others(menu.candidates, chosen, slack),
         alternative=chosen.alternative,
@@ -151,6 +151,6 @@ def planned(menu: Menu, chosen: Candidate, spectrum: Spectrum, slack: float) -> 
 
 
 def _lost_share(chosen: Candidate, spectrum: Spectrum) -> float:
-    if chosen.rank is None or chosen.form in RESIDUAL_FORMS or chosen.alternative is not None:
+    if chosen.rank is None or chosen.scheme.corrected or chosen.alternative is not None:
         return 0.0
     return float(spectrum.lost_share()[chosen.rank])

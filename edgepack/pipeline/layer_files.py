@@ -1,6 +1,6 @@
 """Model files of one linear layer with random weights: what a layer's cost is counted and timed on.
 
-No target changes them. They are small graphs as edgepack emits them: in ONNX a Gemm with a bias, which every form
+No target changes them. They are small graphs as edgepack emits them: in ONNX a Gemm with a bias, which every scheme
 rewrites as in a build; in TFLite what its converter and quantizer make of that.
 """
 
@@ -17,7 +17,7 @@ import numpy as np
 from edgepack.cache import atomic_path, default_root, digest
 from edgepack.data import Samples
 from edgepack.errors import ModelError
-from edgepack.formats import RESIDUAL_FORMS, Format
+from edgepack.model.scheme import FileScheme, Format
 from edgepack.pipeline.layer_tflite import write_layer
 from edgepack.pipeline.onnx_files import OnnxFiles
 from edgepack.plan.table import Point
@@ -31,7 +31,7 @@ VERSION = 2
 OPSET, IR_VERSION = 17, 8
 SEED = 0
 SAMPLES = 8
-"""Of calibration, for the static forms: values change no counts, they only have to give sane ranges."""
+"""Of calibration, for the static schemes: values change no counts, they only have to give sane ranges."""
 
 
 def layer_files(points: Iterable[Point], progress: Progress = silent) -> dict[Point, Path]:
@@ -42,7 +42,7 @@ def layer_files(points: Iterable[Point], progress: Progress = silent) -> dict[Po
         progress: told of every file.
 
     Raises:
-        ModelError: a form cannot be written, or the TFLite schema is not installed.
+        ModelError: a scheme cannot be written, or the TFLite schema is not installed.
         OutputError: the cache folder cannot be written.
     """
     versions = digest(VERSION, tool_versions())[:12]
@@ -60,11 +60,11 @@ def layer_files(points: Iterable[Point], progress: Progress = silent) -> dict[Po
 
 def _name(point: Point) -> str:
     rank = "dense" if point.rank is None else f"rank{point.rank}"
-    return f"{point.out_features}x{point.in_features}.{rank}.batch{point.batch}.{point.form}.{point.format}"
+    return f"{point.out_features}x{point.in_features}.{rank}.batch{point.batch}.{point.scheme}.{point.format}"
 
 
 def _order(point: Point) -> tuple[Format, int, int, int, int, str]:
-    return (point.format, point.batch, point.out_features, point.in_features, point.rank or 0, point.form)
+    return (point.format, point.batch, point.out_features, point.in_features, point.rank or 0, point.scheme.name)
 
 
 def _layers(points: Sequence[Point]) -> Iterator[tuple[tuple[int, int, int], list[Point]]]:
@@ -95,7 +95,7 @@ def _write_tflite(points: Sequence[Point], paths: Mapping[Point, Path], work: Pa
                 left, right = _pair(rows, columns, point.rank)
                 parts = [Dense(right, None), Dense(left, bias)]
             with atomic_path(paths[point]) as out:
-                write_layer(out, parts, point.form, batch, inputs)
+                write_layer(out, parts, point.scheme, batch, inputs)
             yield point
 
 
@@ -131,12 +131,12 @@ def _pair(rows: int, columns: int, rank: int) -> tuple[Array, Array]:
 def _write_point(files: OnnxFiles, source: OnnxSource, point: Point, out: Path) -> None:
     layer = source.layers[0]
     if point.rank is None:
-        files.write({}, point.form, out)
+        files.write({}, FileScheme.of(point.scheme), out)
         return
-    base = layer.weight if point.form in RESIDUAL_FORMS else None
+    base = layer.weight if point.scheme.corrected else None
     pair = Factors(*_pair(layer.out_features, layer.in_features, point.rank), layer.bias, base)
-    form, _ = RESIDUAL_FORMS.get(point.form, (point.form, None))
-    files.write({layer.name: pair}, form, out, {layer.name: point.form})
+    scheme = point.scheme.corrected[0] if point.scheme.corrected else point.scheme
+    files.write({layer.name: pair}, FileScheme.of(scheme), out, {layer.name: point.scheme})
 
 
 def _inputs(columns: int) -> Array:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from edgepack.formats import FORMATS, FORMS, RESIDUAL_FORMS, Format
+from edgepack.backends.schemes import CORRECTED, SCHEMES
+from edgepack.model.scheme import FORMATS, Format, Scheme
 from edgepack.plan.candidates import RANK_TILE, break_even_rank, residual_ranks
 from edgepack.plan.measured import STANDARD_GRID, grid_points
 from edgepack.plan.sources import Shape
@@ -14,36 +15,36 @@ from edgepack.plan.table import Point
 def points_for(
     shapes: Iterable[Shape],
     formats: Iterable[Format] = FORMATS,
-    forms: Mapping[Format, Sequence[str]] = FORMS,
+    schemes: Mapping[Format, Sequence[Scheme]] = SCHEMES,
     *,
     ranks: Mapping[tuple[int, int], Iterable[int]] | None = None,
 ) -> list[Point]:
-    """What to measure for the layers of a model: each dense and at sparse ranks up to its break-even, in all forms.
+    """What to measure for the layers of a model: each dense and at sparse ranks up to its break-even, in all schemes.
 
     Where a dense matrix may have a pair beside it, that as well.
 
     Args:
         shapes: outputs, inputs and rows of every layer.
         formats: to measure in.
-        forms: by format.
+        schemes: by format.
         ranks: by outputs and inputs: measure these instead, and nothing beside a dense matrix.
     """
     shapes = dict.fromkeys(shapes)
     points = [
-        Point(fmt, form, rows, columns, rank, batch)
+        Point(scheme, rows, columns, rank, batch)
         for fmt in formats
         for rows, columns, batch in shapes
         for rank in (None, *(sparse_ranks(rows, columns) if ranks is None else ranks.get((rows, columns), ())))
-        for form in forms[fmt]
+        for scheme in schemes[fmt]
     ]
     if ranks is not None:
         return points
-    both = [form for form, parts in RESIDUAL_FORMS.items() if set(parts) <= set(forms["onnx"]) and "onnx" in formats]
+    both = [one for fmt in formats for one in CORRECTED[fmt] if set(one.corrected or ()) <= set(schemes[fmt])]
     return points + [
-        Point("onnx", form, rows, columns, rank, batch)
+        Point(scheme, rows, columns, rank, batch)
         for rows, columns, batch in shapes
         for rank in residual_ranks(rows, columns)
-        for form in both
+        for scheme in both
     ]
 
 
@@ -59,8 +60,8 @@ def sparse_ranks(rows: int, columns: int) -> list[int]:
 
 
 def standard_points(formats: Iterable[Format]) -> list[Point]:
-    """The standard grid in all forms: what a device is measured at before a model is known."""
-    found = [point for fmt in formats for form in FORMS[fmt] for point in grid_points(STANDARD_GRID, fmt, form)]
+    """The standard grid in all schemes: what a device is measured at before a model is known."""
+    found = [point for fmt in formats for scheme in SCHEMES[fmt] for point in grid_points(STANDARD_GRID, scheme)]
     return sorted(found, key=near)
 
 

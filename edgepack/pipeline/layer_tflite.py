@@ -11,28 +11,28 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgepack.model.scheme import BITS, Scheme
 from edgepack.types import Array, Dense
 
 if TYPE_CHECKING:
     from ai_edge_litert import schema_py_generated as schema
 
-INT8_MAX, INT4_MAX = 127, 7
 ALIGNMENT = 16
 _FULLY_CONNECTED_VERSION = 5
 
 
-def write_layer(path: Path, parts: list[Dense], form: str, batch: int, inputs: Array) -> None:
+def write_layer(path: Path, parts: list[Dense], scheme: Scheme, batch: int, inputs: Array) -> None:
     """Writes a chain of linear layers: one for a dense layer, two for a pair.
 
     Args:
         path: where to write.
         parts: in the order in which they are multiplied.
-        form: one of the TFLite forms.
+        scheme: of TFLite.
         batch: rows of the input.
-        inputs: (samples, in) float32, from which `int8-static` takes its ranges.
+        inputs: (samples, in) float32, from which a static scheme takes its ranges.
     """
     graph = _Graph()
-    static = form == "int8-static"
+    static = scheme.is_static
     rows = inputs
     value = graph.tensor("x", (batch, rows.shape[1]), "FLOAT32")
     graph.inputs = [value]
@@ -40,7 +40,7 @@ def write_layer(path: Path, parts: list[Dense], form: str, batch: int, inputs: A
         scale, zero = _range(rows)
         value = graph.append("QUANTIZE", [value], "x_quantized", (batch, rows.shape[1]), "INT8", scale, zero)
     for index, part in enumerate(parts):
-        weight, weight_scale = graph.weight(f"w{index}", part.weight, form)
+        weight, weight_scale = graph.weight(f"w{index}", part.weight, scheme)
         rows = rows @ part.weight.T + (0 if part.bias is None else part.bias)
         bias = -1
         if part.bias is not None:
@@ -104,14 +104,13 @@ class _Graph:
         self._tensors.append(made)
         return len(self._tensors) - 1
 
-    def weight(self, name: str, weight: Array, form: str) -> tuple[int, Array]:
-        """Adds a weight matrix in a form; its index and its scale per row."""
-        if form == "fp32":
+    def weight(self, name: str, weight: Array, scheme: Scheme) -> tuple[int, Array]:
+        """Adds a weight matrix in a scheme; its index and its scale per row."""
+        if scheme.is_float:
             return self.tensor(name, weight.shape, "FLOAT32", content=weight), np.ones(len(weight), np.float32)
-        largest = INT4_MAX if form.startswith("int4") else INT8_MAX
-        scale = (np.maximum(np.abs(weight).max(axis=1), 1e-9) / largest).astype(np.float32)
-        codes = np.clip(np.rint(weight / scale[:, None]), -largest, largest).astype(np.int8)
-        if largest == INT8_MAX:
+        scale = (np.maximum(np.abs(weight).max(axis=1), 1e-9) / scheme.qmax).astype(np.float32)
+        codes = np.clip(np.rint(weight / scale[:, None]), -scheme.qmax, scheme.qmax).astype(np.int8)
+        if scheme.bits == BITS["int8"]:
             return self.tensor(name, weight.shape, "INT8", scale, content=codes), scale
         return self.tensor(name, weight.shape, "INT4", scale, content=_nibbles(codes)), scale
 

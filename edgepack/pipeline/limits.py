@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from edgepack.errors import BudgetError
-from edgepack.formats import Format, plain_form
+from edgepack.model.scheme import Format
 from edgepack.pipeline.attempt import Attempt
 from edgepack.pipeline.baselines import Baseline
 from edgepack.pipeline.files import ModelFiles
@@ -16,8 +16,7 @@ from edgepack.pipeline.options import BuildOptions
 from edgepack.pipeline.pricing import Prices
 from edgepack.pipeline.promise import is_automatic
 from edgepack.pipeline.task import Task
-from edgepack.plan.resident import resident_bytes
-from edgepack.plan.sizes import size_bytes
+from edgepack.plan.sizes import resident_bytes, size_bytes
 from edgepack.plan.solve import Bounds, Infeasible, Quantity
 from edgepack.report.cells import seconds, size
 
@@ -39,20 +38,18 @@ def measure_rest(task: Task, files: ModelFiles, prices: Prices) -> Rest:
     RAM only where a limit asks for it. Latency is that of the whole file where the target is this machine, else that of
     a call of the runtime: what other operators take elsewhere is not known.
     """
-    form = files.probe_form
+    scheme = files.probe_scheme
     path = task.work / f"rest.{files.fmt}"
-    files.write({}, form, path)
-    plain = plain_form(form)
-    sizes = [
-        size_bytes(files.fmt, plain, a.out_features, a.in_features, None, bias=a.bias is not None) for a in task.layers
-    ]
+    files.write({}, scheme, path)
+    plain = scheme.layers
+    sizes = [size_bytes(plain, a.out_features, a.in_features, None, bias=a.bias is not None) for a in task.layers]
     ram, latency_s = 0, prices.call_s(files.fmt)
     if task.options.ram_bytes is not None:
-        held = sum(resident_bytes(files.fmt, plain, one) for one in sizes)
+        held = sum(resident_bytes(plain, one) for one in sizes)
         ram = max(peak_ram_bytes(path, files.fmt, task.cache) - held, 0)
     if task.measures_here:
         whole = task.latencies({"dense": path}, files.fmt)["dense"]
-        latency_s = max(whole - (prices.dense_latency_s(files.fmt, plain) or 0.0), 0.0)
+        latency_s = max(whole - (prices.dense_latency_s(plain) or 0.0), 0.0)
     rest = max(path.stat().st_size - sum(sizes), 0)
     path.unlink()
     return Rest(rest, ram, latency_s)

@@ -4,27 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from edgepack.backends.schemes import CORRECTED, scheme_of_key
 from edgepack.cache import Cache, digest
 from edgepack.executor import Workers, map_tasks
 from edgepack.factorize import factorizer
+from edgepack.model.scheme import Scheme
 from edgepack.pipeline.sensitivity import Sensitivity
 from edgepack.plan.loss import layer_losses
 from edgepack.progress import Progress
 from edgepack.quantize.gauge import balanced
 from edgepack.types import Array, Factors, LinearLayer, Spectrum
 
-Losses = Mapping[str, Mapping[tuple[str, int | None], float]]
-"""By layer name: (form, rank or None for dense) → predicted loss."""
-VERSION = 3
+Losses = Mapping[str, Mapping[tuple[Scheme, int | None], float]]
+"""By layer name: (scheme, rank or None for dense) → predicted loss."""
+VERSION = 4
 _Ranks = tuple[int, ...]
-_Task = tuple[LinearLayer, Spectrum, Array | None, Array | None, tuple[str, ...], _Ranks, _Ranks, str, int, int]
+_Task = tuple[LinearLayer, Spectrum, Array | None, Array | None, tuple[Scheme, ...], _Ranks, _Ranks, str, int, int]
 
 
 def predict_losses(
     layers: Sequence[LinearLayer],
     spectra: Sequence[Spectrum],
     sensitivity: Sensitivity,
-    forms: tuple[str, ...],
+    schemes: tuple[Scheme, ...],
     ranks: Mapping[str, tuple[int, ...]],
     *,
     residual: Mapping[str, tuple[int, ...]],
@@ -36,7 +38,7 @@ def predict_losses(
     workers: Workers,
     progress: Progress,
 ) -> Losses:
-    """Losses of every form, dense and at the given ranks, and of dense matrices with a pair beside them.
+    """Losses of every scheme, dense and at the given ranks, and of dense matrices with a pair beside them.
 
     Args:
         sensitivity: what the layers' outputs matter; where it is not known, a loss is a share of a layer's output
@@ -47,9 +49,11 @@ def predict_losses(
     """
     tasks: list[_Task] = []
     keys: list[str] = []
-    found: dict[str, Mapping[tuple[str, int | None], float]] = {}
+    found: dict[str, Mapping[tuple[Scheme, int | None], float]] = {}
     for layer, spectrum in zip(layers, spectra, strict=True):
-        parts = [layer.name, forms, ranks[layer.name], residual[layer.name], method, seed, largest, sensitivity.known]
+        offered = ranks[layer.name], residual[layer.name]
+        names = [scheme.key for scheme in schemes]
+        parts = [layer.name, names, offered, method, seed, largest, sensitivity.known]
         entry = digest("loss", VERSION, key, *parts)
         known = cache.known("losses", entry)
         if known is not None:
@@ -58,8 +62,7 @@ def predict_losses(
         keys.append(entry)
         one = sensitivity.curvatures.get(layer.name)
         moment, truncation = (None, None) if one is None else (one.moment, one.truncation)
-        own = ranks[layer.name], residual[layer.name]
-        tasks.append((layer, spectrum, moment, truncation, forms, *own, method, seed, largest))
+        tasks.append((layer, spectrum, moment, truncation, schemes, *offered, method, seed, largest))
     costs = [_cost(task) for task in tasks]
     for done, (index, losses) in enumerate(map_tasks(workers, _losses, tasks, costs), start=1):
         progress("predict losses", done, len(tasks))
@@ -78,21 +81,22 @@ def _losses(
     spectrum: Spectrum,
     gradient: Array | None,
     truncation: Array | None,
-    forms: tuple[str, ...],
+    schemes: tuple[Scheme, ...],
     ranks: _Ranks,
     residual: _Ranks,
     method: str,
     seed: int,
     largest: int,
-) -> dict[tuple[str, int | None], float]:
+) -> dict[tuple[Scheme, int | None], float]:
     def factors(rank: int) -> Factors:
         return factors_at(layer, spectrum, rank, method, seed)
 
     return layer_losses(
-        *(layer, spectrum, gradient, forms, ranks, factors),
+        *(layer, spectrum, gradient, schemes, ranks, factors),
         largest=largest,
         truncation=truncation,
         residual=residual,
+        corrected=CORRECTED["onnx"],
     )
 
 
@@ -104,9 +108,9 @@ def _cost(task: _Task) -> float:
     return per_rank + (0.0 if gradient is None else 2.0 * layer.out_features**2 * sum(ranks))
 
 
-def _packed(losses: Mapping[tuple[str, int | None], float]) -> list[tuple[str, int | None, float]]:
-    return [(form, rank, loss) for (form, rank), loss in losses.items()]
+def _packed(losses: Mapping[tuple[Scheme, int | None], float]) -> list[tuple[str, int | None, float]]:
+    return [(scheme.key, rank, loss) for (scheme, rank), loss in losses.items()]
 
 
-def _unpacked(record: Sequence[tuple[str, int | None, float]]) -> dict[tuple[str, int | None], float]:
-    return {(form, rank): loss for form, rank, loss in record}
+def _unpacked(record: Sequence[tuple[str, int | None, float]]) -> dict[tuple[Scheme, int | None], float]:
+    return {(scheme_of_key(key), rank): loss for key, rank, loss in record}

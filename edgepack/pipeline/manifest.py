@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from edgepack.cache import file_digest
-from edgepack.formats import Format
 from edgepack.metrics import Drop
+from edgepack.model.scheme import Format
 from edgepack.pipeline.attempt import Attempt
 from edgepack.pipeline.baselines import Baseline
 from edgepack.pipeline.prepared import Prepared
 from edgepack.pipeline.probing import Probe
 from edgepack.pipeline.recovering import Outcome, outcome_record
 from edgepack.plan.cost import MEASURED
-from edgepack.plan.forms import file_form
+from edgepack.plan.file_scheme import file_label
 from edgepack.quantize.split import Split
-from edgepack.types import Contents
+from edgepack.types import Candidate, Contents, LayerPlan
 from edgepack.versions import tool_versions
 
 
@@ -63,7 +63,7 @@ def build_record(ready: Prepared, probes: Sequence[Probe]) -> dict[str, Any]:
         "probes": [
             {
                 "format": probe.fmt,
-                "form": file_form(probe.layers, probe.form),
+                "scheme": file_label(probe.layers, probe.scheme),
                 "size_bytes": probe.size_bytes,
                 "predicted_latency_s": probe.latency_s,
                 "predicted_loss": probe.loss,
@@ -92,21 +92,38 @@ def pack_file(
     """The entry of `model.<format>`.
 
     Args:
-        chosen_by: where the choice of its form comes from.
+        chosen_by: where the choice of its scheme comes from.
         splits: by layer name, what is lost of its output.
         outcome: of training its pairs.
     """
     dense = sum(a * b for a, b, _ in source.weights)
     saved = sum(p.out_features * p.in_features - p.weight_parameters for p in attempt.layers)
     return {
-        **_file(attempt.path, attempt.fmt, file_form(attempt.layers, attempt.form), attempt.drop, test),
-        "form_chosen_by": chosen_by,
+        **_file(attempt.path, attempt.fmt, file_label(attempt.layers, attempt.scheme), attempt.drop, test),
+        "scheme_chosen_by": chosen_by,
         "recovery": None if outcome is None else outcome_record(outcome),
         "matrix_parameters": dense - saved,
         "matrix_parameters_share": (dense - saved) / dense if dense else 1.0,
-        "layers": [{**asdict(choice), "lost_shares": _shares(splits.get(choice.layer))} for choice in attempt.layers],
+        "layers": [
+            {**layer_record(choice), "lost_shares": _shares(splits.get(choice.layer))} for choice in attempt.layers
+        ],
         "proofs": {p.name: {"passed": p.passed, "detail": p.detail} for p in attempt.proofs},
     }
+
+
+def layer_record(plan: LayerPlan) -> dict[str, Any]:
+    """What became of one layer, its schemes by name."""
+    return {
+        **asdict(replace(plan, scheme=None, predicted=None, others=())),
+        "scheme": None if plan.scheme is None else plan.scheme.name,
+        "weight_parameters": plan.weight_parameters,
+        "predicted": None if plan.predicted is None else _candidate_record(plan.predicted),
+        "others": [_candidate_record(other) for other in plan.others],
+    }
+
+
+def _candidate_record(candidate: Candidate) -> dict[str, Any]:
+    return {**asdict(candidate), "scheme": candidate.scheme.name}
 
 
 def _shares(split: Split | None) -> dict[str, float] | None:
@@ -115,23 +132,23 @@ def _shares(split: Split | None) -> dict[str, float] | None:
 
 def baseline_files(fmt: Format, baseline: Baseline, tests: Mapping[str, float]) -> dict[str, dict[str, Any]]:
     """The entries of `baseline/fp32.<format>` and `baseline/int8.<format>`."""
-    int8 = _file(baseline.int8, fmt, baseline.form, baseline.int8_drop, tests.get(f"baseline/int8.{fmt}"))
+    int8 = _file(baseline.int8, fmt, baseline.scheme.name, baseline.int8_drop, tests.get(f"baseline/int8.{fmt}"))
     return {
         f"baseline/fp32.{fmt}": _file(
             baseline.fp32, fmt, "fp32", baseline.fp32_drop, tests.get(f"baseline/fp32.{fmt}")
         ),
-        f"baseline/int8.{fmt}": {**int8, "quantizer": baseline.quantizer, "form_chosen_by": baseline.chosen_by},
+        f"baseline/int8.{fmt}": {**int8, "quantizer": baseline.quantizer, "scheme_chosen_by": baseline.chosen_by},
     }
 
 
-def _file(path: Path, fmt: Format, form: str, drop: Drop | None, test: float | None) -> dict[str, Any]:
+def _file(path: Path, fmt: Format, scheme: str, drop: Drop | None, test: float | None) -> dict[str, Any]:
     """A file's facts. `metric` is the untouched test's score where there is one, else the guard's."""
     guarded = None if drop is None else drop.emitted
     return {
         "metric": guarded if test is None else test,
         "scored_on": "test" if test is not None else ("guard" if drop is not None else None),
         "format": fmt,
-        "form": form,
+        "scheme": scheme,
         "size_bytes": path.stat().st_size,
         "sha256": file_digest(path),
         "guard": None if drop is None else drop_record(drop),

@@ -20,8 +20,8 @@ from edgepack.bench.devices.device import Device, Job, run_patiently
 from edgepack.bench.facts import choose_cpus, facts_from_probe
 from edgepack.blank import write_blank
 from edgepack.errors import StableDeviceError, TargetsError
-from edgepack.formats import WEIGHT_BITS, Format
 from edgepack.host import target_from_probe
+from edgepack.model.scheme import Format
 from edgepack.pipeline.layer_files import layer_files
 from edgepack.pipeline.layer_points import near
 from edgepack.plan.measured import Entry, Fingerprint, MeasuredTable, fingerprint
@@ -178,7 +178,7 @@ def _groups(points: Sequence[Point], most_bytes: int) -> Iterator[list[Point]]:
     group: list[Point] = []
     size = 0
     for point in points:
-        own = point.weights * WEIGHT_BITS[point.form] // 8
+        own = point.weights * point.scheme.bits // 8
         full = len(group) == GROUP_FILES or size + own > most_bytes
         if group and (full or group[0].format != point.format):
             yield group

@@ -10,7 +10,7 @@ from edgepack.bench.devices.device import Job
 from edgepack.bench.devices.local import LocalDevice
 from edgepack.cache import Cache, digest, file_digest
 from edgepack.errors import StableDeviceError
-from edgepack.formats import Format
+from edgepack.model.scheme import Format
 from edgepack.versions import tool_versions
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from edgepack.backends.schemes import CONSTEXPR, DENSE_INT8, FP32
+from edgepack.backends.tflite.schemes import INT4_DYNAMIC
 from edgepack.errors import UsageError
-from edgepack.formats import CODED, WEIGHT_BITS, Format
+from edgepack.model.scheme import BITS, Scheme
 from edgepack.pipeline.alternatives import NOTHING, Alternatives, Fit
 from edgepack.pipeline.files import ModelFiles
 from edgepack.pipeline.losses import Losses
@@ -14,16 +16,11 @@ from edgepack.pipeline.options import BuildOptions
 from edgepack.pipeline.pricing import Prices
 from edgepack.plan.candidates import asked_rank, rank_choices, residual_ranks, shared_rank, too_small
 from edgepack.plan.coded_cost import coded_size_bytes, time_over_dense
-from edgepack.plan.resident import resident_bytes
-from edgepack.plan.sizes import size_bytes
+from edgepack.plan.sizes import resident_bytes, size_bytes
 from edgepack.types import Candidate, Coded, Factors, LinearLayer
 
 UNGUARDED_LOST_SHARE = 0.01
 """Output energy a layer may lose where no data stand guard over the accuracy."""
-
-DENSE_INT8: Mapping[Format, str] = {"onnx": "int8-dynamic", "tflite": "int8-dynamic-range"}
-
-BITS = {"fp32": 32, "int8": 8, "int4": 4}
 
 
 @dataclass(frozen=True)
@@ -71,7 +68,7 @@ def make_menus(
     residual: Mapping[str, tuple[int, ...]],
     guarded: bool,
 ) -> tuple[Menu, ...]:
-    """One menu per layer: every form that the options allow, dense and at every rank worth trying.
+    """One menu per layer: every scheme that the options allow, dense and at every rank worth trying.
 
     Args:
         ranks: of `ranks_of`.
@@ -88,19 +85,21 @@ def make_menus(
     for layer in layers:
         own, why_dense = ranks[layer.name]
         offered = own if options.rank != "auto" and own else (None, *own)
-        forms = _forms(files, layer, offered, options, seen=layer.name not in unseen)
-        ways = [(form, rank) for form in forms for rank in offered]
-        ways += [(form, rank) for form in files.residual_forms() for rank in residual[layer.name]]
+        schemes = _schemes(files, layer, offered, options, seen=layer.name not in unseen)
+        ways = [(scheme, rank) for scheme in schemes for rank in offered]
+        ways += [(scheme, rank) for scheme in files.corrected_schemes() for rank in residual[layer.name]]
         fits = alternatives.fits.get(layer.name, ())
-        others = tuple(each for fit in fits for each in _others(files, layer, fit, forms, prices))
+        others = tuple(each for fit in fits for each in _others(files, layer, fit, schemes, prices))
         if fits and not others and why_dense is None:
             why_dense = "by this method it would take more bytes than dense in 8 bits"
         if others and options.rank != "auto":
             ways = [way for way in ways if way[1] is not None]
-        found = (*_candidates(files.fmt, layer, ways, losses[layer.name], prices), *others)
+        found = (*_candidates(layer, ways, losses[layer.name], prices), *others)
         if not found:
             source = prices.source_name(files.fmt)
-            raise UsageError(f"--precision {options.precision}: the {source} has no figures for {' or '.join(forms)}")
+            raise UsageError(
+                f"--precision {options.precision}: the {source} has no figures for {' or '.join(map(str, schemes))}"
+            )
         if not guarded and options.rank == "auto":
             found = _careful(found)
         menus.append(Menu(layer, found, why_dense))
@@ -124,65 +123,65 @@ def _ranks(
     return choices, None if choices else too_small(*sides)
 
 
-def _forms(
+def _schemes(
     files: ModelFiles, layer: LinearLayer, offered: Sequence[int | None], options: BuildOptions, *, seen: bool
-) -> list[str]:
+) -> list[Scheme]:
     """Those of the precision that was asked for; of the next wider one where the layer has none with a kernel."""
-    forms = [form for form in files.layer_forms() if seen or "static" not in form]
+    schemes = [scheme for scheme in files.layer_schemes() if seen or not scheme.is_static]
     if options.precision == "auto":
-        return forms
-    suited = [form for form in forms if any(_suits(form, layer, rank) for rank in offered)]
+        return schemes
+    suited = [scheme for scheme in schemes if any(_suits(scheme, layer, rank) for rank in offered)]
     widths = [bits for bits in sorted(BITS.values()) if bits >= BITS[options.precision]]
-    return next(own for bits in widths if (own := [form for form in suited if WEIGHT_BITS[form] == bits]))
+    return next(own for bits in widths if (own := [scheme for scheme in suited if scheme.bits == bits]))
 
 
 def _candidates(
-    fmt: Format,
     layer: LinearLayer,
-    ways: Sequence[tuple[str, int | None]],
-    losses: Mapping[tuple[str, int | None], float],
+    ways: Sequence[tuple[Scheme, int | None]],
+    losses: Mapping[tuple[Scheme, int | None], float],
     prices: Prices,
 ) -> Iterator[Candidate]:
     sides = layer.out_features, layer.in_features
-    for form, rank in ways:
-        price = prices.price(fmt, layer.name, rank, form) if _suits(form, layer, rank) else None
+    for scheme, rank in ways:
+        price = prices.price(layer.name, rank, scheme) if _suits(scheme, layer, rank) else None
         if price is None:
             continue
-        size = size_bytes(fmt, form, *sides, rank, bias=layer.bias is not None)
-        ram = resident_bytes(fmt, form, size)
-        yield Candidate(form, rank, losses[form, rank], size, ram, price.latency_s, price.source)
+        size = size_bytes(scheme, *sides, rank, bias=layer.bias is not None)
+        ram = resident_bytes(scheme, size)
+        yield Candidate(scheme, rank, losses[scheme, rank], size, ram, price.latency_s, price.source)
 
 
 def _others(
-    files: ModelFiles, layer: LinearLayer, fit: Fit, forms: Sequence[str], prices: Prices
+    files: ModelFiles, layer: LinearLayer, fit: Fit, schemes: Sequence[Scheme], prices: Prices
 ) -> Iterator[Candidate]:
-    """What another method made of a layer: in code, or in each form that a pair or a matrix can take."""
+    """What another method made of a layer: in code, or in each scheme that a pair or a matrix can take."""
     fmt, part, sides = files.fmt, fit.part, (layer.out_features, layer.in_features)
     bias = layer.bias is not None
     if not files.takes({layer.name: part}):
         return
     if isinstance(part, Coded):
-        dense = prices.price(fmt, layer.name, None, "fp32")
+        dense = prices.price(layer.name, None, FP32[fmt])
         if dense is not None:
             size = coded_size_bytes(fmt, part, bias=bias)
-            if size >= size_bytes(fmt, DENSE_INT8[fmt], *sides, None, bias=bias):
+            if size >= size_bytes(DENSE_INT8[fmt][0], *sides, None, bias=bias):
                 return
-            ram = size + resident_bytes(fmt, "fp32", size_bytes(fmt, "fp32", *sides, None, bias=bias))
+            ram = size + resident_bytes(FP32[fmt], size_bytes(FP32[fmt], *sides, None, bias=bias))
             latency_s = dense.latency_s * time_over_dense(fmt, part)
-            yield Candidate(CODED, None, fit.losses[CODED], size, ram, latency_s, dense.source, fit.alternative)
+            coded = CONSTEXPR[fmt]
+            yield Candidate(coded, None, fit.losses[coded], size, ram, latency_s, dense.source, fit.alternative)
         return
     rank = part.rank if isinstance(part, Factors) else None
-    for form in forms:
-        price = prices.price(fmt, layer.name, rank, form) if form in fit.losses and _suits(form, layer, rank) else None
+    for scheme in schemes:
+        price = prices.price(layer.name, rank, scheme) if scheme in fit.losses and _suits(scheme, layer, rank) else None
         if price is not None:
-            size = size_bytes(fmt, form, *sides, rank, bias=bias)
-            ram = resident_bytes(fmt, form, size)
-            yield Candidate(form, rank, fit.losses[form], size, ram, price.latency_s, price.source, fit.alternative)
+            size = size_bytes(scheme, *sides, rank, bias=bias)
+            ram = resident_bytes(scheme, size)
+            yield Candidate(scheme, rank, fit.losses[scheme], size, ram, price.latency_s, price.source, fit.alternative)
 
 
-def _suits(form: str, layer: LinearLayer, rank: int | None) -> bool:
+def _suits(scheme: Scheme, layer: LinearLayer, rank: int | None) -> bool:
     """LiteRT has fast kernels for int4 only in fully connected layers of an even number of inputs."""
-    if form != "int4-dynamic-range":
+    if scheme != INT4_DYNAMIC:
         return True
     return layer.op != "Conv" and layer.in_features % 2 == 0 and (rank or 0) % 2 == 0
 

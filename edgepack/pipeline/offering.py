@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
+from edgepack.backends.schemes import SCHEMES
 from edgepack.executor import Workers
 from edgepack.factorize.methods import PATENTS
-from edgepack.formats import FORMS, Format
+from edgepack.model.scheme import Format
 from edgepack.pipeline.alternatives import fit_alternatives
 from edgepack.pipeline.files import ModelFiles
 from edgepack.pipeline.guarding import Data, Methods
@@ -43,12 +44,12 @@ def offered(
         DeviceError: the workers, or this machine as a device, failed.
     """
     options, layers, largest = task.options, task.layers, task.rounder.largest
-    forms = tuple(form for fmt in files for form in FORMS[fmt])
+    schemes = tuple(scheme for fmt in files for scheme in SCHEMES[fmt])
     ranks = ranks_of(layers, options, unseen, share=share)
     residual = residuals_of(layers, options, unseen)
     task.alternatives = fit_alternatives(
         *(layers, task.rounder.covariances, _moments(sensitivity, methods), methods.others, options.rank),
-        forms=forms,
+        schemes=schemes,
         seed=options.seed,
         largest=largest,
         key=key,
@@ -67,7 +68,7 @@ def offered(
         if name in PATENTS:
             task.warn(f"{name} is covered by patent {PATENTS[name]}: see to it that you may use it")
     losses = predict_losses(
-        *(layers, task.spectra, sensitivity, forms, {name: own for name, (own, _) in ranks.items()}),
+        *(layers, task.spectra, sensitivity, schemes, {name: own for name, (own, _) in ranks.items()}),
         residual=residual,
         method=methods.factorizer,
         seed=options.seed,

@@ -9,7 +9,7 @@ from typing import Literal
 
 from edgepack.emit.needs import INSTALL, NAMES, missing_for
 from edgepack.errors import UsageError
-from edgepack.formats import FORMATS, Format
+from edgepack.model.scheme import FORMATS, Format
 from edgepack.pipeline.opened import model_kind
 from edgepack.recover.budget import Budget
 from edgepack.targets import HOST, Target

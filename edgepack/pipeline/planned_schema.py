@@ -50,7 +50,7 @@ class _Layer(BaseModel):
     in_features: Side
     rank: Side | None
     break_even_rank: Count
-    form: Text | None
+    scheme: Text | None
     reason: Text
     predicted: _Candidate | None
     lost_shares: _Shares | None = None
@@ -58,15 +58,15 @@ class _Layer(BaseModel):
 
 
 class _File(BaseModel):
-    form: Text
+    scheme: Text
     size_bytes: Count
-    form_chosen_by: Text | None = None
+    scheme_chosen_by: Text | None = None
     layers: Annotated[list[_Layer], Field(max_length=MAX_LAYERS)] = []
 
     @model_validator(mode="after")
     def _planned(self) -> _File:
-        if "layers" in self.model_fields_set and self.form_chosen_by is None:
-            raise ValueError("form_chosen_by is missing")
+        if "layers" in self.model_fields_set and self.scheme_chosen_by is None:
+            raise ValueError("scheme_chosen_by is missing")
         return self
 
 

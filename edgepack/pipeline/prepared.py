@@ -14,7 +14,7 @@ from edgepack.data import Samples, example, read_npz
 from edgepack.emit.needs import INSTALL, NAMES
 from edgepack.errors import ModelError, UsageError
 from edgepack.executor import Workers, workers
-from edgepack.formats import Format
+from edgepack.model.scheme import Format
 from edgepack.pipeline.attempt import Guard, Prover
 from edgepack.pipeline.covariances import Covariances
 from edgepack.pipeline.crossvalidating import CrossValidation, check_labels, cross_validated
@@ -190,7 +190,7 @@ def _choose_grid(options: BuildOptions, onnx: OnnxFiles, guard: Guard, work: Pat
     noise = {}
     for largest in options.weight_grids:
         onnx.largest = largest
-        onnx.write({}, onnx.probe_form, path)
+        onnx.write({}, onnx.probe_scheme, path)
         noise[largest] = metrics.sqnr_db(guard.answers(path, "onnx"), guard.reference)
     onnx.largest = max(options.weight_grids, key=lambda largest: noise[largest])
 

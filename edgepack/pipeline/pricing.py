@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from edgepack.backends.schemes import SCHEMES
 from edgepack.bench.devices.local import LocalDevice
 from edgepack.cache import Cache
 from edgepack.data import Samples, example
 from edgepack.errors import ModelError
-from edgepack.formats import RESIDUAL_FORMS, Format
+from edgepack.model.scheme import BITS, Format, Scheme
 from edgepack.pipeline.layer_points import points_for
 from edgepack.pipeline.measuring import measure_points
 from edgepack.pipeline.observe import Observation, joined
@@ -22,8 +23,6 @@ from edgepack.plan.sources import Shape, cost_source, dense_int8
 from edgepack.plan.table import Point
 from edgepack.progress import Progress, silent
 from edgepack.targets import HOST, Target
-
-INT4: Mapping[Format, str] = {"onnx": "nbits4", "tflite": "int4-dynamic-range"}
 
 
 @dataclass(frozen=True)
@@ -48,25 +47,25 @@ class Prices:
     uses: Mapping[str, Uses]
     sides: Mapping[str, tuple[int, int]]
     _known: dict[Point, Price | None] = field(default_factory=dict, repr=False, compare=False)
-    _filled: set[tuple[Format, str]] = field(default_factory=set, repr=False, compare=False)
+    _filled: set[Scheme] = field(default_factory=set, repr=False, compare=False)
 
-    def price(self, fmt: Format, layer: str, rank: int | None, form: str) -> Price | None:
-        """One inference of a layer, all of its places together: dense (`rank` None), as a pair or both, in a form.
+    def price(self, layer: str, rank: int | None, scheme: Scheme) -> Price | None:
+        """One inference of a layer, all of its places together: dense (`rank` None), as a pair or both, in a scheme.
 
         None where the source has nothing on it. A layer that an inference does not reach costs nothing.
         """
         uses = self.uses.get(layer)
         if uses is None:
-            return Price(0.0, self.sources[fmt].name, 0.0)
-        point = Point(fmt, form, *self.sides[layer], rank, uses.rows)
+            return Price(0.0, self.sources[scheme.backend].name, 0.0)
+        point = Point(scheme, *self.sides[layer], rank, uses.rows)
         if point not in self._known:
-            self._fill(fmt, form, point)
+            self._fill(scheme, point)
         price = self._known[point]
         return None if price is None else replace(price, latency_s=uses.places * price.latency_s)
 
-    def dense_latency_s(self, fmt: Format, form: str) -> float | None:
-        """Seconds of all linear layers, dense and in one form; None where the source lacks it."""
-        found = [self.price(fmt, layer, None, form) for layer in self.sides]
+    def dense_latency_s(self, scheme: Scheme) -> float | None:
+        """Seconds of all linear layers, dense and in one scheme; None where the source lacks it."""
+        found = [self.price(layer, None, scheme) for layer in self.sides]
         known = [one.latency_s for one in found if one is not None]
         return sum(known) if len(known) == len(found) else None
 
@@ -78,17 +77,17 @@ class Prices:
         """Where the prices of a format come from, for people."""
         return self.sources[fmt].name
 
-    def _fill(self, fmt: Format, form: str, wanted: Point) -> None:
+    def _fill(self, scheme: Scheme, wanted: Point) -> None:
         """Prices what will be asked next as well: a source answers many points in little more time than one."""
         points = [wanted]
-        if (fmt, form) not in self._filled:
-            self._filled.add((fmt, form))
+        if scheme not in self._filled:
+            self._filled.add(scheme)
             for layer, uses in self.uses.items():
                 sides = self.sides[layer]
-                ranks = residual_ranks(*sides) if form in RESIDUAL_FORMS else (None, *rank_choices(*sides))
-                points += [Point(fmt, form, *sides, rank, uses.rows) for rank in ranks]
+                ranks = residual_ranks(*sides) if scheme.corrected else (None, *rank_choices(*sides))
+                points += [Point(scheme, *sides, rank, uses.rows) for rank in ranks]
         missing = [point for point in dict.fromkeys(points) if point not in self._known]
-        self._known.update(zip(missing, prices_of(self.sources[fmt], missing), strict=True))
+        self._known.update(zip(missing, prices_of(self.sources[scheme.backend], missing), strict=True))
 
 
 def make_prices(
@@ -151,7 +150,8 @@ def _by_sides(
 def _needed(fmt: Format, shapes: Sequence[Shape], precision: PrecisionChoice) -> list[Point]:
     """The points that a source has to price: the dense layers in int8, and in int4 where that was asked for."""
     points = dense_int8(fmt, shapes)
-    return points + [replace(point, form=INT4[fmt]) for point in points if precision == "int4"]
+    int4 = next(scheme for scheme in SCHEMES[fmt] if scheme.bits == BITS["int4"])
+    return points + [replace(point, scheme=int4) for point in points if precision == "int4"]
 
 
 def _measured_here(

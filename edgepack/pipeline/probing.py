@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
+from edgepack.backends.schemes import FP32
 from edgepack.cache import digest
-from edgepack.formats import Format, plain_form
 from edgepack.metrics import Drop
+from edgepack.model.scheme import FileScheme, Format, Scheme
 from edgepack.pipeline.files import ModelFiles
 from edgepack.pipeline.ladder import LayerPlans, Step
 from edgepack.pipeline.options import BuildOptions
 from edgepack.pipeline.task import Task
-from edgepack.plan.forms import base_form, exceptions
+from edgepack.plan.file_scheme import base_scheme, exceptions
 from edgepack.versions import tool_versions
 
 
@@ -20,13 +21,13 @@ class Probe:
     """A plan that was emitted.
 
     Attributes:
-        form: of the file.
+        scheme: of the file.
         latency_s: predicted, of the linear layers.
         size_bytes: of the emitted file.
     """
 
     fmt: Format
-    form: str
+    scheme: FileScheme
     layers: LayerPlans
     drop: Drop
     loss: float
@@ -34,35 +35,35 @@ class Probe:
     size_bytes: int
 
 
-def beside_code(options: BuildOptions, files: ModelFiles) -> str:
-    """The form of a file whose layers are all in code, by which other weights go: int8 unless fp32 was asked for."""
-    return "fp32" if options.precision == "fp32" else plain_form(files.probe_form)
+def beside_code(options: BuildOptions, files: ModelFiles) -> Scheme:
+    """The scheme of a file whose layers are all in code, by which other weights go: int8 unless fp32 was asked for."""
+    return FP32[files.fmt] if options.precision == "fp32" else files.probe_scheme.layers
 
 
-def probe_form(files: ModelFiles, layers: LayerPlans, in_code: str = "fp32") -> str:
-    """The form that a plan is probed in: weights beside linear layers in int8, decoded at load, where there are any.
+def probe_scheme(files: ModelFiles, layers: LayerPlans, in_code: Scheme) -> FileScheme:
+    """The scheme that a plan is probed in: weights beside linear layers in int8, decoded at load, where there are any.
 
     Tables in 4 bits, where they are possible, are tried with the file that is written.
 
     Args:
         in_code: of `beside_code`.
     """
-    forms = files.rest(base_form(layers, in_code))
-    return next((form for form in reversed(forms) if "+" in form), forms[0])
+    schemes = files.rest(base_scheme(layers, in_code))
+    return next((scheme for scheme in reversed(schemes) if scheme.others != scheme.layers), schemes[0])
 
 
 def probe(task: Task, files: ModelFiles, step: Step) -> Probe:
     """What the plan's file loses on the guard."""
-    form = probe_form(files, step.layers, beside_code(task.options, files))
+    scheme = probe_scheme(files, step.layers, beside_code(task.options, files))
 
     def measure() -> dict[str, object]:
         out = task.work / f"probe.{files.fmt}"
-        files.write(files.takes(task.draft(step.layers, form)), form, out, exceptions(step.layers, form))
+        files.write(files.takes(task.draft(step.layers, scheme)), scheme, out, exceptions(step.layers, scheme))
         drop, size = task.prover.drop_of(out, files.fmt), out.stat().st_size
         out.unlink()
         return {"drop": asdict(drop), "size_bytes": size}
 
-    key = digest("probe", 4, task.key, task.rounder.largest, files.fmt, form, step.choices, tool_versions())
+    key = digest("probe", 4, task.key, task.rounder.largest, files.fmt, str(scheme), step.choices, tool_versions())
     found = task.cache.record("probes", key, measure)
     drop = Drop(**found["drop"])
-    return Probe(files.fmt, form, step.layers, drop, step.loss, step.latency_s, found["size_bytes"])
+    return Probe(files.fmt, scheme, step.layers, drop, step.loss, step.latency_s, found["size_bytes"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgepack.formats import Format
+from edgepack.model.scheme import FileScheme, Format, Scheme
 from edgepack.pipeline.attempt import Attempt
 from edgepack.pipeline.baselines import Baseline
 from edgepack.pipeline.files import ModelFiles
@@ -51,10 +51,10 @@ def _fits(task: Task, baseline: Baseline, fmt: Format) -> bool:
 
 def _dense(task: Task, files: ModelFiles, baseline: Baseline, reason: str) -> Attempt:
     """The baseline's own file as the pack's model, proved like any other."""
-    layers = tuple(_dense_plan(layer, baseline.form, reason) for layer in task.layers)
-    return task.prover.measure(files, layers, {}, baseline.form, baseline.int8)
+    layers = tuple(_dense_plan(layer, baseline.scheme, reason) for layer in task.layers)
+    return task.prover.measure(files, layers, {}, FileScheme.of(baseline.scheme), baseline.int8)
 
 
-def _dense_plan(layer: LinearLayer, form: str, reason: str) -> LayerPlan:
+def _dense_plan(layer: LinearLayer, scheme: Scheme, reason: str) -> LayerPlan:
     sides = layer.out_features, layer.in_features
-    return LayerPlan(layer.name, *sides, None, break_even_rank(*sides), 0.0, reason, form=form)
+    return LayerPlan(layer.name, *sides, None, break_even_rank(*sides), 0.0, reason, scheme=scheme)

@@ -16,7 +16,7 @@ from edgepack.factorize import factorizer, spectrum_of
 from edgepack.factorize.paired import PairedMoments, PairedRows, pooled
 from edgepack.factorize.refit import refit, refitted_weights
 from edgepack.factorize.two_sided import damped
-from edgepack.formats import RESIDUAL_FORMS
+from edgepack.model.scheme import FileScheme, Scheme
 from edgepack.pipeline.covariances import Covariances
 from edgepack.pipeline.moments import THREADS
 from edgepack.pipeline.observe import Observation, joined
@@ -34,7 +34,7 @@ FEWEST = 32
 WIDEST = 2048
 """Inputs of the widest layer that is refitted: every part has matrices of that size."""
 VERSION = 1
-_Choice = tuple[LinearLayer, Spectrum, int, str]
+_Choice = tuple[LinearLayer, Spectrum, int, Scheme]
 
 
 @dataclass
@@ -66,13 +66,13 @@ class Refitter:
     progress: Progress
 
     def factors(
-        self, layers: Sequence[LinearLayer], spectra: Sequence[Spectrum], plan: Sequence[LayerPlan], form: str
+        self, layers: Sequence[LinearLayer], spectra: Sequence[Spectrum], plan: Sequence[LayerPlan], scheme: FileScheme
     ) -> dict[str, Factors]:
-        """Factors of every layer that the plan factors, on the grids of its form; `form` is that of the others."""
+        """Factors of every layer that the plan factors, on the grids of its scheme; `scheme` is the file's."""
         from edgepack.onnxgraph.depth import depths
 
         wanted = {
-            layer.name: (layer, spectrum, choice.rank, choice.form or form)
+            layer.name: (layer, spectrum, choice.rank, choice.scheme_in(scheme))
             for layer, spectrum, choice in zip(layers, spectra, plan, strict=True)
             if choice.rank is not None
         }
@@ -87,14 +87,14 @@ class Refitter:
         return {name: done[name] for name in wanted}
 
     def _fits(self, choice: _Choice, depth: int | None) -> bool:
-        layer, spectrum, _, form = choice
+        layer, spectrum, _, scheme = choice
         few = len(self.calibration) < FEWEST
         return (
             bool(depth)
             and not few
             and spectrum.mean is not None
             and layer.in_features <= WIDEST
-            and form not in RESIDUAL_FORMS
+            and not scheme.corrected
         )
 
     def _kept(self, choice: _Choice) -> Factors:
@@ -105,8 +105,10 @@ class Refitter:
         cache, rounder = self.rounder.covariances.cache, self.rounder
         prefix = digest("refit", VERSION, PARTS, rounder.covariances.key, *_parts(before))
         keys = {
-            name: digest(prefix, rounder.method, rounder.seed, rounder.largest, name, rank, form, _weighing(spectrum))
-            for name, (_, spectrum, rank, form) in choices.items()
+            name: digest(
+                prefix, rounder.method, rounder.seed, rounder.largest, name, rank, scheme.key, _weighing(spectrum)
+            )
+            for name, (_, spectrum, rank, scheme) in choices.items()
         }
         found = {name: known for name, key in keys.items() if (known := cache.known_arrays("refitted", key))}
         missing = {name: choice for name, choice in choices.items() if name not in found}
@@ -152,7 +154,7 @@ class Refitter:
         return None if moment is None else np.linalg.cholesky(damped(layer, moment))
 
     def _refitted(self, choice: _Choice, parts: Sequence[PairedMoments], prefix: str) -> Factors:
-        layer, spectrum, rank, form = choice
+        layer, spectrum, rank, scheme = choice
         rounder, root = self.rounder, self._root(layer)
         plain = factorizer(rounder.method).factors(layer, spectrum, rank)
         bias = np.zeros(layer.out_features, np.float32) if plain.bias is None else plain.bias
@@ -180,7 +182,7 @@ class Refitter:
             fitted={layer.name: seen.inputs},
         )
         return replace(rounder, covariances=covariances, _last={}).factors(
-            replace(fitted, moments=None), self._spectrum(fitted, seen.inputs), rank, form
+            replace(fitted, moments=None), self._spectrum(fitted, seen.inputs), rank, scheme
         )
 
     def _spectrum(self, fitted: LinearLayer, seen: Moments) -> Spectrum:

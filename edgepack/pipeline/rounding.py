@@ -11,7 +11,7 @@ from edgepack.cache import digest
 from edgepack.factorize import factorizer
 from edgepack.factorize.two_sided import damped
 from edgepack.factorize.whitened import shrunk_covariance
-from edgepack.formats import FORMS, RESIDUAL_FORMS, WEIGHT_BITS
+from edgepack.model.scheme import Scheme
 from edgepack.pipeline.beside import beside, rounded_beside
 from edgepack.pipeline.covariances import Covariances
 from edgepack.pipeline.losses import factors_at
@@ -21,7 +21,6 @@ from edgepack.quantize.bias import corrected_bias, corrected_pair
 from edgepack.quantize.energy import output_energy
 from edgepack.quantize.gauge import LatentGrid, search_gauge, turned
 from edgepack.quantize.gptq import gptq
-from edgepack.quantize.grid import WEIGHT_MAX
 from edgepack.quantize.lattice import WeightGrid, grid_of
 from edgepack.types import Array, Dense, Factors, LinearLayer, Moments, Spectrum
 
@@ -29,12 +28,11 @@ VERSION = 2
 ROUNDS = ((1024, 6), (2048, 2), (1 << 62, 0))
 """By the width of a layer: one round takes seconds at 2048 inputs, ten at 4096. Without rounds each factor is rounded
 once, by GPTQ."""
-_STATIC = ("int8-static-qdq", "int8-static")
 
 
 @dataclass
 class Rounder:
-    """Makes what is written for a layer in a form; what lies on integer grids is kept in the cache.
+    """Makes what is written for a layer in a scheme; what lies on integer grids is kept in the cache.
 
     Attributes:
         covariances: of the layers' inputs; a layer without one is rounded to nearest by whoever writes it.
@@ -53,16 +51,16 @@ class Rounder:
     _dense: dict[str, Dense] = field(default_factory=dict)
     _energies: dict[str, float] = field(default_factory=dict)
 
-    def factors(self, layer: LinearLayer, spectrum: Spectrum, rank: int, form: str) -> Factors:
-        """A pair whose weights lie on the grids of the form, so that every quantizer leaves them as they are."""
-        if form in RESIDUAL_FORMS:
-            return self._residual(layer, spectrum, rank, form)
+    def factors(self, layer: LinearLayer, spectrum: Spectrum, rank: int, scheme: Scheme) -> Factors:
+        """A pair whose weights lie on the grids of the scheme, so that every quantizer leaves them as they are."""
+        if scheme.corrected:
+            return self._residual(layer, spectrum, rank, scheme)
         if spectrum.mean is None:  # nothing is known of the layer's input
             return self.plain(layer, spectrum, rank)
-        grids = self._grid(form, rank), self._grid(form, layer.in_features)
+        grids = self._grid(scheme, rank), self._grid(scheme, layer.in_features)
         if grids[0] is None or grids[1] is None:
             return self.plain(layer, spectrum, rank)
-        latent = latent_grid(form)
+        latent = latent_grid(scheme)
         key = digest(
             *("rounded", VERSION, self.covariances.key, self.method, layer.name, rank, self.seed, latent),
             *((grid.largest, grid.block) for grid in grids if grid is not None),
@@ -71,11 +69,11 @@ class Rounder:
         both = grids[0], grids[1]
         return self._kept(key, lambda: self._made(layer, spectrum, rank, both, latent))
 
-    def trained(self, layer: LinearLayer, pair: Factors, form: str) -> Factors:
-        """A trained pair for a form; training knew of per-channel int8, which is left to the writer."""
-        grids = self._grid(form, pair.rank), self._grid(form, layer.in_features)
+    def trained(self, layer: LinearLayer, pair: Factors, scheme: Scheme) -> Factors:
+        """A trained pair for a scheme; training knew of per-channel int8, which is left to the writer."""
+        grids = self._grid(scheme, pair.rank), self._grid(scheme, layer.in_features)
         moments = self.covariances.of(layer.name)
-        if grids[0] is None or grids[1] is None or moments is None or is_per_channel_int8(form):
+        if grids[0] is None or grids[1] is None or moments is None or scheme.per_channel_int8:
             return pair
         rounds = _rounds(layer)
         product = (pair.A.astype(np.float64) @ pair.B).astype(np.float32)
@@ -88,18 +86,18 @@ class Rounder:
             self._energies[layer.name] = output_energy(layer.weight, covariance)
         return self._energies[layer.name]
 
-    def largest_of(self, form: str) -> int:
-        """Largest int8 weight code of a per-channel form."""
-        return self.largest if form in FORMS["onnx"] else WEIGHT_MAX
+    def largest_of(self, scheme: Scheme) -> int:
+        """Largest int8 weight code of a per-channel scheme."""
+        return self.largest if scheme.backend == "onnx" else scheme.qmax
 
-    def dense(self, layer: LinearLayer, form: str, *, only_bits: int | None = None) -> Dense | None:
-        """The layer's own weight on the grid of a form; None where there is none, or nothing is known of the input.
+    def dense(self, layer: LinearLayer, scheme: Scheme, *, only_bits: int | None = None) -> Dense | None:
+        """The layer's own weight on the grid of a scheme; None where there is none, or nothing is known of the input.
 
         A layer without a bias, or with zeros, gets none: it is rounded on the second moment of its input instead.
         With `only_bits` all other widths are left to the writer.
         """
         moments = self.covariances.of(layer.name)
-        grid = None if moments is None else self._grid(form, layer.in_features)
+        grid = None if moments is None else self._grid(scheme, layer.in_features)
         if moments is None or grid is None or not moments.variance.sum() > 0 or only_bits not in (None, grid.bits):
             return None
         key = digest("dense", VERSION, self.covariances.key, layer.name, grid.largest, grid.block)
@@ -108,27 +106,27 @@ class Rounder:
             self._dense[key] = Dense(known["weight"], known["bias"] if known["bias"].size else None)
         return self._dense[key]
 
-    def _grid(self, form: str, in_features: int) -> WeightGrid | None:
-        return grid_of(form, in_features, largest=self.largest_of(form))
+    def _grid(self, scheme: Scheme, in_features: int) -> WeightGrid | None:
+        return grid_of(scheme, in_features, largest=self.largest_of(scheme))
 
-    def _residual(self, layer: LinearLayer, spectrum: Spectrum, rank: int, form: str) -> Factors:
+    def _residual(self, layer: LinearLayer, spectrum: Spectrum, rank: int, scheme: Scheme) -> Factors:
         """A pair and the dense matrix beside it, all on their grids."""
         moments = self.covariances.of(layer.name)
         if moments is None:
             return beside(layer, self.plain(layer, spectrum, rank))
-        parts = (form, self.covariances.key, self.method, layer.name, rank, self.seed)
+        parts = (scheme.name, self.covariances.key, self.method, layer.name, rank, self.seed)
         key = digest("rounded beside", VERSION, *parts)
-        return self._kept(key, lambda: packed_part(rounded_beside(layer, moments, form, rank, seed=self.seed)))
+        return self._kept(key, lambda: packed_part(rounded_beside(layer, moments, scheme, rank, seed=self.seed)))
 
     def _kept(self, key: str, make: Callable[[], Mapping[str, Array]]) -> Factors:
         if key not in self._last:
             self._last[key] = unpacked_pair(self.covariances.cache.arrays("rounded", key, make))
         return self._last[key]
 
-    def draft(self, layer: LinearLayer, spectrum: Spectrum, rank: int, form: str) -> Factors:
+    def draft(self, layer: LinearLayer, spectrum: Spectrum, rank: int, scheme: Scheme) -> Factors:
         """`plain`, or `factors` where a dense matrix in 4 bits stands beside the pair."""
-        if form in RESIDUAL_FORMS:
-            return self._residual(layer, spectrum, rank, form)
+        if scheme.corrected:
+            return self._residual(layer, spectrum, rank, scheme)
         return self.plain(layer, spectrum, rank)
 
     def plain(self, layer: LinearLayer, spectrum: Spectrum, rank: int) -> Factors:
@@ -156,18 +154,13 @@ class Rounder:
         return packed_part(pair)
 
 
-def is_per_channel_int8(form: str) -> bool:
-    """Whether a form has 8-bit weights with one scale per output channel."""
-    return WEIGHT_BITS[form] == 8 and not form.startswith("nbits")
-
-
 def _rounds(layer: LinearLayer) -> int:
     return next(count for size, count in ROUNDS if layer.in_features <= size)
 
 
-def latent_grid(form: str) -> LatentGrid:
-    """How an integer form rounds what flows between the two factors."""
-    return "static" if form in _STATIC else "dynamic"
+def latent_grid(scheme: Scheme) -> LatentGrid:
+    """How an integer scheme rounds what flows between the two factors."""
+    return "static" if scheme.is_static else "dynamic"
 
 
 def _dense_arrays(layer: LinearLayer, moments: Moments, grid: WeightGrid) -> Mapping[str, Array]:

@@ -11,8 +11,8 @@ import numpy as np
 from edgepack import metrics
 from edgepack.data import Samples, validate
 from edgepack.errors import DataError
-from edgepack.formats import Format
 from edgepack.inference import THREADS, Running, load, predict
+from edgepack.model.scheme import Format
 from edgepack.pipeline.attempt import Guard
 from edgepack.pipeline.opened import Opened
 from edgepack.sources.recipe import user_errors

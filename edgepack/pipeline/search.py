@@ -9,15 +9,15 @@ from functools import partial
 
 from edgepack.cache import digest
 from edgepack.errors import ModelError, ProofError
-from edgepack.formats import CODED, WEIGHT_BITS
 from edgepack.metrics import Drop
+from edgepack.model.scheme import FileScheme
 from edgepack.pipeline.attempt import Attempt
 from edgepack.pipeline.files import ModelFiles
 from edgepack.pipeline.ladder import Choice, LayerPlans, Step
 from edgepack.pipeline.probing import Probe, beside_code, probe
 from edgepack.pipeline.task import Task
 from edgepack.plan import cost
-from edgepack.plan.forms import base_form, file_form
+from edgepack.plan.file_scheme import base_scheme, file_label
 from edgepack.plan.search import climb, within
 from edgepack.report.cells import seconds
 from edgepack.types import LayerPlan
@@ -36,8 +36,8 @@ class Found:
 
     Attributes:
         attempt: the file.
-        latency_s: seconds per inference of the files that were compared on this machine, by form and rank; empty for a
-            target that is not this machine.
+        latency_s: seconds per inference of the files that were compared on this machine, by scheme and rank; empty for
+            a target that is not this machine.
         probes: all that was looked at, the one that loses least first.
     """
 
@@ -73,7 +73,7 @@ class Search:
         if self._task.recovery is not None:
             wider = [limit * reach for reach in REACH]
             order = [i for far in wider for i in self._ordered(steps, within(self._climb(steps, far), far))[:1]] + order
-        # The plan that loses least is the last resort, in a form or a format that loses more than its probe.
+        # The plan that loses least is the last resort, in a scheme or a format that loses more than its probe.
         return self._best([steps[i] for i in [*order, 0]], limit)
 
     def _ordered(self, steps: Sequence[Step], indices: Iterable[int]) -> list[int]:
@@ -144,35 +144,36 @@ class Search:
     def _attempts(self, step: Step, limit: float | None) -> Iterator[Attempt]:
         """Files of a plan, in the order in which they are wanted; where nothing can be measured the first good one ends
         it."""
-        for form, layers in self._variants(step.layers):
-            self._task.progress(f"emit {self._files.fmt} {form}")
-            factors = self._files.takes(self._task.factors(layers, form))
-            path = self._task.work / f"{digest(step.choices, form)[:12]}.{self._files.fmt}"
+        for scheme, layers in self._variants(step.layers):
+            self._task.progress(f"emit {self._files.fmt} {scheme}")
+            factors = self._files.takes(self._task.factors(layers, scheme))
+            path = self._task.work / f"{digest(step.choices, str(scheme))[:12]}.{self._files.fmt}"
             try:
-                attempt = self._task.prover.attempt(self._files, layers, factors, form, path)
+                attempt = self._task.prover.attempt(self._files, layers, factors, scheme, path)
             except ModelError as err:
-                self._task.warn(f"the form {form} cannot be used here: {err.message}")
+                self._task.warn(f"the scheme {scheme} cannot be used here: {err.message}")
                 continue
             if not attempt.sound:
-                self._task.warn(f"the form {form} was dropped: {attempt.failure}")
+                self._task.warn(f"the scheme {scheme} was dropped: {attempt.failure}")
             yield attempt
             if attempt.sound and attempt.within(limit) and not self._task.measures_here:
                 return
 
-    def _variants(self, layers: LayerPlans) -> Iterator[tuple[str, LayerPlans]]:
-        """Ways to write a file of the plan: its weights beside linear layers, and forms that only whole files have."""
-        for form in self._files.rest(base_form(layers, beside_code(self._task.options, self._files))):
-            yield form, layers
-        for form in self._files.whole_forms:
-            own = {layer.form or form for layer in layers}
-            if CODED not in own and all(WEIGHT_BITS[each] == WEIGHT_BITS[form] for each in own):
-                yield form, tuple(replace(layer, form=form) for layer in layers)
+    def _variants(self, layers: LayerPlans) -> Iterator[tuple[FileScheme, LayerPlans]]:
+        """Ways to write a file of the plan: with its other weights, and in schemes that only whole files have."""
+        base = base_scheme(layers, beside_code(self._task.options, self._files))
+        for file in self._files.rest(base):
+            yield file, layers
+        for scheme in self._files.file_schemes:
+            own = {layer.scheme or scheme for layer in layers}
+            if all(each.bits == scheme.bits and not each.is_constexpr for each in own):
+                yield FileScheme.of(scheme), tuple(replace(layer, scheme=scheme) for layer in layers)
 
 
 def _name(attempt: Attempt) -> str:
-    """Tells the files that are compared apart, for people: form and ranks."""
+    """Tells the files that are compared apart, for people: scheme and ranks."""
     kept = ",".join(_kept(layer) for layer in attempt.layers[:8])
-    return f"{attempt.path.stem} {file_form(attempt.layers, attempt.form)} {kept}"
+    return f"{attempt.path.stem} {file_label(attempt.layers, attempt.scheme)} {kept}"
 
 
 def _kept(layer: LayerPlan) -> str:

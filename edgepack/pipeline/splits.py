@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from edgepack.factorize import factorizer
-from edgepack.formats import WEIGHT_BITS
+from edgepack.model.scheme import FileScheme
 from edgepack.pipeline.attempt import Attempt
 from edgepack.pipeline.files import ModelFiles
 from edgepack.pipeline.rounding import latent_grid
@@ -14,18 +14,18 @@ from edgepack.types import Factors, LayerPlan, LinearLayer, Replacement, Spectru
 
 def layer_splits(task: Task, files: ModelFiles, attempt: Attempt) -> dict[str, Split]:
     """By layer name. Float layers that lose nothing are absent, and those whose input the data never reached."""
-    parts = files.takes(task.factors(attempt.layers, attempt.form))
+    parts = files.takes(task.factors(attempt.layers, attempt.scheme))
     found: dict[str, Split] = {}
     for layer, spectrum, choice in zip(task.layers, task.spectra, attempt.layers, strict=True):
         if layer.name in parts:
-            split = _split(task, layer, spectrum, parts[layer.name], choice, attempt.form)
+            split = _split(task, layer, spectrum, parts[layer.name], choice, attempt.scheme)
             if split is not None:
                 found[layer.name] = split
     return found
 
 
 def _split(
-    task: Task, layer: LinearLayer, spectrum: Spectrum, part: Replacement, choice: LayerPlan, file_form: str
+    task: Task, layer: LinearLayer, spectrum: Spectrum, part: Replacement, choice: LayerPlan, file: FileScheme
 ) -> Split | None:
     moments = task.rounder.covariances.of(layer.name)
     if moments is None:
@@ -39,6 +39,6 @@ def _split(
     # counts as truncation.
     unknown = task.recovery or task.refitter or choice.alternative
     exact = part if unknown else factorizer(task.method).factors(layer, spectrum, part.rank)
-    form = choice.form_in(file_form)
-    latent = latent_grid(form) if WEIGHT_BITS[form] < 32 else 0.0
+    scheme = choice.scheme_in(file)
+    latent = latent_grid(scheme) if not scheme.is_float else 0.0
     return split_error(layer.weight, layer.bias, exact, part, covariance, moments.mean, latent, energy=energy)

@@ -12,18 +12,18 @@ import numpy as np
 from edgepack.cache import Cache, digest, file_digest
 from edgepack.data import example
 from edgepack.executor import one_thread
-from edgepack.formats import RESIDUAL_FORMS, Aim, Format, plain_form
 from edgepack.inference import load, rename
+from edgepack.model.scheme import FileScheme, Format, Scheme
 from edgepack.pipeline.alternatives import Alternatives
 from edgepack.pipeline.attempt import Prover
 from edgepack.pipeline.options import BuildOptions
 from edgepack.pipeline.recovering import Outcome, Recovery
 from edgepack.pipeline.refitting import Refitter
-from edgepack.pipeline.rounding import Rounder, is_per_channel_int8
+from edgepack.pipeline.rounding import Rounder
 from edgepack.plan.cost import interleaved_s
 from edgepack.progress import Progress
 from edgepack.targets import HOST
-from edgepack.types import Dense, Factors, LayerPlan, LinearLayer, Replacement, Spectrum, pairs_of
+from edgepack.types import Aim, Dense, Factors, LayerPlan, LinearLayer, Replacement, Spectrum, pairs_of
 from edgepack.versions import tool_versions
 
 
@@ -68,59 +68,59 @@ class Task:
         if message not in self.warnings:
             self.warnings.append(message)
 
-    def draft(self, plan: Sequence[LayerPlan], form: str) -> dict[str, Replacement]:
+    def draft(self, plan: Sequence[LayerPlan], scheme: FileScheme) -> dict[str, Replacement]:
         """What the plan writes for its layers, quickly: pairs and 8-bit weights are left to be rounded to nearest.
 
         With 4 bits the difference is large: there dense layers are rounded as in the end, once for all plans.
         """
-        return self._each(plan, form, self.rounder.draft, partial(self.rounder.dense, only_bits=4))
+        return self._each(plan, scheme, self.rounder.draft, partial(self.rounder.dense, only_bits=4))
 
-    def factors(self, plan: Sequence[LayerPlan], form: str) -> dict[str, Replacement]:
-        """What the plan writes for its layers, on the grids of their forms; `form` is that of the file."""
-        outcome = self.recovered(plan, form)
+    def factors(self, plan: Sequence[LayerPlan], scheme: FileScheme) -> dict[str, Replacement]:
+        """What the plan writes for its layers, on the grids of their schemes; `scheme` is that of the file."""
+        outcome = self.recovered(plan, scheme)
         if outcome is None:
-            return self._untrained(plan, form)
+            return self._untrained(plan, scheme)
         trained = outcome.factors
 
-        def pair(layer: LinearLayer, spectrum: Spectrum, rank: int, own: str) -> Factors:
+        def pair(layer: LinearLayer, spectrum: Spectrum, rank: int, own: Scheme) -> Factors:
             if layer.name in trained:
                 return self.rounder.trained(layer, trained[layer.name], own)
             return self.rounder.factors(layer, spectrum, rank, own)
 
-        return self._each(plan, form, pair, self.rounder.dense)
+        return self._each(plan, scheme, pair, self.rounder.dense)
 
-    def recovered(self, plan: Sequence[LayerPlan], form: str) -> Outcome | None:
+    def recovered(self, plan: Sequence[LayerPlan], scheme: FileScheme) -> Outcome | None:
         """What training made of the plan's pairs; None without `--recover`, and for a plan without pairs.
 
         A pair that stands beside a dense matrix is not trained.
         """
         own = [layer for layer in plan if layer.alternative is None]
-        forms = {layer.layer: layer.form_in(form) for layer in own if layer.rank is not None}
-        pairs = {name: own for name, own in forms.items() if own not in RESIDUAL_FORMS}
+        schemes = {layer.layer: layer.scheme_in(scheme) for layer in own if layer.rank is not None}
+        pairs = {name: own for name, own in schemes.items() if not own.corrected}
         if self.recovery is None or not pairs:
             return None
-        begin = self.draft(plan, form) if self.refitter is None else self._untrained(plan, form)
+        begin = self.draft(plan, scheme) if self.refitter is None else self._untrained(plan, scheme)
         start = {name: pair for name, pair in pairs_of(begin).items() if name in pairs}
-        int8 = all(is_per_channel_int8(own) for own in pairs.values())
+        int8 = all(own.per_channel_int8 for own in pairs.values())
         return self.recovery.of(start, int8=int8, largest=min(map(self.rounder.largest_of, pairs.values())))
 
-    def _untrained(self, plan: Sequence[LayerPlan], form: str) -> dict[str, Replacement]:
+    def _untrained(self, plan: Sequence[LayerPlan], scheme: FileScheme) -> dict[str, Replacement]:
         if self.refitter is None:
-            return self._each(plan, form, self.rounder.factors, self.rounder.dense)
-        refitted = self.refitter.factors(self.layers, self.spectra, plan, plain_form(form))
-        return self._each(plan, form, lambda layer, *_: refitted[layer.name], self.rounder.dense)
+            return self._each(plan, scheme, self.rounder.factors, self.rounder.dense)
+        refitted = self.refitter.factors(self.layers, self.spectra, plan, scheme)
+        return self._each(plan, scheme, lambda layer, *_: refitted[layer.name], self.rounder.dense)
 
     def _each(
         self,
         plan: Sequence[LayerPlan],
-        form: str,
-        pair: Callable[[LinearLayer, Spectrum, int, str], Factors],
-        dense: Callable[[LinearLayer, str], Dense | None],
+        scheme: FileScheme,
+        pair: Callable[[LinearLayer, Spectrum, int, Scheme], Factors],
+        dense: Callable[[LinearLayer, Scheme], Dense | None],
     ) -> dict[str, Replacement]:
         made: dict[str, Replacement] = {}
         with one_thread():  # the same bytes on machines with more cores
             for layer, spectrum, choice in zip(self.layers, self.spectra, plan, strict=True):
-                own = choice.form_in(form)
+                own = choice.scheme_in(scheme)
                 part: Replacement | None
                 if choice.alternative is not None:
                     part = self.alternatives.part(layer.name, choice.alternative)

@@ -10,13 +10,14 @@ from types import TracebackType
 
 import numpy as np
 
+from edgepack.backends.tflite.schemes import CONSTEXPR, FP32, INT8_DYNAMIC, INT8_STATIC
 from edgepack.cache import Cache, digest
 from edgepack.data import Samples, feeds
 from edgepack.emit.tflite import TfliteEmitter
 from edgepack.emit.tflite_places import Places, find_places
-from edgepack.emit.tflite_quantize import LAYER_FORMS, check_mixture
+from edgepack.emit.tflite_quantize import LAYER_SCHEMES, check_mixture
 from edgepack.errors import ModelError
-from edgepack.formats import CODED, Format
+from edgepack.model.scheme import FileScheme, Format, Scheme
 from edgepack.pipeline.opened import Opened
 from edgepack.types import Array, Coded, Contents, Factors, Replacement, pairs_of
 from edgepack.versions import tool_versions
@@ -86,24 +87,24 @@ class TfliteFiles:
         self._shapes = {name: list(array.shape) for name, array in example.items()}
         self._key = digest(VERSION, opened.sha256, opened.kind, self._shapes, tool_versions())
 
-    probe_form = "int8-dynamic-range"
+    probe_scheme = FileScheme.of(INT8_DYNAMIC)
 
-    def layer_forms(self) -> tuple[str, ...]:
-        """The forms that single layers of one file can take."""
-        return LAYER_FORMS
+    def layer_schemes(self) -> tuple[Scheme, ...]:
+        """The schemes that single layers of one file can take."""
+        return LAYER_SCHEMES
 
-    def residual_forms(self) -> tuple[str, ...]:
+    def corrected_schemes(self) -> tuple[Scheme, ...]:
         """None: nothing here puts two products on one input into the converted graph."""
         return ()
 
-    def rest(self, form: str) -> tuple[str, ...]:
-        """The ways to write a file whose linear layers are in `form`."""
-        return (form,)
+    def rest(self, scheme: Scheme) -> tuple[FileScheme, ...]:
+        """The ways to write a file whose linear layers are in `scheme`."""
+        return (FileScheme.of(scheme),)
 
     @property
-    def whole_forms(self) -> tuple[str, ...]:
-        """Forms that only a whole file has."""
-        return ("int8-static",) if self.calibrated else ()
+    def file_schemes(self) -> tuple[Scheme, ...]:
+        """Schemes that only a whole file has."""
+        return (INT8_STATIC,) if self.calibrated else ()
 
     def takes(self, factors: Mapping[str, Replacement]) -> dict[str, Replacement]:
         """All pairs; and other weights and code of layers whose operators are fully understood, where the pairs are put
@@ -119,51 +120,57 @@ class TfliteFiles:
 
     def write_dense(self, out: Path) -> None:
         """The dense fp32 baseline."""
-        self.write({}, "fp32", out)
+        self.write({}, FileScheme.of(FP32), out)
 
-    def write_baseline(self, form: str, out: Path) -> str:
+    def write_baseline(self, scheme: Scheme, out: Path) -> str:
         """The dense int8 baseline by the format's own quantizer; returns its name."""
-        self.write({}, form, out)
+        self.write({}, FileScheme.of(scheme), out)
         return "litert-quantizer"
 
     def write(
-        self, factors: Mapping[str, Replacement], form: str, out: Path, forms: Mapping[str, str] | None = None
+        self,
+        factors: Mapping[str, Replacement],
+        scheme: FileScheme,
+        out: Path,
+        schemes: Mapping[str, Scheme] | None = None,
     ) -> None:
-        """The model with factors in place, in a form.
+        """The model with factors in place, in a scheme.
 
         Args:
             factors: by layer name, as `takes` leaves them; all other layers stay as they are.
-            form: of every layer that is not in `forms`, and of all other operators.
+            scheme: of every layer that is not in `schemes`, and of all other operators.
             out: where to write.
-            forms: of single layers, by name: some of `layer_forms()`; beside "int8-static" only "fp32". Both halves of
-                a factored layer take its form, and all places of a layer that is used in several. Layers in code are
-                "coded" beside any form, named here or not; no other layer is.
+            schemes: of single layers, by name: some of `layer_schemes()`; beside `INT8_STATIC` only `FP32`. Both halves
+                of a factored layer take its scheme, and all places of a layer that is used in several. Layers in code
+                are `CONSTEXPR` beside any scheme, named here or not; no other layer is.
 
         Raises:
-            ModelError: the model cannot be converted, a layer named in `forms` has no operator in the file, or one in
+            ModelError: the model cannot be converted, a layer named in `schemes` has no operator in the file, or one in
                 code cannot be written.
-            ValueError: a form in `forms` that cannot stand beside `form`.
+            ValueError: a scheme in `schemes` that cannot stand beside `scheme`.
         """
         coded = {name for name, part in factors.items() if isinstance(part, Coded)}
-        self._check_coded(coded, factors, forms or {})
-        others = {name: own for name, own in sorted((forms or {}).items()) if own != form and name not in coded}
-        check_mixture(form, others.values())
+        self._check_coded(coded, factors, schemes or {})
+        base = scheme.layers
+        others = {name: own for name, own in sorted((schemes or {}).items()) if own != base and name not in coded}
+        check_mixture(base, others.values())
         self._check_names(others)
         key = digest(self._key, *(part for name in sorted(factors) for part in _parts(name, factors[name])))
-        if form == "fp32" and not others:
+        if base == FP32 and not others:
             self._finish(self._float(key, factors).path, out, factors)
             return
-        samples = self._quantizer_samples() if form == "int8-static" else None
+        samples = self._quantizer_samples() if base == INT8_STATIC else None
         data = [] if samples is None else [a for name in sorted(samples) for a in (name, samples[name])]
 
         def quantize(path: Path) -> None:
             source = self._float(key, factors)
-            wide = {name: "fp32" for name in sorted(coded) if form != "fp32"}
-            single = self._operator_forms(source, {**others, **wide})
-            self._emitter.quantize(source.path, path, form, samples, single)
+            wide = {name: FP32 for name in sorted(coded) if base != FP32}
+            single = self._operator_schemes(source, {**others, **wide})
+            self._emitter.quantize(source.path, path, base, samples, single)
             self._finish(path, path, factors)
 
-        self._cache.file("tflite", digest(key, form, others, *data), ".tflite", quantize, out)
+        names = {name: own.name for name, own in others.items()}
+        self._cache.file("tflite", digest(key, base.name, names, *data), ".tflite", quantize, out)
 
     def _finish(self, source: Path, out: Path, factors: Mapping[str, Replacement]) -> None:
         """Put the code of layers in the place of their weights, which the quantizer knows."""
@@ -173,12 +180,12 @@ class TfliteFiles:
             out.write_bytes(source.read_bytes())
 
     def _check_coded(
-        self, coded: Collection[str], factors: Mapping[str, Replacement], forms: Mapping[str, str]
+        self, coded: Collection[str], factors: Mapping[str, Replacement], schemes: Mapping[str, Scheme]
     ) -> None:
-        """Refuse code that would be lost or under another form's name."""
-        wrong = [name for name, own in sorted(forms.items()) if (own == CODED) != (name in coded)]
+        """Refuse code that would be lost or under another scheme's name."""
+        wrong = [name for name, own in sorted(schemes.items()) if own.is_constexpr != (name in coded)]
         if wrong:
-            raise ValueError(f"the form {CODED!r} is that of layers in code and of no others: {', '.join(wrong)}")
+            raise ValueError(f"the scheme {CONSTEXPR} is that of layers in code and of no others: {', '.join(wrong)}")
         if coded and not self._places.takes(factors):
             names = [name for name, part in sorted(factors.items()) if self._places.refuses(name, part) is not None]
             reason = self._places.refuses(names[0], factors[names[0]])
@@ -209,7 +216,7 @@ class TfliteFiles:
         return find_places(self._dense, opened.layers, _vectors(opened))
 
     def _float(self, key: str, factors: Mapping[str, Replacement]) -> _Float:
-        """The fp32 file of a plan; that of the last one is kept, for the other forms of the same plan."""
+        """The fp32 file of a plan; that of the last one is kept, for the other schemes of the same plan."""
         last = self._last
         if last is not None and last.key == key and last.path.is_file():
             return last
@@ -240,25 +247,25 @@ class TfliteFiles:
         if missing:
             raise ModelError(f"no counterpart in the torch graph for {', '.join(missing)}")
 
-    def _operator_forms(self, source: _Float, forms: Mapping[str, str]) -> dict[str, str]:
-        """What the operators of these layers write → their form."""
-        if not forms:
+    def _operator_schemes(self, source: _Float, schemes: Mapping[str, Scheme]) -> dict[str, Scheme]:
+        """What the operators of these layers write → their scheme."""
+        if not schemes:
             return {}
         operators = source.operators
         if operators is None and source.factors:
             operators = find_places(source.path, self._source().layers, (), pairs_of(source.factors)).operators
         operators = self._places.operators if operators is None else operators
-        lost = [name for name in forms if not operators.get(name)]
+        lost = [name for name in schemes if not operators.get(name)]
         if lost:
             raise ModelError(
                 f"no operator of the TFLite file has the weights of {', '.join(lost)}",
-                hint="give this layer the form of the whole file",
+                hint="give this layer the scheme of the whole file",
             )
-        return {operator: form for name, form in forms.items() for operator in operators[name]}
+        return {operator: scheme for name, scheme in schemes.items() for operator in operators[name]}
 
-    def _check_names(self, forms: Mapping[str, str]) -> None:
+    def _check_names(self, schemes: Mapping[str, Scheme]) -> None:
         known = {layer.name for layer in self._source().layers}
-        strangers = [name for name in forms if name not in known]
+        strangers = [name for name in schemes if name not in known]
         if strangers:
             raise ModelError(f"the model has no layer {', '.join(strangers)}, it has {len(known)} others")
 
@@ -287,7 +294,7 @@ def _parts(name: str, part: Replacement) -> list[object]:
     if isinstance(part, Coded):
         steps = [(step.op, step.inputs, step.output, repr(sorted(step.attributes.items()))) for step in part.steps]
         constants = [each for pair in part.constants.items() for each in pair]
-        return [CODED, ENCODING, name, *constants, steps, part.weight, *bias]
+        return [CONSTEXPR.name, ENCODING, name, *constants, steps, part.weight, *bias]
     return [name, part.weight, *bias]
 
 

@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from edgepack.formats import RESIDUAL_FORMS
 from edgepack.plan.cost import CostSource, Price
 from edgepack.plan.table import Point
 
 
 def prices_of(source: CostSource, points: Sequence[Point]) -> list[Price | None]:
-    """As `CostSource.prices`. Forms of `RESIDUAL_FORMS` that the source has nothing on are put together.
+    """As `CostSource.prices`. Corrected layers that the source has nothing on are put together.
 
     The sum leaves out the Add of the two products, and counts what a runtime does around one matrix once too often.
     """
     found = source.prices(points)
-    unknown = [index for index, price in enumerate(found) if price is None and points[index].form in RESIDUAL_FORMS]
+    unknown = [index for index, price in enumerate(found) if price is None and points[index].scheme.corrected]
     if not unknown:
         return found
     parts = [part for index in unknown for part in _parts(points[index])]
@@ -28,8 +27,8 @@ def prices_of(source: CostSource, points: Sequence[Point]) -> list[Price | None]
 
 
 def _parts(point: Point) -> tuple[Point, Point]:
-    dense, thin = RESIDUAL_FORMS[point.form]
-    return replace(point, form=dense, rank=None), replace(point, form=thin)
+    dense, thin = point.scheme.corrected or (point.scheme, point.scheme)
+    return replace(point, scheme=dense, rank=None), replace(point, scheme=thin)
 
 
 def _sum(dense: Price, pair: Price) -> Price:

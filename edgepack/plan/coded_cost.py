@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from edgepack.coded import is_decoded, stored_bytes
-from edgepack.formats import Format
+from edgepack.model.scheme import Format
 from edgepack.types import Coded
 
 STEP_BYTES: dict[Format, int] = {"onnx": 110, "tflite": 130}

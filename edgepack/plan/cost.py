@@ -10,28 +10,24 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Protocol
+from typing import Protocol, TypeVar
 
+from edgepack.backends.schemes import DENSE_INT8
 from edgepack.emulator.counts import Counts
 from edgepack.emulator.estimate import time_bound
-from edgepack.formats import Format
+from edgepack.model.scheme import Format, Scheme
 from edgepack.plan.interpolate import interpolate_all
 from edgepack.plan.table import CostTable, Level, Point
 from edgepack.targets import Target
 
-PREFERENCE: Mapping[Format, tuple[str, ...]] = {
-    "onnx": ("int8-dynamic", "int8-static-qdq"),
-    "tflite": ("int8-dynamic-range", "int8-static"),
-}
-"""Int8 forms of a dense model, fastest first. Source: instructions per inference of one 1024×1024 layer, counted in
-each runtime's own aarch64 kernels on an emulated Cortex-A72: ONNX Runtime 399 k dynamic, 441 k static; LiteRT 444 k
-dynamic-range."""
+Named = TypeVar("Named")
 
 MEASURED = "measured on this machine"
 STATED = "stated order of preference"
 
 CLEARLY = 0.9
-"""A measured form displaces a preferred one only when its latency is below this share: noise must not flip a build."""
+"""A measured scheme displaces a preferred one only when its latency is below this share: noise must not flip a
+build."""
 
 NOTICEABLE, CHANCE = 0.03, 0.01
 """Where files lie in memory alone makes one per cent or two."""
@@ -76,7 +72,7 @@ class EmulatedCosts:
     """An emulated table as the source of costs of one target, on one thread.
 
     A price is the middle of the bounds on its time (`edgepack.emulator.estimate`). Their width is no part of its error:
-    what the core makes of its instructions, it makes of all forms and ranks alike.
+    what the core makes of its instructions, it makes of all schemes and ranks alike.
     """
 
     table: CostTable
@@ -90,9 +86,9 @@ class EmulatedCosts:
     def prices(self, points: Sequence[Point]) -> list[Price | None]:
         """See `CostSource`: the middle of the time bounds; none where a constant of the target is not known."""
         found: list[Price | None] = [None] * len(points)
-        kinds: dict[tuple[Format, str], list[int]] = {}
+        kinds: dict[Scheme, list[int]] = {}
         for index, point in enumerate(points):
-            kinds.setdefault((point.format, point.form), []).append(index)
+            kinds.setdefault(point.scheme, []).append(index)
         for indices in kinds.values():
             answers = interpolate_all(self.table, [points[index] for index in indices]) or []
             for index, one in zip(indices, answers, strict=False):
@@ -102,7 +98,7 @@ class EmulatedCosts:
         return found
 
     def _usual_error(self, point: Point) -> float:
-        held = self.table.held_out.get(point.format, {}).get(point.form)
+        held = self.table.held_out.get(point.format, {}).get(point.scheme.name)
         if held is None:
             return 0.0
         between = held.between_batches if point.batch not in self.table.grid.batches else None
@@ -120,16 +116,16 @@ class EmulatedCosts:
         return None if isinstance(bound, str) else (bound.low_s + bound.high_s) / 2
 
 
-def preferred(fmt: Format, *, calibrated: bool) -> tuple[str, ...]:
-    """Int8 forms of a dense model in the stated order of preference; static forms need calibration data."""
-    return tuple(form for form in PREFERENCE[fmt] if calibrated or "static" not in form)
+def preferred(fmt: Format, *, calibrated: bool) -> tuple[Scheme, ...]:
+    """Int8 schemes of a dense model in the stated order of preference; static schemes need calibration data."""
+    return tuple(scheme for scheme in DENSE_INT8[fmt] if calibrated or not scheme.is_static)
 
 
-def ordered(latency_s: Mapping[str, float]) -> tuple[str, ...]:
-    """Forms by their latencies, fastest first.
+def ordered(latency_s: Mapping[Named, float]) -> tuple[Named, ...]:
+    """Schemes by their latencies, fastest first.
 
-    A form goes before one that is given earlier only where it is clearly faster: latencies of layers leave out what the
-    runtime does between them.
+    A scheme goes before one that is given earlier only where it is clearly faster: latencies of layers leave out what
+    the runtime does between them.
     """
     left, first = list(latency_s), []
     while left:
@@ -166,7 +162,7 @@ def slower_by(turns_s: Sequence[float], others_s: Sequence[float]) -> float:
     return by if by > NOTICEABLE and wilcoxon(shares, alternative="greater").pvalue < CHANCE else 0.0
 
 
-def fastest(candidates: Sequence[str], latency_s: Mapping[str, float]) -> str:
+def fastest(candidates: Sequence[Named], latency_s: Mapping[Named, float]) -> Named:
     """The first candidate, unless a later one measured clearly faster; the first where nothing was measured."""
     chosen = candidates[0]
     for name in candidates[1:]:

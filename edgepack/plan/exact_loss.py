@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from edgepack.formats import FORMS
+from edgepack.model.scheme import Scheme
 from edgepack.quantize.energy import output_energy
-from edgepack.quantize.grid import WEIGHT_MAX
 from edgepack.quantize.lattice import decoded, grid_of, lattice, nearest
 from edgepack.types import Array, Factors, LinearLayer
 
@@ -31,23 +30,23 @@ def pair_losses(
     pair: Factors,
     covariance: Array | None,
     gradient: Array | None,
-    forms: Sequence[str],
+    schemes: Sequence[Scheme],
     *,
     largest: int,
-) -> dict[str, float]:
-    """`exact_loss` of a pair in each form, both factors rounded to nearest on its grids; by form.
+) -> dict[Scheme, float]:
+    """`exact_loss` of a pair in each scheme, both factors rounded to nearest on its grids; by scheme.
 
     What is rounded at run time, the input and the latent, is left out.
     """
     found = {}
-    for form in forms:
-        A, B = (_rounded(factor, form, largest) for factor in (pair.A, pair.B))
-        found[form] = exact_loss(layer, A @ B, covariance, gradient)
+    for scheme in schemes:
+        A, B = (_rounded(factor, scheme, largest) for factor in (pair.A, pair.B))
+        found[scheme] = exact_loss(layer, A @ B, covariance, gradient)
     return found
 
 
-def _rounded(matrix: Array, form: str, largest: int) -> Array:
-    grid = grid_of(form, matrix.shape[1], largest=largest if form in FORMS["onnx"] else WEIGHT_MAX)
+def _rounded(matrix: Array, scheme: Scheme, largest: int) -> Array:
+    grid = grid_of(scheme, matrix.shape[1], largest=largest if scheme.backend == "onnx" else scheme.qmax)
     if grid is None:
         return matrix
     on = lattice(matrix, grid)

@@ -1,6 +1,6 @@
 """Counts between the points of a cost table's grid.
 
-How well this does is in every table (`CostTable.held_out`). For the shipped ones, over 24 random layers per form on
+How well this does is in every table (`CostTable.held_out`). For the shipped ones, over 24 random layers per scheme on
 four CPUs, the error relative to the count has these medians and 90th percentiles:
 
 - instructions at batches of the grid (1, 4, 16): ONNX Runtime 1 % and 2 to 6 %, LiteRT int8 1 to 3 % and 6 to 17 %,
@@ -22,8 +22,7 @@ from itertools import product
 
 import numpy as np
 
-from edgepack.formats import WEIGHT_BITS
-from edgepack.plan.table import CostTable, FormCosts, Grid, Level, Point
+from edgepack.plan.table import CostTable, Grid, Level, Point, SchemeCosts
 from edgepack.types import Array
 
 
@@ -44,7 +43,7 @@ class Interpolated:
 
 @dataclass(frozen=True)
 class _Layers:
-    """Layers of one format and form as columns (n,); `rank` is 0 for a dense layer."""
+    """Layers of one format and scheme as columns (n,); `rank` is 0 for a dense layer."""
 
     rows: Array
     columns: Array
@@ -59,13 +58,13 @@ class _Layers:
 
 
 def interpolate(table: CostTable, point: Point) -> Interpolated | None:
-    """Counts of a layer; None where the table lacks its format or form."""
+    """Counts of a layer; None where the table lacks its format or scheme."""
     found = interpolate_all(table, [point])
     return None if found is None else found[0]
 
 
 def interpolate_all(table: CostTable, points: Sequence[Point]) -> list[Interpolated] | None:
-    """Counts of layers, all of one format and form; None where the table lacks it.
+    """Counts of layers, all of one format and scheme; None where the table lacks it.
 
     Instructions are linear in each of out, in, rank and batch between two points of the grid, and so are kernels: their
     loops are nested, so a count is a sum of products of the loops' lengths.
@@ -73,7 +72,7 @@ def interpolate_all(table: CostTable, points: Sequence[Point]) -> list[Interpola
     if not points:
         return []
     first = points[0]
-    costs = table.costs.get(first.format, {}).get(first.form)
+    costs = table.costs.get(first.format, {}).get(first.scheme.name)
     if costs is None:
         return None
     layers = _columns(points)
@@ -91,7 +90,7 @@ def interpolate_all(table: CostTable, points: Sequence[Point]) -> list[Interpola
 def _columns(points: Sequence[Point]) -> _Layers:
     facts = np.array([(p.out_features, p.in_features, p.rank or 0, p.batch) for p in points], np.float64)
     rows, columns, rank, batch = facts.T
-    return _Layers(rows, columns, rank, batch, WEIGHT_BITS[points[0].form] / 8)
+    return _Layers(rows, columns, rank, batch, points[0].scheme.bits / 8)
 
 
 def _corners(grid: Grid, layers: _Layers) -> Iterator[tuple[Array, Array, _Layers]]:
@@ -132,7 +131,7 @@ def _outside(grid: Grid, layers: _Layers) -> Array:
 
 def _misses(
     table: CostTable,
-    costs: FormCosts,
+    costs: SchemeCosts,
     level: Level,
     like: Point,
     layers: _Layers,

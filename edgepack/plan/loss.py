@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from edgepack.formats import RESIDUAL_FORMS
-from edgepack.plan.noise import GRIDS, Activations, Grid, activation_noise, grid_of_form, weight_noise
+from edgepack.model.scheme import Scheme
+from edgepack.plan.noise import Activations, Grid, activation_noise, grid_of_scheme, weight_noise
 from edgepack.quantize.gauge import latent_span
 from edgepack.quantize.gptq import innovation
 from edgepack.types import Array, Factors, LinearLayer, Spectrum
@@ -27,15 +27,16 @@ def layer_losses(
     layer: LinearLayer,
     spectrum: Spectrum,
     gradient: Array | None,
-    forms: Sequence[str],
+    schemes: Sequence[Scheme],
     ranks: Sequence[int],
     factors_at: Callable[[int], Factors],
     *,
     largest: int,
     truncation: Array | None = None,
     residual: Sequence[int] = (),
-) -> dict[tuple[str, int | None], float]:
-    """Predicted loss of the dense layer (rank None) and of its pairs, in every form.
+    corrected: Sequence[Scheme] = (),
+) -> dict[tuple[Scheme, int | None], float]:
+    """Predicted loss of the dense layer (rank None) and of its pairs, in every scheme.
 
     With gradients the unit is that of twice the second-order rise of the model's loss, summed over layers as if they
     did not interact. Without them G = I / (output energy of this layer), so that the loss is the lost share of the
@@ -49,32 +50,34 @@ def layer_losses(
         spectrum: its `inputs` are what the noise is predicted from; without them inputs count as white, of mean 0 and
             variance 1, and their own quantization as free.
         gradient: (out, out) float64, the second moment of the loss gradient at the layer's output, or None.
-        forms: of `FORMS`.
+        schemes: of dense layers and pairs.
         ranks: of the pairs, 1 … len(spectrum.energies).
         factors_at: the pair of a rank as it will be quantized, any gauge of U_r and U_rᵀ W.
         largest: largest weight code of per-channel int8: 127, or 63 where the target's int8 dot products saturate.
         truncation: (k + 1,), what rank 0 … k costs in fp32, in the unit of `gradient`, where that is known better than
             by G: from `edgepack.torchgraph.gradients`.
-        residual: ranks of pairs beside a dense matrix, in each of `RESIDUAL_FORMS`.
+        residual: ranks of pairs beside a dense matrix.
+        corrected: schemes of both together.
     """
-    grids = {form: grid_of_form(form, largest) for form in forms if form in GRIDS}
-    beside = [GRIDS[one] for form in RESIDUAL_FORMS if residual for one in RESIDUAL_FORMS[form]]
+    found = ((scheme, grid_of_scheme(scheme, largest)) for scheme in schemes)
+    grids = {scheme: grid for scheme, grid in found if grid is not None}
+    beside = [grid for scheme in (corrected if residual else ()) for grid in _corrected_grids(scheme)]
     activations = {grid.activations for grid in (*grids.values(), *beside)}
     most = max((*ranks, *residual), default=0)
     view = _view(layer, spectrum, gradient, activations, most, truncated=truncation is None or gradient is None)
     lost = view.truncation * view.unit if truncation is None else truncation
-    losses: dict[tuple[str, int | None], float] = {}
-    for form in forms:
-        losses[form, None] = _dense_noise(view, grids[form]) * view.unit if form in grids else 0.0
+    losses: dict[tuple[Scheme, int | None], float] = {}
+    for scheme in schemes:
+        losses[scheme, None] = _dense_noise(view, grids[scheme]) * view.unit if scheme in grids else 0.0
     for rank in ranks:
         pair = _pair(view, factors_at(rank)) if grids else None
-        for form in forms:
-            noise = 0.0 if pair is None or form not in grids else _pair_noise(view, pair, grids[form])
-            losses[form, rank] = float(lost[rank]) + noise * view.unit
+        for scheme in schemes:
+            noise = 0.0 if pair is None or scheme not in grids else _pair_noise(view, pair, grids[scheme])
+            losses[scheme, rank] = float(lost[rank]) + noise * view.unit
     for rank in residual:
         pair = _pair(view, factors_at(rank))
-        for form in RESIDUAL_FORMS:
-            losses[form, rank] = _residual_noise(view, pair, form) * view.unit
+        for scheme in corrected:
+            losses[scheme, rank] = _residual_noise(view, pair, _corrected_grids(scheme)) * view.unit
     return losses
 
 
@@ -196,11 +199,11 @@ def _dense_noise(view: _View, grid: Grid) -> float:
     return noise + view.through[grid.activations][0] if view.through else noise
 
 
-def _residual_noise(view: _View, pair: _Pair, form: str) -> float:
+def _residual_noise(view: _View, pair: _Pair, grids: tuple[Grid, Grid]) -> float:
     """The pair takes the strongest components out of W, so that what is left is rounded with finer steps, and takes up
     what of the rounding errors lies in their own strongest directions. Nothing is cut off.
     """
-    dense, thin = (GRIDS[one] for one in RESIDUAL_FORMS[form])
+    dense, thin = grids
     left = replace(view, weight=view.weight - pair.factors.A @ pair.factors.B, through={})
     rounding = _dense_noise(left, dense) * (1 - _taken(view.weight, pair.factors.rank))
     if not view.through:
@@ -208,6 +211,16 @@ def _residual_noise(view: _View, pair: _Pair, form: str) -> float:
     # The noise of the input goes through W as a whole, however it is split: it counts once.
     through, through_pair = view.through[thin.activations]
     return rounding + through + _pair_noise(view, pair, thin) - float(through_pair[pair.factors.rank])
+
+
+def _corrected_grids(scheme: Scheme) -> tuple[Grid, Grid]:
+    """Of the dense matrix, and of the pair beside it; block grids, which no target changes."""
+    if scheme.corrected is None:
+        raise ValueError(f"{scheme} has no pair beside a matrix")
+    dense, thin = (grid_of_scheme(one, one.qmax) for one in scheme.corrected)
+    if dense is None or thin is None:
+        raise ValueError(f"{scheme} has matrices that are not rounded")
+    return dense, thin
 
 
 def _taken(weight: Array, rank: int) -> float:

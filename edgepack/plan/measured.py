@@ -9,7 +9,7 @@ from itertools import pairwise, product
 from math import sqrt
 
 from edgepack.cache import digest
-from edgepack.formats import Format
+from edgepack.model.scheme import Format, Scheme
 from edgepack.plan.cost import Price
 from edgepack.plan.table import Grid, Point
 from edgepack.targets import Cluster, Target
@@ -19,7 +19,7 @@ STANDARD_GRID = Grid(sides=(32, 128, 512, 2048), ranks=(8, 32, 128, 512), batche
 
 GRID_ERROR = 0.25
 """Usual error between the points of the standard grid, as a share: caches and tiles end between them. Medians of 24
-random layers per form on an x86 host with AVX2: ONNX Runtime 0.14 to 0.22, LiteRT 0.10 to 0.35."""
+random layers per scheme on an x86 host with AVX2: ONNX Runtime 0.14 to 0.22, LiteRT 0.10 to 0.35."""
 
 
 @dataclass(frozen=True)
@@ -140,9 +140,9 @@ class MeasuredTable:
         return self._between_ranks(point) or self._on_grid(point)
 
     @cached_property
-    def _ranks(self) -> Mapping[tuple[Format, str, int, int, int], list[tuple[int, Entry]]]:
+    def _ranks(self) -> Mapping[tuple[Scheme, int, int, int], list[tuple[int, Entry]]]:
         """Measured ranks of every layer, ascending."""
-        ranks: dict[tuple[Format, str, int, int, int], list[tuple[int, Entry]]] = {}
+        ranks: dict[tuple[Scheme, int, int, int], list[tuple[int, Entry]]] = {}
         for point, entry in self.entries.items():
             if point.rank is not None:
                 ranks.setdefault(_layer(point), []).append((point.rank, entry))
@@ -176,8 +176,8 @@ class MeasuredTable:
         return Price(seconds, self.name, error) if corners else None
 
 
-def _layer(point: Point) -> tuple[Format, str, int, int, int]:
-    return point.format, point.form, point.out_features, point.in_features, point.batch
+def _layer(point: Point) -> tuple[Scheme, int, int, int]:
+    return point.scheme, point.out_features, point.in_features, point.batch
 
 
 def grid_corners(grid: Grid, point: Point) -> list[tuple[float, Point]]:
@@ -187,7 +187,7 @@ def grid_corners(grid: Grid, point: Point) -> list[tuple[float, Point]]:
         rank = [(weight, knot) for weight, knot in _neighbours(grid.ranks, max(point.rank, grid.ranks[0]))]
     sides = (_neighbours(grid.sides, point.out_features), _neighbours(grid.sides, point.in_features))
     return [
-        (a * b * c * d, Point(point.format, point.form, rows, columns, knot, batch))
+        (a * b * c * d, Point(point.scheme, rows, columns, knot, batch))
         for (a, rows), (b, columns), (c, knot), (d, batch) in product(
             *sides, rank, _neighbours(grid.batches, point.batch)
         )
@@ -205,12 +205,12 @@ def _neighbours(axis: Sequence[int], value: int) -> list[tuple[float, int]]:
     return []
 
 
-def grid_points(grid: Grid, fmt: Format, form: str) -> Iterator[Point]:
+def grid_points(grid: Grid, scheme: Scheme) -> Iterator[Point]:
     """The points of a grid that stand at the corner of a cell in which some rank saves multiplications."""
     following = dict(pairwise((0, *grid.ranks)))
     before = {high: low for low, high in following.items()}
     larger = dict(pairwise(grid.sides))
-    for point in grid.points(fmt, form):
+    for point in grid.points(scheme):
         if point.rank is None:
             yield point
             continue

@@ -9,9 +9,10 @@ from dataclasses import asdict, dataclass, replace
 from math import isfinite
 from pathlib import Path
 
+from edgepack.backends.schemes import layer_schemes
 from edgepack.cache import atomic_path, default_root
 from edgepack.errors import InputError
-from edgepack.formats import FORMATS, FORMS, RESIDUAL_FORMS, Format
+from edgepack.model.scheme import FORMATS, Format
 from edgepack.plan.json_file import printable, read_json
 from edgepack.plan.measured import Entry, Fingerprint, MeasuredTable
 from edgepack.plan.table import Point
@@ -25,9 +26,13 @@ MAX_ROUNDS = 10**6
 _DATE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00")
 
 
+_Row = tuple[Format, str, int, int, int | None, int]
+"""A point: format, scheme, out, in, rank, batch."""
+
+
 @dataclass(frozen=True)
 class _File:
-    """How a table is stored: a point and its entry are one row, (format, form, out, in, rank, batch) first."""
+    """How a table is stored: a point and its entry are one row."""
 
     schema_version: int
     fingerprint: Fingerprint
@@ -126,14 +131,19 @@ def load_measured(path: Path) -> MeasuredTable:
         target=file.target,
         threads=file.threads,
         measured_at=file.measured_at,
-        entries={Point(*row[:6]): Entry(*row[6:]) for row in file.entries},
+        entries={_point(row[:6]): Entry(*row[6:]) for row in file.entries},
         calls=file.calls,
-        refused={Point(*row[:6]): row[6] for row in file.refused},
+        refused={_point(row[:6]): row[6] for row in file.refused},
     )
 
 
-def _row(point: Point) -> tuple[Format, str, int, int, int | None, int]:
-    return point.format, point.form, point.out_features, point.in_features, point.rank, point.batch
+def _row(point: Point) -> _Row:
+    return point.format, point.scheme.name, point.out_features, point.in_features, point.rank, point.batch
+
+
+def _point(row: _Row) -> Point:
+    fmt, name, rows, columns, rank, batch = row
+    return Point(layer_schemes(fmt)[name], rows, columns, rank, batch)
 
 
 def _impossible(file: _File) -> Iterator[str]:
@@ -152,11 +162,15 @@ def _impossible(file: _File) -> Iterator[str]:
         yield "measured_at is no date in UTC"
     if not {row[0] for row in file.entries} <= set(file.calls) or not set(file.calls) <= set(FORMATS):
         yield "entries and calls are not of the same formats"
-    for point in (*(Point(*row[:6]) for row in file.entries), *(Point(*row[:6]) for row in file.refused)):
-        sides = (point.out_features, point.in_features, point.batch, 1 if point.rank is None else point.rank)
-        both = point.form in RESIDUAL_FORMS and point.format == "onnx" and point.rank is not None
-        if not (both or point.form in FORMS[point.format]) or not all(1 <= side <= MAX_SIDE for side in sides):
-            yield f"{point.format} {point.form[:40]!r}: a layer that cannot be"
+    for fmt, name, rows, columns, rank, batch in (
+        *(row[:6] for row in file.entries),
+        *(row[:6] for row in file.refused),
+    ):
+        sides = (rows, columns, batch, 1 if rank is None else rank)
+        scheme = layer_schemes(fmt).get(name)
+        known = scheme is not None and not scheme.is_constexpr and not (scheme.corrected and rank is None)
+        if not known or not all(1 <= side <= MAX_SIDE for side in sides):
+            yield f"{fmt} {name[:40]!r}: a layer that cannot be"
     for entry in (*file.calls.values(), *(Entry(*row[6:]) for row in file.entries)):
         sane = isfinite(entry.seconds) and 0 < entry.seconds <= MAX_SECONDS
         steady = isfinite(entry.spread_s) and 0 <= entry.spread_s <= MAX_SECONDS

@@ -1,18 +1,15 @@
-"""The integer grids of every form, and the noise of rounding onto them: independent uniform errors of step²/12."""
+"""The integer grid of a scheme, and the noise of rounding onto them: independent uniform errors of step²/12."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
-from edgepack.formats import WEIGHT_BITS
-from edgepack.quantize.blocks import block_for, zero_point
+from edgepack.model.scheme import Scheme
+from edgepack.quantize.blocks import block_for
 from edgepack.quantize.gauge import ACTIVATION_STEPS
-from edgepack.quantize.grid import WEIGHT_MAX
-from edgepack.quantize.lattice import INT4_MAX
 from edgepack.types import Array
 
 Activations = Literal["static", "dynamic"]
@@ -20,10 +17,10 @@ Activations = Literal["static", "dynamic"]
 
 @dataclass(frozen=True)
 class Grid:
-    """The integer grids of a form.
+    """The integer grids of a scheme.
 
     Attributes:
-        largest: largest weight code.
+        largest: largest weight code, the same on both sides of zero.
         blocks: whether runs of weights share a scale, instead of all weights of an output channel.
         activations: how inputs are quantized: on a range known beforehand, or on one found at run time.
     """
@@ -33,25 +30,18 @@ class Grid:
     activations: Activations
 
 
-GRIDS: Mapping[str, Grid] = {
-    "int8-dynamic": Grid(WEIGHT_MAX, False, "dynamic"),
-    "int8-static-qdq": Grid(WEIGHT_MAX, False, "static"),
-    "nbits8": Grid(zero_point(8), True, "dynamic"),
-    "nbits4": Grid(zero_point(4), True, "dynamic"),
-    "int8-dynamic-range": Grid(WEIGHT_MAX, False, "dynamic"),
-    "int8-static": Grid(WEIGHT_MAX, False, "static"),
-    "int4-dynamic-range": Grid(INT4_MAX, False, "dynamic"),
-}
-"""Integer forms; the forms that are not here are exact. nbits quantizes inputs per block at run time: no worse than
-per row. Of its two grids for weights the better one rounds like one with the code 8, or 128, on both sides: measured
-8.1 on normal and on Laplace weights in blocks of 32, 134 … 135 with 8 bits."""
+def grid_of_scheme(scheme: Scheme, largest: int) -> Grid | None:
+    """The grid of a scheme where the largest code of per-channel int8 is this one; None for a scheme that is exact.
 
-
-def grid_of_form(form: str, largest: int) -> Grid:
-    """The grid of an integer form where the largest code of per-channel int8 is this one."""
-    grid = GRIDS[form]
-    of_target = WEIGHT_BITS[form] == 8 and not grid.blocks
-    return replace(grid, largest=largest) if of_target else grid
+    Blocks quantize inputs at run time, per block: no worse than per row. Of their two grids for weights the better one
+    rounds like one with the code 8, or 128, on both sides: measured 8.1 on normal and on Laplace weights in blocks of
+    32, 134 … 135 with 8 bits.
+    """
+    if scheme.activations == "float":
+        return None
+    if scheme.granularity == "block":
+        return Grid(scheme.qmax + 1, True, scheme.activations)
+    return Grid(largest if scheme.per_channel_int8 else scheme.qmax, False, scheme.activations)
 
 
 def activation_noise(span: float, power: Array) -> Array:

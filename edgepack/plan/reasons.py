@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from edgepack.formats import CODED, RESIDUAL_FORMS, WEIGHT_BITS
+from edgepack.model.scheme import BITS
 from edgepack.types import Candidate
 
 SAME = 1.02
@@ -15,12 +15,12 @@ def kind(candidate: Candidate) -> str:
     """`pair`, `dense` with its precision, both, or another method by its name: what people compare."""
     if candidate.alternative is not None:
         return candidate.alternative.method
-    if candidate.form in RESIDUAL_FORMS:
+    if candidate.scheme.corrected:
         return "pair beside dense"
     if candidate.rank is not None:
         return "pair"
-    bits = WEIGHT_BITS[candidate.form]
-    return f"dense {'fp32' if bits == 32 else f'int{bits}'}"
+    precision = next(name for name, bits in BITS.items() if bits == candidate.scheme.bits)
+    return f"dense {precision}"
 
 
 def others(candidates: Sequence[Candidate], chosen: Candidate, slack: float) -> tuple[Candidate, ...]:
@@ -52,7 +52,7 @@ def reason(candidates: Sequence[Candidate], chosen: Candidate, slack: float, why
         return f"{name(chosen)}{against}{_lower_rank(candidates, chosen)}"
     pair = next((one for one in rivals if kind(one) == "pair"), None)
     parts = [_lost(pair, chosen, slack)] if pair is not None else ([why_dense] if why_dense else [])
-    if WEIGHT_BITS[chosen.form] != 8:
+    if chosen.scheme.bits != BITS["int8"]:
         parts += [_lost(one, chosen, slack) for one in rivals if kind(one) == "dense int8"]
     return f"{name(chosen)}: {'; '.join(parts)}" if parts else f"{name(chosen)}: nothing else was allowed"
 
@@ -60,18 +60,18 @@ def reason(candidates: Sequence[Candidate], chosen: Candidate, slack: float, why
 def name(candidate: Candidate) -> str:
     """`dense int8-dynamic`, `rank 32 nbits8`, `dense nbits4 + rank 16 nbits8`, or `kmeans at 0.25 of the bytes`."""
     if candidate.alternative is not None:
-        form = "" if candidate.form == CODED else f" {candidate.form}"
+        scheme = "" if candidate.scheme.is_constexpr else f" {candidate.scheme}"
         rank = "" if candidate.rank is None else f" rank {candidate.rank}"
-        return f"{candidate.alternative.method} at {candidate.alternative.share:.3g} of the bytes{rank}{form}"
-    if candidate.form in RESIDUAL_FORMS:
-        dense, thin = RESIDUAL_FORMS[candidate.form]
+        return f"{candidate.alternative.method} at {candidate.alternative.share:.3g} of the bytes{rank}{scheme}"
+    if candidate.scheme.corrected:
+        dense, thin = candidate.scheme.corrected
         return f"dense {dense} + rank {candidate.rank} {thin}"
-    return f"{'dense' if candidate.rank is None else f'rank {candidate.rank}'} {candidate.form}"
+    return f"{'dense' if candidate.rank is None else f'rank {candidate.rank}'} {candidate.scheme}"
 
 
 def _like(group: Sequence[Candidate], chosen: Candidate) -> Sequence[Candidate]:
-    """Those in the chosen one's own form, where there are any: they differ in one thing only."""
-    return [one for one in group if one.form == chosen.form] or group
+    """Those in the chosen one's own scheme, where there are any: they differ in one thing only."""
+    return [one for one in group if one.scheme == chosen.scheme] or group
 
 
 def _best(group: Sequence[Candidate], chosen: Candidate, slack: float) -> Candidate:
@@ -85,13 +85,13 @@ def _best(group: Sequence[Candidate], chosen: Candidate, slack: float) -> Candid
 def _fastest(group: Iterable[Candidate]) -> Candidate | None:
     """Of the dense int8 layers, else of all."""
     found = list(group)
-    int8 = [one for one in found if WEIGHT_BITS[one.form] == 8]
+    int8 = [one for one in found if one.scheme.bits == BITS["int8"]]
     return min(int8 or found, key=lambda one: one.latency_s, default=None)
 
 
 def _compared(one: Candidate, other: Candidate) -> str:
     """`3.1× faster and 4.0× smaller`, from the first one's side; empty where they are alike."""
-    # A layer that an inference does not reach takes no time in any form.
+    # A layer that an inference does not reach takes no time in any scheme.
     faster = other.latency_s / one.latency_s if one.latency_s else 1.0
     smaller = other.size_bytes / one.size_bytes
     parts = [_ratio(faster, "faster", "slower"), _ratio(smaller, "smaller", "larger")]
@@ -121,8 +121,8 @@ def _lost(other: Candidate, chosen: Candidate, slack: float) -> str:
 
 
 def _lower_rank(candidates: Sequence[Candidate], chosen: Candidate) -> str:
-    """What the next smaller rank in the same form would have lost."""
-    alike = [one for one in candidates if one.form == chosen.form and kind(one) == kind(chosen)]
+    """What the next smaller rank in the same scheme would have lost."""
+    alike = [one for one in candidates if one.scheme == chosen.scheme and kind(one) == kind(chosen)]
     lower = [one for one in alike if one.rank is not None and one.rank < (chosen.rank or 0)]
     if not lower or chosen.loss <= 0:
         return ""

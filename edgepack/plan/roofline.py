@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from edgepack.formats import RESIDUAL_FORMS, WEIGHT_BITS, Format
+from edgepack.model.scheme import BITS, Format
 from edgepack.plan.cost import Price
 from edgepack.plan.table import Point
 from edgepack.targets import Bandwidth, Cluster, Target
@@ -79,30 +79,17 @@ counted on an emulated Cortex-A72."""
 INT4_FACTOR = 1.15
 """LiteRT unpacks two weights from a byte before it multiplies: an emulated Cortex-A72 and x86 agree within a third."""
 
-ONNX, TFLITE = "onnx", "tflite"
-OPERATOR: Mapping[tuple[str, str], float] = {
-    (ONNX, "fp32"): 2800,
-    (ONNX, "int8-dynamic"): 8500,
-    (ONNX, "int8-static-qdq"): 8500,
-    (ONNX, "nbits8"): 4000,
-    (ONNX, "nbits4"): 4000,
-    (TFLITE, "fp32"): 300,
-    (TFLITE, "int8-dynamic-range"): 600,
-    (TFLITE, "int8-static"): 500,
-    (TFLITE, "int4-dynamic-range"): 600,
+PER_VALUE: Mapping[tuple[Format, bool], tuple[float, float]] = {
+    ("onnx", True): (2.0, 5.0),
+    ("tflite", True): (2.0, 5.0),
+    ("onnx", False): (5.0, 36.0),
+    ("tflite", False): (4.0, 6.0),
 }
-"""Instructions around one matrix: a dense and a pair layer of 16x16 on an emulated Cortex-A72, a third of their sum."""
-PER_VALUE: Mapping[tuple[str, bool], tuple[float, float]] = {
-    (ONNX, True): (2.0, 5.0),
-    (TFLITE, True): (2.0, 5.0),
-    (ONNX, False): (5.0, 36.0),
-    (TFLITE, False): (4.0, 6.0),
-}
-"""Instructions per input and per output value by (format, float activations): copying them into the kernel's order,
-quantizing, scaling back. From 16x2048 and 2048x16 on emulated Cortex-A72 and A76, the products taken off."""
+"""Instructions per input and per output value by (format, activations that the runtime sees as floats): copying them
+into the kernel's order, quantizing, scaling back. From 16x2048 and 2048x16 on emulated Cortex-A72 and A76, the
+products taken off."""
 CALL: Mapping[Format, float] = {"onnx": 22000, "tflite": 5500}
 """Instructions of one call of the runtime, counted on the same."""
-FLOAT_ACTIVATIONS = ("fp32", "nbits8", "nbits4")
 
 
 @dataclass(frozen=True)
@@ -128,11 +115,9 @@ class Roofline:
         return NOMINAL_NAME if self.nominal else NAME
 
     def prices(self, points: Sequence[Point]) -> list[Price | None]:
-        """See `CostSource`; None for forms that are put together from others."""
+        """See `CostSource`; None for schemes that are put together from others."""
         error = NOMINAL_ERROR_SHARE if self.nominal else ERROR_SHARE
-        return [
-            None if point.form in RESIDUAL_FORMS else Price(self.latency_s(point), self.name, error) for point in points
-        ]
+        return [None if point.scheme.corrected else Price(self.latency_s(point), self.name, error) for point in points]
 
     def call_s(self, fmt: Format) -> float:
         """See `CostSource`."""
@@ -140,7 +125,7 @@ class Roofline:
 
     def latency_s(self, point: Point) -> float:
         """Seconds of one inference of a layer, without the call of the runtime."""
-        bits = WEIGHT_BITS[point.form]
+        bits = point.scheme.bits
         bandwidth = self._bandwidth(point.weights * bits / 8)
         sides = [(point.out_features, point.in_features)]
         if point.rank is not None:
@@ -155,18 +140,18 @@ class Roofline:
     def _instructions(self, point: Point, rows: int, columns: int) -> float:
         """Of the multiplications, and of decoding the weights where that comes first."""
         products = rows * columns * point.batch
-        if point.form.startswith("nbits"):
+        if point.scheme.granularity == "block":
             if self.kernels.nbits is None:
                 return rows * columns * DECODE + products * self.kernels.fp32
             return products * self.kernels.nbits
-        if point.form == "fp32":
+        if point.scheme.is_float:
             return products * self.kernels.fp32
-        return products * self.kernels.int8 * (INT4_FACTOR if point.form.startswith("int4") else 1.0)
+        return products * self.kernels.int8 * (INT4_FACTOR if point.scheme.bits == BITS["int4"] else 1.0)
 
     def _overhead(self, point: Point, rows: int, columns: int) -> float:
-        per_input, per_output = PER_VALUE[point.format, point.form in FLOAT_ACTIVATIONS]
+        per_input, per_output = PER_VALUE[point.format, point.scheme.is_float or point.scheme.granularity == "block"]
         values = point.batch * (per_input * columns + per_output * rows)
-        return OPERATOR[point.format, point.form] + values
+        return point.scheme.instructions_per_op + values
 
     def _bandwidth(self, weight_bytes: float) -> float:
         """Of the level that the weights fit in. What fits the first is bound by instructions alone."""

@@ -7,8 +7,9 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from edgepack.formats import Format
+from edgepack.backends.schemes import DENSE_INT8
 from edgepack.host import probe_host
+from edgepack.model.scheme import Format
 from edgepack.plan.cost import CostSource, EmulatedCosts
 from edgepack.plan.measured import Fingerprint, MeasuredTable, fingerprint
 from edgepack.plan.measured_file import known_measured, tables_of
@@ -17,16 +18,13 @@ from edgepack.plan.table import Point
 from edgepack.plan.table_file import table_for
 from edgepack.targets import HOST, Target
 
-DENSE_INT8: dict[Format, str] = {"onnx": "int8-dynamic", "tflite": "int8-dynamic-range"}
-"""The dense form that every model can be written in without data: what a source has to price."""
-
 Shape = tuple[int, int, int]
 """Outputs, inputs, and rows that one inference multiplies."""
 
 
 def dense_int8(fmt: Format, shapes: Iterable[Shape]) -> list[Point]:
     """The dense int8 layer of every shape: the points that a source needs before it may price a model."""
-    return [Point(fmt, DENSE_INT8[fmt], rows, columns, None, batch) for rows, columns, batch in dict.fromkeys(shapes)]
+    return [Point(DENSE_INT8[fmt][0], rows, columns, None, batch) for rows, columns, batch in dict.fromkeys(shapes)]
 
 
 def cost_source(
@@ -34,8 +32,8 @@ def cost_source(
 ) -> CostSource:
     """The most trusted source that prices all of these points; there always is one.
 
-    One source prices all candidates of a format: what is measured and what a data sheet says do not compare. Forms that
-    the chosen source lacks are no candidates.
+    One source prices all candidates of a format: what is measured and what a data sheet says do not compare. Schemes
+    that the chosen source lacks are no candidates.
 
     Args:
         target: whose layers they are.

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Literal, get_args
 
-from edgepack.formats import Format, matrices
+from edgepack.model.scheme import Format, Scheme, matrices
 
 SCHEMA_VERSION = 1
 Level = Literal["L1i", "L1d", "L2", "L3", "L4"]
@@ -17,27 +17,43 @@ LEVELS: tuple[Level, ...] = get_args(Level)
 
 @dataclass(frozen=True)
 class Point:
-    """One linear layer in one form.
+    """One linear layer in one scheme.
 
     Attributes:
-        format, form: how it is written.
+        scheme: how it is written.
         out_features, in_features: of the layer.
         rank: of the pair in its place; None for the dense layer.
         batch: rows of its input that one inference multiplies.
     """
 
-    format: Format
-    form: str
+    scheme: Scheme
     out_features: int
     in_features: int
     rank: int | None
     batch: int
 
     @property
+    def format(self) -> Format:
+        """The file format that it is written in."""
+        return self.scheme.backend
+
+    @property
     def weights(self) -> int:
         """Weights of the dense layer, of the pair, or of both."""
         sides = self.out_features, self.in_features
-        return sum(rows * columns for _, rows, columns in matrices(self.form, sides, self.rank))
+        return sum(rows * columns for _, rows, columns in matrices(self.scheme, sides, self.rank))
+
+
+def point_record(point: Point) -> dict[str, str | int | None]:
+    """A point as JSON holds it."""
+    return {
+        "format": point.format,
+        "scheme": point.scheme.name,
+        "out_features": point.out_features,
+        "in_features": point.in_features,
+        "rank": point.rank,
+        "batch": point.batch,
+    }
 
 
 @dataclass(frozen=True)
@@ -50,18 +66,18 @@ class Grid:
 
     @property
     def size(self) -> int:
-        """Points of one form."""
+        """Points of one scheme."""
         return len(self.sides) ** 2 * (1 + len(self.ranks)) * len(self.batches)
 
-    def points(self, fmt: Format, form: str) -> Iterator[Point]:
-        """All points of one form: out, in, rank (dense first) and batch, the last running fastest."""
+    def points(self, scheme: Scheme) -> Iterator[Point]:
+        """All points of one scheme: out, in, rank (dense first) and batch, the last running fastest."""
         for rows, columns, rank, batch in product(self.sides, self.sides, (None, *self.ranks), self.batches):
-            yield Point(fmt, form, rows, columns, rank, batch)
+            yield Point(scheme, rows, columns, rank, batch)
 
 
 @dataclass(frozen=True)
-class FormCosts:
-    """Counts of one form in the order of `Grid.points`, those of the call of the runtime taken off."""
+class SchemeCosts:
+    """Counts of one scheme in the order of `Grid.points`, those of the call of the runtime taken off."""
 
     instructions: tuple[int, ...]
     misses: Mapping[Level, tuple[int, ...]]
@@ -90,7 +106,7 @@ class Deviation:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """How well a form is interpolated between the points of its grid.
+    """How well a scheme is interpolated between the points of its grid.
 
     Attributes:
         instructions: of layers at the grid's batches.
@@ -116,8 +132,8 @@ class CostTable:
         notes: where the emulated CPU is not the target's.
         runtimes: format → name and version of what ran.
         calls: per format, counts of one call of the runtime, which no layer contains.
-        costs: by format and form.
-        held_out: by format and form; empty where no points were held out.
+        costs: by format and scheme.
+        held_out: by format and scheme; empty where no points were held out.
     """
 
     core: str
@@ -128,7 +144,7 @@ class CostTable:
     runtimes: Mapping[Format, str]
     grid: Grid
     calls: Mapping[Format, CallCost]
-    costs: Mapping[Format, Mapping[str, FormCosts]]
+    costs: Mapping[Format, Mapping[str, SchemeCosts]]
     held_out: Mapping[Format, Mapping[str, HeldOut]] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 

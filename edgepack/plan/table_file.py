@@ -11,12 +11,12 @@ from itertools import pairwise
 from math import isfinite
 from pathlib import Path
 
+from edgepack.backends.schemes import SCHEMES
 from edgepack.cache import atomic_path, default_root
 from edgepack.emulator.plugin import cache_arguments
 from edgepack.errors import TargetsError
-from edgepack.formats import FORMS
 from edgepack.plan.json_file import printable, read_json
-from edgepack.plan.table import SCHEMA_VERSION, CostTable, Deviation, FormCosts, HeldOut
+from edgepack.plan.table import SCHEMA_VERSION, CostTable, Deviation, HeldOut, SchemeCosts
 from edgepack.targets import Target
 
 MAX_BYTES = 4 << 20
@@ -117,20 +117,21 @@ def _impossible(table: CostTable) -> Iterator[str]:
     yield from _impossible_grid(table)
     if set(table.costs) != set(table.calls) or set(table.costs) != set(table.runtimes):
         yield "costs, calls and runtimes are not of the same formats"
-    for fmt, forms in table.costs.items():
-        if not forms or not set(forms) <= set(FORMS[fmt]):
-            yield f"{fmt}: the forms are {sorted(forms)[:5]}, expected some of {', '.join(FORMS[fmt])}"
-        for form, costs in forms.items():
-            yield from _impossible_costs(table, f"{fmt} {form[:40]}", costs)
+    for fmt, schemes in table.costs.items():
+        known_names = {scheme.name for scheme in SCHEMES[fmt]}
+        if not schemes or not set(schemes) <= known_names:
+            yield f"{fmt}: the schemes are {sorted(schemes)[:5]}, expected some of {', '.join(sorted(known_names))}"
+        for scheme, costs in schemes.items():
+            yield from _impossible_costs(table, f"{fmt} {scheme[:40]}", costs)
         if fmt in table.calls:
             call = table.calls[fmt]
             if set(call.misses) != set(table.levels) or not _counts((call.instructions, *call.misses.values())):
                 yield f"{fmt}: counts of the call that cannot be"
     for fmt, errors in table.held_out.items():
-        for form, held in errors.items():
-            known = form in table.costs.get(fmt, {})
+        for scheme, held in errors.items():
+            known = scheme in table.costs.get(fmt, {})
             if not known or not set(held.misses) <= set(table.levels) or not _possible(held):
-                yield f"{fmt} {form[:40]}: an interpolation error that cannot be"
+                yield f"{fmt} {scheme[:40]}: an interpolation error that cannot be"
 
 
 def _impossible_grid(table: CostTable) -> Iterator[str]:
@@ -141,7 +142,7 @@ def _impossible_grid(table: CostTable) -> Iterator[str]:
             yield f"grid.{name}: expected {least} to {MAX_AXIS} ascending numbers of 1 to {MAX_SIDE}"
 
 
-def _impossible_costs(table: CostTable, name: str, costs: FormCosts) -> Iterator[str]:
+def _impossible_costs(table: CostTable, name: str, costs: SchemeCosts) -> Iterator[str]:
     if set(costs.misses) != set(table.levels):
         yield f"{name}: misses of {sorted(costs.misses)}, expected {', '.join(table.levels)}"
     for counts in (costs.instructions, *costs.misses.values()):

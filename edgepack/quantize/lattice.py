@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from edgepack.formats import WEIGHT_BITS
-from edgepack.quantize.blocks import ZERO_WEIGHT, block_for, quantize_blocks, zero_point
+from edgepack.model.scheme import Scheme
+from edgepack.quantize.blocks import ZERO_WEIGHT, block_for, quantize_blocks
 from edgepack.quantize.grid import WEIGHT_MAX
 from edgepack.types import Array
 
@@ -41,20 +41,19 @@ class WeightGrid:
         return 4 if self.largest <= INT4_MAX else 8
 
 
-def grid_of(form: str, in_features: int, *, largest: int = WEIGHT_MAX) -> WeightGrid | None:
-    """The weight grid of a form for a matrix with so many inputs; None for fp32.
+def grid_of(scheme: Scheme, in_features: int, *, largest: int = WEIGHT_MAX) -> WeightGrid | None:
+    """The weight grid of a scheme for a matrix with so many inputs; None for fp32.
 
     Args:
-        form: one of `FORMS`.
-        in_features: columns of the matrix, which choose the block size of the block-wise forms.
+        scheme: of a dense layer or of low-rank factors.
+        in_features: columns of the matrix, which choose the block size of the block-wise schemes.
         largest: largest code of per-channel int8: 127, or 63 where the target's int8 dot products saturate.
     """
-    bits = WEIGHT_BITS[form]
-    if bits == 32:
+    if scheme.is_float:
         return None
-    if form.startswith("nbits"):
-        return WeightGrid(zero_point(bits) - 1, block_for(in_features))
-    return WeightGrid(INT4_MAX if bits == 4 else largest)
+    if scheme.granularity == "block":
+        return WeightGrid(scheme.qmax, block_for(in_features))
+    return WeightGrid(largest if scheme.per_channel_int8 else scheme.qmax)
 
 
 @dataclass(frozen=True)

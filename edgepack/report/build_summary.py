@@ -14,7 +14,7 @@ from edgepack.report.tables import plain_table
 if TYPE_CHECKING:
     from rich.console import Group
 
-FILE_HEADERS = ("file", "form", "size", "vs fp32", "vs int8", "metric", "drop", "scored on")
+FILE_HEADERS = ("file", "scheme", "size", "vs fp32", "vs int8", "metric", "drop", "scored on")
 WIRE_HEADER = "on the wire"
 
 
@@ -56,7 +56,7 @@ def _file_row(name: str, files: Mapping[str, Mapping[str, Any]], *, wire: bool) 
     drop = None if fp32 is None or metric is None else fp32["metric"] - metric
     return (
         name,
-        entry["form"],
+        entry["scheme"],
         size(entry["size_bytes"]),
         *((size(entry["wire_bytes"]) if "wire_bytes" in entry else "–",) if wire else ()),
         _times(fp32, entry),

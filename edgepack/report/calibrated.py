@@ -1,4 +1,4 @@
-"""What was measured on a device: how many layers in each form, how fast, and how steady."""
+"""What was measured on a device: how many layers in each scheme, how fast, and how steady."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Group
 
 EXAMPLES = 6
-HEADERS = ("format", "form", "layers", "dense, e.g.", "pair, e.g.", "spread of the rounds", "refused")
+HEADERS = ("format", "scheme", "layers", "dense, e.g.", "pair, e.g.", "spread of the rounds", "refused")
 
 Layer = tuple[int, int, int | None, int]
 Key = tuple[str, str]
@@ -21,8 +21,8 @@ Record = Mapping[str, Any]
 
 
 def render_calibrated(record: Record) -> Group:
-    """A row per form, with its latency of the largest layer that all forms of its format have and of a pair in its
-    place; below, which two forms are fastest for the largest layers.
+    """A row per scheme, with its latency of the largest layer that all schemes of its format have and of a pair in its
+    place; below, which two schemes are fastest for the largest layers.
 
     Args:
         record: the table and where it is kept, see `edgepack.pipeline.calibrating.Calibrated.record`.
@@ -30,11 +30,11 @@ def render_calibrated(record: Record) -> Group:
     from rich.console import Group
     from rich.text import Text
 
-    by_form: dict[Key, dict[Layer, Record]] = {}
+    by_scheme: dict[Key, dict[Layer, Record]] = {}
     for one in record["layers"]:
-        by_form.setdefault((one["format"], one["form"]), {})[_layer(one)] = one
-    refused = [(one["format"], one["form"]) for one in record["refused"]]
-    lines = [_line(key, by_form, refused.count(key)) for key in by_form]
+        by_scheme.setdefault((one["format"], one["scheme"]), {})[_layer(one)] = one
+    refused = [(one["format"], one["scheme"]) for one in record["refused"]]
+    lines = [_line(key, by_scheme, refused.count(key)) for key in by_scheme]
     device = record["fingerprint"]
     threads = "1 thread" if record["threads"] == 1 else f"{record['threads']} threads"
     calls = ", ".join(f"{fmt} {seconds(call['seconds'])}" for fmt, call in record["calls"].items())
@@ -56,9 +56,9 @@ def _layer(one: Record) -> Layer:
     return one["out_features"], one["in_features"], one["rank"], one["batch"]
 
 
-def _line(key: Key, by_form: Mapping[Key, Mapping[Layer, Record]], refused: int) -> tuple[str, ...]:
-    known = by_form[key]
-    examples = _common([layers for (fmt, _), layers in by_form.items() if fmt == key[0]])
+def _line(key: Key, by_scheme: Mapping[Key, Mapping[Layer, Record]], refused: int) -> tuple[str, ...]:
+    known = by_scheme[key]
+    examples = _common([layers for (fmt, _), layers in by_scheme.items() if fmt == key[0]])
     cells = [NONE if a is None else f"{_named(a)}: {seconds(known[a]['seconds'])}" for a in examples]
     spread = [one["spread_s"] / one["seconds"] for one in known.values()]
     p90 = quantiles(spread, n=10, method="inclusive")[-1] if len(spread) > 1 else spread[0]
@@ -66,9 +66,9 @@ def _line(key: Key, by_form: Mapping[Key, Mapping[Layer, Record]], refused: int)
     return (*key, str(len(known)), *cells, steadiness, str(refused) if refused else NONE)
 
 
-def _common(forms: Iterable[Mapping[Layer, Record]]) -> tuple[Layer | None, Layer | None]:
-    """The largest dense layer at the smallest batch, and its pair of middle rank, that every form has."""
-    shared = set.intersection(*(set(layers) for layers in forms))
+def _common(schemes: Iterable[Mapping[Layer, Record]]) -> tuple[Layer | None, Layer | None]:
+    """The largest dense layer at the smallest batch, and its pair of middle rank, that every scheme has."""
+    shared = set.intersection(*(set(layers) for layers in schemes))
     dense = max((a for a in shared if a[2] is None), key=lambda a: (-a[3], a[0] * a[1], a[:2]), default=None)
     if dense is None:
         return None, None
@@ -81,7 +81,7 @@ def _fastest(layers: Iterable[Record]) -> list[tuple[str, ...]]:
     found: dict[Layer, list[tuple[float, str]]] = {}
     for one in layers:
         if one["rank"] is None:
-            found.setdefault(_layer(one), []).append((one["seconds"], f"{one['format']} {one['form']}"))
+            found.setdefault(_layer(one), []).append((one["seconds"], f"{one['format']} {one['scheme']}"))
     rows: list[tuple[str, ...]] = []
     for layer in sorted(found, key=lambda a: (-a[0] * a[1], a[3], a[0]))[:EXAMPLES]:
         best: Sequence[tuple[float, str]] = sorted(found[layer])[:2]

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from edgepack.formats import Format
+from edgepack.model.scheme import Format
 from edgepack.report.measured import Against, Measured
 
 
@@ -37,7 +37,7 @@ class CompareRow:
         session: when it was measured; rows of one session share it.
         tool: what measured; `governor` and `cluster`: of the CPUs that it ran on.
         variant: "edgepack", "dense-fp32" or "dense-int8".
-        form: how the layers are written in the file.
+        scheme: how the layers are written in the file.
         sustained_first_s, sustained_last_s: medians of the first and of the last fifth of a long run, and the
             temperature after it.
         cache_misses: lines from memory per inference; None with `cache_misses_note` saying why.
@@ -60,7 +60,7 @@ class CompareRow:
     quick: bool
     format: Format
     variant: str
-    form: str | None
+    scheme: str | None
     size_bytes: int
     latency_p50_s: float
     latency_low_s: float | None
@@ -113,7 +113,7 @@ def _row(one: Measured, sizes: Mapping[tuple[Format, str], int], manifest: Mappi
         quick=one.quick,
         format=one.format,
         variant=one.variant,
-        form=facts.form,
+        scheme=facts.scheme,
         size_bytes=one.size_bytes,
         latency_p50_s=one.warm.median,
         latency_low_s=one.warm.low,
@@ -143,7 +143,7 @@ def _row(one: Measured, sizes: Mapping[tuple[Format, str], int], manifest: Mappi
 class FileFacts:
     """What a manifest says of one model file; None where it does not, or says nonsense."""
 
-    form: str | None
+    scheme: str | None
     metric_name: str | None
     metric: float | None
     drop: float | None
@@ -154,7 +154,7 @@ def file_facts(manifest: Mapping[str, Any], variant: str, fmt: Format) -> FileFa
     entry = file_entry(manifest, variant, fmt)
     metric = _number(entry.get("metric"))
     return FileFacts(
-        form=_text(entry.get("form")),
+        scheme=_text(entry.get("scheme")),
         metric_name=_text(_mapping(manifest.get("metric")).get("name")) or _text(manifest.get("metric")),
         metric=metric,
         drop=_drop(entry, metric, file_entry(manifest, "dense-fp32", fmt)),

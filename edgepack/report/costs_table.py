@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def render_costs(target: str, table: Mapping[str, Any]) -> Group:
-    """A row per form, the grid and its source below.
+    """A row per scheme, the grid and its source below.
 
     Args:
         target: that was asked for.
@@ -25,19 +25,19 @@ def render_costs(target: str, table: Mapping[str, Any]) -> Group:
     levels = [level for level in next(iter(table["calls"].values()))["misses"] if level != "L1i"]
     headers = (
         "format",
-        "form",
+        "scheme",
         "one call",
         "instr. off by",
         "between batches",
         *(f"{level} misses" for level in levels),
     )
     lines = []
-    for fmt, forms in table["costs"].items():
-        for form in forms:
-            held = table["held_out"].get(fmt, {}).get(form)
+    for fmt, schemes in table["costs"].items():
+        for scheme in schemes:
+            held = table["held_out"].get(fmt, {}).get(scheme)
             cells = [held["instructions"], held["between_batches"], *map(held["misses"].get, levels)] if held else []
             call = count(table["calls"][fmt]["instructions"])
-            lines.append((fmt, form, call, *([_deviation(cell) for cell in cells] or [NONE] * (len(headers) - 3))))
+            lines.append((fmt, scheme, call, *([_deviation(cell) for cell in cells] or [NONE] * (len(headers) - 3))))
     grid = table["grid"]
     notes = [
         f"counted for {target}: {table['core']}, {', '.join(table['caches'])}; {', '.join(table['runtimes'].values())} "

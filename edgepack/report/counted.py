@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from edgepack.emulator.counts import Counts
-from edgepack.formats import Format
+from edgepack.model.scheme import Format
 
 
 class CountedPart(Protocol):

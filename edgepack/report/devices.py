@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from edgepack.formats import Format
+from edgepack.model.scheme import Format
 from edgepack.report.cells import NONE, Table, device_key, device_names, ratio, seconds
 from edgepack.report.compare import CompareRow, Ratio
 

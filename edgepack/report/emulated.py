@@ -8,7 +8,7 @@ from typing import Any
 
 from edgepack.emulator.counts import Counts, middle
 from edgepack.emulator.estimate import TimeBound, time_bound
-from edgepack.formats import Format
+from edgepack.model.scheme import Format
 from edgepack.report.compare import file_facts, file_ranks
 from edgepack.report.counted import CountedFile, CountedPart, CountedSession
 from edgepack.targets import Target
@@ -64,7 +64,7 @@ class EmulatedRow:
     threads: int
     format: Format
     variant: str
-    form: str | None
+    scheme: str | None
     size_bytes: int
     instructions: float
     accesses: float
@@ -122,7 +122,7 @@ def _row(
         threads=session.threads,
         format=one.format,
         variant=one.name,
-        form=facts.form,
+        scheme=facts.scheme,
         size_bytes=one.size_bytes,
         instructions=counts.instructions,
         accesses=counts.accesses,

@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from edgepack.formats import Format
 from edgepack.metrics import Drop
+from edgepack.model.scheme import Format
 from edgepack.report.cells import seconds, size
 from edgepack.report.tables import plain_table
 
 if TYPE_CHECKING:
     from rich.console import Group
 
-HEADERS = ("", "plan", "format", "form", "factored", "weights", "size", "latency", "drop", "±")
+HEADERS = ("", "plan", "format", "scheme", "factored", "weights", "size", "latency", "drop", "±")
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class ExploredRow:
     number: int
     on_front: bool
     format: Format
-    form: str
+    scheme: str
     factored: tuple[int, int]
     weights_share: float
     size_bytes: int
@@ -69,7 +69,7 @@ def _cells(row: ExploredRow) -> tuple[str, ...]:
         "*" if row.on_front else "",
         str(row.number),
         row.format,
-        row.form,
+        row.scheme,
         f"{row.factored[0]} of {row.factored[1]}",
         f"{row.weights_share:.1%}",
         size(row.size_bytes),

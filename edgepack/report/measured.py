@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from edgepack.formats import Format
+from edgepack.model.scheme import Format
 
 
 class Latency(Protocol):

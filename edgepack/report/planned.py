@@ -6,17 +6,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgepack.formats import CODED, matrices
+from edgepack.model.scheme import CONSTEXPR
 from edgepack.report.cells import NONE, seconds, size
 from edgepack.report.tables import plain_table
 
 if TYPE_CHECKING:
     from rich.console import Group
 
-SHORT = ("layer", "out×in", "form", "rank", "weights", "why")
+SHORT = ("layer", "out×in", "scheme", "rank", "weights", "why")
 NOTHING = 1e-9
 """Shares that are rounding errors of their own computation."""
-LONG = ("layer", "out×in", "form", "rank", "break-even", "weights", "size", "latency", "loss", "lost", "why")
+LONG = ("layer", "out×in", "scheme", "rank", "break-even", "weights", "size", "latency", "loss", "lost", "why")
 
 
 def layer_table(layers: Sequence[Mapping[str, Any]], headers: tuple[str, ...] = SHORT) -> Any:
@@ -27,7 +27,7 @@ def layer_table(layers: Sequence[Mapping[str, Any]], headers: tuple[str, ...] = 
         headers: `SHORT` or `LONG`.
     """
     rows = [tuple(_cells(layer)[header] for header in headers) for layer in layers]
-    return plain_table(headers, rows, right=[h for h in headers if h not in ("layer", "form", "why")])
+    return plain_table(headers, rows, right=[h for h in headers if h not in ("layer", "scheme", "why")])
 
 
 def render_planned(pack: Path, manifest: Mapping[str, Any]) -> Group:
@@ -40,7 +40,7 @@ def render_planned(pack: Path, manifest: Mapping[str, Any]) -> Group:
         if "layers" not in entry:
             continue
         parts.append(
-            Text(f"\n{name}: {entry['form']}, {size(entry['size_bytes'])}, chosen by: {entry['form_chosen_by']}")
+            Text(f"\n{name}: {entry['scheme']}, {size(entry['size_bytes'])}, chosen by: {entry['scheme_chosen_by']}")
         )
         parts.append(layer_table(entry["layers"], LONG))
     weighted = manifest.get("loss_weighted_by", "output energy")
@@ -67,8 +67,8 @@ def _lost(shares: Mapping[str, float] | None, rank: int | None) -> str:
     return " + ".join(f"{shares[name]:.1e}" if shares[name] > NOTHING else "0" for name in names)
 
 
-def _rank(rank: int | None, form: str | None) -> str:
-    if form == CODED:
+def _rank(rank: int | None, scheme: str | None) -> str:
+    if scheme == CONSTEXPR:
         return NONE
     return "dense" if rank is None else str(rank)
 
@@ -77,16 +77,14 @@ def _cells(layer: Mapping[str, Any]) -> dict[str, str]:
     dense = layer["out_features"] * layer["in_features"]
     rank = layer["rank"]
     other = layer.get("alternative")
-    parts = matrices(layer.get("form"), (layer["out_features"], layer["in_features"]), rank)
-    kept = (sum(rows * columns for _, rows, columns in parts) if other is None else other["parameters"]) / dense
     predicted = layer.get("predicted")
     return {
         "layer": layer["layer"],
         "out×in": f"{layer['out_features']}×{layer['in_features']}",
-        "form": " ".join([*([] if other is None else [other["method"]]), layer.get("form") or NONE]),
-        "rank": _rank(rank, layer.get("form")),
+        "scheme": " ".join([*([] if other is None else [other["method"]]), layer.get("scheme") or NONE]),
+        "rank": _rank(rank, layer.get("scheme")),
         "break-even": str(layer["break_even_rank"]),
-        "weights": f"{kept:.1%}",
+        "weights": f"{layer['weight_parameters'] / dense:.1%}",
         "size": NONE if predicted is None else size(predicted["size_bytes"]),
         "latency": NONE if predicted is None else seconds(predicted["latency_s"]),
         "loss": NONE if predicted is None else f"{predicted['loss']:.2g}",

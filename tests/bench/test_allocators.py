@@ -10,25 +10,27 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from edgepack.backends.onnx.schemes import FP32, INT8_DYNAMIC, NBITS4
+from edgepack.model.scheme import Scheme
 from edgepack.types import Candidate
 
 sys.path.append(str(Path(__file__).parents[2] / "bench"))  # a folder of scripts, not a package
 from allocation import allocators
 from allocation.allocators import ALLOCATORS, Layers, latency, loss
 
-FORMS = ("fp32", "int8-dynamic", "nbits4")
+SCHEMES = (FP32, INT8_DYNAMIC, NBITS4)
 
 
 @st.composite
 def layer(draw: st.DrawFn) -> list[Candidate]:
-    """Dense and a few ranks in some of the forms, as the planner offers them; not every layer can be factored."""
+    """Dense and a few ranks in some of the schemes, as the planner offers them; not every layer can be factored."""
     ranks = [None, *draw(st.lists(st.sampled_from([8, 16, 24, 32]), unique=True, max_size=3))]
-    forms = draw(st.lists(st.sampled_from(FORMS), unique=True, min_size=1, max_size=3))
+    schemes = draw(st.lists(st.sampled_from(SCHEMES), unique=True, min_size=1, max_size=3))
     value = st.integers(1, 1000)
     return [
-        Candidate(form, rank, draw(value) / 1e6, draw(value), draw(value), draw(value) / 1e6)
+        Candidate(scheme, rank, draw(value) / 1e6, draw(value), draw(value), draw(value) / 1e6)
         for rank in ranks
-        for form in forms
+        for scheme in schemes
     ]
 
 
@@ -92,39 +94,39 @@ def test_lagrangian_plans_lie_on_the_convex_hull(layers: Layers, share: float) -
 
 def ladder(worth: float) -> list[Candidate]:
     """Dense and four ranks: latency grows with the rank, loss falls, the more the layer is worth."""
-    dense = [Candidate("fp32", None, 0.0, 400, 400, 100e-6), Candidate("int8-dynamic", None, 1e-5, 100, 100, 40e-6)]
+    dense = [Candidate(FP32, None, 0.0, 400, 400, 100e-6), Candidate(INT8_DYNAMIC, None, 1e-5, 100, 100, 40e-6)]
     return dense + [
-        Candidate(form, rank, worth / rank + extra, rank, rank, rank * 1e-6 * slower)
+        Candidate(scheme, rank, worth / rank + extra, rank, rank, rank * 1e-6 * slower)
         for rank in (8, 16, 24, 32)
-        for form, extra, slower in (("fp32", 0.0, 2.0), ("int8-dynamic", 1e-5, 1.0), ("nbits4", 1.0, 0.5))
+        for scheme, extra, slower in ((FP32, 0.0, 2.0), (INT8_DYNAMIC, 1e-5, 1.0), (NBITS4, 1.0, 0.5))
     ]
 
 
-def ranks(layers: Layers, picks: Sequence[int] | None) -> list[tuple[str, int | None]]:
+def ranks(layers: Layers, picks: Sequence[int] | None) -> list[tuple[Scheme, int | None]]:
     assert picks is not None
-    return [(candidates[pick].form, candidates[pick].rank) for candidates, pick in zip(layers, picks, strict=True)]
+    return [(candidates[pick].scheme, candidates[pick].rank) for candidates, pick in zip(layers, picks, strict=True)]
 
 
 def test_uniform_gives_all_layers_one_share_of_rank_in_int8() -> None:
     layers = [ladder(0.01), ladder(1.0)]
-    assert ranks(layers, allocators.uniform(layers, 80e-6)) == [("int8-dynamic", None)] * 2
-    assert ranks(layers, allocators.uniform(layers, 79e-6)) == [("int8-dynamic", 32)] * 2
-    assert ranks(layers, allocators.uniform(layers, 33e-6)) == [("int8-dynamic", 16)] * 2
+    assert ranks(layers, allocators.uniform(layers, 80e-6)) == [(INT8_DYNAMIC, None)] * 2
+    assert ranks(layers, allocators.uniform(layers, 79e-6)) == [(INT8_DYNAMIC, 32)] * 2
+    assert ranks(layers, allocators.uniform(layers, 33e-6)) == [(INT8_DYNAMIC, 16)] * 2
     assert allocators.uniform(layers, 15e-6) is None
 
 
 def test_energy_gives_all_layers_one_threshold_in_int8() -> None:
     layers = [ladder(0.01), ladder(0.02)]
-    assert ranks(layers, allocators.energy(layers, 25e-6)) == [("int8-dynamic", 8), ("int8-dynamic", 16)]
-    assert ranks(layers, allocators.energy(layers, 80e-6)) == [("int8-dynamic", None)] * 2
+    assert ranks(layers, allocators.energy(layers, 25e-6)) == [(INT8_DYNAMIC, 8), (INT8_DYNAMIC, 16)]
+    assert ranks(layers, allocators.energy(layers, 80e-6)) == [(INT8_DYNAMIC, None)] * 2
 
 
 def test_greedy_takes_the_step_that_saves_most_per_loss() -> None:
     layers = [ladder(0.01), ladder(1.0)]
-    assert ranks(layers, allocators.greedy(layers, 200e-6)) == [("fp32", None)] * 2
+    assert ranks(layers, allocators.greedy(layers, 200e-6)) == [(FP32, None)] * 2
     found = ranks(layers, allocators.greedy(layers, 50e-6))
     assert found[0][1] is not None
-    assert found[1] == ("int8-dynamic", None)
+    assert found[1] == (INT8_DYNAMIC, None)
 
 
 def test_a_bound_below_the_fastest_plan_is_out_of_reach_for_all() -> None:

@@ -9,6 +9,9 @@ import bench_models
 import numpy as np
 import pytest
 
+from edgepack.backends.onnx import schemes as onnx
+from edgepack.backends.schemes import SCHEMES
+from edgepack.backends.tflite import schemes as tflite
 from edgepack.bench.devices.device import Job
 from edgepack.bench.devices.emulated import EmulatedDevice
 from edgepack.bench.emulate import MAX_DB, emulate_variants
@@ -18,7 +21,7 @@ from edgepack.data import example
 from edgepack.emulator.counts import LEVELS, middle, per_inference
 from edgepack.errors import DataError, ModelError, StableDeviceError, TransientDeviceError
 from edgepack.factorize import factorizer
-from edgepack.formats import FORMS
+from edgepack.model.scheme import FileScheme, Scheme
 from edgepack.pipeline.guarding import load_data
 from edgepack.pipeline.onnx_files import OnnxFiles
 from edgepack.pipeline.opened import open_model
@@ -41,23 +44,24 @@ def recipe():
     return Recipe(model, (torch.zeros(1, 192),), {"x": x})
 """
 LEAST_DB = {
-    "fp32": 100.0,
-    "int8-dynamic": 60.0,
-    "int8-static-qdq": 30.0,
-    "nbits8": 35.0,
-    "nbits4": 35.0,
-    "int8-dynamic-range": 60.0,
-    "int8-static": 30.0,
-    "int4-dynamic-range": 60.0,
+    onnx.FP32: 100.0,
+    onnx.INT8_DYNAMIC: 60.0,
+    onnx.INT8_STATIC: 30.0,
+    onnx.NBITS8: 35.0,
+    onnx.NBITS4: 35.0,
+    tflite.FP32: 100.0,
+    tflite.INT8_DYNAMIC: 60.0,
+    tflite.INT8_STATIC: 30.0,
+    tflite.INT4_DYNAMIC: 60.0,
 }
 """Float kernels sum in different orders; a static grid turns a difference in the last bit into a whole step; whether
 MatMulNBits quantizes its input depends on the CPU."""
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tuple[str, Variant]]]:
-    """Inputs, and a small network in every form of both formats, dense and factored, as (form, variant)."""
-    work = tmp_path_factory.mktemp("forms")
+def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tuple[Scheme, Variant]]]:
+    """Inputs, and a small network in every scheme of both formats, dense and factored, as (scheme, variant)."""
+    work = tmp_path_factory.mktemp("schemes")
     recipe = work / "small.py"
     recipe.write_text(RECIPE)
     opened = open_model(f"{recipe}:recipe", work)
@@ -66,35 +70,35 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tuple[st
     spectra, _ = decompose(opened.model, opened.layers, "whitened", data.calibration, "small", cache, silent)
     layer, spectrum = opened.layers[0], spectra[0]
     factors = {layer.name: balanced(factorizer("whitened").factors(layer, spectrum, 24), spectrum, seed=0)}
-    written: list[tuple[str, Variant]] = []
-    with TfliteFiles(cache, work) as tflite:
-        tflite.open(opened, data.calibration, example(data.guard, opened.inputs, 0))
-        for each in (OnnxFiles(opened.model, data.calibration, largest=127), tflite):
-            for form in FORMS[each.fmt]:
-                dense, pair = (work / f"{kind}.{form}.{each.fmt}" for kind in ("dense", "pair"))
-                each.write_dense(dense) if form == "fp32" else each.write_baseline(form, dense)
-                each.write(factors, form, pair)
-                written += [(form, Variant(path.stem, each.fmt, path)) for path in (dense, pair)]
+    written: list[tuple[Scheme, Variant]] = []
+    with TfliteFiles(cache, work) as converted:
+        converted.open(opened, data.calibration, example(data.guard, opened.inputs, 0))
+        for each in (OnnxFiles(opened.model, data.calibration, largest=127), converted):
+            for scheme in SCHEMES[each.fmt]:
+                dense, pair = (work / f"{kind}.{scheme}.{each.fmt}" for kind in ("dense", "pair"))
+                each.write_dense(dense) if scheme.is_float else each.write_baseline(scheme, dense)
+                each.write(factors, FileScheme.of(scheme), pair)
+                written += [(scheme, Variant(path.stem, each.fmt, path)) for path in (dense, pair)]
     inputs = work / "inputs.npz"
     np.savez(inputs, x=np.random.default_rng(1).standard_normal((1, 192)).astype(np.float32))
     return inputs, written
 
 
 @pytest.mark.parametrize("target", ["rpi-zero2w", "rpi4", "rpi5", "rk3566"])
-def test_every_form_answers_as_on_this_machine(emulator: Path, files, target: str) -> None:
+def test_every_scheme_answers_as_on_this_machine(emulator: Path, files, target: str) -> None:
     """Cortex-A53, A55, A72 and A76 each get kernels of their own, with and without dot products."""
     inputs, written = files
     result = emulate_variants([one for _, one in written], {}, target=get_target(target), inputs=inputs, by_layer=False)
-    for (form, variant), found in zip(written, result.variants, strict=True):
+    for (scheme, variant), found in zip(written, result.variants, strict=True):
         assert found.name == variant.name
         assert found.agreement_db is not None
-        assert LEAST_DB[form] <= found.agreement_db <= MAX_DB, f"{variant.name}: {found.agreement_db:.1f} dB"
+        assert LEAST_DB[scheme] <= found.agreement_db <= MAX_DB, f"{variant.name}: {found.agreement_db:.1f} dB"
         assert list(found.rounds[0].misses) == list(LEVELS[: len(result.emulation.caches)])
 
 
 def test_counts_repeat_and_a_pair_executes_less(emulator: Path, files) -> None:
     _, written = files
-    chosen = [one for form, one in written if form == "int8-dynamic-range"]
+    chosen = [one for scheme, one in written if scheme == tflite.INT8_DYNAMIC]
     first, second = (emulate_variants(chosen, {}, target=get_target("rpi4"), by_layer=False).variants for _ in range(2))
     for one, other in zip(first, second, strict=True):
         counts = [middle(found.rounds).instructions for found in (one, other)]

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from adbd import Adbd, Fault, private_server
+from edgepack.formats import FORMATS
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -30,7 +31,6 @@ from edgepack.bench.facts import choose_cpus, facts_from_probe
 from edgepack.bench.session import Variant, bench_variants
 from edgepack.bench.summary import summarize_result
 from edgepack.errors import DeviceError, StableDeviceError, TransientDeviceError, UsageError
-from edgepack.formats import FORMATS
 from edgepack.targets import get_target
 
 BENCHMARK_MODEL = """\

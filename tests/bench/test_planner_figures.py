@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgepack.backends.onnx.schemes import FP32, INT8_DYNAMIC, NBITS4, NBITS8
 from edgepack.types import Candidate, LinearLayer
 
 sys.path.append(str(Path(__file__).parents[2] / "bench"))  # a folder of scripts, not a package
@@ -21,19 +22,19 @@ import measure_solver
 
 def menu() -> list[Candidate]:
     return [
-        Candidate("fp32", None, 0.0, 400, 400, 9e-6),
-        Candidate("int8-dynamic", None, 0.01, 100, 100, 5e-6),
-        Candidate("nbits8", None, 0.02, 110, 110, 4e-6),
-        Candidate("nbits4", None, 0.3, 50, 50, 3e-6),
-        Candidate("int8-dynamic", 8, 0.2, 20, 20, 1e-6),
+        Candidate(FP32, None, 0.0, 400, 400, 9e-6),
+        Candidate(INT8_DYNAMIC, None, 0.01, 100, 100, 5e-6),
+        Candidate(NBITS8, None, 0.02, 110, 110, 4e-6),
+        Candidate(NBITS4, None, 0.3, 50, 50, 3e-6),
+        Candidate(INT8_DYNAMIC, 8, 0.2, 20, 20, 1e-6),
     ]
 
 
-def test_the_rival_is_the_fastest_dense_plan_in_one_form_of_eight_bits() -> None:
-    without = [one for one in menu() if one.form != "nbits8"]
+def test_the_rival_is_the_fastest_dense_plan_in_one_scheme_of_eight_bits() -> None:
+    without = [one for one in menu() if one.scheme != NBITS8]
     assert measure_allocation.dense_int8_s([menu(), menu()]) == pytest.approx(8e-6)
     assert measure_allocation.dense_int8_s([menu(), without]) == pytest.approx(10e-6)
-    with pytest.raises(ValueError, match="no form of 8 bits"):
+    with pytest.raises(ValueError, match="no scheme of 8 bits"):
         measure_allocation.dense_int8_s([menu()[:1]])
 
 

@@ -20,6 +20,7 @@ from seeds.lab import Lab, open_lab
 from seeds.pairs import default_pairs, ranks
 from seeds.settings import QUICK
 
+from edgepack.backends.onnx.schemes import FP32
 from edgepack.cache import Cache
 from edgepack.coded import evaluate, stored_bytes
 from edgepack.types import Coded, Dense, Factors
@@ -205,7 +206,7 @@ def test_files_are_made_once_and_measured(lab: Lab) -> None:
     first, second = (lab.make("default", [asked], parts) for _ in range(2))
     assert first == second
     assert len(calls) == 1
-    dense = {"fp32": lab.make("dense fp32", [], dict, "fp32"), "int8": lab.make("dense int8", [], dict)}
+    dense = {"fp32": lab.make("dense fp32", [], dict, FP32), "int8": lab.make("dense int8", [], dict)}
     group = {"name": "x", "dense": dense, "rows": [{"own": first, "default": None}]}
     assert [one["label"] for one in measure.distinct(group)] == ["dense fp32", "dense int8", "default"]
     measure.measure_group(group, QUICK)

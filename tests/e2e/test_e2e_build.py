@@ -12,8 +12,8 @@ import pytest
 from conftest import Built
 from e2e_cli import Done, assert_fails, invoke, run
 from e2e_models import points, samples
-
 from edgepack.formats import FORMS
+
 from edgepack.inference import load
 
 MODELS = ("model.onnx", "model.tflite")
@@ -54,9 +54,9 @@ def test_every_proof_is_there_and_passed(rpi4_pack: Built, name: str) -> None:
     entry = rpi4_pack.manifest["files"][name]
     assert set(entry["proofs"]) == PROOFS
     assert all(proof["passed"] for proof in entry["proofs"].values())
-    forms = {layer["form"] for layer in entry["layers"]}
-    assert forms <= set(FORMS[entry["format"]])
-    assert entry["form"] == ("mixed" if len(forms) > 1 else next(iter(forms)))
+    schemes = {layer["scheme"] for layer in entry["layers"]}
+    assert schemes <= set(FORMS[entry["format"]])
+    assert entry["scheme"] == ("mixed" if len(schemes) > 1 else next(iter(schemes)))
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -68,16 +68,16 @@ def test_layers_are_what_the_target_gains_by(rpi4_pack: Built, name: str) -> Non
     chosen = dense = 0.0
     for layer in layers:
         own = layer["predicted"]
-        assert (own["form"], own["rank"]) == (layer["form"], layer["rank"])
+        assert (own["scheme"], own["rank"]) == (layer["scheme"], layer["rank"])
         assert own["source"] == rpi4_pack.manifest["cost_sources"][files[name]["format"]] == "emulated cost table"
-        int8 = [one for one in (own, *layer["others"]) if one["rank"] is None and "int8" in one["form"]]
+        int8 = [one for one in (own, *layer["others"]) if one["rank"] is None and "int8" in one["scheme"]]
         chosen += own["latency_s"]
         dense += min(one["latency_s"] for one in int8)
         kept = f"rank {layer['rank']}" if layer["rank"] else "dense"
-        assert layer["reason"].startswith(f"{kept} {layer['form']}: ")
+        assert layer["reason"].startswith(f"{kept} {layer['scheme']}: ")
     assert chosen < dense
     for entry in (files[name], files[f"baseline/int8.{files[name]['format']}"]):
-        assert entry["form_chosen_by"] == "emulated cost table"
+        assert entry["scheme_chosen_by"] == "emulated cost table"
 
 
 def test_every_probe_is_kept_with_its_figures(rpi4_pack: Built) -> None:
@@ -90,7 +90,7 @@ def test_every_probe_is_kept_with_its_figures(rpi4_pack: Built) -> None:
         losses = [probe["predicted_loss"] for probe in probes]
         assert losses == sorted(losses)
         for probe in probes:
-            assert probe["form"] in (*FORMS[fmt], "mixed")
+            assert probe["scheme"] in (*FORMS[fmt], "mixed")
             assert 0 < probe["size_bytes"] <= 1.05 * manifest["files"][f"baseline/fp32.{fmt}"]["size_bytes"]
             assert probe["predicted_latency_s"] > 0
             assert 0 < probe["weight_parameters"] <= dense
@@ -161,13 +161,13 @@ def test_summary_shows_every_file_and_layer(rpi4_pack: Built) -> None:
     assert rpi4_pack.done.err == ""
 
 
-def test_host_pack_measures_forms_here(tmp_path: Path, model: Path, data: Path) -> None:
+def test_host_pack_measures_schemes_here(tmp_path: Path, model: Path, data: Path) -> None:
     out = tmp_path / "out"
     done = invoke("build", model, "--target", "host", "--formats", "onnx", "--data", data, "--out", out)
     assert done.code == 0, done.err
     manifest = manifest_of(out)
     assert manifest["target"]["name"] == "host"
-    assert manifest["files"]["baseline/int8.onnx"]["form_chosen_by"] == "measured on this machine"
+    assert manifest["files"]["baseline/int8.onnx"]["scheme_chosen_by"] == "measured on this machine"
 
 
 @pytest.mark.parametrize(
@@ -190,17 +190,17 @@ def test_rank(tmp_path: Path, model: Path, data: Path, rank: str, expected: list
 
 
 @pytest.mark.parametrize(
-    ("precision", "forms", "width"),
+    ("precision", "schemes", "width"),
     [("fp32", ("fp32",), 4), ("int8", ("int8-dynamic", "int8-static-qdq", "nbits8"), 1), ("int4", ("nbits4",), 0.5)],
 )
 def test_precision(
-    tmp_path: Path, model: Path, data: Path, precision: str, forms: tuple[str, ...], width: float
+    tmp_path: Path, model: Path, data: Path, precision: str, schemes: tuple[str, ...], width: float
 ) -> None:
     done = build(model, tmp_path / "out", "--data", data, "--rank", "8", "--precision", precision)
     assert done.code == 0, done.err
     entry = manifest_of(tmp_path / "out")["files"]["model.onnx"]
-    assert entry["form"] in (*forms, "mixed")
-    assert {layer["form"] for layer in entry["layers"]} <= set(forms)  # which is the fastest is for the clock to say
+    assert entry["scheme"] in (*schemes, "mixed")
+    assert {layer["scheme"] for layer in entry["layers"]} <= set(schemes)  # which is the fastest is for the clock to say
     assert entry["proofs"]["weight-bytes"]["detail"].endswith(f"{entry['matrix_parameters'] * width:.0f} bytes")
 
 
@@ -209,7 +209,7 @@ def test_int4_without_a_rank_still_meets_the_budget(tmp_path: Path, model: Path,
     assert done.code == 0, done.err
     manifest = manifest_of(tmp_path / "out")
     entry = manifest["files"]["model.onnx"]
-    assert {layer["form"] for layer in entry["layers"]} == {"nbits4"}
+    assert {layer["scheme"] for layer in entry["layers"]} == {"nbits4"}
     assert entry["guard"]["drop"] <= 2
     assert entry["size_bytes"] < manifest["files"]["baseline/int8.onnx"]["size_bytes"]
 
@@ -230,7 +230,7 @@ def test_explore_then_pick(tmp_path: Path, model: Path, data: Path) -> None:
     done = build(model, tmp_path / "out", "--data", data, "--pick", row["number"])
     assert done.code == 0, done.err
     entry = manifest_of(tmp_path / "out")["files"]["model.onnx"]
-    assert (entry["size_bytes"], entry["form"]) == (row["size_bytes"], row["form"])
+    assert (entry["size_bytes"], entry["scheme"]) == (row["size_bytes"], row["scheme"])
     assert entry["guard"]["drop"] == pytest.approx(row["drop"]["value"])
     beyond = build(model, tmp_path / "other", "--data", data, "--pick", len(rows) + 1)
     assert_fails(beyond, 2, [f"--pick {len(rows) + 1}: there are plans 1 to {len(rows)}"], out=tmp_path / "other")
@@ -257,7 +257,7 @@ def test_inspect_tells_what_became_of_each_layer(rpi4_pack: Built) -> None:
     assert f"{rpi4_pack.path}: points for rpi4" in "".join(done.out.splitlines())
     for name in MODELS:
         entry = rpi4_pack.manifest["files"][name]
-        assert f"{name}: {entry['form']}, " in done.out
+        assert f"{name}: {entry['scheme']}, " in done.out
         for layer in entry["layers"]:
             assert layer["layer"] in done.out
             assert layer["reason"].split(":")[0] in done.out

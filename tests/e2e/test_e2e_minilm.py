@@ -58,7 +58,7 @@ def test_dense_int8_in_both_formats(recipe: str, tmp_path: Path) -> None:
     for fmt in ("onnx", "tflite"):
         entry = manifest["files"][f"model.{fmt}"]
         assert all(proof["passed"] for proof in entry["proofs"].values()), entry["proofs"]
-        assert entry["form"].startswith("int8")
+        assert entry["scheme"].startswith("int8")
         assert entry["guard"]["emitted"] > 98
         assert entry["size_bytes"] < manifest["files"][f"baseline/fp32.{fmt}"]["size_bytes"] / 3.5
         assert len(entry["layers"]) == 36

@@ -52,7 +52,7 @@ def test_in_int8_alone_it_is_smaller_still(tmp_path: Path, fmt: str) -> None:
     assert done.code == 0, done.err
     files = json.loads((out / "manifest.json").read_text())["files"]
     packed, fp32, int8 = (files[f"{name}.{fmt}"] for name in ("model", "baseline/fp32", "baseline/int8"))
-    assert all("int8" in layer["form"] for layer in packed["layers"])
+    assert all("int8" in layer["scheme"] for layer in packed["layers"])
     assert packed["size_bytes"] * 25 <= fp32["size_bytes"]
     assert packed["size_bytes"] * 6 <= int8["size_bytes"]
     assert packed["guard"]["drop"] <= 0.3

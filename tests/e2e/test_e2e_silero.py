@@ -12,7 +12,7 @@ import onnx_ir as ir
 import pytest
 from e2e_cli import assert_fails, invoke
 
-from edgepack.emit.onnx import to_form
+from edgepack.emit.onnx import to_schemes
 from edgepack.factorize import svd
 from edgepack.onnxgraph.files import load, save
 from edgepack.onnxgraph.rewrite import with_factors
@@ -72,7 +72,7 @@ def _factored(model: ir.Model) -> ir.Model:
 
 
 def _dynamic(model: ir.Model) -> ir.Model:
-    return to_form(model, "int8-dynamic", ranges=None)
+    return to_schemes(model, "int8-dynamic", ranges=None)
 
 
 @pytest.mark.parametrize("name", ["silero_vad", "silero_vad_op18_ifless"])

@@ -11,7 +11,7 @@ import onnx
 import onnx_ir as ir
 from onnx import TensorProto, helper, numpy_helper
 
-from edgepack.emit.onnx import to_form
+from edgepack.emit.onnx import to_schemes
 from edgepack.inference import load
 from edgepack.onnxgraph.files import save
 from edgepack.onnxgraph.session import session
@@ -104,10 +104,10 @@ def placed(place: str, *, opset: int = 17, bias: bool = True, dtype: type = np.f
     return made, x.astype(dtype)
 
 
-def activation_codes(x: Array, form: str, low_high: tuple[float, float]) -> Array:
-    """What the form's activation grid makes of `x`, in floats."""
+def activation_codes(x: Array, scheme: str, low_high: tuple[float, float]) -> Array:
+    """What the scheme's activation grid makes of `x`, in floats."""
     x = x.astype(np.float32)
-    if form == "int8-dynamic":
+    if scheme == "int8-dynamic":
         low, high = min(x.min(), np.float32(0)), max(x.max(), np.float32(0))
         scale = np.float32((high - low) / np.float32(255))
         zero = np.clip(np.rint(-low / scale), 0, 255)
@@ -119,12 +119,12 @@ def activation_codes(x: Array, form: str, low_high: tuple[float, float]) -> Arra
     return (codes.astype(np.float64) - zero) * scale
 
 
-def expected(place: str, x: Array, form: str, *, bias: bool, dtype: type, largest: int = 127) -> Array:
+def expected(place: str, x: Array, scheme: str, *, bias: bool, dtype: type, largest: int = 127) -> Array:
     """The layer's output in exact integer arithmetic."""
     p = PLACES[place]
     codes, scales = quantize_weight(normal(OUT, IN).astype(dtype).astype(np.float32), largest=largest)
     w = codes.astype(np.float64) * scales[:, None]
-    rows = np.moveaxis(activation_codes(x, form, LOW_HIGH), p.axis, -1)
+    rows = np.moveaxis(activation_codes(x, scheme, LOW_HIGH), p.axis, -1)
     y = rows @ w.T
     if bias:
         y = y + (3 * normal(OUT, seed=2)).astype(dtype).astype(np.float64)
@@ -132,11 +132,11 @@ def expected(place: str, x: Array, form: str, *, bias: bool, dtype: type, larges
 
 
 def emitted(
-    source: ir.Model, form: str, path: Path, *, largest: int = 127, low_high: tuple[float, float] = LOW_HIGH
+    source: ir.Model, scheme: str, path: Path, *, largest: int = 127, low_high: tuple[float, float] = LOW_HIGH
 ) -> Path:
-    """Write `source` in a form; every layer's input has the same static range."""
+    """Write `source` in a scheme; every layer's input has the same static range."""
     names = [site.layer.name for site in find_sites(source.clone())]
-    save(to_form(source, form, ranges=dict.fromkeys(names, low_high), largest=largest), path)
+    save(to_schemes(source, scheme, ranges=dict.fromkeys(names, low_high), largest=largest), path)
     onnx.checker.check_model(str(path), full_check=True)
     return path
 

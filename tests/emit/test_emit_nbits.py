@@ -1,4 +1,4 @@
-"""Block-wise weights in the real runtime, in every place of a layer, alone and beside layers of other forms."""
+"""Block-wise weights in the real runtime, in every place of a layer, alone and beside layers of other schemes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from edgepack.formats import WEIGHT_BITS
 from onnx import helper
 from onnx_layers import (
     BOOL,
@@ -29,9 +30,8 @@ from onnx_layers import (
     run,
 )
 
-from edgepack.emit.onnx import supports, to_form
+from edgepack.emit.onnx import supports, to_schemes
 from edgepack.errors import ModelError, UsageError
-from edgepack.formats import WEIGHT_BITS
 from edgepack.onnxgraph.contents import read_contents
 from edgepack.onnxgraph.files import save, to_bytes
 from edgepack.onnxgraph.rewrite import with_factors
@@ -45,10 +45,10 @@ ROUNDED = 0.012
 RANK = 8
 
 
-def on_grid(weight: Array, form: str) -> Array:
+def on_grid(weight: Array, scheme: str) -> Array:
     """The weight that the file stands for."""
     block = block_for(weight.shape[1])
-    return dequantize_blocks(*quantize_blocks(weight, WEIGHT_BITS[form], block), weight.shape[1])
+    return dequantize_blocks(*quantize_blocks(weight, WEIGHT_BITS[scheme], block), weight.shape[1])
 
 
 def in_place(place: str, x: Array, weight: Array, *, bias: bool) -> Array:
@@ -78,68 +78,68 @@ def decoded(product: ir.Node) -> tuple[Array, Array]:
     return codes, dequantize_blocks(codes, s, product.attributes["K"].as_int())
 
 
-@pytest.mark.parametrize("form", NBITS)
+@pytest.mark.parametrize("scheme", NBITS)
 @pytest.mark.parametrize("opset", [7, 13, 26])
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
 @pytest.mark.parametrize("place", PLACES)
-def test_a_dense_layer(place: str, bias: bool, opset: int, form: str, tmp_path: Path) -> None:
+def test_a_dense_layer(place: str, bias: bool, opset: int, scheme: str, tmp_path: Path) -> None:
     source, x = placed(place, opset=max(opset, 11) if place.startswith("gemm") else opset, bias=bias)
     before = to_bytes(source)
-    path = emitted(source, form, tmp_path / "q.onnx")
+    path = emitted(source, scheme, tmp_path / "q.onnx")
     assert to_bytes(source) == before
     (found,) = run(path, x=x)
-    assert_close(found, in_place(place, x, on_grid(normal(OUT, IN), form), bias=bias), ROUNDED)
-    assert_close(found, fp32(source, x=x)[0], 0.02 if form == "nbits8" else 0.15)
+    assert_close(found, in_place(place, x, on_grid(normal(OUT, IN), scheme), bias=bias), ROUNDED)
+    assert_close(found, fp32(source, x=x)[0], 0.02 if scheme == "nbits8" else 0.15)
     assert kernels(path) == ["MatMulNBits"]
     written = ir.load(path)
     assert written.opset_imports["com.microsoft"] == 1
     assert [v.name for v in (*written.graph.inputs, *written.graph.outputs)] == ["x", "y"]
-    assert read_contents(path).weights == ((OUT, IN, WEIGHT_BITS[form]),)
+    assert read_contents(path).weights == ((OUT, IN, WEIGHT_BITS[scheme]),)
 
 
-@pytest.mark.parametrize("form", NBITS)
+@pytest.mark.parametrize("scheme", NBITS)
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
 @pytest.mark.parametrize("place", PLACES)
-def test_a_pair(place: str, bias: bool, form: str, tmp_path: Path) -> None:
+def test_a_pair(place: str, bias: bool, scheme: str, tmp_path: Path) -> None:
     """Two thin products, also in the runtime's own graph."""
     source, x = placed(place, bias=bias)
     pair, factors = thin(source)
-    path = emitted(pair, form, tmp_path / "q.onnx")
+    path = emitted(pair, scheme, tmp_path / "q.onnx")
     assert kernels(path) == kernels(path, exact=True) == ["MatMulNBits"] * 2
-    bits = WEIGHT_BITS[form]
+    bits = WEIGHT_BITS[scheme]
     for file in (path, path.with_suffix(".opt.onnx")):
         contents = read_contents(file)
         assert contents.weights == ((RANK, OUT, bits), (RANK, IN, bits))
         assert any(np.array_equal(v, 3 * normal(OUT, seed=2)) for v in contents.vectors) is bias
     (found,) = run(path, x=x)
-    latent = on_grid(factors.A, form) @ on_grid(factors.B, form)
+    latent = on_grid(factors.A, scheme) @ on_grid(factors.B, scheme)
     assert_close(found, in_place(place, x, latent, bias=bias), 2 * ROUNDED)
-    assert_close(found, fp32(pair, x=x)[0], 0.03 if form == "nbits8" else 0.3)
+    assert_close(found, fp32(pair, x=x)[0], 0.03 if scheme == "nbits8" else 0.3)
 
 
-@pytest.mark.parametrize("form", NBITS)
+@pytest.mark.parametrize("scheme", NBITS)
 @pytest.mark.parametrize("place", PLACES)
-def test_float16_weights(place: str, form: str, tmp_path: Path) -> None:
+def test_float16_weights(place: str, scheme: str, tmp_path: Path) -> None:
     source, x = placed(place, dtype=np.float16)
-    path = emitted(source, form, tmp_path / "q.onnx")
+    path = emitted(source, scheme, tmp_path / "q.onnx")
     (found,) = run(path, x=x)
     assert found.dtype == np.float16
     weight = normal(OUT, IN).astype(np.float16).astype(np.float32)
-    assert_close(found, in_place(place, x, on_grid(weight, form), bias=True), ROUNDED)
-    assert read_contents(path).weights == ((OUT, IN, WEIGHT_BITS[form]),)
+    assert_close(found, in_place(place, x, on_grid(weight, scheme), bias=True), ROUNDED)
+    assert read_contents(path).weights == ((OUT, IN, WEIGHT_BITS[scheme]),)
 
 
-@pytest.mark.parametrize("form", NBITS)
+@pytest.mark.parametrize("scheme", NBITS)
 @pytest.mark.parametrize("place", ["gemm", "columns-3d", "conv-2d"])
-def test_integers_in_the_file_lie_on_the_grid(place: str, form: str, tmp_path: Path) -> None:
+def test_integers_in_the_file_lie_on_the_grid(place: str, scheme: str, tmp_path: Path) -> None:
     source, _ = placed(place)
-    (product,) = products(emitted(source, form, tmp_path / "q.onnx"))
+    (product,) = products(emitted(source, scheme, tmp_path / "q.onnx"))
     codes, weight = decoded(product)
-    wanted, _ = quantize_blocks(normal(OUT, IN), WEIGHT_BITS[form])
+    wanted, _ = quantize_blocks(normal(OUT, IN), WEIGHT_BITS[scheme])
     np.testing.assert_array_equal(codes, wanted)
-    np.testing.assert_array_equal(weight, on_grid(normal(OUT, IN), form))
-    np.testing.assert_allclose(on_grid(weight, form), weight, rtol=1e-6)
-    assert int(np.abs(codes.astype(int)).max()) == 2 ** (WEIGHT_BITS[form] - 1)
+    np.testing.assert_array_equal(weight, on_grid(normal(OUT, IN), scheme))
+    np.testing.assert_allclose(on_grid(weight, scheme), weight, rtol=1e-6)
+    assert int(np.abs(codes.astype(int)).max()) == 2 ** (WEIGHT_BITS[scheme] - 1)
     assert product.attributes["accuracy_level"].as_int() == 4
     assert len(product.inputs) == 6
 
@@ -147,17 +147,17 @@ def test_integers_in_the_file_lie_on_the_grid(place: str, form: str, tmp_path: P
 def test_four_bits_are_half_of_eight(tmp_path: Path) -> None:
     source, _ = placed("gemm")
     held = {}
-    for form in NBITS:
-        (product,) = products(emitted(source, form, tmp_path / "q.onnx"))
-        held[form] = product.inputs[1].const_value.nbytes  # type: ignore[union-attr]
+    for scheme in NBITS:
+        (product,) = products(emitted(source, scheme, tmp_path / "q.onnx"))
+        held[scheme] = product.inputs[1].const_value.nbytes  # type: ignore[union-attr]
     assert held == {"nbits8": OUT * IN, "nbits4": OUT * IN // 2}
 
 
-@pytest.mark.parametrize("form", NBITS)
+@pytest.mark.parametrize("scheme", NBITS)
 @pytest.mark.parametrize(
     ("inputs", "block", "blocks"), [(1, 16, 1), (8, 16, 1), (17, 32, 1), (33, 32, 2), (100, 32, 4)]
 )
-def test_sides_that_fill_no_block(form: str, inputs: int, block: int, blocks: int, tmp_path: Path) -> None:
+def test_sides_that_fill_no_block(scheme: str, inputs: int, block: int, blocks: int, tmp_path: Path) -> None:
     """Padded in the file, and read back without the padding; scales of one block are no bias."""
     source = model(
         [node("MatMul", ["x", "w"], ["y"])],
@@ -165,18 +165,18 @@ def test_sides_that_fill_no_block(form: str, inputs: int, block: int, blocks: in
         [info("y", ["N", 5])],
         {"w": normal(inputs, 5)},
     )
-    path = emitted(source, form, tmp_path / "q.onnx")
+    path = emitted(source, scheme, tmp_path / "q.onnx")
     (product,) = products(path)
-    assert product.inputs[1].const_value.shape == (5, blocks, block * WEIGHT_BITS[form] // 8)  # type: ignore[union-attr]
+    assert product.inputs[1].const_value.shape == (5, blocks, block * WEIGHT_BITS[scheme] // 8)  # type: ignore[union-attr]
     contents = read_contents(path)
-    assert contents.weights == ((min(inputs, 5), max(inputs, 5), WEIGHT_BITS[form]),)
+    assert contents.weights == ((min(inputs, 5), max(inputs, 5), WEIGHT_BITS[scheme]),)
     assert contents.vectors == ()
     x = normal(3, inputs, seed=5)
-    assert_close(run(path, x=x)[0], x @ on_grid(normal(inputs, 5).T, form).T, ROUNDED)
+    assert_close(run(path, x=x)[0], x @ on_grid(normal(inputs, 5).T, scheme).T, ROUNDED)
 
 
-@pytest.mark.parametrize("form", NBITS)
-def test_layers_in_a_branch_and_in_a_function(form: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("scheme", NBITS)
+def test_layers_in_a_branch_and_in_a_function(scheme: str, tmp_path: Path) -> None:
     branches = {
         f"{kind}_branch": helper.make_graph(
             [node("MatMul", ["x", f"w_{kind}"], [f"y_{kind}"])], kind, [], [info(f"y_{kind}", ["N", OUT])]
@@ -197,11 +197,11 @@ def test_layers_in_a_branch_and_in_a_function(form: str, tmp_path: Path) -> None
         functions=[block],
         domain="local",
     )
-    path = emitted(source, form, tmp_path / "q.onnx")
-    assert [bits for *_, bits in read_contents(path).weights] == [WEIGHT_BITS[form]] * 3
+    path = emitted(source, scheme, tmp_path / "q.onnx")
+    assert [bits for *_, bits in read_contents(path).weights] == [WEIGHT_BITS[scheme]] * 3
     for flag in (True, False):
         feed = {"x": normal(3, IN, seed=4), "flag": np.array(flag)}
-        assert_close(run(path, **feed)[0], fp32(source, **feed)[0], 0.03 if form == "nbits8" else 0.3)
+        assert_close(run(path, **feed)[0], fp32(source, **feed)[0], 0.03 if scheme == "nbits8" else 0.3)
 
 
 def test_a_weight_in_two_places_is_stored_once(tmp_path: Path) -> None:
@@ -232,11 +232,11 @@ def chain(axes: int = 2) -> ir.Model:
 
 
 @pytest.mark.parametrize("axes", [2, 3])
-def test_every_layer_in_its_own_form(axes: int, tmp_path: Path) -> None:
+def test_every_layer_in_its_own_scheme(axes: int, tmp_path: Path) -> None:
     source = chain(axes)
     own = {"a": "nbits4", "b": "int8-static-qdq", "c": "fp32"}
     path = tmp_path / "m.onnx"
-    save(to_form(source, "int8-dynamic", ranges={"b": LOW_HIGH}, forms=own), path)
+    save(to_schemes(source, "int8-dynamic", ranges={"b": LOW_HIGH}, schemes=own), path)
     onnx.checker.check_model(str(path), full_check=True)
     assert sorted(bits for *_, bits in read_contents(path).weights) == [4, 8, 8, 32]
     found = kernels(path)
@@ -248,34 +248,34 @@ def test_every_layer_in_its_own_form(axes: int, tmp_path: Path) -> None:
     assert_close(run(path, x=x)[0], fp32(source, x=x)[0], 0.25)
 
 
-@pytest.mark.parametrize("form", ["fp32", "int8-dynamic", "int8-static-qdq", *NBITS])
-def test_naming_every_layer_is_the_form_itself(form: str) -> None:
+@pytest.mark.parametrize("scheme", ["fp32", "int8-dynamic", "int8-static-qdq", *NBITS])
+def test_naming_every_layer_is_the_scheme_itself(scheme: str) -> None:
     source, ranges = chain(), dict.fromkeys("abcd", LOW_HIGH)
-    other = "fp32" if form != "fp32" else "nbits4"
-    named = to_form(source, other, ranges=ranges, forms=dict.fromkeys("abcd", form))
-    assert to_bytes(named) == to_bytes(to_form(source, form, ranges=ranges))
-    assert to_bytes(to_form(source, form, ranges=ranges, forms={"a": form})) == to_bytes(
-        to_form(source, form, ranges=ranges)
+    other = "fp32" if scheme != "fp32" else "nbits4"
+    named = to_schemes(source, other, ranges=ranges, schemes=dict.fromkeys("abcd", scheme))
+    assert to_bytes(named) == to_bytes(to_schemes(source, scheme, ranges=ranges))
+    assert to_bytes(to_schemes(source, scheme, ranges=ranges, schemes={"a": scheme})) == to_bytes(
+        to_schemes(source, scheme, ranges=ranges)
     )
 
 
 def test_what_cannot_be_written_is_refused() -> None:
-    with pytest.raises(ModelError, match="a form was given for 'aa', the model has no such linear layer") as caught:
-        to_form(chain(), "fp32", forms={"aa": "nbits8"})
+    with pytest.raises(ModelError, match="a scheme was given for 'aa', the model has no such linear layer") as caught:
+        to_schemes(chain(), "fp32", schemes={"aa": "nbits8"})
     assert caught.value.hint == "did you mean 'a'?"
-    with pytest.raises(UsageError, match="unknown ONNX form 'nbits2'"):
-        to_form(chain(), "fp32", forms={"a": "nbits2"})
+    with pytest.raises(UsageError, match="unknown ONNX scheme 'nbits2'"):
+        to_schemes(chain(), "fp32", schemes={"a": "nbits2"})
     with pytest.raises(UsageError, match="needs calibration data"):
-        to_form(chain(), "nbits8", forms={"a": "int8-static-qdq"})
+        to_schemes(chain(), "nbits8", schemes={"a": "int8-static-qdq"})
     old, _ = placed("matmul-2d", opset=6)
-    with pytest.raises(UsageError, match="the model has opset 6, the form nbits4 needs 7"):
-        to_form(old, "fp32", forms={"w": "nbits4"})
+    with pytest.raises(UsageError, match="the model has opset 6, the scheme nbits4 needs 7"):
+        to_schemes(old, "fp32", schemes={"w": "nbits4"})
     assert supports("nbits8", 7)
     assert not supports("nbits4", 6)
 
 
-@pytest.mark.parametrize("form", NBITS)
-def test_columns_of_unknown_rank_stay_as_they_are(form: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("scheme", NBITS)
+def test_columns_of_unknown_rank_stay_as_they_are(scheme: str, tmp_path: Path) -> None:
     source = model(
         [node("Reshape", ["x", "s"], ["r"]), node("MatMul", ["w", "r"], ["y"]), node("MatMul", ["v", "x"], ["z"])],
         [info("x", [IN, 6]), info("s", ["k"], np.int64)],
@@ -284,13 +284,13 @@ def test_columns_of_unknown_rank_stay_as_they_are(form: str, tmp_path: Path) -> 
     )
     source.graph.outputs[0].shape = None
     path = tmp_path / "q.onnx"
-    save(to_form(source, form), path)
-    assert sorted(bits for *_, bits in read_contents(path).weights) == [WEIGHT_BITS[form], 32]
+    save(to_schemes(source, scheme), path)
+    assert sorted(bits for *_, bits in read_contents(path).weights) == [WEIGHT_BITS[scheme], 32]
     feed = {"x": normal(IN, 6), "s": np.array([2, IN, 3])}
     np.testing.assert_allclose(run(path, **feed)[0], fp32(source, **feed)[0], atol=1e-4)
 
 
-@pytest.mark.parametrize("form", NBITS)
-def test_the_same_model_gives_the_same_bytes(form: str) -> None:
+@pytest.mark.parametrize("scheme", NBITS)
+def test_the_same_model_gives_the_same_bytes(scheme: str) -> None:
     source, _ = placed("matmul-3d")
-    assert to_bytes(to_form(source, form)) == to_bytes(to_form(source, form))
+    assert to_bytes(to_schemes(source, scheme)) == to_bytes(to_schemes(source, scheme))

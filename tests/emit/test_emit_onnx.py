@@ -1,4 +1,4 @@
-"""ONNX forms in the real runtime: the arithmetic is right to the integer."""
+"""ONNX schemes in the real runtime: the arithmetic is right to the integer."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from onnx_layers import (
     run,
 )
 
-from edgepack.emit.onnx import supports, to_form
+from edgepack.emit.onnx import supports, to_schemes
 from edgepack.errors import UsageError
 from edgepack.onnxgraph.contents import read_contents
 from edgepack.onnxgraph.files import to_bytes
@@ -44,18 +44,18 @@ EXACT = 2e-5
 """Relative to the largest output: float32 rounding of exact integer sums. One wrong code would be 4e-3."""
 
 
-@pytest.mark.parametrize("form", INT8)
+@pytest.mark.parametrize("scheme", INT8)
 @pytest.mark.parametrize("opset", [11, 13, 17, NEWEST])
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
 @pytest.mark.parametrize("place", PLACES)
-def test_arithmetic_is_exact(place: str, bias: bool, opset: int, form: str, tmp_path: Path) -> None:
+def test_arithmetic_is_exact(place: str, bias: bool, opset: int, scheme: str, tmp_path: Path) -> None:
     source, x = placed(place, opset=opset, bias=bias)
     before = to_bytes(source)
-    path = emitted(source, form, tmp_path / "q.onnx")
+    path = emitted(source, scheme, tmp_path / "q.onnx")
     assert to_bytes(source) == before
     (found,) = run(path, x=x)
     # The static Gemm holds its bias in int32 steps of scale·scale: half a step is within the tolerance as well.
-    assert_close(found, expected(place, x, form, bias=bias, dtype=np.float32), EXACT)
+    assert_close(found, expected(place, x, scheme, bias=bias, dtype=np.float32), EXACT)
     (reference,) = fp32(source, x=x)
     assert_close(found, reference, 0.02)
     written = ir.load(path)
@@ -63,19 +63,19 @@ def test_arithmetic_is_exact(place: str, bias: bool, opset: int, form: str, tmp_
     assert [v.name for v in (*written.graph.inputs, *written.graph.outputs)] == ["x", "y"]
 
 
-@pytest.mark.parametrize("form", INT8)
+@pytest.mark.parametrize("scheme", INT8)
 @pytest.mark.parametrize("place", PLACES)
-def test_float16_weights(place: str, form: str, tmp_path: Path) -> None:
+def test_float16_weights(place: str, scheme: str, tmp_path: Path) -> None:
     source, x = placed(place, dtype=np.float16)
-    path = emitted(source, form, tmp_path / "q.onnx")
+    path = emitted(source, scheme, tmp_path / "q.onnx")
     (found,) = run(path, x=x)
     assert found.dtype == np.float16
-    assert_close(found, expected(place, x, form, bias=True, dtype=np.float16), 1e-3)
+    assert_close(found, expected(place, x, scheme, bias=True, dtype=np.float16), 1e-3)
     assert [bits for *_, bits in read_contents(path).weights] == [8]
 
 
-@pytest.mark.parametrize("form", INT8)
-def test_nodes_stay_in_order_where_layers_share_inputs_across_places(form: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("scheme", INT8)
+def test_nodes_stay_in_order_where_layers_share_inputs_across_places(scheme: str, tmp_path: Path) -> None:
     """`w` is used before and after `v` is needed by another layer; the checker insists on topological order."""
     source = model(
         [node("MatMul", ["x", "w"], ["a"]), node("Relu", ["x"], ["v"]), node("MatMul", ["v", "u"], ["c"]),
@@ -84,18 +84,18 @@ def test_nodes_stay_in_order_where_layers_share_inputs_across_places(form: str, 
         [info(n, ["N", 32]) for n in "aef"],
         {"w": normal(32, 32) / 6, "u": normal(32, 32, seed=3) / 6},
     )  # fmt: skip
-    path = emitted(source, form, tmp_path / "q.onnx")
+    path = emitted(source, scheme, tmp_path / "q.onnx")
     x = normal(4, 32, seed=8)
     for one, other in zip(run(path, x=x), fp32(source, x=x), strict=True):
         assert_close(one, other, 0.04)
 
 
-@pytest.mark.parametrize("form", INT8)
+@pytest.mark.parametrize("scheme", INT8)
 @pytest.mark.parametrize("largest", [127, 63])
 @pytest.mark.parametrize("place", PLACES)
-def test_integers_in_the_file_are_the_grids(place: str, largest: int, form: str, tmp_path: Path) -> None:
+def test_integers_in_the_file_are_the_grids(place: str, largest: int, scheme: str, tmp_path: Path) -> None:
     source, x = placed(place)
-    path = emitted(source, form, tmp_path / "q.onnx", largest=largest)
+    path = emitted(source, scheme, tmp_path / "q.onnx", largest=largest)
     codes, scales = quantize_weight(normal(OUT, IN), largest=largest)
     constants = {v.name: v.const_value.numpy() for v in ir.load(path).graph.initializers.values() if v.const_value}
     (found,) = (a for a in constants.values() if a.dtype == np.int8 and a.size == codes.size)
@@ -104,7 +104,7 @@ def test_integers_in_the_file_are_the_grids(place: str, largest: int, form: str,
     assert int(np.abs(found.astype(int)).max()) == largest
     assert (np.abs(matrix.astype(int)).max(axis=int(matrix.shape == codes.shape)) == largest).all(), "per channel"
     assert any(np.array_equal(a.ravel(), scales) for a in constants.values() if a.dtype == np.float32)
-    assert_close(run(path, x=x)[0], expected(place, x, form, bias=True, dtype=np.float32, largest=largest), 2 * EXACT)
+    assert_close(run(path, x=x)[0], expected(place, x, scheme, bias=True, dtype=np.float32, largest=largest), 2 * EXACT)
 
 
 def test_zero_channels_and_constant_inputs(tmp_path: Path) -> None:
@@ -113,8 +113,8 @@ def test_zero_channels_and_constant_inputs(tmp_path: Path) -> None:
     source = model(
         [node("MatMul", ["x", "w"], ["y"])], [info("x", ["N", IN])], [info("y", ["N", OUT])], {"w": weight}
     )  # fmt: skip
-    for form in INT8:
-        path = emitted(source, form, tmp_path / "q.onnx")
+    for scheme in INT8:
+        path = emitted(source, scheme, tmp_path / "q.onnx")
         for x in (np.zeros((2, IN), np.float32), np.full((2, IN), 3.0, np.float32), -np.ones((2, IN), np.float32)):
             (found,) = run(path, x=x)
             assert not found[:, 3].any()
@@ -141,8 +141,8 @@ def test_a_bias_too_large_for_int32_stays_a_float(tmp_path: Path) -> None:
     assert set(kernels(path)) <= FUSED
 
 
-@pytest.mark.parametrize("form", INT8)
-def test_columns_of_unknown_rank_stay_as_they_are(form: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("scheme", INT8)
+def test_columns_of_unknown_rank_stay_as_they_are(scheme: str, tmp_path: Path) -> None:
     source = model(
         [node("Reshape", ["x", "s"], ["r"]), node("MatMul", ["w", "r"], ["y"]), node("MatMul", ["v", "x"], ["z"])],
         [info("x", [IN, 6]), info("s", ["k"], np.int64)],
@@ -152,7 +152,7 @@ def test_columns_of_unknown_rank_stay_as_they_are(form: str, tmp_path: Path) -> 
     source.graph.outputs[0].shape = None
     path = tmp_path / "q.onnx"
     names = [site.layer.name for site in find_sites(source.clone())]
-    path.write_bytes(to_bytes(to_form(source, form, ranges=dict.fromkeys(names, LOW_HIGH))))
+    path.write_bytes(to_bytes(to_schemes(source, scheme, ranges=dict.fromkeys(names, LOW_HIGH))))
     feed = {"x": normal(IN, 6).clip(*LOW_HIGH), "s": np.array([2, IN, 3])}
     y, z = run(path, **feed)
     np.testing.assert_allclose(y, fp32(source, **feed)[0], atol=1e-4)
@@ -160,8 +160,8 @@ def test_columns_of_unknown_rank_stay_as_they_are(form: str, tmp_path: Path) -> 
     assert sorted(bits for *_, bits in read_contents(path).weights) == [8, 32]
 
 
-@pytest.mark.parametrize("form", INT8)
-def test_layers_in_a_branch_and_in_a_function(form: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("scheme", INT8)
+def test_layers_in_a_branch_and_in_a_function(scheme: str, tmp_path: Path) -> None:
     branches = {
         f"{kind}_branch": helper.make_graph(
             [node("MatMul", ["x", f"w_{kind}"], [f"y_{kind}"])], kind, [], [info(f"y_{kind}", ["N", OUT])]
@@ -182,7 +182,7 @@ def test_layers_in_a_branch_and_in_a_function(form: str, tmp_path: Path) -> None
         functions=[block],
         domain="local",
     )
-    path = emitted(source, form, tmp_path / "q.onnx")
+    path = emitted(source, scheme, tmp_path / "q.onnx")
     assert [bits for *_, bits in read_contents(path).weights] == [8, 8, 8]
     for flag in (True, False):
         feed = {"x": normal(3, IN, seed=4).clip(*LOW_HIGH), "flag": np.array(flag)}
@@ -196,32 +196,32 @@ def test_layers_without_a_range_stay_fp32(tmp_path: Path) -> None:
         [info("y", ["N", 16])],
         {"w": normal(IN, OUT), "v": normal(OUT, 16)},
     )
-    (tmp_path / "q.onnx").write_bytes(to_bytes(to_form(source, "int8-static-qdq", ranges={"v": (-30.0, 30.0)})))
+    (tmp_path / "q.onnx").write_bytes(to_bytes(to_schemes(source, "int8-static-qdq", ranges={"v": (-30.0, 30.0)})))
     assert sorted(read_contents(tmp_path / "q.onnx").weights) == [(16, OUT, 8), (OUT, IN, 32)]
 
 
 def test_fp32_is_the_model_itself() -> None:
     source, _ = placed("gemm")
-    assert to_bytes(to_form(source, "fp32")) == to_bytes(source)
+    assert to_bytes(to_schemes(source, "fp32")) == to_bytes(source)
 
 
-@pytest.mark.parametrize("form", INT8)
-def test_the_same_model_gives_the_same_bytes(form: str) -> None:
+@pytest.mark.parametrize("scheme", INT8)
+def test_the_same_model_gives_the_same_bytes(scheme: str) -> None:
     source, _ = placed("matmul-3d")
     ranges = dict.fromkeys([s.layer.name for s in find_sites(source.clone())], LOW_HIGH)
-    assert to_bytes(to_form(source, form, ranges=ranges)) == to_bytes(to_form(source, form, ranges=ranges))
+    assert to_bytes(to_schemes(source, scheme, ranges=ranges)) == to_bytes(to_schemes(source, scheme, ranges=ranges))
 
 
 def test_what_cannot_be_written_is_refused() -> None:
     source, _ = placed("gemm")
-    with pytest.raises(UsageError, match="unknown ONNX form 'int4'; there are fp32, int8-dynamic, int8-static-qdq"):
-        to_form(source, "int4")
+    with pytest.raises(UsageError, match="unknown ONNX scheme 'int4'; there are fp32, int8-dynamic, int8-static-qdq"):
+        to_schemes(source, "int4")
     with pytest.raises(UsageError, match="needs calibration data") as caught:
-        to_form(source, "int8-static-qdq")
+        to_schemes(source, "int8-static-qdq")
     assert "--data" in (caught.value.hint or "")
     old, _ = placed("matmul-2d", opset=10)
-    with pytest.raises(UsageError, match="the model has opset 10, the form int8-dynamic needs 11"):
-        to_form(old, "int8-dynamic")
+    with pytest.raises(UsageError, match="the model has opset 10, the scheme int8-dynamic needs 11"):
+        to_schemes(old, "int8-dynamic")
     assert supports("int8-static-qdq", 10)
     assert not supports("int8-dynamic", 10)
     assert supports("fp32", 7)

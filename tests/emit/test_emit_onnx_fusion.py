@@ -33,13 +33,13 @@ from edgepack.types import Factors
 INT8 = ["int8-dynamic", "int8-static-qdq"]
 
 
-@pytest.mark.parametrize("form", INT8)
+@pytest.mark.parametrize("scheme", INT8)
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
 @pytest.mark.parametrize("place", PLACES)
-def test_one_integer_kernel_and_no_weight_decoded(place: str, bias: bool, form: str, tmp_path: Path) -> None:
+def test_one_integer_kernel_and_no_weight_decoded(place: str, bias: bool, scheme: str, tmp_path: Path) -> None:
     """A DequantizeLinear that stays in front of a float product decodes the whole weight at every run."""
     source, _ = placed(place, bias=bias)
-    path = emitted(source, form, tmp_path / "q.onnx")
+    path = emitted(source, scheme, tmp_path / "q.onnx")
     for exact in (False, True):
         operators = optimized(path, exact=exact)
         assert "DequantizeLinear" not in operators, operators
@@ -48,14 +48,14 @@ def test_one_integer_kernel_and_no_weight_decoded(place: str, bias: bool, form: 
         assert found[0] in ({"ConvInteger"} if place.startswith("conv") else FUSED)
 
 
-@pytest.mark.parametrize("form", INT8)
+@pytest.mark.parametrize("scheme", INT8)
 @pytest.mark.parametrize("place", [place for place in PLACES if not place.endswith("1d") or place.startswith("conv")])
-def test_a_factored_layer_is_two_integer_kernels(place: str, form: str, tmp_path: Path) -> None:
+def test_a_factored_layer_is_two_integer_kernels(place: str, scheme: str, tmp_path: Path) -> None:
     source, x = placed(place)
     (site,) = find_sites(source.clone())
     q = np.linalg.qr(normal(OUT, 8, seed=9))[0].astype(np.float32)
     thin = with_factors(source, {site.layer.name: Factors(q, q.T @ site.layer.weight, site.layer.bias)})
-    path = emitted(thin, form, tmp_path / "q.onnx", low_high=(-32.0, 32.0))
+    path = emitted(thin, scheme, tmp_path / "q.onnx", low_high=(-32.0, 32.0))
     found = kernels(path)
     assert len(found) == 2
     assert set(found) <= ({"ConvInteger"} if place.startswith("conv") else FUSED)
@@ -64,9 +64,9 @@ def test_a_factored_layer_is_two_integer_kernels(place: str, form: str, tmp_path
     assert read_contents(path).weights == ((8, OUT, 8), (8, IN, 8))
 
 
-@pytest.mark.parametrize("form", INT8)
+@pytest.mark.parametrize("scheme", INT8)
 @pytest.mark.parametrize("axes", [2, 3])
-def test_layers_that_share_an_input(form: str, axes: int, tmp_path: Path) -> None:
+def test_layers_that_share_an_input(scheme: str, axes: int, tmp_path: Path) -> None:
     """Query, key and value of an attention."""
     lead = ["N", 3][: axes - 1]
     names = ("q", "k", "v")
@@ -76,7 +76,7 @@ def test_layers_that_share_an_input(form: str, axes: int, tmp_path: Path) -> Non
         [info(n, [*lead, OUT]) for n in names],
         {f"w{n}": normal(IN, OUT, seed=i) for i, n in enumerate(names)},
     )
-    path = emitted(source, form, tmp_path / "q.onnx")
+    path = emitted(source, scheme, tmp_path / "q.onnx")
     for exact in (False, True):
         found = kernels(path, exact=exact)
         assert len(found) == 3
@@ -87,9 +87,9 @@ def test_layers_that_share_an_input(form: str, axes: int, tmp_path: Path) -> Non
         assert_close(one, other, 0.02)
 
 
-@pytest.mark.parametrize("form", INT8)
+@pytest.mark.parametrize("scheme", INT8)
 @pytest.mark.parametrize("axes", [2, 3])
-def test_a_weight_in_two_places_is_stored_once(form: str, axes: int, tmp_path: Path) -> None:
+def test_a_weight_in_two_places_is_stored_once(scheme: str, axes: int, tmp_path: Path) -> None:
     """With biases of their own; the runtime's exact mode on x86 needs help with the shared constants."""
     lead = ["N", 3][: axes - 1]
     source = model(
@@ -99,7 +99,7 @@ def test_a_weight_in_two_places_is_stored_once(form: str, axes: int, tmp_path: P
         [info("y", [*lead, OUT]), info("u", [*lead, OUT])],
         {"w": normal(IN, OUT), "b": normal(OUT, seed=1), "c": normal(OUT, seed=2)},
     )  # fmt: skip
-    path = emitted(source, form, tmp_path / "q.onnx")
+    path = emitted(source, scheme, tmp_path / "q.onnx")
     assert read_contents(path).weights == ((OUT, IN, 8),)
     shape = (2, IN) if axes == 2 else (2, 3, IN)
     feed = {"x": normal(*shape, seed=3).clip(*LOW_HIGH), "z": normal(*shape, seed=4).clip(*LOW_HIGH)}
@@ -108,10 +108,10 @@ def test_a_weight_in_two_places_is_stored_once(form: str, axes: int, tmp_path: P
     assert set(kernels(path)) <= FUSED
 
 
-@pytest.mark.parametrize("form", INT8)
+@pytest.mark.parametrize("scheme", INT8)
 @pytest.mark.parametrize("axes", [2, 3])
 @pytest.mark.parametrize("what", ["residual", "transpose", "output between", "relu"])
-def test_what_follows_does_not_undo_the_fusion(what: str, axes: int, form: str, tmp_path: Path) -> None:
+def test_what_follows_does_not_undo_the_fusion(what: str, axes: int, scheme: str, tmp_path: Path) -> None:
     lead, y = (["N", 3][: axes - 1], "y")
     weights = {"w": normal(IN, OUT), "b": normal(OUT, seed=1)}
     inputs, outputs = [info("x", [*lead, IN])], [info("y", [*lead, OUT])]
@@ -132,7 +132,7 @@ def test_what_follows_does_not_undo_the_fusion(what: str, axes: int, form: str, 
     if what in ("residual", "transpose"):
         del weights["b"]
     source = model(after, inputs, outputs, weights)
-    path = emitted(source, form, tmp_path / "q.onnx")
+    path = emitted(source, scheme, tmp_path / "q.onnx")
     for one, other in zip(run(path, **feed), fp32(source, **feed), strict=True):
         assert_close(one, other, 0.03)
     for exact in (False, True):

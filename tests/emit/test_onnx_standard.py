@@ -50,13 +50,13 @@ def weights(path: Path) -> dict[tuple[int, ...], str]:
 
 
 @pytest.mark.parametrize("largest", [127, 63])
-@pytest.mark.parametrize("form", ["int8-dynamic", "int8-static-qdq"])
-def test_all_weights_in_int8_and_the_same_answers(form: str, largest: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("scheme", ["int8-dynamic", "int8-static-qdq"])
+def test_all_weights_in_int8_and_the_same_answers(scheme: str, largest: int, tmp_path: Path) -> None:
     source, out = tmp_path / "fp32.onnx", tmp_path / "int8.onnx"
     made = convnet()
     del made.graph.value_info[:]
     onnx.save(made, source)
-    quantize(convnet(), out, form, FEEDS, largest=largest)
+    quantize(convnet(), out, scheme, FEEDS, largest=largest)
     assert weights(out) == {(8, 3, 3, 3): "int8", (128, 10): "int8"}
     codes = [numpy_helper.to_array(t) for t in onnx.load(out).graph.initializer if t.data_type == TensorProto.INT8]
     assert max(int(np.abs(c.astype(int)).max()) for c in codes if c.size > 100) <= largest + 1
@@ -65,11 +65,11 @@ def test_all_weights_in_int8_and_the_same_answers(form: str, largest: int, tmp_p
     assert not {"Gemm", "MatMul"} & set(kernels(out))
 
 
-@pytest.mark.parametrize("form", ["int8-dynamic", "int8-static-qdq"])
-def test_only_what_was_asked_for(form: str, tmp_path: Path) -> None:
-    quantize(convnet(), tmp_path / "a.onnx", form, FEEDS, op_types=REST_OP_TYPES[form])
+@pytest.mark.parametrize("scheme", ["int8-dynamic", "int8-static-qdq"])
+def test_only_what_was_asked_for(scheme: str, tmp_path: Path) -> None:
+    quantize(convnet(), tmp_path / "a.onnx", scheme, FEEDS, op_types=REST_OP_TYPES[scheme])
     assert weights(tmp_path / "a.onnx") == {(8, 3, 3, 3): "int8", (128, 10): "float32"}
-    quantize(convnet(), tmp_path / "b.onnx", form, FEEDS, exclude=["conv"])
+    quantize(convnet(), tmp_path / "b.onnx", scheme, FEEDS, exclude=["conv"])
     assert weights(tmp_path / "b.onnx") == {(8, 3, 3, 3): "float32", (128, 10): "int8"}
 
 

@@ -26,7 +26,7 @@ TOLERANCES = {"fp32": 1e-5, "int8-dynamic-range": 0.03, "int8-static": 0.12}
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS if name != "normed"])
-def test_every_form_of_dense_and_factored_agrees_with_torch(emitter: TfliteEmitter, tmp_path: Path, name: str) -> None:
+def test_every_scheme_of_dense_and_factored_agrees_with_torch(emitter: TfliteEmitter, tmp_path: Path, name: str) -> None:
     case = prepare(name, tmp_path)
     loaded = emitter.load_program(case.program)
     assert list(loaded.inputs) == list(case.inputs)
@@ -35,17 +35,17 @@ def test_every_form_of_dense_and_factored_agrees_with_torch(emitter: TfliteEmitt
         missing = emitter.emit(source, case.layers, case.factors if kind == "thin" else None)
         assert missing == ()
         assert list(signature(source)[1]) == list(case.inputs)
-        for form, tolerance in TOLERANCES.items():
-            path = source if form == "fp32" else tmp_path / f"{kind}.{form}.tflite"
-            if form != "fp32":
-                emitter.quantize(source, path, form, case.samples if form == "int8-static" else None)
+        for scheme, tolerance in TOLERANCES.items():
+            path = source if scheme == "fp32" else tmp_path / f"{kind}.{scheme}.tflite"
+            if scheme != "fp32":
+                emitter.quantize(source, path, scheme, case.samples if scheme == "int8-static" else None)
             made = interpreter(path)
             assert {d["dtype"] for d in made.get_input_details() + made.get_output_details()} == {np.float32}
-            assert error(run(made, case.inputs), want) < tolerance, (kind, form)
-            check_weights(path, case, kind, form)
+            assert error(run(made, case.inputs), want) < tolerance, (kind, scheme)
+            check_weights(path, case, kind, scheme)
 
 
-def check_weights(path: Path, case: Case, kind: str, form: str) -> None:
+def check_weights(path: Path, case: Case, kind: str, scheme: str) -> None:
     """Two thin matmuls per factored use and nothing dense; integers on the symmetric per-channel grid; bias intact."""
     found = linear_ops(path)
     shapes = sorted(op.weight.shape for op in found)
@@ -56,14 +56,14 @@ def check_weights(path: Path, case: Case, kind: str, form: str) -> None:
         expected += matrices * layer.uses
     assert shapes == sorted(expected)
     for op in found:
-        if form == "fp32":
+        if scheme == "fp32":
             assert op.weight.dtype == np.float32
             continue
         assert op.weight.dtype == np.int8
         assert op.axis == 0
         assert op.scales.shape == (op.weight.shape[0],)
         assert (np.abs(op.weight).max(axis=1) == 127).all()
-    if kind == "thin" and form != "int8-static":
+    if kind == "thin" and scheme != "int8-static":
         written = [op.bias for op in found if op.bias is not None]
         for pair in case.factors.values():
             # Attention's 1/√d is folded into the query's layer: its weights and bias are a multiple of the ones given.
@@ -143,24 +143,24 @@ def test_bad_requests(emitter: TfliteEmitter, tmp_path: Path) -> None:
     emitter.emit(tmp_path / "m.tflite")
     cases: list[tuple[str, dict[str, tuple[int, ...]], str]] = [
         ("int8-static", {}, "needs calibration samples"),
-        ("int3", {}, "unknown TFLite form"),
+        ("int3", {}, "unknown TFLite scheme"),
         ("int8-static", {"x": (2, 1, 5, 32)}, "the model's inputs are"),
         ("int8-static", {"tokens": (2, 1, 9), "scale": (2, 1, 2)}, "have shape"),
         ("int8-static", {"tokens": (0, 1, 5, 32), "scale": (0, 1, 2)}, "above 0 was expected"),
         ("int8-static", {"tokens": (2, 1, 5, 32), "scale": (3, 1, 2)}, "one number above 0 was expected"),
     ]
-    for form, shapes, message in cases:
+    for scheme, shapes, message in cases:
         arrays = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
         with pytest.raises(ModelError, match=message):
-            emitter.quantize(tmp_path / "m.tflite", tmp_path / "q.tflite", form, arrays)
+            emitter.quantize(tmp_path / "m.tflite", tmp_path / "q.tflite", scheme, arrays)
         assert not (tmp_path / "q.tflite").exists()
 
 
-def every_form(worker: TfliteEmitter, case: Case, folder: Path) -> list[bytes]:
+def every_scheme(worker: TfliteEmitter, case: Case, folder: Path) -> list[bytes]:
     folder.mkdir()
     worker.emit(folder / "m.tflite", case.layers, case.factors)
-    for form in ("int8-dynamic-range", "int8-static"):
-        worker.quantize(folder / "m.tflite", folder / f"{form}.tflite", form, case.samples)
+    for scheme in ("int8-dynamic-range", "int8-static"):
+        worker.quantize(folder / "m.tflite", folder / f"{scheme}.tflite", scheme, case.samples)
     return [path.read_bytes() for path in sorted(folder.iterdir())]
 
 
@@ -169,8 +169,8 @@ def test_a_killed_worker_is_an_error_and_the_next_one_writes_the_same_bytes(
 ) -> None:
     case = prepare("shared", tmp_path)
     emitter.load_program(case.program)
-    first = every_form(emitter, case, tmp_path / "a")
-    assert first == every_form(emitter, case, tmp_path / "b")
+    first = every_scheme(emitter, case, tmp_path / "a")
+    assert first == every_scheme(emitter, case, tmp_path / "b")
     assert not [c for c in first if os.fsencode(tmp_path) in c or b"site-packages" in c]
     pid = emitter._process.pid
     assert pid is not None
@@ -180,7 +180,7 @@ def test_a_killed_worker_is_an_error_and_the_next_one_writes_the_same_bytes(
         emitter.emit(tmp_path / "m.tflite")
     assert caught.value.hint is not None
     assert "memory" in caught.value.hint
-    assert first == every_form(emitter, case, tmp_path / "c")
+    assert first == every_scheme(emitter, case, tmp_path / "c")
 
 
 def test_nothing_is_left_after_closing() -> None:

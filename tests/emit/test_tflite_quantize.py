@@ -1,4 +1,4 @@
-"""Integer forms, operator by operator."""
+"""Integer schemes, operator by operator."""
 
 from __future__ import annotations
 
@@ -105,17 +105,17 @@ def test_xnnpack_takes_what_takes_int4_says(
     assert delegated == takes_int4("FULLY_CONNECTED", columns)
 
 
-@pytest.mark.parametrize("form", ["fp32", INT8, INT4])
-def test_every_operator_has_its_own_form(emitter: TfliteEmitter, mlp: Made, tmp_path: Path, form: str) -> None:
+@pytest.mark.parametrize("scheme", ["fp32", INT8, INT4])
+def test_every_operator_has_its_own_scheme(emitter: TfliteEmitter, mlp: Made, tmp_path: Path, scheme: str) -> None:
     width = {"fp32": 32, INT8: 8, INT4: 4}
     first, second, third = (op.output for op in linear_ops(mlp.path))
     for a, b in ((INT4, "fp32"), ("fp32", INT8), (INT8, INT4)):
         path = tmp_path / "mixed.tflite"
-        assert emitter.quantize(mlp.path, path, form, forms={first: a, third: b}) == ()
-        assert bits(path) == [width[a], width[form], width[b]]
-        assert error(run(interpreter(path), mlp.inputs), [mlp.want]) < (0.25 if INT4 in (a, b, form) else 0.03)
-    emitter.quantize(mlp.path, tmp_path / "plain.tflite", form)
-    emitter.quantize(mlp.path, tmp_path / "same.tflite", form, forms={second: form})
+        assert emitter.quantize(mlp.path, path, scheme, schemes={first: a, third: b}) == ()
+        assert bits(path) == [width[a], width[scheme], width[b]]
+        assert error(run(interpreter(path), mlp.inputs), [mlp.want]) < (0.25 if INT4 in (a, b, scheme) else 0.03)
+    emitter.quantize(mlp.path, tmp_path / "plain.tflite", scheme)
+    emitter.quantize(mlp.path, tmp_path / "same.tflite", scheme, schemes={second: scheme})
     assert (tmp_path / "plain.tflite").read_bytes() == (tmp_path / "same.tflite").read_bytes()
 
 
@@ -129,7 +129,7 @@ def test_static_files_can_hold_float_layers_alone(emitter: TfliteEmitter, mlp: M
         with pytest.raises(ValueError, match="int8-static can be fp32, not"):
             emitter.quantize(mlp.path, tmp_path / "no.tflite", "int8-static", samples, {names[1]: other})
     with pytest.raises(ValueError, match="not int8-static"):
-        emitter.quantize(mlp.path, tmp_path / "no.tflite", INT8, forms={names[1]: "int8-static"})
+        emitter.quantize(mlp.path, tmp_path / "no.tflite", INT8, schemes={names[1]: "int8-static"})
     assert not (tmp_path / "no.tflite").exists()
 
 
@@ -137,4 +137,4 @@ def test_an_operator_that_is_not_there(emitter: TfliteEmitter, mlp: Made, tmp_pa
     first = linear_ops(mlp.path)[0].output
     for name in ("nowhere", first[:-1], f"{first};x", ".*"):
         with pytest.raises(ModelError, match="no linear operator writes"):
-            emitter.quantize(mlp.path, tmp_path / "no.tflite", INT8, forms={name: INT4})
+            emitter.quantize(mlp.path, tmp_path / "no.tflite", INT8, schemes={name: INT4})

@@ -15,7 +15,7 @@ import pytest
 from graph_models import const, info, model, normal, proto
 from onnx import TensorProto, helper
 
-from edgepack.emit.onnx import to_form
+from edgepack.emit.onnx import to_schemes
 from edgepack.emit.onnx_standard import quantize
 from edgepack.errors import ModelError
 from edgepack.onnxgraph import files
@@ -141,9 +141,9 @@ def split(source: onnx.ModelProto, folder: Path, layers: Sequence[LayerShape] | 
 
 
 @pytest.mark.parametrize("thin", [True, False], ids=["pairs", "dense"])
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("scheme", FORMS)
 @pytest.mark.parametrize("name", MODELS)
-def test_every_form_runs_with_the_kernels_of_the_whole(name: str, form: str, thin: bool, tmp_path: Path) -> None:
+def test_every_scheme_runs_with_the_kernels_of_the_whole(name: str, scheme: str, thin: bool, tmp_path: Path) -> None:
     make, shape = MODELS[name]
     source = ir.serde.deserialize_model(make())
     factors = every_other_factored(source) if thin else {}
@@ -151,20 +151,20 @@ def test_every_form_runs_with_the_kernels_of_the_whole(name: str, form: str, thi
     emitted = with_factors(source, factors) if factors else source
     ranges = {site.layer.name: (-4.0, 4.0) for site in find_sites(emitted)}
     path = tmp_path / "whole.onnx"
-    save(to_form(emitted, form, ranges=ranges), path)
+    save(to_schemes(emitted, scheme, ranges=ranges), path)
     segments = split_onnx(path, layers, tmp_path, unsigned=X86)
     assert [s.name for s in segments if s.layer] == [layer.name for layer in layers]
     assert_whole(path, segments, {"x": normal(*shape, seed=5)})
     assert_same_kernels(path, segments)
 
 
-@pytest.mark.parametrize("form", FORMS[1:])
+@pytest.mark.parametrize("scheme", FORMS[1:])
 @pytest.mark.parametrize("name", MODELS)
-def test_the_runtimes_own_quantizer(name: str, form: str, tmp_path: Path) -> None:
+def test_the_runtimes_own_quantizer(name: str, scheme: str, tmp_path: Path) -> None:
     make, shape = MODELS[name]
     layers = layers_of(ir.serde.deserialize_model(make()))
     path, feed = tmp_path / "whole.onnx", {"x": normal(*shape, seed=5)}
-    quantize(make(), path, form, [feed])
+    quantize(make(), path, scheme, [feed])
     segments = split_onnx(path, layers, tmp_path, unsigned=X86)
     assert [s.name for s in segments if s.layer] == [layer.name for layer in layers]
     assert_whole(path, segments, feed)
@@ -173,7 +173,7 @@ def test_the_runtimes_own_quantizer(name: str, form: str, tmp_path: Path) -> Non
 
 def test_a_layer_holds_its_own_nodes_and_no_others(tmp_path: Path) -> None:
     source = ir.serde.deserialize_model(mlp())
-    save(to_form(source, "int8-static-qdq", ranges={f"w{i}": (-4.0, 4.0) for i in (1, 2, 3)}), tmp_path / "m.onnx")
+    save(to_schemes(source, "int8-static-qdq", ranges={f"w{i}": (-4.0, 4.0) for i in (1, 2, 3)}), tmp_path / "m.onnx")
     segments = split_onnx(tmp_path / "m.onnx", layers_of(source), tmp_path)
     assert [(s.name, s.layer) for s in segments] == [("w1", True), ("w2", True), ("w3", True)]
     ends = []
@@ -258,7 +258,7 @@ def test_float16_between_float32_products(tmp_path: Path) -> None:
     weights = {"w1": normal(D, D, dtype=np.float16), "w2": normal(D, 8, dtype=np.float16)}
     half = TensorProto.FLOAT16
     source = model(nodes, [info("x", (2, D), half)], [info("y", (2, 8), half)], weights)
-    save(to_form(source, "int8-dynamic"), tmp_path / "m.onnx")
+    save(to_schemes(source, "int8-dynamic"), tmp_path / "m.onnx")
     segments = split_onnx(tmp_path / "m.onnx", layers_of(source), tmp_path)
     assert [s.name for s in segments if s.layer] == ["w1", "w2"]
     feed = {"x": normal(2, D, dtype=np.float16)}

@@ -66,7 +66,7 @@ def test_a_layer_is_stored_in_code_and_proved(classifier: Path, warm_cache: Path
     assert {proof["passed"] for proof in entry["proofs"].values()} == {True}
     assert "stored-in-code" in entry["proofs"]
     layers = {layer["layer"]: layer for layer in entry["layers"]}
-    assert layers["w1"]["form"] == "coded"
+    assert layers["w1"]["scheme"] == "coded"
     assert layers["w1"]["alternative"]["method"] == "rounded"
     assert layers["w1"]["alternative"]["parameters"] == pytest.approx(layers["w1"]["in_features"] * 160, rel=0.02)
     fp32 = record["files"]["baseline/fp32.onnx"]
@@ -86,12 +86,12 @@ def test_the_second_time_fits_come_from_the_cache(
 
 
 @pytest.mark.usefixtures("methods")
-def test_pairs_of_a_function_take_the_forms_of_pairs(classifier: Path, warm_cache: Path, tmp_path: Path) -> None:
+def test_pairs_of_a_function_take_the_schemes_of_pairs(classifier: Path, warm_cache: Path, tmp_path: Path) -> None:
     record = built(classifier, warm_cache, tmp_path / "pack", method="halves", rank=RANK, precision="int8")
     entry = record["files"]["model.onnx"]
     assert {proof["passed"] for proof in entry["proofs"].values()} == {True}
     first = entry["layers"][0]
-    assert (first["rank"], first["form"]) == (35, "int8-static-qdq")
+    assert (first["rank"], first["scheme"]) == (35, "int8-static-qdq")
     assert first["alternative"]["method"] == "halves"
     assert first["reason"] == "halves at 0.25 of the bytes rank 35 int8-static-qdq"
 
@@ -168,10 +168,10 @@ def test_beside_layers_in_code_other_weights_take_8_bits(precision: str, tmp_pat
     changes = {"method": "rounded", "rank": 0.5, "precision": precision, "metric": "cosine"}
     record = built(write_texts(tmp_path), tmp_path / "cache", tmp_path / "pack", **changes)
     entry, fp32 = record["files"]["model.onnx"], record["files"]["baseline/fp32.onnx"]
-    assert [layer["form"] for layer in entry["layers"]].count("coded") >= 1
+    assert [layer["scheme"] for layer in entry["layers"]].count("coded") >= 1
     assert {proof["passed"] for proof in entry["proofs"].values()} == {True}
     table = 600 * 64
-    assert entry["form"].endswith("+weights")
+    assert entry["scheme"].endswith("+weights")
     assert entry["size_bytes"] < fp32["size_bytes"] - 2.5 * table
     assert not any("was dropped" in warning for warning in record["warnings"])
 
@@ -180,7 +180,7 @@ def test_a_table_in_8_bits_is_held_to_the_tolerance_of_8_bits(tmp_path: Path) ->
     """Its noise is 57 dB below the answers: too much for a file in fp32, next to nothing for one with int8 weights."""
     record = built(write_texts(tmp_path), tmp_path / "cache", tmp_path / "pack", precision="fp32")
     entry, fp32 = record["files"]["model.onnx"], record["files"]["baseline/fp32.onnx"]
-    assert entry["form"] == "fp32+weights"
+    assert entry["scheme"] == "fp32+weights"
     assert entry["size_bytes"] < fp32["size_bytes"] - 2.9 * 600 * 64
     assert entry["guard"]["drop"] <= 0.5
     found = entry["proofs"]["outputs"]

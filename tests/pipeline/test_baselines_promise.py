@@ -35,11 +35,11 @@ def task(ready: Prepared, tmp_path: Path) -> Task:
 
 def test_a_real_baseline(ready: Prepared, task: Task) -> None:
     made = make_baseline(task, ready.files["onnx"], ready.prices)
-    assert made.form in FORMS
+    assert made.scheme in FORMS
     assert made.quantizer == "onnxruntime"
     assert made.chosen_by == "emulated cost table"
-    prices = {form: ready.prices.dense_latency_s("onnx", form) or 0.0 for form in FORMS}
-    assert prices[made.form] <= min(prices.values()) / CLEARLY
+    prices = {scheme: ready.prices.dense_latency_s("onnx", scheme) or 0.0 for scheme in FORMS}
+    assert prices[made.scheme] <= min(prices.values()) / CLEARLY
     assert made.fp32_drop is not None
     assert made.fp32_drop.value == 0
     assert made.int8_drop == task.prover.drop_of(made.int8, "onnx")
@@ -49,7 +49,7 @@ def test_a_real_baseline(ready: Prepared, task: Task) -> None:
 
 
 class Dense:
-    """Writes only the name of its form."""
+    """Writes only the name of its scheme."""
 
     fmt = "onnx"
     calibrated = True
@@ -57,13 +57,13 @@ class Dense:
     def write_dense(self, out: Path) -> None:
         out.write_text("fp32")
 
-    def write_baseline(self, form: str, out: Path) -> str:
-        out.write_text(form)
+    def write_baseline(self, scheme: str, out: Path) -> str:
+        out.write_text(scheme)
         return "a quantizer"
 
 
 class Answers:
-    """Drops by form; forms that are missing do not run."""
+    """Drops by scheme; schemes that are missing do not run."""
 
     def __init__(self, drops: Mapping[str, float]) -> None:
         self.drops = {"fp32": 0.0, **drops}
@@ -82,8 +82,8 @@ class Costs:
     def __init__(self, costs: Mapping[str, float]) -> None:
         self.costs = costs
 
-    def dense_latency_s(self, fmt: str, form: str) -> float | None:
-        return self.costs.get(form)
+    def dense_latency_s(self, fmt: str, scheme: str) -> float | None:
+        return self.costs.get(scheme)
 
     def source_name(self, fmt: str) -> str:
         return "test table"
@@ -101,7 +101,7 @@ def chosen(
 
 
 @pytest.mark.parametrize(
-    ("costs", "form", "by"),
+    ("costs", "scheme", "by"),
     [
         ({"int8-dynamic": 1.0, "int8-static-qdq": 2.0}, "int8-dynamic", "test table"),
         ({"int8-dynamic": 2.0, "int8-static-qdq": 1.0}, "int8-static-qdq", "test table"),
@@ -110,35 +110,35 @@ def chosen(
     ],
     ids=["dynamic", "static", "alike", "unknown"],
 )
-def test_the_costs_choose_the_form(task: Task, costs: dict[str, float], form: str, by: str) -> None:
+def test_the_costs_choose_the_scheme(task: Task, costs: dict[str, float], scheme: str, by: str) -> None:
     found = chosen(task, dict.fromkeys(FORMS, 0.1), costs)
-    assert (found.form, found.chosen_by) == (form, by)
+    assert (found.scheme, found.chosen_by) == (scheme, by)
 
 
-def test_a_form_that_misses_the_budget_gives_way(task: Task) -> None:
+def test_a_scheme_that_misses_the_budget_gives_way(task: Task) -> None:
     costs = {"int8-dynamic": 1.0, "int8-static-qdq": 2.0}
     found = chosen(task, {"int8-dynamic": 3.0, "int8-static-qdq": 0.1}, costs)
-    assert (found.form, found.is_rival) == ("int8-static-qdq", True)
+    assert (found.scheme, found.is_rival) == ("int8-static-qdq", True)
     neither = chosen(task, {"int8-dynamic": 3.0, "int8-static-qdq": 2.0}, costs)
-    assert (neither.form, neither.is_rival) == ("int8-static-qdq", False), "the closer one is shown"
+    assert (neither.scheme, neither.is_rival) == ("int8-static-qdq", False), "the closer one is shown"
 
 
-def test_a_form_that_does_not_run_is_told(task: Task) -> None:
+def test_a_scheme_that_does_not_run_is_told(task: Task) -> None:
     found = chosen(task, {"int8-static-qdq": 0.1}, {})
-    assert found.form == "int8-static-qdq"
+    assert found.scheme == "int8-static-qdq"
     assert task.warnings == ["the dense int8-dynamic baseline does not run: no kernel"]
     with pytest.raises(ModelError, match="no dense int8 onnx baseline runs"):
         chosen(task, {}, {})
 
 
-@pytest.mark.parametrize(("ratio", "form"), [(0.5, "int8-static-qdq"), (0.97, "int8-dynamic")])
+@pytest.mark.parametrize(("ratio", "scheme"), [(0.5, "int8-static-qdq"), (0.97, "int8-dynamic")])
 def test_on_this_machine_the_files_are_measured(
-    task: Task, monkeypatch: pytest.MonkeyPatch, ratio: float, form: str
+    task: Task, monkeypatch: pytest.MonkeyPatch, ratio: float, scheme: str
 ) -> None:
     times = {"int8-dynamic": 1.0, "int8-static-qdq": ratio}
     monkeypatch.setattr(Task, "latencies", lambda self, paths, fmt: {name: times[name] for name in paths})
     found = chosen(task, dict.fromkeys(FORMS, 0.1), {}, target="host")
-    assert (found.form, found.chosen_by) == (form, MEASURED)
+    assert (found.scheme, found.chosen_by) == (scheme, MEASURED)
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_the_promise_is_for_what_edgepack_chooses(classifier: Path, changes: dic
 def attempt(folder: Path, size: int, lost: float = 0.0) -> Attempt:
     path = folder / "plan.onnx"
     path.write_bytes(bytes(size))
-    layer = LayerPlan("w1", 4, 4, 1, 1, 0.0, "planned", form="fp32")
+    layer = LayerPlan("w1", 4, 4, 1, 1, 0.0, "planned", scheme="fp32")
     return Attempt("onnx", "fp32", path, (layer,), (), drop(lost))
 
 
@@ -182,7 +182,7 @@ def test_a_larger_file_gives_way_to_dense_int8(ready: Prepared, task: Task, riva
     size = rival.int8.stat().st_size
     found = kept(ready, task, rival, attempt(task.work, size + 1))
     assert found.path == rival.int8
-    assert found.form == rival.form
+    assert found.scheme == rival.scheme
     assert found.sound
     assert [layer.layer for layer in found.layers] == ["w1", "w2", "w3"]
     assert {layer.rank for layer in found.layers} == {None}

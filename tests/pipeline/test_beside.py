@@ -161,8 +161,8 @@ def test_the_file_holds_it_to_the_bit_and_answers_like_it(source: OnnxSource, ma
     assert np.linalg.norm(found - dense) < 0.15 * np.linalg.norm(dense)
 
 
-def plan_of(form: str = FORM, rank: int | None = RANK) -> tuple[LayerPlan, ...]:
-    return (LayerPlan("w", OUT, IN, rank, 59, 0.0, "", form=form),)
+def plan_of(scheme: str = FORM, rank: int | None = RANK) -> tuple[LayerPlan, ...]:
+    return (LayerPlan("w", OUT, IN, rank, 59, 0.0, "", scheme=scheme),)
 
 
 def test_the_proofs_hold_and_can_fail(source: OnnxSource, made: Factors, tmp_path: Path) -> None:
@@ -207,7 +207,7 @@ def test_a_build_in_int4_takes_it_where_neither_alone_will_do(tmp_path: Path) ->
     found = build(chosen, cache=Cache(tmp_path / "cache")).manifest
     entry = found["files"]["model.onnx"]
     (layer,) = entry["layers"]
-    assert (layer["form"], layer["rank"]) == (FORM, 8)
+    assert (layer["scheme"], layer["rank"]) == (FORM, 8)
     assert layer["lost_energy_share"] == 0.0
     assert layer["reason"].startswith("dense nbits4 + rank 8 nbits8: ")
     assert all(proof["passed"] for proof in entry["proofs"].values())
@@ -223,7 +223,7 @@ def test_a_build_in_int4_takes_it_where_neither_alone_will_do(tmp_path: Path) ->
 
 
 def test_two_layers_of_which_one_has_a_pair_beside_it(tmp_path: Path) -> None:
-    """Names and forms go by the order in the graph, and a split finds every layer in one piece."""
+    """Names and schemes go by the order in the graph, and a split finds every layer in one piece."""
     rng = np.random.default_rng(8)
     weights = {name: rng.normal(size=(64, 64)).astype(np.float32) for name in ("a", "b", "c")}
     nodes = [helper.make_node("MatMul", [x, w], [y]) for x, w, y in (("x", "a", "h"), ("h", "b", "i"), ("i", "c", "y"))]
@@ -294,18 +294,18 @@ def test_every_kind_of_place(kind: str, made: Factors, tmp_path: Path) -> None:
     whole = base_of(made).astype(np.float64) + made.A.astype(np.float64) @ made.B
     expected = rows @ whole.T + made.bias
     expected = expected if kind == "rows" else expected.T.reshape(out)
-    for form, off in ((None, 1e-5), (FORM, 0.1)):
-        files.write({"w": made}, "fp32", tmp_path / "out.onnx", form and {"w": form})
+    for scheme, off in ((None, 1e-5), (FORM, 0.1)):
+        files.write({"w": made}, "fp32", tmp_path / "out.onnx", scheme and {"w": scheme})
         (found,) = load(tmp_path / "out.onnx", "onnx").run({"x": feed})
         assert np.linalg.norm(found - expected) < off * np.linalg.norm(expected)
 
 
 def test_points_of_it_are_measured_where_its_parts_are() -> None:
     points = points_for([(96, 160, 4), (10, 512, 4)], ("onnx", "tflite"))
-    assert [p for p in points if p.form == FORM] == [Point("onnx", FORM, 96, 160, 8, 4)]
-    assert not [p for p in points_for([(96, 160, 4)], ("tflite",)) if p.form == FORM]
+    assert [p for p in points if p.scheme == FORM] == [Point("onnx", FORM, 96, 160, 8, 4)]
+    assert not [p for p in points_for([(96, 160, 4)], ("tflite",)) if p.scheme == FORM]
     few = {"onnx": ("fp32", "nbits4"), "tflite": ()}
-    assert not [p for p in points_for([(96, 160, 4)], ("onnx",), few) if p.form == FORM]  # type: ignore[arg-type]
+    assert not [p for p in points_for([(96, 160, 4)], ("onnx",), few) if p.scheme == FORM]  # type: ignore[arg-type]
 
 
 def test_a_table_of_it_is_kept_and_read(tmp_path: Path) -> None:

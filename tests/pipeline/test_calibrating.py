@@ -6,13 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
+from edgepack.formats import FORMATS, FORMS, Format
 from two_layers import ROWS, SIDE, write_model
 from typer.testing import CliRunner
 
 from edgepack.bench.devices.local import LocalDevice
 from edgepack.cli import app
 from edgepack.errors import ModelError, TargetsError
-from edgepack.formats import FORMATS, FORMS, Format
 from edgepack.pipeline import calibrating
 from edgepack.pipeline.calibrating import calibrate_target
 from edgepack.pipeline.layer_points import points_for
@@ -40,8 +40,8 @@ def test_the_layers_of_a_model_are_measured_shown_and_kept(folder: Path) -> None
     again = CliRunner().invoke(app, command)
     assert again.exit_code == 0, again.output
     assert f"asked for {len(wanted)} layers, {len(wanted)} are known" in again.stdout
-    for form in FORMS["tflite"]:
-        assert form in again.stdout
+    for scheme in FORMS["tflite"]:
+        assert scheme in again.stdout
 
 
 def test_without_a_model_it_is_the_standard_grid(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

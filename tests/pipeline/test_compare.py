@@ -24,7 +24,7 @@ RESULT = EmulatedResult(
 
 def pack(folder: Path, *results: EmulatedResult) -> Path:
     folder.mkdir()
-    manifest = {"schema_version": 1, "files": {"model.onnx": {"form": "int8-dynamic", "metric": 97.0, "layers": []}}}
+    manifest = {"schema_version": 1, "files": {"model.onnx": {"scheme": "int8-dynamic", "metric": 97.0, "layers": []}}}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     for result in results:
         save_result(result, folder / "results" / result.file_name)
@@ -34,7 +34,7 @@ def pack(folder: Path, *results: EmulatedResult) -> Path:
 def test_a_pack_that_was_only_emulated_compares(tmp_path: Path) -> None:
     compared = compare_packs([pack(tmp_path / "a", RESULT), pack(tmp_path / "b", replace(RESULT, threads=4))])
     assert compared.rows == ()
-    assert [(row.target, row.threads, row.form) for row in compared.emulated] == [
+    assert [(row.target, row.threads, row.scheme) for row in compared.emulated] == [
         ("rpi4", 1, "int8-dynamic"),
         ("rpi4", 4, "int8-dynamic"),
     ]

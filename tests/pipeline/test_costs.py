@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from edgepack.formats import FORMS
 
 from edgepack.bench.devices.device import Job
 from edgepack.bench.devices.emulated import EmulatedDevice
 from edgepack.cache import Cache
-from edgepack.formats import FORMS
 from edgepack.pipeline import counting
 from edgepack.pipeline.costs import STANDARD_GRID, fill_table, held_out_points
 from edgepack.pipeline.counting import Counter
@@ -67,12 +67,12 @@ def test_a_table_is_filled_interrupted_gone_on_with_and_agrees_with_the_shipped_
     assert shipped is not None
     assert (table.core, table.isa, table.caches) == (shipped.core, shipped.isa, shipped.caches)
     assert table.runtimes == shipped.runtimes
-    for fmt, forms in table.costs.items():
-        assert set(forms) == set(FORMS[fmt])
-        for form, costs in forms.items():
-            if form not in shipped.costs[fmt]:
+    for fmt, schemes in table.costs.items():
+        assert set(schemes) == set(FORMS[fmt])
+        for scheme, costs in schemes.items():
+            if scheme not in shipped.costs[fmt]:
                 continue
-            for index, point in enumerate(GRID.points(fmt, form)):
+            for index, point in enumerate(GRID.points(fmt, scheme)):
                 known = interpolate(shipped, point)
                 assert known is not None
                 assert costs.instructions[index] == pytest.approx(known.instructions, rel=0.02, abs=NOISE_INSTRUCTIONS)

@@ -38,7 +38,7 @@ def test_rows_are_numbered_from_the_least_loss_on(found: Exploration) -> None:
     rows = found.rows
     assert [row.number for row in rows] == list(range(1, len(rows) + 1))
     assert 5 <= len(rows) <= PLANS
-    assert len({(figures(row), row.form, row.weights_share) for row in rows}) == len(rows)
+    assert len({(figures(row), row.scheme, row.weights_share) for row in rows}) == len(rows)
     first, last = rows[0], rows[-1]
     assert (first.drop.value, first.factored, first.weights_share) == (0.0, (0, 3), 1.0)
     assert last.factored == (2, 3)
@@ -53,7 +53,7 @@ def test_both_ends_are_there(found: Exploration) -> None:
     """The fastest plan and the smallest one are looked at, whatever they lose."""
     assert min(row.size_bytes for row in found.rows) < 30_000, "integers at rank 8"
     fastest = min(found.rows, key=lambda row: row.latency_s)
-    assert fastest.form == "fp32"
+    assert fastest.scheme == "fp32"
     assert fastest.size_bytes > 1.5 * min(row.size_bytes for row in found.rows)
 
 
@@ -96,7 +96,7 @@ def test_a_pick_is_the_plan_of_that_number(found: Exploration, classifier: Path,
         manifest = build(options(classifier, pick=(number,), out=out), cache=cache).manifest
         entry = manifest["files"]["model.onnx"]
         digests.append(file_digest(out / "model.onnx"))
-        assert (entry["size_bytes"], entry["form"]) == (row.size_bytes, row.form)
+        assert (entry["size_bytes"], entry["scheme"]) == (row.size_bytes, row.scheme)
         assert entry["guard"]["drop"] == pytest.approx(row.drop.value)
         assert sum(layer["rank"] is not None for layer in entry["layers"]) == row.factored[0]
         assert manifest["options"]["pick"] == [number]
@@ -152,7 +152,7 @@ def test_for_machines(found: Exploration) -> None:
     rows: list[dict[str, Any]] = explored_json(found.rows)
     assert [set(row) for row in rows] == [
         {
-            *("number", "on_front", "format", "form", "factored", "weights_share", "size_bytes", "latency_s"),
+            *("number", "on_front", "format", "scheme", "factored", "weights_share", "size_bytes", "latency_s"),
             *("source", "drop"),
         }
     ] * len(rows)

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from edgepack.formats import FORMS
 from onnx import TensorProto, helper, numpy_helper, save
 
 from edgepack.emit.tflite import TfliteEmitter
-from edgepack.formats import FORMS
 from edgepack.pipeline.layer_tflite import write_layer
 from edgepack.sources.onnx import open_onnx
 from edgepack.types import Array, Dense, Factors
@@ -27,7 +27,7 @@ PARTS = {"dense": [Dense(WEIGHT, BIAS)], "pair": [Dense(RIGHT, None), Dense(LEFT
 
 @pytest.fixture(scope="module")
 def converted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[tuple[str, str], Path]]:
-    """Files of the dense layer and of the pair in every form, as a build emits them."""
+    """Files of the dense layer and of the pair in every scheme, as a build emits them."""
     folder = tmp_path_factory.mktemp("converted")
     x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, [BATCH, s]) for n, s in (("x", COLUMNS), ("y", ROWS)))
     constants = [numpy_helper.from_array(WEIGHT, "w"), numpy_helper.from_array(BIAS, "b")]
@@ -42,10 +42,10 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[tuple[s
         for kind, factors in (("dense", {}), ("pair", {source.layers[0].name: Factors(LEFT, RIGHT, BIAS)})):
             files[kind, "fp32"] = folder / f"{kind}.fp32.tflite"
             assert not emitter.emit(files[kind, "fp32"], source.layers, factors or None)
-            for form in FORMS["tflite"][1:]:
-                files[kind, form] = folder / f"{kind}.{form}.tflite"
+            for scheme in FORMS["tflite"][1:]:
+                files[kind, scheme] = folder / f"{kind}.{scheme}.tflite"
                 emitter.quantize(
-                    files[kind, "fp32"], files[kind, form], form, samples if form == "int8-static" else None
+                    files[kind, "fp32"], files[kind, scheme], scheme, samples if scheme == "int8-static" else None
                 )
         yield files
 
@@ -88,20 +88,20 @@ def answers(path: Path, rows: Array) -> Array:
 
 
 @pytest.mark.parametrize("kind", list(PARTS))
-@pytest.mark.parametrize("form", FORMS["tflite"])
+@pytest.mark.parametrize("scheme", FORMS["tflite"])
 def test_a_file_is_what_a_build_emits(
-    kind: str, form: str, converted: dict[tuple[str, str], Path], tmp_path: Path
+    kind: str, scheme: str, converted: dict[tuple[str, str], Path], tmp_path: Path
 ) -> None:
     path = tmp_path / "own.tflite"
-    write_layer(path, PARTS[kind], form, BATCH, INPUTS)
-    assert operators(path) == operators(converted[kind, form])
+    write_layer(path, PARTS[kind], scheme, BATCH, INPUTS)
+    assert operators(path) == operators(converted[kind, scheme])
     rows = INPUTS[:BATCH]
     reference = rows
     for part in PARTS[kind]:
         reference = reference @ part.weight.T + (0 if part.bias is None else part.bias)
-    own, theirs = answers(path, rows), answers(converted[kind, form], rows)
+    own, theirs = answers(path, rows), answers(converted[kind, scheme], rows)
     spread = np.abs(reference).max()
-    limit = 1e-5 if form == "fp32" else 0.25 if form.startswith("int4") else 0.03
+    limit = 1e-5 if scheme == "fp32" else 0.25 if scheme.startswith("int4") else 0.03
     assert np.abs(own - reference).max() < limit * spread
     assert np.abs(own - theirs).max() < 2 * limit * spread
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from edgepack.formats import FORMS, WEIGHT_BITS
 
 from edgepack.cache import Cache
 from edgepack.executor import Workers, workers
-from edgepack.formats import FORMS, WEIGHT_BITS
 from edgepack.pipeline import losses as losses_module
 from edgepack.pipeline.losses import Losses, factors_at, predict_losses
 from edgepack.pipeline.prepared import Prepared
@@ -53,10 +53,10 @@ def found(ready: Prepared, cache: Cache, crew: Workers) -> Losses:
     return predicted(ready, cache, crew)
 
 
-def test_every_form_dense_and_at_every_rank(found: Losses) -> None:
+def test_every_scheme_dense_and_at_every_rank(found: Losses) -> None:
     assert set(found) == set(RANKS)
     for name, ranks in RANKS.items():
-        assert set(found[name]) == {(form, rank) for form in FORMS["onnx"] for rank in (None, *ranks)}
+        assert set(found[name]) == {(scheme, rank) for scheme in FORMS["onnx"] for rank in (None, *ranks)}
         assert all(np.isfinite(loss) and loss >= 0 for loss in found[name].values())
 
 
@@ -67,10 +67,10 @@ def test_the_order_is_that_of_precision_and_rank(found: Losses) -> None:
         for rank in (None, *ranks):
             assert own["fp32", rank] <= own["nbits8", rank] <= own["nbits4", rank]
             assert own["nbits4", rank] > 0
-        for form in FORMS["onnx"]:
-            curve = [own[form, rank] for rank in ranks]
-            assert curve == sorted(curve, reverse=True), f"{name} in {form}"
-            assert all(loss > own[form, None] for loss in curve if WEIGHT_BITS[form] > 4)
+        for scheme in FORMS["onnx"]:
+            curve = [own[scheme, rank] for rank in ranks]
+            assert curve == sorted(curve, reverse=True), f"{name} in {scheme}"
+            assert all(loss > own[scheme, None] for loss in curve if WEIGHT_BITS[scheme] > 4)
 
 
 def test_known_losses_are_read_and_not_computed(
@@ -111,7 +111,7 @@ def test_factors_are_the_layer_in_another_basis(ready: Prepared) -> None:
 
 def test_a_build_offers_them(ready: Prepared) -> None:
     by_name = {menu.layer.name: menu.candidates for menu in ready.menus["onnx"]}
-    assert {one.loss for one in by_name["w1"] if (one.form, one.rank) == ("fp32", None)} == {0.0}
+    assert {one.loss for one in by_name["w1"] if (one.scheme, one.rank) == ("fp32", None)} == {0.0}
     assert all(one.loss > 0 for one in by_name["w1"] if one.rank is not None)
 
 

@@ -20,8 +20,8 @@ from edgepack.pipeline.probing import Probe
 from edgepack.types import LayerPlan
 
 
-def layer(name: str, rank: int | None, form: str) -> LayerPlan:
-    return LayerPlan(name, 10, 20, rank, 6, 0.0, "a reason", form=form)
+def layer(name: str, rank: int | None, scheme: str) -> LayerPlan:
+    return LayerPlan(name, 10, 20, rank, 6, 0.0, "a reason", scheme=scheme)
 
 
 def test_a_probe_carries_its_figures(ready: Prepared) -> None:
@@ -31,7 +31,7 @@ def test_a_probe_carries_its_figures(ready: Prepared) -> None:
     assert record["probes"] == [
         {
             "format": "onnx",
-            "form": "mixed",
+            "scheme": "mixed",
             "size_bytes": 4321,
             "predicted_latency_s": 1e-5,
             "predicted_loss": 0.125,
@@ -109,10 +109,10 @@ def test_a_real_manifest_is_what_inspect_takes(built: tuple[Path, dict[str, Any]
 
 def test_every_layer_has_its_prediction_and_its_rivals(built: tuple[Path, dict[str, Any]]) -> None:
     for one in built[1]["files"]["model.onnx"]["layers"]:
-        kinds = {(rival["rank"] is None, rival["form"]) for rival in one["others"]}
+        kinds = {(rival["rank"] is None, rival["scheme"]) for rival in one["others"]}
         assert kinds
         for figures in (one["predicted"], *one["others"]):
-            known = {"form", "rank", "loss", "size_bytes", "ram_bytes", "latency_s", "source", "alternative"}
+            known = {"scheme", "rank", "loss", "size_bytes", "ram_bytes", "latency_s", "source", "alternative"}
             assert set(figures) == known
             assert figures["alternative"] is None
             assert figures["source"] == "emulated cost table"

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from edgepack.formats import FORMATS, FORMS
 
 from edgepack.bench.devices.device import Job
 from edgepack.bench.devices.fake import FakeDevice
 from edgepack.bench.devices.local import LocalDevice
 from edgepack.errors import StableDeviceError, TargetsError, TransientDeviceError
-from edgepack.formats import FORMATS, FORMS
 from edgepack.pipeline import measuring
 from edgepack.pipeline.layer_points import points_for, sparse_ranks, standard_points
 from edgepack.pipeline.measuring import QUICK, STANDARD, measure_points
@@ -68,16 +68,16 @@ def measured(device: FakeDevice, target: Target, root: Path, **options: Any) -> 
 def test_points_where_the_ranks_are_known() -> None:
     shapes = [(512, 784, 1), (10, 512, 4), (64, 64, 1)]
     points = points_for(shapes, FORMATS, ranks={(512, 784): (48, 200), (10, 512): ()})
-    forms = sum(len(FORMS[fmt]) for fmt in FORMATS)
-    assert len(points) == len(set(points)) == (3 + 1 + 1) * forms
+    schemes = sum(len(FORMS[fmt]) for fmt in FORMATS)
+    assert len(points) == len(set(points)) == (3 + 1 + 1) * schemes
     assert {(p.out_features, p.rank) for p in points} == {(512, None), (512, 48), (512, 200), (10, None), (64, None)}
 
 
-def test_points_of_a_model_are_dense_and_sparse_ranks_in_all_forms() -> None:
+def test_points_of_a_model_are_dense_and_sparse_ranks_in_all_schemes() -> None:
     points = points_for([(512, 784, 1), (512, 784, 1), (10, 512, 4)], ("tflite",))
     assert {p.rank for p in points if p.out_features == 512} == {None, 8, 16, 32, 64, 128, 256, 304}
     assert {p.rank for p in points if p.out_features == 10} == {None, 8}
-    assert {(p.format, p.form) for p in points} == {("tflite", form) for form in FORMS["tflite"]}
+    assert {(p.format, p.scheme) for p in points} == {("tflite", scheme) for scheme in FORMS["tflite"]}
     assert len(points) == len(set(points)) == (8 + 2) * len(FORMS["tflite"])
     for rows, columns in ((512, 784), (10, 512), (4, 4), (100, 100)):
         ranks, choices = sparse_ranks(rows, columns), rank_choices(rows, columns)
@@ -120,7 +120,7 @@ def test_the_undisturbed_turns_are_taken_or_the_least_disturbed(shares: list[flo
 
 def _file_of(point: Point) -> str:
     rank = "dense" if point.rank is None else f"rank{point.rank}"
-    return f"{point.out_features}x{point.in_features}.{rank}.batch{point.batch}.{point.form}.{point.format}"
+    return f"{point.out_features}x{point.in_features}.{rank}.batch{point.batch}.{point.scheme}.{point.format}"
 
 
 def test_nothing_is_measured_twice_unless_it_is_asked_for(
@@ -277,8 +277,8 @@ def test_another_cpu_than_the_targets_is_refused(probe: Mapping[str, Any], tmp_p
 
 def test_layers_are_measured_on_this_machine(target: Target, tmp_path: Path) -> None:
     shapes = [(2048, 2048, 1), (64, 64, 1)]
-    forms = {fmt: (FORMS[fmt][0], FORMS[fmt][-1]) for fmt in FORMATS}
-    points = [p for p in points_for(shapes, FORMATS, forms) if p.rank in (None, 8)]
+    schemes = {fmt: (FORMS[fmt][0], FORMS[fmt][-1]) for fmt in FORMATS}
+    points = [p for p in points_for(shapes, FORMATS, schemes) if p.rank in (None, 8)]
     table = measure_points(LocalDevice(), target, points, turns=QUICK, root=tmp_path)
     assert table.refused == {}
     assert table.entries.keys() == set(points)
@@ -292,8 +292,8 @@ def test_layers_are_measured_on_this_machine(target: Target, tmp_path: Path) -> 
         assert table.calls[fmt].seconds < large
 
 
-def test_the_standard_points_are_the_grid_in_all_forms() -> None:
+def test_the_standard_points_are_the_grid_in_all_schemes() -> None:
     points = standard_points(("onnx",))
-    grid = {p for form in FORMS["onnx"] for p in grid_points(STANDARD_GRID, "onnx", form)}
+    grid = {p for scheme in FORMS["onnx"] for p in grid_points(STANDARD_GRID, "onnx", scheme)}
     assert set(points) == grid
     assert len(points) == len(grid)

@@ -1,4 +1,4 @@
-"""ONNX files of mixed forms: every layer, and both halves of a factored one, in the form that it was given."""
+"""ONNX files of mixed schemes: every layer, and both halves of a factored one, in the scheme that it was given."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from edgepack.formats import FORMS
 from onnx import helper, numpy_helper
 
 from edgepack.data import Samples
 from edgepack.errors import ModelError
-from edgepack.formats import FORMS
 from edgepack.inference import load
 from edgepack.onnxgraph.session import session
 from edgepack.onnxgraph.sites import find_sites
@@ -85,7 +85,7 @@ def bits_by_sides(made: OnnxFiles, path: Path) -> dict[tuple[int, int], int]:
     return {(a, b): bits for a, b, bits in made.read(path).weights}
 
 
-def test_both_halves_take_the_layers_form(tmp_path: Path) -> None:
+def test_both_halves_take_the_layers_scheme(tmp_path: Path) -> None:
     x = normal(40, 20, seed=3)
     made, path = files(mlp(), x), tmp_path / "m.onnx"
     pairs = factors(made.model, "fc1", "fc2")
@@ -99,17 +99,17 @@ def test_both_halves_take_the_layers_form(tmp_path: Path) -> None:
     assert np.linalg.norm(one - other) > 1e-3 * np.linalg.norm(other)
 
 
-@pytest.mark.parametrize("form", FORMS["onnx"])
-def test_a_static_layer_in_a_file_of_any_form_gets_its_range(form: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("scheme", FORMS["onnx"])
+def test_a_static_layer_in_a_file_of_any_scheme_gets_its_range(scheme: str, tmp_path: Path) -> None:
     made, path = files(mlp(), normal(40, 20, seed=3)), tmp_path / "m.onnx"
-    made.write(factors(made.model, "fc2"), form, path, {"fc2": "int8-static-qdq"})
+    made.write(factors(made.model, "fc2"), scheme, path, {"fc2": "int8-static-qdq"})
     bits = bits_by_sides(made, path)
     assert (bits[RANK, 24], bits[RANK, 28]) == (8, 8)
     quantized = [n for n in ir.load(path).graph if n.op_type == "QuantizeLinear"]
-    assert len(quantized) == (4 if form == "int8-static-qdq" else 2)
+    assert len(quantized) == (4 if scheme == "int8-static-qdq" else 2)
 
 
-def test_no_forms_and_empty_forms_are_the_same_file(tmp_path: Path) -> None:
+def test_no_schemes_and_empty_forms_are_the_same_file(tmp_path: Path) -> None:
     made = files(mlp())
     made.write(factors(made.model, "fc1"), "nbits8", tmp_path / "a.onnx")
     made.write(factors(made.model, "fc1"), "nbits8", tmp_path / "b.onnx", {})
@@ -118,8 +118,8 @@ def test_no_forms_and_empty_forms_are_the_same_file(tmp_path: Path) -> None:
     assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "c.onnx").read_bytes()
 
 
-def test_a_form_for_no_layer(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="a form was given for 'fc9'"):
+def test_a_scheme_for_no_layer(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="a scheme was given for 'fc9'"):
         files(mlp()).write({}, "fp32", tmp_path / "m.onnx", {"fc9": "nbits8"})
 
 
@@ -155,7 +155,7 @@ def test_one_layer_alone_in_int8(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("opset", "calibrated", "forms"),
+    ("opset", "calibrated", "schemes"),
     [
         (17, True, FORMS["onnx"]),
         (17, False, ("fp32", "int8-dynamic", "nbits8", "nbits4")),
@@ -163,12 +163,12 @@ def test_one_layer_alone_in_int8(tmp_path: Path) -> None:
         (6, True, ("fp32",)),
     ],
 )
-def test_forms_of_a_layer(opset: int, calibrated: bool, forms: tuple[str, ...]) -> None:
+def test_schemes_of_a_layer(opset: int, calibrated: bool, schemes: tuple[str, ...]) -> None:
     made = files(mlp(opset), normal(4, 20) if calibrated else None)
-    assert made.layer_forms() == forms
+    assert made.layer_schemes() == schemes
 
 
-def test_forms_of_a_file() -> None:
+def test_schemes_of_a_file() -> None:
     plain: ModelFiles = files(mlp())
     assert plain.rest("nbits8") == ("nbits8",)
     made: ModelFiles = files(with_conv())
@@ -176,17 +176,17 @@ def test_forms_of_a_file() -> None:
     assert made.rest("int8-dynamic") == ("int8-dynamic+weights",)
     assert made.rest("int8-static-qdq") == ("int8-static-qdq", "int8-static-qdq+weights")
     assert made.rest("nbits4") == ("nbits4+weights",)
-    assert made.probe_form == "int8-dynamic+weights"
+    assert made.probe_scheme == "int8-dynamic+weights"
 
 
-@pytest.mark.parametrize("form", ["fp32", "fp32+weights", "nbits8", "nbits8+weights", "int8-static-qdq"])
+@pytest.mark.parametrize("scheme", ["fp32", "fp32+weights", "nbits8", "nbits8+weights", "int8-static-qdq"])
 @pytest.mark.parametrize("own", ["nbits4", "int8-dynamic", "int8-static-qdq", "fp32"])
-def test_the_rest_goes_by_the_files_form(form: str, own: str, tmp_path: Path) -> None:
+def test_the_rest_goes_by_the_files_scheme(scheme: str, own: str, tmp_path: Path) -> None:
     x = normal(16, 8, 6, 6, seed=3)
     made, path = files(with_conv(), x), tmp_path / "m.onnx"
-    made.write({}, form, path, {"fc": own})
+    made.write({}, scheme, path, {"fc": own})
     weights = {v.name: v.dtype for v in ir.load(path).graph.initializers.values() if v.shape == (24, 8, 3, 3)}
-    wanted = ir.DataType.FLOAT if form in ("fp32", "nbits8") else ir.DataType.INT8
+    wanted = ir.DataType.FLOAT if scheme in ("fp32", "nbits8") else ir.DataType.INT8
     assert list(weights.values()) == [wanted]
     bits = {"nbits4": 4, "fp32": 32}.get(own, 8)
     assert bits_by_sides(made, path)[10, 24] == bits
@@ -195,11 +195,11 @@ def test_the_rest_goes_by_the_files_form(form: str, own: str, tmp_path: Path) ->
     assert np.linalg.norm(found - reference) < 0.2 * np.linalg.norm(reference)
 
 
-@pytest.mark.parametrize("form", ["nbits8", "nbits4"])
-def test_the_dense_baseline(form: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("scheme", ["nbits8", "nbits4"])
+def test_the_dense_baseline(scheme: str, tmp_path: Path) -> None:
     made = files(with_conv())
-    assert made.write_baseline(form, tmp_path / "m.onnx") == "edgepack"
-    assert bits_by_sides(made, tmp_path / "m.onnx")[10, 24] == int(form[-1])
+    assert made.write_baseline(scheme, tmp_path / "m.onnx") == "edgepack"
+    assert bits_by_sides(made, tmp_path / "m.onnx")[10, 24] == int(scheme[-1])
     assert made.warnings == []
 
 
@@ -218,30 +218,30 @@ def test_where_layers_have_4_bits_tables_may_have_them_too(tmp_path: Path) -> No
     assert made.rest("nbits4") == ("nbits4+tables4", "nbits4+weights")
     assert made.rest("nbits8") == ("nbits8+weights",)
     answers, sizes = {}, {}
-    for form in ("fp32", *made.rest("nbits4")):
-        made.write({}, form, tmp_path / "m.onnx")
-        answers[form] = session(tmp_path / "m.onnx").run(None, {"x": x})[0]
-        sizes[form] = (tmp_path / "m.onnx").stat().st_size
-    wide, narrow = (np.square(answers[form] - answers["fp32"]).mean() for form in made.rest("nbits4")[::-1])
+    for scheme in ("fp32", *made.rest("nbits4")):
+        made.write({}, scheme, tmp_path / "m.onnx")
+        answers[scheme] = session(tmp_path / "m.onnx").run(None, {"x": x})[0]
+        sizes[scheme] = (tmp_path / "m.onnx").stat().st_size
+    wide, narrow = (np.square(answers[scheme] - answers["fp32"]).mean() for scheme in made.rest("nbits4")[::-1])
     assert 0 < wide < narrow < 0.05 * np.square(answers["fp32"]).mean()
     assert sizes["nbits4+weights"] - sizes["nbits4+tables4"] > 60 * 64 // 4
 
 
-@pytest.mark.parametrize("form", ["fp32", "int8-dynamic", "nbits8"])
-def test_another_weight_for_a_dense_layer_beside_a_pair(form: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("scheme", ["fp32", "int8-dynamic", "nbits8"])
+def test_another_weight_for_a_dense_layer_beside_a_pair(scheme: str, tmp_path: Path) -> None:
     source, x = mlp(), normal(4, 20, seed=5)
     made = files(source)
     layers = {site.layer.name: site.layer for site in find_sites(source.clone())}
     pair = factors(source, "fc1")
     other = Dense(2 * layers["fc3"].weight, np.ones(10, np.float32))
-    forms = {"fc1": "fp32", "fc2": "fp32"}
+    schemes = {"fc1": "fp32", "fc2": "fp32"}
     answers, sizes = [], []
     for given in (pair, {**pair, "fc3": other}):
-        made.write(given, form, tmp_path / "m.onnx", forms)
+        made.write(given, scheme, tmp_path / "m.onnx", schemes)
         answers.append(session(tmp_path / "m.onnx").run(None, {"x": x})[0])
         sizes.append((tmp_path / "m.onnx").stat().st_size)
     bias = layers["fc3"].bias if layers["fc3"].bias is not None else 0.0
-    if form == "fp32":  # nothing is rounded, so the layer keeps its own weight
+    if scheme == "fp32":  # nothing is rounded, so the layer keeps its own weight
         np.testing.assert_array_equal(answers[0], answers[1])
     else:
         np.testing.assert_allclose(answers[1], 2 * (answers[0] - bias) + 1, atol=0.02 * np.abs(answers[1]).max())

@@ -26,9 +26,9 @@ LAYER: dict[str, Any] = {
     "rank": 32,
     "break_even_rank": 309,
     "lost_energy_share": 0.01,
-    "form": "int8-dynamic",
+    "scheme": "int8-dynamic",
     "reason": "rank 32 int8-dynamic: 6.1× faster",
-    "predicted": {"form": "int8-dynamic", "size_bytes": 50_000, "latency_s": 1e-5, "loss": 0.01},
+    "predicted": {"scheme": "int8-dynamic", "size_bytes": 50_000, "latency_s": 1e-5, "loss": 0.01},
 }
 MANIFEST: dict[str, Any] = {
     "schema_version": 1,
@@ -37,12 +37,12 @@ MANIFEST: dict[str, Any] = {
     "loss_weighted_by": "output energy",
     "files": {
         "model.onnx": {
-            "form": "int8-dynamic",
+            "scheme": "int8-dynamic",
             "size_bytes": 60_000,
-            "form_chosen_by": "emulated cost table",
+            "scheme_chosen_by": "emulated cost table",
             "layers": [LAYER],
         },
-        "baseline/int8.onnx": {"form": "int8-dynamic", "size_bytes": 400_000},
+        "baseline/int8.onnx": {"scheme": "int8-dynamic", "size_bytes": 400_000},
     },
 }
 
@@ -74,7 +74,7 @@ def test_a_good_one_passes(tmp_path: Path) -> None:
     "manifest",
     [
         changed("files", "model.onnx", "layers", 0, "rank", value=None),
-        changed("files", "model.onnx", "layers", 0, "form", value=None),
+        changed("files", "model.onnx", "layers", 0, "scheme", value=None),
         changed("files", "model.onnx", "layers", 0, "predicted", value=None),
         changed("files", "model.onnx", "layers", 0, "more", value=[1]),
         changed("files", "model.onnx", "layers", value=[]),
@@ -108,8 +108,8 @@ STRANGE: dict[str, Any] = {
     "files is a list": changed("files", value=[]),
     "file is a text": changed(*ONNX, value="x"),
     "file name with an escape": changed("files", "\x1b]0;x\x07", value=MANIFEST["files"]["model.onnx"]),
-    "no form": changed(*ONNX, "form", value=...),
-    "not said what chose it": changed(*ONNX, "form_chosen_by", value=...),
+    "no scheme": changed(*ONNX, "scheme", value=...),
+    "not said what chose it": changed(*ONNX, "scheme_chosen_by", value=...),
     "size is a text": changed(*ONNX, "size_bytes", value="60000"),
     "negative size": changed(*ONNX, "size_bytes", value=-1),
     "size beyond any disk": changed(*ONNX, "size_bytes", value=HUGE),
@@ -192,7 +192,7 @@ PLACES: list[tuple[str | int, ...]] = [
     ("files",),
     ("loss_weighted_by",),
     ONNX,
-    *((*ONNX, key) for key in ("form", "size_bytes", "form_chosen_by", "layers")),
+    *((*ONNX, key) for key in ("scheme", "size_bytes", "scheme_chosen_by", "layers")),
     FIRST,
     *((*FIRST, key) for key in LAYER),
     *((*FIRST, "predicted", key) for key in ("size_bytes", "latency_s", "loss")),

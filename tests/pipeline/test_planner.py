@@ -48,7 +48,7 @@ def size_of(made: Planned) -> int:
 def test_never_larger_than_dense_int8_and_within_the_budget(
     ready: Prepared, classifier: Path, work: Path, baseline: Baseline, limit: float
 ) -> None:
-    """Float32 is the fastest dense form of these small layers: without the promise the file would be four times as
+    """Float32 is the fastest dense scheme of these small layers: without the promise the file would be four times as
     large."""
     task = task_with(ready, classifier, work, max_drop=limit)
     made = planned(ready, task, baseline)
@@ -92,7 +92,7 @@ def test_a_promise_that_no_plan_within_the_budget_can_keep_gives_way(
 ) -> None:
     """The budget comes first: where only float32 layers meet it, the file may be larger than dense int8."""
     precise = tuple(
-        replace(menu, candidates=tuple(one for one in menu.candidates if one.form == "fp32" or one.rank == 8))
+        replace(menu, candidates=tuple(one for one in menu.candidates if one.scheme == "fp32" or one.rank == 8))
         for menu in ready.menus["onnx"]
     )
     task = task_with(ready, classifier, work, max_drop=0.5)
@@ -104,7 +104,7 @@ def test_a_promise_that_no_plan_within_the_budget_can_keep_gives_way(
     assert made.found.attempt.path.is_file()
     losses = [probe.loss for probe in made.found.probes]
     assert losses == sorted(losses)
-    assert len({tuple((one.form, one.rank) for one in probe.layers) for probe in made.found.probes}) == len(losses)
+    assert len({tuple((one.scheme, one.rank) for one in probe.layers) for probe in made.found.probes}) == len(losses)
 
 
 def test_a_budget_that_nothing_meets_gives_the_closest_file(

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from edgepack.formats import FORMS, Format
 from two_layers import ROWS, SIDE, write_model
 
 from edgepack.cache import Cache
 from edgepack.data import Samples
 from edgepack.errors import ModelError
-from edgepack.formats import FORMS, Format
 from edgepack.pipeline import pricing
 from edgepack.pipeline.measuring import QUICK, measure_points
 from edgepack.pipeline.opened import Opened, open_model
@@ -33,7 +33,7 @@ def opened(folder: Path, *, shared: bool = False, rows: int | str = ROWS) -> Ope
 
 
 class Counted:
-    """A source that counts what it is asked, and knows no static form."""
+    """A source that counts what it is asked, and knows no static scheme."""
 
     name = "counted"
 
@@ -43,7 +43,7 @@ class Counted:
     def prices(self, points: list[Point]) -> list[Price | None]:
         self.asked.append(len(points))
         return [
-            None if "static" in p.form else Price(1e-6 * (p.rank or 1000) * p.batch, self.name, 0.1) for p in points
+            None if "static" in p.scheme else Price(1e-6 * (p.rank or 1000) * p.batch, self.name, 0.1) for p in points
         ]
 
     def call_s(self, fmt: Format) -> float:
@@ -78,7 +78,7 @@ def test_a_model_that_does_not_run_is_an_error_only_with_samples(
         layer_uses(model, Samples({"x": np.zeros((4, ROWS, SIDE), np.float32)}), 0)
 
 
-def test_a_price_is_of_all_places_together_and_the_source_is_asked_once_a_form() -> None:
+def test_a_price_is_of_all_places_together_and_the_source_is_asked_once_a_scheme() -> None:
     source = Counted()
     prices = Prices(
         {"onnx": source}, {"a": Uses(2, 3), "b": Uses(1, 1)}, {"a": (64, 96), "b": (128, 128), "idle": (9, 9)}
@@ -99,7 +99,7 @@ def test_a_price_is_of_all_places_together_and_the_source_is_asked_once_a_form()
     assert (prices.call_s("onnx"), prices.source_name("onnx")) == (3e-6, "counted")
 
 
-def test_a_target_elsewhere_is_priced_by_its_counts_which_lack_the_new_forms(tmp_path: Path) -> None:
+def test_a_target_elsewhere_is_priced_by_its_counts_which_lack_the_new_schemes(tmp_path: Path) -> None:
     model = opened(tmp_path)
     prices = make_prices(RPI4, model, None, 0, ("onnx", "tflite"), Cache(tmp_path / "cache"))
     assert prices.source_name("onnx") == prices.source_name("tflite") == "emulated cost table"
@@ -121,9 +121,9 @@ def test_this_machine_is_measured_at_the_layers_of_the_model_and_only_once(
     prices = make_prices(host, model, None, 0, formats, cache)
     assert prices.source_name("onnx").startswith("measured on ")
     name = model.layers[0].name
-    for form in FORMS["onnx"]:
+    for scheme in FORMS["onnx"]:
         for rank in (None, *rank_choices(SIDE, SIDE)):
-            assert prices.price("onnx", name, rank, form) is not None
+            assert prices.price("onnx", name, rank, scheme) is not None
     (kept,) = measured_folder("host", cache.root).iterdir()
     before = kept.read_bytes()
     again = make_prices(host, model, None, 0, formats, cache)
@@ -141,11 +141,11 @@ def test_this_machine_is_measured_at_the_ranks_that_were_asked_for(
     ((points, _),) = asked
     assert {point.rank for point in points} == {None, 24}
     assert len(points) == 2 * len(FORMS["onnx"])
-    for form in FORMS["onnx"]:
-        price = prices.price("onnx", name, 24, form)
+    for scheme in FORMS["onnx"]:
+        price = prices.price("onnx", name, 24, scheme)
         assert price is not None
         assert not price.extrapolated
-        assert prices.price("onnx", name, None, form) is not None
+        assert prices.price("onnx", name, None, scheme) is not None
 
 
 def measured_quickly(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Sequence[Point], bool]]:

@@ -1,4 +1,4 @@
-"""Probes of real plans: emitted once, kept in the cache, told apart by their forms and ranks."""
+"""Probes of real plans: emitted once, kept in the cache, told apart by their schemes and ranks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from small_builds import options
 from edgepack.cache import Cache
 from edgepack.pipeline.ladder import Step, make_ladder
 from edgepack.pipeline.prepared import Prepared, prepared
-from edgepack.pipeline.probing import probe, probe_form
+from edgepack.pipeline.probing import probe, probe_scheme
 from edgepack.pipeline.task import Task
 from edgepack.plan.solve import Bounds, Infeasible
 from edgepack.progress import silent
@@ -31,12 +31,12 @@ class Counted:
         return getattr(self._files, name)
 
     def write(
-        self, factors: Mapping[str, Factors], form: str, out: Path, forms: Mapping[str, str] | None = None
+        self, factors: Mapping[str, Factors], scheme: str, out: Path, schemes: Mapping[str, str] | None = None
     ) -> None:
         self.written.append(
-            (form, {name: one.rank for name, one in factors.items() if isinstance(one, Factors)}, dict(forms or {}))
+            (scheme, {name: one.rank for name, one in factors.items() if isinstance(one, Factors)}, dict(schemes or {}))
         )
-        self._files.write(factors, form, out, forms)
+        self._files.write(factors, scheme, out, schemes)
 
 
 @pytest.fixture
@@ -63,8 +63,8 @@ def test_a_plan_is_emitted_once_and_then_known(task: Task, files: Counted, steps
     again = probe(task, files, step)  # type: ignore[arg-type]
     assert first == again
     assert len(files.written) == 1
-    form, ranks, _ = files.written[0]
-    assert form == first.form == probe_form(files, step.layers)  # type: ignore[arg-type]
+    scheme, ranks, _ = files.written[0]
+    assert scheme == first.scheme == probe_scheme(files, step.layers)  # type: ignore[arg-type]
     assert ranks == {layer.layer: layer.rank for layer in step.layers if layer.rank is not None}
     assert first.drop.samples == 256
     assert (first.loss, first.latency_s, first.layers) == (step.loss, step.latency_s, step.layers)
@@ -80,14 +80,14 @@ def test_its_figures_are_those_of_the_file(ready: Prepared, task: Task, steps: t
     assert found.drop.value == 0.0
 
 
-def with_form(step: Step, form: str) -> Step:
-    return replace(step, layers=tuple(replace(layer, form=form) for layer in step.layers))
+def with_scheme(step: Step, scheme: str) -> Step:
+    return replace(step, layers=tuple(replace(layer, scheme=scheme) for layer in step.layers))
 
 
-def test_other_forms_and_ranks_are_other_probes(task: Task, files: Counted, steps: tuple[Step, ...]) -> None:
+def test_other_schemes_and_ranks_are_other_probes(task: Task, files: Counted, steps: tuple[Step, ...]) -> None:
     dense = steps[0]
-    mixed = replace(dense, layers=(replace(dense.layers[0], form="int8-dynamic"), *dense.layers[1:]))
-    made = [dense, with_form(dense, "int8-dynamic"), with_form(dense, "nbits4"), mixed, steps[-1]]
+    mixed = replace(dense, layers=(replace(dense.layers[0], scheme="int8-dynamic"), *dense.layers[1:]))
+    made = [dense, with_scheme(dense, "int8-dynamic"), with_scheme(dense, "nbits4"), mixed, steps[-1]]
     sizes = [probe(task, files, step).size_bytes for step in made]  # type: ignore[arg-type]
     assert len(files.written) == len(set(sizes)) == len(made)
     assert [probe(task, files, step).size_bytes for step in made] == sizes  # type: ignore[arg-type]

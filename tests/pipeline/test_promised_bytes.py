@@ -15,7 +15,7 @@ import pytest
 from edgepack.archive.archive import pack
 from edgepack.cache import Cache
 from edgepack.data import Samples
-from edgepack.formats import Format
+from edgepack.model.scheme import Format
 from edgepack.pipeline.files import ModelFiles
 from edgepack.pipeline.onnx_files import OnnxFiles
 from edgepack.pipeline.opened import Opened, open_model
@@ -88,10 +88,10 @@ def pairs(opened: Opened, share: float) -> dict[str, Factors]:
 def test_bytes_fall_as_parameters_do(
     files: Mapping[Format, ModelFiles], opened: Opened, work: Path, fmt: Format, precision: str, share: float
 ) -> None:
-    form = "fp32" if precision == "fp32" else {"onnx": "int8-dynamic", "tflite": "int8-dynamic-range"}[fmt]
+    scheme = "fp32" if precision == "fp32" else {"onnx": "int8-dynamic", "tflite": "int8-dynamic-range"}[fmt]
     dense, thin = work / f"dense.{precision}.{fmt}", work / f"thin.{precision}.{share}.{fmt}"
-    files[fmt].write({}, form, dense)
-    files[fmt].write(pairs(opened, share), form, thin)
+    files[fmt].write({}, scheme, dense)
+    files[fmt].write(pairs(opened, share), scheme, thin)
     before, after = dense.stat().st_size, thin.stat().st_size
     gone = share if precision == "fp32" else share * PARAMETERS / before
     assert 100 * (1 - after / before) == pytest.approx(100 * gone, abs=POINTS)

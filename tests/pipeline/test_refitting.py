@@ -38,7 +38,7 @@ def plan(ready: Prepared, ranks: Sequence[int | None]) -> list[LayerPlan]:
     found = []
     for layer, rank in zip(ready.task.layers, ranks, strict=True):
         sides = layer.out_features, layer.in_features
-        found.append(LayerPlan(layer.name, *sides, rank, break_even_rank(*sides), 0.0, "", form=FORM))
+        found.append(LayerPlan(layer.name, *sides, rank, break_even_rank(*sides), 0.0, "", scheme=FORM))
     return found
 
 
@@ -115,7 +115,7 @@ def test_only_layers_behind_factored_ones_are_refitted_and_all_stay_on_their_gri
 def test_rounding_is_against_the_refitted_weight(ready: Prepared) -> None:
     """The product of the rounded pair is close to that of the exact one, not to the original weight's."""
     chosen = plan(ready, (16, 128, None))
-    exact = [replace(one, form="fp32") if one.layer == "w2" else one for one in chosen]
+    exact = [replace(one, scheme="fp32") if one.layer == "w2" else one for one in chosen]
     plain = unfitted(ready, chosen)["w2"]
     rounded, float_pair = made(ready, chosen)["w2"], made(ready, exact)["w2"]
     near = np.square(rounded.A @ rounded.B - float_pair.A @ float_pair.B).sum()

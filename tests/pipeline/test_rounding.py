@@ -1,4 +1,4 @@
-"""Factors as they are written: on the grids of their form, and better there than rounded one by one."""
+"""Factors as they are written: on the grids of their scheme, and better there than rounded one by one."""
 
 from __future__ import annotations
 
@@ -55,37 +55,37 @@ def error(layer: LinearLayer, pair: Factors, covariance: Array) -> float:
     return float(((delta @ covariance) * delta).sum())
 
 
-def nearest(weight: Array, form: str) -> Array:
-    """What a file of the form holds of a weight."""
-    if form.startswith("nbits"):
-        codes, scales = quantize_blocks(weight, int(form[-1]))
+def nearest(weight: Array, scheme: str) -> Array:
+    """What a file of the scheme holds of a weight."""
+    if scheme.startswith("nbits"):
+        codes, scales = quantize_blocks(weight, int(scheme[-1]))
         return dequantize_blocks(codes, scales, weight.shape[1])
-    codes, scales = quantize_weight(weight, largest=7 if form.startswith("int4") else 127)
+    codes, scales = quantize_weight(weight, largest=7 if scheme.startswith("int4") else 127)
     return np.asarray(codes * scales[:, None], np.float32)
 
 
 @pytest.mark.parametrize(
-    "form", ["int8-dynamic", "int8-static-qdq", "nbits8", "nbits4", "int8-static", "int4-dynamic-range"]
+    "scheme", ["int8-dynamic", "int8-static-qdq", "nbits8", "nbits4", "int8-static", "int4-dynamic-range"]
 )
 def test_every_quantizer_leaves_them_as_they_are(
-    form: str, seen: tuple[LinearLayer, Moments, Spectrum], tmp_path: Path
+    scheme: str, seen: tuple[LinearLayer, Moments, Spectrum], tmp_path: Path
 ) -> None:
     layer, moments, spectrum = seen
-    pair = Rounder(Known(tmp_path, moments), "whitened", 0, 127).factors(layer, spectrum, RANK, form)
+    pair = Rounder(Known(tmp_path, moments), "whitened", 0, 127).factors(layer, spectrum, RANK, scheme)
     for weight in (pair.A, pair.B):
-        np.testing.assert_array_equal(nearest(weight, form), weight)
+        np.testing.assert_array_equal(nearest(weight, scheme), weight)
 
 
-@pytest.mark.parametrize(("form", "share"), [("int8-dynamic", 0.7), ("int4-dynamic-range", 0.7), ("nbits4", 0.7)])
+@pytest.mark.parametrize(("scheme", "share"), [("int8-dynamic", 0.7), ("int4-dynamic-range", 0.7), ("nbits4", 0.7)])
 def test_together_they_lose_less_than_one_by_one(
-    form: str, share: float, seen: tuple[LinearLayer, Moments, Spectrum], tmp_path: Path
+    scheme: str, share: float, seen: tuple[LinearLayer, Moments, Spectrum], tmp_path: Path
 ) -> None:
     layer, moments, spectrum = seen
     covariance = shrunk_covariance(moments)
     exact = whitened.factors(layer, spectrum, RANK)
     plain = balanced(exact, spectrum, seed=0)
-    plain = Factors(nearest(plain.A, form), nearest(plain.B, form), None)
-    pair = Rounder(Known(tmp_path, moments), "whitened", 0, 127).factors(layer, spectrum, RANK, form)
+    plain = Factors(nearest(plain.A, scheme), nearest(plain.B, scheme), None)
+    pair = Rounder(Known(tmp_path, moments), "whitened", 0, 127).factors(layer, spectrum, RANK, scheme)
     truncation = error(layer, exact, covariance)
     assert error(layer, pair, covariance) - truncation < share * (error(layer, plain, covariance) - truncation)
 
@@ -126,16 +126,16 @@ def test_fp32_and_layers_never_seen_stay_as_the_factorizer_made_them(
 FORMS = ["int8-dynamic", "int8-static-qdq", "nbits8", "nbits4", "int8-static", "int4-dynamic-range"]
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("scheme", FORMS)
 def test_a_dense_layer_loses_less_than_rounded_to_nearest_and_stays_as_it_is(
-    form: str, seen: tuple[LinearLayer, Moments, Spectrum], tmp_path: Path
+    scheme: str, seen: tuple[LinearLayer, Moments, Spectrum], tmp_path: Path
 ) -> None:
     layer, moments, _ = seen
-    made = Rounder(Known(tmp_path, moments), "whitened", 0, 127).dense(layer, form)
+    made = Rounder(Known(tmp_path, moments), "whitened", 0, 127).dense(layer, scheme)
     assert made is not None
-    np.testing.assert_array_equal(nearest(made.weight, form), made.weight)
+    np.testing.assert_array_equal(nearest(made.weight, scheme), made.weight)
     shares = [
-        dense_share(layer.weight, weight, moments.covariance) for weight in (made.weight, nearest(layer.weight, form))
+        dense_share(layer.weight, weight, moments.covariance) for weight in (made.weight, nearest(layer.weight, scheme))
     ]
     assert shares[0] < 0.5 * shares[1]
     mean = layer.weight @ moments.mean + layer.bias
@@ -172,14 +172,14 @@ def test_a_dense_layer_is_rounded_once_and_not_at_all_where_there_is_nothing_to_
     assert Rounder(Known(tmp_path, None), "whitened", 0, 127).dense(layer, "nbits4") is None
 
 
-@pytest.mark.parametrize(("form", "changes"), [("int8-dynamic", False), ("fp32", False), ("nbits4", True)])
+@pytest.mark.parametrize(("scheme", "changes"), [("int8-dynamic", False), ("fp32", False), ("nbits4", True)])
 def test_a_trained_pair_is_rounded_against_its_own_product(
-    form: str, changes: bool, seen: tuple[LinearLayer, Moments, Spectrum], tmp_path: Path
+    scheme: str, changes: bool, seen: tuple[LinearLayer, Moments, Spectrum], tmp_path: Path
 ) -> None:
     layer, moments, spectrum = seen
     pair = whitened.factors(layer, spectrum, RANK)
     trained = Factors(pair.A * np.float32(1.5), pair.B, pair.bias)
-    made = Rounder(Known(tmp_path, moments), "whitened", 0, 127).trained(layer, trained, form)
+    made = Rounder(Known(tmp_path, moments), "whitened", 0, 127).trained(layer, trained, scheme)
     assert (made is not trained) == changes
     target = replace(layer, weight=trained.A @ trained.B)
     assert error(target, made, moments.covariance) <= 0.05 * error(layer, trained, moments.covariance)

@@ -35,9 +35,9 @@ def drop(value: float) -> Drop:
     return Drop("agreement", 100.0, 100.0 - value, 0.0, 256)
 
 
-def step(rank: int | None, latency: float, size: int = 1000, loss: float | None = None, form: str = "int8") -> Step:
+def step(rank: int | None, latency: float, size: int = 1000, loss: float | None = None, scheme: str = "int8") -> Step:
     """A plan of one layer; by default it loses more the smaller its rank is."""
-    layer = LayerPlan("fc", 64, 64, rank, 31, 0.0, "a reason", form=form)
+    layer = LayerPlan("fc", 64, 64, rank, 31, 0.0, "a reason", scheme=scheme)
     return Step((layer,), 1 / (rank or 64) if loss is None else loss, size, size, latency)
 
 
@@ -46,20 +46,20 @@ class Files:
 
     fmt = "onnx"
 
-    probe_form = "int8-dynamic"
+    probe_scheme = "int8-dynamic"
 
     def __init__(self, whole: tuple[str, ...] = (), suffixes: tuple[str, ...] = ("",)) -> None:
-        self.whole_forms, self.suffixes = whole, suffixes
+        self.file_schemes, self.suffixes = whole, suffixes
         self.written: list[str] = []
 
-    def rest(self, form: str) -> tuple[str, ...]:
-        return tuple(f"{form}{suffix}" for suffix in self.suffixes)
+    def rest(self, scheme: str) -> tuple[str, ...]:
+        return tuple(f"{scheme}{suffix}" for suffix in self.suffixes)
 
     def write(
-        self, factors: Mapping[str, Factors], form: str, out: Path, forms: Mapping[str, str] | None = None
+        self, factors: Mapping[str, Factors], scheme: str, out: Path, schemes: Mapping[str, str] | None = None
     ) -> None:
-        assert not forms, "a single layer has the form of the file"
-        out.write_text(f"{form} {factors['fc'].rank if factors else 'dense'}")
+        assert not schemes, "a single layer has the scheme of the file"
+        out.write_text(f"{scheme} {factors['fc'].rank if factors else 'dense'}")
         self.written.append(out.read_text())
 
     def takes(self, factors: Mapping[str, Factors]) -> dict[str, Factors]:
@@ -85,14 +85,14 @@ class Prover:
         return drop(self.probed[path.read_text()])
 
     def attempt(
-        self, files: Files, plan: tuple[LayerPlan, ...], factors: Mapping[str, Factors], form: str, out: Path
+        self, files: Files, plan: tuple[LayerPlan, ...], factors: Mapping[str, Factors], scheme: str, out: Path
     ) -> Attempt:
-        files.write(factors, form, out)
+        files.write(factors, scheme, out)
         if out.read_text() in self.refused:
             raise ModelError("the runtime refuses it")
         proof = Proof("outputs", out.read_text() not in self.broken, "far from the reference")
         found = drop(self.attempted[out.read_text()]) if self.guard.guarded else None
-        return Attempt("onnx", form, out, plan, (proof,), found)
+        return Attempt("onnx", scheme, out, plan, (proof,), found)
 
 
 def made_task(tmp_path: Path, prover: Any, target: str = "rpi4", max_drop: float = 0.5) -> Task:
@@ -171,15 +171,15 @@ def test_a_broken_file_is_never_taken_and_is_told(tmp_path: Path) -> None:
     task = made_task(tmp_path, prover)
     found = Search(task, Files(), NEVER).run(LADDER, 0.5)  # type: ignore[arg-type]
     assert found.attempt.layers[0].rank == 16
-    assert task.warnings == ["the form int8 was dropped: outputs: far from the reference"]
+    assert task.warnings == ["the scheme int8 was dropped: outputs: far from the reference"]
 
 
-def test_a_form_that_the_runtime_refuses_is_told(tmp_path: Path) -> None:
+def test_a_scheme_that_the_runtime_refuses_is_told(tmp_path: Path) -> None:
     prover = Prover(DROPS | {"int8+x 24": 0.2}, refused=["int8 24"])
     task = made_task(tmp_path, prover)
     found = Search(task, Files(suffixes=("", "+x")), NEVER).run([LADDER[2]], None)  # type: ignore[arg-type]
-    assert found.attempt.form == "int8+x"
-    assert task.warnings == ["the form int8 cannot be used here: the runtime refuses it"]
+    assert found.attempt.scheme == "int8+x"
+    assert task.warnings == ["the scheme int8 cannot be used here: the runtime refuses it"]
 
 
 def test_where_nothing_is_sound_that_is_a_defect(tmp_path: Path) -> None:
@@ -202,15 +202,15 @@ def test_without_a_guard_nothing_is_probed(tmp_path: Path) -> None:
     assert found.probes == ()
 
 
-def test_whole_forms_only_where_all_weights_have_their_width(tmp_path: Path) -> None:
+def test_whole_schemes_only_where_all_weights_have_their_width(tmp_path: Path) -> None:
     files = Files(whole=("int8-static",))
     drops = {"int8-dynamic 8": 1.0, "int8-static 8": 0.1, "int8-dynamic dense": 0.0, "int8-static dense": 0.0}
-    ladder = [step(8, 1.0, form="int8-dynamic")]
+    ladder = [step(8, 1.0, scheme="int8-dynamic")]
     found = searched(tmp_path, ladder, Prover(drops), files)
-    assert found.attempt.form == "int8-static", "the dynamic form loses too much"
-    assert found.attempt.layers[0].form == "int8-static", "the plan says what the file holds"
+    assert found.attempt.scheme == "int8-static", "the dynamic scheme loses too much"
+    assert found.attempt.layers[0].scheme == "int8-static", "the plan says what the file holds"
     fp32 = Files(whole=("int8-static",))
-    searched(tmp_path, [step(8, 1.0, form="fp32")], Prover({"fp32 8": 9.0}), fp32)
+    searched(tmp_path, [step(8, 1.0, scheme="fp32")], Prover({"fp32 8": 9.0}), fp32)
     assert {name.split()[0] for name in fp32.written} == {"fp32"}
 
 
@@ -333,9 +333,9 @@ def test_on_this_machine_every_variant_of_a_plan_is_measured(tmp_path: Path, mon
     measured = Measured({"int8-dynamic 8": 2.0, "int8-static 8": 1.0})
     monkeypatch.setattr(task, "latencies", measured)
     files: Any = Files(whole=("int8-static",))
-    found = Search(task, files, NEVER).run([step(8, 1.0, form="int8-dynamic")], 0.5)
+    found = Search(task, files, NEVER).run([step(8, 1.0, scheme="int8-dynamic")], 0.5)
     assert measured.compared == ["int8-dynamic 8", "int8-static 8"]
-    assert found.attempt.form == "int8-static"
+    assert found.attempt.scheme == "int8-static"
 
 
 def test_for_another_target_nothing_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

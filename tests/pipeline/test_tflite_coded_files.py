@@ -1,4 +1,4 @@
-"""TFLite files of one model with layers in code beside others in any form."""
+"""TFLite files of one model with layers in code beside others in any scheme."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from edgepack.formats import CODED
 from normed_mlp import INT4, INT8, STATIC, answers, normed_mlp, samples, tflite_files
 
 from edgepack.coded import Writer, stored_bytes
 from edgepack.data import Samples
 from edgepack.errors import ModelError
-from edgepack.formats import CODED
 from edgepack.inference import load, predict
 from edgepack.metrics import sqnr_db
 from edgepack.onnxgraph.files import save
@@ -70,26 +70,26 @@ def projected(layer: LinearLayer) -> Coded:
     return in_8_bits(w.direct(layer.in_features, layer.bias))
 
 
-@pytest.mark.parametrize("form", ["fp32", INT8, INT4, STATIC])
+@pytest.mark.parametrize("scheme", ["fp32", INT8, INT4, STATIC])
 @pytest.mark.parametrize("kind", [blocks, projected])
-def test_code_beside_every_form(
+def test_code_beside_every_scheme(
     files: TfliteFiles,
     layers: dict[tuple[int, int], LinearLayer],
     data: Samples,
     tmp_path: Path,
-    form: str,
+    scheme: str,
     kind: type[Coded],
 ) -> None:
     layer = layers[96, 96]
     part = kind(layer)
     assert files.takes({layer.name: part}) == {layer.name: part}
     assert files.refuses(layer.name, part) is None
-    files.write({layer.name: part}, form, tmp_path / "coded.tflite", {layer.name: CODED})
+    files.write({layer.name: part}, scheme, tmp_path / "coded.tflite", {layer.name: CODED})
     wide = {layer.name: Dense(part.weight, part.bias)}
-    files.write(wide, form, tmp_path / "dense.tflite", {} if form == "fp32" else {layer.name: "fp32"})
+    files.write(wide, scheme, tmp_path / "dense.tflite", {} if scheme == "fp32" else {layer.name: "fp32"})
     want = answers(tmp_path / "dense.tflite", data)
     # Rounding at run time may fall to the other side where sums come in another order.
-    assert sqnr_db(answers(tmp_path / "coded.tflite", data), want) > (100 if form == "fp32" else 40)
+    assert sqnr_db(answers(tmp_path / "coded.tflite", data), want) > (100 if scheme == "fp32" else 40)
     names = operators(tmp_path / "coded.tflite")
     assert names.count("CALL_ONCE") == 1
     assert names.count("READ_VARIABLE") == (1 if kind is blocks else 2), "one for both places"
@@ -116,7 +116,7 @@ def test_what_the_converter_folded_in_is_kept(
     assert sqnr_db(answers(tmp_path / "coded.tflite", data), predict(load(tmp_path / "want.onnx", "onnx"), data)) > 90
 
 
-def test_code_beside_pairs_and_a_form_of_each(
+def test_code_beside_pairs_and_a_scheme_of_each(
     files: TfliteFiles, layers: dict[tuple[int, int], LinearLayer], data: Samples, tmp_path: Path
 ) -> None:
     first, second, third = (layers[key] for key in ((96, 64), (96, 96), (10, 96)))
@@ -139,9 +139,9 @@ def test_another_code_of_the_same_weight_is_another_file(
     part = blocks(layer)
     w = Writer()
     plain = replace(part, **vars(w.decoded(w.constant("W", part.weight), part.bias)))
-    for form in ("fp32", INT8):
+    for scheme in ("fp32", INT8):
         for name, each in (("a", part), ("b", plain), ("c", part)):
-            files.write({layer.name: each}, form, tmp_path / name)
+            files.write({layer.name: each}, scheme, tmp_path / name)
         assert (tmp_path / "a").read_bytes() == (tmp_path / "c").read_bytes()
         assert (tmp_path / "a").stat().st_size < (tmp_path / "b").stat().st_size
 

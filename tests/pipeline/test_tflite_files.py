@@ -1,4 +1,4 @@
-"""TFLite files of one model: a form per layer, read back, and one conversion for all of them."""
+"""TFLite files of one model: a scheme per layer, read back, and one conversion for all of them."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def held(files: TfliteFiles, path: Path) -> dict[tuple[int, int], int]:
     return {(a, b): bits for a, b, bits in files.read(path).weights}
 
 
-def test_every_layer_of_a_file_in_its_own_form(
+def test_every_layer_of_a_file_in_its_own_scheme(
     files: TfliteFiles, opened: Opened, layers: tuple[LinearLayer, ...], data: Samples, tmp_path: Path
 ) -> None:
     first, second, third = layers
@@ -85,10 +85,10 @@ def test_every_layer_of_a_file_in_its_own_form(
 
 
 def test_fewer_bits_make_a_smaller_file(files: TfliteFiles, data: Samples, tmp_path: Path) -> None:
-    for form in files.layer_forms():
-        assert files.rest(form) == (form,)
-        files.write({}, form, tmp_path / form)
-    sizes = [(tmp_path / form).stat().st_size for form in ("fp32", INT8, INT4)]
+    for scheme in files.layer_schemes():
+        assert files.rest(scheme) == (scheme,)
+        files.write({}, scheme, tmp_path / scheme)
+    sizes = [(tmp_path / scheme).stat().st_size for scheme in ("fp32", INT8, INT4)]
     assert sizes[0] > 2.5 * sizes[1] > 2.5 * 1.3 * sizes[2]
     plain = answers(tmp_path / "fp32", data)
     assert sqnr_db(answers(tmp_path / INT8, data), plain) > 30
@@ -102,24 +102,24 @@ def test_one_conversion_for_all_plans(
     monkeypatch.setattr(TfliteEmitter, "emit", lambda *args: pytest.fail("converted again"))
     for rank in (8, 16):
         factors = {layer.name: pair(layer, rank) for layer in layers[:2]}
-        for form in files.layer_forms():
-            files.write(factors, form, tmp_path / "m.tflite", {layers[2].name: INT8})
+        for scheme in files.layer_schemes():
+            files.write(factors, scheme, tmp_path / "m.tflite", {layers[2].name: INT8})
     assert len(list((files._work).iterdir())) == 2, "the dense file and the last plan's"
 
 
-def test_forms_are_part_of_the_cache_key(
+def test_schemes_are_part_of_the_cache_key(
     files: TfliteFiles, layers: tuple[LinearLayer, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     factors = {layers[0].name: pair(layers[0], 12)}
     written = {}
-    for form in ("fp32", INT4):
-        files.write(factors, INT8, tmp_path / form, {layers[1].name: form})
-        written[form] = (tmp_path / form).read_bytes()
+    for scheme in ("fp32", INT4):
+        files.write(factors, INT8, tmp_path / scheme, {layers[1].name: scheme})
+        written[scheme] = (tmp_path / scheme).read_bytes()
     assert written["fp32"] != written[INT4]
     monkeypatch.setattr(TfliteEmitter, "quantize", lambda *args: pytest.fail("quantized again"))
-    for form in ("fp32", INT4):
-        files.write(factors, INT8, tmp_path / "again", {layers[1].name: form, layers[2].name: INT8})
-        assert (tmp_path / "again").read_bytes() == written[form]
+    for scheme in ("fp32", INT4):
+        files.write(factors, INT8, tmp_path / "again", {layers[1].name: scheme, layers[2].name: INT8})
+        assert (tmp_path / "again").read_bytes() == written[scheme]
 
 
 def test_a_model_that_cannot_be_split_is_converted_for_every_plan(

@@ -7,20 +7,21 @@ from dataclasses import replace
 
 import pytest
 
-from edgepack.formats import Format, matrices
+from edgepack.backends.onnx.schemes import FP32, INT8_DYNAMIC, NBITS4, NBITS4_CORRECTED, NBITS8, WEIGHTS8
+from edgepack.model.scheme import FileScheme, Format, Scheme, matrices
 from edgepack.plan.beside import prices_of
 from edgepack.plan.candidates import RESIDUAL_SHARE, residual_ranks
 from edgepack.plan.cost import Price
-from edgepack.plan.forms import base_form, exceptions, file_form
+from edgepack.plan.file_scheme import base_scheme, exceptions, file_label
 from edgepack.plan.reasons import kind, name, others, reason
-from edgepack.plan.resident import resident_bytes
 from edgepack.plan.roofline import roofline
+from edgepack.plan.sizes import resident_bytes
 from edgepack.plan.table import Point
 from edgepack.targets import get_target
 from edgepack.types import Candidate, LayerPlan
 
-POINT = Point("onnx", "nbits4-residual", 96, 160, 8, 4)
-DENSE, PAIR = replace(POINT, form="nbits4", rank=None), replace(POINT, form="nbits8")
+POINT = Point(NBITS4_CORRECTED, 96, 160, 8, 4)
+DENSE, PAIR = replace(POINT, scheme=NBITS4, rank=None), replace(POINT, scheme=NBITS8)
 
 
 class Table:
@@ -65,15 +66,13 @@ def test_the_roofline_puts_it_together() -> None:
 
 
 def test_matrices_and_weights() -> None:
-    assert matrices("nbits4-residual", (96, 160), 8) == (
-        ("nbits8", 8, 160),
-        ("nbits8", 96, 8),
-        ("nbits4", 96, 160),
-    )
-    assert matrices(None, (96, 160), 8) == ((None, 8, 160), (None, 96, 8))
-    assert matrices("fp32", (96, 160), None) == (("fp32", 96, 160),)
+    assert matrices(NBITS4_CORRECTED, (96, 160), 8) == ((NBITS8, 8, 160), (NBITS8, 96, 8), (NBITS4, 96, 160))
+    assert matrices(NBITS8, (96, 160), 8) == ((NBITS8, 8, 160), (NBITS8, 96, 8))
+    assert matrices(FP32, (96, 160), None) == ((FP32, 96, 160),)
     assert POINT.weights == plan().weight_parameters == 96 * 160 + 8 * (96 + 160)
-    assert resident_bytes("onnx", "nbits4-residual", 1000) == resident_bytes("onnx", "nbits4", 1000)
+    assert plan(None).weight_parameters == 8 * (96 + 160)
+    assert plan(None, None).weight_parameters == 96 * 160
+    assert resident_bytes(NBITS4_CORRECTED, 1000) == resident_bytes(NBITS4, 1000)
 
 
 @pytest.mark.parametrize(
@@ -84,26 +83,26 @@ def test_ranks_take_at_most_half_of_what_four_bits_save(sides: tuple[int, int], 
     assert all(rank * sum(sides) <= RESIDUAL_SHARE * sides[0] * sides[1] for rank in ranks)
 
 
-def plan(form: str = "nbits4-residual", rank: int | None = 8, layer: str = "a") -> LayerPlan:
-    return LayerPlan(layer, 96, 160, rank, 59, 0.0, "", form=form)
+def plan(scheme: Scheme | None = NBITS4_CORRECTED, rank: int | None = 8, layer: str = "a") -> LayerPlan:
+    return LayerPlan(layer, 96, 160, rank, 59, 0.0, "", scheme=scheme)
 
 
 def test_no_file_is_named_after_it() -> None:
-    """Such a layer is an exception in a file whose form its dense matrix has."""
+    """Such a layer is an exception in a file whose scheme its dense matrix has."""
     alone = (plan(),)
-    assert base_form(alone) == "nbits4"
-    assert exceptions(alone, "nbits4") == {"a": "nbits4-residual"}
-    assert file_form(alone, "nbits4+weights") == "mixed+weights"
-    assert base_form((plan(), plan("int8-dynamic", None, "b"), plan("int8-dynamic", None, "c"))) == "int8-dynamic"
+    assert base_scheme(alone, FP32) == NBITS4
+    assert exceptions(alone, FileScheme.of(NBITS4)) == {"a": NBITS4_CORRECTED}
+    assert file_label(alone, FileScheme(NBITS4, WEIGHTS8)) == "mixed+weights"
+    assert base_scheme((plan(), plan(INT8_DYNAMIC, None, "b"), plan(INT8_DYNAMIC, None, "c")), FP32) == INT8_DYNAMIC
 
 
-def candidate(form: str, rank: int | None, loss: float, size: int, latency: float) -> Candidate:
-    return Candidate(form, rank, loss, size, size, latency)
+def candidate(scheme: Scheme, rank: int | None, loss: float, size: int, latency: float) -> Candidate:
+    return Candidate(scheme, rank, loss, size, size, latency)
 
 
-BOTH, INT8 = candidate("nbits4-residual", 8, 0.002, 120, 3e-6), candidate("int8-dynamic", None, 1e-4, 200, 2e-6)
-INT4, THIN = candidate("nbits4", None, 0.02, 100, 2.5e-6), candidate("nbits8", 16, 0.5, 60, 1e-6)
-MORE = candidate("nbits4-residual", 16, 0.001, 140, 3.2e-6)
+BOTH, INT8 = candidate(NBITS4_CORRECTED, 8, 0.002, 120, 3e-6), candidate(INT8_DYNAMIC, None, 1e-4, 200, 2e-6)
+INT4, THIN = candidate(NBITS4, None, 0.02, 100, 2.5e-6), candidate(NBITS8, 16, 0.5, 60, 1e-6)
+MORE = candidate(NBITS4_CORRECTED, 16, 0.001, 140, 3.2e-6)
 
 
 def test_it_is_a_kind_of_its_own_and_has_its_reason() -> None:

@@ -1,26 +1,30 @@
-"""Which form is taken: the preferred one, unless another measured clearly faster."""
+"""Which scheme is taken: the preferred one, unless another measured clearly faster."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from edgepack.formats import FORMATS, FORMS
-from edgepack.plan.cost import CLEARLY, PREFERENCE, ROUNDS, fastest, interleaved_s, ordered, preferred, slower_by
+from edgepack.backends.onnx.schemes import INT8_DYNAMIC, INT8_STATIC
+from edgepack.backends.schemes import DENSE_INT8, SCHEMES
+from edgepack.model.scheme import FORMATS
+from edgepack.plan.cost import CLEARLY, ROUNDS, fastest, interleaved_s, ordered, preferred, slower_by
 
 
-def test_static_forms_need_calibration() -> None:
-    assert preferred("onnx", calibrated=True) == ("int8-dynamic", "int8-static-qdq")
+def test_static_schemes_need_calibration() -> None:
+    assert preferred("onnx", calibrated=True) == (INT8_DYNAMIC, INT8_STATIC)
     for fmt in FORMATS:
-        forms = preferred(fmt, calibrated=False)
-        assert len(forms) == 1
-        assert "static" not in forms[0]
+        schemes = preferred(fmt, calibrated=False)
+        assert len(schemes) == 1
+        assert not schemes[0].is_static
+        assert "static" not in schemes[0].name
 
 
-def test_every_preferred_form_is_a_form() -> None:
-    assert set(PREFERENCE) == set(FORMATS)
-    for fmt, forms in PREFERENCE.items():
-        assert set(forms) <= set(FORMS[fmt])
+def test_every_preferred_scheme_is_a_scheme() -> None:
+    assert set(DENSE_INT8) == set(FORMATS)
+    for fmt, schemes in DENSE_INT8.items():
+        assert set(schemes) <= set(SCHEMES[fmt])
+        assert all(scheme.per_channel_int8 for scheme in schemes)
 
 
 @pytest.mark.parametrize(
@@ -71,7 +75,7 @@ def test_slower_is_what_shows_in_most_turns() -> None:
     assert slower_by([1.0] * ROUNDS, [1.0] * ROUNDS) == 0.0
 
 
-def test_a_form_goes_first_only_where_it_is_clearly_faster() -> None:
+def test_a_scheme_goes_first_only_where_it_is_clearly_faster() -> None:
     assert ordered({"a": 1.0, "b": 0.95, "c": 0.2}) == ("c", "a", "b")
     assert ordered({"a": 1.0, "b": 0.5}) == ("b", "a")
     assert ordered({}) == ()

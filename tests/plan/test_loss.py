@@ -11,11 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edgepack.backends.onnx.schemes import FP32, INT8_DYNAMIC, INT8_STATIC, NBITS4, NBITS4_CORRECTED, NBITS8
+from edgepack.backends.schemes import SCHEMES
+from edgepack.backends.tflite import schemes as tflite
 from edgepack.calibrate import moments
 from edgepack.factorize import svd, two_sided, whitened
-from edgepack.formats import FORMS
+from edgepack.model.scheme import Scheme
 from edgepack.plan.loss import layer_losses
-from edgepack.plan.noise import GRIDS
 from edgepack.quantize.alternate import alternate
 from edgepack.quantize.bias import corrected_bias, corrected_pair
 from edgepack.quantize.gauge import balanced
@@ -25,9 +27,9 @@ from edgepack.quantize.lattice import WeightGrid, grid_of
 from edgepack.quantize.residual import rounded_residual
 from edgepack.types import Array, Factors, InputSpread, LinearLayer, Spectrum
 
-ALL_FORMS = tuple(dict.fromkeys(form for forms in FORMS.values() for form in forms))
-DISTINCT = ("int8-dynamic", "int8-static-qdq", "nbits8", "nbits4", "int4-dynamic-range")
-"""The forms of TFLite that are not here have the same grids as one that is."""
+ALL_SCHEMES = tuple(scheme for schemes in SCHEMES.values() for scheme in schemes)
+DISTINCT = (INT8_DYNAMIC, INT8_STATIC, NBITS8, NBITS4, tflite.INT4_DYNAMIC)
+"""The schemes of TFLite that are not here have the same grids as one that is."""
 
 ROWS = 1500
 SEEDS = st.integers(0, 2**32 - 1)
@@ -74,9 +76,9 @@ def pair_at(layer: LinearLayer, spectrum: Spectrum, method: object = whitened) -
     return lambda rank: balanced(method.factors(layer, spectrum, rank), spectrum, seed=0)  # type: ignore[attr-defined]
 
 
-def rounded(layer: LinearLayer, pair: Factors | None, form: str, largest: int = 127) -> LinearLayer | Factors:
+def rounded(layer: LinearLayer, pair: Factors | None, scheme: Scheme, largest: int = 127) -> LinearLayer | Factors:
     """As a file holds it: one weight after the other, the bias corrected."""
-    grids = [grid_of(form, size, largest=largest) for size in (layer.in_features, pair.rank if pair else 1)]
+    grids = [grid_of(scheme, size, largest=largest) for size in (layer.in_features, pair.rank if pair else 1)]
     if grids[0] is None or grids[1] is None:
         return pair or layer
     seen = layer.moments
@@ -87,10 +89,10 @@ def rounded(layer: LinearLayer, pair: Factors | None, form: str, largest: int = 
     return replace(layer, weight=weight, bias=corrected_bias(layer.bias, layer.weight, weight, seen.mean))
 
 
-def quantized_input(x: Array, form: str) -> Array:
-    if form not in GRIDS:
+def quantized_input(x: Array, scheme: Scheme) -> Array:
+    if scheme.activations == "float":
         return x
-    if GRIDS[form].activations == "static":
+    if scheme.activations == "static":
         scale, zero = activation_grid(float(x.min()), float(x.max()))
         return (np.clip(np.rint(x / scale) + zero, -128, 127) - zero) * scale
     scale = np.maximum(row_ranges(x)[:, None] / 255, 1e-30)
@@ -98,13 +100,15 @@ def quantized_input(x: Array, form: str) -> Array:
     return (np.clip(np.rint(x / scale) + zero, -128, 127) - zero) * scale
 
 
-def exact(layer: LinearLayer, pair: Factors | None, form: str, x: Array, metric: Array, largest: int = 127) -> float:
+def exact(
+    layer: LinearLayer, pair: Factors | None, scheme: Scheme, x: Array, metric: Array, largest: int = 127
+) -> float:
     """E Δyᵀ G Δy over the rows."""
-    part = rounded(layer, pair, form, largest)
+    part = rounded(layer, pair, scheme, largest)
     if isinstance(part, Factors):
-        found = quantized_input(quantized_input(x, form) @ part.B.T, form) @ part.A.T + part.bias
+        found = quantized_input(quantized_input(x, scheme) @ part.B.T, scheme) @ part.A.T + part.bias
     else:
-        found = quantized_input(x, form) @ part.weight.T + part.bias
+        found = quantized_input(x, scheme) @ part.weight.T + part.bias
     error = (found - x @ layer.weight.T - layer.bias).astype(np.float64)
     return float(((error @ metric) * error).sum(axis=1).mean())
 
@@ -131,10 +135,10 @@ def test_predicted_losses_are_those_of_really_quantized_layers(
     # rows in few directions do not reach as far as the latent's grid is taken to, nor need the damping of rounding.
     highest = {"relu": 1.9, "singular": 2.8}.get(kind, 1.8)
     wrong = {}
-    for (form, rank), predicted in losses.items():
-        true = exact(layer, None if rank is None else pair(rank), form, x, metric)
+    for (scheme, rank), predicted in losses.items():
+        true = exact(layer, None if rank is None else pair(rank), scheme, x, metric)
         if not 0.55 <= predicted / true <= highest:
-            wrong[form, rank] = predicted / true
+            wrong[scheme, rank] = predicted / true
     assert not wrong
 
 
@@ -149,14 +153,14 @@ def test_fp32_losses_are_exact_fall_with_the_rank_and_vanish_for_the_dense_layer
     ranks = range(1, min(out, features) + 1)
     for gradient in (None, gradients(out, rng)):
         metric = metric_of(gradient, spectrum)
-        losses = layer_losses(layer, spectrum, gradient, ("fp32",), ranks, no_factors, largest=127)
-        assert losses["fp32", None] == 0.0
-        curve = [losses["fp32", rank] for rank in ranks]
+        losses = layer_losses(layer, spectrum, gradient, (FP32,), ranks, no_factors, largest=127)
+        assert losses[FP32, None] == 0.0
+        curve = [losses[FP32, rank] for rank in ranks]
         assert all(a >= b >= 0 for a, b in itertools.pairwise(curve))
-        whole = exact(layer, zero_factors(layer, spectrum), "fp32", x, metric)
+        whole = exact(layer, zero_factors(layer, spectrum), FP32, x, metric)
         for rank in {1, len(curve) // 2 + 1, len(curve)}:
-            true = exact(layer, whitened.factors(layer, spectrum, rank), "fp32", x, metric)
-            assert losses["fp32", rank] == pytest.approx(true, rel=1e-2, abs=1e-5 * whole)
+            true = exact(layer, whitened.factors(layer, spectrum, rank), FP32, x, metric)
+            assert losses[FP32, rank] == pytest.approx(true, rel=1e-2, abs=1e-5 * whole)
 
 
 def oblique(seed: int, sides: tuple[int, int]) -> tuple[LinearLayer, Spectrum, Array, Array]:
@@ -175,13 +179,13 @@ def test_a_truncation_that_is_no_orthogonal_projection_loses_what_it_does(seed: 
     layer, spectrum, x, gradient = oblique(seed, sides)
     ranks = range(1, min(sides) + 1)
     for given_gradient in (gradient, None):
-        losses = layer_losses(layer, spectrum, given_gradient, ("fp32",), ranks, no_factors, largest=127)
+        losses = layer_losses(layer, spectrum, given_gradient, (FP32,), ranks, no_factors, largest=127)
         metric = np.eye(sides[0]) if given_gradient is None else given_gradient
-        whole = exact(layer, zero_factors(layer, spectrum), "fp32", x, metric)
+        whole = exact(layer, zero_factors(layer, spectrum), FP32, x, metric)
         unit = whole if given_gradient is None else 1.0  # then a loss is a share of what rank 0 loses
         for rank in ranks:
-            true = exact(layer, two_sided.factors(layer, spectrum, rank), "fp32", x, metric)
-            assert losses["fp32", rank] * unit == pytest.approx(true, rel=1e-2, abs=1e-4 * whole)
+            true = exact(layer, two_sided.factors(layer, spectrum, rank), FP32, x, metric)
+            assert losses[FP32, rank] * unit == pytest.approx(true, rel=1e-2, abs=1e-4 * whole)
 
 
 @pytest.mark.parametrize("with_gradient", [True, False])
@@ -190,13 +194,12 @@ def test_its_noise_is_that_of_really_quantized_layers(sides: tuple[int, int], wi
     layer, spectrum, x, gradient = oblique(8, sides)
     pair = pair_at(layer, spectrum, two_sided)
     metric = gradient if with_gradient else np.eye(sides[0])
-    whole = exact(layer, zero_factors(layer, spectrum), "fp32", x, metric)
-    losses = layer_losses(
-        *(layer, spectrum, gradient if with_gradient else None, DISTINCT, (16, 64), pair), largest=127
-    )
-    for (form, rank), predicted in losses.items():
-        true = exact(layer, None if rank is None else pair(rank), form, x, metric)
-        assert 0.7 <= predicted * (1.0 if with_gradient else whole) / true <= 1.6, (form, rank)
+    whole = exact(layer, zero_factors(layer, spectrum), FP32, x, metric)
+    weights = gradient if with_gradient else None
+    losses = layer_losses(layer, spectrum, weights, DISTINCT, (16, 64), pair, largest=127)
+    for (scheme, rank), predicted in losses.items():
+        true = exact(layer, None if rank is None else pair(rank), scheme, x, metric)
+        assert 0.7 <= predicted * (1.0 if with_gradient else whole) / true <= 1.6, (scheme, rank)
 
 
 def no_factors(rank: int) -> Factors:
@@ -216,8 +219,8 @@ def test_without_gradients_an_fp32_pair_loses_the_share_of_output_energy(seed: i
     rng = np.random.default_rng(seed)
     layer, spectrum = observed(rng.standard_normal(sides).astype(np.float32), make_inputs(sides[1], "plain", rng))
     ranks = range(1, min(sides) + 1)
-    losses = layer_losses(layer, spectrum, None, ("fp32",), ranks, no_factors, largest=127)
-    np.testing.assert_allclose([losses["fp32", r] for r in ranks], spectrum.lost_share()[1:], rtol=1e-9, atol=1e-12)
+    losses = layer_losses(layer, spectrum, None, (FP32,), ranks, no_factors, largest=127)
+    np.testing.assert_allclose([losses[FP32, r] for r in ranks], spectrum.lost_share()[1:], rtol=1e-9, atol=1e-12)
 
 
 @settings(max_examples=20)
@@ -242,12 +245,12 @@ def test_a_better_curve_replaces_that_of_the_gradients_and_keeps_the_noise() -> 
     rng = np.random.default_rng(6)
     layer, spectrum = observed(rng.standard_normal((24, 40)).astype(np.float32), make_inputs(40, "plain", rng))
     gradient, pair, curve = gradients(24, rng), pair_at(layer, spectrum), np.linspace(1e-6, 0, 25)
-    forms = ("fp32", "nbits4")
-    plain = layer_losses(layer, spectrum, gradient, forms, (8,), pair, largest=127)
-    given = layer_losses(layer, spectrum, gradient, forms, (8,), pair, largest=127, truncation=curve)
-    assert given["fp32", 8] == curve[8]
-    assert given["nbits4", 8] - given["fp32", 8] == pytest.approx(plain["nbits4", 8] - plain["fp32", 8])
-    assert given["nbits4", None] == plain["nbits4", None]
+    schemes = (FP32, NBITS4)
+    plain = layer_losses(layer, spectrum, gradient, schemes, (8,), pair, largest=127)
+    given = layer_losses(layer, spectrum, gradient, schemes, (8,), pair, largest=127, truncation=curve)
+    assert given[FP32, 8] == curve[8]
+    assert given[NBITS4, 8] - given[FP32, 8] == pytest.approx(plain[NBITS4, 8] - plain[FP32, 8])
+    assert given[NBITS4, None] == plain[NBITS4, None]
 
 
 @pytest.mark.parametrize("curve", [None, np.linspace(1e-6, 0, 25)])
@@ -275,27 +278,27 @@ def test_any_gauge_will_do() -> None:
     pair = Factors(plain.A @ skew, np.linalg.solve(skew, plain.B), plain.bias)
     losses = layer_losses(layer, spectrum, None, DISTINCT, (32,), lambda rank: pair, largest=127)
     lost = spectrum.lost_share()[32]
-    for form in DISTINCT:
-        true = exact(layer, pair, form, x, metric_of(None, spectrum))
-        assert 0.7 < (losses[form, 32] - lost) / (true - lost) < 1.7
+    for scheme in DISTINCT:
+        true = exact(layer, pair, scheme, x, metric_of(None, spectrum))
+        assert 0.7 < (losses[scheme, 32] - lost) / (true - lost) < 1.7
 
 
 def test_coarser_grids_lose_more() -> None:
     rng = np.random.default_rng(0)
     layer, spectrum = observed(rng.standard_normal((64, 96)).astype(np.float32), make_inputs(96, "plain", rng))
     pair = pair_at(layer, spectrum)
-    full = layer_losses(layer, spectrum, None, ALL_FORMS, (32,), pair, largest=127)
-    reduced = layer_losses(layer, spectrum, None, ALL_FORMS, (32,), pair, largest=63)
+    full = layer_losses(layer, spectrum, None, ALL_SCHEMES, (32,), pair, largest=127)
+    reduced = layer_losses(layer, spectrum, None, ALL_SCHEMES, (32,), pair, largest=63)
     for rank in (None, 32):
-        order = ["fp32", "nbits8", "int8-dynamic", "nbits4", "int4-dynamic-range"]
-        losses = [full[form, rank] for form in order]
+        order = [FP32, NBITS8, INT8_DYNAMIC, NBITS4, tflite.INT4_DYNAMIC]
+        losses = [full[scheme, rank] for scheme in order]
         assert losses == sorted(losses)
         assert len(set(losses)) == len(losses)
-        assert reduced["int8-dynamic", rank] > full["int8-dynamic", rank]
-        assert reduced["int8-static-qdq", rank] > full["int8-static-qdq", rank]
-        for form in ("fp32", "nbits8", "nbits4", "int4-dynamic-range"):
-            assert reduced[form, rank] == full[form, rank]
-        assert full["int8-static", rank] == full["int8-static-qdq", rank]
+        assert reduced[INT8_DYNAMIC, rank] > full[INT8_DYNAMIC, rank]
+        assert reduced[INT8_STATIC, rank] > full[INT8_STATIC, rank]
+        for scheme in (FP32, NBITS8, NBITS4, tflite.INT4_DYNAMIC):
+            assert reduced[scheme, rank] == full[scheme, rank]
+        assert full[tflite.INT8_STATIC, rank] == full[INT8_STATIC, rank]
 
 
 def test_one_outlier_does_not_cost_more_than_all_other_weights_are_worth() -> None:
@@ -305,34 +308,34 @@ def test_one_outlier_does_not_cost_more_than_all_other_weights_are_worth() -> No
     x = rng.standard_normal((ROWS, 256)).astype(np.float32)
     x[:, 0] *= 1e-3
     layer, spectrum = observed(weight, x)
-    losses = layer_losses(layer, spectrum, None, ("int4-dynamic-range", "nbits4"), (), no_factors, largest=127)
+    losses = layer_losses(layer, spectrum, None, (tflite.INT4_DYNAMIC, NBITS4), (), no_factors, largest=127)
     metric = metric_of(None, spectrum)
-    for form in ("int4-dynamic-range", "nbits4"):
-        assert losses[form, None] == pytest.approx(exact(layer, None, form, x, metric), rel=0.4)
+    for scheme in (tflite.INT4_DYNAMIC, NBITS4):
+        assert losses[scheme, None] == pytest.approx(exact(layer, None, scheme, x, metric), rel=0.4)
 
 
 def test_without_data_inputs_count_as_white_and_only_weights_are_rounded() -> None:
     rng = np.random.default_rng(2)
     layer = LinearLayer("layer", rng.standard_normal((48, 64)).astype(np.float32), None, "Gemm")
     spectrum = svd.spectrum(layer)
-    losses = layer_losses(layer, spectrum, None, ALL_FORMS, (16,), pair_at(layer, spectrum, svd), largest=127)
+    losses = layer_losses(layer, spectrum, None, ALL_SCHEMES, (16,), pair_at(layer, spectrum, svd), largest=127)
     codes, scales = quantize_weight(layer.weight, largest=127)
     error = layer.weight - codes * scales[:, None]
     share = float(np.square(error).sum() / np.square(layer.weight).sum())
-    assert losses["int8-dynamic", None] == pytest.approx(share, rel=0.1)
-    assert losses["int8-dynamic", None] == losses["int8-static-qdq", None]
-    assert losses["fp32", 16] == pytest.approx(float(spectrum.lost_share()[16]))
-    assert losses["fp32", 16] < losses["int8-dynamic", 16] < losses["fp32", 16] + 20 * share
+    assert losses[INT8_DYNAMIC, None] == pytest.approx(share, rel=0.1)
+    assert losses[INT8_DYNAMIC, None] == losses[INT8_STATIC, None]
+    assert losses[FP32, 16] == pytest.approx(float(spectrum.lost_share()[16]))
+    assert losses[FP32, 16] < losses[INT8_DYNAMIC, 16] < losses[FP32, 16] + 20 * share
 
 
 def test_layers_that_give_nothing_and_outputs_that_matter_to_nobody_lose_nothing() -> None:
     rng = np.random.default_rng(3)
     zero = LinearLayer("zero", np.zeros((16, 24), np.float32), None, "Gemm")
     spectrum = svd.spectrum(zero)
-    losses = layer_losses(zero, spectrum, None, ALL_FORMS, (8,), pair_at(zero, spectrum, svd), largest=127)
+    losses = layer_losses(zero, spectrum, None, ALL_SCHEMES, (8,), pair_at(zero, spectrum, svd), largest=127)
     assert set(losses.values()) == {0.0}
     layer, spectrum = observed(rng.standard_normal((16, 24)).astype(np.float32), make_inputs(24, "plain", rng))
-    losses = layer_losses(layer, spectrum, np.zeros((16, 16)), ALL_FORMS, (8,), pair_at(layer, spectrum), largest=127)
+    losses = layer_losses(layer, spectrum, np.zeros((16, 16)), ALL_SCHEMES, (8,), pair_at(layer, spectrum), largest=127)
     assert set(losses.values()) == {0.0}
 
 
@@ -348,14 +351,22 @@ def test_a_pair_beside_a_dense_matrix_loses_no_more_than_predicted(sides: tuple[
     covariance = np.cov(x.T.astype(np.float64), bias=True)
     energy = float(row_errors(layer.weight.astype(np.float64), covariance).sum())
     losses = layer_losses(
-        *(layer, spectrum, None, ("nbits4",), (), pair_at(layer, spectrum)), largest=127, residual=(8, 16)
+        layer,
+        spectrum,
+        None,
+        (NBITS4,),
+        (),
+        pair_at(layer, spectrum),
+        largest=127,
+        residual=(8, 16),
+        corrected=(NBITS4_CORRECTED,),
     )
     for rank in (8, 16):
         found = rounded_residual(layer.weight, covariance, grids, rank, seed=0).error / energy
-        assert 0.6 <= losses["nbits4-residual", rank] / found <= 8
-    assert losses["nbits4-residual", 16] < losses["nbits4-residual", 8]
-    assert losses["nbits4-residual", 8] < (0.5 if strong else 1.0) * losses["nbits4", None]
-    assert ("nbits4-residual", None) not in losses
+        assert 0.6 <= losses[NBITS4_CORRECTED, rank] / found <= 8
+    assert losses[NBITS4_CORRECTED, 16] < losses[NBITS4_CORRECTED, 8]
+    assert losses[NBITS4_CORRECTED, 8] < (0.5 if strong else 1.0) * losses[NBITS4, None]
+    assert (NBITS4_CORRECTED, None) not in losses
 
 
 def test_gradients_weigh_a_pair_beside_a_dense_matrix_as_all_else() -> None:
@@ -364,7 +375,9 @@ def test_gradients_weigh_a_pair_beside_a_dense_matrix_as_all_else() -> None:
     alike = np.eye(96) / float(spectrum.energies.sum())
     pair = pair_at(layer, spectrum)
     one, other = (
-        layer_losses(layer, spectrum, gradient, ("nbits4",), (), pair, largest=127, residual=(8,))
+        layer_losses(
+            layer, spectrum, gradient, (NBITS4,), (), pair, largest=127, residual=(8,), corrected=(NBITS4_CORRECTED,)
+        )
         for gradient in (None, alike)
     )
-    assert other["nbits4-residual", 8] == pytest.approx(one["nbits4-residual", 8], rel=1e-3)
+    assert other[NBITS4_CORRECTED, 8] == pytest.approx(one[NBITS4_CORRECTED, 8], rel=1e-3)

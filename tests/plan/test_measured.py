@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgepack.backends.onnx.schemes import FP32, INT8_DYNAMIC
+from edgepack.backends.schemes import SCHEMES
 from edgepack.cache import default_root
 from edgepack.errors import InputError
-from edgepack.formats import FORMS
 from edgepack.plan.candidates import break_even_rank
 from edgepack.plan.measured import (
     GRID_ERROR,
@@ -39,7 +40,7 @@ from edgepack.plan.table import Point
 from edgepack.targets import get_target
 
 MARK = Fingerprint("aarch64", ("4x cortex-a72 1500 MHz",), ("neon",), ("L1d=32768:2",), {"onnx": "onnxruntime 1.31"})
-LAYER = Point("onnx", "fp32", 300, 700, None, 1)
+LAYER = Point(FP32, 300, 700, None, 1)
 
 
 def seconds(point: Point) -> float:
@@ -58,7 +59,7 @@ def made(points: list[Point], **changes: Any) -> MeasuredTable:
 
 RANKS = [replace(LAYER, rank=rank) for rank in (8, 16, 64, 200)]
 TABLE = made([LAYER, *RANKS])
-GRID = made(list(grid_points(STANDARD_GRID, "onnx", "fp32")))
+GRID = made(list(grid_points(STANDARD_GRID, FP32)))
 
 
 def test_a_measured_point_is_answered_exactly() -> None:
@@ -81,7 +82,7 @@ def test_between_two_ranks_of_the_same_layer_it_is_linear(rank: int) -> None:
 
 
 def test_what_was_not_measured_is_not_guessed() -> None:
-    shapes = [replace(LAYER, out_features=301), replace(LAYER, batch=2), replace(LAYER, form="int8-dynamic")]
+    shapes = [replace(LAYER, out_features=301), replace(LAYER, batch=2), replace(LAYER, scheme=INT8_DYNAMIC)]
     assert TABLE.prices([*shapes, replace(LAYER, rank=201)]) == [None] * 4
     below, first = TABLE.prices([replace(LAYER, rank=3), RANKS[0]])
     assert below is not None
@@ -96,7 +97,7 @@ def inside(draw: st.DrawFn) -> Point:
     rows, columns = draw(st.integers(32, 2048)), draw(st.integers(32, 2048))
     most = min(break_even_rank(rows, columns), STANDARD_GRID.ranks[-1])
     rank = draw(st.none() | st.integers(8, most)) if most >= 8 else None
-    return Point("onnx", "fp32", rows, columns, rank, draw(st.integers(1, 32)))
+    return Point(FP32, rows, columns, rank, draw(st.integers(1, 32)))
 
 
 @given(inside())
@@ -117,12 +118,10 @@ def test_the_corners_enclose_the_point(point: Point) -> None:
 
 
 def test_beyond_the_grid_and_in_a_gap_of_it_there_is_nothing() -> None:
-    outside = [
-        Point("onnx", "fp32", *sides, None, batch) for *sides, batch in ((31, 99, 1), (99, 2049, 1), (99, 99, 33))
-    ]
+    outside = [Point(FP32, *sides, None, batch) for *sides, batch in ((31, 99, 1), (99, 2049, 1), (99, 99, 33))]
     assert GRID.prices(outside) == [None] * 3
     gap = {p: e for p, e in GRID.entries.items() if (p.out_features, p.in_features) != (512, 512)}
-    assert replace(GRID, entries=gap).prices([Point("onnx", "fp32", 300, 300, None, 1)]) == [None]
+    assert replace(GRID, entries=gap).prices([Point(FP32, 300, 300, None, 1)]) == [None]
 
 
 def test_a_fingerprint_is_of_the_cpu_and_its_runtimes_alone() -> None:
@@ -219,8 +218,8 @@ def test_a_damaged_or_hostile_table_is_refused(
 
 
 def test_the_grid_leaves_out_only_corners_of_cells_in_which_no_rank_pays() -> None:
-    for fmt, forms in FORMS.items():
-        points = list(grid_points(STANDARD_GRID, fmt, forms[0]))
+    for schemes in SCHEMES.values():
+        points = list(grid_points(STANDARD_GRID, schemes[0]))
         assert len(points) < STANDARD_GRID.size
-        assert Point(fmt, forms[0], 2048, 2048, 512, 1) in points
-        assert Point(fmt, forms[0], 32, 32, 512, 1) not in points
+        assert Point(schemes[0], 2048, 2048, 512, 1) in points
+        assert Point(schemes[0], 32, 32, 512, 1) not in points

@@ -5,19 +5,21 @@
 
 from __future__ import annotations
 
+from edgepack.backends.onnx import schemes
+from edgepack.model.scheme import Scheme
 from edgepack.plan.reasons import kind, others, reason
 from edgepack.types import Candidate
 
 
-def one(form: str, rank: int | None, loss: float, size: int, microseconds: float) -> Candidate:
-    return Candidate(form, rank, loss, size, size, microseconds * 1e-6)
+def one(scheme: Scheme, rank: int | None, loss: float, size: int, microseconds: float) -> Candidate:
+    return Candidate(scheme, rank, loss, size, size, microseconds * 1e-6)
 
 
-FP32 = one("fp32", None, 0.0, 4000, 40)
-INT8 = one("int8-dynamic", None, 0.001, 1000, 20)
-INT4 = one("nbits4", None, 0.02, 560, 25)
-WIDE = one("int8-dynamic", 32, 0.004, 500, 12)
-THIN = one("int8-dynamic", 8, 0.1, 125, 6)
+FP32 = one(schemes.FP32, None, 0.0, 4000, 40)
+INT8 = one(schemes.INT8_DYNAMIC, None, 0.001, 1000, 20)
+INT4 = one(schemes.NBITS4, None, 0.02, 560, 25)
+WIDE = one(schemes.INT8_DYNAMIC, 32, 0.004, 500, 12)
+THIN = one(schemes.INT8_DYNAMIC, 8, 0.1, 125, 6)
 ALL = (FP32, INT8, INT4, WIDE, THIN)
 
 
@@ -40,7 +42,7 @@ def test_dense_names_the_loss_of_the_pair_that_would_be_faster() -> None:
 
 
 def test_dense_names_the_pair_that_would_be_slower() -> None:
-    slow = one("int8-dynamic", 32, 0.0, 500, 26)
+    slow = one(schemes.INT8_DYNAMIC, 32, 0.0, 500, 26)
     assert reason((INT8, slow), INT8, 0.5) == (
         "dense int8-dynamic: rank 32 int8-dynamic would be 1.3× slower and 2.0× smaller on this target"
     )
@@ -62,7 +64,7 @@ def test_only_one_candidate() -> None:
 
 
 def test_equals_are_said_to_be_equal() -> None:
-    twin = one("int8-dynamic", 8, 0.0, 1000, 20)
+    twin = one(schemes.INT8_DYNAMIC, 8, 0.0, 1000, 20)
     assert (
         reason((INT8, twin), INT8, 1.0) == "dense int8-dynamic: rank 8 int8-dynamic would be no better on this target"
     )
@@ -75,7 +77,7 @@ def test_others_are_the_best_of_each_kind_that_fits() -> None:
     assert INT4 in others(ALL, INT8, 0.0), "the one that loses least stands in where none fits"
 
 
-def test_a_layer_that_an_inference_does_not_reach_takes_no_time_in_any_form() -> None:
-    fp32, int8 = one("fp32", None, 0.0, 4000, 0), one("int8-dynamic", None, 0.0, 1000, 0)
+def test_a_layer_that_an_inference_does_not_reach_takes_no_time_in_any_scheme() -> None:
+    fp32, int8 = one(schemes.FP32, None, 0.0, 4000, 0), one(schemes.INT8_DYNAMIC, None, 0.0, 1000, 0)
     assert reason((fp32, int8), int8, 1.0, "the data never reach it") == "dense int8-dynamic: the data never reach it"
     assert reason((fp32, int8), fp32, 1.0) == "dense fp32: dense int8-dynamic would be 4.0× smaller on this target"

@@ -1,31 +1,36 @@
-"""What a runtime holds per byte of the file, measured again for one form of each."""
+"""What a runtime holds per byte of the file, measured again for one scheme of each."""
 
 from __future__ import annotations
 
 import pytest
 
+from edgepack.backends.onnx.schemes import INT8_DYNAMIC, INT8_STATIC
+from edgepack.backends.schemes import CORRECTED, SCHEMES
+from edgepack.backends.tflite import schemes as tflite
 from edgepack.bench.devices.device import Job
 from edgepack.bench.devices.local import LocalDevice
-from edgepack.formats import FORMS, Format
+from edgepack.model.scheme import Scheme
 from edgepack.pipeline.layer_files import layer_files
-from edgepack.plan.resident import RESIDENT_PER_BYTE, resident_bytes
+from edgepack.plan.sizes import resident_bytes
 from edgepack.plan.table import Point
 
 
-def test_every_form_has_a_factor() -> None:
-    assert set(RESIDENT_PER_BYTE) == {(fmt, form) for fmt, forms in FORMS.items() for form in forms}
-    assert resident_bytes("onnx", "int8-static-qdq", 1000) == 3200
-    assert all(1 <= factor <= 4 for factor in RESIDENT_PER_BYTE.values())
+def test_every_scheme_has_a_factor() -> None:
+    assert resident_bytes(INT8_STATIC, 1000) == 3200
+    every = [scheme for group in (SCHEMES, CORRECTED) for schemes in group.values() for scheme in schemes]
+    assert all(1 <= scheme.ram_per_byte <= 4 for scheme in every)
 
 
-@pytest.mark.parametrize(("fmt", "form"), [("onnx", "int8-dynamic"), ("tflite", "int8-dynamic-range")])
-def test_the_factor_is_what_a_fresh_process_holds(fmt: Format, form: str) -> None:
-    dense, pair = (Point(fmt, form, 2048, 2048, rank, 1) for rank in (None, 256))
+@pytest.mark.parametrize("scheme", [INT8_DYNAMIC, tflite.INT8_DYNAMIC], ids=lambda scheme: scheme.key)
+def test_the_factor_is_what_a_fresh_process_holds(scheme: Scheme) -> None:
+    dense, pair = (Point(scheme, 2048, 2048, rank, 1) for rank in (None, 256))
     files = layer_files([dense, pair])
     device = LocalDevice()
-    peaks = [device.run(Job("memory", fmt, str(files[point])))["ran"]["peak_bytes"] for point in (dense, pair)]
+    peaks = [
+        device.run(Job("memory", scheme.backend, str(files[point])))["ran"]["peak_bytes"] for point in (dense, pair)
+    ]
     if None in peaks:
         pytest.skip("this kernel does not say what a process held")
     sizes = [files[point].stat().st_size for point in (dense, pair)]
     factor = (peaks[0] - peaks[1]) / (sizes[0] - sizes[1])
-    assert factor == pytest.approx(RESIDENT_PER_BYTE[fmt, form], rel=0.4)
+    assert factor == pytest.approx(scheme.ram_per_byte, rel=0.4)

@@ -1,4 +1,4 @@
-"""The data sheet as a source: it answers for every target and form, and stays near what was counted."""
+"""The data sheet as a source: it answers for every target and scheme, and stays near what was counted."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgepack.formats import FORMATS, FORMS, WEIGHT_BITS
+from edgepack.backends.onnx.schemes import FP32, INT8_DYNAMIC, NBITS4, NBITS8
+from edgepack.backends.schemes import SCHEMES, layer_schemes
+from edgepack.backends.tflite import schemes as tflite
+from edgepack.model.scheme import FORMATS, Scheme
 from edgepack.plan.cost import EmulatedCosts
 from edgepack.plan.roofline import ERROR_SHARE, NAME, NOMINAL_NAME, roofline
 from edgepack.plan.table import Point
@@ -21,17 +24,15 @@ HOST = roofline(get_target("host"))
 EMULATED = ("rpi4", "rpi3b+", "rpi-zero2w", "rpi5", "rk3566")
 
 
-def test_every_target_has_an_answer_for_every_form() -> None:
+def test_every_target_has_an_answer_for_every_scheme() -> None:
     targets = load_targets()
     assert len(targets) > 10
     for target in targets.values():
         source = roofline(target)
         for fmt in FORMATS:
             assert 1e-8 < source.call_s(fmt) < 1e-3
-            for form in FORMS[fmt]:
-                points = [
-                    Point(fmt, form, *shape) for shape in ((512, 512, None, 1), (512, 512, 64, 1), (8, 8, None, 1))
-                ]
+            for scheme in SCHEMES[fmt]:
+                points = [Point(scheme, *shape) for shape in ((512, 512, None, 1), (512, 512, 64, 1), (8, 8, None, 1))]
                 for price in source.prices(points):
                     assert price is not None
                     assert 1e-8 < price.latency_s < 1.0
@@ -45,48 +46,46 @@ def test_the_name_says_where_constants_are_only_nominal() -> None:
     for absent in ("read", "frequency_mhz", "ipc"):
         bare = replace(rpi4, clusters=(replace(rpi4.main_cluster, **{absent: None}),))
         assert roofline(bare).name == NOMINAL_NAME
-        assert roofline(bare).prices([Point("onnx", "fp32", 64, 64, None, 1)])[0] is not None
+        assert roofline(bare).prices([Point(FP32, 64, 64, None, 1)])[0] is not None
 
 
 @given(
-    st.sampled_from([(fmt, form) for fmt in FORMATS for form in FORMS[fmt]]),
+    st.sampled_from([scheme for fmt in FORMATS for scheme in SCHEMES[fmt]]),
     st.integers(1, 4096),
     st.integers(1, 4096),
     st.none() | st.integers(1, 512),
     st.integers(1, 64),
 )
-def test_a_larger_layer_costs_no_less(
-    kind: tuple[str, str], rows: int, columns: int, rank: int | None, batch: int
-) -> None:
-    point = Point(kind[0], kind[1], rows, columns, rank, batch)  # type: ignore[arg-type]
+def test_a_larger_layer_costs_no_less(scheme: Scheme, rows: int, columns: int, rank: int | None, batch: int) -> None:
+    point = Point(scheme, rows, columns, rank, batch)
     larger = [replace(point, out_features=2 * rows), replace(point, in_features=columns + 1), replace(point, batch=65)]
     larger += [replace(point, rank=rank + 8)] if rank is not None else []
     for source in (RPI5, HOST):
         assert all(source.latency_s(one) >= source.latency_s(point) for one in larger)
 
 
-def test_without_dot_product_n_bit_forms_of_onnx_are_many_times_slower() -> None:
+def test_without_dot_product_n_bit_schemes_of_onnx_are_many_times_slower() -> None:
     """Counted on a Cortex-A72: 16.3 M instructions for 1024x1024 in 8 bits, 0.4 M for dynamic int8."""
 
-    def times(target: str, form: str) -> float:
+    def times(target: str, scheme: Scheme) -> float:
         source = roofline(get_target(target))
-        dense = Point("onnx", "int8-dynamic", 1024, 1024, None, 1)
-        return source.latency_s(replace(dense, form=form)) / source.latency_s(dense)
+        dense = Point(INT8_DYNAMIC, 1024, 1024, None, 1)
+        return source.latency_s(replace(dense, scheme=scheme)) / source.latency_s(dense)
 
-    for form in ("nbits8", "nbits4"):
-        assert times("rpi4", form) > 8
-        assert times("rpi5", form) < 3
+    for scheme in (NBITS8, NBITS4):
+        assert times("rpi4", scheme) > 8
+        assert times("rpi5", scheme) < 3
 
 
 def test_int8_is_faster_than_float_and_a_small_rank_than_both() -> None:
     for target in load_targets().values():
         if target.arch in ("aarch64", "x86_64"):
             source = roofline(target)
-            dense = Point("tflite", "fp32", 1024, 1024, None, 1)
+            dense = Point(tflite.FP32, 1024, 1024, None, 1)
             latencies = [
                 dense,
-                replace(dense, form="int8-dynamic-range"),
-                replace(dense, form="int8-dynamic-range", rank=64),
+                replace(dense, scheme=tflite.INT8_DYNAMIC),
+                replace(dense, scheme=tflite.INT8_DYNAMIC, rank=64),
             ]
             fp32, int8, pair = (source.latency_s(point) for point in latencies)
             assert fp32 > int8 > pair
@@ -94,15 +93,15 @@ def test_int8_is_faster_than_float_and_a_small_rank_than_both() -> None:
 
 def test_weights_that_outgrow_the_caches_wait_for_memory() -> None:
     source = roofline(get_target("rpi4"))
-    inside, outside = (Point("tflite", "fp32", 1024, side, None, 1) for side in (128, 4096))
-    bytes_s = [p.weights * WEIGHT_BITS["fp32"] / 8 / source.latency_s(p) for p in (inside, outside)]
+    inside, outside = (Point(tflite.FP32, 1024, side, None, 1) for side in (128, 4096))
+    bytes_s = [p.weights * p.scheme.bits / 8 / source.latency_s(p) for p in (inside, outside)]
     assert bytes_s[0] > bytes_s[1]
     assert bytes_s[1] == pytest.approx(4.05e9, rel=0.1)
 
 
 def test_threads_share_the_work_but_not_the_memory() -> None:
     one, four = roofline(get_target("rpi4")), roofline(get_target("rpi4"), 4)
-    compute, memory = (Point("onnx", "fp32", side, side, None, batch) for side, batch in ((256, 16), (4096, 1)))
+    compute, memory = (Point(FP32, side, side, None, batch) for side, batch in ((256, 16), (4096, 1)))
     assert one.latency_s(compute) / four.latency_s(compute) == pytest.approx(4)
     assert one.latency_s(memory) / four.latency_s(memory) < 1.2
     assert roofline(get_target("rpi4"), 64) == four
@@ -114,11 +113,11 @@ def test_it_usually_deviates_from_counts_by_no_more_than_it_says() -> None:
         target = get_target(name)
         table = table_for(target)
         assert table is not None
-        for fmt, forms in table.costs.items():
-            for form in forms:
+        for fmt, schemes in table.costs.items():
+            for scheme in schemes:
                 points = [
                     p
-                    for p in table.grid.points(fmt, form)
+                    for p in table.grid.points(layer_schemes(fmt)[scheme])
                     if p.rank is None or p.rank * (p.out_features + p.in_features) < p.out_features * p.in_features
                 ]
                 counted = EmulatedCosts(table, target).prices(points)

@@ -11,9 +11,12 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from edgepack.backends.onnx.schemes import FP32, NBITS4, NBITS4_CORRECTED, NBITS8
+from edgepack.backends.schemes import FP32 as FLOATS
+from edgepack.backends.schemes import SCHEMES
 from edgepack.cache import Cache
 from edgepack.data import Samples
-from edgepack.formats import FORMS, Format
+from edgepack.model.scheme import FORMATS, FileScheme, Format, Scheme
 from edgepack.pipeline.files import ModelFiles
 from edgepack.pipeline.onnx_files import OnnxFiles
 from edgepack.pipeline.opened import Opened, open_model
@@ -58,57 +61,64 @@ def files(opened: Opened, work: Path) -> Iterator[dict[Format, ModelFiles]]:
         yield {"onnx": OnnxFiles(opened.model, Samples({"x": x}), largest=127), "tflite": tflite}
 
 
-def emitted(writer: ModelFiles, work: Path, opened: Opened, form: str, rank: int | None) -> int:
-    """Bytes of the file with the first layer in the form, dense or as a pair, and the second one in float32; where only
-    the whole file can have the form, of that."""
+def emitted(writer: ModelFiles, work: Path, opened: Opened, scheme: Scheme, rank: int | None) -> int:
+    """Bytes of the file with the first layer in the scheme, dense or as a pair, and the second one in float32; where
+    only the whole file can have the scheme, of that."""
     layer = opened.layers[0]
     factors = {}
     if rank is not None:
         q = np.linalg.qr(np.random.default_rng(2).normal(size=(OUT, rank)))[0].astype(np.float32)
         factors[layer.name] = Factors(q, q.T @ layer.weight, layer.bias)
     path = work / f"model.{writer.fmt}"
-    if form in writer.layer_forms():
-        writer.write(factors, "fp32", path, {layer.name: form} if form != "fp32" else None)
+    if scheme in writer.layer_schemes():
+        writer.write(
+            factors, FileScheme.of(FLOATS[writer.fmt]), path, None if scheme.is_float else {layer.name: scheme}
+        )
     else:
-        writer.write(factors, form, path)
+        writer.write(factors, FileScheme.of(scheme), path)
     return path.stat().st_size
 
 
-CASES = [(fmt, form) for fmt in ("onnx", "tflite") for form in FORMS[fmt]]  # type: ignore[index]
+CASES = [scheme for fmt in FORMATS for scheme in SCHEMES[fmt]]
 
 
-@pytest.mark.parametrize(("fmt", "form"), CASES)
-def test_what_a_pair_saves(files: dict[Format, ModelFiles], work: Path, opened: Opened, fmt: Format, form: str) -> None:
-    """Dense against pair of the same form: the rest of both files is the same."""
-    sizes = {rank: emitted(files[fmt], work, opened, form, rank) for rank in (None, RANK)}
-    said = {rank: size_bytes(fmt, form, OUT, IN, rank, bias=True) for rank in sizes}
+@pytest.mark.parametrize("scheme", CASES, ids=lambda scheme: scheme.key)
+def test_what_a_pair_saves(files: dict[Format, ModelFiles], work: Path, opened: Opened, scheme: Scheme) -> None:
+    """Dense against pair of the same scheme: the rest of both files is the same."""
+    sizes = {rank: emitted(files[scheme.backend], work, opened, scheme, rank) for rank in (None, RANK)}
+    said = {rank: size_bytes(scheme, OUT, IN, rank, bias=True) for rank in sizes}
     found, predicted = sizes[None] - sizes[RANK], said[None] - said[RANK]
     assert found > 0
     assert abs(found - predicted) <= 0.1 * found + SLACK, f"{found} B saved, {predicted} B predicted"
 
 
-@pytest.mark.parametrize(("fmt", "form"), [case for case in CASES if case[1] not in ("fp32", "int8-static")])
+@pytest.mark.parametrize(
+    "scheme",
+    [scheme for scheme in CASES if not scheme.is_float and scheme.scope == "layer"],
+    ids=lambda scheme: scheme.key,
+)
 @pytest.mark.parametrize("rank", [None, RANK])
-def test_what_a_form_saves(
-    files: dict[Format, ModelFiles], work: Path, opened: Opened, fmt: Format, form: str, rank: int | None
+def test_what_a_scheme_saves(
+    files: dict[Format, ModelFiles], work: Path, opened: Opened, scheme: Scheme, rank: int | None
 ) -> None:
     """Against float32 of the same shape."""
-    sizes = {own: emitted(files[fmt], work, opened, own, rank) for own in ("fp32", form)}
-    said = {own: size_bytes(fmt, own, OUT, IN, rank, bias=True) for own in sizes}
-    found, predicted = sizes["fp32"] - sizes[form], said["fp32"] - said[form]
+    fp32 = FLOATS[scheme.backend]
+    sizes = {own: emitted(files[scheme.backend], work, opened, own, rank) for own in (fp32, scheme)}
+    said = {own: size_bytes(own, OUT, IN, rank, bias=True) for own in sizes}
+    found, predicted = sizes[fp32] - sizes[scheme], said[fp32] - said[scheme]
     assert found > 0
     assert abs(found - predicted) <= 0.1 * found + SLACK, f"{found} B saved, {predicted} B predicted"
 
 
 def test_a_bias_is_four_bytes_per_output() -> None:
-    for fmt, form in CASES:
-        with_bias, without = (size_bytes(fmt, form, 100, 50, None, bias=bias) for bias in (True, False))  # type: ignore[arg-type]
+    for scheme in CASES:
+        with_bias, without = (size_bytes(scheme, 100, 50, None, bias=bias) for bias in (True, False))
         assert with_bias - without == 400
 
 
-def test_more_rank_is_more_bytes_in_every_form() -> None:
-    for (fmt, form), bias in product(CASES, (True, False)):
-        sizes = [size_bytes(fmt, form, 512, 512, rank, bias=bias) for rank in range(8, 256, 8)]  # type: ignore[arg-type]
+def test_more_rank_is_more_bytes_in_every_scheme() -> None:
+    for scheme, bias in product(CASES, (True, False)):
+        sizes = [size_bytes(scheme, 512, 512, rank, bias=bias) for rank in range(8, 256, 8)]
         assert sizes == sorted(sizes)
         assert len(set(sizes)) == len(sizes)
 
@@ -118,14 +128,14 @@ def test_a_pair_beside_a_dense_matrix_adds_to_it(files: dict[Format, ModelFiles]
     q = np.linalg.qr(np.random.default_rng(2).normal(size=(OUT, RANK)))[0].astype(np.float32)
     both = Factors(q, q.T @ layer.weight, layer.bias, layer.weight)
     sizes = {}
-    for form, factors in (("nbits4", {}), ("nbits4-residual", {layer.name: both})):
+    for scheme, factors in ((NBITS4, {}), (NBITS4_CORRECTED, {layer.name: both})):
         path = work / "model.onnx"
-        files["onnx"].write(factors, "fp32", path, {layer.name: form})
-        sizes[form] = path.stat().st_size
-    dense = size_bytes("onnx", "nbits4", OUT, IN, None, bias=True)
+        files["onnx"].write(factors, FileScheme.of(FP32), path, {layer.name: scheme})
+        sizes[scheme] = path.stat().st_size
+    dense = size_bytes(NBITS4, OUT, IN, None, bias=True)
     found, predicted = (
-        sizes["nbits4-residual"] - sizes["nbits4"],
-        size_bytes("onnx", "nbits4-residual", OUT, IN, RANK, bias=True) - dense,
+        sizes[NBITS4_CORRECTED] - sizes[NBITS4],
+        size_bytes(NBITS4_CORRECTED, OUT, IN, RANK, bias=True) - dense,
     )
     assert abs(found - predicted) <= 0.1 * found + SLACK, f"{found} B added, {predicted} B predicted"
-    assert predicted == size_bytes("onnx", "nbits8", OUT, IN, RANK, bias=False)
+    assert predicted == size_bytes(NBITS8, OUT, IN, RANK, bias=False)

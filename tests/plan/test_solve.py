@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from edgepack.backends.onnx.schemes import FP32
 from edgepack.plan import knapsack
 from edgepack.plan.pareto import pareto
 from edgepack.plan.solve import QUANTITIES, ROUNDING, Bounds, Infeasible, Quantity, Solution, least_loss, solve
@@ -23,7 +24,7 @@ Sums = dict[Quantity, Fraction]
 
 
 def candidate(loss: float, size: int, ram: int, latency: float) -> Candidate:
-    return Candidate("fp32", None, loss, size, ram, latency)
+    return Candidate(FP32, None, loss, size, ram, latency)
 
 
 def plans(layers: Layers) -> list[Sums]:

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from edgepack.backends.onnx.schemes import FP32, INT8_DYNAMIC, INT8_STATIC
+from edgepack.backends.schemes import DENSE_INT8, SCHEMES
 from edgepack.bench.devices.local import LocalDevice
-from edgepack.formats import FORMATS, FORMS
+from edgepack.model.scheme import FORMATS
 from edgepack.pipeline.measuring import device_fingerprint
-from edgepack.plan import sources
 from edgepack.plan.candidates import rank_choices
 from edgepack.plan.cost import EmulatedCosts
 from edgepack.plan.measured import Entry, MeasuredTable, fingerprint
@@ -33,7 +34,7 @@ def table(
 
 
 def test_dense_int8_of_every_shape_is_asked_for_once() -> None:
-    assert [Point("onnx", "int8-dynamic", 128, 784, None, 1), Point("onnx", "int8-dynamic", 10, 128, None, 1)] == NEEDED
+    assert [Point(INT8_DYNAMIC, 128, 784, None, 1), Point(INT8_DYNAMIC, 10, 128, None, 1)] == NEEDED
 
 
 def test_what_was_measured_is_trusted_first(tmp_path: Path) -> None:
@@ -80,13 +81,17 @@ def test_a_large_model_is_priced_as_a_whole(name: str, tmp_path: Path) -> None:
     points = []
     for index in range(200):
         for rank in (None, *rank_choices(400 + index, 500)):
-            for form in FORMS["onnx"][:3]:
-                points.append(Point("onnx", form, 400 + index, 500, rank, 1))
+            for scheme in (FP32, INT8_DYNAMIC, INT8_STATIC):
+                points.append(Point(scheme, 400 + index, 500, rank, 1))
     assert len(points) > 12000
     source = cost_source(get_target(name), "onnx", points[:1], root=tmp_path)
     assert None not in source.prices(points)
 
 
-def test_the_dense_int8_form_is_one_of_the_forms() -> None:
-    assert set(sources.DENSE_INT8) == set(FORMATS)
-    assert all(form in FORMS[fmt] for fmt, form in sources.DENSE_INT8.items())
+def test_the_dense_int8_scheme_is_one_of_the_schemes() -> None:
+    for fmt in FORMATS:
+        (point,) = dense_int8(fmt, SHAPES[:1])
+        assert point.format == fmt
+        assert point.scheme in SCHEMES[fmt]
+        assert point.scheme == DENSE_INT8[fmt][0]
+        assert (point.scheme.bits, point.scheme.is_static) == (8, False)

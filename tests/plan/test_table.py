@@ -12,26 +12,29 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgepack.backends.onnx.schemes import FP32, INT8_DYNAMIC, INT8_STATIC, NBITS8
+from edgepack.backends.schemes import SCHEMES, scheme_named
+from edgepack.backends.tflite import schemes as tflite
 from edgepack.emulator import counts
 from edgepack.emulator.counts import Counts
 from edgepack.emulator.estimate import TimeBound, time_bound
 from edgepack.errors import InputError
-from edgepack.formats import FORMATS, FORMS
+from edgepack.model.scheme import FORMATS, Scheme
 from edgepack.plan.cost import EmulatedCosts
 from edgepack.plan.interpolate import interpolate, interpolate_all, streamed_lines
-from edgepack.plan.table import LEVELS, CallCost, CostTable, Deviation, FormCosts, Grid, HeldOut, Point
+from edgepack.plan.table import LEVELS, CallCost, CostTable, Deviation, Grid, HeldOut, Point, SchemeCosts
 from edgepack.plan.table_file import load_table, save_table, table_for, table_identity, table_name
 from edgepack.targets import get_target
 
 GRID = Grid((16, 128, 512, 2048), (8, 32, 128, 512), (1, 4, 16))
 RPI4 = get_target("rpi4")
-COUNTED = ("fp32", "int8-dynamic", "int8-static-qdq")
+COUNTED = (FP32, INT8_DYNAMIC, INT8_STATIC)
 SHIPPED = ("rpi4", "rpi3b+", "rpi-zero2w", "rpi5", "rk3566")
 
 
 def instructions(point: Point) -> int:
     """Of kernels as they are: nested loops with a prologue for each."""
-    per_weight = {"fp32": 5, "int8-dynamic": 3}.get(point.form, 4)
+    per_weight = {FP32: 5, INT8_DYNAMIC: 3}.get(point.scheme, 4)
     edges = point.in_features + 2 * point.out_features + 3 * (point.rank or 0)
     return 1000 + point.batch * (per_weight * point.weights + 7 * edges)
 
@@ -45,15 +48,15 @@ def made(grid: Grid = GRID, **changes: Any) -> CostTable:
         *(core, isa, caches, "QEMU 0", (), {"onnx": "onnxruntime 0"}, grid),
         calls={"onnx": call},
         costs={"onnx": {}},
-        held_out={"onnx": dict.fromkeys(COUNTED, error)},
+        held_out={"onnx": dict.fromkeys([scheme.name for scheme in COUNTED], error)},
     )
     costs = {}
-    for form in COUNTED:
-        points = list(grid.points("onnx", form))
+    for scheme in COUNTED:
+        points = list(grid.points(scheme))
         once = tuple(point.weights // 64 for point in points)
         knee = tuple(round(streamed_lines(table, "L2", point)) for point in points)
         misses = {"L1i": (120,) * len(points), "L1d": once, "L2": knee}
-        costs[form] = FormCosts(tuple(map(instructions, points)), misses)
+        costs[scheme.name] = SchemeCosts(tuple(map(instructions, points)), misses)
     return replace(table, costs={"onnx": costs}, **changes)
 
 
@@ -64,10 +67,10 @@ def test_levels_are_those_of_the_emulator() -> None:
     assert LEVELS == counts.LEVELS
 
 
-@pytest.mark.parametrize("form", COUNTED)
-def test_a_point_of_the_grid_is_answered_exactly(form: str) -> None:
-    costs = TABLE.costs["onnx"][form]
-    for index, point in enumerate(GRID.points("onnx", form)):
+@pytest.mark.parametrize("scheme", COUNTED, ids=str)
+def test_a_point_of_the_grid_is_answered_exactly(scheme: Scheme) -> None:
+    costs = TABLE.costs["onnx"][scheme.name]
+    for index, point in enumerate(GRID.points(scheme)):
         found = interpolate(TABLE, point)
         assert found is not None
         assert found.instructions == pytest.approx(costs.instructions[index], abs=1e-6)
@@ -80,7 +83,7 @@ def test_a_point_of_the_grid_is_answered_exactly(form: str) -> None:
 def layers(draw: st.DrawFn, low: int = 1, high: int = 8192) -> Point:
     rows, columns = draw(st.integers(low, high)), draw(st.integers(low, high))
     rank = draw(st.none() | st.integers(min(8, low), 512))
-    return Point("onnx", draw(st.sampled_from(COUNTED)), rows, columns, rank, draw(st.integers(1, 16)))
+    return Point(draw(st.sampled_from(COUNTED)), rows, columns, rank, draw(st.integers(1, 16)))
 
 
 @given(layers(16, 2048))
@@ -116,7 +119,7 @@ def test_a_larger_layer_costs_no_less(point: Point, side: str) -> None:
 
 def test_the_knee_stands_where_the_cache_ends() -> None:
     """1 MiB of L2: weights of 0.7 MB stay in it, weights of 1.3 MB all come from memory at every inference."""
-    fits, too_large = (Point("onnx", "int8-dynamic", side, 1024, None, 1) for side in (680, 1280))
+    fits, too_large = (Point(INT8_DYNAMIC, side, 1024, None, 1) for side in (680, 1280))
     inside, outside = interpolate(TABLE, fits), interpolate(TABLE, too_large)
     assert inside is not None
     assert outside is not None
@@ -125,10 +128,10 @@ def test_the_knee_stands_where_the_cache_ends() -> None:
 
 
 def test_what_the_table_lacks_is_not_guessed() -> None:
-    assert interpolate(TABLE, Point("tflite", "fp32", 64, 64, None, 1)) is None
-    assert interpolate(TABLE, Point("onnx", "nbits8", 64, 64, None, 1)) is None
+    assert interpolate(TABLE, Point(tflite.FP32, 64, 64, None, 1)) is None
+    assert interpolate(TABLE, Point(NBITS8, 64, 64, None, 1)) is None
     source = EmulatedCosts(TABLE, RPI4)
-    good, unknown = Point("onnx", "fp32", 64, 64, None, 1), Point("onnx", "nbits8", 64, 64, None, 1)
+    good, unknown = Point(FP32, 64, 64, None, 1), Point(NBITS8, 64, 64, None, 1)
     first, second, third = source.prices([good, unknown, good])
     assert second is None
     assert first is not None
@@ -138,19 +141,19 @@ def test_what_the_table_lacks_is_not_guessed() -> None:
 
 @given(st.lists(layers(), max_size=12))
 def test_layers_are_interpolated_together_as_each_is_alone(points: list[Point]) -> None:
-    for form in COUNTED:
-        own = [point for point in points if point.form == form]
+    for scheme in COUNTED:
+        own = [point for point in points if point.scheme == scheme]
         assert interpolate_all(TABLE, own) == [interpolate(TABLE, point) for point in own]
 
 
 def test_a_price_is_the_middle_of_the_bounds_and_carries_its_error() -> None:
     source = EmulatedCosts(TABLE, RPI4)
-    one = Point("onnx", "fp32", 300, 1000, None, 1)
+    one = Point(FP32, 300, 1000, None, 1)
     known = interpolate(TABLE, one)
     assert known is not None
     bound = time_bound(Counts(known.instructions, 0.0, 0.0, {**known.misses}), RPI4)
     assert isinstance(bound, TimeBound)
-    price, between, far = source.prices([one, replace(one, batch=2), Point("onnx", "fp32", 4096, 4096, None, 1)])
+    price, between, far = source.prices([one, replace(one, batch=2), Point(FP32, 4096, 4096, None, 1)])
     assert price is not None
     assert price.latency_s == pytest.approx((bound.low_s + bound.high_s) / 2)
     assert (price.source, price.error_share, price.extrapolated) == (source.name, 0.02, False)
@@ -163,7 +166,7 @@ def test_a_price_is_the_middle_of_the_bounds_and_carries_its_error() -> None:
 
 def test_without_constants_of_the_target_there_are_no_seconds() -> None:
     bare = replace(RPI4, clusters=(replace(RPI4.main_cluster, ipc=None),))
-    assert EmulatedCosts(TABLE, bare).prices([Point("onnx", "fp32", 512, 512, None, 1)]) == [None]
+    assert EmulatedCosts(TABLE, bare).prices([Point(FP32, 512, 512, None, 1)]) == [None]
 
 
 def test_a_table_is_read_as_it_was_written(tmp_path: Path) -> None:
@@ -192,16 +195,17 @@ def test_shipped_tables_answer_for_both_formats(name: str) -> None:
     table = table_for(get_target(name))
     assert table is not None
     for fmt in FORMATS:
-        assert set(table.costs[fmt]) <= set(FORMS[fmt])
-        for form in table.costs[fmt]:
-            held = table.held_out[fmt][form]
+        assert set(table.costs[fmt]) <= {scheme.name for scheme in SCHEMES[fmt]}
+        for name_of_scheme in table.costs[fmt]:
+            held = table.held_out[fmt][name_of_scheme]
+            scheme = scheme_named(fmt, name_of_scheme)
             assert held.between_batches is not None
             assert held.instructions.points + held.between_batches.points == 24
             assert held.instructions.median < 0.05
             # LiteRT's float kernels depend on the remainder of the sides: what lies between is told worst there.
-            assert held.instructions.p90 < (0.6 if (fmt, form) == ("tflite", "fp32") else 0.2)
-            dense = interpolate(table, Point(fmt, form, 1024, 1024, None, 1))
-            pair = interpolate(table, Point(fmt, form, 1024, 1024, 128, 1))
+            assert held.instructions.p90 < (0.6 if scheme == tflite.FP32 else 0.2)
+            dense = interpolate(table, Point(scheme, 1024, 1024, None, 1))
+            pair = interpolate(table, Point(scheme, 1024, 1024, 128, 1))
             assert dense is not None
             assert pair is not None
             assert pair.instructions < 0.6 * dense.instructions
@@ -212,17 +216,17 @@ def test_the_shipped_table_of_the_pi_4_holds_the_counts_of_its_layer() -> None:
     """1024×1024, batch 1, against counts of the layer itself: the table has no point there."""
     table = table_for(RPI4)
     assert table is not None
-    for fmt, form, rank, counted in (
-        ("onnx", "fp32", None, 453066),
-        ("onnx", "int8-dynamic", None, 396700),
-        ("onnx", "int8-static-qdq", 128, 145247),
-        ("onnx", "fp32", 128, 121904),
-        ("tflite", "fp32", None, 478271),
-        ("tflite", "int8-dynamic-range", None, 358648),
-        ("tflite", "int8-dynamic-range", 128, 95621),
-        ("tflite", "int8-static", 128, 88865),
+    for scheme, rank, counted in (
+        (FP32, None, 453066),
+        (INT8_DYNAMIC, None, 396700),
+        (INT8_STATIC, 128, 145247),
+        (FP32, 128, 121904),
+        (tflite.FP32, None, 478271),
+        (tflite.INT8_DYNAMIC, None, 358648),
+        (tflite.INT8_DYNAMIC, 128, 95621),
+        (tflite.INT8_STATIC, 128, 88865),
     ):
-        found = interpolate(table, Point(fmt, form, 1024, 1024, rank, 1))
+        found = interpolate(table, Point(scheme, 1024, 1024, rank, 1))
         assert found is not None
         assert found.instructions == pytest.approx(counted, rel=0.1)
 
@@ -237,7 +241,7 @@ def _at(*keys: str | int) -> Callable[[dict[str, Any], Any], None]:
     return put
 
 
-FP32 = ("costs", "onnx", "fp32")
+COSTS_OF_FP32 = ("costs", "onnx", "fp32")
 
 
 @pytest.mark.parametrize(
@@ -254,14 +258,14 @@ FP32 = ("costs", "onnx", "fp32")
         (_at("grid", "ranks"), [], "grid.ranks"),
         (_at("grid", "batches"), list(range(1, 200)), "grid.batches"),
         (_at("grid", "batches"), [1, 4], "expected 160 counts"),
-        (_at(*FP32, "instructions", 0), -1, "counts of 0 to"),
-        (_at(*FP32, "instructions", 0), 10**14, "counts of 0 to"),
-        (_at(*FP32, "instructions", 0), 1.5, "not a cost table"),
-        (_at(*FP32, "instructions", 0), "NaN", "not a cost table"),
-        (_at(*FP32, "instructions"), [1, 2, 3], "expected 240 counts"),
-        (_at(*FP32, "misses"), {"L1d": []}, "misses of"),
-        (_at(*FP32, "misses", "L9"), [1], "not a cost table"),
-        (_at("costs", "onnx", "int8-static"), {"instructions": [], "misses": {}}, "the forms are"),
+        (_at(*COSTS_OF_FP32, "instructions", 0), -1, "counts of 0 to"),
+        (_at(*COSTS_OF_FP32, "instructions", 0), 10**14, "counts of 0 to"),
+        (_at(*COSTS_OF_FP32, "instructions", 0), 1.5, "not a cost table"),
+        (_at(*COSTS_OF_FP32, "instructions", 0), "NaN", "not a cost table"),
+        (_at(*COSTS_OF_FP32, "instructions"), [1, 2, 3], "expected 240 counts"),
+        (_at(*COSTS_OF_FP32, "misses"), {"L1d": []}, "misses of"),
+        (_at(*COSTS_OF_FP32, "misses", "L9"), [1], "not a cost table"),
+        (_at("costs", "onnx", "int8-static"), {"instructions": [], "misses": {}}, "the schemes are"),
         (_at("costs", "tf"), {}, "not a cost table"),
         (_at("costs", "tflite"), {}, "not of the same formats"),
         (_at("calls", "onnx", "misses", "L2"), -3, "counts of the call"),

@@ -8,6 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from edgepack.backends.onnx.schemes import FP32, INT8_DYNAMIC, INT8_STATIC, NBITS4, NBITS8
+from edgepack.backends.tflite import schemes as tflite
+from edgepack.model.scheme import Scheme
 from edgepack.quantize.blocks import dequantize_blocks, quantize_blocks
 from edgepack.quantize.gptq import Rounded, round_to_nearest
 from edgepack.quantize.grid import quantize_weight
@@ -70,29 +73,31 @@ def test_few_bits(step: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("form", "columns", "grid"),
+    ("scheme", "columns", "grid"),
     [
-        ("fp32", 64, None),
-        ("int8-dynamic", 64, WeightGrid(63)),
-        ("int8-static-qdq", 64, WeightGrid(63)),
-        ("nbits8", 64, WeightGrid(127, 32)),
-        ("nbits4", 8, WeightGrid(7, 16)),
-        ("int4-dynamic-range", 64, WeightGrid(7)),
+        (FP32, 64, None),
+        (INT8_DYNAMIC, 64, WeightGrid(63)),
+        (INT8_STATIC, 64, WeightGrid(63)),
+        (NBITS8, 64, WeightGrid(127, 32)),
+        (NBITS4, 8, WeightGrid(7, 16)),
+        (tflite.INT4_DYNAMIC, 64, WeightGrid(7)),
     ],
 )
-def test_grids_of_forms(form: str, columns: int, grid: WeightGrid | None) -> None:
-    assert grid_of(form, columns, largest=63) == grid
+def test_grids_of_schemes(scheme: Scheme, columns: int, grid: WeightGrid | None) -> None:
+    assert grid_of(scheme, columns, largest=63) == grid
 
 
-@pytest.mark.parametrize(("form", "largest"), [("int8-dynamic-range", 127), ("int4-dynamic-range", 7)])
-def test_tflite_quantizer_gives_the_codes_back(form: str, largest: int) -> None:
+@pytest.mark.parametrize(("scheme", "largest"), [(tflite.INT8_DYNAMIC, 127), (tflite.INT4_DYNAMIC, 7)], ids=str)
+def test_tflite_quantizer_gives_the_codes_back(scheme: Scheme, largest: int) -> None:
     """The min-max quantizer of TFLite files itself, through the function that it rounds with."""
     from litert_quantizer import qtyping
     from litert_quantizer.algorithms.uniform_quantize import uniform_quantize_tensor as uniform
 
     weight = np.random.default_rng(0).standard_normal((20, 50)).astype(np.float32)
-    one = round_to_nearest(weight, WeightGrid(largest))
-    bits = {127: 8, 7: 4}[largest]
+    grid = grid_of(scheme, weight.shape[1])
+    assert grid == WeightGrid(largest)
+    one = round_to_nearest(weight, grid)
+    bits = scheme.bits
     low, high = (f(one.weight, axis=1, keepdims=True) for f in (np.min, np.max))
     zero, scale = uniform.tensor_zp_scale_from_min_max(low, high, bits, True, qtyping.QuantGranularity.CHANNELWISE)
     params = qtyping.UniformQuantParams(bits, 0, scale, zero)

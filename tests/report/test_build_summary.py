@@ -22,14 +22,15 @@ def text(renderable: RenderableType, width: int = 160) -> str:
     return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()).strip("\n")
 
 
-def planned(layer: str, out: int, inn: int, rank: int | None, form: str, reason: str) -> dict[str, Any]:
+def planned(layer: str, out: int, inn: int, rank: int | None, scheme: str, reason: str) -> dict[str, Any]:
     return {
-        "layer": layer, "out_features": out, "in_features": inn, "rank": rank, "break_even_rank": 9, "form": form, "reason": reason
+        "layer": layer, "out_features": out, "in_features": inn, "rank": rank, "break_even_rank": 9, "scheme": scheme, "reason": reason,
+        "weight_parameters": out * inn if rank is None else rank * (out + inn),
     }  # fmt: skip
 
 
-def file(fmt: str, form: str, size: int, metric: float | None, scored_on: str | None = "guard") -> dict[str, Any]:
-    return {"format": fmt, "form": form, "size_bytes": size, "metric": metric, "scored_on": scored_on}
+def file(fmt: str, scheme: str, size: int, metric: float | None, scored_on: str | None = "guard") -> dict[str, Any]:
+    return {"format": fmt, "scheme": scheme, "size_bytes": size, "metric": metric, "scored_on": scored_on}
 
 
 LAYERS = [
@@ -59,7 +60,7 @@ def test_build() -> None:
 BUILD = """\
 dist/p: mnist-mlp for rpi4, guard: accuracy
 
- file                   form                    size   vs fp32   vs int8   metric    drop   scored on
+ file                   scheme                  size   vs fp32   vs int8   metric    drop   scored on
  ────────────────────────────────────────────────────────────────────────────────────────────────────
  model.tflite           int8-dynamic-range   48.0 kB     33.9×         –    98.00   +0.00   guard
  model.onnx             mixed                51.2 kB     31.8×      8.0×    97.60   +0.40   guard
@@ -68,7 +69,7 @@ dist/p: mnist-mlp for rpi4, guard: accuracy
  baseline/fp32.onnx     fp32                 1.63 MB         –      0.3×    98.00   +0.00   guard
 
 
- layer    out×in   form            rank   weights   why
+ layer    out×in   scheme          rank   weights   why
  ──────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
  fc1     512×784   int8-dynamic      24      7.7%   rank 24 int8-dynamic: 6.1× faster than dense int8-dynamic
  fc2      10×512   fp32           dense    100.0%   dense fp32: a pair of rank 8 saves too little, its break-even rank is 9"""
@@ -104,7 +105,7 @@ def test_build_says_what_travels_where_that_was_asked() -> None:
     manifest = deepcopy(MANIFEST)
     manifest["files"]["model.onnx"]["wire_bytes"] = 38_400
     lines = text(render_build(Path("dist/p"), manifest)).splitlines()
-    assert lines[2].split()[:6] == ["file", "form", "size", "on", "the", "wire"]
+    assert lines[2].split()[:6] == ["file", "scheme", "size", "on", "the", "wire"]
     assert lines[4].split()[2:6] == ["48.0", "kB", "–", "33.9×"], "the TFLite file was not packed"
     assert lines[5].split()[2:7] == ["51.2", "kB", "38.4", "kB", "31.8×"]
     assert "on the wire" not in text(render_build(Path("dist/p"), MANIFEST))

@@ -10,9 +10,9 @@ from rich.console import Console
 from edgepack.report.calibrated import render_calibrated
 
 
-def layer(fmt: str, form: str, rank: int | None, seconds: float, side: int = 512, batch: int = 1) -> dict[str, Any]:
+def layer(fmt: str, scheme: str, rank: int | None, seconds: float, side: int = 512, batch: int = 1) -> dict[str, Any]:
     shape = {"out_features": side, "in_features": 784, "rank": rank, "batch": batch}
-    return {"format": fmt, "form": form, **shape, "seconds": seconds, "spread_s": seconds / 20, "rounds": 15}
+    return {"format": fmt, "scheme": scheme, **shape, "seconds": seconds, "spread_s": seconds / 20, "rounds": 15}
 
 
 def record(**changes: Any) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def record(**changes: Any) -> dict[str, Any]:
         },
         "calls": {"onnx": {"seconds": 3.7e-6}, "tflite": {"seconds": 6.1e-7}},
         "layers": layers,
-        "refused": [{"format": "onnx", "form": "int8-dynamic", "reason": "no kernel"}],
+        "refused": [{"format": "onnx", "scheme": "int8-dynamic", "reason": "no kernel"}],
         **changes,
     }
 
@@ -46,9 +46,9 @@ def text(found: dict[str, Any]) -> list[str]:
     return [line.strip() for line in buffer.getvalue().splitlines() if line.strip()]
 
 
-def test_every_form_has_a_row_with_the_same_layers_and_the_fastest_are_named() -> None:
+def test_every_scheme_has_a_row_with_the_same_layers_and_the_fastest_are_named() -> None:
     lines = [" ".join(line.split()) for line in text(record())]
-    assert lines[0] == "format form layers dense, e.g. pair, e.g. spread of the rounds refused"
+    assert lines[0] == "format scheme layers dense, e.g. pair, e.g. spread of the rounds refused"
     assert lines[2:5] == [
         "onnx fp32 3 512x784: 44.0 µs 512x784 rank 64: 7.40 µs 5% to 5% –",
         "onnx int8-dynamic 2 512x784: 13.1 µs 512x784 rank 64: 5.80 µs 5% to 5% 1",

@@ -20,14 +20,14 @@ def _text(target: str) -> str:
     return buffer.getvalue()
 
 
-def test_every_form_has_a_row_and_states_its_error() -> None:
+def test_every_scheme_has_a_row_and_states_its_error() -> None:
     text = _text("rpi4")
     rows = {
         tuple(line.split()[:2]): line for line in text.splitlines() if line.strip().startswith(("onnx ", "tflite "))
     }
     table = table_for(get_target("rpi4"))
     assert table is not None
-    assert set(rows) == {(fmt, form) for fmt, forms in table.costs.items() for form in forms}
+    assert set(rows) == {(fmt, scheme) for fmt, schemes in table.costs.items() for scheme in schemes}
     assert all(line.count(" to ") == 4 for line in rows.values())  # instructions, between batches, L1d, L2
     assert "counted for rpi4: cortex-a72" in text
     assert "grid: sides 16, 128, 512, 2048, ranks 8, 32, 128, 512 and dense, batches 1, 4, 16" in text

@@ -73,8 +73,8 @@ LAYERS = [{"layer": "0.weight", "rank": 32}, {"layer": "2.weight", "rank": None}
 MANIFEST: dict[str, Any] = {
     "metric": {"name": "accuracy"},
     "files": {
-        "model.onnx": {"form": "int8-static-qdq", "metric": 97.0, "layers": LAYERS},
-        "baseline/fp32.onnx": {"form": "fp32", "metric": 97.1},
+        "model.onnx": {"scheme": "int8-static-qdq", "metric": 97.0, "layers": LAYERS},
+        "baseline/fp32.onnx": {"scheme": "fp32", "metric": 97.1},
     },
 }
 
@@ -96,9 +96,9 @@ def test_a_row_joins_counts_with_what_the_manifest_says() -> None:
     packed, fp32, int8 = rows()
     assert (packed.instructions, packed.l1d_misses, packed.last_level_misses) == (100_000, 1200, 0.0)
     assert (packed.l1i_misses, packed.accesses) == (20, 50_000)
-    assert (packed.form, packed.metric, packed.metric_name) == ("int8-static-qdq", 97.0, "accuracy")
+    assert (packed.scheme, packed.metric, packed.metric_name) == ("int8-static-qdq", 97.0, "accuracy")
     assert packed.drop == pytest.approx(0.1)
-    assert (int8.form, int8.metric, int8.drop) == (None, None, None)
+    assert (int8.scheme, int8.metric, int8.drop) == (None, None, None)
     assert packed.spread_instructions == pytest.approx(0.001)
     assert packed.spread_misses == 0.5, "of one miss, where the median is less"
     assert (fp32.last_level_misses, fp32.memory_bytes) == (66_165, 66_165 * 64)
@@ -288,7 +288,7 @@ def test_a_strangers_manifest_gives_no_ranks() -> None:
     ):
         row = emulated_rows(RESULT, {"files": {"model.onnx": {"layers": layers}}}, BOARD)[0]
         assert [part.rank for part in row.parts] == [None] * 4
-    assert emulated_rows(RESULT, None, BOARD)[0].form is None
+    assert emulated_rows(RESULT, None, BOARD)[0].scheme is None
 
 
 @pytest.mark.parametrize("width", [80, 120])

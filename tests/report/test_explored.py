@@ -37,7 +37,7 @@ def test_rows() -> None:
 
 
 EXPLORED = """\
-     plan   format   form                 factored   weights      size   latency   drop      ±
+     plan   format   scheme               factored   weights      size   latency   drop      ±
  ─────────────────────────────────────────────────────────────────────────────────────────────
         1   onnx     fp32                   0 of 2    100.0%   1.63 MB    470 µs   0.00   0.00
  *      2   onnx     mixed                  1 of 2     10.3%   51.2 kB   13.9 µs   0.25   0.16
@@ -62,7 +62,7 @@ def test_json_has_the_drop_itself() -> None:
         "number": 2,
         "on_front": True,
         "format": "onnx",
-        "form": "mixed",
+        "scheme": "mixed",
         "factored": [1, 2],
         "weights_share": 0.1034,
         "size_bytes": 51_200,

@@ -252,12 +252,13 @@ def test_bandwidths() -> None:
 
 def planned(layer: str, out: int, inn: int, rank: int | None, limit: int, reason: str) -> dict[str, Any]:
     return {
-        "layer": layer, "out_features": out, "in_features": inn, "rank": rank, "break_even_rank": limit, "reason": reason
+        "layer": layer, "out_features": out, "in_features": inn, "rank": rank, "break_even_rank": limit, "reason": reason,
+        "weight_parameters": out * inn if rank is None else rank * (out + inn),
     }  # fmt: skip
 
 
-def file(fmt: str, form: str, size: int, metric: float | None, scored_on: str | None = "guard") -> dict[str, Any]:
-    return {"format": fmt, "form": form, "size_bytes": size, "metric": metric, "scored_on": scored_on}
+def file(fmt: str, scheme: str, size: int, metric: float | None, scored_on: str | None = "guard") -> dict[str, Any]:
+    return {"format": fmt, "scheme": scheme, "size_bytes": size, "metric": metric, "scored_on": scored_on}
 
 
 HEAD = planned("fc2", 10, 512, None, 9, "a pair of rank 8 saves too little: break-even rank is 9")
@@ -286,7 +287,7 @@ def test_build() -> None:
 BUILD = """\
 dist/p: mnist-mlp for rpi4, guard: accuracy
 
- file                   form                    size   vs fp32   vs int8   metric    drop   scored on
+ file                   scheme                  size   vs fp32   vs int8   metric    drop   scored on
  ────────────────────────────────────────────────────────────────────────────────────────────────────
  model.tflite           int8-dynamic-range   48.0 kB     33.9×         –    98.00   +0.00   guard
  model.onnx             int8-static-qdq      51.2 kB     31.8×      8.0×    97.60   +0.40   guard
@@ -295,10 +296,10 @@ dist/p: mnist-mlp for rpi4, guard: accuracy
  baseline/fp32.onnx     fp32                 1.63 MB         –      0.3×    98.00   +0.00   guard
 
 
- layer    out×in   form    rank   weights   why
- ──────────────────────────────────────────────────────────────────────────────────────────────────
- fc1     512×784   –         24      7.7%   smallest rank
- fc2      10×512   –      dense    100.0%   a pair of rank 8 saves too little: break-even rank is 9"""
+ layer    out×in   scheme    rank   weights   why
+ ────────────────────────────────────────────────────────────────────────────────────────────────────
+ fc1     512×784   –           24      7.7%   smallest rank
+ fc2      10×512   –        dense    100.0%   a pair of rank 8 saves too little: break-even rank is 9"""
 
 
 def test_build_with_a_plan_per_format_shows_each() -> None:

@@ -24,7 +24,8 @@ def text(renderable: RenderableType, width: int = 160) -> str:
 def layer(name: str, out: int, inn: int, rank: int | None, reason: str, **more: Any) -> dict[str, Any]:
     return {
         "layer": name, "out_features": out, "in_features": inn, "rank": rank, "break_even_rank": (out * inn - 1) // (out + inn),
-        "form": "int8-dynamic", "reason": reason, "predicted": None, **more,
+        "scheme": "int8-dynamic", "reason": reason, "predicted": None,
+        "weight_parameters": out * inn if rank is None else rank * (out + inn), **more,
     }  # fmt: skip
 
 
@@ -33,26 +34,26 @@ FC1 = layer(
     predicted={"size_bytes": 33_456, "latency_s": 9.79e-6, "loss": 0.00857},
     lost_shares={"truncation": 0.0082, "rounding": 7.3e-06, "latent": 1e-15},
 )  # fmt: skip
-FC2 = layer("[b]fc2", 10, 512, None, "dense fp32: nothing else was allowed", form="fp32")
-OTHER = layer("fc3", 10, 512, None, "the planned file has 9 bytes, dense int8 8", form=None)
+FC2 = layer("[b]fc2", 10, 512, None, "dense fp32: nothing else was allowed", scheme="fp32")
+OTHER = layer("fc3", 10, 512, None, "the planned file has 9 bytes, dense int8 8", scheme=None)
 MANIFEST: dict[str, Any] = {
     "model": {"name": "mnist-mlp"},
     "target": {"name": "rpi4"},
     "loss_weighted_by": "output gradients",
     "files": {
         "model.onnx": {
-            "form": "mixed",
+            "scheme": "mixed",
             "size_bytes": 51_200,
-            "form_chosen_by": "emulated cost table",
+            "scheme_chosen_by": "emulated cost table",
             "layers": [FC1, FC2],
         },
         "model.tflite": {
-            "form": "int8-dynamic-range",
+            "scheme": "int8-dynamic-range",
             "size_bytes": 48_000,
-            "form_chosen_by": "roofline of targets.yaml",
+            "scheme_chosen_by": "roofline of targets.yaml",
             "layers": [OTHER],
         },
-        "baseline/int8.onnx": {"form": "int8-dynamic", "size_bytes": 412_000},
+        "baseline/int8.onnx": {"scheme": "int8-dynamic", "size_bytes": 412_000},
     },
 }
 
@@ -66,7 +67,7 @@ dist/p: mnist-mlp for rpi4
 
 model.onnx: mixed, 51.2 kB, chosen by: emulated cost table
 
- layer     out×in   form            rank   break-even   weights      size   latency     loss                    lost   why
+ layer     out×in   scheme          rank   break-even   weights      size   latency     loss                    lost   why
  ──────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
  fc1      512×784   int8-dynamic      24          309      7.7%   33.5 kB   9.79 µs   0.0086   8.2e-03 + 7.3e-06 + 0   rank 24 int8-dynamic: 6.1× faster than
                                                                                                                        dense int8-dynamic
@@ -75,9 +76,9 @@ model.onnx: mixed, 51.2 kB, chosen by: emulated cost table
 
 model.tflite: int8-dynamic-range, 48.0 kB, chosen by: roofline of targets.yaml
 
- layer   out×in   form    rank   break-even   weights   size   latency   loss   lost   why
- ────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
- fc3     10×512   –      dense            9    100.0%      –         –      –      –   the planned file has 9 bytes, dense int8 8
+ layer   out×in   scheme    rank   break-even   weights   size   latency   loss   lost   why
+ ──────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+ fc3     10×512   –        dense            9    100.0%      –         –      –      –   the planned file has 9 bytes, dense int8 8
 
 latency: of the layer alone, predicted. loss: predicted, in nats of the answer's change to second order, quantization included. lost: share of the layer's
 output energy on the calibration data: of a pair to truncation + rounding of weights + rounding of what flows between the two, of a dense layer to rounding."""

@@ -29,10 +29,10 @@ MANIFEST: dict[str, Any] = {
     "model": {"name": "mnist-mlp"},
     "metric": {"name": "top-1 accuracy, %"},
     "files": {
-        "model.onnx": {"form": "int8-dynamic", "metric": 94.6},
-        "baseline/fp32.onnx": {"form": "fp32", "metric": 94.8},
-        "baseline/int8.onnx": {"form": "int8-dynamic", "metric": 94.83},
-        "model.tflite": {"form": "int8-dynamic-range", "metric": 94.5, "drop": 0.31},
+        "model.onnx": {"scheme": "int8-dynamic", "metric": 94.6},
+        "baseline/fp32.onnx": {"scheme": "fp32", "metric": 94.8},
+        "baseline/int8.onnx": {"scheme": "int8-dynamic", "metric": 94.83},
+        "model.tflite": {"scheme": "int8-dynamic-range", "metric": 94.5, "drop": 0.31},
     },
 }
 
@@ -166,7 +166,7 @@ def test_csv_has_full_precision_and_one_line_a_row() -> None:
 
 
 CSV_HEADER = (
-    "model,target,device,reached,device_id,session,tool,governor,cluster,native,threads,quick,format,variant,form,"
+    "model,target,device,reached,device_id,session,tool,governor,cluster,native,threads,quick,format,variant,scheme,"
     "size_bytes,latency_p50_s,latency_low_s,latency_high_s,latency_p90_s,cold_p50_s,sustained_first_s,"
     "sustained_last_s,sustained_end_c,load_s,resident_bytes,peak_bytes,cache_misses,cache_misses_note,metric"
     "_name,metric,drop,vs_fp32_speedup,vs_fp32_low,vs_fp32_high,vs_fp32_verdict,vs_fp32_shrink,vs_int8_speedup"
@@ -193,7 +193,7 @@ def test_json_holds_every_row_as_it_is() -> None:
 
 def test_accuracy_comes_from_the_manifest() -> None:
     packed, fp32, int8, tflite = rows()
-    assert (packed.metric, packed.form) == (94.6, "int8-dynamic")
+    assert (packed.metric, packed.scheme) == (94.6, "int8-dynamic")
     assert packed.drop == pytest.approx(0.2)
     assert fp32.drop == 0.0
     assert int8.drop == pytest.approx(-0.03)
@@ -203,11 +203,11 @@ def test_accuracy_comes_from_the_manifest() -> None:
 @pytest.mark.parametrize(
     "manifest",
     [None, {}, {"files": None}, {"files": []}, {"files": {"model.onnx": 5}}, {"files": {"model.onnx": {"metric": "94"}}},
-     {"files": {"model.onnx": {"metric": float("nan"), "form": "\x1b[2J"}}, "metric": 3}, {"files": {"model.onnx": {"metric": True}}}],
+     {"files": {"model.onnx": {"metric": float("nan"), "scheme": "\x1b[2J"}}, "metric": 3}, {"files": {"model.onnx": {"metric": True}}}],
 )  # fmt: skip
 def test_a_manifest_without_accuracy_leaves_a_dash(manifest: Any) -> None:
     (row,) = compare_rows([BASE], manifest)
-    assert (row.metric, row.drop, row.form, row.metric_name) == (None, None, None, None)
+    assert (row.metric, row.drop, row.scheme, row.metric_name) == (None, None, None, None)
     assert "| – | – | 12.1× faster |" in render_markdown([row])
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
 from edgepack.errors import LinkError, TransientDeviceError
-from edgepack.formats import Format
+from edgepack.model.scheme import Format
 
 Mode = Literal["latency", "turns", "cold", "memory", "counters", "outputs", "marks", "sweep"]
 EVERY_MODE: frozenset[Mode] = frozenset(get_args(Mode))

@@ -23,7 +23,7 @@ from edgepack.bench.devices.remote import RemoteDevice
 from edgepack.bench.devices.reply import SCHEMA_VERSION, last_lines, read_reply
 from edgepack.cache import file_digest
 from edgepack.errors import StableDeviceError, TransientDeviceError, UsageError
-from edgepack.formats import Format
+from edgepack.model.scheme import Format
 
 PROBE_TIMEOUT_S = 120.0
 _SPARE_S = 15.0

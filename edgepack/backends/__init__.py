@@ -1,0 +1,1 @@
+"""File formats: how models are read, written and run in each."""

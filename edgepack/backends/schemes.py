@@ -1,0 +1,43 @@
+"""The schemes of every backend, and how to find one by its name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from edgepack.backends.onnx import schemes as onnx
+from edgepack.backends.tflite import schemes as tflite
+from edgepack.model.scheme import Format, Scheme
+
+SCHEMES: Mapping[Format, tuple[Scheme, ...]] = {"onnx": onnx.SCHEMES, "tflite": tflite.SCHEMES}
+"""What a linear layer can have, dense or factored."""
+CORRECTED: Mapping[Format, tuple[Scheme, ...]] = {"onnx": onnx.CORRECTED, "tflite": tflite.CORRECTED}
+"""What a dense matrix with low-rank factors beside it can have."""
+DENSE_INT8: Mapping[Format, tuple[Scheme, ...]] = {"onnx": onnx.DENSE_INT8, "tflite": tflite.DENSE_INT8}
+"""Of a dense model in 8 bits, in the stated order of preference; the first needs no data."""
+FP32: Mapping[Format, Scheme] = {"onnx": onnx.FP32, "tflite": tflite.FP32}
+CONSTEXPR: Mapping[Format, Scheme] = {"onnx": onnx.CONSTEXPR, "tflite": tflite.CONSTEXPR}
+
+
+def layer_schemes(backend: Format) -> dict[str, Scheme]:
+    """By name, all that a linear layer can have in a backend."""
+    schemes = (*SCHEMES[backend], *CORRECTED[backend], CONSTEXPR[backend])
+    return {scheme.name: scheme for scheme in schemes}
+
+
+def scheme_of_key(key: str) -> Scheme:
+    """The scheme that has this `key`.
+
+    Raises:
+        KeyError: there is none.
+    """
+    backend = next(backend for backend in SCHEMES if key.startswith(f"{backend}:"))
+    return layer_schemes(backend)[key.partition(":")[2]]
+
+
+def scheme_named(backend: Format, name: str) -> Scheme:
+    """A layer's scheme by its name.
+
+    Raises:
+        KeyError: the backend has none of that name.
+    """
+    return layer_schemes(backend)[name]

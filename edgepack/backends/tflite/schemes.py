@@ -1,0 +1,54 @@
+"""How weights are stored in TFLite files and multiplied by in LiteRT.
+
+`ram_per_byte` is the mapped file and XNNPACK's packed copy, measured as for ONNX with ai-edge-litert 2.3 on x86_64;
+`instructions_per_op` likewise.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from edgepack.model.scheme import CONSTEXPR as CONSTEXPR_NAME
+from edgepack.model.scheme import Scheme
+
+_scheme = partial(Scheme, backend="tflite", bytes_per_op=400)
+
+FP32 = _scheme("fp32", bits=32, granularity="tensor", activations="float", qmax=0, instructions_per_op=300)
+INT8_DYNAMIC = _scheme(
+    "int8-dynamic-range",
+    bits=8,
+    granularity="channel",
+    activations="dynamic",
+    qmax=127,
+    min_sqnr_db=10.0,
+    bytes_per_channel=4 + 8,  # a float32 scale, an int64 zero point
+    instructions_per_op=600,
+)
+INT8_STATIC = _scheme(
+    "int8-static",
+    bits=8,
+    granularity="channel",
+    activations="static",
+    qmax=127,
+    scope="file",
+    min_sqnr_db=10.0,
+    bytes_per_channel=4 + 8 + 4 + 8,  # likewise, and those of the int32 bias
+    instructions_per_op=500,
+)
+INT4_DYNAMIC = _scheme(
+    "int4-dynamic-range",
+    bits=4,
+    granularity="channel",
+    activations="dynamic",
+    qmax=7,
+    min_sqnr_db=5.0,
+    bytes_per_channel=4 + 8,
+    instructions_per_op=600,
+)
+CONSTEXPR = _scheme(CONSTEXPR_NAME, bits=8, granularity="tensor", activations="float", qmax=0)
+
+SCHEMES: tuple[Scheme, ...] = (FP32, INT8_DYNAMIC, INT8_STATIC, INT4_DYNAMIC)
+"""What the linear layers of a file can have, dense or factored."""
+CORRECTED: tuple[Scheme, ...] = ()
+DENSE_INT8: tuple[Scheme, ...] = (INT8_DYNAMIC, INT8_STATIC)
+"""Of a dense model, fastest first; source as in ONNX: 444 k dynamic-range."""

@@ -1,0 +1,145 @@
+"""How one backend stores a weight and multiplies by it, as a value."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Literal
+
+Format = Literal["onnx", "tflite"]
+FORMATS: tuple[Format, ...] = ("onnx", "tflite")
+
+Precision = Literal["fp32", "int8", "int4"]
+BITS: dict[Precision, int] = {"fp32": 32, "int8": 8, "int4": 4}
+
+Granularity = Literal["tensor", "channel", "block"]
+Activations = Literal["float", "dynamic", "static"]
+Scope = Literal["layer", "file"]
+
+MIXED = "mixed"
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """One way in which a backend stores a weight and multiplies by it.
+
+    Attributes:
+        name: unique in its backend.
+        backend: the file format that it belongs to.
+        bits: per stored weight.
+        granularity: what shares a scale: a whole tensor, an output channel, or a block of weights of one channel.
+        activations: what the operator multiplies: floats, integers on a range found at run time, or on one that
+            calibration found.
+        qmax: largest weight code of a symmetric grid; 0 where weights are floats. Of schemes per channel in 8 bits the
+            target may allow less.
+        scope: whether a single layer can have it, or only a whole file.
+        min_version: of the backend: the ONNX opset that brought the operators, the TFLite schema version.
+        min_sqnr_db: tolerance of a file's answers, as signal over noise, against fp32 arithmetic on the same plan.
+        bytes_per_channel: in the file, of scales and zero points.
+        bytes_per_op: in the file, of the operators and names of one matrix, within a factor of two.
+        ram_per_byte: peak bytes that the runtime holds per byte of the file.
+        instructions_per_op: around one matrix, whatever its size.
+        corrected: of the dense matrix and of the low-rank factors that correct it, where a layer is both; else None.
+    """
+
+    name: str
+    backend: Format
+    bits: int
+    granularity: Granularity
+    activations: Activations
+    qmax: int
+    scope: Scope = "layer"
+    min_version: int = 1
+    min_sqnr_db: float = 60.0
+    bytes_per_channel: int = 0
+    bytes_per_op: int = 0
+    ram_per_byte: float = 2.0
+    instructions_per_op: float = 0.0
+    corrected: tuple[Scheme, Scheme] | None = field(default=None, repr=False)
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def key(self) -> str:
+        """Unique over all backends: what a cache or a task calls it."""
+        return f"{self.backend}:{self.name}"
+
+    @property
+    def is_float(self) -> bool:
+        """Whether weights are stored as float32."""
+        return self.bits == BITS["fp32"]
+
+    @property
+    def is_static(self) -> bool:
+        """Whether it needs ranges of the activations, and so calibration data."""
+        return self.activations == "static"
+
+    @property
+    def is_constexpr(self) -> bool:
+        """Whether weights are computed from stored constants when the file is loaded, or by operators of their own."""
+        return self.name == CONSTEXPR
+
+    @property
+    def per_channel_int8(self) -> bool:
+        """Whether weights have 8 bits with one scale per output channel."""
+        return self.bits == BITS["int8"] and self.granularity == "channel"
+
+
+CONSTEXPR = "coded"
+"""Name of the scheme of layers whose weights are computed from stored constants, in every backend."""
+
+
+@dataclass(frozen=True)
+class FileScheme:
+    """How a file stores its weights, but for layers that have a scheme of their own.
+
+    Attributes:
+        layers: of linear layers.
+        others: of the weights that stand outside of linear layers.
+        tables: of embedding tables among those; None for that of all others.
+    """
+
+    layers: Scheme
+    others: Scheme
+    tables: Scheme | None = None
+
+    @classmethod
+    def of(cls, scheme: Scheme) -> FileScheme:
+        """Everything as the scheme has it, as far as operators take it."""
+        return cls(scheme, scheme)
+
+    def __str__(self) -> str:
+        return self.label([])
+
+    def label(self, layers: Iterable[Scheme]) -> str:
+        """Name of the file's scheme for people, with the schemes of its layers: `mixed` where these differ."""
+        schemes = set(layers) or {self.layers}
+        alike = len(schemes) == 1 and not any(scheme.corrected for scheme in schemes)
+        name = next(iter(schemes)).name if alike else MIXED
+        suffix = self.tables or self.others
+        return name if suffix == self.layers else f"{name}+{suffix}"
+
+    @property
+    def schemes(self) -> tuple[Scheme, ...]:
+        """All that it names."""
+        return (self.layers, self.others) if self.tables is None else (self.layers, self.others, self.tables)
+
+
+def matrices(scheme: Scheme, sides: tuple[int, int], rank: int | None) -> tuple[tuple[Scheme, int, int], ...]:
+    """(scheme, outputs, inputs) of each matrix that stands for a layer, in the order of its file: B, A, the dense one.
+
+    A layer whose weights are computed has none that an operator takes as it is stored.
+
+    Args:
+        scheme: of the layer.
+        sides: its outputs and inputs.
+        rank: None for the dense layer.
+    """
+    if scheme.is_constexpr:
+        return ()
+    if rank is None:
+        return ((scheme, *sides),)
+    dense, thin = scheme.corrected or (None, scheme)
+    factors = ((thin, rank, sides[1]), (thin, sides[0], rank))
+    return factors if dense is None else (*factors, (dense, *sides))
