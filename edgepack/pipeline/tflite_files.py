@@ -141,8 +141,8 @@ class TfliteFiles:
             scheme: of every layer that is not in `schemes`, and of all other operators.
             out: where to write.
             schemes: of single layers, by name: some of `layer_schemes()`; beside `INT8_STATIC` only `FP32`. Both halves
-                of a factored layer take its scheme, and all places of a layer that is used in several. Layers in code are
-                `CONSTEXPR` beside any scheme, named here or not; no other layer is.
+                of a factored layer take its scheme, and all places of a layer that is used in several. Layers in code
+                are `CONSTEXPR` beside any scheme, named here or not; no other layer is.
 
         Raises:
             ModelError: the model cannot be converted, a layer named in `schemes` has no operator in the file, or one in
