@@ -13,7 +13,7 @@ from typing import Any
 from edgepack.archive import tarxz
 from edgepack.archive.images import INDEX, JpegImage, put_back, take_out
 from edgepack.errors import ModelError, OutputError, ProofError, UsageError
-from edgepack.formats import Format
+from edgepack.model.scheme import Format
 
 FOLDER = "transport"
 SUFFIX = ".tar.xz"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 
-from edgepack.formats import Format
+from edgepack.model.scheme import Format
 
 NAMES: Mapping[Format, str] = {"onnx": "ONNX", "tflite": "TFLite"}
 """What people call the formats."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgepack.backends.onnx.schemes import CONSTEXPR, SCHEMES
 from edgepack.emit.onnx_axes import FLOAT, enter, leave
 from edgepack.emit.onnx_coded import coded_layer, least_opset
 from edgepack.emit.onnx_nbits import nbits
@@ -62,7 +63,8 @@ def to_schemes(
     A layer W X with X of unknown rank stays fp32: its two last axes cannot be exchanged.
 
     Raises:
-        UsageError: a scheme that the model's opset is too old for, or the static scheme without ranges.
+        UsageError: a scheme of no single matrix in ONNX, one that the model's opset is too old for, or the static one
+            without ranges.
         ModelError: `schemes` names a layer that is not there.
     """
     from edgepack.onnxgraph.ranks import note_ranks
@@ -119,6 +121,10 @@ def _unknown_axes(site: Site) -> bool:
 
 
 def _check(scheme: Scheme, opset: int, ranges: Ranges | None) -> None:
+    if scheme not in (*SCHEMES, CONSTEXPR):
+        raise UsageError(
+            f"no single matrix of an ONNX file is in {scheme.key}; there are {', '.join(map(str, SCHEMES))}"
+        )
     if not supports(scheme, opset):
         raise UsageError(
             f"the model has opset {opset}, the scheme {scheme} needs {scheme.min_version}",

@@ -153,7 +153,7 @@ class TfliteEmitter:
 
         Raises:
             ModelError: the quantizer failed, the samples do not fit, or an operator is not there.
-            ValueError: a scheme in `schemes` that cannot stand beside `scheme`.
+            ValueError: `scheme` is none of a TFLite file, or one in `schemes` cannot stand beside it.
         """
         check_mixture(scheme, (schemes or {}).values())
         request = {

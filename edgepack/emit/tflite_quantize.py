@@ -61,7 +61,7 @@ def quantize(
     Raises:
         ModelError: an operator that is not there, no or ill-shaped samples, the quantizer fails, or its
             file does not run.
-        ValueError: a scheme in `schemes` that cannot stand beside `scheme`.
+        ValueError: `scheme` is none of a TFLite file, or one in `schemes` cannot stand beside it.
     """
     check_mixture(scheme, (schemes or {}).values())
     if scheme == INT8_STATIC:
@@ -78,8 +78,10 @@ def check_mixture(scheme: Scheme, others: Iterable[Scheme]) -> None:
     """Refuse what one file cannot hold.
 
     Raises:
-        ValueError: one of `others` cannot stand beside `scheme`.
+        ValueError: `scheme` is none of a TFLite file, or one of `others` cannot stand beside it.
     """
+    if scheme not in SCHEMES:
+        raise ValueError(f"no TFLite file is in {scheme.key}; there are {', '.join(map(str, SCHEMES))}")
     allowed = (FP32,) if scheme == INT8_STATIC else LAYER_SCHEMES
     wrong = sorted(map(str, set(others) - set(allowed)))
     if wrong:

@@ -50,6 +50,7 @@ class _Layer(BaseModel):
     in_features: Side
     rank: Side | None
     break_even_rank: Count
+    weight_parameters: Count
     scheme: Text | None
     reason: Text
     predicted: _Candidate | None

@@ -12,12 +12,13 @@ import pytest
 from conftest import Built
 from e2e_cli import Done, assert_fails, invoke, run
 from e2e_models import points, samples
-from edgepack.formats import FORMS
 
+from edgepack.backends.schemes import SCHEMES
 from edgepack.inference import load
 
 MODELS = ("model.onnx", "model.tflite")
 BASELINES = tuple(f"baseline/{kind}.{fmt}" for kind in ("fp32", "int8") for fmt in ("onnx", "tflite"))
+NAMES = {fmt: {scheme.name for scheme in own} for fmt, own in SCHEMES.items()}
 PROOFS = {"outputs", "two-thin-matmuls", "weight-bytes", "biases"}
 
 
@@ -55,7 +56,7 @@ def test_every_proof_is_there_and_passed(rpi4_pack: Built, name: str) -> None:
     assert set(entry["proofs"]) == PROOFS
     assert all(proof["passed"] for proof in entry["proofs"].values())
     schemes = {layer["scheme"] for layer in entry["layers"]}
-    assert schemes <= set(FORMS[entry["format"]])
+    assert schemes <= NAMES[entry["format"]]
     assert entry["scheme"] == ("mixed" if len(schemes) > 1 else next(iter(schemes)))
 
 
@@ -90,7 +91,7 @@ def test_every_probe_is_kept_with_its_figures(rpi4_pack: Built) -> None:
         losses = [probe["predicted_loss"] for probe in probes]
         assert losses == sorted(losses)
         for probe in probes:
-            assert probe["scheme"] in (*FORMS[fmt], "mixed")
+            assert probe["scheme"] in (*NAMES[fmt], "mixed")
             assert 0 < probe["size_bytes"] <= 1.05 * manifest["files"][f"baseline/fp32.{fmt}"]["size_bytes"]
             assert probe["predicted_latency_s"] > 0
             assert 0 < probe["weight_parameters"] <= dense
@@ -200,7 +201,8 @@ def test_precision(
     assert done.code == 0, done.err
     entry = manifest_of(tmp_path / "out")["files"]["model.onnx"]
     assert entry["scheme"] in (*schemes, "mixed")
-    assert {layer["scheme"] for layer in entry["layers"]} <= set(schemes)  # which is the fastest is for the clock to say
+    # Which is the fastest is for the clock to say.
+    assert {layer["scheme"] for layer in entry["layers"]} <= set(schemes)
     assert entry["proofs"]["weight-bytes"]["detail"].endswith(f"{entry['matrix_parameters'] * width:.0f} bytes")
 
 

@@ -12,6 +12,7 @@ import onnx_ir as ir
 import pytest
 from e2e_cli import assert_fails, invoke
 
+from edgepack.backends.onnx.schemes import INT8_DYNAMIC
 from edgepack.emit.onnx import to_schemes
 from edgepack.factorize import svd
 from edgepack.onnxgraph.files import load, save
@@ -72,7 +73,7 @@ def _factored(model: ir.Model) -> ir.Model:
 
 
 def _dynamic(model: ir.Model) -> ir.Model:
-    return to_schemes(model, "int8-dynamic", ranges=None)
+    return to_schemes(model, INT8_DYNAMIC, ranges=None)
 
 
 @pytest.mark.parametrize("name", ["silero_vad", "silero_vad_op18_ifless"])

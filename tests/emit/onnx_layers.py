@@ -11,8 +11,10 @@ import onnx
 import onnx_ir as ir
 from onnx import TensorProto, helper, numpy_helper
 
+from edgepack.backends.onnx.schemes import INT8_DYNAMIC
 from edgepack.emit.onnx import to_schemes
 from edgepack.inference import load
+from edgepack.model.scheme import Scheme
 from edgepack.onnxgraph.files import save
 from edgepack.onnxgraph.session import session
 from edgepack.onnxgraph.sites import find_sites
@@ -104,10 +106,10 @@ def placed(place: str, *, opset: int = 17, bias: bool = True, dtype: type = np.f
     return made, x.astype(dtype)
 
 
-def activation_codes(x: Array, scheme: str, low_high: tuple[float, float]) -> Array:
+def activation_codes(x: Array, scheme: Scheme, low_high: tuple[float, float]) -> Array:
     """What the scheme's activation grid makes of `x`, in floats."""
     x = x.astype(np.float32)
-    if scheme == "int8-dynamic":
+    if scheme == INT8_DYNAMIC:
         low, high = min(x.min(), np.float32(0)), max(x.max(), np.float32(0))
         scale = np.float32((high - low) / np.float32(255))
         zero = np.clip(np.rint(-low / scale), 0, 255)
@@ -119,7 +121,7 @@ def activation_codes(x: Array, scheme: str, low_high: tuple[float, float]) -> Ar
     return (codes.astype(np.float64) - zero) * scale
 
 
-def expected(place: str, x: Array, scheme: str, *, bias: bool, dtype: type, largest: int = 127) -> Array:
+def expected(place: str, x: Array, scheme: Scheme, *, bias: bool, dtype: type, largest: int = 127) -> Array:
     """The layer's output in exact integer arithmetic."""
     p = PLACES[place]
     codes, scales = quantize_weight(normal(OUT, IN).astype(dtype).astype(np.float32), largest=largest)
@@ -132,7 +134,7 @@ def expected(place: str, x: Array, scheme: str, *, bias: bool, dtype: type, larg
 
 
 def emitted(
-    source: ir.Model, scheme: str, path: Path, *, largest: int = 127, low_high: tuple[float, float] = LOW_HIGH
+    source: ir.Model, scheme: Scheme, path: Path, *, largest: int = 127, low_high: tuple[float, float] = LOW_HIGH
 ) -> Path:
     """Write `source` in a scheme; every layer's input has the same static range."""
     names = [site.layer.name for site in find_sites(source.clone())]

@@ -8,7 +8,6 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from edgepack.formats import WEIGHT_BITS
 from onnx import helper
 from onnx_layers import (
     BOOL,
@@ -30,8 +29,10 @@ from onnx_layers import (
     run,
 )
 
+from edgepack.backends.onnx.schemes import FP32, INT8_DYNAMIC, INT8_STATIC, NBITS4, NBITS4_CORRECTED, NBITS8
 from edgepack.emit.onnx import supports, to_schemes
 from edgepack.errors import ModelError, UsageError
+from edgepack.model.scheme import Scheme
 from edgepack.onnxgraph.contents import read_contents
 from edgepack.onnxgraph.files import save, to_bytes
 from edgepack.onnxgraph.rewrite import with_factors
@@ -39,16 +40,16 @@ from edgepack.onnxgraph.sites import find_sites
 from edgepack.quantize.blocks import block_for, dequantize_blocks, quantize_blocks, unpack
 from edgepack.types import Array, Factors
 
-NBITS = ["nbits8", "nbits4"]
+NBITS = [NBITS8, NBITS4]
 ROUNDED = 0.012
 """Relative to the largest output: inputs are rounded to int8, block by block."""
 RANK = 8
 
 
-def on_grid(weight: Array, scheme: str) -> Array:
+def on_grid(weight: Array, scheme: Scheme) -> Array:
     """The weight that the file stands for."""
     block = block_for(weight.shape[1])
-    return dequantize_blocks(*quantize_blocks(weight, WEIGHT_BITS[scheme], block), weight.shape[1])
+    return dequantize_blocks(*quantize_blocks(weight, scheme.bits, block), weight.shape[1])
 
 
 def in_place(place: str, x: Array, weight: Array, *, bias: bool) -> Array:
@@ -78,35 +79,35 @@ def decoded(product: ir.Node) -> tuple[Array, Array]:
     return codes, dequantize_blocks(codes, s, product.attributes["K"].as_int())
 
 
-@pytest.mark.parametrize("scheme", NBITS)
+@pytest.mark.parametrize("scheme", NBITS, ids=str)
 @pytest.mark.parametrize("opset", [7, 13, 26])
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
 @pytest.mark.parametrize("place", PLACES)
-def test_a_dense_layer(place: str, bias: bool, opset: int, scheme: str, tmp_path: Path) -> None:
+def test_a_dense_layer(place: str, bias: bool, opset: int, scheme: Scheme, tmp_path: Path) -> None:
     source, x = placed(place, opset=max(opset, 11) if place.startswith("gemm") else opset, bias=bias)
     before = to_bytes(source)
     path = emitted(source, scheme, tmp_path / "q.onnx")
     assert to_bytes(source) == before
     (found,) = run(path, x=x)
     assert_close(found, in_place(place, x, on_grid(normal(OUT, IN), scheme), bias=bias), ROUNDED)
-    assert_close(found, fp32(source, x=x)[0], 0.02 if scheme == "nbits8" else 0.15)
+    assert_close(found, fp32(source, x=x)[0], 0.02 if scheme == NBITS8 else 0.15)
     assert kernels(path) == ["MatMulNBits"]
     written = ir.load(path)
     assert written.opset_imports["com.microsoft"] == 1
     assert [v.name for v in (*written.graph.inputs, *written.graph.outputs)] == ["x", "y"]
-    assert read_contents(path).weights == ((OUT, IN, WEIGHT_BITS[scheme]),)
+    assert read_contents(path).weights == ((OUT, IN, scheme.bits),)
 
 
-@pytest.mark.parametrize("scheme", NBITS)
+@pytest.mark.parametrize("scheme", NBITS, ids=str)
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
 @pytest.mark.parametrize("place", PLACES)
-def test_a_pair(place: str, bias: bool, scheme: str, tmp_path: Path) -> None:
+def test_a_pair(place: str, bias: bool, scheme: Scheme, tmp_path: Path) -> None:
     """Two thin products, also in the runtime's own graph."""
     source, x = placed(place, bias=bias)
     pair, factors = thin(source)
     path = emitted(pair, scheme, tmp_path / "q.onnx")
     assert kernels(path) == kernels(path, exact=True) == ["MatMulNBits"] * 2
-    bits = WEIGHT_BITS[scheme]
+    bits = scheme.bits
     for file in (path, path.with_suffix(".opt.onnx")):
         contents = read_contents(file)
         assert contents.weights == ((RANK, OUT, bits), (RANK, IN, bits))
@@ -114,32 +115,32 @@ def test_a_pair(place: str, bias: bool, scheme: str, tmp_path: Path) -> None:
     (found,) = run(path, x=x)
     latent = on_grid(factors.A, scheme) @ on_grid(factors.B, scheme)
     assert_close(found, in_place(place, x, latent, bias=bias), 2 * ROUNDED)
-    assert_close(found, fp32(pair, x=x)[0], 0.03 if scheme == "nbits8" else 0.3)
+    assert_close(found, fp32(pair, x=x)[0], 0.03 if scheme == NBITS8 else 0.3)
 
 
-@pytest.mark.parametrize("scheme", NBITS)
+@pytest.mark.parametrize("scheme", NBITS, ids=str)
 @pytest.mark.parametrize("place", PLACES)
-def test_float16_weights(place: str, scheme: str, tmp_path: Path) -> None:
+def test_float16_weights(place: str, scheme: Scheme, tmp_path: Path) -> None:
     source, x = placed(place, dtype=np.float16)
     path = emitted(source, scheme, tmp_path / "q.onnx")
     (found,) = run(path, x=x)
     assert found.dtype == np.float16
     weight = normal(OUT, IN).astype(np.float16).astype(np.float32)
     assert_close(found, in_place(place, x, on_grid(weight, scheme), bias=True), ROUNDED)
-    assert read_contents(path).weights == ((OUT, IN, WEIGHT_BITS[scheme]),)
+    assert read_contents(path).weights == ((OUT, IN, scheme.bits),)
 
 
-@pytest.mark.parametrize("scheme", NBITS)
+@pytest.mark.parametrize("scheme", NBITS, ids=str)
 @pytest.mark.parametrize("place", ["gemm", "columns-3d", "conv-2d"])
-def test_integers_in_the_file_lie_on_the_grid(place: str, scheme: str, tmp_path: Path) -> None:
+def test_integers_in_the_file_lie_on_the_grid(place: str, scheme: Scheme, tmp_path: Path) -> None:
     source, _ = placed(place)
     (product,) = products(emitted(source, scheme, tmp_path / "q.onnx"))
     codes, weight = decoded(product)
-    wanted, _ = quantize_blocks(normal(OUT, IN), WEIGHT_BITS[scheme])
+    wanted, _ = quantize_blocks(normal(OUT, IN), scheme.bits)
     np.testing.assert_array_equal(codes, wanted)
     np.testing.assert_array_equal(weight, on_grid(normal(OUT, IN), scheme))
     np.testing.assert_allclose(on_grid(weight, scheme), weight, rtol=1e-6)
-    assert int(np.abs(codes.astype(int)).max()) == 2 ** (WEIGHT_BITS[scheme] - 1)
+    assert int(np.abs(codes.astype(int)).max()) == 2 ** (scheme.bits - 1)
     assert product.attributes["accuracy_level"].as_int() == 4
     assert len(product.inputs) == 6
 
@@ -150,14 +151,14 @@ def test_four_bits_are_half_of_eight(tmp_path: Path) -> None:
     for scheme in NBITS:
         (product,) = products(emitted(source, scheme, tmp_path / "q.onnx"))
         held[scheme] = product.inputs[1].const_value.nbytes  # type: ignore[union-attr]
-    assert held == {"nbits8": OUT * IN, "nbits4": OUT * IN // 2}
+    assert held == {NBITS8: OUT * IN, NBITS4: OUT * IN // 2}
 
 
-@pytest.mark.parametrize("scheme", NBITS)
+@pytest.mark.parametrize("scheme", NBITS, ids=str)
 @pytest.mark.parametrize(
     ("inputs", "block", "blocks"), [(1, 16, 1), (8, 16, 1), (17, 32, 1), (33, 32, 2), (100, 32, 4)]
 )
-def test_sides_that_fill_no_block(scheme: str, inputs: int, block: int, blocks: int, tmp_path: Path) -> None:
+def test_sides_that_fill_no_block(scheme: Scheme, inputs: int, block: int, blocks: int, tmp_path: Path) -> None:
     """Padded in the file, and read back without the padding; scales of one block are no bias."""
     source = model(
         [node("MatMul", ["x", "w"], ["y"])],
@@ -167,16 +168,16 @@ def test_sides_that_fill_no_block(scheme: str, inputs: int, block: int, blocks: 
     )
     path = emitted(source, scheme, tmp_path / "q.onnx")
     (product,) = products(path)
-    assert product.inputs[1].const_value.shape == (5, blocks, block * WEIGHT_BITS[scheme] // 8)  # type: ignore[union-attr]
+    assert product.inputs[1].const_value.shape == (5, blocks, block * scheme.bits // 8)  # type: ignore[union-attr]
     contents = read_contents(path)
-    assert contents.weights == ((min(inputs, 5), max(inputs, 5), WEIGHT_BITS[scheme]),)
+    assert contents.weights == ((min(inputs, 5), max(inputs, 5), scheme.bits),)
     assert contents.vectors == ()
     x = normal(3, inputs, seed=5)
     assert_close(run(path, x=x)[0], x @ on_grid(normal(inputs, 5).T, scheme).T, ROUNDED)
 
 
-@pytest.mark.parametrize("scheme", NBITS)
-def test_layers_in_a_branch_and_in_a_function(scheme: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("scheme", NBITS, ids=str)
+def test_layers_in_a_branch_and_in_a_function(scheme: Scheme, tmp_path: Path) -> None:
     branches = {
         f"{kind}_branch": helper.make_graph(
             [node("MatMul", ["x", f"w_{kind}"], [f"y_{kind}"])], kind, [], [info(f"y_{kind}", ["N", OUT])]
@@ -198,10 +199,10 @@ def test_layers_in_a_branch_and_in_a_function(scheme: str, tmp_path: Path) -> No
         domain="local",
     )
     path = emitted(source, scheme, tmp_path / "q.onnx")
-    assert [bits for *_, bits in read_contents(path).weights] == [WEIGHT_BITS[scheme]] * 3
+    assert [bits for *_, bits in read_contents(path).weights] == [scheme.bits] * 3
     for flag in (True, False):
         feed = {"x": normal(3, IN, seed=4), "flag": np.array(flag)}
-        assert_close(run(path, **feed)[0], fp32(source, **feed)[0], 0.03 if scheme == "nbits8" else 0.3)
+        assert_close(run(path, **feed)[0], fp32(source, **feed)[0], 0.03 if scheme == NBITS8 else 0.3)
 
 
 def test_a_weight_in_two_places_is_stored_once(tmp_path: Path) -> None:
@@ -212,7 +213,7 @@ def test_a_weight_in_two_places_is_stored_once(tmp_path: Path) -> None:
         [info("y", ["N", OUT]), info("u", ["N", OUT])],
         {"w": normal(IN, OUT), "b": normal(OUT, seed=1), "c": normal(OUT, seed=2)},
     )  # fmt: skip
-    path = emitted(source, "nbits8", tmp_path / "q.onnx")
+    path = emitted(source, NBITS8, tmp_path / "q.onnx")
     assert read_contents(path).weights == ((OUT, IN, 8),)
     feed = {"x": normal(2, IN, seed=3), "z": normal(2, IN, seed=4)}
     for one, other in zip(run(path, **feed), fp32(source, **feed), strict=True):
@@ -234,9 +235,9 @@ def chain(axes: int = 2) -> ir.Model:
 @pytest.mark.parametrize("axes", [2, 3])
 def test_every_layer_in_its_own_scheme(axes: int, tmp_path: Path) -> None:
     source = chain(axes)
-    own = {"a": "nbits4", "b": "int8-static-qdq", "c": "fp32"}
+    own = {"a": NBITS4, "b": INT8_STATIC, "c": FP32}
     path = tmp_path / "m.onnx"
-    save(to_schemes(source, "int8-dynamic", ranges={"b": LOW_HIGH}, schemes=own), path)
+    save(to_schemes(source, INT8_DYNAMIC, ranges={"b": LOW_HIGH}, schemes=own), path)
     onnx.checker.check_model(str(path), full_check=True)
     assert sorted(bits for *_, bits in read_contents(path).weights) == [4, 8, 8, 32]
     found = kernels(path)
@@ -248,10 +249,10 @@ def test_every_layer_in_its_own_scheme(axes: int, tmp_path: Path) -> None:
     assert_close(run(path, x=x)[0], fp32(source, x=x)[0], 0.25)
 
 
-@pytest.mark.parametrize("scheme", ["fp32", "int8-dynamic", "int8-static-qdq", *NBITS])
-def test_naming_every_layer_is_the_scheme_itself(scheme: str) -> None:
+@pytest.mark.parametrize("scheme", [FP32, INT8_DYNAMIC, INT8_STATIC, *NBITS], ids=str)
+def test_naming_every_layer_is_the_scheme_itself(scheme: Scheme) -> None:
     source, ranges = chain(), dict.fromkeys("abcd", LOW_HIGH)
-    other = "fp32" if scheme != "fp32" else "nbits4"
+    other = FP32 if scheme != FP32 else NBITS4
     named = to_schemes(source, other, ranges=ranges, schemes=dict.fromkeys("abcd", scheme))
     assert to_bytes(named) == to_bytes(to_schemes(source, scheme, ranges=ranges))
     assert to_bytes(to_schemes(source, scheme, ranges=ranges, schemes={"a": scheme})) == to_bytes(
@@ -261,21 +262,21 @@ def test_naming_every_layer_is_the_scheme_itself(scheme: str) -> None:
 
 def test_what_cannot_be_written_is_refused() -> None:
     with pytest.raises(ModelError, match="a scheme was given for 'aa', the model has no such linear layer") as caught:
-        to_schemes(chain(), "fp32", schemes={"aa": "nbits8"})
+        to_schemes(chain(), FP32, schemes={"aa": NBITS8})
     assert caught.value.hint == "did you mean 'a'?"
-    with pytest.raises(UsageError, match="unknown ONNX scheme 'nbits2'"):
-        to_schemes(chain(), "fp32", schemes={"a": "nbits2"})
+    with pytest.raises(UsageError, match="no single matrix of an ONNX file is in onnx:nbits4-residual"):
+        to_schemes(chain(), FP32, schemes={"a": NBITS4_CORRECTED})
     with pytest.raises(UsageError, match="needs calibration data"):
-        to_schemes(chain(), "nbits8", schemes={"a": "int8-static-qdq"})
+        to_schemes(chain(), NBITS8, schemes={"a": INT8_STATIC})
     old, _ = placed("matmul-2d", opset=6)
     with pytest.raises(UsageError, match="the model has opset 6, the scheme nbits4 needs 7"):
-        to_schemes(old, "fp32", schemes={"w": "nbits4"})
-    assert supports("nbits8", 7)
-    assert not supports("nbits4", 6)
+        to_schemes(old, FP32, schemes={"w": NBITS4})
+    assert supports(NBITS8, 7)
+    assert not supports(NBITS4, 6)
 
 
-@pytest.mark.parametrize("scheme", NBITS)
-def test_columns_of_unknown_rank_stay_as_they_are(scheme: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("scheme", NBITS, ids=str)
+def test_columns_of_unknown_rank_stay_as_they_are(scheme: Scheme, tmp_path: Path) -> None:
     source = model(
         [node("Reshape", ["x", "s"], ["r"]), node("MatMul", ["w", "r"], ["y"]), node("MatMul", ["v", "x"], ["z"])],
         [info("x", [IN, 6]), info("s", ["k"], np.int64)],
@@ -285,12 +286,12 @@ def test_columns_of_unknown_rank_stay_as_they_are(scheme: str, tmp_path: Path) -
     source.graph.outputs[0].shape = None
     path = tmp_path / "q.onnx"
     save(to_schemes(source, scheme), path)
-    assert sorted(bits for *_, bits in read_contents(path).weights) == [WEIGHT_BITS[scheme], 32]
+    assert sorted(bits for *_, bits in read_contents(path).weights) == [scheme.bits, 32]
     feed = {"x": normal(IN, 6), "s": np.array([2, IN, 3])}
     np.testing.assert_allclose(run(path, **feed)[0], fp32(source, **feed)[0], atol=1e-4)
 
 
-@pytest.mark.parametrize("scheme", NBITS)
-def test_the_same_model_gives_the_same_bytes(scheme: str) -> None:
+@pytest.mark.parametrize("scheme", NBITS, ids=str)
+def test_the_same_model_gives_the_same_bytes(scheme: Scheme) -> None:
     source, _ = placed("matmul-3d")
     assert to_bytes(to_schemes(source, scheme)) == to_bytes(to_schemes(source, scheme))

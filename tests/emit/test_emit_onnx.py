@@ -29,14 +29,17 @@ from onnx_layers import (
     run,
 )
 
+from edgepack.backends.onnx.schemes import FP32, INT8_DYNAMIC, INT8_STATIC
+from edgepack.backends.tflite.schemes import INT4_DYNAMIC
 from edgepack.emit.onnx import supports, to_schemes
 from edgepack.errors import UsageError
+from edgepack.model.scheme import Scheme
 from edgepack.onnxgraph.contents import read_contents
 from edgepack.onnxgraph.files import to_bytes
 from edgepack.onnxgraph.sites import find_sites
 from edgepack.quantize.grid import quantize_weight
 
-INT8 = ["int8-dynamic", "int8-static-qdq"]
+INT8 = [INT8_DYNAMIC, INT8_STATIC]
 NEWEST = 26
 """The newest opset that the runtime declares support for."""
 
@@ -44,11 +47,11 @@ EXACT = 2e-5
 """Relative to the largest output: float32 rounding of exact integer sums. One wrong code would be 4e-3."""
 
 
-@pytest.mark.parametrize("scheme", INT8)
+@pytest.mark.parametrize("scheme", INT8, ids=str)
 @pytest.mark.parametrize("opset", [11, 13, 17, NEWEST])
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
 @pytest.mark.parametrize("place", PLACES)
-def test_arithmetic_is_exact(place: str, bias: bool, opset: int, scheme: str, tmp_path: Path) -> None:
+def test_arithmetic_is_exact(place: str, bias: bool, opset: int, scheme: Scheme, tmp_path: Path) -> None:
     source, x = placed(place, opset=opset, bias=bias)
     before = to_bytes(source)
     path = emitted(source, scheme, tmp_path / "q.onnx")
@@ -63,9 +66,9 @@ def test_arithmetic_is_exact(place: str, bias: bool, opset: int, scheme: str, tm
     assert [v.name for v in (*written.graph.inputs, *written.graph.outputs)] == ["x", "y"]
 
 
-@pytest.mark.parametrize("scheme", INT8)
+@pytest.mark.parametrize("scheme", INT8, ids=str)
 @pytest.mark.parametrize("place", PLACES)
-def test_float16_weights(place: str, scheme: str, tmp_path: Path) -> None:
+def test_float16_weights(place: str, scheme: Scheme, tmp_path: Path) -> None:
     source, x = placed(place, dtype=np.float16)
     path = emitted(source, scheme, tmp_path / "q.onnx")
     (found,) = run(path, x=x)
@@ -74,8 +77,8 @@ def test_float16_weights(place: str, scheme: str, tmp_path: Path) -> None:
     assert [bits for *_, bits in read_contents(path).weights] == [8]
 
 
-@pytest.mark.parametrize("scheme", INT8)
-def test_nodes_stay_in_order_where_layers_share_inputs_across_places(scheme: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("scheme", INT8, ids=str)
+def test_nodes_stay_in_order_where_layers_share_inputs_across_places(scheme: Scheme, tmp_path: Path) -> None:
     """`w` is used before and after `v` is needed by another layer; the checker insists on topological order."""
     source = model(
         [node("MatMul", ["x", "w"], ["a"]), node("Relu", ["x"], ["v"]), node("MatMul", ["v", "u"], ["c"]),
@@ -90,10 +93,10 @@ def test_nodes_stay_in_order_where_layers_share_inputs_across_places(scheme: str
         assert_close(one, other, 0.04)
 
 
-@pytest.mark.parametrize("scheme", INT8)
+@pytest.mark.parametrize("scheme", INT8, ids=str)
 @pytest.mark.parametrize("largest", [127, 63])
 @pytest.mark.parametrize("place", PLACES)
-def test_integers_in_the_file_are_the_grids(place: str, largest: int, scheme: str, tmp_path: Path) -> None:
+def test_integers_in_the_file_are_the_grids(place: str, largest: int, scheme: Scheme, tmp_path: Path) -> None:
     source, x = placed(place)
     path = emitted(source, scheme, tmp_path / "q.onnx", largest=largest)
     codes, scales = quantize_weight(normal(OUT, IN), largest=largest)
@@ -123,7 +126,7 @@ def test_zero_channels_and_constant_inputs(tmp_path: Path) -> None:
 
 def test_inputs_beyond_the_static_range_saturate(tmp_path: Path) -> None:
     source, x = placed("gemm", bias=False)
-    path = emitted(source, "int8-static-qdq", tmp_path / "q.onnx")
+    path = emitted(source, INT8_STATIC, tmp_path / "q.onnx")
     far = np.where(x > 0, np.float32(1e6), np.float32(-1e6))
     assert_close(run(path, x=far)[0], run(path, x=np.where(x > 0, *LOW_HIGH[::-1]).astype(np.float32))[0], EXACT)
 
@@ -135,14 +138,14 @@ def test_a_bias_too_large_for_int32_stays_a_float(tmp_path: Path) -> None:
         [info("y", ["N", OUT])],
         {"w": normal(IN, OUT) * 1e-6, "b": normal(OUT, seed=1) * 1e6},
     )
-    path = emitted(source, "int8-static-qdq", tmp_path / "q.onnx")
+    path = emitted(source, INT8_STATIC, tmp_path / "q.onnx")
     x = normal(3, IN)
     assert_close(run(path, x=x)[0], fp32(source, x=x)[0], 1e-5)
     assert set(kernels(path)) <= FUSED
 
 
-@pytest.mark.parametrize("scheme", INT8)
-def test_columns_of_unknown_rank_stay_as_they_are(scheme: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("scheme", INT8, ids=str)
+def test_columns_of_unknown_rank_stay_as_they_are(scheme: Scheme, tmp_path: Path) -> None:
     source = model(
         [node("Reshape", ["x", "s"], ["r"]), node("MatMul", ["w", "r"], ["y"]), node("MatMul", ["v", "x"], ["z"])],
         [info("x", [IN, 6]), info("s", ["k"], np.int64)],
@@ -160,8 +163,8 @@ def test_columns_of_unknown_rank_stay_as_they_are(scheme: str, tmp_path: Path) -
     assert sorted(bits for *_, bits in read_contents(path).weights) == [8, 32]
 
 
-@pytest.mark.parametrize("scheme", INT8)
-def test_layers_in_a_branch_and_in_a_function(scheme: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("scheme", INT8, ids=str)
+def test_layers_in_a_branch_and_in_a_function(scheme: Scheme, tmp_path: Path) -> None:
     branches = {
         f"{kind}_branch": helper.make_graph(
             [node("MatMul", ["x", f"w_{kind}"], [f"y_{kind}"])], kind, [], [info(f"y_{kind}", ["N", OUT])]
@@ -196,17 +199,17 @@ def test_layers_without_a_range_stay_fp32(tmp_path: Path) -> None:
         [info("y", ["N", 16])],
         {"w": normal(IN, OUT), "v": normal(OUT, 16)},
     )
-    (tmp_path / "q.onnx").write_bytes(to_bytes(to_schemes(source, "int8-static-qdq", ranges={"v": (-30.0, 30.0)})))
+    (tmp_path / "q.onnx").write_bytes(to_bytes(to_schemes(source, INT8_STATIC, ranges={"v": (-30.0, 30.0)})))
     assert sorted(read_contents(tmp_path / "q.onnx").weights) == [(16, OUT, 8), (OUT, IN, 32)]
 
 
 def test_fp32_is_the_model_itself() -> None:
     source, _ = placed("gemm")
-    assert to_bytes(to_schemes(source, "fp32")) == to_bytes(source)
+    assert to_bytes(to_schemes(source, FP32)) == to_bytes(source)
 
 
-@pytest.mark.parametrize("scheme", INT8)
-def test_the_same_model_gives_the_same_bytes(scheme: str) -> None:
+@pytest.mark.parametrize("scheme", INT8, ids=str)
+def test_the_same_model_gives_the_same_bytes(scheme: Scheme) -> None:
     source, _ = placed("matmul-3d")
     ranges = dict.fromkeys([s.layer.name for s in find_sites(source.clone())], LOW_HIGH)
     assert to_bytes(to_schemes(source, scheme, ranges=ranges)) == to_bytes(to_schemes(source, scheme, ranges=ranges))
@@ -214,14 +217,14 @@ def test_the_same_model_gives_the_same_bytes(scheme: str) -> None:
 
 def test_what_cannot_be_written_is_refused() -> None:
     source, _ = placed("gemm")
-    with pytest.raises(UsageError, match="unknown ONNX scheme 'int4'; there are fp32, int8-dynamic, int8-static-qdq"):
-        to_schemes(source, "int4")
+    with pytest.raises(UsageError, match="in tflite:int4-dynamic-range; there are fp32, int8-dynamic, int8-static-qdq"):
+        to_schemes(source, INT4_DYNAMIC)
     with pytest.raises(UsageError, match="needs calibration data") as caught:
-        to_schemes(source, "int8-static-qdq")
+        to_schemes(source, INT8_STATIC)
     assert "--data" in (caught.value.hint or "")
     old, _ = placed("matmul-2d", opset=10)
     with pytest.raises(UsageError, match="the model has opset 10, the scheme int8-dynamic needs 11"):
-        to_schemes(old, "int8-dynamic")
-    assert supports("int8-static-qdq", 10)
-    assert not supports("int8-dynamic", 10)
-    assert supports("fp32", 7)
+        to_schemes(old, INT8_DYNAMIC)
+    assert supports(INT8_STATIC, 10)
+    assert not supports(INT8_DYNAMIC, 10)
+    assert supports(FP32, 7)

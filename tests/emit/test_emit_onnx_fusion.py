@@ -25,18 +25,20 @@ from onnx_layers import (
     run,
 )
 
+from edgepack.backends.onnx.schemes import INT8_DYNAMIC, INT8_STATIC
+from edgepack.model.scheme import Scheme
 from edgepack.onnxgraph.contents import read_contents
 from edgepack.onnxgraph.rewrite import with_factors
 from edgepack.onnxgraph.sites import find_sites
 from edgepack.types import Factors
 
-INT8 = ["int8-dynamic", "int8-static-qdq"]
+INT8 = [INT8_DYNAMIC, INT8_STATIC]
 
 
-@pytest.mark.parametrize("scheme", INT8)
+@pytest.mark.parametrize("scheme", INT8, ids=str)
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
 @pytest.mark.parametrize("place", PLACES)
-def test_one_integer_kernel_and_no_weight_decoded(place: str, bias: bool, scheme: str, tmp_path: Path) -> None:
+def test_one_integer_kernel_and_no_weight_decoded(place: str, bias: bool, scheme: Scheme, tmp_path: Path) -> None:
     """A DequantizeLinear that stays in front of a float product decodes the whole weight at every run."""
     source, _ = placed(place, bias=bias)
     path = emitted(source, scheme, tmp_path / "q.onnx")
@@ -48,9 +50,9 @@ def test_one_integer_kernel_and_no_weight_decoded(place: str, bias: bool, scheme
         assert found[0] in ({"ConvInteger"} if place.startswith("conv") else FUSED)
 
 
-@pytest.mark.parametrize("scheme", INT8)
+@pytest.mark.parametrize("scheme", INT8, ids=str)
 @pytest.mark.parametrize("place", [place for place in PLACES if not place.endswith("1d") or place.startswith("conv")])
-def test_a_factored_layer_is_two_integer_kernels(place: str, scheme: str, tmp_path: Path) -> None:
+def test_a_factored_layer_is_two_integer_kernels(place: str, scheme: Scheme, tmp_path: Path) -> None:
     source, x = placed(place)
     (site,) = find_sites(source.clone())
     q = np.linalg.qr(normal(OUT, 8, seed=9))[0].astype(np.float32)
@@ -64,9 +66,9 @@ def test_a_factored_layer_is_two_integer_kernels(place: str, scheme: str, tmp_pa
     assert read_contents(path).weights == ((8, OUT, 8), (8, IN, 8))
 
 
-@pytest.mark.parametrize("scheme", INT8)
+@pytest.mark.parametrize("scheme", INT8, ids=str)
 @pytest.mark.parametrize("axes", [2, 3])
-def test_layers_that_share_an_input(scheme: str, axes: int, tmp_path: Path) -> None:
+def test_layers_that_share_an_input(scheme: Scheme, axes: int, tmp_path: Path) -> None:
     """Query, key and value of an attention."""
     lead = ["N", 3][: axes - 1]
     names = ("q", "k", "v")
@@ -87,9 +89,9 @@ def test_layers_that_share_an_input(scheme: str, axes: int, tmp_path: Path) -> N
         assert_close(one, other, 0.02)
 
 
-@pytest.mark.parametrize("scheme", INT8)
+@pytest.mark.parametrize("scheme", INT8, ids=str)
 @pytest.mark.parametrize("axes", [2, 3])
-def test_a_weight_in_two_places_is_stored_once(scheme: str, axes: int, tmp_path: Path) -> None:
+def test_a_weight_in_two_places_is_stored_once(scheme: Scheme, axes: int, tmp_path: Path) -> None:
     """With biases of their own; the runtime's exact mode on x86 needs help with the shared constants."""
     lead = ["N", 3][: axes - 1]
     source = model(
@@ -108,10 +110,10 @@ def test_a_weight_in_two_places_is_stored_once(scheme: str, axes: int, tmp_path:
     assert set(kernels(path)) <= FUSED
 
 
-@pytest.mark.parametrize("scheme", INT8)
+@pytest.mark.parametrize("scheme", INT8, ids=str)
 @pytest.mark.parametrize("axes", [2, 3])
 @pytest.mark.parametrize("what", ["residual", "transpose", "output between", "relu"])
-def test_what_follows_does_not_undo_the_fusion(what: str, axes: int, scheme: str, tmp_path: Path) -> None:
+def test_what_follows_does_not_undo_the_fusion(what: str, axes: int, scheme: Scheme, tmp_path: Path) -> None:
     lead, y = (["N", 3][: axes - 1], "y")
     weights = {"w": normal(IN, OUT), "b": normal(OUT, seed=1)}
     inputs, outputs = [info("x", [*lead, IN])], [info("y", [*lead, OUT])]

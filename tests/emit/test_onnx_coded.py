@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from edgepack.formats import CODED
 from onnx_layers import IN, OUT, PLACES, assert_close, info, model, node, normal, optimized, placed, run
 
+from edgepack.backends.onnx.schemes import CONSTEXPR, FP32
 from edgepack.coded import OPERATORS, Writer, X, evaluate, is_decoded, stored_bytes
 from edgepack.emit.onnx import to_schemes
 from edgepack.errors import ModelError
@@ -99,7 +99,7 @@ def coded_file(place: str, part: Coded, path: Path, *, opset: int = 18, dtype: t
     """Writes the layer of a place in code; gives an input for it."""
     source, x = placed(place, opset=opset, dtype=dtype)
     (site,) = find_sites(source.clone())
-    save(to_schemes(source, "fp32", schemes={site.layer.name: CODED}, weights={site.layer.name: part}), path)
+    save(to_schemes(source, FP32, schemes={site.layer.name: CONSTEXPR}, weights={site.layer.name: part}), path)
     onnx.checker.check_model(str(path), full_check=True)
     return x
 
@@ -148,7 +148,7 @@ def test_a_layer_in_two_places_is_decoded_once(tmp_path: Path) -> None:
     part = blocks()
     (site,) = find_sites(source.clone())
     path = tmp_path / "twice.onnx"
-    save(to_schemes(source, "fp32", schemes={site.layer.name: CODED}, weights={site.layer.name: part}), path)
+    save(to_schemes(source, FP32, schemes={site.layer.name: CONSTEXPR}, weights={site.layer.name: part}), path)
     assert [n.op_type for n in onnx.load(path).graph.node].count("Gather") == 1
     x = normal(5, IN, seed=3)
     a, b = run(path, x=x)

@@ -11,9 +11,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx_layers import kernels
 
+from edgepack.backends.onnx.schemes import INT8_DYNAMIC, INT8_STATIC
 from edgepack.emit.onnx_standard import REST_OP_TYPES, quantize
 from edgepack.errors import ModelError
 from edgepack.inference import load
+from edgepack.model.scheme import Scheme
 from edgepack.types import Array
 
 
@@ -50,8 +52,8 @@ def weights(path: Path) -> dict[tuple[int, ...], str]:
 
 
 @pytest.mark.parametrize("largest", [127, 63])
-@pytest.mark.parametrize("scheme", ["int8-dynamic", "int8-static-qdq"])
-def test_all_weights_in_int8_and_the_same_answers(scheme: str, largest: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("scheme", [INT8_DYNAMIC, INT8_STATIC], ids=str)
+def test_all_weights_in_int8_and_the_same_answers(scheme: Scheme, largest: int, tmp_path: Path) -> None:
     source, out = tmp_path / "fp32.onnx", tmp_path / "int8.onnx"
     made = convnet()
     del made.graph.value_info[:]
@@ -65,8 +67,8 @@ def test_all_weights_in_int8_and_the_same_answers(scheme: str, largest: int, tmp
     assert not {"Gemm", "MatMul"} & set(kernels(out))
 
 
-@pytest.mark.parametrize("scheme", ["int8-dynamic", "int8-static-qdq"])
-def test_only_what_was_asked_for(scheme: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("scheme", [INT8_DYNAMIC, INT8_STATIC], ids=str)
+def test_only_what_was_asked_for(scheme: Scheme, tmp_path: Path) -> None:
     quantize(convnet(), tmp_path / "a.onnx", scheme, FEEDS, op_types=REST_OP_TYPES[scheme])
     assert weights(tmp_path / "a.onnx") == {(8, 3, 3, 3): "int8", (128, 10): "float32"}
     quantize(convnet(), tmp_path / "b.onnx", scheme, FEEDS, exclude=["conv"])
@@ -75,9 +77,9 @@ def test_only_what_was_asked_for(scheme: str, tmp_path: Path) -> None:
 
 def test_a_model_that_it_cannot_treat(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="onnxruntime's int8-static-qdq quantizer cannot treat this model"):
-        quantize(convnet(), tmp_path / "o.onnx", "int8-static-qdq", [{"wrong": FEEDS[0]["x"]}])
+        quantize(convnet(), tmp_path / "o.onnx", INT8_STATIC, [{"wrong": FEEDS[0]["x"]}])
     with pytest.raises(ModelError, match="quantizer cannot treat this model") as caught:
-        quantize(convnet(), tmp_path / "o.onnx", "int8-static-qdq", [])
+        quantize(convnet(), tmp_path / "o.onnx", INT8_STATIC, [])
     assert caught.value.__cause__ is not None
     assert not (tmp_path / "o.onnx").exists()
 
@@ -85,8 +87,8 @@ def test_a_model_that_it_cannot_treat(tmp_path: Path) -> None:
 def test_it_is_quiet_and_leaves_logging_as_it_was(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     root = logging.getLogger()
     level = root.level
-    quantize(convnet(), tmp_path / "o.onnx", "int8-dynamic", [])
+    quantize(convnet(), tmp_path / "o.onnx", INT8_DYNAMIC, [])
     with pytest.raises(ModelError):
-        quantize(convnet(), tmp_path / "o.onnx", "int8-static-qdq", [])
+        quantize(convnet(), tmp_path / "o.onnx", INT8_STATIC, [])
     assert root.level == level
     assert caplog.records == []

@@ -11,6 +11,7 @@ import torch
 from onnx import TensorProto, helper
 from torch import nn
 
+from edgepack.backends.tflite.schemes import INT8_STATIC
 from edgepack.emit import pnnx
 from edgepack.emit.pnnx_source import build_module
 from edgepack.emit.tflite import TfliteEmitter
@@ -72,7 +73,7 @@ def test_magika_becomes_a_tflite_file(emitter: TfliteEmitter, tmp_path: Path) ->
     np.testing.assert_allclose(have, want, atol=1e-5)
     # The int8 kernel of its softmax's division refuses a divisor that rounds to zero.
     samples = {"bytes": np.stack([values] * 4)}
-    assert emitter.quantize(tmp_path / "m.tflite", tmp_path / "s.tflite", "int8-static", samples) == ("DIV",)
+    assert emitter.quantize(tmp_path / "m.tflite", tmp_path / "s.tflite", INT8_STATIC, samples) == ("DIV",)
     (static,) = run(interpreter(tmp_path / "s.tflite"), {"bytes": values})
     assert static.argmax() == want.argmax()
 

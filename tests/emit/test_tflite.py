@@ -10,8 +10,11 @@ import torch
 from tflite_cases import MODELS, Case, error, prepare
 from torch import nn
 
+from edgepack.backends.onnx.schemes import NBITS8
+from edgepack.backends.tflite.schemes import FP32, INT8_DYNAMIC, INT8_STATIC
 from edgepack.emit.tflite import TfliteEmitter
 from edgepack.errors import ModelError
+from edgepack.model.scheme import Scheme
 from edgepack.sources.torch import export_program, save_program
 from edgepack.tflitegraph.contents import weight_bytes
 from edgepack.tflitegraph.linear import linear_ops
@@ -22,11 +25,13 @@ from edgepack.types import Array, Factors, LinearLayer
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 
 # Largest relative root-mean-square error against the torch reference; random weights and normal inputs.
-TOLERANCES = {"fp32": 1e-5, "int8-dynamic-range": 0.03, "int8-static": 0.12}
+TOLERANCES = {FP32: 1e-5, INT8_DYNAMIC: 0.03, INT8_STATIC: 0.12}
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS if name != "normed"])
-def test_every_scheme_of_dense_and_factored_agrees_with_torch(emitter: TfliteEmitter, tmp_path: Path, name: str) -> None:
+def test_every_scheme_of_dense_and_factored_agrees_with_torch(
+    emitter: TfliteEmitter, tmp_path: Path, name: str
+) -> None:
     case = prepare(name, tmp_path)
     loaded = emitter.load_program(case.program)
     assert list(loaded.inputs) == list(case.inputs)
@@ -36,16 +41,16 @@ def test_every_scheme_of_dense_and_factored_agrees_with_torch(emitter: TfliteEmi
         assert missing == ()
         assert list(signature(source)[1]) == list(case.inputs)
         for scheme, tolerance in TOLERANCES.items():
-            path = source if scheme == "fp32" else tmp_path / f"{kind}.{scheme}.tflite"
-            if scheme != "fp32":
-                emitter.quantize(source, path, scheme, case.samples if scheme == "int8-static" else None)
+            path = source if scheme == FP32 else tmp_path / f"{kind}.{scheme}.tflite"
+            if scheme != FP32:
+                emitter.quantize(source, path, scheme, case.samples if scheme == INT8_STATIC else None)
             made = interpreter(path)
             assert {d["dtype"] for d in made.get_input_details() + made.get_output_details()} == {np.float32}
             assert error(run(made, case.inputs), want) < tolerance, (kind, scheme)
             check_weights(path, case, kind, scheme)
 
 
-def check_weights(path: Path, case: Case, kind: str, scheme: str) -> None:
+def check_weights(path: Path, case: Case, kind: str, scheme: Scheme) -> None:
     """Two thin matmuls per factored use and nothing dense; integers on the symmetric per-channel grid; bias intact."""
     found = linear_ops(path)
     shapes = sorted(op.weight.shape for op in found)
@@ -56,14 +61,14 @@ def check_weights(path: Path, case: Case, kind: str, scheme: str) -> None:
         expected += matrices * layer.uses
     assert shapes == sorted(expected)
     for op in found:
-        if scheme == "fp32":
+        if scheme == FP32:
             assert op.weight.dtype == np.float32
             continue
         assert op.weight.dtype == np.int8
         assert op.axis == 0
         assert op.scales.shape == (op.weight.shape[0],)
         assert (np.abs(op.weight).max(axis=1) == 127).all()
-    if kind == "thin" and scheme != "int8-static":
+    if kind == "thin" and scheme != INT8_STATIC:
         written = [op.bias for op in found if op.bias is not None]
         for pair in case.factors.values():
             # Attention's 1/√d is folded into the query's layer: its weights and bias are a multiple of the ones given.
@@ -97,7 +102,7 @@ def test_integers_chosen_before_survive_the_quantizer(emitter: TfliteEmitter, tm
     layer = LinearLayer("layer", site.weight, site.bias, "Gemm")
     emitter.load_program(tmp_path / "m.pt2")
     emitter.emit(tmp_path / "m.tflite", [layer], {"layer": Factors(a, b, site.bias)})
-    emitter.quantize(tmp_path / "m.tflite", tmp_path / "q.tflite", "int8-dynamic-range")
+    emitter.quantize(tmp_path / "m.tflite", tmp_path / "q.tflite", INT8_DYNAMIC)
     first, second = linear_ops(tmp_path / "q.tflite")
     np.testing.assert_array_equal(first.weight, codes[1])
     np.testing.assert_array_equal(second.weight, codes[0])
@@ -141,25 +146,27 @@ def test_bad_requests(emitter: TfliteEmitter, tmp_path: Path) -> None:
     case = prepare("shared", tmp_path)
     emitter.load_program(case.program)
     emitter.emit(tmp_path / "m.tflite")
-    cases: list[tuple[str, dict[str, tuple[int, ...]], str]] = [
-        ("int8-static", {}, "needs calibration samples"),
-        ("int3", {}, "unknown TFLite scheme"),
-        ("int8-static", {"x": (2, 1, 5, 32)}, "the model's inputs are"),
-        ("int8-static", {"tokens": (2, 1, 9), "scale": (2, 1, 2)}, "have shape"),
-        ("int8-static", {"tokens": (0, 1, 5, 32), "scale": (0, 1, 2)}, "above 0 was expected"),
-        ("int8-static", {"tokens": (2, 1, 5, 32), "scale": (3, 1, 2)}, "one number above 0 was expected"),
+    cases: list[tuple[Scheme, dict[str, tuple[int, ...]], str]] = [
+        (INT8_STATIC, {}, "needs calibration samples"),
+        (INT8_STATIC, {"x": (2, 1, 5, 32)}, "the model's inputs are"),
+        (INT8_STATIC, {"tokens": (2, 1, 9), "scale": (2, 1, 2)}, "have shape"),
+        (INT8_STATIC, {"tokens": (0, 1, 5, 32), "scale": (0, 1, 2)}, "above 0 was expected"),
+        (INT8_STATIC, {"tokens": (2, 1, 5, 32), "scale": (3, 1, 2)}, "one number above 0 was expected"),
     ]
     for scheme, shapes, message in cases:
         arrays = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
         with pytest.raises(ModelError, match=message):
             emitter.quantize(tmp_path / "m.tflite", tmp_path / "q.tflite", scheme, arrays)
         assert not (tmp_path / "q.tflite").exists()
+    with pytest.raises(ValueError, match="no TFLite file is in onnx:nbits8; there are fp32, int8-dynamic-range"):
+        emitter.quantize(tmp_path / "m.tflite", tmp_path / "q.tflite", NBITS8)
+    assert not (tmp_path / "q.tflite").exists()
 
 
 def every_scheme(worker: TfliteEmitter, case: Case, folder: Path) -> list[bytes]:
     folder.mkdir()
     worker.emit(folder / "m.tflite", case.layers, case.factors)
-    for scheme in ("int8-dynamic-range", "int8-static"):
+    for scheme in (INT8_DYNAMIC, INT8_STATIC):
         worker.quantize(folder / "m.tflite", folder / f"{scheme}.tflite", scheme, case.samples)
     return [path.read_bytes() for path in sorted(folder.iterdir())]
 

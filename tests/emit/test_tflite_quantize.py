@@ -12,9 +12,13 @@ import torch
 from tflite_cases import error
 from torch import nn
 
+from edgepack.backends.tflite.schemes import FP32, INT8_STATIC
+from edgepack.backends.tflite.schemes import INT4_DYNAMIC as INT4
+from edgepack.backends.tflite.schemes import INT8_DYNAMIC as INT8
 from edgepack.emit.tflite import TfliteEmitter
 from edgepack.emit.tflite_quantize import takes_int4
 from edgepack.errors import ModelError
+from edgepack.model.scheme import Scheme
 from edgepack.sources.torch import export_program, save_program
 from edgepack.tflitegraph.contents import weight_bytes
 from edgepack.tflitegraph.linear import linear_ops
@@ -22,8 +26,6 @@ from edgepack.tfliterun import interpreter, run, signature
 from edgepack.types import Array
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
-
-INT4, INT8 = "int4-dynamic-range", "int8-dynamic-range"
 
 
 class Sizes(nn.Module):
@@ -105,11 +107,11 @@ def test_xnnpack_takes_what_takes_int4_says(
     assert delegated == takes_int4("FULLY_CONNECTED", columns)
 
 
-@pytest.mark.parametrize("scheme", ["fp32", INT8, INT4])
-def test_every_operator_has_its_own_scheme(emitter: TfliteEmitter, mlp: Made, tmp_path: Path, scheme: str) -> None:
-    width = {"fp32": 32, INT8: 8, INT4: 4}
+@pytest.mark.parametrize("scheme", [FP32, INT8, INT4], ids=str)
+def test_every_operator_has_its_own_scheme(emitter: TfliteEmitter, mlp: Made, tmp_path: Path, scheme: Scheme) -> None:
+    width = {FP32: 32, INT8: 8, INT4: 4}
     first, second, third = (op.output for op in linear_ops(mlp.path))
-    for a, b in ((INT4, "fp32"), ("fp32", INT8), (INT8, INT4)):
+    for a, b in ((INT4, FP32), (FP32, INT8), (INT8, INT4)):
         path = tmp_path / "mixed.tflite"
         assert emitter.quantize(mlp.path, path, scheme, schemes={first: a, third: b}) == ()
         assert bits(path) == [width[a], width[scheme], width[b]]
@@ -122,14 +124,14 @@ def test_every_operator_has_its_own_scheme(emitter: TfliteEmitter, mlp: Made, tm
 def test_static_files_can_hold_float_layers_alone(emitter: TfliteEmitter, mlp: Made, tmp_path: Path) -> None:
     names = [op.output for op in linear_ops(mlp.path)]
     samples = {name: np.repeat(value[None], 4, axis=0) for name, value in mlp.inputs.items()}
-    emitter.quantize(mlp.path, tmp_path / "s.tflite", "int8-static", samples, {names[1]: "fp32"})
+    emitter.quantize(mlp.path, tmp_path / "s.tflite", INT8_STATIC, samples, {names[1]: FP32})
     assert bits(tmp_path / "s.tflite") == [8, 32, 8]
     assert error(run(interpreter(tmp_path / "s.tflite"), mlp.inputs), [mlp.want]) < 0.1
     for other in (INT8, INT4):
         with pytest.raises(ValueError, match="int8-static can be fp32, not"):
-            emitter.quantize(mlp.path, tmp_path / "no.tflite", "int8-static", samples, {names[1]: other})
+            emitter.quantize(mlp.path, tmp_path / "no.tflite", INT8_STATIC, samples, {names[1]: other})
     with pytest.raises(ValueError, match="not int8-static"):
-        emitter.quantize(mlp.path, tmp_path / "no.tflite", INT8, schemes={names[1]: "int8-static"})
+        emitter.quantize(mlp.path, tmp_path / "no.tflite", INT8, schemes={names[1]: INT8_STATIC})
     assert not (tmp_path / "no.tflite").exists()
 
 

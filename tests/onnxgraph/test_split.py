@@ -15,9 +15,11 @@ import pytest
 from graph_models import const, info, model, normal, proto
 from onnx import TensorProto, helper
 
+from edgepack.backends.onnx.schemes import FP32, INT8_DYNAMIC, INT8_STATIC
 from edgepack.emit.onnx import to_schemes
 from edgepack.emit.onnx_standard import quantize
 from edgepack.errors import ModelError
+from edgepack.model.scheme import Scheme
 from edgepack.onnxgraph import files
 from edgepack.onnxgraph import split as split_module
 from edgepack.onnxgraph.files import load, save
@@ -30,7 +32,7 @@ from edgepack.types import Array, Factors
 
 D = 32
 X86 = platform.machine() in ("x86_64", "AMD64")
-FORMS = ["fp32", "int8-dynamic", "int8-static-qdq"]
+SCHEMES = [FP32, INT8_DYNAMIC, INT8_STATIC]
 node = helper.make_node
 
 
@@ -141,9 +143,9 @@ def split(source: onnx.ModelProto, folder: Path, layers: Sequence[LayerShape] | 
 
 
 @pytest.mark.parametrize("thin", [True, False], ids=["pairs", "dense"])
-@pytest.mark.parametrize("scheme", FORMS)
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
 @pytest.mark.parametrize("name", MODELS)
-def test_every_scheme_runs_with_the_kernels_of_the_whole(name: str, scheme: str, thin: bool, tmp_path: Path) -> None:
+def test_every_scheme_runs_with_the_kernels_of_the_whole(name: str, scheme: Scheme, thin: bool, tmp_path: Path) -> None:
     make, shape = MODELS[name]
     source = ir.serde.deserialize_model(make())
     factors = every_other_factored(source) if thin else {}
@@ -158,9 +160,9 @@ def test_every_scheme_runs_with_the_kernels_of_the_whole(name: str, scheme: str,
     assert_same_kernels(path, segments)
 
 
-@pytest.mark.parametrize("scheme", FORMS[1:])
+@pytest.mark.parametrize("scheme", SCHEMES[1:], ids=str)
 @pytest.mark.parametrize("name", MODELS)
-def test_the_runtimes_own_quantizer(name: str, scheme: str, tmp_path: Path) -> None:
+def test_the_runtimes_own_quantizer(name: str, scheme: Scheme, tmp_path: Path) -> None:
     make, shape = MODELS[name]
     layers = layers_of(ir.serde.deserialize_model(make()))
     path, feed = tmp_path / "whole.onnx", {"x": normal(*shape, seed=5)}
@@ -173,7 +175,7 @@ def test_the_runtimes_own_quantizer(name: str, scheme: str, tmp_path: Path) -> N
 
 def test_a_layer_holds_its_own_nodes_and_no_others(tmp_path: Path) -> None:
     source = ir.serde.deserialize_model(mlp())
-    save(to_schemes(source, "int8-static-qdq", ranges={f"w{i}": (-4.0, 4.0) for i in (1, 2, 3)}), tmp_path / "m.onnx")
+    save(to_schemes(source, INT8_STATIC, ranges={f"w{i}": (-4.0, 4.0) for i in (1, 2, 3)}), tmp_path / "m.onnx")
     segments = split_onnx(tmp_path / "m.onnx", layers_of(source), tmp_path)
     assert [(s.name, s.layer) for s in segments] == [("w1", True), ("w2", True), ("w3", True)]
     ends = []
@@ -258,7 +260,7 @@ def test_float16_between_float32_products(tmp_path: Path) -> None:
     weights = {"w1": normal(D, D, dtype=np.float16), "w2": normal(D, 8, dtype=np.float16)}
     half = TensorProto.FLOAT16
     source = model(nodes, [info("x", (2, D), half)], [info("y", (2, 8), half)], weights)
-    save(to_schemes(source, "int8-dynamic"), tmp_path / "m.onnx")
+    save(to_schemes(source, INT8_DYNAMIC), tmp_path / "m.onnx")
     segments = split_onnx(tmp_path / "m.onnx", layers_of(source), tmp_path)
     assert [s.name for s in segments if s.layer] == ["w1", "w2"]
     feed = {"x": normal(2, D, dtype=np.float16)}

@@ -15,7 +15,6 @@ from edgepack.pipeline.opened import Opened, open_model
 from edgepack.pipeline.tflite_files import TfliteFiles
 from edgepack.types import Array
 
-INT4, INT8, STATIC = "int4-dynamic-range", "int8-dynamic-range", "int8-static"
 RECIPE = """
 import torch
 from torch import nn

@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 from small_builds import options
 
+from edgepack.backends.onnx.schemes import FP32, INT8_DYNAMIC, INT8_STATIC
 from edgepack.errors import ModelError
 from edgepack.metrics import Drop
+from edgepack.model.scheme import FileScheme, Scheme
 from edgepack.pipeline.attempt import Attempt
 from edgepack.pipeline.baselines import Baseline, make_baseline
 from edgepack.pipeline.prepared import Prepared
@@ -21,7 +23,7 @@ from edgepack.pipeline.task import Task
 from edgepack.plan.cost import CLEARLY, MEASURED, STATED
 from edgepack.types import LayerPlan
 
-FORMS = ("int8-dynamic", "int8-static-qdq")
+INT8 = (INT8_DYNAMIC, INT8_STATIC)
 
 
 def drop(value: float) -> Drop:
@@ -35,10 +37,10 @@ def task(ready: Prepared, tmp_path: Path) -> Task:
 
 def test_a_real_baseline(ready: Prepared, task: Task) -> None:
     made = make_baseline(task, ready.files["onnx"], ready.prices)
-    assert made.scheme in FORMS
+    assert made.scheme in INT8
     assert made.quantizer == "onnxruntime"
     assert made.chosen_by == "emulated cost table"
-    prices = {scheme: ready.prices.dense_latency_s("onnx", scheme) or 0.0 for scheme in FORMS}
+    prices = {scheme: ready.prices.dense_latency_s(scheme) or 0.0 for scheme in INT8}
     assert prices[made.scheme] <= min(prices.values()) / CLEARLY
     assert made.fp32_drop is not None
     assert made.fp32_drop.value == 0
@@ -57,16 +59,16 @@ class Dense:
     def write_dense(self, out: Path) -> None:
         out.write_text("fp32")
 
-    def write_baseline(self, scheme: str, out: Path) -> str:
-        out.write_text(scheme)
+    def write_baseline(self, scheme: Scheme, out: Path) -> str:
+        out.write_text(scheme.name)
         return "a quantizer"
 
 
 class Answers:
     """Drops by scheme; schemes that are missing do not run."""
 
-    def __init__(self, drops: Mapping[str, float]) -> None:
-        self.drops = {"fp32": 0.0, **drops}
+    def __init__(self, drops: Mapping[Scheme, float]) -> None:
+        self.drops = {"fp32": 0.0, **{scheme.name: value for scheme, value in drops.items()}}
         self.guard = SimpleNamespace(answers=self.answers, guarded=True)
 
     def answers(self, path: Path, fmt: str) -> Any:
@@ -79,10 +81,10 @@ class Answers:
 
 
 class Costs:
-    def __init__(self, costs: Mapping[str, float]) -> None:
+    def __init__(self, costs: Mapping[Scheme, float]) -> None:
         self.costs = costs
 
-    def dense_latency_s(self, fmt: str, scheme: str) -> float | None:
+    def dense_latency_s(self, scheme: Scheme) -> float | None:
         return self.costs.get(scheme)
 
     def source_name(self, fmt: str) -> str:
@@ -90,7 +92,7 @@ class Costs:
 
 
 def chosen(
-    task: Task, drops: Mapping[str, float], costs: Mapping[str, float], target: str = "rpi4", limit: float = 0.5
+    task: Task, drops: Mapping[Scheme, float], costs: Mapping[Scheme, float], target: str = "rpi4", limit: float = 0.5
 ) -> Baseline:
     asked = options(Path("m.onnx"), target, data=None, max_drop=limit)
     prover: Any = Answers(drops)
@@ -103,41 +105,41 @@ def chosen(
 @pytest.mark.parametrize(
     ("costs", "scheme", "by"),
     [
-        ({"int8-dynamic": 1.0, "int8-static-qdq": 2.0}, "int8-dynamic", "test table"),
-        ({"int8-dynamic": 2.0, "int8-static-qdq": 1.0}, "int8-static-qdq", "test table"),
-        ({"int8-dynamic": 1.0, "int8-static-qdq": 0.97}, "int8-dynamic", "test table"),
-        ({"int8-dynamic": 1.0}, "int8-dynamic", STATED),
+        ({INT8_DYNAMIC: 1.0, INT8_STATIC: 2.0}, INT8_DYNAMIC, "test table"),
+        ({INT8_DYNAMIC: 2.0, INT8_STATIC: 1.0}, INT8_STATIC, "test table"),
+        ({INT8_DYNAMIC: 1.0, INT8_STATIC: 0.97}, INT8_DYNAMIC, "test table"),
+        ({INT8_DYNAMIC: 1.0}, INT8_DYNAMIC, STATED),
     ],
     ids=["dynamic", "static", "alike", "unknown"],
 )
-def test_the_costs_choose_the_scheme(task: Task, costs: dict[str, float], scheme: str, by: str) -> None:
-    found = chosen(task, dict.fromkeys(FORMS, 0.1), costs)
+def test_the_costs_choose_the_scheme(task: Task, costs: dict[Scheme, float], scheme: Scheme, by: str) -> None:
+    found = chosen(task, dict.fromkeys(INT8, 0.1), costs)
     assert (found.scheme, found.chosen_by) == (scheme, by)
 
 
 def test_a_scheme_that_misses_the_budget_gives_way(task: Task) -> None:
-    costs = {"int8-dynamic": 1.0, "int8-static-qdq": 2.0}
-    found = chosen(task, {"int8-dynamic": 3.0, "int8-static-qdq": 0.1}, costs)
-    assert (found.scheme, found.is_rival) == ("int8-static-qdq", True)
-    neither = chosen(task, {"int8-dynamic": 3.0, "int8-static-qdq": 2.0}, costs)
-    assert (neither.scheme, neither.is_rival) == ("int8-static-qdq", False), "the closer one is shown"
+    costs = {INT8_DYNAMIC: 1.0, INT8_STATIC: 2.0}
+    found = chosen(task, {INT8_DYNAMIC: 3.0, INT8_STATIC: 0.1}, costs)
+    assert (found.scheme, found.is_rival) == (INT8_STATIC, True)
+    neither = chosen(task, {INT8_DYNAMIC: 3.0, INT8_STATIC: 2.0}, costs)
+    assert (neither.scheme, neither.is_rival) == (INT8_STATIC, False), "the closer one is shown"
 
 
 def test_a_scheme_that_does_not_run_is_told(task: Task) -> None:
-    found = chosen(task, {"int8-static-qdq": 0.1}, {})
-    assert found.scheme == "int8-static-qdq"
+    found = chosen(task, {INT8_STATIC: 0.1}, {})
+    assert found.scheme == INT8_STATIC
     assert task.warnings == ["the dense int8-dynamic baseline does not run: no kernel"]
     with pytest.raises(ModelError, match="no dense int8 onnx baseline runs"):
         chosen(task, {}, {})
 
 
-@pytest.mark.parametrize(("ratio", "scheme"), [(0.5, "int8-static-qdq"), (0.97, "int8-dynamic")])
+@pytest.mark.parametrize(("ratio", "scheme"), [(0.5, INT8_STATIC), (0.97, INT8_DYNAMIC)])
 def test_on_this_machine_the_files_are_measured(
-    task: Task, monkeypatch: pytest.MonkeyPatch, ratio: float, scheme: str
+    task: Task, monkeypatch: pytest.MonkeyPatch, ratio: float, scheme: Scheme
 ) -> None:
-    times = {"int8-dynamic": 1.0, "int8-static-qdq": ratio}
+    times = {str(INT8_DYNAMIC): 1.0, str(INT8_STATIC): ratio}
     monkeypatch.setattr(Task, "latencies", lambda self, paths, fmt: {name: times[name] for name in paths})
-    found = chosen(task, dict.fromkeys(FORMS, 0.1), {}, target="host")
+    found = chosen(task, dict.fromkeys(INT8, 0.1), {}, target="host")
     assert (found.scheme, found.chosen_by) == (scheme, MEASURED)
 
 
@@ -159,8 +161,8 @@ def test_the_promise_is_for_what_edgepack_chooses(classifier: Path, changes: dic
 def attempt(folder: Path, size: int, lost: float = 0.0) -> Attempt:
     path = folder / "plan.onnx"
     path.write_bytes(bytes(size))
-    layer = LayerPlan("w1", 4, 4, 1, 1, 0.0, "planned", scheme="fp32")
-    return Attempt("onnx", "fp32", path, (layer,), (), drop(lost))
+    layer = LayerPlan("w1", 4, 4, 1, 1, 0.0, "planned", scheme=FP32)
+    return Attempt("onnx", FileScheme.of(FP32), path, (layer,), (), drop(lost))
 
 
 @pytest.fixture
@@ -182,7 +184,7 @@ def test_a_larger_file_gives_way_to_dense_int8(ready: Prepared, task: Task, riva
     size = rival.int8.stat().st_size
     found = kept(ready, task, rival, attempt(task.work, size + 1))
     assert found.path == rival.int8
-    assert found.scheme == rival.scheme
+    assert found.scheme == FileScheme.of(rival.scheme)
     assert found.sound
     assert [layer.layer for layer in found.layers] == ["w1", "w2", "w3"]
     assert {layer.rank for layer in found.layers} == {None}

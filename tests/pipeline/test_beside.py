@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,12 +15,14 @@ from onnx import TensorProto, helper, numpy_helper
 from small_builds import options
 
 from edgepack import verify
+from edgepack.backends.onnx.schemes import FP32, INT8_DYNAMIC, NBITS4, NBITS4_CORRECTED, NBITS8
 from edgepack.cache import Cache
 from edgepack.calibrate import moments
 from edgepack.errors import InputError, ModelError
 from edgepack.factorize import whitened
 from edgepack.factorize.whitened import shrunk_covariance
 from edgepack.inference import load
+from edgepack.model.scheme import FileScheme, Format, Scheme
 from edgepack.onnxgraph.contents import read_contents
 from edgepack.onnxgraph.rewrite import with_factors
 from edgepack.onnxgraph.split import split_onnx
@@ -41,7 +45,6 @@ from edgepack.segments import LayerShape
 from edgepack.sources.onnx import OnnxSource, open_onnx
 from edgepack.types import Array, Factors, LayerPlan, LinearLayer, Moments
 
-FORM = "nbits4-residual"
 OUT, IN, RANK = 96, 160, 8
 STRONG, DIRECTIONS, SMALL = 60.0, 4, 0.03
 
@@ -86,7 +89,7 @@ def seen() -> Moments:
 
 @pytest.fixture(scope="module")
 def made(source: OnnxSource, seen: Moments) -> Factors:
-    return rounded_beside(source.layers[0], seen, FORM, RANK, seed=0)
+    return rounded_beside(source.layers[0], seen, NBITS4_CORRECTED, RANK, seed=0)
 
 
 def base_of(made: Factors) -> Array:
@@ -140,7 +143,7 @@ def test_the_mean_answer_stays_and_the_seed_decides(source: OnnxSource, seen: Mo
     assert made.bias is not None
     answer = base_of(made) @ seen.mean + made.A @ (made.B @ seen.mean) + made.bias
     np.testing.assert_allclose(answer, layer.weight @ seen.mean + layer.bias, atol=1e-4)
-    again, other = (rounded_beside(layer, seen, FORM, RANK, seed=seed) for seed in (0, 1))
+    again, other = (rounded_beside(layer, seen, NBITS4_CORRECTED, RANK, seed=seed) for seed in (0, 1))
     np.testing.assert_array_equal(base_of(again), base_of(made))
     np.testing.assert_array_equal(again.B, made.B)
     assert not np.array_equal(other.B, made.B)
@@ -148,7 +151,7 @@ def test_the_mean_answer_stays_and_the_seed_decides(source: OnnxSource, seen: Mo
 
 def test_the_file_holds_it_to_the_bit_and_answers_like_it(source: OnnxSource, made: Factors, tmp_path: Path) -> None:
     path, x = tmp_path / "m.onnx", strong_layer()[1][:20]
-    OnnxFiles(source.model, None, largest=127).write({"w": made}, "nbits4", path, {"w": FORM})
+    OnnxFiles(source.model, None, largest=127).write({"w": made}, FileScheme.of(NBITS4), path, {"w": NBITS4_CORRECTED})
     stored = {array.name: numpy_helper.to_array(array) for array in onnx.load(path).graph.initializer}
     for name, bits, weight in (("w.base", 4, base_of(made)), ("w.B", 8, made.B), ("w.A", 8, made.A)):
         held = dequantize_blocks(unpack(stored[f"{name}.int{bits}"], bits), stored[f"{name}.scale"], weight.shape[1])
@@ -161,7 +164,7 @@ def test_the_file_holds_it_to_the_bit_and_answers_like_it(source: OnnxSource, ma
     assert np.linalg.norm(found - dense) < 0.15 * np.linalg.norm(dense)
 
 
-def plan_of(scheme: str = FORM, rank: int | None = RANK) -> tuple[LayerPlan, ...]:
+def plan_of(scheme: Scheme = NBITS4_CORRECTED, rank: int | None = RANK) -> tuple[LayerPlan, ...]:
     return (LayerPlan("w", OUT, IN, rank, 59, 0.0, "", scheme=scheme),)
 
 
@@ -169,30 +172,31 @@ def test_the_proofs_hold_and_can_fail(source: OnnxSource, made: Factors, tmp_pat
     files, path = OnnxFiles(source.model, None, largest=127), tmp_path / "m.onnx"
     files.write_dense(tmp_path / "dense.onnx")
     dense = files.read(tmp_path / "dense.onnx")
-    files.write({"w": made}, "nbits4", path, {"w": FORM})
+    files.write({"w": made}, FileScheme.of(NBITS4), path, {"w": NBITS4_CORRECTED})
     thin = verify.two_thin_matmuls(files.read_optimized(path), plan_of())
     assert (thin.passed, thin.detail) == (True, "2 thin matrices in the runtime's graph")
-    planned = verify.weights_as_planned(files.read(path), dense, plan_of(), "nbits4")
+    planned = verify.weights_as_planned(files.read(path), dense, plan_of(), FileScheme.of(NBITS4))
     elements, size = OUT * IN + RANK * (OUT + IN), OUT * IN // 2 + RANK * (OUT + IN)
     assert (planned.passed, planned.detail) == (
         True,
         f"{elements} matrix elements, {elements} planned, {size} bytes",
     )
     # The same file is no proof of a pair alone: the dense matrix is there.
-    for other in (plan_of("nbits8"), plan_of("nbits4", None)):
-        assert not verify.weights_as_planned(files.read(path), dense, other, "nbits4").passed
-    assert verify.two_thin_matmuls(files.read_optimized(path), plan_of("nbits8")).detail == f"dense again: {OUT}×{IN}"
+    for other in (plan_of(NBITS8), plan_of(NBITS4, None)):
+        assert not verify.weights_as_planned(files.read(path), dense, other, FileScheme.of(NBITS4)).passed
+    assert verify.two_thin_matmuls(files.read_optimized(path), plan_of(NBITS8)).detail == f"dense again: {OUT}×{IN}"
     # And a pair alone is no proof of a matrix with a pair.
-    files.write({"w": Factors(made.A, made.B, made.bias)}, "nbits8", path)
+    files.write({"w": Factors(made.A, made.B, made.bias)}, FileScheme.of(NBITS8), path)
     assert verify.two_thin_matmuls(files.read_optimized(path), plan_of()).detail.strip() == f"missing: {OUT}×{IN}"
     # Nor is one with its halves in 4 bits.
-    files.write({"w": made}, "nbits4", path)
-    assert "in fewer bits" in verify.weights_as_planned(files.read(path), dense, plan_of(), "nbits4").detail
+    files.write({"w": made}, FileScheme.of(NBITS4), path)
+    planned = verify.weights_as_planned(files.read(path), dense, plan_of(), FileScheme.of(NBITS4))
+    assert "in fewer bits" in planned.detail
 
 
 def test_a_reference_of_it_is_exact(source: OnnxSource, made: Factors, tmp_path: Path) -> None:
     x = strong_layer()[1][:5]
-    OnnxFiles(source.model, None, largest=127).write({"w": made}, "fp32", tmp_path / "m.onnx")
+    OnnxFiles(source.model, None, largest=127).write({"w": made}, FileScheme.of(FP32), tmp_path / "m.onnx")
     (found,) = load(tmp_path / "m.onnx", "onnx").run({"x": x})
     whole = base_of(made).astype(np.float64) + made.A.astype(np.float64) @ made.B
     np.testing.assert_allclose(found, x @ whole.T + made.bias, atol=1e-4)
@@ -207,7 +211,7 @@ def test_a_build_in_int4_takes_it_where_neither_alone_will_do(tmp_path: Path) ->
     found = build(chosen, cache=Cache(tmp_path / "cache")).manifest
     entry = found["files"]["model.onnx"]
     (layer,) = entry["layers"]
-    assert (layer["scheme"], layer["rank"]) == (FORM, 8)
+    assert (layer["scheme"], layer["rank"]) == (NBITS4_CORRECTED.name, 8)
     assert layer["lost_energy_share"] == 0.0
     assert layer["reason"].startswith("dense nbits4 + rank 8 nbits8: ")
     assert all(proof["passed"] for proof in entry["proofs"].values())
@@ -239,7 +243,7 @@ def test_two_layers_of_which_one_has_a_pair_beside_it(tmp_path: Path) -> None:
         "b": Factors(q, q.T @ weights["b"].T, None, weights["b"].T - q @ (q.T @ weights["b"].T)),
     }
     path = tmp_path / "m.onnx"
-    files.write(factors, "int8-dynamic", path, {"a": "nbits8", "b": FORM})
+    files.write(factors, FileScheme.of(INT8_DYNAMIC), path, {"a": NBITS8, "b": NBITS4_CORRECTED})
     assert sorted(files.read(path).weights) == sorted([(8, 64, 8)] * 4 + [(64, 64, 4), (64, 64, 8)])
     stored = {array.name for array in onnx.load(path).graph.initializer}
     assert {"b.base.int4", "b.A.int8", "b.B.int8", "a.A.int8", "a.B.int8", "c.int8"} <= stored
@@ -294,40 +298,43 @@ def test_every_kind_of_place(kind: str, made: Factors, tmp_path: Path) -> None:
     whole = base_of(made).astype(np.float64) + made.A.astype(np.float64) @ made.B
     expected = rows @ whole.T + made.bias
     expected = expected if kind == "rows" else expected.T.reshape(out)
-    for scheme, off in ((None, 1e-5), (FORM, 0.1)):
-        files.write({"w": made}, "fp32", tmp_path / "out.onnx", scheme and {"w": scheme})
+    for scheme, off in ((None, 1e-5), (NBITS4_CORRECTED, 0.1)):
+        files.write({"w": made}, FileScheme.of(FP32), tmp_path / "out.onnx", {"w": scheme} if scheme else None)
         (found,) = load(tmp_path / "out.onnx", "onnx").run({"x": feed})
         assert np.linalg.norm(found - expected) < off * np.linalg.norm(expected)
 
 
 def test_points_of_it_are_measured_where_its_parts_are() -> None:
     points = points_for([(96, 160, 4), (10, 512, 4)], ("onnx", "tflite"))
-    assert [p for p in points if p.scheme == FORM] == [Point("onnx", FORM, 96, 160, 8, 4)]
-    assert not [p for p in points_for([(96, 160, 4)], ("tflite",)) if p.scheme == FORM]
-    few = {"onnx": ("fp32", "nbits4"), "tflite": ()}
-    assert not [p for p in points_for([(96, 160, 4)], ("onnx",), few) if p.scheme == FORM]  # type: ignore[arg-type]
+    assert [p for p in points if p.scheme == NBITS4_CORRECTED] == [Point(NBITS4_CORRECTED, 96, 160, 8, 4)]
+    assert not [p for p in points_for([(96, 160, 4)], ("tflite",)) if p.scheme == NBITS4_CORRECTED]
+    few: Mapping[Format, Sequence[Scheme]] = {"onnx": (FP32, NBITS4), "tflite": ()}
+    assert not [p for p in points_for([(96, 160, 4)], ("onnx",), few) if p.scheme == NBITS4_CORRECTED]
 
 
 def test_a_table_of_it_is_kept_and_read(tmp_path: Path) -> None:
     mark = Fingerprint("x86_64", ("2x core",), ("avx2",), ("L1d=32768:8",), {"onnx": "onnxruntime 1.31"})
-    known = Point("onnx", FORM, 96, 160, 8, 4)
+    known = Point(NBITS4_CORRECTED, 96, 160, 8, 4)
     entry = Entry(2e-6, 1e-8, 15)
     table = MeasuredTable(mark, "rpi4", 1, "2026-01-01T00:00:00+00:00", {known: entry}, {"onnx": entry})
     save_measured(table, tmp_path)
     read = known_measured("rpi4", mark, 1, tmp_path)
     assert read is not None
     assert read.entries == {known: entry}
-    for wrong in (replace(known, rank=None), replace(known, format="tflite")):
-        calls = {wrong.format: entry}
-        save_measured(replace(table, target="rpi5", entries={wrong: entry}, calls=calls), tmp_path)
+    path = measured_path("rpi4", mark, 1, tmp_path)
+    good = json.loads(path.read_text())
+    ((fmt, scheme, *sides, rank, batch, seconds, spread_s, rounds),) = good["entries"]
+    assert (fmt, scheme, rank) == ("onnx", "nbits4-residual", 8)
+    for wrong in (("onnx", None), ("tflite", 8)):
+        row = [wrong[0], scheme, *sides, wrong[1], batch, seconds, spread_s, rounds]
+        path.write_text(json.dumps({**good, "entries": [row], "calls": {wrong[0]: good["calls"]["onnx"]}}))
         with pytest.raises(InputError, match="a layer that cannot be"):
-            load_measured(measured_path("rpi5", mark, 1, tmp_path))
-        measured_path("rpi5", mark, 1, tmp_path).unlink()
+            load_measured(path)
 
 
 def test_one_layer_files_hold_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    point = Point("onnx", FORM, 96, 160, 8, 2)
+    point = Point(NBITS4_CORRECTED, 96, 160, 8, 2)
     path = layer_files([point])[point]
     assert sorted(read_contents(path).weights) == [(8, 96, 8), (8, 160, 8), (96, 160, 4)]
     assert sum(a * b for a, b, _ in read_contents(path).weights) == point.weights
@@ -346,11 +353,13 @@ def test_a_rounder_makes_it_once_and_does_without_data(source: OnnxSource, seen:
         def of(self, name: str) -> Moments | None:
             return self.moments
 
-    first, again = (Rounder(Known(seen), "whitened", 0, 127).factors(layer, spectrum, RANK, FORM) for _ in range(2))
-    np.testing.assert_array_equal(base_of(first), base_of(rounded_beside(layer, seen, FORM, RANK, seed=0)))
+    first, again = (
+        Rounder(Known(seen), "whitened", 0, 127).factors(layer, spectrum, RANK, NBITS4_CORRECTED) for _ in range(2)
+    )
+    np.testing.assert_array_equal(base_of(first), base_of(rounded_beside(layer, seen, NBITS4_CORRECTED, RANK, seed=0)))
     np.testing.assert_array_equal(base_of(again), base_of(first))
     np.testing.assert_array_equal(again.A, first.A)
     rounder = Rounder(Known(None), "whitened", 0, 127)
-    blind = rounder.factors(layer, spectrum, RANK, FORM)
+    blind = rounder.factors(layer, spectrum, RANK, NBITS4_CORRECTED)
     np.testing.assert_allclose(base_of(blind) + blind.A @ blind.B, layer.weight, atol=1e-4)
-    assert rounder.draft(layer, spectrum, RANK, "nbits8").base is None
+    assert rounder.draft(layer, spectrum, RANK, NBITS8).base is None

@@ -6,13 +6,15 @@ import json
 from pathlib import Path
 
 import pytest
-from edgepack.formats import FORMATS, FORMS, Format
 from two_layers import ROWS, SIDE, write_model
 from typer.testing import CliRunner
 
+from edgepack.backends.onnx.schemes import FP32
+from edgepack.backends.schemes import SCHEMES
 from edgepack.bench.devices.local import LocalDevice
 from edgepack.cli import app
 from edgepack.errors import ModelError, TargetsError
+from edgepack.model.scheme import FORMATS, Format
 from edgepack.pipeline import calibrating
 from edgepack.pipeline.calibrating import calibrate_target
 from edgepack.pipeline.layer_points import points_for
@@ -40,12 +42,12 @@ def test_the_layers_of_a_model_are_measured_shown_and_kept(folder: Path) -> None
     again = CliRunner().invoke(app, command)
     assert again.exit_code == 0, again.output
     assert f"asked for {len(wanted)} layers, {len(wanted)} are known" in again.stdout
-    for scheme in FORMS["tflite"]:
-        assert scheme in again.stdout
+    for scheme in SCHEMES["tflite"]:
+        assert scheme.name in again.stdout
 
 
 def test_without_a_model_it_is_the_standard_grid(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    few = points_for([(16, 24, 1)], ("onnx",), {"onnx": ("fp32",), "tflite": ()})
+    few = points_for([(16, 24, 1)], ("onnx",), {"onnx": (FP32,), "tflite": ()})
     asked: list[tuple[Format, ...]] = []
 
     def standard(formats: tuple[Format, ...]) -> list[object]:

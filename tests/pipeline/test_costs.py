@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from edgepack.formats import FORMS
 
+from edgepack.backends.onnx.schemes import FP32
+from edgepack.backends.schemes import SCHEMES, scheme_named
 from edgepack.bench.devices.device import Job
 from edgepack.bench.devices.emulated import EmulatedDevice
 from edgepack.cache import Cache
@@ -47,7 +48,7 @@ def test_a_table_is_filled_interrupted_gone_on_with_and_agrees_with_the_shipped_
 
     monkeypatch.setattr(EmulatedDevice, "count", counting_files)
     monkeypatch.setattr(counting, "GROUP_FILES", 16)
-    points = GRID.size * sum(map(len, FORMS.values()))
+    points = GRID.size * sum(map(len, SCHEMES.values()))
     with pytest.raises(KeyboardInterrupt):
         fill_table(target, GRID, stops, held_out=0, cache=Cache(tmp_path))
     assert counted[0] == 16
@@ -68,11 +69,11 @@ def test_a_table_is_filled_interrupted_gone_on_with_and_agrees_with_the_shipped_
     assert (table.core, table.isa, table.caches) == (shipped.core, shipped.isa, shipped.caches)
     assert table.runtimes == shipped.runtimes
     for fmt, schemes in table.costs.items():
-        assert set(schemes) == set(FORMS[fmt])
-        for scheme, costs in schemes.items():
-            if scheme not in shipped.costs[fmt]:
+        assert set(schemes) == {scheme.name for scheme in SCHEMES[fmt]}
+        for name, costs in schemes.items():
+            if name not in shipped.costs[fmt]:
                 continue
-            for index, point in enumerate(GRID.points(fmt, scheme)):
+            for index, point in enumerate(GRID.points(scheme_named(fmt, name))):
                 known = interpolate(shipped, point)
                 assert known is not None
                 assert costs.instructions[index] == pytest.approx(known.instructions, rel=0.02, abs=NOISE_INSTRUCTIONS)
@@ -85,7 +86,7 @@ def test_counts_of_other_caches_are_other_entries(emulator: Path, tmp_path: Path
     assert cluster.L2 is not None
     other = replace(target, clusters=(replace(cluster, L2=replace(cluster.L2, size_bytes=512 << 10)),))
     faster = replace(target, clusters=(replace(cluster, frequency_mhz=1800),))
-    (point,) = [p for p in GRID.points("onnx", "fp32") if (p.out_features, p.in_features, p.rank) == (128, 128, None)]
+    (point,) = [p for p in GRID.points(FP32) if (p.out_features, p.in_features, p.rank) == (128, 128, None)]
     cache = Cache(tmp_path)
 
     def counts_on(chosen: Target) -> dict[Point, counting.Counts]:
@@ -108,7 +109,7 @@ def test_held_out_layers_lie_inside_of_the_grid_and_between_its_points() -> None
     points = held_out_points(STANDARD_GRID, "onnx")
     shapes = {(p.out_features, p.in_features, p.rank, p.batch) for p in points}
     assert len(shapes) == 24
-    assert len(points) == 24 * len(FORMS["onnx"])
+    assert len(points) == 24 * len(SCHEMES["onnx"])
     assert points == held_out_points(STANDARD_GRID, "onnx")
     assert any(rank is None for _, _, rank, _ in shapes)
     assert {batch for _, _, _, batch in shapes} - set(STANDARD_GRID.batches)

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 from small_builds import options
 
+from edgepack.backends.onnx.schemes import FP32
 from edgepack.cache import Cache, file_digest
 from edgepack.errors import BudgetError, UsageError
 from edgepack.metrics import Drop
+from edgepack.model.scheme import FileScheme
 from edgepack.pipeline.build import build
 from edgepack.pipeline.explore import PLANS, Exploration, _on_front, explore
 from edgepack.pipeline.probing import Probe
@@ -68,7 +70,7 @@ def test_the_front_against_all_pairs(found: Exploration) -> None:
 
 
 def made(value: float, latency: float, size: int) -> Probe:
-    return Probe("onnx", "fp32", (), Drop("accuracy", 100.0, 100.0 - value, 0.0, 10), 0.0, latency, size)
+    return Probe("onnx", FileScheme.of(FP32), (), Drop("accuracy", 100.0, 100.0 - value, 0.0, 10), 0.0, latency, size)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edgepack.backends.onnx.schemes import FP32
 from edgepack.pipeline.ladder import STEPS, TIE, Step, make_ladder, nearest
 from edgepack.pipeline.menus import Menu
 from edgepack.pipeline.prepared import Prepared
@@ -21,7 +22,7 @@ SPECTRUM = Spectrum(np.eye(4, dtype=np.float32), np.array([4.0, 3.0, 2.0, 1.0]))
 
 
 def candidate(loss: float, size: int, ram: int, latency: float, rank: int | None = None) -> Candidate:
-    return Candidate("fp32", rank, loss, size, ram, latency)
+    return Candidate(FP32, rank, loss, size, ram, latency)
 
 
 def menus(*layers: Sequence[Candidate]) -> list[Menu]:

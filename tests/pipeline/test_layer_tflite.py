@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from edgepack.formats import FORMS
 from onnx import TensorProto, helper, numpy_helper, save
 
+from edgepack.backends.tflite.schemes import FP32, INT8_STATIC, SCHEMES
 from edgepack.emit.tflite import TfliteEmitter
+from edgepack.model.scheme import Scheme
 from edgepack.pipeline.layer_tflite import write_layer
 from edgepack.sources.onnx import open_onnx
 from edgepack.types import Array, Dense, Factors
@@ -26,7 +27,7 @@ PARTS = {"dense": [Dense(WEIGHT, BIAS)], "pair": [Dense(RIGHT, None), Dense(LEFT
 
 
 @pytest.fixture(scope="module")
-def converted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[tuple[str, str], Path]]:
+def converted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[tuple[str, Scheme], Path]]:
     """Files of the dense layer and of the pair in every scheme, as a build emits them."""
     folder = tmp_path_factory.mktemp("converted")
     x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, [BATCH, s]) for n, s in (("x", COLUMNS), ("y", ROWS)))
@@ -40,12 +41,12 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[tuple[s
     with TfliteEmitter() as emitter:
         emitter.load_onnx(path, {"x": (BATCH, COLUMNS)})
         for kind, factors in (("dense", {}), ("pair", {source.layers[0].name: Factors(LEFT, RIGHT, BIAS)})):
-            files[kind, "fp32"] = folder / f"{kind}.fp32.tflite"
-            assert not emitter.emit(files[kind, "fp32"], source.layers, factors or None)
-            for scheme in FORMS["tflite"][1:]:
+            files[kind, FP32] = folder / f"{kind}.fp32.tflite"
+            assert not emitter.emit(files[kind, FP32], source.layers, factors or None)
+            for scheme in SCHEMES[1:]:
                 files[kind, scheme] = folder / f"{kind}.{scheme}.tflite"
                 emitter.quantize(
-                    files[kind, "fp32"], files[kind, scheme], scheme, samples if scheme == "int8-static" else None
+                    files[kind, FP32], files[kind, scheme], scheme, samples if scheme == INT8_STATIC else None
                 )
         yield files
 
@@ -88,9 +89,9 @@ def answers(path: Path, rows: Array) -> Array:
 
 
 @pytest.mark.parametrize("kind", list(PARTS))
-@pytest.mark.parametrize("scheme", FORMS["tflite"])
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
 def test_a_file_is_what_a_build_emits(
-    kind: str, scheme: str, converted: dict[tuple[str, str], Path], tmp_path: Path
+    kind: str, scheme: Scheme, converted: dict[tuple[str, Scheme], Path], tmp_path: Path
 ) -> None:
     path = tmp_path / "own.tflite"
     write_layer(path, PARTS[kind], scheme, BATCH, INPUTS)
@@ -101,14 +102,14 @@ def test_a_file_is_what_a_build_emits(
         reference = reference @ part.weight.T + (0 if part.bias is None else part.bias)
     own, theirs = answers(path, rows), answers(converted[kind, scheme], rows)
     spread = np.abs(reference).max()
-    limit = 1e-5 if scheme == "fp32" else 0.25 if scheme.startswith("int4") else 0.03
+    limit = 1e-5 if scheme == FP32 else 0.25 if scheme.bits == 4 else 0.03
     assert np.abs(own - reference).max() < limit * spread
     assert np.abs(own - theirs).max() < 2 * limit * spread
 
 
 def test_large_constants_are_aligned(tmp_path: Path) -> None:
     path = tmp_path / "own.tflite"
-    write_layer(path, PARTS["dense"], "fp32", 1, INPUTS)
+    write_layer(path, PARTS["dense"], FP32, 1, INPUTS)
     raw = path.read_bytes()
     assert raw.index(WEIGHT.tobytes()) % 16 == 0
     assert raw.index(BIAS.tobytes()) % 16 == 0

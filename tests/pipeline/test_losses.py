@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from edgepack.formats import FORMS, WEIGHT_BITS
 
+from edgepack.backends.onnx.schemes import FP32, NBITS4, NBITS4_CORRECTED, NBITS8, SCHEMES
 from edgepack.cache import Cache
 from edgepack.executor import Workers, workers
 from edgepack.pipeline import losses as losses_module
@@ -40,7 +40,7 @@ def predicted(ready: Prepared, cache: Cache, crew: Workers, **changes: Any) -> L
     }
     unknown: Any = SimpleNamespace(known=False, curvatures={})
     ranks = asked.pop("ranks", RANKS)
-    return predict_losses(ready.task.layers, ready.task.spectra, unknown, FORMS["onnx"], ranks, **asked)
+    return predict_losses(ready.task.layers, ready.task.spectra, unknown, SCHEMES, ranks, **asked)
 
 
 @pytest.fixture(scope="module")
@@ -56,21 +56,21 @@ def found(ready: Prepared, cache: Cache, crew: Workers) -> Losses:
 def test_every_scheme_dense_and_at_every_rank(found: Losses) -> None:
     assert set(found) == set(RANKS)
     for name, ranks in RANKS.items():
-        assert set(found[name]) == {(scheme, rank) for scheme in FORMS["onnx"] for rank in (None, *ranks)}
+        assert set(found[name]) == {(scheme, rank) for scheme in SCHEMES for rank in (None, *ranks)}
         assert all(np.isfinite(loss) and loss >= 0 for loss in found[name].values())
 
 
 def test_the_order_is_that_of_precision_and_rank(found: Losses) -> None:
     for name, ranks in RANKS.items():
         own = found[name]
-        assert own["fp32", None] == 0
+        assert own[FP32, None] == 0
         for rank in (None, *ranks):
-            assert own["fp32", rank] <= own["nbits8", rank] <= own["nbits4", rank]
-            assert own["nbits4", rank] > 0
-        for scheme in FORMS["onnx"]:
+            assert own[FP32, rank] <= own[NBITS8, rank] <= own[NBITS4, rank]
+            assert own[NBITS4, rank] > 0
+        for scheme in SCHEMES:
             curve = [own[scheme, rank] for rank in ranks]
             assert curve == sorted(curve, reverse=True), f"{name} in {scheme}"
-            assert all(loss > own[scheme, None] for loss in curve if WEIGHT_BITS[scheme] > 4)
+            assert all(loss > own[scheme, None] for loss in curve if scheme.bits > 4)
 
 
 def test_known_losses_are_read_and_not_computed(
@@ -87,8 +87,8 @@ def test_only_the_layers_that_changed_are_computed(ready: Prepared, cache: Cache
     other = predicted(ready, cache, crew, ranks=ranks, progress=progress)
     assert said == [(1, 1)]
     assert other["w1"] == found["w1"]
-    assert other["w2"]["fp32", 64] == found["w2"]["fp32", 64]
-    assert ("fp32", 72) in other["w2"]
+    assert other["w2"][FP32, 64] == found["w2"][FP32, 64]
+    assert (FP32, 72) in other["w2"]
 
 
 @pytest.mark.parametrize("changes", [{"key": "other"}, {"seed": 1}, {"largest": 63}, {"method": "svd"}])
@@ -111,7 +111,7 @@ def test_factors_are_the_layer_in_another_basis(ready: Prepared) -> None:
 
 def test_a_build_offers_them(ready: Prepared) -> None:
     by_name = {menu.layer.name: menu.candidates for menu in ready.menus["onnx"]}
-    assert {one.loss for one in by_name["w1"] if (one.scheme, one.rank) == ("fp32", None)} == {0.0}
+    assert {one.loss for one in by_name["w1"] if (one.scheme, one.rank) == (FP32, None)} == {0.0}
     assert all(one.loss > 0 for one in by_name["w1"] if one.rank is not None)
 
 
@@ -122,6 +122,6 @@ def test_a_pair_beside_the_dense_matrix_is_between_it_and_eight_bits(
     assert other["w3"] == found["w3"]
     for name, rank in (("w1", 8), ("w1", 16), ("w2", 16)):
         own = other[name]
-        assert own["nbits8", None] < own["nbits4-residual", rank] < own["nbits4", None]
-        assert ("nbits4-residual", None) not in own
-    assert other["w1"]["nbits4-residual", 16] < other["w1"]["nbits4-residual", 8]
+        assert own[NBITS8, None] < own[NBITS4_CORRECTED, rank] < own[NBITS4, None]
+        assert (NBITS4_CORRECTED, None) not in own
+    assert other["w1"][NBITS4_CORRECTED, 16] < other["w1"][NBITS4_CORRECTED, 8]

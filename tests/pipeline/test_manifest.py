@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 from small_builds import options
 
+from edgepack.backends.onnx.schemes import FP32, NBITS4
 from edgepack.cache import Cache, file_digest
 from edgepack.metrics import Drop
+from edgepack.model.scheme import FileScheme, Scheme
 from edgepack.pipeline.build import build
 from edgepack.pipeline.manifest import build_record, chosen_by, drop_record
 from edgepack.pipeline.planned_schema import check_planned
@@ -20,13 +22,13 @@ from edgepack.pipeline.probing import Probe
 from edgepack.types import LayerPlan
 
 
-def layer(name: str, rank: int | None, scheme: str) -> LayerPlan:
+def layer(name: str, rank: int | None, scheme: Scheme) -> LayerPlan:
     return LayerPlan(name, 10, 20, rank, 6, 0.0, "a reason", scheme=scheme)
 
 
 def test_a_probe_carries_its_figures(ready: Prepared) -> None:
     drop = Drop("accuracy", 95.0, 94.5, 0.25, 256)
-    mixed = Probe("onnx", "fp32", (layer("a", 3, "fp32"), layer("b", None, "nbits4")), drop, 0.125, 1e-5, 4321)
+    mixed = Probe("onnx", FileScheme.of(FP32), (layer("a", 3, FP32), layer("b", None, NBITS4)), drop, 0.125, 1e-5, 4321)
     record = build_record(ready, [mixed])
     assert record["probes"] == [
         {
@@ -105,6 +107,7 @@ def test_a_real_manifest_is_what_inspect_takes(built: tuple[Path, dict[str, Any]
         else one["rank"] * (one["out_features"] + one["in_features"])
         for one in entry["layers"]
     )
+    assert entry["matrix_parameters"] == sum(one["weight_parameters"] for one in entry["layers"])
 
 
 def test_every_layer_has_its_prediction_and_its_rivals(built: tuple[Path, dict[str, Any]]) -> None:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from edgepack.formats import FORMATS, FORMS
 
+from edgepack.backends.onnx import schemes as onnx
+from edgepack.backends.schemes import FP32, SCHEMES
+from edgepack.backends.tflite import schemes as tflite
 from edgepack.bench.devices.device import Job
 from edgepack.bench.devices.fake import FakeDevice
 from edgepack.bench.devices.local import LocalDevice
 from edgepack.errors import StableDeviceError, TargetsError, TransientDeviceError
+from edgepack.model.scheme import FORMATS, Format, Scheme
 from edgepack.pipeline import measuring
 from edgepack.pipeline.layer_points import points_for, sparse_ranks, standard_points
 from edgepack.pipeline.measuring import QUICK, STANDARD, measure_points
@@ -23,7 +26,10 @@ from edgepack.plan.table import Point
 from edgepack.targets import Target, get_target
 
 SHAPES = [(48, 64, 1), (16, 48, 2)]
-OLD_FORMS = {"onnx": ("fp32", "int8-dynamic"), "tflite": ("fp32", "int8-dynamic-range")}
+OLD_SCHEMES: Mapping[Format, Sequence[Scheme]] = {
+    "onnx": (onnx.FP32, onnx.INT8_DYNAMIC),
+    "tflite": (tflite.FP32, tflite.INT8_DYNAMIC),
+}
 STEADY = {"before_s": [1e-5], "after_s": [1e-5]}
 DRIFTED = {"before_s": [1e-5], "after_s": [1.5e-5]}
 CALL_S = 1e-6
@@ -58,7 +64,7 @@ def device_of(probe: Mapping[str, Any], reply: Callable[[Job], Mapping[str, Any]
     return FakeDevice(probe, reply)
 
 
-POINTS = points_for(SHAPES, FORMATS, OLD_FORMS)  # type: ignore[arg-type]
+POINTS = points_for(SHAPES, FORMATS, OLD_SCHEMES)
 
 
 def measured(device: FakeDevice, target: Target, root: Path, **options: Any) -> MeasuredTable:
@@ -68,7 +74,7 @@ def measured(device: FakeDevice, target: Target, root: Path, **options: Any) -> 
 def test_points_where_the_ranks_are_known() -> None:
     shapes = [(512, 784, 1), (10, 512, 4), (64, 64, 1)]
     points = points_for(shapes, FORMATS, ranks={(512, 784): (48, 200), (10, 512): ()})
-    schemes = sum(len(FORMS[fmt]) for fmt in FORMATS)
+    schemes = sum(len(SCHEMES[fmt]) for fmt in FORMATS)
     assert len(points) == len(set(points)) == (3 + 1 + 1) * schemes
     assert {(p.out_features, p.rank) for p in points} == {(512, None), (512, 48), (512, 200), (10, None), (64, None)}
 
@@ -77,8 +83,8 @@ def test_points_of_a_model_are_dense_and_sparse_ranks_in_all_schemes() -> None:
     points = points_for([(512, 784, 1), (512, 784, 1), (10, 512, 4)], ("tflite",))
     assert {p.rank for p in points if p.out_features == 512} == {None, 8, 16, 32, 64, 128, 256, 304}
     assert {p.rank for p in points if p.out_features == 10} == {None, 8}
-    assert {(p.format, p.scheme) for p in points} == {("tflite", scheme) for scheme in FORMS["tflite"]}
-    assert len(points) == len(set(points)) == (8 + 2) * len(FORMS["tflite"])
+    assert {(p.format, p.scheme) for p in points} == {("tflite", scheme) for scheme in SCHEMES["tflite"]}
+    assert len(points) == len(set(points)) == (8 + 2) * len(SCHEMES["tflite"])
     for rows, columns in ((512, 784), (10, 512), (4, 4), (100, 100)):
         ranks, choices = sparse_ranks(rows, columns), rank_choices(rows, columns)
         assert all(rank % 8 == 0 and rank <= break_even_rank(rows, columns) for rank in ranks)
@@ -138,7 +144,7 @@ def test_nothing_is_measured_twice_unless_it_is_asked_for(
     assert len(device.jobs) == 2 * jobs
     measured(device, target, tmp_path, fresh=True)
     assert len(device.jobs) == 3 * jobs
-    other = [Point("onnx", "fp32", 24, 24, None, 1)]
+    other = [Point(onnx.FP32, 24, 24, None, 1)]
     assert measured(device, target, tmp_path, points=other).entries.keys() == {*POINTS, *other}
     assert device.jobs[-1].more_models == (device.jobs[-1].more_models[0],)
     measured(device, target, tmp_path, threads=2)
@@ -221,7 +227,7 @@ def test_a_group_during_which_the_clock_drifted_is_measured_once_more(
 def test_a_layer_that_the_runtime_refuses_is_found_and_remembered(
     probe: Mapping[str, Any], target: Target, tmp_path: Path
 ) -> None:
-    bad = Point("onnx", "int8-dynamic", 48, 64, 16, 1)
+    bad = Point(onnx.INT8_DYNAMIC, 48, 64, 16, 1)
 
     def refuses(job: Job) -> Mapping[str, Any]:
         if any(Path(path).name == _file_of(bad) for path in job.more_models):
@@ -277,7 +283,7 @@ def test_another_cpu_than_the_targets_is_refused(probe: Mapping[str, Any], tmp_p
 
 def test_layers_are_measured_on_this_machine(target: Target, tmp_path: Path) -> None:
     shapes = [(2048, 2048, 1), (64, 64, 1)]
-    schemes = {fmt: (FORMS[fmt][0], FORMS[fmt][-1]) for fmt in FORMATS}
+    schemes: dict[Format, tuple[Scheme, Scheme]] = {fmt: (SCHEMES[fmt][0], SCHEMES[fmt][-1]) for fmt in FORMATS}
     points = [p for p in points_for(shapes, FORMATS, schemes) if p.rank in (None, 8)]
     table = measure_points(LocalDevice(), target, points, turns=QUICK, root=tmp_path)
     assert table.refused == {}
@@ -285,7 +291,7 @@ def test_layers_are_measured_on_this_machine(target: Target, tmp_path: Path) -> 
     assert known_measured("host", table.fingerprint, 1, tmp_path) == table
     for fmt in FORMATS:
         large, small, pair = (
-            table.entries[Point(fmt, "fp32", s, s, r, 1)].seconds for s, r in ((2048, None), (64, None), (2048, 8))
+            table.entries[Point(FP32[fmt], s, s, r, 1)].seconds for s, r in ((2048, None), (64, None), (2048, 8))
         )
         assert large > 10 * small
         assert large > 3 * pair
@@ -294,6 +300,6 @@ def test_layers_are_measured_on_this_machine(target: Target, tmp_path: Path) -> 
 
 def test_the_standard_points_are_the_grid_in_all_schemes() -> None:
     points = standard_points(("onnx",))
-    grid = {p for scheme in FORMS["onnx"] for p in grid_points(STANDARD_GRID, "onnx", scheme)}
+    grid = {p for scheme in onnx.SCHEMES for p in grid_points(STANDARD_GRID, scheme)}
     assert set(points) == grid
     assert len(points) == len(grid)

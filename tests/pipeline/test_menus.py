@@ -1,4 +1,4 @@
-"""What a layer could become: schemes by precision, ranks by request, and only what the source of costs has prices for."""
+"""What a layer could become: schemes by precision, ranks by request, and only what the source of costs can price."""
 
 from __future__ import annotations
 
@@ -8,21 +8,23 @@ from typing import Any
 
 import numpy as np
 import pytest
-from edgepack.formats import FORMS, RESIDUAL_FORMS, WEIGHT_BITS, Format
-from edgepack.plan.resident import resident_bytes
 
+from edgepack.backends.onnx import schemes as onnx
+from edgepack.backends.schemes import SCHEMES
+from edgepack.backends.tflite import schemes as tflite
 from edgepack.errors import UsageError
+from edgepack.model.scheme import Format, Scheme
 from edgepack.pipeline.menus import UNGUARDED_LOST_SHARE, Menu, make_menus, ranks_of, residuals_of
 from edgepack.pipeline.options import BuildOptions
 from edgepack.pipeline.pricing import Prices, Uses
 from edgepack.plan.candidates import break_even_rank, rank_choices
 from edgepack.plan.cost import Price
-from edgepack.plan.sizes import size_bytes
+from edgepack.plan.sizes import resident_bytes, size_bytes
 from edgepack.plan.table import Point
 from edgepack.targets import get_target
 from edgepack.types import Candidate, LinearLayer
 
-TFLITE_LAYER_FORMS = ("fp32", "int8-dynamic-range", "int4-dynamic-range")
+TFLITE_LAYER_SCHEMES = (tflite.FP32, tflite.INT8_DYNAMIC, tflite.INT4_DYNAMIC)
 
 
 def layer(name: str = "fc", out: int = 96, inn: int = 64, op: str = "Gemm") -> LinearLayer:
@@ -34,7 +36,7 @@ class Source:
 
     name = "test table"
 
-    def __init__(self, lacks: Collection[str]) -> None:
+    def __init__(self, lacks: Collection[Scheme]) -> None:
         self.lacks = lacks
 
     def prices(self, points: Sequence[Point]) -> list[Price | None]:
@@ -47,23 +49,23 @@ class Source:
 def menus(
     *layers: LinearLayer,
     fmt: Format = "onnx",
-    lacks: Collection[str] = (),
+    lacks: Collection[Scheme] = (),
     unseen: Collection[str] = (),
     guarded: bool = True,
-    losses: dict[tuple[str, int | None], float] | None = None,
+    losses: dict[tuple[Scheme, int | None], float] | None = None,
     residual: bool = False,
     **asked: Any,
 ) -> tuple[Menu, ...]:
     chosen = BuildOptions("m.onnx", get_target("rpi4"), formats=(fmt,), **asked)
     ranks = ranks_of(layers, chosen, unseen)
-    schemes = FORMS["onnx"] if fmt == "onnx" else TFLITE_LAYER_FORMS
-    both = tuple(RESIDUAL_FORMS) if fmt == "onnx" and residual else ()
+    schemes = onnx.SCHEMES if fmt == "onnx" else TFLITE_LAYER_SCHEMES
+    both = onnx.CORRECTED if fmt == "onnx" and residual else ()
     files: Any = SimpleNamespace(fmt=fmt, layer_schemes=lambda: schemes, corrected_schemes=lambda: both)
     beside = residuals_of(layers, chosen, unseen)
-    own: dict[str, dict[tuple[str, int | None], float]] = {}
+    own: dict[str, dict[tuple[Scheme, int | None], float]] = {}
     for one in layers:
         offered = (None, *ranks[one.name][0])
-        own[one.name] = losses or {(f, r): 1e-3 * (1 + (r or 0)) for f in FORMS[fmt] for r in offered}
+        own[one.name] = losses or {(f, r): 1e-3 * (1 + (r or 0)) for f in SCHEMES[fmt] for r in offered}
         own[one.name] |= {(f, r): 1e-4 for f in both for r in beside[one.name]}
     uses = {one.name: Uses(1, 1) for one in layers}
     sides = {one.name: (one.out_features, one.in_features) for one in layers}
@@ -71,7 +73,7 @@ def menus(
     return make_menus(files, layers, ranks, own, prices, chosen, unseen, residual=beside, guarded=guarded)
 
 
-def schemes_of(menu: Menu) -> set[str]:
+def schemes_of(menu: Menu) -> set[Scheme]:
     return {one.scheme for one in menu.candidates}
 
 
@@ -80,16 +82,16 @@ def ranks_in(menu: Menu) -> set[int | None]:
 
 
 @pytest.mark.parametrize(
-    ("precision", "onnx", "tflite"),
+    ("precision", "in_onnx", "in_tflite"),
     [
-        ("auto", set(FORMS["onnx"]), set(TFLITE_LAYER_FORMS)),
-        ("fp32", {"fp32"}, {"fp32"}),
-        ("int8", {"int8-dynamic", "int8-static-qdq", "nbits8"}, {"int8-dynamic-range"}),
-        ("int4", {"nbits4"}, {"int4-dynamic-range"}),
+        ("auto", set(onnx.SCHEMES), set(TFLITE_LAYER_SCHEMES)),
+        ("fp32", {onnx.FP32}, {tflite.FP32}),
+        ("int8", {onnx.INT8_DYNAMIC, onnx.INT8_STATIC, onnx.NBITS8}, {tflite.INT8_DYNAMIC}),
+        ("int4", {onnx.NBITS4}, {tflite.INT4_DYNAMIC}),
     ],
 )
-def test_schemes_by_precision(precision: str, onnx: set[str], tflite: set[str]) -> None:
-    for fmt, expected in (("onnx", onnx), ("tflite", tflite)):
+def test_schemes_by_precision(precision: str, in_onnx: set[Scheme], in_tflite: set[Scheme]) -> None:
+    for fmt, expected in (("onnx", in_onnx), ("tflite", in_tflite)):
         (menu,) = menus(layer(), fmt=fmt, precision=precision)  # type: ignore[arg-type]
         assert schemes_of(menu) == expected
         assert ranks_in(menu) == {None, 8, 16, 24}
@@ -99,10 +101,10 @@ def test_schemes_by_precision(precision: str, onnx: set[str], tflite: set[str]) 
 def test_a_candidate_carries_the_figures_of_its_place() -> None:
     (menu,) = menus(layer())
     for one in menu.candidates:
-        size = size_bytes("onnx", one.scheme, 96, 64, one.rank, bias=True)
+        size = size_bytes(one.scheme, 96, 64, one.rank, bias=True)
         weights = 96 * 64 if one.rank is None else one.rank * 160
         loss = 1e-3 * (1 + (one.rank or 0))
-        ram = resident_bytes("onnx", one.scheme, size)
+        ram = resident_bytes(one.scheme, size)
         assert one == Candidate(one.scheme, one.rank, loss, size, ram, pytest.approx(weights * 1e-9), "test table")
 
 
@@ -123,7 +125,7 @@ def test_a_fixed_rank_or_share_is_the_only_one(rank: int | float, expected: int)
     """96x64 has 6144 weights, a pair 160 per rank."""
     (menu,) = menus(layer(), rank=rank)
     assert ranks_in(menu) == {expected}
-    assert schemes_of(menu) == set(FORMS["onnx"])
+    assert schemes_of(menu) == set(onnx.SCHEMES)
 
 
 @pytest.mark.parametrize(
@@ -141,21 +143,21 @@ def test_layers_that_the_data_never_reach_stay_dense_and_are_never_static() -> N
     seen, unseen = menus(layer("seen"), layer("unseen"), unseen=["unseen"])
     assert None in ranks_in(seen)
     assert len(ranks_in(seen)) > 1
-    assert "int8-static-qdq" in schemes_of(seen)
+    assert onnx.INT8_STATIC in schemes_of(seen)
     assert ranks_in(unseen) == {None}
-    assert schemes_of(unseen) == set(FORMS["onnx"]) - {"int8-static-qdq"}
+    assert schemes_of(unseen) == set(onnx.SCHEMES) - {onnx.INT8_STATIC}
     assert unseen.why_dense == "the data never reach it"
 
 
 def test_an_unseen_layer_is_factored_where_the_user_says_the_rank() -> None:
     (menu,) = menus(layer(), unseen=["fc"], rank=8)
     assert ranks_in(menu) == {8}
-    assert "int8-static-qdq" not in schemes_of(menu)
+    assert onnx.INT8_STATIC not in schemes_of(menu)
 
 
-LOSSES: dict[tuple[str, int | None], float] = {
-    (scheme, rank): (0.0 if rank is None else {8: 0.5, 16: 0.02, 24: 0.009}[rank]) + (0.02 if bits == 4 else 0.0)
-    for scheme, bits in WEIGHT_BITS.items()
+LOSSES: dict[tuple[Scheme, int | None], float] = {
+    (scheme, rank): (0.0 if rank is None else {8: 0.5, 16: 0.02, 24: 0.009}[rank]) + (0.02 if scheme.bits == 4 else 0.0)
+    for scheme in onnx.SCHEMES
     for rank in (None, 8, 16, 24)
 }
 
@@ -163,7 +165,7 @@ LOSSES: dict[tuple[str, int | None], float] = {
 def test_without_a_guard_a_layer_loses_at_most_a_hundredth() -> None:
     (menu,) = menus(layer(), guarded=False, losses=LOSSES)
     assert {(one.scheme, one.rank) for one in menu.candidates} == {
-        (scheme, rank) for scheme in FORMS["onnx"] if WEIGHT_BITS[scheme] > 4 for rank in (None, 24)
+        (scheme, rank) for scheme in onnx.SCHEMES if scheme.bits > 4 for rank in (None, 24)
     }
     assert max(one.loss for one in menu.candidates) <= UNGUARDED_LOST_SHARE
 
@@ -172,7 +174,7 @@ def test_without_a_guard_what_was_asked_for_is_done_as_well_as_it_can_be() -> No
     (fixed,) = menus(layer(), guarded=False, losses=LOSSES, rank=8)
     assert ranks_in(fixed) == {8}
     (int4,) = menus(layer(), guarded=False, losses=LOSSES, precision="int4")
-    assert [(one.scheme, one.rank, one.loss) for one in int4.candidates] == [("nbits4", None, 0.02)]
+    assert [(one.scheme, one.rank, one.loss) for one in int4.candidates] == [(onnx.NBITS4, None, 0.02)]
 
 
 @pytest.mark.parametrize(
@@ -182,32 +184,32 @@ def test_without_a_guard_what_was_asked_for_is_done_as_well_as_it_can_be() -> No
 )
 def test_tflite_int4_only_where_it_has_a_kernel(one: LinearLayer, ranks: set[int | None]) -> None:
     (menu,) = menus(one, fmt="tflite")
-    assert {c.rank for c in menu.candidates if c.scheme == "int4-dynamic-range"} == ranks
-    assert schemes_of(menu) >= {"fp32", "int8-dynamic-range"}
+    assert {c.rank for c in menu.candidates if c.scheme == tflite.INT4_DYNAMIC} == ranks
+    assert schemes_of(menu) >= {tflite.FP32, tflite.INT8_DYNAMIC}
 
 
 @pytest.mark.parametrize("one", [layer(inn=63), layer(op="Conv")], ids=["odd", "convolution"])
 def test_int4_that_has_no_kernel_leaves_the_layer_in_int8(one: LinearLayer) -> None:
     """The runtime would unpack four bits at every inference."""
     other, odd = menus(layer("even"), one, fmt="tflite", precision="int4")
-    assert schemes_of(other) == {"int4-dynamic-range"}
-    assert schemes_of(odd) == {"int8-dynamic-range"}
+    assert schemes_of(other) == {tflite.INT4_DYNAMIC}
+    assert schemes_of(odd) == {tflite.INT8_DYNAMIC}
 
 
 def test_an_odd_rank_asked_for_in_int4() -> None:
     (menu,) = menus(layer(), fmt="tflite", precision="int4", rank=7)
     assert ranks_in(menu) == {7}
-    assert schemes_of(menu) == {"int8-dynamic-range"}
+    assert schemes_of(menu) == {tflite.INT8_DYNAMIC}
 
 
 def test_schemes_without_a_price_are_absent() -> None:
-    (menu,) = menus(layer(), lacks=["nbits8", "nbits4"])
-    assert schemes_of(menu) == {"fp32", "int8-dynamic", "int8-static-qdq"}
+    (menu,) = menus(layer(), lacks=[onnx.NBITS8, onnx.NBITS4])
+    assert schemes_of(menu) == {onnx.FP32, onnx.INT8_DYNAMIC, onnx.INT8_STATIC}
 
 
 def test_a_precision_without_any_price_is_refused() -> None:
     with pytest.raises(UsageError, match=r"int4.*test table"):
-        menus(layer(), lacks=["nbits4"], precision="int4")
+        menus(layer(), lacks=[onnx.NBITS4], precision="int4")
 
 
 def test_every_layer_gets_a_menu_in_order() -> None:
@@ -225,7 +227,7 @@ def test_every_layer_gets_a_menu_in_order() -> None:
         ({"precision": "fp32"}, set()),
         ({"rank": 16}, set()),
         ({"unseen": ["fc"]}, set()),
-        ({"lacks": ["nbits8", "nbits4-residual"]}, set()),
+        ({"lacks": [onnx.NBITS8, onnx.NBITS4_CORRECTED]}, set()),
         ({"fmt": "tflite"}, set()),
     ],
     ids=str,
@@ -233,16 +235,16 @@ def test_every_layer_gets_a_menu_in_order() -> None:
 def test_a_pair_beside_the_dense_matrix(asked: dict[str, Any], ranks: set[int]) -> None:
     """Where 4 bits are allowed and nobody says which rank; a source that lacks one half of it has no price."""
     (menu,) = menus(layer(out=512, inn=384), residual=True, **asked)
-    found = [one for one in menu.candidates if one.scheme in RESIDUAL_FORMS]
+    found = [one for one in menu.candidates if one.scheme in onnx.CORRECTED]
     assert {one.rank for one in found} == ranks
     for one in found:
-        assert one.size_bytes == size_bytes("onnx", one.scheme, 512, 384, one.rank, bias=True)
+        assert one.size_bytes == size_bytes(one.scheme, 512, 384, one.rank, bias=True)
         assert one.latency_s == pytest.approx((512 * 384 + (one.rank or 0) * (512 + 384)) * 1e-9)
 
 
 def test_no_pair_beside_a_small_layer() -> None:
     """The pair would take half of what 4 bits save, or more."""
     (menu,) = menus(layer(out=10, inn=512), residual=True)
-    assert not schemes_of(menu) & set(RESIDUAL_FORMS)
+    assert not schemes_of(menu) & set(onnx.CORRECTED)
     (menu,) = menus(layer(out=64, inn=64), residual=True)
-    assert {one.rank for one in menu.candidates if one.scheme in RESIDUAL_FORMS} == {8}
+    assert {one.rank for one in menu.candidates if one.scheme in onnx.CORRECTED} == {8}

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from edgepack.formats import CODED
 from small_builds import options
 
 from edgepack.archive.archive import unpack_file
@@ -17,6 +16,7 @@ from edgepack.coded import is_decoded
 from edgepack.errors import UsageError
 from edgepack.factorize import FACTORIZERS, compress
 from edgepack.factorize.methods import AUTO, METHODS, PATENTS
+from edgepack.model.scheme import CONSTEXPR
 from edgepack.pipeline.alternatives import saves
 from edgepack.pipeline.build import build
 from edgepack.pipeline.guarding import choose_methods, load_data
@@ -54,9 +54,9 @@ def test_a_pack_by_every_method(name: str, classifier: Path, cache: Path, tmp_pa
         assert {proof["passed"] for proof in entry["proofs"].values()} == {True}, entry["proofs"]
         first = entry["layers"][0]
         assert first["alternative"]["method"] == name
-        assert (first["scheme"] == CODED) == (name in DIRECT | DECODED)
+        assert (first["scheme"] == CONSTEXPR) == (name in DIRECT | DECODED)
         assert (first["rank"] is not None) == (name in PAIRS)
-        if first["scheme"] == CODED:
+        if first["scheme"] == CONSTEXPR:
             assert entry["size_bytes"] < 0.5 * record["files"][f"baseline/int8.{fmt}"]["size_bytes"]
         (unpacked,) = unpack_file(tmp_path / "pack" / "transport" / f"model.{fmt}.tar.xz", tmp_path / fmt)
         assert unpacked.path.read_bytes() == (tmp_path / "pack" / f"model.{fmt}").read_bytes()

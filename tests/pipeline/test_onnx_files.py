@@ -9,12 +9,22 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from edgepack.formats import FORMS
 from onnx import helper, numpy_helper
 
+from edgepack.backends.onnx.schemes import (
+    FP32,
+    INT8_DYNAMIC,
+    INT8_STATIC,
+    NBITS4,
+    NBITS8,
+    SCHEMES,
+    TABLES4,
+    WEIGHTS8,
+)
 from edgepack.data import Samples
 from edgepack.errors import ModelError
 from edgepack.inference import load
+from edgepack.model.scheme import FileScheme, Scheme
 from edgepack.onnxgraph.session import session
 from edgepack.onnxgraph.sites import find_sites
 from edgepack.pipeline.files import ModelFiles
@@ -89,38 +99,43 @@ def test_both_halves_take_the_layers_scheme(tmp_path: Path) -> None:
     x = normal(40, 20, seed=3)
     made, path = files(mlp(), x), tmp_path / "m.onnx"
     pairs = factors(made.model, "fc1", "fc2")
-    made.write(pairs, "int8-static-qdq", path, {"fc1": "nbits4", "fc3": "fp32"})
+    made.write(pairs, FileScheme.of(INT8_STATIC), path, {"fc1": NBITS4, "fc3": FP32})
     wanted = [(RANK, 20, 4), (RANK, 24, 4), (RANK, 24, 8), (RANK, 28, 8), (10, 28, 32)]
     assert sorted(made.read(path).weights) == sorted(wanted)
     assert sorted(made.read_optimized(path).weights) == sorted(wanted)
-    made.write(pairs, "fp32", tmp_path / "float.onnx")
+    made.write(pairs, FileScheme.of(FP32), tmp_path / "float.onnx")
     one, other = (load(p, "onnx").run({"x": x})[0] for p in (path, tmp_path / "float.onnx"))
     assert np.linalg.norm(one - other) < 0.25 * np.linalg.norm(other)
     assert np.linalg.norm(one - other) > 1e-3 * np.linalg.norm(other)
 
 
-@pytest.mark.parametrize("scheme", FORMS["onnx"])
-def test_a_static_layer_in_a_file_of_any_scheme_gets_its_range(scheme: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+def test_a_static_layer_in_a_file_of_any_scheme_gets_its_range(scheme: Scheme, tmp_path: Path) -> None:
     made, path = files(mlp(), normal(40, 20, seed=3)), tmp_path / "m.onnx"
-    made.write(factors(made.model, "fc2"), scheme, path, {"fc2": "int8-static-qdq"})
+    made.write(factors(made.model, "fc2"), FileScheme.of(scheme), path, {"fc2": INT8_STATIC})
     bits = bits_by_sides(made, path)
     assert (bits[RANK, 24], bits[RANK, 28]) == (8, 8)
     quantized = [n for n in ir.load(path).graph if n.op_type == "QuantizeLinear"]
-    assert len(quantized) == (4 if scheme == "int8-static-qdq" else 2)
+    assert len(quantized) == (4 if scheme == INT8_STATIC else 2)
 
 
-def test_no_schemes_and_empty_forms_are_the_same_file(tmp_path: Path) -> None:
+def test_no_schemes_and_empty_schemes_are_the_same_file(tmp_path: Path) -> None:
     made = files(mlp())
-    made.write(factors(made.model, "fc1"), "nbits8", tmp_path / "a.onnx")
-    made.write(factors(made.model, "fc1"), "nbits8", tmp_path / "b.onnx", {})
-    made.write(factors(made.model, "fc1"), "fp32", tmp_path / "c.onnx", dict.fromkeys(("fc1", "fc2", "fc3"), "nbits8"))
+    made.write(factors(made.model, "fc1"), FileScheme.of(NBITS8), tmp_path / "a.onnx")
+    made.write(factors(made.model, "fc1"), FileScheme.of(NBITS8), tmp_path / "b.onnx", {})
+    made.write(
+        factors(made.model, "fc1"),
+        FileScheme.of(FP32),
+        tmp_path / "c.onnx",
+        dict.fromkeys(("fc1", "fc2", "fc3"), NBITS8),
+    )
     assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
     assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "c.onnx").read_bytes()
 
 
 def test_a_scheme_for_no_layer(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="a scheme was given for 'fc9'"):
-        files(mlp()).write({}, "fp32", tmp_path / "m.onnx", {"fc9": "nbits8"})
+        files(mlp()).write({}, FileScheme.of(FP32), tmp_path / "m.onnx", {"fc9": NBITS8})
 
 
 def test_halves_whose_names_are_taken(tmp_path: Path) -> None:
@@ -128,9 +143,9 @@ def test_halves_whose_names_are_taken(tmp_path: Path) -> None:
     nodes = [node("MatMul", ["x", "fc"], ["h"]), node("MatMul", ["h", "fc.A"], ["y"])]
     source = model(nodes, ["N", 20], {"fc": normal(20, 24), "fc.A": normal(24, 28)}, 17)
     made, path = files(source), tmp_path / "m.onnx"
-    made.write(factors(source, "fc"), "nbits8", path, {"fc": "nbits4"})
+    made.write(factors(source, "fc"), FileScheme.of(NBITS8), path, {"fc": NBITS4})
     assert bits_by_sides(made, path) == {(RANK, 20): 4, (RANK, 24): 4, (24, 28): 8}
-    made.write(factors(source, "fc"), "nbits8", path, {"fc.A": "nbits4"})
+    made.write(factors(source, "fc"), FileScheme.of(NBITS8), path, {"fc.A": NBITS4})
     assert bits_by_sides(made, path) == {(RANK, 20): 8, (RANK, 24): 8, (24, 28): 4}
 
 
@@ -144,7 +159,7 @@ def test_a_weight_in_two_orientations(tmp_path: Path) -> None:
     source = model(nodes, ["N", 20], {"tied": normal(20, 24)}, 17)
     made, path = files(source), tmp_path / "m.onnx"
     assert [site.layer.name for site in find_sites(source.clone())] == ["encoder", "decoder"]
-    made.write(factors(source, "encoder"), "int8-dynamic", path, {"encoder": "nbits8", "decoder": "nbits4"})
+    made.write(factors(source, "encoder"), FileScheme.of(INT8_DYNAMIC), path, {"encoder": NBITS8, "decoder": NBITS4})
     assert bits_by_sides(made, path) == {(RANK, 20): 8, (RANK, 24): 8, (20, 24): 4}
 
 
@@ -157,49 +172,59 @@ def test_one_layer_alone_in_int8(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("opset", "calibrated", "schemes"),
     [
-        (17, True, FORMS["onnx"]),
-        (17, False, ("fp32", "int8-dynamic", "nbits8", "nbits4")),
-        (10, True, ("fp32", "int8-static-qdq", "nbits8", "nbits4")),
-        (6, True, ("fp32",)),
+        (17, True, SCHEMES),
+        (17, False, (FP32, INT8_DYNAMIC, NBITS8, NBITS4)),
+        (10, True, (FP32, INT8_STATIC, NBITS8, NBITS4)),
+        (6, True, (FP32,)),
     ],
 )
-def test_schemes_of_a_layer(opset: int, calibrated: bool, schemes: tuple[str, ...]) -> None:
+def test_schemes_of_a_layer(opset: int, calibrated: bool, schemes: tuple[Scheme, ...]) -> None:
     made = files(mlp(opset), normal(4, 20) if calibrated else None)
     assert made.layer_schemes() == schemes
 
 
 def test_schemes_of_a_file() -> None:
     plain: ModelFiles = files(mlp())
-    assert plain.rest("nbits8") == ("nbits8",)
+    assert plain.rest(NBITS8) == (FileScheme.of(NBITS8),)
     made: ModelFiles = files(with_conv())
-    assert made.rest("fp32") == ("fp32+weights", "fp32")
-    assert made.rest("int8-dynamic") == ("int8-dynamic+weights",)
-    assert made.rest("int8-static-qdq") == ("int8-static-qdq", "int8-static-qdq+weights")
-    assert made.rest("nbits4") == ("nbits4+weights",)
-    assert made.probe_scheme == "int8-dynamic+weights"
+    assert made.rest(FP32) == (FileScheme(FP32, WEIGHTS8), FileScheme.of(FP32))
+    assert made.rest(INT8_DYNAMIC) == (FileScheme(INT8_DYNAMIC, WEIGHTS8),)
+    assert made.rest(INT8_STATIC) == (FileScheme.of(INT8_STATIC), FileScheme(INT8_STATIC, WEIGHTS8))
+    assert made.rest(NBITS4) == (FileScheme(NBITS4, WEIGHTS8),)
+    assert made.probe_scheme == FileScheme(INT8_DYNAMIC, WEIGHTS8)
 
 
-@pytest.mark.parametrize("scheme", ["fp32", "fp32+weights", "nbits8", "nbits8+weights", "int8-static-qdq"])
-@pytest.mark.parametrize("own", ["nbits4", "int8-dynamic", "int8-static-qdq", "fp32"])
-def test_the_rest_goes_by_the_files_scheme(scheme: str, own: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "scheme",
+    [
+        FileScheme.of(FP32),
+        FileScheme(FP32, WEIGHTS8),
+        FileScheme.of(NBITS8),
+        FileScheme(NBITS8, WEIGHTS8),
+        FileScheme.of(INT8_STATIC),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("own", [NBITS4, INT8_DYNAMIC, INT8_STATIC, FP32], ids=str)
+def test_the_rest_goes_by_the_files_scheme(scheme: FileScheme, own: Scheme, tmp_path: Path) -> None:
     x = normal(16, 8, 6, 6, seed=3)
     made, path = files(with_conv(), x), tmp_path / "m.onnx"
     made.write({}, scheme, path, {"fc": own})
     weights = {v.name: v.dtype for v in ir.load(path).graph.initializers.values() if v.shape == (24, 8, 3, 3)}
-    wanted = ir.DataType.FLOAT if scheme in ("fp32", "nbits8") else ir.DataType.INT8
+    wanted = ir.DataType.FLOAT if scheme.others in (FP32, NBITS8) else ir.DataType.INT8
     assert list(weights.values()) == [wanted]
-    bits = {"nbits4": 4, "fp32": 32}.get(own, 8)
+    bits = {NBITS4: 4, FP32: 32}.get(own, 8)
     assert bits_by_sides(made, path)[10, 24] == bits
     reference = session(made.model).run(None, {"x": x})[0]
     found = load(path, "onnx").run({"x": x})[0]
     assert np.linalg.norm(found - reference) < 0.2 * np.linalg.norm(reference)
 
 
-@pytest.mark.parametrize("scheme", ["nbits8", "nbits4"])
-def test_the_dense_baseline(scheme: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("scheme", [NBITS8, NBITS4], ids=str)
+def test_the_dense_baseline(scheme: Scheme, tmp_path: Path) -> None:
     made = files(with_conv())
     assert made.write_baseline(scheme, tmp_path / "m.onnx") == "edgepack"
-    assert bits_by_sides(made, tmp_path / "m.onnx")[10, 24] == int(scheme[-1])
+    assert bits_by_sides(made, tmp_path / "m.onnx")[10, 24] == scheme.bits
     assert made.warnings == []
 
 
@@ -214,34 +239,36 @@ def with_table() -> ir.Model:
 
 
 def test_where_layers_have_4_bits_tables_may_have_them_too(tmp_path: Path) -> None:
+    plain, decoded = FileScheme.of(FP32), FileScheme(NBITS4, WEIGHTS8)
+    tables = FileScheme(NBITS4, WEIGHTS8, TABLES4)
     made, x = files(with_table()), np.array([0.0, 59.0, 7.0, 7.0, 30.0], np.float32)
-    assert made.rest("nbits4") == ("nbits4+tables4", "nbits4+weights")
-    assert made.rest("nbits8") == ("nbits8+weights",)
+    assert made.rest(NBITS4) == (tables, decoded)
+    assert made.rest(NBITS8) == (FileScheme(NBITS8, WEIGHTS8),)
     answers, sizes = {}, {}
-    for scheme in ("fp32", *made.rest("nbits4")):
+    for scheme in (plain, tables, decoded):
         made.write({}, scheme, tmp_path / "m.onnx")
         answers[scheme] = session(tmp_path / "m.onnx").run(None, {"x": x})[0]
         sizes[scheme] = (tmp_path / "m.onnx").stat().st_size
-    wide, narrow = (np.square(answers[scheme] - answers["fp32"]).mean() for scheme in made.rest("nbits4")[::-1])
-    assert 0 < wide < narrow < 0.05 * np.square(answers["fp32"]).mean()
-    assert sizes["nbits4+weights"] - sizes["nbits4+tables4"] > 60 * 64 // 4
+    wide, narrow = (np.square(answers[scheme] - answers[plain]).mean() for scheme in (decoded, tables))
+    assert 0 < wide < narrow < 0.05 * np.square(answers[plain]).mean()
+    assert sizes[decoded] - sizes[tables] > 60 * 64 // 4
 
 
-@pytest.mark.parametrize("scheme", ["fp32", "int8-dynamic", "nbits8"])
-def test_another_weight_for_a_dense_layer_beside_a_pair(scheme: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("scheme", [FP32, INT8_DYNAMIC, NBITS8], ids=str)
+def test_another_weight_for_a_dense_layer_beside_a_pair(scheme: Scheme, tmp_path: Path) -> None:
     source, x = mlp(), normal(4, 20, seed=5)
     made = files(source)
     layers = {site.layer.name: site.layer for site in find_sites(source.clone())}
     pair = factors(source, "fc1")
     other = Dense(2 * layers["fc3"].weight, np.ones(10, np.float32))
-    schemes = {"fc1": "fp32", "fc2": "fp32"}
+    schemes = {"fc1": FP32, "fc2": FP32}
     answers, sizes = [], []
     for given in (pair, {**pair, "fc3": other}):
-        made.write(given, scheme, tmp_path / "m.onnx", schemes)
+        made.write(given, FileScheme.of(scheme), tmp_path / "m.onnx", schemes)
         answers.append(session(tmp_path / "m.onnx").run(None, {"x": x})[0])
         sizes.append((tmp_path / "m.onnx").stat().st_size)
     bias = layers["fc3"].bias if layers["fc3"].bias is not None else 0.0
-    if scheme == "fp32":  # nothing is rounded, so the layer keeps its own weight
+    if scheme == FP32:  # nothing is rounded, so the layer keeps its own weight
         np.testing.assert_array_equal(answers[0], answers[1])
     else:
         np.testing.assert_allclose(answers[1], 2 * (answers[0] - bias) + 1, atol=0.02 * np.abs(answers[1]).max())

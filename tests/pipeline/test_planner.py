@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from small_builds import options
 
+from edgepack.backends.onnx.schemes import FP32
 from edgepack.metrics import Drop
 from edgepack.pipeline.baselines import Baseline, make_baseline
 from edgepack.pipeline.planner import Planned, plan
@@ -92,7 +93,7 @@ def test_a_promise_that_no_plan_within_the_budget_can_keep_gives_way(
 ) -> None:
     """The budget comes first: where only float32 layers meet it, the file may be larger than dense int8."""
     precise = tuple(
-        replace(menu, candidates=tuple(one for one in menu.candidates if one.scheme == "fp32" or one.rank == 8))
+        replace(menu, candidates=tuple(one for one in menu.candidates if one.scheme == FP32 or one.rank == 8))
         for menu in ready.menus["onnx"]
     )
     task = task_with(ready, classifier, work, max_drop=0.5)

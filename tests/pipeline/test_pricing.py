@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from edgepack.formats import FORMS, Format
 from two_layers import ROWS, SIDE, write_model
 
+from edgepack.backends.onnx import schemes as onnx
 from edgepack.cache import Cache
 from edgepack.data import Samples
 from edgepack.errors import ModelError
+from edgepack.model.scheme import Format
 from edgepack.pipeline import pricing
 from edgepack.pipeline.measuring import QUICK, measure_points
 from edgepack.pipeline.opened import Opened, open_model
@@ -43,7 +44,7 @@ class Counted:
     def prices(self, points: list[Point]) -> list[Price | None]:
         self.asked.append(len(points))
         return [
-            None if "static" in p.scheme else Price(1e-6 * (p.rank or 1000) * p.batch, self.name, 0.1) for p in points
+            None if p.scheme.is_static else Price(1e-6 * (p.rank or 1000) * p.batch, self.name, 0.1) for p in points
         ]
 
     def call_s(self, fmt: Format) -> float:
@@ -84,18 +85,18 @@ def test_a_price_is_of_all_places_together_and_the_source_is_asked_once_a_scheme
         {"onnx": source}, {"a": Uses(2, 3), "b": Uses(1, 1)}, {"a": (64, 96), "b": (128, 128), "idle": (9, 9)}
     )
     for rank in (None, *rank_choices(64, 96)):
-        price = prices.price("onnx", "a", rank, "fp32")
+        price = prices.price("a", rank, onnx.FP32)
         assert price is not None
         assert price.latency_s == pytest.approx(2 * 3e-6 * (rank or 1000))
         assert (price.source, price.error_share) == ("counted", 0.1)
-    assert prices.price("onnx", "b", 16, "fp32") == Price(pytest.approx(16e-6), "counted", 0.1)
+    assert prices.price("b", 16, onnx.FP32) == Price(pytest.approx(16e-6), "counted", 0.1)
     assert source.asked == [2 + len(rank_choices(64, 96)) + len(rank_choices(128, 128))]
-    assert prices.price("onnx", "b", 13, "fp32") == Price(pytest.approx(13e-6), "counted", 0.1)
+    assert prices.price("b", 13, onnx.FP32) == Price(pytest.approx(13e-6), "counted", 0.1)
     assert source.asked[1:] == [1]
-    assert prices.price("onnx", "a", 8, "int8-static-qdq") is None
-    assert prices.price("onnx", "idle", 8, "int8-static-qdq") == Price(0.0, "counted", 0.0)
-    assert prices.dense_latency_s("onnx", "fp32") == pytest.approx(2 * 3e-3 + 1e-3)
-    assert prices.dense_latency_s("onnx", "int8-static-qdq") is None
+    assert prices.price("a", 8, onnx.INT8_STATIC) is None
+    assert prices.price("idle", 8, onnx.INT8_STATIC) == Price(0.0, "counted", 0.0)
+    assert prices.dense_latency_s(onnx.FP32) == pytest.approx(2 * 3e-3 + 1e-3)
+    assert prices.dense_latency_s(onnx.INT8_STATIC) is None
     assert (prices.call_s("onnx"), prices.source_name("onnx")) == (3e-6, "counted")
 
 
@@ -104,11 +105,11 @@ def test_a_target_elsewhere_is_priced_by_its_counts_which_lack_the_new_schemes(t
     prices = make_prices(RPI4, model, None, 0, ("onnx", "tflite"), Cache(tmp_path / "cache"))
     assert prices.source_name("onnx") == prices.source_name("tflite") == "emulated cost table"
     name = model.layers[0].name
-    dense, pair = prices.price("onnx", name, None, "fp32"), prices.price("onnx", name, 8, "fp32")
+    dense, pair = prices.price(name, None, onnx.FP32), prices.price(name, 8, onnx.FP32)
     assert dense is not None
     assert pair is not None
     assert 0 < pair.latency_s < dense.latency_s
-    assert prices.price("onnx", name, None, "nbits8") is None
+    assert prices.price(name, None, onnx.NBITS8) is None
     assert prices.call_s("onnx") > 0
 
 
@@ -121,14 +122,14 @@ def test_this_machine_is_measured_at_the_layers_of_the_model_and_only_once(
     prices = make_prices(host, model, None, 0, formats, cache)
     assert prices.source_name("onnx").startswith("measured on ")
     name = model.layers[0].name
-    for scheme in FORMS["onnx"]:
+    for scheme in onnx.SCHEMES:
         for rank in (None, *rank_choices(SIDE, SIDE)):
-            assert prices.price("onnx", name, rank, scheme) is not None
+            assert prices.price(name, rank, scheme) is not None
     (kept,) = measured_folder("host", cache.root).iterdir()
     before = kept.read_bytes()
     again = make_prices(host, model, None, 0, formats, cache)
     assert kept.read_bytes() == before
-    assert again.price("onnx", name, 8, "fp32") == prices.price("onnx", name, 8, "fp32")
+    assert again.price(name, 8, onnx.FP32) == prices.price(name, 8, onnx.FP32)
     assert [fresh for _, fresh in asked] == [False, False]
 
 
@@ -140,12 +141,12 @@ def test_this_machine_is_measured_at_the_ranks_that_were_asked_for(
     prices = make_prices(get_target("host"), model, None, 0, ("onnx",), Cache(tmp_path / "cache"), ranks={name: (24,)})
     ((points, _),) = asked
     assert {point.rank for point in points} == {None, 24}
-    assert len(points) == 2 * len(FORMS["onnx"])
-    for scheme in FORMS["onnx"]:
-        price = prices.price("onnx", name, 24, scheme)
+    assert len(points) == 2 * len(onnx.SCHEMES)
+    for scheme in onnx.SCHEMES:
+        price = prices.price(name, 24, scheme)
         assert price is not None
         assert not price.extrapolated
-        assert prices.price("onnx", name, None, scheme) is not None
+        assert prices.price(name, None, scheme) is not None
 
 
 def measured_quickly(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Sequence[Point], bool]]:

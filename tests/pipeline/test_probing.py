@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 from small_builds import options
 
+from edgepack.backends.onnx.schemes import FP32, INT8_DYNAMIC, NBITS4
 from edgepack.cache import Cache
+from edgepack.model.scheme import FileScheme, Scheme
 from edgepack.pipeline.ladder import Step, make_ladder
 from edgepack.pipeline.prepared import Prepared, prepared
-from edgepack.pipeline.probing import probe, probe_scheme
+from edgepack.pipeline.probing import beside_code, probe, probe_scheme
 from edgepack.pipeline.task import Task
 from edgepack.plan.solve import Bounds, Infeasible
 from edgepack.progress import silent
@@ -25,13 +27,13 @@ class Counted:
 
     def __init__(self, ready: Prepared) -> None:
         self._files = ready.files["onnx"]
-        self.written: list[tuple[str, dict[str, int], dict[str, str]]] = []
+        self.written: list[tuple[FileScheme, dict[str, int], dict[str, Scheme]]] = []
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._files, name)
 
     def write(
-        self, factors: Mapping[str, Factors], scheme: str, out: Path, schemes: Mapping[str, str] | None = None
+        self, factors: Mapping[str, Factors], scheme: FileScheme, out: Path, schemes: Mapping[str, Scheme] | None = None
     ) -> None:
         self.written.append(
             (scheme, {name: one.rank for name, one in factors.items() if isinstance(one, Factors)}, dict(schemes or {}))
@@ -64,7 +66,8 @@ def test_a_plan_is_emitted_once_and_then_known(task: Task, files: Counted, steps
     assert first == again
     assert len(files.written) == 1
     scheme, ranks, _ = files.written[0]
-    assert scheme == first.scheme == probe_scheme(files, step.layers)  # type: ignore[arg-type]
+    in_code = beside_code(task.options, files)  # type: ignore[arg-type]
+    assert scheme == first.scheme == probe_scheme(files, step.layers, in_code)  # type: ignore[arg-type]
     assert ranks == {layer.layer: layer.rank for layer in step.layers if layer.rank is not None}
     assert first.drop.samples == 256
     assert (first.loss, first.latency_s, first.layers) == (step.loss, step.latency_s, step.layers)
@@ -74,20 +77,20 @@ def test_a_plan_is_emitted_once_and_then_known(task: Task, files: Counted, steps
 def test_its_figures_are_those_of_the_file(ready: Prepared, task: Task, steps: tuple[Step, ...]) -> None:
     found = probe(task, ready.files["onnx"], steps[0])
     path = task.work / "own.onnx"
-    ready.files["onnx"].write({}, "fp32", path)
+    ready.files["onnx"].write({}, FileScheme.of(FP32), path)
     assert found.size_bytes == path.stat().st_size
     assert found.drop == task.prover.drop_of(path, "onnx")
     assert found.drop.value == 0.0
 
 
-def with_scheme(step: Step, scheme: str) -> Step:
+def with_scheme(step: Step, scheme: Scheme) -> Step:
     return replace(step, layers=tuple(replace(layer, scheme=scheme) for layer in step.layers))
 
 
 def test_other_schemes_and_ranks_are_other_probes(task: Task, files: Counted, steps: tuple[Step, ...]) -> None:
     dense = steps[0]
-    mixed = replace(dense, layers=(replace(dense.layers[0], scheme="int8-dynamic"), *dense.layers[1:]))
-    made = [dense, with_scheme(dense, "int8-dynamic"), with_scheme(dense, "nbits4"), mixed, steps[-1]]
+    mixed = replace(dense, layers=(replace(dense.layers[0], scheme=INT8_DYNAMIC), *dense.layers[1:]))
+    made = [dense, with_scheme(dense, INT8_DYNAMIC), with_scheme(dense, NBITS4), mixed, steps[-1]]
     sizes = [probe(task, files, step).size_bytes for step in made]  # type: ignore[arg-type]
     assert len(files.written) == len(set(sizes)) == len(made)
     assert [probe(task, files, step).size_bytes for step in made] == sizes  # type: ignore[arg-type]

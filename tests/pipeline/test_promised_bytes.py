@@ -12,10 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+<<<<<<< ours
+from edgepack.backends.schemes import DENSE_INT8, FP32
+=======
 from edgepack.archive.archive import pack
+>>>>>>> theirs
 from edgepack.cache import Cache
 from edgepack.data import Samples
-from edgepack.model.scheme import Format
+from edgepack.model.scheme import FileScheme, Format
 from edgepack.pipeline.files import ModelFiles
 from edgepack.pipeline.onnx_files import OnnxFiles
 from edgepack.pipeline.opened import Opened, open_model
@@ -88,7 +92,7 @@ def pairs(opened: Opened, share: float) -> dict[str, Factors]:
 def test_bytes_fall_as_parameters_do(
     files: Mapping[Format, ModelFiles], opened: Opened, work: Path, fmt: Format, precision: str, share: float
 ) -> None:
-    scheme = "fp32" if precision == "fp32" else {"onnx": "int8-dynamic", "tflite": "int8-dynamic-range"}[fmt]
+    scheme = FileScheme.of(FP32[fmt] if precision == "fp32" else DENSE_INT8[fmt][0])
     dense, thin = work / f"dense.{precision}.{fmt}", work / f"thin.{precision}.{share}.{fmt}"
     files[fmt].write({}, scheme, dense)
     files[fmt].write(pairs(opened, share), scheme, thin)

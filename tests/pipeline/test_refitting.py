@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 from small_builds import options
 
+from edgepack.backends.onnx.schemes import FP32, INT8_DYNAMIC
 from edgepack.cache import Cache
 from edgepack.data import Samples
 from edgepack.errors import UsageError
 from edgepack.inference import load, predict
+from edgepack.model.scheme import FileScheme
 from edgepack.pipeline import refitting
 from edgepack.pipeline.build import build
 from edgepack.pipeline.prepared import Prepared, prepared
@@ -26,7 +28,7 @@ from edgepack.types import Factors, LayerPlan
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 
-FORM = "int8-dynamic"
+INT8 = FileScheme.of(INT8_DYNAMIC)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +40,7 @@ def plan(ready: Prepared, ranks: Sequence[int | None]) -> list[LayerPlan]:
     found = []
     for layer, rank in zip(ready.task.layers, ranks, strict=True):
         sides = layer.out_features, layer.in_features
-        found.append(LayerPlan(layer.name, *sides, rank, break_even_rank(*sides), 0.0, "", scheme=FORM))
+        found.append(LayerPlan(layer.name, *sides, rank, break_even_rank(*sides), 0.0, "", scheme=INT8_DYNAMIC))
     return found
 
 
@@ -49,17 +51,17 @@ def refitter(ready: Prepared, samples: Samples | None = None) -> Refitter:
 
 
 def unfitted(ready: Prepared, chosen: Sequence[LayerPlan]) -> dict[str, Factors]:
-    parts = ready.task.factors(chosen, FORM)
+    parts = ready.task.factors(chosen, INT8)
     return {name: part for name, part in parts.items() if isinstance(part, Factors)}
 
 
 def made(ready: Prepared, chosen: Sequence[LayerPlan], samples: Samples | None = None) -> dict[str, Factors]:
-    return refitter(ready, samples).factors(ready.task.layers, ready.task.spectra, chosen, FORM)
+    return refitter(ready, samples).factors(ready.task.layers, ready.task.spectra, chosen, INT8)
 
 
 def far(ready: Prepared, factors: dict[str, Factors], path: Path) -> float:
     """Mean squared distance of the answers from the original's, on the guard."""
-    ready.onnx.write(factors, "fp32", path)
+    ready.onnx.write(factors, FileScheme.of(FP32), path)
     answers = predict(load(path, "onnx"), ready.data.guard)
     return float(np.square(answers - ready.guard.reference).mean())
 
@@ -115,7 +117,7 @@ def test_only_layers_behind_factored_ones_are_refitted_and_all_stay_on_their_gri
 def test_rounding_is_against_the_refitted_weight(ready: Prepared) -> None:
     """The product of the rounded pair is close to that of the exact one, not to the original weight's."""
     chosen = plan(ready, (16, 128, None))
-    exact = [replace(one, scheme="fp32") if one.layer == "w2" else one for one in chosen]
+    exact = [replace(one, scheme=FP32) if one.layer == "w2" else one for one in chosen]
     plain = unfitted(ready, chosen)["w2"]
     rounded, float_pair = made(ready, chosen)["w2"], made(ready, exact)["w2"]
     near = np.square(rounded.A @ rounded.B - float_pair.A @ float_pair.B).sum()

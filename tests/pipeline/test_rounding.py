@@ -9,9 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgepack.backends.onnx import schemes as onnx
+from edgepack.backends.tflite import schemes as tflite
 from edgepack.cache import Cache
 from edgepack.factorize import whitened
 from edgepack.factorize.whitened import shrunk_covariance
+from edgepack.model.scheme import Scheme
 from edgepack.pipeline.covariances import Covariances
 from edgepack.pipeline.rounding import Rounder
 from edgepack.progress import silent
@@ -22,6 +25,14 @@ from edgepack.quantize.split import dense_share
 from edgepack.types import Array, Factors, InputSpread, LinearLayer, Moments, Spectrum
 
 OUT, IN, RANK = 48, 96, 16
+SCHEMES = [
+    onnx.INT8_DYNAMIC,
+    onnx.INT8_STATIC,
+    onnx.NBITS8,
+    onnx.NBITS4,
+    tflite.INT8_STATIC,
+    tflite.INT4_DYNAMIC,
+]
 
 
 @pytest.fixture(scope="module")
@@ -55,20 +66,18 @@ def error(layer: LinearLayer, pair: Factors, covariance: Array) -> float:
     return float(((delta @ covariance) * delta).sum())
 
 
-def nearest(weight: Array, scheme: str) -> Array:
+def nearest(weight: Array, scheme: Scheme) -> Array:
     """What a file of the scheme holds of a weight."""
-    if scheme.startswith("nbits"):
-        codes, scales = quantize_blocks(weight, int(scheme[-1]))
+    if scheme.granularity == "block":
+        codes, scales = quantize_blocks(weight, scheme.bits)
         return dequantize_blocks(codes, scales, weight.shape[1])
-    codes, scales = quantize_weight(weight, largest=7 if scheme.startswith("int4") else 127)
+    codes, scales = quantize_weight(weight, largest=7 if scheme.bits == 4 else 127)
     return np.asarray(codes * scales[:, None], np.float32)
 
 
-@pytest.mark.parametrize(
-    "scheme", ["int8-dynamic", "int8-static-qdq", "nbits8", "nbits4", "int8-static", "int4-dynamic-range"]
-)
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
 def test_every_quantizer_leaves_them_as_they_are(
-    scheme: str, seen: tuple[LinearLayer, Moments, Spectrum], tmp_path: Path
+    scheme: Scheme, seen: tuple[LinearLayer, Moments, Spectrum], tmp_path: Path
 ) -> None:
     layer, moments, spectrum = seen
     pair = Rounder(Known(tmp_path, moments), "whitened", 0, 127).factors(layer, spectrum, RANK, scheme)
@@ -76,9 +85,9 @@ def test_every_quantizer_leaves_them_as_they_are(
         np.testing.assert_array_equal(nearest(weight, scheme), weight)
 
 
-@pytest.mark.parametrize(("scheme", "share"), [("int8-dynamic", 0.7), ("int4-dynamic-range", 0.7), ("nbits4", 0.7)])
+@pytest.mark.parametrize("scheme", [onnx.INT8_DYNAMIC, tflite.INT4_DYNAMIC, onnx.NBITS4], ids=str)
 def test_together_they_lose_less_than_one_by_one(
-    scheme: str, share: float, seen: tuple[LinearLayer, Moments, Spectrum], tmp_path: Path
+    scheme: Scheme, seen: tuple[LinearLayer, Moments, Spectrum], tmp_path: Path
 ) -> None:
     layer, moments, spectrum = seen
     covariance = shrunk_covariance(moments)
@@ -87,14 +96,14 @@ def test_together_they_lose_less_than_one_by_one(
     plain = Factors(nearest(plain.A, scheme), nearest(plain.B, scheme), None)
     pair = Rounder(Known(tmp_path, moments), "whitened", 0, 127).factors(layer, spectrum, RANK, scheme)
     truncation = error(layer, exact, covariance)
-    assert error(layer, pair, covariance) - truncation < share * (error(layer, plain, covariance) - truncation)
+    assert error(layer, pair, covariance) - truncation < 0.7 * (error(layer, plain, covariance) - truncation)
 
 
 def test_the_mean_answer_is_that_of_the_dense_layer(
     seen: tuple[LinearLayer, Moments, Spectrum], tmp_path: Path
 ) -> None:
     layer, moments, spectrum = seen
-    pair = Rounder(Known(tmp_path, moments), "whitened", 0, 127).factors(layer, spectrum, RANK, "int4-dynamic-range")
+    pair = Rounder(Known(tmp_path, moments), "whitened", 0, 127).factors(layer, spectrum, RANK, tflite.INT4_DYNAMIC)
     assert pair.bias is not None
     assert layer.bias is not None
     expected = layer.weight @ moments.mean + layer.bias
@@ -104,11 +113,11 @@ def test_the_mean_answer_is_that_of_the_dense_layer(
 def test_they_are_made_once(seen: tuple[LinearLayer, Moments, Spectrum], tmp_path: Path) -> None:
     layer, moments, spectrum = seen
     covariances = Known(tmp_path, moments)
-    first = Rounder(covariances, "whitened", 0, 127).factors(layer, spectrum, RANK, "int8-dynamic")
-    again = Rounder(covariances, "whitened", 0, 127).factors(layer, spectrum, RANK, "int8-dynamic")
+    first = Rounder(covariances, "whitened", 0, 127).factors(layer, spectrum, RANK, onnx.INT8_DYNAMIC)
+    again = Rounder(covariances, "whitened", 0, 127).factors(layer, spectrum, RANK, onnx.INT8_DYNAMIC)
     assert covariances.asked == 1
     np.testing.assert_array_equal(first.A, again.A)
-    Rounder(covariances, "whitened", 0, 63).factors(layer, spectrum, RANK, "int8-dynamic")
+    Rounder(covariances, "whitened", 0, 63).factors(layer, spectrum, RANK, onnx.INT8_DYNAMIC)
     assert covariances.asked == 2
 
 
@@ -118,17 +127,14 @@ def test_fp32_and_layers_never_seen_stay_as_the_factorizer_made_them(
     layer, _, spectrum = seen
     covariances = Known(tmp_path, None)
     plain = balanced(whitened.factors(layer, spectrum, RANK), spectrum, seed=0)
-    pair = Rounder(covariances, "whitened", 0, 127).factors(layer, spectrum, RANK, "fp32")
+    pair = Rounder(covariances, "whitened", 0, 127).factors(layer, spectrum, RANK, onnx.FP32)
     np.testing.assert_array_equal(pair.A, plain.A)
     assert covariances.asked == 0
 
 
-FORMS = ["int8-dynamic", "int8-static-qdq", "nbits8", "nbits4", "int8-static", "int4-dynamic-range"]
-
-
-@pytest.mark.parametrize("scheme", FORMS)
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
 def test_a_dense_layer_loses_less_than_rounded_to_nearest_and_stays_as_it_is(
-    scheme: str, seen: tuple[LinearLayer, Moments, Spectrum], tmp_path: Path
+    scheme: Scheme, seen: tuple[LinearLayer, Moments, Spectrum], tmp_path: Path
 ) -> None:
     layer, moments, _ = seen
     made = Rounder(Known(tmp_path, moments), "whitened", 0, 127).dense(layer, scheme)
@@ -148,11 +154,11 @@ def test_a_layer_without_a_bias_gets_none_and_keeps_its_mean_nearly(
 ) -> None:
     layer, moments, _ = seen
     unbiased = replace(layer, bias=bias)
-    made = Rounder(Known(tmp_path, moments), "whitened", 0, 127).dense(unbiased, "nbits4")
+    made = Rounder(Known(tmp_path, moments), "whitened", 0, 127).dense(unbiased, onnx.NBITS4)
     assert made is not None
     assert made.bias is None if bias is None else not made.bias.any()
     second = moments.covariance + np.outer(moments.mean, moments.mean)
-    plain = nearest(layer.weight, "nbits4")
+    plain = nearest(layer.weight, onnx.NBITS4)
     assert dense_share(layer.weight, made.weight, second) < 0.5 * dense_share(layer.weight, plain, second)
 
 
@@ -160,21 +166,21 @@ def test_a_dense_layer_is_rounded_once_and_not_at_all_where_there_is_nothing_to_
     seen: tuple[LinearLayer, Moments, Spectrum], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     layer, moments, _ = seen
-    first = Rounder(Known(tmp_path, moments), "whitened", 0, 127).dense(layer, "nbits4")
+    first = Rounder(Known(tmp_path, moments), "whitened", 0, 127).dense(layer, onnx.NBITS4)
     monkeypatch.setattr("edgepack.pipeline.rounding.gptq", None)
     again = Rounder(Known(tmp_path, moments), "whitened", 0, 127)
-    kept = again.dense(layer, "nbits4")
+    kept = again.dense(layer, onnx.NBITS4)
     assert first is not None
     assert kept is not None
     np.testing.assert_array_equal(kept.weight, first.weight)
-    assert again.dense(layer, "fp32") is None
-    assert again.dense(layer, "int8-dynamic", only_bits=4) is None
-    assert Rounder(Known(tmp_path, None), "whitened", 0, 127).dense(layer, "nbits4") is None
+    assert again.dense(layer, onnx.FP32) is None
+    assert again.dense(layer, onnx.INT8_DYNAMIC, only_bits=4) is None
+    assert Rounder(Known(tmp_path, None), "whitened", 0, 127).dense(layer, onnx.NBITS4) is None
 
 
-@pytest.mark.parametrize(("scheme", "changes"), [("int8-dynamic", False), ("fp32", False), ("nbits4", True)])
+@pytest.mark.parametrize(("scheme", "changes"), [(onnx.INT8_DYNAMIC, False), (onnx.FP32, False), (onnx.NBITS4, True)])
 def test_a_trained_pair_is_rounded_against_its_own_product(
-    scheme: str, changes: bool, seen: tuple[LinearLayer, Moments, Spectrum], tmp_path: Path
+    scheme: Scheme, changes: bool, seen: tuple[LinearLayer, Moments, Spectrum], tmp_path: Path
 ) -> None:
     layer, moments, spectrum = seen
     pair = whitened.factors(layer, spectrum, RANK)

@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 from small_builds import options
 
+from edgepack.backends.onnx.schemes import FP32, INT8_DYNAMIC, INT8_STATIC
 from edgepack.cache import Cache
 from edgepack.errors import ModelError, ProofError
 from edgepack.metrics import Drop
+from edgepack.model.scheme import FileScheme, Scheme
 from edgepack.pipeline.attempt import Attempt
 from edgepack.pipeline.covariances import Covariances
 from edgepack.pipeline.ladder import Step
@@ -29,13 +31,16 @@ from edgepack.types import Factors, LayerPlan, LinearLayer, Proof, Spectrum
 LAYER = LinearLayer("fc", np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32), None, "Gemm")
 SPECTRUM = Spectrum(np.eye(64, dtype=np.float32), np.geomspace(1, 1e-4, 64))
 NEVER = float("inf")
+INT8 = replace(INT8_DYNAMIC, name="int8")
+OTHERS = replace(INT8_DYNAMIC, name="x")
+WHOLE = replace(INT8_STATIC, name="int8-static", scope="file")
 
 
 def drop(value: float) -> Drop:
     return Drop("agreement", 100.0, 100.0 - value, 0.0, 256)
 
 
-def step(rank: int | None, latency: float, size: int = 1000, loss: float | None = None, scheme: str = "int8") -> Step:
+def step(rank: int | None, latency: float, size: int = 1000, loss: float | None = None, scheme: Scheme = INT8) -> Step:
     """A plan of one layer; by default it loses more the smaller its rank is."""
     layer = LayerPlan("fc", 64, 64, rank, 31, 0.0, "a reason", scheme=scheme)
     return Step((layer,), 1 / (rank or 64) if loss is None else loss, size, size, latency)
@@ -46,17 +51,17 @@ class Files:
 
     fmt = "onnx"
 
-    probe_scheme = "int8-dynamic"
+    probe_scheme = FileScheme.of(INT8_DYNAMIC)
 
-    def __init__(self, whole: tuple[str, ...] = (), suffixes: tuple[str, ...] = ("",)) -> None:
-        self.file_schemes, self.suffixes = whole, suffixes
+    def __init__(self, whole: tuple[Scheme, ...] = (), others: tuple[Scheme | None, ...] = (None,)) -> None:
+        self.file_schemes, self.others = whole, others
         self.written: list[str] = []
 
-    def rest(self, scheme: str) -> tuple[str, ...]:
-        return tuple(f"{scheme}{suffix}" for suffix in self.suffixes)
+    def rest(self, scheme: Scheme) -> tuple[FileScheme, ...]:
+        return tuple(FileScheme(scheme, other or scheme) for other in self.others)
 
     def write(
-        self, factors: Mapping[str, Factors], scheme: str, out: Path, schemes: Mapping[str, str] | None = None
+        self, factors: Mapping[str, Factors], scheme: FileScheme, out: Path, schemes: Mapping[str, Scheme] | None = None
     ) -> None:
         assert not schemes, "a single layer has the scheme of the file"
         out.write_text(f"{scheme} {factors['fc'].rank if factors else 'dense'}")
@@ -85,7 +90,7 @@ class Prover:
         return drop(self.probed[path.read_text()])
 
     def attempt(
-        self, files: Files, plan: tuple[LayerPlan, ...], factors: Mapping[str, Factors], scheme: str, out: Path
+        self, files: Files, plan: tuple[LayerPlan, ...], factors: Mapping[str, Factors], scheme: FileScheme, out: Path
     ) -> Attempt:
         files.write(factors, scheme, out)
         if out.read_text() in self.refused:
@@ -177,8 +182,8 @@ def test_a_broken_file_is_never_taken_and_is_told(tmp_path: Path) -> None:
 def test_a_scheme_that_the_runtime_refuses_is_told(tmp_path: Path) -> None:
     prover = Prover(DROPS | {"int8+x 24": 0.2}, refused=["int8 24"])
     task = made_task(tmp_path, prover)
-    found = Search(task, Files(suffixes=("", "+x")), NEVER).run([LADDER[2]], None)  # type: ignore[arg-type]
-    assert found.attempt.scheme == "int8+x"
+    found = Search(task, Files(others=(None, OTHERS)), NEVER).run([LADDER[2]], None)  # type: ignore[arg-type]
+    assert found.attempt.scheme == FileScheme(INT8, OTHERS)
     assert task.warnings == ["the scheme int8 cannot be used here: the runtime refuses it"]
 
 
@@ -203,14 +208,14 @@ def test_without_a_guard_nothing_is_probed(tmp_path: Path) -> None:
 
 
 def test_whole_schemes_only_where_all_weights_have_their_width(tmp_path: Path) -> None:
-    files = Files(whole=("int8-static",))
+    files = Files(whole=(WHOLE,))
     drops = {"int8-dynamic 8": 1.0, "int8-static 8": 0.1, "int8-dynamic dense": 0.0, "int8-static dense": 0.0}
-    ladder = [step(8, 1.0, scheme="int8-dynamic")]
+    ladder = [step(8, 1.0, scheme=INT8_DYNAMIC)]
     found = searched(tmp_path, ladder, Prover(drops), files)
-    assert found.attempt.scheme == "int8-static", "the dynamic scheme loses too much"
-    assert found.attempt.layers[0].scheme == "int8-static", "the plan says what the file holds"
-    fp32 = Files(whole=("int8-static",))
-    searched(tmp_path, [step(8, 1.0, scheme="fp32")], Prover({"fp32 8": 9.0}), fp32)
+    assert found.attempt.scheme == FileScheme.of(WHOLE), "the dynamic scheme loses too much"
+    assert found.attempt.layers[0].scheme == WHOLE, "the plan says what the file holds"
+    fp32 = Files(whole=(WHOLE,))
+    searched(tmp_path, [step(8, 1.0, scheme=FP32)], Prover({"fp32 8": 9.0}), fp32)
     assert {name.split()[0] for name in fp32.written} == {"fp32"}
 
 
@@ -332,10 +337,10 @@ def test_on_this_machine_every_variant_of_a_plan_is_measured(tmp_path: Path, mon
     task = made_task(tmp_path, Prover(drops), target="host")
     measured = Measured({"int8-dynamic 8": 2.0, "int8-static 8": 1.0})
     monkeypatch.setattr(task, "latencies", measured)
-    files: Any = Files(whole=("int8-static",))
-    found = Search(task, files, NEVER).run([step(8, 1.0, scheme="int8-dynamic")], 0.5)
+    files: Any = Files(whole=(WHOLE,))
+    found = Search(task, files, NEVER).run([step(8, 1.0, scheme=INT8_DYNAMIC)], 0.5)
     assert measured.compared == ["int8-dynamic 8", "int8-static 8"]
-    assert found.attempt.scheme == "int8-static"
+    assert found.attempt.scheme == FileScheme.of(WHOLE)
 
 
 def test_for_another_target_nothing_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

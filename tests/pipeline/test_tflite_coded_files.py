@@ -8,14 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from edgepack.formats import CODED
-from normed_mlp import INT4, INT8, STATIC, answers, normed_mlp, samples, tflite_files
+from normed_mlp import answers, normed_mlp, samples, tflite_files
 
+from edgepack.backends.tflite.schemes import CONSTEXPR, FP32, INT4_DYNAMIC, INT8_DYNAMIC, INT8_STATIC
 from edgepack.coded import Writer, stored_bytes
 from edgepack.data import Samples
 from edgepack.errors import ModelError
 from edgepack.inference import load, predict
 from edgepack.metrics import sqnr_db
+from edgepack.model.scheme import FileScheme, Scheme
 from edgepack.onnxgraph.files import save
 from edgepack.onnxgraph.rewrite import with_factors
 from edgepack.pipeline.opened import Opened
@@ -70,26 +71,26 @@ def projected(layer: LinearLayer) -> Coded:
     return in_8_bits(w.direct(layer.in_features, layer.bias))
 
 
-@pytest.mark.parametrize("scheme", ["fp32", INT8, INT4, STATIC])
+@pytest.mark.parametrize("scheme", [FP32, INT8_DYNAMIC, INT4_DYNAMIC, INT8_STATIC], ids=str)
 @pytest.mark.parametrize("kind", [blocks, projected])
 def test_code_beside_every_scheme(
     files: TfliteFiles,
     layers: dict[tuple[int, int], LinearLayer],
     data: Samples,
     tmp_path: Path,
-    scheme: str,
+    scheme: Scheme,
     kind: type[Coded],
 ) -> None:
     layer = layers[96, 96]
     part = kind(layer)
     assert files.takes({layer.name: part}) == {layer.name: part}
     assert files.refuses(layer.name, part) is None
-    files.write({layer.name: part}, scheme, tmp_path / "coded.tflite", {layer.name: CODED})
+    files.write({layer.name: part}, FileScheme.of(scheme), tmp_path / "coded.tflite", {layer.name: CONSTEXPR})
     wide = {layer.name: Dense(part.weight, part.bias)}
-    files.write(wide, scheme, tmp_path / "dense.tflite", {} if scheme == "fp32" else {layer.name: "fp32"})
+    files.write(wide, FileScheme.of(scheme), tmp_path / "dense.tflite", {} if scheme == FP32 else {layer.name: FP32})
     want = answers(tmp_path / "dense.tflite", data)
     # Rounding at run time may fall to the other side where sums come in another order.
-    assert sqnr_db(answers(tmp_path / "coded.tflite", data), want) > (100 if scheme == "fp32" else 40)
+    assert sqnr_db(answers(tmp_path / "coded.tflite", data), want) > (100 if scheme == FP32 else 40)
     names = operators(tmp_path / "coded.tflite")
     assert names.count("CALL_ONCE") == 1
     assert names.count("READ_VARIABLE") == (1 if kind is blocks else 2), "one for both places"
@@ -107,7 +108,7 @@ def test_what_the_converter_folded_in_is_kept(
     parts = {first.name: projected(first), second.name: blocks(second)}
     assert files.takes({first.name: Dense(first.weight, first.bias)}) == {}
     assert files.takes(parts) == parts
-    files.write(parts, "fp32", tmp_path / "coded.tflite")
+    files.write(parts, FileScheme.of(FP32), tmp_path / "coded.tflite")
     whole = {
         name: Factors(part.weight, np.eye(part.weight.shape[1], dtype=np.float32), part.bias)
         for name, part in parts.items()
@@ -123,8 +124,8 @@ def test_code_beside_pairs_and_a_scheme_of_each(
     u, s, v = np.linalg.svd(first.weight, full_matrices=False)
     pair = Factors((u * s)[:, :24].astype(np.float32), v[:24].astype(np.float32), first.bias)
     parts = {first.name: pair, second.name: blocks(second)}
-    files.write(parts, INT8, tmp_path / "a.tflite", {second.name: CODED, third.name: "fp32"})
-    files.write(parts, INT8, tmp_path / "b.tflite", {third.name: "fp32"})
+    files.write(parts, FileScheme.of(INT8_DYNAMIC), tmp_path / "a.tflite", {second.name: CONSTEXPR, third.name: FP32})
+    files.write(parts, FileScheme.of(INT8_DYNAMIC), tmp_path / "b.tflite", {third.name: FP32})
     assert (tmp_path / "a.tflite").read_bytes() == (tmp_path / "b.tflite").read_bytes()
     weights = sorted(files.read(tmp_path / "a.tflite").weights)
     assert weights == [(3, 6, 8), (10, 96, 32), (24, 64, 8), (24, 96, 8)]
@@ -139,9 +140,9 @@ def test_another_code_of_the_same_weight_is_another_file(
     part = blocks(layer)
     w = Writer()
     plain = replace(part, **vars(w.decoded(w.constant("W", part.weight), part.bias)))
-    for scheme in ("fp32", INT8):
+    for scheme in (FP32, INT8_DYNAMIC):
         for name, each in (("a", part), ("b", plain), ("c", part)):
-            files.write({layer.name: each}, scheme, tmp_path / name)
+            files.write({layer.name: each}, FileScheme.of(scheme), tmp_path / name)
         assert (tmp_path / "a").read_bytes() == (tmp_path / "c").read_bytes()
         assert (tmp_path / "a").stat().st_size < (tmp_path / "b").stat().st_size
 
@@ -152,12 +153,12 @@ def test_code_is_not_lost(
     layer, third = layers[96, 96], layers[10, 96]
     part = {layer.name: blocks(layer)}
     with pytest.raises(ValueError, match="coded"):
-        files.write(part, "fp32", tmp_path / "out", {layer.name: INT8})
+        files.write(part, FileScheme.of(FP32), tmp_path / "out", {layer.name: INT8_DYNAMIC})
     with pytest.raises(ValueError, match="coded"):
-        files.write(part, "fp32", tmp_path / "out", {third.name: CODED})
+        files.write(part, FileScheme.of(FP32), tmp_path / "out", {third.name: CONSTEXPR})
     folds = {name: places for name, places in files._places.folds.items() if name != layer.name}
     monkeypatch.setitem(files.__dict__, "_places", replace(files._places, folds=folds))
     assert files.takes(part) == {}
     assert files.refuses(layer.name, part[layer.name]) is not None
     with pytest.raises(ModelError, match="not in the file"):
-        files.write(part, "fp32", tmp_path / "out")
+        files.write(part, FileScheme.of(FP32), tmp_path / "out")

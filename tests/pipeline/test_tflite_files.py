@@ -8,13 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from normed_mlp import INT4, INT8, STATIC, answers, normed_mlp, samples, tflite_files
+from normed_mlp import answers, normed_mlp, samples, tflite_files
 
+from edgepack.backends.tflite.schemes import FP32, INT4_DYNAMIC, INT8_DYNAMIC, INT8_STATIC
 from edgepack.data import Samples
 from edgepack.emit.tflite import TfliteEmitter
 from edgepack.errors import ModelError
 from edgepack.inference import load, predict
 from edgepack.metrics import sqnr_db
+from edgepack.model.scheme import FileScheme
 from edgepack.onnxgraph.files import save
 from edgepack.onnxgraph.rewrite import with_factors
 from edgepack.pipeline.opened import Opened
@@ -71,13 +73,15 @@ def test_every_layer_of_a_file_in_its_own_scheme(
     first, second, third = layers
     factors = {second.name: pair(second, 24)}
     want = reference(opened, factors, data, tmp_path / "thin.onnx")
-    files.write(factors, INT8, tmp_path / "mixed.tflite", {first.name: "fp32", third.name: INT4})
+    files.write(
+        factors, FileScheme.of(INT8_DYNAMIC), tmp_path / "mixed.tflite", {first.name: FP32, third.name: INT4_DYNAMIC}
+    )
     got = held(files, tmp_path / "mixed.tflite")
     assert (got[64, 96], got[24, 96], got[10, 96]) == (32, 8, 4)
     assert sqnr_db(answers(tmp_path / "mixed.tflite", data), want) > 15
-    files.write(factors, "fp32", tmp_path / "float.tflite")
+    files.write(factors, FileScheme.of(FP32), tmp_path / "float.tflite")
     assert sqnr_db(answers(tmp_path / "float.tflite", data), want) > 100
-    files.write(factors, "fp32", tmp_path / "one.tflite", {second.name: INT4})
+    files.write(factors, FileScheme.of(FP32), tmp_path / "one.tflite", {second.name: INT4_DYNAMIC})
     got = held(files, tmp_path / "one.tflite")
     assert (got[64, 96], got[24, 96], got[10, 96]) == (32, 4, 32)
     twice = [weight for weight in files.read(tmp_path / "one.tflite").weights if weight == (24, 96, 4)]
@@ -86,24 +90,24 @@ def test_every_layer_of_a_file_in_its_own_scheme(
 
 def test_fewer_bits_make_a_smaller_file(files: TfliteFiles, data: Samples, tmp_path: Path) -> None:
     for scheme in files.layer_schemes():
-        assert files.rest(scheme) == (scheme,)
-        files.write({}, scheme, tmp_path / scheme)
-    sizes = [(tmp_path / scheme).stat().st_size for scheme in ("fp32", INT8, INT4)]
+        assert files.rest(scheme) == (FileScheme.of(scheme),)
+        files.write({}, FileScheme.of(scheme), tmp_path / scheme.name)
+    sizes = [(tmp_path / scheme.name).stat().st_size for scheme in (FP32, INT8_DYNAMIC, INT4_DYNAMIC)]
     assert sizes[0] > 2.5 * sizes[1] > 2.5 * 1.3 * sizes[2]
-    plain = answers(tmp_path / "fp32", data)
-    assert sqnr_db(answers(tmp_path / INT8, data), plain) > 30
-    assert sqnr_db(answers(tmp_path / INT4, data), plain) > 10
+    plain = answers(tmp_path / FP32.name, data)
+    assert sqnr_db(answers(tmp_path / INT8_DYNAMIC.name, data), plain) > 30
+    assert sqnr_db(answers(tmp_path / INT4_DYNAMIC.name, data), plain) > 10
 
 
 def test_one_conversion_for_all_plans(
     files: TfliteFiles, layers: tuple[LinearLayer, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    files.write({}, "fp32", tmp_path / "dense.tflite")
+    files.write({}, FileScheme.of(FP32), tmp_path / "dense.tflite")
     monkeypatch.setattr(TfliteEmitter, "emit", lambda *args: pytest.fail("converted again"))
     for rank in (8, 16):
         factors = {layer.name: pair(layer, rank) for layer in layers[:2]}
         for scheme in files.layer_schemes():
-            files.write(factors, scheme, tmp_path / "m.tflite", {layers[2].name: INT8})
+            files.write(factors, FileScheme.of(scheme), tmp_path / "m.tflite", {layers[2].name: INT8_DYNAMIC})
     assert len(list((files._work).iterdir())) == 2, "the dense file and the last plan's"
 
 
@@ -112,13 +116,18 @@ def test_schemes_are_part_of_the_cache_key(
 ) -> None:
     factors = {layers[0].name: pair(layers[0], 12)}
     written = {}
-    for scheme in ("fp32", INT4):
-        files.write(factors, INT8, tmp_path / scheme, {layers[1].name: scheme})
-        written[scheme] = (tmp_path / scheme).read_bytes()
-    assert written["fp32"] != written[INT4]
+    for scheme in (FP32, INT4_DYNAMIC):
+        files.write(factors, FileScheme.of(INT8_DYNAMIC), tmp_path / scheme.name, {layers[1].name: scheme})
+        written[scheme] = (tmp_path / scheme.name).read_bytes()
+    assert written[FP32] != written[INT4_DYNAMIC]
     monkeypatch.setattr(TfliteEmitter, "quantize", lambda *args: pytest.fail("quantized again"))
-    for scheme in ("fp32", INT4):
-        files.write(factors, INT8, tmp_path / "again", {layers[1].name: scheme, layers[2].name: INT8})
+    for scheme in (FP32, INT4_DYNAMIC):
+        files.write(
+            factors,
+            FileScheme.of(INT8_DYNAMIC),
+            tmp_path / "again",
+            {layers[1].name: scheme, layers[2].name: INT8_DYNAMIC},
+        )
         assert (tmp_path / "again").read_bytes() == written[scheme]
 
 
@@ -137,7 +146,12 @@ def test_a_model_that_cannot_be_split_is_converted_for_every_plan(
     monkeypatch.delitem(files.__dict__, "_places", raising=False)
     factors = {layers[0].name: pair(layers[0], 20)}
     assert not files._places.takes(factors)
-    files.write(factors, INT8, tmp_path / "m.tflite", {layers[0].name: INT4, layers[1].name: "fp32"})
+    files.write(
+        factors,
+        FileScheme.of(INT8_DYNAMIC),
+        tmp_path / "m.tflite",
+        {layers[0].name: INT4_DYNAMIC, layers[1].name: FP32},
+    )
     got = held(files, tmp_path / "m.tflite")
     assert (got[20, 64], got[20, 96], got[96, 96], got[10, 96]) == (4, 4, 32, 8)
     want = reference(opened, factors, data, tmp_path / "thin.onnx")
@@ -148,13 +162,13 @@ def test_a_model_that_cannot_be_split_is_converted_for_every_plan(
 def test_what_is_refused(files: TfliteFiles, layers: tuple[LinearLayer, ...], tmp_path: Path) -> None:
     out = tmp_path / "m.tflite"
     with pytest.raises(ModelError, match="no layer nowhere"):
-        files.write({}, INT8, out, {"nowhere": INT4})
+        files.write({}, FileScheme.of(INT8_DYNAMIC), out, {"nowhere": INT4_DYNAMIC})
     with pytest.raises(ValueError, match="can be fp32, not int8-dynamic-range"):
-        files.write({}, STATIC, out, {layers[0].name: INT8})
+        files.write({}, FileScheme.of(INT8_STATIC), out, {layers[0].name: INT8_DYNAMIC})
     with pytest.raises(ValueError, match="not int8-static"):
-        files.write({}, INT8, out, {layers[0].name: STATIC})
+        files.write({}, FileScheme.of(INT8_DYNAMIC), out, {layers[0].name: INT8_STATIC})
     assert not out.exists()
-    files.write({}, STATIC, out, {layers[0].name: "fp32"})
+    files.write({}, FileScheme.of(INT8_STATIC), out, {layers[0].name: FP32})
     assert (held(files, out)[64, 96], held(files, out)[96, 96]) == (32, 8)
 
 
@@ -162,7 +176,7 @@ def test_a_product_from_the_left_is_a_layer_too(
     files: TfliteFiles, opened: Opened, layers: tuple[LinearLayer, ...], tmp_path: Path
 ) -> None:
     (left,) = {layer.name for layer in opened.layers} - {layer.name for layer in layers}
-    files.write({}, INT8, tmp_path / "m.tflite", {left: "fp32"})
+    files.write({}, FileScheme.of(INT8_DYNAMIC), tmp_path / "m.tflite", {left: FP32})
     assert (held(files, tmp_path / "m.tflite")[3, 6], held(files, tmp_path / "m.tflite")[96, 96]) == (32, 8)
 
 
@@ -173,5 +187,5 @@ def test_a_layer_without_an_operator_is_named(
     known = {other: names for other, names in files._places.operators.items() if other != name}
     monkeypatch.setitem(files.__dict__, "_places", replace(files._places, operators=known))
     with pytest.raises(ModelError, match=f"no operator of the TFLite file has the weights of {name}"):
-        files.write({}, "fp32", tmp_path / "m.tflite", {name: INT4, layers[0].name: INT8})
+        files.write({}, FileScheme.of(FP32), tmp_path / "m.tflite", {name: INT4_DYNAMIC, layers[0].name: INT8_DYNAMIC})
     assert not (tmp_path / "m.tflite").exists()

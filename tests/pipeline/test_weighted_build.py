@@ -11,6 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from small_builds import options
 
+from edgepack.backends.onnx.schemes import INT8_DYNAMIC
 from edgepack.cache import Cache
 from edgepack.errors import UsageError
 from edgepack.pipeline.build import build
@@ -61,7 +62,7 @@ def test_the_factors_of_integer_layers_are_weighed_too(classifier: Path, cache: 
         task, metric = ready.task, ready.task.rounder.gradients["w1"]
         layer, spectrum = task.layers[0], task.spectra[0]
         assert spectrum.dual is not None
-        pair = task.rounder.factors(layer, spectrum, 16, "int8-dynamic")
+        pair = task.rounder.factors(layer, spectrum, 16, INT8_DYNAMIC)
         plain = task.rounder.plain(layer, spectrum, 16)
         x = ready.data.guard.inputs["x"].astype(np.float64)
 
