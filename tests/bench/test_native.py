@@ -16,7 +16,6 @@ from pathlib import Path
 
 import pytest
 from adbd import Adbd, Fault, private_server
-from edgepack.formats import FORMATS
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -31,6 +30,7 @@ from edgepack.bench.facts import choose_cpus, facts_from_probe
 from edgepack.bench.session import Variant, bench_variants
 from edgepack.bench.summary import summarize_result
 from edgepack.errors import DeviceError, StableDeviceError, TransientDeviceError, UsageError
+from edgepack.model.scheme import FORMATS
 from edgepack.targets import get_target
 
 BENCHMARK_MODEL = """\

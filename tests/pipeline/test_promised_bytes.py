@@ -12,11 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-<<<<<<< ours
-from edgepack.backends.schemes import DENSE_INT8, FP32
-=======
 from edgepack.archive.archive import pack
->>>>>>> theirs
+from edgepack.backends.schemes import DENSE_INT8, FP32
 from edgepack.cache import Cache
 from edgepack.data import Samples
 from edgepack.model.scheme import FileScheme, Format
