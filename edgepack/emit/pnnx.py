@@ -7,11 +7,14 @@ import subprocess
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgepack.emit import pnnx_input
+from edgepack.emit.pnnx_operators import HINT
 from edgepack.emit.pnnx_source import build_module
 from edgepack.errors import ModelError
 from edgepack.types import Array
@@ -24,7 +27,6 @@ if TYPE_CHECKING:
 # Largest difference from onnxruntime, relative to the largest output value: fp32 sums in another order stay below it.
 PARITY_TOLERANCE = 1e-4
 _TIMEOUT_S = 600
-_ONNX_DOMAINS = ("", "ai.onnx")
 _CONTROL_FLOW = ("If", "Loop", "Scan", "SequenceMap")
 _PNNX_DTYPES = {"float32": "f32", "float64": "f64", "float16": "f16", "uint8": "u8"}
 _PNNX_DTYPES |= {"int8": "i8", "int16": "i16", "int32": "i32", "int64": "i64"}
@@ -37,14 +39,31 @@ _KEEP_WEIGHTS = [
     "DivMulFusion",
     "MatMulScaleFusion",
 ]
-_HINT = "build only the ONNX file (--formats onnx), or give the torch model"
+
+
+@dataclass(frozen=True)
+class _Simplified:
+    """A graph that pnnx may see.
+
+    Attributes:
+        path: of the file in which inputs, weights and results have neutral names.
+        dtypes: numpy's type of each input, by the name that the original gives it.
+        inputs: the neutral name of each input, in the same order.
+        outputs: the original's names of its outputs, in order.
+    """
+
+    path: Path
+    dtypes: Mapping[str, str]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
 
 
 def onnx_to_program(path: Path | str, shapes: Mapping[str, Sequence[int]]) -> ExportedProgram:
     """A torch program that computes what an ONNX file computes, at static shapes.
 
     The graph is first simplified by onnxruntime's basic optimizations at these shapes (constants folded, shape
-    arithmetic gone), then converted by pnnx in a temporary folder, then compared with onnxruntime on seeded inputs.
+    arithmetic gone) and its names and strings made neutral, then converted by pnnx in a temporary folder, then compared
+    with onnxruntime on seeded inputs.
 
     Args:
         path: the ONNX file.
@@ -61,16 +80,16 @@ def onnx_to_program(path: Path | str, shapes: Mapping[str, Sequence[int]]) -> Ex
     path = Path(path)
     with tempfile.TemporaryDirectory(prefix="edgepack-pnnx-") as name:
         folder = Path(name)
-        simple, dtypes = _simplified(path, shapes, folder)
-        module = _converted(simple, shapes, dtypes, folder)
-        inputs = tuple(torch.from_numpy(a) for a in _seeded(shapes, dtypes, 0, 1).values())
+        simple = _simplified(path, shapes, folder)
+        module = _converted(simple, shapes, folder)
+        inputs = tuple(torch.from_numpy(a) for a in _seeded(shapes, simple.dtypes, 0, 1).values())
         try:
             with warnings.catch_warnings(), torch.no_grad():
                 warnings.simplefilter("ignore")
                 program = torch.export.export(module, inputs, strict=False)
         except Exception as err:
-            raise ModelError(f"{path.name}: torch cannot trace what pnnx made of it: {err}", hint=_HINT) from err
-        _prove(simple, program.module(check_guards=False), shapes, dtypes, path.name)
+            raise ModelError(f"{path.name}: torch cannot trace what pnnx made of it: {err}", hint=HINT) from err
+        _prove(simple, program.module(check_guards=False), shapes, path.name)
     return program
 
 
@@ -83,8 +102,8 @@ def graph_names(path: Path | str) -> tuple[list[str], list[str]]:
     return [v.name for v in graph.input if v.name not in constants], [v.name for v in graph.output]
 
 
-def _simplified(path: Path, shapes: Mapping[str, Sequence[int]], folder: Path) -> tuple[Path, dict[str, str]]:
-    """(the graph at static shapes with its constants folded, numpy dtype by input name)."""
+def _simplified(path: Path, shapes: Mapping[str, Sequence[int]], folder: Path) -> _Simplified:
+    """The graph at static shapes with its constants folded."""
     import onnx
     import onnxruntime as ort
 
@@ -100,7 +119,7 @@ def _simplified(path: Path, shapes: Mapping[str, Sequence[int]], folder: Path) -
         dtypes[value.name] = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)).name
         if dtypes[value.name] not in _PNNX_DTYPES:
             raise ModelError(
-                f"{path.name}: input {value.name!r} is {dtypes[value.name]}, which pnnx does not take", hint=_HINT
+                f"{path.name}: input {value.name!r} is {dtypes[value.name]}, which pnnx does not take", hint=HINT
             )
         tensor.shape.Clear()
         for size in shapes[value.name]:
@@ -126,8 +145,10 @@ def _simplified(path: Path, shapes: Mapping[str, Sequence[int]], folder: Path) -
     _refuse_foreign(clean, path.name)
     _drop_idle_slices(clean)
     _drop_saturate(clean)
+    outputs = tuple(value.name for value in clean.graph.output)
+    names = pnnx_input.neutral(clean, path.name)
     onnx.save(clean, str(simple), save_as_external_data=big)
-    return simple, dtypes
+    return _Simplified(simple, dtypes, tuple(names[name] for name in dtypes), outputs)
 
 
 def _drop_saturate(model: ModelProto) -> None:
@@ -179,21 +200,21 @@ def _refuse_foreign(model: ModelProto, name: str) -> None:
     graphs: list[GraphProto] = [model.graph]
     for node in (n for graph in graphs for n in graph.node):
         label = f"{name}: node {node.name or node.output[0]!r}"
-        if node.domain not in _ONNX_DOMAINS:
-            raise ModelError(f"{label} is {node.domain}.{node.op_type}, an operator outside of ONNX", hint=_HINT)
+        if node.domain not in pnnx_input.DOMAINS:
+            raise ModelError(f"{label} is {node.domain}.{node.op_type}, an operator outside of ONNX", hint=HINT)
         if node.op_type in _CONTROL_FLOW:
-            raise ModelError(f"{label} is {node.op_type}: control flow cannot go into the TFLite file", hint=_HINT)
+            raise ModelError(f"{label} is {node.op_type}: control flow cannot go into the TFLite file", hint=HINT)
 
 
-def _converted(simple: Path, shapes: Mapping[str, Sequence[int]], dtypes: Mapping[str, str], folder: Path) -> Module:
+def _converted(simple: _Simplified, shapes: Mapping[str, Sequence[int]], folder: Path) -> Module:
     """Run pnnx and build the module from its source.
 
     pnnx goes on to write files for another runtime and may crash there, after the ones needed here are complete: what
     counts is whether they parse and, later, whether the outputs agree.
     """
-    sizes = ",".join(f"[{','.join(map(str, shapes[n]))}]{_PNNX_DTYPES[d]}" for n, d in dtypes.items())
+    sizes = ",".join(f"[{','.join(map(str, shapes[n]))}]{_PNNX_DTYPES[d]}" for n, d in simple.dtypes.items())
     # Level 1 translates node by node; level 2 would fuse attention and repack its weights, which then match no layer.
-    command = [str(_executable()), simple.name, f"inputshape={sizes}", "fp16=0", "optlevel=1"]
+    command = [str(_executable()), simple.path.name, f"inputshape={sizes}", "fp16=0", "optlevel=1"]
     try:
         done = subprocess.run(
             command,
@@ -204,12 +225,12 @@ def _converted(simple: Path, shapes: Mapping[str, Sequence[int]], dtypes: Mappin
             timeout=_TIMEOUT_S,
         )
     except (OSError, subprocess.TimeoutExpired) as err:
-        raise ModelError(f"pnnx did not run: {err}", hint=_HINT) from err
+        raise ModelError(f"pnnx did not run: {err}", hint=HINT) from err
     log = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout.decode("utf-8", "replace"))
     source, weights = folder / "model_pnnx.py", folder / "model.pnnx.bin"
     if not source.is_file() or not weights.is_file():
         stopped = f"signal {-done.returncode}" if done.returncode < 0 else f"exit code {done.returncode}"
-        raise ModelError(f"pnnx stopped with {stopped}: {_complaint(log)}", hint=_HINT)
+        raise ModelError(f"pnnx stopped with {stopped}: {_complaint(log)}", hint=HINT)
     return build_module(source, weights)
 
 
@@ -245,9 +266,7 @@ def _seeded(shapes: Mapping[str, Sequence[int]], dtypes: Mapping[str, str], seed
     return inputs
 
 
-def _prove(
-    simple: Path, module: Any, shapes: Mapping[str, Sequence[int]], dtypes: Mapping[str, str], name: str
-) -> None:
+def _prove(simple: _Simplified, module: Any, shapes: Mapping[str, Sequence[int]], name: str) -> None:
     """Compare torch with onnxruntime on two sets of seeded inputs.
 
     Raises:
@@ -259,31 +278,31 @@ def _prove(
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 4
-    session = ort.InferenceSession(str(simple), options, providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(str(simple.path), options, providers=["CPUExecutionProvider"])
     for seed in (0, 1):
-        inputs, expected = _reference(session, shapes, dtypes, seed, name)
+        inputs, expected = _reference(session, simple, shapes, seed, name)
         try:
             with torch.no_grad():
-                got = module(*[torch.from_numpy(array) for array in inputs.values()])
+                got = module(*[torch.from_numpy(array) for array in inputs])
         except (RuntimeError, TypeError, IndexError) as err:
-            raise ModelError(f"{name}: what pnnx made of it does not run in torch: {err}", hint=_HINT) from err
+            raise ModelError(f"{name}: what pnnx made of it does not run in torch: {err}", hint=HINT) from err
         results = [got] if isinstance(got, torch.Tensor) else list(got)
         if len(results) != len(expected):
             raise ModelError(
-                f"{name}: pnnx gives {len(results)} outputs, the ONNX graph has {len(expected)}", hint=_HINT
+                f"{name}: pnnx gives {len(results)} outputs, the ONNX graph has {len(expected)}", hint=HINT
             )
-        for output, want, have in zip(session.get_outputs(), expected, results, strict=True):
-            _compare(f"{name}: output {output.name!r}", np.asarray(want), have.numpy())
+        for output, want, have in zip(simple.outputs, expected, results, strict=True):
+            _compare(f"{name}: output {output!r}", np.asarray(want), torch.as_tensor(have).numpy())
 
 
 def _reference(
-    session: Any, shapes: Mapping[str, Sequence[int]], dtypes: Mapping[str, str], seed: int, name: str
-) -> tuple[dict[str, Array], list[Any]]:
+    session: Any, simple: _Simplified, shapes: Mapping[str, Sequence[int]], seed: int, name: str
+) -> tuple[list[Array], list[Any]]:
     """(seeded inputs, onnxruntime's outputs): integers to 255, or to 1 where the model indexes smaller tables."""
     for top in (255, 1):
-        inputs = _seeded(shapes, dtypes, seed, top)
+        inputs = list(_seeded(shapes, simple.dtypes, seed, top).values())
         try:
-            return inputs, session.run(None, inputs)
+            return inputs, session.run(None, dict(zip(simple.inputs, inputs, strict=True)))
         except Exception as err:
             if top == 1:
                 raise ModelError(f"{name}: onnxruntime cannot run it on random inputs: {err}") from err
@@ -292,17 +311,17 @@ def _reference(
 
 def _compare(label: str, want: Array, have: Array) -> None:
     if want.shape != have.shape:
-        raise ModelError(f"{label} has shape {have.shape} in torch, {want.shape} in onnxruntime", hint=_HINT)
+        raise ModelError(f"{label} has shape {have.shape} in torch, {want.shape} in onnxruntime", hint=HINT)
     if want.size == 0:
         return
     want, have = want.astype(np.float64), have.astype(np.float64)
     scale = float(np.nanmax(np.abs(want), initial=0.0)) or 1.0
     if not np.array_equal(np.isnan(want), np.isnan(have)):
-        raise ModelError(f"{label} is NaN in only one of torch and onnxruntime", hint=_HINT)
+        raise ModelError(f"{label} is NaN in only one of torch and onnxruntime", hint=HINT)
     error = float(np.nanmax(np.abs(want - have), initial=0.0)) / scale
     if not error <= PARITY_TOLERANCE:
         raise ModelError(
             f"{label} differs from onnxruntime's by {error:.2g} of its largest value, "
             f"at most {PARITY_TOLERANCE:g} was expected",
-            hint=_HINT,
+            hint=HINT,
         )

@@ -4,8 +4,9 @@
 the weights-only unpickler refuses them; tensors marked `use_pickle`, custom and opaque objects are always unpickled;
 compiled `data/aotinductor` libraries are loaded; an archive of the older layout is unpickled as a fallback; symbolic
 sizes and input guards are Python source that goes through `eval` and `exec`; a treespec may name a module to import;
-and a node may name any function below `torch`. So the archive is checked first, through the same reader that will load
-it, and whatever is not plain data is refused.
+a node may name any function below `torch`; and the names of inputs, results and parameters go unescaped into the Python
+source that fx writes for every graph and executes. So the archive is checked first, through the same reader that will
+load it, and whatever is not plain data is refused.
 """
 
 from __future__ import annotations
@@ -28,12 +29,12 @@ _RECORDS = re.compile(
     r"archive_format|archive_version|byteorder|\.data/\w+|extra/.*|models/model\.json|data/sample_inputs/model\.pt"
     r"|data/(weights|constants)/(model_(weights|constants)_config\.json|(weight|tensor)_\d+)"
 )
+_OVERLOAD = re.compile(r"torch\.ops\.(aten|prims)\.(?!from_file\.|save\.)(\w+)\.((?!__)\w+)")
 _OPERATOR = re.compile(
-    r"torch\.ops\.(aten|prims)\.(?!from_file\.|save\.)\w+\.\w+"
-    r"|torch\.ops\.higher_order\.(cond|while_loop|scan|map_impl|wrap_with_set_grad_enabled|wrap_with_autocast)"
+    r"torch\.ops\.higher_order\.(cond|while_loop|scan|map_impl|wrap_with_set_grad_enabled|wrap_with_autocast)"
     r"|torch\.sym_(not|min|max|sum|ite|int|float|sqrt)"
     r"|_operator\.(getitem|add|sub|mul|neg|pos|floordiv|truediv|mod|pow|eq|ne|lt|le|gt|ge|and_|or_|xor|not_)"
-    r"|math\.\w+"
+    r"|math\.(?!_)\w+"
 )
 # What sympy's own text of a size is made of: sympify() evaluates it, so that nothing else may be in there.
 _SIZE_CALLS = frozenset(
@@ -50,6 +51,14 @@ _SIZE_NODES = (
     *(ast.Expression, ast.Call, ast.keyword, ast.Name, ast.Load, ast.Constant, ast.BinOp, ast.UnaryOp, ast.Compare),
     *(ast.operator, ast.unaryop, ast.cmpop),
 )
+# Fields whose text fx makes Python identifiers of, and tables that are keyed by such names or by words of the user's.
+_IDENTIFIERS = ("name", "as_name", "user_input_name", "forward_arg_names")
+_TABLES = ("tensor_values", "sym_int_values", "sym_float_values", "sym_bool_values", "custom_obj_values")
+_TABLES_OF_WORDS = ("as_string_to_argument", "opset_version", "range_constraints", "treespec_namedtuple_fields")
+# Fields whose text torch writes with repr() or not at all, or that have checks of their own.
+_FREE = ("as_string", "as_strings", "metadata", "in_spec", "out_spec", "expr_str", "as_expr", "target")
+# Dotted paths and the like: fx puts their parts between double quotes where they are no identifiers.
+_PLAIN = re.compile(r"(?!__)[\w+\-/@:<=,()\[\] ]*(\.(?!__)[\w+\-/@:<=,()\[\] ]*)*")
 _CONTAINERS = {None, "builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict"}
 
 
@@ -108,6 +117,8 @@ def _check(path: Path, reader: Any, names: list[str]) -> None:
         raise ModelError(f"{path}: the archive holds no program named 'model'", hint="save it with torch.export.save")
     for part in ("weights", "constants"):
         for name, entry in _config(path, reader, f"data/{part}/model_{part}_config.json").items():
+            if not _PLAIN.fullmatch(name):
+                raise _refuse(path, f"the name {name!r} is not plain")
             if entry.get("use_pickle") or not re.fullmatch(r"(weight|tensor)_\d+", str(entry.get("path_name"))):
                 raise _refuse(path, f"{name!r} is stored as a pickle")
     _check_sample_inputs(path, _read(path, reader, "data/sample_inputs/model.pt"))
@@ -157,7 +168,7 @@ def _check_program(path: Path, program: Any) -> None:
         raise _refuse(path, "the program carries input guards as Python source")
     for key, value in _fields(program):
         if key == "target" and isinstance(value, str):
-            if not _OPERATOR.fullmatch(value):
+            if not _is_operator(value):
                 raise _refuse(path, f"operator {value!r} is not one of torch's own")
         elif key in ("expr_str", "as_expr") and isinstance(value, str):
             if not _is_size(value):
@@ -166,6 +177,44 @@ def _check_program(path: Path, program: Any) -> None:
             _check_treespec(path, value)
         elif key in ("as_custom_obj", "as_operator") and value:
             raise _refuse(path, f"the program uses a custom object {value!r}")
+    strange = next(_strange_names(program), None)
+    if strange is not None:
+        raise _refuse(path, f"the name {strange[:120]!r} is not plain")
+
+
+def _is_operator(target: str) -> bool:
+    """Whether a node's target is an overload of aten or prims, or one of the few functions beside them."""
+    import torch
+
+    found = _OVERLOAD.fullmatch(target)
+    if found is None:
+        return _OPERATOR.fullmatch(target) is not None
+    namespace, name, overload = found.groups()
+    packet = getattr(getattr(torch.ops, namespace), name, None)
+    return isinstance(packet, torch._ops.OpOverloadPacket) and isinstance(
+        getattr(packet, overload, None), torch._ops.OpOverload
+    )
+
+
+def _strange_names(program: Any) -> Iterator[str]:
+    """Every name in nested JSON, however deep, that is more than a name."""
+    stack: list[tuple[str, Any]] = [("", program)]
+    while stack:
+        field, value = stack.pop()
+        if isinstance(value, dict):
+            yield from (key for key in value if not (_is_name(key) if field in _TABLES else _PLAIN.fullmatch(key)))
+            # A key of a table is no field: what stands under it is not what it says.
+            known = field not in _TABLES and field not in _TABLES_OF_WORDS
+            inner = field if field == "metadata" else None
+            stack += [(inner or (key if known else ""), item) for key, item in value.items()]
+        elif isinstance(value, list):
+            stack += [(field, item) for item in value]
+        elif field not in _FREE and isinstance(value, str):
+            yield from () if (_is_name(value) if field in _IDENTIFIERS else _PLAIN.fullmatch(value)) else (value,)
+
+
+def _is_name(text: str) -> bool:
+    return not text or text.isidentifier()
 
 
 def _is_size(text: str) -> bool:
@@ -208,6 +257,7 @@ def _fields(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _check_treespec(path: Path, text: str) -> None:
+    """Only plain containers; what names the arguments of `forward` must be identifiers, for source is made of it."""
     try:
         spec = json.loads(text)
     except ValueError as err:
@@ -217,3 +267,15 @@ def _check_treespec(path: Path, text: str) -> None:
             raise _refuse(path, f"inputs or outputs of type {value!r}")
         if "__enum__" in text:
             raise _refuse(path, "inputs or outputs with enum keys")
+    for name in _keyword_names(spec):
+        if not (isinstance(name, str) and _is_name(name)):
+            raise _refuse(path, f"the argument name {str(name)[:120]!r} is not plain")
+
+
+def _keyword_names(spec: Any) -> list[Any]:
+    """The keys of a treespec's (positional arguments, {keyword: argument}), none if it is of another form."""
+    match spec:
+        case [_, {"children_spec": [_, {"type": "builtins.dict" | "collections.OrderedDict", "context": context}]}]:
+            names = json.loads(context) if isinstance(context, str) else context
+            return list(names) if isinstance(names, list) else [names]
+    return []

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pickle
@@ -17,7 +18,7 @@ from torch import nn
 
 from edgepack.errors import ModelError
 from edgepack.sources.torch import export_program, load_pt2, program_to_onnx, save_program
-from edgepack.torchgraph import find_linears, flat_module
+from edgepack.torchgraph import find_linears, flat_module, load_program
 
 # torch's own deprecations, met inside its exporters.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
@@ -197,6 +198,106 @@ def test_code_in_the_program_is_refused(archive: Path, tmp_path: Path, edit: Any
     with pytest.raises(ModelError, match="would run code") as caught:
         load_pt2(bad)
     assert message in caught.value.message
+
+
+def renamed(old: str, new: str) -> Callable[[Any], None]:
+    """Give an input, a result, a parameter or an argument another name, wherever the program has it."""
+
+    def edit(program: Any) -> None:
+        text = json.dumps(program)
+        # A treespec is JSON inside of a string.
+        for quote in ('"', '\\"', '\\\\\\"'):
+            content = json.dumps(new)[1:-1]
+            for _ in range((len(quote) + 1).bit_length() - 2):
+                content = json.dumps(content)[1:-1]
+            text = text.replace(f"{quote}{old}{quote}", f"{quote}{content}{quote}")
+        changed = json.loads(text)
+        assert changed != program
+        program.clear()
+        program.update(changed)
+
+    return edit
+
+
+class Unused(nn.Module):
+    """The last input is not used, so that only its declaration shows in source that is made of the program."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left = nn.Linear(6, 4)
+
+    def forward(self, tokens: torch.Tensor, *, extra: torch.Tensor) -> torch.Tensor:
+        return self.left(tokens) + 1
+
+
+@pytest.fixture(scope="module")
+def keywords(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("pt2") / "keywords.pt2"
+    program = torch.export.export(Unused().eval(), (torch.ones(1, 6),), {"extra": torch.ones(1)}, strict=False)
+    torch.export.save(program, str(path))
+    return path
+
+
+CALL = "__import__('os').mkdir('{marker}')"
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("extra", "extra=" + CALL),
+        ("extra", "extra:" + CALL),
+        ("tokens", "tokens, *, a=" + CALL),
+        ("linear", "linear=" + CALL + ";x"),
+        ("linear", "globals()[" + CALL + "]"),
+        ("linear", "x\n    " + CALL),
+        ("add", "self.forward"),
+        ("left.weight", 'left.weight")+' + CALL + "#"),
+        ("left.weight", "left.weight\\"),
+        ("left.weight", "left.__class__"),
+        ("torch.ops.aten.linear.default", "torch.ops.aten.__class__.__getattribute__"),
+        ("torch.ops.aten.linear.default", "torch.ops.aten.linear.__init__"),
+        ("torch.ops.aten.linear.default", "torch.ops.aten.linear.overloads"),
+        ("torch.ops.aten.linear.default", "math.__loader__"),
+    ],
+)
+def test_names_with_code_are_refused_and_not_run(keywords: Path, tmp_path: Path, old: str, new: str) -> None:
+    marker = tmp_path / "ran"
+    bad = rewritten(keywords, tmp_path / "bad.pt2", in_program(renamed(old, new.replace("{marker}", str(marker)))), {})
+    with pytest.raises(ModelError, match="would run code"):
+        load_pt2(bad)
+    assert not marker.exists()
+
+
+def test_torch_runs_what_a_name_says(keywords: Path, tmp_path: Path) -> None:
+    """Why names are looked at: without that an input's name is enough."""
+    marker = tmp_path / "ran"
+    change = in_program(renamed("extra", "extra=" + CALL.replace("{marker}", str(marker))))
+    bad = rewritten(keywords, tmp_path / "bad.pt2", change, {})
+    with contextlib.suppress(Exception):
+        torch.export.load(str(bad))
+    assert marker.exists()
+
+
+def test_unusual_names_are_no_code(tmp_path: Path) -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.by_name = nn.ModuleDict(
+                {"a-b/c:d [1](2, 3)": nn.Linear(6, 6), "0": nn.BatchNorm1d(6), "größe": nn.Linear(6, 6)}
+            )
+
+        def forward(self, x: torch.Tensor, table: dict[str, torch.Tensor], *, größe: torch.Tensor) -> Any:
+            for layer in self.by_name.values():
+                x = layer(x)
+            product = torch.einsum("ab,cb->ac", x, table["a key"])
+            return {"the product": torch.cond(x.sum() > 0, lambda a: a + 1, lambda a: a - 1, (product,)), "y": größe}
+
+    rest = {"größe": torch.ones(1)}
+    inputs = (torch.ones(2, 6), {"a key": torch.ones(2, 6)})
+    program = torch.export.export(Odd().eval(), inputs, rest, strict=False)
+    torch.export.save(program, str(tmp_path / "odd.pt2"))
+    want, have = (p.module()(*inputs, **rest) for p in (program, load_program(tmp_path / "odd.pt2")))
+    torch.testing.assert_close(have, want)
 
 
 def test_pickled_sample_inputs_are_refused_and_not_run(archive: Path, tmp_path: Path) -> None:
