@@ -9,8 +9,9 @@ import numpy as np
 
 from edgepack.coded import decoded_from, operand_sides, stored_bytes
 from edgepack.metrics import sqnr_db
+from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import FileScheme, matrices
-from edgepack.types import Array, Coded, Contents, LayerPlan, Proof
+from edgepack.types import Array, Contents, LayerPlan, Proof
 
 PADDING = 16
 """Blocked layouts of a runtime round channels up to at most a multiple of this."""
@@ -87,7 +88,7 @@ def weights_as_planned(
     source: Contents,
     layers: Sequence[LayerPlan],
     scheme: FileScheme,
-    coded: Mapping[str, Coded] | None = None,
+    coded: Mapping[str, Replacement] | None = None,
 ) -> Proof:
     """The file holds exactly the matrix elements of the plan, and no layer in fewer bits than its scheme has.
 
@@ -119,7 +120,7 @@ def weights_as_planned(
     return Proof("weight-bytes", found == elements and not narrow, detail)
 
 
-def _without_code(emitted: Contents, wanted: Counter[tuple[int, int]], coded: Mapping[str, Coded]) -> Contents:
+def _without_code(emitted: Contents, wanted: Counter[tuple[int, int]], coded: Mapping[str, Replacement]) -> Contents:
     """Leaves out what layers in code multiply by, beyond the matrices that are wanted of those sides anyway."""
     spare = Counter((a, b) for a, b, _ in emitted.weights) - wanted
     spare &= Counter(sides for part in coded.values() for sides in operand_sides(part))
@@ -155,21 +156,21 @@ def _narrower(emitted: Contents, planned: Mapping[tuple[int, int], Sequence[int]
     return [f"{a}×{b}" for (a, b), both in pairs if any(is_bits < wanted for is_bits, wanted in both)]
 
 
-def stored_as_planned(content: bytes, parts: Mapping[str, Coded]) -> Proof:
+def stored_as_planned(content: bytes, parts: Mapping[str, Replacement]) -> Proof:
     """Every constant of the layers stored in code stands in the file, bit for bit, or what it is decoded to does.
 
     Args:
         content: of the emitted file.
         parts: by layer name.
     """
-    lost = [name for name, part in parts.items() if not all(_is_stored(content, part, each) for each in part.constants)]
+    lost = [name for name, part in parts.items() if not all(_is_stored(content, part, each) for each in part.tensors)]
     size = sum(map(stored_bytes, parts.values()))
     detail = f"{size} bytes of {len(parts)} layers in code" if not lost else f"lost: {', '.join(lost)}"
     return Proof("stored-in-code", not lost, detail)
 
 
-def _is_stored(content: bytes, part: Coded, name: str) -> bool:
-    if part.constants[name].tobytes() in content:
+def _is_stored(content: bytes, part: Replacement, name: str) -> bool:
+    if part.tensors[name].tobytes() in content:
         return True
     found = decoded_from(part, name)
     return bool(found) and all(each.tobytes() in content or each.T.tobytes() in content for each in found)

@@ -15,22 +15,13 @@ from edgepack.coded import plain
 from edgepack.data import Samples
 from edgepack.inference import THREADS, load, predict
 from edgepack.metrics import Drop
+from edgepack.model.layer import Layer
+from edgepack.model.replacement import Replacement, of_structure
 from edgepack.model.scheme import FileScheme, Format
 from edgepack.pipeline.files import ModelFiles
 from edgepack.pipeline.parts import packed_part
 from edgepack.plan.file_scheme import exceptions
-from edgepack.types import (
-    Array,
-    Contents,
-    Dense,
-    Factors,
-    LayerPlan,
-    LinearLayer,
-    Proof,
-    Replacement,
-    coded_of,
-    pairs_of,
-)
+from edgepack.types import Array, Contents, LayerPlan, Proof
 
 
 @dataclass(frozen=True)
@@ -88,9 +79,7 @@ class Attempt:
 class Prover:
     """Measures files against one guard. Answers of the fp32 factored model are kept per plan."""
 
-    def __init__(
-        self, guard: Guard, source: Contents, layers: Sequence[LinearLayer], reference: ModelFiles, work: Path
-    ):
+    def __init__(self, guard: Guard, source: Contents, layers: Sequence[Layer], reference: ModelFiles, work: Path):
         self.guard = guard
         self.source = source
         self._layers = layers
@@ -156,7 +145,7 @@ class Prover:
         biases = {layer.name: _bias(layer, factors) for layer in self._layers}
         present = {name: bias for name, bias in biases.items() if bias is not None and np.any(bias)}
         return (
-            verify.weights_as_planned(contents, self.source, plan, scheme, coded_of(factors)),
+            verify.weights_as_planned(contents, self.source, plan, scheme, of_structure(factors, "constexpr")),
             self._bias_proof(files, verify.biases_intact(contents, present), factors, plan),
             *_coded_proofs(factors, path),
         )
@@ -171,7 +160,7 @@ class Prover:
         path = self._work / f"float.{files.fmt}"
         parts = _changed(factors, plan)
         exact = FileScheme.of(FP32[files.fmt])
-        files.write(parts, exact, path, dict.fromkeys(coded_of(parts), CONSTEXPR[files.fmt]))
+        files.write(parts, exact, path, dict.fromkeys(of_structure(parts, "constexpr"), CONSTEXPR[files.fmt]))
         same = verify.same_outputs(self.guard.answers(path, files.fmt), self._factored_answers(factors, plan), exact)
         detail = f"some are folded into their neighbours; the float file of this plan answers to {same.detail}"
         return Proof(found.name, same.passed, detail if same.passed else f"{found.detail}; {same.detail}")
@@ -180,7 +169,7 @@ class Prover:
         parts = _changed(factors, plan)
         if not parts:
             return self.guard.reference
-        plain_coded = {name: plain(part.weight, part.bias) for name, part in coded_of(parts).items()}
+        plain_coded = {name: plain(part.weight, part.bias) for name, part in of_structure(parts, "constexpr").items()}
         arrays = [(name, *packed_part(part).values()) for name, part in sorted({**parts, **plain_coded}.items())]
         key = digest(*(each for part in arrays for each in part))
         if key not in self._answers:
@@ -196,19 +185,19 @@ class Prover:
 def _changed(factors: Mapping[str, Replacement], plan: tuple[LayerPlan, ...]) -> dict[str, Replacement]:
     """Pairs and layers by other methods: all that differs from the model by more than rounding."""
     other = {layer.layer for layer in plan if layer.alternative is not None}
-    parts: dict[str, Replacement] = dict(pairs_of(factors))
+    parts: dict[str, Replacement] = dict(of_structure(factors, "low-rank", "low-rank-correction"))
     for name, part in factors.items():
-        if name in other and not isinstance(part, Factors):
-            parts[name] = plain(part.weight, part.bias) if isinstance(part, Dense) else part
+        if name in other and not part.structure.ranks:
+            parts[name] = plain(part.weight, part.bias) if part.structure.is_dense else part
     return parts
 
 
 def _coded_proofs(factors: Mapping[str, Replacement], path: Path) -> tuple[Proof, ...]:
-    coded = coded_of(factors)
+    coded = of_structure(factors, "constexpr")
     return (verify.stored_as_planned(path.read_bytes(), coded),) if coded else ()
 
 
-def _bias(layer: LinearLayer, factors: Mapping[str, Replacement]) -> Array | None:
+def _bias(layer: Layer, factors: Mapping[str, Replacement]) -> Array | None:
     if layer.name in factors and factors[layer.name].bias is not None:
         return factors[layer.name].bias
     return layer.bias

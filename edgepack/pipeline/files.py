@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
+from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import FileScheme, Format, Scheme
-from edgepack.types import Contents, Replacement
+from edgepack.types import Contents
 
 
 class ModelFiles(Protocol):

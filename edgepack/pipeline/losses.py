@@ -8,22 +8,24 @@ from edgepack.backends.schemes import CORRECTED, scheme_of_key
 from edgepack.cache import Cache, digest
 from edgepack.executor import Workers, map_tasks
 from edgepack.factorize import factorizer
+from edgepack.model.layer import View
+from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import Scheme
 from edgepack.pipeline.sensitivity import Sensitivity
 from edgepack.plan.loss import layer_losses
 from edgepack.progress import Progress
 from edgepack.quantize.gauge import balanced
-from edgepack.types import Array, Factors, LinearLayer, Spectrum
+from edgepack.types import Array, Spectrum
 
 Losses = Mapping[str, Mapping[tuple[Scheme, int | None], float]]
 """By layer name: (scheme, rank or None for dense) → predicted loss."""
 VERSION = 4
 _Ranks = tuple[int, ...]
-_Task = tuple[LinearLayer, Spectrum, Array | None, Array | None, tuple[Scheme, ...], _Ranks, _Ranks, str, int, int]
+_Task = tuple[View, Spectrum, Array | None, Array | None, tuple[Scheme, ...], _Ranks, _Ranks, str, int, int]
 
 
 def predict_losses(
-    layers: Sequence[LinearLayer],
+    layers: Sequence[View],
     spectra: Sequence[Spectrum],
     sensitivity: Sensitivity,
     schemes: tuple[Scheme, ...],
@@ -71,13 +73,13 @@ def predict_losses(
     return found
 
 
-def factors_at(layer: LinearLayer, spectrum: Spectrum, rank: int, method: str, seed: int) -> Factors:
+def factors_at(layer: View, spectrum: Spectrum, rank: int, method: str, seed: int) -> Replacement:
     """The layer's factors at a rank, in the basis that quantizes well."""
     return balanced(factorizer(method).factors(layer, spectrum, rank), spectrum, seed=seed)
 
 
 def _losses(
-    layer: LinearLayer,
+    layer: View,
     spectrum: Spectrum,
     gradient: Array | None,
     truncation: Array | None,
@@ -88,7 +90,7 @@ def _losses(
     seed: int,
     largest: int,
 ) -> dict[tuple[Scheme, int | None], float]:
-    def factors(rank: int) -> Factors:
+    def factors(rank: int) -> Replacement:
         return factors_at(layer, spectrum, rank, method, seed)
 
     return layer_losses(

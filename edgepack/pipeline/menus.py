@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from edgepack.backends.schemes import CONSTEXPR, DENSE_INT8, FP32
 from edgepack.backends.tflite.schemes import INT4_DYNAMIC
 from edgepack.errors import UsageError
+from edgepack.model.layer import Layer
 from edgepack.model.scheme import BITS, Scheme
 from edgepack.pipeline.alternatives import NOTHING, Alternatives, Fit
 from edgepack.pipeline.files import ModelFiles
@@ -17,7 +18,7 @@ from edgepack.pipeline.pricing import Prices
 from edgepack.plan.candidates import asked_rank, rank_choices, residual_ranks, shared_rank, too_small
 from edgepack.plan.coded_cost import coded_size_bytes, time_over_dense
 from edgepack.plan.sizes import resident_bytes, size_bytes
-from edgepack.types import Candidate, Coded, Factors, LinearLayer
+from edgepack.types import Candidate
 
 UNGUARDED_LOST_SHARE = 0.01
 """Output energy a layer may lose where no data stand guard over the accuracy."""
@@ -27,13 +28,13 @@ UNGUARDED_LOST_SHARE = 0.01
 class Menu:
     """One layer's candidates; at least one. `why_dense` says why none of them is a pair, where that is so."""
 
-    layer: LinearLayer
+    layer: Layer
     candidates: tuple[Candidate, ...]
     why_dense: str | None
 
 
 def ranks_of(
-    layers: Sequence[LinearLayer], options: BuildOptions, unseen: Collection[str], *, share: float | None = None
+    layers: Sequence[Layer], options: BuildOptions, unseen: Collection[str], *, share: float | None = None
 ) -> dict[str, tuple[tuple[int, ...], str | None]]:
     """By layer name: the ranks to offer beside or instead of the dense layer, and why there are none.
 
@@ -44,9 +45,7 @@ def ranks_of(
     return {layer.name: _ranks(layer, options, share, seen=layer.name not in unseen) for layer in layers}
 
 
-def residuals_of(
-    layers: Sequence[LinearLayer], options: BuildOptions, unseen: Collection[str]
-) -> dict[str, tuple[int, ...]]:
+def residuals_of(layers: Sequence[Layer], options: BuildOptions, unseen: Collection[str]) -> dict[str, tuple[int, ...]]:
     """By layer name: the ranks to offer of a pair beside the dense matrix in 4 bits; none where that is not wanted."""
     wanted = "onnx" in options.formats and options.rank == "auto" and options.precision in ("auto", "int4")
     return {
@@ -57,7 +56,7 @@ def residuals_of(
 
 def make_menus(
     files: ModelFiles,
-    layers: Sequence[LinearLayer],
+    layers: Sequence[Layer],
     ranks: Mapping[str, tuple[tuple[int, ...], str | None]],
     losses: Losses,
     prices: Prices,
@@ -107,7 +106,7 @@ def make_menus(
 
 
 def _ranks(
-    layer: LinearLayer, options: BuildOptions, share: float | None, *, seen: bool
+    layer: Layer, options: BuildOptions, share: float | None, *, seen: bool
 ) -> tuple[tuple[int, ...], str | None]:
     sides = layer.out_features, layer.in_features
     asked: int | str | None = None
@@ -124,7 +123,7 @@ def _ranks(
 
 
 def _schemes(
-    files: ModelFiles, layer: LinearLayer, offered: Sequence[int | None], options: BuildOptions, *, seen: bool
+    files: ModelFiles, layer: Layer, offered: Sequence[int | None], options: BuildOptions, *, seen: bool
 ) -> list[Scheme]:
     """Those of the precision that was asked for; of the next wider one where the layer has none with a kernel."""
     schemes = [scheme for scheme in files.layer_schemes() if seen or not scheme.is_static]
@@ -136,7 +135,7 @@ def _schemes(
 
 
 def _candidates(
-    layer: LinearLayer,
+    layer: Layer,
     ways: Sequence[tuple[Scheme, int | None]],
     losses: Mapping[tuple[Scheme, int | None], float],
     prices: Prices,
@@ -152,14 +151,14 @@ def _candidates(
 
 
 def _others(
-    files: ModelFiles, layer: LinearLayer, fit: Fit, schemes: Sequence[Scheme], prices: Prices
+    files: ModelFiles, layer: Layer, fit: Fit, schemes: Sequence[Scheme], prices: Prices
 ) -> Iterator[Candidate]:
     """What another method made of a layer: in code, or in each scheme that a pair or a matrix can take."""
     fmt, part, sides = files.fmt, fit.part, (layer.out_features, layer.in_features)
     bias = layer.bias is not None
     if not files.takes({layer.name: part}):
         return
-    if isinstance(part, Coded):
+    if part.structure.is_constexpr:
         dense = prices.price(layer.name, None, FP32[fmt])
         if dense is not None:
             size = coded_size_bytes(fmt, part, bias=bias)
@@ -170,7 +169,7 @@ def _others(
             coded = CONSTEXPR[fmt]
             yield Candidate(coded, None, fit.losses[coded], size, ram, latency_s, dense.source, fit.alternative)
         return
-    rank = part.rank if isinstance(part, Factors) else None
+    rank = part.rank if part.structure.ranks else None
     for scheme in schemes:
         price = prices.price(layer.name, rank, scheme) if scheme in fit.losses and _suits(scheme, layer, rank) else None
         if price is not None:
@@ -179,11 +178,11 @@ def _others(
             yield Candidate(scheme, rank, fit.losses[scheme], size, ram, price.latency_s, price.source, fit.alternative)
 
 
-def _suits(scheme: Scheme, layer: LinearLayer, rank: int | None) -> bool:
+def _suits(scheme: Scheme, layer: Layer, rank: int | None) -> bool:
     """LiteRT has fast kernels for int4 only in fully connected layers of an even number of inputs."""
     if scheme != INT4_DYNAMIC:
         return True
-    return layer.op != "Conv" and layer.in_features % 2 == 0 and (rank or 0) % 2 == 0
+    return layer.geometry.operator != "Conv" and layer.in_features % 2 == 0 and (rank or 0) % 2 == 0
 
 
 def _careful(candidates: tuple[Candidate, ...]) -> tuple[Candidate, ...]:

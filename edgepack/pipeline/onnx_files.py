@@ -21,9 +21,10 @@ from edgepack.backends.onnx.schemes import (
 from edgepack.calibrate import ranges
 from edgepack.data import Samples, feeds
 from edgepack.errors import ModelError
+from edgepack.model.replacement import Replacement, of_structure
 from edgepack.model.scheme import FileScheme, Format, Scheme
 from edgepack.pipeline.observe import Observation, joined
-from edgepack.types import Array, Coded, Contents, Dense, Factors, Replacement, pairs_of
+from edgepack.types import Array, Contents
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -107,7 +108,7 @@ class OnnxFiles:
         from edgepack.emit.onnx_coded import least_opset
 
         opset = self.model.opset_imports.get("", 1)
-        return {n: part for n, part in factors.items() if not isinstance(part, Coded) or opset >= least_opset(part)}
+        return {n: part for n, part in factors.items() if not part.structure.is_constexpr or opset >= least_opset(part)}
 
     def write_dense(self, out: Path) -> None:
         """The dense fp32 baseline."""
@@ -149,8 +150,8 @@ class OnnxFiles:
         """
         from edgepack.onnxgraph.rewrite import names_after, with_factors
 
-        pairs = pairs_of(factors)
-        dense = {name: part for name, part in factors.items() if not isinstance(part, Factors)}
+        pairs = of_structure(factors, "low-rank", "low-rank-correction")
+        dense = {name: part for name, part in factors.items() if not part.structure.ranks}
         model = with_factors(self.model, pairs) if pairs else self.model
         if pairs and (schemes or dense):
             parts = names_after(self.model, model, pairs)
@@ -186,7 +187,7 @@ class OnnxFiles:
         scheme: FileScheme,
         out: Path,
         schemes: Mapping[str, Scheme] | None = None,
-        weights: Mapping[str, Dense | Coded] | None = None,
+        weights: Mapping[str, Replacement | Replacement] | None = None,
     ) -> None:
         """Linear layers by edgepack; all other weights as the runtime's quantizer makes them."""
         from edgepack.emit import onnx as emit

@@ -13,6 +13,7 @@ from edgepack.cache import Cache, digest
 from edgepack.data import Samples, example, read_npz
 from edgepack.errors import ModelError, UsageError
 from edgepack.executor import Workers, workers
+from edgepack.model.kinds import views_of
 from edgepack.model.scheme import Format
 from edgepack.pipeline.attempt import Guard, Prover
 from edgepack.pipeline.covariances import Covariances
@@ -126,7 +127,8 @@ def _prepare(
             *(opened, samples, labels, method, options.seed, key, onnx, cache, work, crew, progress)
         )
     spectra, unseen = decompose(
-        *(opened.model, opened.layers, method, data.calibration, key, cache, progress, crew), gradients=gradients
+        *(opened.model, views_of(opened.layers), method, data.calibration, key, cache, progress, crew),
+        gradients=gradients,
     )
     prover = Prover(guard, onnx.read(dense), opened.layers, onnx, work)
     search_key = digest(key, method, guard.metric, options.seed, options.exact)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from edgepack.model.layer import Layer
 from edgepack.model.scheme import FileScheme, Format, Scheme
 from edgepack.pipeline.attempt import Attempt
 from edgepack.pipeline.baselines import Baseline
@@ -11,7 +12,7 @@ from edgepack.pipeline.options import BuildOptions
 from edgepack.pipeline.task import Task
 from edgepack.plan import cost
 from edgepack.plan.candidates import break_even_rank
-from edgepack.types import LayerPlan, LinearLayer
+from edgepack.types import LayerPlan
 
 
 def is_automatic(options: BuildOptions) -> bool:
@@ -55,6 +56,6 @@ def _dense(task: Task, files: ModelFiles, baseline: Baseline, reason: str) -> At
     return task.prover.measure(files, layers, {}, FileScheme.of(baseline.scheme), baseline.int8)
 
 
-def _dense_plan(layer: LinearLayer, scheme: Scheme, reason: str) -> LayerPlan:
+def _dense_plan(layer: Layer, scheme: Scheme, reason: str) -> LayerPlan:
     sides = layer.out_features, layer.in_features
     return LayerPlan(layer.name, *sides, None, break_even_rank(*sides), 0.0, reason, scheme=scheme)

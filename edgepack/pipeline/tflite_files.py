@@ -17,9 +17,10 @@ from edgepack.emit.tflite import TfliteEmitter
 from edgepack.emit.tflite_places import Places, find_places
 from edgepack.emit.tflite_quantize import LAYER_SCHEMES, check_mixture
 from edgepack.errors import ModelError
+from edgepack.model.replacement import Replacement, of_structure
 from edgepack.model.scheme import FileScheme, Format, Scheme
 from edgepack.pipeline.opened import Opened
-from edgepack.types import Array, Coded, Contents, Factors, Replacement, pairs_of
+from edgepack.types import Array, Contents
 from edgepack.versions import tool_versions
 
 RANGE_SAMPLES = 128
@@ -109,14 +110,14 @@ class TfliteFiles:
     def takes(self, factors: Mapping[str, Replacement]) -> dict[str, Replacement]:
         """All pairs; and other weights and code of layers whose operators are fully understood, where the pairs are put
         into the dense file as well. `refuses` says why a part is not among them."""
-        pairs = pairs_of(factors)
+        pairs = of_structure(factors, "low-rank", "low-rank-correction")
         if len(pairs) == len(factors) or not self._places.takes(pairs):
             return {**pairs}
         return {name: part for name, part in factors.items() if name in pairs or self._places.takes({name: part})}
 
     def refuses(self, name: str, part: Replacement) -> str | None:
         """Why a layer cannot be written like this beside pairs that are put into the dense file; None if it can."""
-        return None if isinstance(part, Factors) else self._places.refuses(name, part)
+        return None if part.structure.ranks else self._places.refuses(name, part)
 
     def write_dense(self, out: Path) -> None:
         """The dense fp32 baseline."""
@@ -149,7 +150,7 @@ class TfliteFiles:
                 code cannot be written.
             ValueError: a scheme in `schemes` that cannot stand beside `scheme`.
         """
-        coded = {name for name, part in factors.items() if isinstance(part, Coded)}
+        coded = {name for name, part in factors.items() if part.structure.is_constexpr}
         self._check_coded(coded, factors, schemes or {})
         base = scheme.layers
         others = {name: own for name, own in sorted((schemes or {}).items()) if own != base and name not in coded}
@@ -174,7 +175,7 @@ class TfliteFiles:
 
     def _finish(self, source: Path, out: Path, factors: Mapping[str, Replacement]) -> None:
         """Put the code of layers in the place of their weights, which the quantizer knows."""
-        if any(isinstance(part, Coded) for part in factors.values()):
+        if any(part.structure.is_constexpr for part in factors.values()):
             self._places.encode(source, out, factors)
         elif source != out:
             out.write_bytes(source.read_bytes())
@@ -231,11 +232,11 @@ class TfliteFiles:
         path = self._work / f"{key[:16]}.fp32.tflite"
         if self._places.takes(factors):
             return _Float(key, path, factors, self._places.replace(path, factors))
-        pairs = pairs_of(factors)
+        pairs = of_structure(factors, "low-rank", "low-rank-correction")
         self._cache.file("tflite", key, ".tflite", lambda made: self._convert(pairs, made), path)
         return _Float(key, path, pairs, None)
 
-    def _convert(self, factors: Mapping[str, Factors], path: Path) -> None:
+    def _convert(self, factors: Mapping[str, Replacement], path: Path) -> None:
         opened = self._source()
         if not self._loaded:
             if opened.program_path is not None:
@@ -253,7 +254,9 @@ class TfliteFiles:
             return {}
         operators = source.operators
         if operators is None and source.factors:
-            operators = find_places(source.path, self._source().layers, (), pairs_of(source.factors)).operators
+            operators = find_places(
+                source.path, self._source().layers, (), of_structure(source.factors, "low-rank", "low-rank-correction")
+            ).operators
         operators = self._places.operators if operators is None else operators
         lost = [name for name in schemes if not operators.get(name)]
         if lost:
@@ -289,11 +292,11 @@ class TfliteFiles:
 def _parts(name: str, part: Replacement) -> list[object]:
     """What makes a file of this part another one."""
     bias = [] if part.bias is None else [part.bias]
-    if isinstance(part, Factors):
+    if part.structure.ranks:
         return [name, part.A, part.B, *bias]
-    if isinstance(part, Coded):
-        steps = [(step.op, step.inputs, step.output, repr(sorted(step.attributes.items()))) for step in part.steps]
-        constants = [each for pair in part.constants.items() for each in pair]
+    if part.structure.is_constexpr:
+        steps = [(step.op, step.inputs, step.output, repr(sorted(step.attributes.items()))) for step in part.program]
+        constants = [each for pair in part.tensors.items() for each in pair]
         return [CONSTEXPR.name, ENCODING, name, *constants, steps, part.weight, *bias]
     return [name, part.weight, *bias]
 

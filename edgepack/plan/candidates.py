@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from edgepack.errors import UsageError
-from edgepack.types import LinearLayer
+from edgepack.model.layer import Layer
 
 RANK_TILE = 8
 """Kernels work on tiles of this many rows: ranks between two multiples cost as much as the upper one."""
@@ -68,7 +68,7 @@ def shared_rank(out_features: int, in_features: int, share: float) -> int | str:
     return asked_rank(out_features, in_features, share)
 
 
-def check_rank(layers: Sequence[LinearLayer], rank: int | float) -> None:
+def check_rank(layers: Sequence[Layer], rank: int | float) -> None:
     """Refuses a rank that no layer can have.
 
     Raises:

@@ -14,22 +14,24 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from edgepack.model.layer import View
+from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import Scheme
 from edgepack.plan.noise import Activations, Grid, activation_noise, grid_of_scheme, weight_noise
 from edgepack.quantize.gauge import latent_span
 from edgepack.quantize.gptq import innovation
-from edgepack.types import Array, Factors, LinearLayer, Spectrum
+from edgepack.types import Array, Spectrum
 
 ORTHOGONAL = 1e-3
 
 
 def layer_losses(
-    layer: LinearLayer,
+    layer: View,
     spectrum: Spectrum,
     gradient: Array | None,
     schemes: Sequence[Scheme],
     ranks: Sequence[int],
-    factors_at: Callable[[int], Factors],
+    factors_at: Callable[[int], Replacement],
     *,
     largest: int,
     truncation: Array | None = None,
@@ -116,7 +118,7 @@ class _View:
 
 
 def _view(
-    layer: LinearLayer,
+    layer: View,
     spectrum: Spectrum,
     gradient: Array | None,
     activations: set[Activations],
@@ -155,7 +157,7 @@ def _view(
     return _View(weight, dual, *statistics, output, inner, truncation, through, unit)
 
 
-def _input(layer: LinearLayer, spectrum: Spectrum) -> tuple[Array, Array]:
+def _input(layer: View, spectrum: Spectrum) -> tuple[Array, Array]:
     """Mean and variance per feature."""
     if spectrum.inputs is None:
         return np.zeros(layer.in_features), np.ones(layer.in_features)
@@ -241,14 +243,14 @@ class _Pair:
         left: shares of the errors of A and of B that rounding leaves: of those that later weights make up for.
     """
 
-    factors: Factors
+    factors: Replacement
     cost: Array
     mean: Array
     variance: Array
     left: tuple[float, float]
 
 
-def _pair(view: _View, factors: Factors) -> _Pair:
+def _pair(view: _View, factors: Replacement) -> _Pair:
     """A = U_r T and B = T⁻¹ U_rᵀ W, so T = U_rᵀ A and the latent B x has covariance T⁻¹ diag(σ²) T⁻ᵀ."""
     rank = factors.rank
     gauge = view.dual[:, :rank].T @ factors.A
