@@ -36,7 +36,7 @@ class Factorizer(Protocol):
         """Decompose once: the error curve over all ranks."""
 
     def factors(self, layer: View, spectrum: Spectrum, rank: int) -> Replacement:
-        """Replacement at one rank, 1 ≤ rank ≤ len(spectrum.energies), cheap after `spectrum`."""
+        """Factors at one rank, 1 ≤ rank ≤ len(spectrum.energies), cheap after `spectrum`."""
 
 
 @runtime_checkable

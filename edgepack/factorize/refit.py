@@ -55,7 +55,7 @@ def refit(
     *,
     ridges: Sequence[float] = RIDGES,
 ) -> Refit:
-    """Replacement of the rank of `kept`, refitted where held-out data say that it helps.
+    """Factors of the rank of `kept`, refitted where held-out data say that it helps.
 
     Every part is held out once. The parts should be of different samples: tokens of one sentence in two of them would
     make the data look less scarce than they are.

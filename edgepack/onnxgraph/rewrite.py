@@ -51,7 +51,7 @@ def with_factors(model: ir.Model, factors: Mapping[str, Replacement]) -> ir.Mode
     """A new model in which each named layer is two thin ones, `<layer>.B` and then `<layer>.A`.
 
     With a `base` a third one, `<layer>.base`, stands beside the two, and an Add puts them together. The given model is
-    unchanged; tensors that do not change are shared with it. Replacement are stored in the layer's own type. A bias of None
+    unchanged; tensors that do not change are shared with it. Factors are stored in the layer's own type. A bias of None
     keeps the layer's own bias.
 
     Args:

@@ -1,4 +1,4 @@
-"""Replacement refitted on what the compressed prefix really feeds them, depth by depth: `--refit`."""
+"""Factors refitted on what the compressed prefix really feeds them, depth by depth: `--refit`."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Refitter:
     def factors(
         self, layers: Sequence[View], spectra: Sequence[Spectrum], plan: Sequence[LayerPlan], scheme: FileScheme
     ) -> dict[str, Replacement]:
-        """Replacement of every layer that the plan factors, on the grids of its scheme; `scheme` is the file's."""
+        """Factors of every layer that the plan factors, on the grids of its scheme; `scheme` is the file's."""
         from edgepack.onnxgraph.depth import depths
 
         wanted = {

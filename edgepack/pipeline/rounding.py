@@ -1,4 +1,4 @@
-"""Replacement as they are written: in the basis that their integer grids suit best, and rounded onto them together."""
+"""Factors as they are written: in the basis that their integer grids suit best, and rounded onto them together."""
 
 from __future__ import annotations
 

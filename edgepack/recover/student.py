@@ -59,7 +59,7 @@ class Student:
     largest: int
 
     def trained(self, values: Mapping[str, Array]) -> dict[str, Replacement]:
-        """Replacement by layer name, from values of `parameters`.
+        """Factors by layer name, from values of `parameters`.
 
         A layer may carry its bias elsewhere in the torch graph: so its bias is the one it had plus what training
         changed.
