@@ -9,7 +9,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from edgepack.model.scheme import FileScheme, Scheme, matrices
+from edgepack.model.scheme import FileScheme, Scheme
+from edgepack.model.structure import Op, Structure
 
 Array = npt.NDArray[Any]
 Aim = Literal["latency", "size"]
@@ -148,8 +149,9 @@ class Candidate:
     """One way to write one layer in one format: what the solver chooses from.
 
     Attributes:
-        scheme: of the dense layer, of the pair, or of both.
-        rank: of the pair in its place, or beside it; None for the dense layer.
+        scheme: how its matrices are stored.
+        structure: how it is arranged.
+        ops: the products of the structure.
         loss: predicted, quantization included; adds up over the layers of one model, 0 for nothing lost.
         size_bytes: of its weights, scales and bias in the file.
         ram_bytes: of memory that the runtime takes for them at its peak.
@@ -159,7 +161,8 @@ class Candidate:
     """
 
     scheme: Scheme
-    rank: int | None
+    structure: Structure
+    ops: tuple[Op, ...]
     loss: float
     size_bytes: int
     ram_bytes: int
@@ -173,7 +176,9 @@ class LayerPlan:
     """What becomes of one layer.
 
     Attributes:
-        rank: None keeps it dense.
+        dense: the products of the layer as it is.
+        structure: what stands in its place.
+        ops: the products of the structure.
         reason: why, in one sentence.
         scheme: how it is written where that is not the scheme of the whole file; None where it is.
         predicted: the candidate that was chosen, with its figures; None where nothing was chosen from.
@@ -182,9 +187,9 @@ class LayerPlan:
     """
 
     layer: str
-    out_features: int
-    in_features: int
-    rank: int | None
+    dense: tuple[Op, ...]
+    structure: Structure
+    ops: tuple[Op, ...]
     break_even_rank: int
     lost_energy_share: float
     reason: str
@@ -192,6 +197,16 @@ class LayerPlan:
     predicted: Candidate | None = None
     others: tuple[Candidate, ...] = ()
     alternative: Alternative | None = None
+
+    @property
+    def rank(self) -> int | None:
+        """Of its low-rank factors; None where there are none."""
+        return self.structure.rank
+
+    @property
+    def dense_parameters(self) -> int:
+        """Weight parameters of the layer as it is."""
+        return sum(op.weights for op in self.dense)
 
     def scheme_in(self, file: FileScheme) -> Scheme:
         """How it is written in a file of this scheme."""
@@ -202,10 +217,7 @@ class LayerPlan:
         """Weight parameters after the plan (biases apart)."""
         if self.alternative is not None:
             return self.alternative.parameters
-        sides = self.out_features, self.in_features
-        if self.scheme is not None:
-            return sum(rows * columns for _, rows, columns in matrices(self.scheme, sides, self.rank))
-        return sides[0] * sides[1] if self.rank is None else self.rank * sum(sides)
+        return sum(op.weights for op in self.ops)
 
 
 @dataclass(frozen=True)

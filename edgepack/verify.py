@@ -10,8 +10,11 @@ import numpy as np
 from edgepack.coded import decoded_from, operand_sides, stored_bytes
 from edgepack.metrics import sqnr_db
 from edgepack.model.replacement import Replacement
-from edgepack.model.scheme import FileScheme, matrices
+from edgepack.model.scheme import BITS, FileScheme, scheme_of
+from edgepack.model.structure import Op
 from edgepack.types import Array, Contents, LayerPlan, Proof
+
+FLOAT_BITS = BITS["fp32"]
 
 PADDING = 16
 """Blocked layouts of a runtime round channels up to at most a multiple of this."""
@@ -43,11 +46,11 @@ def two_thin_matmuls(optimized: Contents, layers: Sequence[LayerPlan]) -> Proof:
     A dense matrix that has a pair beside it is there as well.
     """
     found = Counter((a, b) for a, b, _ in optimized.weights)
-    dense = Counter(_sides(p.out_features, p.in_features) for p in layers if _keeps_dense(p))
-    thin = Counter(side for p in layers if p.rank is not None for side in _thin(p))
-    beside = Counter(_sides(p.out_features, p.in_features) for p in layers if p.scheme and p.scheme.corrected)
+    dense = Counter(_sides(op) for p in layers if not p.structure.is_low_rank for op in p.dense)
+    thin = Counter(_sides(op) for p in layers if p.structure.ranks for op in p.ops if op.role in ("A", "B"))
+    beside = Counter(_sides(op) for p in layers if p.structure.is_correction for op in p.dense)
     missing = [f"{a}×{b}" for a, b in _missing(thin + beside, found)]
-    gone = {_sides(p.out_features, p.in_features) for p in layers if p.rank is not None}
+    gone = {_sides(op) for p in layers if p.structure.ranks for op in p.dense}
     back = [f"{a}×{b}" for a, b in gone if found[a, b] > dense[a, b] + thin[a, b]]
     detail = f"{sum(thin.values())} thin matrices in the runtime's graph" if not missing and not back else ""
     if missing:
@@ -57,17 +60,8 @@ def two_thin_matmuls(optimized: Contents, layers: Sequence[LayerPlan]) -> Proof:
     return Proof("two-thin-matmuls", not missing and not back, detail.strip())
 
 
-def _keeps_dense(plan: LayerPlan) -> bool:
-    return plan.rank is None or (plan.scheme is not None and plan.scheme.corrected is not None)
-
-
-def _thin(plan: LayerPlan) -> tuple[tuple[int, int], tuple[int, int]]:
-    rank = plan.rank or 0
-    return _sides(plan.out_features, rank), _sides(rank, plan.in_features)
-
-
-def _sides(a: int, b: int) -> tuple[int, int]:
-    return min(a, b), max(a, b)
+def _sides(op: Op) -> tuple[int, int]:
+    return min(op.rows, op.columns), max(op.rows, op.columns)
 
 
 def _missing(wanted: Counter[tuple[int, int]], found: Counter[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -103,7 +97,7 @@ def weights_as_planned(
     """
     planned = _planned(source, layers, scheme)
     unplanned = Counter((a, b) for a, b, _ in source.weights)
-    unplanned.subtract(_sides(p.out_features, p.in_features) for p in layers)
+    unplanned.subtract(_sides(op) for p in layers for op in p.dense)
     others = sum(a * b * count for (a, b), count in unplanned.items())
     elements = others + sum(a * b * len(bits) for (a, b), bits in planned.items())
     wanted = unplanned + Counter({sides: len(bits) for sides, bits in planned.items()})
@@ -140,10 +134,10 @@ def _planned(source: Contents, layers: Sequence[LayerPlan], scheme: FileScheme) 
         held[a, b] = min(bits, held.get((a, b), bits))
     planned: dict[tuple[int, int], list[int]] = {}
     for plan in layers:
-        sides = _sides(plan.out_features, plan.in_features)
-        for own, rows, columns in matrices(plan.scheme_in(scheme), (plan.out_features, plan.in_features), plan.rank):
-            bits = min(own.bits, held.get(sides, own.bits))
-            planned.setdefault(_sides(rows, columns), []).append(bits)
+        source_bits = min((held[_sides(op)] for op in plan.dense if _sides(op) in held), default=FLOAT_BITS)
+        for op in plan.ops:
+            bits = scheme_of(op, plan.scheme_in(scheme)).bits
+            planned.setdefault(_sides(op), []).append(min(bits, source_bits))
     return {matrix: sorted(bits, reverse=True) for matrix, bits in planned.items()}
 
 

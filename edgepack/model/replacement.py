@@ -126,7 +126,7 @@ def low_rank_correction(A: Array, B: Array, bias: Array | None, base: Array) -> 
 def constexpr(
     constants: Mapping[str, Array], program: tuple[Instruction, ...], decoded: Array, bias: Array | None
 ) -> Replacement:
-    """A layer whose weights are computed from stored constants, y = f(x) + b; `decoded` (out, in) is what f comes to."""
+    """A layer with weights computed from stored constants, y = f(x) + b; `decoded` (out, in) is what f comes to."""
     return Replacement(structures.CONSTEXPR, constants, bias, program, decoded)
 
 

@@ -37,6 +37,11 @@ class Structure:
         return self.name == "low-rank"
 
     @property
+    def is_correction(self) -> bool:
+        """Whether low-rank factors stand beside a dense matrix."""
+        return self.name == "low-rank-correction"
+
+    @property
     def is_constexpr(self) -> bool:
         """Whether weights are computed from stored constants."""
         return self.name == "constexpr"
@@ -84,6 +89,7 @@ class Op:
         rows, columns: of the matrix: outputs and inputs.
         vectors: that one inference multiplies by it.
         kernel: sizes of a convolution's kernel, empty for any other operator.
+        corrects: whether its result is added to that of a dense matrix.
     """
 
     role: str
@@ -92,6 +98,7 @@ class Op:
     columns: int
     vectors: int = 1
     kernel: tuple[int, ...] = ()
+    corrects: bool = False
 
     @property
     def weights(self) -> int:

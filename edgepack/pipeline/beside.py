@@ -29,14 +29,14 @@ def rounded_beside(layer: View, moments: Moments, scheme: Scheme, rank: int, *, 
     Args:
         layer: without its moments.
         moments: of its input.
-        scheme: of both together.
+        scheme: of the matrix.
         rank: of the pair.
         seed: of the pair's rotation.
     """
-    if scheme.corrected is None:
+    thin = scheme.correction
+    if thin is None:
         raise ValueError(f"{scheme} has no pair beside a matrix")
-    dense, thin = scheme.corrected
-    sides = ((dense, layer.in_features), (thin, rank), (thin, layer.in_features))
+    sides = ((scheme, layer.in_features), (thin, rank), (thin, layer.in_features))
     base, A, B = (grid_of(one, columns) for one, columns in sides)
     if base is None or A is None or B is None:
         raise ValueError(f"{scheme} has matrices that are not rounded")

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
+from edgepack.model.layer import Layer
 from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import FileScheme, Format, Scheme
+from edgepack.model.structure import Structure
 from edgepack.types import Contents
 
 
@@ -23,6 +25,9 @@ class ModelFiles(Protocol):
 
     def layer_schemes(self) -> tuple[Scheme, ...]:
         """The schemes that a single linear layer of this model can take, in the order of the backend's."""
+
+    def supports(self, layer: Layer, structure: Structure, scheme: Scheme) -> str | None:
+        """None where a layer can be written so, else why not."""
 
     def corrected_schemes(self) -> tuple[Scheme, ...]:
         """Those of a dense matrix with a pair beside it that a layer of this model can take."""

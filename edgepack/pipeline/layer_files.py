@@ -136,10 +136,9 @@ def _write_point(files: OnnxFiles, source: OnnxSource, point: Point, out: Path) 
         return
     left, right = _pair(layer.out_features, layer.in_features, point.rank)
     pair = low_rank(left, right, layer.bias)
-    if point.scheme.corrected:
+    if point.structure.is_correction:
         pair = low_rank_correction(left, right, layer.bias, layer.weight)
-    scheme = point.scheme.corrected[0] if point.scheme.corrected else point.scheme
-    files.write({layer.name: pair}, FileScheme.of(scheme), out, {layer.name: point.scheme})
+    files.write({layer.name: pair}, FileScheme.of(point.scheme), out)
 
 
 def _inputs(columns: int) -> Array:

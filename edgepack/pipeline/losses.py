@@ -11,14 +11,15 @@ from edgepack.factorize import factorizer
 from edgepack.model.layer import View
 from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import Scheme
+from edgepack.model.structure import Structure, structure_of
 from edgepack.pipeline.sensitivity import Sensitivity
 from edgepack.plan.loss import layer_losses
 from edgepack.progress import Progress
 from edgepack.quantize.gauge import balanced
 from edgepack.types import Array, Spectrum
 
-Losses = Mapping[str, Mapping[tuple[Scheme, int | None], float]]
-"""By layer name: (scheme, rank or None for dense) → predicted loss."""
+Losses = Mapping[str, Mapping[tuple[Scheme, Structure], float]]
+"""By layer name: (scheme, structure) → predicted loss."""
 VERSION = 4
 _Ranks = tuple[int, ...]
 _Task = tuple[View, Spectrum, Array | None, Array | None, tuple[Scheme, ...], _Ranks, _Ranks, str, int, int]
@@ -51,7 +52,7 @@ def predict_losses(
     """
     tasks: list[_Task] = []
     keys: list[str] = []
-    found: dict[str, Mapping[tuple[Scheme, int | None], float]] = {}
+    found: dict[str, Mapping[tuple[Scheme, Structure], float]] = {}
     for layer, spectrum in zip(layers, spectra, strict=True):
         offered = ranks[layer.name], residual[layer.name]
         names = [scheme.key for scheme in schemes]
@@ -89,7 +90,7 @@ def _losses(
     method: str,
     seed: int,
     largest: int,
-) -> dict[tuple[Scheme, int | None], float]:
+) -> dict[tuple[Scheme, Structure], float]:
     def factors(rank: int) -> Replacement:
         return factors_at(layer, spectrum, rank, method, seed)
 
@@ -110,9 +111,9 @@ def _cost(task: _Task) -> float:
     return per_rank + (0.0 if gradient is None else 2.0 * layer.out_features**2 * sum(ranks))
 
 
-def _packed(losses: Mapping[tuple[Scheme, int | None], float]) -> list[tuple[str, int | None, float]]:
-    return [(scheme.key, rank, loss) for (scheme, rank), loss in losses.items()]
+def _packed(losses: Mapping[tuple[Scheme, Structure], float]) -> list[tuple[str, str, int | None, float]]:
+    return [(scheme.key, way.name, way.rank, loss) for (scheme, way), loss in losses.items()]
 
 
-def _unpacked(record: Sequence[tuple[str, int | None, float]]) -> dict[tuple[Scheme, int | None], float]:
-    return {(scheme_of_key(key), rank): loss for key, rank, loss in record}
+def _unpacked(record: Sequence[tuple[str, str, int | None, float]]) -> dict[tuple[Scheme, Structure], float]:
+    return {(scheme_of_key(key), structure_of(name, rank)): loss for key, name, rank, loss in record}

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgepack.backends.onnx.schemes import (
-    CORRECTED,
     FP32,
     INT8_DYNAMIC,
     INT8_STATIC,
@@ -21,8 +20,11 @@ from edgepack.backends.onnx.schemes import (
 from edgepack.calibrate import ranges
 from edgepack.data import Samples, feeds
 from edgepack.errors import ModelError
+from edgepack.model.kinds.linear import linear_ops
+from edgepack.model.layer import Layer
 from edgepack.model.replacement import Replacement, of_structure
-from edgepack.model.scheme import FileScheme, Format, Scheme
+from edgepack.model.scheme import FileScheme, Format, Scheme, scheme_of
+from edgepack.model.structure import Structure
 from edgepack.pipeline.observe import Observation, joined
 from edgepack.types import Array, Contents
 
@@ -45,11 +47,12 @@ def _linear_nodes(model: ir.Model) -> frozenset[int]:
     return frozenset(id(p.node) for site in find_sites(model) for p in site.placements)
 
 
-def _part_schemes(parts: Mapping[str, tuple[str, ...]], name: str, scheme: Scheme) -> Iterator[tuple[str, Scheme]]:
-    """The scheme of each matrix of a layer: B, A and, beside the two, the base."""
-    own = parts.get(name, (name,))
-    base, thin = scheme.corrected or (scheme, scheme)
-    return zip(own, (thin, thin, base), strict=False)
+def _matrix_schemes(names: Sequence[str], part: Replacement | None, scheme: Scheme) -> Iterator[tuple[str, Scheme]]:
+    """The scheme of each matrix of a layer, which are `names` in the graph: B, A and, beside the two, the base."""
+    if part is None or not part.structure.ranks:
+        return ((name, scheme) for name in names)
+    ops = linear_ops(len(part.A), part.B.shape[1], part.structure, 1)
+    return ((name, scheme_of(op, scheme)) for name, op in zip(names, ops, strict=True))
 
 
 class OnnxFiles:
@@ -71,9 +74,21 @@ class OnnxFiles:
             scheme for scheme in SCHEMES if self._supports(scheme) and (self.calibrated or not scheme.is_static)
         )
 
+    def supports(self, layer: Layer, structure: Structure, scheme: Scheme) -> str | None:
+        """None where a layer can be written so, else why not."""
+        if not self._supports(scheme):
+            return f"the model has opset {self._opset}, the scheme {scheme} needs {scheme.min_version}"
+        if structure.is_correction and scheme.correction is None:
+            return f"there are no low-rank factors beside a matrix in {scheme}"
+        return "there are no calibration data" if scheme.is_static and not self.calibrated else None
+
     def corrected_schemes(self) -> tuple[Scheme, ...]:
         """Those of a dense matrix with a pair beside it that the model's opset has operators for."""
-        return tuple(scheme for scheme in CORRECTED if all(map(self._supports, scheme.corrected or ())))
+        return tuple(
+            scheme
+            for scheme in SCHEMES
+            if scheme.correction and self._supports(scheme) and self._supports(scheme.correction)
+        )
 
     def rest(self, scheme: Scheme) -> tuple[FileScheme, ...]:
         """The schemes of the whole file where its linear layers are in `scheme`, the one to try first in front.
@@ -96,7 +111,11 @@ class OnnxFiles:
     def _supports(self, scheme: Scheme) -> bool:
         from edgepack.emit.onnx import supports
 
-        return supports(scheme, self.model.opset_imports.get("", 1))
+        return supports(scheme, self._opset)
+
+    @property
+    def _opset(self) -> int:
+        return self.model.opset_imports.get("", 1)
 
     @property
     def probe_scheme(self) -> FileScheme:
@@ -153,12 +172,12 @@ class OnnxFiles:
         pairs = of_structure(factors, "low-rank", "low-rank-correction")
         dense = {name: part for name, part in factors.items() if not part.structure.ranks}
         model = with_factors(self.model, pairs) if pairs else self.model
-        if pairs and (schemes or dense):
-            parts = names_after(self.model, model, pairs)
-            schemes = {
-                part: one for name, own in (schemes or {}).items() for part, one in _part_schemes(parts, name, own)
-            }
-            dense = {parts[name][0]: part for name, part in dense.items()}
+        if pairs:
+            names = names_after(self.model, model, pairs)
+            own = {name: (schemes or {}).get(name, scheme.layers) for name in names}
+            single = (_matrix_schemes(names[name], pairs.get(name), own[name]) for name in names)
+            schemes = {matrix: each for pair in single for matrix, each in pair if each != scheme.layers}
+            dense = {names[name][0]: part for name, part in dense.items()}
         self._write_linear(model, scheme, out, schemes, dense)
 
     def write_one_layer(self, layer: str, out: Path) -> None:

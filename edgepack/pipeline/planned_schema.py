@@ -51,6 +51,8 @@ class _Layer(BaseModel):
     rank: Side | None
     break_even_rank: Count
     scheme: Text | None
+    structure: Text
+    weight_parameters: Count
     reason: Text
     predicted: _Candidate | None
     lost_shares: _Shares | None = None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from edgepack.model.kinds import kind_of
 from edgepack.model.layer import Layer
 from edgepack.model.scheme import FileScheme, Format, Scheme
+from edgepack.model.structure import DENSE
 from edgepack.pipeline.attempt import Attempt
 from edgepack.pipeline.baselines import Baseline
 from edgepack.pipeline.files import ModelFiles
@@ -57,5 +59,6 @@ def _dense(task: Task, files: ModelFiles, baseline: Baseline, reason: str) -> At
 
 
 def _dense_plan(layer: Layer, scheme: Scheme, reason: str) -> LayerPlan:
-    sides = layer.out_features, layer.in_features
-    return LayerPlan(layer.name, *sides, None, break_even_rank(*sides), 0.0, reason, scheme=scheme)
+    ops = kind_of(layer).ops(layer, DENSE, 1)
+    break_even = break_even_rank(layer.out_features, layer.in_features)
+    return LayerPlan(layer.name, ops, DENSE, ops, break_even, 0.0, reason, scheme=scheme)

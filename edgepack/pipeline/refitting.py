@@ -19,6 +19,7 @@ from edgepack.factorize.two_sided import damped
 from edgepack.model.layer import View
 from edgepack.model.replacement import Replacement, low_rank
 from edgepack.model.scheme import FileScheme, Scheme
+from edgepack.model.structure import Structure
 from edgepack.pipeline.covariances import Covariances
 from edgepack.pipeline.moments import THREADS
 from edgepack.pipeline.observe import Observation, joined
@@ -36,7 +37,7 @@ FEWEST = 32
 WIDEST = 2048
 """Inputs of the widest layer that is refitted: every part has matrices of that size."""
 VERSION = 1
-_Choice = tuple[View, Spectrum, int, Scheme]
+_Choice = tuple[View, Spectrum, Structure, Scheme]
 
 
 @dataclass
@@ -74,9 +75,9 @@ class Refitter:
         from edgepack.onnxgraph.depth import depths
 
         wanted = {
-            layer.name: (layer, spectrum, choice.rank, choice.scheme_in(scheme))
+            layer.name: (layer, spectrum, choice.structure, choice.scheme_in(scheme))
             for layer, spectrum, choice in zip(layers, spectra, plan, strict=True)
-            if choice.rank is not None
+            if choice.structure.ranks
         }
         level = depths(self.model, wanted)
         # The first ones are fed what they always were; what cannot be told apart, or is too large, stays as well.
@@ -89,28 +90,36 @@ class Refitter:
         return {name: done[name] for name in wanted}
 
     def _fits(self, choice: _Choice, depth: int | None) -> bool:
-        layer, spectrum, _, scheme = choice
+        layer, spectrum, structure, _ = choice
         few = len(self.calibration) < FEWEST
         return (
             bool(depth)
             and not few
             and spectrum.mean is not None
             and layer.in_features <= WIDEST
-            and not scheme.corrected
+            and structure.is_low_rank
         )
 
     def _kept(self, choice: _Choice) -> Replacement:
         with one_thread():
-            return self.rounder.factors(*choice)
+            layer, spectrum, structure, scheme = choice
+            return self.rounder.factors(layer, spectrum, structure, scheme)
 
     def _level(self, choices: Mapping[str, _Choice], before: Mapping[str, Replacement]) -> dict[str, Replacement]:
         cache, rounder = self.rounder.covariances.cache, self.rounder
         prefix = digest("refit", VERSION, PARTS, rounder.covariances.key, *_parts(before))
         keys = {
             name: digest(
-                prefix, rounder.method, rounder.seed, rounder.largest, name, rank, scheme.key, _weighing(spectrum)
+                prefix,
+                rounder.method,
+                rounder.seed,
+                rounder.largest,
+                name,
+                str(structure),
+                scheme.key,
+                _weighing(spectrum),
             )
-            for name, (_, spectrum, rank, scheme) in choices.items()
+            for name, (_, spectrum, structure, scheme) in choices.items()
         }
         found = {name: known for name, key in keys.items() if (known := cache.known_arrays("refitted", key))}
         missing = {name: choice for name, choice in choices.items() if name not in found}
@@ -156,9 +165,9 @@ class Refitter:
         return None if moment is None else np.linalg.cholesky(damped(layer, moment))
 
     def _refitted(self, choice: _Choice, parts: Sequence[PairedMoments], prefix: str) -> Replacement:
-        layer, spectrum, rank, scheme = choice
+        layer, spectrum, structure, scheme = choice
         rounder, root = self.rounder, self._root(layer)
-        plain = factorizer(rounder.method).factors(layer, spectrum, rank)
+        plain = factorizer(rounder.method).factors(layer, spectrum, structure.ranks[0])
         bias = np.zeros(layer.out_features, np.float32) if plain.bias is None else plain.bias
         kept = low_rank(_weighed(plain.A, root), plain.B, _weighed(bias, root))
         outer = replace(layer, weight=_weighed(layer.weight, root), moments=None)
@@ -184,7 +193,7 @@ class Refitter:
             fitted={layer.name: seen.inputs},
         )
         return replace(rounder, covariances=covariances, _last={}).factors(
-            replace(fitted, moments=None), self._spectrum(fitted, seen.inputs), rank, scheme
+            replace(fitted, moments=None), self._spectrum(fitted, seen.inputs), structure, scheme
         )
 
     def _spectrum(self, fitted: View, seen: Moments) -> Spectrum:

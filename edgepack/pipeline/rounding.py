@@ -14,6 +14,7 @@ from edgepack.factorize.whitened import shrunk_covariance
 from edgepack.model.layer import View
 from edgepack.model.replacement import Replacement, dense
 from edgepack.model.scheme import Scheme
+from edgepack.model.structure import Structure
 from edgepack.pipeline.beside import beside, rounded_beside
 from edgepack.pipeline.covariances import Covariances
 from edgepack.pipeline.losses import factors_at
@@ -53,9 +54,10 @@ class Rounder:
     _dense: dict[str, Replacement] = field(default_factory=dict)
     _energies: dict[str, float] = field(default_factory=dict)
 
-    def factors(self, layer: View, spectrum: Spectrum, rank: int, scheme: Scheme) -> Replacement:
+    def factors(self, layer: View, spectrum: Spectrum, structure: Structure, scheme: Scheme) -> Replacement:
         """A pair whose weights lie on the grids of the scheme, so that every quantizer leaves them as they are."""
-        if scheme.corrected:
+        rank = structure.ranks[0]
+        if structure.is_correction:
             return self._residual(layer, spectrum, rank, scheme)
         if spectrum.mean is None:  # nothing is known of the layer's input
             return self.plain(layer, spectrum, rank)
@@ -125,11 +127,11 @@ class Rounder:
             self._last[key] = unpacked_pair(self.covariances.cache.arrays("rounded", key, make))
         return self._last[key]
 
-    def draft(self, layer: View, spectrum: Spectrum, rank: int, scheme: Scheme) -> Replacement:
+    def draft(self, layer: View, spectrum: Spectrum, structure: Structure, scheme: Scheme) -> Replacement:
         """`plain`, or `factors` where a dense matrix in 4 bits stands beside the pair."""
-        if scheme.corrected:
-            return self._residual(layer, spectrum, rank, scheme)
-        return self.plain(layer, spectrum, rank)
+        if structure.is_correction:
+            return self._residual(layer, spectrum, structure.ranks[0], scheme)
+        return self.plain(layer, spectrum, structure.ranks[0])
 
     def plain(self, layer: View, spectrum: Spectrum, rank: int) -> Replacement:
         """A pair in the basis that quantizes well without a search, for whoever writes it to round."""

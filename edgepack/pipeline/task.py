@@ -17,6 +17,7 @@ from edgepack.model.kinds import views_of
 from edgepack.model.layer import Layer, View
 from edgepack.model.replacement import Replacement, of_structure
 from edgepack.model.scheme import FileScheme, Format, Scheme
+from edgepack.model.structure import Structure
 from edgepack.pipeline.alternatives import Alternatives
 from edgepack.pipeline.attempt import Prover
 from edgepack.pipeline.options import BuildOptions
@@ -90,10 +91,10 @@ class Task:
             return self._untrained(plan, scheme)
         trained = outcome.factors
 
-        def pair(layer: View, spectrum: Spectrum, rank: int, own: Scheme) -> Replacement:
+        def pair(layer: View, spectrum: Spectrum, structure: Structure, own: Scheme) -> Replacement:
             if layer.name in trained:
                 return self.rounder.trained(layer, trained[layer.name], own)
-            return self.rounder.factors(layer, spectrum, rank, own)
+            return self.rounder.factors(layer, spectrum, structure, own)
 
         return self._each(plan, scheme, pair, self.rounder.dense)
 
@@ -103,8 +104,7 @@ class Task:
         A pair that stands beside a dense matrix is not trained.
         """
         own = [layer for layer in plan if layer.alternative is None]
-        schemes = {layer.layer: layer.scheme_in(scheme) for layer in own if layer.rank is not None}
-        pairs = {name: own for name, own in schemes.items() if not own.corrected}
+        pairs = {layer.layer: layer.scheme_in(scheme) for layer in own if layer.structure.is_low_rank}
         if self.recovery is None or not pairs:
             return None
         begin = self.draft(plan, scheme) if self.refitter is None else self._untrained(plan, scheme)
@@ -124,7 +124,7 @@ class Task:
         self,
         plan: Sequence[LayerPlan],
         scheme: FileScheme,
-        pair: Callable[[View, Spectrum, int, Scheme], Replacement],
+        pair: Callable[[View, Spectrum, Structure, Scheme], Replacement],
         dense: Callable[[View, Scheme], Replacement | None],
     ) -> dict[str, Replacement]:
         made: dict[str, Replacement] = {}
@@ -135,7 +135,8 @@ class Task:
                 if choice.alternative is not None:
                     part = self.alternatives.part(layer.name, choice.alternative)
                 else:
-                    part = dense(layer, own) if choice.rank is None else pair(layer, spectrum, choice.rank, own)
+                    way = choice.structure
+                    part = pair(layer, spectrum, way, own) if way.ranks else dense(layer, own)
                 if part is not None:
                     made[layer.name] = part
         return made

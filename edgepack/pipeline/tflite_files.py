@@ -11,14 +11,18 @@ from types import TracebackType
 import numpy as np
 
 from edgepack.backends.tflite.schemes import CONSTEXPR, FP32, INT8_DYNAMIC, INT8_STATIC
+from edgepack.backends.tflite.support import unsupported
 from edgepack.cache import Cache, digest
 from edgepack.data import Samples, feeds
 from edgepack.emit.tflite import TfliteEmitter
 from edgepack.emit.tflite_places import Places, find_places
 from edgepack.emit.tflite_quantize import LAYER_SCHEMES, check_mixture
 from edgepack.errors import ModelError
+from edgepack.model.kinds import kind_of
+from edgepack.model.layer import Layer
 from edgepack.model.replacement import Replacement, of_structure
 from edgepack.model.scheme import FileScheme, Format, Scheme
+from edgepack.model.structure import Structure
 from edgepack.pipeline.opened import Opened
 from edgepack.types import Array, Contents
 from edgepack.versions import tool_versions
@@ -94,6 +98,10 @@ class TfliteFiles:
         """The schemes that single layers of one file can take."""
         return LAYER_SCHEMES
 
+    def supports(self, layer: Layer, structure: Structure, scheme: Scheme) -> str | None:
+        """None where a layer can be written so, else why not."""
+        return unsupported(layer, kind_of(layer).ops(layer, structure, 1), scheme)
+
     def corrected_schemes(self) -> tuple[Scheme, ...]:
         """None: nothing here puts two products on one input into the converted graph."""
         return ()
@@ -142,8 +150,8 @@ class TfliteFiles:
             scheme: of every layer that is not in `schemes`, and of all other operators.
             out: where to write.
             schemes: of single layers, by name: some of `layer_schemes()`; beside `INT8_STATIC` only `FP32`. Both halves
-                of a factored layer take its scheme, and all places of a layer that is used in several. Layers in code are
-                `CONSTEXPR` beside any scheme, named here or not; no other layer is.
+                of a factored layer take its scheme, and all places of a layer that is used in several. Layers in code
+                are `CONSTEXPR` beside any scheme, named here or not; no other layer is.
 
         Raises:
             ModelError: the model cannot be converted, a layer named in `schemes` has no operator in the file, or one in

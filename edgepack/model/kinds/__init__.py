@@ -1,4 +1,4 @@
-"""What layers of each kind are, free of any file format: which matrices they have, and what may stand in their place."""
+"""What layers of each kind are, free of any file format: their matrices, and what may stand in their place."""
 
 from __future__ import annotations
 

@@ -36,9 +36,10 @@ def linear_ops(rows: int, columns: int, structure: Structure, vectors: int) -> t
         return ()
     if structure.rank is None:
         return (Op(WEIGHT, "matmul", rows, columns, vectors),)
-    first = Op("B", "matmul", structure.rank, columns, vectors)
-    second = Op("A", "matmul", rows, structure.rank, vectors)
-    return (first, second) if structure.is_low_rank else (first, second, Op("base", "matmul", rows, columns, vectors))
+    beside = structure.is_correction
+    first = Op("B", "matmul", structure.rank, columns, vectors, corrects=beside)
+    second = Op("A", "matmul", rows, structure.rank, vectors, corrects=beside)
+    return (first, second, Op("base", "matmul", rows, columns, vectors)) if beside else (first, second)
 
 
 class Linear:
