@@ -181,7 +181,7 @@ def _aligned_builder(size: int) -> Any:
     import flatbuffers
 
     class Aligned(flatbuffers.Builder):  # type: ignore[misc]
-        def StartVector(self, elemSize: int, numElems: int, alignment: int) -> Any:  # noqa: N802
+        def StartVector(self, elemSize: int, numElems: int, alignment: int) -> Any:
             return super().StartVector(elemSize, numElems, max(alignment, ALIGNMENT) if numElems > 64 else alignment)
 
     return Aligned(size)
