@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -221,22 +221,63 @@ class LayerPlan:
 
 
 @dataclass(frozen=True)
+class Product:
+    """One operator that multiplies by a constant matrix, in a file or in what a runtime makes of it.
+
+    Attributes:
+        name: in ONNX of the constant, in TFLite of the tensor that the operator writes: unique in a file that edgepack
+            wrote, and what `Written` calls it.
+        sides: of the matrix, the smaller one first.
+        bits: per element.
+        content: of the matrix, whatever its order and padding; equal for two operators with the same numbers.
+        behind: indices of the products whose results it takes, with no other product between.
+    """
+
+    name: str
+    sides: tuple[int, int]
+    bits: int
+    content: Hashable
+    behind: frozenset[int]
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a file got.
+
+    Attributes:
+        schemes: of its linear layers, where that is known: a backend may leave one wider than it was asked for.
+        products: by layer name, what the `Product` of each of its matrices is called, in all its places; layers that
+            stay as they are may be absent.
+    """
+
+    schemes: Mapping[str, Scheme]
+    products: Mapping[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True)
 class Contents:
     """What a model file holds of its linear layers, read back from the file itself.
 
     Attributes:
         weights: (smaller side, larger side, bits per element) of every constant matrix of a matmul-like operator.
+        products: every such operator, in graph order.
         vectors: every one-dimensional constant as float; integer biases scaled back.
     """
 
     weights: tuple[tuple[int, int, int], ...]
     vectors: tuple[Array, ...]
+    products: tuple[Product, ...] = ()
 
 
 @dataclass(frozen=True)
 class Proof:
-    """One property of an emitted file, shown or not, with the figures behind it."""
+    """One property of an emitted file, shown or not, with the figures behind it.
+
+    Attributes:
+        layers: by name, those that it failed for, and why; empty where it is about the whole file.
+    """
 
     name: str
     passed: bool
     detail: str
+    layers: Mapping[str, str] = field(default_factory=dict)

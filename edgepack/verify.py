@@ -12,7 +12,7 @@ from edgepack.metrics import sqnr_db
 from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import BITS, FileScheme, scheme_of
 from edgepack.model.structure import Op
-from edgepack.types import Array, Contents, LayerPlan, Proof
+from edgepack.types import Array, Contents, LayerPlan, Product, Proof, Written
 
 FLOAT_BITS = BITS["fp32"]
 
@@ -40,41 +40,52 @@ def same_outputs(outputs: Array, reference: Array, scheme: FileScheme, layers: S
     return Proof("outputs", passed, f"{noise:.1f} dB against the fp32 factored model, at least {least:.0f} dB")
 
 
-def two_thin_matmuls(optimized: Contents, layers: Sequence[LayerPlan]) -> Proof:
-    """After the runtime's own optimisation every factored layer is two thin matmuls and no dense matrix is back.
+def structures_kept(emitted: Contents, optimized: Contents, written: Written, layers: Sequence[LayerPlan]) -> Proof:
+    """After the runtime's own optimisation every factored layer is its thin products still, one behind the other.
 
-    A dense matrix that has a pair beside it is there as well.
+    A layer's products are found by where they stand: in the emitted file by their names, in the runtime's graph by
+    their numbers, whatever their order there, and by what they take. Two layers may have the same shapes.
+
+    Args:
+        emitted: of the emitted file.
+        optimized: of what the runtime made of it.
+        written: what the products of each layer are called in the file.
+        layers: the plan.
     """
-    found = Counter((a, b) for a, b, _ in optimized.weights)
-    dense = Counter(_sides(op) for p in layers if not p.structure.is_low_rank for op in p.dense)
-    thin = Counter(_sides(op) for p in layers if p.structure.ranks for op in p.ops if op.role in ("A", "B"))
-    beside = Counter(_sides(op) for p in layers if p.structure.is_correction for op in p.dense)
-    missing = [f"{a}×{b}" for a, b in _missing(thin + beside, found)]
-    gone = {_sides(op) for p in layers if p.structure.ranks for op in p.dense}
-    back = [f"{a}×{b}" for a, b in gone if found[a, b] > dense[a, b] + thin[a, b]]
-    detail = f"{sum(thin.values())} thin matrices in the runtime's graph" if not missing and not back else ""
-    if missing:
-        detail += f"missing: {', '.join(missing)} "
-    if back:
-        detail += f"dense again: {', '.join(back)}"
-    return Proof("two-thin-matmuls", not missing and not back, detail.strip())
+    held = {product.name: product.content for product in emitted.products}
+    lost: dict[str, str] = {}
+    count = 0
+    for plan in layers:
+        if not plan.structure.ranks:
+            continue
+        contents = {held[name] for name in written.products.get(plan.layer, ()) if name in held}
+        names = written.products.get(plan.layer, ())
+        found = [
+            (number, product)
+            for number, product in enumerate(optimized.products)
+            if product.content in contents or any(product.name.startswith(name) for name in names)
+        ]
+        missing = [op for op in plan.ops if not any(_fits(op, product) for _, product in found)]
+        numbers = {number for number, _ in found}
+        if missing:
+            lost[plan.layer] = f"no product with {', '.join(f'{op.rows}×{op.columns}' for op in missing)}"
+        elif not any(product.behind & numbers for _, product in found):
+            lost[plan.layer] = "its thin products do not follow each other"
+        count += len(found)
+    detail = f"{count} products of factored layers in the runtime's graph"
+    if lost:
+        detail = "; ".join(f"{name}: {why}" for name, why in lost.items())
+    return Proof("structure", not lost, detail, lost)
+
+
+def _fits(op: Op, product: Product) -> bool:
+    """Whether a product multiplies by the matrix of an op; blocked layouts of a runtime round channels up."""
+    small, large = _sides(op)
+    return small <= product.sides[0] < small + PADDING and large <= product.sides[1] < large + PADDING
 
 
 def _sides(op: Op) -> tuple[int, int]:
     return min(op.rows, op.columns), max(op.rows, op.columns)
-
-
-def _missing(wanted: Counter[tuple[int, int]], found: Counter[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Wanted sides without a matrix of their own: an exact one first, else a padded one that nothing else needs."""
-    spare = found - wanted
-    missing = []
-    for a, b in sorted((wanted - found).elements(), reverse=True):
-        padded = [s for s in spare.elements() if a <= s[0] < a + PADDING and b <= s[1] < b + PADDING]
-        if padded:
-            spare[min(padded)] -= 1
-        else:
-            missing.append((a, b))
-    return missing
 
 
 def weights_as_planned(
@@ -178,7 +189,7 @@ def biases_intact(emitted: Contents, biases: Mapping[str, Array]) -> Proof:
     """The bias of every layer stands in the file: as it is, times a folded-in constant, or on an integer grid."""
     lost = [name for name, bias in biases.items() if not any(_is_bias(v, bias) for v in emitted.vectors)]
     detail = f"{len(biases)} biases found" if not lost else f"lost: {', '.join(lost)}"
-    return Proof("biases", not lost, detail)
+    return Proof("biases", not lost, detail, dict.fromkeys(lost, "its bias is not in the file"))
 
 
 def _is_bias(vector: Array, bias: Array) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,10 @@ from edgepack.model.scheme import FileScheme, Format
 from edgepack.pipeline.files import ModelFiles
 from edgepack.pipeline.parts import packed_part
 from edgepack.plan.file_scheme import exceptions
-from edgepack.types import Array, Contents, LayerPlan, Proof
+from edgepack.types import Array, Contents, LayerPlan, Proof, Written
+
+NOTHING_WRITTEN = Written({}, {})
+"""Of a file whose layers are all as they were."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,14 @@ class Attempt:
         return 0.0 if self.drop is None else self.drop.value
 
     @property
+    def failed_layers(self) -> dict[str, str]:
+        """Layers that a proof failed for, and why; empty where none failed, or one did for the whole file."""
+        failed = [proof for proof in self.proofs if not proof.passed]
+        if not all(proof.layers for proof in failed):
+            return {}
+        return {name: why for proof in failed for name, why in proof.layers.items()}
+
+    @property
     def failure(self) -> str:
         """What the failed proofs say."""
         return "; ".join(f"{p.name}: {p.detail}" for p in self.proofs if not p.passed)
@@ -96,8 +107,8 @@ class Prover:
         out: Path,
     ) -> Attempt:
         """Write the plan in a scheme and measure the file."""
-        files.write(factors, scheme, out, exceptions(plan, scheme))
-        return self.measure(files, plan, factors, scheme, out)
+        written = files.write(factors, scheme, out, exceptions(plan, scheme))
+        return self.measure(files, as_written(plan, written), factors, scheme, out, written)
 
     def measure(
         self,
@@ -106,13 +117,15 @@ class Prover:
         factors: Mapping[str, Replacement],
         scheme: FileScheme,
         path: Path,
+        written: Written = NOTHING_WRITTEN,
     ) -> Attempt:
         """Prove and score a file that is already there."""
         outputs = self.guard.answers(path, files.fmt)
+        contents = files.read(path)
         proofs = (
             verify.same_outputs(outputs, self._factored_answers(factors, plan), scheme, plan),
-            verify.two_thin_matmuls(files.read_optimized(path), plan),
-            *self._static_proofs(files, plan, factors, scheme, path),
+            verify.structures_kept(contents, files.read_optimized(path), written, plan),
+            *self._static_proofs(files, contents, plan, factors, scheme, path),
         )
         return Attempt(files.fmt, scheme, path, plan, proofs, self.drop(outputs))
 
@@ -136,12 +149,12 @@ class Prover:
     def _static_proofs(
         self,
         files: ModelFiles,
+        contents: Contents,
         plan: tuple[LayerPlan, ...],
         factors: Mapping[str, Replacement],
         scheme: FileScheme,
         path: Path,
     ) -> tuple[Proof, ...]:
-        contents = files.read(path)
         biases = {layer.name: _bias(layer, factors) for layer in self._layers}
         present = {name: bias for name, bias in biases.items() if bias is not None and np.any(bias)}
         return (
@@ -180,6 +193,16 @@ class Prover:
             self._answers = {key: self.guard.answers(path, "onnx")}
             path.unlink()
         return self._answers[key]
+
+
+def as_written(plan: tuple[LayerPlan, ...], written: Written) -> tuple[LayerPlan, ...]:
+    """The plan with the schemes that the layers really got."""
+    return tuple(
+        replace(layer, scheme=written.schemes[layer.layer])
+        if layer.scheme is not None and written.schemes.get(layer.layer, layer.scheme) != layer.scheme
+        else layer
+        for layer in plan
+    )
 
 
 def _changed(factors: Mapping[str, Replacement], plan: tuple[LayerPlan, ...]) -> dict[str, Replacement]:

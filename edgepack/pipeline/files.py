@@ -10,7 +10,7 @@ from edgepack.model.layer import Layer
 from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import FileScheme, Format, Scheme
 from edgepack.model.structure import Structure
-from edgepack.types import Contents
+from edgepack.types import Contents, Written
 
 
 class ModelFiles(Protocol):
@@ -54,13 +54,16 @@ class ModelFiles(Protocol):
         scheme: FileScheme,
         out: Path,
         schemes: Mapping[str, Scheme] | None = None,
-    ) -> None:
+    ) -> Written:
         """The model with `factors` in place of the named layers.
 
         Args:
             factors: by layer name, as `takes` leaves them.
             scheme: of the file, so of every linear layer that `schemes` does not name.
             schemes: the schemes of single layers by name, of both halves of a factored one.
+
+        Returns:
+            What each layer really got, and what its matrices are called in the file.
         """
 
     def read(self, path: Path) -> Contents:

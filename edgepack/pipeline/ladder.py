@@ -40,7 +40,12 @@ class Step:
     @property
     def choices(self) -> list[Choice]:
         """What tells plans apart."""
-        return [_choice(layer) for layer in self.layers]
+        return choices(self.layers)
+
+
+def choices(layers: LayerPlans) -> list[Choice]:
+    """What tells plans apart."""
+    return [_choice(layer) for layer in layers]
 
 
 def make_ladder(

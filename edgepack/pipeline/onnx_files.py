@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
@@ -26,7 +27,7 @@ from edgepack.model.replacement import Replacement, of_structure
 from edgepack.model.scheme import FileScheme, Format, Scheme, scheme_of
 from edgepack.model.structure import Structure
 from edgepack.pipeline.observe import Observation, joined
-from edgepack.types import Array, Contents
+from edgepack.types import Array, Contents, Written
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -53,6 +54,11 @@ def _matrix_schemes(names: Sequence[str], part: Replacement | None, scheme: Sche
         return ((name, scheme) for name in names)
     ops = linear_ops(len(part.A), part.B.shape[1], part.structure, 1)
     return ((name, scheme_of(op, scheme)) for name, op in zip(names, ops, strict=True))
+
+
+def _holds(constant: str, matrix: str) -> bool:
+    """Whether a constant holds a matrix of this name: as it is, or the codes of its integer grid."""
+    return re.fullmatch(rf"{re.escape(matrix)}(\.int[48])?(_\d+)?", constant) is not None
 
 
 class OnnxFiles:
@@ -161,7 +167,7 @@ class OnnxFiles:
         scheme: FileScheme,
         out: Path,
         schemes: Mapping[str, Scheme] | None = None,
-    ) -> None:
+    ) -> Written:
         """The model with factors in place, in a scheme; the layers named in `schemes` in their own, both halves alike.
 
         Weights outside of the linear layers go by `scheme` alone. A corrected scheme is for layers whose factors have a
@@ -171,14 +177,23 @@ class OnnxFiles:
 
         pairs = of_structure(factors, "low-rank", "low-rank-correction")
         dense = {name: part for name, part in factors.items() if not part.structure.ranks}
-        model = with_factors(self.model, pairs) if pairs else self.model
+        model, names = self.model, {}
         if pairs:
+            model = with_factors(self.model, pairs)
             names = names_after(self.model, model, pairs)
-            own = {name: (schemes or {}).get(name, scheme.layers) for name in names}
-            single = (_matrix_schemes(names[name], pairs.get(name), own[name]) for name in names)
-            schemes = {matrix: each for pair in single for matrix, each in pair if each != scheme.layers}
+            single = (
+                _matrix_schemes(own, pairs.get(name), (schemes or {}).get(name, scheme.layers))
+                for name, own in names.items()
+            )
+            matrix_schemes = {matrix: each for pair in single for matrix, each in pair if each != scheme.layers}
             dense = {names[name][0]: part for name, part in dense.items()}
-        self._write_linear(model, scheme, out, schemes, dense)
+        else:
+            matrix_schemes = dict(schemes or {})
+        constants = self._write_linear(model, scheme, out, matrix_schemes, dense)
+        own = {
+            name: (each for each in constants if any(_holds(each, matrix) for matrix in names[name])) for name in pairs
+        }
+        return Written({}, {name: tuple(each) for name, each in own.items()})
 
     def write_one_layer(self, layer: str, out: Path) -> None:
         """The dense model with a single layer in int8, to see what that layer costs."""
@@ -207,10 +222,11 @@ class OnnxFiles:
         out: Path,
         schemes: Mapping[str, Scheme] | None = None,
         weights: Mapping[str, Replacement | Replacement] | None = None,
-    ) -> None:
-        """Linear layers by edgepack; all other weights as the runtime's quantizer makes them."""
+    ) -> list[str]:
+        """Linear layers by edgepack, all other weights as the runtime's quantizer makes them; names of all constants."""
         from edgepack.emit import onnx as emit
         from edgepack.onnxgraph.files import save
+        from edgepack.onnxgraph.names import constant_names
 
         seen = self._ranges(model, scheme.layers, schemes or {})
         complete = self._with_rest(model, scheme, out)
@@ -218,6 +234,7 @@ class OnnxFiles:
             complete, scheme.layers, ranges=seen, largest=self.largest, schemes=schemes, weights=weights
         )
         save(made, out)
+        return constant_names(made)
 
     def _with_rest(self, model: ir.Model, scheme: FileScheme, scratch: Path) -> ir.Model:
         """The model with the weights of its other operators in int8, where it has any and the scheme says so."""

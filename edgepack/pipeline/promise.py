@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from edgepack.backends.schemes import FP32
+from edgepack.errors import ModelError
 from edgepack.model.kinds import kind_of
 from edgepack.model.layer import Layer
 from edgepack.model.scheme import FileScheme, Format, Scheme
@@ -38,6 +40,23 @@ def keep_promise(task: Task, files: ModelFiles, attempt: Attempt, baseline: Base
         if by:
             return _dense(task, files, baseline, f"the plan took {1 + by:.2f} times as long as dense int8 here")
     return attempt
+
+
+def dense_instead(task: Task, files: ModelFiles, baseline: Baseline, reason: str) -> Attempt:
+    """The dense int8 file where no plan could be written and proved; the dense fp32 file where that one fails as well.
+
+    Raises:
+        ModelError: neither can be proved.
+    """
+    fp32 = FP32[files.fmt]
+    failures = []
+    for scheme, path in ((baseline.scheme, baseline.int8), (fp32, baseline.fp32)):
+        layers = tuple(_dense_plan(layer, scheme, reason) for layer in task.layers)
+        attempt = task.prover.measure(files, layers, {}, FileScheme.of(scheme), path)
+        if attempt.sound and (attempt.within(task.options.drop_limit) or scheme == fp32):
+            return attempt
+        failures.append(f"dense {scheme}: {attempt.failure or f'it drops {attempt.lost:.2f}'}")
+    raise ModelError(f"no {files.fmt} file could be proved: {'; '.join(failures)}")
 
 
 def _fits(task: Task, baseline: Baseline, fmt: Format) -> bool:

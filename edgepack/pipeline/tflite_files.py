@@ -10,21 +10,22 @@ from types import TracebackType
 
 import numpy as np
 
-from edgepack.backends.tflite.schemes import CONSTEXPR, FP32, INT8_DYNAMIC, INT8_STATIC
+from edgepack.backends.tflite.schemes import CONSTEXPR, FP32, INT4_DYNAMIC, INT8_DYNAMIC, INT8_STATIC
 from edgepack.backends.tflite.support import unsupported
 from edgepack.cache import Cache, digest
 from edgepack.data import Samples, feeds
 from edgepack.emit.tflite import TfliteEmitter
 from edgepack.emit.tflite_places import Places, find_places
 from edgepack.emit.tflite_quantize import LAYER_SCHEMES, check_mixture
-from edgepack.errors import ModelError
+from edgepack.errors import LayerError, ModelError
 from edgepack.model.kinds import kind_of
 from edgepack.model.layer import Layer
 from edgepack.model.replacement import Replacement, of_structure
 from edgepack.model.scheme import FileScheme, Format, Scheme
 from edgepack.model.structure import Structure
 from edgepack.pipeline.opened import Opened
-from edgepack.types import Array, Contents
+from edgepack.tflitegraph.linear import TfliteLinear, linear_ops
+from edgepack.types import Array, Contents, Product, Written
 from edgepack.versions import tool_versions
 
 RANGE_SAMPLES = 128
@@ -142,7 +143,7 @@ class TfliteFiles:
         scheme: FileScheme,
         out: Path,
         schemes: Mapping[str, Scheme] | None = None,
-    ) -> None:
+    ) -> Written:
         """The model with factors in place, in a scheme.
 
         Args:
@@ -153,9 +154,12 @@ class TfliteFiles:
                 of a factored layer take its scheme, and all places of a layer that is used in several. Layers in code
                 are `CONSTEXPR` beside any scheme, named here or not; no other layer is.
 
+        Returns:
+            The schemes of single layers that the file has: a layer without an operator of its own in the converted
+            graph takes that of the file, and one without a fast kernel for its scheme a wider one.
+
         Raises:
-            ModelError: the model cannot be converted, a layer named in `schemes` has no operator in the file, or one in
-                code cannot be written.
+            ModelError: the model cannot be converted, or a layer in code cannot be written.
             ValueError: a scheme in `schemes` that cannot stand beside `scheme`.
         """
         coded = {name for name, part in factors.items() if part.structure.is_constexpr}
@@ -165,21 +169,24 @@ class TfliteFiles:
         check_mixture(base, others.values())
         self._check_names(others)
         key = digest(self._key, *(part for name in sorted(factors) for part in _parts(name, factors[name])))
+        placed = self._placed(key, factors)
+        others = {name: each for name, each in others.items() if name in placed}
         if base == FP32 and not others:
             self._finish(self._float(key, factors).path, out, factors)
-            return
+            return _written(out, placed, factors, dict.fromkeys(placed, FP32))
         samples = self._quantizer_samples() if base == INT8_STATIC else None
         data = [] if samples is None else [a for name in sorted(samples) for a in (name, samples[name])]
 
         def quantize(path: Path) -> None:
             source = self._float(key, factors)
             wide = {name: FP32 for name in sorted(coded) if base != FP32}
-            single = self._operator_schemes(source, {**others, **wide})
+            single = {operator: each for name, each in {**others, **wide}.items() for operator in placed[name]}
             self._emitter.quantize(source.path, path, base, samples, single)
             self._finish(path, path, factors)
 
         names = {name: own.name for name, own in others.items()}
         self._cache.file("tflite", digest(key, base.name, names, *data), ".tflite", quantize, out)
+        return _written(out, placed, factors, {**dict.fromkeys(placed, base), **others})
 
     def _finish(self, source: Path, out: Path, factors: Mapping[str, Replacement]) -> None:
         """Put the code of layers in the place of their weights, which the quantizer knows."""
@@ -203,10 +210,10 @@ class TfliteFiles:
     def read(self, path: Path) -> Contents:
         """What the file holds."""
         from edgepack.tflitegraph.contents import constant_vectors
-        from edgepack.tflitegraph.linear import linear_ops
 
-        weights = [(min(op.weight.shape), max(op.weight.shape), op.bits) for op in linear_ops(path)]
-        return Contents(tuple(sorted(weights)), tuple(constant_vectors(path)))
+        ops = linear_ops(path)
+        weights = [(min(op.weight.shape), max(op.weight.shape), op.bits) for op in ops]
+        return Contents(tuple(sorted(weights)), tuple(constant_vectors(path)), _products(ops))
 
     def read_optimized(self, path: Path) -> Contents:
         """The file's own operators: LiteRT's delegates pack weights but fold no two of them into one."""
@@ -254,25 +261,25 @@ class TfliteFiles:
             self._loaded = True
         missing = self._emitter.emit(path, opened.layers, factors or None)
         if missing:
-            raise ModelError(f"no counterpart in the torch graph for {', '.join(missing)}")
-
-    def _operator_schemes(self, source: _Float, schemes: Mapping[str, Scheme]) -> dict[str, Scheme]:
-        """What the operators of these layers write → their scheme."""
-        if not schemes:
-            return {}
-        operators = source.operators
-        if operators is None and source.factors:
-            operators = find_places(
-                source.path, self._source().layers, (), of_structure(source.factors, "low-rank", "low-rank-correction")
-            ).operators
-        operators = self._places.operators if operators is None else operators
-        lost = [name for name in schemes if not operators.get(name)]
-        if lost:
-            raise ModelError(
-                f"no operator of the TFLite file has the weights of {', '.join(lost)}",
-                hint="give this layer the scheme of the whole file",
+            raise LayerError(
+                dict.fromkeys(missing, "it has no counterpart in the torch graph that TFLite is made from")
             )
-        return {operator: scheme for name, scheme in schemes.items() for operator in operators[name]}
+
+    def _placed(self, key: str, factors: Mapping[str, Replacement]) -> dict[str, tuple[str, ...]]:
+        """What the operators of each layer write in the float file of a plan; layers without one are absent."""
+
+        def find() -> dict[str, Sequence[str]]:
+            source = self._float(key, factors)
+            if source.operators is not None:
+                return dict(source.operators)
+            pairs = of_structure(source.factors, "low-rank")
+            return dict(
+                find_places(source.path, self._source().layers, (), pairs).operators
+                if pairs
+                else self._places.operators
+            )
+
+        return {name: tuple(each) for name, each in self._cache.record("tflite-operators", key, find).items()}
 
     def _check_names(self, schemes: Mapping[str, Scheme]) -> None:
         known = {layer.name for layer in self._source().layers}
@@ -295,6 +302,35 @@ class TfliteFiles:
         specs = tuple(signature(self._dense)[1].values())
         runs = [feed for feed, _ in feeds(rename(self._samples, specs), specs)]
         return {spec.name: np.stack([run[spec.name] for run in runs]) for spec in specs}
+
+
+def _written(
+    path: Path, placed: Mapping[str, tuple[str, ...]], factors: Collection[str], schemes: Mapping[str, Scheme]
+) -> Written:
+    """What the layers of a file really got: where four bits have no fast kernel, they are eight."""
+    if INT4_DYNAMIC in schemes.values():
+        bits = {op.output: op.bits for op in linear_ops(path)}
+        wide = {
+            name for name, outputs in placed.items() if any(bits.get(each) == INT8_DYNAMIC.bits for each in outputs)
+        }
+        schemes = {n: INT8_DYNAMIC if n in wide and own == INT4_DYNAMIC else own for n, own in schemes.items()}
+    return Written(schemes, {name: placed[name] for name in factors if name in placed})
+
+
+def _products(ops: Sequence[TfliteLinear]) -> tuple[Product, ...]:
+    """Every operator with those that write its input; views between two of them do not occur in what is emitted."""
+    writers = {(op.subgraph, op.output_index): number for number, op in enumerate(ops)}
+    behind = (writers.get((op.subgraph, op.input_index)) for op in ops)
+    return tuple(
+        Product(
+            op.output,
+            (min(op.weight.shape), max(op.weight.shape)),
+            op.bits,
+            op.output,
+            frozenset(() if number is None else (number,)),
+        )
+        for op, number in zip(ops, behind, strict=True)
+    )
 
 
 def _parts(name: str, part: Replacement) -> list[object]:
