@@ -221,9 +221,9 @@ class OnnxFiles:
         scheme: FileScheme,
         out: Path,
         schemes: Mapping[str, Scheme] | None = None,
-        weights: Mapping[str, Replacement | Replacement] | None = None,
+        weights: Mapping[str, Replacement] | None = None,
     ) -> list[str]:
-        """Linear layers by edgepack, all other weights as the runtime's quantizer makes them; names of all constants."""
+        """Linear layers by edgepack, other weights as the runtime's quantizer makes them; returns names of all constants."""
         from edgepack.emit import onnx as emit
         from edgepack.onnxgraph.files import save
         from edgepack.onnxgraph.names import constant_names

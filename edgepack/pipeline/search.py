@@ -165,8 +165,9 @@ class Search:
                 return
 
     def _attempt(self, scheme: FileScheme, layers: LayerPlans) -> Attempt | None:
-        """The file of a plan, with those layers dense that cannot be written or proved as planned; None if that does not
-        help either."""
+        """The file of a plan, with those layers dense that cannot be written or proved as planned.
+
+        None if it cannot be written even so."""
         for _ in range(REPAIRS):
             self._task.progress(f"emit {self._files.fmt} {scheme}")
             path = self._task.work / f"{digest(choices(layers), str(scheme))[:12]}.{self._files.fmt}"
