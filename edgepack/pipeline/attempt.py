@@ -90,9 +90,8 @@ class Attempt:
 class Prover:
     """Measures files against one guard. Answers of the fp32 factored model are kept per plan."""
 
-    def __init__(self, guard: Guard, source: Contents, layers: Sequence[Layer], reference: ModelFiles, work: Path):
+    def __init__(self, guard: Guard, layers: Sequence[Layer], reference: ModelFiles, work: Path):
         self.guard = guard
-        self.source = source
         self._layers = layers
         self._reference = reference
         self._work = work
@@ -158,7 +157,7 @@ class Prover:
         biases = {layer.name: _bias(layer, factors) for layer in self._layers}
         present = {name: bias for name, bias in biases.items() if bias is not None and np.any(bias)}
         return (
-            verify.weights_as_planned(contents, self.source, plan, scheme, of_structure(factors, "constexpr")),
+            verify.weights_as_planned(contents, files.dense_contents, plan, scheme, of_structure(factors, "constexpr")),
             self._bias_proof(files, verify.biases_intact(contents, present), factors, plan),
             *_coded_proofs(factors, path),
         )

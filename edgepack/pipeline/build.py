@@ -165,8 +165,8 @@ def _leaving_out(fmt: Format, left_out: dict[Format, ModelError]) -> Iterator[No
 
 def _entries(ready: Prepared, chosen: Chosen, scores: Mapping[str, float]) -> dict[str, dict[str, Any]]:
     entries = {}
-    source = ready.task.prover.source
     for fmt, attempt in chosen.attempts.items():
+        source = ready.files[fmt].dense_contents
         measured = bool(chosen.planned[fmt].found.latency_s)
         chosen_by = manifest.chosen_by(ready.prices.source_name(fmt), measured=measured)
         outcome = ready.task.recovered(attempt.layers, attempt.scheme)

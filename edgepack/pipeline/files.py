@@ -69,5 +69,9 @@ class ModelFiles(Protocol):
     def read(self, path: Path) -> Contents:
         """What the file holds."""
 
+    @property
+    def dense_contents(self) -> Contents:
+        """What the dense fp32 file holds."""
+
     def read_optimized(self, path: Path) -> Contents:
         """What the runtime holds after its own graph optimisation."""

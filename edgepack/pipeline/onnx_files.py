@@ -205,6 +205,14 @@ class OnnxFiles:
 
         return read_contents(path)
 
+    @cached_property
+    def dense_contents(self) -> Contents:
+        """What the dense fp32 file holds."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "dense.onnx"
+            self.write_dense(path)
+            return self.read(path)
+
     def read_optimized(self, path: Path) -> Contents:
         """What the runtime holds after its own optimisation."""
         from edgepack.onnxgraph.contents import read_contents
@@ -223,7 +231,7 @@ class OnnxFiles:
         schemes: Mapping[str, Scheme] | None = None,
         weights: Mapping[str, Replacement] | None = None,
     ) -> list[str]:
-        """Linear layers by edgepack, other weights as the runtime's quantizer makes them; returns names of all constants."""
+        """Linear layers by edgepack, all others by the runtime's quantizer; returns names of all constants."""
         from edgepack.emit import onnx as emit
         from edgepack.onnxgraph.files import save
         from edgepack.onnxgraph.names import constant_names

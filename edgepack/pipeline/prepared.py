@@ -130,7 +130,7 @@ def _prepare(
         *(opened.model, views_of(opened.layers), method, data.calibration, key, cache, progress, crew),
         gradients=gradients,
     )
-    prover = Prover(guard, onnx.read(dense), opened.layers, onnx, work)
+    prover = Prover(guard, opened.layers, onnx, work)
     search_key = digest(key, method, guard.metric, options.seed, options.exact)
     guarded_key = digest(search_key, guard.reference, guard.samples.labels)
     task = Task(

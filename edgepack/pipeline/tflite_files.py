@@ -86,7 +86,7 @@ class TfliteFiles:
         self._opened = opened
         self._loaded = False
         self._last = None
-        for made in ("_dense", "_places"):
+        for made in ("_dense", "_places", "dense_contents"):
             self.__dict__.pop(made, None)
         self.calibrated = calibration is not None
         self._samples = None if calibration is None else calibration.head(RANGE_SAMPLES)
@@ -212,8 +212,13 @@ class TfliteFiles:
         from edgepack.tflitegraph.contents import constant_vectors
 
         ops = linear_ops(path)
-        weights = [(min(op.weight.shape), max(op.weight.shape), op.bits) for op in ops]
-        return Contents(tuple(sorted(weights)), tuple(constant_vectors(path)), _products(ops))
+        weights = {op.buffer: (min(op.weight.shape), max(op.weight.shape), op.bits) for op in ops}
+        return Contents(tuple(sorted(weights.values())), tuple(constant_vectors(path)), _products(ops))
+
+    @cached_property
+    def dense_contents(self) -> Contents:
+        """What the dense fp32 file holds."""
+        return self.read(self._dense)
 
     def read_optimized(self, path: Path) -> Contents:
         """The file's own operators: LiteRT's delegates pack weights but fold no two of them into one."""
