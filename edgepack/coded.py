@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from edgepack.types import Array, Coded, Step
+from edgepack.model.replacement import Instruction, Replacement, constexpr
+from edgepack.types import Array
 
 X = "x"
 """The name of a layer's input in its steps: (rows, in) float32."""
@@ -108,7 +109,7 @@ class Writer:
     """
 
     constants: dict[str, Array] = field(default_factory=dict)
-    steps: list[Step] = field(default_factory=list)
+    steps: list[Instruction] = field(default_factory=list)
 
     def constant(self, name: str, value: Array) -> str:
         """A stored array: float32, int8, uint8 or int32."""
@@ -122,22 +123,22 @@ class Writer:
         if op not in OPERATORS:
             raise ValueError(f"there is no operator {op!r}; there are {', '.join(OPERATORS)}")
         output = f"{op}{len(self.steps)}"
-        self.steps.append(Step(op, inputs, output, attributes))
+        self.steps.append(Instruction(op, inputs, output, attributes))
         return output
 
-    def decoded(self, weight: str, bias: Array | None) -> Coded:
+    def decoded(self, weight: str, bias: Array | None) -> Replacement:
         """The layer whose matrix (out, in) was decoded: a dense product with it is what an inference costs."""
         self.step("matmul", X, self.step("transpose", weight, perm=(1, 0)))
         found = values(self.constants, self.steps)[weight]
-        return Coded(self.constants, tuple(self.steps), np.asarray(found, np.float32), bias)
+        return constexpr(self.constants, tuple(self.steps), np.asarray(found, np.float32), bias)
 
-    def direct(self, in_features: int, bias: Array | None) -> Coded:
+    def direct(self, in_features: int, bias: Array | None) -> Replacement:
         """The layer whose last step gives its output, for the input `X` of (rows, in_features)."""
-        made = Coded(self.constants, tuple(self.steps), np.zeros((0, in_features), np.float32), bias)
-        return replace(made, weight=effective_weight(made))
+        made = constexpr(self.constants, tuple(self.steps), np.zeros((0, in_features), np.float32), bias)
+        return replace(made, decoded=effective_weight(made))
 
 
-def values(constants: Mapping[str, Array], steps: Sequence[Step], x: Array | None = None) -> dict[str, Array]:
+def values(constants: Mapping[str, Array], steps: Sequence[Instruction], x: Array | None = None) -> dict[str, Array]:
     """Everything that is computed, by name; without `x` what does not depend on it."""
     found = dict(constants) if x is None else {**constants, X: x}
     for step in steps:
@@ -146,17 +147,17 @@ def values(constants: Mapping[str, Array], steps: Sequence[Step], x: Array | Non
     return found
 
 
-def evaluate(coded: Coded, x: Array) -> Array:
+def evaluate(coded: Replacement, x: Array) -> Array:
     """(rows, out) float32 of (rows, in): what the steps give, without the bias."""
-    return values(coded.constants, coded.steps, x)[coded.steps[-1].output]
+    return values(coded.tensors, coded.program, x)[coded.program[-1].output]
 
 
-def listed(steps: Iterable[Step]) -> list[list[Any]]:
+def listed(steps: Iterable[Instruction]) -> list[list[Any]]:
     """Steps as lists and plain values, for JSON."""
     return [[step.op, list(step.inputs), step.output, dict(step.attributes)] for step in steps]
 
 
-def unlisted(rows: Iterable[Sequence[Any]]) -> tuple[Step, ...]:
+def unlisted(rows: Iterable[Sequence[Any]]) -> tuple[Instruction, ...]:
     """What `listed` was given, after its way through JSON.
 
     Raises:
@@ -165,32 +166,32 @@ def unlisted(rows: Iterable[Sequence[Any]]) -> tuple[Step, ...]:
     return tuple(_step(*row) for row in rows)
 
 
-def _step(op: str, inputs: Sequence[str], output: str, attributes: Mapping[str, Any]) -> Step:
+def _step(op: str, inputs: Sequence[str], output: str, attributes: Mapping[str, Any]) -> Instruction:
     exact = {name: tuple(value) if isinstance(value, list) else value for name, value in attributes.items()}
-    return Step(op, tuple(inputs), output, exact)
+    return Instruction(op, tuple(inputs), output, exact)
 
 
-def plain(weight: Array, bias: Array | None) -> Coded:
+def plain(weight: Array, bias: Array | None) -> Replacement:
     """A dense layer in the guise of a coded one: to write another weight in float32."""
     writer = Writer()
     return writer.decoded(writer.step("reshape", writer.constant("weight", weight), shape=weight.shape), bias)
 
 
-def effective_weight(coded: Coded) -> Array:
+def effective_weight(coded: Replacement) -> Array:
     """(out, in) float32: what the steps come to as one matrix."""
-    loaded = values(coded.constants, coded.steps)
+    loaded = values(coded.tensors, coded.program)
     if is_decoded(coded):
-        return np.ascontiguousarray(loaded[coded.steps[-1].inputs[1]].T)
+        return np.ascontiguousarray(loaded[coded.program[-1].inputs[1]].T)
     features = coded.weight.shape[1]
-    own = depending(coded.steps, {X})
+    own = depending(coded.program, {X})
     columns = []
     for start in range(0, features, _ROWS_AT_ONCE):
         x = np.eye(min(_ROWS_AT_ONCE, features - start), features, k=start, dtype=np.float32)
-        columns.append(values(loaded, own, x)[coded.steps[-1].output])
+        columns.append(values(loaded, own, x)[coded.program[-1].output])
     return np.ascontiguousarray(np.concatenate(columns).T)
 
 
-def depending(steps: Iterable[Step], names: Collection[str]) -> tuple[Step, ...]:
+def depending(steps: Iterable[Instruction], names: Collection[str]) -> tuple[Instruction, ...]:
     """The steps that take one of these names, or what comes of it; nothing is computed."""
     behind, found = set(names), []
     for step in steps:
@@ -200,38 +201,38 @@ def depending(steps: Iterable[Step], names: Collection[str]) -> tuple[Step, ...]
     return tuple(found)
 
 
-def at_load(coded: Coded) -> frozenset[str]:
+def at_load(coded: Replacement) -> frozenset[str]:
     """Outputs of the steps that do not depend on the layer's input: they are computed once."""
-    return frozenset(step.output for step in coded.steps) - {step.output for step in depending(coded.steps, {X})}
+    return frozenset(step.output for step in coded.program) - {step.output for step in depending(coded.program, {X})}
 
 
-def is_decoded(coded: Coded) -> bool:
+def is_decoded(coded: Replacement) -> bool:
     """Whether all that an inference does is one product with a matrix of the layer's own size: only bytes are saved."""
-    own = depending(coded.steps, {X})
+    own = depending(coded.program, {X})
     return [step.op for step in own] == ["matmul"] and own[0].inputs[0] == X
 
 
-def decoded_from(coded: Coded, constant: str) -> tuple[Array, ...]:
+def decoded_from(coded: Replacement, constant: str) -> tuple[Array, ...]:
     """What an inference takes of the values that come of a constant at load: a file may hold these in its place."""
-    behind = {constant, *(step.output for step in depending(coded.steps, {constant}))}
-    taken = dict.fromkeys(name for step in depending(coded.steps, {X}) for name in step.inputs)
-    loaded = values(coded.constants, coded.steps)
+    behind = {constant, *(step.output for step in depending(coded.program, {constant}))}
+    taken = dict.fromkeys(name for step in depending(coded.program, {X}) for name in step.inputs)
+    loaded = values(coded.tensors, coded.program)
     return tuple(loaded[name] for name in taken if name in behind and name in loaded)
 
 
-def operand_sides(coded: Coded) -> tuple[tuple[int, int], ...]:
+def operand_sides(coded: Replacement) -> tuple[tuple[int, int], ...]:
     """(smaller, larger) side of every matrix that the input is multiplied by, as a file or a runtime may hold it."""
-    loaded = values(coded.constants, coded.steps)
-    own = [step for step in depending(coded.steps, {X}) if step.op in ("matmul", "conv1d")]
+    loaded = values(coded.tensors, coded.program)
+    own = [step for step in depending(coded.program, {X}) if step.op in ("matmul", "conv1d")]
     shapes = [loaded[name].shape for step in own for name in step.inputs if name in loaded]
     return tuple((min(shape), max(shape)) for shape in shapes if len(shape) == 2)
 
 
-def stored_bytes(coded: Coded) -> int:
+def stored_bytes(coded: Replacement) -> int:
     """Bytes of the constants, bias apart."""
-    return sum(array.nbytes for array in coded.constants.values())
+    return sum(array.nbytes for array in coded.tensors.values())
 
 
-def stored_numbers(coded: Coded) -> int:
+def stored_numbers(coded: Replacement) -> int:
     """Numbers that are stored, of any width, bias apart."""
-    return sum(array.size for array in coded.constants.values())
+    return sum(array.size for array in coded.tensors.values())

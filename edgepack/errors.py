@@ -21,6 +21,8 @@ expected; `hint` says what to do next.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 
 class EdgepackError(Exception):
     """Root of the tree.
@@ -56,6 +58,18 @@ class InputError(EdgepackError):
 
 class ModelError(InputError):
     """The model or recipe cannot be read, run or converted."""
+
+
+class LayerError(ModelError):
+    """Some layers cannot be written as planned; with these dense the rest may well be.
+
+    Attributes:
+        layers: name → why.
+    """
+
+    def __init__(self, layers: Mapping[str, str], *, hint: str | None = None) -> None:
+        super().__init__("; ".join(f"{name}: {why}" for name, why in layers.items()), hint=hint)
+        self.layers = dict(layers)
 
 
 class DataError(InputError):
@@ -95,6 +109,6 @@ class BudgetError(EdgepackError):
 
 
 class ProofError(EdgepackError):
-    """An emitted file failed one of its proofs: a defect of edgepack or of a converter, never of the user."""
+    """No file of any plan could be written and proved; a dense one takes its place."""
 
     exit_code = 1

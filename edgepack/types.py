@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from edgepack.model.scheme import FileScheme, Scheme, matrices
+from edgepack.model.scheme import FileScheme, Scheme
+from edgepack.model.structure import Op, Structure
 
 Array = npt.NDArray[Any]
 Aim = Literal["latency", "size"]
@@ -82,129 +83,6 @@ class Moments:
 
 
 @dataclass(frozen=True)
-class LinearLayer:
-    """y = W x + b, wherever it stands in a model.
-
-    Attributes:
-        name: unique in the model, stable between runs.
-        weight: (out, in) float32.
-        bias: (out,) float32 or None.
-        op: the operator it came from: "Gemm", "MatMul" or "Conv".
-        uses: how many nodes share this weight.
-        moments: statistics of its input, None before calibration.
-    """
-
-    name: str
-    weight: Array
-    bias: Array | None
-    op: str
-    uses: int = 1
-    moments: Moments | None = None
-
-    @property
-    def out_features(self) -> int:
-        """Rows of the weight."""
-        return int(self.weight.shape[0])
-
-    @property
-    def in_features(self) -> int:
-        """Columns of the weight."""
-        return int(self.weight.shape[1])
-
-
-@dataclass(frozen=True)
-class Factors:
-    """W ≈ A B with the corrected bias: `A` (out, r), `B` (r, in), `bias` (out,), all float32.
-
-    With a `base` (out, in) the pair stands beside a dense matrix: W ≈ base + A B.
-    """
-
-    A: Array
-    B: Array
-    bias: Array | None
-    base: Array | None = None
-
-    @property
-    def rank(self) -> int:
-        """Columns of A and rows of B."""
-        return int(self.A.shape[1])
-
-
-@dataclass(frozen=True)
-class Dense:
-    """A layer that is one matmul, y = W x + b, as it is written.
-
-    Attributes:
-        weight: (out, in) float32; where it lies on the grid of the layer's scheme, no quantizer changes it any more.
-        bias: (out,) float32, corrected for the rounding of the weight; None where the layer has none.
-    """
-
-    weight: Array
-    bias: Array | None
-
-
-@dataclass(frozen=True)
-class Step:
-    """One operator of a `Coded` layer.
-
-    Attributes:
-        op: one of `edgepack.coded.OPERATORS`, which says what it takes.
-        inputs: names of constants, of earlier steps, or "x" for the layer's input.
-        output: its name.
-        attributes: whole numbers, tuples of them, or the name of a dtype.
-    """
-
-    op: str
-    inputs: tuple[str, ...]
-    output: str
-    attributes: Mapping[str, int | str | tuple[int, ...]]
-
-    def numbers(self, name: str) -> tuple[int, ...]:
-        """An attribute of whole numbers; one alone as a tuple of one."""
-        value = self.attributes[name]
-        if isinstance(value, str):
-            raise ValueError(f"{self.op}: {name} is {value!r}, numbers were expected")
-        return value if isinstance(value, tuple) else (value,)
-
-    def number(self, name: str) -> int:
-        """An attribute of one whole number."""
-        return self.numbers(name)[0]
-
-
-@dataclass(frozen=True)
-class Coded:
-    """A layer that is stored in code: y = f(x) + b, where f is a few standard operators on stored constants.
-
-    Steps that do not depend on "x" run once, when the model is loaded. `edgepack.coded.Writer` makes one.
-
-    Attributes:
-        constants: by name: float32, int8, uint8 or int32.
-        steps: in order; the last one gives (rows, out) of x (rows, in).
-        weight: (out, in) float32, what f comes to: f(x) = weight x.
-        bias: (out,) float32; None where the layer has none.
-    """
-
-    constants: Mapping[str, Array]
-    steps: tuple[Step, ...]
-    weight: Array
-    bias: Array | None
-
-
-Replacement = Factors | Dense | Coded
-"""What is written for a layer instead of its own weight."""
-
-
-def pairs_of(parts: Mapping[str, Replacement]) -> dict[str, Factors]:
-    """Those that are pairs, by layer name."""
-    return {name: part for name, part in parts.items() if isinstance(part, Factors)}
-
-
-def coded_of(parts: Mapping[str, Replacement]) -> dict[str, Coded]:
-    """Those that are stored in code, by layer name."""
-    return {name: part for name, part in parts.items() if isinstance(part, Coded)}
-
-
-@dataclass(frozen=True)
 class InputSpread:
     """What is kept of a layer's input to predict quantization noise: `Moments` without its matrix.
 
@@ -271,8 +149,9 @@ class Candidate:
     """One way to write one layer in one format: what the solver chooses from.
 
     Attributes:
-        scheme: of the dense layer, of the pair, or of both.
-        rank: of the pair in its place, or beside it; None for the dense layer.
+        scheme: how its matrices are stored.
+        structure: how it is arranged.
+        ops: the products of the structure.
         loss: predicted, quantization included; adds up over the layers of one model, 0 for nothing lost.
         size_bytes: of its weights, scales and bias in the file.
         ram_bytes: of memory that the runtime takes for them at its peak.
@@ -282,7 +161,8 @@ class Candidate:
     """
 
     scheme: Scheme
-    rank: int | None
+    structure: Structure
+    ops: tuple[Op, ...]
     loss: float
     size_bytes: int
     ram_bytes: int
@@ -296,7 +176,9 @@ class LayerPlan:
     """What becomes of one layer.
 
     Attributes:
-        rank: None keeps it dense.
+        dense: the products of the layer as it is.
+        structure: what stands in its place.
+        ops: the products of the structure.
         reason: why, in one sentence.
         scheme: how it is written where that is not the scheme of the whole file; None where it is.
         predicted: the candidate that was chosen, with its figures; None where nothing was chosen from.
@@ -305,9 +187,9 @@ class LayerPlan:
     """
 
     layer: str
-    out_features: int
-    in_features: int
-    rank: int | None
+    dense: tuple[Op, ...]
+    structure: Structure
+    ops: tuple[Op, ...]
     break_even_rank: int
     lost_energy_share: float
     reason: str
@@ -315,6 +197,16 @@ class LayerPlan:
     predicted: Candidate | None = None
     others: tuple[Candidate, ...] = ()
     alternative: Alternative | None = None
+
+    @property
+    def rank(self) -> int | None:
+        """Of its low-rank factors; None where there are none."""
+        return self.structure.rank
+
+    @property
+    def dense_parameters(self) -> int:
+        """Weight parameters of the layer as it is."""
+        return sum(op.weights for op in self.dense)
 
     def scheme_in(self, file: FileScheme) -> Scheme:
         """How it is written in a file of this scheme."""
@@ -325,10 +217,41 @@ class LayerPlan:
         """Weight parameters after the plan (biases apart)."""
         if self.alternative is not None:
             return self.alternative.parameters
-        sides = self.out_features, self.in_features
-        if self.scheme is not None:
-            return sum(rows * columns for _, rows, columns in matrices(self.scheme, sides, self.rank))
-        return sides[0] * sides[1] if self.rank is None else self.rank * sum(sides)
+        return sum(op.weights for op in self.ops)
+
+
+@dataclass(frozen=True)
+class Product:
+    """One operator that multiplies by a constant matrix, in a file or in what a runtime makes of it.
+
+    Attributes:
+        name: in ONNX of the constant, in TFLite of the tensor that the operator writes: unique in a file that edgepack
+            wrote, and what `Written` calls it.
+        sides: of the matrix, the smaller one first.
+        bits: per element.
+        content: of the matrix, whatever its order and padding; equal for two operators with the same numbers.
+        behind: indices of the products whose results it takes, with no other product between.
+    """
+
+    name: str
+    sides: tuple[int, int]
+    bits: int
+    content: Hashable
+    behind: frozenset[int]
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a file got.
+
+    Attributes:
+        schemes: of its linear layers, where that is known: a backend may leave one wider than it was asked for.
+        products: by layer name, what the `Product` of each of its matrices is called, in all its places; layers that
+            stay as they are may be absent.
+    """
+
+    schemes: Mapping[str, Scheme]
+    products: Mapping[str, tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -337,17 +260,24 @@ class Contents:
 
     Attributes:
         weights: (smaller side, larger side, bits per element) of every constant matrix of a matmul-like operator.
+        products: every such operator, in graph order.
         vectors: every one-dimensional constant as float; integer biases scaled back.
     """
 
     weights: tuple[tuple[int, int, int], ...]
     vectors: tuple[Array, ...]
+    products: tuple[Product, ...] = ()
 
 
 @dataclass(frozen=True)
 class Proof:
-    """One property of an emitted file, shown or not, with the figures behind it."""
+    """One property of an emitted file, shown or not, with the figures behind it.
+
+    Attributes:
+        layers: by name, those that it failed for, and why; empty where it is about the whole file.
+    """
 
     name: str
     passed: bool
     detail: str
+    layers: Mapping[str, str] = field(default_factory=dict)

@@ -9,8 +9,12 @@ import numpy as np
 
 from edgepack.coded import decoded_from, operand_sides, stored_bytes
 from edgepack.metrics import sqnr_db
-from edgepack.model.scheme import FileScheme, matrices
-from edgepack.types import Array, Coded, Contents, LayerPlan, Proof
+from edgepack.model.replacement import Replacement
+from edgepack.model.scheme import BITS, FileScheme, scheme_of
+from edgepack.model.structure import Op
+from edgepack.types import Array, Contents, LayerPlan, Product, Proof, Written
+
+FLOAT_BITS = BITS["fp32"]
 
 PADDING = 16
 """Blocked layouts of a runtime round channels up to at most a multiple of this."""
@@ -46,50 +50,52 @@ def same_outputs(outputs: Array, reference: Array, scheme: FileScheme, layers: S
     return Proof("outputs", passed, f"{noise:.1f} dB against the fp32 factored model, at least {least:.0f} dB")
 
 
-def two_thin_matmuls(optimized: Contents, layers: Sequence[LayerPlan]) -> Proof:
-    """After the runtime's own optimisation every factored layer is two thin matmuls and no dense matrix is back.
+def structures_kept(emitted: Contents, optimized: Contents, written: Written, layers: Sequence[LayerPlan]) -> Proof:
+    """After the runtime's own optimisation every factored layer is its thin products still, one behind the other.
 
-    A dense matrix that has a pair beside it is there as well.
+    A layer's products are found by where they stand: in the emitted file by their names, in the runtime's graph by
+    their numbers, whatever their order there, and by what they take. Two layers may have the same shapes.
+
+    Args:
+        emitted: of the emitted file.
+        optimized: of what the runtime made of it.
+        written: what the products of each layer are called in the file.
+        layers: the plan.
     """
-    found = Counter((a, b) for a, b, _ in optimized.weights)
-    dense = Counter(_sides(p.out_features, p.in_features) for p in layers if _keeps_dense(p))
-    thin = Counter(side for p in layers if p.rank is not None for side in _thin(p))
-    beside = Counter(_sides(p.out_features, p.in_features) for p in layers if p.scheme and p.scheme.corrected)
-    missing = [f"{a}×{b}" for a, b in _missing(thin + beside, found)]
-    gone = {_sides(p.out_features, p.in_features) for p in layers if p.rank is not None}
-    back = [f"{a}×{b}" for a, b in gone if found[a, b] > dense[a, b] + thin[a, b]]
-    detail = f"{sum(thin.values())} thin matrices in the runtime's graph" if not missing and not back else ""
-    if missing:
-        detail += f"missing: {', '.join(missing)} "
-    if back:
-        detail += f"dense again: {', '.join(back)}"
-    return Proof("two-thin-matmuls", not missing and not back, detail.strip())
+    held = {product.name: product.content for product in emitted.products}
+    lost: dict[str, str] = {}
+    count = 0
+    for plan in layers:
+        if not plan.structure.ranks:
+            continue
+        contents = {held[name] for name in written.products.get(plan.layer, ()) if name in held}
+        names = written.products.get(plan.layer, ())
+        found = [
+            (number, product)
+            for number, product in enumerate(optimized.products)
+            if product.content in contents or any(product.name.startswith(name) for name in names)
+        ]
+        missing = [op for op in plan.ops if not any(_fits(op, product) for _, product in found)]
+        numbers = {number for number, _ in found}
+        if missing:
+            lost[plan.layer] = f"no product with {', '.join(f'{op.rows}×{op.columns}' for op in missing)}"
+        elif not any(product.behind & numbers for _, product in found):
+            lost[plan.layer] = "its thin products do not follow each other"
+        count += len(found)
+    detail = f"{count} products of factored layers in the runtime's graph"
+    if lost:
+        detail = "; ".join(f"{name}: {why}" for name, why in lost.items())
+    return Proof("structure", not lost, detail, lost)
 
 
-def _keeps_dense(plan: LayerPlan) -> bool:
-    return plan.rank is None or (plan.scheme is not None and plan.scheme.corrected is not None)
+def _fits(op: Op, product: Product) -> bool:
+    """Whether a product multiplies by the matrix of an op; blocked layouts of a runtime round channels up."""
+    small, large = _sides(op)
+    return small <= product.sides[0] < small + PADDING and large <= product.sides[1] < large + PADDING
 
 
-def _thin(plan: LayerPlan) -> tuple[tuple[int, int], tuple[int, int]]:
-    rank = plan.rank or 0
-    return _sides(plan.out_features, rank), _sides(rank, plan.in_features)
-
-
-def _sides(a: int, b: int) -> tuple[int, int]:
-    return min(a, b), max(a, b)
-
-
-def _missing(wanted: Counter[tuple[int, int]], found: Counter[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Wanted sides without a matrix of their own: an exact one first, else a padded one that nothing else needs."""
-    spare = found - wanted
-    missing = []
-    for a, b in sorted((wanted - found).elements(), reverse=True):
-        padded = [s for s in spare.elements() if a <= s[0] < a + PADDING and b <= s[1] < b + PADDING]
-        if padded:
-            spare[min(padded)] -= 1
-        else:
-            missing.append((a, b))
-    return missing
+def _sides(op: Op) -> tuple[int, int]:
+    return min(op.rows, op.columns), max(op.rows, op.columns)
 
 
 def weights_as_planned(
@@ -97,7 +103,7 @@ def weights_as_planned(
     source: Contents,
     layers: Sequence[LayerPlan],
     scheme: FileScheme,
-    coded: Mapping[str, Coded] | None = None,
+    coded: Mapping[str, Replacement] | None = None,
 ) -> Proof:
     """The file holds exactly the matrix elements of the plan, and no layer in fewer bits than its scheme has.
 
@@ -112,7 +118,7 @@ def weights_as_planned(
     """
     planned = _planned(source, layers, scheme)
     unplanned = Counter((a, b) for a, b, _ in source.weights)
-    unplanned.subtract(_sides(p.out_features, p.in_features) for p in layers)
+    unplanned.subtract(_sides(op) for p in layers for op in p.dense)
     others = sum(a * b * count for (a, b), count in unplanned.items())
     elements = others + sum(a * b * len(bits) for (a, b), bits in planned.items())
     wanted = unplanned + Counter({sides: len(bits) for sides, bits in planned.items()})
@@ -129,7 +135,7 @@ def weights_as_planned(
     return Proof("weight-bytes", found == elements and not narrow, detail)
 
 
-def _without_code(emitted: Contents, wanted: Counter[tuple[int, int]], coded: Mapping[str, Coded]) -> Contents:
+def _without_code(emitted: Contents, wanted: Counter[tuple[int, int]], coded: Mapping[str, Replacement]) -> Contents:
     """Leaves out what layers in code multiply by, beyond the matrices that are wanted of those sides anyway."""
     spare = Counter((a, b) for a, b, _ in emitted.weights) - wanted
     spare &= Counter(sides for part in coded.values() for sides in operand_sides(part))
@@ -149,10 +155,10 @@ def _planned(source: Contents, layers: Sequence[LayerPlan], scheme: FileScheme) 
         held[a, b] = min(bits, held.get((a, b), bits))
     planned: dict[tuple[int, int], list[int]] = {}
     for plan in layers:
-        sides = _sides(plan.out_features, plan.in_features)
-        for own, rows, columns in matrices(plan.scheme_in(scheme), (plan.out_features, plan.in_features), plan.rank):
-            bits = min(own.bits, held.get(sides, own.bits))
-            planned.setdefault(_sides(rows, columns), []).append(bits)
+        source_bits = min((held[_sides(op)] for op in plan.dense if _sides(op) in held), default=FLOAT_BITS)
+        for op in plan.ops:
+            bits = scheme_of(op, plan.scheme_in(scheme)).bits
+            planned.setdefault(_sides(op), []).append(min(bits, source_bits))
     return {matrix: sorted(bits, reverse=True) for matrix, bits in planned.items()}
 
 
@@ -165,21 +171,21 @@ def _narrower(emitted: Contents, planned: Mapping[tuple[int, int], Sequence[int]
     return [f"{a}×{b}" for (a, b), both in pairs if any(is_bits < wanted for is_bits, wanted in both)]
 
 
-def stored_as_planned(content: bytes, parts: Mapping[str, Coded]) -> Proof:
+def stored_as_planned(content: bytes, parts: Mapping[str, Replacement]) -> Proof:
     """Every constant of the layers stored in code stands in the file, bit for bit, or what it is decoded to does.
 
     Args:
         content: of the emitted file.
         parts: by layer name.
     """
-    lost = [name for name, part in parts.items() if not all(_is_stored(content, part, each) for each in part.constants)]
+    lost = [name for name, part in parts.items() if not all(_is_stored(content, part, each) for each in part.tensors)]
     size = sum(map(stored_bytes, parts.values()))
     detail = f"{size} bytes of {len(parts)} layers in code" if not lost else f"lost: {', '.join(lost)}"
     return Proof("stored-in-code", not lost, detail)
 
 
-def _is_stored(content: bytes, part: Coded, name: str) -> bool:
-    if part.constants[name].tobytes() in content:
+def _is_stored(content: bytes, part: Replacement, name: str) -> bool:
+    if part.tensors[name].tobytes() in content:
         return True
     found = decoded_from(part, name)
     return bool(found) and all(each.tobytes() in content or each.T.tobytes() in content for each in found)
@@ -193,7 +199,7 @@ def biases_intact(emitted: Contents, biases: Mapping[str, Array]) -> Proof:
     """The bias of every layer stands in the file: as it is, times a folded-in constant, or on an integer grid."""
     lost = [name for name, bias in biases.items() if not any(_is_bias(v, bias) for v in emitted.vectors)]
     detail = f"{len(biases)} biases found" if not lost else f"lost: {', '.join(lost)}"
-    return Proof("biases", not lost, detail)
+    return Proof("biases", not lost, detail, dict.fromkeys(lost, "its bias is not in the file"))
 
 
 def _is_bias(vector: Array, bias: Array) -> bool:

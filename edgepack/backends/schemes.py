@@ -10,7 +10,9 @@ from edgepack.model.scheme import Format, Scheme
 
 SCHEMES: Mapping[Format, tuple[Scheme, ...]] = {"onnx": onnx.SCHEMES, "tflite": tflite.SCHEMES}
 """What a linear layer can have, dense or factored."""
-CORRECTED: Mapping[Format, tuple[Scheme, ...]] = {"onnx": onnx.CORRECTED, "tflite": tflite.CORRECTED}
+CORRECTED: Mapping[Format, tuple[Scheme, ...]] = {
+    backend: tuple(scheme for scheme in schemes if scheme.correction) for backend, schemes in SCHEMES.items()
+}
 """What a dense matrix with low-rank factors beside it can have."""
 DENSE_INT8: Mapping[Format, tuple[Scheme, ...]] = {"onnx": onnx.DENSE_INT8, "tflite": tflite.DENSE_INT8}
 """Of a dense model in 8 bits, in the stated order of preference; the first needs no data."""
@@ -20,8 +22,7 @@ CONSTEXPR: Mapping[Format, Scheme] = {"onnx": onnx.CONSTEXPR, "tflite": tflite.C
 
 def layer_schemes(backend: Format) -> dict[str, Scheme]:
     """By name, all that a linear layer can have in a backend."""
-    schemes = (*SCHEMES[backend], *CORRECTED[backend], CONSTEXPR[backend])
-    return {scheme.name: scheme for scheme in schemes}
+    return {scheme.name: scheme for scheme in (*SCHEMES[backend], CONSTEXPR[backend])}
 
 
 def scheme_of_key(key: str) -> Scheme:

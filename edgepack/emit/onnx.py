@@ -17,9 +17,11 @@ from edgepack.emit.onnx_axes import FLOAT, enter, leave
 from edgepack.emit.onnx_coded import coded_layer, least_opset
 from edgepack.emit.onnx_nbits import nbits
 from edgepack.errors import ModelError, UsageError
+from edgepack.model.layer import Layer
+from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import Scheme
 from edgepack.quantize.grid import WEIGHT_MAX, activation_grid, quantize_weight
-from edgepack.types import Array, Coded, Dense, LinearLayer
+from edgepack.types import Array
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -47,7 +49,7 @@ def to_schemes(
     ranges: Ranges | None = None,
     largest: int = WEIGHT_MAX,
     schemes: Mapping[str, Scheme] | None = None,
-    weights: Mapping[str, Dense | Coded] | None = None,
+    weights: Mapping[str, Replacement | Replacement] | None = None,
 ) -> ir.Model:
     """A new model with every linear layer in a scheme; the given one is unchanged.
 
@@ -75,7 +77,7 @@ def to_schemes(
     for each in dict.fromkeys((scheme, *schemes.values())):
         _check(each, model.opset_imports.get("", 1), ranges)
     emitted = model.clone()
-    coded = {name: part for name, part in weights.items() if isinstance(part, Coded)}
+    coded = {name: part for name, part in weights.items() if part.structure.is_constexpr}
     if scheme.is_float and not schemes and not coded:
         return emitted
     sites = [_with_weight(site, weights.get(site.layer.name)) for site in find_sites(emitted)]
@@ -98,7 +100,7 @@ def to_schemes(
     return emitted
 
 
-def _coded(site: Site, part: Coded, opset: int) -> _Build:
+def _coded(site: Site, part: Replacement, opset: int) -> _Build:
     if opset < least_opset(part):
         raise ModelError(
             f"{site.layer.name}: the model has opset {opset}, its code needs {least_opset(part)}",
@@ -109,11 +111,11 @@ def _coded(site: Site, part: Coded, opset: int) -> _Build:
     return coded_layer(site, part)
 
 
-def _with_weight(site: Site, part: Dense | Coded | None) -> Site:
-    if part is None or isinstance(part, Coded):
+def _with_weight(site: Site, part: Replacement | None) -> Site:
+    if part is None or part.structure.is_constexpr:
         return site
     bias = site.layer.bias if part.bias is None else part.bias
-    return replace(site, layer=replace(site.layer, weight=part.weight, bias=bias))
+    return replace(site, layer=site.layer.with_weight(part.weight, bias))
 
 
 def _unknown_axes(site: Site) -> bool:
@@ -231,7 +233,7 @@ def _weight_grid(builder: Builder, name: str, codes: Array, scales: Array, *, ax
 
 
 def _static_gemm(
-    builder: Builder, x_grid: ir.Value, placement: Placement, layer: LinearLayer, x_scale: float, largest: int
+    builder: Builder, x_grid: ir.Value, placement: Placement, layer: Layer, x_scale: float, largest: int
 ) -> ir.Value | None:
     """Gemm with an int32 bias, which becomes one integer kernel with a float result; None where the bias overflows."""
     codes, scales = quantize_weight(layer.weight, largest=largest)
@@ -268,7 +270,7 @@ def _finish(builder: Builder, y: ir.Value, placement: Placement, site: Site) -> 
     return leave(builder, y, placement, site.dtype)
 
 
-def _shaped_bias(layer: LinearLayer, placement: Placement) -> Array | None:
+def _shaped_bias(layer: Layer, placement: Placement) -> Array | None:
     if layer.bias is None:
         return None
     if placement.kind == "conv":

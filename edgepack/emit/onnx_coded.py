@@ -13,7 +13,7 @@ import numpy as np
 
 from edgepack.coded import PRIMES, X, at_load, is_decoded
 from edgepack.emit.onnx_axes import enter, leave
-from edgepack.types import Coded, Step
+from edgepack.model.replacement import Instruction, Replacement
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -31,12 +31,12 @@ _BY = {"div": "Div", "mod": "Mod"}
 _PLAIN = {"matmul": "MatMul", "mul": "Mul", "add": "Add", "sub": "Sub"}
 
 
-def least_opset(coded: Coded) -> int:
+def least_opset(coded: Replacement) -> int:
     """The opset that has all operators of the steps."""
-    return BUCKET_OPSET if any(step.op == "bucket" for step in coded.steps) else MIN_OPSET
+    return BUCKET_OPSET if any(step.op == "bucket" for step in coded.program) else MIN_OPSET
 
 
-def coded_layer(site: Site, part: Coded) -> Callable[[Builder, ir.Value, Placement], ir.Value]:
+def coded_layer(site: Site, part: Replacement) -> Callable[[Builder, ir.Value, Placement], ir.Value]:
     """The steps of a layer with its bias; what is computed at load stands once in every graph."""
     name = site.layer.name
     bias = site.layer.bias if part.bias is None else part.bias
@@ -48,14 +48,14 @@ def coded_layer(site: Site, part: Coded) -> Callable[[Builder, ir.Value, Placeme
         values = known.setdefault(id(placement.graph), {})
         flat = is_decoded(part) or placement.rank == 2
         here = dict(values) | {X: x if flat else _rows(builder, x, name, site.layer.in_features)}
-        for step in part.steps:
+        for step in part.program:
             if step.output in here:
                 continue
-            inputs = [here[i] if i in here else builder.constant(part.constants[i], f"{name}.{i}") for i in step.inputs]
+            inputs = [here[i] if i in here else builder.constant(part.tensors[i], f"{name}.{i}") for i in step.inputs]
             here[step.output] = _RENDER[step.op](_Place(builder, name), inputs, step)
             if step.output in loaded:
                 values[step.output] = here[step.output]
-        y = here[part.steps[-1].output]
+        y = here[part.program[-1].output]
         if not flat:
             y = _unfolded(builder, y, x, name, site.layer.out_features)
         if bias is not None:
@@ -77,7 +77,7 @@ class _Place:
         return self._builder.constant(np.asarray(values, dtype), f"{self._name}.number")
 
 
-_Render = Callable[[_Place, list["ir.Value"], Step], "ir.Value"]
+_Render = Callable[[_Place, list["ir.Value"], Instruction], "ir.Value"]
 
 
 def _rows(builder: Builder, x: ir.Value, name: str, in_features: int) -> ir.Value:
@@ -92,64 +92,64 @@ def _unfolded(builder: Builder, y: ir.Value, x: ir.Value, name: str, out_feature
     return builder.op("Reshape", [y, builder.op("Concat", [leading, place.integers((out_features,))], {"axis": 0})])
 
 
-def _cast(place: _Place, inputs: list[ir.Value], step: Step) -> ir.Value:
+def _cast(place: _Place, inputs: list[ir.Value], step: Instruction) -> ir.Value:
     return place.op("Cast", inputs, {"to": _ONNX_TYPES[str(step.attributes["to"])]})
 
 
-def _gather(place: _Place, inputs: list[ir.Value], step: Step) -> ir.Value:
+def _gather(place: _Place, inputs: list[ir.Value], step: Instruction) -> ir.Value:
     return place.op("Gather", inputs, {"axis": step.number("axis")})
 
 
-def _reshape(place: _Place, inputs: list[ir.Value], step: Step) -> ir.Value:
+def _reshape(place: _Place, inputs: list[ir.Value], step: Instruction) -> ir.Value:
     return place.op("Reshape", [*inputs, place.integers(step.numbers("shape"))])
 
 
-def _transpose(place: _Place, inputs: list[ir.Value], step: Step) -> ir.Value:
+def _transpose(place: _Place, inputs: list[ir.Value], step: Instruction) -> ir.Value:
     return place.op("Transpose", inputs, {"perm": list(step.numbers("perm"))})
 
 
-def _plain(place: _Place, inputs: list[ir.Value], step: Step) -> ir.Value:
+def _plain(place: _Place, inputs: list[ir.Value], step: Instruction) -> ir.Value:
     return place.op(_PLAIN[step.op], inputs)
 
 
-def _by(place: _Place, inputs: list[ir.Value], step: Step) -> ir.Value:
+def _by(place: _Place, inputs: list[ir.Value], step: Instruction) -> ir.Value:
     return place.op(_BY[step.op], [*inputs, place.integers(step.number("by"), np.int32)])
 
 
-def _cumsum(place: _Place, inputs: list[ir.Value], step: Step) -> ir.Value:
+def _cumsum(place: _Place, inputs: list[ir.Value], step: Instruction) -> ir.Value:
     return place.op("CumSum", [*inputs, place.integers(0, np.int32)])
 
 
-def _scatter(place: _Place, inputs: list[ir.Value], step: Step) -> ir.Value:
+def _scatter(place: _Place, inputs: list[ir.Value], step: Instruction) -> ir.Value:
     zeros = place.op("ConstantOfShape", [place.integers(step.numbers("size"))])
     return place.op("ScatterElements", [zeros, *inputs])
 
 
-def _head(place: _Place, inputs: list[ir.Value], step: Step) -> ir.Value:
+def _head(place: _Place, inputs: list[ir.Value], step: Instruction) -> ir.Value:
     flat = place.op("Reshape", [*inputs, place.integers((-1,))])
     return place.op("Slice", [flat, place.integers((0,)), place.integers(step.numbers("count"))])
 
 
-def _pad(place: _Place, inputs: list[ir.Value], step: Step) -> ir.Value:
+def _pad(place: _Place, inputs: list[ir.Value], step: Instruction) -> ir.Value:
     return place.op("Pad", [*inputs, place.integers((0, step.number("before"), 0, step.number("after")))])
 
 
-def _conv1d(place: _Place, inputs: list[ir.Value], step: Step) -> ir.Value:
+def _conv1d(place: _Place, inputs: list[ir.Value], step: Instruction) -> ir.Value:
     rows = place.op("Unsqueeze", [inputs[0], place.integers((1,))])
     filters = place.op("Unsqueeze", [inputs[1], place.integers((1,))])
     return place.op("Transpose", [place.op("Conv", [rows, filters])], {"perm": [0, 2, 1]})
 
 
-def _sum(place: _Place, inputs: list[ir.Value], step: Step) -> ir.Value:
+def _sum(place: _Place, inputs: list[ir.Value], step: Instruction) -> ir.Value:
     return place.op("ReduceSum", [*inputs, place.integers(step.numbers("axes"))], {"keepdims": 0})
 
 
-def _range(place: _Place, inputs: list[ir.Value], step: Step) -> ir.Value:
+def _range(place: _Place, inputs: list[ir.Value], step: Instruction) -> ir.Value:
     ends = (place.integers(each, np.int32) for each in (0, step.number("count"), 1))
     return place.op("Range", list(ends))
 
 
-def _bucket(place: _Place, inputs: list[ir.Value], step: Step) -> ir.Value:
+def _bucket(place: _Place, inputs: list[ir.Value], step: Instruction) -> ir.Value:
     """xxh32 in products of 32 bits without a sign, which wrap: while a model is loaded every result is kept."""
 
     def number(value: int) -> ir.Value:

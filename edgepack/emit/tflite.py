@@ -12,9 +12,11 @@ import numpy as np
 
 from edgepack.emit.tflite_process import ConverterProcess
 from edgepack.emit.tflite_quantize import check_mixture
+from edgepack.model.layer import Layer
+from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import Scheme
 from edgepack.torchgraph.match import layer_key
-from edgepack.types import Array, Factors, LinearLayer
+from edgepack.types import Array
 
 
 @dataclass(frozen=True)
@@ -97,8 +99,8 @@ class TfliteEmitter:
     def emit(
         self,
         path: Path | str,
-        layers: Sequence[LinearLayer] = (),
-        factors: Mapping[str, Factors] | None = None,
+        layers: Sequence[Layer] = (),
+        factors: Mapping[str, Replacement] | None = None,
     ) -> tuple[str, ...]:
         """Write the fp32 file: dense, or with two thin layers in the place of each layer in `factors`.
 

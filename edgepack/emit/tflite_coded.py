@@ -20,7 +20,8 @@ from edgepack.emit.tflite_steps import product, write_step
 from edgepack.emit.tflite_store import drop_unused, packed, text
 from edgepack.emit.tflite_write import File, Writing
 from edgepack.errors import ModelError
-from edgepack.types import Array, Coded, Step
+from edgepack.model.replacement import Instruction, Replacement
+from edgepack.types import Array
 
 _SMALL = 2048
 """Bytes up to which a decoded value is stored as it is: the operators that decode it and keep it in a variable take
@@ -28,7 +29,7 @@ about as many, and kernels are faster with a constant (a convolution's filters b
 _FLOAT32 = 0
 
 
-def encode(source: Path, path: Path, parts: Mapping[str, Coded], folds: Mapping[str, Sequence[Fold]]) -> None:
+def encode(source: Path, path: Path, parts: Mapping[str, Replacement], folds: Mapping[str, Sequence[Fold]]) -> None:
     """Write the file with code in the place of the named layers' dense operators, whose biases and activations stay.
 
     All places of a layer share what it decodes; they differ in what the converter folded into them.
@@ -70,14 +71,14 @@ class _Layer:
     """A layer and what its steps come to without an input."""
 
     name: str
-    part: Coded
+    part: Replacement
     known: Mapping[str, Array] = field(init=False)
-    steps: Mapping[str, Step] = field(init=False)
+    steps: Mapping[str, Instruction] = field(init=False)
     loaded: frozenset[str] = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "known", values(self.part.constants, self.part.steps))
-        object.__setattr__(self, "steps", {step.output: step for step in self.part.steps})
+        object.__setattr__(self, "known", values(self.part.tensors, self.part.program))
+        object.__setattr__(self, "steps", {step.output: step for step in self.part.program})
         object.__setattr__(self, "loaded", at_load(self.part))
 
     def stored_under(self, name: str) -> int:
@@ -85,11 +86,11 @@ class _Layer:
         found, left = set(), [name]
         while left:
             each = left.pop()
-            if each in self.part.constants:
+            if each in self.part.tensors:
                 found.add(each)
             else:
                 left += self.steps[each].inputs
-        return sum(self.part.constants[each].nbytes for each in found)
+        return sum(self.part.tensors[each].nbytes for each in found)
 
 
 class _Loading:
@@ -155,7 +156,7 @@ class _Scope:
         return self._found[name].shape, self._found[name].dtype
 
     def value(self, name: str) -> Array | None:
-        return self._layer.part.constants.get(name)
+        return self._layer.part.tensors.get(name)
 
     def _computed(self, name: str) -> int:
         return write_step(self, self._layer.steps[name])
@@ -255,7 +256,7 @@ def _write_layer(graph: Writing, operator: Any, fold: Fold, layer: _Layer, loadi
     flat = graph.reshape(x, (rows, size), np.float32)
     activation = operator.builtinOptions.fusedActivationFunction if operator.builtinOptions is not None else 0
     if is_decoded(layer.part):
-        name = layer.part.steps[-1].inputs[1]
+        name = layer.part.program[-1].inputs[1]
         matrix = read(loading.variable(layer, name, True, (factors[:, None], columns)), (out, size), np.float32)
         if rows == 1:
             y = _fused(graph, flat, matrix, bias, activation, out)
@@ -284,7 +285,7 @@ def _direct(graph: Writing, x: int, rows: int, layer: _Layer, loading: _Loading,
     """The steps that compute from x."""
     size = layer.part.weight.shape[1]
     probe = np.zeros((rows, size), np.float32)
-    found = values(layer.part.constants, layer.part.steps, probe)
+    found = values(layer.part.tensors, layer.part.program, probe)
     scope = _Main(graph, layer, found, loading, read)
     scope.written[X] = x
-    return scope.get(layer.part.steps[-1].output)
+    return scope.get(layer.part.program[-1].output)

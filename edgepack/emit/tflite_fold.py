@@ -8,8 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgepack.emit.tflite_match import TOLERANCE, Found
+from edgepack.model.layer import Layer
+from edgepack.model.replacement import Replacement
 from edgepack.tflitegraph.linear import TfliteLinear
-from edgepack.types import Array, Dense, Factors, LinearLayer, Replacement
+from edgepack.types import Array
 
 _LEAST_ROWS = 4
 """Below, a bias is too short to tell one shift from another."""
@@ -32,7 +34,7 @@ class Fold:
     gain: Array | None
     shift: Array | None
 
-    def bias(self, layer: LinearLayer, part: Replacement) -> Array | None:
+    def bias(self, layer: Layer, part: Replacement) -> Array | None:
         """(out,) float32: the bias of the operator with W and b replaced by the part's; None for none.
 
         Raises:
@@ -49,9 +51,9 @@ class Fold:
         changed = self.gain * change
         return np.asarray(changed if written is None else written + changed, dtype=np.float32)
 
-    def takes(self, layer: LinearLayer, part: Replacement) -> bool:
+    def takes(self, layer: Layer, part: Replacement) -> bool:
         """Whether `bias` is known for this part, and a rounded weight stays on its grid."""
-        if isinstance(part, Dense) and not (self.columns == 1.0).all():
+        if part.structure.is_dense and not (self.columns == 1.0).all():
             return False
         return self.gain is not None or np.array_equal(_vector(part.bias, layer), _vector(layer.bias, layer))
 
@@ -64,7 +66,7 @@ def shifts_by_size(vectors: Sequence[Array]) -> dict[int, Array]:
     return {size: np.stack(found) for size, found in groups.items()}
 
 
-def fold(found: Found, layer: LinearLayer, shifts: Mapping[int, Array]) -> Fold | None:
+def fold(found: Found, layer: Layer, shifts: Mapping[int, Array]) -> Fold | None:
     """How the layer's bias came into the operator, None where that cannot be told from the two biases.
 
     With x = scale · x' + shift before the layer, gain behind it, the operator's bias is gain · (b + W shift). One
@@ -103,10 +105,10 @@ def _near(have: Array, want: Array) -> bool:
 
 
 def _product(part: Replacement, x: Array) -> Array:
-    if isinstance(part, Factors):
+    if part.structure.ranks:
         return np.asarray(part.A.astype(np.float64) @ (part.B @ x))
     return np.asarray(part.weight.astype(np.float64) @ x)
 
 
-def _vector(bias: Array | None, layer: LinearLayer) -> Array:
+def _vector(bias: Array | None, layer: Layer) -> Array:
     return np.zeros(layer.out_features) if bias is None else bias.astype(np.float64)

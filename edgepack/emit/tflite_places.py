@@ -10,8 +10,10 @@ from edgepack.emit.tflite_coded import encode
 from edgepack.emit.tflite_fold import Fold, fold, shifts_by_size
 from edgepack.emit.tflite_match import Found, Wanted, match
 from edgepack.emit.tflite_thin import refuses, thin
+from edgepack.model.layer import Layer
+from edgepack.model.replacement import Replacement
 from edgepack.tflitegraph.linear import linear_ops
-from edgepack.types import Array, Coded, Factors, LinearLayer, Replacement
+from edgepack.types import Array
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Places:
     """
 
     path: Path
-    layers: tuple[LinearLayer, ...]
+    layers: tuple[Layer, ...]
     operators: Mapping[str, tuple[str, ...]]
     folds: Mapping[str, tuple[Fold, ...]]
 
@@ -55,15 +57,15 @@ class Places:
         Raises:
             ModelError: an operator is not in the file, or not in float32.
         """
-        coded = {name: part for name, part in factors.items() if isinstance(part, Coded)}
+        coded = {name: part for name, part in factors.items() if part.structure.is_constexpr}
         encode(source, path, coded, self.folds)
 
 
 def find_places(
     path: Path,
-    layers: Sequence[LinearLayer],
+    layers: Sequence[Layer],
     vectors: Sequence[Array],
-    factors: Mapping[str, Factors] | None = None,
+    factors: Mapping[str, Replacement] | None = None,
 ) -> Places:
     """Find every layer's operators by their weights.
 
@@ -90,15 +92,13 @@ def find_places(
     return Places(path, tuple(layers), {name: names for name, names in operators.items() if names}, folds)
 
 
-def _wanted(layer: LinearLayer, pair: Factors | None) -> list[Wanted]:
+def _wanted(layer: Layer, pair: Replacement | None) -> list[Wanted]:
     if pair is None:
         return [Wanted(layer.name, layer.weight, layer.uses)]
     return [Wanted(f"{layer.name}\0B", pair.B, layer.uses), Wanted(f"{layer.name}\0A", pair.A, layer.uses)]
 
 
-def _operators(
-    layer: LinearLayer, pairs: Mapping[str, Factors], found: Mapping[str, Sequence[Found]]
-) -> tuple[str, ...]:
+def _operators(layer: Layer, pairs: Mapping[str, Replacement], found: Mapping[str, Sequence[Found]]) -> tuple[str, ...]:
     """Both halves of a pair, or none of them."""
     keys = [f"{layer.name}\0B", f"{layer.name}\0A"] if layer.name in pairs else [layer.name]
     parts = [found.get(key, ()) for key in keys]

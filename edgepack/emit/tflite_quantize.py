@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from edgepack.backends.tflite.schemes import FP32, INT4_DYNAMIC, INT8_DYNAMIC, INT8_STATIC, SCHEMES
+from edgepack.backends.tflite.support import takes_int4
 from edgepack.errors import ModelError
 from edgepack.model.scheme import Scheme
 from edgepack.tflitegraph.linear import linear_ops
@@ -18,15 +19,6 @@ from edgepack.types import Array
 
 LAYER_SCHEMES = tuple(scheme for scheme in SCHEMES if scheme.scope == "layer")
 """What single operators of a file may differ in."""
-
-
-def takes_int4(op: str, columns: int) -> bool:
-    """Whether the runtime has a fast kernel for 4-bit weights of this operator.
-
-    XNNPACK takes FULLY_CONNECTED with an even number of columns. All else runs in LiteRT's own kernels, which unpack
-    the weights at every inference and are slower than with 8 bits.
-    """
-    return op == "FULLY_CONNECTED" and columns % 2 == 0
 
 
 def quantize(

@@ -9,7 +9,8 @@ import numpy as np
 
 from edgepack.coded import PRIMES
 from edgepack.emit.tflite_write import Writing
-from edgepack.types import Array, Step
+from edgepack.model.replacement import Instruction
+from edgepack.types import Array
 
 _VALID = 1  # schema.fbs, Padding
 _PLAIN = {"mul": ("MUL", "Mul"), "add": ("ADD", "Add"), "sub": ("SUB", "Sub")}
@@ -34,7 +35,7 @@ class Scope(Protocol):
         """Of what stands in this graph as a constant; None for what is computed."""
 
 
-def write_step(scope: Scope, step: Step) -> int:
+def write_step(scope: Scope, step: Instruction) -> int:
     """Write one step, and what it needs; returns the tensor of its result.
 
     Raises:
@@ -57,21 +58,21 @@ def product(graph: Writing, a: int, weight: int, shape: tuple[int, ...]) -> int:
     return graph.op("BATCH_MATMUL", [a, weight], shape, np.float32, options="BatchMatMul", adjY=True)
 
 
-def _cast(scope: Scope, step: Step) -> int:
+def _cast(scope: Scope, step: Instruction) -> int:
     shape, dtype = scope.spec(step.output)
     if scope.spec(step.inputs[0])[1] == dtype:
         return scope.get(step.inputs[0])
     return scope.graph.op("CAST", [scope.get(step.inputs[0])], shape, dtype)
 
 
-def _gather(scope: Scope, step: Step) -> int:
+def _gather(scope: Scope, step: Instruction) -> int:
     inputs = [scope.get(name) for name in step.inputs]
     return scope.graph.op(
         "GATHER", inputs, *scope.spec(step.output), options="Gather", axis=step.number("axis"), batchDims=0
     )
 
 
-def _reshape(scope: Scope, step: Step) -> int:
+def _reshape(scope: Scope, step: Instruction) -> int:
     value = scope.value(step.inputs[0])
     if value is not None:  # the same bytes under another shape
         return scope.graph.constant(value.reshape(step.numbers("shape")))
@@ -79,19 +80,19 @@ def _reshape(scope: Scope, step: Step) -> int:
     return scope.graph.reshape(scope.get(step.inputs[0]), shape, dtype)
 
 
-def _transpose(scope: Scope, step: Step) -> int:
+def _transpose(scope: Scope, step: Instruction) -> int:
     perm = scope.graph.constant(np.array(step.numbers("perm"), np.int32))
     inputs = [scope.get(step.inputs[0]), perm]
     return scope.graph.op("TRANSPOSE", inputs, *scope.spec(step.output), options="Transpose")
 
 
-def _plain(scope: Scope, step: Step) -> int:
+def _plain(scope: Scope, step: Instruction) -> int:
     name, options = _PLAIN[step.op]
     inputs = [scope.get(each) for each in step.inputs]
     return scope.graph.op(name, inputs, *scope.spec(step.output), options=options)
 
 
-def _matmul(scope: Scope, step: Step) -> int:
+def _matmul(scope: Scope, step: Instruction) -> int:
     left, right = step.inputs
     (shape, _), (a, _), (b, _) = (scope.spec(name) for name in (step.output, left, right))
     rows = int(np.prod(a[:-1]))
@@ -106,12 +107,12 @@ def _matmul(scope: Scope, step: Step) -> int:
     return y if len(shape) == 2 else scope.graph.reshape(y, shape, np.float32)
 
 
-def _cumsum(scope: Scope, step: Step) -> int:
+def _cumsum(scope: Scope, step: Instruction) -> int:
     inputs = [scope.get(step.inputs[0]), scope.graph.constant(np.array(0, np.int32))]
     return scope.graph.op("CUMSUM", inputs, *scope.spec(step.output), options="Cumsum")
 
 
-def _scatter(scope: Scope, step: Step) -> int:
+def _scatter(scope: Scope, step: Instruction) -> int:
     positions, values = step.inputs
     (count,), dtype = scope.spec(positions)
     known = scope.value(positions)
@@ -124,7 +125,7 @@ def _scatter(scope: Scope, step: Step) -> int:
     return scope.graph.op("SCATTER_ND", inputs, *scope.spec(step.output), options="ScatterNd")
 
 
-def _head(scope: Scope, step: Step) -> int:
+def _head(scope: Scope, step: Instruction) -> int:
     shape, dtype = scope.spec(step.inputs[0])
     flat = scope.get(step.inputs[0])
     if len(shape) != 1:
@@ -133,14 +134,14 @@ def _head(scope: Scope, step: Step) -> int:
     return scope.graph.op("SLICE", [flat, *ends], *scope.spec(step.output), options="Slice")
 
 
-def _pad(scope: Scope, step: Step) -> int:
+def _pad(scope: Scope, step: Instruction) -> int:
     shape, dtype = scope.spec(step.output)
     width = np.zeros((len(shape), 2), np.int32)
     width[-1] = step.number("before"), step.number("after")
     return scope.graph.op("PAD", [scope.get(step.inputs[0]), scope.graph.constant(width)], shape, dtype, options="Pad")
 
 
-def _conv1d(scope: Scope, step: Step) -> int:
+def _conv1d(scope: Scope, step: Instruction) -> int:
     """An image of one line per row, with one channel; the filters are of the same height."""
     rows, filters = step.inputs
     (count, length), _ = scope.spec(rows)
@@ -159,25 +160,25 @@ def _conv1d(scope: Scope, step: Step) -> int:
     return scope.graph.reshape(y, shape, dtype)
 
 
-def _sum(scope: Scope, step: Step) -> int:
+def _sum(scope: Scope, step: Instruction) -> int:
     axes = scope.graph.constant(np.array(step.numbers("axes"), np.int32))
     inputs = [scope.get(step.inputs[0]), axes]
     return scope.graph.op("SUM", inputs, *scope.spec(step.output), options="Reducer", keepDims=False)
 
 
-def _range(scope: Scope, step: Step) -> int:
+def _range(scope: Scope, step: Instruction) -> int:
     ends = [scope.graph.constant(np.array(each, np.int32)) for each in (0, step.number("count"), 1)]
     return scope.graph.op("RANGE", ends, *scope.spec(step.output), options="Range")
 
 
-def _by(scope: Scope, step: Step) -> int:
+def _by(scope: Scope, step: Instruction) -> int:
     by = scope.graph.constant(np.array(step.number("by"), np.int32))
     inputs = [scope.get(step.inputs[0]), by]
     name, options = _BY[step.op]
     return scope.graph.op(name, inputs, *scope.spec(step.output), options=options)
 
 
-def _bucket(scope: Scope, step: Step) -> int:
+def _bucket(scope: Scope, step: Instruction) -> int:
     """xxh32 in unsigned numbers of 32 bits, whose products wrap; sums and remainders only int64 has."""
     graph = scope.graph
     shape, dtype = scope.spec(step.output)
@@ -207,7 +208,7 @@ def _bucket(scope: Scope, step: Step) -> int:
     return graph.op("CAST", [wide], shape, dtype)
 
 
-_RENDER: Mapping[str, Callable[[Scope, Step], int]] = {
+_RENDER: Mapping[str, Callable[[Scope, Instruction], int]] = {
     "cast": _cast,
     "gather": _gather,
     "reshape": _reshape,

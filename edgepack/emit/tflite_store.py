@@ -50,7 +50,7 @@ def packed(model: Any) -> bytes:
     import flatbuffers
 
     class Aligned(flatbuffers.Builder):  # type: ignore[misc]
-        def StartVector(self, elemSize: int, numElems: int, alignment: int) -> Any:  # noqa: N802
+        def StartVector(self, elemSize: int, numElems: int, alignment: int) -> Any:
             return super().StartVector(elemSize, numElems, max(alignment, _ALIGNMENT if numElems >= 64 else 1))
 
     size = 0

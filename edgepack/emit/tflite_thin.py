@@ -15,19 +15,21 @@ import numpy as np
 from edgepack.emit.tflite_fold import Fold
 from edgepack.emit.tflite_store import drop_unused, packed, text
 from edgepack.errors import ModelError
-from edgepack.types import Array, Coded, Dense, Factors, LinearLayer, Replacement
+from edgepack.model.layer import Layer
+from edgepack.model.replacement import Replacement
+from edgepack.types import Array
 
 
-def can_replace(fold: Fold, layer: LinearLayer, part: Replacement) -> bool:
+def can_replace(fold: Fold, layer: Layer, part: Replacement) -> bool:
     """Whether `thin` can replace the operator and keep what the converter folded into it."""
     return refuses(fold, layer, part) is None
 
 
-def refuses(fold: Fold, layer: LinearLayer, part: Replacement) -> str | None:
+def refuses(fold: Fold, layer: Layer, part: Replacement) -> str | None:
     """Why the part cannot stand in the place of the operator, in a few words; None if it can."""
     if fold.op.op not in ("FULLY_CONNECTED", "CONV_2D"):
         return f"{fold.op.op} has no bias and takes no other weight"
-    if isinstance(part, Coded) and fold.op.stride != 1:
+    if part.structure.is_constexpr and fold.op.stride != 1:
         return "a convolution with strides is not written in code"
     if not fold.takes(layer, part):
         return "what the converter folded into the operator is not known well enough to keep it"
@@ -37,7 +39,7 @@ def refuses(fold: Fold, layer: LinearLayer, part: Replacement) -> str | None:
 def thin(
     source: Path,
     path: Path,
-    layers: Sequence[LinearLayer],
+    layers: Sequence[Layer],
     factors: Mapping[str, Replacement],
     folds: Mapping[str, Sequence[Fold]],
 ) -> dict[str, tuple[str, ...]]:
@@ -82,17 +84,17 @@ class _Editor:
         self._tensors: dict[tuple[int, bytes], int] = {}
         self._names = [{text(tensor.name) for tensor in graph.tensors} for graph in model.subgraphs]
 
-    def replace(self, fold: Fold, layer: LinearLayer, part: Replacement) -> tuple[str, ...]:
+    def replace(self, fold: Fold, layer: Layer, part: Replacement) -> tuple[str, ...]:
         """Replace one operator; returns the names of what its successors write."""
         graph = self._model.subgraphs[fold.op.subgraph]
         place = [i for i, op in enumerate(graph.operators) if fold.op.output_index in list(op.outputs)]
         if len(place) != 1:
             raise ModelError(f"{layer.name}: no operator writes {fold.op.output!r} in the TFLite file")
-        if isinstance(part, Factors):
+        if part.structure.ranks:
             return self._split(fold, layer, part, place[0])
         return self._reweigh(fold, layer, part, graph.operators[place[0]])
 
-    def _reweigh(self, fold: Fold, layer: LinearLayer, part: Dense | Coded, operator: Any) -> tuple[str]:
+    def _reweigh(self, fold: Fold, layer: Layer, part: Replacement, operator: Any) -> tuple[str]:
         number, name = fold.op.subgraph, fold.op.output
         old = self._model.subgraphs[number].tensors[operator.inputs[1]]
         weight = (part.weight * fold.rows[:, None] * fold.columns).astype(np.float32).reshape(old.shape)
@@ -100,7 +102,7 @@ class _Editor:
         operator.inputs = [operator.inputs[0], self._constant(number, old, weight, f"{name}/weight"), bias]
         return (name,)
 
-    def _split(self, fold: Fold, layer: LinearLayer, pair: Factors, place: int) -> tuple[str, str]:
+    def _split(self, fold: Fold, layer: Layer, pair: Replacement, place: int) -> tuple[str, str]:
         number, graph = fold.op.subgraph, self._model.subgraphs[fold.op.subgraph]
         second = graph.operators[place]
         first = copy.deepcopy(second)

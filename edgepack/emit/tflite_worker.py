@@ -22,7 +22,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from edgepack.errors import InputError
-from edgepack.types import Factors
+from edgepack.model.replacement import Replacement, low_rank
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule
@@ -150,8 +150,8 @@ def _key(make: Callable[..., Any], entry: Mapping[str, Any], arrays: Mapping[str
     return make(entry["name"], entry["digest"], bias, entry["uses"])
 
 
-def _factors(arrays: Mapping[str, Any], index: int) -> Factors:
-    return Factors(arrays[f"A_{index}"], arrays[f"B_{index}"], arrays.get(f"bias_{index}"))
+def _factors(arrays: Mapping[str, Any], index: int) -> Replacement:
+    return low_rank(arrays[f"A_{index}"], arrays[f"B_{index}"], arrays.get(f"bias_{index}"))
 
 
 def _convert(module: GraphModule, state: _Loaded, path: Path) -> None:

@@ -18,8 +18,10 @@ from edgepack.factorize import fisher, svd, two_sided, whitened
 from edgepack.factorize.budget import pair_rank
 from edgepack.factorize.leastsquares import with_corrected_bias
 from edgepack.factorize.methods import METHODS, Method
+from edgepack.model.layer import View
+from edgepack.model.replacement import Replacement
 from edgepack.quantize.coded import in_8_bits
-from edgepack.types import Array, Coded, Factors, LinearLayer, Replacement, Spectrum
+from edgepack.types import Array, Spectrum
 
 ENTRY_POINT_GROUP = "edgepack.factorizers"
 
@@ -30,10 +32,10 @@ class Factorizer(Protocol):
     needs_moments: bool
     """Whether layers must carry `moments`."""
 
-    def spectrum(self, layer: LinearLayer) -> Spectrum:
+    def spectrum(self, layer: View) -> Spectrum:
         """Decompose once: the error curve over all ranks."""
 
-    def factors(self, layer: LinearLayer, spectrum: Spectrum, rank: int) -> Factors:
+    def factors(self, layer: View, spectrum: Spectrum, rank: int) -> Replacement:
         """Factors at one rank, 1 ≤ rank ≤ len(spectrum.energies), cheap after `spectrum`."""
 
 
@@ -44,7 +46,7 @@ class GradientFactorizer(Protocol):
     needs_gradients: bool
     """Whether `spectrum` must be given G."""
 
-    def spectrum(self, layer: LinearLayer, gradient: Array | None = None) -> Spectrum:
+    def spectrum(self, layer: View, gradient: Array | None = None) -> Spectrum:
         """Decompose once; `gradient` is G, (out, out) float64, the second moment of the loss gradient at the output."""
 
 
@@ -94,7 +96,7 @@ def method(name: str) -> Method:
 
 
 def compress(
-    name: str, layer: LinearLayer, share: float, *, seed: int = 0, gradient: Array | None = None
+    name: str, layer: View, share: float, *, seed: int = 0, gradient: Array | None = None
 ) -> Replacement | str:
     """What the method called `name` makes of a layer, as it is written: the numbers of coded layers in 8 bits.
 
@@ -105,12 +107,12 @@ def compress(
     if isinstance(part, str):
         return part
     _check(name, layer, part)
-    return with_corrected_bias(layer, in_8_bits(part)) if isinstance(part, Coded) else part
+    return with_corrected_bias(layer, in_8_bits(part)) if part.structure.is_constexpr else part
 
 
-def _check(name: str, layer: LinearLayer, part: Replacement) -> None:
+def _check(name: str, layer: View, part: Replacement) -> None:
     sides = layer.weight.shape
-    if isinstance(part, Factors):
+    if part.structure.ranks:
         rank = max(part.rank, 1)
         arrays, wanted = [part.A, part.B], [(sides[0], rank), (rank, sides[1])]
     else:
@@ -131,7 +133,7 @@ def method_version(name: str) -> str:
 
 
 def _by_rank(name: str) -> Method:
-    def by_rank(layer: LinearLayer, share: float, *, seed: int = 0, gradient: Array | None = None) -> Replacement | str:
+    def by_rank(layer: View, share: float, *, seed: int = 0, gradient: Array | None = None) -> Replacement | str:
         rank = pair_rank(share, *layer.weight.shape)
         if rank < 1:
             return f"{share:.1%} of its weights are less than rank 1"
@@ -164,7 +166,7 @@ def needs_gradients(name: str) -> bool:
     return isinstance(chosen, GradientFactorizer) and chosen.needs_gradients
 
 
-def spectrum_of(name: str, layer: LinearLayer, gradient: Array | None = None) -> Spectrum:
+def spectrum_of(name: str, layer: View, gradient: Array | None = None) -> Spectrum:
     """The layer's spectrum by the factorizer called `name`, which is given `gradient` if it asks for it.
 
     Raises:

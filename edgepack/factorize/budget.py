@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from edgepack.errors import UsageError
+from edgepack.model.layer import View
 from edgepack.quantize.coded import LEAST_ELEMENTS
-from edgepack.types import LinearLayer
 
 
-def allowed_bytes(layer: LinearLayer, share: float) -> int:
+def allowed_bytes(layer: View, share: float) -> int:
     """Bytes of `share` of the layer's weights, at a byte each.
 
     Raises:

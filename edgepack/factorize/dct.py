@@ -12,10 +12,12 @@ import numpy as np
 from edgepack.factorize.budget import pair_rank, too_small
 from edgepack.factorize.leastsquares import corrected_bias, left_factor, metric
 from edgepack.factorize.mosaic import image_sides
-from edgepack.types import Array, Factors, LinearLayer
+from edgepack.model.layer import View
+from edgepack.model.replacement import Replacement, low_rank
+from edgepack.types import Array
 
 
-def dct(layer: LinearLayer, share: float, *, seed: int = 0, gradient: Array | None = None) -> Factors | str:
+def dct(layer: View, share: float, *, seed: int = 0, gradient: Array | None = None) -> Replacement | str:
     """A = C_k (out, k), B = D_k (k, in): with data C_k = W C D_kᵀ (D_k C D_kᵀ)⁻¹, without W D_kᵀ.
 
     Args:
@@ -29,7 +31,7 @@ def dct(layer: LinearLayer, share: float, *, seed: int = 0, gradient: Array | No
     right = waves(*image_sides(layer.in_features), rank)
     left = np.asarray(left_factor(layer.weight, right, metric(layer)), np.float32)
     right = right.astype(np.float32)
-    return Factors(left, right, corrected_bias(layer, left @ right))
+    return low_rank(left, right, corrected_bias(layer, left @ right))
 
 
 def waves(height: int, width: int, count: int) -> Array:

@@ -20,9 +20,11 @@ import numpy as np
 from edgepack.coded import Writer, X
 from edgepack.factorize.budget import too_small
 from edgepack.factorize.leastsquares import conjugate_gradients, corrected_bias, metric, through
+from edgepack.model.layer import View
+from edgepack.model.replacement import Replacement
 from edgepack.quantize.coded import bytes_in_8_bits
 from edgepack.quantize.energy import output_energy
-from edgepack.types import Array, Coded, LinearLayer
+from edgepack.types import Array
 
 ROUNDS = 3
 STEPS = 8
@@ -63,7 +65,7 @@ _NUMBERS = {"n": 4, "q": 4, "last": 4}
 """Bytes of the whole numbers from which the decode-free form works out its indices."""
 
 
-def deepthin(layer: LinearLayer, share: float, *, seed: int = 0, gradient: Array | None = None) -> Coded | str:
+def deepthin(layer: View, share: float, *, seed: int = 0, gradient: Array | None = None) -> Replacement | str:
     """The layer decoded at load: W_aux = X_f W_f, cut and reshaped, then one dense product.
 
     Saves bytes of the file; memory and time stay those of the dense layer. Of the ranks r = 1, 2, 3, 4, 6, 8,
@@ -80,7 +82,7 @@ def deepthin(layer: LinearLayer, share: float, *, seed: int = 0, gradient: Array
     return _too_few(layer, share) if found is None else written(*found, layer)
 
 
-def deepthin_conv(layer: LinearLayer, share: float, *, seed: int = 0, gradient: Array | None = None) -> Coded | str:
+def deepthin_conv(layer: View, share: float, *, seed: int = 0, gradient: Array | None = None) -> Replacement | str:
     """The layer without decoding: T = r filters over the padded input, then y_j = Σ_{k,s} X_f[⌊jn/q⌋ + k, s] T[…, s].
 
     Exactly `deepthin`'s function of its factors. Only ranks whose multiplications are no more than the dense layer's
@@ -186,7 +188,7 @@ def relaid(weight: Array, width: int) -> Array:
     return np.pad(flat, (0, -len(flat) % width)).reshape(-1, width)
 
 
-def written(rows: Array, filters: Array, layer: LinearLayer) -> Coded:
+def written(rows: Array, filters: Array, layer: View) -> Replacement:
     """The decoded form of X_f (p, r) and W_f (r, q); the bias is corrected for W − their W."""
     writer = Writer()
     auxiliary = writer.step("matmul", _rows(writer, rows), _filters(writer, filters))
@@ -195,7 +197,7 @@ def written(rows: Array, filters: Array, layer: LinearLayer) -> Coded:
     return writer.decoded(weight, corrected_bias(layer, laid(rows, filters, layer.weight.shape)))
 
 
-def written_as_conv(rows: Array, filters: Array, layer: LinearLayer) -> Coded:
+def written_as_conv(rows: Array, filters: Array, layer: View) -> Replacement:
     """The decode-free form of the same; the bias is corrected for W − their W.
 
     Row a of W_aux covers the flat positions a q … a q + q − 1, so that it adds Σ_s X_f[a, s] T_σ[s] to y_j, where
@@ -233,11 +235,11 @@ def _filters(writer: Writer, filters: Array) -> str:
     return writer.constant("filters", filters.astype(np.float32))
 
 
-def _too_few(layer: LinearLayer, share: float) -> str:
+def _too_few(layer: View, share: float) -> str:
     return too_small(share, 2 / math.sqrt(layer.weight.size))
 
 
-def _fitted(layer: LinearLayer, some: list[Shape]) -> tuple[Array, Array] | None:
+def _fitted(layer: View, some: list[Shape]) -> tuple[Array, Array] | None:
     """X_f and W_f, float32, of the shape that loses least."""
     covariance = metric(layer)
     weight = layer.weight.astype(np.float64)

@@ -22,8 +22,10 @@ from edgepack.factorize import sparse_store
 from edgepack.factorize.budget import allowed_bytes, most_floats
 from edgepack.factorize.leastsquares import metric, with_corrected_bias
 from edgepack.factorize.matching_pursuit import pursuit
+from edgepack.model.layer import View
+from edgepack.model.replacement import Replacement
 from edgepack.quantize.coded import bytes_in_8_bits
-from edgepack.types import Array, Coded, LinearLayer
+from edgepack.types import Array
 
 Side = Literal["rows", "columns"]
 
@@ -34,7 +36,7 @@ ROUNDS = 6
 _RIDGE = 1e-9
 
 
-def dictionary(layer: LinearLayer, share: float, *, seed: int = 0, gradient: Array | None = None) -> Coded | str:
+def dictionary(layer: View, share: float, *, seed: int = 0, gradient: Array | None = None) -> Replacement | str:
     """Atoms and coefficients of the side that gives the most of both, in `share` of a byte per weight.
 
     A number of the dictionary takes a byte, one of S two. About a half of the bytes are for each: `SHARE_OF_ATOMS`.
@@ -58,7 +60,7 @@ def dictionary(layer: LinearLayer, share: float, *, seed: int = 0, gradient: Arr
     return learned(layer, atoms, nonzeros, seed, side=side, left=left)
 
 
-def best_side(layer: LinearLayer) -> Side:
+def best_side(layer: View) -> Side:
     """The side with more of them: its atoms are shorter, so there are more for the same bytes."""
     return "rows" if layer.out_features >= layer.in_features else "columns"
 
@@ -78,14 +80,14 @@ def sized(out_features: int, in_features: int, allowed: int, side: Side) -> tupl
 
 
 def learned(
-    layer: LinearLayer,
+    layer: View,
     atoms: int,
     nonzeros: int,
     seed: int = 0,
     *,
     side: Side = "columns",
     left: int | None = None,
-) -> Coded:
+) -> Replacement:
     """The layer with `atoms` atoms, of which each row or column takes `nonzeros`.
 
     Args:
@@ -164,7 +166,7 @@ def _fitting(codes: Array, left: int) -> Array:
     return kept.reshape(codes.shape)
 
 
-def _coded(layer: LinearLayer, codes: Array, book: Array, side: Side) -> Coded:
+def _coded(layer: View, codes: Array, book: Array, side: Side) -> Replacement:
     peaks = np.abs(codes).max(axis=0)
     peaks[peaks == 0] = 1.0
     codes, book = codes / peaks, (book * peaks[:, None]).astype(np.float32)  # atoms have scales of their own in 8 bits
@@ -183,5 +185,5 @@ def _coded(layer: LinearLayer, codes: Array, book: Array, side: Side) -> Coded:
     return w.direct(layer.in_features, layer.bias)
 
 
-def _atom_length(layer: LinearLayer, side: Side) -> int:
+def _atom_length(layer: View, side: Side) -> int:
     return layer.in_features if side == "rows" else layer.out_features

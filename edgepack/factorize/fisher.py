@@ -17,7 +17,8 @@ import numpy as np
 
 from edgepack.errors import DataError
 from edgepack.factorize import svd, two_sided, whitened
-from edgepack.types import Array, LinearLayer, Spectrum
+from edgepack.model.layer import View
+from edgepack.types import Array, Spectrum
 
 needs_moments = True
 needs_gradients = True
@@ -28,7 +29,7 @@ FLOOR = 1e-3
 factors = two_sided.factors
 
 
-def spectrum(layer: LinearLayer, gradient: Array | None = None) -> Spectrum:
+def spectrum(layer: View, gradient: Array | None = None) -> Spectrum:
     """Row weights from the diagonal of G; data-aware where the layer carries moments, FWSVD as published where not.
 
     Args:
@@ -45,7 +46,7 @@ def spectrum(layer: LinearLayer, gradient: Array | None = None) -> Spectrum:
     return by_rows(layer, np.diag(two_sided.checked_gradient(layer, gradient)))
 
 
-def by_rows(layer: LinearLayer, sums: Array) -> Spectrum:
+def by_rows(layer: View, sums: Array) -> Spectrum:
     """The same for given row sums of the Fisher, (out,), up to a common factor: `fisher.sum(axis=1)`.
 
     Raises:

@@ -19,12 +19,14 @@ from edgepack.errors import UsageError
 from edgepack.factorize.budget import allowed_bytes, most_floats
 from edgepack.factorize.leastsquares import input_variances, metric, with_corrected_bias
 from edgepack.factorize.tied import bucket_means, refitted
-from edgepack.types import Array, Coded, LinearLayer
+from edgepack.model.layer import View
+from edgepack.model.replacement import Replacement
+from edgepack.types import Array
 
 _SIGNS = np.array([-1, 1], np.float32)
 
 
-def hashednet(layer: LinearLayer, share: float, *, seed: int = 0, gradient: Array | None = None) -> Coded | str:
+def hashednet(layer: View, share: float, *, seed: int = 0, gradient: Array | None = None) -> Replacement | str:
     """As many shared numbers as fit into `share` of a byte per weight, fitted to the layer.
 
     Args:
@@ -42,7 +44,7 @@ def hashednet(layer: LinearLayer, share: float, *, seed: int = 0, gradient: Arra
     return hashed(layer, buckets, seed=seed)
 
 
-def hashed(layer: LinearLayer, buckets: int, *, seed: int = 0) -> Coded:
+def hashed(layer: View, buckets: int, *, seed: int = 0) -> Replacement:
     """The layer with `buckets` shared numbers."""
     shape = layer.out_features, layer.in_features
     index, signs = _hashes(shape, buckets, seed)
@@ -53,7 +55,7 @@ def hashed(layer: LinearLayer, buckets: int, *, seed: int = 0) -> Coded:
     return with_corrected_bias(layer, _coded(shape, shared, seed, layer.bias))
 
 
-def initial(out_features: int, in_features: int, buckets: int, *, seed: int = 0) -> Coded:
+def initial(out_features: int, in_features: int, buckets: int, *, seed: int = 0) -> Replacement:
     """A layer to train: w ~ N(0, 2 / in), which keeps the scale of activations through rectifiers, and a bias of zeros.
 
     The scale is that of He, Zhang, Ren and Sun, "Delving Deep into Rectifiers" (ICCV 2015), equation 10: the entries
@@ -75,7 +77,7 @@ def _hashes(shape: tuple[int, int], buckets: int, seed: int) -> tuple[Array, Arr
     return (found // 2).astype(np.int32).reshape(shape), _SIGNS[found % 2].reshape(shape)
 
 
-def _coded(shape: tuple[int, int], shared: Array, seed: int, bias: Array | None) -> Coded:
+def _coded(shape: tuple[int, int], shared: Array, seed: int, bias: Array | None) -> Replacement:
     w = Writer()
     places = w.step("range", count=shape[0] * shape[1])
     hashes = w.step("bucket", places, seed=seed & 0xFFFFFFFF, buckets=2 * len(shared))

@@ -13,9 +13,11 @@ import numpy as np
 from edgepack.coded import Writer, X
 from edgepack.factorize.budget import too_small
 from edgepack.factorize.leastsquares import conjugate_gradients, corrected_bias, left_factor, metric, through
+from edgepack.model.layer import View
+from edgepack.model.replacement import Replacement
 from edgepack.quantize.coded import bytes_in_8_bits
 from edgepack.quantize.energy import output_energy
-from edgepack.types import Array, Coded, LinearLayer
+from edgepack.types import Array
 
 BLOCKS = (8, 128)
 """Inputs of a block, at least and at most."""
@@ -28,7 +30,7 @@ STEPS = 6
 """Of conjugate gradients, for P in each round of the fit with data."""
 
 
-def input_projection(layer: LinearLayer, share: float, *, seed: int = 0, gradient: Array | None = None) -> Coded | str:
+def input_projection(layer: View, share: float, *, seed: int = 0, gradient: Array | None = None) -> Replacement | str:
     """Reshape, one product with P, reshape, one product with A: nothing is decoded.
 
     Of the block widths that divide the inputs the one is taken that loses least. Without data P holds the leading
@@ -75,12 +77,12 @@ def effective(left: Array, small: Array, features: int) -> Array:
     return (left.reshape(len(left), -1, kept) @ small).reshape(len(left), -1)[:, :features]
 
 
-def _bytes(layer: LinearLayer, block: int, kept: int) -> int:
+def _bytes(layer: View, block: int, kept: int) -> int:
     blocks = math.ceil(layer.in_features / block)
     return bytes_in_8_bits(layer.out_features, blocks * kept) + bytes_in_8_bits(kept, block)
 
 
-def _kept(layer: LinearLayer, block: int, budget: int) -> int:
+def _kept(layer: View, block: int, budget: int) -> int:
     """The largest k < b that the bytes allow."""
     return next((kept for kept in range(block - 1, 0, -1) if _bytes(layer, block, kept) <= budget), 0)
 
@@ -157,7 +159,7 @@ def _padded_metric(covariance: Array | None, block: int) -> Array | None:
     return np.pad(covariance, (0, -len(covariance) % block))
 
 
-def _written(layer: LinearLayer, left: Array, small: Array) -> Coded:
+def _written(layer: View, left: Array, small: Array) -> Replacement:
     block = small.shape[1]
     features = layer.in_features
     writer = Writer()

@@ -11,8 +11,10 @@ import numpy as np
 from edgepack.factorize import mosaic
 from edgepack.factorize.budget import too_small
 from edgepack.factorize.leastsquares import corrected_bias, metric, through
+from edgepack.model.layer import View
+from edgepack.model.replacement import Replacement, dense
 from edgepack.quantize.grid import quantize_weight
-from edgepack.types import Array, Dense, LinearLayer
+from edgepack.types import Array
 
 QUALITIES = (1, 95)
 """libjpeg's scale; above 95 files grow and hardly anything comes back better."""
@@ -21,7 +23,7 @@ _NOTHING = np.float32(2.0**-100)
 """Scale of a row that is better dropped: its codes keep their place on the grid, its outputs vanish."""
 
 
-def jpeg(layer: LinearLayer, share: float, *, seed: int = 0, gradient: Array | None = None) -> Dense | str:
+def jpeg(layer: View, share: float, *, seed: int = 0, gradient: Array | None = None) -> Replacement | str:
     """The layer at the highest quality whose image takes at most share · out · in bytes.
 
     Found by bisection: files grow with quality.
@@ -38,7 +40,7 @@ def jpeg(layer: LinearLayer, share: float, *, seed: int = 0, gradient: Array | N
     return quality if isinstance(quality, str) else at_quality(layer, quality)[0]
 
 
-def quality_within(layer: LinearLayer, share: float) -> int | str:
+def quality_within(layer: View, share: float) -> int | str:
     """The highest quality whose image of the layer takes at most share · out · in bytes, or why there is none.
 
     Raises:
@@ -62,7 +64,7 @@ def quality_within(layer: LinearLayer, share: float) -> int | str:
     return low
 
 
-def at_quality(layer: LinearLayer, quality: int) -> tuple[Dense, bytes]:
+def at_quality(layer: View, quality: int) -> tuple[Replacement, bytes]:
     """The layer after its way through an image, and the image.
 
     Each row of the weight is a scale times the decoded codes, the largest of which is ±127. The scale is that of least
@@ -83,4 +85,4 @@ def at_quality(layer: LinearLayer, quality: int) -> tuple[Dense, bytes]:
     best = np.divide(aligned, energy, out=np.zeros_like(aligned), where=energy > 0)
     scales = np.maximum(best.astype(np.float32), _NOTHING)
     weight = codes.astype(np.float32) * scales[:, None]
-    return Dense(weight, corrected_bias(layer, weight)), data
+    return dense(weight, corrected_bias(layer, weight)), data

@@ -22,8 +22,10 @@ from edgepack.errors import UsageError
 from edgepack.factorize.budget import allowed_bytes
 from edgepack.factorize.leastsquares import input_variances, metric, with_corrected_bias
 from edgepack.factorize.tied import refitted
+from edgepack.model.layer import View
+from edgepack.model.replacement import Replacement
 from edgepack.quantize.coded import LEAST_COLUMNS, LEAST_ELEMENTS, bytes_in_8_bits
-from edgepack.types import Array, Coded, LinearLayer
+from edgepack.types import Array
 
 MOST_CENTROIDS = 256
 MOST_BANDS = 256
@@ -40,7 +42,7 @@ _COLUMNS = 64
 """Columns whose codes are chosen before the errors of all others are brought up to date."""
 
 
-def kmeans(layer: LinearLayer, share: float, *, seed: int = 0, gradient: Array | None = None) -> Coded | str:
+def kmeans(layer: View, share: float, *, seed: int = 0, gradient: Array | None = None) -> Replacement | str:
     """Product quantization with the pieces and codebooks that promise most for `share` of a byte per weight.
 
     Args:
@@ -87,7 +89,7 @@ def sized(out_features: int, in_features: int, allowed: int) -> tuple[int, int, 
     return found
 
 
-def quantized(layer: LinearLayer, block: int, centroids: int, seed: int = 0, *, bands: int = 1) -> Coded:
+def quantized(layer: View, block: int, centroids: int, seed: int = 0, *, bands: int = 1) -> Replacement:
     """The layer in pieces of `block` weights, each one of `centroids`; rows are filled up to whole pieces.
 
     Args:
@@ -221,7 +223,7 @@ def _most_centroids(block: int, left: int) -> int:
     return many if many * block >= LEAST_ELEMENTS else min(left // (4 * block), (LEAST_ELEMENTS - 1) // block)
 
 
-def _coded(layer: LinearLayer, codes: Array, codebook: Array, bases: Array, centroids: int) -> Coded:
+def _coded(layer: View, codes: Array, codebook: Array, bases: Array, centroids: int) -> Replacement:
     (rows, places), block = codes.shape, codebook.shape[1]
     w = Writer()
     rows_of_book = w.step("cast", w.constant("codes", codes.astype(np.uint8)), to="int32")

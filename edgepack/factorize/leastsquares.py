@@ -12,13 +12,15 @@ from dataclasses import replace
 import numpy as np
 
 from edgepack.factorize.whitened import shrunk_covariance
-from edgepack.types import Array, Coded, LinearLayer
+from edgepack.model.layer import View
+from edgepack.model.replacement import Replacement
+from edgepack.types import Array
 
 _NEGLIGIBLE = 1e-12
 """Eigenvalues below this share of the largest are rounding, not directions."""
 
 
-def metric(layer: LinearLayer) -> Array | None:
+def metric(layer: View) -> Array | None:
     """C, (in, in) float64, shrunk; None, for the identity, without data or where the input never varied."""
     if layer.moments is None:
         return None
@@ -26,7 +28,7 @@ def metric(layer: LinearLayer) -> Array | None:
     return covariance if np.trace(covariance) > 0 else None
 
 
-def input_variances(layer: LinearLayer) -> Array:
+def input_variances(layer: View) -> Array:
     """(in,) float64: the diagonal of C_λ; ones where nothing is known of the input."""
     covariance = metric(layer)
     return np.ones(layer.in_features) if covariance is None else np.diag(covariance).copy()
@@ -86,7 +88,7 @@ def conjugate_gradients(curvature: Callable[[Array], Array], right_hand: Array, 
     return point
 
 
-def corrected_bias(layer: LinearLayer, effective: Array) -> Array | None:
+def corrected_bias(layer: View, effective: Array) -> Array | None:
     """b + (W − M) μ, (out,) float32: the mean output stays what it was; b itself without data.
 
     Args:
@@ -99,6 +101,6 @@ def corrected_bias(layer: LinearLayer, effective: Array) -> Array | None:
     return np.asarray(correction if layer.bias is None else layer.bias + correction, np.float32)
 
 
-def with_corrected_bias(layer: LinearLayer, coded: Coded) -> Coded:
+def with_corrected_bias(layer: View, coded: Replacement) -> Replacement:
     """The same code, and the bias that makes its mean output that of the layer."""
     return replace(coded, bias=corrected_bias(layer, coded.weight))

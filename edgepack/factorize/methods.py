@@ -17,7 +17,9 @@ from edgepack.factorize import (
     pruning,
     simhash,
 )
-from edgepack.types import Array, LinearLayer, Replacement
+from edgepack.model.layer import View
+from edgepack.model.replacement import Replacement
+from edgepack.types import Array
 
 
 class Method(Protocol):
@@ -26,9 +28,7 @@ class Method(Protocol):
     A `Factorizer` has the error curve over all ranks as well, from one decomposition.
     """
 
-    def __call__(
-        self, layer: LinearLayer, share: float, *, seed: int = 0, gradient: Array | None = None
-    ) -> Replacement | str:
+    def __call__(self, layer: View, share: float, *, seed: int = 0, gradient: Array | None = None) -> Replacement | str:
         """What is written for the layer, or why it stays dense.
 
         Args:

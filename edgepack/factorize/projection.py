@@ -12,15 +12,15 @@ import numpy as np
 
 from edgepack.factorize.budget import pair_rank, too_small
 from edgepack.factorize.leastsquares import corrected_bias, left_factor, metric
-from edgepack.types import Array, Factors, LinearLayer
+from edgepack.model.layer import View
+from edgepack.model.replacement import Replacement, low_rank
+from edgepack.types import Array
 
 DAMPING = 0.01
 """Share of the mean gradient energy that every output counts at least."""
 
 
-def random_projection(
-    layer: LinearLayer, share: float, *, seed: int = 0, gradient: Array | None = None
-) -> Factors | str:
+def random_projection(layer: View, share: float, *, seed: int = 0, gradient: Array | None = None) -> Replacement | str:
     """B (k, in) random with orthonormal rows, A = W C Bᵀ (B C Bᵀ)⁻¹ (out, k): least squares for that B.
 
     Args:
@@ -36,9 +36,7 @@ def random_projection(
     return _pair(layer, left_factor(layer.weight, right, metric(layer)), right)
 
 
-def output_projection(
-    layer: LinearLayer, share: float, *, seed: int = 0, gradient: Array | None = None
-) -> Factors | str:
+def output_projection(layer: View, share: float, *, seed: int = 0, gradient: Array | None = None) -> Replacement | str:
     """A (out, k) random with orthonormal columns, B = (Aᵀ G A)⁻¹ Aᵀ G W (k, in): least squares for that A.
 
     The covariance of the inputs cancels out of B; it only corrects the bias.
@@ -68,7 +66,7 @@ def damped(gradient: Array | None) -> Array | None:
     return np.asarray(gradient + DAMPING * np.trace(gradient) / len(gradient) * np.eye(len(gradient)))
 
 
-def _pair(layer: LinearLayer, left: Array, right: Array) -> Factors:
+def _pair(layer: View, left: Array, right: Array) -> Replacement:
     a = np.ascontiguousarray(left, np.float32)
     b = np.ascontiguousarray(right, np.float32)
-    return Factors(a, b, corrected_bias(layer, a @ b))
+    return low_rank(a, b, corrected_bias(layer, a @ b))

@@ -22,7 +22,9 @@ from edgepack.factorize import sparse_store
 from edgepack.factorize.budget import allowed_bytes
 from edgepack.factorize.leastsquares import corrected_bias, input_variances, metric, with_corrected_bias
 from edgepack.factorize.two_sided import checked_gradient
-from edgepack.types import Array, Coded, Factors, LinearLayer
+from edgepack.model.layer import View
+from edgepack.model.replacement import Replacement, low_rank
+from edgepack.types import Array
 
 LARGEST_REFIT = 500_000_000_000
 """Σ over the rows of (weights kept)³, at most: above, those that are kept stay as they are."""
@@ -33,7 +35,7 @@ RIDGE = 1e-9
 """Of the mean variance of an input, added where its inputs depend on one another."""
 
 
-def pruning(layer: LinearLayer, share: float, *, seed: int = 0, gradient: Array | None = None) -> Coded | str:
+def pruning(layer: View, share: float, *, seed: int = 0, gradient: Array | None = None) -> Replacement | str:
     """The most salient weights, as many as fit into `share` of a byte per weight: about a half of that share.
 
     Args:
@@ -56,7 +58,7 @@ def pruning(layer: LinearLayer, share: float, *, seed: int = 0, gradient: Array 
     return _stored(layer, chosen, gradient)
 
 
-def pruned(layer: LinearLayer, keep: int, *, gradient: Array | None = None) -> Coded:
+def pruned(layer: View, keep: int, *, gradient: Array | None = None) -> Replacement:
     """The layer with its `keep` most salient weights, refitted where it has moments.
 
     Raises:
@@ -68,7 +70,7 @@ def pruned(layer: LinearLayer, keep: int, *, gradient: Array | None = None) -> C
     return _stored(layer, lambda found: np.sort(np.argsort(-found.reshape(-1), kind="stable")[:keep]), gradient)
 
 
-def saliency(layer: LinearLayer, gradient: Array | None = None) -> Array:
+def saliency(layer: View, gradient: Array | None = None) -> Array:
     """(out, in) float64: w_ij² C_jj G_ii; what is not known of C or G counts as 1."""
     return np.asarray(
         np.square(layer.weight.astype(np.float64)) * input_variances(layer) * _row_weights(gradient, layer)
@@ -103,7 +105,7 @@ def refitted(weight: Array, kept: Array, covariance: Array) -> Array:
     return found
 
 
-def rank_pruning(layer: LinearLayer, share: float, *, seed: int = 0, gradient: Array | None = None) -> Factors | str:
+def rank_pruning(layer: View, share: float, *, seed: int = 0, gradient: Array | None = None) -> Replacement | str:
     """The most salient components of the weight's SVD, as many as fit: a pair of rank share · out · in / (out + in).
 
     Args:
@@ -122,7 +124,7 @@ def rank_pruning(layer: LinearLayer, share: float, *, seed: int = 0, gradient: A
     return rank_pruned(layer, rank, gradient=gradient)
 
 
-def rank_pruned(layer: LinearLayer, rank: int, *, gradient: Array | None = None) -> Factors:
+def rank_pruned(layer: View, rank: int, *, gradient: Array | None = None) -> Replacement:
     """The pair of the `rank` most salient components, or of all where there are fewer.
 
     With moments the outer factor is least squares on the outputs of the inner: A = W C Bᵀ (B C Bᵀ)⁻¹.
@@ -144,7 +146,7 @@ def rank_pruned(layer: LinearLayer, rank: int, *, gradient: Array | None = None)
         inner[np.diag_indices(len(inner))] += RIDGE * max(float(np.trace(inner)) / len(inner), 1e-30)
         A = A + np.linalg.solve(inner, ((weight - A @ B) @ seen).T).T
     A, B = A.astype(np.float32), B.astype(np.float32)
-    return Factors(A, B, corrected_bias(layer, A @ B))
+    return low_rank(A, B, corrected_bias(layer, A @ B))
 
 
 def cubic_keep_share(step: int, begin: int, end: int, final_share: float) -> float:
@@ -164,13 +166,13 @@ def cubic_keep_share(step: int, begin: int, end: int, final_share: float) -> flo
     return final_share + (1 - final_share) * left**3
 
 
-def _row_weights(gradient: Array | None, layer: LinearLayer) -> Array:
+def _row_weights(gradient: Array | None, layer: View) -> Array:
     """(out, 1): the diagonal of G; ones where it is not known."""
     known = np.ones(layer.out_features) if gradient is None else np.diag(checked_gradient(layer, gradient))
     return np.asarray(np.clip(known, 0.0, None)[:, None])
 
 
-def _stored(layer: LinearLayer, chosen: Callable[[Array], Array], gradient: Array | None) -> Coded:
+def _stored(layer: View, chosen: Callable[[Array], Array], gradient: Array | None) -> Replacement:
     """The layer with the weights at the flat, sorted positions that are chosen by saliency."""
     covariance = metric(layer)
     weight, positions = layer.weight, chosen(saliency(layer, gradient))

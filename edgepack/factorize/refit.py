@@ -21,7 +21,9 @@ import numpy as np
 from edgepack.errors import DataError
 from edgepack.factorize import whitened
 from edgepack.factorize.paired import PairedMoments, pooled
-from edgepack.types import Array, Factors, LinearLayer
+from edgepack.model.layer import View
+from edgepack.model.replacement import Replacement, low_rank
+from edgepack.types import Array
 
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, math.inf)
 """λ in units of the mean variance of an input; infinite keeps W and refits the basis and the bias."""
@@ -40,15 +42,15 @@ class Refit:
         kept_error: the same of the factors that were there before.
     """
 
-    factors: Factors
+    factors: Replacement
     ridge: float | None
     errors: dict[float, float]
     kept_error: float
 
 
 def refit(
-    layer: LinearLayer,
-    kept: Factors,
+    layer: View,
+    kept: Replacement,
     parts: Sequence[PairedMoments],
     *,
     ridges: Sequence[float] = RIDGES,
@@ -84,7 +86,7 @@ def refit(
     return Refit(truncated(layer, weight, seen, kept.rank), best, errors, kept_error)
 
 
-def refitted_weights(layer: LinearLayer, seen: PairedMoments, ridges: Sequence[float]) -> list[Array]:
+def refitted_weights(layer: View, seen: PairedMoments, ridges: Sequence[float]) -> list[Array]:
     """Ŵ_λ (out, in) float64 for every λ, from one eigendecomposition of C̃."""
     from scipy.linalg import eigh
 
@@ -102,16 +104,16 @@ def refitted_weights(layer: LinearLayer, seen: PairedMoments, ridges: Sequence[f
     ]
 
 
-def truncated(layer: LinearLayer, weight: Array, seen: PairedMoments, rank: int) -> Factors:
+def truncated(layer: View, weight: Array, seen: PairedMoments, rank: int) -> Replacement:
     """Rank-r factors of `weight` by centred whitening with x̃, and the bias that makes the mean of y exact."""
     spectrum = whitened.spectrum(replace(layer, weight=weight, moments=seen.inputs))
     basis = np.ascontiguousarray(spectrum.basis[:, :rank])
     projected = np.asarray(basis.T @ weight, np.float32)
     bias = seen.mean - basis @ (projected @ seen.inputs.mean)
-    return Factors(basis, projected, np.asarray(bias, np.float32))
+    return low_rank(basis, projected, np.asarray(bias, np.float32))
 
 
-def output_error(factors: Factors, seen: PairedMoments) -> float:
+def output_error(factors: Replacement, seen: PairedMoments) -> float:
     """E‖y − (A B x̃ + b)‖² over the rows behind `seen`, from their moments alone."""
     A, B = factors.A.astype(np.float64), factors.B.astype(np.float64)
     bias = np.zeros(len(A)) if factors.bias is None else factors.bias.astype(np.float64)
@@ -122,7 +124,7 @@ def output_error(factors: Factors, seen: PairedMoments) -> float:
     return max(spread - 2 * shared + own, 0.0) + float(np.square(offset).sum())
 
 
-def _check(layer: LinearLayer, kept: Factors, parts: Sequence[PairedMoments], ridges: Sequence[float]) -> None:
+def _check(layer: View, kept: Replacement, parts: Sequence[PairedMoments], ridges: Sequence[float]) -> None:
     if len(parts) < 2:
         raise DataError(f"{layer.name}: {len(parts)} part of the data to refit on, expected two or more")
     if not ridges or not min(ridges) > 0:

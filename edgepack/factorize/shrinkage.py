@@ -20,7 +20,8 @@ import numpy as np
 
 from edgepack.errors import DataError
 from edgepack.factorize.paired import pooled_inputs
-from edgepack.types import Array, LinearLayer, Moments
+from edgepack.model.layer import View
+from edgepack.types import Array, Moments
 
 GRID = (0.003, 0.01, 0.03, 0.1, 0.2, 0.4)
 FORMULAS = ("n/(n+4N)", "oas", "ledoit-wolf")
@@ -86,9 +87,7 @@ def about(moments: Moments, centre: Array) -> Array:
     return np.asarray(moments.second - np.outer(mean, centre) - np.outer(centre, mean) + np.outer(centre, centre))
 
 
-def chosen(
-    layer: LinearLayer, parts: Sequence[Moments], ranks: Sequence[int], grid: Sequence[float] = GRID
-) -> Shrinkage:
+def chosen(layer: View, parts: Sequence[Moments], ranks: Sequence[int], grid: Sequence[float] = GRID) -> Shrinkage:
     """λ under which the truncated layer does best on parts of the data that its covariance was not made from.
 
     Args:
@@ -151,7 +150,7 @@ class _Curves:
         return np.asarray(np.clip(np.trace(self.wanted) - np.concatenate([[0.0], np.cumsum(kept)]), 0.0, None))
 
 
-def _check(layer: LinearLayer, parts: Sequence[Moments], ranks: Sequence[int]) -> None:
+def _check(layer: View, parts: Sequence[Moments], ranks: Sequence[int]) -> None:
     if len(parts) < 3:
         raise DataError(
             f"{layer.name}: {len(parts)} parts of the data to choose a shrinkage on, expected three or more"

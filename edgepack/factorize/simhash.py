@@ -12,10 +12,12 @@ import numpy as np
 
 from edgepack.factorize.budget import pair_rank, too_small
 from edgepack.factorize.leastsquares import corrected_bias, metric, through
-from edgepack.types import Array, Factors, LinearLayer
+from edgepack.model.layer import View
+from edgepack.model.replacement import Replacement, low_rank
+from edgepack.types import Array
 
 
-def simhash(layer: LinearLayer, share: float, *, seed: int = 0, gradient: Array | None = None) -> Factors | str:
+def simhash(layer: View, share: float, *, seed: int = 0, gradient: Array | None = None) -> Replacement | str:
     """A = (S D)ᵀ (out, k), B = Rᵀ (k, in): each row of A is ± one number, which 8 bits per row store exactly.
 
     With data, D is the scale of least squares in the metric C of the inputs, and of the two sign vectors sign(Rᵀ w) and
@@ -44,7 +46,7 @@ def simhash(layer: LinearLayer, share: float, *, seed: int = 0, gradient: Array 
         better = others_gained > gained
         signs[better], scales[better] = others[better], other_scales[better]
     left = (signs * scales[:, None]).astype(np.float32)
-    return Factors(left, right, corrected_bias(layer, left @ right))
+    return low_rank(left, right, corrected_bias(layer, left @ right))
 
 
 def _sign(values: Array) -> Array:

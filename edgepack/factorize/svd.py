@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from edgepack.types import Factors, LinearLayer, Spectrum
+from edgepack.model.layer import View
+from edgepack.model.replacement import Replacement, low_rank
+from edgepack.types import Spectrum
 
 needs_moments = False
 
 
-def spectrum(layer: LinearLayer) -> Spectrum:
+def spectrum(layer: View) -> Spectrum:
     """Left singular vectors and squared singular values of the weight: the output energy for white inputs."""
     return decompose(layer.weight.astype(np.float64))
 
@@ -30,7 +32,7 @@ def decompose(matrix: np.ndarray[tuple[int, int], np.dtype[np.float64]]) -> Spec
     return Spectrum(basis.astype(np.float32), np.clip(energies[::-1], 0.0, None))
 
 
-def factors(layer: LinearLayer, spectrum: Spectrum, rank: int) -> Factors:
+def factors(layer: View, spectrum: Spectrum, rank: int) -> Replacement:
     """A = U_r, B = U_rᵀ W: the same product as U_r Σ_r V_rᵀ; the bias stays as it is."""
     basis = spectrum.basis[:, :rank]
-    return Factors(np.ascontiguousarray(basis), np.asarray(basis.T @ layer.weight, np.float32), layer.bias)
+    return low_rank(np.ascontiguousarray(basis), np.asarray(basis.T @ layer.weight, np.float32), layer.bias)

@@ -19,7 +19,9 @@ import numpy as np
 
 from edgepack.errors import DataError
 from edgepack.factorize import whitened
-from edgepack.types import Array, Factors, LinearLayer, Spectrum
+from edgepack.model.layer import View
+from edgepack.model.replacement import Replacement, low_rank
+from edgepack.types import Array, Spectrum
 
 needs_moments = True
 needs_gradients = True
@@ -34,7 +36,7 @@ ranks 8 … 24. Divergence from the original there over that of whitening, geome
 ASYMMETRY = 1e-5
 
 
-def spectrum(layer: LinearLayer, gradient: Array | None = None, damping: float = DAMPING) -> Spectrum:
+def spectrum(layer: View, gradient: Array | None = None, damping: float = DAMPING) -> Spectrum:
     """The error curve in the norm of the damped G and of the shrunk covariance, from one decomposition.
 
     Energies are in units of the mean of G's diagonal: the scale of G is without effect, and G = I gives the energies of
@@ -58,7 +60,7 @@ def spectrum(layer: LinearLayer, gradient: Array | None = None, damping: float =
     return replace(seen, basis=basis.astype(np.float32), dual=(lower @ directions).astype(np.float32))
 
 
-def damped(layer: LinearLayer, gradient: Array | None, damping: float = DAMPING) -> Array:
+def damped(layer: View, gradient: Array | None, damping: float = DAMPING) -> Array:
     """(out, out) float64: G scaled to a mean diagonal of 1, and the damping on its diagonal.
 
     Raises:
@@ -74,7 +76,7 @@ def damped(layer: LinearLayer, gradient: Array | None, damping: float = DAMPING)
     return metric
 
 
-def _root(layer: LinearLayer, gradient: Array | None, damping: float) -> Array:
+def _root(layer: View, gradient: Array | None, damping: float) -> Array:
     """Cholesky factor of the damped G."""
     try:
         return np.linalg.cholesky(damped(layer, gradient, damping))
@@ -85,7 +87,7 @@ def _root(layer: LinearLayer, gradient: Array | None, damping: float) -> Array:
         ) from err
 
 
-def checked_gradient(layer: LinearLayer, gradient: Array) -> Array:
+def checked_gradient(layer: View, gradient: Array) -> Array:
     """G as (out, out) float64.
 
     Raises:
@@ -104,14 +106,14 @@ def checked_gradient(layer: LinearLayer, gradient: Array) -> Array:
     return metric
 
 
-def factors(layer: LinearLayer, spectrum: Spectrum, rank: int) -> Factors:
+def factors(layer: View, spectrum: Spectrum, rank: int) -> Replacement:
     """A = basis_r, B = dual_rᵀ W, b + (W − A B) μ: the mean output is exact at every rank."""
     if spectrum.dual is None:
         return whitened.factors(layer, spectrum, rank)
     A = np.ascontiguousarray(spectrum.basis[:, :rank])
     B = np.asarray(spectrum.dual[:, :rank].T @ layer.weight, np.float32)
     if spectrum.mean is None:
-        return Factors(A, B, layer.bias)
+        return low_rank(A, B, layer.bias)
     correction = layer.weight @ spectrum.mean - A @ (B @ spectrum.mean)
     bias = correction if layer.bias is None else layer.bias + correction
-    return Factors(A, B, np.asarray(bias, np.float32))
+    return low_rank(A, B, np.asarray(bias, np.float32))

@@ -14,7 +14,9 @@ import numpy as np
 
 from edgepack.errors import DataError
 from edgepack.factorize import svd
-from edgepack.types import Array, Factors, LinearLayer, Moments, Spectrum
+from edgepack.model.layer import View
+from edgepack.model.replacement import Replacement, low_rank
+from edgepack.types import Array, Moments, Spectrum
 
 needs_moments = True
 
@@ -32,7 +34,7 @@ def shrunk_covariance(moments: Moments) -> Array:
     return covariance
 
 
-def spectrum(layer: LinearLayer) -> Spectrum:
+def spectrum(layer: View) -> Spectrum:
     """Left singular vectors and squared singular values of W C^½, one decomposition of the smaller side.
 
     Raises:
@@ -56,7 +58,7 @@ def spectrum(layer: LinearLayer) -> Spectrum:
     return replace(svd.decompose(weight @ (vectors * np.sqrt(np.clip(values, 0.0, None)))), mean=layer.moments.mean)
 
 
-def factors(layer: LinearLayer, spectrum: Spectrum, rank: int) -> Factors:
+def factors(layer: View, spectrum: Spectrum, rank: int) -> Replacement:
     """A = U_r, B = U_rᵀ W, b + (W − A B) μ: the mean output is exact at every rank."""
     if spectrum.mean is None:
         return svd.factors(layer, spectrum, rank)
@@ -65,4 +67,4 @@ def factors(layer: LinearLayer, spectrum: Spectrum, rank: int) -> Factors:
     mean = spectrum.mean
     correction = layer.weight @ mean - basis @ (projected @ mean)
     bias = correction if layer.bias is None else layer.bias + correction
-    return Factors(np.ascontiguousarray(basis), projected, np.asarray(bias, np.float32))
+    return low_rank(np.ascontiguousarray(basis), projected, np.asarray(bias, np.float32))

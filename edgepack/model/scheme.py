@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
+from edgepack.model.structure import Op
+
 Format = Literal["onnx", "tflite"]
 FORMATS: tuple[Format, ...] = ("onnx", "tflite")
 
@@ -39,7 +41,7 @@ class Scheme:
         bytes_per_op: in the file, of the operators and names of one matrix, within a factor of two.
         ram_per_byte: peak bytes that the runtime holds per byte of the file.
         instructions_per_op: around one matrix, whatever its size.
-        corrected: of the dense matrix and of the low-rank factors that correct it, where a layer is both; else None.
+        correction: of low-rank factors that correct a dense matrix in this scheme; None where a layer cannot be both.
     """
 
     name: str
@@ -55,7 +57,7 @@ class Scheme:
     bytes_per_op: int = 0
     ram_per_byte: float = 2.0
     instructions_per_op: float = 0.0
-    corrected: tuple[Scheme, Scheme] | None = field(default=None, repr=False)
+    correction: Scheme | None = field(default=None, repr=False)
 
     def __str__(self) -> str:
         return self.name
@@ -112,11 +114,10 @@ class FileScheme:
     def __str__(self) -> str:
         return self.label([])
 
-    def label(self, layers: Iterable[Scheme]) -> str:
-        """Name of the file's scheme for people, with the schemes of its layers: `mixed` where these differ."""
-        schemes = set(layers) or {self.layers}
-        alike = len(schemes) == 1 and not any(scheme.corrected for scheme in schemes)
-        name = next(iter(schemes)).name if alike else MIXED
+    def label(self, matrices: Iterable[Scheme]) -> str:
+        """Name of the file's scheme for people, by the schemes of its layers' matrices: `mixed` where these differ."""
+        schemes = set(matrices) or {self.layers}
+        name = schemes.pop().name if len(schemes) == 1 else MIXED
         suffix = self.tables or self.others
         return name if suffix == self.layers else f"{name}+{suffix}"
 
@@ -126,20 +127,6 @@ class FileScheme:
         return (self.layers, self.others) if self.tables is None else (self.layers, self.others, self.tables)
 
 
-def matrices(scheme: Scheme, sides: tuple[int, int], rank: int | None) -> tuple[tuple[Scheme, int, int], ...]:
-    """(scheme, outputs, inputs) of each matrix that stands for a layer, in the order of its file: B, A, the dense one.
-
-    A layer whose weights are computed has none that an operator takes as it is stored.
-
-    Args:
-        scheme: of the layer.
-        sides: its outputs and inputs.
-        rank: None for the dense layer.
-    """
-    if scheme.is_constexpr:
-        return ()
-    if rank is None:
-        return ((scheme, *sides),)
-    dense, thin = scheme.corrected or (None, scheme)
-    factors = ((thin, rank, sides[1]), (thin, sides[0], rank))
-    return factors if dense is None else (*factors, (dense, *sides))
+def scheme_of(op: Op, scheme: Scheme) -> Scheme:
+    """The scheme of one product of a layer in `scheme`: factors beside a dense matrix have that of its correction."""
+    return (scheme.correction or scheme) if op.corrects else scheme

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgepack.types import Array, Contents
+from edgepack.types import Array, Contents, Product
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -44,6 +44,7 @@ def read_contents(path: Path) -> Contents:
     graphs: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
     nodes = [node for graph in graphs for node in graph.all_nodes()]
     weights: dict[int, tuple[int, int, int]] = {}
+    multipliers: dict[int, tuple[str, tuple[int, int, int], Hashable]] = {}
     vectors: dict[tuple[int, int], Array] = {}
     for node in nodes:
         for index, value in enumerate(node.inputs):
@@ -52,11 +53,51 @@ def read_contents(path: Path) -> Contents:
                 continue
             if index in FACTORS.get(node.op_type, ()) and (weight := _weight(node, constant)) is not None:
                 weights[id(constant)] = weight
+                multipliers[id(node)] = constant.name or "", weight, _content(constant.numpy())
             elif _is_vector(constant) and index not in BLOCK_GRID.get(node.op_type, ()):
                 vectors[id(node), index] = constant.numpy().astype(np.float64).reshape(-1) * _factor(node, index)
         if node.op_type == "DequantizeLinear" and (scaled := _scaled_vector(node)) is not None:
             vectors[id(node), 0] = scaled
-    return Contents(tuple(sorted(weights.values())), tuple(vectors.values()))
+    products = tuple(_products(nodes, multipliers))
+    return Contents(tuple(sorted(weights.values())), tuple(vectors.values()), products)
+
+
+def _products(
+    nodes: Sequence[ir.Node], multipliers: Mapping[int, tuple[str, tuple[int, int, int], Hashable]]
+) -> Iterator[Product]:
+    """The nodes that multiply, in order, each with the nearest ones before it.
+
+    A node takes what its producers give and, where it holds a graph, what that graph takes from outside.
+    """
+    numbers = {node: number for number, node in enumerate(node for node in nodes if id(node) in multipliers)}
+    nearest: dict[ir.Value, frozenset[int]] = {}
+
+    def of(value: ir.Value | None) -> frozenset[int]:
+        return frozenset() if value is None else nearest.get(value, frozenset())
+
+    for node in nodes:
+        behind = frozenset().union(*map(of, node.inputs))
+        given = frozenset({numbers[node]}) if node in numbers else behind
+        nearest |= dict.fromkeys(node.outputs, given)
+        if node in numbers:
+            name, (small, large, bits), content = multipliers[id(node)]
+            yield Product(name, (small, large), bits, content, behind)
+
+
+_MIX = np.uint64(0x9E3779B97F4A7C15)
+
+
+def _content(array: Array) -> Hashable:
+    """Equal for arrays of the same numbers in another order or with zeros between, as runtimes store weights."""
+    flat = np.ascontiguousarray(array).reshape(-1)
+    width = flat.dtype.itemsize if flat.dtype.itemsize in (1, 2, 4, 8) else 1
+    words = flat.view(f"u{width}").astype(np.uint64)
+    words = words[words != 0]
+    with np.errstate(over="ignore"):
+        mixed = words * _MIX
+        mixed ^= mixed >> np.uint64(29)
+        mixed *= _MIX
+    return len(words), int(mixed.sum(dtype=np.uint64)), int(np.bitwise_xor.reduce(mixed, initial=np.uint64(0)))
 
 
 def _constant(value: ir.Value | None) -> ir.TensorProtocol | None:

@@ -21,6 +21,16 @@ def is_meaningful(name: str) -> bool:
     return _NUMBERED.fullmatch(name) is None
 
 
+def constant_names(model: ir.Model) -> list[str]:
+    """Names of all initializers and Constant nodes, subgraphs and functions included."""
+    graphs = [
+        *model.graphs(),
+        *(graph for body in model.functions.values() for graph in (body.graph, *body.subgraphs())),
+    ]
+    held = [name for graph in graphs for name in graph.initializers]
+    return held + [node.outputs[0].name or "" for graph in graphs for node in graph if node.op_type == "Constant"]
+
+
 class Names:
     """Every name in use in a model, all scopes together: a subgraph must not hide a name of the graph around it."""
 

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgepack.errors import ModelError
+from edgepack.model.replacement import Replacement
 from edgepack.onnxgraph.builder import Builder, Stored
 from edgepack.onnxgraph.constants import VIEWS
 from edgepack.onnxgraph.names import Names
 from edgepack.onnxgraph.observe import ObservedInput, with_observed_inputs, with_outputs
 from edgepack.onnxgraph.sites import Placement, Site, find_sites
 from edgepack.onnxgraph.values import take_over
-from edgepack.types import Array, Factors
+from edgepack.types import Array
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -46,7 +47,7 @@ def rewrite(model: ir.Model, site: Site, build: Build, *, names: Names | None = 
         _replace(builder, placement, build)
 
 
-def with_factors(model: ir.Model, factors: Mapping[str, Factors]) -> ir.Model:
+def with_factors(model: ir.Model, factors: Mapping[str, Replacement]) -> ir.Model:
     """A new model in which each named layer is two thin ones, `<layer>.B` and then `<layer>.A`.
 
     With a `base` a third one, `<layer>.base`, stands beside the two, and an Add puts them together. The given model is
@@ -67,13 +68,13 @@ def with_factors(model: ir.Model, factors: Mapping[str, Factors]) -> ir.Model:
     names = Names(copy)
     for name, pair in factors.items():
         build = _pair(sites[name], pair)
-        if pair.base is not None:
+        if "base" in pair.tensors:
             build = _beside(sites[name], pair.base, build)
         rewrite(copy, sites[name], build, names=names)
     return copy
 
 
-def names_after(model: ir.Model, thin: ir.Model, factors: Mapping[str, Factors]) -> dict[str, tuple[str, ...]]:
+def names_after(model: ir.Model, thin: ir.Model, factors: Mapping[str, Replacement]) -> dict[str, tuple[str, ...]]:
     """What each layer is called in `with_factors(model, factors)`: its own name, or those of B, A and its base.
 
     By their order in the graph, as a half gets a number where its name is taken, and a layer may get a simpler name
@@ -84,10 +85,10 @@ def names_after(model: ir.Model, thin: ir.Model, factors: Mapping[str, Factors])
     return {name: tuple(islice(after, _matrices(factors.get(name)))) for name in names}
 
 
-def _matrices(pair: Factors | None) -> int:
+def _matrices(pair: Replacement | None) -> int:
     if pair is None:
         return 1
-    return 2 if pair.base is None else 3
+    return len(pair.tensors)
 
 
 def _replace(builder: Builder, placement: Placement, build: Build) -> None:
@@ -150,7 +151,7 @@ def _scaled_extra(builder: Builder, extra: ir.Value, placement: Placement) -> ir
     return builder.op("Mul", [extra, factor])
 
 
-def _check(sites: Mapping[str, Site], name: str, pair: Factors) -> None:
+def _check(sites: Mapping[str, Site], name: str, pair: Replacement) -> None:
     if name not in sites:
         close = get_close_matches(name, sites, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"its layers are: {', '.join(sites) or 'none'}"
@@ -162,13 +163,13 @@ def _check(sites: Mapping[str, Site], name: str, pair: Factors) -> None:
             f"factors of layer {name!r}: found A {pair.A.shape} and B {pair.B.shape}, "
             f"expected ({sides[0]}, r) and (r, {sides[1]})"
         )
-    if pair.base is not None and pair.base.shape != sides:
+    if "base" in pair.tensors and pair.base.shape != sides:
         raise ModelError(f"factors of layer {name!r}: found a matrix {pair.base.shape} beside them, expected {sides}")
     if pair.bias is not None and pair.bias.shape != sides[:1]:
         raise ModelError(f"factors of layer {name!r}: found a bias {pair.bias.shape}, expected {sides[:1]}")
 
 
-def _pair(site: Site, pair: Factors) -> Build:
+def _pair(site: Site, pair: Replacement) -> Build:
     """B, then A with the bias."""
     bias = site.layer.bias if pair.bias is None else pair.bias
 

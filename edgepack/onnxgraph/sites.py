@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgepack.model.kinds.linear import linear_layer
+from edgepack.model.layer import Layer
 from edgepack.onnxgraph.constants import Key, Reader
 from edgepack.onnxgraph.inline import inline_weight_functions
 from edgepack.onnxgraph.linear import Kind, Use, is_unsure, match
 from edgepack.onnxgraph.names import is_meaningful
 from edgepack.onnxgraph.ranks import known_rank, note_ranks
-from edgepack.types import LinearLayer
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -95,7 +96,7 @@ class Site:
         root: the initializer or Constant output that holds the weight.
     """
 
-    layer: LinearLayer
+    layer: Layer
     placements: tuple[Placement, ...]
     dtype: np.dtype[Any]
     stored_dtype: np.dtype[Any]
@@ -159,13 +160,8 @@ def _site(name: str, group: list[Use]) -> Site:
 
     first = group[0]
     shared = all(_same_bias(first, use) for use in group)
-    layer = LinearLayer(
-        name=name,
-        weight=np.asarray(first.weight, np.float32),
-        bias=first.bias if shared else None,
-        op=first.node.op_type,
-        uses=len(group),
-    )
+    weight, bias = np.asarray(first.weight, np.float32), first.bias if shared else None
+    layer = linear_layer(name, weight, bias, first.node.op_type, len(group))
     dtype = first.weight.dtype
     stored = first.root.dtype or ir.DataType.from_numpy(dtype)
     placements = tuple(_placement(use, keep_bias_apart=not shared) for use in group)

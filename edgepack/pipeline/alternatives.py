@@ -14,12 +14,14 @@ from edgepack.errors import OutputError
 from edgepack.executor import Workers, map_tasks
 from edgepack.factorize import compress, method_version
 from edgepack.factorize.whitened import shrunk_covariance
+from edgepack.model.layer import View
+from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import Scheme
 from edgepack.pipeline.covariances import Covariances
 from edgepack.pipeline.parts import packed_part, unpacked_part
 from edgepack.plan.exact_loss import exact_loss, pair_losses
 from edgepack.progress import Progress
-from edgepack.types import Alternative, Array, Coded, Dense, Factors, LinearLayer, Replacement
+from edgepack.types import Alternative, Array
 from edgepack.versions import FITTERS, tool_versions
 
 SHARES = (0.5, 0.25, 0.125, 0.0625, 0.03125)
@@ -30,7 +32,7 @@ AUTO_SHARES = (0.25, 0.125, 0.0625)
 
 VERSION = 4
 Saves = Literal["all", "file", "wire"]
-_Task = tuple[LinearLayer, Array | None, str, float, int, tuple[Scheme, ...], int]
+_Task = tuple[View, Array | None, str, float, int, tuple[Scheme, ...], int]
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ class Alternatives:
 NOTHING = Alternatives()
 
 
-def shares_of(layer: LinearLayer, rank: str | int | float, *, competing: bool) -> tuple[float, ...]:
+def shares_of(layer: View, rank: str | int | float, *, competing: bool) -> tuple[float, ...]:
     """The shares of a layer's weights to fit at: as asked for, or a few."""
     if isinstance(rank, str):
         return AUTO_SHARES if competing else SHARES
@@ -88,7 +90,7 @@ def shares_of(layer: LinearLayer, rank: str | int | float, *, competing: bool) -
 
 
 def fit_alternatives(
-    layers: Sequence[LinearLayer],
+    layers: Sequence[View],
     covariances: Covariances,
     gradients: Mapping[str, Array],
     methods: Sequence[str],
@@ -138,7 +140,7 @@ def fit_alternatives(
 
 
 def _fill(
-    layer: LinearLayer,
+    layer: View,
     wanted: Mapping[str, tuple[str, float]],
     covariances: Covariances,
     gradient: Array | None,
@@ -184,7 +186,7 @@ def _lost(cache: Cache, entry: str) -> OutputError:
 
 
 def _fit(
-    layer: LinearLayer,
+    layer: View,
     gradient: Array | None,
     method: str,
     share: float,
@@ -197,15 +199,15 @@ def _fit(
     if isinstance(part, str):
         return {"reason": f"{method}: {part}"}, {}
     covariance = None if layer.moments is None else shrunk_covariance(layer.moments)
-    if isinstance(part, Factors):
+    if part.structure.ranks:
         losses = pair_losses(layer, part, covariance, gradient, schemes, largest=largest)
         parameters = part.A.size + part.B.size
     else:
         lost = exact_loss(layer, part.weight, covariance, gradient)
         int8 = [scheme for scheme in schemes if scheme.per_channel_int8]
-        own = [CONSTEXPR[scheme.backend] for scheme in schemes] if isinstance(part, Coded) else int8
+        own = [CONSTEXPR[scheme.backend] for scheme in schemes] if part.structure.is_constexpr else int8
         losses = dict.fromkeys(own, lost)
-        parameters = stored_numbers(part) if isinstance(part, Coded) else part.weight.size
+        parameters = stored_numbers(part) if part.structure.is_constexpr else part.weight.size
     named = {scheme.key: loss for scheme, loss in losses.items()}
     said = {"method": method, "share": share, "parameters": parameters, "losses": named, "saves": saves(part)}
     return said, packed_part(part)
@@ -213,6 +215,6 @@ def _fit(
 
 def saves(part: Replacement) -> Saves:
     """What a layer saves, beside bytes on the wire; time and memory of a decoded one are those of a dense one."""
-    if isinstance(part, Dense):
+    if part.structure.is_dense:
         return "wire"
-    return "file" if isinstance(part, Coded) and is_decoded(part) else "all"
+    return "file" if part.structure.is_constexpr and is_decoded(part) else "all"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,22 +15,16 @@ from edgepack.coded import plain
 from edgepack.data import Samples
 from edgepack.inference import THREADS, load, predict
 from edgepack.metrics import Drop
+from edgepack.model.layer import Layer
+from edgepack.model.replacement import Replacement, of_structure
 from edgepack.model.scheme import FileScheme, Format
 from edgepack.pipeline.files import ModelFiles
 from edgepack.pipeline.parts import packed_part
 from edgepack.plan.file_scheme import exceptions
-from edgepack.types import (
-    Array,
-    Contents,
-    Dense,
-    Factors,
-    LayerPlan,
-    LinearLayer,
-    Proof,
-    Replacement,
-    coded_of,
-    pairs_of,
-)
+from edgepack.types import Array, Contents, LayerPlan, Proof, Written
+
+NOTHING_WRITTEN = Written({}, {})
+"""Of a file whose layers are all as they were."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +70,14 @@ class Attempt:
         return 0.0 if self.drop is None else self.drop.value
 
     @property
+    def failed_layers(self) -> dict[str, str]:
+        """Layers that a proof failed for, and why; empty where none failed, or one did for the whole file."""
+        failed = [proof for proof in self.proofs if not proof.passed]
+        if not all(proof.layers for proof in failed):
+            return {}
+        return {name: why for proof in failed for name, why in proof.layers.items()}
+
+    @property
     def failure(self) -> str:
         """What the failed proofs say."""
         return "; ".join(f"{p.name}: {p.detail}" for p in self.proofs if not p.passed)
@@ -88,11 +90,8 @@ class Attempt:
 class Prover:
     """Measures files against one guard. Answers of the fp32 factored model are kept per plan."""
 
-    def __init__(
-        self, guard: Guard, source: Contents, layers: Sequence[LinearLayer], reference: ModelFiles, work: Path
-    ):
+    def __init__(self, guard: Guard, layers: Sequence[Layer], reference: ModelFiles, work: Path):
         self.guard = guard
-        self.source = source
         self._layers = layers
         self._reference = reference
         self._work = work
@@ -107,8 +106,8 @@ class Prover:
         out: Path,
     ) -> Attempt:
         """Write the plan in a scheme and measure the file."""
-        files.write(factors, scheme, out, exceptions(plan, scheme))
-        return self.measure(files, plan, factors, scheme, out)
+        written = files.write(factors, scheme, out, exceptions(plan, scheme))
+        return self.measure(files, as_written(plan, written), factors, scheme, out, written)
 
     def measure(
         self,
@@ -117,13 +116,15 @@ class Prover:
         factors: Mapping[str, Replacement],
         scheme: FileScheme,
         path: Path,
+        written: Written = NOTHING_WRITTEN,
     ) -> Attempt:
         """Prove and score a file that is already there."""
         outputs = self.guard.answers(path, files.fmt)
+        contents = files.read(path)
         proofs = (
             verify.same_outputs(outputs, self._factored_answers(factors, plan), scheme, plan),
-            verify.two_thin_matmuls(files.read_optimized(path), plan),
-            *self._static_proofs(files, plan, factors, scheme, path),
+            verify.structures_kept(contents, files.read_optimized(path), written, plan),
+            *self._static_proofs(files, contents, plan, factors, scheme, path),
         )
         return Attempt(files.fmt, scheme, path, plan, proofs, self.drop(outputs))
 
@@ -147,16 +148,16 @@ class Prover:
     def _static_proofs(
         self,
         files: ModelFiles,
+        contents: Contents,
         plan: tuple[LayerPlan, ...],
         factors: Mapping[str, Replacement],
         scheme: FileScheme,
         path: Path,
     ) -> tuple[Proof, ...]:
-        contents = files.read(path)
         biases = {layer.name: _bias(layer, factors) for layer in self._layers}
         present = {name: bias for name, bias in biases.items() if bias is not None and np.any(bias)}
         return (
-            verify.weights_as_planned(contents, self.source, plan, scheme, coded_of(factors)),
+            verify.weights_as_planned(contents, files.dense_contents, plan, scheme, of_structure(factors, "constexpr")),
             self._bias_proof(files, verify.biases_intact(contents, present), factors, plan),
             *_coded_proofs(factors, path),
         )
@@ -171,7 +172,7 @@ class Prover:
         path = self._work / f"float.{files.fmt}"
         parts = _changed(factors, plan)
         exact = FileScheme.of(FP32[files.fmt])
-        files.write(parts, exact, path, dict.fromkeys(coded_of(parts), CONSTEXPR[files.fmt]))
+        files.write(parts, exact, path, dict.fromkeys(of_structure(parts, "constexpr"), CONSTEXPR[files.fmt]))
         same = verify.same_outputs(self.guard.answers(path, files.fmt), self._factored_answers(factors, plan), exact)
         detail = f"some are folded into their neighbours; the float file of this plan answers to {same.detail}"
         return Proof(found.name, same.passed, detail if same.passed else f"{found.detail}; {same.detail}")
@@ -180,7 +181,7 @@ class Prover:
         parts = _changed(factors, plan)
         if not parts:
             return self.guard.reference
-        plain_coded = {name: plain(part.weight, part.bias) for name, part in coded_of(parts).items()}
+        plain_coded = {name: plain(part.weight, part.bias) for name, part in of_structure(parts, "constexpr").items()}
         arrays = [(name, *packed_part(part).values()) for name, part in sorted({**parts, **plain_coded}.items())]
         key = digest(*(each for part in arrays for each in part))
         if key not in self._answers:
@@ -193,22 +194,32 @@ class Prover:
         return self._answers[key]
 
 
+def as_written(plan: tuple[LayerPlan, ...], written: Written) -> tuple[LayerPlan, ...]:
+    """The plan with the schemes that the layers really got."""
+    return tuple(
+        replace(layer, scheme=written.schemes[layer.layer])
+        if layer.scheme is not None and written.schemes.get(layer.layer, layer.scheme) != layer.scheme
+        else layer
+        for layer in plan
+    )
+
+
 def _changed(factors: Mapping[str, Replacement], plan: tuple[LayerPlan, ...]) -> dict[str, Replacement]:
     """Pairs and layers by other methods: all that differs from the model by more than rounding."""
     other = {layer.layer for layer in plan if layer.alternative is not None}
-    parts: dict[str, Replacement] = dict(pairs_of(factors))
+    parts: dict[str, Replacement] = dict(of_structure(factors, "low-rank", "low-rank-correction"))
     for name, part in factors.items():
-        if name in other and not isinstance(part, Factors):
-            parts[name] = plain(part.weight, part.bias) if isinstance(part, Dense) else part
+        if name in other and not part.structure.ranks:
+            parts[name] = plain(part.weight, part.bias) if part.structure.is_dense else part
     return parts
 
 
 def _coded_proofs(factors: Mapping[str, Replacement], path: Path) -> tuple[Proof, ...]:
-    coded = coded_of(factors)
+    coded = of_structure(factors, "constexpr")
     return (verify.stored_as_planned(path.read_bytes(), coded),) if coded else ()
 
 
-def _bias(layer: LinearLayer, factors: Mapping[str, Replacement]) -> Array | None:
+def _bias(layer: Layer, factors: Mapping[str, Replacement]) -> Array | None:
     if layer.name in factors and factors[layer.name].bias is not None:
         return factors[layer.name].bias
     return layer.bias

@@ -2,41 +2,41 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 
 from edgepack.factorize.whitened import shrunk_covariance
+from edgepack.model.layer import View
+from edgepack.model.replacement import Replacement, low_rank_correction
 from edgepack.model.scheme import Scheme
 from edgepack.quantize.bias import corrected_bias
 from edgepack.quantize.lattice import grid_of
 from edgepack.quantize.residual import rounded_residual
-from edgepack.types import Factors, LinearLayer, Moments
+from edgepack.types import Moments
 
 ROUNDS = ((1024, 3), (1 << 62, 1))
 """By the width of a layer: every round rounds the whole matrix twice."""
 
 
-def beside(layer: LinearLayer, pair: Factors) -> Factors:
+def beside(layer: View, pair: Replacement) -> Replacement:
     """The pair with all that it leaves of the layer's weight beside it, for whoever writes it to round."""
     left = layer.weight - pair.A.astype(np.float64) @ pair.B
-    return replace(pair, bias=layer.bias, base=left.astype(np.float32))
+    return low_rank_correction(pair.A, pair.B, layer.bias, left.astype(np.float32))
 
 
-def rounded_beside(layer: LinearLayer, moments: Moments, scheme: Scheme, rank: int, *, seed: int) -> Factors:
+def rounded_beside(layer: View, moments: Moments, scheme: Scheme, rank: int, *, seed: int) -> Replacement:
     """The pair and the matrix on the grids of a scheme, the bias corrected for what both together miss.
 
     Args:
         layer: without its moments.
         moments: of its input.
-        scheme: of both together.
+        scheme: of the matrix.
         rank: of the pair.
         seed: of the pair's rotation.
     """
-    if scheme.corrected is None:
+    thin = scheme.correction
+    if thin is None:
         raise ValueError(f"{scheme} has no pair beside a matrix")
-    dense, thin = scheme.corrected
-    sides = ((dense, layer.in_features), (thin, rank), (thin, layer.in_features))
+    sides = ((scheme, layer.in_features), (thin, rank), (thin, layer.in_features))
     base, A, B = (grid_of(one, columns) for one, columns in sides)
     if base is None or A is None or B is None:
         raise ValueError(f"{scheme} has matrices that are not rounded")
@@ -45,4 +45,4 @@ def rounded_beside(layer: LinearLayer, moments: Moments, scheme: Scheme, rank: i
     found = rounded_residual(layer.weight, covariance, (base, A, B), rank, seed=seed, rounds=rounds)
     whole = found.base.weight + found.A.weight.astype(np.float64) @ found.B.weight
     bias = corrected_bias(layer.bias, layer.weight, whole, moments.mean)
-    return Factors(found.A.weight, found.B.weight, bias, found.base.weight)
+    return low_rank_correction(found.A.weight, found.B.weight, bias, found.base.weight)

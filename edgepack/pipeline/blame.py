@@ -37,7 +37,7 @@ def unmet_budget(task: Task, onnx: OnnxFiles, attempts: Mapping[Format, Attempt]
 
 def _costs(task: Task, onnx: OnnxFiles, attempt: Attempt) -> list[tuple[LayerPlan, float]]:
     """Drop of the dense fp32 model with only one layer changed, largest first."""
-    plans = sorted(attempt.layers, key=lambda p: (-_loss(p), -p.out_features * p.in_features))[:MOST_LAYERS]
+    plans = sorted(attempt.layers, key=lambda p: (-_loss(p), -p.dense_parameters))[:MOST_LAYERS]
     factors = task.factors(attempt.layers, attempt.scheme)
     path = task.work / "blame.onnx"
     costs = []

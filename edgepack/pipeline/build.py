@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -113,36 +114,56 @@ def _fill(folder: Path, ready: Prepared) -> tuple[dict[str, Any], BudgetError | 
 
 
 def _choose(ready: Prepared) -> Chosen:
-    """Plans every format in turn; each gets its share of the time, and begins where the one before it ended."""
+    """Plans every format in turn; each gets its share of the time, and begins where the one before it ended.
+
+    A format that cannot be written is left out, as long as there is another one.
+    """
     options = ready.task.options
     picks = picked(ready) if options.pick else None
     wanted = [fmt for fmt in ready.files if picks is None or fmt in picks]
-    baselines = {fmt: make_baseline(ready.task, ready.files[fmt], ready.prices) for fmt in wanted}
+    left_out: dict[Format, ModelError] = {}
+    baselines: dict[Format, Baseline] = {}
+    for fmt in wanted:
+        with _leaving_out(fmt, left_out):
+            baselines[fmt] = make_baseline(ready.task, ready.files[fmt], ready.prices)
     planned: dict[Format, Planned] = {}
+    attempts: dict[Format, Attempt] = {}
     start: float | None = None
     began = time.monotonic()
-    for number, fmt in enumerate(wanted, start=1):
+    for number, (fmt, baseline) in enumerate(baselines.items(), start=1):
         files = ready.files[fmt]
-        if picks is not None:
-            planned[fmt] = Planned(picks[fmt], None)
-            continue
-        deadline_s = began + 60 * options.search_minutes * number / len(wanted)
-        planned[fmt] = plan(
-            *(ready.task, files, ready.menus[fmt], ready.prices, baselines[fmt]), deadline_s=deadline_s, start=start
-        )
-        start = planned[fmt].loss
-    attempts = {
-        fmt: keep_promise(ready.task, ready.files[fmt], one.found.attempt, baselines[fmt])
-        for fmt, one in planned.items()
-    }
+        deadline_s = began + 60 * options.search_minutes * number / len(baselines)
+        with _leaving_out(fmt, left_out):
+            if picks is not None:
+                found = Planned(picks[fmt], None)
+            else:
+                found = plan(
+                    ready.task, files, ready.menus[fmt], ready.prices, baseline, deadline_s=deadline_s, start=start
+                )
+                start = found.loss
+            attempts[fmt] = keep_promise(ready.task, files, found.found.attempt, baseline)
+            planned[fmt] = found
+    for fmt, err in left_out.items():
+        if not attempts:
+            raise err
+        ready.task.warn(f"no {fmt} file: {err.message}")
     images = {fmt: jpeg_images(ready.task, one) for fmt, one in attempts.items()} if options.transport else {}
-    return Chosen(planned, attempts, baselines, images)
+    return Chosen(planned, attempts, {fmt: baselines[fmt] for fmt in attempts}, images)
+
+
+@contextmanager
+def _leaving_out(fmt: Format, left_out: dict[Format, ModelError]) -> Iterator[None]:
+    """Notes a format that the model cannot be written in."""
+    try:
+        yield
+    except ModelError as err:
+        left_out[fmt] = err
 
 
 def _entries(ready: Prepared, chosen: Chosen, scores: Mapping[str, float]) -> dict[str, dict[str, Any]]:
     entries = {}
-    source = ready.task.prover.source
     for fmt, attempt in chosen.attempts.items():
+        source = ready.files[fmt].dense_contents
         measured = bool(chosen.planned[fmt].found.latency_s)
         chosen_by = manifest.chosen_by(ready.prices.source_name(fmt), measured=measured)
         outcome = ready.task.recovered(attempt.layers, attempt.scheme)

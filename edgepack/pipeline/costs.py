@@ -14,7 +14,18 @@ from edgepack.model.scheme import Format, Scheme
 from edgepack.pipeline.counting import Counter
 from edgepack.plan.candidates import RANK_TILE, break_even_rank
 from edgepack.plan.interpolate import interpolate
-from edgepack.plan.table import LEVELS, CallCost, CostTable, Deviation, Grid, HeldOut, Level, Point, SchemeCosts
+from edgepack.plan.table import (
+    LEVELS,
+    CallCost,
+    CostTable,
+    Deviation,
+    Grid,
+    HeldOut,
+    Level,
+    Point,
+    SchemeCosts,
+    linear_point,
+)
 from edgepack.plan.table_file import own_folder, save_table, table_identity, table_name
 from edgepack.progress import Progress, silent
 from edgepack.targets import Target
@@ -100,7 +111,7 @@ def held_out_points(grid: Grid, fmt: Format, count: int = HELD_OUT, seed: int = 
         batch = int(rng.choice([batch for batch in HELD_OUT_BATCHES if batch <= grid.batches[-1]] or grid.batches))
         tiles = min(break_even_rank(rows, columns), grid.ranks[-1]) // RANK_TILE
         rank = RANK_TILE * int(np.exp(rng.uniform(0, np.log(tiles + 0.999)))) if index % 2 and tiles else None
-        points += [Point(scheme, rows, columns, rank, batch) for scheme in SCHEMES[fmt]]
+        points += [linear_point(scheme, rows, columns, rank, batch) for scheme in SCHEMES[fmt]]
     return points
 
 

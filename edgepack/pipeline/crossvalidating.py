@@ -18,6 +18,9 @@ from edgepack.errors import UsageError
 from edgepack.executor import Workers, one_thread
 from edgepack.factorize import factorizer
 from edgepack.inference import THREADS, load, predict
+from edgepack.model.kinds import views_of
+from edgepack.model.layer import Layer
+from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import FileScheme
 from edgepack.pipeline.attempt import Guard
 from edgepack.pipeline.onnx_files import OnnxFiles
@@ -27,7 +30,7 @@ from edgepack.pipeline.statistics import decompose
 from edgepack.plan.candidates import shared_rank
 from edgepack.plan.crossval import RankScores, rank_by_cv, stratified_folds
 from edgepack.progress import Progress
-from edgepack.types import Array, Factors, LinearLayer, Spectrum
+from edgepack.types import Array, Spectrum
 
 FOLDS = 5
 PERCENTS = (2, 3, 4, 6, 8, 11, 16, 23, 32, 45)
@@ -105,14 +108,14 @@ class _Folds:
         path.unlink()
         return float(metrics.accuracy(answers, answers, self.labels[self.rows[fold][1]]).mean())
 
-    def _factors(self, ranks: _Ranks, fold: int) -> dict[str, Factors]:
+    def _factors(self, ranks: _Ranks, fold: int) -> dict[str, Replacement]:
         if fold not in self.spectra:
             self.spectra[fold] = self._decomposed(fold)
         algorithm = factorizer(self.method)
         with one_thread():  # the same bits on machines with more cores
             return {
                 layer.name: algorithm.factors(layer, spectrum, ranks[layer.name])
-                for layer, spectrum in zip(self.opened.layers, self.spectra[fold], strict=True)
+                for layer, spectrum in zip(views_of(self.opened.layers), self.spectra[fold], strict=True)
                 if layer.name in ranks
             }
 
@@ -122,7 +125,8 @@ class _Folds:
         opened, cache, progress = self.opened, self.cache, self.progress
         _, gradients = weighed(opened, self.method, seen, "accuracy", self.seed, key, cache, self.work, progress)
         return decompose(
-            *(opened.model, opened.layers, self.method, seen, key, cache, progress, self.crew), gradients=gradients
+            *(opened.model, views_of(opened.layers), self.method, seen, key, cache, progress, self.crew),
+            gradients=gradients,
         )[0]
 
 
@@ -191,7 +195,7 @@ def cross_validated(
     return CrossValidation(found.rank, found.best, found.threshold, FOLDS, len(samples), found.table)
 
 
-def _plans(layers: Sequence[LinearLayer]) -> dict[int, _Ranks]:
+def _plans(layers: Sequence[Layer]) -> dict[int, _Ranks]:
     """Per cent → rank by layer name, for the shares that differ and factor something."""
     plans: dict[int, _Ranks] = {}
     for percent in PERCENTS:

@@ -110,8 +110,8 @@ def _numbered(ready: Prepared, probes: Mapping[Format, Sequence[Probe]]) -> tupl
 
 
 def _row(ready: Prepared, number: int, probe: Probe, on_front: bool) -> ExploredRow:
-    dense = sum(layer.out_features * layer.in_features for layer in probe.layers)
-    factored = sum(layer.rank is not None or layer.alternative is not None for layer in probe.layers)
+    dense = sum(layer.dense_parameters for layer in probe.layers)
+    factored = sum(bool(layer.structure.ranks) or layer.alternative is not None for layer in probe.layers)
     return ExploredRow(
         number=number,
         on_front=on_front,

@@ -6,8 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
+from edgepack.model.layer import Layer
+from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import FileScheme, Format, Scheme
-from edgepack.types import Contents, Replacement
+from edgepack.model.structure import Structure
+from edgepack.types import Contents, Written
 
 
 class ModelFiles(Protocol):
@@ -22,6 +25,9 @@ class ModelFiles(Protocol):
 
     def layer_schemes(self) -> tuple[Scheme, ...]:
         """The schemes that a single linear layer of this model can take, in the order of the backend's."""
+
+    def supports(self, layer: Layer, structure: Structure, scheme: Scheme) -> str | None:
+        """None where a layer can be written so, else why not."""
 
     def corrected_schemes(self) -> tuple[Scheme, ...]:
         """Those of a dense matrix with a pair beside it that a layer of this model can take."""
@@ -48,17 +54,24 @@ class ModelFiles(Protocol):
         scheme: FileScheme,
         out: Path,
         schemes: Mapping[str, Scheme] | None = None,
-    ) -> None:
+    ) -> Written:
         """The model with `factors` in place of the named layers.
 
         Args:
             factors: by layer name, as `takes` leaves them.
             scheme: of the file, so of every linear layer that `schemes` does not name.
             schemes: the schemes of single layers by name, of both halves of a factored one.
+
+        Returns:
+            What each layer really got, and what its matrices are called in the file.
         """
 
     def read(self, path: Path) -> Contents:
         """What the file holds."""
+
+    @property
+    def dense_contents(self) -> Contents:
+        """What the dense fp32 file holds."""
 
     def read_optimized(self, path: Path) -> Contents:
         """What the runtime holds after its own graph optimisation."""

@@ -18,7 +18,7 @@ def jpeg_images(task: Task, attempt: Attempt) -> tuple[JpegImage, ...]:
     like any others.
     """
     found = []
-    for layer, choice in zip(task.layers, attempt.layers, strict=True):
+    for layer, choice in zip(task.views, attempt.layers, strict=True):
         other = choice.alternative
         quality = jpeg.quality_within(layer, other.share) if other is not None and other.method == METHOD else ""
         if isinstance(quality, int):

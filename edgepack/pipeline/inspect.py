@@ -13,6 +13,8 @@ from edgepack.cache import Cache, digest
 from edgepack.data import Samples, example
 from edgepack.errors import ModelError
 from edgepack.factorize import needs_gradients
+from edgepack.model.kinds import views_of
+from edgepack.model.layer import Layer
 from edgepack.pack import read_manifest
 from edgepack.pipeline.guarding import choose_method, load_data, make_guard
 from edgepack.pipeline.observe import Observation, joined
@@ -22,7 +24,7 @@ from edgepack.pipeline.statistics import decompose
 from edgepack.plan.candidates import break_even_rank
 from edgepack.progress import Progress, silent
 from edgepack.report.layers import Energy, LayerReport, ModelReport
-from edgepack.types import Array, LinearLayer, Spectrum
+from edgepack.types import Array, Spectrum
 
 
 def inspect(
@@ -58,7 +60,8 @@ def inspect(
             work = Path(folder)
             _, gradients = weighed(opened, chosen, loaded.calibration, metric, seed, key, cache, work, progress)
         spectra, _ = decompose(
-            *(opened.model, opened.layers, chosen, loaded.calibration, key, cache, progress), gradients=gradients
+            *(opened.model, views_of(opened.layers), chosen, loaded.calibration, key, cache, progress),
+            gradients=gradients,
         )
         progress("count rows")
         energies = [
@@ -129,14 +132,14 @@ def _report(
 
 
 def _layer(
-    layer: LinearLayer, spectrum: Spectrum, energy: Energy, total: int, rows: int | None, macs_share: float | None
+    layer: Layer, spectrum: Spectrum, energy: Energy, total: int, rows: int | None, macs_share: float | None
 ) -> LayerReport:
     m, n = layer.out_features, layer.in_features
     lost = spectrum.lost_share()
     size = m * n * 4
     return LayerReport(
         name=layer.name,
-        op=layer.op,
+        op=layer.geometry.operator,
         out_features=m,
         in_features=n,
         uses=layer.uses,

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from edgepack.model.kinds import kind_of
+from edgepack.model.structure import DENSE
 from edgepack.pipeline.menus import Menu
 from edgepack.plan import reasons
 from edgepack.plan.candidates import break_even_rank
@@ -21,8 +23,8 @@ TIE = 0.03
 """Latencies this close are the same for what a table of costs can tell: then the smaller plan is taken."""
 
 LayerPlans = tuple[LayerPlan, ...]
-Choice = tuple[str | None, int | None] | tuple[str | None, int | None, str, float]
-"""Form and rank of a layer; by another method its name and share as well."""
+Choice = tuple[str | None, str] | tuple[str | None, str, str, float]
+"""Scheme and structure of a layer; by another method its name and share as well."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,12 @@ class Step:
     @property
     def choices(self) -> list[Choice]:
         """What tells plans apart."""
-        return [_choice(layer) for layer in self.layers]
+        return choices(self.layers)
+
+
+def choices(layers: LayerPlans) -> list[Choice]:
+    """What tells plans apart."""
+    return [_choice(layer) for layer in layers]
 
 
 def make_ladder(
@@ -107,7 +114,8 @@ def nearest(menus: Sequence[Menu], spectra: Sequence[Spectrum], bounds: Bounds, 
 def _choice(layer: LayerPlan) -> Choice:
     other = layer.alternative
     scheme = None if layer.scheme is None else layer.scheme.name
-    return (scheme, layer.rank) if other is None else (scheme, layer.rank, other.method, other.share)
+    structure = str(layer.structure)
+    return (scheme, structure) if other is None else (scheme, structure, other.method, other.share)
 
 
 def _limits(low: float, high: float) -> list[float]:
@@ -137,9 +145,9 @@ def planned(menu: Menu, chosen: Candidate, spectrum: Spectrum, slack: float) -> 
     layer = menu.layer
     return LayerPlan(
         layer.name,
-        layer.out_features,
-        layer.in_features,
-        chosen.rank,
+        kind_of(layer).ops(layer, DENSE, 1),
+        chosen.structure,
+        chosen.ops,
         break_even_rank(layer.out_features, layer.in_features),
         _lost_share(chosen, spectrum),
         reasons.reason(menu.candidates, chosen, slack, menu.why_dense),
@@ -151,6 +159,6 @@ def planned(menu: Menu, chosen: Candidate, spectrum: Spectrum, slack: float) -> 
 
 
 def _lost_share(chosen: Candidate, spectrum: Spectrum) -> float:
-    if chosen.rank is None or chosen.scheme.corrected or chosen.alternative is not None:
+    if not chosen.structure.is_low_rank or chosen.alternative is not None:
         return 0.0
-    return float(spectrum.lost_share()[chosen.rank])
+    return float(spectrum.lost_share()[chosen.structure.ranks[0]])

@@ -17,6 +17,7 @@ import numpy as np
 from edgepack.cache import atomic_path, default_root, digest
 from edgepack.data import Samples
 from edgepack.errors import ModelError
+from edgepack.model.replacement import dense, low_rank, low_rank_correction
 from edgepack.model.scheme import FileScheme, Format
 from edgepack.pipeline.layer_tflite import write_layer
 from edgepack.pipeline.onnx_files import OnnxFiles
@@ -24,7 +25,7 @@ from edgepack.plan.table import Point
 from edgepack.progress import Progress, silent
 from edgepack.quantize.grid import WEIGHT_MAX
 from edgepack.sources.onnx import OnnxSource, open_onnx
-from edgepack.types import Array, Dense, Factors
+from edgepack.types import Array
 from edgepack.versions import tool_versions
 
 VERSION = 2
@@ -90,10 +91,10 @@ def _write_tflite(points: Sequence[Point], paths: Mapping[Point, Path], work: Pa
         weight, bias = _dense(rows, columns)
         inputs = _inputs(columns)
         for point in group:
-            parts = [Dense(weight, bias)]
+            parts = [dense(weight, bias)]
             if point.rank is not None:
                 left, right = _pair(rows, columns, point.rank)
-                parts = [Dense(right, None), Dense(left, bias)]
+                parts = [dense(right, None), dense(left, bias)]
             with atomic_path(paths[point]) as out:
                 write_layer(out, parts, point.scheme, batch, inputs)
             yield point
@@ -133,10 +134,11 @@ def _write_point(files: OnnxFiles, source: OnnxSource, point: Point, out: Path) 
     if point.rank is None:
         files.write({}, FileScheme.of(point.scheme), out)
         return
-    base = layer.weight if point.scheme.corrected else None
-    pair = Factors(*_pair(layer.out_features, layer.in_features, point.rank), layer.bias, base)
-    scheme = point.scheme.corrected[0] if point.scheme.corrected else point.scheme
-    files.write({layer.name: pair}, FileScheme.of(scheme), out, {layer.name: point.scheme})
+    left, right = _pair(layer.out_features, layer.in_features, point.rank)
+    pair = low_rank(left, right, layer.bias)
+    if point.structure.is_correction:
+        pair = low_rank_correction(left, right, layer.bias, layer.weight)
+    files.write({layer.name: pair}, FileScheme.of(point.scheme), out)
 
 
 def _inputs(columns: int) -> Array:

@@ -6,10 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from edgepack.backends.schemes import CORRECTED, SCHEMES
 from edgepack.model.scheme import FORMATS, Format, Scheme
+from edgepack.model.structure import low_rank_correction
 from edgepack.plan.candidates import RANK_TILE, break_even_rank, residual_ranks
 from edgepack.plan.measured import STANDARD_GRID, grid_points
 from edgepack.plan.sources import Shape
-from edgepack.plan.table import Point
+from edgepack.plan.table import Point, linear_point, linear_point_in
 
 
 def points_for(
@@ -31,7 +32,7 @@ def points_for(
     """
     shapes = dict.fromkeys(shapes)
     points = [
-        Point(scheme, rows, columns, rank, batch)
+        linear_point(scheme, rows, columns, rank, batch)
         for fmt in formats
         for rows, columns, batch in shapes
         for rank in (None, *(sparse_ranks(rows, columns) if ranks is None else ranks.get((rows, columns), ())))
@@ -39,9 +40,9 @@ def points_for(
     ]
     if ranks is not None:
         return points
-    both = [one for fmt in formats for one in CORRECTED[fmt] if set(one.corrected or ()) <= set(schemes[fmt])]
+    both = [one for fmt in formats for one in CORRECTED[fmt] if {one, one.correction} <= {*schemes[fmt]}]
     return points + [
-        Point(scheme, rows, columns, rank, batch)
+        linear_point_in(scheme, low_rank_correction(rank), (rows, columns), batch)
         for rows, columns, batch in shapes
         for rank in residual_ranks(rows, columns)
         for scheme in both

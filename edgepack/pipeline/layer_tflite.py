@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import BITS, Scheme
-from edgepack.types import Array, Dense
+from edgepack.types import Array
 
 if TYPE_CHECKING:
     from ai_edge_litert import schema_py_generated as schema
@@ -21,7 +22,7 @@ ALIGNMENT = 16
 _FULLY_CONNECTED_VERSION = 5
 
 
-def write_layer(path: Path, parts: list[Dense], scheme: Scheme, batch: int, inputs: Array) -> None:
+def write_layer(path: Path, parts: list[Replacement], scheme: Scheme, batch: int, inputs: Array) -> None:
     """Writes a chain of linear layers: one for a dense layer, two for a pair.
 
     Args:
@@ -180,7 +181,7 @@ def _aligned_builder(size: int) -> Any:
     import flatbuffers
 
     class Aligned(flatbuffers.Builder):  # type: ignore[misc]
-        def StartVector(self, elemSize: int, numElems: int, alignment: int) -> Any:  # noqa: N802
+        def StartVector(self, elemSize: int, numElems: int, alignment: int) -> Any:
             return super().StartVector(elemSize, numElems, max(alignment, ALIGNMENT) if numElems > 64 else alignment)
 
     return Aligned(size)

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from edgepack.errors import BudgetError
+from edgepack.model.kinds import kind_of
 from edgepack.model.scheme import Format
+from edgepack.model.structure import DENSE
 from edgepack.pipeline.attempt import Attempt
 from edgepack.pipeline.baselines import Baseline
 from edgepack.pipeline.files import ModelFiles
@@ -42,7 +44,7 @@ def measure_rest(task: Task, files: ModelFiles, prices: Prices) -> Rest:
     path = task.work / f"rest.{files.fmt}"
     files.write({}, scheme, path)
     plain = scheme.layers
-    sizes = [size_bytes(plain, a.out_features, a.in_features, None, bias=a.bias is not None) for a in task.layers]
+    sizes = [size_bytes(plain, kind_of(layer).ops(layer, DENSE, 1), layer.bias) for layer in task.layers]
     ram, latency_s = 0, prices.call_s(files.fmt)
     if task.options.ram_bytes is not None:
         held = sum(resident_bytes(plain, one) for one in sizes)
@@ -72,7 +74,9 @@ def promised_bounds(task: Task, menus: Sequence[Menu], baseline: Baseline, bound
     """
     if not is_automatic(task.options):
         return bounds
-    dense = [[c.size_bytes for c in menu.candidates if c.rank is None and c.alternative is None] for menu in menus]
+    dense = [
+        [c.size_bytes for c in menu.candidates if c.structure.is_dense and c.alternative is None] for menu in menus
+    ]
     own = sum(min(sizes, default=0) for sizes in dense)
     promised = max(baseline.int8.stat().st_size - rest.size_bytes, own)
     return replace(bounds, size_bytes=promised if bounds.size_bytes is None else min(promised, bounds.size_bytes))

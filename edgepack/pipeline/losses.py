@@ -8,22 +8,25 @@ from edgepack.backends.schemes import CORRECTED, scheme_of_key
 from edgepack.cache import Cache, digest
 from edgepack.executor import Workers, map_tasks
 from edgepack.factorize import factorizer
+from edgepack.model.layer import View
+from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import Scheme
+from edgepack.model.structure import Structure, structure_of
 from edgepack.pipeline.sensitivity import Sensitivity
 from edgepack.plan.loss import layer_losses
 from edgepack.progress import Progress
 from edgepack.quantize.gauge import balanced
-from edgepack.types import Array, Factors, LinearLayer, Spectrum
+from edgepack.types import Array, Spectrum
 
-Losses = Mapping[str, Mapping[tuple[Scheme, int | None], float]]
-"""By layer name: (scheme, rank or None for dense) → predicted loss."""
+Losses = Mapping[str, Mapping[tuple[Scheme, Structure], float]]
+"""By layer name: (scheme, structure) → predicted loss."""
 VERSION = 4
 _Ranks = tuple[int, ...]
-_Task = tuple[LinearLayer, Spectrum, Array | None, Array | None, tuple[Scheme, ...], _Ranks, _Ranks, str, int, int]
+_Task = tuple[View, Spectrum, Array | None, Array | None, tuple[Scheme, ...], _Ranks, _Ranks, str, int, int]
 
 
 def predict_losses(
-    layers: Sequence[LinearLayer],
+    layers: Sequence[View],
     spectra: Sequence[Spectrum],
     sensitivity: Sensitivity,
     schemes: tuple[Scheme, ...],
@@ -49,7 +52,7 @@ def predict_losses(
     """
     tasks: list[_Task] = []
     keys: list[str] = []
-    found: dict[str, Mapping[tuple[Scheme, int | None], float]] = {}
+    found: dict[str, Mapping[tuple[Scheme, Structure], float]] = {}
     for layer, spectrum in zip(layers, spectra, strict=True):
         offered = ranks[layer.name], residual[layer.name]
         names = [scheme.key for scheme in schemes]
@@ -71,13 +74,13 @@ def predict_losses(
     return found
 
 
-def factors_at(layer: LinearLayer, spectrum: Spectrum, rank: int, method: str, seed: int) -> Factors:
+def factors_at(layer: View, spectrum: Spectrum, rank: int, method: str, seed: int) -> Replacement:
     """The layer's factors at a rank, in the basis that quantizes well."""
     return balanced(factorizer(method).factors(layer, spectrum, rank), spectrum, seed=seed)
 
 
 def _losses(
-    layer: LinearLayer,
+    layer: View,
     spectrum: Spectrum,
     gradient: Array | None,
     truncation: Array | None,
@@ -87,8 +90,8 @@ def _losses(
     method: str,
     seed: int,
     largest: int,
-) -> dict[tuple[Scheme, int | None], float]:
-    def factors(rank: int) -> Factors:
+) -> dict[tuple[Scheme, Structure], float]:
+    def factors(rank: int) -> Replacement:
         return factors_at(layer, spectrum, rank, method, seed)
 
     return layer_losses(
@@ -108,9 +111,9 @@ def _cost(task: _Task) -> float:
     return per_rank + (0.0 if gradient is None else 2.0 * layer.out_features**2 * sum(ranks))
 
 
-def _packed(losses: Mapping[tuple[Scheme, int | None], float]) -> list[tuple[str, int | None, float]]:
-    return [(scheme.key, rank, loss) for (scheme, rank), loss in losses.items()]
+def _packed(losses: Mapping[tuple[Scheme, Structure], float]) -> list[tuple[str, str, int | None, float]]:
+    return [(scheme.key, way.name, way.rank, loss) for (scheme, way), loss in losses.items()]
 
 
-def _unpacked(record: Sequence[tuple[str, int | None, float]]) -> dict[tuple[Scheme, int | None], float]:
-    return {(scheme_of_key(key), rank): loss for key, rank, loss in record}
+def _unpacked(record: Sequence[tuple[str, str, int | None, float]]) -> dict[tuple[Scheme, Structure], float]:
+    return {(scheme_of_key(key), structure_of(name, rank)): loss for key, name, rank, loss in record}

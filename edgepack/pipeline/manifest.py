@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +97,7 @@ def pack_file(
         outcome: of training its pairs.
     """
     dense = sum(a * b for a, b, _ in source.weights)
-    saved = sum(p.out_features * p.in_features - p.weight_parameters for p in attempt.layers)
+    saved = sum(p.dense_parameters - p.weight_parameters for p in attempt.layers)
     return {
         **_file(attempt.path, attempt.fmt, file_label(attempt.layers, attempt.scheme), attempt.drop, test),
         "scheme_chosen_by": chosen_by,
@@ -114,7 +114,15 @@ def pack_file(
 def layer_record(plan: LayerPlan) -> dict[str, Any]:
     """What became of one layer, its schemes by name."""
     return {
-        **asdict(replace(plan, scheme=None, predicted=None, others=())),
+        "layer": plan.layer,
+        "out_features": plan.dense[-1].rows,
+        "in_features": plan.dense[0].columns,
+        "structure": plan.structure.name,
+        "rank": plan.rank,
+        "break_even_rank": plan.break_even_rank,
+        "lost_energy_share": plan.lost_energy_share,
+        "reason": plan.reason,
+        "alternative": None if plan.alternative is None else asdict(plan.alternative),
         "scheme": None if plan.scheme is None else plan.scheme.name,
         "weight_parameters": plan.weight_parameters,
         "predicted": None if plan.predicted is None else _candidate_record(plan.predicted),
@@ -123,7 +131,17 @@ def layer_record(plan: LayerPlan) -> dict[str, Any]:
 
 
 def _candidate_record(candidate: Candidate) -> dict[str, Any]:
-    return {**asdict(candidate), "scheme": candidate.scheme.name}
+    return {
+        "scheme": candidate.scheme.name,
+        "structure": candidate.structure.name,
+        "rank": candidate.structure.rank,
+        "loss": candidate.loss,
+        "size_bytes": candidate.size_bytes,
+        "ram_bytes": candidate.ram_bytes,
+        "latency_s": candidate.latency_s,
+        "source": candidate.source,
+        "alternative": None if candidate.alternative is None else asdict(candidate.alternative),
+    }
 
 
 def _shares(split: Split | None) -> dict[str, float] | None:

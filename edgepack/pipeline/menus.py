@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from edgepack.backends.schemes import CONSTEXPR, DENSE_INT8, FP32
-from edgepack.backends.tflite.schemes import INT4_DYNAMIC
 from edgepack.errors import UsageError
-from edgepack.model.scheme import BITS, Scheme
+from edgepack.model.kinds import kind_of
+from edgepack.model.layer import Layer
+from edgepack.model.scheme import BITS, Format, Scheme
+from edgepack.model.structure import DENSE, Structure
 from edgepack.pipeline.alternatives import NOTHING, Alternatives, Fit
 from edgepack.pipeline.files import ModelFiles
 from edgepack.pipeline.losses import Losses
 from edgepack.pipeline.options import BuildOptions
 from edgepack.pipeline.pricing import Prices
-from edgepack.plan.candidates import asked_rank, rank_choices, residual_ranks, shared_rank, too_small
+from edgepack.plan.candidates import GivenRanks, asked_rank, rank_choices, residual_ranks, shared_rank, too_small
 from edgepack.plan.coded_cost import coded_size_bytes, time_over_dense
 from edgepack.plan.sizes import resident_bytes, size_bytes
-from edgepack.types import Candidate, Coded, Factors, LinearLayer
+from edgepack.types import Candidate
 
 UNGUARDED_LOST_SHARE = 0.01
 """Output energy a layer may lose where no data stand guard over the accuracy."""
@@ -27,13 +29,13 @@ UNGUARDED_LOST_SHARE = 0.01
 class Menu:
     """One layer's candidates; at least one. `why_dense` says why none of them is a pair, where that is so."""
 
-    layer: LinearLayer
+    layer: Layer
     candidates: tuple[Candidate, ...]
     why_dense: str | None
 
 
 def ranks_of(
-    layers: Sequence[LinearLayer], options: BuildOptions, unseen: Collection[str], *, share: float | None = None
+    layers: Sequence[Layer], options: BuildOptions, unseen: Collection[str], *, share: float | None = None
 ) -> dict[str, tuple[tuple[int, ...], str | None]]:
     """By layer name: the ranks to offer beside or instead of the dense layer, and why there are none.
 
@@ -44,9 +46,7 @@ def ranks_of(
     return {layer.name: _ranks(layer, options, share, seen=layer.name not in unseen) for layer in layers}
 
 
-def residuals_of(
-    layers: Sequence[LinearLayer], options: BuildOptions, unseen: Collection[str]
-) -> dict[str, tuple[int, ...]]:
+def residuals_of(layers: Sequence[Layer], options: BuildOptions, unseen: Collection[str]) -> dict[str, tuple[int, ...]]:
     """By layer name: the ranks to offer of a pair beside the dense matrix in 4 bits; none where that is not wanted."""
     wanted = "onnx" in options.chosen_formats and options.rank == "auto" and options.precision in ("auto", "int4")
     return {
@@ -57,7 +57,7 @@ def residuals_of(
 
 def make_menus(
     files: ModelFiles,
-    layers: Sequence[LinearLayer],
+    layers: Sequence[Layer],
     ranks: Mapping[str, tuple[tuple[int, ...], str | None]],
     losses: Losses,
     prices: Prices,
@@ -84,17 +84,20 @@ def make_menus(
     menus = []
     for layer in layers:
         own, why_dense = ranks[layer.name]
-        offered = own if options.rank != "auto" and own else (None, *own)
-        schemes = _schemes(files, layer, offered, options, seen=layer.name not in unseen)
-        ways = [(scheme, rank) for scheme in schemes for rank in offered]
-        ways += [(scheme, rank) for scheme in files.corrected_schemes() for rank in residual[layer.name]]
+        structures = list(kind_of(layer).structures(layer, GivenRanks(own, residual[layer.name])))
+        if options.rank != "auto" and own:
+            structures = [structure for structure in structures if structure.ranks]
+        schemes = _schemes(files, layer, structures, options, seen=layer.name not in unseen)
+        ways = [(scheme, structure) for scheme in schemes for structure in structures if not structure.is_correction]
+        corrected = [structure for structure in structures if structure.is_correction]
+        ways += [(scheme, structure) for scheme in files.corrected_schemes() for structure in corrected]
         fits = alternatives.fits.get(layer.name, ())
         others = tuple(each for fit in fits for each in _others(files, layer, fit, schemes, prices))
         if fits and not others and why_dense is None:
             why_dense = "by this method it would take more bytes than dense in 8 bits"
         if others and options.rank != "auto":
-            ways = [way for way in ways if way[1] is not None]
-        found = (*_candidates(layer, ways, losses[layer.name], prices), *others)
+            ways = [way for way in ways if way[1].ranks]
+        found = (*_candidates(files, layer, ways, losses[layer.name], prices), *others)
         if not found:
             source = prices.source_name(files.fmt)
             raise UsageError(
@@ -107,7 +110,7 @@ def make_menus(
 
 
 def _ranks(
-    layer: LinearLayer, options: BuildOptions, share: float | None, *, seen: bool
+    layer: Layer, options: BuildOptions, share: float | None, *, seen: bool
 ) -> tuple[tuple[int, ...], str | None]:
     sides = layer.out_features, layer.in_features
     asked: int | str | None = None
@@ -124,66 +127,81 @@ def _ranks(
 
 
 def _schemes(
-    files: ModelFiles, layer: LinearLayer, offered: Sequence[int | None], options: BuildOptions, *, seen: bool
+    files: ModelFiles, layer: Layer, structures: Sequence[Structure], options: BuildOptions, *, seen: bool
 ) -> list[Scheme]:
     """Those of the precision that was asked for; of the next wider one where the layer has none with a kernel."""
     schemes = [scheme for scheme in files.layer_schemes() if seen or not scheme.is_static]
     if options.precision == "auto":
         return schemes
-    suited = [scheme for scheme in schemes if any(_suits(scheme, layer, rank) for rank in offered)]
+    offered = [structure for structure in structures if not structure.is_correction]
+    suited = [
+        scheme for scheme in schemes if any(files.supports(layer, structure, scheme) is None for structure in offered)
+    ]
     widths = [bits for bits in sorted(BITS.values()) if bits >= BITS[options.precision]]
     return next(own for bits in widths if (own := [scheme for scheme in suited if scheme.bits == bits]))
 
 
 def _candidates(
-    layer: LinearLayer,
-    ways: Sequence[tuple[Scheme, int | None]],
-    losses: Mapping[tuple[Scheme, int | None], float],
+    files: ModelFiles,
+    layer: Layer,
+    ways: Sequence[tuple[Scheme, Structure]],
+    losses: Mapping[tuple[Scheme, Structure], float],
     prices: Prices,
 ) -> Iterator[Candidate]:
-    sides = layer.out_features, layer.in_features
-    for scheme, rank in ways:
-        price = prices.price(layer.name, rank, scheme) if _suits(scheme, layer, rank) else None
-        if price is None:
-            continue
-        size = size_bytes(scheme, *sides, rank, bias=layer.bias is not None)
-        ram = resident_bytes(scheme, size)
-        yield Candidate(scheme, rank, losses[scheme, rank], size, ram, price.latency_s, price.source)
+    for scheme, structure in ways:
+        found = _candidate(files, layer, structure, scheme, losses[scheme, structure], prices)
+        if found is not None:
+            yield found
+
+
+def _candidate(
+    files: ModelFiles, layer: Layer, structure: Structure, scheme: Scheme, loss: float, prices: Prices
+) -> Candidate | None:
+    """None where the format cannot hold it, or the source of costs has nothing on it."""
+    if files.supports(layer, structure, scheme) is not None:
+        return None
+    price = prices.price(layer.name, structure, scheme)
+    if price is None:
+        return None
+    ops = kind_of(layer).ops(layer, structure, 1)
+    size = size_bytes(scheme, ops, layer.bias)
+    ram = resident_bytes(scheme, size)
+    return Candidate(scheme, structure, ops, loss, size, ram, price.latency_s, price.source)
 
 
 def _others(
-    files: ModelFiles, layer: LinearLayer, fit: Fit, schemes: Sequence[Scheme], prices: Prices
+    files: ModelFiles, layer: Layer, fit: Fit, schemes: Sequence[Scheme], prices: Prices
 ) -> Iterator[Candidate]:
     """What another method made of a layer: in code, or in each scheme that a pair or a matrix can take."""
-    fmt, part, sides = files.fmt, fit.part, (layer.out_features, layer.in_features)
-    bias = layer.bias is not None
+    part = fit.part
     if not files.takes({layer.name: part}):
         return
-    if isinstance(part, Coded):
-        dense = prices.price(layer.name, None, FP32[fmt])
-        if dense is not None:
-            size = coded_size_bytes(fmt, part, bias=bias)
-            if size >= size_bytes(DENSE_INT8[fmt][0], *sides, None, bias=bias):
-                return
-            ram = size + resident_bytes(FP32[fmt], size_bytes(FP32[fmt], *sides, None, bias=bias))
-            latency_s = dense.latency_s * time_over_dense(fmt, part)
-            coded = CONSTEXPR[fmt]
-            yield Candidate(coded, None, fit.losses[coded], size, ram, latency_s, dense.source, fit.alternative)
+    if part.structure.is_constexpr:
+        found = _constexpr(files.fmt, layer, fit, prices)
+        if found is not None:
+            yield found
         return
-    rank = part.rank if isinstance(part, Factors) else None
     for scheme in schemes:
-        price = prices.price(layer.name, rank, scheme) if scheme in fit.losses and _suits(scheme, layer, rank) else None
-        if price is not None:
-            size = size_bytes(scheme, *sides, rank, bias=bias)
-            ram = resident_bytes(scheme, size)
-            yield Candidate(scheme, rank, fit.losses[scheme], size, ram, price.latency_s, price.source, fit.alternative)
+        if scheme in fit.losses:
+            candidate = _candidate(files, layer, part.structure, scheme, fit.losses[scheme], prices)
+            if candidate is not None:
+                yield replace(candidate, alternative=fit.alternative)
 
 
-def _suits(scheme: Scheme, layer: LinearLayer, rank: int | None) -> bool:
-    """LiteRT has fast kernels for int4 only in fully connected layers of an even number of inputs."""
-    if scheme != INT4_DYNAMIC:
-        return True
-    return layer.op != "Conv" and layer.in_features % 2 == 0 and (rank or 0) % 2 == 0
+def _constexpr(fmt: Format, layer: Layer, fit: Fit, prices: Prices) -> Candidate | None:
+    """A layer in code; None where it would be larger than dense int8, or nothing is known of the dense one's cost."""
+    dense = prices.price(layer.name, DENSE, FP32[fmt])
+    if dense is None:
+        return None
+    part, scheme = fit.part, CONSTEXPR[fmt]
+    ops = kind_of(layer).ops(layer, DENSE, 1)
+    size = coded_size_bytes(fmt, part, bias=layer.bias is not None)
+    if size >= size_bytes(DENSE_INT8[fmt][0], ops, layer.bias):
+        return None
+    ram = size + resident_bytes(FP32[fmt], size_bytes(FP32[fmt], ops, layer.bias))
+    latency_s = dense.latency_s * time_over_dense(fmt, part)
+    loss = fit.losses[scheme]
+    return Candidate(scheme, part.structure, (), loss, size, ram, latency_s, dense.source, fit.alternative)
 
 
 def _careful(candidates: tuple[Candidate, ...]) -> tuple[Candidate, ...]:

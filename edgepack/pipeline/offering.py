@@ -48,7 +48,7 @@ def offered(
     ranks = ranks_of(layers, options, unseen, share=share)
     residual = residuals_of(layers, options, unseen)
     task.alternatives = fit_alternatives(
-        *(layers, task.rounder.covariances, _moments(sensitivity, methods), methods.others, options.rank),
+        *(task.views, task.rounder.covariances, _moments(sensitivity, methods), methods.others, options.rank),
         schemes=schemes,
         seed=options.seed,
         largest=largest,
@@ -68,7 +68,7 @@ def offered(
         if name in PATENTS:
             task.warn(f"{name} is covered by patent {PATENTS[name]}: see to it that you may use it")
     losses = predict_losses(
-        *(layers, task.spectra, sensitivity, schemes, {name: own for name, (own, _) in ranks.items()}),
+        *(task.views, task.spectra, sensitivity, schemes, {name: own for name, (own, _) in ranks.items()}),
         residual=residual,
         method=methods.factorizer,
         seed=options.seed,

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgepack.backends.onnx.schemes import (
-    CORRECTED,
     FP32,
     INT8_DYNAMIC,
     INT8_STATIC,
@@ -21,9 +21,13 @@ from edgepack.backends.onnx.schemes import (
 from edgepack.calibrate import ranges
 from edgepack.data import Samples, feeds
 from edgepack.errors import ModelError
-from edgepack.model.scheme import FileScheme, Format, Scheme
+from edgepack.model.kinds.linear import linear_ops
+from edgepack.model.layer import Layer
+from edgepack.model.replacement import Replacement, of_structure
+from edgepack.model.scheme import FileScheme, Format, Scheme, scheme_of
+from edgepack.model.structure import Structure
 from edgepack.pipeline.observe import Observation, joined
-from edgepack.types import Array, Coded, Contents, Dense, Factors, Replacement, pairs_of
+from edgepack.types import Array, Contents, Written
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -44,11 +48,17 @@ def _linear_nodes(model: ir.Model) -> frozenset[int]:
     return frozenset(id(p.node) for site in find_sites(model) for p in site.placements)
 
 
-def _part_schemes(parts: Mapping[str, tuple[str, ...]], name: str, scheme: Scheme) -> Iterator[tuple[str, Scheme]]:
-    """The scheme of each matrix of a layer: B, A and, beside the two, the base."""
-    own = parts.get(name, (name,))
-    base, thin = scheme.corrected or (scheme, scheme)
-    return zip(own, (thin, thin, base), strict=False)
+def _matrix_schemes(names: Sequence[str], part: Replacement | None, scheme: Scheme) -> Iterator[tuple[str, Scheme]]:
+    """The scheme of each matrix of a layer, which are `names` in the graph: B, A and, beside the two, the base."""
+    if part is None or not part.structure.ranks:
+        return ((name, scheme) for name in names)
+    ops = linear_ops(len(part.A), part.B.shape[1], part.structure, 1)
+    return ((name, scheme_of(op, scheme)) for name, op in zip(names, ops, strict=True))
+
+
+def _holds(constant: str, matrix: str) -> bool:
+    """Whether a constant holds a matrix of this name: as it is, or the codes of its integer grid."""
+    return re.fullmatch(rf"{re.escape(matrix)}(\.int[48])?(_\d+)?", constant) is not None
 
 
 class OnnxFiles:
@@ -70,9 +80,21 @@ class OnnxFiles:
             scheme for scheme in SCHEMES if self._supports(scheme) and (self.calibrated or not scheme.is_static)
         )
 
+    def supports(self, layer: Layer, structure: Structure, scheme: Scheme) -> str | None:
+        """None where a layer can be written so, else why not."""
+        if not self._supports(scheme):
+            return f"the model has opset {self._opset}, the scheme {scheme} needs {scheme.min_version}"
+        if structure.is_correction and scheme.correction is None:
+            return f"there are no low-rank factors beside a matrix in {scheme}"
+        return "there are no calibration data" if scheme.is_static and not self.calibrated else None
+
     def corrected_schemes(self) -> tuple[Scheme, ...]:
         """Those of a dense matrix with a pair beside it that the model's opset has operators for."""
-        return tuple(scheme for scheme in CORRECTED if all(map(self._supports, scheme.corrected or ())))
+        return tuple(
+            scheme
+            for scheme in SCHEMES
+            if scheme.correction and self._supports(scheme) and self._supports(scheme.correction)
+        )
 
     def rest(self, scheme: Scheme) -> tuple[FileScheme, ...]:
         """The schemes of the whole file where its linear layers are in `scheme`, the one to try first in front.
@@ -95,7 +117,11 @@ class OnnxFiles:
     def _supports(self, scheme: Scheme) -> bool:
         from edgepack.emit.onnx import supports
 
-        return supports(scheme, self.model.opset_imports.get("", 1))
+        return supports(scheme, self._opset)
+
+    @property
+    def _opset(self) -> int:
+        return self.model.opset_imports.get("", 1)
 
     @property
     def probe_scheme(self) -> FileScheme:
@@ -107,7 +133,7 @@ class OnnxFiles:
         from edgepack.emit.onnx_coded import least_opset
 
         opset = self.model.opset_imports.get("", 1)
-        return {n: part for n, part in factors.items() if not isinstance(part, Coded) or opset >= least_opset(part)}
+        return {n: part for n, part in factors.items() if not part.structure.is_constexpr or opset >= least_opset(part)}
 
     def write_dense(self, out: Path) -> None:
         """The dense fp32 baseline."""
@@ -141,7 +167,7 @@ class OnnxFiles:
         scheme: FileScheme,
         out: Path,
         schemes: Mapping[str, Scheme] | None = None,
-    ) -> None:
+    ) -> Written:
         """The model with factors in place, in a scheme; the layers named in `schemes` in their own, both halves alike.
 
         Weights outside of the linear layers go by `scheme` alone. A corrected scheme is for layers whose factors have a
@@ -149,16 +175,25 @@ class OnnxFiles:
         """
         from edgepack.onnxgraph.rewrite import names_after, with_factors
 
-        pairs = pairs_of(factors)
-        dense = {name: part for name, part in factors.items() if not isinstance(part, Factors)}
-        model = with_factors(self.model, pairs) if pairs else self.model
-        if pairs and (schemes or dense):
-            parts = names_after(self.model, model, pairs)
-            schemes = {
-                part: one for name, own in (schemes or {}).items() for part, one in _part_schemes(parts, name, own)
-            }
-            dense = {parts[name][0]: part for name, part in dense.items()}
-        self._write_linear(model, scheme, out, schemes, dense)
+        pairs = of_structure(factors, "low-rank", "low-rank-correction")
+        dense = {name: part for name, part in factors.items() if not part.structure.ranks}
+        model, names = self.model, {}
+        if pairs:
+            model = with_factors(self.model, pairs)
+            names = names_after(self.model, model, pairs)
+            single = (
+                _matrix_schemes(own, pairs.get(name), (schemes or {}).get(name, scheme.layers))
+                for name, own in names.items()
+            )
+            matrix_schemes = {matrix: each for pair in single for matrix, each in pair if each != scheme.layers}
+            dense = {names[name][0]: part for name, part in dense.items()}
+        else:
+            matrix_schemes = dict(schemes or {})
+        constants = self._write_linear(model, scheme, out, matrix_schemes, dense)
+        own = {
+            name: (each for each in constants if any(_holds(each, matrix) for matrix in names[name])) for name in pairs
+        }
+        return Written({}, {name: tuple(each) for name, each in own.items()})
 
     def write_one_layer(self, layer: str, out: Path) -> None:
         """The dense model with a single layer in int8, to see what that layer costs."""
@@ -169,6 +204,14 @@ class OnnxFiles:
         from edgepack.onnxgraph.contents import read_contents
 
         return read_contents(path)
+
+    @cached_property
+    def dense_contents(self) -> Contents:
+        """What the dense fp32 file holds."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "dense.onnx"
+            self.write_dense(path)
+            return self.read(path)
 
     def read_optimized(self, path: Path) -> Contents:
         """What the runtime holds after its own optimisation."""
@@ -186,11 +229,12 @@ class OnnxFiles:
         scheme: FileScheme,
         out: Path,
         schemes: Mapping[str, Scheme] | None = None,
-        weights: Mapping[str, Dense | Coded] | None = None,
-    ) -> None:
-        """Linear layers by edgepack; all other weights as the runtime's quantizer makes them."""
+        weights: Mapping[str, Replacement] | None = None,
+    ) -> list[str]:
+        """Linear layers by edgepack, all others by the runtime's quantizer; returns names of all constants."""
         from edgepack.emit import onnx as emit
         from edgepack.onnxgraph.files import save
+        from edgepack.onnxgraph.names import constant_names
 
         seen = self._ranges(model, scheme.layers, schemes or {})
         complete = self._with_rest(model, scheme, out)
@@ -198,6 +242,7 @@ class OnnxFiles:
             complete, scheme.layers, ranges=seen, largest=self.largest, schemes=schemes, weights=weights
         )
         save(made, out)
+        return constant_names(made)
 
     def _with_rest(self, model: ir.Model, scheme: FileScheme, scratch: Path) -> ir.Model:
         """The model with the weights of its other operators in int8, where it has any and the scheme says so."""

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Literal
 
 from edgepack.emit.needs import missing
 from edgepack.errors import ModelError, UsageError
-from edgepack.types import LinearLayer, Recipe, TensorSpec
+from edgepack.model.layer import Layer
+from edgepack.types import Recipe, TensorSpec
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -30,7 +31,7 @@ class Opened:
     name: str
     kind: Kind
     model: ir.Model
-    layers: tuple[LinearLayer, ...]
+    layers: tuple[Layer, ...]
     inputs: tuple[TensorSpec, ...]
     sha256: str
     onnx_path: Path

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from edgepack.backends.schemes import CORRECTED
 from edgepack.errors import PackError
 from edgepack.model.scheme import Format
 from edgepack.report.compare import file_entry
@@ -62,7 +61,7 @@ def _shape(entry: Any, number: int, pack_dir: Path, fmt: Format) -> LayerShape:
     if not all(map(_positive, sides)) or not (rank is None or _positive(rank)):
         found = f"{sides[0]}×{sides[1]}, rank {rank}"[:100]
         raise PackError(f"{pack_dir}: layer {name} of model.{fmt} is {found}; expected positive numbers", hint=_HINT)
-    beside = rank is not None and fields.get("scheme") in [scheme.name for scheme in CORRECTED[fmt]]
+    beside = rank is not None and fields.get("structure") == "low-rank-correction"
     return LayerShape(name, int(fields["out_features"]), int(fields["in_features"]), rank, beside)
 
 

@@ -9,7 +9,8 @@ from dataclasses import replace
 import numpy as np
 
 from edgepack.coded import effective_weight, listed, unlisted
-from edgepack.types import Array, Coded, Dense, Factors, Replacement
+from edgepack.model.replacement import Replacement, constexpr, dense, low_rank, low_rank_correction
+from edgepack.types import Array
 
 _CONSTANT = "constant."
 
@@ -17,13 +18,10 @@ _CONSTANT = "constant."
 def packed_part(part: Replacement) -> dict[str, Array]:
     """Named arrays; the steps of a coded layer as JSON. Its weight is left out, as it is what the steps come to."""
     bias = np.zeros(0, np.float32) if part.bias is None else part.bias
-    if isinstance(part, Factors):
-        base = {} if part.base is None else {"base": part.base}
-        return {"A": part.A, "B": part.B, "bias": bias, **base}
-    if isinstance(part, Dense):
-        return {"weight": part.weight, "bias": bias}
-    text = np.frombuffer(json.dumps(listed(part.steps), default=int).encode(), np.uint8)
-    constants = {_CONSTANT + name: array for name, array in part.constants.items()}
+    if not part.structure.is_constexpr:
+        return {**part.tensors, "bias": bias}
+    text = np.frombuffer(json.dumps(listed(part.program), default=int).encode(), np.uint8)
+    constants = {_CONSTANT + name: array for name, array in part.tensors.items()}
     sides = np.array(part.weight.shape, np.int64)
     return {"sides": sides, "bias": bias, "steps": text, **constants}
 
@@ -34,14 +32,16 @@ def unpacked_part(arrays: Mapping[str, Array]) -> Replacement:
     if "A" in arrays:
         return unpacked_pair(arrays)
     if "steps" not in arrays:
-        return Dense(arrays["weight"], bias)
+        return dense(arrays["weight"], bias)
     constants = {name.removeprefix(_CONSTANT): array for name, array in arrays.items() if name.startswith(_CONSTANT)}
     blank = np.zeros(tuple(arrays["sides"]), np.float32)
-    made = Coded(constants, unlisted(json.loads(arrays["steps"].tobytes())), blank, bias)
-    return replace(made, weight=effective_weight(made))
+    made = constexpr(constants, unlisted(json.loads(arrays["steps"].tobytes())), blank, bias)
+    return replace(made, decoded=effective_weight(made))
 
 
-def unpacked_pair(arrays: Mapping[str, Array]) -> Factors:
+def unpacked_pair(arrays: Mapping[str, Array]) -> Replacement:
     """A pair that `packed_part` was given."""
     bias = arrays["bias"] if arrays["bias"].size else None
-    return Factors(arrays["A"], arrays["B"], bias, arrays.get("base"))
+    if "base" in arrays:
+        return low_rank_correction(arrays["A"], arrays["B"], bias, arrays["base"])
+    return low_rank(arrays["A"], arrays["B"], bias)

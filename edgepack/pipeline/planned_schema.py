@@ -52,6 +52,7 @@ class _Layer(BaseModel):
     break_even_rank: Count
     weight_parameters: Count
     scheme: Text | None
+    structure: Text
     reason: Text
     predicted: _Candidate | None
     lost_shares: _Shares | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from edgepack.errors import BudgetError
+from edgepack.errors import BudgetError, ProofError
 from edgepack.pipeline import limits
 from edgepack.pipeline.attempt import Attempt
 from edgepack.pipeline.baselines import Baseline
@@ -13,6 +13,7 @@ from edgepack.pipeline.files import ModelFiles
 from edgepack.pipeline.ladder import Step, make_ladder, nearest
 from edgepack.pipeline.menus import Menu
 from edgepack.pipeline.pricing import Prices
+from edgepack.pipeline.promise import dense_instead
 from edgepack.pipeline.search import Found, Search
 from edgepack.pipeline.task import Task
 from edgepack.plan.solve import Bounds, Infeasible, Quantity
@@ -56,13 +57,29 @@ def plan(
     bounds = limits.user_bounds(task.options, rest)
     promised = limits.promised_bounds(task, menus, baseline, bounds, rest)
     search = Search(task, files, deadline_s, start)
+    try:
+        return _searched(task, search, menus, bounds, promised, rest)
+    except ProofError as err:
+        task.warn(err.message)
+        reason = "no other file of this format could be written and proved"
+        return Planned(Found(dense_instead(task, files, baseline, reason), {}, search.probes), None)
+
+
+def _searched(
+    task: Task, search: Search, menus: Sequence[Menu], bounds: Bounds, promised: Bounds, rest: limits.Rest
+) -> Planned:
+    """What the search comes to within the promised bounds, else within the user's own.
+
+    Raises:
+        ProofError: no plan could be written and proved.
+    """
     closest: Planned | None = None
     for allowed in dict.fromkeys((promised, bounds)):
         steps = make_ladder(menus, task.spectra, allowed, rest.latency_s, task.progress, aim=task.aim)
         if isinstance(steps, Infeasible):
             if closest is None and allowed == bounds:
                 step = nearest(menus, task.spectra, allowed, steps)
-                error = limits.infeasible(files.fmt, steps, task.options, rest)
+                error = limits.infeasible(search.fmt, steps, task.options, rest)
                 return Planned(search.run([step], None), error)
             continue
         found = _tightened(task, search, menus, steps, allowed, rest)

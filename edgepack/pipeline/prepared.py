@@ -14,6 +14,7 @@ from edgepack.data import Samples, example, read_npz
 from edgepack.emit.needs import INSTALL, NAMES
 from edgepack.errors import ModelError, UsageError
 from edgepack.executor import Workers, workers
+from edgepack.model.kinds import views_of
 from edgepack.model.scheme import Format
 from edgepack.pipeline.attempt import Guard, Prover
 from edgepack.pipeline.covariances import Covariances
@@ -127,9 +128,10 @@ def _prepare(
             *(opened, samples, labels, method, options.seed, key, onnx, cache, work, crew, progress)
         )
     spectra, unseen = decompose(
-        *(opened.model, opened.layers, method, data.calibration, key, cache, progress, crew), gradients=gradients
+        *(opened.model, views_of(opened.layers), method, data.calibration, key, cache, progress, crew),
+        gradients=gradients,
     )
-    prover = Prover(guard, onnx.read(dense), opened.layers, onnx, work)
+    prover = Prover(guard, opened.layers, onnx, work)
     search_key = digest(key, method, guard.metric, options.seed, options.exact)
     guarded_key = digest(search_key, guard.reference, guard.samples.labels)
     task = Task(

@@ -10,14 +10,17 @@ from edgepack.bench.devices.local import LocalDevice
 from edgepack.cache import Cache
 from edgepack.data import Samples, example
 from edgepack.errors import ModelError
+from edgepack.model.kinds import kind_of
+from edgepack.model.layer import Layer
 from edgepack.model.scheme import BITS, Format, Scheme
+from edgepack.model.structure import DENSE, Structure
 from edgepack.pipeline.layer_points import points_for
 from edgepack.pipeline.measuring import measure_points
 from edgepack.pipeline.observe import Observation, joined
 from edgepack.pipeline.opened import Opened
 from edgepack.pipeline.options import PrecisionChoice
 from edgepack.plan.beside import prices_of
-from edgepack.plan.candidates import rank_choices, residual_ranks
+from edgepack.plan.candidates import WorthwhileRanks
 from edgepack.plan.cost import CostSource, Price
 from edgepack.plan.sources import Shape, cost_source, dense_int8
 from edgepack.plan.table import Point
@@ -40,24 +43,24 @@ class Prices:
     Attributes:
         sources: by format; every price of a format is from its one source.
         uses: of every layer that an inference reaches.
-        sides: outputs and inputs of every layer.
+        layers: all of them, by name.
     """
 
     sources: Mapping[Format, CostSource]
     uses: Mapping[str, Uses]
-    sides: Mapping[str, tuple[int, int]]
+    layers: Mapping[str, Layer]
     _known: dict[Point, Price | None] = field(default_factory=dict, repr=False, compare=False)
     _filled: set[Scheme] = field(default_factory=set, repr=False, compare=False)
 
-    def price(self, layer: str, rank: int | None, scheme: Scheme) -> Price | None:
-        """One inference of a layer, all of its places together: dense (`rank` None), as a pair or both, in a scheme.
+    def price(self, layer: str, structure: Structure, scheme: Scheme) -> Price | None:
+        """One inference of a layer, all of its places together, in a structure and a scheme.
 
         None where the source has nothing on it. A layer that an inference does not reach costs nothing.
         """
         uses = self.uses.get(layer)
         if uses is None:
             return Price(0.0, self.sources[scheme.backend].name, 0.0)
-        point = Point(scheme, *self.sides[layer], rank, uses.rows)
+        point = self._point(self.layers[layer], structure, scheme, uses)
         if point not in self._known:
             self._fill(scheme, point)
         price = self._known[point]
@@ -65,7 +68,7 @@ class Prices:
 
     def dense_latency_s(self, scheme: Scheme) -> float | None:
         """Seconds of all linear layers, dense and in one scheme; None where the source lacks it."""
-        found = [self.price(layer, None, scheme) for layer in self.sides]
+        found = [self.price(layer, DENSE, scheme) for layer in self.layers]
         known = [one.latency_s for one in found if one is not None]
         return sum(known) if len(known) == len(found) else None
 
@@ -77,15 +80,19 @@ class Prices:
         """Where the prices of a format come from, for people."""
         return self.sources[fmt].name
 
+    def _point(self, layer: Layer, structure: Structure, scheme: Scheme, uses: Uses) -> Point:
+        return Point(scheme, structure, kind_of(layer).ops(layer, structure, uses.rows))
+
     def _fill(self, scheme: Scheme, wanted: Point) -> None:
         """Prices what will be asked next as well: a source answers many points in little more time than one."""
         points = [wanted]
         if scheme not in self._filled:
             self._filled.add(scheme)
-            for layer, uses in self.uses.items():
-                sides = self.sides[layer]
-                ranks = residual_ranks(*sides) if scheme.corrected else (None, *rank_choices(*sides))
-                points += [Point(scheme, *sides, rank, uses.rows) for rank in ranks]
+            for name, uses in self.uses.items():
+                layer = self.layers[name]
+                structures = kind_of(layer).structures(layer, WorthwhileRanks())
+                allowed = (one for one in structures if scheme.correction or not one.is_correction)
+                points += [self._point(layer, structure, scheme, uses) for structure in allowed]
         missing = [point for point in dict.fromkeys(points) if point not in self._known]
         self._known.update(zip(missing, prices_of(self.sources[scheme.backend], missing), strict=True))
 
@@ -132,7 +139,7 @@ def make_prices(
     for fmt in formats:
         if fmt not in sources:
             sources[fmt] = cost_source(target, fmt, _needed(fmt, shapes, precision), root=cache.root)
-    return Prices(sources, uses, sides)
+    return Prices(sources, uses, {layer.name: layer for layer in opened.layers})
 
 
 def _by_sides(

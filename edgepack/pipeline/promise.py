@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from edgepack.backends.schemes import FP32
+from edgepack.errors import ModelError
+from edgepack.model.kinds import kind_of
+from edgepack.model.layer import Layer
 from edgepack.model.scheme import FileScheme, Format, Scheme
+from edgepack.model.structure import DENSE
 from edgepack.pipeline.attempt import Attempt
 from edgepack.pipeline.baselines import Baseline
 from edgepack.pipeline.files import ModelFiles
@@ -11,7 +16,7 @@ from edgepack.pipeline.options import BuildOptions
 from edgepack.pipeline.task import Task
 from edgepack.plan import cost
 from edgepack.plan.candidates import break_even_rank
-from edgepack.types import LayerPlan, LinearLayer
+from edgepack.types import LayerPlan
 
 
 def is_automatic(options: BuildOptions) -> bool:
@@ -37,6 +42,23 @@ def keep_promise(task: Task, files: ModelFiles, attempt: Attempt, baseline: Base
     return attempt
 
 
+def dense_instead(task: Task, files: ModelFiles, baseline: Baseline, reason: str) -> Attempt:
+    """The dense int8 file where no plan could be written and proved; the dense fp32 file where that one fails as well.
+
+    Raises:
+        ModelError: neither can be proved.
+    """
+    fp32 = FP32[files.fmt]
+    failures = []
+    for scheme, path in ((baseline.scheme, baseline.int8), (fp32, baseline.fp32)):
+        layers = tuple(_dense_plan(layer, scheme, reason) for layer in task.layers)
+        attempt = task.prover.measure(files, layers, {}, FileScheme.of(scheme), path)
+        if attempt.sound and (attempt.within(task.options.drop_limit) or scheme == fp32):
+            return attempt
+        failures.append(f"dense {scheme}: {attempt.failure or f'it drops {attempt.lost:.2f}'}")
+    raise ModelError(f"no {files.fmt} file could be proved: {'; '.join(failures)}")
+
+
 def _fits(task: Task, baseline: Baseline, fmt: Format) -> bool:
     """Whether the dense int8 file meets the user's own limits; whether it is fast enough is only known here."""
     options = task.options
@@ -55,6 +77,7 @@ def _dense(task: Task, files: ModelFiles, baseline: Baseline, reason: str) -> At
     return task.prover.measure(files, layers, {}, FileScheme.of(baseline.scheme), baseline.int8)
 
 
-def _dense_plan(layer: LinearLayer, scheme: Scheme, reason: str) -> LayerPlan:
-    sides = layer.out_features, layer.in_features
-    return LayerPlan(layer.name, *sides, None, break_even_rank(*sides), 0.0, reason, scheme=scheme)
+def _dense_plan(layer: Layer, scheme: Scheme, reason: str) -> LayerPlan:
+    ops = kind_of(layer).ops(layer, DENSE, 1)
+    break_even = break_even_rank(layer.out_features, layer.in_features)
+    return LayerPlan(layer.name, ops, DENSE, ops, break_even, 0.0, reason, scheme=scheme)

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 from edgepack.cache import Cache, digest
 from edgepack.data import Samples
 from edgepack.errors import ModelError, UsageError
+from edgepack.model.replacement import Replacement
 from edgepack.pipeline.opened import Opened
 from edgepack.pipeline.parts import packed_part, unpacked_pair
 from edgepack.pipeline.programs import with_program
 from edgepack.progress import Progress
 from edgepack.recover.budget import Budget
 from edgepack.recover.layers import recover_factors
-from edgepack.types import Array, Factors
+from edgepack.types import Array
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -37,7 +38,7 @@ class Outcome:
         missing: layers that the torch program does not have; their factors are as they were.
     """
 
-    factors: Mapping[str, Factors]
+    factors: Mapping[str, Replacement]
     steps: int
     held_out: tuple[float, float]
     missing: tuple[str, ...]
@@ -64,7 +65,7 @@ class Recovery:
     progress: Progress
     _last: dict[str, Outcome] = field(default_factory=dict)
 
-    def of(self, factors: Mapping[str, Factors], *, int8: bool, largest: int) -> Outcome:
+    def of(self, factors: Mapping[str, Replacement], *, int8: bool, largest: int) -> Outcome:
         """Better factors of the same ranks.
 
         Args:
@@ -86,7 +87,7 @@ class Recovery:
                 self._last[key] = _outcome(said, known, factors)
         return self._last[key]
 
-    def _train(self, factors: Mapping[str, Factors], key: str, *, int8: bool, largest: int) -> Outcome:
+    def _train(self, factors: Mapping[str, Replacement], key: str, *, int8: bool, largest: int) -> Outcome:
         checkpoint = self.cache.path("recovering", key, ".pt")
         checkpoint.parent.mkdir(parents=True, exist_ok=True)
         if self.cache.fresh:
@@ -153,7 +154,7 @@ def outcome_record(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _outcome(said: Mapping[str, Any], arrays: Mapping[str, Array], factors: Mapping[str, Factors]) -> Outcome:
+def _outcome(said: Mapping[str, Any], arrays: Mapping[str, Array], factors: Mapping[str, Replacement]) -> Outcome:
     parts = {
         name: {part: arrays[f"{i}.{part}"] for part in ("A", "B", "bias")} for i, name in enumerate(sorted(factors))
     }

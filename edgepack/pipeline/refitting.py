@@ -16,14 +16,17 @@ from edgepack.factorize import factorizer, spectrum_of
 from edgepack.factorize.paired import PairedMoments, PairedRows, pooled
 from edgepack.factorize.refit import refit, refitted_weights
 from edgepack.factorize.two_sided import damped
+from edgepack.model.layer import View
+from edgepack.model.replacement import Replacement, low_rank
 from edgepack.model.scheme import FileScheme, Scheme
+from edgepack.model.structure import Structure
 from edgepack.pipeline.covariances import Covariances
 from edgepack.pipeline.moments import THREADS
 from edgepack.pipeline.observe import Observation, joined
 from edgepack.pipeline.parts import packed_part, unpacked_pair
 from edgepack.pipeline.rounding import Rounder
 from edgepack.progress import Progress
-from edgepack.types import Array, Factors, InputSpread, LayerPlan, LinearLayer, Moments, Spectrum
+from edgepack.types import Array, InputSpread, LayerPlan, Moments, Spectrum
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -34,7 +37,7 @@ FEWEST = 32
 WIDEST = 2048
 """Inputs of the widest layer that is refitted: every part has matrices of that size."""
 VERSION = 1
-_Choice = tuple[LinearLayer, Spectrum, int, Scheme]
+_Choice = tuple[View, Spectrum, Structure, Scheme]
 
 
 @dataclass
@@ -66,15 +69,15 @@ class Refitter:
     progress: Progress
 
     def factors(
-        self, layers: Sequence[LinearLayer], spectra: Sequence[Spectrum], plan: Sequence[LayerPlan], scheme: FileScheme
-    ) -> dict[str, Factors]:
+        self, layers: Sequence[View], spectra: Sequence[Spectrum], plan: Sequence[LayerPlan], scheme: FileScheme
+    ) -> dict[str, Replacement]:
         """Factors of every layer that the plan factors, on the grids of its scheme; `scheme` is the file's."""
         from edgepack.onnxgraph.depth import depths
 
         wanted = {
-            layer.name: (layer, spectrum, choice.rank, choice.scheme_in(scheme))
+            layer.name: (layer, spectrum, choice.structure, choice.scheme_in(scheme))
             for layer, spectrum, choice in zip(layers, spectra, plan, strict=True)
-            if choice.rank is not None
+            if choice.structure.ranks
         }
         level = depths(self.model, wanted)
         # The first ones are fed what they always were; what cannot be told apart, or is too large, stays as well.
@@ -87,28 +90,36 @@ class Refitter:
         return {name: done[name] for name in wanted}
 
     def _fits(self, choice: _Choice, depth: int | None) -> bool:
-        layer, spectrum, _, scheme = choice
+        layer, spectrum, structure, _ = choice
         few = len(self.calibration) < FEWEST
         return (
             bool(depth)
             and not few
             and spectrum.mean is not None
             and layer.in_features <= WIDEST
-            and not scheme.corrected
+            and structure.is_low_rank
         )
 
-    def _kept(self, choice: _Choice) -> Factors:
+    def _kept(self, choice: _Choice) -> Replacement:
         with one_thread():
-            return self.rounder.factors(*choice)
+            layer, spectrum, structure, scheme = choice
+            return self.rounder.factors(layer, spectrum, structure, scheme)
 
-    def _level(self, choices: Mapping[str, _Choice], before: Mapping[str, Factors]) -> dict[str, Factors]:
+    def _level(self, choices: Mapping[str, _Choice], before: Mapping[str, Replacement]) -> dict[str, Replacement]:
         cache, rounder = self.rounder.covariances.cache, self.rounder
         prefix = digest("refit", VERSION, PARTS, rounder.covariances.key, *_parts(before))
         keys = {
             name: digest(
-                prefix, rounder.method, rounder.seed, rounder.largest, name, rank, scheme.key, _weighing(spectrum)
+                prefix,
+                rounder.method,
+                rounder.seed,
+                rounder.largest,
+                name,
+                str(structure),
+                scheme.key,
+                _weighing(spectrum),
             )
-            for name, (_, spectrum, rank, scheme) in choices.items()
+            for name, (_, spectrum, structure, scheme) in choices.items()
         }
         found = {name: known for name, key in keys.items() if (known := cache.known_arrays("refitted", key))}
         missing = {name: choice for name, choice in choices.items() if name not in found}
@@ -121,7 +132,7 @@ class Refitter:
         return {name: unpacked_pair(found[name]) for name in choices}
 
     def _observed(
-        self, choices: Mapping[str, _Choice], before: Mapping[str, Factors]
+        self, choices: Mapping[str, _Choice], before: Mapping[str, Replacement]
     ) -> dict[str, tuple[PairedMoments, ...]]:
         """By layer name, moments of every part; layers that a part never reached, or with other rows, are absent."""
         from edgepack.onnxgraph.rewrite import names_after, with_factors
@@ -148,17 +159,17 @@ class Refitter:
         whole = [name for name in names if name not in strayed and all(name in part for part in parts)]
         return {name: tuple(part[name] for part in parts) for name in whole}
 
-    def _root(self, layer: LinearLayer) -> Array | None:
+    def _root(self, layer: View) -> Array | None:
         """L with L Lᵀ = G: outputs are compared as the method weighs them."""
         moment = self.rounder.gradients.get(layer.name)
         return None if moment is None else np.linalg.cholesky(damped(layer, moment))
 
-    def _refitted(self, choice: _Choice, parts: Sequence[PairedMoments], prefix: str) -> Factors:
-        layer, spectrum, rank, scheme = choice
+    def _refitted(self, choice: _Choice, parts: Sequence[PairedMoments], prefix: str) -> Replacement:
+        layer, spectrum, structure, scheme = choice
         rounder, root = self.rounder, self._root(layer)
-        plain = factorizer(rounder.method).factors(layer, spectrum, rank)
+        plain = factorizer(rounder.method).factors(layer, spectrum, structure.ranks[0])
         bias = np.zeros(layer.out_features, np.float32) if plain.bias is None else plain.bias
-        kept = Factors(_weighed(plain.A, root), plain.B, _weighed(bias, root))
+        kept = low_rank(_weighed(plain.A, root), plain.B, _weighed(bias, root))
         outer = replace(layer, weight=_weighed(layer.weight, root), moments=None)
         found = refit(outer, kept, parts)
         if found.ridge is None:
@@ -182,10 +193,10 @@ class Refitter:
             fitted={layer.name: seen.inputs},
         )
         return replace(rounder, covariances=covariances, _last={}).factors(
-            replace(fitted, moments=None), self._spectrum(fitted, seen.inputs), rank, scheme
+            replace(fitted, moments=None), self._spectrum(fitted, seen.inputs), structure, scheme
         )
 
-    def _spectrum(self, fitted: LinearLayer, seen: Moments) -> Spectrum:
+    def _spectrum(self, fitted: View, seen: Moments) -> Spectrum:
         gradient = self.rounder.gradients.get(fitted.name)
         method = self.rounder.method if gradient is not None or not self.rounder.gradients else "whitened"
         inputs = InputSpread(seen.variance, seen.low, seen.high, seen.row_range)
@@ -207,7 +218,7 @@ def check_refit(method: str, samples: Samples | None) -> Samples:
     return samples
 
 
-def _answers(layer: LinearLayer, x: Array, root: Array | None) -> Array:
+def _answers(layer: View, x: Array, root: Array | None) -> Array:
     """(N, out) float64: what the original layer answers, as it is weighed."""
     answers = x.astype(np.float64) @ layer.weight.T.astype(np.float64)
     if layer.bias is not None:
@@ -223,6 +234,6 @@ def _weighing(spectrum: Spectrum) -> str:
     return "" if spectrum.dual is None else digest(spectrum.dual)
 
 
-def _parts(factors: Mapping[str, Factors]) -> Iterator[object]:
+def _parts(factors: Mapping[str, Replacement]) -> Iterator[object]:
     for name in sorted(factors):
         yield from (name, *packed_part(factors[name]).values())

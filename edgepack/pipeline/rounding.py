@@ -11,7 +11,10 @@ from edgepack.cache import digest
 from edgepack.factorize import factorizer
 from edgepack.factorize.two_sided import damped
 from edgepack.factorize.whitened import shrunk_covariance
+from edgepack.model.layer import View
+from edgepack.model.replacement import Replacement, dense
 from edgepack.model.scheme import Scheme
+from edgepack.model.structure import Structure
 from edgepack.pipeline.beside import beside, rounded_beside
 from edgepack.pipeline.covariances import Covariances
 from edgepack.pipeline.losses import factors_at
@@ -22,7 +25,7 @@ from edgepack.quantize.energy import output_energy
 from edgepack.quantize.gauge import LatentGrid, search_gauge, turned
 from edgepack.quantize.gptq import gptq
 from edgepack.quantize.lattice import WeightGrid, grid_of
-from edgepack.types import Array, Dense, Factors, LinearLayer, Moments, Spectrum
+from edgepack.types import Array, Moments, Spectrum
 
 VERSION = 2
 ROUNDS = ((1024, 6), (2048, 2), (1 << 62, 0))
@@ -47,13 +50,14 @@ class Rounder:
     seed: int
     largest: int
     gradients: Mapping[str, Array] = field(default_factory=dict)
-    _last: dict[str, Factors] = field(default_factory=dict)
-    _dense: dict[str, Dense] = field(default_factory=dict)
+    _last: dict[str, Replacement] = field(default_factory=dict)
+    _dense: dict[str, Replacement] = field(default_factory=dict)
     _energies: dict[str, float] = field(default_factory=dict)
 
-    def factors(self, layer: LinearLayer, spectrum: Spectrum, rank: int, scheme: Scheme) -> Factors:
+    def factors(self, layer: View, spectrum: Spectrum, structure: Structure, scheme: Scheme) -> Replacement:
         """A pair whose weights lie on the grids of the scheme, so that every quantizer leaves them as they are."""
-        if scheme.corrected:
+        rank = structure.ranks[0]
+        if structure.is_correction:
             return self._residual(layer, spectrum, rank, scheme)
         if spectrum.mean is None:  # nothing is known of the layer's input
             return self.plain(layer, spectrum, rank)
@@ -69,7 +73,7 @@ class Rounder:
         both = grids[0], grids[1]
         return self._kept(key, lambda: self._made(layer, spectrum, rank, both, latent))
 
-    def trained(self, layer: LinearLayer, pair: Factors, scheme: Scheme) -> Factors:
+    def trained(self, layer: View, pair: Replacement, scheme: Scheme) -> Replacement:
         """A trained pair for a scheme; training knew of per-channel int8, which is left to the writer."""
         grids = self._grid(scheme, pair.rank), self._grid(scheme, layer.in_features)
         moments = self.covariances.of(layer.name)
@@ -80,7 +84,7 @@ class Rounder:
         rounded = alternate(product, pair, shrunk_covariance(moments), (grids[0], grids[1]), rounds=rounds)
         return corrected_pair(pair, rounded.factors(None), moments.mean)
 
-    def energy(self, layer: LinearLayer, covariance: Array) -> float:
+    def energy(self, layer: View, covariance: Array) -> float:
         """tr(W C Wᵀ) of a layer with the covariance of its input: a product of wide matrices, made once."""
         if layer.name not in self._energies:
             self._energies[layer.name] = output_energy(layer.weight, covariance)
@@ -90,7 +94,7 @@ class Rounder:
         """Largest int8 weight code of a per-channel scheme."""
         return self.largest if scheme.backend == "onnx" else scheme.qmax
 
-    def dense(self, layer: LinearLayer, scheme: Scheme, *, only_bits: int | None = None) -> Dense | None:
+    def dense(self, layer: View, scheme: Scheme, *, only_bits: int | None = None) -> Replacement | None:
         """The layer's own weight on the grid of a scheme; None where there is none, or nothing is known of the input.
 
         A layer without a bias, or with zeros, gets none: it is rounded on the second moment of its input instead.
@@ -103,13 +107,13 @@ class Rounder:
         key = digest("dense", VERSION, self.covariances.key, layer.name, grid.largest, grid.block)
         if key not in self._dense:
             known = self.covariances.cache.arrays("rounded", key, lambda: _dense_arrays(layer, moments, grid))
-            self._dense[key] = Dense(known["weight"], known["bias"] if known["bias"].size else None)
+            self._dense[key] = dense(known["weight"], known["bias"] if known["bias"].size else None)
         return self._dense[key]
 
     def _grid(self, scheme: Scheme, in_features: int) -> WeightGrid | None:
         return grid_of(scheme, in_features, largest=self.largest_of(scheme))
 
-    def _residual(self, layer: LinearLayer, spectrum: Spectrum, rank: int, scheme: Scheme) -> Factors:
+    def _residual(self, layer: View, spectrum: Spectrum, rank: int, scheme: Scheme) -> Replacement:
         """A pair and the dense matrix beside it, all on their grids."""
         moments = self.covariances.of(layer.name)
         if moments is None:
@@ -118,24 +122,24 @@ class Rounder:
         key = digest("rounded beside", VERSION, *parts)
         return self._kept(key, lambda: packed_part(rounded_beside(layer, moments, scheme, rank, seed=self.seed)))
 
-    def _kept(self, key: str, make: Callable[[], Mapping[str, Array]]) -> Factors:
+    def _kept(self, key: str, make: Callable[[], Mapping[str, Array]]) -> Replacement:
         if key not in self._last:
             self._last[key] = unpacked_pair(self.covariances.cache.arrays("rounded", key, make))
         return self._last[key]
 
-    def draft(self, layer: LinearLayer, spectrum: Spectrum, rank: int, scheme: Scheme) -> Factors:
+    def draft(self, layer: View, spectrum: Spectrum, structure: Structure, scheme: Scheme) -> Replacement:
         """`plain`, or `factors` where a dense matrix in 4 bits stands beside the pair."""
-        if scheme.corrected:
-            return self._residual(layer, spectrum, rank, scheme)
-        return self.plain(layer, spectrum, rank)
+        if structure.is_correction:
+            return self._residual(layer, spectrum, structure.ranks[0], scheme)
+        return self.plain(layer, spectrum, structure.ranks[0])
 
-    def plain(self, layer: LinearLayer, spectrum: Spectrum, rank: int) -> Factors:
+    def plain(self, layer: View, spectrum: Spectrum, rank: int) -> Replacement:
         """A pair in the basis that quantizes well without a search, for whoever writes it to round."""
         return factors_at(layer, spectrum, rank, self.method, self.seed)
 
     def _made(
         self,
-        layer: LinearLayer,
+        layer: View,
         spectrum: Spectrum,
         rank: int,
         grids: tuple[WeightGrid, WeightGrid],
@@ -154,7 +158,7 @@ class Rounder:
         return packed_part(pair)
 
 
-def _rounds(layer: LinearLayer) -> int:
+def _rounds(layer: View) -> int:
     return next(count for size, count in ROUNDS if layer.in_features <= size)
 
 
@@ -163,7 +167,7 @@ def latent_grid(scheme: Scheme) -> LatentGrid:
     return "static" if scheme.is_static else "dynamic"
 
 
-def _dense_arrays(layer: LinearLayer, moments: Moments, grid: WeightGrid) -> Mapping[str, Array]:
+def _dense_arrays(layer: View, moments: Moments, grid: WeightGrid) -> Mapping[str, Array]:
     covariance = shrunk_covariance(moments)
     if layer.bias is None or not layer.bias.any():
         weight = gptq(layer.weight, covariance + np.outer(moments.mean, moments.mean), grid).weight

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
 from edgepack.cache import digest
-from edgepack.errors import ModelError, ProofError
+from edgepack.errors import LayerError, ModelError, ProofError
 from edgepack.metrics import Drop
-from edgepack.model.scheme import FileScheme
+from edgepack.model.scheme import FileScheme, Format
+from edgepack.model.structure import DENSE
 from edgepack.pipeline.attempt import Attempt
 from edgepack.pipeline.files import ModelFiles
-from edgepack.pipeline.ladder import Choice, LayerPlans, Step
+from edgepack.pipeline.ladder import Choice, LayerPlans, Step, choices
 from edgepack.pipeline.probing import Probe, beside_code, probe
 from edgepack.pipeline.task import Task
 from edgepack.plan import cost
@@ -46,6 +47,10 @@ class Found:
     probes: tuple[Probe, ...]
 
 
+REPAIRS = 3
+"""How often layers of one file are made dense because they could not be written or proved as planned."""
+
+
 class Search:
     """One search in one format."""
 
@@ -53,6 +58,11 @@ class Search:
         """`deadline_s` is by `time.monotonic`; `start` a loss near which to look first."""
         self._task, self._files, self._deadline_s, self._start = task, files, deadline_s, start
         self._probes: dict[tuple[Choice, ...], Probe] = {}
+
+    @property
+    def fmt(self) -> Format:
+        """The file format that is searched in."""
+        return self._files.fmt
 
     def run(self, steps: Sequence[Step], limit: float | None) -> Found:
         """The fastest of the steps whose file meets the limit; else the one that loses least.
@@ -99,15 +109,15 @@ class Search:
         return tuple(sorted(self._probes.values(), key=lambda found: found.loss))
 
     def _look(self, steps: Sequence[Step], index: int) -> Drop:
-        choices = tuple(steps[index].choices)
-        if choices in self._probes:
-            return self._probes[choices].drop
+        chosen = tuple(steps[index].choices)
+        if chosen in self._probes:
+            return self._probes[chosen].drop
         limit = self._task.options.drop_limit
         good = [p for p in self.probes if limit is not None and p.drop.value <= limit]
         best = min(good, key=lambda p: p.latency_s, default=None)
         said = "" if best is None else f", best so far {seconds(best.latency_s)} at a drop of {best.drop.value:.2f}"
         self._task.progress(f"search {self._files.fmt}{said}", len(self._probes), 0)
-        found = self._probes[choices] = probe(self._task, self._files, steps[index])
+        found = self._probes[chosen] = probe(self._task, self._files, steps[index])
         return found.drop
 
     def _best(self, steps: Sequence[Step], limit: float | None) -> Found:
@@ -145,19 +155,40 @@ class Search:
         """Files of a plan, in the order in which they are wanted; where nothing can be measured the first good one ends
         it."""
         for scheme, layers in self._variants(step.layers):
-            self._task.progress(f"emit {self._files.fmt} {scheme}")
-            factors = self._files.takes(self._task.factors(layers, scheme))
-            path = self._task.work / f"{digest(step.choices, str(scheme))[:12]}.{self._files.fmt}"
-            try:
-                attempt = self._task.prover.attempt(self._files, layers, factors, scheme, path)
-            except ModelError as err:
-                self._task.warn(f"the scheme {scheme} cannot be used here: {err.message}")
+            attempt = self._attempt(scheme, layers)
+            if attempt is None:
                 continue
             if not attempt.sound:
                 self._task.warn(f"the scheme {scheme} was dropped: {attempt.failure}")
             yield attempt
             if attempt.sound and attempt.within(limit) and not self._task.measures_here:
                 return
+
+    def _attempt(self, scheme: FileScheme, layers: LayerPlans) -> Attempt | None:
+        """The file of a plan, with those layers dense that cannot be written or proved as planned.
+
+        None if it cannot be written even so."""
+        for _ in range(REPAIRS):
+            self._task.progress(f"emit {self._files.fmt} {scheme}")
+            path = self._task.work / f"{digest(choices(layers), str(scheme))[:12]}.{self._files.fmt}"
+            factors = self._files.takes(self._task.factors(layers, scheme))
+            try:
+                attempt = self._task.prover.attempt(self._files, layers, factors, scheme, path)
+                failed = attempt.failed_layers
+            except LayerError as err:
+                attempt, failed = None, err.layers
+            except ModelError as err:
+                self._task.warn(f"the scheme {scheme} cannot be used here: {err.message}")
+                return None
+            repaired = with_dense(layers, failed, scheme)
+            if repaired == layers:
+                return attempt
+            if attempt is not None:
+                path.unlink(missing_ok=True)
+            for name, why in failed.items():
+                self._task.warn(f"{name} stays dense in the {self._files.fmt} file: {why}")
+            layers = repaired
+        return attempt
 
     def _variants(self, layers: LayerPlans) -> Iterator[tuple[FileScheme, LayerPlans]]:
         """Ways to write a file of the plan: with its other weights, and in schemes that only whole files have."""
@@ -168,6 +199,31 @@ class Search:
             own = {layer.scheme or scheme for layer in layers}
             if all(each.bits == scheme.bits and not each.is_constexpr for each in own):
                 yield FileScheme.of(scheme), tuple(replace(layer, scheme=scheme) for layer in layers)
+
+
+def with_dense(layers: LayerPlans, failed: Mapping[str, str], scheme: FileScheme) -> LayerPlans:
+    """The plan with these layers dense, each with the reason; those that are so already stay as they are."""
+    return tuple(
+        replace(
+            layer,
+            structure=DENSE,
+            ops=layer.dense,
+            scheme=scheme.layers,
+            lost_energy_share=0.0,
+            predicted=None,
+            alternative=None,
+            reason=f"dense {scheme.layers}: it could not be written as {name_of(layer)}: {failed[layer.layer]}",
+        )
+        if layer.layer in failed and not (layer.structure.is_dense and layer.scheme_in(scheme) == scheme.layers)
+        else layer
+        for layer in layers
+    )
+
+
+def name_of(layer: LayerPlan) -> str:
+    """What was planned for a layer, for people."""
+    rank = "" if layer.rank is None else f"rank {layer.rank} "
+    return f"{rank}{layer.scheme or layer.structure}"
 
 
 def _name(attempt: Attempt) -> str:

@@ -12,9 +12,11 @@ from edgepack.data import Samples
 from edgepack.errors import DataError
 from edgepack.executor import Workers, map_tasks
 from edgepack.factorize.shrinkage import FORMULAS, GRID, chosen
+from edgepack.model.kinds import views_of
+from edgepack.model.layer import View
 from edgepack.pipeline.moments import observe
 from edgepack.progress import Progress
-from edgepack.types import LinearLayer, Moments
+from edgepack.types import Moments
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -56,7 +58,7 @@ def with_shrinkage(
     names = [name for name, moments in seen.items() if _few(moments)]
     if not names or len(samples) < FEWEST:
         return found
-    layers = {site.layer.name: site.layer for site in find_sites(model.clone())}
+    layers = {view.name: view for view in views_of(site.layer for site in find_sites(model.clone()))}
     names = [name for name in names if _ranks(layers[name])]
     deals = [samples.take(np.arange(part, len(samples), PARTS)) for part in range(PARTS)]
     parts = [observe(model, names, deal, progress, executor) for deal in deals]
@@ -78,12 +80,12 @@ def _few(moments: Moments) -> bool:
     return features <= WIDEST and moments.count < FEW * features and float(moments.variance.sum()) > 0
 
 
-def _ranks(layer: LinearLayer) -> tuple[int, ...]:
+def _ranks(layer: View) -> tuple[int, ...]:
     side = min(layer.weight.shape)
     return tuple(sorted({rank for rank in (side // 16, side // 8, side // 4) if rank}))
 
 
-def _choice(layer: LinearLayer, parts: Sequence[Moments], ranks: Sequence[int]) -> float | None:
+def _choice(layer: View, parts: Sequence[Moments], ranks: Sequence[int]) -> float | None:
     """A task: may run on another machine."""
     try:
         return chosen(layer, parts, ranks).value
@@ -91,7 +93,7 @@ def _choice(layer: LinearLayer, parts: Sequence[Moments], ranks: Sequence[int]) 
         return None
 
 
-def _cost(layer: LinearLayer) -> float:
+def _cost(layer: View) -> float:
     """Floating-point operations: a decomposition for each candidate and part, and the products before it."""
     m, n = layer.out_features, layer.in_features
     return PARTS * (4.0 * m * n * (m + n) + 10.0 * (len(GRID) + len(FORMULAS)) * min(m, n) ** 3)

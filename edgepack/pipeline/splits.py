@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from edgepack.factorize import factorizer
+from edgepack.model.kinds.linear import effective_weight
+from edgepack.model.layer import View
+from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import FileScheme
 from edgepack.pipeline.attempt import Attempt
 from edgepack.pipeline.files import ModelFiles
 from edgepack.pipeline.rounding import latent_grid
 from edgepack.pipeline.task import Task
 from edgepack.quantize.split import Split, dense_share, split_error
-from edgepack.types import Factors, LayerPlan, LinearLayer, Replacement, Spectrum
+from edgepack.types import LayerPlan, Spectrum
 
 
 def layer_splits(task: Task, files: ModelFiles, attempt: Attempt) -> dict[str, Split]:
     """By layer name. Float layers that lose nothing are absent, and those whose input the data never reached."""
     parts = files.takes(task.factors(attempt.layers, attempt.scheme))
     found: dict[str, Split] = {}
-    for layer, spectrum, choice in zip(task.layers, task.spectra, attempt.layers, strict=True):
+    for layer, spectrum, choice in zip(task.views, task.spectra, attempt.layers, strict=True):
         if layer.name in parts:
             split = _split(task, layer, spectrum, parts[layer.name], choice, attempt.scheme)
             if split is not None:
@@ -25,15 +28,15 @@ def layer_splits(task: Task, files: ModelFiles, attempt: Attempt) -> dict[str, S
 
 
 def _split(
-    task: Task, layer: LinearLayer, spectrum: Spectrum, part: Replacement, choice: LayerPlan, file: FileScheme
+    task: Task, layer: View, spectrum: Spectrum, part: Replacement, choice: LayerPlan, file: FileScheme
 ) -> Split | None:
     moments = task.rounder.covariances.of(layer.name)
     if moments is None:
         return None
     covariance = moments.covariance
     energy = task.rounder.energy(layer, covariance)
-    if not isinstance(part, Factors) or part.base is not None:
-        whole = part.base + part.A @ part.B if isinstance(part, Factors) else part.weight
+    if not part.structure.is_low_rank:
+        whole = effective_weight(part)
         return Split(0.0, dense_share(layer.weight, whole, covariance, energy=energy), 0.0, 0.0, 0.0)
     # Of a trained or refitted pair, or one by another method, nothing is known before its rounding: all that it loses
     # counts as truncation.

@@ -13,10 +13,11 @@ from edgepack.data import Samples
 from edgepack.executor import Workers, map_tasks
 from edgepack.factorize import DEFAULT, factorizer, needs_gradients, spectrum_of
 from edgepack.factorize.whitened import shrunk_covariance
+from edgepack.model.layer import View
 from edgepack.pipeline.covariances import Covariances
 from edgepack.progress import Progress
 from edgepack.quantize.gptq import innovation
-from edgepack.types import Array, InputSpread, LinearLayer, Moments, Spectrum
+from edgepack.types import Array, InputSpread, Moments, Spectrum
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -27,7 +28,7 @@ VERSION = 3
 
 def decompose(
     model: ir.Model,
-    layers: Sequence[LinearLayer],
+    layers: Sequence[View],
     method: str,
     calibration: Samples | None,
     key: str,
@@ -80,16 +81,14 @@ def decompose(
     return spectra, tuple(unobserved if needs else ())
 
 
-def _task(
-    layer: LinearLayer, method: str, seen: Moments | None, gradient: Array | None
-) -> tuple[LinearLayer, str, Array | None]:
+def _task(layer: View, method: str, seen: Moments | None, gradient: Array | None) -> tuple[View, str, Array | None]:
     if factorizer(method).needs_moments and (seen is None or not seen.variance.sum() > 0):
         return replace(layer, moments=None), FALLBACK, None
     own = DEFAULT if needs_gradients(method) and gradient is None else method
     return replace(layer, moments=seen), own, gradient
 
 
-def _spectrum(layer: LinearLayer, method: str, gradient: Array | None) -> dict[str, Array]:
+def _spectrum(layer: View, method: str, gradient: Array | None) -> dict[str, Array]:
     """A task: may run on another machine."""
     spectrum = spectrum_of(method, layer, gradient)
     mean = np.zeros(0) if spectrum.mean is None else spectrum.mean
@@ -112,13 +111,13 @@ def _loaded(arrays: Mapping[str, Array]) -> Spectrum:
     return Spectrum(arrays["basis"], arrays["energies"], mean, inputs, arrays.get("dual"))
 
 
-def _cost(layer: LinearLayer) -> float:
+def _cost(layer: View) -> float:
     """Floating-point operations: W C Wᵀ, and eigendecompositions that take as long as ten products of their size."""
     m, n = layer.out_features, layer.in_features
     return 2.0 * m * n * (m + n) + 20.0 * (min(m, n) ** 3 + (n**3 if m > n else 0))
 
 
-def _memory(layer: LinearLayer) -> float:
+def _memory(layer: View) -> float:
     """Bytes: C and its copy, W in float64 and its product, the matrix that is decomposed and its workspace."""
     m, n = layer.out_features, layer.in_features
     return 8.0 * (2 * n * n + 2 * m * n + 4 * min(m, n) ** 2)

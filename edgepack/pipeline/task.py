@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,11 @@ from edgepack.cache import Cache, digest, file_digest
 from edgepack.data import example
 from edgepack.executor import one_thread
 from edgepack.inference import load, rename
+from edgepack.model.kinds import views_of
+from edgepack.model.layer import Layer, View
+from edgepack.model.replacement import Replacement, of_structure
 from edgepack.model.scheme import FileScheme, Format, Scheme
+from edgepack.model.structure import Structure
 from edgepack.pipeline.alternatives import Alternatives
 from edgepack.pipeline.attempt import Prover
 from edgepack.pipeline.options import BuildOptions
@@ -23,7 +27,7 @@ from edgepack.pipeline.rounding import Rounder
 from edgepack.plan.cost import interleaved_s
 from edgepack.progress import Progress
 from edgepack.targets import HOST
-from edgepack.types import Aim, Dense, Factors, LayerPlan, LinearLayer, Replacement, Spectrum, pairs_of
+from edgepack.types import Aim, LayerPlan, Spectrum
 from edgepack.versions import tool_versions
 
 
@@ -43,7 +47,7 @@ class Task:
     """
 
     options: BuildOptions
-    layers: Sequence[LinearLayer]
+    layers: Sequence[Layer]
     spectra: Sequence[Spectrum]
     method: str
     prover: Prover
@@ -57,6 +61,11 @@ class Task:
     recovery: Recovery | None = None
     alternatives: Alternatives = field(default_factory=Alternatives)
     aim: Aim = "latency"
+
+    @cached_property
+    def views(self) -> tuple[View, ...]:
+        """The matrices of the layers, in the order of `spectra`."""
+        return views_of(self.layers)
 
     @property
     def measures_here(self) -> bool:
@@ -82,10 +91,10 @@ class Task:
             return self._untrained(plan, scheme)
         trained = outcome.factors
 
-        def pair(layer: LinearLayer, spectrum: Spectrum, rank: int, own: Scheme) -> Factors:
+        def pair(layer: View, spectrum: Spectrum, structure: Structure, own: Scheme) -> Replacement:
             if layer.name in trained:
                 return self.rounder.trained(layer, trained[layer.name], own)
-            return self.rounder.factors(layer, spectrum, rank, own)
+            return self.rounder.factors(layer, spectrum, structure, own)
 
         return self._each(plan, scheme, pair, self.rounder.dense)
 
@@ -95,37 +104,39 @@ class Task:
         A pair that stands beside a dense matrix is not trained.
         """
         own = [layer for layer in plan if layer.alternative is None]
-        schemes = {layer.layer: layer.scheme_in(scheme) for layer in own if layer.rank is not None}
-        pairs = {name: own for name, own in schemes.items() if not own.corrected}
+        pairs = {layer.layer: layer.scheme_in(scheme) for layer in own if layer.structure.is_low_rank}
         if self.recovery is None or not pairs:
             return None
         begin = self.draft(plan, scheme) if self.refitter is None else self._untrained(plan, scheme)
-        start = {name: pair for name, pair in pairs_of(begin).items() if name in pairs}
+        start = {
+            name: pair for name, pair in of_structure(begin, "low-rank", "low-rank-correction").items() if name in pairs
+        }
         int8 = all(own.per_channel_int8 for own in pairs.values())
         return self.recovery.of(start, int8=int8, largest=min(map(self.rounder.largest_of, pairs.values())))
 
     def _untrained(self, plan: Sequence[LayerPlan], scheme: FileScheme) -> dict[str, Replacement]:
         if self.refitter is None:
             return self._each(plan, scheme, self.rounder.factors, self.rounder.dense)
-        refitted = self.refitter.factors(self.layers, self.spectra, plan, scheme)
+        refitted = self.refitter.factors(self.views, self.spectra, plan, scheme)
         return self._each(plan, scheme, lambda layer, *_: refitted[layer.name], self.rounder.dense)
 
     def _each(
         self,
         plan: Sequence[LayerPlan],
         scheme: FileScheme,
-        pair: Callable[[LinearLayer, Spectrum, int, Scheme], Factors],
-        dense: Callable[[LinearLayer, Scheme], Dense | None],
+        pair: Callable[[View, Spectrum, Structure, Scheme], Replacement],
+        dense: Callable[[View, Scheme], Replacement | None],
     ) -> dict[str, Replacement]:
         made: dict[str, Replacement] = {}
         with one_thread():  # the same bytes on machines with more cores
-            for layer, spectrum, choice in zip(self.layers, self.spectra, plan, strict=True):
+            for layer, spectrum, choice in zip(self.views, self.spectra, plan, strict=True):
                 own = choice.scheme_in(scheme)
                 part: Replacement | None
                 if choice.alternative is not None:
                     part = self.alternatives.part(layer.name, choice.alternative)
                 else:
-                    part = dense(layer, own) if choice.rank is None else pair(layer, spectrum, choice.rank, own)
+                    way = choice.structure
+                    part = pair(layer, spectrum, way, own) if way.ranks else dense(layer, own)
                 if part is not None:
                     made[layer.name] = part
         return made

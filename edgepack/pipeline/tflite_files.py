@@ -10,16 +10,22 @@ from types import TracebackType
 
 import numpy as np
 
-from edgepack.backends.tflite.schemes import CONSTEXPR, FP32, INT8_DYNAMIC, INT8_STATIC
+from edgepack.backends.tflite.schemes import CONSTEXPR, FP32, INT4_DYNAMIC, INT8_DYNAMIC, INT8_STATIC
+from edgepack.backends.tflite.support import unsupported
 from edgepack.cache import Cache, digest
 from edgepack.data import Samples, feeds
 from edgepack.emit.tflite import TfliteEmitter
 from edgepack.emit.tflite_places import Places, find_places
 from edgepack.emit.tflite_quantize import LAYER_SCHEMES, check_mixture
-from edgepack.errors import ModelError
+from edgepack.errors import LayerError, ModelError
+from edgepack.model.kinds import kind_of
+from edgepack.model.layer import Layer
+from edgepack.model.replacement import Replacement, of_structure
 from edgepack.model.scheme import FileScheme, Format, Scheme
+from edgepack.model.structure import Structure
 from edgepack.pipeline.opened import Opened
-from edgepack.types import Array, Coded, Contents, Factors, Replacement, pairs_of
+from edgepack.tflitegraph.linear import TfliteLinear, linear_ops
+from edgepack.types import Array, Contents, Product, Written
 from edgepack.versions import tool_versions
 
 RANGE_SAMPLES = 128
@@ -80,7 +86,7 @@ class TfliteFiles:
         self._opened = opened
         self._loaded = False
         self._last = None
-        for made in ("_dense", "_places"):
+        for made in ("_dense", "_places", "dense_contents"):
             self.__dict__.pop(made, None)
         self.calibrated = calibration is not None
         self._samples = None if calibration is None else calibration.head(RANGE_SAMPLES)
@@ -92,6 +98,10 @@ class TfliteFiles:
     def layer_schemes(self) -> tuple[Scheme, ...]:
         """The schemes that single layers of one file can take."""
         return LAYER_SCHEMES
+
+    def supports(self, layer: Layer, structure: Structure, scheme: Scheme) -> str | None:
+        """None where a layer can be written so, else why not."""
+        return unsupported(layer, kind_of(layer).ops(layer, structure, 1), scheme)
 
     def corrected_schemes(self) -> tuple[Scheme, ...]:
         """None: nothing here puts two products on one input into the converted graph."""
@@ -109,14 +119,14 @@ class TfliteFiles:
     def takes(self, factors: Mapping[str, Replacement]) -> dict[str, Replacement]:
         """All pairs; and other weights and code of layers whose operators are fully understood, where the pairs are put
         into the dense file as well. `refuses` says why a part is not among them."""
-        pairs = pairs_of(factors)
+        pairs = of_structure(factors, "low-rank", "low-rank-correction")
         if len(pairs) == len(factors) or not self._places.takes(pairs):
             return {**pairs}
         return {name: part for name, part in factors.items() if name in pairs or self._places.takes({name: part})}
 
     def refuses(self, name: str, part: Replacement) -> str | None:
         """Why a layer cannot be written like this beside pairs that are put into the dense file; None if it can."""
-        return None if isinstance(part, Factors) else self._places.refuses(name, part)
+        return None if part.structure.ranks else self._places.refuses(name, part)
 
     def write_dense(self, out: Path) -> None:
         """The dense fp32 baseline."""
@@ -133,7 +143,7 @@ class TfliteFiles:
         scheme: FileScheme,
         out: Path,
         schemes: Mapping[str, Scheme] | None = None,
-    ) -> None:
+    ) -> Written:
         """The model with factors in place, in a scheme.
 
         Args:
@@ -144,37 +154,43 @@ class TfliteFiles:
                 of a factored layer take its scheme, and all places of a layer that is used in several. Layers in code
                 are `CONSTEXPR` beside any scheme, named here or not; no other layer is.
 
+        Returns:
+            The schemes of single layers that the file has: a layer without an operator of its own in the converted
+            graph takes that of the file, and one without a fast kernel for its scheme a wider one.
+
         Raises:
-            ModelError: the model cannot be converted, a layer named in `schemes` has no operator in the file, or one in
-                code cannot be written.
+            ModelError: the model cannot be converted, or a layer in code cannot be written.
             ValueError: a scheme in `schemes` that cannot stand beside `scheme`.
         """
-        coded = {name for name, part in factors.items() if isinstance(part, Coded)}
+        coded = {name for name, part in factors.items() if part.structure.is_constexpr}
         self._check_coded(coded, factors, schemes or {})
         base = scheme.layers
         others = {name: own for name, own in sorted((schemes or {}).items()) if own != base and name not in coded}
         check_mixture(base, others.values())
         self._check_names(others)
         key = digest(self._key, *(part for name in sorted(factors) for part in _parts(name, factors[name])))
+        placed = self._placed(key, factors)
+        others = {name: each for name, each in others.items() if name in placed}
         if base == FP32 and not others:
             self._finish(self._float(key, factors).path, out, factors)
-            return
+            return _written(out, placed, factors, dict.fromkeys(placed, FP32))
         samples = self._quantizer_samples() if base == INT8_STATIC else None
         data = [] if samples is None else [a for name in sorted(samples) for a in (name, samples[name])]
 
         def quantize(path: Path) -> None:
             source = self._float(key, factors)
             wide = {name: FP32 for name in sorted(coded) if base != FP32}
-            single = self._operator_schemes(source, {**others, **wide})
+            single = {operator: each for name, each in {**others, **wide}.items() for operator in placed[name]}
             self._emitter.quantize(source.path, path, base, samples, single)
             self._finish(path, path, factors)
 
         names = {name: own.name for name, own in others.items()}
         self._cache.file("tflite", digest(key, base.name, names, *data), ".tflite", quantize, out)
+        return _written(out, placed, factors, {**dict.fromkeys(placed, base), **others})
 
     def _finish(self, source: Path, out: Path, factors: Mapping[str, Replacement]) -> None:
         """Put the code of layers in the place of their weights, which the quantizer knows."""
-        if any(isinstance(part, Coded) for part in factors.values()):
+        if any(part.structure.is_constexpr for part in factors.values()):
             self._places.encode(source, out, factors)
         elif source != out:
             out.write_bytes(source.read_bytes())
@@ -194,10 +210,15 @@ class TfliteFiles:
     def read(self, path: Path) -> Contents:
         """What the file holds."""
         from edgepack.tflitegraph.contents import constant_vectors
-        from edgepack.tflitegraph.linear import linear_ops
 
-        weights = [(min(op.weight.shape), max(op.weight.shape), op.bits) for op in linear_ops(path)]
-        return Contents(tuple(sorted(weights)), tuple(constant_vectors(path)))
+        ops = linear_ops(path)
+        weights = {op.buffer: (min(op.weight.shape), max(op.weight.shape), op.bits) for op in ops}
+        return Contents(tuple(sorted(weights.values())), tuple(constant_vectors(path)), _products(ops))
+
+    @cached_property
+    def dense_contents(self) -> Contents:
+        """What the dense fp32 file holds."""
+        return self.read(self._dense)
 
     def read_optimized(self, path: Path) -> Contents:
         """The file's own operators: LiteRT's delegates pack weights but fold no two of them into one."""
@@ -231,11 +252,11 @@ class TfliteFiles:
         path = self._work / f"{key[:16]}.fp32.tflite"
         if self._places.takes(factors):
             return _Float(key, path, factors, self._places.replace(path, factors))
-        pairs = pairs_of(factors)
+        pairs = of_structure(factors, "low-rank", "low-rank-correction")
         self._cache.file("tflite", key, ".tflite", lambda made: self._convert(pairs, made), path)
         return _Float(key, path, pairs, None)
 
-    def _convert(self, factors: Mapping[str, Factors], path: Path) -> None:
+    def _convert(self, factors: Mapping[str, Replacement], path: Path) -> None:
         opened = self._source()
         if not self._loaded:
             if opened.program_path is not None:
@@ -245,23 +266,25 @@ class TfliteFiles:
             self._loaded = True
         missing = self._emitter.emit(path, opened.layers, factors or None)
         if missing:
-            raise ModelError(f"no counterpart in the torch graph for {', '.join(missing)}")
-
-    def _operator_schemes(self, source: _Float, schemes: Mapping[str, Scheme]) -> dict[str, Scheme]:
-        """What the operators of these layers write → their scheme."""
-        if not schemes:
-            return {}
-        operators = source.operators
-        if operators is None and source.factors:
-            operators = find_places(source.path, self._source().layers, (), pairs_of(source.factors)).operators
-        operators = self._places.operators if operators is None else operators
-        lost = [name for name in schemes if not operators.get(name)]
-        if lost:
-            raise ModelError(
-                f"no operator of the TFLite file has the weights of {', '.join(lost)}",
-                hint="give this layer the scheme of the whole file",
+            raise LayerError(
+                dict.fromkeys(missing, "it has no counterpart in the torch graph that TFLite is made from")
             )
-        return {operator: scheme for name, scheme in schemes.items() for operator in operators[name]}
+
+    def _placed(self, key: str, factors: Mapping[str, Replacement]) -> dict[str, tuple[str, ...]]:
+        """What the operators of each layer write in the float file of a plan; layers without one are absent."""
+
+        def find() -> dict[str, Sequence[str]]:
+            source = self._float(key, factors)
+            if source.operators is not None:
+                return dict(source.operators)
+            pairs = of_structure(source.factors, "low-rank")
+            return dict(
+                find_places(source.path, self._source().layers, (), pairs).operators
+                if pairs
+                else self._places.operators
+            )
+
+        return {name: tuple(each) for name, each in self._cache.record("tflite-operators", key, find).items()}
 
     def _check_names(self, schemes: Mapping[str, Scheme]) -> None:
         known = {layer.name for layer in self._source().layers}
@@ -286,14 +309,43 @@ class TfliteFiles:
         return {spec.name: np.stack([run[spec.name] for run in runs]) for spec in specs}
 
 
+def _written(
+    path: Path, placed: Mapping[str, tuple[str, ...]], factors: Collection[str], schemes: Mapping[str, Scheme]
+) -> Written:
+    """What the layers of a file really got: where four bits have no fast kernel, they are eight."""
+    if INT4_DYNAMIC in schemes.values():
+        bits = {op.output: op.bits for op in linear_ops(path)}
+        wide = {
+            name for name, outputs in placed.items() if any(bits.get(each) == INT8_DYNAMIC.bits for each in outputs)
+        }
+        schemes = {n: INT8_DYNAMIC if n in wide and own == INT4_DYNAMIC else own for n, own in schemes.items()}
+    return Written(schemes, {name: placed[name] for name in factors if name in placed})
+
+
+def _products(ops: Sequence[TfliteLinear]) -> tuple[Product, ...]:
+    """Every operator with those that write its input; views between two of them do not occur in what is emitted."""
+    writers = {(op.subgraph, op.output_index): number for number, op in enumerate(ops)}
+    behind = (writers.get((op.subgraph, op.input_index)) for op in ops)
+    return tuple(
+        Product(
+            op.output,
+            (min(op.weight.shape), max(op.weight.shape)),
+            op.bits,
+            op.output,
+            frozenset(() if number is None else (number,)),
+        )
+        for op, number in zip(ops, behind, strict=True)
+    )
+
+
 def _parts(name: str, part: Replacement) -> list[object]:
     """What makes a file of this part another one."""
     bias = [] if part.bias is None else [part.bias]
-    if isinstance(part, Factors):
+    if part.structure.ranks:
         return [name, part.A, part.B, *bias]
-    if isinstance(part, Coded):
-        steps = [(step.op, step.inputs, step.output, repr(sorted(step.attributes.items()))) for step in part.steps]
-        constants = [each for pair in part.constants.items() for each in pair]
+    if part.structure.is_constexpr:
+        steps = [(step.op, step.inputs, step.output, repr(sorted(step.attributes.items()))) for step in part.program]
+        constants = [each for pair in part.tensors.items() for each in pair]
         return [CONSTEXPR.name, ENCODING, name, *constants, steps, part.weight, *bias]
     return [name, part.weight, *bias]
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from edgepack.model.layer import WEIGHT
+from edgepack.model.scheme import scheme_of
+from edgepack.model.structure import DENSE, low_rank
 from edgepack.plan.cost import CostSource, Price
 from edgepack.plan.table import Point
 
@@ -15,7 +18,7 @@ def prices_of(source: CostSource, points: Sequence[Point]) -> list[Price | None]
     The sum leaves out the Add of the two products, and counts what a runtime does around one matrix once too often.
     """
     found = source.prices(points)
-    unknown = [index for index, price in enumerate(found) if price is None and points[index].scheme.corrected]
+    unknown = [index for index, price in enumerate(found) if price is None and points[index].structure.is_correction]
     if not unknown:
         return found
     parts = [part for index in unknown for part in _parts(points[index])]
@@ -27,8 +30,11 @@ def prices_of(source: CostSource, points: Sequence[Point]) -> list[Price | None]
 
 
 def _parts(point: Point) -> tuple[Point, Point]:
-    dense, thin = point.scheme.corrected or (point.scheme, point.scheme)
-    return replace(point, scheme=dense, rank=None), replace(point, scheme=thin)
+    """The dense matrix and the factors beside it, as layers of their own."""
+    thin = tuple(replace(op, corrects=False) for op in point.ops if op.corrects)
+    base = tuple(op for op in point.ops if not op.corrects)
+    factors = Point(scheme_of(point.ops[0], point.scheme), low_rank(point.structure.ranks[0]), thin)
+    return Point(point.scheme, DENSE, tuple(replace(op, role=WEIGHT) for op in base)), factors
 
 
 def _sum(dense: Price, pair: Price) -> Price:

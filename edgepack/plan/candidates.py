@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from edgepack.errors import UsageError
-from edgepack.types import LinearLayer
+from edgepack.model.layer import Layer
 
 RANK_TILE = 8
 """Kernels work on tiles of this many rows: ranks between two multiples cost as much as the upper one."""
@@ -30,6 +31,35 @@ def residual_ranks(out_features: int, in_features: int) -> tuple[int, ...]:
     """Ranks worth trying for a pair beside the dense matrix, ascending."""
     most = RESIDUAL_SHARE * out_features * in_features / (out_features + in_features)
     return tuple(rank for rank in RESIDUAL_RANKS if rank <= most)
+
+
+@dataclass(frozen=True)
+class WorthwhileRanks:
+    """All ranks at which a matrix may pay, as a `RankGrid`."""
+
+    def low_rank(self, rows: int, columns: int) -> tuple[int, ...]:
+        """See `rank_choices`."""
+        return rank_choices(rows, columns)
+
+    def correction(self, rows: int, columns: int) -> tuple[int, ...]:
+        """See `residual_ranks`."""
+        return residual_ranks(rows, columns)
+
+
+@dataclass(frozen=True)
+class GivenRanks:
+    """The same ranks for every matrix, as a `RankGrid`: those that a layer is to be offered."""
+
+    own: tuple[int, ...]
+    beside: tuple[int, ...]
+
+    def low_rank(self, rows: int, columns: int) -> tuple[int, ...]:
+        """Those given."""
+        return self.own
+
+    def correction(self, rows: int, columns: int) -> tuple[int, ...]:
+        """Those given."""
+        return self.beside
 
 
 def break_even_rank(out_features: int, in_features: int) -> int:
@@ -68,7 +98,7 @@ def shared_rank(out_features: int, in_features: int, share: float) -> int | str:
     return asked_rank(out_features, in_features, share)
 
 
-def check_rank(layers: Sequence[LinearLayer], rank: int | float) -> None:
+def check_rank(layers: Sequence[Layer], rank: int | float) -> None:
     """Refuses a rank that no layer can have.
 
     Raises:

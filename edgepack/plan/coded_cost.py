@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from edgepack.coded import is_decoded, stored_bytes
+from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import Format
-from edgepack.types import Coded
 
 STEP_BYTES: dict[Format, int] = {"onnx": 110, "tflite": 130}
 """Of one step, names included; a hash is twenty operators."""
@@ -20,13 +20,13 @@ CONVOLVED_TIME: _Times = {"onnx": 6.0, "tflite": 4.0}
 """Of a convolution, from whose results numbers are gathered and summed."""
 
 
-def coded_size_bytes(fmt: Format, part: Coded, *, bias: bool) -> int:
+def coded_size_bytes(fmt: Format, part: Replacement, *, bias: bool) -> int:
     """Bytes of the constants, the operators that read them, and the bias."""
-    operators = sum(OPERATORS_OF.get(step.op, 1) for step in part.steps)
+    operators = sum(OPERATORS_OF.get(step.op, 1) for step in part.program)
     return stored_bytes(part) + STEP_BYTES[fmt] * operators + (4 * len(part.weight) if bias else 0)
 
 
-def time_over_dense(fmt: Format, part: Coded) -> float:
+def time_over_dense(fmt: Format, part: Replacement) -> float:
     """Time of an inference of the layer over that of the dense layer in fp32.
 
     One number for each kind, measured on 784-512-10 at a quarter of its bytes, batch 1, on an AMD EPYC: what is built
@@ -34,4 +34,4 @@ def time_over_dense(fmt: Format, part: Coded) -> float:
     """
     if is_decoded(part):
         return DECODED_TIME[fmt]
-    return (CONVOLVED_TIME if any(step.op == "conv1d" for step in part.steps) else DIRECT_TIME)[fmt]
+    return (CONVOLVED_TIME if any(step.op == "conv1d" for step in part.program) else DIRECT_TIME)[fmt]

@@ -88,6 +88,8 @@ class EmulatedCosts:
         found: list[Price | None] = [None] * len(points)
         kinds: dict[Scheme, list[int]] = {}
         for index, point in enumerate(points):
+            if point.structure.is_correction:
+                continue
             kinds.setdefault(point.scheme, []).append(index)
         for indices in kinds.values():
             answers = interpolate_all(self.table, [points[index] for index in indices]) or []

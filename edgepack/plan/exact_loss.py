@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from edgepack.model.layer import View
+from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import Scheme
 from edgepack.quantize.energy import output_energy
 from edgepack.quantize.lattice import decoded, grid_of, lattice, nearest
-from edgepack.types import Array, Factors, LinearLayer
+from edgepack.types import Array
 
 
-def exact_loss(layer: LinearLayer, weight: Array, covariance: Array | None, gradient: Array | None) -> float:
+def exact_loss(layer: View, weight: Array, covariance: Array | None, gradient: Array | None) -> float:
     """The loss of another weight in the layer's place, its bias corrected.
 
     Args:
@@ -26,8 +28,8 @@ def exact_loss(layer: LinearLayer, weight: Array, covariance: Array | None, grad
 
 
 def pair_losses(
-    layer: LinearLayer,
-    pair: Factors,
+    layer: View,
+    pair: Replacement,
     covariance: Array | None,
     gradient: Array | None,
     schemes: Sequence[Scheme],

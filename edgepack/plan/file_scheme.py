@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from edgepack.model.scheme import FileScheme, Scheme
+from edgepack.model.scheme import FileScheme, Scheme, scheme_of
 from edgepack.types import LayerPlan
 
 
@@ -20,8 +20,7 @@ def base_scheme(layers: Sequence[LayerPlan], beside_code: Scheme) -> Scheme:
     weights: dict[Scheme, int] = {}
     for layer in layers:
         if layer.scheme is not None and not layer.scheme.is_constexpr:
-            scheme = layer.scheme.corrected[0] if layer.scheme.corrected else layer.scheme
-            weights[scheme] = weights.get(scheme, 0) + layer.weight_parameters
+            weights[layer.scheme] = weights.get(layer.scheme, 0) + layer.weight_parameters
     return min(weights, key=lambda scheme: (-weights[scheme], scheme.name), default=beside_code)
 
 
@@ -32,4 +31,5 @@ def exceptions(layers: Sequence[LayerPlan], file: FileScheme) -> dict[str, Schem
 
 def file_label(layers: Sequence[LayerPlan], file: FileScheme) -> str:
     """What to call the scheme of a file for people: `mixed` where its layers differ, with that of its other weights."""
-    return file.label(layer.scheme_in(file) for layer in layers)
+    own = ((layer.scheme_in(file), layer.ops) for layer in layers)
+    return file.label(each for scheme, ops in own for each in ([scheme_of(op, scheme) for op in ops] or [scheme]))

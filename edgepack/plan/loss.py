@@ -14,29 +14,32 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from edgepack.model.layer import View
+from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import Scheme
+from edgepack.model.structure import DENSE, Structure, low_rank, low_rank_correction
 from edgepack.plan.noise import Activations, Grid, activation_noise, grid_of_scheme, weight_noise
 from edgepack.quantize.gauge import latent_span
 from edgepack.quantize.gptq import innovation
-from edgepack.types import Array, Factors, LinearLayer, Spectrum
+from edgepack.types import Array, Spectrum
 
 ORTHOGONAL = 1e-3
 
 
 def layer_losses(
-    layer: LinearLayer,
+    layer: View,
     spectrum: Spectrum,
     gradient: Array | None,
     schemes: Sequence[Scheme],
     ranks: Sequence[int],
-    factors_at: Callable[[int], Factors],
+    factors_at: Callable[[int], Replacement],
     *,
     largest: int,
     truncation: Array | None = None,
     residual: Sequence[int] = (),
     corrected: Sequence[Scheme] = (),
-) -> dict[tuple[Scheme, int | None], float]:
-    """Predicted loss of the dense layer (rank None) and of its pairs, in every scheme.
+) -> dict[tuple[Scheme, Structure], float]:
+    """Predicted loss of the dense layer and of its pairs, in every scheme.
 
     With gradients the unit is that of twice the second-order rise of the model's loss, summed over layers as if they
     did not interact. Without them G = I / (output energy of this layer), so that the loss is the lost share of the
@@ -57,7 +60,7 @@ def layer_losses(
         truncation: (k + 1,), what rank 0 … k costs in fp32, in the unit of `gradient`, where that is known better than
             by G: from `edgepack.torchgraph.gradients`.
         residual: ranks of pairs beside a dense matrix.
-        corrected: schemes of both together.
+        corrected: schemes of that matrix.
     """
     found = ((scheme, grid_of_scheme(scheme, largest)) for scheme in schemes)
     grids = {scheme: grid for scheme, grid in found if grid is not None}
@@ -66,18 +69,20 @@ def layer_losses(
     most = max((*ranks, *residual), default=0)
     view = _view(layer, spectrum, gradient, activations, most, truncated=truncation is None or gradient is None)
     lost = view.truncation * view.unit if truncation is None else truncation
-    losses: dict[tuple[Scheme, int | None], float] = {}
+    losses: dict[tuple[Scheme, Structure], float] = {}
     for scheme in schemes:
-        losses[scheme, None] = _dense_noise(view, grids[scheme]) * view.unit if scheme in grids else 0.0
+        losses[scheme, DENSE] = _dense_noise(view, grids[scheme]) * view.unit if scheme in grids else 0.0
     for rank in ranks:
         pair = _pair(view, factors_at(rank)) if grids else None
         for scheme in schemes:
             noise = 0.0 if pair is None or scheme not in grids else _pair_noise(view, pair, grids[scheme])
-            losses[scheme, rank] = float(lost[rank]) + noise * view.unit
+            losses[scheme, low_rank(rank)] = float(lost[rank]) + noise * view.unit
     for rank in residual:
         pair = _pair(view, factors_at(rank))
         for scheme in corrected:
-            losses[scheme, rank] = _residual_noise(view, pair, _corrected_grids(scheme)) * view.unit
+            losses[scheme, low_rank_correction(rank)] = (
+                _residual_noise(view, pair, _corrected_grids(scheme)) * view.unit
+            )
     return losses
 
 
@@ -116,7 +121,7 @@ class _View:
 
 
 def _view(
-    layer: LinearLayer,
+    layer: View,
     spectrum: Spectrum,
     gradient: Array | None,
     activations: set[Activations],
@@ -155,7 +160,7 @@ def _view(
     return _View(weight, dual, *statistics, output, inner, truncation, through, unit)
 
 
-def _input(layer: LinearLayer, spectrum: Spectrum) -> tuple[Array, Array]:
+def _input(layer: View, spectrum: Spectrum) -> tuple[Array, Array]:
     """Mean and variance per feature."""
     if spectrum.inputs is None:
         return np.zeros(layer.in_features), np.ones(layer.in_features)
@@ -215,9 +220,9 @@ def _residual_noise(view: _View, pair: _Pair, grids: tuple[Grid, Grid]) -> float
 
 def _corrected_grids(scheme: Scheme) -> tuple[Grid, Grid]:
     """Of the dense matrix, and of the pair beside it; block grids, which no target changes."""
-    if scheme.corrected is None:
+    if scheme.correction is None:
         raise ValueError(f"{scheme} has no pair beside a matrix")
-    dense, thin = (grid_of_scheme(one, one.qmax) for one in scheme.corrected)
+    dense, thin = (grid_of_scheme(one, one.qmax) for one in (scheme, scheme.correction))
     if dense is None or thin is None:
         raise ValueError(f"{scheme} has matrices that are not rounded")
     return dense, thin
@@ -241,14 +246,14 @@ class _Pair:
         left: shares of the errors of A and of B that rounding leaves: of those that later weights make up for.
     """
 
-    factors: Factors
+    factors: Replacement
     cost: Array
     mean: Array
     variance: Array
     left: tuple[float, float]
 
 
-def _pair(view: _View, factors: Factors) -> _Pair:
+def _pair(view: _View, factors: Replacement) -> _Pair:
     """A = U_r T and B = T⁻¹ U_rᵀ W, so T = U_rᵀ A and the latent B x has covariance T⁻¹ diag(σ²) T⁻ᵀ."""
     rank = factors.rank
     gauge = view.dual[:, :rank].T @ factors.A

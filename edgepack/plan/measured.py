@@ -11,7 +11,7 @@ from math import sqrt
 from edgepack.cache import digest
 from edgepack.model.scheme import Format, Scheme
 from edgepack.plan.cost import Price
-from edgepack.plan.table import Grid, Point
+from edgepack.plan.table import Grid, Point, linear_point
 from edgepack.targets import Cluster, Target
 
 STANDARD_GRID = Grid(sides=(32, 128, 512, 2048), ranks=(8, 32, 128, 512), batches=(1, 4, 32))
@@ -140,9 +140,9 @@ class MeasuredTable:
         return self._between_ranks(point) or self._on_grid(point)
 
     @cached_property
-    def _ranks(self) -> Mapping[tuple[Scheme, int, int, int], list[tuple[int, Entry]]]:
+    def _ranks(self) -> Mapping[tuple[Scheme, str, int, int, int], list[tuple[int, Entry]]]:
         """Measured ranks of every layer, ascending."""
-        ranks: dict[tuple[Scheme, int, int, int], list[tuple[int, Entry]]] = {}
+        ranks: dict[tuple[Scheme, str, int, int, int], list[tuple[int, Entry]]] = {}
         for point, entry in self.entries.items():
             if point.rank is not None:
                 ranks.setdefault(_layer(point), []).append((point.rank, entry))
@@ -176,18 +176,20 @@ class MeasuredTable:
         return Price(seconds, self.name, error) if corners else None
 
 
-def _layer(point: Point) -> tuple[Scheme, int, int, int]:
-    return point.scheme, point.out_features, point.in_features, point.batch
+def _layer(point: Point) -> tuple[Scheme, str, int, int, int]:
+    return point.scheme, point.structure.name, point.out_features, point.in_features, point.batch
 
 
 def grid_corners(grid: Grid, point: Point) -> list[tuple[float, Point]]:
     """(weight, point of the grid) of the cell around a point; empty where the grid does not enclose it."""
+    if point.structure.is_correction:
+        return []
     rank: list[tuple[float, int | None]] = [(1.0, None)]
     if point.rank is not None:
         rank = [(weight, knot) for weight, knot in _neighbours(grid.ranks, max(point.rank, grid.ranks[0]))]
     sides = (_neighbours(grid.sides, point.out_features), _neighbours(grid.sides, point.in_features))
     return [
-        (a * b * c * d, Point(point.scheme, rows, columns, knot, batch))
+        (a * b * c * d, linear_point(point.scheme, rows, columns, knot, batch))
         for (a, rows), (b, columns), (c, knot), (d, batch) in product(
             *sides, rank, _neighbours(grid.batches, point.batch)
         )

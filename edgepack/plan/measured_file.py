@@ -13,11 +13,12 @@ from edgepack.backends.schemes import layer_schemes
 from edgepack.cache import atomic_path, default_root
 from edgepack.errors import InputError
 from edgepack.model.scheme import FORMATS, Format
+from edgepack.model.structure import structure_of
 from edgepack.plan.json_file import printable, read_json
 from edgepack.plan.measured import Entry, Fingerprint, MeasuredTable
-from edgepack.plan.table import Point
+from edgepack.plan.table import Point, linear_point_in
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MAX_BYTES = 32 << 20
 MAX_SIDE = 1 << 22
 MAX_SECONDS = 3600.0
@@ -26,8 +27,8 @@ MAX_ROUNDS = 10**6
 _DATE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00")
 
 
-_Row = tuple[Format, str, int, int, int | None, int]
-"""A point: format, scheme, out, in, rank, batch."""
+_Row = tuple[Format, str, str, int, int, int | None, int]
+"""A point: format, scheme, structure, out, in, rank, batch."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,8 @@ class _File:
     threads: int
     measured_at: str
     calls: Mapping[Format, Entry]
-    entries: tuple[tuple[Format, str, int, int, int | None, int, float, float, int], ...]
-    refused: tuple[tuple[Format, str, int, int, int | None, int, str], ...]
+    entries: tuple[tuple[Format, str, str, int, int, int | None, int, float, float, int], ...]
+    refused: tuple[tuple[Format, str, str, int, int, int | None, int, str], ...]
 
 
 def measured_folder(target: str, root: Path | None = None) -> Path:
@@ -131,19 +132,20 @@ def load_measured(path: Path) -> MeasuredTable:
         target=file.target,
         threads=file.threads,
         measured_at=file.measured_at,
-        entries={_point(row[:6]): Entry(*row[6:]) for row in file.entries},
+        entries={_point(row[:7]): Entry(*row[7:]) for row in file.entries},
         calls=file.calls,
-        refused={_point(row[:6]): row[6] for row in file.refused},
+        refused={_point(row[:7]): row[7] for row in file.refused},
     )
 
 
 def _row(point: Point) -> _Row:
-    return point.format, point.scheme.name, point.out_features, point.in_features, point.rank, point.batch
+    sides = point.out_features, point.in_features
+    return point.format, point.scheme.name, point.structure.name, *sides, point.rank, point.batch
 
 
 def _point(row: _Row) -> Point:
-    fmt, name, rows, columns, rank, batch = row
-    return Point(layer_schemes(fmt)[name], rows, columns, rank, batch)
+    fmt, name, structure, rows, columns, rank, batch = row
+    return linear_point_in(layer_schemes(fmt)[name], structure_of(structure, rank), (rows, columns), batch)
 
 
 def _impossible(file: _File) -> Iterator[str]:
@@ -151,7 +153,7 @@ def _impossible(file: _File) -> Iterator[str]:
     if file.schema_version != SCHEMA_VERSION:
         yield f"schema version {file.schema_version}, expected {SCHEMA_VERSION}"
     mark = file.fingerprint
-    reasons = (row[6] for row in file.refused)
+    reasons = (row[7] for row in file.refused)
     if not all(map(printable, (file.target, mark.arch, *mark.cores, *mark.isa, *mark.runtimes.values(), *reasons))):
         yield "a name or reason that is empty, too long or not printable"
     if not all(printable(text or " ") for text in mark.caches):
@@ -162,17 +164,23 @@ def _impossible(file: _File) -> Iterator[str]:
         yield "measured_at is no date in UTC"
     if not {row[0] for row in file.entries} <= set(file.calls) or not set(file.calls) <= set(FORMATS):
         yield "entries and calls are not of the same formats"
-    for fmt, name, rows, columns, rank, batch in (
-        *(row[:6] for row in file.entries),
-        *(row[:6] for row in file.refused),
-    ):
-        sides = (rows, columns, batch, 1 if rank is None else rank)
-        scheme = layer_schemes(fmt).get(name)
-        known = scheme is not None and not scheme.is_constexpr and not (scheme.corrected and rank is None)
-        if not known or not all(1 <= side <= MAX_SIDE for side in sides):
-            yield f"{fmt} {name[:40]!r}: a layer that cannot be"
-    for entry in (*file.calls.values(), *(Entry(*row[6:]) for row in file.entries)):
+    for row in (*(entry[:7] for entry in file.entries), *(refused[:7] for refused in file.refused)):
+        if not _possible_point(row):
+            yield f"{row[0]} {row[1][:40]!r} {row[2][:40]!r}: a layer that cannot be"
+    for entry in (*file.calls.values(), *(Entry(*row[7:]) for row in file.entries)):
         sane = isfinite(entry.seconds) and 0 < entry.seconds <= MAX_SECONDS
         steady = isfinite(entry.spread_s) and 0 <= entry.spread_s <= MAX_SECONDS
         if not (sane and steady and 1 <= entry.rounds <= MAX_ROUNDS):
             yield "a latency that cannot be"
+
+
+def _possible_point(row: _Row) -> bool:
+    fmt, name, structure, rows, columns, rank, batch = row
+    scheme = layer_schemes(fmt).get(name)
+    if scheme is None or not all(1 <= side <= MAX_SIDE for side in (rows, columns, batch, 1 if rank is None else rank)):
+        return False
+    try:
+        found = structure_of(structure, rank)
+    except ValueError:
+        return False
+    return not found.is_constexpr and (scheme.correction is not None or not found.is_correction)

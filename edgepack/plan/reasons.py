@@ -15,9 +15,9 @@ def kind(candidate: Candidate) -> str:
     """`pair`, `dense` with its precision, both, or another method by its name: what people compare."""
     if candidate.alternative is not None:
         return candidate.alternative.method
-    if candidate.scheme.corrected:
+    if candidate.structure.is_correction:
         return "pair beside dense"
-    if candidate.rank is not None:
+    if candidate.structure.is_low_rank:
         return "pair"
     precision = next(name for name, bits in BITS.items() if bits == candidate.scheme.bits)
     return f"dense {precision}"
@@ -46,7 +46,7 @@ def reason(candidates: Sequence[Candidate], chosen: Candidate, slack: float, why
         why_dense: why no pair is among the candidates, where that is so.
     """
     rivals = others(candidates, chosen, slack)
-    if chosen.rank is not None or chosen.alternative is not None:
+    if chosen.structure.ranks or chosen.alternative is not None:
         dense = _fastest(one for one in candidates if kind(one).startswith("dense"))
         against = "" if dense is None else f": {_than(_compared(chosen, dense))} {name(dense)}"
         return f"{name(chosen)}{against}{_lower_rank(candidates, chosen)}"
@@ -61,12 +61,12 @@ def name(candidate: Candidate) -> str:
     """`dense int8-dynamic`, `rank 32 nbits8`, `dense nbits4 + rank 16 nbits8`, or `kmeans at 0.25 of the bytes`."""
     if candidate.alternative is not None:
         scheme = "" if candidate.scheme.is_constexpr else f" {candidate.scheme}"
-        rank = "" if candidate.rank is None else f" rank {candidate.rank}"
+        rank = "" if candidate.structure.rank is None else f" rank {candidate.structure.rank}"
         return f"{candidate.alternative.method} at {candidate.alternative.share:.3g} of the bytes{rank}{scheme}"
-    if candidate.scheme.corrected:
-        dense, thin = candidate.scheme.corrected
-        return f"dense {dense} + rank {candidate.rank} {thin}"
-    return f"{'dense' if candidate.rank is None else f'rank {candidate.rank}'} {candidate.scheme}"
+    if candidate.structure.is_correction:
+        return f"dense {candidate.scheme} + rank {candidate.structure.rank} {candidate.scheme.correction}"
+    arrangement = "dense" if candidate.structure.rank is None else f"rank {candidate.structure.rank}"
+    return f"{arrangement} {candidate.scheme}"
 
 
 def _like(group: Sequence[Candidate], chosen: Candidate) -> Sequence[Candidate]:
@@ -123,8 +123,8 @@ def _lost(other: Candidate, chosen: Candidate, slack: float) -> str:
 def _lower_rank(candidates: Sequence[Candidate], chosen: Candidate) -> str:
     """What the next smaller rank in the same scheme would have lost."""
     alike = [one for one in candidates if one.scheme == chosen.scheme and kind(one) == kind(chosen)]
-    lower = [one for one in alike if one.rank is not None and one.rank < (chosen.rank or 0)]
+    lower = [one for one in alike if (one.structure.rank or 0) < (chosen.structure.rank or 0)]
     if not lower or chosen.loss <= 0:
         return ""
-    below = max(lower, key=lambda one: one.rank or 0)
-    return f"; rank {below.rank} would lose {below.loss / chosen.loss:.1f} times as much"
+    below = max(lower, key=lambda one: one.structure.rank or 0)
+    return f"; rank {below.structure.rank} would lose {below.loss / chosen.loss:.1f} times as much"

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from edgepack.model.scheme import BITS, Format
+from edgepack.model.scheme import BITS, Format, Scheme
+from edgepack.model.structure import Op
 from edgepack.plan.cost import Price
 from edgepack.plan.table import Point
 from edgepack.targets import Bandwidth, Cluster, Target
@@ -117,7 +118,10 @@ class Roofline:
     def prices(self, points: Sequence[Point]) -> list[Price | None]:
         """See `CostSource`; None for schemes that are put together from others."""
         error = NOMINAL_ERROR_SHARE if self.nominal else ERROR_SHARE
-        return [None if point.scheme.corrected else Price(self.latency_s(point), self.name, error) for point in points]
+        return [
+            None if point.structure.is_correction else Price(self.latency_s(point), self.name, error)
+            for point in points
+        ]
 
     def call_s(self, fmt: Format) -> float:
         """See `CostSource`."""
@@ -127,35 +131,32 @@ class Roofline:
         """Seconds of one inference of a layer, without the call of the runtime."""
         bits = point.scheme.bits
         bandwidth = self._bandwidth(point.weights * bits / 8)
-        sides = [(point.out_features, point.in_features)]
-        if point.rank is not None:
-            sides = [(point.rank, point.in_features), (point.out_features, point.rank)]
         total = 0.0
-        for rows, columns in sides:
-            compute = self._instructions(point, rows, columns) / self.instructions_s
-            total += max(compute, rows * columns * bits / 8 / bandwidth)
-            total += self._overhead(point, rows, columns) / self.instructions_s
+        for op in point.ops:
+            compute = self._instructions(point.scheme, op) / self.instructions_s
+            total += max(compute, op.weights * bits / 8 / bandwidth)
+            total += _overhead(point.scheme, op) / self.instructions_s
         return total
 
-    def _instructions(self, point: Point, rows: int, columns: int) -> float:
+    def _instructions(self, scheme: Scheme, op: Op) -> float:
         """Of the multiplications, and of decoding the weights where that comes first."""
-        products = rows * columns * point.batch
-        if point.scheme.granularity == "block":
+        if scheme.granularity == "block":
             if self.kernels.nbits is None:
-                return rows * columns * DECODE + products * self.kernels.fp32
-            return products * self.kernels.nbits
-        if point.scheme.is_float:
-            return products * self.kernels.fp32
-        return products * self.kernels.int8 * (INT4_FACTOR if point.scheme.bits == BITS["int4"] else 1.0)
-
-    def _overhead(self, point: Point, rows: int, columns: int) -> float:
-        per_input, per_output = PER_VALUE[point.format, point.scheme.is_float or point.scheme.granularity == "block"]
-        values = point.batch * (per_input * columns + per_output * rows)
-        return point.scheme.instructions_per_op + values
+                return op.weights * DECODE + op.macs * self.kernels.fp32
+            return op.macs * self.kernels.nbits
+        if scheme.is_float:
+            return op.macs * self.kernels.fp32
+        return op.macs * self.kernels.int8 * (INT4_FACTOR if scheme.bits == BITS["int4"] else 1.0)
 
     def _bandwidth(self, weight_bytes: float) -> float:
         """Of the level that the weights fit in. What fits the first is bound by instructions alone."""
         return next((rate for size, rate in self.levels if weight_bytes <= size), self.levels[-1][1])
+
+
+def _overhead(scheme: Scheme, op: Op) -> float:
+    """Instructions around one product: of the operators, and of bringing its inputs and outputs into order."""
+    per_input, per_output = PER_VALUE[scheme.backend, scheme.is_float or scheme.granularity == "block"]
+    return scheme.instructions_per_op + op.vectors * (per_input * op.columns + per_output * op.rows)
 
 
 def roofline(target: Target, threads: int = 1) -> Roofline:

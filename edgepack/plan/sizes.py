@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from edgepack.model.scheme import Scheme, matrices
+from collections.abc import Iterable
+
+from edgepack.model.scheme import Scheme, scheme_of
+from edgepack.model.structure import Op
 from edgepack.quantize.blocks import stored_bytes
+from edgepack.types import Array
 
 
-def size_bytes(scheme: Scheme, out_features: int, in_features: int, rank: int | None, *, bias: bool) -> int:
-    """Bytes of the dense layer (`rank` None), of the pair, or of both, in a scheme."""
-    parts = matrices(scheme, (out_features, in_features), rank)
-    total = sum(_matrix_bytes(own, rows, columns) for own, rows, columns in parts)
-    return total + (4 * out_features if bias else 0)
+def size_bytes(scheme: Scheme, ops: Iterable[Op], bias: Array | None) -> int:
+    """Bytes of a layer's products in a scheme, with its float32 bias."""
+    return sum(_op_bytes(scheme_of(op, scheme), op) for op in ops) + (0 if bias is None else 4 * bias.size)
 
 
-def _matrix_bytes(scheme: Scheme, rows: int, columns: int) -> int:
+def _op_bytes(scheme: Scheme, op: Op) -> int:
     if scheme.granularity == "block":
-        return stored_bytes(rows, columns, scheme.bits) + scheme.bytes_per_op
-    return rows * columns * scheme.bits // 8 + rows * scheme.bytes_per_channel + scheme.bytes_per_op
+        return stored_bytes(op.rows, op.columns, scheme.bits) + scheme.bytes_per_op
+    return op.weights * scheme.bits // 8 + op.rows * scheme.bytes_per_channel + scheme.bytes_per_op
 
 
 def resident_bytes(scheme: Scheme, size_bytes: int) -> int:

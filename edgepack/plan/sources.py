@@ -14,7 +14,7 @@ from edgepack.plan.cost import CostSource, EmulatedCosts
 from edgepack.plan.measured import Fingerprint, MeasuredTable, fingerprint
 from edgepack.plan.measured_file import known_measured, tables_of
 from edgepack.plan.roofline import roofline
-from edgepack.plan.table import Point
+from edgepack.plan.table import Point, linear_point
 from edgepack.plan.table_file import table_for
 from edgepack.targets import HOST, Target
 
@@ -24,7 +24,9 @@ Shape = tuple[int, int, int]
 
 def dense_int8(fmt: Format, shapes: Iterable[Shape]) -> list[Point]:
     """The dense int8 layer of every shape: the points that a source needs before it may price a model."""
-    return [Point(DENSE_INT8[fmt][0], rows, columns, None, batch) for rows, columns, batch in dict.fromkeys(shapes)]
+    return [
+        linear_point(DENSE_INT8[fmt][0], rows, columns, None, batch) for rows, columns, batch in dict.fromkeys(shapes)
+    ]
 
 
 def cost_source(

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Literal, get_args
 
-from edgepack.model.scheme import Format, Scheme, matrices
+from edgepack.model.kinds.linear import linear_ops
+from edgepack.model.scheme import Format, Scheme
+from edgepack.model.structure import DENSE, Op, Structure, low_rank
 
 SCHEMA_VERSION = 1
 Level = Literal["L1i", "L1d", "L2", "L3", "L4"]
@@ -17,20 +19,17 @@ LEVELS: tuple[Level, ...] = get_args(Level)
 
 @dataclass(frozen=True)
 class Point:
-    """One linear layer in one scheme.
+    """One layer in one structure and scheme: what a cost is asked of.
 
     Attributes:
-        scheme: how it is written.
-        out_features, in_features: of the layer.
-        rank: of the pair in its place; None for the dense layer.
-        batch: rows of its input that one inference multiplies.
+        scheme: how its matrices are stored.
+        structure: how it is arranged.
+        ops: its products.
     """
 
     scheme: Scheme
-    out_features: int
-    in_features: int
-    rank: int | None
-    batch: int
+    structure: Structure
+    ops: tuple[Op, ...]
 
     @property
     def format(self) -> Format:
@@ -38,10 +37,39 @@ class Point:
         return self.scheme.backend
 
     @property
+    def out_features(self) -> int:
+        """Outputs of the layer: rows of its last product."""
+        return self.ops[-1].rows
+
+    @property
+    def in_features(self) -> int:
+        """Inputs of the layer: columns of its first product."""
+        return self.ops[0].columns
+
+    @property
+    def rank(self) -> int | None:
+        """Of low-rank factors; None for the dense layer."""
+        return self.structure.rank
+
+    @property
+    def batch(self) -> int:
+        """Vectors that one inference multiplies."""
+        return self.ops[0].vectors
+
+    @property
     def weights(self) -> int:
-        """Weights of the dense layer, of the pair, or of both."""
-        sides = self.out_features, self.in_features
-        return sum(rows * columns for _, rows, columns in matrices(self.scheme, sides, self.rank))
+        """Elements of all its matrices."""
+        return sum(op.weights for op in self.ops)
+
+
+def linear_point(scheme: Scheme, rows: int, columns: int, rank: int | None, batch: int) -> Point:
+    """A linear layer (rows, columns), dense or with low-rank factors in its place."""
+    return linear_point_in(scheme, DENSE if rank is None else low_rank(rank), (rows, columns), batch)
+
+
+def linear_point_in(scheme: Scheme, structure: Structure, sides: tuple[int, int], batch: int) -> Point:
+    """A linear layer of these outputs and inputs in any structure."""
+    return Point(scheme, structure, linear_ops(*sides, structure, batch))
 
 
 def point_record(point: Point) -> dict[str, str | int | None]:
@@ -49,6 +77,7 @@ def point_record(point: Point) -> dict[str, str | int | None]:
     return {
         "format": point.format,
         "scheme": point.scheme.name,
+        "structure": point.structure.name,
         "out_features": point.out_features,
         "in_features": point.in_features,
         "rank": point.rank,
@@ -72,7 +101,7 @@ class Grid:
     def points(self, scheme: Scheme) -> Iterator[Point]:
         """All points of one scheme: out, in, rank (dense first) and batch, the last running fastest."""
         for rows, columns, rank, batch in product(self.sides, self.sides, (None, *self.ranks), self.batches):
-            yield Point(scheme, rows, columns, rank, batch)
+            yield linear_point(scheme, rows, columns, rank, batch)
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from edgepack.model.replacement import Replacement, low_rank
 from edgepack.quantize.gptq import Rounded, gptq, planes, round_to_nearest
 from edgepack.quantize.lattice import WeightGrid
-from edgepack.types import Array, Factors
+from edgepack.types import Array
 
 ROUNDS = 6
 GAIN = 0.01
@@ -41,14 +42,14 @@ class RoundedPair:
     added: float
     rounds: int
 
-    def factors(self, bias: Array | None) -> Factors:
+    def factors(self, bias: Array | None) -> Replacement:
         """The pair with a bias, for the places that take factors."""
-        return Factors(self.A.weight, self.B.weight, bias)
+        return low_rank(self.A.weight, self.B.weight, bias)
 
 
 def alternate(
     weight: Array,
-    pair: Factors,
+    pair: Replacement,
     covariance: Array,
     grids: tuple[WeightGrid, WeightGrid],
     *,

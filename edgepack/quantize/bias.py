@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from edgepack.types import Array, Factors
+from edgepack.model.replacement import Replacement, low_rank
+from edgepack.types import Array
 
 
 def corrected_bias(bias: Array | None, weight: Array, rounded: Array, mean: Array) -> Array:
@@ -25,7 +26,7 @@ def corrected_bias(bias: Array | None, weight: Array, rounded: Array, mean: Arra
     return np.asarray(moved if bias is None else bias + moved, np.float32)
 
 
-def corrected_pair(exact: Factors, rounded: Factors, mean: Array) -> Factors:
+def corrected_pair(exact: Replacement, rounded: Replacement, mean: Array) -> Replacement:
     """The rounded pair with the bias of the exact one, corrected: b + (A B − Â B̂) μ. The bias of `rounded` is ignored.
 
     Args:
@@ -35,8 +36,8 @@ def corrected_pair(exact: Factors, rounded: Factors, mean: Array) -> Factors:
     """
     moved = _mean_output(exact, mean) - _mean_output(rounded, mean)
     bias = moved if exact.bias is None else exact.bias + moved
-    return Factors(rounded.A, rounded.B, np.asarray(bias, np.float32))
+    return low_rank(rounded.A, rounded.B, np.asarray(bias, np.float32))
 
 
-def _mean_output(factors: Factors, mean: Array) -> Array:
+def _mean_output(factors: Replacement, mean: Array) -> Array:
     return np.asarray(factors.A.astype(np.float64) @ (factors.B.astype(np.float64) @ mean))

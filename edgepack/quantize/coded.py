@@ -8,8 +8,9 @@ from dataclasses import replace
 import numpy as np
 
 from edgepack.coded import Writer, effective_weight
+from edgepack.model.replacement import Replacement, constexpr
 from edgepack.quantize.grid import quantize_weight
-from edgepack.types import Array, Coded
+from edgepack.types import Array
 
 LEAST_ELEMENTS = 64
 """Of a vector; below, scales and operators take more than 8 bits save."""
@@ -31,25 +32,25 @@ def _is_rounded(shape: tuple[int, ...]) -> bool:
     return math.prod(shape) >= LEAST_ELEMENTS or (len(shape) > 1 and min(shape) > 1)
 
 
-def in_8_bits(coded: Coded) -> Coded:
+def in_8_bits(coded: Replacement) -> Replacement:
     """The same layer with float matrices and larger vectors as int8, with a scale per row of the first axis or one.
 
     Rounded to nearest; the largest code of a scale is ±127. The decoded values are float32 in memory.
     """
     large = {
-        name: array for name, array in coded.constants.items() if array.dtype == np.float32 and _is_rounded(array.shape)
+        name: array for name, array in coded.tensors.items() if array.dtype == np.float32 and _is_rounded(array.shape)
     }
-    writer = Writer({name: array for name, array in coded.constants.items() if name not in large})
+    writer = Writer({name: array for name, array in coded.tensors.items() if name not in large})
     renamed = {}
     for name, array in large.items():
         codes, scales = _grid(array)
         wide = writer.step("cast", writer.constant(f"{name}.int8", codes), to="float32")
         renamed[name] = writer.step("mul", wide, writer.constant(f"{name}.scale", scales))
-    for step in coded.steps:
+    for step in coded.program:
         inputs = (renamed.get(name, name) for name in step.inputs)
         renamed[step.output] = writer.step(step.op, *inputs, **step.attributes)
-    made = Coded(writer.constants, tuple(writer.steps), coded.weight, coded.bias)
-    return replace(made, weight=effective_weight(made))
+    made = constexpr(writer.constants, tuple(writer.steps), coded.weight, coded.bias)
+    return replace(made, decoded=effective_weight(made))
 
 
 def _grid(array: Array) -> tuple[Array, Array]:

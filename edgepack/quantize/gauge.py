@@ -15,9 +15,10 @@ from typing import Literal
 
 import numpy as np
 
+from edgepack.model.replacement import Replacement, low_rank
 from edgepack.quantize.gptq import DAMPING
 from edgepack.quantize.lattice import WeightGrid
-from edgepack.types import Array, Factors, Spectrum
+from edgepack.types import Array, Spectrum
 
 BETA = 0.5
 BETAS = (0.5, 0.25, 0.75)
@@ -47,7 +48,7 @@ class Gauge:
     noise: float = float("nan")
 
 
-def balanced(factors: Factors, spectrum: Spectrum, *, seed: int) -> Factors:
+def balanced(factors: Replacement, spectrum: Spectrum, *, seed: int) -> Replacement:
     """The gauge that is good without a search: β = ½ and the first rotation. All components carry alike.
 
     Args:
@@ -58,7 +59,7 @@ def balanced(factors: Factors, spectrum: Spectrum, *, seed: int) -> Factors:
     return turned(factors, spectrum, Gauge(BETA, 0), seed=seed)
 
 
-def turned(factors: Factors, spectrum: Spectrum, gauge: Gauge, *, seed: int) -> Factors:
+def turned(factors: Replacement, spectrum: Spectrum, gauge: Gauge, *, seed: int) -> Replacement:
     """The same product in another basis: A G and G⁻¹ B; the bias stays.
 
     Args:
@@ -71,11 +72,11 @@ def turned(factors: Factors, spectrum: Spectrum, gauge: Gauge, *, seed: int) -> 
     turn = rotation(factors.rank, gauge.rotation, seed)
     A = factors.A.astype(np.float64) @ (scale[:, None] * turn)
     B = (turn.T / scale) @ factors.B.astype(np.float64)
-    return Factors(A.astype(np.float32), B.astype(np.float32), factors.bias)
+    return low_rank(A.astype(np.float32), B.astype(np.float32), factors.bias)
 
 
 def search_gauge(
-    factors: Factors,
+    factors: Replacement,
     spectrum: Spectrum,
     grids: tuple[WeightGrid, WeightGrid],
     *,

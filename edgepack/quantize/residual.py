@@ -12,11 +12,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from edgepack.model.replacement import Replacement, low_rank
 from edgepack.quantize.energy import output_energy
 from edgepack.quantize.gauge import rotation
 from edgepack.quantize.gptq import Planes, Rounded, gptq, planes
 from edgepack.quantize.lattice import WeightGrid
-from edgepack.types import Array, Factors
+from edgepack.types import Array
 
 ROUNDS = 3
 
@@ -32,7 +33,7 @@ class LowRankResidual:
     """
 
     base: Rounded
-    factors: Factors
+    factors: Replacement
     error: float
 
 
@@ -102,7 +103,7 @@ def rounded_residual(
     return min(both, key=lambda one: one.error)
 
 
-def leading(matrix: Array, covariance: Array, rank: int) -> Factors:
+def leading(matrix: Array, covariance: Array, rank: int) -> Replacement:
     """The pair of a rank that keeps most of the output energy tr(M C Mᵀ): A = U_r, B = U_rᵀ M, U of M C^½.
 
     From the smaller of the two Gram matrices, like `edgepack.factorize.whitened`.
@@ -121,7 +122,7 @@ def leading(matrix: Array, covariance: Array, rank: int) -> Factors:
         right = eigh(through.T @ through, subset_by_index=[columns - rank, columns - 1], check_finite=False)[1]
         basis = np.linalg.qr(through @ right)[0]
     A = np.ascontiguousarray(basis, np.float32)
-    return Factors(A, np.asarray(A.T.astype(np.float64) @ matrix, np.float32), None)
+    return low_rank(A, np.asarray(A.T.astype(np.float64) @ matrix, np.float32), None)
 
 
 def _round(W: Array, C: Array, ready: Planes, grid: WeightGrid, rank: int, product: Array) -> LowRankResidual:
@@ -131,5 +132,5 @@ def _round(W: Array, C: Array, ready: Planes, grid: WeightGrid, rank: int, produ
     return LowRankResidual(base, factors, output_energy(left - _product(factors), C))
 
 
-def _product(factors: Factors) -> Array:
+def _product(factors: Replacement) -> Array:
     return factors.A.astype(np.float64) @ factors.B

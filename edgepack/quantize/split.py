@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from edgepack.model.replacement import Replacement
 from edgepack.quantize.energy import output_energy
 from edgepack.quantize.gauge import LatentGrid, grid_noise, latent_span
-from edgepack.types import Array, Factors
+from edgepack.types import Array
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,8 @@ class Split:
 def split_error(
     weight: Array,
     bias: Array | None,
-    exact: Factors,
-    rounded: Factors,
+    exact: Replacement,
+    rounded: Replacement,
     covariance: Array,
     mean: Array,
     latent: LatentGrid | float,
@@ -94,7 +95,7 @@ def _overlap(A: Array, other: Array, between: Array) -> float:
     return float(((A.T @ other) * between).sum())
 
 
-def latent_noise(rounded: Factors, covariance: Array, mean: Array, latent: LatentGrid | float) -> Array:
+def latent_noise(rounded: Replacement, covariance: Array, mean: Array, latent: LatentGrid | float) -> Array:
     """(r,) variance of the error that the latent's int8 grid adds to each component.
 
     0 is on every grid, so rounding never moves a component by more than itself.
@@ -105,7 +106,7 @@ def latent_noise(rounded: Factors, covariance: Array, mean: Array, latent: Laten
     return np.asarray(np.minimum(grid_noise(span), variance + np.square(middle)))
 
 
-def _latent_energy(rounded: Factors, covariance: Array, mean: Array, latent: LatentGrid | float) -> float:
+def _latent_energy(rounded: Replacement, covariance: Array, mean: Array, latent: LatentGrid | float) -> float:
     cost = np.square(rounded.A.astype(np.float64)).sum(axis=0)
     return float(cost @ latent_noise(rounded, covariance, mean, latent))
 

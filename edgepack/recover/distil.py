@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from edgepack.errors import ModelError
+from edgepack.model.replacement import Replacement
 from edgepack.progress import Progress, silent
 from edgepack.recover import state as states
 from edgepack.recover.budget import Budget, Epochs
@@ -17,7 +18,7 @@ from edgepack.recover.samples import Data, make_data
 from edgepack.recover.schedule import INT8_SHARE, LOOK_BATCHES, LOOKS, Schedule, make_schedule
 from edgepack.recover.student import Student
 from edgepack.recover.training import Trainer, make_trainer, reproducible
-from edgepack.types import Array, Factors
+from edgepack.types import Array
 
 BATCH = 16
 PATIENCE = 5
@@ -41,7 +42,7 @@ class Recovered:
         missing: layers that the program does not have.
     """
 
-    factors: Mapping[str, Factors]
+    factors: Mapping[str, Replacement]
     history: tuple[Point, ...]
     vectors: Mapping[str, Array] = field(default_factory=dict)
     missing: tuple[str, ...] = ()

@@ -6,13 +6,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgepack.model.layer import Layer
+from edgepack.model.replacement import Replacement
 from edgepack.progress import Progress, silent
 from edgepack.quantize.grid import WEIGHT_MAX
 from edgepack.recover.budget import Budget
 from edgepack.recover.distil import Recovered, distil
 from edgepack.recover.student import build_student
 from edgepack.torchgraph import LayerKey, flat_module
-from edgepack.types import Array, Factors, LinearLayer
+from edgepack.types import Array
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -20,8 +22,8 @@ if TYPE_CHECKING:
 
 def recover_factors(
     program: ExportedProgram,
-    layers: Sequence[LinearLayer | LayerKey],
-    factors: Mapping[str, Factors],
+    layers: Sequence[Layer | LayerKey],
+    factors: Mapping[str, Replacement],
     inputs: Mapping[str, Array],
     *,
     classes: bool,

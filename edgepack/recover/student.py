@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgepack.errors import ModelError
+from edgepack.model.layer import Layer
+from edgepack.model.replacement import Replacement, low_rank
 from edgepack.quantize.grid import WEIGHT_MAX
 from edgepack.recover.graphs import adopt, returning, thin_index, thin_outputs, with_fake_int8
 from edgepack.recover.schedule import stage_sizes
 from edgepack.torchgraph import LayerKey, TorchLinear, match_layers, with_factors
-from edgepack.types import Array, Factors, LinearLayer
+from edgepack.types import Array
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule
@@ -49,14 +51,14 @@ class Student:
         largest: largest int8 weight code.
     """
 
-    factors: Mapping[str, Factors]
+    factors: Mapping[str, Replacement]
     stages: tuple[Stage, ...]
     parameters: Mapping[str, Parameter]
     start: Mapping[str, Array]
     missing: tuple[str, ...]
     largest: int
 
-    def trained(self, values: Mapping[str, Array]) -> dict[str, Factors]:
+    def trained(self, values: Mapping[str, Array]) -> dict[str, Replacement]:
         """Factors by layer name, from values of `parameters`.
 
         A layer may carry its bias elsewhere in the torch graph: so its bias is the one it had plus what training
@@ -68,19 +70,19 @@ class Student:
         """Values of the parameters that belong to no thin layer, by their names in the program."""
         return {name: value for name, value in values.items() if thin_index(name) is None}
 
-    def _pair(self, prefix: str, given: Factors, values: Mapping[str, Array]) -> Factors:
+    def _pair(self, prefix: str, given: Replacement, values: Mapping[str, Array]) -> Replacement:
         bias, name = given.bias, f"{prefix}_bias"
         if name in values:
             change = values[name].reshape(-1).astype(np.float64) - self.start[name].reshape(-1)
             bias = np.asarray(change if bias is None else bias + change, np.float32)
         A, B = values[f"{prefix}_A"], values[f"{prefix}_B"]
-        return Factors(A.reshape(given.A.shape).copy(), B.reshape(given.B.shape).copy(), bias)
+        return low_rank(A.reshape(given.A.shape).copy(), B.reshape(given.B.shape).copy(), bias)
 
 
 def build_student(
     module: GraphModule,
-    layers: Sequence[LinearLayer | LayerKey],
-    factors: Mapping[str, Factors],
+    layers: Sequence[Layer | LayerKey],
+    factors: Mapping[str, Replacement],
     *,
     staged: bool = True,
     others: bool = False,

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgepack.model.scheme import CONSTEXPR
 from edgepack.report.cells import NONE, seconds, size
 from edgepack.report.tables import plain_table
 
@@ -67,10 +66,15 @@ def _lost(shares: Mapping[str, float] | None, rank: int | None) -> str:
     return " + ".join(f"{shares[name]:.1e}" if shares[name] > NOTHING else "0" for name in names)
 
 
-def _rank(rank: int | None, scheme: str | None) -> str:
-    if scheme == CONSTEXPR:
+def _rank(rank: int | None, structure: str) -> str:
+    if structure == "constexpr":
         return NONE
     return "dense" if rank is None else str(rank)
+
+
+def _scheme(layer: Mapping[str, Any]) -> str:
+    scheme: str = layer.get("scheme") or NONE
+    return f"{scheme} + pair" if layer["structure"] == "low-rank-correction" else scheme
 
 
 def _cells(layer: Mapping[str, Any]) -> dict[str, str]:
@@ -81,8 +85,8 @@ def _cells(layer: Mapping[str, Any]) -> dict[str, str]:
     return {
         "layer": layer["layer"],
         "out×in": f"{layer['out_features']}×{layer['in_features']}",
-        "scheme": " ".join([*([] if other is None else [other["method"]]), layer.get("scheme") or NONE]),
-        "rank": _rank(rank, layer.get("scheme")),
+        "scheme": " ".join([*([] if other is None else [other["method"]]), _scheme(layer)]),
+        "rank": _rank(rank, layer["structure"]),
         "break-even": str(layer["break_even_rank"]),
         "weights": f"{layer['weight_parameters'] / dense:.1%}",
         "size": NONE if predicted is None else size(predicted["size_bytes"]),

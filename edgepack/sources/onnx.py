@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgepack.types import LinearLayer, TensorSpec
+from edgepack.model.layer import Layer
+from edgepack.types import TensorSpec
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -35,7 +36,7 @@ class OnnxSource:
     outputs: tuple[TensorSpec, ...]
 
     @property
-    def layers(self) -> tuple[LinearLayer, ...]:
+    def layers(self) -> tuple[Layer, ...]:
         """The linear layers in graph order."""
         return tuple(site.layer for site in self.sites)
 

@@ -29,6 +29,7 @@ class TfliteLinear:
         bias: (out,) in the file's type, None if there is none. A bias of zeros is dropped by the converter.
         subgraph: the subgraph it is in.
         stride: of a convolution, the larger of its two.
+        buffer: number of the buffer that holds the weight; operators may share one.
     """
 
     op: str
@@ -42,6 +43,7 @@ class TfliteLinear:
     bias: Array | None
     subgraph: int = 0
     stride: int = 1
+    buffer: int = 0
 
     @property
     def values(self) -> Array:
@@ -113,6 +115,7 @@ def _linear_op(model: Any, graph: Any, operator: Any, name: str, subgraph: int) 
         bias=bias,
         subgraph=subgraph,
         stride=_stride(operator) if name == "CONV_2D" else 1,
+        buffer=int(tensor.Buffer()),
     )
 
 

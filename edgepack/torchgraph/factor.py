@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgepack.errors import ModelError
+from edgepack.model.layer import Layer
+from edgepack.model.replacement import Replacement
 from edgepack.torchgraph.linears import TorchLinear
 from edgepack.torchgraph.match import LayerKey, layer_key, match_layers
-from edgepack.types import Array, Factors, LinearLayer
+from edgepack.types import Array
 
 if TYPE_CHECKING:
     from torch import dtype
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def with_factors(
-    module: GraphModule, layers: Sequence[LinearLayer | LayerKey], factors: Mapping[str, Factors]
+    module: GraphModule, layers: Sequence[Layer | LayerKey], factors: Mapping[str, Replacement]
 ) -> GraphModule:
     """A copy of the graph in which the named layers are pairs of thin layers; untouched parameters are shared.
 
@@ -65,7 +67,7 @@ def _copied(module: GraphModule) -> Graph:
     return graph
 
 
-def _replace(module: GraphModule, site: TorchLinear, key: LayerKey, pair: Factors, prefix: str) -> None:
+def _replace(module: GraphModule, site: TorchLinear, key: LayerKey, pair: Replacement, prefix: str) -> None:
     """Swap one node for two. `prefix` names the factors: uses of the same layer share them."""
     import torch
 
@@ -106,7 +108,7 @@ def _replace(module: GraphModule, site: TorchLinear, key: LayerKey, pair: Factor
     module.graph.erase_node(site.node)
 
 
-def _new_bias(site: TorchLinear, key: LayerKey, pair: Factors) -> tuple[Node | None, Array | None]:
+def _new_bias(site: TorchLinear, key: LayerKey, pair: Replacement) -> tuple[Node | None, Array | None]:
     """(the old bias node if it has to be added apart, the bias of the second thin layer)."""
     own, theirs = site.bias, key.bias
     kept = site.bias_input if own is None else None

@@ -23,12 +23,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgepack.errors import ModelError
+from edgepack.model.layer import Layer
 from edgepack.torchgraph.archive import load_program
 from edgepack.torchgraph.draws import Kind, draws, samples_of
 from edgepack.torchgraph.flat import flat_module, input_names
 from edgepack.torchgraph.linears import TorchLinear
 from edgepack.torchgraph.match import match_layers
-from edgepack.types import Array, LinearLayer, Spectrum
+from edgepack.types import Array, Spectrum
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,7 +56,7 @@ class Curvature:
 
 def gradient_moments(
     program_path: Path,
-    layers: Sequence[LinearLayer],
+    layers: Sequence[Layer],
     feeds: Iterable[Mapping[str, Array]],
     seed: int,
     *,
@@ -70,7 +71,7 @@ def gradient_moments(
 
 def curvatures(
     program_path: Path,
-    layers: Sequence[LinearLayer],
+    layers: Sequence[Layer],
     spectra: Mapping[str, Spectrum],
     feeds: Iterable[Mapping[str, Array]],
     seed: int,

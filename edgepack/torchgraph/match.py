@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgepack.model.layer import Layer
 from edgepack.torchgraph.linears import TorchLinear, find_linears
-from edgepack.types import Array, LinearLayer
+from edgepack.types import Array
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule
@@ -41,7 +42,7 @@ class Matches:
     missing: tuple[str, ...]
 
 
-def layer_key(layer: LinearLayer) -> LayerKey:
+def layer_key(layer: Layer) -> LayerKey:
     """The key of a layer."""
     return LayerKey(layer.name, weight_digest(layer.weight), layer.bias, layer.uses)
 
@@ -53,13 +54,13 @@ def weight_digest(weight: Array) -> str:
     return hashlib.sha256(repr(values.shape).encode() + values.tobytes()).hexdigest()
 
 
-def match_layers(module: GraphModule, layers: Sequence[LinearLayer | LayerKey]) -> Matches:
+def match_layers(module: GraphModule, layers: Sequence[Layer | LayerKey]) -> Matches:
     """Pair each layer with the nodes that multiply by its weight.
 
     Layers with equal weights (a shared weight, or clones before training) are told apart by name where a parameter's
     name shows in the layer's name, then by order of appearance, each taking as many nodes as it has uses.
     """
-    keys = [layer_key(layer) if isinstance(layer, LinearLayer) else layer for layer in layers]
+    keys = [layer_key(layer) if isinstance(layer, Layer) else layer for layer in layers]
     sites: dict[str, list[TorchLinear]] = {}
     for site in find_linears(module):
         sites.setdefault(weight_digest(site.weight), []).append(site)

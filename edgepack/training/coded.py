@@ -14,8 +14,9 @@ from torch.nn.functional import linear
 
 from edgepack.coded import X, depending, effective_weight, is_decoded, listed, unlisted, values
 from edgepack.errors import UsageError
+from edgepack.model.replacement import Instruction, Replacement, constexpr
 from edgepack.training.torch_operators import TORCH_OPERATORS
-from edgepack.types import Array, Coded, Step
+from edgepack.types import Array
 
 PART_OF_THE_METHOD = frozenset({"signs"})
 """Float constants that are never trained, as single numbers are not: they belong to the method, not to the model."""
@@ -25,7 +26,7 @@ _ROWS_AT_ONCE = 16
 
 
 class CodedLinear(nn.Module):  # type: ignore[misc]
-    """y = f(x) + b, where f is the steps of a `Coded` on its constants; x is (…, in), y (…, out).
+    """y = f(x) + b, where f is the steps of a `Replacement` on its constants; x is (…, in), y (…, out).
 
     Float constants are parameters, below `constants`; integer ones are buffers there. What hangs on neither the input
     nor a parameter (positions, bucket indices, signs) is computed once and not saved.
@@ -41,17 +42,17 @@ class CodedLinear(nn.Module):  # type: ignore[misc]
     """
 
     def __init__(
-        self, coded: Coded, *, frozen: Collection[str] = (), like: Tensor | None = None, trainable: bool = True
+        self, coded: Replacement, *, frozen: Collection[str] = (), like: Tensor | None = None, trainable: bool = True
     ) -> None:
         super().__init__()
         like = torch.empty(0) if like is None else like
         self.out_features, self.in_features = (int(side) for side in coded.weight.shape)
-        self.steps = coded.steps
+        self.steps = coded.program
         self.decoded = is_decoded(coded)
         self.constants = nn.Module()
         self._keys: dict[str, str] = {}
         trained = trained_constants(coded, frozen)
-        for name, array in coded.constants.items():
+        for name, array in coded.tensors.items():
             key = name.replace(".", "_")
             while hasattr(self.constants, key):
                 key += "_"
@@ -62,7 +63,7 @@ class CodedLinear(nn.Module):  # type: ignore[misc]
             else:
                 self.constants.register_buffer(key, value)
         self.bias = None if coded.bias is None else nn.Parameter(_tensor(coded.bias, like), requires_grad=trainable)
-        self._dtypes = {name: array.dtype for name, array in coded.constants.items()}
+        self._dtypes = {name: array.dtype for name, array in coded.tensors.items()}
         self._live, self._fixed = _split(coded, trained)
         for index in range(len(self._fixed)):
             self.register_buffer(f"fixed{index}", None, persistent=False)
@@ -92,17 +93,17 @@ class CodedLinear(nn.Module):  # type: ignore[misc]
         return y if bias is None else y + bias.to(y.dtype)
 
     def constant(self, name: str) -> Tensor:
-        """A constant by its name in the `Coded`."""
+        """A constant by its name in the `Replacement`."""
         found: Tensor = getattr(self.constants, self._keys[name])
         return found
 
-    def to_coded(self) -> Coded:
+    def to_coded(self) -> Replacement:
         """The layer as it is now, to be written: the same steps, the trained numbers in float32."""
         constants = {name: _array(self.constant(name), self._dtypes[name]) for name in self._keys}
         sides = np.zeros((self.out_features, self.in_features), np.float32)
         bias = None if self.bias is None else _array(self.bias, np.dtype(np.float32))
-        made = Coded(constants, self.steps, sides, bias)
-        return replace(made, weight=effective_weight(made))
+        made = constexpr(constants, self.steps, sides, bias)
+        return replace(made, decoded=effective_weight(made))
 
     @property
     def structure(self) -> str:
@@ -161,7 +162,7 @@ class CodedLinear(nn.Module):  # type: ignore[misc]
             setattr(self, f"fixed{index}", _tensor(found[name], self._like))
 
 
-def coded_from(layer: nn.Linear, coded: Coded, *, frozen: Collection[str] = ()) -> CodedLinear:
+def coded_from(layer: nn.Linear, coded: Replacement, *, frozen: Collection[str] = ()) -> CodedLinear:
     """The module to put in a linear layer's place, on its device, with its dtype and mode.
 
     Args:
@@ -179,22 +180,22 @@ def coded_from(layer: nn.Linear, coded: Coded, *, frozen: Collection[str] = ()) 
     return made
 
 
-def to_coded(module: CodedLinear) -> Coded:
+def to_coded(module: CodedLinear) -> Replacement:
     """What edgepack writes for a trained layer; see `CodedLinear.to_coded`."""
     return module.to_coded()
 
 
-def trained_constants(coded: Coded, frozen: Collection[str] = ()) -> set[str]:
+def trained_constants(coded: Replacement, frozen: Collection[str] = ()) -> set[str]:
     """Names of the constants that training changes.
 
     Raises:
         UsageError: there are none; one of `frozen` is no constant.
     """
-    unknown = set(frozen) - set(coded.constants)
+    unknown = set(frozen) - set(coded.tensors)
     if unknown:
-        raise UsageError(f"frozen: no constant {min(unknown)!r}; there are {', '.join(coded.constants)}")
+        raise UsageError(f"frozen: no constant {min(unknown)!r}; there are {', '.join(coded.tensors)}")
     still = PART_OF_THE_METHOD.union(frozen)
-    trained = {n for n, a in coded.constants.items() if a.dtype == np.float32 and a.size > 1 and n not in still}
+    trained = {n for n, a in coded.tensors.items() if a.dtype == np.float32 and a.size > 1 and n not in still}
     if not trained:
         raise UsageError(
             "a layer stored in code without float vectors or matrices: there is nothing to train",
@@ -203,13 +204,13 @@ def trained_constants(coded: Coded, frozen: Collection[str] = ()) -> set[str]:
     return trained
 
 
-def _split(coded: Coded, trained: Collection[str]) -> tuple[tuple[Step, ...], tuple[str, ...]]:
+def _split(coded: Replacement, trained: Collection[str]) -> tuple[tuple[Instruction, ...], tuple[str, ...]]:
     """Steps that hang on the input or on trained constants, and the results of other steps that they take."""
-    live = depending(coded.steps, {X, *trained})
+    live = depending(coded.program, {X, *trained})
     for step in live:
         if step.op not in TORCH_OPERATORS:
             raise UsageError(f"{step.op} of numbers that are trained, or of the input, has no torch form")
-    known = {X, *coded.constants, *(step.output for step in live)}
+    known = {X, *coded.tensors, *(step.output for step in live)}
     taken = dict.fromkeys(name for step in live for name in step.inputs)
     return live, tuple(name for name in taken if name not in known)
 
@@ -246,6 +247,8 @@ def zeros(structure: str, *, like: Tensor, trainable: bool) -> CodedLinear:
         constants = {name: np.zeros(shape, np.dtype(kind)) for name, (kind, shape) in read["constants"].items()}
         steps = unlisted(read["steps"])
         sides = np.zeros(read["sides"], np.float32)
-        return CodedLinear(Coded(constants, steps, sides, None), frozen=read["frozen"], like=like, trainable=trainable)
+        return CodedLinear(
+            constexpr(constants, steps, sides, None), frozen=read["frozen"], like=like, trainable=trainable
+        )
     except (ValueError, KeyError, TypeError, AttributeError) as err:
         raise UsageError("saved state: the structure of a layer stored in code is damaged") from err

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgepack.errors import UsageError
+from edgepack.model.layer import View
+from edgepack.model.replacement import Replacement
 from edgepack.training.compressors import Method
 from edgepack.training.schedule import Schedule
 from edgepack.training.selection import Chosen, place
-from edgepack.types import Coded, Factors, LinearLayer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -215,13 +216,13 @@ class Compression:
         del self._weights[name]
         self._left[name] = self.skipped[name] = why
 
-    def _part(self, name: str, layer: CompressedLinear) -> Factors | Coded | str:
+    def _part(self, name: str, layer: CompressedLinear) -> Replacement | str:
         weight = layer.dense.detach().float().cpu().numpy()
         bias = None if layer.own_bias is None else layer.own_bias.detach().float().cpu().numpy()
         if not np.isfinite(weight).all():
             raise UsageError(f"{name}: its weight holds NaN or infinity at step {self._steps}, no factors can be made")
         moments = self._sums[name].moments(name) if name in self._sums else None
-        return self._method.factors(LinearLayer(name, weight, bias, "Gemm", moments=moments), self._sizes[name])
+        return self._method.factors(View(name, weight, bias, moments), self._sizes[name])
 
     def _watch_if_due(self) -> None:
         """Begin, or end, to count layer inputs in."""

@@ -12,9 +12,11 @@ from edgepack import factorize
 from edgepack.errors import EdgepackError, UsageError
 from edgepack.factorize.methods import METHODS
 from edgepack.factorize.methods import Method as ShareMethod
-from edgepack.types import Array, Coded, Factors, LinearLayer
+from edgepack.model.layer import View
+from edgepack.model.replacement import Replacement, low_rank
+from edgepack.types import Array
 
-Compressor = Callable[[Array, Array | None, int], Factors | Sequence[Array | None]]
+Compressor = Callable[[Array, Array | None, int], Replacement | Sequence[Array | None]]
 """`(weight (out, in), bias (out,) or None, rank) → (A (out, rank), B (rank, in)[, bias (out,)])`, float32."""
 
 NAMES = {"low-rank": "svd"}
@@ -34,9 +36,9 @@ def by_share(function: ShareMethod, *, looks_at_inputs: bool = False, frozen: Co
     """A method of `edgepack.factorize.methods`, or a function of its protocol, as a compressor.
 
     Args:
-        function: `(layer, share, *, seed, gradient) -> Coded | Factors | str`; a string says why a layer stays dense.
+        function: `(layer, share, *, seed, gradient) -> Replacement | str`; a string says why a layer stays dense.
         looks_at_inputs: whether layers are to carry moments of their inputs in the training steps before.
-        frozen: names of float constants of its `Coded` that are not to be trained.
+        frozen: names of float constants of its `Replacement` that are not to be trained.
     """
     return ByShare(function, looks_at_inputs, frozenset(frozen))
 
@@ -55,7 +57,7 @@ class Method:
 
     name: str
     needs_moments: bool
-    factors: Callable[[LinearLayer, Any], Factors | Coded | str]
+    factors: Callable[[View, Any], Replacement | str]
     by_share: bool = False
     frozen: frozenset[str] = frozenset()
 
@@ -96,13 +98,13 @@ def method(compressor: str | Compressor | ByShare, seed: int = 0) -> Method:
             hint="give 'whitened' or 'low-rank'",
         )
 
-    def factors(layer: LinearLayer, rank: int) -> Factors:
+    def factors(layer: View, rank: int) -> Replacement:
         return _balanced(chosen.factors(layer, chosen.spectrum(layer), rank))
 
     return Method(compressor, chosen.needs_moments, factors)
 
 
-def _balanced(factors: Factors) -> Factors:
+def _balanced(factors: Replacement) -> Replacement:
     """The same product with columns of A as long as the rows of B: gradients of both are then of one size.
 
     Factorizers put all of the scale into B, which suits quantization but not one learning rate for both.
@@ -111,11 +113,11 @@ def _balanced(factors: Factors) -> Factors:
     there = (left > 0) & (right > 0)
     scale = np.ones_like(left)
     scale[there] = np.sqrt(right[there] / left[there])
-    return Factors(factors.A * scale, factors.B / scale[:, None], factors.bias)
+    return low_rank(factors.A * scale, factors.B / scale[:, None], factors.bias)
 
 
 def _sharing(name: str, compressor: ByShare, seed: int) -> Method:
-    def made(layer: LinearLayer, share: float) -> Factors | Coded | str:
+    def made(layer: View, share: float) -> Replacement | str:
         try:
             part = compressor.function(layer, share, seed=seed)
         except EdgepackError:
@@ -127,16 +129,16 @@ def _sharing(name: str, compressor: ByShare, seed: int) -> Method:
     return Method(name, compressor.looks_at_inputs, made, by_share=True, frozen=compressor.frozen)
 
 
-def _fit(part: object, layer: LinearLayer, name: str) -> Factors | Coded | str:
+def _fit(part: object, layer: View, name: str) -> Replacement | str:
     """The result of a method by share, ready to be trained."""
     what = f"{layer.name}: {{}} of compressor {name}"
     if isinstance(part, str):
         return part
-    if isinstance(part, Factors) and part.base is None:
+    if isinstance(part, Replacement) and part.structure.is_low_rank:
         shapes = (layer.out_features, part.rank), (part.rank, layer.in_features)
         a, b = (_checked(v, s, what.format(n)) for v, s, n in zip((part.A, part.B), shapes, "AB", strict=True))
-        return _balanced(Factors(a, b, _bias(part.bias, layer, what)))
-    if not isinstance(part, Coded):
+        return _balanced(low_rank(a, b, _bias(part.bias, layer, what)))
+    if not (isinstance(part, Replacement) and part.structure.is_constexpr):
         raise UsageError(
             f"{layer.name}: compressor {name} returned {type(part).__name__}: only factors and layers stored in code "
             "can be trained"
@@ -147,7 +149,7 @@ def _fit(part: object, layer: LinearLayer, name: str) -> Factors | Coded | str:
     return replace(part, bias=None if same else bias)
 
 
-def _bias(bias: Array | None, layer: LinearLayer, what: str) -> Array | None:
+def _bias(bias: Array | None, layer: View, what: str) -> Array | None:
     return None if bias is None else _checked(bias, (layer.out_features,), what.format("bias"))
 
 
@@ -155,7 +157,7 @@ def _name(function: object) -> str:
     return getattr(function, "__qualname__", type(function).__name__)
 
 
-def _called(compressor: Compressor, name: str, layer: LinearLayer, rank: int) -> Factors:
+def _called(compressor: Compressor, name: str, layer: View, rank: int) -> Replacement:
     bias = None if layer.bias is None else layer.bias.copy()
     try:
         result = compressor(layer.weight.copy(), bias, rank)
@@ -163,13 +165,13 @@ def _called(compressor: Compressor, name: str, layer: LinearLayer, rank: int) ->
         raise
     except Exception as err:
         raise UsageError(f"{layer.name}: compressor {name} raised {type(err).__name__}: {err}") from err
-    parts = (result.A, result.B, result.bias) if isinstance(result, Factors) else result
+    parts = (result.A, result.B, result.bias) if isinstance(result, Replacement) else result
     if not isinstance(parts, Sequence) or len(parts) not in (2, 3):
         raise UsageError(
             f"{layer.name}: compressor {name} returned {type(result).__name__}; (A, B) or (A, B, bias) was expected"
         )
     rest = parts[2] if len(parts) == 3 else None
-    return Factors(
+    return low_rank(
         _checked(parts[0], (layer.out_features, rank), f"{layer.name}: A of compressor {name}"),
         _checked(parts[1], (rank, layer.in_features), f"{layer.name}: B of compressor {name}"),
         None if rest is None else _checked(rest, (layer.out_features,), f"{layer.name}: bias of compressor {name}"),

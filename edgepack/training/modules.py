@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from edgepack.errors import UsageError
+from edgepack.model.replacement import Replacement
 from edgepack.training.coded import CodedLinear, structure_of, zeros
-from edgepack.types import Coded, Factors
 
 ALPHA = "alpha"
 STRUCTURE = "coded._extra_state"
@@ -106,14 +106,14 @@ class CompressedLinear(nn.Module):  # type: ignore[misc]
     def _low(self, x: Tensor, bias: Tensor | None) -> Tensor:
         return linear(linear(x, self.B), self.A, bias) if self.coded is None else self.coded.product(x, bias)
 
-    def begin(self, part: Factors | Coded, frozen: Collection[str] = ()) -> None:
+    def begin(self, part: Replacement, frozen: Collection[str] = ()) -> None:
         """Take up what the compressor made; nothing changes while α is 1.
 
         Args:
             part: factors, or a layer stored in code.
             frozen: its float constants that are not to be trained, see `CodedLinear`.
         """
-        if isinstance(part, Coded):
+        if part.structure.is_constexpr:
             bare = replace(part, bias=None)
             self.coded = CodedLinear(bare, frozen=frozen, like=self.dense, trainable=self.trainable)
         else:

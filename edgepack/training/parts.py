@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgepack.types import Coded, Factors
+from edgepack.model.replacement import Replacement, low_rank
 
 if TYPE_CHECKING:
     from torch.nn import Module
 
 
-def parts(model: Module) -> dict[str, Coded | Factors]:
+def parts(model: Module) -> dict[str, Replacement]:
     """Trained pairs and layers stored in code, by module name; float32 copies. Other layers are left out."""
     from edgepack.training.coded import CodedLinear
     from edgepack.training.modules import FactoredLinear
 
-    found: dict[str, Coded | Factors] = {}
+    found: dict[str, Replacement] = {}
     for name, module in model.named_modules():
         if isinstance(module, CodedLinear):
             found[name] = module.to_coded()
         elif isinstance(module, FactoredLinear):
             a, b = (module[i].weight.detach().float().cpu().numpy().copy() for i in (1, 0))
             bias = None if module.bias is None else module.bias.detach().float().cpu().numpy().copy()
-            found[name] = Factors(a, b, bias)
+            found[name] = low_rank(a, b, bias)
     return found

@@ -65,18 +65,7 @@ NBITS4 = _scheme(
     min_sqnr_db=5.0,
     ram_per_byte=2.4,
     instructions_per_op=4000,
-)
-NBITS4_CORRECTED = _scheme(
-    "nbits4-residual",
-    bits=4,
-    granularity="block",
-    activations="dynamic",
-    qmax=7,
-    min_version=7,
-    min_sqnr_db=5.0,
-    ram_per_byte=2.4,  # the low-rank factors are a small part of the two
-    instructions_per_op=4000,
-    corrected=(NBITS4, NBITS8),
+    correction=NBITS8,
 )
 CONSTEXPR = _scheme(CONSTEXPR_NAME, bits=8, granularity="tensor", activations="float", qmax=0)
 WEIGHTS8 = _scheme(
@@ -88,8 +77,6 @@ TABLES4 = _scheme("tables4", bits=4, granularity="block", activations="float", q
 
 SCHEMES: tuple[Scheme, ...] = (FP32, INT8_DYNAMIC, INT8_STATIC, NBITS8, NBITS4)
 """What a linear layer can have, dense or factored."""
-CORRECTED: tuple[Scheme, ...] = (NBITS4_CORRECTED,)
-"""What a layer can have that is a dense matrix and low-rank factors beside it."""
 DENSE_INT8: tuple[Scheme, ...] = (INT8_DYNAMIC, INT8_STATIC)
 """Of a dense model, fastest first. Source: instructions per inference of one 1024×1024 layer, counted in the runtime's
 own aarch64 kernels on an emulated Cortex-A72: 399 k dynamic, 441 k static."""

@@ -49,6 +49,5 @@ CONSTEXPR = _scheme(CONSTEXPR_NAME, bits=8, granularity="tensor", activations="f
 
 SCHEMES: tuple[Scheme, ...] = (FP32, INT8_DYNAMIC, INT8_STATIC, INT4_DYNAMIC)
 """What the linear layers of a file can have, dense or factored."""
-CORRECTED: tuple[Scheme, ...] = ()
 DENSE_INT8: tuple[Scheme, ...] = (INT8_DYNAMIC, INT8_STATIC)
 """Of a dense model, fastest first; source as in ONNX: 444 k dynamic-range."""

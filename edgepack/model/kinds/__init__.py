@@ -1,0 +1,28 @@
+"""What layers of each kind are, free of any file format: their matrices, and what may stand in their place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from edgepack.model.kinds.kind import LayerKind
+from edgepack.model.kinds.linear import Linear
+from edgepack.model.layer import WEIGHT, Layer, View
+
+KINDS: Mapping[str, LayerKind] = {"linear": Linear()}
+"""By the name that a `Layer` carries."""
+
+
+def kind_of(layer: Layer) -> LayerKind:
+    """The kind of a layer."""
+    return KINDS[layer.kind]
+
+
+def views_of(layers: Iterable[Layer]) -> tuple[View, ...]:
+    """Every matrix of the layers that multiplies vectors, in their order: named after its layer where that has one."""
+    return tuple(view for layer in layers for view in _views(layer))
+
+
+def _views(layer: Layer) -> Iterable[View]:
+    matrices = kind_of(layer).views(layer)
+    for name, matrix in matrices.items():
+        yield View(layer.name if name == WEIGHT else f"{layer.name}/{name}", matrix, layer.bias)

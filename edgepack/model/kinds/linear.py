@@ -1,0 +1,85 @@
+"""Linear layers: y = W x + b for every row of the input, a product, a fully connected layer or a 1×1 convolution."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from edgepack.model.kinds.kind import RankGrid
+from edgepack.model.layer import WEIGHT, Array, Geometry, Layer
+from edgepack.model.replacement import Replacement
+from edgepack.model.structure import DENSE, Op, Structure, low_rank, low_rank_correction
+
+NAME = "linear"
+
+
+def linear_layer(name: str, weight: Array, bias: Array | None, operator: str = "Gemm", uses: int = 1) -> Layer:
+    """A layer of this kind.
+
+    Args:
+        name: see `Layer`.
+        weight: (out, in) float32.
+        bias: (out,) float32 or None.
+        operator: that it came from: "Gemm", "MatMul" or "Conv".
+        uses: how many nodes share the weight.
+    """
+    return Layer(name, NAME, {WEIGHT: weight}, bias, Geometry(operator), uses)
+
+
+def linear_ops(rows: int, columns: int, structure: Structure, vectors: int) -> tuple[Op, ...]:
+    """The products of a structure for a matrix (rows, columns).
+
+    Of a constexpr layer there are none that an operator computes with a weight as it is stored.
+    """
+    if structure.is_constexpr:
+        return ()
+    if structure.rank is None:
+        return (Op(WEIGHT, "matmul", rows, columns, vectors),)
+    beside = structure.is_correction
+    first = Op("B", "matmul", structure.rank, columns, vectors, corrects=beside)
+    second = Op("A", "matmul", rows, structure.rank, vectors, corrects=beside)
+    return (first, second, Op("base", "matmul", rows, columns, vectors)) if beside else (first, second)
+
+
+class Linear:
+    """See `LayerKind`."""
+
+    def views(self, layer: Layer) -> Mapping[str, Array]:
+        """The weight."""
+        return {WEIGHT: layer.weight}
+
+    def rows(self, layer: Layer, view: str, activations: Array) -> Array:
+        """The input's last axis, or the channels of a 1×1 convolution, at every position."""
+        if layer.geometry.operator == "Conv":
+            activations = np.moveaxis(activations, 1, -1)
+        return activations.reshape(-1, layer.in_features)
+
+    def structures(self, layer: Layer, grid: RankGrid) -> Iterator[Structure]:
+        """Dense, low-rank factors in its place, and low-rank factors beside it."""
+        yield DENSE
+        yield from map(low_rank, grid.low_rank(layer.out_features, layer.in_features))
+        yield from map(low_rank_correction, grid.correction(layer.out_features, layer.in_features))
+
+    def ops(self, layer: Layer, structure: Structure, vectors: int) -> tuple[Op, ...]:
+        """One product, the two thin ones, or all three."""
+        return linear_ops(layer.out_features, layer.in_features, structure, vectors)
+
+    def replace(self, layer: Layer, structure: Structure, decompositions: Mapping[str, Replacement]) -> Replacement:
+        """What was found for the only view."""
+        found = decompositions[WEIGHT]
+        if found.structure != structure:
+            raise ValueError(f"{layer.name}: found {found.structure}, expected {structure}")
+        return found
+
+    def effective(self, layer: Layer, replacement: Replacement) -> Mapping[str, Array]:
+        """The stored matrix, the product of the factors, or their sum."""
+        return {WEIGHT: effective_weight(replacement)}
+
+
+def effective_weight(part: Replacement) -> Array:
+    """(out, in) float32: the matrix that a replacement of a linear layer comes to."""
+    if not part.structure.ranks:
+        return part.weight
+    product = part.A @ part.B
+    return product if part.structure.is_low_rank else np.asarray(part.base + product)

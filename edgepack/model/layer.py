@@ -1,0 +1,95 @@
+"""A layer as a model has it, and each of its matrices as the algorithms see it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from edgepack.types import Moments
+
+Array = npt.NDArray[Any]
+
+WEIGHT = "weight"
+"""Name of the weight of layers that have one, and of the view of it."""
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What is to be known of a layer beside its weights.
+
+    Attributes:
+        operator: that it came from: "Gemm", "MatMul" or "Conv" for linear layers, "Gather" for embeddings.
+    """
+
+    operator: str
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer that can be replaced, wherever it stands in a model.
+
+    Attributes:
+        name: unique in the model, stable between runs.
+        kind: of `edgepack.model.kinds`: what its weights mean.
+        weights: float32, by name.
+        bias: (out,) float32 or None.
+        geometry: see there.
+        uses: how many nodes share its weights.
+    """
+
+    name: str
+    kind: str
+    weights: Mapping[str, Array]
+    bias: Array | None
+    geometry: Geometry
+    uses: int = 1
+
+    @property
+    def weight(self) -> Array:
+        """The weight of a layer that has one: (out, in) of a linear layer, (rows, columns) of an embedding table."""
+        return self.weights[WEIGHT]
+
+    @property
+    def out_features(self) -> int:
+        """Rows of the weight."""
+        return int(self.weight.shape[0])
+
+    @property
+    def in_features(self) -> int:
+        """Columns of the weight."""
+        return int(self.weight.shape[1])
+
+    def with_weight(self, weight: Array, bias: Array | None) -> Layer:
+        """The same with other numbers."""
+        return replace(self, weights={**self.weights, WEIGHT: weight}, bias=bias)
+
+
+@dataclass(frozen=True)
+class View:
+    """One matrix of a layer, which multiplies vectors taken from the activations: all that the algorithms know of it.
+
+    Attributes:
+        name: of the layer, where this is its only view.
+        weight: W (out, in) float32.
+        bias: (out,) float32 or None.
+        moments: statistics of the vectors, None before calibration.
+    """
+
+    name: str
+    weight: Array
+    bias: Array | None
+    moments: Moments | None = None
+
+    @property
+    def out_features(self) -> int:
+        """Rows of the weight."""
+        return int(self.weight.shape[0])
+
+    @property
+    def in_features(self) -> int:
+        """Columns of the weight."""
+        return int(self.weight.shape[1])

@@ -1,0 +1,111 @@
+"""What stands in the place of a layer: the arrangement of its products, and each product by itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import Literal
+
+OpKind = Literal["matmul", "conv", "gather", "recurrent"]
+
+
+@dataclass(frozen=True)
+class Structure:
+    """How a layer is arranged.
+
+    Attributes:
+        name: "dense", "low-rank", "low-rank-correction" or "constexpr".
+        ranks: of its low-rank factors, in the order in which they are multiplied; empty where there are none.
+    """
+
+    name: str
+    ranks: tuple[int, ...] = ()
+
+    @property
+    def rank(self) -> int | None:
+        """The rank of its low-rank factors, None where there are none."""
+        return self.ranks[0] if self.ranks else None
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether it is one product."""
+        return self.name == "dense"
+
+    @property
+    def is_low_rank(self) -> bool:
+        """Whether low-rank factors stand in the place of the layer, and nothing else."""
+        return self.name == "low-rank"
+
+    @property
+    def is_correction(self) -> bool:
+        """Whether low-rank factors stand beside a dense matrix."""
+        return self.name == "low-rank-correction"
+
+    @property
+    def is_constexpr(self) -> bool:
+        """Whether weights are computed from stored constants."""
+        return self.name == "constexpr"
+
+    def __str__(self) -> str:
+        return " ".join([self.name, *map(str, self.ranks)])
+
+
+DENSE = Structure("dense")
+"""The layer as it is: one product."""
+CONSTEXPR = Structure("constexpr")
+"""Weights that a few standard operators compute from stored constants, or products with these constants."""
+
+
+def low_rank(rank: int) -> Structure:
+    """Two thin products, A (B x), in the place of W x."""
+    return Structure("low-rank", (rank,))
+
+
+def low_rank_correction(rank: int) -> Structure:
+    """A dense product and two thin ones beside it, W x + A (B x)."""
+    return Structure("low-rank-correction", (rank,))
+
+
+def structure_of(name: str, rank: int | None) -> Structure:
+    """The structure that a manifest or a table names.
+
+    Raises:
+        ValueError: there is none of that name and rank.
+    """
+    known = {one.name: one for one in (DENSE, CONSTEXPR)}
+    known |= {} if rank is None else {one.name: one for one in (low_rank(rank), low_rank_correction(rank))}
+    if name not in known or (rank is None) != (not known[name].ranks):
+        raise ValueError(f"no structure {name!r} of rank {rank}")
+    return known[name]
+
+
+@dataclass(frozen=True)
+class Op:
+    """One product of a structure with a constant matrix.
+
+    Attributes:
+        role: of its weight in the `Replacement`: "weight", "A", "B", "base".
+        kind: of operator.
+        rows, columns: of the matrix: outputs and inputs.
+        vectors: that one inference multiplies by it.
+        kernel: sizes of a convolution's kernel, empty for any other operator.
+        corrects: whether its result is added to that of a dense matrix.
+    """
+
+    role: str
+    kind: OpKind
+    rows: int
+    columns: int
+    vectors: int = 1
+    kernel: tuple[int, ...] = ()
+    corrects: bool = False
+
+    @property
+    def weights(self) -> int:
+        """Elements of the matrix."""
+        return self.rows * self.columns * prod(self.kernel)
+
+    @property
+    def macs(self) -> int:
+        """Multiplications of one inference."""
+        return self.weights * self.vectors
