@@ -17,7 +17,7 @@ from edgepack.cache import Cache
 from edgepack.emulator.counts import middle
 from edgepack.emulator.plugin import cache_arguments
 from edgepack.pipeline.counting import Counter
-from edgepack.plan.table import Point
+from edgepack.plan.table import linear_point
 from edgepack.targets import Target, get_target
 
 TARGETS = ("rpi4", "rpi5", "rpi3b+", "rpi-zero2w")
@@ -85,7 +85,7 @@ def _counted(found: EmulatedVariant) -> dict[str, Any]:
 
 def _curve(groups: Sequence[tuple[str, Target]], ranks: Sequence[int]) -> Iterator[dict[str, Any]]:
     """Misses of every level over the rank of one pair, the call of the runtime taken off."""
-    points = [Point(SCHEME, SIDE, SIDE, rank, 1) for rank in ranks]
+    points = [linear_point(SCHEME, SIDE, SIDE, rank, 1) for rank in ranks]
     for names, target in groups:
         counter = Counter(target, Cache())
         try:

@@ -18,6 +18,8 @@ from edgepack.cache import Cache, digest
 from edgepack.data import example
 from edgepack.errors import ProofError
 from edgepack.factorize import factorizer
+from edgepack.model.layer import Layer
+from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import FileScheme, Scheme
 from edgepack.pipeline.files import ModelFiles
 from edgepack.pipeline.guarding import Data, load_data
@@ -31,7 +33,7 @@ from edgepack.plan.candidates import break_even_rank
 from edgepack.progress import silent
 from edgepack.quantize.gauge import balanced
 from edgepack.targets import HOST, get_target
-from edgepack.types import Factors, LayerPlan, LinearLayer, Spectrum
+from edgepack.types import LayerPlan, Spectrum
 
 MODEL = f"{Path(__file__).parent / 'models' / 'layer_4096.py'}:recipe"
 RANK = 256
@@ -106,7 +108,7 @@ def model_files(work: Path, model: str = MODEL, rank: int = RANK) -> list[LayerF
         return [file for files in (onnx, tflite) for file in _written(files, plan, factors, work)]
 
 
-def _factored(opened: Opened, data: Data, cache: Cache, rank: int) -> tuple[LayerPlans, dict[str, Factors]]:
+def _factored(opened: Opened, data: Data, cache: Cache, rank: int) -> tuple[LayerPlans, dict[str, Replacement]]:
     key = digest(opened.sha256, data.digest())
     spectra, _ = decompose(opened.model, opened.layers, METHOD, data.calibration, key, cache, silent)
     algorithm = factorizer(METHOD)
@@ -119,7 +121,7 @@ def _factored(opened: Opened, data: Data, cache: Cache, rank: int) -> tuple[Laye
     return plans, factors
 
 
-def _plan(layer: LinearLayer, spectrum: Spectrum, rank: int) -> LayerPlan:
+def _plan(layer: Layer, spectrum: Spectrum, rank: int) -> LayerPlan:
     sides = layer.out_features, layer.in_features
     limit = break_even_rank(*sides)
     taken = rank if rank <= limit else None
@@ -127,7 +129,9 @@ def _plan(layer: LinearLayer, spectrum: Spectrum, rank: int) -> LayerPlan:
     return LayerPlan(layer.name, *sides, taken, limit, lost, "one rank for all layers")
 
 
-def _written(files: ModelFiles, plan: LayerPlans, factors: Mapping[str, Factors], work: Path) -> Iterator[LayerFile]:
+def _written(
+    files: ModelFiles, plan: LayerPlans, factors: Mapping[str, Replacement], work: Path
+) -> Iterator[LayerFile]:
     fmt = files.fmt
     for scheme in SCHEMES[fmt]:
         path = work / f"dense.{scheme}.{fmt}"

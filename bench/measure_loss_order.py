@@ -16,6 +16,8 @@ from edgepack.cache import Cache, digest
 from edgepack.data import Samples
 from edgepack.factorize import factorizer
 from edgepack.inference import THREADS, load, predict
+from edgepack.model.layer import Layer
+from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import FileScheme
 from edgepack.pipeline.guarding import load_data
 from edgepack.pipeline.onnx_files import OnnxFiles
@@ -25,7 +27,7 @@ from edgepack.pipeline.statistics import decompose
 from edgepack.plan.candidates import break_even_rank
 from edgepack.plan.loss import layer_losses
 from edgepack.progress import silent
-from edgepack.types import Array, Factors, LinearLayer, Spectrum
+from edgepack.types import Array, Spectrum
 
 METHOD = "whitened"
 WEIGHT_CODES = 127
@@ -114,18 +116,18 @@ def _prepared(case: Case, work: Path) -> _Model:
     return _Model(opened, named, curvature, energy, data.guard.head(GUARD_SAMPLES), metric)
 
 
-def _fp32_losses(layer: LinearLayer, spectrum: Spectrum, moment: Array | None, truncation: Array | None) -> Array:
+def _fp32_losses(layer: Layer, spectrum: Spectrum, moment: Array | None, truncation: Array | None) -> Array:
     """(k + 1,), with infinity for rank 0, which no plan takes."""
     ranks = range(1, len(spectrum.energies) + 1)
 
-    def unused(rank: int) -> Factors:
+    def unused(rank: int) -> Replacement:
         raise ValueError(f"factors of rank {rank} were asked for, though nothing is quantized")
 
     found = layer_losses(layer, spectrum, moment, (FP32,), ranks, unused, largest=WEIGHT_CODES, truncation=truncation)
     return np.array([np.inf, *(found[FP32, rank] for rank in ranks)])
 
 
-def _drawn(layers: Sequence[LinearLayer], rng: np.random.Generator) -> dict[str, int]:
+def _drawn(layers: Sequence[Layer], rng: np.random.Generator) -> dict[str, int]:
     """Layer name → rank: about a quarter of the layers, at ranks up to the one at which a pair stops to save."""
     share = 1.0 if len(layers) <= FEW_LAYERS else SHARE
     ranks: dict[str, int] = {}
@@ -137,7 +139,7 @@ def _drawn(layers: Sequence[LinearLayer], rng: np.random.Generator) -> dict[str,
     return ranks
 
 
-def _factors(model: _Model, ranks: Mapping[str, int]) -> dict[str, Factors]:
+def _factors(model: _Model, ranks: Mapping[str, int]) -> dict[str, Replacement]:
     factors = factorizer(METHOD).factors
     layers = {layer.name: layer for layer in model.opened.layers}
     return {name: factors(layers[name], model.spectra[name], rank) for name, rank in ranks.items()}

@@ -21,6 +21,7 @@ from edgepack.bench.devices.local import LocalDevice
 from edgepack.executor import one_thread
 from edgepack.factorize import whitened
 from edgepack.factorize.whitened import shrunk_covariance
+from edgepack.model.layer import Layer
 from edgepack.model.scheme import Scheme
 from edgepack.pipeline.beside import rounded_beside
 from edgepack.pipeline.guarding import load_data
@@ -29,14 +30,14 @@ from edgepack.pipeline.moments import observe
 from edgepack.pipeline.opened import open_model
 from edgepack.plan.candidates import residual_ranks
 from edgepack.plan.sizes import size_bytes
-from edgepack.plan.table import Point
+from edgepack.plan.table import linear_point
 from edgepack.progress import silent
 from edgepack.quantize.alternate import alternate
 from edgepack.quantize.gauge import balanced
 from edgepack.quantize.gptq import gptq, round_to_nearest, row_errors
 from edgepack.quantize.lattice import WeightGrid, grid_of
 from edgepack.targets import HOST, get_target
-from edgepack.types import LinearLayer, Moments
+from edgepack.types import Moments
 
 DENSE = (INT8_DYNAMIC, NBITS8, NBITS4)
 MODELS = Path(__file__).parent / "models"
@@ -83,7 +84,7 @@ def _losses(case: _Case, *, quick: bool) -> Iterator[dict[str, Any]]:
             yield {"model": case.title, "layer": layer.name, **sides, "ways": ways}
 
 
-def _ways(layer: LinearLayer, seen: Moments, held: Moments) -> Iterator[tuple[str, dict[str, float]]]:
+def _ways(layer: Layer, seen: Moments, held: Moments) -> Iterator[tuple[str, dict[str, float]]]:
     """Name → bytes in the file and share of the output energy lost on samples that were held out."""
     covariance, sides = shrunk_covariance(seen), (layer.out_features, layer.in_features)
     exact = layer.weight.astype(np.float64)
@@ -116,7 +117,7 @@ def _rank_of(size: int, rows: int, columns: int) -> int:
     return max(rank for rank in ranks if size_bytes(NBITS8, rows, columns, rank, bias=True) <= size)
 
 
-def _pair(layer: LinearLayer, seen: Moments, rank: int) -> npt.NDArray[np.float64]:
+def _pair(layer: Layer, seen: Moments, rank: int) -> npt.NDArray[np.float64]:
     spectrum = whitened.spectrum(replace(layer, moments=seen))
     pair = balanced(whitened.factors(layer, spectrum, rank), spectrum, seed=SEED)
     grids = _grid(NBITS8, rank), _grid(NBITS8, layer.in_features)
@@ -134,7 +135,7 @@ def _grid(scheme: Scheme, columns: int) -> WeightGrid:
 def _times(shapes: list[tuple[int, int, int]], *, quick: bool) -> list[dict[str, Any]]:
     """Seconds of one layer of each shape in every scheme, the call of the runtime taken off."""
     points = [
-        Point(scheme, rows, columns, rank, batch)
+        linear_point(scheme, rows, columns, rank, batch)
         for rows, columns, batch in shapes
         for scheme, ranks in (
             *((scheme, (None,)) for scheme in DENSE),

@@ -23,6 +23,8 @@ from edgepack.data import Samples
 from edgepack.factorize import fisher, svd, two_sided, whitened
 from edgepack.factorize.shrinkage import fixed
 from edgepack.inference import load, predict
+from edgepack.model.layer import Layer
+from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import FileScheme
 from edgepack.pipeline.covariances import Covariances
 from edgepack.pipeline.onnx_files import OnnxFiles
@@ -34,7 +36,7 @@ from edgepack.plan.candidates import break_even_rank
 from edgepack.progress import silent
 from edgepack.sources.torch import export_program, save_program
 from edgepack.torchgraph.gradients import SAMPLES, gradient_moments
-from edgepack.types import Array, Factors, LayerPlan, LinearLayer
+from edgepack.types import Array, LayerPlan
 
 SEEDS = (0, 1, 2)
 RANKS = (8, 12, 16, 24)
@@ -56,11 +58,11 @@ class Model:
     seed: int
 
     @property
-    def layers(self) -> Sequence[LinearLayer]:
+    def layers(self) -> Sequence[Layer]:
         """In order."""
         return self.opened.layers
 
-    def scores(self, x: Array, first: Factors | None = None) -> Array:
+    def scores(self, x: Array, first: Replacement | None = None) -> Array:
         """(N, 10), in float32, with factors in place of the first layer."""
         for index, layer in enumerate(self.layers):
             pair = first if index == 0 else None
@@ -167,7 +169,7 @@ def refits(model: Model, x: Array, test_x: Array, test_y: Array, work: Path) -> 
     return rows
 
 
-def _choice(layer: LinearLayer, rank: int | None) -> LayerPlan:
+def _choice(layer: Layer, rank: int | None) -> LayerPlan:
     sides = layer.out_features, layer.in_features
     return LayerPlan(layer.name, *sides, rank, break_even_rank(*sides), 0.0, "", scheme=INT8_DYNAMIC)
 

@@ -28,14 +28,15 @@ from edgepack.coded import (
     values,
     xxh32,
 )
-from edgepack.types import Array, Coded
+from edgepack.model.replacement import Replacement
+from edgepack.types import Array
 
 
 def normal(*shape: int, seed: int = 0) -> Array:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
-def codebook() -> Coded:
+def codebook() -> Replacement:
     w = Writer()
     codes = np.random.default_rng(1).integers(0, 16, 6 * 10).astype(np.uint8)
     index = w.step("cast", w.constant("codes", codes), to="int32")
@@ -43,7 +44,7 @@ def codebook() -> Coded:
     return w.decoded(w.step("reshape", rows, shape=(12, 20)), normal(12))
 
 
-def two_products() -> Coded:
+def two_products() -> Replacement:
     w = Writer()
     small = w.step("matmul", w.step("reshape", X, shape=(-1, 5, 4)), w.constant("P", normal(4, 2)))
     w.step("matmul", w.step("reshape", small, shape=(-1, 10)), w.constant("A", normal(10, 12)))
@@ -85,7 +86,7 @@ def test_scatter_leaves_zeros_between() -> None:
 
 
 @pytest.mark.parametrize("made", [codebook, two_products])
-def test_the_effective_weight_is_what_the_steps_come_to(made: Callable[[], Coded]) -> None:
+def test_the_effective_weight_is_what_the_steps_come_to(made: Callable[[], Replacement]) -> None:
     part = made()
     x = normal(7, 20, seed=3)
     np.testing.assert_allclose(evaluate(part, x), x @ part.weight.T, rtol=1e-4, atol=1e-4)
@@ -118,7 +119,7 @@ def test_what_comes_of_a_constant() -> None:
 
 
 @pytest.mark.parametrize("made", [codebook, two_products])
-def test_steps_survive_json(made: Callable[[], Coded]) -> None:
+def test_steps_survive_json(made: Callable[[], Replacement]) -> None:
     part = made()
     assert unlisted(json.loads(json.dumps(listed(part.steps)))) == part.steps
 

@@ -15,24 +15,27 @@ from torch import nn
 from edgepack.calibrate import moments
 from edgepack.errors import ModelError
 from edgepack.factorize import svd, two_sided, whitened
+from edgepack.model.kinds.linear import linear_layer
+from edgepack.model.layer import Layer
+from edgepack.model.replacement import Replacement
 from edgepack.plan.loss import layer_losses
 from edgepack.sources.torch import export_program, save_program
 from edgepack.torchgraph import find_linears, flat_module
 from edgepack.torchgraph.draws import EXACT_CLASSES
 from edgepack.torchgraph.gradients import curvatures, gradient_moments
-from edgepack.types import Array, Factors, LinearLayer, Spectrum
+from edgepack.types import Array, Spectrum
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 
 Rows = Callable[[torch.Tensor], torch.Tensor]
 
 
-def saved(model: nn.Module, path: Path, *inputs: torch.Tensor) -> tuple[Path, list[LinearLayer]]:
+def saved(model: nn.Module, path: Path, *inputs: torch.Tensor) -> tuple[Path, list[Layer]]:
     """The model as a program file, and its linear layers under the names of their weights."""
     program = export_program(model.eval(), inputs)
     save_program(program, path / "model.pt2")
     found = {site.name: site for site in find_linears(flat_module(program))}
-    return path / "model.pt2", [LinearLayer(n, s.weight, s.bias, "Gemm") for n, s in found.items()]
+    return path / "model.pt2", [linear_layer(n, s.weight, s.bias) for n, s in found.items()]
 
 
 def feeds(*arrays: Array, name: str | None = "x") -> Iterator[dict[str, Array]]:
@@ -196,7 +199,7 @@ def test_convolutions_batches_shared_weights_and_first_output_only(tmp_path: Pat
         assert relative(found[name], moment) < 1e-4, name
 
 
-def spectrum_of(layer: LinearLayer, rows: torch.Tensor) -> Spectrum:
+def spectrum_of(layer: Layer, rows: torch.Tensor) -> Spectrum:
     """Of a covariance without shrinkage."""
     x = rows.reshape(-1, layer.in_features).double().numpy()
     covariance = np.cov(x.T, bias=True).reshape(layer.in_features, layer.in_features)
@@ -205,7 +208,7 @@ def spectrum_of(layer: LinearLayer, rows: torch.Tensor) -> Spectrum:
     return replace(whole, mean=x.mean(axis=0))
 
 
-def truncated(model: nn.Module, linear: nn.Linear, layer: LinearLayer, spectrum: Spectrum, rank: int) -> nn.Module:
+def truncated(model: nn.Module, linear: nn.Linear, layer: Layer, spectrum: Spectrum, rank: int) -> nn.Module:
     """A copy of the model with the product of the layer's pair in its place."""
     other = copy.deepcopy(model)
     place = dict(other.named_modules())[next(n for n, m in model.named_modules() if m is linear)]
@@ -294,7 +297,7 @@ def test_truncation_knows_that_tokens_err_alike(tmp_path: Path) -> None:
             assert by_moment["fp32", rank] == pytest.approx(true / 7, rel=0.25)
 
 
-def whole(rank: int) -> Factors:
+def whole(rank: int) -> Replacement:
     raise AssertionError("fp32 needs no factors")
 
 
@@ -324,7 +327,7 @@ def test_layers_that_no_gradient_reaches_are_absent(tmp_path: Path) -> None:
 
     path, layers = saved(Aside(), tmp_path, torch.zeros(1, 4))
     x = np.ones((3, 1, 4), np.float32)
-    stranger = LinearLayer("stranger", np.ones((3, 4), np.float32), None, "Gemm")
+    stranger = linear_layer("stranger", np.ones((3, 4), np.float32), None)
     assert set(gradient_moments(path, [*layers, stranger], feeds(x), 0, kind="vector")) == {"a.weight"}
     assert gradient_moments(path, layers, [], 0, kind="vector") == {}
 

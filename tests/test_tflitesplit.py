@@ -16,6 +16,9 @@ from torch import nn
 from edgepack.backends.tflite.schemes import FP32, INT8_DYNAMIC, INT8_STATIC
 from edgepack.emit.tflite import TfliteEmitter
 from edgepack.errors import ModelError, OutputError
+from edgepack.model.kinds.linear import linear_layer
+from edgepack.model.layer import Layer
+from edgepack.model.replacement import Replacement, low_rank
 from edgepack.segments import LayerShape, Segment
 from edgepack.sources.torch import export_program, save_program
 from edgepack.tflitefile import read_file
@@ -23,7 +26,7 @@ from edgepack.tflitegraph.contents import operators, weight_bytes
 from edgepack.tfliterun import interpreter
 from edgepack.tflitesplit import split_tflite
 from edgepack.torchgraph import find_linears, flat_module
-from edgepack.types import Array, Factors, LinearLayer
+from edgepack.types import Array
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 
@@ -79,20 +82,20 @@ def emitter() -> Iterator[TfliteEmitter]:
         yield made
 
 
-def layers_of(module: Any) -> list[LinearLayer]:
+def layers_of(module: Any) -> list[Layer]:
     """Each layer once, named after its module."""
-    found: dict[str, LinearLayer] = {}
+    found: dict[str, Layer] = {}
     for site in find_linears(module):
         name = site.name.removesuffix(".weight").split(".")[-1]
         uses = found[name].uses + 1 if name in found else 1
-        found[name] = LinearLayer(name, site.weight, site.bias, "Gemm", uses)
+        found[name] = linear_layer(name, site.weight, site.bias, "Gemm", uses)
     return list(found.values())
 
 
-def thin(layer: LinearLayer) -> Factors:
+def thin(layer: Layer) -> Replacement:
     u, s, v = np.linalg.svd(layer.weight, full_matrices=False)
     rank = len(s) // 4
-    return Factors((u[:, :rank] * s[:rank]).astype(np.float32), v[:rank].astype(np.float32), layer.bias)
+    return low_rank((u[:, :rank] * s[:rank]).astype(np.float32), v[:rank].astype(np.float32), layer.bias)
 
 
 Files = dict[str, tuple[Path, list[LayerShape]]]
@@ -111,7 +114,7 @@ def emitted(
     save_program(program, folder / "m.pt2")
     layers = layers_of(flat_module(program))
     names = dict.fromkeys(NAMES[request.param])
-    layers = [LinearLayer(n, x.weight, x.bias, x.op, x.uses) for n, x in zip(names, layers, strict=True)]
+    layers = [linear_layer(n, x.weight, x.bias, x.op, x.uses) for n, x in zip(names, layers, strict=True)]
     (given,) = emitter.load_program(folder / "m.pt2").inputs
     files: Files = {}
     for kind, factors in (("dense", {}), ("thin", {x.name: thin(x) for x in layers[::2]})):

@@ -8,17 +8,19 @@ from hypothesis import strategies as st
 from torch import nn
 
 from edgepack.errors import ModelError
+from edgepack.model.kinds.linear import linear_layer
+from edgepack.model.replacement import Replacement, low_rank
 from edgepack.sources.torch import export_program
 from edgepack.torchgraph import find_linears, flat_module, match_layers, with_factors
-from edgepack.types import Array, Factors, LinearLayer
+from edgepack.types import Array
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 
 
-def exact(weight: Array, bias: Array | None) -> Factors:
+def exact(weight: Array, bias: Array | None) -> Replacement:
     """Full-rank factors: the product is the weight itself."""
     u, s, v = np.linalg.svd(weight.astype(np.float64), full_matrices=False)
-    return Factors((u * s).astype(np.float32), v.astype(np.float32), bias)
+    return low_rank((u * s).astype(np.float32), v.astype(np.float32), bias)
 
 
 def flat(model: nn.Module, *inputs: torch.Tensor) -> torch.fx.GraphModule:
@@ -52,10 +54,10 @@ def test_finds_every_kind_and_full_rank_factors_change_nothing() -> None:
     sites = find_linears(module)
     assert [s.kind for s in sites] == ["addmm", "linear", "left", "linear", "conv", "conv"]
     layers = [
-        LinearLayer("w", sites[0].weight, None, "MatMul", uses=3),
-        LinearLayer("left", sites[2].weight, None, "MatMul"),
-        LinearLayer("conv", sites[4].weight, sites[4].bias, "Conv"),
-        LinearLayer("conv1", sites[5].weight, sites[5].bias, "Conv"),
+        linear_layer("w", sites[0].weight, None, "MatMul", 3),
+        linear_layer("left", sites[2].weight, None, "MatMul"),
+        linear_layer("conv", sites[4].weight, sites[4].bias, "Conv"),
+        linear_layer("conv1", sites[5].weight, sites[5].bias, "Conv"),
     ]
     thin = with_factors(module, layers, {layer.name: exact(layer.weight, layer.bias) for layer in layers})
     assert len(find_linears(thin)) == 2 * len(sites)
@@ -78,7 +80,7 @@ def test_the_change_of_bias_is_carried_over_wherever_the_bias_lives(own: bool, t
         theirs, model.bias.detach().numpy() if own else np.zeros(3, np.float32)
     )
     corrected = np.float32([0.5, -1, 2]) if new else None
-    layer = LinearLayer("layer", weight, bias, "MatMul")
+    layer = linear_layer("layer", weight, bias, "MatMul")
     thin = with_factors(module, [layer], {"layer": exact(weight, corrected)})
     change = (0 if corrected is None else corrected) - (0 if bias is None else bias)
     want = model(x).detach().numpy() + change
@@ -98,7 +100,7 @@ def test_left_product_gets_its_bias_per_row() -> None:
     model = Left()
     weight = model.w.detach().numpy()
     bias = np.float32([1, 2, 3])
-    thin = with_factors(flat(model, x), [LinearLayer("l", weight, None, "MatMul")], {"l": exact(weight, bias)})
+    thin = with_factors(flat(model, x), [linear_layer("l", weight, None, "MatMul")], {"l": exact(weight, bias)})
     np.testing.assert_allclose(
         thin(x)[0].detach().numpy(), model(x).detach().numpy() + bias[:, None], rtol=1e-4, atol=1e-5
     )
@@ -118,17 +120,17 @@ def test_clones_are_told_apart_by_name_then_by_order() -> None:
     layer = nn.TransformerEncoderLayer(8, 2, 12, batch_first=True)
     module = flat(nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), torch.randn(1, 3, 8))
     weight = layer.linear1.weight.detach().numpy()
-    named = [LinearLayer(f"layers.{i}.linear1.weight", weight, None, "Gemm") for i in (1, 0)]
+    named = [linear_layer(f"layers.{i}.linear1.weight", weight, None) for i in (1, 0)]
     nodes = match_layers(module, named).nodes
     assert [[s.name for s in nodes[layer.name]] for layer in named] == [[layer.name] for layer in named]
-    unnamed = [LinearLayer(f"val_{i}", weight, None, "Gemm") for i in (7, 3)]
+    unnamed = [linear_layer(f"val_{i}", weight, None) for i in (7, 3)]
     nodes = match_layers(module, unnamed).nodes
     assert [nodes[n][0].name for n in ("val_7", "val_3")] == ["layers.0.linear1.weight", "layers.1.linear1.weight"]
 
 
 def test_what_is_not_there_is_reported_and_cannot_be_factored() -> None:
     module = flat(nn.Linear(4, 3), torch.randn(1, 4))
-    stranger = LinearLayer("stranger", np.ones((3, 4), np.float32), None, "Gemm")
+    stranger = linear_layer("stranger", np.ones((3, 4), np.float32), None)
     assert match_layers(module, [stranger]).missing == ("stranger",)
     with pytest.raises(ModelError, match="no torch layer has the weights of stranger"):
         with_factors(module, [stranger], {"stranger": exact(stranger.weight, None)})
@@ -136,7 +138,7 @@ def test_what_is_not_there_is_reported_and_cannot_be_factored() -> None:
 
 def test_factors_of_another_shape_are_refused() -> None:
     model = nn.Linear(4, 3)
-    layer = LinearLayer("l", model.weight.detach().numpy(), None, "Gemm")
+    layer = linear_layer("l", model.weight.detach().numpy(), None)
     with pytest.raises(ModelError, match="do not fit"):
         with_factors(flat(model, torch.randn(1, 4)), [layer], {"l": exact(np.ones((4, 3), np.float32), None)})
 
@@ -146,7 +148,7 @@ def test_the_dense_module_is_left_alone() -> None:
     x = torch.randn(1, 4)
     module = flat(model, x)
     before, code = module(x)[0].clone(), str(module.graph)
-    layer = LinearLayer("l", model.weight.detach().numpy(), model.bias.detach().numpy(), "Gemm")
+    layer = linear_layer("l", model.weight.detach().numpy(), model.bias.detach().numpy())
     with_factors(module, [layer], {"l": exact(layer.weight, np.zeros(3, np.float32))})
     assert str(module.graph) == code
     torch.testing.assert_close(module(x)[0], before)

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from linear_plans import linear_plan
 from onnx import helper, numpy_helper
 
 from edgepack.backends.onnx.schemes import FP32, INT8_DYNAMIC, INT8_STATIC, NBITS4, NBITS8, SCHEMES, TABLES4, WEIGHTS8
@@ -16,12 +17,13 @@ from edgepack.backends.schemes import layer_schemes
 from edgepack.data import Samples
 from edgepack.emit.onnx import to_schemes
 from edgepack.inference import load, predict
+from edgepack.model.replacement import Replacement, low_rank
 from edgepack.model.scheme import FORMATS, FileScheme, Scheme
 from edgepack.onnxgraph.contents import read_contents
 from edgepack.onnxgraph.files import save
 from edgepack.onnxgraph.rewrite import with_factors
 from edgepack.onnxgraph.session import session
-from edgepack.types import Array, Contents, Factors, LayerPlan
+from edgepack.types import Array, Contents, LayerPlan
 from edgepack.verify import biases_intact, same_outputs, two_thin_matmuls, weights_as_planned
 
 OUT, IN, RANK = 40, 72, 8
@@ -59,7 +61,7 @@ def two_layers() -> ir.Model:
 class Case:
     source: ir.Model
     thin: ir.Model
-    factors: Factors
+    factors: Replacement
     plan: tuple[LayerPlan, ...]
     biases: dict[str, Array]
     folder: Path
@@ -86,10 +88,10 @@ def case(tmp_path: Path) -> Case:
     source = two_layers()
     q = np.linalg.qr(normal(OUT, RANK, seed=4))[0].astype(np.float32)
     weight, bias = normal(IN, OUT).T, normal(OUT, seed=5)
-    pair = Factors(q, q.T @ weight, bias)
+    pair = low_rank(q, q.T @ weight, bias)
     plan = (
-        LayerPlan("fc1", OUT, IN, RANK, 25, 0.0, ""),
-        LayerPlan("fc2", 12, OUT, None, 9, 0.0, ""),
+        linear_plan("fc1", OUT, IN, RANK, 25, 0.0, ""),
+        linear_plan("fc2", 12, OUT, None, 9, 0.0, ""),
     )
     biases = {"fc1": bias, "fc2": normal(12, seed=3)}
     return Case(source, with_factors(source, {"fc1": pair}), pair, plan, biases, tmp_path)
@@ -162,7 +164,7 @@ def thin_contents(*sides: tuple[int, int]) -> Contents:
 
 
 def plans(*shapes: tuple[int, int, int | None]) -> tuple[LayerPlan, ...]:
-    return tuple(LayerPlan(f"l{i}", out, inn, rank, 99, 0.0, "") for i, (out, inn, rank) in enumerate(shapes))
+    return tuple(linear_plan(f"l{i}", out, inn, rank, 99, 0.0, "") for i, (out, inn, rank) in enumerate(shapes))
 
 
 @pytest.mark.parametrize(

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from accuracy.study import LARGEST, moments_of
 from edgepack.factorize.whitened import shrunk_covariance
+from edgepack.model.layer import View
+from edgepack.model.replacement import Replacement, dense
 from edgepack.model.scheme import Scheme
 from edgepack.quantize.bias import corrected_bias
 from edgepack.quantize.gptq import gptq
 from edgepack.quantize.lattice import grid_of
-from edgepack.types import Dense, LinearLayer
 
 
-def rounded_dense(layer: LinearLayer, scheme: Scheme) -> Dense:
+def rounded_dense(layer: View, scheme: Scheme) -> Replacement:
     """With the mean output put right where there is a bias, else on the raw second moment.
 
     Raises:
@@ -22,6 +23,6 @@ def rounded_dense(layer: LinearLayer, scheme: Scheme) -> Dense:
         raise ValueError(f"{scheme} has no integer grid")
     moments = moments_of(layer)
     if layer.bias is None:
-        return Dense(gptq(layer.weight, moments.second, grid).weight, None)
+        return dense(gptq(layer.weight, moments.second, grid).weight, None)
     weight = gptq(layer.weight, shrunk_covariance(moments), grid).weight
-    return Dense(weight, corrected_bias(layer.bias, layer.weight, weight, moments.mean))
+    return dense(weight, corrected_bias(layer.bias, layer.weight, weight, moments.mean))

@@ -21,8 +21,8 @@ from accuracy.study import Row, Study, opened_study
 from accuracy.subjects import SUBJECTS, Subject, make_subject
 from edgepack.backends.onnx.schemes import INT8_DYNAMIC, NBITS4
 from edgepack.executor import one_thread
+from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import Scheme
-from edgepack.types import Factors
 
 SCHEMES = (INT8_DYNAMIC, NBITS4)
 PROCESSES = 2
@@ -164,6 +164,6 @@ def _recovered_rows(study: Study, level: int | float) -> Iterator[Row]:
         yield study.row(_write_pairs(study, pairs, scheme), "+ recovery", scheme.bits, level)
 
 
-def _write_pairs(study: Study, pairs: Mapping[str, Factors], scheme: Scheme) -> Path:
+def _write_pairs(study: Study, pairs: Mapping[str, Replacement], scheme: Scheme) -> Path:
     """Pairs in a scheme, all other layers in int8."""
     return study.write(pairs, INT8_DYNAMIC, dict.fromkeys(pairs, scheme))

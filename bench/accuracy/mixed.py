@@ -12,6 +12,7 @@ from edgepack.backends.onnx.schemes import INT8_DYNAMIC, NBITS4
 from edgepack.cache import Cache, digest
 from edgepack.emit.onnx_tables import to_int4_tables
 from edgepack.executor import workers
+from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import Scheme
 from edgepack.pipeline.losses import predict_losses
 from edgepack.pipeline.onnx_files import OnnxFiles
@@ -20,7 +21,7 @@ from edgepack.plan.candidates import rank_choices
 from edgepack.plan.sizes import size_bytes
 from edgepack.plan.solve import Bounds, Infeasible, least_loss
 from edgepack.progress import silent
-from edgepack.types import Candidate, Replacement
+from edgepack.types import Candidate
 
 SCHEMES = (INT8_DYNAMIC, NBITS4)
 MIXED = 0

@@ -10,39 +10,41 @@ import numpy as np
 from accuracy.study import LARGEST, SEED, Study, moments_of, seen_spectrum
 from edgepack.factorize import svd, whitened
 from edgepack.factorize.whitened import shrunk_covariance
+from edgepack.model.layer import View
+from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import Scheme
 from edgepack.pipeline.rounding import ROUNDS
 from edgepack.quantize.alternate import alternate
 from edgepack.quantize.bias import corrected_pair
 from edgepack.quantize.gauge import BETA, Gauge, search_gauge, turned
 from edgepack.quantize.lattice import WeightGrid, grid_of
-from edgepack.types import Factors, LinearLayer, Spectrum
+from edgepack.types import Spectrum
 
-Pair = Callable[[Study, str, int, Scheme], Factors]
+Pair = Callable[[Study, str, int, Scheme], Replacement]
 """(study, layer's name, rank, scheme) → the pair, on its grids or for the writer to round to nearest."""
 
 
-def plain(study: Study, name: str, rank: int, scheme: Scheme) -> Factors:
+def plain(study: Study, name: str, rank: int, scheme: Scheme) -> Replacement:
     """Truncated SVD of the weight, √Σ to both sides; its bias stays."""
     del scheme
     spectrum = study.plain[name]
     return turned(svd.factors(study.layers[name], spectrum, rank), spectrum, Gauge(BETA, None), seed=SEED)
 
 
-def weighted(study: Study, name: str, rank: int, scheme: Scheme) -> Factors:
+def weighted(study: Study, name: str, rank: int, scheme: Scheme) -> Replacement:
     """Centred whitening: A = U_r with orthonormal columns, B = U_rᵀ W, the bias corrected."""
     del scheme
     return whitened.factors(study.layers[name], study.seen[name], rank)
 
 
-def gauged(study: Study, name: str, rank: int, scheme: Scheme) -> Factors:
+def gauged(study: Study, name: str, rank: int, scheme: Scheme) -> Replacement:
     """The same product in the basis that rounds best to nearest."""
     spectrum, pair = study.seen[name], weighted(study, name, rank, scheme)
     gauge = search_gauge(pair, spectrum, grids(study.layers[name], rank, scheme), seed=SEED, rounding="nearest")
     return turned(pair, spectrum, gauge, seed=SEED)
 
 
-def alternated(study: Study, name: str, rank: int, scheme: Scheme) -> Factors:
+def alternated(study: Study, name: str, rank: int, scheme: Scheme) -> Replacement:
     """Both factors rounded in turns, each with the other one in mind."""
     return rounded(study.layers[name], study.seen[name], rank, scheme)
 
@@ -55,7 +57,7 @@ PAIRS: Mapping[str, Pair] = {
 }
 
 
-def rounded(layer: LinearLayer, spectrum: Spectrum, rank: int, scheme: Scheme) -> Factors:
+def rounded(layer: View, spectrum: Spectrum, rank: int, scheme: Scheme) -> Replacement:
     """As a build rounds pairs: the gauge for GPTQ, the alternation, the bias corrected."""
     pair = whitened.factors(layer, spectrum, rank)
     both = grids(layer, rank, scheme)
@@ -65,7 +67,7 @@ def rounded(layer: LinearLayer, spectrum: Spectrum, rank: int, scheme: Scheme) -
     return corrected_pair(pair, found.factors(None), moments_of(layer).mean)
 
 
-def rounded_product(layer: LinearLayer, pair: Factors, scheme: Scheme) -> Factors:
+def rounded_product(layer: View, pair: Replacement, scheme: Scheme) -> Replacement:
     """A pair that was trained: its product, of the same rank, rounded as if it were the layer's weight."""
     product = np.asarray(pair.A.astype(np.float64) @ pair.B, np.float32)
     bias = layer.bias if pair.bias is None else pair.bias
@@ -73,7 +75,7 @@ def rounded_product(layer: LinearLayer, pair: Factors, scheme: Scheme) -> Factor
     return rounded(trained, seen_spectrum(trained), pair.rank, scheme)
 
 
-def grids(layer: LinearLayer, rank: int, scheme: Scheme) -> tuple[WeightGrid, WeightGrid]:
+def grids(layer: View, rank: int, scheme: Scheme) -> tuple[WeightGrid, WeightGrid]:
     """Of A and of B.
 
     Raises:

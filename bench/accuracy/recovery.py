@@ -9,15 +9,15 @@ from accuracy.pairs import weighted
 from accuracy.study import LARGEST, SEED, Study
 from edgepack.backends.onnx.schemes import FP32
 from edgepack.data import example
+from edgepack.model.replacement import Replacement
 from edgepack.quantize.gauge import balanced
 from edgepack.recover import Epochs, recover_factors
-from edgepack.types import Factors
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
 
-def recovered(study: Study, ranks: Mapping[str, int], epochs: int) -> Mapping[str, Factors]:
+def recovered(study: Study, ranks: Mapping[str, int], epochs: int) -> Mapping[str, Replacement]:
     """The whitened pairs of these ranks after training; part of the calibration samples is held out for it."""
     start = {
         name: balanced(weighted(study, name, rank, FP32), study.seen[name], seed=SEED) for name, rank in ranks.items()

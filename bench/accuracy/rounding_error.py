@@ -10,19 +10,20 @@ import numpy as np
 
 from accuracy.pairs import grids, weighted
 from accuracy.study import LARGEST, Study
+from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import Scheme
 from edgepack.quantize.gptq import round_to_nearest
 from edgepack.quantize.lattice import grid_of
 from edgepack.quantize.split import dense_share
-from edgepack.types import Array, Dense, Factors
+from edgepack.types import Array
 
 
-def pair_error(study: Study, ranks: Mapping[str, int], scheme: Scheme, pairs: Mapping[str, Factors]) -> float:
+def pair_error(study: Study, ranks: Mapping[str, int], scheme: Scheme, pairs: Mapping[str, Replacement]) -> float:
     """Median over the layers of the energy of A B − Â B̂; pairs that are on their grids already stay as they are."""
     return median(_pair_error(study, name, rank, scheme, pairs[name]) for name, rank in ranks.items())
 
 
-def _pair_error(study: Study, name: str, rank: int, scheme: Scheme, pair: Factors) -> float:
+def _pair_error(study: Study, name: str, rank: int, scheme: Scheme, pair: Replacement) -> float:
     layer, exact = study.layers[name], weighted(study, name, rank, scheme)
     first, second = grids(layer, rank, scheme)
     A, B = round_to_nearest(pair.A, first).weight, round_to_nearest(pair.B, second).weight
@@ -30,12 +31,12 @@ def _pair_error(study: Study, name: str, rank: int, scheme: Scheme, pair: Factor
     return dense_share(layer.weight, layer.weight - moved, study.held_out[name])
 
 
-def dense_error(study: Study, scheme: Scheme, weights: Mapping[str, Dense] | None = None) -> float:
+def dense_error(study: Study, scheme: Scheme, weights: Mapping[str, Replacement] | None = None) -> float:
     """Median over the layers of what dense weights lose, rounded to nearest unless others are given."""
     return median(_dense_error(study, name, scheme, weights) for name in study.layers)
 
 
-def _dense_error(study: Study, name: str, scheme: Scheme, weights: Mapping[str, Dense] | None) -> float:
+def _dense_error(study: Study, name: str, scheme: Scheme, weights: Mapping[str, Replacement] | None) -> float:
     layer = study.layers[name]
     grid = grid_of(scheme, layer.in_features, largest=LARGEST)
     if weights is not None:

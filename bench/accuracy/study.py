@@ -15,6 +15,8 @@ from accuracy.subjects import Subject
 from edgepack.data import Samples
 from edgepack.factorize import svd, whitened
 from edgepack.inference import THREADS, load, predict
+from edgepack.model.layer import View
+from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import Scheme
 from edgepack.pipeline.guarding import load_data
 from edgepack.pipeline.moments import observe
@@ -22,7 +24,7 @@ from edgepack.pipeline.onnx_files import OnnxFiles
 from edgepack.pipeline.opened import Opened, open_model
 from edgepack.plan.candidates import asked_rank
 from edgepack.progress import silent
-from edgepack.types import Array, InputSpread, LinearLayer, Moments, Replacement, Spectrum
+from edgepack.types import Array, InputSpread, Moments, Spectrum
 
 Row = dict[str, Any]
 """A file: how it was made, and lists with an entry per seed of what was found."""
@@ -47,7 +49,7 @@ class Study:
 
     subject: Subject
     opened: Opened
-    layers: Mapping[str, LinearLayer]
+    layers: Mapping[str, View]
     plain: Mapping[str, Spectrum]
     seen: Mapping[str, Spectrum]
     files: OnnxFiles
@@ -135,7 +137,7 @@ def _study(subject: Subject, model: str, work: Path) -> Study:
     )
 
 
-def seen_spectrum(layer: LinearLayer) -> Spectrum:
+def seen_spectrum(layer: View) -> Spectrum:
     """Of centred whitening, with what the gauge needs to know of the layer's input.
 
     Raises:
@@ -146,12 +148,12 @@ def seen_spectrum(layer: LinearLayer) -> Spectrum:
     return replace(whitened.spectrum(layer), inputs=inputs)
 
 
-def _observed(opened: Opened, samples: Samples) -> dict[str, LinearLayer]:
+def _observed(opened: Opened, samples: Samples) -> dict[str, View]:
     seen = observe(opened.model, [layer.name for layer in opened.layers], samples, silent)
     return {layer.name: replace(layer, moments=seen.get(layer.name)) for layer in opened.layers}
 
 
-def moments_of(layer: LinearLayer) -> Moments:
+def moments_of(layer: View) -> Moments:
     """Of the layer's input.
 
     Raises:

@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from edgepack.backends.onnx.schemes import FP32
 from edgepack.factorize import deepthin as relayout
 from edgepack.factorize.pruning import pruning
+from edgepack.model.layer import View
+from edgepack.model.replacement import Replacement, dense, low_rank
 from edgepack.quantize.coded import in_8_bits
 from edgepack.training.coded import CodedLinear
-from edgepack.types import Array, Coded, Dense, Factors, LinearLayer, Replacement
+from edgepack.types import Array
 from seeds import claims, train
 from seeds.lab import Lab, Made
 from seeds.pairs import default_pairs, ranks
@@ -103,7 +105,7 @@ def _at(bench: Bench, lab: Lab, ratio: int, seed: int) -> dict[str, Made]:
     return found
 
 
-def trained_parts(model: nn.Sequential, layers: tuple[LinearLayer, ...], share: float) -> dict[str, Replacement]:
+def trained_parts(model: nn.Sequential, layers: tuple[View, ...], share: float) -> dict[str, Replacement]:
     """What a trained network is, layer by layer; a dense hidden layer becomes a sparse one of that share of bytes."""
     modules = [module for module in model if not isinstance(module, nn.ReLU)]
     parts: dict[str, Replacement] = {}
@@ -112,21 +114,21 @@ def trained_parts(model: nn.Sequential, layers: tuple[LinearLayer, ...], share: 
     return parts
 
 
-def _part(module: nn.Module, layer: LinearLayer, share: float, *, last: bool) -> Replacement:
+def _part(module: nn.Module, layer: View, share: float, *, last: bool) -> Replacement:
     if isinstance(module, CodedLinear):
         return in_8_bits(module.to_coded())
     if isinstance(module, nn.Sequential):
-        return Factors(_array(module[1].weight), _array(module[0].weight), _array(module[1].bias))
+        return low_rank(_array(module[1].weight), _array(module[0].weight), _array(module[1].bias))
     weight, bias = _array(module.weight), _array(module.bias)
     if last:
-        return Dense(weight, bias)
+        return dense(weight, bias)
     sparse = pruning(replace(layer, weight=weight, bias=bias, moments=None), share)
-    if isinstance(sparse, str) or not isinstance(sparse, Coded):
+    if isinstance(sparse, str) or not isinstance(sparse, Replacement):
         raise ValueError(f"{layer.name}: {sparse}")
     return in_8_bits(sparse)
 
 
-def conv_form(module: CodedLinear) -> Coded:
+def conv_form(module: CodedLinear) -> Replacement:
     """The decode-free form of a layer that was trained in the decoded one."""
     coded = module.to_coded()
     layer = replace(train.blank(module.out_features, module.in_features), weight=coded.weight, bias=coded.bias)

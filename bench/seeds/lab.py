@@ -23,6 +23,8 @@ from edgepack.coded import stored_numbers
 from edgepack.data import Samples
 from edgepack.errors import EdgepackError
 from edgepack.inference import THREADS, load, predict
+from edgepack.model.layer import Layer
+from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import FileScheme, Scheme
 from edgepack.pipeline.moments import observe
 from edgepack.pipeline.onnx_files import OnnxFiles
@@ -30,7 +32,7 @@ from edgepack.pipeline.opened import Opened, open_model
 from edgepack.pipeline.tflite_files import TfliteFiles
 from edgepack.progress import silent
 from edgepack.sources.torch import export_program, save_program
-from edgepack.types import Array, Coded, Factors, LinearLayer, Replacement
+from edgepack.types import Array
 from edgepack.versions import tool_versions
 
 LARGEST = 127
@@ -55,7 +57,7 @@ class Lab:
     """
 
     opened: Opened
-    layers: tuple[LinearLayer, ...]
+    layers: tuple[Layer, ...]
     onnx: OnnxFiles
     tflite: TfliteFiles | None
     images: Array
@@ -95,7 +97,7 @@ class Lab:
         self, parts: Parts, scheme: Scheme, paths: Mapping[str, Path], images: Sequence[JpegImage], tflite: bool
     ) -> Made:
         paths["onnx"].parent.mkdir(parents=True, exist_ok=True)
-        coded = [name for name, part in parts.items() if isinstance(part, Coded)]
+        coded = [name for name, part in parts.items() if isinstance(part, Replacement)]
         if scheme == INT8_DYNAMIC and not parts:
             self.onnx.write_baseline(scheme, self.work / "model.onnx")
         else:
@@ -137,11 +139,11 @@ def sources() -> str:
     return digest(*(path.read_text() for path in sorted(folder.rglob("*.py"))))
 
 
-def count(part: Replacement | None, layer: LinearLayer) -> int:
+def count(part: Replacement | None, layer: Layer) -> int:
     """Numbers that are stored for a layer's weight."""
-    if isinstance(part, Factors):
+    if isinstance(part, Replacement):
         return part.A.size + part.B.size
-    return stored_numbers(part) if isinstance(part, Coded) else layer.weight.size
+    return stored_numbers(part) if isinstance(part, Replacement) else layer.weight.size
 
 
 def _onnx_file(path: Path, images: Sequence[JpegImage]) -> dict[str, int]:

@@ -9,20 +9,21 @@ from accuracy.study import seen_spectrum
 
 from edgepack.backends.onnx.schemes import INT8_DYNAMIC
 from edgepack.factorize import svd, whitened
+from edgepack.model.layer import View
+from edgepack.model.replacement import Replacement
 from edgepack.plan.candidates import asked_rank
 from edgepack.quantize.gauge import balanced
 from edgepack.recover import Epochs, recover_factors
-from edgepack.types import Factors, LinearLayer
 from seeds.lab import LARGEST, Lab
 
 
-def ranks(layers: tuple[LinearLayer, ...], share: float) -> dict[str, int]:
+def ranks(layers: tuple[View, ...], share: float) -> dict[str, int]:
     """By layer name, where a pair of that share of the weights has fewer of them."""
     asked = {layer.name: asked_rank(layer.out_features, layer.in_features, share) for layer in layers}
     return {name: rank for name, rank in asked.items() if isinstance(rank, int)}
 
 
-def default_pairs(lab: Lab, asked: dict[str, int], epochs: int = 0) -> dict[str, Factors]:
+def default_pairs(lab: Lab, asked: dict[str, int], epochs: int = 0) -> dict[str, Replacement]:
     """Centred whitening, rounded to int8 as a build rounds; with epochs, recovered before that."""
     layers = {layer.name: layer for layer in lab.layers}
     spectra = {name: seen_spectrum(layers[name]) for name in asked}
@@ -39,7 +40,7 @@ def default_pairs(lab: Lab, asked: dict[str, int], epochs: int = 0) -> dict[str,
     return {name: rounded_product(layers[name], pair, INT8_DYNAMIC) for name, pair in found.factors.items()}
 
 
-def plain_pairs(lab: Lab, asked: dict[str, int]) -> dict[str, Factors]:
+def plain_pairs(lab: Lab, asked: dict[str, int]) -> dict[str, Replacement]:
     """Truncated SVD, without data."""
     layers = {layer.name: layer for layer in lab.layers}
     return {name: svd.factors(layers[name], svd.spectrum(layers[name]), rank) for name, rank in asked.items()}

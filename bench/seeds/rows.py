@@ -14,10 +14,11 @@ from edgepack.backends.onnx.schemes import FP32
 from edgepack.cache import Cache
 from edgepack.factorize import jpeg
 from edgepack.factorize.methods import METHODS
+from edgepack.model.layer import View
+from edgepack.model.replacement import Replacement
 from edgepack.pipeline.tflite_files import TfliteFiles
 from edgepack.quantize.coded import in_8_bits
 from edgepack.quantize.grid import quantize_weight
-from edgepack.types import Coded, LinearLayer, Replacement
 from seeds import claims, train
 from seeds.deepthin_rows import deepthin
 from seeds.lab import Lab, Made, open_lab
@@ -120,7 +121,7 @@ def jpeg_weights(bench: Bench) -> Group:
     return {"name": "jpeg", "model": "784-512-10", "dense": dense_files(lab), "rows": rows}
 
 
-def _images(lab: Lab, what: str, layers: Sequence[LinearLayer]) -> Made:
+def _images(lab: Lab, what: str, layers: Sequence[View]) -> Made:
     """Some layers by way of JPEG images, which are what travels."""
     made = {layer.name: jpeg.at_quality(layer, claims.JPEG_QUALITY) for layer in layers}
 
@@ -154,11 +155,11 @@ def operator(bench: Bench) -> Group:
     return {"name": "operator", "model": "784-512-10", "dense": dense_files(lab), "rows": rows}
 
 
-def _parts(layer: LinearLayer, name: str, share: float) -> dict[str, Replacement]:
+def _parts(layer: View, name: str, share: float) -> dict[str, Replacement]:
     part = METHODS[name](layer, share)
     if isinstance(part, str):
         raise ValueError(f"{name} at {share:g}: {part}")
-    return {layer.name: in_8_bits(part) if isinstance(part, Coded) else part}
+    return {layer.name: in_8_bits(part) if isinstance(part, Replacement) else part}
 
 
 def _name(sizes: Sequence[int]) -> str:

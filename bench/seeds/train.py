@@ -13,9 +13,10 @@ from torch import nn
 from edgepack.cache import Cache, digest
 from edgepack.factorize import deepthin, hashednet
 from edgepack.factorize.pruning import pruning
+from edgepack.model.layer import View
 from edgepack.training.coded import CodedLinear
 from edgepack.training.pruning import Pruning
-from edgepack.types import Array, LinearLayer
+from edgepack.types import Array
 from edgepack.versions import tool_versions
 
 VERSION = 1
@@ -71,9 +72,9 @@ def thin(sizes: Sequence[int], share: float, seed: int = 0) -> nn.Sequential:
     return model
 
 
-def blank(out: int, width: int) -> LinearLayer:
+def blank(out: int, width: int) -> View:
     """A layer of zeros, for its shape."""
-    return LinearLayer("blank", np.zeros((out, width), np.float32), np.zeros(out, np.float32), "Gemm")
+    return View("blank", np.zeros((out, width), np.float32), np.zeros(out, np.float32))
 
 
 BUILDERS: dict[str, Callable[[Sequence[int], float], nn.Sequential]] = {
@@ -164,7 +165,7 @@ def _hidden(sizes: Sequence[int]) -> list[tuple[int, tuple[int, int]]]:
 def kept_share(out: int, width: int, share: float) -> float:
     """Of the weights that the sparse store holds in `share` of a byte per weight, where they lie anywhere."""
     random = np.random.default_rng(0).standard_normal((out, width)).astype(np.float32)
-    found = pruning(LinearLayer("random", random, None, "Gemm"), share)
+    found = pruning(View("random", random, None), share)
     if isinstance(found, str):
         raise ValueError(found)
     return float(np.count_nonzero(found.weight) / random.size)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from linear_plans import linear_candidate
 
 from edgepack.backends.onnx.schemes import FP32, INT8_DYNAMIC, NBITS4
 from edgepack.model.scheme import Scheme
@@ -28,7 +29,7 @@ def layer(draw: st.DrawFn) -> list[Candidate]:
     schemes = draw(st.lists(st.sampled_from(SCHEMES), unique=True, min_size=1, max_size=3))
     value = st.integers(1, 1000)
     return [
-        Candidate(scheme, rank, draw(value) / 1e6, draw(value), draw(value), draw(value) / 1e6)
+        linear_candidate(scheme, rank, draw(value) / 1e6, draw(value), draw(value), draw(value) / 1e6)
         for rank in ranks
         for scheme in schemes
     ]
@@ -94,9 +95,12 @@ def test_lagrangian_plans_lie_on_the_convex_hull(layers: Layers, share: float) -
 
 def ladder(worth: float) -> list[Candidate]:
     """Dense and four ranks: latency grows with the rank, loss falls, the more the layer is worth."""
-    dense = [Candidate(FP32, None, 0.0, 400, 400, 100e-6), Candidate(INT8_DYNAMIC, None, 1e-5, 100, 100, 40e-6)]
+    dense = [
+        linear_candidate(FP32, None, 0.0, 400, 400, 100e-6),
+        linear_candidate(INT8_DYNAMIC, None, 1e-5, 100, 100, 40e-6),
+    ]
     return dense + [
-        Candidate(scheme, rank, worth / rank + extra, rank, rank, rank * 1e-6 * slower)
+        linear_candidate(scheme, rank, worth / rank + extra, rank, rank, rank * 1e-6 * slower)
         for rank in (8, 16, 24, 32)
         for scheme, extra, slower in ((FP32, 0.0, 2.0), (INT8_DYNAMIC, 1e-5, 1.0), (NBITS4, 1.0, 0.5))
     ]

@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from linear_plans import linear_candidate
 
 from edgepack.backends.onnx.schemes import FP32, INT8_DYNAMIC, NBITS4, NBITS8
-from edgepack.types import Candidate, LinearLayer
+from edgepack.model.kinds.linear import linear_layer
+from edgepack.types import Candidate
 
 sys.path.append(str(Path(__file__).parents[2] / "bench"))  # a folder of scripts, not a package
 import blocks_planner
@@ -22,11 +24,11 @@ import measure_solver
 
 def menu() -> list[Candidate]:
     return [
-        Candidate(FP32, None, 0.0, 400, 400, 9e-6),
-        Candidate(INT8_DYNAMIC, None, 0.01, 100, 100, 5e-6),
-        Candidate(NBITS8, None, 0.02, 110, 110, 4e-6),
-        Candidate(NBITS4, None, 0.3, 50, 50, 3e-6),
-        Candidate(INT8_DYNAMIC, 8, 0.2, 20, 20, 1e-6),
+        linear_candidate(FP32, None, 0.0, 400, 400, 9e-6),
+        linear_candidate(INT8_DYNAMIC, None, 0.01, 100, 100, 5e-6),
+        linear_candidate(NBITS8, None, 0.02, 110, 110, 4e-6),
+        linear_candidate(NBITS4, None, 0.3, 50, 50, 3e-6),
+        linear_candidate(INT8_DYNAMIC, 8, 0.2, 20, 20, 1e-6),
     ]
 
 
@@ -163,7 +165,7 @@ def test_solver_instances_are_of_three_kinds() -> None:
 
 @pytest.mark.parametrize(("count", "least", "most"), [(2, 2, 2), (40, 1, 25)])
 def test_random_plans_factor_about_a_quarter_of_many_layers_and_all_of_few(count: int, least: int, most: int) -> None:
-    layers = [LinearLayer(f"l{i}", np.zeros((64, 96), np.float32), None, "Gemm") for i in range(count)]
+    layers = [linear_layer(f"l{i}", np.zeros((64, 96), np.float32), None) for i in range(count)]
     for rng in np.random.default_rng(1).spawn(20):
         ranks = measure_loss_order._drawn(layers, rng)
         assert least <= len(ranks) <= most

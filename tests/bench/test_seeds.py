@@ -23,7 +23,7 @@ from seeds.settings import QUICK
 from edgepack.backends.onnx.schemes import FP32
 from edgepack.cache import Cache
 from edgepack.coded import evaluate, stored_bytes
-from edgepack.types import Coded, Dense, Factors
+from edgepack.model.replacement import Replacement
 
 SIZES = (784, 24, 10)
 SHARE = 0.25
@@ -163,11 +163,11 @@ def test_every_form_trains_and_takes_no_more_than_its_share(
     parts = trained_parts(model, lab.layers, SHARE)
     hidden, last = (parts[layer.name] for layer in lab.layers)
     allowed = SHARE * 784 * 24
-    assert isinstance(last, Dense)
-    if isinstance(hidden, Factors):
+    assert isinstance(last, Replacement)
+    if isinstance(hidden, Replacement):
         assert 0.8 * allowed < hidden.A.size + hidden.B.size <= allowed
     else:
-        assert isinstance(hidden, Coded)
+        assert isinstance(hidden, Replacement)
         assert 0.8 * allowed < stored_bytes(hidden) <= allowed
     found = lab.make(how, [SHARE], lambda: parts)
     answers = model(torch.from_numpy(lab.test.inputs["x"])).argmax(dim=1).numpy()

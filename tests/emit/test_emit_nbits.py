@@ -32,13 +32,14 @@ from onnx_layers import (
 from edgepack.backends.onnx.schemes import FP32, INT8_DYNAMIC, INT8_STATIC, NBITS4, NBITS4_CORRECTED, NBITS8
 from edgepack.emit.onnx import supports, to_schemes
 from edgepack.errors import ModelError, UsageError
+from edgepack.model.replacement import Replacement, low_rank
 from edgepack.model.scheme import Scheme
 from edgepack.onnxgraph.contents import read_contents
 from edgepack.onnxgraph.files import save, to_bytes
 from edgepack.onnxgraph.rewrite import with_factors
 from edgepack.onnxgraph.sites import find_sites
 from edgepack.quantize.blocks import block_for, dequantize_blocks, quantize_blocks, unpack
-from edgepack.types import Array, Factors
+from edgepack.types import Array
 
 NBITS = [NBITS8, NBITS4]
 ROUNDED = 0.012
@@ -61,10 +62,10 @@ def in_place(place: str, x: Array, weight: Array, *, bias: bool) -> Array:
     return y if place.startswith("gemm-transposed") else np.moveaxis(y, -1, p.axis)
 
 
-def thin(source: ir.Model, rank: int = RANK) -> tuple[ir.Model, Factors]:
+def thin(source: ir.Model, rank: int = RANK) -> tuple[ir.Model, Replacement]:
     (site,) = find_sites(source.clone())
     q = np.linalg.qr(normal(OUT, rank, seed=9))[0].astype(np.float32)
-    pair = Factors(q, q.T @ site.layer.weight, site.layer.bias)
+    pair = low_rank(q, q.T @ site.layer.weight, site.layer.bias)
     return with_factors(source, {site.layer.name: pair}), pair
 
 

@@ -26,11 +26,11 @@ from onnx_layers import (
 )
 
 from edgepack.backends.onnx.schemes import INT8_DYNAMIC, INT8_STATIC
+from edgepack.model.replacement import low_rank
 from edgepack.model.scheme import Scheme
 from edgepack.onnxgraph.contents import read_contents
 from edgepack.onnxgraph.rewrite import with_factors
 from edgepack.onnxgraph.sites import find_sites
-from edgepack.types import Factors
 
 INT8 = [INT8_DYNAMIC, INT8_STATIC]
 
@@ -56,7 +56,7 @@ def test_a_factored_layer_is_two_integer_kernels(place: str, scheme: Scheme, tmp
     source, x = placed(place)
     (site,) = find_sites(source.clone())
     q = np.linalg.qr(normal(OUT, 8, seed=9))[0].astype(np.float32)
-    thin = with_factors(source, {site.layer.name: Factors(q, q.T @ site.layer.weight, site.layer.bias)})
+    thin = with_factors(source, {site.layer.name: low_rank(q, q.T @ site.layer.weight, site.layer.bias)})
     path = emitted(thin, scheme, tmp_path / "q.onnx", low_high=(-32.0, 32.0))
     found = kernels(path)
     assert len(found) == 2

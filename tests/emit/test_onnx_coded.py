@@ -14,16 +14,17 @@ from edgepack.backends.onnx.schemes import CONSTEXPR, FP32
 from edgepack.coded import OPERATORS, Writer, X, evaluate, is_decoded, stored_bytes
 from edgepack.emit.onnx import to_schemes
 from edgepack.errors import ModelError
+from edgepack.model.replacement import Replacement
 from edgepack.onnxgraph.contents import read_contents
 from edgepack.onnxgraph.files import save
 from edgepack.onnxgraph.sites import find_sites
 from edgepack.quantize.coded import in_8_bits
-from edgepack.types import Array, Coded
+from edgepack.types import Array
 
 BIAS = normal(OUT, seed=9)
 
 
-def blocks() -> Coded:
+def blocks() -> Replacement:
     """A codebook."""
     rng = np.random.default_rng(0)
     w = Writer()
@@ -32,7 +33,7 @@ def blocks() -> Coded:
     return w.decoded(w.step("reshape", rows, shape=(OUT, IN)), BIAS)
 
 
-def sparse() -> Coded:
+def sparse() -> Replacement:
     """A few numbers and the gaps between them."""
     positions = np.flatnonzero(np.random.default_rng(1).random(OUT * IN) < 0.1)
     w = Writer()
@@ -43,7 +44,7 @@ def sparse() -> Coded:
     return w.decoded(w.step("reshape", flat, shape=(OUT, IN)), BIAS)
 
 
-def hashed() -> Coded:
+def hashed() -> Replacement:
     """Numbers shared by hash, with a sign by another one."""
     w = Writer()
     index = w.step("range", count=OUT * IN)
@@ -53,7 +54,7 @@ def hashed() -> Coded:
     return w.decoded(w.step("reshape", w.step("mul", shared, sign), shape=(OUT, IN)), BIAS)
 
 
-def convolved() -> Coded:
+def convolved() -> Replacement:
     """The input under a few filters, and sums of what comes out."""
     w = Writer()
     seen = w.step("conv1d", w.step("pad", X, before=3, after=5), w.constant("filters", normal(2, 4)))
@@ -63,7 +64,7 @@ def convolved() -> Coded:
     return w.direct(IN, BIAS)
 
 
-def projected() -> Coded:
+def projected() -> Replacement:
     """One thin projection for every eighth of the input."""
     w = Writer()
     parts = w.step("reshape", X, shape=(-1, IN // 8, 8))
@@ -73,7 +74,7 @@ def projected() -> Coded:
     return w.direct(IN, BIAS)
 
 
-def folded() -> Coded:
+def folded() -> Replacement:
     """Rows of a small table, by quotients and remainders of their numbers."""
     w = Writer()
     index = w.step("range", count=OUT)
@@ -81,7 +82,7 @@ def folded() -> Coded:
     return w.decoded(w.step("gather", w.constant("table", normal(12, IN)), place, axis=0), BIAS)
 
 
-def relaid() -> Coded:
+def relaid() -> Replacement:
     """A thin product read in rows of another length."""
     w = Writer()
     product = w.step("matmul", w.constant("X_f", normal(440, 2)), w.constant("W_f", normal(2, 7)))
@@ -95,7 +96,7 @@ def test_every_operator_is_looked_at() -> None:
     assert {step.op for made in CODES.values() for step in made().steps} == set(OPERATORS)
 
 
-def coded_file(place: str, part: Coded, path: Path, *, opset: int = 18, dtype: type = np.float32) -> Array:
+def coded_file(place: str, part: Replacement, path: Path, *, opset: int = 18, dtype: type = np.float32) -> Array:
     """Writes the layer of a place in code; gives an input for it."""
     source, x = placed(place, opset=opset, dtype=dtype)
     (site,) = find_sites(source.clone())
@@ -104,7 +105,7 @@ def coded_file(place: str, part: Coded, path: Path, *, opset: int = 18, dtype: t
     return x
 
 
-def answers(place: str, part: Coded, x: Array) -> Array:
+def answers(place: str, part: Replacement, x: Array) -> Array:
     made = PLACES[place]
     rows = np.moveaxis(x.astype(np.float32), made.axis, -1)
     y = evaluate(part, rows.reshape(-1, IN)).reshape(*rows.shape[:-1], OUT) + BIAS
@@ -166,7 +167,7 @@ def test_half_floats_are_widened_and_narrowed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("made", "opset", "least"), [(blocks, 12, 13), (hashed, 17, 18)])
 def test_a_model_of_an_older_opset_is_refused(
-    made: Callable[[], Coded], opset: int, least: int, tmp_path: Path
+    made: Callable[[], Replacement], opset: int, least: int, tmp_path: Path
 ) -> None:
     with pytest.raises(ModelError, match=f"the model has opset {opset}, its code needs {least}"):
         coded_file("matmul-2d", made(), tmp_path / "old.onnx", opset=opset)

@@ -14,13 +14,15 @@ from edgepack.backends.onnx.schemes import NBITS8
 from edgepack.backends.tflite.schemes import FP32, INT8_DYNAMIC, INT8_STATIC
 from edgepack.emit.tflite import TfliteEmitter
 from edgepack.errors import ModelError
+from edgepack.model.kinds.linear import linear_layer
+from edgepack.model.replacement import low_rank
 from edgepack.model.scheme import Scheme
 from edgepack.sources.torch import export_program, save_program
 from edgepack.tflitegraph.contents import weight_bytes
 from edgepack.tflitegraph.linear import linear_ops
 from edgepack.tfliterun import interpreter, run, signature
 from edgepack.torchgraph import find_linears, flat_module
-from edgepack.types import Array, Factors, LinearLayer
+from edgepack.types import Array
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 
@@ -99,9 +101,9 @@ def test_integers_chosen_before_survive_the_quantizer(emitter: TfliteEmitter, tm
     program = export_program(nn.Linear(16, 12), (torch.randn(1, 16),))
     save_program(program, tmp_path / "m.pt2")
     (site,) = find_linears(flat_module(program))
-    layer = LinearLayer("layer", site.weight, site.bias, "Gemm")
+    layer = linear_layer("layer", site.weight, site.bias)
     emitter.load_program(tmp_path / "m.pt2")
-    emitter.emit(tmp_path / "m.tflite", [layer], {"layer": Factors(a, b, site.bias)})
+    emitter.emit(tmp_path / "m.tflite", [layer], {"layer": low_rank(a, b, site.bias)})
     emitter.quantize(tmp_path / "m.tflite", tmp_path / "q.tflite", INT8_DYNAMIC)
     first, second = linear_ops(tmp_path / "q.tflite")
     np.testing.assert_array_equal(first.weight, codes[1])
@@ -120,8 +122,8 @@ def test_names_can_be_given(emitter: TfliteEmitter, tmp_path: Path) -> None:
 
 def test_layer_without_counterpart_stays_dense_and_is_reported(emitter: TfliteEmitter, tmp_path: Path) -> None:
     case = prepare("shared", tmp_path)
-    stranger = LinearLayer("stranger", np.ones((3, 4), np.float32), None, "Gemm")
-    pair = Factors(np.ones((3, 1), np.float32), np.ones((1, 4), np.float32), None)
+    stranger = linear_layer("stranger", np.ones((3, 4), np.float32), None)
+    pair = low_rank(np.ones((3, 1), np.float32), np.ones((1, 4), np.float32), None)
     emitter.load_program(case.program)
     assert emitter.emit(tmp_path / "m.tflite", [*case.layers, stranger], {"stranger": pair}) == ("stranger",)
     assert error(run(interpreter(tmp_path / "m.tflite"), case.inputs), case.dense) < 1e-5

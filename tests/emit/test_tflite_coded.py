@@ -25,10 +25,12 @@ from edgepack.emit.tflite_coded import encode
 from edgepack.emit.tflite_fold import Fold
 from edgepack.emit.tflite_thin import refuses
 from edgepack.errors import ModelError
+from edgepack.model.kinds.linear import linear_layer
+from edgepack.model.replacement import Instruction, Replacement, constexpr
 from edgepack.quantize.coded import in_8_bits
 from edgepack.tflitegraph.contents import constant_vectors, operators
 from edgepack.tflitegraph.linear import TfliteLinear, linear_ops
-from edgepack.types import Array, Coded, LinearLayer, Step
+from edgepack.types import Array
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 
@@ -55,7 +57,7 @@ def folds_of(path: Path, rows: Array | None = None, columns: Array | None = None
     return found
 
 
-def encoded(path: Path, part: Coded, *shapes: tuple[int, ...], activation: int = 0, conv: int = 0) -> Path:
+def encoded(path: Path, part: Replacement, *shapes: tuple[int, ...], activation: int = 0, conv: int = 0) -> Path:
     dense_file(path / "dense.tflite", part.weight, shapes, part.bias, activation, (conv, conv))
     encode(path / "dense.tflite", path / "coded.tflite", {"layer": part}, {"layer": folds_of(path / "dense.tflite")})
     return path / "coded.tflite"
@@ -119,7 +121,7 @@ def test_strides_are_refused(tmp_path: Path) -> None:
     part = codebook()
     dense_file(tmp_path / "dense", part.weight, ((1, 4, 4, IN),), None, 0, (2, 2))
     (fold,) = folds_of(tmp_path / "dense")
-    layer = LinearLayer("layer", part.weight, None, "Conv", 1)
+    layer = linear_layer("layer", part.weight, None, "Conv", 1)
     assert "strides" in (refuses(fold, layer, part) or "")
     dense_file(tmp_path / "dense", part.weight, ((1, 4, 4, IN),), None, 0, (1, 1))
     assert refuses(folds_of(tmp_path / "dense")[0], layer, part) is None
@@ -212,7 +214,7 @@ def test_what_is_not_there_or_not_known_stops(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="nobody"):
         encode(tmp_path / "dense", tmp_path / "out", {"layer": part}, {"layer": [stranger]})
     (fold,) = folds_of(tmp_path / "dense")
-    odd = Coded({}, (Step("sine", ("x",), "y", {}),), part.weight, None)
+    odd = constexpr({}, (Instruction("sine", ("x",), "y", {}),), part.weight, None)
     with pytest.raises((ValueError, KeyError), match="sine"):
         encode(tmp_path / "dense", tmp_path / "out", {"layer": odd}, {"layer": [fold]})
     with pytest.raises(ModelError, match="operator has"):

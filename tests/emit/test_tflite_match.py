@@ -7,8 +7,11 @@ from hypothesis import strategies as st
 
 from edgepack.emit.tflite_fold import Fold, fold, shifts_by_size
 from edgepack.emit.tflite_match import Found, Wanted, match, scaling
+from edgepack.model.kinds.linear import linear_layer
+from edgepack.model.layer import Layer
+from edgepack.model.replacement import low_rank
 from edgepack.tflitegraph.linear import TfliteLinear
-from edgepack.types import Array, Factors, LinearLayer
+from edgepack.types import Array
 
 
 def operator(number: int, weight: Array, bias: Array | None = None) -> TfliteLinear:
@@ -92,7 +95,7 @@ def test_more_places_than_uses_all_belong_to_the_layer() -> None:
 GAIN, SHIFTS = 0.125, [normal(20, 8), normal(21, 8), normal(22, 7)]
 
 
-def folded(layer: LinearLayer, shift: Array, rows: Array, columns: Array) -> Fold | None:
+def folded(layer: Layer, shift: Array, rows: Array, columns: Array) -> Fold | None:
     """Of what a converter makes of the layer behind `columns * x + shift` and before `rows * y`."""
     assert layer.bias is not None
     bias = (rows * (layer.bias + layer.weight @ shift)).astype(np.float32)
@@ -115,10 +118,10 @@ CASES = {
 @pytest.mark.parametrize("name", list(CASES))
 def test_a_folded_bias_follows_the_factors(name: str) -> None:
     shift, rows, columns = CASES[name]
-    layer = LinearLayer("layer", normal(0, 6, 8), normal(1, 6), "Gemm")
+    layer = linear_layer("layer", normal(0, 6, 8), normal(1, 6))
     made = folded(layer, shift, rows, columns)
     assert made is not None
-    pair = Factors(normal(2, 6, 3), normal(3, 3, 8), normal(4, 6))
+    pair = low_rank(normal(2, 6, 3), normal(3, 3, 8), normal(4, 6))
     assert made.takes(layer, pair)
     got = made.bias(layer, pair)
     assert got is not None
@@ -126,7 +129,7 @@ def test_a_folded_bias_follows_the_factors(name: str) -> None:
 
 
 def test_a_bias_that_nothing_explains_is_left_to_the_converter() -> None:
-    layer = LinearLayer("layer", normal(0, 6, 8), normal(1, 6), "Gemm")
+    layer = linear_layer("layer", normal(0, 6, 8), normal(1, 6))
     assert folded(layer, normal(30, 8), np.ones(6), np.ones(8)) is None
     assert folded(layer, SHIFTS[0], np.linspace(0.5, 2, 6), np.ones(8)) is None
     (found,) = match([operator(0, normal(5, 6, 8), normal(1, 6))], [Wanted("layer", layer.weight)])["layer"]

@@ -8,11 +8,12 @@ from tflite_cases import Case, error, prepare
 
 from edgepack.emit.tflite import TfliteEmitter
 from edgepack.emit.tflite_places import Places, find_places
+from edgepack.model.replacement import dense
 from edgepack.tflitegraph.contents import operators, weight_bytes
 from edgepack.tflitegraph.linear import linear_ops
 from edgepack.tfliterun import interpreter, run, signature
 from edgepack.torchgraph import flat_module, load_program
-from edgepack.types import Array, Dense
+from edgepack.types import Array
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 
@@ -59,7 +60,7 @@ def test_another_weight_stands_in_the_place_of_a_dense_one(emitter: TfliteEmitte
     given = {}
     for layer in case.layers:
         bias = None if layer.bias is None else layer.bias + np.float32(0.5)
-        part = {layer.name: Dense(layer.weight * np.float32(2), bias)}
+        part = {layer.name: dense(layer.weight * np.float32(2), bias)}
         given |= part if places.takes(part) else {}
     assert given, "one at least has nothing folded into it"
     operators_of = places.replace(tmp_path / "other.tflite", given)

@@ -10,9 +10,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from edgepack.model.kinds.linear import linear_layer
+from edgepack.model.layer import Layer
+from edgepack.model.replacement import Replacement, low_rank
 from edgepack.sources.torch import export_program, save_program
 from edgepack.torchgraph import find_linears, flat_module, with_factors
-from edgepack.types import Array, Factors, LinearLayer
+from edgepack.types import Array
 
 
 class Cnn(nn.Module):
@@ -74,18 +77,18 @@ class Case:
     program: Path
     inputs: dict[str, Array]
     samples: dict[str, Array]
-    layers: list[LinearLayer]
-    factors: dict[str, Factors]
+    layers: list[Layer]
+    factors: dict[str, Replacement]
     dense: list[Array]
     thin: list[Array]
 
 
-def factored(layer: LinearLayer, rng: np.random.Generator) -> Factors:
+def factored(layer: Layer, rng: np.random.Generator) -> Replacement:
     u, s, v = np.linalg.svd(layer.weight.astype(np.float64), full_matrices=False)
     rank = max(4, min(layer.weight.shape) // 4)
     bias = np.zeros(layer.out_features) if layer.bias is None else layer.bias
     bias = (bias + rng.normal(size=layer.out_features) * 0.1).astype(np.float32)
-    return Factors((u[:, :rank] * s[:rank]).astype(np.float32), v[:rank].astype(np.float32), bias)
+    return low_rank((u[:, :rank] * s[:rank]).astype(np.float32), v[:rank].astype(np.float32), bias)
 
 
 def prepare(name: str, folder: Path) -> Case:
@@ -96,11 +99,11 @@ def prepare(name: str, folder: Path) -> Case:
     program = export_program(make(), tensors)
     save_program(program, folder / f"{name}.pt2")
     module = flat_module(program)
-    found: dict[str, LinearLayer] = {}
+    found: dict[str, Layer] = {}
     for site in find_linears(module):
         key = f"{site.name}:{site.weight.tobytes()[:16].hex()}"
         uses = found[key].uses + 1 if key in found else 1
-        found[key] = LinearLayer(key, site.weight, site.bias, "Gemm", uses)
+        found[key] = linear_layer(key, site.weight, site.bias, "Gemm", uses)
     factors = {layer.name: factored(layer, rng) for layer in found.values()}
     thin = with_factors(module, list(found.values()), factors)
     names = [str(n.target) for n in module.graph.nodes if n.op == "placeholder"]

@@ -12,7 +12,8 @@ from ai_edge_litert import schema_py_generated as schema
 from edgepack.coded import OPERATORS, Writer, X
 from edgepack.emit.tflite_store import packed
 from edgepack.emit.tflite_write import File, Writing
-from edgepack.types import Array, Coded
+from edgepack.model.replacement import Replacement
+from edgepack.types import Array
 
 OUT, IN = 12, 16
 
@@ -21,7 +22,7 @@ def normal(*shape: int, seed: int = 0) -> Array:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
-def codebook(out: int = OUT, size: int = IN, bias: Array | None = None, seed: int = 0) -> Coded:
+def codebook(out: int = OUT, size: int = IN, bias: Array | None = None, seed: int = 0) -> Replacement:
     """Blocks of four weights, each one of 16."""
     w = Writer()
     rng = np.random.default_rng(seed)
@@ -30,7 +31,7 @@ def codebook(out: int = OUT, size: int = IN, bias: Array | None = None, seed: in
     return w.decoded(w.step("reshape", blocks, shape=(out, size)), bias)
 
 
-def sparse(out: int = OUT, size: int = IN, bias: Array | None = None, seed: int = 0) -> Coded:
+def sparse(out: int = OUT, size: int = IN, bias: Array | None = None, seed: int = 0) -> Replacement:
     """A fifth of the weights in 8 bits, at places that gaps of 8 bits tell."""
     w = Writer()
     places = np.sort(np.random.default_rng(seed).permutation(out * size)[: out * size // 5])
@@ -43,7 +44,7 @@ def sparse(out: int = OUT, size: int = IN, bias: Array | None = None, seed: int 
     return w.decoded(w.step("reshape", flat, shape=(out, size)), bias)
 
 
-def hashed(out: int = OUT, size: int = IN, bias: Array | None = None, seed: int = 0, buckets: int = 19) -> Coded:
+def hashed(out: int = OUT, size: int = IN, bias: Array | None = None, seed: int = 0, buckets: int = 19) -> Replacement:
     """HashedNets: weight i is that of the bucket that i hashes to, with a sign from a second hash."""
     w = Writer()
     index = w.step("range", count=out * size)
@@ -59,7 +60,7 @@ def hashed(out: int = OUT, size: int = IN, bias: Array | None = None, seed: int 
     return w.decoded(w.step("reshape", signed, shape=(out, size)), bias)
 
 
-def convolved(out: int = OUT, size: int = IN, bias: Array | None = None, seed: int = 0) -> Coded:
+def convolved(out: int = OUT, size: int = IN, bias: Array | None = None, seed: int = 0) -> Replacement:
     """Filters over the input, whose answers are gathered and mixed by a small matrix: no weight is ever decoded."""
     w = Writer()
     wide = w.step("cast", w.constant("filters", np.arange(-6, 6, dtype=np.int8).reshape(3, 4)), to="float32")
@@ -70,7 +71,7 @@ def convolved(out: int = OUT, size: int = IN, bias: Array | None = None, seed: i
     return w.direct(size, bias)
 
 
-def _on_x(write: Callable[[Writer], None]) -> Coded:
+def _on_x(write: Callable[[Writer], None]) -> Replacement:
     w = Writer()
     write(w)
     return w.direct(IN, None)
@@ -133,7 +134,7 @@ def _add(w: Writer) -> None:
     w.step("add", X, w.step("mul", X, w.constant("by", normal(IN))))
 
 
-OPERATOR_CASES: Mapping[str, Callable[[], Coded]] = {
+OPERATOR_CASES: Mapping[str, Callable[[], Replacement]] = {
     "cast": codebook,
     "gather": lambda: _on_x(_gather),
     "reshape": lambda: _on_x(_transposes),

@@ -10,12 +10,14 @@ import pytest
 
 from edgepack.coded import effective_weight, evaluate, stored_bytes
 from edgepack.factorize.leastsquares import metric
+from edgepack.model.layer import View
+from edgepack.model.replacement import Replacement
 from edgepack.quantize.coded import in_8_bits
 from edgepack.quantize.energy import output_energy
-from edgepack.types import Array, Coded, LinearLayer
+from edgepack.types import Array
 
 
-def trained_like(out: int, inn: int, seed: int, rows: int = 600, known: bool = True) -> LinearLayer:
+def trained_like(out: int, inn: int, seed: int, rows: int = 600, known: bool = True) -> View:
     """A layer with a decaying spectrum, a bias, and correlated inputs that have a mean."""
     random = layers.rng(seed)
     k = min(out, inn)
@@ -26,19 +28,19 @@ def trained_like(out: int, inn: int, seed: int, rows: int = 600, known: bool = T
     return replace(made, moments=layers.seen(layers.inputs(rows, inn, seed + 1))) if known else made
 
 
-def blind(layer: LinearLayer) -> LinearLayer:
+def blind(layer: View) -> View:
     return replace(layer, moments=None)
 
 
-def share_stored(layer: LinearLayer, coded: Coded) -> float:
+def share_stored(layer: View, coded: Replacement) -> float:
     return stored_bytes(in_8_bits(coded)) / layer.weight.size
 
 
-def loss(layer: LinearLayer, weight: Array) -> float:
+def loss(layer: View, weight: Array) -> float:
     return output_energy(layer.weight - weight, metric(layer))
 
 
-def check_consistent(layer: LinearLayer, coded: Coded) -> None:
+def check_consistent(layer: View, coded: Replacement) -> None:
     """The weight that is claimed is what the steps give, and the mean output is exact where it is known."""
     np.testing.assert_allclose(effective_weight(coded), coded.weight, rtol=1e-5, atol=1e-6)
     x = layers.inputs(5, layer.in_features, 3)
@@ -52,7 +54,7 @@ def check_consistent(layer: LinearLayer, coded: Coded) -> None:
     assert layer.weight @ mean + own == pytest.approx(coded.weight @ mean + coded.bias, abs=1e-4)
 
 
-def check_same(one: Coded, other: Coded) -> None:
+def check_same(one: Replacement, other: Replacement) -> None:
     assert one.steps == other.steps
     assert one.constants.keys() == other.constants.keys()
     for name, array in one.constants.items():

@@ -6,7 +6,9 @@ import numpy as np
 from hypothesis import strategies as st
 
 from edgepack.calibrate import moments
-from edgepack.types import Array, Factors, LinearLayer, Moments
+from edgepack.model.layer import View
+from edgepack.model.replacement import Replacement
+from edgepack.types import Array, Moments
 
 SIDES = st.integers(1, 24)
 SEEDS = st.integers(0, 2**32 - 1)
@@ -30,8 +32,8 @@ def weight(out: int, inn: int, seed: int, kind: str = "full") -> Array:
     return full.astype(np.float32)
 
 
-def layer(w: Array, bias: Array | None = None, seen: Moments | None = None) -> LinearLayer:
-    return LinearLayer("layer", w, bias, "Gemm", moments=seen)
+def layer(w: Array, bias: Array | None = None, seen: Moments | None = None) -> View:
+    return View("layer", w, bias, seen)
 
 
 def inputs(rows: int, features: int, seed: int, still: int = 0) -> Array:
@@ -48,11 +50,11 @@ def seen(x: Array) -> Moments:
     return moments([{"x": x}])["x"]
 
 
-def product(pair: Factors) -> Array:
+def product(pair: Replacement) -> Array:
     return pair.A.astype(np.float64) @ pair.B.astype(np.float64)
 
 
-def output_error(w: Array, pair: Factors, bias: Array | None, x: Array) -> float:
+def output_error(w: Array, pair: Replacement, bias: Array | None, x: Array) -> float:
     """Mean squared error of the outputs over the rows of `x`, biases included."""
     x64 = x.astype(np.float64)
     exact = x64 @ w.astype(np.float64).T + (0 if bias is None else bias)

@@ -13,9 +13,9 @@ from layers import SEEDS, inputs, layer, rng, seen, weight
 from edgepack.coded import at_load, evaluate, is_decoded, stored_bytes, values
 from edgepack.factorize import deepthin as method
 from edgepack.factorize.leastsquares import metric
+from edgepack.model.replacement import Replacement
 from edgepack.quantize.coded import in_8_bits
 from edgepack.quantize.energy import output_energy
-from edgepack.types import Coded
 
 SIDES = st.tuples(st.integers(1, 30), st.integers(1, 30))
 
@@ -104,7 +104,7 @@ def test_both_forms_are_the_same_function(
 
 def test_indices_are_worked_out_at_load_from_three_numbers() -> None:
     made = method.deepthin_conv(layer(weight(96, 80, 1)), 0.3)
-    assert isinstance(made, Coded)
+    assert isinstance(made, Replacement)
     whole = [array for array in made.constants.values() if array.dtype == np.int32]
     assert sum(array.size for array in whole) == 3
     loaded = at_load(made)
@@ -118,7 +118,7 @@ def test_indices_are_worked_out_at_load_from_three_numbers() -> None:
 def test_bytes_are_used_and_not_exceeded(form: object, sides: tuple[int, int], share: float) -> None:
     assert callable(form)
     made = form(layer(weight(*sides, 3)), share)
-    assert isinstance(made, Coded)
+    assert isinstance(made, Replacement)
     size = sides[0] * sides[1]
     used = stored_bytes(in_8_bits(made))
     assert used <= share * size
@@ -148,7 +148,7 @@ def test_both_forms_round_to_the_same_weight() -> None:
 
 def test_the_decode_free_form_multiplies_no_more_than_the_dense_layer() -> None:
     made = method.deepthin_conv(layer(weight(96, 80, 1)), 0.3)
-    assert isinstance(made, Coded)
+    assert isinstance(made, Replacement)
     rank, width = made.constants["filters"].shape
     shape = method.Shape(96, 80, rank, width)
     x = rng(1).standard_normal((1, 80)).astype(np.float32)
@@ -190,8 +190,8 @@ def test_data_help_and_the_mean_output_stays() -> None:
     w = weight(40, 48, 5)
     knowing = layer(w, None, seen(x))
     free, aware = method.deepthin(layer(w), 0.4), method.deepthin(knowing, 0.4)
-    assert isinstance(free, Coded)
-    assert isinstance(aware, Coded)
+    assert isinstance(free, Replacement)
+    assert isinstance(aware, Replacement)
     assert output_energy(w - aware.weight, metric(knowing)) < 0.9 * output_energy(w - free.weight, metric(knowing))
     assert aware.bias is not None
     mean = x.astype(np.float64).mean(axis=0)
@@ -200,7 +200,7 @@ def test_data_help_and_the_mean_output_stays() -> None:
 
 def test_eight_bits_change_little() -> None:
     made = method.deepthin(layer(weight(96, 80, 1)), 0.3)
-    assert isinstance(made, Coded)
+    assert isinstance(made, Replacement)
     rounded = in_8_bits(made)
     assert np.square(rounded.weight - made.weight).sum() < 1e-3 * np.square(made.weight).sum()
 
@@ -232,16 +232,16 @@ def test_too_few_bytes_are_a_reason_and_equal_calls_are_equal() -> None:
     for form in (method.deepthin, method.deepthin_conv):
         assert "too few" in str(form(layer(weight(20, 30, 1)), 0.01))
         first, second = (form(layer(weight(20, 30, 1), None, seen(inputs(50, 30, 1))), 0.5) for _ in range(2))
-        assert isinstance(first, Coded)
-        assert isinstance(second, Coded)
+        assert isinstance(first, Replacement)
+        assert isinstance(second, Replacement)
         assert all(np.array_equal(first.constants[name], second.constants[name]) for name in first.constants)
 
 
 def test_a_layer_of_zeros_and_a_still_input_are_fitted() -> None:
     for form in (method.deepthin, method.deepthin_conv):
         nothing = form(layer(weight(20, 30, 1, "zero"), None, seen(inputs(50, 30, 1))), 0.5)
-        assert isinstance(nothing, Coded)
+        assert isinstance(nothing, Replacement)
         assert not nothing.weight.any()
         still = form(layer(weight(20, 30, 1), None, seen(np.full((9, 30), 0.5, np.float32))), 0.5)
-        assert isinstance(still, Coded)
+        assert isinstance(still, Replacement)
         assert np.isfinite(still.weight).all()

@@ -11,7 +11,7 @@ from edgepack.coded import is_decoded
 from edgepack.errors import UsageError
 from edgepack.factorize.dictionary import best_side, dictionary, learned, sized
 from edgepack.factorize.matching_pursuit import pursuit
-from edgepack.types import Coded
+from edgepack.model.replacement import Replacement
 
 
 @settings(max_examples=30)
@@ -84,7 +84,7 @@ def test_a_layer_of_zeros():
 def test_the_budget_is_used_up(share, out, inn, known):
     layer = trained_like(out, inn, 2, known=known)
     coded = dictionary(layer, share)
-    assert isinstance(coded, Coded)
+    assert isinstance(coded, Replacement)
     assert 0.85 * share < share_stored(layer, coded) <= share
 
 

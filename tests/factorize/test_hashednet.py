@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from edgepack.coded import is_decoded, stored_bytes, values
 from edgepack.errors import UsageError
 from edgepack.factorize.hashednet import hashed, hashednet, initial
+from edgepack.model.replacement import Replacement, constexpr
 from edgepack.quantize.coded import bytes_in_8_bits, in_8_bits
-from edgepack.types import Coded
 
 
 def test_every_entry_is_the_number_that_xxh32_of_its_place_says():
@@ -45,7 +45,7 @@ def test_a_layer_without_bias_gets_one_from_the_data():
 def test_the_budget_is_used_up(share):
     layer = trained_like(24, 40, 2)
     coded = hashednet(layer, share)
-    assert isinstance(coded, Coded)
+    assert isinstance(coded, Replacement)
     assert share_stored(layer, coded) <= share
     assert share_stored(layer, coded) > 0.85 * share or share < 0.1
 
@@ -104,7 +104,7 @@ def test_a_layer_to_train_keeps_the_scale_of_its_input():
 
 @given(st.integers(1, 300), st.integers(1, 40))
 def test_bytes_are_told_before_they_are_stored(rows, columns):
-    coded = Coded({"a": layers.weight(rows, columns, 0)}, (), np.zeros((0, 0), np.float32), None)
+    coded = constexpr({"a": layers.weight(rows, columns, 0)}, (), np.zeros((0, 0), np.float32), None)
     step = replace(initial(1, 1, 1), constants={**initial(1, 1, 1).constants, **coded.constants})
     assert stored_bytes(in_8_bits(step)) == bytes_in_8_bits(rows, columns) + 4 + 8
 

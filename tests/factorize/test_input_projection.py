@@ -11,9 +11,9 @@ from layers import SEEDS, inputs, layer, rng, seen, weight
 from edgepack.coded import evaluate, is_decoded, stored_bytes
 from edgepack.factorize.input_projection import effective, input_projection, widths
 from edgepack.factorize.leastsquares import metric
+from edgepack.model.replacement import Replacement
 from edgepack.quantize.coded import in_8_bits
 from edgepack.quantize.energy import output_energy
-from edgepack.types import Coded
 
 
 @settings(max_examples=30, deadline=None)
@@ -36,8 +36,8 @@ def test_steps_come_to_the_blocks_times_one_matrix(out: int, inn: int, rows: int
         assert not is_decoded(made)
         assert kept < block
         assert stored_bytes(in_8_bits(made)) <= share * out * inn
-    assert isinstance(free, Coded)
-    assert isinstance(aware, Coded)
+    assert isinstance(free, Replacement)
+    assert isinstance(aware, Replacement)
     slack = 1e-5 * output_energy(w, covariance)
     assert output_energy(w - aware.weight, covariance) <= output_energy(w - free.weight, covariance) + slack
 
@@ -64,7 +64,7 @@ def test_a_weight_of_this_form_is_found_again(with_data: bool) -> None:
     small = np.linalg.qr(rng(1).standard_normal((16, 4)))[0].T
     w = (rng(2).standard_normal((20, 16)) @ np.kron(np.eye(4), small)).astype(np.float32)
     made = input_projection(layer(w, None, seen(inputs(500, 64, 3)) if with_data else None), 0.45)
-    assert isinstance(made, Coded)
+    assert isinstance(made, Replacement)
     assert made.constants["projection"].shape[1] in (16, 32)
     assert np.square(w - made.weight).sum() < 1e-6 * np.square(w).sum()
 
@@ -72,7 +72,7 @@ def test_a_weight_of_this_form_is_found_again(with_data: bool) -> None:
 def test_shared_matrix_without_data_is_the_optimal_one() -> None:
     w = weight(24, 32, 4)
     made = input_projection(layer(w), 0.5)
-    assert isinstance(made, Coded)
+    assert isinstance(made, Replacement)
     small = made.constants["projection"]
     kept, block = small.shape
     energies = np.linalg.svd(w.astype(np.float64).reshape(-1, block), compute_uv=False) ** 2
@@ -83,7 +83,7 @@ def test_shared_matrix_without_data_is_the_optimal_one() -> None:
 @pytest.mark.parametrize("share", [0.15, 0.3, 0.6])
 def test_bytes_are_used(sides: tuple[int, int], share: float) -> None:
     made = input_projection(layer(weight(*sides, 1)), share)
-    assert isinstance(made, Coded)
+    assert isinstance(made, Replacement)
     assert stored_bytes(in_8_bits(made)) >= 0.8 * share * sides[0] * sides[1]
 
 
@@ -92,7 +92,7 @@ def test_block_widths_divide_the_inputs_or_zeros_follow() -> None:
     assert widths(384) == [128, 64, 32, 16, 8]
     assert widths(97) == [32]
     made = input_projection(layer(weight(30, 97, 1)), 0.5)
-    assert isinstance(made, Coded)
+    assert isinstance(made, Replacement)
     assert made.steps[0].op == "pad"
     assert made.steps[0].attributes == {"before": 0, "after": 31}
 
@@ -102,8 +102,8 @@ def test_reasons_bias_and_equal_calls() -> None:
     given_layer = layer(weight(16, 32, 1), None, seen(x))
     assert "too few" in str(input_projection(given_layer, 0.01))
     first, second = input_projection(given_layer, 0.5), input_projection(given_layer, 0.5, seed=0)
-    assert isinstance(first, Coded)
-    assert isinstance(second, Coded)
+    assert isinstance(first, Replacement)
+    assert isinstance(second, Replacement)
     assert all(np.array_equal(first.constants[name], second.constants[name]) for name in first.constants)
     assert first.bias is not None
     mean = x.astype(np.float64).mean(axis=0)

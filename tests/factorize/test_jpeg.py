@@ -9,9 +9,9 @@ from layers import inputs, layer, seen, weight
 from edgepack.factorize import mosaic
 from edgepack.factorize.jpeg import at_quality, jpeg
 from edgepack.factorize.leastsquares import metric
+from edgepack.model.replacement import Replacement
 from edgepack.quantize.energy import output_energy
 from edgepack.quantize.grid import quantize_weight
-from edgepack.types import Dense
 
 
 @pytest.mark.parametrize("quality", [1, 20, 95])
@@ -40,7 +40,7 @@ def test_scales_are_those_of_least_squares() -> None:
 def test_highest_quality_that_fits_is_taken(share: float) -> None:
     given_layer = layer(weight(64, 144, 2))
     made = jpeg(given_layer, share)
-    assert isinstance(made, Dense)
+    assert isinstance(made, Replacement)
     sizes = {quality: len(at_quality(given_layer, quality)[1]) for quality in range(1, 96)}
     best = max(quality for quality, size in sizes.items() if size <= share * 64 * 144)
     expected, data = at_quality(given_layer, best)

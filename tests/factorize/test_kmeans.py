@@ -14,7 +14,7 @@ from edgepack.coded import is_decoded
 from edgepack.errors import UsageError
 from edgepack.factorize.kmeans import MOST_CENTROIDS, kmeans, quantized, recoded, sized
 from edgepack.factorize.leastsquares import metric
-from edgepack.types import Coded
+from edgepack.model.replacement import Replacement
 
 
 @pytest.mark.parametrize("known", [True, False])
@@ -62,7 +62,7 @@ def test_an_input_that_never_reaches_a_layer_is_no_trouble():
 def test_the_budget_is_used_up(share, out, inn):
     layer = trained_like(out, inn, 2, known=False)
     coded = kmeans(layer, share)
-    assert isinstance(coded, Coded)
+    assert isinstance(coded, Replacement)
     assert share_stored(layer, coded) <= share
     assert share_stored(layer, coded) > 0.85 * share
 

@@ -14,7 +14,8 @@ from edgepack.factorize import DEFAULT, FACTORIZERS, factorizer, needs_gradients
 
 PLUGIN = """
 import numpy as np
-from edgepack.types import Factors, Spectrum
+from edgepack.model.replacement import low_rank
+from edgepack.types import Spectrum
 
 needs_moments = False
 
@@ -22,7 +23,7 @@ def spectrum(layer):
     return Spectrum(np.eye(layer.out_features, dtype=np.float32), np.ones(layer.out_features))
 
 def factors(layer, spectrum, rank):
-    return Factors(spectrum.basis[:, :rank], layer.weight[:rank], layer.bias)
+    return low_rank(spectrum.basis[:, :rank], layer.weight[:rank], layer.bias)
 """
 
 

@@ -14,7 +14,7 @@ from edgepack.errors import UsageError
 from edgepack.factorize import pruning as methods
 from edgepack.factorize.leastsquares import metric
 from edgepack.factorize.pruning import cubic_keep_share, pruned, pruning, rank_pruned, rank_pruning
-from edgepack.types import Coded, Factors
+from edgepack.model.replacement import Replacement
 
 
 @pytest.mark.parametrize("known", [True, False])
@@ -44,14 +44,14 @@ def test_few_weights_far_apart():
 def test_the_budget_is_used_up(share, known):
     layer = trained_like(64, 100, 2, known=known)
     coded = pruning(layer, share)
-    assert isinstance(coded, Coded)
+    assert isinstance(coded, Replacement)
     assert 0.85 * share < share_stored(layer, coded) <= share
 
 
 def test_what_is_stored_on_the_way_is_not_wasted():
     layer = trained_like(64, 400, 2)
     coded = pruning(layer, 0.01)
-    assert isinstance(coded, Coded)
+    assert isinstance(coded, Replacement)
     assert np.count_nonzero(coded.constants["kept.values"]) == len(coded.constants["kept.values"])
 
 
@@ -110,8 +110,8 @@ def test_rows_that_matter_more_keep_more():
 def test_the_same_bits_again():
     layer = trained_like(24, 40, 4)
     one, other = pruning(layer, 0.3), pruning(layer, 0.3)
-    assert isinstance(one, Coded)
-    assert isinstance(other, Coded)
+    assert isinstance(one, Replacement)
+    assert isinstance(other, Replacement)
     check_same(one, other)
 
 
@@ -142,7 +142,7 @@ def test_components_that_matter_more_are_kept():
 
 def test_components_fit_their_budget():
     pair = rank_pruning(replace(trained_like(20, 30, 1), bias=None), 0.4)
-    assert isinstance(pair, Factors)
+    assert isinstance(pair, Replacement)
     assert pair.rank == 4
     assert pair.bias is not None
 

@@ -15,7 +15,9 @@ from edgepack.factorize import whitened
 from edgepack.factorize.paired import PairedMoments, paired_moments, pooled
 from edgepack.factorize.refit import RIDGES, refit, refitted_weights, truncated
 from edgepack.factorize.refit import output_error as error_by_moments
-from edgepack.types import Array, Factors, LinearLayer
+from edgepack.model.layer import View
+from edgepack.model.replacement import Replacement, low_rank
+from edgepack.types import Array
 
 CASE = st.tuples(st.integers(1, 12), st.integers(2, 12), st.integers(8, 80), SEEDS)
 
@@ -28,12 +30,12 @@ def parts_of(x: Array, y: Array, count: int = 4) -> list[PairedMoments]:
     return [of(a, b) for a, b in zip(np.array_split(x, count), np.array_split(y, count), strict=True)]
 
 
-def answers(given_layer: LinearLayer, x: Array) -> Array:
+def answers(given_layer: View, x: Array) -> Array:
     bias = 0 if given_layer.bias is None else given_layer.bias
     return np.asarray(x.astype(np.float64) @ given_layer.weight.T.astype(np.float64) + bias)
 
 
-def rows_error(pair: Factors, x: Array, y: Array) -> float:
+def rows_error(pair: Replacement, x: Array, y: Array) -> float:
     assert pair.bias is not None
     found = x.astype(np.float64) @ product(pair).T + pair.bias
     return float(np.square(y - found).sum(axis=1).mean())
@@ -73,7 +75,7 @@ def test_error_by_moments_is_that_of_the_rows(case: tuple[int, int, int, int]) -
     out, inn, rows, seed = case
     x, y = inputs(rows, inn, seed), inputs(rows, out, seed + 1)
     random = rng(seed)
-    pair = Factors(
+    pair = low_rank(
         *(random.standard_normal(shape).astype(np.float32) for shape in ((out, 2), (2, inn), (out,))),  # type: ignore[arg-type]
     )
     exact = rows_error(pair, x, y)

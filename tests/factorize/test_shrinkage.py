@@ -13,7 +13,8 @@ from layers import SEEDS, inputs, layer, output_error, rng, seen, weight
 from edgepack.errors import DataError
 from edgepack.factorize import shrinkage, svd, whitened
 from edgepack.factorize.paired import pooled_inputs
-from edgepack.types import Array, Factors, Moments
+from edgepack.model.replacement import low_rank
+from edgepack.types import Array, Moments
 
 CASE = st.tuples(st.integers(3, 12), st.integers(3, 12), st.integers(12, 60), SEEDS)
 
@@ -52,7 +53,7 @@ def test_errors_by_moments_are_those_of_the_rows_held_out(case: tuple[int, int, 
             pair = whitened.factors(given_layer, spectrum, rank)
             lost[place] += len(held_out) * output_error(given_layer.weight, pair, None, held_out)
         zero = np.zeros((out, 1), np.float32)
-        nothing = Factors(zero, np.zeros((1, inn), np.float32), (given_layer.weight @ rest.mean).astype(np.float32))
+        nothing = low_rank(zero, np.zeros((1, inn), np.float32), (given_layer.weight @ rest.mean).astype(np.float32))
         energy += len(held_out) * output_error(given_layer.weight, nothing, None, held_out)
     np.testing.assert_allclose(found.errors["0.2"], lost / energy, rtol=1e-3, atol=1e-5)
 

@@ -18,16 +18,18 @@ from edgepack.factorize.leastsquares import metric
 from edgepack.factorize.mosaic import image_sides
 from edgepack.factorize.projection import damped, orthonormal, output_projection, random_projection
 from edgepack.factorize.simhash import simhash
+from edgepack.model.layer import View
+from edgepack.model.replacement import Replacement
 from edgepack.quantize.energy import output_energy
 from edgepack.quantize.grid import quantize_weight
-from edgepack.types import Array, Factors, LinearLayer
+from edgepack.types import Array
 
-Method = Callable[..., Factors | str]
+Method = Callable[..., Replacement | str]
 PAIRS: list[Method] = [dct, simhash, random_projection, output_projection]
 CASE = st.tuples(st.integers(4, 24), st.integers(4, 24), st.integers(3, 60), st.floats(0.3, 0.95), SEEDS)
 
 
-def cases(case: tuple[int, int, int, float, int]) -> tuple[LinearLayer, LinearLayer, float, Array]:
+def cases(case: tuple[int, int, int, float, int]) -> tuple[View, View, float, Array]:
     """A layer without its data and with them, and the share."""
     out, inn, rows, share, seed = case
     w, x = weight(out, inn, seed), inputs(rows, inn, seed)
@@ -48,8 +50,8 @@ def test_no_fixed_factor_beats_whitening_and_data_never_hurt(
         assert isinstance(free, str)
         assert isinstance(aware, str)
         return
-    assert isinstance(free, Factors)
-    assert isinstance(aware, Factors)
+    assert isinstance(free, Replacement)
+    assert isinstance(aware, Replacement)
     covariance = metric(knowing)
     slack = 1e-5 * output_energy(blind.weight, covariance)
     best = whitened.factors(knowing, whitened.spectrum(knowing), rank)
@@ -78,15 +80,15 @@ def test_pairs_use_their_bytes_and_no_more(method: Method, case: tuple[int, int,
 def test_mean_output_stays_and_the_bias_is_kept_without_data(method: Method) -> None:
     blind, knowing, share, x = cases((16, 20, 200, 0.5, 3))
     free, aware = method(blind, share), method(knowing, share)
-    assert isinstance(free, Factors)
-    assert isinstance(aware, Factors)
+    assert isinstance(free, Replacement)
+    assert isinstance(aware, Replacement)
     assert free.bias is blind.bias
     assert aware.bias is not None
     mean = x.astype(np.float64).mean(axis=0)
     assert np.allclose(product(aware) @ mean + aware.bias, blind.weight @ mean + blind.bias, atol=1e-4)
     assert output_error(blind.weight, aware, blind.bias, x) > 0
-    without = method(LinearLayer("l", blind.weight, None, "Gemm", moments=knowing.moments), share)
-    assert isinstance(without, Factors)
+    without = method(View("l", blind.weight, None, knowing.moments), share)
+    assert isinstance(without, Replacement)
     assert without.bias is not None
     assert blind.bias is not None
     assert np.allclose(without.bias + blind.bias, aware.bias, atol=1e-5)
@@ -96,9 +98,9 @@ def test_mean_output_stays_and_the_bias_is_kept_without_data(method: Method) -> 
 def test_a_seed_decides_and_nothing_else(method: Method) -> None:
     _, knowing, share, _ = cases((16, 20, 40, 0.5, 3))
     first, second, other = method(knowing, share), method(knowing, share), method(knowing, share, seed=1)
-    assert isinstance(first, Factors)
-    assert isinstance(second, Factors)
-    assert isinstance(other, Factors)
+    assert isinstance(first, Replacement)
+    assert isinstance(second, Replacement)
+    assert isinstance(other, Replacement)
     assert np.array_equal(first.A, second.A)
     assert np.array_equal(first.B, second.B)
     assert np.array_equal(product(first), product(other)) == (method is dct)
@@ -107,10 +109,10 @@ def test_a_seed_decides_and_nothing_else(method: Method) -> None:
 @pytest.mark.parametrize("method", PAIRS)
 def test_zeros_and_still_inputs_are_fitted(method: Method) -> None:
     nothing = method(layer(weight(12, 16, 1, "zero"), None, seen(inputs(30, 16, 1))), 0.5)
-    assert isinstance(nothing, Factors)
+    assert isinstance(nothing, Replacement)
     assert not product(nothing).any()
     still = method(layer(weight(12, 16, 1), None, seen(np.full((9, 16), 0.5, np.float32))), 0.5)
-    assert isinstance(still, Factors)
+    assert isinstance(still, Replacement)
     assert np.isfinite(product(still)).all()
 
 
@@ -159,8 +161,8 @@ def test_projections_are_those_of_the_seed() -> None:
     blind = layer(weight(30, 40, 2))
     right = random_projection(blind, 0.4, seed=5)
     left = output_projection(blind, 0.4, seed=5)
-    assert isinstance(right, Factors)
-    assert isinstance(left, Factors)
+    assert isinstance(right, Replacement)
+    assert isinstance(left, Replacement)
     rank = pair_rank(0.4, 30, 40)
     p, q = orthonormal(40, rank, 5), orthonormal(30, rank, 5)
     assert np.allclose(product(right), blind.weight @ p @ p.T, atol=1e-5)
@@ -170,7 +172,7 @@ def test_projections_are_those_of_the_seed() -> None:
 def test_simhash_is_the_plain_reference_without_data() -> None:
     w = weight(30, 40, 2)
     made = simhash(layer(w), 0.4, seed=5)
-    assert isinstance(made, Factors)
+    assert isinstance(made, Replacement)
     rank = pair_rank(0.4, 30, 40)
     r = np.random.default_rng(5).standard_normal((rank, 40)).astype(np.float32).T
     s = np.sign(r.T.astype(np.float64) @ w.T)
@@ -218,8 +220,8 @@ def test_cosines_suit_smooth_rows() -> None:
     smooth = np.stack([np.sin(3 * down + i) * np.cos(2 * across - i) for i in range(20)]).reshape(20, 144)
     w = smooth.astype(np.float32)
     made, drawn = dct(layer(w), 0.8), random_projection(layer(w), 0.8)
-    assert isinstance(made, Factors)
-    assert isinstance(drawn, Factors)
+    assert isinstance(made, Replacement)
+    assert isinstance(drawn, Replacement)
     assert output_energy(w - product(made), None) < 0.01 * output_energy(w - product(drawn), None)
 
 

@@ -12,7 +12,9 @@ from layers import SEEDS, inputs, layer, product, rng, seen, weight
 
 from edgepack.errors import DataError
 from edgepack.factorize import two_sided, whitened
-from edgepack.types import Array, Factors, LinearLayer
+from edgepack.model.layer import View
+from edgepack.model.replacement import Replacement, low_rank
+from edgepack.types import Array
 
 CASE = st.tuples(st.integers(1, 14), st.integers(2, 14), st.integers(2, 60), SEEDS, st.integers(1, 14))
 
@@ -23,7 +25,7 @@ def gradients(out: int, degree: int, seed: int, scale: float = 1e-3) -> Array:
     return scale * draws.T @ draws
 
 
-def made(case: tuple[int, int, int, int, int]) -> tuple[LinearLayer, Array]:
+def made(case: tuple[int, int, int, int, int]) -> tuple[View, Array]:
     out, inn, rows, seed, degree = case
     bias = rng(seed).standard_normal(out).astype(np.float32)
     return layer(weight(out, inn, seed), bias, seen(inputs(rows, inn, seed))), gradients(out, degree, seed + 1)
@@ -34,7 +36,7 @@ def damped(G: Array, damping: float = two_sided.DAMPING) -> Array:
     return G / unit + damping * np.eye(len(G))
 
 
-def cost(given_layer: LinearLayer, pair: Factors, metric: Array) -> float:
+def cost(given_layer: View, pair: Replacement, metric: Array) -> float:
     """tr(G ΔW C ΔWᵀ) with the shrunk covariance."""
     assert given_layer.moments is not None
     delta = given_layer.weight.astype(np.float64) - product(pair)
@@ -59,7 +61,7 @@ def test_cost_is_the_tail_of_the_spectrum_and_nothing_of_that_rank_costs_less(
         assert own == pytest.approx(float(spectrum.energies[rank:].sum()), abs=1e-5 * total)
         assert own <= cost(given_layer, whitened.factors(given_layer, plain, rank), metric) + 1e-5 * total
         noise = [0.1 * random.standard_normal(side.shape).astype(np.float32) for side in (pair.A, pair.B)]
-        assert own <= cost(given_layer, Factors(pair.A + noise[0], pair.B + noise[1], None), metric) + 1e-5 * total
+        assert own <= cost(given_layer, low_rank(pair.A + noise[0], pair.B + noise[1], None), metric) + 1e-5 * total
 
 
 @settings(max_examples=60)

@@ -10,24 +10,26 @@ from layers import SEEDS, inputs, layer, output_error, product, rng, seen, weigh
 
 from edgepack.errors import DataError
 from edgepack.factorize import svd, whitened
-from edgepack.types import Array, Factors, LinearLayer
+from edgepack.model.layer import View
+from edgepack.model.replacement import Replacement, low_rank
+from edgepack.types import Array
 
 CASE = st.tuples(st.integers(1, 16), st.integers(2, 16), st.integers(2, 60), SEEDS, st.booleans())
 
 
-def made(out: int, inn: int, rows: int, seed: int, with_bias: bool) -> tuple[LinearLayer, Array]:
+def made(out: int, inn: int, rows: int, seed: int, with_bias: bool) -> tuple[View, Array]:
     x = inputs(rows, inn, seed)
     bias = rng(seed).standard_normal(out).astype(np.float32) if with_bias else None
     return layer(weight(out, inn, seed), bias, seen(x)), x
 
 
-def shrinkage(given_layer: LinearLayer) -> float:
+def shrinkage(given_layer: View) -> float:
     n = given_layer.in_features
     assert given_layer.moments is not None
     return n / (n + 4 * given_layer.moments.count)
 
 
-def in_norm(given_layer: LinearLayer, pair: Factors) -> float:
+def in_norm(given_layer: View, pair: Replacement) -> float:
     """tr(ΔW C_λ ΔWᵀ)."""
     assert given_layer.moments is not None
     delta = given_layer.weight.astype(np.float64) - product(pair)
@@ -78,7 +80,7 @@ def test_never_worse_than_plain_svd_or_a_random_projection(case: tuple[int, int,
         assert own == pytest.approx(float(spectrum.energies[rank:].sum()), abs=1e-5 * total)
         assert own <= in_norm(given_layer, svd.factors(given_layer, plain, rank)) + 1e-5 * total
         q = np.linalg.qr(rng(case[3]).standard_normal((given_layer.out_features, rank)))[0].astype(np.float32)
-        assert own <= in_norm(given_layer, Factors(q, q.T @ given_layer.weight, None)) + 1e-5 * total
+        assert own <= in_norm(given_layer, low_rank(q, q.T @ given_layer.weight, None)) + 1e-5 * total
 
 
 def test_much_better_than_plain_svd_on_correlated_inputs() -> None:

@@ -9,11 +9,13 @@ import onnx
 import onnx_ir as ir
 from onnx import TensorProto, helper, numpy_helper
 
+from edgepack.model.layer import Layer
+from edgepack.model.replacement import Replacement, low_rank
 from edgepack.onnxgraph.files import to_bytes
 from edgepack.onnxgraph.rewrite import with_factors
 from edgepack.onnxgraph.session import session
 from edgepack.onnxgraph.sites import find_sites
-from edgepack.types import Array, Factors, LinearLayer
+from edgepack.types import Array
 
 Shape = Sequence[int | str | None]
 
@@ -57,12 +59,12 @@ def model(*args: object, **options: object) -> ir.Model:
     return ir.serde.deserialize_model(proto(*args, **options))  # type: ignore[arg-type]
 
 
-def full_rank(layer: LinearLayer) -> Factors:
+def full_rank(layer: Layer) -> Replacement:
     """Exact factors of the full rank min(out, in), in a random basis."""
     weight, rank = layer.weight.astype(np.float64), min(layer.weight.shape)
     q = np.linalg.qr(rng(7).standard_normal((rank, rank)))[0]
     a, b = (q, q.T @ weight) if layer.out_features <= layer.in_features else (weight @ q, q.T)
-    return Factors(a.astype(np.float32), b.astype(np.float32), layer.bias)
+    return low_rank(a.astype(np.float32), b.astype(np.float32), layer.bias)
 
 
 def factored(source: ir.Model) -> ir.Model:

@@ -14,10 +14,10 @@ from graph_models import assert_same, const, factored, full_rank, info, model, n
 from onnx import TensorProto, helper
 
 from edgepack.errors import ModelError
+from edgepack.model.replacement import dense, low_rank
 from edgepack.onnxgraph.files import to_bytes
 from edgepack.onnxgraph.rewrite import Builder, names_after, rewrite, with_factors
 from edgepack.onnxgraph.sites import find_sites
-from edgepack.types import Factors
 
 node = helper.make_node
 
@@ -87,7 +87,7 @@ def test_layers_can_be_factored_one_after_the_other_in_any_order():
 def test_low_rank_gives_the_product_of_its_factors():
     source, x = load(mlp()), normal(3, 6)
     layer = find_sites(source)[0].layer
-    pair = Factors(normal(8, 2, seed=5), normal(2, 6, seed=6), normal(8, seed=7))
+    pair = low_rank(normal(8, 2, seed=5), normal(2, 6, seed=6), normal(8, seed=7))
     hidden = np.maximum(x @ (pair.A @ pair.B).T + pair.bias, 0)
     expected = hidden @ normal(4, 8, seed=3).T + normal(4, seed=4)
     np.testing.assert_allclose(
@@ -109,7 +109,7 @@ def test_a_bias_may_appear_where_there_was_none(op):
     (site,) = find_sites(source)
     bias, x = normal(5, seed=8), normal(*shape, seed=9)
     pair = full_rank(site.layer)
-    shifted = run(with_factors(source, {"W": Factors(pair.A, pair.B, bias)}), {"x": x})[0]
+    shifted = run(with_factors(source, {"W": low_rank(pair.A, pair.B, bias)}), {"x": x})[0]
     expected = np.moveaxis(np.moveaxis(run(source, {"x": x})[0], axis, -1) + bias, -1, axis)
     np.testing.assert_allclose(shifted, expected, atol=1e-4)
 
@@ -117,18 +117,18 @@ def test_a_bias_may_appear_where_there_was_none(op):
 def test_bias_none_keeps_the_layers_own():
     source, x = load(mlp()), {"x": normal(3, 6)}
     pairs = {s.layer.name: full_rank(s.layer) for s in find_sites(source)}
-    assert_same(source, with_factors(source, {n: Factors(p.A, p.B, None) for n, p in pairs.items()}), x)
+    assert_same(source, with_factors(source, {n: low_rank(p.A, p.B, None) for n, p in pairs.items()}), x)
 
 
 def test_factors_that_do_not_fit():
     source = load(mlp())
     with pytest.raises(ModelError) as caught:
-        with_factors(source, {"w1.kk": Factors(normal(8, 2), normal(2, 6), None)})
+        with_factors(source, {"w1.kk": low_rank(normal(8, 2), normal(2, 6), None)})
     assert caught.value.hint == "did you mean 'w1.k'?"
     for pair in (
-        Factors(normal(6, 2), normal(2, 8), None),
-        Factors(normal(8, 2), normal(3, 6), None),
-        Factors(normal(8, 2), normal(2, 6), normal(9)),
+        low_rank(normal(6, 2), normal(2, 8), None),
+        low_rank(normal(8, 2), normal(3, 6), None),
+        low_rank(normal(8, 2), normal(2, 6), normal(9)),
     ):
         with pytest.raises(ModelError, match=r"'w1\.k'"):
             with_factors(source, {"w1.k": pair})

@@ -19,6 +19,7 @@ from edgepack.backends.onnx.schemes import FP32, INT8_DYNAMIC, INT8_STATIC
 from edgepack.emit.onnx import to_schemes
 from edgepack.emit.onnx_standard import quantize
 from edgepack.errors import ModelError
+from edgepack.model.replacement import Replacement, low_rank
 from edgepack.model.scheme import Scheme
 from edgepack.onnxgraph import files
 from edgepack.onnxgraph import split as split_module
@@ -28,7 +29,7 @@ from edgepack.onnxgraph.session import session
 from edgepack.onnxgraph.sites import find_sites
 from edgepack.onnxgraph.split import split_onnx
 from edgepack.segments import LayerShape, Segment
-from edgepack.types import Array, Factors
+from edgepack.types import Array
 
 D = 32
 X86 = platform.machine() in ("x86_64", "AMD64")
@@ -87,7 +88,7 @@ def encoder() -> onnx.ModelProto:
 MODELS = {"mlp": (mlp, (1, D)), "encoder": (encoder, (1, 5, D))}
 
 
-def layers_of(source: ir.Model, factors: Mapping[str, Factors] | None = None) -> list[LayerShape]:
+def layers_of(source: ir.Model, factors: Mapping[str, Replacement] | None = None) -> list[LayerShape]:
     known = {} if factors is None else factors
     return [
         LayerShape(s.layer.name, s.layer.out_features, s.layer.in_features, known[s.layer.name].rank)
@@ -97,12 +98,12 @@ def layers_of(source: ir.Model, factors: Mapping[str, Factors] | None = None) ->
     ]
 
 
-def every_other_factored(source: ir.Model) -> dict[str, Factors]:
+def every_other_factored(source: ir.Model) -> dict[str, Replacement]:
     factors = {}
     for site in find_sites(source)[::2]:
         u, s, v = np.linalg.svd(site.layer.weight, full_matrices=False)
         rank = len(s) // 4
-        factors[site.layer.name] = Factors(u[:, :rank] * s[:rank], v[:rank], site.layer.bias)
+        factors[site.layer.name] = low_rank(u[:, :rank] * s[:rank], v[:rank], site.layer.bias)
     return factors
 
 

@@ -16,14 +16,16 @@ from edgepack import factorize
 from edgepack.cache import Cache
 from edgepack.coded import Writer
 from edgepack.errors import UsageError
+from edgepack.model.layer import View
+from edgepack.model.replacement import Replacement, low_rank
 from edgepack.pipeline.build import build
 from edgepack.pipeline.inspect import inspect_pack
-from edgepack.types import Array, Coded, Factors, LinearLayer
+from edgepack.types import Array
 
 RANK = 0.25
 
 
-def rounded(layer: LinearLayer, share: float, *, seed: int = 0, gradient: Array | None = None) -> Coded | str:
+def rounded(layer: View, share: float, *, seed: int = 0, gradient: Array | None = None) -> Replacement | str:
     """Each weight as one of 16 numbers, two of them a byte; a quarter of the bytes is too few."""
     if share < 0.5:
         return "sixteen numbers take half of the bytes"
@@ -38,14 +40,14 @@ def rounded(layer: LinearLayer, share: float, *, seed: int = 0, gradient: Array 
     return w.decoded(w.step("reshape", pairs, shape=layer.weight.shape), layer.bias)
 
 
-def halves(layer: LinearLayer, share: float, *, seed: int = 0, gradient: Array | None = None) -> Factors | str:
+def halves(layer: View, share: float, *, seed: int = 0, gradient: Array | None = None) -> Replacement | str:
     """A pair by plain SVD."""
     del seed, gradient
     rank = int(share * layer.weight.size / sum(layer.weight.shape))
     if not rank:
         return "less than rank 1"
     u, s, v = np.linalg.svd(layer.weight, full_matrices=False)
-    return Factors((u[:, :rank] * s[:rank]).astype(np.float32), v[:rank].astype(np.float32), layer.bias)
+    return low_rank((u[:, :rank] * s[:rank]).astype(np.float32), v[:rank].astype(np.float32), layer.bias)
 
 
 @pytest.fixture
@@ -122,14 +124,14 @@ def test_options_for_pairs_are_refused(classifier: Path, tmp_path: Path, changes
         built(classifier, tmp_path / "cache", tmp_path / "pack", method="rounded", **changes)
 
 
-def bad_shape(layer: LinearLayer, share: float, *, seed: int = 0, gradient: Array | None = None) -> Factors:
+def bad_shape(layer: View, share: float, *, seed: int = 0, gradient: Array | None = None) -> Replacement:
     del share, seed, gradient
-    return Factors(np.zeros((3, 2), np.float32), np.zeros((2, 5), np.float32), layer.bias)
+    return low_rank(np.zeros((3, 2), np.float32), np.zeros((2, 5), np.float32), layer.bias)
 
 
 def test_what_does_not_fit_the_layer_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edgepack.factorize.METHODS", {"bad": bad_shape})
-    layer = LinearLayer("one", np.ones((8, 16), np.float32), None, "Gemm")
+    layer = View("one", np.ones((8, 16), np.float32), None)
     wanted = "--method bad: one: found [(3, 2), (2, 5)], expected [(8, 2), (2, 16)]"
     with pytest.raises(UsageError, match=re.escape(wanted)):
         factorize.compress("bad", layer, 0.5)

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from linear_plans import linear_plan
 from small_builds import options
 
 from edgepack.backends.onnx.schemes import FP32, INT8_DYNAMIC, INT8_STATIC
@@ -21,7 +22,6 @@ from edgepack.pipeline.prepared import Prepared
 from edgepack.pipeline.promise import is_automatic, keep_promise
 from edgepack.pipeline.task import Task
 from edgepack.plan.cost import CLEARLY, MEASURED, STATED
-from edgepack.types import LayerPlan
 
 INT8 = (INT8_DYNAMIC, INT8_STATIC)
 
@@ -161,7 +161,7 @@ def test_the_promise_is_for_what_edgepack_chooses(classifier: Path, changes: dic
 def attempt(folder: Path, size: int, lost: float = 0.0) -> Attempt:
     path = folder / "plan.onnx"
     path.write_bytes(bytes(size))
-    layer = LayerPlan("w1", 4, 4, 1, 1, 0.0, "planned", scheme=FP32)
+    layer = linear_plan("w1", 4, 4, 1, 1, 0.0, "planned", scheme=FP32)
     return Attempt("onnx", FileScheme.of(FP32), path, (layer,), (), drop(lost))
 
 

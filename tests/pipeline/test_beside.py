@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from linear_plans import linear_plan
 from onnx import TensorProto, helper, numpy_helper
 from small_builds import options
 
@@ -22,6 +23,8 @@ from edgepack.errors import InputError, ModelError
 from edgepack.factorize import whitened
 from edgepack.factorize.whitened import shrunk_covariance
 from edgepack.inference import load
+from edgepack.model.layer import View
+from edgepack.model.replacement import Replacement, low_rank
 from edgepack.model.scheme import FileScheme, Format, Scheme
 from edgepack.onnxgraph.contents import read_contents
 from edgepack.onnxgraph.rewrite import with_factors
@@ -36,14 +39,14 @@ from edgepack.pipeline.packed import layer_shapes
 from edgepack.pipeline.rounding import Rounder
 from edgepack.plan.measured import Entry, Fingerprint, MeasuredTable
 from edgepack.plan.measured_file import known_measured, load_measured, measured_path, save_measured
-from edgepack.plan.table import Point
+from edgepack.plan.table import linear_point
 from edgepack.progress import silent
 from edgepack.quantize.blocks import block_for, dequantize_blocks, quantize_blocks, unpack
 from edgepack.quantize.gptq import gptq, row_errors
 from edgepack.quantize.lattice import WeightGrid
 from edgepack.segments import LayerShape
 from edgepack.sources.onnx import OnnxSource, open_onnx
-from edgepack.types import Array, Factors, LayerPlan, LinearLayer, Moments
+from edgepack.types import Array, LayerPlan, Moments
 
 OUT, IN, RANK = 96, 160, 8
 STRONG, DIRECTIONS, SMALL = 60.0, 4, 0.03
@@ -88,27 +91,27 @@ def seen() -> Moments:
 
 
 @pytest.fixture(scope="module")
-def made(source: OnnxSource, seen: Moments) -> Factors:
+def made(source: OnnxSource, seen: Moments) -> Replacement:
     return rounded_beside(source.layers[0], seen, NBITS4_CORRECTED, RANK, seed=0)
 
 
-def base_of(made: Factors) -> Array:
+def base_of(made: Replacement) -> Array:
     assert made.base is not None
     return made.base
 
 
-def error(layer: LinearLayer, made: Factors, covariance: Array) -> float:
+def error(layer: View, made: Replacement, covariance: Array) -> float:
     whole = base_of(made).astype(np.float64) + made.A.astype(np.float64) @ made.B
     return float(row_errors(whole - layer.weight, covariance).sum())
 
 
-def test_every_matrix_is_on_its_grid(made: Factors) -> None:
+def test_every_matrix_is_on_its_grid(made: Replacement) -> None:
     for weight, bits in ((base_of(made), 4), (made.A, 8), (made.B, 8)):
         codes, scales = quantize_blocks(weight, bits, block_for(weight.shape[1]))
         np.testing.assert_array_equal(dequantize_blocks(codes, scales, weight.shape[1]), weight)
 
 
-def test_it_loses_far_less_than_the_matrix_alone(source: OnnxSource, seen: Moments, made: Factors) -> None:
+def test_it_loses_far_less_than_the_matrix_alone(source: OnnxSource, seen: Moments, made: Replacement) -> None:
     layer, covariance = source.layers[0], shrunk_covariance(seen)
     alone = gptq(layer.weight, covariance, WeightGrid(7, 32)).weight - layer.weight
     found = error(layer, made, covariance)
@@ -116,18 +119,18 @@ def test_it_loses_far_less_than_the_matrix_alone(source: OnnxSource, seen: Momen
     assert found < 0.2 * error(layer, nearest(beside(layer, pair_of(layer))), covariance)
 
 
-def pair_of(layer: LinearLayer) -> Factors:
+def pair_of(layer: View) -> Replacement:
     """Any pair of the rank: here the wrong one, random directions."""
     q = np.linalg.qr(np.random.default_rng(6).normal(size=(OUT, RANK)))[0].astype(np.float32)
-    return Factors(q, q.T @ layer.weight, layer.bias)
+    return low_rank(q, q.T @ layer.weight, layer.bias)
 
 
-def nearest(draft: Factors) -> Factors:
+def nearest(draft: Replacement) -> Replacement:
     rounded = [
         dequantize_blocks(*quantize_blocks(weight, bits, block_for(weight.shape[1])), weight.shape[1])
         for weight, bits in ((draft.A, 8), (draft.B, 8), (base_of(draft), 4))
     ]
-    return Factors(rounded[0], rounded[1], draft.bias, rounded[2])
+    return low_rank(rounded[0], rounded[1], draft.bias, rounded[2])
 
 
 def test_a_draft_is_the_layer_itself(source: OnnxSource) -> None:
@@ -137,7 +140,7 @@ def test_a_draft_is_the_layer_itself(source: OnnxSource) -> None:
     assert draft.bias is layer.bias
 
 
-def test_the_mean_answer_stays_and_the_seed_decides(source: OnnxSource, seen: Moments, made: Factors) -> None:
+def test_the_mean_answer_stays_and_the_seed_decides(source: OnnxSource, seen: Moments, made: Replacement) -> None:
     layer = source.layers[0]
     assert layer.bias is not None
     assert made.bias is not None
@@ -149,7 +152,9 @@ def test_the_mean_answer_stays_and_the_seed_decides(source: OnnxSource, seen: Mo
     assert not np.array_equal(other.B, made.B)
 
 
-def test_the_file_holds_it_to_the_bit_and_answers_like_it(source: OnnxSource, made: Factors, tmp_path: Path) -> None:
+def test_the_file_holds_it_to_the_bit_and_answers_like_it(
+    source: OnnxSource, made: Replacement, tmp_path: Path
+) -> None:
     path, x = tmp_path / "m.onnx", strong_layer()[1][:20]
     OnnxFiles(source.model, None, largest=127).write({"w": made}, FileScheme.of(NBITS4), path, {"w": NBITS4_CORRECTED})
     stored = {array.name: numpy_helper.to_array(array) for array in onnx.load(path).graph.initializer}
@@ -165,10 +170,10 @@ def test_the_file_holds_it_to_the_bit_and_answers_like_it(source: OnnxSource, ma
 
 
 def plan_of(scheme: Scheme = NBITS4_CORRECTED, rank: int | None = RANK) -> tuple[LayerPlan, ...]:
-    return (LayerPlan("w", OUT, IN, rank, 59, 0.0, "", scheme=scheme),)
+    return (linear_plan("w", OUT, IN, rank, 59, 0.0, "", scheme=scheme),)
 
 
-def test_the_proofs_hold_and_can_fail(source: OnnxSource, made: Factors, tmp_path: Path) -> None:
+def test_the_proofs_hold_and_can_fail(source: OnnxSource, made: Replacement, tmp_path: Path) -> None:
     files, path = OnnxFiles(source.model, None, largest=127), tmp_path / "m.onnx"
     files.write_dense(tmp_path / "dense.onnx")
     dense = files.read(tmp_path / "dense.onnx")
@@ -186,7 +191,7 @@ def test_the_proofs_hold_and_can_fail(source: OnnxSource, made: Factors, tmp_pat
         assert not verify.weights_as_planned(files.read(path), dense, other, FileScheme.of(NBITS4)).passed
     assert verify.two_thin_matmuls(files.read_optimized(path), plan_of(NBITS8)).detail == f"dense again: {OUT}×{IN}"
     # And a pair alone is no proof of a matrix with a pair.
-    files.write({"w": Factors(made.A, made.B, made.bias)}, FileScheme.of(NBITS8), path)
+    files.write({"w": low_rank(made.A, made.B, made.bias)}, FileScheme.of(NBITS8), path)
     assert verify.two_thin_matmuls(files.read_optimized(path), plan_of()).detail.strip() == f"missing: {OUT}×{IN}"
     # Nor is one with its halves in 4 bits.
     files.write({"w": made}, FileScheme.of(NBITS4), path)
@@ -194,7 +199,7 @@ def test_the_proofs_hold_and_can_fail(source: OnnxSource, made: Factors, tmp_pat
     assert "in fewer bits" in planned.detail
 
 
-def test_a_reference_of_it_is_exact(source: OnnxSource, made: Factors, tmp_path: Path) -> None:
+def test_a_reference_of_it_is_exact(source: OnnxSource, made: Replacement, tmp_path: Path) -> None:
     x = strong_layer()[1][:5]
     OnnxFiles(source.model, None, largest=127).write({"w": made}, FileScheme.of(FP32), tmp_path / "m.onnx")
     (found,) = load(tmp_path / "m.onnx", "onnx").run({"x": x})
@@ -239,8 +244,8 @@ def test_two_layers_of_which_one_has_a_pair_beside_it(tmp_path: Path) -> None:
     files = OnnxFiles(open_onnx(tmp_path / "three.onnx").model, None, largest=127)
     q = np.linalg.qr(rng.normal(size=(64, 8)))[0].astype(np.float32)
     factors = {
-        "a": Factors(q, q.T @ weights["a"].T, None),
-        "b": Factors(q, q.T @ weights["b"].T, None, weights["b"].T - q @ (q.T @ weights["b"].T)),
+        "a": low_rank(q, q.T @ weights["a"].T, None),
+        "b": low_rank(q, q.T @ weights["b"].T, None, weights["b"].T - q @ (q.T @ weights["b"].T)),
     }
     path = tmp_path / "m.onnx"
     files.write(factors, FileScheme.of(INT8_DYNAMIC), path, {"a": NBITS8, "b": NBITS4_CORRECTED})
@@ -265,8 +270,8 @@ def test_two_layers_of_which_one_has_a_pair_beside_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("shape", [(OUT, IN - 1), (IN, OUT)])
-def test_a_matrix_that_does_not_fit_is_refused(source: OnnxSource, made: Factors, shape: tuple[int, int]) -> None:
-    wrong = Factors(made.A, made.B, made.bias, np.zeros(shape, np.float32))
+def test_a_matrix_that_does_not_fit_is_refused(source: OnnxSource, made: Replacement, shape: tuple[int, int]) -> None:
+    wrong = low_rank(made.A, made.B, made.bias, np.zeros(shape, np.float32))
     with pytest.raises(
         ModelError, match=rf"found a matrix \({shape[0]}, {shape[1]}\) beside them, expected \(96, 160\)"
     ):
@@ -274,7 +279,7 @@ def test_a_matrix_that_does_not_fit_is_refused(source: OnnxSource, made: Factors
 
 
 @pytest.mark.parametrize("kind", ["rows", "columns", "conv"])
-def test_every_kind_of_place(kind: str, made: Factors, tmp_path: Path) -> None:
+def test_every_kind_of_place(kind: str, made: Replacement, tmp_path: Path) -> None:
     weight, x = strong_layer()
     rows = x[:6]
     if kind == "rows":
@@ -306,7 +311,7 @@ def test_every_kind_of_place(kind: str, made: Factors, tmp_path: Path) -> None:
 
 def test_points_of_it_are_measured_where_its_parts_are() -> None:
     points = points_for([(96, 160, 4), (10, 512, 4)], ("onnx", "tflite"))
-    assert [p for p in points if p.scheme == NBITS4_CORRECTED] == [Point(NBITS4_CORRECTED, 96, 160, 8, 4)]
+    assert [p for p in points if p.scheme == NBITS4_CORRECTED] == [linear_point(NBITS4_CORRECTED, 96, 160, 8, 4)]
     assert not [p for p in points_for([(96, 160, 4)], ("tflite",)) if p.scheme == NBITS4_CORRECTED]
     few: Mapping[Format, Sequence[Scheme]] = {"onnx": (FP32, NBITS4), "tflite": ()}
     assert not [p for p in points_for([(96, 160, 4)], ("onnx",), few) if p.scheme == NBITS4_CORRECTED]
@@ -314,7 +319,7 @@ def test_points_of_it_are_measured_where_its_parts_are() -> None:
 
 def test_a_table_of_it_is_kept_and_read(tmp_path: Path) -> None:
     mark = Fingerprint("x86_64", ("2x core",), ("avx2",), ("L1d=32768:8",), {"onnx": "onnxruntime 1.31"})
-    known = Point(NBITS4_CORRECTED, 96, 160, 8, 4)
+    known = linear_point(NBITS4_CORRECTED, 96, 160, 8, 4)
     entry = Entry(2e-6, 1e-8, 15)
     table = MeasuredTable(mark, "rpi4", 1, "2026-01-01T00:00:00+00:00", {known: entry}, {"onnx": entry})
     save_measured(table, tmp_path)
@@ -334,7 +339,7 @@ def test_a_table_of_it_is_kept_and_read(tmp_path: Path) -> None:
 
 def test_one_layer_files_hold_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    point = Point(NBITS4_CORRECTED, 96, 160, 8, 2)
+    point = linear_point(NBITS4_CORRECTED, 96, 160, 8, 2)
     path = layer_files([point])[point]
     assert sorted(read_contents(path).weights) == [(8, 96, 8), (8, 160, 8), (96, 160, 4)]
     assert sum(a * b for a, b, _ in read_contents(path).weights) == point.weights

@@ -10,24 +10,26 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from linear_plans import linear_candidate
 
 from edgepack.backends.onnx.schemes import FP32
+from edgepack.model.kinds.linear import linear_layer
 from edgepack.pipeline.ladder import STEPS, TIE, Step, make_ladder, nearest
 from edgepack.pipeline.menus import Menu
 from edgepack.pipeline.prepared import Prepared
 from edgepack.plan.solve import Bounds, Infeasible
-from edgepack.types import Candidate, LinearLayer, Spectrum
+from edgepack.types import Candidate, Spectrum
 
 SPECTRUM = Spectrum(np.eye(4, dtype=np.float32), np.array([4.0, 3.0, 2.0, 1.0]))
 
 
 def candidate(loss: float, size: int, ram: int, latency: float, rank: int | None = None) -> Candidate:
-    return Candidate(FP32, rank, loss, size, ram, latency)
+    return linear_candidate(FP32, rank, loss, size, ram, latency)
 
 
 def menus(*layers: Sequence[Candidate]) -> list[Menu]:
     weight = np.zeros((4, 4), np.float32)
-    return [Menu(LinearLayer(f"l{i}", weight, None, "Gemm"), tuple(own), None) for i, own in enumerate(layers)]
+    return [Menu(linear_layer(f"l{i}", weight, None), tuple(own), None) for i, own in enumerate(layers)]
 
 
 def ladder(layers: Sequence[Menu], bounds: Bounds, spectra: Sequence[Spectrum] | None = None) -> tuple[Step, ...]:

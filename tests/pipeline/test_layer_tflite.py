@@ -12,10 +12,11 @@ from onnx import TensorProto, helper, numpy_helper, save
 
 from edgepack.backends.tflite.schemes import FP32, INT8_STATIC, SCHEMES
 from edgepack.emit.tflite import TfliteEmitter
+from edgepack.model.replacement import dense, low_rank
 from edgepack.model.scheme import Scheme
 from edgepack.pipeline.layer_tflite import write_layer
 from edgepack.sources.onnx import open_onnx
-from edgepack.types import Array, Dense, Factors
+from edgepack.types import Array
 
 ROWS, COLUMNS, RANK, BATCH = 48, 72, 8, 3
 RNG = np.random.default_rng(0)
@@ -23,7 +24,7 @@ WEIGHT = RNG.standard_normal((ROWS, COLUMNS), np.float32)
 BIAS = RNG.standard_normal(ROWS, np.float32)
 LEFT, RIGHT = RNG.standard_normal((ROWS, RANK), np.float32), RNG.standard_normal((RANK, COLUMNS), np.float32)
 INPUTS = RNG.standard_normal((16, COLUMNS), np.float32)
-PARTS = {"dense": [Dense(WEIGHT, BIAS)], "pair": [Dense(RIGHT, None), Dense(LEFT, BIAS)]}
+PARTS = {"dense": [dense(WEIGHT, BIAS)], "pair": [dense(RIGHT, None), dense(LEFT, BIAS)]}
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,7 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[tuple[s
     files = {}
     with TfliteEmitter() as emitter:
         emitter.load_onnx(path, {"x": (BATCH, COLUMNS)})
-        for kind, factors in (("dense", {}), ("pair", {source.layers[0].name: Factors(LEFT, RIGHT, BIAS)})):
+        for kind, factors in (("dense", {}), ("pair", {source.layers[0].name: low_rank(LEFT, RIGHT, BIAS)})):
             files[kind, FP32] = folder / f"{kind}.fp32.tflite"
             assert not emitter.emit(files[kind, FP32], source.layers, factors or None)
             for scheme in SCHEMES[1:]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from linear_plans import linear_plan
 from small_builds import options
 
 from edgepack.backends.onnx.schemes import FP32, NBITS4
@@ -23,7 +24,7 @@ from edgepack.types import LayerPlan
 
 
 def layer(name: str, rank: int | None, scheme: Scheme) -> LayerPlan:
-    return LayerPlan(name, 10, 20, rank, 6, 0.0, "a reason", scheme=scheme)
+    return linear_plan(name, 10, 20, rank, 6, 0.0, "a reason", scheme=scheme)
 
 
 def test_a_probe_carries_its_figures(ready: Prepared) -> None:

@@ -22,7 +22,7 @@ from edgepack.pipeline.measuring import QUICK, STANDARD, measure_points
 from edgepack.plan.candidates import break_even_rank, rank_choices
 from edgepack.plan.measured import STANDARD_GRID, MeasuredTable, grid_points
 from edgepack.plan.measured_file import known_measured, measured_folder
-from edgepack.plan.table import Point
+from edgepack.plan.table import Point, linear_point
 from edgepack.targets import Target, get_target
 
 SHAPES = [(48, 64, 1), (16, 48, 2)]
@@ -144,7 +144,7 @@ def test_nothing_is_measured_twice_unless_it_is_asked_for(
     assert len(device.jobs) == 2 * jobs
     measured(device, target, tmp_path, fresh=True)
     assert len(device.jobs) == 3 * jobs
-    other = [Point(onnx.FP32, 24, 24, None, 1)]
+    other = [linear_point(onnx.FP32, 24, 24, None, 1)]
     assert measured(device, target, tmp_path, points=other).entries.keys() == {*POINTS, *other}
     assert device.jobs[-1].more_models == (device.jobs[-1].more_models[0],)
     measured(device, target, tmp_path, threads=2)
@@ -227,7 +227,7 @@ def test_a_group_during_which_the_clock_drifted_is_measured_once_more(
 def test_a_layer_that_the_runtime_refuses_is_found_and_remembered(
     probe: Mapping[str, Any], target: Target, tmp_path: Path
 ) -> None:
-    bad = Point(onnx.INT8_DYNAMIC, 48, 64, 16, 1)
+    bad = linear_point(onnx.INT8_DYNAMIC, 48, 64, 16, 1)
 
     def refuses(job: Job) -> Mapping[str, Any]:
         if any(Path(path).name == _file_of(bad) for path in job.more_models):
@@ -291,7 +291,7 @@ def test_layers_are_measured_on_this_machine(target: Target, tmp_path: Path) -> 
     assert known_measured("host", table.fingerprint, 1, tmp_path) == table
     for fmt in FORMATS:
         large, small, pair = (
-            table.entries[Point(FP32[fmt], s, s, r, 1)].seconds for s, r in ((2048, None), (64, None), (2048, 8))
+            table.entries[linear_point(FP32[fmt], s, s, r, 1)].seconds for s, r in ((2048, None), (64, None), (2048, 8))
         )
         assert large > 10 * small
         assert large > 3 * pair

@@ -8,11 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from linear_plans import linear_candidate
 
 from edgepack.backends.onnx import schemes as onnx
 from edgepack.backends.schemes import SCHEMES
 from edgepack.backends.tflite import schemes as tflite
 from edgepack.errors import UsageError
+from edgepack.model.kinds.linear import linear_layer
+from edgepack.model.layer import Layer
 from edgepack.model.scheme import Format, Scheme
 from edgepack.pipeline.menus import UNGUARDED_LOST_SHARE, Menu, make_menus, ranks_of, residuals_of
 from edgepack.pipeline.options import BuildOptions
@@ -22,13 +25,12 @@ from edgepack.plan.cost import Price
 from edgepack.plan.sizes import resident_bytes, size_bytes
 from edgepack.plan.table import Point
 from edgepack.targets import get_target
-from edgepack.types import Candidate, LinearLayer
 
 TFLITE_LAYER_SCHEMES = (tflite.FP32, tflite.INT8_DYNAMIC, tflite.INT4_DYNAMIC)
 
 
-def layer(name: str = "fc", out: int = 96, inn: int = 64, op: str = "Gemm") -> LinearLayer:
-    return LinearLayer(name, np.zeros((out, inn), np.float32), np.zeros(out, np.float32), op)
+def layer(name: str = "fc", out: int = 96, inn: int = 64, op: str = "Gemm") -> Layer:
+    return linear_layer(name, np.zeros((out, inn), np.float32), np.zeros(out, np.float32), op)
 
 
 class Source:
@@ -47,7 +49,7 @@ class Source:
 
 
 def menus(
-    *layers: LinearLayer,
+    *layers: Layer,
     fmt: Format = "onnx",
     lacks: Collection[Scheme] = (),
     unseen: Collection[str] = (),
@@ -105,7 +107,9 @@ def test_a_candidate_carries_the_figures_of_its_place() -> None:
         weights = 96 * 64 if one.rank is None else one.rank * 160
         loss = 1e-3 * (1 + (one.rank or 0))
         ram = resident_bytes(one.scheme, size)
-        assert one == Candidate(one.scheme, one.rank, loss, size, ram, pytest.approx(weights * 1e-9), "test table")
+        assert one == linear_candidate(
+            one.scheme, one.rank, loss, size, ram, pytest.approx(weights * 1e-9), "test table"
+        )
 
 
 def test_ranks_are_the_multiples_that_pay() -> None:
@@ -182,14 +186,14 @@ def test_without_a_guard_what_was_asked_for_is_done_as_well_as_it_can_be() -> No
     [(layer(), {None, 8, 16, 24}), (layer(inn=63), set()), (layer(op="Conv"), set())],
     ids=["even", "odd", "convolution"],
 )
-def test_tflite_int4_only_where_it_has_a_kernel(one: LinearLayer, ranks: set[int | None]) -> None:
+def test_tflite_int4_only_where_it_has_a_kernel(one: Layer, ranks: set[int | None]) -> None:
     (menu,) = menus(one, fmt="tflite")
     assert {c.rank for c in menu.candidates if c.scheme == tflite.INT4_DYNAMIC} == ranks
     assert schemes_of(menu) >= {tflite.FP32, tflite.INT8_DYNAMIC}
 
 
 @pytest.mark.parametrize("one", [layer(inn=63), layer(op="Conv")], ids=["odd", "convolution"])
-def test_int4_that_has_no_kernel_leaves_the_layer_in_int8(one: LinearLayer) -> None:
+def test_int4_that_has_no_kernel_leaves_the_layer_in_int8(one: Layer) -> None:
     """The runtime would unpack four bits at every inference."""
     other, odd = menus(layer("even"), one, fmt="tflite", precision="int4")
     assert schemes_of(other) == {tflite.INT4_DYNAMIC}

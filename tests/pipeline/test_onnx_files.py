@@ -24,12 +24,13 @@ from edgepack.backends.onnx.schemes import (
 from edgepack.data import Samples
 from edgepack.errors import ModelError
 from edgepack.inference import load
+from edgepack.model.replacement import Replacement, dense, low_rank
 from edgepack.model.scheme import FileScheme, Scheme
 from edgepack.onnxgraph.session import session
 from edgepack.onnxgraph.sites import find_sites
 from edgepack.pipeline.files import ModelFiles
 from edgepack.pipeline.onnx_files import OnnxFiles
-from edgepack.types import Array, Dense, Factors
+from edgepack.types import Array
 
 node = helper.make_node
 RANK = 4
@@ -81,12 +82,12 @@ def files(source: ir.Model, x: Array | None = None) -> OnnxFiles:
     return OnnxFiles(source, None if x is None else Samples({"x": x}), largest=127)
 
 
-def factors(source: ir.Model, *names: str) -> dict[str, Factors]:
+def factors(source: ir.Model, *names: str) -> dict[str, Replacement]:
     made = {}
     for site in find_sites(source.clone()):
         if site.layer.name in names:
             q = np.linalg.qr(normal(site.layer.out_features, RANK, seed=9))[0].astype(np.float32)
-            made[site.layer.name] = Factors(q, q.T @ site.layer.weight, site.layer.bias)
+            made[site.layer.name] = low_rank(q, q.T @ site.layer.weight, site.layer.bias)
     assert set(made) == set(names)
     return made
 
@@ -260,7 +261,7 @@ def test_another_weight_for_a_dense_layer_beside_a_pair(scheme: Scheme, tmp_path
     made = files(source)
     layers = {site.layer.name: site.layer for site in find_sites(source.clone())}
     pair = factors(source, "fc1")
-    other = Dense(2 * layers["fc3"].weight, np.ones(10, np.float32))
+    other = dense(2 * layers["fc3"].weight, np.ones(10, np.float32))
     schemes = {"fc1": FP32, "fc2": FP32}
     answers, sizes = [], []
     for given in (pair, {**pair, "fc3": other}):

@@ -12,6 +12,7 @@ from small_builds import options
 
 from edgepack.backends.onnx.schemes import FP32, INT8_DYNAMIC, NBITS4
 from edgepack.cache import Cache
+from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import FileScheme, Scheme
 from edgepack.pipeline.ladder import Step, make_ladder
 from edgepack.pipeline.prepared import Prepared, prepared
@@ -19,7 +20,6 @@ from edgepack.pipeline.probing import beside_code, probe, probe_scheme
 from edgepack.pipeline.task import Task
 from edgepack.plan.solve import Bounds, Infeasible
 from edgepack.progress import silent
-from edgepack.types import Factors
 
 
 class Counted:
@@ -33,10 +33,18 @@ class Counted:
         return getattr(self._files, name)
 
     def write(
-        self, factors: Mapping[str, Factors], scheme: FileScheme, out: Path, schemes: Mapping[str, Scheme] | None = None
+        self,
+        factors: Mapping[str, Replacement],
+        scheme: FileScheme,
+        out: Path,
+        schemes: Mapping[str, Scheme] | None = None,
     ) -> None:
         self.written.append(
-            (scheme, {name: one.rank for name, one in factors.items() if isinstance(one, Factors)}, dict(schemes or {}))
+            (
+                scheme,
+                {name: one.rank for name, one in factors.items() if isinstance(one, Replacement)},
+                dict(schemes or {}),
+            )
         )
         self._files.write(factors, scheme, out, schemes)
 

@@ -16,12 +16,12 @@ from edgepack.archive.archive import pack
 from edgepack.backends.schemes import DENSE_INT8, FP32
 from edgepack.cache import Cache
 from edgepack.data import Samples
+from edgepack.model.replacement import Replacement, low_rank
 from edgepack.model.scheme import FileScheme, Format
 from edgepack.pipeline.files import ModelFiles
 from edgepack.pipeline.onnx_files import OnnxFiles
 from edgepack.pipeline.opened import Opened, open_model
 from edgepack.pipeline.tflite_files import TfliteFiles
-from edgepack.types import Factors
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 
@@ -65,7 +65,7 @@ def files(work: Path, opened: Opened) -> Iterator[Mapping[Format, ModelFiles]]:
         yield {"onnx": OnnxFiles(opened.model, data, largest=127), "tflite": tflite}
 
 
-def pairs(opened: Opened, share: float) -> dict[str, Factors]:
+def pairs(opened: Opened, share: float) -> dict[str, Replacement]:
     """The layers' factors, and a check that so many parameters go."""
     first, square = RANKS[share]
     made, left = {}, 0
@@ -77,7 +77,7 @@ def pairs(opened: Opened, share: float) -> dict[str, Factors]:
             continue
         u, s, v = np.linalg.svd(layer.weight, full_matrices=False)
         root = np.sqrt(s[:rank], dtype=np.float32)
-        made[layer.name] = Factors(u[:, :rank] * root, root[:, None] * v[:rank], layer.bias)
+        made[layer.name] = low_rank(u[:, :rank] * root, root[:, None] * v[:rank], layer.bias)
         left += rank * sum(layer.weight.shape)
     assert 1 - left / PARAMETERS == pytest.approx(share, abs=0.001)
     return made

@@ -10,12 +10,12 @@ from small_builds import options
 
 from edgepack.cache import Cache
 from edgepack.errors import ModelError, UsageError
+from edgepack.model.replacement import Replacement
 from edgepack.pipeline.build import build
 from edgepack.pipeline.prepared import Prepared
 from edgepack.pipeline.recovering import Recovery
 from edgepack.progress import silent
 from edgepack.recover.budget import Epochs
-from edgepack.types import Factors
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 
@@ -33,14 +33,14 @@ def recovery(ready: Prepared, cache: Path, **changes: object) -> Recovery:
 
 
 @pytest.fixture(scope="module")
-def start(ready: Prepared) -> dict[str, Factors]:
+def start(ready: Prepared) -> dict[str, Replacement]:
     task = ready.task
     pairs = zip(task.layers[:2], task.spectra[:2], strict=True)
     return {layer.name: task.rounder.plain(layer, spectrum, 24) for layer, spectrum in pairs}
 
 
 def test_an_onnx_model_is_trained_once_and_known_afterwards(
-    ready: Prepared, start: dict[str, Factors], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ready: Prepared, start: dict[str, Replacement], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = recovery(ready, tmp_path).of(start, int8=True, largest=127)
     assert first.held_out[1] < first.held_out[0]
@@ -56,7 +56,7 @@ def test_an_onnx_model_is_trained_once_and_known_afterwards(
     assert (again.steps, again.held_out) == (first.steps, first.held_out)
 
 
-def test_what_was_interrupted_goes_on(ready: Prepared, start: dict[str, Factors], tmp_path: Path) -> None:
+def test_what_was_interrupted_goes_on(ready: Prepared, start: dict[str, Replacement], tmp_path: Path) -> None:
     whole = recovery(ready, tmp_path / "whole").of(start, int8=False, largest=127)
 
     class StoppedError(Exception):
@@ -116,7 +116,7 @@ def test_there_must_be_data(classifier: Path, tmp_path: Path) -> None:
 
 
 def test_a_model_that_torch_cannot_take_is_refused(
-    ready: Prepared, start: dict[str, Factors], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ready: Prepared, start: dict[str, Replacement], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(path: Path, shapes: object) -> None:
         raise ModelError("the operator Foo has no counterpart")

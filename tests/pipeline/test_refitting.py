@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from linear_plans import linear_plan
 from small_builds import options
 
 from edgepack.backends.onnx.schemes import FP32, INT8_DYNAMIC
@@ -16,6 +17,7 @@ from edgepack.cache import Cache
 from edgepack.data import Samples
 from edgepack.errors import UsageError
 from edgepack.inference import load, predict
+from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import FileScheme
 from edgepack.pipeline import refitting
 from edgepack.pipeline.build import build
@@ -24,7 +26,7 @@ from edgepack.pipeline.refitting import Refitter
 from edgepack.plan.candidates import break_even_rank
 from edgepack.progress import silent
 from edgepack.quantize.grid import quantize_weight
-from edgepack.types import Factors, LayerPlan
+from edgepack.types import LayerPlan
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 
@@ -40,7 +42,7 @@ def plan(ready: Prepared, ranks: Sequence[int | None]) -> list[LayerPlan]:
     found = []
     for layer, rank in zip(ready.task.layers, ranks, strict=True):
         sides = layer.out_features, layer.in_features
-        found.append(LayerPlan(layer.name, *sides, rank, break_even_rank(*sides), 0.0, "", scheme=INT8_DYNAMIC))
+        found.append(linear_plan(layer.name, *sides, rank, break_even_rank(*sides), 0.0, "", scheme=INT8_DYNAMIC))
     return found
 
 
@@ -50,16 +52,16 @@ def refitter(ready: Prepared, samples: Samples | None = None) -> Refitter:
     return Refitter(ready.opened.model, ready.task.rounder, calibration, silent)
 
 
-def unfitted(ready: Prepared, chosen: Sequence[LayerPlan]) -> dict[str, Factors]:
+def unfitted(ready: Prepared, chosen: Sequence[LayerPlan]) -> dict[str, Replacement]:
     parts = ready.task.factors(chosen, INT8)
-    return {name: part for name, part in parts.items() if isinstance(part, Factors)}
+    return {name: part for name, part in parts.items() if isinstance(part, Replacement)}
 
 
-def made(ready: Prepared, chosen: Sequence[LayerPlan], samples: Samples | None = None) -> dict[str, Factors]:
+def made(ready: Prepared, chosen: Sequence[LayerPlan], samples: Samples | None = None) -> dict[str, Replacement]:
     return refitter(ready, samples).factors(ready.task.layers, ready.task.spectra, chosen, INT8)
 
 
-def far(ready: Prepared, factors: dict[str, Factors], path: Path) -> float:
+def far(ready: Prepared, factors: dict[str, Replacement], path: Path) -> float:
     """Mean squared distance of the answers from the original's, on the guard."""
     ready.onnx.write(factors, FileScheme.of(FP32), path)
     answers = predict(load(path, "onnx"), ready.data.guard)
@@ -86,7 +88,7 @@ def test_it_is_judged_as_the_method_weighs_outputs(classifier: Path, cache: Path
         x, metric = ready.data.guard.inputs["x"], ready.task.rounder.gradients["w2"]
         original = np.maximum(x @ first.weight.T + first.bias, 0) @ second.weight.T
 
-        def cost(factors: dict[str, Factors]) -> float:
+        def cost(factors: dict[str, Replacement]) -> float:
             fed = x
             for name, pair in factors.items():
                 fed = np.maximum(fed, 0) if name == "w2" else fed

@@ -1,4 +1,4 @@
-"""Factors as they are written: on the grids of their scheme, and better there than rounded one by one."""
+"""Replacement as they are written: on the grids of their scheme, and better there than rounded one by one."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from edgepack.backends.tflite import schemes as tflite
 from edgepack.cache import Cache
 from edgepack.factorize import whitened
 from edgepack.factorize.whitened import shrunk_covariance
+from edgepack.model.layer import View
+from edgepack.model.replacement import Replacement, low_rank
 from edgepack.model.scheme import Scheme
 from edgepack.pipeline.covariances import Covariances
 from edgepack.pipeline.rounding import Rounder
@@ -22,7 +24,7 @@ from edgepack.quantize.blocks import dequantize_blocks, quantize_blocks
 from edgepack.quantize.gauge import balanced
 from edgepack.quantize.grid import quantize_weight
 from edgepack.quantize.split import dense_share
-from edgepack.types import Array, Factors, InputSpread, LinearLayer, Moments, Spectrum
+from edgepack.types import Array, InputSpread, Moments, Spectrum
 
 OUT, IN, RANK = 48, 96, 16
 SCHEMES = [
@@ -36,13 +38,13 @@ SCHEMES = [
 
 
 @pytest.fixture(scope="module")
-def seen() -> tuple[LinearLayer, Moments, Spectrum]:
+def seen() -> tuple[View, Moments, Spectrum]:
     """A layer, its inputs' moments and its spectrum."""
     rng = np.random.default_rng(5)
     x = rng.standard_normal((2000, IN)) @ (rng.standard_normal((IN, IN)) * np.geomspace(1, 0.05, IN)) + 0.3
     weight = rng.standard_normal((OUT, IN)).astype(np.float32)
     moments = Moments(len(x), x.mean(axis=0), x.T @ x / len(x), float(x.min()), float(x.max()), float(np.ptp(x)))
-    layer = LinearLayer("layer", weight, np.ones(OUT, np.float32), "Gemm", moments=moments)
+    layer = View("layer", weight, np.ones(OUT, np.float32), moments)
     spectrum = whitened.spectrum(layer)
     inputs = InputSpread(moments.variance, moments.low, moments.high, moments.row_range)
     return layer, moments, Spectrum(spectrum.basis, spectrum.energies, spectrum.mean, inputs)
@@ -61,7 +63,7 @@ class Known(Covariances):
         return self.moments
 
 
-def error(layer: LinearLayer, pair: Factors, covariance: Array) -> float:
+def error(layer: View, pair: Replacement, covariance: Array) -> float:
     delta = layer.weight.astype(np.float64) - pair.A.astype(np.float64) @ pair.B.astype(np.float64)
     return float(((delta @ covariance) * delta).sum())
 
@@ -77,7 +79,7 @@ def nearest(weight: Array, scheme: Scheme) -> Array:
 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
 def test_every_quantizer_leaves_them_as_they_are(
-    scheme: Scheme, seen: tuple[LinearLayer, Moments, Spectrum], tmp_path: Path
+    scheme: Scheme, seen: tuple[View, Moments, Spectrum], tmp_path: Path
 ) -> None:
     layer, moments, spectrum = seen
     pair = Rounder(Known(tmp_path, moments), "whitened", 0, 127).factors(layer, spectrum, RANK, scheme)
@@ -87,21 +89,19 @@ def test_every_quantizer_leaves_them_as_they_are(
 
 @pytest.mark.parametrize("scheme", [onnx.INT8_DYNAMIC, tflite.INT4_DYNAMIC, onnx.NBITS4], ids=str)
 def test_together_they_lose_less_than_one_by_one(
-    scheme: Scheme, seen: tuple[LinearLayer, Moments, Spectrum], tmp_path: Path
+    scheme: Scheme, seen: tuple[View, Moments, Spectrum], tmp_path: Path
 ) -> None:
     layer, moments, spectrum = seen
     covariance = shrunk_covariance(moments)
     exact = whitened.factors(layer, spectrum, RANK)
     plain = balanced(exact, spectrum, seed=0)
-    plain = Factors(nearest(plain.A, scheme), nearest(plain.B, scheme), None)
+    plain = low_rank(nearest(plain.A, scheme), nearest(plain.B, scheme), None)
     pair = Rounder(Known(tmp_path, moments), "whitened", 0, 127).factors(layer, spectrum, RANK, scheme)
     truncation = error(layer, exact, covariance)
     assert error(layer, pair, covariance) - truncation < 0.7 * (error(layer, plain, covariance) - truncation)
 
 
-def test_the_mean_answer_is_that_of_the_dense_layer(
-    seen: tuple[LinearLayer, Moments, Spectrum], tmp_path: Path
-) -> None:
+def test_the_mean_answer_is_that_of_the_dense_layer(seen: tuple[View, Moments, Spectrum], tmp_path: Path) -> None:
     layer, moments, spectrum = seen
     pair = Rounder(Known(tmp_path, moments), "whitened", 0, 127).factors(layer, spectrum, RANK, tflite.INT4_DYNAMIC)
     assert pair.bias is not None
@@ -110,7 +110,7 @@ def test_the_mean_answer_is_that_of_the_dense_layer(
     np.testing.assert_allclose(pair.A @ (pair.B @ moments.mean) + pair.bias, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_they_are_made_once(seen: tuple[LinearLayer, Moments, Spectrum], tmp_path: Path) -> None:
+def test_they_are_made_once(seen: tuple[View, Moments, Spectrum], tmp_path: Path) -> None:
     layer, moments, spectrum = seen
     covariances = Known(tmp_path, moments)
     first = Rounder(covariances, "whitened", 0, 127).factors(layer, spectrum, RANK, onnx.INT8_DYNAMIC)
@@ -122,7 +122,7 @@ def test_they_are_made_once(seen: tuple[LinearLayer, Moments, Spectrum], tmp_pat
 
 
 def test_fp32_and_layers_never_seen_stay_as_the_factorizer_made_them(
-    seen: tuple[LinearLayer, Moments, Spectrum], tmp_path: Path
+    seen: tuple[View, Moments, Spectrum], tmp_path: Path
 ) -> None:
     layer, _, spectrum = seen
     covariances = Known(tmp_path, None)
@@ -134,7 +134,7 @@ def test_fp32_and_layers_never_seen_stay_as_the_factorizer_made_them(
 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
 def test_a_dense_layer_loses_less_than_rounded_to_nearest_and_stays_as_it_is(
-    scheme: Scheme, seen: tuple[LinearLayer, Moments, Spectrum], tmp_path: Path
+    scheme: Scheme, seen: tuple[View, Moments, Spectrum], tmp_path: Path
 ) -> None:
     layer, moments, _ = seen
     made = Rounder(Known(tmp_path, moments), "whitened", 0, 127).dense(layer, scheme)
@@ -150,7 +150,7 @@ def test_a_dense_layer_loses_less_than_rounded_to_nearest_and_stays_as_it_is(
 
 @pytest.mark.parametrize("bias", [None, np.zeros(OUT, np.float32)])
 def test_a_layer_without_a_bias_gets_none_and_keeps_its_mean_nearly(
-    bias: Array | None, seen: tuple[LinearLayer, Moments, Spectrum], tmp_path: Path
+    bias: Array | None, seen: tuple[View, Moments, Spectrum], tmp_path: Path
 ) -> None:
     layer, moments, _ = seen
     unbiased = replace(layer, bias=bias)
@@ -163,7 +163,7 @@ def test_a_layer_without_a_bias_gets_none_and_keeps_its_mean_nearly(
 
 
 def test_a_dense_layer_is_rounded_once_and_not_at_all_where_there_is_nothing_to_round(
-    seen: tuple[LinearLayer, Moments, Spectrum], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    seen: tuple[View, Moments, Spectrum], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     layer, moments, _ = seen
     first = Rounder(Known(tmp_path, moments), "whitened", 0, 127).dense(layer, onnx.NBITS4)
@@ -180,11 +180,11 @@ def test_a_dense_layer_is_rounded_once_and_not_at_all_where_there_is_nothing_to_
 
 @pytest.mark.parametrize(("scheme", "changes"), [(onnx.INT8_DYNAMIC, False), (onnx.FP32, False), (onnx.NBITS4, True)])
 def test_a_trained_pair_is_rounded_against_its_own_product(
-    scheme: Scheme, changes: bool, seen: tuple[LinearLayer, Moments, Spectrum], tmp_path: Path
+    scheme: Scheme, changes: bool, seen: tuple[View, Moments, Spectrum], tmp_path: Path
 ) -> None:
     layer, moments, spectrum = seen
     pair = whitened.factors(layer, spectrum, RANK)
-    trained = Factors(pair.A * np.float32(1.5), pair.B, pair.bias)
+    trained = low_rank(pair.A * np.float32(1.5), pair.B, pair.bias)
     made = Rounder(Known(tmp_path, moments), "whitened", 0, 127).trained(layer, trained, scheme)
     assert (made is not trained) == changes
     target = replace(layer, weight=trained.A @ trained.B)

@@ -12,12 +12,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from linear_plans import linear_plan
 from small_builds import options
 
 from edgepack.backends.onnx.schemes import FP32, INT8_DYNAMIC, INT8_STATIC
 from edgepack.cache import Cache
 from edgepack.errors import ModelError, ProofError
 from edgepack.metrics import Drop
+from edgepack.model.kinds.linear import linear_layer
+from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import FileScheme, Scheme
 from edgepack.pipeline.attempt import Attempt
 from edgepack.pipeline.covariances import Covariances
@@ -26,9 +29,9 @@ from edgepack.pipeline.rounding import Rounder
 from edgepack.pipeline.search import FINALISTS, Found, Search
 from edgepack.pipeline.task import Task
 from edgepack.progress import silent
-from edgepack.types import Factors, LayerPlan, LinearLayer, Proof, Spectrum
+from edgepack.types import LayerPlan, Proof, Spectrum
 
-LAYER = LinearLayer("fc", np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32), None, "Gemm")
+LAYER = linear_layer("fc", np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32), None)
 SPECTRUM = Spectrum(np.eye(64, dtype=np.float32), np.geomspace(1, 1e-4, 64))
 NEVER = float("inf")
 INT8 = replace(INT8_DYNAMIC, name="int8")
@@ -42,7 +45,7 @@ def drop(value: float) -> Drop:
 
 def step(rank: int | None, latency: float, size: int = 1000, loss: float | None = None, scheme: Scheme = INT8) -> Step:
     """A plan of one layer; by default it loses more the smaller its rank is."""
-    layer = LayerPlan("fc", 64, 64, rank, 31, 0.0, "a reason", scheme=scheme)
+    layer = linear_plan("fc", 64, 64, rank, 31, 0.0, "a reason", scheme=scheme)
     return Step((layer,), 1 / (rank or 64) if loss is None else loss, size, size, latency)
 
 
@@ -61,13 +64,17 @@ class Files:
         return tuple(FileScheme(scheme, other or scheme) for other in self.others)
 
     def write(
-        self, factors: Mapping[str, Factors], scheme: FileScheme, out: Path, schemes: Mapping[str, Scheme] | None = None
+        self,
+        factors: Mapping[str, Replacement],
+        scheme: FileScheme,
+        out: Path,
+        schemes: Mapping[str, Scheme] | None = None,
     ) -> None:
         assert not schemes, "a single layer has the scheme of the file"
         out.write_text(f"{scheme} {factors['fc'].rank if factors else 'dense'}")
         self.written.append(out.read_text())
 
-    def takes(self, factors: Mapping[str, Factors]) -> dict[str, Factors]:
+    def takes(self, factors: Mapping[str, Replacement]) -> dict[str, Replacement]:
         return dict(factors)
 
 
@@ -90,7 +97,12 @@ class Prover:
         return drop(self.probed[path.read_text()])
 
     def attempt(
-        self, files: Files, plan: tuple[LayerPlan, ...], factors: Mapping[str, Factors], scheme: FileScheme, out: Path
+        self,
+        files: Files,
+        plan: tuple[LayerPlan, ...],
+        factors: Mapping[str, Replacement],
+        scheme: FileScheme,
+        out: Path,
     ) -> Attempt:
         files.write(factors, scheme, out)
         if out.read_text() in self.refused:

@@ -12,13 +12,14 @@ import pytest
 from edgepack.cache import Cache
 from edgepack.data import Samples
 from edgepack.executor import Workers, local, workers
+from edgepack.model.layer import View
 from edgepack.onnxgraph.sites import find_sites
 from edgepack.pipeline import moments as pipeline_moments
 from edgepack.pipeline.moments import _cut, observe
 from edgepack.pipeline.observe import Observation
 from edgepack.pipeline.statistics import decompose
 from edgepack.progress import Progress, silent
-from edgepack.types import LinearLayer, Spectrum
+from edgepack.types import Spectrum
 
 RNG = np.random.default_rng(0)
 SAMPLES = Samples({"x": (RNG.normal(size=(50, 6)) * np.arange(1, 7)).astype(np.float32)})
@@ -41,7 +42,7 @@ def model() -> ir.Model:
     return made
 
 
-def layers(model: ir.Model) -> tuple[LinearLayer, ...]:
+def layers(model: ir.Model) -> tuple[View, ...]:
     return tuple(site.layer for site in find_sites(model))
 
 

@@ -16,6 +16,8 @@ from edgepack.data import Samples
 from edgepack.errors import ModelError
 from edgepack.inference import load, predict
 from edgepack.metrics import sqnr_db
+from edgepack.model.layer import Layer
+from edgepack.model.replacement import Replacement, dense, low_rank
 from edgepack.model.scheme import FileScheme, Scheme
 from edgepack.onnxgraph.files import save
 from edgepack.onnxgraph.rewrite import with_factors
@@ -23,7 +25,6 @@ from edgepack.pipeline.opened import Opened
 from edgepack.pipeline.tflite_files import TfliteFiles
 from edgepack.quantize.coded import in_8_bits
 from edgepack.tflitegraph.contents import operators
-from edgepack.types import Coded, Dense, Factors, LinearLayer
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 
@@ -45,11 +46,11 @@ def files(tmp_path_factory: pytest.TempPathFactory, opened: Opened, data: Sample
 
 
 @pytest.fixture(scope="module")
-def layers(opened: Opened) -> dict[tuple[int, int], LinearLayer]:
+def layers(opened: Opened) -> dict[tuple[int, int], Layer]:
     return {layer.weight.shape: layer for layer in opened.layers}
 
 
-def blocks(layer: LinearLayer) -> Coded:
+def blocks(layer: Layer) -> Replacement:
     """The layer's rows of blocks of two, each the nearest one of 256 of them; another bias than the layer's own."""
     w = Writer()
     pairs = layer.weight.reshape(-1, 2)
@@ -62,7 +63,7 @@ def blocks(layer: LinearLayer) -> Coded:
     return in_8_bits(w.decoded(w.step("reshape", found, shape=layer.weight.shape), bias))
 
 
-def projected(layer: LinearLayer) -> Coded:
+def projected(layer: Layer) -> Replacement:
     """Two products with an intermediate cast, none of which is the layer's own size."""
     u, s, v = np.linalg.svd(layer.weight, full_matrices=False)
     w = Writer()
@@ -75,18 +76,18 @@ def projected(layer: LinearLayer) -> Coded:
 @pytest.mark.parametrize("kind", [blocks, projected])
 def test_code_beside_every_scheme(
     files: TfliteFiles,
-    layers: dict[tuple[int, int], LinearLayer],
+    layers: dict[tuple[int, int], Layer],
     data: Samples,
     tmp_path: Path,
     scheme: Scheme,
-    kind: type[Coded],
+    kind: type[Replacement],
 ) -> None:
     layer = layers[96, 96]
     part = kind(layer)
     assert files.takes({layer.name: part}) == {layer.name: part}
     assert files.refuses(layer.name, part) is None
     files.write({layer.name: part}, FileScheme.of(scheme), tmp_path / "coded.tflite", {layer.name: CONSTEXPR})
-    wide = {layer.name: Dense(part.weight, part.bias)}
+    wide = {layer.name: dense(part.weight, part.bias)}
     files.write(wide, FileScheme.of(scheme), tmp_path / "dense.tflite", {} if scheme == FP32 else {layer.name: FP32})
     want = answers(tmp_path / "dense.tflite", data)
     # Rounding at run time may fall to the other side where sums come in another order.
@@ -101,16 +102,16 @@ def test_code_beside_every_scheme(
 
 
 def test_what_the_converter_folded_in_is_kept(
-    files: TfliteFiles, opened: Opened, layers: dict[tuple[int, int], LinearLayer], data: Samples, tmp_path: Path
+    files: TfliteFiles, opened: Opened, layers: dict[tuple[int, int], Layer], data: Samples, tmp_path: Path
 ) -> None:
     """The norm's scale is in the first layer's weight, its shift in the bias: no dense weight is put there, code is."""
     first, second = layers[96, 64], layers[96, 96]
     parts = {first.name: projected(first), second.name: blocks(second)}
-    assert files.takes({first.name: Dense(first.weight, first.bias)}) == {}
+    assert files.takes({first.name: dense(first.weight, first.bias)}) == {}
     assert files.takes(parts) == parts
     files.write(parts, FileScheme.of(FP32), tmp_path / "coded.tflite")
     whole = {
-        name: Factors(part.weight, np.eye(part.weight.shape[1], dtype=np.float32), part.bias)
+        name: low_rank(part.weight, np.eye(part.weight.shape[1], dtype=np.float32), part.bias)
         for name, part in parts.items()
     }
     save(with_factors(opened.model, whole), tmp_path / "want.onnx")
@@ -118,11 +119,11 @@ def test_what_the_converter_folded_in_is_kept(
 
 
 def test_code_beside_pairs_and_a_scheme_of_each(
-    files: TfliteFiles, layers: dict[tuple[int, int], LinearLayer], data: Samples, tmp_path: Path
+    files: TfliteFiles, layers: dict[tuple[int, int], Layer], data: Samples, tmp_path: Path
 ) -> None:
     first, second, third = (layers[key] for key in ((96, 64), (96, 96), (10, 96)))
     u, s, v = np.linalg.svd(first.weight, full_matrices=False)
-    pair = Factors((u * s)[:, :24].astype(np.float32), v[:24].astype(np.float32), first.bias)
+    pair = low_rank((u * s)[:, :24].astype(np.float32), v[:24].astype(np.float32), first.bias)
     parts = {first.name: pair, second.name: blocks(second)}
     files.write(parts, FileScheme.of(INT8_DYNAMIC), tmp_path / "a.tflite", {second.name: CONSTEXPR, third.name: FP32})
     files.write(parts, FileScheme.of(INT8_DYNAMIC), tmp_path / "b.tflite", {third.name: FP32})
@@ -134,7 +135,7 @@ def test_code_beside_pairs_and_a_scheme_of_each(
 
 
 def test_another_code_of_the_same_weight_is_another_file(
-    files: TfliteFiles, layers: dict[tuple[int, int], LinearLayer], tmp_path: Path
+    files: TfliteFiles, layers: dict[tuple[int, int], Layer], tmp_path: Path
 ) -> None:
     layer = layers[96, 96]
     part = blocks(layer)
@@ -148,7 +149,7 @@ def test_another_code_of_the_same_weight_is_another_file(
 
 
 def test_code_is_not_lost(
-    files: TfliteFiles, layers: dict[tuple[int, int], LinearLayer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    files: TfliteFiles, layers: dict[tuple[int, int], Layer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     layer, third = layers[96, 96], layers[10, 96]
     part = {layer.name: blocks(layer)}

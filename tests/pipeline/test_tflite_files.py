@@ -16,12 +16,14 @@ from edgepack.emit.tflite import TfliteEmitter
 from edgepack.errors import ModelError
 from edgepack.inference import load, predict
 from edgepack.metrics import sqnr_db
+from edgepack.model.layer import Layer
+from edgepack.model.replacement import Replacement, low_rank
 from edgepack.model.scheme import FileScheme
 from edgepack.onnxgraph.files import save
 from edgepack.onnxgraph.rewrite import with_factors
 from edgepack.pipeline.opened import Opened
 from edgepack.pipeline.tflite_files import TfliteFiles
-from edgepack.types import Array, Factors, LinearLayer
+from edgepack.types import Array
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 
@@ -43,22 +45,22 @@ def files(tmp_path_factory: pytest.TempPathFactory, opened: Opened, data: Sample
 
 
 @pytest.fixture(scope="module")
-def layers(opened: Opened) -> tuple[LinearLayer, ...]:
+def layers(opened: Opened) -> tuple[Layer, ...]:
     """First, second, third; the product from the left is the fourth where it counts as a layer."""
     order = {(96, 64): 0, (96, 96): 1, (10, 96): 2}
     found = [layer for layer in opened.layers if layer.weight.shape in order]
     return tuple(sorted(found, key=lambda layer: order[layer.out_features, layer.in_features]))
 
 
-def pair(layer: LinearLayer, rank: int) -> Factors:
+def pair(layer: Layer, rank: int) -> Replacement:
     u, s, v = np.linalg.svd(layer.weight, full_matrices=False)
     assert layer.bias is not None
-    return Factors(
+    return low_rank(
         (u[:, :rank] * s[:rank]).astype(np.float32), v[:rank].astype(np.float32), layer.bias + np.float32(0.1)
     )
 
 
-def reference(opened: Opened, factors: dict[str, Factors], data: Samples, path: Path) -> Array:
+def reference(opened: Opened, factors: dict[str, Replacement], data: Samples, path: Path) -> Array:
     save(with_factors(opened.model, factors), path)
     return predict(load(path, "onnx"), data)
 
@@ -68,7 +70,7 @@ def held(files: TfliteFiles, path: Path) -> dict[tuple[int, int], int]:
 
 
 def test_every_layer_of_a_file_in_its_own_scheme(
-    files: TfliteFiles, opened: Opened, layers: tuple[LinearLayer, ...], data: Samples, tmp_path: Path
+    files: TfliteFiles, opened: Opened, layers: tuple[Layer, ...], data: Samples, tmp_path: Path
 ) -> None:
     first, second, third = layers
     factors = {second.name: pair(second, 24)}
@@ -100,7 +102,7 @@ def test_fewer_bits_make_a_smaller_file(files: TfliteFiles, data: Samples, tmp_p
 
 
 def test_one_conversion_for_all_plans(
-    files: TfliteFiles, layers: tuple[LinearLayer, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    files: TfliteFiles, layers: tuple[Layer, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files.write({}, FileScheme.of(FP32), tmp_path / "dense.tflite")
     monkeypatch.setattr(TfliteEmitter, "emit", lambda *args: pytest.fail("converted again"))
@@ -112,7 +114,7 @@ def test_one_conversion_for_all_plans(
 
 
 def test_schemes_are_part_of_the_cache_key(
-    files: TfliteFiles, layers: tuple[LinearLayer, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    files: TfliteFiles, layers: tuple[Layer, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     factors = {layers[0].name: pair(layers[0], 12)}
     written = {}
@@ -134,7 +136,7 @@ def test_schemes_are_part_of_the_cache_key(
 def test_a_model_that_cannot_be_split_is_converted_for_every_plan(
     files: TfliteFiles,
     opened: Opened,
-    layers: tuple[LinearLayer, ...],
+    layers: tuple[Layer, ...],
     data: Samples,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -159,7 +161,7 @@ def test_a_model_that_cannot_be_split_is_converted_for_every_plan(
     monkeypatch.delitem(files.__dict__, "_places")
 
 
-def test_what_is_refused(files: TfliteFiles, layers: tuple[LinearLayer, ...], tmp_path: Path) -> None:
+def test_what_is_refused(files: TfliteFiles, layers: tuple[Layer, ...], tmp_path: Path) -> None:
     out = tmp_path / "m.tflite"
     with pytest.raises(ModelError, match="no layer nowhere"):
         files.write({}, FileScheme.of(INT8_DYNAMIC), out, {"nowhere": INT4_DYNAMIC})
@@ -173,7 +175,7 @@ def test_what_is_refused(files: TfliteFiles, layers: tuple[LinearLayer, ...], tm
 
 
 def test_a_product_from_the_left_is_a_layer_too(
-    files: TfliteFiles, opened: Opened, layers: tuple[LinearLayer, ...], tmp_path: Path
+    files: TfliteFiles, opened: Opened, layers: tuple[Layer, ...], tmp_path: Path
 ) -> None:
     (left,) = {layer.name for layer in opened.layers} - {layer.name for layer in layers}
     files.write({}, FileScheme.of(INT8_DYNAMIC), tmp_path / "m.tflite", {left: FP32})
@@ -181,7 +183,7 @@ def test_a_product_from_the_left_is_a_layer_too(
 
 
 def test_a_layer_without_an_operator_is_named(
-    files: TfliteFiles, layers: tuple[LinearLayer, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    files: TfliteFiles, layers: tuple[Layer, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = layers[1].name
     known = {other: names for other, names in files._places.operators.items() if other != name}

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import pytest
+from linear_plans import linear_candidate, linear_plan
 
 from edgepack.backends.onnx.schemes import FP32, INT8_DYNAMIC, NBITS4, NBITS4_CORRECTED, NBITS8, WEIGHTS8
 from edgepack.model.scheme import FileScheme, Format, Scheme, matrices
@@ -16,11 +17,11 @@ from edgepack.plan.file_scheme import base_scheme, exceptions, file_label
 from edgepack.plan.reasons import kind, name, others, reason
 from edgepack.plan.roofline import roofline
 from edgepack.plan.sizes import resident_bytes
-from edgepack.plan.table import Point
+from edgepack.plan.table import Point, linear_point
 from edgepack.targets import get_target
 from edgepack.types import Candidate, LayerPlan
 
-POINT = Point(NBITS4_CORRECTED, 96, 160, 8, 4)
+POINT = linear_point(NBITS4_CORRECTED, 96, 160, 8, 4)
 DENSE, PAIR = replace(POINT, scheme=NBITS4, rank=None), replace(POINT, scheme=NBITS8)
 
 
@@ -84,7 +85,7 @@ def test_ranks_take_at_most_half_of_what_four_bits_save(sides: tuple[int, int], 
 
 
 def plan(scheme: Scheme | None = NBITS4_CORRECTED, rank: int | None = 8, layer: str = "a") -> LayerPlan:
-    return LayerPlan(layer, 96, 160, rank, 59, 0.0, "", scheme=scheme)
+    return linear_plan(layer, 96, 160, rank, 59, 0.0, "", scheme=scheme)
 
 
 def test_no_file_is_named_after_it() -> None:
@@ -97,7 +98,7 @@ def test_no_file_is_named_after_it() -> None:
 
 
 def candidate(scheme: Scheme, rank: int | None, loss: float, size: int, latency: float) -> Candidate:
-    return Candidate(scheme, rank, loss, size, size, latency)
+    return linear_candidate(scheme, rank, loss, size, size, latency)
 
 
 BOTH, INT8 = candidate(NBITS4_CORRECTED, 8, 0.002, 120, 3e-6), candidate(INT8_DYNAMIC, None, 1e-4, 200, 2e-6)

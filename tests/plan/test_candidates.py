@@ -10,12 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgepack.errors import UsageError
+from edgepack.model.kinds.linear import linear_layer
+from edgepack.model.layer import Layer
 from edgepack.plan.candidates import MOST_RANKS, asked_rank, break_even_rank, check_rank, rank_choices
-from edgepack.types import LinearLayer
 
 
-def layer(out: int, inn: int, name: str = "l") -> LinearLayer:
-    return LinearLayer(name, np.zeros((out, inn), np.float32), None, "Gemm")
+def layer(out: int, inn: int, name: str = "l") -> Layer:
+    return linear_layer(name, np.zeros((out, inn), np.float32), None)
 
 
 @given(st.integers(1, 300), st.integers(1, 300))

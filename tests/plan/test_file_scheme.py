@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from linear_plans import linear_plan
 
 from edgepack.backends.onnx.schemes import CONSTEXPR, FP32, INT8_DYNAMIC, NBITS4, TABLES4, WEIGHTS8
 from edgepack.backends.tflite import schemes as tflite
@@ -16,7 +17,7 @@ SCHEMES = (FP32, INT8_DYNAMIC, NBITS4)
 
 
 def layer(name: str, scheme: Scheme | None, out: int = 4, inn: int = 6, rank: int | None = None) -> LayerPlan:
-    return LayerPlan(name, out, inn, rank, 2, 0.0, "", scheme=scheme)
+    return linear_plan(name, out, inn, rank, 2, 0.0, "", scheme=scheme)
 
 
 def test_the_scheme_of_most_weights_is_the_files() -> None:

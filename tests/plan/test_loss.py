@@ -16,6 +16,8 @@ from edgepack.backends.schemes import SCHEMES
 from edgepack.backends.tflite import schemes as tflite
 from edgepack.calibrate import moments
 from edgepack.factorize import svd, two_sided, whitened
+from edgepack.model.layer import View
+from edgepack.model.replacement import Replacement, low_rank
 from edgepack.model.scheme import Scheme
 from edgepack.plan.loss import layer_losses
 from edgepack.quantize.alternate import alternate
@@ -25,7 +27,7 @@ from edgepack.quantize.gptq import gptq, innovation, row_errors
 from edgepack.quantize.grid import activation_grid, quantize_weight
 from edgepack.quantize.lattice import WeightGrid, grid_of
 from edgepack.quantize.residual import rounded_residual
-from edgepack.types import Array, Factors, InputSpread, LinearLayer, Spectrum
+from edgepack.types import Array, InputSpread, Spectrum
 
 ALL_SCHEMES = tuple(scheme for schemes in SCHEMES.values() for scheme in schemes)
 DISTINCT = (INT8_DYNAMIC, INT8_STATIC, NBITS8, NBITS4, tflite.INT4_DYNAMIC)
@@ -57,10 +59,10 @@ def spread(x: Array) -> InputSpread:
     )
 
 
-def observed(weight: Array, x: Array) -> tuple[LinearLayer, Spectrum]:
+def observed(weight: Array, x: Array) -> tuple[View, Spectrum]:
     """The layer, and its spectrum on the covariance as it is: shrinking it is another question."""
     seen = replace(moments([{"x": x}])["x"], count=10**9)
-    layer = LinearLayer("layer", weight, np.ones(len(weight), np.float32), "Gemm", moments=seen)
+    layer = View("layer", weight, np.ones(len(weight), np.float32), seen)
     inputs = replace(spread(x), innovation=innovation(seen.covariance))
     return layer, replace(whitened.spectrum(layer), inputs=inputs)
 
@@ -72,11 +74,11 @@ def gradients(out: int, rng: np.random.Generator) -> Array:
     return g.T @ g / len(g)
 
 
-def pair_at(layer: LinearLayer, spectrum: Spectrum, method: object = whitened) -> Callable[[int], Factors]:
+def pair_at(layer: View, spectrum: Spectrum, method: object = whitened) -> Callable[[int], Replacement]:
     return lambda rank: balanced(method.factors(layer, spectrum, rank), spectrum, seed=0)  # type: ignore[attr-defined]
 
 
-def rounded(layer: LinearLayer, pair: Factors | None, scheme: Scheme, largest: int = 127) -> LinearLayer | Factors:
+def rounded(layer: View, pair: Replacement | None, scheme: Scheme, largest: int = 127) -> View | Replacement:
     """As a file holds it: one weight after the other, the bias corrected."""
     grids = [grid_of(scheme, size, largest=largest) for size in (layer.in_features, pair.rank if pair else 1)]
     if grids[0] is None or grids[1] is None:
@@ -100,12 +102,10 @@ def quantized_input(x: Array, scheme: Scheme) -> Array:
     return (np.clip(np.rint(x / scale) + zero, -128, 127) - zero) * scale
 
 
-def exact(
-    layer: LinearLayer, pair: Factors | None, scheme: Scheme, x: Array, metric: Array, largest: int = 127
-) -> float:
+def exact(layer: View, pair: Replacement | None, scheme: Scheme, x: Array, metric: Array, largest: int = 127) -> float:
     """E Δyᵀ G Δy over the rows."""
     part = rounded(layer, pair, scheme, largest)
-    if isinstance(part, Factors):
+    if isinstance(part, Replacement):
         found = quantized_input(quantized_input(x, scheme) @ part.B.T, scheme) @ part.A.T + part.bias
     else:
         found = quantized_input(x, scheme) @ part.weight.T + part.bias
@@ -163,7 +163,7 @@ def test_fp32_losses_are_exact_fall_with_the_rank_and_vanish_for_the_dense_layer
             assert losses[FP32, rank] == pytest.approx(true, rel=1e-2, abs=1e-5 * whole)
 
 
-def oblique(seed: int, sides: tuple[int, int]) -> tuple[LinearLayer, Spectrum, Array, Array]:
+def oblique(seed: int, sides: tuple[int, int]) -> tuple[View, Spectrum, Array, Array]:
     """A layer with a two-sided spectrum, its inputs, and the G that the spectrum was made by."""
     rng = np.random.default_rng(seed)
     x = make_inputs(sides[1], "plain", rng)
@@ -202,15 +202,15 @@ def test_its_noise_is_that_of_really_quantized_layers(sides: tuple[int, int], wi
         assert 0.7 <= predicted * (1.0 if with_gradient else whole) / true <= 1.6, (scheme, rank)
 
 
-def no_factors(rank: int) -> Factors:
+def no_factors(rank: int) -> Replacement:
     raise AssertionError("fp32 needs no factors")
 
 
-def zero_factors(layer: LinearLayer, spectrum: Spectrum) -> Factors:
+def zero_factors(layer: View, spectrum: Spectrum) -> Replacement:
     """Rank 0: the mean output."""
     out, features = layer.weight.shape
     mean = (layer.weight @ spectrum.mean + layer.bias).astype(np.float32)
-    return Factors(np.zeros((out, 1), np.float32), np.zeros((1, features), np.float32), mean)
+    return low_rank(np.zeros((out, 1), np.float32), np.zeros((1, features), np.float32), mean)
 
 
 @settings(max_examples=20)
@@ -275,7 +275,7 @@ def test_any_gauge_will_do() -> None:
     layer, spectrum = observed(rng.standard_normal((64, 96)).astype(np.float32), x)
     plain = whitened.factors(layer, spectrum, 32)
     skew = (np.eye(32) + 0.1 * np.triu(rng.standard_normal((32, 32)), 1)).astype(np.float32)
-    pair = Factors(plain.A @ skew, np.linalg.solve(skew, plain.B), plain.bias)
+    pair = low_rank(plain.A @ skew, np.linalg.solve(skew, plain.B), plain.bias)
     losses = layer_losses(layer, spectrum, None, DISTINCT, (32,), lambda rank: pair, largest=127)
     lost = spectrum.lost_share()[32]
     for scheme in DISTINCT:
@@ -316,7 +316,7 @@ def test_one_outlier_does_not_cost_more_than_all_other_weights_are_worth() -> No
 
 def test_without_data_inputs_count_as_white_and_only_weights_are_rounded() -> None:
     rng = np.random.default_rng(2)
-    layer = LinearLayer("layer", rng.standard_normal((48, 64)).astype(np.float32), None, "Gemm")
+    layer = View("layer", rng.standard_normal((48, 64)).astype(np.float32), None)
     spectrum = svd.spectrum(layer)
     losses = layer_losses(layer, spectrum, None, ALL_SCHEMES, (16,), pair_at(layer, spectrum, svd), largest=127)
     codes, scales = quantize_weight(layer.weight, largest=127)
@@ -330,7 +330,7 @@ def test_without_data_inputs_count_as_white_and_only_weights_are_rounded() -> No
 
 def test_layers_that_give_nothing_and_outputs_that_matter_to_nobody_lose_nothing() -> None:
     rng = np.random.default_rng(3)
-    zero = LinearLayer("zero", np.zeros((16, 24), np.float32), None, "Gemm")
+    zero = View("zero", np.zeros((16, 24), np.float32), None)
     spectrum = svd.spectrum(zero)
     losses = layer_losses(zero, spectrum, None, ALL_SCHEMES, (8,), pair_at(zero, spectrum, svd), largest=127)
     assert set(losses.values()) == {0.0}

@@ -36,11 +36,11 @@ from edgepack.plan.measured_file import (
     save_measured,
     tables_of,
 )
-from edgepack.plan.table import Point
+from edgepack.plan.table import Point, linear_point
 from edgepack.targets import get_target
 
 MARK = Fingerprint("aarch64", ("4x cortex-a72 1500 MHz",), ("neon",), ("L1d=32768:2",), {"onnx": "onnxruntime 1.31"})
-LAYER = Point(FP32, 300, 700, None, 1)
+LAYER = linear_point(FP32, 300, 700, None, 1)
 
 
 def seconds(point: Point) -> float:
@@ -97,7 +97,7 @@ def inside(draw: st.DrawFn) -> Point:
     rows, columns = draw(st.integers(32, 2048)), draw(st.integers(32, 2048))
     most = min(break_even_rank(rows, columns), STANDARD_GRID.ranks[-1])
     rank = draw(st.none() | st.integers(8, most)) if most >= 8 else None
-    return Point(FP32, rows, columns, rank, draw(st.integers(1, 32)))
+    return linear_point(FP32, rows, columns, rank, draw(st.integers(1, 32)))
 
 
 @given(inside())
@@ -118,10 +118,10 @@ def test_the_corners_enclose_the_point(point: Point) -> None:
 
 
 def test_beyond_the_grid_and_in_a_gap_of_it_there_is_nothing() -> None:
-    outside = [Point(FP32, *sides, None, batch) for *sides, batch in ((31, 99, 1), (99, 2049, 1), (99, 99, 33))]
+    outside = [linear_point(FP32, *sides, None, batch) for *sides, batch in ((31, 99, 1), (99, 2049, 1), (99, 99, 33))]
     assert GRID.prices(outside) == [None] * 3
     gap = {p: e for p, e in GRID.entries.items() if (p.out_features, p.in_features) != (512, 512)}
-    assert replace(GRID, entries=gap).prices([Point(FP32, 300, 300, None, 1)]) == [None]
+    assert replace(GRID, entries=gap).prices([linear_point(FP32, 300, 300, None, 1)]) == [None]
 
 
 def test_a_fingerprint_is_of_the_cpu_and_its_runtimes_alone() -> None:
@@ -221,5 +221,5 @@ def test_the_grid_leaves_out_only_corners_of_cells_in_which_no_rank_pays() -> No
     for schemes in SCHEMES.values():
         points = list(grid_points(STANDARD_GRID, schemes[0]))
         assert len(points) < STANDARD_GRID.size
-        assert Point(schemes[0], 2048, 2048, 512, 1) in points
-        assert Point(schemes[0], 32, 32, 512, 1) not in points
+        assert linear_point(schemes[0], 2048, 2048, 512, 1) in points
+        assert linear_point(schemes[0], 32, 32, 512, 1) not in points

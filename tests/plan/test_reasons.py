@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from linear_plans import linear_candidate
+
 from edgepack.backends.onnx import schemes
 from edgepack.model.scheme import Scheme
 from edgepack.plan.reasons import kind, others, reason
@@ -12,7 +14,7 @@ from edgepack.types import Candidate
 
 
 def one(scheme: Scheme, rank: int | None, loss: float, size: int, microseconds: float) -> Candidate:
-    return Candidate(scheme, rank, loss, size, size, microseconds * 1e-6)
+    return linear_candidate(scheme, rank, loss, size, size, microseconds * 1e-6)
 
 
 FP32 = one(schemes.FP32, None, 0.0, 4000, 40)

@@ -12,7 +12,7 @@ from edgepack.bench.devices.local import LocalDevice
 from edgepack.model.scheme import Scheme
 from edgepack.pipeline.layer_files import layer_files
 from edgepack.plan.sizes import resident_bytes
-from edgepack.plan.table import Point
+from edgepack.plan.table import linear_point
 
 
 def test_every_scheme_has_a_factor() -> None:
@@ -23,7 +23,7 @@ def test_every_scheme_has_a_factor() -> None:
 
 @pytest.mark.parametrize("scheme", [INT8_DYNAMIC, tflite.INT8_DYNAMIC], ids=lambda scheme: scheme.key)
 def test_the_factor_is_what_a_fresh_process_holds(scheme: Scheme) -> None:
-    dense, pair = (Point(scheme, 2048, 2048, rank, 1) for rank in (None, 256))
+    dense, pair = (linear_point(scheme, 2048, 2048, rank, 1) for rank in (None, 256))
     files = layer_files([dense, pair])
     device = LocalDevice()
     peaks = [

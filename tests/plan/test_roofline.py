@@ -15,7 +15,7 @@ from edgepack.backends.tflite import schemes as tflite
 from edgepack.model.scheme import FORMATS, Scheme
 from edgepack.plan.cost import EmulatedCosts
 from edgepack.plan.roofline import ERROR_SHARE, NAME, NOMINAL_NAME, roofline
-from edgepack.plan.table import Point
+from edgepack.plan.table import linear_point
 from edgepack.plan.table_file import table_for
 from edgepack.targets import get_target, load_targets
 
@@ -32,7 +32,9 @@ def test_every_target_has_an_answer_for_every_scheme() -> None:
         for fmt in FORMATS:
             assert 1e-8 < source.call_s(fmt) < 1e-3
             for scheme in SCHEMES[fmt]:
-                points = [Point(scheme, *shape) for shape in ((512, 512, None, 1), (512, 512, 64, 1), (8, 8, None, 1))]
+                points = [
+                    linear_point(scheme, *shape) for shape in ((512, 512, None, 1), (512, 512, 64, 1), (8, 8, None, 1))
+                ]
                 for price in source.prices(points):
                     assert price is not None
                     assert 1e-8 < price.latency_s < 1.0
@@ -46,7 +48,7 @@ def test_the_name_says_where_constants_are_only_nominal() -> None:
     for absent in ("read", "frequency_mhz", "ipc"):
         bare = replace(rpi4, clusters=(replace(rpi4.main_cluster, **{absent: None}),))
         assert roofline(bare).name == NOMINAL_NAME
-        assert roofline(bare).prices([Point(FP32, 64, 64, None, 1)])[0] is not None
+        assert roofline(bare).prices([linear_point(FP32, 64, 64, None, 1)])[0] is not None
 
 
 @given(
@@ -57,7 +59,7 @@ def test_the_name_says_where_constants_are_only_nominal() -> None:
     st.integers(1, 64),
 )
 def test_a_larger_layer_costs_no_less(scheme: Scheme, rows: int, columns: int, rank: int | None, batch: int) -> None:
-    point = Point(scheme, rows, columns, rank, batch)
+    point = linear_point(scheme, rows, columns, rank, batch)
     larger = [replace(point, out_features=2 * rows), replace(point, in_features=columns + 1), replace(point, batch=65)]
     larger += [replace(point, rank=rank + 8)] if rank is not None else []
     for source in (RPI5, HOST):
@@ -69,7 +71,7 @@ def test_without_dot_product_n_bit_schemes_of_onnx_are_many_times_slower() -> No
 
     def times(target: str, scheme: Scheme) -> float:
         source = roofline(get_target(target))
-        dense = Point(INT8_DYNAMIC, 1024, 1024, None, 1)
+        dense = linear_point(INT8_DYNAMIC, 1024, 1024, None, 1)
         return source.latency_s(replace(dense, scheme=scheme)) / source.latency_s(dense)
 
     for scheme in (NBITS8, NBITS4):
@@ -81,7 +83,7 @@ def test_int8_is_faster_than_float_and_a_small_rank_than_both() -> None:
     for target in load_targets().values():
         if target.arch in ("aarch64", "x86_64"):
             source = roofline(target)
-            dense = Point(tflite.FP32, 1024, 1024, None, 1)
+            dense = linear_point(tflite.FP32, 1024, 1024, None, 1)
             latencies = [
                 dense,
                 replace(dense, scheme=tflite.INT8_DYNAMIC),
@@ -93,7 +95,7 @@ def test_int8_is_faster_than_float_and_a_small_rank_than_both() -> None:
 
 def test_weights_that_outgrow_the_caches_wait_for_memory() -> None:
     source = roofline(get_target("rpi4"))
-    inside, outside = (Point(tflite.FP32, 1024, side, None, 1) for side in (128, 4096))
+    inside, outside = (linear_point(tflite.FP32, 1024, side, None, 1) for side in (128, 4096))
     bytes_s = [p.weights * p.scheme.bits / 8 / source.latency_s(p) for p in (inside, outside)]
     assert bytes_s[0] > bytes_s[1]
     assert bytes_s[1] == pytest.approx(4.05e9, rel=0.1)
@@ -101,7 +103,7 @@ def test_weights_that_outgrow_the_caches_wait_for_memory() -> None:
 
 def test_threads_share_the_work_but_not_the_memory() -> None:
     one, four = roofline(get_target("rpi4")), roofline(get_target("rpi4"), 4)
-    compute, memory = (Point(FP32, side, side, None, batch) for side, batch in ((256, 16), (4096, 1)))
+    compute, memory = (linear_point(FP32, side, side, None, batch) for side, batch in ((256, 16), (4096, 1)))
     assert one.latency_s(compute) / four.latency_s(compute) == pytest.approx(4)
     assert one.latency_s(memory) / four.latency_s(memory) < 1.2
     assert roofline(get_target("rpi4"), 64) == four

@@ -16,13 +16,13 @@ from edgepack.backends.schemes import FP32 as FLOATS
 from edgepack.backends.schemes import SCHEMES
 from edgepack.cache import Cache
 from edgepack.data import Samples
+from edgepack.model.replacement import low_rank
 from edgepack.model.scheme import FORMATS, FileScheme, Format, Scheme
 from edgepack.pipeline.files import ModelFiles
 from edgepack.pipeline.onnx_files import OnnxFiles
 from edgepack.pipeline.opened import Opened, open_model
 from edgepack.pipeline.tflite_files import TfliteFiles
 from edgepack.plan.sizes import size_bytes
-from edgepack.types import Factors
 
 IN, OUT, RANK = 384, 256, 32
 TAIL = 16
@@ -68,7 +68,7 @@ def emitted(writer: ModelFiles, work: Path, opened: Opened, scheme: Scheme, rank
     factors = {}
     if rank is not None:
         q = np.linalg.qr(np.random.default_rng(2).normal(size=(OUT, rank)))[0].astype(np.float32)
-        factors[layer.name] = Factors(q, q.T @ layer.weight, layer.bias)
+        factors[layer.name] = low_rank(q, q.T @ layer.weight, layer.bias)
     path = work / f"model.{writer.fmt}"
     if scheme in writer.layer_schemes():
         writer.write(
@@ -126,7 +126,7 @@ def test_more_rank_is_more_bytes_in_every_scheme() -> None:
 def test_a_pair_beside_a_dense_matrix_adds_to_it(files: dict[Format, ModelFiles], work: Path, opened: Opened) -> None:
     layer = opened.layers[0]
     q = np.linalg.qr(np.random.default_rng(2).normal(size=(OUT, RANK)))[0].astype(np.float32)
-    both = Factors(q, q.T @ layer.weight, layer.bias, layer.weight)
+    both = low_rank(q, q.T @ layer.weight, layer.bias, layer.weight)
     sizes = {}
     for scheme, factors in ((NBITS4, {}), (NBITS4_CORRECTED, {layer.name: both})):
         path = work / "model.onnx"

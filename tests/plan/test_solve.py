@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from linear_plans import linear_candidate
 
 from edgepack.backends.onnx.schemes import FP32
 from edgepack.plan import knapsack
@@ -24,7 +25,7 @@ Sums = dict[Quantity, Fraction]
 
 
 def candidate(loss: float, size: int, ram: int, latency: float) -> Candidate:
-    return Candidate(FP32, None, loss, size, ram, latency)
+    return linear_candidate(FP32, None, loss, size, ram, latency)
 
 
 def plans(layers: Layers) -> list[Sums]:

@@ -18,7 +18,7 @@ from edgepack.plan.measured import Entry, MeasuredTable, fingerprint
 from edgepack.plan.measured_file import save_measured
 from edgepack.plan.roofline import Roofline
 from edgepack.plan.sources import cost_source, dense_int8, host_fingerprint
-from edgepack.plan.table import Point
+from edgepack.plan.table import Point, linear_point
 from edgepack.targets import Target, get_target
 
 SHAPES = [(128, 784, 1), (10, 128, 1), (128, 784, 1)]
@@ -34,7 +34,7 @@ def table(
 
 
 def test_dense_int8_of_every_shape_is_asked_for_once() -> None:
-    assert [Point(INT8_DYNAMIC, 128, 784, None, 1), Point(INT8_DYNAMIC, 10, 128, None, 1)] == NEEDED
+    assert [linear_point(INT8_DYNAMIC, 128, 784, None, 1), linear_point(INT8_DYNAMIC, 10, 128, None, 1)] == NEEDED
 
 
 def test_what_was_measured_is_trusted_first(tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ def test_a_large_model_is_priced_as_a_whole(name: str, tmp_path: Path) -> None:
     for index in range(200):
         for rank in (None, *rank_choices(400 + index, 500)):
             for scheme in (FP32, INT8_DYNAMIC, INT8_STATIC):
-                points.append(Point(scheme, 400 + index, 500, rank, 1))
+                points.append(linear_point(scheme, 400 + index, 500, rank, 1))
     assert len(points) > 12000
     source = cost_source(get_target(name), "onnx", points[:1], root=tmp_path)
     assert None not in source.prices(points)

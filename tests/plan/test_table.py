@@ -22,7 +22,7 @@ from edgepack.errors import InputError
 from edgepack.model.scheme import FORMATS, Scheme
 from edgepack.plan.cost import EmulatedCosts
 from edgepack.plan.interpolate import interpolate, interpolate_all, streamed_lines
-from edgepack.plan.table import LEVELS, CallCost, CostTable, Deviation, Grid, HeldOut, Point, SchemeCosts
+from edgepack.plan.table import LEVELS, CallCost, CostTable, Deviation, Grid, HeldOut, Point, SchemeCosts, linear_point
 from edgepack.plan.table_file import load_table, save_table, table_for, table_identity, table_name
 from edgepack.targets import get_target
 
@@ -83,7 +83,7 @@ def test_a_point_of_the_grid_is_answered_exactly(scheme: Scheme) -> None:
 def layers(draw: st.DrawFn, low: int = 1, high: int = 8192) -> Point:
     rows, columns = draw(st.integers(low, high)), draw(st.integers(low, high))
     rank = draw(st.none() | st.integers(min(8, low), 512))
-    return Point(draw(st.sampled_from(COUNTED)), rows, columns, rank, draw(st.integers(1, 16)))
+    return linear_point(draw(st.sampled_from(COUNTED)), rows, columns, rank, draw(st.integers(1, 16)))
 
 
 @given(layers(16, 2048))
@@ -119,7 +119,7 @@ def test_a_larger_layer_costs_no_less(point: Point, side: str) -> None:
 
 def test_the_knee_stands_where_the_cache_ends() -> None:
     """1 MiB of L2: weights of 0.7 MB stay in it, weights of 1.3 MB all come from memory at every inference."""
-    fits, too_large = (Point(INT8_DYNAMIC, side, 1024, None, 1) for side in (680, 1280))
+    fits, too_large = (linear_point(INT8_DYNAMIC, side, 1024, None, 1) for side in (680, 1280))
     inside, outside = interpolate(TABLE, fits), interpolate(TABLE, too_large)
     assert inside is not None
     assert outside is not None
@@ -128,10 +128,10 @@ def test_the_knee_stands_where_the_cache_ends() -> None:
 
 
 def test_what_the_table_lacks_is_not_guessed() -> None:
-    assert interpolate(TABLE, Point(tflite.FP32, 64, 64, None, 1)) is None
-    assert interpolate(TABLE, Point(NBITS8, 64, 64, None, 1)) is None
+    assert interpolate(TABLE, linear_point(tflite.FP32, 64, 64, None, 1)) is None
+    assert interpolate(TABLE, linear_point(NBITS8, 64, 64, None, 1)) is None
     source = EmulatedCosts(TABLE, RPI4)
-    good, unknown = Point(FP32, 64, 64, None, 1), Point(NBITS8, 64, 64, None, 1)
+    good, unknown = linear_point(FP32, 64, 64, None, 1), linear_point(NBITS8, 64, 64, None, 1)
     first, second, third = source.prices([good, unknown, good])
     assert second is None
     assert first is not None
@@ -148,12 +148,12 @@ def test_layers_are_interpolated_together_as_each_is_alone(points: list[Point]) 
 
 def test_a_price_is_the_middle_of_the_bounds_and_carries_its_error() -> None:
     source = EmulatedCosts(TABLE, RPI4)
-    one = Point(FP32, 300, 1000, None, 1)
+    one = linear_point(FP32, 300, 1000, None, 1)
     known = interpolate(TABLE, one)
     assert known is not None
     bound = time_bound(Counts(known.instructions, 0.0, 0.0, {**known.misses}), RPI4)
     assert isinstance(bound, TimeBound)
-    price, between, far = source.prices([one, replace(one, batch=2), Point(FP32, 4096, 4096, None, 1)])
+    price, between, far = source.prices([one, replace(one, batch=2), linear_point(FP32, 4096, 4096, None, 1)])
     assert price is not None
     assert price.latency_s == pytest.approx((bound.low_s + bound.high_s) / 2)
     assert (price.source, price.error_share, price.extrapolated) == (source.name, 0.02, False)
@@ -166,7 +166,7 @@ def test_a_price_is_the_middle_of_the_bounds_and_carries_its_error() -> None:
 
 def test_without_constants_of_the_target_there_are_no_seconds() -> None:
     bare = replace(RPI4, clusters=(replace(RPI4.main_cluster, ipc=None),))
-    assert EmulatedCosts(TABLE, bare).prices([Point(FP32, 512, 512, None, 1)]) == [None]
+    assert EmulatedCosts(TABLE, bare).prices([linear_point(FP32, 512, 512, None, 1)]) == [None]
 
 
 def test_a_table_is_read_as_it_was_written(tmp_path: Path) -> None:
@@ -204,8 +204,8 @@ def test_shipped_tables_answer_for_both_formats(name: str) -> None:
             assert held.instructions.median < 0.05
             # LiteRT's float kernels depend on the remainder of the sides: what lies between is told worst there.
             assert held.instructions.p90 < (0.6 if scheme == tflite.FP32 else 0.2)
-            dense = interpolate(table, Point(scheme, 1024, 1024, None, 1))
-            pair = interpolate(table, Point(scheme, 1024, 1024, 128, 1))
+            dense = interpolate(table, linear_point(scheme, 1024, 1024, None, 1))
+            pair = interpolate(table, linear_point(scheme, 1024, 1024, 128, 1))
             assert dense is not None
             assert pair is not None
             assert pair.instructions < 0.6 * dense.instructions
@@ -226,7 +226,7 @@ def test_the_shipped_table_of_the_pi_4_holds_the_counts_of_its_layer() -> None:
         (tflite.INT8_DYNAMIC, 128, 95621),
         (tflite.INT8_STATIC, 128, 88865),
     ):
-        found = interpolate(table, Point(scheme, 1024, 1024, rank, 1))
+        found = interpolate(table, linear_point(scheme, 1024, 1024, rank, 1))
         assert found is not None
         assert found.instructions == pytest.approx(counted, rel=0.1)
 

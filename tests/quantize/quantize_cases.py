@@ -7,18 +7,20 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from edgepack.factorize import whitened
-from edgepack.types import Array, Factors, InputSpread, LinearLayer, Moments, Spectrum
+from edgepack.model.layer import View
+from edgepack.model.replacement import Replacement
+from edgepack.types import Array, InputSpread, Moments, Spectrum
 
 
 @dataclass(frozen=True)
 class Case:
-    layer: LinearLayer
+    layer: View
     inputs: Array
     covariance: Array
     mean: Array
     spectrum: Spectrum
 
-    def factors(self, rank: int) -> Factors:
+    def factors(self, rank: int) -> Replacement:
         return whitened.factors(self.layer, self.spectrum, rank)
 
     def error(self, A: Array, B: Array) -> float:
@@ -39,7 +41,7 @@ def case(out: int, columns: int, seed: int, *, rows: int = 2000, power: float = 
     mean, second = x.mean(axis=0), x.T @ x / rows
     spans = x.max(axis=1).clip(min=0) - x.min(axis=1).clip(max=0)
     seen = Moments(rows, mean, second, float(x.min()), float(x.max()), float(np.sqrt(np.mean(spans**2))))
-    layer = LinearLayer("l", weight, rng.standard_normal(out).astype(np.float32), "Gemm", 1, seen)
+    layer = View("l", weight, rng.standard_normal(out).astype(np.float32), seen)
     spread = InputSpread(seen.variance, seen.low, seen.high, seen.row_range)
     spectrum = replace(whitened.spectrum(layer), inputs=spread)
     return Case(layer, x, whitened.shrunk_covariance(seen), mean, spectrum)

@@ -8,13 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from quantize_cases import case
 
+from edgepack.model.replacement import low_rank
 from edgepack.quantize.alternate import alternate
 from edgepack.quantize.blocks import dequantize_blocks, quantize_blocks
 from edgepack.quantize.gauge import balanced, search_gauge, turned
 from edgepack.quantize.gptq import round_to_nearest
 from edgepack.quantize.grid import quantize_weight
 from edgepack.quantize.lattice import WeightGrid
-from edgepack.types import Array, Factors
+from edgepack.types import Array
 
 
 def rewritten(weight: Array, grid: WeightGrid) -> Array:
@@ -100,7 +101,7 @@ def test_noise_of_the_latent_is_counted() -> None:
 
 def test_ranks_that_the_weight_does_not_have() -> None:
     one = case(20, 24, 4)
-    pair = Factors(np.zeros((20, 5), np.float32), np.zeros((5, 24), np.float32), None)
+    pair = low_rank(np.zeros((20, 5), np.float32), np.zeros((5, 24), np.float32), None)
     found = alternate(one.layer.weight, pair, one.covariance, (WeightGrid(127), WeightGrid(127)))
     assert np.isfinite(found.A.weight).all()
     assert np.isfinite(found.B.weight).all()

@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from quantize_cases import case
 
+from edgepack.model.replacement import low_rank
 from edgepack.quantize.bias import corrected_bias, corrected_pair
 from edgepack.quantize.gauge import balanced
 from edgepack.quantize.gptq import round_to_nearest
 from edgepack.quantize.lattice import WeightGrid
-from edgepack.types import Factors
 
 
 @settings(max_examples=20, deadline=None)
@@ -32,7 +32,7 @@ def test_the_mean_output_of_a_pair_stays(seed: int) -> None:
     one = case(24, 30, seed)
     exact = one.factors(6)
     plain = balanced(exact, one.spectrum, seed=0)
-    rounded = Factors(*(round_to_nearest(f, WeightGrid(7)).weight for f in (plain.A, plain.B)), None)
+    rounded = low_rank(*(round_to_nearest(f, WeightGrid(7)).weight for f in (plain.A, plain.B)), None)
     found = corrected_pair(plain, rounded, one.mean)
     np.testing.assert_array_equal(found.A, rounded.A)
     assert found.bias is not None

@@ -7,15 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgepack.coded import Writer, evaluate, stored_bytes, values
+from edgepack.model.replacement import Replacement
 from edgepack.quantize.coded import bytes_in_8_bits, in_8_bits
-from edgepack.types import Array, Coded
+from edgepack.types import Array
 
 
 def normal(*shape: int, seed: int = 0) -> Array:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
-def product(rows: int, inner: int, columns: int) -> Coded:
+def product(rows: int, inner: int, columns: int) -> Replacement:
     w = Writer()
     return w.decoded(
         w.step("matmul", w.constant("a", normal(rows, inner)), w.constant("b", normal(inner, columns))), None

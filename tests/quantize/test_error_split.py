@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from quantize_cases import Case, case
 
+from edgepack.model.replacement import Replacement, low_rank
 from edgepack.quantize.alternate import alternate
 from edgepack.quantize.bias import corrected_pair
 from edgepack.quantize.gauge import balanced
@@ -13,13 +14,13 @@ from edgepack.quantize.gptq import gptq, round_to_nearest
 from edgepack.quantize.grid import activation_grid
 from edgepack.quantize.lattice import WeightGrid
 from edgepack.quantize.split import dense_share, latent_noise, split_error
-from edgepack.types import Array, Factors
+from edgepack.types import Array
 
 
-def rounded_pair(one: Case, exact: Factors, largest: int, *, method: str) -> Factors:
+def rounded_pair(one: Case, exact: Replacement, largest: int, *, method: str) -> Replacement:
     grid = WeightGrid(largest)
     if method == "nearest":
-        found = Factors(*(round_to_nearest(f, grid).weight for f in (exact.A, exact.B)), None)
+        found = low_rank(*(round_to_nearest(f, grid).weight for f in (exact.A, exact.B)), None)
     else:
         found = alternate(one.layer.weight, exact, covariance(one), (grid, grid)).factors(None)
     return corrected_pair(exact, found, one.mean)
@@ -34,7 +35,7 @@ def on_grid(latent: Array) -> tuple[Array, float]:
     return (np.clip(np.rint(latent / scale) + zero, -128, 127) - zero) * scale, scale * 255
 
 
-def seen_share(one: Case, pair: Factors, latent: Array) -> float:
+def seen_share(one: Case, pair: Replacement, latent: Array) -> float:
     wanted = one.inputs @ one.layer.weight.T.astype(np.float64)
     assert one.layer.bias is not None
     assert pair.bias is not None
@@ -68,7 +69,7 @@ def test_each_part_is_that_of_its_cause() -> None:
     untouched = split_error(one.layer.weight, one.layer.bias, exact, exact, *parts, "float")
     assert untouched.truncation == pytest.approx(float(one.spectrum.lost_share()[12]), rel=0.05)
     assert untouched.rounding == untouched.cross == 0.0
-    shifted = Factors(exact.A, exact.B, np.zeros(48, np.float32))
+    shifted = low_rank(exact.A, exact.B, np.zeros(48, np.float32))
     assert split_error(one.layer.weight, one.layer.bias, exact, shifted, *parts, "float").offset > 0.1
     coarse, fine = (
         split_error(

@@ -11,27 +11,29 @@ from hypothesis import strategies as st
 from quantize_cases import case
 
 from edgepack.factorize import svd
+from edgepack.model.layer import View
+from edgepack.model.replacement import Replacement
 from edgepack.quantize import gauge
 from edgepack.quantize.alternate import alternate
 from edgepack.quantize.gauge import BETAS, Gauge, LatentGrid, Rounding, balanced, search_gauge, turned
 from edgepack.quantize.grid import activation_grid, quantize_weight
 from edgepack.quantize.lattice import WeightGrid
-from edgepack.types import Array, Factors, LinearLayer, Spectrum
+from edgepack.types import Array, Spectrum
 
 ROTATION = gauge.rotation
 
 
-def decaying(out: int, inn: int, seed: int, power: float = 1.0) -> LinearLayer:
+def decaying(out: int, inn: int, seed: int, power: float = 1.0) -> View:
     """Singular values k^-power: they span more than a decade."""
     rng = np.random.default_rng(seed)
     side = min(out, inn)
     u = np.linalg.qr(rng.standard_normal((out, side)))[0]
     v = np.linalg.qr(rng.standard_normal((inn, side)))[0]
     bias = rng.standard_normal(out).astype(np.float32)
-    return LinearLayer("l", ((u * np.arange(1, side + 1) ** -power) @ v.T).astype(np.float32), bias, "Gemm")
+    return View("l", ((u * np.arange(1, side + 1) ** -power) @ v.T).astype(np.float32), bias)
 
 
-def pair_of(layer: LinearLayer, rank: int) -> tuple[Factors, Spectrum]:
+def pair_of(layer: View, rank: int) -> tuple[Replacement, Spectrum]:
     spectrum = svd.spectrum(layer)
     return svd.factors(layer, spectrum, rank), spectrum
 
@@ -60,7 +62,7 @@ def test_deterministic_per_seed_and_different_between_seeds() -> None:
 
 
 def test_zero_matrix() -> None:
-    layer = LinearLayer("l", np.zeros((12, 10), np.float32), None, "Gemm")
+    layer = View("l", np.zeros((12, 10), np.float32), None)
     found = balanced(*pair_of(layer, 4), seed=0)
     assert np.isfinite(found.A).all()
     assert not (found.A @ found.B).any()
@@ -70,7 +72,7 @@ def test_vanishing_singular_values() -> None:
     """Rank asked for is above the rank of the matrix: no division by the zeros behind it."""
     rng = np.random.default_rng(1)
     weight = (rng.standard_normal((20, 2)) @ rng.standard_normal((2, 30))).astype(np.float32)
-    found = balanced(*pair_of(LinearLayer("l", weight, None, "Gemm"), 10), seed=0)
+    found = balanced(*pair_of(View("l", weight, None), 10), seed=0)
     np.testing.assert_allclose(found.A @ found.B, weight, atol=1e-4)
     assert max(np.abs(found.A).max(), np.abs(found.B).max()) < 100
 
@@ -84,7 +86,7 @@ def test_components_of_the_latent_carry_alike(seed: int) -> None:
     assert after.max() / after.min() < 5
 
 
-def int8_error(pair: Factors, x: Array) -> float:
+def int8_error(pair: Replacement, x: Array) -> float:
     """Relative output error with int8 weights and an int8 latent, against the same pair in floats."""
     b, a = (np.multiply(codes, s[:, None]) for codes, s in (quantize_weight(pair.B), quantize_weight(pair.A)))
     latent = x @ b.T
@@ -134,7 +136,7 @@ def test_search_is_deterministic_and_finds_what_it_says(latent: LatentGrid, roun
     assert found.noise <= few.noise
 
 
-def measured(pair: Factors, x: Array, latent: str) -> float:
+def measured(pair: Replacement, x: Array, latent: str) -> float:
     """Output energy that int8 weights and the latent's grid add."""
     b, a = (np.multiply(codes, s[:, None]) for codes, s in (quantize_weight(pair.B), quantize_weight(pair.A)))
     rounded = x @ b.T

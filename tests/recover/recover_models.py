@@ -8,11 +8,14 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from edgepack.factorize import svd
+from edgepack.model.kinds.linear import linear_layer
+from edgepack.model.layer import Layer
+from edgepack.model.replacement import Replacement
 from edgepack.sources.torch import export_program
 from edgepack.torchgraph import find_linears, flat_module
-from edgepack.types import Array, Factors, LinearLayer
+from edgepack.types import Array
 
-Case = tuple[ExportedProgram, list[LinearLayer], dict[str, Factors]]
+Case = tuple[ExportedProgram, list[Layer], dict[str, Replacement]]
 
 
 def factored(model: nn.Module, rank: int, *inputs: torch.Tensor) -> Case:
@@ -20,7 +23,7 @@ def factored(model: nn.Module, rank: int, *inputs: torch.Tensor) -> Case:
     program = export_program(model.eval(), inputs)
     found = {site.name: site for site in find_linears(flat_module(program))}
     uses = {name: sum(s.name == name for s in find_linears(flat_module(program))) for name in found}
-    layers = [LinearLayer(name, s.weight, s.bias, "Gemm", uses[name]) for name, s in found.items()]
+    layers = [linear_layer(name, s.weight, s.bias, "Gemm", uses[name]) for name, s in found.items()]
     wide = [layer for layer in layers if min(layer.weight.shape) > rank]
     return program, layers, {layer.name: svd.factors(layer, svd.spectrum(layer), rank) for layer in wide}
 

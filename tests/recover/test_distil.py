@@ -16,17 +16,18 @@ from torch import nn
 
 from edgepack.emit.pnnx import onnx_to_program
 from edgepack.errors import DataError, EdgepackError, ModelError, OutputError
+from edgepack.model.replacement import Replacement, low_rank
 from edgepack.recover import Budget, Epochs, Recovered, Seconds, build_student, distil, recover_factors, training
 from edgepack.sources.onnx import open_onnx
 from edgepack.sources.torch import program_to_onnx
 from edgepack.torchgraph import flat_module, with_factors
-from edgepack.types import Array, Factors
+from edgepack.types import Array
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 
 X = samples(200, 20)
 THREE_EPOCHS = Epochs(3)
-Answer = Mapping[str, Factors]
+Answer = Mapping[str, Replacement]
 
 
 class InterruptedError(Exception):
@@ -177,7 +178,7 @@ def test_the_result_is_never_worse_than_the_start(monkeypatch: pytest.MonkeyPatc
 def test_training_that_gains_nothing_ends_early() -> None:
     program, layers, factors = factored(classifier(), 4, torch.zeros(1, 20))
     exact = {
-        layer.name: Factors(np.eye(len(layer.weight), dtype=np.float32), layer.weight, layer.bias)
+        layer.name: low_rank(np.eye(len(layer.weight), dtype=np.float32), layer.weight, layer.bias)
         for layer in layers
         if layer.name in factors
     }
@@ -215,7 +216,7 @@ def test_onnx_files_are_recovered_through_their_import(tmp_path: Path) -> None:
     given = {
         layer.name: next(f for f in by_size.values() if f.A.shape[0] == layer.out_features) for layer in layers[:2]
     }
-    strange = {"elsewhere": Factors(samples(7, 2), samples(2, 7), None)}
+    strange = {"elsewhere": low_rank(samples(7, 2), samples(2, 7), None)}
     found = recover_factors(
         *(imported, layers, {**given, **strange}, {source.inputs[0].name: X}),
         classes=True,

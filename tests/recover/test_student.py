@@ -11,11 +11,11 @@ from recover_models import Encoder, Mixed, classifier, factored, samples
 from torch import nn
 
 from edgepack.errors import ModelError
+from edgepack.model.replacement import low_rank
 from edgepack.quantize.grid import quantize_weight
 from edgepack.recover import build_student
 from edgepack.recover.graphs import thin_index
 from edgepack.torchgraph import find_linears, flat_module, with_factors
-from edgepack.types import Factors
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 
@@ -54,7 +54,7 @@ def test_a_layers_watched_output_is_that_of_the_dense_layer_for_exact_factors(
     # W = I W: every thin layer computes what the dense one does, so every watched pair has to agree.
     program, layers, factors = factored(model, rank, torch.zeros(shape))
     exact = {
-        layer.name: Factors(np.eye(len(layer.weight), dtype=np.float32), layer.weight, layer.bias)
+        layer.name: low_rank(np.eye(len(layer.weight), dtype=np.float32), layer.weight, layer.bias)
         for layer in layers
         if layer.name in factors
     }

@@ -7,10 +7,12 @@ from collections.abc import Callable
 import numpy as np
 
 from edgepack.coded import Writer, X
-from edgepack.types import Array, Coded, LinearLayer
+from edgepack.model.layer import View
+from edgepack.model.replacement import Replacement
+from edgepack.types import Array
 
 
-def codebook(m: int, n: int, bias: Array | None, seed: int = 0) -> Coded:
+def codebook(m: int, n: int, bias: Array | None, seed: int = 0) -> Replacement:
     """Rows of m × n in blocks of two numbers, out of seven blocks."""
     rng = np.random.default_rng(seed)
     w = Writer()
@@ -19,7 +21,7 @@ def codebook(m: int, n: int, bias: Array | None, seed: int = 0) -> Coded:
     return w.decoded(w.step("reshape", w.step("gather", blocks, codes, axis=0), shape=(m, n)), bias)
 
 
-def sparse(m: int, n: int, bias: Array | None, seed: int = 0) -> Coded:
+def sparse(m: int, n: int, bias: Array | None, seed: int = 0) -> Replacement:
     """Every third number is there, at positions stored as gaps."""
     rng = np.random.default_rng(seed)
     w, count = Writer(), m * n // 3
@@ -31,7 +33,7 @@ def sparse(m: int, n: int, bias: Array | None, seed: int = 0) -> Coded:
     return w.decoded(w.step("reshape", flat, shape=(m, n)), bias)
 
 
-def hashed(m: int, n: int, bias: Array | None, seed: int = 0) -> Coded:
+def hashed(m: int, n: int, bias: Array | None, seed: int = 0) -> Replacement:
     """Eleven shared numbers with signs."""
     rng = np.random.default_rng(seed)
     w = Writer()
@@ -43,7 +45,7 @@ def hashed(m: int, n: int, bias: Array | None, seed: int = 0) -> Coded:
     return w.decoded(w.step("reshape", w.step("mul", numbers, signs), shape=(m, n)), bias)
 
 
-def relaid(m: int, n: int, bias: Array | None, seed: int = 0) -> Coded:
+def relaid(m: int, n: int, bias: Array | None, seed: int = 0) -> Replacement:
     """A product of rank 2 and width 5, read flat: DeepThin's."""
     rng = np.random.default_rng(seed)
     w = Writer()
@@ -52,7 +54,7 @@ def relaid(m: int, n: int, bias: Array | None, seed: int = 0) -> Coded:
     return w.decoded(w.step("reshape", w.step("head", product, count=m * n), shape=(m, n)), bias)
 
 
-def blocks(m: int, n: int, bias: Array | None, seed: int = 0) -> Coded:
+def blocks(m: int, n: int, bias: Array | None, seed: int = 0) -> Replacement:
     """Blocks of the input projected alike, then mixed: nothing is decoded."""
     rng = np.random.default_rng(seed)
     w = Writer()
@@ -65,7 +67,7 @@ def blocks(m: int, n: int, bias: Array | None, seed: int = 0) -> Coded:
     return w.direct(n, bias)
 
 
-def convolved(m: int, n: int, bias: Array | None, seed: int = 0) -> Coded:
+def convolved(m: int, n: int, bias: Array | None, seed: int = 0) -> Replacement:
     """Windows of the input times three filters, gathered, weighted and summed."""
     rng = np.random.default_rng(seed)
     w = Writer()
@@ -77,16 +79,16 @@ def convolved(m: int, n: int, bias: Array | None, seed: int = 0) -> Coded:
     return w.direct(n, bias)
 
 
-Make = Callable[[int, int, Array | None, int], Coded]
+Make = Callable[[int, int, Array | None, int], Replacement]
 
 DECODED: dict[str, Make] = {"codebook": codebook, "sparse": sparse, "hashed": hashed, "relaid": relaid}
 CASES: dict[str, Make] = {**DECODED, "blocks": blocks, "convolved": convolved}
 
 
-def as_method(make: Make) -> Callable[..., Coded]:
+def as_method(make: Make) -> Callable[..., Replacement]:
     """A method by share that looks neither at the weight nor at the share."""
 
-    def method(layer: LinearLayer, share: float, *, seed: int = 0, gradient: Array | None = None) -> Coded:
+    def method(layer: View, share: float, *, seed: int = 0, gradient: Array | None = None) -> Replacement:
         return make(layer.out_features, layer.in_features, layer.bias, seed)
 
     method.__qualname__ = make.__name__

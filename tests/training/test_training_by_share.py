@@ -15,10 +15,11 @@ from small_models import FEATURES, HIDDEN, batch, network, train
 from torch import nn
 
 from edgepack.errors import UsageError
+from edgepack.model.layer import View
+from edgepack.model.replacement import Replacement, dense, low_rank
 from edgepack.training import Compression, apply_compression, by_share
 from edgepack.training.coded import CodedLinear
 from edgepack.training.modules import FactoredLinear
-from edgepack.types import Coded, Dense, Factors, LinearLayer
 
 END = 20
 SETTINGS: dict[str, Any] = {
@@ -113,12 +114,12 @@ def test_resumed_training_ends_in_the_same_bits(name: str, stop: int, model_firs
     assert all(torch.equal(found[key], expected[key]) for key in expected)
 
 
-def pair(layer: LinearLayer, share: float, *, seed: int = 0, gradient: Any = None) -> Factors:
+def pair(layer: View, share: float, *, seed: int = 0, gradient: Any = None) -> Replacement:
     u, s, vt = np.linalg.svd(layer.weight, full_matrices=False)
-    return Factors((u[:, :3] * s[:3]).astype(np.float32), vt[:3].astype(np.float32), layer.bias)
+    return low_rank((u[:, :3] * s[:3]).astype(np.float32), vt[:3].astype(np.float32), layer.bias)
 
 
-def left(layer: LinearLayer, share: float, *, seed: int = 0, gradient: Any = None) -> Coded | str:
+def left(layer: View, share: float, *, seed: int = 0, gradient: Any = None) -> Replacement | str:
     if layer.in_features == FEATURES:
         return "its inputs are pixels"
     return hashed(layer.out_features, layer.in_features, layer.bias)
@@ -147,7 +148,7 @@ def test_layers_that_the_method_leaves_dense_are_put_back() -> None:
 def test_methods_are_given_shares_seeds_and_moments() -> None:
     seen: list[tuple[float, int, bool]] = []
 
-    def method(layer: LinearLayer, share: float, *, seed: int = 0, gradient: Any = None) -> Coded:
+    def method(layer: View, share: float, *, seed: int = 0, gradient: Any = None) -> Replacement:
         seen.append((share, seed, layer.moments is not None))
         return hashed(layer.out_features, layer.in_features, layer.bias, seed)
 
@@ -164,7 +165,7 @@ def test_methods_are_given_shares_seeds_and_moments() -> None:
 
 
 def test_a_corrected_bias_comes_in_with_the_numbers() -> None:
-    def method(layer: LinearLayer, share: float, *, seed: int = 0, gradient: Any = None) -> Coded:
+    def method(layer: View, share: float, *, seed: int = 0, gradient: Any = None) -> Replacement:
         return hashed(layer.out_features, layer.in_features, np.ones(layer.out_features, np.float32))
 
     model, _, compression = make(by_share(method), begin_step=0, alpha_decrement=0.5, frequency=1)
@@ -180,10 +181,10 @@ def test_a_corrected_bias_comes_in_with_the_numbers() -> None:
     ("result", "message"),
     [
         (None, "returned NoneType"),
-        (Dense(np.ones((HIDDEN, FEATURES), np.float32), None), "returned Dense"),
+        (dense(np.ones((HIDDEN, FEATURES), np.float32), None), "returned Replacement"),
         (hashed(3, 4, None), r"weight of compressor .* shape \(20, 24\) were expected"),
         (hashed(HIDDEN, FEATURES, np.ones(3, np.float32)), "bias of compressor"),
-        (Factors(np.ones((HIDDEN, 2)), np.ones((2, 3)), None), "B of compressor"),
+        (low_rank(np.ones((HIDDEN, 2)), np.ones((2, 3)), None), "B of compressor"),
     ],
 )
 def test_results_that_do_not_fit_are_refused(result: Any, message: str) -> None:
@@ -192,7 +193,7 @@ def test_results_that_do_not_fit_are_refused(result: Any, message: str) -> None:
 
 
 def test_an_error_in_the_method_names_the_layer() -> None:
-    def broken(layer: LinearLayer, share: float, *, seed: int = 0, gradient: Any = None) -> Coded:
+    def broken(layer: View, share: float, *, seed: int = 0, gradient: Any = None) -> Replacement:
         raise ZeroDivisionError("oh")
 
     with pytest.raises(UsageError, match=r"0: compressor .*broken raised ZeroDivisionError: oh"):

@@ -12,12 +12,12 @@ from torch import nn
 
 from edgepack.coded import Writer, evaluate, xxh32
 from edgepack.errors import UsageError
+from edgepack.model.replacement import Replacement
 from edgepack.quantize.coded import in_8_bits
 from edgepack.training import parts
 from edgepack.training.coded import CodedLinear, coded_from, to_coded
 from edgepack.training.initial import random_start
 from edgepack.training.modules import FactoredLinear
-from edgepack.types import Coded, Factors
 
 BIAS = np.linspace(-1, 1, 9).astype(np.float32)
 
@@ -158,8 +158,8 @@ def test_parts_of_a_model() -> None:
     model = nn.Sequential(pair, nn.ReLU(), CodedLinear(hashed(6, 9, None)), nn.Linear(6, 2))
     found = parts(model)
     assert list(found) == ["0", "2"]
-    assert isinstance(found["0"], Factors)
+    assert isinstance(found["0"], Replacement)
     np.testing.assert_allclose(found["0"].A @ found["0"].B, pair.weight.detach().numpy(), atol=1e-6)
     np.testing.assert_array_equal(found["0"].bias, pair.bias.detach().numpy())
-    assert isinstance(found["2"], Coded)
+    assert isinstance(found["2"], Replacement)
     np.testing.assert_allclose(found["2"].weight, model[2].weight.detach().numpy(), atol=1e-6)

@@ -10,13 +10,15 @@ from hypothesis import strategies as st
 
 from edgepack import factorize
 from edgepack.errors import UsageError
+from edgepack.model.layer import View
+from edgepack.model.replacement import low_rank
 from edgepack.training.compressors import method
-from edgepack.types import Array, Factors, LinearLayer
+from edgepack.types import Array
 
 
-def layer(m: int = 8, n: int = 6) -> LinearLayer:
+def layer(m: int = 8, n: int = 6) -> View:
     weight = np.random.default_rng(m * 100 + n).normal(size=(m, n)).astype(np.float32)
-    return LinearLayer("fc", weight, np.ones(m, np.float32), "Gemm")
+    return View("fc", weight, np.ones(m, np.float32))
 
 
 @given(st.integers(2, 12), st.integers(2, 12), st.integers(1, 12))
@@ -31,7 +33,7 @@ def test_low_rank_is_the_truncated_svd_with_balanced_factors(m: int, n: int, ran
 
 
 def test_a_weight_of_zeros_has_factors() -> None:
-    factors = method("low-rank").factors(LinearLayer("fc", np.zeros((5, 4), np.float32), None, "Gemm"), 2)
+    factors = method("low-rank").factors(View("fc", np.zeros((5, 4), np.float32), None), 2)
     assert np.isfinite(factors.A).all()
     assert not (factors.A @ factors.B).any()
 
@@ -54,7 +56,7 @@ def test_a_function_is_a_compressor_and_gets_copies() -> None:
 
 
 def test_factors_with_a_bias_pass() -> None:
-    made = Factors(np.ones((8, 2), np.float32), np.ones((2, 6), np.float32), np.zeros(8, np.float32))
+    made = low_rank(np.ones((8, 2), np.float32), np.ones((2, 6), np.float32), np.zeros(8, np.float32))
     assert method(lambda weight, bias, rank: made).factors(layer(), 2).bias is not None
 
 

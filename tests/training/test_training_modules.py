@@ -10,15 +10,15 @@ from hypothesis import strategies as st
 from torch import nn
 
 from edgepack.errors import UsageError
+from edgepack.model.replacement import Replacement, low_rank
 from edgepack.training.modules import CompressedLinear, FactoredLinear, finished
-from edgepack.types import Factors
 
 
-def factors(layer: nn.Linear, rank: int, *, bias: bool) -> Factors:
+def factors(layer: nn.Linear, rank: int, *, bias: bool) -> Replacement:
     rng = np.random.default_rng(3)
     a, b = rng.normal(size=(layer.out_features, rank)), rng.normal(size=(rank, layer.in_features))
     offset = rng.normal(size=layer.out_features).astype(np.float32) if bias else None
-    return Factors(a.astype(np.float32), b.astype(np.float32), offset)
+    return low_rank(a.astype(np.float32), b.astype(np.float32), offset)
 
 
 @given(
