@@ -9,13 +9,12 @@ from typing import Any
 
 from allocation.allocators import ALLOCATORS, LEAST_GAP, Layers, latency, loss, within
 from cases import Case, cases
-
-from edgepack.cache import Cache
 from edgepack.formats import WEIGHT_BITS
+
 from edgepack.pipeline.options import BuildOptions
 from edgepack.pipeline.prepared import prepared
-from edgepack.progress import silent
 from edgepack.targets import get_target
+from edgepack.workspace import Cache, silent
 
 NAMES = ("mnist", "lstm", "minilm", "magika")
 TARGET = "rpi4"

@@ -12,12 +12,12 @@ import measure_mnist
 
 from edgepack.bench.emulate import emulate_variants
 from edgepack.bench.emulated_results import EmulatedVariant
-from edgepack.cache import Cache
 from edgepack.emulator.counts import middle
 from edgepack.emulator.plugin import cache_arguments
 from edgepack.pipeline.counting import Counter
 from edgepack.plan.table import Point
 from edgepack.targets import Target, get_target
+from edgepack.workspace import Cache
 
 TARGETS = ("rpi4", "rpi5", "rpi3b+", "rpi-zero2w")
 MODELS = Path(__file__).parent / "models"

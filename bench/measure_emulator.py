@@ -11,16 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgepack.formats import FORMATS
 from measure_mnist import MAX_DROP, MODEL
 
 from edgepack.emulator import programs
 from edgepack.emulator.guest import guest
 from edgepack.emulator.plugin import cache_arguments, plugin_file
-from edgepack.formats import FORMATS
 from edgepack.pipeline.build import build
 from edgepack.pipeline.options import BuildOptions
-from edgepack.shipped import shipped
 from edgepack.targets import Target, get_target
+from edgepack.workspace import shipped
 
 TARGET = "rpi4"
 GOAL_RATIO = 6.0

@@ -8,7 +8,6 @@ from typing import Any
 
 from edgepack.bench.emulate import emulate_variants
 from edgepack.bench.session import Variant
-from edgepack.cache import Cache
 from edgepack.data import example
 from edgepack.emulator.counts import middle
 from edgepack.emulator.estimate import time_bound
@@ -16,6 +15,7 @@ from edgepack.pipeline.guarding import load_data
 from edgepack.pipeline.opened import open_model
 from edgepack.pipeline.tflite_files import TfliteFiles
 from edgepack.targets import get_target
+from edgepack.workspace import Cache
 
 MODELS = Path(__file__).parent / "models"
 SEED = 0

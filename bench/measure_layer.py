@@ -8,16 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgepack.formats import FORMS, Format
 from latencies import measure_files
 
 from edgepack import verify
 from edgepack.bench.schedule import Schedule
 from edgepack.bench.session import Variant
-from edgepack.cache import Cache, digest
 from edgepack.data import example
 from edgepack.errors import ProofError
 from edgepack.factorize import factorizer
-from edgepack.formats import FORMS, Format
 from edgepack.pipeline.files import ModelFiles
 from edgepack.pipeline.guarding import Data, load_data
 from edgepack.pipeline.ladder import LayerPlans
@@ -27,10 +26,10 @@ from edgepack.pipeline.options import BuildOptions
 from edgepack.pipeline.statistics import decompose
 from edgepack.pipeline.tflite_files import TfliteFiles
 from edgepack.plan.candidates import break_even_rank
-from edgepack.progress import silent
 from edgepack.quantize.gauge import balanced
 from edgepack.targets import HOST, get_target
 from edgepack.types import Factors, LayerPlan, LinearLayer, Spectrum
+from edgepack.workspace import Cache, digest, silent
 
 MODEL = f"{Path(__file__).parent / 'models' / 'layer_4096.py'}:recipe"
 RANK = 256

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from cases import Case, cases
 
-from edgepack.cache import Cache, digest
 from edgepack.data import Samples
 from edgepack.factorize import factorizer
 from edgepack.inference import THREADS, load, predict
@@ -22,8 +21,8 @@ from edgepack.pipeline.sensitivity import Sensitivity
 from edgepack.pipeline.statistics import decompose
 from edgepack.plan.candidates import break_even_rank
 from edgepack.plan.loss import layer_losses
-from edgepack.progress import silent
 from edgepack.types import Array, Factors, LinearLayer, Spectrum
+from edgepack.workspace import Cache, digest, silent
 
 METHOD = "whitened"
 WEIGHT_CODES = 127

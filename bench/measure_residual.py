@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from edgepack.formats import RESIDUAL_FORMS
 
 from edgepack.bench.devices.local import LocalDevice
 from edgepack.executor import one_thread
 from edgepack.factorize import whitened
 from edgepack.factorize.whitened import shrunk_covariance
-from edgepack.formats import RESIDUAL_FORMS
 from edgepack.pipeline.beside import rounded_beside
 from edgepack.pipeline.guarding import load_data
 from edgepack.pipeline.measuring import QUICK, STANDARD, measure_points
@@ -29,13 +29,13 @@ from edgepack.pipeline.opened import open_model
 from edgepack.plan.candidates import residual_ranks
 from edgepack.plan.sizes import size_bytes
 from edgepack.plan.table import Point
-from edgepack.progress import silent
 from edgepack.quantize.alternate import alternate
 from edgepack.quantize.gauge import balanced
 from edgepack.quantize.gptq import gptq, round_to_nearest, row_errors
 from edgepack.quantize.lattice import WeightGrid, grid_of
 from edgepack.targets import HOST, get_target
 from edgepack.types import LinearLayer, Moments
+from edgepack.workspace import silent
 
 FORM = "nbits4-residual"
 DENSE = ("int8-dynamic", "nbits8", "nbits4")

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from models import mnist_mlp
 
-from edgepack.cache import Cache
 from edgepack.calibrate import moments
 from edgepack.data import Samples
 from edgepack.factorize import fisher, svd, two_sided, whitened
@@ -29,10 +28,10 @@ from edgepack.pipeline.refitting import Refitter
 from edgepack.pipeline.rounding import Rounder
 from edgepack.pipeline.statistics import decompose
 from edgepack.plan.candidates import break_even_rank
-from edgepack.progress import silent
 from edgepack.sources.torch import export_program, save_program
 from edgepack.torchgraph.gradients import SAMPLES, gradient_moments
 from edgepack.types import Array, Factors, LayerPlan, LinearLayer
+from edgepack.workspace import Cache, silent
 
 SEEDS = (0, 1, 2)
 RANKS = (8, 12, 16, 24)

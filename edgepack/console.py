@@ -12,7 +12,7 @@ from typing import Any
 import typer
 
 from edgepack.errors import EdgepackError
-from edgepack.progress import Progress, silent
+from edgepack.workspace import Progress, silent
 
 INTERRUPTED = 130
 

@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from edgepack.formats import WEIGHT_BITS
+
 from accuracy.dense import rounded_dense
 from accuracy.pairs import rounded
 from accuracy.study import LARGEST, SEED, Row, Study
-from edgepack.cache import Cache, digest
 from edgepack.emit.onnx_tables import to_int4_tables
 from edgepack.executor import workers
-from edgepack.formats import WEIGHT_BITS
 from edgepack.pipeline.losses import predict_losses
 from edgepack.pipeline.onnx_files import OnnxFiles
 from edgepack.pipeline.sensitivity import Sensitivity
 from edgepack.plan.candidates import rank_choices
 from edgepack.plan.sizes import size_bytes
 from edgepack.plan.solve import Bounds, Infeasible, least_loss
-from edgepack.progress import silent
 from edgepack.types import Candidate, Replacement
+from edgepack.workspace import Cache, digest, silent
 
 FORMS = ("int8-dynamic", "nbits4")
 MIXED = 0
@@ -99,7 +99,9 @@ def _dense_int8(menu: Sequence[Candidate]) -> Candidate:
 
 def _part(study: Study, name: str, one: Candidate) -> Replacement:
     layer = study.layers[name]
-    return rounded_dense(layer, one.scheme) if one.rank is None else rounded(layer, study.seen[name], one.rank, one.scheme)
+    return (
+        rounded_dense(layer, one.scheme) if one.rank is None else rounded(layer, study.seen[name], one.rank, one.scheme)
+    )
 
 
 def _kinds(picked: Sequence[Candidate]) -> dict[str, int]:

@@ -20,8 +20,8 @@ from edgepack.pipeline.moments import observe
 from edgepack.pipeline.onnx_files import OnnxFiles
 from edgepack.pipeline.opened import Opened, open_model
 from edgepack.plan.candidates import asked_rank
-from edgepack.progress import silent
 from edgepack.types import Array, InputSpread, LinearLayer, Moments, Replacement, Spectrum
+from edgepack.workspace import silent
 
 Row = dict[str, Any]
 """A file: how it was made, and lists with an entry per seed of what was found."""

@@ -11,7 +11,7 @@ import time
 import torch
 from models.mnist_mlp import digits
 
-from edgepack.cache import Cache
+from edgepack.workspace import Cache
 from seeds import train
 from seeds.deepthin_rows import SIZES
 from seeds.lenet_rows import SPLIT

@@ -15,8 +15,8 @@ import figures
 from blocks import render, replace_block
 from blocks_seeds import render_seeds
 
-from edgepack.cache import Cache
 from edgepack.pipeline.tflite_files import TfliteFiles
+from edgepack.workspace import Cache
 from seeds.measure import emulated, measure_group
 from seeds.rows import EXPERIMENTS, Bench
 from seeds.settings import FULL, QUICK, Settings

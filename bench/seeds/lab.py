@@ -14,7 +14,6 @@ from models.mnist_mlp import digits
 from torch import nn
 
 import edgepack
-from edgepack.cache import Cache, digest
 from edgepack.coded import stored_numbers
 from edgepack.data import Samples
 from edgepack.errors import EdgepackError
@@ -24,11 +23,10 @@ from edgepack.pipeline.onnx_files import OnnxFiles
 from edgepack.pipeline.opened import Opened, open_model
 from edgepack.pipeline.tflite_files import TfliteFiles
 from edgepack.pipeline.transporting import packed
-from edgepack.progress import silent
 from edgepack.sources.torch import export_program, save_program
 from edgepack.transport.parts import JpegStream
 from edgepack.types import Array, Coded, Factors, LinearLayer, Replacement
-from edgepack.versions import tool_versions
+from edgepack.workspace import Cache, digest, silent, tool_versions
 
 LARGEST = 127
 """Of int8 codes. Files are scored in exact integer arithmetic, as on the targets."""

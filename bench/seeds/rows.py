@@ -9,7 +9,6 @@ from typing import Any
 
 from models.mnist_mlp import digits
 
-from edgepack.cache import Cache
 from edgepack.factorize import jpeg
 from edgepack.factorize.methods import METHODS
 from edgepack.pipeline.tflite_files import TfliteFiles
@@ -17,6 +16,7 @@ from edgepack.quantize.coded import in_8_bits
 from edgepack.quantize.grid import quantize_weight
 from edgepack.transport.parts import JpegStream
 from edgepack.types import Coded, LinearLayer, Replacement
+from edgepack.workspace import Cache
 from seeds import claims, train
 from seeds.deepthin_rows import deepthin
 from seeds.lab import Lab, Made, open_lab

@@ -10,13 +10,12 @@ import torch
 from models.mnist_mlp import BATCH, PEAK_LEARNING_RATE, one_thread, shifted
 from torch import nn
 
-from edgepack.cache import Cache, digest
 from edgepack.factorize import deepthin, hashednet
 from edgepack.factorize.pruning import pruning
 from edgepack.training.coded import CodedLinear
 from edgepack.training.pruning import Pruning
 from edgepack.types import Array, LinearLayer
-from edgepack.versions import tool_versions
+from edgepack.workspace import Cache, digest, tool_versions
 
 VERSION = 1
 Hook = Callable[[], None]

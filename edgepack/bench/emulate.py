@@ -17,16 +17,15 @@ from edgepack.bench.devices.emulated import EmulatedDevice
 from edgepack.bench.emulated_results import EmulatedResult, EmulatedVariant, Emulation, LayerCounts
 from edgepack.bench.session import Variant
 from edgepack.blank import write_blank
-from edgepack.cache import file_digest
 from edgepack.data import Samples
 from edgepack.emulator.counts import Counts, middle, per_inference
 from edgepack.errors import ModelError, StableDeviceError, TransientDeviceError
 from edgepack.inference import load, rename
 from edgepack.model.scheme import Format
-from edgepack.progress import Progress, silent
 from edgepack.segments import LayerShape, Segment
 from edgepack.targets import Target
 from edgepack.types import Array
+from edgepack.workspace import Progress, file_digest, silent
 
 RUNS, ROUNDS, WARMUP_RUNS = 4, 5, 3
 CHAIN_ROUNDS, CHAIN_WARMUP_RUNS = 3, 1

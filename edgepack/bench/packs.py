@@ -12,8 +12,8 @@ from edgepack.bench.session import Variant, bench_variants
 from edgepack.errors import PackError
 from edgepack.model.scheme import FORMATS, Format
 from edgepack.pack import read_manifest
-from edgepack.progress import Progress
 from edgepack.targets import Target
+from edgepack.workspace import Progress
 
 PACKED = "edgepack"
 BASELINES = ("fp32", "int8")

@@ -18,11 +18,10 @@ from edgepack.bench.results_check import problems
 from edgepack.bench.rig import Expecting, Rig, temperature_of
 from edgepack.bench.rounds import Entry, Steps, measure_all, measure_imports, step_count
 from edgepack.bench.schedule import FULL, QUICK, Schedule
-from edgepack.cache import file_digest
 from edgepack.errors import DataError, ModelError, StableDeviceError, UsageError
 from edgepack.model.scheme import FORMATS, Format
-from edgepack.progress import Progress, silent
 from edgepack.targets import Target
+from edgepack.workspace import Progress, file_digest, silent
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any, Literal
 
 from edgepack.backends.schemes import CONSTEXPR, scheme_of_key
-from edgepack.cache import Cache, digest
 from edgepack.coded import is_decoded, stored_numbers
 from edgepack.errors import OutputError
 from edgepack.executor import Workers, map_tasks
@@ -20,9 +19,8 @@ from edgepack.model.scheme import Scheme
 from edgepack.pipeline.covariances import Covariances
 from edgepack.pipeline.parts import packed_part, unpacked_part
 from edgepack.plan.exact_loss import exact_loss, pair_losses
-from edgepack.progress import Progress
 from edgepack.types import Alternative, Array
-from edgepack.versions import FITTERS, tool_versions
+from edgepack.workspace import FITTERS, Cache, Progress, digest, tool_versions
 
 SHARES = (0.5, 0.25, 0.125, 0.0625, 0.03125)
 """Of each layer's weights, where one method was asked for and no rank."""

@@ -13,7 +13,7 @@ from edgepack.bench.results import BenchResult
 from edgepack.errors import EdgepackError
 from edgepack.model.scheme import Format
 from edgepack.pipeline.reach import Place, Reach, reached
-from edgepack.progress import Progress
+from edgepack.workspace import Progress
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from edgepack import pack
-from edgepack.cache import Cache
 from edgepack.data import example
 from edgepack.errors import BudgetError, ModelError
 from edgepack.model.scheme import Format
@@ -30,9 +29,9 @@ from edgepack.pipeline.promise import keep_promise
 from edgepack.pipeline.scores import final_scores
 from edgepack.pipeline.splits import layer_splits
 from edgepack.pipeline.transporting import add_transport
-from edgepack.progress import Progress, silent
 from edgepack.transport.needs import need_all
 from edgepack.transport.parts import JpegStream
+from edgepack.workspace import Cache, Progress, silent
 
 EXAMPLE = "example_inputs.npz"
 

@@ -19,8 +19,8 @@ from edgepack.plan.measured import MeasuredTable
 from edgepack.plan.measured_file import measured_path
 from edgepack.plan.sources import Shape
 from edgepack.plan.table import point_record
-from edgepack.progress import Progress, silent
 from edgepack.targets import Target
+from edgepack.workspace import Progress, silent
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from dataclasses import replace
 import numpy as np
 
 from edgepack.backends.schemes import SCHEMES
-from edgepack.cache import Cache
 from edgepack.emulator.counts import Counts
 from edgepack.model.scheme import Format, Scheme
 from edgepack.pipeline.counting import Counter
@@ -27,8 +26,8 @@ from edgepack.plan.table import (
     linear_point,
 )
 from edgepack.plan.table_file import own_folder, save_table, table_identity, table_name
-from edgepack.progress import Progress, silent
 from edgepack.targets import Target
+from edgepack.workspace import Cache, Progress, silent
 
 STANDARD_GRID = Grid(sides=(16, 128, 512, 2048), ranks=(8, 32, 128, 512), batches=(1, 4, 16))
 """Counts are linear in each side between these; the batches are those at which kernels change from row to tile."""

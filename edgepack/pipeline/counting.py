@@ -13,16 +13,13 @@ from typing import Any
 from edgepack.bench.devices.device import Job
 from edgepack.bench.devices.emulated import EmulatedDevice
 from edgepack.blank import write_blank
-from edgepack.cache import Cache, atomic_path, digest, file_digest
 from edgepack.emulator.counts import Counts, middle, per_inference
 from edgepack.errors import TransientDeviceError
 from edgepack.model.scheme import Format
 from edgepack.pipeline import layer_files
 from edgepack.plan.table import Point
-from edgepack.progress import Progress, silent
-from edgepack.shipped import shipped
 from edgepack.targets import Target
-from edgepack.versions import tool_versions
+from edgepack.workspace import Cache, Progress, atomic_path, digest, file_digest, shipped, silent, tool_versions
 
 VERSION = 1
 RUNS, ROUNDS, WARMUP_RUNS = 1, 3, 1

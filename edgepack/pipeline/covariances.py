@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgepack.cache import Cache, digest
 from edgepack.data import Samples
 from edgepack.executor import Workers
 from edgepack.pipeline.moments import observe
 from edgepack.pipeline.shrinking import with_shrinkage
-from edgepack.progress import Progress
 from edgepack.types import Array, Moments
+from edgepack.workspace import Cache, Progress, digest
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -12,7 +12,6 @@ import numpy as np
 
 from edgepack import metrics
 from edgepack.backends.onnx.schemes import FP32
-from edgepack.cache import Cache, digest
 from edgepack.data import Samples
 from edgepack.errors import UsageError
 from edgepack.executor import Workers, one_thread
@@ -29,8 +28,8 @@ from edgepack.pipeline.output_gradients import weighed
 from edgepack.pipeline.statistics import decompose
 from edgepack.plan.candidates import shared_rank
 from edgepack.plan.crossval import RankScores, rank_by_cv, stratified_folds
-from edgepack.progress import Progress
 from edgepack.types import Array, Spectrum
+from edgepack.workspace import Cache, Progress, digest
 
 FOLDS = 5
 PERCENTS = (2, 3, 4, 6, 8, 11, 16, 23, 32, 45)

@@ -12,8 +12,8 @@ from edgepack.bench.results_file import save_result
 from edgepack.model.scheme import Format
 from edgepack.pack import RESULTS, read_manifest
 from edgepack.pipeline.packed import layer_shapes, model_name
-from edgepack.progress import Progress
 from edgepack.targets import Target
+from edgepack.workspace import Progress
 
 
 def emulate_pack(

@@ -6,7 +6,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from edgepack.cache import Cache
 from edgepack.errors import UsageError
 from edgepack.model.scheme import Format
 from edgepack.pipeline.ladder import LayerPlans, Step, make_ladder
@@ -17,9 +16,9 @@ from edgepack.pipeline.probing import Probe
 from edgepack.pipeline.search import Found, Search
 from edgepack.plan.file_scheme import file_label
 from edgepack.plan.solve import Infeasible
-from edgepack.progress import Progress, silent
 from edgepack.report.explored import ExploredRow
 from edgepack.types import Aim
+from edgepack.workspace import Cache, Progress, silent
 
 PLANS = 20
 """Probed per format at most: half of them the fastest at what they lose, half of them the smallest."""

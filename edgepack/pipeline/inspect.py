@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from edgepack.cache import Cache, digest
 from edgepack.data import Samples, example
 from edgepack.errors import ModelError
 from edgepack.factorize import needs_gradients
@@ -22,9 +21,9 @@ from edgepack.pipeline.opened import Opened, open_model
 from edgepack.pipeline.output_gradients import weighed
 from edgepack.pipeline.statistics import decompose
 from edgepack.plan.candidates import break_even_rank
-from edgepack.progress import Progress, silent
 from edgepack.report.layers import LayerReport, ModelReport
 from edgepack.types import Spectrum
+from edgepack.workspace import Cache, Progress, digest, silent
 
 
 def inspect(

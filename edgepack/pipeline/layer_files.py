@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 
-from edgepack.cache import atomic_path, default_root, digest
 from edgepack.data import Samples
 from edgepack.errors import ModelError
 from edgepack.model.replacement import dense, low_rank, low_rank_correction
@@ -22,11 +21,10 @@ from edgepack.model.scheme import FileScheme, Format
 from edgepack.pipeline.layer_tflite import write_layer
 from edgepack.pipeline.onnx_files import OnnxFiles
 from edgepack.plan.table import Point
-from edgepack.progress import Progress, silent
 from edgepack.quantize.grid import WEIGHT_MAX
 from edgepack.sources.onnx import OnnxSource, open_onnx
 from edgepack.types import Array
-from edgepack.versions import tool_versions
+from edgepack.workspace import Progress, atomic_path, default_root, digest, silent, tool_versions
 
 VERSION = 2
 OPSET, IR_VERSION = 17, 8

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from edgepack.backends.schemes import CORRECTED, scheme_of_key
-from edgepack.cache import Cache, digest
 from edgepack.executor import Workers, map_tasks
 from edgepack.factorize import factorizer
 from edgepack.model.layer import View
@@ -14,9 +13,9 @@ from edgepack.model.scheme import Scheme
 from edgepack.model.structure import Structure, structure_of
 from edgepack.pipeline.sensitivity import Sensitivity
 from edgepack.plan.loss import layer_losses
-from edgepack.progress import Progress
 from edgepack.quantize.gauge import balanced
 from edgepack.types import Array, Spectrum
+from edgepack.workspace import Cache, Progress, digest
 
 Losses = Mapping[str, Mapping[tuple[Scheme, Structure], float]]
 """By layer name: (scheme, structure) → predicted loss."""

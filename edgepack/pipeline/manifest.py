@@ -7,7 +7,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from edgepack.cache import file_digest
 from edgepack.metrics import Drop
 from edgepack.model.scheme import Format
 from edgepack.pipeline.attempt import Attempt
@@ -19,7 +18,7 @@ from edgepack.plan.cost import MEASURED
 from edgepack.plan.file_scheme import file_label
 from edgepack.quantize.split import Split
 from edgepack.types import Candidate, Contents, LayerPlan
-from edgepack.versions import tool_versions
+from edgepack.workspace import file_digest, tool_versions
 
 
 def build_record(ready: Prepared, probes: Sequence[Probe]) -> dict[str, Any]:

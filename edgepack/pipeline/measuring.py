@@ -27,8 +27,8 @@ from edgepack.pipeline.layer_points import near
 from edgepack.plan.measured import Entry, Fingerprint, MeasuredTable, fingerprint
 from edgepack.plan.measured_file import known_measured, save_measured
 from edgepack.plan.table import Point
-from edgepack.progress import Progress, silent
 from edgepack.targets import Target
+from edgepack.workspace import Progress, silent
 
 
 @dataclass(frozen=True)

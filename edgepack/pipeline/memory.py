@@ -8,10 +8,9 @@ from typing import Any
 
 from edgepack.bench.devices.device import Job
 from edgepack.bench.devices.local import LocalDevice
-from edgepack.cache import Cache, digest, file_digest
 from edgepack.errors import StableDeviceError
 from edgepack.model.scheme import Format
-from edgepack.versions import tool_versions
+from edgepack.workspace import Cache, digest, file_digest, tool_versions
 
 
 def peak_ram_bytes(path: Path, fmt: Format, cache: Cache) -> int:

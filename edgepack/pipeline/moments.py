@@ -13,8 +13,8 @@ from edgepack.calibrate import Sums, merged, sums
 from edgepack.data import Samples, feeds
 from edgepack.executor import Workers, map_tasks, one_thread, spreads
 from edgepack.pipeline.observe import Observation, Watched, joined
-from edgepack.progress import Progress
 from edgepack.types import Array, Moments
+from edgepack.workspace import Progress
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -6,15 +6,14 @@ import importlib.util
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from edgepack.cache import Cache, digest
 from edgepack.data import Samples, feeds
 from edgepack.errors import ModelError, UsageError
 from edgepack.factorize import needs_gradients
 from edgepack.pipeline.opened import Opened
 from edgepack.pipeline.programs import with_program
-from edgepack.progress import Progress
 from edgepack.torchgraph.draws import Kind
 from edgepack.types import Array
+from edgepack.workspace import Cache, Progress, digest
 
 SAMPLES = 256
 """Of calibration. G of 64 samples orders plans well enough, but factors follow its small directions too."""

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgepack import metrics
-from edgepack.cache import Cache, digest
 from edgepack.data import Samples, example, read_npz
 from edgepack.errors import ModelError, UsageError
 from edgepack.executor import Workers, workers
@@ -36,7 +35,7 @@ from edgepack.pipeline.statistics import decompose
 from edgepack.pipeline.task import Task
 from edgepack.pipeline.tflite_files import TfliteFiles
 from edgepack.plan.candidates import check_rank
-from edgepack.progress import Progress
+from edgepack.workspace import Cache, Progress, digest
 
 UNGUARDED = (
     "no calibration data: layers are factored by plain SVD of their weights and nothing guards the accuracy; "

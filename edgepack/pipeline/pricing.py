@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 
 from edgepack.backends.schemes import SCHEMES
 from edgepack.bench.devices.local import LocalDevice
-from edgepack.cache import Cache
 from edgepack.data import Samples, example
 from edgepack.errors import ModelError
 from edgepack.model.kinds import kind_of
@@ -24,8 +23,8 @@ from edgepack.plan.candidates import WorthwhileRanks
 from edgepack.plan.cost import CostSource, Price
 from edgepack.plan.sources import Shape, cost_source, dense_int8
 from edgepack.plan.table import Point
-from edgepack.progress import Progress, silent
 from edgepack.targets import HOST, Target
+from edgepack.workspace import Cache, Progress, silent
 
 
 @dataclass(frozen=True)

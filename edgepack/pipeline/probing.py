@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 from edgepack.backends.schemes import FP32
-from edgepack.cache import digest
 from edgepack.metrics import Drop
 from edgepack.model.scheme import FileScheme, Format, Scheme
 from edgepack.pipeline.files import ModelFiles
@@ -13,7 +12,7 @@ from edgepack.pipeline.ladder import LayerPlans, Step
 from edgepack.pipeline.options import BuildOptions
 from edgepack.pipeline.task import Task
 from edgepack.plan.file_scheme import base_scheme, exceptions
-from edgepack.versions import tool_versions
+from edgepack.workspace import digest, tool_versions
 
 
 @dataclass(frozen=True)

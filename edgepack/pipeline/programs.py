@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from edgepack.cache import Cache, digest
 from edgepack.data import Samples, example
 from edgepack.pipeline.opened import Opened
-from edgepack.versions import tool_versions
+from edgepack.workspace import Cache, digest, tool_versions
 
 VERSION = 1
 

@@ -9,17 +9,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgepack.cache import Cache, digest
 from edgepack.data import Samples
 from edgepack.errors import ModelError, UsageError
 from edgepack.model.replacement import Replacement
 from edgepack.pipeline.opened import Opened
 from edgepack.pipeline.parts import packed_part, unpacked_pair
 from edgepack.pipeline.programs import with_program
-from edgepack.progress import Progress
 from edgepack.recover.budget import Budget
 from edgepack.recover.layers import recover_factors
 from edgepack.types import Array
+from edgepack.workspace import Cache, Progress, digest
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgepack.cache import digest
 from edgepack.data import Samples
 from edgepack.errors import UsageError
 from edgepack.executor import one_thread
@@ -25,8 +24,8 @@ from edgepack.pipeline.moments import THREADS
 from edgepack.pipeline.observe import Observation, joined
 from edgepack.pipeline.parts import packed_part, unpacked_pair
 from edgepack.pipeline.rounding import Rounder
-from edgepack.progress import Progress
 from edgepack.types import Array, InputSpread, LayerPlan, Moments, Spectrum
+from edgepack.workspace import Progress, digest
 
 if TYPE_CHECKING:
     import onnx_ir as ir

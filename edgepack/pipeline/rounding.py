@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from edgepack.cache import digest
 from edgepack.factorize import factorizer
 from edgepack.factorize.two_sided import damped
 from edgepack.factorize.whitened import shrunk_covariance
@@ -26,6 +25,7 @@ from edgepack.quantize.gauge import LatentGrid, search_gauge, turned
 from edgepack.quantize.gptq import gptq
 from edgepack.quantize.lattice import WeightGrid, grid_of
 from edgepack.types import Array, Moments, Spectrum
+from edgepack.workspace import digest
 
 VERSION = 2
 ROUNDS = ((1024, 6), (2048, 2), (1 << 62, 0))

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from edgepack.cache import digest
 from edgepack.errors import ModelError, ProofError
 from edgepack.metrics import Drop
 from edgepack.model.scheme import FileScheme
@@ -21,6 +20,7 @@ from edgepack.plan.file_scheme import base_scheme, file_label
 from edgepack.plan.search import climb, within
 from edgepack.report.cells import seconds
 from edgepack.types import LayerPlan
+from edgepack.workspace import digest
 
 FINALISTS = 3
 """Plans that are compared by measuring their files where the target is this machine."""

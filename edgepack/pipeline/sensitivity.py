@@ -6,13 +6,12 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from edgepack.cache import Cache, digest
 from edgepack.data import Samples
 from edgepack.errors import ModelError
 from edgepack.pipeline.opened import Opened
 from edgepack.pipeline.output_gradients import MOST_BYTES, first_feeds, gradient_kind, moments_bytes
-from edgepack.progress import Progress
 from edgepack.types import Array, Spectrum
+from edgepack.workspace import Cache, Progress, digest
 
 if TYPE_CHECKING:
     from edgepack.torchgraph.gradients import Curvature

@@ -15,8 +15,8 @@ from edgepack.factorize.shrinkage import FORMULAS, GRID, chosen
 from edgepack.model.kinds import views_of
 from edgepack.model.layer import View
 from edgepack.pipeline.moments import observe
-from edgepack.progress import Progress
 from edgepack.types import Moments
+from edgepack.workspace import Progress
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -8,16 +8,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgepack.cache import Cache, digest
 from edgepack.data import Samples
 from edgepack.executor import Workers, map_tasks
 from edgepack.factorize import DEFAULT, factorizer, needs_gradients, spectrum_of
 from edgepack.factorize.whitened import shrunk_covariance
 from edgepack.model.layer import View
 from edgepack.pipeline.covariances import Covariances
-from edgepack.progress import Progress
 from edgepack.quantize.gptq import innovation
 from edgepack.types import Array, InputSpread, Moments, Spectrum
+from edgepack.workspace import Cache, Progress, digest
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 
-from edgepack.cache import Cache, digest, file_digest
 from edgepack.data import example
 from edgepack.executor import one_thread
 from edgepack.inference import load, rename
@@ -25,10 +24,9 @@ from edgepack.pipeline.recovering import Outcome, Recovery
 from edgepack.pipeline.refitting import Refitter
 from edgepack.pipeline.rounding import Rounder
 from edgepack.plan.cost import interleaved_s
-from edgepack.progress import Progress
 from edgepack.targets import HOST
 from edgepack.types import Aim, LayerPlan, Spectrum
-from edgepack.versions import tool_versions
+from edgepack.workspace import Cache, Progress, digest, file_digest, tool_versions
 
 
 @dataclass

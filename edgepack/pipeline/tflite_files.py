@@ -12,7 +12,6 @@ import numpy as np
 
 from edgepack.backends.tflite.schemes import CONSTEXPR, FP32, INT8_DYNAMIC, INT8_STATIC
 from edgepack.backends.tflite.support import unsupported
-from edgepack.cache import Cache, digest
 from edgepack.data import Samples, feeds
 from edgepack.emit.tflite import TfliteEmitter
 from edgepack.emit.tflite_places import Places, find_places
@@ -25,7 +24,7 @@ from edgepack.model.scheme import FileScheme, Format, Scheme
 from edgepack.model.structure import Structure
 from edgepack.pipeline.opened import Opened
 from edgepack.types import Array, Contents
-from edgepack.versions import tool_versions
+from edgepack.workspace import Cache, digest, tool_versions
 
 RANGE_SAMPLES = 128
 VERSION = 2

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from edgepack.errors import ModelError
 from edgepack.model.replacement import Replacement
-from edgepack.progress import Progress, silent
 from edgepack.recover import state as states
 from edgepack.recover.budget import Budget, Epochs
 from edgepack.recover.history import Point
@@ -19,6 +18,7 @@ from edgepack.recover.schedule import INT8_SHARE, LOOK_BATCHES, LOOKS, Schedule,
 from edgepack.recover.student import Student
 from edgepack.recover.training import Trainer, make_trainer, reproducible
 from edgepack.types import Array
+from edgepack.workspace import Progress, silent
 
 BATCH = 16
 PATIENCE = 5

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 from edgepack.model.layer import Layer
 from edgepack.model.replacement import Replacement
-from edgepack.progress import Progress, silent
 from edgepack.quantize.grid import WEIGHT_MAX
 from edgepack.recover.budget import Budget
 from edgepack.recover.distil import Recovered, distil
 from edgepack.recover.student import build_student
 from edgepack.torchgraph import LayerKey, flat_module
 from edgepack.types import Array
+from edgepack.workspace import Progress, silent
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
