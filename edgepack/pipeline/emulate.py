@@ -44,7 +44,7 @@ def emulate_pack(
     """
     manifest = read_manifest(pack_dir)
     variants = pack_variants(pack_dir, target, formats)
-    layers = {}
+    layers = None
     if by_layer:
         layers = {(v.name, v.format): layer_shapes(manifest, pack_dir, v.name, v.format) for v in variants}
     example = pack_dir / "example_inputs.npz"
@@ -55,7 +55,6 @@ def emulate_pack(
         model=model_name(manifest, pack_dir),
         inputs=example if example.is_file() else None,
         threads=threads,
-        by_layer=by_layer,
         progress=progress,
     )
     save_result(result, pack_dir / RESULTS / result.file_name)
