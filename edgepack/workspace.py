@@ -160,6 +160,10 @@ class FileStep(Generic[V]):
     tools: tuple[str, ...] = ()
 
 
+def _no_value() -> Any:
+    raise ValueError("there is only the key of this value")
+
+
 @dataclass(frozen=True)
 class Keyed(Generic[V]):
     """A value that goes by a key of its own, where its content would be slow to hash or is not there yet.
@@ -167,11 +171,12 @@ class Keyed(Generic[V]):
     Attributes:
         key: plain data that stand for all that the result depends on: digests of the model and the data, names,
             settings. Two values of one step with the same key must give the same result.
-        make: gives the value; only called where the cache has no result.
+        make: gives the value; only called where the cache has no result. Without it, a result can only be looked up
+            and kept: other work brings it along.
     """
 
     key: Any
-    make: Callable[[], V]
+    make: Callable[[], V] = _no_value
 
 
 class Cache:

@@ -24,7 +24,7 @@ from edgepack.pipeline.images import jpeg_streams
 from edgepack.pipeline.opened import model_name
 from edgepack.pipeline.options import BuildOptions
 from edgepack.pipeline.planner import Planned, plan
-from edgepack.pipeline.prepared import Prepared, prepared
+from edgepack.pipeline.prepare import Prepared, prepared
 from edgepack.pipeline.promise import keep_promise
 from edgepack.pipeline.scores import final_scores
 from edgepack.pipeline.splits import layer_splits
@@ -88,13 +88,12 @@ def build(options: BuildOptions, *, cache: Cache | None = None, progress: Progre
 
 def _fill(folder: Path, ready: Prepared) -> tuple[dict[str, Any], BudgetError | None]:
     """Write a whole pack into the folder; returns its manifest and the budget error to raise, if any."""
-    task = ready.task
+    evaluator, workspace = ready.evaluator, ready.evaluator.workspace
     chosen = _choose(ready)
     failures = [planned.failure for planned in chosen.planned.values() if planned.failure is not None]
-    failure = next(iter(failures), None) or unmet_budget(task, ready.onnx, chosen.attempts)
-    task.progress("final test")
+    failure = next(iter(failures), None) or unmet_budget(evaluator, ready.onnx, chosen.attempts)
+    evaluator.workspace.progress("final test")
     scores = final_scores(chosen.paths(baseline=True), ready.opened, ready.test, ready.guard)
-    task.warnings += [warning for warning in ready.onnx.warnings if warning not in task.warnings]
     record = {
         **manifest.build_record(ready, [probe for one in chosen.planned.values() for probe in one.found.probes]),
         "files": _entries(ready, chosen, scores),
@@ -102,11 +101,11 @@ def _fill(folder: Path, ready: Prepared) -> tuple[dict[str, Any], BudgetError | 
             f"{fmt}/{name}": value for fmt, one in chosen.planned.items() for name, value in one.found.latency_s.items()
         },
         "budget_met": failure is None,
-        "warnings": task.warnings,
+        "warnings": list(workspace.warnings),
     }
     _place(folder, chosen, ready)
-    if task.options.transport:
-        task.progress("transport")
+    if evaluator.options.transport:
+        evaluator.workspace.progress("transport")
         files = [(f"model.{fmt}", fmt) for fmt in chosen.attempts]
         for name, entry in add_transport(folder, files, chosen.streams).items():
             record["files"][name] |= entry
@@ -116,10 +115,10 @@ def _fill(folder: Path, ready: Prepared) -> tuple[dict[str, Any], BudgetError | 
 
 def _choose(ready: Prepared) -> Chosen:
     """Plans every format in turn; each gets its share of the time, and begins where the one before it ended."""
-    options = ready.task.options
+    options = ready.evaluator.options
     picks = picked(ready) if options.pick else None
     wanted = [fmt for fmt in ready.files if picks is None or fmt in picks]
-    baselines = {fmt: make_baseline(ready.task, ready.files[fmt], ready.prices) for fmt in wanted}
+    baselines = {fmt: make_baseline(ready.evaluator, ready.files[fmt], ready.prices) for fmt in wanted}
     planned: dict[Format, Planned] = {}
     start: float | None = None
     began = time.monotonic()
@@ -130,36 +129,42 @@ def _choose(ready: Prepared) -> Chosen:
             continue
         deadline_s = began + 60 * options.search_minutes * number / len(wanted)
         planned[fmt] = plan(
-            *(ready.task, files, ready.menus[fmt], ready.prices, baselines[fmt]), deadline_s=deadline_s, start=start
+            ready.evaluator,
+            files,
+            ready.menus[fmt],
+            ready.prices,
+            baselines[fmt],
+            deadline_s=deadline_s,
+            start=start,
         )
         start = planned[fmt].loss
     attempts = {
-        fmt: keep_promise(ready.task, ready.files[fmt], one.found.attempt, baselines[fmt])
+        fmt: keep_promise(ready.evaluator, ready.files[fmt], one.found.attempt, baselines[fmt])
         for fmt, one in planned.items()
     }
-    streams = {fmt: jpeg_streams(ready.task, one) for fmt, one in attempts.items()} if options.transport else {}
+    streams = {fmt: jpeg_streams(ready.evaluator, one) for fmt, one in attempts.items()} if options.transport else {}
     return Chosen(planned, attempts, baselines, streams)
 
 
 def _entries(ready: Prepared, chosen: Chosen, scores: Mapping[str, float]) -> dict[str, dict[str, Any]]:
     entries = {}
-    source = ready.task.prover.source
+    source = ready.evaluator.prover.source
     for fmt, attempt in chosen.attempts.items():
         measured = bool(chosen.planned[fmt].found.latency_s)
         chosen_by = manifest.chosen_by(ready.prices.source_name(fmt), measured=measured)
-        outcome = ready.task.recovered(attempt.layers, attempt.scheme)
-        splits = layer_splits(ready.task, ready.files[fmt], attempt)
+        outcome = ready.evaluator.replacements.recovered(attempt.layers, attempt.scheme)
+        splits = layer_splits(ready.evaluator, ready.files[fmt], attempt)
         entries[f"model.{fmt}"] = manifest.pack_file(
             attempt, source, chosen_by, scores.get(f"model.{fmt}"), splits, outcome
         )
-    if ready.task.options.baseline:
+    if ready.evaluator.options.baseline:
         for fmt, dense in chosen.baselines.items():
             entries |= manifest.baseline_files(fmt, dense, scores)
     return entries
 
 
 def _place(folder: Path, chosen: Chosen, ready: Prepared) -> None:
-    options = ready.task.options
+    options = ready.evaluator.options
     for name, (path, _) in chosen.paths(baseline=options.baseline).items():
         (folder / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(path, folder / name)

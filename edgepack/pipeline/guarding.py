@@ -14,8 +14,8 @@ from edgepack.factorize import AUTO_METHOD, DEFAULT, factorizer, is_factorizer
 from edgepack.factorize.methods import AUTO
 from edgepack.inference import THREADS, load, predict
 from edgepack.pipeline.attempt import Guard
+from edgepack.pipeline.decompositions import FALLBACK
 from edgepack.pipeline.opened import Opened
-from edgepack.pipeline.statistics import FALLBACK
 from edgepack.types import Array, TensorSpec
 from edgepack.workspace import digest
 

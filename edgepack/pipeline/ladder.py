@@ -9,7 +9,7 @@ import numpy as np
 
 from edgepack.model.kinds import kind_of
 from edgepack.model.structure import DENSE
-from edgepack.pipeline.menus import Menu
+from edgepack.pipeline.candidates import Menu
 from edgepack.plan import reasons
 from edgepack.plan.candidates import break_even_rank
 from edgepack.plan.solve import Bounds, Infeasible, Solution, least_loss, smallest, solve
