@@ -12,7 +12,7 @@ from cases import Case, cases
 from edgepack.formats import WEIGHT_BITS
 
 from edgepack.pipeline.options import BuildOptions
-from edgepack.pipeline.prepared import prepared
+from edgepack.pipeline.prepare import prepared
 from edgepack.targets import get_target
 from edgepack.workspace import Cache, silent
 

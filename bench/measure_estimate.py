@@ -9,13 +9,14 @@ from typing import Any
 from edgepack.bench.emulate import emulate_variants
 from edgepack.bench.session import Variant
 from edgepack.data import example
+from edgepack.emit.tflite import TfliteEmitter
 from edgepack.emulator.counts import middle
 from edgepack.emulator.estimate import time_bound
 from edgepack.pipeline.guarding import load_data
 from edgepack.pipeline.opened import open_model
 from edgepack.pipeline.tflite_files import TfliteFiles
 from edgepack.targets import get_target
-from edgepack.workspace import Cache
+from edgepack.workspace import Cache, Workspace
 
 MODELS = Path(__file__).parent / "models"
 SEED = 0
@@ -40,7 +41,7 @@ def measure(*, quick: bool = False) -> dict[str, Any]:
             variants = _files(network, Path(folder))
             for name in dict.fromkeys(target for model, _, target in PUBLISHED_MS if model == network):
                 target = get_target(name)
-                result = emulate_variants(variants, {}, target=target, model=network, by_layer=False)
+                result = emulate_variants(variants, None, target=target, model=network)
                 for found in result.variants:
                     counts = middle(found.rounds)
                     bound = time_bound(counts, target, THREADS)
@@ -68,8 +69,9 @@ def _files(network: str, work: Path) -> list[Variant]:
     opened = open_model(source, work)
     data = load_data(None, opened, source, SEED)
     variants = []
-    with TfliteFiles(Cache(), work) as files:
-        files.open(opened, data.calibration, example(data.guard, opened.inputs, SEED))
+    with TfliteEmitter() as converter:
+        inputs = example(data.guard, opened.inputs, SEED)
+        files = TfliteFiles(converter, opened, data.calibration, inputs, Workspace(Cache(), work, SEED))
         for precision, scheme in FORMS.items():
             path = work / f"{network}.{precision}.tflite"
             files.write_dense(path) if scheme == "fp32" else files.write_baseline(scheme, path)

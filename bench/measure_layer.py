@@ -15,21 +15,23 @@ from edgepack import verify
 from edgepack.bench.schedule import Schedule
 from edgepack.bench.session import Variant
 from edgepack.data import example
+from edgepack.emit.tflite import TfliteEmitter
 from edgepack.errors import ProofError
 from edgepack.factorize import factorizer
+from edgepack.pipeline.activations import Subject
+from edgepack.pipeline.decompositions import decompose
 from edgepack.pipeline.files import ModelFiles
 from edgepack.pipeline.guarding import Data, load_data
 from edgepack.pipeline.ladder import LayerPlans
 from edgepack.pipeline.onnx_files import OnnxFiles
 from edgepack.pipeline.opened import Opened, open_model
 from edgepack.pipeline.options import BuildOptions
-from edgepack.pipeline.statistics import decompose
 from edgepack.pipeline.tflite_files import TfliteFiles
 from edgepack.plan.candidates import break_even_rank
 from edgepack.quantize.gauge import balanced
 from edgepack.targets import HOST, get_target
 from edgepack.types import Factors, LayerPlan, LinearLayer, Spectrum
-from edgepack.workspace import Cache, digest, silent
+from edgepack.workspace import Cache, Workspace, digest
 
 MODEL = f"{Path(__file__).parent / 'models' / 'layer_4096.py'}:recipe"
 RANK = 256
@@ -92,21 +94,22 @@ def measure_files_of(files: Sequence[LayerFile], *, quick: bool = False) -> dict
 def model_files(work: Path, model: str = MODEL, rank: int = RANK) -> list[LayerFile]:
     """Write a model in every scheme into the folder, dense and factored at one rank where that pays; each pair file with
     the proof that it still is two thin matmuls."""
-    cache = Cache()
+    workspace = Workspace(Cache(), work, SEED)
     opened = open_model(model, work)
     data = load_data(None, opened, model, SEED)
-    plan, factors = _factored(opened, data, cache, rank)
+    plan, factors = _factored(opened, data, workspace, rank)
     # The grid that is safe on this machine's instruction set; its size does not change the kernel.
     largest = BuildOptions(model=model, target=get_target(HOST)).weight_grids[-1]
     onnx = OnnxFiles(opened.model, data.calibration, largest=largest)
-    with TfliteFiles(cache, work) as tflite:
-        tflite.open(opened, data.calibration, example(data.guard, opened.inputs, SEED))
+    with TfliteEmitter() as converter:
+        inputs = example(data.guard, opened.inputs, SEED)
+        tflite = TfliteFiles(converter, opened, data.calibration, inputs, workspace)
         return [file for files in (onnx, tflite) for file in _written(files, plan, factors, work)]
 
 
-def _factored(opened: Opened, data: Data, cache: Cache, rank: int) -> tuple[LayerPlans, dict[str, Factors]]:
-    key = digest(opened.sha256, data.digest())
-    spectra, _ = decompose(opened.model, opened.layers, METHOD, data.calibration, key, cache, silent)
+def _factored(opened: Opened, data: Data, workspace: Workspace, rank: int) -> tuple[LayerPlans, dict[str, Factors]]:
+    subject = Subject(opened, data.calibration, digest(opened.sha256, data.digest()))
+    spectra, _ = decompose(subject, METHOD, workspace)
     algorithm = factorizer(METHOD)
     plans = tuple(_plan(layer, spectrum, rank) for layer, spectrum in zip(opened.layers, spectra, strict=True))
     factors = {

@@ -14,15 +14,16 @@ from cases import Case, cases
 from edgepack.data import Samples
 from edgepack.factorize import factorizer
 from edgepack.inference import THREADS, load, predict
+from edgepack.pipeline.activations import Subject
+from edgepack.pipeline.decompositions import decompose
+from edgepack.pipeline.gradients import make_sensitivity
 from edgepack.pipeline.guarding import load_data
 from edgepack.pipeline.onnx_files import OnnxFiles
 from edgepack.pipeline.opened import Opened, open_model
-from edgepack.pipeline.sensitivity import Sensitivity
-from edgepack.pipeline.statistics import decompose
 from edgepack.plan.candidates import break_even_rank
-from edgepack.plan.loss import layer_losses
-from edgepack.types import Array, Factors, LinearLayer, Spectrum
-from edgepack.workspace import Cache, digest, silent
+from edgepack.plan.loss import Wanted, layer_losses
+from edgepack.types import Array, Curvature, Factors, LinearLayer, Spectrum
+from edgepack.workspace import Cache, Workspace, digest
 
 METHOD = "whitened"
 WEIGHT_CODES = 127
@@ -91,36 +92,32 @@ def _prepared(case: Case, work: Path) -> _Model:
     Raises:
         ValueError: torch finds no gradients at the layers of the model.
     """
-    cache = Cache()
+    workspace = Workspace(Cache(), work, SEED)
     opened = open_model(case.model, work)
     data = load_data(case.data, opened, case.model, SEED)
     key = digest(opened.sha256, data.digest())
-    spectra, _ = decompose(opened.model, opened.layers, METHOD, data.calibration, key, cache, silent)
+    subject = Subject(opened, data.calibration, key)
+    spectra, _ = decompose(subject, METHOD, workspace)
     metric = "classes" if data.guard.labels is not None else "cosine"
-    sensitivity = Sensitivity(
-        opened, spectra, data.calibration, metric, SEED, digest(key, "order of plans"), cache, silent
-    )
+    sensitivity = make_sensitivity(subject, spectra, metric, digest(key, "order of plans"), workspace)
     if not sensitivity.known:
         raise ValueError(f"{case.name}: no gradients: {sensitivity.problem}")
     named = {layer.name: spectrum for layer, spectrum in zip(opened.layers, spectra, strict=True)}
     curvature = {}
     for layer in opened.layers:
-        seen = sensitivity.curvatures[layer.name]
-        curvature[layer.name] = _fp32_losses(layer, named[layer.name], seen.moment, seen.truncation)
-    energy = {layer.name: _fp32_losses(layer, named[layer.name], None, None) for layer in opened.layers}
+        curvature[layer.name] = _fp32_losses(layer, named[layer.name], sensitivity.curvatures[layer.name])
+    energy = {layer.name: _fp32_losses(layer, named[layer.name], None) for layer in opened.layers}
     return _Model(opened, named, curvature, energy, data.guard.head(GUARD_SAMPLES), metric)
 
 
-def _fp32_losses(layer: LinearLayer, spectrum: Spectrum, moment: Array | None, truncation: Array | None) -> Array:
+def _fp32_losses(layer: LinearLayer, spectrum: Spectrum, curvature: Curvature | None) -> Array:
     """(k + 1,), with infinity for rank 0, which no plan takes."""
     ranks = range(1, len(spectrum.energies) + 1)
 
     def unused(rank: int) -> Factors:
         raise ValueError(f"factors of rank {rank} were asked for, though nothing is quantized")
 
-    found = layer_losses(
-        *(layer, spectrum, moment, ("fp32",), ranks, unused), largest=WEIGHT_CODES, truncation=truncation
-    )
+    found = layer_losses(layer, spectrum, curvature, Wanted(("fp32",), ranks), unused, largest=WEIGHT_CODES)
     return np.array([np.inf, *(found["fp32", rank] for rank in ranks)])
 
 

@@ -21,11 +21,11 @@ from edgepack.bench.devices.local import LocalDevice
 from edgepack.executor import one_thread
 from edgepack.factorize import whitened
 from edgepack.factorize.whitened import shrunk_covariance
-from edgepack.pipeline.beside import rounded_beside
+from edgepack.pipeline.activations import observe
 from edgepack.pipeline.guarding import load_data
 from edgepack.pipeline.measuring import QUICK, STANDARD, measure_points
-from edgepack.pipeline.moments import observe
 from edgepack.pipeline.opened import open_model
+from edgepack.pipeline.rounding import Correction, rounded_correction
 from edgepack.plan.candidates import residual_ranks
 from edgepack.plan.sizes import size_bytes
 from edgepack.plan.table import Point
@@ -35,7 +35,7 @@ from edgepack.quantize.gptq import gptq, round_to_nearest, row_errors
 from edgepack.quantize.lattice import WeightGrid, grid_of
 from edgepack.targets import HOST, get_target
 from edgepack.types import LinearLayer, Moments
-from edgepack.workspace import silent
+from edgepack.workspace import Cache, Workspace
 
 FORM = "nbits4-residual"
 DENSE = ("int8-dynamic", "nbits8", "nbits4")
@@ -76,7 +76,8 @@ def _losses(case: _Case, *, quick: bool) -> Iterator[dict[str, Any]]:
         names = [layer.name for layer in layers]
         if data.calibration is None:
             raise ValueError(f"{spec} brings no samples")
-        seen, held = (observe(opened.model, names, part, silent, None) for part in (data.calibration, data.guard))
+        workspace = Workspace(Cache(Path(folder)), Path(folder))
+        seen, held = (observe(opened.model, names, part, workspace) for part in (data.calibration, data.guard))
         for layer in layers:
             ways = dict(_ways(layer, seen[layer.name], held[layer.name]))
             sides = {"out": layer.out_features, "in": layer.in_features, "rows": case.rows}
@@ -99,7 +100,7 @@ def _ways(layer: LinearLayer, seen: Moments, held: Moments) -> Iterator[tuple[st
         yield f"dense {scheme}, GPTQ", row(scheme, None, gptq(layer.weight, covariance, grid).weight)
     ranks = residual_ranks(*sides)
     for rank in ranks:
-        both = rounded_beside(layer, seen, FORM, rank, seed=SEED)
+        both = rounded_correction(Correction(layer, seen, FORM, rank, SEED))
         if both.base is None:
             raise ValueError(f"{FORM} has no matrix beside its pair")
         weight = both.base + both.A.astype(np.float64) @ both.B
@@ -144,7 +145,7 @@ def _times(shapes: list[tuple[int, int, int]], *, quick: bool) -> list[dict[str,
     ]
     with tempfile.TemporaryDirectory(prefix="edgepack-bench-") as folder:
         turns = QUICK if quick else STANDARD
-        table = measure_points(LocalDevice(), get_target(HOST), points, turns=turns, root=Path(folder))
+        table = measure_points(LocalDevice(), get_target(HOST), points, turns=turns, cache=Cache(Path(folder)))
     return [
         {
             "out": point.out_features,

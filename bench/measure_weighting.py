@@ -21,17 +21,17 @@ from edgepack.data import Samples
 from edgepack.factorize import fisher, svd, two_sided, whitened
 from edgepack.factorize.shrinkage import fixed
 from edgepack.inference import load, predict
-from edgepack.pipeline.covariances import Covariances
+from edgepack.pipeline.activations import Covariances, Subject
+from edgepack.pipeline.decompositions import decompose
 from edgepack.pipeline.onnx_files import OnnxFiles
 from edgepack.pipeline.opened import Opened, open_model
-from edgepack.pipeline.refitting import Refitter
+from edgepack.pipeline.refit import Refitter
 from edgepack.pipeline.rounding import Rounder
-from edgepack.pipeline.statistics import decompose
 from edgepack.plan.candidates import break_even_rank
 from edgepack.sources.torch import export_program, save_program
-from edgepack.torchgraph.gradients import SAMPLES, gradient_moments
+from edgepack.torchgraph.gradients import SAMPLES, Sampling, gradient_moments
 from edgepack.types import Array, Factors, LayerPlan, LinearLayer
-from edgepack.workspace import Cache, silent
+from edgepack.workspace import Cache, Workspace
 
 SEEDS = (0, 1, 2)
 RANKS = (8, 12, 16, 24)
@@ -71,7 +71,7 @@ class Model:
         """G of the first layer, from the first samples."""
         assert self.opened.program_path is not None
         feeds = ({self.opened.inputs[0].name: row[None]} for row in x)
-        found = gradient_moments(self.opened.program_path, self.layers[:1], feeds, self.seed, kind="classes")
+        found = gradient_moments(self.opened.program_path, self.layers[:1], feeds, Sampling("classes", self.seed))
         return found[self.layers[0].name]
 
 
@@ -137,23 +137,21 @@ def methods(model: Model, x: Array, test_x: Array, test_y: Array) -> list[dict[s
 
 def refits(model: Model, x: Array, test_x: Array, test_y: Array, work: Path) -> list[dict[str, Any]]:
     """Accuracy of files with int8 factors in all layers but the last, as a build makes them, refitted or not."""
-    opened, cache = model.opened, Cache(work / f"cache.{model.seed}")
+    opened, workspace = model.opened, Workspace(Cache(work / f"cache.{model.seed}"), work)
     spec = opened.inputs[0]
     rows: list[dict[str, Any]] = []
     for count in REFIT_ROWS:
         samples, test = Samples({spec.name: x[:count]}), Samples({spec.name: test_x})
-        key = f"{model.seed} {count}"
-        names = [layer.name for layer in opened.layers]
-        covariances = Covariances(opened.model, names, samples, key, cache, silent, None)
-        spectra, _ = decompose(opened.model, opened.layers, "whitened", samples, key, cache, silent)
-        rounder = Rounder(covariances, "whitened", 0, 127)
+        subject = Subject(opened, samples, f"{model.seed} {count}")
+        spectra, _ = decompose(subject, "whitened", workspace)
+        rounder = Rounder(Covariances(subject, workspace), "whitened", 127, {}, workspace)
         files, path = OnnxFiles(opened.model, samples, largest=127), work / "refit.onnx"
         dense = model.scores(test_x)
         for rank in REFIT_RANKS:
             plan = [_choice(layer, None if layer is opened.layers[-1] else rank) for layer in opened.layers]
             chosen = zip(opened.layers, spectra, plan, strict=True)
             kept = {one.name: rounder.factors(one, s, rank, FORM) for one, s, p in chosen if p.rank is not None}
-            fitted = Refitter(opened.model, rounder, samples, silent).factors(opened.layers, spectra, plan, FORM)
+            fitted = Refitter(opened.model, rounder, samples).factors(opened.layers, spectra, plan, FORM)
             for name, factors in (("as factored", kept), ("refitted", fitted)):
                 files.write(factors, FORM, path)
                 found = predict(load(path, "onnx", exact=True), test)
@@ -174,8 +172,7 @@ def shrinkages(model: Model, x: Array, test_x: Array, test_y: Array) -> list[dic
     for count in ROWS:
         with tempfile.TemporaryDirectory() as folder:
             samples = Samples({opened.inputs[0].name: x[:count]})
-            names = [layer.name for layer in opened.layers]
-            made = Covariances(opened.model, names, samples, "key", Cache(Path(folder)), silent, None)
+            made = Covariances(Subject(opened, samples, "key"), Workspace(Cache(Path(folder)), Path(folder)))
             seen = made.of(opened.layers[0].name)
         assert seen is not None
         layer = replace(opened.layers[0], moments=seen)

@@ -14,6 +14,7 @@ import os
 import shutil
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -56,6 +57,7 @@ DAMAGED = (
     NotImplementedError,
     RuntimeError,
     zipfile.BadZipFile,
+    zlib.error,
 )
 """What reading an entry fails with that is cut short, or holds something else than expected."""
 

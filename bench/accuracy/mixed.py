@@ -11,15 +11,17 @@ from accuracy.dense import rounded_dense
 from accuracy.pairs import rounded
 from accuracy.study import LARGEST, SEED, Row, Study
 from edgepack.emit.onnx_tables import to_int4_tables
-from edgepack.executor import workers
+from edgepack.pipeline.activations import Covariances, Subject
+from edgepack.pipeline.analysis import Analysis
+from edgepack.pipeline.gradients import make_sensitivity
 from edgepack.pipeline.losses import predict_losses
 from edgepack.pipeline.onnx_files import OnnxFiles
-from edgepack.pipeline.sensitivity import Sensitivity
 from edgepack.plan.candidates import rank_choices
+from edgepack.plan.loss import Wanted
 from edgepack.plan.sizes import size_bytes
 from edgepack.plan.solve import Bounds, Infeasible, least_loss
 from edgepack.types import Candidate, Replacement
-from edgepack.workspace import Cache, digest, silent
+from edgepack.workspace import Cache, digest, open_workspace
 
 FORMS = ("int8-dynamic", "nbits4")
 MIXED = 0
@@ -62,23 +64,24 @@ def _with_int4_tables(study: Study) -> Study:
 def candidates(study: Study) -> list[list[Candidate]]:
     """Of every layer: dense and at every rank worth trying, in 8 and in 4 bits; no latency."""
     layers = list(study.layers.values())
-    spectra = [study.seen[layer.name] for layer in layers]
+    spectra = tuple(study.seen[layer.name] for layer in layers)
     ranks = {layer.name: rank_choices(layer.out_features, layer.in_features) for layer in layers}
     metric = "classes" if study.subject.classes else "cosine"
-    cache, key = Cache(study.work / "cache"), digest(study.opened.sha256)
-    sensitivity = Sensitivity(study.opened, spectra, study.calibration, metric, SEED, key, cache, silent)
-    with workers(None) as crew:
-        losses = predict_losses(
-            *(layers, spectra, sensitivity, FORMS, ranks),
-            residual=dict.fromkeys(ranks, ()),
+    key = digest(study.opened.sha256)
+    subject = Subject(study.opened, study.calibration, key)
+    with open_workspace(Cache(study.work / "cache"), seed=SEED) as workspace:
+        analysis = Analysis(
+            subject=subject,
             method="whitened",
-            seed=SEED,
+            spectra=spectra,
+            unseen=(),
+            covariances=Covariances(subject, workspace),
+            gradients=None,
+            sensitivity=make_sensitivity(subject, spectra, metric, key, workspace),
             largest=LARGEST,
             key=key,
-            cache=cache,
-            workers=crew,
-            progress=silent,
         )
+        losses = predict_losses(analysis, {name: Wanted(FORMS, own) for name, own in ranks.items()}, workspace)
     return [
         [
             Candidate(scheme, rank, losses[layer.name][scheme, rank], _bytes(layer.weight.shape, scheme, rank), 0, 0.0)

@@ -10,6 +10,7 @@ from accuracy.study import LARGEST, SEED, Study
 from edgepack.data import example
 from edgepack.quantize.gauge import balanced
 from edgepack.recover import Epochs, recover_factors
+from edgepack.recover.distil import Training
 from edgepack.types import Factors
 
 if TYPE_CHECKING:
@@ -21,14 +22,10 @@ def recovered(study: Study, ranks: Mapping[str, int], epochs: int) -> Mapping[st
     start = {
         name: balanced(weighted(study, name, rank, "fp32"), study.seen[name], seed=SEED) for name, rank in ranks.items()
     }
-    found = recover_factors(
-        *(_program(study), list(study.layers.values()), start, study.calibration.inputs),
-        classes=study.subject.classes,
-        budget=Epochs(epochs),
-        seed=SEED,
-        largest=LARGEST,
-        threads=1,
-    )
+    training = Training(study.subject.classes, Epochs(epochs), SEED, threads=1)
+    inputs = study.calibration.inputs
+    layers = list(study.layers.values())
+    found = recover_factors(_program(study), layers, start, inputs, training=training, largest=LARGEST)
     return found.factors
 
 

@@ -15,13 +15,13 @@ from accuracy.subjects import Subject
 from edgepack.data import Samples
 from edgepack.factorize import svd, whitened
 from edgepack.inference import THREADS, load, predict
+from edgepack.pipeline.activations import observe
 from edgepack.pipeline.guarding import load_data
-from edgepack.pipeline.moments import observe
 from edgepack.pipeline.onnx_files import OnnxFiles
 from edgepack.pipeline.opened import Opened, open_model
 from edgepack.plan.candidates import asked_rank
 from edgepack.types import Array, InputSpread, LinearLayer, Moments, Replacement, Spectrum
-from edgepack.workspace import silent
+from edgepack.workspace import Cache, Workspace
 
 Row = dict[str, Any]
 """A file: how it was made, and lists with an entry per seed of what was found."""
@@ -118,15 +118,19 @@ def _study(subject: Subject, model: str, work: Path) -> Study:
     files = OnnxFiles(opened.model, data.calibration, largest=LARGEST)
     files.write_dense(work / "dense.fp32.onnx")
     running = load(work / "dense.fp32.onnx", "onnx", threads=THREADS)
-    layers = _observed(opened, data.calibration)
+    workspace = Workspace(Cache(work / "cache"), work, SEED)
+    layers = _observed(opened, data.calibration, workspace)
+    held_out = _observed(opened, data.guard, workspace)
     return Study(
-        *(subject, opened, layers),
+        subject=subject,
+        opened=opened,
+        layers=layers,
         plain={name: svd.spectrum(layer) for name, layer in layers.items()},
         seen={name: seen_spectrum(layer) for name, layer in layers.items()},
         files=files,
         calibration=data.calibration,
         guard=data.guard,
-        held_out={name: moments_of(layer).covariance for name, layer in _observed(opened, data.guard).items()},
+        held_out={name: moments_of(layer).covariance for name, layer in held_out.items()},
         references=(predict(running, data.guard), predict(running, subject.test)),
         work=work,
     )
@@ -143,8 +147,8 @@ def seen_spectrum(layer: LinearLayer) -> Spectrum:
     return replace(whitened.spectrum(layer), inputs=inputs)
 
 
-def _observed(opened: Opened, samples: Samples) -> dict[str, LinearLayer]:
-    seen = observe(opened.model, [layer.name for layer in opened.layers], samples, silent)
+def _observed(opened: Opened, samples: Samples, workspace: Workspace) -> dict[str, LinearLayer]:
+    seen = observe(opened.model, [layer.name for layer in opened.layers], samples, workspace)
     return {layer.name: replace(layer, moments=seen.get(layer.name)) for layer in opened.layers}
 
 

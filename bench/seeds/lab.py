@@ -16,9 +16,10 @@ from torch import nn
 import edgepack
 from edgepack.coded import stored_numbers
 from edgepack.data import Samples
+from edgepack.emit.tflite import TfliteEmitter
 from edgepack.errors import EdgepackError
 from edgepack.inference import THREADS, load, predict
-from edgepack.pipeline.moments import observe
+from edgepack.pipeline.activations import observe
 from edgepack.pipeline.onnx_files import OnnxFiles
 from edgepack.pipeline.opened import Opened, open_model
 from edgepack.pipeline.tflite_files import TfliteFiles
@@ -26,7 +27,7 @@ from edgepack.pipeline.transporting import packed
 from edgepack.sources.torch import export_program, save_program
 from edgepack.transport.parts import JpegStream
 from edgepack.types import Array, Coded, Factors, LinearLayer, Replacement
-from edgepack.workspace import Cache, digest, silent, tool_versions
+from edgepack.workspace import TOOLS, Cache, Keyed, Step, Workspace, digest
 
 LARGEST = 127
 """Of int8 codes. Files are scored in exact integer arithmetic, as on the targets."""
@@ -55,7 +56,7 @@ class Lab:
     tflite: TfliteFiles | None
     images: Array
     test: Samples
-    cache: Cache
+    workspace: Workspace
     work: Path
 
     def make(
@@ -79,11 +80,13 @@ class Lab:
             tflite: whether to write the TFLite file as well, if the lab does.
         """
         wanted = tflite and self.tflite is not None
-        key = digest("made", sources(), self.opened.sha256, label, *what, scheme, wanted, tool_versions())
-        known = self.cache.known("seeds", key)
-        paths = {fmt: self.cache.path("seeds", key, f".{fmt}") for fmt in ("onnx", "tflite")}
+        entry: Keyed[Made] = Keyed([sources(), self.opened.sha256, label, what, scheme, wanted])
+        key = self.workspace.key(MADE, entry)
+        known = self.workspace.known(MADE, entry)
+        paths = {fmt: self.workspace.cache.path(MADE.name, key, f".{fmt}") for fmt in ("onnx", "tflite")}
         if known is None or not all(paths[fmt].is_file() for fmt in known["files"]):
-            known = self.cache.keep("seeds", key, self._made(parts(), scheme, paths, streams(), wanted))
+            made = self._made(parts(), scheme, paths, streams(), wanted)
+            known = self.workspace.keep(MADE, entry, made)
         return {"label": label, **known, "paths": {fmt: str(paths[fmt]) for fmt in known["files"]}}
 
     def _made(
@@ -123,6 +126,13 @@ class Lab:
         return biases + sum(count(parts.get(layer.name), layer) for layer in self.layers)
 
 
+def _as_made(made: Made) -> Made:
+    return made
+
+
+MADE: Step[Made, Made] = Step("seeds", 2, _as_made, tools=TOOLS)
+
+
 @cache
 def sources() -> str:
     """Of edgepack's own files: what another version of it wrote is written again."""
@@ -142,7 +152,7 @@ def _file(path: Path, fmt: Any, streams: Sequence[JpegStream]) -> dict[str, int]
 
 
 def open_lab(
-    model: nn.Module, cache: Cache, work: Path, tflite: TfliteFiles | None = None, split: int | None = None
+    model: nn.Module, cache: Cache, work: Path, converter: TfliteEmitter | None = None, split: int | None = None
 ) -> Lab:
     """Open a trained model of digits.
 
@@ -150,7 +160,7 @@ def open_lab(
         model: takes (N, 784).
         cache: where results are kept.
         work: an empty folder.
-        tflite: what writes TFLite files; it works for the lab that was opened last.
+        converter: of TFLite files; it works for the lab that was opened last.
         split: score on the training digits from this one on, which the model has not seen, in place of the test digits.
     """
     work.mkdir(parents=True)
@@ -162,9 +172,11 @@ def open_lab(
     opened = open_model(str(work / "source.pt2"), work)
     name = opened.inputs[0].name
     calibration = Samples({name: images})
-    seen = observe(opened.model, [layer.name for layer in opened.layers], calibration, silent)
+    workspace = Workspace(cache, work)
+    seen = observe(opened.model, [layer.name for layer in opened.layers], calibration, workspace)
     layers = tuple(replace(layer, moments=seen[layer.name]) for layer in opened.layers)
-    if tflite is not None:
-        tflite.open(opened, calibration, {name: images[:1]})
+    tflite = None
+    if converter is not None:
+        tflite = TfliteFiles(converter, opened, calibration, {name: images[:1]}, workspace)
     files = OnnxFiles(opened.model, calibration, largest=LARGEST)
-    return Lab(opened, layers, files, tflite, images, scored, cache, work)
+    return Lab(opened, layers, files, tflite, images, scored, workspace, work)

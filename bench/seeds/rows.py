@@ -9,9 +9,9 @@ from typing import Any
 
 from models.mnist_mlp import digits
 
+from edgepack.emit.tflite import TfliteEmitter
 from edgepack.factorize import jpeg
 from edgepack.factorize.methods import METHODS
-from edgepack.pipeline.tflite_files import TfliteFiles
 from edgepack.quantize.coded import in_8_bits
 from edgepack.quantize.grid import quantize_weight
 from edgepack.transport.parts import JpegStream
@@ -35,15 +35,15 @@ class Bench:
     settings: Settings
     cache: Cache
     work: Path
-    tflite: TfliteFiles | None
+    converter: TfliteEmitter | None
     say: Callable[[str], None]
 
     def lab(self, sizes: Sequence[int], seed: int = 0, *, tflite: bool = True) -> Lab:
         """A dense network trained on the digits."""
         data = digits()[:2]
-        model = train.trained(self.cache, "dense", sizes, 1.0, data, epochs=self.settings.epochs, seed=seed)
+        model = train.trained(self.cache, train.Wanted("dense", sizes, 1.0, self.settings.epochs, seed), data)
         folder = self.work / f"{'-'.join(map(str, sizes))}.{seed}.{len(list(self.work.iterdir()))}"
-        return open_lab(model, self.cache, folder, self.tflite if tflite else None)
+        return open_lab(model, self.cache, folder, self.converter if tflite else None)
 
 
 def dense_files(lab: Lab) -> dict[str, Made]:
