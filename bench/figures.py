@@ -30,7 +30,7 @@ from blocks import render, replace_block
 from machine import conditions
 from picture import draw_working_set
 
-from edgepack.cache import atomic_path
+from edgepack.workspace import atomic_path
 
 TOP = Path(__file__).parent.parent
 README = TOP / "README.md"

@@ -11,7 +11,7 @@ from typing import Any
 from edgepack.bench.devices.local import LocalDevice
 from edgepack.bench.results import BenchResult, VariantResult
 from edgepack.bench.schedule import Schedule
-from edgepack.bench.session import Variant, bench_variants
+from edgepack.bench.session import Settings, Variant, bench_variants
 from edgepack.bench.stats import process_medians, summarize
 from edgepack.bench.summary import latencies
 from edgepack.targets import HOST, get_target
@@ -33,8 +33,7 @@ def measure_files(
             device=device,
             model=model,
             inputs=inputs,
-            cold=cold,
-            schedule=schedule,
+            settings=Settings(cold=cold, schedule=schedule),
         )
     return {
         "threads": result.conditions.threads,

@@ -15,7 +15,7 @@ CONVERTERS = ("torch", "litert-torch")
 
 def conditions() -> dict[str, Any]:
     """CPU, cores, caches in bytes, instruction sets, versions, and the day."""
-    from edgepack.versions import tool_versions
+    from edgepack.workspace import tool_versions
 
     report = LocalDevice().probe()
     facts, host = facts_from_probe(report, "local"), target_from_probe(report, HOST)

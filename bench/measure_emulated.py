@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,12 @@ import measure_mnist
 from edgepack.backends.tflite.schemes import INT8_DYNAMIC
 from edgepack.bench.emulate import emulate_variants
 from edgepack.bench.emulated_results import EmulatedVariant
-from edgepack.cache import Cache
 from edgepack.emulator.counts import middle
 from edgepack.emulator.plugin import cache_arguments
 from edgepack.pipeline.counting import Counter
 from edgepack.plan.table import linear_point
 from edgepack.targets import Target, get_target
+from edgepack.workspace import Cache, open_workspace
 
 TARGETS = ("rpi4", "rpi5", "rpi3b+", "rpi-zero2w")
 MODELS = Path(__file__).parent / "models"
@@ -61,7 +62,7 @@ def _table(groups: Sequence[tuple[str, Target]], model: str, rank: int, work: Pa
     files = measure_layer.model_files(work, model, rank)
     rows = []
     for names, target in groups:
-        result = emulate_variants([file.variant for file in files], {}, target=target, by_layer=False)
+        result = emulate_variants([file.variant for file in files], None, target=target)
         rows += [
             {"target": names, "layer": file.layer, "form": file.scheme.name, **_counted(found)}
             for file, found in zip(files, result.variants, strict=True)
@@ -87,11 +88,8 @@ def _curve(groups: Sequence[tuple[str, Target]], ranks: Sequence[int]) -> Iterat
     """Misses of every level over the rank of one pair, the call of the runtime taken off."""
     points = [linear_point(SCHEME, SIDE, SIDE, rank, 1) for rank in ranks]
     for names, target in groups:
-        counter = Counter(target, Cache())
-        try:
+        with open_workspace(Cache()) as workspace, closing(Counter(target, workspace)) as counter:
             counted = counter.count(points)
-        finally:
-            counter.close()
         cluster = target.main_cluster
         for point in points:
             counts = counted[point]

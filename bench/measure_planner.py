@@ -18,12 +18,12 @@ from measure_mnist import QUICK, SCHEDULE
 from measure_solver import measure_solver
 
 from edgepack.bench.packs import pack_variants
-from edgepack.cache import Cache
 from edgepack.model.scheme import FORMATS, Format
 from edgepack.pipeline.build import EXAMPLE, build
 from edgepack.pipeline.options import BuildOptions
 from edgepack.report.compare import file_entry
 from edgepack.targets import HOST, get_target
+from edgepack.workspace import Cache
 
 NAMES = ("mnist", "magika", "minilm")
 SEARCH_MINUTES, QUICK_SEARCH_MINUTES = 4.0, 1.0

@@ -7,12 +7,14 @@ import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from edgepack.errors import EdgepackError
-from edgepack.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from edgepack.workspace import Progress
 
 INTERRUPTED = 130
 
@@ -77,6 +79,8 @@ def progress_bar(*, as_json: bool) -> Iterator[Progress]:
 def progress_bars(titles: Sequence[str], *, as_json: bool) -> Iterator[Mapping[str, Progress]]:
     """A progress line for each of several things at once, by its title; silent where stderr is no terminal."""
     if as_json or not sys.stderr.isatty():
+        from edgepack.workspace import silent
+
         yield dict.fromkeys(titles, silent)
         return
     from rich.console import Console

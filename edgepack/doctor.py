@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from edgepack.emulator import programs
 from edgepack.emulator.install import ARCHITECTURES, missing
-from edgepack.versions import newest_tested
+from edgepack.workspace import newest_tested
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 from edgepack.errors import StableDeviceError
 from edgepack.model.scheme import Format
-from edgepack.shipped import shipped
 from edgepack.targets import HOST, Cache, Cluster, Target
+from edgepack.workspace import shipped
 
 _RUNTIME_FORMATS: tuple[tuple[str, Format], ...] = (
     ("onnxruntime", "onnx"),

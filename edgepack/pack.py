@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from edgepack.cache import file_digest
 from edgepack.errors import OutputError, PackError
+from edgepack.workspace import file_digest
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"

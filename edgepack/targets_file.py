@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgepack.errors import TargetsError
-from edgepack.shipped import shipped
 from edgepack.targets import HOST, Problem, Target, suggestion
+from edgepack.workspace import shipped
 
 if TYPE_CHECKING:
     import yaml

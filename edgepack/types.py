@@ -130,6 +130,20 @@ class Spectrum:
 
 
 @dataclass(frozen=True)
+class Curvature:
+    """What errors at one layer's output cost.
+
+    Attributes:
+        moment: G, (out, out) float64: mean over samples of Σ over rows g gᵀ, g the gradient at the output.
+        truncation: (k + 1,) float64, what the pair of each rank 0 … k costs, never rising; None without a spectrum, and
+            where the layer adds something that is no constant.
+    """
+
+    moment: Array
+    truncation: Array | None = None
+
+
+@dataclass(frozen=True)
 class Alternative:
     """What another method than the build's own decomposition makes of a layer.
 

@@ -11,7 +11,7 @@ import time
 import torch
 from models.mnist_mlp import digits
 
-from edgepack.cache import Cache
+from edgepack.workspace import Cache
 from seeds import train
 from seeds.deepthin_rows import SIZES
 from seeds.lenet_rows import SPLIT
@@ -26,12 +26,8 @@ def main() -> None:
     for how in sys.argv[1:] or ("low-rank", "hashednet", "deepthin", "pruning"):
         for rate in RATES:
             start = time.monotonic()
-            model = train.trained(
-                *(Cache(), how, SIZES, 1 / 16, (images[:SPLIT], labels[:SPLIT])),
-                epochs=EPOCHS,
-                seed=0,
-                rate=rate,
-            )
+            wanted = train.Wanted(how, SIZES, 1 / 16, EPOCHS, seed=0, rate=rate)
+            model = train.trained(Cache(), wanted, (images[:SPLIT], labels[:SPLIT]))
             with torch.no_grad():
                 answers = model(torch.from_numpy(images[SPLIT:])).argmax(1).numpy()
             score = float((answers == labels[SPLIT:]).mean() * 100)

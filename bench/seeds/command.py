@@ -15,8 +15,8 @@ import figures
 from blocks import render, replace_block
 from blocks_seeds import render_seeds
 
-from edgepack.cache import Cache
-from edgepack.pipeline.tflite_files import TfliteFiles
+from edgepack.emit.tflite import TfliteEmitter
+from edgepack.workspace import Cache
 from seeds.measure import emulated, measure_group
 from seeds.rows import EXPERIMENTS, Bench
 from seeds.settings import FULL, QUICK, Settings
@@ -60,9 +60,7 @@ def measure(*, quick: bool = False, names: Sequence[str] | None = None, fresh: b
     groups = []
     with ExitStack() as stack:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgepack-bench-")))
-        converter = work / "tflite"
-        converter.mkdir()
-        bench = Bench(settings, cache, work, stack.enter_context(TfliteFiles(cache, converter)), say)
+        bench = Bench(settings, cache, work, stack.enter_context(TfliteEmitter()), say)
         for name in names or EXPERIMENTS:
             groups.append(EXPERIMENTS[name](bench))
     for group in groups:

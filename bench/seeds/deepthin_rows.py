@@ -89,7 +89,7 @@ def _at(bench: Bench, lab: Lab, ratio: int, seed: int) -> dict[str, Made]:
     found: dict[str, Made] = {}
     for name in METHODS:
         bench.say(f"{name} at 1/{ratio}, seed {seed}")
-        model = train.trained(bench.cache, name, SIZES, share, digits()[:2], epochs=settings.epochs, seed=seed)
+        model = train.trained(bench.cache, train.Wanted(name, SIZES, share, settings.epochs, seed), digits()[:2])
         parts = trained_parts(model, lab.layers, share)
         what = [share, settings.epochs, seed]
         found[name] = lab.make(name, what, lambda parts=parts: parts)

@@ -30,7 +30,7 @@ def lenet(bench: Bench) -> Group:
     images, labels = digits()[:2]
     part = images[:SPLIT], labels[:SPLIT]
     bench.say("lenet: dense, on a split")
-    source = train.trained(bench.cache, "dense", SIZES, 1.0, part, epochs=settings.epochs, seed=0)
+    source = train.trained(bench.cache, train.Wanted("dense", SIZES, 1.0, settings.epochs, seed=0), part)
     split = open_lab(source, bench.cache, bench.work / "lenet.split", None, SPLIT)
     candidates = []
     for how in WAYS:
@@ -60,7 +60,7 @@ def lenet(bench: Bench) -> Group:
 
 def _trained(bench: Bench, lab: Lab, how: str, share: float, data: Any) -> Made:
     epochs = bench.settings.epochs
-    model = train.trained(bench.cache, how, SIZES, share, data, epochs=epochs, seed=0)
+    model = train.trained(bench.cache, train.Wanted(how, SIZES, share, epochs, seed=0), data)
     return lab.make(how, [share, epochs, len(data[0])], lambda: trained_parts(model, lab.layers, share))
 
 

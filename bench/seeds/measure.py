@@ -7,6 +7,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from edgepack.bench import session
 from edgepack.bench.devices.local import LocalDevice
 from edgepack.bench.emulate import emulate_variants
 from edgepack.bench.session import Variant, bench_variants
@@ -56,8 +57,7 @@ def measure_files(variants: Sequence[Variant], settings: Settings, *, cold: bool
             target=get_target(HOST),
             device=device,
             model="seeds",
-            cold=cold,
-            schedule=settings.schedule,
+            settings=session.Settings(cold=cold, schedule=settings.schedule),
         )
     rows = []
     for variant, summary in zip(result.variants, summarize_result(result), strict=True):
@@ -91,7 +91,7 @@ def emulated(group: dict[str, Any], ratios: Sequence[int]) -> list[dict[str, Any
         ]
     variants = list(_variants(made))
     try:
-        result = emulate_variants([one for _, one in variants], {}, target=get_target(BOARD), by_layer=False)
+        result = emulate_variants([one for _, one in variants], None, target=get_target(BOARD))
     except EdgepackError as err:
         return str(err)
     paths = {str(variant.path): found for (_, variant), found in zip(variants, result.variants, strict=True)}

@@ -17,16 +17,15 @@ from edgepack.bench.devices.emulated import EmulatedDevice
 from edgepack.bench.emulated_results import EmulatedResult, EmulatedVariant, Emulation, LayerCounts
 from edgepack.bench.session import Variant
 from edgepack.blank import write_blank
-from edgepack.cache import file_digest
 from edgepack.data import Samples
 from edgepack.emulator.counts import Counts, middle, per_inference
 from edgepack.errors import ModelError, StableDeviceError, TransientDeviceError
 from edgepack.inference import load, rename
 from edgepack.model.scheme import Format
-from edgepack.progress import Progress, silent
 from edgepack.segments import LayerShape, Segment
 from edgepack.targets import Target
 from edgepack.types import Array
+from edgepack.workspace import Progress, file_digest, silent
 
 RUNS, ROUNDS, WARMUP_RUNS = 4, 5, 3
 CHAIN_ROUNDS, CHAIN_WARMUP_RUNS = 3, 1
@@ -37,25 +36,24 @@ MAX_DB = 200.0
 
 def emulate_variants(
     variants: Sequence[Variant],
-    layers: Mapping[tuple[str, Format], Sequence[LayerShape]],
+    layers: Mapping[tuple[str, Format], Sequence[LayerShape]] | None,
     *,
     target: Target,
     model: str = "model",
     inputs: Path | None = None,
     threads: int = 1,
-    by_layer: bool = True,
     progress: Progress | None = None,
 ) -> EmulatedResult:
     """Counts one inference of every model file on the emulated target.
 
     Args:
         variants: at least one; with `inputs`, their answers are compared with this machine's.
-        layers: by variant's name and format, the linear layers of the file in graph order.
+        layers: by variant's name and format, the linear layers of the file in graph order; None to count whole files
+            alone.
         target: aarch64 or x86_64, with known caches.
         model: its name, for the result.
         inputs: npz with one array per model input; seeded values otherwise.
         threads: of the inference.
-        by_layer: also count every layer.
         progress: told of every finished process.
 
     Raises:
@@ -70,7 +68,7 @@ def emulate_variants(
             raise ModelError(f"{variant.name} ({variant.format}): no model file at {variant.path}")
     say = progress or silent
     formats = list(dict.fromkeys(variant.format for variant in variants))
-    total = len(formats) + (len(variants) if by_layer else 0)
+    total = len(formats) + (0 if layers is None else len(variants))
     device = EmulatedDevice(target)
     found: dict[tuple[str, Format], EmulatedVariant] = {}
     versions: dict[str, str] = {}
@@ -83,10 +81,10 @@ def emulate_variants(
                 whole, runtime = session.whole(own)
                 versions[runtime["name"]] = runtime["version"]
                 found |= {(one.name, one.format): one for one in whole}
-            for done, variant in enumerate(variants if by_layer else (), start=len(formats)):
+            for done, variant in enumerate(() if layers is None else variants, start=len(formats)):
                 say("emulate: layers", done, total)
                 key = variant.name, variant.format
-                found[key] = session.with_layers(found[key], variant, layers.get(key, ()))
+                found[key] = session.with_layers(found[key], variant, (layers or {}).get(key, ()))
             say("emulate: layers", total, total)
     finally:
         device.close()

@@ -8,12 +8,12 @@ from pathlib import Path
 from edgepack.bench.devices.device import Device
 from edgepack.bench.results import BenchResult
 from edgepack.bench.results_file import save_result
-from edgepack.bench.session import Variant, bench_variants
+from edgepack.bench.session import STANDARD, Settings, Variant, bench_variants
 from edgepack.errors import PackError
 from edgepack.model.scheme import FORMATS, Format
 from edgepack.pack import read_manifest
-from edgepack.progress import Progress
 from edgepack.targets import Target
+from edgepack.workspace import Progress
 
 PACKED = "edgepack"
 BASELINES = ("fp32", "int8")
@@ -24,11 +24,7 @@ def bench_pack(
     *,
     target: Target,
     device: Device,
-    threads: int = 1,
-    quick: bool = False,
-    cold: bool = True,
-    sustained: bool = False,
-    cluster: str | None = None,
+    settings: Settings = STANDARD,
     progress: Progress | None = None,
     formats: Sequence[Format] | None = None,
 ) -> BenchResult:
@@ -41,10 +37,7 @@ def bench_pack(
         pack_dir: with `manifest.json`.
         target: the one that the pack is for, or the one that the device is.
         device: where to measure; the caller closes it.
-        threads: of the inference.
-        quick: shortens everything and says so in the result.
-        cold: also measure with empty caches.
-        sustained, cluster: see `bench_variants`.
+        settings: what is measured, and for how long.
         progress: told of every finished process.
         formats: which to measure; by default all in the pack that the target runs.
 
@@ -60,11 +53,7 @@ def bench_pack(
         variants,
         target=target,
         device=device,
-        threads=threads,
-        quick=quick,
-        cold=cold,
-        sustained=sustained,
-        cluster=cluster,
+        settings=settings,
         progress=progress,
         model=name,
         inputs=example if example.is_file() else None,

@@ -14,7 +14,7 @@ from edgepack.bench.results import RUNNER, Tool
 from edgepack.bench.schedule import Schedule
 from edgepack.errors import StableDeviceError
 from edgepack.model.scheme import Format
-from edgepack.progress import Progress, silent
+from edgepack.workspace import Progress, silent
 
 LOAD_TIMEOUT_S = 600.0
 POLL_S = 10.0

@@ -19,7 +19,7 @@ from edgepack.bench.results import Block, Counter, Memory, Snapshot
 from edgepack.bench.rig import Rig, cool_down
 from edgepack.bench.schedule import Schedule
 from edgepack.model.scheme import Format
-from edgepack.progress import Progress
+from edgepack.workspace import Progress
 
 
 @dataclass

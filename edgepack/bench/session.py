@@ -18,11 +18,10 @@ from edgepack.bench.results_check import problems
 from edgepack.bench.rig import Expecting, Rig, temperature_of
 from edgepack.bench.rounds import Entry, Steps, measure_all, measure_imports, step_count
 from edgepack.bench.schedule import FULL, QUICK, Schedule
-from edgepack.cache import file_digest
 from edgepack.errors import DataError, ModelError, StableDeviceError, UsageError
 from edgepack.model.scheme import FORMATS, Format
-from edgepack.progress import Progress, silent
 from edgepack.targets import Target
+from edgepack.workspace import Progress, file_digest, silent
 
 
 @dataclass(frozen=True)
@@ -34,20 +33,39 @@ class Variant:
     path: Path
 
 
+@dataclass(frozen=True)
+class Settings:
+    """How model files are measured.
+
+    Attributes:
+        threads: of the inference.
+        quick: shortens everything and says so in the result.
+        cold: also measure with empty caches.
+        sustained: also measure back to back for the schedule's `sustained_s`.
+        cluster: name of the core to stay on, such as "cortex-a55"; by default the fastest.
+        schedule: in place of the full or quick one.
+    """
+
+    threads: int = 1
+    quick: bool = False
+    cold: bool = True
+    sustained: bool = False
+    cluster: str | None = None
+    schedule: Schedule | None = None
+
+
+STANDARD = Settings()
+
+
 def bench_variants(
     variants: Sequence[Variant],
     *,
     target: Target,
     device: Device,
-    threads: int = 1,
-    quick: bool = False,
-    cold: bool = True,
-    sustained: bool = False,
-    cluster: str | None = None,
+    settings: Settings = STANDARD,
     progress: Progress | None = None,
     model: str = "model",
     inputs: Path | None = None,
-    schedule: Schedule | None = None,
 ) -> BenchResult:
     """Measures model files against each other: memory and load first, then warm latency in interleaved rounds, then
     cold latency, then counters, then sustained latency. What the device cannot measure is left out, and said.
@@ -57,15 +75,10 @@ def bench_variants(
         target: what the models are for; it must have a runtime for every format.
         device: where to measure; the caller closes it. It need not be of the target's kind; the result says whether
             it is.
-        threads: of the inference.
-        quick: shortens everything and says so in the result.
-        cold: also measure with empty caches.
-        sustained: also measure back to back for the schedule's `sustained_s`.
-        cluster: name of the core to stay on, such as "cortex-a55"; by default the fastest.
+        settings: what is measured, and for how long.
         progress: told of every finished process.
         model: name of the model, for the result.
         inputs: npz with one array per model input; seeded values otherwise.
-        schedule: in place of the full or quick one.
 
     Returns:
         Raw values; statistics come from `edgepack.bench.summary`.
@@ -77,6 +90,7 @@ def bench_variants(
         DeviceError: the device was unreachable, lacks a runtime, or failed.
         DataError: the inputs do not fit a model.
     """
+    threads = settings.threads
     _check(variants, target, threads, inputs)
     formats = [fmt for fmt in FORMATS if any(variant.format == fmt for variant in variants)]
     report = device.probe()
@@ -85,11 +99,11 @@ def bench_variants(
     with Expecting(f"probe of {device.name}"):
         for fmt in formats:
             _require_runtime(fmt, device, report, facts, target)
-        cpus = choose_cpus(facts, [int(cpu) for cpu in report.get("allowed_cpus", ())], threads, cluster)
+        cpus = choose_cpus(facts, [int(cpu) for cpu in report.get("allowed_cpus", ())], threads, settings.cluster)
         refused = _counters_refused(report)
     rig = Rig(
         device=device,
-        schedule=schedule or (QUICK if quick else FULL),
+        schedule=settings.schedule or (QUICK if settings.quick else FULL),
         threads=threads,
         cpus=cpus,
         inputs=device.push(inputs) if inputs is not None else None,
@@ -97,10 +111,10 @@ def bench_variants(
         progress=progress or silent,
     )
     rig.told.temperature_c = temperature_of(report)
-    missing = lacking(device, cold=cold)
+    missing = lacking(device, cold=settings.cold)
     asked = Asked(
-        cold=cold and COLD not in missing,
-        sustained=sustained,
+        cold=settings.cold and COLD not in missing,
+        sustained=settings.sustained,
         memory=MEMORY not in missing,
         counters=COUNTERS not in missing and refused is None,
     )
@@ -119,7 +133,7 @@ def bench_variants(
         device=facts,
         threads=threads,
         cpus=cpus,
-        quick=quick,
+        quick=settings.quick,
         schedule=rig.schedule,
         inputs="random" if rig.told.random_inputs else file_digest(inputs) if inputs is not None else "seeded",
         reached=device.name,

@@ -77,6 +77,7 @@ def bench(
     Example: edgepack bench dist/mnist-mlp.rpi4 --target rpi4 --emulate
     """
     with door(as_json=as_json, verbose=verbose):
+        from edgepack.bench.session import Settings
         from edgepack.pack import read_manifest
         from edgepack.pipeline.benches import Session
         from edgepack.pipeline.options import parse_formats
@@ -100,7 +101,7 @@ def bench(
         manifest = read_manifest(pack)
         chosen = [get_target(name, targets_file) for name in target or [target_name(manifest, pack)]]
         asked = None if formats is None else parse_formats(formats)
-        session = Session(pack, threads, quick, cold, sustained, cluster, asked)
+        session = Session(pack, Settings(threads, quick, cold, sustained, cluster), asked)
         if emulate:
             _print(_count(session, chosen, reach, by_layer=layers, as_json=as_json), as_json=as_json)
         else:
@@ -129,7 +130,7 @@ def _count(session: Session, targets: Sequence[Target], reach: Reach, *, by_laye
         counted = emulate_pack(
             session.pack,
             target=targets[0],
-            threads=session.threads,
+            threads=session.settings.threads,
             formats=session.formats,
             by_layer=by_layer,
             progress=progress,

@@ -9,11 +9,11 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgepack.cache import default_root, digest
 from edgepack.emulator import programs, sysroot
 from edgepack.emulator.facts import cpu_files, write_facts
 from edgepack.errors import StableDeviceError
 from edgepack.targets import Target
+from edgepack.workspace import default_root, digest
 
 _MODELS = {
     "cortex-a53": "cortex-a53",

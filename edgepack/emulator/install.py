@@ -9,8 +9,8 @@ from edgepack.emulator import programs, sysroot
 from edgepack.emulator.guest import guest
 from edgepack.emulator.plugin import plugin_file
 from edgepack.errors import StableDeviceError
-from edgepack.progress import Progress, silent
 from edgepack.targets import HOST, Target, get_target
+from edgepack.workspace import Progress, silent
 
 ARCHITECTURES = ("aarch64", "x86_64")
 _TRIED_ON = {"aarch64": "rpi4", "x86_64": HOST}

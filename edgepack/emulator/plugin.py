@@ -6,11 +6,10 @@ import re
 import subprocess
 from pathlib import Path
 
-from edgepack.cache import atomic_path, default_root, digest
 from edgepack.emulator import programs
 from edgepack.errors import StableDeviceError, TargetsError
-from edgepack.shipped import shipped
 from edgepack.targets import Cache, Target
+from edgepack.workspace import atomic_path, default_root, digest, shipped
 
 _FLAGS = ("-std=c11", "-O3", "-Wall", "-Wextra", "-shared", "-fPIC", "-fvisibility=hidden")
 COMPILE_TIMEOUT_S = 120.0

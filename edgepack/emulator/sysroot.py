@@ -15,11 +15,9 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from edgepack.cache import default_root, file_digest
 from edgepack.emulator import programs
 from edgepack.errors import OutputError, StableDeviceError, TransientDeviceError
-from edgepack.progress import Progress, silent
-from edgepack.shipped import shipped
+from edgepack.workspace import Progress, default_root, file_digest, shipped, silent
 
 SUITE = "bookworm"
 PACKAGES = ("python3", "libstdc++6", "libgomp1")

@@ -10,7 +10,6 @@ import numpy as np
 
 from edgepack import metrics, verify
 from edgepack.backends.schemes import CONSTEXPR, FP32
-from edgepack.cache import digest
 from edgepack.coded import plain
 from edgepack.data import Samples
 from edgepack.inference import THREADS, load, predict
@@ -22,6 +21,7 @@ from edgepack.pipeline.files import ModelFiles
 from edgepack.pipeline.parts import packed_part
 from edgepack.plan.file_scheme import exceptions
 from edgepack.types import Array, Contents, LayerPlan, Proof, Written
+from edgepack.workspace import digest
 
 NOTHING_WRITTEN = Written({}, {})
 """Of a file whose layers are all as they were."""

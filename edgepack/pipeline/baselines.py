@@ -8,9 +8,9 @@ from pathlib import Path
 from edgepack.errors import ModelError
 from edgepack.metrics import Drop
 from edgepack.model.scheme import Scheme
+from edgepack.pipeline.evaluator import Evaluator
 from edgepack.pipeline.files import ModelFiles
 from edgepack.pipeline.pricing import Prices
-from edgepack.pipeline.task import Task
 from edgepack.plan import cost
 
 
@@ -38,17 +38,17 @@ class Baseline:
         return _within(self.int8_drop, self.limit)
 
 
-def make_baseline(task: Task, files: ModelFiles, prices: Prices) -> Baseline:
+def make_baseline(evaluator: Evaluator, files: ModelFiles, prices: Prices) -> Baseline:
     """Dense fp32 and dense int8 files of one format.
 
     Raises:
         ModelError: no int8 baseline runs.
     """
-    fmt, work, prover, limit = files.fmt, task.work, task.prover, task.options.drop_limit
-    task.progress(f"baseline {fmt}")
+    fmt, work, prover, limit = files.fmt, evaluator.workspace.folder, evaluator.prover, evaluator.options.drop_limit
+    evaluator.workspace.progress(f"baseline {fmt}")
     fp32 = work / f"baseline.fp32.{fmt}"
     files.write_dense(fp32)
-    schemes, chosen_by = _order(task, files, prices)
+    schemes, chosen_by = _order(evaluator, files, prices)
     paths = {scheme: work / f"baseline.{scheme}.{fmt}" for scheme in schemes}
     quantizers: dict[Scheme, str] = {}
     drops: dict[Scheme, Drop | None] = {}
@@ -57,25 +57,25 @@ def make_baseline(task: Task, files: ModelFiles, prices: Prices) -> Baseline:
         try:
             drops[scheme] = prover.drop(prover.guard.answers(paths[scheme], fmt))
         except ModelError as err:
-            task.warn(f"the dense {scheme} baseline does not run: {err.message}")
+            evaluator.workspace.warn(f"the dense {scheme} baseline does not run: {err.message}")
             continue
         quantizers[scheme] = quantizer
-        if not task.measures_here and _within(drops[scheme], limit):
+        if not evaluator.measures_here and _within(drops[scheme], limit):
             break
     if not quantizers:
         raise ModelError(f"no dense int8 {fmt} baseline runs", hint="leave this format out with --formats")
     good = [scheme for scheme in quantizers if _within(drops[scheme], limit)]
     if not good:  # none is a rival: the one that loses least is shown
         good = [min(quantizers, key=lambda scheme: _lost(drops[scheme]))]
-    measures = task.measures_here and len(good) > 1
-    measured = task.latencies({scheme.name: paths[scheme] for scheme in good}, fmt) if measures else {}
+    measures = evaluator.measures_here and len(good) > 1
+    measured = evaluator.latencies({scheme.name: paths[scheme] for scheme in good}, fmt) if measures else {}
     scheme = cost.fastest(good, {scheme: measured[scheme.name] for scheme in good} if measured else {})
     fp32_drop = prover.drop(prover.guard.answers(fp32, fmt))
     chosen_by = cost.MEASURED if measured else chosen_by
     return Baseline(fp32, paths[scheme], scheme, quantizers[scheme], chosen_by, fp32_drop, drops[scheme], limit)
 
 
-def _order(task: Task, files: ModelFiles, prices: Prices) -> tuple[tuple[Scheme, ...], str]:
+def _order(evaluator: Evaluator, files: ModelFiles, prices: Prices) -> tuple[tuple[Scheme, ...], str]:
     """Int8 schemes of the dense model, fastest first by the best source before a file is measured, and its name."""
     stated = cost.preferred(files.fmt, calibrated=files.calibrated)
     costs = {scheme: prices.dense_latency_s(scheme) for scheme in stated}

@@ -10,10 +10,11 @@ from pathlib import Path
 
 from edgepack.bench.packs import bench_pack
 from edgepack.bench.results import BenchResult
+from edgepack.bench.session import STANDARD, Settings
 from edgepack.errors import EdgepackError
 from edgepack.model.scheme import Format
 from edgepack.pipeline.reach import Place, Reach, reached
-from edgepack.progress import Progress
+from edgepack.workspace import Progress
 
 
 @dataclass(frozen=True)
@@ -21,11 +22,7 @@ class Session:
     """What is measured on every device; see `bench_pack`."""
 
     pack: Path
-    threads: int = 1
-    quick: bool = False
-    cold: bool = True
-    sustained: bool = False
-    cluster: str | None = None
+    settings: Settings = STANDARD
     formats: Sequence[Format] | None = None
 
 
@@ -94,11 +91,7 @@ def _bench(session: Session, place: Place, reach: Reach, progress: Progress) -> 
                 session.pack,
                 target=place.target,
                 device=device,
-                threads=session.threads,
-                quick=session.quick,
-                cold=session.cold,
-                sustained=session.sustained,
-                cluster=session.cluster,
+                settings=session.settings,
                 progress=progress,
                 formats=session.formats,
             )

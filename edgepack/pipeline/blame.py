@@ -8,8 +8,8 @@ from edgepack.backends.onnx.schemes import CONSTEXPR, FP32, SCHEMES
 from edgepack.errors import BudgetError
 from edgepack.model.scheme import FileScheme, Format, Scheme
 from edgepack.pipeline.attempt import Attempt
+from edgepack.pipeline.evaluator import Evaluator
 from edgepack.pipeline.onnx_files import OnnxFiles
-from edgepack.pipeline.task import Task
 from edgepack.plan.file_scheme import file_label
 from edgepack.types import LayerPlan
 
@@ -18,13 +18,13 @@ MOST_LAYERS = 16
 NAMED = 3
 
 
-def unmet_budget(task: Task, onnx: OnnxFiles, attempts: Mapping[Format, Attempt]) -> BudgetError | None:
+def unmet_budget(evaluator: Evaluator, onnx: OnnxFiles, attempts: Mapping[Format, Attempt]) -> BudgetError | None:
     """The error for a build that found nothing within the budget, None if it did."""
-    limit = task.options.drop_limit
+    limit = evaluator.options.drop_limit
     worst = max(attempts.values(), key=lambda attempt: attempt.lost)
     if limit is None or worst.within(limit):
         return None
-    costs = _costs(task, onnx, worst)
+    costs = _costs(evaluator, onnx, worst)
     names = ", ".join(f"{_what(plan)} (alone it drops {drop:.2f})" for plan, drop in costs[:NAMED])
     metric = worst.drop.metric if worst.drop else "the metric"
     scheme = file_label(worst.layers, worst.scheme)
@@ -35,17 +35,17 @@ def unmet_budget(task: Task, onnx: OnnxFiles, attempts: Mapping[Format, Attempt]
     )
 
 
-def _costs(task: Task, onnx: OnnxFiles, attempt: Attempt) -> list[tuple[LayerPlan, float]]:
+def _costs(evaluator: Evaluator, onnx: OnnxFiles, attempt: Attempt) -> list[tuple[LayerPlan, float]]:
     """Drop of the dense fp32 model with only one layer changed, largest first."""
     plans = sorted(attempt.layers, key=lambda p: (-_loss(p), -p.dense_parameters))[:MOST_LAYERS]
-    factors = task.factors(attempt.layers, attempt.scheme)
-    path = task.work / "blame.onnx"
+    factors = evaluator.replacements.factors(attempt.layers, attempt.scheme)
+    path = evaluator.workspace.folder / "blame.onnx"
     costs = []
     for index, plan in enumerate(plans):
-        task.progress("find the layers to blame", index, len(plans))
+        evaluator.workspace.progress("find the layers to blame", index, len(plans))
         own = {plan.layer: factors[plan.layer]} if plan.layer in factors else {}
         onnx.write(own, FileScheme.of(FP32), path, {plan.layer: _onnx_scheme(plan.scheme_in(attempt.scheme))})
-        costs.append((plan, task.prover.drop_of(path, "onnx").value))
+        costs.append((plan, evaluator.prover.drop_of(path, "onnx").value))
     return sorted(costs, key=lambda cost: -cost[1])
 
 

@@ -15,7 +15,6 @@ import numpy as np
 from edgepack import pack
 from edgepack.archive.archive import add_archives
 from edgepack.archive.images import JpegImage
-from edgepack.cache import Cache
 from edgepack.data import example
 from edgepack.errors import BudgetError, ModelError
 from edgepack.model.scheme import Format
@@ -28,11 +27,11 @@ from edgepack.pipeline.images import jpeg_images
 from edgepack.pipeline.opened import model_name
 from edgepack.pipeline.options import BuildOptions
 from edgepack.pipeline.planner import Planned, plan
-from edgepack.pipeline.prepared import Prepared, prepared
+from edgepack.pipeline.prepare import Prepared, prepared
 from edgepack.pipeline.promise import keep_promise
 from edgepack.pipeline.scores import final_scores
 from edgepack.pipeline.splits import layer_splits
-from edgepack.progress import Progress, silent
+from edgepack.workspace import Cache, Progress, silent
 
 EXAMPLE = "example_inputs.npz"
 
@@ -87,13 +86,12 @@ def build(options: BuildOptions, *, cache: Cache | None = None, progress: Progre
 
 def _fill(folder: Path, ready: Prepared) -> tuple[dict[str, Any], BudgetError | None]:
     """Write a whole pack into the folder; returns its manifest and the budget error to raise, if any."""
-    task = ready.task
+    evaluator, workspace = ready.evaluator, ready.evaluator.workspace
     chosen = _choose(ready)
     failures = [planned.failure for planned in chosen.planned.values() if planned.failure is not None]
-    failure = next(iter(failures), None) or unmet_budget(task, ready.onnx, chosen.attempts)
-    task.progress("final test")
+    failure = next(iter(failures), None) or unmet_budget(evaluator, ready.onnx, chosen.attempts)
+    evaluator.workspace.progress("final test")
     scores = final_scores(chosen.paths(baseline=True), ready.opened, ready.test, ready.guard)
-    task.warnings += [warning for warning in ready.onnx.warnings if warning not in task.warnings]
     record = {
         **manifest.build_record(ready, [probe for one in chosen.planned.values() for probe in one.found.probes]),
         "files": _entries(ready, chosen, scores),
@@ -101,11 +99,11 @@ def _fill(folder: Path, ready: Prepared) -> tuple[dict[str, Any], BudgetError | 
             f"{fmt}/{name}": value for fmt, one in chosen.planned.items() for name, value in one.found.latency_s.items()
         },
         "budget_met": failure is None,
-        "warnings": task.warnings,
+        "warnings": list(workspace.warnings),
     }
     _place(folder, chosen, ready)
-    if task.options.transport:
-        task.progress("transport")
+    if evaluator.options.transport:
+        evaluator.workspace.progress("transport")
         files = [(f"model.{fmt}", fmt) for fmt in chosen.attempts]
         for name, entry in add_archives(folder, files, chosen.images).items():
             record["files"][name] |= entry
@@ -118,14 +116,14 @@ def _choose(ready: Prepared) -> Chosen:
 
     A format that cannot be written is left out, as long as there is another one.
     """
-    options = ready.task.options
+    options = ready.evaluator.options
     picks = picked(ready) if options.pick else None
     wanted = [fmt for fmt in ready.files if picks is None or fmt in picks]
     left_out: dict[Format, ModelError] = {}
     baselines: dict[Format, Baseline] = {}
     for fmt in wanted:
         with _leaving_out(fmt, left_out):
-            baselines[fmt] = make_baseline(ready.task, ready.files[fmt], ready.prices)
+            baselines[fmt] = make_baseline(ready.evaluator, ready.files[fmt], ready.prices)
     planned: dict[Format, Planned] = {}
     attempts: dict[Format, Attempt] = {}
     start: float | None = None
@@ -138,16 +136,16 @@ def _choose(ready: Prepared) -> Chosen:
                 found = Planned(picks[fmt], None)
             else:
                 found = plan(
-                    ready.task, files, ready.menus[fmt], ready.prices, baseline, deadline_s=deadline_s, start=start
+                    ready.evaluator, files, ready.menus[fmt], ready.prices, baseline, deadline_s=deadline_s, start=start
                 )
                 start = found.loss
-            attempts[fmt] = keep_promise(ready.task, files, found.found.attempt, baseline)
+            attempts[fmt] = keep_promise(ready.evaluator, files, found.found.attempt, baseline)
             planned[fmt] = found
     for fmt, err in left_out.items():
         if not attempts:
             raise err
-        ready.task.warn(f"no {fmt} file: {err.message}")
-    images = {fmt: jpeg_images(ready.task, one) for fmt, one in attempts.items()} if options.transport else {}
+        ready.evaluator.workspace.warn(f"no {fmt} file: {err.message}")
+    images = {fmt: jpeg_images(ready.evaluator, one) for fmt, one in attempts.items()} if options.transport else {}
     return Chosen(planned, attempts, {fmt: baselines[fmt] for fmt in attempts}, images)
 
 
@@ -166,19 +164,19 @@ def _entries(ready: Prepared, chosen: Chosen, scores: Mapping[str, float]) -> di
         source = ready.files[fmt].dense_contents
         measured = bool(chosen.planned[fmt].found.latency_s)
         chosen_by = manifest.chosen_by(ready.prices.source_name(fmt), measured=measured)
-        outcome = ready.task.recovered(attempt.layers, attempt.scheme)
-        splits = layer_splits(ready.task, ready.files[fmt], attempt)
+        outcome = ready.evaluator.replacements.recovered(attempt.layers, attempt.scheme)
+        splits = layer_splits(ready.evaluator, ready.files[fmt], attempt)
         entries[f"model.{fmt}"] = manifest.pack_file(
             attempt, source, chosen_by, scores.get(f"model.{fmt}"), splits, outcome
         )
-    if ready.task.options.baseline:
+    if ready.evaluator.options.baseline:
         for fmt, dense in chosen.baselines.items():
             entries |= manifest.baseline_files(fmt, dense, scores)
     return entries
 
 
 def _place(folder: Path, chosen: Chosen, ready: Prepared) -> None:
-    options = ready.task.options
+    options = ready.evaluator.options
     for name, (path, _) in chosen.paths(baseline=options.baseline).items():
         (folder / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(path, folder / name)

@@ -19,8 +19,11 @@ from edgepack.plan.measured import MeasuredTable
 from edgepack.plan.measured_file import measured_path
 from edgepack.plan.sources import Shape
 from edgepack.plan.table import point_record
-from edgepack.progress import Progress, silent
 from edgepack.targets import Target
+from edgepack.workspace import Progress, silent
+
+SEED = 0
+"""Of the inputs that show how many rows each layer multiplies."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,6 @@ def calibrate_target(
     formats: Sequence[Format] | None = None,
     threads: int = 1,
     quick: bool = False,
-    seed: int = 0,
     progress: Progress = silent,
 ) -> Calibrated:
     """Measures a device at the layers of a model, or at the standard grid; what is known already is not repeated.
@@ -73,7 +75,6 @@ def calibrate_target(
         formats: to measure in; by default all that the target has a runtime for.
         threads: of the inference.
         quick: fewer and shorter turns; a later call without it measures these points again.
-        seed: of the inputs that show how many rows each layer multiplies.
         progress: told of every group of layers.
 
     Raises:
@@ -87,16 +88,16 @@ def calibrate_target(
         target.require_format(fmt)
     if not chosen:
         raise TargetsError(f"target {target.name} has no runtime: {target.no_runtime_reason}", hint="choose another")
-    points = standard_points(chosen) if model is None else points_for(_shapes(model, seed, progress), chosen)
+    points = standard_points(chosen) if model is None else points_for(_shapes(model, progress), chosen)
     table = measure_points(device, target, points, threads, progress=progress, turns=QUICK if quick else STANDARD)
     return Calibrated(table, measured_path(target.name, table.fingerprint, threads), len(points))
 
 
-def _shapes(model: str, seed: int, progress: Progress) -> list[Shape]:
+def _shapes(model: str, progress: Progress) -> list[Shape]:
     with tempfile.TemporaryDirectory(prefix="edgepack-") as folder:
         progress("open model")
         opened = open_model(model, Path(folder))
-        uses = layer_uses(opened, None, seed)
+        uses = layer_uses(opened, None, SEED)
     if not opened.layers:
         raise ModelError(f"{model}: no linear layer found; there is nothing to measure")
     found = [(a.out_features, a.in_features, uses[a.name].rows) for a in opened.layers if a.name in uses]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 
 import numpy as np
 
 from edgepack.backends.schemes import SCHEMES
-from edgepack.cache import Cache
 from edgepack.emulator.counts import Counts
 from edgepack.model.scheme import Format, Scheme
 from edgepack.pipeline.counting import Counter
@@ -27,8 +27,8 @@ from edgepack.plan.table import (
     linear_point,
 )
 from edgepack.plan.table_file import own_folder, save_table, table_identity, table_name
-from edgepack.progress import Progress, silent
 from edgepack.targets import Target
+from edgepack.workspace import Cache, Progress, open_workspace, silent
 
 STANDARD_GRID = Grid(sides=(16, 128, 512, 2048), ranks=(8, 32, 128, 512), batches=(1, 4, 16))
 """Counts are linear in each side between these; the batches are those at which kernels change from row to tile."""
@@ -69,11 +69,13 @@ def fill_table(
         OutputError: the cache folder cannot be written.
     """
     core, isa, caches = table_identity(target)
-    counter = Counter(target, cache or Cache())
-    try:
+    with (
+        open_workspace(cache or Cache(), seed=SEED, progress=progress) as workspace,
+        closing(Counter(target, workspace)) as counter,
+    ):
         points = [p for fmt in target.formats for scheme in SCHEMES[fmt] for p in grid.points(scheme)]
         others = [p for fmt in target.formats for p in held_out_points(grid, fmt, held_out)]
-        counts = counter.count([*points, *others], progress)
+        counts = counter.count([*points, *others])
         calls = {fmt: _call(counter.call(fmt)) for fmt in target.formats}
         table = CostTable(
             core=core,
@@ -88,8 +90,6 @@ def fill_table(
                 fmt: {scheme.name: _column(counts, grid, scheme) for scheme in SCHEMES[fmt]} for fmt in target.formats
             },
         )
-    finally:
-        counter.close()
     if others:
         table = replace(table, held_out=_held_out(table, {point: counts[point] for point in others}))
     save_table(table, own_folder() / table_name(target))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,18 +13,14 @@ from typing import Any
 from edgepack.bench.devices.device import Job
 from edgepack.bench.devices.emulated import EmulatedDevice
 from edgepack.blank import write_blank
-from edgepack.cache import Cache, atomic_path, digest, file_digest
 from edgepack.emulator.counts import Counts, middle, per_inference
 from edgepack.errors import TransientDeviceError
 from edgepack.model.scheme import Format
 from edgepack.pipeline import layer_files
 from edgepack.plan.table import Point
-from edgepack.progress import Progress, silent
-from edgepack.shipped import shipped
 from edgepack.targets import Target
-from edgepack.versions import tool_versions
+from edgepack.workspace import TOOLS, Keyed, Step, Workspace, file_digest, record_store, shipped
 
-VERSION = 1
 RUNS, ROUNDS, WARMUP_RUNS = 1, 3, 1
 SETTLED_SHARE, SETTLED_INSTRUCTIONS = 0.01, 500
 """How far the two rounds that agree best may lie apart; beyond both, the file is counted once more."""
@@ -41,18 +37,18 @@ class Counter:
         runtimes: format → name and version.
     """
 
-    def __init__(self, target: Target, cache: Cache) -> None:
+    def __init__(self, target: Target, workspace: Workspace) -> None:
         self.device = EmulatedDevice(target)
         self.runtimes: dict[Format, str] = {}
-        self._cache = cache
+        self._workspace = workspace
         cluster = target.main_cluster
         # The plugin's sources, and the versions of the runtimes that it runs.
         folder = shipped("runtimes/emulator/cachesim.c").parent
         sources = {path.name: file_digest(path) for path in sorted(folder.iterdir()) if path.is_file()}
         guest = [cluster.core, sorted(target.isa), self.device.cpu, self.device.caches, self.device.qemu_version]
-        self._key = digest(VERSION, RUNS, ROUNDS, WARMUP_RUNS, sources, guest, tool_versions())
+        self._key = [RUNS, ROUNDS, WARMUP_RUNS, sources, guest]
 
-    def count(self, points: Iterable[Point], progress: Progress = silent) -> dict[Point, Counts]:
+    def count(self, points: Iterable[Point]) -> dict[Point, Counts]:
         """Counts of one inference of the layer itself: those of the call of the runtime are taken off.
 
         Raises:
@@ -60,8 +56,9 @@ class Counter:
             DeviceError: the emulated process failed.
             OutputError: the cache folder cannot be written.
         """
-        points = list(points)
-        found = {point: known for point in points if (known := self._known(point)) is not None}
+        points, progress = list(points), self._workspace.progress
+        known = {point: self._workspace.known(COUNTS, Keyed([self._key, point])) for point in points}
+        found = {point: one for point, one in known.items() if one is not None}
         missing = [point for point in points if point not in found]
         paths = layer_files.layer_files(missing, progress)
         done = len(found)
@@ -75,38 +72,36 @@ class Counter:
 
     def call(self, fmt: Format) -> Counts:
         """Counts of one call of the runtime with next to nothing to compute."""
-        path = self._path(f"call {fmt}")
-        if not path.is_file():
-            self._run(fmt, ())
-        record = json.loads(path.read_text())
-        self.runtimes[fmt] = record["runtime"]
-        return Counts(**record["counts"])
+        known = self._workspace.cached(CALL, Keyed([self._key, fmt], lambda: self._run(fmt, ())[0]))
+        self.runtimes[fmt] = known.runtime
+        return known.counts
 
     def close(self) -> None:
         """Removes the device's temporary files."""
         self.device.close()
 
     def _count_group(self, fmt: Format, group: Sequence[Point], paths: Mapping[Point, Path]) -> dict[Point, Counts]:
-        rounds = dict(zip(group, self._run(fmt, [paths[point] for point in group]), strict=True))
+        blank, every = self._run(fmt, [paths[point] for point in group])
+        self._workspace.cached(CALL, Keyed([self._key, fmt], lambda: blank))  # what it counted along serves as well
+        rounds: dict[Point, Sequence[Counts]] = dict(zip(group, every, strict=True))
         unsettled = [point for point in group if not _settled(*_closest(rounds[point]))]
         if unsettled:
-            again = self._run(fmt, [paths[point] for point in unsettled])
+            _, again = self._run(fmt, [paths[point] for point in unsettled])
             rounds |= {point: (*rounds[point], *more) for point, more in zip(unsettled, again, strict=True)}
         call = self.call(fmt)
-        found = {point: middle(_closest(rounds[point])) - call for point in group}
-        for point, one in found.items():
-            with atomic_path(self._path(point)) as out:
-                out.write_text(json.dumps(asdict(one)))
-        return found
+        entries = {point: Keyed([self._key, point], partial(_Layer, rounds[point], call)) for point in group}
+        return {point: self._workspace.cached(COUNTS, entry) for point, entry in entries.items()}
 
-    def _run(self, fmt: Format, files: Sequence[Path]) -> list[tuple[Counts, ...]]:
-        """Raw counts of the files, each round apart; the blank model before them is kept in the cache, if it is new."""
+    def _run(self, fmt: Format, files: Sequence[Path]) -> tuple[_Blank, list[list[Counts]]]:
+        """Raw counts of the blank model and of the files, each round apart."""
         with tempfile.TemporaryDirectory(prefix="edgepack-counts-") as folder:
             blank = Path(folder) / f"blank.{fmt}"
             write_blank(blank, fmt)
             more = tuple(self.device.push(path) for path in files)
             job = Job(
-                *("marks", fmt, str(blank)),
+                "marks",
+                fmt,
+                str(blank),
                 more_models=more,
                 warmup_runs=WARMUP_RUNS,
                 runs=RUNS,
@@ -114,26 +109,50 @@ class Counter:
                 timeout_s=TIMEOUT_S,
             )
             report, found = _counted(self.device, job)
-        path = self._path(f"call {fmt}")
-        if not path.is_file():
-            call = asdict(middle(_closest(per_inference(found, 0))))
-            runtime = f"{report['runtime']['name']} {report['runtime']['version']}"
-            with atomic_path(path) as out:
-                out.write_text(json.dumps({"runtime": runtime, "counts": call}))
-        return [tuple(per_inference(found, index)) for index in range(1, len(files) + 1)]
+        first, *others = (per_inference(found, index) for index in range(len(files) + 1))
+        return _Blank(first, f"{report['runtime']['name']} {report['runtime']['version']}"), others
 
-    def _known(self, point: Point) -> Counts | None:
-        path = self._path(point)
-        if self._cache.fresh or not path.is_file():
-            return None
-        try:
-            return Counts(**json.loads(path.read_text()))
-        except (ValueError, TypeError):  # damaged: it counts as absent, and is written again
-            return None
 
-    def _path(self, what: Point | str) -> Path:
-        named = what if isinstance(what, str) else asdict(what)
-        return self._cache.path("counts", digest(self._key, named), ".json")
+@dataclass(frozen=True)
+class _Blank:
+    """Rounds of a model with next to nothing to compute, and the runtime that ran it, with its version."""
+
+    rounds: Sequence[Counts]
+    runtime: str
+
+
+@dataclass(frozen=True)
+class _Call:
+    """Counts of one call of a runtime."""
+
+    runtime: str
+    counts: Counts
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """Rounds of one layer's file, and what of each is the call of the runtime."""
+
+    rounds: Sequence[Counts]
+    call: Counts
+
+
+def _call_counts(blank: _Blank) -> _Call:
+    return _Call(blank.runtime, middle(_closest(blank.rounds)))
+
+
+def _layer_counts(layer: _Layer) -> Counts:
+    return middle(_closest(layer.rounds)) - layer.call
+
+
+def _unpacked_call(record: Mapping[str, Any]) -> _Call:
+    return _Call(record["runtime"], Counts(**record["counts"]))
+
+
+COUNTS: Step[_Layer, Counts] = Step(
+    "counts", 2, _layer_counts, record_store(asdict, lambda record: Counts(**record)), tools=TOOLS
+)
+CALL: Step[_Blank, _Call] = Step("calls", 1, _call_counts, record_store(asdict, _unpacked_call), tools=TOOLS)
 
 
 def _counted(device: EmulatedDevice, job: Job) -> tuple[Mapping[str, Any], list[tuple[int, int, Counts]]]:

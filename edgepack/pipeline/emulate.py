@@ -12,8 +12,8 @@ from edgepack.bench.results_file import save_result
 from edgepack.model.scheme import Format
 from edgepack.pack import RESULTS, read_manifest
 from edgepack.pipeline.packed import layer_shapes, model_name
-from edgepack.progress import Progress
 from edgepack.targets import Target
+from edgepack.workspace import Progress
 
 
 def emulate_pack(
@@ -44,7 +44,7 @@ def emulate_pack(
     """
     manifest = read_manifest(pack_dir)
     variants = pack_variants(pack_dir, target, formats)
-    layers = {}
+    layers = None
     if by_layer:
         layers = {(v.name, v.format): layer_shapes(manifest, pack_dir, v.name, v.format) for v in variants}
     example = pack_dir / "example_inputs.npz"
@@ -55,7 +55,6 @@ def emulate_pack(
         model=model_name(manifest, pack_dir),
         inputs=example if example.is_file() else None,
         threads=threads,
-        by_layer=by_layer,
         progress=progress,
     )
     save_result(result, pack_dir / RESULTS / result.file_name)

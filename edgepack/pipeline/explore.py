@@ -6,20 +6,19 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from edgepack.cache import Cache
 from edgepack.errors import UsageError
 from edgepack.model.scheme import Format
 from edgepack.pipeline.ladder import LayerPlans, Step, make_ladder
 from edgepack.pipeline.limits import infeasible, measure_rest, user_bounds
 from edgepack.pipeline.options import BuildOptions
-from edgepack.pipeline.prepared import Prepared, prepared
+from edgepack.pipeline.prepare import Prepared, prepared
 from edgepack.pipeline.probing import Probe
 from edgepack.pipeline.search import Found, Search
 from edgepack.plan.file_scheme import file_label
 from edgepack.plan.solve import Infeasible
-from edgepack.progress import Progress, silent
 from edgepack.report.explored import ExploredRow
 from edgepack.types import Aim
+from edgepack.workspace import Cache, Progress, silent
 
 PLANS = 20
 """Probed per format at most: half of them the fastest at what they lose, half of them the smallest."""
@@ -46,7 +45,7 @@ def explore(options: BuildOptions, *, cache: Cache | None = None, progress: Prog
     with prepared(options, cache or Cache(fresh=options.fresh), progress) as ready:
         _check(ready)
         rows = _numbered(ready, {fmt: search.probes for fmt, (search, _) in _explored(ready).items()})
-        return Exploration(rows, tuple(ready.task.warnings))
+        return Exploration(rows, tuple(ready.evaluator.workspace.warnings))
 
 
 def picked(ready: Prepared) -> dict[Format, Found]:
@@ -59,7 +58,7 @@ def picked(ready: Prepared) -> dict[Format, Found]:
     explored = _explored(ready)
     listed = [probe for search, _ in explored.values() for probe in search.probes]
     found: dict[Format, Found] = {}
-    for number in ready.task.options.pick:
+    for number in ready.evaluator.options.pick:
         if number > len(listed):
             raise UsageError(
                 f"--pick {number}: there are plans 1 to {len(listed)}",
@@ -79,19 +78,27 @@ def _check(ready: Prepared) -> None:
 
 
 def _explored(ready: Prepared) -> dict[Format, tuple[Search, tuple[Step, ...]]]:
-    task, began = ready.task, time.monotonic()
+    evaluator, began = ready.evaluator, time.monotonic()
+    progress = evaluator.workspace.progress
     found = {}
     for number, (fmt, files) in enumerate(ready.files.items(), start=1):
-        rest = measure_rest(task, files, ready.prices)
-        bounds = user_bounds(task.options, rest)
+        rest = measure_rest(evaluator, files, ready.prices)
+        bounds = user_bounds(evaluator.options, rest)
         steps: dict[LayerPlans, Step] = {}
         for aim in AIMS:
-            ladder = make_ladder(ready.menus[fmt], task.spectra, bounds, rest.latency_s, task.progress, aim=aim)
+            ladder = make_ladder(
+                ready.menus[fmt],
+                evaluator.spectra,
+                bounds,
+                rest.latency_s,
+                progress,
+                aim=aim,
+            )
             if isinstance(ladder, Infeasible):
-                raise infeasible(fmt, ladder, task.options, rest)
+                raise infeasible(fmt, ladder, evaluator.options, rest)
             steps |= {step.layers: step for step in _spread(ladder, PLANS // len(AIMS))}
         ordered = tuple(sorted(steps.values(), key=lambda step: step.loss))
-        search = Search(task, files, began + 60 * task.options.search_minutes * number / len(ready.files))
+        search = Search(evaluator, files, began + 60 * evaluator.options.search_minutes * number / len(ready.files))
         search.explore(ordered)
         found[fmt] = search, ordered
     return found

@@ -8,16 +8,16 @@ from pathlib import Path
 import numpy as np
 
 from edgepack import metrics
-from edgepack.cache import digest
 from edgepack.data import Samples, example, from_recipe, read_npz, split
 from edgepack.errors import DataError, UsageError
 from edgepack.factorize import AUTO_METHOD, DEFAULT, factorizer, is_factorizer
 from edgepack.factorize.methods import AUTO
 from edgepack.inference import THREADS, load, predict
 from edgepack.pipeline.attempt import Guard
+from edgepack.pipeline.decompositions import FALLBACK
 from edgepack.pipeline.opened import Opened
-from edgepack.pipeline.statistics import FALLBACK
 from edgepack.types import Array, TensorSpec
+from edgepack.workspace import digest
 
 STAND_INS = 4
 """Seeded samples that prove a file's integrity where no data were given."""

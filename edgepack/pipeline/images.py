@@ -5,20 +5,20 @@ from __future__ import annotations
 from edgepack.archive.images import JpegImage
 from edgepack.factorize import jpeg
 from edgepack.pipeline.attempt import Attempt
-from edgepack.pipeline.task import Task
+from edgepack.pipeline.evaluator import Evaluator
 from edgepack.quantize.grid import quantize_weight
 
 METHOD = "jpeg"
 
 
-def jpeg_images(task: Task, attempt: Attempt) -> tuple[JpegImage, ...]:
+def jpeg_images(evaluator: Evaluator, attempt: Attempt) -> tuple[JpegImage, ...]:
     """Codes and image of every layer that was put through one.
 
     Where a file has other codes, because its int8 grid is a smaller one, the image does not serve and the codes travel
     like any others.
     """
     found = []
-    for layer, choice in zip(task.views, attempt.layers, strict=True):
+    for layer, choice in zip(evaluator.analysis.views, attempt.layers, strict=True):
         other = choice.alternative
         quality = jpeg.quality_within(layer, other.share) if other is not None and other.method == METHOD else ""
         if isinstance(quality, int):

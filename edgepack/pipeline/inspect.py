@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from edgepack.cache import Cache, digest
 from edgepack.data import Samples, example
 from edgepack.errors import ModelError
 from edgepack.factorize import needs_gradients
-from edgepack.model.kinds import views_of
 from edgepack.model.layer import Layer
 from edgepack.pack import read_manifest
+from edgepack.pipeline.activations import Subject
+from edgepack.pipeline.decompositions import decompose
+from edgepack.pipeline.gradients import weighed
 from edgepack.pipeline.guarding import choose_method, load_data, make_guard
 from edgepack.pipeline.observe import Observation, joined
 from edgepack.pipeline.opened import Opened, open_model
-from edgepack.pipeline.output_gradients import weighed
-from edgepack.pipeline.statistics import decompose
 from edgepack.plan.candidates import break_even_rank
-from edgepack.progress import Progress, silent
 from edgepack.report.layers import Energy, LayerReport, ModelReport
 from edgepack.types import Array, Spectrum
+from edgepack.workspace import Cache, Progress, digest, open_workspace, silent
 
 
 def inspect(
@@ -45,24 +44,20 @@ def inspect(
     Raises:
         UsageError, InputError: bad arguments, model or data.
     """
-    cache = cache or Cache(fresh=fresh)
-    with tempfile.TemporaryDirectory(prefix="edgepack-") as folder:
+    with open_workspace(cache or Cache(fresh=fresh), seed=seed, progress=progress) as workspace:
         progress("open model")
-        opened = open_model(model, Path(folder))
+        opened = open_model(model, workspace.folder)
         if not opened.layers:
             raise ModelError(f"{model}: no linear layer found; there is nothing to factor")
         loaded = load_data(data, opened, model, seed)
         chosen = choose_method(method, loaded)
-        key = digest(opened.sha256, loaded.digest())
+        subject = Subject(opened, loaded.calibration, digest(opened.sha256, loaded.digest()))
+        alone = replace(workspace, workers=None)  # in seconds: not worth a start of processes
         gradients = None
         if needs_gradients(chosen):
             metric = make_guard(None, loaded, opened.onnx_path, exact=False).metric
-            work = Path(folder)
-            _, gradients = weighed(opened, chosen, loaded.calibration, metric, seed, key, cache, work, progress)
-        spectra, _ = decompose(
-            *(opened.model, views_of(opened.layers), chosen, loaded.calibration, key, cache, progress),
-            gradients=gradients,
-        )
+            _, gradients = weighed(subject, chosen, metric, alone)
+        spectra, _ = decompose(subject, chosen, alone, gradients=gradients)
         progress("count rows")
         energies = [
             _energy(layer.name, spectrum, gradients) for layer, spectrum in zip(opened.layers, spectra, strict=True)

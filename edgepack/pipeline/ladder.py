@@ -9,12 +9,12 @@ import numpy as np
 
 from edgepack.model.kinds import kind_of
 from edgepack.model.structure import DENSE
-from edgepack.pipeline.menus import Menu
+from edgepack.pipeline.candidates import Menu
 from edgepack.plan import reasons
 from edgepack.plan.candidates import break_even_rank
 from edgepack.plan.solve import Bounds, Infeasible, Solution, least_loss, smallest, solve
-from edgepack.progress import Progress, silent
 from edgepack.types import Aim, Candidate, LayerPlan, Spectrum
+from edgepack.workspace import Progress, silent
 
 STEPS = 24
 """Bounds on the loss, geometrically spaced; plans that come out alike count once."""

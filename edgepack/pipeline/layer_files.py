@@ -7,28 +7,27 @@ rewrites as in a build; in TFLite what its converter and quantizer make of that.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from edgepack.cache import atomic_path, default_root, digest
 from edgepack.data import Samples
 from edgepack.errors import ModelError
-from edgepack.model.replacement import dense, low_rank, low_rank_correction
+from edgepack.model.replacement import Replacement, dense, low_rank, low_rank_correction
 from edgepack.model.scheme import FileScheme, Format
 from edgepack.pipeline.layer_tflite import write_layer
 from edgepack.pipeline.onnx_files import OnnxFiles
 from edgepack.plan.table import Point
-from edgepack.progress import Progress, silent
 from edgepack.quantize.grid import WEIGHT_MAX
 from edgepack.sources.onnx import OnnxSource, open_onnx
 from edgepack.types import Array
-from edgepack.versions import tool_versions
+from edgepack.workspace import TOOLS, FileStep, Progress, atomic_path, default_root, digest, silent, tool_versions
 
-VERSION = 2
 OPSET, IR_VERSION = 17, 8
 SEED = 0
 SAMPLES = 8
@@ -46,17 +45,24 @@ def layer_files(points: Iterable[Point], progress: Progress = silent) -> dict[Po
         ModelError: a scheme cannot be written, or the TFLite schema is not installed.
         OutputError: the cache folder cannot be written.
     """
-    versions = digest(VERSION, tool_versions())[:12]
-    paths = {point: default_root() / "layers" / versions / _name(point) for point in points}
+    folders = {fmt: _folder(step) for fmt, (step, _) in _STEPS.items()}
+    paths = {point: folders[point.format] / _name(point) for point in points}
     missing = sorted((point for point, path in paths.items() if not path.is_file()), key=_order)
-    for fmt, write in (("onnx", _write_onnx), ("tflite", _write_tflite)):
+    for fmt, (step, layers) in _STEPS.items():
         wanted = [point for point in missing if point.format == fmt]
         if not wanted:
             continue
         with tempfile.TemporaryDirectory(prefix="edgepack-layers-") as folder:
-            for done, point in enumerate(write(wanted, paths, Path(folder)), start=1):
-                progress(f"one-layer files, {point.format}", done, len(wanted))
+            for done, layer in enumerate(layers(wanted, Path(folder)), start=1):
+                with atomic_path(paths[layer.point]) as out:
+                    step.run(layer, out)
+                progress(f"one-layer files, {fmt}", done, len(wanted))
     return paths
+
+
+def _folder(step: FileStep[Any]) -> Path:
+    """Names of these files are for people: what else they depend on stands in the folder's name."""
+    return default_root() / step.name / digest(step.version, tool_versions(step.tools))[:12]
 
 
 def _name(point: Point) -> str:
@@ -74,20 +80,47 @@ def _layers(points: Sequence[Point]) -> Iterator[tuple[tuple[int, int, int], lis
         yield shape, list(group)
 
 
-def _write_onnx(points: Sequence[Point], paths: Mapping[Point, Path], work: Path) -> Iterator[Point]:
+@dataclass(frozen=True)
+class _OnnxLayer:
+    """A way to write one layer in ONNX: `source` is the layer as exporters write it, `files` its writer."""
+
+    point: Point
+    source: OnnxSource
+    files: OnnxFiles
+
+
+def _onnx_layers(points: Sequence[Point], work: Path) -> Iterator[_OnnxLayer]:
     for (rows, columns, batch), group in _layers(points):
         source = _layer(rows, columns, batch, work)
         files = OnnxFiles(source.model, Samples({"x": _inputs(columns)}), largest=WEIGHT_MAX)
         for point in group:
-            with atomic_path(paths[point]) as out:
-                _write_point(files, source, point, out)
-            yield point
+            yield _OnnxLayer(point, source, files)
 
 
-def _write_tflite(points: Sequence[Point], paths: Mapping[Point, Path], work: Path) -> Iterator[Point]:
+def _write_onnx(task: _OnnxLayer, out: Path) -> None:
+    layer, point = task.source.layers[0], task.point
+    parts = {}
+    if point.rank is not None:
+        left, right = _pair(layer.out_features, layer.in_features, point.rank)
+        corrects = point.structure.is_correction
+        pair = low_rank(left, right, layer.bias)
+        parts[layer.name] = low_rank_correction(left, right, layer.bias, layer.weight) if corrects else pair
+    task.files.write(parts, FileScheme.of(point.scheme), out)
+
+
+@dataclass(frozen=True)
+class _TfliteLayer:
+    """A way to write one layer in TFLite: its products in their order, and inputs to take ranges from."""
+
+    point: Point
+    parts: list[Replacement]
+    inputs: Array
+
+
+def _tflite_layers(points: Sequence[Point], work: Path) -> Iterator[_TfliteLayer]:
     if find_spec("ai_edge_litert") is None or find_spec("flatbuffers") is None:
         raise ModelError("the TFLite schema is not installed", hint="pip install 'edgepack[tflite]'")
-    for (rows, columns, batch), group in _layers(points):
+    for (rows, columns, _), group in _layers(points):
         weight, bias = _dense(rows, columns)
         inputs = _inputs(columns)
         for point in group:
@@ -95,9 +128,11 @@ def _write_tflite(points: Sequence[Point], paths: Mapping[Point, Path], work: Pa
             if point.rank is not None:
                 left, right = _pair(rows, columns, point.rank)
                 parts = [dense(right, None), dense(left, bias)]
-            with atomic_path(paths[point]) as out:
-                write_layer(out, parts, point.scheme, batch, inputs)
-            yield point
+            yield _TfliteLayer(point, parts, inputs)
+
+
+def _write_tflite(task: _TfliteLayer, out: Path) -> None:
+    write_layer(out, task.parts, task.point.scheme, task.point.batch, task.inputs)
 
 
 def _layer(rows: int, columns: int, batch: int, work: Path) -> OnnxSource:
@@ -129,17 +164,14 @@ def _pair(rows: int, columns: int, rank: int) -> tuple[Array, Array]:
     return left, rng.standard_normal((rank, columns), np.float32) / np.float32(np.sqrt(columns))
 
 
-def _write_point(files: OnnxFiles, source: OnnxSource, point: Point, out: Path) -> None:
-    layer = source.layers[0]
-    if point.rank is None:
-        files.write({}, FileScheme.of(point.scheme), out)
-        return
-    left, right = _pair(layer.out_features, layer.in_features, point.rank)
-    pair = low_rank(left, right, layer.bias)
-    if point.structure.is_correction:
-        pair = low_rank_correction(left, right, layer.bias, layer.weight)
-    files.write({layer.name: pair}, FileScheme.of(point.scheme), out)
-
-
 def _inputs(columns: int) -> Array:
     return np.random.default_rng(SEED).standard_normal((SAMPLES, columns), np.float32)
+
+
+ONNX_LAYER: FileStep[_OnnxLayer] = FileStep("layers", 3, _write_onnx, ".onnx", TOOLS)
+TFLITE_LAYER: FileStep[_TfliteLayer] = FileStep("layers", 3, _write_tflite, ".tflite", TOOLS)
+
+_STEPS: dict[Format, tuple[FileStep[Any], Callable[[Sequence[Point], Path], Iterator[_OnnxLayer | _TfliteLayer]]]] = {
+    "onnx": (ONNX_LAYER, _onnx_layers),
+    "tflite": (TFLITE_LAYER, _tflite_layers),
+}

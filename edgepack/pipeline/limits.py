@@ -11,13 +11,13 @@ from edgepack.model.scheme import Format
 from edgepack.model.structure import DENSE
 from edgepack.pipeline.attempt import Attempt
 from edgepack.pipeline.baselines import Baseline
+from edgepack.pipeline.candidates import Menu
+from edgepack.pipeline.evaluator import Evaluator
 from edgepack.pipeline.files import ModelFiles
 from edgepack.pipeline.memory import peak_ram_bytes
-from edgepack.pipeline.menus import Menu
 from edgepack.pipeline.options import BuildOptions
 from edgepack.pipeline.pricing import Prices
 from edgepack.pipeline.promise import is_automatic
-from edgepack.pipeline.task import Task
 from edgepack.plan.sizes import resident_bytes, size_bytes
 from edgepack.plan.solve import Bounds, Infeasible, Quantity
 from edgepack.report.cells import seconds, size
@@ -34,23 +34,23 @@ class Rest:
     latency_s: float
 
 
-def measure_rest(task: Task, files: ModelFiles, prices: Prices) -> Rest:
+def measure_rest(evaluator: Evaluator, files: ModelFiles, prices: Prices) -> Rest:
     """What is left of the dense int8 file when its linear layers are taken off.
 
     RAM only where a limit asks for it. Latency is that of the whole file where the target is this machine, else that of
     a call of the runtime: what other operators take elsewhere is not known.
     """
     scheme = files.probe_scheme
-    path = task.work / f"rest.{files.fmt}"
+    path = evaluator.workspace.folder / f"rest.{files.fmt}"
     files.write({}, scheme, path)
     plain = scheme.layers
-    sizes = [size_bytes(plain, kind_of(layer).ops(layer, DENSE, 1), layer.bias) for layer in task.layers]
+    sizes = [size_bytes(plain, kind_of(layer).ops(layer, DENSE, 1), layer.bias) for layer in evaluator.layers]
     ram, latency_s = 0, prices.call_s(files.fmt)
-    if task.options.ram_bytes is not None:
+    if evaluator.options.ram_bytes is not None:
         held = sum(resident_bytes(plain, one) for one in sizes)
-        ram = max(peak_ram_bytes(path, files.fmt, task.cache) - held, 0)
-    if task.measures_here:
-        whole = task.latencies({"dense": path}, files.fmt)["dense"]
+        ram = max(peak_ram_bytes(path, files.fmt, evaluator.workspace) - held, 0)
+    if evaluator.measures_here:
+        whole = evaluator.latencies({"dense": path}, files.fmt)["dense"]
         latency_s = max(whole - (prices.dense_latency_s(plain) or 0.0), 0.0)
     rest = max(path.stat().st_size - sum(sizes), 0)
     path.unlink()
@@ -67,12 +67,14 @@ def user_bounds(options: BuildOptions, rest: Rest) -> Bounds:
     )
 
 
-def promised_bounds(task: Task, menus: Sequence[Menu], baseline: Baseline, bounds: Bounds, rest: Rest) -> Bounds:
+def promised_bounds(
+    evaluator: Evaluator, menus: Sequence[Menu], baseline: Baseline, bounds: Bounds, rest: Rest
+) -> Bounds:
     """The bounds with the promise that the file is no larger than dense int8; as they are where it does not apply.
 
     Dense int8 that misses the budget is no rival, yet a plan of its size that meets it is the better pack.
     """
-    if not is_automatic(task.options):
+    if not is_automatic(evaluator.options):
         return bounds
     dense = [
         [c.size_bytes for c in menu.candidates if c.structure.is_dense and c.alternative is None] for menu in menus
@@ -95,16 +97,16 @@ def infeasible(fmt: Format, found: Infeasible, options: BuildOptions, rest: Rest
     )
 
 
-def excess(task: Task, attempt: Attempt) -> dict[Quantity, float]:
+def excess(evaluator: Evaluator, attempt: Attempt) -> dict[Quantity, float]:
     """By how much the emitted file itself is over each limit; empty if it meets all."""
-    options = task.options
+    options = evaluator.options
     found: dict[Quantity, float] = {}
     if options.flash_bytes is not None:
         found["size_bytes"] = attempt.path.stat().st_size - options.flash_bytes
     if options.ram_bytes is not None:
-        found["ram_bytes"] = peak_ram_bytes(attempt.path, attempt.fmt, task.cache) - options.ram_bytes
-    if options.latency_s is not None and task.measures_here:
-        found["latency_s"] = task.latencies({"model": attempt.path}, attempt.fmt)["model"] - options.latency_s
+        found["ram_bytes"] = peak_ram_bytes(attempt.path, attempt.fmt, evaluator.workspace) - options.ram_bytes
+    if options.latency_s is not None and evaluator.measures_here:
+        found["latency_s"] = evaluator.latencies({"model": attempt.path}, attempt.fmt)["model"] - options.latency_s
     return {quantity: over for quantity, over in found.items() if over > 0}
 
 

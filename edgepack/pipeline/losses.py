@@ -3,75 +3,53 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-from edgepack.backends.schemes import CORRECTED, scheme_of_key
-from edgepack.cache import Cache, digest
-from edgepack.executor import Workers, map_tasks
+from edgepack.backends.schemes import scheme_of_key
 from edgepack.factorize import factorizer
 from edgepack.model.layer import View
 from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import Scheme
 from edgepack.model.structure import Structure, structure_of
-from edgepack.pipeline.sensitivity import Sensitivity
-from edgepack.plan.loss import layer_losses
-from edgepack.progress import Progress
+from edgepack.pipeline.analysis import Analysis
+from edgepack.plan.loss import Wanted, layer_losses
 from edgepack.quantize.gauge import balanced
-from edgepack.types import Array, Spectrum
+from edgepack.types import Curvature, Spectrum
+from edgepack.workspace import Keyed, Step, Workspace, record_store
 
 Losses = Mapping[str, Mapping[tuple[Scheme, Structure], float]]
 """By layer name: (scheme, structure) → predicted loss."""
-VERSION = 4
-_Ranks = tuple[int, ...]
-_Task = tuple[View, Spectrum, Array | None, Array | None, tuple[Scheme, ...], _Ranks, _Ranks, str, int, int]
 
 
-def predict_losses(
-    layers: Sequence[View],
-    spectra: Sequence[Spectrum],
-    sensitivity: Sensitivity,
-    schemes: tuple[Scheme, ...],
-    ranks: Mapping[str, tuple[int, ...]],
-    *,
-    residual: Mapping[str, tuple[int, ...]],
-    method: str,
-    seed: int,
-    largest: int,
-    key: str,
-    cache: Cache,
-    workers: Workers,
-    progress: Progress,
-) -> Losses:
-    """Losses of every scheme, dense and at the given ranks, and of dense matrices with a pair beside them.
+def predict_losses(analysis: Analysis, wanted: Mapping[str, Wanted], workspace: Workspace) -> Losses:
+    """Losses of the wanted ways to write each layer.
+
+    Where gradients of every layer are not known, a loss is a share of a layer's output energy.
 
     Args:
-        sensitivity: what the layers' outputs matter; where it is not known, a loss is a share of a layer's output
-            energy.
-        ranks: to look at, by layer name.
-        residual: ranks of pairs beside the dense matrix, by layer name.
-        key: digest of the model, the data, and how the spectra came about.
+        wanted: by layer name.
     """
-    tasks: list[_Task] = []
-    keys: list[str] = []
-    found: dict[str, Mapping[tuple[Scheme, Structure], float]] = {}
-    for layer, spectrum in zip(layers, spectra, strict=True):
-        offered = ranks[layer.name], residual[layer.name]
-        names = [scheme.key for scheme in schemes]
-        parts = [layer.name, names, offered, method, seed, largest, sensitivity.known]
-        entry = digest("loss", VERSION, key, *parts)
-        known = cache.known("losses", entry)
-        if known is not None:
-            found[layer.name] = _unpacked(known)
-            continue
-        keys.append(entry)
-        one = sensitivity.curvatures.get(layer.name)
-        moment, truncation = (None, None) if one is None else (one.moment, one.truncation)
-        tasks.append((layer, spectrum, moment, truncation, schemes, *offered, method, seed, largest))
-    costs = [_cost(task) for task in tasks]
-    for done, (index, losses) in enumerate(map_tasks(workers, _losses, tasks, costs), start=1):
-        progress("predict losses", done, len(tasks))
-        cache.keep("losses", keys[index], _packed(losses))
-        found[tasks[index][0].name] = losses
-    return found
+    sensitivity, settings = analysis.sensitivity, [analysis.method, workspace.seed, analysis.largest]
+
+    def entry(layer: View, spectrum: Spectrum) -> Keyed[_Layer]:
+        own = wanted[layer.name]
+        key = [analysis.key, layer.name, own, settings, sensitivity.known]
+        return Keyed(
+            key,
+            lambda: _Layer(
+                layer,
+                spectrum,
+                sensitivity.curvatures.get(layer.name),
+                own,
+                analysis.method,
+                workspace.seed,
+                analysis.largest,
+            ),
+        )
+
+    entries = [entry(layer, spectrum) for layer, spectrum in zip(analysis.views, analysis.spectra, strict=True)]
+    losses = workspace.map(LOSSES, entries, "predict losses")
+    return {layer.name: own for layer, own in zip(analysis.views, losses, strict=True)}
 
 
 def factors_at(layer: View, spectrum: Spectrum, rank: int, method: str, seed: int) -> Replacement:
@@ -79,36 +57,32 @@ def factors_at(layer: View, spectrum: Spectrum, rank: int, method: str, seed: in
     return balanced(factorizer(method).factors(layer, spectrum, rank), spectrum, seed=seed)
 
 
-def _losses(
-    layer: View,
-    spectrum: Spectrum,
-    gradient: Array | None,
-    truncation: Array | None,
-    schemes: tuple[Scheme, ...],
-    ranks: _Ranks,
-    residual: _Ranks,
-    method: str,
-    seed: int,
-    largest: int,
-) -> dict[tuple[Scheme, Structure], float]:
+@dataclass(frozen=True)
+class _Layer:
+    """A layer whose losses are to be predicted; see `layer_losses`."""
+
+    layer: View
+    spectrum: Spectrum
+    curvature: Curvature | None
+    wanted: Wanted
+    method: str
+    seed: int
+    largest: int
+
+
+def _losses(task: _Layer) -> dict[tuple[Scheme, Structure], float]:
     def factors(rank: int) -> Replacement:
-        return factors_at(layer, spectrum, rank, method, seed)
+        return factors_at(task.layer, task.spectrum, rank, task.method, task.seed)
 
-    return layer_losses(
-        *(layer, spectrum, gradient, schemes, ranks, factors),
-        largest=largest,
-        truncation=truncation,
-        residual=residual,
-        corrected=CORRECTED["onnx"],
-    )
+    return layer_losses(task.layer, task.spectrum, task.curvature, task.wanted, factors, largest=task.largest)
 
 
-def _cost(task: _Task) -> float:
+def _cost(task: _Layer) -> float:
     """Floating-point operations, roughly: the factors of every rank, and their products with the gradients."""
-    layer, _, gradient, _, _, ranks, residual, *_ = task
+    layer, wanted = task.layer, task.wanted
     sides = layer.out_features + layer.in_features
-    per_rank = sum(2.0 * rank * rank * sides for rank in ranks) + 2.0 * layer.weight.size * sum(residual)
-    return per_rank + (0.0 if gradient is None else 2.0 * layer.out_features**2 * sum(ranks))
+    per_rank = sum(2.0 * rank * rank * sides for rank in wanted.ranks) + 2.0 * layer.weight.size * sum(wanted.residual)
+    return per_rank + (0.0 if task.curvature is None else 2.0 * layer.out_features**2 * sum(wanted.ranks))
 
 
 def _packed(losses: Mapping[tuple[Scheme, Structure], float]) -> list[tuple[str, str, int | None, float]]:
@@ -117,3 +91,8 @@ def _packed(losses: Mapping[tuple[Scheme, Structure], float]) -> list[tuple[str,
 
 def _unpacked(record: Sequence[tuple[str, str, int | None, float]]) -> dict[tuple[Scheme, Structure], float]:
     return {(scheme_of_key(key), structure_of(name, rank)): loss for key, name, rank, loss in record}
+
+
+LOSSES: Step[_Layer, dict[tuple[Scheme, Structure], float]] = Step(
+    "losses", 5, _losses, record_store(_packed, _unpacked), cost=_cost
+)

@@ -7,24 +7,23 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from edgepack.cache import file_digest
 from edgepack.metrics import Drop
 from edgepack.model.scheme import Format
 from edgepack.pipeline.attempt import Attempt
 from edgepack.pipeline.baselines import Baseline
-from edgepack.pipeline.prepared import Prepared
+from edgepack.pipeline.distill import Outcome, outcome_record
+from edgepack.pipeline.prepare import Prepared
 from edgepack.pipeline.probing import Probe
-from edgepack.pipeline.recovering import Outcome, outcome_record
 from edgepack.plan.cost import MEASURED
 from edgepack.plan.file_scheme import file_label
 from edgepack.quantize.split import Split
 from edgepack.types import Candidate, Contents, LayerPlan
-from edgepack.versions import tool_versions
+from edgepack.workspace import file_digest, tool_versions
 
 
 def build_record(ready: Prepared, probes: Sequence[Probe]) -> dict[str, Any]:
     """Everything that does not depend on a single file."""
-    options, opened, data, guard = ready.task.options, ready.opened, ready.data, ready.guard
+    options, opened, data, guard = ready.evaluator.options, ready.opened, ready.data, ready.guard
     return {
         "model": {
             "name": opened.name,
@@ -44,13 +43,13 @@ def build_record(ready: Prepared, probes: Sequence[Probe]) -> dict[str, Any]:
             "latency_s": options.latency_s,
             "pick": list(options.pick),
             "recover": None if options.recover is None else str(options.recover),
-            "largest_onnx_weight_code": ready.task.rounder.largest,
+            "largest_onnx_weight_code": ready.evaluator.replacements.rounder.largest,
         },
         "seed": options.seed,
         "versions": tool_versions(),
-        "method": options.method or ready.task.method,
+        "method": options.method or ready.evaluator.analysis.method,
         "cross_validation": None if ready.cross_validation is None else ready.cross_validation.record(),
-        "loss_weighted_by": "output gradients" if ready.by_gradients else "output energy",
+        "loss_weighted_by": "output gradients" if ready.evaluator.analysis.sensitivity.known else "output energy",
         "cost_sources": {fmt: ready.prices.source_name(fmt) for fmt in ready.files},
         "metric": {"name": guard.metric, "guarded": guard.guarded},
         "data": {

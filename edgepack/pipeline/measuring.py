@@ -27,8 +27,8 @@ from edgepack.pipeline.layer_points import near
 from edgepack.plan.measured import Entry, Fingerprint, MeasuredTable, fingerprint
 from edgepack.plan.measured_file import known_measured, save_measured
 from edgepack.plan.table import Point
-from edgepack.progress import Progress, silent
 from edgepack.targets import Target
+from edgepack.workspace import Cache, Progress, silent
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,7 @@ def measure_points(
     progress: Progress = silent,
     *,
     turns: Turns = STANDARD,
-    root: Path | None = None,
-    fresh: bool = False,
+    cache: Cache | None = None,
 ) -> MeasuredTable:
     """Measures the points that are not known yet, and keeps them in the cache folder, group by group.
 
@@ -78,8 +77,7 @@ def measure_points(
         threads: of the inference.
         progress: told of every group.
         turns: how long each point is looked at; points known from fewer rounds are measured again.
-        root: the cache folder, by default the user's.
-        fresh: measure what is known as well.
+        cache: by default the user's; with `fresh`, what is known is measured as well.
 
     Returns:
         Everything that is known of the device at this number of threads.
@@ -90,11 +88,12 @@ def measure_points(
         ModelError: a one-layer file cannot be written.
         OutputError: the cache folder cannot be written.
     """
+    cache = cache or Cache()
     rig = _rig(device, target, threads, turns)
-    known = known_measured(target.name, rig.fingerprint, threads, root)
+    known = known_measured(target.name, rig.fingerprint, threads, cache.root)
     table = known or MeasuredTable(rig.fingerprint, target.name, threads, _now())
     wanted = sorted(dict.fromkeys(points), key=near)
-    missing = [point for point in wanted if fresh or not _is_known(table, point, turns)]
+    missing = [point for point in wanted if cache.fresh or not _is_known(table, point, turns)]
     _require_runtimes(rig, missing)
     done = len(wanted) - len(missing)
     with tempfile.TemporaryDirectory(prefix="edgepack-turns-") as folder:
@@ -102,9 +101,9 @@ def measure_points(
             progress(f"time {group[0].format} layers", done, len(wanted))
             found = _measure(rig, group, layer_files(group), _blank(Path(folder), group[0].format))
             new = MeasuredTable(
-                *(rig.fingerprint, target.name, threads, _now()), found.entries, found.calls, found.refused
+                rig.fingerprint, target.name, threads, _now(), found.entries, found.calls, found.refused
             )
-            table = save_measured(new, root)
+            table = save_measured(new, cache.root)
             done += len(group)
     progress("time layers", len(wanted), len(wanted))
     return table
@@ -227,7 +226,9 @@ def _steady(rig: _Rig, fmt: Format, blank: Path, files: Sequence[Path]) -> Mappi
 
 def _run(rig: _Rig, fmt: Format, blank: Path, files: Sequence[Path]) -> Mapping[str, Any]:
     job = Job(
-        *("turns", fmt, rig.device.push(blank)),
+        "turns",
+        fmt,
+        rig.device.push(blank),
         more_models=tuple(rig.device.push(path) for path in files),
         threads=rig.threads,
         cpus=rig.cpus,

@@ -3,31 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from edgepack.bench.devices.device import Job
 from edgepack.bench.devices.local import LocalDevice
-from edgepack.cache import Cache, digest, file_digest
 from edgepack.errors import StableDeviceError
 from edgepack.model.scheme import Format
-from edgepack.versions import tool_versions
+from edgepack.workspace import TOOLS, Keyed, Step, Workspace, file_digest
 
 
-def peak_ram_bytes(path: Path, fmt: Format, cache: Cache) -> int:
+def peak_ram_bytes(path: Path, fmt: Format, workspace: Workspace) -> int:
     """Peak memory of a fresh process after three inferences, without that of one that only imports the runtime.
 
     Raises:
         DeviceError: the process failed, or the kernel does not say what it held.
     """
+    return workspace.cached(PEAK, Keyed([file_digest(path), fmt], lambda: _File(path, fmt)))
 
-    def measure() -> int:
-        device = LocalDevice()
-        alone, loaded = (_peak(device.run(Job("memory", fmt, model))) for model in (None, device.push(path)))
-        return max(loaded - alone, 0)
 
-    key = digest("peak", 1, file_digest(path), fmt, tool_versions())
-    return int(cache.record("memory", key, measure))
+@dataclass(frozen=True)
+class _File:
+    path: Path
+    fmt: Format
+
+
+def _measured(file: _File) -> int:
+    device = LocalDevice()
+    alone, loaded = (_peak(device.run(Job("memory", file.fmt, model))) for model in (None, device.push(file.path)))
+    return max(loaded - alone, 0)
 
 
 def _peak(report: Mapping[str, Any]) -> int:
@@ -35,3 +40,6 @@ def _peak(report: Mapping[str, Any]) -> int:
     if peak is None:
         raise StableDeviceError("this machine does not say how much memory a process held", hint="leave --ram out")
     return int(peak)
+
+
+PEAK: Step[_File, int] = Step("memory", 2, _measured, tools=TOOLS)

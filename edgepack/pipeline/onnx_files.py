@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -62,17 +62,29 @@ def _holds(constant: str, matrix: str) -> bool:
 
 
 class OnnxFiles:
-    """Writes the ONNX files of a build. `model` is the dense fp32 model and is never changed."""
+    """Writes the ONNX files of a build. `model` is the dense fp32 model and is never changed.
+
+    Attributes:
+        largest: largest weight code of per-channel int8.
+    """
 
     fmt: Format = "onnx"
     file_schemes: tuple[Scheme, ...] = ()
 
-    def __init__(self, model: ir.Model, calibration: Samples | None, *, largest: int) -> None:
+    def __init__(
+        self,
+        model: ir.Model,
+        calibration: Samples | None,
+        *,
+        largest: int,
+        warn: Callable[[str], None] = lambda message: None,
+    ) -> None:
+        """`warn` hears of what is written in another way than asked for."""
         self.model = model
         self.calibrated = calibration is not None
         self._samples = None if calibration is None else calibration.head(RANGE_SAMPLES)
         self.largest = largest
-        self.warnings: list[str] = []
+        self._warn = warn
 
     def layer_schemes(self) -> tuple[Scheme, ...]:
         """The schemes that a single linear layer of this model can take, by its opset and the data at hand."""
@@ -308,7 +320,3 @@ class OnnxFiles:
         if self._samples is None:
             return []
         return [feed for feed, _ in feeds(self._samples, input_specs(self.model))]
-
-    def _warn(self, message: str) -> None:
-        if message not in self.warnings:
-            self.warnings.append(message)

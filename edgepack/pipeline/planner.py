@@ -9,13 +9,13 @@ from edgepack.errors import BudgetError, ProofError
 from edgepack.pipeline import limits
 from edgepack.pipeline.attempt import Attempt
 from edgepack.pipeline.baselines import Baseline
+from edgepack.pipeline.candidates import Menu
+from edgepack.pipeline.evaluator import Evaluator
 from edgepack.pipeline.files import ModelFiles
 from edgepack.pipeline.ladder import Step, make_ladder, nearest
-from edgepack.pipeline.menus import Menu
 from edgepack.pipeline.pricing import Prices
 from edgepack.pipeline.promise import dense_instead
 from edgepack.pipeline.search import Found, Search
-from edgepack.pipeline.task import Task
 from edgepack.plan.solve import Bounds, Infeasible, Quantity
 
 TIGHTENINGS = 3
@@ -38,7 +38,7 @@ class Planned:
 
 
 def plan(
-    task: Task,
+    evaluator: Evaluator,
     files: ModelFiles,
     menus: Sequence[Menu],
     prices: Prices,
@@ -53,37 +53,38 @@ def plan(
         deadline_s: see `Search`.
         start: predicted loss near which to look first.
     """
-    rest = limits.measure_rest(task, files, prices)
-    bounds = limits.user_bounds(task.options, rest)
-    promised = limits.promised_bounds(task, menus, baseline, bounds, rest)
-    search = Search(task, files, deadline_s, start)
+    rest = limits.measure_rest(evaluator, files, prices)
+    bounds = limits.user_bounds(evaluator.options, rest)
+    promised = limits.promised_bounds(evaluator, menus, baseline, bounds, rest)
+    search = Search(evaluator, files, deadline_s, start)
     try:
-        return _searched(task, search, menus, bounds, promised, rest)
+        return _searched(evaluator, search, menus, bounds, promised, rest)
     except ProofError as err:
-        task.warn(err.message)
+        evaluator.workspace.warn(err.message)
         reason = "no other file of this format could be written and proved"
-        return Planned(Found(dense_instead(task, files, baseline, reason), {}, search.probes), None)
+        return Planned(Found(dense_instead(evaluator, files, baseline, reason), {}, search.probes), None)
 
 
 def _searched(
-    task: Task, search: Search, menus: Sequence[Menu], bounds: Bounds, promised: Bounds, rest: limits.Rest
+    evaluator: Evaluator, search: Search, menus: Sequence[Menu], bounds: Bounds, promised: Bounds, rest: limits.Rest
 ) -> Planned:
     """What the search comes to within the promised bounds, else within the user's own.
 
     Raises:
         ProofError: no plan could be written and proved.
     """
+    progress = evaluator.workspace.progress
     closest: Planned | None = None
     for allowed in dict.fromkeys((promised, bounds)):
-        steps = make_ladder(menus, task.spectra, allowed, rest.latency_s, task.progress, aim=task.aim)
+        steps = make_ladder(menus, evaluator.spectra, allowed, rest.latency_s, progress, aim=evaluator.aim)
         if isinstance(steps, Infeasible):
             if closest is None and allowed == bounds:
-                step = nearest(menus, task.spectra, allowed, steps)
-                error = limits.infeasible(search.fmt, steps, task.options, rest)
+                step = nearest(menus, evaluator.spectra, allowed, steps)
+                error = limits.infeasible(search.fmt, steps, evaluator.options, rest)
                 return Planned(search.run([step], None), error)
             continue
-        found = _tightened(task, search, menus, steps, allowed, rest)
-        if found.found.attempt.within(task.options.drop_limit):
+        found = _tightened(evaluator, search, menus, steps, allowed, rest)
+        if found.found.attempt.within(evaluator.options.drop_limit):
             return found
         if closest is None or found.found.attempt.lost < closest.found.attempt.lost:
             closest = found
@@ -93,22 +94,28 @@ def _searched(
 
 
 def _tightened(
-    task: Task, search: Search, menus: Sequence[Menu], steps: tuple[Step, ...], bounds: Bounds, rest: limits.Rest
+    evaluator: Evaluator,
+    search: Search,
+    menus: Sequence[Menu],
+    steps: tuple[Step, ...],
+    bounds: Bounds,
+    rest: limits.Rest,
 ) -> Planned:
     """Searches, and draws the bounds in where the file itself is over a limit that its plan was predicted to meet."""
+    progress = evaluator.workspace.progress
     for _ in range(TIGHTENINGS):
-        found = search.run(steps, task.options.drop_limit)
-        over = limits.excess(task, found.attempt)
+        found = search.run(steps, evaluator.options.drop_limit)
+        over = limits.excess(evaluator, found.attempt)
         if not over:
             return Planned(found, None)
         # From what this very plan was predicted to take: a bound with room to spare would give it again.
         drawn = {name: max(_predicted(found.attempt, name) - by * (1 + MARGIN), 0) for name, by in over.items()}
         bounds = replace(bounds, **drawn)
-        tighter = make_ladder(menus, task.spectra, bounds, rest.latency_s, task.progress, aim=task.aim)
+        tighter = make_ladder(menus, evaluator.spectra, bounds, rest.latency_s, progress, aim=evaluator.aim)
         if isinstance(tighter, Infeasible):
             break
         steps = tighter
-    return Planned(found, limits.over_limit(found.attempt, over, task.options))
+    return Planned(found, limits.over_limit(found.attempt, over, evaluator.options))
 
 
 def _predicted(attempt: Attempt, quantity: Quantity) -> float:

@@ -10,7 +10,7 @@ from edgepack.bench.devices.remote import RemoteDevice
 from edgepack.bench.devices.shell import ShellFacts
 from edgepack.bench.facts import facts_from_probe
 from edgepack.host import target_from_probe
-from edgepack.versions import newest_tested
+from edgepack.workspace import newest_tested
 
 LITTLE_RAM_BYTES, LITTLE_DISK_BYTES = 128 << 20, 256 << 20
 HOT_C = 70.0

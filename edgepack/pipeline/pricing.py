@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 
 from edgepack.backends.schemes import SCHEMES
 from edgepack.bench.devices.local import LocalDevice
-from edgepack.cache import Cache
 from edgepack.data import Samples, example
 from edgepack.errors import ModelError
 from edgepack.model.kinds import kind_of
@@ -24,8 +23,8 @@ from edgepack.plan.candidates import WorthwhileRanks
 from edgepack.plan.cost import CostSource, Price
 from edgepack.plan.sources import Shape, cost_source, dense_int8
 from edgepack.plan.table import Point
-from edgepack.progress import Progress, silent
 from edgepack.targets import HOST, Target
+from edgepack.workspace import Workspace
 
 
 @dataclass(frozen=True)
@@ -101,10 +100,8 @@ def make_prices(
     target: Target,
     opened: Opened,
     samples: Samples | None,
-    seed: int,
     formats: Sequence[Format],
-    cache: Cache | None = None,
-    progress: Progress = silent,
+    workspace: Workspace,
     *,
     precision: PrecisionChoice = "auto",
     ranks: Mapping[str, Collection[int]] | None = None,
@@ -115,10 +112,8 @@ def make_prices(
         target: whose prices.
         opened: the model.
         samples: of its inputs, None for seeded values.
-        seed: of those values.
         formats: to price.
-        cache: where measured latencies are kept; with `fresh` they are measured again.
-        progress: told of every group of layers that is measured.
+        workspace: with the cache that measured latencies are kept in; with `fresh` they are measured again.
         precision: of the weights; a source that lacks it is passed over.
         ranks: by layer name, where no others will be asked for: this machine is measured at these alone.
 
@@ -127,18 +122,17 @@ def make_prices(
         DeviceError: this machine could not be measured.
         ModelError: the model does not run on the samples.
     """
-    cache = cache or Cache()
-    uses = layer_uses(opened, samples, seed)
+    uses = layer_uses(opened, samples, workspace.seed)
     shapes = [
         (layer.out_features, layer.in_features, uses[layer.name].rows) for layer in opened.layers if layer.name in uses
     ]
     sides = {layer.name: (layer.out_features, layer.in_features) for layer in opened.layers}
     sources: dict[Format, CostSource] = {}
     if target.name == HOST and shapes:
-        sources = _measured_here(target, shapes, formats, _by_sides(sides, ranks), cache, progress)
+        sources = _measured_here(target, shapes, formats, _by_sides(sides, ranks), workspace)
     for fmt in formats:
         if fmt not in sources:
-            sources[fmt] = cost_source(target, fmt, _needed(fmt, shapes, precision), root=cache.root)
+            sources[fmt] = cost_source(target, fmt, _needed(fmt, shapes, precision), root=workspace.cache.root)
     return Prices(sources, uses, {layer.name: layer for layer in opened.layers})
 
 
@@ -166,15 +160,14 @@ def _measured_here(
     shapes: Sequence[Shape],
     formats: Sequence[Format],
     ranks: Mapping[tuple[int, int], Sequence[int]] | None,
-    cache: Cache,
-    progress: Progress,
+    workspace: Workspace,
 ) -> dict[Format, CostSource]:
     """The table of this machine, for the formats in which it prices every layer."""
     here = [fmt for fmt in formats if fmt in target.formats]
     if not here:
         return {}
     points = points_for(shapes, here, ranks=ranks)
-    table = measure_points(LocalDevice(), target, points, progress=progress, root=cache.root, fresh=cache.fresh)
+    table = measure_points(LocalDevice(), target, points, progress=workspace.progress, cache=workspace.cache)
     return {fmt: table for fmt in here if None not in table.prices(dense_int8(fmt, shapes))}
 
 

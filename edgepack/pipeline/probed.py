@@ -15,9 +15,9 @@ from edgepack.host import target_from_probe
 from edgepack.pipeline.differing import Difference, counterpart, differences, nearest
 from edgepack.pipeline.probed_names import TARGET_NAME, as_listed, own_name, with_names
 from edgepack.pipeline.settling import settled
-from edgepack.progress import Progress, silent
 from edgepack.targets import HOST, Target, load_targets
 from edgepack.targets_file import merge, shipped_entries
+from edgepack.workspace import Progress, silent
 
 SWEEP_TIMEOUT_S = 300.0
 BUSY = 0.5

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
+from edgepack import workspace
 from edgepack.backends.schemes import FP32
-from edgepack.cache import digest
 from edgepack.metrics import Drop
 from edgepack.model.scheme import FileScheme, Format, Scheme
+from edgepack.pipeline.evaluator import Evaluator
 from edgepack.pipeline.files import ModelFiles
 from edgepack.pipeline.ladder import LayerPlans, Step
 from edgepack.pipeline.options import BuildOptions
-from edgepack.pipeline.task import Task
 from edgepack.plan.file_scheme import base_scheme, exceptions
-from edgepack.versions import tool_versions
+from edgepack.workspace import Keyed
 
 
 @dataclass(frozen=True)
@@ -52,18 +54,41 @@ def probe_scheme(files: ModelFiles, layers: LayerPlans, in_code: Scheme) -> File
     return next((scheme for scheme in reversed(schemes) if scheme.others != scheme.layers), schemes[0])
 
 
-def probe(task: Task, files: ModelFiles, step: Step) -> Probe:
+def probe(evaluator: Evaluator, files: ModelFiles, step: Step) -> Probe:
     """What the plan's file loses on the guard."""
-    scheme = probe_scheme(files, step.layers, beside_code(task.options, files))
+    scheme = probe_scheme(files, step.layers, beside_code(evaluator.options, files))
+    key = [evaluator.key, evaluator.analysis.largest, files.fmt, str(scheme), step.choices]
+    task = Keyed(key, lambda: _Emission(evaluator, files, step.layers, scheme))
+    drop, size_bytes = evaluator.workspace.cached(PROBE, task)
+    return Probe(files.fmt, scheme, step.layers, drop, step.loss, step.latency_s, size_bytes)
 
-    def measure() -> dict[str, object]:
-        out = task.work / f"probe.{files.fmt}"
-        files.write(files.takes(task.draft(step.layers, scheme)), scheme, out, exceptions(step.layers, scheme))
-        drop, size = task.prover.drop_of(out, files.fmt), out.stat().st_size
-        out.unlink()
-        return {"drop": asdict(drop), "size_bytes": size}
 
-    key = digest("probe", 4, task.key, task.rounder.largest, files.fmt, str(scheme), step.choices, tool_versions())
-    found = task.cache.record("probes", key, measure)
-    drop = Drop(**found["drop"])
-    return Probe(files.fmt, scheme, step.layers, drop, step.loss, step.latency_s, found["size_bytes"])
+@dataclass(frozen=True)
+class _Emission:
+    """A plan to be emitted in a scheme."""
+
+    evaluator: Evaluator
+    files: ModelFiles
+    layers: LayerPlans
+    scheme: FileScheme
+
+
+def _probed(task: _Emission) -> tuple[Drop, int]:
+    """The drop and the size of the file."""
+    evaluator, files, layers, scheme = task.evaluator, task.files, task.layers, task.scheme
+    out = evaluator.workspace.folder / f"probe.{files.fmt}"
+    files.write(files.takes(evaluator.replacements.draft(layers, scheme)), scheme, out, exceptions(layers, scheme))
+    drop, size = evaluator.prover.drop_of(out, files.fmt), out.stat().st_size
+    out.unlink()
+    return drop, size
+
+
+def _packed(probed: tuple[Drop, int]) -> dict[str, Any]:
+    return {"drop": asdict(probed[0]), "size_bytes": probed[1]}
+
+
+def _unpacked(record: Mapping[str, Any]) -> tuple[Drop, int]:
+    return Drop(**record["drop"]), record["size_bytes"]
+
+
+PROBE = workspace.Step("probes", 5, _probed, workspace.record_store(_packed, _unpacked), tools=workspace.TOOLS)

@@ -2,36 +2,43 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from edgepack.cache import Cache, digest
 from edgepack.data import Samples, example
 from edgepack.pipeline.opened import Opened
-from edgepack.versions import tool_versions
-
-VERSION = 1
+from edgepack.workspace import TOOLS, FileStep, Keyed, Workspace
 
 
-def with_program(opened: Opened, samples: Samples, seed: int, cache: Cache, work: Path) -> Opened:
+def with_program(opened: Opened, samples: Samples, workspace: Workspace) -> Opened:
     """The model with a torch program that is proved to answer like it; a conversion is kept in the cache.
 
     Args:
         samples: of its inputs, for the shapes.
-        work: folder for the program of an ONNX source.
+        workspace: whose folder the program of an ONNX source is put into.
 
     Raises:
         ModelError: it cannot be converted.
     """
     if opened.program_path is not None:
         return opened
-    shapes = {name: list(array.shape) for name, array in example(samples, opened.inputs, seed).items()}
+    shapes = {name: list(array.shape) for name, array in example(samples, opened.inputs, workspace.seed).items()}
+    task = Keyed([opened.sha256, shapes], lambda: _Conversion(opened.onnx_path, shapes))
+    return replace(opened, program_path=workspace.file(PROGRAM, task, workspace.folder / "program.pt2"))
 
-    def convert(path: Path) -> None:
-        from edgepack.emit.pnnx import onnx_to_program
-        from edgepack.sources.torch import save_program
 
-        save_program(onnx_to_program(opened.onnx_path, shapes), path)
+@dataclass(frozen=True)
+class _Conversion:
+    onnx: Path
+    shapes: Mapping[str, list[int]]
 
-    key = digest("program", VERSION, opened.sha256, shapes, tool_versions())
-    return replace(opened, program_path=cache.file("programs", key, ".pt2", convert, work / "program.pt2"))
+
+def _convert(task: _Conversion, path: Path) -> None:
+    from edgepack.emit.pnnx import onnx_to_program
+    from edgepack.sources.torch import save_program
+
+    save_program(onnx_to_program(task.onnx, task.shapes), path)
+
+
+PROGRAM: FileStep[_Conversion] = FileStep("programs", 2, _convert, ".pt2", TOOLS)

@@ -12,8 +12,8 @@ from edgepack.bench.devices.device import Device
 from edgepack.bench.devices.link import Link
 from edgepack.bench.devices.remote import RemoteDevice
 from edgepack.errors import UsageError
-from edgepack.progress import Progress, silent
 from edgepack.targets import Target
+from edgepack.workspace import Progress, silent
 
 Kind = Literal["local", "ssh", "adb"]
 

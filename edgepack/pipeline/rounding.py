@@ -2,86 +2,90 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 
-from edgepack.cache import digest
 from edgepack.factorize import factorizer
 from edgepack.factorize.two_sided import damped
 from edgepack.factorize.whitened import shrunk_covariance
 from edgepack.model.layer import View
-from edgepack.model.replacement import Replacement, dense
+from edgepack.model.replacement import Replacement, dense, low_rank_correction
 from edgepack.model.scheme import Scheme
 from edgepack.model.structure import Structure
-from edgepack.pipeline.beside import beside, rounded_beside
-from edgepack.pipeline.covariances import Covariances
+from edgepack.pipeline.activations import InputMoments
 from edgepack.pipeline.losses import factors_at
-from edgepack.pipeline.parts import packed_part, unpacked_pair
+from edgepack.pipeline.parts import packed_part, unpacked_part
 from edgepack.quantize.alternate import alternate
 from edgepack.quantize.bias import corrected_bias, corrected_pair
 from edgepack.quantize.energy import output_energy
 from edgepack.quantize.gauge import LatentGrid, search_gauge, turned
 from edgepack.quantize.gptq import gptq
 from edgepack.quantize.lattice import WeightGrid, grid_of
+from edgepack.quantize.residual import rounded_residual
 from edgepack.types import Array, Moments, Spectrum
+from edgepack.workspace import Keyed, Step, Workspace, arrays_store
 
-VERSION = 2
+T = TypeVar("T")
+
 ROUNDS = ((1024, 6), (2048, 2), (1 << 62, 0))
 """By the width of a layer: one round takes seconds at 2048 inputs, ten at 4096. Without rounds each factor is rounded
 once, by GPTQ."""
 
+CORRECTION_ROUNDS = ((1024, 3), (1 << 62, 1))
+"""Likewise where factors correct a dense matrix: every round rounds the whole matrix twice."""
 
-@dataclass
+
+@dataclass(frozen=True)
 class Rounder:
     """Makes what is written for a layer in a scheme; what lies on integer grids is kept in the cache.
 
     Attributes:
         covariances: of the layers' inputs; a layer without one is rounded to nearest by whoever writes it.
         method: the factorizer.
-        seed: of the rotations.
         largest: largest code of per-channel int8 in ONNX; TFLite always has 127.
         gradients: G by layer name, for a method that factors by it: roundings are weighed by it as well.
+        workspace: with the seed of the rotations.
     """
 
-    covariances: Covariances
+    covariances: InputMoments
     method: str
-    seed: int
     largest: int
-    gradients: Mapping[str, Array] = field(default_factory=dict)
-    _last: dict[str, Replacement] = field(default_factory=dict)
-    _dense: dict[str, Replacement] = field(default_factory=dict)
-    _energies: dict[str, float] = field(default_factory=dict)
+    gradients: Mapping[str, Array]
+    workspace: Workspace
+    _last: dict[str, Replacement] = field(default_factory=dict, repr=False, compare=False)
+    _energies: dict[str, float] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def seed(self) -> int:
+        """Of the rotations."""
+        return self.workspace.seed
 
     def factors(self, layer: View, spectrum: Spectrum, structure: Structure, scheme: Scheme) -> Replacement:
         """A pair whose weights lie on the grids of the scheme, so that every quantizer leaves them as they are."""
         rank = structure.ranks[0]
         if structure.is_correction:
-            return self._residual(layer, spectrum, rank, scheme)
+            return self._correction(layer, spectrum, rank, scheme)
         if spectrum.mean is None:  # nothing is known of the layer's input
             return self.plain(layer, spectrum, rank)
-        grids = self._grid(scheme, rank), self._grid(scheme, layer.in_features)
-        if grids[0] is None or grids[1] is None:
+        A, B = self._grid(scheme, rank), self._grid(scheme, layer.in_features)
+        if A is None or B is None:
             return self.plain(layer, spectrum, rank)
         latent = latent_grid(scheme)
-        key = digest(
-            *("rounded", VERSION, self.covariances.key, self.method, layer.name, rank, self.seed, latent),
-            *((grid.largest, grid.block) for grid in grids if grid is not None),
-            *(() if spectrum.dual is None else (spectrum.basis, spectrum.dual)),
-        )
-        both = grids[0], grids[1]
-        return self._kept(key, lambda: self._made(layer, spectrum, rank, both, latent))
+        oblique = None if spectrum.dual is None else (spectrum.basis, spectrum.dual)
+        key = [self.covariances.key, self.method, layer.name, rank, self.seed, latent, A, B, oblique]
+        return self._kept(ROUNDED, Keyed(key, lambda: self._pair(layer, spectrum, rank, (A, B), latent)))
 
     def trained(self, layer: View, pair: Replacement, scheme: Scheme) -> Replacement:
         """A trained pair for a scheme; training knew of per-channel int8, which is left to the writer."""
-        grids = self._grid(scheme, pair.rank), self._grid(scheme, layer.in_features)
+        A, B = self._grid(scheme, pair.rank), self._grid(scheme, layer.in_features)
         moments = self.covariances.of(layer.name)
-        if grids[0] is None or grids[1] is None or moments is None or scheme.per_channel_int8:
+        if A is None or B is None or moments is None or scheme.per_channel_int8:
             return pair
-        rounds = _rounds(layer)
         product = (pair.A.astype(np.float64) @ pair.B).astype(np.float32)
-        rounded = alternate(product, pair, shrunk_covariance(moments), (grids[0], grids[1]), rounds=rounds)
+        rounded = alternate(product, pair, shrunk_covariance(moments), (A, B), rounds=_rounds(layer, ROUNDS))
         return corrected_pair(pair, rounded.factors(None), moments.mean)
 
     def energy(self, layer: View, covariance: Array) -> float:
@@ -104,62 +108,52 @@ class Rounder:
         grid = None if moments is None else self._grid(scheme, layer.in_features)
         if moments is None or grid is None or not moments.variance.sum() > 0 or only_bits not in (None, grid.bits):
             return None
-        key = digest("dense", VERSION, self.covariances.key, layer.name, grid.largest, grid.block)
-        if key not in self._dense:
-            known = self.covariances.cache.arrays("rounded", key, lambda: _dense_arrays(layer, moments, grid))
-            self._dense[key] = dense(known["weight"], known["bias"] if known["bias"].size else None)
-        return self._dense[key]
-
-    def _grid(self, scheme: Scheme, in_features: int) -> WeightGrid | None:
-        return grid_of(scheme, in_features, largest=self.largest_of(scheme))
-
-    def _residual(self, layer: View, spectrum: Spectrum, rank: int, scheme: Scheme) -> Replacement:
-        """A pair and the dense matrix beside it, all on their grids."""
-        moments = self.covariances.of(layer.name)
-        if moments is None:
-            return beside(layer, self.plain(layer, spectrum, rank))
-        parts = (scheme.name, self.covariances.key, self.method, layer.name, rank, self.seed)
-        key = digest("rounded beside", VERSION, *parts)
-        return self._kept(key, lambda: packed_part(rounded_beside(layer, moments, scheme, rank, seed=self.seed)))
-
-    def _kept(self, key: str, make: Callable[[], Mapping[str, Array]]) -> Replacement:
-        if key not in self._last:
-            self._last[key] = unpacked_pair(self.covariances.cache.arrays("rounded", key, make))
-        return self._last[key]
+        return self._kept(
+            ROUNDED_DENSE, Keyed([self.covariances.key, layer.name, grid], lambda: _Dense(layer, moments, grid))
+        )
 
     def draft(self, layer: View, spectrum: Spectrum, structure: Structure, scheme: Scheme) -> Replacement:
         """`plain`, or `factors` where a dense matrix in 4 bits stands beside the pair."""
         if structure.is_correction:
-            return self._residual(layer, spectrum, structure.ranks[0], scheme)
+            return self._correction(layer, spectrum, structure.ranks[0], scheme)
         return self.plain(layer, spectrum, structure.ranks[0])
 
     def plain(self, layer: View, spectrum: Spectrum, rank: int) -> Replacement:
         """A pair in the basis that quantizes well without a search, for whoever writes it to round."""
         return factors_at(layer, spectrum, rank, self.method, self.seed)
 
-    def _made(
-        self,
-        layer: View,
-        spectrum: Spectrum,
-        rank: int,
-        grids: tuple[WeightGrid, WeightGrid],
-        latent: LatentGrid,
-    ) -> Mapping[str, Array]:
-        pair = factorizer(self.method).factors(layer, spectrum, rank)
+    def _grid(self, scheme: Scheme, in_features: int) -> WeightGrid | None:
+        return grid_of(scheme, in_features, largest=self.largest_of(scheme))
+
+    def _pair(
+        self, layer: View, spectrum: Spectrum, rank: int, grids: tuple[WeightGrid, WeightGrid], latent: LatentGrid
+    ) -> _Pair:
         known = self.gradients.get(layer.name)
-        gradient = None if known is None else damped(layer, known)
-        gauge = search_gauge(pair, spectrum, grids, seed=self.seed, latent=latent, gradient=gradient)
-        pair = turned(pair, spectrum, gauge, seed=self.seed)
+        return _Pair(
+            layer=layer,
+            spectrum=spectrum,
+            factors=factorizer(self.method).factors(layer, spectrum, rank),
+            grids=grids,
+            latent=latent,
+            gradient=None if known is None else damped(layer, known),
+            moments=self.covariances.of(layer.name),
+            seed=self.seed,
+        )
+
+    def _correction(self, layer: View, spectrum: Spectrum, rank: int, scheme: Scheme) -> Replacement:
+        """A pair and the dense matrix beside it, all on their grids."""
         moments = self.covariances.of(layer.name)
-        if moments is not None:
-            found = shrunk_covariance(moments)
-            rounded = alternate(layer.weight, pair, found, grids, gradient=gradient, rounds=_rounds(layer))
-            pair = corrected_pair(pair, rounded.factors(None), moments.mean)
-        return packed_part(pair)
+        if moments is None:
+            return _corrected(layer, self.plain(layer, spectrum, rank))
+        key = [scheme, self.covariances.key, self.method, layer.name, rank, self.seed]
+        task = Keyed(key, lambda: Correction(layer, moments, scheme, rank, self.seed))
+        return self._kept(ROUNDED_CORRECTION, task)
 
-
-def _rounds(layer: View) -> int:
-    return next(count for size, count in ROUNDS if layer.in_features <= size)
+    def _kept(self, step: Step[T, Replacement], task: Keyed[T]) -> Replacement:
+        key = self.workspace.key(step, task)
+        if key not in self._last:
+            self._last[key] = self.workspace.cached(step, task)
+        return self._last[key]
 
 
 def latent_grid(scheme: Scheme) -> LatentGrid:
@@ -167,10 +161,108 @@ def latent_grid(scheme: Scheme) -> LatentGrid:
     return "static" if scheme.is_static else "dynamic"
 
 
-def _dense_arrays(layer: View, moments: Moments, grid: WeightGrid) -> Mapping[str, Array]:
+def _rounds(layer: View, rounds: Sequence[tuple[int, int]]) -> int:
+    return next(count for size, count in rounds if layer.in_features <= size)
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """A pair to be rounded.
+
+    Attributes:
+        factors: as the factorizer gave them.
+        grids: of A and of B.
+        gradient: G, damped; None where outputs count alike.
+        moments: of the layer's input; None where the pair is only to be turned.
+        seed: of the rotations.
+    """
+
+    layer: View
+    spectrum: Spectrum
+    factors: Replacement
+    grids: tuple[WeightGrid, WeightGrid]
+    latent: LatentGrid
+    gradient: Array | None
+    moments: Moments | None
+    seed: int
+
+
+def _rounded_pair(task: _Pair) -> Replacement:
+    layer, spectrum, gradient = task.layer, task.spectrum, task.gradient
+    gauge = search_gauge(task.factors, spectrum, task.grids, seed=task.seed, latent=task.latent, gradient=gradient)
+    pair = turned(task.factors, spectrum, gauge, seed=task.seed)
+    if task.moments is None:
+        return pair
+    covariance = shrunk_covariance(task.moments)
+    rounds = _rounds(layer, ROUNDS)
+    rounded = alternate(layer.weight, pair, covariance, task.grids, gradient=gradient, rounds=rounds)
+    return corrected_pair(pair, rounded.factors(None), task.moments.mean)
+
+
+@dataclass(frozen=True)
+class _Dense:
+    """A layer's own weight to be rounded."""
+
+    layer: View
+    moments: Moments
+    grid: WeightGrid
+
+
+def _rounded_dense(task: _Dense) -> Replacement:
+    layer, moments = task.layer, task.moments
     covariance = shrunk_covariance(moments)
     if layer.bias is None or not layer.bias.any():
-        weight = gptq(layer.weight, covariance + np.outer(moments.mean, moments.mean), grid).weight
-        return {"weight": weight, "bias": np.zeros(0, np.float32) if layer.bias is None else layer.bias}
-    weight = gptq(layer.weight, covariance, grid).weight
-    return {"weight": weight, "bias": corrected_bias(layer.bias, layer.weight, weight, moments.mean)}
+        return dense(
+            gptq(layer.weight, covariance + np.outer(moments.mean, moments.mean), task.grid).weight, layer.bias
+        )
+    weight = gptq(layer.weight, covariance, task.grid).weight
+    return dense(weight, corrected_bias(layer.bias, layer.weight, weight, moments.mean))
+
+
+@dataclass(frozen=True)
+class Correction:
+    """A pair and the dense matrix that it corrects, to be rounded together.
+
+    Attributes:
+        layer: without its moments.
+        moments: of its input.
+        scheme: of the matrix.
+        rank: of the pair.
+        seed: of the pair's rotation.
+    """
+
+    layer: View
+    moments: Moments
+    scheme: Scheme
+    rank: int
+    seed: int
+
+
+def rounded_correction(task: Correction) -> Replacement:
+    """The pair and the matrix on the grids of a scheme, the bias corrected for what both together miss."""
+    layer, scheme, rank = task.layer, task.scheme, task.rank
+    thin = scheme.correction
+    if thin is None:
+        raise ValueError(f"{scheme} has no pair beside a matrix")
+    sides = ((scheme, layer.in_features), (thin, rank), (thin, layer.in_features))
+    base, A, B = (grid_of(one, columns) for one, columns in sides)
+    if base is None or A is None or B is None:
+        raise ValueError(f"{scheme} has matrices that are not rounded")
+    covariance, rounds = shrunk_covariance(task.moments), _rounds(layer, CORRECTION_ROUNDS)
+    found = rounded_residual(layer.weight, covariance, (base, A, B), rank, seed=task.seed, rounds=rounds)
+    whole = found.base.weight + found.A.weight.astype(np.float64) @ found.B.weight
+    bias = corrected_bias(layer.bias, layer.weight, whole, task.moments.mean)
+    return low_rank_correction(found.A.weight, found.B.weight, bias, found.base.weight)
+
+
+def _corrected(layer: View, pair: Replacement) -> Replacement:
+    """The pair with all that it leaves of the layer's weight beside it, for whoever writes it to round."""
+    left = layer.weight - pair.A.astype(np.float64) @ pair.B
+    return low_rank_correction(pair.A, pair.B, layer.bias, left.astype(np.float32))
+
+
+REPLACEMENT = arrays_store(packed_part, unpacked_part)
+
+ROUNDED: Step[_Pair, Replacement] = Step("rounded", 3, _rounded_pair, REPLACEMENT)
+ROUNDED_DENSE: Step[_Dense, Replacement] = Step("rounded-dense", 1, _rounded_dense, REPLACEMENT)
+ROUNDED_CORRECTION: Step[Correction, Replacement] = Step("rounded-correction", 1, rounded_correction, REPLACEMENT)

@@ -7,21 +7,21 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from edgepack.cache import digest
 from edgepack.errors import LayerError, ModelError, ProofError
 from edgepack.metrics import Drop
 from edgepack.model.scheme import FileScheme, Format
 from edgepack.model.structure import DENSE
 from edgepack.pipeline.attempt import Attempt
+from edgepack.pipeline.evaluator import Evaluator
 from edgepack.pipeline.files import ModelFiles
 from edgepack.pipeline.ladder import Choice, LayerPlans, Step, choices
 from edgepack.pipeline.probing import Probe, beside_code, probe
-from edgepack.pipeline.task import Task
 from edgepack.plan import cost
 from edgepack.plan.file_scheme import base_scheme, file_label
 from edgepack.plan.search import climb, within
 from edgepack.report.cells import seconds
 from edgepack.types import LayerPlan
+from edgepack.workspace import digest
 
 FINALISTS = 3
 """Plans that are compared by measuring their files where the target is this machine."""
@@ -54,9 +54,10 @@ REPAIRS = 3
 class Search:
     """One search in one format."""
 
-    def __init__(self, task: Task, files: ModelFiles, deadline_s: float, start: float | None = None) -> None:
+    def __init__(self, evaluator: Evaluator, files: ModelFiles, deadline_s: float, start: float | None = None) -> None:
         """`deadline_s` is by `time.monotonic`; `start` a loss near which to look first."""
-        self._task, self._files, self._deadline_s, self._start = task, files, deadline_s, start
+        self._evaluator, self._files, self._deadline_s, self._start = evaluator, files, deadline_s, start
+        self._workspace, self._replacements = evaluator.workspace, evaluator.replacements
         self._probes: dict[tuple[Choice, ...], Probe] = {}
 
     @property
@@ -74,21 +75,21 @@ class Search:
         Raises:
             ProofError: no plan could be written and proved.
         """
-        if limit is None or not self._task.prover.guard.guarded:
+        if limit is None or not self._evaluator.prover.guard.guarded:
             return self._best([steps[-1], steps[0]], None)
         drops = self._climb(steps, limit)
         order = self._ordered(steps, within(drops, limit))
         if not order:  # then the closest that was seen
             order = [min(drops, key=lambda i: (drops[i].value, i))]
-        if self._task.recovery is not None:
+        if self._replacements.recovery is not None:
             wider = [limit * reach for reach in REACH]
             order = [i for far in wider for i in self._ordered(steps, within(self._climb(steps, far), far))[:1]] + order
         # The plan that loses least is the last resort, in a scheme or a format that loses more than its probe.
         return self._best([steps[i] for i in [*order, 0]], limit)
 
     def _ordered(self, steps: Sequence[Step], indices: Iterable[int]) -> list[int]:
-        """The fastest first, or the smallest, as the task aims."""
-        order = ("size_bytes", "latency_s") if self._task.aim == "size" else ("latency_s", "size_bytes")
+        """The fastest first, or the smallest, as the build aims."""
+        order = ("size_bytes", "latency_s") if self._evaluator.aim == "size" else ("latency_s", "size_bytes")
         return sorted(indices, key=lambda i: tuple(getattr(steps[i], name) for name in order))
 
     def _climb(self, steps: Sequence[Step], limit: float) -> dict[int, Drop]:
@@ -99,7 +100,7 @@ class Search:
         """Probes all steps, as far as the time allows; they are in `probes` then."""
         for index in range(len(steps)):
             if self._probes and time.monotonic() >= self._deadline_s:
-                self._task.warn("the time ran out before all plans were probed: raise --search-minutes")
+                self._workspace.warn("the time ran out before all plans were probed: raise --search-minutes")
                 break
             self._look(steps, index)
 
@@ -112,12 +113,12 @@ class Search:
         chosen = tuple(steps[index].choices)
         if chosen in self._probes:
             return self._probes[chosen].drop
-        limit = self._task.options.drop_limit
+        limit = self._evaluator.options.drop_limit
         good = [p for p in self.probes if limit is not None and p.drop.value <= limit]
         best = min(good, key=lambda p: p.latency_s, default=None)
         said = "" if best is None else f", best so far {seconds(best.latency_s)} at a drop of {best.drop.value:.2f}"
-        self._task.progress(f"search {self._files.fmt}{said}", len(self._probes), 0)
-        found = self._probes[chosen] = probe(self._task, self._files, steps[index])
+        self._workspace.progress(f"search {self._files.fmt}{said}", len(self._probes), 0)
+        found = self._probes[chosen] = probe(self._evaluator, self._files, steps[index])
         return found.drop
 
     def _best(self, steps: Sequence[Step], limit: float | None) -> Found:
@@ -130,12 +131,11 @@ class Search:
             sound += attempts
             good += [a for a in attempts if a.within(limit)]
             plans += any(a.within(limit) for a in attempts)
-            if plans == (FINALISTS if self._task.measures_here and self._task.recovery is None else 1):
+            if plans == (FINALISTS if self._evaluator.measures_here and self._replacements.recovery is None else 1):
                 break
         if not sound:
-            raise ProofError(
-                f"no {self._files.fmt} file of any plan could be written and proved: {'; '.join(self._task.warnings)}"
-            )
+            why = "; ".join(self._workspace.warnings)
+            raise ProofError(f"no {self._files.fmt} file of any plan could be written and proved: {why}")
         chosen, latency_s = self._fastest(good) if good else (min(sound, key=lambda a: a.lost), {})
         for attempt in sound:
             if attempt.path != chosen.path:
@@ -143,12 +143,12 @@ class Search:
         return Found(chosen, latency_s, self.probes)
 
     def _fastest(self, attempts: Sequence[Attempt]) -> tuple[Attempt, dict[str, float]]:
-        if self._task.aim == "size":
+        if self._evaluator.aim == "size":
             return min(attempts, key=lambda one: one.path.stat().st_size), {}
         named = {_name(attempt): attempt for attempt in attempts}
-        if len(named) == 1 or not self._task.measures_here:
+        if len(named) == 1 or not self._evaluator.measures_here:
             return attempts[0], {}
-        measured = self._task.latencies({name: a.path for name, a in named.items()}, self._files.fmt)
+        measured = self._evaluator.latencies({name: a.path for name, a in named.items()}, self._files.fmt)
         return named[cost.fastest(list(named), measured)], measured
 
     def _attempts(self, step: Step, limit: float | None) -> Iterator[Attempt]:
@@ -159,9 +159,9 @@ class Search:
             if attempt is None:
                 continue
             if not attempt.sound:
-                self._task.warn(f"the scheme {scheme} was dropped: {attempt.failure}")
+                self._workspace.warn(f"the scheme {scheme} was dropped: {attempt.failure}")
             yield attempt
-            if attempt.sound and attempt.within(limit) and not self._task.measures_here:
+            if attempt.sound and attempt.within(limit) and not self._evaluator.measures_here:
                 return
 
     def _attempt(self, scheme: FileScheme, layers: LayerPlans) -> Attempt | None:
@@ -169,16 +169,16 @@ class Search:
 
         None if it cannot be written even so."""
         for _ in range(REPAIRS):
-            self._task.progress(f"emit {self._files.fmt} {scheme}")
-            path = self._task.work / f"{digest(choices(layers), str(scheme))[:12]}.{self._files.fmt}"
-            factors = self._files.takes(self._task.factors(layers, scheme))
+            self._workspace.progress(f"emit {self._files.fmt} {scheme}")
+            path = self._workspace.folder / f"{digest(choices(layers), str(scheme))[:12]}.{self._files.fmt}"
+            factors = self._files.takes(self._replacements.factors(layers, scheme))
             try:
-                attempt = self._task.prover.attempt(self._files, layers, factors, scheme, path)
+                attempt = self._evaluator.prover.attempt(self._files, layers, factors, scheme, path)
                 failed = attempt.failed_layers
             except LayerError as err:
                 attempt, failed = None, err.layers
             except ModelError as err:
-                self._task.warn(f"the scheme {scheme} cannot be used here: {err.message}")
+                self._workspace.warn(f"the scheme {scheme} cannot be used here: {err.message}")
                 return None
             repaired = with_dense(layers, failed, scheme)
             if repaired == layers:
@@ -186,13 +186,13 @@ class Search:
             if attempt is not None:
                 path.unlink(missing_ok=True)
             for name, why in failed.items():
-                self._task.warn(f"{name} stays dense in the {self._files.fmt} file: {why}")
+                self._workspace.warn(f"{name} stays dense in the {self._files.fmt} file: {why}")
             layers = repaired
         return attempt
 
     def _variants(self, layers: LayerPlans) -> Iterator[tuple[FileScheme, LayerPlans]]:
         """Ways to write a file of the plan: with its other weights, and in schemes that only whole files have."""
-        base = base_scheme(layers, beside_code(self._task.options, self._files))
+        base = base_scheme(layers, beside_code(self._evaluator.options, self._files))
         for file in self._files.rest(base):
             yield file, layers
         for scheme in self._files.file_schemes:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 
 from edgepack.backends.tflite.schemes import CONSTEXPR, FP32, INT4_DYNAMIC, INT8_DYNAMIC, INT8_STATIC
 from edgepack.backends.tflite.support import unsupported
-from edgepack.cache import Cache, digest
 from edgepack.data import Samples, feeds
 from edgepack.emit.tflite import TfliteEmitter
 from edgepack.emit.tflite_places import Places, find_places
@@ -26,13 +24,9 @@ from edgepack.model.structure import Structure
 from edgepack.pipeline.opened import Opened
 from edgepack.tflitegraph.linear import TfliteLinear, linear_ops
 from edgepack.types import Array, Contents, Product, Written
-from edgepack.versions import tool_versions
+from edgepack.workspace import TOOLS, FileStep, Keyed, Step, Workspace, digest
 
 RANGE_SAMPLES = 128
-VERSION = 2
-"""Of what the cache holds under a key."""
-ENCODING = 1
-"""Likewise, of files with layers in code."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +45,7 @@ class _Float:
 
 
 class TfliteFiles:
-    """Writes the TFLite files of a build through one converter process, which starts at once and imports meanwhile.
+    """Writes the TFLite files of one model.
 
     Only the dense model is converted. Thin layers are put into that file, which takes a fraction of a second where a
     conversion takes up to half a minute; a model in which that would not be exact is converted for every plan.
@@ -59,39 +53,29 @@ class TfliteFiles:
 
     fmt: Format = "tflite"
 
-    def __init__(self, cache: Cache, work: Path) -> None:
-        self._cache = cache
-        self._work = work
-        self._emitter = TfliteEmitter()
-        self._emitter.warm_up()
-        self._loaded = False
-        self._opened: Opened | None = None
-        self._last: _Float | None = None
-        self.calibrated = False
-
-    def __enter__(self) -> TfliteFiles:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None
+    def __init__(
+        self,
+        converter: TfliteEmitter,
+        opened: Opened,
+        calibration: Samples | None,
+        example: Mapping[str, Array],
+        workspace: Workspace,
     ) -> None:
-        self._emitter.close()
-
-    def open(self, opened: Opened, calibration: Samples | None, example: Mapping[str, Array]) -> None:
-        """Choose the model. Nothing is converted yet.
+        """Nothing is converted yet.
 
         Args:
+            converter: serves one model at a time. It starts to import when it is warmed up.
             example: inputs of one run; their shapes are those of the files.
         """
-        self._opened = opened
-        self._loaded = False
-        self._last = None
-        for made in ("_dense", "_places", "dense_contents"):
-            self.__dict__.pop(made, None)
         self.calibrated = calibration is not None
+        self._converter = converter
+        self._opened = opened
         self._samples = None if calibration is None else calibration.head(RANGE_SAMPLES)
         self._shapes = {name: list(array.shape) for name, array in example.items()}
-        self._key = digest(VERSION, opened.sha256, opened.kind, self._shapes, tool_versions())
+        self._key = [opened.sha256, opened.kind, self._shapes]
+        self._workspace = workspace
+        self._loaded = False
+        self._last: _Float | None = None
 
     probe_scheme = FileScheme.of(INT8_DYNAMIC)
 
@@ -168,24 +152,22 @@ class TfliteFiles:
         others = {name: own for name, own in sorted((schemes or {}).items()) if own != base and name not in coded}
         check_mixture(base, others.values())
         self._check_names(others)
-        key = digest(self._key, *(part for name in sorted(factors) for part in _parts(name, factors[name])))
+        key = digest(self._key, factors)
         placed = self._placed(key, factors)
         others = {name: each for name, each in others.items() if name in placed}
         if base == FP32 and not others:
             self._finish(self._float(key, factors).path, out, factors)
             return _written(out, placed, factors, dict.fromkeys(placed, FP32))
         samples = self._quantizer_samples() if base == INT8_STATIC else None
-        data = [] if samples is None else [a for name in sorted(samples) for a in (name, samples[name])]
 
         def quantize(path: Path) -> None:
             source = self._float(key, factors)
             wide = {name: FP32 for name in sorted(coded) if base != FP32}
             single = {operator: each for name, each in {**others, **wide}.items() for operator in placed[name]}
-            self._emitter.quantize(source.path, path, base, samples, single)
+            self._converter.quantize(source.path, path, base, samples, single)
             self._finish(path, path, factors)
 
-        names = {name: own.name for name, own in others.items()}
-        self._cache.file("tflite", digest(key, base.name, names, *data), ".tflite", quantize, out)
+        self._workspace.file(QUANTIZED, Keyed([key, base, others, samples], lambda: quantize), out)
         return _written(out, placed, factors, {**dict.fromkeys(placed, base), **others})
 
     def _finish(self, source: Path, out: Path, factors: Mapping[str, Replacement]) -> None:
@@ -227,14 +209,13 @@ class TfliteFiles:
     @cached_property
     def _dense(self) -> Path:
         """The dense fp32 file, in the working folder."""
-        path = self._work / f"{self._key[:16]}.dense.tflite"
-        return self._cache.file("tflite", self._key, ".tflite", lambda made: self._convert({}, made), path)
+        path = self._workspace.folder / f"{digest(self._key)[:16]}.dense.tflite"
+        return self._converted(self._key, {}, path)
 
     @cached_property
     def _places(self) -> Places:
         """Where the layers are in the dense file."""
-        opened = self._source()
-        return find_places(self._dense, opened.layers, _vectors(opened))
+        return find_places(self._dense, self._opened.layers, _vectors(self._opened))
 
     def _float(self, key: str, factors: Mapping[str, Replacement]) -> _Float:
         """The fp32 file of a plan; that of the last one is kept, for the other schemes of the same plan."""
@@ -249,22 +230,24 @@ class TfliteFiles:
     def _made(self, key: str, factors: Mapping[str, Replacement]) -> _Float:
         if not factors:
             return _Float(key, self._dense, factors, None)
-        path = self._work / f"{key[:16]}.fp32.tflite"
+        path = self._workspace.folder / f"{key[:16]}.fp32.tflite"
         if self._places.takes(factors):
             return _Float(key, path, factors, self._places.replace(path, factors))
         pairs = of_structure(factors, "low-rank", "low-rank-correction")
-        self._cache.file("tflite", key, ".tflite", lambda made: self._convert(pairs, made), path)
-        return _Float(key, path, pairs, None)
+        return _Float(key, self._converted(key, pairs, path), pairs, None)
+
+    def _converted(self, key: object, factors: Mapping[str, Replacement], out: Path) -> Path:
+        return self._workspace.file(CONVERTED, Keyed(key, lambda: partial(self._convert, factors)), out)
 
     def _convert(self, factors: Mapping[str, Replacement], path: Path) -> None:
-        opened = self._source()
+        opened = self._opened
         if not self._loaded:
             if opened.program_path is not None:
-                self._emitter.load_program(opened.program_path)
+                self._converter.load_program(opened.program_path)
             else:
-                self._emitter.load_onnx(opened.onnx_path, self._shapes)
+                self._converter.load_onnx(opened.onnx_path, self._shapes)
             self._loaded = True
-        missing = self._emitter.emit(path, opened.layers, factors or None)
+        missing = self._converter.emit(path, opened.layers, factors or None)
         if missing:
             raise LayerError(
                 dict.fromkeys(missing, "it has no counterpart in the torch graph that TFLite is made from")
@@ -273,29 +256,23 @@ class TfliteFiles:
     def _placed(self, key: str, factors: Mapping[str, Replacement]) -> dict[str, tuple[str, ...]]:
         """What the operators of each layer write in the float file of a plan; layers without one are absent."""
 
-        def find() -> dict[str, Sequence[str]]:
+        def find() -> Mapping[str, Sequence[str]]:
             source = self._float(key, factors)
             if source.operators is not None:
-                return dict(source.operators)
+                return source.operators
             pairs = of_structure(source.factors, "low-rank")
-            return dict(
-                find_places(source.path, self._source().layers, (), pairs).operators
-                if pairs
-                else self._places.operators
-            )
+            if not pairs:
+                return self._places.operators
+            return find_places(source.path, self._opened.layers, (), pairs).operators
 
-        return {name: tuple(each) for name, each in self._cache.record("tflite-operators", key, find).items()}
+        found = self._workspace.cached(OPERATORS, Keyed(key, lambda: find))
+        return {name: tuple(outputs) for name, outputs in found.items()}
 
     def _check_names(self, schemes: Mapping[str, Scheme]) -> None:
-        known = {layer.name for layer in self._source().layers}
+        known = {layer.name for layer in self._opened.layers}
         strangers = [name for name in schemes if name not in known]
         if strangers:
             raise ModelError(f"the model has no layer {', '.join(strangers)}, it has {len(known)} others")
-
-    def _source(self) -> Opened:
-        if self._opened is None:
-            raise ValueError("open() comes first")
-        return self._opened
 
     def _quantizer_samples(self) -> dict[str, Array]:
         """Calibration inputs under the file's own names: (samples, *input shape)."""
@@ -338,16 +315,19 @@ def _products(ops: Sequence[TfliteLinear]) -> tuple[Product, ...]:
     )
 
 
-def _parts(name: str, part: Replacement) -> list[object]:
-    """What makes a file of this part another one."""
-    bias = [] if part.bias is None else [part.bias]
-    if part.structure.ranks:
-        return [name, part.A, part.B, *bias]
-    if part.structure.is_constexpr:
-        steps = [(step.op, step.inputs, step.output, repr(sorted(step.attributes.items()))) for step in part.program]
-        constants = [each for pair in part.tensors.items() for each in pair]
-        return [CONSTEXPR.name, ENCODING, name, *constants, steps, part.weight, *bias]
-    return [name, part.weight, *bias]
+def _write(make: Callable[[Path], None], path: Path) -> None:
+    make(path)
+
+
+def _found(find: Callable[[], Mapping[str, Sequence[str]]]) -> Mapping[str, Sequence[str]]:
+    return find()
+
+
+OPERATORS: Step[Callable[[], Mapping[str, Sequence[str]]], Mapping[str, Sequence[str]]] = Step(
+    "tflite-operators", 1, _found, tools=TOOLS
+)
+CONVERTED: FileStep[Callable[[Path], None]] = FileStep("tflite", 3, _write, ".tflite", TOOLS)
+QUANTIZED: FileStep[Callable[[Path], None]] = FileStep("tflite-quantized", 1, _write, ".tflite", TOOLS)
 
 
 def _vectors(opened: Opened) -> list[Array]:

@@ -71,6 +71,21 @@ class _Blocks:
         return np.asarray((table[:, self.columns] - self.lows[index]) * self.units)
 
 
+@dataclass(frozen=True)
+class Effort:
+    """How good an answer has to be.
+
+    Attributes:
+        gap: the share of the sum by which it may miss the least above `PROVED_ROWS`.
+        start: an answer at hand, kept where it is good enough.
+        prove: whether the answer is proved the least on small instances.
+    """
+
+    gap: float = GAP
+    start: tuple[int, ...] | None = None
+    prove: bool = True
+
+
 def least(
     tables: Sequence[Array],
     objective: int,
@@ -78,9 +93,7 @@ def least(
     *,
     tied: Callable[[float], float] | None = None,
     allowed: Sequence[Array] | None = None,
-    gap: float = GAP,
-    start: tuple[int, ...] | None = None,
-    prove: bool = True,
+    effort: Effort | None = None,
 ) -> Least | None:
     """Pick one row of each table so that the sum of column `objective` is least.
 
@@ -90,14 +103,13 @@ def least(
         limits: column → the most that its sum may be.
         tied: the largest sum that counts as the least one; only that one itself where None. For `Least.near`.
         allowed: per table (rows,) bool: the rows that may be picked; all where None.
-        gap: the share of the sum by which it may miss the least above `PROVED_ROWS`.
-        start: an answer at hand, kept where it is good enough.
-        prove: whether the answer is proved the least on small instances.
+        effort: how good an answer has to be.
 
     Returns:
         None where nothing was found within the limits: a proof on small instances, but on large ones the search ends
         after `NODES` nodes.
     """
+    effort = effort or Effort()
     fits = _fitting(tables, limits, allowed)
     if fits is None:
         return None
@@ -106,8 +118,9 @@ def least(
     relaxed = highs.relax(programme)
     if relaxed is None:
         return None
+    start, gap = effort.start, effort.gap
     nodes = NODES if start is None else REFINING_NODES
-    if prove and len(programme.block) <= PROVED_ROWS:
+    if effort.prove and len(programme.block) <= PROVED_ROWS:
         gap, nodes = 0.0, PROVING_NODES
     at_hand = math.inf if start is None else total_of(tables, start, objective)
     missing = (at_hand - math.fsum(blocks.lows[:, 0])) * float(blocks.units[0]) - relaxed.least

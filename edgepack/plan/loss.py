@@ -21,23 +21,36 @@ from edgepack.model.structure import DENSE, Structure, low_rank, low_rank_correc
 from edgepack.plan.noise import Activations, Grid, activation_noise, grid_of_scheme, weight_noise
 from edgepack.quantize.gauge import latent_span
 from edgepack.quantize.gptq import innovation
-from edgepack.types import Array, Spectrum
+from edgepack.types import Array, Curvature, Spectrum
 
 ORTHOGONAL = 1e-3
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What losses are wanted of.
+
+    Attributes:
+        schemes: of dense layers and pairs.
+        ranks: of the pairs, 1 … len(spectrum.energies).
+        residual: ranks of pairs beside a dense matrix.
+        corrected: schemes of that matrix.
+    """
+
+    schemes: Sequence[Scheme]
+    ranks: Sequence[int]
+    residual: Sequence[int] = ()
+    corrected: Sequence[Scheme] = ()
 
 
 def layer_losses(
     layer: View,
     spectrum: Spectrum,
-    gradient: Array | None,
-    schemes: Sequence[Scheme],
-    ranks: Sequence[int],
+    curvature: Curvature | None,
+    wanted: Wanted,
     factors_at: Callable[[int], Replacement],
     *,
     largest: int,
-    truncation: Array | None = None,
-    residual: Sequence[int] = (),
-    corrected: Sequence[Scheme] = (),
 ) -> dict[tuple[Scheme, Structure], float]:
     """Predicted loss of the dense layer and of its pairs, in every scheme.
 
@@ -52,22 +65,20 @@ def layer_losses(
         layer: without its moments.
         spectrum: its `inputs` are what the noise is predicted from; without them inputs count as white, of mean 0 and
             variance 1, and their own quantization as free.
-        gradient: (out, out) float64, the second moment of the loss gradient at the layer's output, or None.
-        schemes: of dense layers and pairs.
-        ranks: of the pairs, 1 … len(spectrum.energies).
+        curvature: of the model's loss at the layer's output; None where it is not known. Its truncation, where there is
+            one, knows better than G what a rank costs in fp32.
+        wanted: the ways to write it.
         factors_at: the pair of a rank as it will be quantized, any gauge of U_r and U_rᵀ W.
         largest: largest weight code of per-channel int8: 127, or 63 where the target's int8 dot products saturate.
-        truncation: (k + 1,), what rank 0 … k costs in fp32, in the unit of `gradient`, where that is known better than
-            by G: from `edgepack.torchgraph.gradients`.
-        residual: ranks of pairs beside a dense matrix.
-        corrected: schemes of that matrix.
     """
+    schemes, ranks, residual = wanted.schemes, wanted.ranks, wanted.residual
+    gradient, truncation = (None, None) if curvature is None else (curvature.moment, curvature.truncation)
     found = ((scheme, grid_of_scheme(scheme, largest)) for scheme in schemes)
     grids = {scheme: grid for scheme, grid in found if grid is not None}
-    beside = [grid for scheme in (corrected if residual else ()) for grid in _corrected_grids(scheme)]
+    beside = [grid for scheme in (wanted.corrected if residual else ()) for grid in _corrected_grids(scheme)]
     activations = {grid.activations for grid in (*grids.values(), *beside)}
     most = max((*ranks, *residual), default=0)
-    view = _view(layer, spectrum, gradient, activations, most, truncated=truncation is None or gradient is None)
+    view = _view(layer, spectrum, gradient, activations, most, truncated=truncation is None)
     lost = view.truncation * view.unit if truncation is None else truncation
     losses: dict[tuple[Scheme, Structure], float] = {}
     for scheme in schemes:
@@ -79,7 +90,7 @@ def layer_losses(
             losses[scheme, low_rank(rank)] = float(lost[rank]) + noise * view.unit
     for rank in residual:
         pair = _pair(view, factors_at(rank))
-        for scheme in corrected:
+        for scheme in wanted.corrected:
             losses[scheme, low_rank_correction(rank)] = (
                 _residual_noise(view, pair, _corrected_grids(scheme)) * view.unit
             )

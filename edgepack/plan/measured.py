@@ -8,11 +8,11 @@ from functools import cached_property
 from itertools import pairwise, product
 from math import sqrt
 
-from edgepack.cache import digest
 from edgepack.model.scheme import Format, Scheme
 from edgepack.plan.cost import Price
 from edgepack.plan.table import Grid, Point, linear_point
 from edgepack.targets import Cluster, Target
+from edgepack.workspace import digest
 
 STANDARD_GRID = Grid(sides=(32, 128, 512, 2048), ranks=(8, 32, 128, 512), batches=(1, 4, 32))
 """Where a device is measured for layers of models yet unknown."""

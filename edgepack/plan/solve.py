@@ -9,7 +9,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from edgepack.plan.knapsack import GAP, least, meets, total_of
+from edgepack.plan.knapsack import GAP, Effort, least, meets, total_of
 from edgepack.types import Array, Candidate
 
 Quantity = Literal["loss", "size_bytes", "ram_bytes", "latency_s"]
@@ -137,7 +137,7 @@ def _by_order(
     proved = True
     for quantity, tied, gap in steps:
         column, limit = QUANTITIES.index(quantity), held.pop(quantity, math.inf)
-        found = least(tables, column, _by_column(held), tied=tied, allowed=near, gap=gap, start=best, prove=proved)
+        found = least(tables, column, _by_column(held), tied=tied, allowed=near, effort=Effort(gap, best, proved))
         if best is None:
             if found is None or not meets(tables, found.picks, column, limit):
                 return _infeasible(tables, limits)

@@ -12,12 +12,12 @@ from math import isfinite
 from pathlib import Path
 
 from edgepack.backends.schemes import SCHEMES
-from edgepack.cache import atomic_path, default_root
 from edgepack.emulator.plugin import cache_arguments
 from edgepack.errors import TargetsError
 from edgepack.plan.json_file import printable, read_json
 from edgepack.plan.table import SCHEMA_VERSION, CostTable, Deviation, HeldOut, SchemeCosts
 from edgepack.targets import Target
+from edgepack.workspace import atomic_path, default_root
 
 MAX_BYTES = 4 << 20
 MAX_COUNT = 10**13

@@ -23,6 +23,7 @@ from edgepack.types import Array, Spectrum
 BETA = 0.5
 BETAS = (0.5, 0.25, 0.75)
 ROTATIONS = 8
+"""Random ones that are tried for every β; the identity is tried as well."""
 ACTIVATION_STEPS = 255
 LATENT_DEVIATIONS = 5.0
 """A static grid is predicted to cover this many standard deviations of the widest component each way."""
@@ -83,7 +84,6 @@ def search_gauge(
     seed: int,
     latent: LatentGrid = "dynamic",
     rounding: Rounding = "gptq",
-    rotations: int = ROTATIONS,
     gradient: Array | None = None,
 ) -> Gauge:
     """The best of some β and rotations by predicted noise: of A and B on their grids, and of the latent on its own.
@@ -100,12 +100,11 @@ def search_gauge(
         latent: how it is rounded.
         rounding: of the weights, which the choice depends on: a rotation makes components alike and correlated, and
             GPTQ takes errors from where it can make up for them.
-        rotations: random ones to try for every β; the identity is tried as well.
         gradient: (out, out) G, what errors of the output cost; None for the identity.
     """
     rank = factors.rank
     power, mean = _input(spectrum, factors.B.shape[1])
-    turns = [(index, rotation(rank, index, seed).astype(np.float32)) for index in (*range(rotations), None)]
+    turns = [(index, rotation(rank, index, seed).astype(np.float32)) for index in (*range(ROTATIONS), None)]
     energies = spectrum.energies[:rank].astype(np.float64)
     inner, output = _costs(factors.A, spectrum, gradient)
     found: list[Gauge] = []
@@ -119,8 +118,13 @@ def search_gauge(
             exact = turn.astype(np.float64)
             cost, variance = exact.T @ metric @ exact, exact.T @ spread @ exact
             one = _Turned(
-                *(A0 @ turn, turn.T @ B0, np.diag(cost), np.diag(variance), turn.T @ middle),
-                *(_left(cost, rounding), _left(variance, rounding)),
+                A=A0 @ turn,
+                B=turn.T @ B0,
+                cost=np.diag(cost),
+                variance=np.diag(variance),
+                mean=turn.T @ middle,
+                cost_left=_left(cost, rounding),
+                variance_left=_left(variance, rounding),
             )
             found.append(Gauge(beta, index, _noise(one, grids, power, latent, output)))
     return min(found, key=lambda gauge: gauge.noise)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from edgepack.model.layer import View
 from edgepack.model.replacement import Replacement
 from edgepack.quantize.energy import output_energy
 from edgepack.quantize.gauge import LatentGrid, grid_noise, latent_span
@@ -42,8 +43,7 @@ class Split:
 
 
 def split_error(
-    weight: Array,
-    bias: Array | None,
+    layer: View,
     exact: Replacement,
     rounded: Replacement,
     covariance: Array,
@@ -55,8 +55,7 @@ def split_error(
     """Split the error of a rounded pair, by products no larger than the factors.
 
     Args:
-        weight: (out, in) W.
-        bias: (out,) b of the layer, None for zeros.
+        layer: with its weight W and its bias b.
         exact: the pair before rounding.
         rounded: the pair after it.
         covariance: (in, in) C of the inputs.
@@ -66,7 +65,7 @@ def split_error(
         energy: tr(W C Wᵀ) where it is known: the one product of wide matrices.
     """
     C = np.asarray(covariance, np.float64)
-    W = np.asarray(weight, np.float64)
+    W = np.asarray(layer.weight, np.float64)
     A, B, A2, B2 = (np.asarray(factor, np.float64) for factor in (exact.A, exact.B, rounded.A, rounded.B))
     seen, seen2 = B @ C, B2 @ C
     kept = float((A * (W @ seen.T)).sum())  # tr(W C (A B)ᵀ)
@@ -74,7 +73,7 @@ def split_error(
     whole, both, whole2 = _overlap(A, A, seen @ B.T), _overlap(A, A2, seen @ B2.T), _overlap(A2, A2, seen2 @ B2.T)
     energy = output_energy(W, C) if energy is None else energy
     unit = 1 / energy if energy > 0 else 0.0
-    shift = W @ mean - A2 @ (B2 @ mean) + _or_zeros(bias) - _or_zeros(rounded.bias)
+    shift = W @ mean - A2 @ (B2 @ mean) + _or_zeros(layer.bias) - _or_zeros(rounded.bias)
     return Split(
         truncation=max(energy - 2 * kept + whole, 0.0) * unit,
         rounding=max(whole - 2 * both + whole2, 0.0) * unit,

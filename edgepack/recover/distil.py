@@ -10,7 +10,6 @@ from pathlib import Path
 
 from edgepack.errors import ModelError
 from edgepack.model.replacement import Replacement
-from edgepack.progress import Progress, silent
 from edgepack.recover import state as states
 from edgepack.recover.budget import Budget, Epochs
 from edgepack.recover.history import Point
@@ -19,6 +18,7 @@ from edgepack.recover.schedule import INT8_SHARE, LOOK_BATCHES, LOOKS, Schedule,
 from edgepack.recover.student import Student
 from edgepack.recover.training import Trainer, make_trainer, reproducible
 from edgepack.types import Array
+from edgepack.workspace import Progress, silent
 
 BATCH = 16
 PATIENCE = 5
@@ -48,18 +48,32 @@ class Recovered:
     missing: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Training:
+    """How a student is trained.
+
+    Attributes:
+        classes: whether the first output holds class scores, or probabilities, on its last axis.
+        budget: how long to train; with a checkpoint, over all sittings.
+        seed: of the held-out split and of the order of the samples.
+        int8: whether the result is to be quantized: the held-out loss is that of the rounded student then.
+        batch: samples per step; a run of the program is never divided.
+        checkpoint: written at every look at the held-out samples, read at the start; None for none.
+        threads: of torch meanwhile, None for as many as it uses anyway; one gives the same bits on machines with more
+            cores.
+    """
+
+    classes: bool
+    budget: Budget
+    seed: int = 0
+    int8: bool = True
+    batch: int = BATCH
+    checkpoint: Path | None = None
+    threads: int | None = None
+
+
 def distil(
-    student: Student,
-    inputs: Mapping[str, Array],
-    *,
-    classes: bool,
-    budget: Budget,
-    seed: int = 0,
-    int8: bool = True,
-    batch: int = BATCH,
-    checkpoint: Path | None = None,
-    threads: int | None = None,
-    progress: Progress = silent,
+    student: Student, inputs: Mapping[str, Array], training: Training, *, progress: Progress = silent
 ) -> Recovered:
     """Train a student to answer like its teacher.
 
@@ -70,13 +84,7 @@ def distil(
     Args:
         student: from `build_student`; its parameters end at the state that is returned.
         inputs: calibration samples without labels, by input name or in the order of the program's inputs.
-        classes: whether the first output holds class scores, or probabilities, on its last axis.
-        budget: how long to train; with a checkpoint, over all sittings.
-        seed: of the held-out split and of the order of the samples.
-        int8: whether the result is to be quantized: the held-out loss is that of the rounded student then.
-        batch: samples per step; a run of the program is never divided.
-        checkpoint: written at every look at the held-out samples, read at the start.
-        threads: of torch meanwhile, None for as many as it uses anyway.
+        training: how, and how long.
         progress: told of every step, with the held-out loss in the stage's text.
 
     Raises:
@@ -84,15 +92,15 @@ def distil(
         DataError: the inputs do not fit, are too few, or the checkpoint is of another run.
         OutputError: the checkpoint cannot be written.
     """
-    with reproducible(threads, seed):
-        last = student.stages[-1]
-        data = make_data(last.teacher, inputs, batch, seed)
-        trainer = make_trainer(student, data, classes=classes)
-        key = data.key(student, [classes, repr(budget), seed, int8, batch, student.largest])
+    with reproducible(training.threads, training.seed):
+        data = make_data(student.stages[-1].teacher, inputs, training.batch, training.seed)
+        trainer = make_trainer(student, data, classes=training.classes)
+        settings = [training.classes, repr(training.budget), training.seed, training.int8, training.batch]
+        key = data.key(student, [*settings, student.largest])
         state = None
-        if checkpoint is not None:
-            state = states.restore(checkpoint, key, student.parameters, trainer.optimizer)
-        run = _Run(student, data, trainer, int8, budget, key, checkpoint, progress)
+        if training.checkpoint is not None:
+            state = states.restore(training.checkpoint, key, student.parameters, trainer.optimizer)
+        run = _Run(student, data, trainer, training, key, progress)
         best = run.train(state or run.begin())
     values = {name: value.numpy() for name, value in best.best.items()}
     return Recovered(student.trained(values), tuple(best.history), student.others(values), student.missing)
@@ -103,10 +111,8 @@ class _Run:
     student: Student
     data: Data
     trainer: Trainer
-    int8: bool
-    budget: Budget
+    training: Training
     key: str
-    checkpoint: Path | None
     progress: Progress
 
     def begin(self) -> states.State:
@@ -126,30 +132,31 @@ class _Run:
 
     def _steps(self, look_s: float) -> int:
         """Optimizer steps within the budget, timed on the last stage; nothing is changed by that."""
-        if isinstance(self.budget, Epochs):
-            return self.budget.count * self.data.steps_per_epoch
+        if isinstance(self.training.budget, Epochs):
+            return self.training.budget.count * self.data.steps_per_epoch
         begun = time.monotonic()
         times: dict[bool, list[float]] = {False: [], True: []}
         for step, quantized in enumerate((False, True, False, True)):
             start = time.monotonic()
             self.trainer.gradients(self.student.stages[-1], self.data.batch(step), int8=quantized)
             times[quantized].append(time.monotonic() - start)
-        share = INT8_SHARE if self.int8 else 0.0
+        share = INT8_SHARE if self.training.int8 else 0.0
         step_s = max((1.0 - share) * min(times[False]) + share * min(times[True]), 1e-6)
-        left_s = self.budget.seconds - look_s - (time.monotonic() - begun)
+        left_s = self.training.budget.seconds - look_s - (time.monotonic() - begun)
         looks = min(LOOKS, left_s / (LOOK_BATCHES * len(self.trainer.answers) * step_s + look_s))
         return max(1, int((left_s - looks * look_s) / step_s))
 
     def train(self, state: states.State) -> states.State:
         """Steps and looks until the steps, the time or the patience end; then the parameters are the best seen."""
         held_out = len(self.trainer.answers)
-        schedule = make_schedule(state.total, len(self.student.stages), int8=self.int8, held_out=held_out)
+        schedule = make_schedule(state.total, len(self.student.stages), int8=self.training.int8, held_out=held_out)
         start = time.monotonic() - state.elapsed_s
         while state.step < state.total:
             stage, quantized = schedule.stage(state.step), state.step >= schedule.int8_start
             self._tell(state)
             loss = self.trainer.step(
-                *(self.student.stages[stage], self.data.batch(state.step)),
+                self.student.stages[stage],
+                self.data.batch(state.step),
                 int8=quantized,
                 rate=schedule.rate(state.step) * state.slower,
             )
@@ -167,7 +174,7 @@ class _Run:
 
     def _look(self, state: states.State, stage: int, *, quantized: bool) -> None:
         last = self.student.stages[-1]
-        held_out = self.trainer.held_out(last.int8 if self.int8 else last.plain, self.data)
+        held_out = self.trainer.held_out(last.int8 if self.training.int8 else last.plain, self.data)
         loss = sum(state.losses) / len(state.losses) if state.losses else float("nan")
         state.note(Point(state.step, stage, quantized, loss, held_out), self.student.parameters)
 
@@ -185,11 +192,11 @@ class _Run:
         return schedule.int8_start if state.step < schedule.int8_start else state.total
 
     def _late(self, elapsed_s: float) -> bool:
-        return not isinstance(self.budget, Epochs) and elapsed_s > OVERTIME * self.budget.seconds
+        return not isinstance(self.training.budget, Epochs) and elapsed_s > OVERTIME * self.training.budget.seconds
 
     def _save(self, state: states.State) -> None:
-        if self.checkpoint is not None:
-            states.save(self.checkpoint, self.key, state, self.student.parameters, self.trainer.optimizer)
+        if self.training.checkpoint is not None:
+            states.save(self.training.checkpoint, self.key, state, self.student.parameters, self.trainer.optimizer)
 
     def _tell(self, state: states.State) -> None:
         first, best = state.history[0].held_out, state.best_loss

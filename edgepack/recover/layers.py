@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgepack.model.layer import Layer
 from edgepack.model.replacement import Replacement
-from edgepack.progress import Progress, silent
 from edgepack.quantize.grid import WEIGHT_MAX
-from edgepack.recover.budget import Budget
-from edgepack.recover.distil import Recovered, distil
+from edgepack.recover.distil import Recovered, Training, distil
 from edgepack.recover.student import build_student
 from edgepack.torchgraph import LayerKey, flat_module
 from edgepack.types import Array
+from edgepack.workspace import Progress, silent
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -26,13 +24,8 @@ def recover_factors(
     factors: Mapping[str, Replacement],
     inputs: Mapping[str, Array],
     *,
-    classes: bool,
-    budget: Budget,
-    seed: int = 0,
-    int8: bool = True,
+    training: Training,
     largest: int = WEIGHT_MAX,
-    checkpoint: Path | None = None,
-    threads: int | None = None,
     progress: Progress = silent,
 ) -> Recovered:
     """Train the factors of a model against its own dense answers on calibration inputs.
@@ -43,13 +36,8 @@ def recover_factors(
         layers: all linear layers of the model.
         factors: by layer name; layers that the program does not have come back as they are.
         inputs: calibration samples, by input name or in the order of the program's inputs.
-        classes: whether the first output holds class scores on its last axis.
-        budget: how long to train.
-        seed: of the held-out split and the order of the samples.
-        int8: whether the factors will be quantized to int8: the last phase rounds as the file will.
+        training: how, and how long; with `int8` the last phase rounds as the file will.
         largest: largest int8 weight code of the files: 127, or 63.
-        checkpoint: where the run is kept, so that it can go on after an interruption.
-        threads: of torch meanwhile; one gives the same bits on machines with more cores.
         progress: told of each look at the held-out samples.
 
     Returns:
@@ -64,15 +52,6 @@ def recover_factors(
     if not factors:
         return Recovered({}, ())
     student = build_student(flat_module(program), layers, factors, largest=largest)
-    recovered = distil(
-        *(student, inputs),
-        classes=classes,
-        budget=budget,
-        seed=seed,
-        int8=int8,
-        checkpoint=checkpoint,
-        threads=threads,
-        progress=progress,
-    )
+    recovered = distil(student, inputs, training, progress=progress)
     merged = {name: recovered.factors.get(name, pair) for name, pair in factors.items()}
     return Recovered(merged, recovered.history, recovered.vectors, student.missing)

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgepack.cache import digest
 from edgepack.errors import DataError
 from edgepack.recover.runs import as_runs
 from edgepack.types import Array
+from edgepack.workspace import digest
 
 if TYPE_CHECKING:
     from torch import Tensor

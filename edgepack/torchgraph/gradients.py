@@ -29,7 +29,7 @@ from edgepack.torchgraph.draws import Kind, draws, samples_of
 from edgepack.torchgraph.flat import flat_module, input_names
 from edgepack.torchgraph.linears import TorchLinear
 from edgepack.torchgraph.match import match_layers
-from edgepack.types import Array, Spectrum
+from edgepack.types import Array, Curvature, Spectrum
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,32 +41,26 @@ FLUSH_ROWS = 1024
 
 
 @dataclass(frozen=True)
-class Curvature:
-    """What errors at one layer's output cost.
+class Sampling:
+    """How gradients are sampled. The same feeds and seed give the same figures, as long as the time suffices.
 
     Attributes:
-        moment: G, (out, out) float64: mean over samples of Σ over rows g gᵀ.
-        truncation: (k + 1,) float64, what the pair of each rank 0 … k costs, never rising; None without a spectrum, and
-            where the layer adds something that is no constant.
+        kind: "classes": the last axis of the first output holds logits, or probabilities; "vector": anything else.
+        samples: take feeds until so many samples have been seen; samples are the first axis of the first output.
+        budget_s: no further run begins after so many seconds; the first is always made.
     """
 
-    moment: Array
-    truncation: Array | None
+    kind: Kind
+    seed: int
+    samples: int = SAMPLES
+    budget_s: float = BUDGET_S
 
 
 def gradient_moments(
-    program_path: Path,
-    layers: Sequence[Layer],
-    feeds: Iterable[Mapping[str, Array]],
-    seed: int,
-    *,
-    kind: Kind,
-    samples: int = SAMPLES,
-    budget_s: float = BUDGET_S,
+    program_path: Path, layers: Sequence[Layer], feeds: Iterable[Mapping[str, Array]], sampling: Sampling
 ) -> dict[str, Array]:
     """G alone of `curvatures`, by layer name."""
-    found = curvatures(program_path, layers, {}, feeds, seed, kind=kind, samples=samples, budget_s=budget_s)
-    return {name: one.moment for name, one in found.items()}
+    return {name: one.moment for name, one in curvatures(program_path, layers, {}, feeds, sampling).items()}
 
 
 def curvatures(
@@ -74,11 +68,8 @@ def curvatures(
     layers: Sequence[Layer],
     spectra: Mapping[str, Spectrum],
     feeds: Iterable[Mapping[str, Array]],
-    seed: int,
+    sampling: Sampling,
     *,
-    kind: Kind,
-    samples: int = SAMPLES,
-    budget_s: float = BUDGET_S,
     moments: Mapping[str, Array] | None = None,
 ) -> dict[str, Curvature]:
     """What errors at the layers' outputs cost, by layer name.
@@ -91,10 +82,7 @@ def curvatures(
         layers: by their weights and names, as `match_layers` finds them.
         spectra: by layer name, those of the layers whose truncation is to be looked at.
         feeds: inputs of one run each, by input name or in the order of the program's inputs, in its fixed shapes.
-        seed: the same seed and feeds give the same figures, as long as the time suffices.
-        kind: "classes": the last axis of the first output holds logits, or probabilities; "vector": anything else.
-        samples: take feeds until so many samples have been seen; samples are the first axis of the first output.
-        budget_s: no further run begins after so many seconds; the first is always made.
+        sampling: how many of them, and what directions are drawn.
         moments: G by layer name, where it is known already: taken as it is, and layers without it are left out.
 
     Raises:
@@ -108,13 +96,13 @@ def curvatures(
         sites = {name: found for name, found in sites.items() if name in moments}
     sums = {} if moments is not None else {name: _Sum(found[0].weight.shape[0]) for name, found in sites.items()}
     curves = {name: _Curve(found, spectra[name]) for name, found in sites.items() if name in spectra}
-    seen, deadline = 0, time.monotonic() + budget_s
+    seen, deadline = 0, time.monotonic() + sampling.budget_s
     with _one_thread():
         for index, feed in enumerate(feeds):
-            if seen >= samples or (index and time.monotonic() > deadline):
+            if seen >= sampling.samples or (index and time.monotonic() > deadline):
                 break
             try:
-                run = _run(module, feed, sites, kind, np.random.default_rng([seed, index]))
+                run = _run(module, feed, sites, sampling.kind, np.random.default_rng([sampling.seed, index]))
             except (RuntimeError, TypeError, IndexError) as err:  # what torch raises for shapes and missing derivatives
                 raise ModelError(
                     f"{program_path}: gradients cannot be computed: {_first_line(err)}",

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 from edgepack.errors import UsageError
 from edgepack.training.compression import Compression
 from edgepack.training.compressors import ByShare, Compressor, method
-from edgepack.training.schedule import Schedule
+from edgepack.training.schedule import Schedule, ScheduleOptions
 from edgepack.training.selection import Layers, Rank, choose
 
 if TYPE_CHECKING:
@@ -19,14 +19,12 @@ if TYPE_CHECKING:
 def apply_compression(
     model: Module,
     *,
-    begin_step: int,
     compressor: str | Compressor | ByShare = "low-rank",
     rank: Rank = 0.25,
-    frequency: int = 10,
-    alpha_decrement: float = 0.01,
     layers: Layers = None,
     optimizer: Optimizer | None = None,
     seed: int = 0,
+    **schedule: Unpack[ScheduleOptions],
 ) -> Compression:
     """Compress linear layers while the model trains.
 
@@ -38,7 +36,6 @@ def apply_compression(
     Args:
         model: changed in place. Layers that are left alone keep their names and parameters; compressed ones keep theirs
             until `begin_step`.
-        begin_step: optimizer steps before the factors are made.
         compressor: "low-rank" (truncated SVD), "whitened" (least error of the layer's output on the inputs of the last
             training steps before `begin_step`), the name of another method, or a function
             `(weight, bias, rank) -> (A, B)` or `(A, B, bias)` on float32 arrays. Methods that are no factorizers, and
@@ -47,22 +44,22 @@ def apply_compression(
             are put back and join `Compression.skipped`.
         rank: a rank, or the share of a layer's weights that the pair may have, or either by layer name. A method by
             share is given the share of its bytes in 8 bits; of a rank, that of the pair.
-        frequency: optimizer steps between two decrements.
-        alpha_decrement: how much α sinks at each.
         layers: names, or a predicate on name and module; None takes every linear layer. Unless they were named, layers
             that are not fit, or where a pair would not have fewer weights, are left out: see `Compression.skipped`.
         optimizer: what trains the model; others by `Compression.attach`.
         seed: of what a method by share draws.
+        **schedule: the fields of `Schedule`: `begin_step`, optimizer steps before the factors are made; `frequency`,
+            steps between two decrements (10); `alpha_decrement`, how much α sinks at each (0.01).
 
     Raises:
         UsageError: arguments out of range; a layer that was named does not exist or cannot be compressed (another
             type than `torch.nn.Linear`, tied, parametrized, with hooks, the rank does not pay); no layer is left.
     """
-    schedule = Schedule(begin_step, frequency, alpha_decrement)
+    when = Schedule(**schedule)
     chosen = method(compressor, seed)
-    if chosen.needs_moments and begin_step == 0:
+    if chosen.needs_moments and when.begin_step == 0:
         if not chosen.by_share:
             raise UsageError(f"compressor={chosen.name!r} needs training steps to see inputs in", hint="begin later")
         chosen = replace(chosen, needs_moments=False)
     selected, skipped = choose(model, layers, rank, by_share=chosen.by_share)
-    return Compression(model, schedule, chosen, selected, skipped, optimizer)
+    return Compression(model, when, chosen, selected, skipped, optimizer)

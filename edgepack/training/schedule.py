@@ -9,11 +9,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NotRequired, TypedDict
 
 from edgepack.errors import UsageError
 
 _ROUNDING = 1e-9
 """1 − k·d need not be exactly 0 where k·d should be 1."""
+
+
+class ScheduleOptions(TypedDict):
+    """The fields of `Schedule`, as keyword arguments."""
+
+    begin_step: int
+    frequency: NotRequired[int]
+    alpha_decrement: NotRequired[float]
 
 
 @dataclass(frozen=True)
@@ -30,8 +39,8 @@ class Schedule:
     """
 
     begin_step: int
-    frequency: int
-    alpha_decrement: float
+    frequency: int = 10
+    alpha_decrement: float = 0.01
 
     def __post_init__(self) -> None:
         for name, least in (("begin_step", 0), ("frequency", 1)):

@@ -13,9 +13,8 @@ from typing import Any
 from edgepack.bench.devices.remote import RemoteDevice
 from edgepack.bench.devices.shell import ShellFacts
 from edgepack.errors import DeviceError, LinkError, StableDeviceError, TransientDeviceError
-from edgepack.progress import Progress, silent
-from edgepack.shipped import shipped
 from edgepack.targets import Target
+from edgepack.workspace import Progress, shipped, silent
 
 INSTALL_TIMEOUT_S = 1800.0
 DOWNLOAD_TIMEOUT_S = 900.0

@@ -12,7 +12,7 @@ from edgepack.bench.devices.device import EVERY_MODE, Job
 from edgepack.bench.devices.process import kill_group
 from edgepack.bench.devices.reply import last_lines, read_reply
 from edgepack.errors import StableDeviceError, TransientDeviceError
-from edgepack.shipped import shipped
+from edgepack.workspace import shipped
 
 PROBE_TIMEOUT_S = 300.0
 

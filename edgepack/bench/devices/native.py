@@ -21,9 +21,9 @@ from edgepack.bench.devices.native_probe import PROBE_SCRIPT, probe_report, sect
 from edgepack.bench.devices.native_report import import_report, tool_report
 from edgepack.bench.devices.remote import RemoteDevice
 from edgepack.bench.devices.reply import SCHEMA_VERSION, last_lines, read_reply
-from edgepack.cache import file_digest
 from edgepack.errors import StableDeviceError, TransientDeviceError, UsageError
 from edgepack.model.scheme import Format
+from edgepack.workspace import file_digest
 
 PROBE_TIMEOUT_S = 120.0
 _SPARE_S = 15.0

@@ -23,8 +23,7 @@ from edgepack.bench.devices.reply import read_reply
 from edgepack.bench.devices.shell import DeviceShell, ShellFacts, printable
 from edgepack.bench.devices.store import Store
 from edgepack.errors import DeviceError, LinkError, StableDeviceError, TransientDeviceError
-from edgepack.progress import Progress, silent
-from edgepack.shipped import shipped
+from edgepack.workspace import Progress, shipped, silent
 
 PATIENCE_S = 60.0
 WAIT_S = 20

@@ -12,7 +12,7 @@ from typing import TypeVar
 from edgepack.bench.devices.link import Link
 from edgepack.bench.devices.process import Finished
 from edgepack.errors import LinkError, StableDeviceError
-from edgepack.shipped import shipped
+from edgepack.workspace import shipped
 
 CALL_TIMEOUT_S = 60.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 10.0

@@ -9,9 +9,8 @@ from pathlib import Path
 
 from edgepack.bench.devices.link import Link
 from edgepack.bench.devices.shell import DeviceShell, printable
-from edgepack.cache import file_digest
 from edgepack.errors import LinkError, StableDeviceError
-from edgepack.progress import Progress, silent
+from edgepack.workspace import Progress, file_digest, silent
 
 SPARE_BYTES = 16 << 20
 """Left free on the device's disk, for the answers of its programs."""

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache
+from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from edgepack.backends.schemes import CONSTEXPR, scheme_of_key
-from edgepack.cache import Cache, digest
 from edgepack.coded import is_decoded, stored_numbers
 from edgepack.errors import OutputError
-from edgepack.executor import Workers, map_tasks
 from edgepack.factorize import compress, method_version
 from edgepack.factorize.whitened import shrunk_covariance
 from edgepack.model.layer import View
 from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import Scheme
-from edgepack.pipeline.covariances import Covariances
+from edgepack.pipeline.analysis import Analysis
 from edgepack.pipeline.parts import packed_part, unpacked_part
 from edgepack.plan.exact_loss import exact_loss, pair_losses
-from edgepack.progress import Progress
 from edgepack.types import Alternative, Array
-from edgepack.versions import FITTERS, tool_versions
+from edgepack.workspace import DAMAGED, FITTERS, Keyed, Step, Store, Workspace, load_arrays
 
 SHARES = (0.5, 0.25, 0.125, 0.0625, 0.03125)
 """Of each layer's weights, where one method was asked for and no rank."""
@@ -30,9 +31,8 @@ SHARES = (0.5, 0.25, 0.125, 0.0625, 0.03125)
 AUTO_SHARES = (0.25, 0.125, 0.0625)
 """Where methods compete: with more bytes dense matrices in 4 bits lose less, with fewer most methods lose all."""
 
-VERSION = 4
 Saves = Literal["all", "file", "wire"]
-_Task = tuple[View, Array | None, str, float, int, tuple[Scheme, ...], int]
+_SAID = "said"
 
 
 @dataclass(frozen=True)
@@ -42,17 +42,25 @@ class Fit:
     Attributes:
         losses: by scheme: that of layers in code, those of a pair, or those of a dense matrix in 8 bits.
         saves: what it saves, beside bytes on the wire: "all" is bytes of the file, memory and time.
+        path: of the cache entry that holds what it made.
     """
 
     alternative: Alternative
     losses: Mapping[Scheme, float]
     saves: Saves
-    _read: Callable[[], Replacement]
+    path: Path
 
     @property
     def part(self) -> Replacement:
-        """What is written."""
-        return self._read()
+        """What is written.
+
+        Raises:
+            OutputError: the cache lost it.
+        """
+        try:
+            return unpacked_part(load_arrays(self.path))
+        except DAMAGED as err:
+            raise _lost(self.path) from err
 
 
 @dataclass(frozen=True)
@@ -90,29 +98,18 @@ def shares_of(layer: View, rank: str | int | float, *, competing: bool) -> tuple
 
 
 def fit_alternatives(
-    layers: Sequence[View],
-    covariances: Covariances,
-    gradients: Mapping[str, Array],
+    analysis: Analysis,
     methods: Sequence[str],
     rank: str | int | float,
-    *,
     schemes: tuple[Scheme, ...],
-    seed: int,
-    largest: int,
-    key: str,
-    cache: Cache,
-    workers: Workers,
-    progress: Progress,
+    workspace: Workspace,
 ) -> Alternatives:
     """Fits of every method to every layer; what is in the cache already is not fitted again.
 
     Args:
-        gradients: G by layer name; empty where losses are shares of output energy.
         methods: names of methods that are functions.
         rank: as in the options of a build.
         schemes: of pairs and matrices that losses are wanted of.
-        largest: largest weight code of per-channel int8 in ONNX.
-        key: digest of the model, the data, and how layers are weighed.
 
     Raises:
         UsageError: a method is not installed, or gives what is no replacement.
@@ -120,18 +117,13 @@ def fit_alternatives(
     """
     if not methods:
         return NOTHING
-    fitters, own = tool_versions(FITTERS), {name: method_version(name) for name in methods}
-    kept = Cache(cache.root)  # what was fitted in this build is good even where nothing older is to be read
     fits: dict[str, tuple[Fit, ...]] = {}
     why: dict[str, str] = {}
-    for number, layer in enumerate(layers):
-        progress("fit methods", number, len(layers))
+    for number, layer in enumerate(analysis.views):
+        workspace.progress("fit methods", number, len(analysis.views))
         shares = shares_of(layer, rank, competing=len(methods) > 1)
         every = [(name, share) for name in methods for share in shares]
-        parts = (fitters, key, layer.name, seed, [scheme.key for scheme in schemes], largest)
-        wanted = {digest("fit", VERSION, *parts, own[name], share): (name, share) for name, share in every}
-        _fill(layer, wanted, covariances, gradients.get(layer.name), schemes, seed, largest, cache, workers)
-        read = [_known(kept, entry) for entry in wanted]
+        read = _fitted(analysis, layer, every, schemes, workspace)
         fits[layer.name] = tuple(one for one in read if isinstance(one, Fit))
         reasons = [one for one in read if isinstance(one, str)]
         if not fits[layer.name]:
@@ -139,68 +131,89 @@ def fit_alternatives(
     return Alternatives(fits, why)
 
 
-def _fill(
+def _fitted(
+    analysis: Analysis,
     layer: View,
-    wanted: Mapping[str, tuple[str, float]],
-    covariances: Covariances,
-    gradient: Array | None,
+    every: Sequence[tuple[str, float]],
     schemes: tuple[Scheme, ...],
-    seed: int,
-    largest: int,
-    cache: Cache,
-    workers: Workers,
-) -> None:
-    """Fits what the cache lacks. One layer at a time: its covariance may be as large as its weight."""
-    missing = [entry for entry in wanted if cache.known("fits", entry) is None]
-    if not missing:
-        return
-    moments = covariances.of(layer.name)
-    seen = replace(layer, moments=moments if moments is not None and moments.variance.sum() > 0 else None)
-    tasks: list[_Task] = [(seen, gradient, *wanted[entry], seed, schemes, largest) for entry in missing]
-    costs = [20.0 * layer.weight.size * min(layer.weight.shape)] * len(tasks)
-    for index, (said, arrays) in map_tasks(workers, _fit, tasks, costs):
-        cache.keep_arrays("fits", missing[index], arrays)
-        cache.keep("fits", missing[index], said)  # last: it says that the arrays are there
+    workspace: Workspace,
+) -> list[Fit | str]:
+    """Fits of one layer, or why there is none: its covariance may be as large as its weight, so one layer at a time."""
+    seed, largest = workspace.seed, analysis.largest
+
+    @cache
+    def seen() -> View:
+        moments = analysis.covariances.of(layer.name)
+        return replace(layer, moments=moments if moments is not None and moments.variance.sum() > 0 else None)
+
+    def entry(method: str, share: float) -> Keyed[_Asked]:
+        def make() -> _Asked:
+            curvature = analysis.sensitivity.curvatures.get(layer.name)
+            gradient = None if curvature is None else curvature.moment
+            return _Asked(seen(), gradient, method, share, seed, schemes, largest)
+
+        settings = [seed, schemes, largest, analysis.sensitivity.known]
+        return Keyed([analysis.key, layer.name, method, method_version(method), share, settings], make)
+
+    entries = [entry(method, share) for method, share in every]
+    workspace.map(FIT, entries)
+    return [_read(workspace, one) for one in entries]
 
 
-def _known(cache: Cache, entry: str) -> Fit | str:
-    said = cache.known("fits", entry)
-    if said is None:
-        raise _lost(cache, entry)
+def _read(workspace: Workspace, entry: Keyed[_Asked]) -> Fit | str:
+    """What a fit came to, without its arrays."""
+    path = workspace.cache.path(FIT.name, workspace.key(FIT, entry), FITS.suffix)
+    made = workspace.known(FIT, entry)
+    if made is None:
+        raise _lost(path)
+    said = made.said
     if "reason" in said:
         return str(said["reason"])
     alternative = Alternative(said["method"], said["share"], said["parameters"])
     losses = {scheme_of_key(name): loss for name, loss in said["losses"].items()}
-    return Fit(alternative, losses, said["saves"], partial(_part, cache, entry))
+    return Fit(alternative, losses, said["saves"], path)
 
 
-def _part(cache: Cache, entry: str) -> Replacement:
-    arrays = cache.known_arrays("fits", entry)
-    if arrays is None:
-        raise _lost(cache, entry)
-    return unpacked_part(arrays)
+def _lost(path: Path) -> OutputError:
+    return OutputError(f"the cache lost what was fitted: {path}", hint="build again")
 
 
-def _lost(cache: Cache, entry: str) -> OutputError:
-    return OutputError(f"the cache lost what was fitted: {cache.path('fits', entry, '.npz')}", hint="build again")
+@dataclass(frozen=True)
+class _Asked:
+    """A method to be fitted to a layer.
+
+    Attributes:
+        layer: with its moments, where its input was seen.
+        gradient: G; None where losses are shares of output energy.
+        schemes: of pairs and matrices that losses are wanted of.
+        largest: largest weight code of per-channel int8 in ONNX.
+    """
+
+    layer: View
+    gradient: Array | None
+    method: str
+    share: float
+    seed: int
+    schemes: tuple[Scheme, ...]
+    largest: int
 
 
-def _fit(
-    layer: View,
-    gradient: Array | None,
-    method: str,
-    share: float,
-    seed: int,
-    schemes: tuple[Scheme, ...],
-    largest: int,
-) -> tuple[dict[str, Any], dict[str, Array]]:
-    """What is said of a fit, and its arrays. A task: may run on another machine."""
-    part = compress(method, layer, share, seed=seed, gradient=gradient)
+@dataclass(frozen=True)
+class _Made:
+    """What is said of a fit, as plain data, and its arrays; from the cache only what is said, for there are many."""
+
+    said: Mapping[str, Any]
+    arrays: Mapping[str, Array]
+
+
+def _fit(asked: _Asked) -> _Made:
+    layer, gradient, method, schemes = asked.layer, asked.gradient, asked.method, asked.schemes
+    part = compress(method, layer, asked.share, seed=asked.seed, gradient=gradient)
     if isinstance(part, str):
-        return {"reason": f"{method}: {part}"}, {}
+        return _Made({"reason": f"{method}: {part}"}, {})
     covariance = None if layer.moments is None else shrunk_covariance(layer.moments)
     if part.structure.ranks:
-        losses = pair_losses(layer, part, covariance, gradient, schemes, largest=largest)
+        losses = pair_losses(layer, part, covariance, gradient, schemes, largest=asked.largest)
         parameters = part.A.size + part.B.size
     else:
         lost = exact_loss(layer, part.weight, covariance, gradient)
@@ -209,8 +222,27 @@ def _fit(
         losses = dict.fromkeys(own, lost)
         parameters = stored_numbers(part) if part.structure.is_constexpr else part.weight.size
     named = {scheme.key: loss for scheme, loss in losses.items()}
-    said = {"method": method, "share": share, "parameters": parameters, "losses": named, "saves": saves(part)}
-    return said, packed_part(part)
+    said = {"method": method, "share": asked.share, "parameters": parameters, "losses": named, "saves": saves(part)}
+    return _Made(said, packed_part(part))
+
+
+def _write(made: _Made, path: Path) -> None:
+    text = np.frombuffer(json.dumps(made.said).encode(), np.uint8)
+    with path.open("wb") as stream:
+        np.savez(stream, **{_SAID: text, **made.arrays})  # type: ignore[arg-type]
+
+
+def _said(path: Path) -> _Made:
+    with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
+        return _Made(json.loads(archive[_SAID].tobytes()), {})
+
+
+def _cost(asked: _Asked) -> float:
+    return 20.0 * asked.layer.weight.size * float(min(asked.layer.weight.shape))
+
+
+FITS: Store[_Made] = Store(".npz", _write, _said)
+FIT: Step[_Asked, _Made] = Step("fits", 5, _fit, FITS, cost=_cost, tools=FITTERS)
 
 
 def saves(part: Replacement) -> Saves:

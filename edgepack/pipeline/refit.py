@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgepack.cache import digest
 from edgepack.data import Samples
 from edgepack.errors import UsageError
 from edgepack.executor import one_thread
@@ -20,13 +20,12 @@ from edgepack.model.layer import View
 from edgepack.model.replacement import Replacement, low_rank
 from edgepack.model.scheme import FileScheme, Scheme
 from edgepack.model.structure import Structure
-from edgepack.pipeline.covariances import Covariances
-from edgepack.pipeline.moments import THREADS
+from edgepack.pipeline.activations import THREADS
 from edgepack.pipeline.observe import Observation, joined
-from edgepack.pipeline.parts import packed_part, unpacked_pair
-from edgepack.pipeline.rounding import Rounder
-from edgepack.progress import Progress
+from edgepack.pipeline.parts import packed_part
+from edgepack.pipeline.rounding import REPLACEMENT, Rounder
 from edgepack.types import Array, InputSpread, LayerPlan, Moments, Spectrum
+from edgepack.workspace import Keyed, Step, digest
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -36,22 +35,35 @@ FEWEST = 32
 """Samples: parts of fewer could not say which refit helps."""
 WIDEST = 2048
 """Inputs of the widest layer that is refitted: every part has matrices of that size."""
-VERSION = 1
-_Choice = tuple[View, Spectrum, Structure, Scheme]
 
 
-@dataclass
-class Fitted(Covariances):
-    """Covariances of what refitted layers are fed."""
+@dataclass(frozen=True)
+class _Choice:
+    """A layer, and the pair that the plan makes of it."""
 
-    fitted: Mapping[str, Moments] = field(default_factory=dict)
+    layer: View
+    spectrum: Spectrum
+    structure: Structure
+    scheme: Scheme
+
+
+@dataclass(frozen=True)
+class _Fed:
+    """Moments of what one refitted layer is fed.
+
+    Attributes:
+        key: digest of all that stands before it.
+    """
+
+    key: str
+    moments: Moments
 
     def of(self, name: str) -> Moments | None:
-        """Moments of one layer."""
-        return self.fitted.get(name)
+        """Moments of the layer."""
+        return self.moments
 
 
-@dataclass
+@dataclass(frozen=True)
 class Refitter:
     """Refits the factors of a plan; what comes out is kept in the cache, layer by layer.
 
@@ -66,7 +78,6 @@ class Refitter:
     model: ir.Model
     rounder: Rounder
     calibration: Samples
-    progress: Progress
 
     def factors(
         self, layers: Sequence[View], spectra: Sequence[Spectrum], plan: Sequence[LayerPlan], scheme: FileScheme
@@ -75,61 +86,52 @@ class Refitter:
         from edgepack.onnxgraph.depth import depths
 
         wanted = {
-            layer.name: (layer, spectrum, choice.structure, choice.scheme_in(scheme))
+            layer.name: _Choice(layer, spectrum, choice.structure, choice.scheme_in(scheme))
             for layer, spectrum, choice in zip(layers, spectra, plan, strict=True)
             if choice.structure.ranks
         }
         level = depths(self.model, wanted)
         # The first ones are fed what they always were; what cannot be told apart, or is too large, stays as well.
-        done = {name: self._kept(choice) for name, choice in wanted.items() if not self._fits(choice, level.get(name))}
+        done = {
+            name: _kept(self.rounder, choice)
+            for name, choice in wanted.items()
+            if not self._fits(choice, level.get(name))
+        }
         last = max(level.values(), default=0)
         for depth in range(1, last + 1):
-            self.progress("refit", depth - 1, last)
+            self.rounder.workspace.progress("refit", depth - 1, last)
             own = {name: wanted[name] for name in wanted if name not in done and level[name] == depth}
             done |= self._level(own, {name: done[name] for name in sorted(done) if level.get(name, depth) < depth})
         return {name: done[name] for name in wanted}
 
     def _fits(self, choice: _Choice, depth: int | None) -> bool:
-        layer, spectrum, structure, _ = choice
         few = len(self.calibration) < FEWEST
         return (
             bool(depth)
             and not few
-            and spectrum.mean is not None
-            and layer.in_features <= WIDEST
-            and structure.is_low_rank
+            and choice.spectrum.mean is not None
+            and choice.layer.in_features <= WIDEST
+            and choice.structure.is_low_rank
         )
 
-    def _kept(self, choice: _Choice) -> Replacement:
-        with one_thread():
-            layer, spectrum, structure, scheme = choice
-            return self.rounder.factors(layer, spectrum, structure, scheme)
-
     def _level(self, choices: Mapping[str, _Choice], before: Mapping[str, Replacement]) -> dict[str, Replacement]:
-        cache, rounder = self.rounder.covariances.cache, self.rounder
-        prefix = digest("refit", VERSION, PARTS, rounder.covariances.key, *_parts(before))
-        keys = {
-            name: digest(
-                prefix,
-                rounder.method,
-                rounder.seed,
-                rounder.largest,
-                name,
-                str(structure),
-                scheme.key,
-                _weighing(spectrum),
-            )
-            for name, (_, spectrum, structure, scheme) in choices.items()
-        }
-        found = {name: known for name, key in keys.items() if (known := cache.known_arrays("refitted", key))}
-        missing = {name: choice for name, choice in choices.items() if name not in found}
-        if missing:
+        rounder, workspace = self.rounder, self.rounder.workspace
+        prefix = digest(PARTS, rounder.covariances.key, {name: packed_part(part) for name, part in before.items()})
+
+        def entry(choice: _Choice) -> Keyed[_Refit]:
+            how = [rounder.method, rounder.seed, rounder.largest, choice.structure, choice.scheme]
+            key = [prefix, choice.layer.name, how, choice.spectrum.dual]
+            return Keyed(key, lambda: _Refit(rounder, choice, seen().get(choice.layer.name), prefix))
+
+        entries = {name: entry(choice) for name, choice in choices.items()}
+        missing = {name: choices[name] for name, one in entries.items() if workspace.known(REFITTED, one) is None}
+
+        @cache
+        def seen() -> dict[str, tuple[PairedMoments, ...]]:
             with one_thread():
-                seen = self._observed(missing, before)
-                for name, choice in missing.items():
-                    made = self._refitted(choice, seen[name], prefix) if name in seen else self._kept(choice)
-                    found[name] = cache.keep_arrays("refitted", keys[name], packed_part(made))
-        return {name: unpacked_pair(found[name]) for name in choices}
+                return self._observed(missing, before)
+
+        return {name: workspace.cached(REFITTED, one) for name, one in entries.items()}
 
     def _observed(
         self, choices: Mapping[str, _Choice], before: Mapping[str, Replacement]
@@ -143,7 +145,7 @@ class Refitter:
         thin = Observation(compressed_model, [after[name] for name in choices], threads=THREADS)
         names = [name for name in choices if name in dense.keys and after[name] in thin.keys]
         strayed: set[str] = set()
-        roots = {name: self._root(choices[name][0]) for name in names}
+        roots = {name: _root(self.rounder, choices[name].layer) for name in names}
         parts = []
         for part in range(PARTS):
             samples = self.calibration.take(np.arange(part, len(self.calibration), PARTS))
@@ -154,53 +156,79 @@ class Refitter:
                     if len(x) != len(fed):  # how many rows there are depends on the values before it
                         strayed.add(name)
                     if name not in strayed:
-                        sums[name].add(fed, _answers(choices[name][0], x, roots[name]))
+                        sums[name].add(fed, _answers(choices[name].layer, x, roots[name]))
             parts.append({name: one.moments() for name, one in sums.items() if one.count})
         whole = [name for name in names if name not in strayed and all(name in part for part in parts)]
         return {name: tuple(part[name] for part in parts) for name in whole}
 
-    def _root(self, layer: View) -> Array | None:
-        """L with L Lᵀ = G: outputs are compared as the method weighs them."""
-        moment = self.rounder.gradients.get(layer.name)
-        return None if moment is None else np.linalg.cholesky(damped(layer, moment))
 
-    def _refitted(self, choice: _Choice, parts: Sequence[PairedMoments], prefix: str) -> Replacement:
-        layer, spectrum, structure, scheme = choice
-        rounder, root = self.rounder, self._root(layer)
-        plain = factorizer(rounder.method).factors(layer, spectrum, structure.ranks[0])
-        bias = np.zeros(layer.out_features, np.float32) if plain.bias is None else plain.bias
-        kept = low_rank(_weighed(plain.A, root), plain.B, _weighed(bias, root))
-        outer = replace(layer, weight=_weighed(layer.weight, root), moments=None)
-        found = refit(outer, kept, parts)
-        if found.ridge is None:
-            return self._kept(choice)
-        seen = pooled(parts)
-        (weight,) = refitted_weights(outer, seen, [found.ridge])
-        mean = seen.mean
-        if root is not None:
-            from scipy.linalg import solve_triangular
+@dataclass(frozen=True)
+class _Refit:
+    """A layer to be refitted.
 
-            weight, mean = (solve_triangular(root.T, one, lower=False) for one in (weight, mean))
-        fitted = replace(
-            layer,
-            weight=weight.astype(np.float32),
-            bias=(mean - weight @ seen.inputs.mean).astype(np.float32),
-            moments=seen.inputs,
-        )
-        given = self.rounder.covariances
-        covariances = Fitted(
-            *(given.model, given.names, given.calibration, prefix, given.cache, given.progress, given.workers),
-            fitted={layer.name: seen.inputs},
-        )
-        return replace(rounder, covariances=covariances, _last={}).factors(
-            replace(fitted, moments=None), self._spectrum(fitted, seen.inputs), structure, scheme
-        )
+    Attributes:
+        parts: moments of every part of the samples; None where they never reach it alike in both models.
+        prefix: digest of all that stands before it.
+    """
 
-    def _spectrum(self, fitted: View, seen: Moments) -> Spectrum:
-        gradient = self.rounder.gradients.get(fitted.name)
-        method = self.rounder.method if gradient is not None or not self.rounder.gradients else "whitened"
-        inputs = InputSpread(seen.variance, seen.low, seen.high, seen.row_range)
-        return replace(spectrum_of(method, fitted, gradient), inputs=inputs)
+    rounder: Rounder
+    choice: _Choice
+    parts: Sequence[PairedMoments] | None
+    prefix: str
+
+
+def _refitted(task: _Refit) -> Replacement:
+    with one_thread():
+        return _kept(task.rounder, task.choice) if task.parts is None else _fitted(task, task.parts)
+
+
+def _fitted(task: _Refit, parts: Sequence[PairedMoments]) -> Replacement:
+    rounder, choice, layer = task.rounder, task.choice, task.choice.layer
+    root = _root(rounder, layer)
+    plain = factorizer(rounder.method).factors(layer, choice.spectrum, choice.structure.ranks[0])
+    bias = np.zeros(layer.out_features, np.float32) if plain.bias is None else plain.bias
+    kept = low_rank(_weighed(plain.A, root), plain.B, _weighed(bias, root))
+    outer = replace(layer, weight=_weighed(layer.weight, root), moments=None)
+    found = refit(outer, kept, parts)
+    if found.ridge is None:
+        return _kept(rounder, choice)
+    seen = pooled(parts)
+    (weight,) = refitted_weights(outer, seen, [found.ridge])
+    mean = seen.mean
+    if root is not None:
+        from scipy.linalg import solve_triangular
+
+        weight, mean = (solve_triangular(root.T, one, lower=False) for one in (weight, mean))
+    fitted = replace(
+        layer,
+        weight=weight.astype(np.float32),
+        bias=(mean - weight @ seen.inputs.mean).astype(np.float32),
+        moments=seen.inputs,
+    )
+    after = replace(rounder, covariances=_Fed(task.prefix, seen.inputs), _last={})
+    spectrum = _spectrum(rounder, fitted, seen.inputs)
+    return after.factors(replace(fitted, moments=None), spectrum, choice.structure, choice.scheme)
+
+
+def _kept(rounder: Rounder, choice: _Choice) -> Replacement:
+    with one_thread():
+        return rounder.factors(choice.layer, choice.spectrum, choice.structure, choice.scheme)
+
+
+def _spectrum(rounder: Rounder, fitted: View, seen: Moments) -> Spectrum:
+    gradient = rounder.gradients.get(fitted.name)
+    method = rounder.method if gradient is not None or not rounder.gradients else "whitened"
+    inputs = InputSpread(seen.variance, seen.low, seen.high, seen.row_range)
+    return replace(spectrum_of(method, fitted, gradient), inputs=inputs)
+
+
+def _root(rounder: Rounder, layer: View) -> Array | None:
+    """L with L Lᵀ = G: outputs are compared as the method weighs them."""
+    moment = rounder.gradients.get(layer.name)
+    return None if moment is None else np.linalg.cholesky(damped(layer, moment))
+
+
+REFITTED: Step[_Refit, Replacement] = Step("refitted", 2, _refitted, REPLACEMENT)
 
 
 def check_refit(method: str, samples: Samples | None) -> Samples:
@@ -228,12 +256,3 @@ def _answers(layer: View, x: Array, root: Array | None) -> Array:
 
 def _weighed(matrix: Array, root: Array | None) -> Array:
     return matrix if root is None else np.asarray(root.T @ matrix)
-
-
-def _weighing(spectrum: Spectrum) -> str:
-    return "" if spectrum.dual is None else digest(spectrum.dual)
-
-
-def _parts(factors: Mapping[str, Replacement]) -> Iterator[object]:
-    for name in sorted(factors):
-        yield from (name, *packed_part(factors[name]).values())

@@ -5,21 +5,24 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from edgepack.backends.schemes import CONSTEXPR, DENSE_INT8, FP32
+from edgepack.backends.schemes import CONSTEXPR, CORRECTED, DENSE_INT8, FP32, SCHEMES
 from edgepack.errors import UsageError
 from edgepack.model.kinds import kind_of
 from edgepack.model.layer import Layer
 from edgepack.model.scheme import BITS, Format, Scheme
 from edgepack.model.structure import DENSE, Structure
-from edgepack.pipeline.alternatives import NOTHING, Alternatives, Fit
+from edgepack.pipeline.analysis import Analysis
 from edgepack.pipeline.files import ModelFiles
-from edgepack.pipeline.losses import Losses
+from edgepack.pipeline.losses import Losses, predict_losses
+from edgepack.pipeline.method_fits import Alternatives, Fit
 from edgepack.pipeline.options import BuildOptions
 from edgepack.pipeline.pricing import Prices
 from edgepack.plan.candidates import GivenRanks, asked_rank, rank_choices, residual_ranks, shared_rank, too_small
 from edgepack.plan.coded_cost import coded_size_bytes, time_over_dense
+from edgepack.plan.loss import Wanted
 from edgepack.plan.sizes import resident_bytes, size_bytes
 from edgepack.types import Candidate
+from edgepack.workspace import Workspace
 
 UNGUARDED_LOST_SHARE = 0.01
 """Output energy a layer may lose where no data stand guard over the accuracy."""
@@ -34,76 +37,116 @@ class Menu:
     why_dense: str | None
 
 
+@dataclass(frozen=True)
+class Ranks:
+    """What ranks a layer is offered at.
+
+    Attributes:
+        own: of low-rank factors beside or instead of the dense layer.
+        why_none: why there are none, where that is so.
+        residual: of factors beside the dense matrix in 4 bits.
+    """
+
+    own: tuple[int, ...]
+    why_none: str | None
+    residual: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What the layers of a model could become, in every format alike, and what each way loses.
+
+    Attributes:
+        ranks: by layer name.
+        alternatives: by other methods.
+        losses: by layer name.
+        unseen: layers that the data never reached, for which there are no ranges.
+        guarded: whether data stand guard over the accuracy; if not, no candidate may lose more than a hundredth.
+    """
+
+    ranks: Mapping[str, Ranks]
+    alternatives: Alternatives
+    losses: Losses
+    unseen: Collection[str]
+    guarded: bool
+
+
 def ranks_of(
     layers: Sequence[Layer], options: BuildOptions, unseen: Collection[str], *, share: float | None = None
-) -> dict[str, tuple[tuple[int, ...], str | None]]:
-    """By layer name: the ranks to offer beside or instead of the dense layer, and why there are none.
+) -> dict[str, Ranks]:
+    """The ranks to offer, by layer name.
 
     Args:
         unseen: layers that the data never reached: they stay dense in auto mode, for nothing guards what they lose.
         share: of each layer's weights, that cross-validation chose.
     """
-    return {layer.name: _ranks(layer, options, share, seen=layer.name not in unseen) for layer in layers}
+    corrected = "onnx" in options.chosen_formats and options.rank == "auto" and options.precision in ("auto", "int4")
+    found = {}
+    for layer in layers:
+        seen = layer.name not in unseen
+        own, why_none = _ranks(layer, options, share, seen=seen)
+        residual = residual_ranks(layer.out_features, layer.in_features) if corrected and seen else ()
+        found[layer.name] = Ranks(own, why_none, residual)
+    return found
 
 
-def residuals_of(layers: Sequence[Layer], options: BuildOptions, unseen: Collection[str]) -> dict[str, tuple[int, ...]]:
-    """By layer name: the ranks to offer of a pair beside the dense matrix in 4 bits; none where that is not wanted."""
-    wanted = "onnx" in options.chosen_formats and options.rank == "auto" and options.precision in ("auto", "int4")
-    return {
-        layer.name: residual_ranks(layer.out_features, layer.in_features) if wanted and layer.name not in unseen else ()
-        for layer in layers
-    }
+def without_factors(ranks: Mapping[str, Ranks], alternatives: Alternatives) -> dict[str, Ranks]:
+    """No ranks at all, because other methods take the place of the factorizer."""
+    return {name: Ranks((), alternatives.why.get(name), ()) for name in ranks}
+
+
+def make_offer(
+    analysis: Analysis,
+    ranks: Mapping[str, Ranks],
+    alternatives: Alternatives,
+    formats: Collection[Format],
+    workspace: Workspace,
+    *,
+    guarded: bool,
+) -> Offer:
+    """What every way to write a layer loses.
+
+    Raises:
+        DeviceError: the workers failed.
+    """
+    schemes = tuple(scheme for fmt in formats for scheme in SCHEMES[fmt])
+    wanted = {name: Wanted(schemes, own.own, own.residual, CORRECTED["onnx"]) for name, own in ranks.items()}
+    losses = predict_losses(analysis, wanted, workspace)
+    return Offer(ranks, alternatives, losses, analysis.unseen, guarded)
 
 
 def make_menus(
-    files: ModelFiles,
-    layers: Sequence[Layer],
-    ranks: Mapping[str, tuple[tuple[int, ...], str | None]],
-    losses: Losses,
-    prices: Prices,
-    options: BuildOptions,
-    unseen: Collection[str],
-    *,
-    alternatives: Alternatives = NOTHING,
-    residual: Mapping[str, tuple[int, ...]],
-    guarded: bool,
+    files: ModelFiles, layers: Sequence[Layer], offer: Offer, prices: Prices, options: BuildOptions
 ) -> tuple[Menu, ...]:
     """One menu per layer: every scheme that the options allow, dense and at every rank worth trying.
-
-    Args:
-        ranks: of `ranks_of`.
-        losses: by layer name.
-        unseen: layers that the data never reached, for which there are no ranges.
-        alternatives: by other methods.
-        residual: of `residuals_of`.
-        guarded: whether data stand guard over the accuracy; if not, no candidate may lose more than a hundredth.
 
     Raises:
         UsageError: the source of costs has nothing on the precision that was asked for.
     """
     menus = []
     for layer in layers:
-        own, why_dense = ranks[layer.name]
-        structures = list(kind_of(layer).structures(layer, GivenRanks(own, residual[layer.name])))
+        offered = offer.ranks[layer.name]
+        own, why_dense = offered.own, offered.why_none
+        structures = list(kind_of(layer).structures(layer, GivenRanks(own, offered.residual)))
         if options.rank != "auto" and own:
             structures = [structure for structure in structures if structure.ranks]
-        schemes = _schemes(files, layer, structures, options, seen=layer.name not in unseen)
+        schemes = _schemes(files, layer, structures, options, seen=layer.name not in offer.unseen)
         ways = [(scheme, structure) for scheme in schemes for structure in structures if not structure.is_correction]
         corrected = [structure for structure in structures if structure.is_correction]
         ways += [(scheme, structure) for scheme in files.corrected_schemes() for structure in corrected]
-        fits = alternatives.fits.get(layer.name, ())
+        fits = offer.alternatives.fits.get(layer.name, ())
         others = tuple(each for fit in fits for each in _others(files, layer, fit, schemes, prices))
         if fits and not others and why_dense is None:
             why_dense = "by this method it would take more bytes than dense in 8 bits"
         if others and options.rank != "auto":
             ways = [way for way in ways if way[1].ranks]
-        found = (*_candidates(files, layer, ways, losses[layer.name], prices), *others)
+        found = (*_candidates(files, layer, ways, offer.losses[layer.name], prices), *others)
         if not found:
             source = prices.source_name(files.fmt)
             raise UsageError(
                 f"--precision {options.precision}: the {source} has no figures for {' or '.join(map(str, schemes))}"
             )
-        if not guarded and options.rank == "auto":
+        if not offer.guarded and options.rank == "auto":
             found = _careful(found)
         menus.append(Menu(layer, found, why_dense))
     return tuple(menus)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,22 +10,25 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgepack.cache import Cache, digest
+import numpy as np
+
 from edgepack.data import Samples
 from edgepack.errors import ModelError, UsageError
+from edgepack.model.layer import Layer
 from edgepack.model.replacement import Replacement
 from edgepack.pipeline.opened import Opened
-from edgepack.pipeline.parts import packed_part, unpacked_pair
+from edgepack.pipeline.parts import packed_part, unpacked_part
 from edgepack.pipeline.programs import with_program
-from edgepack.progress import Progress
 from edgepack.recover.budget import Budget
+from edgepack.recover.distil import Training
 from edgepack.recover.layers import recover_factors
 from edgepack.types import Array
+from edgepack.workspace import Keyed, Progress, Step, Workspace, arrays_store
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
-VERSION = 1
+_SAID = "said"
 
 
 @dataclass(frozen=True)
@@ -44,26 +48,22 @@ class Outcome:
     missing: tuple[str, ...]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Recovery:
     """Trains factors, and keeps what it came to in the cache; what was interrupted goes on where it was.
 
     Attributes:
         metric: of the guard; all but cosine compare class scores.
         key: digest of the model, the data and the metric.
-        work: temporary folder.
     """
 
     opened: Opened
     calibration: Samples
     metric: str
     budget: Budget
-    seed: int
     key: str
-    cache: Cache
-    work: Path
-    progress: Progress
-    _last: dict[str, Outcome] = field(default_factory=dict)
+    workspace: Workspace
+    _last: dict[str, Outcome] = field(default_factory=dict, repr=False, compare=False)
 
     def of(self, factors: Mapping[str, Replacement], *, int8: bool, largest: int) -> Outcome:
         """Better factors of the same ranks.
@@ -77,49 +77,40 @@ class Recovery:
             ModelError: there is no torch program, or it cannot be trained.
             DataError: too few calibration samples.
         """
-        parts = [part for name, pair in sorted(factors.items()) for part in (name, *packed_part(pair).values())]
-        key = digest("recovered", VERSION, self.key, repr(self.budget), self.seed, int8, largest, *parts)
+        begin = {name: packed_part(pair) for name, pair in factors.items()}
+        seed = self.workspace.seed
+        task = Keyed(
+            [self.key, repr(self.budget), seed, int8, largest, begin], lambda: self._task(factors, key, int8, largest)
+        )
+        key = self.workspace.key(RECOVERED, task)
         if key not in self._last:
-            said, known = self.cache.known("recoveries", key), self.cache.known_arrays("recovered", key)
-            if said is None or known is None:
-                self._last[key] = self._train(factors, key, int8=int8, largest=largest)
-            else:
-                self._last[key] = _outcome(said, known, factors)
+            self._last[key] = self.workspace.cached(RECOVERED, task)
+            self._checkpoint(key).unlink(missing_ok=True)
         return self._last[key]
 
-    def _train(self, factors: Mapping[str, Replacement], key: str, *, int8: bool, largest: int) -> Outcome:
-        checkpoint = self.cache.path("recovering", key, ".pt")
+    def _task(self, factors: Mapping[str, Replacement], key: str, int8: bool, largest: int) -> _Task:
+        checkpoint = self._checkpoint(key)
         checkpoint.parent.mkdir(parents=True, exist_ok=True)
-        if self.cache.fresh:
+        if self.workspace.cache.fresh:
             checkpoint.unlink(missing_ok=True)
-        found = recover_factors(
-            *(self._program, self.opened.layers, factors, self.calibration.inputs),
-            classes=self.metric != "cosine",
-            budget=self.budget,
-            seed=self.seed,
-            int8=int8,
-            largest=largest,
-            checkpoint=checkpoint,
-            progress=self.progress,
+        training = Training(self.metric != "cosine", self.budget, self.workspace.seed, int8, checkpoint=checkpoint)
+        return _Task(
+            self._program,
+            self.opened.layers,
+            factors,
+            self.calibration.inputs,
+            training,
+            largest,
+            self.workspace.progress,
         )
-        looks = [point.held_out for point in found.history]
-        best = min((loss for loss in looks if math.isfinite(loss)), default=looks[0])
-        outcome = Outcome(found.factors, found.history[-1].step, (looks[0], best), found.missing)
-        names = sorted(factors)
-        arrays = {
-            f"{i}.{part}": array for i, n in enumerate(names) for part, array in packed_part(found.factors[n]).items()
-        }
-        self.cache.keep_arrays("recovered", key, arrays)
-        self.cache.keep(
-            "recoveries", key, {"steps": outcome.steps, "held_out": [looks[0], best], "missing": found.missing}
-        )
-        checkpoint.unlink(missing_ok=True)
-        return outcome
+
+    def _checkpoint(self, key: str) -> Path:
+        return self.workspace.cache.path("recovering", key, ".pt")
 
     @cached_property
     def _program(self) -> ExportedProgram:
         try:
-            source = with_program(self.opened, self.calibration, self.seed, self.cache, self.work)
+            source = with_program(self.opened, self.calibration, self.workspace)
         except ModelError as err:
             raise ModelError(
                 f"--recover trains in torch: {err.message}", hint="leave --recover out, or give the torch model"
@@ -129,6 +120,56 @@ class Recovery:
         from edgepack.sources.torch import load_pt2
 
         return load_pt2(source.program_path)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """Factors to be trained; see `recover_factors`."""
+
+    program: ExportedProgram
+    layers: tuple[Layer, ...]
+    factors: Mapping[str, Replacement]
+    inputs: Mapping[str, Array]
+    training: Training
+    largest: int
+    progress: Progress
+
+
+def _trained(task: _Task) -> Outcome:
+    found = recover_factors(
+        task.program,
+        task.layers,
+        task.factors,
+        task.inputs,
+        training=task.training,
+        largest=task.largest,
+        progress=task.progress,
+    )
+    looks = [point.held_out for point in found.history]
+    best = min((loss for loss in looks if math.isfinite(loss)), default=looks[0])
+    return Outcome(found.factors, found.history[-1].step, (looks[0], best), found.missing)
+
+
+def _packed(outcome: Outcome) -> dict[str, Array]:
+    names = sorted(outcome.factors)
+    said = {"names": names, "steps": outcome.steps, "held_out": outcome.held_out, "missing": outcome.missing}
+    arrays = {f"{i}.{part}": a for i, n in enumerate(names) for part, a in packed_part(outcome.factors[n]).items()}
+    return {_SAID: np.frombuffer(json.dumps(said).encode(), np.uint8), **arrays}
+
+
+def _unpacked(arrays: Mapping[str, Array]) -> Outcome:
+    said = json.loads(arrays[_SAID].tobytes())
+    parts: dict[str, dict[str, Array]] = {str(i): {} for i in range(len(said["names"]))}
+    for name, array in arrays.items():
+        if name != _SAID:
+            index, _, part = name.partition(".")
+            parts[index][part] = array
+    factors = {name: unpacked_part(parts[str(i)]) for i, name in enumerate(said["names"])}
+    before, after = map(float, said["held_out"])
+    return Outcome(factors, int(said["steps"]), (before, after), tuple(said["missing"]))
+
+
+RECOVERED: Step[_Task, Outcome] = Step("recovered", 2, _trained, arrays_store(_packed, _unpacked))
 
 
 def check_recover(samples: Samples | None) -> Samples:
@@ -152,12 +193,3 @@ def outcome_record(outcome: Outcome) -> dict[str, Any]:
         "held_out_loss": {"before": outcome.held_out[0], "after": outcome.held_out[1]},
         "not_trained": list(outcome.missing),
     }
-
-
-def _outcome(said: Mapping[str, Any], arrays: Mapping[str, Array], factors: Mapping[str, Replacement]) -> Outcome:
-    parts = {
-        name: {part: arrays[f"{i}.{part}"] for part in ("A", "B", "bias")} for i, name in enumerate(sorted(factors))
-    }
-    pairs = {name: unpacked_pair(part) for name, part in parts.items()}
-    before, after = map(float, said["held_out"])
-    return Outcome(pairs, int(said["steps"]), (before, after), tuple(said["missing"]))

@@ -5,38 +5,34 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from edgepack import metrics
 from edgepack.backends.onnx.schemes import FP32
-from edgepack.cache import Cache, digest
 from edgepack.data import Samples
 from edgepack.errors import UsageError
-from edgepack.executor import Workers, one_thread
+from edgepack.executor import one_thread
 from edgepack.factorize import factorizer
 from edgepack.inference import THREADS, load, predict
-from edgepack.model.kinds import views_of
 from edgepack.model.layer import Layer
 from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import FileScheme
+from edgepack.pipeline.activations import Subject
 from edgepack.pipeline.attempt import Guard
+from edgepack.pipeline.decompositions import decompose
+from edgepack.pipeline.gradients import weighed
 from edgepack.pipeline.onnx_files import OnnxFiles
-from edgepack.pipeline.opened import Opened
-from edgepack.pipeline.output_gradients import weighed
-from edgepack.pipeline.statistics import decompose
 from edgepack.plan.candidates import shared_rank
 from edgepack.plan.crossval import RankScores, rank_by_cv, stratified_folds
-from edgepack.progress import Progress
 from edgepack.types import Array, Spectrum
+from edgepack.workspace import Keyed, Step, Workspace, digest
 
 FOLDS = 5
 PERCENTS = (2, 3, 4, 6, 8, 11, 16, 23, 32, 45)
 """Shares of each layer's weights to choose from."""
 
-VERSION = 2
 _Ranks = Mapping[str, int]
 
 
@@ -70,64 +66,84 @@ class CrossValidation:
         return {"metric": "accuracy", **found, "table": rows}
 
 
-@dataclass
-class _Folds:
-    """One model and its labelled samples.
+@dataclass(frozen=True)
+class Labelled:
+    """A model, samples that it is looked at with, and their classes.
 
     Attributes:
-        key: digest of the model, the samples, the method and the seed.
+        labels: of `check_labels`.
+        method: the factorizer.
     """
 
-    opened: Opened
+    subject: Subject
     samples: Samples
     labels: Array
     method: str
-    seed: int
-    key: str
+
+
+@dataclass(frozen=True)
+class _Folds:
+    """Stratified folds of labelled samples.
+
+    Attributes:
+        onnx: writes the float files that are scored.
+        key: digest of the model, the samples, the method and the seed.
+    """
+
+    labelled: Labelled
     onnx: OnnxFiles
-    cache: Cache
-    work: Path
-    crew: Workers
-    progress: Progress
+    key: str
+    workspace: Workspace
 
     @cached_property
     def rows(self) -> list[tuple[Array, Array]]:
-        return stratified_folds(self.labels, FOLDS, self.seed)
+        return stratified_folds(self.labelled.labels, FOLDS, self.workspace.seed)
 
     @cached_property
     def spectra(self) -> dict[int, Sequence[Spectrum]]:
         """Of the folds that were needed so far; a score that is known needs none."""
         return {}
 
-    def accuracy(self, ranks: _Ranks, fold: int) -> float:
-        """In percent, on the held-out samples of a fold, with float factors made from its other samples."""
-        held_out = self.samples.take(self.rows[fold][1])
-        path = self.work / "fold.onnx"
-        self.onnx.write(self._factors(ranks, fold), FileScheme.of(FP32), path)
-        answers = predict(load(path, "onnx", threads=THREADS), held_out)
-        path.unlink()
-        return float(metrics.accuracy(answers, answers, self.labels[self.rows[fold][1]]).mean())
-
-    def _factors(self, ranks: _Ranks, fold: int) -> dict[str, Replacement]:
+    def factors(self, ranks: _Ranks, fold: int) -> dict[str, Replacement]:
+        """Float factors made from the samples that the fold does not hold out."""
         if fold not in self.spectra:
             self.spectra[fold] = self._decomposed(fold)
-        algorithm = factorizer(self.method)
+        algorithm = factorizer(self.labelled.method)
         with one_thread():  # the same bits on machines with more cores
             return {
                 layer.name: algorithm.factors(layer, spectrum, ranks[layer.name])
-                for layer, spectrum in zip(views_of(self.opened.layers), self.spectra[fold], strict=True)
+                for layer, spectrum in zip(self.labelled.subject.views, self.spectra[fold], strict=True)
                 if layer.name in ranks
             }
 
     def _decomposed(self, fold: int) -> Sequence[Spectrum]:
-        seen = self.samples.take(self.rows[fold][0])
-        key = digest("fold", self.key, fold, FOLDS)
-        opened, cache, progress = self.opened, self.cache, self.progress
-        _, gradients = weighed(opened, self.method, seen, "accuracy", self.seed, key, cache, self.work, progress)
-        return decompose(
-            *(opened.model, views_of(opened.layers), self.method, seen, key, cache, progress, self.crew),
-            gradients=gradients,
-        )[0]
+        seen, method = self.labelled.samples.take(self.rows[fold][0]), self.labelled.method
+        subject = Subject(self.labelled.subject.opened, seen, digest("fold", self.key, fold, FOLDS))
+        _, gradients = weighed(subject, method, "accuracy", self.workspace)
+        return decompose(subject, method, self.workspace, gradients=gradients)[0]
+
+
+@dataclass(frozen=True)
+class _Fold:
+    """One fold, to be scored at given ranks."""
+
+    folds: _Folds
+    ranks: _Ranks
+    fold: int
+
+
+def _accuracy(task: _Fold) -> float:
+    """In percent, on the held-out samples of the fold, with float factors made from its other samples."""
+    folds, labelled = task.folds, task.folds.labelled
+    rows = folds.rows[task.fold][1]
+    path = folds.workspace.folder / "fold.onnx"
+    folds.onnx.write(folds.factors(task.ranks, task.fold), FileScheme.of(FP32), path)
+    answers = predict(load(path, "onnx", threads=THREADS), labelled.samples.take(rows))
+    path.unlink()
+    return float(metrics.accuracy(answers, answers, labelled.labels[rows]).mean())
+
+
+FOLD: Step[_Fold, float] = Step("folds", 3, _accuracy)
 
 
 def check_labels(samples: Samples | None, guard: Guard) -> Array:
@@ -149,50 +165,36 @@ def check_labels(samples: Samples | None, guard: Guard) -> Array:
     return samples.labels.astype(np.int64)
 
 
-def cross_validated(
-    opened: Opened,
-    samples: Samples,
-    labels: Array,
-    method: str,
-    seed: int,
-    key: str,
-    onnx: OnnxFiles,
-    cache: Cache,
-    work: Path,
-    crew: Workers,
-    progress: Progress,
-) -> CrossValidation:
+def cross_validated(labelled: Labelled, onnx: OnnxFiles, workspace: Workspace) -> CrossValidation:
     """The smallest share within one standard error of the best, over stratified folds of the calibration samples.
 
     One share is taken for all layers. Every score is kept in the cache as soon as it is there: an interrupt loses only
     what runs.
 
     Args:
-        labels: of `check_labels`.
-        key: digest of the model and the samples.
         onnx: writes the float files that are scored.
 
     Raises:
         UsageError: no layer can be factored at any of the shares.
         DataError: a class has too few samples for the folds.
     """
-    plans = _plans(opened.layers)
+    plans = _plans(labelled.subject.opened.layers)
     if not plans:
         raise UsageError("--rank cv: no layer is large enough to be factored", hint="use --rank auto")
-    key = digest("cross-validation", VERSION, key, labels, method, seed)
-    folds = _Folds(opened, samples, labels, method, seed, key, onnx, cache, work, crew, progress)
+    key = digest("cross-validation", labelled.subject.key, labelled.labels, labelled.method, workspace.seed)
+    folds = _Folds(labelled, onnx, key, workspace)
     asked = 0
 
     def score(percent: int, fold: int) -> float:
         nonlocal asked
-        progress("cross-validate the rank", asked, len(plans) * FOLDS)
+        workspace.progress("cross-validate the rank", asked, len(plans) * FOLDS)
         asked += 1
         ranks = plans[percent]
-        entry = digest("cross-validation", key, FOLDS, fold, sorted(ranks.items()))
-        return float(cache.record("folds", entry, lambda: folds.accuracy(ranks, fold)))
+        task = Keyed([key, FOLDS, fold, ranks], lambda: _Fold(folds, ranks, fold))
+        return workspace.cached(FOLD, task)
 
     found = rank_by_cv(score, list(plans), FOLDS, bounds=(0.0, 100.0))
-    return CrossValidation(found.rank, found.best, found.threshold, FOLDS, len(samples), found.table)
+    return CrossValidation(found.rank, found.best, found.threshold, FOLDS, len(labelled.samples), found.table)
 
 
 def _plans(layers: Sequence[Layer]) -> dict[int, _Ranks]:

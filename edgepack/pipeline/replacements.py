@@ -1,81 +1,40 @@
-"""What every part of a build works on: one model, one target, one set of options."""
+"""What a plan writes for the layers of a model: on their grids, refitted, trained, or by another method."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property, partial
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 
-import numpy as np
-
-from edgepack.cache import Cache, digest, file_digest
-from edgepack.data import example
 from edgepack.executor import one_thread
-from edgepack.inference import load, rename
-from edgepack.model.kinds import views_of
-from edgepack.model.layer import Layer, View
+from edgepack.model.layer import View
 from edgepack.model.replacement import Replacement, of_structure
-from edgepack.model.scheme import FileScheme, Format, Scheme
+from edgepack.model.scheme import FileScheme, Scheme
 from edgepack.model.structure import Structure
-from edgepack.pipeline.alternatives import Alternatives
-from edgepack.pipeline.attempt import Prover
-from edgepack.pipeline.options import BuildOptions
-from edgepack.pipeline.recovering import Outcome, Recovery
-from edgepack.pipeline.refitting import Refitter
+from edgepack.pipeline.analysis import Analysis
+from edgepack.pipeline.distill import Outcome, Recovery
+from edgepack.pipeline.method_fits import Alternatives
+from edgepack.pipeline.refit import Refitter
 from edgepack.pipeline.rounding import Rounder
-from edgepack.plan.cost import interleaved_s
-from edgepack.progress import Progress
-from edgepack.targets import HOST
-from edgepack.types import Aim, LayerPlan, Spectrum
-from edgepack.versions import tool_versions
+from edgepack.types import LayerPlan, Spectrum
 
 
-@dataclass
-class Task:
-    """One build's model and tools.
+@dataclass(frozen=True)
+class Replacements:
+    """Makes what is written for layers.
 
     Attributes:
-        key: digest of all that decides what a plan's file answers: model, data, method, metric, seed, arithmetic.
-        rounder: makes factors.
-        work: temporary folder.
-        warnings: what the user should hear; each once.
+        rounder: of factors and dense weights.
         refitter: refits the factors of a plan whose file is made; None to take them as they are.
         recovery: trains them; None for no training.
         alternatives: what other methods make of the layers.
-        aim: what is least in the chosen plan.
     """
 
-    options: BuildOptions
-    layers: Sequence[Layer]
-    spectra: Sequence[Spectrum]
-    method: str
-    prover: Prover
-    cache: Cache
-    key: str
+    analysis: Analysis
     rounder: Rounder
-    work: Path
-    progress: Progress
-    warnings: list[str] = field(default_factory=list)
-    refitter: Refitter | None = None
-    recovery: Recovery | None = None
-    alternatives: Alternatives = field(default_factory=Alternatives)
-    aim: Aim = "latency"
-
-    @cached_property
-    def views(self) -> tuple[View, ...]:
-        """The matrices of the layers, in the order of `spectra`."""
-        return views_of(self.layers)
-
-    @property
-    def measures_here(self) -> bool:
-        """Whether the target is this machine, so that latencies of files can be measured during the build."""
-        return self.options.target.name == HOST
-
-    def warn(self, message: str) -> None:
-        """Keeps a warning, once."""
-        if message not in self.warnings:
-            self.warnings.append(message)
+    refitter: Refitter | None
+    recovery: Recovery | None
+    alternatives: Alternatives
 
     def draft(self, plan: Sequence[LayerPlan], scheme: FileScheme) -> dict[str, Replacement]:
         """What the plan writes for its layers, quickly: pairs and 8-bit weights are left to be rounded to nearest.
@@ -117,7 +76,7 @@ class Task:
     def _untrained(self, plan: Sequence[LayerPlan], scheme: FileScheme) -> dict[str, Replacement]:
         if self.refitter is None:
             return self._each(plan, scheme, self.rounder.factors, self.rounder.dense)
-        refitted = self.refitter.factors(self.views, self.spectra, plan, scheme)
+        refitted = self.refitter.factors(self.analysis.views, self.analysis.spectra, plan, scheme)
         return self._each(plan, scheme, lambda layer, *_: refitted[layer.name], self.rounder.dense)
 
     def _each(
@@ -129,7 +88,7 @@ class Task:
     ) -> dict[str, Replacement]:
         made: dict[str, Replacement] = {}
         with one_thread():  # the same bytes on machines with more cores
-            for layer, spectrum, choice in zip(self.views, self.spectra, plan, strict=True):
+            for layer, spectrum, choice in zip(self.analysis.views, self.analysis.spectra, plan, strict=True):
                 own = choice.scheme_in(scheme)
                 part: Replacement | None
                 if choice.alternative is not None:
@@ -140,22 +99,3 @@ class Task:
                 if part is not None:
                     made[layer.name] = part
         return made
-
-    def latencies(self, paths: Mapping[str, Path], fmt: Format) -> dict[str, float]:
-        """Seconds per inference of files on this machine: medians of `turns_s`."""
-        return {name: float(np.median(turns)) for name, turns in self.turns_s(paths, fmt).items()}
-
-    def turns_s(self, paths: Mapping[str, Path], fmt: Format) -> dict[str, list[float]]:
-        """Seconds per inference of files on this machine, turn by turn; kept in the cache."""
-        files = [[name, file_digest(path)] for name, path in paths.items()]
-        key = digest("latency", 2, files, repr(self.options.target), tool_versions())
-
-        def measure() -> dict[str, list[float]]:
-            runs = {}
-            for name, path in paths.items():
-                model = load(path, fmt, exact=False)
-                feed = example(rename(self.prover.guard.samples, model.inputs), model.inputs, self.options.seed)
-                runs[name] = lambda model=model, feed=feed: model.run(feed)
-            return interleaved_s(runs)
-
-        return dict(self.cache.record("latency", key, measure))

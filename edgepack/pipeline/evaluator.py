@@ -1,0 +1,83 @@
+"""What plans are tried with: it makes their weights, proves and scores their files, and times these on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from edgepack.data import example
+from edgepack.inference import load, rename
+from edgepack.model.layer import Layer
+from edgepack.model.scheme import Format
+from edgepack.pipeline.analysis import Analysis
+from edgepack.pipeline.attempt import Prover
+from edgepack.pipeline.options import BuildOptions
+from edgepack.pipeline.replacements import Replacements
+from edgepack.plan.cost import interleaved_s
+from edgepack.targets import HOST
+from edgepack.types import Aim, Spectrum
+from edgepack.workspace import TOOLS, Keyed, Step, Workspace, file_digest
+
+_Runs = Mapping[str, Callable[[], object]]
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """One build's model, and what its plans are tried with.
+
+    Attributes:
+        replacements: makes what a plan writes for the layers.
+        prover: proves files, and measures what they lose.
+        aim: what is least in the chosen plan.
+        key: digest of all that decides what a plan's file answers: model, data, method, metric, seed, arithmetic.
+    """
+
+    options: BuildOptions
+    analysis: Analysis
+    replacements: Replacements
+    prover: Prover
+    aim: Aim
+    key: str
+    workspace: Workspace
+
+    @property
+    def spectra(self) -> Sequence[Spectrum]:
+        """Of the layers."""
+        return self.analysis.spectra
+
+    @property
+    def layers(self) -> Sequence[Layer]:
+        """Of the model."""
+        return self.analysis.layers
+
+    @property
+    def measures_here(self) -> bool:
+        """Whether the target is this machine, so that latencies of files can be measured during the build."""
+        return self.options.target.name == HOST
+
+    def latencies(self, paths: Mapping[str, Path], fmt: Format) -> dict[str, float]:
+        """Seconds per inference of files on this machine: medians of `turns_s`."""
+        return {name: float(np.median(turns)) for name, turns in self.turns_s(paths, fmt).items()}
+
+    def turns_s(self, paths: Mapping[str, Path], fmt: Format) -> dict[str, list[float]]:
+        """Seconds per inference of files on this machine, turn by turn; kept in the cache."""
+        files = [[name, file_digest(path)] for name, path in paths.items()]
+
+        def runs() -> _Runs:
+            found: dict[str, Callable[[], object]] = {}
+            for name, path in paths.items():
+                model = load(path, fmt, exact=False)
+                inputs = rename(self.prover.guard.samples, model.inputs)
+                feed = example(inputs, model.inputs, self.workspace.seed)
+                found[name] = lambda model=model, feed=feed: model.run(feed)  # type: ignore[misc]
+            return found
+
+        return self.workspace.cached(LATENCY, Keyed([files, repr(self.options.target)], runs))
+
+
+LATENCY: Step[Mapping[str, Callable[[], object]], dict[str, list[float]]] = Step(
+    "latency", 3, interleaved_s, tools=TOOLS
+)

@@ -1,0 +1,216 @@
+"""Gradients of the model's first output at its layers' outputs, where torch can run it: how much each layer matters.
+
+Their second moments G are what some methods factor by, so they are had before the spectra. With the spectra they weigh
+what layers are predicted to lose.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+from edgepack.data import Samples, feeds
+from edgepack.errors import ModelError, UsageError
+from edgepack.factorize import needs_gradients
+from edgepack.pipeline.activations import Subject
+from edgepack.pipeline.opened import Opened
+from edgepack.pipeline.programs import with_program
+from edgepack.torchgraph.draws import Kind
+from edgepack.types import Array, Curvature, Spectrum
+from edgepack.workspace import ARRAYS, Keyed, Step, Workspace
+
+MOMENT_SAMPLES = 256
+"""Of calibration, for G that layers are factored by: factors follow its small directions too."""
+
+CURVE_SAMPLES = 64
+"""Of calibration, for weighing losses. Half as many order plans as well."""
+
+MOST_BYTES = 1 << 30
+"""The second moments of all layers' gradients are held at once; for models of which they take more there are none."""
+
+_HINT = "use --method whitened"
+
+
+def moments_bytes(opened: Opened) -> int:
+    """What G of all layers takes in memory."""
+    return sum(8 * layer.out_features**2 for layer in opened.layers)
+
+
+def gradient_kind(metric: str) -> Kind:
+    """What the model's first output is to a guard metric."""
+    return "vector" if metric == "cosine" else "classes"
+
+
+def weighed(
+    subject: Subject, method: str, metric: str, workspace: Workspace
+) -> tuple[Subject, Mapping[str, Array] | None]:
+    """The model as torch can run it, and G of its layers; as it is, and None, where the method does not ask for G.
+
+    G is (out, out) float64, by layer name; layers that no gradient reaches are absent.
+
+    Raises:
+        UsageError: the method asks for G, and there are no gradients.
+    """
+    if not needs_gradients(method) or subject.calibration is None:
+        return subject, None
+    workspace.progress("output gradients")
+    source = replace(subject, opened=differentiable(subject.opened, method, subject.calibration, workspace))
+    kind, seed = gradient_kind(metric), workspace.seed
+    task = _Gradients(source.opened, method, subject.calibration, kind, seed)
+    return source, workspace.cached(GRADIENTS, Keyed([subject.key, kind, seed, MOMENT_SAMPLES], lambda: task))
+
+
+def differentiable(opened: Opened, method: str, samples: Samples, workspace: Workspace) -> Opened:
+    """The model with a torch program: its own, or, for an ONNX source, one that is proved to answer alike.
+
+    Raises:
+        UsageError: torch cannot run the model, so that the method cannot be used.
+    """
+    if opened.program_path is not None:
+        return opened
+    _require_torch(method)
+    try:
+        return with_program(opened, samples, workspace)
+    except ModelError as err:
+        raise UsageError(
+            f"--method {method} needs output gradients, for which torch has to run the model: {err.message}",
+            hint=f"{_HINT}, or give the torch model",
+        ) from err
+
+
+def _require_torch(method: str) -> None:
+    if importlib.util.find_spec("torch") is None:
+        raise UsageError(
+            f"--method {method} needs output gradients, and torch is not installed",
+            hint=f"pip install 'edgepack[tflite]', or {_HINT}",
+        )
+
+
+@dataclass(frozen=True)
+class _Gradients:
+    """What G is made from.
+
+    Attributes:
+        opened: with a torch program.
+        method: the factorizer that asks for it, for messages.
+    """
+
+    opened: Opened
+    method: str
+    calibration: Samples
+    kind: Kind
+    seed: int
+
+
+def _moments(task: _Gradients) -> dict[str, Array]:
+    from edgepack.torchgraph.gradients import Sampling, gradient_moments
+
+    opened, method = task.opened, task.method
+    if opened.program_path is None:
+        raise ValueError("there is no torch program")
+    needed = moments_bytes(opened)
+    if needed > MOST_BYTES:
+        raise UsageError(
+            f"--method {method}: the output gradients of all layers would take {needed / 2**30:.1f} GiB, "
+            f"at most {MOST_BYTES / 2**30:.0f} GiB are held",
+            hint=_HINT,
+        )
+    feed = first_feeds(opened, task.calibration, MOMENT_SAMPLES)
+    sampling = Sampling(task.kind, task.seed, samples=MOMENT_SAMPLES)
+    try:
+        found = gradient_moments(opened.program_path, opened.layers, feed, sampling)
+    except ModelError as err:
+        raise UsageError(f"--method {method}: {err.message}", hint=_HINT) from err
+    if not found:
+        raise UsageError(
+            f"--method {method} needs output gradients, and none reaches a layer from the model's first output",
+            hint=_HINT,
+        )
+    return found
+
+
+GRADIENTS: Step[_Gradients, dict[str, Array]] = Step("gradients", 2, _moments, ARRAYS)
+
+
+def first_feeds(opened: Opened, calibration: Samples, samples: int) -> Iterator[Mapping[str, Array]]:
+    """Inputs of the first runs of the model."""
+    for feed, _ in feeds(calibration.head(samples), opened.inputs):
+        yield feed
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """How much the model's answer depends on each layer's output.
+
+    Attributes:
+        known: whether there are gradients for every layer: losses with and without them do not compare. There are none
+            without a torch program or data, where they would take too much memory, where an operator has no derivative,
+            and where a layer has no part in the first output.
+        problem: why the gradients could not be computed, None where they could or were not tried.
+    """
+
+    known: bool
+    problem: str | None
+    _read: Callable[[], Mapping[str, Curvature]]
+
+    @property
+    def curvatures(self) -> Mapping[str, Curvature]:
+        """By layer name; empty unless `known`. Computed when they are first asked for."""
+        return self._read() if self.known else {}
+
+
+def make_sensitivity(
+    subject: Subject,
+    spectra: Sequence[Spectrum],
+    metric: str,
+    key: str,
+    workspace: Workspace,
+    *,
+    moments: Mapping[str, Array] | None = None,
+) -> Sensitivity:
+    """Curvature at every layer, once somebody asks for it.
+
+    Args:
+        subject: the model as torch can run it, where it can.
+        spectra: of its layers.
+        metric: of the guard.
+        key: digest of the model, the data, and how the spectra came about.
+        moments: G by layer name, where it is known.
+    """
+    opened, calibration = subject.opened, subject.calibration
+    program = opened.program_path
+    if program is None or calibration is None or moments_bytes(opened) > MOST_BYTES:
+        return Sensitivity(False, None, dict)
+    by_name = {layer.name: spectrum for layer, spectrum in zip(opened.layers, spectra, strict=True)}
+
+    @cache
+    def read() -> Mapping[str, Curvature]:
+        from edgepack.torchgraph.gradients import Sampling, curvatures
+
+        workspace.progress("output gradients")
+        feed = first_feeds(opened, calibration, CURVE_SAMPLES)
+        sampling = Sampling(gradient_kind(metric), workspace.seed, samples=CURVE_SAMPLES)
+        return curvatures(program, opened.layers, by_name, feed, sampling, moments=moments)
+
+    task = Keyed([key, metric, workspace.seed, CURVE_SAMPLES], lambda: _Reach(tuple(by_name), read))
+    return Sensitivity(**workspace.cached(SENSITIVITY, task), _read=read)
+
+
+@dataclass(frozen=True)
+class _Reach:
+    layers: tuple[str, ...]
+    read: Callable[[], Mapping[str, Curvature]]
+
+
+def _reach(task: _Reach) -> dict[str, Any]:
+    """Whether gradients reach every layer."""
+    try:
+        return {"known": set(task.read()) == set(task.layers), "problem": None}
+    except ModelError as err:
+        return {"known": False, "problem": err.message}
+
+
+SENSITIVITY: Step[_Reach, dict[str, Any]] = Step("sensitivity", 1, _reach)

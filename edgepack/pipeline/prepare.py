@@ -1,0 +1,300 @@
+"""Everything that comes before a plan: open the model, load the data, analyze, and say what layers could become."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgepack import metrics
+from edgepack.backends.schemes import SCHEMES
+from edgepack.data import Samples, example, read_npz
+from edgepack.emit.needs import INSTALL, NAMES
+from edgepack.errors import ModelError, UsageError
+from edgepack.factorize.methods import PATENTS
+from edgepack.model.scheme import Format
+from edgepack.pipeline.activations import Subject
+from edgepack.pipeline.analysis import Analysis, Question, analyze
+from edgepack.pipeline.attempt import Guard, Prover
+from edgepack.pipeline.candidates import Menu, Ranks, make_menus, make_offer, ranks_of, without_factors
+from edgepack.pipeline.crossval import CrossValidation, Labelled, check_labels, cross_validated
+from edgepack.pipeline.distill import Recovery, check_recover
+from edgepack.pipeline.evaluator import Evaluator
+from edgepack.pipeline.files import ModelFiles
+from edgepack.pipeline.gradients import weighed
+from edgepack.pipeline.guarding import Data, Methods, choose_methods, load_data, make_guard
+from edgepack.pipeline.method_fits import Alternatives, fit_alternatives
+from edgepack.pipeline.onnx_files import OnnxFiles
+from edgepack.pipeline.opened import Opened, model_kind, open_model
+from edgepack.pipeline.options import BuildOptions
+from edgepack.pipeline.pricing import Prices, make_prices
+from edgepack.pipeline.refit import Refitter, check_refit
+from edgepack.pipeline.replacements import Replacements
+from edgepack.pipeline.rounding import Rounder
+from edgepack.pipeline.scores import check_evaluate
+from edgepack.pipeline.tflite_files import TfliteFiles
+from edgepack.plan.candidates import check_rank
+from edgepack.types import Aim
+from edgepack.workspace import Cache, Progress, Workspace, digest, open_workspace
+
+if TYPE_CHECKING:
+    from edgepack.emit.tflite import TfliteEmitter
+
+UNGUARDED = (
+    "no calibration data: layers are factored by plain SVD of their weights and nothing guards the accuracy; "
+    "give --data F.npz"
+)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A model, ready to be planned.
+
+    Attributes:
+        evaluator: what its plans are tried with.
+        test: samples that are scored once, at the end; None without `--test`.
+        onnx: writes ONNX files, wanted or not: layers are looked at there.
+        files: writers of the formats that the model can be written in.
+        menus: candidates of every layer, by format.
+        cross_validation: how the rank was chosen, where it was so.
+    """
+
+    evaluator: Evaluator
+    data: Data
+    test: Samples | None
+    onnx: OnnxFiles
+    files: Mapping[Format, ModelFiles]
+    prices: Prices
+    menus: Mapping[Format, tuple[Menu, ...]]
+    cross_validation: CrossValidation | None
+
+    @property
+    def opened(self) -> Opened:
+        """The model."""
+        return self.evaluator.analysis.subject.opened
+
+    @property
+    def guard(self) -> Guard:
+        """The samples that plans are chosen on."""
+        return self.evaluator.prover.guard
+
+
+@contextmanager
+def prepared(options: BuildOptions, cache: Cache, progress: Progress) -> Iterator[Prepared]:
+    """Opens and measures a model; temporary files and processes end with the block.
+
+    Raises:
+        UsageError, InputError: bad arguments, model or data.
+        DeviceError: the scheduler, or this machine as a device, failed.
+    """
+    model_kind(options.model)
+    with ExitStack() as stack:
+        opening = open_workspace(cache, seed=options.seed, scheduler=options.scheduler, progress=progress)
+        workspace = stack.enter_context(opening)
+        converter = stack.enter_context(_converter()) if "tflite" in options.chosen_formats else None
+        yield _prepare(options, converter, workspace)
+
+
+@contextmanager
+def _converter() -> Iterator[TfliteEmitter]:
+    """A converter process that starts at once and imports meanwhile."""
+    from edgepack.emit.tflite import TfliteEmitter
+
+    with TfliteEmitter() as converter:
+        converter.warm_up()
+        yield converter
+
+
+def _prepare(options: BuildOptions, converter: TfliteEmitter | None, workspace: Workspace) -> Prepared:
+    opened = _open(options, workspace)
+    data = load_data(options.data, opened, options.model, options.seed)
+    methods = _methods(options, data)
+    test = None if options.test is None else read_npz(options.test, opened.inputs)
+    dense = _dense(options, opened, data, workspace)
+    guard, onnx = dense.guard, dense.onnx
+    for line in _left_out(options):
+        workspace.warn(line)
+    if data.calibration is None:
+        workspace.warn(UNGUARDED)
+
+    method = methods.factorizer
+    subject = Subject(opened, data.calibration, digest(opened.sha256, data.digest()))
+    source, gradients = weighed(subject, method, guard.metric, workspace)
+    validated = _cross_validated(options, subject, method, dense, workspace)
+    key = digest(subject.key, method, guard.metric, options.seed, options.exact)
+    question = Question(method, guard.metric, onnx.largest, key)
+    analysis = analyze(subject, source, gradients, question, workspace)
+    _warn_of_layers(options, analysis, workspace)
+    files = _formats(options, analysis, data, onnx, converter, workspace)
+    if analysis.sensitivity.problem is not None:
+        workspace.warn(f"layers are weighed by their output energy: {analysis.sensitivity.problem}")
+
+    share = None if validated is None else validated.share
+    ranks = ranks_of(analysis.layers, options, analysis.unseen, share=share)
+    schemes = tuple(scheme for fmt in files for scheme in SCHEMES[fmt])
+    alternatives = fit_alternatives(analysis, methods.others, options.rank, schemes, workspace)
+    if not methods.pairs:
+        ranks = without_factors(ranks, alternatives)
+    _warn_of_methods(options, methods, alternatives, workspace)
+    offer = make_offer(analysis, ranks, alternatives, tuple(files), workspace, guarded=guard.guarded)
+    prices = make_prices(
+        options.target,
+        opened,
+        data.guard,
+        tuple(files),
+        workspace,
+        precision=options.precision,
+        ranks=None if options.rank == "auto" or methods.others else _own(ranks),
+    )
+    menus = {fmt: make_menus(one, analysis.layers, offer, prices, options) for fmt, one in files.items()}
+    replacements = _replacements(options, analysis, source, alternatives, guard)
+    prover = Prover(guard, analysis.layers, onnx, workspace.folder)
+    aim: Aim = "latency" if methods.pairs or alternatives.only_save_bytes is None else "size"
+    guarded = digest(analysis.key, guard.reference, guard.samples.labels)
+    evaluator = Evaluator(options, analysis, replacements, prover, aim, guarded, workspace)
+    return Prepared(evaluator, data, test, onnx, files, prices, menus, validated)
+
+
+def _left_out(options: BuildOptions) -> list[str]:
+    """A line for every format that nobody asked for and that cannot be written here."""
+    left_out = {} if options.formats is not None else options.unwritable
+    return [
+        f"no {NAMES[fmt]} file: it needs {INSTALL[fmt]} ({', '.join(packages)} not installed)"
+        for fmt, packages in left_out.items()
+    ]
+
+
+def _open(options: BuildOptions, workspace: Workspace) -> Opened:
+    workspace.progress("open model")
+    opened = open_model(options.model, workspace.folder)
+    if not opened.layers:
+        raise ModelError(f"{options.model}: no linear layer found; there is nothing to factor")
+    if not isinstance(options.rank, str):
+        check_rank(opened.layers, options.rank)
+    return opened
+
+
+def _methods(options: BuildOptions, data: Data) -> Methods:
+    """What the layers may become. Refuses options that are about the pairs of a factorizer where there are none, and
+    those that look at data without any."""
+    methods = choose_methods(options.method, data)
+    given = {"--rank cv": options.rank == "cv", "--refit": options.refit, "--recover": options.recover is not None}
+    for option, wanted in given.items():
+        if wanted and not methods.pairs:
+            raise UsageError(
+                f"{option} is for the pairs of a factorizer, and --method {options.method} makes none",
+                hint="leave it out, or give a factorizer: --method whitened",
+            )
+    if options.recover is not None:
+        check_recover(data.calibration)
+    if options.refit:
+        check_refit(methods.factorizer, data.calibration)
+    return methods
+
+
+@dataclass(frozen=True)
+class _Dense:
+    """The dense fp32 model: its file, its writer, and its answers on the validation samples."""
+
+    path: Path
+    onnx: OnnxFiles
+    guard: Guard
+
+
+def _dense(options: BuildOptions, opened: Opened, data: Data, workspace: Workspace) -> _Dense:
+    onnx = OnnxFiles(opened.model, data.calibration, largest=options.weight_grids[0], warn=workspace.warn)
+    path = workspace.folder / "dense.fp32.onnx"
+    onnx.write_dense(path)
+    guard = make_guard(options.metric, data, path, exact=options.exact)
+    check_evaluate(opened, path, guard)
+    largest = _largest_code(options, opened, data, guard, workspace)
+    return _Dense(path, OnnxFiles(opened.model, data.calibration, largest=largest, warn=workspace.warn), guard)
+
+
+def _largest_code(options: BuildOptions, opened: Opened, data: Data, guard: Guard, workspace: Workspace) -> int:
+    """The largest weight code of the grid with which the dense int8 file answers best."""
+    if len(options.weight_grids) == 1 or "onnx" not in options.chosen_formats or options.precision == "fp32":
+        return options.weight_grids[0]
+    path = workspace.folder / "grid.onnx"
+    noise = {}
+    for largest in options.weight_grids:
+        onnx = OnnxFiles(opened.model, data.calibration, largest=largest, warn=workspace.warn)
+        onnx.write({}, onnx.probe_scheme, path)
+        noise[largest] = metrics.sqnr_db(guard.answers(path, "onnx"), guard.reference)
+    return max(options.weight_grids, key=lambda largest: noise[largest])
+
+
+def _cross_validated(
+    options: BuildOptions, subject: Subject, method: str, dense: _Dense, workspace: Workspace
+) -> CrossValidation | None:
+    if options.rank != "cv":
+        return None
+    labels = check_labels(subject.calibration, dense.guard)
+    samples = dense.guard.samples if subject.calibration is None else subject.calibration
+    return cross_validated(Labelled(subject, samples, labels, method), dense.onnx, workspace)
+
+
+def _warn_of_layers(options: BuildOptions, analysis: Analysis, workspace: Workspace) -> None:
+    fate = "it stays dense" if options.rank == "auto" else "it is factored by plain SVD"
+    for name in analysis.unseen:
+        workspace.warn(f"{name}: its input was never seen to vary on the data, so {fate}")
+    for layer in analysis.layers:
+        known = analysis.gradients is None or layer.name in analysis.gradients
+        if not known and layer.name not in analysis.unseen:
+            workspace.warn(f"{layer.name}: no gradient reaches it from the model's first output, so it is whitened")
+
+
+def _warn_of_methods(options: BuildOptions, methods: Methods, alternatives: Alternatives, workspace: Workspace) -> None:
+    if not methods.pairs and alternatives.only_save_bytes is not None:
+        workspace.warn(f"{options.method} {alternatives.only_save_bytes}")
+    for name in methods.others:
+        if name in PATENTS:
+            workspace.warn(f"{name} is covered by patent {PATENTS[name]}: see to it that you may use it")
+
+
+def _formats(
+    options: BuildOptions,
+    analysis: Analysis,
+    data: Data,
+    onnx: OnnxFiles,
+    converter: TfliteEmitter | None,
+    workspace: Workspace,
+) -> dict[Format, ModelFiles]:
+    """The formats that this model can be written in. TFLite is left out, with the reason, where conversion fails."""
+    files: dict[Format, ModelFiles] = {"onnx": onnx} if "onnx" in options.chosen_formats else {}
+    if converter is None:
+        return files
+    opened = analysis.subject.opened
+    inputs = example(data.guard, opened.inputs, options.seed)
+    tflite = TfliteFiles(converter, opened, data.calibration, inputs, workspace)
+    try:
+        tflite.write_dense(workspace.folder / "dense.fp32.tflite")
+    except ModelError as err:
+        if not files:
+            raise
+        workspace.warn(f"no TFLite file: {err.message}")
+    else:
+        files["tflite"] = tflite
+    return files
+
+
+def _replacements(
+    options: BuildOptions, analysis: Analysis, source: Subject, alternatives: Alternatives, guard: Guard
+) -> Replacements:
+    opened, calibration = analysis.subject.opened, analysis.subject.calibration
+    workspace = analysis.covariances.workspace
+    gradients = analysis.gradients or {}
+    rounder = Rounder(analysis.covariances, analysis.method, analysis.largest, gradients, workspace)
+    refitter = recovery = None
+    if options.refit and calibration is not None:
+        refitter = Refitter(opened.model, rounder, calibration)
+    if options.recover is not None and calibration is not None:
+        key = digest(analysis.key, "recovery")
+        recovery = Recovery(source.opened, calibration, guard.metric, options.recover, key, workspace)
+    return Replacements(analysis, rounder, refitter, recovery, alternatives)
+
+
+def _own(ranks: Mapping[str, Ranks]) -> dict[str, tuple[int, ...]]:
+    return {name: one.own for name, one in ranks.items()}
