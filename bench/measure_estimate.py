@@ -14,8 +14,8 @@ from edgepack.data import example
 from edgepack.emulator.counts import middle
 from edgepack.emulator.estimate import time_bound
 from edgepack.pipeline.guarding import load_data
-from edgepack.pipeline.opened import open_model
-from edgepack.pipeline.tflite_files import TfliteFiles
+from edgepack.sources import open_model
+from edgepack.backends.tflite.writer import TfliteWriter
 from edgepack.targets import get_target
 
 MODELS = Path(__file__).parent / "models"
@@ -69,7 +69,7 @@ def _files(network: str, work: Path) -> list[Variant]:
     opened = open_model(source, work)
     data = load_data(None, opened, source, SEED)
     variants = []
-    with TfliteFiles(Cache(), work) as files:
+    with TfliteWriter(Cache(), work) as files:
         files.open(opened, data.calibration, example(data.guard, opened.inputs, SEED))
         for precision, scheme in SCHEMES.items():
             path = work / f"{network}.{precision}.tflite"

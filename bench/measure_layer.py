@@ -21,14 +21,15 @@ from edgepack.factorize import factorizer
 from edgepack.model.layer import Layer
 from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import FileScheme, Scheme
-from edgepack.pipeline.files import ModelFiles
+from edgepack.backends.backend import Writer
 from edgepack.pipeline.guarding import Data, load_data
 from edgepack.pipeline.ladder import LayerPlans
-from edgepack.pipeline.onnx_files import OnnxFiles
-from edgepack.pipeline.opened import Opened, open_model
+from edgepack.backends.onnx.writer import OnnxWriter
+from edgepack.model.model import Model
+from edgepack.sources import open_model
 from edgepack.pipeline.options import BuildOptions
 from edgepack.pipeline.statistics import decompose
-from edgepack.pipeline.tflite_files import TfliteFiles
+from edgepack.backends.tflite.writer import TfliteWriter
 from edgepack.plan.candidates import break_even_rank
 from edgepack.progress import silent
 from edgepack.quantize.gauge import balanced
@@ -102,15 +103,15 @@ def model_files(work: Path, model: str = MODEL, rank: int = RANK) -> list[LayerF
     plan, factors = _factored(opened, data, cache, rank)
     # The grid that is safe on this machine's instruction set; its size does not change the kernel.
     largest = BuildOptions(model=model, target=get_target(HOST)).weight_grids[-1]
-    onnx = OnnxFiles(opened.model, data.calibration, largest=largest)
-    with TfliteFiles(cache, work) as tflite:
+    onnx = OnnxWriter(opened.content, data.calibration, largest=largest)
+    with TfliteWriter(cache, work) as tflite:
         tflite.open(opened, data.calibration, example(data.guard, opened.inputs, SEED))
         return [file for files in (onnx, tflite) for file in _written(files, plan, factors, work)]
 
 
-def _factored(opened: Opened, data: Data, cache: Cache, rank: int) -> tuple[LayerPlans, dict[str, Replacement]]:
+def _factored(opened: Model, data: Data, cache: Cache, rank: int) -> tuple[LayerPlans, dict[str, Replacement]]:
     key = digest(opened.sha256, data.digest())
-    spectra, _ = decompose(opened.model, opened.layers, METHOD, data.calibration, key, cache, silent)
+    spectra, _ = decompose(opened.content, opened.layers, METHOD, data.calibration, key, cache, silent)
     algorithm = factorizer(METHOD)
     plans = tuple(_plan(layer, spectrum, rank) for layer, spectrum in zip(opened.layers, spectra, strict=True))
     factors = {
@@ -130,7 +131,7 @@ def _plan(layer: Layer, spectrum: Spectrum, rank: int) -> LayerPlan:
 
 
 def _written(
-    files: ModelFiles, plan: LayerPlans, factors: Mapping[str, Replacement], work: Path
+    files: Writer, plan: LayerPlans, factors: Mapping[str, Replacement], work: Path
 ) -> Iterator[LayerFile]:
     fmt = files.fmt
     for scheme in SCHEMES[fmt]:

@@ -15,13 +15,14 @@ from edgepack.backends.onnx.schemes import FP32
 from edgepack.cache import Cache, digest
 from edgepack.data import Samples
 from edgepack.factorize import factorizer
-from edgepack.inference import THREADS, load, predict
+from edgepack.backends.runtime import THREADS, load, predict
 from edgepack.model.layer import Layer
 from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import FileScheme
 from edgepack.pipeline.guarding import load_data
-from edgepack.pipeline.onnx_files import OnnxFiles
-from edgepack.pipeline.opened import Opened, open_model
+from edgepack.backends.onnx.writer import OnnxWriter
+from edgepack.model.model import Model
+from edgepack.sources import open_model
 from edgepack.pipeline.sensitivity import Sensitivity
 from edgepack.pipeline.statistics import decompose
 from edgepack.plan.candidates import break_even_rank
@@ -47,7 +48,7 @@ Table = Mapping[str, Array]
 class _Model:
     """A model opened, its layers decomposed, and the samples that plans are compared on."""
 
-    opened: Opened
+    opened: Model
     spectra: Mapping[str, Spectrum]
     curvature: Table
     energy: Table
@@ -66,7 +67,7 @@ def _row(case: Case, work: Path, plans: int) -> dict[str, Any]:
     from scipy.stats import spearmanr
 
     model = _prepared(case, work)
-    files, change = OnnxFiles(model.opened.model, None, largest=WEIGHT_CODES), CHANGES[model.metric]
+    files, change = OnnxWriter(model.opened.content, None, largest=WEIGHT_CODES), CHANGES[model.metric]
     files.write_dense(work / "dense.onnx")
     reference = predict(load(work / "dense.onnx", "onnx", threads=THREADS), model.samples)
     drawn = [_drawn(model.opened.layers, rng) for rng in np.random.default_rng(SEED).spawn(plans)]
@@ -100,7 +101,7 @@ def _prepared(case: Case, work: Path) -> _Model:
     opened = open_model(case.model, work)
     data = load_data(case.data, opened, case.model, SEED)
     key = digest(opened.sha256, data.digest())
-    spectra, _ = decompose(opened.model, opened.layers, METHOD, data.calibration, key, cache, silent)
+    spectra, _ = decompose(opened.content, opened.layers, METHOD, data.calibration, key, cache, silent)
     metric = "classes" if data.guard.labels is not None else "cosine"
     sensitivity = Sensitivity(
         opened, spectra, data.calibration, metric, SEED, digest(key, "order of plans"), cache, silent

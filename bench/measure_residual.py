@@ -27,10 +27,10 @@ from edgepack.pipeline.beside import rounded_beside
 from edgepack.pipeline.guarding import load_data
 from edgepack.pipeline.measuring import QUICK, STANDARD, measure_points
 from edgepack.pipeline.moments import observe
-from edgepack.pipeline.opened import open_model
+from edgepack.sources import open_model
 from edgepack.plan.candidates import residual_ranks
 from edgepack.plan.sizes import size_bytes
-from edgepack.plan.table import linear_point
+from edgepack.model.point import linear_point
 from edgepack.progress import silent
 from edgepack.quantize.alternate import alternate
 from edgepack.quantize.gauge import balanced
@@ -77,7 +77,7 @@ def _losses(case: _Case, *, quick: bool) -> Iterator[dict[str, Any]]:
         names = [layer.name for layer in layers]
         if data.calibration is None:
             raise ValueError(f"{spec} brings no samples")
-        seen, held = (observe(opened.model, names, part, silent, None) for part in (data.calibration, data.guard))
+        seen, held = (observe(opened.content, names, part, silent, None) for part in (data.calibration, data.guard))
         for layer in layers:
             ways = dict(_ways(layer, seen[layer.name], held[layer.name]))
             sides = {"out": layer.out_features, "in": layer.in_features, "rows": case.rows}

@@ -22,13 +22,14 @@ from edgepack.calibrate import moments
 from edgepack.data import Samples
 from edgepack.factorize import fisher, svd, two_sided, whitened
 from edgepack.factorize.shrinkage import fixed
-from edgepack.inference import load, predict
+from edgepack.backends.runtime import load, predict
 from edgepack.model.layer import Layer
 from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import FileScheme
 from edgepack.pipeline.covariances import Covariances
-from edgepack.pipeline.onnx_files import OnnxFiles
-from edgepack.pipeline.opened import Opened, open_model
+from edgepack.backends.onnx.writer import OnnxWriter
+from edgepack.model.model import Model
+from edgepack.sources import open_model
 from edgepack.pipeline.refitting import Refitter
 from edgepack.pipeline.rounding import Rounder
 from edgepack.pipeline.statistics import decompose
@@ -54,7 +55,7 @@ SCHEME = FileScheme.of(INT8_DYNAMIC)
 class Model:
     """A trained perceptron as a build opens it."""
 
-    opened: Opened
+    opened: Model
     seed: int
 
     @property
@@ -74,9 +75,9 @@ class Model:
 
     def gradient(self, x: Array) -> Array:
         """G of the first layer, from the first samples."""
-        assert self.opened.program_path is not None
+        assert self.opened.program is not None
         feeds = ({self.opened.inputs[0].name: row[None]} for row in x)
-        found = gradient_moments(self.opened.program_path, self.layers[:1], feeds, self.seed, kind="classes")
+        found = gradient_moments(self.opened.program, self.layers[:1], feeds, self.seed, kind="classes")
         return found[self.layers[0].name]
 
 
@@ -149,16 +150,16 @@ def refits(model: Model, x: Array, test_x: Array, test_y: Array, work: Path) -> 
         samples, test = Samples({spec.name: x[:count]}), Samples({spec.name: test_x})
         key = f"{model.seed} {count}"
         names = [layer.name for layer in opened.layers]
-        covariances = Covariances(opened.model, names, samples, key, cache, silent, None)
-        spectra, _ = decompose(opened.model, opened.layers, "whitened", samples, key, cache, silent)
+        covariances = Covariances(opened.content, names, samples, key, cache, silent, None)
+        spectra, _ = decompose(opened.content, opened.layers, "whitened", samples, key, cache, silent)
         rounder = Rounder(covariances, "whitened", 0, 127)
-        files, path = OnnxFiles(opened.model, samples, largest=127), work / "refit.onnx"
+        files, path = OnnxWriter(opened.content, samples, largest=127), work / "refit.onnx"
         dense = model.scores(test_x)
         for rank in REFIT_RANKS:
             plan = [_choice(layer, None if layer is opened.layers[-1] else rank) for layer in opened.layers]
             chosen = zip(opened.layers, spectra, plan, strict=True)
             kept = {one.name: rounder.factors(one, s, rank, INT8_DYNAMIC) for one, s, p in chosen if p.rank is not None}
-            refitter = Refitter(opened.model, rounder, samples, silent)
+            refitter = Refitter(opened.content, rounder, samples, silent)
             fitted = refitter.factors(opened.layers, spectra, plan, SCHEME)
             for name, factors in (("as factored", kept), ("refitted", fitted)):
                 files.write(factors, SCHEME, path)
@@ -181,7 +182,7 @@ def shrinkages(model: Model, x: Array, test_x: Array, test_y: Array) -> list[dic
         with tempfile.TemporaryDirectory() as folder:
             samples = Samples({opened.inputs[0].name: x[:count]})
             names = [layer.name for layer in opened.layers]
-            made = Covariances(opened.model, names, samples, "key", Cache(Path(folder)), silent, None)
+            made = Covariances(opened.content, names, samples, "key", Cache(Path(folder)), silent, None)
             seen = made.of(opened.layers[0].name)
         assert seen is not None
         layer = replace(opened.layers[0], moments=seen)

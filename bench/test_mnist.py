@@ -12,7 +12,7 @@ from blocks import speedup
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from edgepack.data import example
-from edgepack.inference import load
+from edgepack.backends.runtime import load
 from edgepack.model.scheme import FORMATS, Format
 from edgepack.report.cells import ratio, size
 

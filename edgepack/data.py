@@ -223,3 +223,10 @@ def _stand_in(spec: TensorSpec, rng: np.random.Generator) -> Array:
         return np.asarray(rng.standard_normal(shape), dtype=spec.dtype)
     zeros: np.ndarray[Any, Any] = np.zeros(shape, dtype=spec.dtype)
     return zeros
+
+
+def rename(samples: Samples, specs: Sequence[TensorSpec]) -> Samples:
+    """Samples under the names of `specs`, matched by order where the names differ."""
+    if {spec.name for spec in specs} == set(samples.inputs):
+        return samples
+    return Samples(dict(zip((s.name for s in specs), samples.inputs.values(), strict=True)), samples.labels)

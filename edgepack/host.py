@@ -9,16 +9,12 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any, Literal
 
+from edgepack.backends.registry import FACTS
 from edgepack.errors import StableDeviceError
 from edgepack.model.scheme import Format
 from edgepack.targets import HOST, Cache, Cluster, Target
 from edgepack.workspace import shipped
 
-_RUNTIME_FORMATS: tuple[tuple[str, Format], ...] = (
-    ("onnxruntime", "onnx"),
-    ("ai-edge-litert", "tflite"),
-    ("tflite-runtime", "tflite"),
-)
 # Of the hundred flags a CPU lists, those that decide which kernel runs: the kernel's name → ours.
 _ISA = {
     "asimd": "neon",
@@ -66,10 +62,11 @@ def target_from_probe(report: Mapping[str, Any], name: str) -> Target:
     """
     runtimes = report["runtimes"]
     usable: dict[Format, str] = {}
-    for runtime, fmt in _RUNTIME_FORMATS:
-        if runtime in runtimes and runtimes[runtime]["imports"] is not False:
-            usable.setdefault(fmt, runtime)
-    missing = [fmt for fmt in ("onnx", "tflite") if fmt not in usable]
+    for fmt, facts in FACTS.items():
+        found = (one for one in facts.runtimes if one in runtimes and runtimes[one]["imports"] is not False)
+        if (runtime := next(found, None)) is not None:
+            usable[fmt] = runtime
+    missing = [fmt for fmt in FACTS if fmt not in usable]
     return Target(
         name=name,
         description=report["device_model"] or report["cpu_model"] or report["machine"],

@@ -117,7 +117,7 @@ def load_arrays(path: Path) -> dict[str, Array]:
     """The named arrays of an entry."""
     import numpy as np
 
-    # Opened here: numpy leaves a damaged file open.
+    # Model here: numpy leaves a damaged file open.
     with path.open("rb") as source, np.load(source, allow_pickle=False) as archive:
         return {name: archive[name] for name in archive.files}
 

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgepack.data import Samples
 from edgepack.errors import ModelError
-from edgepack.inference import Running, load, predict, rename
+from edgepack.backends.runtime import Session, load, predict, rename
 from edgepack.types import Array, TensorSpec
 
 WEIGHT = np.arange(12, dtype=np.float32).reshape(3, 4) / 7
@@ -37,7 +37,7 @@ def samples(count: int) -> Samples:
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> dict[int | str, Running]:
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[int | str, Session]:
     folder = tmp_path_factory.mktemp("models")
     return {batch: load(linear(folder / f"{batch}.onnx", batch), "onnx") for batch in (1, 5, "N")}
 
@@ -45,7 +45,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[int | str, Running]
 @settings(max_examples=30)
 @given(st.integers(1, 150), st.sampled_from([1, 5, "N"]))
 def test_one_answer_per_sample_whatever_the_batch(
-    models: dict[int | str, Running], count: int, batch: int | str
+    models: dict[int | str, Session], count: int, batch: int | str
 ) -> None:
     given_samples = samples(count)
     found = predict(models[batch], given_samples)
@@ -53,19 +53,19 @@ def test_one_answer_per_sample_whatever_the_batch(
     np.testing.assert_allclose(found, given_samples.inputs["x"] @ WEIGHT, atol=1e-5)
 
 
-def test_inputs_are_what_the_file_says(models: dict[int | str, Running], tmp_path: Path) -> None:
+def test_inputs_are_what_the_file_says(models: dict[int | str, Session], tmp_path: Path) -> None:
     assert models["N"].inputs == (TensorSpec("x", (None, 3), np.dtype("float32")),)
     assert models[5].inputs[0].shape == (5, 3)
     double = load(linear(tmp_path / "d.onnx", "N", double=True), "onnx")
     assert double.inputs[0].dtype == np.float64
 
 
-def test_run_gives_every_output_in_order(models: dict[int | str, Running]) -> None:
+def test_run_gives_every_output_in_order(models: dict[int | str, Session]) -> None:
     y, z = models["N"].run({"x": np.ones((2, 3), np.float32)})
     np.testing.assert_array_equal(z, -y)
 
 
-def test_stacked_samples_get_an_axis_of_their_own(models: dict[int | str, Running]) -> None:
+def test_stacked_samples_get_an_axis_of_their_own(models: dict[int | str, Session]) -> None:
     x = np.random.default_rng(0).standard_normal((7, 5, 3)).astype(np.float32)
     found = predict(models[5], Samples({"x": x}))
     np.testing.assert_allclose(found, x @ WEIGHT, atol=1e-5)
@@ -85,7 +85,7 @@ def test_renamed_inputs_go_by_order() -> None:
         rename(Samples({"x": a}), specs)
 
 
-def test_wrong_shapes_are_a_model_error(models: dict[int | str, Running]) -> None:
+def test_wrong_shapes_are_a_model_error(models: dict[int | str, Session]) -> None:
     with pytest.raises(ModelError, match=r"does not run on inputs of shape x \(2, 9\)"):
         models["N"].run({"x": np.ones((2, 9), np.float32)})
 

@@ -10,7 +10,7 @@ import pytest
 from edgepack.errors import ModelError
 from edgepack.tflitegraph.contents import operators, weight_bytes
 from edgepack.tflitegraph.linear import linear_ops
-from edgepack.tfliterun import interpreter, run, signature
+from edgepack.backends.tflite.runtime import interpreter, run, signature
 
 Written = tuple[Path, np.ndarray, np.ndarray]
 
@@ -104,7 +104,7 @@ from pathlib import Path
 from edgepack.errors import ModelError
 from edgepack.tflitegraph.contents import weight_bytes
 from edgepack.tflitegraph.linear import linear_ops
-from edgepack.tfliterun import interpreter
+from edgepack.backends.tflite.runtime import interpreter
 content = Path(sys.argv[1]).read_bytes()
 target = Path(sys.argv[2])
 for size in range(0, len(content) - 1, 37):

@@ -23,7 +23,7 @@ from edgepack.segments import LayerShape, Segment
 from edgepack.sources.torch import export_program, save_program
 from edgepack.tflitefile import read_file
 from edgepack.tflitegraph.contents import operators, weight_bytes
-from edgepack.tfliterun import interpreter
+from edgepack.backends.tflite.runtime import interpreter
 from edgepack.tflitesplit import split_tflite
 from edgepack.torchgraph import find_linears, flat_module
 from edgepack.types import Array

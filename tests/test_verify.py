@@ -16,7 +16,7 @@ from edgepack.backends.onnx.schemes import FP32, INT8_DYNAMIC, INT8_STATIC, NBIT
 from edgepack.backends.schemes import layer_schemes
 from edgepack.data import Samples
 from edgepack.emit.onnx import to_schemes
-from edgepack.inference import load, predict
+from edgepack.backends.runtime import load, predict
 from edgepack.model.replacement import Replacement, low_rank
 from edgepack.model.scheme import FORMATS, FileScheme, Scheme
 from edgepack.onnxgraph.contents import read_contents

@@ -15,7 +15,7 @@ from edgepack.executor import workers
 from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import Scheme
 from edgepack.pipeline.losses import predict_losses
-from edgepack.pipeline.onnx_files import OnnxFiles
+from edgepack.backends.onnx.writer import OnnxWriter
 from edgepack.pipeline.sensitivity import Sensitivity
 from edgepack.plan.candidates import rank_choices
 from edgepack.plan.sizes import size_bytes
@@ -57,7 +57,7 @@ def mixed_rows(study: Study, shares: Sequence[float]) -> Iterator[Row]:
 def _with_int4_tables(study: Study) -> Study:
     model = study.opened.model.clone()
     to_int4_tables(model)
-    files = OnnxFiles(model, study.calibration, largest=LARGEST)
+    files = OnnxWriter(model, study.calibration, largest=LARGEST)
     return replace(study, opened=replace(study.opened, model=model), files=files)
 
 

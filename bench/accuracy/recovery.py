@@ -38,7 +38,7 @@ def _program(study: Study) -> ExportedProgram:
     from edgepack.emit.pnnx import onnx_to_program
     from edgepack.sources.torch import load_pt2
 
-    if study.opened.program_path is not None:
-        return load_pt2(study.opened.program_path)
+    if study.opened.program is not None:
+        return load_pt2(study.opened.program)
     feed = example(study.calibration, study.opened.inputs, SEED)
-    return onnx_to_program(study.opened.onnx_path, {name: array.shape for name, array in feed.items()})
+    return onnx_to_program(study.opened.path, {name: array.shape for name, array in feed.items()})

@@ -14,14 +14,15 @@ import numpy as np
 from accuracy.subjects import Subject
 from edgepack.data import Samples
 from edgepack.factorize import svd, whitened
-from edgepack.inference import THREADS, load, predict
+from edgepack.backends.runtime import THREADS, load, predict
 from edgepack.model.layer import View
 from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import Scheme
 from edgepack.pipeline.guarding import load_data
 from edgepack.pipeline.moments import observe
-from edgepack.pipeline.onnx_files import OnnxFiles
-from edgepack.pipeline.opened import Opened, open_model
+from edgepack.backends.onnx.writer import OnnxWriter
+from edgepack.model.model import Model
+from edgepack.sources import open_model
 from edgepack.plan.candidates import asked_rank
 from edgepack.progress import silent
 from edgepack.types import Array, InputSpread, Moments, Spectrum
@@ -48,11 +49,11 @@ class Study:
     """
 
     subject: Subject
-    opened: Opened
+    opened: Model
     layers: Mapping[str, View]
     plain: Mapping[str, Spectrum]
     seen: Mapping[str, Spectrum]
-    files: OnnxFiles
+    files: OnnxWriter
     calibration: Samples
     guard: Samples
     held_out: Mapping[str, Array]
@@ -120,7 +121,7 @@ def _study(subject: Subject, model: str, work: Path) -> Study:
     data = load_data(subject.data, opened, model, SEED)
     if data.calibration is None:
         raise ValueError(f"{model}: no samples to calibrate on")
-    files = OnnxFiles(opened.model, data.calibration, largest=LARGEST)
+    files = OnnxWriter(opened.content, data.calibration, largest=LARGEST)
     files.write_dense(work / "dense.fp32.onnx")
     running = load(work / "dense.fp32.onnx", "onnx", threads=THREADS)
     layers = _observed(opened, data.calibration)
@@ -148,8 +149,8 @@ def seen_spectrum(layer: View) -> Spectrum:
     return replace(whitened.spectrum(layer), inputs=inputs)
 
 
-def _observed(opened: Opened, samples: Samples) -> dict[str, View]:
-    seen = observe(opened.model, [layer.name for layer in opened.layers], samples, silent)
+def _observed(opened: Model, samples: Samples) -> dict[str, View]:
+    seen = observe(opened.content, [layer.name for layer in opened.layers], samples, silent)
     return {layer.name: replace(layer, moments=seen.get(layer.name)) for layer in opened.layers}
 
 

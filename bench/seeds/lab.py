@@ -22,14 +22,15 @@ from edgepack.cache import Cache, digest
 from edgepack.coded import stored_numbers
 from edgepack.data import Samples
 from edgepack.errors import EdgepackError
-from edgepack.inference import THREADS, load, predict
+from edgepack.backends.runtime import THREADS, load, predict
 from edgepack.model.layer import Layer
 from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import FileScheme, Scheme
 from edgepack.pipeline.moments import observe
-from edgepack.pipeline.onnx_files import OnnxFiles
-from edgepack.pipeline.opened import Opened, open_model
-from edgepack.pipeline.tflite_files import TfliteFiles
+from edgepack.backends.onnx.writer import OnnxWriter
+from edgepack.model.model import Model
+from edgepack.sources import open_model
+from edgepack.backends.tflite.writer import TfliteWriter
 from edgepack.progress import silent
 from edgepack.sources.torch import export_program, save_program
 from edgepack.types import Array
@@ -56,10 +57,10 @@ class Lab:
         test: samples that files are scored on.
     """
 
-    opened: Opened
+    opened: Model
     layers: tuple[Layer, ...]
-    onnx: OnnxFiles
-    tflite: TfliteFiles | None
+    onnx: OnnxWriter
+    tflite: TfliteWriter | None
     images: Array
     test: Samples
     cache: Cache
@@ -151,7 +152,7 @@ def _onnx_file(path: Path, images: Sequence[JpegImage]) -> dict[str, int]:
 
 
 def open_lab(
-    model: nn.Module, cache: Cache, work: Path, tflite: TfliteFiles | None = None, split: int | None = None
+    model: nn.Module, cache: Cache, work: Path, tflite: TfliteWriter | None = None, split: int | None = None
 ) -> Lab:
     """Open a trained model of digits.
 
@@ -171,9 +172,9 @@ def open_lab(
     opened = open_model(str(work / "source.pt2"), work)
     name = opened.inputs[0].name
     calibration = Samples({name: images})
-    seen = observe(opened.model, [layer.name for layer in opened.layers], calibration, silent)
+    seen = observe(opened.content, [layer.name for layer in opened.layers], calibration, silent)
     layers = tuple(replace(layer, moments=seen[layer.name]) for layer in opened.layers)
     if tflite is not None:
         tflite.open(opened, calibration, {name: images[:1]})
-    files = OnnxFiles(opened.model, calibration, largest=LARGEST)
+    files = OnnxWriter(opened.content, calibration, largest=LARGEST)
     return Lab(opened, layers, files, tflite, images, scored, cache, work)

@@ -16,7 +16,7 @@ from edgepack.factorize import jpeg
 from edgepack.factorize.methods import METHODS
 from edgepack.model.layer import View
 from edgepack.model.replacement import Replacement
-from edgepack.pipeline.tflite_files import TfliteFiles
+from edgepack.backends.tflite.writer import TfliteWriter
 from edgepack.quantize.coded import in_8_bits
 from edgepack.quantize.grid import quantize_weight
 from seeds import claims, train
@@ -37,7 +37,7 @@ class Bench:
     settings: Settings
     cache: Cache
     work: Path
-    tflite: TfliteFiles | None
+    tflite: TfliteWriter | None
     say: Callable[[str], None]
 
     def lab(self, sizes: Sequence[int], seed: int = 0, *, tflite: bool = True) -> Lab:

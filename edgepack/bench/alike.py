@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 
+from edgepack.backends.registry import FACTS
 from edgepack.bench.facts import DeviceFacts
 from edgepack.bench.results import RUNNER, BenchResult, Conditions
 from edgepack.bench.schedule import FULL, QUICK, Schedule
 from edgepack.errors import PackError
 from edgepack.model.scheme import Format
-
-SERVES: Mapping[Format, tuple[str, ...]] = {"onnx": ("onnxruntime",), "tflite": ("ai-edge-litert", "tflite-runtime")}
-"""The runtimes that the runner takes for a format, the first that is there."""
-TOOLS: Mapping[Format, tuple[str, ...]] = {"onnx": ("onnxruntime_perf_test",), "tflite": ("benchmark_model",)}
-"""What measures a format on a device that has no Python."""
 
 # How long something else may take does not change what warm latency is.
 _WITHOUT_EFFECT = ("sustained_s", "start_below_c", "cool_down_s", "retries")
@@ -48,7 +44,7 @@ def _runtime(conditions: Conditions, fmt: Format) -> tuple[str, str]:
     if named is not None:
         name, _, version = named.rpartition(" ")
         return (name, version) if name else (named, "of unknown version")
-    for name in SERVES[fmt] if conditions.tool(fmt).name == RUNNER.name else ():
+    for name in FACTS[fmt].runtimes if conditions.tool(fmt).name == RUNNER.name else ():
         if name in conditions.device.runtimes:
             return name, conditions.device.runtimes[name]
     return "runtime", "not named"

@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 
 from edgepack import __version__, metrics
+from edgepack.backends.registry import backend
+from edgepack.backends.runtime import load
 from edgepack.bench.devices.device import Job
 from edgepack.bench.devices.emulated import EmulatedDevice
 from edgepack.bench.emulated_results import EmulatedResult, EmulatedVariant, Emulation, LayerCounts
 from edgepack.bench.session import Variant
-from edgepack.blank import write_blank
-from edgepack.data import Samples
+from edgepack.data import Samples, rename
 from edgepack.emulator.counts import Counts, middle, per_inference
 from edgepack.errors import ModelError, StableDeviceError, TransientDeviceError
-from edgepack.inference import load, rename
 from edgepack.model.scheme import Format
 from edgepack.segments import LayerShape, Segment
 from edgepack.targets import Target
@@ -147,7 +147,7 @@ class _Session:
         except ModelError as err:
             return replace(counted, layers_missing=err.message[:1000])
         blank = folder / f"blank.{variant.format}"
-        write_blank(blank, variant.format)
+        backend(variant.format).blank(blank)
         job = self._job(variant.format, [blank, *(segment.path for segment in segments)], None)
         _, found = self._count(replace(job, chain=True, warmup_runs=CHAIN_WARMUP_RUNS, rounds=CHAIN_ROUNDS))
         # What a call of the runtime costs by itself belongs to the whole and to no layer.
@@ -156,13 +156,8 @@ class _Session:
         return replace(counted, layers=_add_up(segments, each))
 
     def _split(self, variant: Variant, layers: Sequence[LayerShape], folder: Path) -> Sequence[Segment]:
-        if variant.format == "onnx":
-            from edgepack.onnxgraph.split import split_onnx
-
-            return split_onnx(variant.path, layers, folder, unsigned=self._unsigned)
-        from edgepack.tflitesplit import split_tflite
-
-        return split_tflite(variant.path, layers, folder)
+        split = backend(variant.format).split
+        return split(variant.path, layers, folder, unsigned=self._unsigned)
 
     def _job(self, fmt: Format, paths: Sequence[Path], answers: Path | None) -> Job:
         first, *more = (self._device.push(path) for path in paths)

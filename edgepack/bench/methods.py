@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from edgepack.backends.registry import FACTS
 from edgepack.bench.devices.device import Device, Mode
 from edgepack.bench.results import RUNNER, Conditions, Tool
 from edgepack.model.scheme import FORMATS, Format
@@ -18,7 +19,6 @@ _CANNOT = {
     COUNTERS: "counts no events",
     SUSTAINED: "gives one mean of all its runs",
 }
-_CALLS: Mapping[Format, str] = {"onnx": "InferenceSession.run_with_iobinding", "tflite": "Interpreter.invoke"}
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def methods(conditions: Conditions, asked: Asked) -> dict[str, str]:
 def _clock(fmt: Format, tool: Tool) -> str:
     by = f"{tool.title} ({tool.runtime})" if tool.runtime else tool.title
     if tool.name == RUNNER.name:
-        return f"{fmt}: {by}, each {_CALLS[fmt]} between two readings of perf_counter_ns"
+        return f"{fmt}: {by}, each {FACTS[fmt].timed_call} between two readings of perf_counter_ns"
     return f"{fmt}: {by}, as it times itself"
 
 

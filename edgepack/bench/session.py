@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edgepack import __version__
-from edgepack.bench.alike import SERVES, TOOLS
+from edgepack.backends.registry import FACTS
 from edgepack.bench.devices.device import EVERY_MODE, Device
 from edgepack.bench.facts import DeviceFacts, choose_cpus, cluster_of, facts_from_probe
 from edgepack.bench.methods import COLD, COUNTERS, MEMORY, SUSTAINED, Asked, lacking, methods, reasons
@@ -213,7 +213,7 @@ def _require_runtime(
     tools stand in for the runner, they stand in the place of runtimes.
     """
     by_tools = device.modes != EVERY_MODE
-    serving = TOOLS[fmt] if by_tools else SERVES[fmt]
+    serving = (FACTS[fmt].tool,) if by_tools else FACTS[fmt].runtimes
     for name in serving:
         version = facts.runtimes.get(name)
         if version is None:

@@ -169,7 +169,7 @@ def _refusing_operator(path: Path, samples: Mapping[str, Array]) -> str | None:
     Raises:
         ModelError: it stops for another reason.
     """
-    from edgepack.tfliterun import interpreter, run
+    from edgepack.backends.tflite.runtime import interpreter, run
 
     made = interpreter(path)
     try:
@@ -185,7 +185,7 @@ def _calibrated(recipe: Any, source: Path, samples: Mapping[str, Array]) -> Any:
     from litert_quantizer import calibrator, recipe_manager
     from litert_quantizer.utils import qsv_utils
 
-    from edgepack.tfliterun import signature
+    from edgepack.backends.tflite.runtime import signature
 
     key, inputs = signature(source)
     if set(inputs) != set(samples):

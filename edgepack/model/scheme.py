@@ -41,6 +41,7 @@ class Scheme:
         bytes_per_op: in the file, of the operators and names of one matrix, within a factor of two.
         ram_per_byte: peak bytes that the runtime holds per byte of the file.
         instructions_per_op: around one matrix, whatever its size.
+        saturates: whether some CPUs add its products in too few bits, unless codes stay below `qmax`.
         correction: of low-rank factors that correct a dense matrix in this scheme; None where a layer cannot be both.
     """
 
@@ -57,6 +58,7 @@ class Scheme:
     bytes_per_op: int = 0
     ram_per_byte: float = 2.0
     instructions_per_op: float = 0.0
+    saturates: bool = False
     correction: Scheme | None = field(default=None, repr=False)
 
     def __str__(self) -> str:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 
+from edgepack.backends.backend import Observation, Watched, joined
+from edgepack.backends.registry import backend
 from edgepack.calibrate import Sums, merged, sums
 from edgepack.data import Samples, feeds
 from edgepack.errors import DataError
@@ -16,13 +18,9 @@ from edgepack.executor import map_tasks, one_thread, spreads
 from edgepack.factorize.shrinkage import FORMULAS, GRID, chosen
 from edgepack.model.kinds import views_of
 from edgepack.model.layer import View
-from edgepack.pipeline.observe import Observation, Watched, joined
-from edgepack.pipeline.opened import Opened
+from edgepack.model.model import Model
 from edgepack.types import Array, Moments
 from edgepack.workspace import Keyed, Progress, Step, Workspace, arrays_store
-
-if TYPE_CHECKING:
-    import onnx_ir as ir
 
 T = TypeVar("T")
 
@@ -53,7 +51,7 @@ class Subject:
         key: digest of the two.
     """
 
-    opened: Opened
+    opened: Model
     calibration: Samples | None
     key: str
 
@@ -94,7 +92,7 @@ class Covariances:
             DataError: a value in the model is not finite.
             DeviceError: the workers failed.
         """
-        model, samples = self.subject.opened.model, self.subject.calibration
+        model, samples = self.subject.opened, self.subject.calibration
         if samples is None:
             return {}
         names = [layer.name for layer in self.subject.opened.layers]
@@ -144,14 +142,14 @@ MOMENTS: Step[Moments, Moments] = Step("moments", 3, _as_seen, arrays_store(_pac
 """One layer's moments, as they are stored: the covariance in half the digits."""
 
 
-def observe(model: ir.Model, names: Sequence[str], samples: Samples, workspace: Workspace) -> dict[str, Moments]:
+def observe(model: Model, names: Sequence[str], samples: Samples, workspace: Workspace) -> dict[str, Moments]:
     """Moments by layer name; layers whose input was never seen are absent.
 
     Raises:
         DataError: a value in the model is not finite.
         DeviceError: the workers failed.
     """
-    observation = Observation(model, names, threads=THREADS)
+    observation = backend(model.native).observe(model.content, names, threads=THREADS)
     cut = _cut(observation, samples)
     watched = observation.packed() if len(cut.parts) > 1 and spreads(workspace.workers, cut.costs) else None
     if watched is None:
@@ -181,7 +179,7 @@ def _cut(observation: Observation, samples: Samples) -> _Cut:
     """How to cut follows from the model and the data alone: other parts would give other last bits."""
     feed, per_run = next(feeds(samples, observation.inputs))
     rows = observation.row_counts(feed)
-    features = {joined(seen.outputs): seen.in_features for seen in observation.observed}
+    features = observation.features
     runs = -(-len(samples) // per_run)
     products = sum(count * features[name] ** 2 for name, count in rows.items())
     entries = sum(features[name] ** 2 for name in rows)
@@ -225,7 +223,7 @@ def _in_order(found: Iterator[tuple[int, T]]) -> Iterator[T]:
 
 
 def with_shrinkage(
-    model: ir.Model, samples: Samples, seen: Mapping[str, Moments], workspace: Workspace
+    model: Model, samples: Samples, seen: Mapping[str, Moments], workspace: Workspace
 ) -> dict[str, Moments]:
     """The moments, those of few rows with the λ that does best on held-out samples.
 
@@ -239,13 +237,11 @@ def with_shrinkage(
     Raises:
         DeviceError: the workers failed.
     """
-    from edgepack.onnxgraph.sites import find_sites
-
     found = dict(seen)
     names = [name for name, moments in seen.items() if _few(moments)]
     if not names or len(samples) < FEWEST:
         return found
-    layers = {view.name: view for view in views_of(site.layer for site in find_sites(model.clone()))}
+    layers = {view.name: view for view in views_of(model.layers)}
     names = [name for name in names if _ranks(layers[name])]
     deals = [samples.take(np.arange(part, len(samples), PARTS)) for part in range(PARTS)]
     parts = [observe(model, names, deal, workspace) for deal in deals]

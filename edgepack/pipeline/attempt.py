@@ -9,15 +9,16 @@ from pathlib import Path
 import numpy as np
 
 from edgepack import metrics, verify
+from edgepack.backends.backend import THREADS, Writer
+from edgepack.backends.registry import FACTS
+from edgepack.backends.runtime import load, predict
 from edgepack.backends.schemes import CONSTEXPR, FP32
 from edgepack.coded import plain
 from edgepack.data import Samples
-from edgepack.inference import THREADS, load, predict
 from edgepack.metrics import Drop
 from edgepack.model.layer import Layer
 from edgepack.model.replacement import Replacement, of_structure
 from edgepack.model.scheme import FileScheme, Format
-from edgepack.pipeline.files import ModelFiles
 from edgepack.pipeline.parts import packed_part
 from edgepack.plan.file_scheme import exceptions
 from edgepack.types import Array, Contents, LayerPlan, Proof, Written
@@ -90,7 +91,7 @@ class Attempt:
 class Prover:
     """Measures files against one guard. Answers of the fp32 factored model are kept per plan."""
 
-    def __init__(self, guard: Guard, layers: Sequence[Layer], reference: ModelFiles, work: Path):
+    def __init__(self, guard: Guard, layers: Sequence[Layer], reference: Writer, work: Path):
         self.guard = guard
         self._layers = layers
         self._reference = reference
@@ -99,7 +100,7 @@ class Prover:
 
     def attempt(
         self,
-        files: ModelFiles,
+        files: Writer,
         plan: tuple[LayerPlan, ...],
         factors: Mapping[str, Replacement],
         scheme: FileScheme,
@@ -111,7 +112,7 @@ class Prover:
 
     def measure(
         self,
-        files: ModelFiles,
+        files: Writer,
         plan: tuple[LayerPlan, ...],
         factors: Mapping[str, Replacement],
         scheme: FileScheme,
@@ -147,7 +148,7 @@ class Prover:
 
     def _static_proofs(
         self,
-        files: ModelFiles,
+        files: Writer,
         contents: Contents,
         plan: tuple[LayerPlan, ...],
         factors: Mapping[str, Replacement],
@@ -163,11 +164,11 @@ class Prover:
         )
 
     def _bias_proof(
-        self, files: ModelFiles, found: Proof, factors: Mapping[str, Replacement], plan: tuple[LayerPlan, ...]
+        self, files: Writer, found: Proof, factors: Mapping[str, Replacement], plan: tuple[LayerPlan, ...]
     ) -> Proof:
         """A bias that a converter folded into its neighbours (a normalisation's scale and shift go into the next layer)
         cannot be read back. Then the float file of the same plan has to answer like the reference, to the last bits."""
-        if found.passed or files.fmt == "onnx":
+        if found.passed or not FACTS[files.fmt].folds:
             return found
         path = self._work / f"float.{files.fmt}"
         parts = _changed(factors, plan)
@@ -185,11 +186,12 @@ class Prover:
         arrays = [(name, *packed_part(part).values()) for name, part in sorted({**parts, **plain_coded}.items())]
         key = digest(*(each for part in arrays for each in part))
         if key not in self._answers:
-            path = self._work / "reference.onnx"
-            coded = dict.fromkeys(plain_coded, CONSTEXPR["onnx"])
-            self._reference.write({**parts, **plain_coded}, FileScheme.of(FP32["onnx"]), path, coded)
+            fmt = self._reference.fmt
+            path = self._work / f"reference.{fmt}"
+            coded = dict.fromkeys(plain_coded, CONSTEXPR[fmt])
+            self._reference.write({**parts, **plain_coded}, FileScheme.of(FP32[fmt]), path, coded)
             # One plan at a time is looked at in several schemes: the last answers are all that is worth keeping.
-            self._answers = {key: self.guard.answers(path, "onnx")}
+            self._answers = {key: self.guard.answers(path, fmt)}
             path.unlink()
         return self._answers[key]
 

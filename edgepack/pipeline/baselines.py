@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgepack.backends.backend import Writer
 from edgepack.errors import ModelError
 from edgepack.metrics import Drop
 from edgepack.model.scheme import Scheme
 from edgepack.pipeline.evaluator import Evaluator
-from edgepack.pipeline.files import ModelFiles
 from edgepack.pipeline.pricing import Prices
 from edgepack.plan import cost
 
@@ -38,7 +38,7 @@ class Baseline:
         return _within(self.int8_drop, self.limit)
 
 
-def make_baseline(evaluator: Evaluator, files: ModelFiles, prices: Prices) -> Baseline:
+def make_baseline(evaluator: Evaluator, files: Writer, prices: Prices) -> Baseline:
     """Dense fp32 and dense int8 files of one format.
 
     Raises:
@@ -75,7 +75,7 @@ def make_baseline(evaluator: Evaluator, files: ModelFiles, prices: Prices) -> Ba
     return Baseline(fp32, paths[scheme], scheme, quantizers[scheme], chosen_by, fp32_drop, drops[scheme], limit)
 
 
-def _order(evaluator: Evaluator, files: ModelFiles, prices: Prices) -> tuple[tuple[Scheme, ...], str]:
+def _order(evaluator: Evaluator, files: Writer, prices: Prices) -> tuple[tuple[Scheme, ...], str]:
     """Int8 schemes of the dense model, fastest first by the best source before a file is measured, and its name."""
     stated = cost.preferred(files.fmt, calibrated=files.calibrated)
     costs = {scheme: prices.dense_latency_s(scheme) for scheme in stated}

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from edgepack.backends.onnx.schemes import CONSTEXPR, FP32, SCHEMES
+from edgepack.backends.backend import Writer
+from edgepack.backends.schemes import CONSTEXPR, FP32, SCHEMES
 from edgepack.errors import BudgetError
 from edgepack.model.scheme import FileScheme, Format, Scheme
 from edgepack.pipeline.attempt import Attempt
 from edgepack.pipeline.evaluator import Evaluator
-from edgepack.pipeline.onnx_files import OnnxFiles
 from edgepack.plan.file_scheme import file_label
 from edgepack.types import LayerPlan
 
@@ -18,13 +18,13 @@ MOST_LAYERS = 16
 NAMED = 3
 
 
-def unmet_budget(evaluator: Evaluator, onnx: OnnxFiles, attempts: Mapping[Format, Attempt]) -> BudgetError | None:
+def unmet_budget(evaluator: Evaluator, native: Writer, attempts: Mapping[Format, Attempt]) -> BudgetError | None:
     """The error for a build that found nothing within the budget, None if it did."""
     limit = evaluator.options.drop_limit
     worst = max(attempts.values(), key=lambda attempt: attempt.lost)
     if limit is None or worst.within(limit):
         return None
-    costs = _costs(evaluator, onnx, worst)
+    costs = _costs(evaluator, native, worst)
     names = ", ".join(f"{_what(plan)} (alone it drops {drop:.2f})" for plan, drop in costs[:NAMED])
     metric = worst.drop.metric if worst.drop else "the metric"
     scheme = file_label(worst.layers, worst.scheme)
@@ -35,17 +35,18 @@ def unmet_budget(evaluator: Evaluator, onnx: OnnxFiles, attempts: Mapping[Format
     )
 
 
-def _costs(evaluator: Evaluator, onnx: OnnxFiles, attempt: Attempt) -> list[tuple[LayerPlan, float]]:
+def _costs(evaluator: Evaluator, native: Writer, attempt: Attempt) -> list[tuple[LayerPlan, float]]:
     """Drop of the dense fp32 model with only one layer changed, largest first."""
     plans = sorted(attempt.layers, key=lambda p: (-_loss(p), -p.dense_parameters))[:MOST_LAYERS]
     factors = evaluator.replacements.factors(attempt.layers, attempt.scheme)
-    path = evaluator.workspace.folder / "blame.onnx"
+    path = evaluator.workspace.folder / f"blame.{native.fmt}"
     costs = []
     for index, plan in enumerate(plans):
         evaluator.workspace.progress("find the layers to blame", index, len(plans))
         own = {plan.layer: factors[plan.layer]} if plan.layer in factors else {}
-        onnx.write(own, FileScheme.of(FP32), path, {plan.layer: _onnx_scheme(plan.scheme_in(attempt.scheme))})
-        costs.append((plan, evaluator.prover.drop_of(path, "onnx").value))
+        scheme = _alike(plan.scheme_in(attempt.scheme), native.fmt)
+        native.write(own, FileScheme.of(FP32[native.fmt]), path, {plan.layer: scheme})
+        costs.append((plan, evaluator.prover.drop_of(path, native.fmt).value))
     return sorted(costs, key=lambda cost: -cost[1])
 
 
@@ -53,13 +54,13 @@ def _loss(plan: LayerPlan) -> float:
     return plan.lost_energy_share if plan.predicted is None else plan.predicted.loss
 
 
-def _onnx_scheme(scheme: Scheme) -> Scheme:
-    """A scheme of the same arithmetic in ONNX, where single layers are measured."""
-    if scheme.backend == "onnx":
+def _alike(scheme: Scheme, fmt: Format) -> Scheme:
+    """A scheme of the same arithmetic in the format in which single layers are measured."""
+    if scheme.backend == fmt:
         return scheme
     if scheme.is_constexpr:
-        return CONSTEXPR
-    alike = [one for one in SCHEMES if one.bits == scheme.bits and one.is_static == scheme.is_static]
+        return CONSTEXPR[fmt]
+    alike = [one for one in SCHEMES[fmt] if one.bits == scheme.bits and one.is_static == scheme.is_static]
     return alike[0]
 
 

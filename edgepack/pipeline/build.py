@@ -24,13 +24,13 @@ from edgepack.pipeline.baselines import Baseline, make_baseline
 from edgepack.pipeline.blame import unmet_budget
 from edgepack.pipeline.explore import picked
 from edgepack.pipeline.images import jpeg_images
-from edgepack.pipeline.opened import model_name
 from edgepack.pipeline.options import BuildOptions
 from edgepack.pipeline.planner import Planned, plan
 from edgepack.pipeline.prepare import Prepared, prepared
 from edgepack.pipeline.promise import keep_promise
 from edgepack.pipeline.scores import final_scores
 from edgepack.pipeline.splits import layer_splits
+from edgepack.sources import model_name
 from edgepack.workspace import Cache, Progress, silent
 
 EXAMPLE = "example_inputs.npz"
@@ -89,7 +89,7 @@ def _fill(folder: Path, ready: Prepared) -> tuple[dict[str, Any], BudgetError | 
     evaluator, workspace = ready.evaluator, ready.evaluator.workspace
     chosen = _choose(ready)
     failures = [planned.failure for planned in chosen.planned.values() if planned.failure is not None]
-    failure = next(iter(failures), None) or unmet_budget(evaluator, ready.onnx, chosen.attempts)
+    failure = next(iter(failures), None) or unmet_budget(evaluator, ready.native, chosen.attempts)
     evaluator.workspace.progress("final test")
     scores = final_scores(chosen.paths(baseline=True), ready.opened, ready.test, ready.guard)
     record = {

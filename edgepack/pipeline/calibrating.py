@@ -10,15 +10,15 @@ from typing import Any
 
 from edgepack.bench.devices.device import Device
 from edgepack.errors import ModelError, TargetsError
+from edgepack.model.point import point_record
 from edgepack.model.scheme import Format
 from edgepack.pipeline.layer_points import points_for, standard_points
 from edgepack.pipeline.measuring import QUICK, STANDARD, measure_points
-from edgepack.pipeline.opened import open_model
 from edgepack.pipeline.pricing import layer_uses
 from edgepack.plan.measured import MeasuredTable
 from edgepack.plan.measured_file import measured_path
 from edgepack.plan.sources import Shape
-from edgepack.plan.table import point_record
+from edgepack.sources import open_model
 from edgepack.targets import Target
 from edgepack.workspace import Progress, silent
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from edgepack.backends.backend import Writer
 from edgepack.backends.schemes import CONSTEXPR, CORRECTED, DENSE_INT8, FP32, SCHEMES
 from edgepack.errors import UsageError
 from edgepack.model.kinds import kind_of
@@ -12,7 +13,6 @@ from edgepack.model.layer import Layer
 from edgepack.model.scheme import BITS, Format, Scheme
 from edgepack.model.structure import DENSE, Structure
 from edgepack.pipeline.analysis import Analysis
-from edgepack.pipeline.files import ModelFiles
 from edgepack.pipeline.losses import Losses, predict_losses
 from edgepack.pipeline.method_fits import Alternatives, Fit
 from edgepack.pipeline.options import BuildOptions
@@ -80,7 +80,8 @@ def ranks_of(
         unseen: layers that the data never reached: they stay dense in auto mode, for nothing guards what they lose.
         share: of each layer's weights, that cross-validation chose.
     """
-    corrected = "onnx" in options.chosen_formats and options.rank == "auto" and options.precision in ("auto", "int4")
+    offered = any(CORRECTED[fmt] for fmt in options.chosen_formats)
+    corrected = offered and options.rank == "auto" and options.precision in ("auto", "int4")
     found = {}
     for layer in layers:
         seen = layer.name not in unseen
@@ -110,13 +111,14 @@ def make_offer(
         DeviceError: the workers failed.
     """
     schemes = tuple(scheme for fmt in formats for scheme in SCHEMES[fmt])
-    wanted = {name: Wanted(schemes, own.own, own.residual, CORRECTED["onnx"]) for name, own in ranks.items()}
+    corrected = tuple(scheme for fmt in formats for scheme in CORRECTED[fmt])
+    wanted = {name: Wanted(schemes, own.own, own.residual, corrected) for name, own in ranks.items()}
     losses = predict_losses(analysis, wanted, workspace)
     return Offer(ranks, alternatives, losses, analysis.unseen, guarded)
 
 
 def make_menus(
-    files: ModelFiles, layers: Sequence[Layer], offer: Offer, prices: Prices, options: BuildOptions
+    files: Writer, layers: Sequence[Layer], offer: Offer, prices: Prices, options: BuildOptions
 ) -> tuple[Menu, ...]:
     """One menu per layer: every scheme that the options allow, dense and at every rank worth trying.
 
@@ -170,7 +172,7 @@ def _ranks(
 
 
 def _schemes(
-    files: ModelFiles, layer: Layer, structures: Sequence[Structure], options: BuildOptions, *, seen: bool
+    files: Writer, layer: Layer, structures: Sequence[Structure], options: BuildOptions, *, seen: bool
 ) -> list[Scheme]:
     """Those of the precision that was asked for; of the next wider one where the layer has none with a kernel."""
     schemes = [scheme for scheme in files.layer_schemes() if seen or not scheme.is_static]
@@ -185,7 +187,7 @@ def _schemes(
 
 
 def _candidates(
-    files: ModelFiles,
+    files: Writer,
     layer: Layer,
     ways: Sequence[tuple[Scheme, Structure]],
     losses: Mapping[tuple[Scheme, Structure], float],
@@ -198,7 +200,7 @@ def _candidates(
 
 
 def _candidate(
-    files: ModelFiles, layer: Layer, structure: Structure, scheme: Scheme, loss: float, prices: Prices
+    files: Writer, layer: Layer, structure: Structure, scheme: Scheme, loss: float, prices: Prices
 ) -> Candidate | None:
     """None where the format cannot hold it, or the source of costs has nothing on it."""
     if files.supports(layer, structure, scheme) is not None:
@@ -212,9 +214,7 @@ def _candidate(
     return Candidate(scheme, structure, ops, loss, size, ram, price.latency_s, price.source)
 
 
-def _others(
-    files: ModelFiles, layer: Layer, fit: Fit, schemes: Sequence[Scheme], prices: Prices
-) -> Iterator[Candidate]:
+def _others(files: Writer, layer: Layer, fit: Fit, schemes: Sequence[Scheme], prices: Prices) -> Iterator[Candidate]:
     """What another method made of a layer: in code, or in each scheme that a pair or a matrix can take."""
     part = fit.part
     if not files.takes({layer.name: part}):

@@ -10,22 +10,12 @@ import numpy as np
 
 from edgepack.backends.schemes import SCHEMES
 from edgepack.emulator.counts import Counts
+from edgepack.model.point import Point, linear_point
 from edgepack.model.scheme import Format, Scheme
 from edgepack.pipeline.counting import Counter
 from edgepack.plan.candidates import RANK_TILE, break_even_rank
 from edgepack.plan.interpolate import interpolate
-from edgepack.plan.table import (
-    LEVELS,
-    CallCost,
-    CostTable,
-    Deviation,
-    Grid,
-    HeldOut,
-    Level,
-    Point,
-    SchemeCosts,
-    linear_point,
-)
+from edgepack.plan.table import LEVELS, CallCost, CostTable, Deviation, Grid, HeldOut, Level, SchemeCosts
 from edgepack.plan.table_file import own_folder, save_table, table_identity, table_name
 from edgepack.targets import Target
 from edgepack.workspace import Cache, Progress, open_workspace, silent

@@ -10,14 +10,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from edgepack.backends.registry import backend
 from edgepack.bench.devices.device import Job
 from edgepack.bench.devices.emulated import EmulatedDevice
-from edgepack.blank import write_blank
 from edgepack.emulator.counts import Counts, middle, per_inference
 from edgepack.errors import TransientDeviceError
+from edgepack.model.point import Point
 from edgepack.model.scheme import Format
 from edgepack.pipeline import layer_files
-from edgepack.plan.table import Point
 from edgepack.targets import Target
 from edgepack.workspace import TOOLS, Keyed, Step, Workspace, file_digest, record_store, shipped
 
@@ -96,7 +96,7 @@ class Counter:
         """Raw counts of the blank model and of the files, each round apart."""
         with tempfile.TemporaryDirectory(prefix="edgepack-counts-") as folder:
             blank = Path(folder) / f"blank.{fmt}"
-            write_blank(blank, fmt)
+            backend(fmt).blank(blank)
             more = tuple(self.device.push(path) for path in files)
             job = Job(
                 "marks",

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 
 from edgepack import metrics
-from edgepack.backends.onnx.schemes import FP32
+from edgepack.backends.backend import THREADS, Writer
+from edgepack.backends.runtime import load, predict
+from edgepack.backends.schemes import FP32
 from edgepack.data import Samples
 from edgepack.errors import UsageError
 from edgepack.executor import one_thread
 from edgepack.factorize import factorizer
-from edgepack.inference import THREADS, load, predict
 from edgepack.model.layer import Layer
 from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import FileScheme
@@ -23,7 +24,6 @@ from edgepack.pipeline.activations import Subject
 from edgepack.pipeline.attempt import Guard
 from edgepack.pipeline.decompositions import decompose
 from edgepack.pipeline.gradients import weighed
-from edgepack.pipeline.onnx_files import OnnxFiles
 from edgepack.plan.candidates import shared_rank
 from edgepack.plan.crossval import RankScores, rank_by_cv, stratified_folds
 from edgepack.types import Array, Spectrum
@@ -86,12 +86,12 @@ class _Folds:
     """Stratified folds of labelled samples.
 
     Attributes:
-        onnx: writes the float files that are scored.
+        native: writes the float files that are scored.
         key: digest of the model, the samples, the method and the seed.
     """
 
     labelled: Labelled
-    onnx: OnnxFiles
+    native: Writer
     key: str
     workspace: Workspace
 
@@ -136,9 +136,9 @@ def _accuracy(task: _Fold) -> float:
     """In percent, on the held-out samples of the fold, with float factors made from its other samples."""
     folds, labelled = task.folds, task.folds.labelled
     rows = folds.rows[task.fold][1]
-    path = folds.workspace.folder / "fold.onnx"
-    folds.onnx.write(folds.factors(task.ranks, task.fold), FileScheme.of(FP32), path)
-    answers = predict(load(path, "onnx", threads=THREADS), labelled.samples.take(rows))
+    path = folds.workspace.folder / f"fold.{folds.native.fmt}"
+    folds.native.write(folds.factors(task.ranks, task.fold), FileScheme.of(FP32[folds.native.fmt]), path)
+    answers = predict(load(path, folds.native.fmt, threads=THREADS), labelled.samples.take(rows))
     path.unlink()
     return float(metrics.accuracy(answers, answers, labelled.labels[rows]).mean())
 
@@ -165,14 +165,14 @@ def check_labels(samples: Samples | None, guard: Guard) -> Array:
     return samples.labels.astype(np.int64)
 
 
-def cross_validated(labelled: Labelled, onnx: OnnxFiles, workspace: Workspace) -> CrossValidation:
+def cross_validated(labelled: Labelled, native: Writer, workspace: Workspace) -> CrossValidation:
     """The smallest share within one standard error of the best, over stratified folds of the calibration samples.
 
     One share is taken for all layers. Every score is kept in the cache as soon as it is there: an interrupt loses only
     what runs.
 
     Args:
-        onnx: writes the float files that are scored.
+        native: writes the float files that are scored.
 
     Raises:
         UsageError: no layer can be factored at any of the shares.
@@ -182,7 +182,7 @@ def cross_validated(labelled: Labelled, onnx: OnnxFiles, workspace: Workspace) -
     if not plans:
         raise UsageError("--rank cv: no layer is large enough to be factored", hint="use --rank auto")
     key = digest("cross-validation", labelled.subject.key, labelled.labels, labelled.method, workspace.seed)
-    folds = _Folds(labelled, onnx, key, workspace)
+    folds = _Folds(labelled, native, key, workspace)
     asked = 0
 
     def score(percent: int, fold: int) -> float:

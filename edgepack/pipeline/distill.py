@@ -15,8 +15,8 @@ import numpy as np
 from edgepack.data import Samples
 from edgepack.errors import ModelError, UsageError
 from edgepack.model.layer import Layer
+from edgepack.model.model import Model
 from edgepack.model.replacement import Replacement
-from edgepack.pipeline.opened import Opened
 from edgepack.pipeline.parts import packed_part, unpacked_part
 from edgepack.pipeline.programs import with_program
 from edgepack.recover.budget import Budget
@@ -57,7 +57,7 @@ class Recovery:
         key: digest of the model, the data and the metric.
     """
 
-    opened: Opened
+    opened: Model
     calibration: Samples
     metric: str
     budget: Budget
@@ -115,11 +115,11 @@ class Recovery:
             raise ModelError(
                 f"--recover trains in torch: {err.message}", hint="leave --recover out, or give the torch model"
             ) from err
-        if source.program_path is None:
+        if source.program is None:
             raise ValueError("there is no torch program")
         from edgepack.sources.torch import load_pt2
 
-        return load_pt2(source.program_path)
+        return load_pt2(source.program)
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from edgepack.data import example
-from edgepack.inference import load, rename
+from edgepack.backends.runtime import load
+from edgepack.data import example, rename
 from edgepack.model.layer import Layer
 from edgepack.model.scheme import Format
 from edgepack.pipeline.analysis import Analysis

@@ -15,8 +15,8 @@ from typing import Any
 from edgepack.data import Samples, feeds
 from edgepack.errors import ModelError, UsageError
 from edgepack.factorize import needs_gradients
+from edgepack.model.model import Model
 from edgepack.pipeline.activations import Subject
-from edgepack.pipeline.opened import Opened
 from edgepack.pipeline.programs import with_program
 from edgepack.torchgraph.draws import Kind
 from edgepack.types import Array, Curvature, Spectrum
@@ -34,7 +34,7 @@ MOST_BYTES = 1 << 30
 _HINT = "use --method whitened"
 
 
-def moments_bytes(opened: Opened) -> int:
+def moments_bytes(opened: Model) -> int:
     """What G of all layers takes in memory."""
     return sum(8 * layer.out_features**2 for layer in opened.layers)
 
@@ -63,13 +63,13 @@ def weighed(
     return source, workspace.cached(GRADIENTS, Keyed([subject.key, kind, seed, MOMENT_SAMPLES], lambda: task))
 
 
-def differentiable(opened: Opened, method: str, samples: Samples, workspace: Workspace) -> Opened:
+def differentiable(opened: Model, method: str, samples: Samples, workspace: Workspace) -> Model:
     """The model with a torch program: its own, or, for an ONNX source, one that is proved to answer alike.
 
     Raises:
         UsageError: torch cannot run the model, so that the method cannot be used.
     """
-    if opened.program_path is not None:
+    if opened.program is not None:
         return opened
     _require_torch(method)
     try:
@@ -98,7 +98,7 @@ class _Gradients:
         method: the factorizer that asks for it, for messages.
     """
 
-    opened: Opened
+    opened: Model
     method: str
     calibration: Samples
     kind: Kind
@@ -109,7 +109,7 @@ def _moments(task: _Gradients) -> dict[str, Array]:
     from edgepack.torchgraph.gradients import Sampling, gradient_moments
 
     opened, method = task.opened, task.method
-    if opened.program_path is None:
+    if opened.program is None:
         raise ValueError("there is no torch program")
     needed = moments_bytes(opened)
     if needed > MOST_BYTES:
@@ -121,7 +121,7 @@ def _moments(task: _Gradients) -> dict[str, Array]:
     feed = first_feeds(opened, task.calibration, MOMENT_SAMPLES)
     sampling = Sampling(task.kind, task.seed, samples=MOMENT_SAMPLES)
     try:
-        found = gradient_moments(opened.program_path, opened.layers, feed, sampling)
+        found = gradient_moments(opened.program, opened.layers, feed, sampling)
     except ModelError as err:
         raise UsageError(f"--method {method}: {err.message}", hint=_HINT) from err
     if not found:
@@ -135,7 +135,7 @@ def _moments(task: _Gradients) -> dict[str, Array]:
 GRADIENTS: Step[_Gradients, dict[str, Array]] = Step("gradients", 2, _moments, ARRAYS)
 
 
-def first_feeds(opened: Opened, calibration: Samples, samples: int) -> Iterator[Mapping[str, Array]]:
+def first_feeds(opened: Model, calibration: Samples, samples: int) -> Iterator[Mapping[str, Array]]:
     """Inputs of the first runs of the model."""
     for feed, _ in feeds(calibration.head(samples), opened.inputs):
         yield feed
@@ -181,7 +181,7 @@ def make_sensitivity(
         moments: G by layer name, where it is known.
     """
     opened, calibration = subject.opened, subject.calibration
-    program = opened.program_path
+    program = opened.program
     if program is None or calibration is None or moments_bytes(opened) > MOST_BYTES:
         return Sensitivity(False, None, dict)
     by_name = {layer.name: spectrum for layer, spectrum in zip(opened.layers, spectra, strict=True)}

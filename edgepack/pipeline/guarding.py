@@ -8,14 +8,16 @@ from pathlib import Path
 import numpy as np
 
 from edgepack import metrics
+from edgepack.backends.backend import THREADS
+from edgepack.backends.runtime import load, predict
 from edgepack.data import Samples, example, from_recipe, read_npz, split
 from edgepack.errors import DataError, UsageError
 from edgepack.factorize import AUTO_METHOD, DEFAULT, factorizer, is_factorizer
 from edgepack.factorize.methods import AUTO
-from edgepack.inference import THREADS, load, predict
+from edgepack.model.model import Model
+from edgepack.model.scheme import Format
 from edgepack.pipeline.attempt import Guard
 from edgepack.pipeline.decompositions import FALLBACK
-from edgepack.pipeline.opened import Opened
 from edgepack.types import Array, TensorSpec
 from edgepack.workspace import digest
 
@@ -38,7 +40,7 @@ class Data:
         return digest(*(part for name, array in sorted(self.calibration.inputs.items()) for part in (name, array)))
 
 
-def load_data(path: Path | None, opened: Opened, spec: str, seed: int) -> Data:
+def load_data(path: Path | None, opened: Model, spec: str, seed: int) -> Data:
     """The file of `--data`, else the recipe's calibration, else none; split by the seed into calibration and guard.
 
     Raises:
@@ -102,14 +104,17 @@ def choose_method(asked: str | None, data: Data) -> str:
     return method
 
 
-def make_guard(metric: str | None, data: Data, dense_onnx: Path, *, exact: bool) -> Guard:
+def make_guard(metric: str | None, data: Data, dense: tuple[Path, Format], *, exact: bool) -> Guard:
     """The dense fp32 model's answers on the guard samples, and the metric that fits them.
+
+    Args:
+        dense: the file and its format.
 
     Raises:
         UsageError: the metric asked for does not fit.
         DataError: labels that are no classes of the model.
     """
-    reference = predict(load(dense_onnx, "onnx", threads=THREADS), data.guard)
+    reference = predict(load(*dense, threads=THREADS), data.guard)
     chosen = metrics.choose(reference, data.guard.labels, metric)
     if chosen == "accuracy" and data.guard.labels is not None:
         _check_classes(data.guard.labels, reference.shape[-1], data.origin)

@@ -9,19 +9,21 @@ from typing import Any
 
 import numpy as np
 
+from edgepack.backends.backend import THREADS, joined
+from edgepack.backends.registry import backend
 from edgepack.data import Samples, example
 from edgepack.errors import ModelError
 from edgepack.factorize import needs_gradients
 from edgepack.model.layer import Layer
+from edgepack.model.model import Model
 from edgepack.pack import read_manifest
 from edgepack.pipeline.activations import Subject
 from edgepack.pipeline.decompositions import decompose
 from edgepack.pipeline.gradients import weighed
 from edgepack.pipeline.guarding import choose_method, load_data, make_guard
-from edgepack.pipeline.observe import Observation, joined
-from edgepack.pipeline.opened import Opened, open_model
 from edgepack.plan.candidates import break_even_rank
 from edgepack.report.layers import Energy, LayerReport, ModelReport
+from edgepack.sources import open_model
 from edgepack.types import Array, Spectrum
 from edgepack.workspace import Cache, Progress, digest, open_workspace, silent
 
@@ -55,7 +57,7 @@ def inspect(
         alone = replace(workspace, workers=None)  # in seconds: not worth a start of processes
         gradients = None
         if needs_gradients(chosen):
-            metric = make_guard(None, loaded, opened.onnx_path, exact=False).metric
+            metric = make_guard(None, loaded, (opened.path, opened.native), exact=False).metric
             _, gradients = weighed(subject, chosen, metric, alone)
         spectra, _ = decompose(subject, chosen, alone, gradients=gradients)
         progress("count rows")
@@ -79,10 +81,11 @@ def inspect_pack(pack_dir: Path) -> Mapping[str, Any]:
     return manifest
 
 
-def _rows(opened: Opened, samples: Samples | None, seed: int) -> dict[str, int]:
+def _rows(opened: Model, samples: Samples | None, seed: int) -> dict[str, int]:
     """Rows that one inference multiplies, by layer; empty where the model does not run on stand-in inputs."""
     try:
-        observation = Observation(opened.model, [layer.name for layer in opened.layers])
+        names = [layer.name for layer in opened.layers]
+        observation = backend(opened.native).observe(opened.content, names, threads=THREADS)
         counts = observation.row_counts(example(samples, opened.inputs, seed))
     except ModelError:
         if samples is not None:
@@ -99,7 +102,7 @@ def _energy(name: str, spectrum: Spectrum, gradients: Mapping[str, Array] | None
 
 
 def _report(
-    opened: Opened,
+    opened: Model,
     method: str,
     spectra: Sequence[Spectrum],
     energies: Sequence[Energy],
@@ -107,9 +110,7 @@ def _report(
     *,
     has_data: bool,
 ) -> ModelReport:
-    from edgepack.onnxgraph.tensors import weight_bytes
-
-    total = weight_bytes(opened.model)
+    total = backend(opened.native).weight_bytes(opened.content)
     macs = {layer.name: rows[layer.name] * layer.weight.size for layer in opened.layers if layer.name in rows}
     known = len(macs) == len(opened.layers) and sum(macs.values()) > 0
     reports = tuple(

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from edgepack.backends.schemes import CORRECTED, SCHEMES
+from edgepack.model.point import Point, linear_point, linear_point_in
 from edgepack.model.scheme import FORMATS, Format, Scheme
 from edgepack.model.structure import low_rank_correction
 from edgepack.plan.candidates import RANK_TILE, break_even_rank, residual_ranks
 from edgepack.plan.measured import STANDARD_GRID, grid_points
 from edgepack.plan.sources import Shape
-from edgepack.plan.table import Point, linear_point, linear_point_in
 
 
 def points_for(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from edgepack.backends.backend import Writer
 from edgepack.errors import BudgetError
 from edgepack.model.kinds import kind_of
 from edgepack.model.scheme import Format
@@ -13,7 +14,6 @@ from edgepack.pipeline.attempt import Attempt
 from edgepack.pipeline.baselines import Baseline
 from edgepack.pipeline.candidates import Menu
 from edgepack.pipeline.evaluator import Evaluator
-from edgepack.pipeline.files import ModelFiles
 from edgepack.pipeline.memory import peak_ram_bytes
 from edgepack.pipeline.options import BuildOptions
 from edgepack.pipeline.pricing import Prices
@@ -34,7 +34,7 @@ class Rest:
     latency_s: float
 
 
-def measure_rest(evaluator: Evaluator, files: ModelFiles, prices: Prices) -> Rest:
+def measure_rest(evaluator: Evaluator, files: Writer, prices: Prices) -> Rest:
     """What is left of the dense int8 file when its linear layers are taken off.
 
     RAM only where a limit asks for it. Latency is that of the whole file where the target is this machine, else that of

@@ -15,18 +15,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgepack.bench.alike import SERVES
+from edgepack.backends.registry import FACTS, backend
 from edgepack.bench.devices.device import Device, Job, run_patiently
 from edgepack.bench.facts import choose_cpus, facts_from_probe
-from edgepack.blank import write_blank
 from edgepack.errors import StableDeviceError, TargetsError
 from edgepack.host import target_from_probe
+from edgepack.model.point import Point
 from edgepack.model.scheme import Format
 from edgepack.pipeline.layer_files import layer_files
 from edgepack.pipeline.layer_points import near
 from edgepack.plan.measured import Entry, Fingerprint, MeasuredTable, fingerprint
 from edgepack.plan.measured_file import known_measured, save_measured
-from edgepack.plan.table import Point
 from edgepack.targets import Target
 from edgepack.workspace import Cache, Progress, silent
 
@@ -151,7 +150,7 @@ def _rig(device: Device, target: Target, threads: int, turns: Turns) -> _Rig:
 def device_fingerprint(report: Mapping[str, Any]) -> Fingerprint:
     """The fingerprint of the device that a probe report is of."""
     installed: dict[Format, str] = {}
-    for fmt, names in SERVES.items():
+    for fmt, names in ((fmt, facts.runtimes) for fmt, facts in FACTS.items()):
         for name in names:
             if name in report["runtimes"]:
                 installed.setdefault(fmt, f"{name} {report['runtimes'][name]['version']}")
@@ -162,8 +161,9 @@ def _require_runtimes(rig: _Rig, missing: Sequence[Point]) -> None:
     for fmt in dict.fromkeys(point.format for point in missing):
         if fmt not in rig.fingerprint.runtimes:
             raise StableDeviceError(
-                f"{rig.device.name} runs no {fmt}: {' or '.join(SERVES[fmt])} is not installed there",
-                hint=f"pip install {SERVES[fmt][0]} on the device (over SSH, --install does it), or leave {fmt} out",
+                f"{rig.device.name} runs no {fmt}: {' or '.join(FACTS[fmt].runtimes)} is not installed there",
+                hint=f"pip install {FACTS[fmt].runtimes[0]} on the device (over SSH, --install does it), "
+                f"or leave {fmt} out",
             )
 
 
@@ -191,7 +191,7 @@ def _groups(points: Sequence[Point], most_bytes: int) -> Iterator[list[Point]]:
 def _blank(folder: Path, fmt: Format) -> Path:
     path = folder / f"blank.{fmt}"
     if not path.is_file():
-        write_blank(path, fmt)
+        backend(fmt).blank(path)
     return path
 
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from edgepack.emit.needs import INSTALL, NAMES, missing_for
+from edgepack.backends.registry import FACTS, missing_for
 from edgepack.errors import UsageError
 from edgepack.model.scheme import FORMATS, Format
-from edgepack.pipeline.opened import model_kind
 from edgepack.recover.budget import Budget
+from edgepack.sources import file_format
 from edgepack.targets import HOST, Target
 
 Rank = Literal["auto", "cv"] | int | float
@@ -72,7 +72,6 @@ class BuildOptions:
     fresh: bool = False
     baseline: bool = True
     transport: bool = False
-    targets_file: Path | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if self.max_drop is not None and not 0 <= self.max_drop < float("inf"):
@@ -99,15 +98,15 @@ class BuildOptions:
         for fmt in asked:
             if fmt in self.unwritable:
                 raise UsageError(
-                    f"{NAMES[fmt]} files need {', '.join(self.unwritable[fmt])}: not installed",
-                    hint=f"{INSTALL[fmt]}, or leave {fmt} out of --formats",
+                    f"{FACTS[fmt].title} files need {', '.join(self.unwritable[fmt])}: not installed",
+                    hint=f"{FACTS[fmt].install}, or leave {fmt} out of --formats",
                 )
 
     @property
     def unwritable(self) -> Mapping[Format, tuple[str, ...]]:
         """Formats that this model cannot be written in here, and the packages that are not installed."""
-        from_onnx = model_kind(self.model) == "onnx"
-        lacks = {fmt: missing_for(fmt, from_onnx=from_onnx) for fmt in FORMATS}
+        native = file_format(self.model)
+        lacks = {fmt: missing_for(fmt, native) for fmt in FORMATS}
         return {fmt: packages for fmt, packages in lacks.items() if packages}
 
     @property

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from edgepack.backends.backend import Writer
 from edgepack.errors import BudgetError, ProofError
 from edgepack.pipeline import limits
 from edgepack.pipeline.attempt import Attempt
 from edgepack.pipeline.baselines import Baseline
 from edgepack.pipeline.candidates import Menu
 from edgepack.pipeline.evaluator import Evaluator
-from edgepack.pipeline.files import ModelFiles
 from edgepack.pipeline.ladder import Step, make_ladder, nearest
 from edgepack.pipeline.pricing import Prices
 from edgepack.pipeline.promise import dense_instead
@@ -39,7 +39,7 @@ class Planned:
 
 def plan(
     evaluator: Evaluator,
-    files: ModelFiles,
+    files: Writer,
     menus: Sequence[Menu],
     prices: Prices,
     baseline: Baseline,

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from edgepack import metrics
+from edgepack.backends.backend import Writer, WriterData
+from edgepack.backends.registry import FACTS, backend
 from edgepack.backends.schemes import SCHEMES
 from edgepack.data import Samples, example, read_npz
-from edgepack.emit.needs import INSTALL, NAMES
 from edgepack.errors import ModelError, UsageError
 from edgepack.factorize.methods import PATENTS
+from edgepack.model.model import Model
 from edgepack.model.scheme import Format
 from edgepack.pipeline.activations import Subject
 from edgepack.pipeline.analysis import Analysis, Question, analyze
@@ -22,25 +23,19 @@ from edgepack.pipeline.candidates import Menu, Ranks, make_menus, make_offer, ra
 from edgepack.pipeline.crossval import CrossValidation, Labelled, check_labels, cross_validated
 from edgepack.pipeline.distill import Recovery, check_recover
 from edgepack.pipeline.evaluator import Evaluator
-from edgepack.pipeline.files import ModelFiles
 from edgepack.pipeline.gradients import weighed
 from edgepack.pipeline.guarding import Data, Methods, choose_methods, load_data, make_guard
 from edgepack.pipeline.method_fits import Alternatives, fit_alternatives
-from edgepack.pipeline.onnx_files import OnnxFiles
-from edgepack.pipeline.opened import Opened, model_kind, open_model
 from edgepack.pipeline.options import BuildOptions
 from edgepack.pipeline.pricing import Prices, make_prices
 from edgepack.pipeline.refit import Refitter, check_refit
 from edgepack.pipeline.replacements import Replacements
 from edgepack.pipeline.rounding import Rounder
 from edgepack.pipeline.scores import check_evaluate
-from edgepack.pipeline.tflite_files import TfliteFiles
 from edgepack.plan.candidates import check_rank
+from edgepack.sources import model_kind, open_model
 from edgepack.types import Aim
 from edgepack.workspace import Cache, Progress, Workspace, digest, open_workspace
-
-if TYPE_CHECKING:
-    from edgepack.emit.tflite import TfliteEmitter
 
 UNGUARDED = (
     "no calibration data: layers are factored by plain SVD of their weights and nothing guards the accuracy; "
@@ -55,7 +50,7 @@ class Prepared:
     Attributes:
         evaluator: what its plans are tried with.
         test: samples that are scored once, at the end; None without `--test`.
-        onnx: writes ONNX files, wanted or not: layers are looked at there.
+        native: writes files in the model's own format, wanted or not: single layers are looked at there.
         files: writers of the formats that the model can be written in.
         menus: candidates of every layer, by format.
         cross_validation: how the rank was chosen, where it was so.
@@ -64,14 +59,14 @@ class Prepared:
     evaluator: Evaluator
     data: Data
     test: Samples | None
-    onnx: OnnxFiles
-    files: Mapping[Format, ModelFiles]
+    native: Writer
+    files: Mapping[Format, Writer]
     prices: Prices
     menus: Mapping[Format, tuple[Menu, ...]]
     cross_validation: CrossValidation | None
 
     @property
-    def opened(self) -> Opened:
+    def opened(self) -> Model:
         """The model."""
         return self.evaluator.analysis.subject.opened
 
@@ -93,27 +88,17 @@ def prepared(options: BuildOptions, cache: Cache, progress: Progress) -> Iterato
     with ExitStack() as stack:
         opening = open_workspace(cache, seed=options.seed, scheduler=options.scheduler, progress=progress)
         workspace = stack.enter_context(opening)
-        converter = stack.enter_context(_converter()) if "tflite" in options.chosen_formats else None
-        yield _prepare(options, converter, workspace)
+        engines = {fmt: stack.enter_context(backend(fmt).engine()) for fmt in options.chosen_formats}
+        yield _prepare(options, engines, workspace)
 
 
-@contextmanager
-def _converter() -> Iterator[TfliteEmitter]:
-    """A converter process that starts at once and imports meanwhile."""
-    from edgepack.emit.tflite import TfliteEmitter
-
-    with TfliteEmitter() as converter:
-        converter.warm_up()
-        yield converter
-
-
-def _prepare(options: BuildOptions, converter: TfliteEmitter | None, workspace: Workspace) -> Prepared:
+def _prepare(options: BuildOptions, engines: Mapping[Format, Any], workspace: Workspace) -> Prepared:
     opened = _open(options, workspace)
     data = load_data(options.data, opened, options.model, options.seed)
     methods = _methods(options, data)
     test = None if options.test is None else read_npz(options.test, opened.inputs)
-    dense = _dense(options, opened, data, workspace)
-    guard, onnx = dense.guard, dense.onnx
+    dense = _dense(options, opened, data, engines, workspace)
+    guard, native = dense.guard, dense.native
     for line in _left_out(options):
         workspace.warn(line)
     if data.calibration is None:
@@ -124,10 +109,10 @@ def _prepare(options: BuildOptions, converter: TfliteEmitter | None, workspace: 
     source, gradients = weighed(subject, method, guard.metric, workspace)
     validated = _cross_validated(options, subject, method, dense, workspace)
     key = digest(subject.key, method, guard.metric, options.seed, options.exact)
-    question = Question(method, guard.metric, onnx.largest, key)
+    question = Question(method, guard.metric, native.largest, key)
     analysis = analyze(subject, source, gradients, question, workspace)
     _warn_of_layers(options, analysis, workspace)
-    files = _formats(options, analysis, data, onnx, converter, workspace)
+    files = _formats(options, opened, data, native, engines, workspace)
     if analysis.sensitivity.problem is not None:
         workspace.warn(f"layers are weighed by their output energy: {analysis.sensitivity.problem}")
 
@@ -150,23 +135,23 @@ def _prepare(options: BuildOptions, converter: TfliteEmitter | None, workspace: 
     )
     menus = {fmt: make_menus(one, analysis.layers, offer, prices, options) for fmt, one in files.items()}
     replacements = _replacements(options, analysis, source, alternatives, guard)
-    prover = Prover(guard, analysis.layers, onnx, workspace.folder)
+    prover = Prover(guard, analysis.layers, native, workspace.folder)
     aim: Aim = "latency" if methods.pairs or alternatives.only_save_bytes is None else "size"
     guarded = digest(analysis.key, guard.reference, guard.samples.labels)
     evaluator = Evaluator(options, analysis, replacements, prover, aim, guarded, workspace)
-    return Prepared(evaluator, data, test, onnx, files, prices, menus, validated)
+    return Prepared(evaluator, data, test, native, files, prices, menus, validated)
 
 
 def _left_out(options: BuildOptions) -> list[str]:
     """A line for every format that nobody asked for and that cannot be written here."""
     left_out = {} if options.formats is not None else options.unwritable
     return [
-        f"no {NAMES[fmt]} file: it needs {INSTALL[fmt]} ({', '.join(packages)} not installed)"
+        f"no {FACTS[fmt].title} file: it needs {FACTS[fmt].install} ({', '.join(packages)} not installed)"
         for fmt, packages in left_out.items()
     ]
 
 
-def _open(options: BuildOptions, workspace: Workspace) -> Opened:
+def _open(options: BuildOptions, workspace: Workspace) -> Model:
     workspace.progress("open model")
     opened = open_model(options.model, workspace.folder)
     if not opened.layers:
@@ -196,34 +181,50 @@ def _methods(options: BuildOptions, data: Data) -> Methods:
 
 @dataclass(frozen=True)
 class _Dense:
-    """The dense fp32 model: its file, its writer, and its answers on the validation samples."""
+    """The dense fp32 model: its writer, and its answers on the validation samples."""
 
-    path: Path
-    onnx: OnnxFiles
+    native: Writer
     guard: Guard
 
 
-def _dense(options: BuildOptions, opened: Opened, data: Data, workspace: Workspace) -> _Dense:
-    onnx = OnnxFiles(opened.model, data.calibration, largest=options.weight_grids[0], warn=workspace.warn)
-    path = workspace.folder / "dense.fp32.onnx"
-    onnx.write_dense(path)
-    guard = make_guard(options.metric, data, path, exact=options.exact)
+def _dense(
+    options: BuildOptions, opened: Model, data: Data, engines: Mapping[Format, Any], workspace: Workspace
+) -> _Dense:
+    fmt = opened.native
+    native = _writer(fmt, options, opened, data, engines, workspace)
+    path = workspace.folder / f"dense.fp32.{fmt}"
+    native.write_dense(path)
+    guard = make_guard(options.metric, data, (path, fmt), exact=options.exact)
     check_evaluate(opened, path, guard)
-    largest = _largest_code(options, opened, data, guard, workspace)
-    return _Dense(path, OnnxFiles(opened.model, data.calibration, largest=largest, warn=workspace.warn), guard)
+    if fmt in options.chosen_formats and options.precision != "fp32":
+        native = _best_grid(native, options.weight_grids, guard, workspace)
+    return _Dense(native, guard)
 
 
-def _largest_code(options: BuildOptions, opened: Opened, data: Data, guard: Guard, workspace: Workspace) -> int:
-    """The largest weight code of the grid with which the dense int8 file answers best."""
-    if len(options.weight_grids) == 1 or "onnx" not in options.chosen_formats or options.precision == "fp32":
-        return options.weight_grids[0]
-    path = workspace.folder / "grid.onnx"
+def _writer(
+    fmt: Format,
+    options: BuildOptions,
+    opened: Model,
+    data: Data,
+    engines: Mapping[Format, Any],
+    workspace: Workspace,
+) -> Writer:
+    inputs = example(data.guard, opened.inputs, options.seed)
+    given = WriterData(data.calibration, inputs, options.weight_grids[0])
+    return backend(fmt).open(opened, given, engines.get(fmt), workspace)
+
+
+def _best_grid(native: Writer, grids: Sequence[int], guard: Guard, workspace: Workspace) -> Writer:
+    """The writer with the largest weight code with which the dense int8 file answers best."""
+    if len(grids) == 1:
+        return native
+    path = workspace.folder / f"grid.{native.fmt}"
     noise = {}
-    for largest in options.weight_grids:
-        onnx = OnnxFiles(opened.model, data.calibration, largest=largest, warn=workspace.warn)
-        onnx.write({}, onnx.probe_scheme, path)
-        noise[largest] = metrics.sqnr_db(guard.answers(path, "onnx"), guard.reference)
-    return max(options.weight_grids, key=lambda largest: noise[largest])
+    for largest in grids:
+        tried = native.with_largest(largest)
+        tried.write({}, tried.probe_scheme, path)
+        noise[largest] = metrics.sqnr_db(guard.answers(path, tried.fmt), guard.reference)
+    return native.with_largest(max(grids, key=lambda largest: noise[largest]))
 
 
 def _cross_validated(
@@ -233,7 +234,7 @@ def _cross_validated(
         return None
     labels = check_labels(subject.calibration, dense.guard)
     samples = dense.guard.samples if subject.calibration is None else subject.calibration
-    return cross_validated(Labelled(subject, samples, labels, method), dense.onnx, workspace)
+    return cross_validated(Labelled(subject, samples, labels, method), dense.native, workspace)
 
 
 def _warn_of_layers(options: BuildOptions, analysis: Analysis, workspace: Workspace) -> None:
@@ -256,27 +257,31 @@ def _warn_of_methods(options: BuildOptions, methods: Methods, alternatives: Alte
 
 def _formats(
     options: BuildOptions,
-    analysis: Analysis,
+    opened: Model,
     data: Data,
-    onnx: OnnxFiles,
-    converter: TfliteEmitter | None,
+    native: Writer,
+    engines: Mapping[Format, Any],
     workspace: Workspace,
-) -> dict[Format, ModelFiles]:
-    """The formats that this model can be written in. TFLite is left out, with the reason, where conversion fails."""
-    files: dict[Format, ModelFiles] = {"onnx": onnx} if "onnx" in options.chosen_formats else {}
-    if converter is None:
-        return files
-    opened = analysis.subject.opened
-    inputs = example(data.guard, opened.inputs, options.seed)
-    tflite = TfliteFiles(converter, opened, data.calibration, inputs, workspace)
-    try:
-        tflite.write_dense(workspace.folder / "dense.fp32.tflite")
-    except ModelError as err:
+) -> dict[Format, Writer]:
+    """The formats that this model can be written in. One that it cannot be converted to is left out, with the reason,
+    where there is another."""
+    files: dict[Format, Writer] = {}
+    refused: dict[Format, ModelError] = {}
+    for fmt in options.chosen_formats:
+        if fmt == native.fmt:
+            files[fmt] = native
+            continue
+        writer = _writer(fmt, options, opened, data, engines, workspace)
+        try:
+            writer.write_dense(workspace.folder / f"dense.fp32.{fmt}")
+        except ModelError as err:
+            refused[fmt] = err
+        else:
+            files[fmt] = writer
+    for fmt, why in refused.items():
         if not files:
-            raise
-        workspace.warn(f"no TFLite file: {err.message}")
-    else:
-        files["tflite"] = tflite
+            raise why
+        workspace.warn(f"no {FACTS[fmt].title} file: {why.message}")
     return files
 
 
@@ -289,7 +294,7 @@ def _replacements(
     rounder = Rounder(analysis.covariances, analysis.method, analysis.largest, gradients, workspace)
     refitter = recovery = None
     if options.refit and calibration is not None:
-        refitter = Refitter(opened.model, rounder, calibration)
+        refitter = Refitter(opened, rounder, calibration)
     if options.recover is not None and calibration is not None:
         key = digest(analysis.key, "recovery")
         recovery = Recovery(source.opened, calibration, guard.metric, options.recover, key, workspace)

@@ -5,24 +5,25 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from edgepack.backends.backend import THREADS, joined
+from edgepack.backends.registry import backend
 from edgepack.backends.schemes import SCHEMES
 from edgepack.bench.devices.local import LocalDevice
 from edgepack.data import Samples, example
 from edgepack.errors import ModelError
 from edgepack.model.kinds import kind_of
 from edgepack.model.layer import Layer
+from edgepack.model.model import Model
+from edgepack.model.point import Point
 from edgepack.model.scheme import BITS, Format, Scheme
 from edgepack.model.structure import DENSE, Structure
 from edgepack.pipeline.layer_points import points_for
 from edgepack.pipeline.measuring import measure_points
-from edgepack.pipeline.observe import Observation, joined
-from edgepack.pipeline.opened import Opened
 from edgepack.pipeline.options import PrecisionChoice
 from edgepack.plan.beside import prices_of
 from edgepack.plan.candidates import WorthwhileRanks
 from edgepack.plan.cost import CostSource, Price
 from edgepack.plan.sources import Shape, cost_source, dense_int8
-from edgepack.plan.table import Point
 from edgepack.targets import HOST, Target
 from edgepack.workspace import Workspace
 
@@ -98,7 +99,7 @@ class Prices:
 
 def make_prices(
     target: Target,
-    opened: Opened,
+    opened: Model,
     samples: Samples | None,
     formats: Sequence[Format],
     workspace: Workspace,
@@ -171,7 +172,7 @@ def _measured_here(
     return {fmt: table for fmt in here if None not in table.prices(dense_int8(fmt, shapes))}
 
 
-def layer_uses(opened: Opened, samples: Samples | None, seed: int) -> dict[str, Uses]:
+def layer_uses(opened: Model, samples: Samples | None, seed: int) -> dict[str, Uses]:
     """Places and rows of every layer that one inference reaches, seen in a run of the model on one example.
 
     A layer whose input cannot be watched, and every layer of a model that does not run on seeded inputs, is taken to
@@ -181,7 +182,8 @@ def layer_uses(opened: Opened, samples: Samples | None, seed: int) -> dict[str, 
         ModelError: the model does not run on the samples.
     """
     try:
-        observation = Observation(opened.model, [layer.name for layer in opened.layers])
+        names = [layer.name for layer in opened.layers]
+        observation = backend(opened.native).observe(opened.content, names, threads=THREADS)
         counts = observation.row_counts(example(samples, opened.inputs, seed))
     except ModelError:
         if samples is not None:

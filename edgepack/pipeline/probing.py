@@ -7,11 +7,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from edgepack import workspace
+from edgepack.backends.backend import Writer
 from edgepack.backends.schemes import FP32
 from edgepack.metrics import Drop
 from edgepack.model.scheme import FileScheme, Format, Scheme
 from edgepack.pipeline.evaluator import Evaluator
-from edgepack.pipeline.files import ModelFiles
 from edgepack.pipeline.ladder import LayerPlans, Step
 from edgepack.pipeline.options import BuildOptions
 from edgepack.plan.file_scheme import base_scheme, exceptions
@@ -37,12 +37,12 @@ class Probe:
     size_bytes: int
 
 
-def beside_code(options: BuildOptions, files: ModelFiles) -> Scheme:
+def beside_code(options: BuildOptions, files: Writer) -> Scheme:
     """The scheme of a file whose layers are all in code, by which other weights go: int8 unless fp32 was asked for."""
     return FP32[files.fmt] if options.precision == "fp32" else files.probe_scheme.layers
 
 
-def probe_scheme(files: ModelFiles, layers: LayerPlans, in_code: Scheme) -> FileScheme:
+def probe_scheme(files: Writer, layers: LayerPlans, in_code: Scheme) -> FileScheme:
     """The scheme that a plan is probed in: weights beside linear layers in int8, decoded at load, where there are any.
 
     Tables in 4 bits, where they are possible, are tried with the file that is written.
@@ -54,7 +54,7 @@ def probe_scheme(files: ModelFiles, layers: LayerPlans, in_code: Scheme) -> File
     return next((scheme for scheme in reversed(schemes) if scheme.others != scheme.layers), schemes[0])
 
 
-def probe(evaluator: Evaluator, files: ModelFiles, step: Step) -> Probe:
+def probe(evaluator: Evaluator, files: Writer, step: Step) -> Probe:
     """What the plan's file loses on the guard."""
     scheme = probe_scheme(files, step.layers, beside_code(evaluator.options, files))
     key = [evaluator.key, evaluator.analysis.largest, files.fmt, str(scheme), step.choices]
@@ -68,7 +68,7 @@ class _Emission:
     """A plan to be emitted in a scheme."""
 
     evaluator: Evaluator
-    files: ModelFiles
+    files: Writer
     layers: LayerPlans
     scheme: FileScheme
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgepack.data import Samples, example
-from edgepack.pipeline.opened import Opened
+from edgepack.model.model import Model
 from edgepack.workspace import TOOLS, FileStep, Keyed, Workspace
 
 
-def with_program(opened: Opened, samples: Samples, workspace: Workspace) -> Opened:
+def with_program(opened: Model, samples: Samples, workspace: Workspace) -> Model:
     """The model with a torch program that is proved to answer like it; a conversion is kept in the cache.
 
     Args:
@@ -21,11 +21,11 @@ def with_program(opened: Opened, samples: Samples, workspace: Workspace) -> Open
     Raises:
         ModelError: it cannot be converted.
     """
-    if opened.program_path is not None:
+    if opened.program is not None:
         return opened
     shapes = {name: list(array.shape) for name, array in example(samples, opened.inputs, workspace.seed).items()}
-    task = Keyed([opened.sha256, shapes], lambda: _Conversion(opened.onnx_path, shapes))
-    return replace(opened, program_path=workspace.file(PROGRAM, task, workspace.folder / "program.pt2"))
+    task = Keyed([opened.sha256, shapes], lambda: _Conversion(opened.path, shapes))
+    return replace(opened, program=workspace.file(PROGRAM, task, workspace.folder / "program.pt2"))
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from edgepack.backends.backend import Writer
 from edgepack.backends.schemes import FP32
 from edgepack.errors import ModelError
 from edgepack.model.kinds import kind_of
@@ -11,7 +12,6 @@ from edgepack.model.structure import DENSE
 from edgepack.pipeline.attempt import Attempt
 from edgepack.pipeline.baselines import Baseline
 from edgepack.pipeline.evaluator import Evaluator
-from edgepack.pipeline.files import ModelFiles
 from edgepack.pipeline.memory import peak_ram_bytes
 from edgepack.pipeline.options import BuildOptions
 from edgepack.plan import cost
@@ -24,7 +24,7 @@ def is_automatic(options: BuildOptions) -> bool:
     return options.rank == "auto" and options.precision in ("auto", "int8") and not options.pick
 
 
-def keep_promise(evaluator: Evaluator, files: ModelFiles, attempt: Attempt, baseline: Baseline) -> Attempt:
+def keep_promise(evaluator: Evaluator, files: Writer, attempt: Attempt, baseline: Baseline) -> Attempt:
     """The attempt, or the dense int8 baseline in its place where the attempt is larger, loses too much, or is measured
     slower here."""
     if not is_automatic(evaluator.options) or not baseline.is_rival or not _fits(evaluator, baseline, attempt.fmt):
@@ -44,7 +44,7 @@ def keep_promise(evaluator: Evaluator, files: ModelFiles, attempt: Attempt, base
     return attempt
 
 
-def dense_instead(evaluator: Evaluator, files: ModelFiles, baseline: Baseline, reason: str) -> Attempt:
+def dense_instead(evaluator: Evaluator, files: Writer, baseline: Baseline, reason: str) -> Attempt:
     """The dense int8 file where no plan could be written and proved; the dense fp32 file where that one fails as well.
 
     Raises:
@@ -76,7 +76,7 @@ def _fits(evaluator: Evaluator, baseline: Baseline, fmt: Format) -> bool:
     return options.ram_bytes is None or peak_ram_bytes(baseline.int8, fmt, evaluator.workspace) <= options.ram_bytes
 
 
-def _dense(evaluator: Evaluator, files: ModelFiles, baseline: Baseline, reason: str) -> Attempt:
+def _dense(evaluator: Evaluator, files: Writer, baseline: Baseline, reason: str) -> Attempt:
     """The baseline's own file as the pack's model, proved like any other."""
     layers = tuple(_dense_plan(layer, baseline.scheme, reason) for layer in evaluator.layers)
     return evaluator.prover.measure(files, layers, {}, FileScheme.of(baseline.scheme), baseline.int8)

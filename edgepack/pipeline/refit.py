@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgepack.backends.backend import joined
+from edgepack.backends.registry import backend
 from edgepack.data import Samples
 from edgepack.errors import UsageError
 from edgepack.executor import one_thread
@@ -17,18 +18,15 @@ from edgepack.factorize.paired import PairedMoments, PairedRows, pooled
 from edgepack.factorize.refit import refit, refitted_weights
 from edgepack.factorize.two_sided import damped
 from edgepack.model.layer import View
+from edgepack.model.model import Model
 from edgepack.model.replacement import Replacement, low_rank
 from edgepack.model.scheme import FileScheme, Scheme
 from edgepack.model.structure import Structure
 from edgepack.pipeline.activations import THREADS
-from edgepack.pipeline.observe import Observation, joined
 from edgepack.pipeline.parts import packed_part
 from edgepack.pipeline.rounding import REPLACEMENT, Rounder
 from edgepack.types import Array, InputSpread, LayerPlan, Moments, Spectrum
 from edgepack.workspace import Keyed, Step, digest
-
-if TYPE_CHECKING:
-    import onnx_ir as ir
 
 PARTS = 4
 FEWEST = 32
@@ -75,7 +73,7 @@ class Refitter:
         rounder: of the factors that nothing was refitted in.
     """
 
-    model: ir.Model
+    model: Model
     rounder: Rounder
     calibration: Samples
 
@@ -83,14 +81,12 @@ class Refitter:
         self, layers: Sequence[View], spectra: Sequence[Spectrum], plan: Sequence[LayerPlan], scheme: FileScheme
     ) -> dict[str, Replacement]:
         """Factors of every layer that the plan factors, on the grids of its scheme; `scheme` is the file's."""
-        from edgepack.onnxgraph.depth import depths
-
         wanted = {
             layer.name: _Choice(layer, spectrum, choice.structure, choice.scheme_in(scheme))
             for layer, spectrum, choice in zip(layers, spectra, plan, strict=True)
             if choice.structure.ranks
         }
-        level = depths(self.model, wanted)
+        level = backend(self.model.native).depths(self.model.content, wanted)
         # The first ones are fed what they always were; what cannot be told apart, or is too large, stays as well.
         done = {
             name: _kept(self.rounder, choice)
@@ -137,12 +133,11 @@ class Refitter:
         self, choices: Mapping[str, _Choice], before: Mapping[str, Replacement]
     ) -> dict[str, tuple[PairedMoments, ...]]:
         """By layer name, moments of every part; layers that a part never reached, or with other rows, are absent."""
-        from edgepack.onnxgraph.rewrite import names_after, with_factors
-
-        dense = Observation(self.model, choices, threads=THREADS)
-        compressed_model = with_factors(self.model, before)
-        after = {name: own[0] for name, own in names_after(self.model, compressed_model, before).items()}
-        thin = Observation(compressed_model, [after[name] for name in choices], threads=THREADS)
+        native, model = backend(self.model.native), self.model.content
+        dense = native.observe(model, choices, threads=THREADS)
+        compressed, names_after = native.with_factors(model, before)
+        after = {name: own[0] for name, own in names_after.items()}
+        thin = native.observe(compressed, [after[name] for name in choices], threads=THREADS)
         names = [name for name in choices if name in dense.keys and after[name] in thin.keys]
         strayed: set[str] = set()
         roots = {name: _root(self.rounder, choices[name].layer) for name in names}
@@ -150,9 +145,9 @@ class Refitter:
         for part in range(PARTS):
             samples = self.calibration.take(np.arange(part, len(self.calibration), PARTS))
             sums = {name: PairedRows(name) for name in names}
-            for original, compressed in zip(dense.rows(samples), thin.rows(samples), strict=True):
+            for original, squeezed in zip(dense.rows(samples), thin.rows(samples), strict=True):
                 for name in names:
-                    x, fed = original[joined(dense.keys[name])], compressed[joined(thin.keys[after[name]])]
+                    x, fed = original[joined(dense.keys[name])], squeezed[joined(thin.keys[after[name]])]
                     if len(x) != len(fed):  # how many rows there are depends on the values before it
                         strayed.add(name)
                     if name not in strayed:

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 
 from edgepack import metrics
+from edgepack.backends.backend import THREADS, Session
+from edgepack.backends.runtime import load, predict
 from edgepack.data import Samples, validate
 from edgepack.errors import DataError
-from edgepack.inference import THREADS, Running, load, predict
+from edgepack.model.model import Model
 from edgepack.model.scheme import Format
 from edgepack.pipeline.attempt import Guard
-from edgepack.pipeline.opened import Opened
 from edgepack.sources.recipe import user_errors
 from edgepack.types import Array
 
@@ -24,7 +25,7 @@ _EVALUATE = (
 
 
 def final_scores(
-    paths: Mapping[str, tuple[Path, Format]], opened: Opened, test: Samples | None, guard: Guard
+    paths: Mapping[str, tuple[Path, Format]], opened: Model, test: Samples | None, guard: Guard
 ) -> dict[str, float]:
     """The untouched test, once per file: `--test`, else the recipe's `evaluate`. Empty where there is neither."""
     if test is not None:
@@ -39,21 +40,21 @@ def final_scores(
     return {name: _evaluated(evaluate, opened, _loaded(path, fmt, guard)) for name, (path, fmt) in paths.items()}
 
 
-def check_evaluate(opened: Opened, dense: Path, guard: Guard) -> None:
+def check_evaluate(opened: Model, dense: Path, guard: Guard) -> None:
     """Run the recipe's `evaluate` once on the dense model: better now than after the search.
 
     Raises:
         ModelError, DataError: see `final_scores`.
     """
     if opened.recipe is not None and opened.recipe.evaluate is not None:
-        _evaluated(opened.recipe.evaluate, opened, _loaded(dense, "onnx", guard))
+        _evaluated(opened.recipe.evaluate, opened, _loaded(dense, opened.native, guard))
 
 
-def _loaded(path: Path, fmt: Format, guard: Guard) -> Running:
+def _loaded(path: Path, fmt: Format, guard: Guard) -> Session:
     return load(path, fmt, threads=THREADS, exact=guard.exact)
 
 
-def _evaluated(evaluate: Callable[[Callable[..., Array]], float], opened: Opened, model: Running) -> float:
+def _evaluated(evaluate: Callable[[Callable[..., Array]], float], opened: Model, model: Session) -> float:
     def answer(*arrays: Array) -> Array:
         if len(arrays) != len(opened.inputs):
             names = ", ".join(spec.name for spec in opened.inputs)

@@ -7,13 +7,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+from edgepack.backends.backend import Writer
 from edgepack.errors import LayerError, ModelError, ProofError
 from edgepack.metrics import Drop
 from edgepack.model.scheme import FileScheme, Format
 from edgepack.model.structure import DENSE
 from edgepack.pipeline.attempt import Attempt
 from edgepack.pipeline.evaluator import Evaluator
-from edgepack.pipeline.files import ModelFiles
 from edgepack.pipeline.ladder import Choice, LayerPlans, Step, choices
 from edgepack.pipeline.probing import Probe, beside_code, probe
 from edgepack.plan import cost
@@ -54,7 +54,7 @@ REPAIRS = 3
 class Search:
     """One search in one format."""
 
-    def __init__(self, evaluator: Evaluator, files: ModelFiles, deadline_s: float, start: float | None = None) -> None:
+    def __init__(self, evaluator: Evaluator, files: Writer, deadline_s: float, start: float | None = None) -> None:
         """`deadline_s` is by `time.monotonic`; `start` a loss near which to look first."""
         self._evaluator, self._files, self._deadline_s, self._start = evaluator, files, deadline_s, start
         self._workspace, self._replacements = evaluator.workspace, evaluator.replacements

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from edgepack.backends.backend import Writer
 from edgepack.factorize import factorizer
 from edgepack.model.kinds.linear import effective_weight
 from edgepack.model.layer import View
@@ -9,13 +10,12 @@ from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import FileScheme
 from edgepack.pipeline.attempt import Attempt
 from edgepack.pipeline.evaluator import Evaluator
-from edgepack.pipeline.files import ModelFiles
 from edgepack.pipeline.rounding import latent_grid
 from edgepack.quantize.split import Split, dense_share, split_error
 from edgepack.types import LayerPlan, Spectrum
 
 
-def layer_splits(evaluator: Evaluator, files: ModelFiles, attempt: Attempt) -> dict[str, Split]:
+def layer_splits(evaluator: Evaluator, files: Writer, attempt: Attempt) -> dict[str, Split]:
     """By layer name. Float layers that lose nothing are absent, and those whose input the data never reached."""
     parts = files.takes(evaluator.replacements.factors(attempt.layers, attempt.scheme))
     found: dict[str, Split] = {}

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from edgepack.model.layer import WEIGHT
+from edgepack.model.point import Point
 from edgepack.model.scheme import scheme_of
 from edgepack.model.structure import DENSE, low_rank
 from edgepack.plan.cost import CostSource, Price
-from edgepack.plan.table import Point
 
 
 def prices_of(source: CostSource, points: Sequence[Point]) -> list[Price | None]:

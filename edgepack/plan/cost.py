@@ -15,9 +15,10 @@ from typing import Protocol, TypeVar
 from edgepack.backends.schemes import DENSE_INT8
 from edgepack.emulator.counts import Counts
 from edgepack.emulator.estimate import time_bound
+from edgepack.model.point import Point
 from edgepack.model.scheme import Format, Scheme
 from edgepack.plan.interpolate import interpolate_all
-from edgepack.plan.table import CostTable, Level, Point
+from edgepack.plan.table import CostTable, Level
 from edgepack.targets import Target
 
 Named = TypeVar("Named")

@@ -22,7 +22,8 @@ from itertools import product
 
 import numpy as np
 
-from edgepack.plan.table import CostTable, Grid, Level, Point, SchemeCosts
+from edgepack.model.point import Point
+from edgepack.plan.table import CostTable, Grid, Level, SchemeCosts
 from edgepack.types import Array
 
 

@@ -8,9 +8,10 @@ from functools import cached_property
 from itertools import pairwise, product
 from math import sqrt
 
+from edgepack.model.point import Point, linear_point
 from edgepack.model.scheme import Format, Scheme
 from edgepack.plan.cost import Price
-from edgepack.plan.table import Grid, Point, linear_point
+from edgepack.plan.table import Grid
 from edgepack.targets import Cluster, Target
 from edgepack.workspace import digest
 

@@ -11,11 +11,11 @@ from pathlib import Path
 
 from edgepack.backends.schemes import layer_schemes
 from edgepack.errors import InputError
+from edgepack.model.point import Point, linear_point_in
 from edgepack.model.scheme import FORMATS, Format
 from edgepack.model.structure import structure_of
 from edgepack.plan.json_file import printable, read_json
 from edgepack.plan.measured import Entry, Fingerprint, MeasuredTable
-from edgepack.plan.table import Point, linear_point_in
 from edgepack.workspace import atomic_path, default_root
 
 SCHEMA_VERSION = 2

@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from edgepack.backends.registry import FACTS
+from edgepack.model.point import Point
 from edgepack.model.scheme import BITS, Format, Scheme
 from edgepack.model.structure import Op
 from edgepack.plan.cost import Price
-from edgepack.plan.table import Point
 from edgepack.targets import Bandwidth, Cluster, Target
 
 NAME = "roofline of targets.yaml"
@@ -80,18 +81,6 @@ counted on an emulated Cortex-A72."""
 INT4_FACTOR = 1.15
 """LiteRT unpacks two weights from a byte before it multiplies: an emulated Cortex-A72 and x86 agree within a third."""
 
-PER_VALUE: Mapping[tuple[Format, bool], tuple[float, float]] = {
-    ("onnx", True): (2.0, 5.0),
-    ("tflite", True): (2.0, 5.0),
-    ("onnx", False): (5.0, 36.0),
-    ("tflite", False): (4.0, 6.0),
-}
-"""Instructions per input and per output value by (format, activations that the runtime sees as floats): copying them
-into the kernel's order, quantizing, scaling back. From 16x2048 and 2048x16 on emulated Cortex-A72 and A76, the
-products taken off."""
-CALL: Mapping[Format, float] = {"onnx": 22000, "tflite": 5500}
-"""Instructions of one call of the runtime, counted on the same."""
-
 
 @dataclass(frozen=True)
 class Roofline:
@@ -125,7 +114,7 @@ class Roofline:
 
     def call_s(self, fmt: Format) -> float:
         """See `CostSource`."""
-        return CALL[fmt] / self.instructions_s
+        return FACTS[fmt].call_instructions / self.instructions_s
 
     def latency_s(self, point: Point) -> float:
         """Seconds of one inference of a layer, without the call of the runtime."""
@@ -155,7 +144,9 @@ class Roofline:
 
 def _overhead(scheme: Scheme, op: Op) -> float:
     """Instructions around one product: of the operators, and of bringing its inputs and outputs into order."""
-    per_input, per_output = PER_VALUE[scheme.backend, scheme.is_float or scheme.granularity == "block"]
+    facts = FACTS[scheme.backend]
+    floats = scheme.is_float or scheme.granularity == "block"  # as the runtime sees them
+    per_input, per_output = facts.float_values if floats else facts.integer_values
     return scheme.instructions_per_op + op.vectors * (per_input * op.columns + per_output * op.rows)
 
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 from edgepack.backends.schemes import DENSE_INT8
 from edgepack.host import probe_host
+from edgepack.model.point import Point, linear_point
 from edgepack.model.scheme import Format
 from edgepack.plan.cost import CostSource, EmulatedCosts
 from edgepack.plan.measured import Fingerprint, MeasuredTable, fingerprint
 from edgepack.plan.measured_file import known_measured, tables_of
 from edgepack.plan.roofline import roofline
-from edgepack.plan.table import Point, linear_point
 from edgepack.plan.table_file import table_for
 from edgepack.targets import HOST, Target
 

@@ -23,10 +23,10 @@ from edgepack.errors import DataError, ModelError, StableDeviceError, TransientD
 from edgepack.factorize import factorizer
 from edgepack.model.scheme import FileScheme, Scheme
 from edgepack.pipeline.guarding import load_data
-from edgepack.pipeline.onnx_files import OnnxFiles
-from edgepack.pipeline.opened import open_model
+from edgepack.backends.onnx.writer import OnnxWriter
+from edgepack.sources import open_model
 from edgepack.pipeline.statistics import decompose
-from edgepack.pipeline.tflite_files import TfliteFiles
+from edgepack.backends.tflite.writer import TfliteWriter
 from edgepack.progress import silent
 from edgepack.quantize.gauge import balanced
 from edgepack.targets import get_target
@@ -67,13 +67,13 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tuple[Sc
     opened = open_model(f"{recipe}:recipe", work)
     data = load_data(None, opened, str(recipe), 0)
     cache = Cache(work / "cache")
-    spectra, _ = decompose(opened.model, opened.layers, "whitened", data.calibration, "small", cache, silent)
+    spectra, _ = decompose(opened.content, opened.layers, "whitened", data.calibration, "small", cache, silent)
     layer, spectrum = opened.layers[0], spectra[0]
     factors = {layer.name: balanced(factorizer("whitened").factors(layer, spectrum, 24), spectrum, seed=0)}
     written: list[tuple[Scheme, Variant]] = []
-    with TfliteFiles(cache, work) as converted:
+    with TfliteWriter(cache, work) as converted:
         converted.open(opened, data.calibration, example(data.guard, opened.inputs, 0))
-        for each in (OnnxFiles(opened.model, data.calibration, largest=127), converted):
+        for each in (OnnxWriter(opened.content, data.calibration, largest=127), converted):
             for scheme in SCHEMES[each.fmt]:
                 dense, pair = (work / f"{kind}.{scheme}.{each.fmt}" for kind in ("dense", "pair"))
                 each.write_dense(dense) if scheme.is_float else each.write_baseline(scheme, dense)

@@ -14,7 +14,7 @@ from e2e_cli import Done, assert_fails, invoke, run
 from e2e_models import points, samples
 
 from edgepack.backends.schemes import SCHEMES
-from edgepack.inference import load
+from edgepack.backends.runtime import load
 
 MODELS = ("model.onnx", "model.tflite")
 BASELINES = tuple(f"baseline/{kind}.{fmt}" for kind in ("fp32", "int8") for fmt in ("onnx", "tflite"))

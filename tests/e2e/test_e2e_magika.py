@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from e2e_cli import invoke
 
-from edgepack.inference import load
+from edgepack.backends.runtime import load
 
 sys.path.append(str(Path(__file__).parents[2] / "bench" / "models"))  # a folder of recipes, not a package
 import magika_files

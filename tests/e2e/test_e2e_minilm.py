@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from e2e_cli import Done, run
 
-from edgepack.inference import load
+from edgepack.backends.runtime import load
 
 MODELS = Path(__file__).parents[2] / "bench" / "models"
 FEWER = f"""

@@ -13,7 +13,7 @@ import pytest
 from e2e_cli import Done, assert_fails, run
 from e2e_models import mlp, samples
 
-from edgepack.inference import load
+from edgepack.backends.runtime import load
 
 PROJECT = """
 [build-system]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from e2e_cli import run
 
-from edgepack.inference import load
+from edgepack.backends.runtime import load
 
 HEAD = """import numpy as np, torch
 from torch import nn

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgepack.backends.onnx.schemes import INT8_DYNAMIC
 from edgepack.emit.onnx import to_schemes
-from edgepack.inference import load
+from edgepack.backends.runtime import load
 from edgepack.model.scheme import Scheme
 from edgepack.onnxgraph.files import save
 from edgepack.onnxgraph.session import session

@@ -18,7 +18,7 @@ from edgepack.emit.tflite import TfliteEmitter
 from edgepack.errors import ModelError
 from edgepack.sources.torch import export_program, program_to_onnx
 from edgepack.tflitegraph.linear import linear_ops
-from edgepack.tfliterun import interpreter, run
+from edgepack.backends.tflite.runtime import interpreter, run
 from edgepack.torchgraph import find_linears, flat_module
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")

@@ -20,7 +20,7 @@ from edgepack.model.scheme import Scheme
 from edgepack.sources.torch import export_program, save_program
 from edgepack.tflitegraph.contents import weight_bytes
 from edgepack.tflitegraph.linear import linear_ops
-from edgepack.tfliterun import interpreter, run, signature
+from edgepack.backends.tflite.runtime import interpreter, run, signature
 from edgepack.torchgraph import find_linears, flat_module
 from edgepack.types import Array
 

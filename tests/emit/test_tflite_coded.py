@@ -191,7 +191,7 @@ def test_readers_find_the_bias_and_no_layer_in_what_runs_once(tmp_path: Path) ->
 
 
 def test_a_runtime_may_allocate_again(tmp_path: Path) -> None:
-    from edgepack.tfliterun import interpreter
+    from edgepack.backends.tflite.runtime import interpreter
 
     part, x = sparse(), normal(1, IN)
     made = interpreter(encoded(tmp_path, part, (1, IN)))

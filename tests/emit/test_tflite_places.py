@@ -11,7 +11,7 @@ from edgepack.emit.tflite_places import Places, find_places
 from edgepack.model.replacement import dense
 from edgepack.tflitegraph.contents import operators, weight_bytes
 from edgepack.tflitegraph.linear import linear_ops
-from edgepack.tfliterun import interpreter, run, signature
+from edgepack.backends.tflite.runtime import interpreter, run, signature
 from edgepack.torchgraph import flat_module, load_program
 from edgepack.types import Array
 

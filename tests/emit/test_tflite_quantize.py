@@ -22,7 +22,7 @@ from edgepack.model.scheme import Scheme
 from edgepack.sources.torch import export_program, save_program
 from edgepack.tflitegraph.contents import weight_bytes
 from edgepack.tflitegraph.linear import linear_ops
-from edgepack.tfliterun import interpreter, run, signature
+from edgepack.backends.tflite.runtime import interpreter, run, signature
 from edgepack.types import Array
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")

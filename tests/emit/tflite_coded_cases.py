@@ -198,7 +198,7 @@ def dense_file(
 
 def answers(path: Path, *inputs: Array) -> list[Array]:
     """Of LiteRT, after running twice: the second run must not decode into what the first one made."""
-    from edgepack.tfliterun import interpreter
+    from edgepack.backends.tflite.runtime import interpreter
 
     made = interpreter(path)
     for _ in range(2):

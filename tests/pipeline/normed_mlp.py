@@ -10,9 +10,10 @@ import numpy as np
 
 from edgepack.cache import Cache
 from edgepack.data import Samples
-from edgepack.inference import load, predict
-from edgepack.pipeline.opened import Opened, open_model
-from edgepack.pipeline.tflite_files import TfliteFiles
+from edgepack.backends.runtime import load, predict
+from edgepack.model.model import Model
+from edgepack.sources import open_model
+from edgepack.backends.tflite.writer import TfliteWriter
 from edgepack.types import Array
 
 RECIPE = """
@@ -41,7 +42,7 @@ def recipe():
 """
 
 
-def normed_mlp(folder: Path) -> Opened:
+def normed_mlp(folder: Path) -> Model:
     """The model, read from a recipe that is written to the folder."""
     (folder / "model.py").write_text(RECIPE)
     return open_model(f"{folder / 'model.py'}:recipe", folder)
@@ -52,10 +53,10 @@ def samples(count: int) -> Samples:
 
 
 @contextmanager
-def tflite_files(opened: Opened, data: Samples, folder: Path) -> Iterator[TfliteFiles]:
+def tflite_files(opened: Model, data: Samples, folder: Path) -> Iterator[TfliteWriter]:
     """With one converter process for all that is written."""
     (folder / "plans").mkdir()
-    with TfliteFiles(Cache(folder / "cache"), folder / "plans") as made:
+    with TfliteWriter(Cache(folder / "cache"), folder / "plans") as made:
         made.open(opened, data, {"x": np.zeros((1, 3, 64), np.float32)})
         yield made
 

@@ -22,7 +22,7 @@ from edgepack.calibrate import moments
 from edgepack.errors import InputError, ModelError
 from edgepack.factorize import whitened
 from edgepack.factorize.whitened import shrunk_covariance
-from edgepack.inference import load
+from edgepack.backends.runtime import load
 from edgepack.model.layer import View
 from edgepack.model.replacement import Replacement, low_rank
 from edgepack.model.scheme import FileScheme, Format, Scheme
@@ -34,12 +34,12 @@ from edgepack.pipeline.build import build
 from edgepack.pipeline.covariances import Covariances
 from edgepack.pipeline.layer_files import layer_files
 from edgepack.pipeline.layer_points import points_for
-from edgepack.pipeline.onnx_files import OnnxFiles
+from edgepack.backends.onnx.writer import OnnxWriter
 from edgepack.pipeline.packed import layer_shapes
 from edgepack.pipeline.rounding import Rounder
 from edgepack.plan.measured import Entry, Fingerprint, MeasuredTable
 from edgepack.plan.measured_file import known_measured, load_measured, measured_path, save_measured
-from edgepack.plan.table import linear_point
+from edgepack.model.point import linear_point
 from edgepack.progress import silent
 from edgepack.quantize.blocks import block_for, dequantize_blocks, quantize_blocks, unpack
 from edgepack.quantize.gptq import gptq, row_errors
@@ -156,7 +156,7 @@ def test_the_file_holds_it_to_the_bit_and_answers_like_it(
     source: OnnxSource, made: Replacement, tmp_path: Path
 ) -> None:
     path, x = tmp_path / "m.onnx", strong_layer()[1][:20]
-    OnnxFiles(source.model, None, largest=127).write({"w": made}, FileScheme.of(NBITS4), path, {"w": NBITS4_CORRECTED})
+    OnnxWriter(source.model, None, largest=127).write({"w": made}, FileScheme.of(NBITS4), path, {"w": NBITS4_CORRECTED})
     stored = {array.name: numpy_helper.to_array(array) for array in onnx.load(path).graph.initializer}
     for name, bits, weight in (("w.base", 4, base_of(made)), ("w.B", 8, made.B), ("w.A", 8, made.A)):
         held = dequantize_blocks(unpack(stored[f"{name}.int{bits}"], bits), stored[f"{name}.scale"], weight.shape[1])
@@ -174,7 +174,7 @@ def plan_of(scheme: Scheme = NBITS4_CORRECTED, rank: int | None = RANK) -> tuple
 
 
 def test_the_proofs_hold_and_can_fail(source: OnnxSource, made: Replacement, tmp_path: Path) -> None:
-    files, path = OnnxFiles(source.model, None, largest=127), tmp_path / "m.onnx"
+    files, path = OnnxWriter(source.model, None, largest=127), tmp_path / "m.onnx"
     files.write_dense(tmp_path / "dense.onnx")
     dense = files.read(tmp_path / "dense.onnx")
     files.write({"w": made}, FileScheme.of(NBITS4), path, {"w": NBITS4_CORRECTED})
@@ -201,7 +201,7 @@ def test_the_proofs_hold_and_can_fail(source: OnnxSource, made: Replacement, tmp
 
 def test_a_reference_of_it_is_exact(source: OnnxSource, made: Replacement, tmp_path: Path) -> None:
     x = strong_layer()[1][:5]
-    OnnxFiles(source.model, None, largest=127).write({"w": made}, FileScheme.of(FP32), tmp_path / "m.onnx")
+    OnnxWriter(source.model, None, largest=127).write({"w": made}, FileScheme.of(FP32), tmp_path / "m.onnx")
     (found,) = load(tmp_path / "m.onnx", "onnx").run({"x": x})
     whole = base_of(made).astype(np.float64) + made.A.astype(np.float64) @ made.B
     np.testing.assert_allclose(found, x @ whole.T + made.bias, atol=1e-4)
@@ -222,7 +222,7 @@ def test_a_build_in_int4_takes_it_where_neither_alone_will_do(tmp_path: Path) ->
     assert all(proof["passed"] for proof in entry["proofs"].values())
     predicted = layer["predicted"]["size_bytes"]
     assert abs(entry["size_bytes"] - predicted) < 0.1 * predicted + 1000
-    held = OnnxFiles(open_onnx(model).model, None, largest=127).read(tmp_path / "pack" / "model.onnx")
+    held = OnnxWriter(open_onnx(model).model, None, largest=127).read(tmp_path / "pack" / "model.onnx")
     assert sorted(bits for *_, bits in held.weights) == [4, 8, 8]
     # All that is faster, every pair and the matrix alone, was looked at by what it is predicted to lose.
     assert min(one["loss"] for one in layer["others"]) > 5 * layer["predicted"]["loss"]
@@ -241,7 +241,7 @@ def test_two_layers_of_which_one_has_a_pair_beside_it(tmp_path: Path) -> None:
     graph = helper.make_graph(nodes, "three", ends[:1], ends[1:], constants)
     made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.save(made, tmp_path / "three.onnx")
-    files = OnnxFiles(open_onnx(tmp_path / "three.onnx").model, None, largest=127)
+    files = OnnxWriter(open_onnx(tmp_path / "three.onnx").model, None, largest=127)
     q = np.linalg.qr(rng.normal(size=(64, 8)))[0].astype(np.float32)
     factors = {
         "a": low_rank(q, q.T @ weights["a"].T, None),
@@ -299,7 +299,7 @@ def test_every_kind_of_place(kind: str, made: Replacement, tmp_path: Path) -> No
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.save(model, tmp_path / "m.onnx")
-    files = OnnxFiles(open_onnx(tmp_path / "m.onnx").model, None, largest=127)
+    files = OnnxWriter(open_onnx(tmp_path / "m.onnx").model, None, largest=127)
     whole = base_of(made).astype(np.float64) + made.A.astype(np.float64) @ made.B
     expected = rows @ whole.T + made.bias
     expected = expected if kind == "rows" else expected.T.reshape(out)

@@ -20,7 +20,8 @@ from edgepack.pipeline.costs import STANDARD_GRID, fill_table, held_out_points
 from edgepack.pipeline.counting import Counter
 from edgepack.plan.candidates import break_even_rank
 from edgepack.plan.interpolate import interpolate
-from edgepack.plan.table import Grid, Point
+from edgepack.model.point import Point
+from edgepack.plan.table import Grid
 from edgepack.plan.table_file import load_table, own_folder, table_for, table_name
 from edgepack.targets import Target, get_target
 

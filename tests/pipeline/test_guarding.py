@@ -10,16 +10,16 @@ import pytest
 from edgepack.data import Samples
 from edgepack.errors import DataError, UsageError
 from edgepack.pipeline.guarding import Data, _check_classes, choose_method, load_data
-from edgepack.pipeline.opened import Opened
+from edgepack.model.model import Model
 from edgepack.types import Recipe, TensorSpec
 
 SPEC = TensorSpec("x", (1, 3), np.dtype(np.float32))
 X = np.random.default_rng(0).normal(size=(100, 3)).astype(np.float32)
 
 
-def opened(calibration: object = None) -> Opened:
+def opened(calibration: object = None) -> Model:
     recipe = None if calibration is None else Recipe(None, (), calibration)  # type: ignore[arg-type]
-    return Opened("m", "onnx", None, (), (SPEC,), "0" * 64, Path("m.onnx"), None, recipe)  # type: ignore[arg-type]
+    return Model("m", "onnx", None, (), (SPEC,), "0" * 64, Path("m.onnx"), None, recipe)  # type: ignore[arg-type]
 
 
 def test_the_file_comes_before_the_recipe(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from edgepack.backends.tflite.schemes import FP32, INT8_STATIC, SCHEMES
 from edgepack.emit.tflite import TfliteEmitter
 from edgepack.model.replacement import dense, low_rank
 from edgepack.model.scheme import Scheme
-from edgepack.pipeline.layer_tflite import write_layer
+from edgepack.backends.tflite.layer_file import write_layer
 from edgepack.sources.onnx import open_onnx
 from edgepack.types import Array
 

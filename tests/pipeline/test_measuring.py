@@ -22,7 +22,7 @@ from edgepack.pipeline.measuring import QUICK, STANDARD, measure_points
 from edgepack.plan.candidates import break_even_rank, rank_choices
 from edgepack.plan.measured import STANDARD_GRID, MeasuredTable, grid_points
 from edgepack.plan.measured_file import known_measured, measured_folder
-from edgepack.plan.table import Point, linear_point
+from edgepack.model.point import Point, linear_point
 from edgepack.targets import Target, get_target
 
 SHAPES = [(48, 64, 1), (16, 48, 2)]

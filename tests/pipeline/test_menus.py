@@ -23,7 +23,7 @@ from edgepack.pipeline.pricing import Prices, Uses
 from edgepack.plan.candidates import break_even_rank, rank_choices
 from edgepack.plan.cost import Price
 from edgepack.plan.sizes import resident_bytes, size_bytes
-from edgepack.plan.table import Point
+from edgepack.model.point import Point
 from edgepack.targets import get_target
 
 TFLITE_LAYER_SCHEMES = (tflite.FP32, tflite.INT8_DYNAMIC, tflite.INT4_DYNAMIC)

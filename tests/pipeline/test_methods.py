@@ -22,7 +22,7 @@ from edgepack.model.scheme import CONSTEXPR
 from edgepack.pipeline.alternatives import saves
 from edgepack.pipeline.build import build
 from edgepack.pipeline.guarding import choose_methods, load_data
-from edgepack.pipeline.opened import open_model
+from edgepack.sources import open_model
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 

@@ -23,13 +23,13 @@ from edgepack.backends.onnx.schemes import (
 )
 from edgepack.data import Samples
 from edgepack.errors import ModelError
-from edgepack.inference import load
+from edgepack.backends.runtime import load
 from edgepack.model.replacement import Replacement, dense, low_rank
 from edgepack.model.scheme import FileScheme, Scheme
 from edgepack.onnxgraph.session import session
 from edgepack.onnxgraph.sites import find_sites
-from edgepack.pipeline.files import ModelFiles
-from edgepack.pipeline.onnx_files import OnnxFiles
+from edgepack.backends.backend import Writer
+from edgepack.backends.onnx.writer import OnnxWriter
 from edgepack.types import Array
 
 node = helper.make_node
@@ -78,8 +78,8 @@ def with_conv() -> ir.Model:
     return model(nodes, ["N", 8, 6, 6], weights, 17)
 
 
-def files(source: ir.Model, x: Array | None = None) -> OnnxFiles:
-    return OnnxFiles(source, None if x is None else Samples({"x": x}), largest=127)
+def files(source: ir.Model, x: Array | None = None) -> OnnxWriter:
+    return OnnxWriter(source, None if x is None else Samples({"x": x}), largest=127)
 
 
 def factors(source: ir.Model, *names: str) -> dict[str, Replacement]:
@@ -92,7 +92,7 @@ def factors(source: ir.Model, *names: str) -> dict[str, Replacement]:
     return made
 
 
-def bits_by_sides(made: OnnxFiles, path: Path) -> dict[tuple[int, int], int]:
+def bits_by_sides(made: OnnxWriter, path: Path) -> dict[tuple[int, int], int]:
     return {(a, b): bits for a, b, bits in made.read(path).weights}
 
 
@@ -185,9 +185,9 @@ def test_schemes_of_a_layer(opset: int, calibrated: bool, schemes: tuple[Scheme,
 
 
 def test_schemes_of_a_file() -> None:
-    plain: ModelFiles = files(mlp())
+    plain: Writer = files(mlp())
     assert plain.rest(NBITS8) == (FileScheme.of(NBITS8),)
-    made: ModelFiles = files(with_conv())
+    made: Writer = files(with_conv())
     assert made.rest(FP32) == (FileScheme(FP32, WEIGHTS8), FileScheme.of(FP32))
     assert made.rest(INT8_DYNAMIC) == (FileScheme(INT8_DYNAMIC, WEIGHTS8),)
     assert made.rest(INT8_STATIC) == (FileScheme.of(INT8_STATIC), FileScheme(INT8_STATIC, WEIGHTS8))

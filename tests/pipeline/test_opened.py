@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from edgepack.errors import ModelError, UsageError
-from edgepack.pipeline.opened import model_kind, model_name, open_model
+from edgepack.sources import model_kind, model_name, open_model
 
 
 @pytest.mark.parametrize(

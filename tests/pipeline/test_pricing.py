@@ -17,19 +17,20 @@ from edgepack.errors import ModelError
 from edgepack.model.scheme import Format
 from edgepack.pipeline import pricing
 from edgepack.pipeline.measuring import QUICK, measure_points
-from edgepack.pipeline.opened import Opened, open_model
+from edgepack.model.model import Model
+from edgepack.sources import open_model
 from edgepack.pipeline.pricing import Prices, Uses, layer_uses, make_prices
 from edgepack.plan.candidates import rank_choices
 from edgepack.plan.cost import Price
 from edgepack.plan.measured import MeasuredTable
 from edgepack.plan.measured_file import measured_folder
-from edgepack.plan.table import Point
+from edgepack.model.point import Point
 from edgepack.targets import get_target
 
 RPI4 = get_target("rpi4")
 
 
-def opened(folder: Path, *, shared: bool = False, rows: int | str = ROWS) -> Opened:
+def opened(folder: Path, *, shared: bool = False, rows: int | str = ROWS) -> Model:
     return open_model(str(write_model(folder / "two.onnx", shared=shared, rows=rows)), folder)
 
 

@@ -18,10 +18,11 @@ from edgepack.cache import Cache
 from edgepack.data import Samples
 from edgepack.model.replacement import Replacement, low_rank
 from edgepack.model.scheme import FileScheme, Format
-from edgepack.pipeline.files import ModelFiles
-from edgepack.pipeline.onnx_files import OnnxFiles
-from edgepack.pipeline.opened import Opened, open_model
-from edgepack.pipeline.tflite_files import TfliteFiles
+from edgepack.backends.backend import Writer
+from edgepack.backends.onnx.writer import OnnxWriter
+from edgepack.model.model import Model
+from edgepack.sources import open_model
+from edgepack.backends.tflite.writer import TfliteWriter
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 
@@ -51,21 +52,21 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def opened(work: Path) -> Opened:
+def opened(work: Path) -> Model:
     (work / "model.py").write_text(RECIPE)
     return open_model(f"{work / 'model.py'}:recipe", work)
 
 
 @pytest.fixture(scope="module")
-def files(work: Path, opened: Opened) -> Iterator[Mapping[Format, ModelFiles]]:
+def files(work: Path, opened: Model) -> Iterator[Mapping[Format, Writer]]:
     data = Samples({opened.inputs[0].name: np.random.default_rng(0).random((32, 784), np.float32)})
     (work / "plans").mkdir()
-    with TfliteFiles(Cache(work / "cache"), work / "plans") as tflite:
+    with TfliteWriter(Cache(work / "cache"), work / "plans") as tflite:
         tflite.open(opened, data, {opened.inputs[0].name: np.zeros((1, 784), np.float32)})
-        yield {"onnx": OnnxFiles(opened.model, data, largest=127), "tflite": tflite}
+        yield {"onnx": OnnxWriter(opened.content, data, largest=127), "tflite": tflite}
 
 
-def pairs(opened: Opened, share: float) -> dict[str, Replacement]:
+def pairs(opened: Model, share: float) -> dict[str, Replacement]:
     """The layers' factors, and a check that so many parameters go."""
     first, square = RANKS[share]
     made, left = {}, 0
@@ -87,7 +88,7 @@ def pairs(opened: Opened, share: float) -> dict[str, Replacement]:
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 @pytest.mark.parametrize("fmt", ["onnx", "tflite"])
 def test_bytes_fall_as_parameters_do(
-    files: Mapping[Format, ModelFiles], opened: Opened, work: Path, fmt: Format, precision: str, share: float
+    files: Mapping[Format, Writer], opened: Model, work: Path, fmt: Format, precision: str, share: float
 ) -> None:
     scheme = FileScheme.of(FP32[fmt] if precision == "fp32" else DENSE_INT8[fmt][0])
     dense, thin = work / f"dense.{precision}.{fmt}", work / f"thin.{precision}.{share}.{fmt}"

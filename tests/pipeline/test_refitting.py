@@ -16,7 +16,7 @@ from edgepack.backends.onnx.schemes import FP32, INT8_DYNAMIC
 from edgepack.cache import Cache
 from edgepack.data import Samples
 from edgepack.errors import UsageError
-from edgepack.inference import load, predict
+from edgepack.backends.runtime import load, predict
 from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import FileScheme
 from edgepack.pipeline import refitting
@@ -49,7 +49,7 @@ def plan(ready: Prepared, ranks: Sequence[int | None]) -> list[LayerPlan]:
 def refitter(ready: Prepared, samples: Samples | None = None) -> Refitter:
     calibration = samples or ready.data.calibration
     assert calibration is not None
-    return Refitter(ready.opened.model, ready.task.rounder, calibration, silent)
+    return Refitter(ready.opened.content, ready.task.rounder, calibration, silent)
 
 
 def unfitted(ready: Prepared, chosen: Sequence[LayerPlan]) -> dict[str, Replacement]:

@@ -11,20 +11,20 @@ import pytest
 
 from edgepack.data import Samples
 from edgepack.errors import DataError, ModelError
-from edgepack.inference import Running
+from edgepack.backends.runtime import Session
 from edgepack.pipeline import scores
 from edgepack.pipeline.attempt import Guard
-from edgepack.pipeline.opened import Opened
+from edgepack.model.model import Model
 from edgepack.types import Recipe, TensorSpec
 
 SPEC = TensorSpec("x", (1, 3), np.dtype(np.float32))
 X = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)
-MODEL = Running((SPEC,), lambda feed: [feed["x"] * 2])
+MODEL = Session((SPEC,), lambda feed: [feed["x"] * 2])
 
 
-def opened(evaluate: Callable[..., Any] | None) -> Opened:
+def opened(evaluate: Callable[..., Any] | None) -> Model:
     recipe = Recipe(None, (), None, evaluate)
-    return Opened("m", "recipe", None, (), (SPEC,), "0" * 64, Path("m.onnx"), None, recipe)  # type: ignore[arg-type]
+    return Model("m", "recipe", None, (), (SPEC,), "0" * 64, Path("m.onnx"), None, recipe)  # type: ignore[arg-type]
 
 
 def evaluated(evaluate: Callable[..., Any]) -> float:

@@ -16,7 +16,7 @@ from edgepack.model.layer import View
 from edgepack.onnxgraph.sites import find_sites
 from edgepack.pipeline import moments as pipeline_moments
 from edgepack.pipeline.moments import _cut, observe
-from edgepack.pipeline.observe import Observation
+from edgepack.backends.onnx.observation import Observation
 from edgepack.pipeline.statistics import decompose
 from edgepack.progress import Progress, silent
 from edgepack.types import Spectrum

@@ -14,15 +14,15 @@ from edgepack.backends.tflite.schemes import CONSTEXPR, FP32, INT4_DYNAMIC, INT8
 from edgepack.coded import Writer, stored_bytes
 from edgepack.data import Samples
 from edgepack.errors import ModelError
-from edgepack.inference import load, predict
+from edgepack.backends.runtime import load, predict
 from edgepack.metrics import sqnr_db
 from edgepack.model.layer import Layer
 from edgepack.model.replacement import Replacement, dense, low_rank
 from edgepack.model.scheme import FileScheme, Scheme
 from edgepack.onnxgraph.files import save
 from edgepack.onnxgraph.rewrite import with_factors
-from edgepack.pipeline.opened import Opened
-from edgepack.pipeline.tflite_files import TfliteFiles
+from edgepack.model.model import Model
+from edgepack.backends.tflite.writer import TfliteWriter
 from edgepack.quantize.coded import in_8_bits
 from edgepack.tflitegraph.contents import operators
 
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::F
 
 
 @pytest.fixture(scope="module")
-def opened(tmp_path_factory: pytest.TempPathFactory) -> Opened:
+def opened(tmp_path_factory: pytest.TempPathFactory) -> Model:
     return normed_mlp(tmp_path_factory.mktemp("coded"))
 
 
@@ -40,13 +40,13 @@ def data() -> Samples:
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory, opened: Opened, data: Samples) -> Iterator[TfliteFiles]:
+def files(tmp_path_factory: pytest.TempPathFactory, opened: Model, data: Samples) -> Iterator[TfliteWriter]:
     with tflite_files(opened, data, tmp_path_factory.mktemp("files")) as made:
         yield made
 
 
 @pytest.fixture(scope="module")
-def layers(opened: Opened) -> dict[tuple[int, int], Layer]:
+def layers(opened: Model) -> dict[tuple[int, int], Layer]:
     return {layer.weight.shape: layer for layer in opened.layers}
 
 
@@ -75,7 +75,7 @@ def projected(layer: Layer) -> Replacement:
 @pytest.mark.parametrize("scheme", [FP32, INT8_DYNAMIC, INT4_DYNAMIC, INT8_STATIC], ids=str)
 @pytest.mark.parametrize("kind", [blocks, projected])
 def test_code_beside_every_scheme(
-    files: TfliteFiles,
+    files: TfliteWriter,
     layers: dict[tuple[int, int], Layer],
     data: Samples,
     tmp_path: Path,
@@ -102,7 +102,7 @@ def test_code_beside_every_scheme(
 
 
 def test_what_the_converter_folded_in_is_kept(
-    files: TfliteFiles, opened: Opened, layers: dict[tuple[int, int], Layer], data: Samples, tmp_path: Path
+    files: TfliteWriter, opened: Model, layers: dict[tuple[int, int], Layer], data: Samples, tmp_path: Path
 ) -> None:
     """The norm's scale is in the first layer's weight, its shift in the bias: no dense weight is put there, code is."""
     first, second = layers[96, 64], layers[96, 96]
@@ -114,12 +114,12 @@ def test_what_the_converter_folded_in_is_kept(
         name: low_rank(part.weight, np.eye(part.weight.shape[1], dtype=np.float32), part.bias)
         for name, part in parts.items()
     }
-    save(with_factors(opened.model, whole), tmp_path / "want.onnx")
+    save(with_factors(opened.content, whole), tmp_path / "want.onnx")
     assert sqnr_db(answers(tmp_path / "coded.tflite", data), predict(load(tmp_path / "want.onnx", "onnx"), data)) > 90
 
 
 def test_code_beside_pairs_and_a_scheme_of_each(
-    files: TfliteFiles, layers: dict[tuple[int, int], Layer], data: Samples, tmp_path: Path
+    files: TfliteWriter, layers: dict[tuple[int, int], Layer], data: Samples, tmp_path: Path
 ) -> None:
     first, second, third = (layers[key] for key in ((96, 64), (96, 96), (10, 96)))
     u, s, v = np.linalg.svd(first.weight, full_matrices=False)
@@ -135,7 +135,7 @@ def test_code_beside_pairs_and_a_scheme_of_each(
 
 
 def test_another_code_of_the_same_weight_is_another_file(
-    files: TfliteFiles, layers: dict[tuple[int, int], Layer], tmp_path: Path
+    files: TfliteWriter, layers: dict[tuple[int, int], Layer], tmp_path: Path
 ) -> None:
     layer = layers[96, 96]
     part = blocks(layer)
@@ -149,7 +149,7 @@ def test_another_code_of_the_same_weight_is_another_file(
 
 
 def test_code_is_not_lost(
-    files: TfliteFiles, layers: dict[tuple[int, int], Layer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    files: TfliteWriter, layers: dict[tuple[int, int], Layer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     layer, third = layers[96, 96], layers[10, 96]
     part = {layer.name: blocks(layer)}

@@ -14,22 +14,22 @@ from edgepack.backends.tflite.schemes import FP32, INT4_DYNAMIC, INT8_DYNAMIC, I
 from edgepack.data import Samples
 from edgepack.emit.tflite import TfliteEmitter
 from edgepack.errors import ModelError
-from edgepack.inference import load, predict
+from edgepack.backends.runtime import load, predict
 from edgepack.metrics import sqnr_db
 from edgepack.model.layer import Layer
 from edgepack.model.replacement import Replacement, low_rank
 from edgepack.model.scheme import FileScheme
 from edgepack.onnxgraph.files import save
 from edgepack.onnxgraph.rewrite import with_factors
-from edgepack.pipeline.opened import Opened
-from edgepack.pipeline.tflite_files import TfliteFiles
+from edgepack.model.model import Model
+from edgepack.backends.tflite.writer import TfliteWriter
 from edgepack.types import Array
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 
 
 @pytest.fixture(scope="module")
-def opened(tmp_path_factory: pytest.TempPathFactory) -> Opened:
+def opened(tmp_path_factory: pytest.TempPathFactory) -> Model:
     return normed_mlp(tmp_path_factory.mktemp("tflite"))
 
 
@@ -39,13 +39,13 @@ def data() -> Samples:
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory, opened: Opened, data: Samples) -> Iterator[TfliteFiles]:
+def files(tmp_path_factory: pytest.TempPathFactory, opened: Model, data: Samples) -> Iterator[TfliteWriter]:
     with tflite_files(opened, data, tmp_path_factory.mktemp("files")) as made:
         yield made
 
 
 @pytest.fixture(scope="module")
-def layers(opened: Opened) -> tuple[Layer, ...]:
+def layers(opened: Model) -> tuple[Layer, ...]:
     """First, second, third; the product from the left is the fourth where it counts as a layer."""
     order = {(96, 64): 0, (96, 96): 1, (10, 96): 2}
     found = [layer for layer in opened.layers if layer.weight.shape in order]
@@ -60,17 +60,17 @@ def pair(layer: Layer, rank: int) -> Replacement:
     )
 
 
-def reference(opened: Opened, factors: dict[str, Replacement], data: Samples, path: Path) -> Array:
-    save(with_factors(opened.model, factors), path)
+def reference(opened: Model, factors: dict[str, Replacement], data: Samples, path: Path) -> Array:
+    save(with_factors(opened.content, factors), path)
     return predict(load(path, "onnx"), data)
 
 
-def held(files: TfliteFiles, path: Path) -> dict[tuple[int, int], int]:
+def held(files: TfliteWriter, path: Path) -> dict[tuple[int, int], int]:
     return {(a, b): bits for a, b, bits in files.read(path).weights}
 
 
 def test_every_layer_of_a_file_in_its_own_scheme(
-    files: TfliteFiles, opened: Opened, layers: tuple[Layer, ...], data: Samples, tmp_path: Path
+    files: TfliteWriter, opened: Model, layers: tuple[Layer, ...], data: Samples, tmp_path: Path
 ) -> None:
     first, second, third = layers
     factors = {second.name: pair(second, 24)}
@@ -90,7 +90,7 @@ def test_every_layer_of_a_file_in_its_own_scheme(
     assert len(twice) == 4, "both halves, in both places"
 
 
-def test_fewer_bits_make_a_smaller_file(files: TfliteFiles, data: Samples, tmp_path: Path) -> None:
+def test_fewer_bits_make_a_smaller_file(files: TfliteWriter, data: Samples, tmp_path: Path) -> None:
     for scheme in files.layer_schemes():
         assert files.rest(scheme) == (FileScheme.of(scheme),)
         files.write({}, FileScheme.of(scheme), tmp_path / scheme.name)
@@ -102,7 +102,7 @@ def test_fewer_bits_make_a_smaller_file(files: TfliteFiles, data: Samples, tmp_p
 
 
 def test_one_conversion_for_all_plans(
-    files: TfliteFiles, layers: tuple[Layer, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    files: TfliteWriter, layers: tuple[Layer, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files.write({}, FileScheme.of(FP32), tmp_path / "dense.tflite")
     monkeypatch.setattr(TfliteEmitter, "emit", lambda *args: pytest.fail("converted again"))
@@ -114,7 +114,7 @@ def test_one_conversion_for_all_plans(
 
 
 def test_schemes_are_part_of_the_cache_key(
-    files: TfliteFiles, layers: tuple[Layer, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    files: TfliteWriter, layers: tuple[Layer, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     factors = {layers[0].name: pair(layers[0], 12)}
     written = {}
@@ -134,15 +134,15 @@ def test_schemes_are_part_of_the_cache_key(
 
 
 def test_a_model_that_cannot_be_split_is_converted_for_every_plan(
-    files: TfliteFiles,
-    opened: Opened,
+    files: TfliteWriter,
+    opened: Model,
     layers: tuple[Layer, ...],
     data: Samples,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Without the model's vectors nobody can tell what of the first layer's bias was the layer norm's shift."""
-    from edgepack.pipeline import tflite_files
+    from edgepack.backends.tflite import writer as tflite_files
 
     monkeypatch.setattr(tflite_files, "_vectors", lambda opened: [])
     monkeypatch.delitem(files.__dict__, "_places", raising=False)
@@ -161,7 +161,7 @@ def test_a_model_that_cannot_be_split_is_converted_for_every_plan(
     monkeypatch.delitem(files.__dict__, "_places")
 
 
-def test_what_is_refused(files: TfliteFiles, layers: tuple[Layer, ...], tmp_path: Path) -> None:
+def test_what_is_refused(files: TfliteWriter, layers: tuple[Layer, ...], tmp_path: Path) -> None:
     out = tmp_path / "m.tflite"
     with pytest.raises(ModelError, match="no layer nowhere"):
         files.write({}, FileScheme.of(INT8_DYNAMIC), out, {"nowhere": INT4_DYNAMIC})
@@ -175,7 +175,7 @@ def test_what_is_refused(files: TfliteFiles, layers: tuple[Layer, ...], tmp_path
 
 
 def test_a_product_from_the_left_is_a_layer_too(
-    files: TfliteFiles, opened: Opened, layers: tuple[Layer, ...], tmp_path: Path
+    files: TfliteWriter, opened: Model, layers: tuple[Layer, ...], tmp_path: Path
 ) -> None:
     (left,) = {layer.name for layer in opened.layers} - {layer.name for layer in layers}
     files.write({}, FileScheme.of(INT8_DYNAMIC), tmp_path / "m.tflite", {left: FP32})
@@ -183,7 +183,7 @@ def test_a_product_from_the_left_is_a_layer_too(
 
 
 def test_a_layer_without_an_operator_is_named(
-    files: TfliteFiles, layers: tuple[Layer, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    files: TfliteWriter, layers: tuple[Layer, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = layers[1].name
     known = {other: names for other, names in files._places.operators.items() if other != name}

@@ -17,7 +17,7 @@ from edgepack.plan.file_scheme import base_scheme, exceptions, file_label
 from edgepack.plan.reasons import kind, name, others, reason
 from edgepack.plan.roofline import roofline
 from edgepack.plan.sizes import resident_bytes
-from edgepack.plan.table import Point, linear_point
+from edgepack.model.point import Point, linear_point
 from edgepack.targets import get_target
 from edgepack.types import Candidate, LayerPlan
 

@@ -36,7 +36,7 @@ from edgepack.plan.measured_file import (
     save_measured,
     tables_of,
 )
-from edgepack.plan.table import Point, linear_point
+from edgepack.model.point import Point, linear_point
 from edgepack.targets import get_target
 
 MARK = Fingerprint("aarch64", ("4x cortex-a72 1500 MHz",), ("neon",), ("L1d=32768:2",), {"onnx": "onnxruntime 1.31"})

@@ -12,7 +12,7 @@ from edgepack.bench.devices.local import LocalDevice
 from edgepack.model.scheme import Scheme
 from edgepack.pipeline.layer_files import layer_files
 from edgepack.plan.sizes import resident_bytes
-from edgepack.plan.table import linear_point
+from edgepack.model.point import linear_point
 
 
 def test_every_scheme_has_a_factor() -> None:

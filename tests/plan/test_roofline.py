@@ -15,7 +15,7 @@ from edgepack.backends.tflite import schemes as tflite
 from edgepack.model.scheme import FORMATS, Scheme
 from edgepack.plan.cost import EmulatedCosts
 from edgepack.plan.roofline import ERROR_SHARE, NAME, NOMINAL_NAME, roofline
-from edgepack.plan.table import linear_point
+from edgepack.model.point import linear_point
 from edgepack.plan.table_file import table_for
 from edgepack.targets import get_target, load_targets
 

@@ -18,10 +18,11 @@ from edgepack.cache import Cache
 from edgepack.data import Samples
 from edgepack.model.replacement import low_rank
 from edgepack.model.scheme import FORMATS, FileScheme, Format, Scheme
-from edgepack.pipeline.files import ModelFiles
-from edgepack.pipeline.onnx_files import OnnxFiles
-from edgepack.pipeline.opened import Opened, open_model
-from edgepack.pipeline.tflite_files import TfliteFiles
+from edgepack.backends.backend import Writer
+from edgepack.backends.onnx.writer import OnnxWriter
+from edgepack.model.model import Model
+from edgepack.sources import open_model
+from edgepack.backends.tflite.writer import TfliteWriter
 from edgepack.plan.sizes import size_bytes
 
 IN, OUT, RANK = 384, 256, 32
@@ -35,7 +36,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def opened(work: Path) -> Opened:
+def opened(work: Path) -> Model:
     """One layer that is measured, and a small one that never changes."""
     rng = np.random.default_rng(0)
     shapes = {"w": (OUT, IN), "b": (OUT,), "v": (TAIL, OUT), "c": (TAIL,)}
@@ -54,14 +55,14 @@ def opened(work: Path) -> Opened:
 
 
 @pytest.fixture(scope="module")
-def files(opened: Opened, work: Path) -> Iterator[dict[Format, ModelFiles]]:
+def files(opened: Model, work: Path) -> Iterator[dict[Format, Writer]]:
     x = np.random.default_rng(1).normal(size=(40, IN)).astype(np.float32)
-    with TfliteFiles(Cache(work / "cache"), work) as tflite:
+    with TfliteWriter(Cache(work / "cache"), work) as tflite:
         tflite.open(opened, Samples({"x": x}), {"x": x[:1]})
-        yield {"onnx": OnnxFiles(opened.model, Samples({"x": x}), largest=127), "tflite": tflite}
+        yield {"onnx": OnnxWriter(opened.content, Samples({"x": x}), largest=127), "tflite": tflite}
 
 
-def emitted(writer: ModelFiles, work: Path, opened: Opened, scheme: Scheme, rank: int | None) -> int:
+def emitted(writer: Writer, work: Path, opened: Model, scheme: Scheme, rank: int | None) -> int:
     """Bytes of the file with the first layer in the scheme, dense or as a pair, and the second one in float32; where
     only the whole file can have the scheme, of that."""
     layer = opened.layers[0]
@@ -83,7 +84,7 @@ CASES = [scheme for fmt in FORMATS for scheme in SCHEMES[fmt]]
 
 
 @pytest.mark.parametrize("scheme", CASES, ids=lambda scheme: scheme.key)
-def test_what_a_pair_saves(files: dict[Format, ModelFiles], work: Path, opened: Opened, scheme: Scheme) -> None:
+def test_what_a_pair_saves(files: dict[Format, Writer], work: Path, opened: Model, scheme: Scheme) -> None:
     """Dense against pair of the same scheme: the rest of both files is the same."""
     sizes = {rank: emitted(files[scheme.backend], work, opened, scheme, rank) for rank in (None, RANK)}
     said = {rank: size_bytes(scheme, OUT, IN, rank, bias=True) for rank in sizes}
@@ -99,7 +100,7 @@ def test_what_a_pair_saves(files: dict[Format, ModelFiles], work: Path, opened: 
 )
 @pytest.mark.parametrize("rank", [None, RANK])
 def test_what_a_scheme_saves(
-    files: dict[Format, ModelFiles], work: Path, opened: Opened, scheme: Scheme, rank: int | None
+    files: dict[Format, Writer], work: Path, opened: Model, scheme: Scheme, rank: int | None
 ) -> None:
     """Against float32 of the same shape."""
     fp32 = FLOATS[scheme.backend]
@@ -123,7 +124,7 @@ def test_more_rank_is_more_bytes_in_every_scheme() -> None:
         assert len(set(sizes)) == len(sizes)
 
 
-def test_a_pair_beside_a_dense_matrix_adds_to_it(files: dict[Format, ModelFiles], work: Path, opened: Opened) -> None:
+def test_a_pair_beside_a_dense_matrix_adds_to_it(files: dict[Format, Writer], work: Path, opened: Model) -> None:
     layer = opened.layers[0]
     q = np.linalg.qr(np.random.default_rng(2).normal(size=(OUT, RANK)))[0].astype(np.float32)
     both = low_rank(q, q.T @ layer.weight, layer.bias, layer.weight)

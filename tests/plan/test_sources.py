@@ -18,7 +18,7 @@ from edgepack.plan.measured import Entry, MeasuredTable, fingerprint
 from edgepack.plan.measured_file import save_measured
 from edgepack.plan.roofline import Roofline
 from edgepack.plan.sources import cost_source, dense_int8, host_fingerprint
-from edgepack.plan.table import Point, linear_point
+from edgepack.model.point import Point, linear_point
 from edgepack.targets import Target, get_target
 
 SHAPES = [(128, 784, 1), (10, 128, 1), (128, 784, 1)]

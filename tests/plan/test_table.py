@@ -22,7 +22,8 @@ from edgepack.errors import InputError
 from edgepack.model.scheme import FORMATS, Scheme
 from edgepack.plan.cost import EmulatedCosts
 from edgepack.plan.interpolate import interpolate, interpolate_all, streamed_lines
-from edgepack.plan.table import LEVELS, CallCost, CostTable, Deviation, Grid, HeldOut, Point, SchemeCosts, linear_point
+from edgepack.model.point import Point, linear_point
+from edgepack.plan.table import LEVELS, CallCost, CostTable, Deviation, Grid, HeldOut, SchemeCosts
 from edgepack.plan.table_file import load_table, save_table, table_for, table_identity, table_name
 from edgepack.targets import get_target
 

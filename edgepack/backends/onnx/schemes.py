@@ -31,6 +31,7 @@ INT8_DYNAMIC = _scheme(
     min_sqnr_db=10.0,
     bytes_per_channel=4,  # a float32 scale
     instructions_per_op=8500,
+    saturates=True,
 )
 INT8_STATIC = _scheme(
     "int8-static-qdq",
@@ -43,6 +44,7 @@ INT8_STATIC = _scheme(
     bytes_per_channel=4 + 1 + 4 + 4,  # scale, zero point; scale and zero point of the int32 bias
     ram_per_byte=3.2,  # and the graph's constants before its nodes were fused
     instructions_per_op=8500,
+    saturates=True,
 )
 NBITS8 = _scheme(
     "nbits8",

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from edgepack.backends.registry import FACTS
 from edgepack.bench.devices.device import Job, Mode
 from edgepack.bench.devices.native_output import Figures, read_benchmark_model, read_perf_test
 from edgepack.bench.devices.native_probe import PROBE_SCRIPT, probe_report, sections, tried
@@ -141,7 +142,7 @@ class NativeDevice:
             return self._baseline(job, what)
         tool = self._tools.get(job.format)
         if tool is None:
-            name = "onnxruntime_perf_test" if job.format == "onnx" else "benchmark_model"
+            name = FACTS[job.format].tool
             raise StableDeviceError(f"{what}: there is no tool for {job.format}", hint=f"give the path of {name}")
         figures, found = self._measure(tool, job, what)
         return tool_report(job, tool.name, tool.version, figures, found)
@@ -152,7 +153,7 @@ class NativeDevice:
     def _measure(self, tool: Tool, job: Job, what: str) -> tuple[Figures, dict[str, str]]:
         if job.mode == "memory":
             job = replace(job, runs=3, seconds=0.0, warmup_runs=0, warmup_s=0.0)
-        if job.format == "tflite":
+        if tool.name == FACTS["tflite"].tool:
             found = self._run(tool, _benchmark_model(tool, job), job, what)
             return read_benchmark_model(what, found.get("text", "")), found
         # perf_test runs for a time or a number of times, not until both are reached. So it runs for the time; where
@@ -221,9 +222,9 @@ class NativeDevice:
 def _named(benchmark_model: Path | None, perf_test: Path | None) -> list[tuple[Format, str, Path]]:
     tools: list[tuple[Format, str, Path]] = []
     if benchmark_model is not None:
-        tools.append(("tflite", "benchmark_model", benchmark_model))
+        tools.append(("tflite", FACTS["tflite"].tool, benchmark_model))
     if perf_test is not None:
-        tools.append(("onnx", "onnxruntime_perf_test", perf_test))
+        tools.append(("onnx", FACTS["onnx"].tool, perf_test))
     return tools
 
 

@@ -6,17 +6,56 @@ test holds them to it; so the runtime takes the same kernels. Constants are alig
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgepack.model.replacement import Replacement
+from edgepack.errors import ModelError
+from edgepack.model.point import Point, layer_of
+from edgepack.model.random_layer import random_inputs, random_pair, random_weight
+from edgepack.model.replacement import Replacement, dense
 from edgepack.model.scheme import BITS, Scheme
 from edgepack.types import Array
+from edgepack.workspace import TOOLS, FileStep
 
 if TYPE_CHECKING:
     from ai_edge_litert import schema_py_generated as schema
+
+
+@dataclass(frozen=True)
+class TfliteLayer:
+    """A way to write one layer: its products in their order, and inputs to take ranges from."""
+
+    point: Point
+    parts: list[Replacement]
+    inputs: Array
+
+
+def tflite_layers(points: Sequence[Point]) -> Iterator[TfliteLayer]:
+    """See `Backend.one_ops`."""
+    if find_spec("ai_edge_litert") is None or find_spec("flatbuffers") is None:
+        raise ModelError("the TFLite schema is not installed", hint="pip install 'edgepack[tflite]'")
+    for (rows, columns, _), group in groupby(points, key=layer_of):
+        weight, bias = random_weight(rows, columns)
+        inputs = random_inputs(columns)
+        for point in group:
+            parts = [dense(weight, bias)]
+            if point.rank is not None:
+                left, right = random_pair(rows, columns, point.rank)
+                parts = [dense(right, None), dense(left, bias)]
+            yield TfliteLayer(point, parts, inputs)
+
+
+def _write(task: TfliteLayer, out: Path) -> None:
+    write_layer(out, task.parts, task.point.scheme, task.point.batch, task.inputs)
+
+
+TFLITE_LAYER: FileStep[TfliteLayer] = FileStep("layers", 4, _write, ".tflite", TOOLS)
 
 ALIGNMENT = 16
 _FULLY_CONNECTED_VERSION = 5

@@ -9,19 +9,20 @@ from pathlib import Path
 
 import numpy as np
 
+from edgepack.backends.backend import WriterData
 from edgepack.backends.tflite.schemes import CONSTEXPR, FP32, INT4_DYNAMIC, INT8_DYNAMIC, INT8_STATIC
 from edgepack.backends.tflite.support import unsupported
-from edgepack.data import Samples, feeds
+from edgepack.data import feeds, rename
 from edgepack.emit.tflite import TfliteEmitter
 from edgepack.emit.tflite_places import Places, find_places
 from edgepack.emit.tflite_quantize import LAYER_SCHEMES, check_mixture
 from edgepack.errors import LayerError, ModelError
 from edgepack.model.kinds import kind_of
 from edgepack.model.layer import Layer
+from edgepack.model.model import Model
 from edgepack.model.replacement import Replacement, of_structure
 from edgepack.model.scheme import FileScheme, Format, Scheme
 from edgepack.model.structure import Structure
-from edgepack.pipeline.opened import Opened
 from edgepack.tflitegraph.linear import TfliteLinear, linear_ops
 from edgepack.types import Array, Contents, Product, Written
 from edgepack.workspace import TOOLS, FileStep, Keyed, Step, Workspace, digest
@@ -44,7 +45,7 @@ class _Float:
     operators: Mapping[str, Sequence[str]] | None
 
 
-class TfliteFiles:
+class TfliteWriter:
     """Writes the TFLite files of one model.
 
     Only the dense model is converted. Thin layers are put into that file, which takes a fraction of a second where a
@@ -56,28 +57,31 @@ class TfliteFiles:
     def __init__(
         self,
         converter: TfliteEmitter,
-        opened: Opened,
-        calibration: Samples | None,
-        example: Mapping[str, Array],
+        opened: Model,
+        data: WriterData,
         workspace: Workspace,
     ) -> None:
         """Nothing is converted yet.
 
         Args:
             converter: serves one model at a time. It starts to import when it is warmed up.
-            example: inputs of one run; their shapes are those of the files.
         """
-        self.calibrated = calibration is not None
+        self.calibrated = data.calibration is not None
+        self.largest = data.largest
         self._converter = converter
         self._opened = opened
-        self._samples = None if calibration is None else calibration.head(RANGE_SAMPLES)
-        self._shapes = {name: list(array.shape) for name, array in example.items()}
+        self._samples = None if data.calibration is None else data.calibration.head(RANGE_SAMPLES)
+        self._shapes = {name: list(array.shape) for name, array in data.example.items()}
         self._key = [opened.sha256, opened.kind, self._shapes]
         self._workspace = workspace
         self._loaded = False
         self._last: _Float | None = None
 
     probe_scheme = FileScheme.of(INT8_DYNAMIC)
+
+    def with_largest(self, largest: int) -> TfliteWriter:
+        """This one: no scheme of the format saturates."""
+        return self
 
     def layer_schemes(self) -> tuple[Scheme, ...]:
         """The schemes that single layers of one file can take."""
@@ -242,10 +246,10 @@ class TfliteFiles:
     def _convert(self, factors: Mapping[str, Replacement], path: Path) -> None:
         opened = self._opened
         if not self._loaded:
-            if opened.program_path is not None:
-                self._converter.load_program(opened.program_path)
+            if opened.program is not None:
+                self._converter.load_program(opened.program)
             else:
-                self._converter.load_onnx(opened.onnx_path, self._shapes)
+                self._converter.load_onnx(opened.path, self._shapes)
             self._loaded = True
         missing = self._converter.emit(path, opened.layers, factors or None)
         if missing:
@@ -276,8 +280,7 @@ class TfliteFiles:
 
     def _quantizer_samples(self) -> dict[str, Array]:
         """Calibration inputs under the file's own names: (samples, *input shape)."""
-        from edgepack.inference import rename
-        from edgepack.tfliterun import signature
+        from edgepack.backends.tflite.runtime import signature
 
         if self._samples is None:
             return {}
@@ -330,10 +333,10 @@ CONVERTED: FileStep[Callable[[Path], None]] = FileStep("tflite", 3, _write, ".tf
 QUANTIZED: FileStep[Callable[[Path], None]] = FileStep("tflite-quantized", 1, _write, ".tflite", TOOLS)
 
 
-def _vectors(opened: Opened) -> list[Array]:
+def _vectors(opened: Model) -> list[Array]:
     """The float vectors among the model's constants: what a converter may have folded into a layer's bias."""
     found = []
-    for value in opened.model.graph.initializers.values():
+    for value in opened.content.graph.initializers.values():
         tensor = value.const_value
         if tensor is not None and tensor.dtype.is_floating_point() and tensor.size == max((*tensor.shape, 0)):
             found.append(np.asarray(tensor.numpy(), dtype=np.float64).reshape(-1))

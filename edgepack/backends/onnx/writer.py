@@ -9,6 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgepack.backends.backend import joined
+from edgepack.backends.onnx.observation import OnnxObservation
 from edgepack.backends.onnx.schemes import (
     FP32,
     INT8_DYNAMIC,
@@ -26,7 +28,6 @@ from edgepack.model.layer import Layer
 from edgepack.model.replacement import Replacement, of_structure
 from edgepack.model.scheme import FileScheme, Format, Scheme, scheme_of
 from edgepack.model.structure import Structure
-from edgepack.pipeline.observe import Observation, joined
 from edgepack.types import Array, Contents, Written
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def _holds(constant: str, matrix: str) -> bool:
     return re.fullmatch(rf"{re.escape(matrix)}(\.int[48])?(_\d+)?", constant) is not None
 
 
-class OnnxFiles:
+class OnnxWriter:
     """Writes the ONNX files of a build. `model` is the dense fp32 model and is never changed.
 
     Attributes:
@@ -82,9 +83,14 @@ class OnnxFiles:
         """`warn` hears of what is written in another way than asked for."""
         self.model = model
         self.calibrated = calibration is not None
+        self._calibration = calibration
         self._samples = None if calibration is None else calibration.head(RANGE_SAMPLES)
         self.largest = largest
         self._warn = warn
+
+    def with_largest(self, largest: int) -> OnnxWriter:
+        """See `Writer.with_largest`."""
+        return OnnxWriter(self.model, self._calibration, largest=largest, warn=self._warn)
 
     def layer_schemes(self) -> tuple[Scheme, ...]:
         """The schemes that a single linear layer of this model can take, by its opset and the data at hand."""
@@ -309,7 +315,7 @@ class OnnxFiles:
         if self._samples is None:
             return {}
         names = [name for name in _layer_names(model) if schemes.get(name, scheme).is_static]
-        observation = Observation(model, names)
+        observation = OnnxObservation(model, names)
         seen = ranges(observation.rows(self._samples))
         return {name: seen[joined(key)] for name, key in observation.keys.items() if joined(key) in seen}
 

@@ -1,32 +1,14 @@
-"""The smallest model of each format: what a call of the runtime costs when there is next to nothing to compute."""
+"""The smallest TFLite model: what a call of the runtime costs when there is next to nothing to compute."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from edgepack.model.scheme import Format
-
 NAME = "blank"
-"""Of the one input, a float32; the output is `blank_y`, its absolute value."""
 
 
-def write_blank(path: Path, fmt: Format) -> None:
-    """Writes y = |x| for one float32."""
-    (_write_onnx if fmt == "onnx" else _write_tflite)(path)
-
-
-def _write_onnx(path: Path) -> None:
-    from onnx import TensorProto, ValueInfoProto, helper, save
-
-    def value(name: str) -> ValueInfoProto:
-        return helper.make_tensor_value_info(name, TensorProto.FLOAT, [1])
-
-    node = helper.make_node("Abs", [NAME], [f"{NAME}_y"])
-    graph = helper.make_graph([node], NAME, [value(NAME)], [value(f"{NAME}_y")])
-    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
-
-
-def _write_tflite(path: Path) -> None:
+def write_blank(path: Path) -> None:
+    """See `Backend.blank`."""
     import flatbuffers
     from ai_edge_litert import schema_py_generated as schema
 

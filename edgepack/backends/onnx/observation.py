@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from edgepack.backends.backend import THREADS, joined
 from edgepack.data import Samples, feeds
-from edgepack.inference import THREADS
 from edgepack.onnxgraph.observe import ObservedInput
 from edgepack.types import Array, TensorSpec
 
@@ -15,16 +15,14 @@ if TYPE_CHECKING:
     import onnx_ir as ir
     import onnxruntime as ort
 
-Key = tuple[str, ...]
 
-
-class Observation:
+class OnnxObservation:
     """A model whose linear layers can be watched at work.
 
     Attributes:
         keys: layer name → key of the value that is its input; layers that share an input share a key. A layer whose
             input cannot be observed is absent.
-        observed: what is seen, each key once.
+        features: {joined key: width of the vectors}.
         inputs: of the model.
     """
 
@@ -34,32 +32,33 @@ class Observation:
         from edgepack.onnxgraph.session import session
 
         self._model, found = with_observed_inputs(model, layer_names)
-        self.observed = tuple({seen.outputs: seen for seen in found.values()}.values())
+        self._observed = tuple({seen.outputs: seen for seen in found.values()}.values())
+        self.features = {joined(seen.outputs): seen.in_features for seen in self._observed}
         self._session = session(self._model, threads=threads)
-        self.keys: dict[str, Key] = {name: seen.outputs for name, seen in found.items()}
+        self.keys: dict[str, tuple[str, ...]] = {name: seen.outputs for name, seen in found.items()}
         self.inputs = input_specs(self._model)
 
     def row_counts(self, feed: Mapping[str, Array]) -> dict[str, int]:
         """{joined key: rows that one run multiplies}."""
-        return {name: len(rows) for name, rows in _rows(self._session, self.observed, feed).items()}
+        return {name: len(rows) for name, rows in _rows(self._session, self._observed, feed).items()}
 
     def rows(self, samples: Samples) -> Iterator[Mapping[str, Array]]:
         """{joined key: rows (N, features)} per run of the model."""
         for feed, _ in feeds(samples, self.inputs):
-            yield _rows(self._session, self.observed, feed)
+            yield _rows(self._session, self._observed, feed)
 
-    def packed(self) -> Watched | None:
+    def packed(self) -> OnnxWatched | None:
         """The same for another process; None if the model does not fit in one message."""
         from edgepack.onnxgraph.files import EXTERNAL_BYTES, to_bytes
         from edgepack.onnxgraph.tensors import weight_bytes
 
         if weight_bytes(self._model) > EXTERNAL_BYTES:
             return None
-        return Watched(to_bytes(self._model), self.observed, self.inputs)
+        return OnnxWatched(to_bytes(self._model), self._observed, self.inputs)
 
 
 @dataclass(frozen=True)
-class Watched:
+class OnnxWatched:
     """A serialized model whose further outputs are the inputs of its layers, and what these outputs are."""
 
     content: bytes
@@ -67,7 +66,7 @@ class Watched:
     inputs: tuple[TensorSpec, ...]
 
     def rows(self, samples: Samples, *, threads: int) -> Iterator[Mapping[str, Array]]:
-        """As `Observation.rows`, in a session of its own."""
+        """As `OnnxObservation.rows`, in a session of its own."""
         from edgepack.onnxgraph.session import session
 
         opened = session(self.content, threads=threads)
@@ -83,8 +82,3 @@ def _rows(
     wanted = list(dict.fromkeys(name for seen in observed for name in seen.outputs))
     arrays = dict(zip(wanted, run(opened, wanted, feed), strict=True)) if wanted else {}
     return {joined(seen.outputs): seen.rows(*(arrays[name] for name in seen.outputs)) for seen in observed}
-
-
-def joined(key: Key) -> str:
-    """One string for a key, for use where a dict wants one."""
-    return "\n".join(key)

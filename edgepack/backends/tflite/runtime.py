@@ -11,9 +11,17 @@ from typing import Any
 
 import numpy as np
 
+from edgepack.backends.backend import Session
 from edgepack.errors import ModelError
 from edgepack.tflitegraph.contents import operators
 from edgepack.types import Array, TensorSpec
+
+
+def load(path: Path, *, threads: int) -> Session:
+    """See `Backend.load`."""
+    made = interpreter(path, threads)
+    inputs = tuple(_signature_of(made)[1].values())
+    return Session(inputs, lambda feed: run(made, feed))
 
 
 def interpreter(path: Path | str, threads: int = 1) -> Any:

@@ -1,0 +1,228 @@
+"""The role of a file format with its runtimes: one folder each, found through `edgepack.backends.registry`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from edgepack.backends.facts import Facts
+from edgepack.data import Samples
+from edgepack.model.layer import Layer
+from edgepack.model.model import Model
+from edgepack.model.point import Point
+from edgepack.model.replacement import Replacement
+from edgepack.model.scheme import FileScheme, Format, Scheme
+from edgepack.model.structure import Structure
+from edgepack.segments import LayerShape, Segment
+from edgepack.types import Array, Contents, TensorSpec, Written
+from edgepack.workspace import FileStep, Workspace
+
+THREADS = min(4, os.cpu_count() or 1)
+"""Threads for answers and statistics; latency is measured with one."""
+
+
+@dataclass(frozen=True)
+class Session:
+    """A loaded model file: its inputs and `run(inputs by name) -> outputs in the file's order`."""
+
+    inputs: tuple[TensorSpec, ...]
+    run: Callable[[Mapping[str, Array]], list[Array]]
+
+
+class OneOp(Protocol):
+    """The file of one point that is to be written."""
+
+    @property
+    def point(self) -> Point:
+        """What it is of."""
+
+
+class Watched(Protocol):
+    """A model to be watched in another process: plain data."""
+
+    def rows(self, samples: Samples, *, threads: int) -> Iterator[Mapping[str, Array]]:
+        """As `Observation.rows`, in a session of its own."""
+
+
+def joined(key: tuple[str, ...]) -> str:
+    """One string for the key of an observed value, for use where a dict wants one."""
+    return "\n".join(key)
+
+
+class Observation(Protocol):
+    """A model whose layers can be watched at work."""
+
+    @property
+    def keys(self) -> Mapping[str, tuple[str, ...]]:
+        """Layer name → key of the value that is its input; layers that share an input share a key.
+
+        A layer whose input cannot be observed is absent.
+        """
+
+    @property
+    def features(self) -> Mapping[str, int]:
+        """{joined key: width of the vectors}."""
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """Of the model."""
+
+    def row_counts(self, feed: Mapping[str, Array]) -> dict[str, int]:
+        """{joined key: vectors that one run multiplies}."""
+
+    def rows(self, samples: Samples) -> Iterator[Mapping[str, Array]]:
+        """{joined key: vectors (N, features)} per run of the model."""
+
+    def packed(self) -> Watched | None:
+        """The same for another process; None if the model does not fit in one message."""
+
+
+class Writer(Protocol):
+    """Writes and reads back the files of one format for one source model."""
+
+    fmt: Format
+    calibrated: bool
+    largest: int
+
+    def with_largest(self, largest: int) -> Writer:
+        """The same with another largest weight code of the schemes that may saturate."""
+
+    @property
+    def probe_scheme(self) -> FileScheme:
+        """The int8 scheme that needs no calibration and loses least; fp32 where the model cannot take it."""
+
+    def layer_schemes(self) -> tuple[Scheme, ...]:
+        """The schemes that a single linear layer of this model can take, in the order of the backend's."""
+
+    def supports(self, layer: Layer, structure: Structure, scheme: Scheme) -> str | None:
+        """None where a layer can be written so, else why not."""
+
+    def corrected_schemes(self) -> tuple[Scheme, ...]:
+        """Those of a dense matrix with a pair beside it that a layer of this model can take."""
+
+    @property
+    def file_schemes(self) -> tuple[Scheme, ...]:
+        """Schemes that no single layer can take, only a whole file."""
+
+    def rest(self, scheme: Scheme) -> tuple[FileScheme, ...]:
+        """The schemes of a whole file whose linear layers are in `scheme`: one per way to write all other weights."""
+
+    def takes(self, factors: Mapping[str, Replacement]) -> dict[str, Replacement]:
+        """Those that `write` can put into a file: every pair, but not every other weight of a dense layer."""
+
+    def write_dense(self, out: Path) -> None:
+        """The dense fp32 baseline: the source model, nothing else changed."""
+
+    def write_baseline(self, scheme: Scheme, out: Path) -> str:
+        """The dense int8 baseline in `scheme`; returns the name of the quantizer that made it."""
+
+    def write(
+        self,
+        factors: Mapping[str, Replacement],
+        scheme: FileScheme,
+        out: Path,
+        schemes: Mapping[str, Scheme] | None = None,
+    ) -> Written:
+        """The model with `factors` in place of the named layers.
+
+        Args:
+            factors: by layer name, as `takes` leaves them.
+            scheme: of the file, so of every linear layer that `schemes` does not name.
+            out: where to write.
+            schemes: the schemes of single layers by name, of both halves of a factored one.
+
+        Returns:
+            What each layer really got, and what its matrices are called in the file.
+        """
+
+    def read(self, path: Path) -> Contents:
+        """What the file holds."""
+
+    @property
+    def dense_contents(self) -> Contents:
+        """What the dense fp32 file holds."""
+
+    def read_optimized(self, path: Path) -> Contents:
+        """What the runtime holds after its own graph optimisation."""
+
+
+@dataclass(frozen=True)
+class WriterData:
+    """What a writer looks at beside the model.
+
+    Attributes:
+        calibration: for ranges of activations; None without data.
+        example: inputs of one run; their shapes are those of the files.
+        largest: largest weight code of the schemes that may saturate.
+    """
+
+    calibration: Samples | None
+    example: Mapping[str, Array]
+    largest: int
+
+
+class Backend(Protocol):
+    """A file format with its runtimes."""
+
+    facts: Facts
+
+    def engine(self) -> AbstractContextManager[Any]:
+        """What writing takes that is worth starting early, such as a converter process; None where there is nothing."""
+
+    def open(self, model: Model, data: WriterData, engine: Any, workspace: Workspace) -> Writer:
+        """A writer of this format for a model; `engine` is what `engine()` gave."""
+
+    def load(self, path: Path, *, threads: int = 1, exact: bool = True) -> Session:
+        """A file in the runtime.
+
+        Args:
+            path: of the file.
+            threads: of an inference.
+            exact: integer arithmetic as on the targets, without the saturation of x86 CPUs without VNNI; False for
+                timing.
+
+        Raises:
+            ModelError: the runtime cannot load it.
+        """
+
+    def observe(self, model: Any, layers: Iterable[str], *, threads: int) -> Observation:
+        """A model, as `Model.content` holds it, whose named layers can be watched."""
+
+    def depths(self, model: Any, layers: Collection[str]) -> Mapping[str, int]:
+        """How many of these layers lie before each, one behind the other; those that cannot be told are absent."""
+
+    def with_factors(self, model: Any, factors: Mapping[str, Replacement]) -> tuple[Any, Mapping[str, tuple[str, ...]]]:
+        """The model with factors in place, and what each layer is called in it: its own name, or those of its parts."""
+
+    def weight_bytes(self, model: Any) -> int:
+        """Bytes of all weights of a model."""
+
+    def blank(self, path: Path) -> None:
+        """Writes the smallest model: y = |x| for one float32."""
+
+    @property
+    def one_op(self) -> FileStep[Any]:
+        """Writes a file of a single layer, for a task of `one_ops`."""
+
+    def one_ops(self, points: Sequence[Point]) -> Iterator[OneOp]:
+        """Tasks for `one_op`: the layers of these points, of random weights, one file each, in the order given.
+
+        No target changes them. They are small graphs as edgepack emits them.
+
+        Raises:
+            ModelError: what writing them takes is not installed.
+        """
+
+    def split(self, path: Path, layers: Sequence[LayerShape], folder: Path, *, unsigned: bool) -> Sequence[Segment]:
+        """An emitted file cut into consecutive parts, layer by layer.
+
+        Args:
+            path: of the file.
+            layers: in it, in graph order.
+            folder: for the parts.
+            unsigned: whether the target's kernels want unsigned weights where that matters.
+        """

@@ -1,0 +1,60 @@
+"""What there is to know of a backend and its runtimes that is neither code nor a scheme."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ConstexprFacts:
+    """What layers with weights computed from stored constants cost in a backend.
+
+    Times are those of an inference of the layer over that of the dense layer in fp32: one number for each kind,
+    measured on 784-512-10 at a quarter of its bytes, batch 1, on an AMD EPYC.
+
+    Attributes:
+        bytes_per_instruction: of the file, names included.
+        decoded: where the runtime multiplies by a matrix that was decoded at load.
+        direct: of products in float32 with smaller matrices, at a quarter of the bytes.
+        convolved: of a convolution, from whose results numbers are gathered and summed.
+    """
+
+    bytes_per_instruction: int
+    decoded: float
+    direct: float
+    convolved: float
+
+
+@dataclass(frozen=True)
+class Facts:
+    """A backend as data.
+
+    Attributes:
+        title: what people call the file format.
+        install: the command that installs what writing it takes.
+        packages: those that writing it takes, beside edgepack's own.
+        converters: by the format of a file that is the source, packages that it takes as well.
+        runtimes: on a device, in the order in which the runner looks for them.
+        tool: of the runtime's makers, that measures a file on a device without Python.
+        timed_call: of the runtime, that the runner times.
+        call_instructions: of one call of the runtime, counted on an emulated Cortex-A72.
+        float_values, integer_values: instructions per input and per output value of an operator, where the runtime sees
+            float activations and where it quantizes them: copying them into the kernel's order, quantizing, scaling
+            back. From 16x2048 and 2048x16 on emulated Cortex-A72 and A76, the products taken off.
+        constexpr: see there.
+        folds: whether a converter may fold a layer's bias or scale into its neighbours.
+    """
+
+    title: str
+    install: str
+    packages: tuple[str, ...]
+    converters: Mapping[str, tuple[str, ...]]
+    runtimes: tuple[str, ...]
+    tool: str
+    timed_call: str
+    call_instructions: float
+    float_values: tuple[float, float]
+    integer_values: tuple[float, float]
+    constexpr: ConstexprFacts
+    folds: bool

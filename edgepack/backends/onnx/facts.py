@@ -1,0 +1,21 @@
+"""ONNX and ONNX Runtime as data."""
+
+from __future__ import annotations
+
+from edgepack.backends.facts import ConstexprFacts, Facts
+
+FACTS = Facts(
+    title="ONNX",
+    install="pip install edgepack",
+    packages=(),
+    converters={},
+    runtimes=("onnxruntime",),
+    tool="onnxruntime_perf_test",
+    timed_call="InferenceSession.run_with_iobinding",
+    call_instructions=22000,
+    float_values=(2.0, 5.0),
+    integer_values=(5.0, 36.0),
+    # The runtime folds a decoded matrix into its graph.
+    constexpr=ConstexprFacts(bytes_per_instruction=110, decoded=1.0, direct=0.5, convolved=6.0),
+    folds=False,
+)

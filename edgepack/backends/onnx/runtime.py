@@ -1,0 +1,77 @@
+"""ONNX files in ONNX Runtime, in this process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edgepack.backends.backend import Session
+from edgepack.errors import ModelError
+from edgepack.types import TensorSpec
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+    import onnxruntime as ort
+
+
+def load(path: Path, *, threads: int, exact: bool) -> Session:
+    """See `Backend.load`."""
+    from edgepack.onnxgraph.session import run, session
+
+    opened = _exact_session(path, threads) if exact else session(path, threads=threads)
+    return Session(_session_inputs(opened), lambda feed: run(opened, None, feed))
+
+
+def _exact_session(path: Path, threads: int) -> ort.InferenceSession:
+    """A session without saturation, also where int8 weights are shared or stand outside of their branch.
+
+    On x86 CPUs without VNNI the runtime widens int8 constants, but only those of the very graph that uses them, and it
+    trips over those that are used twice. Copies of them, made in memory, are all that it needs.
+    """
+    import onnx_ir as ir
+
+    from edgepack.onnxgraph.session import session
+
+    opened = None
+    try:
+        opened = session(path, threads=threads, exact=True)
+    except ModelError as err:
+        if "Attempt to replace the existing tensor" not in str(err.__cause__):
+            raise
+    model = ir.load(path)
+    if _own_int8_constants(model) or opened is None:
+        opened = session(model, threads=threads, exact=True)
+    return opened
+
+
+def _own_int8_constants(model: ir.Model) -> bool:
+    """Give every use of an int8 constant its own copy in its own graph; whether there was any to copy."""
+    import onnx_ir as ir
+
+    changed = False
+    for home in model.graphs():
+        for value in [v for v in home.initializers.values() if v.dtype == ir.DataType.INT8]:
+            for number, (node, index) in enumerate(list(value.uses())):
+                graph = node.graph
+                if value.const_value is None or not isinstance(graph, ir.Graph) or (graph is home and number == 0):
+                    continue
+                tensor = ir.Tensor(value.const_value.numpy(), name=f"{value.name}.use{number}")
+                copy = ir.Value(name=tensor.name, type=value.type, shape=value.shape, const_value=tensor)
+                graph.register_initializer(copy)
+                node.replace_input_with(index, copy)
+                changed = True
+    return changed
+
+
+_ORT_DTYPES = {"float": "float32", "double": "float64"}
+
+
+def _session_inputs(session: ort.InferenceSession) -> tuple[TensorSpec, ...]:
+    specs = []
+    for value in session.get_inputs():
+        kind = value.type.removeprefix("tensor(").removesuffix(")")
+        shape = tuple(d if isinstance(d, int) and d > 0 else None for d in value.shape)
+        specs.append(TensorSpec(value.name, shape, np.dtype(_ORT_DTYPES.get(kind, kind))))
+    return tuple(specs)

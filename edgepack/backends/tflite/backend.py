@@ -1,0 +1,87 @@
+"""TFLite and LiteRT as a backend."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from edgepack.backends.backend import Session, WriterData
+from edgepack.backends.tflite.blank import write_blank
+from edgepack.backends.tflite.facts import FACTS
+from edgepack.backends.tflite.layer_file import TFLITE_LAYER, TfliteLayer, tflite_layers
+from edgepack.backends.tflite.runtime import load
+from edgepack.errors import ModelError
+from edgepack.model.model import Model
+from edgepack.model.point import Point
+from edgepack.segments import LayerShape, Segment
+from edgepack.workspace import FileStep, Workspace
+
+if TYPE_CHECKING:
+    from edgepack.backends.tflite.writer import TfliteWriter
+    from edgepack.emit.tflite import TfliteEmitter
+
+
+class TfliteBackend:
+    """See `Backend`. It writes, runs and splits files; no source gives a model that is TFLite in memory."""
+
+    facts = FACTS
+
+    @contextmanager
+    def engine(self) -> Iterator[TfliteEmitter]:
+        """A converter process that starts at once and imports meanwhile."""
+        from edgepack.emit.tflite import TfliteEmitter
+
+        with TfliteEmitter() as converter:
+            converter.warm_up()
+            yield converter
+
+    def open(self, model: Model, data: WriterData, engine: TfliteEmitter, workspace: Workspace) -> TfliteWriter:
+        """See `Backend.open`."""
+        from edgepack.backends.tflite.writer import TfliteWriter
+
+        return TfliteWriter(engine, model, data, workspace)
+
+    def load(self, path: Path, *, threads: int = 1, exact: bool = True) -> Session:
+        """See `Backend.load`; LiteRT's integer sums never saturate."""
+        return load(path, threads=threads)
+
+    def observe(self, model: Any, layers: Iterable[str], *, threads: int) -> NoReturn:
+        """See `Backend.observe`."""
+        _refuse()
+
+    def depths(self, model: Any, layers: Collection[str]) -> NoReturn:
+        """See `Backend.depths`."""
+        _refuse()
+
+    def with_factors(self, model: Any, factors: Mapping[str, Any]) -> NoReturn:
+        """See `Backend.with_factors`."""
+        _refuse()
+
+    def weight_bytes(self, model: Any) -> NoReturn:
+        """See `Backend.weight_bytes`."""
+        _refuse()
+
+    def blank(self, path: Path) -> None:
+        """See `Backend.blank`."""
+        write_blank(path)
+
+    @property
+    def one_op(self) -> FileStep[TfliteLayer]:
+        """See `Backend.one_op`."""
+        return TFLITE_LAYER
+
+    def one_ops(self, points: Sequence[Point]) -> Iterator[TfliteLayer]:
+        """See `Backend.one_ops`."""
+        return tflite_layers(points)
+
+    def split(self, path: Path, layers: Sequence[LayerShape], folder: Path, *, unsigned: bool) -> Sequence[Segment]:
+        """See `Backend.split`; LiteRT has kernels for signed weights everywhere."""
+        from edgepack.tflitesplit import split_tflite
+
+        return split_tflite(path, layers, folder)
+
+
+def _refuse() -> NoReturn:
+    raise ModelError("a TFLite model cannot be watched at work", hint="give the ONNX file or the torch program")
