@@ -110,6 +110,7 @@ REFUSED = (
     # forms of the language
     *("(lambda: v_0)()", "(lambda v_1: v_1)", "[v_1 for v_1 in (1,)]", "{v_1 for v_1 in (1,)}", "{1: v_0}", "{v_0}"),
     *("{v_1: 1 for v_1 in (1,)}", "tuple(v_1 for v_1 in (1,))", "(v_2 := v_0)", "f'{v_0}'", "torch.abs(f'{v_0}')"),
+    "torch.einsum(f'{v_0}', v_0)",
     *("torch.abs(*v_0)", "torch.abs(*(v_0,))", "torch.abs(**{'input': v_0})", "[*v_0]", "v_0 if v_0 else v_0"),
     *("v_0 and v_0", "not v_0", "(yield v_0)", "(await v_0)", "1 < v_0 < 2", "v_0 is v_0", "1 in v_0", "v_0 ** 2"),
     *("'text'", "b'text'", "('a', 'b')", "'a' * 9", "'%s' % v_0", "'{}'.format(v_0)", "...", "v_0[{}]", "v_0['a']"),
