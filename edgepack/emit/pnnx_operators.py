@@ -108,7 +108,7 @@ _WORDS: Mapping[str, frozenset[str]] = {
     "rounding_mode": frozenset(("floor", "trunc")),
 }
 _REFUSED_KEYWORDS = frozenset(("device", "generator", "layout", "names", "out", "pin_memory"))
-_EQUATION = re.compile(r"[A-Za-z., ]{1,200}(->[A-Za-z. ]{0,200})?")
+_EQUATION = re.compile(r"(?:[A-Za-z, ]|\.{3}){1,200}(?:->(?:[A-Za-z ]|\.{3}){0,200})?")
 
 
 def function(name: str) -> Callable[..., Any] | None:

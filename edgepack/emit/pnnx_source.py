@@ -188,7 +188,8 @@ def _forward(function: ast.FunctionDef, layers: frozenset[str], arrays: frozense
         ModelError: names the operator or form that is not in the closed lists.
     """
     given = function.args
-    others = (*given.posonlyargs, *given.kwonlyargs, *given.defaults, given.vararg, given.kwarg)
+    others = [*given.posonlyargs, *given.kwonlyargs, *given.defaults, given.vararg, given.kwarg, function.returns]
+    others += [*(argument.annotation for argument in given.args), *function.decorator_list]
     names = [argument.arg for argument in given.args]
     inputs = tuple(names[1:])
     if any(others) or names[:1] != ["self"] or not all(_VALUE.fullmatch(name) for name in inputs):

@@ -13,7 +13,6 @@ from torch import nn
 
 from edgepack.backends.tflite.schemes import INT8_STATIC
 from edgepack.emit import pnnx
-from edgepack.emit.pnnx_source import build_module
 from edgepack.emit.tflite import TfliteEmitter
 from edgepack.errors import ModelError
 from edgepack.sources.torch import export_program, program_to_onnx
@@ -119,38 +118,3 @@ def test_wrong_results_are_not_accepted(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(pnnx, "_converted", lambda *_: Off())
     with pytest.raises(ModelError, match=r"output 'y' differs from onnxruntime's by 0\.01"):
         pnnx.onnx_to_program(one_node(tmp_path / "m.onnx", "Relu"), {"x": (1, 4)})
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        "v_1 = __import__('os').system('true')",
-        "v_1 = torch.hub.load('a', 'b')",
-        "v_1 = torch.load('x')",
-        "v_1 = v_0.__class__",
-        "v_1 = open('x')",
-        "v_1 = [a for a in (1,)]",
-        "v_1 = (lambda: v_0)()",
-        "v_1 = torch.ops.load_library('x')",
-        "import os",
-        "v_1 = torch.einsum(f'{v_0}', v_0)",
-    ],
-)
-def test_source_with_anything_but_torch_calls_is_refused(tmp_path: Path, line: str) -> None:
-    (tmp_path / "m.py").write_text(
-        "class Model(nn.Module):\n"
-        "    def __init__(self):\n        super(Model, self).__init__()\n"
-        f"    def forward(self, v_0):\n        {line}\n        return v_0\n"
-    )
-    with pytest.raises(ModelError):
-        build_module(tmp_path / "m.py", tmp_path / "m.bin")
-
-
-def test_layer_constructor_is_checked_as_well(tmp_path: Path) -> None:
-    (tmp_path / "m.py").write_text(
-        "class Model(nn.Module):\n"
-        "    def __init__(self):\n        self.a = nn.Linear(open('x'), 2)\n"
-        "    def forward(self, v_0):\n        return v_0\n"
-    )
-    with pytest.raises(ModelError, match="open"):
-        build_module(tmp_path / "m.py", tmp_path / "m.bin")

@@ -283,7 +283,7 @@ def test_unusual_names_are_no_code(tmp_path: Path) -> None:
         def __init__(self) -> None:
             super().__init__()
             self.by_name = nn.ModuleDict(
-                {"a-b/c:d [1](2, 3)": nn.Linear(6, 6), "0": nn.BatchNorm1d(6), "größe": nn.Linear(6, 6)}
+                {"a-b/c:d [1](2, 3)": nn.Linear(6, 6), "0": nn.BatchNorm1d(6), "größe": nn.ReLU()}
             )
 
         def forward(self, x: torch.Tensor, table: dict[str, torch.Tensor], *, größe: torch.Tensor) -> Any:
