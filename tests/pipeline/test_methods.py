@@ -82,7 +82,7 @@ def test_what_a_method_gives_without_data(name: str) -> None:
         assert is_decoded(part) == (name in DECODED)
         again = compress(name, layer, 0.4)
         assert isinstance(again, Replacement)
-        assert all(again.constants[key].tobytes() == array.tobytes() for key, array in part.constants.items())
+        assert all(again.tensors[key].tobytes() == array.tobytes() for key, array in part.tensors.items())
     assert saves(part) == ("wire" if name == "jpeg" else "file" if name in DECODED else "all")
 
 
