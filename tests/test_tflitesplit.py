@@ -114,7 +114,7 @@ def emitted(
     save_program(program, folder / "m.pt2")
     layers = layers_of(flat_module(program))
     names = dict.fromkeys(NAMES[request.param])
-    layers = [linear_layer(n, x.weight, x.bias, x.op, x.uses) for n, x in zip(names, layers, strict=True)]
+    layers = [linear_layer(n, x.weight, x.bias, x.geometry.operator, x.uses) for n, x in zip(names, layers, strict=True)]
     (given,) = emitter.load_program(folder / "m.pt2").inputs
     files: Files = {}
     for kind, factors in (("dense", {}), ("thin", {x.name: thin(x) for x in layers[::2]})):
