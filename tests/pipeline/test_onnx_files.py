@@ -120,6 +120,15 @@ def test_a_static_layer_in_a_file_of_any_scheme_gets_its_range(scheme: Scheme, t
     assert len(quantized) == (4 if scheme == INT8_STATIC else 2)
 
 
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+def test_what_the_products_of_each_factored_layer_are_called(scheme: Scheme, tmp_path: Path) -> None:
+    made, path = files(mlp(), normal(40, 20, seed=3)), tmp_path / "m.onnx"
+    written = made.write(factors(made.model, "fc1", "fc2"), FileScheme.of(scheme), path)
+    sides = {product.name: product.sides for product in made.read(path).products}
+    found = {layer: sorted(sides[name] for name in names if name in sides) for layer, names in written.products.items()}
+    assert found == {"fc1": [(RANK, 20), (RANK, 24)], "fc2": [(RANK, 24), (RANK, 28)]}
+
+
 def test_no_schemes_and_empty_schemes_are_the_same_file(tmp_path: Path) -> None:
     made = files(mlp())
     made.write(factors(made.model, "fc1"), FileScheme.of(NBITS8), tmp_path / "a.onnx")
