@@ -9,12 +9,12 @@ from typing import Any
 
 from allocation.allocators import ALLOCATORS, LEAST_GAP, Layers, latency, loss, within
 from cases import Case, cases
-
 from edgepack.cache import Cache
-from edgepack.model.scheme import BITS
-from edgepack.pipeline.options import BuildOptions
 from edgepack.pipeline.prepared import prepared
 from edgepack.progress import silent
+
+from edgepack.model.scheme import BITS
+from edgepack.pipeline.options import BuildOptions
 from edgepack.targets import get_target
 
 NAMES = ("mnist", "lstm", "minilm", "magika")

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgepack.shipped import shipped
 from measure_mnist import MAX_DROP, MODEL
 
 from edgepack.emulator import programs
@@ -19,7 +20,6 @@ from edgepack.emulator.plugin import cache_arguments, plugin_file
 from edgepack.model.scheme import FORMATS
 from edgepack.pipeline.build import build
 from edgepack.pipeline.options import BuildOptions
-from edgepack.shipped import shipped
 from edgepack.targets import Target, get_target
 
 TARGET = "rpi4"

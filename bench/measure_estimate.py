@@ -6,16 +6,17 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from edgepack.cache import Cache
+
 from edgepack.backends.tflite.schemes import FP32, INT8_STATIC
+from edgepack.backends.tflite.writer import TfliteWriter
 from edgepack.bench.emulate import emulate_variants
 from edgepack.bench.session import Variant
-from edgepack.cache import Cache
 from edgepack.data import example
 from edgepack.emulator.counts import middle
 from edgepack.emulator.estimate import time_bound
 from edgepack.pipeline.guarding import load_data
 from edgepack.sources import open_model
-from edgepack.backends.tflite.writer import TfliteWriter
 from edgepack.targets import get_target
 
 MODELS = Path(__file__).parent / "models"

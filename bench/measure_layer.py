@@ -8,31 +8,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgepack.cache import Cache, digest
+from edgepack.pipeline.statistics import decompose
+from edgepack.progress import silent
 from latencies import measure_files
 
 from edgepack import verify
+from edgepack.backends.backend import Writer
+from edgepack.backends.onnx.writer import OnnxWriter
 from edgepack.backends.schemes import SCHEMES
+from edgepack.backends.tflite.writer import TfliteWriter
 from edgepack.bench.schedule import Schedule
 from edgepack.bench.session import Variant
-from edgepack.cache import Cache, digest
 from edgepack.data import example
 from edgepack.errors import ProofError
 from edgepack.factorize import factorizer
 from edgepack.model.layer import Layer
+from edgepack.model.model import Model
 from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import FileScheme, Scheme
-from edgepack.backends.backend import Writer
 from edgepack.pipeline.guarding import Data, load_data
 from edgepack.pipeline.ladder import LayerPlans
-from edgepack.backends.onnx.writer import OnnxWriter
-from edgepack.model.model import Model
-from edgepack.sources import open_model
 from edgepack.pipeline.options import BuildOptions
-from edgepack.pipeline.statistics import decompose
-from edgepack.backends.tflite.writer import TfliteWriter
 from edgepack.plan.candidates import break_even_rank
-from edgepack.progress import silent
 from edgepack.quantize.gauge import balanced
+from edgepack.sources import open_model
 from edgepack.targets import HOST, get_target
 from edgepack.types import LayerPlan, Spectrum
 
@@ -130,9 +130,7 @@ def _plan(layer: Layer, spectrum: Spectrum, rank: int) -> LayerPlan:
     return LayerPlan(layer.name, *sides, taken, limit, lost, "one rank for all layers")
 
 
-def _written(
-    files: Writer, plan: LayerPlans, factors: Mapping[str, Replacement], work: Path
-) -> Iterator[LayerFile]:
+def _written(files: Writer, plan: LayerPlans, factors: Mapping[str, Replacement], work: Path) -> Iterator[LayerFile]:
     fmt = files.fmt
     for scheme in SCHEMES[fmt]:
         path = work / f"dense.{scheme}.{fmt}"

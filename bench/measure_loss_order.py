@@ -10,24 +10,24 @@ from typing import Any
 
 import numpy as np
 from cases import Case, cases
+from edgepack.cache import Cache, digest
+from edgepack.pipeline.sensitivity import Sensitivity
+from edgepack.pipeline.statistics import decompose
+from edgepack.progress import silent
 
 from edgepack.backends.onnx.schemes import FP32
-from edgepack.cache import Cache, digest
+from edgepack.backends.onnx.writer import OnnxWriter
+from edgepack.backends.runtime import THREADS, load, predict
 from edgepack.data import Samples
 from edgepack.factorize import factorizer
-from edgepack.backends.runtime import THREADS, load, predict
 from edgepack.model.layer import Layer
+from edgepack.model.model import Model
 from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import FileScheme
 from edgepack.pipeline.guarding import load_data
-from edgepack.backends.onnx.writer import OnnxWriter
-from edgepack.model.model import Model
-from edgepack.sources import open_model
-from edgepack.pipeline.sensitivity import Sensitivity
-from edgepack.pipeline.statistics import decompose
 from edgepack.plan.candidates import break_even_rank
 from edgepack.plan.loss import layer_losses
-from edgepack.progress import silent
+from edgepack.sources import open_model
 from edgepack.types import Array, Spectrum
 
 METHOD = "whitened"

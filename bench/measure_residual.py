@@ -15,6 +15,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from edgepack.pipeline.beside import rounded_beside
+from edgepack.pipeline.moments import observe
+from edgepack.progress import silent
 
 from edgepack.backends.onnx.schemes import CORRECTED, INT8_DYNAMIC, NBITS4, NBITS4_CORRECTED, NBITS8
 from edgepack.bench.devices.local import LocalDevice
@@ -22,20 +25,17 @@ from edgepack.executor import one_thread
 from edgepack.factorize import whitened
 from edgepack.factorize.whitened import shrunk_covariance
 from edgepack.model.layer import Layer
+from edgepack.model.point import linear_point
 from edgepack.model.scheme import Scheme
-from edgepack.pipeline.beside import rounded_beside
 from edgepack.pipeline.guarding import load_data
 from edgepack.pipeline.measuring import QUICK, STANDARD, measure_points
-from edgepack.pipeline.moments import observe
-from edgepack.sources import open_model
 from edgepack.plan.candidates import residual_ranks
 from edgepack.plan.sizes import size_bytes
-from edgepack.model.point import linear_point
-from edgepack.progress import silent
 from edgepack.quantize.alternate import alternate
 from edgepack.quantize.gauge import balanced
 from edgepack.quantize.gptq import gptq, round_to_nearest, row_errors
 from edgepack.quantize.lattice import WeightGrid, grid_of
+from edgepack.sources import open_model
 from edgepack.targets import HOST, get_target
 from edgepack.types import Moments
 

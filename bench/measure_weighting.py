@@ -14,27 +14,27 @@ from typing import Any
 
 import numpy as np
 import torch
+from edgepack.cache import Cache
+from edgepack.pipeline.covariances import Covariances
+from edgepack.pipeline.refitting import Refitter
+from edgepack.pipeline.statistics import decompose
+from edgepack.progress import silent
 from models import mnist_mlp
 
 from edgepack.backends.onnx.schemes import INT8_DYNAMIC
-from edgepack.cache import Cache
+from edgepack.backends.onnx.writer import OnnxWriter
+from edgepack.backends.runtime import load, predict
 from edgepack.calibrate import moments
 from edgepack.data import Samples
 from edgepack.factorize import fisher, svd, two_sided, whitened
 from edgepack.factorize.shrinkage import fixed
-from edgepack.backends.runtime import load, predict
 from edgepack.model.layer import Layer
+from edgepack.model.model import Model
 from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import FileScheme
-from edgepack.pipeline.covariances import Covariances
-from edgepack.backends.onnx.writer import OnnxWriter
-from edgepack.model.model import Model
-from edgepack.sources import open_model
-from edgepack.pipeline.refitting import Refitter
 from edgepack.pipeline.rounding import Rounder
-from edgepack.pipeline.statistics import decompose
 from edgepack.plan.candidates import break_even_rank
-from edgepack.progress import silent
+from edgepack.sources import open_model
 from edgepack.sources.torch import export_program, save_program
 from edgepack.torchgraph.gradients import SAMPLES, gradient_moments
 from edgepack.types import Array, LayerPlan

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from edgepack.model.kinds.linear import linear_ops
+from edgepack.model.point import Point, linear_point_in
 from edgepack.model.scheme import Scheme
 from edgepack.model.structure import DENSE, Structure, low_rank
 from edgepack.types import Candidate, LayerPlan
@@ -38,3 +39,13 @@ def linear_candidate(
     """A way to write some linear layer; nobody looks at its products."""
     structure = way if isinstance(way, Structure) else structure_at(way)
     return Candidate(scheme, structure, linear_ops(64, 64, structure, 1), loss, size, ram, latency_s, source)
+
+
+def point_like(point: Point, **changes: Any) -> Point:
+    """The same linear layer but for `scheme`, `out_features`, `in_features`, `batch`, and `way` as in `linear_plan`."""
+    way = changes.get("way", point.structure)
+    structure = way if isinstance(way, Structure) else structure_at(way)
+    rows, columns = (changes.get(side, getattr(point, side)) for side in ("out_features", "in_features"))
+    return linear_point_in(
+        changes.get("scheme", point.scheme), structure, (rows, columns), changes.get("batch", point.batch)
+    )

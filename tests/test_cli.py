@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 import typer
+from edgepack.progress import silent
 from typer.testing import CliRunner
 
 from edgepack import errors
 from edgepack.cli import app
 from edgepack.console import door, progress_bar, show_json
-from edgepack.progress import silent
 
 HEAVY = ("torch", "onnx", "onnx_ir", "onnxruntime", "litert_torch", "ai_edge_litert", "scipy", "pydantic", "rich")
 

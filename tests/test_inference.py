@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
+from edgepack.backends.runtime import Session, load, predict, rename
 from edgepack.data import Samples
 from edgepack.errors import ModelError
-from edgepack.backends.runtime import Session, load, predict, rename
 from edgepack.types import Array, TensorSpec
 
 WEIGHT = np.arange(12, dtype=np.float32).reshape(3, 4) / 7

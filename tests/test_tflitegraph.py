@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edgepack.backends.tflite.runtime import interpreter, run, signature
 from edgepack.errors import ModelError
 from edgepack.tflitegraph.contents import operators, weight_bytes
 from edgepack.tflitegraph.linear import linear_ops
-from edgepack.backends.tflite.runtime import interpreter, run, signature
 
 Written = tuple[Path, np.ndarray, np.ndarray]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 
+from edgepack.backends.tflite.runtime import interpreter
 from edgepack.backends.tflite.schemes import FP32, INT8_DYNAMIC, INT8_STATIC
 from edgepack.emit.tflite import TfliteEmitter
 from edgepack.errors import ModelError, OutputError
@@ -23,7 +25,6 @@ from edgepack.segments import LayerShape, Segment
 from edgepack.sources.torch import export_program, save_program
 from edgepack.tflitefile import read_file
 from edgepack.tflitegraph.contents import operators, weight_bytes
-from edgepack.backends.tflite.runtime import interpreter
 from edgepack.tflitesplit import split_tflite
 from edgepack.torchgraph import find_linears, flat_module
 from edgepack.types import Array
@@ -114,7 +115,7 @@ def emitted(
     save_program(program, folder / "m.pt2")
     layers = layers_of(flat_module(program))
     names = dict.fromkeys(NAMES[request.param])
-    layers = [linear_layer(n, x.weight, x.bias, x.op, x.uses) for n, x in zip(names, layers, strict=True)]
+    layers = [replace(layer, name=name) for name, layer in zip(names, layers, strict=True)]
     (given,) = emitter.load_program(folder / "m.pt2").inputs
     files: Files = {}
     for kind, factors in (("dense", {}), ("thin", {x.name: thin(x) for x in layers[::2]})):

@@ -5,22 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from edgepack.cache import Cache, digest
+from edgepack.pipeline.sensitivity import Sensitivity
+from edgepack.progress import silent
+
 from accuracy.dense import rounded_dense
 from accuracy.pairs import rounded
 from accuracy.study import LARGEST, SEED, Row, Study
 from edgepack.backends.onnx.schemes import INT8_DYNAMIC, NBITS4
-from edgepack.cache import Cache, digest
+from edgepack.backends.onnx.writer import OnnxWriter
 from edgepack.emit.onnx_tables import to_int4_tables
 from edgepack.executor import workers
 from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import Scheme
 from edgepack.pipeline.losses import predict_losses
-from edgepack.backends.onnx.writer import OnnxWriter
-from edgepack.pipeline.sensitivity import Sensitivity
 from edgepack.plan.candidates import rank_choices
 from edgepack.plan.sizes import size_bytes
 from edgepack.plan.solve import Bounds, Infeasible, least_loss
-from edgepack.progress import silent
 from edgepack.types import Candidate
 
 SCHEMES = (INT8_DYNAMIC, NBITS4)

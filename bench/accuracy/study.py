@@ -10,21 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from edgepack.pipeline.moments import observe
+from edgepack.progress import silent
 
 from accuracy.subjects import Subject
+from edgepack.backends.onnx.writer import OnnxWriter
+from edgepack.backends.runtime import THREADS, load, predict
 from edgepack.data import Samples
 from edgepack.factorize import svd, whitened
-from edgepack.backends.runtime import THREADS, load, predict
 from edgepack.model.layer import View
+from edgepack.model.model import Model
 from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import Scheme
 from edgepack.pipeline.guarding import load_data
-from edgepack.pipeline.moments import observe
-from edgepack.backends.onnx.writer import OnnxWriter
-from edgepack.model.model import Model
-from edgepack.sources import open_model
 from edgepack.plan.candidates import asked_rank
-from edgepack.progress import silent
+from edgepack.sources import open_model
 from edgepack.types import Array, InputSpread, Moments, Spectrum
 
 Row = dict[str, Any]

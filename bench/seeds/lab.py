@@ -10,6 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from edgepack.cache import Cache, digest
+from edgepack.pipeline.moments import observe
+from edgepack.progress import silent
+from edgepack.versions import tool_versions
 from models.mnist_mlp import digits
 from torch import nn
 
@@ -17,24 +21,20 @@ import edgepack
 from edgepack.archive.archive import pack
 from edgepack.archive.images import JpegImage
 from edgepack.backends.onnx.schemes import CONSTEXPR, FP32, INT8_DYNAMIC
+from edgepack.backends.onnx.writer import OnnxWriter
+from edgepack.backends.runtime import THREADS, load, predict
 from edgepack.backends.tflite import schemes as tflite_schemes
-from edgepack.cache import Cache, digest
+from edgepack.backends.tflite.writer import TfliteWriter
 from edgepack.coded import stored_numbers
 from edgepack.data import Samples
 from edgepack.errors import EdgepackError
-from edgepack.backends.runtime import THREADS, load, predict
 from edgepack.model.layer import Layer
+from edgepack.model.model import Model
 from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import FileScheme, Scheme
-from edgepack.pipeline.moments import observe
-from edgepack.backends.onnx.writer import OnnxWriter
-from edgepack.model.model import Model
 from edgepack.sources import open_model
-from edgepack.backends.tflite.writer import TfliteWriter
-from edgepack.progress import silent
 from edgepack.sources.torch import export_program, save_program
 from edgepack.types import Array
-from edgepack.versions import tool_versions
 
 LARGEST = 127
 """Of int8 codes. Files are scored in exact integer arithmetic, as on the targets."""

@@ -7,16 +7,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from edgepack.cache import Cache
 from models.mnist_mlp import digits
 
 from edgepack.archive.images import JpegImage
 from edgepack.backends.onnx.schemes import FP32
-from edgepack.cache import Cache
+from edgepack.backends.tflite.writer import TfliteWriter
 from edgepack.factorize import jpeg
 from edgepack.factorize.methods import METHODS
 from edgepack.model.layer import View
 from edgepack.model.replacement import Replacement
-from edgepack.backends.tflite.writer import TfliteWriter
 from edgepack.quantize.coded import in_8_bits
 from edgepack.quantize.grid import quantize_weight
 from seeds import claims, train

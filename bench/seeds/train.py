@@ -7,17 +7,17 @@ from itertools import pairwise
 
 import numpy as np
 import torch
+from edgepack.cache import Cache, digest
+from edgepack.versions import tool_versions
 from models.mnist_mlp import BATCH, PEAK_LEARNING_RATE, one_thread, shifted
 from torch import nn
 
-from edgepack.cache import Cache, digest
 from edgepack.factorize import deepthin, hashednet
 from edgepack.factorize.pruning import pruning
 from edgepack.model.layer import View
 from edgepack.training.coded import CodedLinear
 from edgepack.training.pruning import Pruning
 from edgepack.types import Array
-from edgepack.versions import tool_versions
 
 VERSION = 1
 Hook = Callable[[], None]

@@ -8,27 +8,27 @@ from pathlib import Path
 import bench_models
 import numpy as np
 import pytest
+from edgepack.cache import Cache
+from edgepack.pipeline.statistics import decompose
+from edgepack.progress import silent
 
 from edgepack.backends.onnx import schemes as onnx
+from edgepack.backends.onnx.writer import OnnxWriter
 from edgepack.backends.schemes import SCHEMES
 from edgepack.backends.tflite import schemes as tflite
+from edgepack.backends.tflite.writer import TfliteWriter
 from edgepack.bench.devices.device import Job
 from edgepack.bench.devices.emulated import EmulatedDevice
 from edgepack.bench.emulate import MAX_DB, emulate_variants
 from edgepack.bench.session import Variant
-from edgepack.cache import Cache
 from edgepack.data import example
 from edgepack.emulator.counts import LEVELS, middle, per_inference
 from edgepack.errors import DataError, ModelError, StableDeviceError, TransientDeviceError
 from edgepack.factorize import factorizer
 from edgepack.model.scheme import FileScheme, Scheme
 from edgepack.pipeline.guarding import load_data
-from edgepack.backends.onnx.writer import OnnxWriter
-from edgepack.sources import open_model
-from edgepack.pipeline.statistics import decompose
-from edgepack.backends.tflite.writer import TfliteWriter
-from edgepack.progress import silent
 from edgepack.quantize.gauge import balanced
+from edgepack.sources import open_model
 from edgepack.targets import get_target
 
 pytestmark = pytest.mark.system

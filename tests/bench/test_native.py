@@ -44,10 +44,10 @@ INFO: Initialized TensorFlow Lite runtime.
 INFO: Created TensorFlow Lite XNNPACK delegate for CPU.
 INFO: The input model file size (MB): 8.45746
 INFO: Initialized session in 143.669ms.
-INFO: Running benchmark for at least 5 iterations and at least 0.5 seconds but terminate if exceeding 150 seconds.
+INFO: Session benchmark for at least 5 iterations and at least 0.5 seconds but terminate if exceeding 150 seconds.
 INFO: count=12 first=72635 curr=42240 min=42134 max=72635 avg=43536.2 std=4813 p5=42168 median=42430 p95=49447
 
-INFO: Running benchmark for at least 50 iterations and at least 1 seconds but terminate if exceeding 150 seconds.
+INFO: Session benchmark for at least 50 iterations and at least 1 seconds but terminate if exceeding 150 seconds.
 INFO: count=50 first=42142 curr=42232 min=42142 max=42763 avg=42435.4 std=147 p5=42232 median=42405 p95=42729
 
 INFO: Inference timings in us: Init: 143669, First inference: 72635, Warmup (avg): 43536.2, Inference (avg): 42435.4

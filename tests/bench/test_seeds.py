@@ -13,6 +13,7 @@ import torch
 
 sys.path.append(str(Path(__file__).parents[2] / "bench"))  # a folder of scripts, not a package
 import blocks_seeds
+from edgepack.cache import Cache
 from models.mnist_mlp import digits
 from seeds import claims, deepthin_rows, measure, train
 from seeds.deepthin_rows import conv_form, trained_parts, width_at
@@ -21,7 +22,6 @@ from seeds.pairs import default_pairs, ranks
 from seeds.settings import QUICK
 
 from edgepack.backends.onnx.schemes import FP32
-from edgepack.cache import Cache
 from edgepack.coded import evaluate, stored_bytes
 from edgepack.model.replacement import Replacement
 

@@ -13,8 +13,8 @@ from conftest import Built
 from e2e_cli import Done, assert_fails, invoke, run
 from e2e_models import points, samples
 
-from edgepack.backends.schemes import SCHEMES
 from edgepack.backends.runtime import load
+from edgepack.backends.schemes import SCHEMES
 
 MODELS = ("model.onnx", "model.tflite")
 BASELINES = tuple(f"baseline/{kind}.{fmt}" for kind in ("fp32", "int8") for fmt in ("onnx", "tflite"))

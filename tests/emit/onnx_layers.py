@@ -12,8 +12,8 @@ import onnx_ir as ir
 from onnx import TensorProto, helper, numpy_helper
 
 from edgepack.backends.onnx.schemes import INT8_DYNAMIC
-from edgepack.emit.onnx import to_schemes
 from edgepack.backends.runtime import load
+from edgepack.emit.onnx import to_schemes
 from edgepack.model.scheme import Scheme
 from edgepack.onnxgraph.files import save
 from edgepack.onnxgraph.session import session

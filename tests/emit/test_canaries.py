@@ -12,10 +12,10 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from edgepack.backends.tflite.runtime import interpreter, run
 from edgepack.emit.pnnx import graph_names, onnx_to_program
 from edgepack.emit.tflite import TfliteEmitter
 from edgepack.errors import ModelError
-from edgepack.tfliterun import interpreter, run
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 

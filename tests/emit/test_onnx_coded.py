@@ -93,7 +93,7 @@ CODES = {made.__name__: made for made in (blocks, sparse, hashed, convolved, pro
 
 
 def test_every_operator_is_looked_at() -> None:
-    assert {step.op for made in CODES.values() for step in made().steps} == set(OPERATORS)
+    assert {step.op for made in CODES.values() for step in made().program} == set(OPERATORS)
 
 
 def coded_file(place: str, part: Replacement, path: Path, *, opset: int = 18, dtype: type = np.float32) -> Array:

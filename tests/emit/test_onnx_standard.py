@@ -12,9 +12,9 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx_layers import kernels
 
 from edgepack.backends.onnx.schemes import INT8_DYNAMIC, INT8_STATIC
+from edgepack.backends.runtime import load
 from edgepack.emit.onnx_standard import REST_OP_TYPES, quantize
 from edgepack.errors import ModelError
-from edgepack.backends.runtime import load
 from edgepack.model.scheme import Scheme
 from edgepack.types import Array
 

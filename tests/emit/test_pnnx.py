@@ -11,13 +11,13 @@ import torch
 from onnx import TensorProto, helper
 from torch import nn
 
+from edgepack.backends.tflite.runtime import interpreter, run
 from edgepack.backends.tflite.schemes import INT8_STATIC
 from edgepack.emit import pnnx
 from edgepack.emit.tflite import TfliteEmitter
 from edgepack.errors import ModelError
 from edgepack.sources.torch import export_program, program_to_onnx
 from edgepack.tflitegraph.linear import linear_ops
-from edgepack.backends.tflite.runtime import interpreter, run
 from edgepack.torchgraph import find_linears, flat_module
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")

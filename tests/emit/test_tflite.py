@@ -11,6 +11,7 @@ from tflite_cases import MODELS, Case, error, prepare
 from torch import nn
 
 from edgepack.backends.onnx.schemes import NBITS8
+from edgepack.backends.tflite.runtime import interpreter, run, signature
 from edgepack.backends.tflite.schemes import FP32, INT8_DYNAMIC, INT8_STATIC
 from edgepack.emit.tflite import TfliteEmitter
 from edgepack.errors import ModelError
@@ -20,7 +21,6 @@ from edgepack.model.scheme import Scheme
 from edgepack.sources.torch import export_program, save_program
 from edgepack.tflitegraph.contents import weight_bytes
 from edgepack.tflitegraph.linear import linear_ops
-from edgepack.backends.tflite.runtime import interpreter, run, signature
 from edgepack.torchgraph import find_linears, flat_module
 from edgepack.types import Array
 

@@ -87,7 +87,7 @@ def test_litert_computes_what_the_steps_mean(
     """With everything decoded by the runtime, and with what is small stored as it comes out."""
     monkeypatch.setattr("edgepack.emit.tflite_coded._SMALL", small)
     part = OPERATOR_CASES[op]()
-    assert any(step.op == op for step in part.steps)
+    assert any(step.op == op for step in part.program)
     x = normal(rows, part.weight.shape[1], seed=4)
     path = encoded(tmp_path, part, x.shape)
     near(answers(path, x)[0], evaluate(part, x))

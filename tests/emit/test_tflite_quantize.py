@@ -12,17 +12,17 @@ import torch
 from tflite_cases import error
 from torch import nn
 
+from edgepack.backends.tflite.runtime import interpreter, run, signature
 from edgepack.backends.tflite.schemes import FP32, INT8_STATIC
 from edgepack.backends.tflite.schemes import INT4_DYNAMIC as INT4
 from edgepack.backends.tflite.schemes import INT8_DYNAMIC as INT8
+from edgepack.backends.tflite.support import takes_int4
 from edgepack.emit.tflite import TfliteEmitter
-from edgepack.emit.tflite_quantize import takes_int4
 from edgepack.errors import ModelError
 from edgepack.model.scheme import Scheme
 from edgepack.sources.torch import export_program, save_program
 from edgepack.tflitegraph.contents import weight_bytes
 from edgepack.tflitegraph.linear import linear_ops
-from edgepack.backends.tflite.runtime import interpreter, run, signature
 from edgepack.types import Array
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")

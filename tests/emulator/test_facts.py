@@ -4,9 +4,9 @@ import importlib.util
 from pathlib import Path
 
 import pytest
+from edgepack.shipped import shipped
 
 from edgepack.emulator.facts import cpu_files, write_facts
-from edgepack.shipped import shipped
 from edgepack.targets import Target, load_targets
 
 AARCH64 = [target for target in load_targets().values() if target.arch == "aarch64"]

@@ -55,10 +55,10 @@ def check_consistent(layer: View, coded: Replacement) -> None:
 
 
 def check_same(one: Replacement, other: Replacement) -> None:
-    assert one.steps == other.steps
-    assert one.constants.keys() == other.constants.keys()
-    for name, array in one.constants.items():
-        np.testing.assert_array_equal(array, other.constants[name])
+    assert one.program == other.program
+    assert one.tensors.keys() == other.tensors.keys()
+    for name, array in one.tensors.items():
+        np.testing.assert_array_equal(array, other.tensors[name])
     assert one.bias is not None
     assert other.bias is not None
     np.testing.assert_array_equal(one.bias, other.bias)

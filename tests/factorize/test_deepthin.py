@@ -105,10 +105,10 @@ def test_both_forms_are_the_same_function(
 def test_indices_are_worked_out_at_load_from_three_numbers() -> None:
     made = method.deepthin_conv(layer(weight(96, 80, 1)), 0.3)
     assert isinstance(made, Replacement)
-    whole = [array for array in made.constants.values() if array.dtype == np.int32]
+    whole = [array for array in made.tensors.values() if array.dtype == np.int32]
     assert sum(array.size for array in whole) == 3
     loaded = at_load(made)
-    own = [step.op for step in made.steps if step.output not in loaded]
+    own = [step.op for step in made.program if step.output not in loaded]
     assert own == ["pad", "conv1d", "gather", "mul", "sum"]
 
 
@@ -149,11 +149,11 @@ def test_both_forms_round_to_the_same_weight() -> None:
 def test_the_decode_free_form_multiplies_no_more_than_the_dense_layer() -> None:
     made = method.deepthin_conv(layer(weight(96, 80, 1)), 0.3)
     assert isinstance(made, Replacement)
-    rank, width = made.constants["filters"].shape
+    rank, width = made.tensors["filters"].shape
     shape = method.Shape(96, 80, rank, width)
     x = rng(1).standard_normal((1, 80)).astype(np.float32)
-    found = values(made.constants, made.steps, x)
-    names = {step.op: step.output for step in made.steps}
+    found = values(made.tensors, made.program, x)
+    names = {step.op: step.output for step in made.program}
     assert shape.macs == found[names["conv1d"]].size * width + 96 * shape.taps * rank
     assert shape.macs <= 96 * 80
 
@@ -234,7 +234,7 @@ def test_too_few_bytes_are_a_reason_and_equal_calls_are_equal() -> None:
         first, second = (form(layer(weight(20, 30, 1), None, seen(inputs(50, 30, 1))), 0.5) for _ in range(2))
         assert isinstance(first, Replacement)
         assert isinstance(second, Replacement)
-        assert all(np.array_equal(first.constants[name], second.constants[name]) for name in first.constants)
+        assert all(np.array_equal(first.tensors[name], second.tensors[name]) for name in first.tensors)
 
 
 def test_a_layer_of_zeros_and_a_still_input_are_fitted() -> None:

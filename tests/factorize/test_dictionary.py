@@ -57,11 +57,11 @@ def test_the_code_is_what_it_says(known, side):
     coded = learned(layer, 12, 3, side=side)
     check_consistent(layer, coded)
     assert not is_decoded(coded)
-    assert [step.op for step in coded.steps].count("matmul") == 2
+    assert [step.op for step in coded.program].count("matmul") == 2
     signals = 24 if side == "rows" else 40
-    assert np.count_nonzero(coded.constants["codes.values"]) <= 3 * signals
-    assert coded.constants["atoms"].shape == (12, 64 - signals)
-    assert np.abs(coded.constants["codes.values"]).max() == pytest.approx(1)
+    assert np.count_nonzero(coded.tensors["codes.values"]) <= 3 * signals
+    assert coded.tensors["atoms"].shape == (12, 64 - signals)
+    assert np.abs(coded.tensors["codes.values"]).max() == pytest.approx(1)
 
 
 @pytest.mark.parametrize("side", ["rows", "columns"])
@@ -91,7 +91,7 @@ def test_the_budget_is_used_up(share, out, inn, known):
 def test_zeros_on_the_way_cost_numbers_of_the_code():
     layer = trained_like(30, 60, 2)
     coded = learned(layer, 30, 1, side="rows", left=68)
-    assert len(coded.constants["codes.values"]) <= 13
+    assert len(coded.tensors["codes.values"]) <= 13
     check_consistent(layer, coded)
 
 

@@ -19,7 +19,7 @@ from edgepack.quantize.coded import bytes_in_8_bits, in_8_bits
 
 def test_every_entry_is_the_number_that_xxh32_of_its_place_says():
     coded = hashed(blind(trained_like(7, 11, 0)), 20, seed=3)
-    shared = coded.constants["shared"]
+    shared = coded.tensors["shared"]
     for i in range(7):
         for j in range(11):
             place = (i * 11 + j).to_bytes(4, "little")
@@ -60,7 +60,7 @@ def test_too_few_bytes_are_a_reason():
 def test_without_data_no_other_numbers_are_nearer(seed, buckets):
     layer = layers.layer(layers.weight(6, 9, seed))
     best = hashed(layer, buckets, seed=seed)
-    other = best.constants["shared"] + 0.1 * layers.rng(seed).standard_normal(buckets)
+    other = best.tensors["shared"] + 0.1 * layers.rng(seed).standard_normal(buckets)
     unit = _design(layer.weight.shape, buckets, seed)
     assert loss(layer, best.weight) <= loss(layer, (unit @ other).reshape(6, 9)) + 1e-5
 
@@ -105,7 +105,7 @@ def test_a_layer_to_train_keeps_the_scale_of_its_input():
 @given(st.integers(1, 300), st.integers(1, 40))
 def test_bytes_are_told_before_they_are_stored(rows, columns):
     coded = constexpr({"a": layers.weight(rows, columns, 0)}, (), np.zeros((0, 0), np.float32), None)
-    step = replace(initial(1, 1, 1), constants={**initial(1, 1, 1).constants, **coded.constants})
+    step = replace(initial(1, 1, 1), tensors={**initial(1, 1, 1).tensors, **coded.tensors})
     assert stored_bytes(in_8_bits(step)) == bytes_in_8_bits(rows, columns) + 4 + 8
 
 
@@ -119,8 +119,8 @@ def _design(shape, buckets, seed):
     """(entries, buckets): the weight, flat, is this times the shared numbers."""
     coded = initial(*shape, min(buckets, shape[0] * shape[1]), seed=seed)
     columns = []
-    for k in range(len(coded.constants["shared"])):
-        unit = np.eye(len(coded.constants["shared"]), dtype=np.float32)[k]
-        found = values({**coded.constants, "shared": unit}, coded.steps)
-        columns.append(found[coded.steps[-1].inputs[1]].T.reshape(-1))
+    for k in range(len(coded.tensors["shared"])):
+        unit = np.eye(len(coded.tensors["shared"]), dtype=np.float32)[k]
+        found = values({**coded.tensors, "shared": unit}, coded.program)
+        columns.append(found[coded.program[-1].inputs[1]].T.reshape(-1))
     return np.stack(columns, axis=1)

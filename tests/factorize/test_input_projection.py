@@ -28,7 +28,7 @@ def test_steps_come_to_the_blocks_times_one_matrix(out: int, inn: int, rows: int
     for made in (free, aware):
         if isinstance(made, str):
             return
-        left, small = made.constants["left"], made.constants["projection"]
+        left, small = made.tensors["left"], made.tensors["projection"]
         kept, block = small.shape
         expected = left @ np.kron(np.eye(left.shape[1] // kept), small)[:, :inn]
         assert np.allclose(effective(left, small, inn), expected, atol=1e-4)
@@ -49,7 +49,7 @@ def test_left_factor_is_least_squares(out: int, inn: int, with_data: bool, seed:
     made = input_projection(given_layer, 0.7)
     if isinstance(made, str):
         return
-    left, small = (made.constants[name].astype(np.float64) for name in ("left", "projection"))
+    left, small = (made.tensors[name].astype(np.float64) for name in ("left", "projection"))
     right = np.kron(np.eye(left.shape[1] // len(small)), small)
     covariance = metric(given_layer)
     if covariance is None:
@@ -65,7 +65,7 @@ def test_a_weight_of_this_form_is_found_again(with_data: bool) -> None:
     w = (rng(2).standard_normal((20, 16)) @ np.kron(np.eye(4), small)).astype(np.float32)
     made = input_projection(layer(w, None, seen(inputs(500, 64, 3)) if with_data else None), 0.45)
     assert isinstance(made, Replacement)
-    assert made.constants["projection"].shape[1] in (16, 32)
+    assert made.tensors["projection"].shape[1] in (16, 32)
     assert np.square(w - made.weight).sum() < 1e-6 * np.square(w).sum()
 
 
@@ -73,7 +73,7 @@ def test_shared_matrix_without_data_is_the_optimal_one() -> None:
     w = weight(24, 32, 4)
     made = input_projection(layer(w), 0.5)
     assert isinstance(made, Replacement)
-    small = made.constants["projection"]
+    small = made.tensors["projection"]
     kept, block = small.shape
     energies = np.linalg.svd(w.astype(np.float64).reshape(-1, block), compute_uv=False) ** 2
     assert output_energy(w - made.weight, None) == pytest.approx(float(energies[kept:].sum()), rel=1e-5)
@@ -93,8 +93,8 @@ def test_block_widths_divide_the_inputs_or_zeros_follow() -> None:
     assert widths(97) == [32]
     made = input_projection(layer(weight(30, 97, 1)), 0.5)
     assert isinstance(made, Replacement)
-    assert made.steps[0].op == "pad"
-    assert made.steps[0].attributes == {"before": 0, "after": 31}
+    assert made.program[0].op == "pad"
+    assert made.program[0].attributes == {"before": 0, "after": 31}
 
 
 def test_reasons_bias_and_equal_calls() -> None:
@@ -104,7 +104,7 @@ def test_reasons_bias_and_equal_calls() -> None:
     first, second = input_projection(given_layer, 0.5), input_projection(given_layer, 0.5, seed=0)
     assert isinstance(first, Replacement)
     assert isinstance(second, Replacement)
-    assert all(np.array_equal(first.constants[name], second.constants[name]) for name in first.constants)
+    assert all(np.array_equal(first.tensors[name], second.tensors[name]) for name in first.tensors)
     assert first.bias is not None
     mean = x.astype(np.float64).mean(axis=0)
     assert np.allclose(first.weight @ mean + first.bias, given_layer.weight @ mean, atol=1e-4)

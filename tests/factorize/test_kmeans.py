@@ -24,9 +24,9 @@ def test_the_code_is_what_it_says(known, block, bands):
     coded = quantized(layer, block, 6, bands=bands)
     check_consistent(layer, coded)
     assert is_decoded(coded)
-    codes, book = coded.constants["codes"].astype(int), coded.constants["codebook"]
+    codes, book = coded.tensors["codes"].astype(int), coded.tensors["codebook"]
     assert codes.max() < 6
-    assert coded.constants["codes"].dtype == np.uint8
+    assert coded.tensors["codes"].dtype == np.uint8
     for place in range(codes.shape[1]):
         pieces = book[place * bands // codes.shape[1] * 6 :][codes[:, place]]
         found = coded.weight[:, place * block : (place + 1) * block]
@@ -37,8 +37,8 @@ def test_without_data_every_piece_takes_the_nearest():
     layer = trained_like(30, 24, 2, known=False)
     coded = quantized(layer, 4, 10)
     pieces = layer.weight.reshape(-1, 4)
-    distances = np.square(pieces[:, None] - coded.constants["codebook"]).sum(axis=2)
-    nearest = distances[np.arange(len(pieces)), coded.constants["codes"].reshape(-1)]
+    distances = np.square(pieces[:, None] - coded.tensors["codebook"]).sum(axis=2)
+    nearest = distances[np.arange(len(pieces)), coded.tensors["codes"].reshape(-1)]
     np.testing.assert_allclose(nearest, distances.min(axis=1), atol=1e-5)
 
 

@@ -52,7 +52,7 @@ def test_what_is_stored_on_the_way_is_not_wasted():
     layer = trained_like(64, 400, 2)
     coded = pruning(layer, 0.01)
     assert isinstance(coded, Replacement)
-    assert np.count_nonzero(coded.constants["kept.values"]) == len(coded.constants["kept.values"])
+    assert np.count_nonzero(coded.tensors["kept.values"]) == len(coded.tensors["kept.values"])
 
 
 def test_too_few_bytes_are_a_reason():

@@ -36,9 +36,9 @@ def test_what_is_kept_comes_back_and_costs_what_was_told(rows, columns, count, s
 def test_a_far_number_takes_zeros_on_the_way():
     matrix = np.ones((4, 256), np.float32)
     coded = _written(matrix, np.array([0, 255, 256, 1022]))
-    assert coded.constants["s.gaps"].tolist() == [1, 255, 1, 255, 255, 255, 1]
-    assert coded.constants["s.values"].tolist() == [1, 1, 1, 0, 0, 0, 1]
-    assert coded.constants["s.gaps"].dtype == np.uint8
+    assert coded.tensors["s.gaps"].tolist() == [1, 255, 1, 255, 255, 255, 1]
+    assert coded.tensors["s.values"].tolist() == [1, 1, 1, 0, 0, 0, 1]
+    assert coded.tensors["s.gaps"].dtype == np.uint8
     assert sparse_store.filled(np.array([0, 256])).tolist() == [0, 255, 256]
     assert sparse_store.filled(np.array([255])).tolist() == [254, 255]
 

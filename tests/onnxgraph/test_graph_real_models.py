@@ -90,7 +90,7 @@ def test_silero_vad_inputs_are_observed_in_the_branch_that_runs():
 
 def test_magika():
     source = open_onnx(package("magika") / "models" / "standard_v3_3" / "model.onnx")
-    shapes = {layer.name.split("/")[-2]: (layer.weight.shape, layer.op) for layer in source.layers}
+    shapes = {layer.name.split("/")[-2]: (layer.weight.shape, layer.geometry.operator) for layer in source.layers}
     assert shapes == {"einsum": ((64, 257), "MatMul"), "Dense_1": ((214, 512), "MatMul")}
     assert all(layer.bias is not None for layer in source.layers)
     feed = {"bytes": rng().integers(0, 257, (2, 2048)).astype(np.int32)}
@@ -144,7 +144,7 @@ def test_torch_exports(exported, name, layers):
         expected = module(torch.from_numpy(x)).numpy()
     feed = {source.inputs[0].name: x}
     np.testing.assert_allclose(session(source.model).run(None, feed)[0], expected, atol=1e-4)
-    assert {(layer.weight.shape, layer.bias is not None, layer.op) for layer in source.layers} == layers
+    assert {(layer.weight.shape, layer.bias is not None, layer.geometry.operator) for layer in source.layers} == layers
     assert_factored_same(source.model, feed)
     _, observed = with_observed_inputs(source.model, [layer.name for layer in source.layers])
     assert len(observed) == len(source.layers)

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from types import FrameType
 from typing import Any
 
@@ -14,7 +13,7 @@ from graph_models import assert_same, const, factored, full_rank, info, model, n
 from onnx import TensorProto, helper
 
 from edgepack.errors import ModelError
-from edgepack.model.replacement import dense, low_rank
+from edgepack.model.replacement import low_rank, low_rank_correction
 from edgepack.onnxgraph.files import to_bytes
 from edgepack.onnxgraph.rewrite import Builder, names_after, rewrite, with_factors
 from edgepack.onnxgraph.sites import find_sites
@@ -134,7 +133,7 @@ def test_factors_that_do_not_fit():
             with_factors(source, {"w1.k": pair})
 
 
-def dense(builder: Builder, x: ir.Value, placement: object, weight: np.ndarray, name: str = "new") -> ir.Value:
+def product(builder: Builder, x: ir.Value, placement: object, weight: np.ndarray, name: str = "new") -> ir.Value:
     return builder.op("MatMul", [x, builder.constant(np.ascontiguousarray(weight.T), name)])
 
 
@@ -217,9 +216,9 @@ def test_views_and_constants_that_led_to_the_weight_go_with_it():
 def test_a_site_is_rewritten_once():
     source = load(mlp())
     site = find_sites(source)[0]
-    rewrite(source, site, lambda b, x, p: dense(b, x, p, site.layer.weight))
+    rewrite(source, site, lambda b, x, p: product(b, x, p, site.layer.weight))
     with pytest.raises(ValueError, match="earlier rewrite"):
-        rewrite(source, site, lambda b, x, p: dense(b, x, p, site.layer.weight))
+        rewrite(source, site, lambda b, x, p: product(b, x, p, site.layer.weight))
 
 
 def executed(work: Callable[[], object]) -> int:
@@ -257,7 +256,7 @@ def test_what_layers_are_called_afterwards():
     source = load(mlp())
     first, second = (site.layer for site in find_sites(source.clone()))
     pair = full_rank(first)
-    for given, count in ((pair, 2), (replace(pair, base=first.weight), 3)):
+    for given, count in ((pair, 2), (low_rank_correction(pair.A, pair.B, pair.bias, first.weight), 3)):
         thin = with_factors(source, {first.name: given})
         names = names_after(source, thin, {first.name: given})
         assert len(names[first.name]) == count

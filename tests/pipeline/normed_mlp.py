@@ -7,13 +7,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-
 from edgepack.cache import Cache
-from edgepack.data import Samples
+
 from edgepack.backends.runtime import load, predict
+from edgepack.backends.tflite.writer import TfliteWriter
+from edgepack.data import Samples
 from edgepack.model.model import Model
 from edgepack.sources import open_model
-from edgepack.backends.tflite.writer import TfliteWriter
 from edgepack.types import Array
 
 RECIPE = """

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from edgepack.cache import Cache
 from onnx import TensorProto, helper, numpy_helper
 from small_builds import options
 
 from edgepack import factorize
-from edgepack.cache import Cache
 from edgepack.coded import Writer
 from edgepack.errors import UsageError
 from edgepack.model.layer import View

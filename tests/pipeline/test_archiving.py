@@ -6,10 +6,10 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+from edgepack.cache import Cache
 from small_builds import options
 
 from edgepack.archive.archive import unpack_file
-from edgepack.cache import Cache
 from edgepack.pipeline.build import build
 
 

@@ -11,36 +11,36 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from edgepack.cache import Cache
+from edgepack.pipeline.beside import beside, rounded_beside
+from edgepack.pipeline.covariances import Covariances
+from edgepack.progress import silent
 from linear_plans import linear_plan
 from onnx import TensorProto, helper, numpy_helper
 from small_builds import options
 
 from edgepack import verify
 from edgepack.backends.onnx.schemes import FP32, INT8_DYNAMIC, NBITS4, NBITS4_CORRECTED, NBITS8
-from edgepack.cache import Cache
+from edgepack.backends.onnx.writer import OnnxWriter
+from edgepack.backends.runtime import load
 from edgepack.calibrate import moments
 from edgepack.errors import InputError, ModelError
 from edgepack.factorize import whitened
 from edgepack.factorize.whitened import shrunk_covariance
-from edgepack.backends.runtime import load
 from edgepack.model.layer import View
+from edgepack.model.point import linear_point
 from edgepack.model.replacement import Replacement, low_rank
 from edgepack.model.scheme import FileScheme, Format, Scheme
 from edgepack.onnxgraph.contents import read_contents
 from edgepack.onnxgraph.rewrite import with_factors
 from edgepack.onnxgraph.split import split_onnx
-from edgepack.pipeline.beside import beside, rounded_beside
 from edgepack.pipeline.build import build
-from edgepack.pipeline.covariances import Covariances
 from edgepack.pipeline.layer_files import layer_files
 from edgepack.pipeline.layer_points import points_for
-from edgepack.backends.onnx.writer import OnnxWriter
 from edgepack.pipeline.packed import layer_shapes
 from edgepack.pipeline.rounding import Rounder
 from edgepack.plan.measured import Entry, Fingerprint, MeasuredTable
 from edgepack.plan.measured_file import known_measured, load_measured, measured_path, save_measured
-from edgepack.model.point import linear_point
-from edgepack.progress import silent
 from edgepack.quantize.blocks import block_for, dequantize_blocks, quantize_blocks, unpack
 from edgepack.quantize.gptq import gptq, row_errors
 from edgepack.quantize.lattice import WeightGrid

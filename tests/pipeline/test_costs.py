@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from edgepack.cache import Cache
 
 from edgepack.backends.onnx.schemes import FP32
 from edgepack.backends.schemes import SCHEMES, scheme_named
 from edgepack.bench.devices.device import Job
 from edgepack.bench.devices.emulated import EmulatedDevice
-from edgepack.cache import Cache
+from edgepack.model.point import Point
 from edgepack.pipeline import counting
 from edgepack.pipeline.costs import STANDARD_GRID, fill_table, held_out_points
 from edgepack.pipeline.counting import Counter
 from edgepack.plan.candidates import break_even_rank
 from edgepack.plan.interpolate import interpolate
-from edgepack.model.point import Point
 from edgepack.plan.table import Grid
 from edgepack.plan.table_file import load_table, own_folder, table_for, table_name
 from edgepack.targets import Target, get_target

@@ -7,15 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from edgepack.cache import Cache
+from edgepack.pipeline.crossvalidating import FOLDS, PERCENTS
+from edgepack.progress import Progress, silent
 from rich.console import Console
 from small_builds import options, points
 
-from edgepack.cache import Cache
 from edgepack.errors import DataError, UsageError
 from edgepack.pipeline import crossvalidating
 from edgepack.pipeline.build import build
-from edgepack.pipeline.crossvalidating import FOLDS, PERCENTS
-from edgepack.progress import Progress, silent
 from edgepack.report.build_summary import render_build
 
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from edgepack.cache import Cache, file_digest
 from small_builds import options
 
 from edgepack.backends.onnx.schemes import FP32
-from edgepack.cache import Cache, file_digest
 from edgepack.errors import BudgetError, UsageError
 from edgepack.metrics import Drop
 from edgepack.model.scheme import FileScheme

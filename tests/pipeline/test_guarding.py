@@ -9,8 +9,8 @@ import pytest
 
 from edgepack.data import Samples
 from edgepack.errors import DataError, UsageError
-from edgepack.pipeline.guarding import Data, _check_classes, choose_method, load_data
 from edgepack.model.model import Model
+from edgepack.pipeline.guarding import Data, _check_classes, choose_method, load_data
 from edgepack.types import Recipe, TensorSpec
 
 SPEC = TensorSpec("x", (1, 3), np.dtype(np.float32))

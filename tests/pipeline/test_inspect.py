@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from edgepack.cache import Cache
 from small_builds import CLASSES, FEATURES, HIDDEN, options
 
-from edgepack.cache import Cache
 from edgepack.errors import PackError
 from edgepack.pipeline.build import build
 from edgepack.pipeline.inspect import inspect, inspect_pack

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper, save
 
+from edgepack.backends.tflite.layer_file import write_layer
 from edgepack.backends.tflite.schemes import FP32, INT8_STATIC, SCHEMES
 from edgepack.emit.tflite import TfliteEmitter
 from edgepack.model.replacement import dense, low_rank
 from edgepack.model.scheme import Scheme
-from edgepack.backends.tflite.layer_file import write_layer
 from edgepack.sources.onnx import open_onnx
 from edgepack.types import Array
 

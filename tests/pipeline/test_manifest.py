@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from edgepack.cache import Cache, file_digest
+from edgepack.pipeline.prepared import Prepared
 from linear_plans import linear_plan
 from small_builds import options
 
 from edgepack.backends.onnx.schemes import FP32, NBITS4
-from edgepack.cache import Cache, file_digest
 from edgepack.metrics import Drop
 from edgepack.model.scheme import FileScheme, Scheme
 from edgepack.pipeline.build import build
 from edgepack.pipeline.manifest import build_record, chosen_by, drop_record
 from edgepack.pipeline.planned_schema import check_planned
-from edgepack.pipeline.prepared import Prepared
 from edgepack.pipeline.probing import Probe
 from edgepack.types import LayerPlan
 

@@ -15,6 +15,7 @@ from edgepack.bench.devices.device import Job
 from edgepack.bench.devices.fake import FakeDevice
 from edgepack.bench.devices.local import LocalDevice
 from edgepack.errors import StableDeviceError, TargetsError, TransientDeviceError
+from edgepack.model.point import Point, linear_point
 from edgepack.model.scheme import FORMATS, Format, Scheme
 from edgepack.pipeline import measuring
 from edgepack.pipeline.layer_points import points_for, sparse_ranks, standard_points
@@ -22,7 +23,6 @@ from edgepack.pipeline.measuring import QUICK, STANDARD, measure_points
 from edgepack.plan.candidates import break_even_rank, rank_choices
 from edgepack.plan.measured import STANDARD_GRID, MeasuredTable, grid_points
 from edgepack.plan.measured_file import known_measured, measured_folder
-from edgepack.model.point import Point, linear_point
 from edgepack.targets import Target, get_target
 
 SHAPES = [(48, 64, 1), (16, 48, 2)]

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from edgepack.pipeline.menus import UNGUARDED_LOST_SHARE, Menu, make_menus, ranks_of, residuals_of
 from linear_plans import linear_candidate
 
 from edgepack.backends.onnx import schemes as onnx
@@ -16,14 +17,13 @@ from edgepack.backends.tflite import schemes as tflite
 from edgepack.errors import UsageError
 from edgepack.model.kinds.linear import linear_layer
 from edgepack.model.layer import Layer
+from edgepack.model.point import Point
 from edgepack.model.scheme import Format, Scheme
-from edgepack.pipeline.menus import UNGUARDED_LOST_SHARE, Menu, make_menus, ranks_of, residuals_of
 from edgepack.pipeline.options import BuildOptions
 from edgepack.pipeline.pricing import Prices, Uses
 from edgepack.plan.candidates import break_even_rank, rank_choices
 from edgepack.plan.cost import Price
 from edgepack.plan.sizes import resident_bytes, size_bytes
-from edgepack.model.point import Point
 from edgepack.targets import get_target
 
 TFLITE_LAYER_SCHEMES = (tflite.FP32, tflite.INT8_DYNAMIC, tflite.INT4_DYNAMIC)

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from edgepack.cache import Cache
+from edgepack.pipeline.alternatives import saves
 from small_builds import options
 
 from edgepack.archive.archive import unpack_file
-from edgepack.cache import Cache
 from edgepack.coded import is_decoded
 from edgepack.errors import UsageError
 from edgepack.factorize import FACTORIZERS, compress
@@ -19,7 +20,6 @@ from edgepack.factorize.methods import AUTO, METHODS, PATENTS
 from edgepack.model.kinds.linear import linear_layer
 from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import CONSTEXPR
-from edgepack.pipeline.alternatives import saves
 from edgepack.pipeline.build import build
 from edgepack.pipeline.guarding import choose_methods, load_data
 from edgepack.sources import open_model
@@ -82,7 +82,7 @@ def test_what_a_method_gives_without_data(name: str) -> None:
         assert is_decoded(part) == (name in DECODED)
         again = compress(name, layer, 0.4)
         assert isinstance(again, Replacement)
-        assert all(again.constants[key].tobytes() == array.tobytes() for key, array in part.constants.items())
+        assert all(again.tensors[key].tobytes() == array.tobytes() for key, array in part.tensors.items())
     assert saves(part) == ("wire" if name == "jpeg" else "file" if name in DECODED else "all")
 
 

@@ -11,6 +11,7 @@ import onnx_ir as ir
 import pytest
 from onnx import helper, numpy_helper
 
+from edgepack.backends.backend import Writer
 from edgepack.backends.onnx.schemes import (
     FP32,
     INT8_DYNAMIC,
@@ -21,15 +22,14 @@ from edgepack.backends.onnx.schemes import (
     TABLES4,
     WEIGHTS8,
 )
+from edgepack.backends.onnx.writer import OnnxWriter
+from edgepack.backends.runtime import load
 from edgepack.data import Samples
 from edgepack.errors import ModelError
-from edgepack.backends.runtime import load
 from edgepack.model.replacement import Replacement, dense, low_rank
 from edgepack.model.scheme import FileScheme, Scheme
 from edgepack.onnxgraph.session import session
 from edgepack.onnxgraph.sites import find_sites
-from edgepack.backends.backend import Writer
-from edgepack.backends.onnx.writer import OnnxWriter
 from edgepack.types import Array
 
 node = helper.make_node
@@ -118,6 +118,15 @@ def test_a_static_layer_in_a_file_of_any_scheme_gets_its_range(scheme: Scheme, t
     assert (bits[RANK, 24], bits[RANK, 28]) == (8, 8)
     quantized = [n for n in ir.load(path).graph if n.op_type == "QuantizeLinear"]
     assert len(quantized) == (4 if scheme == INT8_STATIC else 2)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+def test_what_the_products_of_each_factored_layer_are_called(scheme: Scheme, tmp_path: Path) -> None:
+    made, path = files(mlp(), normal(40, 20, seed=3)), tmp_path / "m.onnx"
+    written = made.write(factors(made.model, "fc1", "fc2"), FileScheme.of(scheme), path)
+    sides = {product.name: product.sides for product in made.read(path).products}
+    found = {layer: sorted(sides[name] for name in names if name in sides) for layer, names in written.products.items()}
+    assert found == {"fc1": [(RANK, 20), (RANK, 24)], "fc2": [(RANK, 24), (RANK, 28)]}
 
 
 def test_no_schemes_and_empty_schemes_are_the_same_file(tmp_path: Path) -> None:

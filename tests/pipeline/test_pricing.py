@@ -8,23 +8,23 @@ from typing import Any
 
 import numpy as np
 import pytest
+from edgepack.cache import Cache
 from two_layers import ROWS, SIDE, write_model
 
 from edgepack.backends.onnx import schemes as onnx
-from edgepack.cache import Cache
 from edgepack.data import Samples
 from edgepack.errors import ModelError
+from edgepack.model.model import Model
+from edgepack.model.point import Point
 from edgepack.model.scheme import Format
 from edgepack.pipeline import pricing
 from edgepack.pipeline.measuring import QUICK, measure_points
-from edgepack.model.model import Model
-from edgepack.sources import open_model
 from edgepack.pipeline.pricing import Prices, Uses, layer_uses, make_prices
 from edgepack.plan.candidates import rank_choices
 from edgepack.plan.cost import Price
 from edgepack.plan.measured import MeasuredTable
 from edgepack.plan.measured_file import measured_folder
-from edgepack.model.point import Point
+from edgepack.sources import open_model
 from edgepack.targets import get_target
 
 RPI4 = get_target("rpi4")

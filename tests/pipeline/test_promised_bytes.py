@@ -11,18 +11,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from edgepack.cache import Cache
 
 from edgepack.archive.archive import pack
-from edgepack.backends.schemes import DENSE_INT8, FP32
-from edgepack.cache import Cache
-from edgepack.data import Samples
-from edgepack.model.replacement import Replacement, low_rank
-from edgepack.model.scheme import FileScheme, Format
 from edgepack.backends.backend import Writer
 from edgepack.backends.onnx.writer import OnnxWriter
-from edgepack.model.model import Model
-from edgepack.sources import open_model
+from edgepack.backends.schemes import DENSE_INT8, FP32
 from edgepack.backends.tflite.writer import TfliteWriter
+from edgepack.data import Samples
+from edgepack.model.model import Model
+from edgepack.model.replacement import Replacement, low_rank
+from edgepack.model.scheme import FileScheme, Format
+from edgepack.sources import open_model
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 

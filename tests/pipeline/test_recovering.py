@@ -6,15 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_builds import options
-
 from edgepack.cache import Cache
-from edgepack.errors import ModelError, UsageError
-from edgepack.model.replacement import Replacement
-from edgepack.pipeline.build import build
 from edgepack.pipeline.prepared import Prepared
 from edgepack.pipeline.recovering import Recovery
 from edgepack.progress import silent
+from small_builds import options
+
+from edgepack.errors import ModelError, UsageError
+from edgepack.model.replacement import Replacement
+from edgepack.pipeline.build import build
 from edgepack.recover.budget import Epochs
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")

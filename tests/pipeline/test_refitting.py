@@ -9,22 +9,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+from edgepack.cache import Cache
+from edgepack.pipeline.prepared import Prepared, prepared
+from edgepack.pipeline.refitting import Refitter
+from edgepack.progress import silent
 from linear_plans import linear_plan
 from small_builds import options
 
 from edgepack.backends.onnx.schemes import FP32, INT8_DYNAMIC
-from edgepack.cache import Cache
+from edgepack.backends.runtime import load, predict
 from edgepack.data import Samples
 from edgepack.errors import UsageError
-from edgepack.backends.runtime import load, predict
 from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import FileScheme
 from edgepack.pipeline import refitting
 from edgepack.pipeline.build import build
-from edgepack.pipeline.prepared import Prepared, prepared
-from edgepack.pipeline.refitting import Refitter
 from edgepack.plan.candidates import break_even_rank
-from edgepack.progress import silent
 from edgepack.quantize.grid import quantize_weight
 from edgepack.types import LayerPlan
 

@@ -8,18 +8,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from edgepack.cache import Cache
+from edgepack.pipeline.covariances import Covariances
+from edgepack.progress import silent
 
 from edgepack.backends.onnx import schemes as onnx
 from edgepack.backends.tflite import schemes as tflite
-from edgepack.cache import Cache
 from edgepack.factorize import whitened
 from edgepack.factorize.whitened import shrunk_covariance
 from edgepack.model.layer import View
 from edgepack.model.replacement import Replacement, low_rank
 from edgepack.model.scheme import Scheme
-from edgepack.pipeline.covariances import Covariances
 from edgepack.pipeline.rounding import Rounder
-from edgepack.progress import silent
 from edgepack.quantize.blocks import dequantize_blocks, quantize_blocks
 from edgepack.quantize.gauge import balanced
 from edgepack.quantize.grid import quantize_weight

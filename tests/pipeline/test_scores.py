@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgepack.backends.runtime import Session
 from edgepack.data import Samples
 from edgepack.errors import DataError, ModelError
-from edgepack.backends.runtime import Session
+from edgepack.model.model import Model
 from edgepack.pipeline import scores
 from edgepack.pipeline.attempt import Guard
-from edgepack.model.model import Model
 from edgepack.types import Recipe, TensorSpec
 
 SPEC = TensorSpec("x", (1, 3), np.dtype(np.float32))

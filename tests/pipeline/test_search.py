@@ -12,23 +12,23 @@ from typing import Any
 
 import numpy as np
 import pytest
+from edgepack.cache import Cache
+from edgepack.pipeline.covariances import Covariances
+from edgepack.pipeline.task import Task
+from edgepack.progress import silent
 from linear_plans import linear_plan
 from small_builds import options
 
 from edgepack.backends.onnx.schemes import FP32, INT8_DYNAMIC, INT8_STATIC
-from edgepack.cache import Cache
 from edgepack.errors import ModelError, ProofError
 from edgepack.metrics import Drop
 from edgepack.model.kinds.linear import linear_layer
 from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import FileScheme, Scheme
 from edgepack.pipeline.attempt import Attempt
-from edgepack.pipeline.covariances import Covariances
 from edgepack.pipeline.ladder import Step
 from edgepack.pipeline.rounding import Rounder
 from edgepack.pipeline.search import FINALISTS, Found, Search
-from edgepack.pipeline.task import Task
-from edgepack.progress import silent
 from edgepack.types import LayerPlan, Proof, Spectrum
 
 LAYER = linear_layer("fc", np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32), None)

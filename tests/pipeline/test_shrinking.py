@@ -8,17 +8,17 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
+from edgepack.cache import Cache
+from edgepack.pipeline.covariances import Covariances
+from edgepack.pipeline.shrinking import FEW, FEWEST
+from edgepack.progress import silent
 from small_builds import FEATURES, HIDDEN, points, write_classifier
 
-from edgepack.cache import Cache
 from edgepack.data import Samples
 from edgepack.factorize import whitened
 from edgepack.factorize.whitened import shrunk_covariance
 from edgepack.onnxgraph.sites import find_sites
 from edgepack.pipeline import shrinking
-from edgepack.pipeline.covariances import Covariances
-from edgepack.pipeline.shrinking import FEW, FEWEST
-from edgepack.progress import silent
 from edgepack.types import Moments
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from edgepack.cache import Cache
+from edgepack.pipeline.prepared import Prepared
 from small_builds import options
 
-from edgepack.cache import Cache
 from edgepack.pipeline.build import build
-from edgepack.pipeline.prepared import Prepared
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8", "int4"])

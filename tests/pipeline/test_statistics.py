@@ -8,17 +8,17 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-
 from edgepack.cache import Cache
+from edgepack.pipeline.moments import _cut, observe
+from edgepack.pipeline.statistics import decompose
+from edgepack.progress import Progress, silent
+
+from edgepack.backends.onnx.observation import Observation
 from edgepack.data import Samples
 from edgepack.executor import Workers, local, workers
 from edgepack.model.layer import View
 from edgepack.onnxgraph.sites import find_sites
 from edgepack.pipeline import moments as pipeline_moments
-from edgepack.pipeline.moments import _cut, observe
-from edgepack.backends.onnx.observation import Observation
-from edgepack.pipeline.statistics import decompose
-from edgepack.progress import Progress, silent
 from edgepack.types import Spectrum
 
 RNG = np.random.default_rng(0)

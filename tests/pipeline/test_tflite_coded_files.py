@@ -10,19 +10,19 @@ import numpy as np
 import pytest
 from normed_mlp import answers, normed_mlp, samples, tflite_files
 
+from edgepack.backends.runtime import load, predict
 from edgepack.backends.tflite.schemes import CONSTEXPR, FP32, INT4_DYNAMIC, INT8_DYNAMIC, INT8_STATIC
+from edgepack.backends.tflite.writer import TfliteWriter
 from edgepack.coded import Writer, stored_bytes
 from edgepack.data import Samples
 from edgepack.errors import ModelError
-from edgepack.backends.runtime import load, predict
 from edgepack.metrics import sqnr_db
 from edgepack.model.layer import Layer
+from edgepack.model.model import Model
 from edgepack.model.replacement import Replacement, dense, low_rank
 from edgepack.model.scheme import FileScheme, Scheme
 from edgepack.onnxgraph.files import save
 from edgepack.onnxgraph.rewrite import with_factors
-from edgepack.model.model import Model
-from edgepack.backends.tflite.writer import TfliteWriter
 from edgepack.quantize.coded import in_8_bits
 from edgepack.tflitegraph.contents import operators
 

@@ -10,19 +10,19 @@ import numpy as np
 import pytest
 from normed_mlp import answers, normed_mlp, samples, tflite_files
 
+from edgepack.backends.runtime import load, predict
 from edgepack.backends.tflite.schemes import FP32, INT4_DYNAMIC, INT8_DYNAMIC, INT8_STATIC
+from edgepack.backends.tflite.writer import TfliteWriter
 from edgepack.data import Samples
 from edgepack.emit.tflite import TfliteEmitter
 from edgepack.errors import ModelError
-from edgepack.backends.runtime import load, predict
 from edgepack.metrics import sqnr_db
 from edgepack.model.layer import Layer
+from edgepack.model.model import Model
 from edgepack.model.replacement import Replacement, low_rank
 from edgepack.model.scheme import FileScheme
 from edgepack.onnxgraph.files import save
 from edgepack.onnxgraph.rewrite import with_factors
-from edgepack.model.model import Model
-from edgepack.backends.tflite.writer import TfliteWriter
 from edgepack.types import Array
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")

@@ -8,16 +8,16 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from edgepack.cache import Cache
+from edgepack.pipeline.prepared import prepared
+from edgepack.progress import silent
 from onnx import TensorProto, helper, numpy_helper
 from small_builds import options
 
 from edgepack.backends.onnx.schemes import INT8_DYNAMIC
-from edgepack.cache import Cache
 from edgepack.errors import UsageError
 from edgepack.pipeline.build import build
 from edgepack.pipeline.inspect import inspect
-from edgepack.pipeline.prepared import prepared
-from edgepack.progress import silent
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 

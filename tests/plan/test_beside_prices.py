@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import pytest
-from linear_plans import linear_candidate, linear_plan
+from linear_plans import linear_candidate, linear_plan, point_like
 
-from edgepack.backends.onnx.schemes import FP32, INT8_DYNAMIC, NBITS4, NBITS4_CORRECTED, NBITS8, WEIGHTS8
-from edgepack.model.scheme import FileScheme, Format, Scheme, matrices
+from edgepack.backends.onnx.schemes import FP32, INT8_DYNAMIC, NBITS4, NBITS8, WEIGHTS8
+from edgepack.model.kinds.linear import linear_ops
+from edgepack.model.point import Point, linear_point_in
+from edgepack.model.scheme import FileScheme, Format, Scheme, scheme_of
+from edgepack.model.structure import DENSE, Structure, low_rank, low_rank_correction
 from edgepack.plan.beside import prices_of
 from edgepack.plan.candidates import RESIDUAL_SHARE, residual_ranks
 from edgepack.plan.cost import Price
 from edgepack.plan.file_scheme import base_scheme, exceptions, file_label
 from edgepack.plan.reasons import kind, name, others, reason
 from edgepack.plan.roofline import roofline
-from edgepack.plan.sizes import resident_bytes
-from edgepack.model.point import Point, linear_point
 from edgepack.targets import get_target
 from edgepack.types import Candidate, LayerPlan
 
-POINT = linear_point(NBITS4_CORRECTED, 96, 160, 8, 4)
-DENSE, PAIR = replace(POINT, scheme=NBITS4, rank=None), replace(POINT, scheme=NBITS8)
+CORRECTED = low_rank_correction(8)
+POINT = linear_point_in(NBITS4, CORRECTED, (96, 160), 4)
+MATRIX, PAIR = point_like(POINT, way=None), point_like(POINT, scheme=NBITS8, way=8)
 
 
 class Table:
@@ -42,7 +43,7 @@ class Table:
 
 
 def test_measured_as_one_is_better_than_put_together() -> None:
-    parts = {DENSE: Price(3e-6, "table", 0.1), PAIR: Price(1e-6, "table", 0.2, extrapolated=True)}
+    parts = {MATRIX: Price(3e-6, "table", 0.1), PAIR: Price(1e-6, "table", 0.2, extrapolated=True)}
     assert prices_of(Table(parts), [POINT]) == [Price(pytest.approx(4e-6), "table", 0.2, extrapolated=True)]
     own = Price(3.5e-6, "table", 0.05)
     table = Table({**parts, POINT: own})
@@ -50,16 +51,16 @@ def test_measured_as_one_is_better_than_put_together() -> None:
     assert table.asked == 1
 
 
-@pytest.mark.parametrize("missing", [DENSE, PAIR])
+@pytest.mark.parametrize("missing", [MATRIX, PAIR])
 def test_without_one_half_there_is_no_price(missing: Point) -> None:
-    parts = {point: Price(1e-6, "table", 0.0) for point in (DENSE, PAIR) if point != missing}
-    assert prices_of(Table(parts), [POINT, DENSE]) == [None, parts.get(DENSE)]
+    parts = {point: Price(1e-6, "table", 0.0) for point in (MATRIX, PAIR) if point != missing}
+    assert prices_of(Table(parts), [POINT, MATRIX]) == [None, parts.get(MATRIX)]
 
 
 def test_the_roofline_puts_it_together() -> None:
     sheet = roofline(get_target("rpi4"))
     assert sheet.prices([POINT]) == [None]
-    (whole, dense, pair) = prices_of(sheet, [POINT, DENSE, PAIR])
+    (whole, dense, pair) = prices_of(sheet, [POINT, MATRIX, PAIR])
     assert whole is not None
     assert dense is not None
     assert pair is not None
@@ -67,13 +68,18 @@ def test_the_roofline_puts_it_together() -> None:
 
 
 def test_matrices_and_weights() -> None:
-    assert matrices(NBITS4_CORRECTED, (96, 160), 8) == ((NBITS8, 8, 160), (NBITS8, 96, 8), (NBITS4, 96, 160))
-    assert matrices(NBITS8, (96, 160), 8) == ((NBITS8, 8, 160), (NBITS8, 96, 8))
-    assert matrices(FP32, (96, 160), None) == ((FP32, 96, 160),)
+    assert matrices(NBITS4, CORRECTED) == ((NBITS8, 8, 160), (NBITS8, 96, 8), (NBITS4, 96, 160))
+    assert matrices(NBITS8, low_rank(8)) == ((NBITS8, 8, 160), (NBITS8, 96, 8))
+    assert matrices(NBITS4, low_rank(8)) == ((NBITS4, 8, 160), (NBITS4, 96, 8))
+    assert matrices(FP32, DENSE) == ((FP32, 96, 160),)
     assert POINT.weights == plan().weight_parameters == 96 * 160 + 8 * (96 + 160)
-    assert plan(None).weight_parameters == 8 * (96 + 160)
+    assert plan(None, 8).weight_parameters == 8 * (96 + 160)
     assert plan(None, None).weight_parameters == 96 * 160
-    assert resident_bytes(NBITS4_CORRECTED, 1000) == resident_bytes(NBITS4, 1000)
+
+
+def matrices(scheme: Scheme, structure: Structure) -> tuple[tuple[Scheme, int, int], ...]:
+    """Scheme, outputs and inputs of every product of a layer of 96 outputs and 160 inputs."""
+    return tuple((scheme_of(op, scheme), op.rows, op.columns) for op in linear_ops(96, 160, structure, 1))
 
 
 @pytest.mark.parametrize(
@@ -84,26 +90,27 @@ def test_ranks_take_at_most_half_of_what_four_bits_save(sides: tuple[int, int], 
     assert all(rank * sum(sides) <= RESIDUAL_SHARE * sides[0] * sides[1] for rank in ranks)
 
 
-def plan(scheme: Scheme | None = NBITS4_CORRECTED, rank: int | None = 8, layer: str = "a") -> LayerPlan:
-    return linear_plan(layer, 96, 160, rank, 59, 0.0, "", scheme=scheme)
+def plan(scheme: Scheme | None = NBITS4, way: int | Structure | None = CORRECTED, layer: str = "a") -> LayerPlan:
+    return linear_plan(layer, 96, 160, way, 59, 0.0, "", scheme=scheme)
 
 
 def test_no_file_is_named_after_it() -> None:
-    """Such a layer is an exception in a file whose scheme its dense matrix has."""
+    """Its dense matrix has the scheme of the file; that its factors have another one shows in the label."""
     alone = (plan(),)
     assert base_scheme(alone, FP32) == NBITS4
-    assert exceptions(alone, FileScheme.of(NBITS4)) == {"a": NBITS4_CORRECTED}
+    assert exceptions(alone, FileScheme.of(NBITS4)) == {}
+    assert exceptions(alone, FileScheme.of(INT8_DYNAMIC)) == {"a": NBITS4}
     assert file_label(alone, FileScheme(NBITS4, WEIGHTS8)) == "mixed+weights"
     assert base_scheme((plan(), plan(INT8_DYNAMIC, None, "b"), plan(INT8_DYNAMIC, None, "c")), FP32) == INT8_DYNAMIC
 
 
-def candidate(scheme: Scheme, rank: int | None, loss: float, size: int, latency: float) -> Candidate:
-    return linear_candidate(scheme, rank, loss, size, size, latency)
+def candidate(scheme: Scheme, way: int | Structure | None, loss: float, size: int, latency: float) -> Candidate:
+    return linear_candidate(scheme, way, loss, size, size, latency)
 
 
-BOTH, INT8 = candidate(NBITS4_CORRECTED, 8, 0.002, 120, 3e-6), candidate(INT8_DYNAMIC, None, 1e-4, 200, 2e-6)
+BOTH, INT8 = candidate(NBITS4, CORRECTED, 0.002, 120, 3e-6), candidate(INT8_DYNAMIC, None, 1e-4, 200, 2e-6)
 INT4, THIN = candidate(NBITS4, None, 0.02, 100, 2.5e-6), candidate(NBITS8, 16, 0.5, 60, 1e-6)
-MORE = candidate(NBITS4_CORRECTED, 16, 0.001, 140, 3.2e-6)
+MORE = candidate(NBITS4, low_rank_correction(16), 0.001, 140, 3.2e-6)
 
 
 def test_it_is_a_kind_of_its_own_and_has_its_reason() -> None:

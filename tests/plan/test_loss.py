@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from linear_plans import structure_at
 
-from edgepack.backends.onnx.schemes import FP32, INT8_DYNAMIC, INT8_STATIC, NBITS4, NBITS4_CORRECTED, NBITS8
+from edgepack.backends.onnx.schemes import FP32, INT8_DYNAMIC, INT8_STATIC, NBITS4, NBITS8
 from edgepack.backends.schemes import SCHEMES
 from edgepack.backends.tflite import schemes as tflite
 from edgepack.calibrate import moments
@@ -19,6 +20,7 @@ from edgepack.factorize import svd, two_sided, whitened
 from edgepack.model.layer import View
 from edgepack.model.replacement import Replacement, low_rank
 from edgepack.model.scheme import Scheme
+from edgepack.model.structure import DENSE, low_rank_correction
 from edgepack.plan.loss import layer_losses
 from edgepack.quantize.alternate import alternate
 from edgepack.quantize.bias import corrected_bias, corrected_pair
@@ -135,10 +137,10 @@ def test_predicted_losses_are_those_of_really_quantized_layers(
     # rows in few directions do not reach as far as the latent's grid is taken to, nor need the damping of rounding.
     highest = {"relu": 1.9, "singular": 2.8}.get(kind, 1.8)
     wrong = {}
-    for (scheme, rank), predicted in losses.items():
-        true = exact(layer, None if rank is None else pair(rank), scheme, x, metric)
+    for (scheme, structure), predicted in losses.items():
+        true = exact(layer, None if structure.rank is None else pair(structure.rank), scheme, x, metric)
         if not 0.55 <= predicted / true <= highest:
-            wrong[scheme, rank] = predicted / true
+            wrong[scheme, structure] = predicted / true
     assert not wrong
 
 
@@ -154,13 +156,13 @@ def test_fp32_losses_are_exact_fall_with_the_rank_and_vanish_for_the_dense_layer
     for gradient in (None, gradients(out, rng)):
         metric = metric_of(gradient, spectrum)
         losses = layer_losses(layer, spectrum, gradient, (FP32,), ranks, no_factors, largest=127)
-        assert losses[FP32, None] == 0.0
-        curve = [losses[FP32, rank] for rank in ranks]
+        assert losses[FP32, DENSE] == 0.0
+        curve = [losses[FP32, structure_at(rank)] for rank in ranks]
         assert all(a >= b >= 0 for a, b in itertools.pairwise(curve))
         whole = exact(layer, zero_factors(layer, spectrum), FP32, x, metric)
         for rank in {1, len(curve) // 2 + 1, len(curve)}:
             true = exact(layer, whitened.factors(layer, spectrum, rank), FP32, x, metric)
-            assert losses[FP32, rank] == pytest.approx(true, rel=1e-2, abs=1e-5 * whole)
+            assert losses[FP32, structure_at(rank)] == pytest.approx(true, rel=1e-2, abs=1e-5 * whole)
 
 
 def oblique(seed: int, sides: tuple[int, int]) -> tuple[View, Spectrum, Array, Array]:
@@ -185,7 +187,7 @@ def test_a_truncation_that_is_no_orthogonal_projection_loses_what_it_does(seed: 
         unit = whole if given_gradient is None else 1.0  # then a loss is a share of what rank 0 loses
         for rank in ranks:
             true = exact(layer, two_sided.factors(layer, spectrum, rank), FP32, x, metric)
-            assert losses[FP32, rank] * unit == pytest.approx(true, rel=1e-2, abs=1e-4 * whole)
+            assert losses[FP32, structure_at(rank)] * unit == pytest.approx(true, rel=1e-2, abs=1e-4 * whole)
 
 
 @pytest.mark.parametrize("with_gradient", [True, False])
@@ -197,9 +199,9 @@ def test_its_noise_is_that_of_really_quantized_layers(sides: tuple[int, int], wi
     whole = exact(layer, zero_factors(layer, spectrum), FP32, x, metric)
     weights = gradient if with_gradient else None
     losses = layer_losses(layer, spectrum, weights, DISTINCT, (16, 64), pair, largest=127)
-    for (scheme, rank), predicted in losses.items():
-        true = exact(layer, None if rank is None else pair(rank), scheme, x, metric)
-        assert 0.7 <= predicted * (1.0 if with_gradient else whole) / true <= 1.6, (scheme, rank)
+    for (scheme, structure), predicted in losses.items():
+        true = exact(layer, None if structure.rank is None else pair(structure.rank), scheme, x, metric)
+        assert 0.7 <= predicted * (1.0 if with_gradient else whole) / true <= 1.6, (scheme, structure)
 
 
 def no_factors(rank: int) -> Replacement:
@@ -220,7 +222,9 @@ def test_without_gradients_an_fp32_pair_loses_the_share_of_output_energy(seed: i
     layer, spectrum = observed(rng.standard_normal(sides).astype(np.float32), make_inputs(sides[1], "plain", rng))
     ranks = range(1, min(sides) + 1)
     losses = layer_losses(layer, spectrum, None, (FP32,), ranks, no_factors, largest=127)
-    np.testing.assert_allclose([losses[FP32, r] for r in ranks], spectrum.lost_share()[1:], rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(
+        [losses[FP32, structure_at(r)] for r in ranks], spectrum.lost_share()[1:], rtol=1e-9, atol=1e-12
+    )
 
 
 @settings(max_examples=20)
@@ -248,9 +252,10 @@ def test_a_better_curve_replaces_that_of_the_gradients_and_keeps_the_noise() -> 
     schemes = (FP32, NBITS4)
     plain = layer_losses(layer, spectrum, gradient, schemes, (8,), pair, largest=127)
     given = layer_losses(layer, spectrum, gradient, schemes, (8,), pair, largest=127, truncation=curve)
-    assert given[FP32, 8] == curve[8]
-    assert given[NBITS4, 8] - given[FP32, 8] == pytest.approx(plain[NBITS4, 8] - plain[FP32, 8])
-    assert given[NBITS4, None] == plain[NBITS4, None]
+    at_8 = structure_at(8)
+    assert given[FP32, at_8] == curve[8]
+    assert given[NBITS4, at_8] - given[FP32, at_8] == pytest.approx(plain[NBITS4, at_8] - plain[FP32, at_8])
+    assert given[NBITS4, DENSE] == plain[NBITS4, DENSE]
 
 
 @pytest.mark.parametrize("curve", [None, np.linspace(1e-6, 0, 25)])
@@ -280,7 +285,7 @@ def test_any_gauge_will_do() -> None:
     lost = spectrum.lost_share()[32]
     for scheme in DISTINCT:
         true = exact(layer, pair, scheme, x, metric_of(None, spectrum))
-        assert 0.7 < (losses[scheme, 32] - lost) / (true - lost) < 1.7
+        assert 0.7 < (losses[scheme, structure_at(32)] - lost) / (true - lost) < 1.7
 
 
 def test_coarser_grids_lose_more() -> None:
@@ -291,14 +296,14 @@ def test_coarser_grids_lose_more() -> None:
     reduced = layer_losses(layer, spectrum, None, ALL_SCHEMES, (32,), pair, largest=63)
     for rank in (None, 32):
         order = [FP32, NBITS8, INT8_DYNAMIC, NBITS4, tflite.INT4_DYNAMIC]
-        losses = [full[scheme, rank] for scheme in order]
+        losses = [full[scheme, structure_at(rank)] for scheme in order]
         assert losses == sorted(losses)
         assert len(set(losses)) == len(losses)
-        assert reduced[INT8_DYNAMIC, rank] > full[INT8_DYNAMIC, rank]
-        assert reduced[INT8_STATIC, rank] > full[INT8_STATIC, rank]
+        assert reduced[INT8_DYNAMIC, structure_at(rank)] > full[INT8_DYNAMIC, structure_at(rank)]
+        assert reduced[INT8_STATIC, structure_at(rank)] > full[INT8_STATIC, structure_at(rank)]
         for scheme in (FP32, NBITS8, NBITS4, tflite.INT4_DYNAMIC):
-            assert reduced[scheme, rank] == full[scheme, rank]
-        assert full[tflite.INT8_STATIC, rank] == full[INT8_STATIC, rank]
+            assert reduced[scheme, structure_at(rank)] == full[scheme, structure_at(rank)]
+        assert full[tflite.INT8_STATIC, structure_at(rank)] == full[INT8_STATIC, structure_at(rank)]
 
 
 def test_one_outlier_does_not_cost_more_than_all_other_weights_are_worth() -> None:
@@ -311,7 +316,7 @@ def test_one_outlier_does_not_cost_more_than_all_other_weights_are_worth() -> No
     losses = layer_losses(layer, spectrum, None, (tflite.INT4_DYNAMIC, NBITS4), (), no_factors, largest=127)
     metric = metric_of(None, spectrum)
     for scheme in (tflite.INT4_DYNAMIC, NBITS4):
-        assert losses[scheme, None] == pytest.approx(exact(layer, None, scheme, x, metric), rel=0.4)
+        assert losses[scheme, DENSE] == pytest.approx(exact(layer, None, scheme, x, metric), rel=0.4)
 
 
 def test_without_data_inputs_count_as_white_and_only_weights_are_rounded() -> None:
@@ -322,10 +327,14 @@ def test_without_data_inputs_count_as_white_and_only_weights_are_rounded() -> No
     codes, scales = quantize_weight(layer.weight, largest=127)
     error = layer.weight - codes * scales[:, None]
     share = float(np.square(error).sum() / np.square(layer.weight).sum())
-    assert losses[INT8_DYNAMIC, None] == pytest.approx(share, rel=0.1)
-    assert losses[INT8_DYNAMIC, None] == losses[INT8_STATIC, None]
-    assert losses[FP32, 16] == pytest.approx(float(spectrum.lost_share()[16]))
-    assert losses[FP32, 16] < losses[INT8_DYNAMIC, 16] < losses[FP32, 16] + 20 * share
+    assert losses[INT8_DYNAMIC, DENSE] == pytest.approx(share, rel=0.1)
+    assert losses[INT8_DYNAMIC, DENSE] == losses[INT8_STATIC, DENSE]
+    assert losses[FP32, structure_at(16)] == pytest.approx(float(spectrum.lost_share()[16]))
+    assert (
+        losses[FP32, structure_at(16)]
+        < losses[INT8_DYNAMIC, structure_at(16)]
+        < losses[FP32, structure_at(16)] + 20 * share
+    )
 
 
 def test_layers_that_give_nothing_and_outputs_that_matter_to_nobody_lose_nothing() -> None:
@@ -359,14 +368,14 @@ def test_a_pair_beside_a_dense_matrix_loses_no_more_than_predicted(sides: tuple[
         pair_at(layer, spectrum),
         largest=127,
         residual=(8, 16),
-        corrected=(NBITS4_CORRECTED,),
+        corrected=(NBITS4,),
     )
     for rank in (8, 16):
         found = rounded_residual(layer.weight, covariance, grids, rank, seed=0).error / energy
-        assert 0.6 <= losses[NBITS4_CORRECTED, rank] / found <= 8
-    assert losses[NBITS4_CORRECTED, 16] < losses[NBITS4_CORRECTED, 8]
-    assert losses[NBITS4_CORRECTED, 8] < (0.5 if strong else 1.0) * losses[NBITS4, None]
-    assert (NBITS4_CORRECTED, None) not in losses
+        assert 0.6 <= losses[NBITS4, low_rank_correction(rank)] / found <= 8
+    assert losses[NBITS4, low_rank_correction(16)] < losses[NBITS4, low_rank_correction(8)]
+    assert losses[NBITS4, low_rank_correction(8)] < (0.5 if strong else 1.0) * losses[NBITS4, DENSE]
+    assert losses.keys() == {(NBITS4, DENSE), *((NBITS4, low_rank_correction(rank)) for rank in (8, 16))}
 
 
 def test_gradients_weigh_a_pair_beside_a_dense_matrix_as_all_else() -> None:
@@ -375,9 +384,7 @@ def test_gradients_weigh_a_pair_beside_a_dense_matrix_as_all_else() -> None:
     alike = np.eye(96) / float(spectrum.energies.sum())
     pair = pair_at(layer, spectrum)
     one, other = (
-        layer_losses(
-            layer, spectrum, gradient, (NBITS4,), (), pair, largest=127, residual=(8,), corrected=(NBITS4_CORRECTED,)
-        )
+        layer_losses(layer, spectrum, gradient, (NBITS4,), (), pair, largest=127, residual=(8,), corrected=(NBITS4,))
         for gradient in (None, alike)
     )
-    assert other[NBITS4_CORRECTED, 8] == pytest.approx(one[NBITS4_CORRECTED, 8], rel=1e-3)
+    assert other[NBITS4, low_rank_correction(8)] == pytest.approx(one[NBITS4, low_rank_correction(8)], rel=1e-3)

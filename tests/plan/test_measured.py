@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from edgepack.cache import default_root
 from hypothesis import given
 from hypothesis import strategies as st
+from linear_plans import point_like
 
 from edgepack.backends.onnx.schemes import FP32, INT8_DYNAMIC
 from edgepack.backends.schemes import SCHEMES
-from edgepack.cache import default_root
 from edgepack.errors import InputError
+from edgepack.model.point import Point, linear_point
 from edgepack.plan.candidates import break_even_rank
 from edgepack.plan.measured import (
     GRID_ERROR,
@@ -36,7 +38,6 @@ from edgepack.plan.measured_file import (
     save_measured,
     tables_of,
 )
-from edgepack.model.point import Point, linear_point
 from edgepack.targets import get_target
 
 MARK = Fingerprint("aarch64", ("4x cortex-a72 1500 MHz",), ("neon",), ("L1d=32768:2",), {"onnx": "onnxruntime 1.31"})
@@ -57,7 +58,7 @@ def made(points: list[Point], **changes: Any) -> MeasuredTable:
     return replace(table, calls={"onnx": Entry(4e-6, 1e-7, 15)}, **changes)
 
 
-RANKS = [replace(LAYER, rank=rank) for rank in (8, 16, 64, 200)]
+RANKS = [point_like(LAYER, way=rank) for rank in (8, 16, 64, 200)]
 TABLE = made([LAYER, *RANKS])
 GRID = made(list(grid_points(STANDARD_GRID, FP32)))
 
@@ -75,21 +76,21 @@ def test_a_measured_point_is_answered_exactly() -> None:
 
 @given(st.integers(8, 200))
 def test_between_two_ranks_of_the_same_layer_it_is_linear(rank: int) -> None:
-    point = replace(LAYER, rank=rank)
+    point = point_like(LAYER, way=rank)
     (price,) = TABLE.prices([point])
     assert price is not None
     assert price.latency_s == pytest.approx(seconds(point))
 
 
 def test_what_was_not_measured_is_not_guessed() -> None:
-    shapes = [replace(LAYER, out_features=301), replace(LAYER, batch=2), replace(LAYER, scheme=INT8_DYNAMIC)]
-    assert TABLE.prices([*shapes, replace(LAYER, rank=201)]) == [None] * 4
-    below, first = TABLE.prices([replace(LAYER, rank=3), RANKS[0]])
+    shapes = [point_like(LAYER, out_features=301), point_like(LAYER, batch=2), point_like(LAYER, scheme=INT8_DYNAMIC)]
+    assert TABLE.prices([*shapes, point_like(LAYER, way=201)]) == [None] * 4
+    below, first = TABLE.prices([point_like(LAYER, way=3), RANKS[0]])
     assert below is not None
     assert first is not None
     assert (below.latency_s, below.extrapolated) == (first.latency_s, True)  # a tile costs the same half empty
-    refused = replace(TABLE, refused={replace(LAYER, rank=32): "no kernel"})
-    assert refused.prices([replace(LAYER, rank=32)]) == [None]
+    refused = replace(TABLE, refused={point_like(LAYER, way=32): "no kernel"})
+    assert refused.prices([point_like(LAYER, way=32)]) == [None]
 
 
 @st.composite
@@ -106,7 +107,7 @@ def test_the_standard_grid_answers_for_every_layer_that_it_encloses(point: Point
     assert price is not None
     assert price.latency_s == pytest.approx(seconds(point), rel=1e-6)
     # Between the ranks of a measured shape the error is small; between shapes it is that of the grid.
-    assert (price.error_share < GRID_ERROR) == (replace(point, rank=None) in GRID.entries)
+    assert (price.error_share < GRID_ERROR) == (point_like(point, way=None) in GRID.entries)
 
 
 @given(inside())
@@ -147,7 +148,7 @@ def test_tables_of_one_device_are_merged_and_more_rounds_win() -> None:
 def test_what_is_saved_adds_up_in_the_file_of_the_device(tmp_path: Path) -> None:
     assert known_measured("rpi4", MARK, 1, tmp_path) is None
     save_measured(made([LAYER]), tmp_path)
-    both = save_measured(made(RANKS, refused={replace(LAYER, rank=32): "no kernel"}), tmp_path)
+    both = save_measured(made(RANKS, refused={point_like(LAYER, way=32): "no kernel"}), tmp_path)
     assert both.entries.keys() == {LAYER, *RANKS}
     assert known_measured("rpi4", MARK, 1, tmp_path) == both
     assert known_measured("rpi4", MARK, 2, tmp_path) is None
@@ -185,6 +186,7 @@ def _at(*keys: str | int) -> Callable[[dict[str, Any], Any], None]:
     ("put", "value", "message"),
     [
         (_at("schema_version"), 9, "schema version 9"),
+        (_at("schema_version"), 1, "schema version 1, expected 2"),
         (_at("target"), "rpi\x1b[31m", "not printable"),
         (_at("fingerprint", "cores"), ["x" * 300], "not printable"),
         (_at("fingerprint", "caches"), ["\n"], "caches that are not printable"),
@@ -194,21 +196,27 @@ def _at(*keys: str | int) -> Callable[[dict[str, Any], Any], None]:
         (_at("calls", "onnx", "seconds"), "NaN", "a latency that cannot be"),
         (_at("entries", 0, 0), "tf", "not a table of measured latencies"),
         (_at("entries", 0, 1), "int8-static", "a layer that cannot be"),
-        (_at("entries", 0, 2), 0, "a layer that cannot be"),
-        (_at("entries", 1, 4), 0, "a layer that cannot be"),
-        (_at("entries", 0, 5), 10**9, "a layer that cannot be"),
-        (_at("entries", 0, 6), 0.0, "a latency that cannot be"),
-        (_at("entries", 0, 6), "inf", "a latency that cannot be"),
-        (_at("entries", 0, 7), -1.0, "a latency that cannot be"),
-        (_at("entries", 0, 8), 0, "a latency that cannot be"),
+        (_at("entries", 0, 2), "thin", "a layer that cannot be"),
+        (_at("entries", 0, 2), "low-rank", "a layer that cannot be"),
+        (_at("entries", 0, 2), "constexpr", "a layer that cannot be"),
+        (_at("entries", 1, 2), "dense", "a layer that cannot be"),
+        (_at("entries", 1, 2), "low-rank-correction", "a layer that cannot be"),
+        (_at("entries", 0, 2), None, "not a table of measured latencies"),
+        (_at("entries", 0, 3), 0, "a layer that cannot be"),
+        (_at("entries", 1, 5), 0, "a layer that cannot be"),
+        (_at("entries", 0, 6), 10**9, "a layer that cannot be"),
+        (_at("entries", 0, 7), 0.0, "a latency that cannot be"),
+        (_at("entries", 0, 7), "inf", "a latency that cannot be"),
+        (_at("entries", 0, 8), -1.0, "a latency that cannot be"),
+        (_at("entries", 0, 9), 0, "a latency that cannot be"),
         (_at("entries", 0), [1, 2], "not a table of measured latencies"),
-        (_at("refused", 0, 6), "", "a name or reason"),
+        (_at("refused", 0, 7), "", "a name or reason"),
     ],
 )
 def test_a_damaged_or_hostile_table_is_refused(
     put: Callable[[dict[str, Any], Any], None], value: Any, message: str, tmp_path: Path
 ) -> None:
-    save_measured(made([LAYER, *RANKS], refused={replace(LAYER, rank=32): "no kernel"}), tmp_path)
+    save_measured(made([LAYER, *RANKS], refused={point_like(LAYER, way=32): "no kernel"}), tmp_path)
     path = measured_path("rpi4", MARK, 1, tmp_path)
     content = json.loads(path.read_text())
     put(content, value)

@@ -5,19 +5,19 @@ from __future__ import annotations
 import pytest
 
 from edgepack.backends.onnx.schemes import INT8_DYNAMIC, INT8_STATIC
-from edgepack.backends.schemes import CORRECTED, SCHEMES
+from edgepack.backends.schemes import SCHEMES
 from edgepack.backends.tflite import schemes as tflite
 from edgepack.bench.devices.device import Job
 from edgepack.bench.devices.local import LocalDevice
+from edgepack.model.point import linear_point
 from edgepack.model.scheme import Scheme
 from edgepack.pipeline.layer_files import layer_files
 from edgepack.plan.sizes import resident_bytes
-from edgepack.model.point import linear_point
 
 
 def test_every_scheme_has_a_factor() -> None:
     assert resident_bytes(INT8_STATIC, 1000) == 3200
-    every = [scheme for group in (SCHEMES, CORRECTED) for schemes in group.values() for scheme in schemes]
+    every = [scheme for schemes in SCHEMES.values() for scheme in schemes]
     assert all(1 <= scheme.ram_per_byte <= 4 for scheme in every)
 
 

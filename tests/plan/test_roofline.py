@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from linear_plans import point_like
 
 from edgepack.backends.onnx.schemes import FP32, INT8_DYNAMIC, NBITS4, NBITS8
 from edgepack.backends.schemes import SCHEMES, layer_schemes
 from edgepack.backends.tflite import schemes as tflite
+from edgepack.model.point import linear_point
 from edgepack.model.scheme import FORMATS, Scheme
 from edgepack.plan.cost import EmulatedCosts
 from edgepack.plan.roofline import ERROR_SHARE, NAME, NOMINAL_NAME, roofline
-from edgepack.model.point import linear_point
 from edgepack.plan.table_file import table_for
 from edgepack.targets import get_target, load_targets
 
@@ -60,8 +61,12 @@ def test_the_name_says_where_constants_are_only_nominal() -> None:
 )
 def test_a_larger_layer_costs_no_less(scheme: Scheme, rows: int, columns: int, rank: int | None, batch: int) -> None:
     point = linear_point(scheme, rows, columns, rank, batch)
-    larger = [replace(point, out_features=2 * rows), replace(point, in_features=columns + 1), replace(point, batch=65)]
-    larger += [replace(point, rank=rank + 8)] if rank is not None else []
+    larger = [
+        point_like(point, out_features=2 * rows),
+        point_like(point, in_features=columns + 1),
+        point_like(point, batch=65),
+    ]
+    larger += [point_like(point, way=rank + 8)] if rank is not None else []
     for source in (RPI5, HOST):
         assert all(source.latency_s(one) >= source.latency_s(point) for one in larger)
 
@@ -72,7 +77,7 @@ def test_without_dot_product_n_bit_schemes_of_onnx_are_many_times_slower() -> No
     def times(target: str, scheme: Scheme) -> float:
         source = roofline(get_target(target))
         dense = linear_point(INT8_DYNAMIC, 1024, 1024, None, 1)
-        return source.latency_s(replace(dense, scheme=scheme)) / source.latency_s(dense)
+        return source.latency_s(point_like(dense, scheme=scheme)) / source.latency_s(dense)
 
     for scheme in (NBITS8, NBITS4):
         assert times("rpi4", scheme) > 8
@@ -86,8 +91,8 @@ def test_int8_is_faster_than_float_and_a_small_rank_than_both() -> None:
             dense = linear_point(tflite.FP32, 1024, 1024, None, 1)
             latencies = [
                 dense,
-                replace(dense, scheme=tflite.INT8_DYNAMIC),
-                replace(dense, scheme=tflite.INT8_DYNAMIC, rank=64),
+                point_like(dense, scheme=tflite.INT8_DYNAMIC),
+                point_like(dense, scheme=tflite.INT8_DYNAMIC, way=64),
             ]
             fp32, int8, pair = (source.latency_s(point) for point in latencies)
             assert fp32 > int8 > pair

@@ -9,25 +9,31 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from edgepack.cache import Cache
+from linear_plans import structure_at
 from onnx import TensorProto, helper, numpy_helper
 
-from edgepack.backends.onnx.schemes import FP32, NBITS4, NBITS4_CORRECTED, NBITS8
+from edgepack.backends.backend import Writer
+from edgepack.backends.onnx.schemes import FP32, NBITS4, NBITS8
+from edgepack.backends.onnx.writer import OnnxWriter
 from edgepack.backends.schemes import FP32 as FLOATS
 from edgepack.backends.schemes import SCHEMES
-from edgepack.cache import Cache
-from edgepack.data import Samples
-from edgepack.model.replacement import low_rank
-from edgepack.model.scheme import FORMATS, FileScheme, Format, Scheme
-from edgepack.backends.backend import Writer
-from edgepack.backends.onnx.writer import OnnxWriter
-from edgepack.model.model import Model
-from edgepack.sources import open_model
 from edgepack.backends.tflite.writer import TfliteWriter
+from edgepack.data import Samples
+from edgepack.model import structure as structures
+from edgepack.model.kinds.linear import linear_ops
+from edgepack.model.model import Model
+from edgepack.model.replacement import low_rank, low_rank_correction
+from edgepack.model.scheme import FORMATS, FileScheme, Format, Scheme
+from edgepack.model.structure import DENSE, Structure
 from edgepack.plan.sizes import size_bytes
+from edgepack.sources import open_model
+from edgepack.types import Array
 
 IN, OUT, RANK = 384, 256, 32
 TAIL = 16
 SLACK = 1000
+BIAS = np.zeros(OUT, np.float32)
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +86,12 @@ def emitted(writer: Writer, work: Path, opened: Model, scheme: Scheme, rank: int
     return path.stat().st_size
 
 
+def said(scheme: Scheme, way: int | Structure | None) -> int:
+    """Predicted bytes of the first layer, which has a bias; `way` is a rank, None for dense, or any structure."""
+    structure = way if isinstance(way, Structure) else structure_at(way)
+    return size_bytes(scheme, linear_ops(OUT, IN, structure, 1), BIAS)
+
+
 CASES = [scheme for fmt in FORMATS for scheme in SCHEMES[fmt]]
 
 
@@ -87,8 +99,7 @@ CASES = [scheme for fmt in FORMATS for scheme in SCHEMES[fmt]]
 def test_what_a_pair_saves(files: dict[Format, Writer], work: Path, opened: Model, scheme: Scheme) -> None:
     """Dense against pair of the same scheme: the rest of both files is the same."""
     sizes = {rank: emitted(files[scheme.backend], work, opened, scheme, rank) for rank in (None, RANK)}
-    said = {rank: size_bytes(scheme, OUT, IN, rank, bias=True) for rank in sizes}
-    found, predicted = sizes[None] - sizes[RANK], said[None] - said[RANK]
+    found, predicted = sizes[None] - sizes[RANK], said(scheme, None) - said(scheme, RANK)
     assert found > 0
     assert abs(found - predicted) <= 0.1 * found + SLACK, f"{found} B saved, {predicted} B predicted"
 
@@ -105,21 +116,22 @@ def test_what_a_scheme_saves(
     """Against float32 of the same shape."""
     fp32 = FLOATS[scheme.backend]
     sizes = {own: emitted(files[scheme.backend], work, opened, own, rank) for own in (fp32, scheme)}
-    said = {own: size_bytes(own, OUT, IN, rank, bias=True) for own in sizes}
-    found, predicted = sizes[fp32] - sizes[scheme], said[fp32] - said[scheme]
+    found, predicted = sizes[fp32] - sizes[scheme], said(fp32, rank) - said(scheme, rank)
     assert found > 0
     assert abs(found - predicted) <= 0.1 * found + SLACK, f"{found} B saved, {predicted} B predicted"
 
 
 def test_a_bias_is_four_bytes_per_output() -> None:
     for scheme in CASES:
-        with_bias, without = (size_bytes(scheme, 100, 50, None, bias=bias) for bias in (True, False))
+        ops = linear_ops(100, 50, DENSE, 1)
+        with_bias, without = (size_bytes(scheme, ops, bias) for bias in (np.zeros(100, np.float32), None))
         assert with_bias - without == 400
 
 
 def test_more_rank_is_more_bytes_in_every_scheme() -> None:
-    for scheme, bias in product(CASES, (True, False)):
-        sizes = [size_bytes(scheme, 512, 512, rank, bias=bias) for rank in range(8, 256, 8)]
+    biases: tuple[Array | None, ...] = (np.zeros(512, np.float32), None)
+    for scheme, bias in product(CASES, biases):
+        sizes = [size_bytes(scheme, linear_ops(512, 512, structure_at(rank), 1), bias) for rank in range(8, 256, 8)]
         assert sizes == sorted(sizes)
         assert len(set(sizes)) == len(sizes)
 
@@ -127,16 +139,13 @@ def test_more_rank_is_more_bytes_in_every_scheme() -> None:
 def test_a_pair_beside_a_dense_matrix_adds_to_it(files: dict[Format, Writer], work: Path, opened: Model) -> None:
     layer = opened.layers[0]
     q = np.linalg.qr(np.random.default_rng(2).normal(size=(OUT, RANK)))[0].astype(np.float32)
-    both = low_rank(q, q.T @ layer.weight, layer.bias, layer.weight)
-    sizes = {}
-    for scheme, factors in ((NBITS4, {}), (NBITS4_CORRECTED, {layer.name: both})):
+    both = low_rank_correction(q, q.T @ layer.weight, layer.bias, layer.weight)
+    sizes = []
+    for factors in ({}, {layer.name: both}):
         path = work / "model.onnx"
-        files["onnx"].write(factors, FileScheme.of(FP32), path, {layer.name: scheme})
-        sizes[scheme] = path.stat().st_size
-    dense = size_bytes(NBITS4, OUT, IN, None, bias=True)
-    found, predicted = (
-        sizes[NBITS4_CORRECTED] - sizes[NBITS4],
-        size_bytes(NBITS4_CORRECTED, OUT, IN, RANK, bias=True) - dense,
-    )
+        files["onnx"].write(factors, FileScheme.of(FP32), path, {layer.name: NBITS4})
+        sizes.append(path.stat().st_size)
+    found = sizes[1] - sizes[0]
+    predicted = said(NBITS4, structures.low_rank_correction(RANK)) - said(NBITS4, None)
     assert abs(found - predicted) <= 0.1 * found + SLACK, f"{found} B added, {predicted} B predicted"
-    assert predicted == size_bytes(NBITS8, OUT, IN, RANK, bias=False)
+    assert predicted == size_bytes(NBITS8, linear_ops(OUT, IN, structure_at(RANK), 1), None)

@@ -10,6 +10,7 @@ import pytest
 from edgepack.backends.onnx.schemes import FP32, INT8_DYNAMIC, INT8_STATIC
 from edgepack.backends.schemes import DENSE_INT8, SCHEMES
 from edgepack.bench.devices.local import LocalDevice
+from edgepack.model.point import Point, linear_point
 from edgepack.model.scheme import FORMATS
 from edgepack.pipeline.measuring import device_fingerprint
 from edgepack.plan.candidates import rank_choices
@@ -18,7 +19,6 @@ from edgepack.plan.measured import Entry, MeasuredTable, fingerprint
 from edgepack.plan.measured_file import save_measured
 from edgepack.plan.roofline import Roofline
 from edgepack.plan.sources import cost_source, dense_int8, host_fingerprint
-from edgepack.model.point import Point, linear_point
 from edgepack.targets import Target, get_target
 
 SHAPES = [(128, 784, 1), (10, 128, 1), (128, 784, 1)]

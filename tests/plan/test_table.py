@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from linear_plans import point_like
 
 from edgepack.backends.onnx.schemes import FP32, INT8_DYNAMIC, INT8_STATIC, NBITS8
 from edgepack.backends.schemes import SCHEMES, scheme_named
@@ -19,10 +20,10 @@ from edgepack.emulator import counts
 from edgepack.emulator.counts import Counts
 from edgepack.emulator.estimate import TimeBound, time_bound
 from edgepack.errors import InputError
+from edgepack.model.point import Point, linear_point
 from edgepack.model.scheme import FORMATS, Scheme
 from edgepack.plan.cost import EmulatedCosts
 from edgepack.plan.interpolate import interpolate, interpolate_all, streamed_lines
-from edgepack.model.point import Point, linear_point
 from edgepack.plan.table import LEVELS, CallCost, CostTable, Deviation, Grid, HeldOut, SchemeCosts
 from edgepack.plan.table_file import load_table, save_table, table_for, table_identity, table_name
 from edgepack.targets import get_target
@@ -109,7 +110,7 @@ def test_nothing_is_negative_and_beyond_the_grid_is_said(point: Point) -> None:
 
 @given(layers(16, 2000), st.sampled_from(["out_features", "in_features", "batch"]))
 def test_a_larger_layer_costs_no_less(point: Point, side: str) -> None:
-    larger = replace(point, **{side: min(getattr(point, side) + 40, 16 if side == "batch" else 2048)})
+    larger = point_like(point, **{side: min(getattr(point, side) + 40, 16 if side == "batch" else 2048)})
     less, more = interpolate(TABLE, point), interpolate(TABLE, larger)
     assert less is not None
     assert more is not None
@@ -154,7 +155,7 @@ def test_a_price_is_the_middle_of_the_bounds_and_carries_its_error() -> None:
     assert known is not None
     bound = time_bound(Counts(known.instructions, 0.0, 0.0, {**known.misses}), RPI4)
     assert isinstance(bound, TimeBound)
-    price, between, far = source.prices([one, replace(one, batch=2), linear_point(FP32, 4096, 4096, None, 1)])
+    price, between, far = source.prices([one, point_like(one, batch=2), linear_point(FP32, 4096, 4096, None, 1)])
     assert price is not None
     assert price.latency_s == pytest.approx((bound.low_s + bound.high_s) / 2)
     assert (price.source, price.error_share, price.extrapolated) == (source.name, 0.02, False)

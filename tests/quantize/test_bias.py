@@ -32,7 +32,8 @@ def test_the_mean_output_of_a_pair_stays(seed: int) -> None:
     one = case(24, 30, seed)
     exact = one.factors(6)
     plain = balanced(exact, one.spectrum, seed=0)
-    rounded = low_rank(*(round_to_nearest(f, WeightGrid(7)).weight for f in (plain.A, plain.B)), None)
+    A, B = (round_to_nearest(factor, WeightGrid(7)).weight for factor in (plain.A, plain.B))
+    rounded = low_rank(A, B, None)
     found = corrected_pair(plain, rounded, one.mean)
     np.testing.assert_array_equal(found.A, rounded.A)
     assert found.bias is not None

@@ -28,12 +28,12 @@ def test_rounding_is_to_half_a_step_and_bytes_are_as_told(rows: int, inner: int,
     part = product(rows, inner, columns)
     found = in_8_bits(part)
     assert stored_bytes(found) == bytes_in_8_bits(rows, inner) + bytes_in_8_bits(inner, columns)
-    decoded = values(found.constants, found.steps)
-    for name, array in part.constants.items():
-        if f"{name}.int8" not in found.constants:
-            np.testing.assert_array_equal(found.constants[name], array)
+    decoded = values(found.tensors, found.program)
+    for name, array in part.tensors.items():
+        if f"{name}.int8" not in found.tensors:
+            np.testing.assert_array_equal(found.tensors[name], array)
             continue
-        codes, scale = found.constants[f"{name}.int8"], found.constants[f"{name}.scale"]
+        codes, scale = found.tensors[f"{name}.int8"], found.tensors[f"{name}.scale"]
         assert codes.dtype == np.int8
         assert np.abs(codes.astype(int)).max() <= 127
         assert (np.abs(codes * scale - array) <= scale / 2 * (1 + 1e-4)).all()
@@ -52,11 +52,11 @@ def test_integers_and_short_vectors_stay() -> None:
     picked = w.step("gather", w.constant("short", normal(8)), index, axis=0)
     part = w.decoded(w.step("reshape", picked, shape=(2, 4)), None)
     found = in_8_bits(part)
-    assert set(found.constants) == {"index", "short"}
+    assert set(found.tensors) == {"index", "short"}
     np.testing.assert_array_equal(found.weight, part.weight)
 
 
 def test_rows_have_scales_of_their_own_where_they_are_long() -> None:
     long, short = in_8_bits(product(12, 16, 20)), in_8_bits(product(12, 15, 20))
-    assert long.constants["a.scale"].shape == (12, 1)
-    assert short.constants["a.scale"].shape == (1,)
+    assert long.tensors["a.scale"].shape == (12, 1)
+    assert short.tensors["a.scale"].shape == (1,)

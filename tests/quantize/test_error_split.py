@@ -20,7 +20,8 @@ from edgepack.types import Array
 def rounded_pair(one: Case, exact: Replacement, largest: int, *, method: str) -> Replacement:
     grid = WeightGrid(largest)
     if method == "nearest":
-        found = low_rank(*(round_to_nearest(f, grid).weight for f in (exact.A, exact.B)), None)
+        A, B = (round_to_nearest(factor, grid).weight for factor in (exact.A, exact.B))
+        found = low_rank(A, B, None)
     else:
         found = alternate(one.layer.weight, exact, covariance(one), (grid, grid)).factors(None)
     return corrected_pair(exact, found, one.mean)

@@ -12,7 +12,7 @@ from quantize_cases import case
 
 from edgepack.factorize import svd
 from edgepack.model.layer import View
-from edgepack.model.replacement import Replacement
+from edgepack.model.replacement import Replacement, low_rank
 from edgepack.quantize import gauge
 from edgepack.quantize.alternate import alternate
 from edgepack.quantize.gauge import BETAS, Gauge, LatentGrid, Rounding, balanced, search_gauge, turned
@@ -191,14 +191,14 @@ def test_the_noise_is_weighed_by_the_gradients(oblique: bool) -> None:
         shear = np.eye(40) + np.triu(np.full((40, 40), 0.2), 1)
         basis, dual = shear @ spectrum.basis, np.linalg.inv(shear).T @ spectrum.basis
         spectrum = replace(spectrum, basis=basis.astype(np.float32), dual=dual.astype(np.float32))
-        pair = replace(pair, A=spectrum.basis[:, :12])
+        pair = low_rank(spectrum.basis[:, :12], pair.B, pair.bias)
     grids = (WeightGrid(127), WeightGrid(7))
     free = search_gauge(pair, spectrum, grids, seed=0)
     identity, tenfold = (search_gauge(pair, spectrum, grids, seed=0, gradient=k * np.eye(40)) for k in (1.0, 10.0))
     assert identity.noise == pytest.approx(free.noise, rel=1e-5)
     assert tenfold.noise == pytest.approx(10 * free.noise, rel=1e-5)
     half = np.diag(np.repeat([1.0, 0.0], 20))
-    upper = replace(pair, A=pair.A * np.repeat([1.0, 0.0], 20)[:, None].astype(np.float32))
+    upper = low_rank(pair.A * np.repeat([1.0, 0.0], 20)[:, None].astype(np.float32), pair.B, pair.bias)
     found = search_gauge(pair, spectrum, grids, seed=0, gradient=half, rounding="nearest")
     assert found.noise < search_gauge(pair, spectrum, grids, seed=0, rounding="nearest").noise
     # The lower rows of A do not matter to it, whatever they are.

@@ -15,10 +15,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from edgepack.blank import write_blank
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from edgepack.blank import write_blank
 
 RUNTIMES = Path(__file__).parents[2] / "runtimes"
 RUNNER = RUNTIMES / "runner.py"

@@ -65,8 +65,9 @@ def test_an_installed_edgepack_finds_what_it_shipped(wheel: Path, tmp_path: Path
 
 
 def test_a_checkout_finds_them_at_its_top() -> None:
-    from edgepack.errors import StableDeviceError
     from edgepack.shipped import shipped
+
+    from edgepack.errors import StableDeviceError
 
     assert shipped("targets.yaml") == TOP / "targets.yaml"
     with pytest.raises(StableDeviceError, match=r"own file nothing\.txt is missing"):

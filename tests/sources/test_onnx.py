@@ -33,7 +33,7 @@ def test_a_file_becomes_a_source(path):
     assert [(s.name, s.shape) for s in source.inputs] == [("x", (None, 4))]
     assert [(s.name, s.shape) for s in source.outputs] == [("y", (None, 3))]
     (layer,) = source.layers
-    assert (layer.name, layer.op, layer.weight.shape) == ("fc.weight", "Gemm", (3, 4))
+    assert (layer.name, layer.geometry.operator, layer.weight.shape) == ("fc.weight", "Gemm", (3, 4))
     np.testing.assert_array_equal(layer.weight, np.eye(3, 4))
     np.testing.assert_array_equal(layer.bias, np.ones(3))
 

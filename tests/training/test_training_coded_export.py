@@ -9,9 +9,9 @@ import onnxruntime as ort
 import pytest
 import torch
 from coded_cases import CASES
+from edgepack.cache import Cache
 from torch import nn
 
-from edgepack.cache import Cache
 from edgepack.pipeline.build import build
 from edgepack.pipeline.options import BuildOptions
 from edgepack.sources.torch import export_program, save_program

@@ -8,9 +8,9 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 import torch
+from edgepack.cache import Cache
 from torch import nn
 
-from edgepack.cache import Cache
 from edgepack.onnxgraph.contents import read_contents
 from edgepack.pipeline.build import build
 from edgepack.pipeline.options import BuildOptions

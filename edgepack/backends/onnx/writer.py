@@ -209,9 +209,10 @@ class OnnxWriter:
             matrix_schemes = dict(schemes or {})
         constants = self._write_linear(model, scheme, out, matrix_schemes, dense)
         own = {
-            name: (each for each in constants if any(_holds(each, matrix) for matrix in names[name])) for name in pairs
+            name: tuple(each for each in constants if any(_holds(each, matrix) for matrix in names[name]))
+            for name in pairs
         }
-        return Written({}, {name: tuple(each) for name, each in own.items()})
+        return Written({}, own)
 
     def write_one_layer(self, layer: str, out: Path) -> None:
         """The dense model with a single layer in int8, to see what that layer costs."""
