@@ -14,9 +14,9 @@ from blocks_emulated import render_emulated, render_emulator, render_estimate
 from blocks_planner import render_allocation, render_planner
 from blocks_seeds import render_seeds
 from blocks_weighting import render_residual, render_weighting
-
 from edgepack.formats import WEIGHT_BITS
-from edgepack.report.cells import ratio, seconds, size
+
+from edgepack.units import ratio, seconds, size
 
 Row = Mapping[str, Any]
 RUNTIMES = {"onnx": "onnxruntime", "tflite": "ai-edge-litert"}

@@ -17,7 +17,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from edgepack.data import example
 from edgepack.formats import FORMS, WEIGHT_BITS, Format
 from edgepack.inference import load
-from edgepack.report.cells import ratio, seconds
+from edgepack.units import ratio, seconds
 
 Row = Mapping[str, Any]
 CASES = [(fmt, layer, scheme) for fmt, schemes in FORMS.items() for layer in ("dense", "pair") for scheme in schemes]

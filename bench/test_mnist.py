@@ -12,9 +12,9 @@ from blocks import speedup
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from edgepack.data import example
-from edgepack.model.scheme import FORMATS, Format
 from edgepack.inference import load
-from edgepack.report.cells import ratio, size
+from edgepack.model.scheme import FORMATS, Format
+from edgepack.units import ratio, size
 
 Row = Mapping[str, Any]
 MOST_PARAMETERS = 0.12

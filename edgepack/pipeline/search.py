@@ -19,8 +19,8 @@ from edgepack.pipeline.task import Task
 from edgepack.plan import cost
 from edgepack.plan.file_scheme import base_scheme, file_label
 from edgepack.plan.search import climb, within
-from edgepack.report.cells import seconds
 from edgepack.types import LayerPlan
+from edgepack.units import seconds
 
 FINALISTS = 3
 """Plans that are compared by measuring their files where the target is this machine."""
