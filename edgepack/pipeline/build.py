@@ -5,23 +5,24 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from edgepack import pack
 from edgepack.cache import Cache
 from edgepack.data import example
 from edgepack.errors import BudgetError, ModelError
 from edgepack.model.scheme import Format
-from edgepack.pipeline import manifest
+from edgepack.pack.folder import writing
+from edgepack.pack.manifest import File, Manifest, PackedFile, TransportEntry, write_manifest
 from edgepack.pipeline.attempt import Attempt
 from edgepack.pipeline.baselines import Baseline, make_baseline
 from edgepack.pipeline.blame import unmet_budget
 from edgepack.pipeline.explore import picked
 from edgepack.pipeline.images import jpeg_streams
+from edgepack.pipeline.manifest import Results, baseline_files, chosen_by, make_manifest, pack_file
 from edgepack.pipeline.opened import model_name
 from edgepack.pipeline.options import BuildOptions
 from edgepack.pipeline.planner import Planned, plan
@@ -42,7 +43,7 @@ class BuildResult:
     """Where the pack is, what its manifest says, and what the user should hear."""
 
     out: Path
-    manifest: Mapping[str, Any]
+    manifest: Manifest
     warnings: tuple[str, ...]
 
 
@@ -80,14 +81,14 @@ def build(options: BuildOptions, *, cache: Cache | None = None, progress: Progre
         need_all()
     cache = cache or Cache(fresh=options.fresh)
     out = options.out or Path("dist") / f"{model_name(options.model)}.{options.target.name}"
-    with pack.writing(out) as folder, prepared(options, cache, progress) as ready:
+    with writing(out) as folder, prepared(options, cache, progress) as ready:
         record, failure = _fill(folder, ready)
     if failure is not None:
         raise failure
-    return BuildResult(out, record, tuple(record["warnings"]))
+    return BuildResult(out, record, record.warnings)
 
 
-def _fill(folder: Path, ready: Prepared) -> tuple[dict[str, Any], BudgetError | None]:
+def _fill(folder: Path, ready: Prepared) -> tuple[Manifest, BudgetError | None]:
     """Write a whole pack into the folder; returns its manifest and the budget error to raise, if any."""
     task = ready.task
     chosen = _choose(ready)
@@ -96,23 +97,26 @@ def _fill(folder: Path, ready: Prepared) -> tuple[dict[str, Any], BudgetError | 
     task.progress("final test")
     scores = final_scores(chosen.paths(baseline=True), ready.opened, ready.test, ready.guard)
     task.warnings += [warning for warning in ready.onnx.warnings if warning not in task.warnings]
-    record = {
-        **manifest.build_record(ready, [probe for one in chosen.planned.values() for probe in one.found.probes]),
-        "files": _entries(ready, chosen, scores),
-        "latency_s": {
+    _place(folder, chosen, ready)
+    results = Results(
+        files=_entries(ready, chosen, scores, _transported(folder, chosen, ready)),
+        latency_s={
             f"{fmt}/{name}": value for fmt, one in chosen.planned.items() for name, value in one.found.latency_s.items()
         },
-        "budget_met": failure is None,
-        "warnings": task.warnings,
-    }
-    _place(folder, chosen, ready)
-    if task.options.transport:
-        task.progress("transport")
-        files = [(f"model.{fmt}", fmt) for fmt in chosen.attempts]
-        for name, entry in add_transport(folder, files, chosen.streams).items():
-            record["files"][name] |= entry
-    pack.write_manifest(folder, record)
+        budget_met=failure is None,
+        warnings=tuple(task.warnings),
+    )
+    record = make_manifest(ready, [probe for one in chosen.planned.values() for probe in one.found.probes], results)
+    write_manifest(folder, record)
     return record, failure
+
+
+def _transported(folder: Path, chosen: Chosen, ready: Prepared) -> Mapping[str, tuple[int, TransportEntry]]:
+    """Writes a compressed file for each model file, where that was asked for. Their bytes and entries by its name."""
+    if not ready.task.options.transport:
+        return {}
+    ready.task.progress("transport")
+    return add_transport(folder, [(f"model.{fmt}", fmt) for fmt in chosen.attempts], chosen.streams)
 
 
 def _choose(ready: Prepared) -> Chosen:
@@ -142,21 +146,29 @@ def _choose(ready: Prepared) -> Chosen:
     return Chosen(planned, attempts, baselines, streams)
 
 
-def _entries(ready: Prepared, chosen: Chosen, scores: Mapping[str, float]) -> dict[str, dict[str, Any]]:
-    entries = {}
+def _entries(
+    ready: Prepared,
+    chosen: Chosen,
+    scores: Mapping[str, float],
+    transported: Mapping[str, tuple[int, TransportEntry]],
+) -> dict[str, File]:
+    entries: dict[str, File] = {}
     source = ready.task.prover.source
     for fmt, attempt in chosen.attempts.items():
-        measured = bool(chosen.planned[fmt].found.latency_s)
-        chosen_by = manifest.chosen_by(ready.prices.source_name(fmt), measured=measured)
+        name = f"model.{fmt}"
+        by = chosen_by(ready.prices.source_name(fmt), measured=bool(chosen.planned[fmt].found.latency_s))
         outcome = ready.task.recovered(attempt.layers, attempt.scheme)
         splits = layer_splits(ready.task, ready.files[fmt], attempt)
-        entries[f"model.{fmt}"] = manifest.pack_file(
-            attempt, source, chosen_by, scores.get(f"model.{fmt}"), splits, outcome
-        )
+        entry = pack_file(attempt, source, by, scores.get(name), splits, outcome)
+        entries[name] = _with_transport(entry, transported.get(name))
     if ready.task.options.baseline:
         for fmt, dense in chosen.baselines.items():
-            entries |= manifest.baseline_files(fmt, dense, scores)
+            entries |= baseline_files(fmt, dense, scores)
     return entries
+
+
+def _with_transport(entry: PackedFile, wire: tuple[int, TransportEntry] | None) -> PackedFile:
+    return entry if wire is None else replace(entry, wire_bytes=wire[0], transport=wire[1])
 
 
 def _place(folder: Path, chosen: Chosen, ready: Prepared) -> None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -15,7 +14,6 @@ from edgepack.errors import ModelError
 from edgepack.factorize import needs_gradients
 from edgepack.model.kinds import views_of
 from edgepack.model.layer import Layer
-from edgepack.pack import read_manifest
 from edgepack.pipeline.guarding import choose_method, load_data, make_guard
 from edgepack.pipeline.observe import Observation, joined
 from edgepack.pipeline.opened import Opened, open_model
@@ -23,8 +21,47 @@ from edgepack.pipeline.output_gradients import weighed
 from edgepack.pipeline.statistics import decompose
 from edgepack.plan.candidates import break_even_rank
 from edgepack.progress import Progress, silent
-from edgepack.report.layers import LayerReport, ModelReport
 from edgepack.types import Spectrum
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One linear layer.
+
+    Attributes:
+        rows: rows it multiplies in one inference of the example inputs; None where its input was never seen.
+        bytes_share: of all weight bytes of the model.
+        macs_share: of the multiplications of all linear layers; None where a layer's rows are unknown.
+        break_even: largest rank at which a pair has fewer weights and multiplications than the dense layer of the same
+            precision, fp32 or int8.
+        break_even_int8_int4: likewise for an int8 pair in bytes against a dense int4 layer.
+        rank_90, rank_99: ranks that keep 90 % and 99 % of the output energy.
+    """
+
+    name: str
+    op: str
+    out_features: int
+    in_features: int
+    uses: int
+    rows: int | None
+    weight_bytes: int
+    bytes_share: float
+    macs_share: float | None
+    break_even: int
+    break_even_int8_int4: int
+    rank_90: int
+    rank_99: int
+
+
+@dataclass(frozen=True)
+class ModelReport:
+    """The whole model. `method` says what the ranks are by: output energy on data, or weight energy without."""
+
+    model: str
+    weight_bytes: int
+    linear_bytes: int
+    method: str
+    layers: tuple[LayerReport, ...]
 
 
 def inspect(
@@ -65,19 +102,6 @@ def inspect(
         )
         progress("count rows")
         return _report(opened, chosen, spectra, _rows(opened, loaded.calibration, seed))
-
-
-def inspect_pack(pack_dir: Path) -> Mapping[str, Any]:
-    """The manifest of a pack, fit to be shown.
-
-    Raises:
-        PackError: no pack, or a damaged manifest.
-    """
-    from edgepack.pipeline.planned_schema import check_planned
-
-    manifest = read_manifest(pack_dir)
-    check_planned(manifest, pack_dir)
-    return manifest
 
 
 def _rows(opened: Opened, samples: Samples | None, seed: int) -> dict[str, int]:

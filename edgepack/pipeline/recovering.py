@@ -145,15 +145,6 @@ def check_recover(samples: Samples | None) -> Samples:
     return samples
 
 
-def outcome_record(outcome: Outcome) -> dict[str, Any]:
-    """What a manifest says of it."""
-    return {
-        "steps": outcome.steps,
-        "held_out_loss": {"before": outcome.held_out[0], "after": outcome.held_out[1]},
-        "not_trained": list(outcome.missing),
-    }
-
-
 def _outcome(said: Mapping[str, Any], arrays: Mapping[str, Array], factors: Mapping[str, Replacement]) -> Outcome:
     parts = {
         name: {part: arrays[f"{i}.{part}"] for part in ("A", "B", "bias")} for i, name in enumerate(sorted(factors))

@@ -8,10 +8,10 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from edgepack.errors import ModelError, OutputError
 from edgepack.model.scheme import Format
+from edgepack.pack.manifest import PartEntry, TransportEntry
 from edgepack.transport.container import MAX_TOTAL_BYTES
 from edgepack.transport.packing import pack
 from edgepack.transport.parts import JpegStream, Packed, Source, Span
@@ -71,26 +71,21 @@ def packed(path: Path, fmt: Format, streams: Sequence[JpegStream] = ()) -> Packe
 
 def add_transport(
     folder: Path, files: Sequence[tuple[str, Format]], streams: Mapping[Format, Sequence[JpegStream]]
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, tuple[int, TransportEntry]]:
     """Write `transport/<name>.epk` for model files of a pack folder.
 
     Returns:
-        By the file's name, what its entry in the manifest gets: `wire_bytes`, and how its tensors travel.
+        By the file's name, the bytes of its container, and how its tensors travel in it.
     """
-    entries: dict[str, dict[str, Any]] = {}
+    entries: dict[str, tuple[int, TransportEntry]] = {}
     for name, fmt in files:
         made = packed(folder / name, fmt, streams.get(fmt, ()))
         place = folder / FOLDER / f"{name}{SUFFIX}"
         place.parent.mkdir(exist_ok=True)
         place.write_bytes(made.content)
-        entries[name] = {
-            "wire_bytes": len(made.content),
-            "transport": {
-                "file": f"{FOLDER}/{place.name}",
-                "sha256": hashlib.sha256(made.content).hexdigest(),
-                "parts": [asdict(part) for part in made.parts[name]],
-            },
-        }
+        parts = tuple(PartEntry(**asdict(part)) for part in made.parts[name])
+        digest = hashlib.sha256(made.content).hexdigest()
+        entries[name] = len(made.content), TransportEntry(f"{FOLDER}/{place.name}", digest, parts)
     return entries
 
 

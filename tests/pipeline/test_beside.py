@@ -22,13 +22,13 @@ from edgepack.inference import load
 from edgepack.onnxgraph.contents import read_contents
 from edgepack.onnxgraph.rewrite import with_factors
 from edgepack.onnxgraph.split import split_onnx
+from edgepack.pack.facts import facts_of
 from edgepack.pipeline.beside import beside, rounded_beside
 from edgepack.pipeline.build import build
 from edgepack.pipeline.covariances import Covariances
 from edgepack.pipeline.layer_files import layer_files
 from edgepack.pipeline.layer_points import points_for
 from edgepack.pipeline.onnx_files import OnnxFiles
-from edgepack.pipeline.packed import layer_shapes
 from edgepack.pipeline.rounding import Rounder
 from edgepack.plan.measured import Entry, Fingerprint, MeasuredTable
 from edgepack.plan.measured_file import known_measured, load_measured, measured_path, save_measured
@@ -204,7 +204,7 @@ def test_a_build_in_int4_takes_it_where_neither_alone_will_do(tmp_path: Path) ->
     model = write_model(tmp_path / "strong.onnx", weight)
     np.savez(tmp_path / "data.npz", x=x)
     chosen = options(model, precision="int4", max_drop=20.0, out=tmp_path / "pack")
-    found = build(chosen, cache=Cache(tmp_path / "cache")).manifest
+    found = build(chosen, cache=Cache(tmp_path / "cache")).manifest.record()
     entry = found["files"]["model.onnx"]
     (layer,) = entry["layers"]
     assert (layer["scheme"], layer["rank"]) == (FORM, 8)
@@ -217,7 +217,7 @@ def test_a_build_in_int4_takes_it_where_neither_alone_will_do(tmp_path: Path) ->
     assert sorted(bits for *_, bits in held.weights) == [4, 8, 8]
     # All that is faster, every pair and the matrix alone, was looked at by what it is predicted to lose.
     assert min(one["loss"] for one in layer["others"]) > 5 * layer["predicted"]["loss"]
-    shapes = layer_shapes(found, tmp_path / "pack", "edgepack", "onnx")
+    shapes = facts_of(found, tmp_path / "pack").layer_shapes("edgepack", "onnx")
     (segment,) = split_onnx(tmp_path / "pack" / "model.onnx", shapes, tmp_path)
     assert (segment.name, segment.layer) == ("w", True)
 

@@ -4,30 +4,42 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from small_builds import options
 
+from edgepack.backends.onnx.schemes import FP32, NBITS4
 from edgepack.cache import Cache, file_digest
 from edgepack.metrics import Drop
+from edgepack.model.scheme import FileScheme, Scheme
+from edgepack.model.structure import DENSE, Op, low_rank
+from edgepack.pack.manifest import DropEntry, read_manifest
 from edgepack.pipeline.build import build
-from edgepack.pipeline.manifest import build_record, chosen_by, drop_record
-from edgepack.pipeline.planned_schema import check_planned
+from edgepack.pipeline.manifest import Results, chosen_by, make_manifest
 from edgepack.pipeline.prepared import Prepared
 from edgepack.pipeline.probing import Probe
 from edgepack.types import LayerPlan
 
 
-def layer(name: str, rank: int | None, scheme: str) -> LayerPlan:
-    return LayerPlan(name, 10, 20, rank, 6, 0.0, "a reason", scheme=scheme)
+def layer(name: str, rank: int | None, scheme: Scheme) -> LayerPlan:
+    dense = (Op("weight", "matmul", 10, 20),)
+    if rank is None:
+        return LayerPlan(name, dense, DENSE, dense, 6, 0.0, "a reason", scheme=scheme)
+    pair = (Op("B", "matmul", rank, 20), Op("A", "matmul", 10, rank))
+    return LayerPlan(name, dense, low_rank(rank), pair, 6, 0.0, "a reason", scheme=scheme)
+
+
+def record_of(ready: Prepared, probes: Sequence[Probe] = ()) -> dict[str, Any]:
+    return make_manifest(ready, probes, Results({}, {}, True, ())).record()
 
 
 def test_a_probe_carries_its_figures(ready: Prepared) -> None:
     drop = Drop("accuracy", 95.0, 94.5, 0.25, 256)
-    mixed = Probe("onnx", "fp32", (layer("a", 3, "fp32"), layer("b", None, "nbits4")), drop, 0.125, 1e-5, 4321)
-    record = build_record(ready, [mixed])
+    mixed = Probe("onnx", FileScheme.of(FP32), (layer("a", 3, FP32), layer("b", None, NBITS4)), drop, 0.125, 1e-5, 4321)
+    record = record_of(ready, [mixed])
     assert record["probes"] == [
         {
             "format": "onnx",
@@ -50,7 +62,7 @@ def test_a_probe_carries_its_figures(ready: Prepared) -> None:
 
 
 def test_what_does_not_depend_on_a_file(ready: Prepared, classifier: Path) -> None:
-    record = build_record(ready, [])
+    record = record_of(ready)
     assert record["cost_sources"] == {"onnx": "emulated cost table"}
     assert record["loss_weighted_by"] in ("output energy", "output gradients")
     assert record["method"] == "whitened"
@@ -81,9 +93,9 @@ def test_what_a_file_was_chosen_by(measured: bool, expected: str) -> None:
 
 
 def test_a_drop_of_one_sample_is_still_json() -> None:
-    record = drop_record(Drop("cosine", 100.0, 99.0, 0.0, 1))
-    assert record["drop"] == 1.0
-    assert not any(isinstance(value, float) and math.isnan(value) for value in record.values())
+    entry = DropEntry.of(Drop("cosine", 100.0, 99.0, 0.0, 1))
+    assert entry.drop == 1.0
+    assert not any(isinstance(value, float) and math.isnan(value) for value in vars(entry).values())
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +107,7 @@ def built(classifier: Path, warm_cache: Path, tmp_path_factory: pytest.TempPathF
 
 def test_a_real_manifest_is_what_inspect_takes(built: tuple[Path, dict[str, Any]]) -> None:
     out, manifest = built
-    check_planned(manifest, out)
+    assert read_manifest(out).record() == manifest
     entry = manifest["files"]["model.onnx"]
     assert entry["sha256"] == file_digest(out / "model.onnx")
     assert entry["size_bytes"] == (out / "model.onnx").stat().st_size
@@ -112,7 +124,17 @@ def test_every_layer_has_its_prediction_and_its_rivals(built: tuple[Path, dict[s
         kinds = {(rival["rank"] is None, rival["scheme"]) for rival in one["others"]}
         assert kinds
         for figures in (one["predicted"], *one["others"]):
-            known = {"scheme", "rank", "loss", "size_bytes", "ram_bytes", "latency_s", "source", "alternative"}
+            known = {
+                "scheme",
+                "structure",
+                "rank",
+                "loss",
+                "size_bytes",
+                "ram_bytes",
+                "latency_s",
+                "source",
+                "alternative",
+            }
             assert set(figures) == known
             assert figures["alternative"] is None
             assert figures["source"] == "emulated cost table"

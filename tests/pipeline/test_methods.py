@@ -47,7 +47,7 @@ def test_every_method_is_of_one_kind() -> None:
 @pytest.mark.parametrize("name", METHODS)
 def test_a_pack_by_every_method(name: str, classifier: Path, cache: Path, tmp_path: Path) -> None:
     changes: dict[str, Any] = {"formats": ("onnx", "tflite"), "rank": SHARE, "method": name, "transport": True}
-    record = build(options(classifier, out=tmp_path / "pack", **changes), cache=Cache(cache)).manifest
+    record = build(options(classifier, out=tmp_path / "pack", **changes), cache=Cache(cache)).manifest.record()
     for fmt in ("onnx", "tflite"):
         entry = record["files"][f"model.{fmt}"]
         assert {proof["passed"] for proof in entry["proofs"].values()} == {True}, entry["proofs"]
@@ -94,7 +94,7 @@ def test_the_planner_chooses_among_methods_but_never_the_patented_one(
     classifier: Path, warm_cache: Path, tmp_path: Path
 ) -> None:
     changes: dict[str, Any] = {"method": "auto", "flash_bytes": 40_000, "max_drop": 40.0}
-    record = build(options(classifier, out=tmp_path / "pack", **changes), cache=Cache(warm_cache)).manifest
+    record = build(options(classifier, out=tmp_path / "pack", **changes), cache=Cache(warm_cache)).manifest.record()
     entry = record["files"]["model.onnx"]
     assert entry["size_bytes"] <= 40_000
     seen = {one["alternative"]["method"] for layer in entry["layers"] for one in layer["others"] if one["alternative"]}

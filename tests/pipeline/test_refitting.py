@@ -68,7 +68,7 @@ def test_a_build_with_a_refit_loses_less(classifier: Path, cache: Path, tmp_path
     drops = []
     for refit in (False, True):
         asked = options(classifier, rank=16, precision="int8", refit=refit, out=tmp_path / str(refit))
-        manifest = build(asked, cache=Cache(cache)).manifest
+        manifest = build(asked, cache=Cache(cache)).manifest.record()
         assert manifest["options"]["refit"] is refit
         assert all(proof["passed"] for proof in manifest["files"]["model.onnx"]["proofs"].values())
         drops.append(manifest["files"]["model.onnx"]["guard"]["drop"])

@@ -25,7 +25,7 @@ def asked(classifier: Path, out: Path, **changes: Any) -> Any:
 
 def test_a_build_with_transport(classifier: Path, warm_cache: Path, tmp_path: Path) -> None:
     made = build(asked(classifier, tmp_path / "p"), cache=Cache(warm_cache))
-    entry = made.manifest["files"]["model.onnx"]
+    entry = made.manifest.record()["files"]["model.onnx"]
     container = tmp_path / "p" / entry["transport"]["file"]
     assert container == tmp_path / "p" / "transport" / "model.onnx.epk"
     assert entry["wire_bytes"] == container.stat().st_size < 0.95 * entry["size_bytes"]
@@ -37,7 +37,7 @@ def test_a_build_with_transport(classifier: Path, warm_cache: Path, tmp_path: Pa
     assert file.path.read_bytes() == (tmp_path / "p" / "model.onnx").read_bytes()
     assert (file.sha256, file.size_bytes, file.written) == (entry["sha256"], entry["size_bytes"], True)
     again = build(asked(classifier, tmp_path / "q"), cache=Cache(warm_cache))
-    assert again.manifest["files"] == made.manifest["files"]
+    assert again.manifest.record()["files"] == made.manifest.record()["files"]
 
 
 def test_missing_libraries_are_said_before_any_work(

@@ -27,7 +27,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def built(model: Path, cache: Path, out: Path, **changes: Any) -> Any:
-    return build(options(model, out=out, rank=8, precision="int8", **changes), cache=Cache(cache)).manifest
+    return build(options(model, out=out, rank=8, precision="int8", **changes), cache=Cache(cache)).manifest.record()
 
 
 def drop(manifest: Any) -> float:

@@ -5,26 +5,23 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console, RenderableType
+from manifests import whole
+from shown import text
 
-from edgepack.report.planned import LONG, SHORT, layer_table, render_planned
-
-
-def text(renderable: RenderableType, width: int = 160) -> str:
-    """As a terminal of this width shows it, without the blanks at the ends of lines."""
-    stream = io.StringIO()
-    Console(file=stream, width=width).print(renderable)
-    return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()).strip("\n")
+from edgepack.pack.manifest import PackedFile
+from edgepack.report.build import LONG, SHORT, layer_table
+from edgepack.report.inspect import pack_report
+from edgepack.report.report import Report
 
 
 def layer(name: str, out: int, inn: int, rank: int | None, reason: str, **more: Any) -> dict[str, Any]:
     return {
         "layer": name, "out_features": out, "in_features": inn, "rank": rank, "break_even_rank": (out * inn - 1) // (out + inn),
-        "scheme": "int8-dynamic", "reason": reason, "predicted": None, **more,
+        "scheme": "int8-dynamic", "reason": reason, "predicted": None,
+        "weight_parameters": out * inn if rank is None else rank * (out + inn), **more,
     }  # fmt: skip
 
 
@@ -58,7 +55,7 @@ MANIFEST: dict[str, Any] = {
 
 
 def test_a_pack() -> None:
-    assert text(render_planned(Path("dist/p"), MANIFEST)) == PACK
+    assert text(pack_report(Path("dist/p"), whole(MANIFEST))) == PACK
 
 
 PACK = """\
@@ -66,7 +63,7 @@ dist/p: mnist-mlp for rpi4
 
 model.onnx: mixed, 51.2 kB, chosen by: emulated cost table
 
- layer     out×in   scheme            rank   break-even   weights      size   latency     loss                    lost   why
+ layer     out×in   scheme          rank   break-even   weights      size   latency     loss                    lost   why
  ──────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
  fc1      512×784   int8-dynamic      24          309      7.7%   33.5 kB   9.79 µs   0.0086   8.2e-03 + 7.3e-06 + 0   rank 24 int8-dynamic: 6.1× faster than
                                                                                                                        dense int8-dynamic
@@ -76,33 +73,42 @@ model.onnx: mixed, 51.2 kB, chosen by: emulated cost table
 model.tflite: int8-dynamic-range, 48.0 kB, chosen by: roofline of targets.yaml
 
  layer   out×in   scheme    rank   break-even   weights   size   latency   loss   lost   why
- ────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
- fc3     10×512   –      dense            9    100.0%      –         –      –      –   the planned file has 9 bytes, dense int8 8
+ ──────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+ fc3     10×512   –        dense            9    100.0%      –         –      –      –   the planned file has 9 bytes, dense int8 8
 
 latency: of the layer alone, predicted. loss: predicted, in nats of the answer's change to second order, quantization included. lost: share of the layer's
 output energy on the calibration data: of a pair to truncation + rounding of weights + rounding of what flows between the two, of a dense layer to rounding."""
 
 
 def test_a_pack_without_gradients_says_what_its_losses_are() -> None:
-    shown = text(render_planned(Path("p"), MANIFEST | {"loss_weighted_by": "output energy"}))
+    shown = text(pack_report(Path("p"), whole(MANIFEST | {"loss_weighted_by": "output energy"})))
     assert "loss: predicted share of the layer's output energy, quantization included." in " ".join(shown.split())
 
 
 def test_a_pack_without_a_model_file_has_no_table() -> None:
     shown = text(
-        render_planned(Path("p"), MANIFEST | {"files": {"baseline/int8.onnx": MANIFEST["files"]["baseline/int8.onnx"]}})
+        pack_report(
+            Path("p"), whole(MANIFEST | {"files": {"baseline/int8.onnx": MANIFEST["files"]["baseline/int8.onnx"]}})
+        )
     )
     assert shown.splitlines()[0] == "p: mnist-mlp for rpi4"
     assert "baseline" not in shown
 
 
+def table(headers: tuple[str, ...] = SHORT) -> Report:
+    """The first layer alone."""
+    entry = whole(MANIFEST).files["model.onnx"]
+    assert isinstance(entry, PackedFile)
+    return Report(blocks=(layer_table(entry.layers[:1], "model.onnx", headers),))
+
+
 def test_short_and_long_tables() -> None:
-    assert text(layer_table([FC1])).splitlines()[0].split() == list(SHORT)
-    assert text(layer_table([FC1], LONG)).splitlines()[0].split() == list(LONG)
+    assert text(table()).splitlines()[0].split() == list(SHORT)
+    assert text(table(LONG)).splitlines()[0].split() == list(LONG)
 
 
 def test_a_long_reason_folds_in_its_own_column() -> None:
-    lines = text(layer_table([FC1]), 80).splitlines()
+    lines = text(table(), 80).splitlines()
     assert len(lines) > 3
     assert all(len(line) <= 80 for line in lines)
     column = lines[0].index("why")
