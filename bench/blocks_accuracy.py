@@ -8,7 +8,7 @@ from typing import Any
 
 from block_tables import markdown_table
 
-from edgepack.report.cells import size
+from edgepack.units import size
 
 Row = Mapping[str, Any]
 DIGITS = {"accuracy": 2, "agreement": 1, "cosine": 4, "rank correlation": 4}

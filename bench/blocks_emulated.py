@@ -7,7 +7,7 @@ from typing import Any
 
 from block_tables import TITLES, markdown_table
 
-from edgepack.report.cells import count, seconds
+from edgepack.units import count, seconds
 
 Row = Mapping[str, Any]
 PICTURE = "bench/results/working-set.svg"

@@ -9,7 +9,7 @@ from typing import Any
 from block_speed import p50, speedup
 from block_tables import TITLES, markdown_table
 
-from edgepack.report.cells import ratio, seconds, size
+from edgepack.units import ratio, seconds, size
 
 Row = Mapping[str, Any]
 UNITS = {"accuracy": "points of accuracy", "agreement": "points of agreement", "cosine": "hundredths of cosine"}

@@ -8,7 +8,7 @@ from typing import Any
 
 from block_tables import markdown_table
 
-from edgepack.report.cells import seconds, size
+from edgepack.units import seconds, size
 
 Row = Mapping[str, Any]
 HEADERS = (

@@ -9,9 +9,9 @@ from typing import Any
 
 from allocation.allocators import ALLOCATORS, LEAST_GAP, Layers, latency, loss, within
 from cases import Case, cases
-from edgepack.cache import Cache
-from edgepack.pipeline.prepared import prepared
-from edgepack.progress import silent
+from edgepack.workspace import Cache
+from edgepack.pipeline.prepare import prepared
+from edgepack.workspace import silent
 
 from edgepack.model.scheme import BITS
 from edgepack.pipeline.options import BuildOptions

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgepack.shipped import shipped
+from edgepack.workspace import shipped
 from measure_mnist import MAX_DROP, MODEL
 
 from edgepack.emulator import programs

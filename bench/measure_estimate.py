@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from edgepack.cache import Cache
+from edgepack.workspace import Cache
 
 from edgepack.backends.tflite.schemes import FP32, INT8_STATIC
 from edgepack.backends.tflite.writer import TfliteWriter

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgepack.cache import Cache, digest
+from edgepack.workspace import Cache, digest
 from edgepack.pipeline.statistics import decompose
-from edgepack.progress import silent
+from edgepack.workspace import silent
 from latencies import measure_files
 
 from edgepack import verify

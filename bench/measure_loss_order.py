@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 from cases import Case, cases
-from edgepack.cache import Cache, digest
+from edgepack.workspace import Cache, digest
 from edgepack.pipeline.sensitivity import Sensitivity
 from edgepack.pipeline.statistics import decompose
-from edgepack.progress import silent
+from edgepack.workspace import silent
 
 from edgepack.backends.onnx.schemes import FP32
 from edgepack.backends.onnx.writer import OnnxWriter

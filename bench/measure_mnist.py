@@ -12,9 +12,9 @@ from latencies import measure_files
 from edgepack.bench.packs import pack_variants
 from edgepack.bench.schedule import Schedule
 from edgepack.bench.session import Variant
+from edgepack.pack.manifest import file_path
 from edgepack.pipeline.build import EXAMPLE, build
 from edgepack.pipeline.options import BuildOptions
-from edgepack.report.compare import file_entry
 from edgepack.targets import HOST, get_target
 
 MODEL = f"{Path(__file__).parent / 'models' / 'mnist_mlp.py'}:recipe"
@@ -55,7 +55,7 @@ def measure(*, quick: bool = False) -> dict[str, Any]:
 def measure_pack(out: Path, *, quick: bool = False) -> dict[str, Any]:
     """Build the pack in a folder, then measure its files in turns; `rows` holds a row per file."""
     target = get_target(HOST)
-    manifest = build(BuildOptions(model=MODEL, target=target, max_drop=MAX_DROP, out=out)).manifest
+    manifest = build(BuildOptions(model=MODEL, target=target, max_drop=MAX_DROP, out=out)).manifest.record()
     variants = pack_variants(out, target)
     schedule = QUICK if quick else SCHEDULE
     measured = measure_files(variants, schedule, model="mnist-mlp", inputs=out / EXAMPLE, cold=True)
@@ -71,8 +71,8 @@ def measure_pack(out: Path, *, quick: bool = False) -> dict[str, Any]:
 
 def _facts(manifest: Mapping[str, Any], variant: Variant) -> dict[str, Any]:
     """What the build knows of a file: its scheme, what it keeps of the weights, its accuracy on test and guard."""
-    entry = file_entry(manifest, variant.name, variant.format)
-    dense = file_entry(manifest, "dense-fp32", variant.format)
+    entry = manifest["files"][file_path(variant.name, variant.format)]
+    dense = manifest["files"][file_path("dense-fp32", variant.format)]
     return {
         "variant": variant.name,
         "form": entry["scheme"],

@@ -19,9 +19,9 @@ from measure_solver import measure_solver
 
 from edgepack.bench.packs import pack_variants
 from edgepack.model.scheme import FORMATS, Format
+from edgepack.pack.manifest import file_path
 from edgepack.pipeline.build import EXAMPLE, build
 from edgepack.pipeline.options import BuildOptions
-from edgepack.report.compare import file_entry
 from edgepack.targets import HOST, get_target
 from edgepack.workspace import Cache
 
@@ -59,7 +59,7 @@ def measure_case(case: Case, work: Path, *, quick: bool = False) -> dict[str, An
         out=out,
     )
     start = time.perf_counter()
-    manifest = build(options, cache=Cache(work / "cache")).manifest
+    manifest = build(options, cache=Cache(work / "cache")).manifest.record()
     build_s = time.perf_counter() - start
     schedule = replace(QUICK if quick else SCHEDULE, cold_processes=1, cold_runs=1)
     variants = pack_variants(out, target)
@@ -82,7 +82,7 @@ def measure_case(case: Case, work: Path, *, quick: bool = False) -> dict[str, An
 
 def _row(name: str, fmt: Format, manifest: Mapping[str, Any], files: Mapping[str, Any]) -> dict[str, Any]:
     """A format of a model: what the plan is, what it costs in accuracy, and the three files' sizes and latencies."""
-    entry, int8, fp32 = (file_entry(manifest, name, fmt) for name in ("edgepack", "dense-int8", "dense-fp32"))
+    entry, int8, fp32 = (manifest["files"][file_path(name, fmt)] for name in ("edgepack", "dense-int8", "dense-fp32"))
     layers = entry["layers"]
     schemes = Counter(layer["scheme"] or entry["scheme"] for layer in layers)
     dense = [layer for layer in layers if layer["rank"] is None]

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from edgepack.pipeline.beside import rounded_beside
 from edgepack.pipeline.moments import observe
-from edgepack.progress import silent
+from edgepack.workspace import silent
 
 from edgepack.backends.onnx.schemes import CORRECTED, INT8_DYNAMIC, NBITS4, NBITS4_CORRECTED, NBITS8
 from edgepack.bench.devices.local import LocalDevice

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from edgepack.cache import Cache
+from edgepack.workspace import Cache
 from edgepack.pipeline.covariances import Covariances
 from edgepack.pipeline.refitting import Refitter
 from edgepack.pipeline.statistics import decompose
-from edgepack.progress import silent
+from edgepack.workspace import silent
 from models import mnist_mlp
 
 from edgepack.backends.onnx.schemes import INT8_DYNAMIC

@@ -10,7 +10,7 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 from watched import edgepack_command, fastest_s
 
-from edgepack.report.cells import size
+from edgepack.units import size
 
 
 def test_help(benchmark: BenchmarkFixture, note: Callable[[str], None]) -> None:

@@ -7,13 +7,14 @@ import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
 from edgepack.errors import EdgepackError
 
 if TYPE_CHECKING:
+    from edgepack.report.report import Report
     from edgepack.workspace import Progress
 
 INTERRUPTED = 130
@@ -61,11 +62,20 @@ def show_json(value: Any) -> None:
     typer.echo(json.dumps(value, indent=2, sort_keys=True, default=str))
 
 
-def show(renderable: Any) -> None:
-    """Print something rich, as wide as the terminal, or 160 columns where there is none."""
+Output = Literal["terminal", "json", "markdown", "csv"]
+
+
+def show(report: Report, output: Output = "terminal") -> None:
+    """Print a report: in tables as wide as the terminal, or 160 columns where there is none, or as a document."""
+    from importlib import import_module
+
+    render = import_module(f"edgepack.report.render.{output}").render
+    if output != "terminal":
+        typer.echo(render(report).rstrip("\n"))
+        return
     from rich.console import Console
 
-    Console(width=None if sys.stdout.isatty() else 160, highlight=False).print(renderable)
+    Console(width=None if sys.stdout.isatty() else 160, highlight=False).print(render(report))
 
 
 @contextmanager

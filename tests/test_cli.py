@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 import typer
-from edgepack.progress import silent
 from typer.testing import CliRunner
 
 from edgepack import errors
 from edgepack.cli import app
 from edgepack.console import door, progress_bar, show_json
+from edgepack.workspace import silent
 
 HEAVY = ("torch", "onnx", "onnx_ir", "onnxruntime", "litert_torch", "ai_edge_litert", "scipy", "pydantic", "rich")
 
@@ -33,6 +33,7 @@ def commands() -> Iterator[tuple[str, ...]]:
 
 
 COMMANDS = sorted(commands())
+WITHOUT_TABLES = [("targets", "check")]
 
 
 def test_every_command_of_the_design_is_there() -> None:
@@ -49,6 +50,7 @@ def test_help_has_an_example_and_the_shared_options(command: tuple[str, ...]) ->
     assert f"Example: edgepack {' '.join(command)}" in result.stdout
     assert "--json" in result.stdout
     assert "--verbose" in result.stdout
+    assert ("--markdown" in result.stdout) is ("--csv" in result.stdout) is (command not in WITHOUT_TABLES)
 
 
 def test_help_of_the_whole_lists_every_command() -> None:
@@ -83,6 +85,37 @@ def test_usage_errors_exit_with_2(arguments: list[str]) -> None:
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 2
     assert "Traceback" not in result.stderr
+
+
+ARGUMENTS = {
+    ("bench",): ["pack"],
+    ("build",): ["m.onnx", "--target", "rpi4"],
+    ("compare",): ["pack"],
+    ("emulator", "costs"): ["--target", "rpi4"],
+    ("inspect",): ["m.onnx"],
+    ("targets", "calibrate"): ["rpi4"],
+    ("targets", "show"): ["rpi4"],
+    ("unpack",): ["m.epk"],
+}
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c not in WITHOUT_TABLES], ids=" ".join)
+def test_one_rendering_at_a_time(command: tuple[str, ...]) -> None:
+    for options in (["--markdown", "--csv"], ["--csv", "--json"], ["--json", "--markdown"]):
+        result = CliRunner().invoke(app, [*command, *ARGUMENTS.get(command, []), *options])
+        assert result.exit_code == 2
+        assert "--markdown, --csv and --json exclude each other" in result.stdout + result.stderr
+
+
+def test_a_table_in_every_rendering() -> None:
+    shown = {option: CliRunner().invoke(app, ["targets", "show", "rpi4", *option]).stdout for option in RENDERINGS}
+    assert " description                " in shown[()]
+    assert "| description | " in shown["--markdown",]
+    assert shown["--csv",].startswith("cluster,core,cores,frequency_hz,")
+    assert json.loads(shown["--json",])["clusters"][0]["name"] == "a72"
+
+
+RENDERINGS: tuple[tuple[str, ...], ...] = ((), ("--markdown",), ("--csv",), ("--json",))
 
 
 @pytest.mark.parametrize(

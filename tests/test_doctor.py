@@ -7,9 +7,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-from edgepack.versions import TESTED_RUNTIMES, newest_tested
 
 from edgepack.doctor import EMULATOR_PROGRAMS, PACKAGES, PROGRAMS, examine
+from edgepack.workspace import TESTED_RUNTIMES, newest_tested
 
 ROOT = Path(__file__).parents[1]
 

@@ -74,6 +74,6 @@ def test_every_way_to_skip_fails(tmp_path: Path) -> None:
 
 
 def test_the_cache_is_not_the_users(cache_folder: Path) -> None:
-    from edgepack.cache import default_root
+    from edgepack.workspace import default_root
 
     assert default_root() == cache_folder

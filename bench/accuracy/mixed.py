@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from edgepack.cache import Cache, digest
+from edgepack.workspace import Cache, digest
 from edgepack.pipeline.sensitivity import Sensitivity
-from edgepack.progress import silent
+from edgepack.workspace import silent
 
 from accuracy.dense import rounded_dense
 from accuracy.pairs import rounded

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from edgepack.pipeline.moments import observe
-from edgepack.progress import silent
+from edgepack.workspace import silent
 
 from accuracy.subjects import Subject
 from edgepack.backends.onnx.writer import OnnxWriter

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from edgepack.cache import Cache, digest
+from edgepack.workspace import Cache, digest
 from edgepack.pipeline.moments import observe
-from edgepack.progress import silent
-from edgepack.versions import tool_versions
+from edgepack.workspace import silent
+from edgepack.workspace import tool_versions
 from models.mnist_mlp import digits
 from torch import nn
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from edgepack.cache import Cache
+from edgepack.workspace import Cache
 from models.mnist_mlp import digits
 
 from edgepack.archive.images import JpegImage

@@ -7,8 +7,8 @@ from itertools import pairwise
 
 import numpy as np
 import torch
-from edgepack.cache import Cache, digest
-from edgepack.versions import tool_versions
+from edgepack.workspace import Cache, digest
+from edgepack.workspace import tool_versions
 from models.mnist_mlp import BATCH, PEAK_LEARNING_RATE, one_thread, shifted
 from torch import nn
 

@@ -8,12 +8,12 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from edgepack.archive import tarxz
 from edgepack.archive.images import INDEX, JpegImage, put_back, take_out
 from edgepack.errors import ModelError, OutputError, ProofError, UsageError
 from edgepack.model.scheme import Format
+from edgepack.pack.manifest import TransportEntry
 
 FOLDER = "transport"
 SUFFIX = ".tar.xz"
@@ -86,23 +86,20 @@ def unpack(archive: bytes, origin: str) -> dict[str, bytes]:
 
 def add_archives(
     folder: Path, files: Sequence[tuple[str, Format]], images: Mapping[Format, Sequence[JpegImage]]
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, tuple[int, TransportEntry]]:
     """Write `transport/<name>.tar.xz` for model files of a pack folder.
 
     Returns:
-        By the file's name, what its entry in the manifest gets: `wire_bytes`, and the archive's name and hash.
+        By the file's name, bytes of the archive, and what the manifest says of it.
     """
-    entries: dict[str, dict[str, Any]] = {}
+    entries: dict[str, tuple[int, TransportEntry]] = {}
     for name, fmt in files:
         archive = pack(name, (folder / name).read_bytes(), images.get(fmt, ()))
         place = folder / FOLDER / f"{name}{SUFFIX}"
         place.parent.mkdir(exist_ok=True)
         place.write_bytes(archive)
         digest = hashlib.sha256(archive).hexdigest()
-        entries[name] = {
-            "wire_bytes": len(archive),
-            "transport": {"file": f"{FOLDER}/{place.name}", "sha256": digest},
-        }
+        entries[name] = len(archive), TransportEntry(f"{FOLDER}/{place.name}", digest)
     return entries
 
 

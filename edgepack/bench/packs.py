@@ -11,7 +11,7 @@ from edgepack.bench.results_file import save_result
 from edgepack.bench.session import STANDARD, Settings, Variant, bench_variants
 from edgepack.errors import PackError
 from edgepack.model.scheme import FORMATS, Format
-from edgepack.pack import read_manifest
+from edgepack.pack.facts import read_facts
 from edgepack.targets import Target
 from edgepack.workspace import Progress
 
@@ -46,7 +46,7 @@ def bench_pack(
         TargetsError: the target has no runtime for a format.
         DeviceError, DataError, UsageError: see `bench_variants`.
     """
-    name = _model_name(pack_dir)
+    name = read_facts(pack_dir).model_name
     variants = pack_variants(pack_dir, target, formats)
     example = pack_dir / "example_inputs.npz"
     result = bench_variants(
@@ -87,10 +87,3 @@ def pack_variants(pack_dir: Path, target: Target, formats: Sequence[Format] | No
             if path.is_file():
                 variants.append(Variant(f"dense-{precision}", fmt, path))
     return variants
-
-
-def _model_name(pack_dir: Path) -> str:
-    """The model's name in the manifest; the folder's where the manifest gives none."""
-    model = read_manifest(pack_dir).get("model")
-    name = model.get("name") if isinstance(model, dict) else None
-    return name if isinstance(name, str) and name else pack_dir.resolve().name

@@ -7,8 +7,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgepack.cli.options import Hosts, Install, Json, Python, Serials, SshConfig, TargetName, TargetsFile, Verbose
-from edgepack.console import door, progress_bar, show, show_json
+from edgepack.cli.options import (
+    Csv,
+    Hosts,
+    Install,
+    Json,
+    Markdown,
+    Python,
+    Serials,
+    SshConfig,
+    TargetName,
+    TargetsFile,
+    Verbose,
+    chosen_output,
+)
+from edgepack.console import Output, door, progress_bar, show
 
 if TYPE_CHECKING:
     from edgepack.pipeline.reach import Reach
@@ -32,6 +45,8 @@ def doctor(
     python: Python = None,
     install: Install = False,
     as_json: Json = False,
+    markdown: Markdown = False,
+    csv: Csv = False,
     verbose: Verbose = False,
 ) -> None:
     """Show which runtimes, converters and clients are here, and the command that installs what is missing.
@@ -43,50 +58,44 @@ def doctor(
     Example: edgepack doctor --host pi@raspberrypi.local
     """
     with door(as_json=as_json, verbose=verbose):
+        output = chosen_output(as_json=as_json, markdown=markdown, csv=csv)
         if hosts or serials:
             from edgepack.pipeline.reach import Reach
 
             reach = Reach(tuple(hosts or ()), tuple(serials or ()), False, ssh_config, python, install)
-            _doctor_of_devices(reach, as_json=as_json)
+            _doctor_of_devices(reach, output)
             return
-        from dataclasses import asdict
-
         from edgepack.doctor import examine
-        from edgepack.report.doctor_table import render_doctor
+        from edgepack.report.doctor import doctor_report
 
-        findings = examine()
-        if as_json:
-            show_json([asdict(finding) for finding in findings])
-        else:
-            show(render_doctor(findings))
+        show(doctor_report(examine()), output)
 
 
-def _doctor_of_devices(reach: Reach, *, as_json: bool) -> None:
-    from dataclasses import asdict
-
+def _doctor_of_devices(reach: Reach, output: Output) -> None:
     from edgepack.pipeline.preflight import examine_device
     from edgepack.pipeline.reach import places, reached_remote
-    from edgepack.report.preflight_table import render_preflight
+    from edgepack.report.doctor import preflight_report
     from edgepack.targets import get_target
 
     found = {}
     for place in places([get_target("host")], reach):
         with (
-            progress_bar(as_json=as_json) as progress,
+            progress_bar(as_json=output == "json") as progress,
             reached_remote(place, reach, progress) as device,
         ):
             found[place.title] = examine_device(device)
-        if not as_json:
-            typer.echo(place.title)
-            show(render_preflight(found[place.title]))
-    if as_json:
-        show_json({title: [asdict(check) for check in checks] for title, checks in found.items()})
+        if output == "terminal":  # each as soon as it is known: the next device may not answer
+            show(preflight_report({place.title: found[place.title]}))
+    if output != "terminal":
+        show(preflight_report(found), output)
 
 
 @emulator_app.command("install")
 def install_emulator(
     arch: Annotated[Arch, typer.Option("--arch", help="Of the targets to emulate.")] = Arch.aarch64,
     as_json: Json = False,
+    markdown: Markdown = False,
+    csv: Csv = False,
     verbose: Verbose = False,
 ) -> None:
     """Install QEMU, the cache model and, for Arm targets, their Python and runtimes; what is there already stays.
@@ -96,17 +105,13 @@ def install_emulator(
     Example: edgepack emulator install --arch aarch64
     """
     with door(as_json=as_json, verbose=verbose):
-        from dataclasses import asdict
-
+        output = chosen_output(as_json=as_json, markdown=markdown, csv=csv)
         from edgepack.emulator.install import install
-        from edgepack.report.doctor_table import render_installed
+        from edgepack.report.doctor import installed_report
 
         with progress_bar(as_json=as_json) as progress:
             installed = install(arch.value, progress)
-        if as_json:
-            show_json(asdict(installed))
-        else:
-            show(render_installed(installed))
+        show(installed_report(installed), output)
 
 
 @emulator_app.command("costs")
@@ -115,6 +120,8 @@ def costs(
     fill: Annotated[bool, typer.Option("--fill", help="Count what is missing, and keep it for this CPU.")] = False,
     targets_file: TargetsFile = None,
     as_json: Json = False,
+    markdown: Markdown = False,
+    csv: Csv = False,
     verbose: Verbose = False,
 ) -> None:
     """Show the counts by which schemes are chosen for a target elsewhere, and how well they interpolate.
@@ -125,12 +132,13 @@ def costs(
     Example: edgepack emulator costs --target rpi4
     """
     with door(as_json=as_json, verbose=verbose):
+        output = chosen_output(as_json=as_json, markdown=markdown, csv=csv)
         from dataclasses import asdict
 
         from edgepack.errors import UsageError
         from edgepack.pipeline.costs import fill_table
         from edgepack.plan.table_file import table_for
-        from edgepack.report.costs_table import render_costs
+        from edgepack.report.targets import costs_report
         from edgepack.targets import get_target
 
         chosen = get_target(target, targets_file)
@@ -143,7 +151,4 @@ def costs(
                 f"no counts are kept for a CPU like {target}",
                 hint=f"count it: edgepack emulator costs --target {target} --fill",
             )
-        if as_json:
-            show_json(asdict(table))
-        else:
-            show(render_costs(target, asdict(table)))
+        show(costs_report(target, asdict(table)), output)

@@ -7,8 +7,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgepack.cli.options import Data, Fresh, Json, Model, PrecisionName, Seed, TargetName, TargetsFile, Verbose
-from edgepack.console import door, progress_bar, show, show_json
+from edgepack.cli.options import (
+    Csv,
+    Data,
+    Fresh,
+    Json,
+    Markdown,
+    Model,
+    PrecisionName,
+    Seed,
+    TargetName,
+    TargetsFile,
+    Verbose,
+    chosen_output,
+)
+from edgepack.console import Output, door, progress_bar, show
 
 if TYPE_CHECKING:
     from edgepack.pipeline.options import BuildOptions
@@ -88,6 +101,8 @@ def build(
     fresh: Fresh = False,
     targets_file: TargetsFile = None,
     as_json: Json = False,
+    markdown: Markdown = False,
+    csv: Csv = False,
     verbose: Verbose = False,
 ) -> None:
     """Build a pack: the model with its linear layers factored and in int8, its baselines, and a manifest.
@@ -95,6 +110,7 @@ def build(
     Example: edgepack build model.onnx --target rpi4 --data samples.npz --max-drop 0.5
     """
     with door(as_json=as_json, verbose=verbose):
+        output = chosen_output(as_json=as_json, markdown=markdown, csv=csv)
         from edgepack.pipeline.options import (
             BuildOptions,
             parse_duration,
@@ -131,34 +147,28 @@ def build(
             baseline=not no_baseline,
             transport=transport,
         )
-        (_explore if explore else _build)(options, as_json=as_json)
+        (_explore if explore else _build)(options, output)
 
 
-def _build(options: BuildOptions, *, as_json: bool) -> None:
+def _build(options: BuildOptions, output: Output) -> None:
     from edgepack.pipeline.build import build as run
-    from edgepack.report.build_summary import render_build
+    from edgepack.report.build import build_report
 
-    with progress_bar(as_json=as_json) as progress:
+    with progress_bar(as_json=output == "json") as progress:
         result = run(options, progress=progress)
-    if as_json:
-        show_json({"pack": str(result.out), "manifest": result.manifest})
-    else:
-        show(render_build(result.out, result.manifest))
+    show(build_report(result.out, result.manifest), output)
 
 
-def _explore(options: BuildOptions, *, as_json: bool) -> None:
+def _explore(options: BuildOptions, output: Output) -> None:
     from edgepack.errors import UsageError
     from edgepack.pipeline.explore import explore as run
-    from edgepack.report.explored import explored_json, render_explored
+    from edgepack.report.build import explored_report
 
     if options.pick:
         raise UsageError("--explore lists plans and --pick builds one: give one of them")
-    with progress_bar(as_json=as_json) as progress:
+    with progress_bar(as_json=output == "json") as progress:
         found = run(options, progress=progress)
-    if as_json:
-        show_json({"plans": explored_json(found.rows), "warnings": found.warnings})
-    else:
-        show(render_explored(found.rows, found.warnings))
+    show(explored_report(found.rows, found.warnings), output)
 
 
 def inspect(
@@ -170,6 +180,8 @@ def inspect(
     seed: Seed = 0,
     fresh: Fresh = False,
     as_json: Json = False,
+    markdown: Markdown = False,
+    csv: Csv = False,
     verbose: Verbose = False,
 ) -> None:
     """Show every linear layer: its share of bytes and multiplications, its break-even rank, and the ranks it needs.
@@ -178,30 +190,17 @@ def inspect(
 
     Example: edgepack inspect model.onnx --data samples.npz
     """
-    if Path(model).is_dir():
-        _inspect_pack(Path(model), as_json=as_json, verbose=verbose)
-        return
     with door(as_json=as_json, verbose=verbose):
-        from dataclasses import asdict
+        output = chosen_output(as_json=as_json, markdown=markdown, csv=csv)
+        if Path(model).is_dir():
+            from edgepack.pack.manifest import read_manifest
+            from edgepack.report.inspect import pack_report
 
+            show(pack_report(Path(model), read_manifest(Path(model))), output)
+            return
         from edgepack.pipeline.inspect import inspect as run
-        from edgepack.report.layers import render_layers
+        from edgepack.report.inspect import model_report
 
         with progress_bar(as_json=as_json) as progress:
-            report = run(model, data=data, method=method, seed=seed, fresh=fresh, progress=progress)
-        if as_json:
-            show_json(asdict(report))
-        else:
-            show(render_layers(report))
-
-
-def _inspect_pack(folder: Path, *, as_json: bool, verbose: bool) -> None:
-    with door(as_json=as_json, verbose=verbose):
-        from edgepack.pipeline.inspect import inspect_pack
-        from edgepack.report.planned import render_planned
-
-        manifest = inspect_pack(folder)
-        if as_json:
-            show_json(manifest)
-        else:
-            show(render_planned(folder, manifest))
+            found = run(model, data=data, method=method, seed=seed, fresh=fresh, progress=progress)
+        show(model_report(found), output)

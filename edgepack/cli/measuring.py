@@ -9,23 +9,25 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgepack.cli.options import (
+    Csv,
     Formats,
     Hosts,
     Install,
     Json,
     Local,
+    Markdown,
     Packs,
     Python,
     Serials,
     SshConfig,
     TargetsFile,
     Verbose,
+    chosen_output,
 )
-from edgepack.console import door, progress_bar, progress_bars, show
+from edgepack.console import Output, door, progress_bar, progress_bars, show
 
 if TYPE_CHECKING:
     from edgepack.pipeline.benches import Session
-    from edgepack.pipeline.compare import Compared
     from edgepack.pipeline.reach import Reach
     from edgepack.targets import Target
 
@@ -61,6 +63,8 @@ def bench(
     perf_test: Annotated[Path | None, typer.Option("--perf-test", help="onnxruntime_perf_test, likewise.")] = None,
     targets_file: TargetsFile = None,
     as_json: Json = False,
+    markdown: Markdown = False,
+    csv: Csv = False,
     verbose: Verbose = False,
 ) -> None:
     """Measure a pack against its dense fp32 and dense int8 baselines, in turns; results go into the pack.
@@ -77,11 +81,11 @@ def bench(
     Example: edgepack bench dist/mnist-mlp.rpi4 --target rpi4 --emulate
     """
     with door(as_json=as_json, verbose=verbose):
+        output = chosen_output(as_json=as_json, markdown=markdown, csv=csv)
         from edgepack.bench.session import Settings
-        from edgepack.pack import read_manifest
+        from edgepack.pack.facts import read_facts
         from edgepack.pipeline.benches import Session
         from edgepack.pipeline.options import parse_formats
-        from edgepack.pipeline.packed import target_name
         from edgepack.pipeline.reach import Reach
         from edgepack.targets import get_target
 
@@ -98,14 +102,14 @@ def bench(
         )
         if emulate:
             _require_countable(reach, measured=quick or sustained)
-        manifest = read_manifest(pack)
-        chosen = [get_target(name, targets_file) for name in target or [target_name(manifest, pack)]]
+        facts = read_facts(pack)
+        chosen = [get_target(name, targets_file) for name in target or [facts.target_name]]
         asked = None if formats is None else parse_formats(formats)
         session = Session(pack, Settings(threads, quick, cold, sustained, cluster), asked)
         if emulate:
-            _print(_count(session, chosen, reach, by_layer=layers, as_json=as_json), as_json=as_json)
+            _count(session, chosen, by_layer=layers, output=output)
         else:
-            _measure(session, chosen, reach, as_json=as_json)
+            _measure(session, chosen, reach, output)
 
 
 def _require_countable(reach: Reach, *, measured: bool) -> None:
@@ -118,15 +122,15 @@ def _require_countable(reach: Reach, *, measured: bool) -> None:
         raise UsageError("--quick and --sustained are for a measurement; --emulate counts, and has none", hint=hint)
 
 
-def _count(session: Session, targets: Sequence[Target], reach: Reach, *, by_layer: bool, as_json: bool) -> Compared:
+def _count(session: Session, targets: Sequence[Target], *, by_layer: bool, output: Output) -> None:
     from edgepack.errors import UsageError
-    from edgepack.pack import read_manifest
-    from edgepack.pipeline.compare import Compared, rows_of_emulated
+    from edgepack.pack.facts import read_facts
     from edgepack.pipeline.emulate import emulate_pack
+    from edgepack.report.comparison import comparison_report, rows_of_emulated
 
     if len(targets) != 1:
         raise UsageError(f"--emulate counts on one target, found {len(targets)}")
-    with progress_bar(as_json=as_json) as progress:
+    with progress_bar(as_json=output == "json") as progress:
         counted = emulate_pack(
             session.pack,
             target=targets[0],
@@ -135,38 +139,37 @@ def _count(session: Session, targets: Sequence[Target], reach: Reach, *, by_laye
             by_layer=by_layer,
             progress=progress,
         )
-    return Compared((), tuple(rows_of_emulated(counted, read_manifest(session.pack), targets[0])))
+    show(comparison_report((), rows_of_emulated(counted, read_facts(session.pack), targets[0])), output)
 
 
-def _measure(session: Session, targets: Sequence[Target], reach: Reach, *, as_json: bool) -> None:
+def _measure(session: Session, targets: Sequence[Target], reach: Reach, output: Output) -> None:
     from edgepack.pipeline.benches import bench_places, failure
-    from edgepack.pipeline.compare import compare_results
     from edgepack.pipeline.reach import places
+    from edgepack.report.comparison import compare_results, comparison_report
 
     found = places(targets, reach)
     titles = [place.title for place in found]
-    with progress_bars(titles, as_json=as_json) as progress:
+    with progress_bars(titles, as_json=output == "json") as progress:
         benched = bench_places(session, found, reach, progress)
     for one in benched:
-        if one.taken_up and not as_json:
+        if one.taken_up and output != "json":
             note = f"{one.place.title}: {one.taken_up} processes were taken up from a measurement that was cut"
             typer.echo(f"{note} (--fresh measures again)", err=True)
     results = [one.result for one in benched if one.result is not None]
     error = failure(benched)
-    if results and not (error and as_json):
-        _print(compare_results(results, session.pack), as_json=as_json)
+    if results and not (error and output == "json"):
+        compared = compare_results(results, session.pack)
+        show(comparison_report(compared.rows, compared.emulated), output)
     if error:
         raise error
 
 
 def compare(
     packs: Packs,
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print markdown tables.")] = False,
-    csv: Annotated[
-        bool, typer.Option("--csv", help="Print CSV, full precision; several tables have an empty line between.")
-    ] = False,
     targets_file: TargetsFile = None,
     as_json: Json = False,
+    markdown: Markdown = False,
+    csv: Csv = False,
     verbose: Verbose = False,
 ) -> None:
     """Compare benched packs: size, latency, memory, accuracy, and ratios to dense fp32 and dense int8 of the same run.
@@ -177,23 +180,8 @@ def compare(
     Example: edgepack compare dist/mnist-mlp.host dist/mnist-mlp.rpi4 --markdown
     """
     with door(as_json=as_json, verbose=verbose):
-        from edgepack.errors import UsageError
-        from edgepack.pipeline.compare import compare_packs
+        output = chosen_output(as_json=as_json, markdown=markdown, csv=csv)
+        from edgepack.report.comparison import compare_packs, comparison_report
 
-        if markdown + csv + as_json > 1:
-            raise UsageError("--markdown, --csv and --json exclude each other")
         compared = compare_packs(packs, targets_file)
-        _print(compared, as_json=as_json, markdown=markdown, csv=csv)
-
-
-def _print(compared: Compared, *, as_json: bool, markdown: bool = False, csv: bool = False) -> None:
-    from edgepack.report.render_csv import render_csv
-    from edgepack.report.render_json import render_json
-    from edgepack.report.render_markdown import render_markdown
-    from edgepack.report.render_terminal import render_terminal
-
-    if as_json or markdown or csv:
-        render = render_json if as_json else render_markdown if markdown else render_csv
-        typer.echo(render(compared.rows, compared.emulated).rstrip("\n"))
-    else:
-        show(render_terminal(compared.rows, compared.emulated))
+        show(comparison_report(compared.rows, compared.emulated), output)

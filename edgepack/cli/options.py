@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from edgepack.console import Output
 
 
 class PrecisionName(StrEnum):
@@ -19,6 +22,10 @@ class PrecisionName(StrEnum):
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+Markdown = Annotated[bool, typer.Option("--markdown", help="Print markdown tables.")]
+Csv = Annotated[
+    bool, typer.Option("--csv", help="Print CSV, full precision; several tables have an empty line between.")
+]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show the traceback of an error.")]
 Model = Annotated[
     str, typer.Argument(help="model.onnx, model.pt2, file.py:function or package.module:function.", show_default=False)
@@ -48,3 +55,16 @@ Python = Annotated[
     typer.Option("--python", help="Interpreter on the device.", show_default="edgepack's own there, else python3"),
 ]
 Install = Annotated[bool, typer.Option("--install", help="First make an environment with the runtimes on the device.")]
+
+
+def chosen_output(*, as_json: bool, markdown: bool, csv: bool) -> Output:
+    """What a command prints its report as.
+
+    Raises:
+        UsageError: several were asked for.
+    """
+    from edgepack.errors import UsageError
+
+    if as_json + markdown + csv > 1:
+        raise UsageError("--markdown, --csv and --json exclude each other")
+    return "json" if as_json else "markdown" if markdown else "csv" if csv else "terminal"

@@ -8,29 +8,44 @@ from typing import Annotated
 
 import typer
 
-from edgepack.cli.options import Formats, Hosts, Install, Json, Local, Python, Serials, SshConfig, TargetsFile, Verbose
+from edgepack.cli.options import (
+    Csv,
+    Formats,
+    Hosts,
+    Install,
+    Json,
+    Local,
+    Markdown,
+    Python,
+    Serials,
+    SshConfig,
+    TargetsFile,
+    Verbose,
+    chosen_output,
+)
 from edgepack.console import door, progress_bar, show, show_json
 
 app = typer.Typer(name="targets", help="The CPUs that packs are built for.", no_args_is_help=True)
 
 
 @app.command("list")
-def list_targets(targets_file: TargetsFile = None, as_json: Json = False, verbose: Verbose = False) -> None:
+def list_targets(
+    targets_file: TargetsFile = None,
+    as_json: Json = False,
+    markdown: Markdown = False,
+    csv: Csv = False,
+    verbose: Verbose = False,
+) -> None:
     """List every target.
 
     Example: edgepack targets list
     """
     with door(as_json=as_json, verbose=verbose):
-        from dataclasses import asdict
-
-        from edgepack.report.targets_table import render_targets
+        output = chosen_output(as_json=as_json, markdown=markdown, csv=csv)
+        from edgepack.report.targets import targets_report
         from edgepack.targets import load_targets
 
-        targets = load_targets(targets_file)
-        if as_json:
-            show_json([asdict(target) for target in targets.values()])
-        else:
-            show(render_targets(list(targets.values())))
+        show(targets_report(list(load_targets(targets_file).values())), output)
 
 
 @app.command("show")
@@ -38,6 +53,8 @@ def show_target(
     name: Annotated[str, typer.Argument(help="Name from `edgepack targets list`.", show_default=False)],
     targets_file: TargetsFile = None,
     as_json: Json = False,
+    markdown: Markdown = False,
+    csv: Csv = False,
     verbose: Verbose = False,
 ) -> None:
     """Show what is known of one target, and what of it is only an estimate.
@@ -45,16 +62,11 @@ def show_target(
     Example: edgepack targets show rpi4
     """
     with door(as_json=as_json, verbose=verbose):
-        from dataclasses import asdict
-
-        from edgepack.report.targets_table import render_target
+        output = chosen_output(as_json=as_json, markdown=markdown, csv=csv)
+        from edgepack.report.targets import target_report
         from edgepack.targets import get_target
 
-        target = get_target(name, targets_file)
-        if as_json:
-            show_json(asdict(target))
-        else:
-            show(render_target(target))
+        show(target_report(get_target(name, targets_file)), output)
 
 
 @app.command("check")
@@ -99,22 +111,27 @@ def probe(
     install: Install = False,
     targets_file: TargetsFile = None,
     as_json: Json = False,
+    markdown: Markdown = False,
+    csv: Csv = False,
     verbose: Verbose = False,
 ) -> None:
     """Measure a device and print a targets file with it: caches, read bandwidth, real clock. About 10 s a cluster.
 
-    What differs from the shipped target stands in comments; on a terminal the curves are shown beside it.
+    What differs from the shipped target stands in comments; on a terminal the curves are shown beside it. With
+    --markdown or --csv only the curves are printed.
 
     Example: edgepack targets probe --host pi@raspberrypi.local --name mine > targets.yaml
     """
     with door(as_json=as_json, verbose=verbose):
+        output = chosen_output(as_json=as_json, markdown=markdown, csv=csv)
         from dataclasses import replace
 
         from rich.console import Console
 
         from edgepack.pipeline.probed import listed_targets, probe_target
         from edgepack.pipeline.reach import Reach, one_place, reached
-        from edgepack.report.probed import render_entry, render_sweep
+        from edgepack.report.render.terminal import render
+        from edgepack.report.targets import entry_text, sweep_report
         from edgepack.targets import HOST, get_target
 
         listed = listed_targets(targets_file)
@@ -124,13 +141,13 @@ def probe(
         with progress_bar(as_json=as_json) as progress, reached(place, reach, progress) as device:
             found = probe_target(device, name, compared, progress, listed=listed.values())
         record = found.record()
-        if as_json:
-            show_json(record)
+        if output != "terminal":
+            show(sweep_report(record), output)
             return
         if sys.stderr.isatty():  # stdout carries the file, and nothing else
-            Console(stderr=True, highlight=False).print(render_sweep(record))
+            Console(stderr=True, highlight=False).print(render(sweep_report(record)))
         target = replace(found.target, hosts=(place.address,)) if place.kind == "ssh" else found.target
-        typer.echo(render_entry(target, record), nl=False)
+        typer.echo(entry_text(target, record), nl=False)
 
 
 @app.command("calibrate")
@@ -150,6 +167,8 @@ def calibrate_target(
     install: Install = False,
     targets_file: TargetsFile = None,
     as_json: Json = False,
+    markdown: Markdown = False,
+    csv: Csv = False,
     verbose: Verbose = False,
 ) -> None:
     """Measure what layers cost on a target, so that builds for it choose schemes and ranks by measured latencies.
@@ -159,10 +178,11 @@ def calibrate_target(
     Example: edgepack targets calibrate rpi4 model.onnx --host pi@raspberrypi.local
     """
     with door(as_json=as_json, verbose=verbose):
+        output = chosen_output(as_json=as_json, markdown=markdown, csv=csv)
         from edgepack.pipeline.calibrating import calibrate_target as run
         from edgepack.pipeline.options import parse_formats
         from edgepack.pipeline.reach import Reach, one_place, reached
-        from edgepack.report.calibrated import render_calibrated
+        from edgepack.report.targets import calibrated_report
         from edgepack.targets import get_target
 
         target = get_target(name, targets_file)
@@ -171,7 +191,4 @@ def calibrate_target(
         chosen = None if formats is None else parse_formats(formats)
         with progress_bar(as_json=as_json) as progress, reached(place, reach, progress) as device:
             found = run(device, target, model=model, formats=chosen, threads=threads, quick=quick, progress=progress)
-        if as_json:
-            show_json(found.record())
-        else:
-            show(render_calibrated(found.record()))
+        show(calibrated_report(found.record()), output)

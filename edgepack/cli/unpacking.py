@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from edgepack.cli.options import Json, Verbose
-from edgepack.console import door, show, show_json
+from edgepack.cli.options import Csv, Json, Markdown, Verbose, chosen_output
+from edgepack.console import door, show
 
 
 def unpack(
@@ -18,6 +18,8 @@ def unpack(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a different file of the same name.")] = False,
     as_json: Json = False,
+    markdown: Markdown = False,
+    csv: Csv = False,
     verbose: Verbose = False,
 ) -> None:
     """Write the model file of an archive, to the byte as it was packed, and check its SHA-256.
@@ -25,15 +27,8 @@ def unpack(
     Example: edgepack unpack dist/model.rpi4/transport/model.onnx.tar.xz --out models
     """
     with door(as_json=as_json, verbose=verbose):
+        output = chosen_output(as_json=as_json, markdown=markdown, csv=csv)
         from edgepack.archive.archive import unpack_file
-        from edgepack.report.unpacked import render_unpacked
+        from edgepack.report.doctor import unpacked_report
 
-        files = unpack_file(file, out, force=force)
-        if as_json:
-            listed = [
-                {"path": str(f.path), "size_bytes": f.size_bytes, "sha256": f.sha256, "written": f.written}
-                for f in files
-            ]
-            show_json({"file": str(file), "wire_bytes": file.stat().st_size, "files": listed})
-        else:
-            show(render_unpacked([(f.path, f.size_bytes, f.sha256, f.written) for f in files]))
+        show(unpacked_report(file, unpack_file(file, out, force=force)), output)

@@ -6,24 +6,25 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from edgepack import pack
 from edgepack.archive.archive import add_archives
 from edgepack.archive.images import JpegImage
 from edgepack.data import example
 from edgepack.errors import BudgetError, ModelError
 from edgepack.model.scheme import Format
-from edgepack.pipeline import manifest
+from edgepack.pack.folder import writing
+from edgepack.pack.manifest import File, Manifest, PackedFile, TransportEntry, write_manifest
 from edgepack.pipeline.attempt import Attempt
 from edgepack.pipeline.baselines import Baseline, make_baseline
 from edgepack.pipeline.blame import unmet_budget
 from edgepack.pipeline.explore import picked
 from edgepack.pipeline.images import jpeg_images
+from edgepack.pipeline.manifest import Results, baseline_files, chosen_by, make_manifest, pack_file
 from edgepack.pipeline.options import BuildOptions
 from edgepack.pipeline.planner import Planned, plan
 from edgepack.pipeline.prepare import Prepared, prepared
@@ -41,7 +42,7 @@ class BuildResult:
     """Where the pack is, what its manifest says, and what the user should hear."""
 
     out: Path
-    manifest: Mapping[str, Any]
+    manifest: Manifest
     warnings: tuple[str, ...]
 
 
@@ -77,14 +78,14 @@ def build(options: BuildOptions, *, cache: Cache | None = None, progress: Progre
     """
     cache = cache or Cache(fresh=options.fresh)
     out = options.out or Path("dist") / f"{model_name(options.model)}.{options.target.name}"
-    with pack.writing(out) as folder, prepared(options, cache, progress) as ready:
+    with writing(out) as folder, prepared(options, cache, progress) as ready:
         record, failure = _fill(folder, ready)
     if failure is not None:
         raise failure
-    return BuildResult(out, record, tuple(record["warnings"]))
+    return BuildResult(out, record, record.warnings)
 
 
-def _fill(folder: Path, ready: Prepared) -> tuple[dict[str, Any], BudgetError | None]:
+def _fill(folder: Path, ready: Prepared) -> tuple[Manifest, BudgetError | None]:
     """Write a whole pack into the folder; returns its manifest and the budget error to raise, if any."""
     evaluator, workspace = ready.evaluator, ready.evaluator.workspace
     chosen = _choose(ready)
@@ -92,23 +93,26 @@ def _fill(folder: Path, ready: Prepared) -> tuple[dict[str, Any], BudgetError | 
     failure = next(iter(failures), None) or unmet_budget(evaluator, ready.native, chosen.attempts)
     evaluator.workspace.progress("final test")
     scores = final_scores(chosen.paths(baseline=True), ready.opened, ready.test, ready.guard)
-    record = {
-        **manifest.build_record(ready, [probe for one in chosen.planned.values() for probe in one.found.probes]),
-        "files": _entries(ready, chosen, scores),
-        "latency_s": {
+    _place(folder, chosen, ready)
+    results = Results(
+        files=_entries(ready, chosen, scores, _archived(folder, chosen, ready)),
+        latency_s={
             f"{fmt}/{name}": value for fmt, one in chosen.planned.items() for name, value in one.found.latency_s.items()
         },
-        "budget_met": failure is None,
-        "warnings": list(workspace.warnings),
-    }
-    _place(folder, chosen, ready)
-    if evaluator.options.transport:
-        evaluator.workspace.progress("transport")
-        files = [(f"model.{fmt}", fmt) for fmt in chosen.attempts]
-        for name, entry in add_archives(folder, files, chosen.images).items():
-            record["files"][name] |= entry
-    pack.write_manifest(folder, record)
+        budget_met=failure is None,
+        warnings=tuple(workspace.warnings),
+    )
+    record = make_manifest(ready, [probe for one in chosen.planned.values() for probe in one.found.probes], results)
+    write_manifest(folder, record)
     return record, failure
+
+
+def _archived(folder: Path, chosen: Chosen, ready: Prepared) -> Mapping[str, tuple[int, TransportEntry]]:
+    """Writes an archive of each model file, where that was asked for. Their bytes and entries by its name."""
+    if not ready.evaluator.options.transport:
+        return {}
+    ready.evaluator.workspace.progress("transport")
+    return add_archives(folder, [(f"model.{fmt}", fmt) for fmt in chosen.attempts], chosen.images)
 
 
 def _choose(ready: Prepared) -> Chosen:
@@ -158,21 +162,29 @@ def _leaving_out(fmt: Format, left_out: dict[Format, ModelError]) -> Iterator[No
         left_out[fmt] = err
 
 
-def _entries(ready: Prepared, chosen: Chosen, scores: Mapping[str, float]) -> dict[str, dict[str, Any]]:
-    entries = {}
+def _entries(
+    ready: Prepared,
+    chosen: Chosen,
+    scores: Mapping[str, float],
+    archived: Mapping[str, tuple[int, TransportEntry]],
+) -> dict[str, File]:
+    entries: dict[str, File] = {}
     for fmt, attempt in chosen.attempts.items():
+        name = f"model.{fmt}"
         source = ready.files[fmt].dense_contents
-        measured = bool(chosen.planned[fmt].found.latency_s)
-        chosen_by = manifest.chosen_by(ready.prices.source_name(fmt), measured=measured)
+        by = chosen_by(ready.prices.source_name(fmt), measured=bool(chosen.planned[fmt].found.latency_s))
         outcome = ready.evaluator.replacements.recovered(attempt.layers, attempt.scheme)
         splits = layer_splits(ready.evaluator, ready.files[fmt], attempt)
-        entries[f"model.{fmt}"] = manifest.pack_file(
-            attempt, source, chosen_by, scores.get(f"model.{fmt}"), splits, outcome
-        )
+        entry = pack_file(attempt, source, by, scores.get(name), splits, outcome)
+        entries[name] = _with_archive(entry, archived.get(name))
     if ready.evaluator.options.baseline:
         for fmt, dense in chosen.baselines.items():
-            entries |= manifest.baseline_files(fmt, dense, scores)
+            entries |= baseline_files(fmt, dense, scores)
     return entries
+
+
+def _with_archive(entry: PackedFile, wire: tuple[int, TransportEntry] | None) -> PackedFile:
+    return entry if wire is None else replace(entry, wire_bytes=wire[0], transport=wire[1])
 
 
 def _place(folder: Path, chosen: Chosen, ready: Prepared) -> None:

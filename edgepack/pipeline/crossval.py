@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
@@ -58,12 +57,6 @@ class CrossValidation:
     def share(self) -> float:
         """As `--rank` takes it."""
         return self.percent / 100
-
-    def record(self) -> dict[str, Any]:
-        """Plain data for the manifest."""
-        found = asdict(self)
-        rows = [{"percent": row.pop("rank"), **row} for row in found.pop("table")]
-        return {"metric": "accuracy", **found, "table": rows}
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -184,12 +184,3 @@ def check_recover(samples: Samples | None) -> Samples:
             hint="give --data F.npz, or put `calibration` into the recipe",
         )
     return samples
-
-
-def outcome_record(outcome: Outcome) -> dict[str, Any]:
-    """What a manifest says of it."""
-    return {
-        "steps": outcome.steps,
-        "held_out_loss": {"before": outcome.held_out[0], "after": outcome.held_out[1]},
-        "not_trained": list(outcome.missing),
-    }

@@ -10,8 +10,8 @@ from edgepack.bench.emulated_results import EmulatedResult
 from edgepack.bench.packs import pack_variants
 from edgepack.bench.results_file import save_result
 from edgepack.model.scheme import Format
-from edgepack.pack import RESULTS, read_manifest
-from edgepack.pipeline.packed import layer_shapes, model_name
+from edgepack.pack.facts import read_facts
+from edgepack.pack.folder import RESULTS
 from edgepack.targets import Target
 from edgepack.workspace import Progress
 
@@ -42,17 +42,17 @@ def emulate_pack(
         TargetsError: the target has no runtime for a format, or its caches are not known.
         DeviceError, ModelError, DataError: see `emulate_variants`.
     """
-    manifest = read_manifest(pack_dir)
+    facts = read_facts(pack_dir)
     variants = pack_variants(pack_dir, target, formats)
     layers = None
     if by_layer:
-        layers = {(v.name, v.format): layer_shapes(manifest, pack_dir, v.name, v.format) for v in variants}
+        layers = {(v.name, v.format): facts.layer_shapes(v.name, v.format) for v in variants}
     example = pack_dir / "example_inputs.npz"
     result = emulate_variants(
         variants,
         layers,
         target=target,
-        model=model_name(manifest, pack_dir),
+        model=facts.model_name,
         inputs=example if example.is_file() else None,
         threads=threads,
         progress=progress,

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from edgepack.errors import UsageError
+from edgepack.metrics import Drop
 from edgepack.model.scheme import Format
 from edgepack.pipeline.ladder import LayerPlans, Step, make_ladder
 from edgepack.pipeline.limits import infeasible, measure_rest, user_bounds
@@ -16,7 +17,6 @@ from edgepack.pipeline.probing import Probe
 from edgepack.pipeline.search import Found, Search
 from edgepack.plan.file_scheme import file_label
 from edgepack.plan.solve import Infeasible
-from edgepack.report.explored import ExploredRow
 from edgepack.types import Aim
 from edgepack.workspace import Cache, Progress, silent
 
@@ -24,6 +24,31 @@ PLANS = 20
 """Probed per format at most: half of them the fastest at what they lose, half of them the smallest."""
 
 AIMS: tuple[Aim, ...] = ("latency", "size")
+
+
+@dataclass(frozen=True)
+class ExploredRow:
+    """One plan that was emitted and measured.
+
+    Attributes:
+        number: what `--pick` takes.
+        on_front: whether no other plan of its format is at least as good in drop, latency and size, and better in one.
+        factored: layers, of how many.
+        weights_share: weight parameters kept, of the linear layers.
+        latency_s: predicted, of the linear layers.
+        source: of the latency.
+    """
+
+    number: int
+    on_front: bool
+    format: Format
+    scheme: str
+    factored: tuple[int, int]
+    weights_share: float
+    size_bytes: int
+    latency_s: float
+    source: str
+    drop: Drop
 
 
 @dataclass(frozen=True)

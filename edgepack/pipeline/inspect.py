@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
 
@@ -16,16 +16,66 @@ from edgepack.errors import ModelError
 from edgepack.factorize import needs_gradients
 from edgepack.model.layer import Layer
 from edgepack.model.model import Model
-from edgepack.pack import read_manifest
 from edgepack.pipeline.activations import Subject
 from edgepack.pipeline.decompositions import decompose
 from edgepack.pipeline.gradients import weighed
 from edgepack.pipeline.guarding import choose_method, load_data, make_guard
 from edgepack.plan.candidates import break_even_rank
-from edgepack.report.layers import Energy, LayerReport, ModelReport
 from edgepack.sources import open_model
 from edgepack.types import Array, Spectrum
 from edgepack.workspace import Cache, Progress, digest, open_workspace, silent
+
+Energy = Literal["weight", "output", "weighed output"]
+"""What the error curve of a layer is of: its weights alone, its output on the calibration data, or that output weighed
+by gradients of the model's answer."""
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One linear layer.
+
+    Attributes:
+        rows: rows it multiplies in one inference of the example inputs; None where its input was never seen.
+        bytes_share: of all weight bytes of the model.
+        macs_share: of the multiplications of all linear layers; None where a layer's rows are unknown.
+        break_even: largest rank at which a pair has fewer weights and multiplications than the dense layer of the same
+            precision, fp32 or int8.
+        break_even_int8_int4: likewise for an int8 pair in bytes against a dense int4 layer.
+        energy: what the ranks keep a share of.
+        rank_90, rank_99: ranks that keep 90 % and 99 % of it.
+    """
+
+    name: str
+    op: str
+    out_features: int
+    in_features: int
+    uses: int
+    rows: int | None
+    weight_bytes: int
+    bytes_share: float
+    macs_share: float | None
+    break_even: int
+    break_even_int8_int4: int
+    energy: Energy
+    rank_90: int
+    rank_99: int
+
+
+@dataclass(frozen=True)
+class ModelReport:
+    """The whole model.
+
+    Attributes:
+        method: the factorizer that the ranks are by.
+        has_data: whether there were calibration data.
+    """
+
+    model: str
+    weight_bytes: int
+    linear_bytes: int
+    method: str
+    has_data: bool
+    layers: tuple[LayerReport, ...]
 
 
 def inspect(
@@ -66,19 +116,6 @@ def inspect(
         ]
         rows = _rows(opened, loaded.calibration, seed)
         return _report(opened, chosen, spectra, energies, rows, has_data=loaded.calibration is not None)
-
-
-def inspect_pack(pack_dir: Path) -> Mapping[str, Any]:
-    """The manifest of a pack, fit to be shown.
-
-    Raises:
-        PackError: no pack, or a damaged manifest.
-    """
-    from edgepack.pipeline.planned_schema import check_planned
-
-    manifest = read_manifest(pack_dir)
-    check_planned(manifest, pack_dir)
-    return manifest
 
 
 def _rows(opened: Model, samples: Samples | None, seed: int) -> dict[str, int]:

@@ -20,7 +20,7 @@ from edgepack.pipeline.pricing import Prices
 from edgepack.pipeline.promise import is_automatic
 from edgepack.plan.sizes import resident_bytes, size_bytes
 from edgepack.plan.solve import Bounds, Infeasible, Quantity
-from edgepack.report.cells import seconds, size
+from edgepack.units import seconds, size
 
 OPTIONS: dict[Quantity, str] = {"size_bytes": "--flash", "ram_bytes": "--ram", "latency_s": "--latency"}
 

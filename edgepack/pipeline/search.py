@@ -19,8 +19,8 @@ from edgepack.pipeline.probing import Probe, beside_code, probe
 from edgepack.plan import cost
 from edgepack.plan.file_scheme import base_scheme, file_label
 from edgepack.plan.search import climb, within
-from edgepack.report.cells import seconds
 from edgepack.types import LayerPlan
+from edgepack.units import seconds
 from edgepack.workspace import digest
 
 FINALISTS = 3

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
+from edgepack.bench.stats import Comparison
+from edgepack.bench.summary import VariantSummary
 from edgepack.model.scheme import Format
-from edgepack.report.measured import Against, Measured
+from edgepack.pack.facts import PackFacts
+from edgepack.report.report import Column, Field, Table, hidden, make_table
+
+LOCAL = "local"
 
 
 @dataclass(frozen=True)
@@ -85,19 +89,19 @@ class CompareRow:
     methods: Mapping[str, str]
 
 
-def compare_rows(measured: Sequence[Measured], manifest: Mapping[str, Any] | None = None) -> list[CompareRow]:
+def compare_rows(measured: Sequence[VariantSummary], facts: PackFacts | None = None) -> list[CompareRow]:
     """Rows of one session, in the order they were measured.
 
     Args:
         measured: every variant of one session.
-        manifest: of the pack; what it lacks is None in the rows.
+        facts: of the pack; what it lacks is None in the rows.
     """
     sizes = {(one.format, one.variant): one.size_bytes for one in measured}
-    return [_row(one, sizes, manifest or {}) for one in measured]
+    return [_row(one, sizes, facts or PackFacts(Path())) for one in measured]
 
 
-def _row(one: Measured, sizes: Mapping[tuple[Format, str], int], manifest: Mapping[str, Any]) -> CompareRow:
-    facts = file_facts(manifest, one.variant, one.format)
+def _row(one: VariantSummary, sizes: Mapping[tuple[Format, str], int], facts: PackFacts) -> CompareRow:
+    file = facts.file(one.variant, one.format)
     return CompareRow(
         model=one.model,
         target=one.target,
@@ -113,7 +117,7 @@ def _row(one: Measured, sizes: Mapping[tuple[Format, str], int], manifest: Mappi
         quick=one.quick,
         format=one.format,
         variant=one.variant,
-        scheme=facts.scheme,
+        scheme=file.scheme,
         size_bytes=one.size_bytes,
         latency_p50_s=one.warm.median,
         latency_low_s=one.warm.low,
@@ -128,9 +132,9 @@ def _row(one: Measured, sizes: Mapping[tuple[Format, str], int], manifest: Mappi
         peak_bytes=one.peak_bytes,
         cache_misses=one.cache_misses,
         cache_misses_note=one.cache_misses_note,
-        metric_name=facts.metric_name,
-        metric=facts.metric,
-        drop=facts.drop,
+        metric_name=facts.metric,
+        metric=file.metric,
+        drop=file.drop,
         vs_fp32=_ratio(one, one.vs_fp32, sizes.get((one.format, "dense-fp32"))),
         vs_int8=_ratio(one, one.vs_int8, sizes.get((one.format, "dense-int8"))),
         notes=tuple(one.notes),
@@ -139,69 +143,109 @@ def _row(one: Measured, sizes: Mapping[tuple[Format, str], int], manifest: Mappi
     )
 
 
-@dataclass(frozen=True)
-class FileFacts:
-    """What a manifest says of one model file; None where it does not, or says nonsense."""
-
-    scheme: str | None
-    metric_name: str | None
-    metric: float | None
-    drop: float | None
-
-
-def file_facts(manifest: Mapping[str, Any], variant: str, fmt: Format) -> FileFacts:
-    """Form and accuracy of a variant's file."""
-    entry = file_entry(manifest, variant, fmt)
-    metric = _number(entry.get("metric"))
-    return FileFacts(
-        scheme=_text(entry.get("scheme")),
-        metric_name=_text(_mapping(manifest.get("metric")).get("name")) or _text(manifest.get("metric")),
-        metric=metric,
-        drop=_drop(entry, metric, file_entry(manifest, "dense-fp32", fmt)),
-    )
-
-
-def file_ranks(manifest: Mapping[str, Any], variant: str, fmt: Format) -> dict[str, int]:
-    """Rank of every factored layer of a variant's file by the layer's name; a dense layer has none."""
-    layers = file_entry(manifest, variant, fmt).get("layers")
-    ranks = {}
-    for layer in map(_mapping, layers if isinstance(layers, list) else ()):
-        name, rank = layer.get("layer"), layer.get("rank")
-        if isinstance(name, str) and isinstance(rank, int) and not isinstance(rank, bool):
-            ranks[name] = rank
-    return ranks
-
-
-def file_entry(manifest: Mapping[str, Any], variant: str, fmt: Format) -> Mapping[str, Any]:
-    """What a manifest says of a variant's file; empty where it says nothing."""
-    path = f"baseline/{variant.removeprefix('dense-')}.{fmt}" if variant.startswith("dense-") else f"model.{fmt}"
-    return _mapping(_mapping(manifest.get("files")).get(path))
-
-
-def _drop(entry: Mapping[str, Any], metric: float | None, fp32: Mapping[str, Any]) -> float | None:
-    written = _number(entry.get("drop"))
-    if written is not None:
-        return written
-    best = _number(fp32.get("metric"))
-    return None if metric is None or best is None else best - metric
-
-
-def _ratio(one: Measured, against: Against | None, baseline_bytes: int | None) -> Ratio | None:
+def _ratio(one: VariantSummary, against: Comparison | None, baseline_bytes: int | None) -> Ratio | None:
     if against is None:
         return None
     shrink = baseline_bytes / one.size_bytes if baseline_bytes and one.size_bytes else None
     return Ratio(against.speedup, against.low, against.high, against.verdict, shrink)
 
 
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
+DeviceKey = tuple[str, str, str]
 
 
-def _number(value: Any) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+def device_key(row: CompareRow) -> DeviceKey:
+    """What tells a device, or a cluster of it, from others."""
+    return row.reached, row.device_id, row.cluster or ""
+
+
+def device_names(rows: Sequence[CompareRow]) -> dict[DeviceKey, str]:
+    """A short name for every device in the rows: how it was reached, and more only where that is not enough."""
+    keys = list(dict.fromkeys(map(device_key, rows)))
+    titles = {device_key(row): row.device for row in rows}
+    names = {key: titles[key] if key[0] == LOCAL else key[0] for key in keys}
+    for part in (2, 1):
+        shared = {name for name in names.values() if list(names.values()).count(name) > 1}
+        names = {key: f"{name} {key[part]}".strip() if name in shared else name for key, name in names.items()}
+    return names
+
+
+def measured_table(rows: Sequence[CompareRow]) -> Table:
+    """A row per measured file. Every note stands once; one that holds for some rows only names their model and target.
+
+    Sustained latency has a column where it was measured. Several devices are told apart by their names.
+    """
+    names = device_names(rows)
+    return make_table(_fields(names), rows, notes=tuple(_notes(rows, names)), lead=3)
+
+
+def _fields(names: Mapping[DeviceKey, str]) -> tuple[Field[CompareRow], ...]:
+    def place(row: CompareRow) -> str:
+        device = f" on {names[device_key(row)]}" if len(names) > 1 else ""
+        threads = f" ({row.threads} threads)" if row.threads > 1 else ""
+        return f"{row.target}{device}{threads}{'' if row.native else ' *'}"
+
+    return (
+        Field(Column("model", "model")),
+        Field(hidden("target")),
+        Field(Column("place", "target", only="people"), place),
+        *(Field[CompareRow](hidden(key)) for key in ("device", "reached", "device_id", "session", "tool", "governor")),
+        *(Field[CompareRow](hidden(key)) for key in ("cluster", "native")),
+        Field(hidden("threads", "integer")),
+        Field(hidden("quick")),
+        Field(Column("format", "format")),
+        Field(Column("variant", "variant")),
+        Field(hidden("scheme")),
+        Field(Column("size_bytes", "size", "bytes")),
+        Field(Column("latency_p50_s", "p50", "seconds")),
+        Field(hidden("latency_low_s", "seconds")),
+        Field(hidden("latency_high_s", "seconds")),
+        Field(Column("latency_p90_s", "p90", "seconds")),
+        Field(Column("cold_p50_s", "cold", "seconds")),
+        Field(
+            Column(
+                "sustained",
+                "sustained",
+                "drift",
+                optional=True,
+                parts=("sustained_first_s", "sustained_last_s", "sustained_end_c"),
+            ),
+            _sustained,
+        ),
+        Field(hidden("load_s", "seconds")),
+        Field(Column("resident_bytes", "memory", "bytes")),
+        Field(hidden("peak_bytes", "bytes")),
+        Field(Column("cache_misses", "misses", "count", missing="unavailable")),
+        Field(hidden("cache_misses_note")),
+        Field(hidden("metric_name")),
+        Field(Column("metric", "accuracy", "score")),
+        Field(Column("drop", "drop", "score")),
+        *(Field[CompareRow](_against(key, header)) for key, header in (("vs_fp32", "vs fp32"), ("vs_int8", "vs int8"))),
+        Field(hidden("notes", "list")),
+    )
+
+
+def _sustained(row: CompareRow) -> tuple[float, float, float | None] | None:
+    if row.sustained_first_s is None or row.sustained_last_s is None:
         return None
-    return float(value)
+    return row.sustained_first_s, row.sustained_last_s, row.sustained_end_c
 
 
-def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) and value and value.isprintable() else None
+def _against(key: str, header: str) -> Column:
+    parts = ("speedup", "low", "high", "verdict", "shrink")
+    return Column(key, header, "ratio", parts=tuple(f"{key}_{part}" for part in parts))
+
+
+def _notes(rows: Sequence[CompareRow], names: Mapping[DeviceKey, str]) -> list[str]:
+    """Notes in the order of the rows; the name of a pack is put before a note where there are several packs."""
+    packs = {(row.model, row.target, device_key(row)) for row in rows}
+    found: dict[str, None] = {}
+    for row in rows:
+        own = list(row.notes)
+        if row.cache_misses is None and row.cache_misses_note:
+            own.append(f"cache misses unavailable: {row.cache_misses_note}")
+        for note in own:
+            marked = f"* {note}" if note.startswith("measured on") else note
+            where = f"{row.target} on {names[device_key(row)]}" if len(names) > 1 else row.target
+            found[f"{row.model} for {where}: {marked}" if len(packs) > 1 else marked] = None
+    metrics = {row.metric_name for row in rows if row.metric_name}
+    return [*found, *(f"accuracy is {name}" for name in sorted(metrics - {"accuracy"}))]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from edgepack.model.scheme import Format
-from edgepack.report.cells import NONE, Table, device_key, device_names, ratio, seconds
-from edgepack.report.compare import CompareRow, Ratio
+from edgepack.report.compare import CompareRow, DeviceKey, Ratio, device_key, device_names
+from edgepack.report.report import Block, Column, Figure, Line, Paragraph, Table, hidden
 
 MISSING = "none"
 
@@ -53,7 +53,7 @@ class SideBySide:
 class _Run:
     """The rows of one session in one format."""
 
-    device: tuple[str, str, str]
+    device: DeviceKey
     name: str
     rows: tuple[CompareRow, ...]
 
@@ -81,7 +81,7 @@ def side_by_side(rows: Sequence[CompareRow]) -> SideBySide:
     return SideBySide(tuple(tables), tuple(apart))
 
 
-def _runs(rows: Sequence[CompareRow], fmt: Format, names: Mapping[tuple[str, str, str], str]) -> list[_Run]:
+def _runs(rows: Sequence[CompareRow], fmt: Format, names: Mapping[DeviceKey, str]) -> list[_Run]:
     sessions: dict[tuple[object, ...], list[CompareRow]] = {}
     for row in rows:
         if row.format == fmt:
@@ -163,30 +163,50 @@ def _differing(one: _Run, other: _Run) -> list[str]:
     return [f"{name} ({first}, {second})" for name, first, second in values if first != second]
 
 
-@dataclass(frozen=True)
-class TitledTable:
-    """A table and the line above it."""
+def device_blocks(found: SideBySide) -> tuple[Block, ...]:
+    """For people p50 on every device and the ratio to dense int8 there, a table for each set of devices; for data a row
+    for each file on a device. Below, why other runs do not stand there."""
+    blocks: list[Block] = [_shown(one) for one in found.tables]
+    if found.tables:
+        blocks.append(Table(_OF_DEVICES, tuple(_rows(found)), only="data"))
+    if found.apart:
+        blocks += [Paragraph(line, note=True) for line in found.apart]
+        blocks.append(Table((Column("not_beside_each_other"),), tuple((line,) for line in found.apart), only="data"))
+    return tuple(blocks)
 
-    title: str
-    table: Table
 
-
-def device_tables(found: SideBySide) -> list[TitledTable]:
-    """The tables as text: p50 on every device, and the ratio to dense int8 there."""
-    return [_titled(one) for one in found.tables]
-
-
-def _titled(one: DeviceTable) -> TitledTable:
-    lines = [(line.format, line.variant, *map(_cell, line.figures)) for line in one.lines]
+def _shown(one: DeviceTable) -> Table:
     first = next(iter(one.conditions.values()))
     alike = [f"{value} thread{'s' * (value != '1')}" for name, value in first.items() if name == "threads"]
     alike += [f"{value} schedule" for name, value in first.items() if name == "schedule"]
     title = ", ".join([f"{one.model}: p50 on each device, and against dense int8 there", *alike])
-    return TitledTable(title, Table(("format", "variant", *one.devices), tuple(lines), (), one.devices))
+    devices = tuple(Column(name, name, "figures") for name in one.devices)
+    columns = (Column("format", "format"), Column("variant", "variant"), *devices)
+    rows = tuple((line.format, line.variant, *map(_cell, line.figures)) for line in one.lines)
+    return Table(columns, rows, title, only="people")
 
 
-def _cell(figure: DeviceFigure | None) -> str:
+def _cell(figure: DeviceFigure | None) -> Line | None:
     if figure is None:
-        return NONE
-    against = "" if figure.vs_int8 is None else f" ({ratio(figure.vs_int8)})"
-    return f"{seconds(figure.latency_p50_s)}{against}"
+        return None
+    latency = Figure(figure.latency_p50_s, "seconds")
+    return (latency,) if figure.vs_int8 is None else (latency, " (", Figure(figure.vs_int8, "ratio"), ")")
+
+
+_OF_DEVICES = (
+    hidden("table", "integer"),
+    *(hidden(key) for key in ("model", "format", "variant", "device")),
+    *(hidden(key, "seconds") for key in ("latency_p50_s", "latency_low_s", "latency_high_s")),
+    Column("vs_int8", unit="ratio", parts=tuple(f"vs_int8_{part}" for part in ("speedup", "low", "high", "verdict"))),
+)
+
+
+def _rows(found: SideBySide) -> Iterator[tuple[object, ...]]:
+    for number, table in enumerate(found.tables, 1):
+        for line in table.lines:
+            for device, figure in zip(table.devices, line.figures, strict=True):
+                if figure is not None:
+                    ratio = figure.vs_int8
+                    against = None if ratio is None else (ratio.speedup, ratio.low, ratio.high, ratio.verdict)
+                    times = (figure.latency_p50_s, figure.latency_low_s, figure.latency_high_s)
+                    yield (number, table.model, line.format, line.variant, device, *times, against)

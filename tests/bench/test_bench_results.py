@@ -367,7 +367,7 @@ def test_a_pack_is_benched_on_its_example_inputs_and_keeps_the_result(pack: Path
 
 
 def test_repeated_sessions_of_a_pack_count_as_one_and_unlike_ones_do_not(pack: Path) -> None:
-    from edgepack.pipeline.compare import compare_packs, compare_results
+    from edgepack.report.comparison import compare_packs, compare_results
 
     later = replace(RESULT, created="2027", variants=(variant("edgepack", block(3e-3)), variant("dense-fp32")))
     other = replace(RESULT, conditions=replace(RESULT.conditions, threads=4))

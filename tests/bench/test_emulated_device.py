@@ -8,9 +8,7 @@ from pathlib import Path
 import bench_models
 import numpy as np
 import pytest
-from edgepack.cache import Cache
 from edgepack.pipeline.statistics import decompose
-from edgepack.progress import silent
 
 from edgepack.backends.onnx import schemes as onnx
 from edgepack.backends.onnx.writer import OnnxWriter
@@ -30,6 +28,7 @@ from edgepack.pipeline.guarding import load_data
 from edgepack.quantize.gauge import balanced
 from edgepack.sources import open_model
 from edgepack.targets import get_target
+from edgepack.workspace import Cache, silent
 
 pytestmark = pytest.mark.system
 

@@ -13,7 +13,6 @@ import torch
 
 sys.path.append(str(Path(__file__).parents[2] / "bench"))  # a folder of scripts, not a package
 import blocks_seeds
-from edgepack.cache import Cache
 from models.mnist_mlp import digits
 from seeds import claims, deepthin_rows, measure, train
 from seeds.deepthin_rows import conv_form, trained_parts, width_at
@@ -24,6 +23,7 @@ from seeds.settings import QUICK
 from edgepack.backends.onnx.schemes import FP32
 from edgepack.coded import evaluate, stored_bytes
 from edgepack.model.replacement import Replacement
+from edgepack.workspace import Cache
 
 SIZES = (784, 24, 10)
 SHARE = 0.25

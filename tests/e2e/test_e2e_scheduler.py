@@ -12,14 +12,13 @@ import onnx_ir as ir
 import pytest
 from dask_cluster import DaskCluster, dask_cluster
 from e2e_cli import assert_fails, run
-from edgepack.cache import Cache
 from edgepack.pipeline.statistics import decompose
-from edgepack.progress import Progress, silent
 
 from edgepack.data import Samples
 from edgepack.executor import Workers, cluster, workers
 from edgepack.onnxgraph.sites import find_sites
 from edgepack.types import Spectrum
+from edgepack.workspace import Cache, Progress, silent
 
 SIDE, LAYERS = 320, 12
 

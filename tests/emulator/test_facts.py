@@ -4,10 +4,10 @@ import importlib.util
 from pathlib import Path
 
 import pytest
-from edgepack.shipped import shipped
 
 from edgepack.emulator.facts import cpu_files, write_facts
 from edgepack.targets import Target, load_targets
+from edgepack.workspace import shipped
 
 AARCH64 = [target for target in load_targets().values() if target.arch == "aarch64"]
 

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from edgepack.cache import Cache
-from edgepack.pipeline.prepared import Prepared, prepared
-from edgepack.progress import silent
 from small_builds import options, write_classifier
+
+from edgepack.pipeline.prepare import Prepared, prepared
+from edgepack.workspace import Cache, silent
 
 
 @pytest.fixture(scope="session")

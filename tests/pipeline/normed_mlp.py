@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from edgepack.cache import Cache
 
 from edgepack.backends.runtime import load, predict
 from edgepack.backends.tflite.writer import TfliteWriter
@@ -15,6 +14,7 @@ from edgepack.data import Samples
 from edgepack.model.model import Model
 from edgepack.sources import open_model
 from edgepack.types import Array
+from edgepack.workspace import Cache
 
 RECIPE = """
 import torch

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from edgepack.cache import Cache
 from onnx import TensorProto, helper, numpy_helper
 from small_builds import options
 
@@ -18,9 +17,10 @@ from edgepack.coded import Writer
 from edgepack.errors import UsageError
 from edgepack.model.layer import View
 from edgepack.model.replacement import Replacement, low_rank
+from edgepack.pack.manifest import read_manifest
 from edgepack.pipeline.build import build
-from edgepack.pipeline.inspect import inspect_pack
 from edgepack.types import Array
+from edgepack.workspace import Cache
 
 RANK = 0.25
 
@@ -56,7 +56,7 @@ def methods(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def built(model: Path, cache: Path, out: Path, **changes: Any) -> dict[str, Any]:
-    return dict(build(options(model, out=out, **changes), cache=Cache(cache)).manifest)
+    return build(options(model, out=out, **changes), cache=Cache(cache)).manifest.record()
 
 
 @pytest.mark.usefixtures("methods")
@@ -74,7 +74,7 @@ def test_a_layer_is_stored_in_code_and_proved(classifier: Path, warm_cache: Path
     fp32 = record["files"]["baseline/fp32.onnx"]
     assert entry["size_bytes"] < fp32["size_bytes"] / 7
     assert any("rounded only saves bytes" in warning for warning in record["warnings"])
-    assert inspect_pack(out)["files"]["model.onnx"]["layers"]
+    assert read_manifest(out).packed("onnx").layers
 
 
 @pytest.mark.usefixtures("methods")

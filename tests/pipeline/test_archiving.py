@@ -6,11 +6,11 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from edgepack.cache import Cache
 from small_builds import options
 
 from edgepack.archive.archive import unpack_file
 from edgepack.pipeline.build import build
+from edgepack.workspace import Cache
 
 
 def asked(classifier: Path, out: Path, **changes: Any) -> Any:

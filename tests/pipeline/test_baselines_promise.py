@@ -9,7 +9,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from edgepack.pipeline.prepared import Prepared
 from edgepack.pipeline.task import Task
 from linear_plans import linear_plan
 from small_builds import options
@@ -20,6 +19,7 @@ from edgepack.metrics import Drop
 from edgepack.model.scheme import FileScheme, Scheme
 from edgepack.pipeline.attempt import Attempt
 from edgepack.pipeline.baselines import Baseline, make_baseline
+from edgepack.pipeline.prepare import Prepared
 from edgepack.pipeline.promise import is_automatic, keep_promise
 from edgepack.plan.cost import CLEARLY, MEASURED, STATED
 

@@ -11,10 +11,8 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from edgepack.cache import Cache
 from edgepack.pipeline.beside import beside, rounded_beside
 from edgepack.pipeline.covariances import Covariances
-from edgepack.progress import silent
 from linear_plans import linear_plan
 from onnx import TensorProto, helper, numpy_helper
 from small_builds import options
@@ -34,10 +32,10 @@ from edgepack.model.scheme import FileScheme, Format, Scheme
 from edgepack.onnxgraph.contents import read_contents
 from edgepack.onnxgraph.rewrite import with_factors
 from edgepack.onnxgraph.split import split_onnx
+from edgepack.pack.facts import facts_of
 from edgepack.pipeline.build import build
 from edgepack.pipeline.layer_files import layer_files
 from edgepack.pipeline.layer_points import points_for
-from edgepack.pipeline.packed import layer_shapes
 from edgepack.pipeline.rounding import Rounder
 from edgepack.plan.measured import Entry, Fingerprint, MeasuredTable
 from edgepack.plan.measured_file import known_measured, load_measured, measured_path, save_measured
@@ -47,6 +45,7 @@ from edgepack.quantize.lattice import WeightGrid
 from edgepack.segments import LayerShape
 from edgepack.sources.onnx import OnnxSource, open_onnx
 from edgepack.types import Array, LayerPlan, Moments
+from edgepack.workspace import Cache, silent
 
 OUT, IN, RANK = 96, 160, 8
 STRONG, DIRECTIONS, SMALL = 60.0, 4, 0.03
@@ -213,7 +212,7 @@ def test_a_build_in_int4_takes_it_where_neither_alone_will_do(tmp_path: Path) ->
     model = write_model(tmp_path / "strong.onnx", weight)
     np.savez(tmp_path / "data.npz", x=x)
     chosen = options(model, precision="int4", max_drop=20.0, out=tmp_path / "pack")
-    found = build(chosen, cache=Cache(tmp_path / "cache")).manifest
+    found = build(chosen, cache=Cache(tmp_path / "cache")).manifest.record()
     entry = found["files"]["model.onnx"]
     (layer,) = entry["layers"]
     assert (layer["scheme"], layer["rank"]) == (NBITS4_CORRECTED.name, 8)
@@ -226,7 +225,7 @@ def test_a_build_in_int4_takes_it_where_neither_alone_will_do(tmp_path: Path) ->
     assert sorted(bits for *_, bits in held.weights) == [4, 8, 8]
     # All that is faster, every pair and the matrix alone, was looked at by what it is predicted to lose.
     assert min(one["loss"] for one in layer["others"]) > 5 * layer["predicted"]["loss"]
-    shapes = layer_shapes(found, tmp_path / "pack", "edgepack", "onnx")
+    shapes = facts_of(found, tmp_path / "pack").layer_shapes("edgepack", "onnx")
     (segment,) = split_onnx(tmp_path / "pack" / "model.onnx", shapes, tmp_path)
     assert (segment.name, segment.layer) == ("w", True)
 

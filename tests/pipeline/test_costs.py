@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from edgepack.cache import Cache
 
 from edgepack.backends.onnx.schemes import FP32
 from edgepack.backends.schemes import SCHEMES, scheme_named
@@ -24,6 +23,7 @@ from edgepack.plan.interpolate import interpolate
 from edgepack.plan.table import Grid
 from edgepack.plan.table_file import load_table, own_folder, table_for, table_name
 from edgepack.targets import Target, get_target
+from edgepack.workspace import Cache
 
 GRID = Grid(sides=(128, 512), ranks=(32,), batches=(1,))
 NOISE_INSTRUCTIONS = 600

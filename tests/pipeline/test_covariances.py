@@ -7,14 +7,13 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-from edgepack.cache import Cache
 from edgepack.pipeline.covariances import Covariances
-from edgepack.progress import silent
 from small_builds import points, write_classifier
 
 from edgepack.data import Samples
 from edgepack.onnxgraph.sites import find_sites
 from edgepack.pipeline import covariances as module
+from edgepack.workspace import Cache, silent
 
 
 @pytest.fixture(scope="module")

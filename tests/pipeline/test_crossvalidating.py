@@ -7,16 +7,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from edgepack.cache import Cache
-from edgepack.pipeline.crossvalidating import FOLDS, PERCENTS
-from edgepack.progress import Progress, silent
-from rich.console import Console
 from small_builds import options, points
 
 from edgepack.errors import DataError, UsageError
+from edgepack.pack.manifest import read_manifest
 from edgepack.pipeline import crossvalidating
 from edgepack.pipeline.build import build
-from edgepack.report.build_summary import render_build
+from edgepack.pipeline.crossval import FOLDS, PERCENTS
+from edgepack.report.build import build_report
+from edgepack.report.render.terminal import render_text
+from edgepack.workspace import Cache, Progress, silent
 
 
 @pytest.fixture(scope="module")
@@ -26,13 +26,14 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def built(model: Path, cache: Path, out: Path, *, progress: Progress = silent, **changes: Any) -> Any:
     asked: dict[str, Any] = {"rank": "cv", "precision": "int8", **changes}
-    return build(options(model, out=out, **asked), cache=Cache(cache), progress=progress).manifest
+    return build(options(model, out=out, **asked), cache=Cache(cache), progress=progress).manifest.record()
 
 
 def test_the_pack_has_the_smallest_share_within_a_standard_error_of_the_best(
     classifier: Path, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     manifest = built(classifier, cache, tmp_path / "pack")
+    shown = build_report(tmp_path / "pack", read_manifest(tmp_path / "pack"))
     found = manifest["cross_validation"]
     assert manifest["options"]["rank"] == "cv"
     assert (found["folds"], found["samples"]) == (FOLDS, manifest["data"]["calibration_samples"])
@@ -50,8 +51,7 @@ def test_the_pack_has_the_smallest_share_within_a_standard_error_of_the_best(
     for name in ("w1", "w2"):
         sides = layers[name]["out_features"], layers[name]["in_features"]
         assert layers[name]["rank"] == int(found["percent"] / 100 * sides[0] * sides[1] / sum(sides))
-    Console(width=120).print(render_build(tmp_path / "pack", manifest))
-    said = capsys.readouterr().out
+    said = render_text(shown, 120)
     assert f"{found['percent']}% of each layer's weights" in said
     assert "chosen" in said
 

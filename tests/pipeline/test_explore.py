@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from edgepack.cache import Cache, file_digest
 from small_builds import options
 
 from edgepack.backends.onnx.schemes import FP32
@@ -17,9 +16,10 @@ from edgepack.errors import BudgetError, UsageError
 from edgepack.metrics import Drop
 from edgepack.model.scheme import FileScheme
 from edgepack.pipeline.build import build
-from edgepack.pipeline.explore import PLANS, Exploration, _on_front, explore
+from edgepack.pipeline.explore import PLANS, Exploration, ExploredRow, _on_front, explore
 from edgepack.pipeline.probing import Probe
-from edgepack.report.explored import ExploredRow, explored_json
+from edgepack.report.build import explored_report
+from edgepack.workspace import Cache, file_digest
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def test_a_pick_is_the_plan_of_that_number(found: Exploration, classifier: Path,
     row = found.rows[number - 1]
     digests = []
     for out in (tmp_path / "one", tmp_path / "two"):
-        manifest = build(options(classifier, pick=(number,), out=out), cache=cache).manifest
+        manifest = build(options(classifier, pick=(number,), out=out), cache=cache).manifest.record()
         entry = manifest["files"]["model.onnx"]
         digests.append(file_digest(out / "model.onnx"))
         assert (entry["size_bytes"], entry["scheme"]) == (row.size_bytes, row.scheme)
@@ -151,7 +151,7 @@ def test_the_time_is_kept_and_told(classifier: Path, tmp_path: Path) -> None:
 
 
 def test_for_machines(found: Exploration) -> None:
-    rows: list[dict[str, Any]] = explored_json(found.rows)
+    rows: list[dict[str, Any]] = explored_report(found.rows).record["plans"]
     assert [set(row) for row in rows] == [
         {
             *("number", "on_front", "format", "scheme", "factored", "weights_share", "size_bytes", "latency_s"),

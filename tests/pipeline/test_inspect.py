@@ -5,14 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from edgepack.cache import Cache
 from small_builds import CLASSES, FEATURES, HIDDEN, options
 
 from edgepack.errors import PackError
+from edgepack.pack.manifest import read_manifest
 from edgepack.pipeline.build import build
-from edgepack.pipeline.inspect import inspect, inspect_pack
+from edgepack.pipeline.inspect import inspect
 from edgepack.plan.candidates import break_even_rank
-from edgepack.report.planned import render_planned
+from edgepack.report.inspect import pack_report
+from edgepack.report.render.terminal import render_text
+from edgepack.workspace import Cache
 
 SHAPES = {"w1": (HIDDEN, FEATURES), "w2": (HIDDEN, HIDDEN), "w3": (CLASSES, HIDDEN)}
 
@@ -40,13 +42,13 @@ def test_a_model_without_data(classifier: Path, warm_cache: Path) -> None:
 
 def test_a_pack_says_what_became_of_each_layer(classifier: Path, warm_cache: Path, tmp_path: Path) -> None:
     result = build(options(classifier, out=tmp_path / "pack", max_drop=40.0), cache=Cache(warm_cache))
-    manifest = inspect_pack(tmp_path / "pack")
-    assert manifest["files"].keys() == result.manifest["files"].keys()
-    render_planned(tmp_path / "pack", manifest)
+    manifest = read_manifest(tmp_path / "pack")
+    assert manifest == result.manifest
+    assert "model.onnx: " in render_text(pack_report(tmp_path / "pack", manifest))
 
 
 def test_what_is_no_pack(tmp_path: Path, classifier: Path) -> None:
     with pytest.raises(PackError, match="not a pack"):
-        inspect_pack(tmp_path)
+        read_manifest(tmp_path)
     with pytest.raises(PackError, match="not a pack"):
-        inspect_pack(classifier.parent)
+        read_manifest(classifier.parent)

@@ -9,7 +9,6 @@ from itertools import pairwise, product
 import numpy as np
 import pytest
 from edgepack.pipeline.menus import Menu
-from edgepack.pipeline.prepared import Prepared
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from linear_plans import linear_candidate
@@ -17,6 +16,7 @@ from linear_plans import linear_candidate
 from edgepack.backends.onnx.schemes import FP32
 from edgepack.model.kinds.linear import linear_layer
 from edgepack.pipeline.ladder import STEPS, TIE, Step, make_ladder, nearest
+from edgepack.pipeline.prepare import Prepared
 from edgepack.plan.solve import Bounds, Infeasible
 from edgepack.types import Candidate, Spectrum
 

@@ -11,8 +11,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from edgepack.cache import Cache
-from edgepack.pipeline.prepared import Prepared
 from small_builds import options
 
 from edgepack.errors import BudgetError
@@ -21,7 +19,9 @@ from edgepack.pipeline.build import build
 from edgepack.pipeline.limits import Rest
 from edgepack.pipeline.memory import peak_ram_bytes
 from edgepack.pipeline.options import parse_duration, parse_size
+from edgepack.pipeline.prepare import Prepared
 from edgepack.plan.solve import Bounds, Infeasible
+from edgepack.workspace import Cache
 
 REST = Rest(10_000, 2_000_000, 1e-6)
 

@@ -8,14 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from edgepack.cache import Cache
-from edgepack.pipeline.prepared import Prepared
-from edgepack.progress import silent
 
 from edgepack.backends.onnx.schemes import FP32, NBITS4, NBITS4_CORRECTED, NBITS8, SCHEMES
 from edgepack.executor import Workers, workers
 from edgepack.pipeline import losses as losses_module
 from edgepack.pipeline.losses import Losses, factors_at, predict_losses
+from edgepack.pipeline.prepare import Prepared
+from edgepack.workspace import Cache, silent
 
 RANKS = {"w1": (8, 32, 96), "w2": (8, 64), "w3": ()}
 

@@ -4,33 +4,38 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from edgepack.cache import Cache, file_digest
-from edgepack.pipeline.prepared import Prepared
 from linear_plans import linear_plan
 from small_builds import options
 
 from edgepack.backends.onnx.schemes import FP32, NBITS4
 from edgepack.metrics import Drop
 from edgepack.model.scheme import FileScheme, Scheme
+from edgepack.pack.manifest import DropEntry, read_manifest
 from edgepack.pipeline.build import build
-from edgepack.pipeline.manifest import build_record, chosen_by, drop_record
-from edgepack.pipeline.planned_schema import check_planned
+from edgepack.pipeline.manifest import Results, chosen_by, make_manifest
+from edgepack.pipeline.prepare import Prepared
 from edgepack.pipeline.probing import Probe
 from edgepack.types import LayerPlan
+from edgepack.workspace import Cache, file_digest
 
 
 def layer(name: str, rank: int | None, scheme: Scheme) -> LayerPlan:
     return linear_plan(name, 10, 20, rank, 6, 0.0, "a reason", scheme=scheme)
 
 
+def record_of(ready: Prepared, probes: Sequence[Probe] = ()) -> dict[str, Any]:
+    return make_manifest(ready, probes, Results({}, {}, True, ())).record()
+
+
 def test_a_probe_carries_its_figures(ready: Prepared) -> None:
     drop = Drop("accuracy", 95.0, 94.5, 0.25, 256)
     mixed = Probe("onnx", FileScheme.of(FP32), (layer("a", 3, FP32), layer("b", None, NBITS4)), drop, 0.125, 1e-5, 4321)
-    record = build_record(ready, [mixed])
+    record = record_of(ready, [mixed])
     assert record["probes"] == [
         {
             "format": "onnx",
@@ -53,7 +58,7 @@ def test_a_probe_carries_its_figures(ready: Prepared) -> None:
 
 
 def test_what_does_not_depend_on_a_file(ready: Prepared, classifier: Path) -> None:
-    record = build_record(ready, [])
+    record = record_of(ready)
     assert record["cost_sources"] == {"onnx": "emulated cost table"}
     assert record["loss_weighted_by"] in ("output energy", "output gradients")
     assert record["method"] == "whitened"
@@ -84,9 +89,9 @@ def test_what_a_file_was_chosen_by(measured: bool, expected: str) -> None:
 
 
 def test_a_drop_of_one_sample_is_still_json() -> None:
-    record = drop_record(Drop("cosine", 100.0, 99.0, 0.0, 1))
-    assert record["drop"] == 1.0
-    assert not any(isinstance(value, float) and math.isnan(value) for value in record.values())
+    entry = DropEntry.of(Drop("cosine", 100.0, 99.0, 0.0, 1))
+    assert entry.drop == 1.0
+    assert not any(isinstance(value, float) and math.isnan(value) for value in vars(entry).values())
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +103,7 @@ def built(classifier: Path, warm_cache: Path, tmp_path_factory: pytest.TempPathF
 
 def test_a_real_manifest_is_what_inspect_takes(built: tuple[Path, dict[str, Any]]) -> None:
     out, manifest = built
-    check_planned(manifest, out)
+    assert read_manifest(out).record() == manifest
     entry = manifest["files"]["model.onnx"]
     assert entry["sha256"] == file_digest(out / "model.onnx")
     assert entry["size_bytes"] == (out / "model.onnx").stat().st_size
@@ -116,7 +121,17 @@ def test_every_layer_has_its_prediction_and_its_rivals(built: tuple[Path, dict[s
         kinds = {(rival["rank"] is None, rival["scheme"]) for rival in one["others"]}
         assert kinds
         for figures in (one["predicted"], *one["others"]):
-            known = {"scheme", "rank", "loss", "size_bytes", "ram_bytes", "latency_s", "source", "alternative"}
+            known = {
+                "scheme",
+                "structure",
+                "rank",
+                "loss",
+                "size_bytes",
+                "ram_bytes",
+                "latency_s",
+                "source",
+                "alternative",
+            }
             assert set(figures) == known
             assert figures["alternative"] is None
             assert figures["source"] == "emulated cost table"

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from edgepack.cache import Cache
 from edgepack.pipeline.alternatives import saves
 from small_builds import options
 
@@ -23,6 +22,7 @@ from edgepack.model.scheme import CONSTEXPR
 from edgepack.pipeline.build import build
 from edgepack.pipeline.guarding import choose_methods, load_data
 from edgepack.sources import open_model
+from edgepack.workspace import Cache
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 
@@ -49,7 +49,7 @@ def test_every_method_is_of_one_kind() -> None:
 @pytest.mark.parametrize("name", METHODS)
 def test_a_pack_by_every_method(name: str, classifier: Path, cache: Path, tmp_path: Path) -> None:
     changes: dict[str, Any] = {"formats": ("onnx", "tflite"), "rank": SHARE, "method": name, "transport": True}
-    record = build(options(classifier, out=tmp_path / "pack", **changes), cache=Cache(cache)).manifest
+    record = build(options(classifier, out=tmp_path / "pack", **changes), cache=Cache(cache)).manifest.record()
     for fmt in ("onnx", "tflite"):
         entry = record["files"][f"model.{fmt}"]
         assert {proof["passed"] for proof in entry["proofs"].values()} == {True}, entry["proofs"]
@@ -96,7 +96,7 @@ def test_the_planner_chooses_among_methods_but_never_the_patented_one(
     classifier: Path, warm_cache: Path, tmp_path: Path
 ) -> None:
     changes: dict[str, Any] = {"method": "auto", "flash_bytes": 40_000, "max_drop": 40.0}
-    record = build(options(classifier, out=tmp_path / "pack", **changes), cache=Cache(warm_cache)).manifest
+    record = build(options(classifier, out=tmp_path / "pack", **changes), cache=Cache(warm_cache)).manifest.record()
     entry = record["files"]["model.onnx"]
     assert entry["size_bytes"] <= 40_000
     seen = {one["alternative"]["method"] for layer in entry["layers"] for one in layer["others"] if one["alternative"]}

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from edgepack.pipeline.prepared import Prepared
 from edgepack.pipeline.task import Task
 from small_builds import options
 
@@ -15,6 +14,7 @@ from edgepack.backends.onnx.schemes import FP32
 from edgepack.metrics import Drop
 from edgepack.pipeline.baselines import Baseline, make_baseline
 from edgepack.pipeline.planner import Planned, plan
+from edgepack.pipeline.prepare import Prepared
 
 NEVER = float("inf")
 

@@ -8,12 +8,11 @@ import sys
 from typing import Any, cast
 
 import pytest
-from edgepack.shipped import shipped
-from edgepack.versions import TESTED_RUNTIMES
 
 from edgepack.bench.devices.remote import RemoteDevice
 from edgepack.bench.devices.shell import ShellFacts
 from edgepack.pipeline.preflight import examine_device
+from edgepack.workspace import TESTED_RUNTIMES, shipped
 
 
 class Device:

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from edgepack.cache import Cache
 from two_layers import ROWS, SIDE, write_model
 
 from edgepack.backends.onnx import schemes as onnx
@@ -26,6 +25,7 @@ from edgepack.plan.measured import MeasuredTable
 from edgepack.plan.measured_file import measured_folder
 from edgepack.sources import open_model
 from edgepack.targets import get_target
+from edgepack.workspace import Cache
 
 RPI4 = get_target("rpi4")
 

@@ -8,18 +8,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from edgepack.cache import Cache
-from edgepack.pipeline.prepared import Prepared, prepared
 from edgepack.pipeline.task import Task
-from edgepack.progress import silent
 from small_builds import options
 
 from edgepack.backends.onnx.schemes import FP32, INT8_DYNAMIC, NBITS4
 from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import FileScheme, Scheme
 from edgepack.pipeline.ladder import Step, make_ladder
+from edgepack.pipeline.prepare import Prepared, prepared
 from edgepack.pipeline.probing import beside_code, probe, probe_scheme
 from edgepack.plan.solve import Bounds, Infeasible
+from edgepack.workspace import Cache, silent
 
 
 class Counted:

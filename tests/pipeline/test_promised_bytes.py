@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from edgepack.cache import Cache
 
 from edgepack.archive.archive import pack
 from edgepack.backends.backend import Writer
@@ -23,6 +22,7 @@ from edgepack.model.model import Model
 from edgepack.model.replacement import Replacement, low_rank
 from edgepack.model.scheme import FileScheme, Format
 from edgepack.sources import open_model
+from edgepack.workspace import Cache
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 

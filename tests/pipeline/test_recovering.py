@@ -6,16 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from edgepack.cache import Cache
-from edgepack.pipeline.prepared import Prepared
 from edgepack.pipeline.recovering import Recovery
-from edgepack.progress import silent
 from small_builds import options
 
 from edgepack.errors import ModelError, UsageError
 from edgepack.model.replacement import Replacement
 from edgepack.pipeline.build import build
+from edgepack.pipeline.prepare import Prepared
 from edgepack.recover.budget import Epochs
+from edgepack.workspace import Cache, silent
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 
@@ -86,12 +85,12 @@ def test_a_build_trains_its_pairs_and_says_so(classifier: Path, warm_cache: Path
     given = {"rank": 16, "precision": "int8", "baseline": False}
     plain = build(options(classifier, **given, out=tmp_path / "plain"), cache=Cache(warm_cache))
     made = build(options(classifier, **given, recover=Epochs(3), out=tmp_path / "made"), cache=Cache(warm_cache))
-    files = [result.manifest["files"]["model.onnx"] for result in (plain, made)]
+    files = [result.manifest.record()["files"]["model.onnx"] for result in (plain, made)]
     assert files[0]["recovery"] is None
     loss = files[1]["recovery"]["held_out_loss"]
     assert loss["after"] < loss["before"]
     assert files[1]["recovery"]["steps"] > 0
-    assert made.manifest["options"]["recover"] == "3epochs"
+    assert made.manifest.record()["options"]["recover"] == "3epochs"
     assert files[1]["size_bytes"] == pytest.approx(files[0]["size_bytes"], rel=0.01)
     assert files[1]["guard"]["drop"] < files[0]["guard"]["drop"]
 
@@ -101,7 +100,7 @@ def test_without_a_limit_of_its_own_faster_plans_are_trained_first(
 ) -> None:
     def weights(**changes: object) -> int:
         asked = options(classifier, max_drop=1.0, out=tmp_path / str(len(changes)), **changes)
-        made = build(asked, cache=Cache(warm_cache)).manifest["files"]["model.onnx"]
+        made = build(asked, cache=Cache(warm_cache)).manifest.record()["files"]["model.onnx"]
         assert made["guard"]["drop"] <= 1.0
         return int(made["matrix_parameters"])
 

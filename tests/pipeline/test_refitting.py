@@ -9,10 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from edgepack.cache import Cache
-from edgepack.pipeline.prepared import Prepared, prepared
 from edgepack.pipeline.refitting import Refitter
-from edgepack.progress import silent
 from linear_plans import linear_plan
 from small_builds import options
 
@@ -24,9 +21,11 @@ from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import FileScheme
 from edgepack.pipeline import refitting
 from edgepack.pipeline.build import build
+from edgepack.pipeline.prepare import Prepared, prepared
 from edgepack.plan.candidates import break_even_rank
 from edgepack.quantize.grid import quantize_weight
 from edgepack.types import LayerPlan
+from edgepack.workspace import Cache, silent
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 
@@ -72,7 +71,7 @@ def test_a_build_with_a_refit_loses_less(classifier: Path, cache: Path, tmp_path
     drops = []
     for refit in (False, True):
         asked = options(classifier, rank=16, precision="int8", refit=refit, out=tmp_path / str(refit))
-        manifest = build(asked, cache=Cache(cache)).manifest
+        manifest = build(asked, cache=Cache(cache)).manifest.record()
         assert manifest["options"]["refit"] is refit
         assert all(proof["passed"] for proof in manifest["files"]["model.onnx"]["proofs"].values())
         drops.append(manifest["files"]["model.onnx"]["guard"]["drop"])

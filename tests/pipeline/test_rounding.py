@@ -8,9 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from edgepack.cache import Cache
 from edgepack.pipeline.covariances import Covariances
-from edgepack.progress import silent
 
 from edgepack.backends.onnx import schemes as onnx
 from edgepack.backends.tflite import schemes as tflite
@@ -25,6 +23,7 @@ from edgepack.quantize.gauge import balanced
 from edgepack.quantize.grid import quantize_weight
 from edgepack.quantize.split import dense_share
 from edgepack.types import Array, InputSpread, Moments, Spectrum
+from edgepack.workspace import Cache, silent
 
 OUT, IN, RANK = 48, 96, 16
 SCHEMES = [

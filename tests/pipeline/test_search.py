@@ -12,10 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from edgepack.cache import Cache
 from edgepack.pipeline.covariances import Covariances
 from edgepack.pipeline.task import Task
-from edgepack.progress import silent
 from linear_plans import linear_plan
 from small_builds import options
 
@@ -30,6 +28,7 @@ from edgepack.pipeline.ladder import Step
 from edgepack.pipeline.rounding import Rounder
 from edgepack.pipeline.search import FINALISTS, Found, Search
 from edgepack.types import LayerPlan, Proof, Spectrum
+from edgepack.workspace import Cache, silent
 
 LAYER = linear_layer("fc", np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32), None)
 SPECTRUM = Spectrum(np.eye(64, dtype=np.float32), np.geomspace(1, 1e-4, 64))

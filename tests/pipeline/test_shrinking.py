@@ -8,10 +8,8 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-from edgepack.cache import Cache
 from edgepack.pipeline.covariances import Covariances
 from edgepack.pipeline.shrinking import FEW, FEWEST
-from edgepack.progress import silent
 from small_builds import FEATURES, HIDDEN, points, write_classifier
 
 from edgepack.data import Samples
@@ -20,6 +18,7 @@ from edgepack.factorize.whitened import shrunk_covariance
 from edgepack.onnxgraph.sites import find_sites
 from edgepack.pipeline import shrinking
 from edgepack.types import Moments
+from edgepack.workspace import Cache, silent
 
 
 @pytest.fixture(scope="module")

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from edgepack.cache import Cache
-from edgepack.pipeline.prepared import Prepared
 from small_builds import options
 
 from edgepack.pipeline.build import build
+from edgepack.pipeline.prepare import Prepared
+from edgepack.workspace import Cache
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8", "int4"])
@@ -17,7 +17,7 @@ def test_shares_add_up_and_are_those_of_the_spectrum(
     ready: Prepared, classifier: Path, warm_cache: Path, tmp_path: Path, precision: str
 ) -> None:
     asked = options(classifier, rank=16, precision=precision, baseline=False, out=tmp_path / "pack")
-    made = build(asked, cache=Cache(warm_cache)).manifest["files"]["model.onnx"]["layers"]
+    made = build(asked, cache=Cache(warm_cache)).manifest.record()["files"]["model.onnx"]["layers"]
     for layer, spectrum in zip(made, ready.task.spectra, strict=True):
         shares = layer["lost_shares"]
         if layer["rank"] is None:

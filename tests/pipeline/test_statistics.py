@@ -8,10 +8,8 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-from edgepack.cache import Cache
 from edgepack.pipeline.moments import _cut, observe
 from edgepack.pipeline.statistics import decompose
-from edgepack.progress import Progress, silent
 
 from edgepack.backends.onnx.observation import Observation
 from edgepack.data import Samples
@@ -20,6 +18,7 @@ from edgepack.model.layer import View
 from edgepack.onnxgraph.sites import find_sites
 from edgepack.pipeline import moments as pipeline_moments
 from edgepack.types import Spectrum
+from edgepack.workspace import Cache, Progress, silent
 
 RNG = np.random.default_rng(0)
 SAMPLES = Samples({"x": (RNG.normal(size=(50, 6)) * np.arange(1, 7)).astype(np.float32)})

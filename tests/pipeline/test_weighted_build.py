@@ -8,9 +8,6 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from edgepack.cache import Cache
-from edgepack.pipeline.prepared import prepared
-from edgepack.progress import silent
 from onnx import TensorProto, helper, numpy_helper
 from small_builds import options
 
@@ -18,6 +15,8 @@ from edgepack.backends.onnx.schemes import INT8_DYNAMIC
 from edgepack.errors import UsageError
 from edgepack.pipeline.build import build
 from edgepack.pipeline.inspect import inspect
+from edgepack.pipeline.prepare import prepared
+from edgepack.workspace import Cache, silent
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 
@@ -28,7 +27,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def built(model: Path, cache: Path, out: Path, **changes: Any) -> Any:
-    return build(options(model, out=out, rank=8, precision="int8", **changes), cache=Cache(cache)).manifest
+    return build(options(model, out=out, rank=8, precision="int8", **changes), cache=Cache(cache)).manifest.record()
 
 
 def drop(manifest: Any) -> float:

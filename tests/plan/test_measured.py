@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from edgepack.cache import default_root
 from hypothesis import given
 from hypothesis import strategies as st
 from linear_plans import point_like
@@ -39,6 +38,7 @@ from edgepack.plan.measured_file import (
     tables_of,
 )
 from edgepack.targets import get_target
+from edgepack.workspace import default_root
 
 MARK = Fingerprint("aarch64", ("4x cortex-a72 1500 MHz",), ("neon",), ("L1d=32768:2",), {"onnx": "onnxruntime 1.31"})
 LAYER = linear_point(FP32, 300, 700, None, 1)

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from edgepack.cache import Cache
 from linear_plans import structure_at
 from onnx import TensorProto, helper, numpy_helper
 
@@ -29,6 +28,7 @@ from edgepack.model.structure import DENSE, Structure
 from edgepack.plan.sizes import size_bytes
 from edgepack.sources import open_model
 from edgepack.types import Array
+from edgepack.workspace import Cache
 
 IN, OUT, RANK = 384, 256, 32
 TAIL = 16

@@ -5,21 +5,14 @@
 
 from __future__ import annotations
 
-import io
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console, RenderableType
+from manifests import whole
+from shown import text
 
-from edgepack.report.build_summary import render_build
-
-
-def text(renderable: RenderableType, width: int = 160) -> str:
-    """As a terminal of this width shows it, without the blanks at the ends of lines."""
-    stream = io.StringIO()
-    Console(file=stream, width=width).print(renderable)
-    return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()).strip("\n")
+from edgepack.report.build import build_report
 
 
 def planned(layer: str, out: int, inn: int, rank: int | None, scheme: str, reason: str) -> dict[str, Any]:
@@ -54,7 +47,7 @@ MANIFEST: dict[str, Any] = {
 
 
 def test_build() -> None:
-    assert text(render_build(Path("dist/p"), MANIFEST)) == BUILD
+    assert text(build_report(Path("dist/p"), whole(MANIFEST))) == BUILD
 
 
 BUILD = """\
@@ -78,7 +71,7 @@ dist/p: mnist-mlp for rpi4, guard: accuracy
 def test_build_with_a_plan_per_format_shows_each() -> None:
     manifest = deepcopy(MANIFEST)
     manifest["files"]["model.tflite"]["layers"][0]["rank"] = 16
-    shown = text(render_build(Path("p"), manifest))
+    shown = text(build_report(Path("p"), whole(manifest)))
     onnx, tflite = shown.index("layers of model.onnx"), shown.index("layers of model.tflite")
     assert " 24 " in shown[onnx:tflite]
     assert " 16 " in shown[tflite:]
@@ -89,7 +82,7 @@ def test_build_without_data_or_baseline() -> None:
     manifest = deepcopy(MANIFEST)
     manifest |= {"metric": {"name": "agreement", "guarded": False}, "warnings": ["no [data]", "second"]}
     manifest["files"] = {"model.onnx": MANIFEST["files"]["model.onnx"] | {"metric": None, "scored_on": None}}
-    shown = text(render_build(Path("p"), manifest)).splitlines()
+    shown = text(build_report(Path("p"), whole(manifest))).splitlines()
     assert shown[0] == "p: mnist-mlp for rpi4, guard: none: no data"
     assert shown[4].split() == ["model.onnx", "mixed", "51.2", "kB", "–", "–", "–", "–", "–"]
     assert shown[-2:] == ["warning: no [data]", "warning: second"]
@@ -97,15 +90,15 @@ def test_build_without_data_or_baseline() -> None:
 
 def test_build_says_what_agreement_means() -> None:
     manifest = MANIFEST | {"metric": {"name": "agreement", "guarded": True}, "data": {"labelled": False}}
-    first = text(render_build(Path("p"), manifest)).splitlines()[0]
+    first = text(build_report(Path("p"), whole(manifest))).splitlines()[0]
     assert first == "p: mnist-mlp for rpi4, guard: agreement with the original model (no labels)"
 
 
 def test_build_says_what_travels_where_that_was_asked() -> None:
     manifest = deepcopy(MANIFEST)
     manifest["files"]["model.onnx"]["wire_bytes"] = 38_400
-    lines = text(render_build(Path("dist/p"), manifest)).splitlines()
+    lines = text(build_report(Path("dist/p"), whole(manifest))).splitlines()
     assert lines[2].split()[:6] == ["file", "scheme", "size", "on", "the", "wire"]
     assert lines[4].split()[2:6] == ["48.0", "kB", "–", "33.9×"], "the TFLite file was not packed"
     assert lines[5].split()[2:7] == ["51.2", "kB", "38.4", "kB", "31.8×"]
-    assert "on the wire" not in text(render_build(Path("dist/p"), MANIFEST))
+    assert "on the wire" not in text(build_report(Path("dist/p"), whole(MANIFEST)))

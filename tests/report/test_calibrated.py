@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import io
 from typing import Any
 
-from rich.console import Console
+from shown import text as shown
 
-from edgepack.report.calibrated import render_calibrated
+from edgepack.report.targets import calibrated_report
 
 
 def layer(fmt: str, scheme: str, rank: int | None, seconds: float, side: int = 512, batch: int = 1) -> dict[str, Any]:
@@ -41,9 +40,7 @@ def record(**changes: Any) -> dict[str, Any]:
 
 
 def text(found: dict[str, Any]) -> list[str]:
-    buffer = io.StringIO()
-    Console(file=buffer, width=150, color_system=None).print(render_calibrated(found))
-    return [line.strip() for line in buffer.getvalue().splitlines() if line.strip()]
+    return [line.strip() for line in shown(calibrated_report(found), 150).splitlines() if line.strip()]
 
 
 def test_every_scheme_has_a_row_with_the_same_layers_and_the_fastest_are_named() -> None:

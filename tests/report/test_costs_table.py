@@ -1,36 +1,33 @@
 from __future__ import annotations
 
-import io
 from dataclasses import asdict
 
-from rich.console import Console
+from shown import text
 from typer.testing import CliRunner
 
 from edgepack.cli import app
 from edgepack.plan.table_file import table_for
-from edgepack.report.costs_table import render_costs
+from edgepack.report.targets import costs_report
 from edgepack.targets import get_target
 
 
 def _text(target: str) -> str:
     table = table_for(get_target(target))
     assert table is not None
-    buffer = io.StringIO()
-    Console(file=buffer, width=150, color_system=None).print(render_costs(target, asdict(table)))
-    return buffer.getvalue()
+    return text(costs_report(target, asdict(table)), 150)
 
 
 def test_every_scheme_has_a_row_and_states_its_error() -> None:
-    text = _text("rpi4")
+    shown = _text("rpi4")
     rows = {
-        tuple(line.split()[:2]): line for line in text.splitlines() if line.strip().startswith(("onnx ", "tflite "))
+        tuple(line.split()[:2]): line for line in shown.splitlines() if line.strip().startswith(("onnx ", "tflite "))
     }
     table = table_for(get_target("rpi4"))
     assert table is not None
     assert set(rows) == {(fmt, scheme) for fmt, schemes in table.costs.items() for scheme in schemes}
     assert all(line.count(" to ") == 4 for line in rows.values())  # instructions, between batches, L1d, L2
-    assert "counted for rpi4: cortex-a72" in text
-    assert "grid: sides 16, 128, 512, 2048, ranks 8, 32, 128, 512 and dense, batches 1, 4, 16" in text
+    assert "counted for rpi4: cortex-a72" in shown
+    assert "grid: sides 16, 128, 512, 2048, ranks 8, 32, 128, 512 and dense, batches 1, 4, 16" in shown
 
 
 def test_a_cpu_that_qemu_lacks_is_said_to_be_another() -> None:

@@ -14,17 +14,16 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from shown import render_csv, render_json, render_markdown, render_text
+from test_report_tables import PACK
 from test_report_tables import rows as measured_rows
 
 from edgepack.bench.emulated_results import EmulatedResult, EmulatedVariant, Emulation, LayerCounts
 from edgepack.emulator.counts import Counts
+from edgepack.pack.facts import facts_of
 from edgepack.report.emulated import RUNTIME, CountRatio, EmulatedRow, emulated_rows
-from edgepack.report.emulated_cells import agreement, fewer, misses, signed, span
-from edgepack.report.render_csv import render_csv
-from edgepack.report.render_json import render_json
-from edgepack.report.render_markdown import render_markdown
-from edgepack.report.render_terminal import render_text
 from edgepack.targets import Bandwidth, Cache, Cluster, Ipc, Target
+from edgepack.units import agreement, fewer, misses, signed, span
 
 K, M = 1 << 10, 1 << 20
 BOARD = Target(
@@ -80,7 +79,7 @@ MANIFEST: dict[str, Any] = {
 
 
 def rows(result: EmulatedResult = RESULT, target: Target | str = BOARD) -> list[EmulatedRow]:
-    return emulated_rows(result, MANIFEST, target)
+    return emulated_rows(result, facts_of(MANIFEST, PACK), target)
 
 
 ASSUMED = "; ".join(rows()[0].assumptions)
@@ -286,7 +285,7 @@ def test_a_strangers_manifest_gives_no_ranks() -> None:
         5,
         [5, {"layer": 3, "rank": 1}, {"layer": "0.weight", "rank": "1"}, {"layer": "0.weight", "rank": True}],
     ):
-        row = emulated_rows(RESULT, {"files": {"model.onnx": {"layers": layers}}}, BOARD)[0]
+        row = emulated_rows(RESULT, facts_of({"files": {"model.onnx": {"layers": layers}}}, PACK), BOARD)[0]
         assert [part.rank for part in row.parts] == [None] * 4
     assert emulated_rows(RESULT, None, BOARD)[0].scheme is None
 

@@ -5,20 +5,14 @@
 
 from __future__ import annotations
 
-import io
 import json
 
-from rich.console import Console, RenderableType
+from shown import text
 
 from edgepack.metrics import Drop
-from edgepack.report.explored import ExploredRow, explored_json, render_explored
-
-
-def text(renderable: RenderableType, width: int = 160) -> str:
-    """As a terminal of this width shows it, without the blanks at the ends of lines."""
-    stream = io.StringIO()
-    Console(file=stream, width=width).print(renderable)
-    return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()).strip("\n")
+from edgepack.pipeline.explore import ExploredRow
+from edgepack.report.build import explored_report
+from edgepack.report.render.json import render
 
 
 def drop(value: float, error: float = 0.1) -> Drop:
@@ -33,7 +27,7 @@ ROWS = (
 
 
 def test_rows() -> None:
-    assert text(render_explored(ROWS)) == EXPLORED
+    assert text(explored_report(ROWS)) == EXPLORED
 
 
 EXPLORED = """\
@@ -51,12 +45,12 @@ Build one with --pick NUMBER, or one per format with --pick NUMBER,NUMBER, and t
 
 
 def test_warnings_stand_below() -> None:
-    shown = text(render_explored(ROWS, ["the time ran out [x]", "second"])).splitlines()
+    shown = text(explored_report(ROWS, ["the time ran out [x]", "second"])).splitlines()
     assert shown[-2:] == ["warning: the time ran out [x]", "warning: second"]
 
 
 def test_json_has_the_drop_itself() -> None:
-    rows = json.loads(json.dumps(explored_json(ROWS)))
+    rows = json.loads(render(explored_report(ROWS)))["plans"]
     assert [row["number"] for row in rows] == [1, 2, 3]
     assert rows[1] == {
         "number": 2,

@@ -1,40 +1,29 @@
-"""The tables of inspect, doctor, targets and build, to the letter."""
+"""The tables of inspect, doctor and targets, to the letter."""
 
 # The tables are wider than a line of code on purpose.
 # ruff: noqa: E501
 
 from __future__ import annotations
 
-import io
-from copy import deepcopy
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
 
 import pytest
-from rich.console import Console, RenderableType
+from shown import text
 
 from edgepack.doctor import Finding
 from edgepack.emulator.install import Installed
-from edgepack.report.build_summary import render_build
-from edgepack.report.doctor_table import render_doctor, render_installed
-from edgepack.report.layers import Energy, render_layers
-from edgepack.report.tables import plain_table
-from edgepack.report.targets_table import bandwidth_cell, cache_cell, render_target, render_targets
+from edgepack.report.doctor import doctor_report, installed_report
+from edgepack.report.inspect import model_report
+from edgepack.report.render.cells import cell_text
+from edgepack.report.report import Column, Report, Table
+from edgepack.report.targets import bandwidth_value, cache_value, target_report, targets_report
 from edgepack.targets import Bandwidth, Cache, Cluster, KnownBad, Target
 
 
-def text(renderable: RenderableType, width: int = 160) -> str:
-    """As a terminal of this width shows it, without the blanks at the ends of lines."""
-    stream = io.StringIO()
-    Console(file=stream, width=width).print(renderable)
-    return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()).strip("\n")
-
-
 def test_cells_are_not_markup_and_long_ones_fold() -> None:
-    table = plain_table(("name", "n"), [("[red]x[/red] [/]", "1"), ("a" * 30, "22")], right=("n",))
+    table = Table((Column("name", "name"), Column("n", "n", "integer")), (("[red]x[/red] [/]", 1), ("a" * 30, 22)))
     assert (
-        text(table, 26)
+        text(Report(blocks=(table,)), 26)
         == """\
  name                   n
  ────────────────────────
@@ -78,7 +67,7 @@ FC2 = Layer("fc2.weight", "MatMul", 10, 512, None, 0.0126, None, 9, 7, 9, uses=3
 
 def test_layers_of_inspect() -> None:
     report = Model("m.onnx", 1_628_160, 1_626_112, "whitened", [FC1, replace(FC2, rank_99=10)])
-    assert text(render_layers(report)) == LAYERS
+    assert text(model_report(report)) == LAYERS
 
 
 LAYERS = """\
@@ -95,7 +84,7 @@ rank 90 % / 99 %: keeps that share of output energy on the calibration data. pay
 
 
 def test_layers_without_data() -> None:
-    shown = text(render_layers(Model("m.onnx", 0, 0, "svd", [replace(FC2, energy="weight")], has_data=False)))
+    shown = text(model_report(Model("m.onnx", 0, 0, "svd", [replace(FC2, energy="weight")], has_data=False)))
     assert shown.startswith("m.onnx: 0 B of weights, 0% of them in 1 linear layers")
     assert "keeps that share of weight energy (no data)" in shown
     assert shown.splitlines()[4].endswith("yes"), "rank 99 % equal to break-even still pays"
@@ -127,7 +116,7 @@ def test_doctor() -> None:
         Finding("adb", "reaches Android devices", None, "apt-get install adb"),
         Finding("emulator aarch64", "counts", None, "edgepack emulator install", "cc, the aarch64 system"),
     ]
-    assert text(render_doctor(tools)) == DOCTOR
+    assert text(doctor_report(tools)) == DOCTOR
 
 
 DOCTOR = """\
@@ -141,8 +130,8 @@ DOCTOR = """\
 
 def test_emulator_install() -> None:
     arm = Installed("aarch64", "/usr/bin/qemu-aarch64", "/cache/plugin/a.so", "/cache/root-[x]", "1.31.1")
-    assert text(render_installed(arm)) == INSTALLED
-    assert "root folder" not in text(render_installed(replace(arm, arch="x86_64", root=None)))
+    assert text(installed_report(arm)) == INSTALLED
+    assert "root folder" not in text(installed_report(replace(arm, arch="x86_64", root=None)))
 
 
 INSTALLED = """\
@@ -171,7 +160,7 @@ OLD = Target(
 
 
 def test_targets_list() -> None:
-    assert text(render_targets([BOARD, OLD])) == TARGETS
+    assert text(targets_report([BOARD, OLD])) == TARGETS
 
 
 TARGETS = """\
@@ -182,8 +171,8 @@ TARGETS = """\
 
 
 def test_target_show() -> None:
-    assert text(render_target(BOARD)) == BOARD_SHOWN
-    assert text(render_target(OLD)) == OLD_SHOWN
+    assert text(target_report(BOARD)) == BOARD_SHOWN
+    assert text(target_report(OLD)) == OLD_SHOWN
 
 
 BOARD_SHOWN = """\
@@ -241,88 +230,14 @@ OLD_SHOWN = """\
     ],
 )
 def test_caches(cache: Cache | None, expected: str) -> None:
-    assert cache_cell(cache) == expected
+    assert cell_text(cache_value(cache), Column("L2", unit="cache")) == expected
+
+
+def bandwidth_text(read: Bandwidth | None) -> str:
+    return cell_text(bandwidth_value(read), Column("read", unit="bandwidth"))
 
 
 def test_bandwidths() -> None:
-    assert bandwidth_cell(None) == "–"
-    assert bandwidth_cell(Bandwidth(3.7, 4.4)) == "3.7–4.4"
-    assert bandwidth_cell(Bandwidth(5.0, 5.0, "estimate")) == "~5"
-
-
-def planned(layer: str, out: int, inn: int, rank: int | None, limit: int, reason: str) -> dict[str, Any]:
-    return {
-        "layer": layer, "out_features": out, "in_features": inn, "rank": rank, "break_even_rank": limit, "reason": reason,
-        "weight_parameters": out * inn if rank is None else rank * (out + inn),
-    }  # fmt: skip
-
-
-def file(fmt: str, scheme: str, size: int, metric: float | None, scored_on: str | None = "guard") -> dict[str, Any]:
-    return {"format": fmt, "scheme": scheme, "size_bytes": size, "metric": metric, "scored_on": scored_on}
-
-
-HEAD = planned("fc2", 10, 512, None, 9, "a pair of rank 8 saves too little: break-even rank is 9")
-MANIFEST: dict[str, Any] = {
-    "model": {"name": "mnist-mlp"},
-    "target": {"name": "rpi4"},
-    "metric": {"name": "accuracy", "guarded": True},
-    "data": {"labelled": True},
-    "warnings": [],
-    "files": {
-        "model.onnx": file("onnx", "int8-static-qdq", 51_200, 97.60)
-        | {"layers": [planned("fc1", 512, 784, 24, 309, "smallest rank"), HEAD]},
-        "model.tflite": file("tflite", "int8-dynamic-range", 48_000, 98.004)
-        | {"layers": [planned("fc1", 512, 784, 24, 309, "smallest rank"), HEAD]},
-        "baseline/fp32.onnx": file("onnx", "fp32", 1_630_000, 98.00),
-        "baseline/int8.onnx": file("onnx", "int8-dynamic", 412_000, 97.95),
-        "baseline/fp32.tflite": file("tflite", "fp32", 1_629_000, 98.00),
-    },
-}
-
-
-def test_build() -> None:
-    assert text(render_build(Path("dist/p"), MANIFEST)) == BUILD
-
-
-BUILD = """\
-dist/p: mnist-mlp for rpi4, guard: accuracy
-
- file                   scheme                  size   vs fp32   vs int8   metric    drop   scored on
- ────────────────────────────────────────────────────────────────────────────────────────────────────
- model.tflite           int8-dynamic-range   48.0 kB     33.9×         –    98.00   +0.00   guard
- model.onnx             int8-static-qdq      51.2 kB     31.8×      8.0×    97.60   +0.40   guard
- baseline/int8.onnx     int8-dynamic          412 kB      4.0×         –    97.95   +0.05   guard
- baseline/fp32.tflite   fp32                 1.63 MB         –         –    98.00   +0.00   guard
- baseline/fp32.onnx     fp32                 1.63 MB         –      0.3×    98.00   +0.00   guard
-
-
- layer    out×in   scheme    rank   weights   why
- ────────────────────────────────────────────────────────────────────────────────────────────────────
- fc1     512×784   –           24      7.7%   smallest rank
- fc2      10×512   –        dense    100.0%   a pair of rank 8 saves too little: break-even rank is 9"""
-
-
-def test_build_with_a_plan_per_format_shows_each() -> None:
-    manifest = deepcopy(MANIFEST)
-    manifest["files"]["model.tflite"]["layers"][0]["rank"] = 16
-    shown = text(render_build(Path("p"), manifest))
-    onnx, tflite = shown.index("layers of model.onnx"), shown.index("layers of model.tflite")
-    assert " 24 " in shown[onnx:tflite]
-    assert " 16 " in shown[tflite:]
-    assert " 24 " not in shown[tflite:]
-
-
-def test_build_without_data_or_baseline() -> None:
-    manifest = deepcopy(MANIFEST)
-    manifest |= {"metric": {"name": "agreement", "guarded": False}, "warnings": ["no [data]", "second"]}
-    manifest["files"] = {"model.onnx": MANIFEST["files"]["model.onnx"] | {"metric": None, "scored_on": None}}
-    shown = text(render_build(Path("p"), manifest)).splitlines()
-    assert shown[0] == "p: mnist-mlp for rpi4, guard: none: no data"
-    assert shown[4].split() == ["model.onnx", "int8-static-qdq", "51.2", "kB", "–", "–", "–", "–", "–"]
-    assert shown[-2:] == ["warning: no [data]", "warning: second"]
-
-
-def test_build_says_what_agreement_means() -> None:
-    manifest = MANIFEST | {"metric": {"name": "agreement", "guarded": True}, "data": {"labelled": False}}
-    first = text(render_build(Path("p"), manifest)).splitlines()[0]
-    assert first == "p: mnist-mlp for rpi4, guard: agreement with the original model (no labels)"
+    assert bandwidth_text(None) == "–"
+    assert bandwidth_text(Bandwidth(3.7, 4.4)) == "3.7–4.4"
+    assert bandwidth_text(Bandwidth(5.0, 5.0, "estimate")) == "~5"

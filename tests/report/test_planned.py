@@ -5,20 +5,16 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console, RenderableType
+from manifests import whole
+from shown import text
 
-from edgepack.report.planned import LONG, SHORT, layer_table, render_planned
-
-
-def text(renderable: RenderableType, width: int = 160) -> str:
-    """As a terminal of this width shows it, without the blanks at the ends of lines."""
-    stream = io.StringIO()
-    Console(file=stream, width=width).print(renderable)
-    return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()).strip("\n")
+from edgepack.pack.manifest import PackedFile
+from edgepack.report.build import LONG, SHORT, layer_table
+from edgepack.report.inspect import pack_report
+from edgepack.report.report import Report
 
 
 def layer(name: str, out: int, inn: int, rank: int | None, reason: str, **more: Any) -> dict[str, Any]:
@@ -59,7 +55,7 @@ MANIFEST: dict[str, Any] = {
 
 
 def test_a_pack() -> None:
-    assert text(render_planned(Path("dist/p"), MANIFEST)) == PACK
+    assert text(pack_report(Path("dist/p"), whole(MANIFEST))) == PACK
 
 
 PACK = """\
@@ -85,25 +81,34 @@ output energy on the calibration data: of a pair to truncation + rounding of wei
 
 
 def test_a_pack_without_gradients_says_what_its_losses_are() -> None:
-    shown = text(render_planned(Path("p"), MANIFEST | {"loss_weighted_by": "output energy"}))
+    shown = text(pack_report(Path("p"), whole(MANIFEST | {"loss_weighted_by": "output energy"})))
     assert "loss: predicted share of the layer's output energy, quantization included." in " ".join(shown.split())
 
 
 def test_a_pack_without_a_model_file_has_no_table() -> None:
     shown = text(
-        render_planned(Path("p"), MANIFEST | {"files": {"baseline/int8.onnx": MANIFEST["files"]["baseline/int8.onnx"]}})
+        pack_report(
+            Path("p"), whole(MANIFEST | {"files": {"baseline/int8.onnx": MANIFEST["files"]["baseline/int8.onnx"]}})
+        )
     )
     assert shown.splitlines()[0] == "p: mnist-mlp for rpi4"
     assert "baseline" not in shown
 
 
+def table(headers: tuple[str, ...] = SHORT) -> Report:
+    """The first layer alone."""
+    entry = whole(MANIFEST).files["model.onnx"]
+    assert isinstance(entry, PackedFile)
+    return Report(blocks=(layer_table(entry.layers[:1], "model.onnx", headers),))
+
+
 def test_short_and_long_tables() -> None:
-    assert text(layer_table([FC1])).splitlines()[0].split() == list(SHORT)
-    assert text(layer_table([FC1], LONG)).splitlines()[0].split() == list(LONG)
+    assert text(table()).splitlines()[0].split() == list(SHORT)
+    assert text(table(LONG)).splitlines()[0].split() == list(LONG)
 
 
 def test_a_long_reason_folds_in_its_own_column() -> None:
-    lines = text(layer_table([FC1]), 80).splitlines()
+    lines = text(table(), 80).splitlines()
     assert len(lines) > 3
     assert all(len(line) <= 80 for line in lines)
     column = lines[0].index("why")

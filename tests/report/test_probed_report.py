@@ -6,14 +6,15 @@ import sys
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from edgepack.pipeline.probed import Probed, listed_targets, probe_target
-from edgepack.report.probed import render_entry, render_sweep, sparkline
+from edgepack.report.render.terminal import render_text, sparkline
+from edgepack.report.targets import entry_text, sweep_report
 from edgepack.targets import check_file, load_targets
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "pipeline"))
-from probed_reports import probe_report, sweep_report
+from probed_reports import probe_report
+from probed_reports import sweep_report as answer
 
 from edgepack.bench.devices.fake import FakeDevice
 
@@ -56,20 +57,17 @@ a72: CPUs 0, 1, 2, 3, 1.200 GHz, measured in 10 s
 
 def probed(**changes: object) -> Probed:
     report = probe_report(PI, device_model="Raspberry Pi 4 Model B Rev 1.4")
-    device = FakeDevice(report, lambda job: sweep_report(PI.main_cluster, job.cpus, **changes))
+    device = FakeDevice(report, lambda job: answer(PI.main_cluster, job.cpus, **changes))
     return probe_target(device, "mine", listed=[PI])
 
 
 def plain(found: Probed) -> list[str]:
-    console = Console(width=110, color_system=None)
-    with console.capture() as capture:
-        console.print(render_sweep(found.record()))
-    return [line.rstrip() for line in capture.get().splitlines()]
+    return render_text(sweep_report(found.record()), 110).splitlines()
 
 
 def test_the_entry_is_a_good_file_with_the_differences_in_comments(tmp_path: Path) -> None:
     found = probed(clock_hz=1.2e9, load_average=2.0)
-    text = render_entry(found.target, found.record())
+    text = entry_text(found.target, found.record())
     assert text == ENTRY
     path = tmp_path / "mine.yaml"
     path.write_text(text)
@@ -79,14 +77,14 @@ def test_the_entry_is_a_good_file_with_the_differences_in_comments(tmp_path: Pat
 
 def test_no_difference_and_no_like_are_said() -> None:
     found = probed()
-    assert "  # no difference that matters from the shipped rpi4, which it seems to be\n" in render_entry(
+    assert "  # no difference that matters from the shipped rpi4, which it seems to be\n" in entry_text(
         found.target, found.record()
     )
-    device = FakeDevice(probe_report(PI), lambda job: sweep_report(PI.main_cluster, job.cpus))
+    device = FakeDevice(probe_report(PI), lambda job: answer(PI.main_cluster, job.cpus))
     named = probe_target(device, "mine", PI)
-    assert "  # no difference that matters from the shipped rpi4\n" in render_entry(named.target, named.record())
+    assert "  # no difference that matters from the shipped rpi4\n" in entry_text(named.target, named.record())
     alone = probe_target(device, "mine")
-    assert "  # no shipped target has this architecture and core\n" in render_entry(alone.target, alone.record())
+    assert "  # no shipped target has this architecture and core\n" in entry_text(alone.target, alone.record())
 
 
 def test_the_sweep_is_a_picture_and_a_row_per_octave() -> None:

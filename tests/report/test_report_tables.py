@@ -9,21 +9,21 @@ import csv
 import io
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from shown import render_csv, render_json, render_markdown, render_text
 
 from edgepack.bench.stats import Comparison, Summary
 from edgepack.bench.summary import Sustained, VariantSummary
-from edgepack.report.cells import count, seconds, size
+from edgepack.pack.facts import facts_of
 from edgepack.report.compare import CompareRow, compare_rows
-from edgepack.report.render_csv import render_csv
-from edgepack.report.render_json import render_json
-from edgepack.report.render_markdown import render_markdown
-from edgepack.report.render_terminal import render_text
+from edgepack.units import count, seconds, size
 
+PACK = Path("some/mlp.rpi4")
 MANIFEST: dict[str, Any] = {
     "schema_version": 1,
     "model": {"name": "mnist-mlp"},
@@ -73,7 +73,7 @@ TFLITE = replace(BASE, format="tflite", size_bytes=52_000, vs_fp32=None, vs_int8
 
 
 def rows() -> list[CompareRow]:
-    return compare_rows([BASE, FP32, INT8, TFLITE], MANIFEST)
+    return compare_rows([BASE, FP32, INT8, TFLITE], facts_of(MANIFEST, PACK))
 
 
 def test_terminal() -> None:
@@ -142,7 +142,7 @@ mnist-mlp for rpi4: cache misses unavailable: permission denied
 
 def test_sustained_latency_has_a_column_where_it_was_measured() -> None:
     long = replace(BASE, sustained=Sustained(4.8e-6, 6.1e-6, (41.0, 78.4)))
-    text = render_text(compare_rows([long, FP32], MANIFEST))
+    text = render_text(compare_rows([long, FP32], facts_of(MANIFEST, PACK)))
     header, packed, fp32 = (next(line for line in text.splitlines() if word in line) for word in
                             (" variant", "  edgepack", "  dense-fp32"))  # fmt: skip
     assert header.split().index("sustained") == header.split().index("cold") + 1
@@ -206,7 +206,7 @@ def test_accuracy_comes_from_the_manifest() -> None:
      {"files": {"model.onnx": {"metric": float("nan"), "scheme": "\x1b[2J"}}, "metric": 3}, {"files": {"model.onnx": {"metric": True}}}],
 )  # fmt: skip
 def test_a_manifest_without_accuracy_leaves_a_dash(manifest: Any) -> None:
-    (row,) = compare_rows([BASE], manifest)
+    (row,) = compare_rows([BASE], None if manifest is None else facts_of(manifest, PACK))
     assert (row.metric, row.drop, row.scheme, row.metric_name) == (None, None, None, None)
     assert "| – | – | 12.1× faster |" in render_markdown([row])
 

@@ -56,7 +56,7 @@ def test_an_installed_edgepack_finds_what_it_shipped(wheel: Path, tmp_path: Path
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]); import edgepack\n"
-        "from edgepack.shipped import shipped; from edgepack.targets import get_target\n"
+        "from edgepack.workspace import shipped; from edgepack.targets import get_target\n"
         "print(shipped('runtimes/runner.py')); print(get_target('rpi4').arch, get_target('host').cores > 0)"
     )
     site = str(tmp_path / "site")
@@ -65,9 +65,8 @@ def test_an_installed_edgepack_finds_what_it_shipped(wheel: Path, tmp_path: Path
 
 
 def test_a_checkout_finds_them_at_its_top() -> None:
-    from edgepack.shipped import shipped
-
     from edgepack.errors import StableDeviceError
+    from edgepack.workspace import shipped
 
     assert shipped("targets.yaml") == TOP / "targets.yaml"
     with pytest.raises(StableDeviceError, match=r"own file nothing\.txt is missing"):

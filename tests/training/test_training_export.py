@@ -8,7 +8,6 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 import torch
-from edgepack.cache import Cache
 from torch import nn
 
 from edgepack.onnxgraph.contents import read_contents
@@ -17,6 +16,7 @@ from edgepack.pipeline.options import BuildOptions
 from edgepack.sources.torch import export_program, save_program
 from edgepack.targets import HOST, get_target
 from edgepack.training import apply_compression
+from edgepack.workspace import Cache
 
 FEATURES, HIDDEN, CLASSES, RANK = 64, 48, 8, 6
 

@@ -1,24 +1,20 @@
-"""The pack folder: written beside its place and moved there whole, with a versioned manifest."""
+"""The pack folder: written beside its place and moved there whole."""
 
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-from edgepack.errors import OutputError, PackError
+from edgepack.errors import OutputError
 from edgepack.workspace import file_digest
 
-SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 RESULTS = "results"
-MAX_MANIFEST_BYTES = 32 * 2**20
 
 
 @contextmanager
@@ -98,30 +94,3 @@ def _replace(folder: Path, out: Path) -> None:
         aside.rmdir()
         raise
     shutil.rmtree(aside, ignore_errors=True)
-
-
-def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Write `manifest.json` with stable key order."""
-    text = json.dumps({"schema_version": SCHEMA_VERSION, **manifest}, indent=2, sort_keys=True)
-    (folder / MANIFEST).write_text(text + "\n")
-
-
-def read_manifest(pack: Path) -> dict[str, Any]:
-    """The manifest of a pack folder.
-
-    Raises:
-        PackError: no pack, a manifest that is no JSON object, or of another schema version.
-    """
-    path = pack / MANIFEST
-    if not path.is_file():
-        raise PackError(f"{pack}: not a pack, there is no {MANIFEST}", hint="make one with `edgepack build`")
-    if path.stat().st_size > MAX_MANIFEST_BYTES:
-        raise PackError(f"{path}: {path.stat().st_size} bytes, a manifest has at most {MAX_MANIFEST_BYTES}")
-    try:
-        manifest = json.loads(path.read_text())
-    except (ValueError, RecursionError) as err:
-        raise PackError(f"{path}: not JSON ({err})", hint="build the pack again") from err
-    version = manifest.get("schema_version") if isinstance(manifest, dict) else None
-    if version != SCHEMA_VERSION:
-        raise PackError(f"{path}: schema version {version}, this edgepack reads {SCHEMA_VERSION}")
-    return dict(manifest)

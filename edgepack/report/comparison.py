@@ -1,11 +1,10 @@
-"""Rows of a comparison from packs and their results."""
+"""Packs and their results side by side: what `bench` and `compare` say."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from edgepack.bench.alike import different_conditions, merge_results
 from edgepack.bench.emulated_results import EmulatedResult
@@ -13,10 +12,14 @@ from edgepack.bench.results import BenchResult
 from edgepack.bench.results_file import load_emulated, load_results
 from edgepack.bench.summary import summarize_result
 from edgepack.errors import PackError
-from edgepack.pack import read_manifest
-from edgepack.report.compare import CompareRow, compare_rows
-from edgepack.report.emulated import EmulatedRow, emulated_rows
+from edgepack.pack.facts import PackFacts, read_facts
+from edgepack.report.compare import CompareRow, compare_rows, measured_table
+from edgepack.report.devices import device_blocks, side_by_side
+from edgepack.report.emulated import EmulatedRow, emulated_blocks, emulated_rows
+from edgepack.report.report import Report
 from edgepack.targets import Target, load_targets
+
+SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -27,14 +30,14 @@ class Compared:
     emulated: tuple[EmulatedRow, ...]
 
 
-def rows_of_result(result: BenchResult, manifest: Mapping[str, Any]) -> list[CompareRow]:
+def rows_of_result(result: BenchResult, facts: PackFacts) -> list[CompareRow]:
     """A row per measured file of one session."""
-    return compare_rows(summarize_result(result), manifest)
+    return compare_rows(summarize_result(result), facts)
 
 
-def rows_of_emulated(result: EmulatedResult, manifest: Mapping[str, Any], target: Target | str) -> list[EmulatedRow]:
+def rows_of_emulated(result: EmulatedResult, facts: PackFacts, target: Target | str) -> list[EmulatedRow]:
     """A row per counted file of one session; `target` gives the time bound its constants, or says why there is none."""
-    return emulated_rows(result, manifest, target)
+    return emulated_rows(result, facts, target)
 
 
 def compare_results(results: Sequence[BenchResult], pack: Path) -> Compared:
@@ -43,8 +46,8 @@ def compare_results(results: Sequence[BenchResult], pack: Path) -> Compared:
     Raises:
         PackError: not a pack.
     """
-    manifest = read_manifest(pack)
-    return Compared(tuple(row for result in results for row in rows_of_result(result, manifest)), ())
+    facts = read_facts(pack)
+    return Compared(tuple(row for result in results for row in rows_of_result(result, facts)), ())
 
 
 def _merged(results: Sequence[BenchResult]) -> list[BenchResult]:
@@ -74,14 +77,36 @@ def compare_packs(packs: Sequence[Path], targets_file: Path | None = None) -> Co
     emulated: list[EmulatedRow] = []
     targets: dict[str, Target] = load_targets(targets_file) if targets_file is not None else {}
     for path in packs:
-        manifest = read_manifest(path)
+        facts = read_facts(path)
         measured, counted = load_results(path), load_emulated(path)
         if not measured and not counted:
             raise PackError(f"{path}: no results to compare", hint=f"measure it first: edgepack bench {path}")
         for result in _merged(measured):
-            rows += rows_of_result(result, manifest)
+            rows += rows_of_result(result, facts)
         for session in counted:
             targets = targets or load_targets()
             unknown = f"no target {session.target} here; --targets-file takes the file that describes it"
-            emulated += rows_of_emulated(session, manifest, targets.get(session.target, unknown))
+            emulated += rows_of_emulated(session, facts, targets.get(session.target, unknown))
     return Compared(tuple(rows), tuple(emulated))
+
+
+def comparison_report(rows: Sequence[CompareRow], emulated: Sequence[EmulatedRow] = ()) -> Report:
+    """The measured rows, the devices side by side where there are several, the emulated rows, and their layers.
+
+    Each kind has its table only where it has rows. The document is `{"schema_version": 1, "rows": [...], "devices":
+    {"tables": [...], "apart": [...]}, "emulated": [...]}`.
+    """
+    beside = side_by_side(rows)
+    return Report(
+        blocks=(
+            *([measured_table(rows)] if rows or not emulated else []),
+            *device_blocks(beside),
+            *emulated_blocks(emulated),
+        ),
+        record={
+            "schema_version": SCHEMA_VERSION,
+            "rows": [asdict(row) for row in rows],
+            "devices": asdict(beside),
+            "emulated": [asdict(row) for row in emulated],
+        },
+    )

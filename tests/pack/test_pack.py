@@ -10,16 +10,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from manifests import whole
 
 from edgepack.errors import OutputError, PackError
-from edgepack.pack import MANIFEST, SCHEMA_VERSION, read_manifest, write_manifest, writing
+from edgepack.pack.facts import read_facts
+from edgepack.pack.folder import MANIFEST, writing
+from edgepack.pack.manifest import read_manifest, write_manifest
 
 
-def build(out: Path, models: dict[str, bytes], note: str = "") -> None:
+def build(out: Path, models: dict[str, bytes], name: str = "some") -> None:
     with writing(out) as folder:
-        for name, content in models.items():
-            (folder / name).write_bytes(content)
-        write_manifest(folder, {"note": note})
+        for file, content in models.items():
+            (folder / file).write_bytes(content)
+        write_manifest(folder, whole({"model": {"name": name}}))
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -37,9 +40,9 @@ def test_the_pack_appears_whole(tmp_path: Path) -> None:
         assert not out.exists()
         assert folder.parent == out.parent, "a rename within one file system"
         (folder / "model.onnx").write_bytes(b"m")
-        write_manifest(folder, {"seed": 3})
+        write_manifest(folder, whole({"seed": 3}))
         assert not out.exists()
-    assert read_manifest(out) == {"schema_version": SCHEMA_VERSION, "seed": 3}
+    assert read_manifest(out) == whole({"seed": 3})
     assert [p.name for p in out.parent.iterdir()] == ["a.rpi4"]
     assert out.stat().st_mode & 0o777 == 0o755
 
@@ -49,7 +52,7 @@ def test_an_earlier_pack_is_replaced_whole(tmp_path: Path) -> None:
     build(out, {"model.onnx": b"1", "model.tflite": b"1"}, "old")
     build(out, {"model.onnx": b"2"}, "new")
     assert set(tree(out)) == {"model.onnx", MANIFEST}
-    assert read_manifest(out)["note"] == "new"
+    assert read_manifest(out).model.name == "new"
     assert [p.name for p in tmp_path.iterdir()] == ["p"]
 
 
@@ -82,7 +85,7 @@ def test_a_failed_rename_brings_the_old_pack_back(tmp_path: Path, monkeypatch: p
             raise OSError(errno.ENOSPC, "no space")
         replace(source, target)
 
-    monkeypatch.setattr("edgepack.pack.os.replace", failing)
+    monkeypatch.setattr("edgepack.pack.folder.os.replace", failing)
     with pytest.raises(OutputError, match="the disk is full"):
         build(out, {"model.onnx": b"2"}, "new")
     assert tree(tmp_path) == before
@@ -125,7 +128,7 @@ def test_results_stay_only_with_the_very_same_models(tmp_path: Path, second: dic
     bench(out)
     build(out, second, "new")
     assert (out / "results" / "run.json").exists() is kept
-    assert read_manifest(out)["note"] == "new"
+    assert read_manifest(out).model.name == "new"
 
 
 def test_a_part_of_the_path_is_a_file(tmp_path: Path) -> None:
@@ -183,13 +186,13 @@ def test_a_read_only_folder(mounted: Path) -> None:
     for out in (mounted / "p", mounted / "new", mounted / "deep" / "er"):
         with pytest.raises(OutputError, match="the file system is read-only"):
             build(out, {"model.onnx": b"2"})
-    assert read_manifest(mounted / "p")["note"] == "old"
+    assert read_manifest(mounted / "p").model.name == "old"
 
 
 def test_manifests_are_stable(tmp_path: Path) -> None:
-    write_manifest(tmp_path, {"b": 1, "a": {"d": 1, "c": [2, 1]}})
+    write_manifest(tmp_path, whole({"versions": {"b": "1", "a": "2"}, "warnings": ["d", "c"]}))
     first = (tmp_path / MANIFEST).read_text()
-    write_manifest(tmp_path, {"a": {"c": [2, 1], "d": 1}, "b": 1})
+    write_manifest(tmp_path, whole({"warnings": ["d", "c"], "versions": {"a": "2", "b": "1"}}))
     assert (tmp_path / MANIFEST).read_text() == first
     assert first.endswith("}\n")
 
@@ -211,14 +214,15 @@ def test_manifests_are_stable(tmp_path: Path) -> None:
 def test_bad_manifests(tmp_path: Path, content: bytes | None, message: str) -> None:
     if content is not None:
         (tmp_path / MANIFEST).write_bytes(content)
-    with pytest.raises(PackError) as caught:
-        read_manifest(tmp_path)
-    assert message in caught.value.message
-    assert str(tmp_path) in caught.value.message
+    for read in (read_manifest, read_facts):
+        with pytest.raises(PackError) as caught:
+            read(tmp_path)
+        assert message in caught.value.message
+        assert str(tmp_path) in caught.value.message
 
 
 def test_a_manifest_too_large_to_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_manifest(tmp_path, {"x": "y" * 100})
-    monkeypatch.setattr("edgepack.pack.MAX_MANIFEST_BYTES", 50)
+    write_manifest(tmp_path, whole({}))
+    monkeypatch.setattr("edgepack.pack.manifest.MAX_MANIFEST_BYTES", 50)
     with pytest.raises(PackError, match="a manifest has at most 50"):
         read_manifest(tmp_path)

@@ -11,41 +11,42 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from manifests import document
 from typer.testing import CliRunner
 
 from edgepack.cli import app
 from edgepack.errors import PackError
-from edgepack.pipeline.inspect import inspect_pack
-from edgepack.pipeline.packed import MAX_LAYERS
-from edgepack.pipeline.planned_schema import check_planned
+from edgepack.pack.manifest import MAX_LAYERS, parse_manifest, read_manifest
+from edgepack.report.build import build_report
+from edgepack.report.inspect import pack_report
+from edgepack.report.render import csv, markdown, terminal
+from edgepack.report.render import json as json_render
 
-LAYER: dict[str, Any] = {
-    "layer": "fc1",
-    "out_features": 512,
-    "in_features": 784,
-    "rank": 32,
-    "break_even_rank": 309,
-    "weight_parameters": 32 * (512 + 784),
-    "lost_energy_share": 0.01,
-    "scheme": "int8-dynamic",
-    "reason": "rank 32 int8-dynamic: 6.1× faster",
-    "predicted": {"scheme": "int8-dynamic", "size_bytes": 50_000, "latency_s": 1e-5, "loss": 0.01},
-}
-MANIFEST: dict[str, Any] = {
-    "schema_version": 1,
-    "model": {"name": "mnist-mlp"},
-    "target": {"name": "rpi4"},
-    "loss_weighted_by": "output energy",
-    "files": {
-        "model.onnx": {
-            "scheme": "int8-dynamic",
-            "size_bytes": 60_000,
-            "scheme_chosen_by": "emulated cost table",
-            "layers": [LAYER],
+MANIFEST: dict[str, Any] = document(
+    {
+        "files": {
+            "model.onnx": {
+                "scheme": "int8-dynamic",
+                "size_bytes": 60_000,
+                "layers": [
+                    {
+                        "layer": "fc1",
+                        "out_features": 512,
+                        "in_features": 784,
+                        "rank": 32,
+                        "break_even_rank": 309,
+                        "scheme": "int8-dynamic",
+                        "reason": "rank 32 int8-dynamic: 6.1× faster",
+                        "predicted": {"size_bytes": 50_000, "latency_s": 1e-5, "loss": 0.01},
+                        "lost_shares": {"truncation": 0.0082, "rounding": 7.3e-06, "latent": 1e-15},
+                    }
+                ],
+            },
+            "baseline/int8.onnx": {"scheme": "int8-dynamic", "size_bytes": 400_000, "quantizer": "onnxruntime"},
         },
-        "baseline/int8.onnx": {"scheme": "int8-dynamic", "size_bytes": 400_000},
-    },
-}
+    }
+)
+LAYER: dict[str, Any] = MANIFEST["files"]["model.onnx"]["layers"][0]
 
 
 def changed(*path: str | int, value: Any) -> dict[str, Any]:
@@ -67,8 +68,7 @@ def written(folder: Path, manifest: Any) -> Path:
 
 
 def test_a_good_one_passes(tmp_path: Path) -> None:
-    check_planned(MANIFEST, tmp_path)
-    assert inspect_pack(written(tmp_path, MANIFEST)) == MANIFEST
+    assert read_manifest(written(tmp_path, MANIFEST)).record() == MANIFEST
 
 
 @pytest.mark.parametrize(
@@ -134,6 +134,17 @@ STRANGE: dict[str, Any] = {
     "reason with an escape": changed(*FIRST, "reason", value="\x1b[2J"),
     "reason with a new line": changed(*FIRST, "reason", value="a\nb"),
     "predicted is a list": changed(*FIRST, "predicted", value=[]),
+    "no weights": changed(*FIRST, "weight_parameters", value=...),
+    "weights below zero": changed(*FIRST, "weight_parameters", value=-1),
+    "no structure": changed(*FIRST, "structure", value=...),
+    "shares without rounding": changed(*FIRST, "lost_shares", "rounding", value=...),
+    "metric is a number": changed("metric", value=3),
+    "metric's name with an escape": changed("metric", "name", value="\x1b[2J"),
+    "score is infinite": changed(*ONNX, "metric", value=float("inf")),
+    "proofs are a list": changed(*ONNX, "proofs", value=[]),
+    "warnings are a text": changed("warnings", value="hear, hear"),
+    "no data": changed("data", value=...),
+    "folds without a table": changed("cross_validation", value={"percent": 5}),
     "no latency": changed(*FIRST, "predicted", value={"size_bytes": 1, "loss": 0.0}),
     "latency is nan": changed(*FIRST, "predicted", "latency_s", value=float("nan")),
     "latency is infinite": changed(*FIRST, "predicted", "latency_s", value=float("inf")),
@@ -149,7 +160,7 @@ def test_manifests_of_strangers(tmp_path: Path, name: str, options: list[str]) -
     """Exit 3, one clear line, no traceback, and nothing that a terminal would act on."""
     folder = written(tmp_path, STRANGE[name])
     with pytest.raises(PackError, match="not one of this edgepack"):
-        inspect_pack(folder)
+        read_manifest(folder)
     shown = CliRunner().invoke(app, ["inspect", str(folder), *options])
     assert shown.exit_code == 3
     said = shown.stdout + shown.stderr
@@ -189,29 +200,28 @@ JSON_VALUES = st.recursive(
     max_leaves=6,
 )
 PLACES: list[tuple[str | int, ...]] = [
-    ("model",),
+    *((key,) for key in MANIFEST),
     ("model", "name"),
-    ("target",),
-    ("files",),
-    ("loss_weighted_by",),
+    *((name, key) for name in ("options", "data", "metric") for key in MANIFEST[name]),
     ONNX,
-    *((*ONNX, key) for key in ("scheme", "size_bytes", "scheme_chosen_by", "layers")),
+    *((*ONNX, key) for key in MANIFEST["files"]["model.onnx"]),
     FIRST,
     *((*FIRST, key) for key in LAYER),
-    *((*FIRST, "predicted", key) for key in ("size_bytes", "latency_s", "loss")),
+    *((*FIRST, "predicted", key) for key in LAYER["predicted"]),
+    *((*FIRST, "lost_shares", key) for key in LAYER["lost_shares"]),
 ]
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sampled_from(PLACES), JSON_VALUES)
 def test_any_value_anywhere_is_shown_or_refused(place: tuple[str | int, ...], value: Any) -> None:
     """Whatever passes can be rendered."""
-    from edgepack.report.planned import render_planned
-
     manifest: Callable[..., dict[str, Any]] = changed
-    strange = manifest(*place, value=value)
     try:
-        check_planned(strange, Path("p"))
+        read = parse_manifest(manifest(*place, value=value), Path("p"))
     except PackError:
         return
-    render_planned(Path("p"), strange)
+    for report in (pack_report(Path("p"), read), build_report(Path("p"), read)):
+        for renderer in (markdown, csv, json_render):
+            assert isinstance(renderer.render(report), str)
+        assert terminal.render_text(report)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from edgepack.errors import PackError
-from edgepack.pipeline.packed import layer_shapes, model_name, target_name
+from edgepack.pack.facts import facts_of
 from edgepack.segments import LayerShape
 
 PACK = Path("some/mlp.rpi4")
@@ -21,12 +21,12 @@ def manifest(*layers: Any) -> dict[str, Any]:
 
 
 def test_the_packed_file_has_its_ranks_and_the_baselines_have_none() -> None:
-    packed = layer_shapes(manifest(LAYER, DENSE), PACK, "edgepack", "onnx")
+    packed = facts_of(manifest(LAYER, DENSE), PACK).layer_shapes("edgepack", "onnx")
     assert packed == (LayerShape("fc1", 512, 784, 32), LayerShape("fc2", 10, 512, None))
     for baseline in ("dense-fp32", "dense-int8"):
-        dense = layer_shapes(manifest(LAYER, DENSE), PACK, baseline, "onnx")
+        dense = facts_of(manifest(LAYER, DENSE), PACK).layer_shapes(baseline, "onnx")
         assert dense == (LayerShape("fc1", 512, 784, None), LayerShape("fc2", 10, 512, None))
-    assert layer_shapes(manifest(), PACK, "edgepack", "onnx") == ()
+    assert facts_of(manifest(), PACK).layer_shapes("edgepack", "onnx") == ()
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_the_packed_file_has_its_ranks_and_the_baselines_have_none() -> None:
 )
 def test_layers_that_are_none(entry: Any, says: str) -> None:
     with pytest.raises(PackError) as caught:
-        layer_shapes(manifest(entry), PACK, "dense-int8", "onnx")
+        facts_of(manifest(entry), PACK).layer_shapes("dense-int8", "onnx")
     assert says in caught.value.message
     assert caught.value.hint == "build the pack again"
 
@@ -54,14 +54,26 @@ def test_layers_that_are_none(entry: Any, says: str) -> None:
 @pytest.mark.parametrize("files", [None, {}, {"model.onnx": {}}, {"model.onnx": {"layers": {}}}, {"model.onnx": 3}])
 def test_no_layers_at_all(files: Any) -> None:
     with pytest.raises(PackError, match=r"its manifest lists no layers for model\.onnx"):
-        layer_shapes({"files": files}, PACK, "edgepack", "onnx")
+        facts_of({"files": files}, PACK).layer_shapes("edgepack", "onnx")
 
 
 @pytest.mark.parametrize("entry", [None, {}, 3, {"name": None}, {"name": ""}, {"name": "a\nb"}])
 def test_names(entry: Any) -> None:
-    assert model_name({"model": {"name": "mlp"}}, PACK) == "mlp"
-    assert model_name({"model": entry}, PACK) == "mlp.rpi4"
-    assert target_name({"target": {"name": "rpi4"}}, PACK) == "rpi4"
+    assert facts_of({"model": {"name": "mlp"}}, PACK).model_name == "mlp"
+    assert facts_of({"model": entry}, PACK).model_name == "mlp.rpi4"
+    assert facts_of({"target": {"name": "rpi4"}}, PACK).target_name == "rpi4"
     with pytest.raises(PackError, match="its manifest names no target") as caught:
-        target_name({"target": entry}, PACK)
+        _ = facts_of({"target": entry}, PACK).target_name
     assert caught.value.hint == "say which with --target"
+
+
+@pytest.mark.parametrize("value", [10**400, float("inf"), True, "97"])
+def test_a_figure_that_is_none(value: Any) -> None:
+    files = {"model.onnx": {"metric": value}, "baseline/fp32.onnx": {"metric": 98.0}}
+    found = facts_of({"files": files}, PACK).file("edgepack", "onnx")
+    assert (found.metric, found.drop) == (None, None)
+
+
+def test_ranks_are_those_of_layers_that_have_a_name() -> None:
+    found = facts_of(manifest(LAYER, DENSE, {"rank": 3}, {**LAYER, "layer": "fc3", "out_features": "x"}), PACK)
+    assert found.file("edgepack", "onnx").ranks == {"fc1": 32, "fc3": 32}

@@ -12,7 +12,7 @@ from edgepack.bench.emulated_results import EmulatedResult, EmulatedVariant, Emu
 from edgepack.bench.results_file import save_result
 from edgepack.emulator.counts import Counts
 from edgepack.errors import PackError, TargetsError
-from edgepack.pipeline.compare import compare_packs
+from edgepack.report.comparison import compare_packs
 
 COUNTS = Counts(100_000.0, 40_000.0, 320_000.0, {"L1i": 3.0, "L1d": 500.0, "L2": 20.0})
 FILE = EmulatedVariant("edgepack", "onnx", "model.onnx", 123, "ab" * 32, (COUNTS,))

@@ -1,0 +1,1 @@
+"""A pack: a folder with model files, and the manifest that says what they are."""

@@ -1,0 +1,239 @@
+"""What `edgepack build` says: the files of a pack and its layers, and of `--explore` the plans."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from edgepack.metrics import Drop
+from edgepack.pack.manifest import CrossValidationEntry, FileEntry, FoldsRow, LayerEntry, Manifest, PackedFile
+from edgepack.pipeline.explore import ExploredRow
+from edgepack.report.report import Block, Column, Field, Figure, Line, Paragraph, Report, Table, hidden, make_table
+from edgepack.units import NONE
+
+
+def build_report(out: Path, manifest: Manifest) -> Report:
+    """The files with their sizes and metric, the layers with what became of them, and the warnings."""
+    files = manifest.files
+    return Report(
+        title=(f"{out}: {manifest.model.name} for {manifest.target.name}, guard: {_guard(manifest)}",),
+        blocks=(
+            make_table(_FILES, [_File(name, manifest) for name in sorted(files, reverse=True)]),
+            *_validated(manifest.cross_validation),
+            *_recoveries(manifest),
+            *_plans(manifest),
+        ),
+        warnings=manifest.warnings,
+        record={"pack": str(out), "manifest": manifest.record()},
+    )
+
+
+def packed_files(manifest: Manifest) -> dict[str, PackedFile]:
+    """The model files of a pack that have layers, by name."""
+    return {name: entry for name, entry in sorted(manifest.files.items()) if isinstance(entry, PackedFile)}
+
+
+def _guard(manifest: Manifest) -> str:
+    metric = manifest.metric
+    if not metric.guarded:
+        return "none: no data"
+    unlabelled = metric.name == "agreement" and not manifest.data.labelled
+    return f"{metric.name} with the original model (no labels)" if unlabelled else metric.name
+
+
+@dataclass(frozen=True)
+class _File:
+    """One file and the pack that it is in."""
+
+    name: str
+    manifest: Manifest
+
+    @property
+    def entry(self) -> FileEntry:
+        return self.manifest.files[self.name]
+
+    def baseline(self, precision: str) -> FileEntry | None:
+        return self.manifest.baseline(precision, self.entry.format)
+
+    def shrink(self, precision: str) -> float | None:
+        """Size of a baseline over its own; None for that baseline itself."""
+        other = self.baseline(precision)
+        return None if other is None or other is self.entry else other.size_bytes / self.entry.size_bytes
+
+    @property
+    def drop(self) -> float | None:
+        fp32 = self.baseline("fp32")
+        if fp32 is None or fp32.metric is None or self.entry.metric is None:
+            return None
+        return fp32.metric - self.entry.metric
+
+
+_FILES: tuple[Field[_File], ...] = (
+    Field(Column("file", "file"), lambda file: file.name),
+    Field(Column("scheme", "scheme"), lambda file: file.entry.scheme),
+    Field(Column("size_bytes", "size", "bytes"), lambda file: file.entry.size_bytes),
+    Field(
+        Column("wire_bytes", "on the wire", "bytes", optional=True),
+        lambda file: file.entry.wire_bytes if isinstance(file.entry, PackedFile) else None,
+    ),
+    Field(Column("fp32_bytes_ratio", "vs fp32", "times"), lambda file: file.shrink("fp32")),
+    Field(Column("int8_bytes_ratio", "vs int8", "times"), lambda file: file.shrink("int8")),
+    Field(Column("metric", "metric", "score"), lambda file: file.entry.metric),
+    Field(Column("drop", "drop", "change"), lambda file: file.drop),
+    Field(Column("scored_on", "scored on"), lambda file: file.entry.scored_on),
+)
+
+
+def _validated(found: CrossValidationEntry | None) -> Iterator[Block]:
+    """How the rank was chosen: a row per share; those that were given up early have no mean."""
+    if found is None:
+        return
+    kept = Figure(found.percent, "percent")
+    yield Paragraph((f"rank by {found.folds} folds of {found.samples} samples: ", kept, " of each layer's weights"))
+    fields: tuple[Field[FoldsRow], ...] = (
+        Field(Column("percent", "weights kept", "percent")),
+        Field(Column("mean", "accuracy", "score")),
+        Field(Column("standard_error", "± error", "score")),
+        Field(Column("note"), lambda row: _fold_notes(row, found)),
+    )
+    yield make_table(fields, found.table)
+
+
+def _fold_notes(row: FoldsRow, found: CrossValidationEntry) -> str:
+    notes = [name for name, own in (("chosen", found.percent), ("best", found.best)) if row.percent == own]
+    if row.mean is None:
+        notes.append(f"given up after {len(row.scores)} of {found.folds} folds")
+    return ", ".join(notes)
+
+
+def _recoveries(manifest: Manifest) -> Iterator[Block]:
+    for name, entry in packed_files(manifest).items():
+        found = entry.recovery
+        if found is not None:
+            before, after = (
+                Figure(loss, "fine loss") for loss in (found.held_out_loss.before, found.held_out_loss.after)
+            )
+            rest = f"; not trained: {', '.join(found.not_trained)}" if found.not_trained else ""
+            steps = f"{name}: recovered in {found.steps} steps, held-out loss "
+            yield Paragraph((steps, before, " → ", after, rest))
+
+
+def _plans(manifest: Manifest) -> Iterator[Block]:
+    """One table of layers where all formats have the same plan, else one for each, under its file's name."""
+    plans = {name: entry.layers for name, entry in packed_files(manifest).items()}
+    first = next(iter(plans.values()), ())
+    if all(plan == first for plan in plans.values()):
+        yield layer_table(first, ", ".join(plans))
+        return
+    for name, plan in plans.items():
+        yield Paragraph(f"layers of {name}")
+        yield layer_table(plan, name)
+
+
+SHORT = ("layer", "out×in", "scheme", "rank", "weights", "why")
+LONG = ("layer", "out×in", "scheme", "rank", "break-even", "weights", "size", "latency", "loss", "lost", "why")
+
+
+def layer_table(layers: Sequence[LayerEntry], file: str, headers: Sequence[str] = SHORT, *, title: Line = "") -> Table:
+    """One row per layer.
+
+    Args:
+        layers: of a manifest's entry for a model file.
+        file: its name, or those of all that have these layers.
+        headers: `SHORT` or `LONG`, for people.
+        title: the line above it.
+    """
+    named: Field[LayerEntry] = Field(hidden("file"), lambda _: file)
+    return make_table((named, *(_for(headers, each) for each in _LAYER)), layers, title=title)
+
+
+def _for(headers: Sequence[str], each: Field[LayerEntry]) -> Field[LayerEntry]:
+    """The same where its header is wanted, else for data alone."""
+    return each if each.column.header in headers else replace(each, column=replace(each.column, only="data"))
+
+
+def _predicted(key: str) -> Callable[[LayerEntry], object]:
+    return lambda layer: None if layer.predicted is None else getattr(layer.predicted, key)
+
+
+def _written(layer: LayerEntry) -> str:
+    """Its scheme for people: with the method that it is by, and whether a pair stands beside the matrix."""
+    scheme = layer.scheme or NONE
+    pair = f"{scheme} + pair" if layer.structure == "low-rank-correction" else scheme
+    return pair if layer.alternative is None else f"{layer.alternative.method} {pair}"
+
+
+def _rank(layer: LayerEntry) -> int | str | None:
+    if layer.structure == "constexpr":
+        return None
+    return "dense" if layer.rank is None else layer.rank
+
+
+def _lost(layer: LayerEntry) -> tuple[float | None, float, float | None] | None:
+    """To truncation, rounding, and what flows between the two; of a dense layer to rounding alone."""
+    shares = layer.lost_shares
+    if shares is None:
+        return None
+    pair = layer.rank is not None
+    return (shares.truncation if pair else None, shares.rounding, shares.latent if pair else None)
+
+
+_LAYER: tuple[Field[LayerEntry], ...] = (
+    Field(Column("layer", "layer")),
+    Field(
+        Column("shape", "out×in", "shape", parts=("out_features", "in_features")),
+        lambda layer: (layer.out_features, layer.in_features),
+    ),
+    Field(Column("written_as", "scheme"), _written),
+    *(Field[LayerEntry](hidden(key)) for key in ("structure", "scheme")),
+    Field(hidden("method"), lambda layer: None if layer.alternative is None else layer.alternative.method),
+    Field(Column("rank", "rank", "integer"), _rank),
+    Field(Column("break_even_rank", "break-even", "integer")),
+    Field(hidden("weight_parameters", "integer")),
+    Field(
+        Column("weights_share", "weights", "share"),
+        lambda layer: layer.weight_parameters / (layer.out_features * layer.in_features),
+    ),
+    Field(Column("size_bytes", "size", "bytes"), _predicted("size_bytes")),
+    Field(Column("latency_s", "latency", "seconds"), _predicted("latency_s")),
+    Field(Column("loss", "loss", "loss"), _predicted("loss")),
+    Field(Column("lost", "lost", "lost", parts=("lost_truncation", "lost_rounding", "lost_latent")), _lost),
+    Field(Column("reason", "why")),
+)
+
+
+def explored_report(rows: Sequence[ExploredRow], warnings: Sequence[str] = ()) -> Report:
+    """One line per plan, the front marked, how to build one of them, and the warnings."""
+    sources = {row.format: row.source for row in rows}
+    notes = (
+        "* on the Pareto front: no other plan of its format is as good in drop, latency and size, and better in one.",
+        f"drop: of {rows[0].drop.metric} on {rows[0].drop.samples} guard samples; ±: paired test, one-sided 95 %.",
+        *(f"latency: linear layers of {fmt}, predicted by the {source}." for fmt, source in sources.items()),
+        "Build one with --pick NUMBER, or one per format with --pick NUMBER,NUMBER, and the same other options.",
+    )
+    return Report(
+        blocks=(make_table(_EXPLORED, rows, notes=notes),),
+        warnings=tuple(warnings),
+        record={"plans": [{**asdict(row), "drop": _drop(row.drop)} for row in rows], "warnings": list(warnings)},
+    )
+
+
+def _drop(drop: Drop) -> Mapping[str, Any]:
+    return {**asdict(drop), "value": drop.value}
+
+
+_EXPLORED: tuple[Field[ExploredRow], ...] = (
+    Field(Column("on_front", "", "mark")),
+    Field(Column("plan", "plan", "integer"), lambda row: row.number),
+    Field(Column("format", "format")),
+    Field(Column("scheme", "scheme")),
+    Field(Column("factored", "factored", "of", parts=("factored_layers", "layers"))),
+    Field(Column("weights_share", "weights", "share")),
+    Field(Column("size_bytes", "size", "bytes")),
+    Field(Column("latency_s", "latency", "seconds")),
+    Field(hidden("source")),
+    Field(Column("drop", "drop", "score"), lambda row: row.drop.value),
+    Field(Column("drop_margin", "±", "score"), lambda row: row.drop.margin),
+)

@@ -1,0 +1,92 @@
+"""What `edgepack inspect` says of a model, and of a pack."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+from edgepack.pack.manifest import Manifest
+from edgepack.pipeline.inspect import Energy, LayerReport, ModelReport
+from edgepack.report.build import LONG, layer_table, packed_files
+from edgepack.report.report import Block, Column, Field, Figure, Paragraph, Report, hidden, make_table
+
+
+def model_report(model: ModelReport) -> Report:
+    """One row per layer and what the columns mean."""
+    share = model.linear_bytes / model.weight_bytes if model.weight_bytes else 0.0
+    notes = (
+        "break-even: a pair of this rank or less has fewer weights and multiplications than the dense layer at the "
+        "same precision (fp32 or int8); int8 vs int4: the same in bytes, an int8 pair against a dense int4 layer.",
+        f"rank 90 % / 99 %: keeps that share of {_energies(model)}. pays: rank 99 % is not above break-even.",
+    )
+    head = (
+        f"{model.model}: ",
+        Figure(model.weight_bytes, "bytes"),
+        " of weights, ",
+        Figure(share, "whole share"),
+        f" of them in {len(model.layers)} linear layers",
+    )
+    return Report(title=(head,), blocks=(make_table(_LAYERS, model.layers, notes=notes),), record=asdict(model))
+
+
+def _energies(model: ModelReport) -> str:
+    """What the ranks keep a share of; layers that differ from most are named."""
+    said: dict[Energy, str] = {
+        "weight": "weight energy" if model.has_data else "weight energy (no data)",
+        "output": "output energy on the calibration data",
+        "weighed output": "output energy on the calibration data, weighed by output gradients",
+    }
+    names: dict[Energy, list[str]] = {}
+    for layer in model.layers:
+        names.setdefault(layer.energy, []).append(layer.name)
+    most, *others = sorted(names, key=lambda energy: -len(names[energy]))
+    return "; ".join([said[most], *(f"in {', '.join(names[each])} of {said[each]}" for each in others)])
+
+
+_LAYERS: tuple[Field[LayerReport], ...] = (
+    Field(Column("layer", "layer"), lambda layer: layer.name),
+    Field(Column("op", "op", "repeated", parts=("op", "uses")), lambda layer: (layer.op, layer.uses)),
+    Field(
+        Column("shape", "out×in", "shape", parts=("out_features", "in_features")),
+        lambda layer: (layer.out_features, layer.in_features),
+    ),
+    Field(Column("rows", "rows", "integer")),
+    Field(hidden("weight_bytes", "bytes")),
+    Field(Column("bytes_share", "bytes", "share")),
+    Field(Column("macs_share", "MACs", "share")),
+    Field(Column("break_even", "break-even", "integer")),
+    Field(Column("break_even_int8_int4", "int8 vs int4", "integer")),
+    Field(hidden("energy")),
+    Field(Column("rank_90", "rank 90 %", "integer")),
+    Field(Column("rank_99", "rank 99 %", "integer")),
+    Field(Column("pays", "pays", "yes"), lambda layer: layer.rank_99 <= layer.break_even),
+)
+
+
+def pack_report(pack: Path, manifest: Manifest) -> Report:
+    """Every model file of a pack with its layers, where its figures come from, and how they are to be read."""
+    losses = f"latency: of the layer alone, predicted. {_LOSSES[manifest.loss_weighted_by]} {_LOST}"
+    return Report(
+        title=(f"{pack}: {manifest.model.name} for {manifest.target.name}",),
+        blocks=(*_files(manifest), Paragraph(losses, note=True)),
+        record=manifest.record(),
+    )
+
+
+def _files(manifest: Manifest) -> Iterator[Block]:
+    for name, entry in packed_files(manifest).items():
+        size = Figure(entry.size_bytes, "bytes")
+        title = (f"{name}: {entry.scheme}, ", size, f", chosen by: {entry.scheme_chosen_by}")
+        yield layer_table(entry.layers, name, LONG, title=title)
+
+
+_LOSSES = {
+    "output gradients": "loss: predicted, in nats of the answer's change to second order, quantization included.",
+    "output energy": "loss: predicted share of the layer's output energy, quantization included.",
+}
+
+_LOST = (
+    "lost: share of the layer's output energy on the calibration data: of a pair to truncation + rounding of weights + "
+    "rounding of what flows between the two, of a dense layer to rounding."
+)
