@@ -403,11 +403,11 @@ def test_outputs_that_are_not_finite(bad: float) -> None:
 LEVELS = {
     FLOATS: 60,
     FileScheme(FP32, WEIGHTS8): 10,
-    FileScheme(FP32, WEIGHTS8, TABLES4): 5,
+    FileScheme(FP32, WEIGHTS8, (("table", TABLES4),)): 5,
     FileScheme.of(INT8_DYNAMIC): 10,
     FileScheme(INT8_STATIC, WEIGHTS8): 10,
     FileScheme.of(NBITS8): 10,
-    FileScheme(NBITS8, WEIGHTS8, TABLES4): 5,
+    FileScheme(NBITS8, WEIGHTS8, (("table", TABLES4),)): 5,
     FileScheme(NBITS4, WEIGHTS8): 5,
 }
 
@@ -445,7 +445,7 @@ def test_every_scheme_has_a_tolerance() -> None:
         (FLOATS, None, 60),
         (FileScheme(FP32, WEIGHTS8), FP32, 10),
         (FileScheme(FP32, WEIGHTS8), NBITS4, 5),
-        (FileScheme(NBITS8, WEIGHTS8, TABLES4), FP32, 5),
+        (FileScheme(NBITS8, WEIGHTS8, (("table", TABLES4),)), FP32, 5),
     ],
 )
 def test_a_mixed_file_has_the_tolerance_of_its_weakest_scheme(

@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from edgepack.workspace import Cache, digest
 from edgepack.pipeline.sensitivity import Sensitivity
-from edgepack.workspace import silent
 
 from accuracy.dense import rounded_dense
 from accuracy.pairs import rounded
 from accuracy.study import LARGEST, SEED, Row, Study
-from edgepack.backends.onnx.schemes import INT8_DYNAMIC, NBITS4
+from edgepack.backends.onnx.kinds.embedding import find_tables, to_scheme
+from edgepack.backends.onnx.schemes import INT8_DYNAMIC, NBITS4, TABLES4
 from edgepack.backends.onnx.writer import OnnxWriter
-from edgepack.emit.onnx_tables import to_int4_tables
 from edgepack.executor import workers
 from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import Scheme
@@ -23,6 +21,7 @@ from edgepack.plan.candidates import rank_choices
 from edgepack.plan.sizes import size_bytes
 from edgepack.plan.solve import Bounds, Infeasible, least_loss
 from edgepack.types import Candidate
+from edgepack.workspace import Cache, digest, silent
 
 SCHEMES = (INT8_DYNAMIC, NBITS4)
 MIXED = 0
@@ -57,7 +56,7 @@ def mixed_rows(study: Study, shares: Sequence[float]) -> Iterator[Row]:
 
 def _with_int4_tables(study: Study) -> Study:
     model = study.opened.model.clone()
-    to_int4_tables(model)
+    to_scheme(model, {table.name: TABLES4 for table in find_tables(model)})
     files = OnnxWriter(model, study.calibration, largest=LARGEST)
     return replace(study, opened=replace(study.opened, model=model), files=files)
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 from edgepack.pipeline.moments import observe
-from edgepack.workspace import silent
 
 from accuracy.subjects import Subject
 from edgepack.backends.onnx.writer import OnnxWriter
@@ -26,6 +25,7 @@ from edgepack.pipeline.guarding import load_data
 from edgepack.plan.candidates import asked_rank
 from edgepack.sources import open_model
 from edgepack.types import Array, InputSpread, Moments, Spectrum
+from edgepack.workspace import silent
 
 Row = dict[str, Any]
 """A file: how it was made, and lists with an entry per seed of what was found."""

@@ -34,6 +34,7 @@ class Scheme:
             calibration found.
         qmax: largest weight code of a symmetric grid; 0 where weights are floats. Of schemes per channel in 8 bits the
             target may allow less.
+        kinds: of the layers that can have it.
         scope: whether a single layer can have it, or only a whole file.
         min_version: of the backend: the ONNX opset that brought the operators, the TFLite schema version.
         min_sqnr_db: tolerance of a file's answers, as signal over noise, against fp32 arithmetic on the same plan.
@@ -51,6 +52,7 @@ class Scheme:
     granularity: Granularity
     activations: Activations
     qmax: int
+    kinds: tuple[str, ...] = ("linear",)
     scope: Scope = "layer"
     min_version: int = 1
     min_sqnr_db: float = 60.0
@@ -101,12 +103,12 @@ class FileScheme:
     Attributes:
         layers: of linear layers.
         others: of the weights that stand outside of linear layers.
-        tables: of embedding tables among those; None for that of all others.
+        single: of layers of other kinds, by name, where it is not that of the others.
     """
 
     layers: Scheme
     others: Scheme
-    tables: Scheme | None = None
+    single: tuple[tuple[str, Scheme], ...] = ()
 
     @classmethod
     def of(cls, scheme: Scheme) -> FileScheme:
@@ -120,13 +122,13 @@ class FileScheme:
         """Name of the file's scheme for people, by the schemes of its layers' matrices: `mixed` where these differ."""
         schemes = set(matrices) or {self.layers}
         name = schemes.pop().name if len(schemes) == 1 else MIXED
-        suffix = self.tables or self.others
+        suffix = next((scheme for _, scheme in self.single), self.others)
         return name if suffix == self.layers else f"{name}+{suffix}"
 
     @property
     def schemes(self) -> tuple[Scheme, ...]:
         """All that it names."""
-        return (self.layers, self.others) if self.tables is None else (self.layers, self.others, self.tables)
+        return (self.layers, self.others, *(scheme for _, scheme in self.single))
 
 
 def scheme_of(op: Op, scheme: Scheme) -> Scheme:

@@ -107,5 +107,5 @@ class Op:
 
     @property
     def macs(self) -> int:
-        """Multiplications of one inference."""
-        return self.weights * self.vectors
+        """Multiplications of one inference; a lookup has none."""
+        return 0 if self.kind == "gather" else self.weights * self.vectors

@@ -56,7 +56,7 @@ def test_exceptions_are_what_differs_and_has_a_scheme(scheme: FileScheme, expect
         ((FP32, None), FileScheme(FP32, WEIGHTS8), "fp32+weights"),
         ((FP32, NBITS4), FileScheme.of(FP32), "mixed"),
         ((INT8_DYNAMIC, FP32), FileScheme(INT8_DYNAMIC, WEIGHTS8), "mixed+weights"),
-        ((INT8_DYNAMIC, FP32), FileScheme(INT8_DYNAMIC, WEIGHTS8, TABLES4), "mixed+tables4"),
+        ((INT8_DYNAMIC, FP32), FileScheme(INT8_DYNAMIC, WEIGHTS8, (("table", TABLES4),)), "mixed+tables4"),
         ((None, None), FileScheme.of(INT8_DYNAMIC), "int8-dynamic"),
         ((), FileScheme(NBITS4, WEIGHTS8), "nbits4+weights"),
     ],

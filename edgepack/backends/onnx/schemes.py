@@ -74,9 +74,13 @@ WEIGHTS8 = _scheme(
     "weights", bits=8, granularity="channel", activations="float", qmax=127, min_sqnr_db=10.0, bytes_per_channel=4
 )
 """Weights of operators that are not linear layers: decoded at load, the arithmetic stays float."""
-TABLES4 = _scheme("tables4", bits=4, granularity="block", activations="float", qmax=7, min_sqnr_db=5.0)
+TABLES4 = _scheme(
+    "tables4", bits=4, granularity="block", activations="float", qmax=7, min_sqnr_db=5.0, kinds=("embedding",)
+)
 """Embedding tables, of which only rows that are looked up are decoded."""
 
+TABLES: tuple[Scheme, ...] = (TABLES4,)
+"""What an embedding table can have beside that of all other weights."""
 SCHEMES: tuple[Scheme, ...] = (FP32, INT8_DYNAMIC, INT8_STATIC, NBITS8, NBITS4)
 """What a linear layer can have, dense or factored."""
 DENSE_INT8: tuple[Scheme, ...] = (INT8_DYNAMIC, INT8_STATIC)

@@ -10,24 +10,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgepack.backends.backend import joined
+from edgepack.backends.onnx.kinds.embedding import find_tables, refuses, to_scheme
 from edgepack.backends.onnx.observation import OnnxObservation
 from edgepack.backends.onnx.schemes import (
     FP32,
     INT8_DYNAMIC,
     INT8_STATIC,
-    NBITS4,
     SCHEMES,
-    TABLES4,
+    TABLES,
     WEIGHTS8,
 )
 from edgepack.calibrate import ranges
 from edgepack.data import Samples, feeds
 from edgepack.errors import ModelError
+from edgepack.model.kinds import embedding
 from edgepack.model.kinds.linear import linear_ops
 from edgepack.model.layer import Layer
 from edgepack.model.replacement import Replacement, of_structure
 from edgepack.model.scheme import FileScheme, Format, Scheme, scheme_of
-from edgepack.model.structure import Structure
+from edgepack.model.structure import DENSE, Structure
 from edgepack.types import Array, Contents, Written
 
 if TYPE_CHECKING:
@@ -100,11 +101,15 @@ class OnnxWriter:
 
     def supports(self, layer: Layer, structure: Structure, scheme: Scheme) -> str | None:
         """None where a layer can be written so, else why not."""
+        if layer.kind not in scheme.kinds:
+            return f"{scheme} is for {' and '.join(scheme.kinds)} layers, this one is {layer.kind}"
         if not self._supports(scheme):
             return f"the model has opset {self._opset}, the scheme {scheme} needs {scheme.min_version}"
         if structure.is_correction and scheme.correction is None:
             return f"there are no low-rank factors beside a matrix in {scheme}"
-        return "there are no calibration data" if scheme.is_static and not self.calibrated else None
+        if scheme.is_static and not self.calibrated:
+            return "there are no calibration data"
+        return refuses(layer, scheme) if layer.kind == embedding.NAME else None
 
     def corrected_schemes(self) -> tuple[Scheme, ...]:
         """Those of a dense matrix with a pair beside it that the model's opset has operators for."""
@@ -127,8 +132,8 @@ class OnnxWriter:
         decoded = FileScheme(scheme, WEIGHTS8)
         if scheme == FP32:
             return decoded, alone
-        if scheme == NBITS4 and self.has_tables:
-            return FileScheme(scheme, WEIGHTS8, TABLES4), decoded
+        if scheme.granularity == "block" and (tables := self._tables_of(scheme.bits)):
+            return FileScheme(scheme, WEIGHTS8, tables), decoded
         # ConvInteger and its like are slower than float kernels nearly everywhere: never with dynamic activations.
         return (alone, decoded) if scheme == INT8_STATIC else (decoded,)
 
@@ -267,15 +272,15 @@ class OnnxWriter:
         """The model with the weights of its other operators in int8, where it has any and the scheme says so."""
         import onnx_ir as ir
 
-        from edgepack.emit import onnx_rest, onnx_standard, onnx_tables
+        from edgepack.emit import onnx_rest, onnx_standard
         from edgepack.onnxgraph.sites import find_sites
 
         if not self.has_rest:
             return model
         if scheme.others == WEIGHTS8:
             copy = model.clone()
-            if scheme.tables == TABLES4:
-                onnx_tables.to_int4_tables(copy)
+            if scheme.single:
+                to_scheme(copy, dict(scheme.single))
             onnx_rest.to_int8_weights(copy, _linear_nodes(copy))
             return copy
         if scheme.others not in onnx_standard.REST_OP_TYPES:
@@ -301,11 +306,19 @@ class OnnxWriter:
         return has_rest(copy, _linear_nodes(copy))
 
     @cached_property
-    def has_tables(self) -> bool:
-        """Whether some of them are embedding tables that blocks of 4 bits can hold."""
-        from edgepack.emit.onnx_tables import has_tables
+    def tables(self) -> tuple[Layer, ...]:
+        """The embedding tables among them."""
+        return find_tables(self.model)
 
-        return has_tables(self.model)
+    def _tables_of(self, bits: int) -> tuple[tuple[str, Scheme], ...]:
+        """The scheme of so many bits of every embedding table that can have it."""
+        alike = [scheme for scheme in TABLES if scheme.bits == bits]
+        return tuple(
+            (table.name, scheme)
+            for table in self.tables
+            for scheme in alike
+            if self.supports(table, DENSE, scheme) is None
+        )
 
     def _ranges(
         self, model: ir.Model, scheme: Scheme, schemes: Mapping[str, Scheme]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from edgepack.model.kinds import embedding, linear
 from edgepack.model.kinds.kind import LayerKind
-from edgepack.model.kinds.linear import Linear
 from edgepack.model.layer import WEIGHT, Layer, View
 
-KINDS: Mapping[str, LayerKind] = {"linear": Linear()}
+KINDS: Mapping[str, LayerKind] = {linear.NAME: linear.Linear(), embedding.NAME: embedding.Embedding()}
 """By the name that a `Layer` carries."""
 
 

@@ -6,7 +6,8 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edgepack.emit.onnx_tables import to_int4_tables
+from edgepack.backends.onnx.kinds.embedding import find_tables, refuses, to_scheme
+from edgepack.backends.onnx.schemes import TABLES4
 from edgepack.onnxgraph.session import run, session
 from edgepack.quantize.blocks import dequantize_blocks, quantize_blocks
 from edgepack.types import Array
@@ -36,6 +37,13 @@ def model(table: Array, *, axis: int = 0, more: tuple[onnx.NodeProto, ...] = ())
 
 def table(columns: int = COLUMNS) -> Array:
     return np.random.default_rng(0).standard_normal((ROWS, columns)).astype(np.float32)
+
+
+def to_int4_tables(found: ir.Model) -> tuple[str, ...]:
+    """Stores every table that can be in 4 bits; their names."""
+    names = [layer.name for layer in find_tables(found) if refuses(layer, TABLES4) is None]
+    to_scheme(found, dict.fromkeys(names, TABLES4))
+    return tuple(names)
 
 
 def test_looked_up_rows_are_those_of_the_rounded_table() -> None:

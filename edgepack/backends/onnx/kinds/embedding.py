@@ -1,0 +1,100 @@
+"""Embedding tables in blocks of 4 bits: the operator GatherBlockQuantized of ONNX Runtime.
+
+Only the rows that are looked up are ever decoded, so the table stays in 4 bits in memory as well. Of a small language
+model the table is most of the bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from edgepack.emit.onnx_nbits import DOMAIN
+from edgepack.emit.onnx_rest import MIN_ELEMENTS, add_initializer
+from edgepack.model.kinds.embedding import embedding_layer
+from edgepack.model.layer import Layer
+from edgepack.model.scheme import Scheme
+from edgepack.quantize.blocks import BLOCK, pack, quantize_blocks
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+
+def find_tables(model: ir.Model) -> tuple[Layer, ...]:
+    """Every float32 table that only Gather reads, row by row, as a layer; small ones are not worth another operator."""
+    found = {name: value for _, name, value in _tables(model)}
+    return tuple(
+        embedding_layer(name, value.const_value.numpy(), len(value.uses()))
+        for name, value in found.items()
+        if value.const_value is not None
+    )
+
+
+def refuses(layer: Layer, scheme: Scheme) -> str | None:
+    """Why a table cannot be stored in a scheme; None if it can."""
+    if scheme.granularity == "block" and layer.in_features % BLOCK:
+        return f"its rows of {layer.in_features} numbers are no whole blocks of {BLOCK}"
+    return None
+
+
+def to_scheme(model: ir.Model, schemes: Mapping[str, Scheme]) -> None:
+    """Store tables in blocks: n bits and a scale per 32 numbers of a row, in place.
+
+    Each block is rounded to nearest on the better of two grids (`quantize_blocks`).
+
+    Args:
+        model: to be changed.
+        schemes: by the table's name.
+    """
+    for graph, name, value in list(_tables(model)):
+        if name in schemes:
+            _replace(graph, name, value, schemes[name].bits)
+            model.opset_imports.setdefault(DOMAIN, 1)
+
+
+def _tables(model: ir.Model) -> Iterator[tuple[ir.Graph, str, ir.Value]]:
+    for graph in (model.graph, *model.graph.subgraphs()):
+        for name, value in graph.initializers.items():
+            if _is_table(value):
+                yield graph, name, value
+
+
+def _is_table(value: ir.Value) -> bool:
+    import onnx_ir as ir
+
+    tensor = value.const_value
+    if tensor is None or tensor.dtype != ir.DataType.FLOAT or len(tensor.shape) != 2 or tensor.size < MIN_ELEMENTS:
+        return False
+    if value.is_graph_input() or value.is_graph_output():
+        return False
+    uses = value.uses()
+    return bool(uses) and all(
+        index == 0 and node.op_type == "Gather" and node.domain == "" and node.attributes.get_int("axis", 0) == 0
+        for node, index in uses
+    )
+
+
+def _replace(graph: ir.Graph, name: str, value: ir.Value, bits: int) -> None:
+    import onnx_ir as ir
+
+    tensor = value.const_value
+    if tensor is None:
+        return
+    codes, scales = quantize_blocks(tensor.numpy(), bits, BLOCK)
+    data = add_initializer(graph, f"{name}.int{bits}", pack(codes, bits).reshape(len(codes), -1))
+    steps = add_initializer(graph, f"{name}.scale", scales)
+    attributes = {"bits": bits, "block_size": BLOCK, "gather_axis": 0, "quantize_axis": 1}
+    for node, _ in list(value.uses()):
+        made = ir.node(
+            "GatherBlockQuantized", [data, node.inputs[1], steps], attributes, domain=DOMAIN, name=node.name or None
+        )
+        old, new = node.outputs[0], made.outputs[0]
+        new.type, new.shape = old.type, old.shape
+        new.name, old.name = old.name, None
+        owner = node.graph
+        if owner is None:
+            continue
+        owner.insert_before(node, made)
+        old.replace_all_uses_with(new, replace_graph_outputs=True)
+        owner.remove(node, safe=True)
+    del graph.initializers[name]
