@@ -28,14 +28,12 @@ class Recipe:
             optional `y` with labels: `{"x": (N, …), "y": (N,)}`. Or an iterable of input tuples.
         evaluate: `evaluate(predict) -> float`, higher is better, accuracy in percent. `predict(*arrays)` takes
             numpy arrays with any number of samples on the first axis and returns the first output.
-        train: reserved for recovery: `train(model) -> None`.
     """
 
     model: Any
     example_inputs: tuple[Any, ...]
     calibration: Mapping[str, Array] | Iterable[tuple[Array, ...]] | None = None
     evaluate: Callable[[Callable[..., Array]], float] | None = None
-    train: Callable[..., None] | None = None
 
 
 @dataclass(frozen=True)

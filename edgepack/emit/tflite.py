@@ -170,10 +170,6 @@ class TfliteEmitter:
         arrays = {f"input:{name}": array for name, array in (samples or {}).items()}
         return tuple(self._ask(request, arrays, "samples")["kept"])
 
-    def peak_memory_bytes(self) -> int:
-        """The largest resident set of the process so far."""
-        return int(self._ask({"do": "memory"})["peak_bytes"])
-
     def close(self) -> None:
         """End the process and remove its files."""
         self._process.close()

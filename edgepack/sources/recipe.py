@@ -174,13 +174,11 @@ def _checked(recipe: object, spec: str) -> Recipe:
                 f"{spec}: example input {position} is {type(value).__name__}, a tensor was expected",
                 hint="bind other arguments inside the model",
             )
-    for name in ("evaluate", "train"):
-        hook = getattr(recipe, name)
-        if hook is not None and not callable(hook):
-            raise ModelError(f"{spec}: Recipe.{name} is {type(hook).__name__}, a function was expected")
+    if recipe.evaluate is not None and not callable(recipe.evaluate):
+        raise ModelError(f"{spec}: Recipe.evaluate is {type(recipe.evaluate).__name__}, a function was expected")
     recipe.model.eval()
     calibration = _calibration(recipe.calibration, spec)
-    return Recipe(recipe.model, inputs, calibration, recipe.evaluate, recipe.train)
+    return Recipe(recipe.model, inputs, calibration, recipe.evaluate)
 
 
 def _calibration(value: object, spec: str) -> Mapping[str, Array] | Iterable[tuple[Array, ...]] | None:

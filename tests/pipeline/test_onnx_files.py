@@ -175,7 +175,7 @@ def test_a_weight_in_two_orientations(tmp_path: Path) -> None:
 
 def test_one_layer_alone_in_int8(tmp_path: Path) -> None:
     made = files(mlp())
-    made.write_one_layer("fc2", tmp_path / "m.onnx")
+    made.write({}, FileScheme.of(FP32), tmp_path / "m.onnx", {"fc2": INT8_DYNAMIC})
     assert bits_by_sides(made, tmp_path / "m.onnx") == {(20, 24): 32, (24, 28): 8, (10, 28): 32}
 
 

@@ -8,6 +8,7 @@ import torch
 from coded_cases import CASES, blocks, codebook, convolved, hashed
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from initial import random_start
 from torch import nn
 
 from edgepack.coded import Writer, evaluate, xxh32
@@ -16,7 +17,6 @@ from edgepack.model.replacement import Replacement
 from edgepack.quantize.coded import in_8_bits
 from edgepack.training import parts
 from edgepack.training.coded import CodedLinear, coded_from, to_coded
-from edgepack.training.initial import random_start
 from edgepack.training.modules import FactoredLinear
 
 BIAS = np.linspace(-1, 1, 9).astype(np.float32)

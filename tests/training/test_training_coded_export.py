@@ -9,6 +9,7 @@ import onnxruntime as ort
 import pytest
 import torch
 from coded_cases import CASES
+from initial import random_start
 from torch import nn
 
 from edgepack.pipeline.build import build
@@ -16,7 +17,6 @@ from edgepack.pipeline.options import BuildOptions
 from edgepack.sources.torch import export_program, save_program
 from edgepack.targets import HOST, get_target
 from edgepack.training.coded import coded_from
-from edgepack.training.initial import random_start
 from edgepack.workspace import Cache
 
 FEATURES, HIDDEN, CLASSES = 64, 48, 8

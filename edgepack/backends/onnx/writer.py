@@ -219,10 +219,6 @@ class OnnxWriter:
         }
         return Written({}, own)
 
-    def write_one_layer(self, layer: str, out: Path) -> None:
-        """The dense model with a single layer in int8, to see what that layer costs."""
-        self.write({}, FileScheme.of(FP32), out, {layer: INT8_DYNAMIC})
-
     def read(self, path: Path) -> Contents:
         """What the file holds."""
         from edgepack.onnxgraph.contents import read_contents
