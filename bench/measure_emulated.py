@@ -16,8 +16,8 @@ from edgepack.bench.emulate import emulate_variants
 from edgepack.bench.emulated_results import EmulatedVariant
 from edgepack.emulator.counts import middle
 from edgepack.emulator.plugin import cache_arguments
-from edgepack.pipeline.counting import Counter
 from edgepack.model.point import linear_point
+from edgepack.pipeline.counting import Counter
 from edgepack.targets import Target, get_target
 from edgepack.workspace import Cache, open_workspace
 

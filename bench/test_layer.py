@@ -14,9 +14,9 @@ import pytest
 from blocks import speedup
 from pytest_benchmark.fixture import BenchmarkFixture
 
+from edgepack.backends.runtime import load
 from edgepack.backends.schemes import FP32, SCHEMES, scheme_named
 from edgepack.data import example
-from edgepack.backends.runtime import load
 from edgepack.model.scheme import BITS, FORMATS, Format, Scheme
 from edgepack.report.cells import ratio, seconds
 

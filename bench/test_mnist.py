@@ -11,8 +11,8 @@ import pytest
 from blocks import speedup
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from edgepack.data import example
 from edgepack.backends.runtime import load
+from edgepack.data import example
 from edgepack.model.scheme import FORMATS, Format
 from edgepack.report.cells import ratio, size
 
