@@ -17,7 +17,7 @@ from blocks_weighting import render_residual, render_weighting
 
 from edgepack.backends.schemes import scheme_named
 from edgepack.model.scheme import BITS
-from edgepack.report.cells import ratio, seconds, size
+from edgepack.units import ratio, seconds, size
 
 Row = Mapping[str, Any]
 RUNTIMES = {"onnx": "onnxruntime", "tflite": "ai-edge-litert"}

@@ -82,10 +82,19 @@ def render_residual(figures: Row) -> str:
         for layer in figures["layers"]
     ]
     table = markdown_table(("layer", *ways), lines, right=tuple(ways))
-    times = {(row["out"], row["in"], row["form"], row["rank"]): row["seconds"] for row in figures["times"]}
+    keys = ("out", "in", "form", "structure", "rank")
+    times = {tuple(row[key] for key in keys): row["seconds"] for row in figures["times"]}
     sides = list(dict.fromkeys((row["out"], row["in"]) for row in figures["times"]))
-    ratios = [times[*side, "nbits4-residual", 16] / times[*side, "int8-dynamic", None] for side in sides]
-    dense = [times[*side, "nbits4", None] / times[*side, "int8-dynamic", None] for side in sides]
+    int8, int4, corrected = (
+        [times[*side, *way] for side in sides]
+        for way in (
+            ("int8-dynamic", "dense", None),
+            ("nbits4", "dense", None),
+            ("nbits4", "low-rank-correction", 16),
+        )
+    )
+    ratios = [own / one for own, one in zip(corrected, int8, strict=True)]
+    dense = [own / one for own, one in zip(int4, int8, strict=True)]
     said = (
         "Share of the layer's output energy that is lost on samples that rounding never saw (bytes in the file). "
         f"On this machine the matrix in 4 bits takes {min(dense):.1f} to {max(dense):.1f} times as long as dense int8, "

@@ -9,13 +9,12 @@ from typing import Any
 
 from allocation.allocators import ALLOCATORS, LEAST_GAP, Layers, latency, loss, within
 from cases import Case, cases
-from edgepack.workspace import Cache
-from edgepack.pipeline.prepare import prepared
-from edgepack.workspace import silent
 
 from edgepack.model.scheme import BITS
 from edgepack.pipeline.options import BuildOptions
+from edgepack.pipeline.prepare import prepared
 from edgepack.targets import get_target
+from edgepack.workspace import Cache, silent
 
 NAMES = ("mnist", "lstm", "minilm", "magika")
 TARGET = "rpi4"
@@ -63,7 +62,9 @@ def dense_int8_s(layers: Layers) -> float:
     """
     found = []
     for scheme in {one.scheme for layer in layers for one in layer if one.scheme.bits == BITS["int8"]}:
-        dense = [[one.latency_s for one in layer if one.rank is None and one.scheme == scheme] for layer in layers]
+        dense = [
+            [one.latency_s for one in layer if one.structure.is_dense and one.scheme == scheme] for layer in layers
+        ]
         if all(dense):
             found.append(sum(min(own) for own in dense))
     if not found:

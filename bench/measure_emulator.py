@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgepack.workspace import shipped
 from measure_mnist import MAX_DROP, MODEL
 
 from edgepack.emulator import programs
@@ -21,6 +20,7 @@ from edgepack.model.scheme import FORMATS
 from edgepack.pipeline.build import build
 from edgepack.pipeline.options import BuildOptions
 from edgepack.targets import Target, get_target
+from edgepack.workspace import shipped
 
 TARGET = "rpi4"
 GOAL_RATIO = 6.0

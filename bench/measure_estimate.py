@@ -6,18 +6,19 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from edgepack.workspace import Cache
-
+from edgepack.backends.backend import WriterData
+from edgepack.backends.registry import backend
 from edgepack.backends.tflite.schemes import FP32, INT8_STATIC
-from edgepack.backends.tflite.writer import TfliteWriter
 from edgepack.bench.emulate import emulate_variants
 from edgepack.bench.session import Variant
 from edgepack.data import example
 from edgepack.emulator.counts import middle
 from edgepack.emulator.estimate import time_bound
 from edgepack.pipeline.guarding import load_data
+from edgepack.quantize.grid import WEIGHT_MAX
 from edgepack.sources import open_model
 from edgepack.targets import get_target
+from edgepack.workspace import Cache, Workspace
 
 MODELS = Path(__file__).parent / "models"
 SEED = 0
@@ -42,7 +43,7 @@ def measure(*, quick: bool = False) -> dict[str, Any]:
             variants = _files(network, Path(folder))
             for name in dict.fromkeys(target for model, _, target in PUBLISHED_MS if model == network):
                 target = get_target(name)
-                result = emulate_variants(variants, {}, target=target, model=network, by_layer=False)
+                result = emulate_variants(variants, None, target=target, model=network)
                 for found in result.variants:
                     counts = middle(found.rounds)
                     bound = time_bound(counts, target, THREADS)
@@ -70,8 +71,10 @@ def _files(network: str, work: Path) -> list[Variant]:
     opened = open_model(source, work)
     data = load_data(None, opened, source, SEED)
     variants = []
-    with TfliteWriter(Cache(), work) as files:
-        files.open(opened, data.calibration, example(data.guard, opened.inputs, SEED))
+    with backend("tflite").engine() as engine:
+        inputs = example(data.guard, opened.inputs, SEED)
+        given = WriterData(data.calibration, inputs, WEIGHT_MAX)
+        files = backend("tflite").open(opened, given, engine, Workspace(Cache(), work, SEED))
         for precision, scheme in SCHEMES.items():
             path = work / f"{network}.{precision}.tflite"
             files.write_dense(path) if scheme.is_float else files.write_baseline(scheme, path)

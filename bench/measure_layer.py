@@ -8,25 +8,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgepack.workspace import Cache, digest
-from edgepack.pipeline.statistics import decompose
-from edgepack.workspace import silent
 from latencies import measure_files
 
 from edgepack import verify
-from edgepack.backends.backend import Writer
-from edgepack.backends.onnx.writer import OnnxWriter
+from edgepack.backends.backend import Writer, WriterData
+from edgepack.backends.registry import backend
 from edgepack.backends.schemes import SCHEMES
-from edgepack.backends.tflite.writer import TfliteWriter
 from edgepack.bench.schedule import Schedule
 from edgepack.bench.session import Variant
 from edgepack.data import example
 from edgepack.errors import ProofError
 from edgepack.factorize import factorizer
-from edgepack.model.layer import Layer
+from edgepack.model.kinds.linear import linear_ops
+from edgepack.model.layer import View
 from edgepack.model.model import Model
 from edgepack.model.replacement import Replacement
-from edgepack.model.scheme import FileScheme, Scheme
+from edgepack.model.scheme import FORMATS, FileScheme, Scheme
+from edgepack.model.structure import DENSE, low_rank
+from edgepack.pipeline.activations import Subject
+from edgepack.pipeline.decompositions import decompose
 from edgepack.pipeline.guarding import Data, load_data
 from edgepack.pipeline.ladder import LayerPlans
 from edgepack.pipeline.options import BuildOptions
@@ -35,6 +35,7 @@ from edgepack.quantize.gauge import balanced
 from edgepack.sources import open_model
 from edgepack.targets import HOST, get_target
 from edgepack.types import LayerPlan, Spectrum
+from edgepack.workspace import Cache, Workspace, digest
 
 MODEL = f"{Path(__file__).parent / 'models' / 'layer_4096.py'}:recipe"
 RANK = 256
@@ -97,37 +98,40 @@ def measure_files_of(files: Sequence[LayerFile], *, quick: bool = False) -> dict
 def model_files(work: Path, model: str = MODEL, rank: int = RANK) -> list[LayerFile]:
     """Write a model in every scheme into the folder, dense and factored at one rank where that pays; each pair file
     with the proof that it still is two thin matmuls."""
-    cache = Cache()
+    workspace = Workspace(Cache(), work, SEED)
     opened = open_model(model, work)
     data = load_data(None, opened, model, SEED)
-    plan, factors = _factored(opened, data, cache, rank)
+    plan, factors = _factored(opened, data, workspace, rank)
     # The grid that is safe on this machine's instruction set; its size does not change the kernel.
     largest = BuildOptions(model=model, target=get_target(HOST)).weight_grids[-1]
-    onnx = OnnxWriter(opened.content, data.calibration, largest=largest)
-    with TfliteWriter(cache, work) as tflite:
-        tflite.open(opened, data.calibration, example(data.guard, opened.inputs, SEED))
-        return [file for files in (onnx, tflite) for file in _written(files, plan, factors, work)]
+    written: list[LayerFile] = []
+    for fmt in FORMATS:
+        with backend(fmt).engine() as engine:
+            given = WriterData(data.calibration, example(data.guard, opened.inputs, SEED), largest)
+            written += _written(backend(fmt).open(opened, given, engine, workspace), plan, factors, work)
+    return written
 
 
-def _factored(opened: Model, data: Data, cache: Cache, rank: int) -> tuple[LayerPlans, dict[str, Replacement]]:
-    key = digest(opened.sha256, data.digest())
-    spectra, _ = decompose(opened.content, opened.layers, METHOD, data.calibration, key, cache, silent)
+def _factored(opened: Model, data: Data, workspace: Workspace, rank: int) -> tuple[LayerPlans, dict[str, Replacement]]:
+    subject = Subject(opened, data.calibration, digest(opened.sha256, data.digest()))
+    spectra, _ = decompose(subject, METHOD, workspace)
     algorithm = factorizer(METHOD)
-    plans = tuple(_plan(layer, spectrum, rank) for layer, spectrum in zip(opened.layers, spectra, strict=True))
+    plans = tuple(_plan(view, spectrum, rank) for view, spectrum in zip(subject.views, spectra, strict=True))
     factors = {
-        layer.name: balanced(algorithm.factors(layer, spectrum, rank), spectrum, seed=SEED)
-        for layer, spectrum, plan in zip(opened.layers, spectra, plans, strict=True)
+        view.name: balanced(algorithm.factors(view, spectrum, rank), spectrum, seed=SEED)
+        for view, spectrum, plan in zip(subject.views, spectra, plans, strict=True)
         if plan.rank is not None
     }
     return plans, factors
 
 
-def _plan(layer: Layer, spectrum: Spectrum, rank: int) -> LayerPlan:
+def _plan(layer: View, spectrum: Spectrum, rank: int) -> LayerPlan:
     sides = layer.out_features, layer.in_features
     limit = break_even_rank(*sides)
-    taken = rank if rank <= limit else None
-    lost = 0.0 if taken is None else float(spectrum.lost_share()[taken])
-    return LayerPlan(layer.name, *sides, taken, limit, lost, "one rank for all layers")
+    structure = low_rank(rank) if rank <= limit else DENSE
+    lost = 0.0 if structure.is_dense else float(spectrum.lost_share()[rank])
+    dense, ops = (linear_ops(*sides, one, 1) for one in (DENSE, structure))
+    return LayerPlan(layer.name, dense, structure, ops, limit, lost, "one rank for all layers")
 
 
 def _written(files: Writer, plan: LayerPlans, factors: Mapping[str, Replacement], work: Path) -> Iterator[LayerFile]:
@@ -138,8 +142,8 @@ def _written(files: Writer, plan: LayerPlans, factors: Mapping[str, Replacement]
         yield LayerFile("dense", scheme, Variant(f"dense-{scheme}", fmt, path))
     for scheme in SCHEMES[fmt]:
         path = work / f"pair.{scheme}.{fmt}"
-        files.write(factors, FileScheme.of(scheme), path)
-        proof = verify.two_thin_matmuls(files.read_optimized(path), plan)
+        written = files.write(factors, FileScheme.of(scheme), path)
+        proof = verify.structures_kept(files.read(path), files.read_optimized(path), written, plan)
         if not proof.passed:
             raise ProofError(f"{path.name}: {proof.name}: {proof.detail}")
         yield LayerFile("pair", scheme, Variant(f"pair-{scheme}", fmt, path))

@@ -10,25 +10,28 @@ from typing import Any
 
 import numpy as np
 from cases import Case, cases
-from edgepack.workspace import Cache, digest
-from edgepack.pipeline.sensitivity import Sensitivity
-from edgepack.pipeline.statistics import decompose
-from edgepack.workspace import silent
 
+from edgepack.backends.backend import THREADS
 from edgepack.backends.onnx.schemes import FP32
 from edgepack.backends.onnx.writer import OnnxWriter
-from edgepack.backends.runtime import THREADS, load, predict
+from edgepack.backends.runtime import load, predict
 from edgepack.data import Samples
 from edgepack.factorize import factorizer
-from edgepack.model.layer import Layer
+from edgepack.model.kinds import views_of
+from edgepack.model.layer import Layer, View
 from edgepack.model.model import Model
 from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import FileScheme
+from edgepack.model.structure import low_rank
+from edgepack.pipeline.activations import Subject
+from edgepack.pipeline.decompositions import decompose
+from edgepack.pipeline.gradients import make_sensitivity
 from edgepack.pipeline.guarding import load_data
 from edgepack.plan.candidates import break_even_rank
-from edgepack.plan.loss import layer_losses
+from edgepack.plan.loss import Wanted, layer_losses
 from edgepack.sources import open_model
-from edgepack.types import Array, Spectrum
+from edgepack.types import Array, Curvature, Spectrum
+from edgepack.workspace import Cache, Workspace, digest
 
 METHOD = "whitened"
 WEIGHT_CODES = 127
@@ -97,35 +100,33 @@ def _prepared(case: Case, work: Path) -> _Model:
     Raises:
         ValueError: torch finds no gradients at the layers of the model.
     """
-    cache = Cache()
+    workspace = Workspace(Cache(), work, SEED)
     opened = open_model(case.model, work)
     data = load_data(case.data, opened, case.model, SEED)
     key = digest(opened.sha256, data.digest())
-    spectra, _ = decompose(opened.content, opened.layers, METHOD, data.calibration, key, cache, silent)
+    subject = Subject(opened, data.calibration, key)
+    spectra, _ = decompose(subject, METHOD, workspace)
     metric = "classes" if data.guard.labels is not None else "cosine"
-    sensitivity = Sensitivity(
-        opened, spectra, data.calibration, metric, SEED, digest(key, "order of plans"), cache, silent
-    )
+    sensitivity = make_sensitivity(subject, spectra, metric, digest(key, "order of plans"), workspace)
     if not sensitivity.known:
         raise ValueError(f"{case.name}: no gradients: {sensitivity.problem}")
-    named = {layer.name: spectrum for layer, spectrum in zip(opened.layers, spectra, strict=True)}
+    named = {view.name: spectrum for view, spectrum in zip(subject.views, spectra, strict=True)}
     curvature = {}
-    for layer in opened.layers:
-        seen = sensitivity.curvatures[layer.name]
-        curvature[layer.name] = _fp32_losses(layer, named[layer.name], seen.moment, seen.truncation)
-    energy = {layer.name: _fp32_losses(layer, named[layer.name], None, None) for layer in opened.layers}
+    for view in subject.views:
+        curvature[view.name] = _fp32_losses(view, named[view.name], sensitivity.curvatures[view.name])
+    energy = {view.name: _fp32_losses(view, named[view.name], None) for view in subject.views}
     return _Model(opened, named, curvature, energy, data.guard.head(GUARD_SAMPLES), metric)
 
 
-def _fp32_losses(layer: Layer, spectrum: Spectrum, moment: Array | None, truncation: Array | None) -> Array:
+def _fp32_losses(layer: View, spectrum: Spectrum, curvature: Curvature | None) -> Array:
     """(k + 1,), with infinity for rank 0, which no plan takes."""
     ranks = range(1, len(spectrum.energies) + 1)
 
     def unused(rank: int) -> Replacement:
         raise ValueError(f"factors of rank {rank} were asked for, though nothing is quantized")
 
-    found = layer_losses(layer, spectrum, moment, (FP32,), ranks, unused, largest=WEIGHT_CODES, truncation=truncation)
-    return np.array([np.inf, *(found[FP32, rank] for rank in ranks)])
+    found = layer_losses(layer, spectrum, curvature, Wanted((FP32,), ranks), unused, largest=WEIGHT_CODES)
+    return np.array([np.inf, *(found[FP32, low_rank(rank)] for rank in ranks)])
 
 
 def _drawn(layers: Sequence[Layer], rng: np.random.Generator) -> dict[str, int]:
@@ -142,7 +143,7 @@ def _drawn(layers: Sequence[Layer], rng: np.random.Generator) -> dict[str, int]:
 
 def _factors(model: _Model, ranks: Mapping[str, int]) -> dict[str, Replacement]:
     factors = factorizer(METHOD).factors
-    layers = {layer.name: layer for layer in model.opened.layers}
+    layers = {view.name: view for view in views_of(model.opened.layers)}
     return {name: factors(layers[name], model.spectra[name], rank) for name, rank in ranks.items()}
 
 

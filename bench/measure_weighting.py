@@ -14,11 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from edgepack.workspace import Cache
-from edgepack.pipeline.covariances import Covariances
-from edgepack.pipeline.refitting import Refitter
-from edgepack.pipeline.statistics import decompose
-from edgepack.workspace import silent
 from models import mnist_mlp
 
 from edgepack.backends.onnx.schemes import INT8_DYNAMIC
@@ -28,16 +23,23 @@ from edgepack.calibrate import moments
 from edgepack.data import Samples
 from edgepack.factorize import fisher, svd, two_sided, whitened
 from edgepack.factorize.shrinkage import fixed
-from edgepack.model.layer import Layer
+from edgepack.model.kinds import views_of
+from edgepack.model.kinds.linear import linear_ops
+from edgepack.model.layer import View
 from edgepack.model.model import Model
 from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import FileScheme
+from edgepack.model.structure import DENSE, low_rank
+from edgepack.pipeline.activations import Covariances, Subject
+from edgepack.pipeline.decompositions import decompose
+from edgepack.pipeline.refit import Refitter
 from edgepack.pipeline.rounding import Rounder
 from edgepack.plan.candidates import break_even_rank
 from edgepack.sources import open_model
 from edgepack.sources.torch import export_program, save_program
-from edgepack.torchgraph.gradients import SAMPLES, gradient_moments
+from edgepack.torchgraph.gradients import SAMPLES, Sampling, gradient_moments
 from edgepack.types import Array, LayerPlan
+from edgepack.workspace import Cache, Workspace
 
 SEEDS = (0, 1, 2)
 RANKS = (8, 12, 16, 24)
@@ -52,16 +54,16 @@ SCHEME = FileScheme.of(INT8_DYNAMIC)
 
 
 @dataclass(frozen=True)
-class Model:
+class Trained:
     """A trained perceptron as a build opens it."""
 
     opened: Model
     seed: int
 
     @property
-    def layers(self) -> Sequence[Layer]:
-        """In order."""
-        return self.opened.layers
+    def layers(self) -> tuple[View, ...]:
+        """Their matrices, in order."""
+        return views_of(self.opened.layers)
 
     def scores(self, x: Array, first: Replacement | None = None) -> Array:
         """(N, 10), in float32, with factors in place of the first layer."""
@@ -77,7 +79,8 @@ class Model:
         """G of the first layer, from the first samples."""
         assert self.opened.program is not None
         feeds = ({self.opened.inputs[0].name: row[None]} for row in x)
-        found = gradient_moments(self.opened.program, self.layers[:1], feeds, self.seed, kind="classes")
+        sampling = Sampling("classes", self.seed)
+        found = gradient_moments(self.opened.program, self.opened.layers[:1], feeds, sampling)
         return found[self.layers[0].name]
 
 
@@ -100,7 +103,7 @@ def measure(*, quick: bool = False, only: Sequence[str] = ()) -> dict[str, Any]:
         return {"seeds": len(seeds), "gradient_samples": SAMPLES, **found}
 
 
-def trained(sizes: Sequence[int], seed: int, folder: Path) -> Model:
+def trained(sizes: Sequence[int], seed: int, folder: Path) -> Trained:
     """A perceptron of these sizes on the 4,000 digits."""
     x, y, _, _ = mnist_mlp.digits()
     program = export_program(mnist_mlp.train(x, y, sizes, seed), (torch.zeros(1, sizes[0]),))
@@ -108,7 +111,7 @@ def trained(sizes: Sequence[int], seed: int, folder: Path) -> Model:
     save_program(program, path)
     work = folder / path.stem
     work.mkdir()
-    return Model(open_model(str(path), work), seed)
+    return Trained(open_model(str(path), work), seed)
 
 
 def accuracy(scores: Array, labels: Array) -> float:
@@ -122,7 +125,7 @@ def divergence(reference: Array, scores: Array) -> float:
     return float((p.exp() * (p - q)).sum(-1).mean())
 
 
-def methods(model: Model, x: Array, test_x: Array, test_y: Array) -> list[dict[str, Any]]:
+def methods(model: Trained, x: Array, test_x: Array, test_y: Array) -> list[dict[str, Any]]:
     """Accuracy and divergence on the held-out digits, the first layer in float factors by each method."""
     layer = replace(model.layers[0], moments=moments([{"x": x}])["x"])
     moment, dense = model.gradient(x), model.scores(test_x)
@@ -141,26 +144,27 @@ def methods(model: Model, x: Array, test_x: Array, test_y: Array) -> list[dict[s
     return rows
 
 
-def refits(model: Model, x: Array, test_x: Array, test_y: Array, work: Path) -> list[dict[str, Any]]:
+def refits(model: Trained, x: Array, test_x: Array, test_y: Array, work: Path) -> list[dict[str, Any]]:
     """Accuracy of files with int8 factors in all layers but the last, as a build makes them, refitted or not."""
-    opened, cache = model.opened, Cache(work / f"cache.{model.seed}")
+    opened, workspace = model.opened, Workspace(Cache(work / f"cache.{model.seed}"), work)
     spec = opened.inputs[0]
     rows: list[dict[str, Any]] = []
     for count in REFIT_ROWS:
         samples, test = Samples({spec.name: x[:count]}), Samples({spec.name: test_x})
-        key = f"{model.seed} {count}"
-        names = [layer.name for layer in opened.layers]
-        covariances = Covariances(opened.content, names, samples, key, cache, silent, None)
-        spectra, _ = decompose(opened.content, opened.layers, "whitened", samples, key, cache, silent)
-        rounder = Rounder(covariances, "whitened", 0, 127)
+        subject = Subject(opened, samples, f"{model.seed} {count}")
+        spectra, _ = decompose(subject, "whitened", workspace)
+        rounder = Rounder(Covariances(subject, workspace), "whitened", 127, {}, workspace)
         files, path = OnnxWriter(opened.content, samples, largest=127), work / "refit.onnx"
         dense = model.scores(test_x)
         for rank in REFIT_RANKS:
-            plan = [_choice(layer, None if layer is opened.layers[-1] else rank) for layer in opened.layers]
-            chosen = zip(opened.layers, spectra, plan, strict=True)
-            kept = {one.name: rounder.factors(one, s, rank, INT8_DYNAMIC) for one, s, p in chosen if p.rank is not None}
-            refitter = Refitter(opened.content, rounder, samples, silent)
-            fitted = refitter.factors(opened.layers, spectra, plan, SCHEME)
+            plan = [_choice(layer, rank) for layer in model.layers[:-1]] + [_choice(model.layers[-1], None)]
+            chosen = zip(model.layers, spectra, plan, strict=True)
+            kept = {
+                one.name: rounder.factors(one, s, p.structure, INT8_DYNAMIC)
+                for one, s, p in chosen
+                if p.structure.is_low_rank
+            }
+            fitted = Refitter(opened, rounder, samples).factors(model.layers, spectra, plan, SCHEME)
             for name, factors in (("as factored", kept), ("refitted", fitted)):
                 files.write(factors, SCHEME, path)
                 found = predict(load(path, "onnx", exact=True), test)
@@ -170,22 +174,23 @@ def refits(model: Model, x: Array, test_x: Array, test_y: Array, work: Path) -> 
     return rows
 
 
-def _choice(layer: Layer, rank: int | None) -> LayerPlan:
+def _choice(layer: View, rank: int | None) -> LayerPlan:
     sides = layer.out_features, layer.in_features
-    return LayerPlan(layer.name, *sides, rank, break_even_rank(*sides), 0.0, "", scheme=INT8_DYNAMIC)
+    structure = DENSE if rank is None else low_rank(rank)
+    dense, ops = (linear_ops(*sides, one, 1) for one in (DENSE, structure))
+    return LayerPlan(layer.name, dense, structure, ops, break_even_rank(*sides), 0.0, "", scheme=INT8_DYNAMIC)
 
 
-def shrinkages(model: Model, x: Array, test_x: Array, test_y: Array) -> list[dict[str, Any]]:
+def shrinkages(model: Trained, x: Array, test_x: Array, test_y: Array) -> list[dict[str, Any]]:
     """Output energy of the first layer lost on the held-out digits: with the λ of a build over that of n/(n + 4N)."""
     opened, rows = model.opened, []
     for count in ROWS:
         with tempfile.TemporaryDirectory() as folder:
             samples = Samples({opened.inputs[0].name: x[:count]})
-            names = [layer.name for layer in opened.layers]
-            made = Covariances(opened.content, names, samples, "key", Cache(Path(folder)), silent, None)
+            made = Covariances(Subject(opened, samples, "key"), Workspace(Cache(Path(folder)), Path(folder)))
             seen = made.of(opened.layers[0].name)
         assert seen is not None
-        layer = replace(opened.layers[0], moments=seen)
+        layer = replace(model.layers[0], moments=seen)
         rule = replace(layer, moments=replace(seen, shrinkage=None))
         for rank in SHRUNK_RANKS:
             pairs = [whitened.factors(one, whitened.spectrum(one), rank) for one in (layer, rule)]
@@ -205,7 +210,7 @@ def shrinkages(model: Model, x: Array, test_x: Array, test_y: Array) -> list[dic
     return rows
 
 
-def dampings(models: Sequence[Model], x: Array) -> list[dict[str, Any]]:
+def dampings(models: Sequence[Trained], x: Array) -> list[dict[str, Any]]:
     """Divergence on held-out calibration digits over that of whitening: what `two_sided.DAMPING` was chosen by."""
     logs: dict[tuple[int, float], list[float]] = {}
     for model in models:

@@ -18,7 +18,7 @@ from edgepack.backends.runtime import load
 from edgepack.backends.schemes import FP32, SCHEMES, scheme_named
 from edgepack.data import example
 from edgepack.model.scheme import BITS, FORMATS, Format, Scheme
-from edgepack.report.cells import ratio, seconds
+from edgepack.units import ratio, seconds
 
 Row = Mapping[str, Any]
 CASES = [(layer, scheme) for fmt in FORMATS for layer in ("dense", "pair") for scheme in SCHEMES[fmt]]

@@ -14,7 +14,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from edgepack.backends.runtime import load
 from edgepack.data import example
 from edgepack.model.scheme import FORMATS, Format
-from edgepack.report.cells import ratio, size
+from edgepack.units import ratio, size
 
 Row = Mapping[str, Any]
 MOST_PARAMETERS = 0.12

@@ -46,9 +46,6 @@ TOOLS = (
 )
 """Tools whose versions shape the files that are written, and what these answer."""
 
-FITTERS = ("numpy", "scipy", "scikit-learn", "pillow")
-"""What the fits of methods other than factorizers depend on."""
-
 TESTED_RUNTIMES: Mapping[str, str] = {"onnxruntime": "1.31.1", "ai-edge-litert": "2.3.0"}
 """The newest versions of the runtimes that the tests ran on; those of constraints.txt, which no wheel holds."""
 
@@ -117,7 +114,7 @@ def load_arrays(path: Path) -> dict[str, Array]:
     """The named arrays of an entry."""
     import numpy as np
 
-    # Model here: numpy leaves a damaged file open.
+    # Opened here: numpy leaves a damaged file open.
     with path.open("rb") as source, np.load(source, allow_pickle=False) as archive:
         return {name: archive[name] for name in archive.files}
 

@@ -5,23 +5,27 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from edgepack.pipeline.sensitivity import Sensitivity
-
 from accuracy.dense import rounded_dense
 from accuracy.pairs import rounded
 from accuracy.study import LARGEST, SEED, Row, Study
 from edgepack.backends.onnx.kinds.embedding import find_tables, to_scheme
 from edgepack.backends.onnx.schemes import INT8_DYNAMIC, NBITS4, TABLES4
 from edgepack.backends.onnx.writer import OnnxWriter
-from edgepack.executor import workers
+from edgepack.model.kinds.linear import linear_ops
+from edgepack.model.layer import View
 from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import Scheme
+from edgepack.model.structure import DENSE, Structure, low_rank
+from edgepack.pipeline.activations import Covariances, Subject
+from edgepack.pipeline.analysis import Analysis
+from edgepack.pipeline.gradients import make_sensitivity
 from edgepack.pipeline.losses import predict_losses
 from edgepack.plan.candidates import rank_choices
+from edgepack.plan.loss import Wanted
 from edgepack.plan.sizes import size_bytes
 from edgepack.plan.solve import Bounds, Infeasible, least_loss
 from edgepack.types import Candidate
-from edgepack.workspace import Cache, digest, silent
+from edgepack.workspace import Cache, digest, open_workspace
 
 SCHEMES = (INT8_DYNAMIC, NBITS4)
 MIXED = 0
@@ -38,7 +42,7 @@ def mixed_rows(study: Study, shares: Sequence[float]) -> Iterator[Row]:
     for tables, own in (("int8", study), ("int4", _with_int4_tables(study))):
         fixed = own.write({}, INT8_DYNAMIC).stat().st_size - sum(_dense_int8(menu).size_bytes for menu in menus)
         for pairs in (False, True):
-            offered = [[one for one in menu if pairs or one.rank is None] for menu in menus]
+            offered = [[one for one in menu if pairs or one.structure.is_dense] for menu in menus]
             for share in shares:
                 found = least_loss(offered, Bounds(size_bytes=max(share * int8_bytes - fixed, 0.0)))
                 if isinstance(found, Infeasible):
@@ -55,62 +59,60 @@ def mixed_rows(study: Study, shares: Sequence[float]) -> Iterator[Row]:
 
 
 def _with_int4_tables(study: Study) -> Study:
-    model = study.opened.model.clone()
+    model = study.opened.content.clone()
     to_scheme(model, {table.name: TABLES4 for table in find_tables(model)})
     files = OnnxWriter(model, study.calibration, largest=LARGEST)
-    return replace(study, opened=replace(study.opened, model=model), files=files)
+    return replace(study, opened=replace(study.opened, content=model), files=files)
 
 
 def candidates(study: Study) -> list[list[Candidate]]:
     """Of every layer: dense and at every rank worth trying, in 8 and in 4 bits; no latency."""
     layers = list(study.layers.values())
-    spectra = [study.seen[layer.name] for layer in layers]
+    spectra = tuple(study.seen[layer.name] for layer in layers)
     ranks = {layer.name: rank_choices(layer.out_features, layer.in_features) for layer in layers}
     metric = "classes" if study.subject.classes else "cosine"
-    cache, key = Cache(study.work / "cache"), digest(study.opened.sha256)
-    sensitivity = Sensitivity(study.opened, spectra, study.calibration, metric, SEED, key, cache, silent)
-    with workers(None) as crew:
-        losses = predict_losses(
-            layers,
-            spectra,
-            sensitivity,
-            SCHEMES,
-            ranks,
-            residual=dict.fromkeys(ranks, ()),
+    key = digest(study.opened.sha256)
+    subject = Subject(study.opened, study.calibration, key)
+    with open_workspace(Cache(study.work / "cache"), seed=SEED) as workspace:
+        analysis = Analysis(
+            subject=subject,
             method="whitened",
-            seed=SEED,
+            spectra=spectra,
+            unseen=(),
+            covariances=Covariances(subject, workspace),
+            gradients=None,
+            sensitivity=make_sensitivity(subject, spectra, metric, key, workspace),
             largest=LARGEST,
             key=key,
-            cache=cache,
-            workers=crew,
-            progress=silent,
         )
+        losses = predict_losses(analysis, {name: Wanted(SCHEMES, own) for name, own in ranks.items()}, workspace)
     return [
         [
-            Candidate(scheme, rank, losses[layer.name][scheme, rank], _bytes(layer.weight.shape, scheme, rank), 0, 0.0)
+            _candidate(layer, scheme, structure, losses[layer.name][scheme, structure])
             for scheme in SCHEMES
-            for rank in (None, *ranks[layer.name])
+            for structure in (DENSE, *map(low_rank, ranks[layer.name]))
         ]
         for layer in layers
     ]
 
 
-def _bytes(shape: Sequence[int], scheme: Scheme, rank: int | None) -> int:
-    return size_bytes(scheme, shape[0], shape[1], rank, bias=True)
+def _candidate(layer: View, scheme: Scheme, structure: Structure, loss: float) -> Candidate:
+    ops = linear_ops(layer.out_features, layer.in_features, structure, 1)
+    return Candidate(scheme, structure, ops, loss, size_bytes(scheme, ops, layer.bias), 0, 0.0)
 
 
 def _dense_int8(menu: Sequence[Candidate]) -> Candidate:
-    return next(one for one in menu if one.rank is None and one.scheme == INT8_DYNAMIC)
+    return next(one for one in menu if one.structure.is_dense and one.scheme == INT8_DYNAMIC)
 
 
 def _part(study: Study, name: str, one: Candidate) -> Replacement:
     layer = study.layers[name]
-    if one.rank is None:
+    if one.structure.is_dense:
         return rounded_dense(layer, one.scheme)
-    return rounded(layer, study.seen[name], one.rank, one.scheme)
+    return rounded(layer, study.seen[name], one.structure.ranks[0], one.scheme)
 
 
 def _kinds(picked: Sequence[Candidate]) -> dict[str, int]:
     """How many layers are dense and pairs in each number of bits."""
-    kinds = [f"{'dense' if one.rank is None else 'pairs'} int{one.scheme.bits}" for one in picked]
+    kinds = [f"{'dense' if one.structure.is_dense else 'pairs'} int{one.scheme.bits}" for one in picked]
     return {kind: kinds.count(kind) for kind in sorted(set(kinds))}

@@ -12,6 +12,7 @@ from edgepack.data import example
 from edgepack.model.replacement import Replacement
 from edgepack.quantize.gauge import balanced
 from edgepack.recover import Epochs, recover_factors
+from edgepack.recover.distil import Training
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -22,14 +23,9 @@ def recovered(study: Study, ranks: Mapping[str, int], epochs: int) -> Mapping[st
     start = {
         name: balanced(weighted(study, name, rank, FP32), study.seen[name], seed=SEED) for name, rank in ranks.items()
     }
-    found = recover_factors(
-        *(_program(study), list(study.layers.values()), start, study.calibration.inputs),
-        classes=study.subject.classes,
-        budget=Epochs(epochs),
-        seed=SEED,
-        largest=LARGEST,
-        threads=1,
-    )
+    training = Training(study.subject.classes, Epochs(epochs), SEED, threads=1)
+    inputs = study.calibration.inputs
+    found = recover_factors(_program(study), study.opened.layers, start, inputs, training=training, largest=LARGEST)
     return found.factors
 
 

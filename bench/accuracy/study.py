@@ -10,22 +10,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from edgepack.pipeline.moments import observe
 
 from accuracy.subjects import Subject
+from edgepack.backends.backend import THREADS
 from edgepack.backends.onnx.writer import OnnxWriter
-from edgepack.backends.runtime import THREADS, load, predict
+from edgepack.backends.runtime import load, predict
 from edgepack.data import Samples
 from edgepack.factorize import svd, whitened
+from edgepack.model.kinds import views_of
 from edgepack.model.layer import View
 from edgepack.model.model import Model
 from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import Scheme
+from edgepack.pipeline.activations import observe
 from edgepack.pipeline.guarding import load_data
 from edgepack.plan.candidates import asked_rank
 from edgepack.sources import open_model
 from edgepack.types import Array, InputSpread, Moments, Spectrum
-from edgepack.workspace import silent
+from edgepack.workspace import Cache, Workspace
 
 Row = dict[str, Any]
 """A file: how it was made, and lists with an entry per seed of what was found."""
@@ -124,15 +126,19 @@ def _study(subject: Subject, model: str, work: Path) -> Study:
     files = OnnxWriter(opened.content, data.calibration, largest=LARGEST)
     files.write_dense(work / "dense.fp32.onnx")
     running = load(work / "dense.fp32.onnx", "onnx", threads=THREADS)
-    layers = _observed(opened, data.calibration)
+    workspace = Workspace(Cache(work / "cache"), work, SEED)
+    layers = _observed(opened, data.calibration, workspace)
+    held_out = _observed(opened, data.guard, workspace)
     return Study(
-        *(subject, opened, layers),
+        subject=subject,
+        opened=opened,
+        layers=layers,
         plain={name: svd.spectrum(layer) for name, layer in layers.items()},
         seen={name: seen_spectrum(layer) for name, layer in layers.items()},
         files=files,
         calibration=data.calibration,
         guard=data.guard,
-        held_out={name: moments_of(layer).covariance for name, layer in _observed(opened, data.guard).items()},
+        held_out={name: moments_of(layer).covariance for name, layer in held_out.items()},
         references=(predict(running, data.guard), predict(running, subject.test)),
         work=work,
     )
@@ -149,9 +155,9 @@ def seen_spectrum(layer: View) -> Spectrum:
     return replace(whitened.spectrum(layer), inputs=inputs)
 
 
-def _observed(opened: Model, samples: Samples) -> dict[str, View]:
-    seen = observe(opened.content, [layer.name for layer in opened.layers], samples, silent)
-    return {layer.name: replace(layer, moments=seen.get(layer.name)) for layer in opened.layers}
+def _observed(opened: Model, samples: Samples, workspace: Workspace) -> dict[str, View]:
+    seen = observe(opened, [layer.name for layer in opened.layers], samples, workspace)
+    return {view.name: replace(view, moments=seen.get(view.name)) for view in views_of(opened.layers)}
 
 
 def moments_of(layer: View) -> Moments:

@@ -10,31 +10,32 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from edgepack.workspace import Cache, digest
-from edgepack.pipeline.moments import observe
-from edgepack.workspace import silent
-from edgepack.workspace import tool_versions
 from models.mnist_mlp import digits
 from torch import nn
 
 import edgepack
 from edgepack.archive.archive import pack
 from edgepack.archive.images import JpegImage
+from edgepack.backends.backend import THREADS, Writer, WriterData
 from edgepack.backends.onnx.schemes import CONSTEXPR, FP32, INT8_DYNAMIC
 from edgepack.backends.onnx.writer import OnnxWriter
-from edgepack.backends.runtime import THREADS, load, predict
+from edgepack.backends.registry import backend
+from edgepack.backends.runtime import load, predict
 from edgepack.backends.tflite import schemes as tflite_schemes
-from edgepack.backends.tflite.writer import TfliteWriter
 from edgepack.coded import stored_numbers
 from edgepack.data import Samples
+from edgepack.emit.tflite import TfliteEmitter
 from edgepack.errors import EdgepackError
-from edgepack.model.layer import Layer
+from edgepack.model.kinds import views_of
+from edgepack.model.layer import View
 from edgepack.model.model import Model
 from edgepack.model.replacement import Replacement
-from edgepack.model.scheme import FileScheme, Scheme
+from edgepack.model.scheme import FORMATS, FileScheme, Format, Scheme
+from edgepack.pipeline.activations import observe
 from edgepack.sources import open_model
 from edgepack.sources.torch import export_program, save_program
 from edgepack.types import Array
+from edgepack.workspace import TOOLS, Cache, Keyed, Step, Workspace, digest
 
 LARGEST = 127
 """Of int8 codes. Files are scored in exact integer arithmetic, as on the targets."""
@@ -58,12 +59,12 @@ class Lab:
     """
 
     opened: Model
-    layers: tuple[Layer, ...]
+    layers: tuple[View, ...]
     onnx: OnnxWriter
-    tflite: TfliteWriter | None
+    tflite: Writer | None
     images: Array
     test: Samples
-    cache: Cache
+    workspace: Workspace
     work: Path
 
     def make(
@@ -87,18 +88,20 @@ class Lab:
             tflite: whether to write the TFLite file as well, if the lab does.
         """
         wanted = tflite and self.tflite is not None
-        key = digest("made", sources(), self.opened.sha256, label, *what, scheme.name, wanted, tool_versions())
-        known = self.cache.known("seeds", key)
-        paths = {fmt: self.cache.path("seeds", key, f".{fmt}") for fmt in ("onnx", "tflite")}
+        entry: Keyed[Made] = Keyed([sources(), self.opened.sha256, label, what, scheme, wanted])
+        key = self.workspace.key(MADE, entry)
+        known = self.workspace.known(MADE, entry)
+        paths = {fmt: self.workspace.cache.path(MADE.name, key, f".{fmt}") for fmt in FORMATS}
         if known is None or not all(paths[fmt].is_file() for fmt in known["files"]):
-            known = self.cache.keep("seeds", key, self._made(parts(), scheme, paths, images(), wanted))
+            made = self._made(parts(), scheme, paths, images(), wanted)
+            known = self.workspace.keep(MADE, entry, made)
         return {"label": label, **known, "paths": {fmt: str(paths[fmt]) for fmt in known["files"]}}
 
     def _made(
-        self, parts: Parts, scheme: Scheme, paths: Mapping[str, Path], images: Sequence[JpegImage], tflite: bool
+        self, parts: Parts, scheme: Scheme, paths: Mapping[Format, Path], images: Sequence[JpegImage], tflite: bool
     ) -> Made:
         paths["onnx"].parent.mkdir(parents=True, exist_ok=True)
-        coded = [name for name, part in parts.items() if isinstance(part, Replacement)]
+        coded = [name for name, part in parts.items() if part.structure.is_constexpr]
         if scheme == INT8_DYNAMIC and not parts:
             self.onnx.write_baseline(scheme, self.work / "model.onnx")
         else:
@@ -133,6 +136,13 @@ class Lab:
         return biases + sum(count(parts.get(layer.name), layer) for layer in self.layers)
 
 
+def _as_made(made: Made) -> Made:
+    return made
+
+
+MADE: Step[Made, Made] = Step("seeds", 2, _as_made, tools=TOOLS)
+
+
 @cache
 def sources() -> str:
     """Of edgepack's own files: what another version of it wrote is written again."""
@@ -140,11 +150,11 @@ def sources() -> str:
     return digest(*(path.read_text() for path in sorted(folder.rglob("*.py"))))
 
 
-def count(part: Replacement | None, layer: Layer) -> int:
+def count(part: Replacement | None, layer: View) -> int:
     """Numbers that are stored for a layer's weight."""
-    if isinstance(part, Replacement):
-        return part.A.size + part.B.size
-    return stored_numbers(part) if isinstance(part, Replacement) else layer.weight.size
+    if part is None or part.structure.is_dense:
+        return layer.weight.size
+    return stored_numbers(part) if part.structure.is_constexpr else part.A.size + part.B.size
 
 
 def _onnx_file(path: Path, images: Sequence[JpegImage]) -> dict[str, int]:
@@ -152,7 +162,7 @@ def _onnx_file(path: Path, images: Sequence[JpegImage]) -> dict[str, int]:
 
 
 def open_lab(
-    model: nn.Module, cache: Cache, work: Path, tflite: TfliteWriter | None = None, split: int | None = None
+    model: nn.Module, cache: Cache, work: Path, converter: TfliteEmitter | None = None, split: int | None = None
 ) -> Lab:
     """Open a trained model of digits.
 
@@ -160,7 +170,7 @@ def open_lab(
         model: takes (N, 784).
         cache: where results are kept.
         work: an empty folder.
-        tflite: what writes TFLite files; it works for the lab that was opened last.
+        converter: of TFLite files; it works for the lab that was opened last.
         split: score on the training digits from this one on, which the model has not seen, in place of the test digits.
     """
     work.mkdir(parents=True)
@@ -172,9 +182,12 @@ def open_lab(
     opened = open_model(str(work / "source.pt2"), work)
     name = opened.inputs[0].name
     calibration = Samples({name: images})
-    seen = observe(opened.content, [layer.name for layer in opened.layers], calibration, silent)
-    layers = tuple(replace(layer, moments=seen[layer.name]) for layer in opened.layers)
-    if tflite is not None:
-        tflite.open(opened, calibration, {name: images[:1]})
+    workspace = Workspace(cache, work)
+    seen = observe(opened, [layer.name for layer in opened.layers], calibration, workspace)
+    layers = tuple(replace(view, moments=seen[view.name]) for view in views_of(opened.layers))
+    tflite = None
+    if converter is not None:
+        given = WriterData(calibration, {name: images[:1]}, LARGEST)
+        tflite = backend("tflite").open(opened, given, converter, workspace)
     files = OnnxWriter(opened.content, calibration, largest=LARGEST)
-    return Lab(opened, layers, files, tflite, images, scored, cache, work)
+    return Lab(opened, layers, files, tflite, images, scored, workspace, work)

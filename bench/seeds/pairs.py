@@ -14,6 +14,7 @@ from edgepack.model.replacement import Replacement
 from edgepack.plan.candidates import asked_rank
 from edgepack.quantize.gauge import balanced
 from edgepack.recover import Epochs, recover_factors
+from edgepack.recover.distil import Training
 from seeds.lab import LARGEST, Lab
 
 
@@ -34,9 +35,13 @@ def default_pairs(lab: Lab, asked: dict[str, int], epochs: int = 0) -> dict[str,
         for name, rank in asked.items()
     }
     found = recover_factors(
-        program(lab), lab.layers, start, {lab.opened.inputs[0].name: lab.images}, classes=True,
-        budget=Epochs(epochs), seed=0, largest=LARGEST, threads=1,
-    )  # fmt: skip
+        program(lab),
+        lab.opened.layers,
+        start,
+        {lab.opened.inputs[0].name: lab.images},
+        training=Training(True, Epochs(epochs), seed=0, threads=1),
+        largest=LARGEST,
+    )
     return {name: rounded_product(layers[name], pair, INT8_DYNAMIC) for name, pair in found.factors.items()}
 
 

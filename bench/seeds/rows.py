@@ -7,18 +7,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from edgepack.workspace import Cache
 from models.mnist_mlp import digits
 
 from edgepack.archive.images import JpegImage
 from edgepack.backends.onnx.schemes import FP32
-from edgepack.backends.tflite.writer import TfliteWriter
+from edgepack.emit.tflite import TfliteEmitter
 from edgepack.factorize import jpeg
 from edgepack.factorize.methods import METHODS
 from edgepack.model.layer import View
 from edgepack.model.replacement import Replacement
 from edgepack.quantize.coded import in_8_bits
 from edgepack.quantize.grid import quantize_weight
+from edgepack.workspace import Cache
 from seeds import claims, train
 from seeds.deepthin_rows import deepthin
 from seeds.lab import Lab, Made, open_lab
@@ -37,15 +37,15 @@ class Bench:
     settings: Settings
     cache: Cache
     work: Path
-    tflite: TfliteWriter | None
+    converter: TfliteEmitter | None
     say: Callable[[str], None]
 
     def lab(self, sizes: Sequence[int], seed: int = 0, *, tflite: bool = True) -> Lab:
         """A dense network trained on the digits."""
         data = digits()[:2]
-        model = train.trained(self.cache, "dense", sizes, 1.0, data, epochs=self.settings.epochs, seed=seed)
+        model = train.trained(self.cache, train.Wanted("dense", sizes, 1.0, self.settings.epochs, seed), data)
         folder = self.work / f"{'-'.join(map(str, sizes))}.{seed}.{len(list(self.work.iterdir()))}"
-        return open_lab(model, self.cache, folder, self.tflite if tflite else None)
+        return open_lab(model, self.cache, folder, self.converter if tflite else None)
 
 
 def dense_files(lab: Lab) -> dict[str, Made]:
@@ -159,7 +159,7 @@ def _parts(layer: View, name: str, share: float) -> dict[str, Replacement]:
     part = METHODS[name](layer, share)
     if isinstance(part, str):
         raise ValueError(f"{name} at {share:g}: {part}")
-    return {layer.name: in_8_bits(part) if isinstance(part, Replacement) else part}
+    return {layer.name: in_8_bits(part) if part.structure.is_constexpr else part}
 
 
 def _name(sizes: Sequence[int]) -> str:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 import torch
-from edgepack.workspace import Cache, digest
-from edgepack.workspace import tool_versions
 from models.mnist_mlp import BATCH, PEAK_LEARNING_RATE, one_thread, shifted
 from torch import nn
 
@@ -18,8 +17,8 @@ from edgepack.model.layer import View
 from edgepack.training.coded import CodedLinear
 from edgepack.training.pruning import Pruning
 from edgepack.types import Array
+from edgepack.workspace import ARRAYS, Cache, Keyed, Step, Workspace
 
-VERSION = 1
 Hook = Callable[[], None]
 """Called after each step."""
 
@@ -112,50 +111,69 @@ RATES = {"low-rank": 1e-2, "hashednet": 2e-2, "deepthin": 1e-2, "pruning": 5e-3}
 """Peak learning rates, chosen on held-out training digits by `choose_rates.py`."""
 
 
-def trained(
-    cache: Cache,
-    how: str,
-    sizes: Sequence[int],
-    share: float,
-    data: tuple[Array, Array],
-    *,
-    epochs: int,
-    seed: int,
-    rate: float | None = None,
-) -> nn.Sequential:
-    """A network trained from scratch in the form `how`, one of `BUILDERS`.
+@dataclass(frozen=True)
+class Wanted:
+    """A network to be trained from scratch.
 
-    Args:
-        cache: where it is kept.
-        how: the form of all layers but the last.
+    Attributes:
+        how: the form of all layers but the last, one of `BUILDERS`.
         sizes: widths, the input's first.
         share: of the bytes of those layers in 8 bits.
-        data: images (N, 784) and labels.
         epochs: over the images.
         seed: of the start, the order, the shifts.
         rate: peak learning rate, by default that of `RATES`.
     """
-    peak = rate or RATES.get(how, PEAK_LEARNING_RATE)
-    torch.manual_seed(seed)
-    model = BUILDERS[how](sizes, share)
-    steps = [module.structure for module in model.modules() if isinstance(module, CodedLinear)]
-    key = digest(
-        *("seeds", VERSION, how, list(sizes), share, *data, epochs, seed, peak, *steps, tool_versions()["torch"])
-    )
 
-    def make() -> dict[str, Array]:
-        hook = None
-        if how == "pruning":
-            steps = epochs * (len(data[0]) // BATCH)
-            names = {f"{2 * i}": kept_share(after, before, share) for i, (before, after) in _hidden(sizes)}
-            cut = Pruning(model, names, steps // 10, steps * 7 // 10, layers=list(names))
-            hook = cut.step
-        fit(model, *data, epochs=epochs, seed=seed, rate=peak, hook=hook)
-        return {name: value.numpy() for name, value in model.state_dict().items()}
+    how: str
+    sizes: Sequence[int]
+    share: float
+    epochs: int
+    seed: int
+    rate: float | None = None
 
-    state = cache.arrays("seeds-trained", key, make)
+    @property
+    def peak(self) -> float:
+        """The learning rate."""
+        return self.rate or RATES.get(self.how, PEAK_LEARNING_RATE)
+
+
+def trained(cache: Cache, wanted: Wanted, data: tuple[Array, Array]) -> nn.Sequential:
+    """A network trained from scratch.
+
+    Args:
+        cache: where it is kept.
+        data: images (N, 784) and labels.
+    """
+    torch.manual_seed(wanted.seed)
+    model = BUILDERS[wanted.how](wanted.sizes, wanted.share)
+    structures = [module.structure for module in model.modules() if isinstance(module, CodedLinear)]
+    task = Keyed([wanted, wanted.peak, data, structures], lambda: _Task(model, wanted, data))
+    state = Workspace(cache, cache.root).cached(TRAINED, task)
     model.load_state_dict({name: torch.from_numpy(value) for name, value in state.items()})
     return model.eval()
+
+
+@dataclass(frozen=True)
+class _Task:
+    model: nn.Sequential
+    wanted: Wanted
+    data: tuple[Array, Array]
+
+
+def _trained(task: _Task) -> dict[str, Array]:
+    model, wanted, data = task.model, task.wanted, task.data
+    hook = None
+    if wanted.how == "pruning":
+        steps = wanted.epochs * (len(data[0]) // BATCH)
+        hidden = _hidden(wanted.sizes)
+        names = {f"{2 * i}": kept_share(after, before, wanted.share) for i, (before, after) in hidden}
+        cut = Pruning(model, names, steps // 10, steps * 7 // 10, layers=list(names))
+        hook = cut.step
+    fit(model, *data, epochs=wanted.epochs, seed=wanted.seed, rate=wanted.peak, hook=hook)
+    return {name: value.numpy() for name, value in model.state_dict().items()}
+
+
+TRAINED: Step[_Task, dict[str, Array]] = Step("seeds-trained", 2, _trained, ARRAYS, tools=("torch",))
 
 
 def _hidden(sizes: Sequence[int]) -> list[tuple[int, tuple[int, int]]]:

@@ -204,19 +204,11 @@ def _quantize(request: Request, state: _Loaded) -> Reply:
     return {"kept": list(quantize(source, path, scheme, samples, schemes))}
 
 
-def _memory(request: Request, state: _Loaded) -> Reply:
-    import resource
-
-    scale = 1 if sys.platform == "darwin" else 1024
-    return {"peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale}
-
-
 _REQUESTS: Mapping[str, Callable[[Request, _Loaded], Reply]] = {
     "load_program": _load_program,
     "load_onnx": _load_onnx,
     "emit": _emit,
     "quantize": _quantize,
-    "memory": _memory,
 }
 
 

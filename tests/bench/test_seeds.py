@@ -22,7 +22,6 @@ from seeds.settings import QUICK
 
 from edgepack.backends.onnx.schemes import FP32
 from edgepack.coded import evaluate, stored_bytes
-from edgepack.model.replacement import Replacement
 from edgepack.workspace import Cache
 
 SIZES = (784, 24, 10)
@@ -42,7 +41,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Cache:
 
 @pytest.fixture(scope="module")
 def lab(data: tuple[Any, Any], cache: Cache, tmp_path_factory: pytest.TempPathFactory) -> Lab:
-    model = train.trained(cache, "dense", SIZES, 1.0, data, epochs=2, seed=0)
+    model = train.trained(cache, train.Wanted("dense", SIZES, 1.0, epochs=2, seed=0), data)
     return open_lab(model, cache, tmp_path_factory.mktemp("lab") / "lab")
 
 
@@ -159,15 +158,16 @@ def test_a_hand_tuned_network_has_as_many_weights() -> None:
 def test_every_form_trains_and_takes_no_more_than_its_share(
     how: str, lab: Lab, cache: Cache, data: tuple[Any, Any]
 ) -> None:
-    model = train.trained(cache, how, SIZES, SHARE, data, epochs=20, seed=0)
+    model = train.trained(cache, train.Wanted(how, SIZES, SHARE, epochs=20, seed=0), data)
     parts = trained_parts(model, lab.layers, SHARE)
     hidden, last = (parts[layer.name] for layer in lab.layers)
     allowed = SHARE * 784 * 24
-    assert isinstance(last, Replacement)
-    if isinstance(hidden, Replacement):
+    assert last.structure.is_dense
+    assert hidden.structure.is_low_rank == (how == "low-rank")
+    if hidden.structure.is_low_rank:
         assert 0.8 * allowed < hidden.A.size + hidden.B.size <= allowed
     else:
-        assert isinstance(hidden, Replacement)
+        assert hidden.structure.is_constexpr
         assert 0.8 * allowed < stored_bytes(hidden) <= allowed
     found = lab.make(how, [SHARE], lambda: parts)
     answers = model(torch.from_numpy(lab.test.inputs["x"])).argmax(dim=1).numpy()
@@ -179,16 +179,16 @@ def test_every_form_trains_and_takes_no_more_than_its_share(
 
 
 def test_what_was_trained_is_not_trained_again(cache: Cache, data: tuple[Any, Any]) -> None:
-    one = train.trained(cache, "deepthin", SIZES, SHARE, data, epochs=1, seed=3)
+    one = train.trained(cache, train.Wanted("deepthin", SIZES, SHARE, epochs=1, seed=3), data)
     before = len(cache.hits)
-    other = train.trained(cache, "deepthin", SIZES, SHARE, data, epochs=1, seed=3)
+    other = train.trained(cache, train.Wanted("deepthin", SIZES, SHARE, epochs=1, seed=3), data)
     assert len(cache.hits) == before + 1
     for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True):
         assert np.array_equal(a.numpy(), b.numpy())
 
 
 def test_both_forms_of_deepthin_are_one_function(cache: Cache, data: tuple[Any, Any]) -> None:
-    model = train.trained(cache, "deepthin", SIZES, SHARE, data, epochs=1, seed=3)
+    model = train.trained(cache, train.Wanted("deepthin", SIZES, SHARE, epochs=1, seed=3), data)
     x = data[0][:8]
     wanted = evaluate(model[0].to_coded(), x)
     found = evaluate(conv_form(model[0]), x)
