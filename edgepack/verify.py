@@ -54,7 +54,8 @@ def structures_kept(emitted: Contents, optimized: Contents, written: Written, la
     """After the runtime's own optimisation every factored layer is its thin products still, one behind the other.
 
     A layer's products are found by where they stand: in the emitted file by their names, in the runtime's graph by
-    their numbers, whatever their order there, and by what they take. Two layers may have the same shapes.
+    their numbers, whatever their order there, and by what they take. Two layers may have the same shapes. A layer that
+    stands in several places is to be factored in all of them.
 
     Args:
         emitted: of the emitted file.
@@ -62,14 +63,16 @@ def structures_kept(emitted: Contents, optimized: Contents, written: Written, la
         written: what the products of each layer are called in the file.
         layers: the plan.
     """
-    held = {product.name: product.content for product in emitted.products}
+    known = {product.content for product in emitted.products}
+    strangers = [product for product in optimized.products if product.content not in known]
     lost: dict[str, str] = {}
     count = 0
     for plan in layers:
         if not plan.structure.ranks:
             continue
-        contents = {held[name] for name in written.products.get(plan.layer, ()) if name in held}
         names = written.products.get(plan.layer, ())
+        own = [product for product in emitted.products if product.name in names]
+        contents = {product.content for product in own}
         found = [
             (number, product)
             for number, product in enumerate(optimized.products)
@@ -81,6 +84,8 @@ def structures_kept(emitted: Contents, optimized: Contents, written: Written, la
             lost[plan.layer] = f"no product with {', '.join(f'{op.rows}×{op.columns}' for op in missing)}"
         elif not any(product.behind & numbers for _, product in found):
             lost[plan.layer] = "its thin products do not follow each other"
+        elif len(found) < len(own) and any(_fits(op, product) for op in plan.dense for product in strangers):
+            lost[plan.layer] = "in one of its places it is dense again"
         count += len(found)
     detail = f"{count} products of factored layers in the runtime's graph"
     if lost:

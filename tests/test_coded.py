@@ -96,7 +96,7 @@ def test_the_effective_weight_is_what_the_steps_come_to(made: Callable[[], Repla
 def test_a_decoded_layer_is_one_product_with_its_own_matrix() -> None:
     part = codebook()
     assert is_decoded(part)
-    assert len(at_load(part)) == len(part.steps) - 1
+    assert len(at_load(part)) == len(part.program) - 1
     assert operand_sides(part) == ((12, 20),)
     assert stored_bytes(part) == 60 + 16 * 4 * 4
     assert stored_numbers(part) == 60 + 64
@@ -121,7 +121,7 @@ def test_what_comes_of_a_constant() -> None:
 @pytest.mark.parametrize("made", [codebook, two_products])
 def test_steps_survive_json(made: Callable[[], Replacement]) -> None:
     part = made()
-    assert unlisted(json.loads(json.dumps(listed(part.steps)))) == part.steps
+    assert unlisted(json.loads(json.dumps(listed(part.program)))) == part.program
 
 
 def test_another_weight_in_the_guise_of_code() -> None:

@@ -12,12 +12,15 @@ import pytest
 import torch
 from torch import nn
 
+from edgepack.backends.onnx.schemes import FP32
 from edgepack.calibrate import moments
 from edgepack.errors import ModelError
 from edgepack.factorize import svd, two_sided, whitened
+from edgepack.model.kinds import views_of
 from edgepack.model.kinds.linear import linear_layer
 from edgepack.model.layer import Layer
 from edgepack.model.replacement import Replacement
+from edgepack.model.structure import low_rank
 from edgepack.plan.loss import layer_losses
 from edgepack.sources.torch import export_program, save_program
 from edgepack.torchgraph import find_linears, flat_module
@@ -212,7 +215,7 @@ def truncated(model: nn.Module, linear: nn.Linear, layer: Layer, spectrum: Spect
     """A copy of the model with the product of the layer's pair in its place."""
     other = copy.deepcopy(model)
     place = dict(other.named_modules())[next(n for n, m in model.named_modules() if m is linear)]
-    pair = whitened.factors(layer, spectrum, rank)
+    pair = whitened.factors(views_of([layer])[0], spectrum, rank)
     place.weight.data, place.bias.data = torch.from_numpy(pair.A @ pair.B), torch.from_numpy(pair.bias)
     return other
 
@@ -246,7 +249,8 @@ def test_the_curve_of_an_oblique_basis_is_that_of_its_factors(tmp_path: Path) ->
     x = (torch.randn(300, 10) @ torch.randn(10, 10) + 0.5).reshape(300, 1, 10).numpy()
     seen = moments([{"x": x[:, 0]}])["x"]
     moment = gradient_moments(path, layers, feeds(x, name="input"), 0, kind="vector", samples=300)["0.weight"]
-    spectrum = two_sided.spectrum(replace(layers[0], moments=replace(seen, count=10**9)), moment, damping=1e-3)
+    view = replace(views_of(layers)[0], moments=replace(seen, count=10**9))
+    spectrum = two_sided.spectrum(view, moment, damping=1e-3)
     given_moments = {"0.weight": 3 * moment}
     found = curvatures(
         *(path, layers, {"0.weight": spectrum}, feeds(x, name="input"), 0),
@@ -260,7 +264,7 @@ def test_the_curve_of_an_oblique_basis_is_that_of_its_factors(tmp_path: Path) ->
     assert curve is not None
     with torch.no_grad():
         for rank in (1, 3, 5):
-            pair = two_sided.factors(layers[0], spectrum, rank)
+            pair = two_sided.factors(view, spectrum, rank)
             other = copy.deepcopy(model)
             other[0].weight.data, other[0].bias.data = torch.from_numpy(pair.A @ pair.B), torch.from_numpy(pair.bias)
             rows = torch.from_numpy(x[:, 0])
@@ -288,13 +292,13 @@ def test_truncation_knows_that_tokens_err_alike(tmp_path: Path) -> None:
     runs = list(feeds(x.numpy())) * 10
     found = curvatures(path, layers, {layer.name: spectrum}, runs, 0, kind="vector", samples=600)[layer.name]
     assert found.truncation is not None
-    by_moment = layer_losses(layer, spectrum, found.moment, ("fp32",), range(1, 5), whole, largest=127)
+    by_moment = layer_losses(views_of([layer])[0], spectrum, found.moment, (FP32,), range(1, 5), whole, largest=127)
     with torch.no_grad():
         for rank in (1, 2, 3, 4):
             change = truncated(model, model.inner, layer, spectrum, rank)(x[:, 0]) - model(x[:, 0])
             true = float(change.square().sum(-1).mean())
             assert found.truncation[rank] == pytest.approx(true, rel=0.25)
-            assert by_moment["fp32", rank] == pytest.approx(true / 7, rel=0.25)
+            assert by_moment[FP32, low_rank(rank)] == pytest.approx(true / 7, rel=0.25)
 
 
 def whole(rank: int) -> Replacement:
@@ -311,7 +315,7 @@ def test_a_layer_that_adds_what_is_no_constant_has_no_curve(tmp_path: Path) -> N
             return torch.addmm(x[:, :3], x, self.w)
 
     path, layers = saved(Sum(), tmp_path, torch.zeros(2, 4))
-    spectra = {layers[0].name: svd.spectrum(layers[0])}
+    spectra = {layers[0].name: svd.spectrum(views_of(layers)[0])}
     found = curvatures(path, layers, spectra, feeds(np.ones((2, 2, 4), np.float32)), 0, kind="vector")
     assert [one.truncation for one in found.values()] == [None]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +115,7 @@ def emitted(
     save_program(program, folder / "m.pt2")
     layers = layers_of(flat_module(program))
     names = dict.fromkeys(NAMES[request.param])
-    layers = [linear_layer(n, x.weight, x.bias, x.geometry.operator, x.uses) for n, x in zip(names, layers, strict=True)]
+    layers = [replace(layer, name=name) for name, layer in zip(names, layers, strict=True)]
     (given,) = emitter.load_program(folder / "m.pt2").inputs
     files: Files = {}
     for kind, factors in (("dense", {}), ("thin", {x.name: thin(x) for x in layers[::2]})):

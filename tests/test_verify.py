@@ -19,12 +19,13 @@ from edgepack.emit.onnx import to_schemes
 from edgepack.inference import load, predict
 from edgepack.model.replacement import Replacement, low_rank
 from edgepack.model.scheme import FORMATS, FileScheme, Scheme
+from edgepack.model.structure import Structure, low_rank_correction
 from edgepack.onnxgraph.contents import read_contents
 from edgepack.onnxgraph.files import save
 from edgepack.onnxgraph.rewrite import with_factors
 from edgepack.onnxgraph.session import session
-from edgepack.types import Array, Contents, LayerPlan
-from edgepack.verify import biases_intact, same_outputs, two_thin_matmuls, weights_as_planned
+from edgepack.types import Array, Contents, LayerPlan, Product, Proof, Written
+from edgepack.verify import biases_intact, same_outputs, structures_kept, weights_as_planned
 
 OUT, IN, RANK = 40, 72, 8
 FLOATS = FileScheme.of(FP32)
@@ -79,6 +80,12 @@ class Case:
         session(path, optimized_path=self.folder / "o.onnx")
         return read_contents(self.folder / "o.onnx")
 
+    def structure(self, path: Path, *names: str) -> Proof:
+        """The proof of a file whose first layer's products have names that begin so, by default `fc1.`."""
+        emitted = read_contents(path)
+        own = (product.name for product in emitted.products if product.name.startswith(names or "fc1."))
+        return structures_kept(emitted, self.optimized(path), Written({}, {"fc1": tuple(own)}), self.plan)
+
     def answers(self, path: Path) -> Array:
         return predict(load(path, "onnx"), Samples({"x": normal(50, IN, seed=9)}))
 
@@ -103,18 +110,18 @@ def test_a_sound_file_passes_all(case: Case, scheme: Scheme) -> None:
     path = case.write(case.thin, scheme)
     proofs = [
         same_outputs(case.answers(path), reference, FileScheme.of(scheme)),
-        two_thin_matmuls(case.optimized(path), case.plan),
+        case.structure(path),
         weights_as_planned(read_contents(path), case.source_contents(), case.plan, FileScheme.of(scheme)),
         biases_intact(read_contents(path), case.biases),
     ]
     assert [(p.name, p.passed) for p in proofs] == [
         ("outputs", True),
-        ("two-thin-matmuls", True),
+        ("structure", True),
         ("weight-bytes", True),
         ("biases", True),
     ], proofs
     elements = RANK * (OUT + IN) + 12 * OUT
-    assert proofs[1].detail == "2 thin matrices in the runtime's graph"
+    assert proofs[1].detail == "2 products of factored layers in the runtime's graph"
     size = elements * scheme.bits // 8
     assert proofs[2].detail == f"{elements} matrix elements, {elements} planned, {size} bytes"
     assert proofs[3].detail == "2 biases found"
@@ -142,55 +149,124 @@ def test_factors_folded_back_into_a_dense_matrix(case: Case) -> None:
     """The file itself holds two thin matrices; only the runtime's graph gives it away."""
     path = case.folder / "m.onnx"
     save(folded(case), path)
-    assert two_thin_matmuls(read_contents(path), case.plan).passed
-    proof = two_thin_matmuls(case.optimized(path), case.plan)
+    assert weights_as_planned(read_contents(path), case.source_contents(), case.plan, FLOATS).passed
+    proof = case.structure(path, "A", "B")
     assert not proof.passed
-    assert f"dense again: {OUT}×{IN}" in proof.detail
-    assert f"missing: {RANK}×{IN}" in proof.detail or f"missing: {RANK}×{OUT}" in proof.detail
+    assert proof.layers == {"fc1": f"no product with {RANK}×{IN}, {OUT}×{RANK}"}
+    assert proof.detail == f"fc1: {proof.layers['fc1']}"
 
 
-def test_a_layer_that_was_never_factored(case: Case) -> None:
+@pytest.mark.parametrize("names", ["fc1", "nothing"])
+def test_a_layer_that_was_never_factored(case: Case, names: str) -> None:
     path = case.write(case.source)
-    proof = two_thin_matmuls(case.optimized(path), case.plan)
+    proof = case.structure(path, names)
     assert not proof.passed
-    assert "dense again" in proof.detail
+    assert proof.layers == {"fc1": f"no product with {RANK}×{IN}, {OUT}×{RANK}"}
     found = weights_as_planned(read_contents(path), read_contents(path), case.plan, FLOATS)
     assert not found.passed
     assert found.detail.startswith(f"{OUT * IN + 12 * OUT} matrix elements, {RANK * (OUT + IN) + 12 * OUT} planned")
 
 
-def thin_contents(*sides: tuple[int, int]) -> Contents:
-    return Contents(tuple((min(s), max(s), 32) for s in sides), ())
+def plans(*shapes: tuple[int, int, int | Structure | None]) -> tuple[LayerPlan, ...]:
+    return tuple(linear_plan(f"l{i}", out, inn, way, 99, 0.0, "") for i, (out, inn, way) in enumerate(shapes))
 
 
-def plans(*shapes: tuple[int, int, int | None]) -> tuple[LayerPlan, ...]:
-    return tuple(linear_plan(f"l{i}", out, inn, rank, 99, 0.0, "") for i, (out, inn, rank) in enumerate(shapes))
+Chain = list[tuple[str, int, int]]
+"""Products one behind the other: names, and the sides of their matrices."""
+
+
+def contents_of(*chains: Chain) -> Contents:
+    """What a file or a graph holds; a product's name stands for its numbers."""
+    products: list[Product] = []
+    for chain in chains:
+        for place, (name, *sides) in enumerate(chain):
+            behind = frozenset({len(products) - 1} if place else ())
+            products.append(Product(name, (min(sides), max(sides)), 32, name, behind))
+    weights = {product.name: (*product.sides, product.bits) for product in products}
+    return Contents(tuple(sorted(weights.values())), (), tuple(products))
+
+
+def thin(layer: int, first: tuple[int, int] = (8, 64), second: tuple[int, int] = (64, 8)) -> Chain:
+    return [(f"l{layer}.B", *first), (f"l{layer}.A", *second)]
+
+
+def dense(layer: int, *sides: int) -> Chain:
+    rows, columns = sides or (64, 64)
+    return [(f"l{layer}", rows, columns)]
+
+
+FACTORED, DENSE_LAYER = (64, 64, 8), (64, 64, None)
+
+
+def kept(layers: tuple[LayerPlan, ...], found: Contents, emitted: Contents) -> Proof:
+    names = {plan.layer: (f"{plan.layer}.B", f"{plan.layer}.A") for plan in layers}
+    return structures_kept(emitted, found, Written({}, names), layers)
 
 
 @pytest.mark.parametrize(
-    ("shapes", "found", "passed"),
+    ("shapes", "emitted", "found", "lost"),
     [
-        ([(64, 64, 8)], [(64, 8), (8, 64)], True),
-        ([(64, 64, 8)], [(64, 8)], False),
-        ([(64, 64, 8), (64, 64, 8)], [(64, 8)] * 4, True),
-        ([(64, 64, 8), (64, 64, 8)], [(64, 8)] * 3, False),
-        ([(64, 64, 8), (64, 64, 8)], [(64, 8)] * 2 + [(64, 64)], False),
-        ([(64, 64, 8), (64, 64, None)], [(64, 8)] * 2 + [(64, 64)], True),
-        ([(64, 64, 8), (64, 64, None)], [(64, 8)] * 2 + [(64, 64)] * 2, False),
+        ([FACTORED], [thin(0)], [thin(0)], ""),
+        ([FACTORED], [thin(0)], [thin(0)[:1]], "l0"),
+        ([FACTORED] * 2, [thin(0), thin(1)], [thin(0), thin(1)], ""),
+        ([FACTORED] * 2, [thin(0), thin(1)], [thin(1), thin(0)], ""),
+        ([FACTORED] * 2, [thin(0), thin(1)], [thin(0), thin(1)[1:]], "l1"),
+        ([FACTORED] * 2, [thin(0), thin(1)], [thin(0), dense(1)], "l1"),
+        ([FACTORED] * 2, [thin(0), thin(1)], [dense(0), dense(1)], "l0 l1"),
+        ([FACTORED, DENSE_LAYER], [thin(0), dense(1)], [thin(0), dense(1)], ""),
+        # In one of its two places it was multiplied out.
+        ([FACTORED, DENSE_LAYER], [thin(0), thin(0), dense(1)], [thin(0), dense(1), [("AB", 64, 64)]], "l0"),
+        ([FACTORED, DENSE_LAYER], [thin(0), thin(0), dense(1)], [thin(0), thin(0), dense(1)], ""),
+        # Two places that get the same input become one.
+        ([FACTORED, DENSE_LAYER], [thin(0), thin(0), dense(1)], [thin(0), dense(1)], ""),
         # A blocked layout rounds 8 up to 16 channels.
-        ([(64, 64, 8)], [(64, 16), (16, 64)], True),
-        ([(64, 64, 8)], [(64, 32), (32, 64)], False),
+        ([FACTORED], [thin(0)], [thin(0, (16, 64), (64, 16))], ""),
+        ([FACTORED], [thin(0)], [thin(0, (32, 64), (64, 32))], "l0"),
         # The neighbour's matrix is no stand-in for a missing one, though it is close in shape.
-        ([(64, 72, 8)], [(8, 72)], False),
-        ([(64, 72, 8)], [(8, 72), (8, 72)], True),
+        ([(64, 72, 8)], [thin(0, (8, 72))], [thin(0, (8, 72))[:1]], "l0"),
+        ([(64, 72, 8)], [thin(0, (8, 72))], [thin(0, (8, 72), (72, 8))], ""),
         # A square layer whose factor has the shape of a dense layer beside it.
-        ([(64, 64, 8), (64, 8, None)], [(64, 8)] * 3, True),
+        ([FACTORED, (64, 8, None)], [thin(0), dense(1, 64, 8)], [thin(0), dense(1, 64, 8)], ""),
+        ([FACTORED, (64, 8, None)], [thin(0), dense(1, 64, 8)], [thin(0)[:1], dense(1, 64, 8)], "l0"),
+        # Of a factored layer the dense matrix, 16×32, has the shape of another one's factor, and of a dense layer.
+        (
+            [(16, 32, 4), (32, 64, 16), (16, 32, None)],
+            [thin(0, (4, 32), (16, 4)), thin(1, (16, 64), (32, 16)), dense(2, 16, 32)],
+            [thin(0, (4, 32), (16, 4)), thin(1, (16, 64), (32, 16)), dense(2, 16, 32)],
+            "",
+        ),
+        (
+            [(16, 32, 4), (32, 64, 16), (16, 32, None)],
+            [thin(0, (4, 32), (16, 4)), thin(1, (16, 64), (32, 16)), dense(2, 16, 32)],
+            [[("AB", 16, 32)], thin(1, (16, 64), (32, 16)), dense(2, 16, 32)],
+            "l0",
+        ),
+        # Thin products that do not follow each other are none of this layer's.
+        ([FACTORED], [thin(0)], [thin(0)[:1], thin(0)[1:]], "l0"),
     ],
 )
-def test_matrices_are_counted(
-    shapes: list[tuple[int, int, int | None]], found: list[tuple[int, int]], passed: bool
+def test_products_are_found_where_they_stand(
+    shapes: list[tuple[int, int, int | None]], emitted: list[Chain], found: list[Chain], lost: str
 ) -> None:
-    assert two_thin_matmuls(thin_contents(*found), plans(*shapes)).passed is passed
+    proof = kept(plans(*shapes), contents_of(*found), contents_of(*emitted))
+    assert (proof.passed, list(proof.layers)) == (not lost, lost.split())
+    assert kept(plans(*shapes), contents_of(*emitted), contents_of(*emitted)).passed
+
+
+@pytest.mark.parametrize(
+    ("optimized", "why"),
+    [
+        ([[("l0.base", 64, 64)], thin(0)], None),
+        ([thin(0)], "no product with 64×64"),
+        ([[("l0.base", 64, 64)]], "no product with 8×64, 64×8"),
+    ],
+)
+def test_a_corrected_layer_has_all_three_products(optimized: list[Chain], why: str | None) -> None:
+    layers = plans((64, 64, low_rank_correction(8)))
+    emitted = contents_of(thin(0), [("l0.base", 64, 64)])
+    written = Written({}, {"l0": ("l0.B", "l0.A", "l0.base")})
+    proof = structures_kept(emitted, contents_of(*optimized), written, layers)
+    assert dict(proof.layers) == ({} if why is None else {"l0": why})
 
 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
@@ -265,7 +341,7 @@ def test_layers_of_their_own_schemes(case: Case, first: Scheme, second: Scheme) 
     assert proof.passed, proof
     assert proof.detail.endswith(f"planned, {bits // 8} bytes")
     assert same_outputs(case.answers(path), reference, FileScheme.of(NBITS8), plan).passed
-    assert two_thin_matmuls(case.optimized(path), plan).passed
+    assert case.structure(path).passed
     assert biases_intact(contents, case.biases).passed
 
 
@@ -353,7 +429,6 @@ def test_every_scheme_has_a_tolerance() -> None:
         "onnx:int8-static-qdq": 10.0,
         "onnx:nbits8": 10.0,
         "onnx:nbits4": 5.0,
-        "onnx:nbits4-residual": 5.0,
         "tflite:fp32": 60.0,
         "tflite:coded": 60.0,
         "tflite:int8-dynamic-range": 10.0,

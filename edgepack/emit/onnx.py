@@ -49,7 +49,7 @@ def to_schemes(
     ranges: Ranges | None = None,
     largest: int = WEIGHT_MAX,
     schemes: Mapping[str, Scheme] | None = None,
-    weights: Mapping[str, Replacement | Replacement] | None = None,
+    weights: Mapping[str, Replacement] | None = None,
 ) -> ir.Model:
     """A new model with every linear layer in a scheme; the given one is unchanged.
 

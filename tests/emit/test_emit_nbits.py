@@ -29,7 +29,8 @@ from onnx_layers import (
     run,
 )
 
-from edgepack.backends.onnx.schemes import FP32, INT8_DYNAMIC, INT8_STATIC, NBITS4, NBITS4_CORRECTED, NBITS8
+from edgepack.backends.onnx.schemes import FP32, INT8_DYNAMIC, INT8_STATIC, NBITS4, NBITS8
+from edgepack.backends.tflite import schemes as tflite
 from edgepack.emit.onnx import supports, to_schemes
 from edgepack.errors import ModelError, UsageError
 from edgepack.model.replacement import Replacement, low_rank
@@ -265,8 +266,8 @@ def test_what_cannot_be_written_is_refused() -> None:
     with pytest.raises(ModelError, match="a scheme was given for 'aa', the model has no such linear layer") as caught:
         to_schemes(chain(), FP32, schemes={"aa": NBITS8})
     assert caught.value.hint == "did you mean 'a'?"
-    with pytest.raises(UsageError, match="no single matrix of an ONNX file is in onnx:nbits4-residual"):
-        to_schemes(chain(), FP32, schemes={"a": NBITS4_CORRECTED})
+    with pytest.raises(UsageError, match="no single matrix of an ONNX file is in tflite:int8-dynamic-range"):
+        to_schemes(chain(), FP32, schemes={"a": tflite.INT8_DYNAMIC})
     with pytest.raises(UsageError, match="needs calibration data"):
         to_schemes(chain(), NBITS8, schemes={"a": INT8_STATIC})
     old, _ = placed("matmul-2d", opset=6)

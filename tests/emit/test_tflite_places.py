@@ -65,15 +65,15 @@ def test_another_weight_stands_in_the_place_of_a_dense_one(emitter: TfliteEmitte
     assert given, "one at least has nothing folded into it"
     operators_of = places.replace(tmp_path / "other.tflite", given)
     assert operators_of == places.operators
-    dense, other = ({op.output: op for op in linear_ops(tmp_path / f"{k}.tflite")} for k in ("dense", "other"))
-    assert dense.keys() == other.keys()
+    plain, other = ({op.output: op for op in linear_ops(tmp_path / f"{k}.tflite")} for k in ("dense", "other"))
+    assert plain.keys() == other.keys()
     for layer in case.layers:
         for output in places.operators[layer.name]:
             factor = 2 if layer.name in given else 1
-            np.testing.assert_allclose(other[output].weight, factor * dense[output].weight, rtol=1e-6)
+            np.testing.assert_allclose(other[output].weight, factor * plain[output].weight, rtol=1e-6)
             changed = layer.name in given and layer.bias is not None
             assert (
-                other[output].bias is not None and not np.array_equal(other[output].bias, dense[output].bias)
+                other[output].bias is not None and not np.array_equal(other[output].bias, plain[output].bias)
             ) == changed
 
 

@@ -15,8 +15,8 @@ from torch import nn
 from edgepack.backends.tflite.schemes import FP32, INT8_STATIC
 from edgepack.backends.tflite.schemes import INT4_DYNAMIC as INT4
 from edgepack.backends.tflite.schemes import INT8_DYNAMIC as INT8
+from edgepack.backends.tflite.support import takes_int4
 from edgepack.emit.tflite import TfliteEmitter
-from edgepack.emit.tflite_quantize import takes_int4
 from edgepack.errors import ModelError
 from edgepack.model.scheme import Scheme
 from edgepack.sources.torch import export_program, save_program

@@ -8,6 +8,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from edgepack.factorize import svd
+from edgepack.model.kinds import views_of
 from edgepack.model.kinds.linear import linear_layer
 from edgepack.model.layer import Layer
 from edgepack.model.replacement import Replacement
@@ -24,8 +25,8 @@ def factored(model: nn.Module, rank: int, *inputs: torch.Tensor) -> Case:
     found = {site.name: site for site in find_linears(flat_module(program))}
     uses = {name: sum(s.name == name for s in find_linears(flat_module(program))) for name in found}
     layers = [linear_layer(name, s.weight, s.bias, "Gemm", uses[name]) for name, s in found.items()]
-    wide = [layer for layer in layers if min(layer.weight.shape) > rank]
-    return program, layers, {layer.name: svd.factors(layer, svd.spectrum(layer), rank) for layer in wide}
+    wide = [view for view in views_of(layers) if min(view.weight.shape) > rank]
+    return program, layers, {view.name: svd.factors(view, svd.spectrum(view), rank) for view in wide}
 
 
 def classifier() -> nn.Module:

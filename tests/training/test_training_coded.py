@@ -75,7 +75,7 @@ def test_floats_are_trained_and_what_belongs_to_the_method_is_not() -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_a_trained_layer_goes_back_into_code(name: str) -> None:
     before = CASES[name](9, 12, BIAS, 0)
-    kept = {key: array.copy() for key, array in before.constants.items()}
+    kept = {key: array.copy() for key, array in before.tensors.items()}
     module = CodedLinear(before)
     optimizer = torch.optim.SGD(module.parameters(), 0.01)
     x = torch.randn(8, 12)
@@ -84,12 +84,12 @@ def test_a_trained_layer_goes_back_into_code(name: str) -> None:
         module(x).square().mean().backward()
         optimizer.step()
     after = to_coded(module)
-    assert after.steps == before.steps
-    assert {k: (a.dtype, a.shape) for k, a in after.constants.items()} == {
-        k: (a.dtype, a.shape) for k, a in before.constants.items()
+    assert after.program == before.program
+    assert {k: (a.dtype, a.shape) for k, a in after.tensors.items()} == {
+        k: (a.dtype, a.shape) for k, a in before.tensors.items()
     }
     assert not np.allclose(after.weight, before.weight, atol=1e-4)
-    assert all(np.array_equal(before.constants[key], kept[key]) for key in kept)
+    assert all(np.array_equal(before.tensors[key], kept[key]) for key in kept)
     expected = evaluate(after, x.numpy()) + after.bias
     np.testing.assert_allclose(module(x).detach().numpy(), expected, atol=1e-5)
     np.testing.assert_allclose(module.weight.detach().numpy(), after.weight, atol=1e-5)
@@ -143,7 +143,7 @@ def test_a_layer_takes_type_and_mode_of_the_one_it_replaces() -> None:
     assert module(torch.zeros(1, 6, dtype=torch.bfloat16)).dtype == torch.bfloat16
     assert not any(p.requires_grad for p in module.parameters())
     assert not module.training
-    assert module.to_coded().constants["shared"].dtype == np.float32
+    assert module.to_coded().tensors["shared"].dtype == np.float32
 
 
 @pytest.mark.parametrize("make", [hashed, convolved])
