@@ -28,6 +28,7 @@ LAYER: dict[str, Any] = {
     "weight_parameters": 32 * (512 + 784),
     "lost_energy_share": 0.01,
     "scheme": "int8-dynamic",
+    "structure": "low-rank",
     "reason": "rank 32 int8-dynamic: 6.1× faster",
     "predicted": {"scheme": "int8-dynamic", "size_bytes": 50_000, "latency_s": 1e-5, "loss": 0.01},
 }
@@ -76,6 +77,7 @@ def test_a_good_one_passes(tmp_path: Path) -> None:
     [
         changed("files", "model.onnx", "layers", 0, "rank", value=None),
         changed("files", "model.onnx", "layers", 0, "scheme", value=None),
+        changed("files", "model.onnx", "layers", 0, "structure", value="low-rank-correction"),
         changed("files", "model.onnx", "layers", 0, "predicted", value=None),
         changed("files", "model.onnx", "layers", 0, "more", value=[1]),
         changed("files", "model.onnx", "layers", value=[]),
@@ -127,6 +129,9 @@ STRANGE: dict[str, Any] = {
     "rank 0": changed(*FIRST, "rank", value=0),
     "rank beyond any layer": changed(*FIRST, "rank", value=HUGE),
     "no rank": changed(*FIRST, "rank", value=...),
+    "no structure": changed(*FIRST, "structure", value=...),
+    "structure with an escape": changed(*FIRST, "structure", value="\x1b[2J"),
+    "structure is null": changed(*FIRST, "structure", value=None),
     "no break-even rank": changed(*FIRST, "break_even_rank", value=...),
     "no weights": changed(*FIRST, "weight_parameters", value=...),
     "weights below zero": changed(*FIRST, "weight_parameters", value=-1),

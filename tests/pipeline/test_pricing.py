@@ -8,12 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from linear_plans import structure_at
 from two_layers import ROWS, SIDE, write_model
 
 from edgepack.backends.onnx import schemes as onnx
 from edgepack.cache import Cache
 from edgepack.data import Samples
 from edgepack.errors import ModelError
+from edgepack.model.kinds.linear import linear_layer
+from edgepack.model.layer import Layer
 from edgepack.model.scheme import Format
 from edgepack.pipeline import pricing
 from edgepack.pipeline.measuring import QUICK, measure_points
@@ -31,6 +34,10 @@ RPI4 = get_target("rpi4")
 
 def opened(folder: Path, *, shared: bool = False, rows: int | str = ROWS) -> Opened:
     return open_model(str(write_model(folder / "two.onnx", shared=shared, rows=rows)), folder)
+
+
+def layer_of(name: str, rows: int, columns: int) -> Layer:
+    return linear_layer(name, np.zeros((rows, columns), np.float32), None)
 
 
 class Counted:
@@ -81,20 +88,19 @@ def test_a_model_that_does_not_run_is_an_error_only_with_samples(
 
 def test_a_price_is_of_all_places_together_and_the_source_is_asked_once_a_scheme() -> None:
     source = Counted()
-    prices = Prices(
-        {"onnx": source}, {"a": Uses(2, 3), "b": Uses(1, 1)}, {"a": (64, 96), "b": (128, 128), "idle": (9, 9)}
-    )
+    layers = (layer_of("a", 64, 96), layer_of("b", 128, 128), layer_of("idle", 9, 9))
+    prices = Prices({"onnx": source}, {"a": Uses(2, 3), "b": Uses(1, 1)}, {layer.name: layer for layer in layers})
     for rank in (None, *rank_choices(64, 96)):
-        price = prices.price("a", rank, onnx.FP32)
+        price = prices.price("a", structure_at(rank), onnx.FP32)
         assert price is not None
         assert price.latency_s == pytest.approx(2 * 3e-6 * (rank or 1000))
         assert (price.source, price.error_share) == ("counted", 0.1)
-    assert prices.price("b", 16, onnx.FP32) == Price(pytest.approx(16e-6), "counted", 0.1)
+    assert prices.price("b", structure_at(16), onnx.FP32) == Price(pytest.approx(16e-6), "counted", 0.1)
     assert source.asked == [2 + len(rank_choices(64, 96)) + len(rank_choices(128, 128))]
-    assert prices.price("b", 13, onnx.FP32) == Price(pytest.approx(13e-6), "counted", 0.1)
+    assert prices.price("b", structure_at(13), onnx.FP32) == Price(pytest.approx(13e-6), "counted", 0.1)
     assert source.asked[1:] == [1]
-    assert prices.price("a", 8, onnx.INT8_STATIC) is None
-    assert prices.price("idle", 8, onnx.INT8_STATIC) == Price(0.0, "counted", 0.0)
+    assert prices.price("a", structure_at(8), onnx.INT8_STATIC) is None
+    assert prices.price("idle", structure_at(8), onnx.INT8_STATIC) == Price(0.0, "counted", 0.0)
     assert prices.dense_latency_s(onnx.FP32) == pytest.approx(2 * 3e-3 + 1e-3)
     assert prices.dense_latency_s(onnx.INT8_STATIC) is None
     assert (prices.call_s("onnx"), prices.source_name("onnx")) == (3e-6, "counted")
@@ -105,11 +111,11 @@ def test_a_target_elsewhere_is_priced_by_its_counts_which_lack_the_new_schemes(t
     prices = make_prices(RPI4, model, None, 0, ("onnx", "tflite"), Cache(tmp_path / "cache"))
     assert prices.source_name("onnx") == prices.source_name("tflite") == "emulated cost table"
     name = model.layers[0].name
-    dense, pair = prices.price(name, None, onnx.FP32), prices.price(name, 8, onnx.FP32)
+    dense, pair = prices.price(name, structure_at(None), onnx.FP32), prices.price(name, structure_at(8), onnx.FP32)
     assert dense is not None
     assert pair is not None
     assert 0 < pair.latency_s < dense.latency_s
-    assert prices.price(name, None, onnx.NBITS8) is None
+    assert prices.price(name, structure_at(None), onnx.NBITS8) is None
     assert prices.call_s("onnx") > 0
 
 
@@ -124,12 +130,12 @@ def test_this_machine_is_measured_at_the_layers_of_the_model_and_only_once(
     name = model.layers[0].name
     for scheme in onnx.SCHEMES:
         for rank in (None, *rank_choices(SIDE, SIDE)):
-            assert prices.price(name, rank, scheme) is not None
+            assert prices.price(name, structure_at(rank), scheme) is not None
     (kept,) = measured_folder("host", cache.root).iterdir()
     before = kept.read_bytes()
     again = make_prices(host, model, None, 0, formats, cache)
     assert kept.read_bytes() == before
-    assert again.price(name, 8, onnx.FP32) == prices.price(name, 8, onnx.FP32)
+    assert again.price(name, structure_at(8), onnx.FP32) == prices.price(name, structure_at(8), onnx.FP32)
     assert [fresh for _, fresh in asked] == [False, False]
 
 
@@ -143,10 +149,10 @@ def test_this_machine_is_measured_at_the_ranks_that_were_asked_for(
     assert {point.rank for point in points} == {None, 24}
     assert len(points) == 2 * len(onnx.SCHEMES)
     for scheme in onnx.SCHEMES:
-        price = prices.price(name, 24, scheme)
+        price = prices.price(name, structure_at(24), scheme)
         assert price is not None
         assert not price.extrapolated
-        assert prices.price(name, None, scheme) is not None
+        assert prices.price(name, structure_at(None), scheme) is not None
 
 
 def measured_quickly(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Sequence[Point], bool]]:

@@ -25,6 +25,7 @@ def text(renderable: RenderableType, width: int = 160) -> str:
 def planned(layer: str, out: int, inn: int, rank: int | None, scheme: str, reason: str) -> dict[str, Any]:
     return {
         "layer": layer, "out_features": out, "in_features": inn, "rank": rank, "break_even_rank": 9, "scheme": scheme, "reason": reason,
+        "structure": "dense" if rank is None else "low-rank",
         "weight_parameters": out * inn if rank is None else rank * (out + inn),
     }  # fmt: skip
 

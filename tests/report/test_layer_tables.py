@@ -253,6 +253,7 @@ def test_bandwidths() -> None:
 def planned(layer: str, out: int, inn: int, rank: int | None, limit: int, reason: str) -> dict[str, Any]:
     return {
         "layer": layer, "out_features": out, "in_features": inn, "rank": rank, "break_even_rank": limit, "reason": reason,
+        "structure": "dense" if rank is None else "low-rank",
         "weight_parameters": out * inn if rank is None else rank * (out + inn),
     }  # fmt: skip
 
