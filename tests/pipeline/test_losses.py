@@ -8,10 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from linear_plans import structure_at
 
-from edgepack.backends.onnx.schemes import FP32, NBITS4, NBITS4_CORRECTED, NBITS8, SCHEMES
+from edgepack.backends.onnx.schemes import FP32, NBITS4, NBITS8, SCHEMES
 from edgepack.cache import Cache
 from edgepack.executor import Workers, workers
+from edgepack.model.kinds import views_of
+from edgepack.model.structure import DENSE, low_rank_correction
 from edgepack.pipeline import losses as losses_module
 from edgepack.pipeline.losses import Losses, factors_at, predict_losses
 from edgepack.pipeline.prepared import Prepared
@@ -40,7 +43,7 @@ def predicted(ready: Prepared, cache: Cache, crew: Workers, **changes: Any) -> L
     }
     unknown: Any = SimpleNamespace(known=False, curvatures={})
     ranks = asked.pop("ranks", RANKS)
-    return predict_losses(ready.task.layers, ready.task.spectra, unknown, SCHEMES, ranks, **asked)
+    return predict_losses(views_of(ready.task.layers), ready.task.spectra, unknown, SCHEMES, ranks, **asked)
 
 
 @pytest.fixture(scope="module")
@@ -56,21 +59,21 @@ def found(ready: Prepared, cache: Cache, crew: Workers) -> Losses:
 def test_every_scheme_dense_and_at_every_rank(found: Losses) -> None:
     assert set(found) == set(RANKS)
     for name, ranks in RANKS.items():
-        assert set(found[name]) == {(scheme, rank) for scheme in SCHEMES for rank in (None, *ranks)}
+        assert set(found[name]) == {(scheme, structure_at(rank)) for scheme in SCHEMES for rank in (None, *ranks)}
         assert all(np.isfinite(loss) and loss >= 0 for loss in found[name].values())
 
 
 def test_the_order_is_that_of_precision_and_rank(found: Losses) -> None:
     for name, ranks in RANKS.items():
         own = found[name]
-        assert own[FP32, None] == 0
+        assert own[FP32, DENSE] == 0
         for rank in (None, *ranks):
-            assert own[FP32, rank] <= own[NBITS8, rank] <= own[NBITS4, rank]
-            assert own[NBITS4, rank] > 0
+            assert own[FP32, structure_at(rank)] <= own[NBITS8, structure_at(rank)] <= own[NBITS4, structure_at(rank)]
+            assert own[NBITS4, structure_at(rank)] > 0
         for scheme in SCHEMES:
-            curve = [own[scheme, rank] for rank in ranks]
+            curve = [own[scheme, structure_at(rank)] for rank in ranks]
             assert curve == sorted(curve, reverse=True), f"{name} in {scheme}"
-            assert all(loss > own[scheme, None] for loss in curve if scheme.bits > 4)
+            assert all(loss > own[scheme, DENSE] for loss in curve if scheme.bits > 4)
 
 
 def test_known_losses_are_read_and_not_computed(
@@ -87,8 +90,8 @@ def test_only_the_layers_that_changed_are_computed(ready: Prepared, cache: Cache
     other = predicted(ready, cache, crew, ranks=ranks, progress=progress)
     assert said == [(1, 1)]
     assert other["w1"] == found["w1"]
-    assert other["w2"][FP32, 64] == found["w2"][FP32, 64]
-    assert (FP32, 72) in other["w2"]
+    assert other["w2"][FP32, structure_at(64)] == found["w2"][FP32, structure_at(64)]
+    assert (FP32, structure_at(72)) in other["w2"]
 
 
 @pytest.mark.parametrize("changes", [{"key": "other"}, {"seed": 1}, {"largest": 63}, {"method": "svd"}])
@@ -101,7 +104,7 @@ def test_what_decides_a_loss_is_in_its_key(
 
 
 def test_factors_are_the_layer_in_another_basis(ready: Prepared) -> None:
-    layer, spectrum = ready.task.layers[0], ready.task.spectra[0]
+    layer, spectrum = views_of(ready.task.layers)[0], ready.task.spectra[0]
     made = factors_at(layer, spectrum, 64, "whitened", 0)
     plain = spectrum.basis[:, :64] @ (spectrum.basis[:, :64].T @ layer.weight)
     np.testing.assert_allclose(made.A @ made.B, plain, atol=1e-3 * np.abs(plain).max())
@@ -111,8 +114,8 @@ def test_factors_are_the_layer_in_another_basis(ready: Prepared) -> None:
 
 def test_a_build_offers_them(ready: Prepared) -> None:
     by_name = {menu.layer.name: menu.candidates for menu in ready.menus["onnx"]}
-    assert {one.loss for one in by_name["w1"] if (one.scheme, one.rank) == (FP32, None)} == {0.0}
-    assert all(one.loss > 0 for one in by_name["w1"] if one.rank is not None)
+    assert {one.loss for one in by_name["w1"] if (one.scheme, one.structure) == (FP32, DENSE)} == {0.0}
+    assert all(one.loss > 0 for one in by_name["w1"] if one.structure.ranks)
 
 
 def test_a_pair_beside_the_dense_matrix_is_between_it_and_eight_bits(
@@ -122,6 +125,5 @@ def test_a_pair_beside_the_dense_matrix_is_between_it_and_eight_bits(
     assert other["w3"] == found["w3"]
     for name, rank in (("w1", 8), ("w1", 16), ("w2", 16)):
         own = other[name]
-        assert own[NBITS8, None] < own[NBITS4_CORRECTED, rank] < own[NBITS4, None]
-        assert (NBITS4_CORRECTED, None) not in own
-    assert other["w1"][NBITS4_CORRECTED, 16] < other["w1"][NBITS4_CORRECTED, 8]
+        assert own[NBITS8, DENSE] < own[NBITS4, low_rank_correction(rank)] < own[NBITS4, DENSE]
+    assert other["w1"][NBITS4, low_rank_correction(16)] < other["w1"][NBITS4, low_rank_correction(8)]

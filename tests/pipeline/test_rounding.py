@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from linear_plans import structure_at
 
 from edgepack.backends.onnx import schemes as onnx
 from edgepack.backends.tflite import schemes as tflite
@@ -27,6 +28,7 @@ from edgepack.quantize.split import dense_share
 from edgepack.types import Array, InputSpread, Moments, Spectrum
 
 OUT, IN, RANK = 48, 96, 16
+PAIR = structure_at(RANK)
 SCHEMES = [
     onnx.INT8_DYNAMIC,
     onnx.INT8_STATIC,
@@ -82,7 +84,7 @@ def test_every_quantizer_leaves_them_as_they_are(
     scheme: Scheme, seen: tuple[View, Moments, Spectrum], tmp_path: Path
 ) -> None:
     layer, moments, spectrum = seen
-    pair = Rounder(Known(tmp_path, moments), "whitened", 0, 127).factors(layer, spectrum, RANK, scheme)
+    pair = Rounder(Known(tmp_path, moments), "whitened", 0, 127).factors(layer, spectrum, PAIR, scheme)
     for weight in (pair.A, pair.B):
         np.testing.assert_array_equal(nearest(weight, scheme), weight)
 
@@ -96,14 +98,14 @@ def test_together_they_lose_less_than_one_by_one(
     exact = whitened.factors(layer, spectrum, RANK)
     plain = balanced(exact, spectrum, seed=0)
     plain = low_rank(nearest(plain.A, scheme), nearest(plain.B, scheme), None)
-    pair = Rounder(Known(tmp_path, moments), "whitened", 0, 127).factors(layer, spectrum, RANK, scheme)
+    pair = Rounder(Known(tmp_path, moments), "whitened", 0, 127).factors(layer, spectrum, PAIR, scheme)
     truncation = error(layer, exact, covariance)
     assert error(layer, pair, covariance) - truncation < 0.7 * (error(layer, plain, covariance) - truncation)
 
 
 def test_the_mean_answer_is_that_of_the_dense_layer(seen: tuple[View, Moments, Spectrum], tmp_path: Path) -> None:
     layer, moments, spectrum = seen
-    pair = Rounder(Known(tmp_path, moments), "whitened", 0, 127).factors(layer, spectrum, RANK, tflite.INT4_DYNAMIC)
+    pair = Rounder(Known(tmp_path, moments), "whitened", 0, 127).factors(layer, spectrum, PAIR, tflite.INT4_DYNAMIC)
     assert pair.bias is not None
     assert layer.bias is not None
     expected = layer.weight @ moments.mean + layer.bias
@@ -113,11 +115,11 @@ def test_the_mean_answer_is_that_of_the_dense_layer(seen: tuple[View, Moments, S
 def test_they_are_made_once(seen: tuple[View, Moments, Spectrum], tmp_path: Path) -> None:
     layer, moments, spectrum = seen
     covariances = Known(tmp_path, moments)
-    first = Rounder(covariances, "whitened", 0, 127).factors(layer, spectrum, RANK, onnx.INT8_DYNAMIC)
-    again = Rounder(covariances, "whitened", 0, 127).factors(layer, spectrum, RANK, onnx.INT8_DYNAMIC)
+    first = Rounder(covariances, "whitened", 0, 127).factors(layer, spectrum, PAIR, onnx.INT8_DYNAMIC)
+    again = Rounder(covariances, "whitened", 0, 127).factors(layer, spectrum, PAIR, onnx.INT8_DYNAMIC)
     assert covariances.asked == 1
     np.testing.assert_array_equal(first.A, again.A)
-    Rounder(covariances, "whitened", 0, 63).factors(layer, spectrum, RANK, onnx.INT8_DYNAMIC)
+    Rounder(covariances, "whitened", 0, 63).factors(layer, spectrum, PAIR, onnx.INT8_DYNAMIC)
     assert covariances.asked == 2
 
 
@@ -127,7 +129,7 @@ def test_fp32_and_layers_never_seen_stay_as_the_factorizer_made_them(
     layer, _, spectrum = seen
     covariances = Known(tmp_path, None)
     plain = balanced(whitened.factors(layer, spectrum, RANK), spectrum, seed=0)
-    pair = Rounder(covariances, "whitened", 0, 127).factors(layer, spectrum, RANK, onnx.FP32)
+    pair = Rounder(covariances, "whitened", 0, 127).factors(layer, spectrum, PAIR, onnx.FP32)
     np.testing.assert_array_equal(pair.A, plain.A)
     assert covariances.asked == 0
 
