@@ -17,7 +17,8 @@ from edgepack.cache import Cache
 from edgepack.data import Samples
 from edgepack.errors import UsageError
 from edgepack.inference import load, predict
-from edgepack.model.replacement import Replacement
+from edgepack.model.kinds import views_of
+from edgepack.model.replacement import Replacement, of_structure
 from edgepack.model.scheme import FileScheme
 from edgepack.pipeline import refitting
 from edgepack.pipeline.build import build
@@ -53,12 +54,11 @@ def refitter(ready: Prepared, samples: Samples | None = None) -> Refitter:
 
 
 def unfitted(ready: Prepared, chosen: Sequence[LayerPlan]) -> dict[str, Replacement]:
-    parts = ready.task.factors(chosen, INT8)
-    return {name: part for name, part in parts.items() if isinstance(part, Replacement)}
+    return of_structure(ready.task.factors(chosen, INT8), "low-rank")
 
 
 def made(ready: Prepared, chosen: Sequence[LayerPlan], samples: Samples | None = None) -> dict[str, Replacement]:
-    return refitter(ready, samples).factors(ready.task.layers, ready.task.spectra, chosen, INT8)
+    return refitter(ready, samples).factors(views_of(ready.task.layers), ready.task.spectra, chosen, INT8)
 
 
 def far(ready: Prepared, factors: dict[str, Replacement], path: Path) -> float:
