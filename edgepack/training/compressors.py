@@ -165,7 +165,9 @@ def _called(compressor: Compressor, name: str, layer: View, rank: int) -> Replac
         raise
     except Exception as err:
         raise UsageError(f"{layer.name}: compressor {name} raised {type(err).__name__}: {err}") from err
-    parts = (result.A, result.B, result.bias) if isinstance(result, Replacement) else result
+    parts = result
+    if isinstance(result, Replacement) and result.structure.is_low_rank:
+        parts = result.A, result.B, result.bias
     if not isinstance(parts, Sequence) or len(parts) not in (2, 3):
         raise UsageError(
             f"{layer.name}: compressor {name} returned {type(result).__name__}; (A, B) or (A, B, bias) was expected"

@@ -105,6 +105,7 @@ def test_both_forms_are_the_same_function(
 def test_indices_are_worked_out_at_load_from_three_numbers() -> None:
     made = method.deepthin_conv(layer(weight(96, 80, 1)), 0.3)
     assert isinstance(made, Replacement)
+    assert made.structure.is_constexpr
     whole = [array for array in made.tensors.values() if array.dtype == np.int32]
     assert sum(array.size for array in whole) == 3
     loaded = at_load(made)
@@ -119,6 +120,7 @@ def test_bytes_are_used_and_not_exceeded(form: object, sides: tuple[int, int], s
     assert callable(form)
     made = form(layer(weight(*sides, 3)), share)
     assert isinstance(made, Replacement)
+    assert made.structure.is_constexpr
     size = sides[0] * sides[1]
     used = stored_bytes(in_8_bits(made))
     assert used <= share * size
@@ -149,6 +151,7 @@ def test_both_forms_round_to_the_same_weight() -> None:
 def test_the_decode_free_form_multiplies_no_more_than_the_dense_layer() -> None:
     made = method.deepthin_conv(layer(weight(96, 80, 1)), 0.3)
     assert isinstance(made, Replacement)
+    assert made.structure.is_constexpr
     rank, width = made.tensors["filters"].shape
     shape = method.Shape(96, 80, rank, width)
     x = rng(1).standard_normal((1, 80)).astype(np.float32)
@@ -191,7 +194,9 @@ def test_data_help_and_the_mean_output_stays() -> None:
     knowing = layer(w, None, seen(x))
     free, aware = method.deepthin(layer(w), 0.4), method.deepthin(knowing, 0.4)
     assert isinstance(free, Replacement)
+    assert free.structure.is_constexpr
     assert isinstance(aware, Replacement)
+    assert aware.structure.is_constexpr
     assert output_energy(w - aware.weight, metric(knowing)) < 0.9 * output_energy(w - free.weight, metric(knowing))
     assert aware.bias is not None
     mean = x.astype(np.float64).mean(axis=0)
@@ -201,6 +206,7 @@ def test_data_help_and_the_mean_output_stays() -> None:
 def test_eight_bits_change_little() -> None:
     made = method.deepthin(layer(weight(96, 80, 1)), 0.3)
     assert isinstance(made, Replacement)
+    assert made.structure.is_constexpr
     rounded = in_8_bits(made)
     assert np.square(rounded.weight - made.weight).sum() < 1e-3 * np.square(made.weight).sum()
 
@@ -233,7 +239,9 @@ def test_too_few_bytes_are_a_reason_and_equal_calls_are_equal() -> None:
         assert "too few" in str(form(layer(weight(20, 30, 1)), 0.01))
         first, second = (form(layer(weight(20, 30, 1), None, seen(inputs(50, 30, 1))), 0.5) for _ in range(2))
         assert isinstance(first, Replacement)
+        assert first.structure.is_constexpr
         assert isinstance(second, Replacement)
+        assert second.structure.is_constexpr
         assert all(np.array_equal(first.tensors[name], second.tensors[name]) for name in first.tensors)
 
 
@@ -241,7 +249,9 @@ def test_a_layer_of_zeros_and_a_still_input_are_fitted() -> None:
     for form in (method.deepthin, method.deepthin_conv):
         nothing = form(layer(weight(20, 30, 1, "zero"), None, seen(inputs(50, 30, 1))), 0.5)
         assert isinstance(nothing, Replacement)
+        assert nothing.structure.is_constexpr
         assert not nothing.weight.any()
         still = form(layer(weight(20, 30, 1), None, seen(np.full((9, 30), 0.5, np.float32))), 0.5)
         assert isinstance(still, Replacement)
+        assert still.structure.is_constexpr
         assert np.isfinite(still.weight).all()

@@ -85,6 +85,7 @@ def test_the_budget_is_used_up(share, out, inn, known):
     layer = trained_like(out, inn, 2, known=known)
     coded = dictionary(layer, share)
     assert isinstance(coded, Replacement)
+    assert coded.structure.is_constexpr
     assert 0.85 * share < share_stored(layer, coded) <= share
 
 

@@ -46,6 +46,7 @@ def test_the_budget_is_used_up(share):
     layer = trained_like(24, 40, 2)
     coded = hashednet(layer, share)
     assert isinstance(coded, Replacement)
+    assert coded.structure.is_constexpr
     assert share_stored(layer, coded) <= share
     assert share_stored(layer, coded) > 0.85 * share or share < 0.1
 

@@ -37,7 +37,9 @@ def test_steps_come_to_the_blocks_times_one_matrix(out: int, inn: int, rows: int
         assert kept < block
         assert stored_bytes(in_8_bits(made)) <= share * out * inn
     assert isinstance(free, Replacement)
+    assert free.structure.is_constexpr
     assert isinstance(aware, Replacement)
+    assert aware.structure.is_constexpr
     slack = 1e-5 * output_energy(w, covariance)
     assert output_energy(w - aware.weight, covariance) <= output_energy(w - free.weight, covariance) + slack
 
@@ -65,6 +67,7 @@ def test_a_weight_of_this_form_is_found_again(with_data: bool) -> None:
     w = (rng(2).standard_normal((20, 16)) @ np.kron(np.eye(4), small)).astype(np.float32)
     made = input_projection(layer(w, None, seen(inputs(500, 64, 3)) if with_data else None), 0.45)
     assert isinstance(made, Replacement)
+    assert made.structure.is_constexpr
     assert made.tensors["projection"].shape[1] in (16, 32)
     assert np.square(w - made.weight).sum() < 1e-6 * np.square(w).sum()
 
@@ -73,6 +76,7 @@ def test_shared_matrix_without_data_is_the_optimal_one() -> None:
     w = weight(24, 32, 4)
     made = input_projection(layer(w), 0.5)
     assert isinstance(made, Replacement)
+    assert made.structure.is_constexpr
     small = made.tensors["projection"]
     kept, block = small.shape
     energies = np.linalg.svd(w.astype(np.float64).reshape(-1, block), compute_uv=False) ** 2
@@ -84,6 +88,7 @@ def test_shared_matrix_without_data_is_the_optimal_one() -> None:
 def test_bytes_are_used(sides: tuple[int, int], share: float) -> None:
     made = input_projection(layer(weight(*sides, 1)), share)
     assert isinstance(made, Replacement)
+    assert made.structure.is_constexpr
     assert stored_bytes(in_8_bits(made)) >= 0.8 * share * sides[0] * sides[1]
 
 
@@ -93,6 +98,7 @@ def test_block_widths_divide_the_inputs_or_zeros_follow() -> None:
     assert widths(97) == [32]
     made = input_projection(layer(weight(30, 97, 1)), 0.5)
     assert isinstance(made, Replacement)
+    assert made.structure.is_constexpr
     assert made.program[0].op == "pad"
     assert made.program[0].attributes == {"before": 0, "after": 31}
 
@@ -103,7 +109,9 @@ def test_reasons_bias_and_equal_calls() -> None:
     assert "too few" in str(input_projection(given_layer, 0.01))
     first, second = input_projection(given_layer, 0.5), input_projection(given_layer, 0.5, seed=0)
     assert isinstance(first, Replacement)
+    assert first.structure.is_constexpr
     assert isinstance(second, Replacement)
+    assert second.structure.is_constexpr
     assert all(np.array_equal(first.tensors[name], second.tensors[name]) for name in first.tensors)
     assert first.bias is not None
     mean = x.astype(np.float64).mean(axis=0)

@@ -41,6 +41,7 @@ def test_highest_quality_that_fits_is_taken(share: float) -> None:
     given_layer = layer(weight(64, 144, 2))
     made = jpeg(given_layer, share)
     assert isinstance(made, Replacement)
+    assert made.structure.is_dense
     sizes = {quality: len(at_quality(given_layer, quality)[1]) for quality in range(1, 96)}
     best = max(quality for quality, size in sizes.items() if size <= share * 64 * 144)
     expected, data = at_quality(given_layer, best)

@@ -63,6 +63,7 @@ def test_the_budget_is_used_up(share, out, inn):
     layer = trained_like(out, inn, 2, known=False)
     coded = kmeans(layer, share)
     assert isinstance(coded, Replacement)
+    assert coded.structure.is_constexpr
     assert share_stored(layer, coded) <= share
     assert share_stored(layer, coded) > 0.85 * share
 

@@ -45,6 +45,7 @@ def test_the_budget_is_used_up(share, known):
     layer = trained_like(64, 100, 2, known=known)
     coded = pruning(layer, share)
     assert isinstance(coded, Replacement)
+    assert coded.structure.is_constexpr
     assert 0.85 * share < share_stored(layer, coded) <= share
 
 
@@ -52,6 +53,7 @@ def test_what_is_stored_on_the_way_is_not_wasted():
     layer = trained_like(64, 400, 2)
     coded = pruning(layer, 0.01)
     assert isinstance(coded, Replacement)
+    assert coded.structure.is_constexpr
     assert np.count_nonzero(coded.tensors["kept.values"]) == len(coded.tensors["kept.values"])
 
 
@@ -111,7 +113,9 @@ def test_the_same_bits_again():
     layer = trained_like(24, 40, 4)
     one, other = pruning(layer, 0.3), pruning(layer, 0.3)
     assert isinstance(one, Replacement)
+    assert one.structure.is_constexpr
     assert isinstance(other, Replacement)
+    assert other.structure.is_constexpr
     check_same(one, other)
 
 
@@ -143,6 +147,7 @@ def test_components_that_matter_more_are_kept():
 def test_components_fit_their_budget():
     pair = rank_pruning(replace(trained_like(20, 30, 1), bias=None), 0.4)
     assert isinstance(pair, Replacement)
+    assert pair.structure.is_low_rank
     assert pair.rank == 4
     assert pair.bias is not None
 

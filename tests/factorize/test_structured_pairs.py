@@ -51,7 +51,9 @@ def test_no_fixed_factor_beats_whitening_and_data_never_hurt(
         assert isinstance(aware, str)
         return
     assert isinstance(free, Replacement)
+    assert free.structure.is_low_rank
     assert isinstance(aware, Replacement)
+    assert aware.structure.is_low_rank
     covariance = metric(knowing)
     slack = 1e-5 * output_energy(blind.weight, covariance)
     best = whitened.factors(knowing, whitened.spectrum(knowing), rank)
@@ -81,7 +83,9 @@ def test_mean_output_stays_and_the_bias_is_kept_without_data(method: Method) -> 
     blind, knowing, share, x = cases((16, 20, 200, 0.5, 3))
     free, aware = method(blind, share), method(knowing, share)
     assert isinstance(free, Replacement)
+    assert free.structure.is_low_rank
     assert isinstance(aware, Replacement)
+    assert aware.structure.is_low_rank
     assert free.bias is blind.bias
     assert aware.bias is not None
     mean = x.astype(np.float64).mean(axis=0)
@@ -89,6 +93,7 @@ def test_mean_output_stays_and_the_bias_is_kept_without_data(method: Method) -> 
     assert output_error(blind.weight, aware, blind.bias, x) > 0
     without = method(View("l", blind.weight, None, knowing.moments), share)
     assert isinstance(without, Replacement)
+    assert without.structure.is_low_rank
     assert without.bias is not None
     assert blind.bias is not None
     assert np.allclose(without.bias + blind.bias, aware.bias, atol=1e-5)
@@ -99,8 +104,11 @@ def test_a_seed_decides_and_nothing_else(method: Method) -> None:
     _, knowing, share, _ = cases((16, 20, 40, 0.5, 3))
     first, second, other = method(knowing, share), method(knowing, share), method(knowing, share, seed=1)
     assert isinstance(first, Replacement)
+    assert first.structure.is_low_rank
     assert isinstance(second, Replacement)
+    assert second.structure.is_low_rank
     assert isinstance(other, Replacement)
+    assert other.structure.is_low_rank
     assert np.array_equal(first.A, second.A)
     assert np.array_equal(first.B, second.B)
     assert np.array_equal(product(first), product(other)) == (method is dct)
@@ -110,9 +118,11 @@ def test_a_seed_decides_and_nothing_else(method: Method) -> None:
 def test_zeros_and_still_inputs_are_fitted(method: Method) -> None:
     nothing = method(layer(weight(12, 16, 1, "zero"), None, seen(inputs(30, 16, 1))), 0.5)
     assert isinstance(nothing, Replacement)
+    assert nothing.structure.is_low_rank
     assert not product(nothing).any()
     still = method(layer(weight(12, 16, 1), None, seen(np.full((9, 16), 0.5, np.float32))), 0.5)
     assert isinstance(still, Replacement)
+    assert still.structure.is_low_rank
     assert np.isfinite(product(still)).all()
 
 
@@ -162,7 +172,9 @@ def test_projections_are_those_of_the_seed() -> None:
     right = random_projection(blind, 0.4, seed=5)
     left = output_projection(blind, 0.4, seed=5)
     assert isinstance(right, Replacement)
+    assert right.structure.is_low_rank
     assert isinstance(left, Replacement)
+    assert left.structure.is_low_rank
     rank = pair_rank(0.4, 30, 40)
     p, q = orthonormal(40, rank, 5), orthonormal(30, rank, 5)
     assert np.allclose(product(right), blind.weight @ p @ p.T, atol=1e-5)
@@ -173,6 +185,7 @@ def test_simhash_is_the_plain_reference_without_data() -> None:
     w = weight(30, 40, 2)
     made = simhash(layer(w), 0.4, seed=5)
     assert isinstance(made, Replacement)
+    assert made.structure.is_low_rank
     rank = pair_rank(0.4, 30, 40)
     r = np.random.default_rng(5).standard_normal((rank, 40)).astype(np.float32).T
     s = np.sign(r.T.astype(np.float64) @ w.T)
@@ -221,7 +234,9 @@ def test_cosines_suit_smooth_rows() -> None:
     w = smooth.astype(np.float32)
     made, drawn = dct(layer(w), 0.8), random_projection(layer(w), 0.8)
     assert isinstance(made, Replacement)
+    assert made.structure.is_low_rank
     assert isinstance(drawn, Replacement)
+    assert drawn.structure.is_low_rank
     assert output_energy(w - product(made), None) < 0.01 * output_energy(w - product(drawn), None)
 
 

@@ -93,7 +93,7 @@ def test_a_promise_that_no_plan_within_the_budget_can_keep_gives_way(
 ) -> None:
     """The budget comes first: where only float32 layers meet it, the file may be larger than dense int8."""
     precise = tuple(
-        replace(menu, candidates=tuple(one for one in menu.candidates if one.scheme == FP32 or one.rank == 8))
+        replace(menu, candidates=tuple(one for one in menu.candidates if one.scheme == FP32 or one.structure.rank == 8))
         for menu in ready.menus["onnx"]
     )
     task = task_with(ready, classifier, work, max_drop=0.5)
@@ -112,7 +112,10 @@ def test_a_budget_that_nothing_meets_gives_the_closest_file(
     ready: Prepared, classifier: Path, work: Path, baseline: Baseline
 ) -> None:
     lossy = tuple(
-        replace(menu, candidates=tuple(one for one in menu.candidates if one.rank in (8, 72, 112)) or menu.candidates)
+        replace(
+            menu,
+            candidates=tuple(one for one in menu.candidates if one.structure.rank in (8, 72, 112)) or menu.candidates,
+        )
         for menu in ready.menus["onnx"]
     )
     task = task_with(ready, classifier, work, max_drop=0.5)

@@ -41,7 +41,7 @@ class Counted:
         self.written.append(
             (
                 scheme,
-                {name: one.rank for name, one in factors.items() if isinstance(one, Replacement)},
+                {name: one.rank for name, one in factors.items() if one.structure.ranks},
                 dict(schemes or {}),
             )
         )

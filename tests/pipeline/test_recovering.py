@@ -10,6 +10,7 @@ from edgepack.pipeline.recovering import Recovery
 from small_builds import options
 
 from edgepack.errors import ModelError, UsageError
+from edgepack.model.kinds import views_of
 from edgepack.model.replacement import Replacement
 from edgepack.pipeline.build import build
 from edgepack.pipeline.prepare import Prepared
@@ -34,7 +35,7 @@ def recovery(ready: Prepared, cache: Path, **changes: object) -> Recovery:
 @pytest.fixture(scope="module")
 def start(ready: Prepared) -> dict[str, Replacement]:
     task = ready.task
-    pairs = zip(task.layers[:2], task.spectra[:2], strict=True)
+    pairs = zip(views_of(task.layers[:2]), task.spectra[:2], strict=True)
     return {layer.name: task.rounder.plain(layer, spectrum, 24) for layer, spectrum in pairs}
 
 

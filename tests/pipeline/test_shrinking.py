@@ -15,6 +15,7 @@ from small_builds import FEATURES, HIDDEN, points, write_classifier
 from edgepack.data import Samples
 from edgepack.factorize import whitened
 from edgepack.factorize.whitened import shrunk_covariance
+from edgepack.model.layer import View
 from edgepack.onnxgraph.sites import find_sites
 from edgepack.pipeline import shrinking
 from edgepack.types import Moments
@@ -47,7 +48,7 @@ def test_few_rows_get_a_choice_that_loses_less_on_other_rows(model: ir.Model, tm
     other = (correlated(2000, 2) - seen.mean) @ layer.weight.T
     lost = []
     for value in (seen.shrinkage, None):
-        basis = whitened.spectrum(replace(layer, moments=replace(seen, shrinkage=value))).basis[:, :20]
+        basis = whitened.spectrum(View("w1", layer.weight, layer.bias, replace(seen, shrinkage=value))).basis[:, :20]
         lost.append(float(np.square(other - other @ basis @ basis.T).sum()))
     assert lost[0] < lost[1]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -80,7 +80,7 @@ def test_code_beside_every_scheme(
     data: Samples,
     tmp_path: Path,
     scheme: Scheme,
-    kind: type[Replacement],
+    kind: Callable[[Layer], Replacement],
 ) -> None:
     layer = layers[96, 96]
     part = kind(layer)

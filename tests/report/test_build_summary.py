@@ -18,6 +18,7 @@ from edgepack.report.build import build_report
 def planned(layer: str, out: int, inn: int, rank: int | None, scheme: str, reason: str) -> dict[str, Any]:
     return {
         "layer": layer, "out_features": out, "in_features": inn, "rank": rank, "break_even_rank": 9, "scheme": scheme, "reason": reason,
+        "structure": "dense" if rank is None else "low-rank",
         "weight_parameters": out * inn if rank is None else rank * (out + inn),
     }  # fmt: skip
 

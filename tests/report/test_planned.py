@@ -21,6 +21,7 @@ def layer(name: str, out: int, inn: int, rank: int | None, reason: str, **more: 
     return {
         "layer": name, "out_features": out, "in_features": inn, "rank": rank, "break_even_rank": (out * inn - 1) // (out + inn),
         "scheme": "int8-dynamic", "reason": reason, "predicted": None,
+        "structure": "dense" if rank is None else "low-rank",
         "weight_parameters": out * inn if rank is None else rank * (out + inn), **more,
     }  # fmt: skip
 
@@ -113,3 +114,12 @@ def test_a_long_reason_folds_in_its_own_column() -> None:
     assert all(len(line) <= 80 for line in lines)
     column = lines[0].index("why")
     assert all(line[:column].strip() == "" for line in lines[3:])
+
+
+def test_what_stands_in_a_layers_place_shows_in_its_scheme_and_rank() -> None:
+    both = layer("fc1", 96, 160, 8, "", scheme="nbits4", structure="low-rank-correction")
+    code = layer("fc2", 96, 160, None, "", scheme="coded", structure="constexpr", alternative={"method": "kmeans"})
+    rows = text(layer_table([FC1, FC2, both, code])).splitlines()[-4:]
+    assert rows[2].split()[:5] == ["fc1", "96×160", "nbits4", "+", "pair"]
+    assert rows[2].split()[5] == "8"
+    assert rows[3].split()[:5] == ["fc2", "96×160", "kmeans", "coded", "–"]

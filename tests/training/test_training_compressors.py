@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from edgepack import factorize
 from edgepack.errors import UsageError
 from edgepack.model.layer import View
-from edgepack.model.replacement import low_rank
+from edgepack.model.replacement import dense, low_rank
 from edgepack.training.compressors import method
 from edgepack.types import Array
 
@@ -64,6 +64,7 @@ def test_factors_with_a_bias_pass() -> None:
     ("result", "message"),
     [
         (None, "returned NoneType"),
+        (dense(np.ones((8, 6), np.float32), None), "returned Replacement"),
         ((np.ones((8, 2)),), "returned tuple"),
         ((np.ones((8, 3)), np.ones((2, 6))), r"A of .* is float64 \(8, 3\), floats of shape \(8, 2\)"),
         ((np.ones((8, 2)), np.ones((6, 2))), r"B of .* shape \(2, 6\) were expected"),
