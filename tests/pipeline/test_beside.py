@@ -12,7 +12,6 @@ import numpy as np
 import onnx
 import pytest
 from edgepack.pipeline.beside import beside, rounded_beside
-from edgepack.pipeline.covariances import Covariances
 from linear_plans import linear_plan
 from onnx import TensorProto, helper, numpy_helper
 from small_builds import options
@@ -33,6 +32,7 @@ from edgepack.onnxgraph.contents import read_contents
 from edgepack.onnxgraph.rewrite import with_factors
 from edgepack.onnxgraph.split import split_onnx
 from edgepack.pack.facts import facts_of
+from edgepack.pipeline.activations import Covariances
 from edgepack.pipeline.build import build
 from edgepack.pipeline.layer_files import layer_files
 from edgepack.pipeline.layer_points import points_for

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-from edgepack.pipeline.covariances import Covariances
 from small_builds import points, write_classifier
 
 from edgepack.data import Samples
 from edgepack.onnxgraph.sites import find_sites
 from edgepack.pipeline import covariances as module
+from edgepack.pipeline.activations import Covariances
 from edgepack.workspace import Cache, silent
 
 

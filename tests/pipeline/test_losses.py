@@ -27,7 +27,7 @@ def crew() -> Iterator[Workers]:
 
 def predicted(ready: Prepared, cache: Cache, crew: Workers, **changes: Any) -> Losses:
     asked: dict[str, Any] = {
-        "method": ready.task.method,
+        "method": ready.evaluator.method,
         "seed": 0,
         "largest": 127,
         "key": "model",
@@ -39,7 +39,7 @@ def predicted(ready: Prepared, cache: Cache, crew: Workers, **changes: Any) -> L
     }
     unknown: Any = SimpleNamespace(known=False, curvatures={})
     ranks = asked.pop("ranks", RANKS)
-    return predict_losses(ready.task.layers, ready.task.spectra, unknown, SCHEMES, ranks, **asked)
+    return predict_losses(ready.evaluator.layers, ready.evaluator.spectra, unknown, SCHEMES, ranks, **asked)
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,7 @@ def test_what_decides_a_loss_is_in_its_key(
 
 
 def test_factors_are_the_layer_in_another_basis(ready: Prepared) -> None:
-    layer, spectrum = ready.task.layers[0], ready.task.spectra[0]
+    layer, spectrum = ready.evaluator.layers[0], ready.evaluator.spectra[0]
     made = factors_at(layer, spectrum, 64, "whitened", 0)
     plain = spectrum.basis[:, :64] @ (spectrum.basis[:, :64].T @ layer.weight)
     np.testing.assert_allclose(made.A @ made.B, plain, atol=1e-3 * np.abs(plain).max())

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from edgepack.pipeline.menus import UNGUARDED_LOST_SHARE, Menu, make_menus, ranks_of, residuals_of
 from linear_plans import linear_candidate
 
 from edgepack.backends.onnx import schemes as onnx
@@ -19,6 +18,7 @@ from edgepack.model.kinds.linear import linear_layer
 from edgepack.model.layer import Layer
 from edgepack.model.point import Point
 from edgepack.model.scheme import Format, Scheme
+from edgepack.pipeline.candidates import UNGUARDED_LOST_SHARE, Menu, make_menus, ranks_of, residuals_of
 from edgepack.pipeline.options import BuildOptions
 from edgepack.pipeline.pricing import Prices, Uses
 from edgepack.plan.candidates import break_even_rank, rank_choices

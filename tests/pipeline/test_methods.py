@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from edgepack.pipeline.alternatives import saves
 from small_builds import options
 
 from edgepack.archive.archive import unpack_file
@@ -21,6 +20,7 @@ from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import CONSTEXPR
 from edgepack.pipeline.build import build
 from edgepack.pipeline.guarding import choose_methods, load_data
+from edgepack.pipeline.method_fits import saves
 from edgepack.sources import open_model
 from edgepack.workspace import Cache
 

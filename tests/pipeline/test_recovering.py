@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from edgepack.pipeline.recovering import Recovery
 from small_builds import options
 
 from edgepack.errors import ModelError, UsageError
 from edgepack.model.replacement import Replacement
 from edgepack.pipeline.build import build
+from edgepack.pipeline.distill import Recovery
 from edgepack.pipeline.prepare import Prepared
 from edgepack.recover.budget import Epochs
 from edgepack.workspace import Cache, silent
@@ -33,7 +33,7 @@ def recovery(ready: Prepared, cache: Path, **changes: object) -> Recovery:
 
 @pytest.fixture(scope="module")
 def start(ready: Prepared) -> dict[str, Replacement]:
-    task = ready.task
+    task = ready.evaluator
     pairs = zip(task.layers[:2], task.spectra[:2], strict=True)
     return {layer.name: task.rounder.plain(layer, spectrum, 24) for layer, spectrum in pairs}
 

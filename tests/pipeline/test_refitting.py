@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from edgepack.pipeline.refitting import Refitter
 from linear_plans import linear_plan
 from small_builds import options
 
@@ -22,6 +21,7 @@ from edgepack.model.scheme import FileScheme
 from edgepack.pipeline import refitting
 from edgepack.pipeline.build import build
 from edgepack.pipeline.prepare import Prepared, prepared
+from edgepack.pipeline.refit import Refitter
 from edgepack.plan.candidates import break_even_rank
 from edgepack.quantize.grid import quantize_weight
 from edgepack.types import LayerPlan
@@ -39,7 +39,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def plan(ready: Prepared, ranks: Sequence[int | None]) -> list[LayerPlan]:
     found = []
-    for layer, rank in zip(ready.task.layers, ranks, strict=True):
+    for layer, rank in zip(ready.evaluator.layers, ranks, strict=True):
         sides = layer.out_features, layer.in_features
         found.append(linear_plan(layer.name, *sides, rank, break_even_rank(*sides), 0.0, "", scheme=INT8_DYNAMIC))
     return found
@@ -48,16 +48,16 @@ def plan(ready: Prepared, ranks: Sequence[int | None]) -> list[LayerPlan]:
 def refitter(ready: Prepared, samples: Samples | None = None) -> Refitter:
     calibration = samples or ready.data.calibration
     assert calibration is not None
-    return Refitter(ready.opened.content, ready.task.rounder, calibration, silent)
+    return Refitter(ready.opened.content, ready.evaluator.rounder, calibration, silent)
 
 
 def unfitted(ready: Prepared, chosen: Sequence[LayerPlan]) -> dict[str, Replacement]:
-    parts = ready.task.factors(chosen, INT8)
+    parts = ready.evaluator.factors(chosen, INT8)
     return {name: part for name, part in parts.items() if isinstance(part, Replacement)}
 
 
 def made(ready: Prepared, chosen: Sequence[LayerPlan], samples: Samples | None = None) -> dict[str, Replacement]:
-    return refitter(ready, samples).factors(ready.task.layers, ready.task.spectra, chosen, INT8)
+    return refitter(ready, samples).factors(ready.evaluator.layers, ready.evaluator.spectra, chosen, INT8)
 
 
 def far(ready: Prepared, factors: dict[str, Replacement], path: Path) -> float:
@@ -82,9 +82,9 @@ def test_it_is_judged_as_the_method_weighs_outputs(classifier: Path, cache: Path
     with prepared(options(classifier, method="two-sided"), Cache(cache), silent) as ready:
         chosen = plan(ready, (16, 16, None))
         plain, fitted = unfitted(ready, chosen), made(ready, chosen)
-        first, second = ready.task.layers[:2]
+        first, second = ready.evaluator.layers[:2]
         assert first.bias is not None
-        x, metric = ready.data.guard.inputs["x"], ready.task.rounder.gradients["w2"]
+        x, metric = ready.data.guard.inputs["x"], ready.evaluator.rounder.gradients["w2"]
         original = np.maximum(x @ first.weight.T + first.bias, 0) @ second.weight.T
 
         def cost(factors: dict[str, Replacement]) -> float:
@@ -107,7 +107,7 @@ def test_only_layers_behind_factored_ones_are_refitted_and_all_stay_on_their_gri
     np.testing.assert_array_equal(fitted["w1"].B, plain["w1"].B)
     assert not np.array_equal(fitted["w2"].B, plain["w2"].B)
     for weight in (fitted["w2"].A, fitted["w2"].B):
-        codes, scales = quantize_weight(weight, largest=ready.task.rounder.largest)
+        codes, scales = quantize_weight(weight, largest=ready.evaluator.rounder.largest)
         np.testing.assert_allclose(codes * scales[:, None], weight, rtol=1e-6)
     assert far(ready, fitted, tmp_path / "fitted.onnx") < far(ready, plain, tmp_path / "plain.onnx")
     # Nothing is compressed before the second layer: nothing to make up for.

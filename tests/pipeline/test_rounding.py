@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from edgepack.pipeline.covariances import Covariances
 
 from edgepack.backends.onnx import schemes as onnx
 from edgepack.backends.tflite import schemes as tflite
@@ -17,6 +16,7 @@ from edgepack.factorize.whitened import shrunk_covariance
 from edgepack.model.layer import View
 from edgepack.model.replacement import Replacement, low_rank
 from edgepack.model.scheme import Scheme
+from edgepack.pipeline.activations import Covariances
 from edgepack.pipeline.rounding import Rounder
 from edgepack.quantize.blocks import dequantize_blocks, quantize_blocks
 from edgepack.quantize.gauge import balanced

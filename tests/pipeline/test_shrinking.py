@@ -8,8 +8,6 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-from edgepack.pipeline.covariances import Covariances
-from edgepack.pipeline.shrinking import FEW, FEWEST
 from small_builds import FEATURES, HIDDEN, points, write_classifier
 
 from edgepack.data import Samples
@@ -17,6 +15,7 @@ from edgepack.factorize import whitened
 from edgepack.factorize.whitened import shrunk_covariance
 from edgepack.onnxgraph.sites import find_sites
 from edgepack.pipeline import shrinking
+from edgepack.pipeline.activations import FEW, FEWEST, Covariances
 from edgepack.types import Moments
 from edgepack.workspace import Cache, silent
 

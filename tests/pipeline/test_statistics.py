@@ -8,8 +8,6 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-from edgepack.pipeline.moments import _cut, observe
-from edgepack.pipeline.statistics import decompose
 
 from edgepack.backends.onnx.observation import Observation
 from edgepack.data import Samples
@@ -17,6 +15,8 @@ from edgepack.executor import Workers, local, workers
 from edgepack.model.layer import View
 from edgepack.onnxgraph.sites import find_sites
 from edgepack.pipeline import moments as pipeline_moments
+from edgepack.pipeline.activations import _cut, observe
+from edgepack.pipeline.decompositions import decompose
 from edgepack.types import Spectrum
 from edgepack.workspace import Cache, Progress, silent
 
