@@ -183,7 +183,7 @@ def test_a_real_model_has_steps_with_reasons(ready: Prepared) -> None:
         assert [layer.layer for layer in step.layers] == ["w1", "w2", "w3"]
         for layer, menu in zip(step.layers, ready.menus["onnx"], strict=True):
             assert layer.predicted in menu.candidates
-            assert (layer.scheme, layer.rank) == (layer.predicted.scheme, layer.predicted.rank)  # type: ignore[union-attr]
+            assert (layer.scheme, layer.rank) == (layer.predicted.scheme, layer.predicted.structure.rank)  # type: ignore[union-attr]
             assert layer.reason
             assert layer.reason.isprintable()
             assert layer.others

@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from linear_plans import linear_candidate
+from linear_plans import structure_at
 
 from edgepack.backends.onnx import schemes as onnx
-from edgepack.backends.schemes import SCHEMES
+from edgepack.backends.schemes import CORRECTED, SCHEMES
 from edgepack.backends.tflite import schemes as tflite
+from edgepack.backends.tflite.support import unsupported
 from edgepack.errors import UsageError
-from edgepack.model.kinds.linear import linear_layer
+from edgepack.model.kinds.linear import linear_layer, linear_ops
 from edgepack.model.layer import Layer
 from edgepack.model.point import Point
 from edgepack.model.scheme import Format, Scheme
-from edgepack.pipeline.candidates import UNGUARDED_LOST_SHARE, Menu, make_menus, ranks_of, residuals_of
+from edgepack.model.structure import DENSE, Structure, low_rank, low_rank_correction
+from edgepack.pipeline.candidates import UNGUARDED_LOST_SHARE, Menu, Offer, make_menus, ranks_of
+from edgepack.pipeline.method_fits import NOTHING
 from edgepack.pipeline.options import BuildOptions
 from edgepack.pipeline.pricing import Prices, Uses
 from edgepack.plan.candidates import break_even_rank, rank_choices
 from edgepack.plan.cost import Price
 from edgepack.plan.sizes import resident_bytes, size_bytes
 from edgepack.targets import get_target
+from edgepack.types import Candidate
 
 TFLITE_LAYER_SCHEMES = (tflite.FP32, tflite.INT8_DYNAMIC, tflite.INT4_DYNAMIC)
 
@@ -54,25 +58,35 @@ def menus(
     lacks: Collection[Scheme] = (),
     unseen: Collection[str] = (),
     guarded: bool = True,
-    losses: dict[tuple[Scheme, int | None], float] | None = None,
+    losses: Mapping[tuple[Scheme, Structure], float] | None = None,
     residual: bool = False,
     **asked: Any,
 ) -> tuple[Menu, ...]:
     chosen = BuildOptions("m.onnx", get_target("rpi4"), formats=(fmt,), **asked)
     ranks = ranks_of(layers, chosen, unseen)
     schemes = onnx.SCHEMES if fmt == "onnx" else TFLITE_LAYER_SCHEMES
-    both = onnx.CORRECTED if fmt == "onnx" and residual else ()
-    files: Any = SimpleNamespace(fmt=fmt, layer_schemes=lambda: schemes, corrected_schemes=lambda: both)
-    beside = residuals_of(layers, chosen, unseen)
-    own: dict[str, dict[tuple[Scheme, int | None], float]] = {}
+    both = CORRECTED[fmt] if residual else ()
+    files: Any = SimpleNamespace(
+        fmt=fmt, layer_schemes=lambda: schemes, corrected_schemes=lambda: both, supports=supports
+    )
+    own: dict[str, dict[tuple[Scheme, Structure], float]] = {}
     for one in layers:
-        offered = (None, *ranks[one.name][0])
-        own[one.name] = losses or {(f, r): 1e-3 * (1 + (r or 0)) for f in SCHEMES[fmt] for r in offered}
-        own[one.name] |= {(f, r): 1e-4 for f in both for r in beside[one.name]}
+        offered = (DENSE, *map(low_rank, ranks[one.name].own))
+        own[one.name] = dict(losses or {(f, way): loss_of(way) for f in SCHEMES[fmt] for way in offered})
+        own[one.name] |= {(f, low_rank_correction(r)): 1e-4 for f in both for r in ranks[one.name].residual}
     uses = {one.name: Uses(1, 1) for one in layers}
-    sides = {one.name: (one.out_features, one.in_features) for one in layers}
-    prices = Prices({fmt: Source(lacks)}, uses, sides)
-    return make_menus(files, layers, ranks, own, prices, chosen, unseen, residual=beside, guarded=guarded)
+    prices = Prices({fmt: Source(lacks)}, uses, {one.name: one for one in layers})
+    return make_menus(files, layers, Offer(ranks, NOTHING, own, unseen, guarded), prices, chosen)
+
+
+def supports(layer: Layer, structure: Structure, scheme: Scheme) -> str | None:
+    """Of the writers: only TFLite files ask more of a layer than that its scheme is among those they have."""
+    ops = linear_ops(layer.out_features, layer.in_features, structure, 1)
+    return unsupported(layer, ops, scheme) if scheme.backend == "tflite" else None
+
+
+def loss_of(way: Structure) -> float:
+    return 1e-3 * (1 + (way.rank or 0))
 
 
 def schemes_of(menu: Menu) -> set[Scheme]:
@@ -80,7 +94,11 @@ def schemes_of(menu: Menu) -> set[Scheme]:
 
 
 def ranks_in(menu: Menu) -> set[int | None]:
-    return {one.rank for one in menu.candidates}
+    return {one.structure.rank for one in menu.candidates}
+
+
+def corrected_in(menu: Menu) -> list[Candidate]:
+    return [one for one in menu.candidates if one.structure.is_correction]
 
 
 @pytest.mark.parametrize(
@@ -103,13 +121,14 @@ def test_schemes_by_precision(precision: str, in_onnx: set[Scheme], in_tflite: s
 def test_a_candidate_carries_the_figures_of_its_place() -> None:
     (menu,) = menus(layer())
     for one in menu.candidates:
-        size = size_bytes(one.scheme, 96, 64, one.rank, bias=True)
-        weights = 96 * 64 if one.rank is None else one.rank * 160
-        loss = 1e-3 * (1 + (one.rank or 0))
+        rank = one.structure.rank
+        ops = linear_ops(96, 64, one.structure, 1)
+        size = size_bytes(one.scheme, ops, np.zeros(96, np.float32))
+        weights = 96 * 64 if rank is None else rank * 160
         ram = resident_bytes(one.scheme, size)
-        assert one == linear_candidate(
-            one.scheme, one.rank, loss, size, ram, pytest.approx(weights * 1e-9), "test table"
-        )
+        assert one.latency_s == pytest.approx(weights * 1e-9)
+        loss = loss_of(one.structure)
+        assert one == Candidate(one.scheme, structure_at(rank), ops, loss, size, ram, one.latency_s, "test table")
 
 
 def test_ranks_are_the_multiples_that_pay() -> None:
@@ -159,8 +178,9 @@ def test_an_unseen_layer_is_factored_where_the_user_says_the_rank() -> None:
     assert onnx.INT8_STATIC not in schemes_of(menu)
 
 
-LOSSES: dict[tuple[Scheme, int | None], float] = {
-    (scheme, rank): (0.0 if rank is None else {8: 0.5, 16: 0.02, 24: 0.009}[rank]) + (0.02 if scheme.bits == 4 else 0.0)
+LOSSES = {
+    (scheme, structure_at(rank)): (0.0 if rank is None else {8: 0.5, 16: 0.02, 24: 0.009}[rank])
+    + (0.02 if scheme.bits == 4 else 0.0)
     for scheme in onnx.SCHEMES
     for rank in (None, 8, 16, 24)
 }
@@ -168,7 +188,7 @@ LOSSES: dict[tuple[Scheme, int | None], float] = {
 
 def test_without_a_guard_a_layer_loses_at_most_a_hundredth() -> None:
     (menu,) = menus(layer(), guarded=False, losses=LOSSES)
-    assert {(one.scheme, one.rank) for one in menu.candidates} == {
+    assert {(one.scheme, one.structure.rank) for one in menu.candidates} == {
         (scheme, rank) for scheme in onnx.SCHEMES if scheme.bits > 4 for rank in (None, 24)
     }
     assert max(one.loss for one in menu.candidates) <= UNGUARDED_LOST_SHARE
@@ -178,7 +198,7 @@ def test_without_a_guard_what_was_asked_for_is_done_as_well_as_it_can_be() -> No
     (fixed,) = menus(layer(), guarded=False, losses=LOSSES, rank=8)
     assert ranks_in(fixed) == {8}
     (int4,) = menus(layer(), guarded=False, losses=LOSSES, precision="int4")
-    assert [(one.scheme, one.rank, one.loss) for one in int4.candidates] == [(onnx.NBITS4, None, 0.02)]
+    assert [(one.scheme, one.structure.rank, one.loss) for one in int4.candidates] == [(onnx.NBITS4, None, 0.02)]
 
 
 @pytest.mark.parametrize(
@@ -188,7 +208,7 @@ def test_without_a_guard_what_was_asked_for_is_done_as_well_as_it_can_be() -> No
 )
 def test_tflite_int4_only_where_it_has_a_kernel(one: Layer, ranks: set[int | None]) -> None:
     (menu,) = menus(one, fmt="tflite")
-    assert {c.rank for c in menu.candidates if c.scheme == tflite.INT4_DYNAMIC} == ranks
+    assert {c.structure.rank for c in menu.candidates if c.scheme == tflite.INT4_DYNAMIC} == ranks
     assert schemes_of(menu) >= {tflite.FP32, tflite.INT8_DYNAMIC}
 
 
@@ -231,7 +251,7 @@ def test_every_layer_gets_a_menu_in_order() -> None:
         ({"precision": "fp32"}, set()),
         ({"rank": 16}, set()),
         ({"unseen": ["fc"]}, set()),
-        ({"lacks": [onnx.NBITS8, onnx.NBITS4_CORRECTED]}, set()),
+        ({"lacks": [onnx.NBITS8, onnx.NBITS4]}, set()),
         ({"fmt": "tflite"}, set()),
     ],
     ids=str,
@@ -239,16 +259,18 @@ def test_every_layer_gets_a_menu_in_order() -> None:
 def test_a_pair_beside_the_dense_matrix(asked: dict[str, Any], ranks: set[int]) -> None:
     """Where 4 bits are allowed and nobody says which rank; a source that lacks one half of it has no price."""
     (menu,) = menus(layer(out=512, inn=384), residual=True, **asked)
-    found = [one for one in menu.candidates if one.scheme in onnx.CORRECTED]
-    assert {one.rank for one in found} == ranks
+    found = corrected_in(menu)
+    assert {one.structure.rank for one in found} == ranks
     for one in found:
-        assert one.size_bytes == size_bytes(one.scheme, 512, 384, one.rank, bias=True)
-        assert one.latency_s == pytest.approx((512 * 384 + (one.rank or 0) * (512 + 384)) * 1e-9)
+        assert one.scheme in CORRECTED["onnx"]
+        ops = linear_ops(512, 384, one.structure, 1)
+        assert one.size_bytes == size_bytes(one.scheme, ops, np.zeros(512, np.float32))
+        assert one.latency_s == pytest.approx((512 * 384 + (one.structure.rank or 0) * (512 + 384)) * 1e-9)
 
 
 def test_no_pair_beside_a_small_layer() -> None:
     """The pair would take half of what 4 bits save, or more."""
     (menu,) = menus(layer(out=10, inn=512), residual=True)
-    assert not schemes_of(menu) & set(onnx.CORRECTED)
+    assert not corrected_in(menu)
     (menu,) = menus(layer(out=64, inn=64), residual=True)
-    assert {one.rank for one in menu.candidates if one.scheme in onnx.CORRECTED} == {8}
+    assert {one.structure.rank for one in corrected_in(menu)} == {8}

@@ -15,8 +15,7 @@ from edgepack.coded import is_decoded
 from edgepack.errors import UsageError
 from edgepack.factorize import FACTORIZERS, compress
 from edgepack.factorize.methods import AUTO, METHODS, PATENTS
-from edgepack.model.kinds.linear import linear_layer
-from edgepack.model.replacement import Replacement
+from edgepack.model.layer import View
 from edgepack.model.scheme import CONSTEXPR
 from edgepack.pipeline.build import build
 from edgepack.pipeline.guarding import choose_methods, load_data
@@ -73,22 +72,24 @@ def test_a_pack_by_every_method(name: str, classifier: Path, cache: Path, tmp_pa
 @pytest.mark.parametrize("name", METHODS)
 def test_what_a_method_gives_without_data(name: str) -> None:
     rng = np.random.default_rng(0)
-    layer = linear_layer("one", rng.standard_normal((96, 128)).astype(np.float32), None)
+    layer = View("one", rng.standard_normal((96, 128)).astype(np.float32), None)
     part = compress(name, layer, 0.4)
     assert not isinstance(part, str)
-    assert isinstance(part, Replacement) == (name in PAIRS)
-    assert isinstance(part, Replacement) == (name == "jpeg")
-    if isinstance(part, Replacement):
+    assert part.structure.is_low_rank == (name in PAIRS)
+    assert part.structure.is_dense == (name == "jpeg")
+    assert part.structure.is_constexpr == (name in DIRECT | DECODED)
+    if part.structure.is_constexpr:
         assert is_decoded(part) == (name in DECODED)
         again = compress(name, layer, 0.4)
-        assert isinstance(again, Replacement)
+        assert not isinstance(again, str)
+        assert again.tensors.keys() == part.tensors.keys()
         assert all(again.tensors[key].tobytes() == array.tobytes() for key, array in part.tensors.items())
     assert saves(part) == ("wire" if name == "jpeg" else "file" if name in DECODED else "all")
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_too_few_bytes_are_a_reason(name: str) -> None:
-    layer = linear_layer("one", np.eye(16, 24, dtype=np.float32), None)
+    layer = View("one", np.eye(16, 24, dtype=np.float32), None)
     assert isinstance(compress(name, layer, 0.004), str)
 
 

@@ -12,13 +12,14 @@ import pytest
 from linear_plans import linear_plan
 from small_builds import options
 
+from edgepack.backends.onnx.backend import OnnxBackend
 from edgepack.backends.onnx.schemes import FP32, INT8_DYNAMIC
 from edgepack.backends.runtime import load, predict
 from edgepack.data import Samples
 from edgepack.errors import UsageError
-from edgepack.model.replacement import Replacement
+from edgepack.model.replacement import Replacement, of_structure
 from edgepack.model.scheme import FileScheme
-from edgepack.pipeline import refitting
+from edgepack.pipeline import refit as refitting
 from edgepack.pipeline.build import build
 from edgepack.pipeline.prepare import Prepared, prepared
 from edgepack.pipeline.refit import Refitter
@@ -48,21 +49,21 @@ def plan(ready: Prepared, ranks: Sequence[int | None]) -> list[LayerPlan]:
 def refitter(ready: Prepared, samples: Samples | None = None) -> Refitter:
     calibration = samples or ready.data.calibration
     assert calibration is not None
-    return Refitter(ready.opened.content, ready.evaluator.rounder, calibration, silent)
+    return Refitter(ready.opened, ready.evaluator.replacements.rounder, calibration)
 
 
 def unfitted(ready: Prepared, chosen: Sequence[LayerPlan]) -> dict[str, Replacement]:
-    parts = ready.evaluator.factors(chosen, INT8)
-    return {name: part for name, part in parts.items() if isinstance(part, Replacement)}
+    parts = ready.evaluator.replacements.factors(chosen, INT8)
+    return of_structure(parts, "low-rank")
 
 
 def made(ready: Prepared, chosen: Sequence[LayerPlan], samples: Samples | None = None) -> dict[str, Replacement]:
-    return refitter(ready, samples).factors(ready.evaluator.layers, ready.evaluator.spectra, chosen, INT8)
+    return refitter(ready, samples).factors(ready.evaluator.analysis.views, ready.evaluator.spectra, chosen, INT8)
 
 
 def far(ready: Prepared, factors: dict[str, Replacement], path: Path) -> float:
     """Mean squared distance of the answers from the original's, on the guard."""
-    ready.onnx.write(factors, FileScheme.of(FP32), path)
+    ready.native.write(factors, FileScheme.of(FP32), path)
     answers = predict(load(path, "onnx"), ready.data.guard)
     return float(np.square(answers - ready.guard.reference).mean())
 
@@ -84,7 +85,7 @@ def test_it_is_judged_as_the_method_weighs_outputs(classifier: Path, cache: Path
         plain, fitted = unfitted(ready, chosen), made(ready, chosen)
         first, second = ready.evaluator.layers[:2]
         assert first.bias is not None
-        x, metric = ready.data.guard.inputs["x"], ready.evaluator.rounder.gradients["w2"]
+        x, metric = ready.data.guard.inputs["x"], ready.evaluator.replacements.rounder.gradients["w2"]
         original = np.maximum(x @ first.weight.T + first.bias, 0) @ second.weight.T
 
         def cost(factors: dict[str, Replacement]) -> float:
@@ -107,7 +108,7 @@ def test_only_layers_behind_factored_ones_are_refitted_and_all_stay_on_their_gri
     np.testing.assert_array_equal(fitted["w1"].B, plain["w1"].B)
     assert not np.array_equal(fitted["w2"].B, plain["w2"].B)
     for weight in (fitted["w2"].A, fitted["w2"].B):
-        codes, scales = quantize_weight(weight, largest=ready.evaluator.rounder.largest)
+        codes, scales = quantize_weight(weight, largest=ready.evaluator.replacements.rounder.largest)
         np.testing.assert_allclose(codes * scales[:, None], weight, rtol=1e-6)
     assert far(ready, fitted, tmp_path / "fitted.onnx") < far(ready, plain, tmp_path / "plain.onnx")
     # Nothing is compressed before the second layer: nothing to make up for.
@@ -129,7 +130,7 @@ def test_rounding_is_against_the_refitted_weight(ready: Prepared) -> None:
 def test_the_second_time_nothing_is_run(ready: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = plan(ready, (24, 24, None))
     first = made(ready, chosen)
-    monkeypatch.setattr(refitting, "Observation", lambda *_, **__: pytest.fail("run again"))
+    monkeypatch.setattr(OnnxBackend, "observe", lambda *_, **__: pytest.fail("run again"))
     again = made(ready, chosen)
     for name, pair in first.items():
         np.testing.assert_array_equal(pair.A, again[name].A)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,16 +13,17 @@ from edgepack.backends.tflite import schemes as tflite
 from edgepack.factorize import whitened
 from edgepack.factorize.whitened import shrunk_covariance
 from edgepack.model.layer import View
-from edgepack.model.replacement import Replacement, low_rank
+from edgepack.model.replacement import Replacement
+from edgepack.model.replacement import low_rank as pair_of
 from edgepack.model.scheme import Scheme
-from edgepack.pipeline.activations import Covariances
+from edgepack.model.structure import low_rank
 from edgepack.pipeline.rounding import Rounder
 from edgepack.quantize.blocks import dequantize_blocks, quantize_blocks
 from edgepack.quantize.gauge import balanced
 from edgepack.quantize.grid import quantize_weight
 from edgepack.quantize.split import dense_share
 from edgepack.types import Array, InputSpread, Moments, Spectrum
-from edgepack.workspace import Cache, silent
+from edgepack.workspace import Cache, Workspace
 
 OUT, IN, RANK = 48, 96, 16
 SCHEMES = [
@@ -49,17 +49,21 @@ def seen() -> tuple[View, Moments, Spectrum]:
     return layer, moments, Spectrum(spectrum.basis, spectrum.energies, spectrum.mean, inputs)
 
 
-class Known(Covariances):
-    """Covariances that are there already; counts how often it is asked."""
+class Known:
+    """Moments that are there already; counts how often it is asked."""
 
-    def __init__(self, cache: Path, moments: Moments | None) -> None:
-        unused: Any = None
-        super().__init__(unused, ["layer"], None, "key", Cache(cache), silent, None)
+    key = "key"
+
+    def __init__(self, moments: Moments | None) -> None:
         self.moments, self.asked = moments, 0
 
     def of(self, name: str) -> Moments | None:
         self.asked += 1
         return self.moments
+
+
+def rounder(folder: Path, known: Known, largest: int = 127) -> Rounder:
+    return Rounder(known, "whitened", largest, {}, Workspace(Cache(folder), folder))
 
 
 def error(layer: View, pair: Replacement, covariance: Array) -> float:
@@ -81,7 +85,7 @@ def test_every_quantizer_leaves_them_as_they_are(
     scheme: Scheme, seen: tuple[View, Moments, Spectrum], tmp_path: Path
 ) -> None:
     layer, moments, spectrum = seen
-    pair = Rounder(Known(tmp_path, moments), "whitened", 0, 127).factors(layer, spectrum, RANK, scheme)
+    pair = rounder(tmp_path, Known(moments)).factors(layer, spectrum, low_rank(RANK), scheme)
     for weight in (pair.A, pair.B):
         np.testing.assert_array_equal(nearest(weight, scheme), weight)
 
@@ -94,15 +98,15 @@ def test_together_they_lose_less_than_one_by_one(
     covariance = shrunk_covariance(moments)
     exact = whitened.factors(layer, spectrum, RANK)
     plain = balanced(exact, spectrum, seed=0)
-    plain = low_rank(nearest(plain.A, scheme), nearest(plain.B, scheme), None)
-    pair = Rounder(Known(tmp_path, moments), "whitened", 0, 127).factors(layer, spectrum, RANK, scheme)
+    plain = pair_of(nearest(plain.A, scheme), nearest(plain.B, scheme), None)
+    pair = rounder(tmp_path, Known(moments)).factors(layer, spectrum, low_rank(RANK), scheme)
     truncation = error(layer, exact, covariance)
     assert error(layer, pair, covariance) - truncation < 0.7 * (error(layer, plain, covariance) - truncation)
 
 
 def test_the_mean_answer_is_that_of_the_dense_layer(seen: tuple[View, Moments, Spectrum], tmp_path: Path) -> None:
     layer, moments, spectrum = seen
-    pair = Rounder(Known(tmp_path, moments), "whitened", 0, 127).factors(layer, spectrum, RANK, tflite.INT4_DYNAMIC)
+    pair = rounder(tmp_path, Known(moments)).factors(layer, spectrum, low_rank(RANK), tflite.INT4_DYNAMIC)
     assert pair.bias is not None
     assert layer.bias is not None
     expected = layer.weight @ moments.mean + layer.bias
@@ -111,12 +115,12 @@ def test_the_mean_answer_is_that_of_the_dense_layer(seen: tuple[View, Moments, S
 
 def test_they_are_made_once(seen: tuple[View, Moments, Spectrum], tmp_path: Path) -> None:
     layer, moments, spectrum = seen
-    covariances = Known(tmp_path, moments)
-    first = Rounder(covariances, "whitened", 0, 127).factors(layer, spectrum, RANK, onnx.INT8_DYNAMIC)
-    again = Rounder(covariances, "whitened", 0, 127).factors(layer, spectrum, RANK, onnx.INT8_DYNAMIC)
+    covariances = Known(moments)
+    first = rounder(tmp_path, covariances).factors(layer, spectrum, low_rank(RANK), onnx.INT8_DYNAMIC)
+    again = rounder(tmp_path, covariances).factors(layer, spectrum, low_rank(RANK), onnx.INT8_DYNAMIC)
     assert covariances.asked == 1
     np.testing.assert_array_equal(first.A, again.A)
-    Rounder(covariances, "whitened", 0, 63).factors(layer, spectrum, RANK, onnx.INT8_DYNAMIC)
+    rounder(tmp_path, covariances, 63).factors(layer, spectrum, low_rank(RANK), onnx.INT8_DYNAMIC)
     assert covariances.asked == 2
 
 
@@ -124,9 +128,9 @@ def test_fp32_and_layers_never_seen_stay_as_the_factorizer_made_them(
     seen: tuple[View, Moments, Spectrum], tmp_path: Path
 ) -> None:
     layer, _, spectrum = seen
-    covariances = Known(tmp_path, None)
+    covariances = Known(None)
     plain = balanced(whitened.factors(layer, spectrum, RANK), spectrum, seed=0)
-    pair = Rounder(covariances, "whitened", 0, 127).factors(layer, spectrum, RANK, onnx.FP32)
+    pair = rounder(tmp_path, covariances).factors(layer, spectrum, low_rank(RANK), onnx.FP32)
     np.testing.assert_array_equal(pair.A, plain.A)
     assert covariances.asked == 0
 
@@ -136,7 +140,7 @@ def test_a_dense_layer_loses_less_than_rounded_to_nearest_and_stays_as_it_is(
     scheme: Scheme, seen: tuple[View, Moments, Spectrum], tmp_path: Path
 ) -> None:
     layer, moments, _ = seen
-    made = Rounder(Known(tmp_path, moments), "whitened", 0, 127).dense(layer, scheme)
+    made = rounder(tmp_path, Known(moments)).dense(layer, scheme)
     assert made is not None
     np.testing.assert_array_equal(nearest(made.weight, scheme), made.weight)
     shares = [
@@ -153,7 +157,7 @@ def test_a_layer_without_a_bias_gets_none_and_keeps_its_mean_nearly(
 ) -> None:
     layer, moments, _ = seen
     unbiased = replace(layer, bias=bias)
-    made = Rounder(Known(tmp_path, moments), "whitened", 0, 127).dense(unbiased, onnx.NBITS4)
+    made = rounder(tmp_path, Known(moments)).dense(unbiased, onnx.NBITS4)
     assert made is not None
     assert made.bias is None if bias is None else not made.bias.any()
     second = moments.covariance + np.outer(moments.mean, moments.mean)
@@ -165,16 +169,16 @@ def test_a_dense_layer_is_rounded_once_and_not_at_all_where_there_is_nothing_to_
     seen: tuple[View, Moments, Spectrum], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     layer, moments, _ = seen
-    first = Rounder(Known(tmp_path, moments), "whitened", 0, 127).dense(layer, onnx.NBITS4)
+    first = rounder(tmp_path, Known(moments)).dense(layer, onnx.NBITS4)
     monkeypatch.setattr("edgepack.pipeline.rounding.gptq", None)
-    again = Rounder(Known(tmp_path, moments), "whitened", 0, 127)
+    again = rounder(tmp_path, Known(moments))
     kept = again.dense(layer, onnx.NBITS4)
     assert first is not None
     assert kept is not None
     np.testing.assert_array_equal(kept.weight, first.weight)
     assert again.dense(layer, onnx.FP32) is None
     assert again.dense(layer, onnx.INT8_DYNAMIC, only_bits=4) is None
-    assert Rounder(Known(tmp_path, None), "whitened", 0, 127).dense(layer, onnx.NBITS4) is None
+    assert rounder(tmp_path, Known(None)).dense(layer, onnx.NBITS4) is None
 
 
 @pytest.mark.parametrize(("scheme", "changes"), [(onnx.INT8_DYNAMIC, False), (onnx.FP32, False), (onnx.NBITS4, True)])
@@ -183,8 +187,8 @@ def test_a_trained_pair_is_rounded_against_its_own_product(
 ) -> None:
     layer, moments, spectrum = seen
     pair = whitened.factors(layer, spectrum, RANK)
-    trained = low_rank(pair.A * np.float32(1.5), pair.B, pair.bias)
-    made = Rounder(Known(tmp_path, moments), "whitened", 0, 127).trained(layer, trained, scheme)
+    trained = pair_of(pair.A * np.float32(1.5), pair.B, pair.bias)
+    made = rounder(tmp_path, Known(moments)).trained(layer, trained, scheme)
     assert (made is not trained) == changes
     target = replace(layer, weight=trained.A @ trained.B)
     assert error(target, made, moments.covariance) <= 0.05 * error(layer, trained, moments.covariance)
