@@ -6,37 +6,37 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 import pytest
-from edgepack.pipeline.beside import beside, rounded_beside
 from linear_plans import linear_plan
 from onnx import TensorProto, helper, numpy_helper
 from small_builds import options
 
 from edgepack import verify
-from edgepack.backends.onnx.schemes import FP32, INT8_DYNAMIC, NBITS4, NBITS4_CORRECTED, NBITS8
+from edgepack.backends.onnx.schemes import FP32, INT8_DYNAMIC, NBITS4, NBITS8
 from edgepack.backends.onnx.writer import OnnxWriter
 from edgepack.backends.runtime import load
 from edgepack.calibrate import moments
 from edgepack.errors import InputError, ModelError
 from edgepack.factorize import whitened
 from edgepack.factorize.whitened import shrunk_covariance
+from edgepack.model import structure
+from edgepack.model.kinds import views_of
 from edgepack.model.layer import View
-from edgepack.model.point import linear_point
-from edgepack.model.replacement import Replacement, low_rank
+from edgepack.model.point import linear_point_in
+from edgepack.model.replacement import Replacement, low_rank, low_rank_correction
 from edgepack.model.scheme import FileScheme, Format, Scheme
+from edgepack.model.structure import Structure
 from edgepack.onnxgraph.contents import read_contents
 from edgepack.onnxgraph.rewrite import with_factors
 from edgepack.onnxgraph.split import split_onnx
 from edgepack.pack.facts import facts_of
-from edgepack.pipeline.activations import Covariances
 from edgepack.pipeline.build import build
 from edgepack.pipeline.layer_files import layer_files
 from edgepack.pipeline.layer_points import points_for
-from edgepack.pipeline.rounding import Rounder
+from edgepack.pipeline.rounding import Correction, Rounder, rounded_correction
 from edgepack.plan.measured import Entry, Fingerprint, MeasuredTable
 from edgepack.plan.measured_file import known_measured, load_measured, measured_path, save_measured
 from edgepack.quantize.blocks import block_for, dequantize_blocks, quantize_blocks, unpack
@@ -45,9 +45,10 @@ from edgepack.quantize.lattice import WeightGrid
 from edgepack.segments import LayerShape
 from edgepack.sources.onnx import OnnxSource, open_onnx
 from edgepack.types import Array, LayerPlan, Moments
-from edgepack.workspace import Cache, silent
+from edgepack.workspace import Cache, Workspace
 
 OUT, IN, RANK = 96, 160, 8
+BESIDE = structure.low_rank_correction(RANK)
 STRONG, DIRECTIONS, SMALL = 60.0, 4, 0.03
 
 
@@ -90,63 +91,55 @@ def seen() -> Moments:
 
 
 @pytest.fixture(scope="module")
-def made(source: OnnxSource, seen: Moments) -> Replacement:
-    return rounded_beside(source.layers[0], seen, NBITS4_CORRECTED, RANK, seed=0)
+def layer(source: OnnxSource) -> View:
+    return views_of(source.layers)[0]
 
 
-def base_of(made: Replacement) -> Array:
-    assert made.base is not None
-    return made.base
+@pytest.fixture(scope="module")
+def made(layer: View, seen: Moments) -> Replacement:
+    return rounded_correction(Correction(layer, seen, NBITS4, RANK, 0))
 
 
 def error(layer: View, made: Replacement, covariance: Array) -> float:
-    whole = base_of(made).astype(np.float64) + made.A.astype(np.float64) @ made.B
+    whole = made.base.astype(np.float64) + made.A.astype(np.float64) @ made.B
     return float(row_errors(whole - layer.weight, covariance).sum())
 
 
 def test_every_matrix_is_on_its_grid(made: Replacement) -> None:
-    for weight, bits in ((base_of(made), 4), (made.A, 8), (made.B, 8)):
+    for weight, bits in ((made.base, 4), (made.A, 8), (made.B, 8)):
         codes, scales = quantize_blocks(weight, bits, block_for(weight.shape[1]))
         np.testing.assert_array_equal(dequantize_blocks(codes, scales, weight.shape[1]), weight)
 
 
-def test_it_loses_far_less_than_the_matrix_alone(source: OnnxSource, seen: Moments, made: Replacement) -> None:
-    layer, covariance = source.layers[0], shrunk_covariance(seen)
+def test_it_loses_far_less_than_the_matrix_alone(layer: View, seen: Moments, made: Replacement) -> None:
+    covariance = shrunk_covariance(seen)
     alone = gptq(layer.weight, covariance, WeightGrid(7, 32)).weight - layer.weight
     found = error(layer, made, covariance)
     assert found < 0.1 * float(row_errors(alone, covariance).sum())
-    assert found < 0.2 * error(layer, nearest(beside(layer, pair_of(layer))), covariance)
+    assert found < 0.2 * error(layer, nearest(wrong(layer)), covariance)
 
 
-def pair_of(layer: View) -> Replacement:
-    """Any pair of the rank: here the wrong one, random directions."""
+def wrong(layer: View) -> Replacement:
+    """The layer with the wrong pair beside its matrix: random directions."""
     q = np.linalg.qr(np.random.default_rng(6).normal(size=(OUT, RANK)))[0].astype(np.float32)
-    return low_rank(q, q.T @ layer.weight, layer.bias)
+    return low_rank_correction(q, q.T @ layer.weight, layer.bias, layer.weight - q @ (q.T @ layer.weight))
 
 
 def nearest(draft: Replacement) -> Replacement:
     rounded = [
         dequantize_blocks(*quantize_blocks(weight, bits, block_for(weight.shape[1])), weight.shape[1])
-        for weight, bits in ((draft.A, 8), (draft.B, 8), (base_of(draft), 4))
+        for weight, bits in ((draft.A, 8), (draft.B, 8), (draft.base, 4))
     ]
-    return low_rank(rounded[0], rounded[1], draft.bias, rounded[2])
+    return low_rank_correction(rounded[0], rounded[1], draft.bias, rounded[2])
 
 
-def test_a_draft_is_the_layer_itself(source: OnnxSource) -> None:
-    layer = source.layers[0]
-    draft = beside(layer, pair_of(layer))
-    np.testing.assert_allclose(base_of(draft) + draft.A @ draft.B, layer.weight, atol=1e-5)
-    assert draft.bias is layer.bias
-
-
-def test_the_mean_answer_stays_and_the_seed_decides(source: OnnxSource, seen: Moments, made: Replacement) -> None:
-    layer = source.layers[0]
+def test_the_mean_answer_stays_and_the_seed_decides(layer: View, seen: Moments, made: Replacement) -> None:
     assert layer.bias is not None
     assert made.bias is not None
-    answer = base_of(made) @ seen.mean + made.A @ (made.B @ seen.mean) + made.bias
+    answer = made.base @ seen.mean + made.A @ (made.B @ seen.mean) + made.bias
     np.testing.assert_allclose(answer, layer.weight @ seen.mean + layer.bias, atol=1e-4)
-    again, other = (rounded_beside(layer, seen, NBITS4_CORRECTED, RANK, seed=seed) for seed in (0, 1))
-    np.testing.assert_array_equal(base_of(again), base_of(made))
+    again, other = (rounded_correction(Correction(layer, seen, NBITS4, RANK, seed)) for seed in (0, 1))
+    np.testing.assert_array_equal(again.base, made.base)
     np.testing.assert_array_equal(again.B, made.B)
     assert not np.array_equal(other.B, made.B)
 
@@ -155,12 +148,12 @@ def test_the_file_holds_it_to_the_bit_and_answers_like_it(
     source: OnnxSource, made: Replacement, tmp_path: Path
 ) -> None:
     path, x = tmp_path / "m.onnx", strong_layer()[1][:20]
-    OnnxWriter(source.model, None, largest=127).write({"w": made}, FileScheme.of(NBITS4), path, {"w": NBITS4_CORRECTED})
+    OnnxWriter(source.model, None, largest=127).write({"w": made}, FileScheme.of(NBITS4), path)
     stored = {array.name: numpy_helper.to_array(array) for array in onnx.load(path).graph.initializer}
-    for name, bits, weight in (("w.base", 4, base_of(made)), ("w.B", 8, made.B), ("w.A", 8, made.A)):
+    for name, bits, weight in (("w.base", 4, made.base), ("w.B", 8, made.B), ("w.A", 8, made.A)):
         held = dequantize_blocks(unpack(stored[f"{name}.int{bits}"], bits), stored[f"{name}.scale"], weight.shape[1])
         np.testing.assert_array_equal(held, weight)
-    expected = x @ base_of(made).T + (x @ made.B.T) @ made.A.T + made.bias
+    expected = x @ made.base.T + (x @ made.B.T) @ made.A.T + made.bias
     (found,) = load(path, "onnx").run({"x": x})
     # The kernels round their inputs to 8 bits, block by block, also along the strong directions.
     assert np.linalg.norm(found - expected) < 0.1 * np.linalg.norm(expected)
@@ -168,17 +161,17 @@ def test_the_file_holds_it_to_the_bit_and_answers_like_it(
     assert np.linalg.norm(found - dense) < 0.15 * np.linalg.norm(dense)
 
 
-def plan_of(scheme: Scheme = NBITS4_CORRECTED, rank: int | None = RANK) -> tuple[LayerPlan, ...]:
-    return (linear_plan("w", OUT, IN, rank, 59, 0.0, "", scheme=scheme),)
+def plan_of(scheme: Scheme = NBITS4, way: Structure = BESIDE) -> tuple[LayerPlan, ...]:
+    return (linear_plan("w", OUT, IN, way, 59, 0.0, "", scheme=scheme),)
 
 
 def test_the_proofs_hold_and_can_fail(source: OnnxSource, made: Replacement, tmp_path: Path) -> None:
     files, path = OnnxWriter(source.model, None, largest=127), tmp_path / "m.onnx"
     files.write_dense(tmp_path / "dense.onnx")
     dense = files.read(tmp_path / "dense.onnx")
-    files.write({"w": made}, FileScheme.of(NBITS4), path, {"w": NBITS4_CORRECTED})
-    thin = verify.two_thin_matmuls(files.read_optimized(path), plan_of())
-    assert (thin.passed, thin.detail) == (True, "2 thin matrices in the runtime's graph")
+    written = files.write({"w": made}, FileScheme.of(NBITS4), path)
+    kept = verify.structures_kept(files.read(path), files.read_optimized(path), written, plan_of())
+    assert (kept.passed, kept.detail) == (True, "3 products of factored layers in the runtime's graph")
     planned = verify.weights_as_planned(files.read(path), dense, plan_of(), FileScheme.of(NBITS4))
     elements, size = OUT * IN + RANK * (OUT + IN), OUT * IN // 2 + RANK * (OUT + IN)
     assert (planned.passed, planned.detail) == (
@@ -186,14 +179,14 @@ def test_the_proofs_hold_and_can_fail(source: OnnxSource, made: Replacement, tmp
         f"{elements} matrix elements, {elements} planned, {size} bytes",
     )
     # The same file is no proof of a pair alone: the dense matrix is there.
-    for other in (plan_of(NBITS8), plan_of(NBITS4, None)):
+    for other in (plan_of(NBITS8, structure.low_rank(RANK)), plan_of(NBITS4, structure.DENSE)):
         assert not verify.weights_as_planned(files.read(path), dense, other, FileScheme.of(NBITS4)).passed
-    assert verify.two_thin_matmuls(files.read_optimized(path), plan_of(NBITS8)).detail == f"dense again: {OUT}×{IN}"
     # And a pair alone is no proof of a matrix with a pair.
-    files.write({"w": low_rank(made.A, made.B, made.bias)}, FileScheme.of(NBITS8), path)
-    assert verify.two_thin_matmuls(files.read_optimized(path), plan_of()).detail.strip() == f"missing: {OUT}×{IN}"
+    written = files.write({"w": low_rank(made.A, made.B, made.bias)}, FileScheme.of(NBITS8), path)
+    kept = verify.structures_kept(files.read(path), files.read_optimized(path), written, plan_of())
+    assert (kept.passed, kept.detail) == (False, f"w: no product with {OUT}×{IN}")
     # Nor is one with its halves in 4 bits.
-    files.write({"w": made}, FileScheme.of(NBITS4), path)
+    files.write({"w": made}, FileScheme.of(replace(NBITS4, correction=NBITS4)), path)
     planned = verify.weights_as_planned(files.read(path), dense, plan_of(), FileScheme.of(NBITS4))
     assert "in fewer bits" in planned.detail
 
@@ -202,7 +195,7 @@ def test_a_reference_of_it_is_exact(source: OnnxSource, made: Replacement, tmp_p
     x = strong_layer()[1][:5]
     OnnxWriter(source.model, None, largest=127).write({"w": made}, FileScheme.of(FP32), tmp_path / "m.onnx")
     (found,) = load(tmp_path / "m.onnx", "onnx").run({"x": x})
-    whole = base_of(made).astype(np.float64) + made.A.astype(np.float64) @ made.B
+    whole = made.base.astype(np.float64) + made.A.astype(np.float64) @ made.B
     np.testing.assert_allclose(found, x @ whole.T + made.bias, atol=1e-4)
 
 
@@ -215,7 +208,8 @@ def test_a_build_in_int4_takes_it_where_neither_alone_will_do(tmp_path: Path) ->
     found = build(chosen, cache=Cache(tmp_path / "cache")).manifest.record()
     entry = found["files"]["model.onnx"]
     (layer,) = entry["layers"]
-    assert (layer["scheme"], layer["rank"]) == (NBITS4_CORRECTED.name, 8)
+    assert (layer["scheme"], layer["rank"]) == (NBITS4.name, 8)
+    assert layer["structure"] == BESIDE.name
     assert layer["lost_energy_share"] == 0.0
     assert layer["reason"].startswith("dense nbits4 + rank 8 nbits8: ")
     assert all(proof["passed"] for proof in entry["proofs"].values())
@@ -244,10 +238,10 @@ def test_two_layers_of_which_one_has_a_pair_beside_it(tmp_path: Path) -> None:
     q = np.linalg.qr(rng.normal(size=(64, 8)))[0].astype(np.float32)
     factors = {
         "a": low_rank(q, q.T @ weights["a"].T, None),
-        "b": low_rank(q, q.T @ weights["b"].T, None, weights["b"].T - q @ (q.T @ weights["b"].T)),
+        "b": low_rank_correction(q, q.T @ weights["b"].T, None, weights["b"].T - q @ (q.T @ weights["b"].T)),
     }
     path = tmp_path / "m.onnx"
-    files.write(factors, FileScheme.of(INT8_DYNAMIC), path, {"a": NBITS8, "b": NBITS4_CORRECTED})
+    files.write(factors, FileScheme.of(INT8_DYNAMIC), path, {"a": NBITS8, "b": NBITS4})
     assert sorted(files.read(path).weights) == sorted([(8, 64, 8)] * 4 + [(64, 64, 4), (64, 64, 8)])
     stored = {array.name for array in onnx.load(path).graph.initializer}
     assert {"b.base.int4", "b.A.int8", "b.B.int8", "a.A.int8", "a.B.int8", "c.int8"} <= stored
@@ -270,7 +264,7 @@ def test_two_layers_of_which_one_has_a_pair_beside_it(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("shape", [(OUT, IN - 1), (IN, OUT)])
 def test_a_matrix_that_does_not_fit_is_refused(source: OnnxSource, made: Replacement, shape: tuple[int, int]) -> None:
-    wrong = low_rank(made.A, made.B, made.bias, np.zeros(shape, np.float32))
+    wrong = low_rank_correction(made.A, made.B, made.bias, np.zeros(shape, np.float32))
     with pytest.raises(
         ModelError, match=rf"found a matrix \({shape[0]}, {shape[1]}\) beside them, expected \(96, 160\)"
     ):
@@ -299,10 +293,10 @@ def test_every_kind_of_place(kind: str, made: Replacement, tmp_path: Path) -> No
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.save(model, tmp_path / "m.onnx")
     files = OnnxWriter(open_onnx(tmp_path / "m.onnx").model, None, largest=127)
-    whole = base_of(made).astype(np.float64) + made.A.astype(np.float64) @ made.B
+    whole = made.base.astype(np.float64) + made.A.astype(np.float64) @ made.B
     expected = rows @ whole.T + made.bias
     expected = expected if kind == "rows" else expected.T.reshape(out)
-    for scheme, off in ((None, 1e-5), (NBITS4_CORRECTED, 0.1)):
+    for scheme, off in ((None, 1e-5), (NBITS4, 0.1)):
         files.write({"w": made}, FileScheme.of(FP32), tmp_path / "out.onnx", {"w": scheme} if scheme else None)
         (found,) = load(tmp_path / "out.onnx", "onnx").run({"x": feed})
         assert np.linalg.norm(found - expected) < off * np.linalg.norm(expected)
@@ -310,15 +304,15 @@ def test_every_kind_of_place(kind: str, made: Replacement, tmp_path: Path) -> No
 
 def test_points_of_it_are_measured_where_its_parts_are() -> None:
     points = points_for([(96, 160, 4), (10, 512, 4)], ("onnx", "tflite"))
-    assert [p for p in points if p.scheme == NBITS4_CORRECTED] == [linear_point(NBITS4_CORRECTED, 96, 160, 8, 4)]
-    assert not [p for p in points_for([(96, 160, 4)], ("tflite",)) if p.scheme == NBITS4_CORRECTED]
+    assert [p for p in points if p.structure.is_correction] == [linear_point_in(NBITS4, BESIDE, (96, 160), 4)]
+    assert not [p for p in points_for([(96, 160, 4)], ("tflite",)) if p.structure.is_correction]
     few: Mapping[Format, Sequence[Scheme]] = {"onnx": (FP32, NBITS4), "tflite": ()}
-    assert not [p for p in points_for([(96, 160, 4)], ("onnx",), few) if p.scheme == NBITS4_CORRECTED]
+    assert not [p for p in points_for([(96, 160, 4)], ("onnx",), few) if p.structure.is_correction]
 
 
 def test_a_table_of_it_is_kept_and_read(tmp_path: Path) -> None:
     mark = Fingerprint("x86_64", ("2x core",), ("avx2",), ("L1d=32768:8",), {"onnx": "onnxruntime 1.31"})
-    known = linear_point(NBITS4_CORRECTED, 96, 160, 8, 4)
+    known = linear_point_in(NBITS4, BESIDE, (96, 160), 4)
     entry = Entry(2e-6, 1e-8, 15)
     table = MeasuredTable(mark, "rpi4", 1, "2026-01-01T00:00:00+00:00", {known: entry}, {"onnx": entry})
     save_measured(table, tmp_path)
@@ -327,10 +321,10 @@ def test_a_table_of_it_is_kept_and_read(tmp_path: Path) -> None:
     assert read.entries == {known: entry}
     path = measured_path("rpi4", mark, 1, tmp_path)
     good = json.loads(path.read_text())
-    ((fmt, scheme, *sides, rank, batch, seconds, spread_s, rounds),) = good["entries"]
-    assert (fmt, scheme, rank) == ("onnx", "nbits4-residual", 8)
+    ((fmt, scheme, way, *sides, rank, batch, seconds, spread_s, rounds),) = good["entries"]
+    assert (fmt, scheme, way, rank) == ("onnx", "nbits4", "low-rank-correction", 8)
     for wrong in (("onnx", None), ("tflite", 8)):
-        row = [wrong[0], scheme, *sides, wrong[1], batch, seconds, spread_s, rounds]
+        row = [wrong[0], scheme, way, *sides, wrong[1], batch, seconds, spread_s, rounds]
         path.write_text(json.dumps({**good, "entries": [row], "calls": {wrong[0]: good["calls"]["onnx"]}}))
         with pytest.raises(InputError, match="a layer that cannot be"):
             load_measured(path)
@@ -338,32 +332,36 @@ def test_a_table_of_it_is_kept_and_read(tmp_path: Path) -> None:
 
 def test_one_layer_files_hold_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    point = linear_point(NBITS4_CORRECTED, 96, 160, 8, 2)
+    point = linear_point_in(NBITS4, BESIDE, (96, 160), 2)
     path = layer_files([point])[point]
     assert sorted(read_contents(path).weights) == [(8, 96, 8), (8, 160, 8), (96, 160, 4)]
     assert sum(a * b for a, b, _ in read_contents(path).weights) == point.weights
 
 
-def test_a_rounder_makes_it_once_and_does_without_data(source: OnnxSource, seen: Moments, tmp_path: Path) -> None:
-    layer = source.layers[0]
+def test_a_rounder_makes_it_once_and_does_without_data(
+    layer: View, seen: Moments, made: Replacement, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     spectrum = whitened.spectrum(replace(layer, moments=seen))
 
-    class Known(Covariances):
+    class Known:
+        key = "key"
+
         def __init__(self, moments: Moments | None) -> None:
-            unused: Any = None
-            super().__init__(unused, ["w"], None, "key", Cache(tmp_path), silent, None)
             self.moments = moments
 
         def of(self, name: str) -> Moments | None:
             return self.moments
 
-    first, again = (
-        Rounder(Known(seen), "whitened", 0, 127).factors(layer, spectrum, RANK, NBITS4_CORRECTED) for _ in range(2)
-    )
-    np.testing.assert_array_equal(base_of(first), base_of(rounded_beside(layer, seen, NBITS4_CORRECTED, RANK, seed=0)))
-    np.testing.assert_array_equal(base_of(again), base_of(first))
+    def rounder(moments: Moments | None) -> Rounder:
+        return Rounder(Known(moments), "whitened", 127, {}, Workspace(Cache(tmp_path), tmp_path))
+
+    first = rounder(seen).factors(layer, spectrum, BESIDE, NBITS4)
+    monkeypatch.setattr("edgepack.pipeline.rounding.rounded_residual", None)
+    again = rounder(seen).factors(layer, spectrum, BESIDE, NBITS4)
+    np.testing.assert_array_equal(first.base, made.base)
+    np.testing.assert_array_equal(again.base, first.base)
     np.testing.assert_array_equal(again.A, first.A)
-    rounder = Rounder(Known(None), "whitened", 0, 127)
-    blind = rounder.factors(layer, spectrum, RANK, NBITS4_CORRECTED)
-    np.testing.assert_allclose(base_of(blind) + blind.A @ blind.B, layer.weight, atol=1e-4)
-    assert rounder.draft(layer, spectrum, RANK, NBITS8).base is None
+    for blind in (make(layer, spectrum, BESIDE, NBITS4) for make in (rounder(None).factors, rounder(None).draft)):
+        np.testing.assert_allclose(blind.base + blind.A @ blind.B, layer.weight, atol=1e-4)
+        assert blind.bias is layer.bias
+    assert rounder(None).draft(layer, spectrum, structure.low_rank(RANK), NBITS8).structure.is_low_rank

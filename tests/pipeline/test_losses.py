@@ -35,7 +35,7 @@ def predicted(
     crew: Workers,
     *,
     ranks: Mapping[str, Sequence[int]] = RANKS,
-    residual: Mapping[str, Sequence[int]] = dict.fromkeys(RANKS, ()),
+    residual: Mapping[str, Sequence[int]] = NO_RESIDUAL,
     seed: int = 0,
     progress: Progress = silent,
     **changes: Any,
