@@ -8,13 +8,15 @@ from pathlib import Path
 
 import numpy as np
 
+from edgepack.backends.backend import WriterData
 from edgepack.backends.runtime import load, predict
 from edgepack.backends.tflite.writer import TfliteWriter
 from edgepack.data import Samples
+from edgepack.emit.tflite import TfliteEmitter
 from edgepack.model.model import Model
 from edgepack.sources import open_model
 from edgepack.types import Array
-from edgepack.workspace import Cache
+from edgepack.workspace import Cache, Workspace
 
 RECIPE = """
 import torch
@@ -56,9 +58,9 @@ def samples(count: int) -> Samples:
 def tflite_files(opened: Model, data: Samples, folder: Path) -> Iterator[TfliteWriter]:
     """With one converter process for all that is written."""
     (folder / "plans").mkdir()
-    with TfliteWriter(Cache(folder / "cache"), folder / "plans") as made:
-        made.open(opened, data, {"x": np.zeros((1, 3, 64), np.float32)})
-        yield made
+    given = WriterData(data, {"x": np.zeros((1, 3, 64), np.float32)}, 127)
+    with TfliteEmitter() as converter:
+        yield TfliteWriter(converter, opened, given, Workspace(Cache(folder / "cache"), folder / "plans"))
 
 
 def answers(path: Path, data: Samples) -> Array:

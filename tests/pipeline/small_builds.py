@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from edgepack.pipeline.evaluator import Evaluator
 from edgepack.pipeline.options import BuildOptions
 from edgepack.targets import get_target
+from edgepack.workspace import Cache, Workspace
 
 FEATURES, HIDDEN, CLASSES = 256, 320, 8
 
@@ -62,3 +65,9 @@ def options(model: Path, target: str = "rpi4", **changes: Any) -> BuildOptions:
     """A build of the classifier to ONNX."""
     asked: dict[str, Any] = {"data": model.parent / "data.npz", "formats": ("onnx",), **changes}
     return BuildOptions(str(model), get_target(target), **asked)
+
+
+def working_in(folder: Path, evaluator: Evaluator, *, cache: Cache | None = None, **changes: Any) -> Evaluator:
+    """The evaluator with a temporary folder of its own, which nobody was warned in, and perhaps another cache."""
+    old = evaluator.workspace
+    return replace(evaluator, workspace=Workspace(cache or old.cache, folder, old.seed, old.workers), **changes)

@@ -82,7 +82,7 @@ def test_the_second_time_fits_come_from_the_cache(
     classifier: Path, warm_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = built(classifier, warm_cache, tmp_path / "first", method="rounded", rank=0.5)
-    monkeypatch.setattr("edgepack.pipeline.alternatives.compress", lambda *_, **__: pytest.fail("fitted again"))
+    monkeypatch.setattr("edgepack.pipeline.method_fits.compress", lambda *_, **__: pytest.fail("fitted again"))
     again = built(classifier, warm_cache, tmp_path / "again", method="rounded", rank=0.5)
     assert again["files"]["model.onnx"]["sha256"] == first["files"]["model.onnx"]["sha256"]
 

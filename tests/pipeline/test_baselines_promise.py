@@ -9,9 +9,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from edgepack.pipeline.task import Task
 from linear_plans import linear_plan
-from small_builds import options
+from small_builds import options, working_in
 
 from edgepack.backends.onnx.schemes import FP32, INT8_DYNAMIC, INT8_STATIC
 from edgepack.errors import ModelError
@@ -19,6 +18,7 @@ from edgepack.metrics import Drop
 from edgepack.model.scheme import FileScheme, Scheme
 from edgepack.pipeline.attempt import Attempt
 from edgepack.pipeline.baselines import Baseline, make_baseline
+from edgepack.pipeline.evaluator import Evaluator
 from edgepack.pipeline.prepare import Prepared
 from edgepack.pipeline.promise import is_automatic, keep_promise
 from edgepack.plan.cost import CLEARLY, MEASURED, STATED
@@ -31,12 +31,12 @@ def drop(value: float) -> Drop:
 
 
 @pytest.fixture
-def task(ready: Prepared, tmp_path: Path) -> Task:
-    return replace(ready.task, work=tmp_path, warnings=[])
+def evaluator(ready: Prepared, tmp_path: Path) -> Evaluator:
+    return working_in(tmp_path, ready.evaluator)
 
 
-def test_a_real_baseline(ready: Prepared, task: Task) -> None:
-    made = make_baseline(task, ready.files["onnx"], ready.prices)
+def test_a_real_baseline(ready: Prepared, evaluator: Evaluator) -> None:
+    made = make_baseline(evaluator, ready.files["onnx"], ready.prices)
     assert made.scheme in INT8
     assert made.quantizer == "onnxruntime"
     assert made.chosen_by == "emulated cost table"
@@ -44,7 +44,7 @@ def test_a_real_baseline(ready: Prepared, task: Task) -> None:
     assert prices[made.scheme] <= min(prices.values()) / CLEARLY
     assert made.fp32_drop is not None
     assert made.fp32_drop.value == 0
-    assert made.int8_drop == task.prover.drop_of(made.int8, "onnx")
+    assert made.int8_drop == evaluator.prover.drop_of(made.int8, "onnx")
     assert made.is_rival
     assert made.int8.stat().st_size < made.fp32.stat().st_size / 3.5
     assert not replace(made, limit=-1.0).is_rival
@@ -92,13 +92,17 @@ class Costs:
 
 
 def chosen(
-    task: Task, drops: Mapping[Scheme, float], costs: Mapping[Scheme, float], target: str = "rpi4", limit: float = 0.5
+    evaluator: Evaluator,
+    drops: Mapping[Scheme, float],
+    costs: Mapping[Scheme, float],
+    target: str = "rpi4",
+    limit: float = 0.5,
 ) -> Baseline:
     asked = options(Path("m.onnx"), target, data=None, max_drop=limit)
     prover: Any = Answers(drops)
     files: Any = Dense()
     prices: Any = Costs(costs)
-    own = replace(task, options=asked, prover=prover)
+    own = replace(evaluator, options=asked, prover=prover)
     return make_baseline(own, files, prices)
 
 
@@ -112,34 +116,34 @@ def chosen(
     ],
     ids=["dynamic", "static", "alike", "unknown"],
 )
-def test_the_costs_choose_the_scheme(task: Task, costs: dict[Scheme, float], scheme: Scheme, by: str) -> None:
-    found = chosen(task, dict.fromkeys(INT8, 0.1), costs)
+def test_the_costs_choose_the_scheme(evaluator: Evaluator, costs: dict[Scheme, float], scheme: Scheme, by: str) -> None:
+    found = chosen(evaluator, dict.fromkeys(INT8, 0.1), costs)
     assert (found.scheme, found.chosen_by) == (scheme, by)
 
 
-def test_a_scheme_that_misses_the_budget_gives_way(task: Task) -> None:
+def test_a_scheme_that_misses_the_budget_gives_way(evaluator: Evaluator) -> None:
     costs = {INT8_DYNAMIC: 1.0, INT8_STATIC: 2.0}
-    found = chosen(task, {INT8_DYNAMIC: 3.0, INT8_STATIC: 0.1}, costs)
+    found = chosen(evaluator, {INT8_DYNAMIC: 3.0, INT8_STATIC: 0.1}, costs)
     assert (found.scheme, found.is_rival) == (INT8_STATIC, True)
-    neither = chosen(task, {INT8_DYNAMIC: 3.0, INT8_STATIC: 2.0}, costs)
+    neither = chosen(evaluator, {INT8_DYNAMIC: 3.0, INT8_STATIC: 2.0}, costs)
     assert (neither.scheme, neither.is_rival) == (INT8_STATIC, False), "the closer one is shown"
 
 
-def test_a_scheme_that_does_not_run_is_told(task: Task) -> None:
-    found = chosen(task, {INT8_STATIC: 0.1}, {})
+def test_a_scheme_that_does_not_run_is_told(evaluator: Evaluator) -> None:
+    found = chosen(evaluator, {INT8_STATIC: 0.1}, {})
     assert found.scheme == INT8_STATIC
-    assert task.warnings == ["the dense int8-dynamic baseline does not run: no kernel"]
+    assert evaluator.workspace.warnings == ("the dense int8-dynamic baseline does not run: no kernel",)
     with pytest.raises(ModelError, match="no dense int8 onnx baseline runs"):
-        chosen(task, {}, {})
+        chosen(evaluator, {}, {})
 
 
 @pytest.mark.parametrize(("ratio", "scheme"), [(0.5, INT8_STATIC), (0.97, INT8_DYNAMIC)])
 def test_on_this_machine_the_files_are_measured(
-    task: Task, monkeypatch: pytest.MonkeyPatch, ratio: float, scheme: Scheme
+    evaluator: Evaluator, monkeypatch: pytest.MonkeyPatch, ratio: float, scheme: Scheme
 ) -> None:
     times = {str(INT8_DYNAMIC): 1.0, str(INT8_STATIC): ratio}
-    monkeypatch.setattr(Task, "latencies", lambda self, paths, fmt: {name: times[name] for name in paths})
-    found = chosen(task, dict.fromkeys(INT8, 0.1), {}, target="host")
+    monkeypatch.setattr(Evaluator, "latencies", lambda self, paths, fmt: {name: times[name] for name in paths})
+    found = chosen(evaluator, dict.fromkeys(INT8, 0.1), {}, target="host")
     assert (found.scheme, found.chosen_by) == (scheme, MEASURED)
 
 
@@ -166,23 +170,23 @@ def attempt(folder: Path, size: int, lost: float = 0.0) -> Attempt:
 
 
 @pytest.fixture
-def rival(ready: Prepared, task: Task) -> Baseline:
-    return make_baseline(task, ready.files["onnx"], ready.prices)
+def rival(ready: Prepared, evaluator: Evaluator) -> Baseline:
+    return make_baseline(evaluator, ready.files["onnx"], ready.prices)
 
 
-def kept(ready: Prepared, task: Task, rival: Baseline, made: Attempt, **changes: Any) -> Attempt:
-    own = replace(task, options=replace(task.options, **changes))
+def kept(ready: Prepared, evaluator: Evaluator, rival: Baseline, made: Attempt, **changes: Any) -> Attempt:
+    own = replace(evaluator, options=replace(evaluator.options, **changes))
     return keep_promise(own, ready.files["onnx"], made, rival)
 
 
-def test_a_smaller_file_stays(ready: Prepared, task: Task, rival: Baseline) -> None:
-    made = attempt(task.work, rival.int8.stat().st_size)
-    assert kept(ready, task, rival, made) is made
+def test_a_smaller_file_stays(ready: Prepared, evaluator: Evaluator, rival: Baseline) -> None:
+    made = attempt(evaluator.workspace.folder, rival.int8.stat().st_size)
+    assert kept(ready, evaluator, rival, made) is made
 
 
-def test_a_larger_file_gives_way_to_dense_int8(ready: Prepared, task: Task, rival: Baseline) -> None:
+def test_a_larger_file_gives_way_to_dense_int8(ready: Prepared, evaluator: Evaluator, rival: Baseline) -> None:
     size = rival.int8.stat().st_size
-    found = kept(ready, task, rival, attempt(task.work, size + 1))
+    found = kept(ready, evaluator, rival, attempt(evaluator.workspace.folder, size + 1))
     assert found.path == rival.int8
     assert found.scheme == FileScheme.of(rival.scheme)
     assert found.sound
@@ -191,8 +195,10 @@ def test_a_larger_file_gives_way_to_dense_int8(ready: Prepared, task: Task, riva
     assert {layer.reason for layer in found.layers} == {f"the planned file has {size + 1} bytes, dense int8 {size}"}
 
 
-def test_a_plan_over_the_budget_gives_way_to_dense_int8_within_it(ready: Prepared, task: Task, rival: Baseline) -> None:
-    found = kept(ready, task, rival, attempt(task.work, 100, lost=3.0), max_drop=0.5)
+def test_a_plan_over_the_budget_gives_way_to_dense_int8_within_it(
+    ready: Prepared, evaluator: Evaluator, rival: Baseline
+) -> None:
+    found = kept(ready, evaluator, rival, attempt(evaluator.workspace.folder, 100, lost=3.0), max_drop=0.5)
     assert found.path == rival.int8
     assert found.layers[0].reason == "the best plan drops 3.00, dense int8 meets the budget"
 
@@ -201,31 +207,31 @@ def test_a_plan_over_the_budget_gives_way_to_dense_int8_within_it(ready: Prepare
     ("changes", "lost"), [({"flash_bytes": 50_000}, 3.0), ({"ram_bytes": 1}, 3.0), ({"latency_s": 1.0}, 3.0)]
 )
 def test_dense_int8_that_is_over_a_limit_is_no_way_out(
-    ready: Prepared, task: Task, rival: Baseline, changes: dict[str, Any], lost: float
+    ready: Prepared, evaluator: Evaluator, rival: Baseline, changes: dict[str, Any], lost: float
 ) -> None:
-    made = attempt(task.work, 100, lost=lost)
-    assert kept(ready, task, rival, made, max_drop=0.5, **changes) is made
+    made = attempt(evaluator.workspace.folder, 100, lost=lost)
+    assert kept(ready, evaluator, rival, made, max_drop=0.5, **changes) is made
 
 
 def test_a_rival_over_the_budget_and_what_was_asked_for_change_nothing(
-    ready: Prepared, task: Task, rival: Baseline
+    ready: Prepared, evaluator: Evaluator, rival: Baseline
 ) -> None:
-    made = attempt(task.work, 10_000_000)
-    assert kept(ready, task, replace(rival, int8_drop=drop(9.0)), made) is made
-    assert kept(ready, task, rival, made, precision="fp32") is made
-    assert kept(ready, task, rival, made, rank=8) is made
+    made = attempt(evaluator.workspace.folder, 10_000_000)
+    assert kept(ready, evaluator, replace(rival, int8_drop=drop(9.0)), made) is made
+    assert kept(ready, evaluator, rival, made, precision="fp32") is made
+    assert kept(ready, evaluator, rival, made, rank=8) is made
 
 
 @pytest.mark.parametrize(("ratio", "stays"), [(0.8, True), (1.02, True), (1.05, False), (1.5, False)])
 def test_on_this_machine_a_slower_file_gives_way(
-    ready: Prepared, task: Task, rival: Baseline, monkeypatch: pytest.MonkeyPatch, ratio: float, stays: bool
+    ready: Prepared, evaluator: Evaluator, rival: Baseline, monkeypatch: pytest.MonkeyPatch, ratio: float, stays: bool
 ) -> None:
-    monkeypatch.setattr(Task, "turns_s", lambda *_: {"pack": [ratio] * 15, "dense int8": [1.0] * 15})
+    monkeypatch.setattr(Evaluator, "turns_s", lambda *_: {"pack": [ratio] * 15, "dense int8": [1.0] * 15})
     here = options(Path("m.onnx"), "host", data=None)
-    made = attempt(task.work, 100)
-    found = keep_promise(replace(task, options=here), ready.files["onnx"], made, rival)
+    made = attempt(evaluator.workspace.folder, 100)
+    found = keep_promise(replace(evaluator, options=here), ready.files["onnx"], made, rival)
     assert (found is made) is stays
     if not stays:
         assert found.layers[0].reason == f"the plan took {ratio:.2f} times as long as dense int8 here"
     tight = replace(here, flash_bytes=50_000)
-    assert keep_promise(replace(task, options=tight), ready.files["onnx"], made, rival) is made, "it would not fit"
+    assert keep_promise(replace(evaluator, options=tight), ready.files["onnx"], made, rival) is made, "it would not fit"

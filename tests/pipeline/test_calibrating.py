@@ -10,6 +10,7 @@ from two_layers import ROWS, SIDE, write_model
 from typer.testing import CliRunner
 
 from edgepack.backends.onnx.schemes import FP32
+from edgepack.backends.registry import backend
 from edgepack.backends.schemes import SCHEMES
 from edgepack.bench.devices.local import LocalDevice
 from edgepack.cli import app
@@ -83,8 +84,6 @@ def test_a_target_without_the_runtime_is_refused() -> None:
 
 
 def test_a_model_without_linear_layers_is_refused(folder: Path) -> None:
-    from edgepack.blank import write_blank
-
-    write_blank(folder / "blank.onnx", "onnx")
+    backend("onnx").blank(folder / "blank.onnx")
     with pytest.raises(ModelError, match="no linear layer found"):
         calibrate_target(LocalDevice(), get_target("host"), model=str(folder / "blank.onnx"))

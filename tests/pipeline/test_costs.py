@@ -14,6 +14,7 @@ from edgepack.backends.onnx.schemes import FP32
 from edgepack.backends.schemes import SCHEMES, scheme_named
 from edgepack.bench.devices.device import Job
 from edgepack.bench.devices.emulated import EmulatedDevice
+from edgepack.emulator.counts import Counts
 from edgepack.model.point import Point
 from edgepack.pipeline import counting
 from edgepack.pipeline.costs import STANDARD_GRID, fill_table, held_out_points
@@ -23,7 +24,7 @@ from edgepack.plan.interpolate import interpolate
 from edgepack.plan.table import Grid
 from edgepack.plan.table_file import load_table, own_folder, table_for, table_name
 from edgepack.targets import Target, get_target
-from edgepack.workspace import Cache
+from edgepack.workspace import Cache, Workspace
 
 GRID = Grid(sides=(128, 512), ranks=(32,), batches=(1,))
 NOISE_INSTRUCTIONS = 600
@@ -90,8 +91,8 @@ def test_counts_of_other_caches_are_other_entries(emulator: Path, tmp_path: Path
     (point,) = [p for p in GRID.points(FP32) if (p.out_features, p.in_features, p.rank) == (128, 128, None)]
     cache = Cache(tmp_path)
 
-    def counts_on(chosen: Target) -> dict[Point, counting.Counts]:
-        with closing(Counter(chosen, cache)) as counter:
+    def counts_on(chosen: Target) -> dict[Point, Counts]:
+        with closing(Counter(chosen, Workspace(cache, tmp_path))) as counter:
             return counter.count([point])
 
     known = counts_on(target)
@@ -123,9 +124,9 @@ def test_held_out_layers_lie_inside_of_the_grid_and_between_its_points() -> None
 
 
 def test_the_two_rounds_that_agree_are_taken() -> None:
-    def round_of(instructions: float) -> counting.Counts:
+    def round_of(instructions: float) -> Counts:
         misses: Mapping[str, float] = {"L1i": 0.0, "L1d": instructions / 100, "L2": 0.0}
-        return counting.Counts(instructions, 0.0, 0.0, misses)
+        return Counts(instructions, 0.0, 0.0, misses)
 
     for rounds in ([100.0, 33000.0, 104.0], [33000.0, 104.0, 100.0], [-33000.0, 100.0, 104.0], [100.0, 104.0]):
         assert [one.instructions for one in counting._closest([round_of(r) for r in rounds])] == [100.0, 104.0]

@@ -11,7 +11,7 @@ from small_builds import options, points
 
 from edgepack.errors import DataError, UsageError
 from edgepack.pack.manifest import read_manifest
-from edgepack.pipeline import crossvalidating
+from edgepack.pipeline import crossval
 from edgepack.pipeline.build import build
 from edgepack.pipeline.crossval import FOLDS, PERCENTS
 from edgepack.report.build import build_report
@@ -62,14 +62,16 @@ def test_scores_are_of_samples_that_the_factors_were_not_made_from(
     """And the guard, on which the pack is scored in the end, has no part in it."""
     made: list[set[bytes]] = []
     scored: list[set[bytes]] = []
-    decompose, predict = crossvalidating.decompose, crossvalidating.predict
+    decompose, predict = crossval.decompose, crossval.predict
 
     def seen(samples: Any) -> set[bytes]:
         return {row.tobytes() for row in samples.inputs["x"]}
 
-    monkeypatch.setattr(crossvalidating, "decompose", lambda *a, **k: made.append(seen(a[3])) or decompose(*a, **k))
-    monkeypatch.setattr(crossvalidating, "predict", lambda m, s: scored.append(seen(s)) or predict(m, s))
-    monkeypatch.setattr(crossvalidating, "PERCENTS", (8,))
+    monkeypatch.setattr(
+        crossval, "decompose", lambda *a, **k: made.append(seen(a[0].calibration)) or decompose(*a, **k)
+    )
+    monkeypatch.setattr(crossval, "predict", lambda m, s: scored.append(seen(s)) or predict(m, s))
+    monkeypatch.setattr(crossval, "PERCENTS", (8,))
     manifest = built(classifier, tmp_path / "cache", tmp_path / "pack", method="svd")
     assert len(made) == len(scored) == FOLDS
     for fold in range(FOLDS):
@@ -79,7 +81,7 @@ def test_scores_are_of_samples_that_the_factors_were_not_made_from(
 
 
 def test_an_interrupt_loses_only_what_runs(classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(crossvalidating, "PERCENTS", (8, 16))
+    monkeypatch.setattr(crossval, "PERCENTS", (8, 16))
     stage = "cross-validate the rank"
 
     def stop(name: str, done: int = 0, total: int = 0) -> None:
@@ -89,8 +91,8 @@ def test_an_interrupt_loses_only_what_runs(classifier: Path, tmp_path: Path, mon
     with pytest.raises(KeyboardInterrupt):
         built(classifier, tmp_path / "cache", tmp_path / "pack", progress=stop)
     answered: list[int] = []
-    predict = crossvalidating.predict
-    monkeypatch.setattr(crossvalidating, "predict", lambda m, s: answered.append(1) or predict(m, s))
+    predict = crossval.predict
+    monkeypatch.setattr(crossval, "predict", lambda m, s: answered.append(1) or predict(m, s))
     steps: list[tuple[str, int]] = []
     manifest = built(
         classifier, tmp_path / "cache", tmp_path / "pack", progress=lambda s, done=0, total=0: steps.append((s, done))

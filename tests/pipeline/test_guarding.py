@@ -19,7 +19,7 @@ X = np.random.default_rng(0).normal(size=(100, 3)).astype(np.float32)
 
 def opened(calibration: object = None) -> Model:
     recipe = None if calibration is None else Recipe(None, (), calibration)  # type: ignore[arg-type]
-    return Model("m", "onnx", None, (), (SPEC,), "0" * 64, Path("m.onnx"), None, recipe)  # type: ignore[arg-type]
+    return Model("m", "onnx", "0" * 64, "onnx", None, (SPEC,), (), {"onnx": Path("m.onnx")}, None, recipe)
 
 
 def test_the_file_comes_before_the_recipe(tmp_path: Path) -> None:

@@ -8,13 +8,13 @@ from itertools import pairwise, product
 
 import numpy as np
 import pytest
-from edgepack.pipeline.menus import Menu
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from linear_plans import linear_candidate
 
 from edgepack.backends.onnx.schemes import FP32
 from edgepack.model.kinds.linear import linear_layer
+from edgepack.pipeline.candidates import Menu
 from edgepack.pipeline.ladder import STEPS, TIE, Step, make_ladder, nearest
 from edgepack.pipeline.prepare import Prepared
 from edgepack.plan.solve import Bounds, Infeasible
@@ -173,7 +173,7 @@ def test_the_smallest_plans_against_all_plans(layers: list[list[Candidate]]) -> 
 
 
 def test_a_real_model_has_steps_with_reasons(ready: Prepared) -> None:
-    steps = ladder(ready.menus["onnx"], Bounds(), ready.task.spectra)
+    steps = ladder(ready.menus["onnx"], Bounds(), ready.evaluator.spectra)
     assert len(steps) >= 5
     for before, after in pairwise(steps):
         assert before.loss < after.loss
@@ -183,7 +183,7 @@ def test_a_real_model_has_steps_with_reasons(ready: Prepared) -> None:
         assert [layer.layer for layer in step.layers] == ["w1", "w2", "w3"]
         for layer, menu in zip(step.layers, ready.menus["onnx"], strict=True):
             assert layer.predicted in menu.candidates
-            assert (layer.scheme, layer.structure.rank) == (layer.predicted.scheme, layer.predicted.structure.rank)  # type: ignore[union-attr]
+            assert (layer.scheme, layer.rank) == (layer.predicted.scheme, layer.predicted.structure.rank)  # type: ignore[union-attr]
             assert layer.reason
             assert layer.reason.isprintable()
             assert layer.others
@@ -197,7 +197,8 @@ def test_a_real_model_has_steps_with_reasons(ready: Prepared) -> None:
 
 def test_a_bound_on_bytes_moves_the_whole_ladder(ready: Prepared) -> None:
     loose, tight = (
-        ladder(ready.menus["onnx"], bounds, ready.task.spectra) for bounds in (Bounds(), Bounds(size_bytes=150_000))
+        ladder(ready.menus["onnx"], bounds, ready.evaluator.spectra)
+        for bounds in (Bounds(), Bounds(size_bytes=150_000))
     )
     assert max(step.size_bytes for step in tight) <= 150_000 < max(step.size_bytes for step in loose)
     assert tight[0].loss > loose[0].loss

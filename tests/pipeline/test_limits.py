@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from small_builds import options
+from small_builds import options, working_in
 
 from edgepack.errors import BudgetError
 from edgepack.pipeline import limits, planner
@@ -21,7 +21,7 @@ from edgepack.pipeline.memory import peak_ram_bytes
 from edgepack.pipeline.options import parse_duration, parse_size
 from edgepack.pipeline.prepare import Prepared
 from edgepack.plan.solve import Bounds, Infeasible
-from edgepack.workspace import Cache
+from edgepack.workspace import Cache, Workspace
 
 REST = Rest(10_000, 2_000_000, 1e-6)
 
@@ -42,7 +42,7 @@ def test_what_the_limits_leave_for_the_layers(classifier: Path) -> None:
 
 
 def test_the_rest_of_a_file_is_what_its_layers_do_not_take(ready: Prepared, tmp_path: Path) -> None:
-    rest = limits.measure_rest(replace(ready.task, work=tmp_path), ready.files["onnx"], ready.prices)
+    rest = limits.measure_rest(working_in(tmp_path, ready.evaluator), ready.files["onnx"], ready.prices)
     assert 0 <= rest.size_bytes < 3000, "this model is nothing but layers"
     assert (rest.ram_bytes, rest.latency_s) == (0, ready.prices.call_s("onnx"))
     assert list(tmp_path.iterdir()) == []
@@ -67,11 +67,12 @@ def test_latency_is_met_by_prediction(classifier: Path, warm_cache: Path, tmp_pa
 
 def test_ram_is_met_by_a_process_with_the_file(classifier: Path, warm_cache: Path, tmp_path: Path) -> None:
     built(classifier, warm_cache, tmp_path / "free")
-    held = peak_ram_bytes(tmp_path / "free" / "model.onnx", "onnx", Cache(warm_cache))
+    workspace = Workspace(Cache(warm_cache), tmp_path)
+    held = peak_ram_bytes(tmp_path / "free" / "model.onnx", "onnx", workspace)
     assert held > 0
     manifest = built(classifier, warm_cache, tmp_path / "pack", ram_bytes=held + 20_000_000)
     assert manifest["budget_met"] is True
-    assert peak_ram_bytes(tmp_path / "pack" / "model.onnx", "onnx", Cache(warm_cache)) <= held + 20_000_000
+    assert peak_ram_bytes(tmp_path / "pack" / "model.onnx", "onnx", workspace) <= held + 20_000_000
 
 
 LIMITS: dict[str, tuple[dict[str, Any], str]] = {
@@ -131,14 +132,15 @@ def test_a_file_larger_than_predicted_draws_the_bounds_in(
         return replace(real(*args), size_bytes=real(*args).size_bytes - understated)
 
     monkeypatch.setattr(limits, "measure_rest", smaller)
-    task = replace(
-        ready.task, options=options(classifier, max_drop=90.0, flash_bytes=flash), work=tmp_path, warnings=[]
-    )
+    asked = options(classifier, max_drop=90.0, flash_bytes=flash)
+    evaluator = working_in(tmp_path, ready.evaluator, options=asked)
     if not met:
         monkeypatch.setattr(planner, "TIGHTENINGS", 1)
     (tmp_path / "int8.onnx").write_bytes(bytes(1_000_000))
     rival: Any = SimpleNamespace(int8=tmp_path / "int8.onnx", is_rival=True)
-    made = planner.plan(task, ready.files["onnx"], ready.menus["onnx"], ready.prices, rival, deadline_s=float("inf"))
+    made = planner.plan(
+        evaluator, ready.files["onnx"], ready.menus["onnx"], ready.prices, rival, deadline_s=float("inf")
+    )
     size = made.found.attempt.path.stat().st_size
     if met:
         assert made.failure is None
@@ -157,10 +159,12 @@ def test_only_what_is_over_counts(ready: Prepared, classifier: Path, tmp_path: P
     path.write_bytes(b"x" * 5000)
     attempt: Any = SimpleNamespace(path=path, fmt="onnx")
     found: Sequence[float] = [
-        limits.excess(replace(ready.task, options=options(classifier, flash_bytes=flash)), attempt).get("size_bytes", 0)
+        limits.excess(replace(ready.evaluator, options=options(classifier, flash_bytes=flash)), attempt).get(
+            "size_bytes", 0
+        )
         for flash in (4000, 5000, 6000)
     ]
     assert found == [1000, 0, 0]
-    assert limits.excess(replace(ready.task, options=options(classifier)), attempt) == {}
-    slow = replace(ready.task, options=options(classifier, latency_s=1e-9))
+    assert limits.excess(replace(ready.evaluator, options=options(classifier)), attempt) == {}
+    slow = replace(ready.evaluator, options=options(classifier, latency_s=1e-9))
     assert limits.excess(slow, attempt) == {}, "another target's latency is not measured here"

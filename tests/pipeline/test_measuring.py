@@ -24,6 +24,7 @@ from edgepack.plan.candidates import break_even_rank, rank_choices
 from edgepack.plan.measured import STANDARD_GRID, MeasuredTable, grid_points
 from edgepack.plan.measured_file import known_measured, measured_folder
 from edgepack.targets import Target, get_target
+from edgepack.workspace import Cache
 
 SHAPES = [(48, 64, 1), (16, 48, 2)]
 OLD_SCHEMES: Mapping[Format, Sequence[Scheme]] = {
@@ -67,8 +68,8 @@ def device_of(probe: Mapping[str, Any], reply: Callable[[Job], Mapping[str, Any]
 POINTS = points_for(SHAPES, FORMATS, OLD_SCHEMES)
 
 
-def measured(device: FakeDevice, target: Target, root: Path, **options: Any) -> MeasuredTable:
-    return measure_points(device, target, options.pop("points", POINTS), root=root, **options)
+def measured(device: FakeDevice, target: Target, root: Path, *, fresh: bool = False, **options: Any) -> MeasuredTable:
+    return measure_points(device, target, options.pop("points", POINTS), cache=Cache(root, fresh=fresh), **options)
 
 
 def test_points_where_the_ranks_are_known() -> None:
@@ -285,7 +286,7 @@ def test_layers_are_measured_on_this_machine(target: Target, tmp_path: Path) -> 
     shapes = [(2048, 2048, 1), (64, 64, 1)]
     schemes: dict[Format, tuple[Scheme, Scheme]] = {fmt: (SCHEMES[fmt][0], SCHEMES[fmt][-1]) for fmt in FORMATS}
     points = [p for p in points_for(shapes, FORMATS, schemes) if p.rank in (None, 8)]
-    table = measure_points(LocalDevice(), target, points, turns=QUICK, root=tmp_path)
+    table = measure_points(LocalDevice(), target, points, turns=QUICK, cache=Cache(tmp_path))
     assert table.refused == {}
     assert table.entries.keys() == set(points)
     assert known_measured("host", table.fingerprint, 1, tmp_path) == table

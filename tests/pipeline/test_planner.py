@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from edgepack.pipeline.task import Task
-from small_builds import options
+from small_builds import options, working_in
 
 from edgepack.backends.onnx.schemes import FP32
 from edgepack.metrics import Drop
 from edgepack.pipeline.baselines import Baseline, make_baseline
+from edgepack.pipeline.evaluator import Evaluator
 from edgepack.pipeline.planner import Planned, plan
 from edgepack.pipeline.prepare import Prepared
 
@@ -28,17 +28,17 @@ def work(tmp_path: Path) -> Path:
 def baseline(ready: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Baseline:
     """Dense int8 of the model; it loses next to nothing."""
     folder = tmp_path_factory.mktemp("baseline")
-    return make_baseline(replace(ready.task, work=folder), ready.files["onnx"], ready.prices)
+    return make_baseline(working_in(folder, ready.evaluator), ready.files["onnx"], ready.prices)
 
 
-def task_with(ready: Prepared, classifier: Path, work: Path, **changes: Any) -> Task:
-    return replace(ready.task, options=options(classifier, **changes), work=work, warnings=[])
+def evaluator_with(ready: Prepared, classifier: Path, work: Path, **changes: Any) -> Evaluator:
+    return working_in(work, ready.evaluator, options=options(classifier, **changes))
 
 
-def planned(ready: Prepared, task: Task, baseline: Baseline, **kw: Any) -> Planned:
-    rival = replace(baseline, limit=task.options.drop_limit)
+def planned(ready: Prepared, evaluator: Evaluator, baseline: Baseline, **kw: Any) -> Planned:
+    rival = replace(baseline, limit=evaluator.options.drop_limit)
     asked = {"deadline_s": NEVER, **kw}
-    return plan(task, ready.files["onnx"], ready.menus["onnx"], ready.prices, rival, **asked)
+    return plan(evaluator, ready.files["onnx"], ready.menus["onnx"], ready.prices, rival, **asked)
 
 
 def size_of(made: Planned) -> int:
@@ -51,8 +51,8 @@ def test_never_larger_than_dense_int8_and_within_the_budget(
 ) -> None:
     """Float32 is the fastest dense scheme of these small layers: without the promise the file would be four times as
     large."""
-    task = task_with(ready, classifier, work, max_drop=limit)
-    made = planned(ready, task, baseline)
+    evaluator = evaluator_with(ready, classifier, work, max_drop=limit)
+    made = planned(ready, evaluator, baseline)
     assert made.failure is None
     assert made.found.attempt.lost <= limit
     assert made.found.attempt.sound
@@ -66,7 +66,7 @@ def test_never_larger_than_dense_int8_and_within_the_budget(
 def test_a_larger_budget_is_never_slower(ready: Prepared, classifier: Path, work: Path, baseline: Baseline) -> None:
     latencies = []
     for limit in (0.5, 60.0):
-        made = planned(ready, task_with(ready, classifier, work, max_drop=limit), baseline)
+        made = planned(ready, evaluator_with(ready, classifier, work, max_drop=limit), baseline)
         latencies.append(sum(one.predicted.latency_s for one in made.found.attempt.layers if one.predicted))
     assert latencies[1] < latencies[0]
 
@@ -75,7 +75,7 @@ def test_where_int8_misses_the_budget_a_plan_of_its_size_still_comes_first(
     ready: Prepared, classifier: Path, work: Path, baseline: Baseline
 ) -> None:
     bad = replace(baseline, int8_drop=Drop("accuracy", 94.5, 80.0, 1.0, 256))
-    made = planned(ready, task_with(ready, classifier, work, max_drop=0.5), bad)
+    made = planned(ready, evaluator_with(ready, classifier, work, max_drop=0.5), bad)
     assert made.found.attempt.lost <= 0.5
     assert size_of(made) <= 1.01 * baseline.int8.stat().st_size
 
@@ -84,7 +84,7 @@ def test_where_int8_misses_the_budget_a_plan_of_its_size_still_comes_first(
 def test_what_was_asked_for_is_not_bound_by_the_promise(
     ready: Prepared, classifier: Path, work: Path, baseline: Baseline, changes: dict[str, Any]
 ) -> None:
-    made = planned(ready, task_with(ready, classifier, work, max_drop=0.5, **changes), baseline)
+    made = planned(ready, evaluator_with(ready, classifier, work, max_drop=0.5, **changes), baseline)
     assert size_of(made) > 2 * baseline.int8.stat().st_size, "dense float32 is the fastest of these menus"
 
 
@@ -96,9 +96,9 @@ def test_a_promise_that_no_plan_within_the_budget_can_keep_gives_way(
         replace(menu, candidates=tuple(one for one in menu.candidates if one.scheme == FP32 or one.structure.rank == 8))
         for menu in ready.menus["onnx"]
     )
-    task = task_with(ready, classifier, work, max_drop=0.5)
+    evaluator = evaluator_with(ready, classifier, work, max_drop=0.5)
     rival = replace(baseline, limit=0.5)
-    made = plan(task, ready.files["onnx"], precise, ready.prices, rival, deadline_s=NEVER)
+    made = plan(evaluator, ready.files["onnx"], precise, ready.prices, rival, deadline_s=NEVER)
     assert made.failure is None
     assert made.found.attempt.lost <= 0.5
     assert size_of(made) > baseline.int8.stat().st_size
@@ -118,9 +118,9 @@ def test_a_budget_that_nothing_meets_gives_the_closest_file(
         )
         for menu in ready.menus["onnx"]
     )
-    task = task_with(ready, classifier, work, max_drop=0.5)
+    evaluator = evaluator_with(ready, classifier, work, max_drop=0.5)
     rival = replace(baseline, limit=0.5)
-    made = plan(task, ready.files["onnx"], lossy, ready.prices, rival, deadline_s=NEVER)
+    made = plan(evaluator, ready.files["onnx"], lossy, ready.prices, rival, deadline_s=NEVER)
     assert made.failure is None, "which layers are to blame is said elsewhere"
     assert made.found.attempt.lost > 0.5
     assert made.found.attempt.lost <= min(probe.drop.value for probe in made.found.probes)
@@ -130,7 +130,7 @@ def test_a_budget_that_nothing_meets_gives_the_closest_file(
 def test_the_time_ends_the_search_with_a_file(
     ready: Prepared, classifier: Path, work: Path, baseline: Baseline
 ) -> None:
-    made = planned(ready, task_with(ready, classifier, work, max_drop=30.0), baseline, deadline_s=0.0)
+    made = planned(ready, evaluator_with(ready, classifier, work, max_drop=30.0), baseline, deadline_s=0.0)
     assert len(made.found.probes) <= 2, "one per ladder"
     assert made.found.attempt.path.is_file()
     assert made.found.attempt.sound
@@ -139,11 +139,11 @@ def test_the_time_ends_the_search_with_a_file(
 def test_a_second_search_emits_only_its_file(
     ready: Prepared, classifier: Path, work: Path, baseline: Baseline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    task = task_with(ready, classifier, work, max_drop=12.0)
-    first = planned(ready, task, baseline)
+    evaluator = evaluator_with(ready, classifier, work, max_drop=12.0)
+    first = planned(ready, evaluator, baseline)
     asked: list[Path] = []
-    monkeypatch.setattr(task.prover, "drop_of", lambda path, fmt: asked.append(path))
-    again = planned(ready, task, baseline)
+    monkeypatch.setattr(evaluator.prover, "drop_of", lambda path, fmt: asked.append(path))
+    again = planned(ready, evaluator, baseline)
     assert asked == [], "every probe is known"
     assert again.found.attempt.layers == first.found.attempt.layers
     assert again.found.probes == first.found.probes

@@ -8,12 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from edgepack.pipeline.task import Task
-from small_builds import options
+from small_builds import options, working_in
 
 from edgepack.backends.onnx.schemes import FP32, INT8_DYNAMIC, NBITS4
 from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import FileScheme, Scheme
+from edgepack.pipeline.evaluator import Evaluator
 from edgepack.pipeline.ladder import Step, make_ladder
 from edgepack.pipeline.prepare import Prepared, prepared
 from edgepack.pipeline.probing import beside_code, probe, probe_scheme
@@ -49,9 +49,9 @@ class Counted:
 
 
 @pytest.fixture
-def task(ready: Prepared, tmp_path: Path) -> Task:
+def evaluator(ready: Prepared, tmp_path: Path) -> Evaluator:
     """The prepared model with an empty cache."""
-    return replace(ready.task, cache=Cache(tmp_path / "cache"), work=tmp_path)
+    return working_in(tmp_path, ready.evaluator, cache=Cache(tmp_path / "cache"))
 
 
 @pytest.fixture
@@ -61,32 +61,32 @@ def files(ready: Prepared) -> Counted:
 
 @pytest.fixture(scope="module")
 def steps(ready: Prepared) -> tuple[Step, ...]:
-    made = make_ladder(ready.menus["onnx"], ready.task.spectra, Bounds(), 0.0)
+    made = make_ladder(ready.menus["onnx"], ready.evaluator.spectra, Bounds(), 0.0)
     assert not isinstance(made, Infeasible)
     return made
 
 
-def test_a_plan_is_emitted_once_and_then_known(task: Task, files: Counted, steps: tuple[Step, ...]) -> None:
+def test_a_plan_is_emitted_once_and_then_known(evaluator: Evaluator, files: Counted, steps: tuple[Step, ...]) -> None:
     step = steps[-1]
-    first = probe(task, files, step)  # type: ignore[arg-type]
-    again = probe(task, files, step)  # type: ignore[arg-type]
+    first = probe(evaluator, files, step)  # type: ignore[arg-type]
+    again = probe(evaluator, files, step)  # type: ignore[arg-type]
     assert first == again
     assert len(files.written) == 1
     scheme, ranks, _ = files.written[0]
-    in_code = beside_code(task.options, files)  # type: ignore[arg-type]
+    in_code = beside_code(evaluator.options, files)  # type: ignore[arg-type]
     assert scheme == first.scheme == probe_scheme(files, step.layers, in_code)  # type: ignore[arg-type]
     assert ranks == {layer.layer: layer.rank for layer in step.layers if layer.rank is not None}
     assert first.drop.samples == 256
     assert (first.loss, first.latency_s, first.layers) == (step.loss, step.latency_s, step.layers)
-    assert list(task.work.glob("probe*")) == []
+    assert list(evaluator.workspace.folder.glob("probe*")) == []
 
 
-def test_its_figures_are_those_of_the_file(ready: Prepared, task: Task, steps: tuple[Step, ...]) -> None:
-    found = probe(task, ready.files["onnx"], steps[0])
-    path = task.work / "own.onnx"
+def test_its_figures_are_those_of_the_file(ready: Prepared, evaluator: Evaluator, steps: tuple[Step, ...]) -> None:
+    found = probe(evaluator, ready.files["onnx"], steps[0])
+    path = evaluator.workspace.folder / "own.onnx"
     ready.files["onnx"].write({}, FileScheme.of(FP32), path)
     assert found.size_bytes == path.stat().st_size
-    assert found.drop == task.prover.drop_of(path, "onnx")
+    assert found.drop == evaluator.prover.drop_of(path, "onnx")
     assert found.drop.value == 0.0
 
 
@@ -94,47 +94,53 @@ def with_scheme(step: Step, scheme: Scheme) -> Step:
     return replace(step, layers=tuple(replace(layer, scheme=scheme) for layer in step.layers))
 
 
-def test_other_schemes_and_ranks_are_other_probes(task: Task, files: Counted, steps: tuple[Step, ...]) -> None:
+def test_other_schemes_and_ranks_are_other_probes(
+    evaluator: Evaluator, files: Counted, steps: tuple[Step, ...]
+) -> None:
     dense = steps[0]
     mixed = replace(dense, layers=(replace(dense.layers[0], scheme=INT8_DYNAMIC), *dense.layers[1:]))
     made = [dense, with_scheme(dense, INT8_DYNAMIC), with_scheme(dense, NBITS4), mixed, steps[-1]]
-    sizes = [probe(task, files, step).size_bytes for step in made]  # type: ignore[arg-type]
+    sizes = [probe(evaluator, files, step).size_bytes for step in made]  # type: ignore[arg-type]
     assert len(files.written) == len(set(sizes)) == len(made)
-    assert [probe(task, files, step).size_bytes for step in made] == sizes  # type: ignore[arg-type]
+    assert [probe(evaluator, files, step).size_bytes for step in made] == sizes  # type: ignore[arg-type]
     assert len(files.written) == len(made)
 
 
-def test_reasons_and_predictions_make_no_other_probe(task: Task, files: Counted, steps: tuple[Step, ...]) -> None:
+def test_reasons_and_predictions_make_no_other_probe(
+    evaluator: Evaluator, files: Counted, steps: tuple[Step, ...]
+) -> None:
     """The same plan under another bound has other words, and another target other latencies."""
     step = steps[1]
-    first = probe(task, files, step)  # type: ignore[arg-type]
+    first = probe(evaluator, files, step)  # type: ignore[arg-type]
     other = replace(step, latency_s=1.0, layers=tuple(replace(one, reason="else") for one in step.layers))
-    second = probe(task, files, other)  # type: ignore[arg-type]
+    second = probe(evaluator, files, other)  # type: ignore[arg-type]
     assert len(files.written) == 1
     assert (second.drop, second.size_bytes, second.latency_s) == (first.drop, first.size_bytes, 1.0)
 
 
-def test_another_build_does_not_take_it(task: Task, files: Counted, steps: tuple[Step, ...]) -> None:
-    for key, largest in ((task.key, 127), ("other model", 127), (task.key, 63)):
-        probe(replace(task, key=key, rounder=replace(task.rounder, largest=largest)), files, steps[1])  # type: ignore[arg-type]
+def test_another_build_does_not_take_it(evaluator: Evaluator, files: Counted, steps: tuple[Step, ...]) -> None:
+    for key, largest in ((evaluator.key, 127), ("other model", 127), (evaluator.key, 63)):
+        analysis = replace(evaluator.analysis, largest=largest)
+        probe(replace(evaluator, key=key, analysis=analysis), files, steps[1])  # type: ignore[arg-type]
     assert len(files.written) == 3
 
 
-def test_fresh_probes_again(task: Task, files: Counted, steps: tuple[Step, ...]) -> None:
-    first = probe(task, files, steps[1])  # type: ignore[arg-type]
-    fresh = replace(task, cache=Cache(task.cache.root, fresh=True))
+def test_fresh_probes_again(evaluator: Evaluator, files: Counted, steps: tuple[Step, ...]) -> None:
+    first = probe(evaluator, files, steps[1])  # type: ignore[arg-type]
+    workspace = evaluator.workspace
+    fresh = working_in(workspace.folder, evaluator, cache=Cache(workspace.cache.root, fresh=True))
     assert probe(fresh, files, steps[1]) == first  # type: ignore[arg-type]
     assert len(files.written) == 2
 
 
 def test_an_interrupted_probe_leaves_nothing_behind(
-    task: Task, files: Counted, steps: tuple[Step, ...], monkeypatch: pytest.MonkeyPatch
+    evaluator: Evaluator, files: Counted, steps: tuple[Step, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(task.prover, "drop_of", _interrupt)
+        patch.setattr(evaluator.prover, "drop_of", _interrupt)
         with pytest.raises(KeyboardInterrupt):
-            probe(task, files, steps[1])  # type: ignore[arg-type]
-    assert probe(task, files, steps[1]).drop.samples == 256  # type: ignore[arg-type]
+            probe(evaluator, files, steps[1])  # type: ignore[arg-type]
+    assert probe(evaluator, files, steps[1]).drop.samples == 256  # type: ignore[arg-type]
     assert len(files.written) == 2
 
 
@@ -159,4 +165,4 @@ def test_other_labels_or_another_split_are_probed_anew(
     else:
         asked = replace(asked, seed=7)
     with prepared(asked, Cache(warm_cache), silent) as other:
-        assert other.task.key != ready.task.key
+        assert other.evaluator.key != ready.evaluator.key

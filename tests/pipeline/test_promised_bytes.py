@@ -13,16 +13,17 @@ import numpy as np
 import pytest
 
 from edgepack.archive.archive import pack
-from edgepack.backends.backend import Writer
+from edgepack.backends.backend import Writer, WriterData
 from edgepack.backends.onnx.writer import OnnxWriter
 from edgepack.backends.schemes import DENSE_INT8, FP32
 from edgepack.backends.tflite.writer import TfliteWriter
 from edgepack.data import Samples
+from edgepack.emit.tflite import TfliteEmitter
 from edgepack.model.model import Model
 from edgepack.model.replacement import Replacement, low_rank
 from edgepack.model.scheme import FileScheme, Format
 from edgepack.sources import open_model
-from edgepack.workspace import Cache
+from edgepack.workspace import Cache, Workspace
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 
@@ -61,8 +62,9 @@ def opened(work: Path) -> Model:
 def files(work: Path, opened: Model) -> Iterator[Mapping[Format, Writer]]:
     data = Samples({opened.inputs[0].name: np.random.default_rng(0).random((32, 784), np.float32)})
     (work / "plans").mkdir()
-    with TfliteWriter(Cache(work / "cache"), work / "plans") as tflite:
-        tflite.open(opened, data, {opened.inputs[0].name: np.zeros((1, 784), np.float32)})
+    given = WriterData(data, {opened.inputs[0].name: np.zeros((1, 784), np.float32)}, 127)
+    with TfliteEmitter() as converter:
+        tflite = TfliteWriter(converter, opened, given, Workspace(Cache(work / "cache"), work / "plans"))
         yield {"onnx": OnnxWriter(opened.content, data, largest=127), "tflite": tflite}
 
 

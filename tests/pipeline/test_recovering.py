@@ -3,40 +3,37 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from edgepack.pipeline.recovering import Recovery
 from small_builds import options
 
 from edgepack.errors import ModelError, UsageError
 from edgepack.model.kinds import views_of
 from edgepack.model.replacement import Replacement
 from edgepack.pipeline.build import build
+from edgepack.pipeline.distill import Recovery
 from edgepack.pipeline.prepare import Prepared
 from edgepack.recover.budget import Epochs
-from edgepack.workspace import Cache, silent
+from edgepack.workspace import Cache, Progress, Workspace, silent
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 
 
-def recovery(ready: Prepared, cache: Path, **changes: object) -> Recovery:
+def recovery(ready: Prepared, cache: Path, progress: Progress = silent) -> Recovery:
     """Of the prepared classifier, whose program comes from its ONNX file."""
     calibration = ready.data.calibration
     assert calibration is not None
-    return Recovery(
-        *(ready.opened, calibration, ready.guard.metric, Epochs(2), 0, "key"),
-        Cache(cache, **changes),
-        cache,
-        silent,  # type: ignore[arg-type]
-    )
+    workspace = Workspace(Cache(cache), cache, progress=progress)
+    return Recovery(ready.opened, calibration, ready.guard.metric, Epochs(2), "key", workspace)
 
 
 @pytest.fixture(scope="module")
 def start(ready: Prepared) -> dict[str, Replacement]:
-    task = ready.task
-    pairs = zip(views_of(task.layers[:2]), task.spectra[:2], strict=True)
-    return {layer.name: task.rounder.plain(layer, spectrum, 24) for layer, spectrum in pairs}
+    evaluator, rounder = ready.evaluator, ready.evaluator.replacements.rounder
+    pairs = zip(evaluator.analysis.views[:2], evaluator.spectra[:2], strict=True)
+    return {view.name: rounder.plain(view, spectrum, 24) for view, spectrum in pairs}
 
 
 def test_an_onnx_model_is_trained_once_and_known_afterwards(
@@ -48,7 +45,7 @@ def test_an_onnx_model_is_trained_once_and_known_afterwards(
     assert first.missing == ()
     assert set(first.factors) == set(start)
     assert not list((tmp_path / "recovering").rglob("*.pt"))
-    monkeypatch.setattr("edgepack.pipeline.recovering.recover_factors", None)
+    monkeypatch.setattr("edgepack.pipeline.distill.recover_factors", None)
     again = recovery(ready, tmp_path).of(start, int8=True, largest=127)
     for name, pair in first.factors.items():
         np.testing.assert_array_equal(again.factors[name].A, pair.A)
@@ -69,21 +66,19 @@ def test_what_was_interrupted_goes_on(ready: Prepared, start: dict[str, Replacem
         if done > total // 2 > 0:
             raise StoppedError
 
-    cut = recovery(ready, tmp_path / "cut")
-    cut.progress = stop
     with pytest.raises(StoppedError):
-        cut.of(start, int8=False, largest=127)
+        recovery(ready, tmp_path / "cut", stop).of(start, int8=False, largest=127)
     assert len(list((tmp_path / "cut" / "recovering").rglob("*.pt"))) == 1
     seen.clear()
-    cut.progress = lambda stage, done=0, total=0: seen.append(done)
-    rest = cut.of(start, int8=False, largest=127)
+    told = recovery(ready, tmp_path / "cut", lambda stage, done=0, total=0: seen.append(done))
+    rest = told.of(start, int8=False, largest=127)
     assert min(seen) > 0, "from the checkpoint on"
     for name, pair in whole.factors.items():
         np.testing.assert_array_equal(rest.factors[name].B, pair.B)
 
 
 def test_a_build_trains_its_pairs_and_says_so(classifier: Path, warm_cache: Path, tmp_path: Path) -> None:
-    given = {"rank": 16, "precision": "int8", "baseline": False}
+    given: dict[str, Any] = {"rank": 16, "precision": "int8", "baseline": False}
     plain = build(options(classifier, **given, out=tmp_path / "plain"), cache=Cache(warm_cache))
     made = build(options(classifier, **given, recover=Epochs(3), out=tmp_path / "made"), cache=Cache(warm_cache))
     files = [result.manifest.record()["files"]["model.onnx"] for result in (plain, made)]
@@ -99,7 +94,7 @@ def test_a_build_trains_its_pairs_and_says_so(classifier: Path, warm_cache: Path
 def test_without_a_limit_of_its_own_faster_plans_are_trained_first(
     classifier: Path, warm_cache: Path, tmp_path: Path
 ) -> None:
-    def weights(**changes: object) -> int:
+    def weights(**changes: Any) -> int:
         asked = options(classifier, max_drop=1.0, out=tmp_path / str(len(changes)), **changes)
         made = build(asked, cache=Cache(warm_cache)).manifest.record()["files"]["model.onnx"]
         assert made["guard"]["drop"] <= 1.0

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgepack.backends.runtime import Session
+from edgepack.backends.backend import Session
 from edgepack.data import Samples
 from edgepack.errors import DataError, ModelError
 from edgepack.model.model import Model
@@ -24,7 +24,7 @@ MODEL = Session((SPEC,), lambda feed: [feed["x"] * 2])
 
 def opened(evaluate: Callable[..., Any] | None) -> Model:
     recipe = Recipe(None, (), None, evaluate)
-    return Model("m", "recipe", None, (), (SPEC,), "0" * 64, Path("m.onnx"), None, recipe)  # type: ignore[arg-type]
+    return Model("m", "recipe", "0" * 64, "onnx", None, (SPEC,), (), {"onnx": Path("m.onnx")}, None, recipe)
 
 
 def evaluated(evaluate: Callable[..., Any]) -> float:

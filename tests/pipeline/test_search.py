@@ -12,8 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from edgepack.pipeline.covariances import Covariances
-from edgepack.pipeline.task import Task
 from linear_plans import linear_plan
 from small_builds import options
 
@@ -21,14 +19,21 @@ from edgepack.backends.onnx.schemes import FP32, INT8_DYNAMIC, INT8_STATIC
 from edgepack.errors import ModelError, ProofError
 from edgepack.metrics import Drop
 from edgepack.model.kinds.linear import linear_layer
+from edgepack.model.model import Model
 from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import FileScheme, Scheme
+from edgepack.pipeline.activations import Covariances, Subject
+from edgepack.pipeline.analysis import Analysis
 from edgepack.pipeline.attempt import Attempt
+from edgepack.pipeline.evaluator import Evaluator
+from edgepack.pipeline.gradients import Sensitivity
 from edgepack.pipeline.ladder import Step
+from edgepack.pipeline.method_fits import NOTHING
+from edgepack.pipeline.replacements import Replacements
 from edgepack.pipeline.rounding import Rounder
 from edgepack.pipeline.search import FINALISTS, Found, Search
 from edgepack.types import LayerPlan, Proof, Spectrum
-from edgepack.workspace import Cache, silent
+from edgepack.workspace import Cache, Progress, Workspace, silent
 
 LAYER = linear_layer("fc", np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32), None)
 SPECTRUM = Spectrum(np.eye(64, dtype=np.float32), np.geomspace(1, 1e-4, 64))
@@ -111,19 +116,24 @@ class Prover:
         return Attempt("onnx", scheme, out, plan, (proof,), found)
 
 
-def made_task(tmp_path: Path, prover: Any, target: str = "rpi4", max_drop: float = 0.5) -> Task:
+def made_evaluator(
+    tmp_path: Path, prover: Any, target: str = "rpi4", max_drop: float = 0.5, progress: Progress = silent
+) -> Evaluator:
     asked = options(tmp_path / "m.onnx", target, max_drop=max_drop, data=None)
-    cache = Cache(tmp_path / "cache")
-    unseen = Covariances(None, [LAYER.name], None, "key", cache, silent, None)  # type: ignore[arg-type]
-    rounder = Rounder(unseen, "svd", 0, 127)
-    return Task(asked, [LAYER], [SPECTRUM], "svd", prover, cache, "key", rounder, tmp_path, silent)
+    workspace = Workspace(Cache(tmp_path / "cache"), tmp_path, progress=progress)
+    subject = Subject(Model("m", "onnx", "0" * 64, "onnx", None, (), (LAYER,), {}, None, None), None, "key")
+    unseen = Covariances(subject, workspace)
+    sensitivity = Sensitivity(False, None, dict)
+    analysis = Analysis(subject, "svd", (SPECTRUM,), (), unseen, None, sensitivity, 127, "key")
+    replacements = Replacements(analysis, Rounder(unseen, "svd", 127, {}, workspace), None, None, NOTHING)
+    return Evaluator(asked, analysis, replacements, prover, "latency", "key", workspace)
 
 
 def searched(
     tmp_path: Path, steps: Sequence[Step], prover: Any, files: Files | None = None, limit: float | None = 0.5, **kw: Any
 ) -> Found:
-    task = made_task(tmp_path, prover, **kw)
-    return Search(task, files or Files(), NEVER).run(steps, limit)  # type: ignore[arg-type]
+    evaluator = made_evaluator(tmp_path, prover, **kw)
+    return Search(evaluator, files or Files(), NEVER).run(steps, limit)  # type: ignore[arg-type]
 
 
 LADDER = [step(None, 9.0), step(32, 5.0), step(24, 2.0), step(16, 3.0), step(8, 1.0)]
@@ -184,18 +194,18 @@ def test_files_that_lost_are_removed(tmp_path: Path) -> None:
 
 def test_a_broken_file_is_never_taken_and_is_told(tmp_path: Path) -> None:
     prover = Prover(DROPS, broken=["int8 24"])
-    task = made_task(tmp_path, prover)
-    found = Search(task, Files(), NEVER).run(LADDER, 0.5)  # type: ignore[arg-type]
+    evaluator = made_evaluator(tmp_path, prover)
+    found = Search(evaluator, Files(), NEVER).run(LADDER, 0.5)  # type: ignore[arg-type]
     assert found.attempt.layers[0].rank == 16
-    assert task.warnings == ["the scheme int8 was dropped: outputs: far from the reference"]
+    assert evaluator.workspace.warnings == ("the scheme int8 was dropped: outputs: far from the reference",)
 
 
 def test_a_scheme_that_the_runtime_refuses_is_told(tmp_path: Path) -> None:
     prover = Prover(DROPS | {"int8+x 24": 0.2}, refused=["int8 24"])
-    task = made_task(tmp_path, prover)
-    found = Search(task, Files(others=(None, OTHERS)), NEVER).run([LADDER[2]], None)  # type: ignore[arg-type]
+    evaluator = made_evaluator(tmp_path, prover)
+    found = Search(evaluator, Files(others=(None, OTHERS)), NEVER).run([LADDER[2]], None)  # type: ignore[arg-type]
     assert found.attempt.scheme == FileScheme(INT8, OTHERS)
-    assert task.warnings == ["the scheme int8 cannot be used here: the runtime refuses it"]
+    assert evaluator.workspace.warnings == ("the scheme int8 cannot be used here: the runtime refuses it",)
 
 
 def test_where_nothing_is_sound_that_is_a_defect(tmp_path: Path) -> None:
@@ -242,14 +252,14 @@ def test_a_start_is_looked_at_first(tmp_path: Path) -> None:
     ladder = [step(64 - i, 64.0 - i, loss=float(i)) for i in range(60)]
     drops = {f"int8 {64 - i}": (0.0 if i < 50 else 9.0) for i in range(60)}
     files = Files()
-    search = Search(made_task(tmp_path, Prover(drops)), files, NEVER, 48.5)  # type: ignore[arg-type]
+    search = Search(made_evaluator(tmp_path, Prover(drops)), files, NEVER, 48.5)  # type: ignore[arg-type]
     assert search.run(ladder, 0.5).attempt.layers[0].rank == 64 - 49
     assert files.written[0] == f"int8 {64 - 48}"
 
 
 def test_after_the_deadline_one_probe_decides(tmp_path: Path) -> None:
     files = Files()
-    search = Search(made_task(tmp_path, Prover(DROPS)), files, time.monotonic() - 1)  # type: ignore[arg-type]
+    search = Search(made_evaluator(tmp_path, Prover(DROPS)), files, time.monotonic() - 1)  # type: ignore[arg-type]
     found = search.run(LADDER, 0.5)
     assert len(found.probes) == 1
     assert found.attempt.within(0.5)
@@ -259,22 +269,22 @@ def test_after_the_deadline_one_probe_decides(tmp_path: Path) -> None:
 def test_exploring_probes_every_step(tmp_path: Path) -> None:
     ladder = [step(64 - i, 64.0 - i) for i in range(40)]
     drops = {f"int8 {64 - i}": float(i) for i in range(40)}
-    search = Search(made_task(tmp_path, Prover(drops)), Files(), NEVER)  # type: ignore[arg-type]
+    search = Search(made_evaluator(tmp_path, Prover(drops)), Files(), NEVER)  # type: ignore[arg-type]
     search.explore(ladder[::8])
     assert [probe.layers[0].rank for probe in search.probes] == [64, 56, 48, 40, 32]
 
 
 def test_exploring_ends_with_its_time_and_says_so(tmp_path: Path) -> None:
-    task = made_task(tmp_path, Prover(DROPS))
-    search = Search(task, Files(), time.monotonic() - 1)  # type: ignore[arg-type]
+    evaluator = made_evaluator(tmp_path, Prover(DROPS))
+    search = Search(evaluator, Files(), time.monotonic() - 1)  # type: ignore[arg-type]
     search.explore(LADDER)
     assert [probe.layers[0].rank for probe in search.probes] == [None]
-    assert task.warnings == ["the time ran out before all plans were probed: raise --search-minutes"]
+    assert evaluator.workspace.warnings == ("the time ran out before all plans were probed: raise --search-minutes",)
 
 
 def test_probes_of_several_ladders_are_all_kept(tmp_path: Path) -> None:
     """The planner searches one ladder within the promise, and another one where that fails."""
-    search = Search(made_task(tmp_path, Prover(DROPS)), Files(), NEVER)  # type: ignore[arg-type]
+    search = Search(made_evaluator(tmp_path, Prover(DROPS)), Files(), NEVER)  # type: ignore[arg-type]
     search.run(LADDER[3:], 0.5)
     found = search.run(LADDER[:3], 0.5)
     assert [probe.layers[0].rank for probe in found.probes] == [None, 32, 24, 16, 8]
@@ -319,6 +329,13 @@ class Measured:
         return {name: self.by_content[path.read_text()] for name, path in paths.items()}
 
 
+def measured_by(monkeypatch: pytest.MonkeyPatch, by_content: Mapping[str, float]) -> Measured:
+    """What evaluators measure from now on."""
+    measured = Measured(by_content)
+    monkeypatch.setattr(Evaluator, "latencies", lambda self, paths, fmt: measured(paths, fmt))
+    return measured
+
+
 @pytest.mark.parametrize(
     ("latency", "expected"),
     [
@@ -331,10 +348,9 @@ class Measured:
 def test_on_this_machine_the_finalists_are_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, latency: dict[str, float], expected: int
 ) -> None:
-    task = made_task(tmp_path, Prover(DROPS), target="host")
-    measured = Measured(latency)
-    monkeypatch.setattr(task, "latencies", measured)
-    found = Search(task, Files(), NEVER).run(LADDER, 0.5)  # type: ignore[arg-type]
+    evaluator = made_evaluator(tmp_path, Prover(DROPS), target="host")
+    measured = measured_by(monkeypatch, latency)
+    found = Search(evaluator, Files(), NEVER).run(LADDER, 0.5)  # type: ignore[arg-type]
     assert measured.compared == ["int8 24", "int8 16", "int8 32"], "the fastest by prediction first"
     assert len(measured.compared) == FINALISTS
     assert found.attempt.layers[0].rank == expected
@@ -345,28 +361,30 @@ def test_on_this_machine_the_finalists_are_measured(
 
 def test_on_this_machine_every_variant_of_a_plan_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drops = {"int8-dynamic 8": 0.1, "int8-static 8": 0.1}
-    task = made_task(tmp_path, Prover(drops), target="host")
-    measured = Measured({"int8-dynamic 8": 2.0, "int8-static 8": 1.0})
-    monkeypatch.setattr(task, "latencies", measured)
+    evaluator = made_evaluator(tmp_path, Prover(drops), target="host")
+    measured = measured_by(monkeypatch, {"int8-dynamic 8": 2.0, "int8-static 8": 1.0})
     files: Any = Files(whole=(WHOLE,))
-    found = Search(task, files, NEVER).run([step(8, 1.0, scheme=INT8_DYNAMIC)], 0.5)
+    found = Search(evaluator, files, NEVER).run([step(8, 1.0, scheme=INT8_DYNAMIC)], 0.5)
     assert measured.compared == ["int8-dynamic 8", "int8-static 8"]
     assert found.attempt.scheme == FileScheme.of(WHOLE)
 
 
 def test_for_another_target_nothing_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    task = made_task(tmp_path, Prover(DROPS))
-    monkeypatch.setattr(task, "latencies", lambda *_: pytest.fail("this machine says nothing about a Raspberry Pi"))
-    assert Search(task, Files(), NEVER).run(LADDER, 0.5).attempt.layers[0].rank == 24  # type: ignore[arg-type]
+    evaluator = made_evaluator(tmp_path, Prover(DROPS))
+    monkeypatch.setattr(
+        Evaluator, "latencies", lambda *_: pytest.fail("this machine says nothing about a Raspberry Pi")
+    )
+    assert Search(evaluator, Files(), NEVER).run(LADDER, 0.5).attempt.layers[0].rank == 24  # type: ignore[arg-type]
 
 
 def test_progress_says_what_is_best_so_far(tmp_path: Path) -> None:
     said: list[str] = []
-    task = replace(
-        made_task(tmp_path, Prover(DROPS)),
-        progress=lambda what, *_: said.append(what),  # type: ignore[arg-type]
-    )
-    Search(task, Files(), NEVER).run(LADDER, 0.5)  # type: ignore[arg-type]
+
+    def progress(stage: str, done: int = 0, total: int = 0) -> None:
+        said.append(stage)
+
+    evaluator = made_evaluator(tmp_path, Prover(DROPS), progress=progress)
+    Search(evaluator, Files(), NEVER).run(LADDER, 0.5)  # type: ignore[arg-type]
     assert said[0] == "search onnx"
     assert any(", best so far 2.00 s at a drop of 0.20" in line for line in said)
     assert json.dumps(said)

@@ -6,25 +6,25 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import onnx_ir as ir
 import pytest
-from edgepack.pipeline.covariances import Covariances
-from edgepack.pipeline.shrinking import FEW, FEWEST
 from small_builds import FEATURES, HIDDEN, points, write_classifier
 
 from edgepack.data import Samples
 from edgepack.factorize import whitened
 from edgepack.factorize.whitened import shrunk_covariance
-from edgepack.model.layer import View
-from edgepack.onnxgraph.sites import find_sites
-from edgepack.pipeline import shrinking
+from edgepack.model.kinds import views_of
+from edgepack.model.model import Model
+from edgepack.pipeline import activations
+from edgepack.pipeline.activations import FEW, FEWEST, Covariances, Subject
+from edgepack.sources import open_model
 from edgepack.types import Moments
-from edgepack.workspace import Cache, silent
+from edgepack.workspace import Cache, Workspace
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> ir.Model:
-    return ir.load(write_classifier(tmp_path_factory.mktemp("model")))
+def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    folder = tmp_path_factory.mktemp("model")
+    return open_model(str(write_classifier(folder)), folder)
 
 
 def correlated(count: int, seed: int) -> np.ndarray:
@@ -34,17 +34,16 @@ def correlated(count: int, seed: int) -> np.ndarray:
     return (rng.normal(size=(count, 12)) @ directions + 0.05 * rng.normal(size=(count, FEATURES))).astype(np.float32)
 
 
-def moments_of(model: ir.Model, x: np.ndarray, cache: Path) -> dict[str, Moments]:
-    names = [site.layer.name for site in find_sites(model.clone())]
-    made = Covariances(model, names, Samples({"x": x}), f"key {len(x)}", Cache(cache), silent, None)
-    return {name: seen for name in names if (seen := made.of(name)) is not None}
+def moments_of(model: Model, x: np.ndarray, cache: Path) -> dict[str, Moments]:
+    made = Covariances(Subject(model, Samples({"x": x}), f"key {len(x)}"), Workspace(Cache(cache), cache))
+    return {layer.name: seen for layer in model.layers if (seen := made.of(layer.name)) is not None}
 
 
-def test_few_rows_get_a_choice_that_loses_less_on_other_rows(model: ir.Model, tmp_path: Path) -> None:
+def test_few_rows_get_a_choice_that_loses_less_on_other_rows(model: Model, tmp_path: Path) -> None:
     seen = moments_of(model, correlated(120, 1), tmp_path)["w1"]
     assert seen.shrinkage is not None
     assert 0 <= seen.shrinkage <= 1
-    layer = next(site.layer for site in find_sites(model.clone()) if site.layer.name == "w1")
+    layer = next(view for view in views_of(model.layers) if view.name == "w1")
     other = (correlated(2000, 2) - seen.mean) @ layer.weight.T
     lost = []
     for value in (seen.shrinkage, None):
@@ -53,7 +52,7 @@ def test_few_rows_get_a_choice_that_loses_less_on_other_rows(model: ir.Model, tm
     assert lost[0] < lost[1]
 
 
-def test_it_is_what_the_covariance_is_shrunk_by_and_survives_the_cache(model: ir.Model, tmp_path: Path) -> None:
+def test_it_is_what_the_covariance_is_shrunk_by_and_survives_the_cache(model: Model, tmp_path: Path) -> None:
     first = moments_of(model, correlated(120, 1), tmp_path)["w1"]
     again = moments_of(model, correlated(120, 1), tmp_path)["w1"]
     assert first.shrinkage == again.shrinkage is not None
@@ -64,17 +63,17 @@ def test_it_is_what_the_covariance_is_shrunk_by_and_survives_the_cache(model: ir
 
 @pytest.mark.parametrize("count", [FEWEST - 1, FEW * HIDDEN])
 def test_too_few_or_enough_rows_go_by_the_rule(
-    model: ir.Model, tmp_path: Path, count: int, monkeypatch: pytest.MonkeyPatch
+    model: Model, tmp_path: Path, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shrinking, "chosen", lambda *_: pytest.fail("nothing to choose"))
+    monkeypatch.setattr(activations, "chosen", lambda *_: pytest.fail("nothing to choose"))
     found = moments_of(model, points(count, 3)[0], tmp_path)
     assert found["w1"].shrinkage is None
 
 
 def test_a_layer_that_is_too_wide_goes_by_the_rule(
-    model: ir.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shrinking, "WIDEST", FEATURES)
+    monkeypatch.setattr(activations, "WIDEST", FEATURES)
     found = moments_of(model, correlated(80, 1), tmp_path)
     assert found["w1"].shrinkage is not None
     assert found["w2"].shrinkage is None

@@ -2,30 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 import pytest
-from edgepack.pipeline.moments import _cut, observe
-from edgepack.pipeline.statistics import decompose
 
-from edgepack.backends.onnx.observation import Observation
+from edgepack import calibrate
+from edgepack.backends.onnx.observation import OnnxObservation
+from edgepack.calibrate import Sums
 from edgepack.data import Samples
 from edgepack.executor import Workers, local, workers
+from edgepack.model.kinds import views_of
 from edgepack.model.layer import View
+from edgepack.model.model import Model
+from edgepack.onnxgraph.files import input_specs
 from edgepack.onnxgraph.sites import find_sites
-from edgepack.pipeline import moments as pipeline_moments
+from edgepack.pipeline import activations
+from edgepack.pipeline.activations import Subject, _cut, observe
+from edgepack.pipeline.decompositions import decompose
 from edgepack.types import Spectrum
-from edgepack.workspace import Cache, Progress, silent
+from edgepack.workspace import Cache, Progress, Workspace, silent
 
 RNG = np.random.default_rng(0)
 SAMPLES = Samples({"x": (RNG.normal(size=(50, 6)) * np.arange(1, 7)).astype(np.float32)})
 
 
+def opened(graph: ir.Model) -> Model:
+    """The graph as a build opens it."""
+    layers = tuple(site.layer for site in find_sites(graph.clone()))
+    return Model("net", "onnx", "0" * 64, "onnx", graph, input_specs(graph), layers, {}, None, None)
+
+
 @pytest.fixture
-def model() -> ir.Model:
+def model() -> Model:
     text = """<ir_version: 9, opset_import: ["" : 17]>
     net (float[1, 6] x) => (float[1, 4] y) {
         h = MatMul(x, w1)
@@ -38,22 +50,23 @@ def model() -> ir.Model:
         value.const_value = ir.tensor(array, name=name)
         value.shape, value.type = ir.Shape(shape), ir.TensorType(ir.DataType.FLOAT)
         made.graph.register_initializer(value)
-    return made
+    return opened(made)
 
 
-def layers(model: ir.Model) -> tuple[View, ...]:
-    return tuple(site.layer for site in find_sites(model))
+def layers(model: Model) -> tuple[View, ...]:
+    return views_of(model.layers)
 
 
 def run(
-    model: ir.Model,
+    model: Model,
     cache: Cache,
     method: str = "whitened",
     samples: Samples | None = SAMPLES,
     progress: Progress = silent,
     executor: Workers | None = None,
 ) -> tuple[tuple[Spectrum, ...], tuple[str, ...]]:
-    return decompose(model, layers(model), method, samples, "key", cache, progress, executor)
+    workspace = Workspace(cache, cache.root, workers=executor, progress=progress)
+    return decompose(Subject(model, samples, "key"), method, workspace)
 
 
 def assert_same(first: tuple[Spectrum, ...], second: tuple[Spectrum, ...]) -> None:
@@ -67,7 +80,7 @@ def assert_same(first: tuple[Spectrum, ...], second: tuple[Spectrum, ...]) -> No
             assert replace(a.inputs, variance=b.inputs.variance) == b.inputs
 
 
-def test_second_run_reads_the_cache(model: ir.Model, tmp_path: Path) -> None:
+def test_second_run_reads_the_cache(model: Model, tmp_path: Path) -> None:
     first, unobserved = run(model, Cache(tmp_path))
     assert unobserved == ()
     again = Cache(tmp_path)
@@ -76,7 +89,7 @@ def test_second_run_reads_the_cache(model: ir.Model, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damaged", [slice(0, 1), slice(0, 2)])
-def test_damaged_entries_are_whitened_again(model: ir.Model, tmp_path: Path, damaged: slice) -> None:
+def test_damaged_entries_are_whitened_again(model: Model, tmp_path: Path, damaged: slice) -> None:
     first, _ = run(model, Cache(tmp_path))
     for path in sorted((tmp_path / "spectra").rglob("*.npz"))[damaged]:
         path.write_bytes(path.read_bytes()[:20])
@@ -86,7 +99,7 @@ def test_damaged_entries_are_whitened_again(model: ir.Model, tmp_path: Path, dam
         assert_same(found, first)
 
 
-def test_methods_and_layers_do_not_share_entries(model: ir.Model, tmp_path: Path) -> None:
+def test_methods_and_layers_do_not_share_entries(model: Model, tmp_path: Path) -> None:
     whitened, _ = run(model, Cache(tmp_path))
     plain, _ = run(model, Cache(tmp_path), "svd", None)
     assert len(list((tmp_path / "spectra").rglob("*.npz"))) == 4
@@ -94,12 +107,14 @@ def test_methods_and_layers_do_not_share_entries(model: ir.Model, tmp_path: Path
     assert all(spectrum.mean is not None for spectrum in whitened)
 
 
-def test_what_weighs_a_spectrum_is_part_of_its_key_and_its_dual_is_kept(model: ir.Model, tmp_path: Path) -> None:
-    first, second = layers(model)
+def test_what_weighs_a_spectrum_is_part_of_its_key_and_its_dual_is_kept(model: Model, tmp_path: Path) -> None:
+    first, _ = layers(model)
     moment = np.cov(RNG.normal(size=(first.out_features, 9)))
     found = [
         decompose(
-            *(model, (first, second), "two-sided", SAMPLES, "key", Cache(tmp_path), silent),
+            Subject(model, SAMPLES, "key"),
+            "two-sided",
+            Workspace(Cache(tmp_path), tmp_path),
             gradients={first.name: scale * moment + np.eye(len(moment))},
         )[0]
         for scale in (1.0, 1.0, 5.0)
@@ -116,7 +131,7 @@ def test_what_weighs_a_spectrum_is_part_of_its_key_and_its_dual_is_kept(model: i
     np.testing.assert_array_equal(found[0][1].basis, plain[1].basis)
 
 
-def test_inputs_that_never_vary_fall_back_to_svd_and_are_named(model: ir.Model, tmp_path: Path) -> None:
+def test_inputs_that_never_vary_fall_back_to_svd_and_are_named(model: Model, tmp_path: Path) -> None:
     constant = Samples({"x": np.ones((20, 6), np.float32)})
     found, unobserved = run(model, Cache(tmp_path), samples=constant)
     assert unobserved == tuple(layer.name for layer in layers(model))
@@ -124,7 +139,7 @@ def test_inputs_that_never_vary_fall_back_to_svd_and_are_named(model: ir.Model, 
     assert all(spectrum.inputs is not None and not spectrum.inputs.variance.any() for spectrum in found)
 
 
-def test_the_spread_of_the_inputs_is_kept_with_the_spectrum(model: ir.Model, tmp_path: Path) -> None:
+def test_the_spread_of_the_inputs_is_kept_with_the_spectrum(model: Model, tmp_path: Path) -> None:
     x = SAMPLES.inputs["x"].astype(np.float64)
     for _ in range(2):
         inputs = run(model, Cache(tmp_path))[0][0].inputs
@@ -137,7 +152,7 @@ def test_the_spread_of_the_inputs_is_kept_with_the_spectrum(model: ir.Model, tmp
     assert plain[0].inputs is None
 
 
-def test_an_interrupt_loses_only_what_runs(model: ir.Model, tmp_path: Path) -> None:
+def test_an_interrupt_loses_only_what_runs(model: Model, tmp_path: Path) -> None:
     """The first spectrum is in the cache as soon as it is there."""
 
     def stop(stage: str, done: int = 0, total: int = 0) -> None:
@@ -153,12 +168,18 @@ def test_an_interrupt_loses_only_what_runs(model: ir.Model, tmp_path: Path) -> N
     assert [step for step in seen if step[0] == "factorize"] == [("factorize", 1, 2), ("factorize", 2, 2)]
 
 
-def test_local_processes_give_the_same_bits(model: ir.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_local_processes_give_the_same_bits(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Parts of the samples, and layers, in processes of their own; the parts are the same here."""
-    monkeypatch.setattr("edgepack.pipeline.moments.PART_ROWS", 10)
+    monkeypatch.setattr("edgepack.pipeline.activations.PART_ROWS", 10)
     cut: list[int] = []
-    merge = pipeline_moments.merged
-    monkeypatch.setattr(pipeline_moments, "merged", lambda parts: merge(cut.append(1) or part for part in parts))
+    merge = calibrate.merged
+
+    def counted(parts: Iterable[dict[str, Sums]]) -> Iterator[dict[str, Sums]]:
+        for part in parts:
+            cut.append(1)
+            yield part
+
+    monkeypatch.setattr(activations, "merged", lambda parts: merge(counted(parts)))
     here, _ = run(model, Cache(tmp_path / "here"))
     assert sum(cut) == 5
     for name in ("START_S", "SEND_S"):
@@ -174,15 +195,17 @@ def test_local_processes_give_the_same_bits(model: ir.Model, tmp_path: Path, mon
 
 def test_parts_hold_whole_runs_of_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A batch that is not full is filled up: only the last one may be."""
-    monkeypatch.setattr("edgepack.pipeline.moments.PART_ROWS", 7)
+    monkeypatch.setattr("edgepack.pipeline.activations.PART_ROWS", 7)
     weight = ", ".join(str(i % 7) for i in range(30))
     made = ir.from_onnx_text(
         '<ir_version: 9, opset_import: ["" : 17]> net (float[4, 6] x) => (float[4, 5] y) '
         f"<float[6, 5] w = {{{weight}}}> {{ y = MatMul(x, w) }}"
     )
-    observation = Observation(made, [layers(made)[0].name])
+    model = opened(made)
+    (layer,) = model.layers
+    observation = OnnxObservation(made, [layer.name])
     cut = _cut(observation, SAMPLES)
     assert [len(part) for part in cut.parts[:-1]] == [8] * (len(cut.parts) - 1)
     assert cut.runs == 13
-    found = observe(made, [layers(made)[0].name], SAMPLES, silent)
+    found = observe(model, [layer.name], SAMPLES, Workspace(Cache(tmp_path), tmp_path))
     assert [moments.count for moments in found.values()] == [52]

@@ -140,7 +140,7 @@ def test_another_code_of_the_same_weight_is_another_file(
     layer = layers[96, 96]
     part = blocks(layer)
     w = Writer()
-    plain = replace(part, **vars(w.decoded(w.constant("W", part.weight), part.bias)))
+    plain = w.decoded(w.constant("W", part.weight), part.bias)
     for scheme in (FP32, INT8_DYNAMIC):
         for name, each in (("a", part), ("b", plain), ("c", part)):
             files.write({layer.name: each}, FileScheme.of(scheme), tmp_path / name)

@@ -110,7 +110,7 @@ def test_one_conversion_for_all_plans(
         factors = {layer.name: pair(layer, rank) for layer in layers[:2]}
         for scheme in files.layer_schemes():
             files.write(factors, FileScheme.of(scheme), tmp_path / "m.tflite", {layers[2].name: INT8_DYNAMIC})
-    assert len(list((files._work).iterdir())) == 2, "the dense file and the last plan's"
+    assert len(list(files._workspace.folder.iterdir())) == 2, "the dense file and the last plan's"
 
 
 def test_schemes_are_part_of_the_cache_key(

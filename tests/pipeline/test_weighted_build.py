@@ -13,7 +13,6 @@ from small_builds import options
 
 from edgepack.backends.onnx.schemes import INT8_DYNAMIC
 from edgepack.errors import UsageError
-from edgepack.model.kinds import views_of
 from edgepack.model.structure import low_rank
 from edgepack.pipeline.build import build
 from edgepack.pipeline.inspect import inspect
@@ -60,11 +59,12 @@ def test_the_second_time_gradients_come_from_the_cache(
 
 def test_the_factors_of_integer_layers_are_weighed_too(classifier: Path, cache: Path) -> None:
     with prepared(options(classifier, method="two-sided"), Cache(cache), silent) as ready:
-        task, metric = ready.task, ready.task.rounder.gradients["w1"]
-        layer, spectrum = views_of(task.layers)[0], task.spectra[0]
+        evaluator, metric = ready.evaluator, ready.evaluator.replacements.rounder.gradients["w1"]
+        rounder = evaluator.replacements.rounder
+        layer, spectrum = evaluator.analysis.views[0], evaluator.spectra[0]
         assert spectrum.dual is not None
-        pair = task.rounder.factors(layer, spectrum, low_rank(16), INT8_DYNAMIC)
-        plain = task.rounder.plain(layer, spectrum, 16)
+        pair = rounder.factors(layer, spectrum, low_rank(16), INT8_DYNAMIC)
+        plain = rounder.plain(layer, spectrum, 16)
         x = ready.data.guard.inputs["x"].astype(np.float64)
 
         def cost(weight: Any) -> float:
