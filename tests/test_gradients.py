@@ -21,12 +21,12 @@ from edgepack.model.kinds.linear import linear_layer
 from edgepack.model.layer import Layer
 from edgepack.model.replacement import Replacement
 from edgepack.model.structure import low_rank
-from edgepack.plan.loss import layer_losses
+from edgepack.plan.loss import Wanted, layer_losses
 from edgepack.sources.torch import export_program, save_program
 from edgepack.torchgraph import find_linears, flat_module
 from edgepack.torchgraph.draws import EXACT_CLASSES
-from edgepack.torchgraph.gradients import curvatures, gradient_moments
-from edgepack.types import Array, Spectrum
+from edgepack.torchgraph.gradients import Sampling, curvatures, gradient_moments
+from edgepack.types import Array, Curvature, Spectrum
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 
@@ -96,7 +96,7 @@ def test_few_classes_give_the_fisher_matrix_itself(tmp_path: Path) -> None:
     model = mlp()
     path, layers = saved(model, tmp_path, torch.zeros(1, 6))
     xs = np.random.default_rng(0).standard_normal((20, 1, 6)).astype(np.float32)
-    found = gradient_moments(path, layers, feeds(xs, name="input"), 0, kind="classes")
+    found = gradient_moments(path, layers, feeds(xs, name="input"), Sampling("classes", 0))
     watched = {"0.weight": (model[0], last_axis), "2.weight": (model[2], last_axis)}
     wanted = by_hooks(model, watched, [(torch.from_numpy(x),) for x in xs], curvature)
     for name, moment in wanted.items():
@@ -113,7 +113,7 @@ def test_probabilities_count_as_the_logits_behind_them(tmp_path: Path) -> None:
     found = []
     for model in (mlp(), nn.Sequential(*mlp(), nn.Softmax(-1))):
         path, layers = saved(model, tmp_path, torch.zeros(1, 6))
-        found.append(gradient_moments(path, layers, feeds(xs, name="input"), 0, kind="classes"))
+        found.append(gradient_moments(path, layers, feeds(xs, name="input"), Sampling("classes", 0)))
     for name, moment in found[0].items():
         np.testing.assert_allclose(found[1][name], moment, rtol=1e-3, atol=1e-6)
 
@@ -122,7 +122,7 @@ def test_draws_of_many_classes_have_the_fisher_matrix_as_their_mean(tmp_path: Pa
     model = mlp(classes=2 * EXACT_CLASSES)
     path, layers = saved(model, tmp_path, torch.zeros(8, 6))
     xs = np.random.default_rng(2).standard_normal((150, 8, 6)).astype(np.float32)
-    found = gradient_moments(path, layers, feeds(xs, name="input"), 0, kind="classes", samples=1200)
+    found = gradient_moments(path, layers, feeds(xs, name="input"), Sampling("classes", 0, samples=1200))
     with torch.no_grad():
         wanted = np.mean([curvature(row).numpy() for x in xs for row in model(torch.from_numpy(x))], axis=0)
     assert relative(found["2.weight"], wanted) < 0.2
@@ -160,7 +160,7 @@ def test_transformer_block_with_integer_inputs(tmp_path: Path) -> None:
     pairs = [(torch.from_numpy(a), torch.from_numpy(b)) for a, b in zip(ids, mask, strict=True)]
     wanted = by_hooks(model, watched, pairs, lambda y: torch.eye(len(y)))
     runs = [{"mask": m.astype(np.int32), "ids": i} for i, m in zip(ids, mask, strict=True)] * 100
-    found = gradient_moments(path, layers, runs, 0, kind="vector", samples=len(runs))
+    found = gradient_moments(path, layers, runs, Sampling("vector", 0, samples=len(runs)))
     assert set(found) == set(wanted)
     for name, moment in wanted.items():
         assert relative(found[name], moment) < 0.2, name
@@ -185,7 +185,7 @@ def test_convolutions_batches_shared_weights_and_first_output_only(tmp_path: Pat
     model = Image()
     path, layers = saved(model, tmp_path, torch.zeros(2, 3, 4, 5))
     xs = np.random.default_rng(4).standard_normal((5, 2, 3, 4, 5)).astype(np.float32)
-    found = gradient_moments(path, layers, feeds(xs), 0, kind="classes")
+    found = gradient_moments(path, layers, feeds(xs), Sampling("classes", 0))
 
     def pixels(gradient: torch.Tensor) -> torch.Tensor:
         return gradient.movedim(1, -1).reshape(-1, gradient.shape[1])
@@ -227,7 +227,7 @@ def test_truncation_is_twice_the_divergence_of_the_factored_model(tmp_path: Path
     mixed = torch.randn(80, 10) @ torch.diag(torch.logspace(0, -1.5, 10)) @ torch.randn(10, 10) + 0.5
     layer, spectrum = layers[0], spectrum_of(layers[0], mixed)
     runs = feeds(mixed.reshape(20, 4, 10).numpy(), name="input")
-    found = curvatures(path, layers, {layer.name: spectrum}, runs, 0, kind="classes")
+    found = curvatures(path, layers, {layer.name: spectrum}, runs, Sampling("classes", 0))
     curve = found[layer.name].truncation
     assert curve is not None
     assert found["2.weight"].truncation is None
@@ -248,17 +248,12 @@ def test_the_curve_of_an_oblique_basis_is_that_of_its_factors(tmp_path: Path) ->
     path, layers = saved(model, tmp_path, torch.zeros(1, 10))
     x = (torch.randn(300, 10) @ torch.randn(10, 10) + 0.5).reshape(300, 1, 10).numpy()
     seen = moments([{"x": x[:, 0]}])["x"]
-    moment = gradient_moments(path, layers, feeds(x, name="input"), 0, kind="vector", samples=300)["0.weight"]
-    spectrum = two_sided.spectrum(
-        replace(views_of(layers)[0], moments=replace(seen, count=10**9)), moment, damping=1e-3
-    )
-    given_moments = {"0.weight": 3 * moment}
-    found = curvatures(
-        *(path, layers, {"0.weight": spectrum}, feeds(x, name="input"), 0),
-        kind="vector",
-        samples=300,
-        moments=given_moments,
-    )
+    moment = gradient_moments(path, layers, feeds(x, name="input"), Sampling("vector", 0, samples=300))["0.weight"]
+    view = replace(views_of(layers)[0], moments=replace(seen, count=10**9))
+    spectrum = two_sided.spectrum(view, moment, damping=1e-3)
+    sampling = Sampling("vector", 0, samples=300)
+    given = feeds(x, name="input")
+    found = curvatures(path, layers, {"0.weight": spectrum}, given, sampling, moments={"0.weight": 3 * moment})
     assert list(found) == ["0.weight"]
     np.testing.assert_array_equal(found["0.weight"].moment, 3 * moment)  # taken as it is
     curve = found["0.weight"].truncation
@@ -291,9 +286,10 @@ def test_truncation_knows_that_tokens_err_alike(tmp_path: Path) -> None:
     layer = next(one for one in layers if one.name == "inner.weight")
     spectrum = spectrum_of(layer, x)
     runs = list(feeds(x.numpy())) * 10
-    found = curvatures(path, layers, {layer.name: spectrum}, runs, 0, kind="vector", samples=600)[layer.name]
+    found = curvatures(path, layers, {layer.name: spectrum}, runs, Sampling("vector", 0, samples=600))[layer.name]
     assert found.truncation is not None
-    by_moment = layer_losses(views_of([layer])[0], spectrum, found.moment, (FP32,), range(1, 5), whole, largest=127)
+    view, alone = views_of([layer])[0], Curvature(found.moment)
+    by_moment = layer_losses(view, spectrum, alone, Wanted((FP32,), range(1, 5)), whole, largest=127)
     with torch.no_grad():
         for rank in (1, 2, 3, 4):
             change = truncated(model, model.inner, layer, spectrum, rank)(x[:, 0]) - model(x[:, 0])
@@ -317,7 +313,7 @@ def test_a_layer_that_adds_what_is_no_constant_has_no_curve(tmp_path: Path) -> N
 
     path, layers = saved(Sum(), tmp_path, torch.zeros(2, 4))
     spectra = {layers[0].name: svd.spectrum(views_of(layers)[0])}
-    found = curvatures(path, layers, spectra, feeds(np.ones((2, 2, 4), np.float32)), 0, kind="vector")
+    found = curvatures(path, layers, spectra, feeds(np.ones((2, 2, 4), np.float32)), Sampling("vector", 0))
     assert [one.truncation for one in found.values()] == [None]
 
 
@@ -333,8 +329,8 @@ def test_layers_that_no_gradient_reaches_are_absent(tmp_path: Path) -> None:
     path, layers = saved(Aside(), tmp_path, torch.zeros(1, 4))
     x = np.ones((3, 1, 4), np.float32)
     stranger = linear_layer("stranger", np.ones((3, 4), np.float32), None)
-    assert set(gradient_moments(path, [*layers, stranger], feeds(x), 0, kind="vector")) == {"a.weight"}
-    assert gradient_moments(path, layers, [], 0, kind="vector") == {}
+    assert set(gradient_moments(path, [*layers, stranger], feeds(x), Sampling("vector", 0))) == {"a.weight"}
+    assert gradient_moments(path, layers, [], Sampling("vector", 0)) == {}
 
 
 def test_whole_numbers_have_no_gradient(tmp_path: Path) -> None:
@@ -347,7 +343,7 @@ def test_whole_numbers_have_no_gradient(tmp_path: Path) -> None:
             return self.a(x).argmax(-1)
 
     path, layers = saved(Labels(), tmp_path, torch.zeros(1, 4))
-    assert gradient_moments(path, layers, feeds(np.ones((1, 1, 4), np.float32)), 0, kind="vector") == {}
+    assert gradient_moments(path, layers, feeds(np.ones((1, 1, 4), np.float32)), Sampling("vector", 0)) == {}
 
 
 def test_seed_samples_and_time_bound_the_result(tmp_path: Path) -> None:
@@ -356,7 +352,7 @@ def test_seed_samples_and_time_bound_the_result(tmp_path: Path) -> None:
 
     def at(seed: int, count: int = 8, **options: float) -> Array:
         runs = feeds(xs[:count], name="input")
-        return gradient_moments(path, layers, runs, seed, kind="classes", **options)["0.weight"]  # type: ignore[arg-type]
+        return gradient_moments(path, layers, runs, Sampling("classes", seed, **options))["0.weight"]  # type: ignore[arg-type]
 
     np.testing.assert_array_equal(at(0), at(0))
     assert not np.array_equal(at(0), at(1))
@@ -376,17 +372,17 @@ def test_a_run_that_overflows_is_left_out(tmp_path: Path) -> None:
     path, layers = saved(Root(), tmp_path, torch.ones(1, 2))
     good = np.ones((1, 2), np.float32)
     runs = [{"x": good}, {"x": np.zeros((1, 2), np.float32)}]  # the root has no derivative at 0
-    found = gradient_moments(path, layers, runs, 0, kind="vector")
+    found = gradient_moments(path, layers, runs, Sampling("vector", 0))
     np.testing.assert_array_equal(
-        found["a.weight"], gradient_moments(path, layers, runs[:1], 0, kind="vector")["a.weight"]
+        found["a.weight"], gradient_moments(path, layers, runs[:1], Sampling("vector", 0))["a.weight"]
     )
 
 
 def test_inputs_that_do_not_fit_and_files_that_are_none_are_typed_errors(tmp_path: Path) -> None:
     path, layers = saved(mlp(), tmp_path, torch.zeros(1, 6))
     with pytest.raises(ModelError, match="gradients cannot be computed"):
-        gradient_moments(path, layers, [{"input": np.zeros((1, 7), np.float32)}], 0, kind="classes")
+        gradient_moments(path, layers, [{"input": np.zeros((1, 7), np.float32)}], Sampling("classes", 0))
     with pytest.raises(ModelError, match=r"takes the inputs \['input'\], found \['a', 'b'\]"):
-        gradient_moments(path, layers, [{"a": np.zeros(1), "b": np.zeros(1)}], 0, kind="classes")
+        gradient_moments(path, layers, [{"a": np.zeros(1), "b": np.zeros(1)}], Sampling("classes", 0))
     with pytest.raises(ModelError, match="no such file"):
-        gradient_moments(tmp_path / "none.pt2", layers, [], 0, kind="classes")
+        gradient_moments(tmp_path / "none.pt2", layers, [], Sampling("classes", 0))

@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 from shown import text
 
 from edgepack.doctor import Finding
 from edgepack.emulator.install import Installed
+from edgepack.pipeline.inspect import Energy, LayerReport, ModelReport
 from edgepack.report.doctor import doctor_report, installed_report
 from edgepack.report.inspect import model_report
 from edgepack.report.render.cells import cell_text
@@ -33,40 +34,18 @@ def test_cells_are_not_markup_and_long_ones_fold() -> None:
     )
 
 
-@dataclass
-class Layer:
-    name: str
-    op: str
-    out_features: int
-    in_features: int
-    rows: int | None
-    bytes_share: float
-    macs_share: float | None
-    break_even: int
-    rank_90: int
-    rank_99: int
-    uses: int = 1
-    weight_bytes: int = 0
-    break_even_int8_int4: int = 0
-    energy: Energy = "output"
-
-
-@dataclass
-class Model:
-    model: str
-    weight_bytes: int
-    linear_bytes: int
-    method: str
-    layers: list[Layer]
-    has_data: bool = True
-
-
-FC1 = Layer("fc1", "Gemm", 512, 784, 1, 0.9838, 0.9874, 309, 12, 41, break_even_int8_int4=154)
-FC2 = Layer("fc2.weight", "MatMul", 10, 512, None, 0.0126, None, 9, 7, 9, uses=3, break_even_int8_int4=4)
+FC1 = LayerReport(
+    "fc1", "Gemm", 512, 784, uses=1, rows=1, weight_bytes=0, bytes_share=0.9838, macs_share=0.9874, break_even=309,
+    break_even_int8_int4=154, energy="output", rank_90=12, rank_99=41,
+)  # fmt: skip
+FC2 = LayerReport(
+    "fc2.weight", "MatMul", 10, 512, uses=3, rows=None, weight_bytes=0, bytes_share=0.0126, macs_share=None, break_even=9,
+    break_even_int8_int4=4, energy="output", rank_90=7, rank_99=9,
+)  # fmt: skip
 
 
 def test_layers_of_inspect() -> None:
-    report = Model("m.onnx", 1_628_160, 1_626_112, "whitened", [FC1, replace(FC2, rank_99=10)])
+    report = ModelReport("m.onnx", 1_628_160, 1_626_112, "whitened", True, (FC1, replace(FC2, rank_99=10)))
     assert text(model_report(report)) == LAYERS
 
 
@@ -84,7 +63,7 @@ rank 90 % / 99 %: keeps that share of output energy on the calibration data. pay
 
 
 def test_layers_without_data() -> None:
-    shown = text(model_report(Model("m.onnx", 0, 0, "svd", [replace(FC2, energy="weight")], has_data=False)))
+    shown = text(model_report(ModelReport("m.onnx", 0, 0, "svd", False, (replace(FC2, energy="weight"),))))
     assert shown.startswith("m.onnx: 0 B of weights, 0% of them in 1 linear layers")
     assert "keeps that share of weight energy (no data)" in shown
     assert shown.splitlines()[4].endswith("yes"), "rank 99 % equal to break-even still pays"
@@ -104,8 +83,8 @@ def test_layers_without_data() -> None:
     ],
 )
 def test_what_ranks_keep_a_share_of_is_said_as_it_is(energies: tuple[Energy, ...], said: str) -> None:
-    layers = [replace(FC2, name=f"l{number}", energy=energy) for number, energy in enumerate(energies)]
-    shown = text(render_layers(Model("m.onnx", 0, 0, "two-sided", layers)), width=400)
+    layers = tuple(replace(FC2, name=f"l{number}", energy=energy) for number, energy in enumerate(energies))
+    shown = text(model_report(ModelReport("m.onnx", 0, 0, "two-sided", True, layers)), width=400)
     assert f"rank 90 % / 99 %: keeps that share of {said}. pays:" in shown
 
 
