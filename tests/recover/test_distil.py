@@ -18,6 +18,7 @@ from edgepack.emit.pnnx import onnx_to_program
 from edgepack.errors import DataError, EdgepackError, ModelError, OutputError
 from edgepack.model.replacement import Replacement, low_rank
 from edgepack.recover import Budget, Epochs, Recovered, Seconds, build_student, distil, recover_factors, training
+from edgepack.recover.distil import Training
 from edgepack.sources.onnx import open_onnx
 from edgepack.sources.torch import program_to_onnx
 from edgepack.torchgraph import flat_module, with_factors
@@ -47,15 +48,8 @@ def recovered(
             raise InterruptedError
 
     program, layers, factors = factored(classifier(), rank, torch.zeros(1, 20))
-    return recover_factors(
-        *(program, layers, factors, {"x": X}),
-        classes=True,
-        budget=budget,
-        seed=seed,
-        checkpoint=checkpoint,
-        threads=1,
-        progress=progress,
-    )
+    how = Training(True, budget, seed, checkpoint=checkpoint, threads=1)
+    return recover_factors(program, layers, factors, {"x": X}, training=how, progress=progress)
 
 
 def same_bits(a: Answer, b: Answer) -> bool:
@@ -68,7 +62,7 @@ def same_bits(a: Answer, b: Answer) -> bool:
 def test_class_scores_come_closer_to_the_originals_on_samples_never_seen() -> None:
     model = classifier()
     program, layers, factors = factored(model, 4, torch.zeros(1, 20))
-    found = recover_factors(program, layers, factors, {"x": X}, classes=True, budget=Epochs(10), threads=1)
+    found = recover_factors(program, layers, factors, {"x": X}, training=Training(True, Epochs(10), threads=1))
     fresh = torch.from_numpy(samples(500, 20, seed=9))
 
     def divergence(pairs: Answer) -> float:
@@ -89,7 +83,7 @@ def test_class_scores_come_closer_to_the_originals_on_samples_never_seen() -> No
 def test_staged_features_improve() -> None:
     program, layers, factors = factored(Encoder(), 8, torch.zeros(1, 4, 16))
     inputs = {"x": samples(120, 4, 16)}
-    found = recover_factors(program, layers, factors, inputs, classes=False, budget=Epochs(6), threads=1)
+    found = recover_factors(program, layers, factors, inputs, training=Training(False, Epochs(6), threads=1))
     assert {point.stage for point in found.history} > {0}
     assert min(p.held_out for p in found.history) < 0.9 * found.history[0].held_out
 
@@ -97,7 +91,9 @@ def test_staged_features_improve() -> None:
 def test_every_kind_of_layer_learns_in_programs_that_take_several_samples() -> None:
     program, layers, factors = factored(Mixed(), 3, torch.zeros(4, 6, 6, 6))
     inputs = {"x": samples(160, 6, 6, 6)}
-    found = recover_factors(program, layers, factors, inputs, classes=False, budget=Epochs(8), int8=False, threads=1)
+    found = recover_factors(
+        program, layers, factors, inputs, training=Training(False, Epochs(8), int8=False, threads=1)
+    )
     assert min(p.held_out for p in found.history) < 0.9 * found.history[0].held_out
     assert not any(point.quantized for point in found.history)
     assert not any(np.array_equal(found.factors[name].A, factors[name].A) for name in factors)
@@ -169,7 +165,7 @@ def test_the_result_is_never_worse_than_the_start(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(training, "RELATIVE_RATE", 1e30)
     program, layers, factors = factored(classifier(), 4, torch.zeros(1, 20))
     student = build_student(flat_module(program), layers, factors)
-    found = distil(student, {"x": X}, classes=True, budget=Epochs(2), threads=1)
+    found = distil(student, {"x": X}, Training(True, Epochs(2), threads=1))
     assert not any(p.held_out < found.history[0].held_out for p in found.history)
     assert same_bits(found.factors, factors)
     assert all(np.array_equal(p.detach().numpy(), student.start[n]) for n, p in student.parameters.items())
@@ -182,7 +178,9 @@ def test_training_that_gains_nothing_ends_early() -> None:
         for layer in layers
         if layer.name in factors
     }
-    found = recover_factors(program, layers, exact, {"x": X}, classes=True, budget=Epochs(30), int8=False, threads=1)
+    found = recover_factors(
+        program, layers, exact, {"x": X}, training=Training(True, Epochs(30), int8=False, threads=1)
+    )
     assert found.history[-1].step < 0.6 * 30 * 11
 
 
@@ -201,7 +199,7 @@ def test_probabilities_are_distilled_like_the_scores_behind_them() -> None:
     losses = []
     for model in (classifier(), nn.Sequential(*classifier(), nn.Softmax(-1))):
         program, layers, factors = factored(model, 4, torch.zeros(1, 20))
-        found = recover_factors(program, layers, factors, {"x": X}, classes=True, budget=Epochs(2), threads=1)
+        found = recover_factors(program, layers, factors, {"x": X}, training=Training(True, Epochs(2), threads=1))
         losses.append([point.held_out for point in found.history])
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-2)
 
@@ -217,12 +215,8 @@ def test_onnx_files_are_recovered_through_their_import(tmp_path: Path) -> None:
         layer.name: next(f for f in by_size.values() if f.A.shape[0] == layer.out_features) for layer in layers[:2]
     }
     strange = {"elsewhere": low_rank(samples(7, 2), samples(2, 7), None)}
-    found = recover_factors(
-        *(imported, layers, {**given, **strange}, {source.inputs[0].name: X}),
-        classes=True,
-        budget=Epochs(4),
-        threads=1,
-    )
+    how = Training(True, Epochs(4), threads=1)
+    found = recover_factors(imported, layers, {**given, **strange}, {source.inputs[0].name: X}, training=how)
     assert min(p.held_out for p in found.history) < found.history[0].held_out
     assert list(found.factors) == [*given, "elsewhere"]
     assert found.missing == ("elsewhere",)
@@ -247,22 +241,21 @@ def test_what_cannot_be_trained_says_so() -> None:
     def attempt(model: nn.Module, inputs: Mapping[str, Array]) -> EdgepackError:
         program, layers, factors = factored(model, 4, torch.zeros(1, 20))
         with pytest.raises(EdgepackError) as caught:
-            recover_factors(program, layers, factors, inputs, classes=False, budget=Epochs(1), threads=1)
+            recover_factors(program, layers, factors, inputs, training=Training(False, Epochs(1), threads=1))
         return caught.value
 
     assert isinstance(attempt(classifier(), {"x": X[:1]}), DataError)
     assert isinstance(attempt(classifier(), {"x": X[:, :5]}), DataError)
     assert "finite" in attempt(Overflow(), {"x": X}).message
+    once = Training(False, Epochs(1), threads=1)
     wrong = nn.Sequential(nn.Embedding(30, 20), nn.Linear(20, 16))
     program, layers, factors = factored(wrong, 4, torch.zeros(1, 3, dtype=torch.int64))
     with pytest.raises(ModelError, match="cannot be trained"):
-        recover_factors(
-            *(program, layers, factors, {"x": np.full((9, 3), 99)}), classes=False, budget=Epochs(1), threads=1
-        )
-    assert recover_factors(program, layers, {}, {}, classes=False, budget=Epochs(1)).factors == {}
+        recover_factors(program, layers, factors, {"x": np.full((9, 3), 99)}, training=once)
+    assert recover_factors(program, layers, {}, {}, training=once).factors == {}
 
 
 def test_a_model_that_ends_in_steps_still_learns_layer_by_layer() -> None:
     program, layers, factors = factored(Steps(), 4, torch.zeros(1, 20))
-    found = recover_factors(program, layers, factors, {"x": X}, classes=False, budget=Epochs(2), threads=1)
+    found = recover_factors(program, layers, factors, {"x": X}, training=Training(False, Epochs(2), threads=1))
     assert min(p.held_out for p in found.history) <= found.history[0].held_out

@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from edgepack.blank import write_blank
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from edgepack.backends.registry import backend
 
 RUNTIMES = Path(__file__).parents[2] / "runtimes"
 RUNNER = RUNTIMES / "runner.py"
@@ -104,7 +105,7 @@ def test_the_contract_names_every_mode_option_and_error(runner) -> None:
 def test_turns(model: tuple[str, Path], tmp_path: Path) -> None:
     fmt, path = model
     blank = tmp_path / f"blank.{fmt}"
-    write_blank(blank, fmt)  # type: ignore[arg-type]
+    backend(fmt).blank(blank)  # type: ignore[arg-type]
     options = ("--format", fmt, "--rounds", 4, "--seconds", 0.002, "--warmup-runs", 2, "--warmup-seconds", 0)
     found = report("turns", "--model", blank, *options, "--runs", 3, "--more-models", path, path)
     assert (found["schema_version"], found["mode"], found["format"], found["threads"]) == (1, "turns", fmt, 1)
