@@ -141,7 +141,10 @@ def user_errors(spec: str, doing: str, hint: str = _SHAPE) -> Iterator[None]:
     except (KeyboardInterrupt, MemoryError, EdgepackError):
         raise
     except SyntaxError as err:
-        raise ModelError(f"{spec}: syntax error at {err.filename}:{err.lineno}: {err.msg}") from err
+        raise ModelError(
+            f"{spec}: syntax error at {err.filename}:{err.lineno}: {err.msg}",
+            hint="expected a file that this Python can run: try python -m py_compile",
+        ) from err
     except (Exception, SystemExit) as err:
         raise ModelError(f"{spec}: {doing} it raised {type(err).__name__} at {_where(err)}: {err}", hint=hint) from err
 

@@ -72,11 +72,11 @@ def load_program(path: Path | str) -> ExportedProgram:
     path = Path(path)
     if not path.is_file():
         raise ModelError(f"{path}: no such file", hint="give the path of a file that torch.export.save wrote")
+    hint = "write it with torch.export.save(torch.export.export(model.eval(), inputs), 'model.pt2')"
     if path.stat().st_size == 0:
-        raise ModelError(f"{path}: the file is empty, a .pt2 archive was expected")
+        raise ModelError(f"{path}: the file is empty, a .pt2 archive was expected", hint=hint)
     from torch.export.pt2_archive._package import PT2ArchiveReader, load_pt2
 
-    hint = "write it with torch.export.save(torch.export.export(model.eval(), inputs), 'model.pt2')"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

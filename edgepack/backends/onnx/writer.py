@@ -319,11 +319,9 @@ class OnnxWriter:
     def _ranges(
         self, model: ir.Model, scheme: Scheme, schemes: Mapping[str, Scheme]
     ) -> dict[str, tuple[float, float]] | None:
-        """Ranges of the inputs of all static layers; None where there are none."""
-        if not any(own.is_static for own in (scheme, *schemes.values())):
+        """Ranges of the inputs of all static layers; None where there are none, or no data to find them on."""
+        if self._samples is None or not any(own.is_static for own in (scheme, *schemes.values())):
             return None
-        if self._samples is None:
-            return {}
         names = [name for name in _layer_names(model) if schemes.get(name, scheme).is_static]
         observation = OnnxObservation(model, names)
         seen = ranges(observation.rows(self._samples))

@@ -1,4 +1,4 @@
-"""Run .tflite files by the names of their signature."""
+"""Run .tflite files by the names of their signature, or of their tensors where they have none."""
 
 from __future__ import annotations
 
@@ -18,8 +18,11 @@ from edgepack.types import Array, TensorSpec
 
 
 def load(path: Path, *, threads: int) -> Session:
-    """See `Backend.load`."""
+    """See `Backend.load`. Files of one layer and segments have no signature: there tensors name the inputs."""
     made = interpreter(path, threads)
+    if not made.get_signature_list():
+        specs = tuple(_spec(detail["name"], detail) for detail in made.get_input_details())
+        return Session(specs, lambda feed: _run_tensors(made, specs, feed))
     inputs = tuple(_signature_of(made)[1].values())
     return Session(inputs, lambda feed: run(made, feed))
 
@@ -78,6 +81,28 @@ def run(made: Any, inputs: Mapping[str, Array]) -> list[Array]:
     """
     key, names = _signature_of(made)
     runner = made.get_signature_runner(key)
+    fed = _fed(inputs, names)
+    try:
+        results = runner(**fed)
+    except (RuntimeError, ValueError) as err:
+        raise ModelError(f"the TFLite runtime stopped: {str(err).strip()}") from err
+    return [np.array(results[name]) for name in _ordered(runner.get_output_details(), made.get_output_details())]
+
+
+def _run_tensors(made: Any, specs: Sequence[TensorSpec], inputs: Mapping[str, Array]) -> list[Array]:
+    """One inference of a file without a signature; see `run`."""
+    fed = _fed(inputs, {spec.name: spec for spec in specs})
+    try:
+        for detail in made.get_input_details():
+            made.set_tensor(detail["index"], fed[detail["name"]])
+        made.invoke()
+    except (RuntimeError, ValueError) as err:
+        raise ModelError(f"the TFLite runtime stopped: {str(err).strip()}") from err
+    return [np.array(made.get_tensor(detail["index"])) for detail in made.get_output_details()]
+
+
+def _fed(inputs: Mapping[str, Array], names: Mapping[str, TensorSpec]) -> dict[str, Array]:
+    """The inputs in the file's own types."""
     if set(inputs) != set(names):
         raise ModelError(f"inputs {sorted(inputs)} were given, the file has {sorted(names)}")
     fed = {}
@@ -86,11 +111,7 @@ def run(made: Any, inputs: Mapping[str, Array]) -> list[Array]:
         if value.shape != spec.shape:
             raise ModelError(f"input {name!r} has shape {value.shape}, the file's is {spec.shape}")
         fed[name] = value.astype(spec.dtype, copy=False)
-    try:
-        results = runner(**fed)
-    except (RuntimeError, ValueError) as err:
-        raise ModelError(f"the TFLite runtime stopped: {str(err).strip()}") from err
-    return [np.array(results[name]) for name in _ordered(runner.get_output_details(), made.get_output_details())]
+    return fed
 
 
 def signature(path: Path | str) -> tuple[str, dict[str, TensorSpec]]:
@@ -108,10 +129,11 @@ def _signature_of(made: Any) -> tuple[str, dict[str, TensorSpec]]:
         raise ModelError("the TFLite file has no signature, so its inputs have no names")
     key = next(iter(signatures))
     details = made.get_signature_runner(key).get_input_details()
-    return key, {
-        name: TensorSpec(name, tuple(int(n) for n in details[name]["shape"]), np.dtype(details[name]["dtype"]))
-        for name in _ordered(details, made.get_input_details())
-    }
+    return key, {name: _spec(name, details[name]) for name in _ordered(details, made.get_input_details())}
+
+
+def _spec(name: str, detail: Mapping[str, Any]) -> TensorSpec:
+    return TensorSpec(name, tuple(int(n) for n in detail["shape"]), np.dtype(detail["dtype"]))
 
 
 def _ordered(named: Mapping[str, Mapping[str, Any]], tensors: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -28,6 +28,7 @@ from edgepack.types import Array, Contents, Product, Written
 from edgepack.workspace import TOOLS, FileStep, Keyed, Step, Workspace, digest
 
 RANGE_SAMPLES = 128
+NO_CORRECTION = "there are no low-rank factors beside a matrix in TFLite files"
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,10 @@ class TfliteWriter:
 
     def supports(self, layer: Layer, structure: Structure, scheme: Scheme) -> str | None:
         """None where a layer can be written so, else why not."""
+        if structure.is_correction:
+            return NO_CORRECTION
+        if scheme.is_static and not self.calibrated:
+            return "there are no calibration data"
         return unsupported(layer, kind_of(layer).ops(layer, structure, 1), scheme)
 
     def corrected_schemes(self) -> tuple[Scheme, ...]:
@@ -105,15 +110,18 @@ class TfliteWriter:
         return (INT8_STATIC,) if self.calibrated else ()
 
     def takes(self, factors: Mapping[str, Replacement]) -> dict[str, Replacement]:
-        """All pairs; and other weights and code of layers whose operators are fully understood, where the pairs are put
-        into the dense file as well. `refuses` says why a part is not among them."""
-        pairs = of_structure(factors, "low-rank", "low-rank-correction")
+        """All pairs in the place of a layer; and other weights and code of layers whose operators are fully understood,
+        where the pairs are put into the dense file as well. `refuses` says why a part is not among them."""
+        factors = {name: part for name, part in factors.items() if not part.structure.is_correction}
+        pairs = of_structure(factors, "low-rank")
         if len(pairs) == len(factors) or not self._places.takes(pairs):
             return {**pairs}
         return {name: part for name, part in factors.items() if name in pairs or self._places.takes({name: part})}
 
     def refuses(self, name: str, part: Replacement) -> str | None:
         """Why a layer cannot be written like this beside pairs that are put into the dense file; None if it can."""
+        if part.structure.is_correction:
+            return NO_CORRECTION
         return None if part.structure.ranks else self._places.refuses(name, part)
 
     def write_dense(self, out: Path) -> None:
@@ -147,9 +155,12 @@ class TfliteWriter:
             graph takes that of the file, and one without a fast kernel for its scheme a wider one.
 
         Raises:
-            ModelError: the model cannot be converted, or a layer in code cannot be written.
+            ModelError: the model cannot be converted, or a layer in code cannot be written, or factors stand beside a
+                matrix.
             ValueError: a scheme in `schemes` that cannot stand beside `scheme`.
         """
+        if beside := of_structure(factors, "low-rank-correction"):
+            raise LayerError(dict.fromkeys(beside, NO_CORRECTION))
         coded = {name for name, part in factors.items() if part.structure.is_constexpr}
         self._check_coded(coded, factors, schemes or {})
         base = scheme.layers
@@ -237,7 +248,7 @@ class TfliteWriter:
         path = self._workspace.folder / f"{key[:16]}.fp32.tflite"
         if self._places.takes(factors):
             return _Float(key, path, factors, self._places.replace(path, factors))
-        pairs = of_structure(factors, "low-rank", "low-rank-correction")
+        pairs = of_structure(factors, "low-rank")
         return _Float(key, self._converted(key, pairs, path), pairs, None)
 
     def _converted(self, key: object, factors: Mapping[str, Replacement], out: Path) -> Path:

@@ -39,6 +39,9 @@ class LayerKind(Protocol):
             layer: of this kind.
             structure: of those that the kind knows.
             vectors: that one inference multiplies.
+
+        Raises:
+            ValueError: the kind does not know it.
         """
 
     def replace(self, layer: Layer, structure: Structure, decompositions: Mapping[str, Replacement]) -> Replacement:

@@ -31,12 +31,17 @@ def linear_ops(rows: int, columns: int, structure: Structure, vectors: int) -> t
     """The products of a structure for a matrix (rows, columns).
 
     Of a constexpr layer there are none that an operator computes with a weight as it is stored.
+
+    Raises:
+        ValueError: a linear layer has no such structure.
     """
     if structure.is_constexpr:
         return ()
-    if structure.rank is None:
+    if structure.is_dense:
         return (Op(WEIGHT, "matmul", rows, columns, vectors),)
     beside = structure.is_correction
+    if structure.rank is None or not (structure.is_low_rank or beside):
+        raise ValueError(f"a linear layer cannot be {structure}, expected dense, low-rank factors or constexpr")
     first = Op("B", "matmul", structure.rank, columns, vectors, corrects=beside)
     second = Op("A", "matmul", rows, structure.rank, vectors, corrects=beside)
     return (first, second, Op("base", "matmul", rows, columns, vectors)) if beside else (first, second)
@@ -67,9 +72,10 @@ class Linear:
 
     def replace(self, layer: Layer, structure: Structure, decompositions: Mapping[str, Replacement]) -> Replacement:
         """What was found for the only view."""
-        found = decompositions[WEIGHT]
-        if found.structure != structure:
-            raise ValueError(f"{layer.name}: found {found.structure}, expected {structure}")
+        found = decompositions.get(WEIGHT)
+        if found is None or found.structure != structure:
+            had = "nothing" if found is None else found.structure
+            raise ValueError(f"{layer.name}: found {had}, expected {structure}")
         return found
 
     def effective(self, layer: Layer, replacement: Replacement) -> Mapping[str, Array]:

@@ -1,0 +1,336 @@
+"""What every kind of MODEL keeps, however it is opened. A new one adds how it is given to `SOURCES`."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from contracts.conftest import SIDES, answers, vectors
+from edgepack.backends.backend import WriterData
+from edgepack.backends.registry import backend
+from edgepack.backends.runtime import predict
+from edgepack.backends.schemes import DENSE_INT8
+from edgepack.cli import app
+from edgepack.data import Samples
+from edgepack.errors import EdgepackError, InputError, ModelError, UsageError
+from edgepack.model.kinds import KINDS, views_of
+from edgepack.model.model import Kind, Model
+from edgepack.model.replacement import low_rank
+from edgepack.model.scheme import FileScheme
+from edgepack.onnxgraph.files import to_bytes
+from edgepack.sources import file_format, model_kind, model_name, open_model
+from edgepack.workspace import Cache, Workspace
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+
+
+@dataclass(frozen=True)
+class Source:
+    """One kind of MODEL.
+
+    Attributes:
+        place: puts the model of `conftest` into a folder, from the recipe's file and what was made of it, and gives
+            what the command line takes.
+        is_file: whether the model itself is a file that may be damaged.
+        names: MODEL → the name that the model has.
+    """
+
+    place: Callable[[Path, Path, Model], str]
+    is_file: bool
+    names: Mapping[str, str]
+
+
+def place_recipe(folder: Path, recipe_file: Path, opened: Model) -> str:
+    return f"{shutil.copy(recipe_file, folder / 'tiny_mlp.py')}:recipe"
+
+
+def place_program(folder: Path, recipe_file: Path, opened: Model) -> str:
+    assert opened.program is not None
+    return str(shutil.copy(opened.program, folder / "tiny_mlp.pt2"))
+
+
+def place_onnx(folder: Path, recipe_file: Path, opened: Model) -> str:
+    return str(shutil.copy(opened.path, folder / "tiny_mlp.onnx"))
+
+
+SOURCES: Mapping[Kind, Source] = {
+    "recipe": Source(
+        place_recipe,
+        is_file=False,
+        names={"a/tiny_mlp.py:recipe": "tiny-mlp", "package.Some_Module:make": "some-module", "v3/model.py:f": "v3"},
+    ),
+    "pt2": Source(place_program, is_file=True, names={"a/Tiny_MLP.pt2": "tiny-mlp", "some_v3/model.pt2": "some-v3"}),
+    "onnx": Source(
+        place_onnx, is_file=True, names={"a/b.c.onnx": "b.c", "standard_v3/model.onnx": "standard-v3", "X.onnx": "x"}
+    ),
+}
+by_kind = pytest.mark.parametrize("kind", list(SOURCES))
+files = pytest.mark.parametrize("kind", [kind for kind, source in SOURCES.items() if source.is_file])
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model, and where it came from.
+
+    Attributes:
+        spec: MODEL.
+        home: the folder that the user's file is in.
+        work: the working folder.
+        before, after: names and contents of the user's folder.
+        model: what was made of it.
+    """
+
+    spec: str
+    home: Path
+    work: Path
+    before: Mapping[str, bytes]
+    after: Mapping[str, bytes]
+    model: Model
+
+
+def held(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def sources(recipe_file: Path, opened: Model, tmp_path_factory: pytest.TempPathFactory) -> dict[Kind, Opened]:
+    found: dict[Kind, Opened] = {}
+    for kind, source in SOURCES.items():
+        home, work = tmp_path_factory.mktemp(f"{kind}-home"), tmp_path_factory.mktemp(f"{kind}-work")
+        spec = source.place(home, recipe_file, opened)
+        before = held(home)
+        model = open_model(spec, work)
+        found[kind] = Opened(spec, home, work, before, held(home), model)
+    return found
+
+
+def refused(spec: str, folder: Path) -> EdgepackError:
+    """The error of a bad MODEL, which the command line turns into its exit code."""
+    with pytest.raises((UsageError, ModelError)) as caught:
+        open_model(spec, folder)
+    err = caught.value
+    assert err.exit_code == (2 if isinstance(err, UsageError) else 3)
+    assert not list(folder.iterdir()), "nothing is left of it"
+    return err
+
+
+def test_every_kind_is_held_to_this() -> None:
+    assert set(SOURCES) == set(get_args(Kind))
+
+
+@by_kind
+def test_a_kind_is_told_by_its_name(kind: Kind, sources: dict[Kind, Opened]) -> None:
+    spec = sources[kind].spec
+    assert model_kind(spec) == kind
+    assert file_format(spec) == ("onnx" if kind == "onnx" else None)
+    for given, name in SOURCES[kind].names.items():
+        assert model_kind(given) == kind
+        assert model_name(given) == name
+    assert sources[kind].model.name == model_name(spec) == "tiny-mlp"
+    assert sources[kind].model.kind == kind
+
+
+@by_kind
+def test_layers_are_found_in_graph_order(kind: Kind, sources: dict[Kind, Opened]) -> None:
+    layers = sources[kind].model.layers
+    assert [(layer.out_features, layer.in_features) for layer in layers] == list(SIDES)
+    assert len({layer.name for layer in layers}) == len(layers)
+    assert len({view.name for view in views_of(layers)}) == len(layers)
+    for layer in layers:
+        assert layer.kind in KINDS
+        assert layer.uses == 1
+        assert layer.bias is not None
+        assert layer.bias.shape == (layer.out_features,)
+        for array in (*layer.weights.values(), layer.bias):
+            assert array.dtype == np.float32
+            assert np.isfinite(array).all()
+
+
+@by_kind
+def test_layers_are_those_of_every_other_kind(kind: Kind, sources: dict[Kind, Opened], opened: Model) -> None:
+    for layer, other in zip(sources[kind].model.layers, opened.layers, strict=True):
+        np.testing.assert_array_equal(layer.weight, other.weight)
+        assert layer.bias is not None
+        assert other.bias is not None
+        np.testing.assert_array_equal(layer.bias, other.bias)
+
+
+@by_kind
+def test_the_native_file_runs_and_is_the_model(kind: Kind, sources: dict[Kind, Opened]) -> None:
+    model = sources[kind].model
+    assert model.path == model.files[model.native]
+    assert model.path.is_file()
+    session = backend(model.native).load(model.path)
+    assert session.inputs == model.inputs
+    (spec,) = model.inputs
+    assert (spec.name, spec.shape, spec.dtype) == ("pixels", (1, 64), np.float32)
+    x = vectors(8, 3)
+    found = predict(session, Samples({"pixels": x}))
+    np.testing.assert_allclose(found, answers(model.layers, x), rtol=1e-4, atol=1e-5)
+
+
+@by_kind
+def test_the_native_backend_knows_every_layer(kind: Kind, sources: dict[Kind, Opened]) -> None:
+    model = sources[kind].model
+    names = [layer.name for layer in model.layers]
+    assert set(backend(model.native).observe(model.content, names, threads=1).keys) == set(names)
+    assert backend(model.native).depths(model.content, names) == {name: n for n, name in enumerate(names)}
+
+
+@by_kind
+def test_a_second_time_gives_the_same_model(kind: Kind, sources: dict[Kind, Opened], tmp_path: Path) -> None:
+    source = sources[kind]
+    again = open_model(source.spec, tmp_path)
+    assert again.sha256 == source.model.sha256
+    assert len(again.sha256) == 64
+    assert int(again.sha256, 16) > 0
+    assert [layer.name for layer in again.layers] == [layer.name for layer in source.model.layers]
+    assert again.path.read_bytes() == source.model.path.read_bytes()
+    assert to_bytes(again.content) == to_bytes(source.model.content)
+
+
+@pytest.fixture(scope="module")
+def other(recipe_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Model]:
+    """Another recipe, of other weights: names and shapes are the same."""
+    home = tmp_path_factory.mktemp("other")
+    changed = home / recipe_file.name
+    changed.write_text(recipe_file.read_text().replace("manual_seed(0)", "manual_seed(1)"))
+    return changed, open_model(f"{changed}:recipe", tmp_path_factory.mktemp("other-work"))
+
+
+@by_kind
+def test_another_model_has_another_digest(
+    kind: Kind, sources: dict[Kind, Opened], other: tuple[Path, Model], tmp_path: Path
+) -> None:
+    home, work = tmp_path / "home", tmp_path / "work"
+    home.mkdir()
+    work.mkdir()
+    found = open_model(SOURCES[kind].place(home, other[0], other[1]), work)
+    assert found.sha256 != sources[kind].model.sha256
+    assert [layer.name for layer in found.layers] == [layer.name for layer in sources[kind].model.layers]
+
+
+@by_kind
+def test_writing_changes_neither_the_model_nor_its_file(
+    kind: Kind, sources: dict[Kind, Opened], tmp_path: Path
+) -> None:
+    model = sources[kind].model
+    made, before, stored = backend(model.native), to_bytes(model.content), model.path.read_bytes()
+    weights = [layer.weight.copy() for layer in model.layers]
+    data = WriterData(Samples({"pixels": vectors(8, 4)}), {"pixels": vectors(1, 5)}, 127)
+    first = model.layers[0]
+    parts = {first.name: low_rank(first.weight[:, :4].copy(), first.weight[:4].copy(), first.bias)}
+    with made.engine() as engine:
+        writer = made.open(model, data, engine, Workspace(Cache(tmp_path / "cache"), tmp_path))
+        for scheme in DENSE_INT8[model.native]:
+            writer.write(parts, FileScheme.of(scheme), tmp_path / "m")
+            writer.write_baseline(scheme, tmp_path / "m")
+    assert to_bytes(model.content) == before
+    assert model.path.read_bytes() == stored
+    for layer, weight in zip(model.layers, weights, strict=True):
+        np.testing.assert_array_equal(layer.weight, weight)
+
+
+@by_kind
+def test_only_the_working_folder_is_written(kind: Kind, sources: dict[Kind, Opened]) -> None:
+    source = sources[kind]
+    assert source.after == source.before
+    made = {*source.model.files.values(), *filter(None, [source.model.program])}
+    for path in made:
+        assert path.parent == source.work or str(path) == source.spec
+    assert set(held(source.work)) <= {path.name for path in made if path.parent == source.work}
+
+
+@by_kind
+def test_a_program_and_a_recipe_where_there_are_some(kind: Kind, sources: dict[Kind, Opened]) -> None:
+    model = sources[kind].model
+    assert (model.recipe is not None) == (kind == "recipe")
+    assert (model.program is not None) == (kind != "onnx")
+    if model.recipe is not None:
+        assert not model.recipe.model.training
+        assert len(model.recipe.example_inputs) == len(model.inputs)
+
+
+@by_kind
+def test_a_missing_file_is_named(kind: Kind, sources: dict[Kind, Opened], tmp_path: Path) -> None:
+    spec = sources[kind].spec.replace("tiny_mlp", "no_such_mlp")
+    assert model_kind(spec) == kind
+    err = refused(spec, tmp_path)
+    assert isinstance(err, ModelError)
+    assert "no_such_mlp" in err.message
+    assert err.hint
+
+
+@by_kind
+def test_a_text_of_that_name_is_no_model(kind: Kind, sources: dict[Kind, Opened], tmp_path: Path) -> None:
+    home, work = tmp_path / "home", tmp_path / "work"
+    home.mkdir()
+    work.mkdir()
+    file = home / Path(sources[kind].spec.split(":")[0]).name
+    file.write_text("this is a text, and no model\n" * 50)
+    spec = sources[kind].spec.replace(str(sources[kind].home), str(home))
+    err = refused(spec, work)
+    assert isinstance(err, ModelError)
+    assert file.name in err.message
+    assert err.hint
+
+
+@files
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.7, 0.97])
+def test_a_truncated_file_is_no_model(kind: Kind, share: float, sources: dict[Kind, Opened], tmp_path: Path) -> None:
+    home, work = tmp_path / "home", tmp_path / "work"
+    home.mkdir()
+    work.mkdir()
+    content = Path(sources[kind].spec).read_bytes()
+    cut = home / Path(sources[kind].spec).name
+    cut.write_bytes(content[: int(share * len(content))])
+    err = refused(str(cut), work)
+    assert isinstance(err, ModelError)
+    assert cut.name in err.message
+    assert err.hint
+
+
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [
+        ("nothing", "functions there: broken, recipe, with_argument, wrong"),
+        ("with_argument", "needs the arguments size"),
+        ("wrong", "returned Model, a Recipe was expected"),
+        ("broken", "RuntimeError at .*tiny_mlp.py:[0-9]+: the weights are not here"),
+        ("Model", "returned Model, a Recipe was expected"),
+    ],
+)
+def test_a_wrong_function_is_explained(function: str, said: str, sources: dict[Kind, Opened], tmp_path: Path) -> None:
+    err = refused(sources["recipe"].spec.replace(":recipe", f":{function}"), tmp_path)
+    assert isinstance(err, ModelError)
+    assert err.hint
+    with pytest.raises(ModelError, match=said):
+        raise err
+
+
+@pytest.mark.parametrize("spec", ["model.tflite", "model", "file.py", "file.py:", ":f", "file.py:not a name", ""])
+def test_what_is_no_kind_of_model_is_a_usage_error(spec: str, tmp_path: Path) -> None:
+    err = refused(spec, tmp_path)
+    assert isinstance(err, UsageError)
+    assert repr(spec) in err.message
+    assert err.hint
+
+
+@by_kind
+def test_the_command_line_exits_as_documented(kind: Kind, sources: dict[Kind, Opened]) -> None:
+    missing = sources[kind].spec.replace("tiny_mlp", "no_such_mlp")
+    found = CliRunner().invoke(app, ["inspect", missing])
+    assert found.exit_code == InputError.exit_code == 3
+    assert "no_such_mlp" in found.stderr
+    found = CliRunner().invoke(app, ["inspect", f"{missing}.tflite"])
+    assert found.exit_code == UsageError.exit_code == 2
+    found = CliRunner().invoke(app, ["inspect", sources[kind].spec])
+    assert found.exit_code == 0, found.stderr
+    assert all(layer.name in found.stdout for layer in sources[kind].model.layers)
