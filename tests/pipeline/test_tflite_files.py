@@ -24,6 +24,7 @@ from edgepack.model.scheme import FileScheme
 from edgepack.onnxgraph.files import save
 from edgepack.onnxgraph.rewrite import with_factors
 from edgepack.types import Array
+from edgepack.workspace import Cache
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 
@@ -86,8 +87,10 @@ def test_every_layer_of_a_file_in_its_own_scheme(
     files.write(factors, FileScheme.of(FP32), tmp_path / "one.tflite", {second.name: INT4_DYNAMIC})
     got = held(files, tmp_path / "one.tflite")
     assert (got[64, 96], got[24, 96], got[10, 96]) == (32, 4, 32)
-    twice = [weight for weight in files.read(tmp_path / "one.tflite").weights if weight == (24, 96, 4)]
-    assert len(twice) == 4, "both halves, in both places"
+    contents = files.read(tmp_path / "one.tflite")
+    assert contents.weights.count((24, 96, 4)) == 2, "both halves, each stored once"
+    halves = [product for product in contents.products if (*product.sides, product.bits) == (24, 96, 4)]
+    assert len(halves) == 4, "both halves, in both places"
 
 
 def test_fewer_bits_make_a_smaller_file(files: TfliteWriter, data: Samples, tmp_path: Path) -> None:
@@ -182,12 +185,16 @@ def test_a_product_from_the_left_is_a_layer_too(
     assert (held(files, tmp_path / "m.tflite")[3, 6], held(files, tmp_path / "m.tflite")[96, 96]) == (32, 8)
 
 
-def test_a_layer_without_an_operator_is_named(
+def test_a_layer_without_an_operator_takes_the_scheme_of_the_file(
     files: TfliteWriter, layers: tuple[Layer, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = layers[1].name
     known = {other: names for other, names in files._places.operators.items() if other != name}
     monkeypatch.setitem(files.__dict__, "_places", replace(files._places, operators=known))
-    with pytest.raises(ModelError, match=f"no operator of the TFLite file has the weights of {name}"):
-        files.write({}, FileScheme.of(FP32), tmp_path / "m.tflite", {name: INT4_DYNAMIC, layers[0].name: INT8_DYNAMIC})
-    assert not (tmp_path / "m.tflite").exists()
+    elsewhere = replace(files._workspace, cache=Cache(tmp_path / "cache"))
+    monkeypatch.setattr(files, "_workspace", elsewhere)
+    out = tmp_path / "m.tflite"
+    written = files.write({}, FileScheme.of(FP32), out, {name: INT4_DYNAMIC, layers[0].name: INT8_DYNAMIC})
+    assert name not in written.schemes
+    assert written.schemes[layers[0].name] == INT8_DYNAMIC
+    assert (held(files, out)[64, 96], held(files, out)[96, 96]) == (8, 32)
