@@ -32,6 +32,7 @@ from edgepack.bench.results import (
 )
 from edgepack.bench.results_file import load_result, load_results, save_result
 from edgepack.bench.schedule import FULL, QUICK
+from edgepack.bench.session import Settings
 from edgepack.bench.summary import summarize_result
 from edgepack.errors import PackError, TargetsError
 from edgepack.targets import get_target
@@ -359,7 +360,8 @@ def test_a_pack_is_benched_on_its_example_inputs_and_keeps_the_result(pack: Path
     import numpy as np
 
     np.savez(pack / "example_inputs.npz", x=np.ones((1, 64), np.float32))
-    result = bench_pack(pack, target=get_target("host"), device=LocalDevice(), quick=True, cold=False)
+    warm = Settings(quick=True, cold=False)
+    result = bench_pack(pack, target=get_target("host"), device=LocalDevice(), settings=warm)
     assert load_results(pack) == [result]
     assert result.conditions.model == "mlp"
     assert len(result.conditions.inputs) == 64

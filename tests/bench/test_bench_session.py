@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from edgepack.bench.results import Counter, Throttle, Tool
 from edgepack.bench.results_check import problems
 from edgepack.bench.results_file import load_result, save_result
 from edgepack.bench.schedule import QUICK
-from edgepack.bench.session import Variant, bench_variants
+from edgepack.bench.session import Settings, Variant, bench_variants
 from edgepack.bench.summary import LINE_BYTES, cache_misses, summarize_result
 from edgepack.errors import (
     DataError,
@@ -79,7 +79,11 @@ def variants(tmp_path: Path) -> list[Variant]:
 
 
 def run(variants: list[Variant], device: FakeDevice, **options: Any) -> Any:
-    return bench_variants(variants, target=get_target("rpi4"), device=device, quick=True, **options)
+    """Quick; `options` are those of `Settings` and of `bench_variants`."""
+    ways = {field.name for field in fields(Settings)}
+    settings = Settings(**{"quick": True} | {name: value for name, value in options.items() if name in ways})
+    others = {name: value for name, value in options.items() if name not in ways}
+    return bench_variants(variants, target=get_target("rpi4"), device=device, settings=settings, **others)
 
 
 def test_a_real_quick_run_of_both_formats(onnx_model: Path, tflite_models: Path, tmp_path: Path) -> None:
@@ -98,9 +102,7 @@ def test_a_real_quick_run_of_both_formats(onnx_model: Path, tflite_models: Path,
         variants,
         target=get_target("host"),
         device=LocalDevice(),
-        quick=True,
-        schedule=schedule,
-        sustained=True,
+        settings=Settings(quick=True, schedule=schedule, sustained=True),
         progress=lambda stage, done=0, total=0: seen.append((stage, done, total)),
     )
     assert [done for _, done, _ in seen] == list(range(1, len(seen) + 1))
@@ -340,11 +342,12 @@ def test_a_machine_without_core_names_has_no_clusters() -> None:
 
 def test_the_result_says_which_cluster(variants: list[Variant]) -> None:
     device = FakeDevice(of_clusters(), answer)
-    result = bench_variants(variants, target=get_target("rk3588"), device=device, quick=True, cluster="cortex-a55")
+    little = Settings(quick=True, cluster="cortex-a55")
+    result = bench_variants(variants, target=get_target("rk3588"), device=device, settings=little)
     assert {job.cpus for job in device.jobs} == {(3,)}
     assert result.conditions.cluster == "cortex-a55"
     assert ".cortex-a55." in result.file_name
-    other = bench_variants(variants, target=get_target("rk3588"), device=device, quick=True)
+    other = bench_variants(variants, target=get_target("rk3588"), device=device, settings=replace(little, cluster=None))
     assert other.conditions.cluster == "cortex-a76"
     assert other.file_name != result.file_name
 

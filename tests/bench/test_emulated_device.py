@@ -8,13 +8,12 @@ from pathlib import Path
 import bench_models
 import numpy as np
 import pytest
-from edgepack.pipeline.statistics import decompose
 
+from edgepack.backends.backend import WriterData
 from edgepack.backends.onnx import schemes as onnx
-from edgepack.backends.onnx.writer import OnnxWriter
+from edgepack.backends.registry import backend
 from edgepack.backends.schemes import SCHEMES
 from edgepack.backends.tflite import schemes as tflite
-from edgepack.backends.tflite.writer import TfliteWriter
 from edgepack.bench.devices.device import Job
 from edgepack.bench.devices.emulated import EmulatedDevice
 from edgepack.bench.emulate import MAX_DB, emulate_variants
@@ -24,11 +23,13 @@ from edgepack.emulator.counts import LEVELS, middle, per_inference
 from edgepack.errors import DataError, ModelError, StableDeviceError, TransientDeviceError
 from edgepack.factorize import factorizer
 from edgepack.model.scheme import FileScheme, Scheme
+from edgepack.pipeline.activations import Subject
+from edgepack.pipeline.decompositions import decompose
 from edgepack.pipeline.guarding import load_data
 from edgepack.quantize.gauge import balanced
 from edgepack.sources import open_model
 from edgepack.targets import get_target
-from edgepack.workspace import Cache, silent
+from edgepack.workspace import Cache, Workspace
 
 pytestmark = pytest.mark.system
 
@@ -65,14 +66,17 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tuple[Sc
     recipe.write_text(RECIPE)
     opened = open_model(f"{recipe}:recipe", work)
     data = load_data(None, opened, str(recipe), 0)
-    cache = Cache(work / "cache")
-    spectra, _ = decompose(opened.content, opened.layers, "whitened", data.calibration, "small", cache, silent)
-    layer, spectrum = opened.layers[0], spectra[0]
-    factors = {layer.name: balanced(factorizer("whitened").factors(layer, spectrum, 24), spectrum, seed=0)}
+    workspace = Workspace(Cache(work / "cache"), work)
+    subject = Subject(opened, data.calibration, "small")
+    view, (spectrum, *_) = subject.views[0], decompose(subject, "whitened", workspace)[0]
+    factors = {view.name: balanced(factorizer("whitened").factors(view, spectrum, 24), spectrum, seed=0)}
+    seen = WriterData(data.calibration, example(data.guard, opened.inputs, 0), largest=127)
     written: list[tuple[Scheme, Variant]] = []
-    with TfliteWriter(cache, work) as converted:
-        converted.open(opened, data.calibration, example(data.guard, opened.inputs, 0))
-        for each in (OnnxWriter(opened.content, data.calibration, largest=127), converted):
+    with backend("tflite").engine() as converter:
+        for each in (
+            backend("onnx").open(opened, seen, None, workspace),
+            backend("tflite").open(opened, seen, converter, workspace),
+        ):
             for scheme in SCHEMES[each.fmt]:
                 dense, pair = (work / f"{kind}.{scheme}.{each.fmt}" for kind in ("dense", "pair"))
                 each.write_dense(dense) if scheme.is_float else each.write_baseline(scheme, dense)
@@ -87,7 +91,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tuple[Sc
 def test_every_scheme_answers_as_on_this_machine(emulator: Path, files, target: str) -> None:
     """Cortex-A53, A55, A72 and A76 each get kernels of their own, with and without dot products."""
     inputs, written = files
-    result = emulate_variants([one for _, one in written], {}, target=get_target(target), inputs=inputs, by_layer=False)
+    result = emulate_variants([one for _, one in written], None, target=get_target(target), inputs=inputs)
     for (scheme, variant), found in zip(written, result.variants, strict=True):
         assert found.name == variant.name
         assert found.agreement_db is not None
@@ -98,7 +102,7 @@ def test_every_scheme_answers_as_on_this_machine(emulator: Path, files, target: 
 def test_counts_repeat_and_a_pair_executes_less(emulator: Path, files) -> None:
     _, written = files
     chosen = [one for scheme, one in written if scheme == tflite.INT8_DYNAMIC]
-    first, second = (emulate_variants(chosen, {}, target=get_target("rpi4"), by_layer=False).variants for _ in range(2))
+    first, second = (emulate_variants(chosen, None, target=get_target("rpi4")).variants for _ in range(2))
     for one, other in zip(first, second, strict=True):
         counts = [middle(found.rounds).instructions for found in (one, other)]
         assert counts[0] == pytest.approx(counts[1], rel=0.01)
@@ -122,7 +126,7 @@ def test_twice_the_layer_executes_and_reads_twice_as_much(emulator: Path, tmp_pa
 
 
 def test_an_x86_target_runs_without_a_root_folder(emulator: Path, onnx_model: Path) -> None:
-    result = emulate_variants([Variant("mlp", "onnx", onnx_model)], {}, target=get_target("j4125"), by_layer=False)
+    result = emulate_variants([Variant("mlp", "onnx", onnx_model)], None, target=get_target("j4125"))
     assert middle(result.variants[0].rounds).instructions > 64 * 48 / 8
     assert "-avx2" in result.emulation.cpu
 

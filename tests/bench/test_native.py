@@ -27,7 +27,7 @@ from edgepack.bench.devices.native_probe import cpu_list, probe_report, tried
 from edgepack.bench.devices.remote import RemoteDevice
 from edgepack.bench.devices.shell import ShellFacts
 from edgepack.bench.facts import choose_cpus, facts_from_probe
-from edgepack.bench.session import Variant, bench_variants
+from edgepack.bench.session import Settings, Variant, bench_variants
 from edgepack.bench.summary import summarize_result
 from edgepack.errors import DeviceError, StableDeviceError, TransientDeviceError, UsageError
 from edgepack.model.scheme import FORMATS
@@ -445,7 +445,7 @@ def test_a_whole_session_with_tools(remote: RemoteDevice, tmp_path: Path) -> Non
             path = tmp_path / f"{name}.{fmt}"
             path.write_text(f"{name} as {fmt}")
             variants.append(Variant(name, fmt, path))
-    result = bench_variants(variants, target=get_target("host"), device=device, quick=True)
+    result = bench_variants(variants, target=get_target("host"), device=device, settings=Settings(quick=True))
     assert {fmt: tool.name for fmt, tool in result.conditions.tools.items()} == {
         "onnx": "onnxruntime_perf_test",
         "tflite": "benchmark_model",

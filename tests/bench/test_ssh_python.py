@@ -12,7 +12,7 @@ import sshd
 
 from edgepack.bench.devices.device import Job
 from edgepack.bench.devices.remote import RemoteDevice
-from edgepack.bench.session import Variant, bench_variants
+from edgepack.bench.session import Settings, Variant, bench_variants
 from edgepack.errors import DataError, DeviceError, EdgepackError, StableDeviceError
 from edgepack.targets import get_target
 
@@ -95,7 +95,12 @@ def test_a_runtime_of_other_instructions(rig: sshd.Rig, onnx_model: Path) -> Non
     assert error.message.startswith("latency of mlp.onnx on device: the process died of SIGILL")
     assert "it is unsupported here; try another version of it" in (error.hint or "")
     with pytest.raises(StableDeviceError, match=r"the device runs no onnx: onnxruntime .*SIGILL"):
-        bench_variants([Variant("m", "onnx", onnx_model)], target=get_target("host"), device=device, quick=True)
+        bench_variants(
+            [Variant("m", "onnx", onnx_model)],
+            target=get_target("host"),
+            device=device,
+            settings=Settings(quick=True),
+        )
     finish(rig, device)
 
 

@@ -17,7 +17,7 @@ from edgepack.bench.devices.remote import RemoteDevice
 from edgepack.bench.devices.ssh import SshLink
 from edgepack.bench.results import BenchResult
 from edgepack.bench.schedule import QUICK
-from edgepack.bench.session import Variant, bench_variants
+from edgepack.bench.session import Settings, Variant, bench_variants
 from edgepack.targets import get_target
 
 pytestmark = pytest.mark.system
@@ -158,11 +158,12 @@ def shape(result: BenchResult) -> object:
 def test_a_whole_session_has_the_shape_of_a_local_one(rig: sshd.Rig, onnx_model: Path) -> None:
     variants = [Variant("edgepack", "onnx", onnx_model)]
     schedule = replace(QUICK, processes=1, warmup_s=0.0, seconds=0.02, runs=5, cold_runs=2, retries=0)
+    settings = Settings(quick=True, schedule=schedule)
     remote = rig.device()
     devices: list[Device] = [LocalDevice(), remote]
     found = []
     for device in devices:
-        found.append(bench_variants(variants, target=get_target("host"), device=device, quick=True, schedule=schedule))
+        found.append(bench_variants(variants, target=get_target("host"), device=device, settings=settings))
     here, there = found
     remote.settle()
     remote.close()

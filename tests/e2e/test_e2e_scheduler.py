@@ -12,13 +12,14 @@ import onnx_ir as ir
 import pytest
 from dask_cluster import DaskCluster, dask_cluster
 from e2e_cli import assert_fails, run
-from edgepack.pipeline.statistics import decompose
 
 from edgepack.data import Samples
 from edgepack.executor import Workers, cluster, workers
-from edgepack.onnxgraph.sites import find_sites
+from edgepack.pipeline.activations import Subject
+from edgepack.pipeline.decompositions import decompose
+from edgepack.sources import open_model
 from edgepack.types import Spectrum
-from edgepack.workspace import Cache, Progress, silent
+from edgepack.workspace import Cache, Progress, Workspace, silent
 
 SIDE, LAYERS = 320, 12
 
@@ -51,10 +52,12 @@ def here(model: ir.Model, samples: Samples, tmp_path_factory: pytest.TempPathFac
 
 
 def spectra(
-    model: ir.Model, samples: Samples, cache: Path, progress: Progress, executor: Workers | None
+    model: ir.Model, samples: Samples, folder: Path, progress: Progress, executor: Workers | None
 ) -> tuple[Spectrum, ...]:
-    layers = [site.layer for site in find_sites(model)]
-    found, unseen = decompose(model, layers, "whitened", samples, "key", Cache(cache), progress, executor)
+    ir.save(model, folder / "chain.onnx")
+    opened = open_model(str(folder / "chain.onnx"), folder)
+    workspace = Workspace(Cache(folder / "cache"), folder, workers=executor, progress=progress)
+    found, unseen = decompose(Subject(opened, samples, "key"), "whitened", workspace)
     assert unseen == ()
     return found
 
@@ -95,7 +98,7 @@ def test_the_result_is_the_same_although_a_worker_is_killed(
 
     with dask_cluster(tmp_path) as running, workers(running.address) as executor, ThreadPoolExecutor(1) as beside:
         killed = beside.submit(kill, running)
-        found = spectra(model, samples, tmp_path / "cache", progress, executor)
+        found = spectra(model, samples, tmp_path, progress, executor)
         assert killed.result(timeout=30) == -9
         assert sum(worker.poll() is None for worker in running.workers) == 1
     assert_same(found, here)

@@ -15,6 +15,7 @@ from e2e_cli import assert_fails, invoke
 from edgepack.backends.onnx.schemes import INT8_DYNAMIC
 from edgepack.emit.onnx import to_schemes
 from edgepack.factorize import svd
+from edgepack.model.kinds import views_of
 from edgepack.onnxgraph.files import load, save
 from edgepack.onnxgraph.rewrite import with_factors
 from edgepack.onnxgraph.session import session
@@ -66,9 +67,9 @@ def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _factored(model: ir.Model) -> ir.Model:
     """Every layer as a pair of full rank: the same function."""
     factors = {}
-    for site in find_sites(model):
-        spectrum = svd.spectrum(site.layer)
-        factors[site.layer.name] = svd.factors(site.layer, spectrum, len(spectrum.energies))
+    for view in views_of(site.layer for site in find_sites(model)):
+        spectrum = svd.spectrum(view)
+        factors[view.name] = svd.factors(view, spectrum, len(spectrum.energies))
     return with_factors(model, factors)
 
 
