@@ -32,7 +32,7 @@ def test_the_packed_file_has_its_ranks_and_the_baselines_have_none() -> None:
 @pytest.mark.parametrize(("structure", "beside"), [("low-rank", False), ("low-rank-correction", True), (7, False)])
 def test_factors_beside_a_matrix_are_told_by_the_structure(structure: Any, beside: bool) -> None:
     for layer, wanted in (({**LAYER, "structure": structure}, beside), ({**DENSE, "structure": structure}, False)):
-        (found,) = layer_shapes(manifest(layer), PACK, "edgepack", "onnx")
+        (found,) = facts_of(manifest(layer), PACK).layer_shapes("edgepack", "onnx")
         assert found.beside is wanted
 
 

@@ -10,7 +10,6 @@ import pytest
 from small_builds import options
 
 from edgepack.errors import ModelError, UsageError
-from edgepack.model.kinds import views_of
 from edgepack.model.replacement import Replacement
 from edgepack.pipeline.build import build
 from edgepack.pipeline.distill import Recovery

@@ -13,6 +13,7 @@ from edgepack.data import Samples
 from edgepack.factorize import whitened
 from edgepack.factorize.whitened import shrunk_covariance
 from edgepack.model.kinds import views_of
+from edgepack.model.layer import View
 from edgepack.model.model import Model
 from edgepack.pipeline import activations
 from edgepack.pipeline.activations import FEW, FEWEST, Covariances, Subject
