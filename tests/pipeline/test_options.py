@@ -149,7 +149,7 @@ def test_formats(text: str, expected: tuple[str, ...]) -> None:
 
 def test_formats_whose_packages_are_missing_are_left_out_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     assert options().chosen_formats == ("onnx", "tflite")
-    monkeypatch.setattr("edgepack.emit.needs.find_spec", lambda name: None if name == "pnnx" else object())
+    monkeypatch.setattr("edgepack.backends.registry.find_spec", lambda name: None if name == "pnnx" else object())
     assert options().chosen_formats == ("onnx",)
     assert options().unwritable == {"tflite": ("pnnx",)}
     assert BuildOptions("m.pt2", RPI4).chosen_formats == ("onnx", "tflite"), "only ONNX files go through pnnx"
@@ -163,7 +163,7 @@ def test_a_target_may_lack_what_cannot_be_written_anyway(monkeypatch: pytest.Mon
     target = replace(RPI4, runtimes={"onnx": "onnxruntime"})
     with pytest.raises(TargetsError, match="cannot run tflite"):
         BuildOptions("m.onnx", target)
-    monkeypatch.setattr("edgepack.emit.needs.find_spec", lambda _: None)
+    monkeypatch.setattr("edgepack.backends.registry.find_spec", lambda _: None)
     assert BuildOptions("m.onnx", target).chosen_formats == ("onnx",)
 
 
