@@ -126,8 +126,8 @@ def test_the_undisturbed_turns_are_taken_or_the_least_disturbed(shares: list[flo
 
 
 def _file_of(point: Point) -> str:
-    rank = "dense" if point.rank is None else f"rank{point.rank}"
-    return f"{point.out_features}x{point.in_features}.{rank}.batch{point.batch}.{point.scheme}.{point.format}"
+    structure = "-".join(map(str, (point.structure.name, *point.structure.ranks)))
+    return f"{point.out_features}x{point.in_features}.{structure}.batch{point.batch}.{point.scheme}.{point.format}"
 
 
 def test_nothing_is_measured_twice_unless_it_is_asked_for(
