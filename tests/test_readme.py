@@ -136,7 +136,7 @@ def test_options_in_a_row_of_the_command_table_are_its_own(prose: str) -> None:
 def test_the_option_table_of_build_is_complete(prose: str) -> None:
     rows = [line.split("|")[1] for line in prose.splitlines() if line.startswith("| `--")]
     listed = {option for row in rows for option in re.findall(r"--[a-z][a-z-]*", row)}
-    everywhere = {"--help", "--json", "--verbose"}
+    everywhere = {"--help", "--json", "--markdown", "--csv", "--verbose"}
     assert listed - everywhere == commands()["build"] - everywhere
 
 

@@ -37,7 +37,7 @@ def model() -> ir.Model:
         nodes += [ir.node("Tanh", [nodes[-1].outputs[0]])]
         value = nodes[-1].outputs[0]
     value.name, value.type, value.shape = "y", ir.TensorType(ir.DataType.FLOAT), x.shape
-    graph = ir.Graph([x], [value], nodes=nodes, initializers=weights, opset_imports={"": 17})
+    graph = ir.Graph([x], [value], nodes=nodes, initializers=weights, opset_imports={"": 17}, name="chain")
     return ir.Model(graph, ir_version=9)
 
 
