@@ -63,7 +63,9 @@ def dense_int8_s(layers: Layers) -> float:
     """
     found = []
     for scheme in {one.scheme for layer in layers for one in layer if one.scheme.bits == BITS["int8"]}:
-        dense = [[one.latency_s for one in layer if one.rank is None and one.scheme == scheme] for layer in layers]
+        dense = [
+            [one.latency_s for one in layer if one.structure.is_dense and one.scheme == scheme] for layer in layers
+        ]
         if all(dense):
             found.append(sum(min(own) for own in dense))
     if not found:

@@ -18,9 +18,11 @@ from edgepack.cache import Cache, digest
 from edgepack.data import example
 from edgepack.errors import ProofError
 from edgepack.factorize import factorizer
+from edgepack.model.kinds import kind_of, views_of
 from edgepack.model.layer import Layer
 from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import FileScheme, Scheme
+from edgepack.model.structure import DENSE, low_rank
 from edgepack.pipeline.files import ModelFiles
 from edgepack.pipeline.guarding import Data, load_data
 from edgepack.pipeline.ladder import LayerPlans
@@ -110,12 +112,12 @@ def model_files(work: Path, model: str = MODEL, rank: int = RANK) -> list[LayerF
 
 def _factored(opened: Opened, data: Data, cache: Cache, rank: int) -> tuple[LayerPlans, dict[str, Replacement]]:
     key = digest(opened.sha256, data.digest())
-    spectra, _ = decompose(opened.model, opened.layers, METHOD, data.calibration, key, cache, silent)
+    spectra, _ = decompose(opened.model, views_of(opened.layers), METHOD, data.calibration, key, cache, silent)
     algorithm = factorizer(METHOD)
     plans = tuple(_plan(layer, spectrum, rank) for layer, spectrum in zip(opened.layers, spectra, strict=True))
     factors = {
-        layer.name: balanced(algorithm.factors(layer, spectrum, rank), spectrum, seed=SEED)
-        for layer, spectrum, plan in zip(opened.layers, spectra, plans, strict=True)
+        view.name: balanced(algorithm.factors(view, spectrum, rank), spectrum, seed=SEED)
+        for view, spectrum, plan in zip(views_of(opened.layers), spectra, plans, strict=True)
         if plan.rank is not None
     }
     return plans, factors
@@ -126,7 +128,9 @@ def _plan(layer: Layer, spectrum: Spectrum, rank: int) -> LayerPlan:
     limit = break_even_rank(*sides)
     taken = rank if rank <= limit else None
     lost = 0.0 if taken is None else float(spectrum.lost_share()[taken])
-    return LayerPlan(layer.name, *sides, taken, limit, lost, "one rank for all layers")
+    structure = DENSE if taken is None else low_rank(taken)
+    dense, ops = (kind_of(layer).ops(layer, each, 1) for each in (DENSE, structure))
+    return LayerPlan(layer.name, dense, structure, ops, limit, lost, "one rank for all layers")
 
 
 def _written(
@@ -139,8 +143,8 @@ def _written(
         yield LayerFile("dense", scheme, Variant(f"dense-{scheme}", fmt, path))
     for scheme in SCHEMES[fmt]:
         path = work / f"pair.{scheme}.{fmt}"
-        files.write(factors, FileScheme.of(scheme), path)
-        proof = verify.two_thin_matmuls(files.read_optimized(path), plan)
+        written = files.write(factors, FileScheme.of(scheme), path)
+        proof = verify.structures_kept(files.read(path), files.read_optimized(path), written, plan)
         if not proof.passed:
             raise ProofError(f"{path.name}: {proof.name}: {proof.detail}")
         yield LayerFile("pair", scheme, Variant(f"pair-{scheme}", fmt, path))

@@ -16,9 +16,11 @@ from edgepack.cache import Cache, digest
 from edgepack.data import Samples
 from edgepack.factorize import factorizer
 from edgepack.inference import THREADS, load, predict
-from edgepack.model.layer import Layer
+from edgepack.model.kinds import views_of
+from edgepack.model.layer import Layer, View
 from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import FileScheme
+from edgepack.model.structure import low_rank
 from edgepack.pipeline.guarding import load_data
 from edgepack.pipeline.onnx_files import OnnxFiles
 from edgepack.pipeline.opened import Opened, open_model
@@ -100,7 +102,7 @@ def _prepared(case: Case, work: Path) -> _Model:
     opened = open_model(case.model, work)
     data = load_data(case.data, opened, case.model, SEED)
     key = digest(opened.sha256, data.digest())
-    spectra, _ = decompose(opened.model, opened.layers, METHOD, data.calibration, key, cache, silent)
+    spectra, _ = decompose(opened.model, views_of(opened.layers), METHOD, data.calibration, key, cache, silent)
     metric = "classes" if data.guard.labels is not None else "cosine"
     sensitivity = Sensitivity(
         opened, spectra, data.calibration, metric, SEED, digest(key, "order of plans"), cache, silent
@@ -109,14 +111,14 @@ def _prepared(case: Case, work: Path) -> _Model:
         raise ValueError(f"{case.name}: no gradients: {sensitivity.problem}")
     named = {layer.name: spectrum for layer, spectrum in zip(opened.layers, spectra, strict=True)}
     curvature = {}
-    for layer in opened.layers:
+    for layer in views_of(opened.layers):
         seen = sensitivity.curvatures[layer.name]
         curvature[layer.name] = _fp32_losses(layer, named[layer.name], seen.moment, seen.truncation)
-    energy = {layer.name: _fp32_losses(layer, named[layer.name], None, None) for layer in opened.layers}
+    energy = {layer.name: _fp32_losses(layer, named[layer.name], None, None) for layer in views_of(opened.layers)}
     return _Model(opened, named, curvature, energy, data.guard.head(GUARD_SAMPLES), metric)
 
 
-def _fp32_losses(layer: Layer, spectrum: Spectrum, moment: Array | None, truncation: Array | None) -> Array:
+def _fp32_losses(layer: View, spectrum: Spectrum, moment: Array | None, truncation: Array | None) -> Array:
     """(k + 1,), with infinity for rank 0, which no plan takes."""
     ranks = range(1, len(spectrum.energies) + 1)
 
@@ -124,7 +126,7 @@ def _fp32_losses(layer: Layer, spectrum: Spectrum, moment: Array | None, truncat
         raise ValueError(f"factors of rank {rank} were asked for, though nothing is quantized")
 
     found = layer_losses(layer, spectrum, moment, (FP32,), ranks, unused, largest=WEIGHT_CODES, truncation=truncation)
-    return np.array([np.inf, *(found[FP32, rank] for rank in ranks)])
+    return np.array([np.inf, *(found[FP32, low_rank(rank)] for rank in ranks)])
 
 
 def _drawn(layers: Sequence[Layer], rng: np.random.Generator) -> dict[str, int]:
@@ -141,7 +143,7 @@ def _drawn(layers: Sequence[Layer], rng: np.random.Generator) -> dict[str, int]:
 
 def _factors(model: _Model, ranks: Mapping[str, int]) -> dict[str, Replacement]:
     factors = factorizer(METHOD).factors
-    layers = {layer.name: layer for layer in model.opened.layers}
+    layers = {view.name: view for view in views_of(model.opened.layers)}
     return {name: factors(layers[name], model.spectra[name], rank) for name, rank in ranks.items()}
 
 

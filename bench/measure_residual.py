@@ -16,13 +16,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgepack.backends.onnx.schemes import CORRECTED, INT8_DYNAMIC, NBITS4, NBITS4_CORRECTED, NBITS8
+from edgepack.backends.onnx.schemes import INT8_DYNAMIC, NBITS4, NBITS8
 from edgepack.bench.devices.local import LocalDevice
 from edgepack.executor import one_thread
 from edgepack.factorize import whitened
 from edgepack.factorize.whitened import shrunk_covariance
-from edgepack.model.layer import Layer
+from edgepack.model.kinds import views_of
+from edgepack.model.kinds.linear import linear_ops
+from edgepack.model.layer import View
 from edgepack.model.scheme import Scheme
+from edgepack.model.structure import DENSE, Structure, low_rank, low_rank_correction
 from edgepack.pipeline.beside import rounded_beside
 from edgepack.pipeline.guarding import load_data
 from edgepack.pipeline.measuring import QUICK, STANDARD, measure_points
@@ -30,7 +33,7 @@ from edgepack.pipeline.moments import observe
 from edgepack.pipeline.opened import open_model
 from edgepack.plan.candidates import residual_ranks
 from edgepack.plan.sizes import size_bytes
-from edgepack.plan.table import linear_point
+from edgepack.plan.table import linear_point_in
 from edgepack.progress import silent
 from edgepack.quantize.alternate import alternate
 from edgepack.quantize.gauge import balanced
@@ -39,7 +42,7 @@ from edgepack.quantize.lattice import WeightGrid, grid_of
 from edgepack.targets import HOST, get_target
 from edgepack.types import Moments
 
-DENSE = (INT8_DYNAMIC, NBITS8, NBITS4)
+DENSE_SCHEMES = (INT8_DYNAMIC, NBITS8, NBITS4)
 MODELS = Path(__file__).parent / "models"
 SEED = 0
 
@@ -73,7 +76,8 @@ def _losses(case: _Case, *, quick: bool) -> Iterator[dict[str, Any]]:
     with tempfile.TemporaryDirectory(prefix="edgepack-bench-") as folder, one_thread():
         opened = open_model(spec, Path(folder))
         data = load_data(None, opened, spec, SEED)
-        layers = [opened.layers[index] for index in (case.layers[:2] if quick else case.layers)]
+        views = views_of(opened.layers)
+        layers = [views[index] for index in (case.layers[:2] if quick else case.layers)]
         names = [layer.name for layer in layers]
         if data.calibration is None:
             raise ValueError(f"{spec} brings no samples")
@@ -84,40 +88,42 @@ def _losses(case: _Case, *, quick: bool) -> Iterator[dict[str, Any]]:
             yield {"model": case.title, "layer": layer.name, **sides, "ways": ways}
 
 
-def _ways(layer: Layer, seen: Moments, held: Moments) -> Iterator[tuple[str, dict[str, float]]]:
+def _ways(layer: View, seen: Moments, held: Moments) -> Iterator[tuple[str, dict[str, float]]]:
     """Name → bytes in the file and share of the output energy lost on samples that were held out."""
     covariance, sides = shrunk_covariance(seen), (layer.out_features, layer.in_features)
     exact = layer.weight.astype(np.float64)
     whole = float(row_errors(exact, held.covariance).sum())
 
-    def row(scheme: Scheme, rank: int | None, weight: npt.NDArray[Any]) -> dict[str, float]:
+    def row(scheme: Scheme, structure: Structure, weight: npt.NDArray[Any]) -> dict[str, float]:
         lost = float(row_errors(weight - exact, held.covariance).sum()) / whole
-        return {"size_bytes": size_bytes(scheme, *sides, rank, bias=True), "lost_share": float(f"{lost:.4g}")}
+        return {"size_bytes": _size(scheme, structure, sides), "lost_share": float(f"{lost:.4g}")}
 
-    for scheme in DENSE:
+    for scheme in DENSE_SCHEMES:
         grid = _grid(scheme, layer.in_features)
-        yield f"dense {scheme}, nearest", row(scheme, None, round_to_nearest(layer.weight, grid).weight)
-        yield f"dense {scheme}, GPTQ", row(scheme, None, gptq(layer.weight, covariance, grid).weight)
+        yield f"dense {scheme}, nearest", row(scheme, DENSE, round_to_nearest(layer.weight, grid).weight)
+        yield f"dense {scheme}, GPTQ", row(scheme, DENSE, gptq(layer.weight, covariance, grid).weight)
     ranks = residual_ranks(*sides)
     for rank in ranks:
-        both = rounded_beside(layer, seen, NBITS4_CORRECTED, rank, seed=SEED)
-        if both.base is None:
-            raise ValueError(f"{NBITS4_CORRECTED} has no matrix beside its pair")
+        both = rounded_beside(layer, seen, NBITS4, rank, seed=SEED)
         weight = both.base + both.A.astype(np.float64) @ both.B
-        yield f"dense nbits4 + rank {rank} nbits8", row(NBITS4_CORRECTED, rank, weight)
+        yield f"dense nbits4 + rank {rank} nbits8", row(NBITS4, both.structure, weight)
     for rank in ranks:
-        size = size_bytes(NBITS4_CORRECTED, *sides, rank, bias=True)
-        own = _rank_of(size, *sides)
-        yield f"pair nbits8 of as many bytes as with rank {rank}", row(NBITS8, own, _pair(layer, seen, own))
+        own = _rank_of(_size(NBITS4, low_rank_correction(rank), sides), sides)
+        yield f"pair nbits8 of as many bytes as with rank {rank}", row(NBITS8, low_rank(own), _pair(layer, seen, own))
 
 
-def _rank_of(size: int, rows: int, columns: int) -> int:
+def _size(scheme: Scheme, structure: Structure, sides: tuple[int, int]) -> int:
+    """Bytes in the file, with a bias."""
+    return size_bytes(scheme, linear_ops(*sides, structure, 1), np.zeros(sides[0], np.float32))
+
+
+def _rank_of(size: int, sides: tuple[int, int]) -> int:
     """The largest multiple of 8 at which a pair in 8 bits takes no more bytes."""
-    ranks = range(8, min(rows, columns) + 1, 8)
-    return max(rank for rank in ranks if size_bytes(NBITS8, rows, columns, rank, bias=True) <= size)
+    ranks = range(8, min(sides) + 1, 8)
+    return max(rank for rank in ranks if _size(NBITS8, low_rank(rank), sides) <= size)
 
 
-def _pair(layer: Layer, seen: Moments, rank: int) -> npt.NDArray[np.float64]:
+def _pair(layer: View, seen: Moments, rank: int) -> npt.NDArray[np.float64]:
     spectrum = whitened.spectrum(replace(layer, moments=seen))
     pair = balanced(whitened.factors(layer, spectrum, rank), spectrum, seed=SEED)
     grids = _grid(NBITS8, rank), _grid(NBITS8, layer.in_features)
@@ -135,13 +141,14 @@ def _grid(scheme: Scheme, columns: int) -> WeightGrid:
 def _times(shapes: list[tuple[int, int, int]], *, quick: bool) -> list[dict[str, Any]]:
     """Seconds of one layer of each shape in every scheme, the call of the runtime taken off."""
     points = [
-        linear_point(scheme, rows, columns, rank, batch)
+        linear_point_in(scheme, structure, (rows, columns), batch)
         for rows, columns, batch in shapes
-        for scheme, ranks in (
-            *((scheme, (None,)) for scheme in DENSE),
-            *((scheme, residual_ranks(rows, columns)) for scheme in (*CORRECTED, NBITS8)),
+        for scheme, structures in (
+            *((scheme, [DENSE]) for scheme in DENSE_SCHEMES),
+            (NBITS4, map(low_rank_correction, residual_ranks(rows, columns))),
+            (NBITS8, map(low_rank, residual_ranks(rows, columns))),
         )
-        for rank in ranks
+        for structure in structures
     ]
     with tempfile.TemporaryDirectory(prefix="edgepack-bench-") as folder:
         turns = QUICK if quick else STANDARD
@@ -151,7 +158,7 @@ def _times(shapes: list[tuple[int, int, int]], *, quick: bool) -> list[dict[str,
             "out": point.out_features,
             "in": point.in_features,
             "rows": point.batch,
-            "form": point.scheme.name,
+            "form": f"{point.scheme}-residual" if point.structure.is_correction else point.scheme.name,
             "rank": point.rank,
             "seconds": float(f"{table.entries[point].seconds:.4g}"),
             "spread_share": float(f"{table.entries[point].spread_share:.2g}"),

@@ -9,6 +9,7 @@ from statistics import median
 from typing import Any
 
 from edgepack.backends.onnx.schemes import FP32
+from edgepack.model.structure import DENSE
 from edgepack.plan.solve import Bounds, Solution, solve
 from edgepack.types import Candidate
 
@@ -40,7 +41,7 @@ def instance(seed: int, noise: float, *, equal: bool) -> Layers:
 def _candidate(draw: random.Random, noise: float) -> Candidate:
     work = draw.random()
     loss, size, latency = (value * draw.uniform(1 - noise, 1 + noise) for value in (1 - work, work, work))
-    return Candidate(FP32, None, 1e-5 * loss, round(1e5 * size), round(1e5 * work), 1e-4 * latency)
+    return Candidate(FP32, DENSE, (), 1e-5 * loss, round(1e5 * size), round(1e5 * work), 1e-4 * latency)
 
 
 def seconds(layers: Layers) -> float:

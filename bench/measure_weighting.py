@@ -23,9 +23,11 @@ from edgepack.data import Samples
 from edgepack.factorize import fisher, svd, two_sided, whitened
 from edgepack.factorize.shrinkage import fixed
 from edgepack.inference import load, predict
-from edgepack.model.layer import Layer
+from edgepack.model.kinds import kind_of, views_of
+from edgepack.model.layer import Layer, View
 from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import FileScheme
+from edgepack.model.structure import DENSE, low_rank
 from edgepack.pipeline.covariances import Covariances
 from edgepack.pipeline.onnx_files import OnnxFiles
 from edgepack.pipeline.opened import Opened, open_model
@@ -61,6 +63,11 @@ class Model:
     def layers(self) -> Sequence[Layer]:
         """In order."""
         return self.opened.layers
+
+    @property
+    def views(self) -> Sequence[View]:
+        """Their matrices, without moments."""
+        return views_of(self.layers)
 
     def scores(self, x: Array, first: Replacement | None = None) -> Array:
         """(N, 10), in float32, with factors in place of the first layer."""
@@ -123,7 +130,7 @@ def divergence(reference: Array, scores: Array) -> float:
 
 def methods(model: Model, x: Array, test_x: Array, test_y: Array) -> list[dict[str, Any]]:
     """Accuracy and divergence on the held-out digits, the first layer in float factors by each method."""
-    layer = replace(model.layers[0], moments=moments([{"x": x}])["x"])
+    layer = replace(model.views[0], moments=moments([{"x": x}])["x"])
     moment, dense = model.gradient(x), model.scores(test_x)
     spectra = {
         "svd": svd.spectrum(layer),
@@ -150,16 +157,20 @@ def refits(model: Model, x: Array, test_x: Array, test_y: Array, work: Path) -> 
         key = f"{model.seed} {count}"
         names = [layer.name for layer in opened.layers]
         covariances = Covariances(opened.model, names, samples, key, cache, silent, None)
-        spectra, _ = decompose(opened.model, opened.layers, "whitened", samples, key, cache, silent)
+        spectra, _ = decompose(opened.model, model.views, "whitened", samples, key, cache, silent)
         rounder = Rounder(covariances, "whitened", 0, 127)
         files, path = OnnxFiles(opened.model, samples, largest=127), work / "refit.onnx"
         dense = model.scores(test_x)
         for rank in REFIT_RANKS:
             plan = [_choice(layer, None if layer is opened.layers[-1] else rank) for layer in opened.layers]
-            chosen = zip(opened.layers, spectra, plan, strict=True)
-            kept = {one.name: rounder.factors(one, s, rank, INT8_DYNAMIC) for one, s, p in chosen if p.rank is not None}
+            chosen = zip(model.views, spectra, plan, strict=True)
+            kept = {
+                view.name: rounder.factors(view, spectrum, one.structure, INT8_DYNAMIC)
+                for view, spectrum, one in chosen
+                if one.structure.ranks
+            }
             refitter = Refitter(opened.model, rounder, samples, silent)
-            fitted = refitter.factors(opened.layers, spectra, plan, SCHEME)
+            fitted = refitter.factors(model.views, spectra, plan, SCHEME)
             for name, factors in (("as factored", kept), ("refitted", fitted)):
                 files.write(factors, SCHEME, path)
                 found = predict(load(path, "onnx", exact=True), test)
@@ -170,8 +181,10 @@ def refits(model: Model, x: Array, test_x: Array, test_y: Array, work: Path) -> 
 
 
 def _choice(layer: Layer, rank: int | None) -> LayerPlan:
-    sides = layer.out_features, layer.in_features
-    return LayerPlan(layer.name, *sides, rank, break_even_rank(*sides), 0.0, "", scheme=INT8_DYNAMIC)
+    structure = DENSE if rank is None else low_rank(rank)
+    dense, ops = (kind_of(layer).ops(layer, each, 1) for each in (DENSE, structure))
+    limit = break_even_rank(layer.out_features, layer.in_features)
+    return LayerPlan(layer.name, dense, structure, ops, limit, 0.0, "", scheme=INT8_DYNAMIC)
 
 
 def shrinkages(model: Model, x: Array, test_x: Array, test_y: Array) -> list[dict[str, Any]]:
@@ -184,7 +197,7 @@ def shrinkages(model: Model, x: Array, test_x: Array, test_y: Array) -> list[dic
             made = Covariances(opened.model, names, samples, "key", Cache(Path(folder)), silent, None)
             seen = made.of(opened.layers[0].name)
         assert seen is not None
-        layer = replace(opened.layers[0], moments=seen)
+        layer = replace(model.views[0], moments=seen)
         rule = replace(layer, moments=replace(seen, shrinkage=None))
         for rank in SHRUNK_RANKS:
             pairs = [whitened.factors(one, whitened.spectrum(one), rank) for one in (layer, rule)]
@@ -214,7 +227,7 @@ def dampings(models: Sequence[Model], x: Array) -> list[dict[str, Any]]:
             dense = model.scores(held_out)
             for count in (SAMPLES, len(x) // SPLITS * (SPLITS - 1)):
                 seen = x[rest[:count]]
-                layer = replace(model.layers[0], moments=moments([{"x": seen}])["x"])
+                layer = replace(model.views[0], moments=moments([{"x": seen}])["x"])
                 moment, plain = model.gradient(seen), whitened.spectrum(layer)
                 spectra = {damping: two_sided.spectrum(layer, moment, damping) for damping in DAMPINGS}
                 for rank in RANKS:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from accuracy.dense import rounded_dense
 from accuracy.pairs import rounded
 from accuracy.study import LARGEST, SEED, Row, Study
@@ -12,8 +14,11 @@ from edgepack.backends.onnx.schemes import INT8_DYNAMIC, NBITS4
 from edgepack.cache import Cache, digest
 from edgepack.emit.onnx_tables import to_int4_tables
 from edgepack.executor import workers
+from edgepack.model.kinds.linear import linear_ops
+from edgepack.model.layer import View
 from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import Scheme
+from edgepack.model.structure import DENSE, Structure, low_rank
 from edgepack.pipeline.losses import predict_losses
 from edgepack.pipeline.onnx_files import OnnxFiles
 from edgepack.pipeline.sensitivity import Sensitivity
@@ -38,7 +43,7 @@ def mixed_rows(study: Study, shares: Sequence[float]) -> Iterator[Row]:
     for tables, own in (("int8", study), ("int4", _with_int4_tables(study))):
         fixed = own.write({}, INT8_DYNAMIC).stat().st_size - sum(_dense_int8(menu).size_bytes for menu in menus)
         for pairs in (False, True):
-            offered = [[one for one in menu if pairs or one.rank is None] for menu in menus]
+            offered = [[one for one in menu if pairs or one.structure.is_dense] for menu in menus]
             for share in shares:
                 found = least_loss(offered, Bounds(size_bytes=max(share * int8_bytes - fixed, 0.0)))
                 if isinstance(found, Infeasible):
@@ -87,30 +92,32 @@ def candidates(study: Study) -> list[list[Candidate]]:
         )
     return [
         [
-            Candidate(scheme, rank, losses[layer.name][scheme, rank], _bytes(layer.weight.shape, scheme, rank), 0, 0.0)
+            _candidate(layer, scheme, structure, losses[layer.name][scheme, structure])
             for scheme in SCHEMES
-            for rank in (None, *ranks[layer.name])
+            for structure in (DENSE, *map(low_rank, ranks[layer.name]))
         ]
         for layer in layers
     ]
 
 
-def _bytes(shape: Sequence[int], scheme: Scheme, rank: int | None) -> int:
-    return size_bytes(scheme, shape[0], shape[1], rank, bias=True)
+def _candidate(layer: View, scheme: Scheme, structure: Structure, loss: float) -> Candidate:
+    ops = linear_ops(layer.out_features, layer.in_features, structure, 1)
+    size = size_bytes(scheme, ops, np.zeros(layer.out_features, np.float32))  # as if all had a bias
+    return Candidate(scheme, structure, ops, loss, size, 0, 0.0)
 
 
 def _dense_int8(menu: Sequence[Candidate]) -> Candidate:
-    return next(one for one in menu if one.rank is None and one.scheme == INT8_DYNAMIC)
+    return next(one for one in menu if one.structure.is_dense and one.scheme == INT8_DYNAMIC)
 
 
 def _part(study: Study, name: str, one: Candidate) -> Replacement:
     layer = study.layers[name]
-    if one.rank is None:
+    if one.structure.rank is None:
         return rounded_dense(layer, one.scheme)
-    return rounded(layer, study.seen[name], one.rank, one.scheme)
+    return rounded(layer, study.seen[name], one.structure.rank, one.scheme)
 
 
 def _kinds(picked: Sequence[Candidate]) -> dict[str, int]:
     """How many layers are dense and pairs in each number of bits."""
-    kinds = [f"{'dense' if one.rank is None else 'pairs'} int{one.scheme.bits}" for one in picked]
+    kinds = [f"{'dense' if one.structure.is_dense else 'pairs'} int{one.scheme.bits}" for one in picked]
     return {kind: kinds.count(kind) for kind in sorted(set(kinds))}

@@ -23,7 +23,7 @@ def recovered(study: Study, ranks: Mapping[str, int], epochs: int) -> Mapping[st
         name: balanced(weighted(study, name, rank, FP32), study.seen[name], seed=SEED) for name, rank in ranks.items()
     }
     found = recover_factors(
-        *(_program(study), list(study.layers.values()), start, study.calibration.inputs),
+        *(_program(study), study.opened.layers, start, study.calibration.inputs),
         classes=study.subject.classes,
         budget=Epochs(epochs),
         seed=SEED,

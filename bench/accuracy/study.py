@@ -15,6 +15,7 @@ from accuracy.subjects import Subject
 from edgepack.data import Samples
 from edgepack.factorize import svd, whitened
 from edgepack.inference import THREADS, load, predict
+from edgepack.model.kinds import views_of
 from edgepack.model.layer import View
 from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import Scheme
@@ -150,7 +151,7 @@ def seen_spectrum(layer: View) -> Spectrum:
 
 def _observed(opened: Opened, samples: Samples) -> dict[str, View]:
     seen = observe(opened.model, [layer.name for layer in opened.layers], samples, silent)
-    return {layer.name: replace(layer, moments=seen.get(layer.name)) for layer in opened.layers}
+    return {view.name: replace(view, moments=seen.get(view.name)) for view in views_of(opened.layers)}
 
 
 def moments_of(layer: View) -> Moments:

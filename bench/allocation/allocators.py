@@ -88,7 +88,7 @@ def _by_rank(layer: Sequence[Candidate]) -> dict[int, int]:
     """Rank (`DENSE` for none) → the fastest candidate with 8-bit weights, or the fastest of all where there is none."""
     found: dict[int, int] = {}
     for index, candidate in enumerate(layer):
-        rank = DENSE if candidate.rank is None else candidate.rank
+        rank = DENSE if candidate.structure.rank is None else candidate.structure.rank
         if rank not in found or _preference(candidate) < _preference(layer[found[rank]]):
             found[rank] = index
     return found
@@ -120,7 +120,7 @@ def greedy(layers: Layers, latency_s: float) -> Picks | None:
 
 
 def _start(layer: Sequence[Candidate]) -> int:
-    return min(range(len(layer)), key=lambda index: (layer[index].rank is not None, layer[index].loss))
+    return min(range(len(layer)), key=lambda index: (not layer[index].structure.is_dense, layer[index].loss))
 
 
 def _ratio(now: Candidate, then: Candidate) -> tuple[float, float]:

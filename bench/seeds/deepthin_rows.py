@@ -123,7 +123,7 @@ def _part(module: nn.Module, layer: View, share: float, *, last: bool) -> Replac
     if last:
         return dense(weight, bias)
     sparse = pruning(replace(layer, weight=weight, bias=bias, moments=None), share)
-    if isinstance(sparse, str) or not isinstance(sparse, Replacement):
+    if isinstance(sparse, str) or not sparse.structure.is_constexpr:
         raise ValueError(f"{layer.name}: {sparse}")
     return in_8_bits(sparse)
 
@@ -132,7 +132,7 @@ def conv_form(module: CodedLinear) -> Replacement:
     """The decode-free form of a layer that was trained in the decoded one."""
     coded = module.to_coded()
     layer = replace(train.blank(module.out_features, module.in_features), weight=coded.weight, bias=coded.bias)
-    return in_8_bits(relayout.written_as_conv(coded.constants["rows"].T, coded.constants["filters"], layer))
+    return in_8_bits(relayout.written_as_conv(coded.tensors["rows"].T, coded.tensors["filters"], layer))
 
 
 def _array(tensor: Tensor) -> Array:

@@ -23,8 +23,9 @@ from edgepack.coded import stored_numbers
 from edgepack.data import Samples
 from edgepack.errors import EdgepackError
 from edgepack.inference import THREADS, load, predict
-from edgepack.model.layer import Layer
-from edgepack.model.replacement import Replacement
+from edgepack.model.kinds import views_of
+from edgepack.model.layer import View
+from edgepack.model.replacement import Replacement, of_structure
 from edgepack.model.scheme import FileScheme, Scheme
 from edgepack.pipeline.moments import observe
 from edgepack.pipeline.onnx_files import OnnxFiles
@@ -57,7 +58,7 @@ class Lab:
     """
 
     opened: Opened
-    layers: tuple[Layer, ...]
+    layers: tuple[View, ...]
     onnx: OnnxFiles
     tflite: TfliteFiles | None
     images: Array
@@ -97,7 +98,7 @@ class Lab:
         self, parts: Parts, scheme: Scheme, paths: Mapping[str, Path], images: Sequence[JpegImage], tflite: bool
     ) -> Made:
         paths["onnx"].parent.mkdir(parents=True, exist_ok=True)
-        coded = [name for name, part in parts.items() if isinstance(part, Replacement)]
+        coded = of_structure(parts, "constexpr")
         if scheme == INT8_DYNAMIC and not parts:
             self.onnx.write_baseline(scheme, self.work / "model.onnx")
         else:
@@ -139,11 +140,11 @@ def sources() -> str:
     return digest(*(path.read_text() for path in sorted(folder.rglob("*.py"))))
 
 
-def count(part: Replacement | None, layer: Layer) -> int:
+def count(part: Replacement | None, layer: View) -> int:
     """Numbers that are stored for a layer's weight."""
-    if isinstance(part, Replacement):
-        return part.A.size + part.B.size
-    return stored_numbers(part) if isinstance(part, Replacement) else layer.weight.size
+    if part is None or part.structure.is_dense:
+        return int(layer.weight.size)
+    return stored_numbers(part) if part.structure.is_constexpr else part.A.size + part.B.size
 
 
 def _onnx_file(path: Path, images: Sequence[JpegImage]) -> dict[str, int]:
@@ -172,7 +173,7 @@ def open_lab(
     name = opened.inputs[0].name
     calibration = Samples({name: images})
     seen = observe(opened.model, [layer.name for layer in opened.layers], calibration, silent)
-    layers = tuple(replace(layer, moments=seen[layer.name]) for layer in opened.layers)
+    layers = tuple(replace(view, moments=seen[view.name]) for view in views_of(opened.layers))
     if tflite is not None:
         tflite.open(opened, calibration, {name: images[:1]})
     files = OnnxFiles(opened.model, calibration, largest=LARGEST)

@@ -34,7 +34,7 @@ def default_pairs(lab: Lab, asked: dict[str, int], epochs: int = 0) -> dict[str,
         for name, rank in asked.items()
     }
     found = recover_factors(
-        program(lab), lab.layers, start, {lab.opened.inputs[0].name: lab.images}, classes=True,
+        program(lab), lab.opened.layers, start, {lab.opened.inputs[0].name: lab.images}, classes=True,
         budget=Epochs(epochs), seed=0, largest=LARGEST, threads=1,
     )  # fmt: skip
     return {name: rounded_product(layers[name], pair, INT8_DYNAMIC) for name, pair in found.factors.items()}

@@ -159,7 +159,7 @@ def _parts(layer: View, name: str, share: float) -> dict[str, Replacement]:
     part = METHODS[name](layer, share)
     if isinstance(part, str):
         raise ValueError(f"{name} at {share:g}: {part}")
-    return {layer.name: in_8_bits(part) if isinstance(part, Replacement) else part}
+    return {layer.name: in_8_bits(part) if part.structure.is_constexpr else part}
 
 
 def _name(sizes: Sequence[int]) -> str:

@@ -108,7 +108,10 @@ def ladder(worth: float) -> list[Candidate]:
 
 def ranks(layers: Layers, picks: Sequence[int] | None) -> list[tuple[Scheme, int | None]]:
     assert picks is not None
-    return [(candidates[pick].scheme, candidates[pick].rank) for candidates, pick in zip(layers, picks, strict=True)]
+    return [
+        (candidates[pick].scheme, candidates[pick].structure.rank)
+        for candidates, pick in zip(layers, picks, strict=True)
+    ]
 
 
 def test_uniform_gives_all_layers_one_share_of_rank_in_int8() -> None:
