@@ -19,7 +19,7 @@ from edgepack.backends.schemes import SCHEMES
 MODELS = ("model.onnx", "model.tflite")
 BASELINES = tuple(f"baseline/{kind}.{fmt}" for kind in ("fp32", "int8") for fmt in ("onnx", "tflite"))
 NAMES = {fmt: {scheme.name for scheme in own} for fmt, own in SCHEMES.items()}
-PROOFS = {"outputs", "two-thin-matmuls", "weight-bytes", "biases"}
+PROOFS = {"outputs", "structure", "weight-bytes", "biases"}
 
 
 def manifest_of(pack: Path) -> dict[str, Any]:
