@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from edgepack.model.kinds import KINDS, kind_of, views_of
+from edgepack.model.kinds.embedding import embedding_layer
 from edgepack.model.kinds.kind import LayerKind
 from edgepack.model.kinds.linear import linear_layer
 from edgepack.model.layer import WEIGHT, Array, Layer
@@ -65,7 +66,25 @@ def pointwise() -> Example:
     return Example(layer, x, {WEIGHT: np.einsum("nihw,oi->nhwo", x, weight).reshape(24, 56)})
 
 
-EXAMPLES: Mapping[str, tuple[Callable[[], Example], ...]] = {"linear": (gemm, sequence_without_bias, pointwise)}
+def table() -> Example:
+    return Example(embedding_layer("tokens", normal(50, 64, seed=8), uses=2), np.array([[3, 49], [0, 3]]), {})
+
+
+EXAMPLES: Mapping[str, tuple[Callable[[], Example], ...]] = {
+    "linear": (gemm, sequence_without_bias, pointwise),
+    "embedding": (table,),
+}
+MAKERS = [make for makers in EXAMPLES.values() for make in makers]
+FACTORED = [make for make in MAKERS if views_of([make().layer])]
+LOOKED_UP = [make for make in MAKERS if make not in FACTORED]
+
+
+def only(makers: list[Callable[[], Example]]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("example", makers, ids=lambda make: make.__name__, indirect=True, scope="module")
+
+
+with_views = only(FACTORED)
+"""For what is true of layers with matrices that multiply vectors."""
 
 GRID = GivenRanks(own=(4, 8, 16), beside=(2, 6))
 
@@ -145,6 +164,7 @@ def test_every_kind_has_examples() -> None:
         assert {make().layer.kind for make in makers} == {name}
 
 
+@with_views
 def test_views_are_finite_float32_matrices_of_the_layer(kind: LayerKind, layer: Layer) -> None:
     views = kind.views(layer)
     assert views
@@ -155,6 +175,7 @@ def test_views_are_finite_float32_matrices_of_the_layer(kind: LayerKind, layer: 
         assert views[WEIGHT].shape == (layer.out_features, layer.in_features)
 
 
+@with_views
 def test_rows_times_a_view_is_what_the_layer_computes(kind: LayerKind, example: Example) -> None:
     views = kind.views(example.layer)
     assert set(example.answers) == set(views)
@@ -173,6 +194,7 @@ def test_the_layer_as_it_is_comes_first_and_ranks_rise(structures: tuple[Structu
         assert {rank for each in ranks for rank in each} <= {*GRID.own, *GRID.beside}
 
 
+@with_views
 def test_the_grid_says_which_ranks_are_offered(kind: LayerKind, layer: Layer) -> None:
     assert tuple(kind.structures(layer, GivenRanks((), ()))) == (DENSE,)
     thin = tuple(kind.structures(layer, GivenRanks((5, 7), ())))
@@ -185,6 +207,7 @@ def test_dense_products_have_the_layers_weights(kind: LayerKind, layer: Layer) -
     assert not any(op.corrects for op in ops)
 
 
+@with_views
 def test_what_is_offered_in_the_layers_place_has_fewer_weights(kind: LayerKind, layer: Layer) -> None:
     full = weights(kind.ops(layer, DENSE, 1))
     offered = [one for one in kind.structures(layer, WorthwhileRanks()) if one.is_low_rank]
@@ -259,6 +282,7 @@ def test_effective_has_every_view_in_its_shape(
         assert all(matrix.dtype == np.float32 and np.isfinite(matrix).all() for matrix in found.values())
 
 
+@with_views
 def test_full_rank_loses_nothing(kind: LayerKind, layer: Layer) -> None:
     rank = min(min(matrix.shape) for matrix in kind.views(layer).values())
     energy = sum(float(np.square(matrix.astype(float)).sum()) for matrix in kind.views(layer).values())
@@ -268,6 +292,7 @@ def test_full_rank_loses_nothing(kind: LayerKind, layer: Layer) -> None:
         assert lost(kind, layer, structure) < 1e-10 * energy
 
 
+@with_views
 def test_lower_ranks_lose_what_the_singular_values_say(kind: LayerKind, layer: Layer) -> None:
     for make, rest in ((low_rank_of, lambda m: m), (correction_of, lambda m: m - coarse(m))):
         values = [np.linalg.svd(rest(m).astype(float), compute_uv=False) for m in kind.views(layer).values()]
@@ -277,6 +302,7 @@ def test_lower_ranks_lose_what_the_singular_values_say(kind: LayerKind, layer: L
         assert found[0] > found[1] > found[2] > 0
 
 
+@with_views
 @pytest.mark.parametrize("wanted", [DENSE, low_rank_of(4), correction_of(4)], ids=str)
 @pytest.mark.parametrize("found", [DENSE, CONSTEXPR, low_rank_of(4), low_rank_of(5), correction_of(4)], ids=str)
 def test_what_does_not_fit_the_structure_is_refused(
@@ -290,6 +316,7 @@ def test_what_does_not_fit_the_structure_is_refused(
         kind.replace(layer, wanted, parts)
 
 
+@with_views
 def test_a_view_that_nothing_was_found_for_is_refused(kind: LayerKind, layer: Layer) -> None:
     with pytest.raises(ValueError, match=layer.name):
         kind.replace(layer, DENSE, {})
@@ -303,6 +330,7 @@ def test_a_structure_that_no_kind_knows_is_refused(kind: LayerKind, layer: Layer
         kind.ops(layer, structure, 1)
 
 
+@with_views
 def test_weights_from_constants_are_no_products_and_come_to_their_matrix(kind: LayerKind, layer: Layer) -> None:
     assert kind.ops(layer, CONSTEXPR, 1) == ()
     found = kind.effective(layer, replaced(kind, layer, CONSTEXPR))
@@ -310,6 +338,17 @@ def test_weights_from_constants_are_no_products_and_come_to_their_matrix(kind: L
         np.testing.assert_array_equal(found[name], matrix)
 
 
+@only(LOOKED_UP)
+def test_lookups_multiply_nothing_and_have_no_factors(kind: LayerKind, layer: Layer) -> None:
+    assert kind.views(layer) == {}
+    assert tuple(kind.structures(layer, GRID)) == (DENSE,)
+    assert sum(op.macs for op in kind.ops(layer, DENSE, 5)) == 0
+    for structure in (low_rank_of(4), correction_of(4), CONSTEXPR):
+        with pytest.raises(ValueError, match=layer.name):
+            kind.ops(layer, structure, 1)
+
+
+@with_views
 def test_replacements_come_back_from_the_cache(
     kind: LayerKind, layer: Layer, structures: tuple[Structure, ...], tmp_path: Path
 ) -> None:
