@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from statistics import median
 from typing import Any
 
-from edgepack.bench.stats import compare
+from edgepack.benchmark.stats import compare
 from edgepack.report.compare import Ratio
 
 Row = Mapping[str, Any]

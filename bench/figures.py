@@ -7,11 +7,9 @@ blocks from what is kept.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import measure_allocation
@@ -27,15 +25,8 @@ import measure_tool
 import measure_weighting
 from accuracy import measure as measure_accuracy
 from blocks import render, replace_block
-from machine import conditions
+from figures_file import README, RESULTS, load, store, write
 from picture import draw_working_set
-
-from edgepack.workspace import atomic_path
-
-TOP = Path(__file__).parent.parent
-README = TOP / "README.md"
-RESULTS = Path(__file__).parent / "results"
-SCHEMA_VERSION = 1
 
 
 def _seeds(*, quick: bool = False) -> dict[str, Any]:
@@ -75,24 +66,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             draw_working_set(stored["figures"]["curve"], RESULTS / "working-set.svg")
         write(README, replace_block(README.read_text(), name, render(stored)))
         print(f"{name}: {time.perf_counter() - start:.0f} s", file=sys.stderr)
-
-
-def store(name: str, figures: Mapping[str, Any]) -> dict[str, Any]:
-    """Keep figures with the machine they were measured on."""
-    stored = {"schema_version": SCHEMA_VERSION, "name": name, "machine": conditions(), "figures": figures}
-    write(RESULTS / f"{name}.json", json.dumps(stored, indent=1, ensure_ascii=False) + "\n")
-    return stored
-
-
-def load(name: str) -> dict[str, Any]:
-    """Figures that were kept."""
-    return dict(json.loads((RESULTS / f"{name}.json").read_text()))
-
-
-def write(path: Path, text: str) -> None:
-    """Write a whole file or leave it as it was."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(text)
 
 
 if __name__ == "__main__":

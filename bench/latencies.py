@@ -8,13 +8,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from edgepack.bench.devices.local import LocalDevice
-from edgepack.bench.results import BenchResult, VariantResult
-from edgepack.bench.schedule import Schedule
-from edgepack.bench.session import Settings, Variant, bench_variants
-from edgepack.bench.stats import process_medians, summarize
-from edgepack.bench.summary import latencies
-from edgepack.targets import HOST, get_target
+from edgepack.benchmark.results import BenchResult, VariantResult
+from edgepack.benchmark.schedule import Schedule
+from edgepack.benchmark.session import Settings, Variant, bench_variants
+from edgepack.benchmark.stats import process_medians, summarize
+from edgepack.benchmark.summary import latencies
+from edgepack.devices.local import LocalDevice
+from edgepack.targets.file import get_target
+from edgepack.targets.target import HOST
 
 SIGNIFICANT = 5
 

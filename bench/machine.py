@@ -5,10 +5,10 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from edgepack.bench.devices.local import LocalDevice
-from edgepack.bench.facts import facts_from_probe
-from edgepack.host import target_from_probe
-from edgepack.targets import HOST
+from edgepack.devices.facts import facts_from_probe
+from edgepack.devices.local import LocalDevice
+from edgepack.targets.probe import target_from_probe
+from edgepack.targets.target import HOST
 
 CONVERTERS = ("torch", "litert-torch")
 

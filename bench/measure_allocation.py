@@ -13,7 +13,7 @@ from cases import Case, cases
 from edgepack.model.scheme import BITS
 from edgepack.pipeline.options import BuildOptions
 from edgepack.pipeline.prepare import prepared
-from edgepack.targets import get_target
+from edgepack.targets.file import get_target
 from edgepack.workspace import Cache, silent
 
 NAMES = ("mnist", "lstm", "minilm", "magika")

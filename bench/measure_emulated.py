@@ -12,13 +12,14 @@ import measure_layer
 import measure_mnist
 
 from edgepack.backends.tflite.schemes import INT8_DYNAMIC
-from edgepack.bench.emulate import emulate_variants
-from edgepack.bench.emulated_results import EmulatedVariant
+from edgepack.benchmark.emulate import emulate_variants
+from edgepack.benchmark.results import EmulatedVariant
+from edgepack.cost.count import Counter
 from edgepack.emulator.counts import middle
 from edgepack.emulator.plugin import cache_arguments
 from edgepack.model.point import linear_point
-from edgepack.pipeline.counting import Counter
-from edgepack.targets import Target, get_target
+from edgepack.targets.file import get_target
+from edgepack.targets.target import Target
 from edgepack.workspace import Cache, open_workspace
 
 TARGETS = ("rpi4", "rpi5", "rpi3b+", "rpi-zero2w")

@@ -19,7 +19,8 @@ from edgepack.emulator.plugin import cache_arguments, plugin_file
 from edgepack.model.scheme import FORMATS
 from edgepack.pipeline.build import build
 from edgepack.pipeline.options import BuildOptions
-from edgepack.targets import Target, get_target
+from edgepack.targets.file import get_target
+from edgepack.targets.target import Target
 from edgepack.workspace import shipped
 
 TARGET = "rpi4"

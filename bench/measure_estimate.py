@@ -9,15 +9,15 @@ from typing import Any
 from edgepack.backends.backend import WriterData
 from edgepack.backends.registry import backend
 from edgepack.backends.tflite.schemes import FP32, INT8_STATIC
-from edgepack.bench.emulate import emulate_variants
-from edgepack.bench.session import Variant
+from edgepack.benchmark.emulate import emulate_variants
+from edgepack.benchmark.session import Variant
 from edgepack.data import example
 from edgepack.emulator.counts import middle
 from edgepack.emulator.estimate import time_bound
-from edgepack.pipeline.guarding import load_data
-from edgepack.quantize.grid import WEIGHT_MAX
+from edgepack.pipeline.datasets import load_data
+from edgepack.quantize.grids import WEIGHT_MAX
 from edgepack.sources import open_model
-from edgepack.targets import get_target
+from edgepack.targets.file import get_target
 from edgepack.workspace import Cache, Workspace
 
 MODELS = Path(__file__).parent / "models"

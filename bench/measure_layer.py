@@ -10,31 +10,32 @@ from typing import Any
 
 from latencies import measure_files
 
-from edgepack import verify
 from edgepack.backends.backend import Writer, WriterData
 from edgepack.backends.registry import backend
 from edgepack.backends.schemes import SCHEMES
-from edgepack.bench.schedule import Schedule
-from edgepack.bench.session import Variant
+from edgepack.benchmark.schedule import Schedule
+from edgepack.benchmark.session import Variant
 from edgepack.data import example
 from edgepack.errors import ProofError
-from edgepack.factorize import factorizer
+from edgepack.methods.registry import factorizer
 from edgepack.model.kinds.linear import linear_ops
 from edgepack.model.layer import View
 from edgepack.model.model import Model
 from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import FORMATS, FileScheme, Scheme
 from edgepack.model.structure import DENSE, low_rank
+from edgepack.model.types import LayerPlan, Spectrum
+from edgepack.pipeline import verify
 from edgepack.pipeline.activations import Subject
+from edgepack.pipeline.datasets import Data, load_data
 from edgepack.pipeline.decompositions import decompose
-from edgepack.pipeline.guarding import Data, load_data
-from edgepack.pipeline.ladder import LayerPlans
 from edgepack.pipeline.options import BuildOptions
+from edgepack.pipeline.pareto import LayerPlans
 from edgepack.plan.candidates import break_even_rank
-from edgepack.quantize.gauge import balanced
+from edgepack.quantize.rotation import balanced
 from edgepack.sources import open_model
-from edgepack.targets import HOST, get_target
-from edgepack.types import LayerPlan, Spectrum
+from edgepack.targets.file import get_target
+from edgepack.targets.target import HOST
 from edgepack.workspace import Cache, Workspace, digest
 
 MODEL = f"{Path(__file__).parent / 'models' / 'layer_4096.py'}:recipe"

@@ -16,21 +16,21 @@ from edgepack.backends.onnx.schemes import FP32
 from edgepack.backends.onnx.writer import OnnxWriter
 from edgepack.backends.runtime import load, predict
 from edgepack.data import Samples
-from edgepack.factorize import factorizer
+from edgepack.methods.registry import factorizer
 from edgepack.model.kinds import views_of
 from edgepack.model.layer import Layer, View
 from edgepack.model.model import Model
 from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import FileScheme
 from edgepack.model.structure import low_rank
+from edgepack.model.types import Array, Curvature, Spectrum
 from edgepack.pipeline.activations import Subject
+from edgepack.pipeline.datasets import load_data
 from edgepack.pipeline.decompositions import decompose
 from edgepack.pipeline.gradients import make_sensitivity
-from edgepack.pipeline.guarding import load_data
 from edgepack.plan.candidates import break_even_rank
 from edgepack.plan.loss import Wanted, layer_losses
 from edgepack.sources import open_model
-from edgepack.types import Array, Curvature, Spectrum
 from edgepack.workspace import Cache, Workspace, digest
 
 METHOD = "whitened"

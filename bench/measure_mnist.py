@@ -9,13 +9,14 @@ from typing import Any
 
 from latencies import measure_files
 
-from edgepack.bench.packs import pack_variants
-from edgepack.bench.schedule import Schedule
-from edgepack.bench.session import Variant
+from edgepack.benchmark.pack import pack_variants
+from edgepack.benchmark.schedule import Schedule
+from edgepack.benchmark.session import Variant
 from edgepack.pack.manifest import file_path
 from edgepack.pipeline.build import EXAMPLE, build
 from edgepack.pipeline.options import BuildOptions
-from edgepack.targets import HOST, get_target
+from edgepack.targets.file import get_target
+from edgepack.targets.target import HOST
 
 MODEL = f"{Path(__file__).parent / 'models' / 'mnist_mlp.py'}:recipe"
 MAX_DROP = 0.3

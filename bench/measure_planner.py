@@ -17,12 +17,13 @@ from measure_loss_order import measure_loss_order
 from measure_mnist import QUICK, SCHEDULE
 from measure_solver import measure_solver
 
-from edgepack.bench.packs import pack_variants
+from edgepack.benchmark.pack import pack_variants
 from edgepack.model.scheme import FORMATS, Format
 from edgepack.pack.manifest import file_path
 from edgepack.pipeline.build import EXAMPLE, build
 from edgepack.pipeline.options import BuildOptions
-from edgepack.targets import HOST, get_target
+from edgepack.targets.file import get_target
+from edgepack.targets.target import HOST
 from edgepack.workspace import Cache
 
 NAMES = ("mnist", "magika", "minilm")

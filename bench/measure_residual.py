@@ -18,8 +18,9 @@ import numpy.typing as npt
 
 from edgepack.backends.onnx.schemes import INT8_DYNAMIC, NBITS4, NBITS8
 from edgepack.backends.schemes import CORRECTED
-from edgepack.bench.devices.local import LocalDevice
-from edgepack.executor import one_thread
+from edgepack.cost.measure import QUICK, STANDARD, measure_points
+from edgepack.cost.sizes import size_bytes
+from edgepack.devices.local import LocalDevice
 from edgepack.factorize import whitened
 from edgepack.factorize.whitened import shrunk_covariance
 from edgepack.model.kinds import views_of
@@ -29,19 +30,19 @@ from edgepack.model.point import linear_point_in
 from edgepack.model.scheme import Scheme
 from edgepack.model.structure import DENSE as DENSE_LAYER
 from edgepack.model.structure import Structure, low_rank, low_rank_correction
+from edgepack.model.types import Moments
 from edgepack.pipeline.activations import observe
-from edgepack.pipeline.guarding import load_data
-from edgepack.pipeline.measuring import QUICK, STANDARD, measure_points
+from edgepack.pipeline.datasets import load_data
 from edgepack.pipeline.rounding import Correction, rounded_correction
 from edgepack.plan.candidates import residual_ranks
-from edgepack.plan.sizes import size_bytes
 from edgepack.quantize.alternate import alternate
-from edgepack.quantize.gauge import balanced
 from edgepack.quantize.gptq import gptq, round_to_nearest, row_errors
-from edgepack.quantize.lattice import WeightGrid, grid_of
+from edgepack.quantize.grids import WeightGrid, grid_of
+from edgepack.quantize.rotation import balanced
 from edgepack.sources import open_model
-from edgepack.targets import HOST, get_target
-from edgepack.types import Moments
+from edgepack.targets.file import get_target
+from edgepack.targets.target import HOST
+from edgepack.workers import one_thread
 from edgepack.workspace import Cache, Workspace
 
 DENSE = (INT8_DYNAMIC, NBITS8, NBITS4)
@@ -172,6 +173,6 @@ def _times(shapes: list[tuple[int, int, int]], *, quick: bool) -> list[dict[str,
 
 
 if __name__ == "__main__":
-    from figures import store
+    from figures_file import store
 
     store("residual", measure(quick="--quick" in sys.argv))

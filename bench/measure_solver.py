@@ -10,8 +10,8 @@ from typing import Any
 
 from edgepack.backends.onnx.schemes import FP32
 from edgepack.model.structure import DENSE
+from edgepack.model.types import Candidate
 from edgepack.plan.solve import Bounds, Solution, solve
-from edgepack.types import Candidate
 
 LAYERS, CANDIDATES = 200, 60
 SEEDS, QUICK_SEEDS = (3, 4, 5), (3,)

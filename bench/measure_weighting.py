@@ -19,7 +19,6 @@ from models import mnist_mlp
 from edgepack.backends.onnx.schemes import INT8_DYNAMIC
 from edgepack.backends.onnx.writer import OnnxWriter
 from edgepack.backends.runtime import load, predict
-from edgepack.calibrate import moments
 from edgepack.data import Samples
 from edgepack.factorize import fisher, svd, two_sided, whitened
 from edgepack.factorize.shrinkage import fixed
@@ -29,7 +28,9 @@ from edgepack.model.layer import View
 from edgepack.model.model import Model
 from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import FileScheme
+from edgepack.model.statistics import moments
 from edgepack.model.structure import DENSE, low_rank
+from edgepack.model.types import Array, LayerPlan
 from edgepack.pipeline.activations import Covariances, Subject
 from edgepack.pipeline.decompositions import decompose
 from edgepack.pipeline.refit import Refitter
@@ -38,7 +39,6 @@ from edgepack.plan.candidates import break_even_rank
 from edgepack.sources import open_model
 from edgepack.sources.torch import export_program, save_program
 from edgepack.torchgraph.gradients import SAMPLES, Sampling, gradient_moments
-from edgepack.types import Array, LayerPlan
 from edgepack.workspace import Cache, Workspace
 
 SEEDS = (0, 1, 2)
@@ -237,6 +237,6 @@ def dampings(models: Sequence[Trained], x: Array) -> list[dict[str, Any]]:
 if __name__ == "__main__":
     import sys
 
-    from figures import store
+    from figures_file import store
 
     store("weighting", measure(only=sys.argv[1:]))

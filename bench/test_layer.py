@@ -11,7 +11,7 @@ from typing import Any
 
 import measure_layer
 import pytest
-from blocks import speedup
+from block_speed import speedup
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from edgepack.backends.runtime import load

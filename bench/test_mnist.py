@@ -8,7 +8,7 @@ from typing import Any
 
 import measure_mnist
 import pytest
-from blocks import speedup
+from block_speed import speedup
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from edgepack.backends.runtime import load

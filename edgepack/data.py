@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from edgepack.errors import DataError
-from edgepack.types import Array, TensorSpec
+from edgepack.model.types import Array, TensorSpec
 
 LABELS = "y"
 CALIBRATION_SHARE = 0.8

@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from edgepack.errors import UsageError
-from edgepack.types import Array
+from edgepack.model.types import Array
 
 
 class Metric(Protocol):

@@ -27,8 +27,8 @@ from edgepack.errors import OutputError, StableDeviceError
 if TYPE_CHECKING:
     from hashlib import _Hash
 
-    from edgepack.executor import Workers
-    from edgepack.types import Array
+    from edgepack.model.types import Array
+    from edgepack.workers import Workers
 
 V = TypeVar("V")
 R = TypeVar("R")
@@ -311,7 +311,7 @@ class Workspace:
             DeviceError: the workers failed.
             OutputError: the cache folder cannot be written.
         """
-        from edgepack.executor import map_tasks
+        from edgepack.workers import map_tasks
 
         found: dict[int, R] = {}
         if step.store is not None:
@@ -357,7 +357,7 @@ def open_workspace(
     Raises:
         DeviceError: the scheduler cannot be reached, or has no workers.
     """
-    from edgepack.executor import workers
+    from edgepack.workers import workers
 
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgepack-")))

@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from edgepack.backends.tflite.converter import TfliteEmitter
 
 REQUIRE_ALL = "EDGEPACK_REQUIRE_ALL"
 
@@ -44,6 +48,32 @@ def emulator(cache_folder: Path, request: pytest.FixtureRequest) -> Path:
     except DeviceError as err:
         pytest.skip(f"no emulator: {err.message}; {err.hint}")
     return link
+
+
+@pytest.fixture(scope="session")
+def onnx_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small classifier of 64 inputs. Read-only."""
+    from tests.bench_models import write_mlp
+
+    return write_mlp(tmp_path_factory.mktemp("models") / "mlp.onnx", [64, 48, 10])
+
+
+@pytest.fixture(scope="session")
+def tflite_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the like of it in fp32 and in int8. Read-only."""
+    from tests.bench_models import tflite_folder
+
+    return tflite_folder(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture(scope="session")
+def emitter() -> Iterator[TfliteEmitter]:
+    """One converter process for all tests: its imports take seconds."""
+    from edgepack.backends.tflite.converter import TfliteEmitter
+
+    with TfliteEmitter() as made:
+        made.warm_up()
+        yield made
 
 
 @pytest.hookimpl(wrapper=True)

@@ -8,7 +8,7 @@ from edgepack.model.kinds.linear import linear_ops
 from edgepack.model.point import Point, linear_point_in
 from edgepack.model.scheme import Scheme
 from edgepack.model.structure import DENSE, Structure, low_rank
-from edgepack.types import Candidate, LayerPlan
+from edgepack.model.types import Candidate, LayerPlan
 
 
 def structure_at(rank: int | None) -> Structure:

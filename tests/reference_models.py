@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from edgepack.types import Array, Recipe
+from edgepack.model.types import Array, Recipe
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "bench" / "models"))  # a folder of recipes, not a package
 

@@ -13,7 +13,7 @@ import pytest
 from edgepack import data
 from edgepack.data import from_recipe, read_npz, validate
 from edgepack.errors import DataError
-from edgepack.types import Array, TensorSpec
+from edgepack.model.types import Array, TensorSpec
 
 
 def spec(name: str = "x", shape: tuple[int | None, ...] = (None, 3), dtype: str = "float32") -> TensorSpec:

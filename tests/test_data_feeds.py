@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from edgepack.data import Samples, example, feeds, is_stacked, split, validate
 from edgepack.errors import DataError
-from edgepack.types import Array, TensorSpec
+from edgepack.model.types import Array, TensorSpec
 
 
 def spec(name: str = "x", shape: tuple[int | None, ...] = (None, 3), dtype: str = "float32") -> TensorSpec:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from edgepack.errors import UsageError
 from edgepack.metrics import METRICS, accuracy, agreement, choose, cosine, drop, sqnr_db
-from edgepack.types import Array
+from edgepack.model.types import Array
 
 
 def scores(*winners: int, classes: int = 3) -> Array:

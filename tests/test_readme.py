@@ -15,8 +15,8 @@ import pytest
 import typer.main
 from typer.testing import CliRunner
 
-from edgepack import console, errors
-from edgepack.cli import app
+from edgepack import errors
+from edgepack.cli import app, options
 
 TOP = Path(__file__).parent.parent
 README = TOP / "README.md"
@@ -156,7 +156,7 @@ def test_exit_codes_are_those_of_the_errors(prose: str) -> None:
     kinds = [
         kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.EdgepackError)
     ]
-    assert listed == {0, console.INTERRUPTED, *(kind.exit_code for kind in kinds)}
+    assert listed == {0, options.INTERRUPTED, *(kind.exit_code for kind in kinds)}
 
 
 def test_every_make_target_exists(prose: str) -> None:

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from edgepack.backends.onnx.schemes import INT8_DYNAMIC, NBITS4
 from edgepack.errors import OutputError
-from edgepack.executor.local import LocalProcesses
 from edgepack.model.structure import DENSE, low_rank
+from edgepack.workers.local import LocalProcesses
 from edgepack.workspace import (
     ARRAYS,
     Cache,

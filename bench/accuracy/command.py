@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-import figures
+import figures_file
 from blocks import render, replace_block
 from blocks_accuracy import render_accuracy
 
@@ -26,9 +26,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     found = measure(quick=options.quick, names=options.model or tuple(SUBJECTS))
     print(render_accuracy(found))
     if options.keep:
-        kept = figures.load(NAME)["figures"] if (figures.RESULTS / f"{NAME}.json").exists() else found
-        stored = figures.store(NAME, joined(kept, found))
-        figures.write(figures.README, replace_block(figures.README.read_text(), NAME, render(stored)))
+        kept = figures_file.load(NAME)["figures"] if (figures_file.RESULTS / f"{NAME}.json").exists() else found
+        stored = figures_file.store(NAME, joined(kept, found))
+        figures_file.write(figures_file.README, replace_block(figures_file.README.read_text(), NAME, render(stored)))
 
 
 def joined(kept: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:

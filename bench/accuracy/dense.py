@@ -9,7 +9,7 @@ from edgepack.model.replacement import Replacement, dense
 from edgepack.model.scheme import Scheme
 from edgepack.quantize.bias import corrected_bias
 from edgepack.quantize.gptq import gptq
-from edgepack.quantize.lattice import grid_of
+from edgepack.quantize.grids import grid_of
 
 
 def rounded_dense(layer: View, scheme: Scheme) -> Replacement:

@@ -20,9 +20,9 @@ from accuracy.rounding_error import dense_error, entry, pair_error
 from accuracy.study import Row, Study, opened_study
 from accuracy.subjects import SUBJECTS, Subject, make_subject
 from edgepack.backends.onnx.schemes import INT8_DYNAMIC, NBITS4
-from edgepack.executor import one_thread
 from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import Scheme
+from edgepack.workers import one_thread
 
 SCHEMES = (INT8_DYNAMIC, NBITS4)
 PROCESSES = 2

@@ -11,20 +11,20 @@ from accuracy.study import LARGEST, SEED, Row, Study
 from edgepack.backends.onnx.kinds.embedding import find_tables, to_scheme
 from edgepack.backends.onnx.schemes import INT8_DYNAMIC, NBITS4, TABLES4
 from edgepack.backends.onnx.writer import OnnxWriter
+from edgepack.cost.sizes import size_bytes
 from edgepack.model.kinds.linear import linear_ops
 from edgepack.model.layer import View
 from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import Scheme
 from edgepack.model.structure import DENSE, Structure, low_rank
+from edgepack.model.types import Candidate
 from edgepack.pipeline.activations import Covariances, Subject
 from edgepack.pipeline.analysis import Analysis
 from edgepack.pipeline.gradients import make_sensitivity
 from edgepack.pipeline.losses import predict_losses
 from edgepack.plan.candidates import rank_choices
 from edgepack.plan.loss import Wanted
-from edgepack.plan.sizes import size_bytes
 from edgepack.plan.solve import Bounds, Infeasible, least_loss
-from edgepack.types import Candidate
 from edgepack.workspace import Cache, digest, open_workspace
 
 SCHEMES = (INT8_DYNAMIC, NBITS4)

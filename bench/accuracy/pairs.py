@@ -13,12 +13,12 @@ from edgepack.factorize.whitened import shrunk_covariance
 from edgepack.model.layer import View
 from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import Scheme
+from edgepack.model.types import Spectrum
 from edgepack.pipeline.rounding import ROUNDS
 from edgepack.quantize.alternate import alternate
 from edgepack.quantize.bias import corrected_pair
-from edgepack.quantize.gauge import BETA, Gauge, search_gauge, turned
-from edgepack.quantize.lattice import WeightGrid, grid_of
-from edgepack.types import Spectrum
+from edgepack.quantize.grids import WeightGrid, grid_of
+from edgepack.quantize.rotation import BETA, Gauge, search_gauge, turned
 
 Pair = Callable[[Study, str, int, Scheme], Replacement]
 """(study, layer's name, rank, scheme) → the pair, on its grids or for the writer to round to nearest."""

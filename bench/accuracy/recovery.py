@@ -9,10 +9,10 @@ from accuracy.pairs import weighted
 from accuracy.study import LARGEST, SEED, Study
 from edgepack.backends.onnx.schemes import FP32
 from edgepack.data import example
+from edgepack.distill import Epochs, recover_factors
+from edgepack.distill.distil import Training
 from edgepack.model.replacement import Replacement
-from edgepack.quantize.gauge import balanced
-from edgepack.recover import Epochs, recover_factors
-from edgepack.recover.distil import Training
+from edgepack.quantize.rotation import balanced
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -31,8 +31,8 @@ def recovered(study: Study, ranks: Mapping[str, int], epochs: int) -> Mapping[st
 
 def _program(study: Study) -> ExportedProgram:
     """The model in torch: what it was exported from, or what an ONNX file is imported as."""
-    from edgepack.emit.pnnx import onnx_to_program
     from edgepack.sources.torch import load_pt2
+    from edgepack.torchgraph.from_onnx import onnx_to_program
 
     if study.opened.program is not None:
         return load_pt2(study.opened.program)

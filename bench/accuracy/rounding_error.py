@@ -12,10 +12,10 @@ from accuracy.pairs import grids, weighted
 from accuracy.study import LARGEST, Study
 from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import Scheme
+from edgepack.model.types import Array
+from edgepack.quantize.error_breakdown import dense_share
 from edgepack.quantize.gptq import round_to_nearest
-from edgepack.quantize.lattice import grid_of
-from edgepack.quantize.split import dense_share
-from edgepack.types import Array
+from edgepack.quantize.grids import grid_of
 
 
 def pair_error(study: Study, ranks: Mapping[str, int], scheme: Scheme, pairs: Mapping[str, Replacement]) -> float:

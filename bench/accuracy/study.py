@@ -22,11 +22,11 @@ from edgepack.model.layer import View
 from edgepack.model.model import Model
 from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import Scheme
+from edgepack.model.types import Array, InputSpread, Moments, Spectrum
 from edgepack.pipeline.activations import observe
-from edgepack.pipeline.guarding import load_data
+from edgepack.pipeline.datasets import load_data
 from edgepack.plan.candidates import asked_rank
 from edgepack.sources import open_model
-from edgepack.types import Array, InputSpread, Moments, Spectrum
 from edgepack.workspace import Cache, Workspace
 
 Row = dict[str, Any]

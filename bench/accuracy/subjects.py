@@ -12,7 +12,7 @@ from models import magika_files, minilm, mnist_mlp
 
 from edgepack.data import Samples
 from edgepack.metrics import accuracy, agreement, cosine
-from edgepack.types import Array
+from edgepack.model.types import Array
 
 MODELS = Path(__file__).parent.parent / "models"
 SENTENCES = 200

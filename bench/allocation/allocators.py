@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 
 from edgepack.model.scheme import BITS
+from edgepack.model.types import Candidate
 from edgepack.plan.solve import Bounds, Solution, least_loss
-from edgepack.types import Candidate
 
 Layers = Sequence[Sequence[Candidate]]
 Picks = tuple[int, ...]

@@ -12,7 +12,7 @@ import torch
 from mnist_mlp import SEED, digits, one_thread, shifted
 from torch import nn
 
-from edgepack.types import Array, Recipe
+from edgepack.model.types import Array, Recipe
 
 STEPS = PIXELS = 28
 HIDDEN = 128

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edgepack.types import Array
+from edgepack.model.types import Array
 
 CALIBRATION, TESTED = 512, 500
 BLOCK, SIDE, PADDING = 4096, 1024, 256

@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import nn
 
-from edgepack.types import Array, Recipe
+from edgepack.model.types import Array, Recipe
 
 TOKENS = 64
 SENTENCES = 400

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from edgepack.types import Array, Recipe
+from edgepack.model.types import Array, Recipe
 
 SEED = 0
 TRAIN_COUNT = 4000

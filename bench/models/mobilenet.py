@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from edgepack.types import Recipe
+from edgepack.model.types import Recipe
 
 CLASSES = 1000
 SAMPLES = 24

@@ -11,14 +11,15 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import figures
+import figures_file
 from blocks import render, replace_block
 from blocks_seeds import render_seeds
 
-from edgepack.emit.tflite import TfliteEmitter
+from edgepack.backends.tflite.converter import TfliteEmitter
 from edgepack.workspace import Cache
+from seeds.bench import Bench
 from seeds.measure import emulated, measure_group
-from seeds.rows import EXPERIMENTS, Bench
+from seeds.rows import EXPERIMENTS
 from seeds.settings import FULL, QUICK, Settings
 
 NAME = "seeds"
@@ -35,15 +36,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     found = measure(quick=options.quick, names=options.only, fresh=options.fresh)
     print(render_seeds(found))
     if not options.quick:
-        stored = figures.store(NAME, joined(found))
+        stored = figures_file.store(NAME, joined(found))
         if options.keep:
-            figures.write(figures.README, replace_block(figures.README.read_text(), NAME, render(stored)))
+            figures_file.write(
+                figures_file.README, replace_block(figures_file.README.read_text(), NAME, render(stored))
+            )
 
 
 def joined(found: dict[str, Any]) -> dict[str, Any]:
     """What was found, and what was kept of experiments that did not run this time."""
-    path = figures.RESULTS / f"{NAME}.json"
-    kept = figures.load(NAME)["figures"]["groups"] if path.exists() else []
+    path = figures_file.RESULTS / f"{NAME}.json"
+    kept = figures_file.load(NAME)["figures"]["groups"] if path.exists() else []
     groups = {group["name"]: group for group in (*kept, *found["groups"])}
     return {**found, "groups": [groups[name] for name in EXPERIMENTS if name in groups]}
 

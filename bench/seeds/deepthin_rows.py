@@ -10,19 +10,19 @@ from models.mnist_mlp import digits
 from torch import Tensor, nn
 
 from edgepack.backends.onnx.schemes import FP32
-from edgepack.factorize import deepthin as relayout
-from edgepack.factorize.pruning import pruning
+from edgepack.methods import deepthin as relayout
+from edgepack.methods.budget import in_8_bits
+from edgepack.methods.pruning import pruning
 from edgepack.model.layer import View
 from edgepack.model.replacement import Replacement, dense, low_rank
-from edgepack.quantize.coded import in_8_bits
+from edgepack.model.types import Array
 from edgepack.training.coded import CodedLinear
-from edgepack.types import Array
 from seeds import claims, train
 from seeds.lab import Lab, Made
 from seeds.pairs import default_pairs, ranks
 
 if TYPE_CHECKING:
-    from seeds.rows import Bench, Group
+    from seeds.bench import Bench, Group
 
 SIZES = (784, 1000, 10)
 METHODS = ("deepthin", "hashednet", "pruning", "low-rank")

@@ -22,19 +22,19 @@ from edgepack.backends.onnx.writer import OnnxWriter
 from edgepack.backends.registry import backend
 from edgepack.backends.runtime import load, predict
 from edgepack.backends.tflite import schemes as tflite_schemes
-from edgepack.coded import stored_numbers
+from edgepack.backends.tflite.converter import TfliteEmitter
 from edgepack.data import Samples
-from edgepack.emit.tflite import TfliteEmitter
 from edgepack.errors import EdgepackError
+from edgepack.model.constexpr import stored_numbers
 from edgepack.model.kinds import views_of
 from edgepack.model.layer import View
 from edgepack.model.model import Model
 from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import FORMATS, FileScheme, Format, Scheme
+from edgepack.model.types import Array
 from edgepack.pipeline.activations import observe
 from edgepack.sources import open_model
 from edgepack.sources.torch import export_program, save_program
-from edgepack.types import Array
 from edgepack.workspace import TOOLS, Cache, Keyed, Step, Workspace, digest
 
 LARGEST = 127

@@ -15,7 +15,7 @@ from seeds.lab import Lab, Made, open_lab
 from seeds.pairs import default_pairs
 
 if TYPE_CHECKING:
-    from seeds.rows import Bench, Group
+    from seeds.bench import Bench, Group
 
 SIZES = (784, 300, 100, 10)
 WAYS = ("hashednet", "deepthin", "low-rank")

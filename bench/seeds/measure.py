@@ -7,15 +7,16 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from edgepack.bench import session
-from edgepack.bench.devices.local import LocalDevice
-from edgepack.bench.emulate import emulate_variants
-from edgepack.bench.session import Variant, bench_variants
-from edgepack.bench.stats import process_medians
-from edgepack.bench.summary import latencies, summarize_result
+from edgepack.benchmark import session
+from edgepack.benchmark.emulate import emulate_variants
+from edgepack.benchmark.session import Variant, bench_variants
+from edgepack.benchmark.stats import process_medians
+from edgepack.benchmark.summary import latencies, summarize_result
+from edgepack.devices.local import LocalDevice
 from edgepack.emulator.counts import middle
 from edgepack.errors import EdgepackError
-from edgepack.targets import HOST, get_target
+from edgepack.targets.file import get_target
+from edgepack.targets.target import HOST
 from seeds.lab import Made
 from seeds.settings import Settings
 

@@ -8,13 +8,13 @@ from accuracy.pairs import rounded, rounded_product
 from accuracy.study import seen_spectrum
 
 from edgepack.backends.onnx.schemes import INT8_DYNAMIC
+from edgepack.distill import Epochs, recover_factors
+from edgepack.distill.distil import Training
 from edgepack.factorize import svd, whitened
 from edgepack.model.layer import View
 from edgepack.model.replacement import Replacement
 from edgepack.plan.candidates import asked_rank
-from edgepack.quantize.gauge import balanced
-from edgepack.recover import Epochs, recover_factors
-from edgepack.recover.distil import Training
+from edgepack.quantize.rotation import balanced
 from seeds.lab import LARGEST, Lab
 
 

@@ -3,49 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
-
-from models.mnist_mlp import digits
 
 from edgepack.archive.images import JpegImage
 from edgepack.backends.onnx.schemes import FP32
-from edgepack.emit.tflite import TfliteEmitter
-from edgepack.factorize import jpeg
-from edgepack.factorize.methods import METHODS
+from edgepack.methods import jpeg
+from edgepack.methods.budget import in_8_bits
+from edgepack.methods.registry import METHODS
 from edgepack.model.layer import View
 from edgepack.model.replacement import Replacement
-from edgepack.quantize.coded import in_8_bits
-from edgepack.quantize.grid import quantize_weight
-from edgepack.workspace import Cache
-from seeds import claims, train
+from edgepack.quantize.grids import quantize_weight
+from seeds import claims
+from seeds.bench import Bench, Group
 from seeds.deepthin_rows import deepthin
-from seeds.lab import Lab, Made, open_lab
+from seeds.lab import Lab, Made
 from seeds.lenet_rows import lenet
 from seeds.pairs import default_pairs, plain_pairs, ranks
-from seeds.settings import Settings
-
-Group = dict[str, Any]
-"""`name`, `model`, `dense` (Made by precision), `rows`: each with its claim and what it became."""
-
-
-@dataclass(frozen=True)
-class Bench:
-    """What an experiment needs."""
-
-    settings: Settings
-    cache: Cache
-    work: Path
-    converter: TfliteEmitter | None
-    say: Callable[[str], None]
-
-    def lab(self, sizes: Sequence[int], seed: int = 0, *, tflite: bool = True) -> Lab:
-        """A dense network trained on the digits."""
-        data = digits()[:2]
-        model = train.trained(self.cache, train.Wanted("dense", sizes, 1.0, self.settings.epochs, seed), data)
-        folder = self.work / f"{'-'.join(map(str, sizes))}.{seed}.{len(list(self.work.iterdir()))}"
-        return open_lab(model, self.cache, folder, self.converter if tflite else None)
 
 
 def dense_files(lab: Lab) -> dict[str, Made]:

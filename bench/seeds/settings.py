@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from edgepack.bench.schedule import Schedule
+from edgepack.benchmark.schedule import Schedule
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,12 @@ import torch
 from models.mnist_mlp import BATCH, PEAK_LEARNING_RATE, one_thread, shifted
 from torch import nn
 
-from edgepack.factorize import deepthin, hashednet
-from edgepack.factorize.pruning import pruning
+from edgepack.methods import deepthin, hashednet
+from edgepack.methods.pruning import pruning
 from edgepack.model.layer import View
+from edgepack.model.types import Array
 from edgepack.training.coded import CodedLinear
 from edgepack.training.pruning import Pruning
-from edgepack.types import Array
 from edgepack.workspace import ARRAYS, Cache, Keyed, Step, Workspace
 
 Hook = Callable[[], None]

@@ -16,8 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edgepack.archive.tarxz import MAX_BYTES, check_name
 from edgepack.errors import ModelError
-from edgepack.factorize import mosaic
-from edgepack.types import Array
+from edgepack.methods import mosaic
+from edgepack.model.types import Array
 
 INDEX = "images.json"
 

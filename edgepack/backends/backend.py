@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from edgepack.backends.facts import Facts
+from edgepack.backends.segments import LayerShape, Segment
 from edgepack.data import Samples
 from edgepack.model.layer import Layer
 from edgepack.model.model import Model
@@ -17,8 +18,7 @@ from edgepack.model.point import Point
 from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import FileScheme, Format, Scheme
 from edgepack.model.structure import Structure
-from edgepack.segments import LayerShape, Segment
-from edgepack.types import Array, Contents, TensorSpec, Written
+from edgepack.model.types import Array, Contents, TensorSpec, Written
 from edgepack.workspace import FileStep, Workspace
 
 THREADS = min(4, os.cpu_count() or 1)

@@ -10,7 +10,7 @@ from edgepack.backends.backend import Session
 from edgepack.backends.registry import backend
 from edgepack.data import Samples, feeds, is_stacked, rename
 from edgepack.model.scheme import Format
-from edgepack.types import Array
+from edgepack.model.types import Array
 
 
 def load(path: Path, fmt: Format, *, threads: int = 1, exact: bool = True) -> Session:

@@ -7,10 +7,9 @@ from typing import Annotated
 import typer
 
 from edgepack.cli import targets
+from edgepack.cli.bench import bench, compare
+from edgepack.cli.build import build, inspect, unpack
 from edgepack.cli.machine import doctor, emulator_app
-from edgepack.cli.making import build, inspect
-from edgepack.cli.measuring import bench, compare
-from edgepack.cli.unpacking import unpack
 
 app = typer.Typer(
     name="edgepack",

@@ -13,6 +13,7 @@ from edgepack.cli.options import (
     Install,
     Json,
     Markdown,
+    Output,
     Python,
     Serials,
     SshConfig,
@@ -20,11 +21,13 @@ from edgepack.cli.options import (
     TargetsFile,
     Verbose,
     chosen_output,
+    door,
+    progress_bar,
+    show,
 )
-from edgepack.console import Output, door, progress_bar, show
 
 if TYPE_CHECKING:
-    from edgepack.pipeline.reach import Reach
+    from edgepack.devices.connect import Reach
 
 emulator_app = typer.Typer(
     name="emulator", help="What `edgepack bench --emulate` needs on this machine.", no_args_is_help=True
@@ -60,22 +63,22 @@ def doctor(
     with door(as_json=as_json, verbose=verbose):
         output = chosen_output(as_json=as_json, markdown=markdown, csv=csv)
         if hosts or serials:
-            from edgepack.pipeline.reach import Reach
+            from edgepack.devices.connect import Reach
 
             reach = Reach(tuple(hosts or ()), tuple(serials or ()), False, ssh_config, python, install)
             _doctor_of_devices(reach, output)
             return
-        from edgepack.doctor import examine
+        from edgepack.devices.doctor import examine
         from edgepack.report.doctor import doctor_report
 
         show(doctor_report(examine()), output)
 
 
 def _doctor_of_devices(reach: Reach, output: Output) -> None:
-    from edgepack.pipeline.preflight import examine_device
-    from edgepack.pipeline.reach import places, reached_remote
+    from edgepack.devices.connect import places, reached_remote
+    from edgepack.devices.doctor import examine_device
     from edgepack.report.doctor import preflight_report
-    from edgepack.targets import get_target
+    from edgepack.targets.file import get_target
 
     found = {}
     for place in places([get_target("host")], reach):
@@ -135,11 +138,11 @@ def costs(
         output = chosen_output(as_json=as_json, markdown=markdown, csv=csv)
         from dataclasses import asdict
 
+        from edgepack.cost.count import fill_table
+        from edgepack.cost.emulated import table_for
         from edgepack.errors import UsageError
-        from edgepack.pipeline.costs import fill_table
-        from edgepack.plan.table_file import table_for
         from edgepack.report.targets import costs_report
-        from edgepack.targets import get_target
+        from edgepack.targets.file import get_target
 
         chosen = get_target(target, targets_file)
         table = table_for(chosen)

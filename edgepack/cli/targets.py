@@ -22,8 +22,11 @@ from edgepack.cli.options import (
     TargetsFile,
     Verbose,
     chosen_output,
+    door,
+    progress_bar,
+    show,
+    show_json,
 )
-from edgepack.console import door, progress_bar, show, show_json
 
 app = typer.Typer(name="targets", help="The CPUs that packs are built for.", no_args_is_help=True)
 
@@ -43,7 +46,7 @@ def list_targets(
     with door(as_json=as_json, verbose=verbose):
         output = chosen_output(as_json=as_json, markdown=markdown, csv=csv)
         from edgepack.report.targets import targets_report
-        from edgepack.targets import load_targets
+        from edgepack.targets.file import load_targets
 
         show(targets_report(list(load_targets(targets_file).values())), output)
 
@@ -64,7 +67,7 @@ def show_target(
     with door(as_json=as_json, verbose=verbose):
         output = chosen_output(as_json=as_json, markdown=markdown, csv=csv)
         from edgepack.report.targets import target_report
-        from edgepack.targets import get_target
+        from edgepack.targets.file import get_target
 
         show(target_report(get_target(name, targets_file)), output)
 
@@ -81,7 +84,7 @@ def check_targets(
     """
     with door(as_json=as_json, verbose=verbose):
         from edgepack.errors import TargetsError
-        from edgepack.targets import check_file
+        from edgepack.targets.file import check_file
 
         problems = [str(problem) for problem in check_file(file)]
         if as_json:
@@ -128,11 +131,12 @@ def probe(
 
         from rich.console import Console
 
-        from edgepack.pipeline.probed import listed_targets, probe_target
-        from edgepack.pipeline.reach import Reach, one_place, reached
+        from edgepack.devices.connect import Reach, one_place, reached
+        from edgepack.devices.profile import listed_targets, probe_target
         from edgepack.report.render.terminal import render
         from edgepack.report.targets import entry_text, sweep_report
-        from edgepack.targets import HOST, get_target
+        from edgepack.targets.file import get_target
+        from edgepack.targets.target import HOST
 
         listed = listed_targets(targets_file)
         compared = listed.get(shipped) or get_target(shipped, targets_file) if shipped is not None else None
@@ -179,11 +183,11 @@ def calibrate_target(
     """
     with door(as_json=as_json, verbose=verbose):
         output = chosen_output(as_json=as_json, markdown=markdown, csv=csv)
-        from edgepack.pipeline.calibrating import calibrate_target as run
+        from edgepack.devices.connect import Reach, one_place, reached
+        from edgepack.pipeline.measure_target import calibrate_target as run
         from edgepack.pipeline.options import parse_formats
-        from edgepack.pipeline.reach import Reach, one_place, reached
         from edgepack.report.targets import calibrated_report
-        from edgepack.targets import get_target
+        from edgepack.targets.file import get_target
 
         target = get_target(name, targets_file)
         reach = Reach(tuple(hosts or ()), tuple(serials or ()), local, ssh_config, python, install)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from edgepack.emulator.counts import Counts
-from edgepack.targets import Bandwidth, Target
+from edgepack.targets.target import Bandwidth, Target
 
 
 @dataclass(frozen=True)

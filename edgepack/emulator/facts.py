@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from edgepack.targets import Cache, Cluster, Target
+from edgepack.targets.target import Cache, Cluster, Target
 
 _PARTS = {
     "cortex-a53": 0xD03,

@@ -12,7 +12,7 @@ from pathlib import Path
 from edgepack.emulator import programs, sysroot
 from edgepack.emulator.facts import cpu_files, write_facts
 from edgepack.errors import StableDeviceError
-from edgepack.targets import Target
+from edgepack.targets.target import Target
 from edgepack.workspace import default_root, digest
 
 _MODELS = {

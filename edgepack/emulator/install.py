@@ -9,7 +9,8 @@ from edgepack.emulator import programs, sysroot
 from edgepack.emulator.guest import guest
 from edgepack.emulator.plugin import plugin_file
 from edgepack.errors import StableDeviceError
-from edgepack.targets import HOST, Target, get_target
+from edgepack.targets.file import get_target
+from edgepack.targets.target import HOST, Target
 from edgepack.workspace import Progress, silent
 
 ARCHITECTURES = ("aarch64", "x86_64")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from edgepack.emulator import programs
 from edgepack.errors import StableDeviceError, TargetsError
-from edgepack.targets import Cache, Target
+from edgepack.targets.target import Cache, Target
 from edgepack.workspace import atomic_path, default_root, digest, shipped
 
 _FLAGS = ("-std=c11", "-O3", "-Wall", "-Wextra", "-shared", "-fPIC", "-fvisibility=hidden")

@@ -18,7 +18,7 @@ import numpy as np
 from edgepack.errors import DataError
 from edgepack.factorize import svd, two_sided, whitened
 from edgepack.model.layer import View
-from edgepack.types import Array, Spectrum
+from edgepack.model.types import Array, Spectrum
 
 needs_moments = True
 needs_gradients = True

@@ -14,7 +14,7 @@ import numpy as np
 from edgepack.factorize.whitened import shrunk_covariance
 from edgepack.model.layer import View
 from edgepack.model.replacement import Replacement
-from edgepack.types import Array
+from edgepack.model.types import Array
 
 _NEGLIGIBLE = 1e-12
 """Eigenvalues below this share of the largest are rounding, not directions."""

@@ -19,9 +19,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgepack.errors import DataError
-from edgepack.factorize.paired import pooled_inputs
+from edgepack.factorize.refit import pooled_inputs
 from edgepack.model.layer import View
-from edgepack.types import Array, Moments
+from edgepack.model.types import Array, Moments
 
 GRID = (0.003, 0.01, 0.03, 0.1, 0.2, 0.4)
 FORMULAS = ("n/(n+4N)", "oas", "ledoit-wolf")

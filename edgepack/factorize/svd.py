@@ -6,7 +6,7 @@ import numpy as np
 
 from edgepack.model.layer import View
 from edgepack.model.replacement import Replacement, low_rank
-from edgepack.types import Spectrum
+from edgepack.model.types import Spectrum
 
 needs_moments = False
 

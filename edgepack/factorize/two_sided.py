@@ -21,7 +21,7 @@ from edgepack.errors import DataError
 from edgepack.factorize import whitened
 from edgepack.model.layer import View
 from edgepack.model.replacement import Replacement, low_rank
-from edgepack.types import Array, Spectrum
+from edgepack.model.types import Array, Spectrum
 
 needs_moments = True
 needs_gradients = True

@@ -16,7 +16,7 @@ from edgepack.errors import DataError
 from edgepack.factorize import svd
 from edgepack.model.layer import View
 from edgepack.model.replacement import Replacement, low_rank
-from edgepack.types import Array, Moments, Spectrum
+from edgepack.model.types import Array, Moments, Spectrum
 
 needs_moments = True
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy.typing as npt
 
 if TYPE_CHECKING:
-    from edgepack.types import Moments
+    from edgepack.model.types import Moments
 
 Array = npt.NDArray[Any]
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from edgepack.model.layer import Layer
 from edgepack.model.scheme import Format
-from edgepack.types import Recipe, TensorSpec
+from edgepack.model.types import Recipe, TensorSpec
 
 Kind = Literal["recipe", "pt2", "onnx"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from edgepack.types import Array
+from edgepack.model.types import Array
 
 SEED = 0
 SAMPLES = 8

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from edgepack.backends.segments import LayerShape
 from edgepack.errors import PackError
 from edgepack.model.scheme import Format
 from edgepack.pack.manifest import BUILD_AGAIN, MAX_LAYERS, MAX_NAME, file_path, read_document
-from edgepack.segments import LayerShape
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from edgepack.model.scheme import Format
 from edgepack.pack.folder import MANIFEST
 
 if TYPE_CHECKING:
-    from edgepack.types import Candidate, LayerPlan
+    from edgepack.model.types import Candidate, LayerPlan
 
 SCHEMA_VERSION: Literal[1] = 1
 MAX_MANIFEST_BYTES = 32 * 2**20

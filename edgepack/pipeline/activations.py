@@ -11,15 +11,15 @@ import numpy as np
 
 from edgepack.backends.backend import Observation, Watched, joined
 from edgepack.backends.registry import backend
-from edgepack.calibrate import Sums, merged, sums
 from edgepack.data import Samples, feeds
 from edgepack.errors import DataError
-from edgepack.executor import map_tasks, one_thread, spreads
 from edgepack.factorize.shrinkage import FORMULAS, GRID, chosen
 from edgepack.model.kinds import views_of
 from edgepack.model.layer import View
 from edgepack.model.model import Model
-from edgepack.types import Array, Moments
+from edgepack.model.statistics import Sums, merged, sums
+from edgepack.model.types import Array, Moments
+from edgepack.workers import map_tasks, one_thread, spreads
 from edgepack.workspace import Keyed, Progress, Step, Workspace, arrays_store
 
 T = TypeVar("T")

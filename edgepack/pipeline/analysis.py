@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from edgepack.model.layer import Layer, View
+from edgepack.model.types import Array, Spectrum
 from edgepack.pipeline.activations import Covariances, Subject
 from edgepack.pipeline.decompositions import decompose
 from edgepack.pipeline.gradients import Sensitivity, make_sensitivity
-from edgepack.types import Array, Spectrum
 from edgepack.workspace import Workspace
 
 

@@ -1,17 +1,30 @@
-"""The dense baselines: fp32, and int8 by the format's own quantizer in the scheme that is fastest on the target."""
+"""The dense baselines, and the promise: a pack is never larger, nor measurably slower, than the int8 one."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from edgepack.backends.backend import Writer
-from edgepack.errors import ModelError
+from edgepack.backends.schemes import FP32
+from edgepack.cost import model
+from edgepack.devices.device import Job
+from edgepack.devices.local import LocalDevice
+from edgepack.errors import ModelError, StableDeviceError
 from edgepack.metrics import Drop
-from edgepack.model.scheme import Scheme
+from edgepack.model.kinds import kind_of
+from edgepack.model.layer import Layer
+from edgepack.model.scheme import FileScheme, Format, Scheme
+from edgepack.model.structure import DENSE
+from edgepack.model.types import LayerPlan
+from edgepack.pipeline.evaluate import Attempt
 from edgepack.pipeline.evaluator import Evaluator
-from edgepack.pipeline.pricing import Prices
-from edgepack.plan import cost
+from edgepack.pipeline.options import BuildOptions
+from edgepack.pipeline.prices import Prices
+from edgepack.plan.candidates import break_even_rank
+from edgepack.workspace import TOOLS, Keyed, Step, Workspace, file_digest
 
 
 @dataclass(frozen=True)
@@ -69,20 +82,20 @@ def make_baseline(evaluator: Evaluator, files: Writer, prices: Prices) -> Baseli
         good = [min(quantizers, key=lambda scheme: _lost(drops[scheme]))]
     measures = evaluator.measures_here and len(good) > 1
     measured = evaluator.latencies({scheme.name: paths[scheme] for scheme in good}, fmt) if measures else {}
-    scheme = cost.fastest(good, {scheme: measured[scheme.name] for scheme in good} if measured else {})
+    scheme = model.fastest(good, {scheme: measured[scheme.name] for scheme in good} if measured else {})
     fp32_drop = prover.drop(prover.guard.answers(fp32, fmt))
-    chosen_by = cost.MEASURED if measured else chosen_by
+    chosen_by = model.MEASURED if measured else chosen_by
     return Baseline(fp32, paths[scheme], scheme, quantizers[scheme], chosen_by, fp32_drop, drops[scheme], limit)
 
 
 def _order(evaluator: Evaluator, files: Writer, prices: Prices) -> tuple[tuple[Scheme, ...], str]:
     """Int8 schemes of the dense model, fastest first by the best source before a file is measured, and its name."""
-    stated = cost.preferred(files.fmt, calibrated=files.calibrated)
+    stated = model.preferred(files.fmt, calibrated=files.calibrated)
     costs = {scheme: prices.dense_latency_s(scheme) for scheme in stated}
     known = {scheme: latency for scheme, latency in costs.items() if latency is not None}
     if len(known) < len(stated):
-        return stated, cost.STATED
-    return cost.ordered(known), prices.source_name(files.fmt)
+        return stated, model.STATED
+    return model.ordered(known), prices.source_name(files.fmt)
 
 
 def _lost(drop: Drop | None) -> float:
@@ -91,3 +104,103 @@ def _lost(drop: Drop | None) -> float:
 
 def _within(drop: Drop | None, limit: float | None) -> bool:
     return limit is None or drop is None or drop.value <= limit
+
+
+def is_automatic(options: BuildOptions) -> bool:
+    """Whether edgepack chooses. What was asked for by the user stands as it is."""
+    return options.rank == "auto" and options.precision in ("auto", "int8") and not options.pick
+
+
+def keep_promise(evaluator: Evaluator, files: Writer, attempt: Attempt, baseline: Baseline) -> Attempt:
+    """The attempt, or the dense int8 baseline in its place where the attempt is larger, loses too much, or is measured
+    slower here."""
+    if not is_automatic(evaluator.options) or not baseline.is_rival or not _fits(evaluator, baseline, attempt.fmt):
+        return attempt
+    if not attempt.within(evaluator.options.drop_limit):
+        return _dense(
+            evaluator, files, baseline, f"the best plan drops {attempt.lost:.2f}, dense int8 meets the budget"
+        )
+    sizes = attempt.path.stat().st_size, baseline.int8.stat().st_size
+    if sizes[0] > sizes[1]:
+        return _dense(evaluator, files, baseline, f"the planned file has {sizes[0]} bytes, dense int8 {sizes[1]}")
+    if evaluator.measures_here and evaluator.aim == "latency":
+        turns = evaluator.turns_s({"pack": attempt.path, "dense int8": baseline.int8}, attempt.fmt)
+        by = model.slower_by(turns["pack"], turns["dense int8"])
+        if by:
+            return _dense(evaluator, files, baseline, f"the plan took {1 + by:.2f} times as long as dense int8 here")
+    return attempt
+
+
+def dense_instead(evaluator: Evaluator, files: Writer, baseline: Baseline, reason: str) -> Attempt:
+    """The dense int8 file where no plan could be written and proved; the dense fp32 file where that one fails as well.
+
+    Raises:
+        ModelError: neither can be proved.
+    """
+    fp32 = FP32[files.fmt]
+    failures = []
+    for scheme, path in ((baseline.scheme, baseline.int8), (fp32, baseline.fp32)):
+        layers = tuple(_dense_plan(layer, scheme, reason) for layer in evaluator.layers)
+        attempt = evaluator.prover.measure(files, layers, {}, FileScheme.of(scheme), path)
+        if attempt.sound and (attempt.within(evaluator.options.drop_limit) or scheme == fp32):
+            return attempt
+        failures.append(f"dense {scheme}: {attempt.failure or f'it drops {attempt.lost:.2f}'}")
+    raise ModelError(f"no {files.fmt} file could be proved: {'; '.join(failures)}")
+
+
+def _fits(evaluator: Evaluator, baseline: Baseline, fmt: Format) -> bool:
+    """Whether the dense int8 file meets the user's own limits; whether it is fast enough is only known here."""
+    options = evaluator.options
+    if options.flash_bytes is not None and baseline.int8.stat().st_size > options.flash_bytes:
+        return False
+    if options.latency_s is not None and not evaluator.measures_here:
+        return False
+    if (
+        options.latency_s is not None
+        and evaluator.latencies({"model": baseline.int8}, fmt)["model"] > options.latency_s
+    ):
+        return False
+    return options.ram_bytes is None or peak_ram_bytes(baseline.int8, fmt, evaluator.workspace) <= options.ram_bytes
+
+
+def _dense(evaluator: Evaluator, files: Writer, baseline: Baseline, reason: str) -> Attempt:
+    """The baseline's own file as the pack's model, proved like any other."""
+    layers = tuple(_dense_plan(layer, baseline.scheme, reason) for layer in evaluator.layers)
+    return evaluator.prover.measure(files, layers, {}, FileScheme.of(baseline.scheme), baseline.int8)
+
+
+def _dense_plan(layer: Layer, scheme: Scheme, reason: str) -> LayerPlan:
+    ops = kind_of(layer).ops(layer, DENSE, 1)
+    break_even = break_even_rank(layer.out_features, layer.in_features)
+    return LayerPlan(layer.name, ops, DENSE, ops, break_even, 0.0, reason, scheme=scheme)
+
+
+def peak_ram_bytes(path: Path, fmt: Format, workspace: Workspace) -> int:
+    """Peak memory of a fresh process after three inferences, without that of one that only imports the runtime.
+
+    Raises:
+        DeviceError: the process failed, or the kernel does not say what it held.
+    """
+    return workspace.cached(PEAK, Keyed([file_digest(path), fmt], lambda: _File(path, fmt)))
+
+
+@dataclass(frozen=True)
+class _File:
+    path: Path
+    fmt: Format
+
+
+def _measured(file: _File) -> int:
+    device = LocalDevice()
+    alone, loaded = (_peak(device.run(Job("memory", file.fmt, model))) for model in (None, device.push(file.path)))
+    return max(loaded - alone, 0)
+
+
+def _peak(report: Mapping[str, Any]) -> int:
+    peak = report["ran" if not report["import_only"] else "imported"]["peak_bytes"]
+    if peak is None:
+        raise StableDeviceError("this machine does not say how much memory a process held", hint="leave --ram out")
+    return int(peak)
+
+
+PEAK: Step[_File, int] = Step("memory", 2, _measured, tools=TOOLS)

@@ -19,18 +19,16 @@ from edgepack.errors import BudgetError, ModelError
 from edgepack.model.scheme import Format
 from edgepack.pack.folder import writing
 from edgepack.pack.manifest import File, Manifest, PackedFile, TransportEntry, write_manifest
-from edgepack.pipeline.attempt import Attempt
-from edgepack.pipeline.baselines import Baseline, make_baseline
-from edgepack.pipeline.blame import unmet_budget
+from edgepack.pipeline.baselines import Baseline, keep_promise, make_baseline
+from edgepack.pipeline.error_breakdown import layer_splits
+from edgepack.pipeline.evaluate import Attempt, final_scores
 from edgepack.pipeline.explore import picked
-from edgepack.pipeline.images import jpeg_images
+from edgepack.pipeline.jpeg_images import jpeg_images
+from edgepack.pipeline.limits import unmet_budget
 from edgepack.pipeline.manifest import Results, baseline_files, chosen_by, make_manifest, pack_file
 from edgepack.pipeline.options import BuildOptions
-from edgepack.pipeline.planner import Planned, plan
 from edgepack.pipeline.prepare import Prepared, prepared
-from edgepack.pipeline.promise import keep_promise
-from edgepack.pipeline.scores import final_scores
-from edgepack.pipeline.splits import layer_splits
+from edgepack.pipeline.search import Planned, plan
 from edgepack.sources import model_name
 from edgepack.workspace import Cache, Progress, silent
 

@@ -7,21 +7,20 @@ from dataclasses import dataclass, replace
 
 from edgepack.backends.backend import Writer
 from edgepack.backends.schemes import CONSTEXPR, CORRECTED, DENSE_INT8, FP32, SCHEMES
+from edgepack.cost.sizes import coded_size_bytes, resident_bytes, size_bytes, time_over_dense
 from edgepack.errors import UsageError
 from edgepack.model.kinds import kind_of
 from edgepack.model.layer import Layer
 from edgepack.model.scheme import BITS, Format, Scheme
 from edgepack.model.structure import DENSE, Structure
+from edgepack.model.types import Candidate
 from edgepack.pipeline.analysis import Analysis
 from edgepack.pipeline.losses import Losses, predict_losses
 from edgepack.pipeline.method_fits import Alternatives, Fit
 from edgepack.pipeline.options import BuildOptions
-from edgepack.pipeline.pricing import Prices
+from edgepack.pipeline.prices import Prices
 from edgepack.plan.candidates import GivenRanks, asked_rank, rank_choices, residual_ranks, shared_rank, too_small
-from edgepack.plan.coded_cost import coded_size_bytes, time_over_dense
 from edgepack.plan.loss import Wanted
-from edgepack.plan.sizes import resident_bytes, size_bytes
-from edgepack.types import Candidate
 from edgepack.workspace import Workspace
 
 UNGUARDED_LOST_SHARE = 0.01

@@ -14,18 +14,18 @@ from edgepack.backends.runtime import load, predict
 from edgepack.backends.schemes import FP32
 from edgepack.data import Samples
 from edgepack.errors import UsageError
-from edgepack.executor import one_thread
-from edgepack.factorize import factorizer
+from edgepack.methods.registry import factorizer
 from edgepack.model.layer import Layer
 from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import FileScheme
+from edgepack.model.types import Array, Spectrum
 from edgepack.pipeline.activations import Subject
-from edgepack.pipeline.attempt import Guard
 from edgepack.pipeline.decompositions import decompose
+from edgepack.pipeline.evaluate import Guard
 from edgepack.pipeline.gradients import weighed
 from edgepack.plan.candidates import shared_rank
 from edgepack.plan.crossval import RankScores, rank_by_cv, stratified_folds
-from edgepack.types import Array, Spectrum
+from edgepack.workers import one_thread
 from edgepack.workspace import Keyed, Step, Workspace, digest
 
 FOLDS = 5

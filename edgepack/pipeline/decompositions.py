@@ -8,12 +8,12 @@ from functools import cache
 
 import numpy as np
 
-from edgepack.factorize import DEFAULT, factorizer, needs_gradients, spectrum_of
 from edgepack.factorize.whitened import shrunk_covariance
+from edgepack.methods.registry import DEFAULT, factorizer, needs_gradients, spectrum_of
 from edgepack.model.layer import View
+from edgepack.model.types import Array, InputSpread, Moments, Spectrum
 from edgepack.pipeline.activations import Covariances, Subject
 from edgepack.quantize.gptq import innovation
-from edgepack.types import Array, InputSpread, Moments, Spectrum
 from edgepack.workspace import Keyed, Step, Workspace, arrays_store
 
 FALLBACK = "svd"

@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgepack.data import Samples
+from edgepack.distill.budget import Budget
+from edgepack.distill.distil import Training
+from edgepack.distill.layers import recover_factors
 from edgepack.errors import ModelError, UsageError
 from edgepack.model.layer import Layer
 from edgepack.model.model import Model
 from edgepack.model.replacement import Replacement
-from edgepack.pipeline.parts import packed_part, unpacked_part
+from edgepack.model.serialize import packed_part, unpacked_part
+from edgepack.model.types import Array
 from edgepack.pipeline.programs import with_program
-from edgepack.recover.budget import Budget
-from edgepack.recover.distil import Training
-from edgepack.recover.layers import recover_factors
-from edgepack.types import Array
 from edgepack.workspace import Keyed, Progress, Step, Workspace, arrays_store
 
 if TYPE_CHECKING:

@@ -9,16 +9,16 @@ from pathlib import Path
 import numpy as np
 
 from edgepack.backends.runtime import load
+from edgepack.cost.model import interleaved_s
 from edgepack.data import example, rename
 from edgepack.model.layer import Layer
 from edgepack.model.scheme import Format
+from edgepack.model.types import Aim, Spectrum
 from edgepack.pipeline.analysis import Analysis
-from edgepack.pipeline.attempt import Prover
+from edgepack.pipeline.evaluate import Prover
 from edgepack.pipeline.options import BuildOptions
 from edgepack.pipeline.replacements import Replacements
-from edgepack.plan.cost import interleaved_s
-from edgepack.targets import HOST
-from edgepack.types import Aim, Spectrum
+from edgepack.targets.target import HOST
 from edgepack.workspace import TOOLS, Keyed, Step, Workspace, file_digest
 
 _Runs = Mapping[str, Callable[[], object]]

@@ -9,15 +9,14 @@ from dataclasses import dataclass
 from edgepack.errors import UsageError
 from edgepack.metrics import Drop
 from edgepack.model.scheme import Format
-from edgepack.pipeline.ladder import LayerPlans, Step, make_ladder
+from edgepack.model.types import Aim
 from edgepack.pipeline.limits import infeasible, measure_rest, user_bounds
 from edgepack.pipeline.options import BuildOptions
+from edgepack.pipeline.pareto import LayerPlans, Step, make_ladder
 from edgepack.pipeline.prepare import Prepared, prepared
-from edgepack.pipeline.probing import Probe
-from edgepack.pipeline.search import Found, Search
-from edgepack.plan.file_scheme import file_label
+from edgepack.pipeline.search import Found, Probe, Search
+from edgepack.plan.candidates import file_label
 from edgepack.plan.solve import Infeasible
-from edgepack.types import Aim
 from edgepack.workspace import Cache, Progress, silent
 
 PLANS = 20

@@ -14,12 +14,12 @@ from typing import Any
 
 from edgepack.data import Samples, feeds
 from edgepack.errors import ModelError, UsageError
-from edgepack.factorize import needs_gradients
+from edgepack.methods.registry import needs_gradients
 from edgepack.model.model import Model
+from edgepack.model.types import Array, Curvature, Spectrum
 from edgepack.pipeline.activations import Subject
 from edgepack.pipeline.programs import with_program
 from edgepack.torchgraph.draws import Kind
-from edgepack.types import Array, Curvature, Spectrum
 from edgepack.workspace import ARRAYS, Keyed, Step, Workspace
 
 MOMENT_SAMPLES = 256

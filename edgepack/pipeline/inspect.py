@@ -13,16 +13,16 @@ from edgepack.backends.backend import THREADS, joined
 from edgepack.backends.registry import backend
 from edgepack.data import Samples, example
 from edgepack.errors import ModelError
-from edgepack.factorize import needs_gradients
+from edgepack.methods.registry import needs_gradients
 from edgepack.model.layer import Layer
 from edgepack.model.model import Model
+from edgepack.model.types import Array, Spectrum
 from edgepack.pipeline.activations import Subject
+from edgepack.pipeline.datasets import choose_method, load_data, make_guard
 from edgepack.pipeline.decompositions import decompose
 from edgepack.pipeline.gradients import weighed
-from edgepack.pipeline.guarding import choose_method, load_data, make_guard
 from edgepack.plan.candidates import break_even_rank
 from edgepack.sources import open_model
-from edgepack.types import Array, Spectrum
 from edgepack.workspace import Cache, Progress, digest, open_workspace, silent
 
 Energy = Literal["weight", "output", "weighed output"]

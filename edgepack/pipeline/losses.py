@@ -6,15 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from edgepack.backends.schemes import scheme_of_key
-from edgepack.factorize import factorizer
+from edgepack.methods.registry import factorizer
 from edgepack.model.layer import View
 from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import Scheme
 from edgepack.model.structure import Structure, structure_of
+from edgepack.model.types import Curvature, Spectrum
 from edgepack.pipeline.analysis import Analysis
 from edgepack.plan.loss import Wanted, layer_losses
-from edgepack.quantize.gauge import balanced
-from edgepack.types import Curvature, Spectrum
+from edgepack.quantize.rotation import balanced
 from edgepack.workspace import Keyed, Step, Workspace, record_store
 
 Losses = Mapping[str, Mapping[tuple[Scheme, Structure], float]]

@@ -7,8 +7,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from edgepack.cost.model import MEASURED
 from edgepack.metrics import Drop
 from edgepack.model.scheme import Format
+from edgepack.model.types import Contents
 from edgepack.pack.manifest import (
     CrossValidationEntry,
     DataEntry,
@@ -29,17 +31,15 @@ from edgepack.pack.manifest import (
     RecoveryEntry,
     TargetEntry,
 )
-from edgepack.pipeline.attempt import Attempt
 from edgepack.pipeline.baselines import Baseline
 from edgepack.pipeline.crossval import CrossValidation
 from edgepack.pipeline.distill import Outcome
+from edgepack.pipeline.evaluate import Attempt
 from edgepack.pipeline.options import BuildOptions
 from edgepack.pipeline.prepare import Prepared
-from edgepack.pipeline.probing import Probe
-from edgepack.plan.cost import MEASURED
-from edgepack.plan.file_scheme import file_label
-from edgepack.quantize.split import Split
-from edgepack.types import Contents
+from edgepack.pipeline.search import Probe
+from edgepack.plan.candidates import file_label
+from edgepack.quantize.error_breakdown import Split
 from edgepack.workspace import file_digest, tool_versions
 
 

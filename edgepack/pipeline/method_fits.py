@@ -12,17 +12,17 @@ from typing import Any, Literal
 import numpy as np
 
 from edgepack.backends.schemes import CONSTEXPR, scheme_of_key
-from edgepack.coded import is_decoded, stored_numbers
 from edgepack.errors import OutputError
-from edgepack.factorize import compress, method_version
 from edgepack.factorize.whitened import shrunk_covariance
+from edgepack.methods.registry import compress, method_version
+from edgepack.model.constexpr import is_decoded, stored_numbers
 from edgepack.model.layer import View
 from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import Scheme
+from edgepack.model.serialize import packed_part, unpacked_part
+from edgepack.model.types import Alternative, Array
 from edgepack.pipeline.analysis import Analysis
-from edgepack.pipeline.parts import packed_part, unpacked_part
-from edgepack.plan.exact_loss import exact_loss, pair_losses
-from edgepack.types import Alternative, Array
+from edgepack.plan.loss import exact_loss, pair_losses
 from edgepack.workspace import DAMAGED, FITTERS, Keyed, Step, Store, Workspace, load_arrays
 
 SHARES = (0.5, 0.25, 0.125, 0.0625, 0.03125)

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Literal
 
 from edgepack.backends.registry import FACTS, missing_for
+from edgepack.distill.budget import Budget
 from edgepack.errors import UsageError
 from edgepack.model.scheme import FORMATS, Format
-from edgepack.recover.budget import Budget
 from edgepack.sources import file_format
-from edgepack.targets import HOST, Target
+from edgepack.targets.target import HOST, Target
 
 Rank = Literal["auto", "cv"] | int | float
 PrecisionChoice = Literal["auto", "fp32", "int8", "int4"]

@@ -13,28 +13,27 @@ from edgepack.backends.registry import FACTS, backend
 from edgepack.backends.schemes import SCHEMES
 from edgepack.data import Samples, example, read_npz
 from edgepack.errors import ModelError, UsageError
-from edgepack.factorize.methods import PATENTS
+from edgepack.methods.registry import PATENTS
 from edgepack.model.model import Model
 from edgepack.model.scheme import Format
+from edgepack.model.types import Aim
 from edgepack.pipeline.activations import Subject
 from edgepack.pipeline.analysis import Analysis, Question, analyze
-from edgepack.pipeline.attempt import Guard, Prover
 from edgepack.pipeline.candidates import Menu, Ranks, make_menus, make_offer, ranks_of, without_factors
 from edgepack.pipeline.crossval import CrossValidation, Labelled, check_labels, cross_validated
+from edgepack.pipeline.datasets import Data, Methods, choose_methods, load_data, make_guard
 from edgepack.pipeline.distill import Recovery, check_recover
+from edgepack.pipeline.evaluate import Guard, Prover, check_evaluate
 from edgepack.pipeline.evaluator import Evaluator
 from edgepack.pipeline.gradients import weighed
-from edgepack.pipeline.guarding import Data, Methods, choose_methods, load_data, make_guard
 from edgepack.pipeline.method_fits import Alternatives, fit_alternatives
 from edgepack.pipeline.options import BuildOptions
-from edgepack.pipeline.pricing import Prices, make_prices
+from edgepack.pipeline.prices import Prices, make_prices
 from edgepack.pipeline.refit import Refitter, check_refit
 from edgepack.pipeline.replacements import Replacements
 from edgepack.pipeline.rounding import Rounder
-from edgepack.pipeline.scores import check_evaluate
 from edgepack.plan.candidates import check_rank
 from edgepack.sources import model_kind, open_model
-from edgepack.types import Aim
 from edgepack.workspace import Cache, Progress, Workspace, digest, open_workspace
 
 UNGUARDED = (

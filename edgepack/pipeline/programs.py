@@ -35,8 +35,8 @@ class _Conversion:
 
 
 def _convert(task: _Conversion, path: Path) -> None:
-    from edgepack.emit.pnnx import onnx_to_program
     from edgepack.sources.torch import save_program
+    from edgepack.torchgraph.from_onnx import onnx_to_program
 
     save_program(onnx_to_program(task.onnx, task.shapes), path)
 

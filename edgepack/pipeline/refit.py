@@ -12,20 +12,19 @@ from edgepack.backends.backend import joined
 from edgepack.backends.registry import backend
 from edgepack.data import Samples
 from edgepack.errors import UsageError
-from edgepack.executor import one_thread
-from edgepack.factorize import factorizer, spectrum_of
-from edgepack.factorize.paired import PairedMoments, PairedRows, pooled
-from edgepack.factorize.refit import refit, refitted_weights
+from edgepack.factorize.refit import PairedMoments, PairedRows, pooled, refit, refitted_weights
 from edgepack.factorize.two_sided import damped
+from edgepack.methods.registry import factorizer, spectrum_of
 from edgepack.model.layer import View
 from edgepack.model.model import Model
 from edgepack.model.replacement import Replacement, low_rank
 from edgepack.model.scheme import FileScheme, Scheme
+from edgepack.model.serialize import packed_part
 from edgepack.model.structure import Structure
+from edgepack.model.types import Array, InputSpread, LayerPlan, Moments, Spectrum
 from edgepack.pipeline.activations import THREADS
-from edgepack.pipeline.parts import packed_part
 from edgepack.pipeline.rounding import REPLACEMENT, Rounder
-from edgepack.types import Array, InputSpread, LayerPlan, Moments, Spectrum
+from edgepack.workers import one_thread
 from edgepack.workspace import Keyed, Step, digest
 
 PARTS = 4

@@ -6,17 +6,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from edgepack.executor import one_thread
 from edgepack.model.layer import View
 from edgepack.model.replacement import Replacement, of_structure
 from edgepack.model.scheme import FileScheme, Scheme
 from edgepack.model.structure import Structure
+from edgepack.model.types import LayerPlan, Spectrum
 from edgepack.pipeline.analysis import Analysis
 from edgepack.pipeline.distill import Outcome, Recovery
 from edgepack.pipeline.method_fits import Alternatives
 from edgepack.pipeline.refit import Refitter
 from edgepack.pipeline.rounding import Rounder
-from edgepack.types import LayerPlan, Spectrum
+from edgepack.workers import one_thread
 
 
 @dataclass(frozen=True)

@@ -8,24 +8,23 @@ from typing import TypeVar
 
 import numpy as np
 
-from edgepack.factorize import factorizer
 from edgepack.factorize.two_sided import damped
 from edgepack.factorize.whitened import shrunk_covariance
+from edgepack.methods.registry import factorizer
 from edgepack.model.layer import View
 from edgepack.model.replacement import Replacement, dense, low_rank_correction
 from edgepack.model.scheme import Scheme
+from edgepack.model.serialize import packed_part, unpacked_part
 from edgepack.model.structure import Structure
+from edgepack.model.types import Array, Moments, Spectrum
 from edgepack.pipeline.activations import InputMoments
 from edgepack.pipeline.losses import factors_at
-from edgepack.pipeline.parts import packed_part, unpacked_part
 from edgepack.quantize.alternate import alternate
 from edgepack.quantize.bias import corrected_bias, corrected_pair
-from edgepack.quantize.energy import output_energy
-from edgepack.quantize.gauge import LatentGrid, search_gauge, turned
-from edgepack.quantize.gptq import gptq
-from edgepack.quantize.lattice import WeightGrid, grid_of
-from edgepack.quantize.residual import rounded_residual
-from edgepack.types import Array, Moments, Spectrum
+from edgepack.quantize.gptq import gptq, output_energy
+from edgepack.quantize.grids import WeightGrid, grid_of
+from edgepack.quantize.low_rank_correction import rounded_residual
+from edgepack.quantize.rotation import LatentGrid, search_gauge, turned
 from edgepack.workspace import Keyed, Step, Workspace, arrays_store
 
 T = TypeVar("T")

@@ -4,24 +4,32 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
+from typing import Any
 
+from edgepack import workspace
 from edgepack.backends.backend import Writer
-from edgepack.errors import LayerError, ModelError, ProofError
+from edgepack.backends.schemes import FP32
+from edgepack.cost import model
+from edgepack.errors import BudgetError, LayerError, ModelError, ProofError
 from edgepack.metrics import Drop
-from edgepack.model.scheme import FileScheme, Format
+from edgepack.model.scheme import FileScheme, Format, Scheme
 from edgepack.model.structure import DENSE
-from edgepack.pipeline.attempt import Attempt
+from edgepack.model.types import LayerPlan
+from edgepack.pipeline import limits
+from edgepack.pipeline.baselines import Baseline, dense_instead
+from edgepack.pipeline.candidates import Menu
+from edgepack.pipeline.evaluate import Attempt
 from edgepack.pipeline.evaluator import Evaluator
-from edgepack.pipeline.ladder import Choice, LayerPlans, Step, choices
-from edgepack.pipeline.probing import Probe, beside_code, probe
-from edgepack.plan import cost
-from edgepack.plan.file_scheme import base_scheme, file_label
-from edgepack.plan.search import climb, within
-from edgepack.types import LayerPlan
+from edgepack.pipeline.options import BuildOptions
+from edgepack.pipeline.pareto import Choice, LayerPlans, Step, choices, make_ladder, nearest
+from edgepack.pipeline.prices import Prices
+from edgepack.plan.bisect import climb, within
+from edgepack.plan.candidates import base_scheme, exceptions, file_label
+from edgepack.plan.solve import Bounds, Infeasible, Quantity
 from edgepack.units import seconds
-from edgepack.workspace import digest
+from edgepack.workspace import Keyed, digest
 
 FINALISTS = 3
 """Plans that are compared by measuring their files where the target is this machine."""
@@ -29,6 +37,10 @@ FINALISTS = 3
 REACH = (4.0, 2.0)
 """Training may take back most of a drop: plans that lose so many times the limit without it are tried first, each
 trained in turn until one is within the limit."""
+
+TIGHTENINGS = 3
+"""How often the bounds are drawn in where an emitted file turns out larger than predicted."""
+MARGIN = 0.01
 
 
 @dataclass(frozen=True)
@@ -149,7 +161,7 @@ class Search:
         if len(named) == 1 or not self._evaluator.measures_here:
             return attempts[0], {}
         measured = self._evaluator.latencies({name: a.path for name, a in named.items()}, self._files.fmt)
-        return named[cost.fastest(list(named), measured)], measured
+        return named[model.fastest(list(named), measured)], measured
 
     def _attempts(self, step: Step, limit: float | None) -> Iterator[Attempt]:
         """Files of a plan, in the order in which they are wanted; where nothing can be measured the first good one ends
@@ -236,3 +248,179 @@ def _kept(layer: LayerPlan) -> str:
     if layer.alternative is not None:
         return f"{layer.alternative.method} {layer.alternative.share:.3g}"
     return "dense" if layer.rank is None else str(layer.rank)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What became of one format; `failure` is the error to raise once the best attempt is written."""
+
+    found: Found
+    failure: BudgetError | None
+
+    @property
+    def loss(self) -> float | None:
+        """Predicted loss of the chosen plan: near it another format of the model is searched first."""
+        losses = [layer.predicted.loss for layer in self.found.attempt.layers if layer.predicted is not None]
+        return sum(losses) if losses else None
+
+
+def plan(
+    evaluator: Evaluator,
+    files: Writer,
+    menus: Sequence[Menu],
+    prices: Prices,
+    baseline: Baseline,
+    *,
+    deadline_s: float,
+    start: float | None = None,
+) -> Planned:
+    """The fastest plan of a format that meets every limit; where none does, the best attempt and the error to raise.
+
+    Args:
+        deadline_s: see `Search`.
+        start: predicted loss near which to look first.
+    """
+    rest = limits.measure_rest(evaluator, files, prices)
+    bounds = limits.user_bounds(evaluator.options, rest)
+    promised = limits.promised_bounds(evaluator, menus, baseline, bounds, rest)
+    search = Search(evaluator, files, deadline_s, start)
+    try:
+        return _searched(evaluator, search, menus, bounds, promised, rest)
+    except ProofError as err:
+        evaluator.workspace.warn(err.message)
+        reason = "no other file of this format could be written and proved"
+        return Planned(Found(dense_instead(evaluator, files, baseline, reason), {}, search.probes), None)
+
+
+def _searched(
+    evaluator: Evaluator, search: Search, menus: Sequence[Menu], bounds: Bounds, promised: Bounds, rest: limits.Rest
+) -> Planned:
+    """What the search comes to within the promised bounds, else within the user's own.
+
+    Raises:
+        ProofError: no plan could be written and proved.
+    """
+    progress = evaluator.workspace.progress
+    closest: Planned | None = None
+    for allowed in dict.fromkeys((promised, bounds)):
+        steps = make_ladder(menus, evaluator.spectra, allowed, rest.latency_s, progress, aim=evaluator.aim)
+        if isinstance(steps, Infeasible):
+            if closest is None and allowed == bounds:
+                step = nearest(menus, evaluator.spectra, allowed, steps)
+                error = limits.infeasible(search.fmt, steps, evaluator.options, rest)
+                return Planned(search.run([step], None), error)
+            continue
+        found = _tightened(evaluator, search, menus, steps, allowed, rest)
+        if found.found.attempt.within(evaluator.options.drop_limit):
+            return found
+        if closest is None or found.found.attempt.lost < closest.found.attempt.lost:
+            closest = found
+    if closest is None:
+        raise ValueError("there is no ladder of plans")  # the user's own bounds gave one, or an error above
+    return closest
+
+
+def _tightened(
+    evaluator: Evaluator,
+    search: Search,
+    menus: Sequence[Menu],
+    steps: tuple[Step, ...],
+    bounds: Bounds,
+    rest: limits.Rest,
+) -> Planned:
+    """Searches, and draws the bounds in where the file itself is over a limit that its plan was predicted to meet."""
+    progress = evaluator.workspace.progress
+    for _ in range(TIGHTENINGS):
+        found = search.run(steps, evaluator.options.drop_limit)
+        over = limits.excess(evaluator, found.attempt)
+        if not over:
+            return Planned(found, None)
+        # From what this very plan was predicted to take: a bound with room to spare would give it again.
+        drawn = {name: max(_predicted(found.attempt, name) - by * (1 + MARGIN), 0) for name, by in over.items()}
+        bounds = replace(bounds, **drawn)
+        tighter = make_ladder(menus, evaluator.spectra, bounds, rest.latency_s, progress, aim=evaluator.aim)
+        if isinstance(tighter, Infeasible):
+            break
+        steps = tighter
+    return Planned(found, limits.over_limit(found.attempt, over, evaluator.options))
+
+
+def _predicted(attempt: Attempt, quantity: Quantity) -> float:
+    """Sum over the layers."""
+    return sum(float(getattr(layer.predicted, quantity)) for layer in attempt.layers if layer.predicted is not None)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A plan that was emitted.
+
+    Attributes:
+        scheme: of the file.
+        latency_s: predicted, of the linear layers.
+        size_bytes: of the emitted file.
+    """
+
+    fmt: Format
+    scheme: FileScheme
+    layers: LayerPlans
+    drop: Drop
+    loss: float
+    latency_s: float
+    size_bytes: int
+
+
+def beside_code(options: BuildOptions, files: Writer) -> Scheme:
+    """The scheme of a file whose layers are all in code, by which other weights go: int8 unless fp32 was asked for."""
+    return FP32[files.fmt] if options.precision == "fp32" else files.probe_scheme.layers
+
+
+def probe_scheme(files: Writer, layers: LayerPlans, in_code: Scheme) -> FileScheme:
+    """The scheme that a plan is probed in: weights beside linear layers in int8, decoded at load, where there are any.
+
+    Tables in 4 bits, where they are possible, are tried with the file that is written.
+
+    Args:
+        in_code: of `beside_code`.
+    """
+    schemes = files.rest(base_scheme(layers, in_code))
+    return next((scheme for scheme in reversed(schemes) if scheme.others != scheme.layers), schemes[0])
+
+
+def probe(evaluator: Evaluator, files: Writer, step: Step) -> Probe:
+    """What the plan's file loses on the guard."""
+    scheme = probe_scheme(files, step.layers, beside_code(evaluator.options, files))
+    key = [evaluator.key, evaluator.analysis.largest, files.fmt, str(scheme), step.choices]
+    task = Keyed(key, lambda: _Emission(evaluator, files, step.layers, scheme))
+    drop, size_bytes = evaluator.workspace.cached(PROBE, task)
+    return Probe(files.fmt, scheme, step.layers, drop, step.loss, step.latency_s, size_bytes)
+
+
+@dataclass(frozen=True)
+class _Emission:
+    """A plan to be emitted in a scheme."""
+
+    evaluator: Evaluator
+    files: Writer
+    layers: LayerPlans
+    scheme: FileScheme
+
+
+def _probed(task: _Emission) -> tuple[Drop, int]:
+    """The drop and the size of the file."""
+    evaluator, files, layers, scheme = task.evaluator, task.files, task.layers, task.scheme
+    out = evaluator.workspace.folder / f"probe.{files.fmt}"
+    files.write(files.takes(evaluator.replacements.draft(layers, scheme)), scheme, out, exceptions(layers, scheme))
+    drop, size = evaluator.prover.drop_of(out, files.fmt), out.stat().st_size
+    out.unlink()
+    return drop, size
+
+
+def _packed(probed: tuple[Drop, int]) -> dict[str, Any]:
+    return {"drop": asdict(probed[0]), "size_bytes": probed[1]}
+
+
+def _unpacked(record: Mapping[str, Any]) -> tuple[Drop, int]:
+    return Drop(**record["drop"]), record["size_bytes"]
+
+
+PROBE = workspace.Step("probes", 5, _probed, workspace.record_store(_packed, _unpacked), tools=workspace.TOOLS)

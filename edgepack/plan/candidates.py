@@ -1,4 +1,4 @@
-"""The ranks at which factoring a layer can pay at all."""
+"""The ranks at which factoring a layer can pay at all, and the schemes of layers beside that of their file."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import numpy as np
 
 from edgepack.errors import UsageError
 from edgepack.model.layer import Layer
+from edgepack.model.scheme import FileScheme, Scheme, scheme_of
+from edgepack.model.types import LayerPlan
 
 RANK_TILE = 8
 """Kernels work on tiles of this many rows: ranks between two multiples cost as much as the upper one."""
@@ -125,3 +127,30 @@ def asked_rank(out_features: int, in_features: int, rank: int | float) -> int | 
     if wanted > limit:
         return f"rank {wanted} is above its break-even rank {limit}"
     return wanted
+
+
+def base_scheme(layers: Sequence[LayerPlan], beside_code: Scheme) -> Scheme:
+    """The scheme that most weight parameters take; of equals the first by name. A pair beside a matrix counts with it.
+
+    Layers stored in code have no say: no other weight can be in their scheme.
+
+    Args:
+        layers: of the plan.
+        beside_code: the scheme where there are no other layers: of all weights that are in no layer.
+    """
+    weights: dict[Scheme, int] = {}
+    for layer in layers:
+        if layer.scheme is not None and not layer.scheme.is_constexpr:
+            weights[layer.scheme] = weights.get(layer.scheme, 0) + layer.weight_parameters
+    return min(weights, key=lambda scheme: (-weights[scheme], scheme.name), default=beside_code)
+
+
+def exceptions(layers: Sequence[LayerPlan], file: FileScheme) -> dict[str, Scheme]:
+    """Layer name → scheme, of the layers that differ from what the file gives its layers."""
+    return {layer.layer: layer.scheme for layer in layers if layer.scheme not in (None, file.layers)}
+
+
+def file_label(layers: Sequence[LayerPlan], file: FileScheme) -> str:
+    """What to call the scheme of a file for people: `mixed` where its layers differ, with that of its other weights."""
+    own = ((layer.scheme_in(file), layer.ops) for layer in layers)
+    return file.label(each for scheme, ops in own for each in ([scheme_of(op, scheme) for op in ops] or [scheme]))

@@ -15,7 +15,7 @@ from itertools import pairwise
 import numpy as np
 
 from edgepack.errors import DataError, UsageError
-from edgepack.types import Array
+from edgepack.model.types import Array
 
 
 @dataclass(frozen=True)

@@ -2,19 +2,30 @@
 
 Rows that cannot be part of an answer go first; equal tables become one block of integer counts, since HiGHS would
 search all their permutations; what it answers is added up again, exactly.
+
+It is solved by HiGHS on a core of its variables (Pisinger, 1995): those of small reduced cost in the linear relaxation.
+Leaving the others out costs nothing once the answer is closer to the relaxation than the least reduced cost among them;
+until it is, the core grows.
 """
 
 from __future__ import annotations
 
+import ctypes
 import math
-from collections.abc import Callable, Mapping, Sequence
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgepack.plan import highs
-from edgepack.plan.pareto import undominated
-from edgepack.types import Array
+from edgepack.model.types import Array, Candidate
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 PROVED_ROWS = 300
 """Up to this many rows, dominated ones not counted, the answer is proved the least."""
@@ -27,6 +38,13 @@ RETRIES = 5
 
 PROVING_NODES, NODES, REFINING_NODES = 100_000, 1000, 10
 """Where HiGHS gives up: on small instances, on large ones, and on large ones with an answer at hand."""
+
+CORE_PER_BLOCK, REFINING_CORE = 4, 2
+GROWTH = 4
+SLACK = 1e-3
+"""Added to what reduced costs are compared with: they are only known to 1e-7 of a unit."""
+
+_LOCK = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -115,7 +133,7 @@ def least(
         return None
     blocks = _blocks(tables, fits, objective, limits)
     programme = _programme(tables, blocks)
-    relaxed = highs.relax(programme)
+    relaxed = relax(programme)
     if relaxed is None:
         return None
     start, gap = effort.start, effort.gap
@@ -180,10 +198,10 @@ def _blocks(tables: Sequence[Array], fits: Sequence[Array], objective: int, limi
     return _Blocks(fits, kept, list(equal.values()), columns, lows, np.array(units))
 
 
-def _programme(tables: Sequence[Array], blocks: _Blocks) -> highs.Programme:
+def _programme(tables: Sequence[Array], blocks: _Blocks) -> Programme:
     firsts = [members[0] for members in blocks.members]
     scaled = np.concatenate([blocks.scaled(tables[i][blocks.kept[i]], i) for i in firsts])
-    return highs.Programme(
+    return Programme(
         block=np.repeat(np.arange(len(firsts)), [len(blocks.kept[i]) for i in firsts]),
         counts=np.array([len(members) for members in blocks.members], dtype=np.float64),
         objective=scaled[:, 0],
@@ -196,15 +214,15 @@ def _programme(tables: Sequence[Array], blocks: _Blocks) -> highs.Programme:
 def _picks(
     tables: Sequence[Array],
     blocks: _Blocks,
-    programme: highs.Programme,
-    relaxed: highs.Relaxation,
+    programme: Programme,
+    relaxed: Relaxation,
     gap: float,
     nodes: int,
     limits: Mapping[int, float],
 ) -> tuple[tuple[int, ...], float] | None:
     """Solve, and add up exactly: HiGHS takes a hair above a limit as met. Such a limit is drawn in, ever further."""
     for _ in range(RETRIES):
-        answer = highs.solve(programme, relaxed, gap, nodes, persist=nodes > REFINING_NODES)
+        answer = solve(programme, relaxed, gap, nodes, persist=nodes > REFINING_NODES)
         if answer is None:
             return None
         x, reached = answer
@@ -227,7 +245,7 @@ def meets(tables: Sequence[Array], picks: Sequence[int], column: int, limit: flo
 
 
 def _near(
-    tables: Sequence[Array], blocks: _Blocks, relaxed: highs.Relaxation, over: float, picks: Sequence[int]
+    tables: Sequence[Array], blocks: _Blocks, relaxed: Relaxation, over: float, picks: Sequence[int]
 ) -> tuple[Array, ...]:
     """Rows whose reduced cost is at most `over`: any answer with another one is further above the relaxation."""
     near: list[Array] = [np.zeros(0, bool)] * len(tables)
@@ -235,6 +253,193 @@ def _near(
         for index in members:
             scaled = blocks.scaled(tables[index], index)
             reduced = scaled[:, 0] - scaled[:, 1:] @ relaxed.rows - relaxed.blocks[block]
-            near[index] = blocks.fits[index] & (reduced <= over + highs.SLACK)
+            near[index] = blocks.fits[index] & (reduced <= over + SLACK)
             near[index][picks[index]] = True
     return tuple(near)
+
+
+@dataclass(frozen=True)
+class Programme:
+    """Minimise objective · x under rows · x ≤ limits; the x ≥ 0 of a block are integers and add up to its count.
+
+    HiGHS counts a limit as met up to 1e-6 and a gap as closed at 1e-6: the units should make that little.
+
+    Attributes:
+        block: (n,) the block of each variable.
+        counts: (blocks,).
+        objective: (n,) not negative.
+        offset: a constant part of the objective, which only the relative gap takes note of.
+        rows: (m, n).
+        limits: (m,).
+    """
+
+    block: Array
+    counts: Array
+    objective: Array
+    offset: float
+    rows: Array
+    limits: Array
+
+
+@dataclass(frozen=True)
+class Relaxation:
+    """The linear relaxation, solved.
+
+    Attributes:
+        least: of the objective.
+        used: (n,) bool, the variables that are not 0.
+        rows: (m,) the dual price of each row.
+        blocks: (blocks,) and of each block.
+    """
+
+    least: float
+    used: Array
+    rows: Array
+    blocks: Array
+
+
+def relax(p: Programme) -> Relaxation | None:
+    """Solve the linear relaxation; None where even that cannot meet the limits."""
+    from scipy.optimize import linprog
+
+    with no_native_output():
+        found = linprog(
+            p.objective,
+            A_ub=p.rows if len(p.rows) else None,
+            b_ub=p.limits if len(p.rows) else None,
+            A_eq=_membership(p.block, len(p.counts)),
+            b_eq=p.counts,
+            method="highs",
+        )
+    if found.status == 2:
+        return None
+    if found.status != 0:  # numerically lost: without prices no variable is left out
+        nothing = np.zeros(len(p.objective), bool)
+        return Relaxation(-math.inf, nothing, np.zeros(len(p.rows)), np.zeros(len(p.counts)))
+    return Relaxation(
+        float(found.fun), found.x > 0.0, np.asarray(found.ineqlin.marginals), np.asarray(found.eqlin.marginals)
+    )
+
+
+def solve(p: Programme, relaxed: Relaxation, gap: float, nodes: int, *, persist: bool) -> tuple[Array, float] | None:
+    """Solve the programme to within `gap` of objective + offset.
+
+    Args:
+        p: the programme.
+        relaxed: its relaxation, or that of a programme with wider limits.
+        gap: a share.
+        nodes: the search ends after so many: a count, unlike a time, gives the same answer twice.
+        persist: start from a wider core, and search a wider one yet where the nodes ran out without any answer.
+
+    Returns:
+        (n,) whole numbers and the gap reached; None where no answer was found.
+    """
+    reduced = p.objective - relaxed.rows @ p.rows - relaxed.blocks[p.block]
+    order = np.argsort(np.where(relaxed.used, -np.inf, reduced), kind="stable")
+    size = max((CORE_PER_BLOCK if persist else REFINING_CORE) * len(p.counts), int(relaxed.used.sum()))
+    if not math.isfinite(relaxed.least):
+        size = len(order)
+    while True:
+        x, finished = _branch_and_bound(p, np.sort(order[:size]), gap, nodes)
+        grown = GROWTH * size
+        if x is not None:
+            total = float(p.objective @ x)
+            missing = total - relaxed.least
+            useful = int(np.searchsorted(reduced[order[size:]], missing + SLACK, side="right"))
+            if missing <= gap * (total + p.offset) or (finished and not useful):
+                return x, gap
+            if not finished:
+                return x, missing / (total + p.offset)
+            grown = min(grown, size + useful)
+        elif size >= len(order) or not (finished or persist):
+            return None
+        size = grown
+
+
+def _branch_and_bound(p: Programme, core: Array, gap: float, nodes: int) -> tuple[Array | None, bool]:
+    """Solve over the variables `core` alone, the others being 0; the flag tells whether the search came to its end."""
+    from scipy.optimize import Bounds, LinearConstraint, milp
+    from scipy.sparse import csr_array, hstack, vstack
+
+    # One more column, fixed at 1, carries the offset, so that HiGHS' relative gap is that of the whole sum.
+    matrix = vstack([_membership(p.block[core], len(p.counts)), csr_array(p.rows[:, core])])
+    matrix = hstack([matrix, csr_array((matrix.shape[0], 1))]).tocsr()
+    lows = np.concatenate([p.counts, np.full(len(p.limits), -np.inf)])
+    with no_native_output():
+        found = milp(
+            np.append(p.objective[core], p.offset),
+            integrality=np.append(np.ones(len(core)), 0),
+            bounds=Bounds(np.append(np.zeros(len(core)), 1), np.append(p.counts[p.block[core]], 1)),
+            constraints=LinearConstraint(matrix, lows, np.concatenate([p.counts, p.limits])),
+            options={"mip_rel_gap": gap, "node_limit": nodes},
+        )
+    finished = found.status in (0, 2)  # the node limit has no status of its own
+    if found.x is None:
+        return None, finished
+    x = np.zeros(len(p.objective))
+    x[core] = np.round(found.x[:-1])
+    return x, finished
+
+
+def _membership(block: Array, blocks: int) -> csr_array:
+    """Sparse (blocks, n): 1 where the variable is of the block."""
+    from scipy.sparse import csr_array
+
+    matrix: csr_array = csr_array((np.ones(len(block)), (block, np.arange(len(block)))), shape=(blocks, len(block)))
+    return matrix
+
+
+def pareto(candidates: Sequence[Candidate]) -> tuple[int, ...]:
+    """Indices, ascending, of the candidates that no other matches or beats in loss, file bytes, RAM and latency.
+
+    Of several with equal figures the first is kept.
+    """
+    figures = [(c.loss, c.size_bytes, c.ram_bytes, c.latency_s) for c in candidates]
+    return tuple(int(i) for i in undominated(np.array(figures, dtype=np.float64).reshape(-1, 4)))
+
+
+def undominated(rows: Array) -> Array:
+    """Indices, ascending, of the rows (k, d) that no other row matches or beats in every column; the first of equals.
+
+    Sorted by their columns, a row can only be dominated by an earlier one (Kung, Luccio, Preparata, 1975).
+    """
+    order = np.lexsort((np.arange(len(rows)), *rows.T[::-1]))
+    rest = rows[order]
+    kept: list[int] = []
+    while len(rest):
+        kept.append(int(order[0]))
+        open_ = (rest < rest[0]).any(axis=1)
+        rest, order = rest[open_], order[open_]
+    return np.sort(np.array(kept, dtype=np.intp))
+
+
+@contextmanager
+def no_native_output() -> Iterator[None]:
+    """Send what C and C++ code prints to descriptor 1 nowhere while the block runs; one block at a time.
+
+    HiGHS 1.12 prints a line for every solution that it repairs, whatever its log level (ERGO-Code/HiGHS#2783).
+    """
+    with _LOCK:
+        _flush()
+        try:
+            kept = os.dup(1)
+        except OSError:  # the process has no standard output
+            yield
+            return
+        sink = os.open(os.devnull, os.O_WRONLY)
+        try:
+            os.dup2(sink, 1)
+            yield
+        finally:
+            _flush()
+            os.dup2(kept, 1)
+            os.close(kept)
+            os.close(sink)
+
+
+def _flush() -> None:
+    """Write out what Python and the C library have buffered, so that it goes where it was meant to go."""
+    if sys.stdout is not None and not sys.stdout.closed:
+        sys.stdout.flush()
+    if os.name == "posix":
+        ctypes.CDLL(None).fflush(None)

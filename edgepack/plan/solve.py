@@ -9,8 +9,8 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from edgepack.model.types import Array, Candidate
 from edgepack.plan.knapsack import GAP, Effort, least, meets, total_of
-from edgepack.types import Array, Candidate
 
 Quantity = Literal["loss", "size_bytes", "ram_bytes", "latency_s"]
 QUANTITIES: tuple[Quantity, ...] = get_args(Quantity)

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgepack.model.replacement import Replacement, low_rank
+from edgepack.model.types import Array
 from edgepack.quantize.gptq import Rounded, gptq, planes, round_to_nearest
-from edgepack.quantize.lattice import WeightGrid
-from edgepack.types import Array
+from edgepack.quantize.grids import WeightGrid
 
 ROUNDS = 6
 GAIN = 0.01
@@ -61,7 +61,7 @@ def alternate(
 
     Args:
         weight: (out, in) float32, W.
-        pair: in the gauge it shall have, roughly kept: from `edgepack.quantize.gauge`.
+        pair: in the gauge it shall have, roughly kept: from `edgepack.quantize.rotation`.
         covariance: (in, in) C, shrunk where samples are few.
         grids: of A and of B.
         gradient: (out, out) G; None for the identity.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from edgepack.model.replacement import Replacement, low_rank
-from edgepack.types import Array
+from edgepack.model.types import Array
 
 
 def corrected_bias(bias: Array | None, weight: Array, rounded: Array, mean: Array) -> Array:

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgepack.errors import DataError
-from edgepack.quantize.lattice import INT4_MAX, Lattice, WeightGrid, decoded, lattice, nearest
-from edgepack.types import Array
+from edgepack.model.types import Array
+from edgepack.quantize.grids import INT4_MAX, Lattice, WeightGrid, decoded, lattice, nearest
 
 DAMPING = 0.01
 """Share of the mean diagonal that is added to the hessian."""
@@ -283,3 +283,16 @@ def _coupled_rows(
 
 def _coupled_error(delta: Array, ready: Planes, metric: Planes) -> float:
     return float(((delta @ ready.hessian) * (metric.hessian @ delta)).sum(dtype=np.float64))
+
+
+def output_energy(matrix: Array, covariance: Array | None, gradient: Array | None = None) -> float:
+    """tr(G M C Mᵀ), in float64: of a layer what its output varies, of a difference of weights what is lost by it.
+
+    Args:
+        matrix: (out, in) M.
+        covariance: (in, in) C of the inputs; None for the identity.
+        gradient: (out, out) G; None for the identity.
+    """
+    wide = np.asarray(matrix, np.float64)
+    seen = wide if covariance is None else wide @ covariance
+    return float(np.vdot(seen, wide if gradient is None else gradient @ wide))

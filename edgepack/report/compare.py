@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgepack.bench.stats import Comparison
-from edgepack.bench.summary import VariantSummary
+from edgepack.benchmark.stats import Comparison
+from edgepack.benchmark.summary import VariantSummary
 from edgepack.model.scheme import Format
 from edgepack.pack.facts import PackFacts
 from edgepack.report.report import Column, Field, Table, hidden, make_table

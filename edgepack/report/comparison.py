@@ -6,18 +6,18 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from edgepack.bench.alike import different_conditions, merge_results
-from edgepack.bench.emulated_results import EmulatedResult
-from edgepack.bench.results import BenchResult
-from edgepack.bench.results_file import load_emulated, load_results
-from edgepack.bench.summary import summarize_result
+from edgepack.benchmark.conditions import different_conditions, merge_results
+from edgepack.benchmark.results import BenchResult, EmulatedResult
+from edgepack.benchmark.results_file import load_emulated, load_results
+from edgepack.benchmark.summary import summarize_result
 from edgepack.errors import PackError
 from edgepack.pack.facts import PackFacts, read_facts
 from edgepack.report.compare import CompareRow, compare_rows, measured_table
 from edgepack.report.devices import device_blocks, side_by_side
 from edgepack.report.emulated import EmulatedRow, emulated_blocks, emulated_rows
 from edgepack.report.report import Report
-from edgepack.targets import Target, load_targets
+from edgepack.targets.file import load_targets
+from edgepack.targets.target import Target
 
 SCHEMA_VERSION = 1
 

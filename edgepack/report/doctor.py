@@ -7,9 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from edgepack.archive.archive import Unpacked
-from edgepack.doctor import Finding
+from edgepack.devices.doctor import Check, Finding
 from edgepack.emulator.install import Installed
-from edgepack.pipeline.preflight import Check
 from edgepack.report.report import Block, Column, Field, Paragraph, Report, facts, hidden, make_table
 
 

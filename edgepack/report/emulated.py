@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from edgepack.bench.emulated_results import EmulatedResult, EmulatedVariant, LayerCounts
+from edgepack.benchmark.results import EmulatedResult, EmulatedVariant, LayerCounts
 from edgepack.emulator.counts import Counts, middle
 from edgepack.emulator.estimate import TimeBound, time_bound
 from edgepack.model.scheme import Format
 from edgepack.pack.facts import PackFacts
 from edgepack.report.report import Block, Column, Field, Figure, Line, Table, Unit, hidden, make_table
-from edgepack.targets import Target
+from edgepack.targets.target import Target
 from edgepack.units import binary
 
 RUNTIME = "runtime"

@@ -24,8 +24,8 @@ from edgepack.report.report import (
     hidden,
     make_table,
 )
-from edgepack.targets import Bandwidth, Cache, Cluster, Target
-from edgepack.targets_entry import targets_file_text
+from edgepack.targets.target import Bandwidth, Cache, Cluster, Target
+from edgepack.targets.write import targets_file_text
 from edgepack.units import NONE
 
 Record = Mapping[str, Any]
@@ -140,7 +140,7 @@ def entry_text(target: Target, record: Record) -> str:
 
     Args:
         target: that was probed.
-        record: of `edgepack.pipeline.probed.Probed.record`.
+        record: of `edgepack.devices.profile.Probed.record`.
     """
     return targets_file_text(target, list(_comments(record)))
 
@@ -167,7 +167,7 @@ def sweep_report(record: Record) -> Report:
     """For every cluster its curves, a row per octave of a thread's working set, and where latency rises.
 
     Args:
-        record: of `edgepack.pipeline.probed.Probed.record`.
+        record: of `edgepack.devices.profile.Probed.record`.
     """
     return Report(blocks=tuple(block for one in record["swept"] for block in _swept(one)), record=record)
 
@@ -237,7 +237,7 @@ def calibrated_report(record: Record) -> Report:
     place; below, which two schemes are fastest for the largest layers. For data a row for each layer.
 
     Args:
-        record: the table and where it is kept, see `edgepack.pipeline.calibrating.Calibrated.record`.
+        record: the table and where it is kept, see `edgepack.pipeline.measure_target.Calibrated.record`.
     """
     by_scheme: dict[Key, dict[Layer, Record]] = {}
     for one in record["layers"]:

@@ -8,7 +8,7 @@ from edgepack.backends.registry import missing
 from edgepack.errors import ModelError, UsageError
 from edgepack.model.model import Kind, Model
 from edgepack.model.scheme import Format
-from edgepack.types import Recipe
+from edgepack.model.types import Recipe
 
 
 def model_kind(spec: str) -> Kind:

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgepack.model.layer import Layer
-from edgepack.types import TensorSpec
+from edgepack.model.types import TensorSpec
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from edgepack.onnxgraph.sites import Site
+    from edgepack.backends.onnx.sites import Site
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,10 +45,10 @@ def open_onnx(path: Path) -> OnnxSource:
     """Read an ONNX file and find its linear layers.
 
     Raises:
-        ModelError: see `edgepack.onnxgraph.files.load`.
+        ModelError: see `edgepack.backends.onnx.file.load`.
     """
-    from edgepack.onnxgraph.files import input_specs, load_with_digest, output_specs
-    from edgepack.onnxgraph.sites import find_sites
+    from edgepack.backends.onnx.file import input_specs, load_with_digest, output_specs
+    from edgepack.backends.onnx.sites import find_sites
 
     path = Path(path)
     model, sha256 = load_with_digest(path)

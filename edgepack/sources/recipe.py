@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 
 from edgepack.errors import EdgepackError, ModelError
-from edgepack.types import Array, Recipe
+from edgepack.model.types import Array, Recipe
 
 _PACKAGE = f"{Path(__file__).parent.parent}{os.sep}"
-_SHAPE = "a recipe function takes no arguments and returns edgepack.types.Recipe(model, example_inputs, …)"
+_SHAPE = "a recipe function takes no arguments and returns edgepack.model.types.Recipe(model, example_inputs, …)"
 
 
 def load_recipe(spec: str) -> Recipe:

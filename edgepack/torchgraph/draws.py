@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from edgepack.types import Array
+from edgepack.model.types import Array
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,9 +10,9 @@ import numpy as np
 from edgepack.errors import ModelError
 from edgepack.model.layer import Layer
 from edgepack.model.replacement import Replacement
+from edgepack.model.types import Array
 from edgepack.torchgraph.linears import TorchLinear
 from edgepack.torchgraph.match import LayerKey, layer_key, match_layers
-from edgepack.types import Array
 
 if TYPE_CHECKING:
     from torch import dtype

@@ -24,12 +24,12 @@ import numpy as np
 
 from edgepack.errors import ModelError
 from edgepack.model.layer import Layer
+from edgepack.model.types import Array, Curvature, Spectrum
 from edgepack.torchgraph.archive import load_program
 from edgepack.torchgraph.draws import Kind, draws, samples_of
 from edgepack.torchgraph.flat import flat_module, input_names
 from edgepack.torchgraph.linears import TorchLinear
 from edgepack.torchgraph.match import match_layers
-from edgepack.types import Array, Curvature, Spectrum
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from edgepack.types import Array
+from edgepack.model.types import Array
 
 if TYPE_CHECKING:
     from torch import Tensor

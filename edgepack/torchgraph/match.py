@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgepack.model.layer import Layer
+from edgepack.model.types import Array
 from edgepack.torchgraph.linears import TorchLinear, find_linears
-from edgepack.types import Array
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule

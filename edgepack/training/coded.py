@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from edgepack.coded import X, depending, effective_weight, is_decoded, listed, unlisted, values
 from edgepack.errors import UsageError
+from edgepack.model.constexpr import X, depending, effective_weight, is_decoded, listed, unlisted, values
 from edgepack.model.replacement import Instruction, Replacement, constexpr
+from edgepack.model.types import Array
 from edgepack.training.torch_operators import TORCH_OPERATORS
-from edgepack.types import Array
 
 PART_OF_THE_METHOD = frozenset({"signs"})
 """Float constants that are never trained, as single numbers are not: they belong to the method, not to the model."""

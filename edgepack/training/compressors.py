@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from edgepack import factorize
 from edgepack.errors import EdgepackError, UsageError
-from edgepack.factorize.methods import METHODS
-from edgepack.factorize.methods import Method as ShareMethod
+from edgepack.methods import registry
+from edgepack.methods.registry import METHODS
+from edgepack.methods.registry import Method as ShareMethod
 from edgepack.model.layer import View
 from edgepack.model.replacement import Replacement, low_rank
-from edgepack.types import Array
+from edgepack.model.types import Array
 
 Compressor = Callable[[Array, Array | None, int], Replacement | Sequence[Array | None]]
 """`(weight (out, in), bias (out,) or None, rank) → (A (out, rank), B (rank, in)[, bias (out,)])`, float32."""
@@ -33,7 +33,7 @@ class ByShare:
 
 
 def by_share(function: ShareMethod, *, looks_at_inputs: bool = False, frozen: Collection[str] = ()) -> ByShare:
-    """A method of `edgepack.factorize.methods`, or a function of its protocol, as a compressor.
+    """A method of `edgepack.methods.registry`, or a function of its protocol, as a compressor.
 
     Args:
         function: `(layer, share, *, seed, gradient) -> Replacement | str`; a string says why a layer stays dense.
@@ -82,8 +82,8 @@ def method(compressor: str | Compressor | ByShare, seed: int = 0) -> Method:
         raise UsageError(f"compressor={compressor!r}: a name or a function (weight, bias, rank) was expected")
     known = NAMES.get(compressor, compressor)
     try:
-        if not factorize.is_factorizer(known):
-            return _sharing(compressor, by_share(factorize.method(known), looks_at_inputs=True), seed)
+        if not registry.is_factorizer(known):
+            return _sharing(compressor, by_share(registry.method(known), looks_at_inputs=True), seed)
     except UsageError as err:
         raise UsageError(
             f"unknown compressor {compressor!r}",
@@ -91,7 +91,7 @@ def method(compressor: str | Compressor | ByShare, seed: int = 0) -> Method:
             "function (weight, bias, rank) -> (A, B)",
         ) from err
 
-    chosen = factorize.factorizer(known)
+    chosen = registry.factorizer(known)
     if getattr(chosen, "needs_gradients", False):
         raise UsageError(
             f"compressor={compressor!r} weighs outputs by their gradients, which are not gathered during training",

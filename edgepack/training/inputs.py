@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from edgepack.errors import DataError, UsageError
-from edgepack.types import Moments
+from edgepack.model.types import Moments
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -1,4 +1,4 @@
-"""The operators of layers stored in code, in differentiable torch: what `edgepack.coded.OPERATORS` says of arrays."""
+"""The operators of layers stored in code, in differentiable torch: see `edgepack.model.constexpr.OPERATORS`."""
 
 from __future__ import annotations
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from archives import CONTENT, archive, as_files, gaussian_codes, member, sums, tar, with_field, xz
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,7 +19,8 @@ from edgepack.archive import tarxz
 from edgepack.archive.archive import pack, unpack
 from edgepack.archive.images import JpegImage
 from edgepack.errors import ModelError
-from edgepack.factorize import mosaic
+from edgepack.methods import mosaic
+from tests.archive.archives import CONTENT, archive, as_files, gaussian_codes, member, sums, tar, with_field, xz
 
 PACKED = pack("model.onnx", CONTENT)
 FILES = {"model.onnx": CONTENT}

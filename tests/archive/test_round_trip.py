@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from archives import CONTENT, archive, as_files, gaussian_codes, sums
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,7 +20,8 @@ from edgepack.archive import tarxz
 from edgepack.archive.archive import pack, unpack
 from edgepack.archive.images import JpegImage, laid
 from edgepack.errors import ProofError, UsageError
-from edgepack.factorize import mosaic
+from edgepack.methods import mosaic
+from tests.archive.archives import CONTENT, archive, as_files, gaussian_codes, sums
 
 contents = st.binary(max_size=200) | st.builds(
     lambda seed, size, most: np.random.default_rng(seed).integers(0, most, size, np.uint8).tobytes(),

@@ -11,13 +11,13 @@ import pytest
 from edgepack.model.layer import Layer
 from edgepack.model.model import Model
 from edgepack.model.replacement import Replacement
+from edgepack.model.types import Array
 from edgepack.sources import open_model
-from edgepack.types import Array
 
 RECIPE = '''
 import torch
 from torch import nn
-from edgepack.types import Recipe
+from edgepack.model.types import Recipe
 
 
 class Model(nn.Module):

@@ -12,13 +12,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from contracts.conftest import answers, vectors
+
 from edgepack.backends import registry
 from edgepack.backends.backend import Writer, WriterData, joined
+from edgepack.backends.onnx.file import to_bytes
 from edgepack.backends.registry import FACTS, backend, missing_for
 from edgepack.backends.runtime import predict
 from edgepack.backends.schemes import CORRECTED, DENSE_INT8, FP32, SCHEMES, layer_schemes
+from edgepack.backends.segments import LayerShape
+from edgepack.cost.layer_files import layer_files
 from edgepack.data import Samples
 from edgepack.errors import EdgepackError, ModelError
 from edgepack.metrics import sqnr_db
@@ -30,11 +33,8 @@ from edgepack.model.scheme import FORMATS, FileScheme, Format, Scheme, scheme_of
 from edgepack.model.structure import DENSE, Structure
 from edgepack.model.structure import low_rank as low_rank_of
 from edgepack.model.structure import low_rank_correction as correction_of
-from edgepack.onnxgraph.files import to_bytes
-from edgepack.pipeline.layer_files import layer_files
-from edgepack.segments import LayerShape
-from edgepack.types import Array, Contents, Product
-from edgepack.verify import PADDING
+from edgepack.model.types import Array, Contents, Product
+from edgepack.pipeline.verify import PADDING
 from edgepack.workspace import Cache, Workspace
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")

@@ -22,10 +22,10 @@ from edgepack.model.replacement import (
     low_rank,
     low_rank_correction,
 )
+from edgepack.model.serialize import packed_part, unpacked_part
 from edgepack.model.structure import CONSTEXPR, DENSE, Op, Structure, structure_of
 from edgepack.model.structure import low_rank as low_rank_of
 from edgepack.model.structure import low_rank_correction as correction_of
-from edgepack.pipeline.parts import packed_part, unpacked_part
 from edgepack.plan.candidates import GivenRanks, WorthwhileRanks
 
 

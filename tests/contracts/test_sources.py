@@ -10,10 +10,11 @@ from typing import get_args
 
 import numpy as np
 import pytest
+from contracts.conftest import SIDES, answers, vectors
 from typer.testing import CliRunner
 
-from contracts.conftest import SIDES, answers, vectors
 from edgepack.backends.backend import WriterData
+from edgepack.backends.onnx.file import to_bytes
 from edgepack.backends.registry import backend
 from edgepack.backends.runtime import predict
 from edgepack.backends.schemes import DENSE_INT8
@@ -24,7 +25,6 @@ from edgepack.model.kinds import KINDS, views_of
 from edgepack.model.model import Kind, Model
 from edgepack.model.replacement import low_rank
 from edgepack.model.scheme import FileScheme
-from edgepack.onnxgraph.files import to_bytes
 from edgepack.sources import file_format, model_kind, model_name, open_model
 from edgepack.workspace import Cache, Workspace
 

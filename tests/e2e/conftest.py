@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from e2e_cli import Done, run
-from e2e_models import RECIPE, mlp, samples
+
+from tests.e2e.e2e_cli import Done, run
+from tests.e2e.e2e_models import RECIPE, mlp, samples
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ Weights = dict[str, np.ndarray]
 RECIPE = """
 import numpy as np, torch
 from torch import nn
-from edgepack.types import Recipe
+from edgepack.model.types import Recipe
 
 def points(count, seed):
     rng = np.random.default_rng(seed)

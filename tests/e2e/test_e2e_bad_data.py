@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from e2e_cli import assert_fails, invoke
-from e2e_models import points
+
+from tests.e2e.e2e_cli import assert_fails, invoke
+from tests.e2e.e2e_models import points
 
 X = points(300, 4)[0]
 BAD: dict[str, tuple[dict[str, Any], str]] = {

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from e2e_cli import assert_fails, invoke
-from e2e_models import mlp, mlp_nodes, weights, write_onnx
 from onnx import helper
+
+from tests.e2e.e2e_cli import assert_fails, invoke
+from tests.e2e.e2e_models import mlp, mlp_nodes, weights, write_onnx
 
 
 def fails(model: object, says: list[str], tmp_path: Path, *, code: int = 3, hint: bool = True) -> None:
@@ -158,7 +159,7 @@ BAD_RECIPES: dict[str, tuple[str, list[str]]] = {
     ),
 }
 HEAD = """import numpy as np, torch
-from edgepack.types import Recipe
+from edgepack.model.types import Recipe
 M, X = torch.nn.Linear(64, 96), torch.zeros(1, 64)
 DATA = {'input': np.random.default_rng(0).normal(size=(300, 64)).astype(np.float32)}
 """

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from e2e_cli import Done, assert_fails, assert_untouched, invoke
 
-from edgepack.pipeline.options import FORMATS
+from edgepack.model.scheme import FORMATS
+from tests.e2e.e2e_cli import Done, assert_fails, assert_untouched, invoke
 
 
 def build(model: Path, data: Path, out: Path, *options: str, target: str = "rpi4") -> Done:

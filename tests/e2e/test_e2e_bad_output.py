@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from e2e_cli import Done, assert_fails, run
+
+from tests.e2e.e2e_cli import Done, assert_fails, run
 
 Mount = Callable[[str], Path]
 

@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from e2e_cli import assert_fails, run
+
+from tests.e2e.e2e_cli import assert_fails, run
 
 OPTIONAL = ("torch", "onnxscript", "litert_torch", "litert_quantizer", "ai_edge_quantizer", "ai_edge_litert", "pnnx")
 INSTALL = "pip install 'edgepack[tflite]'"

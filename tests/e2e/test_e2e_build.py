@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Built
-from e2e_cli import Done, assert_fails, invoke, run
-from e2e_models import points, samples
 
 from edgepack.backends.runtime import load
 from edgepack.backends.schemes import SCHEMES
+from tests.e2e.conftest import Built
+from tests.e2e.e2e_cli import Done, assert_fails, invoke, run
+from tests.e2e.e2e_models import points, samples
 
 MODELS = ("model.onnx", "model.tflite")
 BASELINES = tuple(f"baseline/{kind}.{fmt}" for kind in ("fp32", "int8") for fmt in ("onnx", "tflite"))

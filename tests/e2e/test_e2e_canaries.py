@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from e2e_cli import assert_fails, invoke
-from e2e_models import mlp, mlp_nodes, weights, write_onnx
 from onnx import helper
+
+from tests.e2e.e2e_cli import assert_fails, invoke
+from tests.e2e.e2e_models import mlp, mlp_nodes, weights, write_onnx
 
 CALL = "torch.importlib.import_module('os').system('touch {canary}')"
 

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Built
-from e2e_cli import assert_fails, invoke, run
 
-from edgepack.bench.results_file import load_result
-from edgepack.targets import load_targets
+from edgepack.benchmark.results_file import load_result
+from edgepack.targets.file import load_targets
+from tests.e2e.conftest import Built
+from tests.e2e.e2e_cli import assert_fails, invoke, run
 
 
 def row_of(out: str, name: str) -> list[str]:

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Built
-from e2e_cli import assert_fails, invoke, run
 
-from edgepack.bench.results_file import load_emulated
+from edgepack.benchmark.results_file import load_emulated
 from edgepack.report.emulated import RUNTIME
+from tests.e2e.conftest import Built
+from tests.e2e.e2e_cli import assert_fails, invoke, run
 
 pytestmark = pytest.mark.system
 VARIANTS = {(variant, fmt) for variant in ("edgepack", "dense-fp32", "dense-int8") for fmt in ("onnx", "tflite")}

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import io
 import json
-import sys
 from pathlib import Path
 
+import magika_files
 import numpy as np
 import pytest
-from e2e_cli import invoke
+from magika_files import BLOCK, CALIBRATION, PADDING, SIDE, TESTED, features
 
 from edgepack.backends.runtime import load
-
-sys.path.append(str(Path(__file__).parents[2] / "bench" / "models"))  # a folder of recipes, not a package
-import magika_files
-from magika_files import BLOCK, CALIBRATION, PADDING, SIDE, TESTED, features
+from tests.e2e.e2e_cli import invoke
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from e2e_cli import Done, run
 
 from edgepack.backends.runtime import load
+from tests.e2e.e2e_cli import Done, run
 
 MODELS = Path(__file__).parents[2] / "bench" / "models"
 FEWER = f"""

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from e2e_cli import run
+
+from tests.e2e.e2e_cli import run
 
 RECIPE = Path(__file__).parents[2] / "bench" / "models" / "mnist_mlp.py"
 

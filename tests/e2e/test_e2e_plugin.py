@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from e2e_cli import Done, assert_fails, run
-from e2e_models import mlp, samples
 
 from edgepack.backends.runtime import load
+from tests.e2e.e2e_cli import Done, assert_fails, run
+from tests.e2e.e2e_models import mlp, samples
 
 PROJECT = """
 [build-system]
@@ -35,7 +35,7 @@ py-modules = ["sixteen_levels"]
 MODULE = '''
 import numpy as np
 
-from edgepack.coded import Writer
+from edgepack.model.constexpr import Writer
 
 
 def sixteen_levels(layer, share, *, seed=0, gradient=None):

@@ -12,8 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Built
-from e2e_cli import command, invoke, run
+
+from tests.e2e.conftest import Built
+from tests.e2e.e2e_cli import command, invoke, run
 
 MODELS = ("model.onnx", "model.tflite", "baseline/int8.onnx", "baseline/int8.tflite", "baseline/fp32.onnx")
 

@@ -10,16 +10,16 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-from dask_cluster import DaskCluster, dask_cluster
-from e2e_cli import assert_fails, run
 
 from edgepack.data import Samples
-from edgepack.executor import Workers, cluster, workers
+from edgepack.model.types import Spectrum
 from edgepack.pipeline.activations import Subject
 from edgepack.pipeline.decompositions import decompose
 from edgepack.sources import open_model
-from edgepack.types import Spectrum
+from edgepack.workers import Workers, cluster, workers
 from edgepack.workspace import Cache, Progress, Workspace, silent
+from tests.e2e.e2e_cli import assert_fails, run
+from tests.workers.dask_cluster import DaskCluster, dask_cluster
 
 SIDE, LAYERS = 320, 12
 

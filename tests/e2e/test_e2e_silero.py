@@ -10,16 +10,16 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-from e2e_cli import assert_fails, invoke
 
+from edgepack.backends.onnx.file import load, save
+from edgepack.backends.onnx.linear import to_schemes
+from edgepack.backends.onnx.rewrite import with_factors
 from edgepack.backends.onnx.schemes import INT8_DYNAMIC
-from edgepack.emit.onnx import to_schemes
+from edgepack.backends.onnx.session import session
+from edgepack.backends.onnx.sites import find_sites
 from edgepack.factorize import svd
 from edgepack.model.kinds import views_of
-from edgepack.onnxgraph.files import load, save
-from edgepack.onnxgraph.rewrite import with_factors
-from edgepack.onnxgraph.session import session
-from edgepack.onnxgraph.sites import find_sites
+from tests.e2e.e2e_cli import assert_fails, invoke
 
 CHUNK, CONTEXT, RATE = 512, 64, 16000
 HEAD = "decoder.decoder.2.weight"

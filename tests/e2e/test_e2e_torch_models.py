@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from e2e_cli import run
 
 from edgepack.backends.runtime import load
+from tests.e2e.e2e_cli import run
 
 HEAD = """import numpy as np, torch
 from torch import nn
-from edgepack.types import Recipe
+from edgepack.model.types import Recipe
 
 def filled(model):
     generator = torch.Generator().manual_seed(0)

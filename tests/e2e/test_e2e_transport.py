@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from e2e_cli import assert_fails, invoke, run
+
+from tests.e2e.e2e_cli import assert_fails, invoke, run
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from e2e_cli import assert_fails, invoke
-from e2e_models import mlp_nodes, weights, write_onnx
 from onnx import TensorProto, helper
+
+from tests.e2e.e2e_cli import assert_fails, invoke
+from tests.e2e.e2e_models import mlp_nodes, weights, write_onnx
 
 
 def _branch(operator: str) -> onnx.GraphProto:

@@ -4,7 +4,8 @@ import pytest
 
 from edgepack.emulator.counts import Counts
 from edgepack.emulator.estimate import TimeBound, time_bound
-from edgepack.targets import HOST, get_target
+from edgepack.targets.file import get_target
+from edgepack.targets.target import HOST
 
 COMPUTE = Counts(3e6, 1e6, 8e6, {"L1i": 0, "L1d": 1000, "L2": 0})
 MEMORY = Counts(3e3, 1e3, 8e3, {"L1i": 0, "L1d": 100_000, "L2": 100_000})

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from edgepack.emulator.facts import cpu_files, write_facts
-from edgepack.targets import Target, load_targets
+from edgepack.targets.file import load_targets
+from edgepack.targets.target import Target
 from edgepack.workspace import shipped
 
 AARCH64 = [target for target in load_targets().values() if target.arch == "aarch64"]

@@ -14,7 +14,7 @@ from edgepack.emulator.guest import guest
 from edgepack.emulator.install import install, missing
 from edgepack.emulator.plugin import cache_arguments, plugin_file
 from edgepack.errors import EdgepackError, OutputError, StableDeviceError, TargetsError, TransientDeviceError
-from edgepack.targets import get_target
+from edgepack.targets.file import get_target
 
 
 @pytest.fixture

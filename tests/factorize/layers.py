@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import strategies as st
 
-from edgepack.calibrate import moments
 from edgepack.model.layer import View
 from edgepack.model.replacement import Replacement
-from edgepack.types import Array, Moments
+from edgepack.model.statistics import moments
+from edgepack.model.types import Array, Moments
 
 SIDES = st.integers(1, 24)
 SEEDS = st.integers(0, 2**32 - 1)

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from layers import SEEDS, SIDES, inputs, layer, product, rng, seen, weight
 
 from edgepack.errors import DataError
 from edgepack.factorize import fisher, svd, two_sided, whitened
-from edgepack.types import Array
+from edgepack.model.types import Array
+from tests.factorize.layers import SEEDS, SIDES, inputs, layer, product, rng, seen, weight
 
 
 def row_sums(out: int, seed: int) -> Array:

@@ -8,16 +8,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from layers import SEEDS, inputs, layer, output_error, product, rng, seen, weight
 
 from edgepack.errors import DataError
 from edgepack.factorize import whitened
-from edgepack.factorize.paired import PairedMoments, paired_moments, pooled
-from edgepack.factorize.refit import RIDGES, refit, refitted_weights, truncated
+from edgepack.factorize.refit import RIDGES, PairedMoments, paired_moments, pooled, refit, refitted_weights, truncated
 from edgepack.factorize.refit import output_error as error_by_moments
 from edgepack.model.layer import View
 from edgepack.model.replacement import Replacement, low_rank
-from edgepack.types import Array
+from edgepack.model.types import Array
+from tests.factorize.layers import SEEDS, inputs, layer, output_error, product, rng, seen, weight
 
 CASE = st.tuples(st.integers(1, 12), st.integers(2, 12), st.integers(8, 80), SEEDS)
 

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from layers import SEEDS, inputs, layer, output_error, rng, seen, weight
 
 from edgepack.errors import DataError
 from edgepack.factorize import shrinkage, svd, whitened
-from edgepack.factorize.paired import pooled_inputs
+from edgepack.factorize.refit import pooled_inputs
 from edgepack.model.replacement import low_rank
-from edgepack.types import Array, Moments
+from edgepack.model.types import Array, Moments
+from tests.factorize.layers import SEEDS, inputs, layer, output_error, rng, seen, weight
 
 CASE = st.tuples(st.integers(3, 12), st.integers(3, 12), st.integers(12, 60), SEEDS)
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from layers import SEEDS, SIDES, layer, product, rng, weight
 
 from edgepack.factorize import svd
-from edgepack.types import Spectrum
+from edgepack.model.types import Spectrum
+from tests.factorize.layers import SEEDS, SIDES, layer, product, rng, weight
 
 KINDS = st.sampled_from(["full", "deficient", "duplicate", "zero"])
 

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from layers import SEEDS, inputs, layer, output_error, product, rng, seen, weight
 
 from edgepack.errors import DataError
 from edgepack.factorize import svd, whitened
 from edgepack.model.layer import View
 from edgepack.model.replacement import Replacement, low_rank
-from edgepack.types import Array
+from edgepack.model.types import Array
+from tests.factorize.layers import SEEDS, inputs, layer, output_error, product, rng, seen, weight
 
 CASE = st.tuples(st.integers(1, 16), st.integers(2, 16), st.integers(2, 60), SEEDS, st.booleans())
 

@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from manifests import whole
 
 from edgepack.errors import OutputError, PackError
 from edgepack.pack.facts import read_facts
 from edgepack.pack.folder import MANIFEST, writing
 from edgepack.pack.manifest import read_manifest, write_manifest
+from tests.manifests import whole
 
 
 def build(out: Path, models: dict[str, bytes], name: str = "some") -> None:

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from edgepack.backends.segments import LayerShape
 from edgepack.errors import PackError
 from edgepack.pack.facts import facts_of
-from edgepack.segments import LayerShape
 
 PACK = Path("some/mlp.rpi4")
 LAYER: dict[str, Any] = {"layer": "fc1", "out_features": 512, "in_features": 784, "rank": 32}

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from manifests import document
 from typer.testing import CliRunner
 
 from edgepack.cli import app
@@ -21,6 +20,7 @@ from edgepack.report.build import build_report
 from edgepack.report.inspect import pack_report
 from edgepack.report.render import csv, markdown, terminal
 from edgepack.report.render import json as json_render
+from tests.manifests import document
 
 MANIFEST: dict[str, Any] = document(
     {

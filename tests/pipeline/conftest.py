@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from small_builds import options, write_classifier
 
 from edgepack.pipeline.prepare import Prepared, prepared
 from edgepack.workspace import Cache, silent
+from tests.pipeline.small_builds import options, write_classifier
 
 
 @pytest.fixture(scope="session")

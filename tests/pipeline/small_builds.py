@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgepack.pipeline.evaluator import Evaluator
 from edgepack.pipeline.options import BuildOptions
-from edgepack.targets import get_target
+from edgepack.targets.file import get_target
 from edgepack.workspace import Cache, Workspace
 
 FEATURES, HIDDEN, CLASSES = 256, 320, 8

@@ -6,11 +6,10 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from small_builds import options
-
 from edgepack.archive.archive import unpack_file
 from edgepack.pipeline.build import build
 from edgepack.workspace import Cache
+from tests.pipeline.small_builds import options
 
 
 def asked(classifier: Path, out: Path, **changes: Any) -> Any:

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from small_builds import options
 
 from edgepack.backends.onnx.schemes import FP32
 from edgepack.errors import BudgetError, UsageError
@@ -17,9 +16,10 @@ from edgepack.metrics import Drop
 from edgepack.model.scheme import FileScheme
 from edgepack.pipeline.build import build
 from edgepack.pipeline.explore import PLANS, Exploration, ExploredRow, _on_front, explore
-from edgepack.pipeline.probing import Probe
+from edgepack.pipeline.search import Probe
 from edgepack.report.build import explored_report
 from edgepack.workspace import Cache, file_digest
+from tests.pipeline.small_builds import options
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from small_builds import CLASSES, FEATURES, HIDDEN, options
 
 from edgepack.errors import PackError
 from edgepack.pack.manifest import read_manifest
@@ -15,6 +14,7 @@ from edgepack.plan.candidates import break_even_rank
 from edgepack.report.inspect import pack_report
 from edgepack.report.render.terminal import render_text
 from edgepack.workspace import Cache
+from tests.pipeline.small_builds import CLASSES, FEATURES, HIDDEN, options
 
 SHAPES = {"w1": (HIDDEN, FEATURES), "w2": (HIDDEN, HIDDEN), "w3": (CLASSES, HIDDEN)}
 

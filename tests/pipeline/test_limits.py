@@ -11,17 +11,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from small_builds import options, working_in
 
 from edgepack.errors import BudgetError
-from edgepack.pipeline import limits, planner
+from edgepack.pipeline import limits, search
+from edgepack.pipeline.baselines import peak_ram_bytes
 from edgepack.pipeline.build import build
 from edgepack.pipeline.limits import Rest
-from edgepack.pipeline.memory import peak_ram_bytes
 from edgepack.pipeline.options import parse_duration, parse_size
 from edgepack.pipeline.prepare import Prepared
 from edgepack.plan.solve import Bounds, Infeasible
 from edgepack.workspace import Cache, Workspace
+from tests.pipeline.small_builds import options, working_in
 
 REST = Rest(10_000, 2_000_000, 1e-6)
 
@@ -135,10 +135,10 @@ def test_a_file_larger_than_predicted_draws_the_bounds_in(
     asked = options(classifier, max_drop=90.0, flash_bytes=flash)
     evaluator = working_in(tmp_path, ready.evaluator, options=asked)
     if not met:
-        monkeypatch.setattr(planner, "TIGHTENINGS", 1)
+        monkeypatch.setattr(search, "TIGHTENINGS", 1)
     (tmp_path / "int8.onnx").write_bytes(bytes(1_000_000))
     rival: Any = SimpleNamespace(int8=tmp_path / "int8.onnx", is_rival=True)
-    made = planner.plan(
+    made = search.plan(
         evaluator, ready.files["onnx"], ready.menus["onnx"], ready.prices, rival, deadline_s=float("inf")
     )
     size = made.found.attempt.path.stat().st_size

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from edgepack.backends.onnx.schemes import FP32, NBITS4, NBITS8, SCHEMES
-from edgepack.executor import Workers, workers
 from edgepack.model.structure import DENSE, low_rank, low_rank_correction
 from edgepack.pipeline import losses as losses_module
 from edgepack.pipeline.gradients import Sensitivity
 from edgepack.pipeline.losses import Losses, factors_at, predict_losses
 from edgepack.pipeline.prepare import Prepared
 from edgepack.plan.loss import Wanted
+from edgepack.workers import Workers, workers
 from edgepack.workspace import Cache, Progress, Workspace, silent
 
 RANKS = {"w1": (8, 32, 96), "w2": (8, 64), "w3": ()}

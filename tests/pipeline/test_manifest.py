@@ -9,19 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from linear_plans import linear_plan
-from small_builds import options
 
 from edgepack.backends.onnx.schemes import FP32, NBITS4
 from edgepack.metrics import Drop
 from edgepack.model.scheme import FileScheme, Scheme
+from edgepack.model.types import LayerPlan
 from edgepack.pack.manifest import DropEntry, read_manifest
 from edgepack.pipeline.build import build
 from edgepack.pipeline.manifest import Results, chosen_by, make_manifest
 from edgepack.pipeline.prepare import Prepared
-from edgepack.pipeline.probing import Probe
-from edgepack.types import LayerPlan
+from edgepack.pipeline.search import Probe
 from edgepack.workspace import Cache, file_digest
+from tests.linear_plans import linear_plan
+from tests.pipeline.small_builds import options
 
 
 def layer(name: str, rank: int | None, scheme: Scheme) -> LayerPlan:

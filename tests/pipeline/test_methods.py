@@ -8,20 +8,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-from small_builds import options
 
 from edgepack.archive.archive import unpack_file
-from edgepack.coded import is_decoded
 from edgepack.errors import UsageError
-from edgepack.factorize import FACTORIZERS, compress
-from edgepack.factorize.methods import AUTO, METHODS, PATENTS
+from edgepack.methods.registry import AUTO, FACTORIZERS, METHODS, PATENTS, compress
+from edgepack.model.constexpr import is_decoded
 from edgepack.model.layer import View
 from edgepack.model.scheme import CONSTEXPR
 from edgepack.pipeline.build import build
-from edgepack.pipeline.guarding import choose_methods, load_data
+from edgepack.pipeline.datasets import choose_methods, load_data
 from edgepack.pipeline.method_fits import saves
 from edgepack.sources import open_model
 from edgepack.workspace import Cache
+from tests.pipeline.small_builds import options
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 

@@ -20,7 +20,7 @@ from edgepack.pipeline.options import (
     parse_rank,
     parse_size,
 )
-from edgepack.targets import get_target
+from edgepack.targets.file import get_target
 
 RPI4 = get_target("rpi4")
 

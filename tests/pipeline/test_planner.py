@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_builds import options, working_in
 
 from edgepack.backends.onnx.schemes import FP32
 from edgepack.metrics import Drop
 from edgepack.pipeline.baselines import Baseline, make_baseline
 from edgepack.pipeline.evaluator import Evaluator
-from edgepack.pipeline.planner import Planned, plan
 from edgepack.pipeline.prepare import Prepared
+from edgepack.pipeline.search import Planned, plan
+from tests.pipeline.small_builds import options, working_in
 
 NEVER = float("inf")
 

@@ -8,17 +8,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from small_builds import options, working_in
 
 from edgepack.backends.onnx.schemes import FP32, INT8_DYNAMIC, NBITS4
 from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import FileScheme, Scheme
 from edgepack.pipeline.evaluator import Evaluator
-from edgepack.pipeline.ladder import Step, make_ladder
+from edgepack.pipeline.pareto import Step, make_ladder
 from edgepack.pipeline.prepare import Prepared, prepared
-from edgepack.pipeline.probing import beside_code, probe, probe_scheme
+from edgepack.pipeline.search import beside_code, probe, probe_scheme
 from edgepack.plan.solve import Bounds, Infeasible
 from edgepack.workspace import Cache, silent
+from tests.pipeline.small_builds import options, working_in
 
 
 class Counted:

@@ -16,9 +16,9 @@ from edgepack.archive.archive import pack
 from edgepack.backends.backend import Writer, WriterData
 from edgepack.backends.onnx.writer import OnnxWriter
 from edgepack.backends.schemes import DENSE_INT8, FP32
+from edgepack.backends.tflite.converter import TfliteEmitter
 from edgepack.backends.tflite.writer import TfliteWriter
 from edgepack.data import Samples
-from edgepack.emit.tflite import TfliteEmitter
 from edgepack.model.model import Model
 from edgepack.model.replacement import Replacement, low_rank
 from edgepack.model.scheme import FileScheme, Format
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::F
 RECIPE = """
 import torch
 from torch import nn
-from edgepack.types import Recipe
+from edgepack.model.types import Recipe
 
 def recipe():
     torch.manual_seed(0)

@@ -17,12 +17,11 @@ from edgepack.model.replacement import Replacement
 from edgepack.model.replacement import low_rank as pair_of
 from edgepack.model.scheme import Scheme
 from edgepack.model.structure import low_rank
+from edgepack.model.types import Array, InputSpread, Moments, Spectrum
 from edgepack.pipeline.rounding import Rounder
-from edgepack.quantize.blocks import dequantize_blocks, quantize_blocks
-from edgepack.quantize.gauge import balanced
-from edgepack.quantize.grid import quantize_weight
-from edgepack.quantize.split import dense_share
-from edgepack.types import Array, InputSpread, Moments, Spectrum
+from edgepack.quantize.error_breakdown import dense_share
+from edgepack.quantize.grids import dequantize_blocks, quantize_blocks, quantize_weight
+from edgepack.quantize.rotation import balanced
 from edgepack.workspace import Cache, Workspace
 
 OUT, IN, RANK = 48, 96, 16

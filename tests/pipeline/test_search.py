@@ -12,8 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from linear_plans import linear_plan
-from small_builds import options
 
 from edgepack.backends.onnx.schemes import FP32, INT8_DYNAMIC, INT8_STATIC
 from edgepack.errors import ModelError, ProofError
@@ -22,18 +20,20 @@ from edgepack.model.kinds.linear import linear_layer
 from edgepack.model.model import Model
 from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import FileScheme, Scheme
+from edgepack.model.types import LayerPlan, Proof, Spectrum
 from edgepack.pipeline.activations import Covariances, Subject
 from edgepack.pipeline.analysis import Analysis
-from edgepack.pipeline.attempt import Attempt
+from edgepack.pipeline.evaluate import Attempt
 from edgepack.pipeline.evaluator import Evaluator
 from edgepack.pipeline.gradients import Sensitivity
-from edgepack.pipeline.ladder import Step
 from edgepack.pipeline.method_fits import NOTHING
+from edgepack.pipeline.pareto import Step
 from edgepack.pipeline.replacements import Replacements
 from edgepack.pipeline.rounding import Rounder
 from edgepack.pipeline.search import FINALISTS, Found, Search
-from edgepack.types import LayerPlan, Proof, Spectrum
 from edgepack.workspace import Cache, Progress, Workspace, silent
+from tests.linear_plans import linear_plan
+from tests.pipeline.small_builds import options
 
 LAYER = linear_layer("fc", np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32), None)
 SPECTRUM = Spectrum(np.eye(64, dtype=np.float32), np.geomspace(1, 1e-4, 64))

@@ -9,7 +9,6 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from small_builds import options
 
 from edgepack.backends.onnx.schemes import INT8_DYNAMIC
 from edgepack.errors import UsageError
@@ -18,6 +17,7 @@ from edgepack.pipeline.build import build
 from edgepack.pipeline.inspect import inspect
 from edgepack.pipeline.prepare import prepared
 from edgepack.workspace import Cache, silent
+from tests.pipeline.small_builds import options
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 

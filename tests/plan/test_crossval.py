@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgepack.errors import DataError, UsageError
+from edgepack.model.types import Array
 from edgepack.plan.crossval import rank_by_cv, stratified_folds
-from edgepack.types import Array
 
 FOLDS = st.integers(2, 6)
 TABLES = FOLDS.flatmap(

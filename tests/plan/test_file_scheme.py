@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from linear_plans import linear_plan
 
 from edgepack.backends.onnx.schemes import CONSTEXPR, FP32, INT8_DYNAMIC, NBITS4, TABLES4, WEIGHTS8
 from edgepack.backends.tflite import schemes as tflite
 from edgepack.model.scheme import MIXED, FileScheme, Scheme
-from edgepack.plan.file_scheme import base_scheme, exceptions, file_label
-from edgepack.types import LayerPlan
+from edgepack.model.types import LayerPlan
+from edgepack.plan.candidates import base_scheme, exceptions, file_label
+from tests.linear_plans import linear_plan
 
 SCHEMES = (FP32, INT8_DYNAMIC, NBITS4)
 

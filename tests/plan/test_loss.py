@@ -10,26 +10,25 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from linear_plans import structure_at
 
 from edgepack.backends.onnx.schemes import FP32, INT8_DYNAMIC, INT8_STATIC, NBITS4, NBITS8
 from edgepack.backends.schemes import SCHEMES
 from edgepack.backends.tflite import schemes as tflite
-from edgepack.calibrate import moments
 from edgepack.factorize import svd, two_sided, whitened
 from edgepack.model.layer import View
 from edgepack.model.replacement import Replacement, low_rank
 from edgepack.model.scheme import Scheme
+from edgepack.model.statistics import moments
 from edgepack.model.structure import DENSE, low_rank_correction
+from edgepack.model.types import Array, InputSpread, Spectrum
 from edgepack.plan.loss import layer_losses
 from edgepack.quantize.alternate import alternate
 from edgepack.quantize.bias import corrected_bias, corrected_pair
-from edgepack.quantize.gauge import balanced
 from edgepack.quantize.gptq import gptq, innovation, row_errors
-from edgepack.quantize.grid import activation_grid, quantize_weight
-from edgepack.quantize.lattice import WeightGrid, grid_of
-from edgepack.quantize.residual import rounded_residual
-from edgepack.types import Array, InputSpread, Spectrum
+from edgepack.quantize.grids import WeightGrid, activation_grid, grid_of, quantize_weight
+from edgepack.quantize.low_rank_correction import rounded_residual
+from edgepack.quantize.rotation import balanced
+from tests.linear_plans import structure_at
 
 ALL_SCHEMES = tuple(scheme for schemes in SCHEMES.values() for scheme in schemes)
 DISTINCT = (INT8_DYNAMIC, INT8_STATIC, NBITS8, NBITS4, tflite.INT4_DYNAMIC)

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from edgepack.plan.quiet import no_native_output
+from edgepack.plan.knapsack import no_native_output
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs the C library's own buffer")
@@ -30,6 +30,6 @@ def test_output_returns_after_an_error(capfd: pytest.CaptureFixture[str]) -> Non
 
 
 def test_a_process_without_standard_output() -> None:
-    code = "import os; os.close(1)\nfrom edgepack.plan.quiet import no_native_output\nwith no_native_output(): pass"
+    code = "import os; os.close(1)\nfrom edgepack.plan.knapsack import no_native_output\nwith no_native_output(): pass"
     done = subprocess.run([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
     assert done.returncode == 0, done.stderr

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from linear_plans import linear_candidate
 
 from edgepack.backends.onnx.schemes import FP32
+from edgepack.model.types import Array, Candidate
 from edgepack.plan import knapsack
-from edgepack.plan.pareto import pareto
+from edgepack.plan.knapsack import pareto
 from edgepack.plan.solve import QUANTITIES, ROUNDING, Bounds, Infeasible, Quantity, Solution, least_loss, solve
-from edgepack.types import Array, Candidate
+from tests.linear_plans import linear_candidate
 
 Layers = Sequence[Sequence[Candidate]]
 Sums = dict[Quantity, Fraction]

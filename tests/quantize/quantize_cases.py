@@ -9,7 +9,7 @@ import numpy as np
 from edgepack.factorize import whitened
 from edgepack.model.layer import View
 from edgepack.model.replacement import Replacement
-from edgepack.types import Array, InputSpread, Moments, Spectrum
+from edgepack.model.types import Array, InputSpread, Moments, Spectrum
 
 
 @dataclass(frozen=True)

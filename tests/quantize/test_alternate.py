@@ -6,16 +6,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from quantize_cases import case
 
 from edgepack.model.replacement import low_rank
+from edgepack.model.types import Array
 from edgepack.quantize.alternate import alternate
-from edgepack.quantize.blocks import dequantize_blocks, quantize_blocks
-from edgepack.quantize.gauge import balanced, search_gauge, turned
 from edgepack.quantize.gptq import round_to_nearest
-from edgepack.quantize.grid import quantize_weight
-from edgepack.quantize.lattice import WeightGrid
-from edgepack.types import Array
+from edgepack.quantize.grids import WeightGrid, dequantize_blocks, quantize_blocks, quantize_weight
+from edgepack.quantize.rotation import balanced, search_gauge, turned
+from tests.quantize.quantize_cases import case
 
 
 def rewritten(weight: Array, grid: WeightGrid) -> Array:

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from quantize_cases import case
 
 from edgepack.model.replacement import low_rank
 from edgepack.quantize.bias import corrected_bias, corrected_pair
-from edgepack.quantize.gauge import balanced
 from edgepack.quantize.gptq import round_to_nearest
-from edgepack.quantize.lattice import WeightGrid
+from edgepack.quantize.grids import WeightGrid
+from edgepack.quantize.rotation import balanced
+from tests.quantize.quantize_cases import case
 
 
 @settings(max_examples=20, deadline=None)

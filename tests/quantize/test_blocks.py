@@ -9,17 +9,17 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from onnx import TensorProto, helper, numpy_helper
 
-from edgepack.onnxgraph.session import session
-from edgepack.quantize.blocks import (
+from edgepack.backends.onnx.session import session
+from edgepack.model.types import Array
+from edgepack.quantize.grids import (
     BLOCK,
     block_for,
     dequantize_blocks,
     pack,
     quantize_blocks,
-    stored_bytes,
+    stored_block_bytes,
     unpack,
 )
-from edgepack.types import Array
 
 FLOATS = st.floats(-(2.0**100), 2.0**100, width=32)
 WEIGHTS = hnp.arrays(np.float32, st.tuples(st.integers(1, 5), st.integers(1, 70)), elements=FLOATS)
@@ -128,7 +128,7 @@ def test_block_sizes() -> None:
 @given(st.integers(1, 40), st.integers(1, 200), BITS)
 def test_stored_bytes(rows: int, columns: int, bits: int) -> None:
     codes, scales = quantize_blocks(np.ones((rows, columns), np.float32), bits, block_for(columns))
-    assert stored_bytes(rows, columns, bits) == pack(codes, bits).nbytes + scales.nbytes
+    assert stored_block_bytes(rows, columns, bits) == pack(codes, bits).nbytes + scales.nbytes
 
 
 def runtime_product(weight: Array, x: Array, bits: int, block: int, level: int) -> Array:

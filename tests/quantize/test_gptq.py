@@ -8,11 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgepack.errors import DataError
-from edgepack.quantize.blocks import dequantize_blocks, quantize_blocks
+from edgepack.model.types import Array
 from edgepack.quantize.gptq import Rounded, gptq, planes, round_to_nearest, row_errors
-from edgepack.quantize.grid import quantize_weight
-from edgepack.quantize.lattice import WeightGrid
-from edgepack.types import Array
+from edgepack.quantize.grids import WeightGrid, dequantize_blocks, quantize_blocks, quantize_weight
 
 GRIDS = st.sampled_from([WeightGrid(127), WeightGrid(63), WeightGrid(7), WeightGrid(7, 16), WeightGrid(127, 32)])
 SIDES = st.integers(1, 48)

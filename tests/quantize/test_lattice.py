@@ -11,11 +11,19 @@ from hypothesis.extra import numpy as hnp
 from edgepack.backends.onnx.schemes import FP32, INT8_DYNAMIC, INT8_STATIC, NBITS4, NBITS8
 from edgepack.backends.tflite import schemes as tflite
 from edgepack.model.scheme import Scheme
-from edgepack.quantize.blocks import dequantize_blocks, quantize_blocks
+from edgepack.model.types import Array
 from edgepack.quantize.gptq import Rounded, round_to_nearest
-from edgepack.quantize.grid import quantize_weight
-from edgepack.quantize.lattice import WeightGrid, decoded, few_bits, grid_of, lattice, nearest
-from edgepack.types import Array
+from edgepack.quantize.grids import (
+    WeightGrid,
+    decoded,
+    dequantize_blocks,
+    few_bits,
+    grid_of,
+    lattice,
+    nearest,
+    quantize_blocks,
+    quantize_weight,
+)
 
 FLOATS = st.floats(-(2.0**60), 2.0**60, width=32)
 WEIGHTS = hnp.arrays(np.float32, st.tuples(st.integers(1, 5), st.integers(1, 70)), elements=FLOATS)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from shown import text as shown
-
 from edgepack.report.targets import calibrated_report
+from tests.report.shown import text as shown
 
 
 def layer(fmt: str, scheme: str, rank: int | None, seconds: float, side: int = 512, batch: int = 1) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from edgepack.bench.emulated_results import EmulatedResult, EmulatedVariant, Emulation
-from edgepack.bench.results_file import save_result
+from edgepack.benchmark.results import EmulatedResult, EmulatedVariant, Emulation
+from edgepack.benchmark.results_file import save_result
 from edgepack.emulator.counts import Counts
 from edgepack.errors import PackError, TargetsError
 from edgepack.report.comparison import compare_packs

@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from shown import render_csv, render_json, render_markdown, render_text
-from test_report_tables import BASE, FP32, INT8, latency
 
-from edgepack.bench.stats import Comparison
+from edgepack.benchmark.stats import Comparison
 from edgepack.report.compare import CompareRow, compare_rows
 from edgepack.report.devices import side_by_side
+from tests.report.shown import render_csv, render_json, render_markdown, render_text
+from tests.report.test_compare import BASE, FP32, INT8, latency
 
 LIKE = {"threads": "1", "schedule": "full", "inputs": "seeded", "tool": "edgepack runner 1", "onnxruntime": "1.31.1"}
 

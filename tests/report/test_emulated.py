@@ -14,16 +14,16 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from shown import render_csv, render_json, render_markdown, render_text
-from test_report_tables import PACK
-from test_report_tables import rows as measured_rows
 
-from edgepack.bench.emulated_results import EmulatedResult, EmulatedVariant, Emulation, LayerCounts
+from edgepack.benchmark.results import EmulatedResult, EmulatedVariant, Emulation, LayerCounts
 from edgepack.emulator.counts import Counts
 from edgepack.pack.facts import facts_of
 from edgepack.report.emulated import RUNTIME, CountRatio, EmulatedRow, emulated_rows
-from edgepack.targets import Bandwidth, Cache, Cluster, Ipc, Target
+from edgepack.targets.target import Bandwidth, Cache, Cluster, Ipc, Target
 from edgepack.units import agreement, fewer, misses, signed, span
+from tests.report.shown import render_csv, render_json, render_markdown, render_text
+from tests.report.test_compare import PACK
+from tests.report.test_compare import rows as measured_rows
 
 K, M = 1 << 10, 1 << 20
 BOARD = Target(

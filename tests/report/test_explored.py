@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import json
 
-from shown import text
-
 from edgepack.metrics import Drop
 from edgepack.pipeline.explore import ExploredRow
 from edgepack.report.build import explored_report
 from edgepack.report.render.json import render
+from tests.report.shown import text
 
 
 def drop(value: float, error: float = 0.1) -> Drop:

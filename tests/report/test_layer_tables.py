@@ -8,9 +8,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from shown import text
 
-from edgepack.doctor import Finding
+from edgepack.devices.doctor import Finding
 from edgepack.emulator.install import Installed
 from edgepack.pipeline.inspect import Energy, LayerReport, ModelReport
 from edgepack.report.doctor import doctor_report, installed_report
@@ -18,7 +17,8 @@ from edgepack.report.inspect import model_report
 from edgepack.report.render.cells import cell_text
 from edgepack.report.report import Column, Report, Table
 from edgepack.report.targets import bandwidth_value, cache_value, target_report, targets_report
-from edgepack.targets import Bandwidth, Cache, Cluster, KnownBad, Target
+from edgepack.targets.target import Bandwidth, Cache, Cluster, KnownBad, Target
+from tests.report.shown import text
 
 
 def test_cells_are_not_markup_and_long_ones_fold() -> None:

@@ -8,13 +8,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from manifests import whole
-from shown import text
-
 from edgepack.pack.manifest import PackedFile
 from edgepack.report.build import LONG, SHORT, layer_table
 from edgepack.report.inspect import pack_report
 from edgepack.report.report import Report
+from tests.manifests import whole
+from tests.report.shown import text
 
 
 def layer(name: str, out: int, inn: int, rank: int | None, reason: str, **more: Any) -> dict[str, Any]:

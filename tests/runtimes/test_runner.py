@@ -57,8 +57,8 @@ def runner():
 @pytest.fixture(params=["onnx", "tflite"])
 def model(request: pytest.FixtureRequest) -> tuple[str, Path]:
     if request.param == "onnx":
-        return "onnx", request.getfixturevalue("runner_onnx")
-    return "tflite", request.getfixturevalue("runner_tflite") / "int8.tflite"
+        return "onnx", request.getfixturevalue("onnx_model")
+    return "tflite", request.getfixturevalue("tflite_models") / "int8.tflite"
 
 
 def fake_module(folder: Path, name: str, code: str) -> Path:
@@ -123,9 +123,9 @@ def test_turns(model: tuple[str, Path], tmp_path: Path) -> None:
     assert [one["calls"] for one in alone["models"]] == [7]
 
 
-def test_turns_name_the_model_that_is_rejected(runner_onnx: Path, tmp_path: Path) -> None:
+def test_turns_name_the_model_that_is_rejected(onnx_model: Path, tmp_path: Path) -> None:
     (tmp_path / "bad.onnx").write_bytes(b"nonsense")
-    options = ("--format", "onnx", "--model", runner_onnx, "--more-models", tmp_path / "bad.onnx")
+    options = ("--format", "onnx", "--model", onnx_model, "--more-models", tmp_path / "bad.onnx")
     kind, message = error("turns", *options)
     assert kind == "model-rejected"
     assert message.startswith("bad.onnx: ")
@@ -184,7 +184,7 @@ def test_cold_empties_the_caches_with_at_least_four_times_the_largest(model: tup
 
 
 def test_memory_counts_the_weights_of_a_large_model(tmp_path: Path) -> None:
-    import bench_models
+    from tests import bench_models
 
     path = bench_models.write_mlp(tmp_path / "large.onnx", [2048, 2048, 10])  # 16.8 MB of weights
     baseline = report("memory", "--format", "onnx", "--import-only")
@@ -235,7 +235,7 @@ def test_counters_count_or_say_why_not(model: tuple[str, Path]) -> None:
 # ---------------------------------------------------------------- outputs
 
 
-def test_outputs_are_the_models_own(tmp_path: Path, runner_onnx: Path) -> None:
+def test_outputs_are_the_models_own(tmp_path: Path, onnx_model: Path) -> None:
     import onnxruntime
 
     x = np.random.default_rng(1).standard_normal((1, 64)).astype(np.float32)
@@ -245,7 +245,7 @@ def test_outputs_are_the_models_own(tmp_path: Path, runner_onnx: Path) -> None:
         "--format",
         "onnx",
         "--model",
-        runner_onnx,
+        onnx_model,
         "--inputs",
         tmp_path / "in.npz",
         "--outputs",
@@ -253,17 +253,17 @@ def test_outputs_are_the_models_own(tmp_path: Path, runner_onnx: Path) -> None:
     )
     assert found["inputs"] == "name"
     assert found["outputs"] == {"y": {"shape": [1, 10], "dtype": "float32"}}
-    expected = onnxruntime.InferenceSession(runner_onnx).run(None, {"x": x})[0]
+    expected = onnxruntime.InferenceSession(onnx_model).run(None, {"x": x})[0]
     np.testing.assert_allclose(np.load(tmp_path / "out.npz")["y"], expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize(("name", "how"), [("args_0", "name"), ("pixels", "order")])
-def test_tflite_inputs_match_by_bare_name_or_by_order(tmp_path: Path, runner_tflite: Path, name: str, how: str) -> None:
+def test_tflite_inputs_match_by_bare_name_or_by_order(tmp_path: Path, tflite_models: Path, name: str, how: str) -> None:
     from ai_edge_litert.interpreter import Interpreter
 
     x = np.random.default_rng(1).standard_normal((1, 64)).astype(np.float32)
     np.savez(tmp_path / "in.npz", **{name: x})
-    model = runner_tflite / "fp32.tflite"
+    model = tflite_models / "fp32.tflite"
     found = report(
         "outputs",
         "--format",
@@ -294,22 +294,22 @@ def test_tflite_inputs_match_by_bare_name_or_by_order(tmp_path: Path, runner_tfl
         ({"x": np.array([[{}] * 64])}, "allow_pickle=False"),
     ],
 )
-def test_inputs_that_do_not_fit(tmp_path: Path, runner_onnx: Path, arrays: dict[str, Any], message: str) -> None:
+def test_inputs_that_do_not_fit(tmp_path: Path, onnx_model: Path, arrays: dict[str, Any], message: str) -> None:
     np.savez(tmp_path / "in.npz", **arrays)
-    kind, text = error("latency", "--format", "onnx", "--model", runner_onnx, "--inputs", tmp_path / "in.npz")
+    kind, text = error("latency", "--format", "onnx", "--model", onnx_model, "--inputs", tmp_path / "in.npz")
     assert kind == "inputs"
     assert message in text
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 broken", b"text"])
-def test_inputs_that_are_no_npz(tmp_path: Path, runner_onnx: Path, content: bytes) -> None:
+def test_inputs_that_are_no_npz(tmp_path: Path, onnx_model: Path, content: bytes) -> None:
     (tmp_path / "in.npz").write_bytes(content)
-    kind, _ = error("latency", "--format", "onnx", "--model", runner_onnx, "--inputs", tmp_path / "in.npz")
+    kind, _ = error("latency", "--format", "onnx", "--model", onnx_model, "--inputs", tmp_path / "in.npz")
     assert kind == "inputs"
 
 
 def test_a_dynamic_batch_is_fed_as_given_and_seeded_as_one(tmp_path: Path) -> None:
-    import bench_models
+    from tests import bench_models
 
     path = bench_models.write_mlp(tmp_path / "dynamic.onnx", [8, 4], batch="n")
     np.savez(tmp_path / "in.npz", x=np.ones((3, 8), np.float32))
@@ -486,10 +486,10 @@ def test_the_share_of_others_is_what_this_process_did_not_take(runner, tmp_path:
     assert runner.others_busy(None, (1.0, 1.0, 1.0)) is None
 
 
-def test_another_program_on_the_cpus_is_seen(runner_onnx: Path) -> None:
+def test_another_program_on_the_cpus_is_seen(onnx_model: Path) -> None:
     burn = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in os.sched_getaffinity(0)]
     try:
-        found = report("latency", "--format", "onnx", "--model", runner_onnx, "--runs", 1, "--seconds", 1.5)
+        found = report("latency", "--format", "onnx", "--model", onnx_model, "--runs", 1, "--seconds", 1.5)
     finally:
         for process in burn:
             process.kill()

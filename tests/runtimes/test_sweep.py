@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgepack.bench.devices.device import Job
-from edgepack.bench.devices.emulated import EmulatedDevice
-from edgepack.bench.devices.local import LocalDevice
-from edgepack.bench.sweep import sweep_from_report
-from edgepack.targets import get_target
+from edgepack.devices.device import Job
+from edgepack.devices.emulated import EmulatedDevice
+from edgepack.devices.local import LocalDevice
+from edgepack.devices.sweep import sweep_from_report
+from edgepack.targets.file import get_target
 
 SWEEP = Path(__file__).parents[2] / "runtimes" / "sweep.py"
 PR_SET_MDWE, REFUSE_EXEC_GAIN = 65, 1

@@ -47,7 +47,7 @@ def test_the_wheel_holds_the_package_and_the_shipped_files_and_nothing_else(whee
     shipped = {f"edgepack/{path.relative_to(TOP)}" for path in (TOP / "runtimes").rglob("*") if path.is_file()}
     shipped = {name for name in shipped if not name.endswith(".pyc")} | {"edgepack/targets.yaml"}
     assert {"edgepack/runtimes/runner.py", "edgepack/runtimes/CONTRACT.md"} <= shipped
-    tables = {str(path.relative_to(TOP)) for path in (TOP / "edgepack" / "plan" / "tables").glob("*.json")}
+    tables = {str(path.relative_to(TOP)) for path in (TOP / "edgepack" / "cost" / "tables").glob("*.json")}
     assert len(tables) >= 4
     assert names == python | shipped | tables
 
@@ -56,7 +56,7 @@ def test_an_installed_edgepack_finds_what_it_shipped(wheel: Path, tmp_path: Path
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]); import edgepack\n"
-        "from edgepack.workspace import shipped; from edgepack.targets import get_target\n"
+        "from edgepack.workspace import shipped; from edgepack.targets.file import get_target\n"
         "print(shipped('runtimes/runner.py')); print(get_target('rpi4').arch, get_target('host').cores > 0)"
     )
     site = str(tmp_path / "site")

@@ -9,7 +9,7 @@ import pytest
 from edgepack.errors import ModelError
 from edgepack.sources.recipe import as_numpy, load_recipe
 
-HEAD = "import torch\nfrom edgepack.types import Recipe\n"
+HEAD = "import torch\nfrom edgepack.model.types import Recipe\n"
 GOOD = HEAD + "def make():\n    return Recipe(torch.nn.Linear(3, 2), (torch.ones(1, 3),), {'x': torch.ones(4, 3)})\n"
 
 

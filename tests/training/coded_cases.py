@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from edgepack.coded import Writer, X
+from edgepack.model.constexpr import Writer, X
 from edgepack.model.layer import View
 from edgepack.model.replacement import Replacement
-from edgepack.types import Array
+from edgepack.model.types import Array
 
 
 def codebook(m: int, n: int, bias: Array | None, seed: int = 0) -> Replacement:

@@ -10,8 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from coded_cases import CASES, as_method, hashed, sparse
-from small_models import FEATURES, HIDDEN, batch, network, train
 from torch import nn
 
 from edgepack.errors import UsageError
@@ -20,6 +18,8 @@ from edgepack.model.replacement import Replacement, dense, low_rank
 from edgepack.training import Compression, apply_compression, by_share
 from edgepack.training.coded import CodedLinear
 from edgepack.training.modules import FactoredLinear
+from tests.training.coded_cases import CASES, as_method, hashed, sparse
+from tests.training.small_models import FEATURES, HIDDEN, batch, network, train
 
 END = 20
 SETTINGS: dict[str, Any] = {

@@ -5,19 +5,19 @@ import copy
 import numpy as np
 import pytest
 import torch
-from coded_cases import CASES, blocks, codebook, convolved, hashed
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from initial import random_start
 from torch import nn
 
-from edgepack.coded import Writer, evaluate, xxh32
 from edgepack.errors import UsageError
+from edgepack.methods.budget import in_8_bits
+from edgepack.model.constexpr import Writer, evaluate, xxh32
 from edgepack.model.replacement import Replacement
-from edgepack.quantize.coded import in_8_bits
 from edgepack.training import parts
 from edgepack.training.coded import CodedLinear, coded_from, to_coded
 from edgepack.training.modules import FactoredLinear
+from tests.training.coded_cases import CASES, blocks, codebook, convolved, hashed
+from tests.training.initial import random_start
 
 BIAS = np.linspace(-1, 1, 9).astype(np.float32)
 

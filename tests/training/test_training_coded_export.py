@@ -8,16 +8,17 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 import torch
-from coded_cases import CASES
-from initial import random_start
 from torch import nn
 
 from edgepack.pipeline.build import build
 from edgepack.pipeline.options import BuildOptions
 from edgepack.sources.torch import export_program, save_program
-from edgepack.targets import HOST, get_target
+from edgepack.targets.file import get_target
+from edgepack.targets.target import HOST
 from edgepack.training.coded import coded_from
 from edgepack.workspace import Cache
+from tests.training.coded_cases import CASES
+from tests.training.initial import random_start
 
 FEATURES, HIDDEN, CLASSES = 64, 48, 8
 

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgepack import factorize
 from edgepack.errors import UsageError
+from edgepack.methods import registry
 from edgepack.model.layer import View
 from edgepack.model.replacement import dense, low_rank
+from edgepack.model.types import Array
 from edgepack.training.compressors import method
-from edgepack.types import Array
 
 
 def layer(m: int = 8, n: int = 6) -> View:
@@ -94,6 +94,6 @@ def test_what_is_no_compressor_is_refused(compressor: Any) -> None:
 
 def test_factorizers_that_need_gradients_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     weighted = SimpleNamespace(needs_moments=True, needs_gradients=True)
-    monkeypatch.setattr(factorize, "FACTORIZERS", {**factorize.FACTORIZERS, "weighted": weighted})
+    monkeypatch.setattr(registry, "FACTORIZERS", {**registry.FACTORIZERS, "weighted": weighted})
     with pytest.raises(UsageError, match="weighs outputs by their gradients"):
         method("weighted")

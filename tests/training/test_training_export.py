@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import nn
 
-from edgepack.onnxgraph.contents import read_contents
+from edgepack.backends.onnx.contents import read_contents
 from edgepack.pipeline.build import build
 from edgepack.pipeline.options import BuildOptions
 from edgepack.sources.torch import export_program, save_program
-from edgepack.targets import HOST, get_target
+from edgepack.targets.file import get_target
+from edgepack.targets.target import HOST
 from edgepack.training import apply_compression
 from edgepack.workspace import Cache
 

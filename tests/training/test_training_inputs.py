@@ -3,15 +3,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from small_models import FEATURES, batch, network, train
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from edgepack import calibrate
 from edgepack.errors import DataError
 from edgepack.factorize import svd, whitened
+from edgepack.model import statistics
 from edgepack.model.layer import View
 from edgepack.training import apply_compression, inputs
+from tests.training.small_models import FEATURES, batch, network, train
 
 
 def test_moments_are_those_of_calibration_over_the_window(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -24,7 +24,7 @@ def test_moments_are_those_of_calibration_over_the_window(monkeypatch: pytest.Mo
     model.eval()(torch.full((4, FEATURES), 1e9))  # evaluation in between does not count
     found = compression._sums["0"].moments("0")
     rows = torch.cat([batch(step)[0] for step in (5, 6)]).numpy()
-    expected = calibrate.moments([{"0": rows}])["0"]
+    expected = statistics.moments([{"0": rows}])["0"]
     assert found.count == expected.count == 32
     np.testing.assert_allclose(found.mean, expected.mean)
     np.testing.assert_allclose(found.second, expected.second)
@@ -56,7 +56,7 @@ def test_whitened_agrees_with_the_factorizer_of_the_build() -> None:
     weight, bias = (p.detach().numpy().copy() for p in (model[0].dense, model[0].own_bias))
     train(model, optimizer, compression, range(5))
     rows = torch.cat([batch(step)[0] for step in range(5)]).numpy()
-    layer = View("0", weight, bias, calibrate.moments([{"0": rows}])["0"])
+    layer = View("0", weight, bias, statistics.moments([{"0": rows}])["0"])
     expected = whitened.factors(layer, whitened.spectrum(layer), 4)
     np.testing.assert_allclose((model[0].A @ model[0].B).detach().numpy(), expected.A @ expected.B, atol=1e-5)
     np.testing.assert_allclose((model[0].own_bias + model[0].shift).detach().numpy(), expected.bias, atol=1e-5)

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from small_models import batch, network
 from torch import Tensor, nn
 
 from edgepack.errors import UsageError
 from edgepack.training import apply_compression
+from tests.training.small_models import batch, network
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_models import FEATURES, batch, network
 from torch import nn
 
 from edgepack.errors import UsageError
 from edgepack.training.pruning import Pruning
+from tests.training.small_models import FEATURES, batch, network
 
 
 def train(model: nn.Module, optimizer: torch.optim.Optimizer, pruning: Pruning, steps: range) -> None:

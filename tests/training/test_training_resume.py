@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from small_models import batch, network, train
 from torch import nn
 
 from edgepack.errors import UsageError
 from edgepack.training import Compression, apply_compression
+from tests.training.small_models import batch, network, train
 
 END = 30
 

@@ -4,13 +4,13 @@ from typing import Any
 
 import pytest
 import torch
-from small_models import network
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 from edgepack.errors import UsageError
 from edgepack.training import apply_compression
 from edgepack.training.modules import CompressedLinear
+from tests.training.small_models import network
 
 
 def test_by_default_every_layer_where_a_pair_pays_is_taken_and_the_others_have_a_reason() -> None:

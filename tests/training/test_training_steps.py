@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small_models import FEATURES, batch, network, train
 from torch import nn
 
 from edgepack.errors import UsageError
+from edgepack.model.types import Array
 from edgepack.training import Compression, apply_compression
-from edgepack.types import Array
+from tests.training.small_models import FEATURES, batch, network, train
 
 RANK = 4
 

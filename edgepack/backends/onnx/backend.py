@@ -14,10 +14,10 @@ from edgepack.backends.onnx.layer_file import ONNX_LAYER, OnnxLayer, onnx_layers
 from edgepack.backends.onnx.observation import OnnxObservation
 from edgepack.backends.onnx.runtime import load
 from edgepack.backends.onnx.writer import OnnxWriter
+from edgepack.backends.segments import LayerShape, Segment
 from edgepack.model.model import Model
 from edgepack.model.point import Point
 from edgepack.model.replacement import Replacement
-from edgepack.segments import LayerShape, Segment
 from edgepack.workspace import FileStep, Workspace
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class OnnxBackend:
 
     def depths(self, model: ir.Model, layers: Collection[str]) -> Mapping[str, int]:
         """See `Backend.depths`."""
-        from edgepack.onnxgraph.depth import depths
+        from edgepack.backends.onnx.depth import depths
 
         return depths(model, layers)
 
@@ -55,14 +55,14 @@ class OnnxBackend:
         self, model: ir.Model, factors: Mapping[str, Replacement]
     ) -> tuple[ir.Model, Mapping[str, tuple[str, ...]]]:
         """See `Backend.with_factors`."""
-        from edgepack.onnxgraph.rewrite import names_after, with_factors
+        from edgepack.backends.onnx.rewrite import names_after, with_factors
 
         made = with_factors(model, factors)
         return made, names_after(model, made, factors)
 
     def weight_bytes(self, model: ir.Model) -> int:
         """See `Backend.weight_bytes`."""
-        from edgepack.onnxgraph.tensors import weight_bytes
+        from edgepack.backends.onnx.tensors import weight_bytes
 
         return weight_bytes(model)
 
@@ -81,6 +81,6 @@ class OnnxBackend:
 
     def split(self, path: Path, layers: Sequence[LayerShape], folder: Path, *, unsigned: bool) -> Sequence[Segment]:
         """See `Backend.split`."""
-        from edgepack.onnxgraph.split import split_onnx
+        from edgepack.backends.onnx.split import split_onnx
 
         return split_onnx(path, layers, folder, unsigned=unsigned)

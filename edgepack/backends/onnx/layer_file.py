@@ -15,7 +15,7 @@ from edgepack.model.point import Point, layer_of
 from edgepack.model.random_layer import random_inputs, random_pair, random_weight
 from edgepack.model.replacement import low_rank, low_rank_correction
 from edgepack.model.scheme import FileScheme
-from edgepack.quantize.grid import WEIGHT_MAX
+from edgepack.quantize.grids import WEIGHT_MAX
 from edgepack.workspace import TOOLS, FileStep
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class OnnxLayer:
 
 def onnx_layers(points: Sequence[Point]) -> Iterator[OnnxLayer]:
     """See `Backend.one_ops`. Points of one dense layer share a writer."""
-    from edgepack.onnxgraph.sites import find_sites
+    from edgepack.backends.onnx.sites import find_sites
 
     for (rows, columns, batch), group in groupby(points, key=layer_of):
         model = _model(rows, columns, batch)

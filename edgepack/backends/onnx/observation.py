@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edgepack.backends.backend import THREADS, joined
+from edgepack.backends.onnx.activations import ObservedInput
 from edgepack.data import Samples, feeds
-from edgepack.onnxgraph.observe import ObservedInput
-from edgepack.types import Array, TensorSpec
+from edgepack.model.types import Array, TensorSpec
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -27,9 +27,9 @@ class OnnxObservation:
     """
 
     def __init__(self, model: ir.Model, layer_names: Iterable[str], *, threads: int = THREADS) -> None:
-        from edgepack.onnxgraph.files import input_specs
-        from edgepack.onnxgraph.rewrite import with_observed_inputs
-        from edgepack.onnxgraph.session import session
+        from edgepack.backends.onnx.activations import with_observed_inputs
+        from edgepack.backends.onnx.file import input_specs
+        from edgepack.backends.onnx.session import session
 
         self._model, found = with_observed_inputs(model, layer_names)
         self._observed = tuple({seen.outputs: seen for seen in found.values()}.values())
@@ -49,8 +49,8 @@ class OnnxObservation:
 
     def packed(self) -> OnnxWatched | None:
         """The same for another process; None if the model does not fit in one message."""
-        from edgepack.onnxgraph.files import EXTERNAL_BYTES, to_bytes
-        from edgepack.onnxgraph.tensors import weight_bytes
+        from edgepack.backends.onnx.file import EXTERNAL_BYTES, to_bytes
+        from edgepack.backends.onnx.tensors import weight_bytes
 
         if weight_bytes(self._model) > EXTERNAL_BYTES:
             return None
@@ -67,7 +67,7 @@ class OnnxWatched:
 
     def rows(self, samples: Samples, *, threads: int) -> Iterator[Mapping[str, Array]]:
         """As `OnnxObservation.rows`, in a session of its own."""
-        from edgepack.onnxgraph.session import session
+        from edgepack.backends.onnx.session import session
 
         opened = session(self.content, threads=threads)
         for feed, _ in feeds(samples, self.inputs):
@@ -77,7 +77,7 @@ class OnnxWatched:
 def _rows(
     opened: ort.InferenceSession, observed: Sequence[ObservedInput], feed: Mapping[str, Array]
 ) -> dict[str, Array]:
-    from edgepack.onnxgraph.session import run
+    from edgepack.backends.onnx.session import run
 
     wanted = list(dict.fromkeys(name for seen in observed for name in seen.outputs))
     arrays = dict(zip(wanted, run(opened, wanted, feed), strict=True)) if wanted else {}

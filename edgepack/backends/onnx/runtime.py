@@ -9,7 +9,7 @@ import numpy as np
 
 from edgepack.backends.backend import Session
 from edgepack.errors import ModelError
-from edgepack.types import TensorSpec
+from edgepack.model.types import TensorSpec
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def load(path: Path, *, threads: int, exact: bool) -> Session:
     """See `Backend.load`."""
-    from edgepack.onnxgraph.session import run, session
+    from edgepack.backends.onnx.session import run, session
 
     opened = _exact_session(path, threads) if exact else session(path, threads=threads)
     return Session(_session_inputs(opened), lambda feed: run(opened, None, feed))
@@ -32,7 +32,7 @@ def _exact_session(path: Path, threads: int) -> ort.InferenceSession:
     """
     import onnx_ir as ir
 
-    from edgepack.onnxgraph.session import session
+    from edgepack.backends.onnx.session import session
 
     opened = None
     try:

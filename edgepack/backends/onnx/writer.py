@@ -20,7 +20,6 @@ from edgepack.backends.onnx.schemes import (
     TABLES,
     WEIGHTS8,
 )
-from edgepack.calibrate import ranges
 from edgepack.data import Samples, feeds
 from edgepack.errors import ModelError
 from edgepack.model.kinds import embedding
@@ -28,8 +27,9 @@ from edgepack.model.kinds.linear import linear_ops
 from edgepack.model.layer import Layer
 from edgepack.model.replacement import Replacement, of_structure
 from edgepack.model.scheme import FileScheme, Format, Scheme, scheme_of
+from edgepack.model.statistics import ranges
 from edgepack.model.structure import DENSE, Structure
-from edgepack.types import Array, Contents, Written
+from edgepack.model.types import Array, Contents, Written
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -39,13 +39,13 @@ RANGE_SAMPLES = 128
 
 
 def _layer_names(model: ir.Model) -> list[str]:
-    from edgepack.onnxgraph.sites import find_sites
+    from edgepack.backends.onnx.sites import find_sites
 
     return [site.layer.name for site in find_sites(model)]
 
 
 def _linear_nodes(model: ir.Model) -> frozenset[int]:
-    from edgepack.onnxgraph.sites import find_sites
+    from edgepack.backends.onnx.sites import find_sites
 
     return frozenset(id(p.node) for site in find_sites(model) for p in site.placements)
 
@@ -138,7 +138,7 @@ class OnnxWriter:
         return (alone, decoded) if scheme == INT8_STATIC else (decoded,)
 
     def _supports(self, scheme: Scheme) -> bool:
-        from edgepack.emit.onnx import supports
+        from edgepack.backends.onnx.linear import supports
 
         return supports(scheme, self._opset)
 
@@ -153,14 +153,14 @@ class OnnxWriter:
 
     def takes(self, factors: Mapping[str, Replacement]) -> dict[str, Replacement]:
         """All of them but layers in code whose operators the model's opset lacks."""
-        from edgepack.emit.onnx_coded import least_opset
+        from edgepack.backends.onnx.constexpr import least_opset
 
         opset = self.model.opset_imports.get("", 1)
         return {n: part for n, part in factors.items() if not part.structure.is_constexpr or opset >= least_opset(part)}
 
     def write_dense(self, out: Path) -> None:
         """The dense fp32 baseline."""
-        from edgepack.onnxgraph.files import save
+        from edgepack.backends.onnx.file import save
 
         save(self.model, out)
 
@@ -171,13 +171,13 @@ class OnnxWriter:
         """
         import onnx_ir as ir
 
-        from edgepack.emit import onnx_standard
+        from edgepack.backends.onnx import ort_quantizer
 
-        if scheme not in onnx_standard.REST_OP_TYPES:
+        if scheme not in ort_quantizer.REST_OP_TYPES:
             self._write_linear(self.model, self.rest(scheme)[0], out)
             return "edgepack"
         try:
-            onnx_standard.quantize(ir.to_proto(self.model), out, scheme, self._feeds, largest=self.largest)
+            ort_quantizer.quantize(ir.to_proto(self.model), out, scheme, self._feeds, largest=self.largest)
         except ModelError as err:
             self._warn(f"{err}; the dense int8 baseline has its linear layers quantized by edgepack")
             self._write_linear(self.model, FileScheme(scheme, WEIGHTS8), out)
@@ -196,7 +196,7 @@ class OnnxWriter:
         Weights outside of the linear layers go by `scheme` alone. A corrected scheme is for layers whose factors have a
         base.
         """
-        from edgepack.onnxgraph.rewrite import names_after, with_factors
+        from edgepack.backends.onnx.rewrite import names_after, with_factors
 
         pairs = of_structure(factors, "low-rank", "low-rank-correction")
         dense = {name: part for name, part in factors.items() if not part.structure.ranks}
@@ -221,7 +221,7 @@ class OnnxWriter:
 
     def read(self, path: Path) -> Contents:
         """What the file holds."""
-        from edgepack.onnxgraph.contents import read_contents
+        from edgepack.backends.onnx.contents import read_contents
 
         return read_contents(path)
 
@@ -235,8 +235,8 @@ class OnnxWriter:
 
     def read_optimized(self, path: Path) -> Contents:
         """What the runtime holds after its own optimisation."""
-        from edgepack.onnxgraph.contents import read_contents
-        from edgepack.onnxgraph.session import session
+        from edgepack.backends.onnx.contents import read_contents
+        from edgepack.backends.onnx.session import session
 
         with tempfile.TemporaryDirectory() as folder:
             optimized = Path(folder) / "optimized.onnx"
@@ -252,9 +252,9 @@ class OnnxWriter:
         weights: Mapping[str, Replacement] | None = None,
     ) -> list[str]:
         """Linear layers by edgepack, all others by the runtime's quantizer; returns names of all constants."""
-        from edgepack.emit import onnx as emit
-        from edgepack.onnxgraph.files import save
-        from edgepack.onnxgraph.names import constant_names
+        from edgepack.backends.onnx import linear as emit
+        from edgepack.backends.onnx.file import save
+        from edgepack.backends.onnx.values import constant_names
 
         seen = self._ranges(model, scheme.layers, schemes or {})
         complete = self._with_rest(model, scheme, out)
@@ -268,8 +268,8 @@ class OnnxWriter:
         """The model with the weights of its other operators in int8, where it has any and the scheme says so."""
         import onnx_ir as ir
 
-        from edgepack.emit import onnx_rest, onnx_standard
-        from edgepack.onnxgraph.sites import find_sites
+        from edgepack.backends.onnx import ort_quantizer, other_ops
+        from edgepack.backends.onnx.sites import find_sites
 
         if not self.has_rest:
             return model
@@ -277,17 +277,17 @@ class OnnxWriter:
             copy = model.clone()
             if scheme.single:
                 to_scheme(copy, dict(scheme.single))
-            onnx_rest.to_int8_weights(copy, _linear_nodes(copy))
+            other_ops.to_int8_weights(copy, _linear_nodes(copy))
             return copy
-        if scheme.others not in onnx_standard.REST_OP_TYPES:
+        if scheme.others not in ort_quantizer.REST_OP_TYPES:
             return model
         named = [p.node.name for site in find_sites(model) for p in site.placements if p.node.name]
-        onnx_standard.quantize(
+        ort_quantizer.quantize(
             ir.to_proto(model),
             scratch,
             scheme.others,
             self._feeds,
-            op_types=onnx_standard.REST_OP_TYPES[scheme.others],
+            op_types=ort_quantizer.REST_OP_TYPES[scheme.others],
             exclude=named,
             largest=self.largest,
         )
@@ -296,7 +296,7 @@ class OnnxWriter:
     @cached_property
     def has_rest(self) -> bool:
         """Whether weights stand outside of the linear layers."""
-        from edgepack.emit.onnx_rest import has_rest
+        from edgepack.backends.onnx.other_ops import has_rest
 
         copy = self.model.clone()
         return has_rest(copy, _linear_nodes(copy))
@@ -329,7 +329,7 @@ class OnnxWriter:
 
     @cached_property
     def _feeds(self) -> list[Mapping[str, Array]]:
-        from edgepack.onnxgraph.files import input_specs
+        from edgepack.backends.onnx.file import input_specs
 
         if self._samples is None:
             return []

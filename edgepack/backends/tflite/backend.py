@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from edgepack.backends.backend import Session, WriterData
+from edgepack.backends.segments import LayerShape, Segment
 from edgepack.backends.tflite.blank import write_blank
 from edgepack.backends.tflite.facts import FACTS
 from edgepack.backends.tflite.layer_file import TFLITE_LAYER, TfliteLayer, tflite_layers
@@ -15,12 +16,11 @@ from edgepack.backends.tflite.runtime import load
 from edgepack.errors import ModelError
 from edgepack.model.model import Model
 from edgepack.model.point import Point
-from edgepack.segments import LayerShape, Segment
 from edgepack.workspace import FileStep, Workspace
 
 if TYPE_CHECKING:
+    from edgepack.backends.tflite.converter import TfliteEmitter
     from edgepack.backends.tflite.writer import TfliteWriter
-    from edgepack.emit.tflite import TfliteEmitter
 
 
 class TfliteBackend:
@@ -31,7 +31,7 @@ class TfliteBackend:
     @contextmanager
     def engine(self) -> Iterator[TfliteEmitter]:
         """A converter process that starts at once and imports meanwhile."""
-        from edgepack.emit.tflite import TfliteEmitter
+        from edgepack.backends.tflite.converter import TfliteEmitter
 
         with TfliteEmitter() as converter:
             converter.warm_up()
@@ -78,7 +78,7 @@ class TfliteBackend:
 
     def split(self, path: Path, layers: Sequence[LayerShape], folder: Path, *, unsigned: bool) -> Sequence[Segment]:
         """See `Backend.split`; LiteRT has kernels for signed weights everywhere."""
-        from edgepack.tflitesplit import split_tflite
+        from edgepack.backends.tflite.split import split_tflite
 
         return split_tflite(path, layers, folder)
 

@@ -20,7 +20,7 @@ from edgepack.model.point import Point, layer_of
 from edgepack.model.random_layer import random_inputs, random_pair, random_weight
 from edgepack.model.replacement import Replacement, dense
 from edgepack.model.scheme import BITS, Scheme
-from edgepack.types import Array
+from edgepack.model.types import Array
 from edgepack.workspace import TOOLS, FileStep
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from edgepack.backends.backend import Session
+from edgepack.backends.tflite.read import operators
 from edgepack.errors import ModelError
-from edgepack.tflitegraph.contents import operators
-from edgepack.types import Array, TensorSpec
+from edgepack.model.types import Array, TensorSpec
 
 
 def load(path: Path, *, threads: int) -> Session:

@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 
 from edgepack.backends.backend import WriterData
+from edgepack.backends.tflite.converter import TfliteEmitter
+from edgepack.backends.tflite.quantizer import LAYER_SCHEMES, check_mixture
+from edgepack.backends.tflite.read import TfliteLinear, linear_ops
+from edgepack.backends.tflite.rewrite import Places, find_places
 from edgepack.backends.tflite.schemes import CONSTEXPR, FP32, INT4_DYNAMIC, INT8_DYNAMIC, INT8_STATIC
 from edgepack.backends.tflite.support import unsupported
 from edgepack.data import feeds, rename
-from edgepack.emit.tflite import TfliteEmitter
-from edgepack.emit.tflite_places import Places, find_places
-from edgepack.emit.tflite_quantize import LAYER_SCHEMES, check_mixture
 from edgepack.errors import LayerError, ModelError
 from edgepack.model.kinds import kind_of
 from edgepack.model.layer import Layer
@@ -23,8 +24,7 @@ from edgepack.model.model import Model
 from edgepack.model.replacement import Replacement, of_structure
 from edgepack.model.scheme import FileScheme, Format, Scheme
 from edgepack.model.structure import Structure
-from edgepack.tflitegraph.linear import TfliteLinear, linear_ops
-from edgepack.types import Array, Contents, Product, Written
+from edgepack.model.types import Array, Contents, Product, Written
 from edgepack.workspace import TOOLS, FileStep, Keyed, Step, Workspace, digest
 
 RANGE_SAMPLES = 128
@@ -206,7 +206,7 @@ class TfliteWriter:
 
     def read(self, path: Path) -> Contents:
         """What the file holds."""
-        from edgepack.tflitegraph.contents import constant_vectors
+        from edgepack.backends.tflite.read import constant_vectors
 
         ops = linear_ops(path)
         weights = {op.buffer: (min(op.weight.shape), max(op.weight.shape), op.bits) for op in ops}

@@ -8,9 +8,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgepack.backends.onnx.kinds.embedding import find_tables, refuses, to_scheme
 from edgepack.backends.onnx.schemes import TABLES4
-from edgepack.onnxgraph.session import run, session
-from edgepack.quantize.blocks import dequantize_blocks, quantize_blocks
-from edgepack.types import Array
+from edgepack.backends.onnx.session import run, session
+from edgepack.model.types import Array
+from edgepack.quantize.grids import dequantize_blocks, quantize_blocks
 
 ROWS, COLUMNS = 50, 64
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-from guest_runs import Emulator
+from tests.runtimes.emulator.guest_runs import Emulator
 
 HERE = Path(__file__).parent
 SOURCE = HERE.parents[2] / "runtimes" / "emulator" / "cachesim.c"

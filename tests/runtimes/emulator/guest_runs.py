@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from cache_model import NAMES, Geometry
+from tests.runtimes.emulator.cache_model import NAMES, Geometry
 
 FIELDS = ("instructions", "accesses", "bytes", *NAMES)
 RPI4 = (Geometry(49152, 3, 64), Geometry(32768, 2, 64), Geometry(1048576, 16, 64, shared=True))

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from guest_runs import Emulator
+
+from tests.runtimes.emulator.guest_runs import Emulator
 
 pytestmark = pytest.mark.system
 

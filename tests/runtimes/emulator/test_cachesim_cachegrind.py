@@ -9,8 +9,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from cache_model import Geometry
-from guest_runs import Emulator
+
+from tests.runtimes.emulator.cache_model import Geometry
+from tests.runtimes.emulator.guest_runs import Emulator
 
 pytestmark = pytest.mark.system
 TOLERANCE = 0.02

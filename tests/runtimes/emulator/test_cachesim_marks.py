@@ -9,8 +9,9 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from cache_model import Geometry
-from guest_runs import FIELDS, Emulator, intervals
+
+from tests.runtimes.emulator.cache_model import Geometry
+from tests.runtimes.emulator.guest_runs import FIELDS, Emulator, intervals
 
 pytestmark = pytest.mark.system
 

@@ -8,10 +8,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from cache_model import Geometry, Hierarchy
-from guest_runs import cache_arguments, read_lines
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from tests.runtimes.emulator.cache_model import Geometry, Hierarchy
+from tests.runtimes.emulator.guest_runs import cache_arguments, read_lines
 
 pytestmark = pytest.mark.system
 RECORDS = 1500

@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from cache_model import Geometry, Hierarchy
-from guest_runs import RPI4, Emulator, Line, cache_arguments, read_lines
+
+from tests.runtimes.emulator.cache_model import Geometry, Hierarchy
+from tests.runtimes.emulator.guest_runs import RPI4, Emulator, Line, cache_arguments, read_lines
 
 pytestmark = pytest.mark.system
 TINY = (Geometry(1024, 2, 32), Geometry(960, 3, 64), Geometry(4096, 4, 64), Geometry(12288, 6, 128, shared=True))

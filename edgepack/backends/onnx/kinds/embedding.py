@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from edgepack.emit.onnx_nbits import DOMAIN
-from edgepack.emit.onnx_rest import MIN_ELEMENTS, add_initializer
+from edgepack.backends.onnx.linear import DOMAIN
+from edgepack.backends.onnx.other_ops import MIN_ELEMENTS, add_initializer
 from edgepack.model.kinds.embedding import embedding_layer
 from edgepack.model.layer import Layer
 from edgepack.model.scheme import Scheme
-from edgepack.quantize.blocks import BLOCK, pack, quantize_blocks
+from edgepack.quantize.grids import BLOCK, pack, quantize_blocks
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -1,0 +1,160 @@
+"""Reads back from an ONNX file which constant matrices its matmul-like operators use, before or after optimisation."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edgepack.model.types import Array, Contents, Product
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+FACTORS: Mapping[str, tuple[int, ...]] = {
+    "MatMul": (0, 1),
+    "Gemm": (0, 1),
+    "Conv": (1,),
+    "MatMulInteger": (0, 1),
+    "ConvInteger": (1,),
+    "QLinearMatMul": (0, 3),
+    "QLinearConv": (3,),
+    "FusedMatMul": (0, 1),
+    "FusedGemm": (0, 1),
+    "FusedConv": (1,),
+    "QGemm": (0, 3),
+    "DynamicQuantizeMatMul": (1,),
+    "MatMulIntegerToFloat": (0, 1),
+    "MatMulNBits": (1,),
+}
+"""Which inputs are multiplied, of standard operators and of those that ONNX Runtime's optimizer puts in their place."""
+BLOCK_GRID = {"MatMulNBits": (2, 3)}
+"""Inputs that are scales and zero points of blocks: one per output where there is one block, and yet no bias."""
+
+_VIEWS = frozenset({"DequantizeLinear", "Identity", "Transpose", "Cast", "Reshape", "QuantizeLinear"})
+
+
+def read_contents(path: Path) -> Contents:
+    """Constant matrices of all matmul-like operators, subgraphs and functions included, and all constant vectors."""
+    import onnx_ir as ir
+
+    model = ir.load(path)
+    graphs: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
+    nodes = [node for graph in graphs for node in graph.all_nodes()]
+    weights: dict[int, tuple[int, int, int]] = {}
+    multipliers: dict[int, tuple[str, tuple[int, int, int], Hashable]] = {}
+    vectors: dict[tuple[int, int], Array] = {}
+    for node in nodes:
+        for index, value in enumerate(node.inputs):
+            constant = _constant(value)
+            if value is None or constant is None:
+                continue
+            if index in FACTORS.get(node.op_type, ()) and (weight := _weight(node, constant)) is not None:
+                weights[id(constant)] = weight
+                multipliers[id(node)] = constant.name or "", weight, _content(constant.numpy())
+            elif _is_vector(constant) and index not in BLOCK_GRID.get(node.op_type, ()):
+                vectors[id(node), index] = constant.numpy().astype(np.float64).reshape(-1) * _factor(node, index)
+        if node.op_type == "DequantizeLinear" and (scaled := _scaled_vector(node)) is not None:
+            vectors[id(node), 0] = scaled
+    products = tuple(_products(nodes, multipliers))
+    return Contents(tuple(sorted(weights.values())), tuple(vectors.values()), products)
+
+
+def _products(
+    nodes: Sequence[ir.Node], multipliers: Mapping[int, tuple[str, tuple[int, int, int], Hashable]]
+) -> Iterator[Product]:
+    """The nodes that multiply, in order, each with the nearest ones before it.
+
+    A node takes what its producers give and, where it holds a graph, what that graph takes from outside.
+    """
+    numbers = {node: number for number, node in enumerate(node for node in nodes if id(node) in multipliers)}
+    nearest: dict[ir.Value, frozenset[int]] = {}
+
+    def of(value: ir.Value | None) -> frozenset[int]:
+        return frozenset() if value is None else nearest.get(value, frozenset())
+
+    for node in nodes:
+        behind = frozenset().union(*map(of, node.inputs))
+        given = frozenset({numbers[node]}) if node in numbers else behind
+        nearest |= dict.fromkeys(node.outputs, given)
+        if node in numbers:
+            name, (small, large, bits), content = multipliers[id(node)]
+            yield Product(name, (small, large), bits, content, behind)
+
+
+_MIX = np.uint64(0x9E3779B97F4A7C15)
+
+
+def _content(array: Array) -> Hashable:
+    """Equal for arrays of the same numbers in another order or with zeros between, as runtimes store weights."""
+    flat = np.ascontiguousarray(array).reshape(-1)
+    width = flat.dtype.itemsize if flat.dtype.itemsize in (1, 2, 4, 8) else 1
+    words = flat.view(f"u{width}").astype(np.uint64)
+    words = words[words != 0]
+    with np.errstate(over="ignore"):
+        mixed = words * _MIX
+        mixed ^= mixed >> np.uint64(29)
+        mixed *= _MIX
+    return len(words), int(mixed.sum(dtype=np.uint64)), int(np.bitwise_xor.reduce(mixed, initial=np.uint64(0)))
+
+
+def _constant(value: ir.Value | None) -> ir.TensorProtocol | None:
+    """The tensor behind a value, through views and casts, or None for a computed one."""
+    while value is not None:
+        if value.const_value is not None:
+            return value.const_value
+        node = value.producer()
+        if node is None:
+            return None
+        if node.op_type == "Constant":
+            attribute = node.attributes.get("value")
+            return None if attribute is None else attribute.as_tensor()
+        if node.op_type not in _VIEWS:
+            return None
+        value = node.inputs[0]
+    return None
+
+
+def _weight(node: ir.Node, constant: ir.TensorProtocol) -> tuple[int, int, int] | None:
+    """(smaller side, larger side, bits per element) of a weight; None for what is no matrix."""
+    sides = packed_sides(node)
+    if sides is not None:
+        return min(sides), max(sides), node.attributes.get_int("bits", 4)
+    plain = _sides(constant)
+    return None if plain is None else (*plain, constant.dtype.bitwidth)
+
+
+def packed_sides(node: ir.Node) -> tuple[int, int] | None:
+    """(out, in) of a weight that is stored in blocks, without its padding; None for any other operator."""
+    if node.op_type != "MatMulNBits":
+        return None
+    return node.attributes.get_int("N", 0), node.attributes.get_int("K", 0)
+
+
+def _sides(constant: ir.TensorProtocol) -> tuple[int, int] | None:
+    """Both sides of a matrix or of a 1×1 kernel, smaller first; None for anything else."""
+    shape = [int(d) for d in constant.numpy().shape]
+    if len(shape) < 2 or any(d != 1 for d in shape[2:]):
+        return None
+    return min(shape[:2]), max(shape[:2])
+
+
+def _is_vector(constant: ir.TensorProtocol) -> bool:
+    """Whether this can be a bias: floats along one axis, all other axes 1."""
+    longest = max(constant.numpy().shape, default=1)
+    return constant.dtype.is_floating_point() and constant.size == longest > 0
+
+
+def _factor(node: ir.Node, index: int) -> float:
+    """What a constant counts: Gemm's beta for its third input."""
+    return node.attributes.get_float("beta", 1.0) if node.op_type in ("Gemm", "FusedGemm") and index == 2 else 1.0
+
+
+def _scaled_vector(node: ir.Node) -> Array | None:
+    """An int32 bias in front of its DequantizeLinear, as float."""
+    codes, scales = _constant(node.inputs[0]), _constant(node.inputs[1])
+    if codes is None or scales is None or len(codes.shape) != 1:
+        return None
+    return np.asarray(codes.numpy().astype(np.float64) * scales.numpy().astype(np.float64))

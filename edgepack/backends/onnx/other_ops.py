@@ -1,0 +1,142 @@
+"""Int8 weights for operators that are not linear layers: decoded once at load, computed in float as before.
+
+The file shrinks; resident memory and time stay those of fp32. Integer kernels for these operators come from the
+runtime's own quantizer (`onnx_standard`); this is the scheme for models that lose too much accuracy there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edgepack.model.types import Array
+from edgepack.quantize.grids import WEIGHT_MAX
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+CHANNEL_AXES: dict[str, dict[int, tuple[int, ...]]] = {
+    "Conv": {1: (0,)},
+    "ConvTranspose": {1: (1,)},
+    "LSTM": {1: (0, 1), 2: (0, 1)},
+    "GRU": {1: (0, 1), 2: (0, 1)},
+    "RNN": {1: (0, 1), 2: (0, 1)},
+    "Gather": {0: (0,)},
+}
+"""Operator → input index of a weight → the axes that get a scale each."""
+
+_Weight = tuple["ir.Graph", "ir.Value", tuple[int, ...], list["ir.Node"]]
+"""Owning graph, initializer, its channel axes, its users."""
+
+MIN_ELEMENTS = 1024
+"""Smaller weights are not worth two nodes."""
+
+
+def has_rest(model: ir.Model, linear: frozenset[int]) -> bool:
+    """Whether the model has weights outside of its linear layers. `linear`: ids of the nodes that are linear layers."""
+    return any(True for _ in _weights(model, linear))
+
+
+def to_int8_weights(model: ir.Model, linear: frozenset[int]) -> None:
+    """Store the weights of all other operators as int8, in place.
+
+    A weight becomes Cast and Mul in front of its operator, which the runtime folds at load; an embedding table is
+    gathered as int8 rows and scaled after.
+    """
+    for graph, value, axes, users in list(_weights(model, linear)):
+        tensor = value.const_value
+        if tensor is None:
+            continue
+        codes, scales = _grid(tensor.numpy(), axes)
+        if all(node.op_type == "Gather" for node in users):
+            for node in users:
+                _gathered(graph, node, value, codes, scales)
+        else:
+            _decoded(graph, value, codes, scales)
+
+
+def _weights(model: ir.Model, linear: frozenset[int]) -> Iterator[_Weight]:
+    """Every float initializer that only operators of `CHANNEL_AXES` use."""
+    import onnx_ir as ir
+
+    graphs = {id(graph): graph for graph in (model.graph, *model.graph.subgraphs())}
+    for graph in graphs.values():
+        for value in list(graph.initializers.values()):
+            tensor = value.const_value
+            if (
+                tensor is None
+                or tensor.dtype != ir.DataType.FLOAT
+                or tensor.size < MIN_ELEMENTS
+                or len(tensor.shape) < 2
+            ):
+                continue
+            if value.is_graph_input() or value.is_graph_output():
+                continue
+            found = [CHANNEL_AXES.get(node.op_type, {}).get(index) for node, index in value.uses()]
+            users = [node for node, _ in value.uses()]
+            plain = all(node.domain == "" and id(node) not in linear for node in users)
+            if users and plain and None not in found and len(set(found)) == 1 and found[0] is not None:
+                if any(node.op_type == "Gather" and node.attributes.get_int("axis", 0) != 0 for node in users):
+                    continue
+                yield graph, value, found[0], users
+
+
+def _grid(weight: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
+    """Codes of the weight's shape and scales that broadcast against it, symmetric, round to nearest."""
+    others = tuple(i for i in range(weight.ndim) if i not in axes)
+    peak = np.abs(weight).max(axis=others, keepdims=True).astype(np.float32)
+    scales = np.where(peak > 0, peak / np.float32(WEIGHT_MAX), np.float32(1)).astype(np.float32)
+    return np.clip(np.rint(weight / scales), -WEIGHT_MAX, WEIGHT_MAX).astype(np.int8), scales
+
+
+def add_initializer(graph: ir.Graph, name: str, array: Array) -> ir.Value:
+    """A new constant of a graph."""
+    import onnx_ir as ir
+
+    tensor = ir.tensor(array, name=name)
+    value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+    graph.register_initializer(value)
+    return value
+
+
+def _node(op: str, inputs: list[ir.Value], name: str, **attributes: int) -> tuple[ir.Node, ir.Value]:
+    import onnx_ir as ir
+
+    made = ir.node(op, inputs, attributes=attributes, name=name)
+    made.outputs[0].name = name
+    return made, made.outputs[0]
+
+
+def _decoded(graph: ir.Graph, value: ir.Value, codes: Array, scales: Array) -> None:
+    name = value.name or "weight"
+    q, s = add_initializer(graph, f"{name}.int8", codes), add_initializer(graph, f"{name}.scale", scales)
+    cast, wide = _node("Cast", [q], f"{name}.wide", to=1)
+    mul, weight = _node("Mul", [wide, s], f"{name}.decoded")
+    value.replace_all_uses_with(weight)
+    del graph.initializers[name]
+    graph.insert_before(graph[0], [cast, mul])
+
+
+def _gathered(graph: ir.Graph, node: ir.Node, value: ir.Value, codes: Array, scales: Array) -> None:
+    name = value.name or "table"
+    if node.graph is None:
+        return
+    if f"{name}.int8" not in graph.initializers:
+        add_initializer(graph, f"{name}.int8", codes)
+        add_initializer(graph, f"{name}.scale", scales)
+    q, s = graph.initializers[f"{name}.int8"], graph.initializers[f"{name}.scale"]
+    indices, out = node.inputs[1], node.outputs[0]
+    label = out.name or name
+    rows, row_codes = _node("Gather", [q, indices], f"{label}.int8")  # type: ignore[list-item]
+    steps, row_scales = _node("Gather", [s, indices], f"{label}.scale")  # type: ignore[list-item]
+    cast, wide = _node("Cast", [row_codes], f"{label}.wide", to=1)
+    mul, decoded = _node("Mul", [wide, row_scales], f"{label}.decoded")
+    node.graph.insert_before(node, [rows, steps, cast, mul])
+    decoded.type, decoded.shape = out.type, out.shape
+    decoded.name, out.name = out.name, None
+    out.replace_all_uses_with(decoded, replace_graph_outputs=True)
+    node.graph.remove(node, safe=True)
+    if not value.uses():
+        del graph.initializers[name]

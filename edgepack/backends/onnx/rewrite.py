@@ -1,0 +1,352 @@
+"""Puts other nodes in the place of a linear layer and leaves everything else as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+import numpy as np
+
+from edgepack.backends.onnx.constants import VIEWS
+from edgepack.backends.onnx.sites import Placement, Site, find_sites
+from edgepack.backends.onnx.values import Names, take_over
+from edgepack.errors import ModelError
+from edgepack.model.replacement import Replacement
+from edgepack.model.types import Array
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+
+Stored = dict[str, list[tuple[Array, "ir.Value"]]]
+
+INITIALIZERS_APART = 4
+"""From this IR version on an initializer need not be a graph input as well."""
+
+
+class Builder:
+    """Adds nodes just before one node of a graph.
+
+    Args:
+        model: the model that the node belongs to.
+        anchor: new nodes go before this one.
+        home: the value that holds the old weight; new constants live where it lives, so every placement sees them.
+        prefix: beginning of the names of new nodes and values.
+        names: the names in use.
+        stored: constants that earlier builders of the same layer have registered.
+    """
+
+    def __init__(
+        self, model: ir.Model, anchor: ir.Node, *, home: ir.Value, prefix: str, names: Names, stored: Stored
+    ) -> None:
+        self._model, self._anchor, self._home = model, anchor, home
+        self.prefix, self._names, self._stored = prefix, names, stored
+        self._imports = _imports_at(model, anchor)
+        self.nodes: list[ir.Node] = []
+
+    @property
+    def opset(self) -> int:
+        """Version of the default operator domain at this place."""
+        return self._imports.get("", self._imports.get("ai.onnx", 1))
+
+    @overload
+    def op(
+        self,
+        op_type: str,
+        inputs: Sequence[ir.Value | None],
+        attributes: Mapping[str, Any] | None = ...,
+        domain: str = ...,
+        outputs: Literal[1] = ...,
+    ) -> ir.Value: ...
+
+    @overload
+    def op(
+        self,
+        op_type: str,
+        inputs: Sequence[ir.Value | None],
+        attributes: Mapping[str, Any] | None = ...,
+        domain: str = ...,
+        outputs: int = ...,
+    ) -> tuple[ir.Value, ...]: ...
+
+    def op(
+        self,
+        op_type: str,
+        inputs: Sequence[ir.Value | None],
+        attributes: Mapping[str, Any] | None = None,
+        domain: str = "",
+        outputs: int = 1,
+    ) -> ir.Value | tuple[ir.Value, ...]:
+        """Add a node.
+
+        Args:
+            op_type: the operator.
+            inputs: its inputs, None for one that is left out.
+            attributes: plain Python values; None leaves one out.
+            domain: the operator's domain, imported at version 1 if the model does not import it yet.
+            outputs: how many outputs the node has.
+
+        Returns:
+            The output, or a tuple of outputs if `outputs` is not 1.
+        """
+        import onnx_ir as ir
+
+        node = ir.node(op_type, inputs, attributes, domain=domain, num_outputs=outputs)
+        for value in node.outputs:
+            value.name = self._names.unique(f"{self.prefix}/{op_type}")
+        node.name = node.outputs[0].name
+        self._imports.setdefault(domain, 1)
+        self._graph(self._anchor).insert_before(self._anchor, node)
+        self.nodes.append(node)
+        return node.outputs[0] if outputs == 1 else tuple(node.outputs)
+
+    def constant(self, array: Array | np.generic, name: str) -> ir.Value:
+        """A constant in the scope of the old weight, stored once for all placements of the layer.
+
+        Args:
+            array: its value; not copied.
+            name: its name; a number is added if something else has it already.
+        """
+        import onnx_ir as ir
+
+        array = np.asarray(array)
+        for known, value in self._stored.get(name, ()):
+            if known.dtype == array.dtype and known.shape == array.shape and np.array_equal(known, array):
+                return value
+        unique = self._names.unique(name)
+        tensor = ir.Tensor(array, name=unique)
+        graph = self._graph(self._home)
+        if self._model.ir_version < INITIALIZERS_APART or self._is_function_body(graph):
+            value = self._constant_node(graph, tensor)
+        else:
+            value = ir.Value(name=unique, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
+            graph.register_initializer(value)
+        self._stored.setdefault(name, []).append((array, value))
+        return value
+
+    def _constant_node(self, graph: ir.Graph, tensor: ir.Tensor[Any]) -> ir.Value:
+        import onnx_ir as ir
+
+        node = ir.node("Constant", [], {"value": tensor}, name=tensor.name)
+        (value,) = node.outputs
+        value.name, value.type, value.shape = tensor.name, ir.TensorType(tensor.dtype), tensor.shape
+        graph.insert_before(self._home.producer() or graph[0], node)
+        return value
+
+    def _graph(self, owned: ir.Node | ir.Value) -> ir.Graph:
+        if owned.graph is None:
+            raise ValueError(f"{owned.name!r} was removed by an earlier rewrite")
+        return owned.graph
+
+    def _is_function_body(self, graph: ir.Graph) -> bool:
+        return any(function.graph is graph for function in self._model.functions.values())
+
+
+def _imports_at(model: ir.Model, anchor: ir.Node) -> dict[str, int]:
+    """The opset imports in force at a node: a function brings its own."""
+    for function in model.functions.values():
+        if any(node is anchor for node in function.all_nodes()):
+            return function.opset_imports
+    return model.opset_imports
+
+
+Build = Callable[[Builder, "ir.Value", Placement], "ir.Value"]
+
+
+def rewrite(model: ir.Model, site: Site, build: Build, *, names: Names | None = None) -> None:
+    """Replace a layer in all its places, in the given model.
+
+    The output keeps its name, type and shape. The old weight goes unless something else uses it, and so do the views
+    that led to it.
+
+    Args:
+        model: changed in place.
+        site: one of `find_sites(model)`; each can be rewritten once, in any order.
+        build: `build(builder, x, placement)` adds the nodes for one placement and returns W x + b, the layer's bias
+            included. `x` is in the orientation of the placement's kind.
+        names: the names in use, for a caller that rewrites many layers of a large model.
+    """
+    names = names or Names(model)
+    stored: Stored = {}
+    for placement in site.placements:
+        builder = Builder(model, placement.node, home=site.root, prefix=site.layer.name, names=names, stored=stored)
+        _replace(builder, placement, build)
+
+
+def with_factors(model: ir.Model, factors: Mapping[str, Replacement]) -> ir.Model:
+    """A new model in which each named layer is two thin ones, `<layer>.B` and then `<layer>.A`.
+
+    With a `base` a third one, `<layer>.base`, stands beside the two, and an Add puts them together. The given model is
+    unchanged; tensors that do not change are shared with it. Factors are stored in the layer's own type. A bias of None
+    keeps the layer's own bias.
+
+    Args:
+        model: any model.
+        factors: by layer name, as in `find_sites(model)`.
+
+    Raises:
+        ModelError: no layer has that name, or the factors do not fit it.
+    """
+    copy = model.clone()
+    sites = {site.layer.name: site for site in find_sites(copy)}
+    for name, pair in factors.items():
+        _check(sites, name, pair)
+    names = Names(copy)
+    for name, pair in factors.items():
+        build = _pair(sites[name], pair)
+        if "base" in pair.tensors:
+            build = _beside(sites[name], pair.base, build)
+        rewrite(copy, sites[name], build, names=names)
+    return copy
+
+
+def names_after(model: ir.Model, thin: ir.Model, factors: Mapping[str, Replacement]) -> dict[str, tuple[str, ...]]:
+    """What each layer is called in `with_factors(model, factors)`: its own name, or those of B, A and its base.
+
+    By their order in the graph, as a half gets a number where its name is taken, and a layer may get a simpler name
+    where another one that shared its weight is gone.
+    """
+    after = iter(site.layer.name for site in find_sites(thin.clone()))
+    names = [site.layer.name for site in find_sites(model.clone())]
+    return {name: tuple(islice(after, _matrices(factors.get(name)))) for name in names}
+
+
+def _matrices(pair: Replacement | None) -> int:
+    if pair is None:
+        return 1
+    return len(pair.tensors)
+
+
+def _replace(builder: Builder, placement: Placement, build: Build) -> None:
+    y, extra = placement.y, placement.extra
+    x = _swapped(builder, placement.x) if placement.swapped else placement.x
+    out = build(builder, x, placement)
+    if extra is not None:
+        out = builder.op("Add", [out, _scaled_extra(builder, extra, placement)])
+    if out.producer() not in builder.nodes or out.is_graph_output():
+        out = builder.op("Identity", [out])
+    take_over(y, out)
+    old_inputs = [value for old in placement.absorbed for value in old.inputs]
+    placement.graph.remove(placement.absorbed, safe=True)
+    for value in old_inputs:
+        if value is not None:
+            _drop_unused(value)
+
+
+def _drop_unused(value: ir.Value) -> None:
+    """Remove a constant that nothing uses any more, and the views that led to it."""
+    if value.uses() or value.is_graph_output():
+        return
+    if value.is_initializer():
+        graph = value.graph
+        if graph is not None and value.name is not None:
+            if value.is_graph_input():
+                graph.inputs.remove(value)
+            del graph.initializers[value.name]
+        return
+    node = value.producer()
+    if node is None or node.graph is None or node.domain != "" or node.op_type not in VIEWS | {"Constant"}:
+        return
+    inputs = node.inputs
+    node.graph.remove(node, safe=True)
+    for behind in inputs:
+        if behind is not None:
+            _drop_unused(behind)
+
+
+def _swapped(builder: Builder, x: ir.Value) -> ir.Value:
+    import onnx_ir as ir
+
+    swapped = builder.op("Transpose", [x], {"perm": [1, 0]})
+    swapped.type = x.type
+    if x.shape is not None and len(x.shape) == 2:
+        swapped.shape = ir.Shape([x.shape[1], x.shape[0]])
+    return swapped
+
+
+def _scaled_extra(builder: Builder, extra: ir.Value, placement: Placement) -> ir.Value:
+    import onnx_ir as ir
+
+    if placement.kind == "conv":
+        shape = builder.constant(np.array([-1, *(1,) * placement.spatial], np.int64), f"{builder.prefix}.bias_shape")
+        return builder.op("Reshape", [extra, shape])
+    if placement.scale == 1.0:
+        return extra
+    dtype = extra.dtype or ir.DataType.FLOAT
+    factor = builder.constant(np.asarray(placement.scale, dtype.numpy()), f"{builder.prefix}.beta")
+    return builder.op("Mul", [extra, factor])
+
+
+def _check(sites: Mapping[str, Site], name: str, pair: Replacement) -> None:
+    if name not in sites:
+        close = get_close_matches(name, sites, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"its layers are: {', '.join(sites) or 'none'}"
+        raise ModelError(f"the model has no linear layer {name!r}", hint=hint)
+    layer = sites[name].layer
+    sides = layer.out_features, layer.in_features
+    if (*pair.A.shape, *pair.B.shape) != (sides[0], pair.rank, pair.rank, sides[1]):
+        raise ModelError(
+            f"factors of layer {name!r}: found A {pair.A.shape} and B {pair.B.shape}, "
+            f"expected ({sides[0]}, r) and (r, {sides[1]})"
+        )
+    if "base" in pair.tensors and pair.base.shape != sides:
+        raise ModelError(f"factors of layer {name!r}: found a matrix {pair.base.shape} beside them, expected {sides}")
+    if pair.bias is not None and pair.bias.shape != sides[:1]:
+        raise ModelError(f"factors of layer {name!r}: found a bias {pair.bias.shape}, expected {sides[:1]}")
+
+
+def _pair(site: Site, pair: Replacement) -> Build:
+    """B, then A with the bias."""
+    bias = site.layer.bias if pair.bias is None else pair.bias
+
+    def put(builder: Builder, array: Array, suffix: str) -> ir.Value:
+        return _put(builder, site, array, suffix)
+
+    def build(builder: Builder, x: ir.Value, placement: Placement) -> ir.Value:
+        latent = product(builder, x, pair.B, "B", placement, None)
+        return product(builder, latent, pair.A, "A", placement, bias)
+
+    def product(
+        builder: Builder, x: ir.Value, matrix: Array, suffix: str, placement: Placement, bias: Array | None
+    ) -> ir.Value:
+        if placement.kind == "conv":
+            weight = put(builder, matrix.reshape(*matrix.shape, *(1,) * placement.spatial), suffix)
+            return builder.op("Conv", [x, weight] if bias is None else [x, weight, put(builder, bias, "bias")])
+        if placement.kind == "columns":
+            y = builder.op("MatMul", [put(builder, matrix, suffix), x])
+            bias = bias if bias is None or placement.rank == 1 else bias[:, None]
+        else:
+            weight = put(builder, matrix.T, suffix)
+            if bias is not None and placement.node.op_type == "Gemm":
+                return builder.op("Gemm", [x, weight, put(builder, bias, "bias")])
+            y = builder.op("MatMul", [x, weight])
+        return y if bias is None else builder.op("Add", [y, put(builder, bias, "bias")])
+
+    return build
+
+
+def _beside(site: Site, base: Array, pair: Build) -> Build:
+    """The pair, with the bias, and then a dense matrix on the same input."""
+
+    def build(builder: Builder, x: ir.Value, placement: Placement) -> ir.Value:
+        y = pair(builder, x, placement)
+        if placement.kind == "conv":
+            weight = _put(builder, site, base.reshape(*base.shape, *(1,) * placement.spatial), "base")
+            return builder.op("Add", [y, builder.op("Conv", [x, weight])])
+        if placement.kind == "columns":
+            return builder.op("Add", [y, builder.op("MatMul", [_put(builder, site, base, "base"), x])])
+        return builder.op("Add", [y, builder.op("MatMul", [x, _put(builder, site, base.T, "base")])])
+
+    return build
+
+
+def _put(builder: Builder, site: Site, array: Array, suffix: str) -> ir.Value:
+    """A constant `<layer>.<suffix>`, stored and computed with as the layer's weight was."""
+    import onnx_ir as ir
+
+    stored = builder.constant(np.ascontiguousarray(array, site.stored_dtype), f"{site.layer.name}.{suffix}")
+    if site.stored_dtype == site.dtype:
+        return stored
+    return builder.op("Cast", [stored], {"to": int(ir.DataType.from_numpy(site.dtype))})

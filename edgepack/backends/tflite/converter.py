@@ -1,0 +1,362 @@
+"""Write .tflite files through a process that holds litert-torch: one line of JSON each way."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+import numpy as np
+
+from edgepack.backends.tflite.quantizer import check_mixture
+from edgepack.errors import ModelError
+from edgepack.model.layer import Layer
+from edgepack.model.replacement import Replacement
+from edgepack.model.scheme import Scheme
+from edgepack.model.types import Array
+from edgepack.torchgraph.match import layer_key
+
+_LOG_LINES = 8
+
+
+@dataclass(frozen=True)
+class LoadedProgram:
+    """What will be converted: names of inputs and outputs, in order, as they will stand in the file."""
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+class TfliteEmitter:
+    """A persistent converter: load one program, then emit it as often as needed.
+
+    Its process starts at `warm_up` (or at first use) and imports in the background; it ends with the context, when this
+    process ends, or when it crashes; in the last case the next call starts another one and loads the program again.
+
+    Example:
+        with TfliteEmitter() as emitter:
+            emitter.warm_up()
+            …
+            emitter.load_program("dense.pt2")
+            emitter.emit("factored.tflite", layers, factors)
+            emitter.quantize("factored.tflite", "int8.tflite", "int8-dynamic-range")
+    """
+
+    def __init__(self) -> None:
+        self._process = ConverterProcess()
+        self._load_request: dict[str, Any] | None = None
+        self._loaded_by = 0
+
+    def __enter__(self) -> TfliteEmitter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def warm_up(self) -> None:
+        """Start the process and return at once; a second call does nothing."""
+        self._process.start()
+
+    def load_program(
+        self, path: Path | str, *, inputs: Sequence[str] | None = None, outputs: Sequence[str] | None = None
+    ) -> LoadedProgram:
+        """Load the dense program from a `.pt2` file.
+
+        Args:
+            path: file from `edgepack.sources.torch.save_program`.
+            inputs: names for the file's inputs, in the program's order; default: forward()'s argument names.
+            outputs: likewise for the outputs, for example those of the ONNX file.
+
+        Raises:
+            ModelError: the file cannot be read.
+        """
+        return self._load({"do": "load_program", "path": str(Path(path).resolve()), **_names(inputs, outputs)})
+
+    def load_onnx(
+        self,
+        path: Path | str,
+        shapes: Mapping[str, Sequence[int]],
+        *,
+        inputs: Sequence[str] | None = None,
+        outputs: Sequence[str] | None = None,
+    ) -> LoadedProgram:
+        """Turn an ONNX file into a torch program (pnnx) and load it; its outputs are compared with onnxruntime's.
+
+        Args:
+            path: the dense ONNX file.
+            shapes: static shape of each input, by name.
+            inputs, outputs: names for the .tflite file; default: those of the ONNX graph.
+
+        Raises:
+            ModelError: the conversion stops at a node (named), or the outputs differ.
+        """
+        plain = {name: [int(n) for n in shape] for name, shape in shapes.items()}
+        request = {"do": "load_onnx", "path": str(Path(path).resolve()), "shapes": plain, **_names(inputs, outputs)}
+        return self._load(request)
+
+    def emit(
+        self,
+        path: Path | str,
+        layers: Sequence[Layer] = (),
+        factors: Mapping[str, Replacement] | None = None,
+    ) -> tuple[str, ...]:
+        """Write the fp32 file: dense, or with two thin layers in the place of each layer in `factors`.
+
+        Args:
+            path: where to write.
+            layers: the model's linear layers as found in the ONNX graph; all of them, to tell equal weights apart.
+            factors: by layer name.
+
+        Returns:
+            Names of factored layers that have no counterpart in the torch graph and so stayed dense in this file.
+
+        Raises:
+            ModelError: the converter failed; the operator is named where it is known.
+        """
+        pairs = dict(factors or {})
+        request: dict[str, Any] = {"do": "emit", "path": str(Path(path).resolve()), "factors": list(pairs)}
+        arrays: dict[str, Array] = {}
+        if pairs:
+            request["layers"] = []
+            for index, key in enumerate(map(layer_key, layers)):
+                entry = {"name": key.name, "digest": key.digest, "uses": key.uses, "bias": ""}
+                if key.bias is not None:
+                    entry["bias"] = f"layer_{index}"
+                    arrays[f"layer_{index}"] = key.bias
+                request["layers"].append(entry)
+            for index, pair in enumerate(pairs.values()):
+                arrays |= {f"A_{index}": pair.A, f"B_{index}": pair.B}
+                if pair.bias is not None:
+                    arrays[f"bias_{index}"] = pair.bias
+        reply = self._ask(request, arrays, "arrays")
+        return tuple(reply["missing"])
+
+    def quantize(
+        self,
+        source: Path | str,
+        path: Path | str,
+        scheme: Scheme,
+        samples: Mapping[str, Array] | None = None,
+        schemes: Mapping[str, Scheme] | None = None,
+    ) -> tuple[str, ...]:
+        """Write an integer scheme of an fp32 file; see `edgepack.backends.tflite.quantizer.quantize`.
+
+        Args:
+            source: fp32 .tflite file, dense or factored.
+            path: where to write.
+            scheme: of all operators that are not in `schemes`.
+            samples: for `INT8_STATIC`: by input name, (samples, *input shape of the file).
+            schemes: of single linear operators, by the name of the tensor that they write.
+
+        Returns:
+            The kinds of operators that had to stay in wider numbers than asked for.
+
+        Raises:
+            ModelError: the quantizer failed, the samples do not fit, or an operator is not there.
+            ValueError: `scheme` is none of a TFLite file, or one in `schemes` cannot stand beside it.
+        """
+        check_mixture(scheme, (schemes or {}).values())
+        request = {
+            "do": "quantize",
+            "source": str(Path(source).resolve()),
+            "path": str(Path(path).resolve()),
+            "scheme": scheme.name,
+            "schemes": {operator: own.name for operator, own in (schemes or {}).items()},
+            "samples": "",
+        }
+        # np.savez keeps "file" for itself, so a model input may not be passed under its own name.
+        arrays = {f"input:{name}": array for name, array in (samples or {}).items()}
+        return tuple(self._ask(request, arrays, "samples")["kept"])
+
+    def close(self) -> None:
+        """End the process and remove its files."""
+        self._process.close()
+
+    def _load(self, request: dict[str, Any]) -> LoadedProgram:
+        self._load_request = None
+        reply = self._ask(request)
+        self._load_request, self._loaded_by = request, self._process.starts
+        return LoadedProgram(tuple(reply["inputs"]), tuple(reply["outputs"]))
+
+    def _ask(
+        self, request: dict[str, Any], arrays: Mapping[str, Array] | None = None, field: str = ""
+    ) -> dict[str, Any]:
+        """What the process answers; one that was started anew is told of the program first."""
+        self._process.start()
+        if self._load_request is not None and self._loaded_by != self._process.starts:
+            self._process.ask(self._load_request)
+            self._loaded_by = self._process.starts
+        if not arrays:
+            return self._process.ask(request)
+        path = self._process.folder / "arrays.npz"
+        try:
+            np.savez(path, allow_pickle=False, **arrays)
+            return self._process.ask({**request, field: str(path)})
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _names(inputs: Sequence[str] | None, outputs: Sequence[str] | None) -> dict[str, list[str] | None]:
+    return {"inputs": list(inputs) if inputs else None, "outputs": list(outputs) if outputs else None}
+
+
+class ConverterProcess:
+    """Runs from `start` until `close`, the end of this process, or a crash of its own.
+
+    Attributes:
+        starts: how often it was started. One that is new knows nothing of what the one before it was told.
+    """
+
+    def __init__(self) -> None:
+        self.starts = 0
+        self._process: subprocess.Popen[str] | None = None
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._ready = False
+
+    @property
+    def folder(self) -> Path:
+        """For files that are handed over; removed by `close`."""
+        if self._folder is None:
+            self._folder = tempfile.TemporaryDirectory(prefix="edgepack-tflite-")
+        return Path(self._folder.name)
+
+    @property
+    def pid(self) -> int | None:
+        """None while there is none."""
+        return None if self._process is None else self._process.pid
+
+    def start(self) -> None:
+        """Start it and return at once: it imports in the background. Nothing happens where it runs."""
+        if self._process is not None:
+            return
+        with self._log.open("wb") as log:
+            # -P keeps the user's folder off sys.path: a file there must not shadow a library.
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "edgepack.backends.tflite.converter_worker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                encoding="utf-8",
+                env=_environment(),
+            )
+        self._ready = False
+        self.starts += 1
+
+    def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Send a request to the running process and wait for what it answers.
+
+        Raises:
+            ModelError: it failed, or ended; in that case the next `start` makes another one.
+        """
+        if not self._ready:
+            self._receive("starting")
+            self._ready = True
+        requests, _ = self._pipes()
+        doing = f"{request['do'].replace('_', ' ')} {Path(request.get('path', '')).name}".strip()
+        try:
+            requests.write(json.dumps(request) + "\n")
+            requests.flush()
+        except OSError as err:
+            raise self._crashed(doing) from err
+        try:
+            return self._receive(doing)
+        except KeyboardInterrupt:
+            # An answer that nobody waits for would be taken for the next one's.
+            self._end()
+            raise
+
+    def close(self) -> None:
+        """End it and remove its files."""
+        self._end()
+        if self._folder is not None:
+            self._folder.cleanup()
+            self._folder = None
+
+    @property
+    def _log(self) -> Path:
+        return self.folder / "worker.log"
+
+    def _pipes(self) -> tuple[IO[str], IO[str]]:
+        """Where requests go, and where replies come from."""
+        process = self._process
+        if process is None or process.stdin is None or process.stdout is None:
+            raise ModelError("the TFLite converter is not running")
+        return process.stdin, process.stdout
+
+    def _receive(self, doing: str) -> dict[str, Any]:
+        _, replies = self._pipes()
+        line = replies.readline()
+        if not line.endswith("\n"):
+            raise self._crashed(doing)
+        reply: dict[str, Any] = json.loads(line)
+        if "error" not in reply:
+            return reply
+        if doing == "starting":
+            self._end()
+        if reply.get("known"):
+            raise ModelError(reply["error"], hint=reply.get("hint"))
+        operator = f" at {reply['operator']}" if reply.get("operator") else ""
+        raise ModelError(
+            f"the TFLite converter failed{operator} ({doing}): {reply['error']}{self._tail()}",
+            hint="replace this operator in the model, or build only the ONNX file (--formats onnx)",
+        )
+
+    def _crashed(self, doing: str) -> ModelError:
+        """The error for a worker that ended by itself; it is cleared away, so that the next call starts another."""
+        tail = self._tail()
+        code = self._end()
+        if code is not None and code < 0:
+            how = f"was killed by signal {-code} ({signal.Signals(-code).name})"
+        else:
+            how = f"ended with exit code {code}"
+        hint = "report the log above, or build only the ONNX file (--formats onnx)"
+        if code in (-signal.SIGKILL, 137):
+            hint = "most likely the system ran out of memory: close other programs, or build on a larger machine"
+        return ModelError(f"the TFLite converter {how} ({doing}){tail}", hint=hint)
+
+    def _tail(self) -> str:
+        """The last lines of the worker's log, for an error message."""
+        try:
+            text = self._log.read_bytes()[-20_000:].decode("utf-8", "replace")
+        except OSError:
+            return ""
+        text = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", text)
+        lines = [line.rstrip() for line in text.splitlines() if line.strip()]
+        return "".join(f"\n  | {line[:200]}" for line in lines[-_LOG_LINES:])
+
+    def _end(self) -> int | None:
+        process, self._process = self._process, None
+        self._ready = False
+        if process is None:
+            return None
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                try:
+                    pipe.close()
+                except OSError:
+                    continue  # unsent bytes for a process that has gone
+        try:
+            return process.wait(timeout=0.5)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            return process.wait()
+
+
+def _environment() -> dict[str, str]:
+    """The worker's environment: quiet, one thread, no accelerator look-up, edgepack importable as it is here."""
+    package = str(Path(__file__).resolve().parents[3])
+    paths = [package, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    quiet = {"LITERT_TORCH_SHOW_PROGRESS": "n", "JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
+    return {**os.environ, **quiet, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}

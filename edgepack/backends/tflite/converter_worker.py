@@ -1,0 +1,281 @@
+"""The process that converts to TFLite: `python -m edgepack.backends.tflite.converter_worker`.
+
+litert-torch takes seconds and hundreds of megabytes to import, prints to stdout and may crash: so it lives apart from
+the build. Requests come as lines of JSON on stdin, answers go as lines of JSON to what stdout was at the start; arrays
+travel as .npz files, never as pickles. What the libraries print goes to stderr, which the parent keeps in a log.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import keyword
+import operator
+import os
+import re
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgepack.errors import InputError
+from edgepack.model.replacement import Replacement, low_rank
+
+if TYPE_CHECKING:
+    from torch.fx import GraphModule, Node
+
+Request = Mapping[str, Any]
+Reply = dict[str, Any]
+
+_OPERATOR = re.compile(
+    r"(?:torch\.ops\.)?((?:aten|prims|torchvision|quantized)[.:]{1,2}\w+(?:\.\w+)?)"
+    r"|'((?:tfl|stablehlo|chlo|func)\.\w+)' op"
+)
+
+
+class _Loaded:
+    """The dense program at hand; `program` is None until a load request succeeds."""
+
+    module: GraphModule | None = None
+    examples: Sequence[Any] = ()
+    inputs: Sequence[str] = ()
+    outputs: Sequence[str] = ()
+
+
+def main() -> None:
+    """Answer requests until stdin ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business: it ends this process itself.
+    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    os.environ.setdefault("LITERT_TORCH_SHOW_PROGRESS", "n")
+    warnings.simplefilter("ignore")
+    state = _Loaded()
+    _answer(replies, _import_all, {}, state)
+    for line in sys.stdin:
+        request = json.loads(line)
+        _answer(replies, _REQUESTS[request["do"]], request, state)
+
+
+def _answer(replies: IO[str], do: Callable[[Request, _Loaded], Reply], request: Request, state: _Loaded) -> None:
+    import traceback
+
+    try:
+        reply = do(request, state)
+    except InputError as err:
+        reply = {"error": err.message, "hint": err.hint, "known": True}
+    except MemoryError:
+        reply = {"error": "out of memory", "hint": "free some memory, or build on a larger machine", "known": True}
+    except (Exception, SystemExit) as err:  # noqa: BLE001
+        # Not hidden: the traceback goes to the log, and the parent raises a typed error from what is sent.
+        traceback.print_exc()
+        reply = {"error": _summary(err), "operator": _operator(err)}
+    finally:
+        _trim_memory()
+    replies.write(json.dumps(reply) + "\n")
+    replies.flush()
+
+
+def _import_all(request: Request, state: _Loaded) -> Reply:
+    import torch
+
+    torch.set_num_threads(1)
+    import litert_torch
+    from litert_quantizer import quantizer
+
+    # What the libraries set up stays anyway; going through it after every answer would take a quarter of a second.
+    gc.freeze()
+    return {"litert_torch": litert_torch.__version__, "quantizer": quantizer.__name__}
+
+
+def _load_program(request: Request, state: _Loaded) -> Reply:
+    """Load a `.pt2` file as the dense program."""
+    from edgepack.torchgraph import load_program
+
+    return _keep(load_program(Path(request["path"])), request, state)
+
+
+def _load_onnx(request: Request, state: _Loaded) -> Reply:
+    """Turn an ONNX file into the dense program."""
+    from edgepack.torchgraph.from_onnx import graph_names, onnx_to_program
+
+    inputs, outputs = graph_names(Path(request["path"]))
+    request = {**request, "inputs": request["inputs"] or inputs, "outputs": request["outputs"] or outputs}
+    shapes = {name: tuple(shape) for name, shape in request["shapes"].items()}
+    return _keep(onnx_to_program(Path(request["path"]), shapes), request, state)
+
+
+def _keep(program: Any, request: Request, state: _Loaded) -> Reply:
+    from torch.utils import _pytree as pytree
+
+    from edgepack.torchgraph.flat import flat_module, input_names, output_names
+
+    module = flat_module(program)
+    state.module = module
+    state.examples = pytree.tree_leaves(program.example_inputs)
+    state.inputs = request.get("inputs") or input_names(module)
+    state.outputs = request.get("outputs") or output_names(module)
+    return {"inputs": list(state.inputs), "outputs": list(state.outputs)}
+
+
+def _emit(request: Request, state: _Loaded) -> Reply:
+    """Write the fp32 file of the program, dense or with factors."""
+    import torch
+
+    from edgepack.torchgraph import LayerKey, match_layers, with_factors
+
+    module = state.module
+    if module is None:
+        raise ValueError("nothing is loaded")
+    if request["factors"]:
+        with np.load(request["arrays"], allow_pickle=False) as arrays:
+            keys = [_key(LayerKey, entry, arrays) for entry in request["layers"]]
+            factors = {name: _factors(arrays, index) for index, name in enumerate(request["factors"])}
+        missing = match_layers(module, keys).missing
+        kept = {name: pair for name, pair in factors.items() if name not in missing}
+        module = with_factors(module, keys, kept) if kept else module
+    else:
+        missing = ()
+    with torch.no_grad():
+        module = lowerable(module)
+        _convert(module, state, Path(request["path"]))
+    return {"missing": [name for name in request["factors"] if name in missing]}
+
+
+def _key(make: Callable[..., Any], entry: Mapping[str, Any], arrays: Mapping[str, Any]) -> Any:
+    bias = arrays[entry["bias"]] if entry["bias"] else None
+    return make(entry["name"], entry["digest"], bias, entry["uses"])
+
+
+def _factors(arrays: Mapping[str, Any], index: int) -> Replacement:
+    return low_rank(arrays[f"A_{index}"], arrays[f"B_{index}"], arrays.get(f"bias_{index}"))
+
+
+def _convert(module: GraphModule, state: _Loaded, path: Path) -> None:
+    import litert_torch
+    import torch
+
+    class Named(torch.nn.Module):  # type: ignore[misc]
+        """Inputs and outputs by name: litert-torch takes the names of the file's signature from the two dicts."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.program = module
+
+        def forward(self, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+            results = self.program(*[inputs[name] for name in safe])
+            return dict(zip(state.outputs, results, strict=True))
+
+    # torch.export makes Python arguments of the inputs, ONNX names may be anything ("x:0").
+    plain = all(re.fullmatch(r"[a-z]\w*", name) and not keyword.iskeyword(name) for name in state.inputs)
+    safe = (
+        list(state.inputs) if plain and "self" not in state.inputs else [f"input_{i}" for i in range(len(state.inputs))]
+    )
+    named = dict(zip(safe, state.examples, strict=True))
+    litert_torch.convert(Named().eval(), sample_kwargs=named).export(str(path))
+    if safe != list(state.inputs):
+        _rename_inputs(path, dict(zip(safe, state.inputs, strict=True)))
+
+
+def _rename_inputs(path: Path, names: Mapping[str, str]) -> None:
+    from ai_edge_litert.tools import flatbuffer_utils
+
+    model = flatbuffer_utils.read_model(str(path))
+    for signature in model.signatureDefs:
+        for entry in signature.inputs:
+            entry.name = names[entry.name.decode() if isinstance(entry.name, bytes) else entry.name]
+    flatbuffer_utils.write_model(model, str(path))
+
+
+def _quantize(request: Request, state: _Loaded) -> Reply:
+    from edgepack.backends.schemes import scheme_named
+    from edgepack.backends.tflite.quantizer import quantize
+
+    samples = None
+    if request["samples"]:
+        with np.load(request["samples"], allow_pickle=False) as stacked:
+            samples = {name.removeprefix("input:"): stacked[name] for name in stacked.files}
+    source, path = Path(request["source"]), Path(request["path"])
+    scheme = scheme_named("tflite", request["scheme"])
+    schemes = {operator: scheme_named("tflite", name) for operator, name in request["schemes"].items()}
+    return {"kept": list(quantize(source, path, scheme, samples, schemes))}
+
+
+_REQUESTS: Mapping[str, Callable[[Request, _Loaded], Reply]] = {
+    "load_program": _load_program,
+    "load_onnx": _load_onnx,
+    "emit": _emit,
+    "quantize": _quantize,
+}
+
+
+def _summary(err: BaseException) -> str:
+    lines = [line.strip() for line in str(err).splitlines() if line.strip()]
+    return f"{type(err).__name__}: {lines[0][:300]}" if lines else type(err).__name__
+
+
+def _operator(err: BaseException | None) -> str | None:
+    while err is not None:
+        if found := _OPERATOR.search(str(err)):
+            return found.group(1) or found.group(2)
+        err = err.__cause__ or err.__context__
+    return None
+
+
+def _trim_memory() -> None:
+    """Give freed pages back, so that one conversion's peak does not add to the next."""
+    import ctypes
+
+    gc.collect()
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
+
+
+def lowerable(module: GraphModule) -> GraphModule:
+    """A graph that computes the same; the given one is not changed, parameters are shared.
+
+    Global max pools (adaptive to size 1, indices unused) become a maximum over the same axes.
+    """
+    import torch
+
+    aten = torch.ops.aten
+    pools = (aten.adaptive_max_pool1d.default, aten.adaptive_max_pool2d.default, aten.adaptive_max_pool3d.default)
+    if not any(node.target in pools for node in module.graph.nodes):
+        return module
+    copy = torch.fx.GraphModule(module, torch.fx.Graph())
+    output = copy.graph.graph_copy(module.graph, val_map={})
+    copy.graph.output(output)
+    copy = torch.fx.GraphModule(module, copy.graph)
+    # Unused indices are still taken out of the pool's result by a dead node.
+    copy.graph.eliminate_dead_code()
+    for node in list(copy.graph.nodes):
+        if node.target in pools:
+            _as_maximum(copy, node)
+    copy.graph.eliminate_dead_code()
+    copy.recompile()
+    return copy
+
+
+def _as_maximum(module: GraphModule, node: Node) -> None:
+    import torch
+
+    sizes = node.args[1]
+    sizes = [sizes] if isinstance(sizes, int) else list(sizes)
+    values = [user for user in node.users if user.target is operator.getitem and user.args[1] == 0]
+    if any(size != 1 for size in sizes) or len(values) != len(node.users):
+        return
+    axes = list(range(-len(sizes), 0))
+    for value in values:
+        with module.graph.inserting_before(value):
+            maximum = module.graph.call_function(torch.ops.aten.amax.default, (node.args[0], axes, True))
+        maximum.meta.update(value.meta)
+        value.replace_all_uses_with(maximum)
+
+
+if __name__ == "__main__":
+    main()

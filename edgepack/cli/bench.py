@@ -1,0 +1,191 @@
+"""`edgepack bench` and `edgepack compare`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from edgepack.cli.options import (
+    Csv,
+    Formats,
+    Hosts,
+    Install,
+    Json,
+    Local,
+    Markdown,
+    Output,
+    Packs,
+    Python,
+    Serials,
+    SshConfig,
+    TargetsFile,
+    Verbose,
+    chosen_output,
+    door,
+    progress_bar,
+    progress_bars,
+    show,
+)
+
+if TYPE_CHECKING:
+    from edgepack.benchmark.pack import Session
+    from edgepack.devices.connect import Reach
+    from edgepack.targets.target import Target
+
+
+def bench(
+    pack: Annotated[Path, typer.Argument(help="Pack folder.", show_default=False)],
+    target: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--target", help="Name of the target; again where each device has its own.", show_default="the pack's"
+        ),
+    ] = None,
+    hosts: Hosts = None,
+    serials: Serials = None,
+    local: Local = False,
+    emulate: Annotated[bool, typer.Option("--emulate", help="Count on the emulated target instead.")] = False,
+    formats: Formats = None,
+    threads: Annotated[int, typer.Option("--threads", min=1, help="Threads of one inference.")] = 1,
+    cluster: Annotated[
+        str | None, typer.Option("--cluster", help="Core to run on, as cortex-a55.", show_default="the fastest")
+    ] = None,
+    cold: Annotated[bool, typer.Option("--cold/--no-cold", help="Also measure with empty caches.")] = True,
+    sustained: Annotated[bool, typer.Option("--sustained", help="Also run for a minute: does it stay fast?")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Shorter and less certain; the result says so.")] = False,
+    layers: Annotated[bool, typer.Option("--layers/--no-layers", help="With --emulate, also count each layer.")] = True,
+    ssh_config: SshConfig = None,
+    python: Python = None,
+    install: Install = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Do not go on with a measurement that was cut.")] = False,
+    benchmark_model: Annotated[
+        Path | None, typer.Option("--benchmark-model", help="TFLite's tool, for devices without Python.")
+    ] = None,
+    perf_test: Annotated[Path | None, typer.Option("--perf-test", help="onnxruntime_perf_test, likewise.")] = None,
+    targets_file: TargetsFile = None,
+    as_json: Json = False,
+    markdown: Markdown = False,
+    csv: Csv = False,
+    verbose: Verbose = False,
+) -> None:
+    """Measure a pack against its dense fp32 and dense int8 baselines, in turns; results go into the pack.
+
+    On this machine, on devices over SSH or adb (several at once), or with --emulate in QEMU: there the target's own
+    kernels run, and what they execute and miss in the target's caches is counted.
+
+    A measurement that was cut goes on where it was: give the same command again.
+
+    Example: edgepack bench dist/mnist-mlp.host --quick
+
+    Example: edgepack bench dist/mnist-mlp.rpi4 --target rpi4 --host pi@raspberrypi.local --install
+
+    Example: edgepack bench dist/mnist-mlp.rpi4 --target rpi4 --emulate
+    """
+    with door(as_json=as_json, verbose=verbose):
+        output = chosen_output(as_json=as_json, markdown=markdown, csv=csv)
+        from edgepack.benchmark.pack import Session
+        from edgepack.benchmark.session import Settings
+        from edgepack.devices.connect import Reach
+        from edgepack.pack.facts import read_facts
+        from edgepack.pipeline.options import parse_formats
+        from edgepack.targets.file import get_target
+
+        reach = Reach(
+            tuple(hosts or ()),
+            tuple(serials or ()),
+            local,
+            ssh_config,
+            python,
+            install,
+            fresh,
+            benchmark_model,
+            perf_test,
+        )
+        if emulate:
+            _require_countable(reach, measured=quick or sustained)
+        facts = read_facts(pack)
+        chosen = [get_target(name, targets_file) for name in target or [facts.target_name]]
+        asked = None if formats is None else parse_formats(formats)
+        session = Session(pack, Settings(threads, quick, cold, sustained, cluster), asked)
+        if emulate:
+            _count(session, chosen, by_layer=layers, output=output)
+        else:
+            _measure(session, chosen, reach, output)
+
+
+def _require_countable(reach: Reach, *, measured: bool) -> None:
+    from edgepack.errors import UsageError
+
+    if reach.local or reach.hosts or reach.serials:
+        raise UsageError("--emulate excludes --local, --host and --adb")
+    if measured:
+        hint = "leave them out"
+        raise UsageError("--quick and --sustained are for a measurement; --emulate counts, and has none", hint=hint)
+
+
+def _count(session: Session, targets: Sequence[Target], *, by_layer: bool, output: Output) -> None:
+    from edgepack.benchmark.emulate import emulate_pack
+    from edgepack.errors import UsageError
+    from edgepack.pack.facts import read_facts
+    from edgepack.report.comparison import comparison_report, rows_of_emulated
+
+    if len(targets) != 1:
+        raise UsageError(f"--emulate counts on one target, found {len(targets)}")
+    with progress_bar(as_json=output == "json") as progress:
+        counted = emulate_pack(
+            session.pack,
+            target=targets[0],
+            threads=session.settings.threads,
+            formats=session.formats,
+            by_layer=by_layer,
+            progress=progress,
+        )
+    show(comparison_report((), rows_of_emulated(counted, read_facts(session.pack), targets[0])), output)
+
+
+def _measure(session: Session, targets: Sequence[Target], reach: Reach, output: Output) -> None:
+    from edgepack.benchmark.pack import bench_places, failure
+    from edgepack.devices.connect import places
+    from edgepack.report.comparison import compare_results, comparison_report
+
+    found = places(targets, reach)
+    titles = [place.title for place in found]
+    with progress_bars(titles, as_json=output == "json") as progress:
+        benched = bench_places(session, found, reach, progress)
+    for one in benched:
+        if one.taken_up and output != "json":
+            note = f"{one.place.title}: {one.taken_up} processes were taken up from a measurement that was cut"
+            typer.echo(f"{note} (--fresh measures again)", err=True)
+    results = [one.result for one in benched if one.result is not None]
+    error = failure(benched)
+    if results and not (error and output == "json"):
+        compared = compare_results(results, session.pack)
+        show(comparison_report(compared.rows, compared.emulated), output)
+    if error:
+        raise error
+
+
+def compare(
+    packs: Packs,
+    targets_file: TargetsFile = None,
+    as_json: Json = False,
+    markdown: Markdown = False,
+    csv: Csv = False,
+    verbose: Verbose = False,
+) -> None:
+    """Compare benched packs: size, latency, memory, accuracy, and ratios to dense fp32 and dense int8 of the same run.
+
+    Emulated results have their own tables below: counts per inference, a bound on the time, and the layers. With --csv
+    these are a second and a third table, each with its own header, after an empty line.
+
+    Example: edgepack compare dist/mnist-mlp.host dist/mnist-mlp.rpi4 --markdown
+    """
+    with door(as_json=as_json, verbose=verbose):
+        output = chosen_output(as_json=as_json, markdown=markdown, csv=csv)
+        from edgepack.report.comparison import compare_packs, comparison_report
+
+        compared = compare_packs(packs, targets_file)
+        show(comparison_report(compared.rows, compared.emulated), output)

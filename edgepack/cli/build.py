@@ -1,0 +1,232 @@
+"""`edgepack build`, `edgepack inspect` and `edgepack unpack`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from edgepack.cli.options import (
+    Csv,
+    Data,
+    Fresh,
+    Json,
+    Markdown,
+    Model,
+    Output,
+    PrecisionName,
+    Seed,
+    TargetName,
+    TargetsFile,
+    Verbose,
+    chosen_output,
+    door,
+    progress_bar,
+    show,
+)
+
+if TYPE_CHECKING:
+    from edgepack.pipeline.options import BuildOptions
+
+METHOD_HELP = (
+    "whitened: least error of a layer's output on your data. two-sided: least error of the model's answer, by output "
+    "gradients as well (torch). fisher: the same by each output's own gradient. svd: least error of the weights."
+)
+METHODS_HELP = (
+    f"{METHOD_HELP} auto: whitened, and layers in code, whichever suits each layer. Other thin products: dct, "
+    "simhash, random-projection, output-projection, input-projection, rank-pruning. In code, which saves bytes of the "
+    "file alone: kmeans, pruning, hashednet, deepthin. Between the two: dictionary, deepthin-conv. On the wire alone: "
+    "jpeg. DeepThin's re-layout is covered by US patent 11429849: it is used only where you ask for it."
+)
+
+
+def build(
+    model: Model,
+    target: TargetName,
+    data: Data = None,
+    test: Annotated[Path | None, typer.Option("--test", help="Samples that are scored once, at the end.")] = None,
+    max_drop: Annotated[
+        float | None, typer.Option("--max-drop", help="Largest drop of the metric, in its unit.", show_default="0.5")
+    ] = None,
+    metric: Annotated[
+        str | None, typer.Option("--metric", help="accuracy, agreement or cosine.", show_default="by the data")
+    ] = None,
+    formats: Annotated[
+        str | None, typer.Option("--formats", help="onnx, tflite or both.", show_default="all that can be written here")
+    ] = None,
+    rank: Annotated[
+        str,
+        typer.Option(
+            "--rank",
+            help="auto, a rank, a share of a layer's weights, or cv: the smallest share that 5-fold cross-validation "
+            "on your labels cannot tell from the best.",
+        ),
+    ] = "auto",
+    precision: Annotated[PrecisionName, typer.Option("--precision", help="Of the weights.")] = PrecisionName.auto,
+    method: Annotated[
+        str | None, typer.Option("--method", help=METHODS_HELP, show_default="whitened with data, else svd")
+    ] = None,
+    recover: Annotated[
+        str | None,
+        typer.Option(
+            "--recover", help="Train the factors against the model's own answers, so long.", metavar="3epochs|10min"
+        ),
+    ] = None,
+    refit: Annotated[
+        bool,
+        typer.Option(
+            "--refit/--no-refit",
+            help="Fit the factors of the last plans to what the compressed layers before them answer: two passes over "
+            "the calibration data for every layer that lies behind another, for each file that is tried.",
+        ),
+    ] = False,
+    flash: Annotated[str | None, typer.Option("--flash", help="Largest model file, such as 2MB.")] = None,
+    ram: Annotated[str | None, typer.Option("--ram", help="Most that one process may hold, such as 64MB.")] = None,
+    latency: Annotated[str | None, typer.Option("--latency", help="Longest inference, such as 5ms.")] = None,
+    search_minutes: Annotated[float, typer.Option("--search-minutes", help="Most time to try plans.")] = 10.0,
+    explore: Annotated[bool, typer.Option("--explore", help="List plans and what they lose; write no pack.")] = False,
+    pick: Annotated[
+        str | None, typer.Option("--pick", help="Build a plan that --explore listed.", metavar="NUMBER[,NUMBER]")
+    ] = None,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(
+            "--scheduler", help="Dask cluster for the heavy work, tcp://HOST:PORT.", show_default="this machine"
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Pack folder.", show_default="dist/MODEL.TARGET")] = None,
+    no_baseline: Annotated[bool, typer.Option("--no-baseline", help="Leave the dense models out of the pack.")] = False,
+    transport: Annotated[
+        bool, typer.Option("--transport", help="Each model also as a .tar.xz with its SHA-256, for slow links.")
+    ] = False,
+    seed: Seed = 0,
+    fresh: Fresh = False,
+    targets_file: TargetsFile = None,
+    as_json: Json = False,
+    markdown: Markdown = False,
+    csv: Csv = False,
+    verbose: Verbose = False,
+) -> None:
+    """Build a pack: the model with its linear layers factored and in int8, its baselines, and a manifest.
+
+    Example: edgepack build model.onnx --target rpi4 --data samples.npz --max-drop 0.5
+    """
+    with door(as_json=as_json, verbose=verbose):
+        output = chosen_output(as_json=as_json, markdown=markdown, csv=csv)
+        from edgepack.distill.budget import parse_budget
+        from edgepack.pipeline.options import (
+            BuildOptions,
+            parse_duration,
+            parse_formats,
+            parse_pick,
+            parse_rank,
+            parse_size,
+        )
+        from edgepack.targets.file import get_target
+
+        options = BuildOptions(
+            model=model,
+            target=get_target(target, targets_file),
+            data=data,
+            test=test,
+            max_drop=max_drop,
+            metric=metric,
+            formats=None if formats is None else parse_formats(formats),
+            rank=parse_rank(rank),
+            precision=precision.value,
+            method=method,
+            recover=None if recover is None else parse_budget(recover),
+            refit=refit,
+            flash_bytes=None if flash is None else parse_size(flash),
+            ram_bytes=None if ram is None else parse_size(ram),
+            latency_s=None if latency is None else parse_duration(latency),
+            search_minutes=search_minutes,
+            pick=() if pick is None else parse_pick(pick),
+            scheduler=scheduler,
+            out=out,
+            seed=seed,
+            fresh=fresh,
+            baseline=not no_baseline,
+            transport=transport,
+        )
+        (_explore if explore else _build)(options, output)
+
+
+def _build(options: BuildOptions, output: Output) -> None:
+    from edgepack.pipeline.build import build as run
+    from edgepack.report.build import build_report
+
+    with progress_bar(as_json=output == "json") as progress:
+        result = run(options, progress=progress)
+    show(build_report(result.out, result.manifest), output)
+
+
+def _explore(options: BuildOptions, output: Output) -> None:
+    from edgepack.errors import UsageError
+    from edgepack.pipeline.explore import explore as run
+    from edgepack.report.build import explored_report
+
+    if options.pick:
+        raise UsageError("--explore lists plans and --pick builds one: give one of them")
+    with progress_bar(as_json=output == "json") as progress:
+        found = run(options, progress=progress)
+    show(explored_report(found.rows, found.warnings), output)
+
+
+def inspect(
+    model: Model,
+    data: Data = None,
+    method: Annotated[
+        str | None, typer.Option("--method", help=METHOD_HELP, show_default="whitened with data, else svd")
+    ] = None,
+    seed: Seed = 0,
+    fresh: Fresh = False,
+    as_json: Json = False,
+    markdown: Markdown = False,
+    csv: Csv = False,
+    verbose: Verbose = False,
+) -> None:
+    """Show every linear layer: its share of bytes and multiplications, its break-even rank, and the ranks it needs.
+
+    Of a pack, show what became of each and why.
+
+    Example: edgepack inspect model.onnx --data samples.npz
+    """
+    with door(as_json=as_json, verbose=verbose):
+        output = chosen_output(as_json=as_json, markdown=markdown, csv=csv)
+        if Path(model).is_dir():
+            from edgepack.pack.manifest import read_manifest
+            from edgepack.report.inspect import pack_report
+
+            show(pack_report(Path(model), read_manifest(Path(model))), output)
+            return
+        from edgepack.pipeline.inspect import inspect as run
+        from edgepack.report.inspect import model_report
+
+        with progress_bar(as_json=as_json) as progress:
+            found = run(model, data=data, method=method, seed=seed, fresh=fresh, progress=progress)
+        show(model_report(found), output)
+
+
+def unpack(
+    file: Annotated[Path, typer.Argument(help="The .tar.xz that `build --transport` wrote.", show_default=False)],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder for the files.", show_default="the archive's")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a different file of the same name.")] = False,
+    as_json: Json = False,
+    markdown: Markdown = False,
+    csv: Csv = False,
+    verbose: Verbose = False,
+) -> None:
+    """Write the model file of an archive, to the byte as it was packed, and check its SHA-256.
+
+    Example: edgepack unpack dist/model.rpi4/transport/model.onnx.tar.xz --out models
+    """
+    with door(as_json=as_json, verbose=verbose):
+        output = chosen_output(as_json=as_json, markdown=markdown, csv=csv)
+        from edgepack.archive.archive import unpack_file
+        from edgepack.report.doctor import unpacked_report
+
+        show(unpacked_report(file, unpack_file(file, out, force=force)), output)

@@ -1,0 +1,1 @@
+"""What a layer costs: measured, counted under emulation, or by a roofline; and its bytes."""

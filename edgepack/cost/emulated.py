@@ -1,0 +1,273 @@
+"""The cost table of an emulated CPU and its file: counts of one linear layer over shapes, ranks and batches."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from importlib.resources import as_file, files
+from itertools import pairwise, product
+from math import isfinite
+from pathlib import Path
+from typing import Literal, get_args
+
+from edgepack.backends.schemes import SCHEMES
+from edgepack.emulator.plugin import cache_arguments
+from edgepack.errors import TargetsError
+from edgepack.model.point import Point, linear_point
+from edgepack.model.scheme import Format, Scheme
+from edgepack.targets.target import Target
+from edgepack.validation import plain_ascii, read_json
+from edgepack.workspace import atomic_path, default_root
+
+SCHEMA_VERSION = 1
+Level = Literal["L1i", "L1d", "L2", "L3", "L4"]
+LEVELS: tuple[Level, ...] = get_args(Level)
+"""Cache levels, named and ordered as in `edgepack.emulator.counts`."""
+
+MAX_BYTES = 4 << 20
+MAX_COUNT = 10**13
+MAX_AXIS = 32
+MAX_SIDE = 1 << 20
+_CACHE = re.compile(r"l(1i|1d|[234])=([1-9]\d{0,10}):([1-9]\d{0,3}):([1-9]\d{0,3})(:shared)?")
+_NAMES = ("l1i", "l1d", "l2", "l3", "l4")
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where a table has counts, each axis ascending; `sides` are those of both `out_features` and `in_features`."""
+
+    sides: tuple[int, ...]
+    ranks: tuple[int, ...]
+    batches: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Points of one scheme."""
+        return len(self.sides) ** 2 * (1 + len(self.ranks)) * len(self.batches)
+
+    def points(self, scheme: Scheme) -> Iterator[Point]:
+        """All points of one scheme: out, in, rank (dense first) and batch, the last running fastest."""
+        for rows, columns, rank, batch in product(self.sides, self.sides, (None, *self.ranks), self.batches):
+            yield linear_point(scheme, rows, columns, rank, batch)
+
+
+@dataclass(frozen=True)
+class SchemeCosts:
+    """Counts of one scheme in the order of `Grid.points`, those of the call of the runtime taken off."""
+
+    instructions: tuple[int, ...]
+    misses: Mapping[Level, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class CallCost:
+    """Counts of one inference of a model with next to nothing to compute."""
+
+    instructions: int
+    misses: Mapping[Level, int]
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """|interpolated − counted| over the held-out points, as a share of the counted value.
+
+    Attributes:
+        points: how many were compared.
+    """
+
+    points: int
+    median: float
+    p90: float
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """How well a scheme is interpolated between the points of its grid.
+
+    Attributes:
+        instructions: of layers at the grid's batches.
+        between_batches: the same at batches between them, where counts go up in steps and not along a line, for kernels
+            take rows by tiles. None where no such layer was held out.
+        misses: by level, over the points that miss there at all to speak of; None where none
+            does.
+    """
+
+    instructions: Deviation
+    between_batches: Deviation | None
+    misses: Mapping[Level, Deviation | None]
+
+
+@dataclass(frozen=True)
+class CostTable:
+    """What an emulated CPU does for one linear layer.
+
+    Attributes:
+        core, isa, caches: of the CPU: the table answers for targets that agree in all three. `caches` are as the
+            emulator's plugin takes them: size, ways, line.
+        emulator: QEMU's version and CPU model.
+        notes: where the emulated CPU is not the target's.
+        runtimes: format → name and version of what ran.
+        calls: per format, counts of one call of the runtime, which no layer contains.
+        costs: by format and scheme.
+        held_out: by format and scheme; empty where no points were held out.
+    """
+
+    core: str
+    isa: tuple[str, ...]
+    caches: tuple[str, ...]
+    emulator: str
+    notes: tuple[str, ...]
+    runtimes: Mapping[Format, str]
+    grid: Grid
+    calls: Mapping[Format, CallCost]
+    costs: Mapping[Format, Mapping[str, SchemeCosts]]
+    held_out: Mapping[Format, Mapping[str, HeldOut]] = field(default_factory=dict)
+    schema_version: int = SCHEMA_VERSION
+
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        """The CPU's cache levels, the instruction cache first."""
+        return LEVELS[: len(self.caches)]
+
+    def cache_geometry(self, level: Level) -> tuple[int, int, int]:
+        """Bytes, ways and bytes per line of one of its caches."""
+        size, ways, line = self.caches[self.levels.index(level)].partition("=")[2].split(":")[:3]
+        return int(size), int(ways), int(line)
+
+
+def save_table(table: CostTable, path: Path) -> None:
+    """Writes a table; the file is whole or not there.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(asdict(table), allow_nan=False, separators=(",", ":")) + "\n")
+
+
+def load_table(path: Path) -> CostTable:
+    """Reads a table.
+
+    Raises:
+        InputError: missing, too large, not JSON, another schema, or with values that cannot be.
+    """
+    return read_json(path, CostTable, "cost table", MAX_BYTES, _impossible)
+
+
+def own_folder() -> Path:
+    """Where tables filled on this machine are."""
+    return default_root() / "tables"
+
+
+def table_for(target: Target, folders: Iterable[Path] | None = None) -> CostTable | None:
+    """The table of the target's core, instruction set and caches, None where there is none.
+
+    Args:
+        target: matched by what it is, not by its name: with caches of its own it gets no table of other caches.
+        folders: to look in, in this order; by default the user's own tables, then the shipped ones.
+
+    Raises:
+        InputError: a table there is damaged.
+    """
+    try:
+        identity = table_identity(target)
+    except TargetsError:
+        return None
+    name = table_name(target)
+    if folders is None:
+        with as_file(files("edgepack.cost").joinpath("tables")) as shipped:
+            return _first(identity, [own_folder() / name, shipped / name])
+    return _first(identity, [folder / name for folder in folders])
+
+
+def table_name(target: Target) -> str:
+    """Name of the file that holds the table of a target.
+
+    Raises:
+        TargetsError: see `table_identity`.
+    """
+    core, isa, caches = table_identity(target)
+    sizes = [int(argument.partition("=")[2].partition(":")[0]) // 1024 for argument in caches]
+    return ".".join([core, "-".join(isa) or "plain", *(f"{size}K" for size in sizes)]) + ".json"
+
+
+def table_identity(target: Target) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
+    """Core, instruction set (sorted) and caches: what decides which counts are the target's.
+
+    Raises:
+        TargetsError: a cache is not known.
+    """
+    return target.main_cluster.core, tuple(sorted(target.isa)), cache_arguments(target)
+
+
+def _first(identity: tuple[str, tuple[str, ...], tuple[str, ...]], paths: Iterable[Path]) -> CostTable | None:
+    for path in paths:
+        if path.is_file():
+            table = load_table(path)
+            if (table.core, table.isa, table.caches) == identity:
+                return table
+    return None
+
+
+def _impossible(table: CostTable) -> Iterator[str]:
+    """What the types allow and no table holds."""
+    if table.schema_version != SCHEMA_VERSION:
+        yield f"schema version {table.schema_version}, expected {SCHEMA_VERSION}"
+    texts = (table.core, table.emulator, *table.isa, *table.notes, *table.runtimes.values())
+    if not all(map(plain_ascii, texts)):
+        yield "a name or note that is empty, too long or not printable"
+    if not 3 <= len(table.caches) <= len(_NAMES):
+        yield f"{len(table.caches)} caches, expected 3 to {len(_NAMES)}"
+    for name, argument in zip(_NAMES, table.caches, strict=False):
+        found = _CACHE.fullmatch(argument)
+        if found is None or f"l{found[1]}" != name:
+            yield f"{argument[:40]!r} is no {name} cache, expected {name}=size:ways:line"
+    yield from _impossible_grid(table)
+    if set(table.costs) != set(table.calls) or set(table.costs) != set(table.runtimes):
+        yield "costs, calls and runtimes are not of the same formats"
+    for fmt, schemes in table.costs.items():
+        known_names = {scheme.name for scheme in SCHEMES[fmt]}
+        if not schemes or not set(schemes) <= known_names:
+            yield f"{fmt}: the schemes are {sorted(schemes)[:5]}, expected some of {', '.join(sorted(known_names))}"
+        for scheme, costs in schemes.items():
+            yield from _impossible_costs(table, f"{fmt} {scheme[:40]}", costs)
+        if fmt in table.calls:
+            call = table.calls[fmt]
+            if set(call.misses) != set(table.levels) or not _counts((call.instructions, *call.misses.values())):
+                yield f"{fmt}: counts of the call that cannot be"
+    for fmt, errors in table.held_out.items():
+        for scheme, held in errors.items():
+            known = scheme in table.costs.get(fmt, {})
+            if not known or not set(held.misses) <= set(table.levels) or not _possible(held):
+                yield f"{fmt} {scheme[:40]}: an interpolation error that cannot be"
+
+
+def _impossible_grid(table: CostTable) -> Iterator[str]:
+    grid = table.grid
+    for name, axis, least in (("sides", grid.sides, 2), ("ranks", grid.ranks, 1), ("batches", grid.batches, 1)):
+        ascending = all(a < b for a, b in pairwise(axis))
+        if not (least <= len(axis) <= MAX_AXIS and ascending and all(1 <= value <= MAX_SIDE for value in axis)):
+            yield f"grid.{name}: expected {least} to {MAX_AXIS} ascending numbers of 1 to {MAX_SIDE}"
+
+
+def _impossible_costs(table: CostTable, name: str, costs: SchemeCosts) -> Iterator[str]:
+    if set(costs.misses) != set(table.levels):
+        yield f"{name}: misses of {sorted(costs.misses)}, expected {', '.join(table.levels)}"
+    for counts in (costs.instructions, *costs.misses.values()):
+        if len(counts) != table.grid.size or not _counts(counts):
+            yield f"{name}: expected {table.grid.size} counts of 0 to {MAX_COUNT:.0e}"
+
+
+def _counts(counts: Iterable[int]) -> bool:
+    return all(0 <= count <= MAX_COUNT for count in counts)
+
+
+def _possible(held: HeldOut) -> bool:
+    found = [held.instructions, held.between_batches, *held.misses.values()]
+    deviations: list[Deviation] = [one for one in found if one is not None]
+    return all(
+        1 <= one.points <= 10**6 and all(isfinite(share) and share >= 0 for share in (one.median, one.p90))
+        for one in deviations
+    )

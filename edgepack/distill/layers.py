@@ -1,0 +1,57 @@
+"""The door to recovery: factors in, better factors out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from edgepack.distill.distil import Recovered, Training, distil
+from edgepack.distill.student import build_student
+from edgepack.model.layer import Layer
+from edgepack.model.replacement import Replacement
+from edgepack.model.types import Array
+from edgepack.quantize.grids import WEIGHT_MAX
+from edgepack.torchgraph import LayerKey, flat_module
+from edgepack.workspace import Progress, silent
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+
+def recover_factors(
+    program: ExportedProgram,
+    layers: Sequence[Layer | LayerKey],
+    factors: Mapping[str, Replacement],
+    inputs: Mapping[str, Array],
+    *,
+    training: Training,
+    largest: int = WEIGHT_MAX,
+    progress: Progress = silent,
+) -> Recovered:
+    """Train the factors of a model against its own dense answers on calibration inputs.
+
+    Args:
+        program: the dense program: of a torch source its own, of an ONNX source the one that pnnx imports. Layers are
+            found in it by their weights. It is not changed.
+        layers: all linear layers of the model.
+        factors: by layer name; layers that the program does not have come back as they are.
+        inputs: calibration samples, by input name or in the order of the program's inputs.
+        training: how, and how long; with `int8` the last phase rounds as the file will.
+        largest: largest int8 weight code of the files: 127, or 63.
+        progress: told of each look at the held-out samples.
+
+    Returns:
+        The factors of all layers with the same ranks, and how they came about. On the held-out samples they are never
+        worse than what was given.
+
+    Raises:
+        ModelError: no factored layer is in the program, or it cannot be run or differentiated.
+        DataError: the inputs do not fit the program, are too few, or the checkpoint is of another run.
+        OutputError: the checkpoint cannot be written.
+    """
+    if not factors:
+        return Recovered({}, ())
+    student = build_student(flat_module(program), layers, factors, largest=largest)
+    recovered = distil(student, inputs, training, progress=progress)
+    merged = {name: recovered.factors.get(name, pair) for name, pair in factors.items()}
+    return Recovered(merged, recovered.history, recovered.vectors, student.missing)

@@ -1,1 +1,0 @@
-"""A plan and its factors become files, each format in its schemes."""

@@ -1,1 +1,0 @@
-"""Surgery on ONNX graphs: read, find linear layers, put others in their place, observe, write."""

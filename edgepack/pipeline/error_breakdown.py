@@ -1,0 +1,47 @@
+"""What the layers of a file lose of their output, and to what: truncation, rounding of weights, the latent's grid."""
+
+from __future__ import annotations
+
+from edgepack.backends.backend import Writer
+from edgepack.methods.registry import factorizer
+from edgepack.model.kinds.linear import effective_weight
+from edgepack.model.layer import View
+from edgepack.model.replacement import Replacement
+from edgepack.model.scheme import FileScheme
+from edgepack.model.types import LayerPlan, Spectrum
+from edgepack.pipeline.evaluate import Attempt
+from edgepack.pipeline.evaluator import Evaluator
+from edgepack.pipeline.rounding import latent_grid
+from edgepack.quantize.error_breakdown import Split, dense_share, split_error
+
+
+def layer_splits(evaluator: Evaluator, files: Writer, attempt: Attempt) -> dict[str, Split]:
+    """By layer name. Float layers that lose nothing are absent, and those whose input the data never reached."""
+    parts = files.takes(evaluator.replacements.factors(attempt.layers, attempt.scheme))
+    found: dict[str, Split] = {}
+    for layer, spectrum, choice in zip(evaluator.analysis.views, evaluator.spectra, attempt.layers, strict=True):
+        if layer.name in parts:
+            split = _split(evaluator, layer, spectrum, parts[layer.name], choice, attempt.scheme)
+            if split is not None:
+                found[layer.name] = split
+    return found
+
+
+def _split(
+    evaluator: Evaluator, layer: View, spectrum: Spectrum, part: Replacement, choice: LayerPlan, file: FileScheme
+) -> Split | None:
+    moments = evaluator.replacements.rounder.covariances.of(layer.name)
+    if moments is None:
+        return None
+    covariance = moments.covariance
+    energy = evaluator.replacements.rounder.energy(layer, covariance)
+    if not part.structure.is_low_rank:
+        whole = effective_weight(part)
+        return Split(0.0, dense_share(layer.weight, whole, covariance, energy=energy), 0.0, 0.0, 0.0)
+    # Of a trained or refitted pair, or one by another method, nothing is known before its rounding: all that it loses
+    # counts as truncation.
+    unknown = evaluator.replacements.recovery or evaluator.replacements.refitter or choice.alternative
+    exact = part if unknown else factorizer(evaluator.analysis.method).factors(layer, spectrum, part.rank)
+    scheme = choice.scheme_in(file)
+    latent = latent_grid(scheme) if not scheme.is_float else 0.0
+    return split_error(layer, exact, part, covariance, moments.mean, latent, energy=energy)

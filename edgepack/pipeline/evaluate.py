@@ -1,0 +1,283 @@
+"""One file of one plan: written, proved and measured against the guard; and scored once on the untouched test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgepack import metrics
+from edgepack.backends.backend import THREADS, Session, Writer
+from edgepack.backends.registry import FACTS
+from edgepack.backends.runtime import load, predict
+from edgepack.backends.schemes import CONSTEXPR, FP32
+from edgepack.data import Samples, validate
+from edgepack.errors import DataError
+from edgepack.metrics import Drop
+from edgepack.model.constexpr import plain
+from edgepack.model.layer import Layer
+from edgepack.model.model import Model
+from edgepack.model.replacement import Replacement, of_structure
+from edgepack.model.scheme import FileScheme, Format
+from edgepack.model.serialize import packed_part
+from edgepack.model.types import Array, Contents, LayerPlan, Proof, Written
+from edgepack.pipeline import verify
+from edgepack.plan.candidates import exceptions
+from edgepack.sources.recipe import user_errors
+from edgepack.workspace import digest
+
+NOTHING_WRITTEN = Written({}, {})
+"""Of a file whose layers are all as they were."""
+
+_EVALUATE = (
+    "evaluate(predict) returns a number, higher is better; predict takes one numpy array per input, samples first"
+)
+
+
+@dataclass(frozen=True)
+class Guard:
+    """The samples that plans are chosen on, and the dense fp32 model's answers to them.
+
+    Attributes:
+        exact: whether integer sums are to be exact, as on most targets, and not as this machine's CPU does them.
+        guarded: whether real data stand behind it; without, the samples are seeded stand-ins and prove only the file.
+        reference: (N, …) first output of the dense fp32 model.
+    """
+
+    samples: Samples
+    reference: Array
+    metric: str
+    guarded: bool
+    exact: bool
+
+    def answers(self, path: Path, fmt: Format) -> Array:
+        """(N, …) first output of a file on the guard samples."""
+        return predict(load(path, fmt, threads=THREADS, exact=self.exact), self.samples)
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """An emitted file with its proofs and its drop (None without data)."""
+
+    fmt: Format
+    scheme: FileScheme
+    path: Path
+    layers: tuple[LayerPlan, ...]
+    proofs: tuple[Proof, ...]
+    drop: Drop | None
+
+    @property
+    def sound(self) -> bool:
+        """Whether every proof passed."""
+        return all(proof.passed for proof in self.proofs)
+
+    @property
+    def lost(self) -> float:
+        """The drop in the metric's unit, 0 without data."""
+        return 0.0 if self.drop is None else self.drop.value
+
+    @property
+    def failed_layers(self) -> dict[str, str]:
+        """Layers that a proof failed for, and why; empty where none failed, or one did for the whole file."""
+        failed = [proof for proof in self.proofs if not proof.passed]
+        if not all(proof.layers for proof in failed):
+            return {}
+        return {name: why for proof in failed for name, why in proof.layers.items()}
+
+    @property
+    def failure(self) -> str:
+        """What the failed proofs say."""
+        return "; ".join(f"{p.name}: {p.detail}" for p in self.proofs if not p.passed)
+
+    def within(self, limit: float | None) -> bool:
+        """Whether the drop stays within the limit."""
+        return limit is None or self.drop is None or self.drop.value <= limit
+
+
+class Prover:
+    """Measures files against one guard. Answers of the fp32 factored model are kept per plan."""
+
+    def __init__(self, guard: Guard, layers: Sequence[Layer], reference: Writer, work: Path):
+        self.guard = guard
+        self._layers = layers
+        self._reference = reference
+        self._work = work
+        self._answers: dict[str, Array] = {}
+
+    def attempt(
+        self,
+        files: Writer,
+        plan: tuple[LayerPlan, ...],
+        factors: Mapping[str, Replacement],
+        scheme: FileScheme,
+        out: Path,
+    ) -> Attempt:
+        """Write the plan in a scheme and measure the file."""
+        written = files.write(factors, scheme, out, exceptions(plan, scheme))
+        return self.measure(files, as_written(plan, written), factors, scheme, out, written)
+
+    def measure(
+        self,
+        files: Writer,
+        plan: tuple[LayerPlan, ...],
+        factors: Mapping[str, Replacement],
+        scheme: FileScheme,
+        path: Path,
+        written: Written = NOTHING_WRITTEN,
+    ) -> Attempt:
+        """Prove and score a file that is already there."""
+        outputs = self.guard.answers(path, files.fmt)
+        contents = files.read(path)
+        proofs = (
+            verify.same_outputs(outputs, self._factored_answers(factors, plan), scheme, plan),
+            verify.structures_kept(contents, files.read_optimized(path), written, plan),
+            *self._static_proofs(files, contents, plan, factors, scheme, path),
+        )
+        return Attempt(files.fmt, scheme, path, plan, proofs, self.drop(outputs))
+
+    def drop_of(self, path: Path, fmt: Format) -> Drop:
+        """Drop of a file on the guard, without its proofs.
+
+        Raises:
+            ValueError: there are no guard data.
+        """
+        measured = self.drop(self.guard.answers(path, fmt))
+        if measured is None:
+            raise ValueError("a drop was asked for where no data stand guard")
+        return measured
+
+    def drop(self, outputs: Array) -> Drop | None:
+        """Drop of these guard outputs against the dense fp32 model."""
+        if not self.guard.guarded:
+            return None
+        return metrics.drop(self.guard.metric, outputs, self.guard.reference, self.guard.samples.labels)
+
+    def _static_proofs(
+        self,
+        files: Writer,
+        contents: Contents,
+        plan: tuple[LayerPlan, ...],
+        factors: Mapping[str, Replacement],
+        scheme: FileScheme,
+        path: Path,
+    ) -> tuple[Proof, ...]:
+        biases = {layer.name: _bias(layer, factors) for layer in self._layers}
+        present = {name: bias for name, bias in biases.items() if bias is not None and np.any(bias)}
+        return (
+            verify.weights_as_planned(contents, files.dense_contents, plan, scheme, of_structure(factors, "constexpr")),
+            self._bias_proof(files, verify.biases_intact(contents, present), factors, plan),
+            *_coded_proofs(factors, path),
+        )
+
+    def _bias_proof(
+        self, files: Writer, found: Proof, factors: Mapping[str, Replacement], plan: tuple[LayerPlan, ...]
+    ) -> Proof:
+        """A bias that a converter folded into its neighbours (a normalisation's scale and shift go into the next layer)
+        cannot be read back. Then the float file of the same plan has to answer like the reference, to the last bits."""
+        if found.passed or not FACTS[files.fmt].folds:
+            return found
+        path = self._work / f"float.{files.fmt}"
+        parts = _changed(factors, plan)
+        exact = FileScheme.of(FP32[files.fmt])
+        files.write(parts, exact, path, dict.fromkeys(of_structure(parts, "constexpr"), CONSTEXPR[files.fmt]))
+        same = verify.same_outputs(self.guard.answers(path, files.fmt), self._factored_answers(factors, plan), exact)
+        detail = f"some are folded into their neighbours; the float file of this plan answers to {same.detail}"
+        return Proof(found.name, same.passed, detail if same.passed else f"{found.detail}; {same.detail}")
+
+    def _factored_answers(self, factors: Mapping[str, Replacement], plan: tuple[LayerPlan, ...]) -> Array:
+        parts = _changed(factors, plan)
+        if not parts:
+            return self.guard.reference
+        plain_coded = {name: plain(part.weight, part.bias) for name, part in of_structure(parts, "constexpr").items()}
+        arrays = [(name, *packed_part(part).values()) for name, part in sorted({**parts, **plain_coded}.items())]
+        key = digest(*(each for part in arrays for each in part))
+        if key not in self._answers:
+            fmt = self._reference.fmt
+            path = self._work / f"reference.{fmt}"
+            coded = dict.fromkeys(plain_coded, CONSTEXPR[fmt])
+            self._reference.write({**parts, **plain_coded}, FileScheme.of(FP32[fmt]), path, coded)
+            # One plan at a time is looked at in several schemes: the last answers are all that is worth keeping.
+            self._answers = {key: self.guard.answers(path, fmt)}
+            path.unlink()
+        return self._answers[key]
+
+
+def as_written(plan: tuple[LayerPlan, ...], written: Written) -> tuple[LayerPlan, ...]:
+    """The plan with the schemes that the layers really got."""
+    return tuple(
+        replace(layer, scheme=written.schemes[layer.layer])
+        if layer.scheme is not None and written.schemes.get(layer.layer, layer.scheme) != layer.scheme
+        else layer
+        for layer in plan
+    )
+
+
+def _changed(factors: Mapping[str, Replacement], plan: tuple[LayerPlan, ...]) -> dict[str, Replacement]:
+    """Pairs and layers by other methods: all that differs from the model by more than rounding."""
+    other = {layer.layer for layer in plan if layer.alternative is not None}
+    parts: dict[str, Replacement] = dict(of_structure(factors, "low-rank", "low-rank-correction"))
+    for name, part in factors.items():
+        if name in other and not part.structure.ranks:
+            parts[name] = plain(part.weight, part.bias) if part.structure.is_dense else part
+    return parts
+
+
+def _coded_proofs(factors: Mapping[str, Replacement], path: Path) -> tuple[Proof, ...]:
+    coded = of_structure(factors, "constexpr")
+    return (verify.stored_as_planned(path.read_bytes(), coded),) if coded else ()
+
+
+def _bias(layer: Layer, factors: Mapping[str, Replacement]) -> Array | None:
+    if layer.name in factors and factors[layer.name].bias is not None:
+        return factors[layer.name].bias
+    return layer.bias
+
+
+def final_scores(
+    paths: Mapping[str, tuple[Path, Format]], opened: Model, test: Samples | None, guard: Guard
+) -> dict[str, float]:
+    """The untouched test, once per file: `--test`, else the recipe's `evaluate`. Empty where there is neither."""
+    if test is not None:
+        outputs = {name: predict(_loaded(*file, guard), test) for name, file in paths.items()}
+        fp32 = next(found for name, found in outputs.items() if name.startswith("baseline/fp32"))
+        unlabelled = guard.metric == "accuracy" and test.labels is None
+        metric = metrics.METRICS[metrics.choose(fp32, test.labels, None if unlabelled else guard.metric)]
+        return {name: float(metric(found, fp32, test.labels).mean()) for name, found in outputs.items()}
+    evaluate = None if opened.recipe is None else opened.recipe.evaluate
+    if evaluate is None:
+        return {}
+    return {name: _evaluated(evaluate, opened, _loaded(path, fmt, guard)) for name, (path, fmt) in paths.items()}
+
+
+def check_evaluate(opened: Model, dense: Path, guard: Guard) -> None:
+    """Run the recipe's `evaluate` once on the dense model: better now than after the search.
+
+    Raises:
+        ModelError, DataError: see `final_scores`.
+    """
+    if opened.recipe is not None and opened.recipe.evaluate is not None:
+        _evaluated(opened.recipe.evaluate, opened, _loaded(dense, opened.native, guard))
+
+
+def _loaded(path: Path, fmt: Format, guard: Guard) -> Session:
+    return load(path, fmt, threads=THREADS, exact=guard.exact)
+
+
+def _evaluated(evaluate: Callable[[Callable[..., Array]], float], opened: Model, model: Session) -> float:
+    def answer(*arrays: Array) -> Array:
+        if len(arrays) != len(opened.inputs):
+            names = ", ".join(spec.name for spec in opened.inputs)
+            raise DataError(f"the recipe's evaluate gave predict {len(arrays)} arrays, the model's inputs are {names}")
+        given = {spec.name: np.asarray(array) for spec, array in zip(opened.inputs, arrays, strict=True)}
+        return predict(model, validate(given, opened.inputs, "evaluate"))
+
+    with user_errors("the recipe's evaluate", "running", _EVALUATE):
+        score: Any = evaluate(answer)
+    # A metric computed in float32 or in torch comes as a scalar of that library.
+    number = score.item() if getattr(score, "ndim", None) == 0 else score
+    if not isinstance(number, int | float) or not np.isfinite(number):
+        raise DataError(f"the recipe's evaluate returned {score!r}, expected a finite number")
+    return float(number)

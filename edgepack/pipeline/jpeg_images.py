@@ -1,0 +1,27 @@
+"""The images that layers by `--method jpeg` travel as."""
+
+from __future__ import annotations
+
+from edgepack.archive.images import JpegImage
+from edgepack.methods import jpeg
+from edgepack.pipeline.evaluate import Attempt
+from edgepack.pipeline.evaluator import Evaluator
+from edgepack.quantize.grids import quantize_weight
+
+METHOD = "jpeg"
+
+
+def jpeg_images(evaluator: Evaluator, attempt: Attempt) -> tuple[JpegImage, ...]:
+    """Codes and image of every layer that was put through one.
+
+    Where a file has other codes, because its int8 grid is a smaller one, the image does not serve and the codes travel
+    like any others.
+    """
+    found = []
+    for layer, choice in zip(evaluator.analysis.views, attempt.layers, strict=True):
+        other = choice.alternative
+        quality = jpeg.quality_within(layer, other.share) if other is not None and other.method == METHOD else ""
+        if isinstance(quality, int):
+            part, image = jpeg.at_quality(layer, quality)
+            found.append(JpegImage(quantize_weight(part.weight)[0], image))
+    return tuple(found)

@@ -1,0 +1,164 @@
+"""Plans from the one that loses least to the fastest: exact solutions under ever larger bounds on the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from edgepack.model.kinds import kind_of
+from edgepack.model.structure import DENSE
+from edgepack.model.types import Aim, Candidate, LayerPlan, Spectrum
+from edgepack.pipeline.candidates import Menu
+from edgepack.plan import explain
+from edgepack.plan.candidates import break_even_rank
+from edgepack.plan.solve import Bounds, Infeasible, Solution, least_loss, smallest, solve
+from edgepack.workspace import Progress, silent
+
+STEPS = 24
+"""Bounds on the loss, geometrically spaced; plans that come out alike count once."""
+
+TIE = 0.03
+"""Latencies this close are the same for what a table of costs can tell: then the smaller plan is taken."""
+
+LayerPlans = tuple[LayerPlan, ...]
+Choice = tuple[str | None, str] | tuple[str | None, str, str, float]
+"""Scheme and structure of a layer; by another method its name and share as well."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One plan with its predicted sums over the linear layers."""
+
+    layers: LayerPlans
+    loss: float
+    size_bytes: int
+    ram_bytes: int
+    latency_s: float
+
+    @property
+    def choices(self) -> list[Choice]:
+        """What tells plans apart."""
+        return choices(self.layers)
+
+
+def choices(layers: LayerPlans) -> list[Choice]:
+    """What tells plans apart."""
+    return [_choice(layer) for layer in layers]
+
+
+def make_ladder(
+    menus: Sequence[Menu],
+    spectra: Sequence[Spectrum],
+    bounds: Bounds,
+    beside_s: float,
+    progress: Progress = silent,
+    *,
+    aim: Aim = "latency",
+) -> tuple[Step, ...] | Infeasible:
+    """Distinct plans within the bounds, the one that loses least first; or why there is none.
+
+    Args:
+        bounds: on the sums over the linear layers; that on the loss is left out.
+        beside_s: what an inference takes beside its linear layers: latencies are tied as whole.
+        progress: told of every step.
+        aim: what is least at every step: latency, or size.
+    """
+    layers = [menu.candidates for menu in menus]
+
+    def best(limit: float | None) -> Solution | Infeasible:
+        within = replace(bounds, loss=limit)
+        return smallest(layers, within) if aim == "size" else solve(layers, within, tie=TIE, beside_s=beside_s)
+
+    extreme = best(None)
+    if isinstance(extreme, Infeasible):
+        return extreme
+    safest = least_loss(layers, bounds)
+    if isinstance(safest, Infeasible):
+        return safest
+    steps: dict[tuple[int, ...], Step] = {}
+    limits = _limits(safest.loss, extreme.loss)
+    for index, limit in enumerate(limits):
+        progress("plan", index, len(limits))
+        found = best(limit)
+        if isinstance(found, Solution) and found.chosen not in steps:
+            steps[found.chosen] = _step(menus, spectra, found, limit)
+    if extreme.chosen not in steps:
+        steps[extreme.chosen] = _step(menus, spectra, extreme, float("inf"))
+    return tuple(sorted(steps.values(), key=lambda step: step.loss))
+
+
+def nearest(menus: Sequence[Menu], spectra: Sequence[Spectrum], bounds: Bounds, why: Infeasible) -> Step:
+    """The plan to show where none is within the bounds: one of them drawn out to the least that the others allow.
+
+    Args:
+        why: what `make_ladder` gave for the bounds.
+    """
+    layers = [menu.candidates for menu in menus]
+    reached = {quantity: least for quantity, least in why.least.items() if least is not None}
+    names = list(why.least)
+    while not reached:  # several stand in each other's way: with fewer of them
+        bounds = replace(bounds, **{names.pop(): None})
+        fewer = solve(layers, bounds, tie=TIE)
+        if isinstance(fewer, Solution):
+            return _step(menus, spectra, fewer, float("inf"))
+        reached = {quantity: least for quantity, least in fewer.least.items() if least is not None}
+    quantity, least = next(iter(reached.items()))
+    found = solve(layers, replace(bounds, **{quantity: least}))
+    if isinstance(found, Infeasible):
+        raise ValueError(f"no plan reaches the least {quantity} of {least}")
+    return _step(menus, spectra, found, float("inf"))
+
+
+def _choice(layer: LayerPlan) -> Choice:
+    other = layer.alternative
+    scheme = None if layer.scheme is None else layer.scheme.name
+    structure = str(layer.structure)
+    return (scheme, structure) if other is None else (scheme, structure, other.method, other.share)
+
+
+def _limits(low: float, high: float) -> list[float]:
+    """Bounds between two losses; a loss of nothing at all is a thousandth of the largest."""
+    if high <= low:
+        return [high]
+    floor = max(low, high * 1e-6)
+    limits = np.geomspace(floor, high, STEPS) * (1 + 1e-9)
+    return [float(limit) for limit in ([low * (1 + 1e-9), *limits] if low < floor else limits)]
+
+
+def _step(menus: Sequence[Menu], spectra: Sequence[Spectrum], found: Solution, limit: float) -> Step:
+    slack = max(limit - found.loss, 0.0)
+    layers = tuple(
+        planned(menu, menu.candidates[index], spectrum, slack)
+        for menu, index, spectrum in zip(menus, found.chosen, spectra, strict=True)
+    )
+    return Step(layers, found.loss, found.size_bytes, found.ram_bytes, found.latency_s)
+
+
+def planned(menu: Menu, chosen: Candidate, spectrum: Spectrum, slack: float) -> LayerPlan:
+    """What becomes of a layer with one of its candidates.
+
+    Args:
+        slack: loss that the whole plan has left.
+    """
+    layer = menu.layer
+    return LayerPlan(
+        layer.name,
+        kind_of(layer).ops(layer, DENSE, 1),
+        chosen.structure,
+        chosen.ops,
+        break_even_rank(layer.out_features, layer.in_features),
+        _lost_share(chosen, spectrum),
+        explain.reason(menu.candidates, chosen, slack, menu.why_dense),
+        scheme=chosen.scheme,
+        predicted=chosen,
+        others=explain.others(menu.candidates, chosen, slack),
+        alternative=chosen.alternative,
+    )
+
+
+def _lost_share(chosen: Candidate, spectrum: Spectrum) -> float:
+    if not chosen.structure.is_low_rank or chosen.alternative is not None:
+        return 0.0
+    return float(spectrum.lost_share()[chosen.structure.ranks[0]])

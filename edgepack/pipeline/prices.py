@@ -1,0 +1,197 @@
+"""What the layers of a model cost on a target: where each stands, and the price of every way to write it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from edgepack.backends.backend import THREADS, joined
+from edgepack.backends.registry import backend
+from edgepack.backends.schemes import SCHEMES
+from edgepack.cost.measure import measure_points, points_for
+from edgepack.cost.model import CostSource, Price
+from edgepack.cost.select import Shape, cost_source, dense_int8, prices_of
+from edgepack.data import Samples, example
+from edgepack.devices.local import LocalDevice
+from edgepack.errors import ModelError
+from edgepack.model.kinds import kind_of
+from edgepack.model.layer import Layer
+from edgepack.model.model import Model
+from edgepack.model.point import Point
+from edgepack.model.scheme import BITS, Format, Scheme
+from edgepack.model.structure import DENSE, Structure
+from edgepack.pipeline.options import PrecisionChoice
+from edgepack.plan.candidates import WorthwhileRanks
+from edgepack.targets.target import HOST, Target
+from edgepack.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class Uses:
+    """Where a layer stands: in `places` nodes, each of which multiplies `rows` rows per inference."""
+
+    places: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class Prices:
+    """Prices of one model's layers on one target.
+
+    Attributes:
+        sources: by format; every price of a format is from its one source.
+        uses: of every layer that an inference reaches.
+        layers: all of them, by name.
+    """
+
+    sources: Mapping[Format, CostSource]
+    uses: Mapping[str, Uses]
+    layers: Mapping[str, Layer]
+    _known: dict[Point, Price | None] = field(default_factory=dict, repr=False, compare=False)
+    _filled: set[Scheme] = field(default_factory=set, repr=False, compare=False)
+
+    def price(self, layer: str, structure: Structure, scheme: Scheme) -> Price | None:
+        """One inference of a layer, all of its places together, in a structure and a scheme.
+
+        None where the source has nothing on it. A layer that an inference does not reach costs nothing.
+        """
+        uses = self.uses.get(layer)
+        if uses is None:
+            return Price(0.0, self.sources[scheme.backend].name, 0.0)
+        point = self._point(self.layers[layer], structure, scheme, uses)
+        if point not in self._known:
+            self._fill(scheme, point)
+        price = self._known[point]
+        return None if price is None else replace(price, latency_s=uses.places * price.latency_s)
+
+    def dense_latency_s(self, scheme: Scheme) -> float | None:
+        """Seconds of all linear layers, dense and in one scheme; None where the source lacks it."""
+        found = [self.price(layer, DENSE, scheme) for layer in self.layers]
+        known = [one.latency_s for one in found if one is not None]
+        return sum(known) if len(known) == len(found) else None
+
+    def call_s(self, fmt: Format) -> float:
+        """Seconds of one call of the runtime, which no layer's price contains."""
+        return self.sources[fmt].call_s(fmt)
+
+    def source_name(self, fmt: Format) -> str:
+        """Where the prices of a format come from, for people."""
+        return self.sources[fmt].name
+
+    def _point(self, layer: Layer, structure: Structure, scheme: Scheme, uses: Uses) -> Point:
+        return Point(scheme, structure, kind_of(layer).ops(layer, structure, uses.rows))
+
+    def _fill(self, scheme: Scheme, wanted: Point) -> None:
+        """Prices what will be asked next as well: a source answers many points in little more time than one."""
+        points = [wanted]
+        if scheme not in self._filled:
+            self._filled.add(scheme)
+            for name, uses in self.uses.items():
+                layer = self.layers[name]
+                structures = kind_of(layer).structures(layer, WorthwhileRanks())
+                allowed = (one for one in structures if scheme.correction or not one.is_correction)
+                points += [self._point(layer, structure, scheme, uses) for structure in allowed]
+        missing = [point for point in dict.fromkeys(points) if point not in self._known]
+        self._known.update(zip(missing, prices_of(self.sources[scheme.backend], missing), strict=True))
+
+
+def make_prices(
+    target: Target,
+    opened: Model,
+    samples: Samples | None,
+    formats: Sequence[Format],
+    workspace: Workspace,
+    *,
+    precision: PrecisionChoice = "auto",
+    ranks: Mapping[str, Collection[int]] | None = None,
+) -> Prices:
+    """Prices by the most trusted source for each format; for this machine layers are measured first where they are new.
+
+    Args:
+        target: whose prices.
+        opened: the model.
+        samples: of its inputs, None for seeded values.
+        formats: to price.
+        workspace: with the cache that measured latencies are kept in; with `fresh` they are measured again.
+        precision: of the weights; a source that lacks it is passed over.
+        ranks: by layer name, where no others will be asked for: this machine is measured at these alone.
+
+    Raises:
+        InputError: the emulated table is damaged.
+        DeviceError: this machine could not be measured.
+        ModelError: the model does not run on the samples.
+    """
+    uses = layer_uses(opened, samples, workspace.seed)
+    shapes = [
+        (layer.out_features, layer.in_features, uses[layer.name].rows) for layer in opened.layers if layer.name in uses
+    ]
+    sides = {layer.name: (layer.out_features, layer.in_features) for layer in opened.layers}
+    sources: dict[Format, CostSource] = {}
+    if target.name == HOST and shapes:
+        sources = _measured_here(target, shapes, formats, _by_sides(sides, ranks), workspace)
+    for fmt in formats:
+        if fmt not in sources:
+            sources[fmt] = cost_source(target, fmt, _needed(fmt, shapes, precision), root=workspace.cache.root)
+    return Prices(sources, uses, {layer.name: layer for layer in opened.layers})
+
+
+def _by_sides(
+    sides: Mapping[str, tuple[int, int]], ranks: Mapping[str, Collection[int]] | None
+) -> dict[tuple[int, int], list[int]] | None:
+    """Ranks of all layers of one shape together, ascending."""
+    if ranks is None:
+        return None
+    found: dict[tuple[int, int], set[int]] = {}
+    for name, own in ranks.items():
+        found.setdefault(sides[name], set()).update(own)
+    return {shape: sorted(own) for shape, own in found.items()}
+
+
+def _needed(fmt: Format, shapes: Sequence[Shape], precision: PrecisionChoice) -> list[Point]:
+    """The points that a source has to price: the dense layers in int8, and in int4 where that was asked for."""
+    points = dense_int8(fmt, shapes)
+    int4 = next(scheme for scheme in SCHEMES[fmt] if scheme.bits == BITS["int4"])
+    return points + [replace(point, scheme=int4) for point in points if precision == "int4"]
+
+
+def _measured_here(
+    target: Target,
+    shapes: Sequence[Shape],
+    formats: Sequence[Format],
+    ranks: Mapping[tuple[int, int], Sequence[int]] | None,
+    workspace: Workspace,
+) -> dict[Format, CostSource]:
+    """The table of this machine, for the formats in which it prices every layer."""
+    here = [fmt for fmt in formats if fmt in target.formats]
+    if not here:
+        return {}
+    points = points_for(shapes, here, ranks=ranks)
+    table = measure_points(LocalDevice(), target, points, progress=workspace.progress, cache=workspace.cache)
+    return {fmt: table for fmt in here if None not in table.prices(dense_int8(fmt, shapes))}
+
+
+def layer_uses(opened: Model, samples: Samples | None, seed: int) -> dict[str, Uses]:
+    """Places and rows of every layer that one inference reaches, seen in a run of the model on one example.
+
+    A layer whose input cannot be watched, and every layer of a model that does not run on seeded inputs, is taken to
+    multiply one row in each of its places.
+
+    Raises:
+        ModelError: the model does not run on the samples.
+    """
+    try:
+        names = [layer.name for layer in opened.layers]
+        observation = backend(opened.native).observe(opened.content, names, threads=THREADS)
+        counts = observation.row_counts(example(samples, opened.inputs, seed))
+    except ModelError:
+        if samples is not None:
+            raise
+        return {layer.name: Uses(layer.uses, 1) for layer in opened.layers}
+    uses = {}
+    for layer in opened.layers:
+        # The rows of a weight in several places are those of all of them together.
+        key = observation.keys.get(layer.name)
+        rows = layer.uses if key is None else counts[joined(key)]
+        if rows:
+            uses[layer.name] = Uses(layer.uses, max(1, rows // layer.uses))
+    return uses

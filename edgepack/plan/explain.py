@@ -1,0 +1,130 @@
+"""Why a layer became what it is: what else there was, and by how much it lost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from edgepack.model.scheme import BITS
+from edgepack.model.types import Candidate
+
+SAME = 1.02
+"""Ratios below this are not worth a word."""
+
+
+def kind(candidate: Candidate) -> str:
+    """`pair`, `dense` with its precision, both, or another method by its name: what people compare."""
+    if candidate.alternative is not None:
+        return candidate.alternative.method
+    if candidate.structure.is_correction:
+        return "pair beside dense"
+    if candidate.structure.is_low_rank:
+        return "pair"
+    precision = next(name for name, bits in BITS.items() if bits == candidate.scheme.bits)
+    return f"dense {precision}"
+
+
+def others(candidates: Sequence[Candidate], chosen: Candidate, slack: float) -> tuple[Candidate, ...]:
+    """The best of each kind that was not chosen: the fastest that fits, else of the faster ones what loses least.
+
+    Args:
+        slack: loss that the whole plan had left.
+    """
+    kinds: dict[str, list[Candidate]] = {}
+    for one in candidates:
+        if kind(one) != kind(chosen):
+            kinds.setdefault(kind(one), []).append(one)
+    return tuple(_best(_like(group, chosen), chosen, slack) for _, group in sorted(kinds.items()))
+
+
+def reason(candidates: Sequence[Candidate], chosen: Candidate, slack: float, why_dense: str | None = None) -> str:
+    """One sentence about a layer.
+
+    Args:
+        candidates: all that the layer could become.
+        chosen: one of them.
+        slack: loss that the whole plan had left; infinite where nothing bounds it.
+        why_dense: why no pair is among the candidates, where that is so.
+    """
+    rivals = others(candidates, chosen, slack)
+    if chosen.structure.ranks or chosen.alternative is not None:
+        dense = _fastest(one for one in candidates if kind(one).startswith("dense"))
+        against = "" if dense is None else f": {_than(_compared(chosen, dense))} {name(dense)}"
+        return f"{name(chosen)}{against}{_lower_rank(candidates, chosen)}"
+    pair = next((one for one in rivals if kind(one) == "pair"), None)
+    parts = [_lost(pair, chosen, slack)] if pair is not None else ([why_dense] if why_dense else [])
+    if chosen.scheme.bits != BITS["int8"]:
+        parts += [_lost(one, chosen, slack) for one in rivals if kind(one) == "dense int8"]
+    return f"{name(chosen)}: {'; '.join(parts)}" if parts else f"{name(chosen)}: nothing else was allowed"
+
+
+def name(candidate: Candidate) -> str:
+    """`dense int8-dynamic`, `rank 32 nbits8`, `dense nbits4 + rank 16 nbits8`, or `kmeans at 0.25 of the bytes`."""
+    if candidate.alternative is not None:
+        scheme = "" if candidate.scheme.is_constexpr else f" {candidate.scheme}"
+        rank = "" if candidate.structure.rank is None else f" rank {candidate.structure.rank}"
+        return f"{candidate.alternative.method} at {candidate.alternative.share:.3g} of the bytes{rank}{scheme}"
+    if candidate.structure.is_correction:
+        return f"dense {candidate.scheme} + rank {candidate.structure.rank} {candidate.scheme.correction}"
+    arrangement = "dense" if candidate.structure.rank is None else f"rank {candidate.structure.rank}"
+    return f"{arrangement} {candidate.scheme}"
+
+
+def _like(group: Sequence[Candidate], chosen: Candidate) -> Sequence[Candidate]:
+    """Those in the chosen one's own scheme, where there are any: they differ in one thing only."""
+    return [one for one in group if one.scheme == chosen.scheme] or group
+
+
+def _best(group: Sequence[Candidate], chosen: Candidate, slack: float) -> Candidate:
+    fitting = [one for one in group if one.loss <= chosen.loss + slack]
+    if fitting:
+        return min(fitting, key=lambda one: (one.latency_s, one.size_bytes, one.loss))
+    faster = [one for one in group if one.latency_s < chosen.latency_s]
+    return min(faster or group, key=lambda one: one.loss)
+
+
+def _fastest(group: Iterable[Candidate]) -> Candidate | None:
+    """Of the dense int8 layers, else of all."""
+    found = list(group)
+    int8 = [one for one in found if one.scheme.bits == BITS["int8"]]
+    return min(int8 or found, key=lambda one: one.latency_s, default=None)
+
+
+def _compared(one: Candidate, other: Candidate) -> str:
+    """`3.1× faster and 4.0× smaller`, from the first one's side; empty where they are alike."""
+    # A layer that an inference does not reach takes no time in any scheme.
+    faster = other.latency_s / one.latency_s if one.latency_s else 1.0
+    smaller = other.size_bytes / one.size_bytes
+    parts = [_ratio(faster, "faster", "slower"), _ratio(smaller, "smaller", "larger")]
+    return " and ".join(part for part in parts if part)
+
+
+def _than(compared: str) -> str:
+    return f"{compared} than" if compared else "as fast and as small as"
+
+
+def _ratio(ratio: float, more: str, less: str) -> str:
+    if ratio >= SAME:
+        return f"{ratio:.1f}× {more}" if ratio >= 1.1 else f"{ratio:.2f}× {more}"
+    if ratio <= 1 / SAME:
+        return f"{1 / ratio:.1f}× {less}" if ratio <= 1 / 1.1 else f"{1 / ratio:.2f}× {less}"
+    return ""
+
+
+def _lost(other: Candidate, chosen: Candidate, slack: float) -> str:
+    """What speaks against another candidate: time or size where it fits, else what it loses."""
+    added = other.loss - chosen.loss
+    if added > slack and other.latency_s < chosen.latency_s:
+        times = f"{added / slack:.1f} times" if 0 < added < 1000 * slack else "far more than"
+        gained = _compared(other, chosen) or "no better"
+        return f"{name(other)} would be {gained} but lose {times} what the plan has left to lose"
+    return f"{name(other)} would be {_compared(other, chosen) or 'no better'} on this target"
+
+
+def _lower_rank(candidates: Sequence[Candidate], chosen: Candidate) -> str:
+    """What the next smaller rank in the same scheme would have lost."""
+    alike = [one for one in candidates if one.scheme == chosen.scheme and kind(one) == kind(chosen)]
+    lower = [one for one in alike if (one.structure.rank or 0) < (chosen.structure.rank or 0)]
+    if not lower or chosen.loss <= 0:
+        return ""
+    below = max(lower, key=lambda one: one.structure.rank or 0)
+    return f"; rank {below.structure.rank} would lose {below.loss / chosen.loss:.1f} times as much"

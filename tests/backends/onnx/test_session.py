@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper
+
+from edgepack.backends.onnx import file
+from edgepack.backends.onnx import session as session_module
+from edgepack.backends.onnx.file import save, to_bytes
+from edgepack.backends.onnx.session import session
+from edgepack.errors import ModelError
+from tests.backends.onnx.graph_models import factored, info, model, normal
+
+
+def gemm():
+    weights = {"W": normal(16, 16), "b": normal(16)}
+    return model(
+        [helper.make_node("Gemm", ["x", "W", "b"], ["y"])], [info("x", (2, 16))], [info("y", (2, 16))], weights
+    )
+
+
+def test_from_memory_bytes_and_file_alike(tmp_path):
+    made, feed = gemm(), {"x": normal(2, 16)}
+    save(made, tmp_path / "m.onnx")
+    results = [session(source).run(None, feed)[0] for source in (made, to_bytes(made), tmp_path / "m.onnx")]
+    np.testing.assert_array_equal(results[0], results[1])
+    np.testing.assert_array_equal(results[0], results[2])
+
+
+def test_more_weights_than_one_message_holds(monkeypatch):
+    made, feed = gemm(), {"x": normal(2, 16)}
+    expected = session(made).run(None, feed)[0]
+    for module in (file, session_module):
+        monkeypatch.setattr(module, "EXTERNAL_BYTES", 100)
+    np.testing.assert_array_equal(session(made).run(None, feed)[0], expected)
+
+
+def test_options(tmp_path):
+    opened = session(gemm(), threads=2, optimized_path=tmp_path / "o.onnx")
+    options = opened.get_session_options()
+    assert (options.intra_op_num_threads, options.inter_op_num_threads) == (2, 1)
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+    assert opened.get_providers() == ["CPUExecutionProvider"]
+    assert onnx.load(tmp_path / "o.onnx").graph.node
+
+
+def test_a_pair_is_still_two_matmuls_after_optimisation(tmp_path):
+    session(factored(gemm()), optimized_path=tmp_path / "o.onnx")
+    graph = onnx.load(tmp_path / "o.onnx").graph
+    assert len([n for n in graph.node if n.op_type in ("MatMul", "Gemm", "FusedMatMul", "FusedGemm")]) == 2
+
+
+@pytest.mark.parametrize(("op", "domain"), [("Strange", "mine"), ("NoSuchOp", "com.microsoft")])
+def test_unknown_operators_are_named(op, domain):
+    nodes = [helper.make_node(op, ["x"], ["y"], domain=domain)]
+    made = model(nodes, [info("x", (1,))], [info("y", (1,))], domains=[domain])
+    with pytest.raises(ModelError, match=op) as caught:
+        session(made)
+    assert domain in caught.value.message
+    assert caught.value.hint
+
+
+def test_graph_that_the_runtime_refuses():
+    made = model(
+        [helper.make_node("Add", ["x", "W"], ["y"])], [info("x", (2, 3))], [info("y", None)], {"W": normal(4, 5)}
+    )
+    with pytest.raises(ModelError, match="onnxruntime cannot open"):
+        session(made)
+
+
+def test_file_that_is_not_there(tmp_path):
+    with pytest.raises(ModelError):
+        session(tmp_path / "none.onnx")

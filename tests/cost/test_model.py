@@ -1,0 +1,81 @@
+"""Which scheme is taken: the preferred one, unless another measured clearly faster."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from edgepack.backends.onnx.schemes import INT8_DYNAMIC, INT8_STATIC
+from edgepack.backends.schemes import DENSE_INT8, SCHEMES
+from edgepack.cost.model import CLEARLY, ROUNDS, fastest, interleaved_s, ordered, preferred, slower_by
+from edgepack.model.scheme import FORMATS
+
+
+def test_static_schemes_need_calibration() -> None:
+    assert preferred("onnx", calibrated=True) == (INT8_DYNAMIC, INT8_STATIC)
+    for fmt in FORMATS:
+        schemes = preferred(fmt, calibrated=False)
+        assert len(schemes) == 1
+        assert not schemes[0].is_static
+        assert "static" not in schemes[0].name
+
+
+def test_every_preferred_scheme_is_a_scheme() -> None:
+    assert set(DENSE_INT8) == set(FORMATS)
+    for fmt, schemes in DENSE_INT8.items():
+        assert set(schemes) <= set(SCHEMES[fmt])
+        assert all(scheme.per_channel_int8 for scheme in schemes)
+
+
+@pytest.mark.parametrize(
+    ("latency", "expected"),
+    [
+        ({}, "a"),
+        ({"a": 1.0, "b": 0.95, "c": 2.0}, "a"),
+        ({"a": 1.0, "b": 0.89, "c": 2.0}, "b"),
+        ({"a": 1.0, "b": 0.89, "c": 0.85}, "b"),
+        ({"a": 1.0, "b": 0.89, "c": 0.5}, "c"),
+        ({"a": 1.0, "b": CLEARLY, "c": 1.0}, "a"),
+    ],
+)
+def test_fastest(latency: dict[str, float], expected: str) -> None:
+    assert fastest(["a", "b", "c"], latency) == expected
+
+
+def test_latency_is_per_call_and_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a clock that only the runs move, so that no other load of the machine shows."""
+    turns: list[str] = []
+    now = 0.0
+
+    def runner(name: str, seconds: float):
+        def run() -> None:
+            nonlocal now
+            if not turns or turns[-1] != name:
+                turns.append(name)
+            now += seconds
+
+        return run
+
+    monkeypatch.setattr("edgepack.cost.model.time.perf_counter", lambda: now)
+    found = interleaved_s({"slow": runner("slow", 6e-3), "quick": runner("quick", 2e-3)})
+    assert found == {"slow": pytest.approx([6e-3] * ROUNDS), "quick": pytest.approx([2e-3] * ROUNDS)}
+    assert turns[2:] == ["slow", "quick"] * (len(turns) // 2 - 1)
+    assert len(turns) >= 20
+
+
+def test_slower_is_what_shows_in_most_turns() -> None:
+    rng = np.random.default_rng(0)
+    base = 1 + 0.2 * rng.random(ROUNDS)  # drift falls on both alike
+    noise = np.exp(0.01 * rng.standard_normal(ROUNDS))
+    assert slower_by(base * 1.06 * noise, base) == pytest.approx(0.06, abs=0.01)
+    assert slower_by(base * 1.02 * noise, base) == 0.0
+    assert slower_by(base * 0.8, base) == 0.0
+    few = np.where(np.arange(ROUNDS) < ROUNDS // 2 + 1, 1.06, 0.9)  # more turns than not, but it may be chance
+    assert slower_by(base * few, base) == 0.0
+    assert slower_by([1.0] * ROUNDS, [1.0] * ROUNDS) == 0.0
+
+
+def test_a_scheme_goes_first_only_where_it_is_clearly_faster() -> None:
+    assert ordered({"a": 1.0, "b": 0.95, "c": 0.2}) == ("c", "a", "b")
+    assert ordered({"a": 1.0, "b": 0.5}) == ("b", "a")
+    assert ordered({}) == ()

@@ -1,0 +1,236 @@
+"""The dense int8 rival, and the promise never to be larger, slower or less accurate than it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from edgepack.backends.onnx.schemes import FP32, INT8_DYNAMIC, INT8_STATIC
+from edgepack.cost.model import CLEARLY, MEASURED, STATED
+from edgepack.errors import ModelError
+from edgepack.metrics import Drop
+from edgepack.model.scheme import FileScheme, Scheme
+from edgepack.pipeline.baselines import Baseline, is_automatic, keep_promise, make_baseline
+from edgepack.pipeline.evaluate import Attempt
+from edgepack.pipeline.evaluator import Evaluator
+from edgepack.pipeline.prepare import Prepared
+from tests.linear_plans import linear_plan
+from tests.pipeline.small_builds import options, working_in
+
+INT8 = (INT8_DYNAMIC, INT8_STATIC)
+
+
+def drop(value: float) -> Drop:
+    return Drop("accuracy", 95.0, 95.0 - value, 0.0, 256)
+
+
+@pytest.fixture
+def evaluator(ready: Prepared, tmp_path: Path) -> Evaluator:
+    return working_in(tmp_path, ready.evaluator)
+
+
+def test_a_real_baseline(ready: Prepared, evaluator: Evaluator) -> None:
+    made = make_baseline(evaluator, ready.files["onnx"], ready.prices)
+    assert made.scheme in INT8
+    assert made.quantizer == "onnxruntime"
+    assert made.chosen_by == "emulated cost table"
+    prices = {scheme: ready.prices.dense_latency_s(scheme) or 0.0 for scheme in INT8}
+    assert prices[made.scheme] <= min(prices.values()) / CLEARLY
+    assert made.fp32_drop is not None
+    assert made.fp32_drop.value == 0
+    assert made.int8_drop == evaluator.prover.drop_of(made.int8, "onnx")
+    assert made.is_rival
+    assert made.int8.stat().st_size < made.fp32.stat().st_size / 3.5
+    assert not replace(made, limit=-1.0).is_rival
+
+
+class Dense:
+    """Writes only the name of its scheme."""
+
+    fmt = "onnx"
+    calibrated = True
+
+    def write_dense(self, out: Path) -> None:
+        out.write_text("fp32")
+
+    def write_baseline(self, scheme: Scheme, out: Path) -> str:
+        out.write_text(scheme.name)
+        return "a quantizer"
+
+
+class Answers:
+    """Drops by scheme; schemes that are missing do not run."""
+
+    def __init__(self, drops: Mapping[Scheme, float]) -> None:
+        self.drops = {"fp32": 0.0, **{scheme.name: value for scheme, value in drops.items()}}
+        self.guard = SimpleNamespace(answers=self.answers, guarded=True)
+
+    def answers(self, path: Path, fmt: str) -> Any:
+        if path.read_text() not in self.drops:
+            raise ModelError("no kernel")
+        return path.read_text()
+
+    def drop(self, outputs: Any) -> Drop:
+        return drop(self.drops[outputs])
+
+
+class Costs:
+    def __init__(self, costs: Mapping[Scheme, float]) -> None:
+        self.costs = costs
+
+    def dense_latency_s(self, scheme: Scheme) -> float | None:
+        return self.costs.get(scheme)
+
+    def source_name(self, fmt: str) -> str:
+        return "test table"
+
+
+def chosen(
+    evaluator: Evaluator,
+    drops: Mapping[Scheme, float],
+    costs: Mapping[Scheme, float],
+    target: str = "rpi4",
+    limit: float = 0.5,
+) -> Baseline:
+    asked = options(Path("m.onnx"), target, data=None, max_drop=limit)
+    prover: Any = Answers(drops)
+    files: Any = Dense()
+    prices: Any = Costs(costs)
+    own = replace(evaluator, options=asked, prover=prover)
+    return make_baseline(own, files, prices)
+
+
+@pytest.mark.parametrize(
+    ("costs", "scheme", "by"),
+    [
+        ({INT8_DYNAMIC: 1.0, INT8_STATIC: 2.0}, INT8_DYNAMIC, "test table"),
+        ({INT8_DYNAMIC: 2.0, INT8_STATIC: 1.0}, INT8_STATIC, "test table"),
+        ({INT8_DYNAMIC: 1.0, INT8_STATIC: 0.97}, INT8_DYNAMIC, "test table"),
+        ({INT8_DYNAMIC: 1.0}, INT8_DYNAMIC, STATED),
+    ],
+    ids=["dynamic", "static", "alike", "unknown"],
+)
+def test_the_costs_choose_the_scheme(evaluator: Evaluator, costs: dict[Scheme, float], scheme: Scheme, by: str) -> None:
+    found = chosen(evaluator, dict.fromkeys(INT8, 0.1), costs)
+    assert (found.scheme, found.chosen_by) == (scheme, by)
+
+
+def test_a_scheme_that_misses_the_budget_gives_way(evaluator: Evaluator) -> None:
+    costs = {INT8_DYNAMIC: 1.0, INT8_STATIC: 2.0}
+    found = chosen(evaluator, {INT8_DYNAMIC: 3.0, INT8_STATIC: 0.1}, costs)
+    assert (found.scheme, found.is_rival) == (INT8_STATIC, True)
+    neither = chosen(evaluator, {INT8_DYNAMIC: 3.0, INT8_STATIC: 2.0}, costs)
+    assert (neither.scheme, neither.is_rival) == (INT8_STATIC, False), "the closer one is shown"
+
+
+def test_a_scheme_that_does_not_run_is_told(evaluator: Evaluator) -> None:
+    found = chosen(evaluator, {INT8_STATIC: 0.1}, {})
+    assert found.scheme == INT8_STATIC
+    assert evaluator.workspace.warnings == ("the dense int8-dynamic baseline does not run: no kernel",)
+    with pytest.raises(ModelError, match="no dense int8 onnx baseline runs"):
+        chosen(evaluator, {}, {})
+
+
+@pytest.mark.parametrize(("ratio", "scheme"), [(0.5, INT8_STATIC), (0.97, INT8_DYNAMIC)])
+def test_on_this_machine_the_files_are_measured(
+    evaluator: Evaluator, monkeypatch: pytest.MonkeyPatch, ratio: float, scheme: Scheme
+) -> None:
+    times = {str(INT8_DYNAMIC): 1.0, str(INT8_STATIC): ratio}
+    monkeypatch.setattr(Evaluator, "latencies", lambda self, paths, fmt: {name: times[name] for name in paths})
+    found = chosen(evaluator, dict.fromkeys(INT8, 0.1), {}, target="host")
+    assert (found.scheme, found.chosen_by) == (scheme, MEASURED)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, True),
+        ({"precision": "int8"}, True),
+        ({"precision": "fp32"}, False),
+        ({"precision": "int4"}, False),
+        ({"rank": 8}, False),
+        ({"pick": (1,)}, False),
+    ],
+)
+def test_the_promise_is_for_what_edgepack_chooses(classifier: Path, changes: dict[str, Any], expected: bool) -> None:
+    assert is_automatic(options(classifier, **changes)) is expected
+
+
+def attempt(folder: Path, size: int, lost: float = 0.0) -> Attempt:
+    path = folder / "plan.onnx"
+    path.write_bytes(bytes(size))
+    layer = linear_plan("w1", 4, 4, 1, 1, 0.0, "planned", scheme=FP32)
+    return Attempt("onnx", FileScheme.of(FP32), path, (layer,), (), drop(lost))
+
+
+@pytest.fixture
+def rival(ready: Prepared, evaluator: Evaluator) -> Baseline:
+    return make_baseline(evaluator, ready.files["onnx"], ready.prices)
+
+
+def kept(ready: Prepared, evaluator: Evaluator, rival: Baseline, made: Attempt, **changes: Any) -> Attempt:
+    own = replace(evaluator, options=replace(evaluator.options, **changes))
+    return keep_promise(own, ready.files["onnx"], made, rival)
+
+
+def test_a_smaller_file_stays(ready: Prepared, evaluator: Evaluator, rival: Baseline) -> None:
+    made = attempt(evaluator.workspace.folder, rival.int8.stat().st_size)
+    assert kept(ready, evaluator, rival, made) is made
+
+
+def test_a_larger_file_gives_way_to_dense_int8(ready: Prepared, evaluator: Evaluator, rival: Baseline) -> None:
+    size = rival.int8.stat().st_size
+    found = kept(ready, evaluator, rival, attempt(evaluator.workspace.folder, size + 1))
+    assert found.path == rival.int8
+    assert found.scheme == FileScheme.of(rival.scheme)
+    assert found.sound
+    assert [layer.layer for layer in found.layers] == ["w1", "w2", "w3"]
+    assert {layer.rank for layer in found.layers} == {None}
+    assert {layer.reason for layer in found.layers} == {f"the planned file has {size + 1} bytes, dense int8 {size}"}
+
+
+def test_a_plan_over_the_budget_gives_way_to_dense_int8_within_it(
+    ready: Prepared, evaluator: Evaluator, rival: Baseline
+) -> None:
+    found = kept(ready, evaluator, rival, attempt(evaluator.workspace.folder, 100, lost=3.0), max_drop=0.5)
+    assert found.path == rival.int8
+    assert found.layers[0].reason == "the best plan drops 3.00, dense int8 meets the budget"
+
+
+@pytest.mark.parametrize(
+    ("changes", "lost"), [({"flash_bytes": 50_000}, 3.0), ({"ram_bytes": 1}, 3.0), ({"latency_s": 1.0}, 3.0)]
+)
+def test_dense_int8_that_is_over_a_limit_is_no_way_out(
+    ready: Prepared, evaluator: Evaluator, rival: Baseline, changes: dict[str, Any], lost: float
+) -> None:
+    made = attempt(evaluator.workspace.folder, 100, lost=lost)
+    assert kept(ready, evaluator, rival, made, max_drop=0.5, **changes) is made
+
+
+def test_a_rival_over_the_budget_and_what_was_asked_for_change_nothing(
+    ready: Prepared, evaluator: Evaluator, rival: Baseline
+) -> None:
+    made = attempt(evaluator.workspace.folder, 10_000_000)
+    assert kept(ready, evaluator, replace(rival, int8_drop=drop(9.0)), made) is made
+    assert kept(ready, evaluator, rival, made, precision="fp32") is made
+    assert kept(ready, evaluator, rival, made, rank=8) is made
+
+
+@pytest.mark.parametrize(("ratio", "stays"), [(0.8, True), (1.02, True), (1.05, False), (1.5, False)])
+def test_on_this_machine_a_slower_file_gives_way(
+    ready: Prepared, evaluator: Evaluator, rival: Baseline, monkeypatch: pytest.MonkeyPatch, ratio: float, stays: bool
+) -> None:
+    monkeypatch.setattr(Evaluator, "turns_s", lambda *_: {"pack": [ratio] * 15, "dense int8": [1.0] * 15})
+    here = options(Path("m.onnx"), "host", data=None)
+    made = attempt(evaluator.workspace.folder, 100)
+    found = keep_promise(replace(evaluator, options=here), ready.files["onnx"], made, rival)
+    assert (found is made) is stays
+    if not stays:
+        assert found.layers[0].reason == f"the plan took {ratio:.2f} times as long as dense int8 here"
+    tight = replace(here, flash_bytes=50_000)
+    assert keep_promise(replace(evaluator, options=tight), ready.files["onnx"], made, rival) is made, "it would not fit"

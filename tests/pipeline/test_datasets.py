@@ -1,0 +1,76 @@
+"""Which data stand guard, by which method and metric."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgepack.data import Samples
+from edgepack.errors import DataError, UsageError
+from edgepack.model.model import Model
+from edgepack.model.types import Recipe, TensorSpec
+from edgepack.pipeline.datasets import Data, _check_classes, choose_method, load_data
+
+SPEC = TensorSpec("x", (1, 3), np.dtype(np.float32))
+X = np.random.default_rng(0).normal(size=(100, 3)).astype(np.float32)
+
+
+def opened(calibration: object = None) -> Model:
+    recipe = None if calibration is None else Recipe(None, (), calibration)  # type: ignore[arg-type]
+    return Model("m", "onnx", "0" * 64, "onnx", None, (SPEC,), (), {"onnx": Path("m.onnx")}, None, recipe)
+
+
+def test_the_file_comes_before_the_recipe(tmp_path: Path) -> None:
+    np.savez(tmp_path / "mine.npz", x=X[:50])
+    found = load_data(tmp_path / "mine.npz", opened({"x": X}), "spec", 0)
+    assert found.origin == "mine.npz"
+    assert found.calibration is not None
+    assert len(found.calibration) + len(found.guard) == 50
+
+
+def test_the_recipe_comes_before_nothing() -> None:
+    found = load_data(None, opened({"x": X}), "spec", 0)
+    assert found.origin == "recipe"
+    assert found.calibration is not None
+    rows = {row.tobytes() for row in found.calibration.inputs["x"]}
+    assert rows.isdisjoint(row.tobytes() for row in found.guard.inputs["x"])
+    assert (len(found.calibration), len(found.guard)) == (80, 20)
+
+
+def test_without_data_stand_ins_prove_the_file() -> None:
+    found = load_data(None, opened(), "spec", 0)
+    assert (found.origin, found.calibration, found.digest()) == (None, None, None)
+    assert found.guard.inputs["x"].shape == (4, 1, 3)
+    again = load_data(None, opened(), "spec", 0)
+    np.testing.assert_array_equal(found.guard.inputs["x"], again.guard.inputs["x"])
+
+
+def test_digest_follows_the_calibration_samples_only() -> None:
+    first = load_data(None, opened({"x": X}), "spec", 0)
+    assert first.digest() == load_data(None, opened({"x": X.copy()}), "spec", 0).digest()
+    assert first.digest() != load_data(None, opened({"x": X}), "spec", 1).digest()
+    assert first.digest() == Data("recipe", first.calibration, Samples({"x": X})).digest()
+
+
+def test_methods() -> None:
+    with_data, without = load_data(None, opened({"x": X}), "spec", 0), load_data(None, opened(), "spec", 0)
+    assert choose_method(None, with_data) == "whitened"
+    assert choose_method(None, without) == "svd"
+    assert choose_method("svd", with_data) == "svd"
+    with pytest.raises(UsageError, match="whitened needs calibration data"):
+        choose_method("whitened", without)
+    with pytest.raises(UsageError, match="unknown method 'magic'"):
+        choose_method("magic", with_data)
+
+
+@pytest.mark.parametrize("labels", [[0, 1, 9], [0.0, 9.0]])
+def test_labels_in_range(labels: list[float]) -> None:
+    _check_classes(np.array(labels), 10, "d.npz")
+
+
+@pytest.mark.parametrize(("labels", "says"), [([1, 10], "from 1 to 10"), ([-1, 3], "from -1 to 3")])
+def test_labels_out_of_range(labels: list[int], says: str) -> None:
+    with pytest.raises(DataError, match=f"{says}, the model has the classes 0 to 9"):
+        _check_classes(np.array(labels), 10, "d.npz")

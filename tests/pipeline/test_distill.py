@@ -1,0 +1,121 @@
+"""`--recover` in builds: factors trained against the model's own answers, kept, gone on with, and said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgepack.distill.budget import Epochs
+from edgepack.errors import ModelError, UsageError
+from edgepack.model.replacement import Replacement
+from edgepack.pipeline.build import build
+from edgepack.pipeline.distill import Recovery
+from edgepack.pipeline.prepare import Prepared
+from edgepack.workspace import Cache, Progress, Workspace, silent
+from tests.pipeline.small_builds import options
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+
+
+def recovery(ready: Prepared, cache: Path, progress: Progress = silent) -> Recovery:
+    """Of the prepared classifier, whose program comes from its ONNX file."""
+    calibration = ready.data.calibration
+    assert calibration is not None
+    workspace = Workspace(Cache(cache), cache, progress=progress)
+    return Recovery(ready.opened, calibration, ready.guard.metric, Epochs(2), "key", workspace)
+
+
+@pytest.fixture(scope="module")
+def start(ready: Prepared) -> dict[str, Replacement]:
+    evaluator, rounder = ready.evaluator, ready.evaluator.replacements.rounder
+    pairs = zip(evaluator.analysis.views[:2], evaluator.spectra[:2], strict=True)
+    return {view.name: rounder.plain(view, spectrum, 24) for view, spectrum in pairs}
+
+
+def test_an_onnx_model_is_trained_once_and_known_afterwards(
+    ready: Prepared, start: dict[str, Replacement], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = recovery(ready, tmp_path).of(start, int8=True, largest=127)
+    assert first.held_out[1] < first.held_out[0]
+    assert first.steps > 0
+    assert first.missing == ()
+    assert set(first.factors) == set(start)
+    assert not list((tmp_path / "recovering").rglob("*.pt"))
+    monkeypatch.setattr("edgepack.pipeline.distill.recover_factors", None)
+    again = recovery(ready, tmp_path).of(start, int8=True, largest=127)
+    for name, pair in first.factors.items():
+        np.testing.assert_array_equal(again.factors[name].A, pair.A)
+        np.testing.assert_array_equal(again.factors[name].bias, pair.bias)
+    assert (again.steps, again.held_out) == (first.steps, first.held_out)
+
+
+def test_what_was_interrupted_goes_on(ready: Prepared, start: dict[str, Replacement], tmp_path: Path) -> None:
+    whole = recovery(ready, tmp_path / "whole").of(start, int8=False, largest=127)
+
+    class StoppedError(Exception):
+        pass
+
+    seen: list[int] = []
+
+    def stop(stage: str, done: int = 0, total: int = 0) -> None:
+        seen.append(done)
+        if done > total // 2 > 0:
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        recovery(ready, tmp_path / "cut", stop).of(start, int8=False, largest=127)
+    assert len(list((tmp_path / "cut" / "recovering").rglob("*.pt"))) == 1
+    seen.clear()
+    told = recovery(ready, tmp_path / "cut", lambda stage, done=0, total=0: seen.append(done))
+    rest = told.of(start, int8=False, largest=127)
+    assert min(seen) > 0, "from the checkpoint on"
+    for name, pair in whole.factors.items():
+        np.testing.assert_array_equal(rest.factors[name].B, pair.B)
+
+
+def test_a_build_trains_its_pairs_and_says_so(classifier: Path, warm_cache: Path, tmp_path: Path) -> None:
+    given: dict[str, Any] = {"rank": 16, "precision": "int8", "baseline": False}
+    plain = build(options(classifier, **given, out=tmp_path / "plain"), cache=Cache(warm_cache))
+    made = build(options(classifier, **given, recover=Epochs(3), out=tmp_path / "made"), cache=Cache(warm_cache))
+    files = [result.manifest.record()["files"]["model.onnx"] for result in (plain, made)]
+    assert files[0]["recovery"] is None
+    loss = files[1]["recovery"]["held_out_loss"]
+    assert loss["after"] < loss["before"]
+    assert files[1]["recovery"]["steps"] > 0
+    assert made.manifest.record()["options"]["recover"] == "3epochs"
+    assert files[1]["size_bytes"] == pytest.approx(files[0]["size_bytes"], rel=0.01)
+    assert files[1]["guard"]["drop"] < files[0]["guard"]["drop"]
+
+
+def test_without_a_limit_of_its_own_faster_plans_are_trained_first(
+    classifier: Path, warm_cache: Path, tmp_path: Path
+) -> None:
+    def weights(**changes: Any) -> int:
+        asked = options(classifier, max_drop=1.0, out=tmp_path / str(len(changes)), **changes)
+        made = build(asked, cache=Cache(warm_cache)).manifest.record()["files"]["model.onnx"]
+        assert made["guard"]["drop"] <= 1.0
+        return int(made["matrix_parameters"])
+
+    assert weights(recover=Epochs(3)) <= weights()
+
+
+def test_there_must_be_data(classifier: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--recover trains on calibration data") as err:
+        build(options(classifier, data=None, recover=Epochs(1), out=tmp_path / "p"), cache=Cache(tmp_path / "c"))
+    assert "--data" in (err.value.hint or "")
+    assert not (tmp_path / "p").exists()
+
+
+def test_a_model_that_torch_cannot_take_is_refused(
+    ready: Prepared, start: dict[str, Replacement], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, shapes: object) -> None:
+        raise ModelError("the operator Foo has no counterpart")
+
+    monkeypatch.setattr("edgepack.torchgraph.from_onnx.onnx_to_program", refuse)
+    with pytest.raises(ModelError, match="--recover trains in torch: the operator Foo") as err:
+        recovery(ready, tmp_path).of(start, int8=True, largest=127)
+    assert "leave --recover out" in (err.value.hint or "")

@@ -1,0 +1,169 @@
+"""Prices of a model's layers: where each stands, and what every way to write it costs on a target."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgepack.backends.onnx import schemes as onnx
+from edgepack.backends.onnx.backend import OnnxBackend
+from edgepack.cost.measure import QUICK, measure_points
+from edgepack.cost.measured import MeasuredTable, measured_folder
+from edgepack.cost.model import Price
+from edgepack.data import Samples
+from edgepack.errors import ModelError
+from edgepack.model.kinds.linear import linear_layer
+from edgepack.model.model import Model
+from edgepack.model.point import Point
+from edgepack.model.scheme import Format
+from edgepack.model.structure import DENSE, low_rank
+from edgepack.pipeline import prices as pricing
+from edgepack.pipeline.prices import Prices, Uses, layer_uses, make_prices
+from edgepack.plan.candidates import rank_choices
+from edgepack.sources import open_model
+from edgepack.targets.file import get_target
+from edgepack.workspace import Cache, Workspace
+from tests.linear_plans import structure_at
+from tests.pipeline.two_layers import ROWS, SIDE, write_model
+
+RPI4 = get_target("rpi4")
+
+
+def opened(folder: Path, *, shared: bool = False, rows: int | str = ROWS) -> Model:
+    return open_model(str(write_model(folder / "two.onnx", shared=shared, rows=rows)), folder)
+
+
+def workspace_in(folder: Path) -> Workspace:
+    return Workspace(Cache(folder / "cache"), folder)
+
+
+class Counted:
+    """A source that counts what it is asked, and knows no static scheme."""
+
+    name = "counted"
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+
+    def prices(self, points: list[Point]) -> list[Price | None]:
+        self.asked.append(len(points))
+        return [
+            None if p.scheme.is_static else Price(1e-6 * (p.rank or 1000) * p.batch, self.name, 0.1) for p in points
+        ]
+
+    def call_s(self, fmt: Format) -> float:
+        return 3e-6
+
+
+def test_rows_are_those_of_one_place(tmp_path: Path) -> None:
+    model = opened(tmp_path, shared=True)
+    (layer,) = model.layers
+    assert layer_uses(model, None, 0) == {layer.name: Uses(2, ROWS)}
+    both = opened(tmp_path)
+    assert layer_uses(both, None, 0) == {layer.name: Uses(1, ROWS) for layer in both.layers}
+
+
+def test_rows_of_a_dynamic_axis_are_those_of_the_samples(tmp_path: Path) -> None:
+    model = opened(tmp_path, rows="n")
+    samples = Samples({"x": np.zeros((4, 7, SIDE), np.float32)})
+    assert set(layer_uses(model, samples, 0).values()) == {Uses(1, 7)}
+
+
+def test_a_model_that_does_not_run_is_an_error_only_with_samples(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = opened(tmp_path)
+
+    def fails(*args: object, **options: object) -> None:
+        raise ModelError("it does not run")
+
+    monkeypatch.setattr(OnnxBackend, "observe", fails)
+    assert set(layer_uses(model, None, 0).values()) == {Uses(1, 1)}
+    with pytest.raises(ModelError, match="it does not run"):
+        layer_uses(model, Samples({"x": np.zeros((4, ROWS, SIDE), np.float32)}), 0)
+
+
+def test_a_price_is_of_all_places_together_and_the_source_is_asked_once_a_scheme() -> None:
+    source = Counted()
+    sides = {"a": (64, 96), "b": (128, 128), "idle": (9, 9)}
+    layers = {name: linear_layer(name, np.zeros(own, np.float32), None) for name, own in sides.items()}
+    prices = Prices({"onnx": source}, {"a": Uses(2, 3), "b": Uses(1, 1)}, layers)
+    for rank in (None, *rank_choices(64, 96)):
+        price = prices.price("a", structure_at(rank), onnx.FP32)
+        assert price is not None
+        assert price.latency_s == pytest.approx(2 * 3e-6 * (rank or 1000))
+        assert (price.source, price.error_share) == ("counted", 0.1)
+    assert prices.price("b", low_rank(16), onnx.FP32) == Price(pytest.approx(16e-6), "counted", 0.1)
+    assert source.asked == [2 + len(rank_choices(64, 96)) + len(rank_choices(128, 128))]
+    assert prices.price("b", low_rank(13), onnx.FP32) == Price(pytest.approx(13e-6), "counted", 0.1)
+    assert source.asked[1:] == [1]
+    assert prices.price("a", low_rank(8), onnx.INT8_STATIC) is None
+    assert prices.price("idle", low_rank(8), onnx.INT8_STATIC) == Price(0.0, "counted", 0.0)
+    assert prices.dense_latency_s(onnx.FP32) == pytest.approx(2 * 3e-3 + 1e-3)
+    assert prices.dense_latency_s(onnx.INT8_STATIC) is None
+    assert (prices.call_s("onnx"), prices.source_name("onnx")) == (3e-6, "counted")
+
+
+def test_a_target_elsewhere_is_priced_by_its_counts_which_lack_the_new_schemes(tmp_path: Path) -> None:
+    model = opened(tmp_path)
+    prices = make_prices(RPI4, model, None, ("onnx", "tflite"), workspace_in(tmp_path))
+    assert prices.source_name("onnx") == prices.source_name("tflite") == "emulated cost table"
+    name = model.layers[0].name
+    dense, pair = prices.price(name, DENSE, onnx.FP32), prices.price(name, low_rank(8), onnx.FP32)
+    assert dense is not None
+    assert pair is not None
+    assert 0 < pair.latency_s < dense.latency_s
+    assert prices.price(name, DENSE, onnx.NBITS8) is None
+    assert prices.call_s("onnx") > 0
+
+
+def test_this_machine_is_measured_at_the_layers_of_the_model_and_only_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, workspace, asked = opened(tmp_path), workspace_in(tmp_path), measured_quickly(monkeypatch)
+    host = get_target("host")
+    formats: tuple[Format, ...] = ("onnx",)
+    prices = make_prices(host, model, None, formats, workspace)
+    assert prices.source_name("onnx").startswith("measured on ")
+    name = model.layers[0].name
+    for scheme in onnx.SCHEMES:
+        for rank in (None, *rank_choices(SIDE, SIDE)):
+            assert prices.price(name, structure_at(rank), scheme) is not None
+    (kept,) = measured_folder("host", workspace.cache.root).iterdir()
+    before = kept.read_bytes()
+    again = make_prices(host, model, None, formats, workspace)
+    assert kept.read_bytes() == before
+    assert again.price(name, low_rank(8), onnx.FP32) == prices.price(name, low_rank(8), onnx.FP32)
+    assert [fresh for _, fresh in asked] == [False, False]
+
+
+def test_this_machine_is_measured_at_the_ranks_that_were_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, asked = opened(tmp_path), measured_quickly(monkeypatch)
+    name = model.layers[0].name
+    prices = make_prices(get_target("host"), model, None, ("onnx",), workspace_in(tmp_path), ranks={name: (24,)})
+    ((points, _),) = asked
+    assert {point.rank for point in points} == {None, 24}
+    assert len(points) == 2 * len(onnx.SCHEMES)
+    for scheme in onnx.SCHEMES:
+        price = prices.price(name, low_rank(24), scheme)
+        assert price is not None
+        assert not price.extrapolated
+        assert prices.price(name, DENSE, scheme) is not None
+
+
+def measured_quickly(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Sequence[Point], bool]]:
+    """Few rounds suffice; gives the points of each measurement, and whether it was to be a fresh one."""
+    asked: list[tuple[Sequence[Point], bool]] = []
+
+    def quickly(device: Any, target: Any, points: Sequence[Point], **options: Any) -> MeasuredTable:
+        asked.append((points, options["cache"].fresh))
+        return measure_points(device, target, points, **options, turns=QUICK)
+
+    monkeypatch.setattr(pricing, "measure_points", quickly)
+    return asked

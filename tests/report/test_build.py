@@ -1,0 +1,104 @@
+"""What `edgepack build` says at its end, to the letter."""
+
+# The tables are wider than a line of code on purpose.
+# ruff: noqa: E501
+
+from __future__ import annotations
+
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+from edgepack.report.build import build_report
+from tests.manifests import whole
+from tests.report.shown import text
+
+
+def planned(layer: str, out: int, inn: int, rank: int | None, scheme: str, reason: str) -> dict[str, Any]:
+    return {
+        "layer": layer, "out_features": out, "in_features": inn, "rank": rank, "break_even_rank": 9, "scheme": scheme, "reason": reason,
+        "structure": "dense" if rank is None else "low-rank",
+        "weight_parameters": out * inn if rank is None else rank * (out + inn),
+    }  # fmt: skip
+
+
+def file(fmt: str, scheme: str, size: int, metric: float | None, scored_on: str | None = "guard") -> dict[str, Any]:
+    return {"format": fmt, "scheme": scheme, "size_bytes": size, "metric": metric, "scored_on": scored_on}
+
+
+LAYERS = [
+    planned("fc1", 512, 784, 24, "int8-dynamic", "rank 24 int8-dynamic: 6.1× faster than dense int8-dynamic"),
+    planned("fc2", 10, 512, None, "fp32", "dense fp32: a pair of rank 8 saves too little, its break-even rank is 9"),
+]
+MANIFEST: dict[str, Any] = {
+    "model": {"name": "mnist-mlp"},
+    "target": {"name": "rpi4"},
+    "metric": {"name": "accuracy", "guarded": True},
+    "data": {"labelled": True},
+    "warnings": [],
+    "files": {
+        "model.onnx": file("onnx", "mixed", 51_200, 97.60) | {"layers": deepcopy(LAYERS)},
+        "model.tflite": file("tflite", "int8-dynamic-range", 48_000, 98.004) | {"layers": deepcopy(LAYERS)},
+        "baseline/fp32.onnx": file("onnx", "fp32", 1_630_000, 98.00),
+        "baseline/int8.onnx": file("onnx", "int8-dynamic", 412_000, 97.95),
+        "baseline/fp32.tflite": file("tflite", "fp32", 1_629_000, 98.00),
+    },
+}
+
+
+def test_build() -> None:
+    assert text(build_report(Path("dist/p"), whole(MANIFEST))) == BUILD
+
+
+BUILD = """\
+dist/p: mnist-mlp for rpi4, guard: accuracy
+
+ file                   scheme                  size   vs fp32   vs int8   metric    drop   scored on
+ ────────────────────────────────────────────────────────────────────────────────────────────────────
+ model.tflite           int8-dynamic-range   48.0 kB     33.9×         –    98.00   +0.00   guard
+ model.onnx             mixed                51.2 kB     31.8×      8.0×    97.60   +0.40   guard
+ baseline/int8.onnx     int8-dynamic          412 kB      4.0×         –    97.95   +0.05   guard
+ baseline/fp32.tflite   fp32                 1.63 MB         –         –    98.00   +0.00   guard
+ baseline/fp32.onnx     fp32                 1.63 MB         –      0.3×    98.00   +0.00   guard
+
+
+ layer    out×in   scheme          rank   weights   why
+ ──────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+ fc1     512×784   int8-dynamic      24      7.7%   rank 24 int8-dynamic: 6.1× faster than dense int8-dynamic
+ fc2      10×512   fp32           dense    100.0%   dense fp32: a pair of rank 8 saves too little, its break-even rank is 9"""
+
+
+def test_build_with_a_plan_per_format_shows_each() -> None:
+    manifest = deepcopy(MANIFEST)
+    manifest["files"]["model.tflite"]["layers"][0]["rank"] = 16
+    shown = text(build_report(Path("p"), whole(manifest)))
+    onnx, tflite = shown.index("layers of model.onnx"), shown.index("layers of model.tflite")
+    assert " 24 " in shown[onnx:tflite]
+    assert " 16 " in shown[tflite:]
+    assert " 24   " not in shown[tflite:]
+
+
+def test_build_without_data_or_baseline() -> None:
+    manifest = deepcopy(MANIFEST)
+    manifest |= {"metric": {"name": "agreement", "guarded": False}, "warnings": ["no [data]", "second"]}
+    manifest["files"] = {"model.onnx": MANIFEST["files"]["model.onnx"] | {"metric": None, "scored_on": None}}
+    shown = text(build_report(Path("p"), whole(manifest))).splitlines()
+    assert shown[0] == "p: mnist-mlp for rpi4, guard: none: no data"
+    assert shown[4].split() == ["model.onnx", "mixed", "51.2", "kB", "–", "–", "–", "–", "–"]
+    assert shown[-2:] == ["warning: no [data]", "warning: second"]
+
+
+def test_build_says_what_agreement_means() -> None:
+    manifest = MANIFEST | {"metric": {"name": "agreement", "guarded": True}, "data": {"labelled": False}}
+    first = text(build_report(Path("p"), whole(manifest))).splitlines()[0]
+    assert first == "p: mnist-mlp for rpi4, guard: agreement with the original model (no labels)"
+
+
+def test_build_says_what_travels_where_that_was_asked() -> None:
+    manifest = deepcopy(MANIFEST)
+    manifest["files"]["model.onnx"]["wire_bytes"] = 38_400
+    lines = text(build_report(Path("dist/p"), whole(manifest))).splitlines()
+    assert lines[2].split()[:6] == ["file", "scheme", "size", "on", "the", "wire"]
+    assert lines[4].split()[2:6] == ["48.0", "kB", "–", "33.9×"], "the TFLite file was not packed"
+    assert lines[5].split()[2:7] == ["51.2", "kB", "38.4", "kB", "31.8×"]
+    assert "on the wire" not in text(build_report(Path("dist/p"), whole(MANIFEST)))

@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from onnx import TensorProto, helper
+from torch import nn
+
+from edgepack.backends.tflite.converter import TfliteEmitter
+from edgepack.backends.tflite.read import linear_ops
+from edgepack.backends.tflite.runtime import interpreter, run
+from edgepack.backends.tflite.schemes import INT8_STATIC
+from edgepack.errors import ModelError
+from edgepack.sources.torch import export_program, program_to_onnx
+from edgepack.torchgraph import find_linears, flat_module, from_onnx
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+
+
+def magika() -> Path:
+    spec = importlib.util.find_spec("magika")
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).parent / "models" / "standard_v3_3" / "model.onnx"
+
+
+def one_node(path: Path, op: str, domain: str = "", **attributes: object) -> Path:
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, 4]) for n in ("x", "y")]
+    node = helper.make_node(op, ["x"], ["y"], name="the_node", domain=domain, **attributes)
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    graph = helper.make_graph([node], "g", ends[:1], ends[1:])
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=9), str(path))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("make", "shapes"),
+    [
+        (lambda: nn.Sequential(nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 3)), {"input": (1, 12)}),
+        (lambda: nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), {"src": (1, 5, 16)}),
+        (
+            lambda: nn.MultiheadAttention(16, 2, batch_first=True),
+            {"query": (1, 4, 16), "key": (1, 3, 16), "value": (1, 3, 16)},
+        ),
+    ],
+)
+def test_exported_models_keep_every_weight(tmp_path: Path, make: object, shapes: dict[str, tuple[int, ...]]) -> None:
+    assert callable(make)
+    torch.manual_seed(0)
+    source = export_program(make(), tuple(torch.randn(s) for s in shapes.values()))
+    program_to_onnx(source, tmp_path / "m.onnx")
+    program = from_onnx.onnx_to_program(tmp_path / "m.onnx", shapes)
+    before, after = (sorted(s.weight.tobytes() for s in find_linears(flat_module(p))) for p in (source, program))
+    assert before == after
+
+
+def test_magika_becomes_a_tflite_file(emitter: TfliteEmitter, tmp_path: Path) -> None:
+    loaded = emitter.load_onnx(magika(), {"bytes": (1, 2048)})
+    assert (loaded.inputs, loaded.outputs) == (("bytes",), ("target_label",))
+    emitter.emit(tmp_path / "m.tflite")
+    assert [op.weight.shape for op in linear_ops(tmp_path / "m.tflite")] == [(64, 257), (214, 512)]
+    text = Path(__file__).read_bytes()[:2048]
+    values = np.frombuffer(text, np.uint8).astype(np.int32)[None]
+    (want,) = ort.InferenceSession(str(magika()), providers=["CPUExecutionProvider"]).run(None, {"bytes": values})
+    (have,) = run(interpreter(tmp_path / "m.tflite"), {"bytes": values})
+    np.testing.assert_allclose(have, want, atol=1e-5)
+    # The int8 kernel of its softmax's division refuses a divisor that rounds to zero.
+    samples = {"bytes": np.stack([values] * 4)}
+    assert emitter.quantize(tmp_path / "m.tflite", tmp_path / "s.tflite", INT8_STATIC, samples) == ("DIV",)
+    (static,) = run(interpreter(tmp_path / "s.tflite"), {"bytes": values})
+    assert static.argmax() == want.argmax()
+
+
+def test_operator_outside_of_onnx_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"node 'the_node' is com\.microsoft\.Gelu"):
+        from_onnx.onnx_to_program(one_node(tmp_path / "m.onnx", "Gelu", "com.microsoft"), {"x": (1, 4)})
+
+
+def test_control_flow_is_named(tmp_path: Path) -> None:
+    branch = helper.make_graph(
+        [helper.make_node("Identity", ["x"], ["z"])], "b", [], [helper.make_tensor_value_info("z", 1, [1, 4])]
+    )
+    x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, 4]) for n in ("x", "y"))
+    flag = helper.make_tensor_value_info("flag", TensorProto.INT32, [])
+    nodes = [
+        helper.make_node("Cast", ["flag"], ["is_on"], to=TensorProto.BOOL),
+        helper.make_node("If", ["is_on"], ["y"], name="branching", then_branch=branch, else_branch=branch),
+    ]
+    model = helper.make_model(
+        helper.make_graph(nodes, "g", [x, flag], [y]), opset_imports=[helper.make_opsetid("", 17)], ir_version=9
+    )
+    onnx.save(model, str(tmp_path / "m.onnx"))
+    with pytest.raises(ModelError, match="node 'branching' is If"):
+        from_onnx.onnx_to_program(tmp_path / "m.onnx", {"x": (1, 4), "flag": ()})
+
+
+def test_operator_unknown_to_pnnx_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="RandomNormalLike"):
+        from_onnx.onnx_to_program(one_node(tmp_path / "m.onnx", "RandomNormalLike"), {"x": (1, 4)})
+
+
+def test_missing_shape_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no shape was given for input 'x'"):
+        from_onnx.onnx_to_program(one_node(tmp_path / "m.onnx", "Relu"), {})
+
+
+def test_wrong_results_are_not_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Off(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.relu(x) * 1.01
+
+    monkeypatch.setattr(from_onnx, "_converted", lambda *_: Off())
+    with pytest.raises(ModelError, match=r"output 'y' differs from onnxruntime's by 0\.01"):
+        from_onnx.onnx_to_program(one_node(tmp_path / "m.onnx", "Relu"), {"x": (1, 4)})
