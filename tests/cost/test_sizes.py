@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from itertools import product
 from pathlib import Path
 
@@ -11,12 +12,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edgepack.backends.backend import Writer
+from edgepack.backends.backend import Writer, WriterData
 from edgepack.backends.onnx.schemes import FP32, NBITS4, NBITS8
-from edgepack.backends.onnx.writer import OnnxWriter
+from edgepack.backends.registry import backend
 from edgepack.backends.schemes import FP32 as FLOATS
 from edgepack.backends.schemes import SCHEMES
-from edgepack.backends.tflite.writer import TfliteWriter
 from edgepack.cost.sizes import size_bytes
 from edgepack.data import Samples
 from edgepack.model import structure as structures
@@ -27,7 +27,7 @@ from edgepack.model.scheme import FORMATS, FileScheme, Format, Scheme
 from edgepack.model.structure import DENSE, Structure
 from edgepack.model.types import Array
 from edgepack.sources import open_model
-from edgepack.workspace import Cache
+from edgepack.workspace import Cache, Workspace
 from tests.linear_plans import structure_at
 
 IN, OUT, RANK = 384, 256, 32
@@ -63,9 +63,11 @@ def opened(work: Path) -> Model:
 @pytest.fixture(scope="module")
 def files(opened: Model, work: Path) -> Iterator[dict[Format, Writer]]:
     x = np.random.default_rng(1).normal(size=(40, IN)).astype(np.float32)
-    with TfliteWriter(Cache(work / "cache"), work) as tflite:
-        tflite.open(opened, Samples({"x": x}), {"x": x[:1]})
-        yield {"onnx": OnnxWriter(opened.content, Samples({"x": x}), largest=127), "tflite": tflite}
+    given = WriterData(Samples({"x": x}), {"x": x[:1]}, 127)
+    workspace = Workspace(Cache(work / "cache"), work)
+    with ExitStack() as stack:
+        engines = {fmt: stack.enter_context(backend(fmt).engine()) for fmt in FORMATS}
+        yield {fmt: backend(fmt).open(opened, given, engines[fmt], workspace) for fmt in FORMATS}
 
 
 def emitted(writer: Writer, work: Path, opened: Model, scheme: Scheme, rank: int | None) -> int:

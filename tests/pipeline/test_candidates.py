@@ -46,7 +46,11 @@ class Source:
         self.lacks = lacks
 
     def prices(self, points: Sequence[Point]) -> list[Price | None]:
-        return [None if p.scheme in self.lacks else Price(p.weights * 1e-9, self.name, 0.0) for p in points]
+        return [Price(p.weights * 1e-9, self.name, 0.0) if self.has(p) else None for p in points]
+
+    def has(self, point: Point) -> bool:
+        schemes = {point.scheme, *([point.scheme.correction] if point.structure.is_correction else [])}
+        return not schemes & set(self.lacks)
 
     def call_s(self, fmt: Format) -> float:
         return 0.0
@@ -251,7 +255,8 @@ def test_every_layer_gets_a_menu_in_order() -> None:
         ({"precision": "fp32"}, set()),
         ({"rank": 16}, set()),
         ({"unseen": ["fc"]}, set()),
-        ({"lacks": [onnx.NBITS8, onnx.NBITS4]}, set()),
+        ({"lacks": [onnx.NBITS8]}, set()),
+        ({"lacks": [onnx.NBITS4]}, set()),
         ({"fmt": "tflite"}, set()),
     ],
     ids=str,

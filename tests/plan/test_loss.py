@@ -19,9 +19,10 @@ from edgepack.model.layer import View
 from edgepack.model.replacement import Replacement, low_rank
 from edgepack.model.scheme import Scheme
 from edgepack.model.statistics import moments
-from edgepack.model.structure import DENSE, low_rank_correction
-from edgepack.model.types import Array, InputSpread, Spectrum
-from edgepack.plan.loss import layer_losses
+from edgepack.model.structure import DENSE, Structure, low_rank_correction
+from edgepack.model.types import Array, Curvature, InputSpread, Spectrum
+from edgepack.plan import loss as module
+from edgepack.plan.loss import Wanted
 from edgepack.quantize.alternate import alternate
 from edgepack.quantize.bias import corrected_bias, corrected_pair
 from edgepack.quantize.gptq import gptq, innovation, row_errors
@@ -37,6 +38,20 @@ DISTINCT = (INT8_DYNAMIC, INT8_STATIC, NBITS8, NBITS4, tflite.INT4_DYNAMIC)
 ROWS = 1500
 SEEDS = st.integers(0, 2**32 - 1)
 KINDS = ("plain", "relu", "still", "singular")
+
+
+def layer_losses(
+    layer: View,
+    spectrum: Spectrum,
+    gradient: Array | None,
+    wanted: Wanted,
+    factors_at: Callable[[int], Replacement],
+    *,
+    largest: int = 127,
+    truncation: Array | None = None,
+) -> dict[tuple[Scheme, Structure], float]:
+    curvature = None if gradient is None else Curvature(gradient, truncation)
+    return module.layer_losses(layer, spectrum, curvature, wanted, factors_at, largest=largest)
 
 
 def make_inputs(features: int, kind: str, rng: np.random.Generator) -> Array:
@@ -131,7 +146,7 @@ def test_predicted_losses_are_those_of_really_quantized_layers(
     gradient = gradients(out, rng) if with_gradient else None
     metric, pair = metric_of(gradient, spectrum), pair_at(layer, spectrum)
     # At full rank the truncation is gone and only the noise is left.
-    losses = layer_losses(layer, spectrum, gradient, DISTINCT, (16, 64), pair, largest=127)
+    losses = layer_losses(layer, spectrum, gradient, Wanted(DISTINCT, (16, 64)), pair, largest=127)
     # Zeros, of which ReLU leaves half, are exact on every grid, and a mean and a variance do not tell of them. And few
     # rows in few directions do not reach as far as the latent's grid is taken to, nor need the damping of rounding.
     highest = {"relu": 1.9, "singular": 2.8}.get(kind, 1.8)
@@ -154,7 +169,7 @@ def test_fp32_losses_are_exact_fall_with_the_rank_and_vanish_for_the_dense_layer
     ranks = range(1, min(out, features) + 1)
     for gradient in (None, gradients(out, rng)):
         metric = metric_of(gradient, spectrum)
-        losses = layer_losses(layer, spectrum, gradient, (FP32,), ranks, no_factors, largest=127)
+        losses = layer_losses(layer, spectrum, gradient, Wanted((FP32,), ranks), no_factors, largest=127)
         assert losses[FP32, DENSE] == 0.0
         curve = [losses[FP32, structure_at(rank)] for rank in ranks]
         assert all(a >= b >= 0 for a, b in itertools.pairwise(curve))
@@ -180,7 +195,7 @@ def test_a_truncation_that_is_no_orthogonal_projection_loses_what_it_does(seed: 
     layer, spectrum, x, gradient = oblique(seed, sides)
     ranks = range(1, min(sides) + 1)
     for given_gradient in (gradient, None):
-        losses = layer_losses(layer, spectrum, given_gradient, (FP32,), ranks, no_factors, largest=127)
+        losses = layer_losses(layer, spectrum, given_gradient, Wanted((FP32,), ranks), no_factors, largest=127)
         metric = np.eye(sides[0]) if given_gradient is None else given_gradient
         whole = exact(layer, zero_factors(layer, spectrum), FP32, x, metric)
         unit = whole if given_gradient is None else 1.0  # then a loss is a share of what rank 0 loses
@@ -197,7 +212,7 @@ def test_its_noise_is_that_of_really_quantized_layers(sides: tuple[int, int], wi
     metric = gradient if with_gradient else np.eye(sides[0])
     whole = exact(layer, zero_factors(layer, spectrum), FP32, x, metric)
     weights = gradient if with_gradient else None
-    losses = layer_losses(layer, spectrum, weights, DISTINCT, (16, 64), pair, largest=127)
+    losses = layer_losses(layer, spectrum, weights, Wanted(DISTINCT, (16, 64)), pair, largest=127)
     for (scheme, structure), predicted in losses.items():
         true = exact(layer, None if structure.rank is None else pair(structure.rank), scheme, x, metric)
         assert 0.7 <= predicted * (1.0 if with_gradient else whole) / true <= 1.6, (scheme, structure)
@@ -220,7 +235,7 @@ def test_without_gradients_an_fp32_pair_loses_the_share_of_output_energy(seed: i
     rng = np.random.default_rng(seed)
     layer, spectrum = observed(rng.standard_normal(sides).astype(np.float32), make_inputs(sides[1], "plain", rng))
     ranks = range(1, min(sides) + 1)
-    losses = layer_losses(layer, spectrum, None, (FP32,), ranks, no_factors, largest=127)
+    losses = layer_losses(layer, spectrum, None, Wanted((FP32,), ranks), no_factors, largest=127)
     np.testing.assert_allclose(
         [losses[FP32, structure_at(r)] for r in ranks], spectrum.lost_share()[1:], rtol=1e-9, atol=1e-12
     )
@@ -234,10 +249,10 @@ def test_losses_scale_with_the_gradients_and_not_with_the_gauge_of_the_basis(
     rng = np.random.default_rng(seed)
     layer, spectrum = observed(rng.standard_normal(sides).astype(np.float32), make_inputs(sides[1], "relu", rng))
     gradient, pair = gradients(sides[0], rng), pair_at(layer, spectrum)
-    one = layer_losses(layer, spectrum, gradient, DISTINCT, (8, 24), pair, largest=127)
-    other = layer_losses(layer, spectrum, gradient * scale, DISTINCT, (8, 24), pair, largest=127)
+    one = layer_losses(layer, spectrum, gradient, Wanted(DISTINCT, (8, 24)), pair, largest=127)
+    other = layer_losses(layer, spectrum, gradient * scale, Wanted(DISTINCT, (8, 24)), pair, largest=127)
     flipped = replace(spectrum, basis=spectrum.basis * np.float32(-1))
-    again = layer_losses(layer, flipped, gradient, DISTINCT, (8, 24), pair, largest=127)
+    again = layer_losses(layer, flipped, gradient, Wanted(DISTINCT, (8, 24)), pair, largest=127)
     for candidate, loss in one.items():
         assert other[candidate] == pytest.approx(loss * scale, rel=1e-4)
         assert again[candidate] == pytest.approx(loss, rel=1e-4)
@@ -249,8 +264,8 @@ def test_a_better_curve_replaces_that_of_the_gradients_and_keeps_the_noise() -> 
     layer, spectrum = observed(rng.standard_normal((24, 40)).astype(np.float32), make_inputs(40, "plain", rng))
     gradient, pair, curve = gradients(24, rng), pair_at(layer, spectrum), np.linspace(1e-6, 0, 25)
     schemes = (FP32, NBITS4)
-    plain = layer_losses(layer, spectrum, gradient, schemes, (8,), pair, largest=127)
-    given = layer_losses(layer, spectrum, gradient, schemes, (8,), pair, largest=127, truncation=curve)
+    plain = layer_losses(layer, spectrum, gradient, Wanted(schemes, (8,)), pair, largest=127)
+    given = layer_losses(layer, spectrum, gradient, Wanted(schemes, (8,)), pair, truncation=curve)
     at_8 = structure_at(8)
     assert given[FP32, at_8] == curve[8]
     assert given[NBITS4, at_8] - given[FP32, at_8] == pytest.approx(plain[NBITS4, at_8] - plain[FP32, at_8])
@@ -264,7 +279,7 @@ def test_a_rank_loses_the_same_whatever_others_are_looked_at(curve: Array | None
     layer, spectrum = observed(rng.standard_normal((24, 40)).astype(np.float32), make_inputs(40, "relu", rng))
     gradient, pair = gradients(24, rng) if weighed else None, pair_at(layer, spectrum)
     many, few = (
-        layer_losses(layer, spectrum, gradient, DISTINCT, ranks, pair, largest=127, truncation=curve)
+        layer_losses(layer, spectrum, gradient, Wanted(DISTINCT, ranks), pair, truncation=curve)
         for ranks in ((4, 8, 24), (8,))
     )
     assert few.keys() < many.keys()
@@ -280,7 +295,7 @@ def test_any_gauge_will_do() -> None:
     plain = whitened.factors(layer, spectrum, 32)
     skew = (np.eye(32) + 0.1 * np.triu(rng.standard_normal((32, 32)), 1)).astype(np.float32)
     pair = low_rank(plain.A @ skew, np.linalg.solve(skew, plain.B), plain.bias)
-    losses = layer_losses(layer, spectrum, None, DISTINCT, (32,), lambda rank: pair, largest=127)
+    losses = layer_losses(layer, spectrum, None, Wanted(DISTINCT, (32,)), lambda rank: pair, largest=127)
     lost = spectrum.lost_share()[32]
     for scheme in DISTINCT:
         true = exact(layer, pair, scheme, x, metric_of(None, spectrum))
@@ -291,8 +306,8 @@ def test_coarser_grids_lose_more() -> None:
     rng = np.random.default_rng(0)
     layer, spectrum = observed(rng.standard_normal((64, 96)).astype(np.float32), make_inputs(96, "plain", rng))
     pair = pair_at(layer, spectrum)
-    full = layer_losses(layer, spectrum, None, ALL_SCHEMES, (32,), pair, largest=127)
-    reduced = layer_losses(layer, spectrum, None, ALL_SCHEMES, (32,), pair, largest=63)
+    full = layer_losses(layer, spectrum, None, Wanted(ALL_SCHEMES, (32,)), pair, largest=127)
+    reduced = layer_losses(layer, spectrum, None, Wanted(ALL_SCHEMES, (32,)), pair, largest=63)
     for rank in (None, 32):
         order = [FP32, NBITS8, INT8_DYNAMIC, NBITS4, tflite.INT4_DYNAMIC]
         losses = [full[scheme, structure_at(rank)] for scheme in order]
@@ -312,7 +327,7 @@ def test_one_outlier_does_not_cost_more_than_all_other_weights_are_worth() -> No
     x = rng.standard_normal((ROWS, 256)).astype(np.float32)
     x[:, 0] *= 1e-3
     layer, spectrum = observed(weight, x)
-    losses = layer_losses(layer, spectrum, None, (tflite.INT4_DYNAMIC, NBITS4), (), no_factors, largest=127)
+    losses = layer_losses(layer, spectrum, None, Wanted((tflite.INT4_DYNAMIC, NBITS4), ()), no_factors, largest=127)
     metric = metric_of(None, spectrum)
     for scheme in (tflite.INT4_DYNAMIC, NBITS4):
         assert losses[scheme, DENSE] == pytest.approx(exact(layer, None, scheme, x, metric), rel=0.4)
@@ -322,7 +337,7 @@ def test_without_data_inputs_count_as_white_and_only_weights_are_rounded() -> No
     rng = np.random.default_rng(2)
     layer = View("layer", rng.standard_normal((48, 64)).astype(np.float32), None)
     spectrum = svd.spectrum(layer)
-    losses = layer_losses(layer, spectrum, None, ALL_SCHEMES, (16,), pair_at(layer, spectrum, svd), largest=127)
+    losses = layer_losses(layer, spectrum, None, Wanted(ALL_SCHEMES, (16,)), pair_at(layer, spectrum, svd), largest=127)
     codes, scales = quantize_weight(layer.weight, largest=127)
     error = layer.weight - codes * scales[:, None]
     share = float(np.square(error).sum() / np.square(layer.weight).sum())
@@ -340,10 +355,12 @@ def test_layers_that_give_nothing_and_outputs_that_matter_to_nobody_lose_nothing
     rng = np.random.default_rng(3)
     zero = View("zero", np.zeros((16, 24), np.float32), None)
     spectrum = svd.spectrum(zero)
-    losses = layer_losses(zero, spectrum, None, ALL_SCHEMES, (8,), pair_at(zero, spectrum, svd), largest=127)
+    losses = layer_losses(zero, spectrum, None, Wanted(ALL_SCHEMES, (8,)), pair_at(zero, spectrum, svd), largest=127)
     assert set(losses.values()) == {0.0}
     layer, spectrum = observed(rng.standard_normal((16, 24)).astype(np.float32), make_inputs(24, "plain", rng))
-    losses = layer_losses(layer, spectrum, np.zeros((16, 16)), ALL_SCHEMES, (8,), pair_at(layer, spectrum), largest=127)
+    losses = layer_losses(
+        layer, spectrum, np.zeros((16, 16)), Wanted(ALL_SCHEMES, (8,)), pair_at(layer, spectrum), largest=127
+    )
     assert set(losses.values()) == {0.0}
 
 
@@ -358,17 +375,8 @@ def test_a_pair_beside_a_dense_matrix_loses_no_more_than_predicted(sides: tuple[
     grids = WeightGrid(7, 32), WeightGrid(127, 32), WeightGrid(127, 32)
     covariance = np.cov(x.T.astype(np.float64), bias=True)
     energy = float(row_errors(layer.weight.astype(np.float64), covariance).sum())
-    losses = layer_losses(
-        layer,
-        spectrum,
-        None,
-        (NBITS4,),
-        (),
-        pair_at(layer, spectrum),
-        largest=127,
-        residual=(8, 16),
-        corrected=(NBITS4,),
-    )
+    wanted = Wanted((NBITS4,), (), residual=(8, 16), corrected=(NBITS4,))
+    losses = layer_losses(layer, spectrum, None, wanted, pair_at(layer, spectrum))
     for rank in (8, 16):
         found = rounded_residual(layer.weight, covariance, grids, rank, seed=0).error / energy
         assert 0.6 <= losses[NBITS4, low_rank_correction(rank)] / found <= 8
@@ -383,7 +391,7 @@ def test_gradients_weigh_a_pair_beside_a_dense_matrix_as_all_else() -> None:
     alike = np.eye(96) / float(spectrum.energies.sum())
     pair = pair_at(layer, spectrum)
     one, other = (
-        layer_losses(layer, spectrum, gradient, (NBITS4,), (), pair, largest=127, residual=(8,), corrected=(NBITS4,))
+        layer_losses(layer, spectrum, gradient, Wanted((NBITS4,), (), (8,), (NBITS4,)), pair)
         for gradient in (None, alike)
     )
     assert other[NBITS4, low_rank_correction(8)] == pytest.approx(one[NBITS4, low_rank_correction(8)], rel=1e-3)

@@ -52,7 +52,7 @@ def test_adds_up_to_what_samples_show(rank: int, largest: int, method: str) -> N
     pair = rounded_pair(one, exact, largest, method=method)
     floats = one.inputs @ pair.B.T.astype(np.float64)
     latent, span = on_grid(floats)
-    parts = (one.layer.weight, one.layer.bias, exact, pair, covariance(one), one.mean)
+    parts = (one.layer, exact, pair, covariance(one), one.mean)
     without = split_error(*parts, "float")
     assert without.latent == 0
     assert without.total == pytest.approx(seen_share(one, pair, floats), rel=1e-4)
@@ -66,16 +66,13 @@ def test_each_part_is_that_of_its_cause() -> None:
     one = case(48, 64, 1)
     exact = balanced(one.factors(12), one.spectrum, seed=0)
     parts = (covariance(one), one.mean)
-    untouched = split_error(one.layer.weight, one.layer.bias, exact, exact, *parts, "float")
+    untouched = split_error(one.layer, exact, exact, *parts, "float")
     assert untouched.truncation == pytest.approx(float(one.spectrum.lost_share()[12]), rel=0.05)
     assert untouched.rounding == untouched.cross == 0.0
     shifted = low_rank(exact.A, exact.B, np.zeros(48, np.float32))
-    assert split_error(one.layer.weight, one.layer.bias, exact, shifted, *parts, "float").offset > 0.1
+    assert split_error(one.layer, exact, shifted, *parts, "float").offset > 0.1
     coarse, fine = (
-        split_error(
-            one.layer.weight, one.layer.bias, exact, rounded_pair(one, exact, n, method="nearest"), *parts, "float"
-        )
-        for n in (7, 127)
+        split_error(one.layer, exact, rounded_pair(one, exact, n, method="nearest"), *parts, "float") for n in (7, 127)
     )
     assert coarse.truncation == fine.truncation
     assert 100 < coarse.rounding / fine.rounding < 1000

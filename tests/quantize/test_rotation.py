@@ -131,7 +131,9 @@ def test_search_is_deterministic_and_finds_what_it_says(latent: LatentGrid, roun
     assert found == again
     assert found.beta in BETAS
     assert found.rotation is None or 0 <= found.rotation < 8
-    few = search_gauge(one.factors(12), one.spectrum, grids, seed=0, latent=latent, rounding=rounding, rotations=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gauge, "ROTATIONS", 1)
+        few = search_gauge(one.factors(12), one.spectrum, grids, seed=0, latent=latent, rounding=rounding)
     assert found.noise <= few.noise
 
 
@@ -157,9 +159,8 @@ def test_predicted_noise_is_what_samples_show(latent: LatentGrid, beta: float, r
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gauge, "BETAS", (beta,))
         patch.setattr(gauge, "rotation", lambda rank, index, seed: ROTATION(rank, rotation, seed))
-        found = search_gauge(
-            one.factors(24), one.spectrum, grids, seed=0, latent=latent, rounding="nearest", rotations=1
-        )
+        patch.setattr(gauge, "ROTATIONS", 1)
+        found = search_gauge(one.factors(24), one.spectrum, grids, seed=0, latent=latent, rounding="nearest")
     pair = turned(one.factors(24), one.spectrum, Gauge(beta, rotation), seed=0)
     seen = measured(pair, one.inputs, latent)
     # One draw of rounding errors, whose largest inputs outweigh the others; and a static range is predicted on the

@@ -170,9 +170,10 @@ class TfliteWriter:
         key = digest(self._key, factors)
         placed = self._placed(key, factors)
         others = {name: each for name, each in others.items() if name in placed}
+        in_code = dict.fromkeys(sorted(coded), CONSTEXPR)
         if base == FP32 and not others:
             self._finish(self._float(key, factors).path, out, factors)
-            return _written(out, placed, factors, dict.fromkeys(placed, FP32))
+            return _written(out, placed, factors, {**dict.fromkeys(placed, FP32), **in_code})
         samples = self._quantizer_samples() if base == INT8_STATIC else None
 
         def quantize(path: Path) -> None:
@@ -183,7 +184,7 @@ class TfliteWriter:
             self._finish(path, path, factors)
 
         self._workspace.file(QUANTIZED, Keyed([key, base, others, samples], lambda: quantize), out)
-        return _written(out, placed, factors, {**dict.fromkeys(placed, base), **others})
+        return _written(out, placed, factors, {**dict.fromkeys(placed, base), **others, **in_code})
 
     def _finish(self, source: Path, out: Path, factors: Mapping[str, Replacement]) -> None:
         """Put the code of layers in the place of their weights, which the quantizer knows."""

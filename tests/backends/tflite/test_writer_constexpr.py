@@ -86,7 +86,10 @@ def test_code_beside_every_scheme(
     part = kind(layer)
     assert files.takes({layer.name: part}) == {layer.name: part}
     assert files.refuses(layer.name, part) is None
-    files.write({layer.name: part}, FileScheme.of(scheme), tmp_path / "coded.tflite", {layer.name: CONSTEXPR})
+    out = tmp_path / "coded.tflite"
+    written = files.write({layer.name: part}, FileScheme.of(scheme), out, {layer.name: CONSTEXPR})
+    assert written.schemes[layer.name] == CONSTEXPR
+    assert CONSTEXPR not in {own for name, own in written.schemes.items() if name != layer.name}
     wide = {layer.name: dense(part.weight, part.bias)}
     files.write(wide, FileScheme.of(scheme), tmp_path / "dense.tflite", {} if scheme == FP32 else {layer.name: FP32})
     want = answers(tmp_path / "dense.tflite", data)
