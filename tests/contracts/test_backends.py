@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from contracts.conftest import answers, vectors
 
 from edgepack.backends import registry
 from edgepack.backends.backend import Writer, WriterData, joined
@@ -36,6 +35,7 @@ from edgepack.model.structure import low_rank_correction as correction_of
 from edgepack.model.types import Array, Contents, Product
 from edgepack.pipeline.verify import PADDING
 from edgepack.workspace import Cache, Workspace
+from tests.contracts.conftest import answers, vectors
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 

@@ -10,7 +10,6 @@ from typing import get_args
 
 import numpy as np
 import pytest
-from contracts.conftest import SIDES, answers, vectors
 from typer.testing import CliRunner
 
 from edgepack.backends.backend import WriterData
@@ -27,6 +26,7 @@ from edgepack.model.replacement import low_rank
 from edgepack.model.scheme import FileScheme
 from edgepack.sources import file_format, model_kind, model_name, open_model
 from edgepack.workspace import Cache, Workspace
+from tests.contracts.conftest import SIDES, answers, vectors
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 
