@@ -195,8 +195,7 @@ class Search:
             repaired = with_dense(layers, failed, scheme)
             if repaired == layers:
                 return attempt
-            if attempt is not None:
-                path.unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
             for name, why in failed.items():
                 self._workspace.warn(f"{name} stays dense in the {self._files.fmt} file: {why}")
             layers = repaired

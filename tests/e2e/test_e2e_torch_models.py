@@ -64,6 +64,43 @@ def test_both_formats_answer_alike(tmp_path: Path, name: str) -> None:
     assert cosine(packed[0], dense[0]) > 0.5, "a rank-8 pair of a random matrix keeps some of it"
 
 
+RECURRENT = """
+class Last(nn.Module):
+    def __init__(self, kind):
+        super().__init__()
+        self.rnn = getattr(nn, kind)(12, 48, batch_first=True)
+        self.head = nn.Sequential(nn.Linear(48, 64), nn.ReLU(), nn.Linear(64, 5))
+
+    def forward(self, x):
+        return self.head(self.rnn(x)[0][:, -1])
+
+def recipe():
+    torch.manual_seed(0)
+    return given(Last("KIND").eval(), 7, 12)
+"""
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+def test_recurrent_models_come_out_in_both_formats(tmp_path: Path, kind: str) -> None:
+    """TFLite unrolls the loop: layers that have no operator of their own there are written as the rest of the file."""
+    (tmp_path / "net.py").write_text(HEAD + RECURRENT.replace("KIND", kind))
+    out = tmp_path / "pack"
+    done = run("build", f"{tmp_path / 'net.py'}:recipe", "--target", "rpi4", "--rank", "8", "--out", out)
+    assert done.code == 0, done.err
+    entries = json.loads((out / "manifest.json").read_text())["files"]
+    x = np.random.default_rng(7).normal(size=(20, 7, 12)).astype(np.float32)
+    for fmt in ("onnx", "tflite"):
+        entry = entries[f"model.{fmt}"]
+        assert all(proof["passed"] for proof in entry["proofs"].values()), entry["proofs"]
+        assert "low-rank" in {layer["structure"] for layer in entry["layers"]}
+        assert entry["size_bytes"] < entries[f"baseline/fp32.{fmt}"]["size_bytes"]
+    dense = [answers(out / "baseline" / f"fp32.{fmt}", x) for fmt in ("onnx", "tflite")]
+    np.testing.assert_allclose(dense[1], dense[0], atol=1e-4 * np.abs(dense[0]).max())
+    packed = [answers(out / f"model.{fmt}", x) for fmt in ("onnx", "tflite")]
+    assert cosine(packed[0], packed[1]) > 0.99
+    assert cosine(packed[0], dense[0]) > 0.9
+
+
 def answers(path: Path, x: np.ndarray) -> np.ndarray:
     """First output for each sample, alone."""
     loaded = load(path, "onnx" if path.suffix == ".onnx" else "tflite")

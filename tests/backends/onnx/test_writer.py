@@ -30,6 +30,8 @@ from edgepack.data import Samples
 from edgepack.errors import ModelError
 from edgepack.model.replacement import Replacement, dense, low_rank
 from edgepack.model.scheme import FileScheme, Scheme
+from edgepack.model.structure import DENSE, Structure, low_rank_correction
+from edgepack.model.structure import low_rank as low_rank_at
 from edgepack.model.types import Array
 
 node = helper.make_node
@@ -284,3 +286,22 @@ def test_another_weight_for_a_dense_layer_beside_a_pair(scheme: Scheme, tmp_path
     else:
         np.testing.assert_allclose(answers[1], 2 * (answers[0] - bias) + 1, atol=0.02 * np.abs(answers[1]).max())
     assert abs(sizes[1] - sizes[0]) < 200
+
+
+@pytest.mark.parametrize(
+    ("opset", "data", "structure", "scheme", "why"),
+    [
+        (17, True, DENSE, INT8_STATIC, None),
+        (17, False, DENSE, INT8_STATIC, "there are no calibration data"),
+        (17, False, low_rank_at(8), NBITS8, None),
+        (17, False, low_rank_correction(8), NBITS4, None),
+        (17, False, low_rank_correction(8), NBITS8, "there are no low-rank factors beside a matrix in nbits8"),
+        (9, False, DENSE, INT8_DYNAMIC, "the model has opset 9, the scheme int8-dynamic needs 11"),
+    ],
+)
+def test_what_a_layer_can_be_written_as(
+    opset: int, data: bool, structure: Structure, scheme: Scheme, why: str | None
+) -> None:
+    made = files(mlp(opset), normal(40, 20, seed=3) if data else None)
+    layer = find_sites(made.model.clone())[0].layer
+    assert made.supports(layer, structure, scheme) == why
