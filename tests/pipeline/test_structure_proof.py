@@ -69,7 +69,7 @@ def test_a_pair_with_the_sides_of_another_layers_matrix(
 ) -> None:
     model = write_chain(tmp_path / "chain.onnx", *sides)
     asked = options(model, rank=rank, formats=("onnx", "tflite"), out=tmp_path / "pack")
-    record = build(asked, cache=Cache(cache)).manifest
+    record = build(asked, cache=Cache(cache)).manifest.record()
     for fmt in ("onnx", "tflite"):
         entry = record["files"][f"model.{fmt}"]
         assert [layer["rank"] for layer in entry["layers"]] == ranks
