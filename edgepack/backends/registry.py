@@ -18,13 +18,15 @@ FACTS: Mapping[Format, Facts] = {"onnx": ONNX, "tflite": TFLITE}
 @cache
 def backend(fmt: Format) -> Backend:
     """The backend of a format."""
-    if fmt == "onnx":
-        from edgepack.backends.onnx.backend import OnnxBackend
+    match fmt:
+        case "onnx":
+            from edgepack.backends.onnx.backend import OnnxBackend
 
-        return OnnxBackend()
-    from edgepack.backends.tflite.backend import TfliteBackend
+            return OnnxBackend()
+        case "tflite":
+            from edgepack.backends.tflite.backend import TfliteBackend
 
-    return TfliteBackend()
+            return TfliteBackend()
 
 
 def missing_for(fmt: Format, native: Format | None) -> tuple[str, ...]:

@@ -95,7 +95,7 @@ class Rounder:
 
     def largest_of(self, scheme: Scheme) -> int:
         """Largest int8 weight code of a per-channel scheme."""
-        return self.largest if scheme.saturates else scheme.qmax
+        return scheme.largest_code(self.largest)
 
     def dense(self, layer: View, scheme: Scheme, *, only_bits: int | None = None) -> Replacement | None:
         """The layer's own weight on the grid of a scheme; None where there is none, or nothing is known of the input.

@@ -178,7 +178,7 @@ def grid_of(scheme: Scheme, in_features: int, *, largest: int = WEIGHT_MAX) -> W
         return None
     if scheme.granularity == "block":
         return WeightGrid(scheme.qmax, block_for(in_features))
-    return WeightGrid(largest if scheme.per_channel_int8 else scheme.qmax)
+    return WeightGrid(min(largest, scheme.qmax))
 
 
 @dataclass(frozen=True)

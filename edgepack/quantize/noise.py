@@ -41,7 +41,7 @@ def grid_of_scheme(scheme: Scheme, largest: int) -> Grid | None:
         return None
     if scheme.granularity == "block":
         return Grid(scheme.qmax + 1, True, scheme.activations)
-    return Grid(largest if scheme.per_channel_int8 else scheme.qmax, False, scheme.activations)
+    return Grid(min(largest, scheme.qmax), False, scheme.activations)
 
 
 def activation_noise(span: float, power: Array) -> Array:

@@ -152,6 +152,7 @@ def _build(site: Site, scheme: Scheme, shared: _Shared, ranges: Ranges, largest:
     """How a layer is written; None where it stays as it is."""
     if scheme.granularity == "block":
         return nbits(site, scheme.bits)
+    largest = scheme.largest_code(largest)
     if scheme.activations == "dynamic":
         return _dynamic(site, shared, largest)
     if scheme.activations == "static" and site.layer.name in ranges:
