@@ -71,6 +71,10 @@ class LayerError(ModelError):
         super().__init__("; ".join(f"{name}: {why}" for name, why in layers.items()), hint=hint)
         self.layers = dict(layers)
 
+    def __reduce__(self) -> tuple[type[LayerError], tuple[dict[str, str]], dict[str, object]]:
+        """It may come from another process: made anew of its layers, not of its message."""
+        return type(self), (self.layers,), self.__dict__
+
 
 class DataError(InputError):
     """Calibration, guard or test data do not fit the model."""

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from edgepack import errors
-from edgepack.errors import BudgetError, DataError, EdgepackError
+from edgepack.errors import BudgetError, DataError, EdgepackError, LayerError
 from edgepack.workers import Workers, map_tasks, one_thread, spreads, workers
 from edgepack.workers.local import LocalProcesses
 from tests.workers import executor_tasks as tasks
@@ -115,11 +115,24 @@ def test_a_typed_error_arrives_whole_and_ends_the_rest(local: LocalProcesses, tm
     assert len(list(tmp_path.iterdir())) < 8
 
 
-@pytest.mark.parametrize("kind", [value for value in vars(errors).values() if isinstance(value, type)])
+KINDS = [
+    value
+    for value in vars(errors).values()
+    if isinstance(value, type) and issubclass(value, EdgepackError) and value is not LayerError
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_error_travels(kind: type[EdgepackError]) -> None:
     found = copy.copy(kind("what", hint="how"))  # by the same protocol as pickle
     assert (type(found), found.message, found.hint, str(found)) == (kind, "what", "how", "what")
     assert copy.copy(BudgetError("what")).hint is None
+
+
+def test_an_error_of_layers_travels_with_them() -> None:
+    found = copy.copy(LayerError({"fc1": "why", "fc2": "because"}, hint="how"))
+    assert (found.layers, found.hint) == ({"fc1": "why", "fc2": "because"}, "how")
+    assert found.message == str(found) == "fc1: why; fc2: because"
 
 
 def test_few_tasks_are_taken_at_a_time(local: LocalProcesses) -> None:
