@@ -41,7 +41,7 @@ def workers_of(parent: int) -> list[int]:
             line = (stat.parent / "cmdline").read_bytes()
         except OSError:
             continue
-        if int(fields[1]) == parent and b"tflite_worker" in line:
+        if int(fields[1]) == parent and b"converter_worker" in line:
             found.append(int(stat.parent.name))
     return found
 
@@ -145,8 +145,8 @@ def test_interrupt_and_kill_then_resume(rpi4_pack: Built, recipe_file: Path, tmp
     kept = entries(cache)
     assert any(name.startswith("probes/") for name in kept)
 
-    done_before = len(list(cache.glob("tflite/*/*")))
-    ready = lambda: len([p for p in cache.glob("tflite/*/*") if not p.name.startswith(".")]) > done_before  # noqa: E731
+    done_before = len(list(cache.glob("tflite*/*/*.tflite")))
+    ready = lambda: len([p for p in cache.glob("tflite*/*/*.tflite") if not p.name.startswith(".")]) > done_before  # noqa: E731
     code, _ = interrupted(args, tmp_path, signal.SIGKILL, ready)
     assert code == -signal.SIGKILL
     assert not out.exists()
