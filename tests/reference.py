@@ -420,7 +420,7 @@ def _attempt(build: Build, work: Path, places: Mapping[str, str]) -> Files | str
 
 def _places(work: Path) -> dict[str, str]:
     """Writes the models and data that the builds share, and says where they are."""
-    from tests import reference_models
+    import reference_models
 
     inputs = work / "inputs"
     inputs.mkdir()

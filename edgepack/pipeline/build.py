@@ -8,12 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgepack.archive.archive import add_archives
-from edgepack.archive.images import JpegImage
 from edgepack.data import example
 from edgepack.errors import BudgetError, ModelError
 from edgepack.model.scheme import Format
@@ -23,7 +21,6 @@ from edgepack.pipeline.baselines import Baseline, keep_promise, make_baseline
 from edgepack.pipeline.error_breakdown import layer_splits
 from edgepack.pipeline.evaluate import Attempt, final_scores
 from edgepack.pipeline.explore import picked
-from edgepack.pipeline.jpeg_images import jpeg_images
 from edgepack.pipeline.limits import unmet_budget
 from edgepack.pipeline.manifest import Results, baseline_files, chosen_by, make_manifest, pack_file
 from edgepack.pipeline.options import BuildOptions
@@ -31,6 +28,9 @@ from edgepack.pipeline.prepare import Prepared, prepared
 from edgepack.pipeline.search import Planned, plan
 from edgepack.sources import model_name
 from edgepack.workspace import Cache, Progress, silent
+
+if TYPE_CHECKING:
+    from edgepack.archive.images import JpegImage
 
 EXAMPLE = "example_inputs.npz"
 
@@ -109,6 +109,8 @@ def _archived(folder: Path, chosen: Chosen, ready: Prepared) -> Mapping[str, tup
     """Writes an archive of each model file, where that was asked for. Their bytes and entries by its name."""
     if not ready.evaluator.options.transport:
         return {}
+    from edgepack.archive.archive import add_archives
+
     ready.evaluator.workspace.progress("transport")
     return add_archives(folder, [(f"model.{fmt}", fmt) for fmt in chosen.attempts], chosen.images)
 
@@ -147,8 +149,14 @@ def _choose(ready: Prepared) -> Chosen:
         if not attempts:
             raise err
         ready.evaluator.workspace.warn(f"no {fmt} file: {err.message}")
-    images = {fmt: jpeg_images(ready.evaluator, one) for fmt, one in attempts.items()} if options.transport else {}
+    images = _images(ready, attempts) if options.transport else {}
     return Chosen(planned, attempts, {fmt: baselines[fmt] for fmt in attempts}, images)
+
+
+def _images(ready: Prepared, attempts: Mapping[Format, Attempt]) -> dict[Format, Sequence[JpegImage]]:
+    from edgepack.pipeline.jpeg_images import jpeg_images
+
+    return {fmt: jpeg_images(ready.evaluator, one) for fmt, one in attempts.items()}
 
 
 @contextmanager
