@@ -9,10 +9,11 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
+from edgepack.backends.backend import THREADS as RUN_THREADS
 from edgepack.backends.backend import Observation, Watched, joined
 from edgepack.backends.registry import backend
-from edgepack.data import Samples, feeds
-from edgepack.errors import DataError
+from edgepack.data import Samples, example, feeds
+from edgepack.errors import DataError, ModelError
 from edgepack.factorize.shrinkage import FORMULAS, GRID, chosen
 from edgepack.model.kinds import views_of
 from edgepack.model.layer import View
@@ -159,6 +160,30 @@ def observe(model: Model, names: Sequence[str], samples: Samples, workspace: Wor
     else:
         by_key = merged(_in_order(_by_workers(watched, cut, workspace)))
     return {name: by_key[joined(key)] for name, key in observation.keys.items() if joined(key) in by_key}
+
+
+def row_counts(model: Model, samples: Samples | None, seed: int) -> dict[str, int] | None:
+    """Rows that one inference of an example multiplies, by layer; a layer whose input cannot be watched is absent.
+
+    None for a model that does not run on seeded inputs.
+
+    Args:
+        model: to be run once.
+        samples: of its inputs, None for seeded values.
+        seed: of these.
+
+    Raises:
+        ModelError: the model does not run on the samples.
+    """
+    try:
+        names = [layer.name for layer in model.layers]
+        observation = backend(model.native).observe(model.content, names, threads=RUN_THREADS)
+        counts = observation.row_counts(example(samples, model.inputs, seed))
+    except ModelError:
+        if samples is not None:
+            raise
+        return None
+    return {name: counts[joined(key)] for name, key in observation.keys.items()}
 
 
 @dataclass(frozen=True)

@@ -116,19 +116,23 @@ def keep_promise(evaluator: Evaluator, files: Writer, attempt: Attempt, baseline
     slower here."""
     if not is_automatic(evaluator.options) or not baseline.is_rival or not _fits(evaluator, baseline, attempt.fmt):
         return attempt
+    reason = _broken(evaluator, attempt, baseline)
+    return attempt if reason is None else _dense(evaluator, files, baseline.scheme, baseline.int8, reason)
+
+
+def _broken(evaluator: Evaluator, attempt: Attempt, baseline: Baseline) -> str | None:
+    """What the dense int8 file has over the planned one; None where that has it all."""
     if not attempt.within(evaluator.options.drop_limit):
-        return _dense(
-            evaluator, files, baseline, f"the best plan drops {attempt.lost:.2f}, dense int8 meets the budget"
-        )
-    sizes = attempt.path.stat().st_size, baseline.int8.stat().st_size
-    if sizes[0] > sizes[1]:
-        return _dense(evaluator, files, baseline, f"the planned file has {sizes[0]} bytes, dense int8 {sizes[1]}")
+        return f"the best plan drops {attempt.lost:.2f}, dense int8 meets the budget"
+    planned, dense = attempt.path.stat().st_size, baseline.int8.stat().st_size
+    if planned > dense:
+        return f"the planned file has {planned} bytes, dense int8 {dense}"
     if evaluator.measures_here and evaluator.aim == "latency":
         turns = evaluator.turns_s({"pack": attempt.path, "dense int8": baseline.int8}, attempt.fmt)
         by = model.slower_by(turns["pack"], turns["dense int8"])
         if by:
-            return _dense(evaluator, files, baseline, f"the plan took {1 + by:.2f} times as long as dense int8 here")
-    return attempt
+            return f"the plan took {1 + by:.2f} times as long as dense int8 here"
+    return None
 
 
 def dense_instead(evaluator: Evaluator, files: Writer, baseline: Baseline, reason: str) -> Attempt:
@@ -140,8 +144,7 @@ def dense_instead(evaluator: Evaluator, files: Writer, baseline: Baseline, reaso
     fp32 = FP32[files.fmt]
     failures = []
     for scheme, path in ((baseline.scheme, baseline.int8), (fp32, baseline.fp32)):
-        layers = tuple(_dense_plan(layer, scheme, reason) for layer in evaluator.layers)
-        attempt = evaluator.prover.measure(files, layers, {}, FileScheme.of(scheme), path)
+        attempt = _dense(evaluator, files, scheme, path, reason)
         if attempt.sound and (attempt.within(evaluator.options.drop_limit) or scheme == fp32):
             return attempt
         failures.append(f"dense {scheme}: {attempt.failure or f'it drops {attempt.lost:.2f}'}")
@@ -163,10 +166,10 @@ def _fits(evaluator: Evaluator, baseline: Baseline, fmt: Format) -> bool:
     return options.ram_bytes is None or peak_ram_bytes(baseline.int8, fmt, evaluator.workspace) <= options.ram_bytes
 
 
-def _dense(evaluator: Evaluator, files: Writer, baseline: Baseline, reason: str) -> Attempt:
-    """The baseline's own file as the pack's model, proved like any other."""
-    layers = tuple(_dense_plan(layer, baseline.scheme, reason) for layer in evaluator.layers)
-    return evaluator.prover.measure(files, layers, {}, FileScheme.of(baseline.scheme), baseline.int8)
+def _dense(evaluator: Evaluator, files: Writer, scheme: Scheme, path: Path, reason: str) -> Attempt:
+    """A baseline's own file as the pack's model, proved like any other."""
+    layers = tuple(_dense_plan(layer, scheme, reason) for layer in evaluator.layers)
+    return evaluator.prover.measure(files, layers, {}, FileScheme.of(scheme), path)
 
 
 def _dense_plan(layer: Layer, scheme: Scheme, reason: str) -> LayerPlan:

@@ -9,15 +9,13 @@ from typing import Literal
 
 import numpy as np
 
-from edgepack.backends.backend import THREADS, joined
 from edgepack.backends.registry import backend
-from edgepack.data import Samples, example
 from edgepack.errors import ModelError
 from edgepack.methods.registry import needs_gradients
 from edgepack.model.layer import Layer
 from edgepack.model.model import Model
 from edgepack.model.types import Array, Spectrum
-from edgepack.pipeline.activations import Subject
+from edgepack.pipeline.activations import Subject, row_counts
 from edgepack.pipeline.datasets import choose_method, load_data, make_guard
 from edgepack.pipeline.decompositions import decompose
 from edgepack.pipeline.gradients import weighed
@@ -114,21 +112,8 @@ def inspect(
         energies = [
             _energy(layer.name, spectrum, gradients) for layer, spectrum in zip(opened.layers, spectra, strict=True)
         ]
-        rows = _rows(opened, loaded.calibration, seed)
+        rows = row_counts(opened, loaded.calibration, seed) or {}
         return _report(opened, chosen, spectra, energies, rows, has_data=loaded.calibration is not None)
-
-
-def _rows(opened: Model, samples: Samples | None, seed: int) -> dict[str, int]:
-    """Rows that one inference multiplies, by layer; empty where the model does not run on stand-in inputs."""
-    try:
-        names = [layer.name for layer in opened.layers]
-        observation = backend(opened.native).observe(opened.content, names, threads=THREADS)
-        counts = observation.row_counts(example(samples, opened.inputs, seed))
-    except ModelError:
-        if samples is not None:
-            raise
-        return {}
-    return {name: counts[joined(key)] for name, key in observation.keys.items()}
 
 
 def _energy(name: str, spectrum: Spectrum, gradients: Mapping[str, Array] | None) -> Energy:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -96,8 +96,13 @@ def _prepare(options: BuildOptions, engines: Mapping[Format, Any], workspace: Wo
     data = load_data(options.data, opened, options.model, options.seed)
     methods = _methods(options, data)
     test = None if options.test is None else read_npz(options.test, opened.inputs)
-    dense = _dense(options, opened, data, engines, workspace)
-    guard, native = dense.guard, dense.native
+    inputs = example(data.guard, opened.inputs, options.seed)
+    given = WriterData(data.calibration, inputs, options.weight_grids[0])
+
+    def open_writer(fmt: Format) -> Writer:
+        return backend(fmt).open(opened, given, engines.get(fmt), workspace)
+
+    native, guard = _dense(options, opened, data, open_writer(opened.native), workspace)
     for line in _left_out(options):
         workspace.warn(line)
     if data.calibration is None:
@@ -106,12 +111,12 @@ def _prepare(options: BuildOptions, engines: Mapping[Format, Any], workspace: Wo
     method = methods.factorizer
     subject = Subject(opened, data.calibration, digest(opened.sha256, data.digest()))
     source, gradients = weighed(subject, method, guard.metric, workspace)
-    validated = _cross_validated(options, subject, method, dense, workspace)
+    validated = None if options.rank != "cv" else _cross_validated(subject, method, native, guard, workspace)
     key = digest(subject.key, method, guard.metric, options.seed, options.exact)
     question = Question(method, guard.metric, native.largest, key)
     analysis = analyze(subject, source, gradients, question, workspace)
     _warn_of_layers(options, analysis, workspace)
-    files = _formats(options, opened, data, native, engines, workspace)
+    files = _formats(options.chosen_formats, native, open_writer, workspace)
     if analysis.sensitivity.problem is not None:
         workspace.warn(f"layers are weighed by their output energy: {analysis.sensitivity.problem}")
 
@@ -178,39 +183,17 @@ def _methods(options: BuildOptions, data: Data) -> Methods:
     return methods
 
 
-@dataclass(frozen=True)
-class _Dense:
-    """The dense fp32 model: its writer, and its answers on the validation samples."""
-
-    native: Writer
-    guard: Guard
-
-
 def _dense(
-    options: BuildOptions, opened: Model, data: Data, engines: Mapping[Format, Any], workspace: Workspace
-) -> _Dense:
-    fmt = opened.native
-    native = _writer(fmt, options, opened, data, engines, workspace)
-    path = workspace.folder / f"dense.fp32.{fmt}"
+    options: BuildOptions, opened: Model, data: Data, native: Writer, workspace: Workspace
+) -> tuple[Writer, Guard]:
+    """The model's own writer with the best grid, and the dense fp32 model's answers on the validation samples."""
+    path = workspace.folder / f"dense.fp32.{native.fmt}"
     native.write_dense(path)
-    guard = make_guard(options.metric, data, (path, fmt), exact=options.exact)
+    guard = make_guard(options.metric, data, (path, native.fmt), exact=options.exact)
     check_evaluate(opened, path, guard)
-    if fmt in options.chosen_formats and options.precision != "fp32":
+    if native.fmt in options.chosen_formats and options.precision != "fp32":
         native = _best_grid(native, options.weight_grids, guard, workspace)
-    return _Dense(native, guard)
-
-
-def _writer(
-    fmt: Format,
-    options: BuildOptions,
-    opened: Model,
-    data: Data,
-    engines: Mapping[Format, Any],
-    workspace: Workspace,
-) -> Writer:
-    inputs = example(data.guard, opened.inputs, options.seed)
-    given = WriterData(data.calibration, inputs, options.weight_grids[0])
-    return backend(fmt).open(opened, given, engines.get(fmt), workspace)
+    return native, guard
 
 
 def _best_grid(native: Writer, grids: Sequence[int], guard: Guard, workspace: Workspace) -> Writer:
@@ -227,13 +210,11 @@ def _best_grid(native: Writer, grids: Sequence[int], guard: Guard, workspace: Wo
 
 
 def _cross_validated(
-    options: BuildOptions, subject: Subject, method: str, dense: _Dense, workspace: Workspace
-) -> CrossValidation | None:
-    if options.rank != "cv":
-        return None
-    labels = check_labels(subject.calibration, dense.guard)
-    samples = dense.guard.samples if subject.calibration is None else subject.calibration
-    return cross_validated(Labelled(subject, samples, labels, method), dense.native, workspace)
+    subject: Subject, method: str, native: Writer, guard: Guard, workspace: Workspace
+) -> CrossValidation:
+    labels = check_labels(subject.calibration, guard)
+    samples = guard.samples if subject.calibration is None else subject.calibration
+    return cross_validated(Labelled(subject, samples, labels, method), native, workspace)
 
 
 def _warn_of_layers(options: BuildOptions, analysis: Analysis, workspace: Workspace) -> None:
@@ -255,22 +236,17 @@ def _warn_of_methods(options: BuildOptions, methods: Methods, alternatives: Alte
 
 
 def _formats(
-    options: BuildOptions,
-    opened: Model,
-    data: Data,
-    native: Writer,
-    engines: Mapping[Format, Any],
-    workspace: Workspace,
+    wanted: Sequence[Format], native: Writer, open_writer: Callable[[Format], Writer], workspace: Workspace
 ) -> dict[Format, Writer]:
     """The formats that this model can be written in. One that it cannot be converted to is left out, with the reason,
     where there is another."""
     files: dict[Format, Writer] = {}
     refused: dict[Format, ModelError] = {}
-    for fmt in options.chosen_formats:
+    for fmt in wanted:
         if fmt == native.fmt:
             files[fmt] = native
             continue
-        writer = _writer(fmt, options, opened, data, engines, workspace)
+        writer = open_writer(fmt)
         try:
             writer.write_dense(workspace.folder / f"dense.fp32.{fmt}")
         except ModelError as err:

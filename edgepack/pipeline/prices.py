@@ -5,21 +5,19 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from edgepack.backends.backend import THREADS, joined
-from edgepack.backends.registry import backend
 from edgepack.backends.schemes import SCHEMES
 from edgepack.cost.measure import measure_points, points_for
 from edgepack.cost.model import CostSource, Price
 from edgepack.cost.select import Shape, cost_source, dense_int8, prices_of
-from edgepack.data import Samples, example
+from edgepack.data import Samples
 from edgepack.devices.local import LocalDevice
-from edgepack.errors import ModelError
 from edgepack.model.kinds import kind_of
 from edgepack.model.layer import Layer
 from edgepack.model.model import Model
 from edgepack.model.point import Point
 from edgepack.model.scheme import BITS, Format, Scheme
 from edgepack.model.structure import DENSE, Structure
+from edgepack.pipeline.activations import row_counts
 from edgepack.pipeline.options import PrecisionChoice
 from edgepack.plan.candidates import WorthwhileRanks
 from edgepack.targets.target import HOST, Target
@@ -179,19 +177,13 @@ def layer_uses(opened: Model, samples: Samples | None, seed: int) -> dict[str, U
     Raises:
         ModelError: the model does not run on the samples.
     """
-    try:
-        names = [layer.name for layer in opened.layers]
-        observation = backend(opened.native).observe(opened.content, names, threads=THREADS)
-        counts = observation.row_counts(example(samples, opened.inputs, seed))
-    except ModelError:
-        if samples is not None:
-            raise
+    counts = row_counts(opened, samples, seed)
+    if counts is None:
         return {layer.name: Uses(layer.uses, 1) for layer in opened.layers}
     uses = {}
     for layer in opened.layers:
         # The rows of a weight in several places are those of all of them together.
-        key = observation.keys.get(layer.name)
-        rows = layer.uses if key is None else counts[joined(key)]
+        rows = counts.get(layer.name, layer.uses)
         if rows:
             uses[layer.name] = Uses(layer.uses, max(1, rows // layer.uses))
     return uses

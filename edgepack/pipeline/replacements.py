@@ -71,7 +71,8 @@ class Replacements:
             name: pair for name, pair in of_structure(begin, "low-rank", "low-rank-correction").items() if name in pairs
         }
         int8 = all(own.per_channel_int8 for own in pairs.values())
-        return self.recovery.of(start, int8=int8, largest=min(map(self.rounder.largest_of, pairs.values())))
+        largest = min(own.largest_code(self.rounder.largest) for own in pairs.values())
+        return self.recovery.of(start, int8=int8, largest=largest)
 
     def _untrained(self, plan: Sequence[LayerPlan], scheme: FileScheme) -> dict[str, Replacement]:
         if self.refitter is None:

@@ -93,10 +93,6 @@ class Rounder:
             self._energies[layer.name] = output_energy(layer.weight, covariance)
         return self._energies[layer.name]
 
-    def largest_of(self, scheme: Scheme) -> int:
-        """Largest int8 weight code of a per-channel scheme."""
-        return scheme.largest_code(self.largest)
-
     def dense(self, layer: View, scheme: Scheme, *, only_bits: int | None = None) -> Replacement | None:
         """The layer's own weight on the grid of a scheme; None where there is none, or nothing is known of the input.
 
@@ -122,7 +118,7 @@ class Rounder:
         return factors_at(layer, spectrum, rank, self.method, self.seed)
 
     def _grid(self, scheme: Scheme, in_features: int) -> WeightGrid | None:
-        return grid_of(scheme, in_features, largest=self.largest_of(scheme))
+        return grid_of(scheme, in_features, largest=self.largest)
 
     def _pair(
         self, layer: View, spectrum: Spectrum, rank: int, grids: tuple[WeightGrid, WeightGrid], latent: LatentGrid

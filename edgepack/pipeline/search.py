@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
-from edgepack import workspace
 from edgepack.backends.backend import Writer
 from edgepack.backends.schemes import FP32
 from edgepack.cost import model
@@ -29,7 +28,8 @@ from edgepack.plan.bisect import climb, within
 from edgepack.plan.candidates import base_scheme, exceptions, file_label
 from edgepack.plan.solve import Bounds, Infeasible, Quantity
 from edgepack.units import seconds
-from edgepack.workspace import Keyed, digest
+from edgepack.workspace import TOOLS, Keyed, digest, record_store
+from edgepack.workspace import Step as CachedStep
 
 FINALISTS = 3
 """Plans that are compared by measuring their files where the target is this machine."""
@@ -422,4 +422,4 @@ def _unpacked(record: Mapping[str, Any]) -> tuple[Drop, int]:
     return Drop(**record["drop"]), record["size_bytes"]
 
 
-PROBE = workspace.Step("probes", 5, _probed, workspace.record_store(_packed, _unpacked), tools=workspace.TOOLS)
+PROBE = CachedStep("probes", 5, _probed, record_store(_packed, _unpacked), tools=TOOLS)

@@ -336,7 +336,7 @@ def pair_losses(
 
 
 def _rounded(matrix: Array, scheme: Scheme, largest: int) -> Array:
-    grid = grid_of(scheme, matrix.shape[1], largest=scheme.largest_code(largest))
+    grid = grid_of(scheme, matrix.shape[1], largest=largest)
     if grid is None:
         return matrix
     on = lattice(matrix, grid)

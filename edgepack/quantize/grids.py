@@ -172,13 +172,13 @@ def grid_of(scheme: Scheme, in_features: int, *, largest: int = WEIGHT_MAX) -> W
     Args:
         scheme: of a dense layer or of low-rank factors.
         in_features: columns of the matrix, which choose the block size of the block-wise schemes.
-        largest: largest code of per-channel int8: 127, or 63 where the target's int8 dot products saturate.
+        largest: largest code that the target's kernels allow; see `Scheme.largest_code`.
     """
     if scheme.is_float:
         return None
     if scheme.granularity == "block":
         return WeightGrid(scheme.qmax, block_for(in_features))
-    return WeightGrid(min(largest, scheme.qmax))
+    return WeightGrid(scheme.largest_code(largest))
 
 
 @dataclass(frozen=True)

@@ -155,8 +155,11 @@ class OnnxWriter:
         """All of them but layers in code whose operators the model's opset lacks."""
         from edgepack.backends.onnx.constexpr import least_opset
 
-        opset = self.model.opset_imports.get("", 1)
-        return {n: part for n, part in factors.items() if not part.structure.is_constexpr or opset >= least_opset(part)}
+        return {
+            name: part
+            for name, part in factors.items()
+            if not part.structure.is_constexpr or self._opset >= least_opset(part)
+        }
 
     def write_dense(self, out: Path) -> None:
         """The dense fp32 baseline."""
