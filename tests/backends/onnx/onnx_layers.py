@@ -170,3 +170,27 @@ def assert_close(found: Array, wanted: Array, tolerance: float) -> None:
 
 
 BOOL = TensorProto.BOOL
+
+
+def in_a_branch_and_in_a_function() -> ir.Model:
+    """Three layers of `x` (N, IN): one in each branch that `flag` chooses from, and one in a function behind them."""
+    branches = {
+        f"{kind}_branch": helper.make_graph(
+            [node("MatMul", ["x", f"w_{kind}"], [f"y_{kind}"])], kind, [], [info(f"y_{kind}", ["N", OUT])]
+        )
+        for kind in ("then", "else")
+    }
+    block = helper.make_function(
+        "local", "Block", ["i"], ["o"],
+        [node("Constant", [], ["c"], value=onnx.numpy_helper.from_array(normal(OUT, 16, seed=7))),
+         node("MatMul", ["i", "c"], ["o"])],
+        [helper.make_opsetid("", 17)],
+    )  # fmt: skip
+    return model(
+        [node("If", ["flag"], ["h"], **branches), node("Block", ["h"], ["y"], domain="local")],
+        [info("x", ["N", IN]), helper.make_tensor_value_info("flag", BOOL, [])],
+        [info("y", ["N", 16])],
+        {"w_then": normal(IN, OUT) / 8, "w_else": normal(IN, OUT, seed=2) / 8},
+        functions=[block],
+        domain="local",
+    )

@@ -8,7 +8,6 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from onnx import helper
 
 from edgepack.backends.onnx.contents import read_contents
 from edgepack.backends.onnx.file import save, to_bytes
@@ -23,7 +22,6 @@ from edgepack.model.scheme import Scheme
 from edgepack.model.types import Array
 from edgepack.quantize.grids import block_for, dequantize_blocks, quantize_blocks, unpack
 from tests.backends.onnx.onnx_layers import (
-    BOOL,
     FUSED,
     IN,
     LOW_HIGH,
@@ -32,6 +30,7 @@ from tests.backends.onnx.onnx_layers import (
     assert_close,
     emitted,
     fp32,
+    in_a_branch_and_in_a_function,
     info,
     kernels,
     model,
@@ -180,26 +179,7 @@ def test_sides_that_fill_no_block(scheme: Scheme, inputs: int, block: int, block
 
 @pytest.mark.parametrize("scheme", NBITS, ids=str)
 def test_layers_in_a_branch_and_in_a_function(scheme: Scheme, tmp_path: Path) -> None:
-    branches = {
-        f"{kind}_branch": helper.make_graph(
-            [node("MatMul", ["x", f"w_{kind}"], [f"y_{kind}"])], kind, [], [info(f"y_{kind}", ["N", OUT])]
-        )
-        for kind in ("then", "else")
-    }
-    block = helper.make_function(
-        "local", "Block", ["i"], ["o"],
-        [node("Constant", [], ["c"], value=onnx.numpy_helper.from_array(normal(OUT, 16, seed=7))),
-         node("MatMul", ["i", "c"], ["o"])],
-        [helper.make_opsetid("", 17)],
-    )  # fmt: skip
-    source = model(
-        [node("If", ["flag"], ["h"], **branches), node("Block", ["h"], ["y"], domain="local")],
-        [info("x", ["N", IN]), helper.make_tensor_value_info("flag", BOOL, [])],
-        [info("y", ["N", 16])],
-        {"w_then": normal(IN, OUT) / 8, "w_else": normal(IN, OUT, seed=2) / 8},
-        functions=[block],
-        domain="local",
-    )
+    source = in_a_branch_and_in_a_function()
     path = emitted(source, scheme, tmp_path / "q.onnx")
     assert [bits for *_, bits in read_contents(path).weights] == [scheme.bits] * 3
     for flag in (True, False):
