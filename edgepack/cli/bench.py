@@ -9,26 +9,21 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgepack.cli.options import (
-    Csv,
     Formats,
     Hosts,
     Install,
-    Json,
     Local,
-    Markdown,
-    Output,
     Packs,
     Python,
     Serials,
     SshConfig,
     TargetsFile,
-    Verbose,
-    chosen_output,
-    door,
     progress_bar,
     progress_bars,
+    reporting,
     show,
 )
+from edgepack.report.render import Renderer
 
 if TYPE_CHECKING:
     from edgepack.benchmark.pack import Session
@@ -36,6 +31,7 @@ if TYPE_CHECKING:
     from edgepack.targets.target import Target
 
 
+@reporting()
 def bench(
     pack: Annotated[Path, typer.Argument(help="Pack folder.", show_default=False)],
     target: Annotated[
@@ -66,10 +62,8 @@ def bench(
     ] = None,
     perf_test: Annotated[Path | None, typer.Option("--perf-test", help="onnxruntime_perf_test, likewise.")] = None,
     targets_file: TargetsFile = None,
-    as_json: Json = False,
-    markdown: Markdown = False,
-    csv: Csv = False,
-    verbose: Verbose = False,
+    *,
+    output: Renderer,
 ) -> None:
     """Measure a pack against its dense fp32 and dense int8 baselines, in turns; results go into the pack.
 
@@ -84,36 +78,34 @@ def bench(
 
     Example: edgepack bench dist/mnist-mlp.rpi4 --target rpi4 --emulate
     """
-    with door(as_json=as_json, verbose=verbose):
-        output = chosen_output(as_json=as_json, markdown=markdown, csv=csv)
-        from edgepack.benchmark.pack import Session
-        from edgepack.benchmark.session import Settings
-        from edgepack.devices.connect import Reach
-        from edgepack.pack.facts import read_facts
-        from edgepack.pipeline.options import parse_formats
-        from edgepack.targets.file import get_target
+    from edgepack.benchmark.pack import Session
+    from edgepack.benchmark.session import Settings
+    from edgepack.devices.connect import Reach
+    from edgepack.pack.facts import read_facts
+    from edgepack.pipeline.options import parse_formats
+    from edgepack.targets.file import get_target
 
-        reach = Reach(
-            tuple(hosts or ()),
-            tuple(serials or ()),
-            local,
-            ssh_config,
-            python,
-            install,
-            fresh,
-            benchmark_model,
-            perf_test,
-        )
-        if emulate:
-            _require_countable(reach, measured=quick or sustained)
-        facts = read_facts(pack)
-        chosen = [get_target(name, targets_file) for name in target or [facts.target_name]]
-        asked = None if formats is None else parse_formats(formats)
-        session = Session(pack, Settings(threads, quick, cold, sustained, cluster), asked)
-        if emulate:
-            _count(session, chosen, by_layer=layers, output=output)
-        else:
-            _measure(session, chosen, reach, output)
+    reach = Reach(
+        tuple(hosts or ()),
+        tuple(serials or ()),
+        local,
+        ssh_config,
+        python,
+        install,
+        fresh,
+        benchmark_model,
+        perf_test,
+    )
+    if emulate:
+        _require_countable(reach, measured=quick or sustained)
+    facts = read_facts(pack)
+    chosen = [get_target(name, targets_file) for name in target or [facts.target_name]]
+    asked = None if formats is None else parse_formats(formats)
+    session = Session(pack, Settings(threads, quick, cold, sustained, cluster), asked)
+    if emulate:
+        _count(session, chosen, by_layer=layers, output=output)
+    else:
+        _measure(session, chosen, reach, output)
 
 
 def _require_countable(reach: Reach, *, measured: bool) -> None:
@@ -126,7 +118,7 @@ def _require_countable(reach: Reach, *, measured: bool) -> None:
         raise UsageError("--quick and --sustained are for a measurement; --emulate counts, and has none", hint=hint)
 
 
-def _count(session: Session, targets: Sequence[Target], *, by_layer: bool, output: Output) -> None:
+def _count(session: Session, targets: Sequence[Target], *, by_layer: bool, output: Renderer) -> None:
     from edgepack.benchmark.emulate import emulate_pack
     from edgepack.errors import UsageError
     from edgepack.pack.facts import read_facts
@@ -134,7 +126,7 @@ def _count(session: Session, targets: Sequence[Target], *, by_layer: bool, outpu
 
     if len(targets) != 1:
         raise UsageError(f"--emulate counts on one target, found {len(targets)}")
-    with progress_bar(as_json=output == "json") as progress:
+    with progress_bar(output) as progress:
         counted = emulate_pack(
             session.pack,
             target=targets[0],
@@ -146,36 +138,30 @@ def _count(session: Session, targets: Sequence[Target], *, by_layer: bool, outpu
     show(comparison_report((), rows_of_emulated(counted, read_facts(session.pack), targets[0])), output)
 
 
-def _measure(session: Session, targets: Sequence[Target], reach: Reach, output: Output) -> None:
+def _measure(session: Session, targets: Sequence[Target], reach: Reach, output: Renderer) -> None:
     from edgepack.benchmark.pack import bench_places, failure
     from edgepack.devices.connect import places
     from edgepack.report.comparison import compare_results, comparison_report
 
     found = places(targets, reach)
     titles = [place.title for place in found]
-    with progress_bars(titles, as_json=output == "json") as progress:
+    with progress_bars(titles, output) as progress:
         benched = bench_places(session, found, reach, progress)
     for one in benched:
-        if one.taken_up and output != "json":
+        if one.taken_up and not output.for_machines:
             note = f"{one.place.title}: {one.taken_up} processes were taken up from a measurement that was cut"
             typer.echo(f"{note} (--fresh measures again)", err=True)
     results = [one.result for one in benched if one.result is not None]
     error = failure(benched)
-    if results and not (error and output == "json"):
+    if results and not (error and output.for_machines):
         compared = compare_results(results, session.pack)
         show(comparison_report(compared.rows, compared.emulated), output)
     if error:
         raise error
 
 
-def compare(
-    packs: Packs,
-    targets_file: TargetsFile = None,
-    as_json: Json = False,
-    markdown: Markdown = False,
-    csv: Csv = False,
-    verbose: Verbose = False,
-) -> None:
+@reporting()
+def compare(packs: Packs, targets_file: TargetsFile = None, *, output: Renderer) -> None:
     """Compare benched packs: size, latency, memory, accuracy, and ratios to dense fp32 and dense int8 of the same run.
 
     Emulated results have their own tables below: counts per inference, a bound on the time, and the layers. With --csv
@@ -183,9 +169,7 @@ def compare(
 
     Example: edgepack compare dist/mnist-mlp.host dist/mnist-mlp.rpi4 --markdown
     """
-    with door(as_json=as_json, verbose=verbose):
-        output = chosen_output(as_json=as_json, markdown=markdown, csv=csv)
-        from edgepack.report.comparison import compare_packs, comparison_report
+    from edgepack.report.comparison import compare_packs, comparison_report
 
-        compared = compare_packs(packs, targets_file)
-        show(comparison_report(compared.rows, compared.emulated), output)
+    compared = compare_packs(packs, targets_file)
+    show(comparison_report(compared.rows, compared.emulated), output)

@@ -8,23 +8,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgepack.cli.options import (
-    Csv,
     Data,
     Fresh,
-    Json,
-    Markdown,
     Model,
-    Output,
     PrecisionName,
     Seed,
     TargetName,
     TargetsFile,
-    Verbose,
-    chosen_output,
-    door,
     progress_bar,
+    reporting,
     show,
 )
+from edgepack.report.render import Renderer
 
 if TYPE_CHECKING:
     from edgepack.pipeline.options import BuildOptions
@@ -41,6 +36,7 @@ METHODS_HELP = (
 )
 
 
+@reporting()
 def build(
     model: Model,
     target: TargetName,
@@ -103,77 +99,74 @@ def build(
     seed: Seed = 0,
     fresh: Fresh = False,
     targets_file: TargetsFile = None,
-    as_json: Json = False,
-    markdown: Markdown = False,
-    csv: Csv = False,
-    verbose: Verbose = False,
+    *,
+    output: Renderer,
 ) -> None:
     """Build a pack: the model with its linear layers factored and in int8, its baselines, and a manifest.
 
     Example: edgepack build model.onnx --target rpi4 --data samples.npz --max-drop 0.5
     """
-    with door(as_json=as_json, verbose=verbose):
-        output = chosen_output(as_json=as_json, markdown=markdown, csv=csv)
-        from edgepack.distill.budget import parse_budget
-        from edgepack.pipeline.options import (
-            BuildOptions,
-            parse_duration,
-            parse_formats,
-            parse_pick,
-            parse_rank,
-            parse_size,
-        )
-        from edgepack.targets.file import get_target
+    from edgepack.distill.budget import parse_budget
+    from edgepack.pipeline.options import (
+        BuildOptions,
+        parse_duration,
+        parse_formats,
+        parse_pick,
+        parse_rank,
+        parse_size,
+    )
+    from edgepack.targets.file import get_target
 
-        options = BuildOptions(
-            model=model,
-            target=get_target(target, targets_file),
-            data=data,
-            test=test,
-            max_drop=max_drop,
-            metric=metric,
-            formats=None if formats is None else parse_formats(formats),
-            rank=parse_rank(rank),
-            precision=precision.value,
-            method=method,
-            recover=None if recover is None else parse_budget(recover),
-            refit=refit,
-            flash_bytes=None if flash is None else parse_size(flash),
-            ram_bytes=None if ram is None else parse_size(ram),
-            latency_s=None if latency is None else parse_duration(latency),
-            search_minutes=search_minutes,
-            pick=() if pick is None else parse_pick(pick),
-            scheduler=scheduler,
-            out=out,
-            seed=seed,
-            fresh=fresh,
-            baseline=not no_baseline,
-            transport=transport,
-        )
-        (_explore if explore else _build)(options, output)
+    options = BuildOptions(
+        model=model,
+        target=get_target(target, targets_file),
+        data=data,
+        test=test,
+        max_drop=max_drop,
+        metric=metric,
+        formats=None if formats is None else parse_formats(formats),
+        rank=parse_rank(rank),
+        precision=precision.value,
+        method=method,
+        recover=None if recover is None else parse_budget(recover),
+        refit=refit,
+        flash_bytes=None if flash is None else parse_size(flash),
+        ram_bytes=None if ram is None else parse_size(ram),
+        latency_s=None if latency is None else parse_duration(latency),
+        search_minutes=search_minutes,
+        pick=() if pick is None else parse_pick(pick),
+        scheduler=scheduler,
+        out=out,
+        seed=seed,
+        fresh=fresh,
+        baseline=not no_baseline,
+        transport=transport,
+    )
+    (_explore if explore else _build)(options, output)
 
 
-def _build(options: BuildOptions, output: Output) -> None:
+def _build(options: BuildOptions, output: Renderer) -> None:
     from edgepack.pipeline.build import build as run
     from edgepack.report.build import build_report
 
-    with progress_bar(as_json=output == "json") as progress:
+    with progress_bar(output) as progress:
         result = run(options, progress=progress)
     show(build_report(result.out, result.manifest), output)
 
 
-def _explore(options: BuildOptions, output: Output) -> None:
+def _explore(options: BuildOptions, output: Renderer) -> None:
     from edgepack.errors import UsageError
     from edgepack.pipeline.explore import explore as run
     from edgepack.report.build import explored_report
 
     if options.pick:
         raise UsageError("--explore lists plans and --pick builds one: give one of them")
-    with progress_bar(as_json=output == "json") as progress:
+    with progress_bar(output) as progress:
         found = run(options, progress=progress)
     show(explored_report(found.rows, found.warnings), output)
 
 
+@reporting()
 def inspect(
     model: Model,
     data: Data = None,
@@ -182,10 +175,8 @@ def inspect(
     ] = None,
     seed: Seed = 0,
     fresh: Fresh = False,
-    as_json: Json = False,
-    markdown: Markdown = False,
-    csv: Csv = False,
-    verbose: Verbose = False,
+    *,
+    output: Renderer,
 ) -> None:
     """Show every linear layer: its share of bytes and multiplications, its break-even rank, and the ranks it needs.
 
@@ -193,40 +184,35 @@ def inspect(
 
     Example: edgepack inspect model.onnx --data samples.npz
     """
-    with door(as_json=as_json, verbose=verbose):
-        output = chosen_output(as_json=as_json, markdown=markdown, csv=csv)
-        if Path(model).is_dir():
-            from edgepack.pack.manifest import read_manifest
-            from edgepack.report.inspect import pack_report
+    if Path(model).is_dir():
+        from edgepack.pack.manifest import read_manifest
+        from edgepack.report.inspect import pack_report
 
-            show(pack_report(Path(model), read_manifest(Path(model))), output)
-            return
-        from edgepack.pipeline.inspect import inspect as run
-        from edgepack.report.inspect import model_report
+        show(pack_report(Path(model), read_manifest(Path(model))), output)
+        return
+    from edgepack.pipeline.inspect import inspect as run
+    from edgepack.report.inspect import model_report
 
-        with progress_bar(as_json=as_json) as progress:
-            found = run(model, data=data, method=method, seed=seed, fresh=fresh, progress=progress)
-        show(model_report(found), output)
+    with progress_bar(output) as progress:
+        found = run(model, data=data, method=method, seed=seed, fresh=fresh, progress=progress)
+    show(model_report(found), output)
 
 
+@reporting()
 def unpack(
     file: Annotated[Path, typer.Argument(help="The .tar.xz that `build --transport` wrote.", show_default=False)],
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder for the files.", show_default="the archive's")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a different file of the same name.")] = False,
-    as_json: Json = False,
-    markdown: Markdown = False,
-    csv: Csv = False,
-    verbose: Verbose = False,
+    *,
+    output: Renderer,
 ) -> None:
     """Write the model file of an archive, to the byte as it was packed, and check its SHA-256.
 
     Example: edgepack unpack dist/model.rpi4/transport/model.onnx.tar.xz --out models
     """
-    with door(as_json=as_json, verbose=verbose):
-        output = chosen_output(as_json=as_json, markdown=markdown, csv=csv)
-        from edgepack.archive.archive import unpack_file
-        from edgepack.report.doctor import unpacked_report
+    from edgepack.archive.archive import unpack_file
+    from edgepack.report.doctor import unpacked_report
 
-        show(unpacked_report(file, unpack_file(file, out, force=force)), output)
+    show(unpacked_report(file, unpack_file(file, out, force=force)), output)

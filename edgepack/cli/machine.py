@@ -8,23 +8,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgepack.cli.options import (
-    Csv,
     Hosts,
     Install,
-    Json,
-    Markdown,
-    Output,
     Python,
     Serials,
     SshConfig,
     TargetName,
     TargetsFile,
-    Verbose,
-    chosen_output,
-    door,
     progress_bar,
+    reporting,
     show,
 )
+from edgepack.report.render import TERMINAL, Renderer
 
 if TYPE_CHECKING:
     from edgepack.devices.connect import Reach
@@ -41,16 +36,15 @@ class Arch(StrEnum):
     x86_64 = "x86_64"
 
 
+@reporting()
 def doctor(
     hosts: Hosts = None,
     serials: Serials = None,
     ssh_config: SshConfig = None,
     python: Python = None,
     install: Install = False,
-    as_json: Json = False,
-    markdown: Markdown = False,
-    csv: Csv = False,
-    verbose: Verbose = False,
+    *,
+    output: Renderer,
 ) -> None:
     """Show which runtimes, converters and clients are here, and the command that installs what is missing.
 
@@ -60,21 +54,19 @@ def doctor(
 
     Example: edgepack doctor --host pi@raspberrypi.local
     """
-    with door(as_json=as_json, verbose=verbose):
-        output = chosen_output(as_json=as_json, markdown=markdown, csv=csv)
-        if hosts or serials:
-            from edgepack.devices.connect import Reach
+    if hosts or serials:
+        from edgepack.devices.connect import Reach
 
-            reach = Reach(tuple(hosts or ()), tuple(serials or ()), False, ssh_config, python, install)
-            _doctor_of_devices(reach, output)
-            return
-        from edgepack.devices.doctor import examine
-        from edgepack.report.doctor import doctor_report
+        reach = Reach(tuple(hosts or ()), tuple(serials or ()), False, ssh_config, python, install)
+        _doctor_of_devices(reach, output)
+        return
+    from edgepack.devices.doctor import examine
+    from edgepack.report.doctor import doctor_report
 
-        show(doctor_report(examine()), output)
+    show(doctor_report(examine()), output)
 
 
-def _doctor_of_devices(reach: Reach, output: Output) -> None:
+def _doctor_of_devices(reach: Reach, output: Renderer) -> None:
     from edgepack.devices.connect import places, reached_remote
     from edgepack.devices.doctor import examine_device
     from edgepack.report.doctor import preflight_report
@@ -82,24 +74,20 @@ def _doctor_of_devices(reach: Reach, output: Output) -> None:
 
     found = {}
     for place in places([get_target("host")], reach):
-        with (
-            progress_bar(as_json=output == "json") as progress,
-            reached_remote(place, reach, progress) as device,
-        ):
+        with progress_bar(output) as progress, reached_remote(place, reach, progress) as device:
             found[place.title] = examine_device(device)
-        if output == "terminal":  # each as soon as it is known: the next device may not answer
+        if output is TERMINAL:  # each as soon as it is known: the next device may not answer
             show(preflight_report({place.title: found[place.title]}))
-    if output != "terminal":
+    if output is not TERMINAL:
         show(preflight_report(found), output)
 
 
 @emulator_app.command("install")
+@reporting()
 def install_emulator(
     arch: Annotated[Arch, typer.Option("--arch", help="Of the targets to emulate.")] = Arch.aarch64,
-    as_json: Json = False,
-    markdown: Markdown = False,
-    csv: Csv = False,
-    verbose: Verbose = False,
+    *,
+    output: Renderer,
 ) -> None:
     """Install QEMU, the cache model and, for Arm targets, their Python and runtimes; what is there already stays.
 
@@ -107,25 +95,22 @@ def install_emulator(
 
     Example: edgepack emulator install --arch aarch64
     """
-    with door(as_json=as_json, verbose=verbose):
-        output = chosen_output(as_json=as_json, markdown=markdown, csv=csv)
-        from edgepack.emulator.install import install
-        from edgepack.report.doctor import installed_report
+    from edgepack.emulator.install import install
+    from edgepack.report.doctor import installed_report
 
-        with progress_bar(as_json=as_json) as progress:
-            installed = install(arch.value, progress)
-        show(installed_report(installed), output)
+    with progress_bar(output) as progress:
+        installed = install(arch.value, progress)
+    show(installed_report(installed), output)
 
 
 @emulator_app.command("costs")
+@reporting()
 def costs(
     target: TargetName,
     fill: Annotated[bool, typer.Option("--fill", help="Count what is missing, and keep it for this CPU.")] = False,
     targets_file: TargetsFile = None,
-    as_json: Json = False,
-    markdown: Markdown = False,
-    csv: Csv = False,
-    verbose: Verbose = False,
+    *,
+    output: Renderer,
 ) -> None:
     """Show the counts by which schemes are chosen for a target elsewhere, and how well they interpolate.
 
@@ -134,24 +119,22 @@ def costs(
 
     Example: edgepack emulator costs --target rpi4
     """
-    with door(as_json=as_json, verbose=verbose):
-        output = chosen_output(as_json=as_json, markdown=markdown, csv=csv)
-        from dataclasses import asdict
+    from dataclasses import asdict
 
-        from edgepack.cost.count import fill_table
-        from edgepack.cost.emulated import table_for
-        from edgepack.errors import UsageError
-        from edgepack.report.targets import costs_report
-        from edgepack.targets.file import get_target
+    from edgepack.cost.count import fill_table
+    from edgepack.cost.emulated import table_for
+    from edgepack.errors import UsageError
+    from edgepack.report.targets import costs_report
+    from edgepack.targets.file import get_target
 
-        chosen = get_target(target, targets_file)
-        table = table_for(chosen)
-        if fill:
-            with progress_bar(as_json=as_json) as progress:
-                table = fill_table(chosen, progress=progress)
-        if table is None:
-            raise UsageError(
-                f"no counts are kept for a CPU like {target}",
-                hint=f"count it: edgepack emulator costs --target {target} --fill",
-            )
-        show(costs_report(target, asdict(table)), output)
+    chosen = get_target(target, targets_file)
+    table = table_for(chosen)
+    if fill:
+        with progress_bar(output) as progress:
+            table = fill_table(chosen, progress=progress)
+    if table is None:
+        raise UsageError(
+            f"no counts are kept for a CPU like {target}",
+            hint=f"count it: edgepack emulator costs --target {target} --fill",
+        )
+    show(costs_report(target, asdict(table)), output)

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import json
+import inspect
 import sys
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from enum import StrEnum
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgepack.errors import EdgepackError
+from edgepack.errors import EdgepackError, UsageError
+from edgepack.report.render import RENDERERS, TERMINAL, Renderer
+from edgepack.report.report import Report
 
 if TYPE_CHECKING:
-    from edgepack.report.report import Report
     from edgepack.workspace import Progress
 
 INTERRUPTED = 130
@@ -31,11 +33,6 @@ class PrecisionName(StrEnum):
     int4 = "int4"
 
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
-Markdown = Annotated[bool, typer.Option("--markdown", help="Print markdown tables.")]
-Csv = Annotated[
-    bool, typer.Option("--csv", help="Print CSV, full precision; several tables have an empty line between.")
-]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show the traceback of an error.")]
 Model = Annotated[
     str, typer.Argument(help="model.onnx, model.pt2, file.py:function or package.module:function.", show_default=False)
@@ -67,30 +64,49 @@ Python = Annotated[
 Install = Annotated[bool, typer.Option("--install", help="First make an environment with the runtimes on the device.")]
 
 
-def chosen_output(*, as_json: bool, markdown: bool, csv: bool) -> Output:
-    """What a command prints its report as.
+def reporting(*, tables: bool = True) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """For a command that prints a report: in place of its parameter `output` it offers an option for every renderer,
+    one at a time, and `-v`; and it runs behind the `door`.
 
-    Raises:
-        UsageError: several were asked for.
+    Args:
+        tables: whether the report has tables; of one without, only machines want another form.
     """
-    from edgepack.errors import UsageError
+    offered = [renderer for renderer in RENDERERS if tables or renderer.for_machines]
 
-    if as_json + markdown + csv > 1:
-        raise UsageError("--markdown, --csv and --json exclude each other")
-    return "json" if as_json else "markdown" if markdown else "csv" if csv else "terminal"
+    def decorated(command: Callable[..., None]) -> Callable[..., None]:
+        @wraps(command)
+        def run(verbose: bool, **values: Any) -> None:
+            asked = [renderer for renderer in offered if values.pop(renderer.name)]
+            output = next((renderer for renderer in asked if renderer.for_machines), (*asked, TERMINAL)[0])
+            with door(output, verbose=verbose):
+                if len(asked) > 1:
+                    first, *others = (renderer.option for renderer in offered)
+                    raise UsageError(f"{', '.join(others)} and {first} exclude each other")
+                command(**values, output=output)
+
+        flags = {each.name: Annotated[bool, typer.Option(each.option, help=each.help)] for each in offered}
+        parameters = dict(inspect.signature(command, eval_str=True).parameters)
+        del parameters["output"]
+        for name, kind in (flags | {"verbose": Verbose}).items():
+            parameters[name] = inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=kind)
+        run.__annotations__ = {name: parameter.annotation for name, parameter in parameters.items()}
+        run.__signature__ = inspect.Signature(list(parameters.values()))  # type: ignore[attr-defined]
+        return run
+
+    return decorated
 
 
 @contextmanager
-def door(*, as_json: bool, verbose: bool) -> Iterator[None]:
+def door(output: Renderer, *, verbose: bool) -> Iterator[None]:
     """Turn every error into a message and the documented exit code; a traceback only with -v."""
     try:
         yield
     except EdgepackError as err:
-        _report(type(err).__name__, err.message, err.hint, err.exit_code, as_json, verbose)
+        _report(type(err).__name__, err.message, err.hint, err.exit_code, output, verbose)
         raise typer.Exit(err.exit_code) from err
     except KeyboardInterrupt as err:
         hint = "run the same command again: it goes on where it was"
-        _report("Interrupted", "interrupted", hint, INTERRUPTED, as_json, False)
+        _report("Interrupted", "interrupted", hint, INTERRUPTED, output, False)
         raise typer.Exit(INTERRUPTED) from err
     except BrokenPipeError as err:
         with suppress(OSError):
@@ -101,54 +117,44 @@ def door(*, as_json: bool, verbose: bool) -> Iterator[None]:
             raise
         message = f"internal error: {type(err).__name__}: {err}"
         _report(
-            "InternalError", message, None if verbose else "run again with -v for the traceback", 1, as_json, verbose
+            "InternalError", message, None if verbose else "run again with -v for the traceback", 1, output, verbose
         )
         raise typer.Exit(1) from err
 
 
-def _report(kind: str, message: str, hint: str | None, code: int, as_json: bool, verbose: bool) -> None:
+def _report(kind: str, message: str, hint: str | None, code: int, output: Renderer, verbose: bool) -> None:
     if verbose:
         traceback.print_exc()
-    if as_json:
-        show_json({"error": {"kind": kind, "message": message, "hint": hint, "exit_code": code}})
+    if output.for_machines:
+        error = {"kind": kind, "message": message, "hint": hint, "exit_code": code}
+        show(Report(record={"error": error}), output)
         return
     typer.echo(f"error: {message}", err=True)
     if hint:
         typer.echo(f"  hint: {hint}", err=True)
 
 
-def show_json(value: Any) -> None:
-    """Print one JSON document."""
-    typer.echo(json.dumps(value, indent=2, sort_keys=True, default=str))
-
-
-Output = Literal["terminal", "json", "markdown", "csv"]
-
-
-def show(report: Report, output: Output = "terminal") -> None:
+def show(report: Report, output: Renderer = TERMINAL) -> None:
     """Print a report: in tables as wide as the terminal, or 160 columns where there is none, or as a document."""
-    from importlib import import_module
-
-    render = import_module(f"edgepack.report.render.{output}").render
-    if output != "terminal":
-        typer.echo(render(report).rstrip("\n"))
+    if output is not TERMINAL:
+        typer.echo(output.render(report).rstrip("\n"))
         return
     from rich.console import Console
 
-    Console(width=None if sys.stdout.isatty() else 160, highlight=False).print(render(report))
+    Console(width=None if sys.stdout.isatty() else 160, highlight=False).print(output.render(report))
 
 
 @contextmanager
-def progress_bar(*, as_json: bool) -> Iterator[Progress]:
+def progress_bar(output: Renderer) -> Iterator[Progress]:
     """A progress line on stderr while the block runs; silent where stderr is no terminal."""
-    with progress_bars([""], as_json=as_json) as bars:
+    with progress_bars([""], output) as bars:
         yield bars[""]
 
 
 @contextmanager
-def progress_bars(titles: Sequence[str], *, as_json: bool) -> Iterator[Mapping[str, Progress]]:
+def progress_bars(titles: Sequence[str], output: Renderer) -> Iterator[Mapping[str, Progress]]:
     """A progress line for each of several things at once, by its title; silent where stderr is no terminal."""
-    if as_json or not sys.stderr.isatty():
+    if output.for_machines or not sys.stderr.isatty():
         from edgepack.workspace import silent
 
         yield dict.fromkeys(titles, silent)

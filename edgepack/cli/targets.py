@@ -9,96 +9,83 @@ from typing import Annotated
 import typer
 
 from edgepack.cli.options import (
-    Csv,
     Formats,
     Hosts,
     Install,
-    Json,
     Local,
-    Markdown,
     Python,
     Serials,
     SshConfig,
     TargetsFile,
-    Verbose,
-    chosen_output,
-    door,
     progress_bar,
+    reporting,
     show,
-    show_json,
 )
+from edgepack.report.render import TERMINAL, Renderer
+from edgepack.report.report import Report
 
 app = typer.Typer(name="targets", help="The CPUs that packs are built for.", no_args_is_help=True)
 
 
 @app.command("list")
-def list_targets(
-    targets_file: TargetsFile = None,
-    as_json: Json = False,
-    markdown: Markdown = False,
-    csv: Csv = False,
-    verbose: Verbose = False,
-) -> None:
+@reporting()
+def list_targets(targets_file: TargetsFile = None, *, output: Renderer) -> None:
     """List every target.
 
     Example: edgepack targets list
     """
-    with door(as_json=as_json, verbose=verbose):
-        output = chosen_output(as_json=as_json, markdown=markdown, csv=csv)
-        from edgepack.report.targets import targets_report
-        from edgepack.targets.file import load_targets
+    from edgepack.report.targets import targets_report
+    from edgepack.targets.file import load_targets
 
-        show(targets_report(list(load_targets(targets_file).values())), output)
+    show(targets_report(list(load_targets(targets_file).values())), output)
 
 
 @app.command("show")
+@reporting()
 def show_target(
     name: Annotated[str, typer.Argument(help="Name from `edgepack targets list`.", show_default=False)],
     targets_file: TargetsFile = None,
-    as_json: Json = False,
-    markdown: Markdown = False,
-    csv: Csv = False,
-    verbose: Verbose = False,
+    *,
+    output: Renderer,
 ) -> None:
     """Show what is known of one target, and what of it is only an estimate.
 
     Example: edgepack targets show rpi4
     """
-    with door(as_json=as_json, verbose=verbose):
-        output = chosen_output(as_json=as_json, markdown=markdown, csv=csv)
-        from edgepack.report.targets import target_report
-        from edgepack.targets.file import get_target
+    from edgepack.report.targets import target_report
+    from edgepack.targets.file import get_target
 
-        show(target_report(get_target(name, targets_file)), output)
+    show(target_report(get_target(name, targets_file)), output)
 
 
 @app.command("check")
+@reporting(tables=False)
 def check_targets(
     file: Annotated[Path, typer.Argument(help="A targets file.", show_default=False)],
-    as_json: Json = False,
-    verbose: Verbose = False,
+    *,
+    output: Renderer,
 ) -> None:
     """Check a targets file and name every problem with its line.
 
     Example: edgepack targets check targets.yaml
     """
-    with door(as_json=as_json, verbose=verbose):
-        from edgepack.errors import TargetsError
-        from edgepack.targets.file import check_file
+    from edgepack.errors import TargetsError
+    from edgepack.targets.file import check_file
 
-        problems = [str(problem) for problem in check_file(file)]
-        if as_json:
-            show_json({"file": str(file), "problems": problems})
-            if problems:
-                raise typer.Exit(TargetsError.exit_code)
-        elif problems:
-            count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
-            raise TargetsError("\n".join([f"{file}: {count}", *(f"  {problem}" for problem in problems)]))
-        else:
-            typer.echo(f"{file}: good")
+    problems = [str(problem) for problem in check_file(file)]
+    if output.for_machines:
+        show(Report(record={"file": str(file), "problems": problems}), output)
+        if problems:
+            raise typer.Exit(TargetsError.exit_code)
+    elif problems:
+        count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+        raise TargetsError("\n".join([f"{file}: {count}", *(f"  {problem}" for problem in problems)]))
+    else:
+        typer.echo(f"{file}: good")
 
 
 @app.command("probe")
+@reporting()
 def probe(
     hosts: Hosts = None,
     serials: Serials = None,
@@ -113,10 +100,8 @@ def probe(
     python: Python = None,
     install: Install = False,
     targets_file: TargetsFile = None,
-    as_json: Json = False,
-    markdown: Markdown = False,
-    csv: Csv = False,
-    verbose: Verbose = False,
+    *,
+    output: Renderer,
 ) -> None:
     """Measure a device and print a targets file with it: caches, read bandwidth, real clock. About 10 s a cluster.
 
@@ -125,36 +110,34 @@ def probe(
 
     Example: edgepack targets probe --host pi@raspberrypi.local --name mine > targets.yaml
     """
-    with door(as_json=as_json, verbose=verbose):
-        output = chosen_output(as_json=as_json, markdown=markdown, csv=csv)
-        from dataclasses import replace
+    from dataclasses import replace
 
-        from rich.console import Console
+    from rich.console import Console
 
-        from edgepack.devices.connect import Reach, one_place, reached
-        from edgepack.devices.profile import listed_targets, probe_target
-        from edgepack.report.render.terminal import render
-        from edgepack.report.targets import entry_text, sweep_report
-        from edgepack.targets.file import get_target
-        from edgepack.targets.target import HOST
+    from edgepack.devices.connect import Reach, one_place, reached
+    from edgepack.devices.profile import listed_targets, probe_target
+    from edgepack.report.targets import entry_text, sweep_report
+    from edgepack.targets.file import get_target
+    from edgepack.targets.target import HOST
 
-        listed = listed_targets(targets_file)
-        compared = listed.get(shipped) or get_target(shipped, targets_file) if shipped is not None else None
-        reach = Reach(tuple(hosts or ()), tuple(serials or ()), local, ssh_config, python, install)
-        place = one_place(compared or get_target(HOST), reach, "edgepack targets probe")
-        with progress_bar(as_json=as_json) as progress, reached(place, reach, progress) as device:
-            found = probe_target(device, name, compared, progress, listed=listed.values())
-        record = found.record()
-        if output != "terminal":
-            show(sweep_report(record), output)
-            return
-        if sys.stderr.isatty():  # stdout carries the file, and nothing else
-            Console(stderr=True, highlight=False).print(render(sweep_report(record)))
-        target = replace(found.target, hosts=(place.address,)) if place.kind == "ssh" else found.target
-        typer.echo(entry_text(target, record), nl=False)
+    listed = listed_targets(targets_file)
+    compared = listed.get(shipped) or get_target(shipped, targets_file) if shipped is not None else None
+    reach = Reach(tuple(hosts or ()), tuple(serials or ()), local, ssh_config, python, install)
+    place = one_place(compared or get_target(HOST), reach, "edgepack targets probe")
+    with progress_bar(output) as progress, reached(place, reach, progress) as device:
+        found = probe_target(device, name, compared, progress, listed=listed.values())
+    record = found.record()
+    if output is not TERMINAL:
+        show(sweep_report(record), output)
+        return
+    if sys.stderr.isatty():  # stdout carries the file, and nothing else
+        Console(stderr=True, highlight=False).print(output.render(sweep_report(record)))
+    target = replace(found.target, hosts=(place.address,)) if place.kind == "ssh" else found.target
+    typer.echo(entry_text(target, record), nl=False)
 
 
 @app.command("calibrate")
+@reporting()
 def calibrate_target(
     name: Annotated[str, typer.Argument(help="Name from `edgepack targets list`, or host.", show_default=False)],
     model: Annotated[
@@ -170,10 +153,8 @@ def calibrate_target(
     python: Python = None,
     install: Install = False,
     targets_file: TargetsFile = None,
-    as_json: Json = False,
-    markdown: Markdown = False,
-    csv: Csv = False,
-    verbose: Verbose = False,
+    *,
+    output: Renderer,
 ) -> None:
     """Measure what layers cost on a target, so that builds for it choose schemes and ranks by measured latencies.
 
@@ -181,18 +162,16 @@ def calibrate_target(
 
     Example: edgepack targets calibrate rpi4 model.onnx --host pi@raspberrypi.local
     """
-    with door(as_json=as_json, verbose=verbose):
-        output = chosen_output(as_json=as_json, markdown=markdown, csv=csv)
-        from edgepack.devices.connect import Reach, one_place, reached
-        from edgepack.pipeline.measure_target import calibrate_target as run
-        from edgepack.pipeline.options import parse_formats
-        from edgepack.report.targets import calibrated_report
-        from edgepack.targets.file import get_target
+    from edgepack.devices.connect import Reach, one_place, reached
+    from edgepack.pipeline.measure_target import calibrate_target as run
+    from edgepack.pipeline.options import parse_formats
+    from edgepack.report.targets import calibrated_report
+    from edgepack.targets.file import get_target
 
-        target = get_target(name, targets_file)
-        reach = Reach(tuple(hosts or ()), tuple(serials or ()), local, ssh_config, python, install)
-        place = one_place(target, reach, f"edgepack targets calibrate {name}")
-        chosen = None if formats is None else parse_formats(formats)
-        with progress_bar(as_json=as_json) as progress, reached(place, reach, progress) as device:
-            found = run(device, target, model=model, formats=chosen, threads=threads, quick=quick, progress=progress)
-        show(calibrated_report(found.record()), output)
+    target = get_target(name, targets_file)
+    reach = Reach(tuple(hosts or ()), tuple(serials or ()), local, ssh_config, python, install)
+    place = one_place(target, reach, f"edgepack targets calibrate {name}")
+    chosen = None if formats is None else parse_formats(formats)
+    with progress_bar(output) as progress, reached(place, reach, progress) as device:
+        found = run(device, target, model=model, formats=chosen, threads=threads, quick=quick, progress=progress)
+    show(calibrated_report(found.record()), output)

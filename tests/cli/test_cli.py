@@ -6,16 +6,18 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import combinations
 from pathlib import Path
-from typing import Any
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
 from edgepack import errors
-from edgepack.cli import app
-from edgepack.cli.options import door, progress_bar, show_json
+from edgepack.cli import app, options
+from edgepack.cli.options import door, progress_bar, reporting, show
+from edgepack.report.render import RENDERERS, TERMINAL, Renderer
+from edgepack.report.report import Report
 from edgepack.workspace import silent
 
 HEAVY = ("torch", "onnx", "onnx_ir", "onnxruntime", "litert_torch", "ai_edge_litert", "scipy", "pydantic", "rich")
@@ -34,6 +36,7 @@ def commands() -> Iterator[tuple[str, ...]]:
 
 COMMANDS = sorted(commands())
 WITHOUT_TABLES = [("targets", "check")]
+JSON = next(renderer for renderer in RENDERERS if renderer.name == "json")
 
 
 def test_every_command_of_the_design_is_there() -> None:
@@ -48,9 +51,11 @@ def test_help_has_an_example_and_the_shared_options(command: tuple[str, ...]) ->
     result = CliRunner().invoke(app, [*command, "--help"])
     assert result.exit_code == 0
     assert f"Example: edgepack {' '.join(command)}" in result.stdout
-    assert "--json" in result.stdout
     assert "--verbose" in result.stdout
-    assert ("--markdown" in result.stdout) is ("--csv" in result.stdout) is (command not in WITHOUT_TABLES)
+    for renderer in RENDERERS:
+        offered = renderer.for_machines or command not in WITHOUT_TABLES
+        assert (renderer.option in result.stdout) is offered
+        assert (renderer.help in " ".join(result.stdout.split())) is offered
 
 
 def test_help_of_the_whole_lists_every_command() -> None:
@@ -101,10 +106,12 @@ ARGUMENTS = {
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c not in WITHOUT_TABLES], ids=" ".join)
 def test_one_rendering_at_a_time(command: tuple[str, ...]) -> None:
-    for options in (["--markdown", "--csv"], ["--csv", "--json"], ["--json", "--markdown"]):
-        result = CliRunner().invoke(app, [*command, *ARGUMENTS.get(command, []), *options])
+    first, *others = every = [renderer.option for renderer in RENDERERS]
+    for two in combinations(every, 2):
+        result = CliRunner().invoke(app, [*command, *ARGUMENTS.get(command, []), *two])
         assert result.exit_code == 2
-        assert "--markdown, --csv and --json exclude each other" in result.stdout + result.stderr
+        says = result.stdout + result.stderr
+        assert f"{', '.join(others)} and {first} exclude each other" in says
 
 
 def test_a_table_in_every_rendering() -> None:
@@ -113,6 +120,33 @@ def test_a_table_in_every_rendering() -> None:
     assert "| description | " in shown["--markdown",]
     assert shown["--csv",].startswith("cluster,core,cores,frequency_hz,")
     assert json.loads(shown["--json",])["clusters"][0]["name"] == "a72"
+
+
+@pytest.mark.parametrize("tables", [True, False])
+def test_a_renderer_that_is_registered_has_an_option(tables: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    louder = Renderer("louder", "Print it loud.", lambda report: f"{report.title[0]}!\n")
+    monkeypatch.setattr(options, "RENDERERS", (*RENDERERS, louder))
+    toy = typer.Typer()
+
+    @toy.command()
+    @reporting(tables=tables)
+    def say(word: str, *, output: Renderer) -> None:
+        if word == "nothing":
+            raise errors.UsageError("found nothing")
+        show(Report((word,), record={"word": word}), output)
+
+    def told(*arguments: str) -> tuple[int, str, str]:
+        result = CliRunner().invoke(toy, arguments)
+        return result.exit_code, result.stdout, result.stderr
+
+    assert told("hello") == (0, "hello\n", "")
+    assert told("hello", "--json") == (0, '{\n  "word": "hello"\n}\n', "")
+    assert ("Print it loud." in told("--help")[1]) is tables
+    if tables:
+        assert told("hello", "--louder") == (0, "hello!\n", "")
+        assert told("nothing", "--louder") == (2, "", "error: found nothing\n")
+        code, out, _ = told("hello", "--louder", "--json")
+        assert (code, json.loads(out)["error"]["kind"]) == (2, "UsageError")
 
 
 RENDERINGS: tuple[tuple[str, ...], ...] = ((), ("--markdown",), ("--csv",), ("--json",))
@@ -145,8 +179,10 @@ def test_emulator_without_its_programs(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert "hint: sudo apt-get install qemu-user gcc libc6-dev" in result.stderr
 
 
-def run_door(err: BaseException, capsys: pytest.CaptureFixture[str], **options: bool) -> tuple[int, str, str]:
-    with pytest.raises(typer.Exit) as caught, door(**({"as_json": False, "verbose": False} | options)):
+def run_door(
+    err: BaseException, capsys: pytest.CaptureFixture[str], output: Renderer = TERMINAL, *, verbose: bool = False
+) -> tuple[int, str, str]:
+    with pytest.raises(typer.Exit) as caught, door(output, verbose=verbose):
         raise err
     shown = capsys.readouterr()
     return caught.value.exit_code, shown.out, shown.err
@@ -197,7 +233,7 @@ def test_interrupt(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_errors_as_json(capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, err = run_door(errors.DataError("found this", hint="do that"), capsys, as_json=True)
+    code, out, err = run_door(errors.DataError("found this", hint="do that"), capsys, JSON)
     assert (code, err) == (3, "")
     assert json.loads(out) == {
         "error": {"kind": "DataError", "message": "found this", "hint": "do that", "exit_code": 3}
@@ -205,21 +241,20 @@ def test_errors_as_json(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_own_exits_pass() -> None:
-    with pytest.raises(typer.Exit) as caught, door(as_json=False, verbose=False):
+    with pytest.raises(typer.Exit) as caught, door(TERMINAL, verbose=False):
         raise typer.Exit(7)
     assert caught.value.exit_code == 7
 
 
 def test_progress_is_silent_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    with progress_bar(as_json=False) as progress:
+    with progress_bar(TERMINAL) as progress:
         assert progress is silent
         progress("search", 1, 3)
     assert capsys.readouterr() == ("", "")
 
 
 def test_json_is_sorted_and_shows_paths(capsys: pytest.CaptureFixture[str]) -> None:
-    value: dict[str, Any] = {"b": Path("x/y"), "a": 1}
-    show_json(value)
+    show(Report(record={"b": Path("x/y"), "a": 1}), JSON)
     assert capsys.readouterr().out == '{\n  "a": 1,\n  "b": "x/y"\n}\n'
 
 
