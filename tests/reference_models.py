@@ -167,7 +167,7 @@ def magika_model() -> Path:
 def write(folder: Path) -> None:
     """Write the model files and data files that the builds name, all from seeds."""
     x, y = points(640, 4)
-    np.savez(folder / "points.npz", x=x)
+    np.savez(folder / "points.npz", input=x)  # as torch.export calls the input of a Sequential
     np.savez(folder / "labelled.npz", x=x, y=y)
     np.savez(folder / "images.npz", x=np.random.default_rng(1).normal(size=(200, 3, 8, 8)).astype(np.float32))
     np.savez(folder / "sequences.npz", x=np.random.default_rng(1).normal(size=(200, 6, 64)).astype(np.float32))
