@@ -39,13 +39,18 @@ class Rest:
     latency_s: float
 
 
+def plain_scheme(options: BuildOptions, files: Writer) -> FileScheme:
+    """The scheme of a file of which nothing is planned: int8, but fp32 where that was asked for."""
+    return FileScheme.of(FP32[files.fmt]) if options.precision == "fp32" else files.probe_scheme
+
+
 def measure_rest(evaluator: Evaluator, files: Writer, prices: Prices) -> Rest:
-    """What is left of the dense int8 file when its linear layers are taken off.
+    """What is left of the dense file when its linear layers are taken off.
 
     RAM only where a limit asks for it. Latency is that of the whole file where the target is this machine, else that of
     a call of the runtime: what other operators take elsewhere is not known.
     """
-    scheme = files.probe_scheme
+    scheme = plain_scheme(evaluator.options, files)
     path = evaluator.workspace.folder / f"rest.{files.fmt}"
     files.write({}, scheme, path)
     plain = scheme.layers

@@ -9,11 +9,10 @@ from functools import partial
 from typing import Any
 
 from edgepack.backends.backend import Writer
-from edgepack.backends.schemes import FP32
 from edgepack.cost import model
 from edgepack.errors import BudgetError, LayerError, ModelError, ProofError
 from edgepack.metrics import Drop
-from edgepack.model.scheme import FileScheme, Format, Scheme
+from edgepack.model.scheme import FileScheme, Format
 from edgepack.model.structure import DENSE
 from edgepack.model.types import LayerPlan
 from edgepack.pipeline import limits
@@ -203,8 +202,7 @@ class Search:
 
     def _variants(self, layers: LayerPlans) -> Iterator[tuple[FileScheme, LayerPlans]]:
         """Ways to write a file of the plan: with its other weights, and in schemes that only whole files have."""
-        base = base_scheme(layers, beside_code(self._evaluator.options, self._files))
-        for file in self._files.rest(base):
+        for file in written_schemes(self._evaluator.options, self._files, layers):
             yield file, layers
         for scheme in self._files.file_schemes:
             own = {layer.scheme or scheme for layer in layers}
@@ -368,26 +366,26 @@ class Probe:
     size_bytes: int
 
 
-def beside_code(options: BuildOptions, files: Writer) -> Scheme:
-    """The scheme of a file whose layers are all in code, by which other weights go: int8 unless fp32 was asked for."""
-    return FP32[files.fmt] if options.precision == "fp32" else files.probe_scheme.layers
+def written_schemes(options: BuildOptions, files: Writer, layers: LayerPlans) -> tuple[FileScheme, ...]:
+    """The ways to write the file of a plan, the one to try first in front: with its other weights in 8 bits or as they
+    are, by the scheme of its layers; where fp32 was asked for every weight is so."""
+    plain = limits.plain_scheme(options, files)
+    return (plain,) if options.precision == "fp32" else files.rest(base_scheme(layers, plain.layers))
 
 
-def probe_scheme(files: Writer, layers: LayerPlans, in_code: Scheme) -> FileScheme:
-    """The scheme that a plan is probed in: weights beside linear layers in int8, decoded at load, where there are any.
+def probe_scheme(options: BuildOptions, files: Writer, layers: LayerPlans) -> FileScheme:
+    """The one of `written_schemes` that a plan is probed in: weights beside linear layers in int8, decoded at load,
+    where there are any.
 
     Tables in 4 bits, where they are possible, are tried with the file that is written.
-
-    Args:
-        in_code: of `beside_code`.
     """
-    schemes = files.rest(base_scheme(layers, in_code))
+    schemes = written_schemes(options, files, layers)
     return next((scheme for scheme in reversed(schemes) if scheme.others != scheme.layers), schemes[0])
 
 
 def probe(evaluator: Evaluator, files: Writer, step: Step) -> Probe:
     """What the plan's file loses on the guard."""
-    scheme = probe_scheme(files, step.layers, beside_code(evaluator.options, files))
+    scheme = probe_scheme(evaluator.options, files, step.layers)
     key = [evaluator.key, evaluator.analysis.largest, files.fmt, str(scheme), step.choices]
     task = Keyed(key, lambda: _Emission(evaluator, files, step.layers, scheme))
     drop, size_bytes = evaluator.workspace.cached(PROBE, task)

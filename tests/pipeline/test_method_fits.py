@@ -165,9 +165,8 @@ def write_texts(folder: Path) -> Path:
 
 
 @pytest.mark.usefixtures("methods")
-@pytest.mark.parametrize("precision", ["auto", "fp32"])
-def test_beside_layers_in_code_other_weights_take_8_bits(precision: str, tmp_path: Path) -> None:
-    changes = {"method": "rounded", "rank": 0.5, "precision": precision, "metric": "cosine"}
+def test_beside_layers_in_code_other_weights_take_8_bits(tmp_path: Path) -> None:
+    changes = {"method": "rounded", "rank": 0.5, "metric": "cosine"}
     record = built(write_texts(tmp_path), tmp_path / "cache", tmp_path / "pack", **changes)
     entry, fp32 = record["files"]["model.onnx"], record["files"]["baseline/fp32.onnx"]
     assert [layer["scheme"] for layer in entry["layers"]].count("coded") >= 1
@@ -178,9 +177,22 @@ def test_beside_layers_in_code_other_weights_take_8_bits(precision: str, tmp_pat
     assert not any("was dropped" in warning for warning in record["warnings"])
 
 
+@pytest.mark.usefixtures("methods")
+@pytest.mark.parametrize("changes", [{}, {"rank": 32}, {"method": "rounded", "rank": 0.5}], ids=str)
+def test_where_fp32_is_asked_for_other_weights_stay_so(changes: dict[str, Any], tmp_path: Path) -> None:
+    pack = tmp_path / "pack"
+    record = built(write_texts(tmp_path), tmp_path / "cache", pack, precision="fp32", metric="cosine", **changes)
+    table = next(one for one in onnx.load(pack / "model.onnx").graph.initializer if list(one.dims) == [600, 64])
+    assert table.data_type == TensorProto.FLOAT
+    entry = record["files"]["model.onnx"]
+    assert not entry["scheme"].endswith("+weights")
+    assert {proof["passed"] for proof in entry["proofs"].values()} == {True}
+    assert not any("was dropped" in warning for warning in record["warnings"])
+
+
 def test_a_table_in_8_bits_is_held_to_the_tolerance_of_8_bits(tmp_path: Path) -> None:
     """Its noise is 57 dB below the answers: too much for a file in fp32, next to nothing for one with int8 weights."""
-    record = built(write_texts(tmp_path), tmp_path / "cache", tmp_path / "pack", precision="fp32")
+    record = built(write_texts(tmp_path), tmp_path / "cache", tmp_path / "pack", rank=32, metric="cosine")
     entry, fp32 = record["files"]["model.onnx"], record["files"]["baseline/fp32.onnx"]
     assert entry["scheme"] == "fp32+weights"
     assert entry["size_bytes"] < fp32["size_bytes"] - 2.9 * 600 * 64

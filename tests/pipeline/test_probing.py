@@ -15,7 +15,7 @@ from edgepack.model.scheme import FileScheme, Scheme
 from edgepack.pipeline.evaluator import Evaluator
 from edgepack.pipeline.pareto import Step, make_ladder
 from edgepack.pipeline.prepare import Prepared, prepared
-from edgepack.pipeline.search import beside_code, probe, probe_scheme
+from edgepack.pipeline.search import probe, probe_scheme
 from edgepack.plan.solve import Bounds, Infeasible
 from edgepack.workspace import Cache, silent
 from tests.pipeline.small_builds import options, working_in
@@ -73,8 +73,7 @@ def test_a_plan_is_emitted_once_and_then_known(evaluator: Evaluator, files: Coun
     assert first == again
     assert len(files.written) == 1
     scheme, ranks, _ = files.written[0]
-    in_code = beside_code(evaluator.options, files)  # type: ignore[arg-type]
-    assert scheme == first.scheme == probe_scheme(files, step.layers, in_code)  # type: ignore[arg-type]
+    assert scheme == first.scheme == probe_scheme(evaluator.options, files, step.layers)  # type: ignore[arg-type]
     assert ranks == {layer.layer: layer.rank for layer in step.layers if layer.rank is not None}
     assert first.drop.samples == 256
     assert (first.loss, first.latency_s, first.layers) == (step.loss, step.latency_s, step.layers)
