@@ -155,12 +155,6 @@ def _misses(
     return np.asarray(np.maximum(0.0, total))
 
 
-def streamed_lines(table: CostTable, level: Level, point: Point) -> float:
-    """Lines that a layer brings into a unified cache if it reads its weights and activations once, in order."""
-    layer = _columns([point])
-    return float((_overflow(table, level, point, layer) * _lines(table, level, layer))[0])
-
-
 def _overflow(table: CostTable, level: Level, like: Point, layers: _Layers) -> Array:
     """Share of a layer's lines, 0 to 1, that a cache does not keep until the next inference.
 

@@ -18,7 +18,7 @@ the same place to the same sample, bias included.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -204,22 +204,6 @@ class PairedRows:
         if not parts:
             raise DataError(f"{self.name}: no rows to refit on", hint="was the layer reached on the calibration data?")
         return pooled(parts)
-
-
-def paired_moments(name: str, stream: Iterable[tuple[Array, Array]]) -> PairedMoments:
-    """One pass over chunks of rows (x̃ (N, in), y (N, out)), N ≥ 0.
-
-    Args:
-        name: the layer's, for messages.
-        stream: chunks of matching rows.
-
-    Raises:
-        DataError: there are no rows, the rows of a chunk do not match, or one holds NaN or infinity.
-    """
-    rows = PairedRows(name)
-    for x, y in stream:
-        rows.add(x, y)
-    return rows.moments()
 
 
 def pooled(parts: Sequence[PairedMoments]) -> PairedMoments:

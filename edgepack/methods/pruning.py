@@ -158,23 +158,6 @@ def rank_pruned(layer: View, rank: int, *, gradient: Array | None = None) -> Rep
     return low_rank(A, B, corrected_bias(layer, A @ B))
 
 
-def cubic_keep_share(step: int, begin: int, end: int, final_share: float) -> float:
-    """The share of weights that is kept at a step of training: 1 until `begin`, `final_share` from `end` on.
-
-    In between f + (1 − f)(1 − (step − begin) / (end − begin))³: most goes first, while much is left to make up for it
-    (Zhu and Gupta, "To prune, or not to prune", 2017, equation 1).
-
-    Raises:
-        UsageError: the steps are not in order, or the share is not in 0 … 1.
-    """
-    if begin > end or not 0 <= final_share <= 1:
-        raise UsageError(f"steps {begin} … {end} to a share of {final_share:g}, expected two in order and 0 … 1")
-    if step >= end:
-        return final_share
-    left = 1.0 if step <= begin else 1 - (step - begin) / (end - begin)
-    return final_share + (1 - final_share) * left**3
-
-
 def _row_weights(gradient: Array | None, layer: View) -> Array:
     """(out, 1): the diagonal of G; ones where it is not known."""
     known = np.ones(layer.out_features) if gradient is None else np.diag(checked_gradient(layer, gradient))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy.typing as npt
@@ -102,10 +102,6 @@ class Replacement:
         if self.decoded is None:
             raise ValueError(f"the matrix of a {self.structure} layer is not stored")
         return self.decoded
-
-    def with_bias(self, bias: Array | None) -> Replacement:
-        """The same with another bias."""
-        return replace(self, bias=bias)
 
 
 def dense(weight: Array, bias: Array | None) -> Replacement:

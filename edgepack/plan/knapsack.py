@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgepack.model.types import Array, Candidate
+from edgepack.model.types import Array
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
@@ -387,15 +387,6 @@ def _membership(block: Array, blocks: int) -> csr_array:
 
     matrix: csr_array = csr_array((np.ones(len(block)), (block, np.arange(len(block)))), shape=(blocks, len(block)))
     return matrix
-
-
-def pareto(candidates: Sequence[Candidate]) -> tuple[int, ...]:
-    """Indices, ascending, of the candidates that no other matches or beats in loss, file bytes, RAM and latency.
-
-    Of several with equal figures the first is kept.
-    """
-    figures = [(c.loss, c.size_bytes, c.ram_bytes, c.latency_s) for c in candidates]
-    return tuple(int(i) for i in undominated(np.array(figures, dtype=np.float64).reshape(-1, 4)))
 
 
 def undominated(rows: Array) -> Array:

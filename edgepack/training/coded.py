@@ -162,29 +162,6 @@ class CodedLinear(nn.Module):  # type: ignore[misc]
             setattr(self, f"fixed{index}", _tensor(found[name], self._like))
 
 
-def coded_from(layer: nn.Linear, coded: Replacement, *, frozen: Collection[str] = ()) -> CodedLinear:
-    """The module to put in a linear layer's place, on its device, with its dtype and mode.
-
-    Args:
-        layer: the layer; nothing of it is kept.
-        coded: what stands for it, with its own bias.
-        frozen: see `CodedLinear`.
-
-    Raises:
-        UsageError: the shapes differ; see `CodedLinear`.
-    """
-    if coded.weight.shape != tuple(layer.weight.shape):
-        raise UsageError(f"coded layer of {coded.weight.shape}, {tuple(layer.weight.shape)} was expected")
-    made = CodedLinear(coded, frozen=frozen, like=layer.weight, trainable=layer.weight.requires_grad)
-    made.train(layer.training)
-    return made
-
-
-def to_coded(module: CodedLinear) -> Replacement:
-    """What edgepack writes for a trained layer; see `CodedLinear.to_coded`."""
-    return module.to_coded()
-
-
 def trained_constants(coded: Replacement, frozen: Collection[str] = ()) -> set[str]:
     """Names of the constants that training changes.
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -29,7 +30,7 @@ from edgepack.cost.emulated import (
     table_identity,
     table_name,
 )
-from edgepack.cost.interpolate import interpolate, interpolate_all, streamed_lines
+from edgepack.cost.interpolate import interpolate, interpolate_all
 from edgepack.cost.model import EmulatedCosts
 from edgepack.emulator import counts
 from edgepack.emulator.counts import Counts
@@ -53,6 +54,17 @@ def instructions(point: Point) -> int:
     return 1000 + point.batch * (per_weight * point.weights + 7 * edges)
 
 
+def streamed_lines(table: CostTable, point: Point) -> float:
+    """Of the lines that a layer reads once, in order, those that L2 has no room for: none of a small one's, all of a
+    large one's."""
+    size, ways, line = table.cache_geometry("L2")
+    beside = table.calls["onnx"].misses
+    values = point.batch * (point.in_features + point.out_features + (point.rank or 0))
+    lines = (point.weights * point.scheme.bits / 8 + 4 * values) / line
+    over = (lines + beside["L1i"] + beside["L1d"]) * line / size - 1
+    return float(np.clip((over * ways + 0.5) / 2, 0, 1) * lines)
+
+
 def made(grid: Grid = GRID, **changes: Any) -> CostTable:
     """A table of an imagined runtime that reads all of its weights once per inference."""
     core, isa, caches = table_identity(RPI4)
@@ -68,7 +80,7 @@ def made(grid: Grid = GRID, **changes: Any) -> CostTable:
     for scheme in COUNTED:
         points = list(grid.points(scheme))
         once = tuple(point.weights // 64 for point in points)
-        knee = tuple(round(streamed_lines(table, "L2", point)) for point in points)
+        knee = tuple(round(streamed_lines(table, point)) for point in points)
         misses = {"L1i": (120,) * len(points), "L1d": once, "L2": knee}
         costs[scheme.name] = SchemeCosts(tuple(map(instructions, points)), misses)
     return replace(table, costs={"onnx": costs}, **changes)
@@ -107,7 +119,7 @@ def test_nested_loops_are_interpolated_to_the_last_instruction(point: Point) -> 
     assert found.instructions == pytest.approx(instructions(point), rel=1e-9)
     assert found.misses["L1i"] == pytest.approx(120)
     assert found.misses["L1d"] == pytest.approx(point.weights / 64, rel=1e-6, abs=1)
-    assert found.misses["L2"] == pytest.approx(streamed_lines(TABLE, "L2", point), rel=1e-6, abs=1)
+    assert found.misses["L2"] == pytest.approx(streamed_lines(TABLE, point), rel=1e-6, abs=1)
 
 
 @given(layers())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from edgepack.errors import DataError
 from edgepack.factorize import whitened
-from edgepack.factorize.refit import RIDGES, PairedMoments, paired_moments, pooled, refit, refitted_weights, truncated
+from edgepack.factorize.refit import RIDGES, PairedMoments, PairedRows, pooled, refit, refitted_weights, truncated
 from edgepack.factorize.refit import output_error as error_by_moments
 from edgepack.model.layer import View
 from edgepack.model.replacement import Replacement, low_rank
@@ -22,7 +23,14 @@ CASE = st.tuples(st.integers(1, 12), st.integers(2, 12), st.integers(8, 80), SEE
 
 
 def of(x: Array, y: Array) -> PairedMoments:
-    return paired_moments("layer", [(x, y)])
+    return streamed([(x, y)])
+
+
+def streamed(chunks: Iterable[tuple[Array, Array]]) -> PairedMoments:
+    rows = PairedRows("layer")
+    for x, y in chunks:
+        rows.add(x, y)
+    return rows.moments()
 
 
 def parts_of(x: Array, y: Array, count: int = 4) -> list[PairedMoments]:
@@ -97,9 +105,9 @@ def test_parts_and_chunks_do_not_matter(case: tuple[int, int, int, int], cuts: i
 def test_a_long_stream_is_summed_as_it_comes() -> None:
     x, y = inputs(5000, 3, 0), inputs(5000, 2, 1)
     chunks = ((x[i : i + 300], y[i : i + 300]) for i in range(0, 5100, 300))
-    streamed = paired_moments("layer", chunks)
-    assert streamed.inputs.count == 5000
-    np.testing.assert_allclose(streamed.cross, y.T.astype(np.float64) @ x / 5000, rtol=1e-9, atol=1e-12)
+    found = streamed(chunks)
+    assert found.inputs.count == 5000
+    np.testing.assert_allclose(found.cross, y.T.astype(np.float64) @ x / 5000, rtol=1e-9, atol=1e-12)
 
 
 @settings(max_examples=30)
@@ -180,8 +188,8 @@ def test_refused() -> None:
     with pytest.raises(DataError, match="its input is constant"):
         refit(given_layer, kept, parts_of(still, answers(given_layer, still)), ridges=(1.0, math.inf))
     with pytest.raises(DataError, match="no rows to refit on"):
-        paired_moments("layer", [(x[:0], x[:0])])
+        of(x[:0], x[:0])
     with pytest.raises(DataError, match=r"inputs \(40, 6\) and outputs \(39, 6\) do not match"):
-        paired_moments("layer", [(x, x[1:])])
+        of(x, x[1:])
     with pytest.raises(DataError, match="NaN or Inf"):
-        paired_moments("layer", [(x, np.where(x == x.max(), np.inf, x))])
+        of(x, np.where(x == x.max(), np.inf, x))

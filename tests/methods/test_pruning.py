@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from edgepack.errors import UsageError
 from edgepack.factorize.leastsquares import metric
 from edgepack.methods import pruning as methods
-from edgepack.methods.pruning import cubic_keep_share, pruned, pruning, rank_pruned, rank_pruning
+from edgepack.methods.pruning import pruned, pruning, rank_pruned, rank_pruning
 from edgepack.model.constexpr import is_decoded
 from edgepack.model.replacement import Replacement
 from tests.factorize import layers
@@ -150,13 +150,3 @@ def test_components_fit_their_budget():
     assert pair.structure.is_low_rank
     assert pair.rank == 4
     assert pair.bias is not None
-
-
-def test_the_schedule_is_cubic():
-    assert [cubic_keep_share(s, 10, 20, 0.2) for s in (0, 10, 20, 99)] == [1, 1, 0.2, 0.2]
-    assert cubic_keep_share(15, 10, 20, 0.2) == pytest.approx(0.2 + 0.8 / 8)
-    assert cubic_keep_share(3, 3, 3, 0.5) == 0.5
-    shares = [cubic_keep_share(s, 10, 20, 0.2) for s in range(30)]
-    assert shares == sorted(shares, reverse=True)
-    with pytest.raises(UsageError, match=r"20 … 10"):
-        cubic_keep_share(1, 20, 10, 0.2)

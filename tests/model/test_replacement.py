@@ -8,7 +8,6 @@ import pytest
 from edgepack.model import structure as structures
 from edgepack.model.replacement import (
     Instruction,
-    Replacement,
     constexpr,
     dense,
     low_rank,
@@ -61,15 +60,6 @@ def test_factors_have_a_rank_and_no_matrix(name: str) -> None:
     assert PARTS[name].rank == 2
     with pytest.raises(ValueError, match=f"the matrix of a {name} 2 layer is not stored"):
         _ = PARTS[name].weight
-
-
-@pytest.mark.parametrize("part", PARTS.values(), ids=PARTS)
-def test_another_bias_changes_nothing_else(part: Replacement) -> None:
-    other = part.with_bias(None)
-    assert other.bias is None
-    assert part.bias is BIAS
-    assert (other.structure, other.program, other.decoded) == (part.structure, part.program, part.decoded)
-    assert other.tensors is part.tensors
 
 
 def test_layers_of_some_structures() -> None:

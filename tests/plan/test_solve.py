@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from edgepack.backends.onnx.schemes import FP32
 from edgepack.model.types import Array, Candidate
 from edgepack.plan import knapsack
-from edgepack.plan.knapsack import pareto
+from edgepack.plan.knapsack import undominated
 from edgepack.plan.solve import QUANTITIES, ROUNDING, Bounds, Infeasible, Quantity, Solution, least_loss, solve
 from tests.linear_plans import linear_candidate
 
@@ -131,7 +131,7 @@ def test_least_loss_finds_what_brute_force_finds(problem: tuple[Layers, Bounds])
 
 
 @given(st.lists(coarse, max_size=12))
-def test_pareto_keeps_what_nothing_else_matches(candidates: list[Candidate]) -> None:
+def test_the_undominated_are_what_nothing_else_matches(candidates: list[Candidate]) -> None:
     figures = [tuple(getattr(c, q) for q in QUANTITIES) for c in candidates]
 
     def beats(one: int, other: int) -> bool:
@@ -139,7 +139,7 @@ def test_pareto_keeps_what_nothing_else_matches(candidates: list[Candidate]) -> 
         return all_ and (figures[one] != figures[other] or one < other)
 
     expected = [i for i in range(len(figures)) if not any(beats(j, i) for j in range(len(figures)) if j != i)]
-    assert list(pareto(candidates)) == expected
+    assert list(undominated(np.array(figures, np.float64).reshape(-1, len(QUANTITIES)))) == expected
 
 
 def test_a_plan_meets_the_bounds_that_it_adds_up_to() -> None:

@@ -14,7 +14,7 @@ from edgepack.methods.budget import in_8_bits
 from edgepack.model.constexpr import Writer, evaluate, xxh32
 from edgepack.model.replacement import Replacement
 from edgepack.training import parts
-from edgepack.training.coded import CodedLinear, coded_from, to_coded
+from edgepack.training.coded import CodedLinear
 from edgepack.training.modules import FactoredLinear
 from tests.training.coded_cases import CASES, blocks, codebook, convolved, hashed
 from tests.training.initial import random_start
@@ -83,7 +83,7 @@ def test_a_trained_layer_goes_back_into_code(name: str) -> None:
         optimizer.zero_grad()
         module(x).square().mean().backward()
         optimizer.step()
-    after = to_coded(module)
+    after = module.to_coded()
     assert after.program == before.program
     assert {k: (a.dtype, a.shape) for k, a in after.tensors.items()} == {
         k: (a.dtype, a.shape) for k, a in before.tensors.items()
@@ -119,8 +119,6 @@ def test_numbers_already_in_8_bits_have_scales_left_to_train() -> None:
 def test_what_cannot_be_trained_is_refused() -> None:
     with pytest.raises(UsageError, match="no constant 'nope'"):
         CodedLinear(hashed(9, 6, None), frozen=["nope"])
-    with pytest.raises(UsageError, match=r"\(9, 6\), \(9, 7\) was expected"):
-        coded_from(nn.Linear(7, 9), hashed(9, 6, None))
     w = Writer()
     index = w.step("bucket", w.step("cast", w.constant("a", np.ones(6, np.float32)), to="int32"), seed=0, buckets=2)
     rows = w.step("gather", w.constant("b", np.ones((2, 4), np.float32)), index, axis=0)
@@ -130,19 +128,18 @@ def test_what_cannot_be_trained_is_refused() -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_random_start_has_the_size_that_is_asked_for(name: str) -> None:
-    module = random_start(coded_from(nn.Linear(32, 24), CASES[name](24, 32, np.ones(24, np.float32), 0)), seed=3)
+    module = random_start(CodedLinear(CASES[name](24, 32, np.ones(24, np.float32), 0)), seed=3)
     assert float(module.weight.detach().square().mean().sqrt()) == pytest.approx((2 / 32) ** 0.5, rel=1e-3)
     assert not module.bias.any()
-    again = random_start(coded_from(nn.Linear(32, 24), CASES[name](24, 32, None, 0)), seed=3)
+    again = random_start(CodedLinear(CASES[name](24, 32, None, 0)), seed=3)
     assert torch.equal(again.weight, module.weight)
 
 
-def test_a_layer_takes_type_and_mode_of_the_one_it_replaces() -> None:
-    layer = nn.Linear(6, 9, dtype=torch.bfloat16).requires_grad_(False).eval()
-    module = coded_from(layer, hashed(9, 6, BIAS))
+def test_a_layer_takes_the_type_of_the_one_it_replaces() -> None:
+    layer = nn.Linear(6, 9, dtype=torch.bfloat16)
+    module = CodedLinear(hashed(9, 6, BIAS), like=layer.weight, trainable=False)
     assert module(torch.zeros(1, 6, dtype=torch.bfloat16)).dtype == torch.bfloat16
     assert not any(p.requires_grad for p in module.parameters())
-    assert not module.training
     assert module.to_coded().tensors["shared"].dtype == np.float32
 
 

@@ -15,7 +15,7 @@ from edgepack.pipeline.options import BuildOptions
 from edgepack.sources.torch import export_program, save_program
 from edgepack.targets.file import get_target
 from edgepack.targets.target import HOST
-from edgepack.training.coded import coded_from
+from edgepack.training.coded import CodedLinear
 from edgepack.workspace import Cache
 from tests.training.coded_cases import CASES
 from tests.training.initial import random_start
@@ -25,11 +25,11 @@ FEATURES, HIDDEN, CLASSES = 64, 48, 8
 
 def network(name: str, *, all_coded: bool = False) -> nn.Sequential:
     torch.manual_seed(0)
-    first, last = nn.Linear(FEATURES, HIDDEN), nn.Linear(HIDDEN, CLASSES)
+    last = nn.Linear(HIDDEN, CLASSES)
     coded = CASES[name](HIDDEN, FEATURES, np.ones(HIDDEN, np.float32), 0)
     small = CASES[name](CLASSES, HIDDEN, np.ones(CLASSES, np.float32), 0)
-    end = random_start(coded_from(last, small)) if all_coded else last
-    return nn.Sequential(random_start(coded_from(first, coded)), nn.ReLU(), end).eval()
+    end = random_start(CodedLinear(small)) if all_coded else last
+    return nn.Sequential(random_start(CodedLinear(coded)), nn.ReLU(), end).eval()
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -1,8 +1,8 @@
-"""Makes the inputs of linear layers, and other inner values, outputs of a model."""
+"""Makes the inputs of linear layers outputs of a model."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -88,30 +88,6 @@ def with_observed_inputs(model: ir.Model, layer_names: Iterable[str]) -> tuple[i
         for name, found in taps.items()
         if found
     }
-
-
-def with_outputs(model: ir.Model, value_names: Sequence[str]) -> tuple[ir.Model, dict[str, str]]:
-    """A new model with further outputs, and the output's name for each value name.
-
-    Raises:
-        ModelError: the main graph and its subgraphs have no such value, or it cannot be led to the outside: it is in
-            the body of a loop, or in a branch and of an unstated type.
-    """
-    import onnx_ir as ir
-
-    copy = model.clone()
-    values = ir.convenience.create_value_mapping(copy.graph)
-    promotion = start(copy)
-    outputs: dict[str, str] = {}
-    for name in value_names:
-        if name not in values:
-            raise ModelError(f"the model has no value {name!r}")
-        dtype = values[name].dtype
-        tap = promote(promotion, values[name], Wanted(None if dtype is None else dtype.numpy()))
-        if tap is None:
-            raise ModelError(f"the value {name!r} cannot be made an output of the model")
-        outputs[name] = tap.output
-    return copy, outputs
 
 
 def _axis(placement: Placement) -> int:

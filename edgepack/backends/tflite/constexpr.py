@@ -38,7 +38,7 @@ def encode(source: Path, path: Path, parts: Mapping[str, Replacement], folds: Ma
             scheme.
         path: where to write; may be the source.
         parts: by layer name.
-        folds: by layer name, all operators of the layer, each of which `tflite_thin.can_replace`.
+        folds: by layer name, all operators of the layer, none of which `rewrite.refuses` its part.
 
     Raises:
         ModelError: an operator is not in the file, not in float32, or not of a kind that can be written in code.

@@ -23,11 +23,6 @@ from edgepack.model.replacement import Replacement
 from edgepack.model.types import Array
 
 
-def can_replace(fold: Fold, layer: Layer, part: Replacement) -> bool:
-    """Whether `thin` can replace the operator and keep what the converter folded into it."""
-    return refuses(fold, layer, part) is None
-
-
 def refuses(fold: Fold, layer: Layer, part: Replacement) -> str | None:
     """Why the part cannot stand in the place of the operator, in a few words; None if it can."""
     if fold.op.op not in ("FULLY_CONNECTED", "CONV_2D"):
@@ -57,7 +52,7 @@ def thin(
         path: where to write.
         layers: at least those in `factors`.
         factors: by layer name.
-        folds: by layer name, all operators of the layer, each of which `can_replace`.
+        folds: by layer name, all operators of the layer, none of which `refuses` its part.
 
     Returns:
         By layer name: the tensors that its operators write, as the quantizer names them.

@@ -8,11 +8,11 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper
 
-from edgepack.backends.onnx.activations import with_observed_inputs, with_outputs
+from edgepack.backends.onnx.activations import with_observed_inputs
 from edgepack.backends.onnx.session import session
 from edgepack.backends.onnx.sites import find_sites
 from edgepack.errors import ModelError
-from tests.backends.onnx.graph_models import assert_factored_same, const, factored, info, model, normal, run
+from tests.backends.onnx.graph_models import assert_factored_same, const, info, model, normal, run
 
 node = helper.make_node
 
@@ -253,20 +253,9 @@ def test_observing_what_is_not_there():
     source = if_model("outer")
     with pytest.raises(ModelError, match="no linear layer 'nothing'"):
         with_observed_inputs(source, ["nothing"])
-    with pytest.raises(ModelError, match="no value 'nothing'"):
-        with_outputs(source, ["nothing"])
     _, observed = with_observed_inputs(source, ["W"])
     with pytest.raises(ValueError, match="one for each"):
         observed["W"].rows()
-
-
-def test_other_values_as_outputs():
-    source = factored(if_model("outer"))
-    watched, names = with_outputs(source, ["x", "y"])
-    x = normal(3, 4)
-    fetched = fetch(watched, {"c": np.array(True), "x": x})
-    np.testing.assert_array_equal(fetched[names["x"]], x)
-    assert names["y"] == "y"
 
 
 def test_names_of_scopes_do_not_hide_each_other():
