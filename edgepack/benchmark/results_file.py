@@ -62,18 +62,6 @@ def save_result(result: BenchResult | EmulatedResult, path: Path) -> None:
         ) from err
 
 
-def load_result(path: Path) -> BenchResult:
-    """Reads a measured result.
-
-    Raises:
-        PackError: missing, over 64 MiB, not JSON, another schema or kind, or with values that cannot be.
-    """
-    result = _load(path)
-    if isinstance(result, EmulatedResult):
-        raise PackError(f"{path}: an emulated result; expected a measured one")
-    return result
-
-
 def load_results(pack_dir: Path) -> list[BenchResult]:
     """The measured results of a pack in the order of their file names; a pack that was never benched has none.
 

@@ -26,7 +26,7 @@ from edgepack.benchmark.results import (
     Tool,
     VariantResult,
 )
-from edgepack.benchmark.results_file import load_result, load_results, save_result
+from edgepack.benchmark.results_file import load_results, save_result
 from edgepack.benchmark.schedule import FULL, QUICK
 from edgepack.benchmark.session import Settings
 from edgepack.benchmark.summary import summarize_result
@@ -79,7 +79,6 @@ RESULT = BenchResult(
 def test_round_trip(tmp_path: Path) -> None:
     path = tmp_path / "results" / RESULT.file_name
     save_result(RESULT, path)
-    assert load_result(path) == RESULT
     assert path.name == f"rpi4.{FACTS.fingerprint[:8]}.1t.quick.json"
     assert [p.name for p in path.parent.iterdir()] == [path.name]  # no temporary file stays
     assert load_results(tmp_path) == [RESULT]
@@ -90,17 +89,18 @@ def test_round_trip(tmp_path: Path) -> None:
 @given(st.lists(st.floats(1e-9, 1e3), min_size=1, max_size=50))
 def test_raw_values_come_back_to_the_last_bit(tmp_path: Path, latency_s: list[float]) -> None:
     result = replace(RESULT, variants=(variant("edgepack", block(*latency_s)),))
-    save_result(result, tmp_path / "r.json")
-    assert load_result(tmp_path / "r.json") == result
+    save_result(result, tmp_path / "results" / "r.json")
+    assert load_results(tmp_path) == [result]
 
 
 def written(tmp_path: Path, change: Callable[[dict[str, Any]], None]) -> Path:
-    path = tmp_path / "r.json"
+    """A pack with a result that was changed."""
+    path = tmp_path / "results" / "r.json"
     save_result(RESULT, path)
     document = json.loads(path.read_text())
     change(document)
     path.write_text(json.dumps(document))
-    return path
+    return tmp_path
 
 
 def put(*keys: Any, value: Any) -> Callable[[dict[str, Any]], None]:
@@ -171,7 +171,7 @@ def put(*keys: Any, value: Any) -> Callable[[dict[str, Any]], None]:
 )
 def test_a_strangers_file_is_checked(tmp_path: Path, change: Callable[[dict[str, Any]], None], expected: str) -> None:
     with pytest.raises(PackError) as caught:
-        load_result(written(tmp_path, change))
+        load_results(written(tmp_path, change))
     assert expected in caught.value.message
     assert caught.value.exit_code == 3
 
@@ -189,7 +189,7 @@ def test_a_file_from_before_these_figures_still_loads(tmp_path: Path) -> None:
             for name in ("temperature_c", "governor", "throttle", "others_busy"):
                 del one["warm"][0][name]
 
-    result = load_result(written(tmp_path, older))
+    (result,) = load_results(written(tmp_path, older))
     assert result.conditions.reached == "local"
     assert result.conditions.tool("onnx").name == "edgepack runner"
     assert result.file_name == RESULT.file_name
@@ -208,8 +208,8 @@ def test_a_result_of_a_tool_that_knows_less_comes_back_whole(tmp_path: Path) -> 
     tools = {"onnx": Tool("onnxruntime_perf_test", "1")}
     conditions = replace(RESULT.conditions, reached="adb 0123", tools=tools, inputs="random", cpus=())
     result = replace(RESULT, variants=(one,), import_only={}, conditions=conditions, not_measured={"memory": "no"})
-    save_result(result, tmp_path / "r.json")
-    assert load_result(tmp_path / "r.json") == result
+    save_result(result, tmp_path / "results" / "r.json")
+    assert load_results(tmp_path) == [result]
     assert one.warm[0].clock_drift is None
     assert one.warm[0].is_mean
 
@@ -239,18 +239,23 @@ def test_names_that_need_the_same_change_are_told_apart() -> None:
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[" * 100000, b"\xff\xff", b"null", b"5"])
 def test_a_file_that_is_no_result(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "r.json").write_bytes(content)
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "r.json").write_bytes(content)
     with pytest.raises(PackError, match="not a result of this edgepack"):
-        load_result(tmp_path / "r.json")
+        load_results(tmp_path)
 
 
 def test_a_file_without_an_end_is_not_read_to_its_end(tmp_path: Path) -> None:
-    with (tmp_path / "r.json").open("wb") as file:
+    path = tmp_path / "results" / "r.json"
+    path.parent.mkdir()
+    with path.open("wb") as file:
         file.truncate((64 << 20) + 1)
     with pytest.raises(PackError, match="over 64 MiB"):
-        load_result(tmp_path / "r.json")
+        load_results(tmp_path)
+    path.unlink()
+    path.symlink_to("gone.json")
     with pytest.raises(PackError, match="cannot read the results: No such file"):
-        load_result(tmp_path / "gone.json")
+        load_results(tmp_path)
 
 
 def test_a_result_that_cannot_be_written(tmp_path: Path) -> None:
@@ -260,7 +265,7 @@ def test_a_result_that_cannot_be_written(tmp_path: Path) -> None:
 
 
 def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "r.json"
+    path = tmp_path / "results" / "r.json"
     save_result(RESULT, path)
 
     def interrupted(*_: Any) -> None:
@@ -269,8 +274,8 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(os, "replace", interrupted)
     with pytest.raises(KeyboardInterrupt):
         save_result(replace(RESULT, created="later"), path)
-    assert [p.name for p in tmp_path.iterdir()] == ["r.json"]
-    assert load_result(path) == RESULT
+    assert [p.name for p in path.parent.iterdir()] == ["r.json"]
+    assert load_results(tmp_path) == [RESULT]
 
 
 def test_merging_puts_the_raw_values_together() -> None:

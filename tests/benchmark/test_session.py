@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edgepack.benchmark.results import Counter, Throttle, Tool
-from edgepack.benchmark.results_file import load_result, problems, save_result
+from edgepack.benchmark.results_file import load_results, problems, save_result
 from edgepack.benchmark.schedule import QUICK
 from edgepack.benchmark.session import Settings, Variant, bench_variants
 from edgepack.benchmark.summary import LINE_BYTES, cache_misses, summarize_result
@@ -572,8 +572,8 @@ def test_a_tool_in_place_of_the_runner_measures_what_it_can(variants: list[Varia
     assert row.cache_misses_note == "onnxruntime_perf_test counts no events"
     assert row.conditions["tool"] == "onnxruntime_perf_test 1.22"
     assert row.conditions["runtime"] == "not named"
-    save_result(result, tmp_path / "r.json")
-    assert load_result(tmp_path / "r.json") == result
+    save_result(result, tmp_path / "results" / "r.json")
+    assert load_results(tmp_path) == [result]
     assert "cold" not in "".join(summarize_result(run(variants, native_device(), cold=False))[0].notes)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from edgepack.benchmark.results_file import load_result
+from edgepack.benchmark.results_file import load_results
 from edgepack.targets.file import load_targets
 from tests.e2e.conftest import Built
 from tests.e2e.e2e_cli import assert_fails, invoke, run
@@ -71,7 +71,7 @@ VARIANTS = {(variant, fmt) for variant in ("edgepack", "dense-fp32", "dense-int8
 
 def test_bench_writes_raw_values_into_the_pack(benched: Path, rpi4_pack: Built) -> None:
     (result,) = (benched / "results").glob("*.json")
-    raw = load_result(result)
+    (raw,) = load_results(benched)
     assert raw.conditions.quick is True
     assert not (rpi4_pack.path / "results").exists()
     assert str(benched) not in result.read_text()
