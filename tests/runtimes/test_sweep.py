@@ -11,9 +11,8 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -22,11 +21,15 @@ import pytest
 from edgepack.devices.device import Job
 from edgepack.devices.emulated import EmulatedDevice
 from edgepack.devices.local import LocalDevice
-from edgepack.devices.sweep import sweep_from_report
+from edgepack.devices.sweep import Sweep, sweep_from_report
 from edgepack.targets.file import get_target
 
 SWEEP = Path(__file__).parents[2] / "runtimes" / "sweep.py"
 PR_SET_MDWE, REFUSE_EXEC_GAIN = 65, 1
+ROUNDS = 40
+"""Of calls in turns: another process may take the core from any of them, but not from all."""
+RUNS = 8
+"""Of the whole sweep at most, for the same reason."""
 machine_code = pytest.mark.skipif(
     platform.machine() not in ("x86_64", "aarch64") or sys.platform != "linux", reason="no machine code for this CPU"
 )
@@ -47,12 +50,27 @@ def program():
     return module
 
 
-@pytest.fixture(scope="module")
-def quick() -> dict[str, Any]:
+def swept() -> dict[str, Any]:
     done = invoke("--threads", 2, "--quick")
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("\n") == 1
     return dict(json.loads(done.stdout))
+
+
+def fastest(*calls: Callable[[], object]) -> list[float]:
+    """The least seconds of each call, all in turns."""
+    least = [float("inf")] * len(calls)
+    for _ in range(ROUNDS):
+        for index, call in enumerate(calls):
+            start = time.perf_counter_ns()
+            call()
+            least[index] = min(least[index], (time.perf_counter_ns() - start) * 1e-9)
+    return least
+
+
+@pytest.fixture(scope="module")
+def quick() -> dict[str, Any]:
+    return swept()
 
 
 @pytest.fixture(scope="module")
@@ -72,15 +90,23 @@ def test_the_report_is_whole_and_possible(quick: dict[str, Any]) -> None:
     sweep = sweep_from_report(quick, "this machine")
     assert sweep.reader == "loads"
     assert sweep.threads == min(2, len(os.sched_getaffinity(0)))
-    assert 0.5e9 < (sweep.clock_hz or 0) < 7e9
     assert sweep.reads[0].size_bytes == 16 << 10
     assert sweep.latency[0].size_bytes == 4 << 10
-    first, last = (sweep.latency[at].calm * (sweep.clock_hz or 0) for at in (0, -1))
-    assert 2 < first < 9  # cycles of a load that hits the first level, whatever the CPU
-    assert last > 3 * first
-    single = [read.typical for read in sweep.reads if read.threads == 1]
-    assert single[0] > 1.2 * single[-1]
-    assert sweep.seconds < 30
+    assert sweep.seconds > 0
+    sweeps = [sweep]
+    while not all(figures := possible(sweeps)) and len(sweeps) < RUNS:
+        sweeps.append(sweep_from_report(swept(), "this machine"))
+    assert all(figures), (figures, sweeps)
+
+
+def possible(sweeps: Sequence[Sweep]) -> tuple[bool, ...]:
+    """What must hold of the least disturbed figures of several sweeps, whatever the CPU."""
+    clock_hz = max(sweep.clock_hz or 0 for sweep in sweeps)
+    first, last = (min(sweep.latency[at].calm for sweep in sweeps) * clock_hz for at in (0, -1))
+    single = [[read.typical for read in sweep.reads if read.threads == 1] for sweep in sweeps]
+    near, far = (max(rates[at] for rates in single) for at in (0, -1))
+    # A load that hits the first level takes some cycles, one that misses all levels many.
+    return 0.5e9 < clock_hz < 7e9, 2 < first < 9, last > 3 * first, near > 1.2 * far
 
 
 def test_blocks_cover_every_point_in_order(quick: dict[str, Any]) -> None:
@@ -99,7 +125,7 @@ def test_blocks_cover_every_point_in_order(quick: dict[str, Any]) -> None:
 def test_the_clock_is_the_one_that_a_chain_of_another_make_shows(program: Any, code: Any) -> None:
     """A chain twice as long takes twice as long: the figure is of the additions, not of the call."""
     turns = program.turns_for(code.clock, 1e-3)
-    once, twice = (min(program.seconds(code.clock, turns * times) for _ in range(40)) for times in (1, 2))
+    once, twice = fastest(lambda: code.clock(turns), lambda: code.clock(2 * turns))
     assert twice == pytest.approx(2 * once, rel=0.05)
 
 
@@ -130,20 +156,12 @@ def test_the_reader_is_as_fast_as_the_best_of_others(program: Any, code: Any) ->
     address = data.ctypes.data
     libc = program.Memchr()
     data.view(np.uint8)[:] = 1
-    readers = {
-        "loads": lambda: code.read(address, size, 1),
-        "memchr": lambda: libc.read(address, size, 1),
-        "numpy": lambda: data.view(np.int64).max(),
-    }
-    fastest = {}
-    for name, read in readers.items():
-        times = []
-        for _ in range(7):
-            start = time.perf_counter()
-            read()
-            times.append(time.perf_counter() - start)
-        fastest[name] = min(times)
-    assert fastest["loads"] < 1.4 * min(fastest.values()), fastest
+    loads, *others = fastest(
+        lambda: code.read(address, size, 1),
+        lambda: libc.read(address, size, 1),
+        lambda: data.view(np.int64).max(),
+    )
+    assert loads < 1.4 * min(others), (loads, others)
 
 
 @machine_code
@@ -152,9 +170,7 @@ def test_every_byte_is_read(program: Any, code: Any) -> None:
     memory = program.private(1 << 20)
     address = program.address_of(memory)
     ctypes.memset(address, 1, 1 << 20)
-    whole, half = (
-        median(program.seconds(code.read, address, size, 200) for _ in range(9)) for size in (1 << 18, 1 << 17)
-    )
+    whole, half = fastest(lambda: code.read(address, 1 << 18, 200), lambda: code.read(address, 1 << 17, 200))
     assert whole == pytest.approx(2 * half, rel=0.35)
 
 
