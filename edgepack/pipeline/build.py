@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +23,7 @@ from edgepack.pipeline.explore import picked
 from edgepack.pipeline.limits import unmet_budget
 from edgepack.pipeline.manifest import Results, baseline_files, chosen_by, make_manifest, pack_file
 from edgepack.pipeline.options import BuildOptions
-from edgepack.pipeline.prepare import Prepared, prepared
+from edgepack.pipeline.prepare import Prepared, leaving_out, prepared, warn_of_refused
 from edgepack.pipeline.search import Planned, plan
 from edgepack.sources import model_name
 from edgepack.workspace import Cache, Progress, silent
@@ -126,7 +125,7 @@ def _choose(ready: Prepared) -> Chosen:
     left_out: dict[Format, ModelError] = {}
     baselines: dict[Format, Baseline] = {}
     for fmt in wanted:
-        with _leaving_out(fmt, left_out):
+        with leaving_out(fmt, left_out):
             baselines[fmt] = make_baseline(ready.evaluator, ready.files[fmt], ready.prices)
     planned: dict[Format, Planned] = {}
     attempts: dict[Format, Attempt] = {}
@@ -135,7 +134,7 @@ def _choose(ready: Prepared) -> Chosen:
     for number, (fmt, baseline) in enumerate(baselines.items(), start=1):
         files = ready.files[fmt]
         deadline_s = began + 60 * options.search_minutes * number / len(baselines)
-        with _leaving_out(fmt, left_out):
+        with leaving_out(fmt, left_out):
             if picks is not None:
                 found = Planned(picks[fmt], None)
             else:
@@ -145,10 +144,7 @@ def _choose(ready: Prepared) -> Chosen:
                 start = found.loss
             attempts[fmt] = keep_promise(ready.evaluator, files, found.found.attempt, baseline)
             planned[fmt] = found
-    for fmt, err in left_out.items():
-        if not attempts:
-            raise err
-        ready.evaluator.workspace.warn(f"no {fmt} file: {err.message}")
+    warn_of_refused(left_out, attempts, ready.evaluator.workspace)
     images = _images(ready, attempts) if options.transport else {}
     return Chosen(planned, attempts, {fmt: baselines[fmt] for fmt in attempts}, images)
 
@@ -157,15 +153,6 @@ def _images(ready: Prepared, attempts: Mapping[Format, Attempt]) -> dict[Format,
     from edgepack.pipeline.jpeg_images import jpeg_images
 
     return {fmt: jpeg_images(ready.evaluator, one) for fmt, one in attempts.items()}
-
-
-@contextmanager
-def _leaving_out(fmt: Format, left_out: dict[Format, ModelError]) -> Iterator[None]:
-    """Notes a format that the model cannot be written in."""
-    try:
-        yield
-    except ModelError as err:
-        left_out[fmt] = err
 
 
 def _entries(

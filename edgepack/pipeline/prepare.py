@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -103,8 +103,7 @@ def _prepare(options: BuildOptions, engines: Mapping[Format, Any], workspace: Wo
         return backend(fmt).open(opened, given, engines.get(fmt), workspace)
 
     native, guard = _dense(options, opened, data, open_writer(opened.native), workspace)
-    for line in _left_out(options):
-        workspace.warn(line)
+    _warn_of_uninstalled(options, workspace)
     if data.calibration is None:
         workspace.warn(UNGUARDED)
 
@@ -146,13 +145,11 @@ def _prepare(options: BuildOptions, engines: Mapping[Format, Any], workspace: Wo
     return Prepared(evaluator, data, test, native, files, prices, menus, validated)
 
 
-def _left_out(options: BuildOptions) -> list[str]:
-    """A line for every format that nobody asked for and that cannot be written here."""
+def _warn_of_uninstalled(options: BuildOptions, workspace: Workspace) -> None:
+    """Of every format that nobody asked for and that cannot be written here."""
     left_out = {} if options.formats is not None else options.unwritable
-    return [
-        f"no {FACTS[fmt].title} file: it needs {FACTS[fmt].install} ({', '.join(packages)} not installed)"
-        for fmt, packages in left_out.items()
-    ]
+    for fmt, packages in left_out.items():
+        _warn_of_missing(fmt, f"it needs {FACTS[fmt].install} ({', '.join(packages)} not installed)", workspace)
 
 
 def _open(options: BuildOptions, workspace: Workspace) -> Model:
@@ -247,17 +244,36 @@ def _formats(
             files[fmt] = native
             continue
         writer = open_writer(fmt)
-        try:
+        with leaving_out(fmt, refused):
             writer.write_dense(workspace.folder / f"dense.fp32.{fmt}")
-        except ModelError as err:
-            refused[fmt] = err
-        else:
             files[fmt] = writer
-    for fmt, why in refused.items():
-        if not files:
-            raise why
-        workspace.warn(f"no {FACTS[fmt].title} file: {why.message}")
+    warn_of_refused(refused, files, workspace)
     return files
+
+
+@contextmanager
+def leaving_out(fmt: Format, refused: dict[Format, ModelError]) -> Iterator[None]:
+    """Notes a format that the model cannot be written in, if that is found in the block."""
+    try:
+        yield
+    except ModelError as err:
+        refused[fmt] = err
+
+
+def warn_of_refused(refused: Mapping[Format, ModelError], files: Collection[Format], workspace: Workspace) -> None:
+    """Says which formats are left out, and why, where there are files in others.
+
+    Raises:
+        ModelError: there are none.
+    """
+    for fmt, err in refused.items():
+        if not files:
+            raise err
+        _warn_of_missing(fmt, err.message, workspace)
+
+
+def _warn_of_missing(fmt: Format, why: str, workspace: Workspace) -> None:
+    workspace.warn(f"no {FACTS[fmt].title} file: {why}")
 
 
 def _replacements(

@@ -74,11 +74,10 @@ def is_unsure(use: Use, reader: Reader) -> bool:
 
 
 def _matmul(node: ir.Node, reader: Reader) -> Use | None:
-    side = _constant_side(node)
-    weight = None if side is None else _matrix(node.inputs[side], reader)
-    root = None if side is None else root_of(node.inputs[side])  # type: ignore[arg-type]
-    if side is None or weight is None or root is None:
+    found = _constant_matrix(node, reader)
+    if found is None:
         return None
+    side, weight, root = found
     rank = known_rank(node.inputs[1 - side]) or known_rank(node.outputs[0])
     if side == 1:
         return _with_add(Use(node, "rows", weight.T, root, 0), reader, rank)
@@ -86,11 +85,10 @@ def _matmul(node: ir.Node, reader: Reader) -> Use | None:
 
 
 def _gemm(node: ir.Node, reader: Reader) -> Use | None:
-    side = _constant_side(node)
-    weight = None if side is None else _matrix(node.inputs[side], reader)
-    root = None if side is None else root_of(node.inputs[side])  # type: ignore[arg-type]
-    if side is None or weight is None or root is None:
+    found = _constant_matrix(node, reader)
+    if found is None:
         return None
+    side, weight, root = found
     transposed = [bool(node.attributes.get_int(name, 0)) for name in ("transA", "transB")]
     if transposed[side] == (side == 0):  # Aᵀ stands on the left as W, B on the right as Wᵀ
         weight = weight.T
@@ -125,6 +123,14 @@ def _conv(node: ir.Node, reader: Reader) -> Use | None:
     return _with_own_bias(Use(node, "conv", weight, root, 0, spatial=kernel.ndim - 2), reader, rank=kernel.ndim)
 
 
+def _constant_matrix(node: ir.Node, reader: Reader) -> tuple[int, Array, ir.Value] | None:
+    """Which of the two inputs is a constant matrix, the matrix, and the value that holds it."""
+    side = _constant_side(node)
+    value = None if side is None else node.inputs[side]
+    weight, root = (None, None) if value is None else (_matrix(value, reader), root_of(value))
+    return None if side is None or weight is None or root is None else (side, weight, root)
+
+
 def _constant_side(node: ir.Node) -> int | None:
     """0 or 1: which one of the two factors is constant; None unless it is exactly one."""
     if len(node.inputs) < 2 or node.inputs[0] is None or node.inputs[1] is None:
@@ -133,8 +139,8 @@ def _constant_side(node: ir.Node) -> int | None:
     return constant.index(True) if constant[0] != constant[1] else None
 
 
-def _matrix(value: ir.Value | None, reader: Reader) -> Array | None:
-    array, root = (None, None) if value is None else (reader.read(value), root_of(value))
+def _matrix(value: ir.Value, reader: Reader) -> Array | None:
+    array, root = reader.read(value), root_of(value)
     if array is None or root is None or array.ndim != 2 or array.size == 0 or not _floats(array, root):
         return None
     return array
