@@ -16,9 +16,9 @@ import typer
 
 from edgepack.errors import EdgepackError, UsageError
 from edgepack.report.render import RENDERERS, TERMINAL, Renderer
-from edgepack.report.report import Report
 
 if TYPE_CHECKING:
+    from edgepack.report.report import Report
     from edgepack.workspace import Progress
 
 INTERRUPTED = 130
@@ -126,6 +126,8 @@ def _report(kind: str, message: str, hint: str | None, code: int, output: Render
     if verbose:
         traceback.print_exc()
     if output.for_machines:
+        from edgepack.report.report import Report
+
         error = {"kind": kind, "message": message, "hint": hint, "exit_code": code}
         show(Report(record={"error": error}), output)
         return

@@ -22,7 +22,6 @@ from edgepack.cli.options import (
     show,
 )
 from edgepack.report.render import TERMINAL, Renderer
-from edgepack.report.report import Report
 
 app = typer.Typer(name="targets", help="The CPUs that packs are built for.", no_args_is_help=True)
 
@@ -70,6 +69,7 @@ def check_targets(
     Example: edgepack targets check targets.yaml
     """
     from edgepack.errors import TargetsError
+    from edgepack.report.report import Report
     from edgepack.targets.file import check_file
 
     problems = [str(problem) for problem in check_file(file)]

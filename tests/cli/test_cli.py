@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import typer
@@ -124,8 +125,9 @@ def test_a_table_in_every_rendering() -> None:
 
 @pytest.mark.parametrize("tables", [True, False])
 def test_a_renderer_that_is_registered_has_an_option(tables: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    louder = Renderer("louder", "Print it loud.", lambda report: f"{report.title[0]}!\n")
-    monkeypatch.setattr(options, "RENDERERS", (*RENDERERS, louder))
+    louder = SimpleNamespace(render=lambda report: f"{report.title[0]}!\n")
+    monkeypatch.setitem(sys.modules, "edgepack.report.render.louder", louder)
+    monkeypatch.setattr(options, "RENDERERS", (*RENDERERS, Renderer("louder", "Print it loud.")))
     toy = typer.Typer()
 
     @toy.command()

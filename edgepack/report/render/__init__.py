@@ -6,12 +6,12 @@ report then offers it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from edgepack.report.render import csv, json, markdown, terminal
-from edgepack.report.report import Report
+if TYPE_CHECKING:
+    from edgepack.report.report import Report
 
 
 @dataclass(frozen=True)
@@ -19,15 +19,13 @@ class Renderer:
     """One way to write a report.
 
     Attributes:
-        name: its option on the command line is `--name`.
+        name: of its module here, which is loaded when it is used; its option on the command line is `--name`.
         help: of that option.
-        render: the text of a report; a rich renderable for the terminal.
         for_machines: whether a program reads it: then an error is a report as well, and nothing else is printed.
     """
 
     name: str
     help: str
-    render: Callable[[Report], Any]
     for_machines: bool = False
 
     @property
@@ -35,12 +33,16 @@ class Renderer:
         """What asks for it on the command line."""
         return f"--{self.name}"
 
+    def render(self, report: Report) -> Any:
+        """The text of a report; a rich renderable for the terminal."""
+        return import_module(f"{__name__}.{self.name}").render(report)
 
-TERMINAL = Renderer("terminal", "", terminal.render)
+
+TERMINAL = Renderer("terminal", "")
 """Where no other is asked for; it has no option."""
 
 RENDERERS = (
-    Renderer("json", "Print JSON for machines.", json.render, for_machines=True),
-    Renderer("markdown", "Print markdown tables.", markdown.render),
-    Renderer("csv", "Print CSV, full precision; several tables have an empty line between.", csv.render),
+    Renderer("json", "Print JSON for machines.", for_machines=True),
+    Renderer("markdown", "Print markdown tables."),
+    Renderer("csv", "Print CSV, full precision; several tables have an empty line between."),
 )
