@@ -18,9 +18,10 @@ from edgepack.errors import PackError
 from edgepack.pack.manifest import MAX_LAYERS, parse_manifest, read_manifest
 from edgepack.report.build import build_report
 from edgepack.report.inspect import pack_report
-from edgepack.report.render import csv, markdown, terminal
+from edgepack.report.render import csv, markdown
 from edgepack.report.render import json as json_render
 from tests.manifests import document
+from tests.report.shown import terminal_text
 
 MANIFEST: dict[str, Any] = document(
     {
@@ -222,4 +223,4 @@ def test_any_value_anywhere_is_shown_or_refused(place: tuple[str | int, ...], va
     for report in (pack_report(Path("p"), read), build_report(Path("p"), read)):
         for renderer in (markdown, csv, json_render):
             assert isinstance(renderer.render(report), str)
-        assert terminal.render_text(report)
+        assert terminal_text(report)

@@ -14,9 +14,9 @@ from edgepack.pipeline import crossval
 from edgepack.pipeline.build import build
 from edgepack.pipeline.crossval import FOLDS, PERCENTS
 from edgepack.report.build import build_report
-from edgepack.report.render.terminal import render_text
 from edgepack.workspace import Cache, Progress, silent
 from tests.pipeline.small_builds import options, points
+from tests.report.shown import terminal_text
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def test_the_pack_has_the_smallest_share_within_a_standard_error_of_the_best(
     for name in ("w1", "w2"):
         sides = layers[name]["out_features"], layers[name]["in_features"]
         assert layers[name]["rank"] == int(found["percent"] / 100 * sides[0] * sides[1] / sum(sides))
-    said = render_text(shown, 120)
+    said = terminal_text(shown, 120)
     assert f"{found['percent']}% of each layer's weights" in said
     assert "chosen" in said
 

@@ -12,9 +12,9 @@ from edgepack.pipeline.build import build
 from edgepack.pipeline.inspect import inspect
 from edgepack.plan.candidates import break_even_rank
 from edgepack.report.inspect import pack_report
-from edgepack.report.render.terminal import render_text
 from edgepack.workspace import Cache
 from tests.pipeline.small_builds import CLASSES, FEATURES, HIDDEN, options
+from tests.report.shown import terminal_text
 
 SHAPES = {"w1": (HIDDEN, FEATURES), "w2": (HIDDEN, HIDDEN), "w3": (CLASSES, HIDDEN)}
 
@@ -44,7 +44,7 @@ def test_a_pack_says_what_became_of_each_layer(classifier: Path, warm_cache: Pat
     result = build(options(classifier, out=tmp_path / "pack", max_drop=40.0), cache=Cache(warm_cache))
     manifest = read_manifest(tmp_path / "pack")
     assert manifest == result.manifest
-    assert "model.onnx: " in render_text(pack_report(tmp_path / "pack", manifest))
+    assert "model.onnx: " in terminal_text(pack_report(tmp_path / "pack", manifest))
 
 
 def test_what_is_no_pack(tmp_path: Path, classifier: Path) -> None:

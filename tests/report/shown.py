@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
+
+from rich.console import Console
 
 from edgepack.report.compare import CompareRow
 from edgepack.report.comparison import comparison_report
@@ -11,14 +14,21 @@ from edgepack.report.render import csv, json, markdown, terminal
 from edgepack.report.report import Report
 
 
+def terminal_text(report: Report, width: int = 160) -> str:
+    """As a terminal of this width shows it, without colours and the blanks at the ends of lines."""
+    buffer = io.StringIO()
+    Console(file=buffer, width=width, color_system=None, force_terminal=False).print(terminal.render(report))
+    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()) + "\n"
+
+
 def text(report: Report, width: int = 160) -> str:
-    """As a terminal of this width shows it, without the blanks at the ends of lines and the empty lines around it."""
-    return terminal.render_text(report, width).strip("\n")
+    """The same without the empty lines around it."""
+    return terminal_text(report, width).strip("\n")
 
 
 def render_text(rows: Sequence[CompareRow], width: int = 160, emulated: Sequence[EmulatedRow] = ()) -> str:
     """A comparison for the terminal."""
-    return terminal.render_text(comparison_report(rows, emulated), width)
+    return terminal_text(comparison_report(rows, emulated), width)
 
 
 def render_markdown(rows: Sequence[CompareRow], emulated: Sequence[EmulatedRow] = ()) -> str:

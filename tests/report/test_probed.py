@@ -8,11 +8,12 @@ import pytest
 
 from edgepack.devices.fake import FakeDevice
 from edgepack.devices.profile import Probed, listed_targets, probe_target
-from edgepack.report.render.terminal import render_text, sparkline
+from edgepack.report.render.terminal import sparkline
 from edgepack.report.targets import entry_text, sweep_report
 from edgepack.targets.file import check_file, load_targets
 from tests.devices.probed_reports import probe_report
 from tests.devices.probed_reports import sweep_report as answer
+from tests.report.shown import terminal_text
 
 PI = listed_targets(None)["rpi4"]
 ENTRY = """\
@@ -58,7 +59,7 @@ def probed(**changes: object) -> Probed:
 
 
 def plain(found: Probed) -> list[str]:
-    return render_text(sweep_report(found.record()), 110).splitlines()
+    return terminal_text(sweep_report(found.record()), 110).splitlines()
 
 
 def test_the_entry_is_a_good_file_with_the_differences_in_comments(tmp_path: Path) -> None:

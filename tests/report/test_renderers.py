@@ -32,6 +32,7 @@ from edgepack.report.report import (
     hidden,
     make_table,
 )
+from tests.report.shown import terminal_text
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ REPORT = Report(
 
 
 def test_terminal() -> None:
-    assert terminal.render_text(REPORT, 60) == TERMINAL
+    assert terminal_text(REPORT, 60) == TERMINAL
 
 
 TERMINAL = """\
@@ -152,8 +153,8 @@ def test_json_is_the_record_and_valid() -> None:
 
 def test_an_optional_column_is_there_where_it_has_a_figure() -> None:
     report = Report(blocks=(make_table(FIELDS, [Row("a", 1, heat=78)]),))
-    assert terminal.render_text(report).split()[:4] == ["what", "size", "vs", "int8"]
-    assert "°C" in terminal.render_text(report)
+    assert terminal_text(report).split()[:4] == ["what", "size", "vs", "int8"]
+    assert "°C" in terminal_text(report)
     assert "| °C |" in markdown.render(report)
     assert "°C" not in markdown.render(Report(blocks=(make_table(FIELDS, [Row("a", 1)]),)))
 
@@ -162,7 +163,7 @@ def test_groups_are_named_once_and_lack_empty_columns() -> None:
     columns = (Column("pack", "pack"), Column("file", "file"), Column("x", "x", "seconds"), Column("y", "y", "ratio"))
     rows = (("p", "a", None, Speed(0.5, "slower")), ("p", "b", None, None), ("q", "a", None, None))
     table = Table(columns, rows, lead=1)
-    lines = [line.split() for line in terminal.render_text(Report(blocks=(table,))).splitlines() if line.strip()]
+    lines = [line.split() for line in terminal_text(Report(blocks=(table,))).splitlines() if line.strip()]
     assert lines[0] == ["file", "y"]
     assert lines[2:] == [["p"], ["a", "2.00×", "slower"], ["b", "–"], ["q"], ["a", "–"]]
     assert markdown.render(Report(blocks=(table,))).startswith("| pack | file | x | y |\n")
@@ -181,7 +182,7 @@ def test_what_is_faster_is_green_and_what_is_slower_red() -> None:
 
 def test_facts_that_are_not_known() -> None:
     table = facts("rpi4", [("RAM", (Figure(1 << 30, "binary"), "–", Figure(8 << 30, "binary"))), ("L3", None)])
-    lines = terminal.render_text(Report(blocks=(table,))).splitlines()
+    lines = terminal_text(Report(blocks=(table,))).splitlines()
     assert [line.split() for line in lines[3:5]] == [["RAM", "1G–8G"], ["L3", "–"]]
     assert list(reader.reader(io.StringIO(csv.render(Report(blocks=(table,))))))[1:] == [["RAM", "1G–8G"], ["L3", ""]]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -32,16 +31,6 @@ def render(report: Report) -> Group:
     for block in report.blocks:
         parts += _parts(block)
     return Group(*parts, *(Text(f"warning: {warning}", style="yellow") for warning in report.warnings))
-
-
-def render_text(report: Report, width: int = 160) -> str:
-    """The same as plain text without colours, `width` characters wide at most."""
-    from rich.console import Console
-
-    buffer = io.StringIO()
-    console = Console(file=buffer, width=width, color_system=None, force_terminal=False)
-    console.print(render(report))
-    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()) + "\n"
 
 
 def _parts(block: Block) -> list[Any]:
