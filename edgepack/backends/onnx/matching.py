@@ -127,7 +127,7 @@ def _constant_matrix(node: ir.Node, reader: Reader) -> tuple[int, Array, ir.Valu
     """Which of the two inputs is a constant matrix, the matrix, and the value that holds it."""
     side = _constant_side(node)
     value = None if side is None else node.inputs[side]
-    weight, root = (None, None) if value is None else (_matrix(value, reader), root_of(value))
+    weight, root = _matrix(value, reader), None if value is None else root_of(value)
     return None if side is None or weight is None or root is None else (side, weight, root)
 
 
@@ -139,8 +139,8 @@ def _constant_side(node: ir.Node) -> int | None:
     return constant.index(True) if constant[0] != constant[1] else None
 
 
-def _matrix(value: ir.Value, reader: Reader) -> Array | None:
-    array, root = reader.read(value), root_of(value)
+def _matrix(value: ir.Value | None, reader: Reader) -> Array | None:
+    array, root = (None, None) if value is None else (reader.read(value), root_of(value))
     if array is None or root is None or array.ndim != 2 or array.size == 0 or not _floats(array, root):
         return None
     return array
