@@ -15,13 +15,14 @@ CONVERTERS = ("torch", "litert-torch")
 
 def conditions() -> dict[str, Any]:
     """CPU, cores, caches in bytes, instruction sets, versions, and the day."""
+    from edgepack.backends.registry import TOOLS
     from edgepack.workspace import tool_versions
 
     report = LocalDevice().probe()
     facts, host = facts_from_probe(report, "local"), target_from_probe(report, HOST)
     main = host.main_cluster
     caches = {"L1d": main.L1d, "L2": main.L2, "L3": main.L3}
-    versions = tool_versions()
+    versions = tool_versions(TOOLS)
     return {
         "day": datetime.now(UTC).date().isoformat(),
         "cpu": facts.cpu_model or facts.device_model or facts.machine,

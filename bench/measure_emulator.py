@@ -13,10 +13,10 @@ from typing import Any
 
 from measure_mnist import MAX_DROP, MODEL
 
+from edgepack.backends.registry import FORMATS
 from edgepack.emulator import programs
 from edgepack.emulator.guest import guest
 from edgepack.emulator.plugin import cache_arguments, plugin_file
-from edgepack.model.scheme import FORMATS
 from edgepack.pipeline.build import build
 from edgepack.pipeline.options import BuildOptions
 from edgepack.targets.file import get_target

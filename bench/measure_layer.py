@@ -11,7 +11,7 @@ from typing import Any
 from latencies import measure_files
 
 from edgepack.backends.backend import Writer, WriterData
-from edgepack.backends.registry import backend
+from edgepack.backends.registry import FORMATS, backend
 from edgepack.backends.schemes import SCHEMES
 from edgepack.benchmark.schedule import Schedule
 from edgepack.benchmark.session import Variant
@@ -22,7 +22,7 @@ from edgepack.model.kinds.linear import linear_ops
 from edgepack.model.layer import View
 from edgepack.model.model import Model
 from edgepack.model.replacement import Replacement
-from edgepack.model.scheme import FORMATS, FileScheme, Scheme
+from edgepack.model.scheme import FileScheme, Scheme
 from edgepack.model.structure import DENSE, low_rank
 from edgepack.model.types import LayerPlan, Spectrum
 from edgepack.pipeline import verify

@@ -17,8 +17,9 @@ from measure_loss_order import measure_loss_order
 from measure_mnist import QUICK, SCHEDULE
 from measure_solver import measure_solver
 
+from edgepack.backends.registry import FORMATS
 from edgepack.benchmark.pack import pack_variants
-from edgepack.model.scheme import FORMATS, Format
+from edgepack.model.scheme import Format
 from edgepack.pack.manifest import file_path
 from edgepack.pipeline.build import EXAMPLE, build
 from edgepack.pipeline.options import BuildOptions

@@ -14,10 +14,11 @@ import pytest
 from block_speed import speedup
 from pytest_benchmark.fixture import BenchmarkFixture
 
+from edgepack.backends.registry import FORMATS
 from edgepack.backends.runtime import load
 from edgepack.backends.schemes import FP32, SCHEMES, scheme_named
 from edgepack.data import example
-from edgepack.model.scheme import BITS, FORMATS, Format, Scheme
+from edgepack.model.scheme import BITS, Format, Scheme
 from edgepack.units import ratio, seconds
 
 Row = Mapping[str, Any]

@@ -11,9 +11,10 @@ import pytest
 from block_speed import speedup
 from pytest_benchmark.fixture import BenchmarkFixture
 
+from edgepack.backends.registry import FORMATS
 from edgepack.backends.runtime import load
 from edgepack.data import example
-from edgepack.model.scheme import FORMATS, Format
+from edgepack.model.scheme import Format
 from edgepack.units import ratio, size
 
 Row = Mapping[str, Any]

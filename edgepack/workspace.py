@@ -11,7 +11,6 @@ import errno
 import hashlib
 import json
 import os
-import re
 import shutil
 import tempfile
 import zipfile
@@ -33,21 +32,8 @@ if TYPE_CHECKING:
 V = TypeVar("V")
 R = TypeVar("R")
 
-TOOLS = (
-    "numpy",
-    "onnx",
-    "onnx-ir",
-    "onnxruntime",
-    "torch",
-    "litert-torch",
-    "ai-edge-litert",
-    "litert-quantizer",
-    "pnnx",
-)
-"""Tools whose versions shape the files that are written, and what these answer."""
-
-TESTED_RUNTIMES: Mapping[str, str] = {"onnxruntime": "1.31.1", "ai-edge-litert": "2.3.0"}
-"""The newest versions of the runtimes that the tests ran on; those of constraints.txt, which no wheel holds."""
+TOOLS = ("numpy", "onnx", "onnx-ir", "onnxruntime", "torch")
+"""Tools whose versions shape every file that is written; `edgepack.backends.registry` adds those of each format."""
 
 FITTERS = ("numpy", "scipy", "scikit-learn", "pillow")
 """What the fits of methods other than factorizers depend on."""
@@ -517,23 +503,3 @@ def shipped(name: str) -> Path:
         f"edgepack's own file {name} is missing: found neither {installed} nor {checkout}",
         hint="reinstall edgepack: this installation is incomplete",
     )
-
-
-def newest_tested(runtime: str, found: str) -> str | None:
-    """The newest version of a runtime that the tests ran on, if the one that was found is newer; None if not.
-
-    Args:
-        runtime: name on PyPI.
-        found: its version; what follows the numbers of a release is not compared.
-    """
-    tested = TESTED_RUNTIMES.get(runtime)
-    return tested if tested is not None and _release(found) > _release(tested) else None
-
-
-def _release(version: str) -> tuple[int, ...]:
-    """`1.31.0rc1` → (1, 31): zeros at the end tell no releases apart."""
-    numbers = re.match(r"\d+(?:\.\d+)*", version)
-    parts = [] if numbers is None else [int(part) for part in numbers[0].split(".")]
-    while parts and parts[-1] == 0:
-        parts.pop()
-    return tuple(parts)

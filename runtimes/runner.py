@@ -35,11 +35,6 @@ import zipfile
 
 SCHEMA_VERSION = 1
 KEEP_SAMPLES = 1000  # between this many and twice this many raw times are kept, evenly spaced
-RUNTIMES = {
-    "onnxruntime": ("onnx", "onnxruntime"),
-    "ai-edge-litert": ("tflite", "ai_edge_litert.interpreter"),
-    "tflite-runtime": ("tflite", "tflite_runtime.interpreter"),
-}
 ARM_CORES = {
     "0xc08": "cortex-a8", "0xd03": "cortex-a53", "0xd05": "cortex-a55", "0xd07": "cortex-a57", "0xd08": "cortex-a72",
     "0xd09": "cortex-a73", "0xd0a": "cortex-a75", "0xd0b": "cortex-a76", "0xd0d": "cortex-a77", "0xd41": "cortex-a78",
@@ -349,7 +344,7 @@ def signal_name(number):
 
 def import_check(args):
     """Imports one runtime and reports nothing else: the process's end is the answer."""
-    __import__(RUNTIMES[args.runtime][1])
+    __import__(RUNTIMES[args.runtime].module)
     return {"version": runtime_version(args.runtime)}
 
 
@@ -358,8 +353,6 @@ def import_check(args):
 
 class Ort:
     """An onnxruntime session. One call is `run_with_iobinding`: inputs stay where the runtime reads them."""
-
-    name = "onnxruntime"
 
     def __init__(self, runtime, model, threads, alone=True):
         self.runtime = runtime
@@ -420,8 +413,6 @@ def ort_dtype(name):
 class LiteRt:
     """A LiteRT (or TensorFlow Lite) interpreter with its default XNNPACK delegate. One call is `invoke`."""
 
-    name = "ai-edge-litert"
-
     def __init__(self, runtime, model, threads, alone=True):
         self.interpreter = runtime.Interpreter(model_path=model, num_threads=threads)
         self.interpreter.allocate_tensors()
@@ -476,21 +467,38 @@ def dequantized(array, put):
     return ((array.astype("float32") - zero) * scale).astype("float32") if scale else array
 
 
+class Runtime:
+    """One that a device may have: the format that it serves, the module to import, and the class that opens a model.
+
+    The class takes the module, the path of a model, the threads, and whether it is alone in the process. It has
+    `inputs`, `prepare`, `outputs`, `raw_outputs` and `feed`, and `quantization` where inputs may be integers on a grid.
+    """
+
+    def __init__(self, fmt, module, session):
+        self.format, self.module, self.session = fmt, module, session
+
+
+# By name on PyPI; those of one format in the order in which they are looked for.
+RUNTIMES = {
+    "onnxruntime": Runtime("onnx", "onnxruntime", Ort),
+    "ai-edge-litert": Runtime("tflite", "ai_edge_litert.interpreter", LiteRt),
+    "tflite-runtime": Runtime("tflite", "tflite_runtime.interpreter", LiteRt),
+}
+
+
 def import_runtime(fmt):
-    """(class, module, version) of the first installed runtime that serves a format, and the seconds it took."""
+    """(name, module, version) of the first installed runtime that serves a format, and the seconds it took."""
     start = time.perf_counter_ns()
     reasons = []
-    for name, (served, module) in RUNTIMES.items():
-        if served != fmt:
+    for name, runtime in RUNTIMES.items():
+        if runtime.format != fmt:
             continue
         try:
-            __import__(module)
+            __import__(runtime.module)
         except ImportError as err:
             reasons.append(f"{name}: {err}")
             continue
-        kind = Ort if fmt == "onnx" else LiteRt
-        kind.name = name
-        return kind, sys.modules[module], runtime_version(name), seconds_since(start)
+        return name, sys.modules[runtime.module], runtime_version(name), seconds_since(start)
     raise RunnerError("runtime-missing", "no runtime for {} imports here ({})".format(fmt, "; ".join(reasons)))
 
 
@@ -522,7 +530,7 @@ class Loaded:
 
         self.numpy = numpy
         numpy_s = seconds_since(start)
-        self.kind, self.module, self.version, runtime_s = import_runtime(args.format)
+        self.runtime, self.module, self.version, runtime_s = import_runtime(args.format)
         self.memory_imported = memory_now()
         start = time.perf_counter_ns()
         self.alone = args.mode != "turns"
@@ -540,7 +548,7 @@ class Loaded:
         if not os.path.isfile(path):
             raise RunnerError("model-missing", f"no model file at {path}")
         try:
-            return self.kind(self.module, path, threads, self.alone)
+            return RUNTIMES[self.runtime].session(self.module, path, threads, self.alone)
         except Exception as err:  # a runtime raises types of its own; the report names them
             raise RunnerError("model-rejected", f"{os.path.basename(path)}: {type(err).__name__}: {err}") from err
 
@@ -556,7 +564,7 @@ class Loaded:
     def report(self, args):
         """The part that every mode's report shares."""
         return {
-            "runtime": {"name": self.kind.name, "version": self.version},
+            "runtime": {"name": self.runtime, "version": self.version},
             "format": args.format,
             "threads": args.threads,
             "cpus": allowed_cpus(),
@@ -1000,7 +1008,7 @@ def parse(argv):
     parser = argparse.ArgumentParser(description="Measures one model on this device; one JSON object on stdout.")
     parser.add_argument("mode", choices=sorted(MODES))
     parser.add_argument("--model")
-    parser.add_argument("--format", choices=["onnx", "tflite"])
+    parser.add_argument("--format", choices=list(dict.fromkeys(one.format for one in RUNTIMES.values())))
     parser.add_argument("--inputs", help="npz with one array per model input")
     parser.add_argument("--outputs", help="npz to write (mode outputs)")
     parser.add_argument("--threads", type=int, default=1)

@@ -19,7 +19,7 @@ from edgepack.archive.images import JpegImage
 from edgepack.backends.backend import THREADS, Writer, WriterData
 from edgepack.backends.onnx.schemes import CONSTEXPR, FP32, INT8_DYNAMIC
 from edgepack.backends.onnx.writer import OnnxWriter
-from edgepack.backends.registry import backend
+from edgepack.backends.registry import FORMATS, TOOLS, backend
 from edgepack.backends.runtime import load, predict
 from edgepack.backends.tflite import schemes as tflite_schemes
 from edgepack.backends.tflite.converter import TfliteEmitter
@@ -30,12 +30,12 @@ from edgepack.model.kinds import views_of
 from edgepack.model.layer import View
 from edgepack.model.model import Model
 from edgepack.model.replacement import Replacement
-from edgepack.model.scheme import FORMATS, FileScheme, Format, Scheme
+from edgepack.model.scheme import FileScheme, Format, Scheme
 from edgepack.model.types import Array
 from edgepack.pipeline.activations import observe
 from edgepack.sources import open_model
 from edgepack.sources.torch import export_program, save_program
-from edgepack.workspace import TOOLS, Cache, Keyed, Step, Workspace, digest
+from edgepack.workspace import Cache, Keyed, Step, Workspace, digest
 
 LARGEST = 127
 """Of int8 codes. Files are scored in exact integer arithmetic, as on the targets."""

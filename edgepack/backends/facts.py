@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from edgepack.model.scheme import Scheme
+
 
 @dataclass(frozen=True)
 class ConstexprFacts:
@@ -27,15 +29,35 @@ class ConstexprFacts:
 
 
 @dataclass(frozen=True)
+class Schemes:
+    """What the weights of a format can be stored in.
+
+    Attributes:
+        layers: of a linear layer, dense or factored.
+        dense_int8: of a dense model in 8 bits, in the stated order of preference; the first needs no data.
+        fp32: floats, as the source has them.
+        constexpr: of layers whose weights are computed from stored constants.
+    """
+
+    layers: tuple[Scheme, ...]
+    dense_int8: tuple[Scheme, ...]
+    fp32: Scheme
+    constexpr: Scheme
+
+
+@dataclass(frozen=True)
 class Facts:
     """A backend as data.
 
     Attributes:
         title: what people call the file format.
+        schemes: see there.
         install: the command that installs what writing it takes.
         packages: those that writing it takes, beside edgepack's own.
         converters: by the format of a file that is the source, packages that it takes as well.
-        runtimes: on a device, in the order in which the runner looks for them.
+        purposes: of packages that serve this format alone: what they do, for people.
+        runtimes: on a device, in the order in which the runner looks for them; the first is the one to install.
+        tested: the newest version of that one that the tests ran on.
         tool: of the runtime's makers, that measures a file on a device without Python.
         timed_call: of the runtime, that the runner times.
         call_instructions: of one call of the runtime, counted on an emulated Cortex-A72.
@@ -47,10 +69,13 @@ class Facts:
     """
 
     title: str
+    schemes: Schemes
     install: str
     packages: tuple[str, ...]
     converters: Mapping[str, tuple[str, ...]]
+    purposes: Mapping[str, str]
     runtimes: tuple[str, ...]
+    tested: str
     tool: str
     timed_call: str
     call_instructions: float

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from edgepack.backends.onnx import schemes as onnx
-from edgepack.backends.tflite import schemes as tflite
+from edgepack.backends.registry import FACTS
 from edgepack.model.scheme import Format, Scheme
 
-SCHEMES: Mapping[Format, tuple[Scheme, ...]] = {"onnx": onnx.SCHEMES, "tflite": tflite.SCHEMES}
+SCHEMES: Mapping[Format, tuple[Scheme, ...]] = {fmt: facts.schemes.layers for fmt, facts in FACTS.items()}
 """What a linear layer can have, dense or factored."""
 CORRECTED: Mapping[Format, tuple[Scheme, ...]] = {
     backend: tuple(scheme for scheme in schemes if scheme.correction) for backend, schemes in SCHEMES.items()
 }
 """What a dense matrix with low-rank factors beside it can have."""
-DENSE_INT8: Mapping[Format, tuple[Scheme, ...]] = {"onnx": onnx.DENSE_INT8, "tflite": tflite.DENSE_INT8}
+DENSE_INT8: Mapping[Format, tuple[Scheme, ...]] = {fmt: facts.schemes.dense_int8 for fmt, facts in FACTS.items()}
 """Of a dense model in 8 bits, in the stated order of preference; the first needs no data."""
-FP32: Mapping[Format, Scheme] = {"onnx": onnx.FP32, "tflite": tflite.FP32}
-CONSTEXPR: Mapping[Format, Scheme] = {"onnx": onnx.CONSTEXPR, "tflite": tflite.CONSTEXPR}
+FP32: Mapping[Format, Scheme] = {fmt: facts.schemes.fp32 for fmt, facts in FACTS.items()}
+CONSTEXPR: Mapping[Format, Scheme] = {fmt: facts.schemes.constexpr for fmt, facts in FACTS.items()}
 
 
 def layer_schemes(backend: Format) -> dict[str, Scheme]:

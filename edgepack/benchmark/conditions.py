@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 
-from edgepack.backends.registry import FACTS
+from edgepack.backends.registry import FACTS, FORMATS
 from edgepack.benchmark.results import RUNNER, BenchResult, Conditions, Tool
 from edgepack.benchmark.schedule import FULL, QUICK, Schedule
 from edgepack.devices.device import Device, Mode
 from edgepack.devices.facts import DeviceFacts
 from edgepack.errors import PackError
-from edgepack.model.scheme import FORMATS, Format
+from edgepack.model.scheme import Format
 
 # How long something else may take does not change what warm latency is.
 _WITHOUT_EFFECT = ("sustained_s", "start_below_c", "cool_down_s", "retries")

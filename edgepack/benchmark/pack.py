@@ -8,13 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgepack.backends.registry import FORMATS
 from edgepack.benchmark.results import BenchResult
 from edgepack.benchmark.results_file import save_result
 from edgepack.benchmark.session import STANDARD, Settings, Variant, bench_variants
 from edgepack.devices.connect import Place, Reach, reached
 from edgepack.devices.device import Device
 from edgepack.errors import EdgepackError, PackError
-from edgepack.model.scheme import FORMATS, Format
+from edgepack.model.scheme import Format
 from edgepack.pack.facts import read_facts
 from edgepack.targets.target import Target
 from edgepack.workspace import Progress
@@ -75,7 +76,8 @@ def pack_variants(pack_dir: Path, target: Target, formats: Sequence[Format] | No
     """
     there = [fmt for fmt in FORMATS if (pack_dir / f"model.{fmt}").is_file()]
     if not there:
-        raise PackError(f"{pack_dir}: no model.onnx and no model.tflite", hint="build the pack again")
+        lacks = " and ".join(f"no model.{fmt}" for fmt in FORMATS)
+        raise PackError(f"{pack_dir}: {lacks}", hint="build the pack again")
     for fmt in formats or ():
         target.require_format(fmt)
         if fmt not in there:

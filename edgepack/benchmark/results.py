@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
+from edgepack.backends.registry import KnownFormat
 from edgepack.benchmark.schedule import Schedule
 from edgepack.devices.facts import DeviceFacts
 from edgepack.emulator.counts import Counts
@@ -152,7 +153,7 @@ class VariantResult:
     """
 
     name: str
-    format: Format
+    format: KnownFormat
     file: str
     size_bytes: int
     sha256: str
@@ -205,7 +206,7 @@ class Conditions:
     schedule: Schedule
     inputs: str
     reached: str = LOCAL
-    tools: Mapping[Format, Tool] = field(default_factory=dict)
+    tools: Mapping[KnownFormat, Tool] = field(default_factory=dict)
     governors: tuple[str, ...] = ()
     cluster: str | None = None
 
@@ -233,7 +234,7 @@ class BenchResult:
     created: str
     edgepack_version: str
     conditions: Conditions
-    import_only: Mapping[Format, tuple[Snapshot, ...]]
+    import_only: Mapping[KnownFormat, tuple[Snapshot, ...]]
     counters_unavailable: str | None
     variants: tuple[VariantResult, ...]
     methods: Mapping[str, str] = field(default_factory=dict)
@@ -288,7 +289,7 @@ class EmulatedVariant:
     """
 
     name: str
-    format: Format
+    format: KnownFormat
     file: str
     size_bytes: int
     sha256: str

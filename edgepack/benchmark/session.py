@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edgepack import __version__
-from edgepack.backends.registry import FACTS
+from edgepack.backends.registry import FACTS, FORMATS
 from edgepack.benchmark.conditions import COLD, COUNTERS, MEMORY, SUSTAINED, Asked, lacking, methods, reasons
 from edgepack.benchmark.measure import (
     UNKNOWN_PACE_S,
@@ -30,7 +30,7 @@ from edgepack.benchmark.schedule import FULL, QUICK, Schedule
 from edgepack.devices.device import EVERY_MODE, Device
 from edgepack.devices.facts import DeviceFacts, choose_cpus, cluster_of, facts_from_probe
 from edgepack.errors import DataError, ModelError, StableDeviceError, UsageError
-from edgepack.model.scheme import FORMATS, Format
+from edgepack.model.scheme import Format
 from edgepack.targets.target import Target
 from edgepack.workspace import Progress, file_digest, silent
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgepack.cli.options import (
+    FORMATS_HELP,
     Data,
     Fresh,
     Model,
@@ -49,7 +50,7 @@ def build(
         str | None, typer.Option("--metric", help="accuracy, agreement or cosine.", show_default="by the data")
     ] = None,
     formats: Annotated[
-        str | None, typer.Option("--formats", help="onnx, tflite or both.", show_default="all that can be written here")
+        str | None, typer.Option("--formats", help=FORMATS_HELP, show_default="all that can be written here")
     ] = None,
     rank: Annotated[
         str,

@@ -46,7 +46,8 @@ Data = Annotated[
 ]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of the split and of every random choice.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Compute everything again instead of taking it from the cache.")]
-Formats = Annotated[str | None, typer.Option("--formats", help="onnx, tflite or both.", show_default="all")]
+FORMATS_HELP = "onnx, tflite or both."  # in words: the registry of backends takes longer to import than all of this
+Formats = Annotated[str | None, typer.Option("--formats", help=FORMATS_HELP, show_default="all")]
 Packs = Annotated[list[Path], typer.Argument(help="Pack folders.", show_default=False)]
 Hosts = Annotated[
     list[str] | None,

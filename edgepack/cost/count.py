@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from edgepack.backends.registry import backend
+from edgepack.backends.registry import TOOLS, backend
 from edgepack.backends.schemes import SCHEMES
 from edgepack.cost import layer_files
 from edgepack.cost.emulated import (
@@ -40,7 +40,6 @@ from edgepack.model.scheme import Format, Scheme
 from edgepack.plan.candidates import RANK_TILE, break_even_rank
 from edgepack.targets.target import Target
 from edgepack.workspace import (
-    TOOLS,
     Cache,
     Keyed,
     Progress,

@@ -12,11 +12,12 @@ from math import isfinite
 from pathlib import Path
 from typing import Literal, get_args
 
+from edgepack.backends.registry import KnownFormat
 from edgepack.backends.schemes import SCHEMES
 from edgepack.emulator.plugin import cache_arguments
 from edgepack.errors import TargetsError
 from edgepack.model.point import Point, linear_point
-from edgepack.model.scheme import Format, Scheme
+from edgepack.model.scheme import Scheme
 from edgepack.targets.target import Target
 from edgepack.validation import plain_ascii, read_json
 from edgepack.workspace import atomic_path, default_root
@@ -119,11 +120,11 @@ class CostTable:
     caches: tuple[str, ...]
     emulator: str
     notes: tuple[str, ...]
-    runtimes: Mapping[Format, str]
+    runtimes: Mapping[KnownFormat, str]
     grid: Grid
-    calls: Mapping[Format, CallCost]
-    costs: Mapping[Format, Mapping[str, SchemeCosts]]
-    held_out: Mapping[Format, Mapping[str, HeldOut]] = field(default_factory=dict)
+    calls: Mapping[KnownFormat, CallCost]
+    costs: Mapping[KnownFormat, Mapping[str, SchemeCosts]]
+    held_out: Mapping[KnownFormat, Mapping[str, HeldOut]] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
     @property

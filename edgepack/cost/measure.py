@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgepack.backends.registry import FACTS, backend
+from edgepack.backends.registry import FACTS, FORMATS, backend
 from edgepack.backends.schemes import CORRECTED, SCHEMES
 from edgepack.cost.layer_files import layer_files
 from edgepack.cost.measured import (
@@ -33,7 +33,7 @@ from edgepack.devices.device import Device, Job, run_patiently
 from edgepack.devices.facts import choose_cpus, facts_from_probe
 from edgepack.errors import StableDeviceError, TargetsError
 from edgepack.model.point import Point, linear_point, linear_point_in
-from edgepack.model.scheme import FORMATS, Format, Scheme
+from edgepack.model.scheme import Format, Scheme
 from edgepack.model.structure import low_rank_correction
 from edgepack.plan.candidates import RANK_TILE, break_even_rank, residual_ranks
 from edgepack.targets.probe import target_from_probe

@@ -11,12 +11,13 @@ from itertools import pairwise, product
 from math import isfinite, sqrt
 from pathlib import Path
 
+from edgepack.backends.registry import FORMATS, KnownFormat
 from edgepack.backends.schemes import layer_schemes
 from edgepack.cost.emulated import Grid
 from edgepack.cost.model import Price
 from edgepack.errors import InputError
 from edgepack.model.point import Point, linear_point, linear_point_in
-from edgepack.model.scheme import FORMATS, Format, Scheme
+from edgepack.model.scheme import Format, Scheme
 from edgepack.model.structure import structure_of
 from edgepack.targets.target import Cluster, Target
 from edgepack.validation import plain_ascii, read_json
@@ -38,7 +39,7 @@ MAX_ROUNDS = 10**6
 _DATE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00")
 
 
-_Row = tuple[Format, str, str, int, int, int | None, int]
+_Row = tuple[KnownFormat, str, str, int, int, int | None, int]
 """A point: format, scheme, structure, out, in, rank, batch."""
 
 
@@ -57,7 +58,7 @@ class Fingerprint:
     cores: tuple[str, ...]
     isa: tuple[str, ...]
     caches: tuple[str, ...]
-    runtimes: Mapping[Format, str]
+    runtimes: Mapping[KnownFormat, str]
 
     @property
     def digest(self) -> str:
@@ -250,9 +251,9 @@ class _File:
     target: str
     threads: int
     measured_at: str
-    calls: Mapping[Format, Entry]
-    entries: tuple[tuple[Format, str, str, int, int, int | None, int, float, float, int], ...]
-    refused: tuple[tuple[Format, str, str, int, int, int | None, int, str], ...]
+    calls: Mapping[KnownFormat, Entry]
+    entries: tuple[tuple[KnownFormat, str, str, int, int, int | None, int, float, float, int], ...]
+    refused: tuple[tuple[KnownFormat, str, str, int, int, int | None, int, str], ...]
 
 
 def measured_folder(target: str, root: Path | None = None) -> Path:

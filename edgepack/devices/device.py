@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
+from edgepack.backends.registry import FACTS
 from edgepack.errors import DataError, DeviceError, LinkError, StableDeviceError, TransientDeviceError
 from edgepack.model.scheme import Format
 
@@ -210,9 +211,8 @@ def _failed(what: str, error: Any, tail: str) -> DeviceError | DataError:
     if kind == "inputs":
         return DataError(f"{what}: {message}", hint="check the names, shapes and dtypes of the example inputs")
     if kind == "runtime-missing":
-        return StableDeviceError(
-            f"{what}: {message}", hint="install it in the device's Python: pip install onnxruntime or ai-edge-litert"
-        )
+        known = " or ".join(facts.runtimes[0] for facts in FACTS.values())
+        return StableDeviceError(f"{what}: {message}", hint=f"install it in the device's Python: pip install {known}")
     if message.startswith("ModuleNotFoundError: No module named "):
         module = message.split("'")[1] if "'" in message else "it"
         return StableDeviceError(f"{what}: {message}", hint=f"install it in the device's Python: pip install {module}")

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from edgepack.backends.registry import FACTS
 from edgepack.devices.facts import facts_from_probe
 from edgepack.devices.remote import RemoteDevice
 from edgepack.devices.shell import ShellFacts
 from edgepack.emulator import programs
 from edgepack.emulator.install import ARCHITECTURES, missing
 from edgepack.targets.probe import target_from_probe
-from edgepack.workspace import newest_tested
 
 LITTLE_RAM_BYTES, LITTLE_DISK_BYTES = 128 << 20, 256 << 20
 HOT_C = 70.0
@@ -39,18 +40,29 @@ class Finding:
     tested: str | None = None
 
 
+TESTED_RUNTIMES: Mapping[str, str] = {facts.runtimes[0]: facts.tested for facts in FACTS.values()}
+"""The newest versions of the runtimes that the tests ran on; those of constraints.txt, which no wheel holds."""
+
+
+def _of_formats(*, own: bool) -> list[tuple[str, str, str]]:
+    """The packages of formats that edgepack writes without others, or of those that take some: see `PACKAGES`."""
+    return [
+        (name, purpose, f"pip install {name}" if own else facts.install)
+        for facts in FACTS.values()
+        if own == (not facts.packages)
+        for name, purpose in facts.purposes.items()
+    ]
+
+
 PACKAGES = (
-    ("onnxruntime", "runs .onnx files", "pip install onnxruntime"),
-    ("onnx-ir", "reads and writes .onnx files", "pip install onnx-ir"),
+    *_of_formats(own=True),
     ("torch", "opens torch recipes and .pt2 files", "pip install 'edgepack[torch]'"),
     ("onnxscript", "exports torch models to ONNX", "pip install 'edgepack[torch]'"),
-    ("ai-edge-litert", "runs .tflite files", "pip install 'edgepack[tflite]'"),
-    ("litert-torch", "writes .tflite files", "pip install 'edgepack[tflite]'"),
-    ("litert-quantizer", "writes int8 .tflite files", "pip install 'edgepack[tflite]'"),
-    ("pnnx", "turns .onnx sources into .tflite", "pip install 'edgepack[tflite]'"),
+    *_of_formats(own=False),
     ("scikit-learn", "finds codebooks for --method kmeans", "pip install 'edgepack[methods]'"),
     ("pillow", "writes images for --method jpeg", "pip install 'edgepack[methods]'"),
 )
+"""Name, what it is for, and the command that installs it."""
 
 PROGRAMS = (
     ("ssh", "reaches devices over SSH", "apt-get install openssh-client"),
@@ -128,10 +140,10 @@ def examine_device(device: RemoteDevice) -> list[Check]:
         return checks
     report = device.probe()
     checks.insert(1, _cpu(report, device.name))
-    checks += [_runtime(name, report["runtimes"].get(name)) for name in ("onnxruntime", "ai-edge-litert")]
-    older = report["runtimes"].get("tflite-runtime")
-    if older:
-        checks.append(_runtime("tflite-runtime", older))
+    for facts_of_format in FACTS.values():
+        first, *older = facts_of_format.runtimes
+        checks.append(_runtime(first, report["runtimes"].get(first)))
+        checks += [_runtime(name, report["runtimes"][name]) for name in older if report["runtimes"].get(name)]
     return [*checks, _counters(report.get("counters") or {}, facts)]
 
 
@@ -204,3 +216,23 @@ def _counters(found: Mapping[str, Any], facts: ShellFacts) -> Check:
     paranoid = facts.perf_event_paranoid
     advice = "sudo sysctl kernel.perf_event_paranoid=2 allows them" if paranoid is not None and paranoid > 2 else None
     return Check("counters", f"unavailable: {found.get('reason') or 'the device does not say why'}", advice)
+
+
+def newest_tested(runtime: str, found: str) -> str | None:
+    """The newest version of a runtime that the tests ran on, if the one that was found is newer; None if not.
+
+    Args:
+        runtime: name on PyPI.
+        found: its version; what follows the numbers of a release is not compared.
+    """
+    tested = TESTED_RUNTIMES.get(runtime)
+    return tested if tested is not None and _release(found) > _release(tested) else None
+
+
+def _release(version: str) -> tuple[int, ...]:
+    """`1.31.0rc1` → (1, 31): zeros at the end tell no releases apart."""
+    numbers = re.match(r"\d+(?:\.\d+)*", version)
+    parts = [] if numbers is None else [int(part) for part in numbers[0].split(".")]
+    while parts and parts[-1] == 0:
+        parts.pop()
+    return tuple(parts)

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from edgepack.backends.registry import FACTS
 from edgepack.devices.remote import RemoteDevice
 from edgepack.devices.shell import ShellFacts
 from edgepack.errors import DeviceError, LinkError, StableDeviceError, TransientDeviceError
@@ -67,9 +68,8 @@ def install_runtimes(device: RemoteDevice, target: Target, progress: Progress = 
 def requirements(target: Target) -> list[str]:
     """What pip is asked for: `onnxruntime!=1.21.0` …"""
     wanted = []
-    for runtime in dict.fromkeys(target.runtimes.values()):
-        # tflite-runtime ended; its successor serves the same files.
-        name = "ai-edge-litert" if runtime == "tflite-runtime" else runtime
+    for fmt in target.runtimes:
+        name = FACTS[fmt].runtimes[0]  # what came before it has ended, and served the same files
         wanted.append(name + ",".join(f"!={bad.version}" for bad in target.known_bad if bad.runtime == name))
     if not wanted:
         raise StableDeviceError(f"target {target.name} has no runtime to install: {target.no_runtime_reason}")

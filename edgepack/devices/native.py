@@ -33,6 +33,8 @@ from edgepack.model.scheme import Format
 from edgepack.workspace import file_digest
 
 PROBE_TIMEOUT_S = 120.0
+BENCHMARK_MODEL, PERF_TEST = "benchmark_model", "onnxruntime_perf_test"
+_FORMATS: Mapping[str, Format] = {facts.tool: fmt for fmt, facts in FACTS.items()}
 _SPARE_S = 15.0
 # Seconds that a clock of whole seconds may be short of the limit.
 _SLACK_S = 2
@@ -163,7 +165,7 @@ class NativeDevice:
     def _measure(self, tool: Tool, job: Job, what: str) -> tuple[Figures, dict[str, str]]:
         if job.mode == "memory":
             job = replace(job, runs=3, seconds=0.0, warmup_runs=0, warmup_s=0.0)
-        if tool.name == FACTS["tflite"].tool:
+        if tool.name == BENCHMARK_MODEL:
             found = self._run(tool, _benchmark_model(tool, job), job, what)
             return read_benchmark_model(what, found.get("text", "")), found
         # perf_test runs for a time or a number of times, not until both are reached. So it runs for the time; where
@@ -230,12 +232,9 @@ class NativeDevice:
 
 
 def _named(benchmark_model: Path | None, perf_test: Path | None) -> list[tuple[Format, str, Path]]:
-    tools: list[tuple[Format, str, Path]] = []
-    if benchmark_model is not None:
-        tools.append(("tflite", FACTS["tflite"].tool, benchmark_model))
-    if perf_test is not None:
-        tools.append(("onnx", FACTS["onnx"].tool, perf_test))
-    return tools
+    """Format that a tool measures, its name and where it is."""
+    paths = {BENCHMARK_MODEL: benchmark_model, PERF_TEST: perf_test}
+    return [(_FORMATS[name], name, path) for name, path in paths.items() if path is not None]
 
 
 def _benchmark_model(tool: Tool, job: Job) -> list[str]:
@@ -311,11 +310,12 @@ def import_report(job: Job, found: Mapping[str, str]) -> dict[str, Any]:
 
     What benchmark_model says of memory is above its own start. So that start, the tool without a model, is 0.
     """
+    above_start = job.format is not None and FACTS[job.format].tool == BENCHMARK_MODEL
     return {
         "schema_version": SCHEMA_VERSION,
         "mode": job.mode,
         "import_only": True,
-        "imported": {**_NOTHING, "peak_bytes": 0 if job.format == "tflite" else None},
+        "imported": {**_NOTHING, "peak_bytes": 0 if above_start else None},
         "temperature_c": _temperatures(found)[1],
     }
 

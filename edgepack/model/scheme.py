@@ -8,8 +8,9 @@ from typing import Literal
 
 from edgepack.model.structure import Op
 
-Format = Literal["onnx", "tflite"]
-FORMATS: tuple[Format, ...] = ("onnx", "tflite")
+Format = str
+"""Name of a file format, which is the suffix of its files. `edgepack.backends.registry` has them all, and holds names
+from outside against them."""
 
 Precision = Literal["fp32", "int8", "int4"]
 BITS: dict[Precision, int] = {"fp32": 32, "int8": 8, "int4": 4}

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, Discriminator, Field, FiniteFloat, Tag, TypeAdapter, ValidationError
 
+from edgepack.backends.registry import KnownFormat
 from edgepack.errors import PackError
 from edgepack.metrics import Drop
 from edgepack.model.scheme import Format
@@ -282,7 +283,7 @@ class FileEntry:
         scheme_chosen_by: what its scheme was chosen by.
     """
 
-    format: Literal["onnx", "tflite"]
+    format: KnownFormat
     scheme: Shown
     size_bytes: Count
     sha256: Text

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edgepack.backends.backend import Writer
+from edgepack.backends.registry import TOOLS
 from edgepack.backends.schemes import FP32
 from edgepack.cost import model
 from edgepack.devices.device import Job
@@ -24,7 +25,7 @@ from edgepack.pipeline.evaluator import Evaluator
 from edgepack.pipeline.options import BuildOptions
 from edgepack.pipeline.prices import Prices
 from edgepack.plan.candidates import break_even_rank
-from edgepack.workspace import TOOLS, Keyed, Step, Workspace, file_digest
+from edgepack.workspace import Keyed, Step, Workspace, file_digest
 
 
 @dataclass(frozen=True)

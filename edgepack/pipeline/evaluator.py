@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from edgepack.backends.registry import TOOLS
 from edgepack.backends.runtime import load
 from edgepack.cost.model import interleaved_s
 from edgepack.data import example, rename
@@ -19,7 +20,7 @@ from edgepack.pipeline.evaluate import Prover
 from edgepack.pipeline.options import BuildOptions
 from edgepack.pipeline.replacements import Replacements
 from edgepack.targets.target import HOST
-from edgepack.workspace import TOOLS, Keyed, Step, Workspace, file_digest
+from edgepack.workspace import Keyed, Step, Workspace, file_digest
 
 _Runs = Mapping[str, Callable[[], object]]
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from edgepack.backends.registry import TOOLS
 from edgepack.cost.model import MEASURED
 from edgepack.metrics import Drop
 from edgepack.model.scheme import Format
@@ -67,7 +68,7 @@ def make_manifest(ready: Prepared, probes: Sequence[Probe], results: Results) ->
         target=TargetEntry(options.target.name),
         options=_options(options, ready.evaluator.replacements.rounder.largest),
         seed=options.seed,
-        versions=tool_versions(),
+        versions=tool_versions(TOOLS),
         method=options.method or ready.evaluator.analysis.method,
         cross_validation=None if found is None else _cross_validation(found),
         loss_weighted_by="output gradients" if ready.evaluator.analysis.sensitivity.known else "output energy",

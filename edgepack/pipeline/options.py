@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from edgepack.backends.registry import FACTS, missing_for
+from edgepack.backends.registry import FACTS, FORMATS, missing_for
 from edgepack.distill.budget import Budget
 from edgepack.errors import UsageError
-from edgepack.model.scheme import FORMATS, Format
+from edgepack.model.scheme import Format
 from edgepack.sources import file_format
 from edgepack.targets.target import HOST, Target
 
@@ -94,7 +94,7 @@ class BuildOptions:
 
     def _check_formats(self, asked: tuple[Format, ...]) -> None:
         if not asked:
-            raise UsageError("no format asked for", hint="give --formats onnx,tflite")
+            raise UsageError("no format asked for", hint=f"give --formats {','.join(FORMATS)}")
         for fmt in asked:
             if fmt in self.unwritable:
                 raise UsageError(

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from edgepack.backends.registry import TOOLS
 from edgepack.data import Samples, example
 from edgepack.model.model import Model
-from edgepack.workspace import TOOLS, FileStep, Keyed, Workspace
+from edgepack.workspace import FileStep, Keyed, Workspace
 
 
 def with_program(opened: Model, samples: Samples, workspace: Workspace) -> Model:

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 from edgepack.backends.backend import Writer
+from edgepack.backends.registry import TOOLS
 from edgepack.cost import model
 from edgepack.errors import BudgetError, LayerError, ModelError, ProofError
 from edgepack.metrics import Drop
@@ -27,7 +28,7 @@ from edgepack.plan.bisect import climb, within
 from edgepack.plan.candidates import base_scheme, exceptions, file_label
 from edgepack.plan.solve import Bounds, Infeasible, Quantity
 from edgepack.units import seconds
-from edgepack.workspace import TOOLS, Keyed, digest, record_store
+from edgepack.workspace import Keyed, digest, record_store
 from edgepack.workspace import Step as CachedStep
 
 FINALISTS = 3

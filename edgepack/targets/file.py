@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
 
+from edgepack.backends.registry import FORMATS, KnownFormat, KnownRuntime
 from edgepack.errors import TargetsError
-from edgepack.model.scheme import FORMATS, Format
 from edgepack.targets.target import HOST, Bandwidth, Cache, Cluster, Ipc, KnownBad, Problem, Source, Target, suggestion
 from edgepack.workspace import shipped
 
@@ -269,7 +269,6 @@ Word = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,
 Line = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f-\x9f]{1,300}$")]
 # A host goes to ssh as an argument: no leading dash (an option), no white space, no shell signs.
 Host = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._@:%+\[\]-]{0,252}$")]
-Runtime = Literal["onnxruntime", "ai-edge-litert", "tflite-runtime"]
 
 
 class _Strict(BaseModel):
@@ -311,7 +310,7 @@ class _Cluster(_Strict):
 
 
 class _KnownBad(_Strict):
-    runtime: Runtime
+    runtime: KnownRuntime
     version: Word
     reason: Line
 
@@ -324,7 +323,7 @@ class _Target(_Strict):
     ram_bytes: Size
     ram_max_bytes: Size | None = None
     system_cache: _Cache | None = None
-    runtimes: dict[Format, Runtime]
+    runtimes: dict[KnownFormat, KnownRuntime]
     no_runtime_reason: Line | None = None
     known_bad: list[_KnownBad] = []
     hosts: list[Host] = []

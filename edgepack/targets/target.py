@@ -11,8 +11,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from edgepack.backends.registry import FORMATS
 from edgepack.errors import TargetsError
-from edgepack.model.scheme import FORMATS, Format
+from edgepack.model.scheme import Format
 
 HOST = "host"
 Source = Literal["reference", "estimate", "probed"]

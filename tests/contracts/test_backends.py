@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import platform
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -9,32 +10,37 @@ from contextlib import ExitStack
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
+from pydantic import TypeAdapter, ValidationError
 
 from edgepack.backends import registry
 from edgepack.backends.backend import Writer, WriterData, joined
 from edgepack.backends.onnx.file import to_bytes
-from edgepack.backends.registry import FACTS, backend, missing_for
+from edgepack.backends.registry import FACTS, FORMATS, RUNTIMES, TOOLS, KnownFormat, KnownRuntime, backend, missing_for
 from edgepack.backends.runtime import predict
 from edgepack.backends.schemes import CORRECTED, DENSE_INT8, FP32, SCHEMES, layer_schemes
 from edgepack.backends.segments import LayerShape
+from edgepack.cli.options import FORMATS_HELP
 from edgepack.cost.layer_files import layer_files
 from edgepack.data import Samples
-from edgepack.errors import EdgepackError, ModelError
+from edgepack.devices.doctor import PACKAGES, newest_tested
+from edgepack.errors import EdgepackError, ModelError, UsageError
 from edgepack.metrics import sqnr_db
 from edgepack.model.layer import Layer
 from edgepack.model.model import Model
 from edgepack.model.point import Point, linear_point, linear_point_in
 from edgepack.model.replacement import Replacement, dense, low_rank, low_rank_correction
-from edgepack.model.scheme import FORMATS, FileScheme, Format, Scheme, scheme_of
+from edgepack.model.scheme import FileScheme, Format, Scheme, scheme_of
 from edgepack.model.structure import DENSE, Structure
 from edgepack.model.structure import low_rank as low_rank_of
 from edgepack.model.structure import low_rank_correction as correction_of
 from edgepack.model.types import Array, Contents, Product
+from edgepack.pipeline.options import parse_formats
 from edgepack.pipeline.verify import PADDING
-from edgepack.workspace import Cache, Workspace
+from edgepack.workspace import Cache, Workspace, shipped
 from tests.contracts.conftest import answers, vectors
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
@@ -77,6 +83,17 @@ class Bench:
 
     def noise(self, path: Path, fmt: Format, parts: Mapping[str, Replacement] | None = None) -> float:
         return sqnr_db(self.answers(path, fmt), self.wanted(parts))
+
+
+@pytest.fixture(scope="module")
+def runner() -> ModuleType:
+    """What runs on a device."""
+    spec = importlib.util.spec_from_file_location("edgepack_runner", shipped("runtimes/runner.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +162,50 @@ def test_facts_are_complete(fmt: Format) -> None:
     costs = (facts.call_instructions, *facts.float_values, *facts.integer_values)
     code = (facts.constexpr.bytes_per_instruction, facts.constexpr.decoded, facts.constexpr.direct)
     assert min(*costs, *code, facts.constexpr.convolved) > 0
+
+
+@by_format
+def test_what_a_device_runs_is_in_the_table_of_the_runner(fmt: Format, runner: ModuleType) -> None:
+    serving = {name: one for name, one in runner.RUNTIMES.items() if one.format == fmt}
+    assert tuple(serving) == FACTS[fmt].runtimes
+    for one in serving.values():
+        for role in ("inputs", "prepare", "outputs", "raw_outputs", "feed"):
+            assert callable(getattr(one.session, role)), role
+
+
+def test_the_runner_serves_no_other_formats(runner: ModuleType, capfd: pytest.CaptureFixture[str]) -> None:
+    assert {one.format for one in runner.RUNTIMES.values()} == set(FORMATS)
+    for fmt in FORMATS:
+        assert runner.parse(["latency", "--format", fmt, "--model", "m"]).format == fmt
+    with pytest.raises(SystemExit):
+        runner.parse(["latency", "--format", "other", "--model", "m"])
+    said = capfd.readouterr().err
+    assert all(fmt in said for fmt in FORMATS)
+
+
+def test_names_from_outside_are_held_against_the_registry() -> None:
+    for kind, known in ((KnownFormat, FORMATS), (KnownRuntime, RUNTIMES)):
+        adapter = TypeAdapter(kind)
+        assert [adapter.validate_python(name) for name in known] == list(known)
+        with pytest.raises(ValidationError) as caught:
+            adapter.validate_python("other")
+        assert all(repr(name) in caught.value.errors()[0]["msg"] for name in known)
+    with pytest.raises(UsageError, match=", ".join(FORMATS)):
+        parse_formats("other")
+    assert parse_formats(",".join(reversed(FORMATS))) == FORMATS
+    assert all(fmt in FORMATS_HELP for fmt in FORMATS)
+
+
+@by_format
+def test_doctor_knows_what_a_format_takes(fmt: Format) -> None:
+    facts, listed = FACTS[fmt], {name: (purpose, install) for name, purpose, install in PACKAGES}
+    for name, purpose in facts.purposes.items():
+        assert listed[name][0] == purpose
+        assert listed[name][1].startswith("pip install ")
+    assert set(facts.packages) | {facts.runtimes[0]} <= set(listed)
+    assert set(facts.purposes) <= set(TOOLS)
+    assert newest_tested(facts.runtimes[0], facts.tested) is None
+    assert newest_tested(facts.runtimes[0], f"{facts.tested}.1") == facts.tested
 
 
 @by_format

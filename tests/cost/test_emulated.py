@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgepack.backends.onnx.schemes import FP32, INT8_DYNAMIC, INT8_STATIC, NBITS8
+from edgepack.backends.registry import FORMATS
 from edgepack.backends.schemes import SCHEMES, scheme_named
 from edgepack.backends.tflite import schemes as tflite
 from edgepack.cost.emulated import (
@@ -37,7 +38,7 @@ from edgepack.emulator.counts import Counts
 from edgepack.emulator.estimate import TimeBound, time_bound
 from edgepack.errors import InputError
 from edgepack.model.point import Point, linear_point
-from edgepack.model.scheme import FORMATS, Scheme
+from edgepack.model.scheme import Scheme
 from edgepack.targets.file import get_target
 from tests.linear_plans import point_like
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from edgepack.backends.onnx import schemes as onnx
+from edgepack.backends.registry import FORMATS
 from edgepack.backends.schemes import FP32, SCHEMES
 from edgepack.backends.tflite import schemes as tflite
 from edgepack.cost import measure
@@ -19,7 +20,7 @@ from edgepack.devices.fake import FakeDevice
 from edgepack.devices.local import LocalDevice
 from edgepack.errors import StableDeviceError, TargetsError, TransientDeviceError
 from edgepack.model.point import Point, linear_point
-from edgepack.model.scheme import FORMATS, Format, Scheme
+from edgepack.model.scheme import Format, Scheme
 from edgepack.plan.candidates import break_even_rank, rank_choices
 from edgepack.targets.file import get_target
 from edgepack.targets.target import Target

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from edgepack.backends.onnx.schemes import INT8_DYNAMIC, INT8_STATIC
+from edgepack.backends.registry import FORMATS
 from edgepack.backends.schemes import DENSE_INT8, SCHEMES
 from edgepack.cost.model import CLEARLY, ROUNDS, fastest, interleaved_s, ordered, preferred, slower_by
-from edgepack.model.scheme import FORMATS
 
 
 def test_static_schemes_need_calibration() -> None:

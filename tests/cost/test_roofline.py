@@ -10,13 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgepack.backends.onnx.schemes import FP32, INT8_DYNAMIC, NBITS4, NBITS8
+from edgepack.backends.registry import FORMATS
 from edgepack.backends.schemes import SCHEMES, layer_schemes
 from edgepack.backends.tflite import schemes as tflite
 from edgepack.cost.emulated import table_for
 from edgepack.cost.model import EmulatedCosts
 from edgepack.cost.roofline import ERROR_SHARE, NAME, NOMINAL_NAME, roofline
 from edgepack.model.point import linear_point
-from edgepack.model.scheme import FORMATS, Scheme
+from edgepack.model.scheme import Scheme
 from edgepack.targets.file import get_target, load_targets
 from tests.linear_plans import point_like
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from edgepack.backends.onnx.schemes import FP32, INT8_DYNAMIC, INT8_STATIC
+from edgepack.backends.registry import FORMATS
 from edgepack.backends.schemes import DENSE_INT8, SCHEMES
 from edgepack.cost.measure import device_fingerprint
 from edgepack.cost.measured import Entry, MeasuredTable, fingerprint, save_measured
@@ -16,7 +17,6 @@ from edgepack.cost.roofline import Roofline
 from edgepack.cost.select import cost_source, dense_int8, host_fingerprint
 from edgepack.devices.local import LocalDevice
 from edgepack.model.point import Point, linear_point
-from edgepack.model.scheme import FORMATS
 from edgepack.plan.candidates import rank_choices
 from edgepack.targets.file import get_target
 from edgepack.targets.target import Target

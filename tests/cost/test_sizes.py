@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgepack.backends.backend import Writer, WriterData
 from edgepack.backends.onnx.schemes import FP32, NBITS4, NBITS8
-from edgepack.backends.registry import backend
+from edgepack.backends.registry import FORMATS, backend
 from edgepack.backends.schemes import FP32 as FLOATS
 from edgepack.backends.schemes import SCHEMES
 from edgepack.cost.sizes import size_bytes
@@ -23,7 +23,7 @@ from edgepack.model import structure as structures
 from edgepack.model.kinds.linear import linear_ops
 from edgepack.model.model import Model
 from edgepack.model.replacement import low_rank, low_rank_correction
-from edgepack.model.scheme import FORMATS, FileScheme, Format, Scheme
+from edgepack.model.scheme import FileScheme, Format, Scheme
 from edgepack.model.structure import DENSE, Structure
 from edgepack.model.types import Array
 from edgepack.sources import open_model

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from edgepack.devices.doctor import EMULATOR_PROGRAMS, PACKAGES, PROGRAMS, examine
-from edgepack.workspace import TESTED_RUNTIMES, newest_tested
+from edgepack.devices.doctor import EMULATOR_PROGRAMS, PACKAGES, PROGRAMS, TESTED_RUNTIMES, examine, newest_tested
 
 ROOT = Path(__file__).parents[2]
 
@@ -92,7 +91,7 @@ def test_runtimes_newer_than_tested_are_named(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_versions_are_compared_as_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgepack.workspace.TESTED_RUNTIMES", {"onnxruntime": "1.31.1"})
+    monkeypatch.setattr("edgepack.devices.doctor.TESTED_RUNTIMES", {"onnxruntime": "1.31.1"})
     for found in ("1.31.1", "1.31.1.0", "1.31.1rc2", "1.9.9", "1.31", "odd"):
         assert newest_tested("onnxruntime", found) is None, found
     for found in ("1.31.2", "1.31.1.1", "1.32.0.dev20261101", "1.100", "2"):

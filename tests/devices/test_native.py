@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgepack.backends.registry import FORMATS
 from edgepack.benchmark.session import Settings, Variant, bench_variants
 from edgepack.benchmark.summary import summarize_result
 from edgepack.devices.adb import AdbLink
@@ -28,7 +29,6 @@ from edgepack.devices.native_probe import Figures, cpu_list, probe_report, read_
 from edgepack.devices.remote import RemoteDevice
 from edgepack.devices.shell import ShellFacts
 from edgepack.errors import DeviceError, StableDeviceError, TransientDeviceError, UsageError
-from edgepack.model.scheme import FORMATS
 from edgepack.targets.file import get_target
 from tests.devices.adbd import Adbd, Fault, private_server
 

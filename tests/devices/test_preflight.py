@@ -9,10 +9,10 @@ from typing import Any, cast
 
 import pytest
 
-from edgepack.devices.doctor import examine_device
+from edgepack.devices.doctor import TESTED_RUNTIMES, examine_device
 from edgepack.devices.remote import RemoteDevice
 from edgepack.devices.shell import ShellFacts
-from edgepack.workspace import TESTED_RUNTIMES, shipped
+from edgepack.workspace import shipped
 
 
 class Device:

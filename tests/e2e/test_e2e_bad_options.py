@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from edgepack.model.scheme import FORMATS
+from edgepack.backends.registry import FORMATS
 from tests.e2e.e2e_cli import Done, assert_fails, assert_untouched, invoke
 
 

@@ -9,14 +9,14 @@ import pytest
 from typer.testing import CliRunner
 
 from edgepack.backends.onnx.schemes import FP32
-from edgepack.backends.registry import backend
+from edgepack.backends.registry import FORMATS, backend
 from edgepack.backends.schemes import SCHEMES
 from edgepack.cli import app
 from edgepack.cost.measure import points_for
 from edgepack.cost.measured import load_measured
 from edgepack.devices.local import LocalDevice
 from edgepack.errors import ModelError, TargetsError
-from edgepack.model.scheme import FORMATS, Format
+from edgepack.model.scheme import Format
 from edgepack.pipeline import measure_target
 from edgepack.pipeline.measure_target import calibrate_target
 from edgepack.targets.file import get_target

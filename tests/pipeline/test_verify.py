@@ -17,11 +17,12 @@ from edgepack.backends.onnx.linear import to_schemes
 from edgepack.backends.onnx.rewrite import with_factors
 from edgepack.backends.onnx.schemes import FP32, INT8_DYNAMIC, INT8_STATIC, NBITS4, NBITS8, SCHEMES, TABLES4, WEIGHTS8
 from edgepack.backends.onnx.session import session
+from edgepack.backends.registry import FORMATS
 from edgepack.backends.runtime import load, predict
 from edgepack.backends.schemes import layer_schemes
 from edgepack.data import Samples
 from edgepack.model.replacement import Replacement, low_rank
-from edgepack.model.scheme import FORMATS, FileScheme, Scheme
+from edgepack.model.scheme import FileScheme, Scheme
 from edgepack.model.structure import Structure, low_rank_correction
 from edgepack.model.types import Array, Contents, LayerPlan, Product, Proof, Written
 from edgepack.pipeline.verify import biases_intact, same_outputs, structures_kept, weights_as_planned

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgepack.backends.backend import Session, WriterData
+from edgepack.backends.backend import Backend, Session, WriterData
 from edgepack.backends.onnx.blank import write_blank
 from edgepack.backends.onnx.facts import FACTS
 from edgepack.backends.onnx.layer_file import ONNX_LAYER, OnnxLayer, onnx_layers
@@ -84,3 +84,7 @@ class OnnxBackend:
         from edgepack.backends.onnx.split import split_onnx
 
         return split_onnx(path, layers, folder, unsigned=unsigned)
+
+
+BACKEND: Backend = OnnxBackend()
+"""What the registry looks for."""

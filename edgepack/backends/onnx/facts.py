@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from edgepack.backends.facts import ConstexprFacts, Facts
+from edgepack.backends.facts import ConstexprFacts, Facts, Schemes
+from edgepack.backends.onnx.schemes import CONSTEXPR, DENSE_INT8, FP32, SCHEMES
 
 FACTS = Facts(
     title="ONNX",
+    schemes=Schemes(SCHEMES, DENSE_INT8, FP32, CONSTEXPR),
     install="pip install edgepack",
     packages=(),
     converters={},
+    purposes={"onnxruntime": "runs .onnx files", "onnx-ir": "reads and writes .onnx files"},
     runtimes=("onnxruntime",),
+    tested="1.31.1",
     tool="onnxruntime_perf_test",
     timed_call="InferenceSession.run_with_iobinding",
     call_instructions=22000,

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from edgepack.backends.backend import Session, WriterData
+from edgepack.backends.backend import Backend, Session, WriterData
 from edgepack.backends.segments import LayerShape, Segment
 from edgepack.backends.tflite.blank import write_blank
 from edgepack.backends.tflite.facts import FACTS
@@ -85,3 +85,7 @@ class TfliteBackend:
 
 def _refuse() -> NoReturn:
     raise ModelError("a TFLite model cannot be watched at work", hint="give the ONNX file or the torch program")
+
+
+BACKEND: Backend = TfliteBackend()
+"""What the registry looks for."""

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from edgepack.backends.facts import ConstexprFacts, Facts
+from edgepack.backends.facts import ConstexprFacts, Facts, Schemes
+from edgepack.backends.tflite.schemes import CONSTEXPR, DENSE_INT8, FP32, SCHEMES
+from edgepack.workspace import TOOLS as OWN_TOOLS
 
 FACTS = Facts(
     title="TFLite",
+    schemes=Schemes(SCHEMES, DENSE_INT8, FP32, CONSTEXPR),
     install="pip install 'edgepack[tflite]'",
     packages=("torch", "litert-torch", "litert-quantizer", "ai-edge-litert"),
     converters={"onnx": ("pnnx",)},
+    purposes={
+        "ai-edge-litert": "runs .tflite files",
+        "litert-torch": "writes .tflite files",
+        "litert-quantizer": "writes int8 .tflite files",
+        "pnnx": "turns .onnx sources into .tflite",
+    },
     runtimes=("ai-edge-litert", "tflite-runtime"),
+    tested="2.3.0",
     tool="benchmark_model",
     timed_call="Interpreter.invoke",
     call_instructions=5500,
@@ -19,3 +29,6 @@ FACTS = Facts(
     constexpr=ConstexprFacts(bytes_per_instruction=130, decoded=3.5, direct=0.75, convolved=4.0),
     folds=True,
 )
+
+TOOLS = (*OWN_TOOLS, *FACTS.purposes)
+"""Whose versions shape the files that are written."""

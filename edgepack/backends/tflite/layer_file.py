@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgepack.backends.tflite.facts import TOOLS
 from edgepack.errors import ModelError
 from edgepack.model.point import Point, layer_of
 from edgepack.model.random_layer import random_inputs, random_pair, random_weight
 from edgepack.model.replacement import Replacement, dense
 from edgepack.model.scheme import BITS, Scheme
 from edgepack.model.types import Array
-from edgepack.workspace import TOOLS, FileStep
+from edgepack.workspace import FileStep
 
 if TYPE_CHECKING:
     from ai_edge_litert import schema_py_generated as schema

@@ -11,6 +11,7 @@ import numpy as np
 
 from edgepack.backends.backend import WriterData
 from edgepack.backends.tflite.converter import TfliteEmitter
+from edgepack.backends.tflite.facts import TOOLS
 from edgepack.backends.tflite.quantizer import LAYER_SCHEMES, check_mixture
 from edgepack.backends.tflite.read import TfliteLinear, linear_ops
 from edgepack.backends.tflite.rewrite import Places, find_places
@@ -25,7 +26,7 @@ from edgepack.model.replacement import Replacement, of_structure
 from edgepack.model.scheme import FileScheme, Format, Scheme
 from edgepack.model.structure import Structure
 from edgepack.model.types import Array, Contents, Product, Written
-from edgepack.workspace import TOOLS, FileStep, Keyed, Step, Workspace, digest
+from edgepack.workspace import FileStep, Keyed, Step, Workspace, digest
 
 RANGE_SAMPLES = 128
 NO_CORRECTION = "there are no low-rank factors beside a matrix in TFLite files"
