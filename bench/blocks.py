@@ -16,7 +16,7 @@ from blocks_seeds import render_seeds
 from blocks_weighting import render_residual, render_weighting
 
 from edgepack.backends.schemes import scheme_named
-from edgepack.model.scheme import BITS
+from edgepack.model.scheme import INT8_BITS
 from edgepack.units import ratio, seconds, size
 
 Row = Mapping[str, Any]
@@ -153,7 +153,7 @@ RENDERERS: Mapping[str, Callable[[Row], str]] = {
 
 
 def _is_int8(row: Row) -> bool:
-    return scheme_named(row["format"], row["form"]).bits == BITS["int8"]
+    return scheme_named(row["format"], row["form"]).bits == INT8_BITS
 
 
 def _latency(row: Row, fp32: Row, int8: Row) -> tuple[str, str, str, str]:

@@ -10,7 +10,7 @@ from typing import Any
 from allocation.allocators import ALLOCATORS, LEAST_GAP, Layers, latency, loss, within
 from cases import Case, cases
 
-from edgepack.model.scheme import BITS
+from edgepack.model.scheme import INT8_BITS
 from edgepack.pipeline.options import BuildOptions
 from edgepack.pipeline.prepare import prepared
 from edgepack.targets.file import get_target
@@ -61,7 +61,7 @@ def dense_int8_s(layers: Layers) -> float:
         ValueError: there is no scheme that all layers have.
     """
     found = []
-    for scheme in {one.scheme for layer in layers for one in layer if one.scheme.bits == BITS["int8"]}:
+    for scheme in {one.scheme for layer in layers for one in layer if one.scheme.bits == INT8_BITS}:
         dense = [
             [one.latency_s for one in layer if one.structure.is_dense and one.scheme == scheme] for layer in layers
         ]

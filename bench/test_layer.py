@@ -18,7 +18,7 @@ from edgepack.backends.registry import FORMATS
 from edgepack.backends.runtime import load
 from edgepack.backends.schemes import FP32, SCHEMES, scheme_named
 from edgepack.data import example
-from edgepack.model.scheme import BITS, Format, Scheme
+from edgepack.model.scheme import INT8_BITS, Format, Scheme
 from edgepack.units import ratio, seconds
 
 Row = Mapping[str, Any]
@@ -69,5 +69,5 @@ def test_one_inference(
 def baselines(rows: dict[tuple[str, Scheme], Row], fmt: Format) -> tuple[Row, Row]:
     """Dense fp32, and dense int8 in the scheme that is fastest here."""
     dense = {scheme: row for (layer, scheme), row in rows.items() if layer == "dense" and scheme.backend == fmt}
-    int8 = [row for scheme, row in dense.items() if scheme.bits == BITS["int8"]]
+    int8 = [row for scheme, row in dense.items() if scheme.bits == INT8_BITS]
     return dense[FP32[fmt]], min(int8, key=lambda row: median(row["process_medians_s"]))

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 
-from edgepack.model.scheme import BITS
+from edgepack.model.scheme import INT8_BITS
 from edgepack.model.types import Candidate
 from edgepack.plan.solve import Bounds, Solution, least_loss
 
@@ -95,7 +95,7 @@ def _by_rank(layer: Sequence[Candidate]) -> dict[int, int]:
 
 
 def _preference(candidate: Candidate) -> tuple[bool, float, float]:
-    return candidate.scheme.bits != BITS["int8"], candidate.latency_s, candidate.loss
+    return candidate.scheme.bits != INT8_BITS, candidate.latency_s, candidate.loss
 
 
 def greedy(layers: Layers, latency_s: float) -> Picks | None:

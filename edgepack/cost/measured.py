@@ -148,6 +148,10 @@ class MeasuredTable:
         """See `CostSource`: exact, else between two measured ranks of the same layer, else on the standard grid."""
         return [self._price(point) for point in points]
 
+    def knows(self, scheme: Scheme) -> bool:
+        """See `CostSource`."""
+        return scheme in self._schemes
+
     def call_s(self, fmt: Format) -> float:
         """See `CostSource`; 0 where the format was not measured."""
         return self.calls[fmt].seconds if fmt in self.calls else 0.0
@@ -159,6 +163,10 @@ class MeasuredTable:
         if point in self.refused:
             return None
         return self._between_ranks(point) or self._on_grid(point)
+
+    @cached_property
+    def _schemes(self) -> frozenset[Scheme]:
+        return frozenset(point.scheme for points in (self.entries, self.refused) for point in points)
 
     @cached_property
     def _ranks(self) -> Mapping[tuple[Scheme, str, int, int, int], list[tuple[int, Entry]]]:

@@ -64,6 +64,9 @@ class CostSource(Protocol):
     def prices(self, points: Sequence[Point]) -> list[Price | None]:
         """The price of every point, None where the source has nothing on it."""
 
+    def knows(self, scheme: Scheme) -> bool:
+        """Whether it has figures of layers in a scheme, be it that they cannot be run."""
+
     def call_s(self, fmt: Format) -> float:
         """Seconds of one call of the runtime with next to nothing to compute, which no price contains."""
 
@@ -99,6 +102,10 @@ class EmulatedCosts:
                 if middle is not None:
                     found[index] = Price(middle, self.name, self._usual_error(points[index]), one.extrapolated)
         return found
+
+    def knows(self, scheme: Scheme) -> bool:
+        """See `CostSource`."""
+        return scheme.name in self.table.costs.get(scheme.backend, {})
 
     def _usual_error(self, point: Point) -> float:
         held = self.table.held_out.get(point.format, {}).get(point.scheme.name)

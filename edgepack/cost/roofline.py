@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from edgepack.backends.registry import FACTS
 from edgepack.cost.model import Price
 from edgepack.model.point import Point
-from edgepack.model.scheme import BITS, Format, Scheme
+from edgepack.model.scheme import INT8_BITS, Format, Scheme
 from edgepack.model.structure import Op
 from edgepack.targets.target import Bandwidth, Cluster, Target
 
@@ -78,8 +78,9 @@ ARMV7_FACTOR = 2.0
 DECODE = 15.0
 """Instructions per weight to decode n bits to float32 without a kernel: 16.3 million for 1024x1024, once per inference,
 counted on an emulated Cortex-A72."""
-INT4_FACTOR = 1.15
-"""LiteRT unpacks two weights from a byte before it multiplies: an emulated Cortex-A72 and x86 agree within a third."""
+UNPACK_FACTOR = 1.15
+"""Of weights that share a byte. LiteRT unpacks two of 4 bits before it multiplies: an emulated Cortex-A72 and x86 agree
+within a third."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,10 @@ class Roofline:
             for point in points
         ]
 
+    def knows(self, scheme: Scheme) -> bool:
+        """See `CostSource`."""
+        return True
+
     def call_s(self, fmt: Format) -> float:
         """See `CostSource`."""
         return FACTS[fmt].call_instructions / self.instructions_s
@@ -135,7 +140,7 @@ class Roofline:
             return op.macs * self.kernels.nbits
         if scheme.is_float:
             return op.macs * self.kernels.fp32
-        return op.macs * self.kernels.int8 * (INT4_FACTOR if scheme.bits == BITS["int4"] else 1.0)
+        return op.macs * self.kernels.int8 * (UNPACK_FACTOR if scheme.bits < INT8_BITS else 1.0)
 
     def _bandwidth(self, weight_bytes: float) -> float:
         """Of the level that the weights fit in. What fits the first is bound by instructions alone."""

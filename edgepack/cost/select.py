@@ -12,10 +12,10 @@ from edgepack.backends.schemes import DENSE_INT8
 from edgepack.cost.emulated import table_for
 from edgepack.cost.measured import Fingerprint, MeasuredTable, fingerprint, known_measured, tables_of
 from edgepack.cost.model import CostSource, EmulatedCosts, Price
-from edgepack.cost.roofline import roofline
+from edgepack.cost.roofline import ERROR_SHARE, Roofline, roofline
 from edgepack.model.layer import WEIGHT
 from edgepack.model.point import Point, linear_point
-from edgepack.model.scheme import Format, scheme_of
+from edgepack.model.scheme import Format, Scheme, scheme_of
 from edgepack.model.structure import DENSE, low_rank
 from edgepack.targets.probe import probe_host
 from edgepack.targets.target import HOST, Target
@@ -97,21 +97,45 @@ def _version(name: str) -> str:
     return "?"
 
 
-def prices_of(source: CostSource, points: Sequence[Point]) -> list[Price | None]:
-    """As `CostSource.prices`. Corrected layers that the source has nothing on are put together.
+def prices_of(source: CostSource, points: Sequence[Point], sheet: Roofline) -> list[Price | None]:
+    """As `CostSource.prices`, with what the source has nothing on put together or estimated.
 
-    The sum leaves out the Add of the two products, and counts what a runtime does around one matrix once too often.
+    Corrected layers are the sum of their parts: it leaves out the Add of the two products, and counts what a runtime
+    does around one matrix once too often. A scheme that the source does not know is priced by the one that it names
+    (`Scheme.priced_like`), and the price says so.
+
+    Args:
+        source: of the prices.
+        points: to price.
+        sheet: of the same target: by how much it tells the two schemes apart, the price is changed.
     """
     found = source.prices(points)
-    unknown = [index for index, price in enumerate(found) if price is None and points[index].structure.is_correction]
-    if not unknown:
-        return found
-    parts = [part for index in unknown for part in _parts(points[index])]
-    answers = source.prices(parts)
-    for index, dense, pair in zip(unknown, answers[::2], answers[1::2], strict=True):
-        if dense is not None and pair is not None:
-            found[index] = _sum(dense, pair)
+    unknown = [index for index, price in enumerate(found) if price is None]
+    corrected = [index for index in unknown if points[index].structure.is_correction]
+    if corrected:
+        answers = prices_of(source, [part for index in corrected for part in _parts(points[index])], sheet)
+        for index, dense, pair in zip(corrected, answers[::2], answers[1::2], strict=True):
+            if dense is not None and pair is not None:
+                found[index] = _sum(dense, pair)
+    likes = {index: like for index in unknown if (like := _like(source, points[index])) is not None}
+    known = source.prices(list(likes.values())) if likes else []
+    for (index, like), price in zip(likes.items(), known, strict=True):
+        if price is not None:
+            found[index] = _estimated(price, like.scheme, sheet.latency_s(points[index]) / sheet.latency_s(like))
     return found
+
+
+def _like(source: CostSource, point: Point) -> Point | None:
+    """The layer by which one is priced that is in a scheme unknown to the source; None where there is none."""
+    like = point.scheme.priced_like
+    if like is None or point.structure.is_correction or source.knows(point.scheme):
+        return None
+    return replace(point, scheme=like)
+
+
+def _estimated(known: Price, scheme: Scheme, times: float) -> Price:
+    source = f"{known.source}, estimated from {scheme}"
+    return Price(known.latency_s * times, source, max(known.error_share, ERROR_SHARE), extrapolated=True)
 
 
 def _parts(point: Point) -> tuple[Point, Point]:
@@ -125,7 +149,7 @@ def _parts(point: Point) -> tuple[Point, Point]:
 def _sum(dense: Price, pair: Price) -> Price:
     return Price(
         dense.latency_s + pair.latency_s,
-        dense.source,
+        " and ".join(dict.fromkeys((dense.source, pair.source))),
         max(dense.error_share, pair.error_share),
         dense.extrapolated or pair.extrapolated,
     )

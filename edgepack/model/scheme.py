@@ -12,8 +12,8 @@ Format = str
 """Name of a file format, which is the suffix of its files. `edgepack.backends.registry` has them all, and holds names
 from outside against them."""
 
-Precision = Literal["fp32", "int8", "int4"]
-BITS: dict[Precision, int] = {"fp32": 32, "int8": 8, "int4": 4}
+FLOAT_BITS, INT8_BITS = 32, 8
+"""Of a weight that is stored as it came, and of the integers that everything is held against."""
 
 Granularity = Literal["tensor", "channel", "block"]
 Activations = Literal["float", "dynamic", "static"]
@@ -45,6 +45,8 @@ class Scheme:
         instructions_per_op: around one matrix, whatever its size.
         saturates: whether some CPUs add its products in too few bits, unless codes stay below `qmax`.
         correction: of low-rank factors that correct a dense matrix in this scheme; None where a layer cannot be both.
+        priced_like: a scheme of the same backend by whose prices this one is estimated where a table of costs has
+            nothing on it; None where it is then not offered.
     """
 
     name: str
@@ -63,6 +65,7 @@ class Scheme:
     instructions_per_op: float = 0.0
     saturates: bool = False
     correction: Scheme | None = field(default=None, repr=False)
+    priced_like: Scheme | None = field(default=None, repr=False)
 
     def __str__(self) -> str:
         return self.name
@@ -79,7 +82,7 @@ class Scheme:
     @property
     def is_float(self) -> bool:
         """Whether weights are stored as float32."""
-        return self.bits == BITS["fp32"]
+        return self.bits == FLOAT_BITS
 
     @property
     def is_static(self) -> bool:
@@ -94,7 +97,17 @@ class Scheme:
     @property
     def per_channel_int8(self) -> bool:
         """Whether weights have 8 bits with one scale per output channel."""
-        return self.bits == BITS["int8"] and self.granularity == "channel"
+        return self.bits == INT8_BITS and self.granularity == "channel"
+
+
+def precision_of(bits: int) -> str:
+    """What weights of so many bits are called: `fp32`, `int8`, `int4` …"""
+    return f"fp{bits}" if bits == FLOAT_BITS else f"int{bits}"
+
+
+def bits_of(precision: str) -> int:
+    """Undo `precision_of`."""
+    return int(precision.removeprefix("fp").removeprefix("int"))
 
 
 CONSTEXPR = "coded"

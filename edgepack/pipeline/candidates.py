@@ -11,7 +11,7 @@ from edgepack.cost.sizes import coded_size_bytes, resident_bytes, size_bytes, ti
 from edgepack.errors import UsageError
 from edgepack.model.kinds import kind_of
 from edgepack.model.layer import Layer
-from edgepack.model.scheme import BITS, Format, Scheme
+from edgepack.model.scheme import Format, Scheme, bits_of
 from edgepack.model.structure import DENSE, Structure
 from edgepack.model.types import Candidate
 from edgepack.pipeline.analysis import Analysis
@@ -181,8 +181,8 @@ def _schemes(
     suited = [
         scheme for scheme in schemes if any(files.supports(layer, structure, scheme) is None for structure in offered)
     ]
-    widths = [bits for bits in sorted(BITS.values()) if bits >= BITS[options.precision]]
-    return next(own for bits in widths if (own := [scheme for scheme in suited if scheme.bits == bits]))
+    width = min(scheme.bits for scheme in suited if scheme.bits >= bits_of(options.precision))
+    return [scheme for scheme in suited if scheme.bits == width]
 
 
 def _candidates(

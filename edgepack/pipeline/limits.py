@@ -190,13 +190,13 @@ def _loss(plan: LayerPlan) -> float:
 
 
 def _alike(scheme: Scheme, fmt: Format) -> Scheme:
-    """A scheme of the same arithmetic in the format in which single layers are measured."""
+    """A scheme of the same arithmetic in the format in which single layers are measured, or the next wider one."""
     if scheme.backend == fmt:
         return scheme
     if scheme.is_constexpr:
         return CONSTEXPR[fmt]
-    alike = [one for one in SCHEMES[fmt] if one.bits == scheme.bits and one.is_static == scheme.is_static]
-    return alike[0]
+    wide = [one for one in SCHEMES[fmt] if one.bits >= scheme.bits]
+    return min(wide, key=lambda one: (one.bits, one.is_static != scheme.is_static))
 
 
 def _what(plan: LayerPlan) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from edgepack.backends.schemes import SCHEMES
 from edgepack.cost.measure import measure_points, points_for
 from edgepack.cost.model import CostSource, Price
+from edgepack.cost.roofline import Roofline, roofline
 from edgepack.cost.select import Shape, cost_source, dense_int8, prices_of
 from edgepack.data import Samples
 from edgepack.devices.local import LocalDevice
@@ -15,7 +16,7 @@ from edgepack.model.kinds import kind_of
 from edgepack.model.layer import Layer
 from edgepack.model.model import Model
 from edgepack.model.point import Point
-from edgepack.model.scheme import BITS, Format, Scheme
+from edgepack.model.scheme import INT8_BITS, Format, Scheme, bits_of
 from edgepack.model.structure import DENSE, Structure
 from edgepack.pipeline.activations import row_counts
 from edgepack.pipeline.options import PrecisionChoice
@@ -38,11 +39,13 @@ class Prices:
 
     Attributes:
         sources: by format; every price of a format is from its one source.
+        sheet: of the target, for schemes that a source has nothing on.
         uses: of every layer that an inference reaches.
         layers: all of them, by name.
     """
 
     sources: Mapping[Format, CostSource]
+    sheet: Roofline
     uses: Mapping[str, Uses]
     layers: Mapping[str, Layer]
     _known: dict[Point, Price | None] = field(default_factory=dict, repr=False, compare=False)
@@ -90,7 +93,7 @@ class Prices:
                 allowed = (one for one in structures if scheme.correction or not one.is_correction)
                 points += [self._point(layer, structure, scheme, uses) for structure in allowed]
         missing = [point for point in dict.fromkeys(points) if point not in self._known]
-        self._known.update(zip(missing, prices_of(self.sources[scheme.backend], missing), strict=True))
+        self._known.update(zip(missing, prices_of(self.sources[scheme.backend], missing, self.sheet), strict=True))
 
 
 def make_prices(
@@ -130,7 +133,7 @@ def make_prices(
     for fmt in formats:
         if fmt not in sources:
             sources[fmt] = cost_source(target, fmt, _needed(fmt, shapes, precision), root=workspace.cache.root)
-    return Prices(sources, uses, {layer.name: layer for layer in opened.layers})
+    return Prices(sources, roofline(target), uses, {layer.name: layer for layer in opened.layers})
 
 
 def _by_sides(
@@ -146,10 +149,12 @@ def _by_sides(
 
 
 def _needed(fmt: Format, shapes: Sequence[Shape], precision: PrecisionChoice) -> list[Point]:
-    """The points that a source has to price: the dense layers in int8, and in int4 where that was asked for."""
+    """The points that a source has to price: the dense layers in int8, and in fewer bits where these were asked for."""
     points = dense_int8(fmt, shapes)
-    int4 = next(scheme for scheme in SCHEMES[fmt] if scheme.bits == BITS["int4"])
-    return points + [replace(point, scheme=int4) for point in points if precision == "int4"]
+    if precision == "auto" or bits_of(precision) >= INT8_BITS:
+        return points
+    narrow = next((scheme for scheme in SCHEMES[fmt] if scheme.bits == bits_of(precision)), None)
+    return points if narrow is None else points + [replace(point, scheme=narrow) for point in points]
 
 
 def _measured_here(

@@ -8,7 +8,7 @@ from functools import partial
 
 from edgepack.model.layer import View
 from edgepack.model.replacement import Replacement, of_structure
-from edgepack.model.scheme import FileScheme, Scheme
+from edgepack.model.scheme import INT8_BITS, FileScheme, Scheme
 from edgepack.model.structure import Structure
 from edgepack.model.types import LayerPlan, Spectrum
 from edgepack.pipeline.analysis import Analysis
@@ -39,9 +39,9 @@ class Replacements:
     def draft(self, plan: Sequence[LayerPlan], scheme: FileScheme) -> dict[str, Replacement]:
         """What the plan writes for its layers, quickly: pairs and 8-bit weights are left to be rounded to nearest.
 
-        With 4 bits the difference is large: there dense layers are rounded as in the end, once for all plans.
+        With fewer bits the difference is large: there dense layers are rounded as in the end, once for all plans.
         """
-        return self._each(plan, scheme, self.rounder.draft, partial(self.rounder.dense, only_bits=4))
+        return self._each(plan, scheme, self.rounder.draft, partial(self.rounder.dense, below_bits=INT8_BITS))
 
     def factors(self, plan: Sequence[LayerPlan], scheme: FileScheme) -> dict[str, Replacement]:
         """What the plan writes for its layers, on the grids of their schemes; `scheme` is that of the file."""

@@ -93,15 +93,17 @@ class Rounder:
             self._energies[layer.name] = output_energy(layer.weight, covariance)
         return self._energies[layer.name]
 
-    def dense(self, layer: View, scheme: Scheme, *, only_bits: int | None = None) -> Replacement | None:
+    def dense(self, layer: View, scheme: Scheme, *, below_bits: int | None = None) -> Replacement | None:
         """The layer's own weight on the grid of a scheme; None where there is none, or nothing is known of the input.
 
         A layer without a bias, or with zeros, gets none: it is rounded on the second moment of its input instead.
-        With `only_bits` all other widths are left to the writer.
+        With `below_bits` weights of as many bits and more are left to the writer.
         """
         moments = self.covariances.of(layer.name)
         grid = None if moments is None else self._grid(scheme, layer.in_features)
-        if moments is None or grid is None or not moments.variance.sum() > 0 or only_bits not in (None, grid.bits):
+        if moments is None or grid is None or not moments.variance.sum() > 0:
+            return None
+        if below_bits is not None and scheme.bits >= below_bits:
             return None
         return self._kept(
             ROUNDED_DENSE, Keyed([self.covariances.key, layer.name, grid], lambda: _Dense(layer, moments, grid))

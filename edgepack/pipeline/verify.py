@@ -10,11 +10,9 @@ import numpy as np
 from edgepack.metrics import sqnr_db
 from edgepack.model.constexpr import decoded_from, operand_sides, stored_bytes
 from edgepack.model.replacement import Replacement
-from edgepack.model.scheme import BITS, FileScheme, scheme_of
+from edgepack.model.scheme import FLOAT_BITS, FileScheme, scheme_of
 from edgepack.model.structure import Op
 from edgepack.model.types import Array, Contents, LayerPlan, Product, Proof, Written
-
-FLOAT_BITS = BITS["fp32"]
 
 PADDING = 16
 """Blocked layouts of a runtime round channels up to at most a multiple of this."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from edgepack.model.scheme import BITS
+from edgepack.model.scheme import INT8_BITS, precision_of
 from edgepack.model.types import Candidate
 
 SAME = 1.02
@@ -19,8 +19,7 @@ def kind(candidate: Candidate) -> str:
         return "pair beside dense"
     if candidate.structure.is_low_rank:
         return "pair"
-    precision = next(name for name, bits in BITS.items() if bits == candidate.scheme.bits)
-    return f"dense {precision}"
+    return f"dense {precision_of(candidate.scheme.bits)}"
 
 
 def others(candidates: Sequence[Candidate], chosen: Candidate, slack: float) -> tuple[Candidate, ...]:
@@ -52,7 +51,7 @@ def reason(candidates: Sequence[Candidate], chosen: Candidate, slack: float, why
         return f"{name(chosen)}{against}{_lower_rank(candidates, chosen)}"
     pair = next((one for one in rivals if kind(one) == "pair"), None)
     parts = [_lost(pair, chosen, slack)] if pair is not None else ([why_dense] if why_dense else [])
-    if chosen.scheme.bits != BITS["int8"]:
+    if chosen.scheme.bits != INT8_BITS:
         parts += [_lost(one, chosen, slack) for one in rivals if kind(one) == "dense int8"]
     return f"{name(chosen)}: {'; '.join(parts)}" if parts else f"{name(chosen)}: nothing else was allowed"
 
@@ -85,7 +84,7 @@ def _best(group: Sequence[Candidate], chosen: Candidate, slack: float) -> Candid
 def _fastest(group: Iterable[Candidate]) -> Candidate | None:
     """Of the dense int8 layers, else of all."""
     found = list(group)
-    int8 = [one for one in found if one.scheme.bits == BITS["int8"]]
+    int8 = [one for one in found if one.scheme.bits == INT8_BITS]
     return min(int8 or found, key=lambda one: one.latency_s, default=None)
 
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from edgepack.errors import DataError
 from edgepack.model.types import Array
-from edgepack.quantize.grids import INT4_MAX, Lattice, WeightGrid, decoded, lattice, nearest
+from edgepack.quantize.grids import Lattice, WeightGrid, decoded, lattice, nearest
 
 DAMPING = 0.01
 """Share of the mean diagonal that is added to the hessian."""
@@ -139,7 +139,7 @@ def gptq(
     weight = np.asarray(weight, np.float32)
     ready = hessian if isinstance(hessian, Planes) else planes(hessian)
     if shrinks is None:
-        shrinks = SHRINKS if grid.largest <= INT4_MAX else (1.0,)
+        shrinks = SHRINKS if grid.bits < 8 else (1.0,)
     if outputs is None:
         return _rows(weight, ready, grid, shrinks)
     metric = planes(outputs)

@@ -1,9 +1,9 @@
 """Integer grids of weights, per output channel or per block, and of activations, per tensor.
 
-Block grids: one scale for every run of consecutive weights of an output, codes of 4 or 8 bits around a zero point.
+Block grids: one scale for every run of consecutive weights of an output, codes of 2, 4 or 8 bits around a zero point.
 
 The layout is that of the operator MatMulNBits of ONNX Runtime: weight = (code − zero point) × scale, the zero point in
-the middle of the codes, each output's last block padded with zeros, 4-bit codes two to a byte, the first one low.
+the middle of the codes, each output's last block padded with zeros, codes that share a byte with the first one low.
 
 Where the weights of a matrix may lie: steps and codes per run of weights, made so that rounding again is exact.
 
@@ -35,7 +35,6 @@ SMALLEST_BLOCK = 16
 ZERO_WEIGHT = 1e-35
 """Blocks with no weight above this are zeros: their scale would not be a normal float."""
 
-INT4_MAX = 7
 SIGNIFICANT_BITS = 16
 
 
@@ -94,7 +93,7 @@ def quantize_blocks(weight: Array, bits: int, block: int = BLOCK) -> tuple[Array
 
     Args:
         weight: (out, in) float32.
-        bits: 4 or 8.
+        bits: 2, 4 or 8.
         block: weights per scale, a power of two from 16.
 
     Returns:
@@ -122,13 +121,18 @@ def dequantize_blocks(codes: Array, scales: Array, in_features: int) -> Array:
 def pack(codes: Array, bits: int) -> Array:
     """(out, blocks, block × bits / 8) uint8 of codes (out, blocks, block) without the zero point."""
     moved = (codes.astype(np.int16) + zero_point(bits)).astype(np.uint8)
-    return moved if bits == 8 else moved[..., 0::2] | moved[..., 1::2] << 4
+    return np.asarray(np.bitwise_or.reduce(moved.reshape(*moved.shape[:-1], -1, 8 // bits) << _shifts(bits), axis=-1))
 
 
 def unpack(packed: Array, bits: int) -> Array:
     """Undo `pack`."""
-    moved = packed if bits == 8 else np.stack([packed & 15, packed >> 4], axis=-1).reshape(*packed.shape[:-1], -1)
+    moved = (packed[..., None] >> _shifts(bits) & ((1 << bits) - 1)).reshape(*packed.shape[:-1], -1)
     return (moved.astype(np.int16) - zero_point(bits)).astype(np.int8)
+
+
+def _shifts(bits: int) -> Array:
+    """Of the codes that share a byte, the first one low."""
+    return np.arange(0, 8, bits, dtype=np.uint8)
 
 
 def stored_block_bytes(out_features: int, in_features: int, bits: int, block: int | None = None) -> int:
@@ -162,8 +166,8 @@ class WeightGrid:
 
     @property
     def bits(self) -> int:
-        """Per weight: 4 or 8."""
-        return 4 if self.largest <= INT4_MAX else 8
+        """Per weight: the fewest of 2, 4 and 8 that hold the code."""
+        return next(bits for bits in (2, 4, 8) if self.largest < zero_point(bits))
 
 
 def grid_of(scheme: Scheme, in_features: int, *, largest: int = WEIGHT_MAX) -> WeightGrid | None:

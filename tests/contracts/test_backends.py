@@ -33,7 +33,7 @@ from edgepack.model.layer import Layer
 from edgepack.model.model import Model
 from edgepack.model.point import Point, linear_point, linear_point_in
 from edgepack.model.replacement import Replacement, dense, low_rank, low_rank_correction
-from edgepack.model.scheme import FileScheme, Format, Scheme, scheme_of
+from edgepack.model.scheme import FileScheme, Format, Scheme, bits_of, precision_of, scheme_of
 from edgepack.model.structure import DENSE, Structure
 from edgepack.model.structure import low_rank as low_rank_of
 from edgepack.model.structure import low_rank_correction as correction_of
@@ -228,6 +228,9 @@ def test_schemes_name_what_a_backend_has(fmt: Format) -> None:
         assert scheme.backend == fmt
         assert scheme.is_float == (scheme.qmax == 0)
         assert scheme.correction is None or scheme.correction in SCHEMES[fmt]
+        assert scheme.priced_like is None or scheme.priced_like in SCHEMES[fmt]
+        assert scheme.priced_like != scheme
+        assert bits_of(precision_of(scheme.bits)) == scheme.bits
 
 
 @by_format

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -23,6 +24,7 @@ from tests.linear_plans import linear_candidate, linear_plan, point_like
 CORRECTED = low_rank_correction(8)
 POINT = linear_point_in(NBITS4, CORRECTED, (96, 160), 4)
 MATRIX, PAIR = point_like(POINT, way=None), point_like(POINT, scheme=NBITS8, way=8)
+SHEET = roofline(get_target("rpi4"))
 
 
 class Table:
@@ -37,29 +39,63 @@ class Table:
         self.asked += 1
         return [self.known.get(point) for point in points]
 
+    def knows(self, scheme: Scheme) -> bool:
+        return any(point.scheme == scheme for point in self.known)
+
     def call_s(self, fmt: Format) -> float:
         return 0.0
 
 
 def test_measured_as_one_is_better_than_put_together() -> None:
     parts = {MATRIX: Price(3e-6, "table", 0.1), PAIR: Price(1e-6, "table", 0.2, extrapolated=True)}
-    assert prices_of(Table(parts), [POINT]) == [Price(pytest.approx(4e-6), "table", 0.2, extrapolated=True)]
+    assert prices_of(Table(parts), [POINT], SHEET) == [Price(pytest.approx(4e-6), "table", 0.2, extrapolated=True)]
     own = Price(3.5e-6, "table", 0.05)
     table = Table({**parts, POINT: own})
-    assert prices_of(table, [PAIR, POINT]) == [parts[PAIR], own]
+    assert prices_of(table, [PAIR, POINT], SHEET) == [parts[PAIR], own]
     assert table.asked == 1
 
 
 @pytest.mark.parametrize("missing", [MATRIX, PAIR])
 def test_without_one_half_there_is_no_price(missing: Point) -> None:
     parts = {point: Price(1e-6, "table", 0.0) for point in (MATRIX, PAIR) if point != missing}
-    assert prices_of(Table(parts), [POINT, MATRIX]) == [None, parts.get(MATRIX)]
+    assert prices_of(Table(parts), [POINT, MATRIX], SHEET) == [None, parts.get(MATRIX)]
+
+
+TOY = replace(NBITS4, name="toy", bits=2, qmax=1, correction=None, priced_like=FP32)
+
+
+def test_a_scheme_that_a_source_does_not_know_is_priced_by_the_one_that_it_names() -> None:
+    toy, alone, like = (replace(PAIR, scheme=one) for one in (TOY, replace(TOY, priced_like=None), FP32))
+    table = Table({like: Price(4e-6, "table", 0.1)})
+    (own, estimated, nothing) = prices_of(table, [like, toy, alone], SHEET)
+    assert own == table.known[like]
+    assert nothing is None
+    times = SHEET.latency_s(toy) / SHEET.latency_s(like)
+    assert times != 1
+    assert estimated == Price(pytest.approx(4e-6 * times), "table, estimated from fp32", 0.3, extrapolated=True)
+    assert prices_of(Table({}), [toy], SHEET) == [None]
+
+
+def test_what_cannot_be_run_is_not_estimated() -> None:
+    toy, like = (replace(PAIR, scheme=one) for one in (TOY, FP32))
+    other = replace(MATRIX, scheme=TOY)
+    table = Table({like: Price(4e-6, "table", 0.1), other: Price(1e-6, "table", 0.1)})
+    assert prices_of(table, [toy], SHEET) == [None]
+
+
+def test_an_estimated_half_is_named() -> None:
+    point = replace(POINT, scheme=replace(TOY, correction=NBITS8))
+    like = replace(MATRIX, scheme=FP32)
+    (both,) = prices_of(Table({like: Price(4e-6, "table", 0.1), PAIR: Price(1e-6, "table", 0.2)}), [point], SHEET)
+    assert both is not None
+    assert both.source == "table, estimated from fp32 and table"
+    assert both.extrapolated
 
 
 def test_the_roofline_puts_it_together() -> None:
     sheet = roofline(get_target("rpi4"))
     assert sheet.prices([POINT]) == [None]
-    (whole, dense, pair) = prices_of(sheet, [POINT, MATRIX, PAIR])
+    (whole, dense, pair) = prices_of(sheet, [POINT, MATRIX, PAIR], sheet)
     assert whole is not None
     assert dense is not None
     assert pair is not None

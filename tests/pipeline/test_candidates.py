@@ -14,6 +14,7 @@ from edgepack.backends.schemes import CORRECTED, SCHEMES
 from edgepack.backends.tflite import schemes as tflite
 from edgepack.backends.tflite.support import unsupported
 from edgepack.cost.model import Price
+from edgepack.cost.roofline import roofline
 from edgepack.cost.sizes import resident_bytes, size_bytes
 from edgepack.errors import UsageError
 from edgepack.model.kinds.linear import linear_layer, linear_ops
@@ -79,7 +80,7 @@ def menus(
         own[one.name] = dict(losses or {(f, way): loss_of(way) for f in SCHEMES[fmt] for way in offered})
         own[one.name] |= {(f, low_rank_correction(r)): 1e-4 for f in both for r in ranks[one.name].residual}
     uses = {one.name: Uses(1, 1) for one in layers}
-    prices = Prices({fmt: Source(lacks)}, uses, {one.name: one for one in layers})
+    prices = Prices({fmt: Source(lacks)}, roofline(get_target("rpi4")), uses, {one.name: one for one in layers})
     return make_menus(files, layers, Offer(ranks, NOTHING, own, unseen, guarded), prices, chosen)
 
 

@@ -14,6 +14,7 @@ from edgepack.backends.onnx.backend import OnnxBackend
 from edgepack.cost.measure import QUICK, measure_points
 from edgepack.cost.measured import MeasuredTable, measured_folder
 from edgepack.cost.model import Price
+from edgepack.cost.roofline import roofline
 from edgepack.data import Samples
 from edgepack.errors import ModelError
 from edgepack.model.kinds.linear import linear_layer
@@ -91,7 +92,7 @@ def test_a_price_is_of_all_places_together_and_the_source_is_asked_once_a_scheme
     source = Counted()
     sides = {"a": (64, 96), "b": (128, 128), "idle": (9, 9)}
     layers = {name: linear_layer(name, np.zeros(own, np.float32), None) for name, own in sides.items()}
-    prices = Prices({"onnx": source}, {"a": Uses(2, 3), "b": Uses(1, 1)}, layers)
+    prices = Prices({"onnx": source}, roofline(get_target("rpi4")), {"a": Uses(2, 3), "b": Uses(1, 1)}, layers)
     for rank in (None, *rank_choices(64, 96)):
         price = prices.price("a", structure_at(rank), onnx.FP32)
         assert price is not None

@@ -176,7 +176,7 @@ def test_a_dense_layer_is_rounded_once_and_not_at_all_where_there_is_nothing_to_
     assert kept is not None
     np.testing.assert_array_equal(kept.weight, first.weight)
     assert again.dense(layer, onnx.FP32) is None
-    assert again.dense(layer, onnx.INT8_DYNAMIC, only_bits=4) is None
+    assert again.dense(layer, onnx.INT8_DYNAMIC, below_bits=8) is None
     assert rounder(tmp_path, Known(None)).dense(layer, onnx.NBITS4) is None
 
 

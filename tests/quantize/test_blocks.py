@@ -23,7 +23,7 @@ from edgepack.quantize.grids import (
 
 FLOATS = st.floats(-(2.0**100), 2.0**100, width=32)
 WEIGHTS = hnp.arrays(np.float32, st.tuples(st.integers(1, 5), st.integers(1, 70)), elements=FLOATS)
-BITS, BLOCKS = st.sampled_from([4, 8]), st.sampled_from([16, 32, 64])
+BITS, BLOCKS = st.sampled_from([2, 4, 8]), st.sampled_from([16, 32, 64])
 
 
 def normal(*shape: int, seed: int = 0) -> Array:
@@ -84,7 +84,7 @@ def test_weights_on_the_grid_stay_as_they_are(weight: Array, bits: int, block: i
 
 @given(hnp.arrays(np.int8, st.tuples(st.integers(1, 3), st.integers(1, 3), st.sampled_from([16, 32]))), BITS)
 def test_packing(codes: Array, bits: int) -> None:
-    codes = codes if bits == 8 else (codes >> 4).astype(np.int8)
+    codes = (codes >> (8 - bits)).astype(np.int8)
     packed = pack(codes, bits)
     assert packed.dtype == np.uint8
     assert packed.nbytes * 8 == codes.size * bits
@@ -95,6 +95,7 @@ def test_packed_by_hand() -> None:
     codes = np.array([[[-8, 7, 0, 1]]], np.int8)
     assert pack(codes, 4).tolist() == [[[0xF0, 0x98]]]
     assert pack(codes, 8).tolist() == [[[120, 135, 128, 129]]]
+    assert pack(np.array([[[-2, 1, 0, -1]]], np.int8), 2).tolist() == [[[0b01_10_11_00]]]
 
 
 def test_grids_by_hand() -> None:

@@ -296,7 +296,7 @@ def nbits(site: Site, bits: int) -> Callable[[Builder, ir.Value, Placement], ir.
 
     Args:
         site: the layer.
-        bits: 4 or 8.
+        bits: 2, 4 or 8.
     """
     layer = site.layer
     block = block_for(layer.in_features)

@@ -20,7 +20,7 @@ from edgepack.errors import ModelError
 from edgepack.model.point import Point, layer_of
 from edgepack.model.random_layer import random_inputs, random_pair, random_weight
 from edgepack.model.replacement import Replacement, dense
-from edgepack.model.scheme import BITS, Scheme
+from edgepack.model.scheme import INT8_BITS, Scheme
 from edgepack.model.types import Array
 from edgepack.workspace import FileStep
 
@@ -151,7 +151,7 @@ class _Graph:
             return self.tensor(name, weight.shape, "FLOAT32", content=weight), np.ones(len(weight), np.float32)
         scale = (np.maximum(np.abs(weight).max(axis=1), 1e-9) / scheme.qmax).astype(np.float32)
         codes = np.clip(np.rint(weight / scale[:, None]), -scheme.qmax, scheme.qmax).astype(np.int8)
-        if scheme.bits == BITS["int8"]:
+        if scheme.bits == INT8_BITS:
             return self.tensor(name, weight.shape, "INT8", scale, content=codes), scale
         return self.tensor(name, weight.shape, "INT4", scale, content=_nibbles(codes)), scale
 
