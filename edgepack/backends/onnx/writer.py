@@ -60,7 +60,7 @@ def _matrix_schemes(names: Sequence[str], part: Replacement | None, scheme: Sche
 
 def _holds(constant: str, matrix: str) -> bool:
     """Whether a constant holds a matrix of this name: as it is, or the codes of its integer grid."""
-    return re.fullmatch(rf"{re.escape(matrix)}(\.int[48])?(_\d+)?", constant) is not None
+    return re.fullmatch(rf"{re.escape(matrix)}(\.int\d+)?(_\d+)?", constant) is not None
 
 
 class OnnxWriter:
