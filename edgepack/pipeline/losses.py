@@ -94,5 +94,5 @@ def _unpacked(record: Sequence[tuple[str, str, int | None, float]]) -> dict[tupl
 
 
 LOSSES: Step[_Layer, dict[tuple[Scheme, Structure], float]] = Step(
-    "losses", 5, _losses, record_store(_packed, _unpacked), cost=_cost
+    "losses", 6, _losses, record_store(_packed, _unpacked), cost=_cost
 )

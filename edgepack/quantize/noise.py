@@ -31,7 +31,7 @@ class Grid:
 
 
 def grid_of_scheme(scheme: Scheme, largest: int) -> Grid | None:
-    """The grid of a scheme where the largest code of per-channel int8 is this one; None for a scheme that is exact.
+    """The grid of a scheme on a target whose kernels allow this largest code; None for a scheme that is exact.
 
     Blocks quantize inputs at run time, per block: no worse than per row. Of their two grids for weights the better one
     rounds like one with the code 8, or 128, on both sides: measured 8.1 on normal and on Laplace weights in blocks of
@@ -41,7 +41,7 @@ def grid_of_scheme(scheme: Scheme, largest: int) -> Grid | None:
         return None
     if scheme.granularity == "block":
         return Grid(scheme.qmax + 1, True, scheme.activations)
-    return Grid(min(largest, scheme.qmax), False, scheme.activations)
+    return Grid(scheme.largest_code(largest), False, scheme.activations)
 
 
 def activation_noise(span: float, power: Array) -> Array:

@@ -315,7 +315,7 @@ def test_coarser_grids_lose_more() -> None:
         assert len(set(losses)) == len(losses)
         assert reduced[INT8_DYNAMIC, structure_at(rank)] > full[INT8_DYNAMIC, structure_at(rank)]
         assert reduced[INT8_STATIC, structure_at(rank)] > full[INT8_STATIC, structure_at(rank)]
-        for scheme in (FP32, NBITS8, NBITS4, tflite.INT4_DYNAMIC):
+        for scheme in (FP32, NBITS8, NBITS4, tflite.INT8_DYNAMIC, tflite.INT8_STATIC, tflite.INT4_DYNAMIC):
             assert reduced[scheme, structure_at(rank)] == full[scheme, structure_at(rank)]
         assert full[tflite.INT8_STATIC, structure_at(rank)] == full[INT8_STATIC, structure_at(rank)]
 
