@@ -10,10 +10,12 @@ from contextlib import contextmanager, suppress
 from enum import StrEnum
 from functools import wraps
 from pathlib import Path
+from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from edgepack import backends
 from edgepack.errors import EdgepackError, UsageError
 from edgepack.report.render import RENDERERS, TERMINAL, Renderer
 
@@ -46,7 +48,9 @@ Data = Annotated[
 ]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of the split and of every random choice.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Compute everything again instead of taking it from the cache.")]
-FORMATS_HELP = "onnx, tflite or both."  # in words: the registry of backends takes longer to import than all of this
+_FORMATS = [module.name for module in iter_modules(backends.__path__) if module.ispkg]
+FORMATS_HELP = f"{', '.join(_FORMATS)} or {'both' if len(_FORMATS) == 2 else 'several'}."
+"""By the folders of the backends: their registry takes as long to import as all of this."""
 Formats = Annotated[str | None, typer.Option("--formats", help=FORMATS_HELP, show_default="all")]
 Packs = Annotated[list[Path], typer.Argument(help="Pack folders.", show_default=False)]
 Hosts = Annotated[
