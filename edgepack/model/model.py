@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from edgepack.model.layer import Layer
 from edgepack.model.scheme import Format
 from edgepack.model.types import Recipe, TensorSpec
-
-Kind = Literal["recipe", "pt2", "onnx"]
 
 
 @dataclass(frozen=True)
@@ -20,7 +18,7 @@ class Model:
 
     Attributes:
         name: short name for folders and tables.
-        kind: what the user gave.
+        kind: what the user gave: name of the source that opened it.
         sha256: of the native content.
         native: the format that is the truth: layers are found there, and its runtime gives the reference answers.
         content: the model as its native backend holds it in memory; never changed.
@@ -32,7 +30,7 @@ class Model:
     """
 
     name: str
-    kind: Kind
+    kind: str
     sha256: str
     native: Format
     content: Any

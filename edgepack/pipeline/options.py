@@ -11,7 +11,7 @@ from edgepack.backends.registry import FACTS, FORMATS, missing_for
 from edgepack.distill.budget import Budget
 from edgepack.errors import UsageError
 from edgepack.model.scheme import Format
-from edgepack.sources import file_format
+from edgepack.sources import source_of
 from edgepack.targets.target import HOST, Target
 
 Rank = Literal["auto", "cv"] | int | float
@@ -105,7 +105,7 @@ class BuildOptions:
     @property
     def unwritable(self) -> Mapping[Format, tuple[str, ...]]:
         """Formats that this model cannot be written in here, and the packages that are not installed."""
-        native = file_format(self.model)
+        native = source_of(self.model).format
         lacks = {fmt: missing_for(fmt, native) for fmt in FORMATS}
         return {fmt: packages for fmt, packages in lacks.items() if packages}
 

@@ -33,7 +33,7 @@ from edgepack.pipeline.refit import Refitter, check_refit
 from edgepack.pipeline.replacements import Replacements
 from edgepack.pipeline.rounding import Rounder
 from edgepack.plan.candidates import check_rank
-from edgepack.sources import model_kind, open_model
+from edgepack.sources import open_model, source_of
 from edgepack.workspace import Cache, Progress, Workspace, digest, open_workspace
 
 UNGUARDED = (
@@ -83,7 +83,7 @@ def prepared(options: BuildOptions, cache: Cache, progress: Progress) -> Iterato
         UsageError, InputError: bad arguments, model or data.
         DeviceError: the scheduler, or this machine as a device, failed.
     """
-    model_kind(options.model)
+    source_of(options.model)
     with ExitStack() as stack:
         opening = open_workspace(cache, seed=options.seed, scheduler=options.scheduler, progress=progress)
         workspace = stack.enter_context(opening)

@@ -1,4 +1,4 @@
-"""The door for ONNX files."""
+"""ONNX files, and what other sources export as ONNX."""
 
 from __future__ import annotations
 
@@ -6,13 +6,41 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgepack.errors import ModelError
 from edgepack.model.layer import Layer
+from edgepack.model.model import Model
+from edgepack.model.scheme import Format
 from edgepack.model.types import TensorSpec
+from edgepack.sources.source import file_stem
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
     from edgepack.backends.onnx.sites import Site
+
+
+class OnnxFile:
+    """`model.onnx`: see `Source`."""
+
+    name = "onnx"
+    title = "ONNX files"
+    forms: tuple[str, ...] = ("model.onnx",)
+    advice: str | None = None
+    format: Format | None = "onnx"
+    packages: tuple[str, ...] = ()
+    install = ""
+
+    def takes(self, spec: str) -> bool:
+        """By its suffix."""
+        return Path(spec).suffix.lower() == ".onnx"
+
+    def stem(self, spec: str) -> str:
+        """That of the file."""
+        return file_stem(spec)
+
+    def open(self, spec: str, name: str, work: Path) -> Model:
+        """See `Source.open`; nothing is exported."""
+        return onnx_model(spec, name, self.name, Path(spec))
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,3 +81,37 @@ def open_onnx(path: Path) -> OnnxSource:
     path = Path(path)
     model, sha256 = load_with_digest(path)
     return OnnxSource(path, model, find_sites(model), sha256, input_specs(model), output_specs(model))
+
+
+def onnx_model(spec: str, name: str, kind: str, path: Path) -> Model:
+    """The model that an ONNX file holds, without a torch program.
+
+    Args:
+        spec: as the user gave it.
+        name: see `Model`.
+        kind: name of its source.
+        path: the file, or what was exported of another.
+
+    Raises:
+        ModelError: see `open_onnx`; it takes no inputs.
+    """
+    try:
+        source = open_onnx(path)
+    except ModelError as err:
+        if str(path) in err.message:
+            raise
+        raise ModelError(f"{spec}: {err.message}", hint=err.hint) from err
+    if not source.inputs:
+        raise ModelError(f"{spec}: the model takes no inputs")
+    return Model(
+        name=name,
+        kind=kind,
+        sha256=source.sha256,
+        native="onnx",
+        content=source.model,
+        inputs=source.inputs,
+        layers=source.layers,
+        files={"onnx": path},
+        program=None,
+        recipe=None,
+    )

@@ -10,6 +10,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,10 +18,42 @@ from typing import Any
 import numpy as np
 
 from edgepack.errors import EdgepackError, ModelError
+from edgepack.model.model import Model
+from edgepack.model.scheme import Format
 from edgepack.model.types import Array, Recipe
+from edgepack.sources.source import file_stem
+from edgepack.sources.torch import INSTALL, PACKAGES, TITLE, export_program, program_model
 
 _PACKAGE = f"{Path(__file__).parent.parent}{os.sep}"
 _SHAPE = "a recipe function takes no arguments and returns edgepack.model.types.Recipe(model, example_inputs, …)"
+
+
+class PythonRecipe:
+    """`file.py:function` or `package.module:function`: see `Source`."""
+
+    name = "recipe"
+    title = TITLE
+    forms: tuple[str, ...] = ("file.py:function", "package.module:function")
+    advice: str | None = "write a function that returns an edgepack Recipe"
+    format: Format | None = None
+    packages: tuple[str, ...] = PACKAGES
+    install = INSTALL
+
+    def takes(self, spec: str) -> bool:
+        """By the name of a function behind the last colon."""
+        head, colon, function = spec.rpartition(":")
+        return bool(colon and head) and function.isidentifier()
+
+    def stem(self, spec: str) -> str:
+        """That of the file, or the last part of the module's name."""
+        target = spec.rpartition(":")[0]
+        return file_stem(target if target.endswith(".py") else target.rpartition(".")[2])
+
+    def open(self, spec: str, name: str, work: Path) -> Model:
+        """See `Source.open`; the function is called."""
+        recipe = load_recipe(spec)
+        program = export_program(recipe.model, recipe.example_inputs)
+        return replace(program_model(spec, name, self.name, program, work), recipe=recipe)
 
 
 def load_recipe(spec: str) -> Recipe:

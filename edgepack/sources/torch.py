@@ -1,4 +1,4 @@
-"""Torch models: module → exported program → ONNX file."""
+"""Torch programs in `.pt2` files; module → exported program → ONNX file."""
 
 from __future__ import annotations
 
@@ -8,10 +8,15 @@ import logging
 import re
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgepack.errors import ModelError
+from edgepack.model.model import Model
+from edgepack.model.scheme import Format
+from edgepack.sources.onnx import onnx_model
+from edgepack.sources.source import file_stem
 from edgepack.torchgraph import flat_module, fold_batch_norms, load_program
 
 if TYPE_CHECKING:
@@ -23,6 +28,54 @@ if TYPE_CHECKING:
 # One protobuf message holds at most 2 GiB; above this the weights go into a file beside the model.
 _EXTERNAL_DATA_BYTES = 1_900_000_000
 _NOISY_LOGGERS = ("torch.onnx", "torch.export", "torch._export", "torch._dynamo", "onnxscript", "onnx_ir", "torch.fx")
+
+
+TITLE = "torch models"
+PACKAGES = ("torch", "onnxscript")
+INSTALL = "pip install 'edgepack[torch]'"
+"""Of every source that gives a torch program."""
+
+
+class ProgramFile:
+    """`model.pt2`: see `Source`."""
+
+    name = "pt2"
+    title = TITLE
+    forms: tuple[str, ...] = ("model.pt2",)
+    advice: str | None = "export a torch module with torch.export.save"
+    format: Format | None = None
+    packages: tuple[str, ...] = PACKAGES
+    install = INSTALL
+
+    def takes(self, spec: str) -> bool:
+        """By its suffix."""
+        return Path(spec).suffix.lower() == ".pt2"
+
+    def stem(self, spec: str) -> str:
+        """That of the file."""
+        return file_stem(spec)
+
+    def open(self, spec: str, name: str, work: Path) -> Model:
+        """See `Source.open`."""
+        return program_model(spec, name, self.name, load_pt2(Path(spec)), work)
+
+
+def program_model(spec: str, name: str, kind: str, program: ExportedProgram, work: Path) -> Model:
+    """The model of a torch program, which is written into the folder `work`, and its ONNX export beside it.
+
+    Args:
+        spec: as the user gave it.
+        name: see `Model`.
+        kind: name of its source.
+        program: with folded batch norms.
+        work: the folder.
+
+    Raises:
+        ModelError: it cannot be exported, or what was exported cannot be read.
+    """
+    save_program(program, work / "dense.pt2")
+    program_to_onnx(program, work / "dense.onnx")
+    return replace(onnx_model(spec, name, kind, work / "dense.onnx"), program=work / "dense.pt2")
 
 
 def export_program(model: Module, example_inputs: tuple[Tensor, ...]) -> ExportedProgram:

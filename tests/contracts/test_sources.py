@@ -1,4 +1,4 @@
-"""What every kind of MODEL keeps, however it is opened. A new one adds how it is given to `SOURCES`."""
+"""What every source keeps: found through the registry. A new one only says in `GIVEN` how a test comes by its model."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import pytest
@@ -21,10 +20,10 @@ from edgepack.cli import app
 from edgepack.data import Samples
 from edgepack.errors import EdgepackError, InputError, ModelError, UsageError
 from edgepack.model.kinds import KINDS, views_of
-from edgepack.model.model import Kind, Model
+from edgepack.model.model import Model
 from edgepack.model.replacement import low_rank
 from edgepack.model.scheme import FileScheme
-from edgepack.sources import file_format, model_kind, model_name, open_model
+from edgepack.sources import SOURCES, model_name, open_model, source_of
 from edgepack.workspace import Cache, Workspace
 from tests.contracts.conftest import SIDES, answers, vectors
 
@@ -32,8 +31,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::F
 
 
 @dataclass(frozen=True)
-class Source:
-    """One kind of MODEL.
+class Given:
+    """How the model of a source is given.
 
     Attributes:
         place: puts the model of `conftest` into a folder, from the recipe's file and what was made of it, and gives
@@ -60,19 +59,20 @@ def place_onnx(folder: Path, recipe_file: Path, opened: Model) -> str:
     return str(shutil.copy(opened.path, folder / "tiny_mlp.onnx"))
 
 
-SOURCES: Mapping[Kind, Source] = {
-    "recipe": Source(
+GIVEN: Mapping[str, Given] = {
+    "recipe": Given(
         place_recipe,
         is_file=False,
         names={"a/tiny_mlp.py:recipe": "tiny-mlp", "package.Some_Module:make": "some-module", "v3/model.py:f": "v3"},
     ),
-    "pt2": Source(place_program, is_file=True, names={"a/Tiny_MLP.pt2": "tiny-mlp", "some_v3/model.pt2": "some-v3"}),
-    "onnx": Source(
+    "pt2": Given(place_program, is_file=True, names={"a/Tiny_MLP.pt2": "tiny-mlp", "some_v3/model.pt2": "some-v3"}),
+    "onnx": Given(
         place_onnx, is_file=True, names={"a/b.c.onnx": "b.c", "standard_v3/model.onnx": "standard-v3", "X.onnx": "x"}
     ),
 }
-by_kind = pytest.mark.parametrize("kind", list(SOURCES))
-files = pytest.mark.parametrize("kind", [kind for kind, source in SOURCES.items() if source.is_file])
+NAMED = {source.name: source for source in SOURCES}
+by_kind = pytest.mark.parametrize("kind", list(NAMED))
+files = pytest.mark.parametrize("kind", [kind for kind, given in GIVEN.items() if given.is_file])
 
 
 @dataclass(frozen=True)
@@ -100,11 +100,11 @@ def held(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def sources(recipe_file: Path, opened: Model, tmp_path_factory: pytest.TempPathFactory) -> dict[Kind, Opened]:
-    found: dict[Kind, Opened] = {}
-    for kind, source in SOURCES.items():
+def sources(recipe_file: Path, opened: Model, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Opened]:
+    found: dict[str, Opened] = {}
+    for kind in NAMED:
         home, work = tmp_path_factory.mktemp(f"{kind}-home"), tmp_path_factory.mktemp(f"{kind}-work")
-        spec = source.place(home, recipe_file, opened)
+        spec = GIVEN[kind].place(home, recipe_file, opened)
         before = held(home)
         model = open_model(spec, work)
         found[kind] = Opened(spec, home, work, before, held(home), model)
@@ -121,24 +121,49 @@ def refused(spec: str, folder: Path) -> EdgepackError:
     return err
 
 
-def test_every_kind_is_held_to_this() -> None:
-    assert set(SOURCES) == set(get_args(Kind))
+def test_every_source_is_held_to_this() -> None:
+    assert list(NAMED) == [source.name for source in SOURCES], "two sources of one name"
+    assert set(GIVEN) == set(NAMED), "say in GIVEN how a test comes by the model of a new source"
 
 
 @by_kind
-def test_a_kind_is_told_by_its_name(kind: Kind, sources: dict[Kind, Opened]) -> None:
+def test_a_source_says_what_it_takes_and_needs(kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    source = NAMED[kind]
+    assert source.title
+    assert source.forms
+    for form in source.forms:
+        assert source_of(form) is source
+        assert [other.name for other in SOURCES if other.takes(form)] == [kind], "no two sources take the same"
+    assert (source.install != "") == bool(source.packages)
+    monkeypatch.setattr("edgepack.backends.registry.find_spec", lambda name: None)
+    if source.packages:
+        err = refused(source.forms[0], tmp_path)
+        assert isinstance(err, UsageError)
+        assert f"{source.title} need {', '.join(source.packages)}: not installed" in err.message
+        assert err.hint == source.install
+
+
+@pytest.mark.parametrize("command", ["build", "inspect"])
+def test_the_help_names_what_can_be_given(command: str) -> None:
+    said = " ".join(CliRunner().invoke(app, [command, "--help"]).stdout.split())
+    for source in SOURCES:
+        for form in source.forms:
+            assert form in said
+
+
+@by_kind
+def test_a_kind_is_told_by_its_name(kind: str, sources: dict[str, Opened]) -> None:
     spec = sources[kind].spec
-    assert model_kind(spec) == kind
-    assert file_format(spec) == ("onnx" if kind == "onnx" else None)
-    for given, name in SOURCES[kind].names.items():
-        assert model_kind(given) == kind
+    assert source_of(spec) is NAMED[kind]
+    for given, name in GIVEN[kind].names.items():
+        assert source_of(given) is NAMED[kind]
         assert model_name(given) == name
     assert sources[kind].model.name == model_name(spec) == "tiny-mlp"
     assert sources[kind].model.kind == kind
 
 
 @by_kind
-def test_layers_are_found_in_graph_order(kind: Kind, sources: dict[Kind, Opened]) -> None:
+def test_layers_are_found_in_graph_order(kind: str, sources: dict[str, Opened]) -> None:
     layers = sources[kind].model.layers
     assert [(layer.out_features, layer.in_features) for layer in layers] == list(SIDES)
     assert len({layer.name for layer in layers}) == len(layers)
@@ -154,7 +179,7 @@ def test_layers_are_found_in_graph_order(kind: Kind, sources: dict[Kind, Opened]
 
 
 @by_kind
-def test_layers_are_those_of_every_other_kind(kind: Kind, sources: dict[Kind, Opened], opened: Model) -> None:
+def test_layers_are_those_of_every_other_kind(kind: str, sources: dict[str, Opened], opened: Model) -> None:
     for layer, other in zip(sources[kind].model.layers, opened.layers, strict=True):
         np.testing.assert_array_equal(layer.weight, other.weight)
         assert layer.bias is not None
@@ -163,7 +188,7 @@ def test_layers_are_those_of_every_other_kind(kind: Kind, sources: dict[Kind, Op
 
 
 @by_kind
-def test_the_native_file_runs_and_is_the_model(kind: Kind, sources: dict[Kind, Opened]) -> None:
+def test_the_native_file_runs_and_is_the_model(kind: str, sources: dict[str, Opened]) -> None:
     model = sources[kind].model
     assert model.path == model.files[model.native]
     assert model.path.is_file()
@@ -177,7 +202,7 @@ def test_the_native_file_runs_and_is_the_model(kind: Kind, sources: dict[Kind, O
 
 
 @by_kind
-def test_the_native_backend_knows_every_layer(kind: Kind, sources: dict[Kind, Opened]) -> None:
+def test_the_native_backend_knows_every_layer(kind: str, sources: dict[str, Opened]) -> None:
     model = sources[kind].model
     names = [layer.name for layer in model.layers]
     assert set(backend(model.native).observe(model.content, names, threads=1).keys) == set(names)
@@ -185,7 +210,7 @@ def test_the_native_backend_knows_every_layer(kind: Kind, sources: dict[Kind, Op
 
 
 @by_kind
-def test_a_second_time_gives_the_same_model(kind: Kind, sources: dict[Kind, Opened], tmp_path: Path) -> None:
+def test_a_second_time_gives_the_same_model(kind: str, sources: dict[str, Opened], tmp_path: Path) -> None:
     source = sources[kind]
     again = open_model(source.spec, tmp_path)
     assert again.sha256 == source.model.sha256
@@ -207,20 +232,18 @@ def other(recipe_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
 
 @by_kind
 def test_another_model_has_another_digest(
-    kind: Kind, sources: dict[Kind, Opened], other: tuple[Path, Model], tmp_path: Path
+    kind: str, sources: dict[str, Opened], other: tuple[Path, Model], tmp_path: Path
 ) -> None:
     home, work = tmp_path / "home", tmp_path / "work"
     home.mkdir()
     work.mkdir()
-    found = open_model(SOURCES[kind].place(home, other[0], other[1]), work)
+    found = open_model(GIVEN[kind].place(home, other[0], other[1]), work)
     assert found.sha256 != sources[kind].model.sha256
     assert [layer.name for layer in found.layers] == [layer.name for layer in sources[kind].model.layers]
 
 
 @by_kind
-def test_writing_changes_neither_the_model_nor_its_file(
-    kind: Kind, sources: dict[Kind, Opened], tmp_path: Path
-) -> None:
+def test_writing_changes_neither_the_model_nor_its_file(kind: str, sources: dict[str, Opened], tmp_path: Path) -> None:
     model = sources[kind].model
     made, before, stored = backend(model.native), to_bytes(model.content), model.path.read_bytes()
     weights = [layer.weight.copy() for layer in model.layers]
@@ -239,7 +262,7 @@ def test_writing_changes_neither_the_model_nor_its_file(
 
 
 @by_kind
-def test_only_the_working_folder_is_written(kind: Kind, sources: dict[Kind, Opened]) -> None:
+def test_only_the_working_folder_is_written(kind: str, sources: dict[str, Opened]) -> None:
     source = sources[kind]
     assert source.after == source.before
     made = {*source.model.files.values(), *filter(None, [source.model.program])}
@@ -249,7 +272,7 @@ def test_only_the_working_folder_is_written(kind: Kind, sources: dict[Kind, Open
 
 
 @by_kind
-def test_a_program_and_a_recipe_where_there_are_some(kind: Kind, sources: dict[Kind, Opened]) -> None:
+def test_a_program_and_a_recipe_where_there_are_some(kind: str, sources: dict[str, Opened]) -> None:
     model = sources[kind].model
     assert (model.recipe is not None) == (kind == "recipe")
     assert (model.program is not None) == (kind != "onnx")
@@ -259,9 +282,9 @@ def test_a_program_and_a_recipe_where_there_are_some(kind: Kind, sources: dict[K
 
 
 @by_kind
-def test_a_missing_file_is_named(kind: Kind, sources: dict[Kind, Opened], tmp_path: Path) -> None:
+def test_a_missing_file_is_named(kind: str, sources: dict[str, Opened], tmp_path: Path) -> None:
     spec = sources[kind].spec.replace("tiny_mlp", "no_such_mlp")
-    assert model_kind(spec) == kind
+    assert source_of(spec) is NAMED[kind]
     err = refused(spec, tmp_path)
     assert isinstance(err, ModelError)
     assert "no_such_mlp" in err.message
@@ -269,7 +292,7 @@ def test_a_missing_file_is_named(kind: Kind, sources: dict[Kind, Opened], tmp_pa
 
 
 @by_kind
-def test_a_text_of_that_name_is_no_model(kind: Kind, sources: dict[Kind, Opened], tmp_path: Path) -> None:
+def test_a_text_of_that_name_is_no_model(kind: str, sources: dict[str, Opened], tmp_path: Path) -> None:
     home, work = tmp_path / "home", tmp_path / "work"
     home.mkdir()
     work.mkdir()
@@ -284,7 +307,7 @@ def test_a_text_of_that_name_is_no_model(kind: Kind, sources: dict[Kind, Opened]
 
 @files
 @pytest.mark.parametrize("share", [0.0, 0.2, 0.7, 0.97])
-def test_a_truncated_file_is_no_model(kind: Kind, share: float, sources: dict[Kind, Opened], tmp_path: Path) -> None:
+def test_a_truncated_file_is_no_model(kind: str, share: float, sources: dict[str, Opened], tmp_path: Path) -> None:
     home, work = tmp_path / "home", tmp_path / "work"
     home.mkdir()
     work.mkdir()
@@ -307,7 +330,7 @@ def test_a_truncated_file_is_no_model(kind: Kind, share: float, sources: dict[Ki
         ("Model", "returned Model, a Recipe was expected"),
     ],
 )
-def test_a_wrong_function_is_explained(function: str, said: str, sources: dict[Kind, Opened], tmp_path: Path) -> None:
+def test_a_wrong_function_is_explained(function: str, said: str, sources: dict[str, Opened], tmp_path: Path) -> None:
     err = refused(sources["recipe"].spec.replace(":recipe", f":{function}"), tmp_path)
     assert isinstance(err, ModelError)
     assert err.hint
@@ -320,11 +343,13 @@ def test_what_is_no_kind_of_model_is_a_usage_error(spec: str, tmp_path: Path) ->
     err = refused(spec, tmp_path)
     assert isinstance(err, UsageError)
     assert repr(spec) in err.message
-    assert err.hint
+    for source in SOURCES:
+        assert all(form in err.message for form in source.forms)
+        assert source.advice is None or source.advice in (err.hint or "")
 
 
 @by_kind
-def test_the_command_line_exits_as_documented(kind: Kind, sources: dict[Kind, Opened]) -> None:
+def test_the_command_line_exits_as_documented(kind: str, sources: dict[str, Opened]) -> None:
     missing = sources[kind].spec.replace("tiny_mlp", "no_such_mlp")
     found = CliRunner().invoke(app, ["inspect", missing])
     assert found.exit_code == InputError.exit_code == 3

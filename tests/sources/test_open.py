@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from edgepack.errors import ModelError, UsageError
-from edgepack.sources import model_kind, model_name, open_model
+from edgepack.sources import model_name, open_model, source_of
 
 
 @pytest.mark.parametrize(
@@ -22,13 +22,17 @@ from edgepack.sources import model_kind, model_name, open_model
     ],
 )
 def test_kinds(spec: str, kind: str) -> None:
-    assert model_kind(spec) == kind
+    assert source_of(spec).name == kind
 
 
 @pytest.mark.parametrize("spec", ["", ":", "model", "model.tflite", "file.py", "file.py:", ":make", "file.py:a b"])
 def test_anything_else_is_a_usage_error(spec: str) -> None:
-    with pytest.raises(UsageError, match="cannot tell what"):
-        model_kind(spec)
+    with pytest.raises(UsageError, match="cannot tell what") as caught:
+        source_of(spec)
+    assert caught.value.message.endswith("expected model.onnx, model.pt2, file.py:function or package.module:function")
+    assert caught.value.hint == (
+        "export a torch module with torch.export.save, or write a function that returns an edgepack Recipe"
+    )
 
 
 @pytest.mark.parametrize(
@@ -39,6 +43,8 @@ def test_anything_else_is_a_usage_error(spec: str) -> None:
         ("standard_v3/model.onnx", "standard-v3"),
         ("Points.onnx", "points"),
         ("a.b.onnx", "a.b"),
+        ("standard_v3/MODEL.ONNX", "model"),
+        ("standard_v3/Points.ONNX", "points"),
     ],
 )
 def test_names(spec: str, name: str) -> None:
