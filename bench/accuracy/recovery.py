@@ -37,4 +37,4 @@ def _program(study: Study) -> ExportedProgram:
     if study.opened.program is not None:
         return load_pt2(study.opened.program)
     feed = example(study.calibration, study.opened.inputs, SEED)
-    return onnx_to_program(study.opened.path, {name: array.shape for name, array in feed.items()})
+    return onnx_to_program(study.opened.files["onnx"], {name: array.shape for name, array in feed.items()})

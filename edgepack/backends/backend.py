@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,46 +39,6 @@ class OneOp(Protocol):
     @property
     def point(self) -> Point:
         """What it is of."""
-
-
-class Watched(Protocol):
-    """A model to be watched in another process: plain data."""
-
-    def rows(self, samples: Samples, *, threads: int) -> Iterator[Mapping[str, Array]]:
-        """As `Observation.rows`, in a session of its own."""
-
-
-def joined(key: tuple[str, ...]) -> str:
-    """One string for the key of an observed value, for use where a dict wants one."""
-    return "\n".join(key)
-
-
-class Observation(Protocol):
-    """A model whose layers can be watched at work."""
-
-    @property
-    def keys(self) -> Mapping[str, tuple[str, ...]]:
-        """Layer name → key of the value that is its input; layers that share an input share a key.
-
-        A layer whose input cannot be observed is absent.
-        """
-
-    @property
-    def features(self) -> Mapping[str, int]:
-        """{joined key: width of the vectors}."""
-
-    @property
-    def inputs(self) -> tuple[TensorSpec, ...]:
-        """Of the model."""
-
-    def row_counts(self, feed: Mapping[str, Array]) -> dict[str, int]:
-        """{joined key: vectors that one run multiplies}."""
-
-    def rows(self, samples: Samples) -> Iterator[Mapping[str, Array]]:
-        """{joined key: vectors (N, features)} per run of the model."""
-
-    def packed(self) -> Watched | None:
-        """The same for another process; None if the model does not fit in one message."""
 
 
 class Writer(Protocol):
@@ -188,18 +148,6 @@ class Backend(Protocol):
         Raises:
             ModelError: the runtime cannot load it.
         """
-
-    def observe(self, model: Any, layers: Iterable[str], *, threads: int) -> Observation:
-        """A model, as `Model.content` holds it, whose named layers can be watched."""
-
-    def depths(self, model: Any, layers: Collection[str]) -> Mapping[str, int]:
-        """How many of these layers lie before each, one behind the other; those that cannot be told are absent."""
-
-    def with_factors(self, model: Any, factors: Mapping[str, Replacement]) -> tuple[Any, Mapping[str, tuple[str, ...]]]:
-        """The model with factors in place, and what each layer is called in it: its own name, or those of its parts."""
-
-    def weight_bytes(self, model: Any) -> int:
-        """Bytes of all weights of a model."""
 
     def blank(self, path: Path) -> None:
         """Writes the smallest model: y = |x| for one float32."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from edgepack.model.model import NativeName
 from edgepack.model.scheme import Scheme
 
 
@@ -54,7 +55,7 @@ class Facts:
         schemes: see there.
         install: the command that installs what writing it takes.
         packages: those that writing it takes, beside edgepack's own.
-        converters: by the format of a file that is the source, packages that it takes as well.
+        converters: by what a model is by itself, packages that writing it takes as well.
         purposes: of packages that serve this format alone: what they do, for people.
         runtimes: on a device, in the order in which the runner looks for them; the first is the one to install.
         tested: the newest version of that one that the tests ran on.
@@ -72,7 +73,7 @@ class Facts:
     schemes: Schemes
     install: str
     packages: tuple[str, ...]
-    converters: Mapping[str, tuple[str, ...]]
+    converters: Mapping[NativeName, tuple[str, ...]]
     purposes: Mapping[str, str]
     runtimes: tuple[str, ...]
     tested: str

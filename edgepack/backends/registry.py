@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, cast
 from edgepack.backends.facts import Facts
 from edgepack.backends.onnx.facts import FACTS as ONNX
 from edgepack.backends.tflite.facts import FACTS as TFLITE
+from edgepack.model.model import NativeName
 from edgepack.model.scheme import Format
 from edgepack.workspace import TOOLS as OWN_TOOLS
 
@@ -50,16 +51,15 @@ def backend(fmt: Format) -> Backend:
     return cast("Backend", import_module(f"edgepack.backends.{fmt}.backend").BACKEND)
 
 
-def missing_for(fmt: Format, native: Format | None) -> tuple[str, ...]:
+def missing_for(fmt: Format, native: NativeName) -> tuple[str, ...]:
     """The packages that writing this format takes and that are not installed; nothing is imported.
 
     Args:
         fmt: to write.
-        native: of the model, where it is a file; None for a torch program.
+        native: what the model is by itself.
     """
     facts = FACTS[fmt]
-    converter = () if native is None else facts.converters.get(native, ())
-    return missing((*facts.packages, *converter))
+    return missing((*facts.packages, *facts.converters.get(native, ())))
 
 
 def missing(packages: tuple[str, ...]) -> tuple[str, ...]:

@@ -1,15 +1,18 @@
-"""A model as it was opened: dense, in float32, in its native format and in those that it was converted to."""
+"""A model as it was opened: dense, in float32, as its source holds it and in the formats that it was converted to."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from edgepack.model.layer import Layer
 from edgepack.model.scheme import Format
-from edgepack.model.types import Recipe, TensorSpec
+from edgepack.model.types import Array, Recipe, TensorSpec
+
+NativeName = Literal["onnx", "torch"]
+"""What a model can be the truth in; it need not be a format that is written."""
 
 
 @dataclass(frozen=True)
@@ -20,27 +23,25 @@ class Model:
         name: short name for folders and tables.
         kind: what the user gave: name of the source that opened it.
         sha256: of the native content.
-        native: the format that is the truth: layers are found there, and its runtime gives the reference answers.
-        content: the model as its native backend holds it in memory; never changed.
+        native: what the model is the truth in: layers are found there, and its runtime gives the reference answers.
+        content: the model as its native holds it in memory; never changed.
         inputs: of the model.
         layers: that can be replaced.
-        files: the model on disk by format: the source itself, or an export in the working folder.
+        files: the model on disk by format: the source itself, or an export in the working folder; none where it is the
+            truth in no format that is written.
         program: the exported torch program (`.pt2`); None where there is none.
         recipe: what the user's function gave; None for a file.
+        vectors: float64, those among its constants: what a converter may have folded into a layer's bias.
     """
 
     name: str
     kind: str
     sha256: str
-    native: Format
+    native: NativeName
     content: Any
     inputs: tuple[TensorSpec, ...]
     layers: tuple[Layer, ...]
     files: Mapping[Format, Path]
     program: Path | None
     recipe: Recipe | None
-
-    @property
-    def path(self) -> Path:
-        """The native file."""
-        return self.files[self.native]
+    vectors: Sequence[Array] = ()

@@ -10,8 +10,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 
 from edgepack.backends.backend import THREADS as RUN_THREADS
-from edgepack.backends.backend import Observation, Watched, joined
-from edgepack.backends.registry import backend
+from edgepack.backends.observation import Observation, Watched, joined
 from edgepack.data import Samples, example, feeds
 from edgepack.errors import DataError, ModelError
 from edgepack.factorize.shrinkage import FORMULAS, GRID, chosen
@@ -20,6 +19,7 @@ from edgepack.model.layer import View
 from edgepack.model.model import Model
 from edgepack.model.statistics import Sums, merged, sums
 from edgepack.model.types import Array, Moments
+from edgepack.natives import native
 from edgepack.workers import map_tasks, one_thread, spreads
 from edgepack.workspace import Keyed, Progress, Step, Workspace, arrays_store
 
@@ -150,7 +150,7 @@ def observe(model: Model, names: Sequence[str], samples: Samples, workspace: Wor
         DataError: a value in the model is not finite.
         DeviceError: the workers failed.
     """
-    observation = backend(model.native).observe(model.content, names, threads=THREADS)
+    observation = native(model.native).observe(model.content, names, threads=THREADS)
     cut = _cut(observation, samples)
     watched = observation.packed() if len(cut.parts) > 1 and spreads(workspace.workers, cut.costs) else None
     if watched is None:
@@ -177,7 +177,7 @@ def row_counts(model: Model, samples: Samples | None, seed: int) -> dict[str, in
     """
     try:
         names = [layer.name for layer in model.layers]
-        observation = backend(model.native).observe(model.content, names, threads=RUN_THREADS)
+        observation = native(model.native).observe(model.content, names, threads=RUN_THREADS)
         counts = observation.row_counts(example(samples, model.inputs, seed))
     except ModelError:
         if samples is not None:

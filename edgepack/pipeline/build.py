@@ -87,7 +87,7 @@ def _fill(folder: Path, ready: Prepared) -> tuple[Manifest, BudgetError | None]:
     evaluator, workspace = ready.evaluator, ready.evaluator.workspace
     chosen = _choose(ready)
     failures = [planned.failure for planned in chosen.planned.values() if planned.failure is not None]
-    failure = next(iter(failures), None) or unmet_budget(evaluator, ready.native, chosen.attempts)
+    failure = next(iter(failures), None) or unmet_budget(evaluator, ready.files, chosen.attempts)
     evaluator.workspace.progress("final test")
     scores = final_scores(chosen.paths(baseline=True), ready.opened, ready.test, ready.guard)
     _place(folder, chosen, ready)

@@ -9,16 +9,15 @@ from functools import cached_property
 import numpy as np
 
 from edgepack import metrics
-from edgepack.backends.backend import THREADS, Writer
-from edgepack.backends.runtime import load, predict
-from edgepack.backends.schemes import FP32
+from edgepack.backends.backend import THREADS
+from edgepack.backends.runtime import predict
 from edgepack.data import Samples
 from edgepack.errors import UsageError
 from edgepack.methods.registry import factorizer
 from edgepack.model.layer import Layer
 from edgepack.model.replacement import Replacement
-from edgepack.model.scheme import FileScheme
 from edgepack.model.types import Array, Spectrum
+from edgepack.natives import native
 from edgepack.pipeline.activations import Subject
 from edgepack.pipeline.decompositions import decompose
 from edgepack.pipeline.evaluate import Guard
@@ -79,12 +78,10 @@ class _Folds:
     """Stratified folds of labelled samples.
 
     Attributes:
-        native: writes the float files that are scored.
         key: digest of the model, the samples, the method and the seed.
     """
 
     labelled: Labelled
-    native: Writer
     key: str
     workspace: Workspace
 
@@ -129,10 +126,9 @@ def _accuracy(task: _Fold) -> float:
     """In percent, on the held-out samples of the fold, with float factors made from its other samples."""
     folds, labelled = task.folds, task.folds.labelled
     rows = folds.rows[task.fold][1]
-    path = folds.workspace.folder / f"fold.{folds.native.fmt}"
-    folds.native.write(folds.factors(task.ranks, task.fold), FileScheme.of(FP32[folds.native.fmt]), path)
-    answers = predict(load(path, folds.native.fmt, threads=THREADS), labelled.samples.take(rows))
-    path.unlink()
+    opened, factors = labelled.subject.opened, folds.factors(task.ranks, task.fold)
+    session = native(opened.native).session(opened.content, factors, threads=THREADS)
+    answers = predict(session, labelled.samples.take(rows))
     return float(metrics.accuracy(answers, answers, labelled.labels[rows]).mean())
 
 
@@ -158,14 +154,11 @@ def check_labels(samples: Samples | None, guard: Guard) -> Array:
     return samples.labels.astype(np.int64)
 
 
-def cross_validated(labelled: Labelled, native: Writer, workspace: Workspace) -> CrossValidation:
+def cross_validated(labelled: Labelled, workspace: Workspace) -> CrossValidation:
     """The smallest share within one standard error of the best, over stratified folds of the calibration samples.
 
     One share is taken for all layers. Every score is kept in the cache as soon as it is there: an interrupt loses only
     what runs.
-
-    Args:
-        native: writes the float files that are scored.
 
     Raises:
         UsageError: no layer can be factored at any of the shares.
@@ -175,7 +168,7 @@ def cross_validated(labelled: Labelled, native: Writer, workspace: Workspace) ->
     if not plans:
         raise UsageError("--rank cv: no layer is large enough to be factored", hint="use --rank auto")
     key = digest("cross-validation", labelled.subject.key, labelled.labels, labelled.method, workspace.seed)
-    folds = _Folds(labelled, native, key, workspace)
+    folds = _Folds(labelled, key, workspace)
     asked = 0
 
     def score(percent: int, fold: int) -> float:

@@ -8,13 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from edgepack import metrics
-from edgepack.backends.backend import THREADS
-from edgepack.backends.runtime import load, predict
+from edgepack.backends.backend import Session
+from edgepack.backends.runtime import predict
 from edgepack.data import Samples, example, from_recipe, read_npz, split
 from edgepack.errors import DataError, UsageError
 from edgepack.methods.registry import AUTO, AUTO_METHOD, DEFAULT, factorizer, is_factorizer
 from edgepack.model.model import Model
-from edgepack.model.scheme import Format
 from edgepack.model.types import Array, TensorSpec
 from edgepack.pipeline.decompositions import FALLBACK
 from edgepack.pipeline.evaluate import Guard
@@ -103,17 +102,17 @@ def choose_method(asked: str | None, data: Data) -> str:
     return method
 
 
-def make_guard(metric: str | None, data: Data, dense: tuple[Path, Format], *, exact: bool) -> Guard:
+def make_guard(metric: str | None, data: Data, dense: Session, *, exact: bool) -> Guard:
     """The dense fp32 model's answers on the guard samples, and the metric that fits them.
 
     Args:
-        dense: the file and its format.
+        dense: the model as it is.
 
     Raises:
         UsageError: the metric asked for does not fit.
         DataError: labels that are no classes of the model.
     """
-    reference = predict(load(*dense, threads=THREADS), data.guard)
+    reference = predict(dense, data.guard)
     chosen = metrics.choose(reference, data.guard.labels, metric)
     if chosen == "accuracy" and data.guard.labels is not None:
         _check_classes(data.guard.labels, reference.shape[-1], data.origin)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from edgepack.model.replacement import Replacement, of_structure
 from edgepack.model.scheme import FileScheme, Format
 from edgepack.model.serialize import packed_part
 from edgepack.model.types import Array, Contents, LayerPlan, Proof, Written
+from edgepack.natives import native
 from edgepack.pipeline import verify
 from edgepack.plan.candidates import exceptions
 from edgepack.sources.recipe import user_errors
@@ -100,10 +101,9 @@ class Attempt:
 class Prover:
     """Measures files against one guard. Answers of the fp32 factored model are kept per plan."""
 
-    def __init__(self, guard: Guard, layers: Sequence[Layer], reference: Writer, work: Path):
+    def __init__(self, guard: Guard, opened: Model, work: Path):
         self.guard = guard
-        self._layers = layers
-        self._reference = reference
+        self._opened = opened
         self._work = work
         self._answers: dict[str, Array] = {}
 
@@ -164,7 +164,7 @@ class Prover:
         scheme: FileScheme,
         path: Path,
     ) -> tuple[Proof, ...]:
-        biases = {layer.name: _bias(layer, factors) for layer in self._layers}
+        biases = {layer.name: _bias(layer, factors) for layer in self._opened.layers}
         present = {name: bias for name, bias in biases.items() if bias is not None and np.any(bias)}
         return (
             verify.weights_as_planned(contents, files.dense_contents, plan, scheme, of_structure(factors, "constexpr")),
@@ -195,13 +195,11 @@ class Prover:
         arrays = [(name, *packed_part(part).values()) for name, part in sorted({**parts, **plain_coded}.items())]
         key = digest(*(each for part in arrays for each in part))
         if key not in self._answers:
-            fmt = self._reference.fmt
-            path = self._work / f"reference.{fmt}"
-            coded = dict.fromkeys(plain_coded, CONSTEXPR[fmt])
-            self._reference.write({**parts, **plain_coded}, FileScheme.of(FP32[fmt]), path, coded)
+            session = native(self._opened.native).session(
+                self._opened.content, {**parts, **plain_coded}, threads=THREADS, exact=self.guard.exact
+            )
             # One plan at a time is looked at in several schemes: the last answers are all that is worth keeping.
-            self._answers = {key: self.guard.answers(path, fmt)}
-            path.unlink()
+            self._answers = {key: predict(session, self.guard.samples)}
         return self._answers[key]
 
 
@@ -252,14 +250,14 @@ def final_scores(
     return {name: _evaluated(evaluate, opened, _loaded(path, fmt, guard)) for name, (path, fmt) in paths.items()}
 
 
-def check_evaluate(opened: Model, dense: Path, guard: Guard) -> None:
+def check_evaluate(opened: Model, dense: Session) -> None:
     """Run the recipe's `evaluate` once on the dense model: better now than after the search.
 
     Raises:
         ModelError, DataError: see `final_scores`.
     """
     if opened.recipe is not None and opened.recipe.evaluate is not None:
-        _evaluated(opened.recipe.evaluate, opened, _loaded(dense, opened.native, guard))
+        _evaluated(opened.recipe.evaluate, opened, dense)
 
 
 def _loaded(path: Path, fmt: Format, guard: Guard) -> Session:

@@ -9,12 +9,13 @@ from typing import Literal
 
 import numpy as np
 
-from edgepack.backends.registry import backend
+from edgepack.backends.backend import THREADS
 from edgepack.errors import ModelError
 from edgepack.methods.registry import needs_gradients
 from edgepack.model.layer import Layer
 from edgepack.model.model import Model
 from edgepack.model.types import Array, Spectrum
+from edgepack.natives import native
 from edgepack.pipeline.activations import Subject, row_counts
 from edgepack.pipeline.datasets import choose_method, load_data, make_guard
 from edgepack.pipeline.decompositions import decompose
@@ -105,7 +106,8 @@ def inspect(
         alone = replace(workspace, workers=None)  # in seconds: not worth a start of processes
         gradients = None
         if needs_gradients(chosen):
-            metric = make_guard(None, loaded, (opened.path, opened.native), exact=False).metric
+            dense = native(opened.native).session(opened.content, {}, threads=THREADS)
+            metric = make_guard(None, loaded, dense, exact=False).metric
             _, gradients = weighed(subject, chosen, metric, alone)
         spectra, _ = decompose(subject, chosen, alone, gradients=gradients)
         progress("count rows")
@@ -132,7 +134,7 @@ def _report(
     *,
     has_data: bool,
 ) -> ModelReport:
-    total = backend(opened.native).weight_bytes(opened.content)
+    total = native(opened.native).weight_bytes(opened.content)
     macs = {layer.name: rows[layer.name] * layer.weight.size for layer in opened.layers if layer.name in rows}
     known = len(macs) == len(opened.layers) and sum(macs.values()) > 0
     reports = tuple(

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from edgepack.backends.backend import Writer
-from edgepack.backends.schemes import CONSTEXPR, FP32, SCHEMES
+from edgepack.backends.schemes import FP32
 from edgepack.cost.sizes import resident_bytes, size_bytes
 from edgepack.errors import BudgetError
 from edgepack.model.kinds import kind_of
@@ -153,13 +153,20 @@ def _value(quantity: Quantity, value: float) -> str:
     return seconds(value) if quantity == "latency_s" else size(int(value))
 
 
-def unmet_budget(evaluator: Evaluator, native: Writer, attempts: Mapping[Format, Attempt]) -> BudgetError | None:
-    """The error for a build that found nothing within the budget, None if it did."""
+def unmet_budget(
+    evaluator: Evaluator, files: Mapping[Format, Writer], attempts: Mapping[Format, Attempt]
+) -> BudgetError | None:
+    """The error for a build that found nothing within the budget, None if it did.
+
+    Args:
+        files: writers of the formats of the attempts, with which single layers are looked at.
+        attempts: the best file of each format.
+    """
     limit = evaluator.options.drop_limit
     worst = max(attempts.values(), key=lambda attempt: attempt.lost)
     if limit is None or worst.within(limit):
         return None
-    costs = _costs(evaluator, native, worst)
+    costs = _costs(evaluator, files[worst.fmt], worst)
     names = ", ".join(f"{_what(plan)} (alone it drops {drop:.2f})" for plan, drop in costs[:NAMED])
     metric = worst.drop.metric if worst.drop else "the metric"
     scheme = file_label(worst.layers, worst.scheme)
@@ -170,18 +177,18 @@ def unmet_budget(evaluator: Evaluator, native: Writer, attempts: Mapping[Format,
     )
 
 
-def _costs(evaluator: Evaluator, native: Writer, attempt: Attempt) -> list[tuple[LayerPlan, float]]:
+def _costs(evaluator: Evaluator, files: Writer, attempt: Attempt) -> list[tuple[LayerPlan, float]]:
     """Drop of the dense fp32 model with only one layer changed, largest first."""
     plans = sorted(attempt.layers, key=lambda p: (-_loss(p), -p.dense_parameters))[:MOST_LAYERS]
     factors = evaluator.replacements.factors(attempt.layers, attempt.scheme)
-    path = evaluator.workspace.folder / f"blame.{native.fmt}"
+    path = evaluator.workspace.folder / f"blame.{files.fmt}"
     costs = []
     for index, plan in enumerate(plans):
         evaluator.workspace.progress("find the layers to blame", index, len(plans))
-        own = {plan.layer: factors[plan.layer]} if plan.layer in factors else {}
-        scheme = _alike(plan.scheme_in(attempt.scheme), native.fmt)
-        native.write(own, FileScheme.of(FP32[native.fmt]), path, {plan.layer: scheme})
-        costs.append((plan, evaluator.prover.drop_of(path, native.fmt).value))
+        own = files.takes({plan.layer: factors[plan.layer]} if plan.layer in factors else {})
+        scheme = _of_one_layer(plan.scheme_in(attempt.scheme), files)
+        files.write(own, FileScheme.of(FP32[files.fmt]), path, {plan.layer: scheme})
+        costs.append((plan, evaluator.prover.drop_of(path, files.fmt).value))
     return sorted(costs, key=lambda cost: -cost[1])
 
 
@@ -189,14 +196,11 @@ def _loss(plan: LayerPlan) -> float:
     return plan.lost_energy_share if plan.predicted is None else plan.predicted.loss
 
 
-def _alike(scheme: Scheme, fmt: Format) -> Scheme:
-    """A scheme of the same arithmetic in the format in which single layers are measured, or the next wider one."""
-    if scheme.backend == fmt:
+def _of_one_layer(scheme: Scheme, files: Writer) -> Scheme:
+    """The scheme, or in the place of one that only whole files have, one of as many bits."""
+    if scheme not in files.file_schemes:
         return scheme
-    if scheme.is_constexpr:
-        return CONSTEXPR[fmt]
-    wide = [one for one in SCHEMES[fmt] if one.bits >= scheme.bits]
-    return min(wide, key=lambda one: (one.bits, one.is_static != scheme.is_static))
+    return next(one for one in files.layer_schemes() if one.bits == scheme.bits)
 
 
 def _what(plan: LayerPlan) -> str:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from edgepack.backends.registry import FACTS, FORMATS, missing_for
+from edgepack.backends.registry import FACTS, FORMATS
 from edgepack.distill.budget import Budget
 from edgepack.errors import UsageError
 from edgepack.model.scheme import Format
-from edgepack.sources import source_of
+from edgepack.sources import unwritable
 from edgepack.targets.target import HOST, Target
 
 Rank = Literal["auto", "cv"] | int | float
@@ -105,9 +105,7 @@ class BuildOptions:
     @property
     def unwritable(self) -> Mapping[Format, tuple[str, ...]]:
         """Formats that this model cannot be written in here, and the packages that are not installed."""
-        native = source_of(self.model).format
-        lacks = {fmt: missing_for(fmt, native) for fmt in FORMATS}
-        return {fmt: packages for fmt, packages in lacks.items() if packages}
+        return unwritable(self.model)
 
     @property
     def chosen_formats(self) -> tuple[Format, ...]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgepack import metrics
-from edgepack.backends.backend import Writer, WriterData
+from edgepack.backends.backend import THREADS, Writer, WriterData
 from edgepack.backends.registry import FACTS, backend
 from edgepack.backends.schemes import SCHEMES
 from edgepack.data import Samples, example, read_npz
@@ -17,6 +17,7 @@ from edgepack.methods.registry import PATENTS
 from edgepack.model.model import Model
 from edgepack.model.scheme import Format
 from edgepack.model.types import Aim
+from edgepack.natives import native
 from edgepack.pipeline.activations import Subject
 from edgepack.pipeline.analysis import Analysis, Question, analyze
 from edgepack.pipeline.candidates import Menu, Ranks, make_menus, make_offer, ranks_of, without_factors
@@ -33,7 +34,7 @@ from edgepack.pipeline.refit import Refitter, check_refit
 from edgepack.pipeline.replacements import Replacements
 from edgepack.pipeline.rounding import Rounder
 from edgepack.plan.candidates import check_rank
-from edgepack.sources import open_model, source_of
+from edgepack.sources import check_installed, open_model
 from edgepack.workspace import Cache, Progress, Workspace, digest, open_workspace
 
 UNGUARDED = (
@@ -49,7 +50,6 @@ class Prepared:
     Attributes:
         evaluator: what its plans are tried with.
         test: samples that are scored once, at the end; None without `--test`.
-        native: writes files in the model's own format, wanted or not: single layers are looked at there.
         files: writers of the formats that the model can be written in.
         menus: candidates of every layer, by format.
         cross_validation: how the rank was chosen, where it was so.
@@ -58,7 +58,6 @@ class Prepared:
     evaluator: Evaluator
     data: Data
     test: Samples | None
-    native: Writer
     files: Mapping[Format, Writer]
     prices: Prices
     menus: Mapping[Format, tuple[Menu, ...]]
@@ -83,7 +82,11 @@ def prepared(options: BuildOptions, cache: Cache, progress: Progress) -> Iterato
         UsageError, InputError: bad arguments, model or data.
         DeviceError: the scheduler, or this machine as a device, failed.
     """
-    source_of(options.model)
+    check_installed(options.model)
+    if not options.chosen_formats:
+        lacks = ", ".join(dict.fromkeys(package for packages in options.unwritable.values() for package in packages))
+        installs = " or ".join(FACTS[fmt].install for fmt in options.unwritable)
+        raise UsageError(f"{options.model}: no file of it can be written here: {lacks} not installed", hint=installs)
     with ExitStack() as stack:
         opening = open_workspace(cache, seed=options.seed, scheduler=options.scheduler, progress=progress)
         workspace = stack.enter_context(opening)
@@ -97,12 +100,15 @@ def _prepare(options: BuildOptions, engines: Mapping[Format, Any], workspace: Wo
     methods = _methods(options, data)
     test = None if options.test is None else read_npz(options.test, opened.inputs)
     inputs = example(data.guard, opened.inputs, options.seed)
+    dense = native(opened.native).session(opened.content, {}, threads=THREADS)
+    guard = make_guard(options.metric, data, dense, exact=options.exact)
+    check_evaluate(opened, dense)
     given = WriterData(data.calibration, inputs, options.weight_grids[0])
 
     def open_writer(fmt: Format) -> Writer:
         return backend(fmt).open(opened, given, engines.get(fmt), workspace)
 
-    native, guard = _dense(options, opened, data, open_writer(opened.native), workspace)
+    largest = _best_grid(options, open_writer, guard, workspace)
     _warn_of_uninstalled(options, workspace)
     if data.calibration is None:
         workspace.warn(UNGUARDED)
@@ -110,12 +116,12 @@ def _prepare(options: BuildOptions, engines: Mapping[Format, Any], workspace: Wo
     method = methods.factorizer
     subject = Subject(opened, data.calibration, digest(opened.sha256, data.digest()))
     source, gradients = weighed(subject, method, guard.metric, workspace)
-    validated = None if options.rank != "cv" else _cross_validated(subject, method, native, guard, workspace)
+    validated = None if options.rank != "cv" else _cross_validated(subject, method, guard, workspace)
     key = digest(subject.key, method, guard.metric, options.seed, options.exact)
-    question = Question(method, guard.metric, native.largest, key)
+    question = Question(method, guard.metric, largest, key)
     analysis = analyze(subject, source, gradients, question, workspace)
     _warn_of_layers(options, analysis, workspace)
-    files = _formats(options.chosen_formats, native, open_writer, workspace)
+    files = _formats(options.chosen_formats, lambda fmt: open_writer(fmt).with_largest(largest), workspace)
     if analysis.sensitivity.problem is not None:
         workspace.warn(f"layers are weighed by their output energy: {analysis.sensitivity.problem}")
 
@@ -138,11 +144,11 @@ def _prepare(options: BuildOptions, engines: Mapping[Format, Any], workspace: Wo
     )
     menus = {fmt: make_menus(one, analysis.layers, offer, prices, options) for fmt, one in files.items()}
     replacements = _replacements(options, analysis, source, alternatives, guard)
-    prover = Prover(guard, analysis.layers, native, workspace.folder)
+    prover = Prover(guard, opened, workspace.folder)
     aim: Aim = "latency" if methods.pairs or alternatives.only_save_bytes is None else "size"
     guarded = digest(analysis.key, guard.reference, guard.samples.labels)
     evaluator = Evaluator(options, analysis, replacements, prover, aim, guarded, workspace)
-    return Prepared(evaluator, data, test, native, files, prices, menus, validated)
+    return Prepared(evaluator, data, test, files, prices, menus, validated)
 
 
 def _warn_of_uninstalled(options: BuildOptions, workspace: Workspace) -> None:
@@ -154,7 +160,7 @@ def _warn_of_uninstalled(options: BuildOptions, workspace: Workspace) -> None:
 
 def _open(options: BuildOptions, workspace: Workspace) -> Model:
     workspace.progress("open model")
-    opened = open_model(options.model, workspace.folder)
+    opened = open_model(options.model, workspace.folder, options.chosen_formats)
     if not opened.layers:
         raise ModelError(f"{options.model}: no linear layer found; there is nothing to factor")
     if not isinstance(options.rank, str):
@@ -180,38 +186,28 @@ def _methods(options: BuildOptions, data: Data) -> Methods:
     return methods
 
 
-def _dense(
-    options: BuildOptions, opened: Model, data: Data, native: Writer, workspace: Workspace
-) -> tuple[Writer, Guard]:
-    """The model's own writer with the best grid, and the dense fp32 model's answers on the validation samples."""
-    path = workspace.folder / f"dense.fp32.{native.fmt}"
-    native.write_dense(path)
-    guard = make_guard(options.metric, data, (path, native.fmt), exact=options.exact)
-    check_evaluate(opened, path, guard)
-    if native.fmt in options.chosen_formats and options.precision != "fp32":
-        native = _best_grid(native, options.weight_grids, guard, workspace)
-    return native, guard
-
-
-def _best_grid(native: Writer, grids: Sequence[int], guard: Guard, workspace: Workspace) -> Writer:
-    """The writer with the largest weight code with which the dense int8 file answers best."""
-    if len(grids) == 1:
-        return native
-    path = workspace.folder / f"grid.{native.fmt}"
+def _best_grid(
+    options: BuildOptions, open_writer: Callable[[Format], Writer], guard: Guard, workspace: Workspace
+) -> int:
+    """The largest weight code with which the dense int8 file answers best, of the schemes that may saturate."""
+    grids = options.weight_grids
+    saturating = [fmt for fmt in options.chosen_formats if any(scheme.saturates for scheme in SCHEMES[fmt])]
+    if len(grids) == 1 or not saturating or options.precision == "fp32":
+        return grids[0]
+    writer = open_writer(saturating[0])
+    path = workspace.folder / f"grid.{writer.fmt}"
     noise = {}
     for largest in grids:
-        tried = native.with_largest(largest)
+        tried = writer.with_largest(largest)
         tried.write({}, tried.probe_scheme, path)
         noise[largest] = metrics.sqnr_db(guard.answers(path, tried.fmt), guard.reference)
-    return native.with_largest(max(grids, key=lambda largest: noise[largest]))
+    return max(grids, key=lambda largest: noise[largest])
 
 
-def _cross_validated(
-    subject: Subject, method: str, native: Writer, guard: Guard, workspace: Workspace
-) -> CrossValidation:
+def _cross_validated(subject: Subject, method: str, guard: Guard, workspace: Workspace) -> CrossValidation:
     labels = check_labels(subject.calibration, guard)
     samples = guard.samples if subject.calibration is None else subject.calibration
-    return cross_validated(Labelled(subject, samples, labels, method), native, workspace)
+    return cross_validated(Labelled(subject, samples, labels, method), workspace)
 
 
 def _warn_of_layers(options: BuildOptions, analysis: Analysis, workspace: Workspace) -> None:
@@ -233,16 +229,13 @@ def _warn_of_methods(options: BuildOptions, methods: Methods, alternatives: Alte
 
 
 def _formats(
-    wanted: Sequence[Format], native: Writer, open_writer: Callable[[Format], Writer], workspace: Workspace
+    wanted: Sequence[Format], open_writer: Callable[[Format], Writer], workspace: Workspace
 ) -> dict[Format, Writer]:
     """The formats that this model can be written in. One that it cannot be converted to is left out, with the reason,
     where there is another."""
     files: dict[Format, Writer] = {}
     refused: dict[Format, ModelError] = {}
     for fmt in wanted:
-        if fmt == native.fmt:
-            files[fmt] = native
-            continue
         writer = open_writer(fmt)
         with leaving_out(fmt, refused):
             writer.write_dense(workspace.folder / f"dense.fp32.{fmt}")

@@ -25,7 +25,7 @@ def with_program(opened: Model, samples: Samples, workspace: Workspace) -> Model
     if opened.program is not None:
         return opened
     shapes = {name: list(array.shape) for name, array in example(samples, opened.inputs, workspace.seed).items()}
-    task = Keyed([opened.sha256, shapes], lambda: _Conversion(opened.path, shapes))
+    task = Keyed([opened.sha256, shapes], lambda: _Conversion(opened.files["onnx"], shapes))
     return replace(opened, program=workspace.file(PROGRAM, task, workspace.folder / "program.pt2"))
 
 

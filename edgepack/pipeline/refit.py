@@ -8,8 +8,7 @@ from functools import cache
 
 import numpy as np
 
-from edgepack.backends.backend import joined
-from edgepack.backends.registry import backend
+from edgepack.backends.observation import joined
 from edgepack.data import Samples
 from edgepack.errors import UsageError
 from edgepack.factorize.refit import PairedMoments, PairedRows, pooled, refit, refitted_weights
@@ -22,6 +21,7 @@ from edgepack.model.scheme import FileScheme, Scheme
 from edgepack.model.serialize import packed_part
 from edgepack.model.structure import Structure
 from edgepack.model.types import Array, InputSpread, LayerPlan, Moments, Spectrum
+from edgepack.natives import native
 from edgepack.pipeline.activations import THREADS
 from edgepack.pipeline.rounding import REPLACEMENT, Rounder
 from edgepack.workers import one_thread
@@ -85,7 +85,7 @@ class Refitter:
             for layer, spectrum, choice in zip(layers, spectra, plan, strict=True)
             if choice.structure.ranks
         }
-        level = backend(self.model.native).depths(self.model.content, wanted)
+        level = native(self.model.native).depths(self.model.content, wanted)
         # The first ones are fed what they always were; what cannot be told apart, or is too large, stays as well.
         done = {
             name: _kept(self.rounder, choice)
@@ -132,11 +132,11 @@ class Refitter:
         self, choices: Mapping[str, _Choice], before: Mapping[str, Replacement]
     ) -> dict[str, tuple[PairedMoments, ...]]:
         """By layer name, moments of every part; layers that a part never reached, or with other rows, are absent."""
-        native, model = backend(self.model.native), self.model.content
-        dense = native.observe(model, choices, threads=THREADS)
-        compressed, names_after = native.with_factors(model, before)
+        runtime, model = native(self.model.native), self.model.content
+        dense = runtime.observe(model, choices, threads=THREADS)
+        compressed, names_after = runtime.with_factors(model, before)
         after = {name: own[0] for name, own in names_after.items()}
-        thin = native.observe(compressed, [after[name] for name in choices], threads=THREADS)
+        thin = runtime.observe(compressed, [after[name] for name in choices], threads=THREADS)
         names = [name for name in choices if name in dense.keys and after[name] in thin.keys]
         strayed: set[str] = set()
         roots = {name: _root(self.rounder, choices[name].layer) for name in names}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
-from edgepack.backends.registry import missing
+from edgepack.backends.registry import FORMATS, missing, missing_for
 from edgepack.errors import UsageError
 from edgepack.model.model import Model
+from edgepack.model.scheme import Format
 from edgepack.sources.onnx import OnnxFile
 from edgepack.sources.recipe import PythonRecipe
 from edgepack.sources.source import Source
@@ -41,14 +43,42 @@ def model_name(spec: str) -> str:
     return source_of(spec).stem(spec).replace("_", "-").lower() or "model"
 
 
-def open_model(spec: str, work: Path) -> Model:
+def unwritable(spec: str) -> dict[Format, tuple[str, ...]]:
+    """Formats that this model cannot be written in here, and the packages that are not installed.
+
+    Raises:
+        UsageError: see `source_of`.
+    """
+    native = source_of(spec).native
+    lacks = {fmt: missing_for(fmt, native) for fmt in FORMATS}
+    return {fmt: packages for fmt, packages in lacks.items() if packages}
+
+
+def check_installed(spec: str) -> Source:
+    """What opens `spec`.
+
+    Raises:
+        UsageError: `spec` names no model, or what opens it is not installed.
+    """
+    source = source_of(spec)
+    if lacks := missing(source.packages):
+        raise UsageError(f"{spec}: {source.title} need {', '.join(lacks)}: not installed", hint=source.install)
+    return source
+
+
+def open_model(spec: str, work: Path, formats: Collection[Format] | None = None) -> Model:
     """Open `spec`; exports of a torch model go into the folder `work`.
+
+    A torch model is exported to ONNX, and is the truth there, where ONNX is among the formats; else its program is.
+
+    Args:
+        formats: of the files that will be written; None for all that can be written here.
 
     Raises:
         UsageError: `spec` names no model, or what opens it is not installed.
         ModelError: the model is bad or cannot be exported.
     """
-    source = source_of(spec)
-    if lacks := missing(source.packages):
-        raise UsageError(f"{spec}: {source.title} need {', '.join(lacks)}: not installed", hint=source.install)
-    return source.open(spec, model_name(spec), work)
+    source = check_installed(spec)
+    if formats is None:
+        formats = set(FORMATS) - set(unwritable(spec))
+    return source.open(spec, model_name(spec), work, formats)

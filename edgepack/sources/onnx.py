@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgepack.errors import ModelError
 from edgepack.model.layer import Layer
-from edgepack.model.model import Model
+from edgepack.model.model import Model, NativeName
 from edgepack.model.scheme import Format
 from edgepack.model.types import TensorSpec
 from edgepack.sources.source import file_stem
@@ -26,7 +27,7 @@ class OnnxFile:
     title = "ONNX files"
     forms: tuple[str, ...] = ("model.onnx",)
     advice: str | None = None
-    format: Format | None = "onnx"
+    native: NativeName = "onnx"
     packages: tuple[str, ...] = ()
     install = ""
 
@@ -38,7 +39,7 @@ class OnnxFile:
         """That of the file."""
         return file_stem(spec)
 
-    def open(self, spec: str, name: str, work: Path) -> Model:
+    def open(self, spec: str, name: str, work: Path, formats: Collection[Format]) -> Model:
         """See `Source.open`; nothing is exported."""
         return onnx_model(spec, name, self.name, Path(spec))
 
@@ -95,6 +96,8 @@ def onnx_model(spec: str, name: str, kind: str, path: Path) -> Model:
     Raises:
         ModelError: see `open_onnx`; it takes no inputs.
     """
+    from edgepack.backends.onnx.tensors import vectors
+
     try:
         source = open_onnx(path)
     except ModelError as err:
@@ -114,4 +117,5 @@ def onnx_model(spec: str, name: str, kind: str, path: Path) -> Model:
         files={"onnx": path},
         program=None,
         recipe=None,
+        vectors=vectors(source.model),
     )

@@ -8,7 +8,7 @@ import inspect
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from edgepack.errors import EdgepackError, ModelError
-from edgepack.model.model import Model
+from edgepack.model.model import Model, NativeName
 from edgepack.model.scheme import Format
 from edgepack.model.types import Array, Recipe
 from edgepack.sources.source import file_stem
@@ -35,7 +35,7 @@ class PythonRecipe:
     title = TITLE
     forms: tuple[str, ...] = ("file.py:function", "package.module:function")
     advice: str | None = "write a function that returns an edgepack Recipe"
-    format: Format | None = None
+    native: NativeName = "torch"
     packages: tuple[str, ...] = PACKAGES
     install = INSTALL
 
@@ -49,11 +49,11 @@ class PythonRecipe:
         target = spec.rpartition(":")[0]
         return file_stem(target if target.endswith(".py") else target.rpartition(".")[2])
 
-    def open(self, spec: str, name: str, work: Path) -> Model:
+    def open(self, spec: str, name: str, work: Path, formats: Collection[Format]) -> Model:
         """See `Source.open`; the function is called."""
         recipe = load_recipe(spec)
         program = export_program(recipe.model, recipe.example_inputs)
-        return replace(program_model(spec, name, self.name, program, work), recipe=recipe)
+        return replace(program_model(spec, name, self.name, program, work, formats), recipe=recipe)
 
 
 def load_recipe(spec: str) -> Recipe:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Protocol
 
-from edgepack.model.model import Model
+from edgepack.model.model import Model, NativeName
 from edgepack.model.scheme import Format
 
 
@@ -17,7 +18,7 @@ class Source(Protocol):
         title: what people call such models.
         forms: what MODEL looks like, for messages.
         advice: how to come by such a model, for who gave something else; None where nobody would make one for this.
-        format: of the file that MODEL names; None where it is in no format that is written here.
+        native: what such a model is by itself: writing a file of it in another format takes a converter.
         packages: that opening it takes, beside edgepack's own.
         install: the command that installs them.
     """
@@ -26,7 +27,7 @@ class Source(Protocol):
     title: str
     forms: tuple[str, ...]
     advice: str | None
-    format: Format | None
+    native: NativeName
     packages: tuple[str, ...]
     install: str
 
@@ -36,13 +37,14 @@ class Source(Protocol):
     def stem(self, spec: str) -> str:
         """What the model is called, by its `spec` alone."""
 
-    def open(self, spec: str, name: str, work: Path) -> Model:
+    def open(self, spec: str, name: str, work: Path, formats: Collection[Format]) -> Model:
         """Opens it.
 
         Args:
             spec: that the source takes.
             name: of the model.
             work: folder for what is exported.
+            formats: of the files that will be written; the model is the truth in one of them if that can be.
 
         Raises:
             ModelError: the model is bad or cannot be exported.

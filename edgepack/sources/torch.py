@@ -7,17 +7,21 @@ import io
 import logging
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgepack.errors import ModelError
-from edgepack.model.model import Model
+from edgepack.model.model import Model, NativeName
 from edgepack.model.scheme import Format
+from edgepack.natives.torch import read_torch
 from edgepack.sources.onnx import onnx_model
 from edgepack.sources.source import file_stem
 from edgepack.torchgraph import flat_module, fold_batch_norms, load_program
+from edgepack.torchgraph.digest import program_digest
+from edgepack.torchgraph.layers import vectors
+from edgepack.torchgraph.run import input_specs
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -31,7 +35,7 @@ _NOISY_LOGGERS = ("torch.onnx", "torch.export", "torch._export", "torch._dynamo"
 
 
 TITLE = "torch models"
-PACKAGES = ("torch", "onnxscript")
+PACKAGES = ("torch",)
 INSTALL = "pip install 'edgepack[torch]'"
 """Of every source that gives a torch program."""
 
@@ -43,7 +47,7 @@ class ProgramFile:
     title = TITLE
     forms: tuple[str, ...] = ("model.pt2",)
     advice: str | None = "export a torch module with torch.export.save"
-    format: Format | None = None
+    native: NativeName = "torch"
     packages: tuple[str, ...] = PACKAGES
     install = INSTALL
 
@@ -55,13 +59,16 @@ class ProgramFile:
         """That of the file."""
         return file_stem(spec)
 
-    def open(self, spec: str, name: str, work: Path) -> Model:
+    def open(self, spec: str, name: str, work: Path, formats: Collection[Format]) -> Model:
         """See `Source.open`."""
-        return program_model(spec, name, self.name, load_pt2(Path(spec)), work)
+        return program_model(spec, name, self.name, load_pt2(Path(spec)), work, formats)
 
 
-def program_model(spec: str, name: str, kind: str, program: ExportedProgram, work: Path) -> Model:
-    """The model of a torch program, which is written into the folder `work`, and its ONNX export beside it.
+def program_model(
+    spec: str, name: str, kind: str, program: ExportedProgram, work: Path, formats: Collection[Format]
+) -> Model:
+    """The model of a torch program, which is written into the folder `work`; with its ONNX export beside it, in which
+    the model is the truth then, where such a file is to be written.
 
     Args:
         spec: as the user gave it.
@@ -69,13 +76,33 @@ def program_model(spec: str, name: str, kind: str, program: ExportedProgram, wor
         kind: name of its source.
         program: with folded batch norms.
         work: the folder.
+        formats: of the files that will be written.
 
     Raises:
-        ModelError: it cannot be exported, or what was exported cannot be read.
+        ModelError: it cannot be exported, or what was exported cannot be read; it takes no inputs.
     """
-    save_program(program, work / "dense.pt2")
-    program_to_onnx(program, work / "dense.onnx")
-    return replace(onnx_model(spec, name, kind, work / "dense.onnx"), program=work / "dense.pt2")
+    path = work / "dense.pt2"
+    save_program(program, path)
+    if "onnx" in formats:
+        program_to_onnx(program, work / "dense.onnx")
+        return replace(onnx_model(spec, name, kind, work / "dense.onnx"), program=path)
+    content = read_torch(path)
+    inputs = input_specs(content.module)
+    if not inputs:
+        raise ModelError(f"{spec}: the model takes no inputs")
+    return Model(
+        name=name,
+        kind=kind,
+        sha256=program_digest(content.module),
+        native="torch",
+        content=content,
+        inputs=inputs,
+        layers=content.layers,
+        files={},
+        program=path,
+        recipe=None,
+        vectors=vectors(content.module),
+    )
 
 
 def export_program(model: Module, example_inputs: tuple[Tensor, ...]) -> ExportedProgram:
@@ -171,7 +198,7 @@ def program_to_onnx(program: ExportedProgram, path: Path | str) -> None:
     except Exception as err:
         raise ModelError(
             f"torch.onnx cannot export {_operator(err) or 'the model'}: {_summary(err)}",
-            hint="replace this operator in the model, or give an ONNX file",
+            hint="replace this operator in the model, or build only the TFLite file (--formats tflite)",
         ) from err
     model = exported.model
     _strip(model)

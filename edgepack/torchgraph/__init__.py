@@ -1,4 +1,4 @@
-"""Linear layers of an exported torch program: find them, match them with ONNX layers, put factors in their place."""
+"""Linear layers of an exported torch program: find them, match them with layers of elsewhere, put others in place."""
 
 from edgepack.torchgraph.archive import load_program
 from edgepack.torchgraph.factor import with_factors

@@ -1,8 +1,9 @@
-"""Put two thin matmuls in the place of a dense one in an fx graph."""
+"""Put two thin matmuls, or another weight, in the place of a dense one in an fx graph."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,7 +12,7 @@ from edgepack.errors import ModelError
 from edgepack.model.layer import Layer
 from edgepack.model.replacement import Replacement
 from edgepack.model.types import Array
-from edgepack.torchgraph.linears import TorchLinear
+from edgepack.torchgraph.linears import LAYER, TorchLinear
 from edgepack.torchgraph.match import LayerKey, layer_key, match_layers
 
 if TYPE_CHECKING:
@@ -36,10 +37,8 @@ def with_factors(
     Raises:
         ModelError: a factored layer has no matching node, or its factors have other shapes.
     """
-    import torch
-
     keys = {layer.name: layer if isinstance(layer, LayerKey) else layer_key(layer) for layer in layers}
-    copy = torch.fx.GraphModule(module, _copied(module), class_name="Factored")
+    copy = copied(module)
     matches = match_layers(copy, list(keys.values()))
     lost = [name for name in factors if name not in matches.nodes]
     if lost:
@@ -47,13 +46,47 @@ def with_factors(
             f"no torch layer has the weights of {', '.join(lost)}",
             hint="keep this layer dense, or build only the ONNX file",
         )
-    for index, (name, pair) in enumerate(factors.items()):
-        for site in matches.nodes[name]:
-            _replace(copy, site, keys[name], pair, f"edgepack_{index}")
-    copy.graph.eliminate_dead_code()
-    copy.graph.lint()
+    return replaced(copy, matches.nodes, {name: keys[name].bias for name in factors}, factors)
+
+
+def replaced(
+    module: GraphModule,
+    sites: Mapping[str, Sequence[TorchLinear]],
+    biases: Mapping[str, Array | None],
+    parts: Mapping[str, Replacement],
+) -> GraphModule:
+    """The graph with parts in the place of layers, all of whose places share them; what it no longer uses is gone.
+
+    Args:
+        module: changed.
+        sites: at least those of the layers named in `parts`.
+        biases: of these layers, as they are meant in `parts`.
+        parts: by layer name.
+
+    Raises:
+        ModelError: a part has another shape than its layer.
+    """
+    import torch
+
+    for index, (name, part) in enumerate(parts.items()):
+        for site in sites[name]:
+            _Place(module, site, f"edgepack_{index}").take(name, part, biases[name])
+    module.graph.eliminate_dead_code()
+    module.graph.lint()
     # A second construction keeps only the parameters that the graph still uses.
-    return torch.fx.GraphModule(copy, copy.graph, class_name="Factored")
+    return torch.fx.GraphModule(module, module.graph, class_name="Factored")
+
+
+def product_name(layer: str, role: str) -> str:
+    """What one of several products in the place of a layer is called."""
+    return f"{layer}.{role}"
+
+
+def copied(module: GraphModule) -> GraphModule:
+    """A graph of its own; parameters are shared."""
+    import torch
+
+    return torch.fx.GraphModule(module, _copied(module), class_name="Factored")
 
 
 def _copied(module: GraphModule) -> Graph:
@@ -67,80 +100,124 @@ def _copied(module: GraphModule) -> Graph:
     return graph
 
 
-def _replace(module: GraphModule, site: TorchLinear, key: LayerKey, pair: Replacement, prefix: str) -> None:
-    """Swap one node for two. `prefix` names the factors: uses of the same layer share them."""
-    import torch
+@dataclass(frozen=True)
+class _Place:
+    """A node that other nodes take the place of.
 
-    out_features, in_features = site.weight.shape
-    if pair.A.shape[0] != out_features or pair.B.shape[1] != in_features or pair.A.shape[1] != pair.B.shape[0]:
-        raise ModelError(
-            f"{key.name}: factors {pair.A.shape} × {pair.B.shape} do not fit a layer of {(out_features, in_features)}"
-        )
-    aten = torch.ops.aten
-    kept, bias = _new_bias(site, key, pair)
-    dtype = _dtype(site.node)
-    with module.graph.inserting_before(site.node):
-        if site.kind == "conv":
-            ones = (1,) * (len(_shape(site.node)) - 2)
-            b = _parameter(module, f"{prefix}_B", pair.B.reshape(*pair.B.shape, *ones), dtype)
-            a = _parameter(module, f"{prefix}_A", pair.A.reshape(*pair.A.shape, *ones), dtype)
-            target = site.node.target
-            latent = module.graph.call_function(target, (site.input, b, None, *site.node.args[3:]))
-            new = module.graph.call_function(target, (latent, a, _bias(module, prefix, bias, dtype)))
-        else:
-            b = _parameter(module, f"{prefix}_B", pair.B, dtype)
-            a = _parameter(module, f"{prefix}_A", pair.A, dtype)
-            if site.kind == "left":
-                latent = module.graph.call_function(aten.matmul.default, (b, site.input))
-                new = module.graph.call_function(aten.matmul.default, (a, latent))
-                if bias is not None:
-                    column = bias if len(_shape(site.input)) == 1 else bias[:, None]
-                    new = module.graph.call_function(aten.add.Tensor, (new, _bias(module, prefix, column, dtype)))
+    Attributes:
+        prefix: names the new parameters: uses of the same layer share them.
+    """
+
+    module: GraphModule
+    site: TorchLinear
+    prefix: str
+
+    def take(self, name: str, part: Replacement, bias: Array | None) -> None:
+        """Put the products of a part there, and what is summed of them.
+
+        Args:
+            name: of the layer.
+            part: with a bias for a layer that has the next.
+            bias: of the layer as `part` means it.
+        """
+        self._check(name, part)
+        site, graph, structure = self.site, self.module.graph, part.structure
+        kept, own = _new_bias(site, bias, part)
+        with graph.inserting_before(site.node):
+            if structure.is_low_rank:
+                new = self._product(self._product(site.input, "B", part.B), "A", part.A, own, first=False)
+            elif structure.is_correction:
+                beside = self._product(self._product(site.input, "B", part.B), "A", part.A, first=False)
+                new = self._sum(self._product(site.input, "base", part.base, own), beside)
             else:
-                latent = module.graph.call_function(aten.linear.default, (site.input, b))
-                new = module.graph.call_function(aten.linear.default, (latent, a, _bias(module, prefix, bias, dtype)))
-        if kept is not None:
-            new = module.graph.call_function(aten.add.Tensor, (new, kept))
-    for node in (latent, new):
-        node.meta.update({k: v for k, v in site.node.meta.items() if k in ("nn_module_stack", "stack_trace")})
-    new.meta.update({k: v for k, v in site.node.meta.items() if k in ("val", "tensor_meta")})
-    site.node.replace_all_uses_with(new)
-    module.graph.erase_node(site.node)
+                new = self._product(site.input, "weight", part.weight, own)
+            if kept is not None:
+                new = self._sum(new, kept)
+        site.node.replace_all_uses_with(new)
+        graph.erase_node(site.node)
+
+    def _check(self, name: str, part: Replacement) -> None:
+        ranked, shape = bool(part.structure.ranks), self.site.weight.shape
+        found = (len(part.A), part.B.shape[1]) if ranked else part.weight.shape
+        if found != shape or (ranked and part.A.shape[1] != part.B.shape[0]):
+            shapes = f"factors {part.A.shape} × {part.B.shape}" if ranked else f"a weight {found}"
+            verb = "do" if ranked else "does"
+            raise ModelError(f"{name}: {shapes} {verb} not fit a layer of {shape}")
+
+    def _product(self, x: Node, role: str, weight: Array, bias: Array | None = None, *, first: bool = True) -> Node:
+        """W x + b as the old node computes it. The first product on its input has its strides and paddings as well."""
+        import torch
+
+        aten, site = torch.ops.aten, self.site
+        call = self.module.graph.call_function
+        if site.kind == "conv":
+            kernel = weight.reshape(*weight.shape, *(1,) * (len(_shape(site.node)) - 2))
+            geometry = site.node.args[3:] if first else ()
+            new = call(site.node.target, (x, self._parameter(role, kernel), self._bias(bias), *geometry))
+        elif site.kind == "left":
+            new = call(aten.matmul.default, (self._parameter(role, weight), x))
+            if bias is not None:
+                column = bias if len(_shape(site.node)) == 1 else bias[:, None]
+                new = call(aten.add.Tensor, (new, self._bias(column)))
+        else:
+            new = call(aten.linear.default, (x, self._parameter(role, weight), self._bias(bias)))
+        self._describe(new, len(weight))
+        if (name := site.node.meta.get(LAYER)) is not None:
+            new.meta[LAYER] = name if role == "weight" else product_name(name, role)
+        return new
+
+    def _sum(self, one: Node, other: Node) -> Node:
+        import torch
+
+        new = self.module.graph.call_function(torch.ops.aten.add.Tensor, (one, other))
+        self._describe(new, len(self.site.weight))
+        return new
+
+    def _describe(self, node: Node, features: int) -> None:
+        """Notes of the old node, and the shape of one with so many features."""
+        meta = self.site.node.meta
+        node.meta.update({k: v for k, v in meta.items() if k in ("nn_module_stack", "stack_trace", "tensor_meta")})
+        value = meta["val"]
+        if features != len(self.site.weight):
+            node.meta.pop("tensor_meta", None)
+            shape = list(value.shape)
+            shape[self.site.axis] = features
+            value = value.new_empty(shape)
+        node.meta["val"] = value
+
+    def _bias(self, bias: Array | None) -> Node | None:
+        return None if bias is None else self._parameter("bias", bias)
+
+    def _parameter(self, role: str, value: Array) -> Node:
+        """A get_attr node for `value`; an equal parameter of the same name is reused."""
+        import torch
+
+        tensor = torch.from_numpy(np.array(value, dtype=np.float32)).to(_dtype(self.site.node))
+        name = unique = f"{self.prefix}_{role}"
+        number = 0
+        while (old := getattr(self.module, unique, None)) is not None and not torch.equal(old, tensor):
+            number += 1
+            unique = f"{name}_{number}"
+        if old is None:
+            self.module.register_parameter(unique, torch.nn.Parameter(tensor, requires_grad=False))
+        return self.module.graph.get_attr(unique)
 
 
-def _new_bias(site: TorchLinear, key: LayerKey, pair: Replacement) -> tuple[Node | None, Array | None]:
-    """(the old bias node if it has to be added apart, the bias of the second thin layer)."""
-    own, theirs = site.bias, key.bias
+def _new_bias(site: TorchLinear, theirs: Array | None, part: Replacement) -> tuple[Node | None, Array | None]:
+    """(the old bias node if it has to be added apart, the bias of the last product)."""
+    own = site.bias
     kept = site.bias_input if own is None else None
     if own is not None and theirs is not None and np.array_equal(own, theirs):
-        return kept, pair.bias
-    if pair.bias is None and theirs is None:
+        return kept, part.bias
+    if part.bias is None and theirs is None:
         return kept, own
-    change = _vector(pair.bias, site) - _vector(theirs, site)
+    change = _vector(part.bias, site) - _vector(theirs, site)
     total = _vector(own, site) + change
     return kept, total.astype(np.float32) if own is not None or total.any() else None
 
 
 def _vector(bias: Array | None, site: TorchLinear) -> Array:
     return np.zeros(site.weight.shape[0]) if bias is None else bias.astype(np.float64)
-
-
-def _bias(module: GraphModule, prefix: str, bias: Array | None, dtype: dtype) -> Node | None:
-    return None if bias is None else _parameter(module, f"{prefix}_bias", bias, dtype)
-
-
-def _parameter(module: GraphModule, name: str, value: Array, dtype: dtype) -> Node:
-    """A get_attr node for `value`; an equal parameter of the same name is reused."""
-    import torch
-
-    tensor = torch.from_numpy(np.array(value, dtype=np.float32)).to(dtype)
-    unique, number = name, 0
-    while (old := getattr(module, unique, None)) is not None and not torch.equal(old, tensor):
-        number += 1
-        unique = f"{name}_{number}"
-    if old is None:
-        module.register_parameter(unique, torch.nn.Parameter(tensor, requires_grad=False))
-    return module.graph.get_attr(unique)
 
 
 def _shape(node: Node) -> tuple[int, ...]:

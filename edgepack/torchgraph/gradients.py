@@ -14,8 +14,7 @@ outputs of its linear layers, give two things:
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,9 +26,10 @@ from edgepack.model.layer import Layer
 from edgepack.model.types import Array, Curvature, Spectrum
 from edgepack.torchgraph.archive import load_program
 from edgepack.torchgraph.draws import Kind, draws, samples_of
-from edgepack.torchgraph.flat import flat_module, input_names
+from edgepack.torchgraph.flat import flat_module
 from edgepack.torchgraph.linears import TorchLinear
 from edgepack.torchgraph.match import match_layers
+from edgepack.torchgraph.run import arguments, first_line, torch_threads
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -97,7 +97,8 @@ def curvatures(
     sums = {} if moments is not None else {name: _Sum(found[0].weight.shape[0]) for name, found in sites.items()}
     curves = {name: _Curve(found, spectra[name]) for name, found in sites.items() if name in spectra}
     seen, deadline = 0, time.monotonic() + sampling.budget_s
-    with _one_thread():
+    # One sample's matrices are too small to share, and the last bits must not depend on the number of cores.
+    with torch_threads(1):
         for index, feed in enumerate(feeds):
             if seen >= sampling.samples or (index and time.monotonic() > deadline):
                 break
@@ -105,7 +106,7 @@ def curvatures(
                 run = _run(module, feed, sites, sampling.kind, np.random.default_rng([sampling.seed, index]))
             except (RuntimeError, TypeError, IndexError) as err:  # what torch raises for shapes and missing derivatives
                 raise ModelError(
-                    f"{program_path}: gradients cannot be computed: {_first_line(err)}",
+                    f"{program_path}: gradients cannot be computed: {first_line(err)}",
                     hint="an operator may have no derivative; the plan can do without gradients",
                 ) from err
             if run is None:
@@ -123,19 +124,6 @@ def curvatures(
         for name in sites
         if name in moments
     }
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """One sample's matrices are too small to share, and the last bits must not depend on the number of cores."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 class _Sum:
@@ -259,25 +247,13 @@ def _probed(
             return value
 
     with torch.enable_grad():
-        results = Probed(module).run(*_arguments(module, feed))
+        results = Probed(module).run(*arguments(module, feed))
     return results[0], probes, values
-
-
-def _arguments(module: GraphModule, feed: Mapping[str, Array]) -> list[Tensor]:
-    import torch
-
-    names = input_names(module)
-    values = [feed[name] for name in names] if set(names) == set(feed) else list(feed.values())
-    if len(values) != len(names):
-        raise ModelError(f"the program takes the inputs {names}, found {list(feed)}")
-    dtypes = [node.meta["val"].dtype for node in module.graph.nodes if node.op == "placeholder"]
-    return [torch.from_numpy(np.array(v)).to(dtype) for v, dtype in zip(values, dtypes, strict=True)]
 
 
 def _rows(value: Tensor, site: TorchLinear) -> Array:
     """(rows, out) float32."""
-    axis = {"left": -2, "conv": 1}.get(site.kind, -1)
-    rows: Array = value.movedim(axis, -1).reshape(-1, site.weight.shape[0]).float().numpy()
+    rows: Array = value.movedim(site.axis, -1).reshape(-1, site.weight.shape[0]).float().numpy()
     return rows
 
 
@@ -286,7 +262,3 @@ def _adds(site: TorchLinear, bias: Array | None) -> bool:
     if bias is None or site.bias is None:
         return bias is None and site.bias_input is None
     return np.array_equal(site.bias, bias)
-
-
-def _first_line(err: BaseException) -> str:
-    return next((line.strip() for line in str(err).splitlines() if line.strip()), type(err).__name__)

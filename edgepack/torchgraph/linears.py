@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 Kind = Literal["linear", "left", "addmm", "conv"]
 
+LAYER = "edgepack.layer"
+"""Where a node notes the name of the layer that it applies, in a graph whose layers are named."""
+
 
 @dataclass(frozen=True)
 class TorchLinear:
@@ -38,6 +41,13 @@ class TorchLinear:
     bias: Array | None
     input: Node
     bias_input: Node | None
+
+    @property
+    def axis(self) -> int:
+        """Of the features, in the node's input and in its output."""
+        if self.kind == "conv":
+            return 1
+        return -2 if self.kind == "left" and self.input.meta["val"].dim() > 1 else -1
 
 
 def find_linears(module: GraphModule) -> list[TorchLinear]:
@@ -89,7 +99,7 @@ class Constants:
         from torch.fx.node import map_arg
 
         if node.op == "get_attr":
-            value = _attribute(self._module, str(node.target))
+            value = attribute(self._module, str(node.target))
             return value.detach() if isinstance(value, torch.Tensor) else None
         inputs = node.all_input_nodes
         if node.op != "call_function" or not inputs or any(self._value(n) is None for n in inputs):
@@ -108,7 +118,8 @@ def _is_pure(target: object) -> bool:
     return torch.Tag.nondeterministic_seeded not in target.tags and not target._schema.is_mutable
 
 
-def _attribute(module: GraphModule, path: str) -> object:
+def attribute(module: GraphModule, path: str) -> object:
+    """What a get_attr node of this target gives."""
     value: object = module
     for part in path.split("."):
         value = getattr(value, part)

@@ -1,4 +1,4 @@
-"""Which torch node is which ONNX layer: the exporter renames and transposes weights, but keeps their values."""
+"""Which torch node is which layer of elsewhere: exporters rename and transpose weights, but keep their values."""
 
 from __future__ import annotations
 

@@ -8,11 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edgepack.backends.onnx.file import to_bytes
+from edgepack.backends.registry import FORMATS
 from edgepack.model.layer import Layer
 from edgepack.model.model import Model
 from edgepack.model.replacement import Replacement
 from edgepack.model.types import Array
 from edgepack.sources import open_model
+from edgepack.torchgraph.digest import program_digest
 
 RECIPE = '''
 import torch
@@ -76,5 +79,10 @@ def recipe_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def opened(recipe_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Model:
-    """The recipe, with its exports in a folder of its own: `path` and `program`."""
-    return open_model(f"{recipe_file}:recipe", tmp_path_factory.mktemp("work"))
+    """The recipe, with its exports in a folder of its own: `files` and `program`."""
+    return open_model(f"{recipe_file}:recipe", tmp_path_factory.mktemp("work"), FORMATS)
+
+
+def content_of(model: Model) -> object:
+    """What must not change of a model in memory."""
+    return to_bytes(model.content) if model.native == "onnx" else program_digest(model.content.module)

@@ -8,17 +8,17 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
+from typing import get_args
 
 import numpy as np
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from edgepack.backends import registry
-from edgepack.backends.backend import Writer, WriterData, joined
+from edgepack.backends.backend import Writer, WriterData
 from edgepack.backends.onnx.file import to_bytes
 from edgepack.backends.registry import FACTS, FORMATS, RUNTIMES, TOOLS, KnownFormat, KnownRuntime, backend, missing_for
 from edgepack.backends.runtime import predict
@@ -31,7 +31,7 @@ from edgepack.devices.doctor import PACKAGES, newest_tested
 from edgepack.errors import EdgepackError, ModelError, UsageError
 from edgepack.metrics import sqnr_db
 from edgepack.model.layer import Layer
-from edgepack.model.model import Model
+from edgepack.model.model import Model, NativeName
 from edgepack.model.point import Point, linear_point, linear_point_in
 from edgepack.model.replacement import Replacement, dense, low_rank, low_rank_correction
 from edgepack.model.scheme import FileScheme, Format, Scheme, bits_of, precision_of, scheme_of
@@ -159,7 +159,7 @@ def test_facts_are_complete(fmt: Format) -> None:
     assert facts.timed_call
     assert facts.runtimes
     assert len(set(facts.runtimes)) == len(facts.runtimes)
-    assert set(facts.converters) <= set(FORMATS) - {fmt}
+    assert set(facts.converters) <= set(get_args(NativeName)) - {fmt}
     costs = (facts.call_instructions, *facts.float_values, *facts.integer_values)
     code = (facts.constexpr.bytes_per_instruction, facts.constexpr.decoded, facts.constexpr.direct)
     assert min(*costs, *code, facts.constexpr.convolved) > 0
@@ -212,10 +212,11 @@ def test_doctor_knows_what_a_format_takes(fmt: Format) -> None:
 @by_format
 def test_packages_that_are_not_there_are_named(fmt: Format, monkeypatch: pytest.MonkeyPatch) -> None:
     facts = FACTS[fmt]
-    assert missing_for(fmt, None) == ()
+    natives: tuple[NativeName, ...] = get_args(NativeName)
+    for native in natives:
+        assert missing_for(fmt, native) == ()
     monkeypatch.setattr(registry, "find_spec", lambda name: None)
-    assert missing_for(fmt, None) == facts.packages
-    for native in FORMATS:
+    for native in natives:
         assert missing_for(fmt, native) == (*facts.packages, *facts.converters.get(native, ()))
 
 
@@ -552,59 +553,3 @@ def test_what_is_no_model_is_refused(fmt: Format, bench: Bench, tmp_path: Path) 
                 made.load(tmp_path / name, exact=exact)
             assert caught.value.message, name
     assert made.load(tmp_path / "whole", threads=2, exact=False).inputs
-
-
-@by_format
-def test_only_the_format_of_the_source_is_watched(fmt: Format, bench: Bench) -> None:
-    made, model = backend(fmt), bench.model
-    names = [layer.name for layer in model.layers]
-    if fmt != model.native:
-        for call in (
-            lambda: made.observe(model.content, names, threads=1),
-            lambda: made.depths(model.content, names),
-            lambda: made.with_factors(model.content, {}),
-            lambda: made.weight_bytes(model.content),
-        ):
-            with pytest.raises(ModelError) as caught:
-                call()
-            assert caught.value.hint
-        return
-    assert made.depths(model.content, names) == {name: depth for depth, name in enumerate(names)}
-    assert made.weight_bytes(model.content) >= 4 * sum(layer.weight.size for layer in model.layers)
-    watched, samples = made.observe(model.content, names, threads=1), bench.samples
-    assert set(watched.keys) == set(names)
-    assert watched.inputs == model.inputs
-    assert {name: watched.features[joined(watched.keys[name])] for name in names} == {
-        layer.name: layer.in_features for layer in model.layers
-    }
-    packed = watched.packed()
-    assert packed is not None
-    feed = {"pixels": samples.inputs["pixels"][:1]}
-    assert watched.row_counts(feed) == dict.fromkeys(watched.features, 1)
-    runs, again = list(watched.rows(samples)), list(packed.rows(samples, threads=1))
-    assert len(runs) == len(again) == len(samples)
-    for one, other in zip(runs, again, strict=True):
-        for key, rows in one.items():
-            assert rows.shape == (1, watched.features[key])
-            np.testing.assert_array_equal(rows, other[key])
-    last = model.layers[-1]
-    rows = np.concatenate([run[joined(watched.keys[last.name])] for run in runs])
-    np.testing.assert_allclose(rows @ last.weight.T + last.bias, bench.wanted(), rtol=1e-3, atol=1e-4)
-
-
-def test_factors_in_the_model_in_memory(bench: Bench, tmp_path: Path) -> None:
-    """Of the format of the source, as no other is in memory."""
-    model, fmt = bench.model, bench.model.native
-    made = backend(fmt)
-    first, second, third = model.layers
-    parts = parts_of((first, third), low_rank_of(RANK))
-    before = to_bytes(model.content)
-    changed, names = made.with_factors(model.content, parts)
-    assert to_bytes(model.content) == before
-    assert {name: len(own) for name, own in names.items()} == {first.name: 2, second.name: 1, third.name: 2}
-    assert made.weight_bytes(changed) < made.weight_bytes(model.content)
-    writer = made.open(
-        replace(model, content=changed), WriterData(None, {}, 127), None, Workspace(Cache(tmp_path), tmp_path)
-    )
-    writer.write_dense(tmp_path / "m")
-    assert bench.noise(tmp_path / "m", fmt, parts) > FP32[fmt].min_sqnr_db

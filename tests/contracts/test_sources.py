@@ -12,8 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from edgepack.backends.backend import WriterData
-from edgepack.backends.onnx.file import to_bytes
-from edgepack.backends.registry import backend
+from edgepack.backends.registry import FORMATS, backend
 from edgepack.backends.runtime import predict
 from edgepack.backends.schemes import DENSE_INT8
 from edgepack.cli import app
@@ -22,10 +21,11 @@ from edgepack.errors import EdgepackError, InputError, ModelError, UsageError
 from edgepack.model.kinds import KINDS, views_of
 from edgepack.model.model import Model
 from edgepack.model.replacement import low_rank
-from edgepack.model.scheme import FileScheme
+from edgepack.model.scheme import FileScheme, Format
+from edgepack.natives import native
 from edgepack.sources import SOURCES, model_name, open_model, source_of
 from edgepack.workspace import Cache, Workspace
-from tests.contracts.conftest import SIDES, answers, vectors
+from tests.contracts.conftest import SIDES, answers, content_of, vectors
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 
@@ -56,7 +56,7 @@ def place_program(folder: Path, recipe_file: Path, opened: Model) -> str:
 
 
 def place_onnx(folder: Path, recipe_file: Path, opened: Model) -> str:
-    return str(shutil.copy(opened.path, folder / "tiny_mlp.onnx"))
+    return str(shutil.copy(opened.files["onnx"], folder / "tiny_mlp.onnx"))
 
 
 GIVEN: Mapping[str, Given] = {
@@ -72,6 +72,10 @@ GIVEN: Mapping[str, Given] = {
 }
 NAMED = {source.name: source for source in SOURCES}
 by_kind = pytest.mark.parametrize("kind", list(NAMED))
+OPENINGS: list[tuple[str, tuple[Format, ...]]] = [
+    (kind, formats) for kind in NAMED for formats in (FORMATS, ("tflite",))
+]
+by_opening = pytest.mark.parametrize(("kind", "formats"), OPENINGS, ids=[f"{k}-{'-'.join(f)}" for k, f in OPENINGS])
 files = pytest.mark.parametrize("kind", [kind for kind, given in GIVEN.items() if given.is_file])
 
 
@@ -95,19 +99,22 @@ class Opened:
     model: Model
 
 
+Openings = dict[tuple[str, tuple[Format, ...]], Opened]
+
+
 def held(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.fixture(scope="module")
-def sources(recipe_file: Path, opened: Model, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Opened]:
-    found: dict[str, Opened] = {}
-    for kind in NAMED:
+def sources(recipe_file: Path, opened: Model, tmp_path_factory: pytest.TempPathFactory) -> Openings:
+    found: Openings = {}
+    for kind, formats in OPENINGS:
         home, work = tmp_path_factory.mktemp(f"{kind}-home"), tmp_path_factory.mktemp(f"{kind}-work")
         spec = GIVEN[kind].place(home, recipe_file, opened)
         before = held(home)
-        model = open_model(spec, work)
-        found[kind] = Opened(spec, home, work, before, held(home), model)
+        model = open_model(spec, work, formats)
+        found[kind, formats] = Opened(spec, home, work, before, held(home), model)
     return found
 
 
@@ -152,19 +159,19 @@ def test_the_help_names_what_can_be_given(command: str) -> None:
 
 
 @by_kind
-def test_a_kind_is_told_by_its_name(kind: str, sources: dict[str, Opened]) -> None:
-    spec = sources[kind].spec
+def test_a_kind_is_told_by_its_name(kind: str, sources: Openings) -> None:
+    spec = sources[kind, FORMATS].spec
     assert source_of(spec) is NAMED[kind]
     for given, name in GIVEN[kind].names.items():
         assert source_of(given) is NAMED[kind]
         assert model_name(given) == name
-    assert sources[kind].model.name == model_name(spec) == "tiny-mlp"
-    assert sources[kind].model.kind == kind
+    assert sources[kind, FORMATS].model.name == model_name(spec) == "tiny-mlp"
+    assert sources[kind, FORMATS].model.kind == kind
 
 
-@by_kind
-def test_layers_are_found_in_graph_order(kind: str, sources: dict[str, Opened]) -> None:
-    layers = sources[kind].model.layers
+@by_opening
+def test_layers_are_found_in_graph_order(kind: str, formats: tuple[Format, ...], sources: Openings) -> None:
+    layers = sources[kind, formats].model.layers
     assert [(layer.out_features, layer.in_features) for layer in layers] == list(SIDES)
     assert len({layer.name for layer in layers}) == len(layers)
     assert len({view.name for view in views_of(layers)}) == len(layers)
@@ -178,21 +185,22 @@ def test_layers_are_found_in_graph_order(kind: str, sources: dict[str, Opened]) 
             assert np.isfinite(array).all()
 
 
-@by_kind
-def test_layers_are_those_of_every_other_kind(kind: str, sources: dict[str, Opened], opened: Model) -> None:
-    for layer, other in zip(sources[kind].model.layers, opened.layers, strict=True):
+@by_opening
+def test_layers_are_those_of_every_other_kind(
+    kind: str, formats: tuple[Format, ...], sources: Openings, opened: Model
+) -> None:
+    for layer, other in zip(sources[kind, formats].model.layers, opened.layers, strict=True):
         np.testing.assert_array_equal(layer.weight, other.weight)
         assert layer.bias is not None
         assert other.bias is not None
         np.testing.assert_array_equal(layer.bias, other.bias)
 
 
-@by_kind
-def test_the_native_file_runs_and_is_the_model(kind: str, sources: dict[str, Opened]) -> None:
-    model = sources[kind].model
-    assert model.path == model.files[model.native]
-    assert model.path.is_file()
-    session = backend(model.native).load(model.path)
+@by_opening
+def test_the_native_is_the_model(kind: str, formats: tuple[Format, ...], sources: Openings) -> None:
+    model = sources[kind, formats].model
+    assert model.native == ("onnx" if "onnx" in formats else NAMED[kind].native)
+    session = native(model.native).session(model.content, {}, threads=1)
     assert session.inputs == model.inputs
     (spec,) = model.inputs
     assert (spec.name, spec.shape, spec.dtype) == ("pixels", (1, 64), np.float32)
@@ -201,24 +209,41 @@ def test_the_native_file_runs_and_is_the_model(kind: str, sources: dict[str, Ope
     np.testing.assert_allclose(found, answers(model.layers, x), rtol=1e-4, atol=1e-5)
 
 
-@by_kind
-def test_the_native_backend_knows_every_layer(kind: str, sources: dict[str, Opened]) -> None:
-    model = sources[kind].model
+@by_opening
+def test_files_are_there_in_the_formats_that_it_is_the_truth_in(
+    kind: str, formats: tuple[Format, ...], sources: Openings
+) -> None:
+    model = sources[kind, formats].model
+    assert set(model.files) == {model.native} & set(FORMATS)
+    for fmt, path in model.files.items():
+        session = backend(fmt).load(path)
+        assert session.inputs == model.inputs
+        x = vectors(8, 3)
+        found = predict(session, Samples({"pixels": x}))
+        np.testing.assert_allclose(found, answers(model.layers, x), rtol=1e-4, atol=1e-5)
+
+
+@by_opening
+def test_the_native_knows_every_layer(kind: str, formats: tuple[Format, ...], sources: Openings) -> None:
+    model = sources[kind, formats].model
     names = [layer.name for layer in model.layers]
-    assert set(backend(model.native).observe(model.content, names, threads=1).keys) == set(names)
-    assert backend(model.native).depths(model.content, names) == {name: n for n, name in enumerate(names)}
+    assert set(native(model.native).observe(model.content, names, threads=1).keys) == set(names)
+    assert native(model.native).depths(model.content, names) == {name: n for n, name in enumerate(names)}
 
 
-@by_kind
-def test_a_second_time_gives_the_same_model(kind: str, sources: dict[str, Opened], tmp_path: Path) -> None:
-    source = sources[kind]
-    again = open_model(source.spec, tmp_path)
+@by_opening
+def test_a_second_time_gives_the_same_model(
+    kind: str, formats: tuple[Format, ...], sources: Openings, tmp_path: Path
+) -> None:
+    source = sources[kind, formats]
+    again = open_model(source.spec, tmp_path, formats)
     assert again.sha256 == source.model.sha256
     assert len(again.sha256) == 64
     assert int(again.sha256, 16) > 0
     assert [layer.name for layer in again.layers] == [layer.name for layer in source.model.layers]
-    assert again.path.read_bytes() == source.model.path.read_bytes()
-    assert to_bytes(again.content) == to_bytes(source.model.content)
+    for fmt, path in source.model.files.items():
+        assert again.files[fmt].read_bytes() == path.read_bytes()
+    assert content_of(again) == content_of(source.model)
 
 
 @pytest.fixture(scope="module")
@@ -230,40 +255,44 @@ def other(recipe_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     return changed, open_model(f"{changed}:recipe", tmp_path_factory.mktemp("other-work"))
 
 
-@by_kind
+@by_opening
 def test_another_model_has_another_digest(
-    kind: str, sources: dict[str, Opened], other: tuple[Path, Model], tmp_path: Path
+    kind: str, formats: tuple[Format, ...], sources: Openings, other: tuple[Path, Model], tmp_path: Path
 ) -> None:
     home, work = tmp_path / "home", tmp_path / "work"
     home.mkdir()
     work.mkdir()
-    found = open_model(GIVEN[kind].place(home, other[0], other[1]), work)
-    assert found.sha256 != sources[kind].model.sha256
-    assert [layer.name for layer in found.layers] == [layer.name for layer in sources[kind].model.layers]
+    found = open_model(GIVEN[kind].place(home, other[0], other[1]), work, formats)
+    assert found.sha256 != sources[kind, formats].model.sha256
+    assert [layer.name for layer in found.layers] == [layer.name for layer in sources[kind, formats].model.layers]
 
 
-@by_kind
-def test_writing_changes_neither_the_model_nor_its_file(kind: str, sources: dict[str, Opened], tmp_path: Path) -> None:
-    model = sources[kind].model
-    made, before, stored = backend(model.native), to_bytes(model.content), model.path.read_bytes()
+@by_opening
+def test_writing_changes_neither_the_model_nor_its_file(
+    kind: str, formats: tuple[Format, ...], sources: Openings, tmp_path: Path
+) -> None:
+    model = sources[kind, formats].model
+    before, stored = content_of(model), {fmt: path.read_bytes() for fmt, path in model.files.items()}
     weights = [layer.weight.copy() for layer in model.layers]
     data = WriterData(Samples({"pixels": vectors(8, 4)}), {"pixels": vectors(1, 5)}, 127)
     first = model.layers[0]
     parts = {first.name: low_rank(first.weight[:, :4].copy(), first.weight[:4].copy(), first.bias)}
+    fmt: Format = "onnx" if "onnx" in model.files else "tflite"
+    made = backend(fmt)
     with made.engine() as engine:
         writer = made.open(model, data, engine, Workspace(Cache(tmp_path / "cache"), tmp_path))
-        for scheme in DENSE_INT8[model.native]:
+        for scheme in DENSE_INT8[fmt]:
             writer.write(parts, FileScheme.of(scheme), tmp_path / "m")
             writer.write_baseline(scheme, tmp_path / "m")
-    assert to_bytes(model.content) == before
-    assert model.path.read_bytes() == stored
+    assert content_of(model) == before
+    assert {fmt: path.read_bytes() for fmt, path in model.files.items()} == stored
     for layer, weight in zip(model.layers, weights, strict=True):
         np.testing.assert_array_equal(layer.weight, weight)
 
 
-@by_kind
-def test_only_the_working_folder_is_written(kind: str, sources: dict[str, Opened]) -> None:
-    source = sources[kind]
+@by_opening
+def test_only_the_working_folder_is_written(kind: str, formats: tuple[Format, ...], sources: Openings) -> None:
+    source = sources[kind, formats]
     assert source.after == source.before
     made = {*source.model.files.values(), *filter(None, [source.model.program])}
     for path in made:
@@ -271,9 +300,9 @@ def test_only_the_working_folder_is_written(kind: str, sources: dict[str, Opened
     assert set(held(source.work)) <= {path.name for path in made if path.parent == source.work}
 
 
-@by_kind
-def test_a_program_and_a_recipe_where_there_are_some(kind: str, sources: dict[str, Opened]) -> None:
-    model = sources[kind].model
+@by_opening
+def test_a_program_and_a_recipe_where_there_are_some(kind: str, formats: tuple[Format, ...], sources: Openings) -> None:
+    model = sources[kind, formats].model
     assert (model.recipe is not None) == (kind == "recipe")
     assert (model.program is not None) == (kind != "onnx")
     if model.recipe is not None:
@@ -282,8 +311,8 @@ def test_a_program_and_a_recipe_where_there_are_some(kind: str, sources: dict[st
 
 
 @by_kind
-def test_a_missing_file_is_named(kind: str, sources: dict[str, Opened], tmp_path: Path) -> None:
-    spec = sources[kind].spec.replace("tiny_mlp", "no_such_mlp")
+def test_a_missing_file_is_named(kind: str, sources: Openings, tmp_path: Path) -> None:
+    spec = sources[kind, FORMATS].spec.replace("tiny_mlp", "no_such_mlp")
     assert source_of(spec) is NAMED[kind]
     err = refused(spec, tmp_path)
     assert isinstance(err, ModelError)
@@ -292,13 +321,13 @@ def test_a_missing_file_is_named(kind: str, sources: dict[str, Opened], tmp_path
 
 
 @by_kind
-def test_a_text_of_that_name_is_no_model(kind: str, sources: dict[str, Opened], tmp_path: Path) -> None:
+def test_a_text_of_that_name_is_no_model(kind: str, sources: Openings, tmp_path: Path) -> None:
     home, work = tmp_path / "home", tmp_path / "work"
     home.mkdir()
     work.mkdir()
-    file = home / Path(sources[kind].spec.split(":")[0]).name
+    file = home / Path(sources[kind, FORMATS].spec.split(":")[0]).name
     file.write_text("this is a text, and no model\n" * 50)
-    spec = sources[kind].spec.replace(str(sources[kind].home), str(home))
+    spec = sources[kind, FORMATS].spec.replace(str(sources[kind, FORMATS].home), str(home))
     err = refused(spec, work)
     assert isinstance(err, ModelError)
     assert file.name in err.message
@@ -307,12 +336,12 @@ def test_a_text_of_that_name_is_no_model(kind: str, sources: dict[str, Opened], 
 
 @files
 @pytest.mark.parametrize("share", [0.0, 0.2, 0.7, 0.97])
-def test_a_truncated_file_is_no_model(kind: str, share: float, sources: dict[str, Opened], tmp_path: Path) -> None:
+def test_a_truncated_file_is_no_model(kind: str, share: float, sources: Openings, tmp_path: Path) -> None:
     home, work = tmp_path / "home", tmp_path / "work"
     home.mkdir()
     work.mkdir()
-    content = Path(sources[kind].spec).read_bytes()
-    cut = home / Path(sources[kind].spec).name
+    content = Path(sources[kind, FORMATS].spec).read_bytes()
+    cut = home / Path(sources[kind, FORMATS].spec).name
     cut.write_bytes(content[: int(share * len(content))])
     err = refused(str(cut), work)
     assert isinstance(err, ModelError)
@@ -330,8 +359,8 @@ def test_a_truncated_file_is_no_model(kind: str, share: float, sources: dict[str
         ("Model", "returned Model, a Recipe was expected"),
     ],
 )
-def test_a_wrong_function_is_explained(function: str, said: str, sources: dict[str, Opened], tmp_path: Path) -> None:
-    err = refused(sources["recipe"].spec.replace(":recipe", f":{function}"), tmp_path)
+def test_a_wrong_function_is_explained(function: str, said: str, sources: Openings, tmp_path: Path) -> None:
+    err = refused(sources["recipe", FORMATS].spec.replace(":recipe", f":{function}"), tmp_path)
     assert isinstance(err, ModelError)
     assert err.hint
     with pytest.raises(ModelError, match=said):
@@ -349,13 +378,13 @@ def test_what_is_no_kind_of_model_is_a_usage_error(spec: str, tmp_path: Path) ->
 
 
 @by_kind
-def test_the_command_line_exits_as_documented(kind: str, sources: dict[str, Opened]) -> None:
-    missing = sources[kind].spec.replace("tiny_mlp", "no_such_mlp")
+def test_the_command_line_exits_as_documented(kind: str, sources: Openings) -> None:
+    missing = sources[kind, FORMATS].spec.replace("tiny_mlp", "no_such_mlp")
     found = CliRunner().invoke(app, ["inspect", missing])
     assert found.exit_code == InputError.exit_code == 3
     assert "no_such_mlp" in found.stderr
     found = CliRunner().invoke(app, ["inspect", f"{missing}.tflite"])
     assert found.exit_code == UsageError.exit_code == 2
-    found = CliRunner().invoke(app, ["inspect", sources[kind].spec])
+    found = CliRunner().invoke(app, ["inspect", sources[kind, FORMATS].spec])
     assert found.exit_code == 0, found.stderr
-    assert all(layer.name in found.stdout for layer in sources[kind].model.layers)
+    assert all(layer.name in found.stdout for layer in sources[kind, FORMATS].model.layers)

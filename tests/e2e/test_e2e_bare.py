@@ -87,5 +87,5 @@ def test_torch_models_say_what_they_need(
     (tmp_path / "net.pt2").write_bytes(b"program")
     (tmp_path / "net.py").write_text("import torch\n\ndef recipe():\n    pass\n")
     done = run(command[0], tmp_path / spec, *command[1:], env=bare)
-    assert_fails(done, 2, ["torch models need torch, onnxscript: not installed"])
+    assert_fails(done, 2, ["torch models need torch: not installed"])
     assert "pip install 'edgepack[torch]'" in done.err

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from edgepack.backends.onnx import schemes as onnx
-from edgepack.backends.onnx.backend import OnnxBackend
 from edgepack.cost.measure import QUICK, measure_points
 from edgepack.cost.measured import MeasuredTable, measured_folder
 from edgepack.cost.model import Price
@@ -22,6 +21,7 @@ from edgepack.model.model import Model
 from edgepack.model.point import Point
 from edgepack.model.scheme import Format
 from edgepack.model.structure import DENSE, low_rank
+from edgepack.natives.onnx import OnnxNative
 from edgepack.pipeline import prices as pricing
 from edgepack.pipeline.prices import Prices, Uses, layer_uses, make_prices
 from edgepack.plan.candidates import rank_choices
@@ -82,7 +82,7 @@ def test_a_model_that_does_not_run_is_an_error_only_with_samples(
     def fails(*args: object, **options: object) -> None:
         raise ModelError("it does not run")
 
-    monkeypatch.setattr(OnnxBackend, "observe", fails)
+    monkeypatch.setattr(OnnxNative, "observe", fails)
     assert set(layer_uses(model, None, 0).values()) == {Uses(1, 1)}
     with pytest.raises(ModelError, match="it does not run"):
         layer_uses(model, Samples({"x": np.zeros((4, ROWS, SIDE), np.float32)}), 0)

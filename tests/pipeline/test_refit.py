@@ -10,14 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgepack.backends.onnx.backend import OnnxBackend
 from edgepack.backends.onnx.schemes import FP32, INT8_DYNAMIC
-from edgepack.backends.runtime import load, predict
+from edgepack.backends.runtime import predict
 from edgepack.data import Samples
 from edgepack.errors import UsageError
 from edgepack.model.replacement import Replacement, of_structure
 from edgepack.model.scheme import FileScheme
 from edgepack.model.types import LayerPlan
+from edgepack.natives import native
+from edgepack.natives.onnx import OnnxNative
 from edgepack.pipeline import refit as refitting
 from edgepack.pipeline.build import build
 from edgepack.pipeline.prepare import Prepared, prepared
@@ -61,10 +62,10 @@ def made(ready: Prepared, chosen: Sequence[LayerPlan], samples: Samples | None =
     return refitter(ready, samples).factors(ready.evaluator.analysis.views, ready.evaluator.spectra, chosen, INT8)
 
 
-def far(ready: Prepared, factors: dict[str, Replacement], path: Path) -> float:
+def far(ready: Prepared, factors: dict[str, Replacement]) -> float:
     """Mean squared distance of the answers from the original's, on the guard."""
-    ready.native.write(factors, FileScheme.of(FP32), path)
-    answers = predict(load(path, "onnx"), ready.data.guard)
+    session = native(ready.opened.native).session(ready.opened.content, factors, threads=1)
+    answers = predict(session, ready.data.guard)
     return float(np.square(answers - ready.guard.reference).mean())
 
 
@@ -99,9 +100,7 @@ def test_it_is_judged_as_the_method_weighs_outputs(classifier: Path, cache: Path
         assert cost(fitted) < 0.95 * cost(plain)
 
 
-def test_only_layers_behind_factored_ones_are_refitted_and_all_stay_on_their_grids(
-    ready: Prepared, tmp_path: Path
-) -> None:
+def test_only_layers_behind_factored_ones_are_refitted_and_all_stay_on_their_grids(ready: Prepared) -> None:
     chosen = plan(ready, (16, 32, None))
     plain, fitted = unfitted(ready, chosen), made(ready, chosen)
     assert fitted.keys() == plain.keys() == {"w1", "w2"}
@@ -110,7 +109,7 @@ def test_only_layers_behind_factored_ones_are_refitted_and_all_stay_on_their_gri
     for weight in (fitted["w2"].A, fitted["w2"].B):
         codes, scales = quantize_weight(weight, largest=ready.evaluator.replacements.rounder.largest)
         np.testing.assert_allclose(codes * scales[:, None], weight, rtol=1e-6)
-    assert far(ready, fitted, tmp_path / "fitted.onnx") < far(ready, plain, tmp_path / "plain.onnx")
+    assert far(ready, fitted) < far(ready, plain)
     # Nothing is compressed before the second layer: nothing to make up for.
     alone = plan(ready, (None, 32, None))
     np.testing.assert_array_equal(made(ready, alone)["w2"].A, unfitted(ready, alone)["w2"].A)
@@ -130,7 +129,7 @@ def test_rounding_is_against_the_refitted_weight(ready: Prepared) -> None:
 def test_the_second_time_nothing_is_run(ready: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = plan(ready, (24, 24, None))
     first = made(ready, chosen)
-    monkeypatch.setattr(OnnxBackend, "observe", lambda *_, **__: pytest.fail("run again"))
+    monkeypatch.setattr(OnnxNative, "observe", lambda *_, **__: pytest.fail("run again"))
     again = made(ready, chosen)
     for name, pair in first.items():
         np.testing.assert_array_equal(pair.A, again[name].A)

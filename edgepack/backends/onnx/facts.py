@@ -8,9 +8,9 @@ from edgepack.backends.onnx.schemes import CONSTEXPR, DENSE_INT8, FP32, SCHEMES
 FACTS = Facts(
     title="ONNX",
     schemes=Schemes(SCHEMES, DENSE_INT8, FP32, CONSTEXPR),
-    install="pip install edgepack",
+    install="pip install 'edgepack[torch]'",
     packages=(),
-    converters={},
+    converters={"torch": ("onnxscript",)},
     purposes={"onnxruntime": "runs .onnx files", "onnx-ir": "reads and writes .onnx files"},
     runtimes=("onnxruntime",),
     tested="1.31.1",

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from edgepack.backends.backend import THREADS, joined
+from edgepack.backends.backend import THREADS
+from edgepack.backends.observation import joined
 from edgepack.backends.onnx.activations import ObservedInput
 from edgepack.data import Samples, feeds
 from edgepack.model.types import Array, TensorSpec

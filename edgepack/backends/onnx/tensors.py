@@ -11,6 +11,7 @@ import numpy as np
 
 from edgepack.backends.onnx.constants import FLOATS, VIEWS
 from edgepack.errors import ModelError
+from edgepack.model.types import Array
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -215,3 +216,13 @@ def _only_masks(name: str, model: ir.Model) -> bool:
             elif node.op_type not in _MASKING:
                 return False
     return True
+
+
+def vectors(model: ir.Model) -> list[Array]:
+    """The float vectors among the initializers of the main graph, as float64."""
+    found = []
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if tensor is not None and tensor.dtype.is_floating_point() and tensor.size == max((*tensor.shape, 0)):
+            found.append(np.asarray(tensor.numpy(), dtype=np.float64).reshape(-1))
+    return found

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgepack.backends.backend import joined
+from edgepack.backends.observation import joined
 from edgepack.backends.onnx.kinds.embedding import find_tables, refuses, to_scheme
 from edgepack.backends.onnx.observation import OnnxObservation
 from edgepack.backends.onnx.schemes import (

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING
 
 from edgepack.backends.backend import Backend, Session, WriterData
 from edgepack.backends.segments import LayerShape, Segment
@@ -13,7 +13,6 @@ from edgepack.backends.tflite.blank import write_blank
 from edgepack.backends.tflite.facts import FACTS
 from edgepack.backends.tflite.layer_file import TFLITE_LAYER, TfliteLayer, tflite_layers
 from edgepack.backends.tflite.runtime import load
-from edgepack.errors import ModelError
 from edgepack.model.model import Model
 from edgepack.model.point import Point
 from edgepack.workspace import FileStep, Workspace
@@ -47,22 +46,6 @@ class TfliteBackend:
         """See `Backend.load`; LiteRT's integer sums never saturate."""
         return load(path, threads=threads)
 
-    def observe(self, model: Any, layers: Iterable[str], *, threads: int) -> NoReturn:
-        """See `Backend.observe`."""
-        _refuse()
-
-    def depths(self, model: Any, layers: Collection[str]) -> NoReturn:
-        """See `Backend.depths`."""
-        _refuse()
-
-    def with_factors(self, model: Any, factors: Mapping[str, Any]) -> NoReturn:
-        """See `Backend.with_factors`."""
-        _refuse()
-
-    def weight_bytes(self, model: Any) -> NoReturn:
-        """See `Backend.weight_bytes`."""
-        _refuse()
-
     def blank(self, path: Path) -> None:
         """See `Backend.blank`."""
         write_blank(path)
@@ -81,10 +64,6 @@ class TfliteBackend:
         from edgepack.backends.tflite.split import split_tflite
 
         return split_tflite(path, layers, folder)
-
-
-def _refuse() -> NoReturn:
-    raise ModelError("a TFLite model cannot be watched at work", hint="give the ONNX file or the torch program")
 
 
 BACKEND: Backend = TfliteBackend()

@@ -115,7 +115,7 @@ class TfliteEmitter:
 
         Args:
             path: where to write.
-            layers: the model's linear layers as found in the ONNX graph; all of them, to tell equal weights apart.
+            layers: the model's linear layers; all of them, to tell equal weights apart.
             factors: by layer name.
 
         Returns:

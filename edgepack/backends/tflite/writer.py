@@ -232,7 +232,7 @@ class TfliteWriter:
     @cached_property
     def _places(self) -> Places:
         """Where the layers are in the dense file."""
-        return find_places(self._dense, self._opened.layers, _vectors(self._opened))
+        return find_places(self._dense, self._opened.layers, self._opened.vectors)
 
     def _float(self, key: str, factors: Mapping[str, Replacement]) -> _Float:
         """The fp32 file of a plan; that of the last one is kept, for the other schemes of the same plan."""
@@ -262,7 +262,7 @@ class TfliteWriter:
             if opened.program is not None:
                 self._converter.load_program(opened.program)
             else:
-                self._converter.load_onnx(opened.path, self._shapes)
+                self._converter.load_onnx(opened.files["onnx"], self._shapes)
             self._loaded = True
         missing = self._converter.emit(path, opened.layers, factors or None)
         if missing:
@@ -344,13 +344,3 @@ OPERATORS: Step[Callable[[], Mapping[str, Sequence[str]]], Mapping[str, Sequence
 )
 CONVERTED: FileStep[Callable[[Path], None]] = FileStep("tflite", 3, _write, ".tflite", TOOLS)
 QUANTIZED: FileStep[Callable[[Path], None]] = FileStep("tflite-quantized", 1, _write, ".tflite", TOOLS)
-
-
-def _vectors(opened: Model) -> list[Array]:
-    """The float vectors among the model's constants: what a converter may have folded into a layer's bias."""
-    found = []
-    for value in opened.content.graph.initializers.values():
-        tensor = value.const_value
-        if tensor is not None and tensor.dtype.is_floating_point() and tensor.size == max((*tensor.shape, 0)):
-            found.append(np.asarray(tensor.numpy(), dtype=np.float64).reshape(-1))
-    return found

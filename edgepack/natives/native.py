@@ -1,0 +1,41 @@
+"""The role of what a model is the truth in: there its layers are watched, and it answers with others in their place.
+
+A native need not be a file format that is written. Models are taken as `Model.content` holds them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, Protocol
+
+from edgepack.backends.backend import Session
+from edgepack.backends.observation import Observation
+from edgepack.model.replacement import Replacement
+
+
+class Native(Protocol):
+    """A model in memory, dense and in float32."""
+
+    def session(self, model: Any, parts: Mapping[str, Replacement], *, threads: int, exact: bool = True) -> Session:
+        """The model with parts in the place of the layers that they name, in float arithmetic, ready to run.
+
+        Args:
+            parts: by layer name; none for the model as it is.
+            threads: of an inference.
+            exact: integer arithmetic that the model brought along as on the targets: see `Backend.load`.
+
+        Raises:
+            ModelError: the runtime cannot load it.
+        """
+
+    def observe(self, model: Any, layers: Iterable[str], *, threads: int) -> Observation:
+        """A model whose named layers can be watched."""
+
+    def depths(self, model: Any, layers: Collection[str]) -> Mapping[str, int]:
+        """How many of these layers lie before each, one behind the other; those that cannot be told are absent."""
+
+    def with_factors(self, model: Any, factors: Mapping[str, Replacement]) -> tuple[Any, Mapping[str, tuple[str, ...]]]:
+        """The model with factors in place, and what each layer is called in it: its own name, or those of its parts."""
+
+    def weight_bytes(self, model: Any) -> int:
+        """Bytes of all weights of a model."""
