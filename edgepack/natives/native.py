@@ -20,7 +20,8 @@ class Native(Protocol):
         """The model with parts in the place of the layers that they name, in float arithmetic, ready to run.
 
         Args:
-            parts: by layer name; none for the model as it is.
+            parts: by layer name, in any structure; what is computed from constants is taken as what it comes to. None
+                for the model as it is.
             threads: of an inference.
             exact: integer arithmetic that the model brought along as on the targets: see `Backend.load`.
 

@@ -12,7 +12,8 @@ from edgepack.backends.onnx.observation import OnnxObservation
 from edgepack.backends.onnx.runtime import load
 from edgepack.backends.onnx.schemes import CONSTEXPR, FP32
 from edgepack.backends.onnx.writer import OnnxWriter
-from edgepack.model.replacement import Replacement, of_structure
+from edgepack.model.constexpr import plain
+from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import FileScheme
 from edgepack.quantize.grids import WEIGHT_MAX
 
@@ -31,8 +32,8 @@ class OnnxNative:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.onnx"
             if parts:
-                coded = dict.fromkeys(of_structure(parts, "constexpr"), CONSTEXPR)
-                writer.write(parts, FileScheme.of(FP32), path, coded)
+                dense = {n: plain(part.weight, part.bias) for n, part in parts.items() if not part.structure.ranks}
+                writer.write({**parts, **dense}, FileScheme.of(FP32), path, dict.fromkeys(dense, CONSTEXPR))
             else:
                 writer.write_dense(path)
             return load(path, threads=threads, exact=exact)

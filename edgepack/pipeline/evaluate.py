@@ -191,13 +191,11 @@ class Prover:
         parts = _changed(factors, plan)
         if not parts:
             return self.guard.reference
-        plain_coded = {name: plain(part.weight, part.bias) for name, part in of_structure(parts, "constexpr").items()}
-        arrays = [(name, *packed_part(part).values()) for name, part in sorted({**parts, **plain_coded}.items())]
+        arrays = [(name, *packed_part(part).values()) for name, part in sorted(parts.items())]
         key = digest(*(each for part in arrays for each in part))
         if key not in self._answers:
-            session = native(self._opened.native).session(
-                self._opened.content, {**parts, **plain_coded}, threads=THREADS, exact=self.guard.exact
-            )
+            opened, exact = self._opened, self.guard.exact
+            session = native(opened.native).session(opened.content, parts, threads=THREADS, exact=exact)
             # One plan at a time is looked at in several schemes: the last answers are all that is worth keeping.
             self._answers = {key: predict(session, self.guard.samples)}
         return self._answers[key]

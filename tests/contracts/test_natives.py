@@ -85,7 +85,7 @@ def test_it_answers_as_the_model(name: NativeName, models: dict[NativeName, Mode
 
 
 @by_native
-@pytest.mark.parametrize("structure", ["low-rank", "low-rank-correction", "constexpr"])
+@pytest.mark.parametrize("structure", ["low-rank", "low-rank-correction", "constexpr", "dense"])
 def test_it_answers_with_others_in_the_place_of_layers(
     name: NativeName, structure: str, models: dict[NativeName, Model], samples: Samples
 ) -> None:
