@@ -15,6 +15,7 @@ from edgepack.model.layer import Layer
 from edgepack.model.replacement import Replacement
 from edgepack.model.types import Array, TensorSpec
 from edgepack.torchgraph import flat_module, load_program
+from edgepack.torchgraph.flat import start_afresh
 from edgepack.torchgraph.layers import depths, name_layers, weight_bytes, with_parts
 from edgepack.torchgraph.observe import Observed, Tap, with_observed_inputs
 from edgepack.torchgraph.run import input_specs, run
@@ -48,6 +49,7 @@ def read_torch(path: Path) -> TorchModel:
         ModelError: see `load_program`.
     """
     module = flat_module(load_program(path))
+    start_afresh(module)
     return TorchModel(module, name_layers(module), path)
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from edgepack.errors import ModelError
 
 if TYPE_CHECKING:
+    from torch._ops import OpOverload
     from torch.export import ExportedProgram
     from torch.fx import GraphModule, Node
 
@@ -36,6 +37,37 @@ def flat_module(program: ExportedProgram) -> GraphModule:
     output.args = (tuple(leaves),)
     graph.set_codegen(CodeGen())
     return torch.fx.GraphModule(module, graph, class_name="Program")
+
+
+def start_afresh(module: GraphModule) -> None:
+    """Let every run of the graph begin with the constants as they are: what it writes in place, it writes to a copy."""
+    import torch
+
+    graph = module.graph
+    for root in dict.fromkeys(_written(node) for node in graph.nodes):
+        if root is not None:
+            with graph.inserting_after(root):
+                own = graph.call_function(torch.ops.aten.clone.default, (root,))
+            own.meta.update(root.meta)
+            root.replace_all_uses_with(own, delete_user_cb=lambda user, own=own: user is not own)
+    module.recompile()
+
+
+def _written(node: Node) -> Node | None:
+    """The constant that an operator writes to, itself or through views of it."""
+    import torch
+
+    target = node.target
+    if not isinstance(target, torch._ops.OpOverload) or not target._schema.is_mutable:
+        return None
+    while node.args and isinstance(node.target, torch._ops.OpOverload) and _is_view(node.target):
+        node = node.args[0]
+    return node if node.op == "get_attr" else None
+
+
+def _is_view(operator: OpOverload) -> bool:
+    """Whether its result shares memory with what it is given."""
+    return any(result.alias_info is not None for result in operator._schema.returns)
 
 
 def _leaves(value: object) -> list[Node | None]:

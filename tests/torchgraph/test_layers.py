@@ -167,6 +167,30 @@ def test_a_digest_tells_programs_apart(tmp_path: Path) -> None:
     assert program_digest(read_torch(tmp_path / "m.pt2").module) not in digests
 
 
+def test_every_run_begins_with_the_same_state(tmp_path: Path) -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(3, 2)
+            self.register_buffer("count", torch.zeros(2))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.count.view(-1).add_(1)
+            self.count.mul_(2)
+            return self.fc(x) + self.count
+
+    save_program(export_program(Counting(), (torch.zeros(1, 3),)), tmp_path / "m.pt2")
+    model = read_torch(tmp_path / "m.pt2")
+    before = program_digest(model.module)
+    session = TorchNative().session(model, {}, threads=1)
+    feed = {"x": np.ones((1, 3), np.float32)}
+    (layer,) = model.layers
+    for _ in range(3):
+        (found,) = session.run(feed)
+        np.testing.assert_allclose(found[0], layer.weight.sum(1) + layer.bias + 2, rtol=1e-5)
+    assert program_digest(model.module) == before
+
+
 def test_inputs_that_are_no_tensors_are_refused(tmp_path: Path) -> None:
     class Halved(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
