@@ -8,7 +8,7 @@ from dataclasses import replace
 from accuracy.dense import rounded_dense
 from accuracy.pairs import rounded
 from accuracy.study import LARGEST, SEED, Row, Study
-from edgepack.backends.onnx.kinds.embedding import find_tables, to_scheme
+from edgepack.backends.onnx.kinds.embedding import OnnxEmbedding
 from edgepack.backends.onnx.schemes import INT8_DYNAMIC, NBITS4, TABLES4
 from edgepack.backends.onnx.writer import OnnxWriter
 from edgepack.cost.sizes import size_bytes
@@ -60,7 +60,8 @@ def mixed_rows(study: Study, shares: Sequence[float]) -> Iterator[Row]:
 
 def _with_int4_tables(study: Study) -> Study:
     model = study.opened.content.clone()
-    to_scheme(model, {table.name: TABLES4 for table in find_tables(model)})
+    kind = OnnxEmbedding()
+    kind.store(model, {table.name: TABLES4 for table in kind.find(model)})
     files = OnnxWriter(model, study.calibration, largest=LARGEST)
     return replace(study, opened=replace(study.opened, content=model), files=files)
 

@@ -35,7 +35,6 @@ class Scheme:
             calibration found.
         qmax: largest weight code of a symmetric grid; 0 where weights are floats. Of schemes per channel in 8 bits the
             target may allow less.
-        kinds: of the layers that can have it.
         scope: whether a single layer can have it, or only a whole file.
         min_version: of the backend: the ONNX opset that brought the operators, the TFLite schema version.
         min_sqnr_db: tolerance of a file's answers, as signal over noise, against fp32 arithmetic on the same plan.
@@ -55,7 +54,6 @@ class Scheme:
     granularity: Granularity
     activations: Activations
     qmax: int
-    kinds: tuple[str, ...] = ("linear",)
     scope: Scope = "layer"
     min_version: int = 1
     min_sqnr_db: float = 60.0

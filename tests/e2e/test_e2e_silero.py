@@ -11,8 +11,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from edgepack.backends.onnx.emit import to_schemes
 from edgepack.backends.onnx.file import load, save
-from edgepack.backends.onnx.linear import to_schemes
 from edgepack.backends.onnx.rewrite import with_factors
 from edgepack.backends.onnx.schemes import INT8_DYNAMIC
 from edgepack.backends.onnx.session import session

@@ -12,8 +12,8 @@ import pytest
 from onnx import helper, numpy_helper
 
 from edgepack.backends.onnx.contents import read_contents
+from edgepack.backends.onnx.emit import to_schemes
 from edgepack.backends.onnx.file import save
-from edgepack.backends.onnx.linear import to_schemes
 from edgepack.backends.onnx.rewrite import with_factors
 from edgepack.backends.onnx.schemes import FP32, INT8_DYNAMIC, INT8_STATIC, NBITS4, NBITS8, SCHEMES, TABLES4, WEIGHTS8
 from edgepack.backends.onnx.session import session

@@ -8,28 +8,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgepack.backends.onnx.kinds import FACTORS, sides
 from edgepack.model.types import Array, Contents, Product
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-FACTORS: Mapping[str, tuple[int, ...]] = {
-    "MatMul": (0, 1),
-    "Gemm": (0, 1),
-    "Conv": (1,),
-    "MatMulInteger": (0, 1),
-    "ConvInteger": (1,),
-    "QLinearMatMul": (0, 3),
-    "QLinearConv": (3,),
-    "FusedMatMul": (0, 1),
-    "FusedGemm": (0, 1),
-    "FusedConv": (1,),
-    "QGemm": (0, 3),
-    "DynamicQuantizeMatMul": (1,),
-    "MatMulIntegerToFloat": (0, 1),
-    "MatMulNBits": (1,),
-}
-"""Which inputs are multiplied, of standard operators and of those that ONNX Runtime's optimizer puts in their place."""
 BLOCK_GRID = {"MatMulNBits": (2, 3)}
 """Inputs that are scales and zero points of blocks: one per output where there is one block, and yet no bias."""
 
@@ -119,26 +103,11 @@ def _constant(value: ir.Value | None) -> ir.TensorProtocol | None:
 
 def _weight(node: ir.Node, constant: ir.TensorProtocol) -> tuple[int, int, int] | None:
     """(smaller side, larger side, bits per element) of a weight; None for what is no matrix."""
-    sides = packed_sides(node)
-    if sides is not None:
-        return min(sides), max(sides), node.attributes.get_int("bits", 4)
-    plain = _sides(constant)
-    return None if plain is None else (*plain, constant.dtype.bitwidth)
-
-
-def packed_sides(node: ir.Node) -> tuple[int, int] | None:
-    """(out, in) of a weight that is stored in blocks, without its padding; None for any other operator."""
-    if node.op_type != "MatMulNBits":
-        return None
-    return node.attributes.get_int("N", 0), node.attributes.get_int("K", 0)
-
-
-def _sides(constant: ir.TensorProtocol) -> tuple[int, int] | None:
-    """Both sides of a matrix or of a 1×1 kernel, smaller first; None for anything else."""
-    shape = [int(d) for d in constant.numpy().shape]
-    if len(shape) < 2 or any(d != 1 for d in shape[2:]):
-        return None
-    return min(shape[:2]), max(shape[:2])
+    packed = sides(node)
+    if packed is not None:
+        return min(packed), max(packed), node.attributes.get_int("bits", 4)
+    plain = sides(node, tuple(int(side) for side in constant.numpy().shape))
+    return None if plain is None else (min(plain), max(plain), constant.dtype.bitwidth)
 
 
 def _is_vector(constant: ir.TensorProtocol) -> bool:

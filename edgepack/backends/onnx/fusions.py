@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from edgepack.backends.onnx.constants import FLOATS, VIEWS, constant_tensor
-from edgepack.backends.onnx.contents import FACTORS, packed_sides
+from edgepack.backends.onnx.kinds import FACTORS, sides
 from edgepack.backends.segments import Linear, Placement
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Product:
 
 
 def products(nodes: Sequence[ir.Node], flow: Flow) -> list[Product]:
-    """Every node that multiplies something by a constant matrix or 1×1 kernel, in order of execution."""
+    """Every node that multiplies something by a constant matrix, in order of execution."""
     found = []
     for node in nodes:
         if node.op_type not in FACTORS:
@@ -65,8 +65,8 @@ def products(nodes: Sequence[ir.Node], flow: Flow) -> list[Product]:
 
 
 def _matrix(product: ir.Node, value: ir.Value) -> tuple[tuple[int, int], ir.Value] | None:
-    """Both sides of a constant matrix or 1×1 kernel of a product and the value that holds it."""
-    if (packed := packed_sides(product)) is not None:
+    """Both sides of a constant matrix of a product and the value that holds it."""
+    if (packed := sides(product)) is not None:
         return packed, value
     while True:
         node = value.producer()
@@ -80,10 +80,8 @@ def _matrix(product: ir.Node, value: ir.Value) -> tuple[tuple[int, int], ir.Valu
     else:
         attribute = node.attributes.get("value")
         tensor = None if attribute is None else attribute.as_tensor()
-    shape = [] if tensor is None else [int(side) for side in tensor.shape.numpy()]
-    if len(shape) < 2 or any(side != 1 for side in shape[2:]):
-        return None
-    return (shape[0], shape[1]), value
+    plain = None if tensor is None else sides(product, tuple(int(side) for side in tensor.shape.numpy()))
+    return None if plain is None else (plain, value)
 
 
 def linears(found: Sequence[Product], flow: Flow) -> list[Linear]:

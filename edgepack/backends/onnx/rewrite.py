@@ -1,4 +1,4 @@
-"""Puts other nodes in the place of a linear layer and leaves everything else as it was."""
+"""Puts other nodes in the place of a layer and leaves everything else as it was."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import numpy as np
 
 from edgepack.backends.onnx.constants import VIEWS
+from edgepack.backends.onnx.kinds import KINDS
 from edgepack.backends.onnx.sites import Placement, Site, find_sites
 from edgepack.backends.onnx.values import Names, take_over
 from edgepack.errors import ModelError
@@ -176,7 +177,8 @@ def rewrite(model: ir.Model, site: Site, build: Build, *, names: Names | None = 
 
 
 def with_factors(model: ir.Model, factors: Mapping[str, Replacement]) -> ir.Model:
-    """A new model in which each named layer is two thin ones, `<layer>.B` and then `<layer>.A`.
+    """A new model in which each named layer is what its kind makes of its factors: two thin ones, `<layer>.B` and then
+    `<layer>.A`, in the place of a linear one.
 
     With a `base` a third one, `<layer>.base`, stands beside the two, and an Add puts them together. The given model is
     unchanged; tensors that do not change are shared with it. Factors are stored in the layer's own type. A bias of None
@@ -191,13 +193,9 @@ def with_factors(model: ir.Model, factors: Mapping[str, Replacement]) -> ir.Mode
     """
     copy = model.clone()
     sites = {site.layer.name: site for site in find_sites(copy)}
-    for name, pair in factors.items():
-        _check(sites, name, pair)
+    builds = {name: KINDS[_site(sites, name).layer.kind].replace(sites[name], part) for name, part in factors.items()}
     names = Names(copy)
-    for name, pair in factors.items():
-        build = _pair(sites[name], pair)
-        if "base" in pair.tensors:
-            build = _beside(sites[name], pair.base, build)
+    for name, build in builds.items():
         rewrite(copy, sites[name], build, names=names)
     return copy
 
@@ -217,6 +215,14 @@ def _matrices(pair: Replacement | None) -> int:
     if pair is None:
         return 1
     return len(pair.tensors)
+
+
+def _site(sites: Mapping[str, Site], name: str) -> Site:
+    if name not in sites:
+        close = get_close_matches(name, sites, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"its layers are: {', '.join(sites) or 'none'}"
+        raise ModelError(f"the model has no linear layer {name!r}", hint=hint)
+    return sites[name]
 
 
 def _replace(builder: Builder, placement: Placement, build: Build) -> None:
@@ -277,76 +283,3 @@ def _scaled_extra(builder: Builder, extra: ir.Value, placement: Placement) -> ir
     dtype = extra.dtype or ir.DataType.FLOAT
     factor = builder.constant(np.asarray(placement.scale, dtype.numpy()), f"{builder.prefix}.beta")
     return builder.op("Mul", [extra, factor])
-
-
-def _check(sites: Mapping[str, Site], name: str, pair: Replacement) -> None:
-    if name not in sites:
-        close = get_close_matches(name, sites, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"its layers are: {', '.join(sites) or 'none'}"
-        raise ModelError(f"the model has no linear layer {name!r}", hint=hint)
-    layer = sites[name].layer
-    sides = layer.out_features, layer.in_features
-    if (*pair.A.shape, *pair.B.shape) != (sides[0], pair.rank, pair.rank, sides[1]):
-        raise ModelError(
-            f"factors of layer {name!r}: found A {pair.A.shape} and B {pair.B.shape}, "
-            f"expected ({sides[0]}, r) and (r, {sides[1]})"
-        )
-    if "base" in pair.tensors and pair.base.shape != sides:
-        raise ModelError(f"factors of layer {name!r}: found a matrix {pair.base.shape} beside them, expected {sides}")
-    if pair.bias is not None and pair.bias.shape != sides[:1]:
-        raise ModelError(f"factors of layer {name!r}: found a bias {pair.bias.shape}, expected {sides[:1]}")
-
-
-def _pair(site: Site, pair: Replacement) -> Build:
-    """B, then A with the bias."""
-    bias = site.layer.bias if pair.bias is None else pair.bias
-
-    def put(builder: Builder, array: Array, suffix: str) -> ir.Value:
-        return _put(builder, site, array, suffix)
-
-    def build(builder: Builder, x: ir.Value, placement: Placement) -> ir.Value:
-        latent = product(builder, x, pair.B, "B", placement, None)
-        return product(builder, latent, pair.A, "A", placement, bias)
-
-    def product(
-        builder: Builder, x: ir.Value, matrix: Array, suffix: str, placement: Placement, bias: Array | None
-    ) -> ir.Value:
-        if placement.kind == "conv":
-            weight = put(builder, matrix.reshape(*matrix.shape, *(1,) * placement.spatial), suffix)
-            return builder.op("Conv", [x, weight] if bias is None else [x, weight, put(builder, bias, "bias")])
-        if placement.kind == "columns":
-            y = builder.op("MatMul", [put(builder, matrix, suffix), x])
-            bias = bias if bias is None or placement.rank == 1 else bias[:, None]
-        else:
-            weight = put(builder, matrix.T, suffix)
-            if bias is not None and placement.node.op_type == "Gemm":
-                return builder.op("Gemm", [x, weight, put(builder, bias, "bias")])
-            y = builder.op("MatMul", [x, weight])
-        return y if bias is None else builder.op("Add", [y, put(builder, bias, "bias")])
-
-    return build
-
-
-def _beside(site: Site, base: Array, pair: Build) -> Build:
-    """The pair, with the bias, and then a dense matrix on the same input."""
-
-    def build(builder: Builder, x: ir.Value, placement: Placement) -> ir.Value:
-        y = pair(builder, x, placement)
-        if placement.kind == "conv":
-            weight = _put(builder, site, base.reshape(*base.shape, *(1,) * placement.spatial), "base")
-            return builder.op("Add", [y, builder.op("Conv", [x, weight])])
-        if placement.kind == "columns":
-            return builder.op("Add", [y, builder.op("MatMul", [_put(builder, site, base, "base"), x])])
-        return builder.op("Add", [y, builder.op("MatMul", [x, _put(builder, site, base.T, "base")])])
-
-    return build
-
-
-def _put(builder: Builder, site: Site, array: Array, suffix: str) -> ir.Value:
-    """A constant `<layer>.<suffix>`, stored and computed with as the layer's weight was."""
-    import onnx_ir as ir
-
-    stored = builder.constant(np.ascontiguousarray(array, site.stored_dtype), f"{site.layer.name}.{suffix}")
-    if site.stored_dtype == site.dtype:
-        return stored
-    return builder.op("Cast", [stored], {"to": int(ir.DataType.from_numpy(site.dtype))})

@@ -18,6 +18,9 @@ from functools import partial
 from edgepack.model.scheme import CONSTEXPR as CONSTEXPR_NAME
 from edgepack.model.scheme import Scheme
 
+DOMAIN = "com.microsoft"
+"""Of the operators that ONNX Runtime has beyond the standard."""
+
 _scheme = partial(Scheme, backend="onnx", bytes_per_op=600)
 
 FP32 = _scheme("fp32", bits=32, granularity="tensor", activations="float", qmax=0, instructions_per_op=2800)
@@ -74,9 +77,7 @@ WEIGHTS8 = _scheme(
     "weights", bits=8, granularity="channel", activations="float", qmax=127, min_sqnr_db=10.0, bytes_per_channel=4
 )
 """Weights of operators that are not linear layers: decoded at load, the arithmetic stays float."""
-TABLES4 = _scheme(
-    "tables4", bits=4, granularity="block", activations="float", qmax=7, min_sqnr_db=5.0, kinds=("embedding",)
-)
+TABLES4 = _scheme("tables4", bits=4, granularity="block", activations="float", qmax=7, min_sqnr_db=5.0)
 """Embedding tables, of which only rows that are looked up are decoded."""
 
 TABLES: tuple[Scheme, ...] = (TABLES4,)

@@ -1,4 +1,4 @@
-"""Finds every linear layer of an ONNX model, wherever it stands and however its weight is reached."""
+"""Finds every layer of an ONNX model that multiplies vectors, wherever it stands and however its weight is reached."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgepack.backends.onnx.constants import FLOATS, VIEWS, Key, Reader, known_rank, note_ranks, root_of
-from edgepack.backends.onnx.matching import Kind, Use, is_unsure, match
+from edgepack.backends.onnx.kinds import KINDS, OPERATORS
+from edgepack.backends.onnx.matching import Kind, Use, is_unsure
 from edgepack.backends.onnx.values import is_meaningful
-from edgepack.model.kinds.linear import linear_layer
 from edgepack.model.layer import Layer
+from edgepack.model.types import Array
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    FunctionId = tuple[str, str, str]
+    from edgepack.backends.onnx.rewrite import Builder
 
-_WEIGHT_INPUTS = {"Gemm": (0, 1), "MatMul": (0, 1), "Conv": (1,)}
+    FunctionId = tuple[str, str, str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +89,7 @@ class Placement:
 
 @dataclass(frozen=True, eq=False)
 class Site:
-    """A linear layer and all the places that apply it.
+    """A layer and all the places that apply it.
 
     Attributes:
         layer: name, weight (a view of the file's array where it is float32 already) and bias.
@@ -104,9 +105,23 @@ class Site:
     stored_dtype: np.dtype[Any]
     root: ir.Value
 
+    @property
+    def unknown_axes(self) -> bool:
+        """Whether it stands in a product W X with X of unknown rank, whose two last axes cannot be exchanged."""
+        return any(placement.kind == "columns" and placement.rank is None for placement in self.placements)
+
+    def put(self, builder: Builder, array: Array, suffix: str) -> ir.Value:
+        """A constant `<layer>.<suffix>`, stored and computed with as the layer's weight was."""
+        import onnx_ir as ir
+
+        stored = builder.constant(np.ascontiguousarray(array, self.stored_dtype), f"{self.layer.name}.{suffix}")
+        if self.stored_dtype == self.dtype:
+            return stored
+        return builder.op("Cast", [stored], {"to": int(ir.DataType.from_numpy(self.dtype))})
+
 
 def find_sites(model: ir.Model) -> tuple[Site, ...]:
-    """Every linear layer of the model in graph order, the main graph before the functions.
+    """Every layer of the model that multiplies vectors in graph order, the main graph before the functions.
 
     A weight that several nodes use is one site with several placements; where they use it in different orientations,
     each orientation is a site. Biases that differ between the placements of one weight stay outside of it. A node
@@ -117,18 +132,24 @@ def find_sites(model: ir.Model) -> tuple[Site, ...]:
     inline_weight_functions(model)
     reader = Reader()
     found = _uses(model, reader)
-    if any(is_unsure(use, reader) for use in found):
+    if any(is_unsure(use, reader) for _, use in found):
         note_ranks(model)
         found = _uses(model, reader)
     groups: dict[Key, list[Use]] = {}
-    for use in found:
-        groups.setdefault(use.key, []).append(use)
-    uses = list(groups.values())
-    return tuple(_site(name, group) for name, group in zip(_names(uses), uses, strict=True))
+    for kind, use in found:
+        groups.setdefault((kind, *use.key), []).append(use)
+    names = _names(list(groups.values()))
+    return tuple(_site(name, str(key[0]), group) for name, (key, group) in zip(names, groups.items(), strict=True))
 
 
-def _uses(model: ir.Model, reader: Reader) -> list[Use]:
-    return [use for node in _all_nodes(model) if (use := match(node, reader)) is not None]
+def _uses(model: ir.Model, reader: Reader) -> list[tuple[str, Use]]:
+    """Every node that is a layer, with the kind of that."""
+    return [
+        (name, use)
+        for node in _all_nodes(model)
+        for name, kind in KINDS.items()
+        if (use := kind.match(node, reader)) is not None
+    ]
 
 
 def _all_nodes(model: ir.Model) -> Iterator[ir.Node]:
@@ -157,13 +178,12 @@ def _names(groups: list[list[Use]]) -> list[str]:
     return names
 
 
-def _site(name: str, group: list[Use]) -> Site:
+def _site(name: str, kind: str, group: list[Use]) -> Site:
     import onnx_ir as ir
 
     first = group[0]
     shared = all(_same_bias(first, use) for use in group)
-    weight, bias = np.asarray(first.weight, np.float32), first.bias if shared else None
-    layer = linear_layer(name, weight, bias, first.node.op_type, len(group))
+    layer = KINDS[kind].layer(name, first, first.bias if shared else None, len(group))
     dtype = first.weight.dtype
     stored = first.root.dtype or ir.DataType.from_numpy(dtype)
     placements = tuple(_placement(use, keep_bias_apart=not shared) for use in group)
@@ -258,7 +278,7 @@ def _weight_slots(model: ir.Model) -> dict[FunctionId, set[int]]:
         for name, function in model.functions.items():
             inputs = {id(value): index for index, value in enumerate(function.inputs)}
             for node in function.all_nodes():
-                own = _WEIGHT_INPUTS.get(node.op_type, ()) if node.domain == "" else ()
+                own = OPERATORS.get(node.op_type, ()) if node.domain == "" else ()
                 for index in {*own, *slots.get(node.op_identifier(), ())}:
                     value = node.inputs[index] if index < len(node.inputs) else None
                     slot = inputs.get(id(_behind_views(value)))

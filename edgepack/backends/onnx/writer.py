@@ -10,22 +10,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgepack.backends.observation import joined
-from edgepack.backends.onnx.kinds.embedding import find_tables, refuses, to_scheme
+from edgepack.backends.onnx.kinds import KINDS, LOOKUPS, refuses
 from edgepack.backends.onnx.observation import OnnxObservation
 from edgepack.backends.onnx.schemes import (
     FP32,
     INT8_DYNAMIC,
     INT8_STATIC,
-    SCHEMES,
-    TABLES,
     WEIGHTS8,
 )
 from edgepack.data import Samples, feeds
 from edgepack.errors import ModelError
-from edgepack.model.kinds import embedding
-from edgepack.model.kinds.linear import linear_ops
+from edgepack.model.kinds import kind_of
 from edgepack.model.layer import Layer
-from edgepack.model.replacement import Replacement, of_structure
+from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import FileScheme, Format, Scheme, scheme_of
 from edgepack.model.statistics import ranges
 from edgepack.model.structure import DENSE, Structure
@@ -38,24 +35,11 @@ RANGE_SAMPLES = 128
 """Samples that activation ranges are taken from, for the packs and the baseline alike."""
 
 
-def _layer_names(model: ir.Model) -> list[str]:
-    from edgepack.backends.onnx.sites import find_sites
-
-    return [site.layer.name for site in find_sites(model)]
-
-
-def _linear_nodes(model: ir.Model) -> frozenset[int]:
+def _layer_nodes(model: ir.Model) -> frozenset[int]:
+    """Ids of the nodes that are layers."""
     from edgepack.backends.onnx.sites import find_sites
 
     return frozenset(id(p.node) for site in find_sites(model) for p in site.placements)
-
-
-def _matrix_schemes(names: Sequence[str], part: Replacement | None, scheme: Scheme) -> Iterator[tuple[str, Scheme]]:
-    """The scheme of each matrix of a layer, which are `names` in the graph: B, A and, beside the two, the base."""
-    if part is None or not part.structure.ranks:
-        return ((name, scheme) for name in names)
-    ops = linear_ops(len(part.A), part.B.shape[1], part.structure, 1)
-    return ((name, scheme_of(op, scheme)) for name, op in zip(names, ops, strict=True))
 
 
 def _holds(constant: str, matrix: str) -> bool:
@@ -94,29 +78,23 @@ class OnnxWriter:
         return OnnxWriter(self.model, self._calibration, largest=largest, warn=self._warn)
 
     def layer_schemes(self) -> tuple[Scheme, ...]:
-        """The schemes that a single linear layer of this model can take, by its opset and the data at hand."""
-        return tuple(
-            scheme for scheme in SCHEMES if self._supports(scheme) and (self.calibrated or not scheme.is_static)
-        )
+        """The schemes that a single layer of this model can take, by its opset and the data at hand."""
+        return tuple(scheme for scheme in self._schemes if self.calibrated or not scheme.is_static)
 
     def supports(self, layer: Layer, structure: Structure, scheme: Scheme) -> str | None:
         """None where a layer can be written so, else why not."""
-        if layer.kind not in scheme.kinds:
-            return f"{scheme} is for {' and '.join(scheme.kinds)} layers, this one is {layer.kind}"
+        if (reason := refuses(layer, scheme)) is not None:
+            return reason
         if not self._supports(scheme):
             return f"the model has opset {self._opset}, the scheme {scheme} needs {scheme.min_version}"
         if structure.is_correction and scheme.correction is None:
             return f"there are no low-rank factors beside a matrix in {scheme}"
-        if scheme.is_static and not self.calibrated:
-            return "there are no calibration data"
-        return refuses(layer, scheme) if layer.kind == embedding.NAME else None
+        return "there are no calibration data" if scheme.is_static and not self.calibrated else None
 
     def corrected_schemes(self) -> tuple[Scheme, ...]:
         """Those of a dense matrix with a pair beside it that the model's opset has operators for."""
         return tuple(
-            scheme
-            for scheme in SCHEMES
-            if scheme.correction and self._supports(scheme) and self._supports(scheme.correction)
+            scheme for scheme in self._schemes if scheme.correction is not None and self._supports(scheme.correction)
         )
 
     def rest(self, scheme: Scheme) -> tuple[FileScheme, ...]:
@@ -132,13 +110,19 @@ class OnnxWriter:
         decoded = FileScheme(scheme, WEIGHTS8)
         if scheme == FP32:
             return decoded, alone
-        if scheme.granularity == "block" and (tables := self._tables_of(scheme.bits)):
-            return FileScheme(scheme, WEIGHTS8, tables), decoded
+        if scheme.granularity == "block" and (single := self._lookups_in(scheme.bits)):
+            return FileScheme(scheme, WEIGHTS8, single), decoded
         # ConvInteger and its like are slower than float kernels nearly everywhere: never with dynamic activations.
         return (alone, decoded) if scheme == INT8_STATIC else (decoded,)
 
+    @property
+    def _schemes(self) -> Iterator[Scheme]:
+        """Of layers of every kind, as far as the model's opset has operators for them."""
+        every = dict.fromkeys(scheme for kind in KINDS.values() for scheme in kind.schemes)
+        return (scheme for scheme in every if not scheme.is_constexpr and self._supports(scheme))
+
     def _supports(self, scheme: Scheme) -> bool:
-        from edgepack.backends.onnx.linear import supports
+        from edgepack.backends.onnx.emit import supports
 
         return supports(scheme, self._opset)
 
@@ -177,13 +161,13 @@ class OnnxWriter:
         from edgepack.backends.onnx import ort_quantizer
 
         if scheme not in ort_quantizer.REST_OP_TYPES:
-            self._write_linear(self.model, self.rest(scheme)[0], out)
+            self._write_layers(self.model, self.rest(scheme)[0], out)
             return "edgepack"
         try:
             ort_quantizer.quantize(ir.to_proto(self.model), out, scheme, self._feeds, largest=self.largest)
         except ModelError as err:
             self._warn(f"{err}; the dense int8 baseline has its linear layers quantized by edgepack")
-            self._write_linear(self.model, FileScheme(scheme, WEIGHTS8), out)
+            self._write_layers(self.model, FileScheme(scheme, WEIGHTS8), out)
             return "edgepack"
         return "onnxruntime"
 
@@ -201,26 +185,43 @@ class OnnxWriter:
         """
         from edgepack.backends.onnx.rewrite import names_after, with_factors
 
-        pairs = of_structure(factors, "low-rank", "low-rank-correction")
+        pairs = {name: part for name, part in factors.items() if part.structure.ranks}
         dense = {name: part for name, part in factors.items() if not part.structure.ranks}
         model, names = self.model, {}
         if pairs:
             model = with_factors(self.model, pairs)
             names = names_after(self.model, model, pairs)
             single = (
-                _matrix_schemes(own, pairs.get(name), (schemes or {}).get(name, scheme.layers))
+                self._matrix_schemes(name, own, pairs.get(name), (schemes or {}).get(name, scheme.layers))
                 for name, own in names.items()
             )
             matrix_schemes = {matrix: each for pair in single for matrix, each in pair if each != scheme.layers}
             dense = {names[name][0]: part for name, part in dense.items()}
         else:
             matrix_schemes = dict(schemes or {})
-        constants = self._write_linear(model, scheme, out, matrix_schemes, dense)
+        constants = self._write_layers(model, scheme, out, matrix_schemes, dense)
         own = {
             name: tuple(each for each in constants if any(_holds(each, matrix) for matrix in names[name]))
             for name in pairs
         }
         return Written({}, own)
+
+    def _matrix_schemes(
+        self, layer: str, names: Sequence[str], part: Replacement | None, scheme: Scheme
+    ) -> Iterator[tuple[str, Scheme]]:
+        """The scheme of each product of a layer, which are `names` in the graph."""
+        if part is None:
+            return ((name, scheme) for name in names)
+        dense = self._layers[layer]
+        ops = kind_of(dense).ops(dense, part.structure, 1)
+        return ((name, scheme_of(op, scheme)) for name, op in zip(names, ops, strict=True))
+
+    @cached_property
+    def _layers(self) -> Mapping[str, Layer]:
+        """Those that multiply vectors, by name."""
+        from edgepack.backends.onnx.sites import find_sites
+
+        return {site.layer.name: site.layer for site in find_sites(self.model.clone())}
 
     def read(self, path: Path) -> Contents:
         """What the file holds."""
@@ -246,7 +247,7 @@ class OnnxWriter:
             session(path, optimized_path=optimized)
             return read_contents(optimized)
 
-    def _write_linear(
+    def _write_layers(
         self,
         model: ir.Model,
         scheme: FileScheme,
@@ -255,15 +256,13 @@ class OnnxWriter:
         weights: Mapping[str, Replacement] | None = None,
     ) -> list[str]:
         """Linear layers by edgepack, all others by the runtime's quantizer; returns names of all constants."""
-        from edgepack.backends.onnx import linear as emit
+        from edgepack.backends.onnx.emit import to_schemes
         from edgepack.backends.onnx.file import save
         from edgepack.backends.onnx.values import constant_names
 
         seen = self._ranges(model, scheme.layers, schemes or {})
         complete = self._with_rest(model, scheme, out)
-        made = emit.to_schemes(
-            complete, scheme.layers, ranges=seen, largest=self.largest, schemes=schemes, weights=weights
-        )
+        made = to_schemes(complete, scheme.layers, ranges=seen, largest=self.largest, schemes=schemes, weights=weights)
         save(made, out)
         return constant_names(made)
 
@@ -278,9 +277,9 @@ class OnnxWriter:
             return model
         if scheme.others == WEIGHTS8:
             copy = model.clone()
-            if scheme.single:
-                to_scheme(copy, dict(scheme.single))
-            other_ops.to_int8_weights(copy, _linear_nodes(copy))
+            for kind in LOOKUPS.values() if scheme.single else ():
+                kind.store(copy, dict(scheme.single))
+            other_ops.to_int8_weights(copy, _layer_nodes(copy))
             return copy
         if scheme.others not in ort_quantizer.REST_OP_TYPES:
             return model
@@ -302,30 +301,33 @@ class OnnxWriter:
         from edgepack.backends.onnx.other_ops import has_rest
 
         copy = self.model.clone()
-        return has_rest(copy, _linear_nodes(copy))
+        return has_rest(copy, _layer_nodes(copy))
 
     @cached_property
-    def tables(self) -> tuple[Layer, ...]:
-        """The embedding tables among them."""
-        return find_tables(self.model)
-
-    def _tables_of(self, bits: int) -> tuple[tuple[str, Scheme], ...]:
-        """The scheme of so many bits of every embedding table that can have it."""
-        alike = [scheme for scheme in TABLES if scheme.bits == bits]
+    def _lookups(self) -> tuple[tuple[Layer, Scheme], ...]:
+        """The layers among them that multiply nothing, with the schemes that each can be stored in."""
         return tuple(
-            (table.name, scheme)
-            for table in self.tables
-            for scheme in alike
-            if self.supports(table, DENSE, scheme) is None
+            (layer, scheme)
+            for kind in LOOKUPS.values()
+            for layer in kind.find(self.model)
+            for scheme in kind.schemes
+            if self.supports(layer, DENSE, scheme) is None
         )
+
+    def _lookups_in(self, bits: int) -> tuple[tuple[str, Scheme], ...]:
+        """By name, those that can be stored in so many bits."""
+        return tuple((layer.name, scheme) for layer, scheme in self._lookups if scheme.bits == bits)
 
     def _ranges(
         self, model: ir.Model, scheme: Scheme, schemes: Mapping[str, Scheme]
     ) -> dict[str, tuple[float, float]] | None:
         """Ranges of the inputs of all static layers; None where there are none, or no data to find them on."""
+        from edgepack.backends.onnx.sites import find_sites
+
         if self._samples is None or not any(own.is_static for own in (scheme, *schemes.values())):
             return None
-        names = [name for name in _layer_names(model) if schemes.get(name, scheme).is_static]
+        layers = [site.layer.name for site in find_sites(model)]
+        names = [name for name in layers if schemes.get(name, scheme).is_static]
         observation = OnnxObservation(model, names)
         seen = ranges(observation.rows(self._samples))
         return {name: seen[joined(key)] for name, key in observation.keys.items() if joined(key) in seen}

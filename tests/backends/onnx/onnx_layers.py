@@ -11,8 +11,8 @@ import onnx
 import onnx_ir as ir
 from onnx import TensorProto, helper, numpy_helper
 
+from edgepack.backends.onnx.emit import to_schemes
 from edgepack.backends.onnx.file import save
-from edgepack.backends.onnx.linear import to_schemes
 from edgepack.backends.onnx.schemes import INT8_DYNAMIC
 from edgepack.backends.onnx.session import session
 from edgepack.backends.onnx.sites import find_sites

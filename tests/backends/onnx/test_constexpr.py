@@ -10,8 +10,8 @@ import onnx
 import pytest
 
 from edgepack.backends.onnx.contents import read_contents
+from edgepack.backends.onnx.emit import to_schemes
 from edgepack.backends.onnx.file import save
-from edgepack.backends.onnx.linear import to_schemes
 from edgepack.backends.onnx.schemes import CONSTEXPR, FP32
 from edgepack.backends.onnx.sites import find_sites
 from edgepack.errors import ModelError

@@ -6,7 +6,7 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edgepack.backends.onnx.kinds.embedding import find_tables, refuses, to_scheme
+from edgepack.backends.onnx.kinds.embedding import OnnxEmbedding
 from edgepack.backends.onnx.schemes import TABLES4
 from edgepack.backends.onnx.session import run, session
 from edgepack.model.types import Array
@@ -41,8 +41,9 @@ def table(columns: int = COLUMNS) -> Array:
 
 def to_int4_tables(found: ir.Model) -> tuple[str, ...]:
     """Stores every table that can be in 4 bits; their names."""
-    names = [layer.name for layer in find_tables(found) if refuses(layer, TABLES4) is None]
-    to_scheme(found, dict.fromkeys(names, TABLES4))
+    kind = OnnxEmbedding()
+    names = [layer.name for layer in kind.find(found) if kind.refuses(layer, TABLES4) is None]
+    kind.store(found, dict.fromkeys(names, TABLES4))
     return tuple(names)
 
 

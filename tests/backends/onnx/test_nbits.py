@@ -10,8 +10,8 @@ import onnx_ir as ir
 import pytest
 
 from edgepack.backends.onnx.contents import read_contents
+from edgepack.backends.onnx.emit import supports, to_schemes
 from edgepack.backends.onnx.file import save, to_bytes
-from edgepack.backends.onnx.linear import supports, to_schemes
 from edgepack.backends.onnx.rewrite import with_factors
 from edgepack.backends.onnx.schemes import FP32, INT8_DYNAMIC, INT8_STATIC, NBITS4, NBITS8
 from edgepack.backends.onnx.sites import find_sites

@@ -9,8 +9,8 @@ import onnx_ir as ir
 import pytest
 
 from edgepack.backends.onnx.contents import read_contents
+from edgepack.backends.onnx.emit import supports, to_schemes
 from edgepack.backends.onnx.file import to_bytes
-from edgepack.backends.onnx.linear import supports, to_schemes
 from edgepack.backends.onnx.schemes import FP32, INT8_DYNAMIC, INT8_STATIC
 from edgepack.backends.onnx.sites import find_sites
 from edgepack.backends.tflite.schemes import INT4_DYNAMIC

@@ -16,8 +16,8 @@ from onnx import TensorProto, helper
 
 from edgepack.backends.onnx import file
 from edgepack.backends.onnx import split as split_module
+from edgepack.backends.onnx.emit import to_schemes
 from edgepack.backends.onnx.file import load, save
-from edgepack.backends.onnx.linear import to_schemes
 from edgepack.backends.onnx.ort_quantizer import quantize
 from edgepack.backends.onnx.rewrite import with_factors
 from edgepack.backends.onnx.schemes import FP32, INT8_DYNAMIC, INT8_STATIC

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from edgepack.backends.onnx.linear import DOMAIN
 from edgepack.backends.onnx.other_ops import MIN_ELEMENTS, add_initializer
+from edgepack.backends.onnx.schemes import DOMAIN, TABLES
 from edgepack.model.kinds.embedding import embedding_layer
 from edgepack.model.layer import Layer
 from edgepack.model.scheme import Scheme
@@ -20,36 +20,35 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 
-def find_tables(model: ir.Model) -> tuple[Layer, ...]:
-    """Every float32 table that only Gather reads, row by row, as a layer; small ones are not worth another operator."""
-    found = {name: value for _, name, value in _tables(model)}
-    return tuple(
-        embedding_layer(name, value.const_value.numpy(), len(value.uses()))
-        for name, value in found.items()
-        if value.const_value is not None
-    )
+class OnnxEmbedding:
+    """See `LookupKind`."""
 
+    schemes: tuple[Scheme, ...] = TABLES
 
-def refuses(layer: Layer, scheme: Scheme) -> str | None:
-    """Why a table cannot be stored in a scheme; None if it can."""
-    if scheme.granularity == "block" and layer.in_features % BLOCK:
-        return f"its rows of {layer.in_features} numbers are no whole blocks of {BLOCK}"
-    return None
+    def find(self, model: ir.Model) -> tuple[Layer, ...]:
+        """Every float32 table that only Gather reads, row by row; small ones are not worth another operator."""
+        found = {name: value for _, name, value in _tables(model)}
+        return tuple(
+            embedding_layer(name, value.const_value.numpy(), len(value.uses()))
+            for name, value in found.items()
+            if value.const_value is not None
+        )
 
+    def refuses(self, layer: Layer, scheme: Scheme) -> str | None:
+        """See `LookupKind`."""
+        if scheme.granularity == "block" and layer.in_features % BLOCK:
+            return f"its rows of {layer.in_features} numbers are no whole blocks of {BLOCK}"
+        return None
 
-def to_scheme(model: ir.Model, schemes: Mapping[str, Scheme]) -> None:
-    """Store tables in blocks: n bits and a scale per 32 numbers of a row, in place.
+    def store(self, model: ir.Model, schemes: Mapping[str, Scheme]) -> None:
+        """In blocks: n bits and a scale per 32 numbers of a row, in place.
 
-    Each block is rounded to nearest on the better of two grids (`quantize_blocks`).
-
-    Args:
-        model: to be changed.
-        schemes: by the table's name.
-    """
-    for graph, name, value in list(_tables(model)):
-        if name in schemes:
-            _replace(graph, name, value, schemes[name].bits)
-            model.opset_imports.setdefault(DOMAIN, 1)
+        Each block is rounded to nearest on the better of two grids (`quantize_blocks`).
+        """
+        for graph, name, value in list(_tables(model)):
+            if name in schemes:
+                _replace(graph, name, value, schemes[name].bits)
+                model.opset_imports.setdefault(DOMAIN, 1)
 
 
 def _tables(model: ir.Model) -> Iterator[tuple[ir.Graph, str, ir.Value]]:

@@ -1,166 +1,158 @@
-"""Writes linear layers in their schemes: int8 with dynamic or with static QDQ activations, block-wise weights.
+"""Linear layers in ONNX: Gemm, MatMul with a constant matrix, 1×1 Conv.
 
-Every linear layer of a graph is rewritten, dense and thin ones alike: a pair is simply two layers here.
+Float products in a layer's place, and the schemes: int8 with dynamic or static QDQ activations, block-wise weights.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from difflib import get_close_matches
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgepack.backends.onnx.axes import FLOAT, enter, leave
-from edgepack.backends.onnx.constexpr import coded_layer, least_opset
-from edgepack.backends.onnx.schemes import CONSTEXPR, SCHEMES
-from edgepack.errors import ModelError, UsageError
+from edgepack.backends.onnx.constexpr import coded_layer
+from edgepack.backends.onnx.kinds.kind import Storing
+from edgepack.backends.onnx.matching import Use, match
+from edgepack.backends.onnx.schemes import CONSTEXPR, DOMAIN, SCHEMES
+from edgepack.errors import ModelError
+from edgepack.model.kinds.linear import linear_layer
 from edgepack.model.layer import Layer
 from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import Scheme
 from edgepack.model.types import Array
-from edgepack.quantize.grids import WEIGHT_MAX, activation_grid, block_for, pack, quantize_blocks, quantize_weight
+from edgepack.quantize.grids import activation_grid, block_for, pack, quantize_blocks, quantize_weight
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from edgepack.backends.onnx.rewrite import Builder
+    from edgepack.backends.onnx.constants import Reader
+    from edgepack.backends.onnx.rewrite import Build, Builder
     from edgepack.backends.onnx.sites import Placement, Site
+
+Shared = dict[tuple[object, ...], "tuple[ir.Value, ...]"]
 
 AXIS_OPSET = 13
 """DequantizeLinear knows an axis, and so per-channel weights, from this opset on; before it, MatMulInteger serves."""
-
-Ranges = Mapping[str, tuple[float, float]]
-_Shared = dict[tuple[object, ...], "tuple[ir.Value, ...]"]
-_Build = Callable[["Builder", "ir.Value", "Placement"], "ir.Value"]
-
-DOMAIN = "com.microsoft"
 
 INT8_COMPUTE = 4
 """Accuracy level: the kernel rounds the input to int8, block by block, where the CPU has such a kernel."""
 
 
-def supports(scheme: Scheme, opset: int) -> bool:
-    """Whether a model of this opset can hold the scheme without being lifted to a newer one."""
-    return opset >= scheme.min_version
+class OnnxLinear:
+    """See `OnnxKind`."""
+
+    schemes: tuple[Scheme, ...] = (*SCHEMES, CONSTEXPR)
+    operators: Mapping[str, tuple[int, ...]] = {"Gemm": (0, 1), "MatMul": (0, 1), "Conv": (1,)}
+    factors: Mapping[str, tuple[int, ...]] = {
+        **operators,
+        "MatMulInteger": (0, 1),
+        "ConvInteger": (1,),
+        "QLinearMatMul": (0, 3),
+        "QLinearConv": (3,),
+        "FusedMatMul": (0, 1),
+        "FusedGemm": (0, 1),
+        "FusedConv": (1,),
+        "QGemm": (0, 3),
+        "DynamicQuantizeMatMul": (1,),
+        "MatMulIntegerToFloat": (0, 1),
+        "MatMulNBits": (1,),
+    }
+
+    def match(self, node: ir.Node, reader: Reader) -> Use | None:
+        """See `OnnxKind`."""
+        return match(node, reader)
+
+    def layer(self, name: str, use: Use, bias: Array | None, uses: int) -> Layer:
+        """See `OnnxKind`."""
+        return linear_layer(name, np.asarray(use.weight, np.float32), bias, use.node.op_type, uses)
+
+    def sides(self, node: ir.Node, shape: tuple[int, ...]) -> tuple[int, int] | None:
+        """Of a matrix, a 1×1 kernel, or (out, in) of a weight in blocks without its padding."""
+        if node.op_type == "MatMulNBits":
+            return node.attributes.get_int("N", 0), node.attributes.get_int("K", 0)
+        return None if len(shape) < 2 or any(side != 1 for side in shape[2:]) else (shape[0], shape[1])
+
+    def refuses(self, layer: Layer, scheme: Scheme) -> str | None:
+        """None: every scheme takes every matrix."""
+        return None
+
+    def replace(self, site: Site, part: Replacement) -> Build:
+        """Two thin products, three with a dense one beside them, or the operators of code."""
+        if part.structure.is_constexpr:
+            return coded_layer(site, part)
+        _check(site.layer, part)
+        pair = _pair(site, part)
+        return _beside(site, part.base, pair) if "base" in part.tensors else pair
+
+    def stored(self, site: Site, scheme: Scheme, storing: Storing) -> Build | None:
+        """See `OnnxKind`."""
+        if scheme.granularity == "block":
+            return nbits(site, scheme.bits)
+        largest = scheme.largest_code(storing.largest)
+        if scheme.activations == "dynamic":
+            return _dynamic(site, storing.shared, largest)
+        if scheme.activations == "static" and site.layer.name in storing.ranges:
+            return _static(site, storing.shared, storing.ranges[site.layer.name], largest)
+        return None
 
 
-def to_schemes(
-    model: ir.Model,
-    scheme: Scheme,
-    *,
-    ranges: Ranges | None = None,
-    largest: int = WEIGHT_MAX,
-    schemes: Mapping[str, Scheme] | None = None,
-    weights: Mapping[str, Replacement] | None = None,
-) -> ir.Model:
-    """A new model with every linear layer in a scheme; the given one is unchanged.
-
-    Args:
-        scheme: of `edgepack.backends.onnx.schemes`.
-        ranges: (low, high) of each layer's input by layer name, for the static scheme. A layer that is not in it was
-            never seen at work and stays fp32.
-        largest: largest weight code of the int8 schemes; block-wise weights use all of their codes.
-        schemes: the schemes of layers that differ from `scheme`, by layer name.
-        weights: by layer name, what is written instead of a layer's own weight and bias; a layer stored in code is
-            written so whatever its scheme.
-
-    A layer W X with X of unknown rank stays fp32: its two last axes cannot be exchanged.
-
-    Raises:
-        UsageError: a scheme of no single matrix in ONNX, one that the model's opset is too old for, or the static one
-            without ranges.
-        ModelError: `schemes` names a layer that is not there.
-    """
-    from edgepack.backends.onnx.constants import note_ranks
-    from edgepack.backends.onnx.rewrite import rewrite
-    from edgepack.backends.onnx.sites import find_sites
-
-    schemes, weights = schemes or {}, weights or {}
-    for each in dict.fromkeys((scheme, *schemes.values())):
-        _check(each, model.opset_imports.get("", 1), ranges)
-    emitted = model.clone()
-    coded = {name: part for name, part in weights.items() if part.structure.is_constexpr}
-    if scheme.is_float and not schemes and not coded:
-        return emitted
-    sites = [_with_weight(site, weights.get(site.layer.name)) for site in find_sites(emitted)]
-    _check_names([*schemes, *coded], [site.layer.name for site in sites])
-    chosen = [(site, schemes.get(site.layer.name, scheme)) for site in sites]
-    if any(_unknown_axes(site) for site, own in chosen if not own.is_float):
-        note_ranks(emitted)
-    shared: _Shared = {}
-    for site, own in chosen:
-        part = coded.get(site.layer.name)
-        build = None if _unknown_axes(site) else _build(site, own, shared, ranges or {}, largest)
-        if part is not None:
-            build = _coded(site, part, model.opset_imports.get("", 1))
-        if build is not None:
-            rewrite(emitted, site, build)
-    # A layer in several places may have quantized an input that an earlier node takes as well.
-    emitted.graph.sort()
-    for function in emitted.functions.values():
-        function.sort()
-    return emitted
-
-
-def _coded(site: Site, part: Replacement, opset: int) -> _Build:
-    if opset < least_opset(part):
+def _check(layer: Layer, pair: Replacement) -> None:
+    name, sides = layer.name, (layer.out_features, layer.in_features)
+    if (*pair.A.shape, *pair.B.shape) != (sides[0], pair.rank, pair.rank, sides[1]):
         raise ModelError(
-            f"{site.layer.name}: the model has opset {opset}, its code needs {least_opset(part)}",
-            hint="export the model with a newer opset",
+            f"factors of layer {name!r}: found A {pair.A.shape} and B {pair.B.shape}, "
+            f"expected ({sides[0]}, r) and (r, {sides[1]})"
         )
-    if _unknown_axes(site):
-        raise ModelError(f"{site.layer.name}: stands in a product W X with X of unknown rank, and cannot be coded")
-    return coded_layer(site, part)
+    if "base" in pair.tensors and pair.base.shape != sides:
+        raise ModelError(f"factors of layer {name!r}: found a matrix {pair.base.shape} beside them, expected {sides}")
+    if pair.bias is not None and pair.bias.shape != sides[:1]:
+        raise ModelError(f"factors of layer {name!r}: found a bias {pair.bias.shape}, expected {sides[:1]}")
 
 
-def _with_weight(site: Site, part: Replacement | None) -> Site:
-    if part is None or part.structure.is_constexpr:
-        return site
-    bias = site.layer.bias if part.bias is None else part.bias
-    return replace(site, layer=site.layer.with_weight(part.weight, bias))
+def _pair(site: Site, pair: Replacement) -> Build:
+    """B, then A with the bias."""
+    bias = site.layer.bias if pair.bias is None else pair.bias
+
+    def build(builder: Builder, x: ir.Value, placement: Placement) -> ir.Value:
+        latent = product(builder, x, pair.B, "B", placement, None)
+        return product(builder, latent, pair.A, "A", placement, bias)
+
+    def product(
+        builder: Builder, x: ir.Value, matrix: Array, suffix: str, placement: Placement, bias: Array | None
+    ) -> ir.Value:
+        if placement.kind == "conv":
+            weight = site.put(builder, matrix.reshape(*matrix.shape, *(1,) * placement.spatial), suffix)
+            return builder.op("Conv", [x, weight] if bias is None else [x, weight, site.put(builder, bias, "bias")])
+        if placement.kind == "columns":
+            y = builder.op("MatMul", [site.put(builder, matrix, suffix), x])
+            bias = bias if bias is None or placement.rank == 1 else bias[:, None]
+        else:
+            weight = site.put(builder, matrix.T, suffix)
+            if bias is not None and placement.node.op_type == "Gemm":
+                return builder.op("Gemm", [x, weight, site.put(builder, bias, "bias")])
+            y = builder.op("MatMul", [x, weight])
+        return y if bias is None else builder.op("Add", [y, site.put(builder, bias, "bias")])
+
+    return build
 
 
-def _unknown_axes(site: Site) -> bool:
-    return any(placement.kind == "columns" and placement.rank is None for placement in site.placements)
+def _beside(site: Site, base: Array, pair: Build) -> Build:
+    """The pair, with the bias, and then a dense matrix on the same input."""
+
+    def build(builder: Builder, x: ir.Value, placement: Placement) -> ir.Value:
+        y = pair(builder, x, placement)
+        if placement.kind == "conv":
+            weight = site.put(builder, base.reshape(*base.shape, *(1,) * placement.spatial), "base")
+            return builder.op("Add", [y, builder.op("Conv", [x, weight])])
+        if placement.kind == "columns":
+            return builder.op("Add", [y, builder.op("MatMul", [site.put(builder, base, "base"), x])])
+        return builder.op("Add", [y, builder.op("MatMul", [x, site.put(builder, base.T, "base")])])
+
+    return build
 
 
-def _check(scheme: Scheme, opset: int, ranges: Ranges | None) -> None:
-    if scheme not in (*SCHEMES, CONSTEXPR):
-        raise UsageError(
-            f"no single matrix of an ONNX file is in {scheme.key}; there are {', '.join(map(str, SCHEMES))}"
-        )
-    if not supports(scheme, opset):
-        raise UsageError(
-            f"the model has opset {opset}, the scheme {scheme} needs {scheme.min_version}",
-            hint="export the model with a newer opset, or use --precision fp32",
-        )
-    if scheme.is_static and ranges is None:
-        raise UsageError(f"the scheme {scheme} needs calibration data", hint="give --data, or use int8-dynamic")
-
-
-def _check_names(wanted: Sequence[str], names: Sequence[str]) -> None:
-    for name in wanted:
-        if name not in names:
-            close = get_close_matches(name, names, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"its layers are: {', '.join(names) or 'none'}"
-            raise ModelError(f"a scheme was given for {name!r}, the model has no such linear layer", hint=hint)
-
-
-def _build(site: Site, scheme: Scheme, shared: _Shared, ranges: Ranges, largest: int) -> _Build | None:
-    """How a layer is written; None where it stays as it is."""
-    if scheme.granularity == "block":
-        return nbits(site, scheme.bits)
-    largest = scheme.largest_code(largest)
-    if scheme.activations == "dynamic":
-        return _dynamic(site, shared, largest)
-    if scheme.activations == "static" and site.layer.name in ranges:
-        return _static(site, shared, ranges[site.layer.name], largest)
-    return None
-
-
-def _dynamic(site: Site, shared: _Shared, largest: int) -> _Build:
+def _dynamic(site: Site, shared: Shared, largest: int) -> Build:
     """DynamicQuantizeLinear → MatMulInteger or ConvInteger → scale."""
 
     def build(builder: Builder, x: ir.Value, placement: Placement) -> ir.Value:
@@ -173,7 +165,7 @@ def _dynamic(site: Site, shared: _Shared, largest: int) -> _Build:
     return build
 
 
-def _static(site: Site, shared: _Shared, low_high: tuple[float, float], largest: int) -> _Build:
+def _static(site: Site, shared: Shared, low_high: tuple[float, float], largest: int) -> Build:
     """QuantizeLinear → DequantizeLinear → MatMul or Gemm, which the runtime fuses into one integer kernel."""
 
     def build(builder: Builder, x: ir.Value, placement: Placement) -> ir.Value:
@@ -288,7 +280,7 @@ def _producer(value: ir.Value) -> str:
     return "" if node is None else node.op_type
 
 
-def nbits(site: Site, bits: int) -> Callable[[Builder, ir.Value, Placement], ir.Value]:
+def nbits(site: Site, bits: int) -> Build:
     """One MatMulNBits with the bias as its own input.
 
     A 1×1 convolution becomes the same product between two Transposes: the operator knows no other place for features.
