@@ -12,7 +12,7 @@ import pytest
 from edgepack.backends.onnx import schemes as onnx
 from edgepack.backends.schemes import CORRECTED, SCHEMES
 from edgepack.backends.tflite import schemes as tflite
-from edgepack.backends.tflite.support import unsupported
+from edgepack.backends.tflite.kinds import refuses
 from edgepack.cost.model import Price
 from edgepack.cost.roofline import roofline
 from edgepack.cost.sizes import resident_bytes, size_bytes
@@ -86,8 +86,7 @@ def menus(
 
 def supports(layer: Layer, structure: Structure, scheme: Scheme) -> str | None:
     """Of the writers: only TFLite files ask more of a layer than that its scheme is among those they have."""
-    ops = linear_ops(layer.out_features, layer.in_features, structure, 1)
-    return unsupported(layer, ops, scheme) if scheme.backend == "tflite" else None
+    return refuses(layer, structure, scheme) if scheme.backend == "tflite" else None
 
 
 def loss_of(way: Structure) -> float:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgepack.backends.tflite.read import TfliteLinear
 from edgepack.model.layer import Layer
 from edgepack.model.replacement import Replacement
 from edgepack.model.types import Array
 from edgepack.torchgraph.match import weight_digest
+
+if TYPE_CHECKING:
+    from edgepack.backends.tflite.read import TfliteLinear
 
 TOLERANCE = 1e-4
 """Of a scaled matrix, relative: what folding in float32 leaves; two different weights are about 1 apart."""

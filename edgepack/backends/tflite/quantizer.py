@@ -10,9 +10,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from edgepack.backends.tflite.kinds.linear import takes_int4
 from edgepack.backends.tflite.read import linear_ops
 from edgepack.backends.tflite.schemes import FP32, INT4_DYNAMIC, INT8_DYNAMIC, INT8_STATIC, SCHEMES
-from edgepack.backends.tflite.support import takes_int4
 from edgepack.errors import ModelError
 from edgepack.model.scheme import Scheme
 from edgepack.model.types import Array

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from edgepack.backends.tflite.kinds import OPERATORS, matrix
 from edgepack.errors import ModelError
 from edgepack.model.types import Array
 
@@ -32,8 +33,6 @@ DTYPES: Mapping[int, str] = {
     17: "i1",
 }
 INT4 = 17
-
-_LINEAR_OPS = {"FULLY_CONNECTED": (0, 1, 2), "CONV_2D": (0, 1, 2), "BATCH_MATMUL": (0, 1, None)}
 
 
 def read_file(path: Path | str, read: Callable[[Any], T]) -> T:
@@ -279,7 +278,7 @@ def _linear_ops(model: Any) -> list[TfliteLinear]:
         for position in range(graph.OperatorsLength()):
             operator = graph.Operators(position)
             name = op_name(model, operator)
-            if name in _LINEAR_OPS and index not in initial:
+            if name in OPERATORS and index not in initial:
                 site = _linear_op(model, graph, operator, name, index)
                 if site is not None:
                     found.append(site)
@@ -294,16 +293,11 @@ def _initial_graphs(model: Any) -> set[int]:
 
 
 def _linear_op(model: Any, graph: Any, operator: Any, name: str, subgraph: int) -> TfliteLinear | None:
-    x, w, b = _LINEAR_OPS[name]
+    x, w, b = OPERATORS[name]
     tensor = graph.Tensors(operator.Inputs(w))
-    weight = constant(model, tensor)
+    held = constant(model, tensor)
+    weight = None if held is None else matrix(name, held)
     if weight is None:
-        return None
-    if name == "CONV_2D":
-        if weight.shape[1:3] != (1, 1):
-            return None
-        weight = weight.reshape(weight.shape[0], weight.shape[3])
-    if weight.ndim != 2:
         return None
     scales, axis = scales_of(tensor)
     if name == "BATCH_MATMUL" and not _adjoint_y(operator):

@@ -15,6 +15,7 @@ import numpy as np
 
 from edgepack.backends.tflite.constexpr import encode
 from edgepack.backends.tflite.file import drop_unused, packed, text
+from edgepack.backends.tflite.kinds import KINDS
 from edgepack.backends.tflite.matching import Fold, Found, Wanted, fold, match, shifts_by_size
 from edgepack.backends.tflite.read import linear_ops
 from edgepack.errors import ModelError
@@ -64,7 +65,7 @@ def thin(
 
     model = flatbuffer_utils.read_model_from_bytearray(source.read_bytes())
     dense = {layer.name: layer for layer in layers}
-    editor = _Editor(model)
+    editor = Editor(model)
     written = {
         name: tuple(output for fold in folds[name] for output in editor.replace(fold, dense[name], part))
         for name, part in factors.items()
@@ -74,7 +75,7 @@ def thin(
     return written
 
 
-class _Editor:
+class Editor:
     """The file's objects while operators are replaced."""
 
     def __init__(self, model: Any) -> None:
@@ -84,58 +85,60 @@ class _Editor:
 
     def replace(self, fold: Fold, layer: Layer, part: Replacement) -> tuple[str, ...]:
         """Replace one operator; returns the names of what its successors write."""
-        graph = self._model.subgraphs[fold.op.subgraph]
-        place = [i for i, op in enumerate(graph.operators) if fold.op.output_index in list(op.outputs)]
-        if len(place) != 1:
-            raise ModelError(f"{layer.name}: no operator writes {fold.op.output!r} in the TFLite file")
         if part.structure.ranks:
-            return self._split(fold, layer, part, place[0])
-        return self._reweigh(fold, layer, part, graph.operators[place[0]])
+            return KINDS[layer.kind].split(self, fold, layer, part)
+        return self._reweigh(fold, layer, part, self.operator(fold))
+
+    def operator(self, fold: Fold) -> Any:
+        """The operator itself.
+
+        Raises:
+            ModelError: the file has none that writes the tensor.
+        """
+        operators = self._model.subgraphs[fold.op.subgraph].operators
+        return operators[self._place(fold)]
+
+    def _place(self, fold: Fold) -> int:
+        operators = self._model.subgraphs[fold.op.subgraph].operators
+        place = [i for i, op in enumerate(operators) if fold.op.output_index in list(op.outputs)]
+        if len(place) != 1:
+            raise ModelError(f"no operator writes {fold.op.output!r} in the TFLite file")
+        return place[0]
+
+    def insert(self, fold: Fold, operator: Any) -> str:
+        """Put an operator in front of this one; returns the name of what it writes."""
+        graph = self._model.subgraphs[fold.op.subgraph]
+        graph.operators.insert(self._place(fold), operator)
+        return text(graph.tensors[operator.outputs[0]].name)
+
+    def tensor(self, fold: Fold, index: int) -> Any:
+        """A tensor of the graph that the operator stands in."""
+        return self._model.subgraphs[fold.op.subgraph].tensors[index]
 
     def _reweigh(self, fold: Fold, layer: Layer, part: Replacement, operator: Any) -> tuple[str]:
         number, name = fold.op.subgraph, fold.op.output
         old = self._model.subgraphs[number].tensors[operator.inputs[1]]
         weight = (part.weight * fold.rows[:, None] * fold.columns).astype(np.float32).reshape(old.shape)
-        bias = self._bias(number, old, fold.bias(layer, part), layer.out_features, f"{name}/bias")
-        operator.inputs = [operator.inputs[0], self._constant(number, old, weight, f"{name}/weight"), bias]
+        bias = self.bias(number, old, fold.bias(layer, part), layer.out_features, f"{name}/bias")
+        operator.inputs = [operator.inputs[0], self.constant(number, old, weight, f"{name}/weight"), bias]
         return (name,)
 
-    def _split(self, fold: Fold, layer: Layer, pair: Replacement, place: int) -> tuple[str, str]:
-        number, graph = fold.op.subgraph, self._model.subgraphs[fold.op.subgraph]
-        second = graph.operators[place]
-        first = copy.deepcopy(second)
-        dense = graph.tensors[second.inputs[1]]
-        kernel = (1, 1) if len(dense.shape) == 4 else ()
-        b = (pair.B * fold.columns).astype(np.float32).reshape(pair.rank, *kernel, layer.in_features)
-        a = (pair.A * fold.rows[:, None]).astype(np.float32).reshape(layer.out_features, *kernel, pair.rank)
-        name = fold.op.output
-        thin = self._latent(number, fold, pair.rank)
-        weight = self._constant(number, dense, b, f"{name}/B")
-        first.inputs = [second.inputs[0], weight, self._bias(number, dense, None, pair.rank, f"{name}/zeros")]
-        first.outputs = [thin]
-        bias = self._bias(number, dense, fold.bias(layer, pair), layer.out_features, f"{name}/bias")
-        second.inputs = [thin, self._constant(number, dense, a, f"{name}/A"), bias]
-        _without_activation(first)
-        _with_unit_stride(second)
-        graph.operators.insert(place, first)
-        return text(graph.tensors[thin].name), name
-
-    def _latent(self, number: int, fold: Fold, rank: int) -> int:
-        """The tensor between the two: the dense operator's output with `rank` channels."""
-        output = self._model.subgraphs[number].tensors[fold.op.output_index]
+    def latent(self, fold: Fold, rank: int) -> int:
+        """A new tensor between two operators: this one's output with `rank` channels."""
+        output = self.tensor(fold, fold.op.output_index)
         latent = copy.copy(output)
         latent.shape = [*output.shape[:-1], rank]
         if latent.shapeSignature is not None and len(latent.shapeSignature):
             latent.shapeSignature = [*output.shapeSignature[:-1], rank]
-        return self._added(number, latent, f"{fold.op.output}/thin")
+        return self._added(fold.op.subgraph, latent, f"{fold.op.output}/thin")
 
-    def _bias(self, number: int, dense: Any, bias: Array | None, size: int, name: str) -> int:
+    def bias(self, number: int, dense: Any, bias: Array | None, size: int, name: str) -> int:
         """A bias, or the absence of one, for which a convolution has zeros."""
         if bias is None and len(dense.shape) != 4:
             return -1
-        return self._constant(number, dense, np.zeros(size, np.float32) if bias is None else bias, name)
+        return self.constant(number, dense, np.zeros(size, np.float32) if bias is None else bias, name)
 
-    def _constant(self, number: int, like: Any, value: Array, name: str) -> int:
+    def constant(self, number: int, like: Any, value: Array, name: str) -> int:
         """A tensor with this value; one that is there already is shared."""
         content = np.frombuffer(value.tobytes(), np.uint8)
         key = number, repr(value.shape).encode() + content.tobytes()
@@ -160,18 +163,6 @@ class _Editor:
         tensors = self._model.subgraphs[number].tensors
         tensors.append(tensor)
         return len(tensors) - 1
-
-
-def _without_activation(operator: Any) -> None:
-    if operator.builtinOptions is not None:
-        operator.builtinOptions.fusedActivationFunction = 0
-    operator.debugMetadataIndex = -1
-
-
-def _with_unit_stride(operator: Any) -> None:
-    """The first convolution of the two has taken the strides."""
-    if hasattr(operator.builtinOptions, "strideH"):
-        operator.builtinOptions.strideH = operator.builtinOptions.strideW = 1
 
 
 @dataclass(frozen=True)
@@ -237,27 +228,21 @@ def find_places(
         ModelError: unreadable file.
     """
     pairs = factors or {}
-    wanted = [want for layer in layers for want in _wanted(layer, pairs.get(layer.name))]
-    found = match(linear_ops(path), wanted)
-    operators = {layer.name: _operators(layer, pairs, found) for layer in layers}
+    known = [layer for layer in layers if layer.kind in KINDS]
+    wanted = {layer.name: KINDS[layer.kind].wanted(layer, pairs.get(layer.name)) for layer in known}
+    found = match(linear_ops(path), [want for own in wanted.values() for want in own])
+    operators = {name: _operators(own, found) for name, own in wanted.items()}
     shifts = shifts_by_size(vectors)
     folds = {}
-    for layer in layers:
+    for layer in known:
         places = [fold(place, layer, shifts) for place in found.get(layer.name, ())]
-        known = tuple(place for place in places if place is not None)
-        if places and len(known) == len(places):
-            folds[layer.name] = known
+        understood = tuple(place for place in places if place is not None)
+        if places and len(understood) == len(places):
+            folds[layer.name] = understood
     return Places(path, tuple(layers), {name: names for name, names in operators.items() if names}, folds)
 
 
-def _wanted(layer: Layer, pair: Replacement | None) -> list[Wanted]:
-    if pair is None:
-        return [Wanted(layer.name, layer.weight, layer.uses)]
-    return [Wanted(f"{layer.name}\0B", pair.B, layer.uses), Wanted(f"{layer.name}\0A", pair.A, layer.uses)]
-
-
-def _operators(layer: Layer, pairs: Mapping[str, Replacement], found: Mapping[str, Sequence[Found]]) -> tuple[str, ...]:
-    """Both halves of a pair, or none of them."""
-    keys = [f"{layer.name}\0B", f"{layer.name}\0A"] if layer.name in pairs else [layer.name]
-    parts = [found.get(key, ()) for key in keys]
+def _operators(wanted: Sequence[Wanted], found: Mapping[str, Sequence[Found]]) -> tuple[str, ...]:
+    """What the operators of all products of a layer write, or none of them."""
+    parts = [found.get(want.name, ()) for want in wanted]
     return tuple(place.op.output for part in parts for place in part) if all(parts) else ()

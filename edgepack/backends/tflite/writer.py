@@ -12,14 +12,13 @@ import numpy as np
 from edgepack.backends.backend import WriterData
 from edgepack.backends.tflite.converter import TfliteEmitter
 from edgepack.backends.tflite.facts import TOOLS
+from edgepack.backends.tflite.kinds import refuses
 from edgepack.backends.tflite.quantizer import LAYER_SCHEMES, check_mixture
 from edgepack.backends.tflite.read import TfliteLinear, linear_ops
 from edgepack.backends.tflite.rewrite import Places, find_places
 from edgepack.backends.tflite.schemes import CONSTEXPR, FP32, INT4_DYNAMIC, INT8_DYNAMIC, INT8_STATIC
-from edgepack.backends.tflite.support import unsupported
 from edgepack.data import feeds, rename
 from edgepack.errors import LayerError, ModelError
-from edgepack.model.kinds import kind_of
 from edgepack.model.layer import Layer
 from edgepack.model.model import Model
 from edgepack.model.replacement import Replacement, of_structure
@@ -95,7 +94,7 @@ class TfliteWriter:
             return NO_CORRECTION
         if scheme.is_static and not self.calibrated:
             return "there are no calibration data"
-        return unsupported(layer, kind_of(layer).ops(layer, structure, 1), scheme)
+        return refuses(layer, structure, scheme)
 
     def corrected_schemes(self) -> tuple[Scheme, ...]:
         """None: nothing here puts two products on one input into the converted graph."""

@@ -12,12 +12,12 @@ import torch
 from torch import nn
 
 from edgepack.backends.tflite.converter import TfliteEmitter
+from edgepack.backends.tflite.kinds.linear import takes_int4
 from edgepack.backends.tflite.read import linear_ops, weight_bytes
 from edgepack.backends.tflite.runtime import interpreter, run, signature
 from edgepack.backends.tflite.schemes import FP32, INT8_STATIC
 from edgepack.backends.tflite.schemes import INT4_DYNAMIC as INT4
 from edgepack.backends.tflite.schemes import INT8_DYNAMIC as INT8
-from edgepack.backends.tflite.support import takes_int4
 from edgepack.errors import ModelError
 from edgepack.model.scheme import Scheme
 from edgepack.model.types import Array
