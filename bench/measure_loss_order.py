@@ -105,17 +105,17 @@ def _prepared(case: Case, work: Path) -> _Model:
     data = load_data(case.data, opened, case.model, SEED)
     key = digest(opened.sha256, data.digest())
     subject = Subject(opened, data.calibration, key)
-    spectra, _ = decompose(subject, METHOD, workspace)
+    found, _ = decompose(subject, METHOD, workspace)
+    spectra = {view.name: spectrum for view, spectrum in zip(subject.views, found, strict=True)}
     metric = "classes" if data.guard.labels is not None else "cosine"
     sensitivity = make_sensitivity(subject, spectra, metric, digest(key, "order of plans"), workspace)
     if not sensitivity.known:
         raise ValueError(f"{case.name}: no gradients: {sensitivity.problem}")
-    named = {view.name: spectrum for view, spectrum in zip(subject.views, spectra, strict=True)}
     curvature = {}
     for view in subject.views:
-        curvature[view.name] = _fp32_losses(view, named[view.name], sensitivity.curvatures[view.name])
-    energy = {view.name: _fp32_losses(view, named[view.name], None) for view in subject.views}
-    return _Model(opened, named, curvature, energy, data.guard.head(GUARD_SAMPLES), metric)
+        curvature[view.name] = _fp32_losses(view, spectra[view.name], sensitivity.curvatures[view.name])
+    energy = {view.name: _fp32_losses(view, spectra[view.name], None) for view in subject.views}
+    return _Model(opened, spectra, curvature, energy, data.guard.head(GUARD_SAMPLES), metric)
 
 
 def _fp32_losses(layer: View, spectrum: Spectrum, curvature: Curvature | None) -> Array:

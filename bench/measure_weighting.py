@@ -34,7 +34,7 @@ from edgepack.model.types import Array, LayerPlan
 from edgepack.pipeline.activations import Covariances, Subject
 from edgepack.pipeline.decompositions import decompose
 from edgepack.pipeline.refit import Refitter
-from edgepack.pipeline.rounding import Rounder
+from edgepack.pipeline.rounding import Part, Rounder
 from edgepack.plan.candidates import break_even_rank
 from edgepack.sources import open_model
 from edgepack.sources.torch import export_program, save_program
@@ -164,7 +164,11 @@ def refits(model: Trained, x: Array, test_x: Array, test_y: Array, work: Path) -
                 for one, s, p in chosen
                 if p.structure.is_low_rank
             }
-            fitted = Refitter(opened, rounder, samples).factors(model.layers, spectra, plan, SCHEME)
+            parts = [
+                Part(view, one, p.structure, p.scheme_in(SCHEME))
+                for view, one, p in zip(model.layers, spectra, plan, strict=True)
+            ]
+            fitted = Refitter(opened, rounder, samples).factors(parts)
             for name, factors in (("as factored", kept), ("refitted", fitted)):
                 files.write(factors, SCHEME, path)
                 found = predict(load(path, "onnx", exact=True), test)

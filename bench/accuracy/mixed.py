@@ -69,7 +69,7 @@ def _with_int4_tables(study: Study) -> Study:
 def candidates(study: Study) -> list[list[Candidate]]:
     """Of every layer: dense and at every rank worth trying, in 8 and in 4 bits; no latency."""
     layers = list(study.layers.values())
-    spectra = tuple(study.seen[layer.name] for layer in layers)
+    spectra = {layer.name: study.seen[layer.name] for layer in layers}
     ranks = {layer.name: rank_choices(layer.out_features, layer.in_features) for layer in layers}
     metric = "classes" if study.subject.classes else "cosine"
     key = digest(study.opened.sha256)

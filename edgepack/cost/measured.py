@@ -16,7 +16,7 @@ from edgepack.backends.schemes import layer_schemes
 from edgepack.cost.emulated import Grid
 from edgepack.cost.model import Price
 from edgepack.errors import InputError
-from edgepack.model.point import Point, linear_point, linear_point_in
+from edgepack.model.point import Point, is_linear, linear_point, linear_point_in
 from edgepack.model.scheme import Format, Scheme
 from edgepack.model.structure import structure_of
 from edgepack.targets.target import Cluster, Target
@@ -160,7 +160,7 @@ class MeasuredTable:
         entry = self.entries.get(point)
         if entry is not None:
             return Price(entry.seconds, self.name, entry.error_share)
-        if point in self.refused:
+        if point in self.refused or not is_linear(point.ops):
             return None
         return self._between_ranks(point) or self._on_grid(point)
 

@@ -17,7 +17,7 @@ from edgepack.cost.emulated import CostTable, Level
 from edgepack.cost.interpolate import interpolate_all
 from edgepack.emulator.counts import Counts
 from edgepack.emulator.estimate import time_bound
-from edgepack.model.point import Point
+from edgepack.model.point import Point, is_linear
 from edgepack.model.scheme import Format, Scheme
 from edgepack.targets.target import Target
 
@@ -92,7 +92,7 @@ class EmulatedCosts:
         found: list[Price | None] = [None] * len(points)
         kinds: dict[Scheme, list[int]] = {}
         for index, point in enumerate(points):
-            if point.structure.is_correction:
+            if point.structure.is_correction or not is_linear(point.ops):
                 continue
             kinds.setdefault(point.scheme, []).append(index)
         for indices in kinds.values():

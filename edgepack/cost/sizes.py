@@ -23,7 +23,7 @@ def size_bytes(scheme: Scheme, ops: Iterable[Op], bias: Array | None) -> int:
 
 def _op_bytes(scheme: Scheme, op: Op) -> int:
     if scheme.granularity == "block":
-        return stored_block_bytes(op.rows, op.columns, scheme.bits) + scheme.bytes_per_op
+        return stored_block_bytes(op.rows, op.inputs, scheme.bits) + scheme.bytes_per_op
     return op.weights * scheme.bits // 8 + op.rows * scheme.bytes_per_channel + scheme.bytes_per_op
 
 

@@ -19,7 +19,7 @@ WEIGHT = "weight"
 
 @dataclass(frozen=True)
 class Geometry:
-    """What is to be known of a layer beside its weights.
+    """What is to be known of a layer beside its weights; a kind may have one with more to it.
 
     Attributes:
         operator: that it came from: "Gemm", "MatMul" or "Conv" for linear layers, "Gather" for embeddings.

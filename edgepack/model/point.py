@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from edgepack.model.kinds.linear import linear_ops
@@ -52,6 +53,11 @@ class Point:
     def weights(self) -> int:
         """Elements of all its matrices."""
         return sum(op.weights for op in self.ops)
+
+
+def is_linear(ops: Iterable[Op]) -> bool:
+    """Whether all products are those of plain matrices, as in linear layers, which tables of costs are of."""
+    return all(op.kind == "matmul" for op in ops)
 
 
 def layer_of(point: Point) -> tuple[int, int, int]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from edgepack.model.constexpr import effective_weight, listed, unlisted
 from edgepack.model.replacement import Replacement, constexpr, dense, low_rank, low_rank_correction
+from edgepack.model.structure import Structure
 from edgepack.model.types import Array
 
 _CONSTANT = "constant."
@@ -19,16 +20,25 @@ def packed_part(part: Replacement) -> dict[str, Array]:
     """Named arrays; the steps of a coded layer as JSON. Its weight is left out, as it is what the steps come to."""
     bias = np.zeros(0, np.float32) if part.bias is None else part.bias
     if not part.structure.is_constexpr:
-        return {**part.tensors, "bias": bias}
-    text = np.frombuffer(json.dumps(listed(part.program), default=int).encode(), np.uint8)
+        known = {} if part.structure.of_a_matrix else {"structure": _text([part.structure.name, *part.structure.ranks])}
+        return {**part.tensors, "bias": bias, **known}
+    text = _text(listed(part.program))
     constants = {_CONSTANT + name: array for name, array in part.tensors.items()}
     sides = np.array(part.weight.shape, np.int64)
     return {"sides": sides, "bias": bias, "steps": text, **constants}
 
 
+def _text(value: object) -> Array:
+    return np.frombuffer(json.dumps(value, default=int).encode(), np.uint8)
+
+
 def unpacked_part(arrays: Mapping[str, Array]) -> Replacement:
     """What `packed_part` was given."""
     bias = arrays["bias"] if arrays["bias"].size else None
+    if "structure" in arrays:
+        name, *ranks = json.loads(arrays["structure"].tobytes())
+        tensors = {role: array for role, array in arrays.items() if role not in ("bias", "structure")}
+        return Replacement(Structure(name, tuple(ranks)), tensors, bias)
     if "A" in arrays:
         return unpacked_pair(arrays)
     if "steps" not in arrays:

@@ -14,7 +14,7 @@ class Structure:
     """How a layer is arranged.
 
     Attributes:
-        name: "dense", "low-rank", "low-rank-correction" or "constexpr".
+        name: "dense", "low-rank", "low-rank-correction", "constexpr", or one that a kind of layer has beside these.
         ranks: of its low-rank factors, in the order in which they are multiplied; empty where there are none.
     """
 
@@ -33,13 +33,18 @@ class Structure:
 
     @property
     def is_low_rank(self) -> bool:
-        """Whether low-rank factors stand in the place of the layer, and nothing else."""
+        """Whether two factors stand in the place of one matrix, and nothing else."""
         return self.name == "low-rank"
 
     @property
     def is_correction(self) -> bool:
         """Whether low-rank factors stand beside a dense matrix."""
         return self.name == "low-rank-correction"
+
+    @property
+    def of_a_matrix(self) -> bool:
+        """Whether a single matrix can be so: what a structure of any kind of layer is made of."""
+        return self.is_dense or self.is_low_rank or self.is_correction or self.is_constexpr
 
     @property
     def is_constexpr(self) -> bool:
@@ -67,7 +72,7 @@ def low_rank_correction(rank: int) -> Structure:
 
 
 def structure_of(name: str, rank: int | None) -> Structure:
-    """The structure that a manifest or a table names.
+    """The structure of a matrix that a table names.
 
     Raises:
         ValueError: there is none of that name and rank.
@@ -86,7 +91,7 @@ class Op:
     Attributes:
         role: of its weight in the `Replacement`: "weight", "A", "B", "base".
         kind: of operator.
-        rows, columns: of the matrix: outputs and inputs.
+        rows, columns: of the matrix: outputs and inputs; of a convolution, its channels.
         vectors: that one inference multiplies by it.
         kernel: sizes of a convolution's kernel, empty for any other operator.
         corrects: whether its result is added to that of a dense matrix.
@@ -101,9 +106,14 @@ class Op:
     corrects: bool = False
 
     @property
+    def inputs(self) -> int:
+        """Length of the vectors that the matrix multiplies: columns at every place of the kernel."""
+        return self.columns * prod(self.kernel)
+
+    @property
     def weights(self) -> int:
         """Elements of the matrix."""
-        return self.rows * self.columns * prod(self.kernel)
+        return self.rows * self.inputs
 
     @property
     def macs(self) -> int:

@@ -193,7 +193,8 @@ class LayerEntry:
     """What became of one layer.
 
     Attributes:
-        rank: of its low-rank factors; None where there are none.
+        rank: of its low-rank factors, the first of several; None where there are none.
+        ranks: all of them, where there are several.
         scheme: None where it is the file's.
         predicted: None where nothing was chosen from.
         others: the best of each other kind.
@@ -214,6 +215,7 @@ class LayerEntry:
     predicted: CandidateEntry | None
     others: tuple[CandidateEntry, ...]
     lost_shares: LostShares | None
+    ranks: tuple[Side, ...] | None = field(default=None, metadata=Extra)
 
     @classmethod
     def of(cls, plan: LayerPlan, lost: LostShares | None = None) -> LayerEntry:
@@ -222,7 +224,7 @@ class LayerEntry:
         return cls(
             layer=plan.layer,
             out_features=plan.dense[-1].rows,
-            in_features=plan.dense[0].columns,
+            in_features=plan.dense[0].inputs,
             structure=plan.structure.name,
             rank=plan.rank,
             break_even_rank=plan.break_even_rank,
@@ -234,6 +236,7 @@ class LayerEntry:
             predicted=None if plan.predicted is None else CandidateEntry.of(plan.predicted),
             others=tuple(map(CandidateEntry.of, plan.others)),
             lost_shares=lost,
+            ranks=plan.structure.ranks if len(plan.structure.ranks) > 1 else None,
         )
 
 

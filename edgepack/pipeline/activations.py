@@ -75,7 +75,7 @@ class InputMoments(Protocol):
 
 @dataclass(frozen=True)
 class Covariances:
-    """Moments by layer name: from the cache, or for all layers by one pass over the data."""
+    """Moments by view name: from the cache, or for all views by one pass over the data."""
 
     subject: Subject
     workspace: Workspace
@@ -87,7 +87,7 @@ class Covariances:
         return self.subject.key
 
     def observe(self) -> Mapping[str, Moments]:
-        """Moments of all layers whose input was seen, in one pass over the data.
+        """Moments of all views whose layer's input was seen, in one pass over the data.
 
         Raises:
             DataError: a value in the model is not finite.
@@ -96,7 +96,7 @@ class Covariances:
         model, samples = self.subject.opened, self.subject.calibration
         if samples is None:
             return {}
-        names = [layer.name for layer in self.subject.opened.layers]
+        names = [view.name for view in self.subject.views]
         seen = observe(model, names, samples, self.workspace)
         seen = with_shrinkage(model, samples, seen, self.workspace)
         for name, moments in seen.items():
@@ -144,7 +144,7 @@ MOMENTS: Step[Moments, Moments] = Step("moments", 3, _as_seen, arrays_store(_pac
 
 
 def observe(model: Model, names: Sequence[str], samples: Samples, workspace: Workspace) -> dict[str, Moments]:
-    """Moments by layer name; layers whose input was never seen are absent.
+    """Moments by view name; those whose layer's input was never seen are absent.
 
     Raises:
         DataError: a value in the model is not finite.
@@ -163,7 +163,7 @@ def observe(model: Model, names: Sequence[str], samples: Samples, workspace: Wor
 
 
 def row_counts(model: Model, samples: Samples | None, seed: int) -> dict[str, int] | None:
-    """Rows that one inference of an example multiplies, by layer; a layer whose input cannot be watched is absent.
+    """Vectors that one inference of an example multiplies, by view; one whose input cannot be watched is absent.
 
     None for a model that does not run on seeded inputs.
 
@@ -176,7 +176,7 @@ def row_counts(model: Model, samples: Samples | None, seed: int) -> dict[str, in
         ModelError: the model does not run on the samples.
     """
     try:
-        names = [layer.name for layer in model.layers]
+        names = [view.name for view in views_of(model.layers)]
         observation = native(model.native).observe(model.content, names, threads=RUN_THREADS)
         counts = observation.row_counts(example(samples, model.inputs, seed))
     except ModelError:
@@ -257,7 +257,7 @@ def with_shrinkage(
 
     Args:
         samples: that the moments were made from.
-        seen: moments by layer name.
+        seen: moments by view name.
 
     Raises:
         DeviceError: the workers failed.

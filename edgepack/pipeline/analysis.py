@@ -20,8 +20,8 @@ class Analysis:
     Attributes:
         subject: the model and the data.
         method: the factorizer of the spectra.
-        spectra: of the layers, in their order.
-        unseen: layers whose input the data never reached.
+        spectra: of the layers' views, by name.
+        unseen: views whose input the data never reached.
         covariances: of the layers' inputs.
         gradients: G by layer name, where the method factors by it.
         sensitivity: what the layers' outputs matter.
@@ -31,7 +31,7 @@ class Analysis:
 
     subject: Subject
     method: str
-    spectra: tuple[Spectrum, ...]
+    spectra: Mapping[str, Spectrum]
     unseen: tuple[str, ...]
     covariances: Covariances
     gradients: Mapping[str, Array] | None
@@ -46,7 +46,7 @@ class Analysis:
 
     @property
     def views(self) -> tuple[View, ...]:
-        """The matrices of the layers, in the order of `spectra`."""
+        """The matrices of the layers."""
         return self.subject.views
 
 
@@ -80,7 +80,8 @@ def analyze(
         DataError: a value in the model is not finite.
         DeviceError: the workers failed.
     """
-    spectra, unseen = decompose(subject, question.method, workspace, gradients=gradients)
+    found, unseen = decompose(subject, question.method, workspace, gradients=gradients)
+    spectra = {view.name: spectrum for view, spectrum in zip(subject.views, found, strict=True)}
     sensitivity = make_sensitivity(source, spectra, question.metric, question.key, workspace, moments=gradients)
     return Analysis(
         subject,

@@ -15,7 +15,7 @@ from edgepack.devices.device import Job
 from edgepack.devices.local import LocalDevice
 from edgepack.errors import ModelError, StableDeviceError
 from edgepack.metrics import Drop
-from edgepack.model.kinds import kind_of
+from edgepack.model.kinds import kind_of, sides
 from edgepack.model.layer import Layer
 from edgepack.model.scheme import FileScheme, Format, Scheme
 from edgepack.model.structure import DENSE
@@ -175,7 +175,7 @@ def _dense(evaluator: Evaluator, files: Writer, scheme: Scheme, path: Path, reas
 
 def _dense_plan(layer: Layer, scheme: Scheme, reason: str) -> LayerPlan:
     ops = kind_of(layer).ops(layer, DENSE, 1)
-    break_even = break_even_rank(layer.out_features, layer.in_features)
+    break_even = break_even_rank(*sides(layer))
     return LayerPlan(layer.name, ops, DENSE, ops, break_even, 0.0, reason, scheme=scheme)
 
 

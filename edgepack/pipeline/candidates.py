@@ -9,7 +9,7 @@ from edgepack.backends.backend import Writer
 from edgepack.backends.schemes import CONSTEXPR, CORRECTED, DENSE_INT8, FP32, SCHEMES
 from edgepack.cost.sizes import coded_size_bytes, resident_bytes, size_bytes, time_over_dense
 from edgepack.errors import UsageError
-from edgepack.model.kinds import kind_of
+from edgepack.model.kinds import kind_of, sides, view_name, views_of
 from edgepack.model.layer import Layer
 from edgepack.model.scheme import Format, Scheme, bits_of
 from edgepack.model.structure import DENSE, Structure
@@ -19,7 +19,7 @@ from edgepack.pipeline.losses import Losses, predict_losses
 from edgepack.pipeline.method_fits import Alternatives, Fit
 from edgepack.pipeline.options import BuildOptions
 from edgepack.pipeline.prices import Prices
-from edgepack.plan.candidates import GivenRanks, asked_rank, rank_choices, residual_ranks, shared_rank, too_small
+from edgepack.plan.candidates import AskedRank, WorthwhileRanks
 from edgepack.plan.loss import Wanted
 from edgepack.workspace import Workspace
 
@@ -37,18 +37,21 @@ class Menu:
 
 
 @dataclass(frozen=True)
-class Ranks:
-    """What ranks a layer is offered at.
+class Offered:
+    """What a layer is offered.
 
     Attributes:
-        own: of low-rank factors beside or instead of the dense layer.
-        why_none: why there are none, where that is so.
-        residual: of factors beside the dense matrix in 4 bits.
+        structures: the dense one first.
+        why_dense: why none of them has low-rank factors in the layer's place, where that is so.
     """
 
-    own: tuple[int, ...]
-    why_none: str | None
-    residual: tuple[int, ...]
+    structures: tuple[Structure, ...]
+    why_dense: str | None
+
+    @property
+    def in_place(self) -> tuple[Structure, ...]:
+        """Those with low-rank factors in the layer's place."""
+        return tuple(one for one in self.structures if one.ranks and not one.is_correction)
 
 
 @dataclass(frozen=True)
@@ -56,48 +59,62 @@ class Offer:
     """What the layers of a model could become, in every format alike, and what each way loses.
 
     Attributes:
-        ranks: by layer name.
+        layers: what each is offered, by name.
         alternatives: by other methods.
-        losses: by layer name.
-        unseen: layers that the data never reached, for which there are no ranges.
+        losses: by view name.
+        unseen: views that the data never reached, for which there are no ranges.
         guarded: whether data stand guard over the accuracy; if not, no candidate may lose more than a hundredth.
     """
 
-    ranks: Mapping[str, Ranks]
+    layers: Mapping[str, Offered]
     alternatives: Alternatives
     losses: Losses
     unseen: Collection[str]
     guarded: bool
 
+    def loss(self, layer: Layer, scheme: Scheme, structure: Structure) -> float:
+        """What a way to write a layer loses: the sum over its parts."""
+        parts = kind_of(layer).parts(layer, structure)
+        return sum(self.losses[view_name(layer.name, view)][scheme, part] for view, part in parts.items())
 
-def ranks_of(
+
+def offered(
     layers: Sequence[Layer], options: BuildOptions, unseen: Collection[str], *, share: float | None = None
-) -> dict[str, Ranks]:
-    """The ranks to offer, by layer name.
+) -> dict[str, Offered]:
+    """The structures to offer, by layer name.
 
     Args:
-        unseen: layers that the data never reached: they stay dense in auto mode, for nothing guards what they lose.
+        unseen: views that the data never reached: they stay dense in auto mode, for nothing guards what they lose.
         share: of each layer's weights, that cross-validation chose.
     """
-    offered = any(CORRECTED[fmt] for fmt in options.chosen_formats)
-    corrected = offered and options.rank == "auto" and options.precision in ("auto", "int4")
+    corrected = any(CORRECTED[fmt] for fmt in options.chosen_formats) and options.precision in ("auto", "int4")
+    grid: WorthwhileRanks | AskedRank = WorthwhileRanks(corrected=corrected and options.rank == "auto")
+    if share is not None:
+        grid = AskedRank(share, worthwhile=True)
+    elif not isinstance(options.rank, str):
+        grid = AskedRank(options.rank)
     found = {}
     for layer in layers:
-        seen = layer.name not in unseen
-        own, why_none = _ranks(layer, options, share, seen=seen)
-        residual = residual_ranks(layer.out_features, layer.in_features) if corrected and seen else ()
-        found[layer.name] = Ranks(own, why_none, residual)
+        if isinstance(grid, WorthwhileRanks) and not _is_seen(layer, unseen):
+            found[layer.name] = Offered((DENSE,), "the data never reach it")
+            continue
+        one = Offered(tuple(kind_of(layer).structures(layer, grid)), None)
+        found[layer.name] = one if one.in_place else replace(one, why_dense=grid.why_none(*sides(layer)))
     return found
 
 
-def without_factors(ranks: Mapping[str, Ranks], alternatives: Alternatives) -> dict[str, Ranks]:
-    """No ranks at all, because other methods take the place of the factorizer."""
-    return {name: Ranks((), alternatives.why.get(name), ()) for name in ranks}
+def _is_seen(layer: Layer, unseen: Collection[str]) -> bool:
+    return not any(view.name in unseen for view in views_of([layer]))
+
+
+def without_factors(layers: Collection[str], alternatives: Alternatives) -> dict[str, Offered]:
+    """No factors at all, because other methods take the place of the factorizer."""
+    return {name: Offered((DENSE,), alternatives.why.get(name)) for name in layers}
 
 
 def make_offer(
     analysis: Analysis,
-    ranks: Mapping[str, Ranks],
+    layers: Mapping[str, Offered],
     alternatives: Alternatives,
     formats: Collection[Format],
     workspace: Workspace,
@@ -111,9 +128,30 @@ def make_offer(
     """
     schemes = tuple(scheme for fmt in formats for scheme in SCHEMES[fmt])
     corrected = tuple(scheme for fmt in formats for scheme in CORRECTED[fmt])
-    wanted = {name: Wanted(schemes, own.own, own.residual, corrected) for name, own in ranks.items()}
+    parts = _parts(analysis.layers, layers)
+    wanted = {
+        view.name: Wanted(
+            schemes,
+            tuple(part.ranks[0] for part in parts[view.name] if part.is_low_rank),
+            tuple(part.ranks[0] for part in parts[view.name] if part.is_correction),
+            corrected,
+        )
+        for view in analysis.views
+    }
     losses = predict_losses(analysis, wanted, workspace)
-    return Offer(ranks, alternatives, losses, analysis.unseen, guarded)
+    return Offer(layers, alternatives, losses, analysis.unseen, guarded)
+
+
+def _parts(layers: Sequence[Layer], offered: Mapping[str, Offered]) -> dict[str, list[Structure]]:
+    """What each view may become, by its name, in the order in which its layer is offered it."""
+    found: dict[str, list[Structure]] = {view.name: [] for view in views_of(layers)}
+    for layer in layers:
+        for structure in offered[layer.name].structures:
+            for view, part in kind_of(layer).parts(layer, structure).items():
+                own = found[view_name(layer.name, view)]
+                if part not in own:
+                    own.append(part)
+    return found
 
 
 def make_menus(
@@ -126,12 +164,11 @@ def make_menus(
     """
     menus = []
     for layer in layers:
-        offered = offer.ranks[layer.name]
-        own, why_dense = offered.own, offered.why_none
-        structures = list(kind_of(layer).structures(layer, GivenRanks(own, offered.residual)))
-        if options.rank != "auto" and own:
+        own = offer.layers[layer.name]
+        structures, why_dense = list(own.structures), own.why_dense
+        if options.rank != "auto" and own.in_place:
             structures = [structure for structure in structures if structure.ranks]
-        schemes = _schemes(files, layer, structures, options, seen=layer.name not in offer.unseen)
+        schemes = _schemes(files, layer, structures, options, seen=_is_seen(layer, offer.unseen))
         ways = [(scheme, structure) for scheme in schemes for structure in structures if not structure.is_correction]
         corrected = [structure for structure in structures if structure.is_correction]
         ways += [(scheme, structure) for scheme in files.corrected_schemes() for structure in corrected]
@@ -141,7 +178,7 @@ def make_menus(
             why_dense = "by this method it would take more bytes than dense in 8 bits"
         if others and options.rank != "auto":
             ways = [way for way in ways if way[1].ranks]
-        found = (*_candidates(files, layer, ways, offer.losses[layer.name], prices), *others)
+        found = (*_candidates(files, layer, ways, offer, prices), *others)
         if not found:
             source = prices.source_name(files.fmt)
             raise UsageError(
@@ -151,23 +188,6 @@ def make_menus(
             found = _careful(found)
         menus.append(Menu(layer, found, why_dense))
     return tuple(menus)
-
-
-def _ranks(
-    layer: Layer, options: BuildOptions, share: float | None, *, seen: bool
-) -> tuple[tuple[int, ...], str | None]:
-    sides = layer.out_features, layer.in_features
-    asked: int | str | None = None
-    if share is not None:
-        asked = shared_rank(*sides, share)
-    elif not isinstance(options.rank, str):
-        asked = asked_rank(*sides, options.rank)
-    if asked is not None:
-        return ((), asked) if isinstance(asked, str) else ((asked,), None)
-    if not seen:
-        return (), "the data never reach it"
-    choices = rank_choices(*sides)
-    return choices, None if choices else too_small(*sides)
 
 
 def _schemes(
@@ -189,11 +209,11 @@ def _candidates(
     files: Writer,
     layer: Layer,
     ways: Sequence[tuple[Scheme, Structure]],
-    losses: Mapping[tuple[Scheme, Structure], float],
+    offer: Offer,
     prices: Prices,
 ) -> Iterator[Candidate]:
     for scheme, structure in ways:
-        found = _candidate(files, layer, structure, scheme, losses[scheme, structure], prices)
+        found = _candidate(files, layer, structure, scheme, offer.loss(layer, scheme, structure), prices)
         if found is not None:
             yield found
 

@@ -14,15 +14,17 @@ from edgepack.backends.runtime import predict
 from edgepack.data import Samples
 from edgepack.errors import UsageError
 from edgepack.methods.registry import factorizer
+from edgepack.model.kinds import kind_of, view_name
 from edgepack.model.layer import Layer
 from edgepack.model.replacement import Replacement
+from edgepack.model.structure import Structure
 from edgepack.model.types import Array, Spectrum
 from edgepack.natives import native
 from edgepack.pipeline.activations import Subject
 from edgepack.pipeline.decompositions import decompose
 from edgepack.pipeline.evaluate import Guard
 from edgepack.pipeline.gradients import weighed
-from edgepack.plan.candidates import shared_rank
+from edgepack.plan.candidates import AskedRank
 from edgepack.plan.crossval import RankScores, rank_by_cv, stratified_folds
 from edgepack.workers import one_thread
 from edgepack.workspace import Keyed, Step, Workspace, digest
@@ -31,7 +33,8 @@ FOLDS = 5
 PERCENTS = (2, 3, 4, 6, 8, 11, 16, 23, 32, 45)
 """Shares of each layer's weights to choose from."""
 
-_Ranks = Mapping[str, int]
+_Ways = Mapping[str, Structure]
+"""By layer name, of the layers that are factored."""
 
 
 @dataclass(frozen=True)
@@ -94,17 +97,23 @@ class _Folds:
         """Of the folds that were needed so far; a score that is known needs none."""
         return {}
 
-    def factors(self, ranks: _Ranks, fold: int) -> dict[str, Replacement]:
+    def factors(self, ways: _Ways, fold: int) -> dict[str, Replacement]:
         """Float factors made from the samples that the fold does not hold out."""
         if fold not in self.spectra:
             self.spectra[fold] = self._decomposed(fold)
-        algorithm = factorizer(self.labelled.method)
+        algorithm, subject = factorizer(self.labelled.method), self.labelled.subject
+        views = {view.name: (view, one) for view, one in zip(subject.views, self.spectra[fold], strict=True)}
+        found = {}
         with one_thread():  # the same bits on machines with more cores
-            return {
-                layer.name: algorithm.factors(layer, spectrum, ranks[layer.name])
-                for layer, spectrum in zip(self.labelled.subject.views, self.spectra[fold], strict=True)
-                if layer.name in ranks
-            }
+            for layer in subject.opened.layers:
+                if (way := ways.get(layer.name)) is not None:
+                    parts = kind_of(layer).parts(layer, way)
+                    made = {
+                        name: algorithm.factors(*views[view_name(layer.name, name)], part.ranks[0])
+                        for name, part in parts.items()
+                    }
+                    found[layer.name] = kind_of(layer).replace(layer, way, made)
+        return found
 
     def _decomposed(self, fold: int) -> Sequence[Spectrum]:
         seen, method = self.labelled.samples.take(self.rows[fold][0]), self.labelled.method
@@ -115,10 +124,10 @@ class _Folds:
 
 @dataclass(frozen=True)
 class _Fold:
-    """One fold, to be scored at given ranks."""
+    """One fold, to be scored with given structures."""
 
     folds: _Folds
-    ranks: _Ranks
+    ways: _Ways
     fold: int
 
 
@@ -126,7 +135,7 @@ def _accuracy(task: _Fold) -> float:
     """In percent, on the held-out samples of the fold, with float factors made from its other samples."""
     folds, labelled = task.folds, task.folds.labelled
     rows = folds.rows[task.fold][1]
-    opened, factors = labelled.subject.opened, folds.factors(task.ranks, task.fold)
+    opened, factors = labelled.subject.opened, folds.factors(task.ways, task.fold)
     session = native(opened.native).session(opened.content, factors, threads=THREADS)
     answers = predict(session, labelled.samples.take(rows))
     return float(metrics.accuracy(answers, answers, labelled.labels[rows]).mean())
@@ -175,20 +184,22 @@ def cross_validated(labelled: Labelled, workspace: Workspace) -> CrossValidation
         nonlocal asked
         workspace.progress("cross-validate the rank", asked, len(plans) * FOLDS)
         asked += 1
-        ranks = plans[percent]
-        task = Keyed([key, FOLDS, fold, ranks], lambda: _Fold(folds, ranks, fold))
+        ways = plans[percent]
+        names = {name: str(way) for name, way in ways.items()}
+        task = Keyed([key, FOLDS, fold, names], lambda: _Fold(folds, ways, fold))
         return workspace.cached(FOLD, task)
 
     found = rank_by_cv(score, list(plans), FOLDS, bounds=(0.0, 100.0))
     return CrossValidation(found.rank, found.best, found.threshold, FOLDS, len(labelled.samples), found.table)
 
 
-def _plans(layers: Sequence[Layer]) -> dict[int, _Ranks]:
-    """Per cent → rank by layer name, for the shares that differ and factor something."""
-    plans: dict[int, _Ranks] = {}
+def _plans(layers: Sequence[Layer]) -> dict[int, _Ways]:
+    """Per cent → structure by layer name, for the shares that differ and factor something."""
+    plans: dict[int, _Ways] = {}
     for percent in PERCENTS:
-        asked = {layer.name: shared_rank(layer.out_features, layer.in_features, percent / 100) for layer in layers}
-        ranks = {name: rank for name, rank in asked.items() if isinstance(rank, int)}
-        if ranks and ranks not in plans.values():
-            plans[percent] = ranks
+        grid = AskedRank(percent / 100, worthwhile=True)
+        offered = {layer.name: list(kind_of(layer).structures(layer, grid)) for layer in layers}
+        ways = {name: own[-1] for name, own in offered.items() if own[-1].ranks}
+        if ways and ways not in plans.values():
+            plans[percent] = ways
     return plans

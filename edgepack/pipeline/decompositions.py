@@ -1,4 +1,4 @@
-"""Spectra of all layers, each computed once and kept in the cache."""
+"""Spectra of all views of layers, each computed once and kept in the cache."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FALLBACK = "svd"
 def decompose(
     subject: Subject, method: str, workspace: Workspace, *, gradients: Mapping[str, Array] | None = None
 ) -> tuple[tuple[Spectrum, ...], tuple[str, ...]]:
-    """Spectrum of every layer by `method`, and the names of layers whose input was never seen: plain SVD for those.
+    """Spectrum of every view by `method`, and the names of those whose input was never seen: plain SVD for these.
 
     Every spectrum is stored as soon as it is there: an interrupt loses only what runs.
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from edgepack.backends.backend import Writer
 from edgepack.methods.registry import factorizer
-from edgepack.model.kinds.linear import effective_weight
-from edgepack.model.layer import View
+from edgepack.model.kinds import kind_of, views_of
+from edgepack.model.layer import Layer, View
 from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import FileScheme
-from edgepack.model.types import LayerPlan, Spectrum
+from edgepack.model.types import LayerPlan
 from edgepack.pipeline.evaluate import Attempt
 from edgepack.pipeline.evaluator import Evaluator
 from edgepack.pipeline.rounding import latent_grid
@@ -19,29 +19,34 @@ def layer_splits(evaluator: Evaluator, files: Writer, attempt: Attempt) -> dict[
     """By layer name. Float layers that lose nothing are absent, and those whose input the data never reached."""
     parts = files.takes(evaluator.replacements.factors(attempt.layers, attempt.scheme))
     found: dict[str, Split] = {}
-    for layer, spectrum, choice in zip(evaluator.analysis.views, evaluator.spectra, attempt.layers, strict=True):
+    for layer, choice in zip(evaluator.layers, attempt.layers, strict=True):
         if layer.name in parts:
-            split = _split(evaluator, layer, spectrum, parts[layer.name], choice, attempt.scheme)
+            split = _split(evaluator, layer, parts[layer.name], choice, attempt.scheme)
             if split is not None:
                 found[layer.name] = split
     return found
 
 
-def _split(
-    evaluator: Evaluator, layer: View, spectrum: Spectrum, part: Replacement, choice: LayerPlan, file: FileScheme
-) -> Split | None:
-    moments = evaluator.replacements.rounder.covariances.of(layer.name)
+def _split(evaluator: Evaluator, layer: Layer, part: Replacement, choice: LayerPlan, file: FileScheme) -> Split | None:
+    """Of the layer as one matrix: its first view."""
+    view, name = views_of([layer])[0], next(iter(kind_of(layer).views(layer)))
+    moments = evaluator.replacements.rounder.covariances.of(view.name)
     if moments is None:
         return None
     covariance = moments.covariance
-    energy = evaluator.replacements.rounder.energy(layer, covariance)
+    energy = evaluator.replacements.rounder.energy(view, covariance)
     if not part.structure.is_low_rank:
-        whole = effective_weight(part)
-        return Split(0.0, dense_share(layer.weight, whole, covariance, energy=energy), 0.0, 0.0, 0.0)
+        whole = kind_of(layer).effective(layer, part)[name]
+        return Split(0.0, dense_share(view.weight, whole, covariance, energy=energy), 0.0, 0.0, 0.0)
     # Of a trained or refitted pair, or one by another method, nothing is known before its rounding: all that it loses
     # counts as truncation.
     unknown = evaluator.replacements.recovery or evaluator.replacements.refitter or choice.alternative
-    exact = part if unknown else factorizer(evaluator.analysis.method).factors(layer, spectrum, part.rank)
+    exact = part if unknown else _exact(evaluator, view, part.rank)
     scheme = choice.scheme_in(file)
     latent = latent_grid(scheme) if not scheme.is_float else 0.0
-    return split_error(layer, exact, part, covariance, moments.mean, latent, energy=energy)
+    return split_error(view, exact, part, covariance, moments.mean, latent, energy=energy)
+
+
+def _exact(evaluator: Evaluator, view: View, rank: int) -> Replacement:
+    """The factors before their rounding."""
+    return factorizer(evaluator.analysis.method).factors(view, evaluator.spectra[view.name], rank)

@@ -214,7 +214,7 @@ def as_written(plan: tuple[LayerPlan, ...], written: Written) -> tuple[LayerPlan
 def _changed(factors: Mapping[str, Replacement], plan: tuple[LayerPlan, ...]) -> dict[str, Replacement]:
     """Pairs and layers by other methods: all that differs from the model by more than rounding."""
     other = {layer.layer for layer in plan if layer.alternative is not None}
-    parts: dict[str, Replacement] = dict(of_structure(factors, "low-rank", "low-rank-correction"))
+    parts = {name: part for name, part in factors.items() if part.structure.ranks}
     for name, part in factors.items():
         if name in other and not part.structure.ranks:
             parts[name] = plain(part.weight, part.bias) if part.structure.is_dense else part

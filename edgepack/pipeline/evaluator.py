@@ -45,8 +45,8 @@ class Evaluator:
     workspace: Workspace
 
     @property
-    def spectra(self) -> Sequence[Spectrum]:
-        """Of the layers."""
+    def spectra(self) -> Mapping[str, Spectrum]:
+        """Of the layers' views, by name."""
         return self.analysis.spectra
 
     @property

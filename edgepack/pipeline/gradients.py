@@ -7,7 +7,7 @@ what layers are predicted to lose.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -164,7 +164,7 @@ class Sensitivity:
 
 def make_sensitivity(
     subject: Subject,
-    spectra: Sequence[Spectrum],
+    spectra: Mapping[str, Spectrum],
     metric: str,
     key: str,
     workspace: Workspace,
@@ -175,7 +175,7 @@ def make_sensitivity(
 
     Args:
         subject: the model as torch can run it, where it can.
-        spectra: of its layers.
+        spectra: of its layers' views, by name.
         metric: of the guard.
         key: digest of the model, the data, and how the spectra came about.
         moments: G by layer name, where it is known.
@@ -184,7 +184,6 @@ def make_sensitivity(
     program = opened.program
     if program is None or calibration is None or moments_bytes(opened) > MOST_BYTES:
         return Sensitivity(False, None, dict)
-    by_name = {layer.name: spectrum for layer, spectrum in zip(opened.layers, spectra, strict=True)}
 
     @cache
     def read() -> Mapping[str, Curvature]:
@@ -193,22 +192,22 @@ def make_sensitivity(
         workspace.progress("output gradients")
         feed = first_feeds(opened, calibration, CURVE_SAMPLES)
         sampling = Sampling(gradient_kind(metric), workspace.seed, samples=CURVE_SAMPLES)
-        return curvatures(program, opened.layers, by_name, feed, sampling, moments=moments)
+        return curvatures(program, opened.layers, spectra, feed, sampling, moments=moments)
 
-    task = Keyed([key, metric, workspace.seed, CURVE_SAMPLES], lambda: _Reach(tuple(by_name), read))
+    task = Keyed([key, metric, workspace.seed, CURVE_SAMPLES], lambda: _Reach(tuple(spectra), read))
     return Sensitivity(**workspace.cached(SENSITIVITY, task), _read=read)
 
 
 @dataclass(frozen=True)
 class _Reach:
-    layers: tuple[str, ...]
+    views: tuple[str, ...]
     read: Callable[[], Mapping[str, Curvature]]
 
 
 def _reach(task: _Reach) -> dict[str, Any]:
-    """Whether gradients reach every layer."""
+    """Whether gradients reach every layer, and a matrix at its output."""
     try:
-        return {"known": set(task.read()) == set(task.layers), "problem": None}
+        return {"known": set(task.read()) == set(task.views), "problem": None}
     except ModelError as err:
         return {"known": False, "problem": err.message}
 

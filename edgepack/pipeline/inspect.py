@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -12,7 +12,8 @@ import numpy as np
 from edgepack.backends.backend import THREADS
 from edgepack.errors import ModelError
 from edgepack.methods.registry import needs_gradients
-from edgepack.model.layer import Layer
+from edgepack.model.kinds import views_of
+from edgepack.model.layer import Layer, View
 from edgepack.model.model import Model
 from edgepack.model.types import Array, Spectrum
 from edgepack.natives import native
@@ -111,11 +112,21 @@ def inspect(
             _, gradients = weighed(subject, chosen, metric, alone)
         spectra, _ = decompose(subject, chosen, alone, gradients=gradients)
         progress("count rows")
-        energies = [
-            _energy(layer.name, spectrum, gradients) for layer, spectrum in zip(opened.layers, spectra, strict=True)
-        ]
         rows = row_counts(opened, loaded.calibration, seed) or {}
-        return _report(opened, chosen, spectra, energies, rows, has_data=loaded.calibration is not None)
+        looked = {
+            view.name: _Look(spectrum, _energy(view.name, spectrum, gradients), rows.get(view.name))
+            for view, spectrum in zip(subject.views, spectra, strict=True)
+        }
+        return _report(opened, chosen, looked, has_data=loaded.calibration is not None)
+
+
+@dataclass(frozen=True)
+class _Look:
+    """What was seen of a view: what its spectrum is of, and the vectors that one inference multiplies by it."""
+
+    spectrum: Spectrum
+    energy: Energy
+    rows: int | None
 
 
 def _energy(name: str, spectrum: Spectrum, gradients: Mapping[str, Array] | None) -> Energy:
@@ -125,37 +136,23 @@ def _energy(name: str, spectrum: Spectrum, gradients: Mapping[str, Array] | None
     return "output" if gradients is None or name not in gradients else "weighed output"
 
 
-def _report(
-    opened: Model,
-    method: str,
-    spectra: Sequence[Spectrum],
-    energies: Sequence[Energy],
-    rows: dict[str, int],
-    *,
-    has_data: bool,
-) -> ModelReport:
+def _report(opened: Model, method: str, looked: Mapping[str, _Look], *, has_data: bool) -> ModelReport:
+    """Of every layer as one matrix: its first view."""
     total = native(opened.native).weight_bytes(opened.content)
-    macs = {layer.name: rows[layer.name] * layer.weight.size for layer in opened.layers if layer.name in rows}
-    known = len(macs) == len(opened.layers) and sum(macs.values()) > 0
+    views = [views_of([layer])[0] for layer in opened.layers]
+    macs = [rows * view.weight.size for view in views if (rows := looked[view.name].rows) is not None]
+    known = len(macs) == len(views) and sum(macs) > 0
+    shares = [one / sum(macs) for one in macs] if known else [None] * len(views)
     reports = tuple(
-        _layer(
-            layer,
-            spectrum,
-            energy,
-            total,
-            rows.get(layer.name),
-            macs[layer.name] / sum(macs.values()) if known else None,
-        )
-        for layer, spectrum, energy in zip(opened.layers, spectra, energies, strict=True)
+        _layer(layer, view, looked[view.name], total, share)
+        for layer, view, share in zip(opened.layers, views, shares, strict=True)
     )
     return ModelReport(opened.name, total, sum(r.weight_bytes for r in reports), method, has_data, reports)
 
 
-def _layer(
-    layer: Layer, spectrum: Spectrum, energy: Energy, total: int, rows: int | None, macs_share: float | None
-) -> LayerReport:
-    m, n = layer.out_features, layer.in_features
-    lost = spectrum.lost_share()
+def _layer(layer: Layer, view: View, look: _Look, total: int, macs_share: float | None) -> LayerReport:
+    m, n = view.out_features, view.in_features
+    lost = look.spectrum.lost_share()
     size = m * n * 4
     return LayerReport(
         name=layer.name,
@@ -163,13 +160,13 @@ def _layer(
         out_features=m,
         in_features=n,
         uses=layer.uses,
-        rows=rows,
+        rows=look.rows,
         weight_bytes=size,
         bytes_share=size / total if total else 0.0,
         macs_share=macs_share,
         break_even=break_even_rank(m, n),
         break_even_int8_int4=(m * n - 1) // (2 * (m + n)),
-        energy=energy,
+        energy=look.energy,
         rank_90=int(np.argmax(lost <= 0.10)),
         rank_99=int(np.argmax(lost <= 0.01)),
     )

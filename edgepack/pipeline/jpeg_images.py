@@ -18,10 +18,12 @@ def jpeg_images(evaluator: Evaluator, attempt: Attempt) -> tuple[JpegImage, ...]
     like any others.
     """
     found = []
-    for layer, choice in zip(evaluator.analysis.views, attempt.layers, strict=True):
+    views = {view.name: view for view in evaluator.analysis.views}
+    for choice in attempt.layers:
+        layer = views.get(choice.layer)
         other = choice.alternative
-        quality = jpeg.quality_within(layer, other.share) if other is not None and other.method == METHOD else ""
-        if isinstance(quality, int):
+        quality = jpeg.quality_within(layer, other.share) if layer and other and other.method == METHOD else ""
+        if layer is not None and isinstance(quality, int):
             part, image = jpeg.at_quality(layer, quality)
             found.append(JpegImage(quantize_weight(part.weight)[0], image))
     return tuple(found)

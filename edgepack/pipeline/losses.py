@@ -18,16 +18,16 @@ from edgepack.quantize.rotation import balanced
 from edgepack.workspace import Keyed, Step, Workspace, record_store
 
 Losses = Mapping[str, Mapping[tuple[Scheme, Structure], float]]
-"""By layer name: (scheme, structure) → predicted loss."""
+"""By view name: (scheme, structure of its matrix) → predicted loss."""
 
 
 def predict_losses(analysis: Analysis, wanted: Mapping[str, Wanted], workspace: Workspace) -> Losses:
-    """Losses of the wanted ways to write each layer.
+    """Losses of the wanted ways to write each view.
 
     Where gradients of every layer are not known, a loss is a share of a layer's output energy.
 
     Args:
-        wanted: by layer name.
+        wanted: by view name.
     """
     sensitivity, settings = analysis.sensitivity, [analysis.method, workspace.seed, analysis.largest]
 
@@ -47,7 +47,7 @@ def predict_losses(analysis: Analysis, wanted: Mapping[str, Wanted], workspace: 
             ),
         )
 
-    entries = [entry(layer, spectrum) for layer, spectrum in zip(analysis.views, analysis.spectra, strict=True)]
+    entries = [entry(view, analysis.spectra[view.name]) for view in analysis.views]
     losses = workspace.map(LOSSES, entries, "predict losses")
     return {layer.name: own for layer, own in zip(analysis.views, losses, strict=True)}
 

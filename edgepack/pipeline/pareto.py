@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from edgepack.model.kinds import kind_of
+from edgepack.model.kinds import kind_of, sides, view_name
+from edgepack.model.layer import Layer
 from edgepack.model.structure import DENSE
 from edgepack.model.types import Aim, Candidate, LayerPlan, Spectrum
 from edgepack.pipeline.candidates import Menu
@@ -50,7 +51,7 @@ def choices(layers: LayerPlans) -> list[Choice]:
 
 def make_ladder(
     menus: Sequence[Menu],
-    spectra: Sequence[Spectrum],
+    spectra: Mapping[str, Spectrum],
     bounds: Bounds,
     beside_s: float,
     progress: Progress = silent,
@@ -89,7 +90,7 @@ def make_ladder(
     return tuple(sorted(steps.values(), key=lambda step: step.loss))
 
 
-def nearest(menus: Sequence[Menu], spectra: Sequence[Spectrum], bounds: Bounds, why: Infeasible) -> Step:
+def nearest(menus: Sequence[Menu], spectra: Mapping[str, Spectrum], bounds: Bounds, why: Infeasible) -> Step:
     """The plan to show where none is within the bounds: one of them drawn out to the least that the others allow.
 
     Args:
@@ -127,19 +128,19 @@ def _limits(low: float, high: float) -> list[float]:
     return [float(limit) for limit in ([low * (1 + 1e-9), *limits] if low < floor else limits)]
 
 
-def _step(menus: Sequence[Menu], spectra: Sequence[Spectrum], found: Solution, limit: float) -> Step:
+def _step(menus: Sequence[Menu], spectra: Mapping[str, Spectrum], found: Solution, limit: float) -> Step:
     slack = max(limit - found.loss, 0.0)
     layers = tuple(
-        planned(menu, menu.candidates[index], spectrum, slack)
-        for menu, index, spectrum in zip(menus, found.chosen, spectra, strict=True)
+        planned(menu, menu.candidates[index], spectra, slack) for menu, index in zip(menus, found.chosen, strict=True)
     )
     return Step(layers, found.loss, found.size_bytes, found.ram_bytes, found.latency_s)
 
 
-def planned(menu: Menu, chosen: Candidate, spectrum: Spectrum, slack: float) -> LayerPlan:
+def planned(menu: Menu, chosen: Candidate, spectra: Mapping[str, Spectrum], slack: float) -> LayerPlan:
     """What becomes of a layer with one of its candidates.
 
     Args:
+        spectra: of the layers' views, by name.
         slack: loss that the whole plan has left.
     """
     layer = menu.layer
@@ -148,8 +149,8 @@ def planned(menu: Menu, chosen: Candidate, spectrum: Spectrum, slack: float) -> 
         kind_of(layer).ops(layer, DENSE, 1),
         chosen.structure,
         chosen.ops,
-        break_even_rank(layer.out_features, layer.in_features),
-        _lost_share(chosen, spectrum),
+        break_even_rank(*sides(layer)),
+        _lost_share(layer, chosen, spectra),
         explain.reason(menu.candidates, chosen, slack, menu.why_dense),
         scheme=chosen.scheme,
         predicted=chosen,
@@ -158,7 +159,14 @@ def planned(menu: Menu, chosen: Candidate, spectrum: Spectrum, slack: float) -> 
     )
 
 
-def _lost_share(chosen: Candidate, spectrum: Spectrum) -> float:
-    if not chosen.structure.is_low_rank or chosen.alternative is not None:
+def _lost_share(layer: Layer, chosen: Candidate, spectra: Mapping[str, Spectrum]) -> float:
+    """Of output energy, by cutting off; of a structure of several views what they lose together at most."""
+    if chosen.alternative is not None:
         return 0.0
-    return float(spectrum.lost_share()[chosen.structure.ranks[0]])
+    parts = kind_of(layer).parts(layer, chosen.structure)
+    lost = (
+        float(spectra[view_name(layer.name, view)].lost_share()[part.ranks[0]])
+        for view, part in parts.items()
+        if part.is_low_rank
+    )
+    return min(sum(lost), 1.0)

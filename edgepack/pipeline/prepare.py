@@ -16,11 +16,12 @@ from edgepack.errors import ModelError, UsageError
 from edgepack.methods.registry import PATENTS
 from edgepack.model.model import Model
 from edgepack.model.scheme import Format
+from edgepack.model.structure import Structure
 from edgepack.model.types import Aim
 from edgepack.natives import native
 from edgepack.pipeline.activations import Subject
 from edgepack.pipeline.analysis import Analysis, Question, analyze
-from edgepack.pipeline.candidates import Menu, Ranks, make_menus, make_offer, ranks_of, without_factors
+from edgepack.pipeline.candidates import Menu, Offered, make_menus, make_offer, offered, without_factors
 from edgepack.pipeline.crossval import CrossValidation, Labelled, check_labels, cross_validated
 from edgepack.pipeline.datasets import Data, Methods, choose_methods, load_data, make_guard
 from edgepack.pipeline.distill import Recovery, check_recover
@@ -126,13 +127,13 @@ def _prepare(options: BuildOptions, engines: Mapping[Format, Any], workspace: Wo
         workspace.warn(f"layers are weighed by their output energy: {analysis.sensitivity.problem}")
 
     share = None if validated is None else validated.share
-    ranks = ranks_of(analysis.layers, options, analysis.unseen, share=share)
+    layers = offered(analysis.layers, options, analysis.unseen, share=share)
     schemes = tuple(scheme for fmt in files for scheme in SCHEMES[fmt])
     alternatives = fit_alternatives(analysis, methods.others, options.rank, schemes, workspace)
     if not methods.pairs:
-        ranks = without_factors(ranks, alternatives)
+        layers = without_factors(layers, alternatives)
     _warn_of_methods(options, methods, alternatives, workspace)
-    offer = make_offer(analysis, ranks, alternatives, tuple(files), workspace, guarded=guard.guarded)
+    offer = make_offer(analysis, layers, alternatives, tuple(files), workspace, guarded=guard.guarded)
     prices = make_prices(
         options.target,
         opened,
@@ -140,7 +141,7 @@ def _prepare(options: BuildOptions, engines: Mapping[Format, Any], workspace: Wo
         tuple(files),
         workspace,
         precision=options.precision,
-        ranks=None if options.rank == "auto" or methods.others else _own(ranks),
+        structures=None if options.rank == "auto" or methods.others else _in_place(layers),
     )
     menus = {fmt: make_menus(one, analysis.layers, offer, prices, options) for fmt, one in files.items()}
     replacements = _replacements(options, analysis, source, alternatives, guard)
@@ -214,10 +215,10 @@ def _warn_of_layers(options: BuildOptions, analysis: Analysis, workspace: Worksp
     fate = "it stays dense" if options.rank == "auto" else "it is factored by plain SVD"
     for name in analysis.unseen:
         workspace.warn(f"{name}: its input was never seen to vary on the data, so {fate}")
-    for layer in analysis.layers:
-        known = analysis.gradients is None or layer.name in analysis.gradients
-        if not known and layer.name not in analysis.unseen:
-            workspace.warn(f"{layer.name}: no gradient reaches it from the model's first output, so it is whitened")
+    for view in analysis.views:
+        known = analysis.gradients is None or view.name in analysis.gradients
+        if not known and view.name not in analysis.unseen:
+            workspace.warn(f"{view.name}: no gradient reaches it from the model's first output, so it is whitened")
 
 
 def _warn_of_methods(options: BuildOptions, methods: Methods, alternatives: Alternatives, workspace: Workspace) -> None:
@@ -285,5 +286,5 @@ def _replacements(
     return Replacements(analysis, rounder, refitter, recovery, alternatives)
 
 
-def _own(ranks: Mapping[str, Ranks]) -> dict[str, tuple[int, ...]]:
-    return {name: one.own for name, one in ranks.items()}
+def _in_place(layers: Mapping[str, Offered]) -> dict[str, tuple[Structure, ...]]:
+    return {name: one.in_place for name, one in layers.items()}

@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from edgepack.backends.schemes import SCHEMES
+from edgepack.backends.schemes import DENSE_INT8, SCHEMES
 from edgepack.cost.measure import measure_points, points_for
 from edgepack.cost.model import CostSource, Price
 from edgepack.cost.roofline import Roofline, roofline
 from edgepack.cost.select import Shape, cost_source, dense_int8, prices_of
 from edgepack.data import Samples
 from edgepack.devices.local import LocalDevice
-from edgepack.model.kinds import kind_of
+from edgepack.model.kinds import kind_of, views_of
 from edgepack.model.layer import Layer
 from edgepack.model.model import Model
-from edgepack.model.point import Point
+from edgepack.model.point import Point, is_linear
 from edgepack.model.scheme import INT8_BITS, Format, Scheme, bits_of
-from edgepack.model.structure import DENSE, Structure
+from edgepack.model.structure import DENSE, Op, Structure
 from edgepack.pipeline.activations import row_counts
 from edgepack.pipeline.options import PrecisionChoice
 from edgepack.plan.candidates import WorthwhileRanks
@@ -27,7 +27,7 @@ from edgepack.workspace import Workspace
 
 @dataclass(frozen=True)
 class Uses:
-    """Where a layer stands: in `places` nodes, each of which multiplies `rows` rows per inference."""
+    """Where a layer stands: in `places` nodes, each of which multiplies `rows` vectors per inference."""
 
     places: int
     rows: int
@@ -104,7 +104,7 @@ def make_prices(
     workspace: Workspace,
     *,
     precision: PrecisionChoice = "auto",
-    ranks: Mapping[str, Collection[int]] | None = None,
+    structures: Mapping[str, Collection[Structure]] | None = None,
 ) -> Prices:
     """Prices by the most trusted source for each format; for this machine layers are measured first where they are new.
 
@@ -115,7 +115,8 @@ def make_prices(
         formats: to price.
         workspace: with the cache that measured latencies are kept in; with `fresh` they are measured again.
         precision: of the weights; a source that lacks it is passed over.
-        ranks: by layer name, where no others will be asked for: this machine is measured at these alone.
+        structures: by layer name, where no others with low-rank factors will be asked for: this machine is measured in
+            these alone.
 
     Raises:
         InputError: the emulated table is damaged.
@@ -123,34 +124,38 @@ def make_prices(
         ModelError: the model does not run on the samples.
     """
     uses = layer_uses(opened, samples, workspace.seed)
-    shapes = [
-        (layer.out_features, layer.in_features, uses[layer.name].rows) for layer in opened.layers if layer.name in uses
-    ]
-    sides = {layer.name: (layer.out_features, layer.in_features) for layer in opened.layers}
+    dense = {
+        layer.name: kind_of(layer).ops(layer, DENSE, uses[layer.name].rows)
+        for layer in opened.layers
+        if layer.name in uses
+    }
     sources: dict[Format, CostSource] = {}
-    if target.name == HOST and shapes:
-        sources = _measured_here(target, shapes, formats, _by_sides(sides, ranks), workspace)
+    if target.name == HOST and dense and all(map(is_linear, dense.values())):
+        shapes = {name: (ops[-1].rows, ops[0].columns, ops[0].vectors) for name, ops in dense.items()}
+        ranks = _by_sides(shapes, structures)
+        sources = _measured_here(target, list(shapes.values()), formats, ranks, workspace)
     for fmt in formats:
         if fmt not in sources:
-            sources[fmt] = cost_source(target, fmt, _needed(fmt, shapes, precision), root=workspace.cache.root)
+            needed = _needed(fmt, list(dense.values()), precision)
+            sources[fmt] = cost_source(target, fmt, needed, root=workspace.cache.root)
     return Prices(sources, roofline(target), uses, {layer.name: layer for layer in opened.layers})
 
 
 def _by_sides(
-    sides: Mapping[str, tuple[int, int]], ranks: Mapping[str, Collection[int]] | None
+    shapes: Mapping[str, Shape], structures: Mapping[str, Collection[Structure]] | None
 ) -> dict[tuple[int, int], list[int]] | None:
     """Ranks of all layers of one shape together, ascending."""
-    if ranks is None:
+    if structures is None:
         return None
     found: dict[tuple[int, int], set[int]] = {}
-    for name, own in ranks.items():
-        found.setdefault(sides[name], set()).update(own)
-    return {shape: sorted(own) for shape, own in found.items()}
+    for name, (rows, columns, _) in shapes.items():
+        found.setdefault((rows, columns), set()).update(one.ranks[0] for one in structures[name])
+    return {sides: sorted(own) for sides, own in found.items()}
 
 
-def _needed(fmt: Format, shapes: Sequence[Shape], precision: PrecisionChoice) -> list[Point]:
+def _needed(fmt: Format, dense: Sequence[tuple[Op, ...]], precision: PrecisionChoice) -> list[Point]:
     """The points that a source has to price: the dense layers in int8, and in fewer bits where these were asked for."""
-    points = dense_int8(fmt, shapes)
+    points = [Point(DENSE_INT8[fmt][0], DENSE, ops) for ops in dict.fromkeys(dense)]
     if precision == "auto" or bits_of(precision) >= INT8_BITS:
         return points
     narrow = next((scheme for scheme in SCHEMES[fmt] if scheme.bits == bits_of(precision)), None)
@@ -188,7 +193,7 @@ def layer_uses(opened: Model, samples: Samples | None, seed: int) -> dict[str, U
     uses = {}
     for layer in opened.layers:
         # The rows of a weight in several places are those of all of them together.
-        rows = counts.get(layer.name, layer.uses)
+        rows = counts.get(views_of([layer])[0].name, layer.uses)
         if rows:
             uses[layer.name] = Uses(layer.uses, max(1, rows // layer.uses))
     return uses

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -17,13 +17,11 @@ from edgepack.methods.registry import factorizer, spectrum_of
 from edgepack.model.layer import View
 from edgepack.model.model import Model
 from edgepack.model.replacement import Replacement, low_rank
-from edgepack.model.scheme import FileScheme, Scheme
 from edgepack.model.serialize import packed_part
-from edgepack.model.structure import Structure
-from edgepack.model.types import Array, InputSpread, LayerPlan, Moments, Spectrum
+from edgepack.model.types import Array, InputSpread, Moments, Spectrum
 from edgepack.natives import native
 from edgepack.pipeline.activations import THREADS
-from edgepack.pipeline.rounding import REPLACEMENT, Rounder
+from edgepack.pipeline.rounding import REPLACEMENT, Part, Rounder
 from edgepack.workers import one_thread
 from edgepack.workspace import Keyed, Step, digest
 
@@ -32,16 +30,6 @@ FEWEST = 32
 """Samples: parts of fewer could not say which refit helps."""
 WIDEST = 2048
 """Inputs of the widest layer that is refitted: every part has matrices of that size."""
-
-
-@dataclass(frozen=True)
-class _Choice:
-    """A layer, and the pair that the plan makes of it."""
-
-    layer: View
-    spectrum: Spectrum
-    structure: Structure
-    scheme: Scheme
 
 
 @dataclass(frozen=True)
@@ -76,15 +64,13 @@ class Refitter:
     rounder: Rounder
     calibration: Samples
 
-    def factors(
-        self, layers: Sequence[View], spectra: Sequence[Spectrum], plan: Sequence[LayerPlan], scheme: FileScheme
-    ) -> dict[str, Replacement]:
-        """Factors of every layer that the plan factors, on the grids of its scheme; `scheme` is the file's."""
-        wanted = {
-            layer.name: _Choice(layer, spectrum, choice.structure, choice.scheme_in(scheme))
-            for layer, spectrum, choice in zip(layers, spectra, plan, strict=True)
-            if choice.structure.ranks
-        }
+    def factors(self, parts: Iterable[Part]) -> dict[str, Replacement]:
+        """By view name, factors of every part of a plan that has some, on the grids of its scheme.
+
+        Only a view that is its whole layer can be told in the model: the others are fitted to what they always were
+        fed, and stand as they were before the ones behind them.
+        """
+        wanted = {part.view.name: part for part in parts if part.structure.ranks}
         level = native(self.model.native).depths(self.model.content, wanted)
         # The first ones are fed what they always were; what cannot be told apart, or is too large, stays as well.
         done = {
@@ -99,24 +85,24 @@ class Refitter:
             done |= self._level(own, {name: done[name] for name in sorted(done) if level.get(name, depth) < depth})
         return {name: done[name] for name in wanted}
 
-    def _fits(self, choice: _Choice, depth: int | None) -> bool:
+    def _fits(self, choice: Part, depth: int | None) -> bool:
         few = len(self.calibration) < FEWEST
         return (
             bool(depth)
             and not few
             and choice.spectrum.mean is not None
-            and choice.layer.in_features <= WIDEST
+            and choice.view.in_features <= WIDEST
             and choice.structure.is_low_rank
         )
 
-    def _level(self, choices: Mapping[str, _Choice], before: Mapping[str, Replacement]) -> dict[str, Replacement]:
+    def _level(self, choices: Mapping[str, Part], before: Mapping[str, Replacement]) -> dict[str, Replacement]:
         rounder, workspace = self.rounder, self.rounder.workspace
         prefix = digest(PARTS, rounder.covariances.key, {name: packed_part(part) for name, part in before.items()})
 
-        def entry(choice: _Choice) -> Keyed[_Refit]:
+        def entry(choice: Part) -> Keyed[_Refit]:
             how = [rounder.method, rounder.seed, rounder.largest, choice.structure, choice.scheme]
-            key = [prefix, choice.layer.name, how, choice.spectrum.dual]
-            return Keyed(key, lambda: _Refit(rounder, choice, seen().get(choice.layer.name), prefix))
+            key = [prefix, choice.view.name, how, choice.spectrum.dual]
+            return Keyed(key, lambda: _Refit(rounder, choice, seen().get(choice.view.name), prefix))
 
         entries = {name: entry(choice) for name, choice in choices.items()}
         missing = {name: choices[name] for name, one in entries.items() if workspace.known(REFITTED, one) is None}
@@ -129,7 +115,7 @@ class Refitter:
         return {name: workspace.cached(REFITTED, one) for name, one in entries.items()}
 
     def _observed(
-        self, choices: Mapping[str, _Choice], before: Mapping[str, Replacement]
+        self, choices: Mapping[str, Part], before: Mapping[str, Replacement]
     ) -> dict[str, tuple[PairedMoments, ...]]:
         """By layer name, moments of every part; layers that a part never reached, or with other rows, are absent."""
         runtime, model = native(self.model.native), self.model.content
@@ -139,7 +125,7 @@ class Refitter:
         thin = runtime.observe(compressed, [after[name] for name in choices], threads=THREADS)
         names = [name for name in choices if name in dense.keys and after[name] in thin.keys]
         strayed: set[str] = set()
-        roots = {name: _root(self.rounder, choices[name].layer) for name in names}
+        roots = {name: _root(self.rounder, choices[name].view) for name in names}
         parts = []
         for part in range(PARTS):
             samples = self.calibration.take(np.arange(part, len(self.calibration), PARTS))
@@ -150,7 +136,7 @@ class Refitter:
                     if len(x) != len(fed):  # how many rows there are depends on the values before it
                         strayed.add(name)
                     if name not in strayed:
-                        sums[name].add(fed, _answers(choices[name].layer, x, roots[name]))
+                        sums[name].add(fed, _answers(choices[name].view, x, roots[name]))
             parts.append({name: one.moments() for name, one in sums.items() if one.count})
         whole = [name for name in names if name not in strayed and all(name in part for part in parts)]
         return {name: tuple(part[name] for part in parts) for name in whole}
@@ -158,7 +144,7 @@ class Refitter:
 
 @dataclass(frozen=True)
 class _Refit:
-    """A layer to be refitted.
+    """A view to be refitted.
 
     Attributes:
         parts: moments of every part of the samples; None where they never reach it alike in both models.
@@ -166,7 +152,7 @@ class _Refit:
     """
 
     rounder: Rounder
-    choice: _Choice
+    choice: Part
     parts: Sequence[PairedMoments] | None
     prefix: str
 
@@ -177,7 +163,7 @@ def _refitted(task: _Refit) -> Replacement:
 
 
 def _fitted(task: _Refit, parts: Sequence[PairedMoments]) -> Replacement:
-    rounder, choice, layer = task.rounder, task.choice, task.choice.layer
+    rounder, choice, layer = task.rounder, task.choice, task.choice.view
     root = _root(rounder, layer)
     plain = factorizer(rounder.method).factors(layer, choice.spectrum, choice.structure.ranks[0])
     bias = np.zeros(layer.out_features, np.float32) if plain.bias is None else plain.bias
@@ -204,9 +190,9 @@ def _fitted(task: _Refit, parts: Sequence[PairedMoments]) -> Replacement:
     return after.factors(replace(fitted, moments=None), spectrum, choice.structure, choice.scheme)
 
 
-def _kept(rounder: Rounder, choice: _Choice) -> Replacement:
+def _kept(rounder: Rounder, choice: Part) -> Replacement:
     with one_thread():
-        return rounder.factors(choice.layer, choice.spectrum, choice.structure, choice.scheme)
+        return rounder.factors(choice.view, choice.spectrum, choice.structure, choice.scheme)
 
 
 def _spectrum(rounder: Rounder, fitted: View, seen: Moments) -> Spectrum:

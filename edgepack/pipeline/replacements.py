@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
-from edgepack.model.layer import View
-from edgepack.model.replacement import Replacement, of_structure
+from edgepack.model.kinds import kind_of, view_name
+from edgepack.model.layer import Layer, View
+from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import INT8_BITS, FileScheme, Scheme
 from edgepack.model.structure import Structure
 from edgepack.model.types import LayerPlan, Spectrum
@@ -15,7 +16,7 @@ from edgepack.pipeline.analysis import Analysis
 from edgepack.pipeline.distill import Outcome, Recovery
 from edgepack.pipeline.method_fits import Alternatives
 from edgepack.pipeline.refit import Refitter
-from edgepack.pipeline.rounding import Rounder
+from edgepack.pipeline.rounding import Part, Rounder
 from edgepack.workers import one_thread
 
 
@@ -50,10 +51,10 @@ class Replacements:
             return self._untrained(plan, scheme)
         trained = outcome.factors
 
-        def pair(layer: View, spectrum: Spectrum, structure: Structure, own: Scheme) -> Replacement:
-            if layer.name in trained:
-                return self.rounder.trained(layer, trained[layer.name], own)
-            return self.rounder.factors(layer, spectrum, structure, own)
+        def pair(view: View, spectrum: Spectrum, structure: Structure, own: Scheme) -> Replacement:
+            if view.name in trained:
+                return self.rounder.trained(view, trained[view.name], own)
+            return self.rounder.factors(view, spectrum, structure, own)
 
         return self._each(plan, scheme, pair, self.rounder.dense)
 
@@ -67,9 +68,7 @@ class Replacements:
         if self.recovery is None or not pairs:
             return None
         begin = self.draft(plan, scheme) if self.refitter is None else self._untrained(plan, scheme)
-        start = {
-            name: pair for name, pair in of_structure(begin, "low-rank", "low-rank-correction").items() if name in pairs
-        }
+        start = {name: pair for name, pair in begin.items() if name in pairs}
         int8 = all(own.per_channel_int8 for own in pairs.values())
         largest = min(own.largest_code(self.rounder.largest) for own in pairs.values())
         return self.recovery.of(start, int8=int8, largest=largest)
@@ -77,8 +76,13 @@ class Replacements:
     def _untrained(self, plan: Sequence[LayerPlan], scheme: FileScheme) -> dict[str, Replacement]:
         if self.refitter is None:
             return self._each(plan, scheme, self.rounder.factors, self.rounder.dense)
-        refitted = self.refitter.factors(self.analysis.views, self.analysis.spectra, plan, scheme)
-        return self._each(plan, scheme, lambda layer, *_: refitted[layer.name], self.rounder.dense)
+        parts = (
+            part
+            for layer, choice in zip(self.analysis.layers, plan, strict=True)
+            for part in self._parts(layer, choice, scheme).values()
+        )
+        refitted = self.refitter.factors(parts)
+        return self._each(plan, scheme, lambda view, *_: refitted[view.name], self.rounder.dense)
 
     def _each(
         self,
@@ -89,14 +93,29 @@ class Replacements:
     ) -> dict[str, Replacement]:
         made: dict[str, Replacement] = {}
         with one_thread():  # the same bytes on machines with more cores
-            for layer, spectrum, choice in zip(self.analysis.views, self.analysis.spectra, plan, strict=True):
-                own = choice.scheme_in(scheme)
-                part: Replacement | None
+            for layer, choice in zip(self.analysis.layers, plan, strict=True):
                 if choice.alternative is not None:
-                    part = self.alternatives.part(layer.name, choice.alternative)
-                else:
-                    way = choice.structure
-                    part = pair(layer, spectrum, way, own) if way.ranks else dense(layer, own)
-                if part is not None:
-                    made[layer.name] = part
+                    made[layer.name] = self.alternatives.part(layer.name, choice.alternative)
+                    continue
+                found: dict[str, Replacement] = {}
+                parts = self._parts(layer, choice, scheme)
+                for name, part in parts.items():
+                    way, own = part.structure, part.scheme
+                    one = pair(part.view, part.spectrum, way, own) if way.ranks else dense(part.view, own)
+                    found |= {} if one is None else {name: one}
+                if len(found) == len(parts):
+                    made[layer.name] = kind_of(layer).replace(layer, choice.structure, found)
         return made
+
+    def _parts(self, layer: Layer, choice: LayerPlan, scheme: FileScheme) -> dict[str, Part]:
+        """By view, what the plan makes of a layer; nothing where it is by another method."""
+        wanted = {} if choice.alternative is not None else kind_of(layer).parts(layer, choice.structure)
+        names = {view: view_name(layer.name, view) for view in wanted}
+        return {
+            view: Part(self._views[name], self.analysis.spectra[name], wanted[view], choice.scheme_in(scheme))
+            for view, name in names.items()
+        }
+
+    @cached_property
+    def _views(self) -> Mapping[str, View]:
+        return {view.name: view for view in self.analysis.views}

@@ -38,6 +38,21 @@ CORRECTION_ROUNDS = ((1024, 3), (1 << 62, 1))
 
 
 @dataclass(frozen=True)
+class Part:
+    """One view of a layer, and what a plan makes of it.
+
+    Attributes:
+        structure: of its matrix: as it is, low-rank factors, or both.
+        scheme: that it is written in.
+    """
+
+    view: View
+    spectrum: Spectrum
+    structure: Structure
+    scheme: Scheme
+
+
+@dataclass(frozen=True)
 class Rounder:
     """Makes what is written for a layer in a scheme; what lies on integer grids is kept in the cache.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from math import prod
 
 import numpy as np
 
@@ -79,7 +80,7 @@ def structures_kept(emitted: Contents, optimized: Contents, written: Written, la
         missing = [op for op in plan.ops if not any(_fits(op, product) for _, product in found)]
         numbers = {number for number, _ in found}
         if missing:
-            lost[plan.layer] = f"no product with {', '.join(f'{op.rows}×{op.columns}' for op in missing)}"
+            lost[plan.layer] = f"no product with {', '.join(f'{op.rows}×{op.inputs}' for op in missing)}"
         elif not any(product.behind & numbers for _, product in found):
             lost[plan.layer] = "its thin products do not follow each other"
         elif len(found) < len(own) and any(_fits(op, product) for op in plan.dense for product in strangers):
@@ -93,12 +94,13 @@ def structures_kept(emitted: Contents, optimized: Contents, written: Written, la
 
 def _fits(op: Op, product: Product) -> bool:
     """Whether a product multiplies by the matrix of an op; blocked layouts of a runtime round channels up."""
-    small, large = _sides(op)
-    return small <= product.sides[0] < small + PADDING and large <= product.sides[1] < large + PADDING
+    room = PADDING * prod(op.kernel)
+    return all(side <= found < side + room for side, found in zip(_sides(op), product.sides, strict=True))
 
 
 def _sides(op: Op) -> tuple[int, int]:
-    return min(op.rows, op.columns), max(op.rows, op.columns)
+    """Of the matrix, a kernel's places laid out along its columns."""
+    return min(op.rows, op.inputs), max(op.rows, op.inputs)
 
 
 def weights_as_planned(

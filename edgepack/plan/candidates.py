@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgepack.errors import UsageError
+from edgepack.model.kinds import views_of
 from edgepack.model.layer import Layer
 from edgepack.model.scheme import FileScheme, Scheme, scheme_of
 from edgepack.model.types import LayerPlan
@@ -37,7 +38,13 @@ def residual_ranks(out_features: int, in_features: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class WorthwhileRanks:
-    """All ranks at which a matrix may pay, as a `RankGrid`."""
+    """All ranks at which a matrix may pay, as a `RankGrid`.
+
+    Attributes:
+        corrected: those of factors beside it as well.
+    """
+
+    corrected: bool = True
 
     def low_rank(self, rows: int, columns: int) -> tuple[int, ...]:
         """See `rank_choices`."""
@@ -45,7 +52,40 @@ class WorthwhileRanks:
 
     def correction(self, rows: int, columns: int) -> tuple[int, ...]:
         """See `residual_ranks`."""
-        return residual_ranks(rows, columns)
+        return residual_ranks(rows, columns) if self.corrected else ()
+
+    def why_none(self, rows: int, columns: int) -> str:
+        """Why a matrix has no `low_rank`."""
+        return too_small(rows, columns)
+
+
+@dataclass(frozen=True)
+class AskedRank:
+    """One rank, or one share of its weights, for every matrix that can have it, as a `RankGrid`.
+
+    Attributes:
+        rank: a rank (int), or a share (float).
+        worthwhile: only where a rank pays at all.
+    """
+
+    rank: int | float
+    worthwhile: bool = False
+
+    def low_rank(self, rows: int, columns: int) -> tuple[int, ...]:
+        """The rank, where there is one."""
+        found = self._found(rows, columns)
+        return () if isinstance(found, str) else (found,)
+
+    def correction(self, rows: int, columns: int) -> tuple[int, ...]:
+        """None: what was asked for stands in the layer's place."""
+        return ()
+
+    def why_none(self, rows: int, columns: int) -> str:
+        """Why a matrix has no `low_rank`."""
+        return str(self._found(rows, columns))
+
+    def _found(self, rows: int, columns: int) -> int | str:
+        return (shared_rank if self.worthwhile else asked_rank)(rows, columns, self.rank)
 
 
 @dataclass(frozen=True)
@@ -106,7 +146,7 @@ def check_rank(layers: Sequence[Layer], rank: int | float) -> None:
     Raises:
         UsageError: a whole number beyond the smaller side of every layer.
     """
-    largest = max((min(layer.weight.shape) for layer in layers), default=0)
+    largest = max((min(view.weight.shape) for view in views_of(layers)), default=0)
     if isinstance(rank, int) and not 1 <= rank <= largest:
         raise UsageError(
             f"--rank {rank}: ranks here go from 1 to {largest}, the smaller side of the largest layer",

@@ -17,7 +17,7 @@ def kind(candidate: Candidate) -> str:
         return candidate.alternative.method
     if candidate.structure.is_correction:
         return "pair beside dense"
-    if candidate.structure.is_low_rank:
+    if candidate.structure.ranks:
         return "pair"
     return f"dense {precision_of(candidate.scheme.bits)}"
 

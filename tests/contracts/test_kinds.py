@@ -39,7 +39,7 @@ class Example:
 
     Attributes:
         layer: with more weights than factors of rank 8 have.
-        activations: what it takes.
+        activations: what it takes, features on the last axis.
         answers: by view, what its vectors come to, bias left out: (vectors, out).
     """
 
@@ -61,9 +61,9 @@ def sequence_without_bias() -> Example:
 
 
 def pointwise() -> Example:
-    weight, x = normal(56, 32, seed=5), normal(2, 32, 4, 3, seed=6)
+    weight, x = normal(56, 32, seed=5), normal(2, 4, 3, 32, seed=6)
     layer = linear_layer("stage.conv", weight, normal(56, seed=7), "Conv")
-    return Example(layer, x, {WEIGHT: np.einsum("nihw,oi->nhwo", x, weight).reshape(24, 56)})
+    return Example(layer, x, {WEIGHT: np.einsum("nhwi,oi->nhwo", x, weight).reshape(24, 56)})
 
 
 def table() -> Example:
@@ -180,7 +180,7 @@ def test_rows_times_a_view_is_what_the_layer_computes(kind: LayerKind, example: 
     views = kind.views(example.layer)
     assert set(example.answers) == set(views)
     for name, matrix in views.items():
-        rows = kind.rows(example.layer, name, example.activations)
+        rows = kind.rows(example.layer, name)(example.activations)
         assert rows.shape == (len(example.answers[name]), matrix.shape[1])
         np.testing.assert_allclose(rows @ matrix.T, example.answers[name], rtol=1e-4, atol=1e-4)
 
@@ -399,7 +399,7 @@ def test_a_layer_is_only_read(kind: LayerKind, example: Example, structures: tup
     before = {name: array.copy() for name, array in layer.weights.items()}
     bias, activations = None if layer.bias is None else layer.bias.copy(), example.activations.copy()
     for name in kind.views(layer):
-        kind.rows(layer, name, example.activations)
+        kind.rows(layer, name)(example.activations)
     for structure in structures:
         kind.effective(layer, replaced(kind, layer, structure))
     for name, array in before.items():

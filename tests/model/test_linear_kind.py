@@ -100,10 +100,10 @@ def test_what_was_found_for_its_view_is_the_replacement(structure: object) -> No
 @pytest.mark.parametrize("operator", ["Gemm", "MatMul", "Conv"])
 def test_rows_of_an_input(operator: str) -> None:
     one = layer(operator=operator)
-    x = normal(2, 64, 3, 5, seed=1)
-    rows = kind_of(one).rows(one, WEIGHT, x if operator == "Conv" else np.moveaxis(x, 1, -1))
+    x = normal(2, 3, 5, 64, seed=1)
+    rows = kind_of(one).rows(one, WEIGHT)(x)
     assert rows.shape == (30, 64)
-    np.testing.assert_array_equal(rows[7], x[0, :, 1, 2])
+    np.testing.assert_array_equal(rows[7], x[0, 1, 2])
 
 
 def test_views_are_named_after_their_layers() -> None:

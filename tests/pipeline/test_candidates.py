@@ -21,9 +21,9 @@ from edgepack.model.kinds.linear import linear_layer, linear_ops
 from edgepack.model.layer import Layer
 from edgepack.model.point import Point
 from edgepack.model.scheme import Format, Scheme
-from edgepack.model.structure import DENSE, Structure, low_rank, low_rank_correction
+from edgepack.model.structure import Structure
 from edgepack.model.types import Candidate
-from edgepack.pipeline.candidates import UNGUARDED_LOST_SHARE, Menu, Offer, make_menus, ranks_of
+from edgepack.pipeline.candidates import UNGUARDED_LOST_SHARE, Menu, Offer, make_menus, offered
 from edgepack.pipeline.method_fits import NOTHING
 from edgepack.pipeline.options import BuildOptions
 from edgepack.pipeline.prices import Prices, Uses
@@ -65,10 +65,10 @@ def menus(
     guarded: bool = True,
     losses: Mapping[tuple[Scheme, Structure], float] | None = None,
     residual: bool = False,
-    **asked: Any,
+    **given: Any,
 ) -> tuple[Menu, ...]:
-    chosen = BuildOptions("m.onnx", get_target("rpi4"), formats=(fmt,), **asked)
-    ranks = ranks_of(layers, chosen, unseen)
+    chosen = BuildOptions("m.onnx", get_target("rpi4"), formats=(fmt,), **given)
+    asked = offered(layers, chosen, unseen)
     schemes = onnx.SCHEMES if fmt == "onnx" else TFLITE_LAYER_SCHEMES
     both = CORRECTED[fmt] if residual else ()
     files: Any = SimpleNamespace(
@@ -76,12 +76,13 @@ def menus(
     )
     own: dict[str, dict[tuple[Scheme, Structure], float]] = {}
     for one in layers:
-        offered = (DENSE, *map(low_rank, ranks[one.name].own))
-        own[one.name] = dict(losses or {(f, way): loss_of(way) for f in SCHEMES[fmt] for way in offered})
-        own[one.name] |= {(f, low_rank_correction(r)): 1e-4 for f in both for r in ranks[one.name].residual}
+        corrected = [way for way in asked[one.name].structures if way.is_correction]
+        plain = [way for way in asked[one.name].structures if not way.is_correction]
+        own[one.name] = dict(losses or {(f, way): loss_of(way) for f in SCHEMES[fmt] for way in plain})
+        own[one.name] |= {(f, way): 1e-4 for f in both for way in corrected}
     uses = {one.name: Uses(1, 1) for one in layers}
     prices = Prices({fmt: Source(lacks)}, roofline(get_target("rpi4")), uses, {one.name: one for one in layers})
-    return make_menus(files, layers, Offer(ranks, NOTHING, own, unseen, guarded), prices, chosen)
+    return make_menus(files, layers, Offer(asked, NOTHING, own, unseen, guarded), prices, chosen)
 
 
 def supports(layer: Layer, structure: Structure, scheme: Scheme) -> str | None:

@@ -18,7 +18,7 @@ def test_shares_add_up_and_are_those_of_the_spectrum(
 ) -> None:
     asked = options(classifier, rank=16, precision=precision, baseline=False, out=tmp_path / "pack")
     made = build(asked, cache=Cache(warm_cache)).manifest.record()["files"]["model.onnx"]["layers"]
-    for layer, spectrum in zip(made, ready.evaluator.spectra, strict=True):
+    for layer, spectrum in zip(made, ready.evaluator.spectra.values(), strict=True):
         shares = layer["lost_shares"]
         if layer["rank"] is None:
             assert precision == "fp32" or 0 < shares["total"] == shares["rounding"] < 0.05

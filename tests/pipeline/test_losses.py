@@ -105,7 +105,8 @@ def test_what_decides_a_loss_is_in_its_key(
 
 
 def test_factors_are_the_layer_in_another_basis(ready: Prepared) -> None:
-    layer, spectrum = ready.evaluator.analysis.views[0], ready.evaluator.spectra[0]
+    layer = ready.evaluator.analysis.views[0]
+    spectrum = ready.evaluator.spectra[layer.name]
     made = factors_at(layer, spectrum, 64, "whitened", 0)
     plain = spectrum.basis[:, :64] @ (spectrum.basis[:, :64].T @ layer.weight)
     np.testing.assert_allclose(made.A @ made.B, plain, atol=1e-3 * np.abs(plain).max())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise, product
 
@@ -32,8 +32,12 @@ def menus(*layers: Sequence[Candidate]) -> list[Menu]:
     return [Menu(linear_layer(f"l{i}", weight, None), tuple(own), None) for i, own in enumerate(layers)]
 
 
-def ladder(layers: Sequence[Menu], bounds: Bounds, spectra: Sequence[Spectrum] | None = None) -> tuple[Step, ...]:
-    steps = make_ladder(layers, spectra or [SPECTRUM] * len(layers), bounds, 0.0)
+def alike(layers: Sequence[Menu]) -> dict[str, Spectrum]:
+    return {menu.layer.name: SPECTRUM for menu in layers}
+
+
+def ladder(layers: Sequence[Menu], bounds: Bounds, spectra: Mapping[str, Spectrum] | None = None) -> tuple[Step, ...]:
+    steps = make_ladder(layers, spectra or alike(layers), bounds, 0.0)
     assert not isinstance(steps, Infeasible), steps
     return steps
 
@@ -111,7 +115,8 @@ def test_the_nearest_plan_is_within_all_other_bounds_and_least_in_one(
     layers: list[list[Candidate]], size: float | None, ram: float | None, latency: float | None
 ) -> None:
     bounds = bounds_of(layers, size, ram, latency)
-    made, spectra = menus(*layers), [SPECTRUM] * len(layers)
+    made = menus(*layers)
+    spectra = alike(made)
     why = make_ladder(made, spectra, bounds, 0.0)
     if not isinstance(why, Infeasible):
         return

@@ -147,7 +147,8 @@ def test_this_machine_is_measured_at_the_ranks_that_were_asked_for(
 ) -> None:
     model, asked = opened(tmp_path), measured_quickly(monkeypatch)
     name = model.layers[0].name
-    prices = make_prices(get_target("host"), model, None, ("onnx",), workspace_in(tmp_path), ranks={name: (24,)})
+    ways = {name: (low_rank(24),)}
+    prices = make_prices(get_target("host"), model, None, ("onnx",), workspace_in(tmp_path), structures=ways)
     ((points, _),) = asked
     assert {point.rank for point in points} == {None, 24}
     assert len(points) == 2 * len(onnx.SCHEMES)

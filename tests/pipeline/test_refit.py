@@ -23,6 +23,7 @@ from edgepack.pipeline import refit as refitting
 from edgepack.pipeline.build import build
 from edgepack.pipeline.prepare import Prepared, prepared
 from edgepack.pipeline.refit import Refitter
+from edgepack.pipeline.rounding import Part
 from edgepack.plan.candidates import break_even_rank
 from edgepack.quantize.grids import quantize_weight
 from edgepack.workspace import Cache, silent
@@ -59,7 +60,12 @@ def unfitted(ready: Prepared, chosen: Sequence[LayerPlan]) -> dict[str, Replacem
 
 
 def made(ready: Prepared, chosen: Sequence[LayerPlan], samples: Samples | None = None) -> dict[str, Replacement]:
-    return refitter(ready, samples).factors(ready.evaluator.analysis.views, ready.evaluator.spectra, chosen, INT8)
+    analysis = ready.evaluator.analysis
+    parts = [
+        Part(view, analysis.spectra[view.name], one.structure, one.scheme_in(INT8))
+        for view, one in zip(analysis.views, chosen, strict=True)
+    ]
+    return refitter(ready, samples).factors(parts)
 
 
 def far(ready: Prepared, factors: dict[str, Replacement]) -> float:

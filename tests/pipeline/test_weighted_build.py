@@ -61,7 +61,8 @@ def test_the_factors_of_integer_layers_are_weighed_too(classifier: Path, cache: 
     with prepared(options(classifier, method="two-sided"), Cache(cache), silent) as ready:
         evaluator, metric = ready.evaluator, ready.evaluator.replacements.rounder.gradients["w1"]
         rounder = evaluator.replacements.rounder
-        layer, spectrum = evaluator.analysis.views[0], evaluator.spectra[0]
+        layer = evaluator.analysis.views[0]
+        spectrum = evaluator.spectra[layer.name]
         assert spectrum.dual is not None
         pair = rounder.factors(layer, spectrum, low_rank(16), INT8_DYNAMIC)
         plain = rounder.plain(layer, spectrum, 16)

@@ -1,4 +1,4 @@
-"""Makes the inputs of linear layers outputs of a model."""
+"""Makes the inputs of layers outputs of a model."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import numpy as np
 from edgepack.backends.onnx.promote import Tap, Wanted, promote, start
 from edgepack.backends.onnx.sites import Placement, callers, find_sites, inline
 from edgepack.errors import ModelError
+from edgepack.model.kinds import kind_of, view_name
+from edgepack.model.kinds.kind import EVERY_POSITION, Rows
 from edgepack.model.types import Array
 
 if TYPE_CHECKING:
@@ -21,17 +23,24 @@ _TAG = "edgepack.observed"
 
 @dataclass(frozen=True)
 class ObservedInput:
-    """Where a layer's input is seen.
+    """Where the vectors are seen that a view of a layer multiplies.
 
     Attributes:
-        layer: the layer's name.
-        in_features: its number of input features.
+        view: its name.
+        in_features: length of the vectors.
         taps: one per place that applies the layer, each value once.
+        way: how the vectors are taken from the layer's input.
     """
 
-    layer: str
+    view: str
     in_features: int
     taps: tuple[Tap, ...]
+    way: Rows = EVERY_POSITION
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """Equal for views that multiply the same vectors."""
+        return self.outputs if self.way == EVERY_POSITION else (*self.outputs, repr(self.way))
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -42,7 +51,7 @@ class ObservedInput:
         """The observed arrays, one per name in `outputs`, as rows (N, in); N = 0 where a branch was not taken."""
         if len(arrays) != len(self.taps):
             raise ValueError(
-                f"layer {self.layer!r}: found {len(arrays)} arrays, expected one for each of {self.outputs}"
+                f"layer {self.view!r}: found {len(arrays)} arrays, expected one for each of {self.outputs}"
             )
         parts = [self._rows(array, tap) for array, tap in zip(arrays, self.taps, strict=True)]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
@@ -51,11 +60,11 @@ class ObservedInput:
         if array.size == 0:
             return np.zeros((0, self.in_features), array.dtype)
         axis = tap.axis if array.ndim - tap.scans >= -tap.axis else -1  # a vector has its features on its only axis
-        return np.moveaxis(array, axis, -1).reshape(-1, self.in_features)
+        return self.way(np.moveaxis(array, axis, -1))
 
 
-def with_observed_inputs(model: ir.Model, layer_names: Iterable[str]) -> tuple[ir.Model, dict[str, ObservedInput]]:
-    """A new model with further outputs that give the input of each named layer.
+def with_observed_inputs(model: ir.Model, view_names: Iterable[str]) -> tuple[ir.Model, dict[str, ObservedInput]]:
+    """A new model with further outputs that give the input of the layer of each named view.
 
     Layers that share an input share an output. A branch that is not taken gives no rows; a loop gives the rows of all
     its rounds. Functions around a named layer are inlined in the new model. A layer whose input cannot be led to the
@@ -65,26 +74,31 @@ def with_observed_inputs(model: ir.Model, layer_names: Iterable[str]) -> tuple[i
         ModelError: no layer has that name.
     """
     copy = model.clone()
-    sites = {site.layer.name: site for site in find_sites(copy)}
-    wanted = list(dict.fromkeys(layer_names))
+    known = {
+        view_name(site.layer.name, view): (site, kind_of(site.layer).rows(site.layer, view), matrix.shape[1])
+        for site in find_sites(copy)
+        for view, matrix in kind_of(site.layer).views(site.layer).items()
+    }
+    wanted = list(dict.fromkeys(view_names))
     for name in wanted:
-        if name not in sites:
+        if name not in known:
             raise ModelError(f"the model has no linear layer {name!r}")
-        for placement in sites[name].placements:
-            features = sites[name].layer.in_features
-            seen = Wanted(sites[name].dtype, _axis(placement), features, placement.rank)
-            placement.node.meta[_TAG] = (name, placement.x_index, seen)
+        site, way, features = known[name]
+        for placement in site.placements:
+            # Inside of a loop only the features at every position can be cut from a value.
+            inside = features if way == EVERY_POSITION else 0
+            seen = Wanted(site.dtype, _axis(placement), inside, placement.rank)
+            placement.node.meta.setdefault(_TAG, []).append((name, placement.x_index, seen))
     _open_functions(copy)
     promotion = start(copy)
     taps: dict[str, dict[str, Tap]] = {name: {} for name in wanted}
     for node in list(copy.graph.all_nodes()):
-        if _TAG in node.meta:
-            name, x_index, seen = node.meta[_TAG]
+        for name, x_index, seen in node.meta.get(_TAG, ()):
             tap = promote(promotion, node.inputs[x_index], seen)
             if tap is not None:
                 taps[name].setdefault(tap.output, tap)
     return copy, {
-        name: ObservedInput(name, sites[name].layer.in_features, tuple(found.values()))
+        name: ObservedInput(name, known[name][2], tuple(found.values()), known[name][1])
         for name, found in taps.items()
         if found
     }

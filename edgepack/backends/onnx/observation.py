@@ -1,4 +1,4 @@
-"""Streams the inputs of linear layers out of a running ONNX model."""
+"""Streams the vectors that layers multiply out of a running ONNX model."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ if TYPE_CHECKING:
 
 
 class OnnxObservation:
-    """A model whose linear layers can be watched at work.
+    """A model whose layers can be watched at work.
 
     Attributes:
-        keys: layer name → key of the value that is its input; layers that share an input share a key. A layer whose
-            input cannot be observed is absent.
+        keys: view name → key of the vectors that it multiplies; views that multiply the same ones share a key. A view
+            whose layer's input cannot be observed is absent.
         features: {joined key: width of the vectors}.
         inputs: of the model.
     """
 
-    def __init__(self, model: ir.Model, layer_names: Iterable[str], *, threads: int = THREADS) -> None:
+    def __init__(self, model: ir.Model, views: Iterable[str], *, threads: int = THREADS) -> None:
         from edgepack.backends.onnx.activations import with_observed_inputs
         from edgepack.backends.onnx.file import input_specs
         from edgepack.backends.onnx.session import session
 
-        self._model, found = with_observed_inputs(model, layer_names)
-        self._observed = tuple({seen.outputs: seen for seen in found.values()}.values())
-        self.features = {joined(seen.outputs): seen.in_features for seen in self._observed}
+        self._model, found = with_observed_inputs(model, views)
+        self._observed = tuple({seen.key: seen for seen in found.values()}.values())
+        self.features = {joined(seen.key): seen.in_features for seen in self._observed}
         self._session = session(self._model, threads=threads)
-        self.keys: dict[str, tuple[str, ...]] = {name: seen.outputs for name, seen in found.items()}
+        self.keys: dict[str, tuple[str, ...]] = {name: seen.key for name, seen in found.items()}
         self.inputs = input_specs(self._model)
 
     def row_counts(self, feed: Mapping[str, Array]) -> dict[str, int]:
@@ -82,4 +82,4 @@ def _rows(
 
     wanted = list(dict.fromkeys(name for seen in observed for name in seen.outputs))
     arrays = dict(zip(wanted, run(opened, wanted, feed), strict=True)) if wanted else {}
-    return {joined(seen.outputs): seen.rows(*(arrays[name] for name in seen.outputs)) for seen in observed}
+    return {joined(seen.key): seen.rows(*(arrays[name] for name in seen.outputs)) for seen in observed}

@@ -22,7 +22,7 @@ class Wanted:
     Attributes:
         dtype: its element type, None if unknown.
         axis: its feature axis, counted from the end.
-        features: size of that axis.
+        features: size of that axis; 0 where vectors are made of more than one position.
         rank: its rank, None if unknown.
     """
 
@@ -103,7 +103,7 @@ def _passable(way: Sequence[ir.Node], wanted: Wanted) -> bool:
     ops = [node.op_type for node in way]
     if wanted.dtype is None and set(ops) - {"Scan"}:
         return False
-    if "Loop" in ops and wanted.axis != -1 and wanted.rank is None:
+    if "Loop" in ops and (not wanted.features or (wanted.axis != -1 and wanted.rank is None)):
         return False  # rows cannot be cut from it inside the graph
     scans = ops.count("Scan")
     return all(op == "Scan" for op in ops[:scans])  # a scan stacks only what has the same shape in every step

@@ -20,7 +20,7 @@ from edgepack.backends.onnx.schemes import (
 )
 from edgepack.data import Samples, feeds
 from edgepack.errors import ModelError
-from edgepack.model.kinds import kind_of
+from edgepack.model.kinds import kind_of, view_name
 from edgepack.model.layer import Layer
 from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import FileScheme, Format, Scheme, scheme_of
@@ -326,11 +326,13 @@ class OnnxWriter:
 
         if self._samples is None or not any(own.is_static for own in (scheme, *schemes.values())):
             return None
-        layers = [site.layer.name for site in find_sites(model)]
-        names = [name for name in layers if schemes.get(name, scheme).is_static]
+        layers = [site.layer for site in find_sites(model)]
+        static = [layer for layer in layers if schemes.get(layer.name, scheme).is_static]
+        # The vectors of any view hold all elements of the layer's input.
+        names = {view_name(layer.name, next(iter(kind_of(layer).views(layer)))): layer.name for layer in static}
         observation = OnnxObservation(model, names)
         seen = ranges(observation.rows(self._samples))
-        return {name: seen[joined(key)] for name, key in observation.keys.items() if joined(key) in seen}
+        return {names[view]: seen[joined(key)] for view, key in observation.keys.items() if joined(key) in seen}
 
     @cached_property
     def _feeds(self) -> list[Mapping[str, Array]]:

@@ -17,6 +17,16 @@ def kind_of(layer: Layer) -> LayerKind:
     return KINDS[layer.kind]
 
 
+def view_name(layer: str, view: str) -> str:
+    """What a view is called in the whole model: after its layer, where it is the weight itself."""
+    return layer if view == WEIGHT else f"{layer}/{view}"
+
+
+def sides(layer: Layer) -> tuple[int, int]:
+    """Outputs and inputs of the layer as one matrix."""
+    return next(iter(kind_of(layer).views(layer).values())).shape
+
+
 def views_of(layers: Iterable[Layer]) -> tuple[View, ...]:
     """Every matrix of the layers that multiplies vectors, in their order: named after its layer where that has one."""
     return tuple(view for layer in layers for view in _views(layer))
@@ -25,4 +35,4 @@ def views_of(layers: Iterable[Layer]) -> tuple[View, ...]:
 def _views(layer: Layer) -> Iterable[View]:
     matrices = kind_of(layer).views(layer)
     for name, matrix in matrices.items():
-        yield View(layer.name if name == WEIGHT else f"{layer.name}/{name}", matrix, layer.bias)
+        yield View(view_name(layer.name, name), matrix, layer.bias)

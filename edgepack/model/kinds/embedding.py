@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from edgepack.model.kinds.kind import RankGrid
+from edgepack.model.kinds.kind import RankGrid, Rows
 from edgepack.model.layer import WEIGHT, Array, Geometry, Layer
 from edgepack.model.replacement import Replacement, dense
 from edgepack.model.structure import DENSE, Op, Structure
@@ -31,7 +31,7 @@ class Embedding:
         """None: no vector is multiplied."""
         return {}
 
-    def rows(self, layer: Layer, view: str, activations: Array) -> Array:
+    def rows(self, layer: Layer, view: str) -> Rows:
         """There are none.
 
         Raises:
@@ -42,6 +42,11 @@ class Embedding:
     def structures(self, layer: Layer, grid: RankGrid) -> Iterator[Structure]:
         """The table as it is."""
         yield DENSE
+
+    def parts(self, layer: Layer, structure: Structure) -> Mapping[str, Structure]:
+        """None: there is no view."""
+        _check(layer, structure)
+        return {}
 
     def ops(self, layer: Layer, structure: Structure, vectors: int) -> tuple[Op, ...]:
         """One lookup, which multiplies nothing."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 from edgepack.model.layer import Array, Layer
@@ -20,17 +21,46 @@ class RankGrid(Protocol):
         """Of factors beside it, ascending."""
 
 
+class Rows(Protocol):
+    """How vectors are taken from a layer's input: a value, of which equal ones take the same vectors."""
+
+    def __call__(self, activations: Array) -> Array:
+        """(N, in), of an input with its features on the last axis, whatever the layout of the file is."""
+
+    def __hash__(self) -> int:
+        """It tells vectors of one input apart."""
+
+
+@dataclass(frozen=True)
+class EveryPosition:
+    """The features at every position, as `Rows`."""
+
+    def __call__(self, activations: Array) -> Array:
+        """See `Rows`."""
+        return activations.reshape(-1, activations.shape[-1])
+
+
+EVERY_POSITION = EveryPosition()
+
+
 class LayerKind(Protocol):
     """What layers of one kind are. Everything else asks here and knows matrices, vectors and products only."""
 
     def views(self, layer: Layer) -> Mapping[str, Array]:
         """The matrices (out, in) of a layer that multiply vectors, by name."""
 
-    def rows(self, layer: Layer, view: str, activations: Array) -> Array:
-        """The vectors (N, in) that a view multiplies, of the layer's input."""
+    def rows(self, layer: Layer, view: str) -> Rows:
+        """How the vectors that a view multiplies are taken from the layer's input."""
 
     def structures(self, layer: Layer, grid: RankGrid) -> Iterable[Structure]:
         """What may stand in the layer's place: as it is first, then by rising rank."""
+
+    def parts(self, layer: Layer, structure: Structure) -> Mapping[str, Structure]:
+        """What is to be found for each view that a structure is made of: a matrix as it is, low-rank factors, or both.
+
+        Raises:
+            ValueError: the kind does not know the structure.
+        """
 
     def ops(self, layer: Layer, structure: Structure, vectors: int) -> tuple[Op, ...]:
         """The products of a structure, in the order in which they are computed.
@@ -45,7 +75,7 @@ class LayerKind(Protocol):
         """
 
     def replace(self, layer: Layer, structure: Structure, decompositions: Mapping[str, Replacement]) -> Replacement:
-        """What is written for the layer, from what was found for each of its views.
+        """What is written for the layer, from what was found for its `parts`, by view.
 
         Raises:
             ValueError: they do not fit the structure.

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from edgepack.model.kinds.kind import RankGrid
+from edgepack.model.kinds.kind import EVERY_POSITION, RankGrid, Rows
 from edgepack.model.layer import WEIGHT, Array, Geometry, Layer
 from edgepack.model.replacement import Replacement
 from edgepack.model.structure import DENSE, Op, Structure, low_rank, low_rank_correction
@@ -54,17 +54,19 @@ class Linear:
         """The weight."""
         return {WEIGHT: layer.weight}
 
-    def rows(self, layer: Layer, view: str, activations: Array) -> Array:
-        """The input's last axis, or the channels of a 1×1 convolution, at every position."""
-        if layer.geometry.operator == "Conv":
-            activations = np.moveaxis(activations, 1, -1)
-        return activations.reshape(-1, layer.in_features)
+    def rows(self, layer: Layer, view: str) -> Rows:
+        """The features at every position."""
+        return EVERY_POSITION
 
     def structures(self, layer: Layer, grid: RankGrid) -> Iterator[Structure]:
         """Dense, low-rank factors in its place, and low-rank factors beside it."""
         yield DENSE
         yield from map(low_rank, grid.low_rank(layer.out_features, layer.in_features))
         yield from map(low_rank_correction, grid.correction(layer.out_features, layer.in_features))
+
+    def parts(self, layer: Layer, structure: Structure) -> Mapping[str, Structure]:
+        """The structure itself, of the only view."""
+        return {WEIGHT: structure}
 
     def ops(self, layer: Layer, structure: Structure, vectors: int) -> tuple[Op, ...]:
         """One product, the two thin ones, or all three."""
