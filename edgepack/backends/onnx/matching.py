@@ -23,7 +23,7 @@ class Use:
     Attributes:
         node: the Gemm, MatMul or Conv.
         kind: where the features are: last axis, last but one, or axis 1.
-        weight: (out, in), with Gemm's alpha in it.
+        weight: (out, in), with Gemm's alpha in it; of other kinds than linear as the layer has it, outputs first.
         root: the initializer or Constant output that holds the weight.
         x_index: which of the node's inputs is the layer's input.
         swapped: the layer's input is that value with its two axes exchanged (Gemm's transA or transB).
@@ -32,6 +32,7 @@ class Use:
         extra_index: the node's own input that must be added after a rewrite as it cannot be the bias; None if none.
         scale: the factor on the node's own third input (Gemm's beta).
         spatial: number of spatial axes of a convolution, else 0.
+        alike: what else is equal where two nodes are one layer.
     """
 
     node: ir.Node
@@ -45,11 +46,12 @@ class Use:
     extra_index: int | None = None
     scale: float = 1.0
     spatial: int = 0
+    alike: tuple[object, ...] = ()
 
     @property
     def key(self) -> Key:
-        """Equal for two uses of the same matrix with the features on the same axis."""
-        return (id(self.root), self.kind, *array_key(self.weight))
+        """Equal for two uses of the same matrix, with the features on the same axis, in the same way."""
+        return (id(self.root), self.kind, *array_key(self.weight), self.alike)
 
 
 def match(node: ir.Node, reader: Reader) -> Use | None:
@@ -100,7 +102,7 @@ def _gemm(node: ir.Node, reader: Reader) -> Use | None:
         weight = scaled
     kind: Kind = "rows" if side == 1 else "columns"
     use = Use(node, kind, weight, root, 1 - side, swapped=transposed[1 - side], scale=beta)
-    return _with_own_bias(use, reader, rank=2)
+    return with_own_bias(use, reader, rank=2)
 
 
 def _conv(node: ir.Node, reader: Reader) -> Use | None:
@@ -115,12 +117,12 @@ def _conv(node: ir.Node, reader: Reader) -> Use | None:
         and set(node.attributes.get_ints("strides", ())) <= {1}
         and set(node.attributes.get_ints("pads", ())) <= {0}  # automatic padding of a 1×1 kernel is zero too
     )
-    if not (pointwise and plain and _floats(kernel, root)):
+    if not (pointwise and plain and is_float(kernel, root)):
         return None
     weight = reader.derive(kernel, ("Reshape", kernel.shape[:2], True))
     if weight is None:
         return None
-    return _with_own_bias(Use(node, "conv", weight, root, 0, spatial=kernel.ndim - 2), reader, rank=kernel.ndim)
+    return with_own_bias(Use(node, "conv", weight, root, 0, spatial=kernel.ndim - 2), reader, rank=kernel.ndim)
 
 
 def _constant_matrix(node: ir.Node, reader: Reader) -> tuple[int, Array, ir.Value] | None:
@@ -141,12 +143,12 @@ def _constant_side(node: ir.Node) -> int | None:
 
 def _matrix(value: ir.Value | None, reader: Reader) -> Array | None:
     array, root = (None, None) if value is None else (reader.read(value), root_of(value))
-    if array is None or root is None or array.ndim != 2 or array.size == 0 or not _floats(array, root):
+    if array is None or root is None or array.ndim != 2 or array.size == 0 or not is_float(array, root):
         return None
     return array
 
 
-def _floats(array: Array, root: ir.Value) -> bool:
+def is_float(array: Array, root: ir.Value) -> bool:
     """Computed in a float type and stored in one: a cast integer is somebody's quantization."""
     import onnx_ir as ir
 
@@ -154,7 +156,7 @@ def _floats(array: Array, root: ir.Value) -> bool:
     return ir.DataType.from_numpy(array.dtype).name in FLOATS and (stored is None or stored.name in FLOATS)
 
 
-def _with_own_bias(use: Use, reader: Reader, rank: int) -> Use:
+def with_own_bias(use: Use, reader: Reader, rank: int) -> Use:
     """Take the node's third input as the bias if it is one, keep it apart if it is not."""
     third = use.node.inputs[2] if len(use.node.inputs) > 2 else None
     if third is None or use.scale == 0.0:
