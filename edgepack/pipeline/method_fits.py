@@ -104,7 +104,7 @@ def fit_alternatives(
     schemes: tuple[Scheme, ...],
     workspace: Workspace,
 ) -> Alternatives:
-    """Fits of every method to every layer; what is in the cache already is not fitted again.
+    """Fits of every method to every layer that is one matrix; what is in the cache already is not fitted again.
 
     Args:
         methods: names of methods that are functions.
@@ -119,8 +119,10 @@ def fit_alternatives(
         return NOTHING
     fits: dict[str, tuple[Fit, ...]] = {}
     why: dict[str, str] = {}
-    for number, layer in enumerate(analysis.views):
-        workspace.progress("fit methods", number, len(analysis.views))
+    names = {layer.name for layer in analysis.layers}
+    whole = [view for view in analysis.views if view.name in names]
+    for number, layer in enumerate(whole):
+        workspace.progress("fit methods", number, len(whole))
         shares = shares_of(layer, rank, competing=len(methods) > 1)
         every = [(name, share) for name in methods for share in shares]
         read = _fitted(analysis, layer, every, schemes, workspace)

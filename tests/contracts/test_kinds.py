@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import FrozenInstanceError, dataclass, replace
 from pathlib import Path
@@ -76,6 +77,7 @@ EXAMPLES: Mapping[str, tuple[Callable[[], Example], ...]] = {
 }
 MAKERS = [make for makers in EXAMPLES.values() for make in makers]
 FACTORED = [make for make in MAKERS if views_of([make().layer])]
+MATRICES = [make for make in FACTORED if set(kind_of(make().layer).views(make().layer)) == {WEIGHT}]
 LOOKED_UP = [make for make in MAKERS if make not in FACTORED]
 
 
@@ -85,6 +87,8 @@ def only(makers: list[Callable[[], Example]]) -> pytest.MarkDecorator:
 
 with_views = only(FACTORED)
 """For what is true of layers with matrices that multiply vectors."""
+matrices = only(MATRICES)
+"""For what is true of layers that are one matrix, and so can be whatever a matrix can be."""
 
 GRID = GivenRanks(own=(4, 8, 16), beside=(2, 6))
 
@@ -138,8 +142,8 @@ def decomposed(matrix: Array, bias: Array | None, structure: Structure) -> Repla
 
 
 def replaced(kind: LayerKind, layer: Layer, structure: Structure) -> Replacement:
-    views = kind.views(layer)
-    return kind.replace(layer, structure, {n: decomposed(m, layer.bias, structure) for n, m in views.items()})
+    views, parts = kind.views(layer), kind.parts(layer, structure)
+    return kind.replace(layer, structure, {n: decomposed(views[n], layer.bias, part) for n, part in parts.items()})
 
 
 def lost(kind: LayerKind, layer: Layer, structure: Structure) -> float:
@@ -171,7 +175,7 @@ def test_views_are_finite_float32_matrices_of_the_layer(kind: LayerKind, layer: 
     for matrix in views.values():
         assert (matrix.ndim, matrix.dtype) == (2, np.float32)
         assert np.isfinite(matrix).all()
-    if WEIGHT in layer.weights:
+    if WEIGHT in views:
         assert views[WEIGHT].shape == (layer.out_features, layer.in_features)
 
 
@@ -180,8 +184,11 @@ def test_rows_times_a_view_is_what_the_layer_computes(kind: LayerKind, example: 
     views = kind.views(example.layer)
     assert set(example.answers) == set(views)
     for name, matrix in views.items():
-        rows = kind.rows(example.layer, name)(example.activations)
+        way = kind.rows(example.layer, name)
+        rows = way(example.activations)
         assert rows.shape == (len(example.answers[name]), matrix.shape[1])
+        again = pickle.loads(pickle.dumps(way))  # noqa: S301 - ours
+        assert (again, hash(again)) == (way, hash(kind.rows(example.layer, name)))
         np.testing.assert_allclose(rows @ matrix.T, example.answers[name], rtol=1e-4, atol=1e-4)
 
 
@@ -197,8 +204,32 @@ def test_the_layer_as_it_is_comes_first_and_ranks_rise(structures: tuple[Structu
 @with_views
 def test_the_grid_says_which_ranks_are_offered(kind: LayerKind, layer: Layer) -> None:
     assert tuple(kind.structures(layer, GivenRanks((), ()))) == (DENSE,)
+    dense_one, *thin = kind.structures(layer, GivenRanks((5, 7), ()))
+    assert dense_one == DENSE
+    assert thin
+    assert {rank for one in thin for rank in one.ranks} == {5, 7}
+
+
+@matrices
+def test_a_matrix_is_offered_factors_of_those_ranks(kind: LayerKind, layer: Layer) -> None:
     thin = tuple(kind.structures(layer, GivenRanks((5, 7), ())))
     assert thin == (DENSE, low_rank_of(5), low_rank_of(7))
+
+
+def test_a_structure_is_made_of_views_as_matrices_can_be(
+    kind: LayerKind, layer: Layer, structures: tuple[Structure, ...]
+) -> None:
+    views = kind.views(layer)
+    for structure in structures:
+        parts = kind.parts(layer, structure)
+        assert set(parts) <= set(views)
+        assert all(part.of_a_matrix for part in parts.values())
+        if structure.is_dense:
+            assert set(parts.values()) <= {DENSE}
+        elif structure.ranks:
+            assert sorted(rank for part in parts.values() for rank in part.ranks) == sorted(structure.ranks)
+            for name, part in parts.items():
+                assert max(part.ranks, default=0) <= min(views[name].shape)
 
 
 def test_dense_products_have_the_layers_weights(kind: LayerKind, layer: Layer) -> None:
@@ -210,11 +241,12 @@ def test_dense_products_have_the_layers_weights(kind: LayerKind, layer: Layer) -
 @with_views
 def test_what_is_offered_in_the_layers_place_has_fewer_weights(kind: LayerKind, layer: Layer) -> None:
     full = weights(kind.ops(layer, DENSE, 1))
-    offered = [one for one in kind.structures(layer, WorthwhileRanks()) if one.is_low_rank]
+    offered = [one for one in kind.structures(layer, WorthwhileRanks()) if one.ranks and not one.is_correction]
     assert offered
-    sizes = [weights(kind.ops(layer, one, 1)) for one in offered]
-    assert sizes == sorted(set(sizes))
-    assert sizes[-1] < full
+    for name in {one.name for one in offered}:
+        sizes = [weights(kind.ops(layer, one, 1)) for one in offered if one.name == name]
+        assert sizes == sorted(set(sizes))
+        assert sizes[-1] < full
 
 
 def test_factors_beside_a_matrix_are_added_to_its_weights(
@@ -235,7 +267,7 @@ def test_products_chain(kind: LayerKind, layer: Layer, structures: tuple[Structu
     full = kind.ops(layer, DENSE, 1)
     for structure in structures:
         ops = kind.ops(layer, structure, 1)
-        thin = [op for op in ops if structure.is_low_rank or op.corrects]
+        thin = [op for op in ops if op.corrects or (structure.ranks and not structure.is_correction)]
         assert [given(op) for op in thin[:-1]] == list(structure.ranks)
         assert [op.columns for op in thin[1:]] == list(structure.ranks)
         assert given(ops[-1]) == given(full[-1])
@@ -260,8 +292,12 @@ def test_what_is_written_has_a_tensor_for_each_product(
     for structure in structures:
         written = replaced(kind, layer, structure)
         assert written.structure == structure
-        shapes = {role: tensor.shape for role, tensor in written.tensors.items()}
-        assert shapes == {op.role: (op.rows, op.columns) for op in kind.ops(layer, structure, 1)}
+        ops = {op.role: op for op in kind.ops(layer, structure, 1)}
+        assert set(written.tensors) == set(ops)
+        for role, tensor in written.tensors.items():
+            op = ops[role]
+            assert (len(tensor), tensor.size) == (op.rows, op.weights)
+            assert op.kernel or tensor.shape == (op.rows, op.columns)
 
 
 def test_the_bias_is_kept(kind: LayerKind, layer: Layer, structures: tuple[Structure, ...]) -> None:
@@ -287,12 +323,28 @@ def test_full_rank_loses_nothing(kind: LayerKind, layer: Layer) -> None:
     rank = min(min(matrix.shape) for matrix in kind.views(layer).values())
     energy = sum(float(np.square(matrix.astype(float)).sum()) for matrix in kind.views(layer).values())
     assert lost(kind, layer, DENSE) == 0
+    for structure in kind.structures(layer, GivenRanks((rank,), (rank,))):
+        assert lost(kind, layer, structure) < 1e-10 * energy
+
+
+@with_views
+def test_lower_ranks_lose_more(kind: LayerKind, layer: Layer) -> None:
+    _, *offered = kind.structures(layer, GivenRanks((1, 4, 12), (1, 4, 12)))
+    for name in {one.name for one in offered}:
+        found = [lost(kind, layer, one) for one in offered if one.name == name]
+        assert found[0] > found[-1] > 0
+        assert found == sorted(found, reverse=True)
+
+
+@matrices
+def test_constants_and_both_structures_of_full_rank_lose_nothing(kind: LayerKind, layer: Layer) -> None:
+    rank, energy = min(layer.weight.shape), float(np.square(layer.weight.astype(float)).sum())
     assert lost(kind, layer, CONSTEXPR) == 0
     for structure in (low_rank_of(rank), correction_of(rank)):
         assert lost(kind, layer, structure) < 1e-10 * energy
 
 
-@with_views
+@matrices
 def test_lower_ranks_lose_what_the_singular_values_say(kind: LayerKind, layer: Layer) -> None:
     for make, rest in ((low_rank_of, lambda m: m), (correction_of, lambda m: m - coarse(m))):
         values = [np.linalg.svd(rest(m).astype(float), compute_uv=False) for m in kind.views(layer).values()]
@@ -302,7 +354,7 @@ def test_lower_ranks_lose_what_the_singular_values_say(kind: LayerKind, layer: L
         assert found[0] > found[1] > found[2] > 0
 
 
-@with_views
+@matrices
 @pytest.mark.parametrize("wanted", [DENSE, low_rank_of(4), correction_of(4)], ids=str)
 @pytest.mark.parametrize("found", [DENSE, CONSTEXPR, low_rank_of(4), low_rank_of(5), correction_of(4)], ids=str)
 def test_what_does_not_fit_the_structure_is_refused(
@@ -314,6 +366,20 @@ def test_what_does_not_fit_the_structure_is_refused(
         return
     with pytest.raises(ValueError, match=layer.name):
         kind.replace(layer, wanted, parts)
+
+
+@with_views
+def test_parts_of_another_structure_are_refused(
+    kind: LayerKind, layer: Layer, structures: tuple[Structure, ...]
+) -> None:
+    views = kind.views(layer)
+    for wanted in structures:
+        for other in structures:
+            if other != wanted:
+                parts = kind.parts(layer, other)
+                found = {name: decomposed(views[name], layer.bias, part) for name, part in parts.items()}
+                with pytest.raises(ValueError, match=layer.name):
+                    kind.replace(layer, wanted, found)
 
 
 @with_views
@@ -330,7 +396,7 @@ def test_a_structure_that_no_kind_knows_is_refused(kind: LayerKind, layer: Layer
         kind.ops(layer, structure, 1)
 
 
-@with_views
+@matrices
 def test_weights_from_constants_are_no_products_and_come_to_their_matrix(kind: LayerKind, layer: Layer) -> None:
     assert kind.ops(layer, CONSTEXPR, 1) == ()
     found = kind.effective(layer, replaced(kind, layer, CONSTEXPR))
@@ -352,7 +418,8 @@ def test_lookups_multiply_nothing_and_have_no_factors(kind: LayerKind, layer: La
 def test_replacements_come_back_from_the_cache(
     kind: LayerKind, layer: Layer, structures: tuple[Structure, ...], tmp_path: Path
 ) -> None:
-    for structure in (*structures, CONSTEXPR):
+    coded = [CONSTEXPR] if set(kind.views(layer)) == {WEIGHT} else []
+    for structure in (*structures, *coded):
         part = replaced(kind, layer, structure)
         np.savez(tmp_path / "part.npz", **packed_part(part))
         with np.load(tmp_path / "part.npz", allow_pickle=False) as stored:
@@ -373,9 +440,10 @@ def test_values_are_frozen_and_structures_and_products_are_keys(
     kind: LayerKind, layer: Layer, structures: tuple[Structure, ...]
 ) -> None:
     for structure in structures:
-        assert structure_of(structure.name, structure.rank) == structure
+        same = Structure(structure.name, structure.ranks)
+        assert not structure.of_a_matrix or structure_of(structure.name, structure.rank) == structure
         ops = kind.ops(layer, structure, 2)
-        assert {structure: ops}[structure_of(structure.name, structure.rank)] == kind.ops(layer, structure, 2)
+        assert {structure: ops}[same] == kind.ops(layer, structure, 2)
         assert len({ops, kind.ops(layer, structure, 2)}) == 1
         for value, field in ((structure, "name"), (ops[0], "rows"), (replaced(kind, layer, structure), "bias")):
             with pytest.raises(FrozenInstanceError):
@@ -390,7 +458,8 @@ def test_views_have_names_of_their_own(kind: LayerKind, layer: Layer) -> None:
     assert len({view.name for view in views}) == len(views) == 2 * len(kind.views(layer))
     for view, matrix in zip(views, (*kind.views(layer).values(), *kind.views(other).values()), strict=True):
         assert view.name.startswith(layer.name)
-        assert view.weight is matrix
+        assert np.shares_memory(view.weight, matrix)
+        np.testing.assert_array_equal(view.weight, matrix)
         assert (view.out_features, view.in_features) == matrix.shape
 
 
