@@ -164,7 +164,7 @@ def make_menus(
     """
     menus = []
     for layer in layers:
-        own = offer.layers[layer.name]
+        own = _held(files, layer, offer.layers[layer.name])
         structures, why_dense = list(own.structures), own.why_dense
         if options.rank != "auto" and own.in_place:
             structures = [structure for structure in structures if structure.ranks]
@@ -188,6 +188,16 @@ def make_menus(
             found = _careful(found)
         menus.append(Menu(layer, found, why_dense))
     return tuple(menus)
+
+
+def _held(files: Writer, layer: Layer, own: Offered) -> Offered:
+    """What the format can hold of it in some scheme: it may have no factors for layers of this kind."""
+    schemes = files.layer_schemes()
+    refused = [one for one in own.in_place if all(files.supports(layer, one, scheme) is not None for scheme in schemes)]
+    held = replace(own, structures=tuple(one for one in own.structures if one not in refused))
+    if held.in_place or not refused:
+        return held
+    return replace(held, why_dense=files.supports(layer, refused[0], schemes[0]))
 
 
 def _schemes(

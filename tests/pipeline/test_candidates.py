@@ -21,7 +21,7 @@ from edgepack.model.kinds.linear import linear_layer, linear_ops
 from edgepack.model.layer import Layer
 from edgepack.model.point import Point
 from edgepack.model.scheme import Format, Scheme
-from edgepack.model.structure import Structure
+from edgepack.model.structure import DENSE, Structure
 from edgepack.model.types import Candidate
 from edgepack.pipeline.candidates import UNGUARDED_LOST_SHARE, Menu, Offer, make_menus, offered
 from edgepack.pipeline.method_fits import NOTHING
@@ -239,6 +239,17 @@ def test_schemes_without_a_price_are_absent() -> None:
 def test_a_precision_without_any_price_is_refused() -> None:
     with pytest.raises(UsageError, match=r"int4.*test table"):
         menus(layer(), lacks=[onnx.NBITS4], precision="int4")
+
+
+@pytest.mark.parametrize("rank", ["auto", 16, 0.25], ids=str)
+def test_a_layer_whose_factors_the_format_cannot_hold_stays_dense(monkeypatch: pytest.MonkeyPatch, rank: Any) -> None:
+    def only_dense(one: Layer, structure: Structure, scheme: Scheme) -> str | None:
+        return None if structure.is_dense else "there is no room for its factors"
+
+    monkeypatch.setattr("tests.pipeline.test_candidates.supports", only_dense)
+    (found,) = menus(layer(out=512, inn=384), rank=rank)
+    assert {one.structure for one in found.candidates} == {DENSE}
+    assert found.why_dense == "there is no room for its factors"
 
 
 def test_every_layer_gets_a_menu_in_order() -> None:
