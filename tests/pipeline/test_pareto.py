@@ -77,7 +77,8 @@ def test_steps_against_all_plans(
     layers: list[list[Candidate]], size: float | None, ram: float | None, latency: float | None
 ) -> None:
     bounds = bounds_of(layers, size, ram, latency)
-    steps = make_ladder(menus(*layers), [SPECTRUM] * len(layers), bounds, 0.0)
+    made = menus(*layers)
+    steps = make_ladder(made, alike(made), bounds, 0.0)
     plans = [Step((), *(sum(map(float, column)) for column in _columns(p))) for p in product(*layers)]  # type: ignore[arg-type]
     fitting = [plan for plan in plans if meets(plan, bounds)]
     if isinstance(steps, Infeasible):
@@ -134,19 +135,19 @@ def test_bounds_that_only_conflict_in_pairs() -> None:
     """Each bound can be met, but no two of them: there still is a plan to show."""
     made = menus([candidate(0, 1, 9, 9.0), candidate(0, 9, 1, 9.0), candidate(0, 9, 9, 1.0)])
     bounds = Bounds(None, 5, 5, 5.0)
-    why = make_ladder(made, [SPECTRUM], bounds, 0.0)
+    why = make_ladder(made, alike(made), bounds, 0.0)
     assert isinstance(why, Infeasible)
-    step = nearest(made, [SPECTRUM], bounds, why)
+    step = nearest(made, alike(made), bounds, why)
     assert sum([step.size_bytes <= 5, step.ram_bytes <= 5, step.latency_s <= 5]) == 1
 
 
 def test_infeasible_bounds_say_what_is_least() -> None:
     made = menus([candidate(0, 100, 10, 3.0), candidate(1, 50, 5, 1.0)])
-    why = make_ladder(made, [SPECTRUM], Bounds(size_bytes=40, latency_s=2.0), 0.0)
+    why = make_ladder(made, alike(made), Bounds(size_bytes=40, latency_s=2.0), 0.0)
     assert isinstance(why, Infeasible)
     assert why.alone == ("size_bytes",)
     assert why.least["size_bytes"] == 50
-    step = nearest(made, [SPECTRUM], Bounds(size_bytes=40, latency_s=2.0), why)
+    step = nearest(made, alike(made), Bounds(size_bytes=40, latency_s=2.0), why)
     assert (step.size_bytes, step.latency_s) == (50, 1.0)
 
 
@@ -160,7 +161,7 @@ def test_what_stands_beside_the_layers_counts_in_a_tie() -> None:
     """Of a whole inference that takes a hundred times as long, a fifth of the layers' time is nothing."""
     made = menus([candidate(0.0, 100, 100, 1.0), candidate(0.0, 10, 10, 1.2)])
     for beside_s, size in ((0.0, 100), (100.0, 10)):
-        steps = make_ladder(made, [SPECTRUM], Bounds(), beside_s)
+        steps = make_ladder(made, alike(made), Bounds(), beside_s)
         assert not isinstance(steps, Infeasible)
         assert [step.size_bytes for step in steps] == [size]
 
@@ -168,7 +169,8 @@ def test_what_stands_beside_the_layers_counts_in_a_tie() -> None:
 @settings(max_examples=10)
 @given(instances)
 def test_the_smallest_plans_against_all_plans(layers: list[list[Candidate]]) -> None:
-    steps = make_ladder(menus(*layers), [SPECTRUM] * len(layers), Bounds(), 0.0, aim="size")
+    made = menus(*layers)
+    steps = make_ladder(made, alike(made), Bounds(), 0.0, aim="size")
     assert not isinstance(steps, Infeasible)
     plans = [_columns(plan) for plan in product(*layers)]
     assert steps[-1].size_bytes == min(sum(plan[1]) for plan in plans)
