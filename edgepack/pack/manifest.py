@@ -21,6 +21,7 @@ from edgepack.model.scheme import Format
 from edgepack.pack.folder import MANIFEST
 
 if TYPE_CHECKING:
+    from edgepack.model.structure import Structure
     from edgepack.model.types import Candidate, LayerPlan
 
 SCHEMA_VERSION: Literal[1] = 1
@@ -145,9 +146,14 @@ class AlternativeEntry:
     parameters: Count
 
 
+def _several(structure: Structure) -> tuple[int, ...] | None:
+    """The ranks of a structure that has more than one."""
+    return structure.ranks if len(structure.ranks) > 1 else None
+
+
 @dataclass(frozen=True)
 class CandidateEntry:
-    """One way to write a layer, with what it was predicted to cost."""
+    """One way to write a layer, with what it was predicted to cost; `rank` and `ranks` are as in `LayerEntry`."""
 
     scheme: Shown
     structure: Text
@@ -158,6 +164,7 @@ class CandidateEntry:
     latency_s: Figure
     source: Text
     alternative: AlternativeEntry | None
+    ranks: tuple[Side, ...] | None = field(default=None, metadata=Extra)
 
     @classmethod
     def of(cls, candidate: Candidate) -> CandidateEntry:
@@ -173,6 +180,7 @@ class CandidateEntry:
             latency_s=candidate.latency_s,
             source=candidate.source,
             alternative=None if other is None else AlternativeEntry(**asdict(other)),
+            ranks=_several(candidate.structure),
         )
 
 
@@ -236,7 +244,7 @@ class LayerEntry:
             predicted=None if plan.predicted is None else CandidateEntry.of(plan.predicted),
             others=tuple(map(CandidateEntry.of, plan.others)),
             lost_shares=lost,
-            ranks=plan.structure.ranks if len(plan.structure.ranks) > 1 else None,
+            ranks=_several(plan.structure),
         )
 
 

@@ -148,7 +148,8 @@ def _by_sides(
     if structures is None:
         return None
     found: dict[tuple[int, int], set[int]] = {}
-    for name, (rows, columns, _) in shapes.items():
+    for name in shapes.keys() & structures.keys():
+        rows, columns, _ = shapes[name]
         found.setdefault((rows, columns), set()).update(one.ranks[0] for one in structures[name])
     return {sides: sorted(own) for sides, own in found.items()}
 

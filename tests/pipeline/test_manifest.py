@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import pytest
 from edgepack.backends.onnx.schemes import FP32, NBITS4
 from edgepack.metrics import Drop
 from edgepack.model.scheme import FileScheme, Scheme
+from edgepack.model.structure import Structure
 from edgepack.model.types import LayerPlan
-from edgepack.pack.manifest import DropEntry, read_manifest
+from edgepack.pack.manifest import DropEntry, LayerEntry, read_manifest
 from edgepack.pipeline.build import build
 from edgepack.pipeline.manifest import Results, chosen_by, make_manifest
 from edgepack.pipeline.prepare import Prepared
@@ -55,6 +57,13 @@ def test_a_probe_carries_its_figures(ready: Prepared) -> None:
             },
         }
     ]
+
+
+def test_ranks_are_all_said_where_there_are_several() -> None:
+    plan = layer("a", 3, FP32)
+    several = replace(plan, structure=Structure("tucker-2", (3, 4)))
+    assert (LayerEntry.of(several).rank, LayerEntry.of(several).ranks) == (3, (3, 4))
+    assert (LayerEntry.of(plan).rank, LayerEntry.of(plan).ranks) == (3, None)
 
 
 def test_what_does_not_depend_on_a_file(ready: Prepared, classifier: Path) -> None:

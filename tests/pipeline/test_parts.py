@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from edgepack.model.constexpr import Writer
 from edgepack.model.replacement import Replacement, dense, low_rank, low_rank_correction
 from edgepack.model.serialize import packed_part, unpacked_pair, unpacked_part
+from edgepack.model.structure import Structure
 from edgepack.model.types import Array
 
 KINDS = ("dense", "low-rank", "low-rank-correction", "constexpr")
@@ -53,6 +54,14 @@ def test_a_part_comes_back_as_it_was(kind: str, rows: int, columns: int, rank: i
     check_same(part, unpacked_part(packed_part(part)))
     if part.structure.ranks:
         check_same(part, unpacked_pair(packed_part(part)))
+
+
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_so_does_a_structure_of_several_factors(has_bias: bool) -> None:
+    tensors = {role: made("dense", 6, 4, index, has_bias=False).weight for index, role in enumerate("BKA")}
+    bias = made("dense", 6, 4, 3, has_bias=has_bias).bias
+    part = Replacement(Structure("tucker-2", (3, 4)), tensors, bias)
+    check_same(part, unpacked_part(packed_part(part)))
 
 
 @pytest.mark.parametrize("kind", KINDS)
