@@ -102,14 +102,15 @@ class Replacements:
                 for name, part in parts.items():
                     way, own = part.structure, part.scheme
                     one = pair(part.view, part.spectrum, way, own) if way.ranks else dense(part.view, own)
-                    found |= {} if one is None else {name: one}
+                    if one is not None:
+                        found[name] = one
                 if len(found) == len(parts):
                     made[layer.name] = kind_of(layer).replace(layer, choice.structure, found)
         return made
 
     def _parts(self, layer: Layer, choice: LayerPlan, scheme: FileScheme) -> dict[str, Part]:
-        """By view, what the plan makes of a layer; nothing where it is by another method."""
-        wanted = {} if choice.alternative is not None else kind_of(layer).parts(layer, choice.structure)
+        """By view, what the plan makes of a layer."""
+        wanted = kind_of(layer).parts(layer, choice.structure)
         names = {view: view_name(layer.name, view) for view in wanted}
         return {
             view: Part(self._views[name], self.analysis.spectra[name], wanted[view], choice.scheme_in(scheme))
