@@ -124,7 +124,7 @@ def made_evaluator(
     subject = Subject(Model("m", "onnx", "0" * 64, "onnx", None, (), (LAYER,), {}, None, None), None, "key")
     unseen = Covariances(subject, workspace)
     sensitivity = Sensitivity(False, None, dict)
-    analysis = Analysis(subject, "svd", (SPECTRUM,), (), unseen, None, sensitivity, 127, "key")
+    analysis = Analysis(subject, "svd", {LAYER.name: SPECTRUM}, (), unseen, None, sensitivity, 127, "key")
     replacements = Replacements(analysis, Rounder(unseen, "svd", 127, {}, workspace), None, None, NOTHING)
     return Evaluator(asked, analysis, replacements, prover, "latency", "key", workspace)
 
