@@ -26,9 +26,9 @@ class Observation(Protocol):
 
     @property
     def keys(self) -> Mapping[str, tuple[str, ...]]:
-        """Layer name → key of the value that is its input; layers that share an input share a key.
+        """View name → key of the vectors that it multiplies; views that multiply the same vectors share a key.
 
-        A layer whose input cannot be observed is absent.
+        A view whose layer's input cannot be observed is absent.
         """
 
     @property

@@ -29,8 +29,8 @@ class Native(Protocol):
             ModelError: the runtime cannot load it.
         """
 
-    def observe(self, model: Any, layers: Iterable[str], *, threads: int) -> Observation:
-        """A model whose named layers can be watched."""
+    def observe(self, model: Any, views: Iterable[str], *, threads: int) -> Observation:
+        """A model whose layers of these views can be watched."""
 
     def depths(self, model: Any, layers: Collection[str]) -> Mapping[str, int]:
         """How many of these layers lie before each, one behind the other; those that cannot be told are absent."""

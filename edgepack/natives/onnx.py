@@ -38,9 +38,9 @@ class OnnxNative:
                 writer.write_dense(path)
             return load(path, threads=threads, exact=exact)
 
-    def observe(self, model: ir.Model, layers: Iterable[str], *, threads: int) -> OnnxObservation:
+    def observe(self, model: ir.Model, views: Iterable[str], *, threads: int) -> OnnxObservation:
         """See `Native.observe`."""
-        return OnnxObservation(model, layers, threads=threads)
+        return OnnxObservation(model, views, threads=threads)
 
     def depths(self, model: ir.Model, layers: Collection[str]) -> Mapping[str, int]:
         """See `Native.depths`."""

@@ -67,9 +67,9 @@ class TorchNative:
 
         return Session(input_specs(module), answer)
 
-    def observe(self, model: TorchModel, layers: Iterable[str], *, threads: int) -> TorchObservation:
+    def observe(self, model: TorchModel, views: Iterable[str], *, threads: int) -> TorchObservation:
         """See `Native.observe`."""
-        return TorchObservation(model, layers, threads=threads)
+        return TorchObservation(model, views, threads=threads)
 
     def depths(self, model: TorchModel, layers: Collection[str]) -> Mapping[str, int]:
         """See `Native.depths`."""

@@ -11,7 +11,7 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edgepack.backends.backend import joined
+from edgepack.backends.observation import joined
 from edgepack.backends.onnx.contents import read_contents
 from edgepack.backends.onnx.emit import to_schemes
 from edgepack.backends.onnx.file import save
