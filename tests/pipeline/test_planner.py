@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from edgepack.backends.onnx.schemes import FP32
-from edgepack.metrics import Drop
+from edgepack.metrics.drop import Drop
 from edgepack.pipeline.baselines import Baseline, make_baseline
 from edgepack.pipeline.evaluator import Evaluator
 from edgepack.pipeline.prepare import Prepared
@@ -74,7 +74,7 @@ def test_a_larger_budget_is_never_slower(ready: Prepared, classifier: Path, work
 def test_where_int8_misses_the_budget_a_plan_of_its_size_still_comes_first(
     ready: Prepared, classifier: Path, work: Path, baseline: Baseline
 ) -> None:
-    bad = replace(baseline, int8_drop=Drop("accuracy", 94.5, 80.0, 1.0, 256))
+    bad = replace(baseline, int8_drop=Drop("accuracy", 94.5, 80.0, 14.5, 16.0, 1.0, 256))
     made = planned(ready, evaluator_with(ready, classifier, work, max_drop=0.5), bad)
     assert made.found.attempt.lost <= 0.5
     assert size_of(made) <= 1.01 * baseline.int8.stat().st_size

@@ -13,6 +13,7 @@ from edgepack.backends.onnx.schemes import FP32, INT8_DYNAMIC, NBITS4
 from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import FileScheme, Scheme
 from edgepack.pipeline.evaluator import Evaluator
+from edgepack.pipeline.limits import Rest
 from edgepack.pipeline.pareto import Step, make_ladder
 from edgepack.pipeline.prepare import Prepared, prepared
 from edgepack.pipeline.search import probe, probe_scheme
@@ -61,7 +62,7 @@ def files(ready: Prepared) -> Counted:
 
 @pytest.fixture(scope="module")
 def steps(ready: Prepared) -> tuple[Step, ...]:
-    made = make_ladder(ready.menus["onnx"], ready.evaluator.spectra, Bounds(), 0.0)
+    made = make_ladder(ready.menus["onnx"], ready.evaluator.spectra, Bounds(), Rest(0, 0, 0.0))
     assert not isinstance(made, Infeasible)
     return made
 
