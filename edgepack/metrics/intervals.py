@@ -6,8 +6,9 @@ import numpy as np
 
 from edgepack.model.types import Array
 
-MEAN_OF_NOTHING = 1.0
-"""Weight that one more difference is given where none was seen."""
+UNSEEN = 0.5
+"""Of what a difference can be at most: weight of one more where none was seen. Answers that compression changes lie near
+a tie: they cost 0.2 to 0.4 on average on the perceptron of `edgepack.metrics.soft_labels`."""
 
 
 def of_counts(worse: int, better: int, count: int, confidence: float) -> float:
@@ -44,7 +45,7 @@ def of_rare(differences: Array, confidence: float) -> float:
     """
     from scipy.stats import gamma
 
-    most = float(differences.max()) if differences.any() else MEAN_OF_NOTHING
+    most = float(differences.max()) if differences.any() else UNSEEN
     total, squares = float(differences.sum()) + most, float(np.square(differences).sum()) + most**2
     return float(gamma.ppf(confidence, total**2 / squares, scale=squares / total)) / len(differences)
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from edgepack.backends.backend import Session
 from edgepack.backends.runtime import answers
-from edgepack.data import Samples, example, from_recipe, read_npz, split
+from edgepack.data import Samples, example, feeds, from_recipe, read_npz, split
 from edgepack.errors import ModelError, UsageError
 from edgepack.methods.registry import AUTO, AUTO_METHOD, DEFAULT, factorizer, is_factorizer
 from edgepack.metrics.choose import choose
@@ -83,8 +83,9 @@ def calibration_samples(opened: Model, samples: Samples, seed: int) -> int:
     """
     rows = row_counts(opened, samples, seed) if opened.layers else None
     rows = rows or {}
+    _, batch = next(feeds(samples, opened.inputs, dynamic_batch=1))
     views = [view for view in views_of(opened.layers) if view.name in rows]
-    needed = [ceil(ROWS_PER_INPUT * view.in_features / rows[view.name]) for view in views]
+    needed = [ceil(ROWS_PER_INPUT * view.in_features * batch / rows[view.name]) for view in views]
     return min(max([FEWEST, *needed]), MOST)
 
 
