@@ -7,8 +7,8 @@ import numpy as np
 from edgepack.model.types import Array
 
 UNSEEN = 0.5
-"""Of what a difference can be at most: weight of one more where none was seen. Answers that compression changes lie near
-a tie: they cost 0.2 to 0.4 on average on the perceptron of `edgepack.metrics.soft_labels`."""
+"""Of what a difference can be at most: weight of one more where none was seen. Answers that compression changes lie
+near a tie: they cost 0.2 to 0.4 on average on the perceptron of `edgepack.metrics.soft_labels`."""
 
 
 def of_counts(worse: int, better: int, count: int, confidence: float) -> float:
