@@ -50,7 +50,7 @@ MANIFEST: dict[str, Any] = {
         "outputs": [
             {"output": 0, "metric": "accuracy", "labelled": True, "why": "labels name the largest of its scores"}
         ],
-    },  # fmt: skip
+    },
     "data": {"labelled": True},
     "warnings": [],
     "files": {
