@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -35,6 +35,7 @@ class Drop:
         samples: that were scored.
         confidence: one-sided.
         output: number of the output.
+        score: of the emitted file's first output that is judged, whatever output loses most.
     """
 
     metric: str
@@ -46,6 +47,7 @@ class Drop:
     samples: int
     confidence: float = CONFIDENCE
     output: int = 0
+    score: float = float("nan")
 
     @property
     def margin(self) -> float:
@@ -80,7 +82,7 @@ class Scale:
             outputs: (N, …) each, of every output of the emitted file.
         """
         drops = [self._drop(judge, outputs) for judge in self.judges]
-        return max(drops, key=lambda one: one.bound)
+        return replace(max(drops, key=lambda one: one.bound), score=drops[0].emitted)
 
     def _drop(self, judge: Judge, outputs: Sequence[Array]) -> Drop:
         labels = self.labels if judge.labelled else None

@@ -151,6 +151,7 @@ class DropEntry:
         """As it was measured."""
         record = asdict(drop)
         estimate = record.pop("value")
+        del record["score"]
         return cls(**record, drop=estimate)
 
 

@@ -237,5 +237,5 @@ def _scored(
     if test is not None:
         return test, "test"
     if confirmation is not None:
-        return confirmation.emitted, "confirmation"
-    return (None, None) if guard is None else (guard.emitted, "guard")
+        return confirmation.score, "confirmation"
+    return (None, None) if guard is None else (guard.score, "guard")

@@ -167,7 +167,7 @@ def test_for_machines(found: Exploration) -> None:
         }
     ] * len(rows)
     assert set(rows[0]["drop"]) == {
-        *("metric", "dense", "emitted", "value", "bound", "confidence", "standard_error", "samples", "output"),
+        *("metric", "dense", "emitted", "value", "bound", "confidence", "standard_error", "samples", "output", "score"),
     }
     assert all(row["drop"]["bound"] > row["drop"]["value"] for row in rows)
     assert np.isfinite([row["latency_s"] for row in rows]).all()

@@ -71,5 +71,6 @@ def test_json_has_the_drop_itself() -> None:
             "samples": 800,
             "confidence": 0.9,
             "output": 0,
+            "score": None,
         },
     }
