@@ -86,7 +86,9 @@ def test_text_has_no_judge() -> None:
 
 @pytest.mark.parametrize("labels", [normal(60), LABELS + 1, np.zeros((60, 3)), normal(60, 6, 2)])
 def test_labels_that_fit_nothing_are_refused(labels: Array) -> None:
-    with pytest.raises(DataError, match=r"the labels 'y' .* fit no output of the model \(float32 \(60, 6\)\)"):
+    with pytest.raises(
+        DataError, match=r"the labels 'y' .*, from .* to .*\) fit no output of the model \(float32 \(60, 6\)\)"
+    ):
         choose([LOGITS], labels, None)
 
 
