@@ -114,8 +114,8 @@ def _labelled(reference: Sequence[Array], labels: Array | None) -> dict[int, Jud
     if number is None:
         shapes = ", ".join(f"{answers.dtype} {answers.shape}" for answers in reference)
         raise DataError(
-            f"the labels 'y' ({labels.dtype} {labels.shape}, from {labels.min():g} to {labels.max():g}) fit no output of "
-            f"the model ({shapes})",
+            f"the labels 'y' ({labels.dtype} {labels.shape}, from {labels.min():g} to {labels.max():g}) "
+            f"fit no output of the model ({shapes})",
             hint="give class numbers (N,), rows of 0 and 1 (N, classes), or values in the shape of an output; "
             "or leave 'y' out to compare with the original model",
         )

@@ -82,7 +82,8 @@ def user_bounds(options: BuildOptions, rest: Rest) -> Bounds:
 def promised_bounds(
     evaluator: Evaluator, menus: Sequence[Menu], baseline: Baseline, bounds: Bounds, rest: Rest
 ) -> Bounds:
-    """The bounds with the promise that the file is no larger than dense int8; as they are where it does not apply.
+    """The bounds with the promise that the file is no larger and no slower than dense int8; as they are where it does
+    not apply.
 
     Dense int8 that misses the budget is no rival, yet a plan of its size that meets it is the better pack.
     """
@@ -93,7 +94,18 @@ def promised_bounds(
     ]
     own = sum(min(sizes, default=0) for sizes in dense)
     promised = max(baseline.int8.stat().st_size - rest.size_bytes, own)
-    return replace(bounds, size_bytes=promised if bounds.size_bytes is None else min(promised, bounds.size_bytes))
+    fast = [
+        [c.latency_s for c in menu.candidates if c.structure.is_dense and c.alternative is None and c.scheme.bits == 8]
+        for menu in menus
+    ]
+    latency_s = sum(map(min, fast)) if all(fast) else None
+    return replace(
+        bounds, size_bytes=_least(promised, bounds.size_bytes), latency_s=_least(latency_s, bounds.latency_s)
+    )
+
+
+def _least(one: float | None, other: float | None) -> float | None:
+    return min((bound for bound in (one, other) if bound is not None), default=None)
 
 
 def infeasible(fmt: Format, found: Infeasible, options: BuildOptions, rest: Rest) -> BudgetError:
