@@ -84,7 +84,7 @@ def calibration_samples(opened: Model, samples: Samples, seed: int) -> int:
     rows = row_counts(opened, samples, seed) if opened.layers else None
     rows = rows or {}
     _, batch = next(feeds(samples, opened.inputs, dynamic_batch=1))
-    views = [view for view in views_of(opened.layers) if view.name in rows]
+    views = [view for view in views_of(opened.layers) if rows.get(view.name)]
     needed = [ceil(ROWS_PER_INPUT * view.in_features * batch / rows[view.name]) for view in views]
     return min(max([FEWEST, *needed]), MOST)
 
