@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,17 @@ Array = npt.NDArray[Any]
 
 WEIGHT = "weight"
 """Name of the weight of layers that have one, and of the view of it."""
+
+
+def distinct(names: Iterable[str]) -> list[str]:
+    """The names in their order; one that was taken before gets a number behind it."""
+    taken: dict[str, None] = {}
+    for base in names:
+        name, number = base, 2
+        while name in taken:
+            name, number = f"{base}_{number}", number + 1
+        taken[name] = None
+    return list(taken)
 
 
 @dataclass(frozen=True)

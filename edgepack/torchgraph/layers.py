@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgepack.model.kinds.linear import linear_layer, linear_ops
-from edgepack.model.layer import Layer
+from edgepack.model.layer import Layer, distinct
 from edgepack.model.replacement import Replacement
 from edgepack.model.types import Array
 from edgepack.torchgraph.factor import copied, product_name, replaced
@@ -145,16 +145,8 @@ def _key(module: GraphModule, site: TorchLinear) -> _Key:
 def _names(groups: Sequence[Sequence[TorchLinear]]) -> list[str]:
     """The parameter's name if it is one layer's alone, else the node's."""
     roots = Counter(group[0].name for group in groups)
-    taken: set[str] = set()
-    names = []
-    for first in (group[0] for group in groups):
-        base = first.name if roots[first.name] == 1 else first.node.name
-        name, number = base, 2
-        while name in taken:
-            name, number = f"{base}_{number}", number + 1
-        taken.add(name)
-        names.append(name)
-    return names
+    firsts = [group[0] for group in groups]
+    return distinct(first.name if roots[first.name] == 1 else first.node.name for first in firsts)
 
 
 def _layer(name: str, group: Sequence[TorchLinear], constants: Constants) -> Layer:

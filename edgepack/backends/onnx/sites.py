@@ -13,7 +13,7 @@ from edgepack.backends.onnx.constants import FLOATS, VIEWS, Key, Reader, known_r
 from edgepack.backends.onnx.kinds import KINDS, OPERATORS
 from edgepack.backends.onnx.matching import Kind, Use, is_unsure
 from edgepack.backends.onnx.values import is_meaningful
-from edgepack.model.layer import Layer
+from edgepack.model.layer import Layer, distinct
 from edgepack.model.types import Array
 
 if TYPE_CHECKING:
@@ -162,20 +162,14 @@ def _names(groups: list[list[Use]]) -> list[str]:
     """The weight's name if it tells something and is one layer's alone, else the node's, else the output's."""
     roots = Counter(group[0].root.name for group in groups)
     nodes = Counter(group[0].node.name for group in groups)
-    taken: set[str] = set()
-    names = []
+    bases = []
     for first in (group[0] for group in groups):
         root, node, y = first.root.name, first.node.name, first.node.outputs[0].name
         if root and roots[root] == 1 and is_meaningful(root):
-            base = root
+            bases.append(root)
         else:
-            base = node if node and nodes[node] == 1 else y or root or first.node.op_type
-        name, number = base, 2
-        while name in taken:
-            name, number = f"{base}_{number}", number + 1
-        taken.add(name)
-        names.append(name)
-    return names
+            bases.append(node if node and nodes[node] == 1 else y or root or first.node.op_type)
+    return distinct(bases)
 
 
 def _site(name: str, kind: str, group: list[Use]) -> Site:
