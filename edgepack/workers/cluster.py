@@ -75,6 +75,11 @@ class Cluster(Workers):
 
         return self._client.scatter([dumps(value)], broadcast=True, hash=False)[0]
 
+    def shares_again(self) -> bool:
+        """Whether the scheduler is still there: a value may die with its worker before another one holds it."""
+        running: bool = self._client.status == "running"
+        return running
+
     def check(self) -> None:
         """Raise if there have been no workers for a while."""
         self._count()
@@ -99,7 +104,7 @@ class Cluster(Workers):
                 hint="see the worker's log; a common cause is a memory limit below what the largest layer needs",
             ) from err
         except (CancelledError, asyncio.CancelledError, CommClosedError, ClosedClientError) as err:
-            lost = "lost what its workers held" if self._client.status == "running" else "the scheduler is gone"
+            lost = "lost what its workers held" if self.shares_again() else "the scheduler is gone"
             raise TransientDeviceError(f"{self._address}: {lost}", hint=AGAIN) from err
         except ImportError as err:
             raise _outdated(self._address, f"cannot import what a task needs ({err})") from err

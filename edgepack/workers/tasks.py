@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Executor, Future, wait
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
@@ -17,6 +17,8 @@ FLOPS_PER_S = 2e10
 """What one core does in double precision, roughly: turns the cost of tasks into time."""
 CHECK_S = 5.0
 """After this long without a result, ask whether there is anybody left who works."""
+SHARES = 4
+"""How often what tasks share is given out before it is lost for good."""
 
 
 class Workers(Executor):
@@ -43,6 +45,10 @@ class Workers(Executor):
     def share(self, value: Any) -> Any:
         """Something to pass to `begin` in place of a value that many tasks need."""
         return value
+
+    def shares_again(self) -> bool:
+        """Whether tasks that ended as cancelled can begin anew, once what they share has been given out again."""
+        return False
 
     def check(self) -> None:
         """Raise if what has begun will never end."""
@@ -112,19 +118,32 @@ def _spread(
     """Results of what the workers did; returns what they left undone because a process died."""
     waiting = deque(sorted(range(len(tasks)), key=lambda index: -cost[index]))
     running: dict[Future[R], int] = {}
+    given: list[Any] | None = None
+    shares = 0
     try:
         with executor.explaining():
-            given = [executor.share(value) for value in shared]
             while waiting or running:
-                while waiting and _fits(executor, waiting[0], list(running.values()), memory):
-                    running[executor.begin(function, given, tasks[waiting[0]])] = waiting[0]
-                    waiting.popleft()
-                done = wait(running, timeout=CHECK_S, return_when=FIRST_COMPLETED).done
-                if not done:
-                    executor.check()
-                for future in done:
-                    result = future.result()
-                    yield running.pop(future), result
+                try:
+                    if given is None:
+                        given = [executor.share(value) for value in shared]
+                        shares += 1
+                    while waiting and _fits(executor, waiting[0], list(running.values()), memory):
+                        running[executor.begin(function, given, tasks[waiting[0]])] = waiting[0]
+                        waiting.popleft()
+                    done = wait(running, timeout=CHECK_S, return_when=FIRST_COMPLETED).done
+                    if not done:
+                        executor.check()
+                    for future in done:
+                        result = future.result()
+                        yield running.pop(future), result
+                except CancelledError:  # the only worker that held what they share has died
+                    if shares == SHARES or not executor.shares_again():
+                        raise
+                    for future in running:
+                        future.cancel()
+                    waiting.extendleft(reversed(running.values()))
+                    running.clear()
+                    given = None
     except BrokenExecutor:
         undone = sorted([*running.values(), *waiting])
         warnings.warn(

@@ -7,9 +7,11 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from distributed import Client
 
 from edgepack.errors import DataError, DeviceError, StableDeviceError, TransientDeviceError
 from edgepack.workers import Workers, cluster, map_tasks, spreads, workers
@@ -96,6 +98,32 @@ def test_data_that_the_killed_worker_shared_is_not_lost(tmp_path: Path) -> None:
         first = next(results)
         found.workers[0].kill()
         assert dict([first, *results]) == {i: 1e6 * i for i in range(40)}
+
+
+@pytest.mark.parametrize("after", ["sharing", "first result"])
+def test_data_is_shared_again_when_its_only_holder_is_killed(
+    after: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker may die before what it was given has reached the others."""
+    matrix, shared = np.ones((1000, 1000)), 0
+    scatter = Client.scatter
+
+    def scatter_to_one(client: Client, data: list[bytes], **_: object) -> Any:
+        nonlocal shared
+        there = client.scheduler_info(-1)["workers"]
+        held = scatter(client, data, workers=[a for a in there if str(there[a]["name"]) == str(shared)], hash=False)
+        shared += 1
+        if shared == 1 and after == "sharing":
+            found.workers[0].kill()
+        return held
+
+    monkeypatch.setattr(Client, "scatter", scatter_to_one)
+    with dask_cluster(tmp_path) as found, workers(found.address) as executor:
+        results = map_tasks(executor, tasks.scaled, [(float(i),) for i in range(40)], [LARGE] * 40, shared=[matrix])
+        first = next(results)
+        found.workers[0].kill()
+        assert dict([first, *results]) == {i: 1e6 * i for i in range(40)}
+    assert shared == 2 or after == "first result"
 
 
 def test_a_task_that_kills_its_workers_is_given_up(tmp_path: Path) -> None:
