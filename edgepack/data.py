@@ -1,4 +1,4 @@
-"""Samples for calibration, guard and test: the door for `.npz` files and recipe data, and the seeded split."""
+"""Samples: the door for `.npz` files and recipe data, and their seeded split in three."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from edgepack.errors import DataError
 from edgepack.model.types import Array, TensorSpec
 
 LABELS = "y"
-CALIBRATION_SHARE = 0.8
-MIN_GUARD = 256
+FEWEST_CONFIRMED = 60
+"""Samples: of fewer no part is kept back, as it would confirm nothing."""
 MAX_BYTES = 8 * 2**30
 DYNAMIC_BATCH = 4
 """Samples of one run where the model leaves it open: few, because all activations of a run are in memory at once, and
@@ -169,8 +169,24 @@ def _fitted(array: Array, spec: TensorSpec, origin: str) -> Array:
     return cast
 
 
-def split(samples: Samples, seed: int) -> tuple[Samples, Samples]:
-    """Seeded, never overlapping: 80 % calibration and 20 % guard, at least 256 guard samples where there are 512.
+@dataclass(frozen=True)
+class Parts:
+    """Samples in three parts that share none.
+
+    Attributes:
+        calibration: what layers are factored and rounded by.
+        validation: what plans are chosen on.
+        confirmation: what the chosen plan alone is scored on; None where there are too few samples for that.
+    """
+
+    calibration: Samples
+    validation: Samples
+    confirmation: Samples | None
+
+
+def split(samples: Samples, seed: int, calibration: int) -> Parts:
+    """Seeded and disjoint: so many samples for calibration, at most a third; half of the others to validate, half to
+    confirm.
 
     Raises:
         DataError: fewer than two samples.
@@ -178,11 +194,13 @@ def split(samples: Samples, seed: int) -> tuple[Samples, Samples]:
     count = len(samples)
     if count < 2:
         raise DataError(
-            f"{count} sample cannot be split into calibration and guard", hint="give at least 2, better 500"
+            f"{count} sample cannot be split into calibration and validation", hint="give at least 2, better 2000"
         )
-    guard = max(count - int(count * CALIBRATION_SHARE), MIN_GUARD if count >= 2 * MIN_GUARD else 1)
+    first = min(max(calibration, 1), max(count // 3, 1))
+    second = count if count < FEWEST_CONFIRMED else first + (count - first) // 2
     order = np.random.default_rng(seed).permutation(count)
-    return samples.take(np.sort(order[guard:])), samples.take(np.sort(order[:guard]))
+    parts = [samples.take(np.sort(rows)) for rows in (order[:first], order[first:second], order[second:])]
+    return Parts(parts[0], parts[1], parts[2] if len(parts[2]) else None)
 
 
 def feeds(

@@ -22,9 +22,10 @@ TOP: dict[str, Any] = {
     "cross_validation": None,
     "loss_weighted_by": "output energy",
     "cost_sources": {"onnx": "emulated cost table"},
-    "metric": {"name": "accuracy", "guarded": True},
+    "metric": {"name": "accuracy", "why": "labels", "guarded": True, "outputs": []},
     "data": {
-        "origin": "recipe", "calibration_samples": 512, "guard_samples": 256, "labelled": True, "split_seed": 0,
+        "origin": "recipe", "calibration_samples": 512, "guard_samples": 256, "confirmation_samples": 256,
+        "labelled": True, "split_seed": 0,
     },
     "probes": [],
     "files": {},
@@ -33,7 +34,8 @@ TOP: dict[str, Any] = {
     "warnings": [],
 }  # fmt: skip
 FILE: dict[str, Any] = {
-    "sha256": "cd" * 32, "guard": None, "test": None, "metric": None, "scored_on": None, "format": "onnx",
+    "sha256": "cd" * 32, "guard": None, "confirmation": None, "test": None, "metric": None, "scored_on": None,
+    "format": "onnx",
 }  # fmt: skip
 PACKED: dict[str, Any] = {
     "scheme_chosen_by": "emulated cost table", "recovery": None, "matrix_parameters": 30_000,

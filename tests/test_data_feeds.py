@@ -27,31 +27,33 @@ def numbered(count: int) -> Samples:
     return Samples({"x": np.arange(count, dtype=np.float32)[:, None]}, np.arange(count))
 
 
-@given(st.integers(2, 3000), st.integers(0, 2**31))
-def test_split_is_disjoint_whole_and_aligned(count: int, seed: int) -> None:
-    calibration, guard = split(numbered(count), seed)
-    assert calibration.labels is not None
-    assert guard.labels is not None
-    assert sorted([*calibration.labels, *guard.labels]) == list(range(count))
-    for part in (calibration, guard):
+@given(st.integers(2, 3000), st.integers(0, 2**31), st.integers(0, 4000))
+def test_split_is_disjoint_whole_and_aligned(count: int, seed: int, wanted: int) -> None:
+    parts = split(numbered(count), seed, wanted)
+    given = [part for part in (parts.calibration, parts.validation, parts.confirmation) if part is not None]
+    assert sorted(label for part in given for label in part.labels) == list(range(count))
+    for part in given:
         np.testing.assert_array_equal(part.inputs["x"][:, 0], part.labels)
-    assert len(calibration) >= 1
-    assert len(guard) >= (256 if count >= 512 else 1)
-    if count >= 1280 or count < 512:
-        assert len(guard) == count - int(0.8 * count)
+    assert len(parts.calibration) == max(min(wanted, count // 3), 1)
+    assert len(parts.validation) >= 1
+    if count >= 60:
+        assert parts.confirmation is not None
+        assert len(parts.confirmation) - len(parts.validation) in (0, 1)
+    else:
+        assert parts.confirmation is None
 
 
 def test_split_is_seeded() -> None:
-    first, again, other = (split(numbered(600), seed)[1].labels for seed in (1, 1, 2))
+    first, again, other = (split(numbered(600), seed, 100).validation.labels for seed in (1, 1, 2))
     assert first is not None
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
-    assert len(first) == 256
+    assert len(first) == 250
 
 
 def test_one_sample_cannot_be_split() -> None:
     with pytest.raises(DataError, match="1 sample cannot be split"):
-        split(numbered(1), 0)
+        split(numbered(1), 0, 1)
 
 
 @given(st.integers(1, 300), st.sampled_from([None, 1, 7, 64]))

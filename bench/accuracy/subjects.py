@@ -11,7 +11,8 @@ import numpy as np
 from models import magika_files, minilm, mnist_mlp
 
 from edgepack.data import Samples
-from edgepack.metrics import accuracy, agreement, cosine
+from edgepack.metrics.classes import accuracy, agreement
+from edgepack.metrics.values import cosine
 from edgepack.model.types import Array
 
 MODELS = Path(__file__).parent.parent / "models"

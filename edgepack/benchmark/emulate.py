@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from edgepack import __version__, metrics
+from edgepack import __version__
 from edgepack.backends.registry import backend
 from edgepack.backends.runtime import load
 from edgepack.backends.segments import LayerShape, Segment
@@ -24,6 +24,7 @@ from edgepack.devices.device import Job
 from edgepack.devices.emulated import EmulatedDevice
 from edgepack.emulator.counts import Counts, middle, per_inference
 from edgepack.errors import ModelError, StableDeviceError, TransientDeviceError
+from edgepack.metrics.values import sqnr_db
 from edgepack.model.scheme import Format
 from edgepack.model.types import Array
 from edgepack.pack.facts import read_facts
@@ -198,7 +199,7 @@ class _Session:
                 f"{variant.path.name}: the emulated target answers in other shapes than this machine: found "
                 f"{[answer.shape for answer in there]}, expected {[answer.shape for answer in here]}"
             )
-        found = [metrics.sqnr_db(one, other) for one, other in zip(there, here, strict=True)]
+        found = [sqnr_db(one, other) for one, other in zip(there, here, strict=True)]
         return float(np.clip(np.nan_to_num(found, nan=-MAX_DB), -MAX_DB, MAX_DB).min())
 
 

@@ -12,6 +12,7 @@ from edgepack.cli.options import (
     Data,
     Fresh,
     Model,
+    Optimize,
     PrecisionName,
     Seed,
     TargetName,
@@ -46,9 +47,20 @@ def build(
     max_drop: Annotated[
         float | None, typer.Option("--max-drop", help="Largest drop of the metric, in its unit.", show_default="0.5")
     ] = None,
+    optimize: Annotated[
+        Optimize, typer.Option("--optimize", help="What is least within the limits: latency × bytes, or one of them.")
+    ] = Optimize.balanced,
     metric: Annotated[
-        str | None, typer.Option("--metric", help="accuracy, agreement or cosine.", show_default="by the data")
+        str | None,
+        typer.Option(
+            "--metric",
+            help="accuracy, f1, top5, agreement, cosine, r2, nrmse, mae, mse, sqnr, psnr.",
+            show_default="by the data",
+        ),
     ] = None,
+    confidence: Annotated[
+        float, typer.Option("--confidence", help="With which the drop is to stay within the limit, one-sided.")
+    ] = 0.9,
     formats: Annotated[
         str | None, typer.Option("--formats", help=FORMATS_HELP, show_default="all that can be written here")
     ] = None,
@@ -123,8 +135,10 @@ def build(
         target=get_target(target, targets_file),
         data=data,
         test=test,
+        optimize=optimize.value,
         max_drop=max_drop,
         metric=metric,
+        confidence=confidence,
         formats=None if formats is None else parse_formats(formats),
         rank=parse_rank(rank),
         precision=precision.value,

@@ -35,6 +35,14 @@ class PrecisionName(StrEnum):
     int4 = "int4"
 
 
+class Optimize(StrEnum):
+    """What `--optimize` takes."""
+
+    balanced = "balanced"
+    latency = "latency"
+    size = "size"
+
+
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show the traceback of an error.")]
 Model = Annotated[
     str, typer.Argument(help="model.onnx, model.pt2, file.py:function or package.module:function.", show_default=False)

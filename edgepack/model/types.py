@@ -13,7 +13,7 @@ from edgepack.model.scheme import FileScheme, Scheme
 from edgepack.model.structure import Op, Structure
 
 Array = npt.NDArray[Any]
-Aim = Literal["latency", "size"]
+Aim = Literal["balanced", "latency", "size"]
 """What is least in a plan."""
 
 

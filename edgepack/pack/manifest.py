@@ -16,7 +16,7 @@ from pydantic import AfterValidator, Discriminator, Field, FiniteFloat, Tag, Typ
 
 from edgepack.backends.registry import KnownFormat
 from edgepack.errors import PackError
-from edgepack.metrics import Drop
+from edgepack.metrics.drop import Drop
 from edgepack.model.scheme import Format
 from edgepack.pack.folder import MANIFEST
 
@@ -88,11 +88,29 @@ class OptionsEntry:
 
 
 @dataclass(frozen=True)
+class JudgeEntry:
+    """How one output is judged; `labelled` says whether against labels or the original's answers."""
+
+    output: Count
+    metric: Text
+    labelled: Flag
+    why: Text
+
+
+@dataclass(frozen=True)
 class MetricEntry:
-    """By what plans were chosen, and whether real data stood guard."""
+    """By what plans were chosen, and whether real data stood guard.
+
+    Attributes:
+        name: of the first output's metric.
+        why: it was chosen.
+        outputs: how every output is judged.
+    """
 
     name: Shown
+    why: Text
     guarded: Flag
+    outputs: tuple[JudgeEntry, ...]
 
 
 @dataclass(frozen=True)
@@ -102,25 +120,39 @@ class DataEntry:
     origin: Text | None
     calibration_samples: Count
     guard_samples: Count
+    confirmation_samples: Count
     labelled: Flag
     split_seed: Count
 
 
 @dataclass(frozen=True)
 class DropEntry:
-    """A drop with the figures behind it, in the metric's unit."""
+    """A drop with the figures behind it, in the metric's unit.
+
+    Attributes:
+        dense, emitted: scores, higher is better: errors are negative.
+        drop: the estimate.
+        bound: what the true drop stays under, with `confidence`, one-sided.
+        output: number of the output that loses most.
+    """
 
     metric: Text
     dense: Number
     emitted: Number
+    drop: Number
+    bound: Number
+    confidence: Number
     standard_error: Number
     samples: Count
-    drop: Number
+    output: Count
 
     @classmethod
     def of(cls, drop: Drop) -> DropEntry:
         """As it was measured."""
-        return cls(**asdict(drop), drop=drop.value)
+        record = asdict(drop)
+        estimate = record.pop("value")
+        del record["score"]
+        return cls(**record, drop=estimate)
 
 
 @dataclass(frozen=True)
@@ -286,10 +318,12 @@ class FileEntry:
     """A model file.
 
     Attributes:
-        metric: its score on the untouched test where there is one, else on the guard; None without data.
-        scored_on: which of the two.
+        metric: its score on the untouched test where there is one, else on the confirmation samples where some were
+            kept back, else on the guard; None without data.
+        scored_on: which of these.
         scheme: of the file, for people.
-        guard: its drop there.
+        guard: its drop on the samples that it was chosen on.
+        confirmation: its drop on those that were kept back.
         test: its score there.
         scheme_chosen_by: what its scheme was chosen by.
     """
@@ -299,8 +333,9 @@ class FileEntry:
     size_bytes: Count
     sha256: Text
     metric: Signed | None
-    scored_on: Literal["guard", "test"] | None
+    scored_on: Literal["guard", "confirmation", "test"] | None
     guard: DropEntry | None
+    confirmation: DropEntry | None
     test: Signed | None
 
 

@@ -18,9 +18,9 @@ from edgepack.pack.folder import writing
 from edgepack.pack.manifest import File, Manifest, PackedFile, TransportEntry, write_manifest
 from edgepack.pipeline.baselines import Baseline, keep_promise, make_baseline
 from edgepack.pipeline.error_breakdown import layer_splits
-from edgepack.pipeline.evaluate import Attempt, final_scores
+from edgepack.pipeline.evaluate import Attempt, final_scores, known_by_heart
 from edgepack.pipeline.explore import picked
-from edgepack.pipeline.limits import unmet_budget
+from edgepack.pipeline.limits import over_on_test, unmet_budget
 from edgepack.pipeline.manifest import Results, baseline_files, chosen_by, make_manifest, pack_file
 from edgepack.pipeline.options import BuildOptions
 from edgepack.pipeline.prepare import Prepared, leaving_out, prepared, warn_of_refused
@@ -90,6 +90,11 @@ def _fill(folder: Path, ready: Prepared) -> tuple[Manifest, BudgetError | None]:
     failure = next(iter(failures), None) or unmet_budget(evaluator, ready.files, chosen.attempts)
     evaluator.workspace.progress("final test")
     scores = final_scores(chosen.paths(baseline=True), ready.opened, ready.test, ready.guard)
+    failure = failure or over_on_test(scores, evaluator.options.drop_limit)
+    if ready.test is not None and scores:
+        dense = next(score for name, score in scores.items() if name.startswith("baseline/fp32"))
+        if (line := known_by_heart(ready.guard, dense)) is not None:
+            workspace.warn(line)
     _place(folder, chosen, ready)
     results = Results(
         files=_entries(ready, chosen, scores, _archived(folder, chosen, ready)),

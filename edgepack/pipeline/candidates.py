@@ -17,7 +17,7 @@ from edgepack.model.types import Candidate
 from edgepack.pipeline.analysis import Analysis
 from edgepack.pipeline.losses import Losses, predict_losses
 from edgepack.pipeline.method_fits import Alternatives, Fit
-from edgepack.pipeline.options import BuildOptions
+from edgepack.pipeline.options import BuildOptions, PrecisionChoice
 from edgepack.pipeline.prices import Prices
 from edgepack.plan.candidates import AskedRank, WorthwhileRanks
 from edgepack.plan.loss import Wanted
@@ -185,7 +185,7 @@ def make_menus(
                 f"--precision {options.precision}: the {source} has no figures for {' or '.join(map(str, schemes))}"
             )
         if not offer.guarded and options.rank == "auto":
-            found = _careful(found)
+            found = _careful(found, options.precision)
         menus.append(Menu(layer, found, why_dense))
     return tuple(menus)
 
@@ -276,7 +276,9 @@ def _constexpr(fmt: Format, layer: Layer, fit: Fit, prices: Prices) -> Candidate
     return Candidate(scheme, part.structure, (), loss, size, ram, latency_s, dense.source, fit.alternative)
 
 
-def _careful(candidates: tuple[Candidate, ...]) -> tuple[Candidate, ...]:
-    """Those that lose at most a hundredth of the output energy; there is always the one that loses least."""
-    least = min(candidates, key=lambda one: one.loss)
-    return tuple(one for one in candidates if one.loss <= UNGUARDED_LOST_SHARE) or (least,)
+def _careful(candidates: tuple[Candidate, ...], precision: PrecisionChoice) -> tuple[Candidate, ...]:
+    """Those that lose at most a hundredth of the output energy, in 8 bits or more unless fewer were asked for; there is
+    always the one that loses least."""
+    wide = tuple(one for one in candidates if one.scheme.bits >= bits_of("int8") or precision == "int4") or candidates
+    least = min(wide, key=lambda one: one.loss)
+    return tuple(one for one in wide if one.loss <= UNGUARDED_LOST_SHARE) or (least,)

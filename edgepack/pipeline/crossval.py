@@ -6,14 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-import numpy as np
-
-from edgepack import metrics
 from edgepack.backends.backend import THREADS
 from edgepack.backends.runtime import predict
 from edgepack.data import Samples
 from edgepack.errors import UsageError
 from edgepack.methods.registry import factorizer
+from edgepack.metrics.classes import accuracy, layout, truth
 from edgepack.model.kinds import kind_of, view_name
 from edgepack.model.layer import Layer
 from edgepack.model.replacement import Replacement
@@ -138,7 +136,7 @@ def _accuracy(task: _Fold) -> float:
     opened, factors = labelled.subject.opened, folds.factors(task.ways, task.fold)
     session = native(opened.native).session(opened.content, factors, threads=THREADS)
     answers = predict(session, labelled.samples.take(rows))
-    return float(metrics.accuracy(answers, answers, labelled.labels[rows]).mean())
+    return float(accuracy(answers, answers, labelled.labels[rows]).mean())
 
 
 FOLD: Step[_Fold, float] = Step("folds", 3, _accuracy)
@@ -154,13 +152,13 @@ def check_labels(samples: Samples | None, guard: Guard) -> Array:
         raise UsageError(
             "--rank cv needs labelled data: 'y' in the .npz", hint="add the class numbers as `y`, or use --rank auto"
         )
-    metrics.accuracy(guard.reference, guard.reference, guard.samples.labels)
-    if samples.labels.ndim != 1:
+    known = layout(guard.reference[0], samples.labels)
+    if known is None or samples.labels.squeeze().ndim != 1:
         raise UsageError(
             f"--rank cv needs one class number per sample, the labels 'y' have the shape {samples.labels.shape}",
             hint="use --rank auto",
         )
-    return samples.labels.astype(np.int64)
+    return truth(samples.labels, known, guard.reference[0])
 
 
 def cross_validated(labelled: Labelled, workspace: Workspace) -> CrossValidation:

@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 
 import numpy as np
 
-from edgepack import metrics
 from edgepack.backends.backend import Session
-from edgepack.backends.runtime import predict
-from edgepack.data import Samples, example, from_recipe, read_npz, split
-from edgepack.errors import DataError, UsageError
+from edgepack.backends.runtime import answers
+from edgepack.data import Samples, example, feeds, from_recipe, read_npz, split
+from edgepack.errors import ModelError, UsageError
 from edgepack.methods.registry import AUTO, AUTO_METHOD, DEFAULT, factorizer, is_factorizer
+from edgepack.metrics.choose import choose
+from edgepack.metrics.drop import CONFIDENCE, make_scale
+from edgepack.model.kinds import views_of
 from edgepack.model.model import Model
-from edgepack.model.types import Array, TensorSpec
+from edgepack.model.types import TensorSpec
+from edgepack.pipeline.activations import row_counts
 from edgepack.pipeline.decompositions import FALLBACK
 from edgepack.pipeline.evaluate import Guard
+from edgepack.sources.recipe import load_metric
 from edgepack.workspace import digest
+
+ROWS_PER_INPUT = 3
+"""Of calibration, for each input of a layer."""
+FEWEST, MOST = 128, 4096
+"""Calibration samples: ranges of activations want the first, beyond the second nothing is gained."""
 
 STAND_INS = 4
 """Seeded samples that prove a file's integrity where no data were given."""
@@ -25,11 +35,17 @@ STAND_INS = 4
 
 @dataclass(frozen=True)
 class Data:
-    """Calibration and guard samples. Without data, `calibration` and `origin` are None and `guard` holds stand-ins."""
+    """The samples of a build. Without data, `calibration` and `origin` are None and `guard` holds stand-ins.
+
+    Attributes:
+        guard: the validation samples.
+        confirmation: see `Parts`.
+    """
 
     origin: str | None
     calibration: Samples | None
     guard: Samples
+    confirmation: Samples | None = None
 
     def digest(self) -> str | None:
         """Identity of the calibration samples."""
@@ -38,8 +54,11 @@ class Data:
         return digest(*(part for name, array in sorted(self.calibration.inputs.items()) for part in (name, array)))
 
 
-def load_data(path: Path | None, opened: Model, spec: str, seed: int) -> Data:
-    """The file of `--data`, else the recipe's calibration, else none; split by the seed into calibration and guard.
+def load_data(path: Path | None, opened: Model, spec: str, seed: int, *, trains: bool = False) -> Data:
+    """The file of `--data`, else the recipe's calibration, else none; split by the seed.
+
+    Args:
+        trains: whether factors are trained on the calibration samples: then these are a third whatever the layers.
 
     Raises:
         DataError: the data do not fit the model.
@@ -50,8 +69,24 @@ def load_data(path: Path | None, opened: Model, spec: str, seed: int) -> Data:
         origin, samples = "recipe", from_recipe(opened.recipe.calibration, opened.inputs, spec)
     else:
         return Data(None, None, _stand_ins(opened.inputs, seed))
-    calibration, guard = split(samples, seed)
-    return Data(origin, calibration, guard)
+    wanted = len(samples) if trains else calibration_samples(opened, samples, seed)
+    parts = split(samples, seed, wanted)
+    return Data(origin, parts.calibration, parts.validation, parts.confirmation)
+
+
+def calibration_samples(opened: Model, samples: Samples, seed: int) -> int:
+    """How many samples the covariances of all layers' inputs need: a few rows for each input of the widest layer.
+
+    Of N rows of n features, a sample covariance is known to about sqrt(n / N) of its norm (Vershynin, "How close is the
+    sample covariance matrix to the actual covariance matrix?", 2012). What it decides is the subspace that is kept: on
+    a 784-512-10 perceptron 2,000 rows lose as little as 8,000.
+    """
+    rows = row_counts(opened, samples, seed) if opened.layers else None
+    rows = rows or {}
+    _, batch = next(feeds(samples, opened.inputs, dynamic_batch=1))
+    views = [view for view in views_of(opened.layers) if rows.get(view.name)]
+    needed = [ceil(ROWS_PER_INPUT * view.in_features * batch / rows[view.name]) for view in views]
+    return min(max([FEWEST, *needed]), MOST)
 
 
 def _stand_ins(specs: tuple[TensorSpec, ...], seed: int) -> Samples:
@@ -102,27 +137,30 @@ def choose_method(asked: str | None, data: Data) -> str:
     return method
 
 
-def make_guard(metric: str | None, data: Data, dense: Session, *, exact: bool) -> Guard:
-    """The dense fp32 model's answers on the guard samples, and the metric that fits them.
+def make_guard(
+    metric: str | None, data: Data, dense: Session, *, exact: bool, confidence: float = CONFIDENCE
+) -> tuple[Guard, Guard | None]:
+    """The dense fp32 model's answers on the validation and the confirmation samples, and the metrics that fit them.
 
     Args:
+        metric: that was asked for, by its name or as file.py:function; None to choose.
         dense: the model as it is.
+        confidence: of bounds, one-sided.
 
     Raises:
         UsageError: the metric asked for does not fit.
-        DataError: labels that are no classes of the model.
+        DataError: labels that fit no output of the model.
+        ModelError: no output can be scored.
     """
-    reference = predict(dense, data.guard)
-    chosen = metrics.choose(reference, data.guard.labels, metric)
-    if chosen == "accuracy" and data.guard.labels is not None:
-        _check_classes(data.guard.labels, reference.shape[-1], data.origin)
-    return Guard(data.guard, reference, chosen, data.calibration is not None, exact)
-
-
-def _check_classes(labels: Array, classes: int, origin: str | None) -> None:
-    low, high = labels.min(), labels.max()
-    if low < 0 or high >= classes:
-        raise DataError(
-            f"{origin}: the labels 'y' go from {low:g} to {high:g}, the model has the classes 0 to {classes - 1}",
-            hint="number the classes like the model's scores, or leave 'y' out to measure agreement with the model",
-        )
+    reference = answers(dense, data.guard)
+    asked = load_metric(metric) if metric is not None and ":" in metric else metric
+    judges = choose(reference, data.guard.labels, asked, data.guard.inputs.values())
+    if not judges:
+        raise ModelError("no output of the model holds numbers of one shape for all samples: none can be scored")
+    scale = make_scale(reference, data.guard.labels, judges, confidence)
+    guard = Guard(data.guard, scale, data.calibration is not None, exact)
+    kept_back = data.confirmation
+    if kept_back is None:
+        return guard, None
+    scale = make_scale(answers(dense, kept_back), kept_back.labels, judges, confidence)
+    return guard, Guard(kept_back, scale, True, exact)

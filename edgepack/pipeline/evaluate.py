@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from edgepack import metrics
 from edgepack.backends.backend import THREADS, Session, Writer
 from edgepack.backends.registry import FACTS
-from edgepack.backends.runtime import load, predict
+from edgepack.backends.runtime import answers, load, predict
 from edgepack.backends.schemes import CONSTEXPR, FP32
 from edgepack.data import Samples, validate
 from edgepack.errors import DataError
-from edgepack.metrics import Drop
+from edgepack.metrics.choose import choose
+from edgepack.metrics.drop import Drop, Scale
+from edgepack.metrics.values import sqnr_db
 from edgepack.model.constexpr import plain
 from edgepack.model.layer import Layer
 from edgepack.model.model import Model
@@ -30,6 +31,9 @@ from edgepack.plan.candidates import exceptions
 from edgepack.sources.recipe import user_errors
 from edgepack.workspace import digest
 
+KNOWN, KNOWN_BEYOND, FEWEST_KNOWN = 99.8, 1.0, 200
+"""Accuracy in percent, and points of it above the test's, from which samples are taken for those that the model was
+trained on; and how many samples tell."""
 NOTHING_WRITTEN = Written({}, {})
 """Of a file whose layers are all as they were."""
 
@@ -40,28 +44,46 @@ _EVALUATE = (
 
 @dataclass(frozen=True)
 class Guard:
-    """The samples that plans are chosen on, and the dense fp32 model's answers to them.
+    """Samples that files are scored on, and the dense fp32 model's answers to them.
 
     Attributes:
-        exact: whether integer sums are to be exact, as on most targets, and not as this machine's CPU does them.
+        scale: the answers, and how files' answers are compared with them.
         guarded: whether real data stand behind it; without, the samples are seeded stand-ins and prove only the file.
-        reference: (N, …) first output of the dense fp32 model.
+        exact: whether integer sums are to be exact, as on most targets, and not as this machine's CPU does them.
     """
 
     samples: Samples
-    reference: Array
-    metric: str
+    scale: Scale
     guarded: bool
     exact: bool
 
-    def answers(self, path: Path, fmt: Format) -> Array:
-        """(N, …) first output of a file on the guard samples."""
-        return predict(load(path, fmt, threads=THREADS, exact=self.exact), self.samples)
+    @property
+    def reference(self) -> Sequence[Array]:
+        """(N, …) each, all outputs of the dense fp32 model."""
+        return self.scale.reference
+
+    @property
+    def metric(self) -> str:
+        """Of the first output that is judged."""
+        return self.scale.judges[0].metric.name
+
+    def answers(self, path: Path, fmt: Format) -> tuple[Array, ...]:
+        """(N, …) each, all outputs of a file."""
+        return answers(load(path, fmt, threads=THREADS, exact=self.exact), self.samples)
+
+    def drop(self, outputs: Sequence[Array]) -> Drop | None:
+        """Drop of these answers against the dense fp32 model; None without data."""
+        return self.scale.drop(outputs) if self.guarded else None
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """An emitted file with its proofs and its drop (None without data)."""
+    """An emitted file with its proofs and its drop.
+
+    Attributes:
+        drop: on the validation samples, that it was chosen on; None without data.
+        confirmation: on samples that no plan was chosen on; None where none were kept back, or before it was chosen.
+    """
 
     fmt: Format
     scheme: FileScheme
@@ -69,6 +91,12 @@ class Attempt:
     layers: tuple[LayerPlan, ...]
     proofs: tuple[Proof, ...]
     drop: Drop | None
+    confirmation: Drop | None = None
+
+    @property
+    def stated(self) -> Drop | None:
+        """The drop that is said of the file: on the confirmation samples where there are any."""
+        return self.drop if self.confirmation is None else self.confirmation
 
     @property
     def sound(self) -> bool:
@@ -77,8 +105,8 @@ class Attempt:
 
     @property
     def lost(self) -> float:
-        """The drop in the metric's unit, 0 without data."""
-        return 0.0 if self.drop is None else self.drop.value
+        """What the drop stays under, in the metric's unit; 0 without data."""
+        return 0.0 if self.stated is None else self.stated.bound
 
     @property
     def failed_layers(self) -> dict[str, str]:
@@ -94,8 +122,8 @@ class Attempt:
         return "; ".join(f"{p.name}: {p.detail}" for p in self.proofs if not p.passed)
 
     def within(self, limit: float | None) -> bool:
-        """Whether the drop stays within the limit."""
-        return limit is None or self.drop is None or self.drop.value <= limit
+        """Whether the drop stays within the limit, with the confidence that was asked for."""
+        return limit is None or self.stated is None or self.stated.bound <= limit
 
 
 class Prover:
@@ -105,7 +133,7 @@ class Prover:
         self.guard = guard
         self._opened = opened
         self._work = work
-        self._answers: dict[str, Array] = {}
+        self._answers: dict[str, Sequence[Array]] = {}
 
     def attempt(
         self,
@@ -132,11 +160,11 @@ class Prover:
         outputs = self.guard.answers(path, files.fmt)
         contents = files.read(path)
         proofs = (
-            verify.same_outputs(outputs, self._factored_answers(factors, plan), scheme, plan),
+            verify.same_outputs(*_least_alike(outputs, self._factored_answers(factors, plan)), scheme, plan),
             verify.structures_kept(contents, files.read_optimized(path), written, plan),
             *self._static_proofs(files, contents, plan, factors, scheme, path),
         )
-        return Attempt(files.fmt, scheme, path, plan, proofs, self.drop(outputs))
+        return Attempt(files.fmt, scheme, path, plan, proofs, self.guard.drop(outputs))
 
     def drop_of(self, path: Path, fmt: Format) -> Drop:
         """Drop of a file on the guard, without its proofs.
@@ -144,16 +172,10 @@ class Prover:
         Raises:
             ValueError: there are no guard data.
         """
-        measured = self.drop(self.guard.answers(path, fmt))
+        measured = self.guard.drop(self.guard.answers(path, fmt))
         if measured is None:
             raise ValueError("a drop was asked for where no data stand guard")
         return measured
-
-    def drop(self, outputs: Array) -> Drop | None:
-        """Drop of these guard outputs against the dense fp32 model."""
-        if not self.guard.guarded:
-            return None
-        return metrics.drop(self.guard.metric, outputs, self.guard.reference, self.guard.samples.labels)
 
     def _static_proofs(
         self,
@@ -183,11 +205,12 @@ class Prover:
         parts = _changed(factors, plan)
         exact = FileScheme.of(FP32[files.fmt])
         files.write(parts, exact, path, dict.fromkeys(of_structure(parts, "constexpr"), CONSTEXPR[files.fmt]))
-        same = verify.same_outputs(self.guard.answers(path, files.fmt), self._factored_answers(factors, plan), exact)
+        answered = self.guard.answers(path, files.fmt)
+        same = verify.same_outputs(*_least_alike(answered, self._factored_answers(factors, plan)), exact)
         detail = f"some are folded into their neighbours; the float file of this plan answers to {same.detail}"
         return Proof(found.name, same.passed, detail if same.passed else f"{found.detail}; {same.detail}")
 
-    def _factored_answers(self, factors: Mapping[str, Replacement], plan: tuple[LayerPlan, ...]) -> Array:
+    def _factored_answers(self, factors: Mapping[str, Replacement], plan: tuple[LayerPlan, ...]) -> Sequence[Array]:
         parts = _changed(factors, plan)
         if not parts:
             return self.guard.reference
@@ -197,8 +220,15 @@ class Prover:
             opened, exact = self._opened, self.guard.exact
             session = native(opened.native).session(opened.content, parts, threads=THREADS, exact=exact)
             # One plan at a time is looked at in several schemes: the last answers are all that is worth keeping.
-            self._answers = {key: predict(session, self.guard.samples)}
+            self._answers = {key: answers(session, self.guard.samples)}
         return self._answers[key]
+
+
+def _least_alike(outputs: Sequence[Array], reference: Sequence[Array]) -> tuple[Array, Array]:
+    """The output that differs most, and its reference: of another shape, else of the most noise over its signal."""
+    pairs = [pair for pair in zip(outputs, reference, strict=True) if pair[1].size and pair[1].dtype.kind == "f"]
+    pairs = pairs or list(zip(outputs, reference, strict=True))
+    return min(pairs, key=lambda pair: -np.inf if pair[0].shape != pair[1].shape else sqnr_db(*pair))
 
 
 def as_written(plan: tuple[LayerPlan, ...], written: Written) -> tuple[LayerPlan, ...]:
@@ -237,15 +267,35 @@ def final_scores(
 ) -> dict[str, float]:
     """The untouched test, once per file: `--test`, else the recipe's `evaluate`. Empty where there is neither."""
     if test is not None:
-        outputs = {name: predict(_loaded(*file, guard), test) for name, file in paths.items()}
+        outputs = {name: answers(_loaded(*file, guard), test) for name, file in paths.items()}
         fp32 = next(found for name, found in outputs.items() if name.startswith("baseline/fp32"))
-        unlabelled = guard.metric == "accuracy" and test.labels is None
-        metric = metrics.METRICS[metrics.choose(fp32, test.labels, None if unlabelled else guard.metric)]
-        return {name: float(metric(found, fp32, test.labels).mean()) for name, found in outputs.items()}
+        asked = guard.scale.judges[0].metric
+        unlabelled = test.labels is None and asked.labels == "needed"
+        judge = choose(fp32, test.labels, None if unlabelled else asked, test.inputs.values())[0]
+        return {name: float(judge.scores(found, fp32, test.labels).mean()) for name, found in outputs.items()}
     evaluate = None if opened.recipe is None else opened.recipe.evaluate
     if evaluate is None:
         return {}
     return {name: _evaluated(evaluate, opened, _loaded(path, fmt, guard)) for name, (path, fmt) in paths.items()}
+
+
+def known_by_heart(guard: Guard, test: float | None = None) -> str | None:
+    """What to say where the model seems to have been trained on the samples that it is judged by: it is right on nearly
+    all of them, or on clearly more than on the test. On such samples a compressed model loses less than on new ones.
+
+    Args:
+        test: accuracy of the dense model on the untouched test, None where there is none.
+    """
+    judge, count = guard.scale.judges[0], len(guard.samples)
+    if judge.metric.name != "accuracy" or not judge.labelled or count < FEWEST_KNOWN:
+        return None
+    right = float(judge.scores(guard.reference, guard.reference, guard.samples.labels).mean())
+    hint = "was it trained on them? Then drops look smaller than they are: give samples that it has not seen"
+    if test is not None and right - test > KNOWN_BEYOND + 300.0 * ((right / 100) * (1 - right / 100) / count) ** 0.5:
+        return f"the model is right on {right:.1f} % of the data and on {test:.1f} % of the test; {hint}"
+    if test is None and right >= KNOWN:
+        return f"the model is right on {right:.1f} % of {count} samples; {hint}"
+    return None
 
 
 def check_evaluate(opened: Model, dense: Session) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from edgepack.model.layer import Layer
 from edgepack.model.scheme import Format
 from edgepack.model.types import Aim, Spectrum
 from edgepack.pipeline.analysis import Analysis
-from edgepack.pipeline.evaluate import Prover
+from edgepack.pipeline.evaluate import Attempt, Guard, Prover
 from edgepack.pipeline.options import BuildOptions
 from edgepack.pipeline.replacements import Replacements
 from edgepack.targets.target import HOST
@@ -31,7 +31,8 @@ class Evaluator:
 
     Attributes:
         replacements: makes what a plan writes for the layers.
-        prover: proves files, and measures what they lose.
+        prover: proves files, and measures what they lose on the validation samples.
+        confirmation: samples that only chosen plans are scored on; None where none were kept back.
         aim: what is least in the chosen plan.
         key: digest of all that decides what a plan's file answers: model, data, method, metric, seed, arithmetic.
     """
@@ -40,6 +41,7 @@ class Evaluator:
     analysis: Analysis
     replacements: Replacements
     prover: Prover
+    confirmation: Guard | None
     aim: Aim
     key: str
     workspace: Workspace
@@ -58,6 +60,27 @@ class Evaluator:
     def measures_here(self) -> bool:
         """Whether the target is this machine, so that latencies of files can be measured during the build."""
         return self.options.target.name == HOST
+
+    def confirmed(self, attempt: Attempt, look: int = 0) -> Attempt:
+        """The attempt with its drop on the samples that were kept back.
+
+        Every further look at them spends half of what error is left, so that all looks together hold the confidence
+        (Bonferroni, with shares that halve).
+
+        Args:
+            attempt: chosen on the validation samples.
+            look: how many plans were confirmed before, None of them well.
+        """
+        guard, limit = self.confirmation, self.options.drop_limit
+        if guard is None:
+            return attempt
+        outputs = guard.answers(attempt.path, attempt.fmt)
+        stated = guard.drop(outputs)
+        if limit is None or stated is None:
+            return replace(attempt, confirmation=stated)
+        error = (1.0 - guard.scale.confidence) / 2 ** (look + 1)
+        strict = replace(guard.scale, confidence=1.0 - error).drop(outputs)
+        return replace(attempt, confirmation=stated if strict.bound <= limit else strict)
 
     def latencies(self, paths: Mapping[str, Path], fmt: Format) -> dict[str, float]:
         """Seconds per inference of files on this machine: medians of `turns_s`."""

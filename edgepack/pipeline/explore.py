@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from edgepack.errors import UsageError
-from edgepack.metrics import Drop
+from edgepack.metrics.drop import Drop
 from edgepack.model.scheme import Format
 from edgepack.model.types import Aim
 from edgepack.pipeline.limits import infeasible, measure_rest, user_bounds
@@ -22,7 +22,7 @@ from edgepack.workspace import Cache, Progress, silent
 PLANS = 20
 """Probed per format at most: half of them the fastest at what they lose, half of them the smallest."""
 
-AIMS: tuple[Aim, ...] = ("latency", "size")
+AIMS: tuple[Aim, ...] = ("latency", "balanced", "size")
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def _explored(ready: Prepared) -> dict[Format, tuple[Search, tuple[Step, ...]]]:
                 ready.menus[fmt],
                 evaluator.spectra,
                 bounds,
-                rest.latency_s,
+                rest,
                 progress,
                 aim=aim,
             )
@@ -122,7 +122,9 @@ def _explored(ready: Prepared) -> dict[Format, tuple[Search, tuple[Step, ...]]]:
                 raise infeasible(fmt, ladder, evaluator.options, rest)
             steps |= {step.layers: step for step in _spread(ladder, PLANS // len(AIMS))}
         ordered = tuple(sorted(steps.values(), key=lambda step: step.loss))
-        search = Search(evaluator, files, began + 60 * evaluator.options.search_minutes * number / len(ready.files))
+        search = Search(
+            evaluator, files, rest, began + 60 * evaluator.options.search_minutes * number / len(ready.files)
+        )
         search.explore(ordered)
         found[fmt] = search, ordered
     return found

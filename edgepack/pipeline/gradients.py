@@ -31,6 +31,9 @@ CURVE_SAMPLES = 64
 MOST_BYTES = 1 << 30
 """The second moments of all layers' gradients are held at once; for models of which they take more there are none."""
 
+CLASSES = ("accuracy", "top5", "agreement")
+"""Metrics of outputs that are scores of classes, one of which counts."""
+
 _HINT = "use --method whitened"
 
 
@@ -41,7 +44,7 @@ def moments_bytes(opened: Model) -> int:
 
 def gradient_kind(metric: str) -> Kind:
     """What the model's first output is to a guard metric."""
-    return "vector" if metric == "cosine" else "classes"
+    return "classes" if metric in CLASSES else "vector"
 
 
 def weighed(

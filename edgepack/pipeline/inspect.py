@@ -108,7 +108,7 @@ def inspect(
         gradients = None
         if needs_gradients(chosen):
             dense = native(opened.native).session(opened.content, {}, threads=THREADS)
-            metric = make_guard(None, loaded, dense, exact=False).metric
+            metric = make_guard(None, loaded, dense, exact=False)[0].metric
             _, gradients = weighed(subject, chosen, metric, alone)
         spectra, _ = decompose(subject, chosen, alone, gradients=gradients)
         progress("count rows")

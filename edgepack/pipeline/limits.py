@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import ceil
 
 from edgepack.backends.backend import Writer
 from edgepack.backends.schemes import FP32
 from edgepack.cost.sizes import resident_bytes, size_bytes
 from edgepack.errors import BudgetError
+from edgepack.metrics.drop import Drop
 from edgepack.model.kinds import kind_of
 from edgepack.model.scheme import FileScheme, Format, Scheme
 from edgepack.model.structure import DENSE
@@ -80,7 +82,8 @@ def user_bounds(options: BuildOptions, rest: Rest) -> Bounds:
 def promised_bounds(
     evaluator: Evaluator, menus: Sequence[Menu], baseline: Baseline, bounds: Bounds, rest: Rest
 ) -> Bounds:
-    """The bounds with the promise that the file is no larger than dense int8; as they are where it does not apply.
+    """The bounds with the promise that the file is no larger and no slower than dense int8; as they are where it does
+    not apply.
 
     Dense int8 that misses the budget is no rival, yet a plan of its size that meets it is the better pack.
     """
@@ -91,7 +94,18 @@ def promised_bounds(
     ]
     own = sum(min(sizes, default=0) for sizes in dense)
     promised = max(baseline.int8.stat().st_size - rest.size_bytes, own)
-    return replace(bounds, size_bytes=promised if bounds.size_bytes is None else min(promised, bounds.size_bytes))
+    fast = [
+        [c.latency_s for c in menu.candidates if c.structure.is_dense and c.alternative is None and c.scheme.bits == 8]
+        for menu in menus
+    ]
+    latency_s = sum(map(min, fast)) if all(fast) else None
+    return replace(
+        bounds, size_bytes=_least(promised, bounds.size_bytes), latency_s=_least(latency_s, bounds.latency_s)
+    )
+
+
+def _least(one: float | None, other: float | None) -> float | None:
+    return min((bound for bound in (one, other) if bound is not None), default=None)
 
 
 def infeasible(fmt: Format, found: Infeasible, options: BuildOptions, rest: Rest) -> BudgetError:
@@ -164,17 +178,57 @@ def unmet_budget(
     """
     limit = evaluator.options.drop_limit
     worst = max(attempts.values(), key=lambda attempt: attempt.lost)
-    if limit is None or worst.within(limit):
+    if limit is None or worst.within(limit) or worst.stated is None:
+        return None
+    if worst.stated.value <= limit:
+        evaluator.workspace.warn(undecided(worst, worst.stated, limit))
         return None
     costs = _costs(evaluator, files[worst.fmt], worst)
     names = ", ".join(f"{_what(plan)} (alone it drops {drop:.2f})" for plan, drop in costs[:NAMED])
-    metric = worst.drop.metric if worst.drop else "the metric"
+    metric = worst.stated.metric
     scheme = file_label(worst.layers, worst.scheme)
     return BudgetError(
-        f"no plan keeps the drop within {limit:g}: the best {worst.fmt} file ({scheme}) drops {worst.lost:.2f}"
+        f"no plan keeps the drop within {limit:g}: the best {worst.fmt} file ({scheme}) drops {worst.stated.value:.2f}"
         f" in {metric}; most to blame: {names}",
         hint="the best attempt is written; allow more with --max-drop, a higher --rank, or --precision fp32",
     )
+
+
+def over_on_test(scores: Mapping[str, float], limit: float | None) -> BudgetError | None:
+    """The error for a build whose files drop more than was allowed on the untouched test.
+
+    Args:
+        scores: by name in the pack, higher is better.
+        limit: largest drop, None for any.
+    """
+    if limit is None:
+        return None
+    for name, score in scores.items():
+        dense = scores.get(f"baseline/fp32.{name.rpartition('.')[2]}")
+        if name.startswith("model.") and dense is not None and dense - score > limit:
+            return BudgetError(
+                f"{name} drops {dense - score:.2f} on the test, {limit:g} was allowed",
+                hint="the pack is written; give more --data like the test, or allow more with --max-drop",
+            )
+    return None
+
+
+def undecided(attempt: Attempt, drop: Drop, limit: float) -> str:
+    """What to say of a file whose drop seems to be within the limit on too few samples to be sure, and how many would
+    do: a margin shrinks with their square root."""
+    room = limit - drop.value
+    enough = "" if room <= 0 else f"; about {_round_up(drop.samples * (drop.margin / room) ** 2)} like them would"
+    return (
+        f"{drop.samples} samples cannot tell a drop of {limit:g} from one of {drop.bound:.2f} in {drop.metric} "
+        f"({drop.confidence:.0%}): the {attempt.fmt} file seems to drop {drop.value:.2f}{enough} "
+        f"(--data is split in three)"
+    )
+
+
+def _round_up(count: float) -> int:
+    """To two digits."""
+    digits: int = 10 ** max(len(str(int(count))) - 2, 0)
+    return ceil(count / digits) * digits
 
 
 def _costs(evaluator: Evaluator, files: Writer, attempt: Attempt) -> list[tuple[LayerPlan, float]]:

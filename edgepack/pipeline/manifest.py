@@ -9,7 +9,7 @@ from typing import Literal
 
 from edgepack.backends.registry import TOOLS
 from edgepack.cost.model import MEASURED
-from edgepack.metrics import Drop
+from edgepack.metrics.drop import Drop
 from edgepack.model.scheme import Format
 from edgepack.model.types import Contents
 from edgepack.pack.manifest import (
@@ -20,6 +20,7 @@ from edgepack.pack.manifest import (
     File,
     FoldsRow,
     HeldOutLoss,
+    JudgeEntry,
     LayerEntry,
     LostShares,
     Manifest,
@@ -73,11 +74,19 @@ def make_manifest(ready: Prepared, probes: Sequence[Probe], results: Results) ->
         cross_validation=None if found is None else _cross_validation(found),
         loss_weighted_by="output gradients" if ready.evaluator.analysis.sensitivity.known else "output energy",
         cost_sources={fmt: ready.prices.source_name(fmt) for fmt in ready.files},
-        metric=MetricEntry(guard.metric, guard.guarded),
+        metric=MetricEntry(
+            name=guard.metric,
+            why=guard.scale.judges[0].why,
+            guarded=guard.guarded,
+            outputs=tuple(
+                JudgeEntry(judge.output, judge.metric.name, judge.labelled, judge.why) for judge in guard.scale.judges
+            ),
+        ),
         data=DataEntry(
             origin=data.origin,
             calibration_samples=0 if data.calibration is None else len(data.calibration),
             guard_samples=len(data.guard) if guard.guarded else 0,
+            confirmation_samples=0 if data.confirmation is None else len(data.confirmation),
             labelled=data.guard.labels is not None,
             split_seed=options.seed,
         ),
@@ -152,7 +161,7 @@ def pack_file(
     """
     dense = sum(a * b for a, b, _ in source.weights)
     saved = sum(p.dense_parameters - p.weight_parameters for p in attempt.layers)
-    metric, scored_on = _scored(attempt.drop, test)
+    metric, scored_on = _scored(attempt.drop, attempt.confirmation, test)
     return PackedFile(
         format=attempt.fmt,
         scheme=file_label(attempt.layers, attempt.scheme),
@@ -160,7 +169,8 @@ def pack_file(
         sha256=file_digest(attempt.path),
         metric=metric,
         scored_on=scored_on,
-        guard=None if attempt.drop is None else DropEntry.of(attempt.drop),
+        guard=_entry(attempt.drop),
+        confirmation=_entry(attempt.confirmation),
         test=test,
         scheme_chosen_by=chosen_by,
         recovery=None if outcome is None else _recovery(outcome),
@@ -183,17 +193,25 @@ def baseline_files(fmt: Format, baseline: Baseline, tests: Mapping[str, float]) 
     """The entries of `baseline/fp32.<format>` and `baseline/int8.<format>`."""
     fp32, int8 = (f"baseline/{precision}.{fmt}" for precision in ("fp32", "int8"))
     return {
-        fp32: _dense(baseline.fp32, fmt, "fp32", baseline.fp32_drop, tests.get(fp32)),
+        fp32: _dense(baseline.fp32, fmt, "fp32", (baseline.fp32_drop, baseline.fp32_stated), tests.get(fp32)),
         int8: replace(
-            _dense(baseline.int8, fmt, baseline.scheme.name, baseline.int8_drop, tests.get(int8)),
+            _dense(
+                baseline.int8,
+                fmt,
+                baseline.scheme.name,
+                (baseline.int8_drop, baseline.int8_stated),
+                tests.get(int8),
+            ),
             quantizer=baseline.quantizer,
             scheme_chosen_by=baseline.chosen_by,
         ),
     }
 
 
-def _dense(path: Path, fmt: Format, scheme: str, drop: Drop | None, test: float | None) -> DenseFile:
-    metric, scored_on = _scored(drop, test)
+def _dense(
+    path: Path, fmt: Format, scheme: str, drops: tuple[Drop | None, Drop | None], test: float | None
+) -> DenseFile:
+    metric, scored_on = _scored(*drops, test)
     return DenseFile(
         format=fmt,
         scheme=scheme,
@@ -201,13 +219,23 @@ def _dense(path: Path, fmt: Format, scheme: str, drop: Drop | None, test: float 
         sha256=file_digest(path),
         metric=metric,
         scored_on=scored_on,
-        guard=None if drop is None else DropEntry.of(drop),
+        guard=_entry(drops[0]),
+        confirmation=_entry(drops[1]),
         test=test,
     )
 
 
-def _scored(drop: Drop | None, test: float | None) -> tuple[float | None, Literal["guard", "test"] | None]:
-    """A file's score, and on what: the untouched test where there is one, else the guard."""
+def _entry(drop: Drop | None) -> DropEntry | None:
+    return None if drop is None else DropEntry.of(drop)
+
+
+def _scored(
+    guard: Drop | None, confirmation: Drop | None, test: float | None
+) -> tuple[float | None, Literal["guard", "confirmation", "test"] | None]:
+    """A file's score, and on what: the untouched test where there is one, else the samples that were kept back, else
+    the guard."""
     if test is not None:
         return test, "test"
-    return (None, None) if drop is None else (drop.emitted, "guard")
+    if confirmation is not None:
+        return confirmation.score, "confirmation"
+    return (None, None) if guard is None else (guard.score, "guard")

@@ -10,7 +10,9 @@ from typing import Literal
 from edgepack.backends.registry import FACTS, FORMATS
 from edgepack.distill.budget import Budget
 from edgepack.errors import UsageError
+from edgepack.metrics.drop import CONFIDENCE
 from edgepack.model.scheme import Format
+from edgepack.model.types import Aim
 from edgepack.sources import unwritable
 from edgepack.targets.target import HOST, Target
 
@@ -26,12 +28,14 @@ class BuildOptions:
 
     Attributes:
         model: as on the command line.
-        data: `.npz` with calibration and guard samples; None takes the recipe's.
+        data: `.npz` with samples for calibration, validation and confirmation; None takes the recipe's.
         test: `.npz` that is scored once, at the end.
+        optimize: what is least in the chosen plan: latency, bytes, or latency × bytes.
         max_drop: largest allowed drop in the metric's own unit; None means 0.5 in auto mode and no limit at a fixed
             rank or for a picked plan.
         formats: to write; None for all whose packages are installed.
-        metric: name of the guard metric, None to choose by the data.
+        metric: name of the metric that plans are judged by, None to choose by the data.
+        confidence: with which the drop is to stay within the limit, one-sided.
         rank: "auto" to choose one for every layer, "cv" for one share by cross-validation on the labels, a rank for all
             layers (int), or a share of each layer's weights (float).
         refit: fit the factors of the plans whose files are made to what the compressed layers before them answer.
@@ -53,8 +57,10 @@ class BuildOptions:
     target: Target
     data: Path | None = None
     test: Path | None = None
+    optimize: Aim = "balanced"
     max_drop: float | None = None
     metric: str | None = None
+    confidence: float = CONFIDENCE
     formats: tuple[Format, ...] | None = None
     rank: Rank = "auto"
     precision: PrecisionChoice = "auto"
@@ -76,6 +82,8 @@ class BuildOptions:
     def __post_init__(self) -> None:
         if self.max_drop is not None and not 0 <= self.max_drop < float("inf"):
             raise UsageError(f"--max-drop {self.max_drop}: a drop is 0 or more, in the metric's unit")
+        if not 0.5 <= self.confidence < 1:
+            raise UsageError(f"--confidence {self.confidence}: a one-sided level lies between 0.5 and 1, such as 0.9")
         if self.formats is not None:
             self._check_formats(self.formats)
         for fmt in self.chosen_formats:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from edgepack.model.types import Aim, Candidate, LayerPlan, Spectrum
 from edgepack.pipeline.candidates import Menu
 from edgepack.plan import explain
 from edgepack.plan.candidates import break_even_rank
-from edgepack.plan.solve import Bounds, Infeasible, Solution, least_loss, smallest, solve
+from edgepack.plan.solve import Bounds, Infeasible, Solution, balanced, least_loss, smallest, solve
 from edgepack.workspace import Progress, silent
 
 STEPS = 24
@@ -44,6 +45,18 @@ class Step:
         return choices(self.layers)
 
 
+class Beside(Protocol):
+    """What a file costs beside its layers."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Of the file."""
+
+    @property
+    def latency_s(self) -> float:
+        """Of an inference."""
+
+
 def choices(layers: LayerPlans) -> list[Choice]:
     """What tells plans apart."""
     return [_choice(layer) for layer in layers]
@@ -53,7 +66,7 @@ def make_ladder(
     menus: Sequence[Menu],
     spectra: Mapping[str, Spectrum],
     bounds: Bounds,
-    beside_s: float,
+    beside: Beside,
     progress: Progress = silent,
     *,
     aim: Aim = "latency",
@@ -62,15 +75,19 @@ def make_ladder(
 
     Args:
         bounds: on the sums over the linear layers; that on the loss is left out.
-        beside_s: what an inference takes beside its linear layers: latencies are tied as whole.
+        beside: what the file holds and an inference takes beside the layers: latencies are tied as whole.
         progress: told of every step.
-        aim: what is least at every step: latency, or size.
+        aim: what is least at every step: latency, size, or their product.
     """
     layers = [menu.candidates for menu in menus]
 
     def best(limit: float | None) -> Solution | Infeasible:
         within = replace(bounds, loss=limit)
-        return smallest(layers, within) if aim == "size" else solve(layers, within, tie=TIE, beside_s=beside_s)
+        if aim == "size":
+            return smallest(layers, within)
+        if aim == "balanced":
+            return balanced(layers, within, beside_s=beside.latency_s, beside_bytes=beside.size_bytes)
+        return solve(layers, within, tie=TIE, beside_s=beside.latency_s)
 
     extreme = best(None)
     if isinstance(extreme, Infeasible):

@@ -7,13 +7,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from edgepack import metrics
 from edgepack.backends.backend import THREADS, Writer, WriterData
 from edgepack.backends.registry import FACTS, backend
 from edgepack.backends.schemes import SCHEMES
 from edgepack.data import Samples, example, read_npz
 from edgepack.errors import ModelError, UsageError
 from edgepack.methods.registry import PATENTS
+from edgepack.metrics.values import sqnr_db
 from edgepack.model.model import Model
 from edgepack.model.scheme import Format
 from edgepack.model.structure import Structure
@@ -25,7 +25,7 @@ from edgepack.pipeline.candidates import Menu, Offered, make_menus, make_offer, 
 from edgepack.pipeline.crossval import CrossValidation, Labelled, check_labels, cross_validated
 from edgepack.pipeline.datasets import Data, Methods, choose_methods, load_data, make_guard
 from edgepack.pipeline.distill import Recovery, check_recover
-from edgepack.pipeline.evaluate import Guard, Prover, check_evaluate
+from edgepack.pipeline.evaluate import Guard, Prover, check_evaluate, known_by_heart
 from edgepack.pipeline.evaluator import Evaluator
 from edgepack.pipeline.gradients import weighed
 from edgepack.pipeline.method_fits import Alternatives, fit_alternatives
@@ -39,8 +39,12 @@ from edgepack.sources import check_installed, open_model
 from edgepack.workspace import Cache, Progress, Workspace, digest, open_workspace
 
 UNGUARDED = (
-    "no calibration data: layers are factored by plain SVD of their weights and nothing guards the accuracy; "
-    "give --data F.npz"
+    "no data: nothing measures the accuracy. Weights go to int8, and only layers that lose next to nothing by their "
+    "weights alone are factored; give --data F.npz"
+)
+UNGUARDED_RANK = (
+    "no data: layers are factored by plain SVD of their weights at the rank that was asked for, and nothing measures "
+    "what that costs; give --data F.npz"
 )
 
 
@@ -97,12 +101,13 @@ def prepared(options: BuildOptions, cache: Cache, progress: Progress) -> Iterato
 
 def _prepare(options: BuildOptions, engines: Mapping[Format, Any], workspace: Workspace) -> Prepared:
     opened = _open(options, workspace)
-    data = load_data(options.data, opened, options.model, options.seed)
+    trains = options.recover is not None or options.rank == "cv"
+    data = load_data(options.data, opened, options.model, options.seed, trains=trains)
     methods = _methods(options, data)
     test = None if options.test is None else read_npz(options.test, opened.inputs)
     inputs = example(data.guard, opened.inputs, options.seed)
     dense = native(opened.native).session(opened.content, {}, threads=THREADS)
-    guard = make_guard(options.metric, data, dense, exact=options.exact)
+    guard, confirmation = make_guard(options.metric, data, dense, exact=options.exact, confidence=options.confidence)
     check_evaluate(opened, dense)
     given = WriterData(data.calibration, inputs, options.weight_grids[0])
 
@@ -110,9 +115,11 @@ def _prepare(options: BuildOptions, engines: Mapping[Format, Any], workspace: Wo
         return backend(fmt).open(opened, given, engines.get(fmt), workspace)
 
     largest = _best_grid(options, open_writer, guard, workspace)
+    if (line := known_by_heart(guard)) is not None:
+        workspace.warn(line)
     _warn_of_uninstalled(options, workspace)
     if data.calibration is None:
-        workspace.warn(UNGUARDED)
+        workspace.warn(UNGUARDED if options.rank == "auto" else UNGUARDED_RANK)
 
     method = methods.factorizer
     subject = Subject(opened, data.calibration, digest(opened.sha256, data.digest()))
@@ -146,9 +153,9 @@ def _prepare(options: BuildOptions, engines: Mapping[Format, Any], workspace: Wo
     menus = {fmt: make_menus(one, analysis.layers, offer, prices, options) for fmt, one in files.items()}
     replacements = _replacements(options, analysis, source, alternatives, guard)
     prover = Prover(guard, opened, workspace.folder)
-    aim: Aim = "latency" if methods.pairs or alternatives.only_save_bytes is None else "size"
-    guarded = digest(analysis.key, guard.reference, guard.samples.labels)
-    evaluator = Evaluator(options, analysis, replacements, prover, aim, guarded, workspace)
+    aim: Aim = options.optimize if methods.pairs or alternatives.only_save_bytes is None else "size"
+    guarded = digest(analysis.key, *guard.reference, guard.samples.labels, options.metric, options.confidence)
+    evaluator = Evaluator(options, analysis, replacements, prover, confirmation, aim, guarded, workspace)
     return Prepared(evaluator, data, test, files, prices, menus, validated)
 
 
@@ -201,7 +208,8 @@ def _best_grid(
     for largest in grids:
         tried = writer.with_largest(largest)
         tried.write({}, tried.probe_scheme, path)
-        noise[largest] = metrics.sqnr_db(guard.answers(path, tried.fmt), guard.reference)
+        answered = guard.answers(path, tried.fmt)
+        noise[largest] = min(sqnr_db(*pair) for pair in zip(answered, guard.reference, strict=True))
     return max(grids, key=lambda largest: noise[largest])
 
 

@@ -6,13 +6,14 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from edgepack.backends.backend import Writer
 from edgepack.backends.registry import TOOLS
 from edgepack.cost import model
 from edgepack.errors import BudgetError, LayerError, ModelError, ProofError
-from edgepack.metrics import Drop
+from edgepack.metrics.drop import Drop
 from edgepack.model.scheme import FileScheme, Format
 from edgepack.model.structure import DENSE
 from edgepack.model.types import LayerPlan
@@ -38,6 +39,11 @@ REACH = (4.0, 2.0)
 """Training may take back most of a drop: plans that lose so many times the limit without it are tried first, each
 trained in turn until one is within the limit."""
 
+LOOKS = 4
+"""At the samples that were kept back, at most: each spends half of the error that is left."""
+STEP_BACK = 0.7
+"""Of the predicted loss of a plan that was not confirmed: what the next one may lose at most."""
+
 TIGHTENINGS = 3
 """How often the bounds are drawn in where an emitted file turns out larger than predicted."""
 MARGIN = 0.01
@@ -52,11 +58,13 @@ class Found:
         latency_s: seconds per inference of the files that were compared on this machine, by scheme and rank; empty for
             a target that is not this machine.
         probes: all that was looked at, the one that loses least first.
+        loss: predicted of its plan.
     """
 
     attempt: Attempt
     latency_s: dict[str, float]
     probes: tuple[Probe, ...]
+    loss: float = 0.0
 
 
 REPAIRS = 3
@@ -66,9 +74,14 @@ REPAIRS = 3
 class Search:
     """One search in one format."""
 
-    def __init__(self, evaluator: Evaluator, files: Writer, deadline_s: float, start: float | None = None) -> None:
-        """`deadline_s` is by `time.monotonic`; `start` a loss near which to look first."""
-        self._evaluator, self._files, self._deadline_s, self._start = evaluator, files, deadline_s, start
+    def __init__(
+        self, evaluator: Evaluator, files: Writer, rest: limits.Rest, deadline_s: float, start: float | None = None
+    ) -> None:
+        """`rest` is what stands beside the layers, `deadline_s` by `time.monotonic`, `start` a loss near which to look
+        first."""
+        self._evaluator, self._files, self._rest = evaluator, files, rest
+        self._deadline_s, self._start = deadline_s, start
+        self._kept: set[Path] = set()
         self._workspace, self._replacements = evaluator.workspace, evaluator.replacements
         self._probes: dict[tuple[Choice, ...], Probe] = {}
 
@@ -88,21 +101,51 @@ class Search:
             ProofError: no plan could be written and proved.
         """
         if limit is None or not self._evaluator.prover.guard.guarded:
-            return self._best([steps[-1], steps[0]], None)
+            found = self._best([steps[-1], steps[0]], None)
+            return replace(found, attempt=self._evaluator.confirmed(found.attempt))
         drops = self._climb(steps, limit)
         order = self._ordered(steps, within(drops, limit))
         if not order:  # then the closest that was seen
-            order = [min(drops, key=lambda i: (drops[i].value, i))]
+            order = [min(drops, key=lambda i: (drops[i].bound, i))]
         if self._replacements.recovery is not None:
             wider = [limit * reach for reach in REACH]
             order = [i for far in wider for i in self._ordered(steps, within(self._climb(steps, far), far))[:1]] + order
-        # The plan that loses least is the last resort, in a scheme or a format that loses more than its probe.
-        return self._best([steps[i] for i in [*order, 0]], limit)
+        return self._confirmed(steps, order, limit)
+
+    def _confirmed(self, steps: Sequence[Step], order: Sequence[int], limit: float) -> Found:
+        """The best of the steps that also keeps the limit on the samples that were kept back; where it does not, a step
+        back along the front is tried, some times."""
+        looked: list[Found] = []
+        self._kept = set()
+        for look in range(LOOKS):
+            # The plan that loses least is the last resort, in a scheme or a format that loses more than its probe.
+            found = self._best([steps[i] for i in [*order, 0]], limit)
+            found = replace(found, attempt=self._evaluator.confirmed(found.attempt, look))
+            looked.append(found)
+            self._kept.add(found.attempt.path)
+            refuted = found.attempt.confirmation is not None and not found.attempt.within(limit)
+            milder = [i for i, step in enumerate(steps) if step.loss <= STEP_BACK * found.loss]
+            if not refuted or not milder:
+                break
+            order = [max(milder, key=lambda i: steps[i].loss)]
+            self._workspace.progress(f"a step back: {found.attempt.lost:.2f} on samples that were kept back")
+        chosen = next((one for one in looked if one.attempt.within(limit)), None)
+        chosen = chosen or min(looked, key=lambda one: one.attempt.lost)
+        for path in self._kept - {chosen.attempt.path}:
+            path.unlink(missing_ok=True)
+        return chosen
 
     def _ordered(self, steps: Sequence[Step], indices: Iterable[int]) -> list[int]:
-        """The fastest first, or the smallest, as the build aims."""
-        order = ("size_bytes", "latency_s") if self._evaluator.aim == "size" else ("latency_s", "size_bytes")
-        return sorted(indices, key=lambda i: tuple(getattr(steps[i], name) for name in order))
+        """The best first: the fastest, the smallest, or of the least latency × bytes, as the build aims."""
+        return sorted(indices, key=lambda i: self._worth(steps[i].latency_s, steps[i].size_bytes))
+
+    def _worth(self, latency_s: float, size_bytes: int) -> tuple[float, float]:
+        """What the build aims at makes the order; of the sums over the layers."""
+        if self._evaluator.aim == "size":
+            return size_bytes, latency_s
+        if self._evaluator.aim == "latency":
+            return latency_s, size_bytes
+        return (latency_s + self._rest.latency_s) * (size_bytes + self._rest.size_bytes), latency_s
 
     def _climb(self, steps: Sequence[Step], limit: float) -> dict[int, Drop]:
         start = None if self._start is None else sum(step.loss <= self._start for step in steps) - 1
@@ -126,7 +169,7 @@ class Search:
         if chosen in self._probes:
             return self._probes[chosen].drop
         limit = self._evaluator.options.drop_limit
-        good = [p for p in self.probes if limit is not None and p.drop.value <= limit]
+        good = [p for p in self.probes if limit is not None and p.drop.bound <= limit]
         best = min(good, key=lambda p: p.latency_s, default=None)
         said = "" if best is None else f", best so far {seconds(best.latency_s)} at a drop of {best.drop.value:.2f}"
         self._workspace.progress(f"search {self._files.fmt}{said}", len(self._probes), 0)
@@ -135,12 +178,14 @@ class Search:
 
     def _best(self, steps: Sequence[Step], limit: float | None) -> Found:
         """The best file of the first plans that have a good one; else the file that loses least."""
+        losses: dict[Path, float] = {}
         sound: list[Attempt] = []
         good: list[Attempt] = []
         plans = 0
         for step in dict.fromkeys(steps):
             attempts = [a for a in self._attempts(step, limit) if a.sound]
             sound += attempts
+            losses |= {attempt.path: step.loss for attempt in attempts}
             good += [a for a in attempts if a.within(limit)]
             plans += any(a.within(limit) for a in attempts)
             if plans == (FINALISTS if self._evaluator.measures_here and self._replacements.recovery is None else 1):
@@ -150,9 +195,9 @@ class Search:
             raise ProofError(f"no {self._files.fmt} file of any plan could be written and proved: {why}")
         chosen, latency_s = self._fastest(good) if good else (min(sound, key=lambda a: a.lost), {})
         for attempt in sound:
-            if attempt.path != chosen.path:
+            if attempt.path != chosen.path and attempt.path not in self._kept:
                 attempt.path.unlink(missing_ok=True)
-        return Found(chosen, latency_s, self.probes)
+        return Found(chosen, latency_s, self.probes, losses[chosen.path])
 
     def _fastest(self, attempts: Sequence[Attempt]) -> tuple[Attempt, dict[str, float]]:
         if self._evaluator.aim == "size":
@@ -161,7 +206,9 @@ class Search:
         if len(named) == 1 or not self._evaluator.measures_here:
             return attempts[0], {}
         measured = self._evaluator.latencies({name: a.path for name, a in named.items()}, self._files.fmt)
-        return named[model.fastest(list(named), measured)], measured
+        if self._evaluator.aim == "latency":
+            return named[model.fastest(list(named), measured)], measured
+        return min(attempts, key=lambda one: measured[_name(one)] * one.path.stat().st_size), measured
 
     def _attempts(self, step: Step, limit: float | None) -> Iterator[Attempt]:
         """Files of a plan, in the order in which they are wanted; where nothing can be measured the first good one ends
@@ -258,8 +305,7 @@ class Planned:
     @property
     def loss(self) -> float | None:
         """Predicted loss of the chosen plan: near it another format of the model is searched first."""
-        losses = [layer.predicted.loss for layer in self.found.attempt.layers if layer.predicted is not None]
-        return sum(losses) if losses else None
+        return self.found.loss or None
 
 
 def plan(
@@ -281,7 +327,7 @@ def plan(
     rest = limits.measure_rest(evaluator, files, prices)
     bounds = limits.user_bounds(evaluator.options, rest)
     promised = limits.promised_bounds(evaluator, menus, baseline, bounds, rest)
-    search = Search(evaluator, files, deadline_s, start)
+    search = Search(evaluator, files, rest, deadline_s, start)
     try:
         return _searched(evaluator, search, menus, bounds, promised, rest)
     except ProofError as err:
@@ -301,7 +347,7 @@ def _searched(
     progress = evaluator.workspace.progress
     closest: Planned | None = None
     for allowed in dict.fromkeys((promised, bounds)):
-        steps = make_ladder(menus, evaluator.spectra, allowed, rest.latency_s, progress, aim=evaluator.aim)
+        steps = make_ladder(menus, evaluator.spectra, allowed, rest, progress, aim=evaluator.aim)
         if isinstance(steps, Infeasible):
             if closest is None and allowed == bounds:
                 step = nearest(menus, evaluator.spectra, allowed, steps)
@@ -336,7 +382,7 @@ def _tightened(
         # From what this very plan was predicted to take: a bound with room to spare would give it again.
         drawn = {name: max(_predicted(found.attempt, name) - by * (1 + MARGIN), 0) for name, by in over.items()}
         bounds = replace(bounds, **drawn)
-        tighter = make_ladder(menus, evaluator.spectra, bounds, rest.latency_s, progress, aim=evaluator.aim)
+        tighter = make_ladder(menus, evaluator.spectra, bounds, rest, progress, aim=evaluator.aim)
         if isinstance(tighter, Infeasible):
             break
         steps = tighter
@@ -421,4 +467,4 @@ def _unpacked(record: Mapping[str, Any]) -> tuple[Drop, int]:
     return Drop(**record["drop"]), record["size_bytes"]
 
 
-PROBE = CachedStep("probes", 5, _probed, record_store(_packed, _unpacked), tools=TOOLS)
+PROBE = CachedStep("probes", 6, _probed, record_store(_packed, _unpacked), tools=TOOLS)

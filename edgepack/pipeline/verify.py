@@ -8,7 +8,7 @@ from math import prod
 
 import numpy as np
 
-from edgepack.metrics import sqnr_db
+from edgepack.metrics.values import sqnr_db
 from edgepack.model.constexpr import decoded_from, operand_sides, stored_bytes
 from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import FLOAT_BITS, FileScheme, scheme_of

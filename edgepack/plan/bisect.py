@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
-from edgepack.metrics import Drop
+from edgepack.metrics.drop import Drop
 
 NEIGHBOURS = 3
 """Steps probed on either side of where the bisection ended."""
@@ -53,14 +53,14 @@ def _path(steps: int, seen: Mapping[int, Drop], max_drop: float, start: int | No
     step, stride = (steps // 2, steps) if start is None else (min(max(start, 0), steps - 1), 1)
     while good < step < bad:  # gallop until both sides are known, or an end is reached
         yield step
-        within_budget = seen[step].value <= max_drop
+        within_budget = seen[step].bound <= max_drop
         good, bad = (step, bad) if within_budget else (good, step)
         step += stride if within_budget else -stride
         stride *= 2
     while bad - good > 1:
         middle = (good + bad) // 2
         yield middle
-        good, bad = (middle, bad) if seen[middle].value <= max_drop else (good, middle)
+        good, bad = (middle, bad) if seen[middle].bound <= max_drop else (good, middle)
     for reach in range(NEIGHBOURS + UNDECIDED_STEPS):
         for step, inner in ((good - reach, good - reach + 1), (bad + reach, bad + reach - 1)):
             if 0 <= step < steps and (reach < NEIGHBOURS or _undecided(seen.get(inner), max_drop)):
@@ -72,26 +72,26 @@ def _undecided(drop: Drop | None, max_drop: float) -> bool:
 
 
 def decidedly_within(drop: Drop, max_drop: float) -> bool:
-    """Whether the paired test says that the true drop is within the budget (one-sided, 95 %)."""
-    return drop.value + drop.margin <= max_drop
+    """Whether the true drop is within the budget, with the confidence of the drop's bound."""
+    return drop.bound <= max_drop
 
 
 def decidedly_over(drop: Drop, max_drop: float) -> bool:
-    """Whether the paired test says that the true drop is over the budget (one-sided, 95 %)."""
+    """Whether the true drop is over the budget, with about that confidence."""
     return drop.value - drop.margin > max_drop
 
 
 def within(drops: Mapping[int, Drop], max_drop: float) -> list[int]:
     """The steps that meet the budget, ascending.
 
-    A larger loss never truly helps, so the drops are fitted by an isotonic regression (Barlow et al., 1972): a step
-    counts if both its own drop and the fitted one, which pools its neighbours', are within the budget.
+    A larger loss never truly helps, so the bounds are fitted by an isotonic regression (Barlow et al., 1972): a step
+    counts if both its own bound and the fitted one, which pools its neighbours', are within the budget.
     """
     from scipy.optimize import isotonic_regression
 
     if not drops:
         return []
-    values = np.array([drop.value for drop in drops.values()])
+    values = np.array([drop.bound for drop in drops.values()])
     fitted = isotonic_regression(values).x
     return [
         step for step, own, fit in zip(drops, values, fitted, strict=True) if own <= max_drop and fit <= max_drop + 1e-9

@@ -20,6 +20,11 @@ Step = tuple[Quantity, Callable[[float], float] | None, float]
 """What to minimise, the largest sum that counts as tied with the least (None: that alone), and the gap on instances too
 large for a proof."""
 
+_SIZE, _LATENCY = QUANTITIES.index("size_bytes"), QUANTITIES.index("latency_s")
+
+ROUNDS = 10
+"""Most exchange rates that are tried; two or three settle it."""
+
 REFINING_GAP = 1e-3
 """The gap of a choice among tied plans: there the bounds leave the least room, and the finest answer takes minutes."""
 
@@ -90,6 +95,51 @@ def solve(
 
     steps: list[Step] = [("latency_s", tied, GAP), ("size_bytes", None, REFINING_GAP), ("loss", None, REFINING_GAP)]
     return _by_order(_tables(layers), _limits(bounds), steps)
+
+
+def balanced(
+    layers: Sequence[Sequence[Candidate]], bounds: Bounds, *, beside_s: float = 0.0, beside_bytes: int = 0
+) -> Solution | Infeasible:
+    """Pick one candidate per layer: least latency × bytes of the whole, within the bounds.
+
+    At a plan of latency T and bytes B the product falls where t / T + b / B does (the mean of two ratios is no less
+    than the root of their product), and that is a sum over the layers: it is minimised, and the new plan's T and B take
+    the place of the old ones until nothing changes. It begins at the better of the fastest and the smallest plan, and
+    ends at one that no other beats at its own exchange rate.
+
+    Args:
+        layers: the candidates of each layer.
+        bounds: on the sums over the layers.
+        beside_s: what an inference takes beside the layers.
+        beside_bytes: what the file holds beside them.
+
+    Raises:
+        ValueError: as `solve`.
+    """
+    tables, limits = _tables(layers), _by_column(_limits(bounds))
+
+    def product(plan: Solution) -> float:
+        return (plan.latency_s + beside_s) * (plan.size_bytes + beside_bytes)
+
+    corners = [solve(layers, bounds), smallest(layers, bounds)]
+    plans = [corner for corner in corners if isinstance(corner, Solution)]
+    if not plans or not tables:
+        return corners[0]
+    found = min(plans, key=product)
+    for _ in range(ROUNDS):
+        latency_s, size_bytes = found.latency_s + beside_s, found.size_bytes + beside_bytes
+        if not latency_s or not size_bytes:
+            return found
+        rates = [table[:, _LATENCY] / latency_s + table[:, _SIZE] / size_bytes for table in tables]
+        weighed = [np.column_stack([table, rate]) for table, rate in zip(tables, rates, strict=True)]
+        better = least(weighed, len(QUANTITIES), limits, effort=Effort(start=found.chosen))
+        if better is None:
+            return found
+        new = _solution(tables, better.picks)
+        if product(new) >= product(found) * (1.0 - ROUNDING):
+            return found
+        found = new
+    return found
 
 
 def least_loss(layers: Sequence[Sequence[Candidate]], bounds: Bounds, *, gap: float = GAP) -> Solution | Infeasible:

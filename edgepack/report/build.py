@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from edgepack.metrics import Drop
-from edgepack.pack.manifest import CrossValidationEntry, FileEntry, FoldsRow, LayerEntry, Manifest, PackedFile
+from edgepack.metrics.metric import METRICS
+from edgepack.pack.manifest import (
+    CrossValidationEntry,
+    DropEntry,
+    FileEntry,
+    FoldsRow,
+    LayerEntry,
+    Manifest,
+    PackedFile,
+)
 from edgepack.pipeline.explore import ExploredRow
 from edgepack.report.report import Block, Column, Field, Figure, Line, Paragraph, Report, Table, hidden, make_table
 from edgepack.units import NONE
@@ -21,6 +28,7 @@ def build_report(out: Path, manifest: Manifest) -> Report:
         title=(f"{out}: {manifest.model.name} for {manifest.target.name}, guard: {_guard(manifest)}",),
         blocks=(
             make_table(_FILES, [_File(name, manifest) for name in sorted(files, reverse=True)]),
+            *_judged(manifest),
             *_validated(manifest.cross_validation),
             *_recoveries(manifest),
             *_plans(manifest),
@@ -63,11 +71,24 @@ class _File:
         return None if other is None or other is self.entry else other.size_bytes / self.entry.size_bytes
 
     @property
+    def shown(self) -> float | None:
+        """The score as people know the metric."""
+        score, known = self.entry.metric, METRICS.get(self.manifest.metric.name)
+        return score if score is None or known is None else known.shown(score)
+
+    @property
     def drop(self) -> float | None:
-        fp32 = self.baseline("fp32")
-        if fp32 is None or fp32.metric is None or self.entry.metric is None:
-            return None
-        return fp32.metric - self.entry.metric
+        """The estimate, or what the test says."""
+        if self.entry.scored_on == "test":
+            fp32 = self.baseline("fp32")
+            if fp32 is None or fp32.metric is None or self.entry.metric is None:
+                return None
+            return fp32.metric - self.entry.metric
+        return None if self.stated is None else self.stated.drop
+
+    @property
+    def stated(self) -> DropEntry | None:
+        return self.entry.confirmation or self.entry.guard
 
 
 _FILES: tuple[Field[_File], ...] = (
@@ -80,10 +101,27 @@ _FILES: tuple[Field[_File], ...] = (
     ),
     Field(Column("fp32_bytes_ratio", "vs fp32", "times"), lambda file: file.shrink("fp32")),
     Field(Column("int8_bytes_ratio", "vs int8", "times"), lambda file: file.shrink("int8")),
-    Field(Column("metric", "metric", "score"), lambda file: file.entry.metric),
+    Field(Column("metric", "metric", "score"), lambda file: file.shown),
     Field(Column("drop", "drop", "change"), lambda file: file.drop),
+    Field(
+        Column("drop_bound", "at most", "change", optional=True),
+        lambda file: None if file.stated is None else file.stated.bound,
+    ),
     Field(Column("scored_on", "scored on"), lambda file: file.entry.scored_on),
 )
+
+
+def _judged(manifest: Manifest) -> Iterator[Block]:
+    """How the outputs were judged, on how many samples, and how sure that is."""
+    drops = [entry.confirmation or entry.guard for entry in packed_files(manifest).values()]
+    stated = next((drop for drop in drops if drop is not None), None)
+    if stated is None:
+        return
+    judges = manifest.metric.outputs
+    several = len(judges) > 1
+    said = "; ".join(f"{f'output {one.output}: ' if several else ''}{one.metric}, since {one.why}" for one in judges)
+    kept = "kept back from every choice" if manifest.data.confirmation_samples else "that the plans were chosen on"
+    yield Paragraph((f"{said}\nat most: {stated.confidence:.0%} sure, one-sided, on {stated.samples} samples {kept}",))
 
 
 def _validated(found: CrossValidationEntry | None) -> Iterator[Block]:
@@ -209,19 +247,16 @@ def explored_report(rows: Sequence[ExploredRow], warnings: Sequence[str] = ()) -
     sources = {row.format: row.source for row in rows}
     notes = (
         "* on the Pareto front: no other plan of its format is as good in drop, latency and size, and better in one.",
-        f"drop: of {rows[0].drop.metric} on {rows[0].drop.samples} guard samples; ±: paired test, one-sided 95 %.",
+        f"drop: of {rows[0].drop.metric} on {rows[0].drop.samples} validation samples; at most: with "
+        f"{rows[0].drop.confidence:.0%} confidence, one-sided.",
         *(f"latency: linear layers of {fmt}, predicted by the {source}." for fmt, source in sources.items()),
         "Build one with --pick NUMBER, or one per format with --pick NUMBER,NUMBER, and the same other options.",
     )
     return Report(
         blocks=(make_table(_EXPLORED, rows, notes=notes),),
         warnings=tuple(warnings),
-        record={"plans": [{**asdict(row), "drop": _drop(row.drop)} for row in rows], "warnings": list(warnings)},
+        record={"plans": [asdict(row) for row in rows], "warnings": list(warnings)},
     )
-
-
-def _drop(drop: Drop) -> Mapping[str, Any]:
-    return {**asdict(drop), "value": drop.value}
 
 
 _EXPLORED: tuple[Field[ExploredRow], ...] = (
@@ -235,5 +270,5 @@ _EXPLORED: tuple[Field[ExploredRow], ...] = (
     Field(Column("latency_s", "latency", "seconds")),
     Field(hidden("source")),
     Field(Column("drop", "drop", "score"), lambda row: row.drop.value),
-    Field(Column("drop_margin", "±", "score"), lambda row: row.drop.margin),
+    Field(Column("drop_bound", "at most", "score"), lambda row: row.drop.bound),
 )

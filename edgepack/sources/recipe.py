@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from edgepack.errors import EdgepackError, ModelError
+from edgepack.errors import EdgepackError, ModelError, UsageError
+from edgepack.metrics.metric import Metric, own_metric
 from edgepack.model.model import Model, NativeName
 from edgepack.model.scheme import Format
 from edgepack.model.types import Array, Recipe
@@ -26,6 +27,8 @@ from edgepack.sources.torch import INSTALL, PACKAGES, TITLE, export_program, pro
 
 _PACKAGE = f"{Path(__file__).parent.parent}{os.sep}"
 _SHAPE = "a recipe function takes no arguments and returns edgepack.model.types.Recipe(model, example_inputs, …)"
+
+_METRIC = "function(outputs, labels) returns a score per sample, higher is better; labels is None where there are none"
 
 
 class PythonRecipe:
@@ -82,6 +85,32 @@ def load_recipe(spec: str) -> Recipe:
     else:
         recipe = _call(_installed_module(target, spec), name, spec)
     return _checked(recipe, spec)
+
+
+def load_metric(spec: str) -> Metric:
+    """The user's own metric that `spec` names: function(outputs, labels) -> scores per sample.
+
+    Args:
+        spec: "path/to/file.py:function".
+
+    Raises:
+        UsageError: there is no such file or function.
+        ModelError: importing it raises.
+    """
+    target, _, name = spec.rpartition(":")
+    path = Path(target).expanduser()
+    if not target.endswith(".py") or not path.is_file():
+        raise UsageError(f"--metric {spec}: no such file", hint="give file.py:function, or the name of a metric")
+    with _file_module(path.resolve(), spec) as module:
+        function = getattr(module, name, None)
+    if not callable(function):
+        raise UsageError(f"--metric {spec}: the file defines no function {name!r}")
+
+    def guarded(outputs: Array, labels: Array | None) -> object:
+        with user_errors(spec, "running", _METRIC):
+            return function(outputs, labels)
+
+    return own_metric(spec, guarded)
 
 
 @contextmanager

@@ -29,7 +29,7 @@ from edgepack.cost.layer_files import layer_files
 from edgepack.data import Samples
 from edgepack.devices.doctor import PACKAGES, newest_tested
 from edgepack.errors import EdgepackError, ModelError, UsageError
-from edgepack.metrics import sqnr_db
+from edgepack.metrics.values import sqnr_db
 from edgepack.model.layer import Layer
 from edgepack.model.model import Model, NativeName
 from edgepack.model.point import Point, linear_point, linear_point_in

@@ -22,7 +22,7 @@ from edgepack.backends.onnx.schemes import CONSTEXPR, SCHEMES, TABLES
 from edgepack.backends.onnx.sites import Site, find_sites
 from edgepack.data import Samples
 from edgepack.errors import ModelError
-from edgepack.metrics import sqnr_db
+from edgepack.metrics.values import sqnr_db
 from edgepack.model import kinds
 from edgepack.model.kinds import embedding, kind_of, linear, view_name
 from edgepack.model.layer import Array

@@ -29,8 +29,11 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "one sample": ({"x": X[:1]}, "cannot be split"),
     "label count": ({"x": X, "y": np.zeros(7, int)}, r"differ in samples .*'y': 7"),
     "label text": ({"x": X, "y": np.array(["a"] * 300)}, "'y' has shape .* dtype <U1"),
-    "label too large": ({"x": X, "y": np.full(300, 8)}, "labels 'y' go from 8 to 8, the model has the classes 0 to 7"),
-    "label negative": ({"x": X, "y": np.full(300, -1)}, "labels 'y' go from -1 to -1"),
+    "label too large": (
+        {"x": X, "y": np.full(300, 8)},
+        r"labels 'y' \(int64 \(100,\), from 8 to 8\) fit no output of the model",
+    ),
+    "label negative": ({"x": X, "y": np.full(300, -1)}, r"labels 'y' \(int64 \(100,\), from -1 to -1\) fit no output"),
     "pickled": ({"x": np.array([{"a": 1}], dtype=object)}, "pickles are never read"),
 }
 

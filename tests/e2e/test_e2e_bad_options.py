@@ -29,7 +29,7 @@ USAGE: dict[str, tuple[list[str], str]] = {
     "drop nan": (["--max-drop", "nan"], "--max-drop nan: a drop is 0 or more"),
     "drop infinite": (["--max-drop", "inf"], "--max-drop inf: a drop is 0 or more"),
     "method": (["--method", "magic"], "unknown method 'magic'; there are svd, whitened"),
-    "metric": (["--metric", "bleu"], "unknown metric 'bleu'; there are accuracy, agreement, cosine"),
+    "metric": (["--metric", "bleu"], "unknown metric 'bleu'; there are accuracy, top5, f1, agreement, cosine, r2"),
     "metric without labels": (["--metric", "accuracy"], "--metric accuracy needs labels"),
     "format": (["--formats", "onxn"], "unknown format 'onxn'; there are onnx, tflite"),
     "no format": (["--formats", ","], "no format asked for"),
@@ -148,7 +148,7 @@ def test_targets_file_that_is_not_there(tmp_path: Path, model: Path, data: Path)
 UNMEETABLE: dict[str, tuple[list[str], list[str]]] = {
     "rank": (
         ["--rank", "2", "--max-drop", "0.1"],
-        ["within 0.1", "in agreement", r"w\d at rank 2 in \S+ \(alone it drops"],
+        ["within 0.1", "in r2", r"w\d at rank 2 in \S+ \(alone it drops"],
     ),
     "int8": (
         ["--precision", "int8", "--metric", "cosine", "--max-drop", "0"],

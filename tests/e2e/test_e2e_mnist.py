@@ -25,28 +25,30 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return read
 
 
-@pytest.mark.parametrize(("fmt", "vs_fp32", "vs_int8"), [("onnx", 8, 2), ("tflite", 20, 5)])
+@pytest.mark.parametrize(("fmt", "vs_fp32", "vs_int8"), [("onnx", 20, 5), ("tflite", 15, 4)])
 def test_small_and_as_good(manifest: dict[str, Any], fmt: str, vs_fp32: int, vs_int8: int) -> None:
-    """Of this size the fastest pair in ONNX Runtime is one of float32 on this target."""
+    """As far as 4,000 samples can show that no more than 0.3 points are lost."""
     packed, fp32, int8 = (manifest["files"][f"{name}.{fmt}"] for name in ("model", "baseline/fp32", "baseline/int8"))
     assert packed["size_bytes"] * vs_fp32 <= fp32["size_bytes"]
     assert packed["size_bytes"] * vs_int8 <= int8["size_bytes"]
-    assert packed["matrix_parameters_share"] <= 0.12
-    assert packed["guard"]["drop"] <= 0.3
+    assert packed["matrix_parameters_share"] <= 0.25
+    assert packed["guard"]["bound"] <= 0.3
+    assert packed["confirmation"]["bound"] <= 0.3
     assert fp32["test"] > 95
     assert fp32["test"] - packed["test"] <= 1, "the held-out thousand, one standard error of them is 0.5"
     assert all(proof["passed"] for proof in packed["proofs"].values())
 
 
 def test_what_was_looked_at(manifest: dict[str, Any]) -> None:
-    assert manifest["data"]["calibration_samples"] == 3200
-    assert manifest["data"]["guard_samples"] == 800
+    assert manifest["data"]["calibration_samples"] == 1333
+    assert manifest["data"]["guard_samples"] == 1333
+    assert manifest["data"]["confirmation_samples"] == 1334
     assert manifest["metric"]["name"] == "accuracy"
     assert manifest["budget_met"] is True
 
 
-@pytest.mark.parametrize("fmt", ["onnx", "tflite"])
-def test_in_int8_alone_it_is_smaller_still(tmp_path: Path, fmt: str) -> None:
+@pytest.mark.parametrize(("fmt", "vs_fp32", "vs_int8"), [("onnx", 20, 5), ("tflite", 15, 4)])
+def test_in_int8_alone(tmp_path: Path, fmt: str, vs_fp32: int, vs_int8: int) -> None:
     out = tmp_path / "pack"
     options = ("--precision", "int8", "--formats", fmt, "--max-drop", "0.3", "--out", out)
     done = run("build", f"{RECIPE}:recipe", "--target", "rpi4", *options)
@@ -54,6 +56,6 @@ def test_in_int8_alone_it_is_smaller_still(tmp_path: Path, fmt: str) -> None:
     files = json.loads((out / "manifest.json").read_text())["files"]
     packed, fp32, int8 = (files[f"{name}.{fmt}"] for name in ("model", "baseline/fp32", "baseline/int8"))
     assert all("int8" in layer["scheme"] for layer in packed["layers"])
-    assert packed["size_bytes"] * 25 <= fp32["size_bytes"]
-    assert packed["size_bytes"] * 6 <= int8["size_bytes"]
+    assert packed["size_bytes"] * vs_fp32 <= fp32["size_bytes"]
+    assert packed["size_bytes"] * vs_int8 <= int8["size_bytes"]
     assert packed["guard"]["drop"] <= 0.3

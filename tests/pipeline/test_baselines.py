@@ -13,7 +13,7 @@ import pytest
 from edgepack.backends.onnx.schemes import FP32, INT8_DYNAMIC, INT8_STATIC
 from edgepack.cost.model import CLEARLY, MEASURED, STATED
 from edgepack.errors import ModelError
-from edgepack.metrics import Drop
+from edgepack.metrics.drop import Drop
 from edgepack.model.scheme import FileScheme, Scheme
 from edgepack.pipeline.baselines import Baseline, is_automatic, keep_promise, make_baseline
 from edgepack.pipeline.evaluate import Attempt
@@ -26,7 +26,7 @@ INT8 = (INT8_DYNAMIC, INT8_STATIC)
 
 
 def drop(value: float) -> Drop:
-    return Drop("accuracy", 95.0, 95.0 - value, 0.0, 256)
+    return Drop("accuracy", 95.0, 95.0 - value, value, value, 0.0, 256)
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ class Answers:
 
     def __init__(self, drops: Mapping[Scheme, float]) -> None:
         self.drops = {"fp32": 0.0, **{scheme.name: value for scheme, value in drops.items()}}
-        self.guard = SimpleNamespace(answers=self.answers, guarded=True)
+        self.guard = SimpleNamespace(answers=self.answers, drop=self.drop, guarded=True)
 
     def answers(self, path: Path, fmt: str) -> Any:
         if path.read_text() not in self.drops:
@@ -101,7 +101,7 @@ def chosen(
     prover: Any = Answers(drops)
     files: Any = Dense()
     prices: Any = Costs(costs)
-    own = replace(evaluator, options=asked, prover=prover)
+    own = replace(evaluator, options=asked, prover=prover, confirmation=None)
     return make_baseline(own, files, prices)
 
 
@@ -197,9 +197,10 @@ def test_a_larger_file_gives_way_to_dense_int8(ready: Prepared, evaluator: Evalu
 def test_a_plan_over_the_budget_gives_way_to_dense_int8_within_it(
     ready: Prepared, evaluator: Evaluator, rival: Baseline
 ) -> None:
+    assert rival.int8_stated is not None
     found = kept(ready, evaluator, rival, attempt(evaluator.workspace.folder, 100, lost=3.0), max_drop=0.5)
     assert found.path == rival.int8
-    assert found.layers[0].reason == "the best plan drops 3.00, dense int8 meets the budget"
+    assert found.layers[0].reason == f"the best plan may drop 3.00, dense int8 {rival.int8_stated.bound:.2f}"
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from edgepack.data import Samples
-from edgepack.errors import DataError, UsageError
+from edgepack.errors import UsageError
 from edgepack.model.model import Model
 from edgepack.model.types import Recipe, TensorSpec
-from edgepack.pipeline.datasets import Data, _check_classes, choose_method, load_data
+from edgepack.pipeline.datasets import Data, choose_method, load_data
 
 SPEC = TensorSpec("x", (1, 3), np.dtype(np.float32))
 X = np.random.default_rng(0).normal(size=(100, 3)).astype(np.float32)
@@ -27,6 +27,7 @@ def test_the_file_comes_before_the_recipe(tmp_path: Path) -> None:
     found = load_data(tmp_path / "mine.npz", opened({"x": X}), "spec", 0)
     assert found.origin == "mine.npz"
     assert found.calibration is not None
+    assert found.confirmation is None
     assert len(found.calibration) + len(found.guard) == 50
 
 
@@ -36,7 +37,8 @@ def test_the_recipe_comes_before_nothing() -> None:
     assert found.calibration is not None
     rows = {row.tobytes() for row in found.calibration.inputs["x"]}
     assert rows.isdisjoint(row.tobytes() for row in found.guard.inputs["x"])
-    assert (len(found.calibration), len(found.guard)) == (80, 20)
+    assert found.confirmation is not None
+    assert (len(found.calibration), len(found.guard), len(found.confirmation)) == (33, 33, 34)
 
 
 def test_without_data_stand_ins_prove_the_file() -> None:
@@ -63,14 +65,3 @@ def test_methods() -> None:
         choose_method("whitened", without)
     with pytest.raises(UsageError, match="unknown method 'magic'"):
         choose_method("magic", with_data)
-
-
-@pytest.mark.parametrize("labels", [[0, 1, 9], [0.0, 9.0]])
-def test_labels_in_range(labels: list[float]) -> None:
-    _check_classes(np.array(labels), 10, "d.npz")
-
-
-@pytest.mark.parametrize(("labels", "says"), [([1, 10], "from 1 to 10"), ([-1, 3], "from -1 to 3")])
-def test_labels_out_of_range(labels: list[int], says: str) -> None:
-    with pytest.raises(DataError, match=f"{says}, the model has the classes 0 to 9"):
-        _check_classes(np.array(labels), 10, "d.npz")

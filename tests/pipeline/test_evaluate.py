@@ -12,6 +12,9 @@ import pytest
 from edgepack.backends.backend import Session
 from edgepack.data import Samples
 from edgepack.errors import DataError, ModelError
+from edgepack.metrics.choose import Judge
+from edgepack.metrics.drop import Scale
+from edgepack.metrics.metric import METRICS
 from edgepack.model.model import Model
 from edgepack.model.types import Recipe, TensorSpec
 from edgepack.pipeline import evaluate as scores
@@ -85,7 +88,7 @@ def test_interrupts_pass() -> None:
 
 @pytest.mark.parametrize(
     ("guarded_by", "labelled", "expected"),
-    [("accuracy", True, 50.0), ("accuracy", False, 75.0), ("agreement", True, 75.0), ("cosine", False, None)],
+    [("accuracy", True, 50.0), ("accuracy", False, None), ("agreement", True, 75.0), ("cosine", False, 75.0)],
 )
 def test_the_tests_metric_is_the_guards_where_it_can_be(
     guarded_by: str, labelled: bool, expected: float | None, monkeypatch: pytest.MonkeyPatch
@@ -93,9 +96,11 @@ def test_the_tests_metric_is_the_guards_where_it_can_be(
     """Four samples: the emitted file says 0 0 1 1, the original 0 0 1 0, the labels 0 1 1 0."""
     outputs = {"emitted": np.eye(2)[[0, 0, 1, 1]], "dense": np.eye(2)[[0, 0, 1, 0]]}
     monkeypatch.setattr(scores, "_loaded", lambda path, fmt, guard: path.name)
-    monkeypatch.setattr(scores, "predict", lambda name, samples: outputs[name])
+    monkeypatch.setattr(scores, "answers", lambda name, samples: (outputs[name],))
     test = Samples({"x": X[:4]}, np.array([0, 1, 1, 0]) if labelled else None)
-    guard = Guard(test, outputs["dense"], guarded_by, True, True)
+    judge = Judge(0, METRICS[guarded_by], guarded_by == "accuracy", "asked for")
+    guard = Guard(test, Scale((outputs["dense"],), test.labels, (judge,), {}), True, True)
     paths: Any = {"model.onnx": (Path("emitted"), "onnx"), "baseline/fp32.onnx": (Path("dense"), "onnx")}
     found = scores.final_scores(paths, opened(None), test, guard)
-    assert found["model.onnx"] == (75.0 if expected is None else expected)
+    assert found["baseline/fp32.onnx"] == (75.0 if guarded_by == "accuracy" and labelled else 100.0)
+    assert found["model.onnx"] == pytest.approx(expected) if expected is not None else found["model.onnx"] < 100

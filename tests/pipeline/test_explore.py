@@ -12,7 +12,7 @@ import pytest
 
 from edgepack.backends.onnx.schemes import FP32
 from edgepack.errors import BudgetError, UsageError
-from edgepack.metrics import Drop
+from edgepack.metrics.drop import Drop
 from edgepack.model.scheme import FileScheme
 from edgepack.pipeline.build import build
 from edgepack.pipeline.explore import PLANS, Exploration, ExploredRow, _on_front, explore
@@ -70,7 +70,15 @@ def test_the_front_against_all_pairs(found: Exploration) -> None:
 
 
 def made(value: float, latency: float, size: int) -> Probe:
-    return Probe("onnx", FileScheme.of(FP32), (), Drop("accuracy", 100.0, 100.0 - value, 0.0, 10), 0.0, latency, size)
+    return Probe(
+        "onnx",
+        FileScheme.of(FP32),
+        (),
+        Drop("accuracy", 100.0, 100.0 - value, value, value, 0.0, 10),
+        0.0,
+        latency,
+        size,
+    )
 
 
 @pytest.mark.parametrize(
@@ -158,7 +166,9 @@ def test_for_machines(found: Exploration) -> None:
             *("source", "drop"),
         }
     ] * len(rows)
-    assert set(rows[0]["drop"]) == {"metric", "dense", "emitted", "standard_error", "samples", "value"}
-    assert all(row["drop"]["value"] == pytest.approx(row["drop"]["dense"] - row["drop"]["emitted"]) for row in rows)
+    assert set(rows[0]["drop"]) == {
+        *("metric", "dense", "emitted", "value", "bound", "confidence", "standard_error", "samples", "output", "score"),
+    }
+    assert all(row["drop"]["bound"] > row["drop"]["value"] for row in rows)
     assert np.isfinite([row["latency_s"] for row in rows]).all()
     assert replace(found.rows[0]) == found.rows[0]

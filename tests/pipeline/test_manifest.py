@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from edgepack.backends.onnx.schemes import FP32, NBITS4
-from edgepack.metrics import Drop
+from edgepack.metrics.drop import Drop
 from edgepack.model.scheme import FileScheme, Scheme
 from edgepack.model.structure import Structure
 from edgepack.model.types import LayerPlan
@@ -35,7 +35,7 @@ def record_of(ready: Prepared, probes: Sequence[Probe] = ()) -> dict[str, Any]:
 
 
 def test_a_probe_carries_its_figures(ready: Prepared) -> None:
-    drop = Drop("accuracy", 95.0, 94.5, 0.25, 256)
+    drop = Drop("accuracy", 95.0, 94.5, 0.5, 0.9, 0.25, 256)
     mixed = Probe("onnx", FileScheme.of(FP32), (layer("a", 3, FP32), layer("b", None, NBITS4)), drop, 0.125, 1e-5, 4321)
     record = record_of(ready, [mixed])
     assert record["probes"] == [
@@ -51,9 +51,12 @@ def test_a_probe_carries_its_figures(ready: Prepared) -> None:
                 "metric": "accuracy",
                 "dense": 95.0,
                 "emitted": 94.5,
+                "drop": 0.5,
+                "bound": 0.9,
+                "confidence": 0.9,
                 "standard_error": 0.25,
                 "samples": 256,
-                "drop": 0.5,
+                "output": 0,
             },
         }
     ]
@@ -71,7 +74,13 @@ def test_what_does_not_depend_on_a_file(ready: Prepared, classifier: Path) -> No
     assert record["cost_sources"] == {"onnx": "emulated cost table"}
     assert record["loss_weighted_by"] in ("output energy", "output gradients")
     assert record["method"] == "whitened"
-    assert record["metric"] == {"name": "accuracy", "guarded": True}
+    why = "labels name the largest of its scores"
+    assert record["metric"] == {
+        "name": "accuracy",
+        "why": why,
+        "guarded": True,
+        "outputs": [{"output": 0, "metric": "accuracy", "labelled": True, "why": why}],
+    }
     assert record["model"]["source"] == classifier.name
     assert record["options"] == {
         "rank": "auto",
@@ -98,7 +107,7 @@ def test_what_a_file_was_chosen_by(measured: bool, expected: str) -> None:
 
 
 def test_a_drop_of_one_sample_is_still_json() -> None:
-    entry = DropEntry.of(Drop("cosine", 100.0, 99.0, 0.0, 1))
+    entry = DropEntry.of(Drop("cosine", 100.0, 99.0, 1.0, 1.0, 0.0, 1))
     assert entry.drop == 1.0
     assert not any(isinstance(value, float) and math.isnan(value) for value in vars(entry).values())
 

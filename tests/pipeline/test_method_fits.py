@@ -89,7 +89,9 @@ def test_the_second_time_fits_come_from_the_cache(
 
 @pytest.mark.usefixtures("methods")
 def test_pairs_of_a_function_take_the_schemes_of_pairs(classifier: Path, warm_cache: Path, tmp_path: Path) -> None:
-    record = built(classifier, warm_cache, tmp_path / "pack", method="halves", rank=RANK, precision="int8")
+    record = built(
+        classifier, warm_cache, tmp_path / "pack", method="halves", rank=RANK, precision="int8", optimize="latency"
+    )
     entry = record["files"]["model.onnx"]
     assert {proof["passed"] for proof in entry["proofs"].values()} == {True}
     first = entry["layers"][0]

@@ -15,12 +15,14 @@ from edgepack.backends.onnx.schemes import FP32
 from edgepack.model.kinds.linear import linear_layer
 from edgepack.model.types import Candidate, Spectrum
 from edgepack.pipeline.candidates import Menu
+from edgepack.pipeline.limits import Rest
 from edgepack.pipeline.pareto import STEPS, TIE, Step, make_ladder, nearest
 from edgepack.pipeline.prepare import Prepared
 from edgepack.plan.solve import Bounds, Infeasible
 from tests.linear_plans import linear_candidate
 
 SPECTRUM = Spectrum(np.eye(4, dtype=np.float32), np.array([4.0, 3.0, 2.0, 1.0]))
+NOTHING_BESIDE = Rest(0, 0, 0.0)
 
 
 def candidate(loss: float, size: int, ram: int, latency: float, rank: int | None = None) -> Candidate:
@@ -37,7 +39,7 @@ def alike(layers: Sequence[Menu]) -> dict[str, Spectrum]:
 
 
 def ladder(layers: Sequence[Menu], bounds: Bounds, spectra: Mapping[str, Spectrum] | None = None) -> tuple[Step, ...]:
-    steps = make_ladder(layers, spectra or alike(layers), bounds, 0.0)
+    steps = make_ladder(layers, spectra or alike(layers), bounds, NOTHING_BESIDE)
     assert not isinstance(steps, Infeasible), steps
     return steps
 
@@ -78,7 +80,7 @@ def test_steps_against_all_plans(
 ) -> None:
     bounds = bounds_of(layers, size, ram, latency)
     made = menus(*layers)
-    steps = make_ladder(made, alike(made), bounds, 0.0)
+    steps = make_ladder(made, alike(made), bounds, NOTHING_BESIDE)
     plans = [Step((), *(sum(map(float, column)) for column in _columns(p))) for p in product(*layers)]  # type: ignore[arg-type]
     fitting = [plan for plan in plans if meets(plan, bounds)]
     if isinstance(steps, Infeasible):
@@ -118,7 +120,7 @@ def test_the_nearest_plan_is_within_all_other_bounds_and_least_in_one(
     bounds = bounds_of(layers, size, ram, latency)
     made = menus(*layers)
     spectra = alike(made)
-    why = make_ladder(made, spectra, bounds, 0.0)
+    why = make_ladder(made, spectra, bounds, NOTHING_BESIDE)
     if not isinstance(why, Infeasible):
         return
     step = nearest(made, spectra, bounds, why)
@@ -135,7 +137,7 @@ def test_bounds_that_only_conflict_in_pairs() -> None:
     """Each bound can be met, but no two of them: there still is a plan to show."""
     made = menus([candidate(0, 1, 9, 9.0), candidate(0, 9, 1, 9.0), candidate(0, 9, 9, 1.0)])
     bounds = Bounds(None, 5, 5, 5.0)
-    why = make_ladder(made, alike(made), bounds, 0.0)
+    why = make_ladder(made, alike(made), bounds, NOTHING_BESIDE)
     assert isinstance(why, Infeasible)
     step = nearest(made, alike(made), bounds, why)
     assert sum([step.size_bytes <= 5, step.ram_bytes <= 5, step.latency_s <= 5]) == 1
@@ -143,7 +145,7 @@ def test_bounds_that_only_conflict_in_pairs() -> None:
 
 def test_infeasible_bounds_say_what_is_least() -> None:
     made = menus([candidate(0, 100, 10, 3.0), candidate(1, 50, 5, 1.0)])
-    why = make_ladder(made, alike(made), Bounds(size_bytes=40, latency_s=2.0), 0.0)
+    why = make_ladder(made, alike(made), Bounds(size_bytes=40, latency_s=2.0), NOTHING_BESIDE)
     assert isinstance(why, Infeasible)
     assert why.alone == ("size_bytes",)
     assert why.least["size_bytes"] == 50
@@ -161,7 +163,7 @@ def test_what_stands_beside_the_layers_counts_in_a_tie() -> None:
     """Of a whole inference that takes a hundred times as long, a fifth of the layers' time is nothing."""
     made = menus([candidate(0.0, 100, 100, 1.0), candidate(0.0, 10, 10, 1.2)])
     for beside_s, size in ((0.0, 100), (100.0, 10)):
-        steps = make_ladder(made, alike(made), Bounds(), beside_s)
+        steps = make_ladder(made, alike(made), Bounds(), Rest(0, 0, beside_s))
         assert not isinstance(steps, Infeasible)
         assert [step.size_bytes for step in steps] == [size]
 
@@ -170,7 +172,7 @@ def test_what_stands_beside_the_layers_counts_in_a_tie() -> None:
 @given(instances)
 def test_the_smallest_plans_against_all_plans(layers: list[list[Candidate]]) -> None:
     made = menus(*layers)
-    steps = make_ladder(made, alike(made), Bounds(), 0.0, aim="size")
+    steps = make_ladder(made, alike(made), Bounds(), NOTHING_BESIDE, aim="size")
     assert not isinstance(steps, Infeasible)
     plans = [_columns(plan) for plan in product(*layers)]
     assert steps[-1].size_bytes == min(sum(plan[1]) for plan in plans)

@@ -13,6 +13,7 @@ from edgepack.backends.onnx.schemes import FP32, INT8_DYNAMIC, NBITS4
 from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import FileScheme, Scheme
 from edgepack.pipeline.evaluator import Evaluator
+from edgepack.pipeline.limits import Rest
 from edgepack.pipeline.pareto import Step, make_ladder
 from edgepack.pipeline.prepare import Prepared, prepared
 from edgepack.pipeline.search import probe, probe_scheme
@@ -61,7 +62,7 @@ def files(ready: Prepared) -> Counted:
 
 @pytest.fixture(scope="module")
 def steps(ready: Prepared) -> tuple[Step, ...]:
-    made = make_ladder(ready.menus["onnx"], ready.evaluator.spectra, Bounds(), 0.0)
+    made = make_ladder(ready.menus["onnx"], ready.evaluator.spectra, Bounds(), Rest(0, 0, 0.0))
     assert not isinstance(made, Infeasible)
     return made
 
@@ -75,7 +76,7 @@ def test_a_plan_is_emitted_once_and_then_known(evaluator: Evaluator, files: Coun
     scheme, ranks, _ = files.written[0]
     assert scheme == first.scheme == probe_scheme(evaluator.options, files, step.layers)  # type: ignore[arg-type]
     assert ranks == {layer.layer: layer.rank for layer in step.layers if layer.rank is not None}
-    assert first.drop.samples == 256
+    assert first.drop.samples == 400
     assert (first.loss, first.latency_s, first.layers) == (step.loss, step.latency_s, step.layers)
     assert list(evaluator.workspace.folder.glob("probe*")) == []
 
@@ -139,7 +140,7 @@ def test_an_interrupted_probe_leaves_nothing_behind(
         patch.setattr(evaluator.prover, "drop_of", _interrupt)
         with pytest.raises(KeyboardInterrupt):
             probe(evaluator, files, steps[1])  # type: ignore[arg-type]
-    assert probe(evaluator, files, steps[1]).drop.samples == 256  # type: ignore[arg-type]
+    assert probe(evaluator, files, steps[1]).drop.samples == 400  # type: ignore[arg-type]
     assert len(files.written) == 2
 
 

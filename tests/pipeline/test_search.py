@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from scipy.stats import norm
 
 from edgepack.backends.onnx.schemes import FP32, INT8_DYNAMIC, INT8_STATIC
 from edgepack.errors import ModelError, ProofError
-from edgepack.metrics import Drop
+from edgepack.metrics.drop import Drop
 from edgepack.model.kinds.linear import linear_layer
 from edgepack.model.model import Model
 from edgepack.model.replacement import Replacement
@@ -26,6 +27,7 @@ from edgepack.pipeline.analysis import Analysis
 from edgepack.pipeline.evaluate import Attempt
 from edgepack.pipeline.evaluator import Evaluator
 from edgepack.pipeline.gradients import Sensitivity
+from edgepack.pipeline.limits import Rest
 from edgepack.pipeline.method_fits import NOTHING
 from edgepack.pipeline.pareto import Step
 from edgepack.pipeline.replacements import Replacements
@@ -38,13 +40,14 @@ from tests.pipeline.small_builds import options
 LAYER = linear_layer("fc", np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32), None)
 SPECTRUM = Spectrum(np.eye(64, dtype=np.float32), np.geomspace(1, 1e-4, 64))
 NEVER = float("inf")
+NOTHING_BESIDE = Rest(0, 0, 0.0)
 INT8 = replace(INT8_DYNAMIC, name="int8")
 OTHERS = replace(INT8_DYNAMIC, name="x")
 WHOLE = replace(INT8_STATIC, name="int8-static", scope="file")
 
 
 def drop(value: float) -> Drop:
-    return Drop("agreement", 100.0, 100.0 - value, 0.0, 256)
+    return Drop("agreement", 100.0, 100.0 - value, value, value, 0.0, 256)
 
 
 def step(rank: int | None, latency: float, size: int = 1000, loss: float | None = None, scheme: Scheme = INT8) -> Step:
@@ -126,14 +129,14 @@ def made_evaluator(
     sensitivity = Sensitivity(False, None, dict)
     analysis = Analysis(subject, "svd", {LAYER.name: SPECTRUM}, (), unseen, None, sensitivity, 127, "key")
     replacements = Replacements(analysis, Rounder(unseen, "svd", 127, {}, workspace), None, None, NOTHING)
-    return Evaluator(asked, analysis, replacements, prover, "latency", "key", workspace)
+    return Evaluator(asked, analysis, replacements, prover, None, "latency", "key", workspace)
 
 
 def searched(
     tmp_path: Path, steps: Sequence[Step], prover: Any, files: Files | None = None, limit: float | None = 0.5, **kw: Any
 ) -> Found:
     evaluator = made_evaluator(tmp_path, prover, **kw)
-    return Search(evaluator, files or Files(), NEVER).run(steps, limit)  # type: ignore[arg-type]
+    return Search(evaluator, files or Files(), NOTHING_BESIDE, NEVER).run(steps, limit)  # type: ignore[arg-type]
 
 
 LADDER = [step(None, 9.0), step(32, 5.0), step(24, 2.0), step(16, 3.0), step(8, 1.0)]
@@ -186,6 +189,65 @@ def test_a_file_over_the_budget_gives_way_to_the_next_plan(tmp_path: Path) -> No
     assert found.attempt.layers[0].rank == 16
 
 
+@dataclass(frozen=True)
+class KeptBack:
+    """Samples that were kept back: drops by the content of a file, known to `spread` at a confidence of 90 %."""
+
+    drops: Mapping[str, float]
+    spread: float = 0.0
+    confidence: float = 0.9
+
+    @property
+    def scale(self) -> KeptBack:
+        return self
+
+    def answers(self, path: Path, fmt: str) -> str:
+        return path.read_text()
+
+    def drop(self, answers: str) -> Drop:
+        value = self.drops[answers]
+        bound = value + self.spread * float(norm.ppf(self.confidence) / norm.ppf(0.9))
+        return Drop("agreement", 100.0, 100.0 - value, value, bound, 0.0, 256, self.confidence)
+
+
+def confirmed(tmp_path: Path, kept_back: KeptBack) -> Found:
+    evaluator = replace(made_evaluator(tmp_path, Prover(DROPS)), confirmation=kept_back)  # type: ignore[arg-type]
+    return Search(evaluator, Files(), NOTHING_BESIDE, NEVER).run(LADDER, 0.5)  # type: ignore[arg-type]
+
+
+def test_a_plan_that_is_confirmed_is_said_to_drop_what_it_drops_there(tmp_path: Path) -> None:
+    found = confirmed(tmp_path, KeptBack({"int8 24": 0.3}))
+    assert found.attempt.layers[0].rank == 24
+    assert found.attempt.drop is not None
+    assert found.attempt.drop.value == 0.2
+    assert found.attempt.stated is not None
+    assert found.attempt.stated.value == 0.3
+    assert found.attempt.within(0.5)
+
+
+def test_a_plan_that_is_not_confirmed_gives_way_to_a_milder_one(tmp_path: Path) -> None:
+    """The next one loses at most 0.7 times as much by prediction: rank 32 against 24 would not, dense does."""
+    found = confirmed(tmp_path, KeptBack({"int8 24": 0.7, "int8 32": 0.1, "int8 dense": 0.0}))
+    assert found.attempt.layers[0].rank is None
+    assert models(tmp_path) == [found.attempt.path]
+
+
+def test_where_nothing_is_confirmed_the_closest(tmp_path: Path) -> None:
+    found = confirmed(tmp_path, KeptBack({"int8 24": 0.7, "int8 32": 0.9, "int8 dense": 0.8}))
+    assert found.attempt.layers[0].rank == 24
+    assert found.attempt.path.is_file()
+    assert not found.attempt.within(0.5)
+
+
+def test_every_look_spends_half_of_the_error_that_is_left(tmp_path: Path) -> None:
+    """A bound of 0.5 at 90 % is over it at the 95 % of the first look."""
+    found = confirmed(tmp_path, KeptBack({"int8 24": 0.3, "int8 dense": 0.0}, spread=0.2))
+    assert found.attempt.layers[0].rank is None
+    assert found.attempt.stated is not None
+    assert found.attempt.stated.confidence == 0.9
+    assert confirmed(tmp_path, KeptBack({"int8 24": 0.3}, spread=0.15)).attempt.layers[0].rank == 24
+
+
 def test_files_that_lost_are_removed(tmp_path: Path) -> None:
     found = searched(tmp_path, LADDER, Prover(DROPS, {"int8 24": 0.6, "int8 16": 0.6}))
     assert found.attempt.layers[0].rank == 32
@@ -195,7 +257,7 @@ def test_files_that_lost_are_removed(tmp_path: Path) -> None:
 def test_a_broken_file_is_never_taken_and_is_told(tmp_path: Path) -> None:
     prover = Prover(DROPS, broken=["int8 24"])
     evaluator = made_evaluator(tmp_path, prover)
-    found = Search(evaluator, Files(), NEVER).run(LADDER, 0.5)  # type: ignore[arg-type]
+    found = Search(evaluator, Files(), NOTHING_BESIDE, NEVER).run(LADDER, 0.5)  # type: ignore[arg-type]
     assert found.attempt.layers[0].rank == 16
     assert evaluator.workspace.warnings == ("the scheme int8 was dropped: outputs: far from the reference",)
 
@@ -203,7 +265,7 @@ def test_a_broken_file_is_never_taken_and_is_told(tmp_path: Path) -> None:
 def test_a_scheme_that_the_runtime_refuses_is_told(tmp_path: Path) -> None:
     prover = Prover(DROPS | {"int8+x 24": 0.2}, refused=["int8 24"])
     evaluator = made_evaluator(tmp_path, prover)
-    found = Search(evaluator, Files(others=(None, OTHERS)), NEVER).run([LADDER[2]], None)  # type: ignore[arg-type]
+    found = Search(evaluator, Files(others=(None, OTHERS)), NOTHING_BESIDE, NEVER).run([LADDER[2]], None)  # type: ignore[arg-type]
     assert found.attempt.scheme == FileScheme(INT8, OTHERS)
     assert evaluator.workspace.warnings == ("the scheme int8 cannot be used here: the runtime refuses it",)
 
@@ -252,14 +314,14 @@ def test_a_start_is_looked_at_first(tmp_path: Path) -> None:
     ladder = [step(64 - i, 64.0 - i, loss=float(i)) for i in range(60)]
     drops = {f"int8 {64 - i}": (0.0 if i < 50 else 9.0) for i in range(60)}
     files = Files()
-    search = Search(made_evaluator(tmp_path, Prover(drops)), files, NEVER, 48.5)  # type: ignore[arg-type]
+    search = Search(made_evaluator(tmp_path, Prover(drops)), files, NOTHING_BESIDE, NEVER, 48.5)  # type: ignore[arg-type]
     assert search.run(ladder, 0.5).attempt.layers[0].rank == 64 - 49
     assert files.written[0] == f"int8 {64 - 48}"
 
 
 def test_after_the_deadline_one_probe_decides(tmp_path: Path) -> None:
     files = Files()
-    search = Search(made_evaluator(tmp_path, Prover(DROPS)), files, time.monotonic() - 1)  # type: ignore[arg-type]
+    search = Search(made_evaluator(tmp_path, Prover(DROPS)), files, NOTHING_BESIDE, time.monotonic() - 1)  # type: ignore[arg-type]
     found = search.run(LADDER, 0.5)
     assert len(found.probes) == 1
     assert found.attempt.within(0.5)
@@ -269,14 +331,14 @@ def test_after_the_deadline_one_probe_decides(tmp_path: Path) -> None:
 def test_exploring_probes_every_step(tmp_path: Path) -> None:
     ladder = [step(64 - i, 64.0 - i) for i in range(40)]
     drops = {f"int8 {64 - i}": float(i) for i in range(40)}
-    search = Search(made_evaluator(tmp_path, Prover(drops)), Files(), NEVER)  # type: ignore[arg-type]
+    search = Search(made_evaluator(tmp_path, Prover(drops)), Files(), NOTHING_BESIDE, NEVER)  # type: ignore[arg-type]
     search.explore(ladder[::8])
     assert [probe.layers[0].rank for probe in search.probes] == [64, 56, 48, 40, 32]
 
 
 def test_exploring_ends_with_its_time_and_says_so(tmp_path: Path) -> None:
     evaluator = made_evaluator(tmp_path, Prover(DROPS))
-    search = Search(evaluator, Files(), time.monotonic() - 1)  # type: ignore[arg-type]
+    search = Search(evaluator, Files(), NOTHING_BESIDE, time.monotonic() - 1)  # type: ignore[arg-type]
     search.explore(LADDER)
     assert [probe.layers[0].rank for probe in search.probes] == [None]
     assert evaluator.workspace.warnings == ("the time ran out before all plans were probed: raise --search-minutes",)
@@ -284,7 +346,7 @@ def test_exploring_ends_with_its_time_and_says_so(tmp_path: Path) -> None:
 
 def test_probes_of_several_ladders_are_all_kept(tmp_path: Path) -> None:
     """The planner searches one ladder within the promise, and another one where that fails."""
-    search = Search(made_evaluator(tmp_path, Prover(DROPS)), Files(), NEVER)  # type: ignore[arg-type]
+    search = Search(made_evaluator(tmp_path, Prover(DROPS)), Files(), NOTHING_BESIDE, NEVER)  # type: ignore[arg-type]
     search.run(LADDER[3:], 0.5)
     found = search.run(LADDER[:3], 0.5)
     assert [probe.layers[0].rank for probe in found.probes] == [None, 32, 24, 16, 8]
@@ -350,7 +412,7 @@ def test_on_this_machine_the_finalists_are_measured(
 ) -> None:
     evaluator = made_evaluator(tmp_path, Prover(DROPS), target="host")
     measured = measured_by(monkeypatch, latency)
-    found = Search(evaluator, Files(), NEVER).run(LADDER, 0.5)  # type: ignore[arg-type]
+    found = Search(evaluator, Files(), NOTHING_BESIDE, NEVER).run(LADDER, 0.5)  # type: ignore[arg-type]
     assert measured.compared == ["int8 24", "int8 16", "int8 32"], "the fastest by prediction first"
     assert len(measured.compared) == FINALISTS
     assert found.attempt.layers[0].rank == expected
@@ -364,7 +426,7 @@ def test_on_this_machine_every_variant_of_a_plan_is_measured(tmp_path: Path, mon
     evaluator = made_evaluator(tmp_path, Prover(drops), target="host")
     measured = measured_by(monkeypatch, {"int8-dynamic 8": 2.0, "int8-static 8": 1.0})
     files: Any = Files(whole=(WHOLE,))
-    found = Search(evaluator, files, NEVER).run([step(8, 1.0, scheme=INT8_DYNAMIC)], 0.5)
+    found = Search(evaluator, files, NOTHING_BESIDE, NEVER).run([step(8, 1.0, scheme=INT8_DYNAMIC)], 0.5)
     assert measured.compared == ["int8-dynamic 8", "int8-static 8"]
     assert found.attempt.scheme == FileScheme.of(WHOLE)
 
@@ -374,7 +436,7 @@ def test_for_another_target_nothing_is_measured(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(
         Evaluator, "latencies", lambda *_: pytest.fail("this machine says nothing about a Raspberry Pi")
     )
-    assert Search(evaluator, Files(), NEVER).run(LADDER, 0.5).attempt.layers[0].rank == 24  # type: ignore[arg-type]
+    assert Search(evaluator, Files(), NOTHING_BESIDE, NEVER).run(LADDER, 0.5).attempt.layers[0].rank == 24  # type: ignore[arg-type]
 
 
 def test_progress_says_what_is_best_so_far(tmp_path: Path) -> None:
@@ -384,7 +446,7 @@ def test_progress_says_what_is_best_so_far(tmp_path: Path) -> None:
         said.append(stage)
 
     evaluator = made_evaluator(tmp_path, Prover(DROPS), progress=progress)
-    Search(evaluator, Files(), NEVER).run(LADDER, 0.5)  # type: ignore[arg-type]
+    Search(evaluator, Files(), NOTHING_BESIDE, NEVER).run(LADDER, 0.5)  # type: ignore[arg-type]
     assert said[0] == "search onnx"
     assert any(", best so far 2.00 s at a drop of 0.20" in line for line in said)
     assert json.dumps(said)

@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgepack.metrics import Drop
+from edgepack.metrics.drop import Drop
 from edgepack.plan.bisect import NEIGHBOURS, UNDECIDED_STEPS, climb, within
 
 
 def drop(value: float, error: float = 0.0) -> Drop:
-    return Drop("agreement", 100.0, 100.0 - value, error, 1000)
+    return Drop("agreement", 100.0, 100.0 - value, value, value + 1.282 * error, error, 1000)
 
 
 def probing(curve: Sequence[float], error: float = 0.0) -> tuple[Callable[[int], Drop], list[int]]:
@@ -37,7 +37,7 @@ def last_within(drops: dict[int, Drop], limit: float) -> int | None:
 def test_monotone_curves_are_solved_exactly(curve: list[float], limit: float) -> None:
     probe, seen = probing(curve)
     probes = climb(len(curve), probe, limit)
-    within = [i for i, value in enumerate(curve) if 100.0 - (100.0 - value) <= limit]
+    within = [i for i, value in enumerate(curve) if value <= limit]
     assert last_within(probes, limit) == (max(within) if within else None)
     assert len(seen) == len(set(seen)), "a step was emitted twice"
     assert len(seen) <= math.ceil(math.log2(len(curve) + 1)) + 2 * NEIGHBOURS
@@ -92,7 +92,7 @@ def test_no_steps() -> None:
 def test_a_start_changes_the_path_and_not_the_answer(curve: list[float], limit: float, start: int) -> None:
     probe, seen = probing(curve)
     found = climb(len(curve), probe, limit, start=start)
-    within_budget = [i for i, value in enumerate(curve) if 100.0 - (100.0 - value) <= limit]
+    within_budget = [i for i, value in enumerate(curve) if value <= limit]
     assert last_within(found, limit) == max(within_budget, default=None)
     assert seen[0] == min(max(start, 0), len(curve) - 1)
     assert len(seen) == len(set(seen))

@@ -22,8 +22,18 @@ def planned(layer: str, out: int, inn: int, rank: int | None, scheme: str, reaso
     }  # fmt: skip
 
 
-def file(fmt: str, scheme: str, size: int, metric: float | None, scored_on: str | None = "guard") -> dict[str, Any]:
-    return {"format": fmt, "scheme": scheme, "size_bytes": size, "metric": metric, "scored_on": scored_on}
+def file(
+    fmt: str, scheme: str, size: int, metric: float | None, scored_on: str | None = "confirmation"
+) -> dict[str, Any]:
+    found = {"format": fmt, "scheme": scheme, "size_bytes": size, "metric": metric, "scored_on": scored_on}
+    return found if metric is None else found | {"confirmation": dropped(98.0 - metric)}
+
+
+def dropped(drop: float) -> dict[str, Any]:
+    return {
+        "metric": "accuracy", "dense": 98.0, "emitted": 98.0 - drop, "drop": drop, "bound": drop + 0.1,
+        "confidence": 0.9, "standard_error": 0.05, "samples": 1334, "output": 0,
+    }  # fmt: skip
 
 
 LAYERS = [
@@ -33,7 +43,14 @@ LAYERS = [
 MANIFEST: dict[str, Any] = {
     "model": {"name": "mnist-mlp"},
     "target": {"name": "rpi4"},
-    "metric": {"name": "accuracy", "guarded": True},
+    "metric": {
+        "name": "accuracy",
+        "why": "labels",
+        "guarded": True,
+        "outputs": [
+            {"output": 0, "metric": "accuracy", "labelled": True, "why": "labels name the largest of its scores"}
+        ],
+    },
     "data": {"labelled": True},
     "warnings": [],
     "files": {
@@ -53,14 +70,16 @@ def test_build() -> None:
 BUILD = """\
 dist/p: mnist-mlp for rpi4, guard: accuracy
 
- file                   scheme                  size   vs fp32   vs int8   metric    drop   scored on
- ────────────────────────────────────────────────────────────────────────────────────────────────────
- model.tflite           int8-dynamic-range   48.0 kB     33.9×         –    98.00   +0.00   guard
- model.onnx             mixed                51.2 kB     31.8×      8.0×    97.60   +0.40   guard
- baseline/int8.onnx     int8-dynamic          412 kB      4.0×         –    97.95   +0.05   guard
- baseline/fp32.tflite   fp32                 1.63 MB         –         –    98.00   +0.00   guard
- baseline/fp32.onnx     fp32                 1.63 MB         –      0.3×    98.00   +0.00   guard
+ file                   scheme                  size   vs fp32   vs int8   metric    drop   at most   scored on
+ ─────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+ model.tflite           int8-dynamic-range   48.0 kB     33.9×         –    98.00   +0.00     +0.10   confirmation
+ model.onnx             mixed                51.2 kB     31.8×      8.0×    97.60   +0.40     +0.50   confirmation
+ baseline/int8.onnx     int8-dynamic          412 kB      4.0×         –    97.95   +0.05     +0.15   confirmation
+ baseline/fp32.tflite   fp32                 1.63 MB         –         –    98.00   +0.00     +0.10   confirmation
+ baseline/fp32.onnx     fp32                 1.63 MB         –      0.3×    98.00   +0.00     +0.10   confirmation
 
+accuracy, since labels name the largest of its scores
+at most: 90% sure, one-sided, on 1334 samples kept back from every choice
 
  layer    out×in   scheme          rank   weights   why
  ──────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -81,7 +100,9 @@ def test_build_with_a_plan_per_format_shows_each() -> None:
 def test_build_without_data_or_baseline() -> None:
     manifest = deepcopy(MANIFEST)
     manifest |= {"metric": {"name": "agreement", "guarded": False}, "warnings": ["no [data]", "second"]}
-    manifest["files"] = {"model.onnx": MANIFEST["files"]["model.onnx"] | {"metric": None, "scored_on": None}}
+    manifest["files"] = {
+        "model.onnx": MANIFEST["files"]["model.onnx"] | {"metric": None, "scored_on": None, "confirmation": None}
+    }
     shown = text(build_report(Path("p"), whole(manifest))).splitlines()
     assert shown[0] == "p: mnist-mlp for rpi4, guard: none: no data"
     assert shown[4].split() == ["model.onnx", "mixed", "51.2", "kB", "–", "–", "–", "–", "–"]

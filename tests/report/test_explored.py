@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 
-from edgepack.metrics import Drop
+from edgepack.metrics.drop import Drop
 from edgepack.pipeline.explore import ExploredRow
 from edgepack.report.build import explored_report
 from edgepack.report.render.json import render
@@ -15,7 +15,7 @@ from tests.report.shown import text
 
 
 def drop(value: float, error: float = 0.1) -> Drop:
-    return Drop("accuracy", 98.5, 98.5 - value, error, 800)
+    return Drop("accuracy", 98.5, 98.5 - value, value, value + 1.645 * error, error, 800)
 
 
 ROWS = (
@@ -30,14 +30,14 @@ def test_rows() -> None:
 
 
 EXPLORED = """\
-     plan   format   scheme               factored   weights      size   latency   drop      ±
- ─────────────────────────────────────────────────────────────────────────────────────────────
-        1   onnx     fp32                   0 of 2    100.0%   1.63 MB    470 µs   0.00   0.00
- *      2   onnx     mixed                  1 of 2     10.3%   51.2 kB   13.9 µs   0.25   0.16
- *      3   tflite   int8-dynamic-range     2 of 2      5.0%   72.4 kB   9.79 µs   0.00   0.16
+     plan   format   scheme               factored   weights      size   latency   drop   at most
+ ────────────────────────────────────────────────────────────────────────────────────────────────
+        1   onnx     fp32                   0 of 2    100.0%   1.63 MB    470 µs   0.00      0.00
+ *      2   onnx     mixed                  1 of 2     10.3%   51.2 kB   13.9 µs   0.25      0.41
+ *      3   tflite   int8-dynamic-range     2 of 2      5.0%   72.4 kB   9.79 µs   0.00      0.16
 
 * on the Pareto front: no other plan of its format is as good in drop, latency and size, and better in one.
-drop: of accuracy on 800 guard samples; ±: paired test, one-sided 95 %.
+drop: of accuracy on 800 validation samples; at most: with 90% confidence, one-sided.
 latency: linear layers of onnx, predicted by the emulated cost table.
 latency: linear layers of tflite, predicted by the roofline, nominal constants.
 Build one with --pick NUMBER, or one per format with --pick NUMBER,NUMBER, and the same other options."""
@@ -65,8 +65,12 @@ def test_json_has_the_drop_itself() -> None:
             "metric": "accuracy",
             "dense": 98.5,
             "emitted": 98.25,
+            "value": 0.25,
+            "bound": 0.25 + 1.645 * 0.1,
             "standard_error": 0.1,
             "samples": 800,
-            "value": 0.25,
+            "confidence": 0.9,
+            "output": 0,
+            "score": None,
         },
     }

@@ -6,7 +6,9 @@ import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from edgepack.backends.onnx.file import EXTERNAL_BYTES, save, to_bytes
 from edgepack.backends.onnx.tensors import weight_bytes
@@ -84,7 +86,7 @@ def run(opened: ort.InferenceSession, outputs: Sequence[str] | None, feed: Mappi
         ModelError: the runtime cannot run the model on these inputs.
     """
     try:
-        return list(opened.run(None if outputs is None else list(outputs), dict(feed)))
+        return [_array(value) for value in opened.run(None if outputs is None else list(outputs), dict(feed))]
     except _refusals() as err:
         shapes = ", ".join(f"{name} {tuple(array.shape)}" for name, array in feed.items())
         reason = str(err).strip().splitlines()[0].rpartition("Status Message: ")[2]
@@ -92,6 +94,15 @@ def run(opened: ort.InferenceSession, outputs: Sequence[str] | None, feed: Mappi
             f"the model does not run on inputs of shape {shapes}: {reason}",
             hint="give real inputs with --data; where a dimension is dynamic, 1 was assumed without them",
         ) from err
+
+
+def _array(value: Any) -> Array:
+    """An output as an array: classifiers of other libraries give a list of maps from class to share."""
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return np.array([[row[name] for name in value[0]] for row in value], np.float32)
+    if isinstance(value, list):
+        return np.zeros(0, np.float32)  # a sequence of tensors, which nothing here reads
+    return np.asarray(value)
 
 
 def _refusals() -> tuple[type[Exception], ...]:

@@ -17,7 +17,7 @@ from edgepack.backends.tflite.schemes import FP32, INT4_DYNAMIC, INT8_DYNAMIC, I
 from edgepack.backends.tflite.writer import TfliteWriter
 from edgepack.data import Samples
 from edgepack.errors import ModelError
-from edgepack.metrics import sqnr_db
+from edgepack.metrics.values import sqnr_db
 from edgepack.model.layer import Layer
 from edgepack.model.model import Model
 from edgepack.model.replacement import Replacement, low_rank

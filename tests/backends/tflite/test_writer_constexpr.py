@@ -18,7 +18,7 @@ from edgepack.backends.tflite.writer import TfliteWriter
 from edgepack.data import Samples
 from edgepack.errors import ModelError
 from edgepack.methods.budget import in_8_bits
-from edgepack.metrics import sqnr_db
+from edgepack.metrics.values import sqnr_db
 from edgepack.model.constexpr import Writer, stored_bytes
 from edgepack.model.layer import Layer
 from edgepack.model.model import Model
