@@ -28,7 +28,7 @@ _BLOCK = r"<!-- figures:{name} -->\n(.*?)<!-- /figures:{name} -->"
 def render(stored: Mapping[str, Any]) -> str:
     """The text of a block, from what `bench/results/NAME.json` holds."""
     name, figures = stored["name"], stored["figures"]
-    again = f"Measured with `{COMMAND.format(name=name)}` on {_machine(stored['machine'])}."
+    again = f"Measured with `{COMMAND.format(name=name)}` on {machine_line(stored['machine'])}."
     quick = ["**A quick run: short, and not to be relied on.**"] if figures.get("quick") else []
     return "\n\n".join([RENDERERS[name](figures), *quick, again]) + "\n"
 
@@ -170,7 +170,7 @@ def _protocol(figures: Row) -> str:
     )
 
 
-def _machine(machine: Row) -> str:
+def machine_line(machine: Row) -> str:
     kind = "virtual cores" if machine["virtual"] else "cores"
     caches = [f"{name} {_binary(value)}" for name, value in machine["caches_bytes"].items()]
     versions = [f"{name} {version}" for name, version in {**machine["runtimes"], **machine["converters"]}.items()]

@@ -31,7 +31,7 @@ def features(path: Path) -> Array:
     return row
 
 
-def some_files() -> Iterator[Path]:
+def some_files(per_suffix: int) -> Iterator[Path]:
     """Files of the Python installation, its packages and the system, few of each kind, in a fixed order."""
     seen: Counter[str] = Counter()
     for root in (sysconfig.get_path("platlib"), sysconfig.get_path("stdlib"), "/usr/share", "/usr/lib", "/usr/bin"):
@@ -39,14 +39,14 @@ def some_files() -> Iterator[Path]:
             folders[:] = sorted(set(folders) - {"__pycache__"})
             for name in sorted(names):
                 path = Path(folder, name)
-                if seen[path.suffix] < PER_SUFFIX and path.is_file() and path.stat().st_size >= 16:
+                if seen[path.suffix] < per_suffix and path.is_file() and path.stat().st_size >= 16:
                     seen[path.suffix] += 1
                     yield path
 
 
-def rows() -> Array:
+def rows(per_suffix: int = PER_SUFFIX) -> Array:
     """(N, 2048) int32: files that differ from each other, shuffled."""
-    unique = np.unique(np.stack([features(path) for path in some_files()]), axis=0)
+    unique = np.unique(np.stack([features(path) for path in some_files(per_suffix)]), axis=0)
     return np.random.default_rng(0).permutation(unique)
 
 

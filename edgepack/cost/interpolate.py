@@ -91,7 +91,7 @@ def interpolate_all(table: CostTable, points: Sequence[Point]) -> list[Interpola
 def _columns(points: Sequence[Point]) -> _Layers:
     facts = np.array([(p.out_features, p.in_features, p.rank or 0, p.batch) for p in points], np.float64)
     rows, columns, rank, batch = facts.T
-    return _Layers(rows, columns, rank, batch, points[0].scheme.bits / 8)
+    return _Layers(rows, columns, rank, batch, points[0].scheme.bits_read / 8)
 
 
 def _corners(grid: Grid, layers: _Layers) -> Iterator[tuple[Array, Array, _Layers]]:

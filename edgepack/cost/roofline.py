@@ -123,7 +123,7 @@ class Roofline:
 
     def latency_s(self, point: Point) -> float:
         """Seconds of one inference of a layer, without the call of the runtime."""
-        bits = point.scheme.bits
+        bits = point.scheme.bits_read
         bandwidth = self._bandwidth(point.weights * bits / 8)
         total = 0.0
         for op in point.ops:
@@ -138,7 +138,7 @@ class Roofline:
             if self.kernels.nbits is None:
                 return op.weights * DECODE + op.macs * self.kernels.fp32
             return op.macs * self.kernels.nbits
-        if scheme.is_float:
+        if scheme.computes_in_float:
             return op.macs * self.kernels.fp32
         return op.macs * self.kernels.int8 * (UNPACK_FACTOR if scheme.bits < INT8_BITS else 1.0)
 
@@ -150,7 +150,7 @@ class Roofline:
 def _overhead(scheme: Scheme, op: Op) -> float:
     """Instructions around one product: of the operators, and of bringing its inputs and outputs into order."""
     facts = FACTS[scheme.backend]
-    floats = scheme.is_float or scheme.granularity == "block"  # as the runtime sees them
+    floats = scheme.computes_in_float or scheme.granularity == "block"  # as the runtime sees them
     per_input, per_output = facts.float_values if floats else facts.integer_values
     return scheme.instructions_per_op + op.vectors * (per_input * op.columns + per_output * op.rows)
 

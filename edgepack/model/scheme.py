@@ -83,6 +83,16 @@ class Scheme:
         return self.bits == FLOAT_BITS
 
     @property
+    def computes_in_float(self) -> bool:
+        """Whether an inference multiplies floats: weights of fewer bits are float32 by then, decoded at load."""
+        return self.activations == "float"
+
+    @property
+    def bits_read(self) -> int:
+        """Per weight, that an inference reads."""
+        return FLOAT_BITS if self.computes_in_float else self.bits
+
+    @property
     def is_static(self) -> bool:
         """Whether it needs ranges of the activations, and so calibration data."""
         return self.activations == "static"

@@ -11,7 +11,6 @@ from edgepack.model.scheme import FileScheme
 from edgepack.model.types import LayerPlan
 from edgepack.pipeline.evaluate import Attempt
 from edgepack.pipeline.evaluator import Evaluator
-from edgepack.pipeline.rounding import latent_grid
 from edgepack.quantize.error_breakdown import Split, dense_share, split_error
 
 
@@ -42,8 +41,7 @@ def _split(evaluator: Evaluator, layer: Layer, part: Replacement, choice: LayerP
     # counts as truncation.
     unknown = evaluator.replacements.recovery or evaluator.replacements.refitter or choice.alternative
     exact = part if unknown else _exact(evaluator, view, part.rank)
-    scheme = choice.scheme_in(file)
-    latent = latent_grid(scheme) if not scheme.is_float else 0.0
+    latent = choice.scheme_in(file).activations
     return split_error(view, exact, part, covariance, moments.mean, latent, energy=energy)
 
 

@@ -13,7 +13,7 @@ from edgepack.factorize.whitened import shrunk_covariance
 from edgepack.methods.registry import factorizer
 from edgepack.model.layer import View
 from edgepack.model.replacement import Replacement, dense, low_rank_correction
-from edgepack.model.scheme import Scheme
+from edgepack.model.scheme import Activations, Scheme
 from edgepack.model.serialize import packed_part, unpacked_part
 from edgepack.model.structure import Structure
 from edgepack.model.types import Array, Moments, Spectrum
@@ -24,7 +24,7 @@ from edgepack.quantize.bias import corrected_bias, corrected_pair
 from edgepack.quantize.gptq import gptq, output_energy
 from edgepack.quantize.grids import WeightGrid, grid_of
 from edgepack.quantize.low_rank_correction import rounded_residual
-from edgepack.quantize.rotation import LatentGrid, search_gauge, turned
+from edgepack.quantize.rotation import search_gauge, turned
 from edgepack.workspace import Keyed, Step, Workspace, arrays_store
 
 T = TypeVar("T")
@@ -87,7 +87,7 @@ class Rounder:
         A, B = self._grid(scheme, rank), self._grid(scheme, layer.in_features)
         if A is None or B is None:
             return self.plain(layer, spectrum, rank)
-        latent = latent_grid(scheme)
+        latent = scheme.activations
         oblique = None if spectrum.dual is None else (spectrum.basis, spectrum.dual)
         key = [self.covariances.key, self.method, layer.name, rank, self.seed, latent, A, B, oblique]
         return self._kept(ROUNDED, Keyed(key, lambda: self._pair(layer, spectrum, rank, (A, B), latent)))
@@ -138,7 +138,7 @@ class Rounder:
         return grid_of(scheme, in_features, largest=self.largest)
 
     def _pair(
-        self, layer: View, spectrum: Spectrum, rank: int, grids: tuple[WeightGrid, WeightGrid], latent: LatentGrid
+        self, layer: View, spectrum: Spectrum, rank: int, grids: tuple[WeightGrid, WeightGrid], latent: Activations
     ) -> _Pair:
         known = self.gradients.get(layer.name)
         return _Pair(
@@ -168,11 +168,6 @@ class Rounder:
         return self._last[key]
 
 
-def latent_grid(scheme: Scheme) -> LatentGrid:
-    """How an integer scheme rounds what flows between the two factors."""
-    return "static" if scheme.is_static else "dynamic"
-
-
 def _rounds(layer: View, rounds: Sequence[tuple[int, int]]) -> int:
     return next(count for size, count in rounds if layer.in_features <= size)
 
@@ -193,7 +188,7 @@ class _Pair:
     spectrum: Spectrum
     factors: Replacement
     grids: tuple[WeightGrid, WeightGrid]
-    latent: LatentGrid
+    latent: Activations
     gradient: Array | None
     moments: Moments | None
     seed: int

@@ -16,12 +16,12 @@ import numpy as np
 
 from edgepack.model.layer import View
 from edgepack.model.replacement import Replacement
-from edgepack.model.scheme import Scheme
+from edgepack.model.scheme import Activations, Scheme
 from edgepack.model.structure import DENSE, Structure, low_rank, low_rank_correction
 from edgepack.model.types import Array, Curvature, Spectrum
 from edgepack.quantize.gptq import innovation, output_energy
 from edgepack.quantize.grids import decoded, grid_of, lattice, nearest
-from edgepack.quantize.noise import Activations, Grid, activation_noise, grid_of_scheme, weight_noise
+from edgepack.quantize.noise import Grid, activation_noise, grid_of_scheme, weight_noise
 from edgepack.quantize.rotation import latent_span
 
 ORTHOGONAL = 1e-3
@@ -163,7 +163,7 @@ def _view(
     noises = {}
     if spectrum.inputs is not None:
         seen = spectrum.inputs
-        spans = {"static": max(seen.high, 0.0) - min(seen.low, 0.0), "dynamic": seen.row_range}
+        spans = {"float": 0.0, "static": max(seen.high, 0.0) - min(seen.low, 0.0), "dynamic": seen.row_range}
         noises = {kind: activation_noise(spans[kind], power) for kind in activations}
     through = _through(weight, dual, metric, inner, noises)
     left = 1.0 if spectrum.inputs is None else spectrum.inputs.innovation

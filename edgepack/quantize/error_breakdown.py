@@ -13,9 +13,10 @@ import numpy as np
 
 from edgepack.model.layer import View
 from edgepack.model.replacement import Replacement
+from edgepack.model.scheme import Activations
 from edgepack.model.types import Array
 from edgepack.quantize.gptq import output_energy
-from edgepack.quantize.rotation import LatentGrid, grid_noise, latent_span
+from edgepack.quantize.rotation import grid_noise, latent_span
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def split_error(
     rounded: Replacement,
     covariance: Array,
     mean: Array,
-    latent: LatentGrid | float,
+    latent: Activations | float,
     *,
     energy: float | None = None,
 ) -> Split:
@@ -94,7 +95,7 @@ def _overlap(A: Array, other: Array, between: Array) -> float:
     return float(((A.T @ other) * between).sum())
 
 
-def latent_noise(rounded: Replacement, covariance: Array, mean: Array, latent: LatentGrid | float) -> Array:
+def latent_noise(rounded: Replacement, covariance: Array, mean: Array, latent: Activations | float) -> Array:
     """(r,) variance of the error that the latent's int8 grid adds to each component.
 
     0 is on every grid, so rounding never moves a component by more than itself.
@@ -105,7 +106,7 @@ def latent_noise(rounded: Replacement, covariance: Array, mean: Array, latent: L
     return np.asarray(np.minimum(grid_noise(span), variance + np.square(middle)))
 
 
-def _latent_energy(rounded: Replacement, covariance: Array, mean: Array, latent: LatentGrid | float) -> float:
+def _latent_energy(rounded: Replacement, covariance: Array, mean: Array, latent: Activations | float) -> float:
     cost = np.square(rounded.A.astype(np.float64)).sum(axis=0)
     return float(cost @ latent_noise(rounded, covariance, mean, latent))
 

@@ -130,6 +130,12 @@ def unpack(packed: Array, bits: int) -> Array:
     return (moved.astype(np.int16) - zero_point(bits)).astype(np.int8)
 
 
+def pack_pairs(codes: Array) -> Array:
+    """(⌈n/2⌉,) uint8 of n codes −8 … 7 in their order, the first one low; `PAIRS` undoes it."""
+    flat = codes.reshape(-1)
+    return np.asarray(pack(np.pad(flat, (0, flat.size % 2))[None], 4)[0])
+
+
 def _shifts(bits: int) -> Array:
     """Of the codes that share a byte, the first one low."""
     return np.arange(0, 8, bits, dtype=np.uint8)
@@ -139,6 +145,10 @@ def stored_block_bytes(out_features: int, in_features: int, bits: int, block: in
     """Bytes of a layer's codes and scales, padding included; `block` as `block_for` says unless it is given."""
     block = block or block_for(in_features)
     return out_features * -(-in_features // block) * (block * bits // 8 + 4)
+
+
+PAIRS = unpack(np.arange(256, dtype=np.uint8)[:, None], 4)
+"""(256, 2) int8: the two codes of every byte, the low one first."""
 
 
 def _blocks(weight: Array, block: int) -> Array:

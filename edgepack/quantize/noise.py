@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
-from edgepack.model.scheme import Scheme
+from edgepack.model.scheme import Activations, Scheme
 from edgepack.model.types import Array
 from edgepack.quantize.grids import block_for
 from edgepack.quantize.rotation import ACTIVATION_STEPS
-
-Activations = Literal["static", "dynamic"]
 
 
 @dataclass(frozen=True)
@@ -22,7 +19,7 @@ class Grid:
     Attributes:
         largest: largest weight code, the same on both sides of zero.
         blocks: whether runs of weights share a scale, instead of all weights of an output channel.
-        activations: how inputs are quantized: on a range known beforehand, or on one found at run time.
+        activations: how inputs are quantized, if they are: on a range known beforehand, or on one found at run time.
     """
 
     largest: int
@@ -37,7 +34,7 @@ def grid_of_scheme(scheme: Scheme, largest: int) -> Grid | None:
     rounds like one with the code 8, or 128, on both sides: measured 8.1 on normal and on Laplace weights in blocks of
     32, 134 … 135 with 8 bits.
     """
-    if scheme.activations == "float":
+    if scheme.is_float or scheme.is_constexpr:
         return None
     if scheme.granularity == "block":
         return Grid(scheme.qmax + 1, True, scheme.activations)

@@ -16,6 +16,7 @@ from typing import Literal
 import numpy as np
 
 from edgepack.model.replacement import Replacement, low_rank
+from edgepack.model.scheme import Activations
 from edgepack.model.types import Array, Spectrum
 from edgepack.quantize.gptq import DAMPING
 from edgepack.quantize.grids import WeightGrid
@@ -27,9 +28,6 @@ ROTATIONS = 8
 ACTIVATION_STEPS = 255
 LATENT_DEVIATIONS = 5.0
 """A static grid is predicted to cover this many standard deviations of the widest component each way."""
-
-LatentGrid = Literal["float", "static", "dynamic"]
-"""How the latent is rounded: not at all, to int8 on a range known beforehand, or on one found at run time."""
 
 Rounding = Literal["nearest", "gptq"]
 
@@ -82,7 +80,7 @@ def search_gauge(
     grids: tuple[WeightGrid, WeightGrid],
     *,
     seed: int,
-    latent: LatentGrid = "dynamic",
+    latent: Activations = "dynamic",
     rounding: Rounding = "gptq",
     gradient: Array | None = None,
 ) -> Gauge:
@@ -97,7 +95,7 @@ def search_gauge(
         spectrum: with `inputs`, their variance weighs the error of B; without, inputs count as white.
         grids: of A and of B.
         seed: of the rotations.
-        latent: how it is rounded.
+        latent: how it is rounded, if it is.
         rounding: of the weights, which the choice depends on: a rotation makes components alike and correlated, and
             GPTQ takes errors from where it can make up for them.
         gradient: (out, out) G, what errors of the output cost; None for the identity.
@@ -130,7 +128,7 @@ def search_gauge(
     return min(found, key=lambda gauge: gauge.noise)
 
 
-def latent_span(mean: Array, variance: Array, latent: LatentGrid) -> float:
+def latent_span(mean: Array, variance: Array, latent: Activations) -> float:
     """The range that an int8 grid for the latent has to cover, from mean and variance (r,) of its components."""
     if latent == "float":
         return 0.0
@@ -176,7 +174,7 @@ def _costs(A: Array, spectrum: Spectrum, gradient: Array | None) -> tuple[Array,
 
 
 def _noise(
-    one: _Turned, grids: tuple[WeightGrid, WeightGrid], power: Array, latent: LatentGrid, output: Array
+    one: _Turned, grids: tuple[WeightGrid, WeightGrid], power: Array, latent: Activations, output: Array
 ) -> float:
     first = _weight_noise(one.B, power, grids[1])
     entered = np.zeros(len(one.mean))
@@ -196,7 +194,7 @@ def _left(moment: Array, rounding: Rounding) -> Array:
     return np.asarray(np.square(np.diag(cholesky(moment + added * np.eye(len(moment)), check_finite=False))))
 
 
-def _span(one: _Turned, latent: LatentGrid) -> float:
+def _span(one: _Turned, latent: Activations) -> float:
     """A dynamic grid covers the widest component of a row, however narrow the others are."""
     span = latent_span(one.mean, one.variance, latent)
     if latent != "dynamic":

@@ -135,7 +135,7 @@ def test_no_file_is_named_after_it() -> None:
     assert base_scheme(alone, FP32) == NBITS4
     assert exceptions(alone, FileScheme.of(NBITS4)) == {}
     assert exceptions(alone, FileScheme.of(INT8_DYNAMIC)) == {"a": NBITS4}
-    assert file_label(alone, FileScheme(NBITS4, WEIGHTS8)) == "mixed+weights"
+    assert file_label(alone, FileScheme(NBITS4, WEIGHTS8)) == "mixed+int8-weights"
     assert base_scheme((plan(), plan(INT8_DYNAMIC, None, "b"), plan(INT8_DYNAMIC, None, "c")), FP32) == INT8_DYNAMIC
 
 

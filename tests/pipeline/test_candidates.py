@@ -31,7 +31,7 @@ from edgepack.plan.candidates import break_even_rank, rank_choices
 from edgepack.targets.file import get_target
 from tests.linear_plans import structure_at
 
-TFLITE_LAYER_SCHEMES = (tflite.FP32, tflite.INT8_DYNAMIC, tflite.INT4_DYNAMIC)
+TFLITE_LAYER_SCHEMES = (tflite.FP32, tflite.WEIGHTS8, tflite.INT8_DYNAMIC, tflite.INT4_DYNAMIC)
 
 
 def layer(name: str = "fc", out: int = 96, inn: int = 64, op: str = "Gemm") -> Layer:
@@ -55,6 +55,9 @@ class Source:
 
     def call_s(self, fmt: Format) -> float:
         return 0.0
+
+    def knows(self, scheme: Scheme) -> bool:
+        return True
 
 
 def menus(
@@ -111,8 +114,12 @@ def corrected_in(menu: Menu) -> list[Candidate]:
     [
         ("auto", set(onnx.SCHEMES), set(TFLITE_LAYER_SCHEMES)),
         ("fp32", {onnx.FP32}, {tflite.FP32}),
-        ("int8", {onnx.INT8_DYNAMIC, onnx.INT8_STATIC, onnx.NBITS8}, {tflite.INT8_DYNAMIC}),
-        ("int4", {onnx.NBITS4}, {tflite.INT4_DYNAMIC}),
+        (
+            "int8",
+            {onnx.WEIGHTS8, onnx.INT8_DYNAMIC, onnx.INT8_STATIC, onnx.NBITS8},
+            {tflite.WEIGHTS8, tflite.INT8_DYNAMIC},
+        ),
+        ("int4", {onnx.WEIGHTS4, onnx.NBITS4}, {tflite.INT4_DYNAMIC}),
     ],
 )
 def test_schemes_by_precision(precision: str, in_onnx: set[Scheme], in_tflite: set[Scheme]) -> None:
@@ -203,7 +210,7 @@ def test_without_a_guard_what_was_asked_for_is_done_as_well_as_it_can_be() -> No
     (fixed,) = menus(layer(), guarded=False, losses=LOSSES, rank=8)
     assert ranks_in(fixed) == {8}
     (int4,) = menus(layer(), guarded=False, losses=LOSSES, precision="int4")
-    assert [(one.scheme, one.structure.rank, one.loss) for one in int4.candidates] == [(onnx.NBITS4, None, 0.02)]
+    assert [(one.scheme, one.structure.rank, one.loss) for one in int4.candidates] == [(onnx.WEIGHTS4, None, 0.02)]
 
 
 @pytest.mark.parametrize(
@@ -222,23 +229,23 @@ def test_int4_that_has_no_kernel_leaves_the_layer_in_int8(one: Layer) -> None:
     """The runtime would unpack four bits at every inference."""
     other, odd = menus(layer("even"), one, fmt="tflite", precision="int4")
     assert schemes_of(other) == {tflite.INT4_DYNAMIC}
-    assert schemes_of(odd) == {tflite.INT8_DYNAMIC}
+    assert schemes_of(odd) == {tflite.WEIGHTS8, tflite.INT8_DYNAMIC}
 
 
 def test_an_odd_rank_asked_for_in_int4() -> None:
     (menu,) = menus(layer(), fmt="tflite", precision="int4", rank=7)
     assert ranks_in(menu) == {7}
-    assert schemes_of(menu) == {tflite.INT8_DYNAMIC}
+    assert schemes_of(menu) == {tflite.WEIGHTS8, tflite.INT8_DYNAMIC}
 
 
 def test_schemes_without_a_price_are_absent() -> None:
     (menu,) = menus(layer(), lacks=[onnx.NBITS8, onnx.NBITS4])
-    assert schemes_of(menu) == {onnx.FP32, onnx.INT8_DYNAMIC, onnx.INT8_STATIC}
+    assert schemes_of(menu) == {onnx.FP32, onnx.WEIGHTS8, onnx.WEIGHTS4, onnx.INT8_DYNAMIC, onnx.INT8_STATIC}
 
 
 def test_a_precision_without_any_price_is_refused() -> None:
     with pytest.raises(UsageError, match=r"int4.*test table"):
-        menus(layer(), lacks=[onnx.NBITS4], precision="int4")
+        menus(layer(), lacks=[onnx.WEIGHTS4, onnx.NBITS4], precision="int4")
 
 
 @pytest.mark.parametrize("rank", ["auto", 16, 0.25], ids=str)

@@ -174,7 +174,7 @@ def test_beside_layers_in_code_other_weights_take_8_bits(tmp_path: Path) -> None
     assert [layer["scheme"] for layer in entry["layers"]].count("coded") >= 1
     assert {proof["passed"] for proof in entry["proofs"].values()} == {True}
     table = 600 * 64
-    assert entry["scheme"].endswith("+weights")
+    assert entry["scheme"].endswith("+int8-weights")
     assert entry["size_bytes"] < fp32["size_bytes"] - 2.5 * table
     assert not any("was dropped" in warning for warning in record["warnings"])
 
@@ -187,7 +187,7 @@ def test_where_fp32_is_asked_for_other_weights_stay_so(changes: dict[str, Any], 
     table = next(one for one in onnx.load(pack / "model.onnx").graph.initializer if list(one.dims) == [600, 64])
     assert table.data_type == TensorProto.FLOAT
     entry = record["files"]["model.onnx"]
-    assert not entry["scheme"].endswith("+weights")
+    assert not entry["scheme"].endswith("+int8-weights")
     assert {proof["passed"] for proof in entry["proofs"].values()} == {True}
     assert not any("was dropped" in warning for warning in record["warnings"])
 
@@ -196,7 +196,7 @@ def test_a_table_in_8_bits_is_held_to_the_tolerance_of_8_bits(tmp_path: Path) ->
     """Its noise is 57 dB below the answers: too much for a file in fp32, next to nothing for one with int8 weights."""
     record = built(write_texts(tmp_path), tmp_path / "cache", tmp_path / "pack", rank=32, metric="cosine")
     entry, fp32 = record["files"]["model.onnx"], record["files"]["baseline/fp32.onnx"]
-    assert entry["scheme"] == "fp32+weights"
+    assert entry["scheme"] == "fp32+int8-weights"
     assert entry["size_bytes"] < fp32["size_bytes"] - 2.9 * 600 * 64
     assert entry["guard"]["drop"] <= 0.5
     found = entry["proofs"]["outputs"]

@@ -53,12 +53,12 @@ def test_exceptions_are_what_differs_and_has_a_scheme(scheme: FileScheme, expect
     ("schemes", "scheme", "expected"),
     [
         ((FP32, FP32), FileScheme.of(FP32), "fp32"),
-        ((FP32, None), FileScheme(FP32, WEIGHTS8), "fp32+weights"),
+        ((FP32, None), FileScheme(FP32, WEIGHTS8), "fp32+int8-weights"),
         ((FP32, NBITS4), FileScheme.of(FP32), "mixed"),
-        ((INT8_DYNAMIC, FP32), FileScheme(INT8_DYNAMIC, WEIGHTS8), "mixed+weights"),
+        ((INT8_DYNAMIC, FP32), FileScheme(INT8_DYNAMIC, WEIGHTS8), "mixed+int8-weights"),
         ((INT8_DYNAMIC, FP32), FileScheme(INT8_DYNAMIC, WEIGHTS8, (("table", TABLES4),)), "mixed+tables4"),
         ((None, None), FileScheme.of(INT8_DYNAMIC), "int8-dynamic"),
-        ((), FileScheme(NBITS4, WEIGHTS8), "nbits4+weights"),
+        ((), FileScheme(NBITS4, WEIGHTS8), "nbits4+int8-weights"),
     ],
 )
 def test_what_people_read(schemes: tuple[Scheme | None, ...], scheme: FileScheme, expected: str) -> None:

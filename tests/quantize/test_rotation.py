@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from edgepack.factorize import svd
 from edgepack.model.layer import View
 from edgepack.model.replacement import Replacement, low_rank
+from edgepack.model.scheme import Activations
 from edgepack.model.types import Array, Spectrum
 from edgepack.quantize import rotation as gauge
 from edgepack.quantize.alternate import alternate
 from edgepack.quantize.grids import WeightGrid, activation_grid, quantize_weight
-from edgepack.quantize.rotation import BETAS, Gauge, LatentGrid, Rounding, balanced, search_gauge, turned
+from edgepack.quantize.rotation import BETAS, Gauge, Rounding, balanced, search_gauge, turned
 from tests.quantize.quantize_cases import case
 
 ROTATION = gauge.rotation
@@ -122,7 +123,7 @@ def test_balanced_is_the_first_gauge() -> None:
 
 @pytest.mark.parametrize("latent", ["float", "static", "dynamic"])
 @pytest.mark.parametrize("rounding", ["nearest", "gptq"])
-def test_search_is_deterministic_and_finds_what_it_says(latent: LatentGrid, rounding: Rounding) -> None:
+def test_search_is_deterministic_and_finds_what_it_says(latent: Activations, rounding: Rounding) -> None:
     one = case(40, 60, 0)
     grids = (WeightGrid(127), WeightGrid(127))
     found, again = (
@@ -152,7 +153,7 @@ def measured(pair: Replacement, x: Array, latent: str) -> float:
 
 @pytest.mark.parametrize("latent", ["float", "static", "dynamic"])
 @pytest.mark.parametrize(("beta", "rotation"), [(0.5, 0), (0.25, 1), (0.75, 2)])
-def test_predicted_noise_is_what_samples_show(latent: LatentGrid, beta: float, rotation: int) -> None:
+def test_predicted_noise_is_what_samples_show(latent: Activations, beta: float, rotation: int) -> None:
     """Of every candidate: asked for by a search whose only choice it is."""
     one = case(80, 120, 1)
     grids = (WeightGrid(127), WeightGrid(127))

@@ -10,6 +10,7 @@ import numpy as np
 
 from edgepack.backends.onnx.kinds import FACTORS, sides
 from edgepack.model.types import Array, Contents, Product
+from edgepack.quantize.grids import PAIRS
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 BLOCK_GRID = {"MatMulNBits": (2, 3)}
 """Inputs that are scales and zero points of blocks: one per output where there is one block, and yet no bias."""
 
-_VIEWS = frozenset({"DequantizeLinear", "Identity", "Transpose", "Cast", "Reshape", "QuantizeLinear"})
+_VIEWS = frozenset({"DequantizeLinear", "Identity", "Transpose", "Cast", "Reshape", "Slice", "QuantizeLinear"})
 
 
 def read_contents(path: Path) -> Contents:
@@ -35,7 +36,7 @@ def read_contents(path: Path) -> Contents:
             constant = _constant(value)
             if value is None or constant is None:
                 continue
-            if index in FACTORS.get(node.op_type, ()) and (weight := _weight(node, constant)) is not None:
+            if index in FACTORS.get(node.op_type, ()) and (weight := _weight(node, value, constant)) is not None:
                 weights[id(constant)] = weight
                 multipliers[id(node)] = constant.name or "", weight, _content(constant.numpy())
             elif _is_vector(constant) and index not in BLOCK_GRID.get(node.op_type, ()):
@@ -95,19 +96,43 @@ def _constant(value: ir.Value | None) -> ir.TensorProtocol | None:
         if node.op_type == "Constant":
             attribute = node.attributes.get("value")
             return None if attribute is None else attribute.as_tensor()
+        if node.op_type == "Mul":  # integers times their scales are decoded at load
+            codes = _constant(node.inputs[0])
+            return codes if codes is not None and codes.dtype.is_integer() else None
+        if node.op_type == "Gather" and _is_pairs(node.inputs[0]):
+            return _constant(node.inputs[1])
         if node.op_type not in _VIEWS:
             return None
         value = node.inputs[0]
     return None
 
 
-def _weight(node: ir.Node, constant: ir.TensorProtocol) -> tuple[int, int, int] | None:
+def _is_pairs(table: ir.Value | None) -> bool:
+    """Whether a table takes bytes apart that hold two codes each."""
+    tensor = None if table is None else table.const_value
+    return tensor is not None and tuple(tensor.shape.numpy()) == PAIRS.shape and np.array_equal(tensor.numpy(), PAIRS)
+
+
+def _of_pairs(value: ir.Value | None) -> tuple[int, ...] | None:
+    """Sides of a matrix whose codes are two to a byte, None for any other."""
+    sides: tuple[int, ...] | None = None
+    while value is not None and (node := value.producer()) is not None and node.inputs:
+        if node.op_type == "Gather":
+            return sides
+        if node.op_type == "Reshape" and sides is None and (wanted := _constant(node.inputs[1])) is not None:
+            sides = tuple(int(side) for side in wanted.numpy())
+        value = node.inputs[0]
+    return None
+
+
+def _weight(node: ir.Node, value: ir.Value, constant: ir.TensorProtocol) -> tuple[int, int, int] | None:
     """(smaller side, larger side, bits per element) of a weight; None for what is no matrix."""
     packed = sides(node)
     if packed is not None:
         return min(packed), max(packed), node.attributes.get_int("bits", 4)
-    plain = sides(node, tuple(int(side) for side in constant.numpy().shape))
-    return None if plain is None else (min(plain), max(plain), constant.dtype.bitwidth)
+    pairs = _of_pairs(value)
+    plain = sides(node, pairs or tuple(int(side) for side in constant.numpy().shape))
+    return None if plain is None else (min(plain), max(plain), 4 if pairs else constant.dtype.bitwidth)
 
 
 def _is_vector(constant: ir.TensorProtocol) -> bool:

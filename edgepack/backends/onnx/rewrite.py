@@ -15,7 +15,9 @@ from edgepack.backends.onnx.sites import Placement, Site, find_sites
 from edgepack.backends.onnx.values import Names, take_over
 from edgepack.errors import ModelError
 from edgepack.model.replacement import Replacement
+from edgepack.model.scheme import INT8_BITS
 from edgepack.model.types import Array
+from edgepack.quantize.grids import PAIRS, pack_pairs
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -126,6 +128,52 @@ class Builder:
             graph.register_initializer(value)
         self._stored.setdefault(name, []).append((array, value))
         return value
+
+    def decoded(self, codes: Array, scales: Array, name: str, dtype: np.dtype[Any], bits: int) -> ir.Value:
+        """Integers times their scales, which a runtime folds at load, once for all placements of the layer.
+
+        Args:
+            codes: int8 of so many bits.
+            scales: float32; they broadcast against the codes.
+            name: of the layer's matrix.
+            dtype: of the result. The runtime multiplies in float32 alone: another type takes a Cast more.
+            bits: 8, or 4 for two codes a byte.
+        """
+        import onnx_ir as ir
+
+        packed = codes if bits == INT8_BITS else pack_pairs(codes)
+        weight = self.constant(packed, f"{name}.int{bits}")
+        for _, value in self._stored.get(f"{weight.name}.decoded", ()):
+            return value
+        nodes: list[ir.Node] = []
+
+        def step(op_type: str, *inputs: ir.Value, **attributes: Any) -> ir.Value:
+            nodes.append(ir.node(op_type, inputs, attributes))
+            nodes[-1].name = nodes[-1].outputs[0].name = self._names.unique(f"{weight.name}.decoded")
+            return nodes[-1].outputs[0]
+
+        value = weight if bits == INT8_BITS else self._unpacked(step, weight, codes.shape)
+        value = step("Mul", step("Cast", value, to=int(ir.DataType.FLOAT)), self.constant(scales, f"{name}.scale"))
+        wanted = ir.DataType.from_numpy(dtype)
+        if wanted != ir.DataType.FLOAT:
+            value = step("Cast", value, to=int(wanted))
+        graph = self._graph(self._home)
+        graph.insert_before(self._home.producer() or graph[0], nodes)
+        value.type, value.shape = ir.TensorType(wanted), ir.Shape(codes.shape)
+        self._stored[f"{weight.name}.decoded"] = [(codes, value)]
+        return value
+
+    def _unpacked(self, step: Callable[..., ir.Value], packed: ir.Value, shape: tuple[int, ...]) -> ir.Value:
+        """Both codes of every byte are looked up in a table: no operator of old opsets takes a byte apart."""
+        import onnx_ir as ir
+
+        table = self.constant(PAIRS, "pairs")
+        pairs = step("Gather", table, step("Cast", packed, to=int(ir.DataType.INT32)))
+        size = int(np.prod(shape))
+        if size % 2:
+            flat = step("Reshape", pairs, self.constant(np.array([size + 1]), "flat"))
+            pairs = step("Slice", flat, self.constant(np.array([0]), "start"), self.constant(np.array([size]), "size"))
+        return step("Reshape", pairs, self.constant(np.array(shape, np.int64), "sides"))
 
     def _constant_node(self, graph: ir.Graph, tensor: ir.Tensor[Any]) -> ir.Value:
         import onnx_ir as ir

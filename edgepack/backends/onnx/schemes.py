@@ -13,6 +13,7 @@ only where their kernels want another packing.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 from edgepack.model.scheme import CONSTEXPR as CONSTEXPR_NAME
@@ -24,6 +25,31 @@ DOMAIN = "com.microsoft"
 _scheme = partial(Scheme, backend="onnx", bytes_per_op=600)
 
 FP32 = _scheme("fp32", bits=32, granularity="tensor", activations="float", qmax=0, instructions_per_op=2800)
+WEIGHTS8 = _scheme(
+    "int8-weights",
+    bits=8,
+    granularity="channel",
+    activations="float",
+    qmax=127,
+    min_version=7,
+    min_sqnr_db=10.0,
+    bytes_per_channel=4,  # a float32 scale
+    ram_per_byte=14.7,  # decoded, and packed for the kernel
+    instructions_per_op=2800,
+    priced_like=FP32,
+)
+"""Decoded at load: a quarter of the bytes of float32, the arithmetic stays float. Of any operator with weights."""
+WEIGHTS4 = replace(
+    WEIGHTS8,
+    name="int4-weights",
+    bits=4,
+    qmax=7,
+    min_version=10,
+    min_sqnr_db=5.0,
+    bytes_per_op=900,
+    ram_per_byte=29.0,
+)
+"""Two to a byte, and decoded at load."""
 INT8_DYNAMIC = _scheme(
     "int8-dynamic",
     bits=8,
@@ -73,16 +99,12 @@ NBITS4 = _scheme(
     correction=NBITS8,
 )
 CONSTEXPR = _scheme(CONSTEXPR_NAME, bits=8, granularity="tensor", activations="float", qmax=0)
-WEIGHTS8 = _scheme(
-    "weights", bits=8, granularity="channel", activations="float", qmax=127, min_sqnr_db=10.0, bytes_per_channel=4
-)
-"""Weights of operators that are not linear layers: decoded at load, the arithmetic stays float."""
 TABLES4 = _scheme("tables4", bits=4, granularity="block", activations="float", qmax=7, min_sqnr_db=5.0)
 """Embedding tables, of which only rows that are looked up are decoded."""
 
 TABLES: tuple[Scheme, ...] = (TABLES4,)
 """What an embedding table can have beside that of all other weights."""
-SCHEMES: tuple[Scheme, ...] = (FP32, INT8_DYNAMIC, INT8_STATIC, NBITS8, NBITS4)
+SCHEMES: tuple[Scheme, ...] = (FP32, WEIGHTS8, WEIGHTS4, INT8_DYNAMIC, INT8_STATIC, NBITS8, NBITS4)
 """What a linear layer can have, dense or factored."""
 DENSE_INT8: tuple[Scheme, ...] = (INT8_DYNAMIC, INT8_STATIC)
 """Of a dense model, fastest first. Source: instructions per inference of one 1024×1024 layer, counted in the runtime's

@@ -12,7 +12,7 @@ from typing import Any
 
 from edgepack.backends.tflite.kinds.linear import takes_int4
 from edgepack.backends.tflite.read import linear_ops
-from edgepack.backends.tflite.schemes import FP32, INT4_DYNAMIC, INT8_DYNAMIC, INT8_STATIC, SCHEMES
+from edgepack.backends.tflite.schemes import FP32, INT4_DYNAMIC, INT8_DYNAMIC, INT8_STATIC, SCHEMES, WEIGHTS8
 from edgepack.errors import ModelError
 from edgepack.model.scheme import Scheme
 from edgepack.model.types import Array
@@ -141,19 +141,30 @@ def _quantized(
                 for operator in (names.INPUT, names.OUTPUT, *map(names, kept)):
                     work.update_quantization_recipe(".*", operator, algorithm_key=no_quantize)
             elif rest != FP32:
-                work.add_dynamic_config(".*", names.ALL_SUPPORTED, num_bits=rest.bits)
+                _configure(work, ".*", rest)
             for other in LAYER_SCHEMES:
                 scope = _scope([name for name, own in single.items() if own == other])
-                if scope is not None and other == FP32:
-                    work.update_quantization_recipe(scope, names.ALL_SUPPORTED, algorithm_key=no_quantize)
-                elif scope is not None:
-                    work.add_dynamic_config(scope, names.ALL_SUPPORTED, num_bits=other.bits)
+                if scope is not None:
+                    _configure(work, scope, other)
             ranges = None
             if scheme == INT8_STATIC:
                 ranges = _calibrated(work.get_quantization_recipe(), source, samples)
             return bytes(work.quantize(ranges).quantized_model)
         except (ValueError, RuntimeError, KeyError, NotImplementedError, TypeError) as err:
             raise ModelError(f"{source.name}: litert-quantizer cannot write the scheme {scheme}: {err}") from err
+
+
+def _configure(work: Any, scope: str, scheme: Scheme) -> None:
+    """Give the operators of a scope a scheme of single layers."""
+    from litert_quantizer import qtyping, quantizer
+
+    every = qtyping.TFLOperationName.ALL_SUPPORTED
+    if scheme == FP32:
+        work.update_quantization_recipe(scope, every, algorithm_key=quantizer.AlgorithmName.NO_QUANTIZE)
+    elif scheme == WEIGHTS8:
+        work.add_weight_only_config(scope, every, num_bits=scheme.bits)
+    else:
+        work.add_dynamic_config(scope, every, num_bits=scheme.bits)
 
 
 def _scope(outputs: Sequence[str]) -> str | None:

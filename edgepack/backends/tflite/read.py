@@ -230,7 +230,7 @@ class TfliteLinear:
         op: "FULLY_CONNECTED", "CONV_2D" (1×1 kernels only) or "BATCH_MATMUL" (constant right side).
         output: name of the tensor it writes.
         input, output_index: indices of the tensors it reads and writes, to follow chains of operators.
-        weight: (out, in), in the file's type: float32, float16 or the stored integers.
+        weight: (out, in), in the file's type: float32, float16 or the stored integers, behind a DEQUANTIZE too.
         bits: of one weight in the file.
         scales: of the weight: (out,) or (1,) float32; empty for floats.
         axis: of `weight` along which the scales run, None if there is one for all or none.
@@ -275,11 +275,12 @@ def _linear_ops(model: Any) -> list[TfliteLinear]:
     found = []
     initial = _initial_graphs(model)
     for index, graph in graphs(model):
+        decoded = _decoded(model, graph)
         for position in range(graph.OperatorsLength()):
             operator = graph.Operators(position)
             name = op_name(model, operator)
             if name in OPERATORS and index not in initial:
-                site = _linear_op(model, graph, operator, name, index)
+                site = _linear_op(model, graph, operator, name, index, decoded)
                 if site is not None:
                     found.append(site)
     return found
@@ -292,9 +293,17 @@ def _initial_graphs(model: Any) -> set[int]:
     return {int(options.InitSubgraphIndex()) for options in once if options is not None}
 
 
-def _linear_op(model: Any, graph: Any, operator: Any, name: str, subgraph: int) -> TfliteLinear | None:
+def _decoded(model: Any, graph: Any) -> dict[int, int]:
+    """The tensors that a DEQUANTIZE writes, with those that it reads."""
+    every = (graph.Operators(position) for position in range(graph.OperatorsLength()))
+    return {each.Outputs(0): each.Inputs(0) for each in every if op_name(model, each) == "DEQUANTIZE"}
+
+
+def _linear_op(
+    model: Any, graph: Any, operator: Any, name: str, subgraph: int, decoded: Mapping[int, int]
+) -> TfliteLinear | None:
     x, w, b = OPERATORS[name]
-    tensor = graph.Tensors(operator.Inputs(w))
+    tensor = graph.Tensors(decoded.get(operator.Inputs(w), operator.Inputs(w)))
     held = constant(model, tensor)
     weight = None if held is None else matrix(name, held)
     if weight is None:

@@ -14,6 +14,19 @@ from edgepack.model.scheme import Scheme
 _scheme = partial(Scheme, backend="tflite", bytes_per_op=400)
 
 FP32 = _scheme("fp32", bits=32, granularity="tensor", activations="float", qmax=0, instructions_per_op=300)
+WEIGHTS8 = _scheme(
+    "int8-weights",
+    bits=8,
+    granularity="channel",
+    activations="float",
+    qmax=127,
+    min_sqnr_db=10.0,
+    bytes_per_channel=4 + 8,  # a float32 scale, an int64 zero point
+    ram_per_byte=9.0,  # decoded, and packed for the kernel
+    instructions_per_op=300,
+    priced_like=FP32,
+)
+"""Behind DEQUANTIZE, which XNNPACK runs once, at load: the arithmetic stays float."""
 INT8_DYNAMIC = _scheme(
     "int8-dynamic-range",
     bits=8,
@@ -47,7 +60,7 @@ INT4_DYNAMIC = _scheme(
 )
 CONSTEXPR = _scheme(CONSTEXPR_NAME, bits=8, granularity="tensor", activations="float", qmax=0)
 
-SCHEMES: tuple[Scheme, ...] = (FP32, INT8_DYNAMIC, INT8_STATIC, INT4_DYNAMIC)
+SCHEMES: tuple[Scheme, ...] = (FP32, WEIGHTS8, INT8_DYNAMIC, INT8_STATIC, INT4_DYNAMIC)
 """What the linear layers of a file can have, dense or factored."""
 DENSE_INT8: tuple[Scheme, ...] = (INT8_DYNAMIC, INT8_STATIC)
 """Of a dense model, fastest first; source as in ONNX: 444 k dynamic-range."""

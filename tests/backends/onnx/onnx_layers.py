@@ -109,6 +109,8 @@ def placed(place: str, *, opset: int = 17, bias: bool = True, dtype: type = np.f
 def activation_codes(x: Array, scheme: Scheme, low_high: tuple[float, float]) -> Array:
     """What the scheme's activation grid makes of `x`, in floats."""
     x = x.astype(np.float32)
+    if scheme.activations == "float":
+        return x.astype(np.float64)
     if scheme == INT8_DYNAMIC:
         low, high = min(x.min(), np.float32(0)), max(x.max(), np.float32(0))
         scale = np.float32((high - low) / np.float32(255))

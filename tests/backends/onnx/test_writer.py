@@ -20,6 +20,7 @@ from edgepack.backends.onnx.schemes import (
     NBITS8,
     SCHEMES,
     TABLES4,
+    WEIGHTS4,
     WEIGHTS8,
 )
 from edgepack.backends.onnx.session import session
@@ -185,8 +186,8 @@ def test_one_layer_alone_in_int8(tmp_path: Path) -> None:
     ("opset", "calibrated", "schemes"),
     [
         (17, True, SCHEMES),
-        (17, False, (FP32, INT8_DYNAMIC, NBITS8, NBITS4)),
-        (10, True, (FP32, INT8_STATIC, NBITS8, NBITS4)),
+        (17, False, (FP32, WEIGHTS8, WEIGHTS4, INT8_DYNAMIC, NBITS8, NBITS4)),
+        (10, True, (FP32, WEIGHTS8, WEIGHTS4, INT8_STATIC, NBITS8, NBITS4)),
         (6, True, (FP32,)),
     ],
 )

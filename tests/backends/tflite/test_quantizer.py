@@ -13,9 +13,9 @@ from torch import nn
 
 from edgepack.backends.tflite.converter import TfliteEmitter
 from edgepack.backends.tflite.kinds.linear import takes_int4
-from edgepack.backends.tflite.read import linear_ops, weight_bytes
+from edgepack.backends.tflite.read import linear_ops, operators, weight_bytes
 from edgepack.backends.tflite.runtime import interpreter, run, signature
-from edgepack.backends.tflite.schemes import FP32, INT8_STATIC
+from edgepack.backends.tflite.schemes import FP32, INT8_STATIC, WEIGHTS8
 from edgepack.backends.tflite.schemes import INT4_DYNAMIC as INT4
 from edgepack.backends.tflite.schemes import INT8_DYNAMIC as INT8
 from edgepack.errors import ModelError
@@ -139,3 +139,18 @@ def test_an_operator_that_is_not_there(emitter: TfliteEmitter, mlp: Made, tmp_pa
     for name in ("nowhere", first[:-1], f"{first};x", ".*"):
         with pytest.raises(ModelError, match="no linear operator writes"):
             emitter.quantize(mlp.path, tmp_path / "no.tflite", INT8, schemes={name: INT4})
+
+
+@pytest.mark.parametrize("others", [FP32, INT8, WEIGHTS8], ids=str)
+def test_int8_weights_are_decoded_in_front_of_float_operators(
+    others: Scheme, emitter: TfliteEmitter, mlp: Made, tmp_path: Path
+) -> None:
+    (first, *rest), path = linear_ops(mlp.path), tmp_path / "8.tflite"
+    emitter.quantize(mlp.path, path, others, schemes={first.output: WEIGHTS8})
+    found = linear_ops(path)
+    assert [op.bits for op in found] == [8, *(others.bits for _ in rest)]
+    decoded = 1 + (len(rest) if others == WEIGHTS8 else 0)
+    assert operators(path).count("DEQUANTIZE") == decoded
+    assert found[0].scales.shape == (len(first.weight),)
+    assert (np.abs(found[0].values - first.weight) <= 0.501 * found[0].scales[:, None]).all()
+    assert error(run(interpreter(path), mlp.inputs), [mlp.want]) < 0.02

@@ -90,6 +90,8 @@ class OnnxLinear:
         if scheme.granularity == "block":
             return nbits(site, scheme.bits)
         largest = scheme.largest_code(storing.largest)
+        if scheme.computes_in_float and not scheme.is_float:
+            return _decoded(site, scheme.bits, largest)
         if scheme.activations == "dynamic":
             return _dynamic(site, storing.shared, largest)
         if scheme.activations == "static" and site.layer.name in storing.ranges:
@@ -121,18 +123,44 @@ def _pair(site: Site, pair: Replacement) -> Build:
     def product(
         builder: Builder, x: ir.Value, matrix: Array, suffix: str, placement: Placement, bias: Array | None
     ) -> ir.Value:
-        if placement.kind == "conv":
-            weight = site.put(builder, matrix.reshape(*matrix.shape, *(1,) * placement.spatial), suffix)
-            return builder.op("Conv", [x, weight] if bias is None else [x, weight, site.put(builder, bias, "bias")])
-        if placement.kind == "columns":
-            y = builder.op("MatMul", [site.put(builder, matrix, suffix), x])
-            bias = bias if bias is None or placement.rank == 1 else bias[:, None]
-        else:
-            weight = site.put(builder, matrix.T, suffix)
-            if bias is not None and placement.node.op_type == "Gemm":
-                return builder.op("Gemm", [x, weight, site.put(builder, bias, "bias")])
-            y = builder.op("MatMul", [x, weight])
-        return y if bias is None else builder.op("Add", [y, site.put(builder, bias, "bias")])
+        weight = site.put(builder, _laid_out(matrix, placement)[0], suffix)
+        return _float_product(builder, x, weight, placement, site, bias)
+
+    return build
+
+
+def _laid_out(matrix: Array, placement: Placement) -> tuple[Array, int]:
+    """A matrix (out, in) as the float operator of this place takes it, and the axis of its output channels."""
+    if placement.kind == "conv":
+        return matrix.reshape(*matrix.shape, *(1,) * placement.spatial), 0
+    return (matrix, 0) if placement.kind == "columns" else (matrix.T, 1)
+
+
+def _float_product(
+    builder: Builder, x: ir.Value, weight: ir.Value, placement: Placement, site: Site, bias: Array | None
+) -> ir.Value:
+    """The operator of this place with a weight laid out for it, and the bias."""
+    if placement.kind == "conv":
+        return builder.op("Conv", [x, weight] if bias is None else [x, weight, site.put(builder, bias, "bias")])
+    if placement.kind == "columns":
+        y = builder.op("MatMul", [weight, x])
+        bias = bias if bias is None or placement.rank == 1 else bias[:, None]
+    elif bias is not None and placement.node.op_type == "Gemm":
+        return builder.op("Gemm", [x, weight, site.put(builder, bias, "bias")])
+    else:
+        y = builder.op("MatMul", [x, weight])
+    return y if bias is None else builder.op("Add", [y, site.put(builder, bias, "bias")])
+
+
+def _decoded(site: Site, bits: int, largest: int) -> Build:
+    """The float operator, its weight an integer constant that is decoded at load."""
+    codes, scales = quantize_weight(site.layer.weight, largest=largest)
+
+    def build(builder: Builder, x: ir.Value, placement: Placement) -> ir.Value:
+        stored, axis = _laid_out(codes, placement)
+        steps = scales.reshape([-1 if i == axis else 1 for i in range(stored.ndim)])
+        weight = builder.decoded(np.ascontiguousarray(stored), steps, site.layer.name, site.dtype, bits)
+        return _float_product(builder, x, weight, placement, site, site.layer.bias)
 
     return build
 
