@@ -1,0 +1,117 @@
+"""Bytes against accuracy on MNIST: trained on 50,000 digits, built on 10,000 others, scored on the 10,000 test digits.
+
+`python bench/measure_front.py` writes the section of bench/RESULTS.md.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import figures_file
+import numpy as np
+from block_tables import markdown_table
+from results_page import put_section
+
+from edgepack.distill.budget import Epochs
+from edgepack.errors import BudgetError
+from edgepack.pack.manifest import read_document
+from edgepack.pipeline.build import build
+from edgepack.pipeline.options import BuildOptions
+from edgepack.targets.file import get_target
+
+NAME = "front"
+COMMAND = "python bench/measure_front.py"
+FOLDER = "promise"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One build: what it is called, and its options."""
+
+    title: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+ROWS = (
+    *(Row(f"`--max-drop {limit}`", {"max_drop": limit}) for limit in (0.1, 0.3, 1.0, 3.0)),
+    Row("`--max-drop 0.3 --optimize size`", {"max_drop": 0.3, "optimize": "size"}),
+    Row("`--max-drop 0.3 --distill 10epochs`", {"max_drop": 0.3, "recover": Epochs(10)}),
+    *(
+        Row(f"plain SVD, rank {rank}, int8", {"rank": rank, "method": "svd", "precision": "int8"})
+        for rank in (48, 32, 24)
+    ),
+    *(Row(f"plain SVD, rank {rank}, int4", {"rank": rank, "method": "svd", "precision": "int4"}) for rank in (48, 32)),
+)
+"""Plain SVD is AIMET's weight SVD: truncation of W alone, without data."""
+
+
+def measure() -> dict[str, Any]:
+    """Every row's files, with their bytes and their drop on the test digits."""
+    from promise.measure import Trained
+
+    from edgepack.workspace import default_root
+
+    trained = Trained("classifier", 0, default_root() / "bench" / FOLDER)
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory(prefix="edgepack-bench-") as folder:
+        data, test = Path(folder) / "data.npz", Path(folder) / "test.npz"
+        np.savez(data, **trained.data.pool)
+        np.savez(test, **trained.data.unseen)
+        for row in ROWS:
+            print(f"{NAME}: {row.title}", file=sys.stderr)
+            rows += _built(row, trained.path, data, test, Path(folder) / "pack", dense=row is ROWS[0])
+    return {"rows": rows}
+
+
+def _built(row: Row, model: Path, data: Path, test: Path, out: Path, *, dense: bool) -> list[dict[str, Any]]:
+    options = BuildOptions(model=str(model), data=data, test=test, target=get_target("rpi4"), out=out, **row.options)
+    with warnings.catch_warnings(), suppress(BudgetError):
+        warnings.simplefilter("ignore")
+        build(options)
+    files = read_document(out)["files"]
+    names = {"model": row.title, **({"baseline/int8": "dense int8", "baseline/fp32": "dense fp32"} if dense else {})}
+    return [
+        {
+            "title": title,
+            "format": fmt,
+            "scheme": entry["scheme"],
+            "bytes": (out / f"{name}.{fmt}").stat().st_size,
+            "accuracy": entry["test"],
+            "drop": files[f"baseline/fp32.{fmt}"]["test"] - entry["test"],
+        }
+        for name, title in names.items()
+        for fmt in ("onnx", "tflite")
+        if (entry := files.get(f"{name}.{fmt}")) is not None
+    ]
+
+
+def render(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The table, smallest first, and what lies on the front of its format."""
+    lines = []
+    for row in sorted(rows, key=lambda one: (one["format"], one["bytes"])):
+        alike = [other for other in rows if other["format"] == row["format"] and other is not row]
+        beaten = any(o["bytes"] <= row["bytes"] and o["accuracy"] >= row["accuracy"] for o in alike)
+        size, accuracy = f"{row['bytes'] / 1000:.1f} kB", f"{row['accuracy']:.2f}"
+        lines.append(
+            [row["format"], row["title"], row["scheme"], size, accuracy, f"{row['drop']:+.2f}", "" if beaten else "•"]
+        )
+    headers = ["format", "build", "scheme", "size", "accuracy", "drop", "on the front"]
+    return markdown_table(headers, lines, right=["size", "accuracy", "drop"])
+
+
+def main() -> None:
+    """Build, score, write."""
+    sys.path.insert(1, str(Path(__file__).parent / "models"))
+    stored = figures_file.store(NAME, measure())
+    put_section(NAME, COMMAND, stored, render(stored["figures"]["rows"]))
+
+
+if __name__ == "__main__":
+    main()
