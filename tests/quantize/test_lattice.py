@@ -28,6 +28,7 @@ from edgepack.quantize.grids import (
 FLOATS = st.floats(-(2.0**60), 2.0**60, width=32)
 WEIGHTS = hnp.arrays(np.float32, st.tuples(st.integers(1, 5), st.integers(1, 70)), elements=FLOATS)
 CHANNELS = st.sampled_from([WeightGrid(127), WeightGrid(63), WeightGrid(7)])
+SHARED = st.sampled_from([WeightGrid(127, shared=True), WeightGrid(7, shared=True)])
 BLOCKS = st.sampled_from([WeightGrid(127, 32), WeightGrid(7, 32), WeightGrid(7, 16)])
 
 

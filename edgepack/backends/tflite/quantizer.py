@@ -16,6 +16,7 @@ from edgepack.backends.tflite.schemes import FP32, INT4_DYNAMIC, INT8_DYNAMIC, I
 from edgepack.errors import ModelError
 from edgepack.model.scheme import Scheme
 from edgepack.model.types import Array
+from edgepack.quantize.grids import has_one_scale
 
 LAYER_SCHEMES = tuple(scheme for scheme in SCHEMES if scheme.scope == "layer")
 """What single operators of a file may differ in."""
@@ -30,7 +31,8 @@ def quantize(
 ) -> tuple[str, ...]:
     """Write an integer scheme of an fp32 file: the quantizer's own standard recipe, with float32 inputs and outputs.
 
-    Weights are integers, symmetric, one scale per output channel: max |w| / 127, or / 7 in four bits. "dynamic-range"
+    Weights are integers, symmetric, one scale per output channel: max |w| / 127, or / 7 in four bits; and one for a
+    whole matrix that lies on its grid. "dynamic-range"
     quantizes activations to int8 at run time; "int8-static" to the smallest and largest values met on `samples` (the
     quantizer's default, a moving average over single samples, clips most of what it saw).
     A static file is run once: a kind of operator that refuses its own int8 inputs there (a division whose divisor
@@ -132,6 +134,7 @@ def _quantized(
 
     names = qtyping.TFLOperationName
     no_quantize = quantizer.AlgorithmName.NO_QUANTIZE
+    whole = qtyping.QuantGranularity.TENSORWISE
     rest = _scheme_of_the_rest(scheme)
     with _quiet():
         try:
@@ -148,6 +151,11 @@ def _quantized(
                     work.update_quantization_recipe(scope, names.ALL_SUPPORTED, algorithm_key=no_quantize)
                 elif scope is not None:
                     work.add_dynamic_config(scope, names.ALL_SUPPORTED, num_bits=other.bits)
+            for other, scope in _scopes_of_one_scale(source, rest, single):
+                if other.is_static:
+                    work.add_static_config(scope, names.ALL_SUPPORTED, 8, other.bits, whole)
+                else:
+                    work.add_dynamic_config(scope, names.ALL_SUPPORTED, other.bits, whole)
             ranges = None
             if scheme == INT8_STATIC:
                 ranges = _calibrated(work.get_quantization_recipe(), source, samples)
@@ -161,6 +169,18 @@ def _scope(outputs: Sequence[str]) -> str | None:
     if not outputs:
         return None
     return f"^(?:{'|'.join(re.escape(f'{name};') for name in outputs)})$"
+
+
+def _scopes_of_one_scale(source: Path, rest: Scheme, single: Mapping[str, Scheme]) -> Iterator[tuple[Scheme, str]]:
+    """By their scheme, the operators whose whole weight one scale gives exactly."""
+    found: dict[Scheme, list[str]] = {}
+    for op in linear_ops(source):
+        own = single.get(op.output, rest)
+        if not own.is_float and has_one_scale(op.weight, largest=own.qmax):
+            found.setdefault(own, []).append(op.output)
+    for own, outputs in found.items():
+        if (scope := _scope(outputs)) is not None:
+            yield own, scope
 
 
 def _refusing_operator(path: Path, samples: Mapping[str, Array]) -> str | None:

@@ -342,4 +342,4 @@ OPERATORS: Step[Callable[[], Mapping[str, Sequence[str]]], Mapping[str, Sequence
     "tflite-operators", 1, _found, tools=TOOLS
 )
 CONVERTED: FileStep[Callable[[Path], None]] = FileStep("tflite", 3, _write, ".tflite", TOOLS)
-QUANTIZED: FileStep[Callable[[Path], None]] = FileStep("tflite-quantized", 1, _write, ".tflite", TOOLS)
+QUANTIZED: FileStep[Callable[[Path], None]] = FileStep("tflite-quantized", 2, _write, ".tflite", TOOLS)
