@@ -20,7 +20,7 @@ from edgepack.model.structure import low_rank
 from edgepack.model.types import Array, InputSpread, Moments, Spectrum
 from edgepack.pipeline.rounding import Rounder
 from edgepack.quantize.error_breakdown import dense_share
-from edgepack.quantize.grids import dequantize_blocks, quantize_blocks, quantize_weight
+from edgepack.quantize.grids import dequantize_blocks, quantize_blocks, quantize_matrix
 from edgepack.quantize.rotation import balanced
 from edgepack.workspace import Cache, Workspace
 
@@ -75,8 +75,8 @@ def nearest(weight: Array, scheme: Scheme) -> Array:
     if scheme.granularity == "block":
         codes, scales = quantize_blocks(weight, scheme.bits)
         return dequantize_blocks(codes, scales, weight.shape[1])
-    codes, scales = quantize_weight(weight, largest=7 if scheme.bits == 4 else 127)
-    return np.asarray(codes * scales[:, None], np.float32)
+    codes, scales = quantize_matrix(weight, largest=7 if scheme.bits == 4 else 127)
+    return np.asarray(codes * scales.reshape(-1, 1), np.float32)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
