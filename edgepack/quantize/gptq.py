@@ -134,7 +134,7 @@ def gptq(
         grid: per matrix, per output channel or in blocks. Runs of zeros stay zeros, unless `outputs` couples them to
             others.
         outputs: (out, out) G, None for the identity: then every output is rounded by itself, and each is no worse than
-            rounded to nearest, or rounded to nearest on the step that all share.
+            rounded to nearest, but for rows that share a step: they are so together.
         shrinks: of the steps; default: none with 8 bits, `SHRINKS` with 4. Chosen per run, or for all that share a
             step, by the error of rounding to nearest weighted by what it costs here.
     """
@@ -150,12 +150,12 @@ def gptq(
         own = on.take(index)
         return _best_rows(part, ready, own, (own,))
 
-    if outputs is None:
-        return rows(weight, slice(None))
-    metric = planes(outputs)
-    found = _coupled_rows(weight, metric, rows)
+    metric = None if outputs is None else planes(outputs)
+    found = rows(weight, slice(None)) if metric is None else _coupled_rows(weight, metric, rows)
+    if metric is None and on is None:
+        return found
     plain = round_to_nearest(weight, grid)
-    errors = [_coupled_error(one.weight - weight, ready, metric) for one in (found, plain)]
+    errors = [_error(one.weight - weight, ready, metric) for one in (found, plain)]
     return found if errors[0] <= errors[1] else plain
 
 
@@ -308,8 +308,9 @@ def _coupled_rows(weight: Array, metric: Planes, round_rows: Callable[[Array, Ar
     return Rounded(*(array[back] for array in stacked))
 
 
-def _coupled_error(delta: Array, ready: Planes, metric: Planes) -> float:
-    return float(((delta @ ready.hessian) * (metric.hessian @ delta)).sum(dtype=np.float64))
+def _error(delta: Array, ready: Planes, metric: Planes | None) -> float:
+    seen = delta @ ready.hessian
+    return float((seen * (delta if metric is None else metric.hessian @ delta)).sum(dtype=np.float64))
 
 
 def output_energy(matrix: Array, covariance: Array | None, gradient: Array | None = None) -> float:

@@ -17,8 +17,8 @@ def tidy(model: ir.Model) -> None:
     """Make the file of a model small, in place; what it computes stays the same, to the bit.
 
     Values between nodes get short names and nodes none, their notes go, and vectors and numbers of equal content are
-    stored once. Inputs, outputs and constants keep their names: by those people and proofs find them. So do the
-    model's own notes, which applications read.
+    stored once, under short names as well. Inputs, outputs and matrices keep their names: by those people and proofs
+    find them. The model's own notes stay, too, which applications read.
     """
     for graph in all_graphs(model):
         _share_vectors(graph)
@@ -31,6 +31,8 @@ def tidy(model: ir.Model) -> None:
         for value in graph.initializers.values():
             if not value.is_graph_input() and not value.is_graph_output():
                 value.type = value.shape = None  # the tensor says so itself
+        for value in _vectors(graph):
+            value.name = next(names)
         for node in graph:
             node.name, node.doc_string = None, None
             node.metadata_props.clear()
@@ -58,12 +60,24 @@ def _name(number: int) -> str:
 def _share_vectors(graph: ir.Graph) -> None:
     """Matrices are left alone: each belongs to its layer, and is looked for under its name."""
     known: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
-    for name, value in list(graph.initializers.items()):
+    for value in _vectors(graph):
         tensor = value.const_value
-        if tensor is None or len(tensor.shape) > 1 or value.is_graph_input() or value.is_graph_output():
+        if tensor is None or value.name is None:
             continue
         key = tensor.dtype.name, tuple(tensor.shape.numpy()), tensor.tobytes()
         first = known.setdefault(key, value)
         if first is not value:
             value.replace_all_uses_with(first)
-            del graph.initializers[name]
+            del graph.initializers[value.name]
+
+
+def _vectors(graph: ir.Graph) -> list[ir.Value]:
+    """Constants of at most one axis, but for those that are inputs or outputs as well."""
+    return [
+        value
+        for value in graph.initializers.values()
+        if value.const_value is not None
+        and len(value.const_value.shape) <= 1
+        and not value.is_graph_input()
+        and not value.is_graph_output()
+    ]
