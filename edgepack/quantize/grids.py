@@ -70,16 +70,22 @@ def quantize_matrix(weight: Array, *, largest: int = WEIGHT_MAX) -> tuple[Array,
     Returns:
         (codes int8 (out, in), scales (out,) or () float32).
     """
-    (scale,) = weight_scales(np.asarray(weight, np.float32).reshape(1, -1), largest=largest)
-    codes = np.rint(weight / scale).astype(np.int8)
-    if len(weight) > 1 and np.array_equal(codes * scale, weight):
-        return codes, scale
-    return quantize_weight(weight, largest=largest)
+    scale = _one_scale(weight, largest)
+    if scale is None:
+        return quantize_weight(weight, largest=largest)
+    return np.rint(weight / scale).astype(np.int8), scale
 
 
 def has_one_scale(weight: Array, *, largest: int) -> bool:
-    """Whether a matrix (out, in) lies on the grid of its largest weight: one scale gives it exactly."""
-    return quantize_matrix(weight, largest=largest)[1].ndim == 0
+    """Whether a matrix (out, in) lies on the grid of its largest weight: one scale () gives it exactly."""
+    return _one_scale(weight, largest) is not None
+
+
+def _one_scale(weight: Array, largest: int) -> Array | None:
+    """() float32; the first row alone nearly always says that there is none."""
+    (scale,) = weight_scales(np.asarray(weight).reshape(1, -1), largest=largest)
+    exact = (np.array_equal(np.rint(part / scale) * scale, part) for part in (weight[:1], weight))
+    return np.asarray(scale) if len(weight) > 1 and all(exact) else None
 
 
 def activation_grid(low: float, high: float) -> tuple[float, int]:
