@@ -78,7 +78,7 @@ def far(ready: Prepared, factors: dict[str, Replacement]) -> float:
 def test_a_build_with_a_refit_loses_less(classifier: Path, cache: Path, tmp_path: Path) -> None:
     drops = []
     for refit in (False, True):
-        asked = options(classifier, rank=16, precision="int8", refit=refit, out=tmp_path / str(refit))
+        asked = options(classifier, rank=24, precision="int8", refit=refit, out=tmp_path / str(refit))
         manifest = build(asked, cache=Cache(cache)).manifest.record()
         assert manifest["options"]["refit"] is refit
         assert all(proof["passed"] for proof in manifest["files"]["model.onnx"]["proofs"].values())
