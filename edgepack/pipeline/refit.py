@@ -208,7 +208,7 @@ def _root(rounder: Rounder, layer: View) -> Array | None:
     return None if moment is None else np.linalg.cholesky(damped(layer, moment))
 
 
-REFITTED: Step[_Refit, Replacement] = Step("refitted", 2, _refitted, REPLACEMENT)
+REFITTED: Step[_Refit, Replacement] = Step("refitted", 3, _refitted, REPLACEMENT)
 
 
 def check_refit(method: str, samples: Samples | None) -> Samples:

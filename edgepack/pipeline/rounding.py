@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import numpy as np
@@ -24,7 +24,7 @@ from edgepack.quantize.bias import corrected_bias, corrected_pair
 from edgepack.quantize.gptq import gptq, output_energy
 from edgepack.quantize.grids import WeightGrid, grid_of
 from edgepack.quantize.low_rank_correction import rounded_residual
-from edgepack.quantize.rotation import search_gauge, turned
+from edgepack.quantize.rotation import Gauge, search_gauge, turned
 from edgepack.workspace import Keyed, Step, Workspace, arrays_store
 
 T = TypeVar("T")
@@ -89,8 +89,9 @@ class Rounder:
             return self.plain(layer, spectrum, rank)
         latent = scheme.activations
         oblique = None if spectrum.dual is None else (spectrum.basis, spectrum.dual)
-        key = [self.covariances.key, self.method, layer.name, rank, self.seed, latent, A, B, oblique]
-        return self._kept(ROUNDED, Keyed(key, lambda: self._pair(layer, spectrum, rank, (A, B), latent)))
+        scales = 0 if A.block else scheme.bytes_per_channel
+        key = [self.covariances.key, self.method, layer.name, rank, self.seed, latent, A, B, scales, oblique]
+        return self._kept(ROUNDED, Keyed(key, lambda: self._pair(layer, spectrum, rank, (A, B), latent, scales)))
 
     def trained(self, layer: View, pair: Replacement, scheme: Scheme) -> Replacement:
         """A trained pair for a scheme; training knew of per-channel int8, which is left to the writer."""
@@ -138,7 +139,13 @@ class Rounder:
         return grid_of(scheme, in_features, largest=self.largest)
 
     def _pair(
-        self, layer: View, spectrum: Spectrum, rank: int, grids: tuple[WeightGrid, WeightGrid], latent: Activations
+        self,
+        layer: View,
+        spectrum: Spectrum,
+        rank: int,
+        grids: tuple[WeightGrid, WeightGrid],
+        latent: Activations,
+        bytes_per_channel: int,
     ) -> _Pair:
         known = self.gradients.get(layer.name)
         return _Pair(
@@ -147,6 +154,7 @@ class Rounder:
             factors=factorizer(self.method).factors(layer, spectrum, rank),
             grids=grids,
             latent=latent,
+            bytes_per_channel=bytes_per_channel,
             gradient=None if known is None else damped(layer, known),
             moments=self.covariances.of(layer.name),
             seed=self.seed,
@@ -179,6 +187,7 @@ class _Pair:
     Attributes:
         factors: as the factorizer gave them.
         grids: of A and of B.
+        bytes_per_channel: of the scales in the file; 0 where there are no others to choose from.
         gradient: G, damped; None where outputs count alike.
         moments: of the layer's input; None where the pair is only to be turned.
         seed: of the rotations.
@@ -189,6 +198,7 @@ class _Pair:
     factors: Replacement
     grids: tuple[WeightGrid, WeightGrid]
     latent: Activations
+    bytes_per_channel: int
     gradient: Array | None
     moments: Moments | None
     seed: int
@@ -196,14 +206,41 @@ class _Pair:
 
 def _rounded_pair(task: _Pair) -> Replacement:
     layer, spectrum, gradient = task.layer, task.spectrum, task.gradient
-    gauge = search_gauge(task.factors, spectrum, task.grids, seed=task.seed, latent=task.latent, gradient=gradient)
+    grids, gauge = _grids(task)
     pair = turned(task.factors, spectrum, gauge, seed=task.seed)
     if task.moments is None:
         return pair
     covariance = shrunk_covariance(task.moments)
     rounds = _rounds(layer, ROUNDS)
-    rounded = alternate(layer.weight, pair, covariance, task.grids, gradient=gradient, rounds=rounds)
+    rounded = alternate(layer.weight, pair, covariance, grids, gradient=gradient, rounds=rounds)
     return corrected_pair(pair, rounded.factors(None), task.moments.mean)
+
+
+def _grids(task: _Pair) -> tuple[tuple[WeightGrid, WeightGrid], Gauge]:
+    """The grids of A and of B, and the basis for them: one scale for a whole factor where that is worth it.
+
+    The rows of B are components of the latent, which a rotation makes alike: one scale is as good as many. Those of A
+    are the layer's outputs, which differ: there the predicted loss of the pair, with what its rank cuts off, may rise
+    by no larger a share than its bytes fall.
+    """
+
+    def search(grids: tuple[WeightGrid, WeightGrid]) -> Gauge:
+        return search_gauge(
+            task.factors, task.spectrum, grids, seed=task.seed, latent=task.latent, gradient=task.gradient
+        )
+
+    if not task.bytes_per_channel:
+        return task.grids, search(task.grids)
+    A, B = task.grids
+    fine, coarse = (A, replace(B, shared=True)), (replace(A, shared=True), replace(B, shared=True))
+    gauges = search(fine), search(coarse)
+    rows, rank = task.factors.A.shape
+    scales = rows * task.bytes_per_channel
+    saved = scales / (scales + rank * (rows + task.layer.in_features) * A.bits / 8)
+    lost = float(task.spectrum.energies[rank:].sum()) + gauges[0].noise
+    if gauges[1].noise - gauges[0].noise <= saved * lost:
+        return coarse, gauges[1]
+    return fine, gauges[0]
 
 
 @dataclass(frozen=True)
@@ -270,6 +307,6 @@ def _corrected(layer: View, pair: Replacement) -> Replacement:
 
 REPLACEMENT = arrays_store(packed_part, unpacked_part)
 
-ROUNDED: Step[_Pair, Replacement] = Step("rounded", 3, _rounded_pair, REPLACEMENT)
+ROUNDED: Step[_Pair, Replacement] = Step("rounded", 4, _rounded_pair, REPLACEMENT)
 ROUNDED_DENSE: Step[_Dense, Replacement] = Step("rounded-dense", 1, _rounded_dense, REPLACEMENT)
 ROUNDED_CORRECTION: Step[Correction, Replacement] = Step("rounded-correction", 1, rounded_correction, REPLACEMENT)

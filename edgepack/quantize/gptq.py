@@ -13,6 +13,7 @@ before it left.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -130,22 +131,31 @@ def gptq(
     Args:
         weight: (out, in) float32.
         hessian: (in, in) H, or what `planes` made of it.
-        grid: per output channel or in blocks. Runs of zeros stay zeros, unless `outputs` couples them to others.
+        grid: per matrix, per output channel or in blocks. Runs of zeros stay zeros, unless `outputs` couples them to
+            others.
         outputs: (out, out) G, None for the identity: then every output is rounded by itself, and each is no worse than
-            rounded to nearest.
-        shrinks: of the steps; default: none with 8 bits, `SHRINKS` with 4. Chosen per run, by the error of rounding
-            to nearest weighted by what it costs here.
+            rounded to nearest, but for rows that share a step: they are so together.
+        shrinks: of the steps; default: none with 8 bits, `SHRINKS` with 4. Chosen per run, or for all that share a
+            step, by the error of rounding to nearest weighted by what it costs here.
     """
     weight = np.asarray(weight, np.float32)
     ready = hessian if isinstance(hessian, Planes) else planes(hessian)
     if shrinks is None:
         shrinks = SHRINKS if grid.bits < 8 else (1.0,)
-    if outputs is None:
-        return _rows(weight, ready, grid, shrinks)
-    metric = planes(outputs)
-    found = _coupled_rows(weight, ready, grid, metric, shrinks)
+    on = _one_step(weight, ready, grid, shrinks)
+
+    def rows(part: Array, index: Array | slice) -> Rounded:
+        if on is None:
+            return _rows(part, ready, grid, shrinks)
+        own = on.take(index)
+        return _best_rows(part, ready, own, (own,))
+
+    metric = None if outputs is None else planes(outputs)
+    found = rows(weight, slice(None)) if metric is None else _coupled_rows(weight, metric, rows)
+    if metric is None and on is None:
+        return found
     plain = round_to_nearest(weight, grid)
-    errors = [_coupled_error(one.weight - weight, ready, metric) for one in (found, plain)]
+    errors = [_error(one.weight - weight, ready, metric) for one in (found, plain)]
     return found if errors[0] <= errors[1] else plain
 
 
@@ -163,13 +173,18 @@ def row_errors(delta: Array, hessian: Array) -> Array:
 def _rows(weight: Array, ready: Planes, grid: WeightGrid, shrinks: tuple[float, ...]) -> Rounded:
     """Every row by itself: per row the best of round to nearest and of this rounding on a few steps."""
     on = lattice(weight, grid)
-    best = _rounded(nearest(weight, on), on)
-    least = row_errors(best.weight - weight, ready.hessian)
     steps = _best_shrink(weight, ready, on, shrinks)
     shifts = SHIFTS if weight.shape[1] <= FEW_COLUMNS else SHIFTS[:1]
-    for shift in shifts:
-        tried = on.shrunk(steps * np.float32(grid.largest / (grid.largest + shift)))
-        one = _rounded(_nearest_planes(weight, ready, tried), tried)
+    tried = (on.shrunk(steps * np.float32(grid.largest / (grid.largest + shift))) for shift in shifts)
+    return _best_rows(weight, ready, on, tried)
+
+
+def _best_rows(weight: Array, ready: Planes, on: Lattice, tried: Iterable[Lattice]) -> Rounded:
+    """Per row the best of round to nearest on one lattice, and of this rounding on others."""
+    best = _rounded(nearest(weight, on), on)
+    least = row_errors(best.weight - weight, ready.hessian)
+    for lattice_tried in tried:
+        one = _rounded(_nearest_planes(weight, ready, lattice_tried), lattice_tried)
         errors = row_errors(one.weight - weight, ready.hessian)
         better = errors < least
         least = np.where(better, errors, least)
@@ -188,8 +203,18 @@ def _rounded(codes: Array, on: Lattice) -> Rounded:
     return Rounded(decoded(codes, on) + np.float32(0), codes.astype(np.int8), np.ascontiguousarray(on.steps.T))
 
 
-def _best_shrink(weight: Array, ready: Planes, whole: Lattice, shrinks: tuple[float, ...]) -> Array:
-    """(runs, out) of `shrinks`, or (1, 1) where there is one."""
+def _one_step(weight: Array, ready: Planes, grid: WeightGrid, shrinks: tuple[float, ...]) -> Lattice | None:
+    """The lattice that all rows share; None where each has its own."""
+    if not grid.shared:
+        return None
+    on = lattice(weight, grid)
+    return on.shrunk(_best_shrink(weight, ready, on, shrinks, together=True))
+
+
+def _best_shrink(
+    weight: Array, ready: Planes, whole: Lattice, shrinks: tuple[float, ...], *, together: bool = False
+) -> Array:
+    """(runs, out) of `shrinks`, or (1, 1) where there is one, or one for all runs `together`."""
     costs = np.empty_like(ready.costs)
     costs[ready.order] = ready.costs
     best, least = np.full((1, 1), shrinks[0], np.float32), np.zeros((1, 1))
@@ -197,6 +222,7 @@ def _best_shrink(weight: Array, ready: Planes, whole: Lattice, shrinks: tuple[fl
         on = whole.shrunk(shrink)
         squares = np.square(decoded(nearest(weight, on), on) - weight) * costs
         errors = np.add.reduceat(squares, np.arange(0, weight.shape[1], on.size), axis=1).T
+        errors = errors.sum(keepdims=True) if together else errors
         better = (errors < least) | (index == 0)
         best, least = np.where(better, np.float32(shrink), best), np.where(better, errors, least)
     return best
@@ -254,10 +280,11 @@ def _pinned(on: Lattice, columns: int) -> dict[int, tuple[Array, Array]]:
     return found
 
 
-def _coupled_rows(
-    weight: Array, ready: Planes, grid: WeightGrid, metric: Planes, shrinks: tuple[float, ...]
-) -> Rounded:
-    """Rows in groups, each at its target moved by Σ_K (L_KI L_II⁻¹)ᵀ Δ_K over the groups K before it."""
+def _coupled_rows(weight: Array, metric: Planes, round_rows: Callable[[Array, Array], Rounded]) -> Rounded:
+    """Rows in groups, each at its target moved by Σ_K (L_KI L_II⁻¹)ᵀ Δ_K over the groups K before it.
+
+    `round_rows` takes the targets of some rows, and which rows they are.
+    """
     from scipy.linalg import solve_triangular
 
     rows = metric.order
@@ -273,7 +300,7 @@ def _coupled_rows(
             # X L_II = L_KI, solved as L_IIᵀ Xᵀ = L_KIᵀ.
             through = solve_triangular(block, lower[end:, first:end].T, lower=True, trans="T", check_finite=False)
             moved = moved + np.asarray(through, np.float32) @ delta[end:]
-        one = _rows(moved, ready, grid, shrinks)
+        one = round_rows(moved, rows[group])
         delta[first:end] = weight[rows[group]] - one.weight
         parts.insert(0, one)
     back = np.argsort(rows, kind="stable")
@@ -281,8 +308,9 @@ def _coupled_rows(
     return Rounded(*(array[back] for array in stacked))
 
 
-def _coupled_error(delta: Array, ready: Planes, metric: Planes) -> float:
-    return float(((delta @ ready.hessian) * (metric.hessian @ delta)).sum(dtype=np.float64))
+def _error(delta: Array, ready: Planes, metric: Planes | None) -> float:
+    seen = delta @ ready.hessian
+    return float((seen * (delta if metric is None else metric.hessian @ delta)).sum(dtype=np.float64))
 
 
 def output_energy(matrix: Array, covariance: Array | None, gradient: Array | None = None) -> float:

@@ -1,4 +1,4 @@
-"""Integer grids of weights, per output channel or per block, and of activations, per tensor.
+"""Integer grids of weights, per matrix, output channel or block, and of activations, per tensor.
 
 Block grids: one scale for every run of consecutive weights of an output, codes of 2, 4 or 8 bits around a zero point.
 
@@ -62,6 +62,30 @@ def quantize_weight(weight: Array, *, axis: int = 0, largest: int = WEIGHT_MAX) 
     shape[axis] = -1
     codes = np.rint(weight / scales.reshape(shape))
     return np.clip(codes, -largest, largest).astype(np.int8), scales
+
+
+def quantize_matrix(weight: Array, *, largest: int = WEIGHT_MAX) -> tuple[Array, Array]:
+    """`quantize_weight` of a matrix (out, in), with one scale () for all of it where that gives the weights exactly.
+
+    Returns:
+        (codes int8 (out, in), scales (out,) or () float32).
+    """
+    scale = _one_scale(weight, largest)
+    if scale is None:
+        return quantize_weight(weight, largest=largest)
+    return np.rint(weight / scale).astype(np.int8), scale
+
+
+def has_one_scale(weight: Array, *, largest: int) -> bool:
+    """Whether a matrix (out, in) lies on the grid of its largest weight: one scale () gives it exactly."""
+    return _one_scale(weight, largest) is not None
+
+
+def _one_scale(weight: Array, largest: int) -> Array | None:
+    """() float32; the first row alone nearly always says that there is none."""
+    (scale,) = weight_scales(np.asarray(weight).reshape(1, -1), largest=largest)
+    exact = (np.array_equal(np.rint(part / scale) * scale, part) for part in (weight[:1], weight))
+    return np.asarray(scale) if len(weight) > 1 and all(exact) else None
 
 
 def activation_grid(low: float, high: float) -> tuple[float, int]:
@@ -169,10 +193,12 @@ class WeightGrid:
         largest: largest code of a symmetric grid per output channel: 127, 63 or 7. In blocks, 127 or 7; there the code
             −128 or −8 may be used as well.
         block: weights per scale; None for all weights of an output channel.
+        shared: whether one scale is for all output channels.
     """
 
     largest: int
     block: int | None = None
+    shared: bool = False
 
     @property
     def bits(self) -> int:
@@ -203,7 +229,8 @@ class Lattice:
         size: columns per run.
         steps: (runs, out) float32, positive or, in blocks, of either sign; 1 for a run of zeros.
         low, high: (runs, out) float32, smallest and largest code; both 0 for a run of zeros, which stays one.
-        pins: (runs, out) int64, the column of the weight with the largest code, −1 for a run of zeros.
+        pins: (runs, out) int64, the column of the weight with the largest code, −1 for a run of zeros, and for all runs
+            but one where they share a scale.
         pinned: (runs, out) float32, its code.
     """
 
@@ -222,7 +249,7 @@ class Lattice:
     def shrunk(self, by: Array | float) -> Lattice:
         """With steps times (runs, out), or one number: below 1 where cutting off the largest weights pays."""
         steps = few_bits(self.steps * np.asarray(by, np.float32))
-        return replace(self, steps=np.where(self.pins >= 0, steps, np.float32(1)))
+        return replace(self, steps=np.where(self.high > 0, steps, np.float32(1)))
 
 
 def lattice(weight: Array, grid: WeightGrid) -> Lattice:
@@ -230,7 +257,8 @@ def lattice(weight: Array, grid: WeightGrid) -> Lattice:
 
     Args:
         weight: (out, in) float32.
-        grid: per output channel, or in blocks, where the better of the two grids of `quantize_blocks` is taken.
+        grid: per matrix, per output channel, or in blocks, where the better of the two grids of `quantize_blocks` is
+            taken.
     """
     weight = np.asarray(weight, np.float32)
     columns = weight.shape[1]
@@ -239,8 +267,13 @@ def lattice(weight: Array, grid: WeightGrid) -> Lattice:
     at = np.abs(runs).argmax(axis=2)
     largest = np.take_along_axis(runs, at[..., None], axis=2)[..., 0]
     known = np.abs(largest) > ZERO_WEIGHT
+    held = known
     if grid.block is None:
-        steps = np.where(known, np.abs(largest) / np.float32(grid.largest), 1)
+        peaks = np.abs(largest)
+        if grid.shared:
+            peaks, held = np.full_like(peaks, peaks.max(initial=0)), known & (peaks == peaks.max(initial=0))
+            held &= np.cumsum(held).reshape(held.shape) == 1
+        steps = np.where(known, peaks / np.float32(grid.largest), 1)
         low, high = np.full_like(steps, -grid.largest), np.full_like(steps, grid.largest)
         pinned = np.where(known, np.sign(largest) * np.float32(grid.largest), 0)
     else:
@@ -249,7 +282,7 @@ def lattice(weight: Array, grid: WeightGrid) -> Lattice:
         low, high = np.full_like(steps, -grid.largest - 1), np.full_like(steps, grid.largest)
         pinned = np.take_along_axis(codes.swapaxes(0, 1), at[..., None], axis=2)[..., 0]
     steps = np.where(known, few_bits(steps), 1).astype(np.float32)
-    pins = np.where(known, at + size * np.arange(len(at))[:, None], -1)
+    pins = np.where(held, at + size * np.arange(len(at))[:, None], -1)
     return Lattice(size, steps, np.where(known, low, 0), np.where(known, high, 0), pins, pinned.astype(np.float32))
 
 

@@ -208,6 +208,7 @@ def _weight_noise(weight: Array, power: Array, grid: WeightGrid) -> Array:
     columns = weight.shape[1]
     starts = np.arange(0, columns, grid.block or columns)
     peaks = np.maximum.reduceat(np.abs(weight), starts, axis=1).astype(np.float64)
+    peaks = np.full_like(peaks, peaks.max(initial=0)) if grid.shared else peaks
     # Of the two grids of a block the better one is as fine as one with a code more on both sides.
     largest = grid.largest if grid.block is None else grid.largest + 1
     return np.asarray(np.square(peaks / largest) @ np.add.reduceat(power, starts) / 12)

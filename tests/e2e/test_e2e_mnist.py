@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,15 @@ def test_small_and_as_good(manifest: dict[str, Any], fmt: str, vs_fp32: int, vs_
     assert fp32["test"] > 95
     assert fp32["test"] - packed["test"] <= 1, "the held-out thousand, one standard error of them is 0.5"
     assert all(proof["passed"] for proof in packed["proofs"].values())
+
+
+@pytest.mark.parametrize("fmt", ["onnx", "tflite"])
+def test_little_beside_the_weights(manifest: dict[str, Any], fmt: str) -> None:
+    """Scales, biases, names and tables are at most 8 % of the bytes of the packed weights."""
+    packed = manifest["files"][f"model.{fmt}"]
+    found = re.search(r"planned, (\d+) bytes", packed["proofs"]["weight-bytes"]["detail"])
+    assert found is not None
+    assert packed["size_bytes"] <= 1.08 * int(found[1])
 
 
 def test_what_was_looked_at(manifest: dict[str, Any]) -> None:

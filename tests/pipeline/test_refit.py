@@ -25,7 +25,7 @@ from edgepack.pipeline.prepare import Prepared, prepared
 from edgepack.pipeline.refit import Refitter
 from edgepack.pipeline.rounding import Part
 from edgepack.plan.candidates import break_even_rank
-from edgepack.quantize.grids import quantize_weight
+from edgepack.quantize.grids import quantize_matrix
 from edgepack.workspace import Cache, silent
 from tests.linear_plans import linear_plan
 from tests.pipeline.small_builds import options
@@ -78,7 +78,7 @@ def far(ready: Prepared, factors: dict[str, Replacement]) -> float:
 def test_a_build_with_a_refit_loses_less(classifier: Path, cache: Path, tmp_path: Path) -> None:
     drops = []
     for refit in (False, True):
-        asked = options(classifier, rank=16, precision="int8", refit=refit, out=tmp_path / str(refit))
+        asked = options(classifier, rank=24, precision="int8", refit=refit, out=tmp_path / str(refit))
         manifest = build(asked, cache=Cache(cache)).manifest.record()
         assert manifest["options"]["refit"] is refit
         assert all(proof["passed"] for proof in manifest["files"]["model.onnx"]["proofs"].values())
@@ -113,8 +113,8 @@ def test_only_layers_behind_factored_ones_are_refitted_and_all_stay_on_their_gri
     np.testing.assert_array_equal(fitted["w1"].B, plain["w1"].B)
     assert not np.array_equal(fitted["w2"].B, plain["w2"].B)
     for weight in (fitted["w2"].A, fitted["w2"].B):
-        codes, scales = quantize_weight(weight, largest=ready.evaluator.replacements.rounder.largest)
-        np.testing.assert_allclose(codes * scales[:, None], weight, rtol=1e-6)
+        codes, scales = quantize_matrix(weight, largest=ready.evaluator.replacements.rounder.largest)
+        np.testing.assert_allclose(codes * scales.reshape(-1, 1), weight, rtol=1e-6)
     assert far(ready, fitted) < far(ready, plain)
     # Nothing is compressed before the second layer: nothing to make up for.
     alone = plan(ready, (None, 32, None))

@@ -10,7 +10,7 @@ import pytest
 
 from edgepack.backends.onnx import schemes as onnx
 from edgepack.backends.tflite import schemes as tflite
-from edgepack.factorize import whitened
+from edgepack.factorize import two_sided, whitened
 from edgepack.factorize.whitened import shrunk_covariance
 from edgepack.model.layer import View
 from edgepack.model.replacement import Replacement
@@ -20,7 +20,7 @@ from edgepack.model.structure import low_rank
 from edgepack.model.types import Array, InputSpread, Moments, Spectrum
 from edgepack.pipeline.rounding import Rounder
 from edgepack.quantize.error_breakdown import dense_share
-from edgepack.quantize.grids import dequantize_blocks, quantize_blocks, quantize_weight
+from edgepack.quantize.grids import dequantize_blocks, has_one_scale, quantize_blocks, quantize_matrix
 from edgepack.quantize.rotation import balanced
 from edgepack.workspace import Cache, Workspace
 
@@ -75,8 +75,8 @@ def nearest(weight: Array, scheme: Scheme) -> Array:
     if scheme.granularity == "block":
         codes, scales = quantize_blocks(weight, scheme.bits)
         return dequantize_blocks(codes, scales, weight.shape[1])
-    codes, scales = quantize_weight(weight, largest=7 if scheme.bits == 4 else 127)
-    return np.asarray(codes * scales[:, None], np.float32)
+    codes, scales = quantize_matrix(weight, largest=7 if scheme.bits == 4 else 127)
+    return np.asarray(codes * scales.reshape(-1, 1), np.float32)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
@@ -87,6 +87,32 @@ def test_every_quantizer_leaves_them_as_they_are(
     pair = rounder(tmp_path, Known(moments)).factors(layer, spectrum, low_rank(RANK), scheme)
     for weight in (pair.A, pair.B):
         np.testing.assert_array_equal(nearest(weight, scheme), weight)
+
+
+@pytest.mark.parametrize("scheme", [onnx.INT8_DYNAMIC, onnx.INT8_STATIC, tflite.INT8_STATIC], ids=str)
+def test_one_scale_is_enough_for_a_factor(scheme: Scheme, seen: tuple[View, Moments, Spectrum], tmp_path: Path) -> None:
+    layer, moments, spectrum = seen
+    pair = rounder(tmp_path, Known(moments)).factors(layer, spectrum, low_rank(RANK), scheme)
+    for factor in (pair.A, pair.B):
+        assert has_one_scale(factor, largest=127)
+    exact = whitened.factors(layer, spectrum, RANK)
+    covariance = shrunk_covariance(moments)
+    assert error(layer, pair, covariance) < 1.01 * error(layer, exact, covariance)
+
+
+def test_outputs_that_differ_keep_scales_of_their_own(seen: tuple[View, Moments, Spectrum], tmp_path: Path) -> None:
+    """A large output must not take the levels of all others, as large as their share of the loss may be."""
+    layer, moments, _ = seen
+    weight = layer.weight.copy()
+    weight[0] *= 1000
+    layer = replace(layer, weight=weight)
+    gradient = np.diag(np.where(np.arange(OUT) == 0, 1e-6, 1.0))
+    ready = replace(rounder(tmp_path, Known(moments)), gradients={layer.name: gradient}, method="two-sided")
+    inputs = InputSpread(moments.variance, moments.low, moments.high, moments.row_range)
+    spectrum = replace(two_sided.spectrum(layer, gradient), inputs=inputs)
+    pair = ready.factors(layer, spectrum, low_rank(RANK), onnx.INT8_DYNAMIC)
+    assert not has_one_scale(pair.A, largest=127)
+    assert has_one_scale(pair.B, largest=127)
 
 
 @pytest.mark.parametrize("scheme", [onnx.INT8_DYNAMIC, tflite.INT4_DYNAMIC, onnx.NBITS4], ids=str)

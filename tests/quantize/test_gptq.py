@@ -10,9 +10,12 @@ from hypothesis import strategies as st
 from edgepack.errors import DataError
 from edgepack.model.types import Array
 from edgepack.quantize.gptq import Rounded, gptq, planes, round_to_nearest, row_errors
-from edgepack.quantize.grids import WeightGrid, dequantize_blocks, quantize_blocks, quantize_weight
+from edgepack.quantize.grids import WeightGrid, dequantize_blocks, quantize_blocks, quantize_matrix, quantize_weight
 
-GRIDS = st.sampled_from([WeightGrid(127), WeightGrid(63), WeightGrid(7), WeightGrid(7, 16), WeightGrid(127, 32)])
+SHARED = WeightGrid(127, shared=True), WeightGrid(7, shared=True)
+GRIDS = st.sampled_from([
+    WeightGrid(127), WeightGrid(63), WeightGrid(7), WeightGrid(7, 16), WeightGrid(127, 32), *SHARED
+])  # fmt: skip
 SIDES = st.integers(1, 48)
 
 
@@ -37,7 +40,11 @@ def error(one: Rounded, weight: Array, hessian: Array) -> float:
 
 
 def survives(one: Rounded, grid: WeightGrid) -> None:
-    if grid.block is None:
+    if grid.shared:
+        codes, scales = quantize_matrix(one.weight, largest=grid.largest)
+        np.testing.assert_array_equal((codes * scales.reshape(-1, 1)).astype(np.float32), one.weight)
+        assert len(np.unique(one.scales[np.abs(one.weight).max(axis=1) > 0])) <= 1
+    elif grid.block is None:
         codes, scales = quantize_weight(one.weight, largest=grid.largest)
         np.testing.assert_array_equal(codes, one.codes)
         known = np.abs(one.weight).max(axis=1) > 0
@@ -67,10 +74,13 @@ def test_on_the_grid_and_never_worse(
         assert errors[0] <= errors[1] * (1 + 1e-4) + 1e-9
         return
     least = row_errors(theirs, hessian)
+    if grid.shared:
+        assert row_errors(ours, hessian).sum() <= least.sum() * (1 + 1e-4) + 1e-12
+        return
     assert (row_errors(ours, hessian) <= least * (1 + 1e-4) + 1e-6 * least.max(initial=0.0) + 1e-12).all()
 
 
-@pytest.mark.parametrize("grid", [WeightGrid(127), WeightGrid(7), WeightGrid(7, 32)])
+@pytest.mark.parametrize("grid", [WeightGrid(127), WeightGrid(7), WeightGrid(7, 32), *SHARED])
 def test_halves_the_error_on_correlated_inputs(grid: WeightGrid) -> None:
     weight, hessian = normal(64, 96, 1), moment(96, 2)
     plain = error(round_to_nearest(weight, grid), weight, hessian)

@@ -22,24 +22,27 @@ from edgepack.quantize.grids import (
     lattice,
     nearest,
     quantize_blocks,
+    quantize_matrix,
     quantize_weight,
 )
 
 FLOATS = st.floats(-(2.0**60), 2.0**60, width=32)
 WEIGHTS = hnp.arrays(np.float32, st.tuples(st.integers(1, 5), st.integers(1, 70)), elements=FLOATS)
 CHANNELS = st.sampled_from([WeightGrid(127), WeightGrid(63), WeightGrid(7)])
+SHARED = st.sampled_from([WeightGrid(127, shared=True), WeightGrid(7, shared=True)])
 BLOCKS = st.sampled_from([WeightGrid(127, 32), WeightGrid(7, 32), WeightGrid(7, 16)])
 
 
 def on_grid_again(one: Rounded, grid: WeightGrid) -> Array:
     """What the quantizers of the written files make of it."""
     if grid.block is None:
-        codes, scales = quantize_weight(one.weight, largest=grid.largest)
-        return (codes * scales[:, None]).astype(np.float32)
+        codes, scales = (quantize_matrix if grid.shared else quantize_weight)(one.weight, largest=grid.largest)
+        assert scales.ndim == 0 or not grid.shared or len(one.weight) == 1
+        return (codes * scales.reshape(-1, 1)).astype(np.float32)
     return dequantize_blocks(*quantize_blocks(one.weight, grid.bits, grid.block), one.weight.shape[1])
 
 
-@given(WEIGHTS, CHANNELS | BLOCKS, st.floats(0.5, 1.1))
+@given(WEIGHTS, CHANNELS | SHARED | BLOCKS, st.floats(0.5, 1.1))
 def test_rounding_again_changes_no_bit(weight: Array, grid: WeightGrid, shrink: float) -> None:
     on = lattice(weight, grid).shrunk(shrink)
     found = decoded(nearest(weight, on), on)
@@ -47,7 +50,7 @@ def test_rounding_again_changes_no_bit(weight: Array, grid: WeightGrid, shrink: 
     np.testing.assert_array_equal(again, found)
 
 
-@given(WEIGHTS, CHANNELS | BLOCKS)
+@given(WEIGHTS, CHANNELS | SHARED | BLOCKS)
 def test_codes_and_scales_make_the_weight(weight: Array, grid: WeightGrid) -> None:
     one = round_to_nearest(weight, grid)
     size = grid.block or weight.shape[1]
@@ -63,6 +66,14 @@ def test_the_largest_code_is_reached(weight: Array, grid: WeightGrid) -> None:
     zeros = np.abs(weight).max(axis=1) <= 1e-35
     assert (codes[~zeros] == grid.largest).all()
     assert not codes[zeros].any()
+
+
+@given(WEIGHTS, SHARED)
+def test_one_scale_is_that_of_the_largest_weight(weight: Array, grid: WeightGrid) -> None:
+    one = round_to_nearest(weight, grid)
+    known = np.abs(weight).max(axis=1) > 1e-35
+    assert len(np.unique(one.scales[known])) <= 1
+    assert np.abs(one.codes.astype(int)).max() == (grid.largest if known.any() else 0)
 
 
 @given(WEIGHTS, CHANNELS)

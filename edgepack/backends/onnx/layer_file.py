@@ -71,4 +71,4 @@ def _model(rows: int, columns: int, batch: int) -> ir.Model:
     return ir.from_proto(made)
 
 
-ONNX_LAYER: FileStep[OnnxLayer] = FileStep("layers", 4, _write, ".onnx", TOOLS)
+ONNX_LAYER: FileStep[OnnxLayer] = FileStep("layers", 5, _write, ".onnx", TOOLS)

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 Stored = dict[str, list[tuple[Array, "ir.Value"]]]
 
+PAIRS_NAME = "pairs"
+"""Of the table by which bytes of two codes are taken apart; all layers share it."""
 INITIALIZERS_APART = 4
 """From this IR version on an initializer need not be a graph input as well."""
 
@@ -167,7 +169,9 @@ class Builder:
         """Both codes of every byte are looked up in a table: no operator of old opsets takes a byte apart."""
         import onnx_ir as ir
 
-        table = self.constant(PAIRS, "pairs")
+        known = self._graph(self._home).initializers.get(PAIRS_NAME)
+        same = known is not None and known.const_value is not None and np.array_equal(known.const_value.numpy(), PAIRS)
+        table = known if known is not None and same else self.constant(PAIRS, PAIRS_NAME)
         pairs = step("Gather", table, step("Cast", packed, to=int(ir.DataType.INT32)))
         size = int(np.prod(shape))
         if size % 2:

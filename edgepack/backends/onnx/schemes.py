@@ -22,7 +22,7 @@ from edgepack.model.scheme import Scheme
 DOMAIN = "com.microsoft"
 """Of the operators that ONNX Runtime has beyond the standard."""
 
-_scheme = partial(Scheme, backend="onnx", bytes_per_op=600)
+_scheme = partial(Scheme, backend="onnx", bytes_per_op=300)
 
 FP32 = _scheme("fp32", bits=32, granularity="tensor", activations="float", qmax=0, instructions_per_op=2800)
 WEIGHTS8 = _scheme(

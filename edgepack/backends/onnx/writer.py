@@ -258,11 +258,13 @@ class OnnxWriter:
         """Linear layers by edgepack, all others by the runtime's quantizer; returns names of all constants."""
         from edgepack.backends.onnx.emit import to_schemes
         from edgepack.backends.onnx.file import save
+        from edgepack.backends.onnx.tidy import tidy
         from edgepack.backends.onnx.values import constant_names
 
         seen = self._ranges(model, scheme.layers, schemes or {})
         complete = self._with_rest(model, scheme, out)
         made = to_schemes(complete, scheme.layers, ranges=seen, largest=self.largest, schemes=schemes, weights=weights)
+        tidy(made)
         save(made, out)
         return constant_names(made)
 

@@ -16,6 +16,7 @@ from edgepack.backends.tflite.schemes import FP32, INT4_DYNAMIC, INT8_DYNAMIC, I
 from edgepack.errors import ModelError
 from edgepack.model.scheme import Scheme
 from edgepack.model.types import Array
+from edgepack.quantize.grids import has_one_scale
 
 LAYER_SCHEMES = tuple(scheme for scheme in SCHEMES if scheme.scope == "layer")
 """What single operators of a file may differ in."""
@@ -30,7 +31,8 @@ def quantize(
 ) -> tuple[str, ...]:
     """Write an integer scheme of an fp32 file: the quantizer's own standard recipe, with float32 inputs and outputs.
 
-    Weights are integers, symmetric, one scale per output channel: max |w| / 127, or / 7 in four bits. "dynamic-range"
+    Weights are integers, symmetric, one scale per output channel: max |w| / 127, or / 7 in four bits; and one for a
+    whole matrix that lies on its grid. "dynamic-range"
     quantizes activations to int8 at run time; "int8-static" to the smallest and largest values met on `samples` (the
     quantizer's default, a moving average over single samples, clips most of what it saw).
     A static file is run once: a kind of operator that refuses its own int8 inputs there (a division whose divisor
@@ -137,7 +139,7 @@ def _quantized(
         try:
             work = quantizer.Quantizer(str(source))
             if scheme == INT8_STATIC:
-                work.add_static_config(".*", names.ALL_SUPPORTED, activation_num_bits=8, weight_num_bits=8)
+                _configure(work, ".*", scheme)
                 for operator in (names.INPUT, names.OUTPUT, *map(names, kept)):
                     work.update_quantization_recipe(".*", operator, algorithm_key=no_quantize)
             elif rest != FP32:
@@ -146,6 +148,8 @@ def _quantized(
                 scope = _scope([name for name, own in single.items() if own == other])
                 if scope is not None:
                     _configure(work, scope, other)
+            for other, scope in _scopes_of_one_scale(source, rest, single):
+                _configure(work, scope, other, qtyping.QuantGranularity.TENSORWISE)
             ranges = None
             if scheme == INT8_STATIC:
                 ranges = _calibrated(work.get_quantization_recipe(), source, samples)
@@ -154,17 +158,20 @@ def _quantized(
             raise ModelError(f"{source.name}: litert-quantizer cannot write the scheme {scheme}: {err}") from err
 
 
-def _configure(work: Any, scope: str, scheme: Scheme) -> None:
-    """Give the operators of a scope a scheme of single layers."""
+def _configure(work: Any, scope: str, scheme: Scheme, granularity: Any = None) -> None:
+    """Give the operators of a scope a scheme, with one scale a channel unless another granularity is asked for."""
     from litert_quantizer import qtyping, quantizer
 
     every = qtyping.TFLOperationName.ALL_SUPPORTED
+    granularity = granularity or qtyping.QuantGranularity.CHANNELWISE
     if scheme == FP32:
         work.update_quantization_recipe(scope, every, algorithm_key=quantizer.AlgorithmName.NO_QUANTIZE)
     elif scheme == WEIGHTS8:
-        work.add_weight_only_config(scope, every, num_bits=scheme.bits)
+        work.add_weight_only_config(scope, every, scheme.bits, granularity)
+    elif scheme.is_static:
+        work.add_static_config(scope, every, 8, scheme.bits, granularity)
     else:
-        work.add_dynamic_config(scope, every, num_bits=scheme.bits)
+        work.add_dynamic_config(scope, every, scheme.bits, granularity)
 
 
 def _scope(outputs: Sequence[str]) -> str | None:
@@ -172,6 +179,18 @@ def _scope(outputs: Sequence[str]) -> str | None:
     if not outputs:
         return None
     return f"^(?:{'|'.join(re.escape(f'{name};') for name in outputs)})$"
+
+
+def _scopes_of_one_scale(source: Path, rest: Scheme, single: Mapping[str, Scheme]) -> Iterator[tuple[Scheme, str]]:
+    """By their scheme, the operators whose whole weight one scale gives exactly."""
+    found: dict[Scheme, list[str]] = {}
+    for op in linear_ops(source):
+        own = single.get(op.output, rest)
+        if not own.is_float and has_one_scale(op.weight, largest=own.qmax):
+            found.setdefault(own, []).append(op.output)
+    for own, outputs in found.items():
+        if (scope := _scope(outputs)) is not None:
+            yield own, scope
 
 
 def _refusing_operator(path: Path, samples: Mapping[str, Array]) -> str | None:

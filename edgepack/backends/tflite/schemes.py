@@ -11,7 +11,7 @@ from functools import partial
 from edgepack.model.scheme import CONSTEXPR as CONSTEXPR_NAME
 from edgepack.model.scheme import Scheme
 
-_scheme = partial(Scheme, backend="tflite", bytes_per_op=400)
+_scheme = partial(Scheme, backend="tflite", bytes_per_op=300)
 
 FP32 = _scheme("fp32", bits=32, granularity="tensor", activations="float", qmax=0, instructions_per_op=300)
 WEIGHTS8 = _scheme(

@@ -17,6 +17,7 @@ from edgepack.backends.tflite.quantizer import LAYER_SCHEMES, check_mixture
 from edgepack.backends.tflite.read import TfliteLinear, linear_ops
 from edgepack.backends.tflite.rewrite import Places, find_places
 from edgepack.backends.tflite.schemes import CONSTEXPR, FP32, INT4_DYNAMIC, INT8_DYNAMIC, INT8_STATIC
+from edgepack.backends.tflite.tidy import shorten_names, tidy
 from edgepack.data import feeds, rename
 from edgepack.errors import LayerError, ModelError
 from edgepack.model.layer import Layer
@@ -187,11 +188,12 @@ class TfliteWriter:
         return _written(out, placed, factors, {**dict.fromkeys(placed, base), **others, **in_code})
 
     def _finish(self, source: Path, out: Path, factors: Mapping[str, Replacement]) -> None:
-        """Put the code of layers in the place of their weights, which the quantizer knows."""
+        """Put the code of layers in the place of their weights, which the quantizer knows, and leave out the rest."""
         if any(part.structure.is_constexpr for part in factors.values()):
             self._places.encode(source, out, factors)
         elif source != out:
             out.write_bytes(source.read_bytes())
+        tidy(out)
 
     def _check_coded(
         self, coded: Collection[str], factors: Mapping[str, Replacement], schemes: Mapping[str, Scheme]
@@ -264,6 +266,7 @@ class TfliteWriter:
                 self._converter.load_onnx(opened.files["onnx"], self._shapes)
             self._loaded = True
         missing = self._converter.emit(path, opened.layers, factors or None)
+        shorten_names(path)
         if missing:
             raise LayerError(
                 dict.fromkeys(missing, "it has no counterpart in the torch graph that TFLite is made from")
@@ -339,7 +342,7 @@ def _found(find: Callable[[], Mapping[str, Sequence[str]]]) -> Mapping[str, Sequ
 
 
 OPERATORS: Step[Callable[[], Mapping[str, Sequence[str]]], Mapping[str, Sequence[str]]] = Step(
-    "tflite-operators", 1, _found, tools=TOOLS
+    "tflite-operators", 2, _found, tools=TOOLS
 )
-CONVERTED: FileStep[Callable[[Path], None]] = FileStep("tflite", 3, _write, ".tflite", TOOLS)
-QUANTIZED: FileStep[Callable[[Path], None]] = FileStep("tflite-quantized", 1, _write, ".tflite", TOOLS)
+CONVERTED: FileStep[Callable[[Path], None]] = FileStep("tflite", 4, _write, ".tflite", TOOLS)
+QUANTIZED: FileStep[Callable[[Path], None]] = FileStep("tflite-quantized", 3, _write, ".tflite", TOOLS)

@@ -21,7 +21,7 @@ from edgepack.model.layer import Layer
 from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import Scheme
 from edgepack.model.types import Array
-from edgepack.quantize.grids import activation_grid, block_for, pack, quantize_blocks, quantize_weight
+from edgepack.quantize.grids import activation_grid, block_for, pack, quantize_blocks, quantize_matrix
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -154,11 +154,11 @@ def _float_product(
 
 def _decoded(site: Site, bits: int, largest: int) -> Build:
     """The float operator, its weight an integer constant that is decoded at load."""
-    codes, scales = quantize_weight(site.layer.weight, largest=largest)
+    codes, scales = quantize_matrix(site.layer.weight, largest=largest)
 
     def build(builder: Builder, x: ir.Value, placement: Placement) -> ir.Value:
         stored, axis = _laid_out(codes, placement)
-        steps = scales.reshape([-1 if i == axis else 1 for i in range(stored.ndim)])
+        steps = scales.reshape([-1 if i == axis else 1 for i in range(stored.ndim)]) if scales.ndim else scales
         weight = builder.decoded(np.ascontiguousarray(stored), steps, site.layer.name, site.dtype, bits)
         return _float_product(builder, x, weight, placement, site, site.layer.bias)
 
@@ -211,7 +211,7 @@ def _static(site: Site, shared: Shared, low_high: tuple[float, float], largest: 
             y = _static_gemm(builder, x_grid, placement, site.layer, activation_grid(*low_high)[0], largest)
             if y is not None:
                 return leave(builder, y, placement, site.dtype)
-        weight, scales = quantize_weight(site.layer.weight, largest=largest)
+        weight, scales = quantize_matrix(site.layer.weight, largest=largest)
         w_grid = _weight_grid(builder, site.layer.name, np.ascontiguousarray(weight.T), scales, axis=1)
         return _finish(builder, builder.op("MatMul", [x_grid, w_grid]), placement, site)
 
@@ -234,11 +234,11 @@ def _integer(builder: Builder, x: tuple[ir.Value, ...], placement: Placement, si
     """Integer product of `x` = (codes, scale, zero point) with the layer's weight, scaled back to float32."""
     codes_x, x_scale, x_zero = x
     name = site.layer.name
-    codes, scales = quantize_weight(site.layer.weight, largest=largest)
+    codes, scales = quantize_matrix(site.layer.weight, largest=largest)
     if placement.kind == "conv":
         spatial = (1,) * placement.spatial
         weight = builder.constant(codes.reshape(*codes.shape, *spatial), f"{name}.int8")
-        scale = builder.constant(scales.reshape(-1, *spatial), f"{name}.scale")
+        scale = builder.constant(scales.reshape(-1, *spatial) if scales.ndim else scales, f"{name}.scale")
         total = builder.op("ConvInteger", [codes_x, weight, x_zero])
     else:
         weight = builder.constant(np.ascontiguousarray(codes.T), f"{name}.int8")
@@ -253,29 +253,30 @@ def _weight_grid(builder: Builder, name: str, codes: Array, scales: Array, *, ax
     """DequantizeLinear of an int8 weight. The zero points are spelled out: without them the runtime does not fuse."""
     weight = builder.constant(codes, f"{name}.int8")
     scale = builder.constant(scales, f"{name}.scale")
-    zeros = builder.constant(np.zeros(len(scales), np.int8), f"{name}.zero_point")
-    return builder.op("DequantizeLinear", [weight, scale, zeros], {"axis": axis})
+    zeros = builder.constant(np.zeros(scales.shape, np.int8), f"{name}.zero_point")
+    return builder.op("DequantizeLinear", [weight, scale, zeros], {"axis": axis if scales.ndim else None})
 
 
 def _static_gemm(
     builder: Builder, x_grid: ir.Value, placement: Placement, layer: Layer, x_scale: float, largest: int
 ) -> ir.Value | None:
     """Gemm with an int32 bias, which becomes one integer kernel with a float result; None where the bias overflows."""
-    codes, scales = quantize_weight(layer.weight, largest=largest)
+    codes, scales = quantize_matrix(layer.weight, largest=largest)
     inputs = [x_grid, _weight_grid(builder, layer.name, codes, scales, axis=0)]
     bias = layer.bias
     if bias is None and _before_transpose(placement):
         # Without a bias the runtime folds the Transpose into the Gemm, and then finds no integer kernel for it.
         bias = np.zeros(layer.out_features, np.float32)
     if bias is not None:
-        bias_scales = (scales * np.float32(x_scale)).astype(np.float32)
+        bias_scales = np.asarray(scales * np.float32(x_scale), np.float32)
         levels = np.rint(bias / bias_scales)
         if not np.abs(levels).max() < 2**30:
             return None
         bias_codes = builder.constant(levels.astype(np.int32), f"{layer.name}.bias.int32")
         scale = builder.constant(bias_scales, f"{layer.name}.bias.scale")
-        zeros = builder.constant(np.zeros(len(levels), np.int32), f"{layer.name}.bias.zero_point")
-        inputs.append(builder.op("DequantizeLinear", [bias_codes, scale, zeros], {"axis": 0}))
+        zeros = builder.constant(np.zeros(scales.shape, np.int32), f"{layer.name}.bias.zero_point")
+        axis = 0 if scales.ndim else None
+        inputs.append(builder.op("DequantizeLinear", [bias_codes, scale, zeros], {"axis": axis}))
     return builder.op("Gemm", inputs, {"transB": 1})
 
 

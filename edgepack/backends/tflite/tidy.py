@@ -1,0 +1,80 @@
+"""Takes out of a file what no runtime needs: long names inside of it, notes, empty tables, equal vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from edgepack.backends.tflite.file import drop_unused, packed, text
+
+
+def shorten_names(path: Path) -> None:
+    """Give the tensors of a file numbers for names, in place; the inputs and outputs of graphs keep theirs.
+
+    Done to what the converter wrote, before anything refers to tensors by their names.
+    """
+    model = _read(path)
+    for graph in model.subgraphs:
+        public = {int(index) for index in (*graph.inputs, *graph.outputs)}
+        _number(graph, [index for index in range(len(graph.tensors)) if index not in public])
+    _write(model, path)
+
+
+def tidy(path: Path) -> None:
+    """Make a file small, in place; what it computes stays the same, to the bit.
+
+    Converters and quantizers leave notes on themselves, a table of quantization for tensors that have none, and the
+    same vector once for every tensor. Signatures stay: by them programs call the model. So do the names of all that
+    operators write, by which layers are found; constants get numbers.
+    """
+    model = _read(path)
+    model.description = model.metadata = model.metadataBuffer = None
+    for graph in model.subgraphs:
+        public = {int(index) for index in (*graph.inputs, *graph.outputs)}
+        constants = [index for index, tensor in enumerate(graph.tensors) if _data(model, tensor) is not None]
+        _number(graph, [index for index in constants if index not in public])
+        for tensor in graph.tensors:
+            grid = tensor.quantization
+            if grid is not None:
+                grid.min = grid.max = None
+                has_scale = grid.scale is not None and len(grid.scale) > 0
+                tensor.quantization = grid if has_scale or grid.details is not None else None
+    _share_vectors(model)
+    drop_unused(model)
+    _write(model, path)
+
+
+def _number(graph: Any, indices: Sequence[int]) -> None:
+    """Name these tensors of a graph by numbers that no other has."""
+    others = set(range(len(graph.tensors))) - set(indices)
+    taken = {text(graph.tensors[index].name) for index in others}
+    free = (name for name in map(str, count()) if name not in taken)
+    for index in indices:
+        graph.tensors[index].name = next(free).encode()
+
+
+def _data(model: Any, tensor: Any) -> Any:
+    """The bytes of a constant, None of a tensor that is computed."""
+    data = model.buffers[tensor.buffer].data
+    return None if data is None or not len(data) or tensor.isVariable else data
+
+
+def _share_vectors(model: Any) -> None:
+    """Matrices are left alone: each belongs to its layer, and is counted there."""
+    known: dict[bytes, int] = {}
+    for tensor in (tensor for graph in model.subgraphs for tensor in graph.tensors):
+        data = _data(model, tensor)
+        if data is not None and len(tensor.shape) <= 1:
+            tensor.buffer = known.setdefault(bytes(data), tensor.buffer)
+
+
+def _read(path: Path) -> Any:
+    from ai_edge_litert.tools import flatbuffer_utils
+
+    return flatbuffer_utils.read_model_from_bytearray(path.read_bytes())
+
+
+def _write(model: Any, path: Path) -> None:
+    path.write_bytes(packed(model))
