@@ -27,6 +27,7 @@ from edgepack.model.serialize import packed_part
 from edgepack.model.types import Array, Contents, LayerPlan, Proof, Written
 from edgepack.natives import native
 from edgepack.pipeline import verify
+from edgepack.pipeline.distill import Outcome
 from edgepack.plan.candidates import exceptions
 from edgepack.sources.recipe import user_errors
 from edgepack.workspace import digest
@@ -83,6 +84,7 @@ class Attempt:
     Attributes:
         drop: on the validation samples, that it was chosen on; None without data.
         confirmation: on samples that no plan was chosen on; None where none were kept back, or before it was chosen.
+        recovery: what training of its pairs came to; None where they were not trained.
     """
 
     fmt: Format
@@ -92,6 +94,7 @@ class Attempt:
     proofs: tuple[Proof, ...]
     drop: Drop | None
     confirmation: Drop | None = None
+    recovery: Outcome | None = None
 
     @property
     def stated(self) -> Drop | None:

@@ -150,14 +150,12 @@ def pack_file(
     chosen_by: str,
     test: float | None,
     splits: Mapping[str, Split],
-    outcome: Outcome | None,
 ) -> PackedFile:
     """The entry of `model.<format>`.
 
     Args:
         chosen_by: where the choice of its scheme comes from.
         splits: by layer name, what is lost of its output.
-        outcome: of training its pairs.
     """
     dense = sum(a * b for a, b, _ in source.weights)
     saved = sum(p.dense_parameters - p.weight_parameters for p in attempt.layers)
@@ -173,7 +171,7 @@ def pack_file(
         confirmation=_entry(attempt.confirmation),
         test=test,
         scheme_chosen_by=chosen_by,
-        recovery=None if outcome is None else _recovery(outcome),
+        recovery=None if attempt.recovery is None else _recovery(attempt.recovery),
         matrix_parameters=dense - saved,
         matrix_parameters_share=(dense - saved) / dense if dense else 1.0,
         layers=tuple(LayerEntry.of(choice, _shares(splits.get(choice.layer))) for choice in attempt.layers),
@@ -182,7 +180,8 @@ def pack_file(
 
 
 def _recovery(outcome: Outcome) -> RecoveryEntry:
-    return RecoveryEntry(outcome.steps, HeldOutLoss(outcome.held_out[0], outcome.held_out[1]), outcome.missing)
+    loss = HeldOutLoss(*outcome.held_out)
+    return RecoveryEntry(outcome.steps, loss, outcome.missing, outcome.samples, outcome.kept)
 
 
 def _shares(split: Split | None) -> LostShares | None:

@@ -27,7 +27,7 @@ from edgepack.pipeline.datasets import Data, Methods, choose_methods, load_data,
 from edgepack.pipeline.distill import Recovery, check_recover
 from edgepack.pipeline.evaluate import Guard, Prover, check_evaluate, known_by_heart
 from edgepack.pipeline.evaluator import Evaluator
-from edgepack.pipeline.gradients import weighed
+from edgepack.pipeline.gradients import gradient_kind, weighed
 from edgepack.pipeline.method_fits import Alternatives, fit_alternatives
 from edgepack.pipeline.options import BuildOptions
 from edgepack.pipeline.prices import Prices, make_prices
@@ -289,8 +289,8 @@ def _replacements(
     if options.refit and calibration is not None:
         refitter = Refitter(opened, rounder, calibration)
     if options.recover is not None and calibration is not None:
-        key = digest(analysis.key, "recovery")
-        recovery = Recovery(source.opened, calibration, guard.metric, options.recover, key, workspace)
+        key, classes = digest(analysis.key, "recovery"), gradient_kind(guard.metric) == "classes"
+        recovery = Recovery(source.opened, calibration, classes, options.recover, key, workspace)
     return Replacements(analysis, rounder, refitter, recovery, alternatives)
 
 

@@ -154,8 +154,12 @@ def _recoveries(manifest: Manifest) -> Iterator[Block]:
                 Figure(loss, "fine loss") for loss in (found.held_out_loss.before, found.held_out_loss.after)
             )
             rest = f"; not trained: {', '.join(found.not_trained)}" if found.not_trained else ""
-            steps = f"{name}: recovered in {found.steps} steps, held-out loss "
-            yield Paragraph((steps, before, " → ", after, rest))
+            steps = f"{found.steps} steps" + (f" on {found.samples} samples" if found.samples else "")
+            if found.kept:
+                yield Paragraph((f"{name}: recovered in {steps}, held-out loss ", before, " → ", after, rest))
+            else:
+                said = ": training made the file no better, so it is as it was without"
+                yield Paragraph((f"{name}: not recovered in {steps}, held-out loss ", before, " → ", after, said))
 
 
 def _plans(manifest: Manifest) -> Iterator[Block]:
