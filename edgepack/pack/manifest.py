@@ -102,9 +102,9 @@ class MetricEntry:
     """By what plans were chosen, and whether real data stood guard.
 
     Attributes:
-        name: of the first output's metric.
+        name: of the first output's metric; `recipe` where the recipe's own `evaluate` judged the whole model.
         why: it was chosen.
-        outputs: how every output is judged.
+        outputs: how every output is judged; none where the recipe did.
     """
 
     name: Shown

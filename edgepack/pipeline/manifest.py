@@ -36,9 +36,10 @@ from edgepack.pack.manifest import (
 from edgepack.pipeline.baselines import Baseline
 from edgepack.pipeline.crossval import CrossValidation
 from edgepack.pipeline.distill import Outcome
-from edgepack.pipeline.evaluate import Attempt
+from edgepack.pipeline.evaluate import Attempt, Guard
 from edgepack.pipeline.options import BuildOptions
 from edgepack.pipeline.prepare import Prepared
+from edgepack.pipeline.recipe_score import RECIPE
 from edgepack.pipeline.search import Probe
 from edgepack.plan.candidates import file_label
 from edgepack.quantize.error_breakdown import Split
@@ -63,7 +64,7 @@ class Results:
 def make_manifest(ready: Prepared, probes: Sequence[Probe], results: Results) -> Manifest:
     """The manifest of a build."""
     options, opened, data, guard = ready.evaluator.options, ready.opened, ready.data, ready.guard
-    found = ready.cross_validation
+    found, kept_back = ready.cross_validation, ready.evaluator.confirmation
     return Manifest(
         model=ModelEntry(opened.name, Path(options.model).name, opened.kind, opened.sha256),
         target=TargetEntry(options.target.name),
@@ -74,19 +75,12 @@ def make_manifest(ready: Prepared, probes: Sequence[Probe], results: Results) ->
         cross_validation=None if found is None else _cross_validation(found),
         loss_weighted_by="output gradients" if ready.evaluator.analysis.sensitivity.known else "output energy",
         cost_sources={fmt: ready.prices.source_name(fmt) for fmt in ready.files},
-        metric=MetricEntry(
-            name=guard.metric,
-            why=guard.scale.judges[0].why,
-            guarded=guard.guarded,
-            outputs=tuple(
-                JudgeEntry(judge.output, judge.metric.name, judge.labelled, judge.why) for judge in guard.scale.judges
-            ),
-        ),
+        metric=_metric(guard),
         data=DataEntry(
             origin=data.origin,
             calibration_samples=0 if data.calibration is None else len(data.calibration),
-            guard_samples=len(data.guard) if guard.guarded else 0,
-            confirmation_samples=0 if data.confirmation is None else len(data.confirmation),
+            guard_samples=len(data.guard) if guard.guarded and guard.recipe is None else 0,
+            confirmation_samples=0 if kept_back is None else len(kept_back.samples),
             labelled=data.guard.labels is not None,
             split_seed=options.seed,
         ),
@@ -95,6 +89,18 @@ def make_manifest(ready: Prepared, probes: Sequence[Probe], results: Results) ->
         latency_s=results.latency_s,
         budget_met=results.budget_met,
         warnings=results.warnings,
+    )
+
+
+def _metric(guard: Guard) -> MetricEntry:
+    if guard.recipe is not None:
+        return MetricEntry(RECIPE, "it was asked for", guarded=True, outputs=())
+    judges = guard.scale.judges
+    return MetricEntry(
+        name=guard.metric,
+        why=judges[0].why,
+        guarded=guard.guarded,
+        outputs=tuple(JudgeEntry(judge.output, judge.metric.name, judge.labelled, judge.why) for judge in judges),
     )
 
 
