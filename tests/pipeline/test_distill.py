@@ -8,13 +8,19 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgepack.backends.onnx.schemes import FP32
 from edgepack.distill import training
 from edgepack.distill.budget import Epochs
 from edgepack.distill.fake import Rounding
 from edgepack.errors import ModelError, UsageError
+from edgepack.metrics.drop import Drop
 from edgepack.model.replacement import Replacement
+from edgepack.model.scheme import FileScheme
+from edgepack.model.types import Proof
+from edgepack.pipeline import search
 from edgepack.pipeline.build import build
 from edgepack.pipeline.distill import Recovery
+from edgepack.pipeline.evaluate import Attempt
 from edgepack.pipeline.prepare import Prepared
 from edgepack.quantize.grids import WeightGrid
 from edgepack.report.build import build_report
@@ -115,12 +121,25 @@ def test_training_that_makes_nothing_better_leaves_the_file_as_it_was(
     given: dict[str, Any] = {"rank": 24, "precision": precision, "baseline": False}
     plain = build(options(classifier, **given, out=tmp_path / "plain"), cache=Cache(warm_cache))
     made = build(options(classifier, **given, recover=Epochs(1), out=tmp_path / "made"), cache=Cache(tmp_path / "own"))
-    entry = made.manifest.record()["files"]["model.onnx"]
+    before, entry = (result.manifest.record()["files"]["model.onnx"] for result in (plain, made))
     assert entry["recovery"]["kept"] is False
     assert entry["recovery"]["steps"] > 0
-    assert plain.manifest.record()["files"]["model.onnx"]["recovery"] is None
+    assert before["recovery"] is None
+    assert entry["sha256"] == before["sha256"]
     said = build_report(made.out, made.manifest).blocks
     assert any("training made the file no better" in str(block) for block in said)
+
+
+def test_a_trained_file_is_taken_where_it_is_sound_and_loses_no_more() -> None:
+    def attempt(bound: float, *, sound: bool = True) -> Attempt:
+        drop = Drop("accuracy", 99.0, 98.0, bound, bound, 0.1, 100)
+        return Attempt("onnx", FileScheme.of(FP32), Path("m"), (), (Proof("same-outputs", sound, ""),), drop)
+
+    assert search._better(attempt(0.2), attempt(0.3))
+    assert search._better(attempt(0.3), attempt(0.3))
+    assert not search._better(attempt(0.4), attempt(0.3))
+    assert not search._better(attempt(0.1, sound=False), attempt(0.3))
+    assert search._better(attempt(0.4), attempt(0.3, sound=False))
 
 
 def test_weights_in_four_bits_are_written_as_they_were_trained(

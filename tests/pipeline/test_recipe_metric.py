@@ -69,7 +69,7 @@ def test_its_score_holds_the_limit_and_is_said_to_have_no_interval(
     recipes: Path, warm_cache: Path, tmp_path: Path
 ) -> None:
     drops, sizes = [], []
-    for limit in (0.1, 3.0):
+    for limit in (0.005, 3.0):
         options = asked(f"{recipes}:recipe", tmp_path / str(limit), max_drop=limit, optimize="size")
         made = build(options, cache=Cache(warm_cache))
         manifest = read_manifest(made.out)
