@@ -74,7 +74,7 @@ def make_baseline(evaluator: Evaluator, files: Writer, prices: Prices) -> Baseli
     for scheme in schemes:
         quantizer = files.write_baseline(scheme, paths[scheme])
         try:
-            drops[scheme] = prover.guard.drop(paths[scheme], fmt)
+            drops[scheme] = prover.guard.drop_of(paths[scheme], fmt)
         except ModelError as err:
             evaluator.workspace.warn(f"the dense {scheme} baseline does not run: {err.message}")
             continue
@@ -89,7 +89,7 @@ def make_baseline(evaluator: Evaluator, files: Writer, prices: Prices) -> Baseli
     measures = evaluator.measures_here and len(good) > 1
     measured = evaluator.latencies({scheme.name: paths[scheme] for scheme in good}, fmt) if measures else {}
     scheme = model.fastest(good, {scheme: measured[scheme.name] for scheme in good} if measured else {})
-    fp32_drop = prover.guard.drop(fp32, fmt)
+    fp32_drop = prover.guard.drop_of(fp32, fmt)
     chosen_by = model.MEASURED if measured else chosen_by
     return Baseline(
         fp32,
@@ -107,7 +107,7 @@ def make_baseline(evaluator: Evaluator, files: Writer, prices: Prices) -> Baseli
 
 def _stated(evaluator: Evaluator, path: Path, fmt: Format) -> Drop | None:
     guard = evaluator.confirmation
-    return None if guard is None else guard.drop(path, fmt)
+    return None if guard is None else guard.drop(guard.answers(path, fmt))
 
 
 def _order(evaluator: Evaluator, files: Writer, prices: Prices) -> tuple[tuple[Scheme, ...], str]:

@@ -68,13 +68,15 @@ class Guard:
         """(N, …) each, all outputs of a file."""
         return answers(load(path, fmt, threads=THREADS, exact=self.exact), self.samples)
 
-    def drop(self, path: Path, fmt: Format, outputs: Sequence[Array] | None = None) -> Drop | None:
-        """Drop of a file against the dense fp32 model; None without data. `outputs` are its answers where known."""
-        if not self.guarded:
-            return None
+    def drop(self, outputs: Sequence[Array]) -> Drop | None:
+        """Drop of these answers against the dense fp32 model; None without data."""
+        return self.scale.drop(outputs) if self.guarded else None
+
+    def drop_of(self, path: Path, fmt: Format, outputs: Sequence[Array] | None = None) -> Drop | None:
+        """Drop of a file, by the recipe's `evaluate` where that judges; `outputs` are its answers where known."""
         if self.recipe is not None:
             return self.recipe.drop(load(path, fmt, threads=THREADS, exact=self.exact))
-        return self.scale.drop(self.answers(path, fmt) if outputs is None else outputs)
+        return self.drop(self.answers(path, fmt) if outputs is None else outputs)
 
 
 @dataclass(frozen=True)
@@ -167,7 +169,7 @@ class Prover:
             verify.structures_kept(contents, files.read_optimized(path), written, plan),
             *self._static_proofs(files, contents, plan, factors, scheme, path),
         )
-        return Attempt(files.fmt, scheme, path, plan, proofs, self.guard.drop(path, files.fmt, outputs))
+        return Attempt(files.fmt, scheme, path, plan, proofs, self.guard.drop_of(path, files.fmt, outputs))
 
     def drop_of(self, path: Path, fmt: Format) -> Drop:
         """Drop of a file on the guard, without its proofs.
@@ -175,7 +177,7 @@ class Prover:
         Raises:
             ValueError: there are no guard data.
         """
-        measured = self.guard.drop(path, fmt)
+        measured = self.guard.drop_of(path, fmt)
         if measured is None:
             raise ValueError("a drop was asked for where no data stand guard")
         return measured

@@ -75,7 +75,7 @@ class Evaluator:
         if guard is None:
             return attempt
         outputs = guard.answers(attempt.path, attempt.fmt)
-        stated = guard.drop(attempt.path, attempt.fmt, outputs)
+        stated = guard.drop(outputs)
         if limit is None or stated is None:
             return replace(attempt, confirmation=stated)
         error = (1.0 - guard.scale.confidence) / 2 ** (look + 1)
