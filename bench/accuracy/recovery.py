@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from accuracy.pairs import weighted
 from accuracy.study import LARGEST, SEED, Study
-from edgepack.backends.onnx.schemes import FP32
+from edgepack.backends.onnx.schemes import FP32, INT8_DYNAMIC
 from edgepack.data import example
-from edgepack.distill import Epochs, recover_factors
+from edgepack.distill import Epochs, recover_factors, rounding_of
 from edgepack.distill.distil import Training
 from edgepack.model.replacement import Replacement
 from edgepack.quantize.rotation import balanced
@@ -24,8 +24,11 @@ def recovered(study: Study, ranks: Mapping[str, int], epochs: int) -> Mapping[st
         name: balanced(weighted(study, name, rank, FP32), study.seen[name], seed=SEED) for name, rank in ranks.items()
     }
     training = Training(study.subject.classes, Epochs(epochs), SEED, threads=1)
-    inputs = study.calibration.inputs
-    found = recover_factors(_program(study), study.opened.layers, start, inputs, training=training, largest=LARGEST)
+    roundings = {
+        name: rounding_of(INT8_DYNAMIC, pair.rank, pair.B.shape[1], largest=LARGEST) for name, pair in start.items()
+    }
+    inputs, layers = study.calibration.inputs, study.opened.layers
+    found = recover_factors(_program(study), layers, start, inputs, roundings, training=training)
     return found.factors
 
 

@@ -8,7 +8,7 @@ from accuracy.pairs import rounded, rounded_product
 from accuracy.study import seen_spectrum
 
 from edgepack.backends.onnx.schemes import INT8_DYNAMIC
-from edgepack.distill import Epochs, recover_factors
+from edgepack.distill import Epochs, recover_factors, rounding_of
 from edgepack.distill.distil import Training
 from edgepack.factorize import svd, whitened
 from edgepack.model.layer import View
@@ -39,8 +39,8 @@ def default_pairs(lab: Lab, asked: dict[str, int], epochs: int = 0) -> dict[str,
         lab.opened.layers,
         start,
         {lab.opened.inputs[0].name: lab.images},
+        {n: rounding_of(INT8_DYNAMIC, p.rank, p.B.shape[1], largest=LARGEST) for n, p in start.items()},
         training=Training(True, Epochs(epochs), seed=0, threads=1),
-        largest=LARGEST,
     )
     return {name: rounded_product(layers[name], pair, INT8_DYNAMIC) for name, pair in found.factors.items()}
 

@@ -54,7 +54,8 @@ def build(
         str | None,
         typer.Option(
             "--metric",
-            help="accuracy, f1, top5, agreement, cosine, r2, nrmse, mae, mse, sqnr, psnr.",
+            help="accuracy, f1, top5, agreement, cosine, r2, nrmse, mae, mse, sqnr, psnr, file.py:function, or "
+            "recipe: the evaluate of a recipe.",
             show_default="by the data",
         ),
     ] = None,

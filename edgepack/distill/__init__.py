@@ -2,6 +2,7 @@
 
 from edgepack.distill.budget import Budget, Epochs, Seconds, parse_budget
 from edgepack.distill.distil import Recovered, distil
+from edgepack.distill.fake import Rounding, rounding_of
 from edgepack.distill.layers import recover_factors
 from edgepack.distill.state import Point
 from edgepack.distill.student import Student, build_student
@@ -11,10 +12,12 @@ __all__ = [
     "Epochs",
     "Point",
     "Recovered",
+    "Rounding",
     "Seconds",
     "Student",
     "build_student",
     "distil",
     "parse_budget",
     "recover_factors",
+    "rounding_of",
 ]

@@ -1,4 +1,4 @@
-"""Distillation of a student from its teacher: staged, rounding to int8 in the last phase, best state kept."""
+"""Distillation of a student from its teacher: staged, rounding as the file does, best state kept."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from edgepack.distill import state as states
 from edgepack.distill.budget import Budget, Epochs
 from edgepack.distill.samples import Data, make_data
-from edgepack.distill.schedule import INT8_SHARE, LOOK_BATCHES, LOOKS, Schedule, make_schedule
+from edgepack.distill.schedule import LOOK_BATCHES, LOOKS, make_schedule
 from edgepack.distill.state import Point
 from edgepack.distill.student import Student
 from edgepack.distill.training import Trainer, make_trainer, reproducible
@@ -20,15 +20,18 @@ from edgepack.model.replacement import Replacement
 from edgepack.model.types import Array
 from edgepack.workspace import Progress, silent
 
-BATCH = 16
-PATIENCE = 5
-"""Looks without a better one, after which a phase of the last stage ends."""
+BATCH = 32
+SMALL_STEP = 1 << 28
+"""Multiplications of a step up to which one thread makes it: a second one would wait more than it works."""
 
 ASTRAY = 1.25
 """Times the best held-out loss, above which training goes back to the best state and on at half the rate."""
 
 OVERTIME = 1.1
 """Share of a time budget after which training stops wherever it is."""
+
+TIMED = 3
+"""Steps that are timed to tell how many there can be."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +41,14 @@ class Recovered:
     Attributes:
         factors: by layer name, the best that the held-out samples have seen, those at the start included.
         history: looks at the held-out samples, in order; the first is before any training.
+        samples: runs of the program in an epoch.
         vectors: other parameters that were trained along, by their names in the program.
         missing: layers that the program does not have.
     """
 
     factors: Mapping[str, Replacement]
     history: tuple[Point, ...]
+    samples: int = 0
     vectors: Mapping[str, Array] = field(default_factory=dict)
     missing: tuple[str, ...] = ()
 
@@ -56,17 +61,15 @@ class Training:
         classes: whether the first output holds class scores, or probabilities, on its last axis.
         budget: how long to train; with a checkpoint, over all sittings.
         seed: of the held-out split and of the order of the samples.
-        int8: whether the result is to be quantized: the held-out loss is that of the rounded student then.
         batch: samples per step; a run of the program is never divided.
         checkpoint: written at every look at the held-out samples, read at the start; None for none.
-        threads: of torch meanwhile, None for as many as it uses anyway; one gives the same bits on machines with more
-            cores.
+        threads: of torch meanwhile; one gives the same bits on machines with more cores. None for one where steps are
+            small, else as many as torch uses anyway.
     """
 
     classes: bool
     budget: Budget
     seed: int = 0
-    int8: bool = True
     batch: int = BATCH
     checkpoint: Path | None = None
     threads: int | None = None
@@ -92,18 +95,20 @@ def distil(
         DataError: the inputs do not fit, are too few, or the checkpoint is of another run.
         OutputError: the checkpoint cannot be written.
     """
-    with reproducible(training.threads, training.seed):
-        data = make_data(student.stages[-1].teacher, inputs, training.batch, training.seed)
+    data = make_data(student.stages[-1].teacher, inputs, training.batch, training.seed)
+    small = 1 if data.size * student.products <= SMALL_STEP else None
+    with reproducible(training.threads or small, training.seed):
         trainer = make_trainer(student, data, classes=training.classes)
-        settings = [training.classes, repr(training.budget), training.seed, training.int8, training.batch]
-        key = data.key(student, [*settings, student.largest])
+        settings = [training.classes, repr(training.budget), training.seed, training.batch, repr(student.roundings)]
+        key = data.key(student, settings)
         state = None
         if training.checkpoint is not None:
             state = states.restore(training.checkpoint, key, student.parameters, trainer.optimizer)
         run = _Run(student, data, trainer, training, key, progress)
         best = run.train(state or run.begin())
     values = {name: value.numpy() for name, value in best.best.items()}
-    return Recovered(student.trained(values), tuple(best.history), student.others(values), student.missing)
+    others, history = student.others(values), tuple(best.history)
+    return Recovered(student.trained(values), history, len(data.training), others, student.missing)
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,7 +124,7 @@ class _Run:
         """A new run, whose best state is the one at the start."""
         start = time.monotonic()
         state = states.State(1, {})
-        self._look(state, 0, quantized=False)
+        self._look(state, 0)
         look_s = time.monotonic() - start
         if not math.isfinite(state.history[0].held_out):
             raise ModelError(
@@ -135,29 +140,27 @@ class _Run:
         if isinstance(self.training.budget, Epochs):
             return self.training.budget.count * self.data.steps_per_epoch
         begun = time.monotonic()
-        times: dict[bool, list[float]] = {False: [], True: []}
-        for step, quantized in enumerate((False, True, False, True)):
+        step_s = float("inf")
+        for step in range(TIMED):
             start = time.monotonic()
-            self.trainer.gradients(self.student.stages[-1], self.data.batch(step), int8=quantized)
-            times[quantized].append(time.monotonic() - start)
-        share = INT8_SHARE if self.training.int8 else 0.0
-        step_s = max((1.0 - share) * min(times[False]) + share * min(times[True]), 1e-6)
+            self.trainer.gradients(self.student.stages[-1], self.data.batch(step))
+            step_s = min(step_s, time.monotonic() - start)
+        step_s = max(step_s, 1e-6)
         left_s = self.training.budget.seconds - look_s - (time.monotonic() - begun)
         looks = min(LOOKS, left_s / (LOOK_BATCHES * len(self.trainer.answers) * step_s + look_s))
         return max(1, int((left_s - looks * look_s) / step_s))
 
     def train(self, state: states.State) -> states.State:
-        """Steps and looks until the steps, the time or the patience end; then the parameters are the best seen."""
+        """Steps and looks until the steps or the time end; then the parameters are the best seen."""
         held_out = len(self.trainer.answers)
-        schedule = make_schedule(state.total, len(self.student.stages), int8=self.training.int8, held_out=held_out)
+        schedule = make_schedule(state.total, len(self.student.stages), held_out=held_out)
         start = time.monotonic() - state.elapsed_s
         while state.step < state.total:
-            stage, quantized = schedule.stage(state.step), state.step >= schedule.int8_start
+            stage = schedule.stage(state.step)
             self._tell(state)
             loss = self.trainer.step(
                 self.student.stages[stage],
                 self.data.batch(state.step),
-                int8=quantized,
                 rate=schedule.rate(state.step) * state.slower,
             )
             state.losses.append(loss)
@@ -165,31 +168,25 @@ class _Run:
             state.elapsed_s = time.monotonic() - start
             late = self._late(state.elapsed_s)
             if late or state.step % schedule.every == 0 or state.step == state.total:
-                self._look(state, stage, quantized=quantized)
-                state.step = state.total if late else self._onward(state, schedule)
+                self._look(state, stage)
+                self._back(state)
+                state.step = state.total if late else state.step
                 self._save(state)
         states.put(state.best, self.student.parameters)
         self._tell(state)
         return state
 
-    def _look(self, state: states.State, stage: int, *, quantized: bool) -> None:
-        last = self.student.stages[-1]
-        held_out = self.trainer.held_out(last.int8 if self.training.int8 else last.plain, self.data)
+    def _look(self, state: states.State, stage: int) -> None:
+        held_out = self.trainer.held_out(self.student.stages[-1].student, self.data)
         loss = sum(state.losses) / len(state.losses) if state.losses else float("nan")
-        state.note(Point(state.step, stage, quantized, loss, held_out), self.student.parameters)
+        state.note(Point(state.step, stage, loss, held_out), self.student.parameters)
 
-    def _onward(self, state: states.State, schedule: Schedule) -> int:
-        """The next step: where patience ended, that of the next phase. Where training went astray it goes back."""
+    def _back(self, state: states.State) -> None:
+        """To the best state, and on more slowly, where training went astray."""
         if not state.history[-1].held_out <= ASTRAY * state.best_loss:  # NaN is astray too
             states.put(state.best, self.student.parameters)
             self.trainer.optimizer.state.clear()
             state.slower *= 0.5
-        if state.step < schedule.starts[-1]:
-            state.stale = 0  # the early stages train what the held-out loss hardly sees
-        if state.stale < PATIENCE:
-            return state.step
-        state.stale = 0
-        return schedule.int8_start if state.step < schedule.int8_start else state.total
 
     def _late(self, elapsed_s: float) -> bool:
         return not isinstance(self.training.budget, Epochs) and elapsed_s > OVERTIME * self.training.budget.seconds

@@ -1,13 +1,15 @@
 """Straight-through fake quantization: rounded values forward, the identity backward (Bengio et al., 2013).
 
-The grids are those of `edgepack.quantize.grids`: what is trained here is what the int8 file holds.
+The grids are those of `edgepack.quantize.grids`: what is trained here is what the file holds.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from edgepack.quantize.grids import WEIGHT_MAX
+from edgepack.model.scheme import Scheme
+from edgepack.quantize.grids import WEIGHT_MAX, ZERO_WEIGHT, WeightGrid, grid_of, zero_point
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -15,36 +17,79 @@ if TYPE_CHECKING:
 ACTIVATION_STEPS = 255
 
 
-def fake_weight(weight: Tensor, largest: int = WEIGHT_MAX) -> Tensor:
-    """A weight (out, …) on the symmetric int8 grid of each output channel; gradients pass unchanged.
+@dataclass(frozen=True)
+class Rounding:
+    """How a file rounds a thin layer.
+
+    Attributes:
+        A, B: grids of the factors; None for floats.
+        activations: whether what flows into each factor is rounded as well.
+    """
+
+    A: WeightGrid | None
+    B: WeightGrid | None
+    activations: bool
+
+
+def rounding_of(scheme: Scheme, rank: int, in_features: int, *, largest: int = WEIGHT_MAX) -> Rounding:
+    """What a scheme makes of the factors (out, rank) and (rank, in_features); `largest` is that of `grid_of`."""
+    A, B = (grid_of(scheme, columns, largest=largest) for columns in (rank, in_features))
+    return Rounding(A, B, scheme.activations != "float")
+
+
+def fake_weight(weight: Tensor, largest: int = WEIGHT_MAX, block: int | None = None) -> Tensor:
+    """A weight (out, …) to nearest on the grid of each output channel or block; gradients pass unchanged.
 
     Args:
         weight: to round.
-        largest: largest code: 127, or 63 where the target's int8 dot products saturate.
+        largest, block: see `WeightGrid`.
     """
     import torch
 
     values = weight.detach()
+    if block is not None:
+        rounded = _in_blocks(values.flatten(1), WeightGrid(largest, block).bits, block)
+        return _straight_through(weight, rounded.view_as(values))
     peak = values.abs().amax(dim=tuple(range(1, values.dim())), keepdim=True)
     scale = torch.where(peak > 0, (peak / largest).clamp_min(torch.finfo(values.dtype).tiny), 1.0)
     rounded = torch.round(values / scale).clamp(-largest, largest) * scale
     return _straight_through(weight, rounded)
 
 
-def fake_activation(x: Tensor) -> Tensor:
-    """A tensor on the 256 steps between its own extremes, with an exact zero; gradients pass unchanged.
+def fake_activation(x: Tensor, runs: int = 1) -> Tensor:
+    """A tensor on 256 steps between its own extremes, with an exact zero; gradients pass unchanged.
 
-    Under `torch.func.vmap` every run has its own grid, as on a device that sees one run at a time.
+    Every run has its own grid, as on a device that sees one run at a time: under `torch.func.vmap`, and where `runs`
+    equal parts of the first axis are of one run each.
     """
     import torch
 
-    values = x.detach()
-    low, high = values.amin().clamp_max(0.0), values.amax().clamp_min(0.0)
+    values = x.detach().reshape(runs, -1)
+    low, high = (end[:, None] for end in (values.amin(1).clamp_max(0.0), values.amax(1).clamp_min(0.0)))
     spread = high - low
     scale = torch.where(spread > 0, (spread / ACTIVATION_STEPS).clamp_min(torch.finfo(values.dtype).tiny), 1.0)
     zero = torch.round(-128 - low / scale).clamp(-128, 127)
     codes = (torch.round(values / scale) + zero).clamp(-128, 127)
-    return _straight_through(x, (codes - zero) * scale)
+    return _straight_through(x, ((codes - zero) * scale).view(x.shape))
+
+
+def _in_blocks(values: Tensor, bits: int, block: int) -> Tensor:
+    """Values (out, in) as `quantize_blocks` rounds them: each block on the better one of two grids."""
+    import torch
+
+    top = zero_point(bits)
+    blocks = torch.nn.functional.pad(values, (0, -values.shape[1] % block)).reshape(len(values), -1, block)
+    largest = blocks.gather(-1, blocks.abs().argmax(-1, keepdim=True))
+    shares = blocks / torch.where(largest.abs() > ZERO_WEIGHT, largest, float("inf"))  # blocks of zeros stay zeros
+    even = torch.round(shares * (top - 1))
+    finer = torch.round(shares * -top).clamp_(-top, top - 1)
+    is_finer = _error(finer / -top, shares) < _error(even / (top - 1), shares)
+    steps = largest / torch.where(is_finer, -top, top - 1)
+    return (torch.where(is_finer, finer, even) * steps).flatten(1)[:, : values.shape[1]]
+
+
+def _error(rounded: Tensor, shares: Tensor) -> Tensor:
+    return (rounded - shares).square_().sum(-1, keepdim=True)
 
 
 def _straight_through(x: Tensor, rounded: Tensor) -> Tensor:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from edgepack.distill.fake import fake_activation, fake_weight
+from edgepack.distill.fake import Rounding, fake_activation, fake_weight
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from torch.fx import GraphModule, Node
     from torch.nn import Parameter
 
@@ -93,36 +94,69 @@ def returning(module: GraphModule, watched: Sequence[Node]) -> GraphModule:
     return twin
 
 
-def with_fake_int8(module: GraphModule, largest: int) -> GraphModule:
-    """A copy in which both halves of every thin layer round their weight and their input to int8.
+def with_rounding(module: GraphModule, roundings: Mapping[int, Rounding]) -> GraphModule:
+    """A copy in which both halves of thin layers round their weight and their input, as a file does.
 
-    Parameters are shared; `largest` is the largest weight code.
+    Parameters are shared.
+
+    Args:
+        module: as `returning` gives it.
+        roundings: by the index of the thin layer; layers without one stay floats.
     """
     import torch
 
-    twin = torch.fx.GraphModule(module, copy.deepcopy(module.graph), class_name="Int8")
+    twin = torch.fx.GraphModule(module, copy.deepcopy(module.graph), class_name="Rounded")
+    runs = _counted(twin)
     for node in list(twin.graph.nodes):
-        if node.op != "call_function":
-            continue
-        weights = [n for n in node.all_input_nodes if n.op == "get_attr" and _is_weight(str(n.target))]
-        if weights:
-            _round_inputs(twin, node, weights[0], largest)
+        weight = None if node.op != "call_function" else next(filter(_is_weight, node.all_input_nodes), None)
+        index = None if weight is None else thin_index(str(weight.target))
+        if weight is not None and index is not None and index in roundings:
+            _round_inputs(node, weight, roundings[index], runs)
+    twin.graph.eliminate_dead_code()
     twin.graph.lint()
     twin.recompile()
     return twin
 
 
-def _round_inputs(module: GraphModule, node: Node, weight: Node, largest: int) -> None:
+def batch_of(module: GraphModule) -> int | None:
+    """Size of the first axis that all inputs have in common; None where there is none."""
+    sizes = {tuple(n.meta["val"].shape)[:1] for n in module.graph.nodes if n.op == "placeholder"}
+    shared = sizes.pop() if len(sizes) == 1 else ()
+    return int(shared[0]) if shared else None
+
+
+def run_count(x: Tensor, batch: int) -> int:
+    """How many runs an input has that may hold several, one behind the other on its first axis."""
+    return len(x) // batch
+
+
+def _counted(module: GraphModule) -> Node | int:
+    """A node with the number of runs that the graph is given."""
+    batch = batch_of(module)
+    if not batch:
+        return 1
+    inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
+    with module.graph.inserting_after(inputs[-1]):
+        return module.graph.call_function(run_count, (inputs[0], batch))
+
+
+def _round_inputs(node: Node, weight: Node, rounding: Rounding, runs: Node | int) -> None:
     """Round both operands of a product: one of the first two arguments is the weight, the other its input."""
+    grid = rounding.A if _is_half(str(weight.target), "A") else rounding.B
     operands: list[Any] = list(node.args)
-    with module.graph.inserting_before(node):
-        for position in (0, 1):
-            value = operands[position]
-            rounder, more = (fake_weight, (largest,)) if value is weight else (fake_activation, ())
-            operands[position] = module.graph.call_function(rounder, (value, *more))
+    with node.graph.inserting_before(node):
+        for position, value in enumerate(operands[:2]):
+            if value is weight and grid is not None:
+                operands[position] = node.graph.call_function(fake_weight, (value, grid.largest, grid.block))
+            elif value is not weight and rounding.activations:
+                operands[position] = node.graph.call_function(fake_activation, (value, runs))
     node.args = tuple(operands)
 
 
-def _is_weight(name: str) -> bool:
+def _is_weight(node: Node) -> bool:
+    return node.op == "get_attr" and any(_is_half(str(node.target), half) for half in ("A", "B"))
+
+
+def _is_half(name: str, half: str) -> bool:
     match = _THIN.fullmatch(name)
-    return match is not None and match.group(2) != "bias"
+    return match is not None and match.group(2) == half

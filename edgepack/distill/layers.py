@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from edgepack.distill.distil import Recovered, Training, distil
-from edgepack.distill.student import build_student
+from edgepack.distill.fake import Rounding
+from edgepack.distill.student import NO_ROUNDING, build_student
 from edgepack.model.layer import Layer
 from edgepack.model.replacement import Replacement
 from edgepack.model.types import Array
-from edgepack.quantize.grids import WEIGHT_MAX
 from edgepack.torchgraph import LayerKey, flat_module
 from edgepack.workspace import Progress, silent
 
@@ -23,9 +24,9 @@ def recover_factors(
     layers: Sequence[Layer | LayerKey],
     factors: Mapping[str, Replacement],
     inputs: Mapping[str, Array],
+    roundings: Mapping[str, Rounding] = NO_ROUNDING,
     *,
     training: Training,
-    largest: int = WEIGHT_MAX,
     progress: Progress = silent,
 ) -> Recovered:
     """Train the factors of a model against its own dense answers on calibration inputs.
@@ -36,8 +37,8 @@ def recover_factors(
         layers: all linear layers of the model.
         factors: by layer name; layers that the program does not have come back as they are.
         inputs: calibration samples, by input name or in the order of the program's inputs.
-        training: how, and how long; with `int8` the last phase rounds as the file will.
-        largest: largest int8 weight code of the files: 127, or 63.
+        roundings: how the file will round them, by layer name; training rounds alike.
+        training: how, and how long.
         progress: told of each look at the held-out samples.
 
     Returns:
@@ -51,7 +52,7 @@ def recover_factors(
     """
     if not factors:
         return Recovered({}, ())
-    student = build_student(flat_module(program), layers, factors, largest=largest)
+    student = build_student(flat_module(program), layers, factors, roundings)
     recovered = distil(student, inputs, training, progress=progress)
     merged = {name: recovered.factors.get(name, pair) for name, pair in factors.items()}
-    return Recovered(merged, recovered.history, recovered.vectors, student.missing)
+    return replace(recovered, factors=merged)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgepack.distill.graphs import batch_of
 from edgepack.errors import DataError
 from edgepack.model.types import Array
 from edgepack.torchgraph.flat import input_names
@@ -21,6 +22,9 @@ Call = Callable[["GraphModule", Sequence["Tensor"]], tuple["Tensor", ...]]
 
 PARITY = 1e-3
 """Largest difference between runs made at once and one by one, relative to the largest value."""
+
+COMPARED = 3
+"""Runs in that comparison."""
 
 
 def as_runs(module: GraphModule, inputs: Mapping[str, Array]) -> list[Tensor]:
@@ -65,26 +69,53 @@ def _stacked(array: Array, size: int) -> Array:
     return rows[: runs * size].reshape(runs, size, *rows.shape[1:])
 
 
-def choose_call(module: GraphModule, inputs: Sequence[Tensor]) -> Call:
-    """How to make several runs of a program of fixed shapes: at once, if that gives the same answers.
+def choose_call(modules: Sequence[GraphModule], inputs: Sequence[Tensor]) -> Call:
+    """How to make several runs of programs of fixed shapes: the fastest way that gives the same answers.
 
-    `torch.func.vmap` has no rule for some operators, and programs may write into their inputs: those run one by one.
+    A program of layers alone takes more samples on the first axis than it was exported for. Where it names its shapes,
+    `torch.func.vmap` does it, which has no rule for some operators. Programs that write into their inputs, or mix
+    samples, run one by one.
+
+    Args:
+        modules: the programs, all with the same inputs.
+        inputs: (runs, *input's shape) each, at least two runs.
     """
     import torch
 
-    some = [stacked[:2] for stacked in inputs]
+    some = [stacked[:COMPARED] for stacked in inputs]
+    ways: list[Call] = [as_batch, at_once]
     with torch.no_grad():
-        wanted = one_by_one(module, some)
-        try:
-            found = at_once(module, some)
-        except (RuntimeError, ValueError, NotImplementedError):  # an operator without a rule
-            return one_by_one
-    same = all(
-        float((f - w).abs().max()) <= PARITY * float(w.abs().max().clamp_min(1e-6))
+        wanted = [one_by_one(module, some) for module in modules]
+        for way in ways:
+            if all(_same(way, module, some, answers) for module, answers in zip(modules, wanted, strict=True)):
+                return way
+    return one_by_one
+
+
+def _same(way: Call, module: GraphModule, inputs: Sequence[Tensor], wanted: Sequence[Tensor]) -> bool:
+    try:
+        found = way(module, inputs)
+    except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError):  # shapes, or no rule for an operator
+        return False
+    return all(
+        f.shape == w.shape and float((f - w).abs().max()) <= PARITY * float(w.abs().max().clamp_min(1e-6))
         for f, w in zip(found, wanted, strict=True)
         if w.numel()
     )
-    return at_once if same else one_by_one
+
+
+def as_batch(module: GraphModule, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """All runs in one go, one behind the other on the first axis of the program's inputs and outputs.
+
+    Raises:
+        ValueError: the program's inputs or outputs have no such axis in common.
+    """
+    runs, batch = len(inputs[0]), batch_of(module)
+    if not batch:
+        raise ValueError("the inputs have no axis of samples in common")
+    # A program that works in place must not change the data.
+    outputs = module.forward(*[stacked.flatten(0, 1).clone() for stacked in inputs])
+    return tuple(values.unflatten(0, (runs, len(values) // runs)) for values in outputs)
 
 
 def at_once(module: GraphModule, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:

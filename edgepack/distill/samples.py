@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from math import ceil
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -43,8 +44,8 @@ class Data:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Whole batches; the rest of an epoch comes up in others, whose order is another."""
-        return len(self.training) // self.size
+        """Batches in which every run comes up once; the last one may be smaller."""
+        return ceil(len(self.training) / self.size)
 
     def batch(self, step: int) -> list[Tensor]:
         """Inputs of a step: a function of the seed and the step alone."""
@@ -68,7 +69,7 @@ class Data:
         """Digest of all that decides what a run comes to."""
         dense = [value.detach().numpy() for _, value in sorted(student.stages[-1].teacher.named_parameters())]
         start = [part for name, value in sorted(student.start.items()) for part in (name, value)]
-        return digest("recover", 1, list(settings), *start, *dense, *[values.numpy() for values in self.inputs])
+        return digest("recover", 2, list(settings), *start, *dense, *[values.numpy() for values in self.inputs])
 
 
 def make_data(module: GraphModule, inputs: Mapping[str, Array], batch: int, seed: int) -> Data:

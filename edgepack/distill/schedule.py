@@ -9,9 +9,6 @@ from dataclasses import dataclass
 EARLY_SHARE = 0.4
 """Of all steps, for the stages before the one in which all layers are thin."""
 
-INT8_SHARE = 0.3
-"""Of all steps, the last ones, with int8 rounding on."""
-
 LOOKS = 20
 LOOK_BATCHES = 2
 """Steps between two looks for every batch that is held out, at least: looking takes a tenth of the time or so."""
@@ -29,13 +26,11 @@ class Schedule:
     Attributes:
         total: optimizer steps.
         starts: the first step of each stage.
-        int8_start: the first step with int8 rounding on; `total` where there is none.
         every: steps between two looks at the held-out samples.
     """
 
     total: int
     starts: tuple[int, ...]
-    int8_start: int
     every: int
 
     def stage(self, step: int) -> int:
@@ -50,7 +45,7 @@ class Schedule:
         return (LAST_RATE + (1.0 - LAST_RATE) * cosine) * min(1.0, since / warm_up)
 
 
-def make_schedule(total: int, stages: int, *, int8: bool, held_out: int = 0) -> Schedule:
+def make_schedule(total: int, stages: int, *, held_out: int = 0) -> Schedule:
     """Divide `total` ≥ 1 steps among the stages.
 
     Stages that get no step are passed over; the last one, in which all layers train, always has the last steps.
@@ -58,13 +53,11 @@ def make_schedule(total: int, stages: int, *, int8: bool, held_out: int = 0) -> 
     Args:
         total: optimizer steps.
         stages: how many, at least one.
-        int8: whether the last steps round.
         held_out: batches that are held out.
     """
     early = EARLY_SHARE * total / max(stages - 1, 1)
     starts = tuple(min(round(early * stage), total - 1) for stage in range(stages))
-    int8_start = max(total - max(1, round(INT8_SHARE * total)), starts[-1]) if int8 else total
-    return Schedule(total, starts, int8_start, max(1, total // LOOKS, LOOK_BATCHES * held_out))
+    return Schedule(total, starts, max(1, total // LOOKS, LOOK_BATCHES * held_out))
 
 
 def stage_sizes(layers: int) -> tuple[int, ...]:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch.nn import Parameter
     from torch.optim import AdamW
 
-VERSION = 1
+VERSION = 2
 _HINT = "delete it to begin anew, or give another path"
 
 
@@ -28,7 +28,6 @@ class State:
         total: optimizer steps of the whole run.
         best: values of the parameters with the smallest held-out loss so far, by name.
         step: the next step.
-        stale: looks since the best one, within a phase.
         slower: factor on all learning rates, halved where training went astray.
         losses: of the steps since the last look.
         elapsed_s: of training, over all sittings.
@@ -37,7 +36,6 @@ class State:
     total: int
     best: dict[str, Tensor]
     step: int = 0
-    stale: int = 0
     slower: float = 1.0
     losses: list[float] = field(default_factory=list)
     history: list[Point] = field(default_factory=list)
@@ -53,7 +51,6 @@ class State:
         better = point.held_out < self.best_loss
         self.history.append(point)
         self.losses.clear()
-        self.stale = 0 if better else self.stale + 1
         if better:
             self.best = {name: parameter.detach().clone() for name, parameter in parameters.items()}
 
@@ -77,7 +74,6 @@ def save(path: Path, key: str, state: State, parameters: Mapping[str, Parameter]
         "total": state.total,
         "best": dict(state.best),
         "step": state.step,
-        "stale": state.stale,
         "slower": state.slower,
         "history": [asdict(point) for point in state.history],
         "elapsed_s": state.elapsed_s,
@@ -99,7 +95,7 @@ def restore(path: Path, key: str, parameters: Mapping[str, Parameter], optimizer
     put(record["parameters"], parameters)
     optimizer.load_state_dict(record["optimizer"])
     history = [Point(**point) for point in record["history"]]
-    known = {name: record[name] for name in ("total", "best", "step", "stale", "slower", "elapsed_s")}
+    known = {name: record[name] for name in ("total", "best", "step", "slower", "elapsed_s")}
     return State(history=history, **known)
 
 
@@ -154,13 +150,11 @@ class Point:
     Attributes:
         step: optimizer steps made before.
         stage: number of the stage, from 0.
-        quantized: whether the steps before it were made with int8 rounding on.
         loss: mean training loss since the last look; NaN for the first.
-        held_out: the loss on the held-out samples, with int8 rounding on where the result is to be quantized.
+        held_out: the loss on the held-out samples, rounded as the file will be.
     """
 
     step: int
     stage: int
-    quantized: bool
     loss: float
     held_out: float

@@ -1,29 +1,33 @@
 """Teacher and students as graphs: the original program, and the same with thin layers that can be trained.
 
-A student runs what will be emitted: the thin layers come from `with_factors`, as in a TFLite file, and the second
-graph of each stage rounds to int8 where an int8 file does. All graphs share their parameters.
+A student runs what will be emitted: the thin layers come from `with_factors`, as in a TFLite file, and round their
+weights and inputs as the file does. All graphs share their parameters.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgepack.distill.graphs import adopt, returning, thin_index, thin_outputs, with_fake_int8
+from edgepack.distill.fake import Rounding
+from edgepack.distill.graphs import adopt, returning, thin_index, thin_outputs, with_rounding
 from edgepack.distill.schedule import stage_sizes
 from edgepack.errors import ModelError
 from edgepack.model.layer import Layer
 from edgepack.model.replacement import Replacement, low_rank
 from edgepack.model.types import Array
-from edgepack.quantize.grids import WEIGHT_MAX
 from edgepack.torchgraph import LayerKey, TorchLinear, match_layers, with_factors
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule
     from torch.nn import Parameter
+
+
+NO_ROUNDING: Mapping[str, Rounding] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -34,8 +38,7 @@ class Stage:
     """
 
     teacher: GraphModule
-    plain: GraphModule
-    int8: GraphModule
+    student: GraphModule
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +51,8 @@ class Student:
         parameters: what is trained, by name, float32; shared by all graphs.
         start: their values at the start.
         missing: names of the layers that the program does not have; they keep the factors they were given.
-        largest: largest int8 weight code.
+        roundings: of the thin layers, by name; those without one are floats in the file.
+        products: multiplications of the dense layers in one run of the program.
     """
 
     factors: Mapping[str, Replacement]
@@ -56,7 +60,8 @@ class Student:
     parameters: Mapping[str, Parameter]
     start: Mapping[str, Array]
     missing: tuple[str, ...]
-    largest: int
+    roundings: Mapping[str, Rounding]
+    products: int
 
     def trained(self, values: Mapping[str, Array]) -> dict[str, Replacement]:
         """Factors by layer name, from values of `parameters`.
@@ -83,10 +88,10 @@ def build_student(
     module: GraphModule,
     layers: Sequence[Layer | LayerKey],
     factors: Mapping[str, Replacement],
+    roundings: Mapping[str, Rounding] = NO_ROUNDING,
     *,
     staged: bool = True,
     others: bool = False,
-    largest: int = WEIGHT_MAX,
 ) -> Student:
     """Put factors in place of layers, to be trained.
 
@@ -94,8 +99,8 @@ def build_student(
         module: the original program, as `flat_module` gives it; not changed.
         layers: all of the model, so that layers with equal weights are told apart.
         factors: by layer name, at least one.
+        roundings: by layer name, of those that the file rounds.
         staged: whether deep models get their thin layers a few at a time, from the input on.
-        largest: largest int8 weight code of the files: 127, or 63.
         others: also train all vectors that are not part of a thin layer: biases, scales and shifts of normalisations.
 
     Raises:
@@ -121,11 +126,14 @@ def build_student(
         watched = [node for nodes in thin_outputs(plain, len(names)) for node in nodes]
         plain = returning(plain, watched)
         teacher = returning(module, [node for name in names for node in places[name]])
-        stages.insert(0, Stage(teacher, plain, with_fake_int8(plain, largest)))
+        numbered = {index: roundings[name] for index, name in enumerate(names) if name in roundings}
+        stages.insert(0, Stage(teacher, with_rounding(plain, numbered)))
     trained = {name: parameter for name, parameter in shared.items() if parameter.requires_grad}
     start = {name: parameter.detach().numpy().copy() for name, parameter in trained.items()}
     missing = tuple(name for name in factors if name not in sites)
-    return Student({n: factors[n] for n in found}, tuple(stages), trained, start, missing, largest)
+    own = {name: roundings[name] for name in found if name in roundings}
+    products = sum(site.node.meta["val"].numel() * site.weight.shape[1] for name in found for site in sites[name])
+    return Student({n: factors[n] for n in found}, tuple(stages), trained, start, missing, own, products)
 
 
 def _check_float32(names: Sequence[str], sites: Mapping[str, Sequence[TorchLinear]]) -> None:

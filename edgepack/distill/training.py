@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from edgepack.distill.graphs import thin_index
 from edgepack.distill.loss import LAYER_WEIGHT, TaskLoss, class_loss, feature_loss, layer_loss
-from edgepack.distill.runs import Call, choose_call
+from edgepack.distill.runs import COMPARED, Call, choose_call
 from edgepack.errors import ModelError
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from edgepack.distill.samples import Data
     from edgepack.distill.student import Stage, Student
 
-RELATIVE_RATE = 0.004
+RELATIVE_RATE = 0.006
 """Peak learning rate as a share of a parameter's root mean square: factors of one model differ by decades, and their
 gauge is free."""
 
@@ -47,11 +47,11 @@ class Trainer:
     parameters: Sequence[Parameter]
     optimizer: AdamW
 
-    def step(self, stage: Stage, inputs: Sequence[Tensor], *, int8: bool, rate: float) -> float:
+    def step(self, stage: Stage, inputs: Sequence[Tensor], *, rate: float) -> float:
         """Train on one batch and return its loss; a batch whose gradients are not finite changes nothing."""
         import torch
 
-        loss = self.gradients(stage, inputs, int8=int8)
+        loss = self.gradients(stage, inputs)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, CLIP_NORM)
         if bool(torch.isfinite(norm)):
             for group in self.optimizer.param_groups:
@@ -59,7 +59,7 @@ class Trainer:
             self.optimizer.step()
         return loss
 
-    def gradients(self, stage: Stage, inputs: Sequence[Tensor], *, int8: bool) -> float:
+    def gradients(self, stage: Stage, inputs: Sequence[Tensor]) -> float:
         """Set the parameters' gradients and return the loss of a batch."""
         import torch
 
@@ -67,7 +67,7 @@ class Trainer:
         with torch.enable_grad(), torch_errors():
             with torch.no_grad():
                 wanted = self.call(stage.teacher, inputs)
-            found = self.call(stage.int8 if int8 else stage.plain, inputs)
+            found = self.call(stage.student, inputs)
             loss = self.task_loss(rows(found[0]), rows(wanted[0])) + LAYER_WEIGHT * layer_loss(found[1:], wanted[1:])
             loss.backward()
         return float(loss.detach())
@@ -93,7 +93,7 @@ def make_trainer(student: Student, data: Data, *, classes: bool) -> Trainer:
 
     last = student.stages[-1]
     with torch.no_grad(), torch_errors():
-        call = choose_call(last.plain, data.take(data.training[:2]))
+        call = choose_call((last.teacher, last.student), data.take(data.training[:COMPARED]))
         answers = [call(last.teacher, inputs)[0] for inputs in data.held_out_batches()]
     reference = rows(torch.cat(answers))
     task_loss = class_loss(reference) if classes else feature_loss(reference)
@@ -128,7 +128,7 @@ def make_optimizer(parameters: Mapping[str, Parameter]) -> AdamW:
         decay = 0.0 if name.endswith("_bias") or thin_index(name) is None else WEIGHT_DECAY
         peak = RELATIVE_RATE * _size(name, parameters)
         groups.append({"params": [parameter], "lr": 0.0, "peak": peak, "weight_decay": decay})
-    return torch.optim.AdamW(groups, lr=0.0, foreach=False)
+    return torch.optim.AdamW(groups, lr=0.0, fused=True)
 
 
 def _size(name: str, parameters: Mapping[str, Parameter]) -> float:

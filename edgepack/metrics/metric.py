@@ -75,7 +75,8 @@ def metric_named(name: str) -> Metric:
     if name not in METRICS:
         raise UsageError(
             f"unknown metric {name!r}; there are {', '.join(METRICS)}",
-            hint="or give your own as file.py:function, function(outputs, labels) -> a score per sample",
+            hint="or give your own as file.py:function, function(outputs, labels) -> a score per sample; or recipe: "
+            "the `evaluate` of a recipe",
         )
     return METRICS[name]
 

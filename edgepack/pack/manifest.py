@@ -102,9 +102,9 @@ class MetricEntry:
     """By what plans were chosen, and whether real data stood guard.
 
     Attributes:
-        name: of the first output's metric.
+        name: of the first output's metric; `recipe` where the recipe's own `evaluate` judged the whole model.
         why: it was chosen.
-        outputs: how every output is judged.
+        outputs: how every output is judged; none where the recipe did.
     """
 
     name: Shown
@@ -298,11 +298,20 @@ class HeldOutLoss:
 
 @dataclass(frozen=True)
 class RecoveryEntry:
-    """What training of the factors came to. `not_trained` are layers that the torch program lacks."""
+    """What training of the factors came to.
+
+    Attributes:
+        not_trained: layers that the torch program lacks.
+        samples: that were trained on, each once in an epoch.
+        kept: whether the file has the trained factors: not where their loss is no smaller, or the file loses more on
+            the validation samples with them.
+    """
 
     steps: Count
     held_out_loss: HeldOutLoss
     not_trained: tuple[Shown, ...]
+    samples: Count | None = field(default=None, metadata=Extra)
+    kept: Flag = field(default=True, metadata=Extra)
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,7 @@ def make_baseline(evaluator: Evaluator, files: Writer, prices: Prices) -> Baseli
     for scheme in schemes:
         quantizer = files.write_baseline(scheme, paths[scheme])
         try:
-            drops[scheme] = prover.guard.drop(prover.guard.answers(paths[scheme], fmt))
+            drops[scheme] = prover.guard.drop_of(paths[scheme], fmt)
         except ModelError as err:
             evaluator.workspace.warn(f"the dense {scheme} baseline does not run: {err.message}")
             continue
@@ -89,7 +89,7 @@ def make_baseline(evaluator: Evaluator, files: Writer, prices: Prices) -> Baseli
     measures = evaluator.measures_here and len(good) > 1
     measured = evaluator.latencies({scheme.name: paths[scheme] for scheme in good}, fmt) if measures else {}
     scheme = model.fastest(good, {scheme: measured[scheme.name] for scheme in good} if measured else {})
-    fp32_drop = prover.guard.drop(prover.guard.answers(fp32, fmt))
+    fp32_drop = prover.guard.drop_of(fp32, fmt)
     chosen_by = model.MEASURED if measured else chosen_by
     return Baseline(
         fp32,

@@ -171,9 +171,8 @@ def _entries(
         name = f"model.{fmt}"
         source = ready.files[fmt].dense_contents
         by = chosen_by(ready.prices.source_name(fmt), measured=bool(chosen.planned[fmt].found.latency_s))
-        outcome = ready.evaluator.replacements.recovered(attempt.layers, attempt.scheme)
         splits = layer_splits(ready.evaluator, ready.files[fmt], attempt)
-        entry = pack_file(attempt, source, by, scores.get(name), splits, outcome)
+        entry = pack_file(attempt, source, by, scores.get(name), splits)
         entries[name] = _with_archive(entry, archived.get(name))
     if ready.evaluator.options.baseline:
         for fmt, dense in chosen.baselines.items():

@@ -21,6 +21,7 @@ from edgepack.model.types import TensorSpec
 from edgepack.pipeline.activations import row_counts
 from edgepack.pipeline.decompositions import FALLBACK
 from edgepack.pipeline.evaluate import Guard
+from edgepack.pipeline.recipe_score import RecipeScore
 from edgepack.sources.recipe import load_metric
 from edgepack.workspace import digest
 
@@ -138,7 +139,13 @@ def choose_method(asked: str | None, data: Data) -> str:
 
 
 def make_guard(
-    metric: str | None, data: Data, dense: Session, *, exact: bool, confidence: float = CONFIDENCE
+    metric: str | None,
+    data: Data,
+    dense: Session,
+    *,
+    exact: bool,
+    confidence: float = CONFIDENCE,
+    recipe: RecipeScore | None = None,
 ) -> tuple[Guard, Guard | None]:
     """The dense fp32 model's answers on the validation and the confirmation samples, and the metrics that fit them.
 
@@ -146,6 +153,8 @@ def make_guard(
         metric: that was asked for, by its name or as file.py:function; None to choose.
         dense: the model as it is.
         confidence: of bounds, one-sided.
+        recipe: judges the files in the place of the metrics, which then only say what the outputs are; no samples are
+            kept back then.
 
     Raises:
         UsageError: the metric asked for does not fit.
@@ -158,9 +167,9 @@ def make_guard(
     if not judges:
         raise ModelError("no output of the model holds numbers of one shape for all samples: none can be scored")
     scale = make_scale(reference, data.guard.labels, judges, confidence)
-    guard = Guard(data.guard, scale, data.calibration is not None, exact)
+    guard = Guard(data.guard, scale, data.calibration is not None or recipe is not None, exact, recipe)
     kept_back = data.confirmation
-    if kept_back is None:
+    if kept_back is None or recipe is not None:
         return guard, None
     scale = make_scale(answers(dense, kept_back), kept_back.labels, judges, confidence)
     return guard, Guard(kept_back, scale, True, exact)

@@ -15,6 +15,7 @@ import numpy as np
 from edgepack.data import Samples
 from edgepack.distill.budget import Budget
 from edgepack.distill.distil import Training
+from edgepack.distill.fake import Rounding
 from edgepack.distill.layers import recover_factors
 from edgepack.errors import ModelError, UsageError
 from edgepack.model.layer import Layer
@@ -38,14 +39,23 @@ class Outcome:
     Attributes:
         factors: by layer name.
         steps: optimizer steps that were made.
+        samples: that were trained on, each once in an epoch.
         held_out: loss on held-out calibration samples, before and after.
         missing: layers that the torch program does not have; their factors are as they were.
+        kept: whether the file has these factors; not where it is no better with them.
     """
 
     factors: Mapping[str, Replacement]
     steps: int
+    samples: int
     held_out: tuple[float, float]
     missing: tuple[str, ...]
+    kept: bool = True
+
+    @property
+    def gained(self) -> bool:
+        """Whether the held-out loss is smaller than it was."""
+        return self.held_out[1] < self.held_out[0]
 
 
 @dataclass(frozen=True)
@@ -53,54 +63,51 @@ class Recovery:
     """Trains factors, and keeps what it came to in the cache; what was interrupted goes on where it was.
 
     Attributes:
-        metric: of the guard; all but cosine compare class scores.
-        key: digest of the model, the data and the metric.
+        classes: whether the model's first output is scores of classes, one of which counts.
+        key: digest of the model and the data.
     """
 
     opened: Model
     calibration: Samples
-    metric: str
+    classes: bool
     budget: Budget
     key: str
     workspace: Workspace
     _last: dict[str, Outcome] = field(default_factory=dict, repr=False, compare=False)
 
-    def of(self, factors: Mapping[str, Replacement], *, int8: bool, largest: int) -> Outcome:
+    def of(self, factors: Mapping[str, Replacement], roundings: Mapping[str, Rounding]) -> Outcome:
         """Better factors of the same ranks.
 
         Args:
             factors: at least one, to begin with.
-            int8: whether all of them are to be rounded to int8 per channel: training then does so as well.
-            largest: largest int8 weight code of the file.
+            roundings: by layer name, how the file will round them; training does so as well.
 
         Raises:
             ModelError: there is no torch program, or it cannot be trained.
             DataError: too few calibration samples.
         """
         begin = {name: packed_part(pair) for name, pair in factors.items()}
-        seed = self.workspace.seed
-        task = Keyed(
-            [self.key, repr(self.budget), seed, int8, largest, begin], lambda: self._task(factors, key, int8, largest)
-        )
+        settings = [self.key, self.classes, repr(self.budget), self.workspace.seed, repr(sorted(roundings.items()))]
+        task = Keyed([*settings, begin], lambda: self._task(factors, roundings, key))
         key = self.workspace.key(RECOVERED, task)
         if key not in self._last:
             self._last[key] = self.workspace.cached(RECOVERED, task)
             self._checkpoint(key).unlink(missing_ok=True)
         return self._last[key]
 
-    def _task(self, factors: Mapping[str, Replacement], key: str, int8: bool, largest: int) -> _Task:
+    def _task(self, factors: Mapping[str, Replacement], roundings: Mapping[str, Rounding], key: str) -> _Task:
         checkpoint = self._checkpoint(key)
         checkpoint.parent.mkdir(parents=True, exist_ok=True)
         if self.workspace.cache.fresh:
             checkpoint.unlink(missing_ok=True)
-        training = Training(self.metric != "cosine", self.budget, self.workspace.seed, int8, checkpoint=checkpoint)
+        training = Training(self.classes, self.budget, self.workspace.seed, checkpoint=checkpoint)
         return _Task(
             self._program,
             self.opened.layers,
             factors,
             self.calibration.inputs,
+            roundings,
             training,
-            largest,
             self.workspace.progress,
         )
 
@@ -130,8 +137,8 @@ class _Task:
     layers: tuple[Layer, ...]
     factors: Mapping[str, Replacement]
     inputs: Mapping[str, Array]
+    roundings: Mapping[str, Rounding]
     training: Training
-    largest: int
     progress: Progress
 
 
@@ -141,18 +148,24 @@ def _trained(task: _Task) -> Outcome:
         task.layers,
         task.factors,
         task.inputs,
+        task.roundings,
         training=task.training,
-        largest=task.largest,
         progress=task.progress,
     )
     looks = [point.held_out for point in found.history]
     best = min((loss for loss in looks if math.isfinite(loss)), default=looks[0])
-    return Outcome(found.factors, found.history[-1].step, (looks[0], best), found.missing)
+    return Outcome(found.factors, found.history[-1].step, found.samples, (looks[0], best), found.missing)
 
 
 def _packed(outcome: Outcome) -> dict[str, Array]:
     names = sorted(outcome.factors)
-    said = {"names": names, "steps": outcome.steps, "held_out": outcome.held_out, "missing": outcome.missing}
+    said = {
+        "names": names,
+        "steps": outcome.steps,
+        "samples": outcome.samples,
+        "held_out": outcome.held_out,
+        "missing": outcome.missing,
+    }
     arrays = {f"{i}.{part}": a for i, n in enumerate(names) for part, a in packed_part(outcome.factors[n]).items()}
     return {_SAID: np.frombuffer(json.dumps(said).encode(), np.uint8), **arrays}
 
@@ -166,10 +179,10 @@ def _unpacked(arrays: Mapping[str, Array]) -> Outcome:
             parts[index][part] = array
     factors = {name: unpacked_part(parts[str(i)]) for i, name in enumerate(said["names"])}
     before, after = map(float, said["held_out"])
-    return Outcome(factors, int(said["steps"]), (before, after), tuple(said["missing"]))
+    return Outcome(factors, int(said["steps"]), int(said["samples"]), (before, after), tuple(said["missing"]))
 
 
-RECOVERED: Step[_Task, Outcome] = Step("recovered", 2, _trained, arrays_store(_packed, _unpacked))
+RECOVERED: Step[_Task, Outcome] = Step("recovered", 3, _trained, arrays_store(_packed, _unpacked))
 
 
 def check_recover(samples: Samples | None) -> Samples:

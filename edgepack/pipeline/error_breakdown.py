@@ -7,7 +7,6 @@ from edgepack.methods.registry import factorizer
 from edgepack.model.kinds import kind_of, views_of
 from edgepack.model.layer import Layer, View
 from edgepack.model.replacement import Replacement
-from edgepack.model.scheme import FileScheme
 from edgepack.model.types import LayerPlan
 from edgepack.pipeline.evaluate import Attempt
 from edgepack.pipeline.evaluator import Evaluator
@@ -16,17 +15,17 @@ from edgepack.quantize.error_breakdown import Split, dense_share, split_error
 
 def layer_splits(evaluator: Evaluator, files: Writer, attempt: Attempt) -> dict[str, Split]:
     """By layer name. Float layers that lose nothing are absent, and those whose input the data never reached."""
-    parts = files.takes(evaluator.replacements.factors(attempt.layers, attempt.scheme))
+    parts = files.takes(evaluator.replacements.factors(attempt.layers, attempt.scheme, attempt.recovery))
     found: dict[str, Split] = {}
     for layer, choice in zip(evaluator.layers, attempt.layers, strict=True):
         if layer.name in parts:
-            split = _split(evaluator, layer, parts[layer.name], choice, attempt.scheme)
+            split = _split(evaluator, layer, parts[layer.name], choice, attempt)
             if split is not None:
                 found[layer.name] = split
     return found
 
 
-def _split(evaluator: Evaluator, layer: Layer, part: Replacement, choice: LayerPlan, file: FileScheme) -> Split | None:
+def _split(evaluator: Evaluator, layer: Layer, part: Replacement, choice: LayerPlan, file: Attempt) -> Split | None:
     """Of the layer as one matrix: its first view."""
     view, name = views_of([layer])[0], next(iter(kind_of(layer).views(layer)))
     moments = evaluator.replacements.rounder.covariances.of(view.name)
@@ -39,9 +38,10 @@ def _split(evaluator: Evaluator, layer: Layer, part: Replacement, choice: LayerP
         return Split(0.0, dense_share(view.weight, whole, covariance, energy=energy), 0.0, 0.0, 0.0)
     # Of a trained or refitted pair, or one by another method, nothing is known before its rounding: all that it loses
     # counts as truncation.
-    unknown = evaluator.replacements.recovery or evaluator.replacements.refitter or choice.alternative
+    trained = file.recovery is not None and file.recovery.kept
+    unknown = trained or evaluator.replacements.refitter or choice.alternative
     exact = part if unknown else _exact(evaluator, view, part.rank)
-    latent = choice.scheme_in(file).activations
+    latent = choice.scheme_in(file.scheme).activations
     return split_error(view, exact, part, covariance, moments.mean, latent, energy=energy)
 
 

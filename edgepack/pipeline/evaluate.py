@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from edgepack.backends.backend import THREADS, Session, Writer
 from edgepack.backends.registry import FACTS
-from edgepack.backends.runtime import answers, load, predict
+from edgepack.backends.runtime import answers, load
 from edgepack.backends.schemes import CONSTEXPR, FP32
-from edgepack.data import Samples, validate
-from edgepack.errors import DataError
+from edgepack.data import Samples
 from edgepack.metrics.choose import choose
 from edgepack.metrics.drop import Drop, Scale
 from edgepack.metrics.values import sqnr_db
@@ -27,8 +25,9 @@ from edgepack.model.serialize import packed_part
 from edgepack.model.types import Array, Contents, LayerPlan, Proof, Written
 from edgepack.natives import native
 from edgepack.pipeline import verify
+from edgepack.pipeline.distill import Outcome
+from edgepack.pipeline.recipe_score import RecipeScore, evaluated
 from edgepack.plan.candidates import exceptions
-from edgepack.sources.recipe import user_errors
 from edgepack.workspace import digest
 
 KNOWN, KNOWN_BEYOND, FEWEST_KNOWN = 99.8, 1.0, 200
@@ -36,10 +35,6 @@ KNOWN, KNOWN_BEYOND, FEWEST_KNOWN = 99.8, 1.0, 200
 trained on; and how many samples tell."""
 NOTHING_WRITTEN = Written({}, {})
 """Of a file whose layers are all as they were."""
-
-_EVALUATE = (
-    "evaluate(predict) returns a number, higher is better; predict takes one numpy array per input, samples first"
-)
 
 
 @dataclass(frozen=True)
@@ -50,12 +45,14 @@ class Guard:
         scale: the answers, and how files' answers are compared with them.
         guarded: whether real data stand behind it; without, the samples are seeded stand-ins and prove only the file.
         exact: whether integer sums are to be exact, as on most targets, and not as this machine's CPU does them.
+        recipe: the recipe's own `evaluate`, where that judges files; None where these samples do.
     """
 
     samples: Samples
     scale: Scale
     guarded: bool
     exact: bool
+    recipe: RecipeScore | None = None
 
     @property
     def reference(self) -> Sequence[Array]:
@@ -75,6 +72,12 @@ class Guard:
         """Drop of these answers against the dense fp32 model; None without data."""
         return self.scale.drop(outputs) if self.guarded else None
 
+    def drop_of(self, path: Path, fmt: Format, outputs: Sequence[Array] | None = None) -> Drop | None:
+        """Drop of a file, by the recipe's `evaluate` where that judges; `outputs` are its answers where known."""
+        if self.recipe is not None:
+            return self.recipe.drop(load(path, fmt, threads=THREADS, exact=self.exact))
+        return self.drop(self.answers(path, fmt) if outputs is None else outputs)
+
 
 @dataclass(frozen=True)
 class Attempt:
@@ -83,6 +86,7 @@ class Attempt:
     Attributes:
         drop: on the validation samples, that it was chosen on; None without data.
         confirmation: on samples that no plan was chosen on; None where none were kept back, or before it was chosen.
+        recovery: what training of its pairs came to; None where they were not trained.
     """
 
     fmt: Format
@@ -92,6 +96,7 @@ class Attempt:
     proofs: tuple[Proof, ...]
     drop: Drop | None
     confirmation: Drop | None = None
+    recovery: Outcome | None = None
 
     @property
     def stated(self) -> Drop | None:
@@ -164,7 +169,7 @@ class Prover:
             verify.structures_kept(contents, files.read_optimized(path), written, plan),
             *self._static_proofs(files, contents, plan, factors, scheme, path),
         )
-        return Attempt(files.fmt, scheme, path, plan, proofs, self.guard.drop(outputs))
+        return Attempt(files.fmt, scheme, path, plan, proofs, self.guard.drop_of(path, files.fmt, outputs))
 
     def drop_of(self, path: Path, fmt: Format) -> Drop:
         """Drop of a file on the guard, without its proofs.
@@ -172,7 +177,7 @@ class Prover:
         Raises:
             ValueError: there are no guard data.
         """
-        measured = self.guard.drop(self.guard.answers(path, fmt))
+        measured = self.guard.drop_of(path, fmt)
         if measured is None:
             raise ValueError("a drop was asked for where no data stand guard")
         return measured
@@ -265,7 +270,8 @@ def _bias(layer: Layer, factors: Mapping[str, Replacement]) -> Array | None:
 def final_scores(
     paths: Mapping[str, tuple[Path, Format]], opened: Model, test: Samples | None, guard: Guard
 ) -> dict[str, float]:
-    """The untouched test, once per file: `--test`, else the recipe's `evaluate`. Empty where there is neither."""
+    """The untouched test, once per file: `--test`, else the recipe's `evaluate`. Empty where there is neither, and
+    where that judged the files before."""
     if test is not None:
         outputs = {name: answers(_loaded(*file, guard), test) for name, file in paths.items()}
         fp32 = next(found for name, found in outputs.items() if name.startswith("baseline/fp32"))
@@ -273,10 +279,9 @@ def final_scores(
         unlabelled = test.labels is None and asked.labels == "needed"
         judge = choose(fp32, test.labels, None if unlabelled else asked, test.inputs.values())[0]
         return {name: float(judge.scores(found, fp32, test.labels).mean()) for name, found in outputs.items()}
-    evaluate = None if opened.recipe is None else opened.recipe.evaluate
-    if evaluate is None:
+    if opened.recipe is None or opened.recipe.evaluate is None or guard.recipe is not None:
         return {}
-    return {name: _evaluated(evaluate, opened, _loaded(path, fmt, guard)) for name, (path, fmt) in paths.items()}
+    return {name: evaluated(opened, _loaded(path, fmt, guard))[0] for name, (path, fmt) in paths.items()}
 
 
 def known_by_heart(guard: Guard, test: float | None = None) -> str | None:
@@ -287,7 +292,7 @@ def known_by_heart(guard: Guard, test: float | None = None) -> str | None:
         test: accuracy of the dense model on the untouched test, None where there is none.
     """
     judge, count = guard.scale.judges[0], len(guard.samples)
-    if judge.metric.name != "accuracy" or not judge.labelled or count < FEWEST_KNOWN:
+    if judge.metric.name != "accuracy" or not judge.labelled or count < FEWEST_KNOWN or guard.recipe is not None:
         return None
     right = float(judge.scores(guard.reference, guard.reference, guard.samples.labels).mean())
     hint = "was it trained on them? Then drops look smaller than they are: give samples that it has not seen"
@@ -305,25 +310,8 @@ def check_evaluate(opened: Model, dense: Session) -> None:
         ModelError, DataError: see `final_scores`.
     """
     if opened.recipe is not None and opened.recipe.evaluate is not None:
-        _evaluated(opened.recipe.evaluate, opened, dense)
+        evaluated(opened, dense)
 
 
 def _loaded(path: Path, fmt: Format, guard: Guard) -> Session:
     return load(path, fmt, threads=THREADS, exact=guard.exact)
-
-
-def _evaluated(evaluate: Callable[[Callable[..., Array]], float], opened: Model, model: Session) -> float:
-    def answer(*arrays: Array) -> Array:
-        if len(arrays) != len(opened.inputs):
-            names = ", ".join(spec.name for spec in opened.inputs)
-            raise DataError(f"the recipe's evaluate gave predict {len(arrays)} arrays, the model's inputs are {names}")
-        given = {spec.name: np.asarray(array) for spec, array in zip(opened.inputs, arrays, strict=True)}
-        return predict(model, validate(given, opened.inputs, "evaluate"))
-
-    with user_errors("the recipe's evaluate", "running", _EVALUATE):
-        score: Any = evaluate(answer)
-    # A metric computed in float32 or in torch comes as a scalar of that library.
-    number = score.item() if getattr(score, "ndim", None) == 0 else score
-    if not isinstance(number, int | float) or not np.isfinite(number):
-        raise DataError(f"the recipe's evaluate returned {score!r}, expected a finite number")
-    return float(number)

@@ -234,7 +234,7 @@ def _round_up(count: float) -> int:
 def _costs(evaluator: Evaluator, files: Writer, attempt: Attempt) -> list[tuple[LayerPlan, float]]:
     """Drop of the dense fp32 model with only one layer changed, largest first."""
     plans = sorted(attempt.layers, key=lambda p: (-_loss(p), -p.dense_parameters))[:MOST_LAYERS]
-    factors = evaluator.replacements.factors(attempt.layers, attempt.scheme)
+    factors = evaluator.replacements.factors(attempt.layers, attempt.scheme, attempt.recovery)
     path = evaluator.workspace.folder / f"blame.{files.fmt}"
     costs = []
     for index, plan in enumerate(plans):

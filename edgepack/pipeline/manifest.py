@@ -36,9 +36,10 @@ from edgepack.pack.manifest import (
 from edgepack.pipeline.baselines import Baseline
 from edgepack.pipeline.crossval import CrossValidation
 from edgepack.pipeline.distill import Outcome
-from edgepack.pipeline.evaluate import Attempt
+from edgepack.pipeline.evaluate import Attempt, Guard
 from edgepack.pipeline.options import BuildOptions
 from edgepack.pipeline.prepare import Prepared
+from edgepack.pipeline.recipe_score import RECIPE
 from edgepack.pipeline.search import Probe
 from edgepack.plan.candidates import file_label
 from edgepack.quantize.error_breakdown import Split
@@ -63,7 +64,7 @@ class Results:
 def make_manifest(ready: Prepared, probes: Sequence[Probe], results: Results) -> Manifest:
     """The manifest of a build."""
     options, opened, data, guard = ready.evaluator.options, ready.opened, ready.data, ready.guard
-    found = ready.cross_validation
+    found, kept_back = ready.cross_validation, ready.evaluator.confirmation
     return Manifest(
         model=ModelEntry(opened.name, Path(options.model).name, opened.kind, opened.sha256),
         target=TargetEntry(options.target.name),
@@ -74,19 +75,12 @@ def make_manifest(ready: Prepared, probes: Sequence[Probe], results: Results) ->
         cross_validation=None if found is None else _cross_validation(found),
         loss_weighted_by="output gradients" if ready.evaluator.analysis.sensitivity.known else "output energy",
         cost_sources={fmt: ready.prices.source_name(fmt) for fmt in ready.files},
-        metric=MetricEntry(
-            name=guard.metric,
-            why=guard.scale.judges[0].why,
-            guarded=guard.guarded,
-            outputs=tuple(
-                JudgeEntry(judge.output, judge.metric.name, judge.labelled, judge.why) for judge in guard.scale.judges
-            ),
-        ),
+        metric=_metric(guard),
         data=DataEntry(
             origin=data.origin,
             calibration_samples=0 if data.calibration is None else len(data.calibration),
-            guard_samples=len(data.guard) if guard.guarded else 0,
-            confirmation_samples=0 if data.confirmation is None else len(data.confirmation),
+            guard_samples=len(data.guard) if guard.guarded and guard.recipe is None else 0,
+            confirmation_samples=0 if kept_back is None else len(kept_back.samples),
             labelled=data.guard.labels is not None,
             split_seed=options.seed,
         ),
@@ -95,6 +89,18 @@ def make_manifest(ready: Prepared, probes: Sequence[Probe], results: Results) ->
         latency_s=results.latency_s,
         budget_met=results.budget_met,
         warnings=results.warnings,
+    )
+
+
+def _metric(guard: Guard) -> MetricEntry:
+    if guard.recipe is not None:
+        return MetricEntry(RECIPE, "it was asked for", guarded=True, outputs=())
+    judges = guard.scale.judges
+    return MetricEntry(
+        name=guard.metric,
+        why=judges[0].why,
+        guarded=guard.guarded,
+        outputs=tuple(JudgeEntry(judge.output, judge.metric.name, judge.labelled, judge.why) for judge in judges),
     )
 
 
@@ -150,14 +156,12 @@ def pack_file(
     chosen_by: str,
     test: float | None,
     splits: Mapping[str, Split],
-    outcome: Outcome | None,
 ) -> PackedFile:
     """The entry of `model.<format>`.
 
     Args:
         chosen_by: where the choice of its scheme comes from.
         splits: by layer name, what is lost of its output.
-        outcome: of training its pairs.
     """
     dense = sum(a * b for a, b, _ in source.weights)
     saved = sum(p.dense_parameters - p.weight_parameters for p in attempt.layers)
@@ -173,7 +177,7 @@ def pack_file(
         confirmation=_entry(attempt.confirmation),
         test=test,
         scheme_chosen_by=chosen_by,
-        recovery=None if outcome is None else _recovery(outcome),
+        recovery=None if attempt.recovery is None else _recovery(attempt.recovery),
         matrix_parameters=dense - saved,
         matrix_parameters_share=(dense - saved) / dense if dense else 1.0,
         layers=tuple(LayerEntry.of(choice, _shares(splits.get(choice.layer))) for choice in attempt.layers),
@@ -182,7 +186,8 @@ def pack_file(
 
 
 def _recovery(outcome: Outcome) -> RecoveryEntry:
-    return RecoveryEntry(outcome.steps, HeldOutLoss(outcome.held_out[0], outcome.held_out[1]), outcome.missing)
+    loss = HeldOutLoss(*outcome.held_out)
+    return RecoveryEntry(outcome.steps, loss, outcome.missing, outcome.samples, outcome.kept)
 
 
 def _shares(split: Split | None) -> LostShares | None:

@@ -34,7 +34,8 @@ class BuildOptions:
         max_drop: largest allowed drop in the metric's own unit; None means 0.5 in auto mode and no limit at a fixed
             rank or for a picked plan.
         formats: to write; None for all whose packages are installed.
-        metric: name of the metric that plans are judged by, None to choose by the data.
+        metric: name of the metric that plans are judged by, or file.py:function, or `recipe` for the recipe's own
+            `evaluate`; None to choose by the data.
         confidence: with which the drop is to stay within the limit, one-sided.
         rank: "auto" to choose one for every layer, "cv" for one share by cross-validation on the labels, a rank for all
             layers (int), or a share of each layer's weights (float).

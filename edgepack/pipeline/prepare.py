@@ -27,10 +27,11 @@ from edgepack.pipeline.datasets import Data, Methods, choose_methods, load_data,
 from edgepack.pipeline.distill import Recovery, check_recover
 from edgepack.pipeline.evaluate import Guard, Prover, check_evaluate, known_by_heart
 from edgepack.pipeline.evaluator import Evaluator
-from edgepack.pipeline.gradients import weighed
+from edgepack.pipeline.gradients import gradient_kind, weighed
 from edgepack.pipeline.method_fits import Alternatives, fit_alternatives
 from edgepack.pipeline.options import BuildOptions
 from edgepack.pipeline.prices import Prices, make_prices
+from edgepack.pipeline.recipe_score import RECIPE, check_recipe_metric, recipe_score
 from edgepack.pipeline.refit import Refitter, check_refit
 from edgepack.pipeline.replacements import Replacements
 from edgepack.pipeline.rounding import Rounder
@@ -88,6 +89,8 @@ def prepared(options: BuildOptions, cache: Cache, progress: Progress) -> Iterato
         DeviceError: the scheduler, or this machine as a device, failed.
     """
     check_installed(options.model)
+    if options.metric == RECIPE:
+        check_recipe_metric(options.model, test=options.test is not None)
     if not options.chosen_formats:
         lacks = ", ".join(dict.fromkeys(package for packages in options.unwritable.values() for package in packages))
         installs = " or ".join(FACTS[fmt].install for fmt in options.unwritable)
@@ -101,14 +104,23 @@ def prepared(options: BuildOptions, cache: Cache, progress: Progress) -> Iterato
 
 def _prepare(options: BuildOptions, engines: Mapping[Format, Any], workspace: Workspace) -> Prepared:
     opened = _open(options, workspace)
+    dense = native(opened.native).session(opened.content, {}, threads=THREADS)
+    recipe = recipe_score(opened, dense) if options.metric == RECIPE else None
     trains = options.recover is not None or options.rank == "cv"
     data = load_data(options.data, opened, options.model, options.seed, trains=trains)
     methods = _methods(options, data)
     test = None if options.test is None else read_npz(options.test, opened.inputs)
     inputs = example(data.guard, opened.inputs, options.seed)
-    dense = native(opened.native).session(opened.content, {}, threads=THREADS)
-    guard, confirmation = make_guard(options.metric, data, dense, exact=options.exact, confidence=options.confidence)
-    check_evaluate(opened, dense)
+    guard, confirmation = make_guard(
+        options.metric if recipe is None else None,
+        data,
+        dense,
+        exact=options.exact,
+        confidence=options.confidence,
+        recipe=recipe,
+    )
+    if recipe is None:
+        check_evaluate(opened, dense)
     given = WriterData(data.calibration, inputs, options.weight_grids[0])
 
     def open_writer(fmt: Format) -> Writer:
@@ -118,7 +130,7 @@ def _prepare(options: BuildOptions, engines: Mapping[Format, Any], workspace: Wo
     if (line := known_by_heart(guard)) is not None:
         workspace.warn(line)
     _warn_of_uninstalled(options, workspace)
-    if data.calibration is None:
+    if not guard.guarded:
         workspace.warn(UNGUARDED if options.rank == "auto" else UNGUARDED_RANK)
 
     method = methods.factorizer
@@ -154,7 +166,8 @@ def _prepare(options: BuildOptions, engines: Mapping[Format, Any], workspace: Wo
     replacements = _replacements(options, analysis, source, alternatives, guard)
     prover = Prover(guard, opened, workspace.folder)
     aim: Aim = options.optimize if methods.pairs or alternatives.only_save_bytes is None else "size"
-    guarded = digest(analysis.key, *guard.reference, guard.samples.labels, options.metric, options.confidence)
+    judged = options.metric if recipe is None else recipe.key
+    guarded = digest(analysis.key, *guard.reference, guard.samples.labels, judged, options.confidence)
     evaluator = Evaluator(options, analysis, replacements, prover, confirmation, aim, guarded, workspace)
     return Prepared(evaluator, data, test, files, prices, menus, validated)
 
@@ -289,8 +302,8 @@ def _replacements(
     if options.refit and calibration is not None:
         refitter = Refitter(opened, rounder, calibration)
     if options.recover is not None and calibration is not None:
-        key = digest(analysis.key, "recovery")
-        recovery = Recovery(source.opened, calibration, guard.metric, options.recover, key, workspace)
+        key, classes = digest(analysis.key, "recovery"), gradient_kind(guard.metric) == "classes"
+        recovery = Recovery(source.opened, calibration, classes, options.recover, key, workspace)
     return Replacements(analysis, rounder, refitter, recovery, alternatives)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 
+from edgepack.distill.fake import rounding_of
 from edgepack.model.kinds import kind_of, view_name
 from edgepack.model.layer import Layer, View
 from edgepack.model.replacement import Replacement
@@ -44,10 +45,16 @@ class Replacements:
         """
         return self._each(plan, scheme, self.rounder.draft, partial(self.rounder.dense, below_bits=INT8_BITS))
 
-    def factors(self, plan: Sequence[LayerPlan], scheme: FileScheme) -> dict[str, Replacement]:
-        """What the plan writes for its layers, on the grids of their schemes; `scheme` is that of the file."""
-        outcome = self.recovered(plan, scheme)
-        if outcome is None:
+    def factors(
+        self, plan: Sequence[LayerPlan], scheme: FileScheme, outcome: Outcome | None = None
+    ) -> dict[str, Replacement]:
+        """What the plan writes for its layers, on the grids of their schemes.
+
+        Args:
+            scheme: of the file.
+            outcome: of training the plan's pairs; None where they were not trained.
+        """
+        if outcome is None or not outcome.kept:
             return self._untrained(plan, scheme)
         trained = outcome.factors
 
@@ -69,9 +76,12 @@ class Replacements:
             return None
         begin = self.draft(plan, scheme) if self.refitter is None else self._untrained(plan, scheme)
         start = {name: pair for name, pair in begin.items() if name in pairs}
-        int8 = all(own.per_channel_int8 for own in pairs.values())
-        largest = min(own.largest_code(self.rounder.largest) for own in pairs.values())
-        return self.recovery.of(start, int8=int8, largest=largest)
+        roundings = {
+            name: rounding_of(pairs[name], pair.rank, pair.B.shape[1], largest=self.rounder.largest)
+            for name, pair in start.items()
+            if not pairs[name].is_float
+        }
+        return self.recovery.of(start, roundings)
 
     def _untrained(self, plan: Sequence[LayerPlan], scheme: FileScheme) -> dict[str, Replacement]:
         if self.refitter is None:

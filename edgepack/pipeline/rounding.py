@@ -12,7 +12,7 @@ from edgepack.factorize.two_sided import damped
 from edgepack.factorize.whitened import shrunk_covariance
 from edgepack.methods.registry import factorizer
 from edgepack.model.layer import View
-from edgepack.model.replacement import Replacement, dense, low_rank_correction
+from edgepack.model.replacement import Replacement, dense, low_rank, low_rank_correction
 from edgepack.model.scheme import Activations, Scheme
 from edgepack.model.serialize import packed_part, unpacked_part
 from edgepack.model.structure import Structure
@@ -21,7 +21,7 @@ from edgepack.pipeline.activations import InputMoments
 from edgepack.pipeline.losses import factors_at
 from edgepack.quantize.alternate import alternate
 from edgepack.quantize.bias import corrected_bias, corrected_pair
-from edgepack.quantize.gptq import gptq, output_energy
+from edgepack.quantize.gptq import gptq, output_energy, round_to_nearest
 from edgepack.quantize.grids import WeightGrid, grid_of
 from edgepack.quantize.low_rank_correction import rounded_residual
 from edgepack.quantize.rotation import Gauge, search_gauge, turned
@@ -94,14 +94,11 @@ class Rounder:
         return self._kept(ROUNDED, Keyed(key, lambda: self._pair(layer, spectrum, rank, (A, B), latent, scales)))
 
     def trained(self, layer: View, pair: Replacement, scheme: Scheme) -> Replacement:
-        """A trained pair for a scheme; training knew of per-channel int8, which is left to the writer."""
+        """A trained pair on the grids of the scheme that it was trained for, rounded as training did."""
         A, B = self._grid(scheme, pair.rank), self._grid(scheme, layer.in_features)
-        moments = self.covariances.of(layer.name)
-        if A is None or B is None or moments is None or scheme.per_channel_int8:
+        if A is None or B is None:
             return pair
-        product = (pair.A.astype(np.float64) @ pair.B).astype(np.float32)
-        rounded = alternate(product, pair, shrunk_covariance(moments), (A, B), rounds=_rounds(layer, ROUNDS))
-        return corrected_pair(pair, rounded.factors(None), moments.mean)
+        return low_rank(round_to_nearest(pair.A, A).weight, round_to_nearest(pair.B, B).weight, pair.bias)
 
     def energy(self, layer: View, covariance: Array) -> float:
         """tr(W C Wᵀ) of a layer with the covariance of its input: a product of wide matrices, made once."""

@@ -20,6 +20,7 @@ from edgepack.model.types import LayerPlan
 from edgepack.pipeline import limits
 from edgepack.pipeline.baselines import Baseline, dense_instead
 from edgepack.pipeline.candidates import Menu
+from edgepack.pipeline.distill import Outcome
 from edgepack.pipeline.evaluate import Attempt
 from edgepack.pipeline.evaluator import Evaluator
 from edgepack.pipeline.options import BuildOptions
@@ -224,13 +225,30 @@ class Search:
                 return
 
     def _attempt(self, scheme: FileScheme, layers: LayerPlans) -> Attempt | None:
+        """The file of a plan, with its pairs trained where that was asked for and the file is better for it.
+
+        None if it cannot be written."""
+        plain = self._written(scheme, layers)
+        outcome = None if plain is None else self._replacements.recovered(plain.layers, scheme)
+        if plain is None or outcome is None:
+            return plain
+        trained = self._written(scheme, plain.layers, outcome) if outcome.gained else None
+        if trained is not None and _better(trained, plain):
+            plain.path.unlink()
+            return replace(trained, recovery=outcome)
+        if trained is not None:
+            trained.path.unlink()
+        return replace(plain, recovery=replace(outcome, kept=False))
+
+    def _written(self, scheme: FileScheme, layers: LayerPlans, outcome: Outcome | None = None) -> Attempt | None:
         """The file of a plan, with those layers dense that cannot be written or proved as planned.
 
         None if it cannot be written even so."""
+        way = "untrained" if outcome is None else "trained"
         for _ in range(REPAIRS):
             self._workspace.progress(f"emit {self._files.fmt} {scheme}")
-            path = self._workspace.folder / f"{digest(choices(layers), str(scheme))[:12]}.{self._files.fmt}"
-            factors = self._files.takes(self._replacements.factors(layers, scheme))
+            path = self._workspace.folder / f"{digest(choices(layers), str(scheme), way)[:12]}.{self._files.fmt}"
+            factors = self._files.takes(self._replacements.factors(layers, scheme, outcome))
             try:
                 attempt = self._evaluator.prover.attempt(self._files, layers, factors, scheme, path)
                 failed = attempt.failed_layers
@@ -256,6 +274,14 @@ class Search:
             own = {layer.scheme or scheme for layer in layers}
             if all(each.bits == scheme.bits and not each.is_constexpr for each in own):
                 yield FileScheme.of(scheme), tuple(replace(layer, scheme=scheme) for layer in layers)
+
+
+def _better(trained: Attempt, plain: Attempt) -> bool:
+    """Whether a file of a plan whose pairs were trained to a smaller held-out loss loses no more on the validation
+    samples for it."""
+    if trained.sound != plain.sound or trained.drop is None or plain.drop is None:
+        return trained.sound
+    return trained.drop.bound <= plain.drop.bound
 
 
 def with_dense(layers: LayerPlans, failed: Mapping[str, str], scheme: FileScheme) -> LayerPlans:

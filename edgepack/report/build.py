@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from edgepack.metrics.drop import Drop
 from edgepack.metrics.metric import METRICS
 from edgepack.pack.manifest import (
     CrossValidationEntry,
@@ -105,9 +106,15 @@ _FILES: tuple[Field[_File], ...] = (
     Field(Column("drop", "drop", "change"), lambda file: file.drop),
     Field(
         Column("drop_bound", "at most", "change", optional=True),
-        lambda file: None if file.stated is None else file.stated.bound,
+        lambda file: file.stated.bound if file.stated is not None and file.stated.samples else None,
     ),
     Field(Column("scored_on", "scored on"), lambda file: file.entry.scored_on),
+)
+
+
+POINT_ONLY = (
+    "drop: the difference of two scores of the recipe's own evaluate, which the plans were chosen by; one number a "
+    "file tells no interval"
 )
 
 
@@ -116,6 +123,9 @@ def _judged(manifest: Manifest) -> Iterator[Block]:
     drops = [entry.confirmation or entry.guard for entry in packed_files(manifest).values()]
     stated = next((drop for drop in drops if drop is not None), None)
     if stated is None:
+        return
+    if not stated.samples:
+        yield Paragraph((f"{manifest.metric.name}, since {manifest.metric.why}\n{POINT_ONLY}",))
         return
     judges = manifest.metric.outputs
     several = len(judges) > 1
@@ -154,8 +164,12 @@ def _recoveries(manifest: Manifest) -> Iterator[Block]:
                 Figure(loss, "fine loss") for loss in (found.held_out_loss.before, found.held_out_loss.after)
             )
             rest = f"; not trained: {', '.join(found.not_trained)}" if found.not_trained else ""
-            steps = f"{name}: recovered in {found.steps} steps, held-out loss "
-            yield Paragraph((steps, before, " → ", after, rest))
+            steps = f"{found.steps} steps" + (f" on {found.samples} samples" if found.samples else "")
+            if found.kept:
+                yield Paragraph((f"{name}: recovered in {steps}, held-out loss ", before, " → ", after, rest))
+            else:
+                said = ": training made the file no better, so it is as it was without"
+                yield Paragraph((f"{name}: not recovered in {steps}, held-out loss ", before, " → ", after, said))
 
 
 def _plans(manifest: Manifest) -> Iterator[Block]:
@@ -242,13 +256,21 @@ _LAYER: tuple[Field[LayerEntry], ...] = (
 )
 
 
+def _explored_drop(drop: Drop) -> str:
+    if not drop.samples:
+        return f"{POINT_ONLY}."
+    return (
+        f"drop: of {drop.metric} on {drop.samples} validation samples; at most: with {drop.confidence:.0%} confidence, "
+        "one-sided."
+    )
+
+
 def explored_report(rows: Sequence[ExploredRow], warnings: Sequence[str] = ()) -> Report:
     """One line per plan, the front marked, how to build one of them, and the warnings."""
     sources = {row.format: row.source for row in rows}
     notes = (
         "* on the Pareto front: no other plan of its format is as good in drop, latency and size, and better in one.",
-        f"drop: of {rows[0].drop.metric} on {rows[0].drop.samples} validation samples; at most: with "
-        f"{rows[0].drop.confidence:.0%} confidence, one-sided.",
+        _explored_drop(rows[0].drop),
         *(f"latency: linear layers of {fmt}, predicted by the {source}." for fmt, source in sources.items()),
         "Build one with --pick NUMBER, or one per format with --pick NUMBER,NUMBER, and the same other options.",
     )
@@ -270,5 +292,8 @@ _EXPLORED: tuple[Field[ExploredRow], ...] = (
     Field(Column("latency_s", "latency", "seconds")),
     Field(hidden("source")),
     Field(Column("drop", "drop", "score"), lambda row: row.drop.value),
-    Field(Column("drop_bound", "at most", "score"), lambda row: row.drop.bound),
+    Field(
+        Column("drop_bound", "at most", "score", optional=True),
+        lambda row: row.drop.bound if row.drop.samples else None,
+    ),
 )

@@ -10,17 +10,29 @@ from hypothesis.extra import numpy as hnp
 
 from edgepack.distill.fake import fake_activation, fake_weight
 from edgepack.model.types import Array
-from edgepack.quantize.grids import activation_grid, quantize_weight
+from edgepack.quantize.grids import activation_grid, dequantize_blocks, quantize_blocks, quantize_weight
 
 FLOATS = st.floats(-1e4, 1e4, width=32, allow_subnormal=False)
 MATRICES = hnp.arrays(np.float32, hnp.array_shapes(min_dims=2, max_dims=2, max_side=9), elements=FLOATS)
 
 
-@given(MATRICES, st.sampled_from([127, 63]))
+@given(MATRICES, st.sampled_from([127, 63, 7]))
 def test_weights_lie_on_the_grid_of_the_files_to_the_last_bit(weight: Array, largest: int) -> None:
     codes, scales = quantize_weight(weight, largest=largest)
     found = fake_weight(torch.from_numpy(weight), largest).numpy()
     np.testing.assert_array_equal(found, codes * scales[:, None])
+
+
+@given(MATRICES, st.sampled_from([4, 8]))
+def test_weights_in_blocks_lie_on_the_grid_of_the_files_too(weight: Array, bits: int) -> None:
+    codes, scales = quantize_blocks(weight, bits, 16)
+    found = fake_weight(torch.from_numpy(weight), 2 ** (bits - 1) - 1, 16).numpy()
+    wanted = dequantize_blocks(codes, scales, weight.shape[1])
+    # Where both grids of a block are equally good, float32 may choose the other one.
+    worst = np.abs(weight).max(axis=1, initial=0.0) * 1e-5
+    same = np.abs(found - wanted) <= worst[:, None]
+    as_good = np.square(found - weight).sum(axis=1) <= np.square(wanted - weight).sum(axis=1) * (1 + 1e-4)
+    assert (same.all(axis=1) | as_good).all()
 
 
 def test_kernels_of_convolutions_have_a_scale_per_output_channel() -> None:
@@ -53,6 +65,17 @@ def test_gradients_pass_straight_through(x: Array) -> None:
         (rounder(value) * direction).sum().backward()
         assert value.grad is not None
         np.testing.assert_array_equal(value.grad.numpy(), direction.numpy())
+
+
+def test_runs_one_behind_the_other_have_grids_of_their_own() -> None:
+    x = (
+        torch.from_numpy(np.random.default_rng(0).standard_normal((6, 5)).astype(np.float32))
+        * torch.arange(1, 7)[:, None]
+    )
+    together = fake_activation(x, 3)
+    apart = torch.cat([fake_activation(run) for run in x.split(2)])
+    assert torch.equal(together, apart)
+    assert not torch.equal(together, fake_activation(x))
 
 
 def test_under_vmap_every_run_has_a_grid_of_its_own() -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from edgepack.distill.runs import as_runs, at_once, choose_call, one_by_one
+from edgepack.distill.runs import as_batch, as_runs, at_once, choose_call, one_by_one
 from edgepack.errors import DataError
 from edgepack.sources.torch import export_program
 from edgepack.torchgraph import flat_module
@@ -57,12 +57,39 @@ def test_arrays_that_do_not_fit_are_data_errors() -> None:
             as_runs(module, inputs)
 
 
+class Mixing(nn.Module):
+    """Answers that depend on all samples of the batch."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x - x.mean(0)
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_programs_of_layers_take_more_samples_than_they_were_exported_for(batch: int) -> None:
+    model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
+    module = flat_module(export_program(model, (torch.zeros(batch, 6),)))
+    inputs = as_runs(module, {"x": samples(12, 6)})
+    assert choose_call([module], inputs) is as_batch
+    with torch.no_grad():
+        found, wanted = as_batch(module, inputs)[0], one_by_one(module, inputs)[0]
+        assert found.shape == wanted.shape == (12 // batch, batch, 3)
+        torch.testing.assert_close(found, wanted)
+
+
+def test_programs_that_mix_samples_never_see_those_of_another_run() -> None:
+    module = flat_module(export_program(Mixing(), (torch.zeros(4, 6),)))
+    inputs = as_runs(module, {"x": samples(12, 6)})
+    call = choose_call([module], inputs)
+    assert call is not as_batch
+    torch.testing.assert_close(call(module, inputs)[0], one_by_one(module, inputs)[0])
+
+
 def test_programs_of_batch_one_run_on_many_samples_at_once() -> None:
     torch.manual_seed(0)
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
     module = flat_module(export_program(layer, (torch.zeros(1, 5, 8),)))
     inputs = as_runs(module, {"x": samples(6, 5, 8)})
-    assert choose_call(module, inputs) is at_once
+    assert choose_call([module], inputs) is at_once
     with torch.no_grad():
         torch.testing.assert_close(at_once(module, inputs)[0][:, 0], layer(inputs[0][:, 0]), rtol=1e-4, atol=1e-5)
 
@@ -70,7 +97,7 @@ def test_programs_of_batch_one_run_on_many_samples_at_once() -> None:
 def test_programs_that_vmap_cannot_take_run_one_by_one() -> None:
     module = flat_module(export_program(InPlace(), (torch.zeros(2, 3),)))
     inputs = as_runs(module, {"x": samples(6, 3)})
-    call = choose_call(module, inputs)
+    call = choose_call([module], inputs)
     assert call is one_by_one
     wanted = torch.stack([InPlace()(x) for x in inputs[0]])
     torch.testing.assert_close(call(module, inputs)[0], wanted)

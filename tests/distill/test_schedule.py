@@ -1,4 +1,4 @@
-"""Stages, phases and learning rates."""
+"""Stages and learning rates."""
 
 from __future__ import annotations
 
@@ -8,23 +8,18 @@ from hypothesis import strategies as st
 from edgepack.distill.schedule import MOST_STAGES, make_schedule, stage_sizes
 
 
-@given(st.integers(1, 5000), st.integers(1, MOST_STAGES), st.booleans())
-def test_every_step_has_a_stage_and_the_last_ones_train_all_layers_rounded(total: int, stages: int, int8: bool) -> None:
-    schedule = make_schedule(total, stages, int8=int8)
+@given(st.integers(1, 5000), st.integers(1, MOST_STAGES))
+def test_every_step_has_a_stage_and_the_last_one_trains_all_layers(total: int, stages: int) -> None:
+    schedule = make_schedule(total, stages)
     found = [schedule.stage(step) for step in range(total)]
     assert found == sorted(found)
     assert found[-1] == stages - 1
-    assert 0 <= schedule.int8_start <= total
-    assert (schedule.int8_start < total) == int8
-    # Rounding begins once all layers are thin.
-    assert all(found[step] == stages - 1 for step in range(schedule.int8_start, total))
     assert all(0.0 < schedule.rate(step) <= 1.0 for step in range(total))
 
 
 def test_long_runs_warm_up_in_every_stage_and_end_slowly() -> None:
-    schedule = make_schedule(1000, 3, int8=True)
+    schedule = make_schedule(1000, 3)
     assert schedule.starts == (0, 200, 400)
-    assert schedule.int8_start == 700
     for start in schedule.starts:
         assert schedule.rate(start) < 0.1 < schedule.rate(start + 60)
     assert schedule.rate(999) < 0.03

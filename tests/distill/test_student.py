@@ -9,15 +9,24 @@ import pytest
 import torch
 from torch import nn
 
-from edgepack.distill import build_student
+from edgepack.backends.onnx.schemes import INT8_DYNAMIC, NBITS4
+from edgepack.backends.tflite.schemes import INT4_DYNAMIC
+from edgepack.distill import Rounding, build_student, rounding_of
 from edgepack.distill.graphs import thin_index
 from edgepack.errors import ModelError
-from edgepack.model.replacement import low_rank
+from edgepack.model.replacement import Replacement, low_rank
+from edgepack.model.scheme import Scheme
 from edgepack.quantize.grids import quantize_weight
 from edgepack.torchgraph import find_linears, flat_module, with_factors
 from tests.distill.distill_models import Encoder, Mixed, classifier, factored, samples
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+
+
+def every_rounding(scheme: Scheme, factors: dict[str, Replacement], largest: int = 127) -> dict[str, Rounding]:
+    """All of these layers in one scheme."""
+    return {n: rounding_of(scheme, pair.rank, pair.B.shape[1], largest=largest) for n, pair in factors.items()}
+
 
 CASES = [
     pytest.param(classifier(), 6, (2, 20), id="mlp"),
@@ -35,7 +44,7 @@ def test_at_the_start_a_student_is_the_factored_program(model: nn.Module, rank: 
     last = student.stages[-1]
     with torch.no_grad():
         wanted = with_factors(module, layers, factors)(x)[0]
-        found, dense = last.plain(x), last.teacher(x)
+        found, dense = last.student(x), last.teacher(x)
         torch.testing.assert_close(found[0], wanted, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(dense[0], module(x)[0], rtol=1e-5, atol=1e-6)
     assert [value.shape for value in found] == [value.shape for value in dense]
@@ -63,7 +72,7 @@ def test_a_layers_watched_output_is_that_of_the_dense_layer_for_exact_factors(
     uses = sum(site.name in exact for site in find_linears(flat_module(program)))
     for stage, count in zip(student.stages, [None] * (len(student.stages) - 1) + [uses], strict=True):
         with torch.no_grad():
-            found, wanted = stage.plain(x), stage.teacher(x)
+            found, wanted = stage.student(x), stage.teacher(x)
         for f, w in zip(found, wanted, strict=True):
             torch.testing.assert_close(f, w, rtol=1e-4, atol=1e-5)
         floats = sum(bool(v.is_floating_point()) for v in flat_module(program)(x))
@@ -82,7 +91,7 @@ def test_what_was_trained_comes_back_as_factors(model: nn.Module, rank: int, sha
         x = torch.from_numpy(samples(*shape))
         trained = student.trained({name: p.detach().numpy() for name, p in student.parameters.items()})
         torch.testing.assert_close(
-            with_factors(module, layers, trained)(x)[0], student.stages[-1].plain(x)[0], rtol=1e-5, atol=1e-6
+            with_factors(module, layers, trained)(x)[0], student.stages[-1].student(x)[0], rtol=1e-5, atol=1e-6
         )
 
 
@@ -92,9 +101,10 @@ def test_gradients_reach_the_factors_through_rounding_and_nothing_else(
 ) -> None:
     program, layers, factors = factored(model, rank, torch.zeros(shape))
     required = {name: p.requires_grad for name, p in program.named_parameters()}
-    student = build_student(flat_module(program), layers, factors)
-    x = torch.from_numpy(samples(*shape))
-    for graph in (student.stages[-1].plain, student.stages[-1].int8):
+    module, x = flat_module(program), torch.from_numpy(samples(*shape))
+    for roundings in ({}, every_rounding(NBITS4, factors), every_rounding(INT8_DYNAMIC, factors)):
+        student = build_student(module, layers, factors, roundings)
+        graph = student.stages[-1].student
         sum(value.square().mean() for value in graph(x)).backward()
         for name, parameter in student.parameters.items():
             assert parameter.grad is not None, name
@@ -106,10 +116,12 @@ def test_gradients_reach_the_factors_through_rounding_and_nothing_else(
     assert {name: p.requires_grad for name, p in program.named_parameters()} == required
 
 
-@pytest.mark.parametrize("largest", [127, 63])
-def test_the_rounded_student_multiplies_what_an_int8_file_holds(largest: int) -> None:
+@pytest.mark.parametrize(("scheme", "largest"), [(INT8_DYNAMIC, 127), (INT8_DYNAMIC, 63), (INT4_DYNAMIC, 127)])
+def test_the_rounded_student_multiplies_what_a_file_holds(scheme: Scheme, largest: int) -> None:
     program, layers, factors = factored(nn.Sequential(nn.Linear(20, 16)), 4, torch.zeros(1, 20))
-    student = build_student(flat_module(program), layers, factors, largest=largest)
+    roundings = every_rounding(scheme, factors, largest)
+    student = build_student(flat_module(program), layers, factors, roundings)
+    largest = scheme.largest_code(largest)
     x = samples(1, 20)
 
     def on_grid(values: np.ndarray) -> np.ndarray:
@@ -123,8 +135,23 @@ def test_the_rounded_student_multiplies_what_an_int8_file_holds(largest: int) ->
     latent = on_grid(x) @ (codes_b * scales_b[:, None]).T
     wanted = on_grid(latent) @ (codes_a * scales_a[:, None]).T + pair.bias
     with torch.no_grad():
-        found = student.stages[-1].int8(torch.from_numpy(x))[0].numpy()
+        found = student.stages[-1].student(torch.from_numpy(x))[0].numpy()
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_layers_of_one_model_round_each_as_their_own_scheme_does() -> None:
+    program, layers, factors = factored(classifier(), 4, torch.zeros(1, 20))
+    module, x = flat_module(program), torch.from_numpy(samples(1, 20))
+    first, second = factors
+    mixed = every_rounding(NBITS4, {first: factors[first]}) | every_rounding(INT8_DYNAMIC, {second: factors[second]})
+
+    def answer(roundings: dict[str, Rounding]) -> torch.Tensor:
+        with torch.no_grad():
+            return build_student(module, layers, factors, roundings).stages[-1].student(x)[0]
+
+    found = [answer(roundings) for roundings in ({}, mixed, every_rounding(NBITS4, factors))]
+    errors = [float((value - found[0]).norm() / found[0].norm()) for value in found]
+    assert 0.0 == errors[0] < errors[1] < errors[2] < 0.5
 
 
 def test_deep_models_become_thin_from_the_input_on_with_shared_parameters() -> None:
@@ -132,12 +159,11 @@ def test_deep_models_become_thin_from_the_input_on_with_shared_parameters() -> N
     student = build_student(flat_module(program), layers, dict(reversed(factors.items())))
     assert len(student.stages) > 1
     assert list(student.factors) == [layer.name for layer in layers if layer.name in factors]
-    thin = [{n for n, _ in s.plain.named_parameters() if thin_index(n) is not None} for s in student.stages]
+    thin = [{n for n, _ in s.student.named_parameters() if thin_index(n) is not None} for s in student.stages]
     assert all(earlier < later for earlier, later in pairwise(thin))
     for stage in student.stages:
-        for graph in (stage.plain, stage.int8):
-            for name, parameter in graph.named_parameters():
-                assert thin_index(name) is None or parameter is student.parameters[name]
+        for name, parameter in stage.student.named_parameters():
+            assert thin_index(name) is None or parameter is student.parameters[name]
     assert len(build_student(flat_module(program), layers, factors, staged=False).stages) == 1
 
 

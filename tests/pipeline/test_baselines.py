@@ -68,15 +68,12 @@ class Answers:
 
     def __init__(self, drops: Mapping[Scheme, float]) -> None:
         self.drops = {"fp32": 0.0, **{scheme.name: value for scheme, value in drops.items()}}
-        self.guard = SimpleNamespace(answers=self.answers, drop=self.drop, guarded=True)
+        self.guard = SimpleNamespace(drop_of=self.drop_of, guarded=True)
 
-    def answers(self, path: Path, fmt: str) -> Any:
+    def drop_of(self, path: Path, fmt: str) -> Drop:
         if path.read_text() not in self.drops:
             raise ModelError("no kernel")
-        return path.read_text()
-
-    def drop(self, outputs: Any) -> Drop:
-        return drop(self.drops[outputs])
+        return drop(self.drops[path.read_text()])
 
 
 class Costs:

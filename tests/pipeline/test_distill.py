@@ -8,12 +8,22 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgepack.backends.onnx.schemes import FP32
+from edgepack.distill import training
 from edgepack.distill.budget import Epochs
+from edgepack.distill.fake import Rounding
 from edgepack.errors import ModelError, UsageError
+from edgepack.metrics.drop import Drop
 from edgepack.model.replacement import Replacement
+from edgepack.model.scheme import FileScheme
+from edgepack.model.types import Proof
+from edgepack.pipeline import search
 from edgepack.pipeline.build import build
 from edgepack.pipeline.distill import Recovery
+from edgepack.pipeline.evaluate import Attempt
 from edgepack.pipeline.prepare import Prepared
+from edgepack.quantize.grids import WeightGrid
+from edgepack.report.build import build_report
 from edgepack.workspace import Cache, Progress, Workspace, silent
 from tests.pipeline.small_builds import options
 
@@ -25,7 +35,16 @@ def recovery(ready: Prepared, cache: Path, progress: Progress = silent) -> Recov
     calibration = ready.data.calibration
     assert calibration is not None
     workspace = Workspace(Cache(cache), cache, progress=progress)
-    return Recovery(ready.opened, calibration, ready.guard.metric, Epochs(2), "key", workspace)
+    return Recovery(ready.opened, calibration, True, Epochs(2), "key", workspace)
+
+
+INT8 = Rounding(WeightGrid(127), WeightGrid(127), activations=True)
+
+
+@pytest.fixture(scope="module")
+def int8(start: dict[str, Replacement]) -> dict[str, Rounding]:
+    """Both layers in int8 per channel."""
+    return dict.fromkeys(start, INT8)
 
 
 @pytest.fixture(scope="module")
@@ -36,16 +55,20 @@ def start(ready: Prepared) -> dict[str, Replacement]:
 
 
 def test_an_onnx_model_is_trained_once_and_known_afterwards(
-    ready: Prepared, start: dict[str, Replacement], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ready: Prepared,
+    start: dict[str, Replacement],
+    int8: dict[str, Rounding],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    first = recovery(ready, tmp_path).of(start, int8=True, largest=127)
+    first = recovery(ready, tmp_path).of(start, int8)
     assert first.held_out[1] < first.held_out[0]
     assert first.steps > 0
     assert first.missing == ()
     assert set(first.factors) == set(start)
     assert not list((tmp_path / "recovering").rglob("*.pt"))
     monkeypatch.setattr("edgepack.pipeline.distill.recover_factors", None)
-    again = recovery(ready, tmp_path).of(start, int8=True, largest=127)
+    again = recovery(ready, tmp_path).of(start, int8)
     for name, pair in first.factors.items():
         np.testing.assert_array_equal(again.factors[name].A, pair.A)
         np.testing.assert_array_equal(again.factors[name].bias, pair.bias)
@@ -53,7 +76,7 @@ def test_an_onnx_model_is_trained_once_and_known_afterwards(
 
 
 def test_what_was_interrupted_goes_on(ready: Prepared, start: dict[str, Replacement], tmp_path: Path) -> None:
-    whole = recovery(ready, tmp_path / "whole").of(start, int8=False, largest=127)
+    whole = recovery(ready, tmp_path / "whole").of(start, {})
 
     class StoppedError(Exception):
         pass
@@ -66,11 +89,11 @@ def test_what_was_interrupted_goes_on(ready: Prepared, start: dict[str, Replacem
             raise StoppedError
 
     with pytest.raises(StoppedError):
-        recovery(ready, tmp_path / "cut", stop).of(start, int8=False, largest=127)
+        recovery(ready, tmp_path / "cut", stop).of(start, {})
     assert len(list((tmp_path / "cut" / "recovering").rglob("*.pt"))) == 1
     seen.clear()
     told = recovery(ready, tmp_path / "cut", lambda stage, done=0, total=0: seen.append(done))
-    rest = told.of(start, int8=False, largest=127)
+    rest = told.of(start, {})
     assert min(seen) > 0, "from the checkpoint on"
     for name, pair in whole.factors.items():
         np.testing.assert_array_equal(rest.factors[name].B, pair.B)
@@ -88,6 +111,48 @@ def test_a_build_trains_its_pairs_and_says_so(classifier: Path, warm_cache: Path
     assert made.manifest.record()["options"]["recover"] == "3epochs"
     assert files[1]["size_bytes"] == pytest.approx(files[0]["size_bytes"], rel=0.01)
     assert files[1]["guard"]["drop"] < files[0]["guard"]["drop"]
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_training_that_makes_nothing_better_leaves_the_file_as_it_was(
+    precision: str, classifier: Path, warm_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "RELATIVE_RATE", 1e-12)
+    given: dict[str, Any] = {"rank": 24, "precision": precision, "baseline": False}
+    plain = build(options(classifier, **given, out=tmp_path / "plain"), cache=Cache(warm_cache))
+    made = build(options(classifier, **given, recover=Epochs(1), out=tmp_path / "made"), cache=Cache(tmp_path / "own"))
+    before, entry = (result.manifest.record()["files"]["model.onnx"] for result in (plain, made))
+    assert entry["recovery"]["kept"] is False
+    assert entry["recovery"]["steps"] > 0
+    assert before["recovery"] is None
+    assert entry["sha256"] == before["sha256"]
+    said = build_report(made.out, made.manifest).blocks
+    assert any("training made the file no better" in str(block) for block in said)
+
+
+def test_a_trained_file_is_taken_where_it_is_sound_and_loses_no_more() -> None:
+    def attempt(bound: float, *, sound: bool = True) -> Attempt:
+        drop = Drop("accuracy", 99.0, 98.0, bound, bound, 0.1, 100)
+        return Attempt("onnx", FileScheme.of(FP32), Path("m"), (), (Proof("same-outputs", sound, ""),), drop)
+
+    assert search._better(attempt(0.2), attempt(0.3))
+    assert search._better(attempt(0.3), attempt(0.3))
+    assert not search._better(attempt(0.4), attempt(0.3))
+    assert not search._better(attempt(0.1, sound=False), attempt(0.3))
+    assert search._better(attempt(0.4), attempt(0.3, sound=False))
+
+
+def test_weights_in_four_bits_are_written_as_they_were_trained(
+    classifier: Path, warm_cache: Path, tmp_path: Path
+) -> None:
+    given: dict[str, Any] = {"rank": 24, "precision": "int4", "baseline": False}
+    plain = build(options(classifier, **given, out=tmp_path / "plain"), cache=Cache(warm_cache))
+    made = build(options(classifier, **given, recover=Epochs(8), out=tmp_path / "made"), cache=Cache(warm_cache))
+    before, after = (result.manifest.record()["files"]["model.onnx"] for result in (plain, made))
+    assert after["recovery"]["kept"] is True
+    assert after["recovery"]["held_out_loss"]["after"] < 0.9 * after["recovery"]["held_out_loss"]["before"]
+    assert after["guard"]["drop"] <= before["guard"]["drop"]
+    assert all(proof["passed"] for proof in after["proofs"].values())
 
 
 def test_without_a_limit_of_its_own_faster_plans_are_trained_first(
@@ -117,5 +182,5 @@ def test_a_model_that_torch_cannot_take_is_refused(
 
     monkeypatch.setattr("edgepack.torchgraph.from_onnx.onnx_to_program", refuse)
     with pytest.raises(ModelError, match="--recover trains in torch: the operator Foo") as err:
-        recovery(ready, tmp_path).of(start, int8=True, largest=127)
+        recovery(ready, tmp_path).of(start, {})
     assert "leave --recover out" in (err.value.hint or "")

@@ -18,6 +18,7 @@ from edgepack.metrics.metric import METRICS
 from edgepack.model.model import Model
 from edgepack.model.types import Recipe, TensorSpec
 from edgepack.pipeline import evaluate as scores
+from edgepack.pipeline import recipe_score
 from edgepack.pipeline.evaluate import Guard
 
 SPEC = TensorSpec("x", (1, 3), np.dtype(np.float32))
@@ -31,7 +32,7 @@ def opened(evaluate: Callable[..., Any] | None) -> Model:
 
 
 def evaluated(evaluate: Callable[..., Any]) -> float:
-    return scores._evaluated(evaluate, opened(evaluate), MODEL)
+    return recipe_score.evaluated(opened(evaluate), MODEL)[0]
 
 
 def test_predict_takes_any_number_of_samples_and_gives_the_first_output() -> None:
@@ -60,6 +61,23 @@ def test_torch_scalar() -> None:
 def test_no_number(score: object) -> None:
     with pytest.raises(DataError, match=r"evaluate returned .*, expected a finite number"):
         evaluated(lambda predict: score)
+
+
+def test_a_compressed_model_that_breaks_the_score_is_the_worst_there_is() -> None:
+    answers = iter([3.0, float("nan")])
+    found = recipe_score.recipe_score(opened(lambda predict: next(answers)), MODEL)
+    assert found.dense == 3.0
+    assert found.drop(MODEL).value > 1e5
+
+
+def test_scores_of_other_samples_have_other_keys() -> None:
+    def key(samples: np.ndarray) -> str:
+        def evaluate(predict: Callable[..., np.ndarray]) -> float:
+            return float(len(predict(samples)))
+
+        return recipe_score.recipe_score(opened(evaluate), MODEL).key
+
+    assert key(X) == key(X.copy()) != key(X + 1)
 
 
 def test_errors_of_the_recipe_say_where() -> None:

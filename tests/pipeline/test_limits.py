@@ -18,9 +18,10 @@ from edgepack.pipeline.baselines import peak_ram_bytes
 from edgepack.pipeline.build import build
 from edgepack.pipeline.limits import Rest
 from edgepack.pipeline.options import parse_duration, parse_size
-from edgepack.pipeline.prepare import Prepared
+from edgepack.pipeline.pareto import make_ladder
+from edgepack.pipeline.prepare import Prepared, prepared
 from edgepack.plan.solve import Bounds, Infeasible
-from edgepack.workspace import Cache, Workspace
+from edgepack.workspace import Cache, Workspace, silent
 from tests.pipeline.small_builds import options, working_in
 
 REST = Rest(10_000, 2_000_000, 1e-6)
@@ -106,6 +107,23 @@ def test_a_limit_that_no_plan_can_meet(classifier: Path, warm_cache: Path, tmp_p
     if name == "latency":
         found = sum(layer["predicted"]["latency_s"] for layer in entry["layers"])
         assert found <= parse_duration(match["least"]) * 1.01
+
+
+def test_under_a_size_limit_ranks_and_bits_are_chosen_together(classifier: Path, warm_cache: Path) -> None:
+    """Where 8 bits have room for low ranks alone, 4 bits have room for higher ones, which lose less."""
+    found = {}
+    for precision in ("auto", "int8"):
+        asked = options(classifier, "jetson-nano", precision=precision)
+        with prepared(asked, Cache(warm_cache), silent) as made:
+            menus, spectra = made.menus["onnx"], made.evaluator.spectra
+            steps = make_ladder(menus, spectra, Bounds(size_bytes=24_000), REST, silent)
+        assert not isinstance(steps, Infeasible)
+        assert all(step.size_bytes <= 24_000 for step in steps)
+        found[precision] = steps[0]
+    assert found["auto"].loss < 0.9 * found["int8"].loss
+    narrow = {layer.layer: layer.rank for layer in found["auto"].layers if str(layer.scheme) == "nbits4" and layer.rank}
+    wide = {layer.layer: layer.rank for layer in found["int8"].layers}
+    assert any(rank > (wide[name] or 0) for name, rank in narrow.items())
 
 
 def test_limits_that_exclude_each_other_are_all_named(classifier: Path) -> None:
