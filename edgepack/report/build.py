@@ -31,6 +31,7 @@ def build_report(out: Path, manifest: Manifest) -> Report:
             *_judged(manifest),
             *_validated(manifest.cross_validation),
             *_recoveries(manifest),
+            *_corners(manifest),
             *_plans(manifest),
         ),
         warnings=manifest.warnings,
@@ -156,6 +157,19 @@ def _recoveries(manifest: Manifest) -> Iterator[Block]:
             rest = f"; not trained: {', '.join(found.not_trained)}" if found.not_trained else ""
             steps = f"{name}: recovered in {found.steps} steps, held-out loss "
             yield Paragraph((steps, before, " → ", after, rest))
+
+
+def _corners(manifest: Manifest) -> Iterator[Block]:
+    """What other aims would have come to: a line for each, and how they are known."""
+    said: list[str | Figure] = []
+    for name, entry in packed_files(manifest).items():
+        corners = entry.corners or ()
+        for own, corner in zip(corners[:1] * len(corners), corners[1:], strict=False):
+            said += [f"{name} by --optimize {corner.optimize}: "]
+            said += [Figure(corner.latency_s, "seconds"), " instead of ", Figure(own.latency_s, "seconds"), ", "]
+            said += [Figure(corner.size_bytes, "bytes"), " instead of ", Figure(own.size_bytes, "bytes"), "\n"]
+    if said:
+        yield Paragraph((*said, "predicted, at the loss that is predicted of these files; none of that was written"))
 
 
 def _plans(manifest: Manifest) -> Iterator[Block]:
