@@ -273,12 +273,19 @@ def explored_report(rows: Sequence[ExploredRow], warnings: Sequence[str] = ()) -
     )
 
 
+def _ranks(row: ExploredRow) -> str | None:
+    """Of the factored layers, the least and the largest; of one where they are alike."""
+    ends = sorted({min(row.ranks.values()), max(row.ranks.values())}) if row.ranks else []
+    return "–".join(map(str, ends)) or None
+
+
 _EXPLORED: tuple[Field[ExploredRow], ...] = (
     Field(Column("on_front", "", "mark")),
     Field(Column("plan", "plan", "integer"), lambda row: row.number),
     Field(Column("format", "format")),
     Field(Column("scheme", "scheme")),
     Field(Column("factored", "factored", "of", parts=("factored_layers", "layers"))),
+    Field(Column("ranks", "rank"), _ranks),
     Field(Column("weights_share", "weights", "share")),
     Field(Column("size_bytes", "size", "bytes")),
     Field(Column("latency_s", "latency", "seconds")),
