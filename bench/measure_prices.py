@@ -120,13 +120,12 @@ def _of_format(
 
 
 def _mixtures(fmt: Format, layers: int) -> Iterator[tuple[Scheme, ...]]:
-    """Every scheme by itself, and every two of which the last layer has the second."""
+    """Every scheme by itself, and each with the last layer in the next one."""
+    single = [scheme for scheme in SCHEMES[fmt] if scheme.scope == "layer"]
     for scheme in SCHEMES[fmt]:
         yield (scheme,) * layers
-    for first in SCHEMES[fmt] if layers > 1 else ():
-        for last in SCHEMES[fmt]:
-            if last != first and "file" not in (first.scope, last.scope):
-                yield (*(first,) * (layers - 1), last)
+    for first, last in zip(single, (*single[1:], single[0]), strict=True) if layers > 1 else ():
+        yield (*(first,) * (layers - 1), last)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -23,11 +23,10 @@ def _images(rows: Array) -> Array:
 @one_thread()
 def train(images: Array, labels: Array) -> nn.Sequential:
     torch.manual_seed(SEED)
-    model = nn.Sequential(
-        *(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
-        *(nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
-        *(nn.Flatten(), nn.Linear(784, 40), nn.ReLU(), nn.Linear(40, 10)),
-    )
+    first, second = nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(8, 16, 3, padding=1)
+    hidden, last = nn.Linear(784, 40), nn.Linear(40, 10)
+    pool, relu = nn.MaxPool2d(2), nn.ReLU()
+    model = nn.Sequential(first, relu, pool, second, relu, pool, nn.Flatten(), hidden, relu, last)
     optimizer = torch.optim.Adam(model.parameters(), LEARNING_RATE)
     x, y = torch.from_numpy(images), torch.from_numpy(labels)
     for _ in range(EPOCHS):
