@@ -140,6 +140,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"{row['model']:16} {row['format']:7} {row['plan']:44} {row['instructions']:>11,} instructions, "
             f"counted {row['counted_s'] * 1e6:9.1f} µs, predicted {row['predicted_s'] * 1e6:9.1f} µs {row['off']:+7.1%}"
         )
+    for name in options.only or list(CASES):
+        off = median(abs(row["off"]) for row in figures["rows"] if row["model"] == name)
+        print(f"{name}: median {off:.1%} off")
     print(f"{len(figures['rows'])} files: median {figures['median']:.1%} off, 90 % within {figures['p90']:.1%}")
     store(f"prices.{options.target}", figures)
 

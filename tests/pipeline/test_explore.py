@@ -39,7 +39,7 @@ def figures(row: ExploredRow) -> tuple[float, float, float]:
 def test_rows_are_numbered_from_the_least_loss_on(found: Exploration) -> None:
     rows = found.rows
     assert [row.number for row in rows] == list(range(1, len(rows) + 1))
-    assert 5 <= len(rows) <= PER_AIM * len(AIMS) + PER_PRECISION * len({8, 32}) + 1
+    assert 5 <= len(rows) <= PER_AIM * len(AIMS) + PER_PRECISION * len({4, 8, 32}) + 1
     assert len({(figures(row), row.scheme, row.weights_share) for row in rows}) == len(rows)
     first, last = rows[0], rows[-1]
     assert (first.drop.value, first.factored, first.weights_share) == (0.0, (0, 3), 1.0)
@@ -61,7 +61,7 @@ def test_both_ends_are_there(found: Exploration) -> None:
 
 def test_dense_int8_and_every_precision_that_has_figures_are_there(found: Exploration) -> None:
     schemes = {row.scheme for row in found.rows}
-    assert {"fp32", "int8-dynamic"} <= schemes
+    assert {"fp32", "int8-dynamic", "nbits4"} <= schemes
     (dense,) = [row for row in found.rows if row.factored[0] == 0 and row.scheme.startswith("int8")]
     assert dense.weights_share == 1.0
     assert dense.ranks == {}
