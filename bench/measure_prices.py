@@ -1,6 +1,6 @@
 """What plans are predicted to take on a board against counts of their whole files: schemes, pairs, mixtures of two.
 
-`bench/measure_prices.py --target rpi4` counts in QEMU, prints a table and keeps it under bench/results/.
+`bench/measure_prices.py --target rpi4` counts in QEMU, prints a table and keeps it under bench/results/prices/.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         off = median(abs(row["off"]) for row in figures["rows"] if row["model"] == name)
         print(f"{name}: median {off:.1%} off")
     print(f"{len(figures['rows'])} files: median {figures['median']:.1%} off, 90 % within {figures['p90']:.1%}")
-    store(f"prices.{options.target}", figures)
+    store(f"prices/{options.target}", figures)
 
 
 if __name__ == "__main__":
