@@ -102,7 +102,7 @@ def model_files(work: Path, model: str = MODEL, rank: int = RANK) -> list[LayerF
     workspace = Workspace(Cache(), work, SEED)
     opened = open_model(model, work)
     data = load_data(None, opened, model, SEED)
-    plan, factors = _factored(opened, data, workspace, rank)
+    plan, factors = factored(opened, data, workspace, rank)
     # The grid that is safe on this machine's instruction set; its size does not change the kernel.
     largest = BuildOptions(model=model, target=get_target(HOST)).weight_grids[-1]
     written: list[LayerFile] = []
@@ -113,7 +113,7 @@ def model_files(work: Path, model: str = MODEL, rank: int = RANK) -> list[LayerF
     return written
 
 
-def _factored(opened: Model, data: Data, workspace: Workspace, rank: int) -> tuple[LayerPlans, dict[str, Replacement]]:
+def factored(opened: Model, data: Data, workspace: Workspace, rank: int) -> tuple[LayerPlans, dict[str, Replacement]]:
     subject = Subject(opened, data.calibration, digest(opened.sha256, data.digest()))
     spectra, _ = decompose(subject, METHOD, workspace)
     algorithm = factorizer(METHOD)

@@ -17,7 +17,7 @@ from edgepack.model.model import Model
 from edgepack.model.point import Point
 from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import FileScheme, Format, Scheme
-from edgepack.model.structure import Structure
+from edgepack.model.structure import Op, Structure
 from edgepack.model.types import Array, Contents, TensorSpec, Written
 from edgepack.workspace import FileStep, Workspace
 
@@ -163,6 +163,14 @@ class Backend(Protocol):
 
         Raises:
             ModelError: what writing them takes is not installed.
+        """
+
+    def convolutions(self, path: Path) -> tuple[Op, ...]:
+        """The convolutions of a float32 file that are no linear layers, each as the product of its matrix with every
+        patch of its input. One whose shapes the file does not tell is left out.
+
+        Raises:
+            ModelError: the file cannot be read.
         """
 
     def split(self, path: Path, layers: Sequence[LayerShape], folder: Path, *, unsigned: bool) -> Sequence[Segment]:

@@ -114,8 +114,8 @@ def costs(
 ) -> None:
     """Show the counts by which schemes are chosen for a target elsewhere, and how well they interpolate.
 
-    Tables for rpi4, rpi3b+, rpi-zero2w, rpi5 and rk3566 are shipped. With --fill, another CPU is counted: some twenty
-    minutes, kept in edgepack's cache, and taken up again where it was interrupted.
+    Tables for rpi4, rpi3b+, rpi-zero2w, rpi5 and rk3566 are shipped. With --fill, another CPU is counted, or schemes
+    that its table lacks: some twenty minutes, kept in edgepack's cache, and taken up again where it was interrupted.
 
     Example: edgepack emulator costs --target rpi4
     """

@@ -27,6 +27,7 @@ from edgepack.cost.emulated import (
     SchemeCosts,
     own_folder,
     save_table,
+    table_for,
     table_identity,
     table_name,
 )
@@ -237,6 +238,7 @@ def fill_table(
 ) -> CostTable:
     """Counts one linear layer at every point of a grid on an emulated target, and keeps the table in the cache folder.
 
+    A table that is there already, of the same grid, emulator and runtimes, is completed by the schemes that it lacks.
     Every point that is counted is kept, so an interrupted call goes on where it was. The standard grid takes some ten
     minutes of one core, and once as much for the model files, which all targets share.
 
@@ -254,32 +256,52 @@ def fill_table(
         ModelError: a model file cannot be written.
         OutputError: the cache folder cannot be written.
     """
-    core, isa, caches = table_identity(target)
     with (
         open_workspace(cache or Cache(), seed=SEED, progress=progress) as workspace,
         closing(Counter(target, workspace)) as counter,
     ):
-        points = [p for fmt in target.formats for scheme in SCHEMES[fmt] for p in grid.points(scheme)]
-        others = [p for fmt in target.formats for p in held_out_points(grid, fmt, held_out)]
-        counts = counter.count([*points, *others])
-        calls = {fmt: _call(counter.call(fmt)) for fmt in target.formats}
-        table = CostTable(
-            core=core,
-            isa=isa,
-            caches=caches,
-            emulator=f"{counter.device.qemu_version}, CPU {counter.device.cpu}",
-            notes=counter.device.notes,
-            runtimes=dict(counter.runtimes),
-            grid=grid,
-            calls=calls,
-            costs={
-                fmt: {scheme.name: _column(counts, grid, scheme) for scheme in SCHEMES[fmt]} for fmt in target.formats
-            },
-        )
+        blank = _blank_table(target, grid, counter)
+        known = _known(table_for(target), blank)
+        lacking = {
+            fmt: [scheme for scheme in SCHEMES[fmt] if scheme.name not in known.costs[fmt]] for fmt in target.formats
+        }
+        schemes = [scheme for fmt in target.formats for scheme in lacking[fmt]]
+        others = [p for fmt in target.formats for p in held_out_points(grid, fmt, held_out) if p.scheme in schemes]
+        counts = counter.count([*(p for scheme in schemes for p in grid.points(scheme)), *others])
+    new = {fmt: {scheme.name: _column(counts, grid, scheme) for scheme in own} for fmt, own in lacking.items()}
+    table = replace(known, costs={fmt: {**known.costs[fmt], **new[fmt]} for fmt in target.formats})
     if others:
-        table = replace(table, held_out=_held_out(table, {point: counts[point] for point in others}))
+        found = _held_out(table, {point: counts[point] for point in others})
+        table = replace(
+            table, held_out={fmt: {**known.held_out.get(fmt, {}), **found.get(fmt, {})} for fmt in target.formats}
+        )
     save_table(table, own_folder() / table_name(target))
     return table
+
+
+def _blank_table(target: Target, grid: Grid, counter: Counter) -> CostTable:
+    """A table of the target without a scheme in it."""
+    core, isa, caches = table_identity(target)
+    calls = {fmt: _call(counter.call(fmt)) for fmt in target.formats}
+    return CostTable(
+        core=core,
+        isa=isa,
+        caches=caches,
+        emulator=f"{counter.device.qemu_version}, CPU {counter.device.cpu}",
+        notes=counter.device.notes,
+        runtimes=dict(counter.runtimes),
+        grid=grid,
+        calls=calls,
+        costs={fmt: {} for fmt in target.formats},
+    )
+
+
+def _known(table: CostTable | None, blank: CostTable) -> CostTable:
+    """The table that is there already, where what it holds was counted as the blank one would be; else the blank."""
+    if table is None or set(table.costs) != set(blank.costs):
+        return blank
+    like = replace(blank, calls=table.calls, costs=table.costs, held_out=table.held_out)
+    return table if table == like else blank
 
 
 def held_out_points(grid: Grid, fmt: Format, count: int = HELD_OUT, seed: int = SEED) -> list[Point]:
@@ -320,13 +342,12 @@ def _whole(count: float) -> int:
 
 def _held_out(table: CostTable, counts: Mapping[Point, Counts]) -> dict[Format, dict[str, HeldOut]]:
     """Errors of the interpolation at points that the table does not hold, by format and scheme."""
+    schemes: dict[Scheme, dict[Point, Counts]] = {}
+    for point, counted in counts.items():
+        schemes.setdefault(point.scheme, {})[point] = counted
     found: dict[Format, dict[str, HeldOut]] = {}
-    for fmt, schemes in table.costs.items():
-        own = {
-            scheme: {p: c for p, c in counts.items() if (p.format, p.scheme.name) == (fmt, scheme)}
-            for scheme in schemes
-        }
-        found[fmt] = {scheme: _errors(table, points) for scheme, points in own.items()}
+    for scheme, own in schemes.items():
+        found.setdefault(scheme.backend, {})[scheme.name] = _errors(table, own)
     return found
 
 

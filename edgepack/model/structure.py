@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Literal
@@ -119,3 +120,19 @@ class Op:
     def macs(self) -> int:
         """Multiplications of one inference; a lookup has none."""
         return 0 if self.kind == "gather" else self.weights * self.vectors
+
+
+def patches(outputs: int, columns: int, kernel: Sequence[int], places: Sequence[int], groups: int) -> tuple[Op, ...]:
+    """A convolution as the product of its matrix with every patch of its input; nothing for a kernel of one place,
+    which is a linear layer.
+
+    Args:
+        outputs: channels that it gives.
+        columns: channels that each of them looks at.
+        kernel: its sizes.
+        places: sizes of what it gives.
+        groups: into which its channels are divided.
+    """
+    if prod(kernel) == 1:
+        return ()
+    return (Op("weight", "matmul", outputs // groups, columns * prod(kernel), prod(places) * groups),)

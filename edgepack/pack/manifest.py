@@ -18,6 +18,7 @@ from edgepack.backends.registry import KnownFormat
 from edgepack.errors import PackError
 from edgepack.metrics.drop import Drop
 from edgepack.model.scheme import Format
+from edgepack.model.types import Aim
 from edgepack.pack.folder import MANIFEST
 
 if TYPE_CHECKING:
@@ -356,9 +357,24 @@ class DenseFile(FileEntry):
     scheme_chosen_by: Shown | None = field(default=None, metadata=Extra)
 
 
+@dataclass(frozen=True)
+class CornerEntry:
+    """What `--optimize` comes to, predicted of the whole file at the predicted loss of the plan that was chosen."""
+
+    optimize: Aim
+    size_bytes: Count
+    latency_s: Figure
+
+
 @dataclass(frozen=True, kw_only=True)
 class PackedFile(FileEntry):
-    """A model file with factored layers. `wire_bytes` and `transport` are of its compressed file, where asked for."""
+    """A model file with factored layers.
+
+    Attributes:
+        corners: the plan itself, then those that other aims would have chosen, where they gain something; None where
+            no plan was chosen from others.
+        wire_bytes, transport: of its compressed file, where asked for.
+    """
 
     scheme_chosen_by: Shown
     recovery: RecoveryEntry | None
@@ -366,6 +382,7 @@ class PackedFile(FileEntry):
     matrix_parameters_share: Figure
     layers: Annotated[tuple[LayerEntry, ...], Field(max_length=MAX_LAYERS)]
     proofs: Mapping[Text, ProofEntry]
+    corners: tuple[CornerEntry, ...] | None = field(default=None, metadata=Extra)
     wire_bytes: Count | None = field(default=None, metadata=Extra)
     transport: TransportEntry | None = field(default=None, metadata=Extra)
 

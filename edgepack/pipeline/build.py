@@ -21,7 +21,7 @@ from edgepack.pipeline.error_breakdown import layer_splits
 from edgepack.pipeline.evaluate import Attempt, final_scores, known_by_heart
 from edgepack.pipeline.explore import picked
 from edgepack.pipeline.limits import over_on_test, unmet_budget
-from edgepack.pipeline.manifest import Results, baseline_files, chosen_by, make_manifest, pack_file
+from edgepack.pipeline.manifest import Results, baseline_files, chosen_by, corner_entries, make_manifest, pack_file
 from edgepack.pipeline.options import BuildOptions
 from edgepack.pipeline.prepare import Prepared, leaving_out, prepared, warn_of_refused
 from edgepack.pipeline.search import Planned, plan
@@ -169,10 +169,12 @@ def _entries(
     entries: dict[str, File] = {}
     for fmt, attempt in chosen.attempts.items():
         name = f"model.{fmt}"
-        source = ready.files[fmt].dense_contents
-        by = chosen_by(ready.prices.source_name(fmt), measured=bool(chosen.planned[fmt].found.latency_s))
+        source, planned = ready.files[fmt].dense_contents, chosen.planned[fmt]
+        by = chosen_by(ready.prices.source_name(fmt), measured=bool(planned.found.latency_s))
         splits = layer_splits(ready.evaluator, ready.files[fmt], attempt)
         entry = pack_file(attempt, source, by, scores.get(name), splits)
+        if attempt is planned.found.attempt:
+            entry = replace(entry, corners=corner_entries(planned.corners, entry.size_bytes))
         entries[name] = _with_archive(entry, archived.get(name))
     if ready.evaluator.options.baseline:
         for fmt, dense in chosen.baselines.items():

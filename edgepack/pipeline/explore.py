@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from edgepack.errors import UsageError
 from edgepack.metrics.drop import Drop
-from edgepack.model.scheme import Format
+from edgepack.model.scheme import INT8_BITS, Format
 from edgepack.model.types import Aim
-from edgepack.pipeline.limits import infeasible, measure_rest, user_bounds
+from edgepack.pipeline.candidates import Menu
+from edgepack.pipeline.limits import Rest, infeasible, measure_rest, user_bounds
 from edgepack.pipeline.options import BuildOptions
-from edgepack.pipeline.pareto import LayerPlans, Step, make_ladder
+from edgepack.pipeline.pareto import Step, make_ladder
 from edgepack.pipeline.prepare import Prepared, prepared
 from edgepack.pipeline.search import Found, Probe, Search
 from edgepack.plan.candidates import file_label
-from edgepack.plan.solve import Infeasible
+from edgepack.plan.solve import Bounds, Infeasible
 from edgepack.workspace import Cache, Progress, silent
 
-PLANS = 20
-"""Probed per format at most: half of them the fastest at what they lose, half of them the smallest."""
-
 AIMS: tuple[Aim, ...] = ("latency", "balanced", "size")
+PER_AIM, PER_PRECISION = 4, 3
+"""Plans per format at most: of all candidates for each aim, and of those of one precision. Dense int8 comes to that."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class ExploredRow:
         number: what `--pick` takes.
         on_front: whether no other plan of its format is at least as good in drop, latency and size, and better in one.
         factored: layers, of how many.
+        ranks: of those, by name.
         weights_share: weight parameters kept, of the linear layers.
         latency_s: predicted, of the linear layers.
         source: of the latency.
@@ -43,6 +44,7 @@ class ExploredRow:
     format: Format
     scheme: str
     factored: tuple[int, int]
+    ranks: Mapping[str, int]
     weights_share: float
     size_bytes: int
     latency_s: float
@@ -103,31 +105,55 @@ def _check(ready: Prepared) -> None:
 
 def _explored(ready: Prepared) -> dict[Format, tuple[Search, tuple[Step, ...]]]:
     evaluator, began = ready.evaluator, time.monotonic()
-    progress = evaluator.workspace.progress
     found = {}
     for number, (fmt, files) in enumerate(ready.files.items(), start=1):
         rest = measure_rest(evaluator, files, ready.prices)
         bounds = user_bounds(evaluator.options, rest)
-        steps: dict[LayerPlans, Step] = {}
-        for aim in AIMS:
-            ladder = make_ladder(
-                ready.menus[fmt],
-                evaluator.spectra,
-                bounds,
-                rest,
-                progress,
-                aim=aim,
-            )
-            if isinstance(ladder, Infeasible):
-                raise infeasible(fmt, ladder, evaluator.options, rest)
-            steps |= {step.layers: step for step in _spread(ladder, PLANS // len(AIMS))}
-        ordered = tuple(sorted(steps.values(), key=lambda step: step.loss))
+        steps = _steps(ready, fmt, bounds, rest)
+        if isinstance(steps, Infeasible):
+            raise infeasible(fmt, steps, evaluator.options, rest)
         search = Search(
             evaluator, files, rest, began + 60 * evaluator.options.search_minutes * number / len(ready.files)
         )
-        search.explore(ordered)
-        found[fmt] = search, ordered
+        search.explore(steps)
+        found[fmt] = search, steps
     return found
+
+
+def _steps(ready: Prepared, fmt: Format, bounds: Bounds, rest: Rest) -> tuple[Step, ...] | Infeasible:
+    """The plans of a format that are looked at, the one that loses least first; or why there is none."""
+    menus, progress = ready.menus[fmt], ready.evaluator.workspace.progress
+
+    def ladder(menus: Sequence[Menu], aim: Aim) -> tuple[Step, ...] | Infeasible:
+        return make_ladder(menus, ready.evaluator.spectra, bounds, rest, progress, aim=aim)
+
+    steps: list[Step] = []
+    for aim in AIMS:
+        found = ladder(menus, aim)
+        if isinstance(found, Infeasible):
+            return found
+        steps += _spread(found, PER_AIM)
+    for bits in {one.scheme.bits for menu in menus for one in menu.candidates}:
+        found = ladder([_in_bits(menu, bits) for menu in menus], "balanced")
+        steps += [] if isinstance(found, Infeasible) else _spread(found, PER_PRECISION)
+    dense = [_dense_int8(menu) for menu in menus]
+    if all(menu.candidates for menu in dense):
+        found = ladder(dense, "latency")
+        steps += [] if isinstance(found, Infeasible) else found[-1:]
+    distinct = {tuple(step.choices): step for step in steps}
+    return tuple(sorted(distinct.values(), key=lambda step: step.loss))
+
+
+def _in_bits(menu: Menu, bits: int) -> Menu:
+    """What a layer could become in one precision; in the next wider one, else the widest, where it has none in it."""
+    widths = {one.scheme.bits for one in menu.candidates}
+    width = min((each for each in widths if each >= bits), default=max(widths))
+    return replace(menu, candidates=tuple(one for one in menu.candidates if one.scheme.bits == width))
+
+
+def _dense_int8(menu: Menu) -> Menu:
+    own = (one for one in menu.candidates if one.structure.is_dense and one.alternative is None)
+    return replace(menu, candidates=tuple(one for one in own if one.scheme.bits == INT8_BITS))
 
 
 def _spread(steps: Sequence[Step], count: int) -> list[Step]:
@@ -151,6 +177,7 @@ def _row(ready: Prepared, number: int, probe: Probe, on_front: bool) -> Explored
         format=probe.fmt,
         scheme=file_label(probe.layers, probe.scheme),
         factored=(factored, len(probe.layers)),
+        ranks={layer.layer: layer.rank for layer in probe.layers if layer.rank is not None},
         weights_share=sum(layer.weight_parameters for layer in probe.layers) / dense,
         size_bytes=probe.size_bytes,
         latency_s=probe.latency_s,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from math import ceil
 
 from edgepack.backends.backend import Writer
+from edgepack.backends.registry import backend
 from edgepack.backends.schemes import FP32
 from edgepack.cost.sizes import resident_bytes, size_bytes
 from edgepack.errors import BudgetError
@@ -50,7 +51,7 @@ def measure_rest(evaluator: Evaluator, files: Writer, prices: Prices) -> Rest:
     """What is left of the dense file when its linear layers are taken off.
 
     RAM only where a limit asks for it. Latency is that of the whole file where the target is this machine, else that of
-    a call of the runtime: what other operators take elsewhere is not known.
+    a call of the runtime and of the convolutions: what other operators take elsewhere is not known.
     """
     scheme = plain_scheme(evaluator.options, files)
     path = evaluator.workspace.folder / f"rest.{files.fmt}"
@@ -65,6 +66,9 @@ def measure_rest(evaluator: Evaluator, files: Writer, prices: Prices) -> Rest:
         whole = evaluator.latencies({"dense": path}, files.fmt)["dense"]
         latency_s = max(whole - (prices.dense_latency_s(plain) or 0.0), 0.0)
     rest = max(path.stat().st_size - sum(sizes), 0)
+    if not evaluator.measures_here:
+        files.write_dense(path)
+        latency_s += prices.convolutions_s(files.fmt, backend(files.fmt).convolutions(path))
     path.unlink()
     return Rest(rest, ram, latency_s)
 

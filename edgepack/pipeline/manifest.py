@@ -13,6 +13,7 @@ from edgepack.metrics.drop import Drop
 from edgepack.model.scheme import Format
 from edgepack.model.types import Contents
 from edgepack.pack.manifest import (
+    CornerEntry,
     CrossValidationEntry,
     DataEntry,
     DenseFile,
@@ -38,6 +39,7 @@ from edgepack.pipeline.crossval import CrossValidation
 from edgepack.pipeline.distill import Outcome
 from edgepack.pipeline.evaluate import Attempt, Guard
 from edgepack.pipeline.options import BuildOptions
+from edgepack.pipeline.pareto import Corner
 from edgepack.pipeline.prepare import Prepared
 from edgepack.pipeline.recipe_score import RECIPE
 from edgepack.pipeline.search import Probe
@@ -183,6 +185,12 @@ def pack_file(
         layers=tuple(LayerEntry.of(choice, _shares(splits.get(choice.layer))) for choice in attempt.layers),
         proofs={p.name: ProofEntry(p.passed, p.detail) for p in attempt.proofs},
     )
+
+
+def corner_entries(corners: Sequence[Corner], size_bytes: int) -> tuple[CornerEntry, ...] | None:
+    """The corners of a plan, its own first, held against the bytes of its file; None where there are none."""
+    more = size_bytes - corners[0].size_bytes if corners else 0
+    return tuple(CornerEntry(one.aim, one.size_bytes + more, one.latency_s) for one in corners) or None
 
 
 def _recovery(outcome: Outcome) -> RecoveryEntry:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, get_args
 
 import numpy as np
 
@@ -82,12 +82,7 @@ def make_ladder(
     layers = [menu.candidates for menu in menus]
 
     def best(limit: float | None) -> Solution | Infeasible:
-        within = replace(bounds, loss=limit)
-        if aim == "size":
-            return smallest(layers, within)
-        if aim == "balanced":
-            return balanced(layers, within, beside_s=beside.latency_s, beside_bytes=beside.size_bytes)
-        return solve(layers, within, tie=TIE, beside_s=beside.latency_s)
+        return _best(menus, replace(bounds, loss=limit), beside, aim)
 
     extreme = best(None)
     if isinstance(extreme, Infeasible):
@@ -105,6 +100,68 @@ def make_ladder(
     if extreme.chosen not in steps:
         steps[extreme.chosen] = _step(menus, spectra, extreme, float("inf"))
     return tuple(sorted(steps.values(), key=lambda step: step.loss))
+
+
+def _best(menus: Sequence[Menu], bounds: Bounds, beside: Beside, aim: Aim) -> Solution | Infeasible:
+    """The plan within the bounds that an aim wants."""
+    layers = [menu.candidates for menu in menus]
+    if aim == "size":
+        return smallest(layers, bounds)
+    if aim == "balanced":
+        return balanced(layers, bounds, beside_s=beside.latency_s, beside_bytes=beside.size_bytes)
+    return solve(layers, bounds, tie=TIE, beside_s=beside.latency_s)
+
+
+@dataclass(frozen=True)
+class Corner:
+    """What one aim comes to, predicted of the whole.
+
+    Attributes:
+        size_bytes: of the file.
+        latency_s: of an inference.
+    """
+
+    aim: Aim
+    size_bytes: int
+    latency_s: float
+
+
+def worth(aim: Aim, size_bytes: int, latency_s: float) -> tuple[float, float]:
+    """What an aim wants the least of, of a whole file; the second where the first is equal."""
+    if aim == "size":
+        return size_bytes, latency_s
+    return (latency_s if aim == "latency" else latency_s * size_bytes), size_bytes
+
+
+def corners(menus: Sequence[Menu], chosen: LayerPlans, bounds: Bounds, beside: Beside, aim: Aim) -> tuple[Corner, ...]:
+    """A plan and the other corners of its front: what other aims would choose where no more may be lost than it loses.
+
+    They come from the same candidates; no file of them is written. Left out is a corner that gains nothing.
+
+    Args:
+        chosen: the plan, all of candidates of these menus; otherwise nothing is known of it.
+        bounds: on the sums over the linear layers, within which it was found; that on the loss is its own.
+        beside: what the file holds and an inference takes beside the layers.
+        aim: that it was found by; it is the first of the corners.
+    """
+    candidates = [layer.predicted for layer in chosen if layer.predicted is not None]
+    if len(candidates) < len(menus):
+        return ()
+    own = _corner(aim, candidates, beside)
+    within = replace(bounds, loss=sum(one.loss for one in candidates))
+    found = [own]
+    for other in get_args(Aim):
+        best = _best(menus, within, beside, other) if other != aim else None
+        if isinstance(best, Solution):
+            corner = _corner(other, [m.candidates[i] for m, i in zip(menus, best.chosen, strict=True)], beside)
+            gains = worth(other, corner.size_bytes, corner.latency_s) < worth(other, own.size_bytes, own.latency_s)
+            found += [corner] if gains else []
+    return tuple(found)
+
+
+def _corner(aim: Aim, candidates: Sequence[Candidate], beside: Beside) -> Corner:
+    size_bytes = beside.size_bytes + sum(one.size_bytes for one in candidates)
+    return Corner(aim, size_bytes, beside.latency_s + sum(one.latency_s for one in candidates))
 
 
 def nearest(menus: Sequence[Menu], spectra: Mapping[str, Spectrum], bounds: Bounds, why: Infeasible) -> Step:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from edgepack.backends.schemes import DENSE_INT8, SCHEMES
+from edgepack.backends.registry import FACTS
+from edgepack.backends.schemes import DENSE_INT8, FP32, SCHEMES
 from edgepack.cost.measure import measure_points, points_for
 from edgepack.cost.model import CostSource, Price
 from edgepack.cost.roofline import Roofline, roofline
@@ -74,6 +75,20 @@ class Prices:
     def call_s(self, fmt: Format) -> float:
         """Seconds of one call of the runtime, which no layer's price contains."""
         return self.sources[fmt].call_s(fmt)
+
+    def convolutions_s(self, fmt: Format, products: Sequence[Op]) -> float:
+        """Seconds of one inference of convolutions in float32, none of which is a layer.
+
+        Args:
+            products: as of `Backend.convolutions`: the price of a matrix on as many vectors, and of copying these.
+        """
+        points = [Point(FP32[fmt], DENSE, (op,)) for op in products]
+        found = prices_of(self.sources[fmt], points, self.sheet)
+        known = [
+            self.sheet.latency_s(p) if one is None else one.latency_s for p, one in zip(points, found, strict=True)
+        ]
+        copied = sum(op.vectors * op.inputs for op in products) * FACTS[fmt].patch_value
+        return sum(known) + copied / self.sheet.instructions_s
 
     def source_name(self, fmt: Format) -> str:
         """Where the prices of a format come from, for people."""

@@ -24,7 +24,7 @@ from edgepack.pipeline.distill import Outcome
 from edgepack.pipeline.evaluate import Attempt
 from edgepack.pipeline.evaluator import Evaluator
 from edgepack.pipeline.options import BuildOptions
-from edgepack.pipeline.pareto import Choice, LayerPlans, Step, choices, make_ladder, nearest
+from edgepack.pipeline.pareto import Choice, Corner, LayerPlans, Step, choices, corners, make_ladder, nearest, worth
 from edgepack.pipeline.prices import Prices
 from edgepack.plan.bisect import climb, within
 from edgepack.plan.candidates import base_scheme, exceptions, file_label
@@ -128,7 +128,8 @@ class Search:
             milder = [i for i, step in enumerate(steps) if step.loss <= STEP_BACK * found.loss]
             if not refuted or not milder:
                 break
-            order = [max(milder, key=lambda i: steps[i].loss)]
+            # Plans that were wanted less come first: those without training, where training was to take back a lot.
+            order = [i for i in order if i in milder] or [max(milder, key=lambda i: steps[i].loss)]
             self._workspace.progress(f"a step back: {found.attempt.lost:.2f} on samples that were kept back")
         chosen = next((one for one in looked if one.attempt.within(limit)), None)
         chosen = chosen or min(looked, key=lambda one: one.attempt.lost)
@@ -138,15 +139,13 @@ class Search:
 
     def _ordered(self, steps: Sequence[Step], indices: Iterable[int]) -> list[int]:
         """The best first: the fastest, the smallest, or of the least latency × bytes, as the build aims."""
-        return sorted(indices, key=lambda i: self._worth(steps[i].latency_s, steps[i].size_bytes))
+        aim, rest = self._evaluator.aim, self._rest
 
-    def _worth(self, latency_s: float, size_bytes: int) -> tuple[float, float]:
-        """What the build aims at makes the order; of the sums over the layers."""
-        if self._evaluator.aim == "size":
-            return size_bytes, latency_s
-        if self._evaluator.aim == "latency":
-            return latency_s, size_bytes
-        return (latency_s + self._rest.latency_s) * (size_bytes + self._rest.size_bytes), latency_s
+        def of_the_whole(index: int) -> tuple[float, float]:
+            step = steps[index]
+            return worth(aim, step.size_bytes + rest.size_bytes, step.latency_s + rest.latency_s)
+
+        return sorted(indices, key=of_the_whole)
 
     def _climb(self, steps: Sequence[Step], limit: float) -> dict[int, Drop]:
         start = None if self._start is None else sum(step.loss <= self._start for step in steps) - 1
@@ -323,10 +322,16 @@ def _kept(layer: LayerPlan) -> str:
 
 @dataclass(frozen=True)
 class Planned:
-    """What became of one format; `failure` is the error to raise once the best attempt is written."""
+    """What became of one format.
+
+    Attributes:
+        failure: the error to raise once the best attempt is written.
+        corners: predicted of the chosen plan, and of what other aims would have come to; empty where nothing is known.
+    """
 
     found: Found
     failure: BudgetError | None
+    corners: tuple[Corner, ...] = ()
 
     @property
     def loss(self) -> float | None:
@@ -404,7 +409,7 @@ def _tightened(
         found = search.run(steps, evaluator.options.drop_limit)
         over = limits.excess(evaluator, found.attempt)
         if not over:
-            return Planned(found, None)
+            return Planned(found, None, corners(menus, found.attempt.layers, bounds, rest, evaluator.aim))
         # From what this very plan was predicted to take: a bound with room to spare would give it again.
         drawn = {name: max(_predicted(found.attempt, name) - by * (1 + MARGIN), 0) for name, by in over.items()}
         bounds = replace(bounds, **drawn)
@@ -493,4 +498,4 @@ def _unpacked(record: Mapping[str, Any]) -> tuple[Drop, int]:
     return Drop(**record["drop"]), record["size_bytes"]
 
 
-PROBE = CachedStep("probes", 7, _probed, record_store(_packed, _unpacked), tools=TOOLS)
+PROBE = CachedStep("probes", 8, _probed, record_store(_packed, _unpacked), tools=TOOLS)

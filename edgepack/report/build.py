@@ -32,6 +32,7 @@ def build_report(out: Path, manifest: Manifest) -> Report:
             *_judged(manifest),
             *_validated(manifest.cross_validation),
             *_recoveries(manifest),
+            *_corners(manifest),
             *_plans(manifest),
         ),
         warnings=manifest.warnings,
@@ -172,6 +173,19 @@ def _recoveries(manifest: Manifest) -> Iterator[Block]:
                 yield Paragraph((f"{name}: not recovered in {steps}, held-out loss ", before, " → ", after, said))
 
 
+def _corners(manifest: Manifest) -> Iterator[Block]:
+    """What other aims would have come to: a line for each, and how they are known."""
+    said: list[str | Figure] = []
+    for name, entry in packed_files(manifest).items():
+        corners = entry.corners or ()
+        for own, corner in zip(corners[:1] * len(corners), corners[1:], strict=False):
+            said += [f"{name} by --optimize {corner.optimize}: "]
+            said += [Figure(corner.latency_s, "seconds"), " instead of ", Figure(own.latency_s, "seconds"), ", "]
+            said += [Figure(corner.size_bytes, "bytes"), " instead of ", Figure(own.size_bytes, "bytes"), "\n"]
+    if said:
+        yield Paragraph((*said, "predicted, at the loss that is predicted of these files; none of that was written"))
+
+
 def _plans(manifest: Manifest) -> Iterator[Block]:
     """One table of layers where all formats have the same plan, else one for each, under its file's name."""
     plans = {name: entry.layers for name, entry in packed_files(manifest).items()}
@@ -281,12 +295,19 @@ def explored_report(rows: Sequence[ExploredRow], warnings: Sequence[str] = ()) -
     )
 
 
+def _ranks(row: ExploredRow) -> str | None:
+    """Of the factored layers, the least and the largest; of one where they are alike."""
+    ends = sorted({min(row.ranks.values()), max(row.ranks.values())}) if row.ranks else []
+    return "–".join(map(str, ends)) or None
+
+
 _EXPLORED: tuple[Field[ExploredRow], ...] = (
     Field(Column("on_front", "", "mark")),
     Field(Column("plan", "plan", "integer"), lambda row: row.number),
     Field(Column("format", "format")),
     Field(Column("scheme", "scheme")),
     Field(Column("factored", "factored", "of", parts=("factored_layers", "layers"))),
+    Field(Column("ranks", "rank"), _ranks),
     Field(Column("weights_share", "weights", "share")),
     Field(Column("size_bytes", "size", "bytes")),
     Field(Column("latency_s", "latency", "seconds")),

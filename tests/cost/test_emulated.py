@@ -17,6 +17,7 @@ from edgepack.backends.onnx.schemes import FP32, INT8_DYNAMIC, INT8_STATIC, NBIT
 from edgepack.backends.registry import FORMATS
 from edgepack.backends.schemes import SCHEMES, scheme_named
 from edgepack.backends.tflite import schemes as tflite
+from edgepack.cost.count import FEW_LINES
 from edgepack.cost.emulated import (
     LEVELS,
     CallCost,
@@ -222,21 +223,24 @@ def test_shipped_tables_answer_for_both_formats(name: str) -> None:
     table = table_for(get_target(name))
     assert table is not None
     for fmt in FORMATS:
-        assert set(table.costs[fmt]) <= {scheme.name for scheme in SCHEMES[fmt]}
+        known = {scheme.name for scheme in SCHEMES[fmt]}
+        complete = name in ("rpi4", "rpi3b+", "rpi-zero2w")
+        assert set(table.costs[fmt]) == known if complete else set(table.costs[fmt]) <= known
         for name_of_scheme in table.costs[fmt]:
             held = table.held_out[fmt][name_of_scheme]
             scheme = scheme_named(fmt, name_of_scheme)
             assert held.between_batches is not None
             assert held.instructions.points + held.between_batches.points == 24
             assert held.instructions.median < 0.05
-            # LiteRT's float kernels depend on the remainder of the sides: what lies between is told worst there.
-            assert held.instructions.p90 < (0.6 if scheme == tflite.FP32 else 0.2)
+            # LiteRT's kernels for floats and 4 bits depend on the remainder of the sides: what lies between is told
+            # worst there.
+            assert held.instructions.p90 < (0.6 if scheme in (tflite.FP32, tflite.INT4_DYNAMIC) else 0.2)
             dense = interpolate(table, linear_point(scheme, 1024, 1024, None, 1))
             pair = interpolate(table, linear_point(scheme, 1024, 1024, 128, 1))
             assert dense is not None
             assert pair is not None
             assert pair.instructions < 0.6 * dense.instructions
-            assert pair.misses[table.levels[-1]] <= dense.misses[table.levels[-1]]
+            assert pair.misses[table.levels[-1]] <= dense.misses[table.levels[-1]] + FEW_LINES
 
 
 def test_the_shipped_table_of_the_pi_4_holds_the_counts_of_its_layer() -> None:

@@ -15,7 +15,7 @@ from edgepack.errors import BudgetError, UsageError
 from edgepack.metrics.drop import Drop
 from edgepack.model.scheme import FileScheme
 from edgepack.pipeline.build import build
-from edgepack.pipeline.explore import PLANS, Exploration, ExploredRow, _on_front, explore
+from edgepack.pipeline.explore import AIMS, PER_AIM, PER_PRECISION, Exploration, ExploredRow, _on_front, explore
 from edgepack.pipeline.search import Probe
 from edgepack.report.build import explored_report
 from edgepack.workspace import Cache, file_digest
@@ -39,7 +39,7 @@ def figures(row: ExploredRow) -> tuple[float, float, float]:
 def test_rows_are_numbered_from_the_least_loss_on(found: Exploration) -> None:
     rows = found.rows
     assert [row.number for row in rows] == list(range(1, len(rows) + 1))
-    assert 5 <= len(rows) <= PLANS
+    assert 5 <= len(rows) <= PER_AIM * len(AIMS) + PER_PRECISION * len({4, 8, 32}) + 1
     assert len({(figures(row), row.scheme, row.weights_share) for row in rows}) == len(rows)
     first, last = rows[0], rows[-1]
     assert (first.drop.value, first.factored, first.weights_share) == (0.0, (0, 3), 1.0)
@@ -57,6 +57,18 @@ def test_both_ends_are_there(found: Exploration) -> None:
     fastest = min(found.rows, key=lambda row: row.latency_s)
     assert fastest.scheme == "fp32"
     assert fastest.size_bytes > 1.5 * min(row.size_bytes for row in found.rows)
+
+
+def test_dense_int8_and_every_precision_that_has_figures_are_there(found: Exploration) -> None:
+    schemes = {row.scheme for row in found.rows}
+    assert {"fp32", "int8-dynamic", "nbits4"} <= schemes
+    (dense,) = [row for row in found.rows if row.factored[0] == 0 and row.scheme.startswith("int8")]
+    assert dense.weights_share == 1.0
+    assert dense.ranks == {}
+    assert dense.size_bytes < 0.3 * found.rows[0].size_bytes
+    for row in found.rows:
+        assert len(row.ranks) == row.factored[0]
+        assert all(rank % 8 == 0 for rank in row.ranks.values())
 
 
 def test_the_front_against_all_pairs(found: Exploration) -> None:
@@ -162,8 +174,8 @@ def test_for_machines(found: Exploration) -> None:
     rows: list[dict[str, Any]] = explored_report(found.rows).record["plans"]
     assert [set(row) for row in rows] == [
         {
-            *("number", "on_front", "format", "scheme", "factored", "weights_share", "size_bytes", "latency_s"),
-            *("source", "drop"),
+            *("number", "on_front", "format", "scheme", "factored", "ranks", "weights_share", "size_bytes"),
+            *("latency_s", "source", "drop"),
         }
     ] * len(rows)
     assert set(rows[0]["drop"]) == {

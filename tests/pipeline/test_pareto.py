@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise, product
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -13,10 +14,10 @@ from hypothesis import strategies as st
 
 from edgepack.backends.onnx.schemes import FP32
 from edgepack.model.kinds.linear import linear_layer
-from edgepack.model.types import Candidate, Spectrum
+from edgepack.model.types import Aim, Candidate, Spectrum
 from edgepack.pipeline.candidates import Menu
 from edgepack.pipeline.limits import Rest
-from edgepack.pipeline.pareto import STEPS, TIE, Step, make_ladder, nearest
+from edgepack.pipeline.pareto import STEPS, TIE, Corner, Step, corners, make_ladder, nearest, worth
 from edgepack.pipeline.prepare import Prepared
 from edgepack.plan.solve import Bounds, Infeasible
 from tests.linear_plans import linear_candidate
@@ -179,6 +180,46 @@ def test_the_smallest_plans_against_all_plans(layers: list[list[Candidate]]) -> 
     for step in steps:
         least = min(sum(plan[1]) for plan in plans if sum(plan[0]) <= step.loss * (1 + 1e-9) + 1e-12)
         assert step.size_bytes == least or step is steps[0]
+
+
+BESIDE = Rest(100, 0, 0.1)
+
+
+@settings(max_examples=15)
+@given(instances, st.sampled_from(get_args(Aim)), limit)
+def test_corners_against_all_plans(layers: list[list[Candidate]], aim: Aim, size: float | None) -> None:
+    """Each is no worse in its aim than any plan that loses no more than the chosen one, and better than that one."""
+    made, bounds = menus(*layers), bounds_of(layers, size, None, None)
+    steps = make_ladder(made, alike(made), bounds, BESIDE, aim=aim)
+    if isinstance(steps, Infeasible):
+        return
+    chosen = steps[len(steps) // 2]
+    own, *others = corners(made, chosen.layers, bounds, BESIDE, aim)
+    assert own == Corner(aim, 100 + chosen.size_bytes, pytest.approx(0.1 + chosen.latency_s))
+    assert aim not in {corner.aim for corner in others}
+    plans = [_columns(plan) for plan in product(*layers)]
+    sums = [(sum(loss), sum(sizes) + 100, sum(latencies) + 0.1) for loss, sizes, _, latencies in plans]
+    most = np.inf if bounds.size_bytes is None else bounds.size_bytes + 100
+    allowed = [one for one in sums if one[0] <= chosen.loss * (1 + 1e-9) + 1e-12 and one[1] <= most]
+    for corner in others:
+        gained = worth(corner.aim, corner.size_bytes, corner.latency_s)
+        assert gained < worth(corner.aim, own.size_bytes, own.latency_s)
+        if corner.aim != "balanced":  # which is where no other plan is better at its own exchange rate
+            assert min(worth(corner.aim, *one[1:]) for one in allowed)[0] >= gained[0] / (1 + TIE) * (1 - 1e-9)
+
+
+def test_a_plan_with_no_better_corner_has_its_own_alone() -> None:
+    made = menus([candidate(0.0, 10, 10, 1.0), candidate(0.0, 20, 20, 2.0)])
+    (step,) = ladder(made, Bounds())
+    for aim in get_args(Aim):
+        assert corners(made, step.layers, Bounds(), BESIDE, aim) == (Corner(aim, 110, 1.1),)
+
+
+def test_of_a_plan_that_was_repaired_nothing_is_known() -> None:
+    made = menus([candidate(0.0, 10, 10, 1.0), candidate(0.0, 20, 20, 0.5)])
+    (step,) = ladder(made, Bounds())
+    repaired = tuple(replace(layer, predicted=None) for layer in step.layers)
+    assert corners(made, repaired, Bounds(), BESIDE, "latency") == ()
 
 
 def test_a_real_model_has_steps_with_reasons(ready: Prepared) -> None:

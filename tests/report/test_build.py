@@ -123,3 +123,19 @@ def test_build_says_what_travels_where_that_was_asked() -> None:
     assert lines[4].split()[2:6] == ["48.0", "kB", "–", "33.9×"], "the TFLite file was not packed"
     assert lines[5].split()[2:7] == ["51.2", "kB", "38.4", "kB", "31.8×"]
     assert "on the wire" not in text(build_report(Path("dist/p"), whole(MANIFEST)))
+
+
+def test_build_names_the_other_corners_in_a_line_each() -> None:
+    manifest = deepcopy(MANIFEST)
+    manifest["files"]["model.onnx"]["corners"] = [
+        {"optimize": "balanced", "size_bytes": 51_200, "latency_s": 5.05e-5},
+        {"optimize": "latency", "size_bytes": 232_000, "latency_s": 2.99e-5},
+        {"optimize": "size", "size_bytes": 43_000, "latency_s": 7.1e-5},
+    ]
+    report = build_report(Path("p"), whole(manifest))
+    lines = text(report).splitlines()
+    first = lines.index("model.onnx by --optimize latency: 29.9 µs instead of 50.5 µs, 232 kB instead of 51.2 kB")
+    assert lines[first + 1] == "model.onnx by --optimize size: 71.0 µs instead of 50.5 µs, 43.0 kB instead of 51.2 kB"
+    assert lines[first + 2].startswith("predicted, ")
+    assert report.record["manifest"]["files"]["model.onnx"]["corners"] == manifest["files"]["model.onnx"]["corners"]
+    assert "--optimize" not in text(build_report(Path("p"), whole(MANIFEST)))

@@ -19,9 +19,9 @@ def drop(value: float, error: float = 0.1) -> Drop:
 
 
 ROWS = (
-    ExploredRow(1, False, "onnx", "fp32", (0, 2), 1.0, 1_628_811, 4.7e-4, "emulated cost table", drop(0.0, 0.0)),
-    ExploredRow(2, True, "onnx", "mixed", (1, 2), 0.1034, 51_200, 1.39e-5, "emulated cost table", drop(0.25)),
-    ExploredRow(3, True, "tflite", "int8-dynamic-range", (2, 2), 0.05, 72_392, 9.79e-6, "roofline, nominal constants", drop(-0.001)),
+    ExploredRow(1, False, "onnx", "fp32", (0, 2), {}, 1.0, 1_628_811, 4.7e-4, "emulated cost table", drop(0.0, 0.0)),
+    ExploredRow(2, True, "onnx", "mixed", (1, 2), {"fc1": 32}, 0.1034, 51_200, 1.39e-5, "emulated cost table", drop(0.25)),
+    ExploredRow(3, True, "tflite", "int8-dynamic-range", (2, 2), {"fc1": 8, "fc2": 64}, 0.05, 72_392, 9.79e-6, "roofline, nominal constants", drop(-0.001)),
 )  # fmt: skip
 
 
@@ -30,11 +30,11 @@ def test_rows() -> None:
 
 
 EXPLORED = """\
-     plan   format   scheme               factored   weights      size   latency   drop   at most
- ────────────────────────────────────────────────────────────────────────────────────────────────
-        1   onnx     fp32                   0 of 2    100.0%   1.63 MB    470 µs   0.00      0.00
- *      2   onnx     mixed                  1 of 2     10.3%   51.2 kB   13.9 µs   0.25      0.41
- *      3   tflite   int8-dynamic-range     2 of 2      5.0%   72.4 kB   9.79 µs   0.00      0.16
+     plan   format   scheme               factored   rank   weights      size   latency   drop   at most
+ ───────────────────────────────────────────────────────────────────────────────────────────────────────
+        1   onnx     fp32                   0 of 2   –       100.0%   1.63 MB    470 µs   0.00      0.00
+ *      2   onnx     mixed                  1 of 2   32       10.3%   51.2 kB   13.9 µs   0.25      0.41
+ *      3   tflite   int8-dynamic-range     2 of 2   8–64      5.0%   72.4 kB   9.79 µs   0.00      0.16
 
 * on the Pareto front: no other plan of its format is as good in drop, latency and size, and better in one.
 drop: of accuracy on 800 validation samples; at most: with 90% confidence, one-sided.
@@ -57,6 +57,7 @@ def test_json_has_the_drop_itself() -> None:
         "format": "onnx",
         "scheme": "mixed",
         "factored": [1, 2],
+        "ranks": {"fc1": 32},
         "weights_share": 0.1034,
         "size_bytes": 51_200,
         "latency_s": 1.39e-5,

@@ -16,6 +16,7 @@ from edgepack.backends.onnx.writer import OnnxWriter
 from edgepack.backends.segments import LayerShape, Segment
 from edgepack.model.model import Model
 from edgepack.model.point import Point
+from edgepack.model.structure import Op
 from edgepack.workspace import FileStep, Workspace
 
 if TYPE_CHECKING:
@@ -51,6 +52,12 @@ class OnnxBackend:
     def one_ops(self, points: Sequence[Point]) -> Iterator[OnnxLayer]:
         """See `Backend.one_ops`."""
         return onnx_layers(points)
+
+    def convolutions(self, path: Path) -> tuple[Op, ...]:
+        """See `Backend.convolutions`."""
+        from edgepack.backends.onnx.convolutions import convolutions
+
+        return convolutions(path)
 
     def split(self, path: Path, layers: Sequence[LayerShape], folder: Path, *, unsigned: bool) -> Sequence[Segment]:
         """See `Backend.split`."""

@@ -67,7 +67,7 @@ def to_schemes(
     chosen = [(site, schemes.get(site.layer.name, scheme)) for site in sites]
     if any(site.unknown_axes for site, own in chosen if not own.is_float):
         note_ranks(emitted)
-    storing = Storing(ranges or {}, largest)
+    storing = Storing(ranges or {}, largest, _onto_static_grids(chosen, ranges or {}))
     for site, own in chosen:
         part = coded.get(site.layer.name)
         build = None if site.unknown_axes else KINDS[site.layer.kind].stored(site, own, storing)
@@ -80,6 +80,12 @@ def to_schemes(
     for function in emitted.functions.values():
         function.sort()
     return emitted
+
+
+def _onto_static_grids(chosen: Sequence[tuple[Site, Scheme]], ranges: Ranges) -> set[ir.Node]:
+    """See `Storing.static`."""
+    sites = [site for site, scheme in chosen if scheme.is_static and site.layer.name in ranges]
+    return {one.node for site in sites for one in site.placements if one.kind == "rows" and not one.swapped}
 
 
 def _coded(site: Site, part: Replacement, opset: int) -> Build:

@@ -19,6 +19,7 @@ FACTS = Facts(
     call_instructions=22000,
     float_values=(2.0, 5.0),
     integer_values=(5.0, 36.0),
+    patch_value=4.2,
     # The runtime folds a decoded matrix into its graph.
     constexpr=ConstexprFacts(bytes_per_instruction=110, decoded=1.0, direct=0.5, convolved=6.0),
     folds=False,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from edgepack.backends.onnx.constants import FLOATS, VIEWS, constant_tensor
 from edgepack.backends.onnx.kinds import FACTORS, sides
+from edgepack.backends.onnx.kinds.linear import CLIPPING
 from edgepack.backends.segments import Linear, Placement
 
 if TYPE_CHECKING:
@@ -30,9 +31,6 @@ _ADDING = frozenset({"Add", "Sub"})
 _QUANTIZERS = frozenset({"QuantizeLinear", "DynamicQuantizeLinear"})
 _PASSING = VIEWS | _SCALING | _ADDING | _QUANTIZERS | {"DequantizeLinear"}
 """What may stand between the two products of a factored layer."""
-
-_CLIPPING = frozenset({"Relu", "Clip"})
-"""What a quantizer's own limits can stand for, so that it does not come between a product and its QuantizeLinear."""
 
 _RANDOM = frozenset(
     {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial"}
@@ -324,6 +322,6 @@ class Flow:
         node = value.producer()
         if node is None or node in self.copied:
             return False
-        if node.op_type in _CLIPPING and node.inputs[0] is not None and not self.is_dequantized(node.inputs[0]):
+        if node.op_type in CLIPPING and node.inputs[0] is not None and not self.is_dequantized(node.inputs[0]):
             return self.sole_reader(node.inputs[0]) is node and self.meets_quantizer(node.inputs[0])
         return any(self.is_dequantized(v) and not self.is_constant(v) for v in node.inputs if v is not None)

@@ -15,6 +15,7 @@ from edgepack.backends.tflite.layer_file import TFLITE_LAYER, TfliteLayer, tflit
 from edgepack.backends.tflite.runtime import load
 from edgepack.model.model import Model
 from edgepack.model.point import Point
+from edgepack.model.structure import Op
 from edgepack.workspace import FileStep, Workspace
 
 if TYPE_CHECKING:
@@ -58,6 +59,12 @@ class TfliteBackend:
     def one_ops(self, points: Sequence[Point]) -> Iterator[TfliteLayer]:
         """See `Backend.one_ops`."""
         return tflite_layers(points)
+
+    def convolutions(self, path: Path) -> tuple[Op, ...]:
+        """See `Backend.convolutions`."""
+        from edgepack.backends.tflite.convolutions import convolutions
+
+        return convolutions(path)
 
     def split(self, path: Path, layers: Sequence[LayerShape], folder: Path, *, unsigned: bool) -> Sequence[Segment]:
         """See `Backend.split`; LiteRT has kernels for signed weights everywhere."""

@@ -25,6 +25,7 @@ FACTS = Facts(
     call_instructions=5500,
     float_values=(2.0, 5.0),
     integer_values=(4.0, 6.0),
+    patch_value=0.0,
     # A decoded matrix is kept in a variable, which is copied at every inference.
     constexpr=ConstexprFacts(bytes_per_instruction=130, decoded=3.5, direct=0.75, convolved=4.0),
     folds=True,

@@ -10,7 +10,7 @@ import pytest
 
 from edgepack.backends.onnx.contents import read_contents
 from edgepack.backends.onnx.emit import supports, to_schemes
-from edgepack.backends.onnx.file import to_bytes
+from edgepack.backends.onnx.file import save, to_bytes
 from edgepack.backends.onnx.schemes import FP32, INT8_DYNAMIC, INT8_STATIC
 from edgepack.backends.onnx.sites import find_sites
 from edgepack.backends.tflite.schemes import INT4_DYNAMIC
@@ -207,3 +207,32 @@ def test_what_cannot_be_written_is_refused() -> None:
     assert supports(INT8_STATIC, 10)
     assert not supports(INT8_DYNAMIC, 10)
     assert supports(FP32, 7)
+
+
+@pytest.mark.parametrize("after", [FP32, INT8_DYNAMIC, INT8_STATIC], ids=str)
+@pytest.mark.parametrize("activation", ["Relu", "Clip", "Sigmoid"])
+@pytest.mark.parametrize("view", [False, True], ids=["", "view between"])
+def test_a_static_layer_keeps_its_kernel_whatever_follows(
+    activation: str, view: bool, after: Scheme, tmp_path: Path
+) -> None:
+    """Between a Gemm and a float operator the runtime makes one float operator of a Relu and it."""
+    limits = ["low", "high"] if activation == "Clip" else []
+    nodes = [
+        node("Gemm", ["x", "w", "b"], ["a"], transB=1),
+        node(activation, ["a", *limits], ["r"]),
+        node("Reshape", ["r", "shape"], ["v"]) if view else node("Identity", ["r"], ["v"]),
+        node("Gemm", ["v", "u"], ["y"]),
+    ]
+    weights = {
+        "w": normal(OUT, IN) / 8, "b": normal(OUT, seed=2), "u": normal(OUT, 16, seed=3) / 8,
+        "low": np.float32(0), "high": np.float32(6), "shape": np.array([-1, OUT]),
+    }  # fmt: skip
+    kept = {name: one for name, one in weights.items() if any(name in each.input for each in nodes)}
+    source = model(nodes, [info("x", [1, IN])], [info("y", [1, 16])], kept)
+    path = tmp_path / "q.onnx"
+    ranges = {"w": LOW_HIGH, "u": (0.0, 6.0)}
+    save(to_schemes(source, INT8_STATIC, ranges=ranges, schemes={"u": after}), path)
+    x = normal(1, IN, seed=5).clip(*LOW_HIGH)
+    assert_close(run(path, x=x)[0], fp32(source, x=x)[0], 0.04)
+    assert set(kernels(path)) & {"QGemm", "MatMulIntegerToFloat"}, "the static layer"
+    assert sum(one in FUSED for one in kernels(path)) == 1 + (not after.is_float)

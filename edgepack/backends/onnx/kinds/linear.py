@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 Shared = dict[tuple[object, ...], "tuple[ir.Value, ...]"]
 
+CLIPPING = frozenset({"Relu", "Clip"})
+"""What a quantizer's own limits can stand for, so that it does not come between a product and its QuantizeLinear."""
+
 AXIS_OPSET = 13
 """DequantizeLinear knows an axis, and so per-channel weights, from this opset on; before it, MatMulInteger serves."""
 
@@ -95,7 +98,7 @@ class OnnxLinear:
         if scheme.activations == "dynamic":
             return _dynamic(site, storing.shared, largest)
         if scheme.activations == "static" and site.layer.name in storing.ranges:
-            return _static(site, storing.shared, storing.ranges[site.layer.name], largest)
+            return _static(site, storing, storing.ranges[site.layer.name], largest)
         return None
 
 
@@ -193,7 +196,7 @@ def _dynamic(site: Site, shared: Shared, largest: int) -> Build:
     return build
 
 
-def _static(site: Site, shared: Shared, low_high: tuple[float, float], largest: int) -> Build:
+def _static(site: Site, storing: Storing, low_high: tuple[float, float], largest: int) -> Build:
     """QuantizeLinear → DequantizeLinear → MatMul or Gemm, which the runtime fuses into one integer kernel."""
 
     def build(builder: Builder, x: ir.Value, placement: Placement) -> ir.Value:
@@ -201,13 +204,13 @@ def _static(site: Site, shared: Shared, low_high: tuple[float, float], largest: 
         if placement.kind == "conv" or builder.opset < AXIS_OPSET:
             # ConvInteger takes unsigned inputs: the same grid, moved up by 128.
             key = ("static", placement.graph, x, activation_grid(*low_high))
-            if key not in shared:
-                shared[key] = _quantized(builder, x, site.layer.name, low_high, unsigned=True)
-            return _finish(builder, _integer(builder, shared[key], placement, site, largest), placement, site)
+            if key not in storing.shared:
+                storing.shared[key] = _quantized(builder, x, site.layer.name, low_high, unsigned=True)
+            return _finish(builder, _integer(builder, storing.shared[key], placement, site, largest), placement, site)
         # One QuantizeLinear per layer: the runtime's x86 build does not fuse layers that share one.
         codes, scale, zero = _quantized(builder, x, site.layer.name, low_high, unsigned=False)
         x_grid = builder.op("DequantizeLinear", [codes, scale, zero])
-        if placement.rank == 2:
+        if placement.rank == 2 and not _before_float_clip(placement, storing):
             y = _static_gemm(builder, x_grid, placement, site.layer, activation_grid(*low_high)[0], largest)
             if y is not None:
                 return leave(builder, y, placement, site.dtype)
@@ -278,6 +281,20 @@ def _static_gemm(
         axis = 0 if scales.ndim else None
         inputs.append(builder.op("DequantizeLinear", [bias_codes, scale, zeros], {"axis": axis}))
     return builder.op("Gemm", inputs, {"transB": 1})
+
+
+def _before_float_clip(placement: Placement, storing: Storing) -> bool:
+    """Whether a Relu or Clip follows whose result nothing but one float operator takes.
+
+    The runtime then looks for a quantizer behind the two, finds none, and leaves the Gemm in float: its whole weight is
+    decoded at every inference.
+    """
+    followers = {node for node, _ in placement.y.uses()}
+    clip = followers.pop() if len(followers) == 1 else None
+    if clip is None or clip.op_type not in CLIPPING or clip.outputs[0].is_graph_output():
+        return False
+    readers = {node for node, _ in clip.outputs[0].uses()}
+    return len(readers) == 1 and not any(one.op_type == "QuantizeLinear" or one in storing.static for one in readers)
 
 
 def _before_transpose(placement: Placement) -> bool:
