@@ -128,8 +128,9 @@ class Search:
             milder = [i for i, step in enumerate(steps) if step.loss <= STEP_BACK * found.loss]
             if not refuted or not milder:
                 break
-            # Plans that were wanted less come first: those without training, where training was to take back a lot.
-            order = [i for i in order if i in milder] or [max(milder, key=lambda i: steps[i].loss)]
+            # Where training was to take back much of a drop, the plans that need less of it are next.
+            trained = [i for i in order if i in milder and self._replacements.recovery is not None]
+            order = trained or [max(milder, key=lambda i: steps[i].loss)]
             self._workspace.progress(f"a step back: {found.attempt.lost:.2f} on samples that were kept back")
         chosen = next((one for one in looked if one.attempt.within(limit)), None)
         chosen = chosen or min(looked, key=lambda one: one.attempt.lost)

@@ -155,9 +155,9 @@ def unpack(packed: Array, bits: int) -> Array:
 
 
 def pack_pairs(codes: Array) -> Array:
-    """(⌈n/2⌉,) uint8 of n codes −8 … 7 in their order, the first one low; `PAIRS` undoes it."""
-    flat = codes.reshape(-1)
-    return np.asarray(pack(np.pad(flat, (0, flat.size % 2))[None], 4)[0])
+    """(1, ⌈n/2⌉) uint8 of n codes −8 … 7 in their order, the first one low; `PAIRS` undoes it."""
+    flat = codes.reshape(1, -1)
+    return pack(np.pad(flat, ((0, 0), (0, flat.size % 2))), 4)
 
 
 def _shifts(bits: int) -> Array:

@@ -151,7 +151,7 @@ class Builder:
 
         def step(op_type: str, *inputs: ir.Value, **attributes: Any) -> ir.Value:
             nodes.append(ir.node(op_type, inputs, attributes))
-            nodes[-1].name = nodes[-1].outputs[0].name = self._names.unique(f"{weight.name}.decoded")
+            nodes[-1].name = nodes[-1].outputs[0].name = self._names.unique(f"{self.prefix}/{op_type}")
             return nodes[-1].outputs[0]
 
         value = weight if bits == INT8_BITS else self._unpacked(step, weight, codes.shape)
@@ -159,6 +159,7 @@ class Builder:
         wanted = ir.DataType.from_numpy(dtype)
         if wanted != ir.DataType.FLOAT:
             value = step("Cast", value, to=int(wanted))
+        value.name = self._names.unique(f"{weight.name}.decoded")
         graph = self._graph(self._home)
         graph.insert_before(self._home.producer() or graph[0], nodes)
         value.type, value.shape = ir.TensorType(wanted), ir.Shape(codes.shape)
