@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from edgepack.errors import BudgetError
+from edgepack.model.scheme import INT8_BITS
 from edgepack.pipeline import limits, search
 from edgepack.pipeline.baselines import peak_ram_bytes
 from edgepack.pipeline.build import build
@@ -100,7 +101,7 @@ def test_a_limit_that_no_plan_can_meet(classifier: Path, warm_cache: Path, tmp_p
     assert all(proof["passed"] for proof in entry["proofs"].values())
     if name == "flash":
         least = parse_size(match["least"])
-        assert entry["size_bytes"] == pytest.approx(least, rel=0.1)
+        assert entry["size_bytes"] == pytest.approx(least, rel=0.15)
         assert built(classifier, warm_cache, tmp_path / "more", max_drop=90.0, flash_bytes=round(1.15 * least))[
             "budget_met"
         ]
@@ -156,9 +157,9 @@ def test_a_file_larger_than_predicted_draws_the_bounds_in(
         monkeypatch.setattr(search, "TIGHTENINGS", 1)
     (tmp_path / "int8.onnx").write_bytes(bytes(1_000_000))
     rival: Any = SimpleNamespace(int8=tmp_path / "int8.onnx", is_rival=True)
-    made = search.plan(
-        evaluator, ready.files["onnx"], ready.menus["onnx"], ready.prices, rival, deadline_s=float("inf")
-    )
+    wide = [tuple(one for one in menu.candidates if one.scheme.bits >= INT8_BITS) for menu in ready.menus["onnx"]]
+    menus = [replace(menu, candidates=found) for menu, found in zip(ready.menus["onnx"], wide, strict=True)]
+    made = search.plan(evaluator, ready.files["onnx"], menus, ready.prices, rival, deadline_s=float("inf"))
     size = made.found.attempt.path.stat().st_size
     if met:
         assert made.failure is None

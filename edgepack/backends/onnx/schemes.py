@@ -46,7 +46,7 @@ WEIGHTS4 = replace(
     qmax=7,
     min_version=10,
     min_sqnr_db=5.0,
-    bytes_per_op=900,
+    bytes_per_op=400,
     ram_per_byte=29.0,
 )
 """Two to a byte, and decoded at load."""

@@ -56,7 +56,7 @@ def _write(task: TfliteLayer, out: Path) -> None:
     write_layer(out, task.parts, task.point.scheme, task.point.batch, task.inputs)
 
 
-TFLITE_LAYER: FileStep[TfliteLayer] = FileStep("layers", 4, _write, ".tflite", TOOLS)
+TFLITE_LAYER: FileStep[TfliteLayer] = FileStep("layers", 5, _write, ".tflite", TOOLS)
 
 ALIGNMENT = 16
 _FULLY_CONNECTED_VERSION = 5
@@ -151,6 +151,9 @@ class _Graph:
             return self.tensor(name, weight.shape, "FLOAT32", content=weight), np.ones(len(weight), np.float32)
         scale = (np.maximum(np.abs(weight).max(axis=1), 1e-9) / scheme.qmax).astype(np.float32)
         codes = np.clip(np.rint(weight / scale[:, None]), -scheme.qmax, scheme.qmax).astype(np.int8)
+        if scheme.computes_in_float:
+            stored = self.tensor(f"{name}_stored", weight.shape, "INT8", scale, content=codes)
+            return self.append("DEQUANTIZE", [stored], name, weight.shape, "FLOAT32"), scale
         if scheme.bits == INT8_BITS:
             return self.tensor(name, weight.shape, "INT8", scale, content=codes), scale
         return self.tensor(name, weight.shape, "INT4", scale, content=_nibbles(codes)), scale

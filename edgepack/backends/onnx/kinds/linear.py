@@ -93,7 +93,9 @@ class OnnxLinear:
         if scheme.granularity == "block":
             return nbits(site, scheme.bits)
         largest = scheme.largest_code(storing.largest)
-        if scheme.computes_in_float and not scheme.is_float:
+        if scheme.is_float or scheme.is_constexpr:
+            return None
+        if scheme.computes_in_float:
             return _decoded(site, scheme.bits, largest)
         if scheme.activations == "dynamic":
             return _dynamic(site, storing.shared, largest)
