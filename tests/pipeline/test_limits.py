@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from edgepack.errors import BudgetError
-from edgepack.model.scheme import INT8_BITS
 from edgepack.pipeline import limits, search
 from edgepack.pipeline.baselines import peak_ram_bytes
 from edgepack.pipeline.build import build
@@ -122,7 +121,8 @@ def test_under_a_size_limit_ranks_and_bits_are_chosen_together(classifier: Path,
         assert all(step.size_bytes <= 24_000 for step in steps)
         found[precision] = steps[0]
     assert found["auto"].loss < 0.9 * found["int8"].loss
-    narrow = {layer.layer: layer.rank for layer in found["auto"].layers if str(layer.scheme) == "nbits4" and layer.rank}
+    in_4_bits = [layer for layer in found["auto"].layers if layer.scheme is not None and layer.scheme.bits == 4]
+    narrow = {layer.layer: layer.rank for layer in in_4_bits if layer.rank}
     wide = {layer.layer: layer.rank for layer in found["int8"].layers}
     assert any(rank > (wide[name] or 0) for name, rank in narrow.items())
 
@@ -157,7 +157,7 @@ def test_a_file_larger_than_predicted_draws_the_bounds_in(
         monkeypatch.setattr(search, "TIGHTENINGS", 1)
     (tmp_path / "int8.onnx").write_bytes(bytes(1_000_000))
     rival: Any = SimpleNamespace(int8=tmp_path / "int8.onnx", is_rival=True)
-    wide = [tuple(one for one in menu.candidates if one.scheme.bits >= INT8_BITS) for menu in ready.menus["onnx"]]
+    wide = [tuple(one for one in menu.candidates if not one.scheme.priced_like) for menu in ready.menus["onnx"]]
     menus = [replace(menu, candidates=found) for menu, found in zip(ready.menus["onnx"], wide, strict=True)]
     made = search.plan(evaluator, ready.files["onnx"], menus, ready.prices, rival, deadline_s=float("inf"))
     size = made.found.attempt.path.stat().st_size

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgepack.backends.onnx.kinds import FACTORS, sides
+from edgepack.backends.onnx.pairs import packed_codes, sides_of_pairs
 from edgepack.model.types import Array, Contents, Product
-from edgepack.quantize.grids import PAIRS
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 BLOCK_GRID = {"MatMulNBits": (2, 3)}
 """Inputs that are scales and zero points of blocks: one per output where there is one block, and yet no bias."""
 
-_VIEWS = frozenset({"DequantizeLinear", "Identity", "Transpose", "Cast", "Reshape", "Slice", "QuantizeLinear"})
+_VIEWS = frozenset({"DequantizeLinear", "Identity", "Transpose", "Cast", "Reshape", "QuantizeLinear"})
 
 
 def read_contents(path: Path) -> Contents:
@@ -99,28 +99,10 @@ def _constant(value: ir.Value | None) -> ir.TensorProtocol | None:
         if node.op_type == "Mul":  # integers times their scales are decoded at load
             codes = _constant(node.inputs[0])
             return codes if codes is not None and codes.dtype.is_integer() else None
-        if node.op_type == "Gather" and _is_pairs(node.inputs[0]):
-            return _constant(node.inputs[1])
-        if node.op_type not in _VIEWS:
+        if (packed := packed_codes(node)) is not None:
+            return _constant(packed)
+        if node.op_type not in _VIEWS and not (node.op_type == "Slice" and sides_of_pairs(value)):
             return None
-        value = node.inputs[0]
-    return None
-
-
-def _is_pairs(table: ir.Value | None) -> bool:
-    """Whether a table takes bytes apart that hold two codes each."""
-    tensor = None if table is None else table.const_value
-    return tensor is not None and tuple(tensor.shape.numpy()) == PAIRS.shape and np.array_equal(tensor.numpy(), PAIRS)
-
-
-def _of_pairs(value: ir.Value | None) -> tuple[int, ...] | None:
-    """Sides of a matrix whose codes are two to a byte, None for any other."""
-    sides: tuple[int, ...] | None = None
-    while value is not None and (node := value.producer()) is not None and node.inputs:
-        if node.op_type == "Gather":
-            return sides
-        if node.op_type == "Reshape" and sides is None and (wanted := _constant(node.inputs[1])) is not None:
-            sides = tuple(int(side) for side in wanted.numpy())
         value = node.inputs[0]
     return None
 
@@ -130,7 +112,7 @@ def _weight(node: ir.Node, value: ir.Value, constant: ir.TensorProtocol) -> tupl
     packed = sides(node)
     if packed is not None:
         return min(packed), max(packed), node.attributes.get_int("bits", 4)
-    pairs = _of_pairs(value)
+    pairs = sides_of_pairs(value)
     plain = sides(node, pairs or tuple(int(side) for side in constant.numpy().shape))
     return None if plain is None else (min(plain), max(plain), 4 if pairs else constant.dtype.bitwidth)
 

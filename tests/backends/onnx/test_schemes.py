@@ -196,7 +196,7 @@ def test_the_same_model_gives_the_same_bytes(scheme: Scheme) -> None:
 
 def test_what_cannot_be_written_is_refused() -> None:
     source, _ = placed("gemm")
-    with pytest.raises(UsageError, match="in tflite:int4-dynamic-range; there are fp32, int8-weights, int4-weights, int8-dynamic"):
+    with pytest.raises(UsageError, match="in tflite:int4-dynamic-range; there are fp32, int8-weights, int4"):
         to_schemes(source, INT4_DYNAMIC)
     with pytest.raises(UsageError, match="needs calibration data") as caught:
         to_schemes(source, INT8_STATIC)
