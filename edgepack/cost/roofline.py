@@ -75,9 +75,9 @@ SCALAR = Kernels(2.2, 3.0, None)
 ARMV7_FACTOR = 2.0
 """Its vector unit is 64 bits wide at most cores of that generation."""
 
-DECODE = 15.0
-"""Instructions per weight to decode n bits to float32 without a kernel: 16.3 million for 1024x1024, once per inference,
-counted on an emulated Cortex-A72."""
+DECODE: Mapping[int, float] = {4: 3.0, 8: 15.0}
+"""Instructions per weight to decode n bits to float32 without a kernel, once per inference: counted on an emulated
+Cortex-A72, 3.4 and 16.3 million for 1024x1024."""
 UNPACK_FACTOR = 1.15
 """Of weights that share a byte. LiteRT unpacks two of 4 bits before it multiplies: an emulated Cortex-A72 and x86 agree
 within a third."""
@@ -136,7 +136,7 @@ class Roofline:
         """Of the multiplications, and of decoding the weights where that comes first."""
         if scheme.granularity == "block":
             if self.kernels.nbits is None:
-                return op.weights * DECODE + op.macs * self.kernels.fp32
+                return op.weights * DECODE.get(scheme.bits, max(DECODE.values())) + op.macs * self.kernels.fp32
             return op.macs * self.kernels.nbits
         if scheme.computes_in_float:
             return op.macs * self.kernels.fp32

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from edgepack.backends.onnx.schemes import FP32, INT8_DYNAMIC, INT8_STATIC, NBITS8
 from edgepack.backends.registry import FORMATS
-from edgepack.backends.schemes import SCHEMES, scheme_named
+from edgepack.backends.schemes import PRICED, scheme_named
 from edgepack.backends.tflite import schemes as tflite
 from edgepack.cost.count import FEW_LINES
 from edgepack.cost.emulated import (
@@ -223,7 +223,7 @@ def test_shipped_tables_answer_for_both_formats(name: str) -> None:
     table = table_for(get_target(name))
     assert table is not None
     for fmt in FORMATS:
-        known = {scheme.name for scheme in SCHEMES[fmt]}
+        known = {scheme.name for scheme in PRICED[fmt]}
         complete = name in ("rpi4", "rpi3b+", "rpi-zero2w")
         assert set(table.costs[fmt]) == known if complete else set(table.costs[fmt]) <= known
         for name_of_scheme in table.costs[fmt]:

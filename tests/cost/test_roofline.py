@@ -81,7 +81,7 @@ def test_without_dot_product_n_bit_schemes_of_onnx_are_many_times_slower() -> No
         return source.latency_s(point_like(dense, scheme=scheme)) / source.latency_s(dense)
 
     for scheme in (NBITS8, NBITS4):
-        assert times("rpi4", scheme) > 8
+        assert times("rpi4", scheme) > 5
         assert times("rpi5", scheme) < 3
 
 

@@ -45,11 +45,14 @@ def recipe():
 """
 LEAST_DB = {
     onnx.FP32: 100.0,
+    onnx.WEIGHTS8: 100.0,
+    onnx.WEIGHTS4: 100.0,
     onnx.INT8_DYNAMIC: 60.0,
     onnx.INT8_STATIC: 30.0,
     onnx.NBITS8: 35.0,
     onnx.NBITS4: 35.0,
     tflite.FP32: 100.0,
+    tflite.WEIGHTS8: 100.0,
     tflite.INT8_DYNAMIC: 60.0,
     tflite.INT8_STATIC: 30.0,
     tflite.INT4_DYNAMIC: 60.0,

@@ -194,7 +194,9 @@ def test_where_fp32_is_asked_for_other_weights_stay_so(changes: dict[str, Any], 
 
 def test_a_table_in_8_bits_is_held_to_the_tolerance_of_8_bits(tmp_path: Path) -> None:
     """Its noise is 57 dB below the answers: too much for a file in fp32, next to nothing for one with int8 weights."""
-    record = built(write_texts(tmp_path), tmp_path / "cache", tmp_path / "pack", rank=32, metric="cosine")
+    record = built(
+        write_texts(tmp_path), tmp_path / "cache", tmp_path / "pack", rank=32, precision="int8", metric="cosine"
+    )
     entry, fp32 = record["files"]["model.onnx"], record["files"]["baseline/fp32.onnx"]
     assert entry["scheme"].endswith("int8-weights")
     assert entry["size_bytes"] < fp32["size_bytes"] - 2.9 * 600 * 64
@@ -203,4 +205,4 @@ def test_a_table_in_8_bits_is_held_to_the_tolerance_of_8_bits(tmp_path: Path) ->
     assert found["passed"]
     assert 10 < float(found["detail"].split()[0]) < 60
     assert found["detail"].endswith("at least 10 dB")
-    assert record["warnings"] == []
+    assert not any("was dropped" in warning for warning in record["warnings"])
