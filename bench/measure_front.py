@@ -109,7 +109,7 @@ def render(rows: Sequence[Mapping[str, Any]]) -> str:
 def main() -> None:
     """Build, score, write."""
     sys.path.insert(1, str(Path(__file__).parent / "models"))
-    stored = figures_file.store(NAME, measure())
+    stored = figures_file.store(f"experiments/{NAME}", measure())
     put_section(NAME, COMMAND, stored, render(stored["figures"]["rows"]))
 
 

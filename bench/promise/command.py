@@ -20,6 +20,7 @@ from promise.measure import SAMPLES, UNCAUTIOUS, Trained, cells, measure_cell, s
 from promise.subjects import SUBJECTS
 
 NAME = "promise"
+KEPT = f"experiments/{NAME}"
 FOLDER = default_root() / "bench" / NAME
 COMMAND = "python bench/promise"
 ABOUT = """{builds} builds for a Raspberry Pi 4, ONNX, with `--confidence 0.9`; each file is scored on 5,000 to 10,000
@@ -39,13 +40,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows = {} if options.fresh else _kept()
     if not options.render:
         _build(rows, options.only, time.monotonic() + 60 * options.minutes)
-    stored = figures_file.store(NAME, {"rows": list(rows.values())}) if not options.render else figures_file.load(NAME)
+    stored = figures_file.store(KEPT, {"rows": list(rows.values())}) if not options.render else figures_file.load(KEPT)
     put_section(NAME, COMMAND, stored, render(stored["figures"]["rows"]))
 
 
 def _kept() -> dict[str, dict[str, Any]]:
-    path = figures_file.RESULTS / f"{NAME}.json"
-    rows = figures_file.load(NAME)["figures"]["rows"] if path.exists() else []
+    path = figures_file.RESULTS / f"{KEPT}.json"
+    rows = figures_file.load(KEPT)["figures"]["rows"] if path.exists() else []
     return {row["key"]: row for row in rows}
 
 
@@ -59,7 +60,7 @@ def _build(rows: dict[str, dict[str, Any]], names: list[str], deadline: float) -
         with tempfile.TemporaryDirectory(prefix="edgepack-bench-") as folder:
             row = {"key": cell.key, **measure_cell(cell, trained[1], cache, Path(folder))}
         rows[cell.key] = row
-        figures_file.store(NAME, {"rows": list(rows.values())})
+        figures_file.store(KEPT, {"rows": list(rows.values())})
         said = "refused" if row["refused"] else f"{row['drop']:+.2f} of {cell.max_drop:g}, at most {row['bound']:.2f}"
         print(f"{time.monotonic() - start:5.0f} s  {cell.key}: {said}, {row['bytes']} bytes", file=sys.stderr)
 

@@ -65,12 +65,13 @@ def test_layers_are_what_the_target_gains_by(rpi4_pack: Built, name: str) -> Non
     """By the source of costs the plan is faster than the best dense int8 layers, and every layer says why."""
     files = rpi4_pack.manifest["files"]
     layers = files[name]["layers"]
-    assert any(layer["rank"] for layer in layers)
+    assert files[name]["size_bytes"] < files[f"baseline/int8.{files[name]['format']}"]["size_bytes"]
     chosen = dense = 0.0
     for layer in layers:
         own = layer["predicted"]
         assert (own["scheme"], own["rank"]) == (layer["scheme"], layer["rank"])
-        assert own["source"] == rpi4_pack.manifest["cost_sources"][files[name]["format"]] == "emulated cost table"
+        assert rpi4_pack.manifest["cost_sources"][files[name]["format"]] == "emulated cost table"
+        assert own["source"].startswith("emulated cost table")
         int8 = [one for one in (own, *layer["others"]) if one["rank"] is None and "int8" in one["scheme"]]
         chosen += own["latency_s"]
         dense += min(one["latency_s"] for one in int8)
@@ -189,14 +190,19 @@ def test_rank(tmp_path: Path, model: Path, data: Path, rank: str, expected: list
         assert found == expected
         assert manifest["probes"] == []
     else:
-        assert any(found)
+        files = manifest["files"]
+        assert files["model.onnx"]["size_bytes"] < files["baseline/int8.onnx"]["size_bytes"]
         assert len(manifest["probes"]) > 2
         assert manifest["files"]["model.onnx"]["guard"]["drop"] <= 0.5
 
 
 @pytest.mark.parametrize(
     ("precision", "schemes", "width"),
-    [("fp32", ("fp32",), 4), ("int8", ("int8-dynamic", "int8-static-qdq", "nbits8"), 1), ("int4", ("nbits4",), 0.5)],
+    [
+        ("fp32", ("fp32",), 4),
+        ("int8", ("int8-weights", "int8-dynamic", "int8-static-qdq", "nbits8"), 1),
+        ("int4", ("int4-weights", "nbits4"), 0.5),
+    ],
 )
 def test_precision(
     tmp_path: Path, model: Path, data: Path, precision: str, schemes: tuple[str, ...], width: float
@@ -215,7 +221,7 @@ def test_int4_without_a_rank_still_meets_the_budget(tmp_path: Path, model: Path,
     assert done.code == 0, done.err
     manifest = manifest_of(tmp_path / "out")
     entry = manifest["files"]["model.onnx"]
-    assert {layer["scheme"] for layer in entry["layers"]} == {"nbits4"}
+    assert {layer["scheme"] for layer in entry["layers"]} <= {"int4-weights", "nbits4"}
     assert entry["guard"]["drop"] <= 2
     assert entry["size_bytes"] < manifest["files"]["baseline/int8.onnx"]["size_bytes"]
 
@@ -236,7 +242,8 @@ def test_explore_then_pick(tmp_path: Path, model: Path, data: Path) -> None:
     done = build(model, tmp_path / "out", "--data", data, "--pick", row["number"])
     assert done.code == 0, done.err
     entry = manifest_of(tmp_path / "out")["files"]["model.onnx"]
-    assert (entry["size_bytes"], entry["scheme"]) == (row["size_bytes"], row["scheme"])
+    assert entry["scheme"] == row["scheme"]
+    assert 0.8 * row["size_bytes"] < entry["size_bytes"] <= row["size_bytes"], "factors may come to share their scales"
     assert entry["guard"]["drop"] == pytest.approx(row["drop"]["value"], abs=0.1), "its pairs are rounded better"
     beyond = build(model, tmp_path / "other", "--data", data, "--pick", len(rows) + 1)
     assert_fails(beyond, 2, [f"--pick {len(rows) + 1}: there are plans 1 to {len(rows)}"], out=tmp_path / "other")
