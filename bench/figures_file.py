@@ -21,7 +21,9 @@ RESULTS = Path(__file__).parent / "results"
 def store(name: str, figures: Mapping[str, Any]) -> dict[str, Any]:
     """Keep figures with the machine they were measured on."""
     stored = {"schema_version": SCHEMA_VERSION, "name": name, "machine": conditions(), "figures": figures}
-    write(RESULTS / f"{name}.json", json.dumps(stored, indent=1, ensure_ascii=False) + "\n")
+    path = RESULTS / f"{name}.json"
+    path.parent.mkdir(exist_ok=True)
+    write(path, json.dumps(stored, indent=1, ensure_ascii=False) + "\n")
     return stored
 
 
