@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgepack.backends.onnx.decoded import codes_of, decode, is_decoded, sides_of_pairs
 from edgepack.backends.onnx.kinds import FACTORS, sides
-from edgepack.backends.onnx.pairs import packed_codes, sides_of_pairs
 from edgepack.model.types import Array, Contents, Product
 
 if TYPE_CHECKING:
@@ -38,7 +38,8 @@ def read_contents(path: Path) -> Contents:
                 continue
             if index in FACTORS.get(node.op_type, ()) and (weight := _weight(node, value, constant)) is not None:
                 weights[id(constant)] = weight
-                multipliers[id(node)] = constant.name or "", weight, _content(constant.numpy())
+                content = _content(decode(value) if is_decoded(value) else constant.numpy())
+                multipliers[id(node)] = constant.name or "", weight, content
             elif _is_vector(constant) and index not in BLOCK_GRID.get(node.op_type, ()):
                 vectors[id(node), index] = constant.numpy().astype(np.float64).reshape(-1) * _factor(node, index)
         if node.op_type == "DequantizeLinear" and (scaled := _scaled_vector(node)) is not None:
@@ -96,12 +97,9 @@ def _constant(value: ir.Value | None) -> ir.TensorProtocol | None:
         if node.op_type == "Constant":
             attribute = node.attributes.get("value")
             return None if attribute is None else attribute.as_tensor()
-        if node.op_type == "Mul":  # integers times their scales are decoded at load
-            codes = _constant(node.inputs[0])
-            return codes if codes is not None and codes.dtype.is_integer() else None
-        if (packed := packed_codes(node)) is not None:
-            return _constant(packed)
-        if node.op_type not in _VIEWS and not (node.op_type == "Slice" and sides_of_pairs(value)):
+        if is_decoded(value):
+            return codes_of(value)
+        if node.op_type not in _VIEWS:
             return None
         value = node.inputs[0]
     return None

@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from edgepack.backends.onnx.constants import FLOATS, VIEWS, constant_tensor
+from edgepack.backends.onnx.decoded import packed_codes, sides_of_pairs
 from edgepack.backends.onnx.kinds import FACTORS, sides
 from edgepack.backends.onnx.kinds.linear import CLIPPING
-from edgepack.backends.onnx.pairs import packed_codes, sides_of_pairs
 from edgepack.backends.segments import Linear, Placement
 
 if TYPE_CHECKING:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import numpy as np
 
 from edgepack.backends.onnx.constants import VIEWS
+from edgepack.backends.onnx.decoded import SUFFIX
 from edgepack.backends.onnx.kinds import KINDS
 from edgepack.backends.onnx.sites import Placement, Site, find_sites
 from edgepack.backends.onnx.values import Names, take_over
@@ -145,7 +146,7 @@ class Builder:
 
         packed = codes if bits == INT8_BITS else pack_pairs(codes)
         weight = self.constant(packed, f"{name}.int{bits}")
-        for _, value in self._stored.get(f"{weight.name}.decoded", ()):
+        for _, value in self._stored.get(f"{weight.name}{SUFFIX}", ()):
             return value
         nodes: list[ir.Node] = []
 
@@ -159,11 +160,11 @@ class Builder:
         wanted = ir.DataType.from_numpy(dtype)
         if wanted != ir.DataType.FLOAT:
             value = step("Cast", value, to=int(wanted))
-        value.name = self._names.unique(f"{weight.name}.decoded")
+        value.name = self._names.unique(f"{weight.name}{SUFFIX}")
         graph = self._graph(self._home)
         graph.insert_before(self._home.producer() or graph[0], nodes)
         value.type, value.shape = ir.TensorType(wanted), ir.Shape(codes.shape)
-        self._stored[f"{weight.name}.decoded"] = [(codes, value)]
+        self._stored[f"{weight.name}{SUFFIX}"] = [(codes, value)]
         return value
 
     def _unpacked(self, step: Callable[..., ir.Value], packed: ir.Value, shape: tuple[int, ...]) -> ir.Value:

@@ -11,6 +11,7 @@ import pytest
 from edgepack.backends.onnx.contents import read_contents
 from edgepack.backends.onnx.file import save
 from edgepack.backends.onnx.schemes import WEIGHTS4, WEIGHTS8
+from edgepack.backends.onnx.session import session
 from edgepack.model.scheme import Scheme
 from edgepack.quantize.grids import quantize_weight
 from tests.backends.onnx.onnx_layers import (
@@ -118,3 +119,14 @@ def test_bytes(scheme: Scheme, tmp_path: Path) -> None:
     less = saved(source, tmp_path / "fp32.onnx").stat().st_size - path.stat().st_size
     table = 512 if scheme == WEIGHTS4 else 0
     assert less > OUT * IN * (32 - scheme.bits) / 8 - 4 * OUT - table - 1000
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+def test_contents_of_branches_and_functions(scheme: Scheme, tmp_path: Path) -> None:
+    """The codes that are stored, wherever they stand, and what the runtime holds of them under the same name."""
+    path = emitted(in_a_branch_and_in_a_function(), scheme, tmp_path / "q.onnx")
+    found = read_contents(path)
+    assert {bits for *_, bits in found.weights} == {scheme.bits}
+    session(path, optimized_path=tmp_path / "optimized.onnx")
+    held = {product.content for product in read_contents(tmp_path / "optimized.onnx").products}
+    assert held & {product.content for product in found.products}
