@@ -1,6 +1,6 @@
 """Weights in integers that the runtime decodes at load: how a graph holds them, and what they come to.
 
-Codes of 8 bits stand as they are, those of 4 bits two to a byte, which Gather takes apart; then Cast, and Mul by scales.
+Codes of 8 bits stand as they are, those of 4 bits two to a byte, which Gather takes apart; Cast and Mul follow.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def is_decoded(value: ir.Value | None) -> bool:
 
 def packed_codes(node: ir.Node) -> ir.Value | None:
     """The bytes that a node takes apart, None where it does something else."""
-    table = node.inputs[0].const_value if node.op_type == "Gather" and node.inputs[0] is not None else None
+    table = _stored(node.inputs[0]) if node.op_type == "Gather" and node.inputs[0] is not None else None
     if table is None or tuple(table.shape.numpy()) != PAIRS.shape or not np.array_equal(table.numpy(), PAIRS):
         return None
     return node.inputs[1]
@@ -39,8 +39,8 @@ def sides_of_pairs(value: ir.Value | None) -> tuple[int, ...] | None:
         if packed_codes(node) is not None:
             return sides
         wanted = node.inputs[1] if node.op_type == "Reshape" and sides is None else None
-        if wanted is not None and wanted.const_value is not None:
-            sides = tuple(int(side) for side in wanted.const_value.numpy())
+        if wanted is not None and (tensor := _stored(wanted)) is not None:
+            sides = tuple(int(side) for side in tensor.numpy())
         value = node.inputs[0]
     return None
 
