@@ -133,7 +133,9 @@ class Search:
             order = trained or [max(milder, key=lambda i: steps[i].loss)]
             self._workspace.progress(f"a step back: {found.attempt.lost:.2f} on samples that were kept back")
         chosen = next((one for one in looked if one.attempt.within(limit)), None)
-        chosen = chosen or min(looked, key=lambda one: one.attempt.lost)
+        if chosen is None:
+            nearest = _nearest_to(limit, [one.attempt for one in looked])
+            chosen = next(one for one in looked if one.attempt is nearest)
         for path in self._kept - {chosen.attempt.path}:
             path.unlink(missing_ok=True)
         return chosen
@@ -194,7 +196,7 @@ class Search:
         if not sound:
             why = "; ".join(self._workspace.warnings)
             raise ProofError(f"no {self._files.fmt} file of any plan could be written and proved: {why}")
-        chosen, latency_s = self._fastest(good) if good else (min(sound, key=lambda a: a.lost), {})
+        chosen, latency_s = self._fastest(good) if good else (_nearest_to(limit, sound), {})
         for attempt in sound:
             if attempt.path != chosen.path and attempt.path not in self._kept:
                 attempt.path.unlink(missing_ok=True)
@@ -307,6 +309,13 @@ def name_of(layer: LayerPlan) -> str:
     """What was planned for a layer, for people."""
     rank = "" if layer.rank is None else f"rank {layer.rank} "
     return f"{rank}{layer.scheme or layer.structure}"
+
+
+def _nearest_to(limit: float | None, attempts: Sequence[Attempt]) -> Attempt:
+    """Of files none of which is sure to keep the limit: the first, in the order in which they are wanted, that seems to
+    keep it and has too few samples to tell; else the one that loses least."""
+    seeming = (a for a in attempts if limit is not None and a.stated is not None and a.stated.value <= limit)
+    return next(seeming, None) or min(attempts, key=lambda one: one.lost)
 
 
 def _name(attempt: Attempt) -> str:

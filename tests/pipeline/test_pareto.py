@@ -227,7 +227,7 @@ def test_a_real_model_has_steps_with_reasons(ready: Prepared) -> None:
     assert len(steps) >= 5
     for before, after in pairwise(steps):
         assert before.loss < after.loss
-        assert before.latency_s > after.latency_s
+        assert before.latency_s > after.latency_s or before.size_bytes > after.size_bytes
         assert before.choices != after.choices
     for step in steps:
         assert [layer.layer for layer in step.layers] == ["w1", "w2", "w3"]
