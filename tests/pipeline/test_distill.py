@@ -109,7 +109,7 @@ def test_a_build_trains_its_pairs_and_says_so(classifier: Path, warm_cache: Path
     assert loss["after"] < loss["before"]
     assert files[1]["recovery"]["steps"] > 0
     assert made.manifest.record()["options"]["recover"] == "3epochs"
-    assert files[1]["size_bytes"] == pytest.approx(files[0]["size_bytes"], rel=0.01)
+    assert files[1]["size_bytes"] == pytest.approx(files[0]["size_bytes"], rel=0.15), "but for scales that are shared"
     assert files[1]["guard"]["drop"] < files[0]["guard"]["drop"]
 
 

@@ -85,7 +85,12 @@ def test_where_int8_misses_the_budget_a_plan_of_its_size_still_comes_first(
 def test_what_was_asked_for_is_not_bound_by_the_promise(
     ready: Prepared, classifier: Path, work: Path, baseline: Baseline, changes: dict[str, Any]
 ) -> None:
-    made = planned(ready, evaluator_with(ready, classifier, work, max_drop=0.5, **changes), baseline)
+    counted = [
+        replace(menu, candidates=tuple(one for one in menu.candidates if one.scheme.priced_like is None))
+        for menu in ready.menus["onnx"]
+    ]
+    evaluator = evaluator_with(ready, classifier, work, max_drop=0.5, **changes)
+    made = planned(replace(ready, menus={"onnx": counted}), evaluator, baseline)
     assert size_of(made) > 2 * baseline.int8.stat().st_size, "dense float32 is the fastest of these menus"
 
 
@@ -124,7 +129,7 @@ def test_a_budget_that_nothing_meets_gives_the_closest_file(
     made = plan(evaluator, ready.files["onnx"], lossy, ready.prices, rival, deadline_s=NEVER)
     assert made.failure is None, "which layers are to blame is said elsewhere"
     assert made.found.attempt.lost > 0.5
-    assert made.found.attempt.lost <= min(probe.drop.value for probe in made.found.probes)
+    assert made.found.attempt.lost <= 1.05 * min(probe.drop.bound for probe in made.found.probes)
     assert made.found.attempt.path.is_file()
 
 
