@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgepack.backends.onnx.decoded import codes_of, decode, is_decoded, sides_of_pairs
+from edgepack.backends.onnx.decoded import Decoded, decoded
 from edgepack.backends.onnx.kinds import FACTORS, sides
 from edgepack.model.types import Array, Contents, Product
 
@@ -33,12 +33,13 @@ def read_contents(path: Path) -> Contents:
     vectors: dict[tuple[int, int], Array] = {}
     for node in nodes:
         for index, value in enumerate(node.inputs):
-            constant = _constant(value)
+            held = decoded(value)
+            constant = _constant(value) if held is None else held.tensor
             if value is None or constant is None:
                 continue
-            if index in FACTORS.get(node.op_type, ()) and (weight := _weight(node, value, constant)) is not None:
+            if index in FACTORS.get(node.op_type, ()) and (weight := _weight(node, constant, held)) is not None:
                 weights[id(constant)] = weight
-                content = _content(decode(value) if is_decoded(value) else constant.numpy())
+                content = _content(constant.numpy() if held is None else held.matrix)
                 multipliers[id(node)] = constant.name or "", weight, content
             elif _is_vector(constant) and index not in BLOCK_GRID.get(node.op_type, ()):
                 vectors[id(node), index] = constant.numpy().astype(np.float64).reshape(-1) * _factor(node, index)
@@ -97,22 +98,21 @@ def _constant(value: ir.Value | None) -> ir.TensorProtocol | None:
         if node.op_type == "Constant":
             attribute = node.attributes.get("value")
             return None if attribute is None else attribute.as_tensor()
-        if is_decoded(value):
-            return codes_of(value)
         if node.op_type not in _VIEWS:
             return None
         value = node.inputs[0]
     return None
 
 
-def _weight(node: ir.Node, value: ir.Value, constant: ir.TensorProtocol) -> tuple[int, int, int] | None:
+def _weight(node: ir.Node, constant: ir.TensorProtocol, held: Decoded | None) -> tuple[int, int, int] | None:
     """(smaller side, larger side, bits per element) of a weight; None for what is no matrix."""
     packed = sides(node)
     if packed is not None:
         return min(packed), max(packed), node.attributes.get_int("bits", 4)
-    pairs = sides_of_pairs(value)
-    plain = sides(node, pairs or tuple(int(side) for side in constant.numpy().shape))
-    return None if plain is None else (min(plain), max(plain), 4 if pairs else constant.dtype.bitwidth)
+    plain = sides(node, tuple(int(side) for side in constant.numpy().shape) if held is None else held.sides)
+    if plain is None:
+        return None
+    return min(plain), max(plain), constant.dtype.bitwidth if held is None else held.bits
 
 
 def _is_vector(constant: ir.TensorProtocol) -> bool:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from edgepack.backends.onnx.constants import FLOATS, VIEWS, constant_tensor
-from edgepack.backends.onnx.decoded import packed_codes, sides_of_pairs
+from edgepack.backends.onnx.decoded import decoded
 from edgepack.backends.onnx.kinds import FACTORS, sides
 from edgepack.backends.onnx.kinds.linear import CLIPPING
 from edgepack.backends.segments import Linear, Placement
@@ -67,23 +67,22 @@ def _matrix(product: ir.Node, value: ir.Value) -> tuple[tuple[int, int], ir.Valu
     """Both sides of a constant matrix of a product and the value that holds it."""
     if (packed := sides(product)) is not None:
         return packed, value
-    pairs = sides_of_pairs(value)
+    if (held := decoded(value)) is not None:
+        plain = sides(product, held.sides)
+        return None if plain is None else (plain, held.codes)
     while True:
         node = value.producer()
         if node is None or node.op_type == "Constant":
             break
-        step = packed_codes(node)
-        if step is None and (node.op_type in _MATRIX_VIEWS or (pairs and node.op_type == "Slice")):
-            step = node.inputs[0]
-        if step is None:
+        if node.op_type not in _MATRIX_VIEWS or node.inputs[0] is None:
             return None
-        value = step
+        value = node.inputs[0]
     if node is None:
         tensor = value.const_value
     else:
         attribute = node.attributes.get("value")
         tensor = None if attribute is None else attribute.as_tensor()
-    plain = None if tensor is None else sides(product, pairs or tuple(int(side) for side in tensor.shape.numpy()))
+    plain = None if tensor is None else sides(product, tuple(int(side) for side in tensor.shape.numpy()))
     return None if plain is None else (plain, value)
 
 

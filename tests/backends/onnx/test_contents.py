@@ -159,3 +159,22 @@ def test_what_the_runtime_folds_is_seen(tmp_path: Path) -> None:
     assert read_contents(tmp_path / "m.onnx").weights == ((3, 5, 32), (3, 12, 32))
     session(tmp_path / "m.onnx", optimized_path=tmp_path / "o.onnx")
     assert read_contents(tmp_path / "o.onnx").weights == ((5, 12, 32),)
+
+
+@pytest.mark.parametrize("name", ["h", "h.decoded"])
+def test_a_name_alone_makes_no_decoded_matrix(tmp_path: Path, name: str) -> None:
+    """A stranger's value of that name is what its nodes make of it."""
+    nodes = [node("Mul", ["x", "x"], [name]), node("MatMul", [name, "w"], ["y"])]
+    assert contents(tmp_path, nodes, [X], [Y], {"w": normal(12, 5)}).weights == ((5, 12, 32),)
+
+
+def test_scales_that_would_widen_codes_decode_nothing(tmp_path: Path) -> None:
+    nodes = [
+        node("Cast", ["codes"], ["wide"], to=TensorProto.FLOAT),
+        node("Mul", ["wide", "scales"], ["w.decoded"]),
+        node("MatMul", ["x", "w.decoded"], ["y"]),
+    ]
+    weights = {"codes": np.ones((12, 1), np.int8), "scales": normal(1, 5)}
+    assert contents(tmp_path, nodes, [X], [Y], weights).weights == ()
+    weights = {"codes": np.ones((12, 5), np.int8), "scales": normal(1, 5)}
+    assert contents(tmp_path, nodes, [X], [Y], weights).weights == ((5, 12, 8),)
