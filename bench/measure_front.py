@@ -28,7 +28,6 @@ from edgepack.targets.file import get_target
 
 NAME = "front"
 COMMAND = "python bench/measure_front.py"
-FOLDER = "promise"
 
 
 @dataclass(frozen=True)
@@ -54,11 +53,10 @@ ROWS = (
 
 def measure() -> dict[str, Any]:
     """Every row's files, with their bytes and their drop on the test digits."""
+    from promise.command import FOLDER
     from promise.measure import Trained
 
-    from edgepack.workspace import default_root
-
-    trained = Trained("classifier", 0, default_root() / "bench" / FOLDER)
+    trained = Trained("classifier", 0, FOLDER)
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="edgepack-bench-") as folder:
         data, test = Path(folder) / "data.npz", Path(folder) / "test.npz"

@@ -24,7 +24,7 @@ from edgepack.quantize.bias import corrected_bias, corrected_pair
 from edgepack.quantize.gptq import gptq, output_energy, round_to_nearest
 from edgepack.quantize.grids import WeightGrid, grid_of
 from edgepack.quantize.low_rank_correction import rounded_residual
-from edgepack.quantize.rotation import Gauge, search_gauge, turned
+from edgepack.quantize.rotation import Gauge, search_gauges, turned
 from edgepack.workspace import Keyed, Step, Workspace, arrays_store
 
 T = TypeVar("T")
@@ -221,16 +221,16 @@ def _grids(task: _Pair) -> tuple[tuple[WeightGrid, WeightGrid], Gauge]:
     by no larger a share than its bytes fall.
     """
 
-    def search(grids: tuple[WeightGrid, WeightGrid]) -> Gauge:
-        return search_gauge(
-            task.factors, task.spectrum, grids, seed=task.seed, latent=task.latent, gradient=task.gradient
+    def search(*choices: tuple[WeightGrid, WeightGrid]) -> list[Gauge]:
+        return search_gauges(
+            task.factors, task.spectrum, choices, seed=task.seed, latent=task.latent, gradient=task.gradient
         )
 
     if not task.bytes_per_channel:
-        return task.grids, search(task.grids)
+        return task.grids, search(task.grids)[0]
     A, B = task.grids
     fine, coarse = (A, replace(B, shared=True)), (replace(A, shared=True), replace(B, shared=True))
-    gauges = search(fine), search(coarse)
+    gauges = search(fine, coarse)
     rows, rank = task.factors.A.shape
     scales = rows * task.bytes_per_channel
     saved = scales / (scales + rank * (rows + task.layer.in_features) * A.bits / 8)

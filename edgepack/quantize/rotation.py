@@ -9,6 +9,7 @@ Language Models With Guarantees", NeurIPS 2023.)
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Literal
@@ -84,6 +85,21 @@ def search_gauge(
     rounding: Rounding = "gptq",
     gradient: Array | None = None,
 ) -> Gauge:
+    """The best of some β and rotations for one pair of grids; see `search_gauges`."""
+    (found,) = search_gauges(factors, spectrum, [grids], seed=seed, latent=latent, rounding=rounding, gradient=gradient)
+    return found
+
+
+def search_gauges(
+    factors: Replacement,
+    spectrum: Spectrum,
+    choices: Sequence[tuple[WeightGrid, WeightGrid]],
+    *,
+    seed: int,
+    latent: Activations = "dynamic",
+    rounding: Rounding = "gptq",
+    gradient: Array | None = None,
+) -> list[Gauge]:
     """The best of some β and rotations by predicted noise: of A and B on their grids, and of the latent on its own.
 
     Every weight is taken to be off by a uniform error of variance step²/12, independently, as in
@@ -93,19 +109,22 @@ def search_gauge(
     Args:
         factors: as a factorizer returned them, A = U_r or the first columns of an oblique basis.
         spectrum: with `inputs`, their variance weighs the error of B; without, inputs count as white.
-        grids: of A and of B.
+        choices: grids of A and of B; every candidate is made once for all of them.
         seed: of the rotations.
         latent: how it is rounded, if it is.
         rounding: of the weights, which the choice depends on: a rotation makes components alike and correlated, and
             GPTQ takes errors from where it can make up for them.
         gradient: (out, out) G, what errors of the output cost; None for the identity.
+
+    Returns:
+        One for each choice.
     """
     rank = factors.rank
     power, mean = _input(spectrum, factors.B.shape[1])
     turns = [(index, rotation(rank, index, seed).astype(np.float32)) for index in (*range(ROTATIONS), None)]
     energies = spectrum.energies[:rank].astype(np.float64)
     inner, output = _costs(factors.A, spectrum, gradient)
-    found: list[Gauge] = []
+    found: list[list[Gauge]] = [[] for _ in choices]
     for beta in BETAS:
         scale = _scale(spectrum, rank, beta)
         A0 = np.asarray(factors.A * scale, np.float32)
@@ -124,8 +143,9 @@ def search_gauge(
                 cost_left=_left(cost, rounding),
                 variance_left=_left(variance, rounding),
             )
-            found.append(Gauge(beta, index, _noise(one, grids, power, latent, output)))
-    return min(found, key=lambda gauge: gauge.noise)
+            for gauges, grids in zip(found, choices, strict=True):
+                gauges.append(Gauge(beta, index, _noise(one, grids, power, latent, output)))
+    return [min(gauges, key=lambda gauge: gauge.noise) for gauges in found]
 
 
 def latent_span(mean: Array, variance: Array, latent: Activations) -> float:

@@ -118,32 +118,16 @@ def _spread(
     """Results of what the workers did; returns what they left undone because a process died."""
     waiting = deque(sorted(range(len(tasks)), key=lambda index: -cost[index]))
     running: dict[Future[R], int] = {}
-    given: list[Any] | None = None
-    shares = 0
     try:
         with executor.explaining():
-            while waiting or running:
+            for shares_left in reversed(range(SHARES)):
                 try:
-                    if given is None:
-                        given = [executor.share(value) for value in shared]
-                        shares += 1
-                    while waiting and _fits(executor, waiting[0], list(running.values()), memory):
-                        running[executor.begin(function, given, tasks[waiting[0]])] = waiting[0]
-                        waiting.popleft()
-                    done = wait(running, timeout=CHECK_S, return_when=FIRST_COMPLETED).done
-                    if not done:
-                        executor.check()
-                    for future in done:
-                        result = future.result()
-                        yield running.pop(future), result
+                    yield from _worked_off(executor, function, tasks, shared, memory, waiting, running)
+                    break
                 except CancelledError:  # the only worker that held what they share has died
-                    if shares == SHARES or not executor.shares_again():
+                    if not shares_left or not executor.shares_again():
                         raise
-                    for future in running:
-                        future.cancel()
-                    waiting.extendleft(reversed(running.values()))
-                    running.clear()
-                    given = None
+                    _take_back(running, waiting)
     except BrokenExecutor:
         undone = sorted([*running.values(), *waiting])
         warnings.warn(
@@ -158,6 +142,37 @@ def _spread(
         for future in running:
             future.cancel()
     return []
+
+
+def _worked_off(
+    executor: Workers,
+    function: Callable[..., R],
+    tasks: Sequence[tuple[Any, ...]],
+    shared: Sequence[Any],
+    memory: Sequence[float],
+    waiting: deque[int],
+    running: dict[Future[R], int],
+) -> Iterator[tuple[int, R]]:
+    """Results of the waiting tasks as they come, all of them with what they share given out once."""
+    given = [executor.share(value) for value in shared]
+    while waiting or running:
+        while waiting and _fits(executor, waiting[0], list(running.values()), memory):
+            running[executor.begin(function, given, tasks[waiting[0]])] = waiting[0]
+            waiting.popleft()
+        done = wait(running, timeout=CHECK_S, return_when=FIRST_COMPLETED).done
+        if not done:
+            executor.check()
+        for future in done:
+            result = future.result()
+            yield running.pop(future), result
+
+
+def _take_back(running: dict[Future[R], int], waiting: deque[int]) -> None:
+    """Let what is running wait again, in front."""
+    for future in running:
+        future.cancel()
+    waiting.extendleft(reversed(running.values()))
+    running.clear()
 
 
 def _fits(executor: Workers, index: int, running: Sequence[int], memory: Sequence[float]) -> bool:

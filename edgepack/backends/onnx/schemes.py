@@ -25,17 +25,16 @@ DOMAIN = "com.microsoft"
 _scheme = partial(Scheme, backend="onnx", bytes_per_op=300)
 
 FP32 = _scheme("fp32", bits=32, granularity="tensor", activations="float", qmax=0, instructions_per_op=2800)
-WEIGHTS8 = _scheme(
-    "int8-weights",
+WEIGHTS8 = replace(
+    FP32,
+    name="int8-weights",
     bits=8,
     granularity="channel",
-    activations="float",
     qmax=127,
     min_version=7,
     min_sqnr_db=10.0,
     bytes_per_channel=4,  # a float32 scale
     ram_per_byte=14.7,  # decoded, and packed for the kernel
-    instructions_per_op=2800,
     priced_like=FP32,
 )
 """Decoded at load: a quarter of the bytes of float32, the arithmetic stays float. Of any operator with weights."""

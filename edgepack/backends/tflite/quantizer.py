@@ -138,12 +138,11 @@ def _quantized(
     with _quiet():
         try:
             work = quantizer.Quantizer(str(source))
-            if scheme == INT8_STATIC:
-                _configure(work, ".*", scheme)
+            if rest != FP32:
+                _configure(work, ".*", rest)
+            if rest == INT8_STATIC:
                 for operator in (names.INPUT, names.OUTPUT, *map(names, kept)):
                     work.update_quantization_recipe(".*", operator, algorithm_key=no_quantize)
-            elif rest != FP32:
-                _configure(work, ".*", rest)
             for other in LAYER_SCHEMES:
                 scope = _scope([name for name, own in single.items() if own == other])
                 if scope is not None:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 from edgepack.model.scheme import CONSTEXPR as CONSTEXPR_NAME
@@ -14,16 +15,15 @@ from edgepack.model.scheme import Scheme
 _scheme = partial(Scheme, backend="tflite", bytes_per_op=300)
 
 FP32 = _scheme("fp32", bits=32, granularity="tensor", activations="float", qmax=0, instructions_per_op=300)
-WEIGHTS8 = _scheme(
-    "int8-weights",
+WEIGHTS8 = replace(
+    FP32,
+    name="int8-weights",
     bits=8,
     granularity="channel",
-    activations="float",
     qmax=127,
     min_sqnr_db=10.0,
     bytes_per_channel=4 + 8,  # a float32 scale, an int64 zero point
     ram_per_byte=9.0,  # decoded, and packed for the kernel
-    instructions_per_op=300,
     priced_like=FP32,
 )
 """Behind DEQUANTIZE, which XNNPACK runs once, at load: the arithmetic stays float."""
