@@ -34,7 +34,7 @@ class Rounding:
 def rounding_of(scheme: Scheme, rank: int, in_features: int, *, largest: int = WEIGHT_MAX) -> Rounding:
     """What a scheme makes of the factors (out, rank) and (rank, in_features); `largest` is that of `grid_of`."""
     A, B = (grid_of(scheme, columns, largest=largest) for columns in (rank, in_features))
-    return Rounding(A, B, scheme.activations != "float")
+    return Rounding(A, B, not scheme.computes_in_float)
 
 
 def fake_weight(weight: Tensor, largest: int = WEIGHT_MAX, block: int | None = None) -> Tensor:

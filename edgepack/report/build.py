@@ -177,8 +177,10 @@ def _corners(manifest: Manifest) -> Iterator[Block]:
     """What other aims would have come to: a line for each, and how they are known."""
     said: list[str | Figure] = []
     for name, entry in packed_files(manifest).items():
-        corners = entry.corners or ()
-        for own, corner in zip(corners[:1] * len(corners), corners[1:], strict=False):
+        if not entry.corners:
+            continue
+        own, *others = entry.corners
+        for corner in others:
             said += [f"{name} by --optimize {corner.optimize}: "]
             said += [Figure(corner.latency_s, "seconds"), " instead of ", Figure(own.latency_s, "seconds"), ", "]
             said += [Figure(corner.size_bytes, "bytes"), " instead of ", Figure(own.size_bytes, "bytes"), "\n"]

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from edgepack.backends.onnx import schemes as onnx
+from edgepack.backends.schemes import PRICED, scheme_named
+from edgepack.backends.tflite import schemes as tflite
 from edgepack.cost.measure import QUICK, measure_points
 from edgepack.cost.measured import MeasuredTable, measured_folder
 from edgepack.cost.model import Price
@@ -109,7 +111,7 @@ def test_a_price_is_of_all_places_together_and_the_source_is_asked_once_a_scheme
     assert (prices.call_s("onnx"), prices.source_name("onnx")) == (3e-6, "counted")
 
 
-def test_a_target_elsewhere_is_priced_by_its_counts_which_lack_the_new_schemes(tmp_path: Path) -> None:
+def test_a_target_elsewhere_is_priced_by_its_counts_in_every_scheme(tmp_path: Path) -> None:
     model = opened(tmp_path)
     prices = make_prices(RPI4, model, None, ("onnx", "tflite"), workspace_in(tmp_path))
     assert prices.source_name("onnx") == prices.source_name("tflite") == "emulated cost table"
@@ -118,7 +120,11 @@ def test_a_target_elsewhere_is_priced_by_its_counts_which_lack_the_new_schemes(t
     assert dense is not None
     assert pair is not None
     assert 0 < pair.latency_s < dense.latency_s
-    assert prices.price(name, DENSE, onnx.NBITS8) is None
+    for scheme in (*onnx.SCHEMES, *tflite.SCHEMES):
+        assert prices.price(name, DENSE, scheme) is not None
+    like = prices.price(name, DENSE, scheme_named("onnx", "int8-weights"))
+    assert like is not None
+    assert (like.latency_s, like.extrapolated, dense.extrapolated) == (dense.latency_s, True, False)
     assert prices.call_s("onnx") > 0
 
 
@@ -151,8 +157,8 @@ def test_this_machine_is_measured_at_the_ranks_that_were_asked_for(
     prices = make_prices(get_target("host"), model, None, ("onnx",), workspace_in(tmp_path), structures=ways)
     ((points, _),) = asked
     assert {point.rank for point in points} == {None, 24}
-    assert len(points) == 2 * len(onnx.SCHEMES)
-    for scheme in onnx.SCHEMES:
+    assert len(points) == 2 * len(PRICED["onnx"])
+    for scheme in PRICED["onnx"]:
         price = prices.price(name, low_rank(24), scheme)
         assert price is not None
         assert not price.extrapolated
