@@ -8,11 +8,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from edgepack.benchmark.results import BenchResult, VariantResult
+from edgepack.benchmark.results import BenchResult, VariantResult, latencies
 from edgepack.benchmark.schedule import Schedule
 from edgepack.benchmark.session import Settings, Variant, bench_variants
 from edgepack.benchmark.stats import process_medians, summarize
-from edgepack.benchmark.summary import latencies
 from edgepack.devices.local import LocalDevice
 from edgepack.targets.file import get_target
 from edgepack.targets.target import HOST

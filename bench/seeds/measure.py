@@ -9,9 +9,10 @@ from typing import Any
 
 from edgepack.benchmark import session
 from edgepack.benchmark.emulate import emulate_variants
+from edgepack.benchmark.results import latencies
 from edgepack.benchmark.session import Variant, bench_variants
 from edgepack.benchmark.stats import process_medians
-from edgepack.benchmark.summary import latencies, summarize_result
+from edgepack.benchmark.summary import summarize_result
 from edgepack.devices.local import LocalDevice
 from edgepack.emulator.counts import middle
 from edgepack.errors import EdgepackError

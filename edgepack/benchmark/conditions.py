@@ -14,7 +14,7 @@ from edgepack.errors import PackError
 from edgepack.model.scheme import Format
 
 # How long something else may take does not change what warm latency is.
-_WITHOUT_EFFECT = ("sustained_s", "start_below_c", "cool_down_s", "retries")
+_WITHOUT_EFFECT = ("sustained_s", "start_below_c", "cool_down_s", "retries", "extra_processes", "narrow")
 _HEX = 8
 
 WARM, COLD, SUSTAINED, MEMORY, COUNTERS = "latency", "cold latency", "sustained latency", "memory", "cache misses"
@@ -163,8 +163,8 @@ def methods(conditions: Conditions, asked: Asked) -> dict[str, str]:
     threads = f"{conditions.threads} thread{'s' * (conditions.threads > 1)}"
     clock = "; ".join(_clock(fmt, tool) for fmt, tool in tools)
     found = {
-        WARM: f"{clock}; {_processes(plan.processes, 'fresh ')}, the variants in turns, after a warm-up of "
-        f"{plan.warmup_runs} runs and {plan.warmup_s:g} s; at least {plan.runs} runs and {plan.seconds:g} s each; "
+        WARM: f"{clock}; {_processes(plan.processes, 'fresh ')}{_extra(plan)}, the variants in turns, after a warm-up "
+        f"of {plan.warmup_runs} runs and {plan.warmup_s:g} s; at least {plan.runs} runs and {plan.seconds:g} s each; "
         f"{threads} {where}; median of the process medians"
     }
     if asked.cold:
@@ -184,6 +184,13 @@ def methods(conditions: Conditions, asked: Asked) -> dict[str, str]:
             "believed if the event also counts the lines of a streamed buffer"
         )
     return found
+
+
+def _extra(plan: Schedule) -> str:
+    """How many more there may be."""
+    if not plan.extra_processes:
+        return ""
+    return f" and up to {plan.extra_processes} more while an interval is wider than {plan.narrow:.0%} of its median"
 
 
 def _clock(fmt: Format, tool: Tool) -> str:

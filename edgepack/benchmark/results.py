@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -105,6 +105,11 @@ class Block:
     def is_mean(self) -> bool:
         """Whether its one time is the mean of many inferences."""
         return len(self.latency_s) == 1 and self.runs > 1
+
+
+def latencies(blocks: Sequence[Block]) -> list[tuple[float, ...]]:
+    """Raw seconds per process, without the blocks that a better one replaced."""
+    return [block.latency_s for block in blocks if not block.rejected]
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ class Schedule:
 
     Attributes:
         processes: fresh processes per variant for warm latency, interleaved.
+        extra_processes: added one by one to every variant, at most so many, while an interval is not narrow enough.
+        narrow: width of a variant's 95 % interval, as a share of its median, at which no process is added.
         warmup_runs, warmup_s: both are reached before the clock starts.
         runs, seconds: both are reached in every process.
         cold_processes, cold_runs: the same for cold latency.
@@ -37,20 +39,24 @@ class Schedule:
     sustained_s: float = 60.0
     start_below_c: float = 75.0
     cool_down_s: float = 0.0
+    extra_processes: int = 0
+    narrow: float = 0.04
 
 
 FULL = Schedule(
     processes=5,
     warmup_runs=5,
-    warmup_s=1.0,
+    warmup_s=0.5,
     runs=100,
-    seconds=10.0,
-    cold_processes=5,
-    cold_runs=50,
+    seconds=1.0,
+    cold_processes=4,
+    cold_runs=25,
     memory_processes=3,
     counter_runs=100,
     cool_down_s=120.0,
+    extra_processes=10,
 )
+"""What differs from process to process is more than what a longer one averages out: many short ones tell more."""
 
 # Four processes are the fewest with which Mann-Whitney can claim a difference at 5 %.
 QUICK = Schedule(

@@ -24,9 +24,19 @@ from edgepack.benchmark.measure import (
     measure_warm,
     temperature_of,
 )
-from edgepack.benchmark.results import BenchResult, Block, Conditions, Counter, Memory, Snapshot, VariantResult
+from edgepack.benchmark.results import (
+    BenchResult,
+    Block,
+    Conditions,
+    Counter,
+    Memory,
+    Snapshot,
+    VariantResult,
+    latencies,
+)
 from edgepack.benchmark.results_file import problems
 from edgepack.benchmark.schedule import FULL, QUICK, Schedule
+from edgepack.benchmark.stats import is_narrow
 from edgepack.devices.device import EVERY_MODE, Device
 from edgepack.devices.facts import DeviceFacts, choose_cpus, cluster_of, facts_from_probe
 from edgepack.errors import DataError, ModelError, StableDeviceError, UsageError
@@ -282,6 +292,10 @@ class Steps:
         self._total = total
         self._done = 0
 
+    def more(self, count: int) -> None:
+        """As many processes are to come beside those that were known."""
+        self._total += count
+
     def finished(self, what: str) -> None:
         """One more process has ended."""
         self._done += 1
@@ -289,7 +303,7 @@ class Steps:
 
 
 def step_count(plan: Schedule, variants: int, formats: int, asked: Asked) -> int:
-    """Processes of a session, those apart that are measured again."""
+    """Processes of a session, those apart that are measured again or added."""
     memory = plan.memory_processes if asked.memory else 0
     each = memory + plan.processes + (plan.cold_processes if asked.cold else 0) + asked.counters + asked.sustained
     return memory * formats + each * variants
@@ -317,7 +331,11 @@ def measure_all(rig: Rig, entries: Sequence[Entry], steps: Steps, asked: Asked) 
     started_c = rig.told.temperature_c
     if started_c is not None:
         started_c = cool_down(rig, entries[0].format, started_c)
-    for round_ in range(plan.processes):
+    for round_ in range(plan.processes + plan.extra_processes):
+        if round_ >= plan.processes:
+            if all(is_narrow(latencies(entry.warm), plan.narrow) for entry in entries):
+                break
+            steps.more(len(entries))
         for entry in entries:
             entry.warm += measure_warm(rig, entry.format, entry.path, round_, entry.pace_s)
             steps.finished("warm latency")

@@ -110,6 +110,18 @@ def compare(variant: Sequence[Sequence[float]], baseline: Sequence[Sequence[floa
     return Comparison(speedup, low, high, p_value, verdict)
 
 
+def is_narrow(processes: Sequence[Sequence[float]], share: float) -> bool:
+    """Whether the 95 % interval of the median of process medians is at most that share of it wide.
+
+    Args:
+        processes: seconds, one non-empty sequence per process.
+        share: of the median.
+    """
+    medians = process_medians(processes)
+    low, high = _interval((medians,))
+    return low is not None and high is not None and high - low <= share * float(np.median(medians))
+
+
 def process_medians(processes: Sequence[Sequence[float]]) -> Array:
     """(processes,) float64: the median of each process."""
     return np.array([np.median(times) for times in processes], dtype=np.float64)

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from statistics import median
 
 from edgepack.benchmark.conditions import like_conditions
-from edgepack.benchmark.results import LOCAL, RUNNER, BenchResult, Block, Counter, Snapshot, VariantResult
+from edgepack.benchmark.results import LOCAL, RUNNER, BenchResult, Block, Counter, Snapshot, VariantResult, latencies
 from edgepack.benchmark.stats import Comparison, Summary, compare, summarize
 from edgepack.model.scheme import Format
 
@@ -128,11 +128,6 @@ def _summary(result: BenchResult, variant: VariantResult) -> VariantSummary:
         conditions=like_conditions(result, variant.format),
         methods=dict(result.methods),
     )
-
-
-def latencies(blocks: Sequence[Block]) -> list[tuple[float, ...]]:
-    """Raw seconds per process, without the blocks that a better one replaced."""
-    return [block.latency_s for block in blocks if not block.rejected]
 
 
 def sustained(blocks: Sequence[Block]) -> Sustained | None:

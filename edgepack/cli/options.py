@@ -175,7 +175,14 @@ def progress_bars(titles: Sequence[str], output: Renderer) -> Iterator[Mapping[s
         yield dict.fromkeys(titles, silent)
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        SpinnerColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
     from rich.progress import Progress as Bar
 
     columns = (
@@ -184,6 +191,7 @@ def progress_bars(titles: Sequence[str], output: Renderer) -> Iterator[Mapping[s
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
+        TimeRemainingColumn(),
     )
     with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
 

@@ -141,6 +141,26 @@ def test_memory_comes_first_and_warm_processes_alternate(variants: list[Variant]
     assert {job.evict_bytes for job in device.jobs if job.mode == "cold"} == {4 << 20}
 
 
+@pytest.mark.parametrize(("spread", "expected"), [(0.0, 4), (0.3, 7)])
+def test_processes_are_added_while_an_interval_is_wide_and_no_longer(
+    variants: list[Variant], spread: float, expected: int
+) -> None:
+    turn = itertools.count()
+
+    def answer_spread(job: Job) -> Mapping[str, Any]:
+        wide = job.mode == "latency" and "dense" in str(job.model) and next(turn) % 2
+        return answer(job, 1e-3 * (1 + spread * bool(wide)))
+
+    seen: list[tuple[int, int]] = []
+    plan = replace(QUICK, extra_processes=3)
+    device = FakeDevice(PROBE, answer_spread)
+    result = run(variants, device, schedule=plan, progress=lambda _, done=0, total=0: seen.append((done, total)))
+    assert [len(variant.warm) for variant in result.variants] == [expected, expected]
+    assert [block.round for block in result.variants[0].warm] == list(range(expected))
+    assert [done for done, _ in seen] == list(range(1, len(device.jobs) + 1))
+    assert seen[-1] == (len(device.jobs), len(device.jobs))
+
+
 def test_figures_come_out_as_they_went_in(variants: list[Variant]) -> None:
     def halved(job: Job) -> Mapping[str, Any]:
         return answer(job, 1e-3 if "edgepack" in str(job.model) else 2e-3)

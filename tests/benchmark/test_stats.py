@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgepack.benchmark.stats import compare, process_medians, summarize
+from edgepack.benchmark.stats import compare, is_narrow, process_medians, summarize
 
 times = st.floats(1e-7, 10.0)
 processes = st.lists(st.lists(times, min_size=1, max_size=20), min_size=1, max_size=6)
@@ -91,3 +91,11 @@ def test_false_alarms_are_as_rare_as_promised() -> None:
 def test_intervals_are_the_same_every_time() -> None:
     raw = [[1.0, 1.2], [1.1], [1.4], [0.9]]
     assert summarize(raw) == summarize(raw)
+
+
+@pytest.mark.parametrize(
+    ("medians", "expected"),
+    [([1.0], False), ([1.0, 1.0, 1.0, 1.0], True), ([1.0, 1.01, 1.02, 1.03], True), ([1.0, 1.0, 1.3, 1.3], False)],
+)
+def test_an_interval_is_narrow_by_its_share_of_the_median(medians: list[float], expected: bool) -> None:
+    assert is_narrow([[value] for value in medians], 0.04) is expected
