@@ -1,0 +1,57 @@
+"""The sections of bench/RESULTS.md: what their tables count."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import measure_dominance
+import measure_pairs
+import measure_same
+import pytest
+from promise import measure as promise
+
+
+def file(option: str, size: int, latency_s: float, accuracy: float, *, refused: bool = False) -> dict[str, Any]:
+    return {
+        "model": "m", "option": option, "format": "onnx", "scheme": "int8", "refused": refused, "bytes": size,
+        "latency_s": latency_s, "accuracy": accuracy,
+    }  # fmt: skip
+
+
+def test_a_file_is_beaten_only_by_one_that_is_better_in_everything_and_keeps_the_limit() -> None:
+    own = file("the default", 100, 1e-3, 90.0)
+    better, refused = file("--rank 0.5", 99, 9e-4, 90.1), file("--optimize size", 50, 1e-4, 99.0, refused=True)
+    partly = [file("--precision int8", 99, 9e-4, 90.0), {**better, "format": "tflite"}, {**better, "model": "n"}]
+    assert measure_dominance.beaten_by(own, [own, *partly, refused]) == []
+    assert measure_dominance.beaten_by(own, [own, *partly, refused, better]) == [better]
+    table = measure_dominance.render([own, better])
+    assert "| the default | 1 | 1 | m, onnx, by `--rank 0.5`: 0.1 → 0.1 kB, 1000 → 900 µs, 90.00 → 90.10 |" in table
+    assert "| `--rank 0.5` | 1 | 0 |  |" in table
+
+
+def test_claims_between_a_file_and_itself_are_counted_in_both_directions() -> None:
+    verdicts = (("no difference", 1.0), ("faster", 1.2), ("slower", 0.5), ("no difference", 1.1))
+    rows = [{"verdict": name, "ratio": ratio, "processes": 5, "seconds": 9.0} for name, ratio in verdicts]
+    assert "| quick | 4 | 2 (50.0 %) | 2.000 | 5 | 9 s |" in measure_same.render({"quick": rows, "full": []})
+
+
+def test_a_pack_stands_beside_dense_int8() -> None:
+    row = {
+        "model": "m", "format": "onnx", "scheme": "int8", "refused": False, "kept": True, "bytes": 1500,
+        "int8_bytes": 3000, "faster": 1.5, "interval": [1.4, 1.6], "verdict": "faster", "processes": 5,
+    }  # fmt: skip
+    line = "| m | ONNX Runtime | int8 | 1.5 | 3.0 | 1.50× (1.40–1.60) | faster | kept |"
+    assert line in measure_pairs.render([row])
+
+
+@pytest.mark.parametrize(
+    ("drop", "bound", "refused", "expected"),
+    [(0.2, 0.25, False, (0, 1)), (0.4, 0.25, False, (1, 0)), (0.4, 0.5, True, (0, 1)), (0.4, 0.25, True, (0, 0))],
+)
+def test_a_drop_over_the_limit_counts_unless_the_build_said_so(
+    drop: float, bound: float, refused: bool, expected: tuple[int, int]
+) -> None:
+    row = {"drop": drop, "bound": bound, "max_drop": 0.3, "refused": refused, "bytes": 1, "int8_bytes": 2}
+    found = promise.summary([row])
+    assert (found.over, found.held) == expected
+    assert (found.builds, found.refused, found.of_int8) == (1, int(refused), 0.5)
