@@ -32,6 +32,8 @@ def of_counts(worse: int, better: int, count: int, confidence: float) -> float:
 
     point = (worse - better) / count
     low, high = point + 1e-12, 1 - 1e-12
+    if statistic(low) + z <= 0:  # half of the confidence: the bound is the difference that was seen
+        return point
     if statistic(high) + z > 0:
         return 1.0
     return float(brentq(lambda difference: statistic(difference) + z, low, high))

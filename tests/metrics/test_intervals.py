@@ -40,6 +40,11 @@ def test_counts_grow_with_what_is_worse(worse: int, better: int, count: int) -> 
     assert of_counts(worse, better, count, 0.95) > bound
 
 
+@pytest.mark.parametrize(("worse", "better", "expected"), [(0, 0, 0.0), (3, 1, 0.004), (1, 3, -0.004), (500, 0, 1.0)])
+def test_half_of_the_confidence_is_what_was_seen(worse: int, better: int, expected: float) -> None:
+    assert of_counts(worse, better, 500, 0.5) == pytest.approx(expected, abs=1e-9)
+
+
 @pytest.mark.parametrize("rate", [0.002, 0.02, 0.2])
 def test_rare_differences(rate: float) -> None:
     rng = np.random.default_rng(1)
