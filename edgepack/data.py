@@ -216,9 +216,9 @@ def feeds(
     size = 1 if any(stacked.values()) else next((b for b in batches if b is not None), dynamic_batch)
     for start in range(0, count, size):
         stop = min(start + size, count)
-        fixed = any(b is not None for b in batches)
-        index = np.minimum(np.arange(start, start + size if fixed else stop), count - 1)
-        feed = {n: a[start, ...] if stacked[n] else a[index] for n, a in samples.inputs.items()}
+        filled = stop - start < size and any(b is not None for b in batches)
+        rows = np.minimum(np.arange(start, start + size), count - 1) if filled else slice(start, stop)
+        feed = {n: a[start, ...] if stacked[n] else a[rows] for n, a in samples.inputs.items()}
         yield feed, stop - start
 
 

@@ -13,7 +13,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from edgepack.backends.tflite.converter import TfliteEmitter
-from edgepack.backends.tflite.runtime import interpreter, run
+from edgepack.backends.tflite.runtime import load
 from edgepack.errors import ModelError
 from edgepack.torchgraph.from_onnx import graph_names, onnx_to_program
 
@@ -286,5 +286,5 @@ def test_the_file_is_written_with_strange_names(
     loaded = emitter.load_onnx(path, {f"x{text}": (1, 4)})
     assert (loaded.inputs, loaded.outputs) == ((f"x{text}",), (f"y{text}", f"z{text}"))
     emitter.emit(tmp_path / "m.tflite")
-    run(interpreter(tmp_path / "m.tflite"), {f"x{text}": np.ones((1, 4), np.float32)})
+    load(tmp_path / "m.tflite", threads=1).run({f"x{text}": np.ones((1, 4), np.float32)})
     assert not canary.exists()

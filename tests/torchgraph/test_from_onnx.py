@@ -13,7 +13,7 @@ from torch import nn
 
 from edgepack.backends.tflite.converter import TfliteEmitter
 from edgepack.backends.tflite.read import linear_ops
-from edgepack.backends.tflite.runtime import interpreter, run
+from edgepack.backends.tflite.runtime import load
 from edgepack.backends.tflite.schemes import INT8_STATIC
 from edgepack.errors import ModelError
 from edgepack.sources.torch import export_program, program_to_onnx
@@ -67,12 +67,12 @@ def test_magika_becomes_a_tflite_file(emitter: TfliteEmitter, tmp_path: Path) ->
     text = Path(__file__).read_bytes()[:2048]
     values = np.frombuffer(text, np.uint8).astype(np.int32)[None]
     (want,) = ort.InferenceSession(str(magika()), providers=["CPUExecutionProvider"]).run(None, {"bytes": values})
-    (have,) = run(interpreter(tmp_path / "m.tflite"), {"bytes": values})
+    (have,) = load(tmp_path / "m.tflite", threads=1).run({"bytes": values})
     np.testing.assert_allclose(have, want, atol=1e-5)
     # The int8 kernel of its softmax's division refuses a divisor that rounds to zero.
     samples = {"bytes": np.stack([values] * 4)}
     assert emitter.quantize(tmp_path / "m.tflite", tmp_path / "s.tflite", INT8_STATIC, samples) == ("DIV",)
-    (static,) = run(interpreter(tmp_path / "s.tflite"), {"bytes": values})
+    (static,) = load(tmp_path / "s.tflite", threads=1).run({"bytes": values})
     assert static.argmax() == want.argmax()
 
 

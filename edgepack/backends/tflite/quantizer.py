@@ -198,11 +198,11 @@ def _refusing_operator(path: Path, samples: Mapping[str, Array]) -> str | None:
     Raises:
         ModelError: it stops for another reason.
     """
-    from edgepack.backends.tflite.runtime import interpreter, run
+    from edgepack.backends.tflite.runtime import load
 
-    made = interpreter(path)
+    session = load(path, threads=1)
     try:
-        run(made, {name: array[0] for name, array in samples.items()})
+        session.run({name: array[0] for name, array in samples.items()})
     except ModelError as err:
         if found := re.search(r"Node number \d+ \((\w+)\) failed to invoke", err.message):
             return found.group(1)

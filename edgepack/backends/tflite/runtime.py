@@ -19,12 +19,7 @@ from edgepack.model.types import Array, TensorSpec
 
 def load(path: Path, *, threads: int) -> Session:
     """See `Backend.load`. Files of one layer and segments have no signature: there tensors name the inputs."""
-    made = interpreter(path, threads)
-    if not made.get_signature_list():
-        specs = tuple(_spec(detail["name"], detail) for detail in made.get_input_details())
-        return Session(specs, lambda feed: _run_tensors(made, specs, feed))
-    inputs = tuple(_signature_of(made)[1].values())
-    return Session(inputs, lambda feed: run(made, feed))
+    return session(interpreter(path, threads))
 
 
 def interpreter(path: Path | str, threads: int = 1) -> Any:
@@ -65,40 +60,55 @@ def _without_native_log() -> Iterator[None]:
         os.close(sink)
 
 
-def run(made: Any, inputs: Mapping[str, Array]) -> list[Array]:
-    """Run one inference.
+def session(made: Any) -> Session:
+    """An interpreter, as a session of its first signature, or of its tensors where it has none.
 
-    Args:
-        made: from `interpreter`.
-        inputs: by the names of the file's signature; int64 and float64 are narrowed to the file's own type (the
-            converter writes 64-bit inputs as 32-bit ones).
-
-    Returns:
-        Copies of the outputs, in the order of the signature.
-
-    Raises:
-        ModelError: names or shapes that the file does not have, or an operator that refuses its inputs.
+    A run raises `ModelError` for names or shapes that the file does not have, and where an operator refuses its inputs.
+    int64 and float64 are narrowed to the file's own type: the converter writes 64-bit inputs as 32-bit ones.
     """
-    key, names = _signature_of(made)
-    runner = made.get_signature_runner(key)
-    fed = _fed(inputs, names)
-    try:
+    inputs, outputs = made.get_input_details(), made.get_output_details()
+    known = {int(tensor["index"]) for tensor in (*inputs, *outputs)}
+    takes = {str(tensor["name"]): tensor for tensor in inputs}
+    gives = list(outputs)
+    if made.get_signature_list():
+        key, specs = _signature_of(made)
+        runner = made.get_signature_runner(key)
+        named, results = runner.get_input_details(), runner.get_output_details()
+        takes = {name: named[name] for name in specs}
+        order = _ordered(results, outputs)
+        gives = [results[name] for name in order]
+        if not {int(tensor["index"]) for tensor in (*takes.values(), *gives)} <= known:  # of another subgraph
+            return Session(tuple(specs.values()), lambda feed: _run_signature(runner, order, specs, feed))
+    specs = {name: _spec(name, detail) for name, detail in takes.items()}
+    return Session(tuple(specs.values()), lambda feed: _run_tensors(made, takes, gives, _fed(feed, specs)))
+
+
+def _run_signature(
+    runner: Any, order: Sequence[str], specs: Mapping[str, TensorSpec], inputs: Mapping[str, Array]
+) -> list[Array]:
+    fed = _fed(inputs, specs)
+    with _stopping():
         results = runner(**fed)
-    except (RuntimeError, ValueError) as err:
-        raise ModelError(f"the TFLite runtime stopped: {str(err).strip()}") from err
-    return [np.array(results[name]) for name in _ordered(runner.get_output_details(), made.get_output_details())]
+    return [np.array(results[name]) for name in order]
 
 
-def _run_tensors(made: Any, specs: Sequence[TensorSpec], inputs: Mapping[str, Array]) -> list[Array]:
-    """One inference of a file without a signature; see `run`."""
-    fed = _fed(inputs, {spec.name: spec for spec in specs})
-    try:
-        for detail in made.get_input_details():
-            made.set_tensor(detail["index"], fed[detail["name"]])
+def _run_tensors(
+    made: Any, takes: Mapping[str, Any], gives: Sequence[Mapping[str, Any]], inputs: Mapping[str, Array]
+) -> list[Array]:
+    """The runtime's own calls: a signature runner looks every tensor up by name at every inference."""
+    with _stopping():
+        for name, detail in takes.items():
+            made.set_tensor(detail["index"], inputs[name])
         made.invoke()
+        return [made.get_tensor(detail["index"]) for detail in gives]
+
+
+@contextmanager
+def _stopping() -> Iterator[None]:
+    try:
+        yield
     except (RuntimeError, ValueError) as err:
         raise ModelError(f"the TFLite runtime stopped: {str(err).strip()}") from err
-    return [np.array(made.get_tensor(detail["index"])) for detail in made.get_output_details()]
 
 
 def _fed(inputs: Mapping[str, Array], names: Mapping[str, TensorSpec]) -> dict[str, Array]:

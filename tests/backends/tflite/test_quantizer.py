@@ -14,7 +14,7 @@ from torch import nn
 from edgepack.backends.tflite.converter import TfliteEmitter
 from edgepack.backends.tflite.kinds.linear import takes_int4
 from edgepack.backends.tflite.read import linear_ops, operators, weight_bytes
-from edgepack.backends.tflite.runtime import interpreter, run, signature
+from edgepack.backends.tflite.runtime import interpreter, load, signature
 from edgepack.backends.tflite.schemes import FP32, INT8_STATIC, WEIGHTS8
 from edgepack.backends.tflite.schemes import INT4_DYNAMIC as INT4
 from edgepack.backends.tflite.schemes import INT8_DYNAMIC as INT8
@@ -82,13 +82,13 @@ def test_int4_is_packed_on_its_grid_and_runs(emitter: TfliteEmitter, mlp: Made, 
         assert (np.abs(op.values - dense.weight) <= 0.501 * op.scales[:, None]).all()
     assert weight_bytes(tmp_path / "4.tflite") * 2 == weight_bytes(tmp_path / "8.tflite")
     assert (tmp_path / "4.tflite").stat().st_size < 0.65 * (tmp_path / "8.tflite").stat().st_size
-    assert error(run(interpreter(tmp_path / "4.tflite"), mlp.inputs), [mlp.want]) < 0.2
+    assert error(load(tmp_path / "4.tflite", threads=1).run(mlp.inputs), [mlp.want]) < 0.2
 
 
 def test_int4_only_where_there_is_a_kernel(emitter: TfliteEmitter, sizes: Made, tmp_path: Path) -> None:
     assert emitter.quantize(sizes.path, tmp_path / "4.tflite", INT4) == ("CONV_2D", "FULLY_CONNECTED")
     assert bits(tmp_path / "4.tflite") == [8, 4, 8]
-    assert error(run(interpreter(tmp_path / "4.tflite"), sizes.inputs), [sizes.want]) < 0.3
+    assert error(load(tmp_path / "4.tflite", threads=1).run(sizes.inputs), [sizes.want]) < 0.3
 
 
 @pytest.mark.parametrize("columns", [30, 31])
@@ -114,7 +114,7 @@ def test_every_operator_has_its_own_scheme(emitter: TfliteEmitter, mlp: Made, tm
         path = tmp_path / "mixed.tflite"
         assert emitter.quantize(mlp.path, path, scheme, schemes={first: a, third: b}) == ()
         assert bits(path) == [width[a], width[scheme], width[b]]
-        assert error(run(interpreter(path), mlp.inputs), [mlp.want]) < (0.25 if INT4 in (a, b, scheme) else 0.03)
+        assert error(load(path, threads=1).run(mlp.inputs), [mlp.want]) < (0.25 if INT4 in (a, b, scheme) else 0.03)
     emitter.quantize(mlp.path, tmp_path / "plain.tflite", scheme)
     emitter.quantize(mlp.path, tmp_path / "same.tflite", scheme, schemes={second: scheme})
     assert (tmp_path / "plain.tflite").read_bytes() == (tmp_path / "same.tflite").read_bytes()
@@ -125,7 +125,7 @@ def test_static_files_can_hold_float_layers_alone(emitter: TfliteEmitter, mlp: M
     samples = {name: np.repeat(value[None], 4, axis=0) for name, value in mlp.inputs.items()}
     emitter.quantize(mlp.path, tmp_path / "s.tflite", INT8_STATIC, samples, {names[1]: FP32})
     assert bits(tmp_path / "s.tflite") == [8, 32, 8]
-    assert error(run(interpreter(tmp_path / "s.tflite"), mlp.inputs), [mlp.want]) < 0.1
+    assert error(load(tmp_path / "s.tflite", threads=1).run(mlp.inputs), [mlp.want]) < 0.1
     for other in (INT8, INT4):
         with pytest.raises(ValueError, match="int8-static can be fp32, not"):
             emitter.quantize(mlp.path, tmp_path / "no.tflite", INT8_STATIC, samples, {names[1]: other})
@@ -153,4 +153,4 @@ def test_int8_weights_are_decoded_in_front_of_float_operators(
     assert operators(path).count("DEQUANTIZE") == decoded
     assert found[0].scales.shape == (len(first.weight),)
     assert (np.abs(found[0].values - first.weight) <= 0.501 * found[0].scales[:, None]).all()
-    assert error(run(interpreter(path), mlp.inputs), [mlp.want]) < 0.02
+    assert error(load(path, threads=1).run(mlp.inputs), [mlp.want]) < 0.02

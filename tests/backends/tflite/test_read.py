@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from edgepack.backends.tflite.read import linear_ops, operators, weight_bytes
-from edgepack.backends.tflite.runtime import interpreter, run, signature
+from edgepack.backends.tflite.runtime import interpreter, load, signature
 from edgepack.errors import ModelError
 
 Written = tuple[Path, np.ndarray, np.ndarray]
@@ -71,7 +71,7 @@ def test_runs_by_name_and_narrows_wide_types(model_file: Written) -> None:
     key, inputs = signature(path)
     assert (key, list(inputs), inputs["input"].shape) == ("serving_default", ["input"], (1, 6))
     value = np.linspace(-1, 1, 6).reshape(1, 6)
-    (got,) = run(interpreter(path), {"input": value})
+    (got,) = load(path, threads=1).run({"input": value})
     want = value @ weight.T + bias
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
 
@@ -79,7 +79,7 @@ def test_runs_by_name_and_narrows_wide_types(model_file: Written) -> None:
 @pytest.mark.parametrize(("inputs", "message"), [({"x": (1, 6)}, "the file has"), ({"input": (1, 7)}, "has shape")])
 def test_wrong_inputs(model_file: Written, inputs: dict[str, tuple[int, ...]], message: str) -> None:
     with pytest.raises(ModelError, match=message):
-        run(interpreter(model_file[0]), {name: np.zeros(shape, np.float32) for name, shape in inputs.items()})
+        load(model_file[0], threads=1).run({name: np.zeros(shape, np.float32) for name, shape in inputs.items()})
 
 
 @pytest.mark.parametrize("content", [b"", b"TFL3", b"\0" * 64, b"\x1c\0\0\0TFL3" + b"\xff" * 100])
