@@ -28,7 +28,7 @@ demo: venv
 	$(BIN)/edgepack compare dist/mnist-mlp.rpi4 dist/mnist-mlp.host
 
 test: venv system
-	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 25
 
 lint: venv
 	$(BIN)/ruff check
