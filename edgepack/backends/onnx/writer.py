@@ -156,15 +156,14 @@ class OnnxWriter:
 
         The runtime's quantizer of block-wise weights passes over Gemm: those are quantized by edgepack.
         """
-        import onnx_ir as ir
-
         from edgepack.backends.onnx import ort_quantizer
+        from edgepack.backends.onnx.file import to_proto
 
         if scheme not in ort_quantizer.REST_OP_TYPES:
             self._write_layers(self.model, self.rest(scheme)[0], out)
             return "edgepack"
         try:
-            ort_quantizer.quantize(ir.to_proto(self.model), out, scheme, self._feeds, largest=self.largest)
+            ort_quantizer.quantize(to_proto(self.model), out, scheme, self._feeds, largest=self.largest)
         except ModelError as err:
             self._warn(f"{err}; the dense int8 baseline has its linear layers quantized by edgepack")
             self._write_layers(self.model, FileScheme(scheme, WEIGHTS8), out)
@@ -270,9 +269,8 @@ class OnnxWriter:
 
     def _with_rest(self, model: ir.Model, scheme: FileScheme, scratch: Path) -> ir.Model:
         """The model with the weights of its other operators in int8, where it has any and the scheme says so."""
-        import onnx_ir as ir
-
         from edgepack.backends.onnx import ort_quantizer, other_ops
+        from edgepack.backends.onnx.file import read, to_proto
         from edgepack.backends.onnx.sites import find_sites
 
         if not self.has_rest:
@@ -287,7 +285,7 @@ class OnnxWriter:
             return model
         named = [p.node.name for site in find_sites(model) for p in site.placements if p.node.name]
         ort_quantizer.quantize(
-            ir.to_proto(model),
+            to_proto(model),
             scratch,
             scheme.others,
             self._feeds,
@@ -295,7 +293,7 @@ class OnnxWriter:
             exclude=named,
             largest=self.largest,
         )
-        return ir.load(scratch)
+        return read(scratch)
 
     @cached_property
     def has_rest(self) -> bool:
