@@ -134,6 +134,6 @@ def test_it_usually_deviates_from_counts_by_no_more_than_it_says() -> None:
                 assert len(own) == len(points)
                 # ONNX Runtime has n-bit kernels for the dot products of wide cores alone: on a Cortex-A55 it decodes.
                 decoded = name == "rk3566" and scheme in (NBITS4.name, NBITS8.name)
-                assert (0 if decoded else 0.5) < np.median(own) < (0.5 if decoded else 2)
+                assert (0 if decoded else 0.4) < np.median(own) < (0.5 if decoded else 2)
                 deviations += [] if decoded else own
     assert np.median(np.abs(np.array(deviations) - 1)) < ERROR_SHARE
