@@ -101,7 +101,8 @@ def render(rows: Sequence[Mapping[str, Any]]) -> str:
             )
             lines.append([f"`{option}`" if option != DEFAULT else option, str(len(own)), str(len(beaten)), said])
     headers = ["option", "files", "beaten", "which"]
-    return f"{ABOUT.format(files=len(rows), models=len({row['model'] for row in rows}))}\n\n{markdown_table(headers, lines, right=headers[1:3])}"
+    about = ABOUT.format(files=len(rows), models=len({row["model"] for row in rows}))
+    return f"{about}\n\n{markdown_table(headers, lines, right=headers[1:3])}"
 
 
 if __name__ == "__main__":
