@@ -14,7 +14,7 @@ from edgepack.errors import PackError
 from edgepack.model.scheme import Format
 
 # How long something else may take does not change what warm latency is.
-_WITHOUT_EFFECT = ("sustained_s", "start_below_c", "cool_down_s", "retries", "extra_processes", "narrow")
+_WITHOUT_EFFECT = ("sustained_s", "start_below_c", "cool_down_s", "retries", "extra_processes", "extra_s", "narrow")
 _HEX = 8
 
 WARM, COLD, SUSTAINED, MEMORY, COUNTERS = "latency", "cold latency", "sustained latency", "memory", "cache misses"
@@ -190,7 +190,10 @@ def _extra(plan: Schedule) -> str:
     """How many more there may be."""
     if not plan.extra_processes:
         return ""
-    return f" and up to {plan.extra_processes} more while an interval is wider than {plan.narrow:.0%} of its median"
+    return (
+        f" and up to {plan.extra_processes} more, for {plan.extra_s:g} s at most, while an interval is wider than "
+        f"{plan.narrow:.0%} of its median"
+    )
 
 
 def _clock(fmt: Format, tool: Tool) -> str:

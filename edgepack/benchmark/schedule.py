@@ -12,6 +12,7 @@ class Schedule:
     Attributes:
         processes: fresh processes per variant for warm latency, interleaved.
         extra_processes: added one by one to every variant, at most so many, while an interval is not narrow enough.
+        extra_s: when so long has been spent on them, no more are added.
         narrow: width of a variant's 95 % interval, as a share of its median, at which no process is added.
         warmup_runs, warmup_s: both are reached before the clock starts.
         runs, seconds: both are reached in every process.
@@ -40,6 +41,7 @@ class Schedule:
     start_below_c: float = 75.0
     cool_down_s: float = 0.0
     extra_processes: int = 0
+    extra_s: float = 20.0
     narrow: float = 0.04
 
 
@@ -48,7 +50,7 @@ FULL = Schedule(
     warmup_runs=5,
     warmup_s=0.5,
     runs=100,
-    seconds=1.0,
+    seconds=0.5,
     cold_processes=4,
     cold_runs=25,
     memory_processes=3,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -318,6 +319,18 @@ def measure_imports(rig: Rig, fmt: Format, steps: Steps) -> tuple[Snapshot, ...]
     return tuple(snapshots)
 
 
+def warm_rounds(plan: Schedule, entries: Sequence[Entry]) -> Iterator[int]:
+    """Numbers of the rounds in which every variant has a process; later ones only while an interval is wide."""
+    yield from range(plan.processes)
+    start = time.monotonic()
+    for number in range(plan.processes, plan.processes + plan.extra_processes):
+        if time.monotonic() - start >= plan.extra_s:
+            return
+        if all(is_narrow(latencies(entry.warm), plan.narrow) for entry in entries):
+            return
+        yield number
+
+
 def measure_all(rig: Rig, entries: Sequence[Entry], steps: Steps, asked: Asked) -> float | None:
     """Memory comes first: it loads every model once, so that a bad one stops the session before minutes are spent.
     Sustained latency comes last, for it leaves the device hot. Gives the temperature at the first warm block.
@@ -331,10 +344,8 @@ def measure_all(rig: Rig, entries: Sequence[Entry], steps: Steps, asked: Asked) 
     started_c = rig.told.temperature_c
     if started_c is not None:
         started_c = cool_down(rig, entries[0].format, started_c)
-    for round_ in range(plan.processes + plan.extra_processes):
+    for round_ in warm_rounds(plan, entries):
         if round_ >= plan.processes:
-            if all(is_narrow(latencies(entry.warm), plan.narrow) for entry in entries):
-                break
             steps.more(len(entries))
         for entry in entries:
             entry.warm += measure_warm(rig, entry.format, entry.path, round_, entry.pace_s)

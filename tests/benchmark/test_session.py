@@ -141,9 +141,13 @@ def test_memory_comes_first_and_warm_processes_alternate(variants: list[Variant]
     assert {job.evict_bytes for job in device.jobs if job.mode == "cold"} == {4 << 20}
 
 
-@pytest.mark.parametrize(("spread", "expected"), [(0.0, 4), (0.3, 7)])
+@pytest.mark.parametrize(
+    ("spread", "extra_s", "expected"),
+    [(0.0, 60.0, 4), (0.3, 60.0, 7), (0.3, 0.0, 4)],
+    ids=["narrow", "wide", "wide, and no time is left"],
+)
 def test_processes_are_added_while_an_interval_is_wide_and_no_longer(
-    variants: list[Variant], spread: float, expected: int
+    variants: list[Variant], spread: float, extra_s: float, expected: int
 ) -> None:
     turn = itertools.count()
 
@@ -152,7 +156,7 @@ def test_processes_are_added_while_an_interval_is_wide_and_no_longer(
         return answer(job, 1e-3 * (1 + spread * bool(wide)))
 
     seen: list[tuple[int, int]] = []
-    plan = replace(QUICK, extra_processes=3)
+    plan = replace(QUICK, extra_processes=3, extra_s=extra_s)
     device = FakeDevice(PROBE, answer_spread)
     result = run(variants, device, schedule=plan, progress=lambda _, done=0, total=0: seen.append((done, total)))
     assert [len(variant.warm) for variant in result.variants] == [expected, expected]
