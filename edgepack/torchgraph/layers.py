@@ -29,7 +29,8 @@ def name_layers(module: GraphModule) -> tuple[Layer, ...]:
     A weight that several nodes use on the same axis is one layer. Biases that differ between them stay outside of it. A
     constant that is added to a node's result, which nothing else sees, is its bias.
 
-    A convolution that skips inputs, or pads them, is left alone: it does not multiply every vector of its input once.
+    A convolution of larger kernels, or that skips inputs or pads them, is left alone: it does not multiply every vector
+    of its input once.
 
     Returns:
         Layers with the name of their parameter where it is theirs alone, else with that of the first node.
@@ -134,7 +135,7 @@ def _is_plain(site: TorchLinear) -> bool:
     if site.kind != "conv":
         return True
     steps, pads = (site.node.args[i] if len(site.node.args) > i else default for i, default in ((3, 1), (4, 0)))
-    return set(np.ravel(steps)) <= {1} and set(np.ravel(pads)) <= {0}
+    return set(site.kernel) == {1} and set(np.ravel(steps)) <= {1} and set(np.ravel(pads)) <= {0}
 
 
 def _key(module: GraphModule, site: TorchLinear) -> _Key:

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 Kind = Literal["linear", "left", "addmm", "conv"]
 
+MOST_AXES = 4
+"""Of a kernel with several places: those that other graphs know as layers."""
+
 LAYER = "edgepack.layer"
 """Where a node notes the name of the layer that it applies, in a graph whose layers are named."""
 
@@ -27,11 +30,12 @@ class TorchLinear:
     Attributes:
         node: the fx node.
         name: the parameter that W comes from ("encoder.0.linear1.weight").
-        kind: "linear": x Wᵀ (linear, mm, matmul); "left": W x; "addmm"; "conv": a convolution with a 1×…×1 kernel.
-        weight: (out, in) float32.
+        kind: "linear": x Wᵀ (linear, mm, matmul); "left": W x; "addmm"; "conv": a convolution.
+        weight: (out, in) float32; of a convolution (out, in · places of the kernel).
         bias: (out,) float32, or None where the node adds none or one that is not a constant vector.
         input: the node that gives x.
         bias_input: the node that gives the bias, None if there is none.
+        kernel: sizes of a convolution's.
     """
 
     node: Node
@@ -41,6 +45,7 @@ class TorchLinear:
     bias: Array | None
     input: Node
     bias_input: Node | None
+    kernel: tuple[int, ...] = ()
 
     @property
     def axis(self) -> int:
@@ -51,10 +56,10 @@ class TorchLinear:
 
 
 def find_linears(module: GraphModule) -> list[TorchLinear]:
-    """The linear layers of a graph in order of execution.
+    """The layers of a graph that multiply by a matrix, in order of execution.
 
     Found: aten.linear, mm, matmul and addmm with a constant matrix (possibly transposed, sliced or chunked out of a
-    packed parameter), and convolutions without groups whose kernel has one element.
+    packed parameter), and convolutions without groups, along three axes only those whose kernel has one element.
     """
     constants = Constants(module)
     found = (_linear_at(node, constants) for node in module.graph.nodes if node.op == "call_function")
@@ -161,10 +166,11 @@ def _site(
     value = constants.tensor(matrix)
     if value is None or not isinstance(source, Node) or not isinstance(matrix, Node) or not value.is_floating_point():
         return None
+    kernel = tuple(value.shape[2:]) if kind == "conv" else ()
     if kind == "conv":
-        if any(size != 1 for size in value.shape[2:]):
+        if value.dim() > MOST_AXES and any(size != 1 for size in value.shape[2:]):
             return None
-        value = value.reshape(value.shape[:2])
+        value = value.flatten(1)
     if value.dim() != 2 or 0 in value.shape or constants.tensor(source) is not None:
         return None
     bias_node = node.args[bias] if bias is not None and len(node.args) > bias else None
@@ -179,6 +185,7 @@ def _site(
         bias=bias_value,
         input=source,
         bias_input=bias_node if isinstance(bias_node, Node) else None,
+        kernel=kernel,
     )
 
 
