@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from edgepack.model.kinds.conv import ConvGeometry, Patches
+from edgepack.model.kinds.kind import EVERY_POSITION, Rows
 from edgepack.model.types import Array
 
 if TYPE_CHECKING:
@@ -53,6 +55,27 @@ class TorchLinear:
         if self.kind == "conv":
             return 1
         return -2 if self.kind == "left" and self.input.meta["val"].dim() > 1 else -1
+
+    @property
+    def geometry(self) -> ConvGeometry | None:
+        """Of a convolution; None for what multiplies the features at every position, each once."""
+        if self.kind != "conv":
+            return None
+        strides, pads, dilations = (self._sizes(place, default) for place, default in ((3, 1), (4, 0), (5, 1)))
+        if set(self.kernel) | set(strides) == {1} and not any(pads):
+            return None
+        return ConvGeometry("Conv", self.kernel, strides, dilations, (*pads, *pads))
+
+    @property
+    def rows(self) -> Rows:
+        """How the vectors are taken from its input."""
+        geometry = self.geometry
+        return EVERY_POSITION if geometry is None else Patches(geometry)
+
+    def _sizes(self, place: int, default: int) -> tuple[int, ...]:
+        """An argument of a convolution along each axis; one number stands for all."""
+        value = self.node.args[place] if len(self.node.args) > place else default
+        return tuple(int(one) for one in np.broadcast_to(np.ravel(value), len(self.kernel)))
 
 
 def find_linears(module: GraphModule) -> list[TorchLinear]:

@@ -48,7 +48,7 @@ class Convolutions(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.plain, self.strided = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 5, 1, stride=2)
-        self.padded, self.grouped = nn.Conv2d(5, 6, 1, padding=1), nn.Conv2d(6, 6, 1, groups=2)
+        self.padded, self.grouped = nn.Conv2d(5, 6, 2, padding=(1, 0)), nn.Conv2d(6, 6, 1, groups=2)
         self.last = nn.Conv2d(6, 7, 1, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -87,6 +87,8 @@ def test_layers_have_the_names_of_their_parameters(odd: TorchModel, convolutions
     ]
     assert described(convolutions.layers) == [
         ("plain.weight", (4, 3), "Conv", True, 1),
+        ("strided.weight", (5, 4), "Conv", True, 1),
+        ("padded.weight", (6, 20), "Conv", True, 1),
         ("last.weight", (7, 6), "Conv", False, 1),
     ]
 
@@ -94,7 +96,9 @@ def test_layers_have_the_names_of_their_parameters(odd: TorchModel, convolutions
 def test_onnx_finds_the_same(convolutions: TorchModel, tmp_path: Path) -> None:
     assert convolutions.path is not None
     program_to_onnx(load_pt2(convolutions.path), tmp_path / "m.onnx")
-    assert described(open_onnx(tmp_path / "m.onnx").layers) == described(convolutions.layers)
+    found = open_onnx(tmp_path / "m.onnx").layers
+    assert described(found) == described(convolutions.layers)
+    assert [layer.geometry for layer in found] == [layer.geometry for layer in convolutions.layers]
 
 
 @pytest.mark.parametrize("name", ["odd", "convolutions"])
@@ -107,7 +111,9 @@ def test_what_is_watched_is_what_flows_in(name: str, request: pytest.FixtureRequ
     watched = TorchNative().observe(model, names, threads=1)
     (run,) = watched.rows(Samples({"x": x}))
     for layer in model.layers:
-        assert run[joined(watched.keys[layer.name])].shape[1] == layer.in_features
+        key = joined(watched.keys[layer.name])
+        assert run[key].shape[1] == layer.in_features
+        assert len(run[key]) == watched.row_counts({"x": x})[key]
     if name == "odd":
         tied = model.layers[0].weight
         first = x.reshape(-1, 6)
