@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from onnx import helper
 
 from edgepack.backends.onnx.contents import read_contents
 from edgepack.backends.onnx.file import load
@@ -27,6 +28,7 @@ from edgepack.model.structure import DENSE
 from edgepack.model.structure import low_rank as low_rank_of
 from edgepack.model.types import LayerPlan
 from edgepack.pipeline.verify import biases_intact, structures_kept, weights_as_planned
+from tests.backends.onnx.graph_models import info, model, normal
 from tests.pipeline.small_convnet import images, write_convnet
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
@@ -156,3 +158,30 @@ def test_a_factored_convolution_is_one_segment(writer: OnnxWriter, tmp_path: Pat
         values |= dict(zip(names, opened.run(names, fed), strict=True))
     (whole,) = session(tmp_path / "m.onnx").run(None, {"x": x})
     np.testing.assert_allclose(values["scores"], whole, atol=1e-4)
+
+
+def test_a_normalization_that_the_runtime_folds_into_the_second_product(tmp_path: Path) -> None:
+    constants = {"k": normal(32, 16, 3, 3), "b": normal(32, seed=1), "fc": normal(8, 32, seed=2)}
+    constants |= {name: np.abs(normal(32, seed=3)) + 1 for name in ("gain", "variance")}
+    constants |= {name: normal(32, seed=4) for name in ("shift", "mean")}
+    nodes = [
+        helper.make_node("Conv", ["x", "k", "b"], ["c"], pads=[1, 1, 1, 1]),
+        helper.make_node("BatchNormalization", ["c", "gain", "shift", "mean", "variance"], ["n"]),
+        helper.make_node("Relu", ["n"], ["r"]),
+        helper.make_node("GlobalAveragePool", ["r"], ["p"]),
+        helper.make_node("Flatten", ["p"], ["f"]),
+        helper.make_node("Gemm", ["f", "fc"], ["y"], transB=1),
+    ]
+    source = model(nodes, [info("x", ["N", 16, 8, 8])], [info("y", ["N", 8])], constants)
+    made = OnnxWriter(source, None, largest=127)
+    layer = next(site.layer for site in find_sites(source.clone()) if site.layer.name == "k")
+    u, s, v = np.linalg.svd(layer.weight, full_matrices=False)
+    parts = {"k": low_rank(u[:, :RANK] * s[:RANK], v[:RANK], layer.bias)}
+    file = FileScheme(INT8_DYNAMIC, WEIGHTS8)
+    written = made.write(parts, file, tmp_path / "m.onnx", {"k": WEIGHTS8})
+    plan = plans(made, parts, {"k": WEIGHTS8})
+    emitted, optimized = made.read(tmp_path / "m.onnx"), made.read_optimized(tmp_path / "m.onnx")
+    assert structures_kept(emitted, optimized, written, plan).passed
+    made.write({}, file, tmp_path / "dense.onnx", {"k": WEIGHTS8})
+    lost = structures_kept(emitted, made.read_optimized(tmp_path / "dense.onnx"), written, plan)
+    assert set(lost.layers) == {"k"}
