@@ -61,16 +61,26 @@ class TorchLinear:
         """Of a convolution; None for what multiplies the features at every position, each once."""
         if self.kind != "conv":
             return None
-        strides, pads, dilations = (self._sizes(place, default) for place, default in ((3, 1), (4, 0), (5, 1)))
-        if set(self.kernel) | set(strides) == {1} and not any(pads):
+        strides, dilations = (self._sizes(place, 1) for place in (3, 5))
+        before, behind = self._pads(dilations)
+        if set(self.kernel) | set(strides) == {1} and not any((*before, *behind)):
             return None
-        return ConvGeometry("Conv", self.kernel, strides, dilations, (*pads, *pads))
+        return ConvGeometry("Conv", self.kernel, strides, dilations, (*before, *behind))
 
     @property
     def rows(self) -> Rows:
         """How the vectors are taken from its input."""
         geometry = self.geometry
         return EVERY_POSITION if geometry is None else Patches(geometry)
+
+    def _pads(self, dilations: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Zeros before and behind each axis of a convolution's input."""
+        given = self.node.args[4] if len(self.node.args) > 4 else 0
+        if given == "same":
+            totals = [(size - 1) * step for size, step in zip(self.kernel, dilations, strict=True)]
+            return tuple(total // 2 for total in totals), tuple(total - total // 2 for total in totals)
+        pads = (0,) * len(self.kernel) if given == "valid" else self._sizes(4, 0)
+        return pads, pads
 
     def _sizes(self, place: int, default: int) -> tuple[int, ...]:
         """An argument of a convolution along each axis; one number stands for all."""
@@ -166,10 +176,10 @@ def _linear_at(node: Node, constants: Constants) -> TorchLinear | None:
         )
     if node.target is aten.addmm.default and not node.kwargs:
         return _site(node, constants, "addmm", x=1, weight=2, bias=0, transposed=True)
-    if node.target in (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default):
+    packets = (aten.conv1d, aten.conv2d, aten.conv3d)
+    if any(node.target in (packet.default, packet.padding) for packet in packets):
         groups = node.args[6] if len(node.args) > 6 else 1
-        pads_by_name = len(node.args) > 4 and isinstance(node.args[4], str)
-        return None if groups != 1 or pads_by_name else _site(node, constants, "conv", x=0, weight=1, bias=2)
+        return None if groups != 1 else _site(node, constants, "conv", x=0, weight=1, bias=2)
     return None
 
 

@@ -27,6 +27,7 @@ from edgepack.model.scheme import FileScheme, Scheme
 from edgepack.model.structure import DENSE
 from edgepack.model.structure import low_rank as low_rank_of
 from edgepack.model.types import LayerPlan
+from edgepack.natives.onnx import OnnxNative
 from edgepack.pipeline.verify import biases_intact, structures_kept, weights_as_planned
 from tests.backends.onnx.graph_models import info, model, normal
 from tests.pipeline.small_convnet import images, write_convnet
@@ -185,3 +186,14 @@ def test_a_normalization_that_the_runtime_folds_into_the_second_product(tmp_path
     made.write({}, file, tmp_path / "dense.onnx", {"k": WEIGHTS8})
     lost = structures_kept(emitted, made.read_optimized(tmp_path / "dense.onnx"), written, plan)
     assert set(lost.layers) == {"k"}
+
+
+def test_a_reference_has_another_weight_in_its_place(writer: OnnxWriter) -> None:
+    layer = next(site.layer for site in find_sites(writer.model.clone()) if site.layer.name == "k3")
+    assert layer.bias is not None
+    x = images(8, 8)[0]
+    (wanted,) = session(writer.model).run(None, {"x": x})
+    same, other = dense(layer.weight.copy(), layer.bias), dense(layer.weight, layer.bias + 1)
+    answers = [OnnxNative().session(writer.model, {"k3": part}, threads=1).run({"x": x})[0] for part in (same, other)]
+    np.testing.assert_allclose(answers[0], wanted, rtol=1e-4, atol=1e-4)
+    assert np.abs(answers[1] - wanted).max() > 0.01

@@ -85,21 +85,24 @@ class OnnxConv:
     def replace(self, site: Site, part: Replacement) -> Build:
         """A convolution of the same kernel to r channels, and a 1×1 one with the bias; or one with another weight.
 
+        Of code that is the weight that it comes to: no file has it, but references of other weights are made so.
+
         Raises:
             ModelError: it is neither, or does not fit the layer.
         """
         layer, structure = site.layer, part.structure
-        if structure.is_dense:
-            _check(layer, part, {"weight": layer.weight.shape})
+        whole = structure.is_dense or structure.is_constexpr
+        if whole:
+            _check(layer, part, {"weight": part.weight}, {"weight": layer.weight.shape})
         elif structure.is_low_rank:
             outputs, inputs = layer.weight.shape
-            _check(layer, part, {"A": (outputs, part.rank), "B": (part.rank, inputs)})
+            _check(layer, part, part.tensors, {"A": (outputs, part.rank), "B": (part.rank, inputs)})
         else:
             raise ModelError(f"{layer.name}: a convolution cannot be {structure} in an ONNX file")
         bias = layer.bias if part.bias is None else part.bias
 
         def build(builder: Builder, x: ir.Value, placement: Placement) -> ir.Value:
-            if structure.is_dense:
+            if whole:
                 weight = site.put(builder, _kernel_of(part.weight, layer), "weight")
                 return _conv(builder, x, weight, site, bias, _attributes(layer))
             latent = _conv(
@@ -159,8 +162,10 @@ def _conv(
     return builder.op("Conv", inputs, attributes)
 
 
-def _check(layer: Layer, part: Replacement, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    found = {role: tensor.shape for role, tensor in part.tensors.items()}
+def _check(
+    layer: Layer, part: Replacement, tensors: Mapping[str, Array], shapes: Mapping[str, tuple[int, ...]]
+) -> None:
+    found = {role: tensor.shape for role, tensor in tensors.items()}
     if found != shapes:
         raise ModelError(f"{layer.name}: found {found}, expected {dict(shapes)}")
     if part.bias is not None and part.bias.shape != (layer.out_features,):
