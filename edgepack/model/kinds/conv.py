@@ -67,8 +67,8 @@ class Patches:
         chosen = np.unique(np.linspace(0, count - 1, min(count, MOST_PATCHES)).astype(np.int64))
         along = zip(np.unravel_index(chosen, sizes), geometry.strides, strict=True)
         where: tuple[Any, ...] = (slice(None), *(indices * step for indices, step in along), ...)
-        places = (slice(None, None, step) for step in geometry.dilations)
-        patches: Array = windows[where][(..., *places)]
+        places: tuple[Any, ...] = (..., *(slice(None, None, step) for step in geometry.dilations))
+        patches: Array = windows[places][where]
         return patches.reshape(-1, features)
 
     def count(self, activations: Array) -> int:
