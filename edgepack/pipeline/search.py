@@ -380,14 +380,16 @@ def plan(
 def _searched(
     evaluator: Evaluator, search: Search, menus: Sequence[Menu], bounds: Bounds, promised: Bounds, rest: limits.Rest
 ) -> Planned:
-    """What the search comes to within the promised bounds, else within the user's own.
+    """What the search comes to within the promised bounds, else within the promised size alone, else within the user's
+    own bounds.
 
     Raises:
         ProofError: no plan could be written and proved.
     """
     progress = evaluator.workspace.progress
     closest: Planned | None = None
-    for allowed in dict.fromkeys((promised, bounds)):
+    as_small = replace(promised, latency_s=bounds.latency_s)
+    for allowed in dict.fromkeys((promised, as_small, bounds)):
         steps = make_ladder(menus, evaluator.spectra, allowed, rest, progress, aim=evaluator.aim)
         if isinstance(steps, Infeasible):
             if closest is None and allowed == bounds:

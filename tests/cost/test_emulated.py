@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgepack.backends.onnx.schemes import FP32, INT8_DYNAMIC, INT8_STATIC, NBITS8
+from edgepack.backends.onnx.schemes import FP32, INT8_DYNAMIC, INT8_STATIC, NBITS4, NBITS8
 from edgepack.backends.registry import FORMATS
 from edgepack.backends.schemes import PRICED, scheme_named
 from edgepack.backends.tflite import schemes as tflite
@@ -224,17 +224,18 @@ def test_shipped_tables_answer_for_both_formats(name: str) -> None:
     assert table is not None
     for fmt in FORMATS:
         known = {scheme.name for scheme in PRICED[fmt]}
-        complete = name in ("rpi4", "rpi3b+", "rpi-zero2w")
-        assert set(table.costs[fmt]) == known if complete else set(table.costs[fmt]) <= known
+        assert set(table.costs[fmt]) == known
         for name_of_scheme in table.costs[fmt]:
             held = table.held_out[fmt][name_of_scheme]
             scheme = scheme_named(fmt, name_of_scheme)
             assert held.between_batches is not None
             assert held.instructions.points + held.between_batches.points == 24
-            assert held.instructions.median < 0.05
-            # LiteRT's kernels for floats and 4 bits depend on the remainder of the sides: what lies between is told
-            # worst there.
-            assert held.instructions.p90 < (0.6 if scheme in (tflite.FP32, tflite.INT4_DYNAMIC) else 0.2)
+            # ONNX Runtime's 4-bit kernel for dot products takes whole blocks of inputs alone; the other takes twice as
+            # long. LiteRT's kernels for floats and 4 bits depend on the remainder of the sides likewise.
+            blocks = scheme == NBITS4 and "dotprod" in table.isa
+            uneven = (tflite.FP32, tflite.INT4_DYNAMIC)
+            assert held.instructions.median < (0.5 if blocks else 0.08 if scheme in uneven else 0.05)
+            assert held.instructions.p90 < (0.8 if blocks or scheme in uneven else 0.2)
             dense = interpolate(table, linear_point(scheme, 1024, 1024, None, 1))
             pair = interpolate(table, linear_point(scheme, 1024, 1024, 128, 1))
             assert dense is not None

@@ -46,7 +46,8 @@ def test_every_file_is_counted_and_agrees_with_this_machine(counted: tuple[Path,
         assert 0 <= row["l1d_misses"] < row["accesses"]
         assert row["last_level"] == "L2"
         assert 0 < row["time_low_s"] < row["time_high_s"]
-        assert row["spread_instructions"] < 0.02
+        # A round differs from the next by a few hundred instructions of Python around the call.
+        assert row["spread_instructions"] * row["instructions"] < max(0.02 * row["instructions"], 1000)
         assert row["agreement_db"] > 30
         assert any(note.startswith("emulated, not measured") for note in row["notes"])
         assert any("no prefetcher" in note for note in row["notes"])

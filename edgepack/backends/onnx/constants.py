@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgepack.backends.onnx.values import quiet
+from edgepack.backends.onnx.values import MAP, quiet
 from edgepack.model.types import Array
 
 if TYPE_CHECKING:
@@ -191,12 +192,24 @@ def is_noted(value: ir.Value) -> bool:
 
 def note_ranks(model: ir.Model) -> None:
     """Infer shapes on a copy and note the ranks at the values of the model, whose own shapes stay as they are."""
+    import onnx_ir as ir
     from onnx_ir.passes.common import ShapeInferencePass
 
     inferred = model.clone()
-    with quiet("onnx_ir"):  # it logs what it cannot infer, which is no trouble here
+    twins = list(zip(model.graph.all_nodes(), inferred.graph.all_nodes(), strict=True))
+    _without_maps(inferred.graph)
+    with quiet("onnx_ir"), suppress(ir.serde.SerdeError):  # what cannot be inferred, or is a map inside, is not known
         ShapeInferencePass(check_type=False, strict_mode=False)(inferred)
-    for node, twin in zip(model.graph.all_nodes(), inferred.graph.all_nodes(), strict=True):
+    for node, twin in twins:
         for value, found in zip(node.outputs, twin.outputs, strict=True):
             if value.shape is None:
                 value.meta[_RANK] = None if found.shape is None else len(found.shape)
+
+
+def _without_maps(graph: ir.Graph) -> None:
+    """Remove the nodes that make maps of a graph's outputs: the library has no such type."""
+    for index in reversed(range(len(graph.outputs))):
+        node = graph.outputs[index].producer()
+        if MAP in graph.outputs[index].meta and node is not None and len(node.outputs) == 1:
+            del graph.outputs[index]
+            graph.remove(node, safe=True)

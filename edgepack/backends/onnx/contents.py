@@ -23,9 +23,9 @@ _VIEWS = frozenset({"DequantizeLinear", "Identity", "Transpose", "Cast", "Reshap
 
 def read_contents(path: Path) -> Contents:
     """Constant matrices of all matmul-like operators, subgraphs and functions included, and all constant vectors."""
-    import onnx_ir as ir
+    from edgepack.backends.onnx.file import read
 
-    model = ir.load(path)
+    model = read(path)
     graphs: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
     nodes = [node for graph in graphs for node in graph.all_nodes()]
     weights: dict[int, tuple[int, int, int]] = {}

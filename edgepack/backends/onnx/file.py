@@ -9,8 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from edgepack.backends.onnx.tensors import SMALL_BYTES, own_tensors, weight_bytes, with_files
-from edgepack.backends.onnx.values import quiet
+from edgepack.backends.onnx.values import MAP, quiet
 from edgepack.errors import ModelError, OutputError
 from edgepack.model.types import TensorSpec
 
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     import onnx
     import onnx_ir as ir
 
-__all__ = ["input_specs", "load", "load_with_digest", "output_specs", "save", "to_bytes"]
+__all__ = ["input_specs", "load", "load_with_digest", "output_specs", "read", "save", "to_bytes", "to_proto"]
 
 EXTERNAL_BYTES = 1_900_000_000
 """Weights beyond this go to a data file of their own: a protobuf message ends at 2 GiB."""
@@ -46,12 +48,57 @@ def load_with_digest(path: Path) -> tuple[ir.Model, str]:
     proto, sha256 = _read(path)
     try:
         with quiet("onnx_ir"):  # it logs what the checker refuses below
-            model = ir.serde.deserialize_model(proto)
+            model = _model(proto)
     except ir.serde.SerdeError as err:
         raise ModelError(f"{path}: the graph cannot be read: {_first_cause(err)}") from err
     files = own_tensors(model, path.parent)
     _check(path, proto)
     return model, with_files(sha256, files, path.parent)
+
+
+def read(path: Path) -> ir.Model:
+    """A file that is known to be sound, such as one that was written here; external data stay where they are."""
+    import onnx
+    import onnx_ir as ir
+
+    model = _model(onnx.load(path, load_external_data=False))
+    ir.external_data.set_base_dir(model.graph, path.parent)
+    return model
+
+
+def _model(proto: onnx.ModelProto) -> ir.Model:
+    import onnx_ir as ir
+
+    maps = {value.name: value.type.SerializeToString() for value in proto.graph.output if _holds_map(value.type)}
+    for graph in _graphs(proto):
+        for value in [value for value in graph.value_info if _holds_map(value.type)]:
+            graph.value_info.remove(value)
+    for value in proto.graph.output:
+        if value.name in maps:
+            value.ClearField("type")
+    model = ir.serde.deserialize_model(proto)
+    for value, output in zip(proto.graph.output, model.graph.outputs, strict=True):
+        if value.name in maps:
+            value.type.ParseFromString(maps[value.name])
+            output.meta[MAP] = maps[value.name]
+    return model
+
+
+def _holds_map(of_type: onnx.TypeProto) -> bool:
+    return of_type.HasField("map_type") or (
+        of_type.HasField("sequence_type") and _holds_map(of_type.sequence_type.elem_type)
+    )
+
+
+def to_proto(model: ir.Model) -> onnx.ModelProto:
+    """The model as a message."""
+    import onnx_ir as ir
+
+    proto: onnx.ModelProto = ir.serde.serialize_model(model)
+    for value, output in zip(proto.graph.output, model.graph.outputs, strict=True):
+        if MAP in output.meta:
+            value.type.ParseFromString(output.meta[MAP])
+    return proto
 
 
 def save(model: ir.Model, path: Path) -> None:
@@ -87,15 +134,13 @@ def to_bytes(model: ir.Model) -> bytes:
     Raises:
         ModelError: its weights are beyond `EXTERNAL_BYTES`.
     """
-    import onnx_ir as ir
-
     size = weight_bytes(model)
     if size > EXTERNAL_BYTES:
         raise ModelError(
             f"the model has {size} bytes of weights, expected at most {EXTERNAL_BYTES} in one message",
             hint="save it to a file first",
         )
-    content: bytes = ir.serde.serialize_model(model).SerializeToString(deterministic=True)
+    content: bytes = to_proto(model).SerializeToString(deterministic=True)
     return content
 
 
@@ -215,7 +260,7 @@ def input_specs(model: ir.Model) -> tuple[TensorSpec, ...]:
 
 
 def output_specs(model: ir.Model) -> tuple[TensorSpec, ...]:
-    """The outputs. One that does not state its shape has the shape ().
+    """The outputs. One that does not state its shape has the shape (), and so have maps, which sessions give as arrays.
 
     Raises:
         ModelError: an output is not a tensor.
@@ -227,6 +272,8 @@ def _spec(value: ir.Value, role: str) -> TensorSpec:
     import onnx_ir as ir
 
     name = value.name or ""
+    if MAP in value.meta:
+        return TensorSpec(name, (), np.dtype(np.float32))
     if not isinstance(value.type, ir.TensorType) or value.type.dtype == ir.DataType.UNDEFINED:
         raise ModelError(
             f"the {role} {name!r} is {value.type}, expected a tensor", hint="export the model with plain tensors"

@@ -30,8 +30,7 @@ def _exact_session(path: Path, threads: int) -> ort.InferenceSession:
     On x86 CPUs without VNNI the runtime widens int8 constants, but only those of the very graph that uses them, and it
     trips over those that are used twice. Copies of them, made in memory, are all that it needs.
     """
-    import onnx_ir as ir
-
+    from edgepack.backends.onnx.file import read
     from edgepack.backends.onnx.session import session
 
     opened = None
@@ -40,7 +39,7 @@ def _exact_session(path: Path, threads: int) -> ort.InferenceSession:
     except ModelError as err:
         if "Attempt to replace the existing tensor" not in str(err.__cause__):
             raise
-    model = ir.load(path)
+    model = read(path)
     if _own_int8_constants(model) or opened is None:
         opened = session(model, threads=threads, exact=True)
     return opened

@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+MAP = "edgepack.map"
+"""Where an output of a graph keeps its type that holds a map: the graph library has no such type."""
+
 _NUMBERED = re.compile(
     r"(.*[/:])?"  # a scope
     r"(onnx::\w+?|const(ant)?|const_fold_opt|val|value|initializer|init|tensor|data|tmp)?"

@@ -162,15 +162,14 @@ class OnnxWriter:
 
         The runtime's quantizer of block-wise weights passes over Gemm: those are quantized by edgepack.
         """
-        import onnx_ir as ir
-
         from edgepack.backends.onnx import ort_quantizer
+        from edgepack.backends.onnx.file import to_proto
 
         if scheme not in REST_OP_TYPES:
             self._write_layers(self.model, self.rest(scheme)[0], out)
             return "edgepack"
         try:
-            ort_quantizer.quantize(ir.to_proto(self.model), out, scheme, self._feeds, largest=self.largest)
+            ort_quantizer.quantize(to_proto(self.model), out, scheme, self._feeds, largest=self.largest)
         except ModelError as err:
             self._warn(f"{err}; the dense int8 baseline has its linear layers quantized by edgepack")
             self._write_layers(self.model, FileScheme(scheme, WEIGHTS8), out)
@@ -309,9 +308,8 @@ class OnnxWriter:
     def _with_rest(self, model: ir.Model, scheme: FileScheme, scratch: Path, others: Collection[str]) -> ir.Model:
         """The model with the weights of its other operators in int8, where it has any and the scheme says so; those of
         layers named in `others` as well."""
-        import onnx_ir as ir
-
         from edgepack.backends.onnx import ort_quantizer, other_ops
+        from edgepack.backends.onnx.file import read, to_proto
 
         if not self.has_rest:
             return model
@@ -325,7 +323,7 @@ class OnnxWriter:
             return model
         named = [node.name for node in _layer_nodes(model, others) if node.name]
         ort_quantizer.quantize(
-            ir.to_proto(model),
+            to_proto(model),
             scratch,
             scheme.others,
             self._feeds,
@@ -333,7 +331,7 @@ class OnnxWriter:
             exclude=named,
             largest=self.largest,
         )
-        return ir.load(scratch)
+        return read(scratch)
 
     @cached_property
     def has_rest(self) -> bool:

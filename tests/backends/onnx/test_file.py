@@ -11,6 +11,9 @@ from onnx import TensorProto, external_data_helper, helper, numpy_helper
 
 from edgepack.backends.onnx import file
 from edgepack.backends.onnx.file import input_specs, load, load_with_digest, output_specs, save, to_bytes
+from edgepack.backends.onnx.session import run as in_session
+from edgepack.backends.onnx.session import session
+from edgepack.backends.onnx.sites import find_sites
 from edgepack.errors import ModelError, OutputError
 from tests.backends.onnx.graph_models import const, info, model, normal, proto, run
 
@@ -324,3 +327,40 @@ def test_specs_of_what_is_no_tensor():
     shapeless = model([node("Relu", ["x"], ["y"])], [info("x", None)], [info("y", None)])
     with pytest.raises(ModelError, match="does not state its shape"):
         input_specs(shapeless)
+
+
+def test_an_output_that_holds_maps_keeps_its_type(tmp_path: Path) -> None:
+    """As classifiers of scikit-learn are exported."""
+    weight = np.random.default_rng(0).standard_normal((4, 3)).astype(np.float32)
+    shares = helper.make_value_info(
+        "shares",
+        helper.make_sequence_type_proto(
+            helper.make_map_type_proto(TensorProto.INT64, helper.make_tensor_type_proto(TensorProto.FLOAT, None))
+        ),
+    )
+    graph = helper.make_graph(
+        [
+            helper.make_node("MatMul", ["x", "w"], ["scores"]),
+            helper.make_node("Add", ["scores", "b"], ["moved"]),
+            helper.make_node("Softmax", ["moved"], ["p"]),
+            helper.make_node("ZipMap", ["p"], ["shares"], domain="ai.onnx.ml", classlabels_int64s=[0, 1, 2]),
+        ],
+        "classifier",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 4])],
+        [shares],
+        [numpy_helper.from_array(weight, "w"), numpy_helper.from_array(np.ones(3, np.float32), "b")],
+    )
+    imports = [helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", 1)]
+    onnx.save(helper.make_model(graph, opset_imports=imports, ir_version=8), tmp_path / "m.onnx")
+    model = load(tmp_path / "m.onnx")
+    (site,) = find_sites(model)
+    assert site.layer.bias is not None, "the rank is known, so that the Add is the bias"
+    assert [(spec.name, spec.dtype) for spec in output_specs(model)] == [("shares", np.float32)]
+    save(model.clone(), tmp_path / "again.onnx")
+    again = onnx.load(tmp_path / "again.onnx")
+    onnx.checker.check_model(again)
+    assert list(again.graph.output) == [shares]
+    feed = {"x": np.ones((1, 4), np.float32)}
+    answers = [in_session(session(tmp_path / name), ["shares"], feed)[0] for name in ("m.onnx", "again.onnx")]
+    np.testing.assert_array_equal(*answers)
+    assert answers[0].shape == (1, 3)

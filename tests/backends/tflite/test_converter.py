@@ -12,7 +12,7 @@ from torch import nn
 from edgepack.backends.onnx.schemes import NBITS8
 from edgepack.backends.tflite.converter import TfliteEmitter
 from edgepack.backends.tflite.read import linear_ops, weight_bytes
-from edgepack.backends.tflite.runtime import interpreter, run, signature
+from edgepack.backends.tflite.runtime import interpreter, load, session, signature
 from edgepack.backends.tflite.schemes import FP32, INT8_DYNAMIC, INT8_STATIC
 from edgepack.errors import ModelError
 from edgepack.model.kinds.linear import linear_layer
@@ -47,7 +47,7 @@ def test_every_scheme_of_dense_and_factored_agrees_with_torch(
                 emitter.quantize(source, path, scheme, case.samples if scheme == INT8_STATIC else None)
             made = interpreter(path)
             assert {d["dtype"] for d in made.get_input_details() + made.get_output_details()} == {np.float32}
-            assert error(run(made, case.inputs), want) < tolerance, (kind, scheme)
+            assert error(session(made).run(case.inputs), want) < tolerance, (kind, scheme)
             check_weights(path, case, kind, scheme)
 
 
@@ -116,7 +116,7 @@ def test_names_can_be_given(emitter: TfliteEmitter, tmp_path: Path) -> None:
     emitter.emit(tmp_path / "m.tflite")
     assert list(signature(tmp_path / "m.tflite")[1]) == ["z/tokens:0", "a scale"]
     values = dict(zip(["z/tokens:0", "a scale"], case.inputs.values(), strict=True))
-    assert error(run(interpreter(tmp_path / "m.tflite"), values), case.dense) < 1e-5
+    assert error(load(tmp_path / "m.tflite", threads=1).run(values), case.dense) < 1e-5
 
 
 def test_layer_without_counterpart_stays_dense_and_is_reported(emitter: TfliteEmitter, tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def test_layer_without_counterpart_stays_dense_and_is_reported(emitter: TfliteEm
     pair = low_rank(np.ones((3, 1), np.float32), np.ones((1, 4), np.float32), None)
     emitter.load_program(case.program)
     assert emitter.emit(tmp_path / "m.tflite", [*case.layers, stranger], {"stranger": pair}) == ("stranger",)
-    assert error(run(interpreter(tmp_path / "m.tflite"), case.inputs), case.dense) < 1e-5
+    assert error(load(tmp_path / "m.tflite", threads=1).run(case.inputs), case.dense) < 1e-5
 
 
 def test_operator_that_cannot_be_converted_is_named(

@@ -8,7 +8,7 @@ import pytest
 from edgepack.backends.tflite.converter import TfliteEmitter
 from edgepack.backends.tflite.read import linear_ops, operators, weight_bytes
 from edgepack.backends.tflite.rewrite import Places, find_places
-from edgepack.backends.tflite.runtime import interpreter, run, signature
+from edgepack.backends.tflite.runtime import load, signature
 from edgepack.model.replacement import dense
 from edgepack.model.types import Array
 from edgepack.torchgraph import flat_module, load_program
@@ -36,7 +36,7 @@ def test_split_file_equals_a_converted_one(emitter: TfliteEmitter, tmp_path: Pat
     assert places.takes(case.factors)
     operators_of = places.replace(tmp_path / "thin.tflite", case.factors)
     emitter.emit(tmp_path / "converted.tflite", case.layers, case.factors)
-    assert error(run(interpreter(tmp_path / "thin.tflite"), case.inputs), case.thin) < 1e-5
+    assert error(load(tmp_path / "thin.tflite", threads=1).run(case.inputs), case.thin) < 1e-5
     assert signature(tmp_path / "thin.tflite") == signature(tmp_path / "dense.tflite")
     assert weight_bytes(tmp_path / "thin.tflite") == weight_bytes(tmp_path / "converted.tflite")
     shapes = [sorted(op.weight.shape for op in linear_ops(tmp_path / f"{k}.tflite")) for k in ("thin", "converted")]
