@@ -100,7 +100,7 @@ def prepare(name: str, folder: Path) -> Case:
     save_program(program, folder / f"{name}.pt2")
     module = flat_module(program)
     found: dict[str, Layer] = {}
-    for site in find_linears(module):
+    for site in (site for site in find_linears(module) if set(site.kernel) <= {1}):  # linear layers alone
         key = f"{site.name}:{site.weight.tobytes()[:16].hex()}"
         uses = found[key].uses + 1 if key in found else 1
         found[key] = linear_layer(key, site.weight, site.bias, "Gemm", uses)
