@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from edgepack.backends.tflite.read import TfliteLinear, linear_ops
 from edgepack.model.kinds.linear import linear_layer
 from edgepack.model.layer import Layer
 from edgepack.model.replacement import Replacement, low_rank
@@ -70,6 +71,15 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[tuple[int, ...], ...]]] =
     "shared": (Shared, ((1, 5, 32), (1, 2))),
     "attention": (lambda: nn.MultiheadAttention(32, 4, batch_first=True), ((1, 4, 32), (1, 3, 32), (1, 3, 32))),
 }
+
+
+STEM = (16, 27)
+"""The 3×3 convolution of `Cnn` as a matrix: no layer of its case."""
+
+
+def known_ops(path: Path) -> list[TfliteLinear]:
+    """The operators of a file that are layers of a case, or of what took their place."""
+    return [op for op in linear_ops(path) if op.weight.shape != STEM]
 
 
 @dataclass(frozen=True)
