@@ -32,6 +32,11 @@ def load(name: str) -> dict[str, Any]:
     return dict(json.loads((RESULTS / f"{name}.json").read_text()))
 
 
+def rows(name: str) -> Any:
+    """The rows of figures that were kept, None where none are."""
+    return load(name)["figures"]["rows"] if (RESULTS / f"{name}.json").exists() else None
+
+
 def write(path: Path, text: str) -> None:
     """Write a whole file or leave it as it was."""
     with atomic_path(path) as temporary:

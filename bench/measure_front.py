@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
-import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,12 +15,11 @@ from typing import Any
 import figures_file
 import numpy as np
 from block_tables import markdown_table
+from quiet_build import keeps_limits
 from results_page import put_section
 
 from edgepack.distill.budget import Epochs
-from edgepack.errors import BudgetError
 from edgepack.pack.manifest import read_document
-from edgepack.pipeline.build import build
 from edgepack.pipeline.options import BuildOptions
 from edgepack.targets.file import get_target
 
@@ -70,9 +67,7 @@ def measure() -> dict[str, Any]:
 
 def _built(row: Row, model: Path, data: Path, test: Path, out: Path, *, dense: bool) -> list[dict[str, Any]]:
     options = BuildOptions(model=str(model), data=data, test=test, target=get_target("rpi4"), out=out, **row.options)
-    with warnings.catch_warnings(), suppress(BudgetError):
-        warnings.simplefilter("ignore")
-        build(options)
+    keeps_limits(options)
     files = read_document(out)["files"]
     names = {"model": row.title, **({"baseline/int8": "dense int8", "baseline/fp32": "dense fp32"} if dense else {})}
     return [

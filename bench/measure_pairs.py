@@ -5,70 +5,36 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
-import tempfile
-import time
-import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import figures_file
 from block_tables import TITLES, markdown_table
 from cases import Case
-from results_page import put_section
+from quiet_build import keeps_limits
 
 from edgepack.benchmark.pack import bench_pack
 from edgepack.benchmark.session import Settings
 from edgepack.benchmark.summary import summarize_result
 from edgepack.devices.local import LocalDevice
-from edgepack.errors import BudgetError
 from edgepack.pack.manifest import read_document
-from edgepack.pipeline.build import build
 from edgepack.pipeline.options import BuildOptions
 from edgepack.targets.file import get_target
 from edgepack.targets.target import HOST
 
 NAME = "pairs"
-KEPT = f"experiments/{NAME}"
 COMMAND = "python bench/measure_pairs.py"
 ABOUT = """Built for this machine with the default options, then `bench --no-cold`. *Faster*: median of dense int8 over
 that of the pack, with its 95 % interval; *verdict* is that of a Mann–Whitney test over the processes. *Kept*: the file
 of the pack is the dense int8 file itself. *Refused*: no file keeps the limit, the build said so (exit code 5)."""
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Parse, build, measure, write."""
-    parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__)
-    parser.add_argument("--fresh", action="store_true", help="build all of it again")
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no model after so long")
-    options = parser.parse_args(arguments)
-    path = figures_file.RESULTS / f"{KEPT}.json"
-    rows = [] if options.fresh or not path.exists() else figures_file.load(KEPT)["figures"]["rows"]
-    deadline = time.monotonic() + 60 * options.minutes
-    from ten_models import NAMES, ten_models
-
-    with tempfile.TemporaryDirectory(prefix="edgepack-bench-") as folder:
-        missing = tuple(name for name in NAMES if name not in {row["model"] for row in rows})
-        for case in ten_models(Path(folder), missing):
-            if time.monotonic() > deadline:
-                break
-            print(f"{NAME}: {case.name}", file=sys.stderr)
-            rows += _measured(case, Path(folder) / case.name)
-            figures_file.store(KEPT, {"rows": rows})
-    stored = figures_file.store(KEPT, {"rows": rows})
-    put_section(NAME, COMMAND, stored, render(rows))
-
-
-def _measured(case: Case, out: Path) -> list[dict[str, Any]]:
+def measure(case: Case, out: Path) -> list[dict[str, Any]]:
+    """A row per format."""
     host = get_target(HOST)
-    refused = True
-    with warnings.catch_warnings(), suppress(BudgetError):
-        warnings.simplefilter("ignore")
-        build(BuildOptions(model=case.model, data=case.data, target=host, max_drop=case.max_drop, out=out))
-        refused = False
+    kept = keeps_limits(BuildOptions(model=case.model, data=case.data, target=host, max_drop=case.max_drop, out=out))
     with closing(LocalDevice()) as device:
         result = bench_pack(out, target=host, device=device, settings=Settings(cold=False))
     files = read_document(out)["files"]
@@ -79,7 +45,7 @@ def _measured(case: Case, out: Path) -> list[dict[str, Any]]:
             "model": case.name,
             "format": row.format,
             "scheme": files[f"model.{row.format}"]["scheme"],
-            "refused": refused,
+            "refused": not kept,
             "kept": digests[row.format, "edgepack"] == digests[row.format, "dense-int8"],
             "bytes": row.size_bytes,
             "int8_bytes": sizes[row.format, "dense-int8"],
@@ -117,4 +83,6 @@ def render(rows: Sequence[Mapping[str, Any]]) -> str:
 
 if __name__ == "__main__":
     sys.path.insert(1, str(Path(__file__).parent / "models"))
-    main()
+    from ten_models import experiment
+
+    experiment(NAME, COMMAND, measure, render)

@@ -14,6 +14,7 @@ from statistics import median
 from typing import Any
 
 import measure_layer
+from counted_time import counted_s
 from figures_file import store
 
 from edgepack.backends.backend import Writer, WriterData
@@ -23,7 +24,6 @@ from edgepack.benchmark.emulate import emulate_variants
 from edgepack.benchmark.session import Variant
 from edgepack.data import example
 from edgepack.emulator.counts import middle
-from edgepack.emulator.estimate import time_bound
 from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import FileScheme, Format, Scheme
 from edgepack.model.structure import DENSE, low_rank
@@ -61,10 +61,7 @@ def measure(target: Target, names: Sequence[str]) -> dict[str, Any]:
             files = list(_files(*CASES[name], target, Path(folder)))
             result = emulate_variants([file.variant for file in files], None, target=target, model=name)
             for file, found in zip(files, result.variants, strict=True):
-                bound = time_bound(middle(found.rounds), target)
-                if isinstance(bound, str):
-                    raise ValueError(bound)
-                counted_s = (bound.low_s + bound.high_s) / 2
+                seconds = counted_s(found, target)
                 rows.append(
                     {
                         "model": name,
@@ -72,9 +69,9 @@ def measure(target: Target, names: Sequence[str]) -> dict[str, Any]:
                         "plan": found.name,
                         "size_bytes": found.size_bytes,
                         "instructions": round(middle(found.rounds).instructions),
-                        "counted_s": counted_s,
+                        "counted_s": seconds,
                         "predicted_s": file.predicted_s,
-                        "off": file.predicted_s / counted_s - 1,
+                        "off": file.predicted_s / seconds - 1,
                     }
                 )
     off = sorted(abs(row["off"]) for row in rows)

@@ -47,8 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no session after so long, in all")
     parser.add_argument("--fresh", action="store_true", help="forget earlier sessions")
     options = parser.parse_args(arguments)
-    path = figures_file.RESULTS / f"{KEPT}.json"
-    rows = {} if options.fresh or not path.exists() else figures_file.load(KEPT)["figures"]["rows"]
+    rows = {} if options.fresh else figures_file.rows(KEPT) or {}
     deadline = time.monotonic() + 60 * options.minutes
     for length in SCHEDULES:
         own = rows.setdefault(length, [])

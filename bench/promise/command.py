@@ -45,9 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _kept() -> dict[str, dict[str, Any]]:
-    path = figures_file.RESULTS / f"{KEPT}.json"
-    rows = figures_file.load(KEPT)["figures"]["rows"] if path.exists() else []
-    return {row["key"]: row for row in rows}
+    return {row["key"]: row for row in figures_file.rows(KEPT) or []}
 
 
 def _build(rows: dict[str, dict[str, Any]], names: list[str], deadline: float) -> None:

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from quiet_build import keeps_limits
 
 from edgepack.backends.runtime import answers, load
 from edgepack.data import LABELS, Samples
-from edgepack.errors import BudgetError
 from edgepack.metrics.choose import Judge, choose
 from edgepack.model.types import Array
 from edgepack.pack.manifest import read_document
-from edgepack.pipeline.build import build
 from edgepack.pipeline.options import BuildOptions
 from edgepack.targets.file import get_target
 from edgepack.workspace import Cache
@@ -130,11 +128,7 @@ def measure_cell(cell: Cell, trained: Trained, cache: Cache, folder: Path) -> di
         confidence=cell.confidence,
         out=out,
     )
-    refused = True
-    with warnings.catch_warnings(), suppress(BudgetError):
-        warnings.simplefilter("ignore")
-        build(options, cache=cache)
-        refused = False
+    refused = not keeps_limits(options, cache)
     manifest = read_document(out)
     entry = manifest["files"][f"model.{FORMAT}"]
     stated = entry["confirmation"] or entry["guard"]

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from edgepack.benchmark.results_file import load_emulated
+from edgepack.cost.count import SETTLED_INSTRUCTIONS
 from edgepack.report.emulated import RUNTIME
 from tests.e2e.conftest import Built
 from tests.e2e.e2e_cli import assert_fails, invoke, run
@@ -46,8 +47,8 @@ def test_every_file_is_counted_and_agrees_with_this_machine(counted: tuple[Path,
         assert 0 <= row["l1d_misses"] < row["accesses"]
         assert row["last_level"] == "L2"
         assert 0 < row["time_low_s"] < row["time_high_s"]
-        # A round differs from the next by a few hundred instructions of Python around the call.
-        assert row["spread_instructions"] * row["instructions"] < max(0.02 * row["instructions"], 1000)
+        # Of the smallest file, 8,000 instructions, the Python around the call is a few per cent.
+        assert row["spread_instructions"] < max(0.02, SETTLED_INSTRUCTIONS / row["instructions"])
         assert row["agreement_db"] > 30
         assert any(note.startswith("emulated, not measured") for note in row["notes"])
         assert any("no prefetcher" in note for note in row["notes"])

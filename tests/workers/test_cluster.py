@@ -77,13 +77,15 @@ def test_a_typed_error_arrives_whole_and_ends_the_rest(executor: Workers, tmp_pa
 
 
 def test_a_worker_killed_at_work_changes_nothing(tmp_path: Path) -> None:
-    given = [(seed, 401) for seed in range(12)]
-    here = dict(map_tasks(None, tasks.decomposed, given, [LARGE] * 12))
+    here = dict(map_tasks(None, tasks.decomposed, [(seed, 401) for seed in range(12)], [LARGE] * 12))
+    gate = tmp_path / "gate"
+    given = [(str(gate), seed, 401) for seed in range(12)]
     with dask_cluster(tmp_path) as found, workers(found.address) as executor:
-        results = map_tasks(executor, tasks.decomposed, given, [LARGE] * 12)
+        results = map_tasks(executor, tasks.decomposed_behind, given, [LARGE] * 12)
         there = dict([next(results)])
         victim = found.busy_worker()
         victim.kill()
+        gate.touch()
         there |= dict(results)
         assert victim.wait() < 0
     for index in here:

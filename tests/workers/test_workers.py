@@ -62,11 +62,20 @@ def test_what_is_worth_a_start() -> None:
     assert not spreads(None, [LARGE] * 9)
 
 
-def test_large_work_goes_to_other_processes_largest_first(local: LocalProcesses) -> None:
+def test_large_work_goes_to_other_processes_largest_first(
+    local: LocalProcesses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[int] = []
+
+    def begin(function: object, shared: object, task: tuple[float | int, ...]) -> object:
+        begun.append(int(task[-1]))
+        return LocalProcesses.begin(local, function, shared, task)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(local, "begin", begin)
     costs = [LARGE, 3 * LARGE, 2 * LARGE, LARGE]
-    found = dict(map_tasks(local, tasks.nap, [(0.2, i) for i in range(4)], costs))
+    found = dict(map_tasks(local, tasks.nap, [(0.01, i) for i in range(4)], costs))
+    assert begun == [1, 2, 0, 3]
     assert [found[i][0] for i in range(4)] == [0, 1, 2, 3]
-    assert {1, 2} == set(sorted(found, key=lambda i: found[i][1])[:2])
     pids = set(run(local, tasks.who, (0,), (1,)).values())
     assert os.getpid() not in pids
     assert pids <= {process.pid for process in local.processes}

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from edgepack.backends.onnx.constants import FLOATS, VIEWS, constant_tensor
-from edgepack.backends.onnx.decoded import decoded
+from edgepack.backends.onnx.decoded import decoded, tensor_of
 from edgepack.backends.onnx.kinds import FACTORS, sides
 from edgepack.backends.onnx.kinds.linear import CLIPPING
 from edgepack.backends.segments import Linear, Placement
@@ -70,18 +70,11 @@ def _matrix(product: ir.Node, value: ir.Value) -> tuple[tuple[int, int], ir.Valu
     if (held := decoded(value)) is not None:
         plain = sides(product, held.sides)
         return None if plain is None else (plain, held.codes)
-    while True:
-        node = value.producer()
-        if node is None or node.op_type == "Constant":
-            break
+    while (node := value.producer()) is not None and node.op_type != "Constant":
         if node.op_type not in _MATRIX_VIEWS or node.inputs[0] is None:
             return None
         value = node.inputs[0]
-    if node is None:
-        tensor = value.const_value
-    else:
-        attribute = node.attributes.get("value")
-        tensor = None if attribute is None else attribute.as_tensor()
+    tensor = tensor_of(value)
     plain = None if tensor is None else sides(product, tuple(int(side) for side in tensor.shape.numpy()))
     return None if plain is None else (plain, value)
 

@@ -16,6 +16,9 @@ from edgepack.backends.tflite.read import operators
 from edgepack.errors import ModelError
 from edgepack.model.types import Array, TensorSpec
 
+_Named = tuple[str, Mapping[str, Any]]
+"""What the runtime says of a tensor, behind its name."""
+
 
 def load(path: Path, *, threads: int) -> Session:
     """See `Backend.load`. Files of one layer and segments have no signature: there tensors name the inputs."""
@@ -67,40 +70,34 @@ def session(made: Any) -> Session:
     int64 and float64 are narrowed to the file's own type: the converter writes 64-bit inputs as 32-bit ones.
     """
     inputs, outputs = made.get_input_details(), made.get_output_details()
-    known = {int(tensor["index"]) for tensor in (*inputs, *outputs)}
-    takes = {str(tensor["name"]): tensor for tensor in inputs}
-    gives = list(outputs)
-    if made.get_signature_list():
-        key, specs = _signature_of(made)
-        runner = made.get_signature_runner(key)
-        named, results = runner.get_input_details(), runner.get_output_details()
-        takes = {name: named[name] for name in specs}
-        order = _ordered(results, outputs)
-        gives = [results[name] for name in order]
-        if not {int(tensor["index"]) for tensor in (*takes.values(), *gives)} <= known:  # of another subgraph
-            return Session(tuple(specs.values()), lambda feed: _run_signature(runner, order, specs, feed))
-    specs = {name: _spec(name, detail) for name, detail in takes.items()}
-    return Session(tuple(specs.values()), lambda feed: _run_tensors(made, takes, gives, _fed(feed, specs)))
+    takes, gives = ([(str(tensor["name"]), tensor) for tensor in tensors] for tensors in (inputs, outputs))
+    runner = None
+    if keys := list(made.get_signature_list()):
+        runner = made.get_signature_runner(keys[0])
+        takes, gives = _in_order(runner.get_input_details(), inputs), _in_order(runner.get_output_details(), outputs)
+    specs = tuple(_spec(name, tensor) for name, tensor in takes)
+    main = {(tensor["index"], tensor["name"]) for tensor in (*inputs, *outputs)}
+    if runner is None or {(tensor["index"], tensor["name"]) for _, tensor in (*takes, *gives)} <= main:
+        return Session(specs, lambda feed: _run_tensors(made, takes, gives, _fed(feed, specs)))
+    return Session(specs, lambda feed: _run_signature(runner, gives, _fed(feed, specs)))
 
 
-def _run_signature(
-    runner: Any, order: Sequence[str], specs: Mapping[str, TensorSpec], inputs: Mapping[str, Array]
-) -> list[Array]:
-    fed = _fed(inputs, specs)
+def _run_signature(runner: Any, gives: Sequence[_Named], inputs: Mapping[str, Array]) -> list[Array]:
+    """Of a signature whose tensors are not those of the main subgraph."""
     with _stopping():
-        results = runner(**fed)
-    return [np.array(results[name]) for name in order]
+        results = runner(**inputs)
+    return [np.array(results[name]) for name, _ in gives]
 
 
 def _run_tensors(
-    made: Any, takes: Mapping[str, Any], gives: Sequence[Mapping[str, Any]], inputs: Mapping[str, Array]
+    made: Any, takes: Sequence[_Named], gives: Sequence[_Named], inputs: Mapping[str, Array]
 ) -> list[Array]:
     """The runtime's own calls: a signature runner looks every tensor up by name at every inference."""
     with _stopping():
-        for name, detail in takes.items():
-            made.set_tensor(detail["index"], inputs[name])
+        for name, tensor in takes:
+            made.set_tensor(tensor["index"], inputs[name])
         made.invoke()
-        return [made.get_tensor(detail["index"]) for detail in gives]
+        return [made.get_tensor(tensor["index"]) for _, tensor in gives]
 
 
 @contextmanager
@@ -111,16 +108,16 @@ def _stopping() -> Iterator[None]:
         raise ModelError(f"the TFLite runtime stopped: {str(err).strip()}") from err
 
 
-def _fed(inputs: Mapping[str, Array], names: Mapping[str, TensorSpec]) -> dict[str, Array]:
+def _fed(inputs: Mapping[str, Array], specs: Sequence[TensorSpec]) -> dict[str, Array]:
     """The inputs in the file's own types."""
-    if set(inputs) != set(names):
-        raise ModelError(f"inputs {sorted(inputs)} were given, the file has {sorted(names)}")
+    if set(inputs) != {spec.name for spec in specs}:
+        raise ModelError(f"inputs {sorted(inputs)} were given, the file has {sorted(spec.name for spec in specs)}")
     fed = {}
-    for name, spec in names.items():
-        value = np.asarray(inputs[name])
+    for spec in specs:
+        value = np.asarray(inputs[spec.name])
         if value.shape != spec.shape:
-            raise ModelError(f"input {name!r} has shape {value.shape}, the file's is {spec.shape}")
-        fed[name] = value.astype(spec.dtype, copy=False)
+            raise ModelError(f"input {spec.name!r} has shape {value.shape}, the file's is {spec.shape}")
+        fed[spec.name] = value.astype(spec.dtype, copy=False)
     return fed
 
 
@@ -130,23 +127,19 @@ def signature(path: Path | str) -> tuple[str, dict[str, TensorSpec]]:
     Raises:
         ModelError: unreadable file, or one without a signature.
     """
-    return _signature_of(interpreter(path))
-
-
-def _signature_of(made: Any) -> tuple[str, dict[str, TensorSpec]]:
-    signatures: Mapping[str, Mapping[str, Sequence[str]]] = made.get_signature_list()
-    if not signatures:
+    made = interpreter(path)
+    keys = list(made.get_signature_list())
+    if not keys:
         raise ModelError("the TFLite file has no signature, so its inputs have no names")
-    key = next(iter(signatures))
-    details = made.get_signature_runner(key).get_input_details()
-    return key, {name: _spec(name, details[name]) for name in _ordered(details, made.get_input_details())}
+    named = made.get_signature_runner(keys[0]).get_input_details()
+    return keys[0], {name: _spec(name, tensor) for name, tensor in _in_order(named, made.get_input_details())}
 
 
 def _spec(name: str, detail: Mapping[str, Any]) -> TensorSpec:
     return TensorSpec(name, tuple(int(n) for n in detail["shape"]), np.dtype(detail["dtype"]))
 
 
-def _ordered(named: Mapping[str, Mapping[str, Any]], tensors: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Names of a signature in the order of the graph's own inputs or outputs; the runtime lists them by alphabet."""
+def _in_order(named: Mapping[str, Mapping[str, Any]], tensors: Sequence[Mapping[str, Any]]) -> list[_Named]:
+    """Tensors of a signature in the order of the graph's own inputs or outputs; the runtime lists them by alphabet."""
     places = {int(tensor["index"]): place for place, tensor in enumerate(tensors)}
-    return sorted(named, key=lambda name: places.get(int(named[name]["index"]), len(places)))
+    return sorted(named.items(), key=lambda one: places.get(int(one[1]["index"]), len(places)))
