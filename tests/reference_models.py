@@ -247,7 +247,7 @@ def _mlp_nodes() -> tuple[Nodes, Weights]:
 
 
 def _conv_nodes() -> tuple[Nodes, Weights]:
-    """Padded and strided convolutions that are no linear layers, pooling, Gelu's parts, and two linear layers."""
+    """Padded and strided convolutions, pooling, Gelu's parts, and two linear layers."""
     nodes = [
         helper.make_node("Pad", ["x", "pads"], ["padded"], mode="reflect", name="pad"),
         helper.make_node("Conv", ["padded", "k1", "c1"], ["f1"], kernel_shape=[3, 3], name="conv1"),

@@ -1,5 +1,5 @@
 """A small convolutional network on the digits of the multilayer perceptron beside it: two thirds of its time are in
-convolutions, which are no linear layers."""
+3×3 convolutions."""
 
 from __future__ import annotations
 

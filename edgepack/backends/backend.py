@@ -166,7 +166,7 @@ class Backend(Protocol):
         """
 
     def convolutions(self, path: Path) -> tuple[Op, ...]:
-        """The convolutions of a float32 file that are no linear layers, each as the product of its matrix with every
+        """The convolutions of a float32 file that are no linear layers, each by its matrix, which multiplies every
         patch of its input. One whose shapes the file does not tell is left out.
 
         Raises:

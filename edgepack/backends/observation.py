@@ -43,7 +43,7 @@ class Observation(Protocol):
         """{joined key: vectors that one run multiplies}."""
 
     def rows(self, samples: Samples) -> Iterator[Mapping[str, Array]]:
-        """{joined key: vectors (N, features)} per run of the model."""
+        """{joined key: vectors (N, features)} per run of the model; see `Rows` for how many of them."""
 
     def packed(self) -> Watched | None:
         """The same for another process; None if the model does not fit in one message."""

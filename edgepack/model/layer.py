@@ -33,7 +33,8 @@ class Geometry:
     """What is to be known of a layer beside its weights; a kind may have one with more to it.
 
     Attributes:
-        operator: that it came from: "Gemm", "MatMul" or "Conv" for linear layers, "Gather" for embeddings.
+        operator: that it came from: "Gemm", "MatMul" or "Conv" for linear layers, "Conv" for convolutions, "Gather" for
+            embeddings.
     """
 
     operator: str
@@ -61,7 +62,8 @@ class Layer:
 
     @property
     def weight(self) -> Array:
-        """The weight of a layer that has one: (out, in) of a linear layer, (rows, columns) of an embedding table."""
+        """The weight of a layer that has one: (out, in) of a linear layer, (out, in · places of the kernel) of a
+        convolution, (rows, columns) of an embedding table."""
         return self.weights[WEIGHT]
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Literal
 
@@ -122,9 +122,19 @@ class Op:
         return 0 if self.kind == "gather" else self.weights * self.vectors
 
 
+def as_matrix(op: Op) -> Op:
+    """The product as one of a plain matrix: a convolution multiplies every patch of its input by its own."""
+    return replace(op, kind="matmul", columns=op.inputs, kernel=()) if op.kind == "conv" else op
+
+
+def copied(op: Op) -> int:
+    """Values of an input that are laid out in patches before they are multiplied, as kernels of several places need."""
+    return op.vectors * op.inputs if prod(op.kernel) > 1 else 0
+
+
 def patches(outputs: int, columns: int, kernel: Sequence[int], places: Sequence[int], groups: int) -> tuple[Op, ...]:
-    """A convolution as the product of its matrix with every patch of its input; nothing for a kernel of one place,
-    which is a linear layer.
+    """A convolution by its matrix, which multiplies every patch of its input; nothing for a kernel of one place, which
+    is a linear layer.
 
     Args:
         outputs: channels that it gives.
@@ -135,4 +145,4 @@ def patches(outputs: int, columns: int, kernel: Sequence[int], places: Sequence[
     """
     if prod(kernel) == 1:
         return ()
-    return (Op("weight", "matmul", outputs // groups, columns * prod(kernel), prod(places) * groups),)
+    return (Op("weight", "conv", outputs // groups, columns, prod(places) * groups, tuple(kernel)),)

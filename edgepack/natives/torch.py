@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from edgepack.backends.backend import Session
 from edgepack.backends.observation import joined
 from edgepack.data import Samples, feeds
+from edgepack.model.kinds.kind import EVERY_POSITION
 from edgepack.model.layer import Layer
 from edgepack.model.replacement import Replacement
 from edgepack.model.types import Array, TensorSpec
@@ -100,7 +101,8 @@ class TorchObservation:
 
     def row_counts(self, feed: Mapping[str, Array]) -> dict[str, int]:
         """See `Observation.row_counts`."""
-        return {key: len(rows) for key, rows in _rows(self._observed, feed, self._threads).items()}
+        found = self._observed.counts(feed, threads=self._threads)
+        return {joined(_key(taps)): count for taps, count in found.items()}
 
     def rows(self, samples: Samples) -> Iterator[Mapping[str, Array]]:
         """See `Observation.rows`."""
@@ -138,4 +140,4 @@ def _rows(observed: Observed, feed: Mapping[str, Array], threads: int) -> dict[s
 
 
 def _key(taps: tuple[Tap, ...]) -> tuple[str, ...]:
-    return tuple(f"{tap.name}:{tap.axis}" for tap in taps)
+    return tuple(f"{tap.name}:{tap.axis}" + ("" if tap.way == EVERY_POSITION else f":{tap.way}") for tap in taps)

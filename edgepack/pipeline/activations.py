@@ -202,8 +202,8 @@ class _Cut:
 
 def _cut(observation: Observation, samples: Samples) -> _Cut:
     """How to cut follows from the model and the data alone: other parts would give other last bits."""
-    feed, per_run = next(feeds(samples, observation.inputs))
-    rows = observation.row_counts(feed)
+    _, per_run = next(feeds(samples, observation.inputs))
+    rows = {name: len(seen) for name, seen in next(observation.rows(samples.head(per_run))).items()}
     features = observation.features
     runs = -(-len(samples) // per_run)
     products = sum(count * features[name] ** 2 for name, count in rows.items())

@@ -135,7 +135,7 @@ def _moments(task: _Gradients) -> dict[str, Array]:
     return found
 
 
-GRADIENTS: Step[_Gradients, dict[str, Array]] = Step("gradients", 2, _moments, ARRAYS)
+GRADIENTS: Step[_Gradients, dict[str, Array]] = Step("gradients", 3, _moments, ARRAYS)
 
 
 def first_feeds(opened: Model, calibration: Samples, samples: int) -> Iterator[Mapping[str, Array]]:
@@ -215,4 +215,4 @@ def _reach(task: _Reach) -> dict[str, Any]:
         return {"known": False, "problem": err.message}
 
 
-SENSITIVITY: Step[_Reach, dict[str, Any]] = Step("sensitivity", 1, _reach)
+SENSITIVITY: Step[_Reach, dict[str, Any]] = Step("sensitivity", 2, _reach)

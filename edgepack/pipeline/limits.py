@@ -13,6 +13,7 @@ from edgepack.cost.sizes import resident_bytes, size_bytes
 from edgepack.errors import BudgetError
 from edgepack.metrics.drop import Drop
 from edgepack.model.kinds import kind_of
+from edgepack.model.layer import Layer
 from edgepack.model.scheme import FileScheme, Format, Scheme
 from edgepack.model.structure import DENSE
 from edgepack.model.types import LayerPlan
@@ -48,29 +49,39 @@ def plain_scheme(options: BuildOptions, files: Writer) -> FileScheme:
 
 
 def measure_rest(evaluator: Evaluator, files: Writer, prices: Prices) -> Rest:
-    """What is left of the dense file when its linear layers are taken off.
+    """What is left of the dense file when its layers are taken off.
 
     RAM only where a limit asks for it. Latency is that of the whole file where the target is this machine, else that of
-    a call of the runtime and of the convolutions: what other operators take elsewhere is not known.
+    a call of the runtime and of the convolutions that are no layers: what other operators take elsewhere is not known.
     """
     scheme = plain_scheme(evaluator.options, files)
     path = evaluator.workspace.folder / f"rest.{files.fmt}"
     files.write({}, scheme, path)
-    plain = scheme.layers
-    sizes = [size_bytes(plain, kind_of(layer).ops(layer, DENSE, 1), layer.bias) for layer in evaluator.layers]
+    plain = {layer.name: _plain(files, layer, scheme.layers) for layer in evaluator.layers}
+    sizes = {
+        layer.name: size_bytes(plain[layer.name], kind_of(layer).ops(layer, DENSE, 1), layer.bias)
+        for layer in evaluator.layers
+    }
     ram, latency_s = 0, prices.call_s(files.fmt)
     if evaluator.options.ram_bytes is not None:
-        held = sum(resident_bytes(plain, one) for one in sizes)
+        held = sum(resident_bytes(plain[name], one) for name, one in sizes.items())
         ram = max(peak_ram_bytes(path, files.fmt, evaluator.workspace) - held, 0)
     if evaluator.measures_here:
         whole = evaluator.latencies({"dense": path}, files.fmt)["dense"]
-        latency_s = max(whole - (prices.dense_latency_s(plain) or 0.0), 0.0)
-    rest = max(path.stat().st_size - sum(sizes), 0)
+        latency_s = max(whole - (prices.dense_latency_s(scheme.layers, plain) or 0.0), 0.0)
+    rest = max(path.stat().st_size - sum(sizes.values()), 0)
     if not evaluator.measures_here:
         files.write_dense(path)
         latency_s += prices.convolutions_s(files.fmt, backend(files.fmt).convolutions(path))
     path.unlink()
     return Rest(rest, ram, latency_s)
+
+
+def _plain(files: Writer, layer: Layer, scheme: Scheme) -> Scheme:
+    """What a layer gets in a file of a scheme: that, or one of as many bits that its kind has."""
+    suited = (one for one in files.layer_schemes() if one.bits == scheme.bits)
+    able = (one for one in (scheme, *suited) if files.supports(layer, DENSE, one) is None)
+    return next(able, scheme)
 
 
 def user_bounds(options: BuildOptions, rest: Rest) -> Bounds:

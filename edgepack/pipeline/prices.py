@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 from edgepack.backends.registry import FACTS
 from edgepack.backends.schemes import DENSE_INT8, FP32, SCHEMES
@@ -18,7 +20,7 @@ from edgepack.model.layer import Layer
 from edgepack.model.model import Model
 from edgepack.model.point import Point, is_linear
 from edgepack.model.scheme import INT8_BITS, Format, Scheme, bits_of
-from edgepack.model.structure import DENSE, Op, Structure
+from edgepack.model.structure import DENSE, Op, Structure, as_matrix, copied
 from edgepack.pipeline.activations import row_counts
 from edgepack.pipeline.options import PrecisionChoice
 from edgepack.plan.candidates import WorthwhileRanks
@@ -64,11 +66,14 @@ class Prices:
         if point not in self._known:
             self._fill(scheme, point)
         price = self._known[point]
-        return None if price is None else replace(price, latency_s=uses.places * price.latency_s)
+        if price is None:
+            return None
+        ops = kind_of(self.layers[layer]).ops(self.layers[layer], structure, uses.rows)
+        return replace(price, latency_s=uses.places * (price.latency_s + self._copying_s(scheme.backend, ops)))
 
-    def dense_latency_s(self, scheme: Scheme) -> float | None:
-        """Seconds of all linear layers, dense and in one scheme; None where the source lacks it."""
-        found = [self.price(layer, DENSE, scheme) for layer in self.layers]
+    def dense_latency_s(self, scheme: Scheme, single: Mapping[str, Scheme] = MappingProxyType({})) -> float | None:
+        """Seconds of all layers, dense and in one scheme, but for `single` ones; None where the source lacks it."""
+        found = [self.price(layer, DENSE, single.get(layer, scheme)) for layer in self.layers]
         known = [one.latency_s for one in found if one is not None]
         return sum(known) if len(known) == len(found) else None
 
@@ -77,25 +82,47 @@ class Prices:
         return self.sources[fmt].call_s(fmt)
 
     def convolutions_s(self, fmt: Format, products: Sequence[Op]) -> float:
-        """Seconds of one inference of convolutions in float32, none of which is a layer.
+        """Seconds of one inference of convolutions in float32, without those that are layers.
 
         Args:
             products: as of `Backend.convolutions`: the price of a matrix on as many vectors, and of copying these.
         """
-        points = [Point(FP32[fmt], DENSE, (op,)) for op in products]
+        others = self._between(products)
+        points = [Point(FP32[fmt], DENSE, (as_matrix(op),)) for op in others]
         found = prices_of(self.sources[fmt], points, self.sheet)
         known = [
             self.sheet.latency_s(p) if one is None else one.latency_s for p, one in zip(points, found, strict=True)
         ]
-        copied = sum(op.vectors * op.inputs for op in products) * FACTS[fmt].patch_value
-        return sum(known) + copied / self.sheet.instructions_s
+        return sum(known) + self._copying_s(fmt, others)
+
+    def _between(self, products: Sequence[Op]) -> list[Op]:
+        """The products of convolutions that are no layers, told apart by their sides."""
+        layers = Counter(
+            (op.rows, op.inputs)
+            for layer in self.layers.values()
+            for op in kind_of(layer).ops(layer, DENSE, 1)
+            for _ in range(layer.uses)
+            if copied(op)
+        )
+        others = []
+        for op in products:
+            if layers[op.rows, op.inputs]:
+                layers[op.rows, op.inputs] -= 1
+            else:
+                others.append(op)
+        return others
+
+    def _copying_s(self, fmt: Format, ops: Iterable[Op]) -> float:
+        """Seconds of laying out the patches of convolutions."""
+        return sum(map(copied, ops)) * FACTS[fmt].patch_value / self.sheet.instructions_s
 
     def source_name(self, fmt: Format) -> str:
         """Where the prices of a format come from, for people."""
         return self.sources[fmt].name
 
     def _point(self, layer: Layer, structure: Structure, scheme: Scheme, uses: Uses) -> Point:
-        return Point(scheme, structure, kind_of(layer).ops(layer, structure, uses.rows))
+        """As a linear layer: tables of costs are of these."""
+        return Point(scheme, structure, tuple(map(as_matrix, kind_of(layer).ops(layer, structure, uses.rows))))
 
     def _fill(self, scheme: Scheme, wanted: Point) -> None:
         """Prices what will be asked next as well: a source answers many points in little more time than one."""
@@ -140,7 +167,7 @@ def make_prices(
     """
     uses = layer_uses(opened, samples, workspace.seed)
     dense = {
-        layer.name: kind_of(layer).ops(layer, DENSE, uses[layer.name].rows)
+        layer.name: tuple(map(as_matrix, kind_of(layer).ops(layer, DENSE, uses[layer.name].rows)))
         for layer in opened.layers
         if layer.name in uses
     }

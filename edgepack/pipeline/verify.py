@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from math import prod
 
 import numpy as np
@@ -77,6 +77,7 @@ def structures_kept(emitted: Contents, optimized: Contents, written: Written, la
             for number, product in enumerate(optimized.products)
             if product.content in contents or any(product.name.startswith(name) for name in names)
         ]
+        found += _folded_into(plan.ops, found, optimized, known)
         missing = [op for op in plan.ops if not any(_fits(op, product) for _, product in found)]
         numbers = {number for number, _ in found}
         if missing:
@@ -90,6 +91,20 @@ def structures_kept(emitted: Contents, optimized: Contents, written: Written, la
     if lost:
         detail = "; ".join(f"{name}: {why}" for name, why in lost.items())
     return Proof("structure", not lost, detail, lost)
+
+
+def _folded_into(
+    ops: Sequence[Op], found: Sequence[tuple[int, Product]], optimized: Contents, known: Collection[Hashable]
+) -> list[tuple[int, Product]]:
+    """Products of a layer that have other numbers and names in the runtime's graph, as it folds a normalization behind
+    them into their matrix: they fit, and take what a product of the layer gives."""
+    numbers = {number for number, _ in found}
+    missing = [op for op in ops if not any(_fits(op, product) for _, product in found)]
+    return [
+        (number, product)
+        for number, product in enumerate(optimized.products)
+        if product.content not in known and product.behind & numbers and any(_fits(op, product) for op in missing)
+    ]
 
 
 def _fits(op: Op, product: Product) -> bool:

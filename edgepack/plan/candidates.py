@@ -10,6 +10,7 @@ import numpy as np
 from edgepack.errors import UsageError
 from edgepack.model.kinds import views_of
 from edgepack.model.layer import Layer
+from edgepack.model.point import is_linear
 from edgepack.model.scheme import FileScheme, Scheme, scheme_of
 from edgepack.model.types import LayerPlan
 
@@ -172,7 +173,8 @@ def asked_rank(out_features: int, in_features: int, rank: int | float) -> int | 
 def base_scheme(layers: Sequence[LayerPlan], beside_code: Scheme) -> Scheme:
     """The scheme that most weight parameters take; of equals the first by name. A pair beside a matrix counts with it.
 
-    Layers stored in code have no say: no other weight can be in their scheme.
+    Layers stored in code have no say: no other weight can be in their scheme. Nor do convolutions have one: a file's
+    scheme is that of its linear layers.
 
     Args:
         layers: of the plan.
@@ -180,7 +182,7 @@ def base_scheme(layers: Sequence[LayerPlan], beside_code: Scheme) -> Scheme:
     """
     weights: dict[Scheme, int] = {}
     for layer in layers:
-        if layer.scheme is not None and not layer.scheme.is_constexpr:
+        if layer.scheme is not None and not layer.scheme.is_constexpr and is_linear(layer.dense):
             weights[layer.scheme] = weights.get(layer.scheme, 0) + layer.weight_parameters
     return min(weights, key=lambda scheme: (-weights[scheme], scheme.name), default=beside_code)
 

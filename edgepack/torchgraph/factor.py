@@ -145,13 +145,15 @@ class _Place:
             raise ModelError(f"{name}: {shapes} {verb} not fit a layer of {shape}")
 
     def _product(self, x: Node, role: str, weight: Array, bias: Array | None = None, *, first: bool = True) -> Node:
-        """W x + b as the old node computes it. The first product on its input has its strides and paddings as well."""
+        """W x + b as the old node computes it. The first product on its input has its kernel's sizes, strides and
+        paddings as well."""
         import torch
 
         aten, site = torch.ops.aten, self.site
         call = self.module.graph.call_function
         if site.kind == "conv":
-            kernel = weight.reshape(*weight.shape, *(1,) * (len(_shape(site.node)) - 2))
+            sizes = site.kernel if first else (1,) * len(site.kernel)
+            kernel = weight.reshape(len(weight), -1, *sizes)
             geometry = site.node.args[3:] if first else ()
             new = call(site.node.target, (x, self._parameter(role, kernel), self._bias(bias), *geometry))
         elif site.kind == "left":

@@ -8,28 +8,29 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgepack.model.kinds.conv import ConvGeometry, conv_layer
 from edgepack.model.kinds.linear import linear_layer, linear_ops
 from edgepack.model.layer import Layer, distinct
 from edgepack.model.replacement import Replacement
 from edgepack.model.types import Array
 from edgepack.torchgraph.factor import copied, product_name, replaced
-from edgepack.torchgraph.linears import LAYER, Constants, TorchLinear, attribute, find_linears
+from edgepack.torchgraph.linears import LAYER, MOST_AXES, Constants, TorchLinear, attribute, find_linears
 from edgepack.torchgraph.match import weight_digest
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.fx import GraphModule, Node
 
-_Key = tuple[int, int, str]
+_Key = tuple[int, int, str, ConvGeometry | None]
 
 
 def name_layers(module: GraphModule) -> tuple[Layer, ...]:
-    """Every linear layer in order of execution; its name is noted on each node that applies it.
+    """Every layer in order of execution; its name is noted on each node that applies it.
 
     A weight that several nodes use on the same axis is one layer. Biases that differ between them stay outside of it. A
     constant that is added to a node's result, which nothing else sees, is its bias.
 
-    A convolution that skips inputs, or pads them, is left alone: it does not multiply every vector of its input once.
+    A convolution along three axes that skips inputs, or pads them, is left alone.
 
     Returns:
         Layers with the name of their parameter where it is theirs alone, else with that of the first node.
@@ -37,7 +38,7 @@ def name_layers(module: GraphModule) -> tuple[Layer, ...]:
     constants = Constants(module)
     groups: dict[_Key, list[TorchLinear]] = {}
     for site in find_linears(module):
-        if _is_plain(site):
+        if site.geometry is None or len(site.kernel) < MOST_AXES - 1:
             groups.setdefault(_key(module, site), []).append(site)
     names = _names(list(groups.values()))
     for name, group in zip(names, groups.values(), strict=True):
@@ -130,16 +131,9 @@ def _constants(module: GraphModule) -> list[Tensor]:
     return list({value.data_ptr() or id(value): value for value in values}.values())
 
 
-def _is_plain(site: TorchLinear) -> bool:
-    if site.kind != "conv":
-        return True
-    steps, pads = (site.node.args[i] if len(site.node.args) > i else default for i, default in ((3, 1), (4, 0)))
-    return set(np.ravel(steps)) <= {1} and set(np.ravel(pads)) <= {0}
-
-
 def _key(module: GraphModule, site: TorchLinear) -> _Key:
     root = attribute(module, site.name)
-    return root.data_ptr(), site.axis, weight_digest(site.weight)  # type: ignore[attr-defined]
+    return root.data_ptr(), site.axis, weight_digest(site.weight), site.geometry  # type: ignore[attr-defined]
 
 
 def _names(groups: Sequence[Sequence[TorchLinear]]) -> list[str]:
@@ -153,9 +147,12 @@ def _layer(name: str, group: Sequence[TorchLinear], constants: Constants) -> Lay
     biases = [_bias(site, constants) for site in group]
     shared = all(_equal(biases[0], other) for other in biases)
     first = group[0]
+    bias = biases[0] if shared else None
+    if first.geometry is not None:
+        return conv_layer(name, first.weight, bias, first.geometry, len(group))
     rows = first.input.meta["val"].dim()
     operator = "Conv" if first.kind == "conv" else "Gemm" if rows == 2 else "MatMul"
-    return linear_layer(name, first.weight, biases[0] if shared else None, operator, len(group))
+    return linear_layer(name, first.weight, bias, operator, len(group))
 
 
 def _equal(a: Array | None, b: Array | None) -> bool:

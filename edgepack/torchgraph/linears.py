@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from edgepack.model.kinds.conv import ConvGeometry, Patches
+from edgepack.model.kinds.kind import EVERY_POSITION, Rows
 from edgepack.model.types import Array
 
 if TYPE_CHECKING:
@@ -15,6 +17,9 @@ if TYPE_CHECKING:
     from torch.fx import GraphModule, Node
 
 Kind = Literal["linear", "left", "addmm", "conv"]
+
+MOST_AXES = 4
+"""Of a kernel with several places: those that other graphs know as layers."""
 
 LAYER = "edgepack.layer"
 """Where a node notes the name of the layer that it applies, in a graph whose layers are named."""
@@ -27,11 +32,12 @@ class TorchLinear:
     Attributes:
         node: the fx node.
         name: the parameter that W comes from ("encoder.0.linear1.weight").
-        kind: "linear": x Wᵀ (linear, mm, matmul); "left": W x; "addmm"; "conv": a convolution with a 1×…×1 kernel.
-        weight: (out, in) float32.
+        kind: "linear": x Wᵀ (linear, mm, matmul); "left": W x; "addmm"; "conv": a convolution.
+        weight: (out, in) float32; of a convolution (out, in · places of the kernel).
         bias: (out,) float32, or None where the node adds none or one that is not a constant vector.
         input: the node that gives x.
         bias_input: the node that gives the bias, None if there is none.
+        kernel: sizes of a convolution's.
     """
 
     node: Node
@@ -41,6 +47,7 @@ class TorchLinear:
     bias: Array | None
     input: Node
     bias_input: Node | None
+    kernel: tuple[int, ...] = ()
 
     @property
     def axis(self) -> int:
@@ -49,12 +56,43 @@ class TorchLinear:
             return 1
         return -2 if self.kind == "left" and self.input.meta["val"].dim() > 1 else -1
 
+    @property
+    def geometry(self) -> ConvGeometry | None:
+        """Of a convolution; None for what multiplies the features at every position, each once."""
+        if self.kind != "conv":
+            return None
+        strides, dilations = (self._sizes(place, 1) for place in (3, 5))
+        before, behind = self._pads(dilations)
+        if set(self.kernel) | set(strides) == {1} and not any((*before, *behind)):
+            return None
+        return ConvGeometry("Conv", self.kernel, strides, dilations, (*before, *behind))
+
+    @property
+    def rows(self) -> Rows:
+        """How the vectors are taken from its input."""
+        geometry = self.geometry
+        return EVERY_POSITION if geometry is None else Patches(geometry)
+
+    def _pads(self, dilations: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Zeros before and behind each axis of a convolution's input."""
+        given = self.node.args[4] if len(self.node.args) > 4 else 0
+        if given == "same":
+            totals = [(size - 1) * step for size, step in zip(self.kernel, dilations, strict=True)]
+            return tuple(total // 2 for total in totals), tuple(total - total // 2 for total in totals)
+        pads = (0,) * len(self.kernel) if given == "valid" else self._sizes(4, 0)
+        return pads, pads
+
+    def _sizes(self, place: int, default: int) -> tuple[int, ...]:
+        """An argument of a convolution along each axis; one number stands for all."""
+        value = self.node.args[place] if len(self.node.args) > place else default
+        return tuple(int(one) for one in np.broadcast_to(np.ravel(value), len(self.kernel)))
+
 
 def find_linears(module: GraphModule) -> list[TorchLinear]:
-    """The linear layers of a graph in order of execution.
+    """The layers of a graph that multiply by a matrix, in order of execution.
 
     Found: aten.linear, mm, matmul and addmm with a constant matrix (possibly transposed, sliced or chunked out of a
-    packed parameter), and convolutions without groups whose kernel has one element.
+    packed parameter), and convolutions without groups, along three axes only those whose kernel has one element.
     """
     constants = Constants(module)
     found = (_linear_at(node, constants) for node in module.graph.nodes if node.op == "call_function")
@@ -138,10 +176,10 @@ def _linear_at(node: Node, constants: Constants) -> TorchLinear | None:
         )
     if node.target is aten.addmm.default and not node.kwargs:
         return _site(node, constants, "addmm", x=1, weight=2, bias=0, transposed=True)
-    if node.target in (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default):
+    packets = (aten.conv1d, aten.conv2d, aten.conv3d)
+    if any(node.target in (packet.default, packet.padding) for packet in packets):
         groups = node.args[6] if len(node.args) > 6 else 1
-        pads_by_name = len(node.args) > 4 and isinstance(node.args[4], str)
-        return None if groups != 1 or pads_by_name else _site(node, constants, "conv", x=0, weight=1, bias=2)
+        return None if groups != 1 else _site(node, constants, "conv", x=0, weight=1, bias=2)
     return None
 
 
@@ -161,10 +199,11 @@ def _site(
     value = constants.tensor(matrix)
     if value is None or not isinstance(source, Node) or not isinstance(matrix, Node) or not value.is_floating_point():
         return None
+    kernel = tuple(value.shape[2:]) if kind == "conv" else ()
     if kind == "conv":
-        if any(size != 1 for size in value.shape[2:]):
+        if value.dim() > MOST_AXES and any(size != 1 for size in value.shape[2:]):
             return None
-        value = value.reshape(value.shape[:2])
+        value = value.flatten(1)
     if value.dim() != 2 or 0 in value.shape or constants.tensor(source) is not None:
         return None
     bias_node = node.args[bias] if bias is not None and len(node.args) > bias else None
@@ -179,6 +218,7 @@ def _site(
         bias=bias_value,
         input=source,
         bias_input=bias_node if isinstance(bias_node, Node) else None,
+        kernel=kernel,
     )
 
 

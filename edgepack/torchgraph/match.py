@@ -23,7 +23,7 @@ class LayerKey:
 
     Attributes:
         name: the layer's name in the graph it comes from.
-        digest: of the shape and the float32 values of its (out, in) weight.
+        digest: of the shape and the float32 values of its weight as a matrix.
         bias: (out,) float32 or None, as that graph has it.
         uses: how many nodes share the weight there.
     """

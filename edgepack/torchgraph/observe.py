@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgepack.errors import ModelError
+from edgepack.model.kinds.kind import Rows
 from edgepack.model.types import Array
 from edgepack.torchgraph.factor import copied
 from edgepack.torchgraph.layers import placed
@@ -25,11 +26,13 @@ class Tap:
     Attributes:
         name: of the node that gives the value.
         axis: of the features.
+        way: how vectors are taken from it.
     """
 
     name: str
     output: int
     axis: int
+    way: Rows
 
 
 @dataclass(frozen=True)
@@ -51,14 +54,30 @@ class Observed:
         Raises:
             ModelError: the program does not run on this feed.
         """
-        values = run(self.module, feed, threads=threads)
-        found: dict[tuple[Tap, ...], Array] = {}
-        for name, taps in self.taps.items():
-            if taps not in found:
-                width = self.features[name]
-                parts = [values[t.output].movedim(t.axis, -1).reshape(-1, width).float().numpy() for t in taps]
-                found[taps] = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        found = {}
+        for taps, inputs in self._inputs(feed, threads).items():
+            parts = [tap.way(value) for tap, value in zip(taps, inputs, strict=True)]
+            found[taps] = parts[0] if len(parts) == 1 else np.concatenate(parts)
         return found
+
+    def counts(self, feed: Mapping[str, Array], *, threads: int) -> dict[tuple[Tap, ...], int]:
+        """Vectors that the layers multiply in one run, by the taps that they come from.
+
+        Raises:
+            ModelError: the program does not run on this feed.
+        """
+        return {
+            taps: sum(tap.way.count(value) for tap, value in zip(taps, inputs, strict=True))
+            for taps, inputs in self._inputs(feed, threads).items()
+        }
+
+    def _inputs(self, feed: Mapping[str, Array], threads: int) -> dict[tuple[Tap, ...], list[Array]]:
+        """What layers take in one run, features on the last axis, by the taps that it comes from."""
+        values = run(self.module, feed, threads=threads)
+        return {
+            taps: [values[tap.output].movedim(tap.axis, -1).float().numpy() for tap in taps]
+            for taps in dict.fromkeys(self.taps.values())
+        }
 
 
 def with_observed_inputs(module: GraphModule, names: Iterable[str]) -> Observed:
@@ -89,7 +108,9 @@ def with_observed_inputs(module: GraphModule, names: Iterable[str]) -> Observed:
     graph.eliminate_dead_code()
     made = torch.fx.GraphModule(copy, graph, class_name="Observed")
     taps = {
-        name: tuple(dict.fromkeys(Tap(site.input.name, places[site.input], site.axis) for site in sites[name]))
+        name: tuple(
+            dict.fromkeys(Tap(site.input.name, places[site.input], site.axis, site.rows) for site in sites[name])
+        )
         for name in wanted
     }
     return Observed(made, taps, {name: sites[name][0].weight.shape[1] for name in wanted})

@@ -47,11 +47,11 @@ def write_network(path: Path) -> Path:
 def test_products_of_a_files_convolutions(fmt: Format, tmp_path: Path) -> None:
     source = write_network(tmp_path / "network.onnx")
     opened = open_model(str(source), tmp_path, (fmt,))
-    assert {layer.name for layer in opened.layers} == {"p", "u"}
+    assert {layer.name: layer.kind for layer in opened.layers} == {"w": "conv", "p": "linear", "u": "linear"}
     given = WriterData(None, {"x": np.zeros((1, 3, SIDE, SIDE), np.float32)}, WEIGHT_MAX)
     path = tmp_path / f"dense.{fmt}"
     with backend(fmt).engine() as engine:
         backend(fmt).open(opened, given, engine, Workspace(Cache(tmp_path / "cache"), tmp_path)).write_dense(path)
-    found = [(op.rows, op.columns, op.vectors, op.macs) for op in backend(fmt).convolutions(path)]
+    found = [(op.rows, op.inputs, op.vectors, op.macs) for op in backend(fmt).convolutions(path)]
     places = (SIDE // 2) ** 2
     assert found == [(8, 27, places, 8 * 27 * places), (1, 9, 8 * places, 8 * 9 * places)]

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from edgepack.model.kinds import KINDS, kind_of, views_of
+from edgepack.model.kinds.conv import ConvGeometry, conv_layer
 from edgepack.model.kinds.embedding import embedding_layer
 from edgepack.model.kinds.kind import LayerKind
 from edgepack.model.kinds.linear import linear_layer
@@ -67,12 +68,49 @@ def pointwise() -> Example:
     return Example(layer, x, {WEIGHT: np.einsum("nhwi,oi->nhwo", x, weight).reshape(24, 56)})
 
 
+def convolved(x: Array, kernel: Array, geometry: ConvGeometry, sizes: tuple[int, ...]) -> Array:
+    """(positions, out) of an input (images, *axes, in) that gives so many patches along each axis, place by place."""
+    axes = len(sizes)
+    before, behind = geometry.pads[:axes], geometry.pads[axes:]
+    padded = np.pad(x, [(0, 0), *zip(before, behind, strict=True), (0, 0)])
+    total = np.zeros((len(x), *sizes, len(kernel)), np.float32)
+    for place in np.ndindex(*geometry.kernel):
+        firsts = [step * one for step, one in zip(geometry.dilations, place, strict=True)]
+        spans = zip(firsts, sizes, geometry.strides, strict=True)
+        taken = padded[
+            (slice(None), *(slice(first, first + (size - 1) * step + 1, step) for first, size, step in spans))
+        ]
+        total += np.einsum("...i,oi->...o", taken, kernel[(slice(None), slice(None), *place)])
+    return total.reshape(-1, len(kernel))
+
+
+def conv(x: Array, kernel: Array, geometry: ConvGeometry, sizes: tuple[int, ...], bias: Array | None) -> Example:
+    layer = conv_layer("stage.conv", kernel, bias, geometry)
+    return Example(layer, x, {WEIGHT: convolved(x, kernel, geometry, sizes)})
+
+
+def strided() -> Example:
+    geometry = ConvGeometry("Conv", (3, 3), (2, 1), (1, 1), (1, 0, 0, 2))
+    return conv(normal(2, 7, 6, 6, seed=9), normal(24, 6, 3, 3), geometry, (3, 6), normal(24, seed=2))
+
+
+def dilated_along_one_axis() -> Example:
+    geometry = ConvGeometry("Conv", (5,), (1,), (2,), (4, 4))
+    return conv(normal(3, 11, 16, seed=10), normal(40, 16, 5, seed=1), geometry, (11,), None)
+
+
+def skipping() -> Example:
+    geometry = ConvGeometry("Conv", (1, 1), (2, 2), (1, 1), (0, 0, 0, 0))
+    return conv(normal(1, 5, 4, 32, seed=11), normal(56, 32, 1, 1, seed=5), geometry, (3, 2), normal(56, seed=7))
+
+
 def table() -> Example:
     return Example(embedding_layer("tokens", normal(50, 64, seed=8), uses=2), np.array([[3, 49], [0, 3]]), {})
 
 
 EXAMPLES: Mapping[str, tuple[Callable[[], Example], ...]] = {
     "linear": (gemm, sequence_without_bias, pointwise),
+    "conv": (strided, dilated_along_one_axis, skipping),
     "embedding": (table,),
 }
 MAKERS = [make for makers in EXAMPLES.values() for make in makers]
@@ -187,6 +225,7 @@ def test_rows_times_a_view_is_what_the_layer_computes(kind: LayerKind, example: 
         way = kind.rows(example.layer, name)
         rows = way(example.activations)
         assert rows.shape == (len(example.answers[name]), matrix.shape[1])
+        assert way.count(example.activations) == len(rows)
         again = pickle.loads(pickle.dumps(way))  # noqa: S301 - ours
         assert (again, hash(again)) == (way, hash(kind.rows(example.layer, name)))
         np.testing.assert_allclose(rows @ matrix.T, example.answers[name], rtol=1e-4, atol=1e-4)

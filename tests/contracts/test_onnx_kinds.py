@@ -24,7 +24,7 @@ from edgepack.data import Samples
 from edgepack.errors import ModelError
 from edgepack.metrics.values import sqnr_db
 from edgepack.model import kinds
-from edgepack.model.kinds import embedding, kind_of, linear, view_name
+from edgepack.model.kinds import conv, embedding, kind_of, linear, view_name
 from edgepack.model.layer import Array
 from edgepack.model.replacement import Replacement
 from edgepack.model.structure import DENSE
@@ -57,7 +57,47 @@ def pointwise() -> ir.Model:
     return model("Conv", (2, 32, 4, 3), normal(56, 32, 1, 1, seed=5), normal(56, seed=7))
 
 
-EXAMPLES: Mapping[str, tuple[Callable[[], ir.Model], ...]] = {linear.NAME: (gemm, pointwise)}
+def strided() -> ir.Model:
+    return model(
+        "Conv",
+        (2, 6, 7, 6),
+        normal(24, 6, 3, 3),
+        normal(24, seed=2),
+        strides=[2, 1],
+        pads=[1, 0, 0, 2],
+        kernel_shape=[3, 3],
+    )
+
+
+def dilated_along_one_axis() -> ir.Model:
+    return model("Conv", (3, 16, 11), normal(40, 16, 5, seed=1), normal(40, seed=3), dilations=[2], pads=[4, 4])
+
+
+def skipping() -> ir.Model:
+    return model("Conv", (1, 32, 5, 4), normal(56, 32, 1, 1, seed=5), normal(56, seed=7), strides=[2, 2])
+
+
+def padded_by_name(auto_pad: str) -> ir.Model:
+    kernel, bias = normal(24, 6, 3, 2, seed=4), normal(24, seed=8)
+    return model("Conv", (2, 6, 8, 7), kernel, bias, strides=[2, 3], auto_pad=auto_pad)
+
+
+def same_upper() -> ir.Model:
+    return padded_by_name("SAME_UPPER")
+
+
+def same_lower() -> ir.Model:
+    return padded_by_name("SAME_LOWER")
+
+
+def without_pads() -> ir.Model:
+    return padded_by_name("VALID")
+
+
+EXAMPLES: Mapping[str, tuple[Callable[[], ir.Model], ...]] = {
+    linear.NAME: (gemm, pointwise),
+    conv.NAME: (strided, dilated_along_one_axis, skipping, same_upper, same_lower, without_pads),
+}
 MAKERS = [pytest.param(name, make, id=f"{name}-{make.__name__}") for name, own in EXAMPLES.items() for make in own]
 every = pytest.mark.parametrize(("name", "make"), MAKERS)
 
@@ -120,6 +160,10 @@ def test_vectors_are_those_that_the_views_multiply(name: str, make: Callable[[],
         found = rows[joined(watched.keys[view_name(layer.name, view)])]
         assert found.shape[1] == matrix.shape[1]
         np.testing.assert_array_equal(found, kind.rows(layer, view)(layout))
+        assert layer.bias is not None
+        (answer,) = run(source, feed)
+        answers = np.moveaxis(answer, 1, -1).reshape(len(found), -1)
+        np.testing.assert_allclose(found @ matrix.T + layer.bias, answers, rtol=1e-4, atol=1e-4)
 
 
 @every

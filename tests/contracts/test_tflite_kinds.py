@@ -51,4 +51,5 @@ def test_a_matrix_is_read_as_outputs_by_inputs(operator: str) -> None:
     found = matrix(operator, np.zeros(shape, np.float32))
     assert found is not None
     assert found.shape == (5, 4)
-    assert matrix(operator, np.zeros((5, 3, 3, 4) if operator == "CONV_2D" else (5, 4, 3), np.float32)) is None
+    deeper = matrix(operator, np.zeros((5, 3, 3, 4) if operator == "CONV_2D" else (5, 4, 3), np.float32))
+    assert (None if deeper is None else deeper.shape) == ((5, 36) if operator == "CONV_2D" else None)

@@ -39,7 +39,7 @@ def recipe():
     )), 3, 8, 8)
 """,
 }
-LAYERS = {"encoder": 4, "cnn": 3}
+LAYERS = {"encoder": 4, "cnn": 4}
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -63,7 +63,7 @@ def test_magika_becomes_a_tflite_file(emitter: TfliteEmitter, tmp_path: Path) ->
     loaded = emitter.load_onnx(magika(), {"bytes": (1, 2048)})
     assert (loaded.inputs, loaded.outputs) == (("bytes",), ("target_label",))
     emitter.emit(tmp_path / "m.tflite")
-    assert [op.weight.shape for op in linear_ops(tmp_path / "m.tflite")] == [(64, 257), (214, 512)]
+    assert [op.weight.shape for op in linear_ops(tmp_path / "m.tflite")] == [(64, 257), (512, 1280), (214, 512)]
     text = Path(__file__).read_bytes()[:2048]
     values = np.frombuffer(text, np.uint8).astype(np.int32)[None]
     (want,) = ort.InferenceSession(str(magika()), providers=["CPUExecutionProvider"]).run(None, {"bytes": values})

@@ -13,7 +13,8 @@ from torch import nn
 from edgepack.backends.observation import joined
 from edgepack.data import Samples
 from edgepack.errors import ModelError
-from edgepack.model.layer import Layer
+from edgepack.model.kinds import kind_of
+from edgepack.model.layer import WEIGHT, Layer
 from edgepack.model.replacement import dense, low_rank, low_rank_correction
 from edgepack.natives.torch import TorchModel, TorchNative, read_torch
 from edgepack.sources.onnx import open_onnx
@@ -23,6 +24,10 @@ from edgepack.torchgraph.layers import depths
 from edgepack.torchgraph.run import input_specs
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+
+
+PLACES = {"padded.weight": 4, "same.weight": 6}
+"""Of larger kernels."""
 
 
 class Odd(nn.Module):
@@ -48,11 +53,12 @@ class Convolutions(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.plain, self.strided = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 5, 1, stride=2)
-        self.padded, self.grouped = nn.Conv2d(5, 6, 1, padding=1), nn.Conv2d(6, 6, 1, groups=2)
+        self.padded, self.grouped = nn.Conv2d(5, 6, 2, padding=(1, 0)), nn.Conv2d(6, 6, 1, groups=2)
         self.last = nn.Conv2d(6, 7, 1, bias=False)
+        self.same = nn.Conv2d(7, 5, (3, 2), padding="same", dilation=(1, 3))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.last(self.grouped(self.padded(self.strided(self.plain(x)))))
+        return self.same(self.last(self.grouped(self.padded(self.strided(self.plain(x))))))
 
 
 def opened(module: nn.Module, shape: tuple[int, ...], folder: Path) -> TorchModel:
@@ -87,14 +93,23 @@ def test_layers_have_the_names_of_their_parameters(odd: TorchModel, convolutions
     ]
     assert described(convolutions.layers) == [
         ("plain.weight", (4, 3), "Conv", True, 1),
+        ("strided.weight", (5, 4), "Conv", True, 1),
+        ("padded.weight", (6, 20), "Conv", True, 1),
         ("last.weight", (7, 6), "Conv", False, 1),
+        ("same.weight", (5, 42), "Conv", True, 1),
     ]
 
 
 def test_onnx_finds_the_same(convolutions: TorchModel, tmp_path: Path) -> None:
     assert convolutions.path is not None
     program_to_onnx(load_pt2(convolutions.path), tmp_path / "m.onnx")
-    assert described(open_onnx(tmp_path / "m.onnx").layers) == described(convolutions.layers)
+    found = open_onnx(tmp_path / "m.onnx").layers
+    assert described(found) == described(convolutions.layers)
+    x = np.random.default_rng(2).normal(size=(1, 9, 8, 7)).astype(np.float32)
+    for one, other in zip(found, convolutions.layers, strict=True):
+        image = x[..., : one.in_features // PLACES.get(one.name, 1)]
+        rows = (kind_of(layer).rows(layer, WEIGHT)(image) for layer in (one, other))
+        np.testing.assert_array_equal(*rows)
 
 
 @pytest.mark.parametrize("name", ["odd", "convolutions"])
@@ -107,7 +122,9 @@ def test_what_is_watched_is_what_flows_in(name: str, request: pytest.FixtureRequ
     watched = TorchNative().observe(model, names, threads=1)
     (run,) = watched.rows(Samples({"x": x}))
     for layer in model.layers:
-        assert run[joined(watched.keys[layer.name])].shape[1] == layer.in_features
+        key = joined(watched.keys[layer.name])
+        assert run[key].shape[1] == layer.in_features
+        assert len(run[key]) == watched.row_counts({"x": x})[key]
     if name == "odd":
         tied = model.layers[0].weight
         first = x.reshape(-1, 6)

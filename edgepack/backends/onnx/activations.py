@@ -56,11 +56,20 @@ class ObservedInput:
         parts = [self._rows(array, tap) for array, tap in zip(arrays, self.taps, strict=True)]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
+    def count(self, *arrays: Array) -> int:
+        """Vectors that the layer multiplies, of the arrays that `rows` takes."""
+        seen = ((array, tap) for array, tap in zip(arrays, self.taps, strict=True) if array.size)
+        return sum(self.way.count(_features_last(array, tap)) for array, tap in seen)
+
     def _rows(self, array: Array, tap: Tap) -> Array:
         if array.size == 0:
             return np.zeros((0, self.in_features), array.dtype)
-        axis = tap.axis if array.ndim - tap.scans >= -tap.axis else -1  # a vector has its features on its only axis
-        return self.way(np.moveaxis(array, axis, -1))
+        return self.way(_features_last(array, tap))
+
+
+def _features_last(array: Array, tap: Tap) -> Array:
+    axis = tap.axis if array.ndim - tap.scans >= -tap.axis else -1  # a vector has its features on its only axis
+    return np.moveaxis(array, axis, -1)
 
 
 def with_observed_inputs(model: ir.Model, view_names: Iterable[str]) -> tuple[ir.Model, dict[str, ObservedInput]]:

@@ -111,18 +111,23 @@ def _conv(node: ir.Node, reader: Reader) -> Use | None:
     kernel, root = reader.read(node.inputs[1]), root_of(node.inputs[1])
     if kernel is None or root is None or root_of(node.inputs[0]) is not None:
         return None
-    pointwise = kernel.ndim >= 3 and set(kernel.shape[2:]) == {1} and kernel.size > 0
-    plain = (
-        node.attributes.get_int("group", 1) == 1
-        and set(node.attributes.get_ints("strides", ())) <= {1}
-        and set(node.attributes.get_ints("pads", ())) <= {0}  # automatic padding of a 1×1 kernel is zero too
-    )
-    if not (pointwise and plain and is_float(kernel, root)):
+    if not (is_linear_conv(node, kernel) and is_float(kernel, root)):
         return None
     weight = reader.derive(kernel, ("Reshape", kernel.shape[:2], True))
     if weight is None:
         return None
     return with_own_bias(Use(node, "conv", weight, root, 0, spatial=kernel.ndim - 2), reader, rank=kernel.ndim)
+
+
+def is_linear_conv(node: ir.Node, kernel: Array) -> bool:
+    """Whether a Conv with this kernel multiplies the features at every position of its input, each once."""
+    pointwise = kernel.ndim >= 3 and set(kernel.shape[2:]) == {1} and kernel.size > 0
+    return (
+        pointwise
+        and node.attributes.get_int("group", 1) == 1
+        and set(node.attributes.get_ints("strides", ())) <= {1}
+        and set(node.attributes.get_ints("pads", ())) <= {0}  # automatic padding of a 1×1 kernel is zero too
+    )
 
 
 def _constant_matrix(node: ir.Node, reader: Reader) -> tuple[int, Array, ir.Value] | None:

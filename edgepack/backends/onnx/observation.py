@@ -41,7 +41,7 @@ class OnnxObservation:
 
     def row_counts(self, feed: Mapping[str, Array]) -> dict[str, int]:
         """{joined key: rows that one run multiplies}."""
-        return {name: len(rows) for name, rows in _rows(self._session, self._observed, feed).items()}
+        return {joined(seen.key): seen.count(*arrays) for seen, arrays in _fetched(self._session, self._observed, feed)}
 
     def rows(self, samples: Samples) -> Iterator[Mapping[str, Array]]:
         """{joined key: rows (N, features)} per run of the model."""
@@ -78,8 +78,16 @@ class OnnxWatched:
 def _rows(
     opened: ort.InferenceSession, observed: Sequence[ObservedInput], feed: Mapping[str, Array]
 ) -> dict[str, Array]:
+    return {joined(seen.key): seen.rows(*arrays) for seen, arrays in _fetched(opened, observed, feed)}
+
+
+def _fetched(
+    opened: ort.InferenceSession, observed: Sequence[ObservedInput], feed: Mapping[str, Array]
+) -> Iterator[tuple[ObservedInput, list[Array]]]:
+    """What one run gives for each observed input: an array for each of its outputs."""
     from edgepack.backends.onnx.session import run
 
     wanted = list(dict.fromkeys(name for seen in observed for name in seen.outputs))
     arrays = dict(zip(wanted, run(opened, wanted, feed), strict=True)) if wanted else {}
-    return {joined(seen.key): seen.rows(*(arrays[name] for name in seen.outputs)) for seen in observed}
+    for seen in observed:
+        yield seen, [arrays[name] for name in seen.outputs]

@@ -31,7 +31,7 @@ class Placement:
     Attributes:
         node: the Gemm, MatMul or Conv.
         kind: "rows": features on the last axis, y = x Wᵀ + b; "columns": Y = W X, features on the last axis but one;
-            "conv": 1×1 convolution, features on axis 1.
+            "conv": convolution, features on axis 1.
         x_index: which of the node's inputs is `x`.
         swapped: Gemm takes `x` with its two axes exchanged; a rewrite does that before it builds.
         add: the Add node of the bias, if it is a node of its own.

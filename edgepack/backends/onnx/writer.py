@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,10 +12,14 @@ from typing import TYPE_CHECKING
 from edgepack.backends.observation import joined
 from edgepack.backends.onnx.kinds import KINDS, LOOKUPS, refuses
 from edgepack.backends.onnx.observation import OnnxObservation
+from edgepack.backends.onnx.ort_quantizer import REST_OP_TYPES
+from edgepack.backends.onnx.other_ops import MIN_ELEMENTS
 from edgepack.backends.onnx.schemes import (
+    CONSTEXPR,
     FP32,
     INT8_DYNAMIC,
     INT8_STATIC,
+    SCHEMES,
     WEIGHTS8,
 )
 from edgepack.data import Samples, feeds
@@ -35,16 +39,17 @@ RANGE_SAMPLES = 128
 """Samples that activation ranges are taken from, for the packs and the baseline alike."""
 
 
-def _layer_nodes(model: ir.Model) -> frozenset[int]:
-    """Ids of the nodes that are layers."""
+def _layer_nodes(model: ir.Model, others: Collection[str]) -> list[ir.Node]:
+    """Those that are layers, but for the layers named in `others`."""
     from edgepack.backends.onnx.sites import find_sites
 
-    return frozenset(id(p.node) for site in find_sites(model) for p in site.placements)
+    return [p.node for site in find_sites(model) if site.layer.name not in others for p in site.placements]
 
 
 def _holds(constant: str, matrix: str) -> bool:
-    """Whether a constant holds a matrix of this name: as it is, or the codes of its integer grid."""
-    return re.fullmatch(rf"{re.escape(matrix)}(\.int\d+)?(_\d+)?", constant) is not None
+    """Whether a constant holds a matrix of this name: as it is, or the codes of its integer grid, by whichever
+    quantizer."""
+    return re.fullmatch(rf"{re.escape(matrix)}(\.int\d+|_quantized)?(_\d+)?", constant) is not None
 
 
 class OnnxWriter:
@@ -136,13 +141,14 @@ class OnnxWriter:
         return self.rest(INT8_DYNAMIC if self._supports(INT8_DYNAMIC) else FP32)[0]
 
     def takes(self, factors: Mapping[str, Replacement]) -> dict[str, Replacement]:
-        """All of them but layers in code whose operators the model's opset lacks."""
+        """All of them but layers in code of a kind that cannot be, or whose operators the model's opset lacks."""
         from edgepack.backends.onnx.constexpr import least_opset
 
         return {
             name: part
             for name, part in factors.items()
-            if not part.structure.is_constexpr or self._opset >= least_opset(part)
+            if not part.structure.is_constexpr
+            or (self._opset >= least_opset(part) and refuses(self._layers[name], CONSTEXPR) is None)
         }
 
     def write_dense(self, out: Path) -> None:
@@ -159,7 +165,7 @@ class OnnxWriter:
         from edgepack.backends.onnx import ort_quantizer
         from edgepack.backends.onnx.file import to_proto
 
-        if scheme not in ort_quantizer.REST_OP_TYPES:
+        if scheme not in REST_OP_TYPES:
             self._write_layers(self.model, self.rest(scheme)[0], out)
             return "edgepack"
         try:
@@ -187,6 +193,8 @@ class OnnxWriter:
         pairs = {name: part for name, part in factors.items() if part.structure.ranks}
         dense = {name: part for name, part in factors.items() if not part.structure.ranks}
         model, names = self.model, {}
+        others = self._others(scheme, schemes or {})
+        matrices = set(others)
         if pairs:
             model = with_factors(self.model, pairs)
             names = names_after(self.model, model, pairs)
@@ -196,14 +204,30 @@ class OnnxWriter:
             )
             matrix_schemes = {matrix: each for pair in single for matrix, each in pair if each != scheme.layers}
             dense = {names[name][0]: part for name, part in dense.items()}
+            matrices = {matrix for name in others for matrix in names[name]}
         else:
             matrix_schemes = dict(schemes or {})
-        constants = self._write_layers(model, scheme, out, matrix_schemes, dense)
+        constants = self._write_layers(model, scheme, out, matrix_schemes, dense, matrices)
         own = {
             name: tuple(each for each in constants if any(_holds(each, matrix) for matrix in names[name]))
             for name in pairs
         }
-        return Written({}, own)
+        return Written(others, own)
+
+    def _others(self, file: FileScheme, schemes: Mapping[str, Scheme]) -> dict[str, Scheme]:
+        """By name, layers that are written like the weights outside of layers, and the scheme that they get so.
+
+        They are those whose kind does not have the scheme of their own or of the file; and, where the runtime's
+        quantizer gives a whole file integer kernels, those whose kind has 8 bits and no such kernel by itself.
+        """
+        found = {}
+        for name, layer in self._layers.items():
+            own, kinds = schemes.get(name, file.layers), KINDS[layer.kind].schemes
+            kernels = file.others in REST_OP_TYPES and file.others not in kinds and self.has_rest
+            if own not in (*kinds, CONSTEXPR) or (kernels and own == WEIGHTS8):
+                decoded = file.others == WEIGHTS8 and layer.weight.size >= MIN_ELEMENTS
+                found[name] = file.others if kernels or decoded else FP32
+        return found
 
     def _matrix_schemes(
         self, layer: str, names: Sequence[str], part: Replacement | None, scheme: Scheme
@@ -253,25 +277,39 @@ class OnnxWriter:
         out: Path,
         schemes: Mapping[str, Scheme] | None = None,
         weights: Mapping[str, Replacement] | None = None,
+        others: Collection[str] | None = None,
     ) -> list[str]:
-        """Linear layers by edgepack, all others by the runtime's quantizer; returns names of all constants."""
+        """Layers by edgepack, all others by the runtime's quantizer; returns names of all constants.
+
+        Args:
+            schemes: of single layers of `model`, by name.
+            weights: what is written instead of a layer's own weight, by name.
+            others: layers that are written like weights outside of layers; None for those of `_others`.
+        """
         from edgepack.backends.onnx.emit import to_schemes
         from edgepack.backends.onnx.file import save
+        from edgepack.backends.onnx.rewrite import with_factors
+        from edgepack.backends.onnx.sites import find_sites
         from edgepack.backends.onnx.tidy import tidy
         from edgepack.backends.onnx.values import constant_names
 
-        seen = self._ranges(model, scheme.layers, schemes or {})
-        complete = self._with_rest(model, scheme, out)
-        made = to_schemes(complete, scheme.layers, ranges=seen, largest=self.largest, schemes=schemes, weights=weights)
+        others = self._others(scheme, schemes or {}) if others is None else others
+        left = {name: own for name, own in (schemes or {}).items() if name not in others}
+        parts = {name: part for name, part in (weights or {}).items() if name not in others}
+        rounded = {name: part for name, part in (weights or {}).items() if name in others}
+        seen = self._ranges(model, scheme.layers, left, others)
+        complete = self._with_rest(with_factors(model, rounded) if rounded else model, scheme, out, others)
+        left |= {site.layer.name: FP32 for site in find_sites(complete) if site.layer.name in others}
+        made = to_schemes(complete, scheme.layers, ranges=seen, largest=self.largest, schemes=left, weights=parts)
         tidy(made)
         save(made, out)
         return constant_names(made)
 
-    def _with_rest(self, model: ir.Model, scheme: FileScheme, scratch: Path) -> ir.Model:
-        """The model with the weights of its other operators in int8, where it has any and the scheme says so."""
+    def _with_rest(self, model: ir.Model, scheme: FileScheme, scratch: Path, others: Collection[str]) -> ir.Model:
+        """The model with the weights of its other operators in int8, where it has any and the scheme says so; those of
+        layers named in `others` as well."""
         from edgepack.backends.onnx import ort_quantizer, other_ops
         from edgepack.backends.onnx.file import read, to_proto
-        from edgepack.backends.onnx.sites import find_sites
 
         if not self.has_rest:
             return model
@@ -279,17 +317,17 @@ class OnnxWriter:
             copy = model.clone()
             for kind in LOOKUPS.values() if scheme.single else ():
                 kind.store(copy, dict(scheme.single))
-            other_ops.to_int8_weights(copy, _layer_nodes(copy))
+            other_ops.to_int8_weights(copy, frozenset(map(id, _layer_nodes(copy, others))))
             return copy
-        if scheme.others not in ort_quantizer.REST_OP_TYPES:
+        if scheme.others not in REST_OP_TYPES:
             return model
-        named = [p.node.name for site in find_sites(model) for p in site.placements if p.node.name]
+        named = [node.name for node in _layer_nodes(model, others) if node.name]
         ort_quantizer.quantize(
             to_proto(model),
             scratch,
             scheme.others,
             self._feeds,
-            op_types=ort_quantizer.REST_OP_TYPES[scheme.others],
+            op_types=REST_OP_TYPES[scheme.others],
             exclude=named,
             largest=self.largest,
         )
@@ -297,11 +335,12 @@ class OnnxWriter:
 
     @cached_property
     def has_rest(self) -> bool:
-        """Whether weights stand outside of the linear layers."""
+        """Whether weights stand outside of layers, or of layers of kinds that do not have every scheme of a file."""
         from edgepack.backends.onnx.other_ops import has_rest
 
         copy = self.model.clone()
-        return has_rest(copy, _layer_nodes(copy))
+        some = [name for name, layer in self._layers.items() if not set(SCHEMES) <= set(KINDS[layer.kind].schemes)]
+        return has_rest(copy, frozenset(map(id, _layer_nodes(copy, some))))
 
     @cached_property
     def _lookups(self) -> tuple[tuple[Layer, Scheme], ...]:
@@ -319,14 +358,15 @@ class OnnxWriter:
         return tuple((layer.name, scheme) for layer, scheme in self._lookups if scheme.bits == bits)
 
     def _ranges(
-        self, model: ir.Model, scheme: Scheme, schemes: Mapping[str, Scheme]
+        self, model: ir.Model, scheme: Scheme, schemes: Mapping[str, Scheme], others: Collection[str]
     ) -> dict[str, tuple[float, float]] | None:
-        """Ranges of the inputs of all static layers; None where there are none, or no data to find them on."""
+        """Ranges of the inputs of all static layers that are not in `others`; None where there are none, or no data to
+        find them on."""
         from edgepack.backends.onnx.sites import find_sites
 
         if self._samples is None or not any(own.is_static for own in (scheme, *schemes.values())):
             return None
-        layers = [site.layer for site in find_sites(model)]
+        layers = [site.layer for site in find_sites(model) if site.layer.name not in others]
         static = [layer for layer in layers if schemes.get(layer.name, scheme).is_static]
         # The vectors of any view hold all elements of the layer's input.
         names = {view_name(layer.name, next(iter(kind_of(layer).views(layer)))): layer.name for layer in static}

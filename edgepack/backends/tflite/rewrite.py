@@ -18,6 +18,7 @@ from edgepack.backends.tflite.file import drop_unused, packed, text
 from edgepack.backends.tflite.kinds import KINDS
 from edgepack.backends.tflite.matching import Fold, Found, Wanted, fold, match, shifts_by_size
 from edgepack.backends.tflite.read import linear_ops
+from edgepack.backends.tflite.schemes import FP32
 from edgepack.errors import ModelError
 from edgepack.model.layer import Layer
 from edgepack.model.replacement import Replacement
@@ -30,6 +31,8 @@ def refuses(fold: Fold, layer: Layer, part: Replacement) -> str | None:
         return f"{fold.op.op} has no bias and takes no other weight"
     if part.structure.is_constexpr and fold.op.stride != 1:
         return "a convolution with strides is not written in code"
+    if (reason := KINDS[layer.kind].refuses(layer, part.structure, FP32)) is not None:
+        return reason
     if not fold.takes(layer, part):
         return "what the converter folded into the operator is not known well enough to keep it"
     return None
@@ -118,7 +121,8 @@ class Editor:
     def _reweigh(self, fold: Fold, layer: Layer, part: Replacement, operator: Any) -> tuple[str]:
         number, name = fold.op.subgraph, fold.op.output
         old = self._model.subgraphs[number].tensors[operator.inputs[1]]
-        weight = (part.weight * fold.rows[:, None] * fold.columns).astype(np.float32).reshape(old.shape)
+        matrix = KINDS[layer.kind].laid_out(layer, part.weight)
+        weight = (matrix * fold.rows[:, None] * fold.columns).astype(np.float32).reshape(old.shape)
         bias = self.bias(number, old, fold.bias(layer, part), layer.out_features, f"{name}/bias")
         operator.inputs = [operator.inputs[0], self.constant(number, old, weight, f"{name}/weight"), bias]
         return (name,)

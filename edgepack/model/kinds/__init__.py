@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from edgepack.model.kinds import embedding, linear
+from edgepack.model.kinds import conv, embedding, linear
 from edgepack.model.kinds.kind import LayerKind
 from edgepack.model.layer import WEIGHT, Layer, View
 
-KINDS: Mapping[str, LayerKind] = {linear.NAME: linear.Linear(), embedding.NAME: embedding.Embedding()}
+KINDS: Mapping[str, LayerKind] = {
+    linear.NAME: linear.Linear(),
+    conv.NAME: conv.Conv(),
+    embedding.NAME: embedding.Embedding(),
+}
 """By the name that a `Layer` carries."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Protocol
 
 from edgepack.model.layer import Array, Layer
@@ -25,7 +26,13 @@ class Rows(Protocol):
     """How vectors are taken from a layer's input: a value, of which equal ones take the same vectors."""
 
     def __call__(self, activations: Array) -> Array:
-        """(N, in), of an input with its features on the last axis, whatever the layout of the file is."""
+        """(N, in), of an input with its features on the last axis, whatever the layout of the file is.
+
+        Where there are more than statistics need, some of them.
+        """
+
+    def count(self, activations: Array) -> int:
+        """How many vectors the layer multiplies for such an input."""
 
     def __hash__(self) -> int:
         """It tells vectors of one input apart."""
@@ -38,6 +45,10 @@ class EveryPosition:
     def __call__(self, activations: Array) -> Array:
         """See `Rows`."""
         return activations.reshape(-1, activations.shape[-1])
+
+    def count(self, activations: Array) -> int:
+        """See `Rows`."""
+        return prod(activations.shape[:-1])
 
 
 EVERY_POSITION = EveryPosition()

@@ -150,13 +150,40 @@ def test_pointwise_convolutions(spatial, own, add, opset):
 
 
 @pytest.mark.parametrize(
-    "options",
-    [{"strides": [2, 2]}, {"pads": [1, 1, 1, 1]}, {"group": 2, "kernel": (6, 2, 1, 1)}, {"kernel": (6, 4, 3, 1)}],
+    "options", [{"strides": [2, 2]}, {"pads": [1, 1, 1, 1]}, {"kernel": (6, 4, 3, 1)}, {"auto_pad": "SAME_LOWER"}]
 )
-def test_other_convolutions_are_no_layers(options):
-    kernel = options.pop("kernel", (6, 4, 1, 1))
+def test_other_convolutions_are_layers_of_their_own_kind(options):
+    kernel = options.pop("kernel", (6, 4, 2, 2) if "auto_pad" in options else (6, 4, 1, 1))
     node = helper.make_node("Conv", ["x", "K"], ["y"], **options)
-    assert names(model([node], [info("x", (1, 4, 5, 5))], [info("y", None)], {"K": normal(*kernel)})) == []
+    source = model([node], [info("x", (1, 4, 5, 5))], [info("y", None)], {"K": normal(*kernel)})
+    (site,) = find_sites(source)
+    assert (site.layer.kind, site.layer.weight.shape) == ("conv", (6, 4 * kernel[2] * kernel[3]))
+    assert_factored_same(source, {"x": normal(1, 4, 5, 5)})
+
+
+@pytest.mark.parametrize(
+    ("kernel", "group"), [((6, 2, 1, 1), 2), ((6, 2, 3, 3), 2), ((4, 1, 3, 3), 4), ((6, 4, 2, 2, 2), 1)]
+)
+def test_grouped_and_deeper_convolutions_are_no_layers(kernel, group):
+    node = helper.make_node("Conv", ["x", "K"], ["y"], group=group)
+    x = info("x", (1, 4, *(5,) * (len(kernel) - 2)))
+    assert names(model([node], [x], [info("y", None)], {"K": normal(*kernel)})) == []
+
+
+def test_a_kernel_that_is_used_in_two_ways_is_two_layers():
+    nodes = [
+        helper.make_node("Conv", ["x", "K"], ["a"], name="plain", pads=[1, 1, 1, 1]),
+        helper.make_node("Conv", ["a", "K"], ["b"], name="again", pads=[1, 1, 1, 1]),
+        helper.make_node("Conv", ["b", "K"], ["c"], name="strided", strides=[2, 2]),
+        helper.make_node("Add", ["c", "bias"], ["y"]),
+    ]
+    weights = {"K": normal(4, 4, 3, 3), "bias": normal(4, 1, 1, seed=1)}
+    source = model(nodes, [info("x", (1, 4, 7, 7))], [info("y", None)], weights)
+    first, second = find_sites(source)
+    assert [(site.layer.name, site.layer.uses) for site in (first, second)] == [("plain", 2), ("strided", 1)]
+    assert first.layer.bias is None
+    np.testing.assert_array_equal(second.layer.bias, weights["bias"].ravel())
+    assert_factored_same(source, {"x": normal(1, 4, 7, 7)})
 
 
 def test_automatic_padding_of_a_pointwise_kernel_is_none():

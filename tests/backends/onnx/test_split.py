@@ -294,7 +294,7 @@ def test_magika(tmp_path: Path) -> None:
     layers = layers_of(load(path))
     segments = split_onnx(path, layers, tmp_path)
     assert [s.name for s in segments if s.layer] == [layer.name for layer in layers]
-    assert len(segments) == 5
+    assert len(segments) == 7
     assert_whole(path, segments, {"bytes": np.arange(2048, dtype=np.int32)[None] % 257})
     assert_same_kernels(path, segments)
 

@@ -224,7 +224,8 @@ def test_the_rest_goes_by_the_files_scheme(scheme: FileScheme, own: Scheme, tmp_
     made, path = files(with_conv(), x), tmp_path / "m.onnx"
     made.write({}, scheme, path, {"fc": own})
     weights = {v.name: v.dtype for v in ir.load(path).graph.initializers.values() if v.shape == (24, 8, 3, 3)}
-    wanted = ir.DataType.FLOAT if scheme.others in (FP32, NBITS8) else ir.DataType.INT8
+    floats = scheme.layers == FP32 or scheme.others in (FP32, NBITS8)
+    wanted = ir.DataType.FLOAT if floats else ir.DataType.INT8
     assert list(weights.values()) == [wanted]
     bits = {NBITS4: 4, FP32: 32}.get(own, 8)
     assert bits_by_sides(made, path)[10, 24] == bits

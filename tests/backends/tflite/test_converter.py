@@ -11,7 +11,7 @@ from torch import nn
 
 from edgepack.backends.onnx.schemes import NBITS8
 from edgepack.backends.tflite.converter import TfliteEmitter
-from edgepack.backends.tflite.read import linear_ops, weight_bytes
+from edgepack.backends.tflite.read import weight_bytes
 from edgepack.backends.tflite.runtime import interpreter, load, session, signature
 from edgepack.backends.tflite.schemes import FP32, INT8_DYNAMIC, INT8_STATIC
 from edgepack.errors import ModelError
@@ -21,7 +21,7 @@ from edgepack.model.scheme import Scheme
 from edgepack.model.types import Array
 from edgepack.sources.torch import export_program, save_program
 from edgepack.torchgraph import find_linears, flat_module
-from tests.backends.tflite.tflite_cases import MODELS, Case, error, prepare
+from tests.backends.tflite.tflite_cases import MODELS, Case, error, known_ops, prepare
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 
@@ -53,7 +53,7 @@ def test_every_scheme_of_dense_and_factored_agrees_with_torch(
 
 def check_weights(path: Path, case: Case, kind: str, scheme: Scheme) -> None:
     """Two thin matmuls per factored use and nothing dense; integers on the symmetric per-channel grid; bias intact."""
-    found = linear_ops(path)
+    found = known_ops(path)
     shapes = sorted(op.weight.shape for op in found)
     expected: list[tuple[int, ...]] = []
     for layer in case.layers:
@@ -104,7 +104,7 @@ def test_integers_chosen_before_survive_the_quantizer(emitter: TfliteEmitter, tm
     emitter.load_program(tmp_path / "m.pt2")
     emitter.emit(tmp_path / "m.tflite", [layer], {"layer": low_rank(a, b, site.bias)})
     emitter.quantize(tmp_path / "m.tflite", tmp_path / "q.tflite", INT8_DYNAMIC)
-    first, second = linear_ops(tmp_path / "q.tflite")
+    first, second = known_ops(tmp_path / "q.tflite")
     np.testing.assert_array_equal(first.weight, codes[1])
     np.testing.assert_array_equal(second.weight, codes[0])
     np.testing.assert_allclose(second.values, a, rtol=1e-6)

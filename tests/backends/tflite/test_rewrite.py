@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from edgepack.backends.tflite.converter import TfliteEmitter
-from edgepack.backends.tflite.read import linear_ops, operators, weight_bytes
+from edgepack.backends.tflite.read import operators, weight_bytes
 from edgepack.backends.tflite.rewrite import Places, find_places
 from edgepack.backends.tflite.runtime import load, signature
 from edgepack.model.replacement import dense
 from edgepack.model.types import Array
 from edgepack.torchgraph import flat_module, load_program
-from tests.backends.tflite.tflite_cases import Case, error, prepare
+from tests.backends.tflite.tflite_cases import Case, error, known_ops, prepare
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 
@@ -39,13 +39,13 @@ def test_split_file_equals_a_converted_one(emitter: TfliteEmitter, tmp_path: Pat
     assert error(load(tmp_path / "thin.tflite", threads=1).run(case.inputs), case.thin) < 1e-5
     assert signature(tmp_path / "thin.tflite") == signature(tmp_path / "dense.tflite")
     assert weight_bytes(tmp_path / "thin.tflite") == weight_bytes(tmp_path / "converted.tflite")
-    shapes = [sorted(op.weight.shape for op in linear_ops(tmp_path / f"{k}.tflite")) for k in ("thin", "converted")]
+    shapes = [sorted(op.weight.shape for op in known_ops(tmp_path / f"{k}.tflite")) for k in ("thin", "converted")]
     assert shapes[0] == shapes[1]
     pairs = [op for names in operators_of.values() for op in names]
-    assert sorted(pairs) == sorted(op.output for op in linear_ops(tmp_path / "thin.tflite"))
+    assert sorted(pairs) == sorted(op.output for op in known_ops(tmp_path / "thin.tflite"))
     assert [len(operators_of[layer.name]) for layer in case.layers] == [2 * layer.uses for layer in case.layers]
     found = find_places(tmp_path / "converted.tflite", case.layers, [], case.factors).operators
-    written = {op.output: op.weight.shape for op in linear_ops(tmp_path / "converted.tflite")}
+    written = {op.output: op.weight.shape for op in known_ops(tmp_path / "converted.tflite")}
     for layer in case.layers:
         pair = case.factors[layer.name]
         assert [written[name] for name in found[layer.name]] == [pair.B.shape] * layer.uses + [
@@ -64,7 +64,7 @@ def test_another_weight_stands_in_the_place_of_a_dense_one(emitter: TfliteEmitte
     assert given, "one at least has nothing folded into it"
     operators_of = places.replace(tmp_path / "other.tflite", given)
     assert operators_of == places.operators
-    plain, other = ({op.output: op for op in linear_ops(tmp_path / f"{k}.tflite")} for k in ("dense", "other"))
+    plain, other = ({op.output: op for op in known_ops(tmp_path / f"{k}.tflite")} for k in ("dense", "other"))
     assert plain.keys() == other.keys()
     for layer in case.layers:
         for output in places.operators[layer.name]:

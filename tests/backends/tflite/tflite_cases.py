@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from edgepack.backends.tflite.read import TfliteLinear, linear_ops
 from edgepack.model.kinds.linear import linear_layer
 from edgepack.model.layer import Layer
 from edgepack.model.replacement import Replacement, low_rank
@@ -72,6 +73,15 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[tuple[int, ...], ...]]] =
 }
 
 
+STEM = (16, 27)
+"""The 3×3 convolution of `Cnn` as a matrix: no layer of its case."""
+
+
+def known_ops(path: Path) -> list[TfliteLinear]:
+    """The operators of a file that are layers of a case, or of what took their place."""
+    return [op for op in linear_ops(path) if op.weight.shape != STEM]
+
+
 @dataclass(frozen=True)
 class Case:
     program: Path
@@ -100,7 +110,7 @@ def prepare(name: str, folder: Path) -> Case:
     save_program(program, folder / f"{name}.pt2")
     module = flat_module(program)
     found: dict[str, Layer] = {}
-    for site in find_linears(module):
+    for site in (site for site in find_linears(module) if set(site.kernel) <= {1}):  # linear layers alone
         key = f"{site.name}:{site.weight.tobytes()[:16].hex()}"
         uses = found[key].uses + 1 if key in found else 1
         found[key] = linear_layer(key, site.weight, site.bias, "Gemm", uses)

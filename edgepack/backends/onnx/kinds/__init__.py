@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
+from edgepack.backends.onnx.kinds.conv import OnnxConv
 from edgepack.backends.onnx.kinds.embedding import OnnxEmbedding
 from edgepack.backends.onnx.kinds.kind import LookupKind, OnnxKind
 from edgepack.backends.onnx.kinds.linear import OnnxLinear
-from edgepack.model.kinds import embedding, linear
+from edgepack.model.kinds import conv, embedding, linear
 from edgepack.model.layer import Layer
 from edgepack.model.scheme import Scheme
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-KINDS: Mapping[str, OnnxKind] = {linear.NAME: OnnxLinear()}
+KINDS: Mapping[str, OnnxKind] = {linear.NAME: OnnxLinear(), conv.NAME: OnnxConv()}
 """Of layers that multiply vectors, by the name that a `Layer` carries."""
 
 LOOKUPS: Mapping[str, LookupKind] = {embedding.NAME: OnnxEmbedding()}

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from edgepack.backends.tflite.kinds.conv import TfliteConvKind
 from edgepack.backends.tflite.kinds.kind import TfliteKind
 from edgepack.backends.tflite.kinds.linear import TfliteLinearKind
-from edgepack.model.kinds import linear
+from edgepack.model.kinds import conv, linear
 from edgepack.model.layer import Layer
 from edgepack.model.scheme import Scheme
 from edgepack.model.structure import Structure
 from edgepack.model.types import Array
 
-KINDS: Mapping[str, TfliteKind] = {linear.NAME: TfliteLinearKind()}
+KINDS: Mapping[str, TfliteKind] = {linear.NAME: TfliteLinearKind(), conv.NAME: TfliteConvKind()}
 """By the name that a `Layer` carries."""
 
 OPERATORS: Mapping[str, tuple[int, int, int | None]] = {

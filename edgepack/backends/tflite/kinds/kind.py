@@ -29,6 +29,9 @@ class TfliteKind(Protocol):
     def matrix(self, operator: str, weight: Array) -> Array | None:
         """A constant that an operator multiplies by, as (out, in); None for what is no layer of this kind."""
 
+    def laid_out(self, layer: Layer, matrix: Array) -> Array:
+        """A matrix (n, in) on the layer's input, its columns in the order of what `matrix` reads."""
+
     def refuses(self, layer: Layer, structure: Structure, scheme: Scheme) -> str | None:
         """Why a layer cannot be written in a structure and a scheme; None if it can."""
 

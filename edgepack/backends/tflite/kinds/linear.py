@@ -39,6 +39,10 @@ class TfliteLinearKind:
             weight = weight.reshape(weight.shape[0], weight.shape[3])
         return weight if weight.ndim == 2 else None
 
+    def laid_out(self, layer: Layer, matrix: Array) -> Array:
+        """As it is."""
+        return matrix
+
     def refuses(self, layer: Layer, structure: Structure, scheme: Scheme) -> str | None:
         """See `TfliteKind`."""
         if scheme != INT4_DYNAMIC:
@@ -56,22 +60,34 @@ class TfliteLinearKind:
 
     def split(self, editor: Editor, fold: Fold, layer: Layer, part: Replacement) -> tuple[str, ...]:
         """Two operators, the second with all that the dense one had behind its product."""
-        second = editor.operator(fold)
-        first = copy.deepcopy(second)
-        dense = editor.tensor(fold, second.inputs[1])
-        kernel = (1, 1) if len(dense.shape) == 4 else ()
-        b = (part.B * fold.columns).astype(np.float32).reshape(part.rank, *kernel, layer.in_features)
-        a = (part.A * fold.rows[:, None]).astype(np.float32).reshape(layer.out_features, *kernel, part.rank)
-        name, number = fold.op.output, fold.op.subgraph
-        thin = editor.latent(fold, part.rank)
-        weight = editor.constant(number, dense, b, f"{name}/B")
-        first.inputs = [second.inputs[0], weight, editor.bias(number, dense, None, part.rank, f"{name}/zeros")]
-        first.outputs = [thin]
-        bias = editor.bias(number, dense, fold.bias(layer, part), layer.out_features, f"{name}/bias")
-        second.inputs = [thin, editor.constant(number, dense, a, f"{name}/A"), bias]
-        _without_activation(first)
-        _with_unit_stride(second)
-        return editor.insert(fold, first), name
+        return in_two(editor, fold, layer, part, part.B)
+
+
+def in_two(editor: Editor, fold: Fold, layer: Layer, part: Replacement, first_matrix: Array) -> tuple[str, ...]:
+    """Two operators in the place of one: the first takes its input as it did, the second has all that was behind it.
+
+    Args:
+        first_matrix: B (r, in) in the order of the operator's weight.
+
+    Returns:
+        The names of the tensors that they write.
+    """
+    second = editor.operator(fold)
+    first = copy.deepcopy(second)
+    dense = editor.tensor(fold, second.inputs[1])
+    sizes, point = tuple(dense.shape[1:-1]), (1,) * (len(dense.shape) - 2)
+    b = (first_matrix * fold.columns).astype(np.float32).reshape(part.rank, *sizes, -1)
+    a = (part.A * fold.rows[:, None]).astype(np.float32).reshape(layer.out_features, *point, part.rank)
+    name, number = fold.op.output, fold.op.subgraph
+    thin = editor.latent(fold, part.rank)
+    weight = editor.constant(number, dense, b, f"{name}/B")
+    first.inputs = [second.inputs[0], weight, editor.bias(number, dense, None, part.rank, f"{name}/zeros")]
+    first.outputs = [thin]
+    bias = editor.bias(number, dense, fold.bias(layer, part), layer.out_features, f"{name}/bias")
+    second.inputs = [thin, editor.constant(number, dense, a, f"{name}/A"), bias]
+    _without_activation(first)
+    _at_every_position(second)
+    return editor.insert(fold, first), name
 
 
 def takes_int4(operator: str, columns: int) -> bool:
@@ -89,7 +105,9 @@ def _without_activation(operator: Any) -> None:
     operator.debugMetadataIndex = -1
 
 
-def _with_unit_stride(operator: Any) -> None:
-    """The first convolution of the two has taken the strides."""
-    if hasattr(operator.builtinOptions, "strideH"):
-        operator.builtinOptions.strideH = operator.builtinOptions.strideW = 1
+def _at_every_position(operator: Any) -> None:
+    """The first convolution of the two has taken the strides and the steps between places."""
+    options = operator.builtinOptions
+    for name in ("strideH", "strideW", "dilationHFactor", "dilationWFactor"):
+        if hasattr(options, name):
+            setattr(options, name, 1)

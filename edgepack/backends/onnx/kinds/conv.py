@@ -1,0 +1,172 @@
+"""Convolutions in ONNX: Conv of one group and a constant kernel, along one axis or two, but for those that are linear.
+
+Its weights are float32, or integers that are decoded at load. Integer kernels of a whole file come from the runtime's
+own quantizer (`edgepack.backends.onnx.ort_quantizer`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import prod
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from edgepack.backends.onnx.constants import root_of
+from edgepack.backends.onnx.kinds.kind import Storing
+from edgepack.backends.onnx.matching import Use, is_float, is_linear_conv, with_own_bias
+from edgepack.backends.onnx.schemes import FP32, WEIGHTS4, WEIGHTS8
+from edgepack.errors import ModelError
+from edgepack.model.kinds.conv import ConvGeometry, conv_layer, geometry_of
+from edgepack.model.layer import Layer
+from edgepack.model.replacement import Replacement
+from edgepack.model.scheme import Scheme
+from edgepack.model.types import Array
+from edgepack.quantize.grids import quantize_matrix
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from edgepack.backends.onnx.constants import Reader
+    from edgepack.backends.onnx.rewrite import Build, Builder
+    from edgepack.backends.onnx.sites import Placement, Site
+
+RANKS = (3, 4)
+"""Of kernels along one axis and two."""
+
+
+class OnnxConv:
+    """See `OnnxKind`."""
+
+    schemes: tuple[Scheme, ...] = (FP32, WEIGHTS8, WEIGHTS4)
+    operators: Mapping[str, tuple[int, ...]] = {"Conv": (1,)}
+    factors: Mapping[str, tuple[int, ...]] = {
+        **operators,
+        "ConvInteger": (1,),
+        "QLinearConv": (3,),
+        "FusedConv": (1,),
+    }
+
+    def match(self, node: ir.Node, reader: Reader) -> Use | None:
+        """See `OnnxKind`."""
+        if node.domain != "" or node.op_type != "Conv" or any(one.is_ref() for one in node.attributes.values()):
+            return None
+        if len(node.inputs) < 2 or node.inputs[0] is None or node.inputs[1] is None:
+            return None
+        kernel, root = reader.read(node.inputs[1]), root_of(node.inputs[1])
+        if kernel is None or root is None or root_of(node.inputs[0]) is not None:
+            return None
+        if kernel.ndim not in RANKS or kernel.size == 0 or node.attributes.get_int("group", 1) != 1:
+            return None
+        if is_linear_conv(node, kernel) or not is_float(kernel, root):
+            return None
+        weight = reader.derive(kernel, ("Reshape", (len(kernel), prod(kernel.shape[1:])), True))
+        if weight is None:
+            return None
+        geometry = _geometry(node, kernel.shape[2:])
+        use = Use(node, "conv", weight, root, 0, spatial=kernel.ndim - 2, alike=(geometry,))
+        return with_own_bias(use, reader, rank=kernel.ndim)
+
+    def layer(self, name: str, use: Use, bias: Array | None, uses: int) -> Layer:
+        """See `OnnxKind`."""
+        geometry = cast("ConvGeometry", use.alike[0])
+        return conv_layer(name, np.asarray(use.weight, np.float32), bias, geometry, uses)
+
+    def sides(self, node: ir.Node, shape: tuple[int, ...]) -> tuple[int, int] | None:
+        """Of a kernel as one matrix: outputs, and channels by places."""
+        if len(shape) not in RANKS or node.attributes.get_int("group", 1) != 1:
+            return None
+        return shape[0], prod(shape[1:])
+
+    def refuses(self, layer: Layer, scheme: Scheme) -> str | None:
+        """None: every scheme takes every kernel."""
+        return None
+
+    def replace(self, site: Site, part: Replacement) -> Build:
+        """A convolution of the same kernel to r channels, and a 1×1 one with the bias; or one with another weight.
+
+        Of code that is the weight that it comes to: no file has it, but references of other weights are made so.
+
+        Raises:
+            ModelError: it is neither, or does not fit the layer.
+        """
+        layer, structure = site.layer, part.structure
+        whole = structure.is_dense or structure.is_constexpr
+        if whole:
+            _check(layer, part, {"weight": part.weight}, {"weight": layer.weight.shape})
+        elif structure.is_low_rank:
+            outputs, inputs = layer.weight.shape
+            _check(layer, part, part.tensors, {"A": (outputs, part.rank), "B": (part.rank, inputs)})
+        else:
+            raise ModelError(f"{layer.name}: a convolution cannot be {structure} in an ONNX file")
+        bias = layer.bias if part.bias is None else part.bias
+
+        def build(builder: Builder, x: ir.Value, placement: Placement) -> ir.Value:
+            if whole:
+                weight = site.put(builder, _kernel_of(part.weight, layer), "weight")
+                return _conv(builder, x, weight, site, bias, _attributes(layer))
+            latent = _conv(
+                builder, x, site.put(builder, _kernel_of(part.B, layer), "B"), site, None, _attributes(layer)
+            )
+            second = part.A.reshape(*part.A.shape, *(1,) * placement.spatial)
+            return _conv(builder, latent, site.put(builder, second, "A"), site, bias, {})
+
+        return build
+
+    def stored(self, site: Site, scheme: Scheme, storing: Storing) -> Build | None:
+        """See `OnnxKind`."""
+        if scheme.is_float or scheme not in self.schemes:
+            return None
+        layer = site.layer
+        codes, scales = quantize_matrix(layer.weight, largest=scheme.largest_code(storing.largest))
+
+        def build(builder: Builder, x: ir.Value, placement: Placement) -> ir.Value:
+            kernel = np.ascontiguousarray(_kernel_of(codes, layer))
+            steps = scales.reshape(-1, *(1,) * (kernel.ndim - 1)) if scales.ndim else scales
+            weight = builder.decoded(kernel, steps, layer.name, site.dtype, scheme.bits)
+            return _conv(builder, x, weight, site, layer.bias, _attributes(layer))
+
+        return build
+
+
+def _geometry(node: ir.Node, kernel: tuple[int, ...]) -> ConvGeometry:
+    axes, attributes = len(kernel), node.attributes
+    return ConvGeometry(
+        "Conv",
+        kernel,
+        tuple(attributes.get_ints("strides", (1,) * axes)),
+        tuple(attributes.get_ints("dilations", (1,) * axes)),
+        tuple(attributes.get_ints("pads", (0,) * 2 * axes)),
+        attributes.get_string("auto_pad", "NOTSET"),
+    )
+
+
+def _attributes(layer: Layer) -> dict[str, Any]:
+    """Of an operator that goes over its input as the layer does."""
+    geometry = geometry_of(layer)
+    found: dict[str, Any] = {"strides": list(geometry.strides), "dilations": list(geometry.dilations)}
+    if geometry.auto_pad == "NOTSET":
+        return {**found, "pads": list(geometry.pads)}
+    return {**found, "auto_pad": geometry.auto_pad}
+
+
+def _kernel_of(matrix: Array, layer: Layer) -> Array:
+    """A matrix (out, in · places) as a kernel (out, in, *sizes)."""
+    return matrix.reshape(len(matrix), -1, *geometry_of(layer).kernel)
+
+
+def _conv(
+    builder: Builder, x: ir.Value, weight: ir.Value, site: Site, bias: Array | None, attributes: Mapping[str, Any]
+) -> ir.Value:
+    inputs = [x, weight] if bias is None else [x, weight, site.put(builder, bias, "bias")]
+    return builder.op("Conv", inputs, attributes)
+
+
+def _check(
+    layer: Layer, part: Replacement, tensors: Mapping[str, Array], shapes: Mapping[str, tuple[int, ...]]
+) -> None:
+    found = {role: tensor.shape for role, tensor in tensors.items()}
+    if found != shapes:
+        raise ModelError(f"{layer.name}: found {found}, expected {dict(shapes)}")
+    if part.bias is not None and part.bias.shape != (layer.out_features,):
+        raise ModelError(f"{layer.name}: found a bias {part.bias.shape}, expected {(layer.out_features,)}")

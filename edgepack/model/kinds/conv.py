@@ -1,0 +1,168 @@
+"""Convolutions whose kernels have more than one place, or that skip or pad what they take: y = W x + b for every patch
+x of the input.
+
+Low-rank factors in their place are a convolution of the same kernel to r channels, and a 1×1 convolution behind it
+(channel SVD).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from edgepack.model.kinds.kind import RankGrid, Rows
+from edgepack.model.kinds.linear import effective_weight, linear_ops
+from edgepack.model.layer import WEIGHT, Array, Geometry, Layer
+from edgepack.model.replacement import Replacement
+from edgepack.model.structure import DENSE, Op, Structure, low_rank
+
+NAME = "conv"
+
+MOST_PATCHES = 256
+"""Of one image: neighbours overlap, so that more of them tell little more about their covariance."""
+
+
+@dataclass(frozen=True)
+class ConvGeometry(Geometry):
+    """How a convolution goes over its input; tuples have an entry per spatial axis.
+
+    Attributes:
+        kernel: its sizes.
+        strides: steps between patches.
+        dilations: steps between the places of a patch.
+        pads: zeros around the input: those before each axis, then those behind each, as ONNX has them.
+        auto_pad: "NOTSET" for `pads`; "SAME_UPPER" and "SAME_LOWER" for as many as give ⌈size / stride⌉ patches, the
+            odd one behind or before; "VALID" for none.
+    """
+
+    kernel: tuple[int, ...]
+    strides: tuple[int, ...]
+    dilations: tuple[int, ...]
+    pads: tuple[int, ...]
+    auto_pad: str = "NOTSET"
+
+
+@dataclass(frozen=True)
+class Patches:
+    """What a convolution multiplies at every place that it gives, as `Rows`: channels by places of the kernel."""
+
+    geometry: ConvGeometry
+
+    def __call__(self, activations: Array) -> Array:
+        """See `Rows`: up to `MOST_PATCHES` of each image, spread evenly over it."""
+        geometry, spatial = self.geometry, len(self.geometry.kernel)
+        images = activations.reshape(-1, *activations.shape[-spatial - 1 :])
+        pads, sizes = self._pads(images.shape[1:-1]), self._sizes(images.shape[1:-1])
+        count = prod(sizes)
+        features = images.shape[-1] * prod(geometry.kernel)
+        if not count or not len(images):
+            return np.zeros((0, features), activations.dtype)
+        padded = np.pad(images, [(0, 0), *pads, (0, 0)])
+        axes = tuple(range(1, spatial + 1))
+        windows = np.lib.stride_tricks.sliding_window_view(padded, self._extents, axes)
+        chosen = np.unique(np.linspace(0, count - 1, min(count, MOST_PATCHES)).astype(np.int64))
+        along = zip(np.unravel_index(chosen, sizes), geometry.strides, strict=True)
+        where: tuple[Any, ...] = (slice(None), *(indices * step for indices, step in along), ...)
+        places: tuple[Any, ...] = (..., *(slice(None, None, step) for step in geometry.dilations))
+        patches: Array = windows[places][where]
+        return patches.reshape(-1, features)
+
+    def count(self, activations: Array) -> int:
+        """See `Rows`."""
+        spatial = len(self.geometry.kernel)
+        return prod(activations.shape[: -spatial - 1]) * prod(self._sizes(activations.shape[-spatial - 1 : -1]))
+
+    @property
+    def _extents(self) -> tuple[int, ...]:
+        """What a kernel spans along each axis."""
+        return tuple((k - 1) * d + 1 for k, d in zip(self.geometry.kernel, self.geometry.dilations, strict=True))
+
+    def _pads(self, sizes: tuple[int, ...]) -> list[tuple[int, int]]:
+        """Zeros before and behind each axis of an input of these sizes."""
+        geometry, spatial = self.geometry, len(sizes)
+        if geometry.auto_pad == "NOTSET":
+            return list(zip(geometry.pads[:spatial], geometry.pads[spatial:], strict=True))
+        if geometry.auto_pad == "VALID":
+            return [(0, 0)] * spatial
+        found = []
+        for size, extent, step in zip(sizes, self._extents, geometry.strides, strict=True):
+            total = max((-(-size // step) - 1) * step + extent - size, 0)
+            less, more = total // 2, total - total // 2
+            found.append((less, more) if geometry.auto_pad == "SAME_UPPER" else (more, less))
+        return found
+
+    def _sizes(self, sizes: tuple[int, ...]) -> tuple[int, ...]:
+        """How many patches there are along each axis of an input of these sizes."""
+        axes = zip(sizes, self._pads(sizes), self._extents, self.geometry.strides, strict=True)
+        return tuple(max((size + sum(pads) - extent) // step + 1, 0) for size, pads, extent, step in axes)
+
+
+def conv_layer(name: str, kernel: Array, bias: Array | None, geometry: ConvGeometry, uses: int = 1) -> Layer:
+    """A layer of this kind.
+
+    Args:
+        name: see `Layer`.
+        kernel: (out, in, *sizes) float32, or the same as a matrix (out, in · places).
+        bias: (out,) float32 or None.
+        geometry: see there.
+        uses: how many nodes share the weight.
+    """
+    return Layer(name, NAME, {WEIGHT: kernel.reshape(len(kernel), -1)}, bias, geometry, uses)
+
+
+def geometry_of(layer: Layer) -> ConvGeometry:
+    """The geometry of a layer of this kind.
+
+    Raises:
+        ValueError: it is of another kind.
+    """
+    match layer.geometry:
+        case ConvGeometry() as geometry:
+            return geometry
+    raise ValueError(f"{layer.name}: found a {layer.kind} layer, expected a convolution")
+
+
+class Conv:
+    """See `LayerKind`."""
+
+    def views(self, layer: Layer) -> Mapping[str, Array]:
+        """The weight: (out, in · places of the kernel), channel by channel."""
+        return {WEIGHT: layer.weight}
+
+    def rows(self, layer: Layer, view: str) -> Rows:
+        """Patches of the input."""
+        return Patches(geometry_of(layer))
+
+    def structures(self, layer: Layer, grid: RankGrid) -> Iterator[Structure]:
+        """Dense, and low-rank factors in its place."""
+        yield DENSE
+        yield from map(low_rank, grid.low_rank(layer.out_features, layer.in_features))
+
+    def parts(self, layer: Layer, structure: Structure) -> Mapping[str, Structure]:
+        """The structure itself, of the only view."""
+        return {WEIGHT: structure}
+
+    def ops(self, layer: Layer, structure: Structure, vectors: int) -> tuple[Op, ...]:
+        """Those of the matrix; what takes the layer's input has its kernel."""
+        kernel = geometry_of(layer).kernel
+        products = linear_ops(layer.out_features, layer.in_features, structure, vectors)
+        channels = layer.in_features // prod(kernel)
+        return tuple(
+            op if op.role == "A" else replace(op, kind="conv", columns=channels, kernel=kernel) for op in products
+        )
+
+    def replace(self, layer: Layer, structure: Structure, decompositions: Mapping[str, Replacement]) -> Replacement:
+        """What was found for the only view."""
+        found = decompositions.get(WEIGHT)
+        if found is None or found.structure != structure:
+            had = "nothing" if found is None else found.structure
+            raise ValueError(f"{layer.name}: found {had}, expected {structure}")
+        return found
+
+    def effective(self, layer: Layer, replacement: Replacement) -> Mapping[str, Array]:
+        """The stored matrix, the product of the factors, or their sum."""
+        return {WEIGHT: effective_weight(replacement)}

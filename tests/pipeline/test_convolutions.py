@@ -1,0 +1,71 @@
+"""A model of convolutions from end to end: packs in both formats, priced, proved, and within the promise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgepack.backends.onnx.schemes import FP32
+from edgepack.backends.registry import backend
+from edgepack.pipeline.build import build
+from edgepack.pipeline.inspect import inspect
+from edgepack.pipeline.prepare import prepared
+from edgepack.workspace import Cache, silent
+from tests.pipeline.small_builds import options
+from tests.pipeline.small_convnet import CHANNELS, SIDE, WIDTHS, write_convnet
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+
+LIMIT = 1.5
+SIDES = {"k1": (WIDTHS[0], CHANNELS * 9), "k2": (WIDTHS[1], WIDTHS[0] * 9), "k3": (WIDTHS[2], WIDTHS[1] * 9)}
+PLACES = {"k1": SIDE**2, "k2": (SIDE // 2) ** 2, "k3": (SIDE // 2) ** 2}
+
+
+@pytest.fixture(scope="module")
+def convnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_convnet(tmp_path_factory.mktemp("convnet"))
+
+
+def test_a_pack_has_factored_convolutions_and_keeps_the_promise(convnet: Path, tmp_path: Path) -> None:
+    asked = options(convnet, formats=("onnx", "tflite"), max_drop=LIMIT, out=tmp_path / "pack")
+    record = build(asked, cache=Cache(tmp_path / "cache")).manifest.record()
+    for fmt in ("onnx", "tflite"):
+        entry = record["files"][f"model.{fmt}"]
+        assert {proof["passed"] for proof in entry["proofs"].values()} == {True}, entry["proofs"]
+        assert entry["size_bytes"] < record["files"][f"baseline/int8.{fmt}"]["size_bytes"]
+        assert entry["confirmation"]["bound"] <= LIMIT
+        layers = {layer["layer"]: layer for layer in entry["layers"]}
+        assert {n: (layers[n]["out_features"], layers[n]["in_features"]) for n in SIDES} == SIDES
+        ranks = {name: layers[name]["rank"] for name in SIDES}
+        assert ranks["k2"] is not None or ranks["k3"] is not None
+        dense = sum(outputs * inputs * PLACES[name] for name, (outputs, inputs) in SIDES.items())
+        macs = sum(
+            (outputs * inputs if ranks[name] is None else ranks[name] * (outputs + inputs)) * PLACES[name]
+            for name, (outputs, inputs) in SIDES.items()
+        )
+        assert macs < 0.75 * dense
+
+
+def test_layers_are_priced_by_their_patches_and_once(convnet: Path, tmp_path: Path) -> None:
+    with prepared(options(convnet, max_drop=LIMIT), Cache(tmp_path / "cache"), silent) as ready:
+        prices, path = ready.prices, tmp_path / "dense.onnx"
+        assert {name: prices.uses[name].rows for name in PLACES} == PLACES
+        ready.files["onnx"].write_dense(path)
+        products = backend("onnx").convolutions(path)
+        assert len(products) == len(SIDES)
+        assert prices.convolutions_s("onnx", products) == 0.0
+        twice = prices.convolutions_s("onnx", [*products, products[-1]])
+        alone = prices.price("k3", ready.menus["onnx"][2].candidates[0].structure, FP32)
+        assert alone is not None
+        assert twice == pytest.approx(alone.latency_s)
+
+
+def test_inspect_reports_them_as_matrices_on_patches(convnet: Path, tmp_path: Path) -> None:
+    report = inspect(str(convnet), data=convnet.parent / "data.npz", cache=Cache(tmp_path / "cache"))
+    found = {layer.name: layer for layer in report.layers if layer.name in SIDES}
+    assert {name: (layer.out_features, layer.in_features) for name, layer in found.items()} == SIDES
+    assert {name: layer.rows for name, layer in found.items()} == PLACES
+    assert {layer.op for layer in found.values()} == {"Conv"}
+    assert np.isclose(sum(layer.macs_share or 0 for layer in report.layers), 1)
