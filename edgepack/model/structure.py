@@ -123,8 +123,9 @@ class Op:
 
 
 def as_matrix(op: Op) -> Op:
-    """The product as one of a plain matrix: a convolution multiplies every patch of its input by its own."""
-    return replace(op, kind="matmul", columns=op.inputs, kernel=()) if op.kind == "conv" else op
+    """The product as one of a plain matrix: a convolution multiplies every patch of its input by its own, recurrent
+    cells multiply their input at every step."""
+    return replace(op, kind="matmul", columns=op.inputs, kernel=()) if op.kind in ("conv", "recurrent") else op
 
 
 def copied(op: Op) -> int:

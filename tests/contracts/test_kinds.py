@@ -15,6 +15,7 @@ from edgepack.model.kinds.conv import ConvGeometry, conv_layer
 from edgepack.model.kinds.embedding import embedding_layer
 from edgepack.model.kinds.kind import LayerKind
 from edgepack.model.kinds.linear import linear_layer
+from edgepack.model.kinds.recurrent import recurrent_layer
 from edgepack.model.layer import WEIGHT, Array, Layer
 from edgepack.model.replacement import (
     Instruction,
@@ -104,6 +105,12 @@ def skipping() -> Example:
     return conv(normal(1, 5, 4, 32, seed=11), normal(56, 32, 1, 1, seed=5), geometry, (3, 2), normal(56, seed=7))
 
 
+def recurrent() -> Example:
+    weight, x = normal(2 * 4 * 8, 40, seed=12), normal(6, 2, 40, seed=13)
+    layer = recurrent_layer("encoder.lstm", weight, normal(64, seed=14), "LSTM")
+    return Example(layer, x, {WEIGHT: np.einsum("tbi,oi->tbo", x, weight).reshape(12, 64)})
+
+
 def table() -> Example:
     return Example(embedding_layer("tokens", normal(50, 64, seed=8), uses=2), np.array([[3, 49], [0, 3]]), {})
 
@@ -111,6 +118,7 @@ def table() -> Example:
 EXAMPLES: Mapping[str, tuple[Callable[[], Example], ...]] = {
     "linear": (gemm, sequence_without_bias, pointwise),
     "conv": (strided, dilated_along_one_axis, skipping),
+    "recurrent": (recurrent,),
     "embedding": (table,),
 }
 MAKERS = [make for makers in EXAMPLES.values() for make in makers]

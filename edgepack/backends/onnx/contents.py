@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgepack.backends.onnx.decoded import Decoded, decoded
-from edgepack.backends.onnx.kinds import FACTORS, sides
+from edgepack.backends.onnx.kinds import FACTORS, bias, sides
 from edgepack.model.types import Array, Contents, Product
 
 if TYPE_CHECKING:
@@ -41,6 +41,8 @@ def read_contents(path: Path) -> Contents:
                 weights[id(constant)] = weight
                 content = _content(constant.numpy() if held is None else held.matrix)
                 multipliers[id(node)] = constant.name or "", weight, content
+            elif (own := bias(node, index, constant.numpy())) is not None:
+                vectors[id(node), index] = own.astype(np.float64)
             elif _is_vector(constant) and index not in BLOCK_GRID.get(node.op_type, ()):
                 vectors[id(node), index] = constant.numpy().astype(np.float64).reshape(-1) * _factor(node, index)
         if node.op_type == "DequantizeLinear" and (scaled := _scaled_vector(node)) is not None:

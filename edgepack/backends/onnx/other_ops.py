@@ -27,6 +27,9 @@ CHANNEL_AXES: dict[str, dict[int, tuple[int, ...]]] = {
 }
 """Operator → input index of a weight → the axes that get a scale each."""
 
+Places = frozenset[tuple[int, int]]
+"""(id of a node, which of its inputs) for every one that holds a layer's weight."""
+
 _Weight = tuple["ir.Graph", "ir.Value", tuple[int, ...], list["ir.Node"]]
 """Owning graph, initializer, its channel axes, its users."""
 
@@ -34,18 +37,18 @@ MIN_ELEMENTS = 1024
 """Smaller weights are not worth two nodes."""
 
 
-def has_rest(model: ir.Model, linear: frozenset[int]) -> bool:
-    """Whether the model has weights outside of its linear layers. `linear`: ids of the nodes that are linear layers."""
-    return any(True for _ in _weights(model, linear))
+def has_rest(model: ir.Model, layers: Places) -> bool:
+    """Whether the model has weights outside of its layers. `layers`: where those of layers are."""
+    return any(True for _ in _weights(model, layers))
 
 
-def to_int8_weights(model: ir.Model, linear: frozenset[int]) -> None:
-    """Store the weights of all other operators as int8, in place.
+def to_int8_weights(model: ir.Model, layers: Places) -> None:
+    """Store all other weights of operators as int8, in place.
 
     A weight becomes Cast and Mul in front of its operator, which the runtime folds at load; an embedding table is
     gathered as int8 rows and scaled after.
     """
-    for graph, value, axes, users in list(_weights(model, linear)):
+    for graph, value, axes, users in list(_weights(model, layers)):
         tensor = value.const_value
         if tensor is None:
             continue
@@ -57,7 +60,7 @@ def to_int8_weights(model: ir.Model, linear: frozenset[int]) -> None:
             _decoded(graph, value, codes, scales)
 
 
-def _weights(model: ir.Model, linear: frozenset[int]) -> Iterator[_Weight]:
+def _weights(model: ir.Model, layers: Places) -> Iterator[_Weight]:
     """Every float initializer that only operators of `CHANNEL_AXES` use."""
     import onnx_ir as ir
 
@@ -76,7 +79,7 @@ def _weights(model: ir.Model, linear: frozenset[int]) -> Iterator[_Weight]:
                 continue
             found = [CHANNEL_AXES.get(node.op_type, {}).get(index) for node, index in value.uses()]
             users = [node for node, _ in value.uses()]
-            plain = all(node.domain == "" and id(node) not in linear for node in users)
+            plain = all(node.domain == "" and (id(node), index) not in layers for node, index in value.uses())
             if users and plain and None not in found and len(set(found)) == 1 and found[0] is not None:
                 if any(node.op_type == "Gather" and node.attributes.get_int("axis", 0) != 0 for node in users):
                     continue

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgepack.backends.observation import joined
-from edgepack.backends.onnx.kinds import KINDS, LOOKUPS, refuses
+from edgepack.backends.onnx.kinds import KINDS, LOOKUPS, OPERATORS, refuses
 from edgepack.backends.onnx.observation import OnnxObservation
 from edgepack.backends.onnx.ort_quantizer import REST_OP_TYPES
 from edgepack.backends.onnx.other_ops import MIN_ELEMENTS
@@ -44,6 +44,12 @@ def _layer_nodes(model: ir.Model, others: Collection[str]) -> list[ir.Node]:
     from edgepack.backends.onnx.sites import find_sites
 
     return [p.node for site in find_sites(model) if site.layer.name not in others for p in site.placements]
+
+
+def _layer_weights(model: ir.Model, others: Collection[str]) -> frozenset[tuple[int, int]]:
+    """(id of the node, input) wherever such a layer may hold its weight; a node may have others, which are not its."""
+    nodes = _layer_nodes(model, others)
+    return frozenset((id(node), index) for node in nodes for index in OPERATORS[node.op_type])
 
 
 def _holds(constant: str, matrix: str) -> bool:
@@ -223,7 +229,7 @@ class OnnxWriter:
         found = {}
         for name, layer in self._layers.items():
             own, kinds = schemes.get(name, file.layers), KINDS[layer.kind].schemes
-            kernels = file.others in REST_OP_TYPES and file.others not in kinds and self.has_rest
+            kernels = file.others not in kinds and layer.geometry.operator in REST_OP_TYPES.get(file.others, ())
             if own not in (*kinds, CONSTEXPR) or (kernels and own == WEIGHTS8):
                 decoded = file.others == WEIGHTS8 and layer.weight.size >= MIN_ELEMENTS
                 found[name] = file.others if kernels or decoded else FP32
@@ -317,7 +323,7 @@ class OnnxWriter:
             copy = model.clone()
             for kind in LOOKUPS.values() if scheme.single else ():
                 kind.store(copy, dict(scheme.single))
-            other_ops.to_int8_weights(copy, frozenset(map(id, _layer_nodes(copy, others))))
+            other_ops.to_int8_weights(copy, _layer_weights(copy, others))
             return copy
         if scheme.others not in REST_OP_TYPES:
             return model
@@ -340,7 +346,7 @@ class OnnxWriter:
 
         copy = self.model.clone()
         some = [name for name, layer in self._layers.items() if not set(SCHEMES) <= set(KINDS[layer.kind].schemes)]
-        return has_rest(copy, frozenset(map(id, _layer_nodes(copy, some))))
+        return has_rest(copy, _layer_weights(copy, some))
 
     @cached_property
     def _lookups(self) -> tuple[tuple[Layer, Scheme], ...]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from edgepack.model.kinds import conv, embedding, linear
+from edgepack.model.kinds import conv, embedding, linear, recurrent
 from edgepack.model.kinds.kind import LayerKind
 from edgepack.model.layer import WEIGHT, Layer, View
 
 KINDS: Mapping[str, LayerKind] = {
     linear.NAME: linear.Linear(),
     conv.NAME: conv.Conv(),
+    recurrent.NAME: recurrent.Recurrent(),
     embedding.NAME: embedding.Embedding(),
 }
 """By the name that a `Layer` carries."""

@@ -9,14 +9,20 @@ from edgepack.backends.onnx.kinds.conv import OnnxConv
 from edgepack.backends.onnx.kinds.embedding import OnnxEmbedding
 from edgepack.backends.onnx.kinds.kind import LookupKind, OnnxKind
 from edgepack.backends.onnx.kinds.linear import OnnxLinear
-from edgepack.model.kinds import conv, embedding, linear
+from edgepack.backends.onnx.kinds.recurrent import OnnxRecurrent
+from edgepack.model.kinds import conv, embedding, linear, recurrent
 from edgepack.model.layer import Layer
 from edgepack.model.scheme import Scheme
+from edgepack.model.types import Array
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-KINDS: Mapping[str, OnnxKind] = {linear.NAME: OnnxLinear(), conv.NAME: OnnxConv()}
+KINDS: Mapping[str, OnnxKind] = {
+    linear.NAME: OnnxLinear(),
+    conv.NAME: OnnxConv(),
+    recurrent.NAME: OnnxRecurrent(),
+}
 """Of layers that multiply vectors, by the name that a `Layer` carries."""
 
 LOOKUPS: Mapping[str, LookupKind] = {embedding.NAME: OnnxEmbedding()}
@@ -53,4 +59,10 @@ def sides(node: ir.Node, shape: tuple[int, ...] = ()) -> tuple[int, int] | None:
     None for what is no matrix of any kind, and without a shape where the node does not say it by itself.
     """
     found = (kind.sides(node, shape) for kind in KINDS.values() if node.op_type in kind.factors)
+    return next((one for one in found if one is not None), None)
+
+
+def bias(node: ir.Node, index: int, constant: Array) -> Array | None:
+    """What a constant of a product adds to it, where it has a bias within something larger: (out,)."""
+    found = (kind.bias(node, index, constant) for kind in KINDS.values() if node.op_type in kind.factors)
     return next((one for one in found if one is not None), None)

@@ -78,6 +78,10 @@ class OnnxConv:
             return None
         return shape[0], prod(shape[1:])
 
+    def bias(self, node: ir.Node, index: int, constant: Array) -> Array | None:
+        """None: it has a constant to itself."""
+        return None
+
     def refuses(self, layer: Layer, scheme: Scheme) -> str | None:
         """None: every scheme takes every kernel."""
         return None

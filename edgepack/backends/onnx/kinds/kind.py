@@ -70,6 +70,9 @@ class OnnxKind(Protocol):
         None where it is no product of this kind, and with the shape () where the node does not say it by itself.
         """
 
+    def bias(self, node: ir.Node, index: int, constant: Array) -> Array | None:
+        """The bias (out,) within a constant at an input of a node of `factors`; None where it is no part of one."""
+
     def refuses(self, layer: Layer, scheme: Scheme) -> str | None:
         """Why a layer cannot be stored in one of `schemes`; None if it can."""
 

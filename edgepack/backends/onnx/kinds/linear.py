@@ -76,6 +76,10 @@ class OnnxLinear:
             return node.attributes.get_int("N", 0), node.attributes.get_int("K", 0)
         return None if len(shape) < 2 or any(side != 1 for side in shape[2:]) else (shape[0], shape[1])
 
+    def bias(self, node: ir.Node, index: int, constant: Array) -> Array | None:
+        """None: it has a constant to itself."""
+        return None
+
     def refuses(self, layer: Layer, scheme: Scheme) -> str | None:
         """None: every scheme takes every matrix."""
         return None
