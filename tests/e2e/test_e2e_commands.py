@@ -27,7 +27,7 @@ def test_inspect_without_data(model: Path) -> None:
     done = invoke("inspect", model)
     assert done.code == 0, done.err
     assert "weight energy (no data)" in done.out
-    assert "in 3 linear layers" in done.out
+    assert "in 3 layers" in done.out
     # name, op, out×in, rows, bytes, MACs, break-even, int8 vs int4, ranks, pays
     assert row_of(done.out, "w1")[1:4] == ["Gemm", "96×64", "1"]
     assert row_of(done.out, "w1")[6:8] == ["38", "19"]

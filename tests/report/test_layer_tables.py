@@ -50,7 +50,7 @@ def test_layers_of_inspect() -> None:
 
 
 LAYERS = """\
-m.onnx: 1.63 MB of weights, 100% of them in 2 linear layers
+m.onnx: 1.63 MB of weights, 100% of them in 2 layers
 
  layer        op           out×in   rows   bytes    MACs   break-even   int8 vs int4   rank 90 %   rank 99 %   pays
  ──────────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -64,7 +64,7 @@ rank 90 % / 99 %: keeps that share of output energy on the calibration data. pay
 
 def test_layers_without_data() -> None:
     shown = text(model_report(ModelReport("m.onnx", 0, 0, "svd", False, (replace(FC2, energy="weight"),))))
-    assert shown.startswith("m.onnx: 0 B of weights, 0% of them in 1 linear layers")
+    assert shown.startswith("m.onnx: 0 B of weights, 0% of them in 1 layer")
     assert "keeps that share of weight energy (no data)" in shown
     assert shown.splitlines()[4].endswith("yes"), "rank 99 % equal to break-even still pays"
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import numpy as np
 
 from edgepack.backends.onnx.constants import VIEWS
-from edgepack.backends.onnx.decoded import SUFFIX
+from edgepack.backends.onnx.decoded import SUFFIX, decoded
 from edgepack.backends.onnx.kinds import KINDS
 from edgepack.backends.onnx.sites import Placement, Site, find_sites
 from edgepack.backends.onnx.values import Names, take_over
@@ -296,7 +296,7 @@ def _replace(builder: Builder, placement: Placement, build: Build) -> None:
 
 
 def _drop_unused(value: ir.Value) -> None:
-    """Remove a constant that nothing uses any more, and the views that led to it."""
+    """Remove a constant that nothing uses any more, and the views that led to it, or what decoded it."""
     if value.uses() or value.is_graph_output():
         return
     if value.is_initializer():
@@ -307,7 +307,9 @@ def _drop_unused(value: ir.Value) -> None:
             del graph.initializers[value.name]
         return
     node = value.producer()
-    if node is None or node.graph is None or node.domain != "" or node.op_type not in VIEWS | {"Constant"}:
+    if node is None or node.graph is None or node.domain != "":
+        return
+    if node.op_type not in VIEWS | {"Constant"} and decoded(value) is None:
         return
     inputs = node.inputs
     node.graph.remove(node, safe=True)

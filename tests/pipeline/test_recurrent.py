@@ -1,0 +1,45 @@
+"""A recurrent model from end to end: the weights of its inputs are factored, priced, proved, and within the promise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from edgepack.pipeline.build import build
+from edgepack.pipeline.inspect import inspect
+from edgepack.workspace import Cache
+from tests.pipeline.small_builds import options
+from tests.pipeline.small_recurrent import FEATURES, GATES, STEPS, UNITS, write_recurrent
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+
+LIMIT = 1.5
+
+
+@pytest.mark.parametrize("operator", GATES)
+def test_a_pack_has_factored_inputs_in_front_of_the_fused_operator(operator: str, tmp_path: Path) -> None:
+    source = write_recurrent(tmp_path, operator)
+    record = build(
+        options(source, formats=("onnx",), max_drop=LIMIT, out=tmp_path / "pack"), cache=Cache(tmp_path / "cache")
+    ).manifest.record()
+    entry = record["files"]["model.onnx"]
+    assert {proof["passed"] for proof in entry["proofs"].values()} == {True}, entry["proofs"]
+    assert entry["confirmation"]["bound"] <= LIMIT
+    assert entry["size_bytes"] < record["files"]["baseline/int8.onnx"]["size_bytes"]
+    (layer,) = (layer for layer in entry["layers"] if layer["layer"] == "W")
+    assert (layer["out_features"], layer["in_features"]) == (GATES[operator] * UNITS, FEATURES)
+    assert layer["rank"] is not None
+    nodes = {node.op_type: node for node in onnx.load(tmp_path / "pack" / "model.onnx").graph.node}
+    assert operator in nodes or f"DynamicQuantize{operator}" in nodes
+    assert nodes.keys() & {"MatMul", "MatMulInteger", "MatMulNBits"}
+
+
+def test_inspect_reports_all_gates_as_one_matrix(tmp_path: Path) -> None:
+    source = write_recurrent(tmp_path, "LSTM")
+    report = inspect(str(source), data=tmp_path / "data.npz", cache=Cache(tmp_path / "cache"))
+    (found,) = (layer for layer in report.layers if layer.name == "W")
+    assert (found.op, found.out_features, found.in_features, found.rows) == ("LSTM", 4 * UNITS, FEATURES, STEPS)
+    assert np.isclose(sum(layer.macs_share or 0 for layer in report.layers), 1)
