@@ -25,7 +25,7 @@ def model_report(model: ModelReport) -> Report:
         Figure(model.weight_bytes, "bytes"),
         " of weights, ",
         Figure(share, "whole share"),
-        f" of them in {len(model.layers)} layer{"s" * (len(model.layers) != 1)}",
+        f" of them in {len(model.layers)} {'layer' if len(model.layers) == 1 else 'layers'}",
     )
     return Report(title=(head,), blocks=(make_table(_LAYERS, model.layers, notes=notes),), record=asdict(model))
 
