@@ -102,17 +102,26 @@ def _variances(target: Array, axis: int) -> Array:
 
 
 def _relative(outputs: Array, reference: Array, labels: Array | None) -> Array:
-    """(N,) mean square error of each sample, each channel's over its variance."""
+    """(N,) scores with the mean square error, each channel's over its variance, as their mean.
+
+    That is a ratio of two means, both of which another draw of samples would change: the scores are its first-order
+    expansion (the delta method).
+    """
     target = _target(reference, labels).astype(float)
     error = np.square(outputs.reshape(target.shape).astype(float) - target)
     axis = channel_axis(target)
-    variances = np.asarray(target.var()) if axis is None else _variances(target, axis)
+    if axis is not None:
+        error, target = np.moveaxis(error, axis, -1), np.moveaxis(target, axis, -1)
+    others = tuple(range(target.ndim if axis is None else target.ndim - 1))
+    squares = np.square(target - target.mean(axis=others))
+    variances = squares.mean(axis=others)
     most = float(variances.max())
     floor = most * LEAST_VARIANCE if most > 0 else max(float(np.square(target).mean()), 1e-300)
-    variances = np.maximum(variances, floor)
-    if axis is not None:
-        error = np.moveaxis(error, axis, -1)
-    return np.asarray((error / variances).reshape(len(error), -1).mean(axis=1))
+    scales = np.maximum(variances, floor)
+    ratios = np.where(np.isfinite(error), error, 0.0).mean(axis=others) / scales
+    moved = ratios * (squares - variances)  # of mean 0; a channel on the floor is not scaled by its variance
+    moved = np.where(variances < floor, 0.0, moved)
+    return np.asarray(((error - moved) / scales).reshape(len(error), -1).mean(axis=1))
 
 
 def _rooted(errors: Array) -> Array:

@@ -43,6 +43,32 @@ def test_r2_is_that_of_scikit_learn() -> None:
     assert r2(outputs, target, labels).mean() == pytest.approx(100 * r2_score(labels, outputs), rel=1e-4)
 
 
+@pytest.mark.parametrize("share", [0.5, 0.9, 0.99])
+def test_r2_knows_that_its_denominator_is_drawn_as_well(share: float) -> None:
+    """Answers that are too small by a constant share have one R² on any draw: its scores do not vary."""
+    target = normal(500, 3) * np.array([1, 20, 300], np.float32)
+    target -= target.mean(axis=0)
+    scores = r2(share * target, target, None)
+    np.testing.assert_allclose(scores, 100 * (1 - (1 - share) ** 2), rtol=1e-4)
+    np.testing.assert_allclose(nrmse(share * target, target, None), -100 * (1 - share), rtol=1e-4)
+
+
+def test_the_spread_of_r2_is_that_over_many_draws() -> None:
+    rng = np.random.default_rng(3)
+    draws = [rng.standard_t(8, size=(400, 2)) for _ in range(300)]
+    scores = [r2(0.9 * x + 0.05 * rng.normal(size=x.shape), x, None) for x in draws]
+    stated = np.mean([one.std(ddof=1) / np.sqrt(len(one)) for one in scores])
+    assert stated == pytest.approx(np.std([one.mean() for one in scores]), rel=0.2)
+
+
+def test_a_broken_answer_costs_its_own_sample_alone() -> None:
+    target = normal(50, 3)
+    outputs = target * np.float32(0.9)
+    outputs[7, 1] = np.nan
+    outputs[9, 2] = np.inf
+    assert np.flatnonzero(~np.isfinite(r2(outputs, target, None))).tolist() == [7, 9]
+
+
 def test_r2_of_one_positive_value_sees_what_cosine_does_not() -> None:
     target = np.abs(normal(500, 1)) + 1
     constant = np.full_like(target, target.mean())
