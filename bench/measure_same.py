@@ -7,7 +7,6 @@ bench/RESULTS.md.
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 import tempfile
 import time
@@ -19,6 +18,7 @@ from typing import Any
 
 import figures_file
 import numpy as np
+import onnx
 from block_tables import markdown_table
 from results_page import put_section
 
@@ -64,13 +64,13 @@ def measure(length: str) -> dict[str, Any]:
     from promise.command import FOLDER
     from promise.measure import Trained
 
-    model = Trained("classifier", 0, FOLDER).path
+    model = onnx.load(Trained("classifier", 0, FOLDER).path)
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="edgepack-bench-") as folder, closing(LocalDevice()) as device:
         variants = []
         for name in ("edgepack", "dense-int8"):
             path = Path(folder) / f"{name}.onnx"
-            shutil.copy(model, path)
+            onnx.save(model, path)  # with all its weights in it
             variants.append(Variant(name, "onnx", path))
         settings = Settings(quick=length == "quick", cold=False, schedule=SCHEDULES[length])
         result = bench_variants(variants, target=get_target(HOST), device=device, settings=settings)
