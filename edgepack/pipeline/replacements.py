@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 
 from edgepack.distill.fake import rounding_of
 from edgepack.model.kinds import kind_of, view_name
 from edgepack.model.layer import Layer, View
 from edgepack.model.replacement import Replacement
-from edgepack.model.scheme import INT8_BITS, FileScheme, Scheme
+from edgepack.model.scheme import FileScheme, Scheme
 from edgepack.model.structure import Structure
 from edgepack.model.types import LayerPlan, Spectrum
 from edgepack.pipeline.analysis import Analysis
@@ -39,11 +39,8 @@ class Replacements:
     alternatives: Alternatives
 
     def draft(self, plan: Sequence[LayerPlan], scheme: FileScheme) -> dict[str, Replacement]:
-        """What the plan writes for its layers, quickly: pairs and 8-bit weights are left to be rounded to nearest.
-
-        With fewer bits the difference is large: there dense layers are rounded as in the end, once for all plans.
-        """
-        return self._each(plan, scheme, self.rounder.draft, partial(self.rounder.dense, below_bits=INT8_BITS))
+        """What the plan writes for its layers, quickly: pairs are rounded to nearest."""
+        return self._each(plan, scheme, self.rounder.draft, self.rounder.dense_draft)
 
     def factors(
         self, plan: Sequence[LayerPlan], scheme: FileScheme, outcome: Outcome | None = None
@@ -74,7 +71,7 @@ class Replacements:
         pairs = {layer.layer: layer.scheme_in(scheme) for layer in own if layer.structure.is_low_rank}
         if self.recovery is None or not pairs:
             return None
-        begin = self.draft(plan, scheme) if self.refitter is None else self._untrained(plan, scheme)
+        begin = self._begin(plan, scheme) if self.refitter is None else self._untrained(plan, scheme)
         start = {name: pair for name, pair in begin.items() if name in pairs}
         roundings = {
             name: rounding_of(pairs[name], pair.rank, pair.B.shape[1], largest=self.rounder.largest)
@@ -82,6 +79,16 @@ class Replacements:
             if not pairs[name].is_float
         }
         return self.recovery.of(start, roundings)
+
+    def _begin(self, plan: Sequence[LayerPlan], scheme: FileScheme) -> dict[str, Replacement]:
+        """Pairs as training takes them: on no grid, for it rounds them itself."""
+
+        def pair(view: View, spectrum: Spectrum, structure: Structure, own: Scheme) -> Replacement:
+            if structure.is_low_rank:
+                return self.rounder.plain(view, spectrum, structure.ranks[0])
+            return self.rounder.draft(view, spectrum, structure, own)
+
+        return self._each(plan, scheme, pair, self.rounder.dense_draft)
 
     def _untrained(self, plan: Sequence[LayerPlan], scheme: FileScheme) -> dict[str, Replacement]:
         if self.refitter is None:

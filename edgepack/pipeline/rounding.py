@@ -13,7 +13,7 @@ from edgepack.factorize.whitened import shrunk_covariance
 from edgepack.methods.registry import factorizer
 from edgepack.model.layer import View
 from edgepack.model.replacement import Replacement, dense, low_rank, low_rank_correction
-from edgepack.model.scheme import Activations, Scheme
+from edgepack.model.scheme import INT8_BITS, Activations, Scheme
 from edgepack.model.serialize import packed_part, unpacked_part
 from edgepack.model.structure import Structure
 from edgepack.model.types import Array, Moments, Spectrum
@@ -32,6 +32,9 @@ T = TypeVar("T")
 ROUNDS = ((1024, 6), (2048, 2), (1 << 62, 0))
 """By the width of a layer: one round takes seconds at 2048 inputs, ten at 4096. Without rounds each factor is rounded
 once, by GPTQ."""
+
+WIDE = 2048
+"""Inputs of a dense layer, beyond which a draft leaves its 8-bit weights to be rounded to nearest."""
 
 CORRECTION_ROUNDS = ((1024, 3), (1 << 62, 1))
 """Likewise where factors correct a dense matrix: every round rounds the whole matrix twice."""
@@ -106,27 +109,37 @@ class Rounder:
             self._energies[layer.name] = output_energy(layer.weight, covariance)
         return self._energies[layer.name]
 
-    def dense(self, layer: View, scheme: Scheme, *, below_bits: int | None = None) -> Replacement | None:
+    def dense(self, layer: View, scheme: Scheme) -> Replacement | None:
         """The layer's own weight on the grid of a scheme; None where there is none, or nothing is known of the input.
 
         A layer without a bias, or with zeros, gets none: it is rounded on the second moment of its input instead.
-        With `below_bits` weights of as many bits and more are left to the writer.
         """
         moments = self.covariances.of(layer.name)
         grid = None if moments is None else self._grid(scheme, layer.in_features)
         if moments is None or grid is None or not moments.variance.sum() > 0:
-            return None
-        if below_bits is not None and scheme.bits >= below_bits:
             return None
         return self._kept(
             ROUNDED_DENSE, Keyed([self.covariances.key, layer.name, grid], lambda: _Dense(layer, moments, grid))
         )
 
     def draft(self, layer: View, spectrum: Spectrum, structure: Structure, scheme: Scheme) -> Replacement:
-        """`plain`, or `factors` where a dense matrix in 4 bits stands beside the pair."""
+        """A pair in the basis that quantizes well without a search, rounded to nearest, its bias corrected for that; as
+        in the end where a dense matrix in 4 bits stands beside the pair."""
         if structure.is_correction:
             return self._correction(layer, spectrum, structure.ranks[0], scheme)
-        return self.plain(layer, spectrum, structure.ranks[0])
+        pair = self.plain(layer, spectrum, structure.ranks[0])
+        moments = self.covariances.of(layer.name)
+        A, B = self._grid(scheme, pair.rank), self._grid(scheme, layer.in_features)
+        if moments is None or A is None or B is None:
+            return pair
+        rounded = low_rank(round_to_nearest(pair.A, A).weight, round_to_nearest(pair.B, B).weight, None)
+        return corrected_pair(pair, rounded, moments.mean)
+
+    def dense_draft(self, layer: View, scheme: Scheme) -> Replacement | None:
+        """As `dense`, once for all plans; None for weights in 8 bits that are so wide that it would take long."""
+        if scheme.bits >= INT8_BITS and layer.in_features > WIDE:
+            return None
+        return self.dense(layer, scheme)
 
     def plain(self, layer: View, spectrum: Spectrum, rank: int) -> Replacement:
         """A pair in the basis that quantizes well without a search, for whoever writes it to round."""

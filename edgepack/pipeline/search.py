@@ -510,4 +510,4 @@ def _unpacked(record: Mapping[str, Any]) -> tuple[Drop, int]:
     return Drop(**record["drop"]), record["size_bytes"]
 
 
-PROBE = CachedStep("probes", 8, _probed, record_store(_packed, _unpacked), tools=TOOLS)
+PROBE = CachedStep("probes", 9, _probed, record_store(_packed, _unpacked), tools=TOOLS)

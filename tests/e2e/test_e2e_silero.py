@@ -1,4 +1,4 @@
-"""silero-vad, a voice detector with If, LSTM and a state: it survives, and a build says why there is little to gain."""
+"""silero-vad, a voice detector with If, convolutions, LSTM and a state: it survives, and what is never heard stays."""
 
 from __future__ import annotations
 
@@ -23,6 +23,12 @@ from tests.e2e.e2e_cli import assert_fails, invoke
 
 CHUNK, CONTEXT, RATE = 512, 64, 16000
 HEAD = "decoder.decoder.2.weight"
+POSITIONS = {
+    "stft.forward_basis_buffer": 4,
+    **{f"encoder.{number}.reparam_conv.weight": count for number, count in enumerate((4, 2, 1, 1))},
+    HEAD: 1,
+}
+"""Layers of one rate, and how many vectors of a chunk each multiplies."""
 
 
 def model_file(name: str) -> Path:
@@ -93,9 +99,12 @@ def test_inspect_finds_the_layers_in_both_branches(recording: Path) -> None:
     done = invoke("inspect", model_file("silero_vad"), "--data", recording, "--json")
     assert done.code == 0, done.err
     layers = {layer["name"]: layer for layer in json.loads(done.out)["layers"]}
-    assert set(layers) == {f"If_0_{branch}_branch__Inline_0__{HEAD}" for branch in ("then", "else")}
-    assert {name.split("_")[2]: layer["rows"] for name, layer in layers.items()} == {"then": 1, "else": 0}
-    assert all(layer["break_even"] == 0 for layer in layers.values())
+    assert {name: layer["rows"] for name, layer in layers.items()} == {
+        f"If_0_{branch}_branch__Inline_0__{name}": heard * count
+        for branch, heard in (("then", 1), ("else", 0))
+        for name, count in POSITIONS.items()
+    }
+    assert {layer["break_even"] for name, layer in layers.items() if name.endswith(HEAD)} == {0}
 
 
 def test_inspect_without_data_works_as_well() -> None:
@@ -104,15 +113,18 @@ def test_inspect_without_data_works_as_well() -> None:
     assert "1×128" in done.out
 
 
-def test_build_says_why_nothing_is_gained(tmp_path: Path, recording: Path) -> None:
+def test_only_what_is_heard_is_factored(tmp_path: Path, recording: Path) -> None:
     out = tmp_path / "pack"
     options = ("--formats", "onnx", "--data", recording, "--out", out)
     done = invoke("build", model_file("silero_vad"), "--target", "rpi4", *options)
     assert done.code == 0, done.err
     manifest = json.loads((out / "manifest.json").read_text())
     entry = manifest["files"]["model.onnx"]
-    assert [layer["rank"] for layer in entry["layers"]] == [None, None]
+    ranks = {layer["layer"]: layer["rank"] for layer in entry["layers"]}
+    assert len(ranks) == 2 * len(POSITIONS)
+    assert {name.split("_")[2] for name, rank in ranks.items() if rank is not None} == {"then"}
     assert all(layer["reason"] for layer in entry["layers"])
+    assert entry["size_bytes"] < 0.8 * manifest["files"]["baseline/int8.onnx"]["size_bytes"]
     assert "then_branch" in done.out
     assert any("else" in warning and "never" in warning for warning in manifest["warnings"])
     expected, _ = heard(model_file("silero_vad"), 30)
@@ -127,7 +139,7 @@ def test_layers_of_the_rate_that_was_not_heard_stay_dense(tmp_path: Path, record
     assert done.code == 0, done.err
     manifest = json.loads((out / "manifest.json").read_text())
     layers = manifest["files"]["model.onnx"]["layers"]
-    assert len(layers) == 6
+    assert len(layers) == 16
     assert all(layer["rank"] is None for layer in layers if layer["layer"].startswith("model_8k"))
     for probe in manifest["probes"]:
         assert not any(name.startswith("model_8k") for name in probe["ranks"])

@@ -60,7 +60,7 @@ def test_both_formats_answer_alike(tmp_path: Path, name: str) -> None:
     dense = [answers(out / "baseline" / f"fp32.{fmt}", x) for fmt in ("onnx", "tflite")]
     np.testing.assert_allclose(dense[1], dense[0], atol=1e-4 * np.abs(dense[0]).max())
     packed = [answers(out / f"model.{fmt}", x) for fmt in ("onnx", "tflite")]
-    assert cosine(packed[0], packed[1]) > 0.99
+    assert cosine(packed[0], packed[1]) > 0.98  # each format has a plan of its own
     assert cosine(packed[0], dense[0]) > 0.5, "a rank-8 pair of a random matrix keeps some of it"
 
 
@@ -97,7 +97,7 @@ def test_recurrent_models_come_out_in_both_formats(tmp_path: Path, kind: str) ->
     dense = [answers(out / "baseline" / f"fp32.{fmt}", x) for fmt in ("onnx", "tflite")]
     np.testing.assert_allclose(dense[1], dense[0], atol=1e-4 * np.abs(dense[0]).max())
     packed = [answers(out / f"model.{fmt}", x) for fmt in ("onnx", "tflite")]
-    assert cosine(packed[0], packed[1]) > 0.99
+    assert cosine(packed[0], packed[1]) > 0.98  # each format has a plan of its own
     assert cosine(packed[0], dense[0]) > 0.9
 
 

@@ -203,8 +203,43 @@ def test_a_dense_layer_is_rounded_once_and_not_at_all_where_there_is_nothing_to_
     assert kept is not None
     np.testing.assert_array_equal(kept.weight, first.weight)
     assert again.dense(layer, onnx.FP32) is None
-    assert again.dense(layer, onnx.INT8_DYNAMIC, below_bits=8) is None
     assert rounder(tmp_path, Known(None)).dense(layer, onnx.NBITS4) is None
+
+
+@pytest.mark.parametrize("scheme", [onnx.INT8_DYNAMIC, onnx.NBITS4], ids=str)
+def test_a_draft_lies_on_the_grids_and_keeps_the_mean_output(
+    scheme: Scheme, seen: tuple[View, Moments, Spectrum], tmp_path: Path
+) -> None:
+    layer, moments, spectrum = seen
+    drafts = rounder(tmp_path, Known(moments))
+    exact = drafts.plain(layer, spectrum, RANK)
+    made = drafts.draft(layer, spectrum, low_rank(RANK), scheme)
+    for role in "AB":
+        stored = made.tensors[role]
+        np.testing.assert_allclose(nearest(stored, scheme), stored, atol=1e-6)
+        assert not np.array_equal(stored, exact.tensors[role])
+    assert made.bias is not None
+    assert exact.bias is not None
+    mean = moments.mean
+    np.testing.assert_allclose(
+        made.A @ (made.B @ mean) + made.bias, exact.A @ (exact.B @ mean) + exact.bias, rtol=1e-4, atol=1e-4
+    )
+    unknown = rounder(tmp_path, Known(None)).draft(layer, spectrum, low_rank(RANK), scheme)
+    np.testing.assert_array_equal(unknown.A, exact.A)
+
+
+def test_only_wide_layers_in_eight_bits_are_left_to_the_writer_in_a_draft(
+    seen: tuple[View, Moments, Spectrum], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer, moments, _ = seen
+    drafts = rounder(tmp_path, Known(moments))
+    last, draft = drafts.dense(layer, onnx.INT8_DYNAMIC), drafts.dense_draft(layer, onnx.INT8_DYNAMIC)
+    assert last is not None
+    assert draft is not None
+    np.testing.assert_array_equal(draft.weight, last.weight)
+    monkeypatch.setattr("edgepack.pipeline.rounding.WIDE", layer.in_features - 1)
+    assert drafts.dense_draft(layer, onnx.INT8_DYNAMIC) is None
+    assert drafts.dense_draft(layer, onnx.NBITS4) is not None
 
 
 @pytest.mark.parametrize("scheme", [onnx.INT8_DYNAMIC, onnx.FP32, onnx.NBITS4], ids=str)
