@@ -17,6 +17,7 @@ from edgepack.data import LABELS, Samples
 from edgepack.metrics.choose import Judge, choose
 from edgepack.model.types import Array
 from edgepack.pack.manifest import read_document
+from edgepack.pipeline.limits import DIGITS
 from edgepack.pipeline.options import BuildOptions
 from edgepack.targets.file import get_target
 from edgepack.workspace import Cache
@@ -169,7 +170,7 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> Summary:
     return Summary(
         builds=len(rows),
         refused=len(rows) - len(kept),
-        over=sum(row["drop"] > row["max_drop"] for row in kept),
+        over=sum(round(row["drop"], DIGITS) > row["max_drop"] for row in kept),
         held=sum(row["drop"] <= row["bound"] for row in rows),
         worst=max((row["drop"] - row["max_drop"] for row in kept), default=0.0),
         of_int8=float(np.median([row["bytes"] / row["int8_bytes"] for row in rows])),

@@ -187,3 +187,16 @@ def test_only_what_is_over_counts(ready: Prepared, classifier: Path, tmp_path: P
     assert limits.excess(replace(ready.evaluator, options=options(classifier)), attempt) == {}
     slow = replace(ready.evaluator, options=options(classifier, latency_s=1e-9))
     assert limits.excess(slow, attempt) == {}, "another target's latency is not measured here"
+
+
+@pytest.mark.parametrize(("lost", "over"), [(4, False), (5, False), (6, True)])
+def test_a_drop_on_the_test_of_just_the_limit_is_within_it(lost: int, over: bool) -> None:
+    """5 of 5,000 samples are 0.1 points, and a little more in floats."""
+    right = 4999
+    scores = {name: 100 * count / 5000 for name, count in (("baseline/fp32.onnx", right), ("model.onnx", right - lost))}
+    if lost == 5:
+        assert scores["baseline/fp32.onnx"] - scores["model.onnx"] > 0.1
+    found = limits.over_on_test(scores, 0.1)
+    assert (found is not None) == over
+    assert limits.over_on_test(scores, None) is None
+    assert found is None or "model.onnx drops 0.12 on the test, 0.1 was allowed" in found.message
