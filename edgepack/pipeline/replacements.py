@@ -81,14 +81,12 @@ class Replacements:
         return self.recovery.of(start, roundings)
 
     def _begin(self, plan: Sequence[LayerPlan], scheme: FileScheme) -> dict[str, Replacement]:
-        """Pairs as training takes them: on no grid, for it rounds them itself."""
+        """The pairs that training takes, on no grid, for it rounds them itself."""
 
-        def pair(view: View, spectrum: Spectrum, structure: Structure, own: Scheme) -> Replacement:
-            if structure.is_low_rank:
-                return self.rounder.plain(view, spectrum, structure.ranks[0])
-            return self.rounder.draft(view, spectrum, structure, own)
+        def pair(view: View, spectrum: Spectrum, structure: Structure, own: Scheme) -> Replacement | None:
+            return self.rounder.plain(view, spectrum, structure.ranks[0]) if structure.is_low_rank else None
 
-        return self._each(plan, scheme, pair, self.rounder.dense_draft)
+        return self._each(plan, scheme, pair, lambda view, own: None)
 
     def _untrained(self, plan: Sequence[LayerPlan], scheme: FileScheme) -> dict[str, Replacement]:
         if self.refitter is None:
@@ -105,7 +103,7 @@ class Replacements:
         self,
         plan: Sequence[LayerPlan],
         scheme: FileScheme,
-        pair: Callable[[View, Spectrum, Structure, Scheme], Replacement],
+        pair: Callable[[View, Spectrum, Structure, Scheme], Replacement | None],
         dense: Callable[[View, Scheme], Replacement | None],
     ) -> dict[str, Replacement]:
         made: dict[str, Replacement] = {}
