@@ -62,13 +62,13 @@ class Prices:
         uses = self.uses.get(layer)
         if uses is None:
             return Price(0.0, self.sources[scheme.backend].name, 0.0)
-        point = self._point(self.layers[layer], structure, scheme, uses)
+        ops = kind_of(self.layers[layer]).ops(self.layers[layer], structure, uses.rows)
+        point = _point(scheme, structure, ops)
         if point not in self._known:
             self._fill(scheme, point)
         price = self._known[point]
         if price is None:
             return None
-        ops = kind_of(self.layers[layer]).ops(self.layers[layer], structure, uses.rows)
         return replace(price, latency_s=uses.places * (price.latency_s + self._copying_s(scheme.backend, ops)))
 
     def dense_latency_s(self, scheme: Scheme, single: Mapping[str, Scheme] = MappingProxyType({})) -> float | None:
@@ -120,10 +120,6 @@ class Prices:
         """Where the prices of a format come from, for people."""
         return self.sources[fmt].name
 
-    def _point(self, layer: Layer, structure: Structure, scheme: Scheme, uses: Uses) -> Point:
-        """As a linear layer: tables of costs are of these."""
-        return Point(scheme, structure, tuple(map(as_matrix, kind_of(layer).ops(layer, structure, uses.rows))))
-
     def _fill(self, scheme: Scheme, wanted: Point) -> None:
         """Prices what will be asked next as well: a source answers many points in little more time than one."""
         points = [wanted]
@@ -133,9 +129,15 @@ class Prices:
                 layer = self.layers[name]
                 structures = kind_of(layer).structures(layer, WorthwhileRanks())
                 allowed = (one for one in structures if scheme.correction or not one.is_correction)
-                points += [self._point(layer, structure, scheme, uses) for structure in allowed]
+                kind = kind_of(layer)
+                points += [_point(scheme, one, kind.ops(layer, one, uses.rows)) for one in allowed]
         missing = [point for point in dict.fromkeys(points) if point not in self._known]
         self._known.update(zip(missing, prices_of(self.sources[scheme.backend], missing, self.sheet), strict=True))
+
+
+def _point(scheme: Scheme, structure: Structure, ops: Iterable[Op]) -> Point:
+    """As of a linear layer: tables of costs are of these."""
+    return Point(scheme, structure, tuple(map(as_matrix, ops)))
 
 
 def make_prices(
