@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper
 
-from edgepack.backends.onnx.session import session
+from tests.pipeline.fitted import FEATURES, write_fitted
 
 CHANNELS, SIDE, CLASSES = 3, 12, 8
 WIDTHS = (24, 48, 64)
@@ -32,7 +31,6 @@ def decaying(outputs: int, inputs: int, seed: int) -> np.ndarray:
 def write_convnet(folder: Path) -> Path:
     """Three convolutions of 3×3, the second with strides, then a least-squares fit to what they give. Labelled data in
     `data.npz` beside it."""
-    x, y = images(1200, 1)
     constants = {"k1": decaying(WIDTHS[0], CHANNELS, 1), "b1": np.linspace(-0.1, 0.1, WIDTHS[0])}
     for number, (given, taken) in enumerate(zip(WIDTHS[1:], WIDTHS, strict=False), start=2):
         constants[f"k{number}"] = decaying(given, taken, number)
@@ -45,27 +43,9 @@ def write_convnet(folder: Path) -> Path:
         name = f"conv{number}"
         nodes.append(helper.make_node("Conv", inputs, [f"c{number}"], name=name, pads=pads, strides=steps))
         nodes.append(helper.make_node("Relu", [f"c{number}"], [f"r{number}"], name=f"relu{number}"))
-    nodes.append(helper.make_node("Flatten", ["r3"], ["features"], name="flatten"))
+    nodes.append(helper.make_node("Flatten", ["r3"], [FEATURES], name="flatten"))
     path = folder / "convnet.onnx"
-    _save(path, nodes, constants, "features", WIDTHS[2] * (SIDE // 2) ** 2)
-    features = session(path).run(None, {"x": x})[0]
-    inputs = np.hstack([features, np.ones((len(x), 1))])
-    ridge = inputs.T @ inputs + 10 * np.eye(inputs.shape[1])
-    fitted = np.linalg.solve(ridge, inputs.T @ np.eye(CLASSES)[y])
-    constants |= {"head": fitted[:-1].T, "bias": fitted[-1]}
-    nodes.append(helper.make_node("Gemm", ["features", "head", "bias"], ["scores"], name="gemm", transB=1))
-    _save(path, nodes, constants, "scores", CLASSES)
+    write_fitted(path, nodes, constants, images(1200, 1), width=WIDTHS[2] * (SIDE // 2) ** 2, ridge=10)
     x, y = images(1600, 2)
     np.savez(folder / "data.npz", x=x, y=y)
     return path
-
-
-def _save(path: Path, nodes: list[onnx.NodeProto], constants: dict[str, np.ndarray], output: str, width: int) -> None:
-    graph = helper.make_graph(
-        nodes,
-        "convnet",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", CHANNELS, SIDE, SIDE])],
-        [helper.make_tensor_value_info(output, TensorProto.FLOAT, ["N", width])],
-        [numpy_helper.from_array(np.asarray(array, np.float32), name) for name, array in constants.items()],
-    )
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper
 
-from edgepack.backends.onnx.session import session
+from tests.pipeline import fitted
 
 FEATURES, STEPS, UNITS, CLASSES = 96, 8, 48, 6
 GATES = {"LSTM": 4, "GRU": 3}
@@ -25,7 +24,6 @@ def sequences(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 def write_recurrent(folder: Path, operator: str) -> Path:
     """LSTM or GRU over the steps, then a least-squares fit to its last state. Labelled data in `data.npz` beside it."""
-    x, y = sequences(1200, 1)
     rng, rows = np.random.default_rng(5), GATES[operator] * UNITS
     u, _, vt = np.linalg.svd(rng.normal(size=(rows, FEATURES)), full_matrices=False)
     constants = {
@@ -37,29 +35,10 @@ def write_recurrent(folder: Path, operator: str) -> Path:
     nodes = [
         helper.make_node("Transpose", ["x"], ["steps"], name="steps", perm=[1, 0, 2]),
         helper.make_node(operator, ["steps", "W", "R", "B"], ["", "last"], name="cells", hidden_size=UNITS),
-        helper.make_node("Squeeze", ["last", "axes"], ["features"], name="squeeze"),
+        helper.make_node("Squeeze", ["last", "axes"], [fitted.FEATURES], name="squeeze"),
     ]
     path = folder / f"{operator.lower()}.onnx"
-    _save(path, nodes, constants, "features", UNITS)
-    features = session(path).run(None, {"x": x})[0]
-    inputs = np.hstack([features, np.ones((len(x), 1))])
-    ridge = inputs.T @ inputs + 0.1 * np.eye(inputs.shape[1])
-    fitted = np.linalg.solve(ridge, inputs.T @ np.eye(CLASSES)[y])
-    constants |= {"head": fitted[:-1].T, "bias": fitted[-1]}
-    nodes.append(helper.make_node("Gemm", ["features", "head", "bias"], ["scores"], name="gemm", transB=1))
-    _save(path, nodes, constants, "scores", CLASSES)
+    fitted.write_fitted(path, nodes, constants, sequences(1200, 1), width=UNITS, ridge=0.1)
     x, y = sequences(1600, 2)
     np.savez(folder / "data.npz", x=x, y=y)
     return path
-
-
-def _save(path: Path, nodes: list[onnx.NodeProto], constants: dict[str, np.ndarray], output: str, width: int) -> None:
-    kinds = {name: np.int64 if array.dtype.kind == "i" else np.float32 for name, array in constants.items()}
-    graph = helper.make_graph(
-        nodes,
-        "recurrent",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", STEPS, FEATURES])],
-        [helper.make_tensor_value_info(output, TensorProto.FLOAT, ["N", width])],
-        [numpy_helper.from_array(np.asarray(array, kinds[name]), name) for name, array in constants.items()],
-    )
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
