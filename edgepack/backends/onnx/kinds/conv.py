@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from edgepack.backends.onnx.constants import root_of
-from edgepack.backends.onnx.kinds.kind import Storing
+from edgepack.backends.onnx.kinds.kind import Storing, check_part
 from edgepack.backends.onnx.matching import Use, is_float, is_linear_conv, with_own_bias
 from edgepack.backends.onnx.schemes import FP32, WEIGHTS4, WEIGHTS8
-from edgepack.errors import ModelError
 from edgepack.model.kinds.conv import ConvGeometry, conv_layer, geometry_of
 from edgepack.model.layer import Layer
 from edgepack.model.replacement import Replacement
@@ -94,19 +93,12 @@ class OnnxConv:
         Raises:
             ModelError: it is neither, or does not fit the layer.
         """
-        layer, structure = site.layer, part.structure
-        whole = structure.is_dense or structure.is_constexpr
-        if whole:
-            _check(layer, part, {"weight": part.weight}, {"weight": layer.weight.shape})
-        elif structure.is_low_rank:
-            outputs, inputs = layer.weight.shape
-            _check(layer, part, part.tensors, {"A": (outputs, part.rank), "B": (part.rank, inputs)})
-        else:
-            raise ModelError(f"{layer.name}: a convolution cannot be {structure} in an ONNX file")
+        layer = site.layer
+        check_part(layer, part, "a convolution")
         bias = layer.bias if part.bias is None else part.bias
 
         def build(builder: Builder, x: ir.Value, placement: Placement) -> ir.Value:
-            if whole:
+            if not part.structure.is_low_rank:
                 weight = site.put(builder, _kernel_of(part.weight, layer), "weight")
                 return _conv(builder, x, weight, site, bias, _attributes(layer))
             latent = _conv(
@@ -164,13 +156,3 @@ def _conv(
 ) -> ir.Value:
     inputs = [x, weight] if bias is None else [x, weight, site.put(builder, bias, "bias")]
     return builder.op("Conv", inputs, attributes)
-
-
-def _check(
-    layer: Layer, part: Replacement, tensors: Mapping[str, Array], shapes: Mapping[str, tuple[int, ...]]
-) -> None:
-    found = {role: tensor.shape for role, tensor in tensors.items()}
-    if found != shapes:
-        raise ModelError(f"{layer.name}: found {found}, expected {dict(shapes)}")
-    if part.bias is not None and part.bias.shape != (layer.out_features,):
-        raise ModelError(f"{layer.name}: found a bias {part.bias.shape}, expected {(layer.out_features,)}")

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from edgepack.errors import ModelError
 from edgepack.model.layer import Layer
 from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import Scheme
@@ -102,3 +103,26 @@ class LookupKind(Protocol):
 
     def store(self, model: ir.Model, schemes: Mapping[str, Scheme]) -> None:
         """Put layers into schemes, by name, in place; names of other kinds' layers are passed over."""
+
+
+def check_part(layer: Layer, part: Replacement, what: str) -> None:
+    """Whether a replacement is another weight of a layer, or two thin ones in its place, and fits it.
+
+    Args:
+        what: the kind of layer, with its article, for the error.
+
+    Raises:
+        ModelError: it is anything else, or has other shapes.
+    """
+    (outputs, inputs), structure = layer.weight.shape, part.structure
+    if structure.is_dense or structure.is_constexpr:
+        tensors, expected = {"weight": part.weight}, {"weight": (outputs, inputs)}
+    elif structure.is_low_rank:
+        tensors, expected = dict(part.tensors), {"A": (outputs, part.rank), "B": (part.rank, inputs)}
+    else:
+        raise ModelError(f"{layer.name}: {what} cannot be {structure} in an ONNX file")
+    found = {role: tensor.shape for role, tensor in tensors.items()}
+    if found != expected:
+        raise ModelError(f"{layer.name}: found {found}, expected {expected}")
+    if part.bias is not None and part.bias.shape != (outputs,):
+        raise ModelError(f"{layer.name}: found a bias {part.bias.shape}, expected {(outputs,)}")

@@ -13,11 +13,10 @@ import numpy as np
 
 from edgepack.backends.onnx.constants import Reader, root_of
 from edgepack.backends.onnx.decoded import decoded
-from edgepack.backends.onnx.kinds.kind import Storing
+from edgepack.backends.onnx.kinds.kind import Storing, check_part
 from edgepack.backends.onnx.matching import Use, is_float
 from edgepack.backends.onnx.schemes import DOMAIN, FP32, INT8_DYNAMIC, WEIGHTS4, WEIGHTS8
 from edgepack.backends.onnx.values import take_over
-from edgepack.errors import ModelError
 from edgepack.model.kinds.recurrent import recurrent_layer
 from edgepack.model.layer import Layer
 from edgepack.model.replacement import Replacement
@@ -96,23 +95,14 @@ class OnnxRecurrent:
         Raises:
             ModelError: it is neither, or does not fit the layer.
         """
-        layer, structure = site.layer, part.structure
-        outputs, inputs = layer.weight.shape
-        if structure.is_dense or structure.is_constexpr:
-            whole, expected = {"weight": part.weight}, {"weight": (outputs, inputs)}
-        elif structure.is_low_rank:
-            whole, expected = dict(part.tensors), {"A": (outputs, part.rank), "B": (part.rank, inputs)}
-        else:
-            raise ModelError(f"{layer.name}: a recurrent layer cannot be {structure} in an ONNX file")
-        found = {role: tensor.shape for role, tensor in whole.items()}
-        if found != expected or (part.bias is not None and part.bias.shape != (outputs,)):
-            raise ModelError(f"{layer.name}: found {found} and bias {part.bias is not None}, expected {expected}")
+        layer, is_pair = site.layer, part.structure.is_low_rank
+        check_part(layer, part, "a recurrent layer")
         bias = layer.bias if part.bias is None else part.bias
 
         def build(builder: Builder, x: ir.Value, placement: Placement) -> ir.Value:
-            if structure.is_low_rank:
+            if is_pair:
                 x = builder.op("MatMul", [x, site.put(builder, part.B.T, "B")])
-            role, matrix = ("A", part.A) if structure.is_low_rank else ("weight", part.weight)
+            role, matrix = ("A", part.A) if is_pair else ("weight", part.weight)
             return _cells(builder, x, placement, site, site.put(builder, _by_gates(matrix, site), role), bias)
 
         return build
@@ -150,12 +140,9 @@ def _of_input(both: Array) -> Array:
 
 def _by_gates(matrix: Array, site: Site) -> Array:
     """A matrix (directions · gates · units, n) as the operators take it, by directions."""
-    directions = 2 if _is_bidirectional(site.placements[0].node) else 1
+    both = site.placements[0].node.attributes.get_string("direction", "forward") == "bidirectional"
+    directions = 2 if both else 1
     return np.ascontiguousarray(matrix.reshape(directions, -1, matrix.shape[1]))
-
-
-def _is_bidirectional(node: ir.Node) -> bool:
-    return node.attributes.get_string("direction", "forward") == "bidirectional"
 
 
 def _biases_with(builder: Builder, placement: Placement, site: Site, bias: Array | None) -> ir.Value | None:
