@@ -18,7 +18,7 @@ from edgepack.benchmark.session import Variant
 from edgepack.data import example
 from edgepack.errors import ProofError
 from edgepack.methods.registry import factorizer
-from edgepack.model.kinds.linear import linear_ops
+from edgepack.model.kinds.matrix import linear_ops
 from edgepack.model.layer import View
 from edgepack.model.model import Model
 from edgepack.model.replacement import Replacement

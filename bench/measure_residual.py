@@ -24,7 +24,7 @@ from edgepack.devices.local import LocalDevice
 from edgepack.factorize import whitened
 from edgepack.factorize.whitened import shrunk_covariance
 from edgepack.model.kinds import views_of
-from edgepack.model.kinds.linear import linear_ops
+from edgepack.model.kinds.matrix import linear_ops
 from edgepack.model.layer import View
 from edgepack.model.point import linear_point_in
 from edgepack.model.scheme import Scheme

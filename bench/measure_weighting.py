@@ -23,7 +23,7 @@ from edgepack.data import Samples
 from edgepack.factorize import fisher, svd, two_sided, whitened
 from edgepack.factorize.shrinkage import fixed
 from edgepack.model.kinds import views_of
-from edgepack.model.kinds.linear import linear_ops
+from edgepack.model.kinds.matrix import linear_ops
 from edgepack.model.layer import View
 from edgepack.model.model import Model
 from edgepack.model.replacement import Replacement

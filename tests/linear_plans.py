@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgepack.model.kinds.linear import linear_ops
+from edgepack.model.kinds.matrix import linear_ops
 from edgepack.model.point import Point, linear_point_in
 from edgepack.model.scheme import Scheme
 from edgepack.model.structure import DENSE, Structure, low_rank

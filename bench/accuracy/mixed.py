@@ -12,7 +12,7 @@ from edgepack.backends.onnx.kinds.embedding import OnnxEmbedding
 from edgepack.backends.onnx.schemes import INT8_DYNAMIC, NBITS4, TABLES4
 from edgepack.backends.onnx.writer import OnnxWriter
 from edgepack.cost.sizes import size_bytes
-from edgepack.model.kinds.linear import linear_ops
+from edgepack.model.kinds.matrix import linear_ops
 from edgepack.model.layer import View
 from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import Scheme

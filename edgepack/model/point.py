@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from edgepack.model.kinds.linear import linear_ops
+from edgepack.model.kinds.matrix import linear_ops
 from edgepack.model.scheme import Format, Scheme
 from edgepack.model.structure import DENSE, Op, Structure, low_rank
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgepack.model.kinds.conv import ConvGeometry, conv_layer
-from edgepack.model.kinds.linear import linear_layer, linear_ops
+from edgepack.model.kinds.linear import linear_layer
+from edgepack.model.kinds.matrix import linear_ops
 from edgepack.model.layer import Layer, distinct
 from edgepack.model.replacement import Replacement
 from edgepack.model.types import Array

@@ -11,7 +11,7 @@ from edgepack.backends.onnx.schemes import FP32, INT8_DYNAMIC, NBITS4, NBITS8, W
 from edgepack.cost.model import Price
 from edgepack.cost.roofline import roofline
 from edgepack.cost.select import prices_of
-from edgepack.model.kinds.linear import linear_ops
+from edgepack.model.kinds.matrix import linear_ops
 from edgepack.model.point import Point, linear_point_in
 from edgepack.model.scheme import FileScheme, Format, Scheme, scheme_of
 from edgepack.model.structure import DENSE, Structure, low_rank, low_rank_correction

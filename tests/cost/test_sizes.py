@@ -20,7 +20,7 @@ from edgepack.backends.schemes import SCHEMES
 from edgepack.cost.sizes import size_bytes
 from edgepack.data import Samples
 from edgepack.model import structure as structures
-from edgepack.model.kinds.linear import linear_ops
+from edgepack.model.kinds.matrix import linear_ops
 from edgepack.model.model import Model
 from edgepack.model.replacement import low_rank, low_rank_correction
 from edgepack.model.scheme import FileScheme, Format, Scheme

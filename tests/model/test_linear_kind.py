@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgepack.model.kinds import kind_of, views_of
-from edgepack.model.kinds.linear import effective_weight, linear_layer, linear_ops
+from edgepack.model.kinds.linear import linear_layer
+from edgepack.model.kinds.matrix import effective_weight, linear_ops
 from edgepack.model.layer import WEIGHT, Layer
 from edgepack.model.replacement import Instruction, Replacement, constexpr, dense, low_rank, low_rank_correction
 from edgepack.model.structure import CONSTEXPR, DENSE

@@ -17,7 +17,8 @@ from edgepack.cost.model import Price
 from edgepack.cost.roofline import roofline
 from edgepack.cost.sizes import resident_bytes, size_bytes
 from edgepack.errors import UsageError
-from edgepack.model.kinds.linear import linear_layer, linear_ops
+from edgepack.model.kinds.linear import linear_layer
+from edgepack.model.kinds.matrix import linear_ops
 from edgepack.model.layer import Layer
 from edgepack.model.point import Point
 from edgepack.model.scheme import Format, Scheme

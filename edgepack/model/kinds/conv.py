@@ -7,18 +7,16 @@ Low-rank factors in their place are a convolution of the same kernel to r channe
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
 import numpy as np
 
-from edgepack.model.kinds.kind import RankGrid, Rows
-from edgepack.model.kinds.linear import effective_weight, linear_ops
+from edgepack.model.kinds.kind import Rows
+from edgepack.model.kinds.matrix import OneMatrix
 from edgepack.model.layer import WEIGHT, Array, Geometry, Layer
-from edgepack.model.replacement import Replacement
-from edgepack.model.structure import DENSE, Op, Structure, low_rank
+from edgepack.model.structure import Op, Structure
 
 NAME = "conv"
 
@@ -126,43 +124,18 @@ def geometry_of(layer: Layer) -> ConvGeometry:
     raise ValueError(f"{layer.name}: found a {layer.kind} layer, expected a convolution")
 
 
-class Conv:
-    """See `LayerKind`."""
-
-    def views(self, layer: Layer) -> Mapping[str, Array]:
-        """The weight: (out, in · places of the kernel), channel by channel."""
-        return {WEIGHT: layer.weight}
+class Conv(OneMatrix):
+    """See `LayerKind`. The matrix is (out, in · places of the kernel), channel by channel."""
 
     def rows(self, layer: Layer, view: str) -> Rows:
         """Patches of the input."""
         return Patches(geometry_of(layer))
 
-    def structures(self, layer: Layer, grid: RankGrid) -> Iterator[Structure]:
-        """Dense, and low-rank factors in its place."""
-        yield DENSE
-        yield from map(low_rank, grid.low_rank(layer.out_features, layer.in_features))
-
-    def parts(self, layer: Layer, structure: Structure) -> Mapping[str, Structure]:
-        """The structure itself, of the only view."""
-        return {WEIGHT: structure}
-
     def ops(self, layer: Layer, structure: Structure, vectors: int) -> tuple[Op, ...]:
         """Those of the matrix; what takes the layer's input has its kernel."""
         kernel = geometry_of(layer).kernel
-        products = linear_ops(layer.out_features, layer.in_features, structure, vectors)
         channels = layer.in_features // prod(kernel)
         return tuple(
-            op if op.role == "A" else replace(op, kind="conv", columns=channels, kernel=kernel) for op in products
+            op if op.role == "A" else replace(op, kind="conv", columns=channels, kernel=kernel)
+            for op in super().ops(layer, structure, vectors)
         )
-
-    def replace(self, layer: Layer, structure: Structure, decompositions: Mapping[str, Replacement]) -> Replacement:
-        """What was found for the only view."""
-        found = decompositions.get(WEIGHT)
-        if found is None or found.structure != structure:
-            had = "nothing" if found is None else found.structure
-            raise ValueError(f"{layer.name}: found {had}, expected {structure}")
-        return found
-
-    def effective(self, layer: Layer, replacement: Replacement) -> Mapping[str, Array]:
-        """The stored matrix, the product of the factors, or their sum."""
-        return {WEIGHT: effective_weight(replacement)}
