@@ -77,10 +77,12 @@ def open_onnx(path: Path) -> OnnxSource:
         ModelError: see `edgepack.backends.onnx.file.load`.
     """
     from edgepack.backends.onnx.file import input_specs, load_with_digest, output_specs
+    from edgepack.backends.onnx.folded import fold_weights
     from edgepack.backends.onnx.sites import find_sites
 
     path = Path(path)
     model, sha256 = load_with_digest(path)
+    fold_weights(model)
     return OnnxSource(path, model, find_sites(model), sha256, input_specs(model), output_specs(model))
 
 

@@ -87,7 +87,7 @@ class Reader:
             return None
         array = self._root(root)
         for node in reversed(list(views_of(value))):
-            step = self._describe(node)
+            step = self.describe(node)
             if array is None or step is None:
                 return None
             array = self.derive(array, step)
@@ -113,7 +113,8 @@ class Reader:
             self._steps[key] = derived
         return self._steps[key]
 
-    def _describe(self, node: ir.Node) -> _Step | None:
+    def describe(self, node: ir.Node) -> _Step | None:
+        """What a view does to its first input, as `derive` takes it; None where that is not known."""
         if any(attribute.is_ref() for attribute in node.attributes.values()):
             return None
         if node.op_type == "Identity":
