@@ -26,6 +26,7 @@ HEAD = "decoder.decoder.2.weight"
 POSITIONS = {
     "stft.forward_basis_buffer": 4,
     **{f"encoder.{number}.reparam_conv.weight": count for number, count in enumerate((4, 2, 1, 1))},
+    "decoder.rnn.weight_ih": 1,
     HEAD: 1,
 }
 """Layers of one rate, and how many vectors of a chunk each multiplies."""
