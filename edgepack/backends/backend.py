@@ -27,10 +27,16 @@ THREADS = min(4, os.cpu_count() or 1)
 
 @dataclass(frozen=True)
 class Session:
-    """A loaded model file: its inputs and `run(inputs by name) -> outputs in the file's order`."""
+    """A loaded model file.
+
+    Attributes:
+        run: takes inputs by name, gives outputs in the file's order.
+        again: the same for another thread, which runs at the same time; None where only one can.
+    """
 
     inputs: tuple[TensorSpec, ...]
     run: Callable[[Mapping[str, Array]], list[Array]]
+    again: Callable[[], Session] | None = None
 
 
 class OneOp(Protocol):

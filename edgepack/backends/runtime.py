@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
+from queue import SimpleQueue
+from typing import TypeVar
 
 import numpy as np
 
-from edgepack.backends.backend import Session
+from edgepack.backends.backend import THREADS, Session
 from edgepack.backends.registry import backend
 from edgepack.data import Samples, feeds, is_stacked, rename
 from edgepack.errors import ModelError
 from edgepack.model.scheme import Format
 from edgepack.model.types import Array
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+LONG_S = 1e-3
+"""An inference from here on is worth a thread of its own."""
 
 
 def load(path: Path, fmt: Format, *, threads: int = 1, exact: bool = True) -> Session:
@@ -37,14 +48,43 @@ def answers(model: Session, samples: Samples) -> tuple[Array, ...]:
 
     Inputs are matched by name, else by order: converters rename them. Where the batch is free, samples run one by one,
     as they are timed: a grid that is chosen at run time covers all samples of a batch, and rounds each of them worse.
+    Samples that take long run beside each other, on all cores.
     """
     renamed = rename(samples, model.inputs)
     stacked = any(is_stacked(renamed.inputs[spec.name], spec) for spec in model.inputs)
-    runs: list[list[Array | None]] = []
-    for feed, valid in feeds(renamed, model.inputs, dynamic_batch=1):
+
+    def answer(session: Session, fed: tuple[Mapping[str, Array], int]) -> list[Array | None]:
+        feed, valid = fed
         batch = None if stacked else len(next(iter(feed.values())))
-        runs.append([_by_sample(output, batch, valid) for output in model.run(feed)])
+        return [_by_sample(output, batch, valid) for output in session.run(feed)]
+
+    runs = _each(model, answer, feeds(renamed, model.inputs, dynamic_batch=1))
     return tuple(_joined(parts, len(samples)) for parts in zip(*runs, strict=True))
+
+
+def _each(model: Session, answer: Callable[[Session, T], R], fed: Iterator[T]) -> Iterator[R]:
+    """`answer` of everything that is fed, in order; beside each other where the first took long."""
+    start = time.perf_counter()
+    yield from (answer(model, one) for one in islice(fed, 1))
+    if model.again is None or THREADS == 1 or time.perf_counter() - start < LONG_S:
+        yield from (answer(model, one) for one in fed)
+        return
+    idle: SimpleQueue[Session] = SimpleQueue()
+    for _ in range(THREADS):
+        idle.put(model.again())
+
+    def work(one: T) -> R:
+        session = idle.get()
+        try:
+            return answer(session, one)
+        finally:
+            idle.put(session)
+
+    pool = ThreadPoolExecutor(THREADS)
+    try:
+        yield from pool.map(work, fed)
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _by_sample(output: Array, batch: int | None, valid: int) -> Array | None:

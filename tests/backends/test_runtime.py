@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from threading import Barrier
 
 import numpy as np
 import onnx
@@ -11,10 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
+from edgepack.backends import runtime
 from edgepack.backends.backend import Session
 from edgepack.backends.runtime import load, predict
 from edgepack.data import Samples, rename
 from edgepack.errors import ModelError
+from edgepack.model.scheme import Format
 from edgepack.model.types import Array, TensorSpec
 
 WEIGHT = np.arange(12, dtype=np.float32).reshape(3, 4) / 7
@@ -133,3 +138,32 @@ def test_exact_sums_do_not_saturate(tmp_path: Path, tied: bool) -> None:
     path, x, expected = shared_int8(tmp_path / "m.onnx", tied)
     for output in load(path, "onnx", exact=True).run({"x": x}):
         np.testing.assert_array_equal(output, expected)
+
+
+@pytest.mark.parametrize("fmt", ["onnx", "tflite"])
+def test_slow_samples_run_beside_each_other_and_answer_in_order(
+    fmt: Format, models: dict[int | str, Session], tflite_models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two are let in at a time: neither goes on before the other has come."""
+    model = models["N"] if fmt == "onnx" else load(tflite_models / "fp32.tflite", "tflite")
+    count = 2 * runtime.THREADS + 1
+    shape = (count, *model.inputs[0].shape[1:])
+    drawn = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    given_samples = Samples({model.inputs[0].name: drawn})
+    alone = runtime.answers(replace(model, again=None), given_samples)
+    monkeypatch.setattr(runtime, "LONG_S", 0.0)
+    monkeypatch.setattr(runtime, "THREADS", 2)
+    met = Barrier(2)
+
+    def slow(session: Session) -> Session:
+        def run(feed: Mapping[str, Array]) -> list[Array]:
+            met.wait(60)
+            return session.run(feed)
+
+        return replace(session, run=run)
+
+    assert model.again is not None
+    again = model.again
+    together = runtime.answers(replace(model, again=lambda: slow(again())), given_samples)
+    for one, other in zip(alone, together, strict=True):
+        np.testing.assert_array_equal(one, other)

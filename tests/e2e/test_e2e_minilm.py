@@ -1,4 +1,4 @@
-"""all-MiniLM-L6-v2, a sentence encoder with 36 linear layers: inspected, and packed as dense int8 in both formats."""
+"""all-MiniLM-L6-v2, a sentence encoder with 36 linear layers: inspected, and its first blocks packed as dense int8."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from edgepack.backends.runtime import load
 from tests.e2e.e2e_cli import Done, run
 
 MODELS = Path(__file__).parents[2] / "bench" / "models"
+BLOCKS, LINEAR = 2, 6
+"""Of the transformer, how many are packed, and linear layers of each."""
 FEWER = f"""
 import sys
 sys.path.insert(0, {str(MODELS)!r})
@@ -21,15 +23,21 @@ import minilm
 def recipe():
     full = minilm.recipe()
     return replace(full, calibration={{name: rows[:96] for name, rows in full.calibration.items()}})
+
+def first_blocks():
+    fewer = recipe()
+    blocks = fewer.model.bert.encoder.layer
+    del blocks[{BLOCKS}:]
+    return fewer
 """
 
 
 @pytest.fixture(scope="module")
-def recipe(tmp_path_factory: pytest.TempPathFactory) -> str:
+def recipes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The model with fewer sentences: enough to see that all parts fit together."""
     path = tmp_path_factory.mktemp("minilm") / "minilm_quick.py"
     path.write_text(FEWER)
-    return f"{path}:recipe"
+    return path
 
 
 def assert_quiet(done: Done) -> None:
@@ -37,8 +45,8 @@ def assert_quiet(done: Done) -> None:
     assert done.err == "", "libraries have nothing to say to the user"
 
 
-def test_inspect_shows_every_linear_layer(recipe: str) -> None:
-    done = run("inspect", recipe, "--json")
+def test_inspect_shows_every_linear_layer(recipes: Path) -> None:
+    done = run("inspect", f"{recipes}:recipe", "--json")
     assert_quiet(done)
     report = json.loads(done.out)
     shapes = [(layer["out_features"], layer["in_features"]) for layer in report["layers"]]
@@ -48,10 +56,11 @@ def test_inspect_shows_every_linear_layer(recipe: str) -> None:
     assert report["linear_bytes"] / report["weight_bytes"] == pytest.approx(0.47, abs=0.01)
 
 
-def test_dense_int8_in_both_formats(recipe: str, tmp_path: Path) -> None:
+def test_dense_int8_in_both_formats(recipes: Path, tmp_path: Path) -> None:
     """A share too small for any rank keeps every layer dense."""
     out = tmp_path / "pack"
-    done = run("build", recipe, "--target", "rpi4", "--precision", "int8", "--rank", "0.001", "--out", out)
+    options = ("--target", "rpi4", "--precision", "int8", "--rank", "0.001", "--out", out)
+    done = run("build", f"{recipes}:first_blocks", *options)
     assert_quiet(done)
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["metric"]["name"] == "cosine"
@@ -61,7 +70,7 @@ def test_dense_int8_in_both_formats(recipe: str, tmp_path: Path) -> None:
         assert entry["scheme"].startswith("int8")
         assert entry["guard"]["emitted"] > 98
         assert entry["size_bytes"] < manifest["files"][f"baseline/fp32.{fmt}"]["size_bytes"] / 3.5
-        assert len(entry["layers"]) == 36
+        assert len(entry["layers"]) == BLOCKS * LINEAR
         assert all(layer["rank"] is None for layer in entry["layers"])
     with np.load(out / "example_inputs.npz") as inputs:
         feed = dict(inputs)

@@ -21,7 +21,8 @@ def load(path: Path, *, threads: int, exact: bool) -> Session:
     from edgepack.backends.onnx.session import run, session
 
     opened = _exact_session(path, threads) if exact else session(path, threads=threads)
-    return Session(_session_inputs(opened), lambda feed: run(opened, None, feed))
+    made = Session(_session_inputs(opened), lambda feed: run(opened, None, feed), lambda: made)
+    return made
 
 
 def _exact_session(path: Path, threads: int) -> ort.InferenceSession:

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ _Named = tuple[str, Mapping[str, Any]]
 
 def load(path: Path, *, threads: int) -> Session:
     """See `Backend.load`. Files of one layer and segments have no signature: there tensors name the inputs."""
-    return session(interpreter(path, threads))
+    return replace(session(interpreter(path, threads)), again=lambda: load(path, threads=1))
 
 
 def interpreter(path: Path | str, threads: int = 1) -> Any:
