@@ -29,7 +29,8 @@ def _exact_session(path: Path, threads: int) -> ort.InferenceSession:
     """A session without saturation, also where int8 weights are shared or stand outside of their branch.
 
     On x86 CPUs without VNNI the runtime widens int8 constants, but only those of the very graph that uses them, and it
-    trips over those that are used twice. Copies of them, made in memory, are all that it needs.
+    trips over those that are used twice, as it does itself where what is decoded of one has several uses. Copies of
+    them, made in memory, are all that it needs.
     """
     from edgepack.backends.onnx.file import read
     from edgepack.backends.onnx.session import session
@@ -50,7 +51,7 @@ def _own_int8_constants(model: ir.Model) -> bool:
     """Give every use of an int8 constant its own copy in its own graph; whether there was any to copy."""
     import onnx_ir as ir
 
-    changed = False
+    changed = _own_decoders(model)
     for home in model.graphs():
         for value in [v for v in home.initializers.values() if v.dtype == ir.DataType.INT8]:
             for number, (node, index) in enumerate(list(value.uses())):
@@ -61,6 +62,26 @@ def _own_int8_constants(model: ir.Model) -> bool:
                 copy = ir.Value(name=tensor.name, type=value.type, shape=value.shape, const_value=tensor)
                 graph.register_initializer(copy)
                 node.replace_input_with(index, copy)
+                changed = True
+    return changed
+
+
+def _own_decoders(model: ir.Model) -> bool:
+    """Give every use of a decoded int8 constant its own DequantizeLinear; whether any had several uses."""
+    import onnx_ir as ir
+
+    changed = False
+    for home in model.graphs():
+        for node in [node for node in home if node.op_type == "DequantizeLinear"]:
+            constant = node.inputs[0]
+            if constant is None or constant.const_value is None or constant.dtype != ir.DataType.INT8:
+                continue
+            for number, (user, index) in enumerate(list(node.outputs[0].uses())[1:], start=1):
+                attributes = list(node.attributes.values())
+                copy = ir.Node(node.domain, node.op_type, node.inputs, attributes, version=node.version)
+                copy.outputs[0].name = f"{node.outputs[0].name}.use{number}"
+                home.insert_after(node, copy)
+                user.replace_input_with(index, copy.outputs[0])
                 changed = True
     return changed
 
