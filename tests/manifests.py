@@ -15,6 +15,7 @@ TOP: dict[str, Any] = {
     "options": {
         "rank": "auto", "precision": "auto", "refit": False, "max_drop": 0.5, "formats": ["onnx"], "flash_bytes": None,
         "ram_bytes": None, "latency_s": None, "pick": [], "recover": None, "largest_onnx_weight_code": 127,
+        "keep": None, "only": None,
     },
     "seed": 0,
     "versions": {"edgepack": "0.1"},

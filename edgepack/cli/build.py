@@ -99,6 +99,10 @@ def build(
     pick: Annotated[
         str | None, typer.Option("--pick", help="Build a plan that --explore listed.", metavar="NUMBER[,NUMBER]")
     ] = None,
+    keep: Annotated[
+        str | None, typer.Option("--keep", help="Leave layers alone whose names have this.", metavar="REGEX")
+    ] = None,
+    only: Annotated[str | None, typer.Option("--only", help="Leave all other layers alone.", metavar="REGEX")] = None,
     scheduler: Annotated[
         str | None,
         typer.Option(
@@ -157,6 +161,8 @@ def build(
         fresh=fresh,
         baseline=not no_baseline,
         transport=transport,
+        keep=keep,
+        only=only,
     )
     (_explore if explore else _build)(options, output)
 

@@ -86,6 +86,8 @@ class OptionsEntry:
     pick: tuple[Count, ...]
     recover: Text | None
     largest_onnx_weight_code: Count
+    keep: Text | None
+    only: Text | None
 
 
 @dataclass(frozen=True)

@@ -130,7 +130,8 @@ def _within(drop: Drop | None, limit: float | None) -> bool:
 
 def is_automatic(options: BuildOptions) -> bool:
     """Whether edgepack chooses. What was asked for by the user stands as it is."""
-    return options.rank == "auto" and options.precision in ("auto", "int8") and not options.pick
+    asked = options.pick or options.keep is not None or options.only is not None
+    return options.rank == "auto" and options.precision in ("auto", "int8") and not asked
 
 
 def keep_promise(evaluator: Evaluator, files: Writer, attempt: Attempt, baseline: Baseline) -> Attempt:

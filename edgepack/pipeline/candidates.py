@@ -43,10 +43,12 @@ class Offered:
     Attributes:
         structures: the dense one first.
         why_dense: why none of them has low-rank factors in the layer's place, where that is so.
+        kept: whether the layer stays as it is, in fp32.
     """
 
     structures: tuple[Structure, ...]
     why_dense: str | None
+    kept: bool = False
 
     @property
     def in_place(self) -> tuple[Structure, ...]:
@@ -94,7 +96,11 @@ def offered(
     elif not isinstance(options.rank, str):
         grid = AskedRank(options.rank)
     found = {}
+    kept = options.kept([layer.name for layer in layers])
     for layer in layers:
+        if layer.name in kept:
+            found[layer.name] = Offered((DENSE,), "left as it is, as asked", kept=True)
+            continue
         if isinstance(grid, WorthwhileRanks) and not _is_seen(layer, unseen):
             found[layer.name] = Offered((DENSE,), "the data never reach it")
             continue
@@ -107,9 +113,9 @@ def _is_seen(layer: Layer, unseen: Collection[str]) -> bool:
     return not any(view.name in unseen for view in views_of([layer]))
 
 
-def without_factors(layers: Collection[str], alternatives: Alternatives) -> dict[str, Offered]:
+def without_factors(layers: Mapping[str, Offered], alternatives: Alternatives) -> dict[str, Offered]:
     """No factors at all, because other methods take the place of the factorizer."""
-    return {name: Offered((DENSE,), alternatives.why.get(name)) for name in layers}
+    return {name: own if own.kept else Offered((DENSE,), alternatives.why.get(name)) for name, own in layers.items()}
 
 
 def make_offer(
@@ -165,6 +171,11 @@ def make_menus(
     menus = []
     for layer in layers:
         own = _held(files, layer, offer.layers[layer.name])
+        if own.kept:
+            menus.append(
+                Menu(layer, tuple(_candidates(files, layer, [(FP32[files.fmt], DENSE)], offer, prices)), own.why_dense)
+            )
+            continue
         structures, why_dense = list(own.structures), own.why_dense
         if options.rank != "auto" and own.in_place:
             structures = [structure for structure in structures if structure.ranks]

@@ -178,7 +178,7 @@ def _row(ready: Prepared, number: int, probe: Probe, on_front: bool) -> Explored
         scheme=file_label(probe.layers, probe.scheme),
         factored=(factored, len(probe.layers)),
         ranks={layer.layer: layer.rank for layer in probe.layers if layer.rank is not None},
-        weights_share=sum(layer.weight_parameters for layer in probe.layers) / dense,
+        weights_share=sum(layer.weight_parameters for layer in probe.layers) / dense if dense else 1.0,
         size_bytes=probe.size_bytes,
         latency_s=probe.latency_s,
         source=ready.prices.source_name(probe.fmt),

@@ -10,7 +10,6 @@ from typing import Literal
 import numpy as np
 
 from edgepack.backends.backend import THREADS
-from edgepack.errors import ModelError
 from edgepack.methods.registry import needs_gradients
 from edgepack.model.kinds import views_of
 from edgepack.model.layer import Layer, View
@@ -99,8 +98,6 @@ def inspect(
     with open_workspace(cache or Cache(fresh=fresh), seed=seed, progress=progress) as workspace:
         progress("open model")
         opened = open_model(model, workspace.folder)
-        if not opened.layers:
-            raise ModelError(f"{model}: no linear layer found; there is nothing to factor")
         loaded = load_data(data, opened, model, seed)
         chosen = choose_method(method, loaded)
         subject = Subject(opened, loaded.calibration, digest(opened.sha256, loaded.digest()))

@@ -118,6 +118,8 @@ def _options(options: BuildOptions, largest: int) -> OptionsEntry:
         latency_s=options.latency_s,
         pick=options.pick,
         recover=None if options.recover is None else str(options.recover),
+        keep=options.keep,
+        only=options.only,
         largest_onnx_weight_code=largest,
     )
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -20,6 +21,7 @@ Rank = Literal["auto", "cv"] | int | float
 PrecisionChoice = Literal["auto", "fp32", "int8", "int4"]
 DEFAULT_MAX_DROP = 0.5
 DEFAULT_SEARCH_MINUTES = 10.0
+SHOWN_NAMES = 8
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,8 @@ class BuildOptions:
         scheduler: address of a Dask scheduler, None for local processes.
         out: pack folder, None for dist/<model>.<target>.
         fresh: ignore what the cache holds.
+        keep: regular expression; layers in whose names it is found stay as they are.
+        only: regular expression; layers in whose names it is not found stay as they are.
         baseline: write the dense models into the pack.
         transport: write each model file as a `.tar.xz` as well.
     """
@@ -79,6 +83,8 @@ class BuildOptions:
     fresh: bool = False
     baseline: bool = True
     transport: bool = False
+    keep: str | None = None
+    only: str | None = None
 
     def __post_init__(self) -> None:
         if self.max_drop is not None and not 0 <= self.max_drop < float("inf"):
@@ -98,6 +104,8 @@ class BuildOptions:
                 raise UsageError(f"{name} must be more than 0")
         if not 0 < self.search_minutes < float("inf"):
             raise UsageError(f"--search-minutes {self.search_minutes}: must be more than 0")
+        for name, text in (("--keep", self.keep), ("--only", self.only)):
+            _check_expression(name, text)
         if self.pick and self.rank != "auto":
             raise UsageError("--pick takes a plan that --explore found", hint="leave --rank out")
 
@@ -130,6 +138,15 @@ class BuildOptions:
             return DEFAULT_MAX_DROP
         return self.max_drop
 
+    def kept(self, layers: Collection[str]) -> frozenset[str]:
+        """Those of these layers that stay as they are, by `keep` and `only`.
+
+        Raises:
+            UsageError: one of the two is found in no name.
+        """
+        kept = set() if self.keep is None else _named("--keep", self.keep, layers)
+        return frozenset(kept if self.only is None else kept | (set(layers) - _named("--only", self.only, layers)))
+
     @property
     def weight_grids(self) -> tuple[int, ...]:
         """Largest int8 weight codes to choose from for ONNX.
@@ -145,6 +162,23 @@ class BuildOptions:
     def exact(self) -> bool:
         """Whether answers are computed with exact integer sums instead of this machine's own arithmetic."""
         return self.target.name != HOST
+
+
+def _check_expression(option: str, text: str | None) -> None:
+    try:
+        re.compile(text or "")
+    except re.error as err:
+        raise UsageError(
+            f"{option} {text}: no regular expression: {err}", hint="names are matched as re.search"
+        ) from err
+
+
+def _named(option: str, text: str, layers: Collection[str]) -> set[str]:
+    found = {name for name in layers if re.search(text, name)}
+    if not found:
+        shown = ", ".join(sorted(layers)[:SHOWN_NAMES]) + (", …" if len(layers) > SHOWN_NAMES else "")
+        raise UsageError(f"{option} {text}: found in no layer's name", hint=f"there are {shown or 'no layers'}")
+    return found
 
 
 def parse_formats(text: str) -> tuple[Format, ...]:

@@ -80,6 +80,12 @@ class Prepared:
         return self.evaluator.prover.guard
 
 
+NO_LAYERS = (
+    "no layer of the model can be factored (linear, convolution, or the inputs of a recurrent one): "
+    "a pack holds its own graph, with weights in 8 bits where that is within the budget"
+)
+
+
 @contextmanager
 def prepared(options: BuildOptions, cache: Cache, progress: Progress) -> Iterator[Prepared]:
     """Opens and measures a model; temporary files and processes end with the block.
@@ -183,8 +189,8 @@ def _open(options: BuildOptions, workspace: Workspace) -> Model:
     workspace.progress("open model")
     opened = open_model(options.model, workspace.folder, options.chosen_formats)
     if not opened.layers:
-        raise ModelError(f"{options.model}: no linear layer found; there is nothing to factor")
-    if not isinstance(options.rank, str):
+        workspace.warn(NO_LAYERS)
+    elif not isinstance(options.rank, str):
         check_rank(opened.layers, options.rank)
     return opened
 

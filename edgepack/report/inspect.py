@@ -8,6 +8,7 @@ from pathlib import Path
 
 from edgepack.pack.manifest import Manifest
 from edgepack.pipeline.inspect import Energy, LayerReport, ModelReport
+from edgepack.pipeline.prepare import NO_LAYERS
 from edgepack.report.build import LONG, layer_table, packed_files
 from edgepack.report.report import Block, Column, Field, Figure, Paragraph, Report, hidden, make_table
 
@@ -15,11 +16,7 @@ from edgepack.report.report import Block, Column, Field, Figure, Paragraph, Repo
 def model_report(model: ModelReport) -> Report:
     """One row per layer and what the columns mean."""
     share = model.linear_bytes / model.weight_bytes if model.weight_bytes else 0.0
-    notes = (
-        "break-even: a pair of this rank or less has fewer weights and multiplications than the dense layer at the "
-        "same precision (fp32 or int8); int8 vs int4: the same in bytes, an int8 pair against a dense int4 layer.",
-        f"rank 90 % / 99 %: keeps that share of {_energies(model)}. pays: rank 99 % is not above break-even.",
-    )
+    notes = _notes(model) if model.layers else (NO_LAYERS,)
     head = (
         f"{model.model}: ",
         Figure(model.weight_bytes, "bytes"),
@@ -28,6 +25,14 @@ def model_report(model: ModelReport) -> Report:
         f" of them in {len(model.layers)} {'layer' if len(model.layers) == 1 else 'layers'}",
     )
     return Report(title=(head,), blocks=(make_table(_LAYERS, model.layers, notes=notes),), record=asdict(model))
+
+
+def _notes(model: ModelReport) -> tuple[str, ...]:
+    return (
+        "break-even: a pair of this rank or less has fewer weights and multiplications than the dense layer at the "
+        "same precision (fp32 or int8); int8 vs int4: the same in bytes, an int8 pair against a dense int4 layer.",
+        f"rank 90 % / 99 %: keeps that share of {_energies(model)}. pays: rank 99 % is not above break-even.",
+    )
 
 
 def _energies(model: ModelReport) -> str:

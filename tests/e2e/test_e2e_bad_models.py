@@ -72,14 +72,6 @@ def test_weights_that_are_no_numbers(tmp_path: Path, name: str, value: float) ->
     fails(path, [r"diverged\.onnx", f"'{name}' holds (NaN|infinity)", "expected finite"], tmp_path)
 
 
-@pytest.mark.parametrize("command", ["build", "inspect"])
-def test_no_linear_layer(tmp_path: Path, command: str) -> None:
-    path = write_onnx(tmp_path / "relu.onnx", [helper.make_node("Relu", ["x"], ["scores"])], {})
-    options = ("--target", "rpi4", "--out", tmp_path / "out" / "pack") if command == "build" else ()
-    done = invoke(command, path, *options)
-    assert_fails(done, 3, [r"relu\.onnx: no linear layer found"], hint=False, out=tmp_path / "out" / "pack")
-
-
 def test_shapes_that_contradict_each_other(tmp_path: Path) -> None:
     path = mlp(tmp_path / "odd.onnx", lambda made: made.update(w2=made["w2"][:, :-1]))
     fails(path, ["(dimension|shape|[Gg]emm|GEMM)"], tmp_path, hint=False)

@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from onnx import helper, numpy_helper
 
 from edgepack.backends.runtime import load
 from edgepack.backends.schemes import SCHEMES
 from tests.e2e.conftest import Built
 from tests.e2e.e2e_cli import Done, assert_fails, invoke, run
-from tests.e2e.e2e_models import points, samples
+from tests.e2e.e2e_models import points, samples, write_onnx
 
 MODELS = ("model.onnx", "model.tflite")
 BASELINES = tuple(f"baseline/{kind}.{fmt}" for kind in ("fp32", "int8") for fmt in ("onnx", "tflite"))
@@ -427,3 +429,44 @@ def test_pt2_source(tmp_path: Path) -> None:
     with torch.no_grad():
         expected = module(torch.from_numpy(inputs[:1])).numpy()
     np.testing.assert_allclose(dense.run({"input": inputs[:1]})[0], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("asked", [(), ("--rank", "8"), ("--explore",)], ids=" ".join)
+def test_a_model_without_layers_gives_a_pack_that_says_so(tmp_path: Path, data: Path, asked: tuple[str, ...]) -> None:
+    path = write_onnx(tmp_path / "relu.onnx", [helper.make_node("Relu", ["x"], ["scores"])], {})
+    done = build(path, tmp_path / "out", "--data", data, *asked)
+    assert done.code == 0, done.err
+    assert "no layer of the model can be factored" in " ".join(done.out.split())
+    if not asked:
+        entry = manifest_of(tmp_path / "out")["files"]["model.onnx"]
+        assert entry["layers"] == []
+        assert entry["size_bytes"] <= path.stat().st_size, "never larger than its source"
+
+
+def test_layers_that_are_left_alone(tmp_path: Path, model: Path, data: Path) -> None:
+    """They hold their own numbers, also where dense int8 would be smaller; that is said."""
+    done = build(model, tmp_path / "out", "--data", data, "--keep", "w[13]")
+    assert done.code == 0, done.err
+    entry = manifest_of(tmp_path / "out")["files"]["model.onnx"]
+    schemes = {layer["layer"]: (layer["scheme"], layer["rank"]) for layer in entry["layers"]}
+    assert schemes["w1"] == schemes["w3"] == ("fp32", None)
+    assert schemes["w2"][0] != "fp32"
+    assert "it stays as it was asked for" in done.out
+    weights = [
+        {each.name: numpy_helper.to_array(each) for each in onnx.load(path).graph.initializer}
+        for path in (tmp_path / "out/model.onnx", model)
+    ]
+    held = {array.tobytes() for array in weights[0].values()}
+    assert all({weights[1][name].tobytes(), weights[1][name].T.tobytes()} & held for name in ("w1", "w3"))
+    only = build(model, tmp_path / "only", "--data", data, "--only", "w2")
+    assert only.code == 0, only.err
+    assert (tmp_path / "only/model.onnx").read_bytes() == (tmp_path / "out/model.onnx").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [("fc", r"--(keep|only) fc: found in no layer's name"), ("(", r"--(keep|only) \(: no regular expression")],
+)
+@pytest.mark.parametrize("name", ["--keep", "--only"])
+def test_names_that_no_layer_has(tmp_path: Path, model: Path, data: Path, name: str, option: str, says: str) -> None:
+    assert_fails(build(model, tmp_path / "out", "--data", data, name, option), 2, [says], out=tmp_path / "out")

@@ -93,6 +93,8 @@ def test_what_does_not_depend_on_a_file(ready: Prepared, classifier: Path) -> No
         "pick": [],
         "recover": None,
         "refit": False,
+        "keep": None,
+        "only": None,
         "largest_onnx_weight_code": 127,
     }
     assert str(classifier.parent) not in json.dumps(record)
