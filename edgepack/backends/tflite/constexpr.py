@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from edgepack.backends.tflite.constexpr_ops import product, write_step
-from edgepack.backends.tflite.file import File, Writing, drop_unused, packed, text
+from edgepack.backends.tflite.file import File, Writing, drop_unused, packed, text, whole
 from edgepack.backends.tflite.matching import Fold
 from edgepack.errors import ModelError
 from edgepack.model.constexpr import X, at_load, is_decoded, values
@@ -43,9 +43,7 @@ def encode(source: Path, path: Path, parts: Mapping[str, Replacement], folds: Ma
     Raises:
         ModelError: an operator is not in the file, not in float32, or not of a kind that can be written in code.
     """
-    from ai_edge_litert.tools import flatbuffer_utils
-
-    model = flatbuffer_utils.read_model_from_bytearray(source.read_bytes())
+    model = whole(source)
     file = File(model)
     loading = _Loading(file)
     layers = {name: _Layer(name, part) for name, part in sorted(parts.items())}

@@ -22,6 +22,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgepack.backends.tflite.marks import fuse, marked
 from edgepack.errors import InputError
 from edgepack.model.replacement import Replacement, low_rank
 
@@ -140,8 +141,7 @@ def _emit(request: Request, state: _Loaded) -> Reply:
     else:
         missing = ()
     with torch.no_grad():
-        module = lowerable(module)
-        _convert(module, state, Path(request["path"]))
+        _convert(marked(lowerable(module)), state, Path(request["path"]))
     return {"missing": [name for name in request["factors"] if name in missing]}
 
 
@@ -176,6 +176,7 @@ def _convert(module: GraphModule, state: _Loaded, path: Path) -> None:
     )
     named = dict(zip(safe, state.examples, strict=True))
     litert_torch.convert(Named().eval(), sample_kwargs=named).export(str(path))
+    fuse(path)
     if safe != list(state.inputs):
         _rename_inputs(path, dict(zip(safe, state.inputs, strict=True)))
 

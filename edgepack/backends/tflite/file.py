@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from edgepack.errors import ModelError, OutputError
 from edgepack.model.types import Array
 
 # schema.fbs, TensorType
-_TYPES = {"float32": 0, "int32": 2, "uint8": 3, "int64": 4, "int8": 9, "uint32": 15}
+_TYPES = {"float32": 0, "bool": 6, "int32": 2, "uint8": 3, "int64": 4, "int8": 9, "uint32": 15}
 _RESOURCE = 13
 # The version from which on a kernel takes these numbers; all else is there since the first one.
 _VERSIONS = {
@@ -103,6 +103,23 @@ class Writing:
             self._constants[key] = self.tensor(value.shape, _type(value.dtype), f"{name}." if name else "", buffer)
             self._fixed.add(self._constants[key])
         return self._constants[key]
+
+    def holds(self, tensor: int) -> bool:
+        """Whether the file has the tensor's value."""
+        data = self.file.model.buffers[self.graph.tensors[tensor].buffer].data
+        return data is not None and len(data) > 0
+
+    def value(self, tensor: int) -> Array:
+        """Of a float32 constant.
+
+        Raises:
+            ModelError: it is computed, or in other numbers.
+        """
+        held = self.graph.tensors[tensor]
+        if not self.holds(tensor) or held.type != _TYPES["float32"]:
+            raise ModelError(f"tensor {text(held.name)!r} of a TFLite file is no float32 constant")
+        data = np.asarray(self.file.model.buffers[held.buffer].data, np.uint8)
+        return np.frombuffer(data.tobytes(), np.float32).reshape([int(size) for size in held.shape])
 
     def is_constant(self, tensor: int) -> bool:
         """Whether `constant` made it."""
@@ -320,6 +337,13 @@ def _round_up(position: int) -> int:
     return -(-position // _ALIGNMENT) * _ALIGNMENT
 
 
+def whole(path: Path) -> Any:
+    """The schema's objects of a file that this tool wrote."""
+    from ai_edge_litert.tools import flatbuffer_utils
+
+    return flatbuffer_utils.read_model_from_bytearray(path.read_bytes())
+
+
 def drop_unused(model: Any) -> None:
     """Remove tensors that nothing uses and buffers that no tensor holds."""
     for number, graph in enumerate(model.subgraphs):
@@ -347,6 +371,28 @@ def drop_unused(model: Any) -> None:
         holder.buffer = moved[holder.buffer]
     if model.metadataBuffer is not None:
         model.metadataBuffer = [moved[old] for old in model.metadataBuffer]
+
+
+def drop_graphs(model: Any, numbers: Collection[int]) -> None:
+    """Remove subgraphs that nothing calls any more."""
+    kept = [number for number in range(len(model.subgraphs)) if number not in numbers]
+    new = {old: number for number, old in enumerate(kept)}
+    model.subgraphs = [model.subgraphs[number] for number in kept]
+    for signature in model.signatureDefs or []:
+        signature.subgraphIndex = new[signature.subgraphIndex]
+    operators = [op for graph in model.subgraphs for op in graph.operators]
+    for options in (each for op in operators for each in (op.builtinOptions, op.builtinOptions2) if each is not None):
+        for field in [name for name in vars(options) if name.endswith("SubgraphIndex")]:
+            setattr(options, field, new[getattr(options, field)])
+
+
+def drop_codes(model: Any) -> None:
+    """Remove kinds of operators that there are none of: a runtime wants to know each of them."""
+    operators = [op for graph in model.subgraphs for op in graph.operators]
+    codes = sorted({op.opcodeIndex for op in operators})
+    for op in operators:
+        op.opcodeIndex = codes.index(op.opcodeIndex)
+    model.operatorCodes = [model.operatorCodes[code] for code in codes]
 
 
 def _operands(operator: Any) -> Iterable[list[int]]:

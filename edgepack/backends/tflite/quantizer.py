@@ -10,7 +10,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from edgepack.backends.tflite.file import packed, whole
 from edgepack.backends.tflite.kinds.linear import takes_int4
+from edgepack.backends.tflite.lstm import in_int8, on_states
 from edgepack.backends.tflite.read import linear_ops
 from edgepack.backends.tflite.schemes import FP32, INT4_DYNAMIC, INT8_DYNAMIC, INT8_STATIC, SCHEMES, WEIGHTS8
 from edgepack.errors import ModelError
@@ -37,7 +39,8 @@ def quantize(
     quantizer's default, a moving average over single samples, clips most of what it saw).
     A static file is run once: a kind of operator that refuses its own int8 inputs there (a division whose divisor
     rounds to zero) is left in float32. Four bits are for linear operators; one that has no fast kernel for them
-    (`takes_int4`) gets eight, as all other operators do. The same input gives the same bytes.
+    (`takes_int4`) gets eight, as all other operators do. Fused LSTMs, which the quantizer does not know, have 8 bits in
+    every integer scheme. The same input gives the same bytes.
 
     Args:
         source: the fp32 .tflite file.
@@ -65,6 +68,8 @@ def quantize(
         path.write_bytes(source.read_bytes())
     else:
         path.write_bytes(_quantized(source, scheme, {}, (), single))
+    if scheme != FP32:
+        in_int8(path)
     return kept
 
 
@@ -89,15 +94,36 @@ def _static(source: Path, path: Path, samples: Mapping[str, Array], schemes: Map
             f"the scheme {INT8_STATIC} needs calibration samples", hint="give data, or use int8-dynamic-range"
         )
     single, _ = _single_schemes(source, INT8_STATIC, schemes)
+    single |= dict.fromkeys(on_states(source), FP32)
     kept: tuple[str, ...] = ()
     while True:
         path.write_bytes(_quantized(source, INT8_STATIC, samples, kept, single))
         refused = _refusing_operator(path, samples)
         if refused is None:
+            in_int8(path)
+            _as_named(path, source)
             return kept
         if refused in kept:
             raise ModelError(f"{source.name}: the scheme {INT8_STATIC} does not run: {refused} refuses its inputs")
         kept = (*kept, refused)
+
+
+def _as_named(path: Path, source: Path) -> None:
+    """Give graphs the outputs that their signatures name, in place.
+
+    The quantizer takes integers for them where others read these, and an operator that it does not know writes them.
+    """
+    before, model = whole(source), whole(path)
+    wrong = False
+    for old, new in zip(before.signatureDefs or (), model.signatureDefs or (), strict=True):
+        named = {entry.name: entry.tensorIndex for entry in new.outputs}
+        moved = {entry.tensorIndex: named[entry.name] for entry in old.outputs}
+        graph = model.subgraphs[new.subgraphIndex]
+        outputs = [moved[tensor] for tensor in before.subgraphs[old.subgraphIndex].outputs]
+        wrong |= outputs != list(graph.outputs)
+        graph.outputs = outputs
+    if wrong:
+        path.write_bytes(packed(model))
 
 
 def _single_schemes(
@@ -152,6 +178,8 @@ def _quantized(
             ranges = None
             if scheme == INT8_STATIC:
                 ranges = _calibrated(work.get_quantization_recipe(), source, samples)
+                if not ranges:  # of no operator that the quantizer knows
+                    return source.read_bytes()
             return bytes(work.quantize(ranges).quantized_model)
         except (ValueError, RuntimeError, KeyError, NotImplementedError, TypeError) as err:
             raise ModelError(f"{source.name}: litert-quantizer cannot write the scheme {scheme}: {err}") from err

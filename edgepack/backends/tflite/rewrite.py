@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from edgepack.backends.tflite.constexpr import encode
-from edgepack.backends.tflite.file import drop_unused, packed, text
+from edgepack.backends.tflite.file import drop_unused, packed, text, whole
 from edgepack.backends.tflite.kinds import KINDS
 from edgepack.backends.tflite.matching import Fold, Found, Wanted, fold, match, shifts_by_size
 from edgepack.backends.tflite.read import linear_ops
@@ -64,9 +64,7 @@ def thin(
     Raises:
         ModelError: an operator is not in the file, or not of a kind that can be split.
     """
-    from ai_edge_litert.tools import flatbuffer_utils
-
-    model = flatbuffer_utils.read_model_from_bytearray(source.read_bytes())
+    model = whole(source)
     dense = {layer.name: layer for layer in layers}
     editor = Editor(model)
     written = {

@@ -7,7 +7,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from edgepack.backends.tflite.file import drop_unused, packed, text
+from edgepack.backends.tflite.file import drop_unused, packed, text, whole
 
 
 def shorten_names(path: Path) -> None:
@@ -15,7 +15,7 @@ def shorten_names(path: Path) -> None:
 
     Done to what the converter wrote, before anything refers to tensors by their names.
     """
-    model = _read(path)
+    model = whole(path)
     for graph in model.subgraphs:
         public = {int(index) for index in (*graph.inputs, *graph.outputs)}
         _number(graph, [index for index in range(len(graph.tensors)) if index not in public])
@@ -29,7 +29,7 @@ def tidy(path: Path) -> None:
     same vector once for every tensor. Signatures stay: by them programs call the model. So do the names of all that
     operators write, by which layers are found; constants get numbers.
     """
-    model = _read(path)
+    model = whole(path)
     model.description = model.metadata = model.metadataBuffer = None
     for graph in model.subgraphs:
         public = {int(index) for index in (*graph.inputs, *graph.outputs)}
@@ -68,12 +68,6 @@ def _share_vectors(model: Any) -> None:
         data = _data(model, tensor)
         if data is not None and len(tensor.shape) <= 1:
             tensor.buffer = known.setdefault(bytes(data), tensor.buffer)
-
-
-def _read(path: Path) -> Any:
-    from ai_edge_litert.tools import flatbuffer_utils
-
-    return flatbuffer_utils.read_model_from_bytearray(path.read_bytes())
 
 
 def _write(model: Any, path: Path) -> None:

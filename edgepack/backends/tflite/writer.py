@@ -342,7 +342,7 @@ def _found(find: Callable[[], Mapping[str, Sequence[str]]]) -> Mapping[str, Sequ
 
 
 OPERATORS: Step[Callable[[], Mapping[str, Sequence[str]]], Mapping[str, Sequence[str]]] = Step(
-    "tflite-operators", 3, _found, tools=TOOLS
+    "tflite-operators", 4, _found, tools=TOOLS
 )
-CONVERTED: FileStep[Callable[[Path], None]] = FileStep("tflite", 4, _write, ".tflite", TOOLS)
-QUANTIZED: FileStep[Callable[[Path], None]] = FileStep("tflite-quantized", 3, _write, ".tflite", TOOLS)
+CONVERTED: FileStep[Callable[[Path], None]] = FileStep("tflite", 5, _write, ".tflite", TOOLS)
+QUANTIZED: FileStep[Callable[[Path], None]] = FileStep("tflite-quantized", 4, _write, ".tflite", TOOLS)
