@@ -62,24 +62,15 @@ def _fits(node: Node) -> bool:
 
 
 def _layers(
-    x: Tensor,
-    states: Sequence[Tensor],
-    weights: Sequence[Tensor],
-    has_biases: bool,
-    num_layers: int,
-    dropout: float,
-    train: bool,
-    bidirectional: bool,
-    batch_first: bool,
+    x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor], *settings: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What `aten.lstm` gives, by a marked call for every layer."""
     import torch
 
+    has_biases, num_layers, _, _, bidirectional, batch_first = settings
     if batch_first and bidirectional and len(x) > 1:
         # The operator of both directions mixes up the cell states of several sequences where these come first.
-        y, hidden, cells = _layers(
-            x.swapaxes(0, 1), states, weights, has_biases, num_layers, dropout, train, bidirectional, False
-        )
+        y, hidden, cells = _layers(x.swapaxes(0, 1), states, weights, *settings[:-1], False)
         return y.swapaxes(0, 1), hidden, cells
     directions, each = (2 if bidirectional else 1), (4 if has_biases else 2)
     time = 1 if batch_first else 0
