@@ -15,7 +15,7 @@ import numpy as np
 
 from edgepack.errors import ModelError
 from edgepack.model.types import Array
-from edgepack.torchgraph import pnnx_input
+from edgepack.torchgraph import pnnx_input, pnnx_recurrent
 from edgepack.torchgraph.pnnx_operators import HINT
 from edgepack.torchgraph.pnnx_source import build_module
 
@@ -147,6 +147,7 @@ def _simplified(path: Path, shapes: Mapping[str, Sequence[int]], folder: Path) -
     _refuse_foreign(clean, path.name)
     _drop_idle_slices(clean)
     _drop_saturate(clean)
+    pnnx_recurrent.complete(clean, path.name, HINT)
     outputs = tuple(value.name for value in clean.graph.output)
     names = pnnx_input.neutral(clean, path.name)
     onnx.save(clean, str(simple), save_as_external_data=big)

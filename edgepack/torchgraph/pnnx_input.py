@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from edgepack.errors import ModelError
 from edgepack.torchgraph.pnnx_operators import HINT, is_equation
+from edgepack.torchgraph.pnnx_recurrent import DIRECTIONS
 
 if TYPE_CHECKING:
     from onnx import AttributeProto, GraphProto, ModelProto, NodeProto
 
 DOMAINS = ("", "ai.onnx")
 _AUTO_PAD = ("NOTSET", "SAME_UPPER", "SAME_LOWER", "VALID")
-_DIRECTIONS = ("forward", "reverse", "bidirectional")
 _ACTIVATIONS = (
     *("Affine", "Elu", "HardSigmoid", "LeakyRelu", "Relu", "ScaledTanh", "Sigmoid", "Softplus", "Softsign"),
     *("Tanh", "ThresholdedRelu"),
@@ -33,7 +33,7 @@ _STRINGS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         ("AveragePool", "Conv", "ConvInteger", "ConvTranspose", "LpPool", "MaxPool", "QLinearConv"), _AUTO_PAD
     ),
     "approximate": {"Gelu": ("none", "tanh")},
-    "direction": {**dict.fromkeys(("GRU", "LSTM", "RNN"), _DIRECTIONS), "BitShift": ("LEFT", "RIGHT")},
+    "direction": {**dict.fromkeys(("GRU", "LSTM", "RNN"), DIRECTIONS), "BitShift": ("LEFT", "RIGHT")},
     "activations": dict.fromkeys(("GRU", "LSTM", "RNN"), (*_ACTIVATIONS, *(a.lower() for a in _ACTIVATIONS))),
     "mode": {
         "DepthToSpace": _BLOCKS,

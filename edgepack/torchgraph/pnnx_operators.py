@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from edgepack.errors import ModelError
+from edgepack.torchgraph import pnnx_recurrent
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -92,6 +93,7 @@ _DTYPES = frozenset(
 # Words that an argument may be, by its name. No other text reaches torch.
 _WORDS: Mapping[str, frozenset[str]] = {
     "approximate": frozenset(("none", "tanh")),
+    "direction": frozenset(pnnx_recurrent.DIRECTIONS),
     "mode": frozenset(
         (
             *("constant", "reflect", "replicate", "circular"),
@@ -230,8 +232,10 @@ def _scalar(value: float) -> Tensor:
 
 # What pnnx hands through under its ONNX name, and the one constant that it makes of a number.
 OWN: Mapping[str, Callable[..., Any]] = {
+    "GRU": pnnx_recurrent.gru,
     "Gather": _gather,
     "GatherND": _gather_nd,
+    "LSTM": pnnx_recurrent.lstm,
     "Max": maximum,
     "Min": minimum,
     "torch.tensor": _scalar,

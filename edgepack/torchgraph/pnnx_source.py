@@ -20,7 +20,7 @@ import numpy as np
 
 from edgepack.errors import ModelError
 from edgepack.model.types import Array
-from edgepack.torchgraph import pnnx_operators
+from edgepack.torchgraph import pnnx_operators, pnnx_recurrent
 from edgepack.torchgraph.pnnx_operators import HINT
 
 if TYPE_CHECKING:
@@ -236,7 +236,7 @@ class _Translation:
                     raise self._refused()
                 return Step("_", Call(operator.setitem, parts))
             case ast.Assign(targets=[target], value=value):
-                return Step(self._target(target), self.expression(value))
+                return _step(self._target(target), self.expression(value))
         raise self._refused()
 
     def _target(self, node: ast.expr) -> Target:
@@ -360,6 +360,14 @@ class _Translation:
 
     def _refused(self) -> ModelError:
         return _unknown(self.statement)
+
+
+def _step(target: Target, expression: Expression) -> Step:
+    match expression:
+        case Call(function=pnnx_recurrent.lstm | pnnx_recurrent.gru):
+            count = 1 if isinstance(target, str) else len(target)
+            expression = Call(pnnx_recurrent.first, (expression, Literal(count)))
+    return Step(target, expression)
 
 
 def _in_float32(number: object) -> object:

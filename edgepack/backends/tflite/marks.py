@@ -19,6 +19,7 @@ import numpy as np
 from edgepack.backends.tflite.file import File, Writing, drop_codes, drop_graphs, drop_unused, packed, text, whole
 from edgepack.backends.tflite.lstm import ABSENT, GATES, operator_for
 from edgepack.torchgraph.factor import copied
+from edgepack.torchgraph.linears import Constants
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,31 +35,44 @@ _TANH = 4  # schema.fbs, ActivationFunctionType
 def marked(module: GraphModule) -> GraphModule:
     """A graph whose LSTMs are marked calls; the given one is not changed.
 
-    Those with projections, with weights that are computed, in other numbers than float32, or of which only cell states
-    are read, stay as they are.
+    Those with projections, with weights that depend on inputs, in other numbers than float32, or of which only cell
+    states are read, stay as they are.
     """
-    if not any(_fits(node) for node in module.graph.nodes):
+    import torch
+
+    lstms = [node.name for node in module.graph.nodes if node.target is torch.ops.aten.lstm.input]
+    if not lstms:
         return module
     copy = copied(module)
-    for node in copy.graph.nodes:
-        if _fits(node):
+    constants = Constants(copy)
+    for node in [node for node in copy.graph.nodes if node.name in lstms]:
+        values = [value for each in node.args[2] if (value := constants.tensor(each)) is not None]
+        if _fits(node, values):
+            with copy.graph.inserting_before(node):
+                weights = [_stored(copy, f"edgepack_{node.name}_{at}", value) for at, value in enumerate(values)]
+            node.args = (*node.args[:2], weights, *node.args[3:])
             node.target = _layers
+    copy.graph.eliminate_dead_code()
     copy.recompile()
     return copy
 
 
-def _fits(node: Node) -> bool:
+def _fits(node: Node, weights: Sequence[Tensor]) -> bool:
     import torch
 
-    if node.target is not torch.ops.aten.lstm.input:
-        return False
-    x, _, weights, has_biases, layers, _, _, both, _ = node.args
-    count = layers * (2 if both else 1) * (4 if has_biases else 2)
-    is_float = x.meta["val"].dtype == torch.float32
+    x, _, _, has_biases, layers, _, _, both, _ = node.args
     # The converter crashes where nothing reads the first result of a call.
     is_read = any(result.users and result.args[1] in (0, 1) for result in node.users)
-    is_plain = len(weights) == count and all(each.op == "get_attr" for each in weights)
-    return is_float and is_read and is_plain
+    is_float = x.meta["val"].dtype == torch.float32
+    return is_float and is_read and len(weights) == layers * (2 if both else 1) * (4 if has_biases else 2)
+
+
+def _stored(module: GraphModule, name: str, value: Tensor) -> Node:
+    """A weight as an attribute of the graph: others would be put together at run time."""
+    import torch
+
+    module.register_parameter(name, torch.nn.Parameter(value, requires_grad=False))
+    return module.graph.get_attr(name)
 
 
 def _layers(
