@@ -11,7 +11,7 @@ import numpy as np
 
 from edgepack.backends.backend import THREADS
 from edgepack.methods.registry import needs_gradients
-from edgepack.model.kinds import views_of
+from edgepack.model.kinds import kind_of, views_of
 from edgepack.model.layer import Layer, View
 from edgepack.model.model import Model
 from edgepack.model.types import Array, Spectrum
@@ -36,7 +36,8 @@ class LayerReport:
     Attributes:
         rows: rows it multiplies in one inference of the example inputs; None where its input was never seen.
         bytes_share: of all weight bytes of the model.
-        macs_share: of the multiplications of all linear layers; None where a layer's rows are unknown.
+        macs_share: of the multiplications of all layers, those of recurrent states included; None where a layer's rows
+            are unknown.
         break_even: largest rank at which a pair has fewer weights and multiplications than the dense layer of the same
             precision, fp32 or int8.
         break_even_int8_int4: likewise for an int8 pair in bytes against a dense int4 layer.
@@ -137,7 +138,8 @@ def _report(opened: Model, method: str, looked: Mapping[str, _Look], *, has_data
     """Of every layer as one matrix: its first view."""
     total = native(opened.native).weight_bytes(opened.content)
     views = [views_of([layer])[0] for layer in opened.layers]
-    macs = [rows * view.weight.size for view in views if (rows := looked[view.name].rows) is not None]
+    counted = ((layer, looked[view.name].rows) for layer, view in zip(opened.layers, views, strict=True))
+    macs = [rows * kind_of(layer).macs(layer) for layer, rows in counted if rows is not None]
     known = len(macs) == len(views) and sum(macs) > 0
     shares = [one / sum(macs) for one in macs] if known else [None] * len(views)
     reports = tuple(

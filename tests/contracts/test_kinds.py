@@ -15,7 +15,7 @@ from edgepack.model.kinds.conv import ConvGeometry, conv_layer
 from edgepack.model.kinds.embedding import embedding_layer
 from edgepack.model.kinds.kind import LayerKind
 from edgepack.model.kinds.linear import linear_layer
-from edgepack.model.kinds.recurrent import recurrent_layer
+from edgepack.model.kinds.recurrent import RecurrentGeometry, recurrent_layer
 from edgepack.model.layer import WEIGHT, Array, Layer
 from edgepack.model.replacement import (
     Instruction,
@@ -107,7 +107,7 @@ def skipping() -> Example:
 
 def recurrent() -> Example:
     weight, x = normal(2 * 4 * 8, 40, seed=12), normal(6, 2, 40, seed=13)
-    layer = recurrent_layer("encoder.lstm", weight, normal(64, seed=14), "LSTM")
+    layer = recurrent_layer("encoder.lstm", weight, normal(64, seed=14), RecurrentGeometry("LSTM", 8))
     return Example(layer, x, {WEIGHT: np.einsum("tbi,oi->tbo", x, weight).reshape(12, 64)})
 
 

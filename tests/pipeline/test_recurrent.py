@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import onnx
 import pytest
 
@@ -12,7 +11,7 @@ from edgepack.pipeline.build import build
 from edgepack.pipeline.inspect import inspect
 from edgepack.workspace import Cache
 from tests.pipeline.small_builds import options
-from tests.pipeline.small_recurrent import FEATURES, GATES, STEPS, UNITS, write_recurrent
+from tests.pipeline.small_recurrent import CLASSES, FEATURES, GATES, STEPS, UNITS, write_recurrent
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 
@@ -42,4 +41,5 @@ def test_inspect_reports_all_gates_as_one_matrix(tmp_path: Path) -> None:
     report = inspect(str(source), data=tmp_path / "data.npz", cache=Cache(tmp_path / "cache"))
     (found,) = (layer for layer in report.layers if layer.name == "W")
     assert (found.op, found.out_features, found.in_features, found.rows) == ("LSTM", 4 * UNITS, FEATURES, STEPS)
-    assert np.isclose(sum(layer.macs_share or 0 for layer in report.layers), 1)
+    inputs_and_states = STEPS * 4 * UNITS * (FEATURES + UNITS)
+    assert found.macs_share == pytest.approx(inputs_and_states / (inputs_and_states + UNITS * CLASSES))

@@ -39,6 +39,10 @@ class Embedding:
         """
         raise ValueError(f"{layer.name}: an embedding table has no view {view!r}")
 
+    def macs(self, layer: Layer) -> int:
+        """None: no vector is multiplied."""
+        return 0
+
     def structures(self, layer: Layer, grid: RankGrid) -> Iterator[Structure]:
         """The table as it is."""
         yield DENSE

@@ -63,6 +63,9 @@ class LayerKind(Protocol):
     def rows(self, layer: Layer, view: str) -> Rows:
         """How the vectors that a view multiplies are taken from the layer's input."""
 
+    def macs(self, layer: Layer) -> int:
+        """Multiplications of the dense layer for each vector that it takes from its input."""
+
     def structures(self, layer: Layer, grid: RankGrid) -> Iterable[Structure]:
         """What may stand in the layer's place: as it is first, then by rising rank."""
 

@@ -43,6 +43,10 @@ class OneMatrix:
         """The features at every position."""
         return EVERY_POSITION
 
+    def macs(self, layer: Layer) -> int:
+        """Those of the matrix."""
+        return layer.weight.size
+
     def structures(self, layer: Layer, grid: RankGrid) -> Iterator[Structure]:
         """Dense, and low-rank factors in its place."""
         yield DENSE

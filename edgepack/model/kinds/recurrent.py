@@ -7,7 +7,8 @@ multiplies its own state by is not part of the layer: it stays.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import cast
 
 from edgepack.model.kinds.matrix import OneMatrix
 from edgepack.model.layer import WEIGHT, Array, Geometry, Layer
@@ -16,21 +17,36 @@ from edgepack.model.structure import Op, Structure
 NAME = "recurrent"
 
 
-def recurrent_layer(name: str, weight: Array, bias: Array | None, operator: str, uses: int = 1) -> Layer:
+@dataclass(frozen=True)
+class RecurrentGeometry(Geometry):
+    """See `Geometry`.
+
+    Attributes:
+        units: numbers in the state of a direction, by which each of its gates multiplies at every step.
+    """
+
+    units: int
+
+
+def recurrent_layer(name: str, weight: Array, bias: Array | None, geometry: RecurrentGeometry, uses: int = 1) -> Layer:
     """A layer of this kind.
 
     Args:
         name: see `Layer`.
         weight: (directions · gates · units, in) float32.
         bias: (directions · gates · units,) float32, what is added to that product, or None.
-        operator: that it came from: "LSTM", "GRU" or "RNN".
+        geometry: its operator is "LSTM", "GRU" or "RNN".
         uses: how many nodes share the weight.
     """
-    return Layer(name, NAME, {WEIGHT: weight}, bias, Geometry(operator), uses)
+    return Layer(name, NAME, {WEIGHT: weight}, bias, geometry, uses)
 
 
 class Recurrent(OneMatrix):
     """See `LayerKind`."""
+
+    def macs(self, layer: Layer) -> int:
+        """Those of the matrix and of the state."""
+        return layer.out_features * (layer.in_features + cast(RecurrentGeometry, layer.geometry).units)
 
     def ops(self, layer: Layer, structure: Structure, vectors: int) -> tuple[Op, ...]:
         """Those of the matrix; what is on top of the cells belongs to the recurrent operator."""

@@ -17,7 +17,7 @@ from edgepack.backends.onnx.kinds.kind import Storing, check_part
 from edgepack.backends.onnx.matching import Use, is_float
 from edgepack.backends.onnx.schemes import DOMAIN, FP32, INT8_DYNAMIC, WEIGHTS4, WEIGHTS8
 from edgepack.backends.onnx.values import take_over
-from edgepack.model.kinds.recurrent import recurrent_layer
+from edgepack.model.kinds.recurrent import RecurrentGeometry, recurrent_layer
 from edgepack.model.layer import Layer
 from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import Scheme
@@ -69,7 +69,9 @@ class OnnxRecurrent:
 
     def layer(self, name: str, use: Use, bias: Array | None, uses: int) -> Layer:
         """See `OnnxKind`."""
-        return recurrent_layer(name, np.asarray(use.weight, np.float32), bias, use.node.op_type, uses)
+        weight, operator = np.asarray(use.weight, np.float32), use.node.op_type
+        geometry = RecurrentGeometry(operator, len(weight) // (_directions(use.node) * GATES[operator]))
+        return recurrent_layer(name, weight, bias, geometry, uses)
 
     def sides(self, node: ir.Node, shape: tuple[int, ...]) -> tuple[int, int] | None:
         """Of the matrices of all gates and directions as one; the quantized operator has them transposed."""
@@ -140,9 +142,11 @@ def _of_input(both: Array) -> Array:
 
 def _by_gates(matrix: Array, site: Site) -> Array:
     """A matrix (directions · gates · units, n) as the operators take it, by directions."""
-    both = site.placements[0].node.attributes.get_string("direction", "forward") == "bidirectional"
-    directions = 2 if both else 1
-    return np.ascontiguousarray(matrix.reshape(directions, -1, matrix.shape[1]))
+    return np.ascontiguousarray(matrix.reshape(_directions(site.placements[0].node), -1, matrix.shape[1]))
+
+
+def _directions(node: ir.Node) -> int:
+    return 2 if node.attributes.get_string("direction", "forward") == "bidirectional" else 1
 
 
 def _biases_with(builder: Builder, placement: Placement, site: Site, bias: Array | None) -> ir.Value | None:
