@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from edgepack.backends.registry import FACTS
 from edgepack.model.constexpr import is_decoded, stored_bytes
+from edgepack.model.layer import Layer
 from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import Format, Scheme, scheme_of
 from edgepack.model.structure import Op
@@ -25,6 +26,15 @@ def _op_bytes(scheme: Scheme, op: Op) -> int:
     if scheme.granularity == "block":
         return stored_block_bytes(op.rows, op.inputs, scheme.bits) + scheme.bytes_per_op
     return op.weights * scheme.bits // 8 + op.rows * scheme.bytes_per_channel + scheme.bytes_per_op
+
+
+def table_bytes(scheme: Scheme, layer: Layer) -> int:
+    """Bytes of a table beside the layer whose weight it is as well, where that does not hold it.
+
+    Args:
+        scheme: of its rows.
+    """
+    return _op_bytes(scheme, Op("rows", "gather", layer.out_features, layer.in_features))
 
 
 def resident_bytes(scheme: Scheme, size_bytes: int) -> int:

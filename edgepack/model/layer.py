@@ -51,6 +51,7 @@ class Layer:
         bias: (out,) float32 or None.
         geometry: see there.
         uses: how many nodes share its weights.
+        tied: whether rows of its weight are looked up elsewhere in the model, as those of an embedding table.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Layer:
     bias: Array | None
     geometry: Geometry
     uses: int = 1
+    tied: bool = False
 
     @property
     def weight(self) -> Array:

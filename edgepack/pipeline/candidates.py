@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from edgepack.backends.backend import Writer
 from edgepack.backends.schemes import CONSTEXPR, CORRECTED, DENSE_INT8, FP32, SCHEMES
-from edgepack.cost.sizes import coded_size_bytes, resident_bytes, size_bytes, time_over_dense
+from edgepack.cost.sizes import coded_size_bytes, resident_bytes, size_bytes, table_bytes, time_over_dense
 from edgepack.errors import UsageError
 from edgepack.model.kinds import kind_of, sides, view_name, views_of
 from edgepack.model.layer import Layer
@@ -249,9 +249,16 @@ def _candidate(
     if price is None:
         return None
     ops = kind_of(layer).ops(layer, structure, 1)
-    size = size_bytes(scheme, ops, layer.bias)
+    size = size_bytes(scheme, ops, layer.bias) + _table_bytes(files.fmt, layer, structure, scheme)
     ram = resident_bytes(scheme, size)
     return Candidate(scheme, structure, ops, loss, size, ram, price.latency_s, price.source)
+
+
+def _table_bytes(fmt: Format, layer: Layer, structure: Structure, scheme: Scheme) -> int:
+    """What a file holds of a tied weight beside the layer: all of it, where the layer has no codes of its rows."""
+    if not layer.tied or structure.is_dense:
+        return 0
+    return table_bytes(scheme if scheme.is_float else DENSE_INT8[fmt][0], layer)
 
 
 def _others(files: Writer, layer: Layer, fit: Fit, schemes: Sequence[Scheme], prices: Prices) -> Iterator[Candidate]:
@@ -278,7 +285,7 @@ def _constexpr(fmt: Format, layer: Layer, fit: Fit, prices: Prices) -> Candidate
         return None
     part, scheme = fit.part, CONSTEXPR[fmt]
     ops = kind_of(layer).ops(layer, DENSE, 1)
-    size = coded_size_bytes(fmt, part, bias=layer.bias is not None)
+    size = coded_size_bytes(fmt, part, bias=layer.bias is not None) + _table_bytes(fmt, layer, part.structure, scheme)
     if size >= size_bytes(DENSE_INT8[fmt][0], ops, layer.bias):
         return None
     ram = size + resident_bytes(FP32[fmt], size_bytes(FP32[fmt], ops, layer.bias))

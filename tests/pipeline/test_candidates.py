@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -148,6 +149,17 @@ def test_ranks_are_the_multiples_that_pay() -> None:
     (menu,) = menus(layer(out=512, inn=784), precision="int8")
     assert ranks_in(menu) == {None, *rank_choices(512, 784)}
     assert menu.why_dense is None
+
+
+def test_factors_of_a_tied_weight_take_the_table_as_well() -> None:
+    plain = layer(out=300)
+    (alone,), (tied,) = menus(plain), menus(replace(plain, tied=True))
+    more = {
+        (one.scheme, one.structure): one.size_bytes - other.size_bytes
+        for one, other in zip(tied.candidates, alone.candidates, strict=True)
+    }
+    assert all(extra == 0 for (_, structure), extra in more.items() if structure.is_dense)
+    assert {extra > plain.weight.size for (_, structure), extra in more.items() if structure.ranks} == {True}
 
 
 def test_a_layer_too_small_for_a_pair_says_so() -> None:

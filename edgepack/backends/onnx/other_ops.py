@@ -52,12 +52,26 @@ def to_int8_weights(model: ir.Model, layers: Places) -> None:
         tensor = value.const_value
         if tensor is None:
             continue
-        codes, scales = _grid(tensor.numpy(), axes)
         if all(node.op_type == "Gather" for node in users):
-            for node in users:
-                _gathered(graph, node, value, codes, scales)
+            to_int8_rows(graph, value, value.name or "table")
         else:
-            _decoded(graph, value, codes, scales)
+            _decoded(graph, value, *_grid(tensor.numpy(), axes))
+
+
+def to_int8_rows(graph: ir.Graph, table: ir.Value, name: str) -> None:
+    """Store a float32 table that only Gather reads, row by row, as int8 rows with a scale each, in place.
+
+    Args:
+        name: of the codes and the scales, before their suffixes.
+    """
+    if table.const_value is None or table.name is None:
+        return
+    codes, scales = _grid(table.const_value.numpy(), CHANNEL_AXES["Gather"][0])
+    q, s = add_initializer(graph, f"{name}.int8", codes), add_initializer(graph, f"{name}.scale", scales)
+    for node, _ in list(table.uses()):
+        _gathered(node, name, q, s)
+    if not table.uses():
+        del graph.initializers[table.name]
 
 
 def _weights(model: ir.Model, layers: Places) -> Iterator[_Weight]:
@@ -122,14 +136,9 @@ def _decoded(graph: ir.Graph, value: ir.Value, codes: Array, scales: Array) -> N
     graph.insert_before(graph[0], [cast, mul])
 
 
-def _gathered(graph: ir.Graph, node: ir.Node, value: ir.Value, codes: Array, scales: Array) -> None:
-    name = value.name or "table"
+def _gathered(node: ir.Node, name: str, q: ir.Value, s: ir.Value) -> None:
     if node.graph is None:
         return
-    if f"{name}.int8" not in graph.initializers:
-        add_initializer(graph, f"{name}.int8", codes)
-        add_initializer(graph, f"{name}.scale", scales)
-    q, s = graph.initializers[f"{name}.int8"], graph.initializers[f"{name}.scale"]
     indices, out = node.inputs[1], node.outputs[0]
     label = out.name or name
     rows, row_codes = _node("Gather", [q, indices], f"{label}.int8")  # type: ignore[list-item]
@@ -141,5 +150,3 @@ def _gathered(graph: ir.Graph, node: ir.Node, value: ir.Value, codes: Array, sca
     decoded.name, out.name = out.name, None
     out.replace_all_uses_with(decoded, replace_graph_outputs=True)
     node.graph.remove(node, safe=True)
-    if not value.uses():
-        del graph.initializers[name]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edgepack.backends.onnx.constants import FLOATS, VIEWS, Key, Reader, known_rank, note_ranks, root_of
 from edgepack.backends.onnx.kinds import KINDS, OPERATORS
+from edgepack.backends.onnx.kinds.embedding import is_lookup
 from edgepack.backends.onnx.matching import Kind, Use, is_unsure
 from edgepack.backends.onnx.values import is_meaningful
 from edgepack.model.layer import Layer, distinct
@@ -178,6 +179,7 @@ def _site(name: str, kind: str, group: list[Use]) -> Site:
     first = group[0]
     shared = all(_same_bias(first, use) for use in group)
     layer = KINDS[kind].layer(name, first, first.bias if shared else None, len(group))
+    layer = replace(layer, tied=any(is_lookup(node, index) for node, index in first.root.uses()))
     dtype = first.weight.dtype
     stored = first.root.dtype or ir.DataType.from_numpy(dtype)
     placements = tuple(_placement(use, keep_bias_apart=not shared) for use in group)

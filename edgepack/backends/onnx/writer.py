@@ -297,6 +297,7 @@ class OnnxWriter:
         from edgepack.backends.onnx.rewrite import with_factors
         from edgepack.backends.onnx.sites import find_sites
         from edgepack.backends.onnx.tidy import tidy
+        from edgepack.backends.onnx.tied import share, tied_tables
         from edgepack.backends.onnx.values import constant_names
 
         others = self._others(scheme, schemes or {}) if others is None else others
@@ -305,8 +306,11 @@ class OnnxWriter:
         rounded = {name: part for name, part in (weights or {}).items() if name in others}
         seen = self._ranges(model, scheme.layers, left, others)
         complete = self._with_rest(with_factors(model, rounded) if rounded else model, scheme, out, others)
-        left |= {site.layer.name: FP32 for site in find_sites(complete) if site.layer.name in others}
+        sites = find_sites(complete)
+        left |= {site.layer.name: FP32 for site in sites if site.layer.name in others}
         made = to_schemes(complete, scheme.layers, ranges=seen, largest=self.largest, schemes=left, weights=parts)
+        integers = not all(one.is_float for one in (*scheme.schemes, *left.values()))
+        share(made, {**self._tied, **tied_tables(sites)}, others=integers)
         tidy(made)
         save(made, out)
         return constant_names(made)
@@ -347,6 +351,14 @@ class OnnxWriter:
         copy = self.model.clone()
         some = [name for name, layer in self._layers.items() if not set(SCHEMES) <= set(KINDS[layer.kind].schemes)]
         return has_rest(copy, _layer_weights(copy, some))
+
+    @cached_property
+    def _tied(self) -> Mapping[str, str]:
+        """Tables that are the weight of a layer as well, with the name of that."""
+        from edgepack.backends.onnx.sites import find_sites
+        from edgepack.backends.onnx.tied import tied_tables
+
+        return tied_tables(find_sites(self.model.clone()))
 
     @cached_property
     def _lookups(self) -> tuple[tuple[Layer, Scheme], ...]:

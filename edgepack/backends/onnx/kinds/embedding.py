@@ -27,7 +27,7 @@ class OnnxEmbedding:
 
     def find(self, model: ir.Model) -> tuple[Layer, ...]:
         """Every float32 table that only Gather reads, row by row; small ones are not worth another operator."""
-        found = {name: value for _, name, value in _tables(model)}
+        found = {name: value for _, name, value in find_tables(model)}
         return tuple(
             embedding_layer(name, value.const_value.numpy(), len(value.uses()))
             for name, value in found.items()
@@ -45,13 +45,14 @@ class OnnxEmbedding:
 
         Each block is rounded to nearest on the better of two grids (`quantize_blocks`).
         """
-        for graph, name, value in list(_tables(model)):
+        for graph, name, value in list(find_tables(model)):
             if name in schemes:
                 _replace(graph, name, value, schemes[name].bits)
                 model.opset_imports.setdefault(DOMAIN, 1)
 
 
-def _tables(model: ir.Model) -> Iterator[tuple[ir.Graph, str, ir.Value]]:
+def find_tables(model: ir.Model) -> Iterator[tuple[ir.Graph, str, ir.Value]]:
+    """Every float32 table that only Gather reads, row by row, with its graph and its name."""
     for graph in (model.graph, *model.graph.subgraphs()):
         for name, value in graph.initializers.items():
             if _is_table(value):
@@ -67,10 +68,12 @@ def _is_table(value: ir.Value) -> bool:
     if value.is_graph_input() or value.is_graph_output():
         return False
     uses = value.uses()
-    return bool(uses) and all(
-        index == 0 and node.op_type == "Gather" and node.domain == "" and node.attributes.get_int("axis", 0) == 0
-        for node, index in uses
-    )
+    return bool(uses) and all(is_lookup(node, index) for node, index in uses)
+
+
+def is_lookup(node: ir.Node, index: int) -> bool:
+    """Whether a node looks up rows of what it has at an input."""
+    return index == 0 and node.op_type == "Gather" and node.domain == "" and node.attributes.get_int("axis", 0) == 0
 
 
 def _replace(graph: ir.Graph, name: str, value: ir.Value, bits: int) -> None:
