@@ -469,7 +469,8 @@ def probe_scheme(options: BuildOptions, files: Writer, layers: LayerPlans) -> Fi
 
     Tables in 4 bits, where they are possible, are tried with the file that is written.
     """
-    schemes = written_schemes(options, files, layers)
+    every = written_schemes(options, files, layers)
+    schemes = [scheme for scheme in every if not scheme.single] or every
     return next((scheme for scheme in reversed(schemes) if scheme.others != scheme.layers), schemes[0])
 
 

@@ -15,8 +15,9 @@ from edgepack.backends.tflite.kinds.linear import takes_int4
 from edgepack.backends.tflite.lstm import in_int8, on_states
 from edgepack.backends.tflite.read import linear_ops
 from edgepack.backends.tflite.schemes import FP32, INT4_DYNAMIC, INT8_DYNAMIC, INT8_STATIC, SCHEMES, WEIGHTS8
+from edgepack.backends.tflite.tables import lookups, table_schemes
 from edgepack.errors import ModelError
-from edgepack.model.scheme import Scheme
+from edgepack.model.scheme import INT8_BITS, Scheme
 from edgepack.model.types import Array
 from edgepack.quantize.grids import has_one_scale
 
@@ -30,6 +31,8 @@ def quantize(
     scheme: Scheme,
     samples: Mapping[str, Array] | None = None,
     schemes: Mapping[str, Scheme] | None = None,
+    *,
+    table_bits: int = INT8_BITS,
 ) -> tuple[str, ...]:
     """Write an integer scheme of an fp32 file: the quantizer's own standard recipe, with float32 inputs and outputs.
 
@@ -50,6 +53,8 @@ def quantize(
             takes about 10 ms for a hundred operators.
         schemes: of single linear operators, by the name of the tensor that they write: some of `LAYER_SCHEMES`; beside
             `INT8_STATIC` only `FP32`.
+        table_bits: 8 or 4, of embedding tables in files of integers. One that is the weight of a layer as well is
+            stored as that has it.
 
     Returns:
         The kinds of operators that had to stay in wider numbers: float32 in "int8-static", int8 where four bits
@@ -62,11 +67,12 @@ def quantize(
     """
     check_mixture(scheme, (schemes or {}).values())
     if scheme == INT8_STATIC:
-        return _static(source, path, samples or {}, schemes or {})
+        return _static(source, path, samples or {}, schemes or {}, table_bits)
     single, kept = _single_schemes(source, scheme, schemes or {})
     if scheme == FP32 and not single:
         path.write_bytes(source.read_bytes())
     else:
+        single |= table_schemes(source, single, _scheme_of_the_rest(scheme), table_bits)
         path.write_bytes(_quantized(source, scheme, {}, (), single))
     if scheme != FP32:
         in_int8(path)
@@ -88,13 +94,16 @@ def check_mixture(scheme: Scheme, others: Iterable[Scheme]) -> None:
         raise ValueError(f"a layer of a file in {scheme} can be {names}, not {', '.join(wrong)}")
 
 
-def _static(source: Path, path: Path, samples: Mapping[str, Array], schemes: Mapping[str, Scheme]) -> tuple[str, ...]:
+def _static(
+    source: Path, path: Path, samples: Mapping[str, Array], schemes: Mapping[str, Scheme], table_bits: int
+) -> tuple[str, ...]:
     if not samples:
         raise ModelError(
             f"the scheme {INT8_STATIC} needs calibration samples", hint="give data, or use int8-dynamic-range"
         )
     single, _ = _single_schemes(source, INT8_STATIC, schemes)
     single |= dict.fromkeys(on_states(source), FP32)
+    single |= table_schemes(source, single, INT8_STATIC, table_bits)
     kept: tuple[str, ...] = ()
     while True:
         path.write_bytes(_quantized(source, INT8_STATIC, samples, kept, single))
@@ -209,12 +218,15 @@ def _scope(outputs: Sequence[str]) -> str | None:
 
 
 def _scopes_of_one_scale(source: Path, rest: Scheme, single: Mapping[str, Scheme]) -> Iterator[tuple[Scheme, str]]:
-    """By their scheme, the operators whose whole weight one scale gives exactly."""
+    """By their scheme, the operators whose whole weight one scale gives exactly, and those that look up its rows."""
     found: dict[Scheme, list[str]] = {}
+    rows = lookups(source)
     for op in linear_ops(source):
         own = single.get(op.output, rest)
         if not own.is_float and has_one_scale(op.weight, largest=own.qmax):
             found.setdefault(own, []).append(op.output)
+            for one in (one for one in rows if one.buffer == op.buffer):
+                found.setdefault(single.get(one.output, own), []).append(one.output)
     for own, outputs in found.items():
         if (scope := _scope(outputs)) is not None:
             yield own, scope

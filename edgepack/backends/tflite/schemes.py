@@ -58,6 +58,8 @@ INT4_DYNAMIC = _scheme(
     bytes_per_channel=4 + 8,
     instructions_per_op=600,
 )
+TABLES4 = _scheme("tables4", bits=4, granularity="channel", activations="float", qmax=7, min_sqnr_db=5.0)
+"""Embedding tables, of which only rows that are looked up are decoded."""
 CONSTEXPR = _scheme(CONSTEXPR_NAME, bits=8, granularity="tensor", activations="float", qmax=0)
 
 SCHEMES: tuple[Scheme, ...] = (FP32, WEIGHTS8, INT8_DYNAMIC, INT8_STATIC, INT4_DYNAMIC)

@@ -16,7 +16,8 @@ from edgepack.backends.tflite.kinds import refuses
 from edgepack.backends.tflite.quantizer import LAYER_SCHEMES, check_mixture
 from edgepack.backends.tflite.read import TfliteLinear, linear_ops
 from edgepack.backends.tflite.rewrite import Places, find_places
-from edgepack.backends.tflite.schemes import CONSTEXPR, FP32, INT4_DYNAMIC, INT8_DYNAMIC, INT8_STATIC
+from edgepack.backends.tflite.schemes import CONSTEXPR, FP32, INT4_DYNAMIC, INT8_DYNAMIC, INT8_STATIC, TABLES4
+from edgepack.backends.tflite.tables import takes_int4, untied
 from edgepack.backends.tflite.tidy import shorten_names, tidy
 from edgepack.data import feeds, rename
 from edgepack.errors import LayerError, ModelError
@@ -102,8 +103,11 @@ class TfliteWriter:
         return ()
 
     def rest(self, scheme: Scheme) -> tuple[FileScheme, ...]:
-        """The ways to write a file whose linear layers are in `scheme`."""
-        return (FileScheme.of(scheme),)
+        """The ways to write a file whose linear layers are in `scheme`, the one to try first in front: where these have
+        4 bits, embedding tables get them as well if that loses little enough."""
+        alone = FileScheme.of(scheme)
+        tables = self._tables if scheme == INT4_DYNAMIC else ()
+        return (FileScheme(scheme, scheme, tuple((name, TABLES4) for name in tables)), alone) if tables else (alone,)
 
     @property
     def file_schemes(self) -> tuple[Scheme, ...]:
@@ -176,15 +180,16 @@ class TfliteWriter:
             self._finish(self._float(key, factors).path, out, factors)
             return _written(out, placed, factors, {**dict.fromkeys(placed, FP32), **in_code})
         samples = self._quantizer_samples() if base == INT8_STATIC else None
+        bits = TABLES4.bits if scheme.single else INT8_DYNAMIC.bits
 
         def quantize(path: Path) -> None:
             source = self._float(key, factors)
             wide = {name: FP32 for name in sorted(coded) if base != FP32}
             single = {operator: each for name, each in {**others, **wide}.items() for operator in placed[name]}
-            self._converter.quantize(source.path, path, base, samples, single)
+            self._converter.quantize(source.path, path, base, samples, single, table_bits=bits)
             self._finish(path, path, factors)
 
-        self._workspace.file(QUANTIZED, Keyed([key, base, others, samples], lambda: quantize), out)
+        self._workspace.file(QUANTIZED, Keyed([key, base, others, samples, bits], lambda: quantize), out)
         return _written(out, placed, factors, {**dict.fromkeys(placed, base), **others, **in_code})
 
     def _finish(self, source: Path, out: Path, factors: Mapping[str, Replacement]) -> None:
@@ -229,6 +234,11 @@ class TfliteWriter:
         """The dense fp32 file, in the working folder."""
         path = self._workspace.folder / f"{digest(self._key)[:16]}.dense.tflite"
         return self._converted(self._key, {}, path)
+
+    @cached_property
+    def _tables(self) -> tuple[str, ...]:
+        """What looks up rows of embedding tables that can have 4 bits while no layer says what they have."""
+        return tuple(one.output for one in untied(self._dense) if takes_int4(one))
 
     @cached_property
     def _places(self) -> Places:
@@ -345,4 +355,4 @@ OPERATORS: Step[Callable[[], Mapping[str, Sequence[str]]], Mapping[str, Sequence
     "tflite-operators", 4, _found, tools=TOOLS
 )
 CONVERTED: FileStep[Callable[[Path], None]] = FileStep("tflite", 5, _write, ".tflite", TOOLS)
-QUANTIZED: FileStep[Callable[[Path], None]] = FileStep("tflite-quantized", 4, _write, ".tflite", TOOLS)
+QUANTIZED: FileStep[Callable[[Path], None]] = FileStep("tflite-quantized", 5, _write, ".tflite", TOOLS)

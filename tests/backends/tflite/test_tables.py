@@ -1,0 +1,138 @@
+"""Embedding tables in LiteRT: in integers of their own, or once with the layer whose weight they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from edgepack.backends.backend import WriterData
+from edgepack.backends.tflite.converter import TfliteEmitter
+from edgepack.backends.tflite.quantizer import quantize
+from edgepack.backends.tflite.read import linear_ops, operators, weight_bytes
+from edgepack.backends.tflite.runtime import load
+from edgepack.backends.tflite.schemes import FP32, INT4_DYNAMIC, INT8_DYNAMIC, INT8_STATIC, TABLES4, WEIGHTS8
+from edgepack.backends.tflite.tables import lookups, untied
+from edgepack.backends.tflite.writer import TfliteWriter
+from edgepack.metrics.values import sqnr_db
+from edgepack.model.scheme import FileScheme, Scheme
+from edgepack.model.types import Array
+from edgepack.sources.torch import export_program, program_model
+from edgepack.workspace import Cache, Workspace
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+
+TOKENS, KINDS, WIDTH = 80, 48, 32
+IDS = np.array([[0, 47, 7, 7, 20, 1]], np.int64)
+BITS = {FP32: 32, WEIGHTS8: 8, INT8_DYNAMIC: 8, INT4_DYNAMIC: 4}
+
+
+class Tied(nn.Module):
+    """A table of tokens that is the weight of the head as well, and one of kinds that is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.kinds = nn.Embedding(TOKENS, WIDTH), nn.Embedding(KINDS, WIDTH)
+        self.head = nn.Linear(WIDTH, TOKENS, bias=False)
+        self.head.weight = self.tokens.weight
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.tanh(self.tokens(ids)) + self.kinds(ids))
+
+
+@pytest.fixture(scope="module")
+def files(emitter: TfliteEmitter, tmp_path_factory: pytest.TempPathFactory) -> TfliteWriter:
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("tied")
+    program = export_program(Tied(), (torch.from_numpy(IDS),))
+    opened = program_model("tied", "tied", "pt2", program, folder, ("tflite",))
+    return TfliteWriter(
+        emitter, opened, WriterData(None, {"ids": IDS}, 127), Workspace(Cache(folder / "cache"), folder)
+    )
+
+
+@pytest.fixture(scope="module")
+def tied(files: TfliteWriter, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("float") / "m.tflite"
+    files.write_dense(path)
+    return path
+
+
+@pytest.fixture
+def written(tied: Path, tmp_path: Path) -> Callable[..., Path]:
+    """The file with a scheme for the head alone and one for all else."""
+
+    def write(rest: Scheme, head: Scheme, table_bits: int = 8) -> Path:
+        (op,) = linear_ops(tied)
+        path = tmp_path / "q.tflite"
+        quantize(tied, path, rest, None, {} if head == rest else {op.output: head}, table_bits=table_bits)
+        return path
+
+    return write
+
+
+def answer(path: Path) -> Array:
+    session = load(path, threads=1)
+    (spec,) = session.inputs
+    return session.run({spec.name: IDS.astype(spec.dtype)})[0]
+
+
+def test_lookups_are_found_and_told_from_those_of_a_layer(tied: Path) -> None:
+    assert sorted(one.sides for one in lookups(tied)) == [(KINDS, WIDTH), (TOKENS, WIDTH)]
+    assert [one.sides for one in untied(tied)] == [(KINDS, WIDTH)]
+
+
+@pytest.mark.parametrize(
+    ("rest", "head"),
+    [
+        (INT8_DYNAMIC, INT8_DYNAMIC),
+        (INT8_DYNAMIC, WEIGHTS8),
+        (INT8_DYNAMIC, INT4_DYNAMIC),
+        (WEIGHTS8, INT8_DYNAMIC),
+        (INT4_DYNAMIC, INT4_DYNAMIC),
+        (INT8_DYNAMIC, FP32),
+    ],
+    ids=str,
+)
+def test_a_tied_table_is_stored_once_in_the_scheme_of_its_layer(
+    tied: Path, written: Callable[..., Path], rest: Scheme, head: Scheme
+) -> None:
+    path = written(rest, head)
+    assert weight_bytes(path) == TOKENS * WIDTH * BITS[head] // 8 + KINDS * WIDTH
+    assert sqnr_db(answer(path), answer(tied)) > min(rest.min_sqnr_db, head.min_sqnr_db)
+
+
+def test_a_static_file_has_its_tables_in_integers_as_well(tied: Path, tmp_path: Path) -> None:
+    path, (spec,) = tmp_path / "static.tflite", load(tied, threads=1).inputs
+    rows = np.random.default_rng(0).integers(0, KINDS, (8, *IDS.shape)).astype(spec.dtype)
+    quantize(tied, path, INT8_STATIC, {spec.name: rows})
+    assert weight_bytes(path) == TOKENS * WIDTH + KINDS * WIDTH
+    assert sqnr_db(answer(path), answer(tied)) > INT8_STATIC.min_sqnr_db
+
+
+def test_rows_of_a_table_alone_can_have_four_bits(tied: Path, written: Callable[..., Path]) -> None:
+    path = written(INT8_DYNAMIC, INT8_DYNAMIC, table_bits=4)
+    assert weight_bytes(path) == TOKENS * WIDTH + KINDS * WIDTH // 2
+    assert 10 < sqnr_db(answer(path), answer(tied)) < 30, "rounded, and no more than to 4 bits"
+
+
+def test_a_table_is_not_decoded_as_a_whole_beside_weights_that_are(written: Callable[..., Path]) -> None:
+    assert operators(written(WEIGHTS8, WEIGHTS8)).count("DEQUANTIZE") == 1, "of the layer"
+    assert operators(written(WEIGHTS8, INT8_DYNAMIC)).count("DEQUANTIZE") == 0
+
+
+def test_tables_in_four_bits_are_tried_first_beside_layers_in_four(files: TfliteWriter, tmp_path: Path) -> None:
+    assert files.rest(INT8_DYNAMIC) == (FileScheme.of(INT8_DYNAMIC),)
+    first, second = files.rest(INT4_DYNAMIC)
+    assert second == FileScheme.of(INT4_DYNAMIC)
+    assert [own for _, own in first.single] == [TABLES4], "that of the head has the scheme of the head"
+    assert str(first) != str(second)
+    held = []
+    for scheme in (first, second):
+        files.write({}, scheme, tmp_path / "m.tflite")
+        held.append(weight_bytes(tmp_path / "m.tflite"))
+    assert held == [TOKENS * WIDTH // 2 + KINDS * WIDTH // 2, TOKENS * WIDTH // 2 + KINDS * WIDTH]
