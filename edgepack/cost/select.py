@@ -116,7 +116,7 @@ def prices_of(source: CostSource, points: Sequence[Point], sheet: Roofline) -> l
         answers = prices_of(source, [part for index in corrected for part in _parts(points[index])], sheet)
         for index, dense, pair in zip(corrected, answers[::2], answers[1::2], strict=True):
             if dense is not None and pair is not None:
-                found[index] = _sum(dense, pair)
+                found[index] = together((dense, pair))
     likes = {index: like for index in unknown if (like := _like(source, points[index])) is not None}
     known = source.prices(list(likes.values())) if likes else []
     for (index, like), price in zip(likes.items(), known, strict=True):
@@ -146,10 +146,11 @@ def _parts(point: Point) -> tuple[Point, Point]:
     return Point(point.scheme, DENSE, tuple(replace(op, role=WEIGHT) for op in base)), factors
 
 
-def _sum(dense: Price, pair: Price) -> Price:
+def together(prices: Sequence[Price]) -> Price:
+    """The price of several layers one after the other, as uncertain as the least certain of them."""
     return Price(
-        dense.latency_s + pair.latency_s,
-        " and ".join(dict.fromkeys((dense.source, pair.source))),
-        max(dense.error_share, pair.error_share),
-        dense.extrapolated or pair.extrapolated,
+        sum(one.latency_s for one in prices),
+        " and ".join(dict.fromkeys(one.source for one in prices)),
+        max(one.error_share for one in prices),
+        any(one.extrapolated for one in prices),
     )

@@ -92,12 +92,14 @@ class View:
         weight: W (out, in) float32.
         bias: (out,) float32 or None.
         moments: statistics of the vectors, None before calibration.
+        kernel: where the columns are channels by places of a convolution's kernel, its sizes.
     """
 
     name: str
     weight: Array
     bias: Array | None
     moments: Moments | None = None
+    kernel: tuple[int, ...] = ()
 
     @property
     def out_features(self) -> int:

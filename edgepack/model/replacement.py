@@ -129,3 +129,8 @@ def constexpr(
 def of_structure(parts: Mapping[str, Replacement], *names: str) -> dict[str, Replacement]:
     """Those whose structure has one of these names, by layer name."""
     return {layer: part for layer, part in parts.items() if part.structure.name in names}
+
+
+def in_place(parts: Mapping[str, Replacement]) -> dict[str, Replacement]:
+    """Those that are low-rank factors in the place of a layer, by layer name."""
+    return {layer: part for layer, part in parts.items() if part.structure.in_place}

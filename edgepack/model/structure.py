@@ -43,8 +43,13 @@ class Structure:
         return self.name == "low-rank-correction"
 
     @property
+    def in_place(self) -> bool:
+        """Whether low-rank factors stand in the place of a layer, however many, and nothing else."""
+        return bool(self.ranks) and not self.is_correction
+
+    @property
     def of_a_matrix(self) -> bool:
-        """Whether a single matrix can be so: what a structure of any kind of layer is made of."""
+        """Whether any matrix can be so; other structures need to know how its columns come about."""
         return self.is_dense or self.is_low_rank or self.is_correction or self.is_constexpr
 
     @property

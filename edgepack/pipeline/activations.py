@@ -74,6 +74,22 @@ class InputMoments(Protocol):
 
 
 @dataclass(frozen=True)
+class GivenMoments:
+    """Moments of the one layer that is asked for.
+
+    Attributes:
+        key: digest of all that they depend on.
+    """
+
+    key: str
+    moments: Moments
+
+    def of(self, name: str) -> Moments | None:
+        """Moments of the layer."""
+        return self.moments
+
+
+@dataclass(frozen=True)
 class Covariances:
     """Moments by view name: from the cache, or for all views by one pass over the data."""
 

@@ -19,6 +19,7 @@ from edgepack.pipeline.losses import Losses, predict_losses
 from edgepack.pipeline.method_fits import Alternatives, Fit
 from edgepack.pipeline.options import BuildOptions, PrecisionChoice
 from edgepack.pipeline.prices import Prices
+from edgepack.pipeline.stages import predict_staged_losses
 from edgepack.plan.candidates import AskedRank, WorthwhileRanks
 from edgepack.plan.loss import Wanted
 from edgepack.workspace import Workspace
@@ -53,7 +54,7 @@ class Offered:
     @property
     def in_place(self) -> tuple[Structure, ...]:
         """Those with low-rank factors in the layer's place."""
-        return tuple(one for one in self.structures if one.ranks and not one.is_correction)
+        return tuple(one for one in self.structures if one.in_place)
 
 
 @dataclass(frozen=True)
@@ -145,6 +146,9 @@ def make_offer(
         for view in analysis.views
     }
     losses = predict_losses(analysis, wanted, workspace)
+    apart = {name: [part for part in own if not part.of_a_matrix] for name, own in parts.items()}
+    staged = predict_staged_losses(analysis, apart, schemes, workspace)
+    losses = {name: {**own, **staged.get(name, {})} for name, own in losses.items()}
     return Offer(layers, alternatives, losses, analysis.unseen, guarded)
 
 

@@ -234,7 +234,8 @@ def planned(menu: Menu, chosen: Candidate, spectra: Mapping[str, Spectrum], slac
 
 
 def _lost_share(layer: Layer, chosen: Candidate, spectra: Mapping[str, Spectrum]) -> float:
-    """Of output energy, by cutting off; of a structure of several views what they lose together at most."""
+    """Of output energy, by cutting off; of a structure of several views what they lose together at most. Of a kernel
+    that is taken apart it is not known before that is made: 0."""
     if chosen.alternative is not None:
         return 0.0
     parts = kind_of(layer).parts(layer, chosen.structure)

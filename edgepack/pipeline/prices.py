@@ -7,16 +7,18 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
+import numpy as np
+
 from edgepack.backends.registry import FACTS
 from edgepack.backends.schemes import DENSE_INT8, FP32, SCHEMES
 from edgepack.cost.measure import measure_points, points_for
 from edgepack.cost.model import CostSource, Price
-from edgepack.cost.roofline import Roofline, roofline
-from edgepack.cost.select import Shape, cost_source, dense_int8, prices_of
+from edgepack.cost.roofline import ERROR_SHARE, Roofline, roofline
+from edgepack.cost.select import Shape, cost_source, dense_int8, prices_of, together
 from edgepack.data import Samples
 from edgepack.devices.local import LocalDevice
 from edgepack.model.kinds import kind_of, views_of
-from edgepack.model.layer import Layer
+from edgepack.model.layer import WEIGHT, Layer
 from edgepack.model.model import Model
 from edgepack.model.point import Point, is_linear
 from edgepack.model.scheme import INT8_BITS, Format, Scheme, bits_of
@@ -63,13 +65,38 @@ class Prices:
         if uses is None:
             return Price(0.0, self.sources[scheme.backend].name, 0.0)
         ops = kind_of(self.layers[layer]).ops(self.layers[layer], structure, uses.rows)
-        point = _point(scheme, structure, ops)
-        if point not in self._known:
-            self._fill(scheme, point)
-        price = self._known[point]
+        if structure.of_a_matrix:
+            price = self._of(_point(scheme, structure, ops))
+        else:
+            price = self._of_products(scheme, ops) or self._by_macs(layer, scheme, ops)
         if price is None:
             return None
         return replace(price, latency_s=uses.places * (price.latency_s + self._copying_s(scheme.backend, ops)))
+
+    def _of(self, point: Point) -> Price | None:
+        if point not in self._known:
+            self._fill(point.scheme, point)
+        return self._known[point]
+
+    def _of_products(self, scheme: Scheme, ops: Iterable[Op]) -> Price | None:
+        """Of products one after the other, each as a layer by itself; None where the source has nothing on one."""
+        found = [self._of(_point(scheme, DENSE, (replace(op, role=WEIGHT),))) for op in ops]
+        known = [one for one in found if one is not None]
+        return together(known) if len(known) == len(found) else None
+
+    def _by_macs(self, layer: str, scheme: Scheme, ops: Iterable[Op]) -> Price | None:
+        """As long as factors of the layer's matrix with as many multiplications take, and not less than the smallest of
+        these; None where the source has nothing on them."""
+        own, rows = self.layers[layer], self.uses[layer].rows
+        pairs = kind_of(own).structures(own, WorthwhileRanks())
+        points = [_point(scheme, one, kind_of(own).ops(own, one, rows)) for one in pairs if one.of_a_matrix]
+        priced = {sum(op.macs for op in one.ops): price for one in points if (price := self._of(one)) is not None}
+        if not priced:
+            return None
+        steps = sorted(priced)
+        seconds = float(np.interp(sum(op.macs for op in ops), steps, [priced[step].latency_s for step in steps]))
+        error = max(ERROR_SHARE, *(price.error_share for price in priced.values()))
+        return Price(seconds, f"{self.source_name(scheme.backend)}, estimated from multiplications", error, True)
 
     def dense_latency_s(self, scheme: Scheme, single: Mapping[str, Scheme] = MappingProxyType({})) -> float | None:
         """Seconds of all layers, dense and in one scheme, but for `single` ones; None where the source lacks it."""
@@ -128,9 +155,13 @@ class Prices:
             for name, uses in self.uses.items():
                 layer = self.layers[name]
                 structures = kind_of(layer).structures(layer, WorthwhileRanks())
-                allowed = (one for one in structures if scheme.correction or not one.is_correction)
                 kind = kind_of(layer)
-                points += [_point(scheme, one, kind.ops(layer, one, uses.rows)) for one in allowed]
+                for one in structures:
+                    ops = kind.ops(layer, one, uses.rows)
+                    if not one.of_a_matrix:
+                        points += [_point(scheme, DENSE, (replace(op, role=WEIGHT),)) for op in ops]
+                    elif scheme.correction or not one.is_correction:
+                        points.append(_point(scheme, one, ops))
         missing = [point for point in dict.fromkeys(points) if point not in self._known]
         self._known.update(zip(missing, prices_of(self.sources[scheme.backend], missing, self.sheet), strict=True))
 

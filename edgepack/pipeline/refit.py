@@ -20,7 +20,7 @@ from edgepack.model.replacement import Replacement, low_rank
 from edgepack.model.serialize import packed_part
 from edgepack.model.types import Array, InputSpread, Moments, Spectrum
 from edgepack.natives import native
-from edgepack.pipeline.activations import THREADS
+from edgepack.pipeline.activations import THREADS, GivenMoments
 from edgepack.pipeline.rounding import REPLACEMENT, Part, Rounder
 from edgepack.workers import one_thread
 from edgepack.workspace import Keyed, Step, digest
@@ -30,22 +30,6 @@ FEWEST = 32
 """Samples: parts of fewer could not say which refit helps."""
 WIDEST = 2048
 """Inputs of the widest layer that is refitted: every part has matrices of that size."""
-
-
-@dataclass(frozen=True)
-class _Fed:
-    """Moments of what one refitted layer is fed.
-
-    Attributes:
-        key: digest of all that stands before it.
-    """
-
-    key: str
-    moments: Moments
-
-    def of(self, name: str) -> Moments | None:
-        """Moments of the layer."""
-        return self.moments
 
 
 @dataclass(frozen=True)
@@ -185,7 +169,7 @@ def _fitted(task: _Refit, parts: Sequence[PairedMoments]) -> Replacement:
         bias=(mean - weight @ seen.inputs.mean).astype(np.float32),
         moments=seen.inputs,
     )
-    after = replace(rounder, covariances=_Fed(task.prefix, seen.inputs), _last={})
+    after = replace(rounder, covariances=GivenMoments(task.prefix, seen.inputs), _last={})
     spectrum = _spectrum(rounder, fitted, seen.inputs)
     return after.factors(replace(fitted, moments=None), spectrum, choice.structure, choice.scheme)
 

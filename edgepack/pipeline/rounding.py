@@ -11,21 +11,23 @@ import numpy as np
 from edgepack.factorize.two_sided import damped
 from edgepack.factorize.whitened import shrunk_covariance
 from edgepack.methods.registry import factorizer
+from edgepack.model.kinds.stages import behind_first, put_in_front
 from edgepack.model.layer import View
 from edgepack.model.replacement import Replacement, dense, low_rank, low_rank_correction
 from edgepack.model.scheme import INT8_BITS, Activations, Scheme
 from edgepack.model.serialize import packed_part, unpacked_part
 from edgepack.model.structure import Structure
 from edgepack.model.types import Array, Moments, Spectrum
-from edgepack.pipeline.activations import InputMoments
+from edgepack.pipeline.activations import GivenMoments, InputMoments
 from edgepack.pipeline.losses import factors_at
+from edgepack.pipeline.stages import StageFit
 from edgepack.quantize.alternate import alternate
 from edgepack.quantize.bias import corrected_bias, corrected_pair
 from edgepack.quantize.gptq import gptq, output_energy, round_to_nearest
 from edgepack.quantize.grids import WeightGrid, grid_of
 from edgepack.quantize.low_rank_correction import rounded_residual
 from edgepack.quantize.rotation import Gauge, search_gauges, turned
-from edgepack.workspace import Keyed, Step, Workspace, arrays_store
+from edgepack.workspace import Keyed, Step, Workspace, arrays_store, digest
 
 T = TypeVar("T")
 
@@ -85,6 +87,8 @@ class Rounder:
         rank = structure.ranks[0]
         if structure.is_correction:
             return self._correction(layer, spectrum, rank, scheme)
+        if not structure.of_a_matrix:
+            return self._staged(layer, spectrum, structure, scheme)
         if spectrum.mean is None:  # nothing is known of the layer's input
             return self.plain(layer, spectrum, rank)
         A, B = self._grid(scheme, rank), self._grid(scheme, layer.in_features)
@@ -125,8 +129,8 @@ class Rounder:
     def draft(self, layer: View, spectrum: Spectrum, structure: Structure, scheme: Scheme) -> Replacement:
         """A pair in the basis that quantizes well without a search, rounded to nearest, its bias corrected for that; as
         in the end where a dense matrix in 4 bits stands beside the pair."""
-        if structure.is_correction:
-            return self._correction(layer, spectrum, structure.ranks[0], scheme)
+        if structure.is_correction or not structure.of_a_matrix:
+            return self.factors(layer, spectrum, structure, scheme)
         pair = self.plain(layer, spectrum, structure.ranks[0])
         moments = self.covariances.of(layer.name)
         A, B = self._grid(scheme, pair.rank), self._grid(scheme, layer.in_features)
@@ -178,6 +182,13 @@ class Rounder:
         key = [scheme, self.covariances.key, self.method, layer.name, rank, self.seed]
         task = Keyed(key, lambda: Correction(layer, moments, scheme, rank, self.seed))
         return self._kept(ROUNDED_CORRECTION, task)
+
+    def _staged(self, layer: View, spectrum: Spectrum, structure: Structure, scheme: Scheme) -> Replacement:
+        """Convolutions in a row, each fitted to what those before it give as they are rounded."""
+        settings = [self.method, layer.name, layer.kernel, structure, scheme, self.seed, self.largest]
+        key = digest(self.covariances.key, settings, spectrum.dual)
+        task = _Staged(self, layer, spectrum, structure, scheme, key)
+        return self._kept(ROUNDED_STAGES, Keyed(key, lambda: task))
 
     def _kept(self, step: Step[T, Replacement], task: Keyed[T]) -> Replacement:
         key = self.workspace.key(step, task)
@@ -309,6 +320,39 @@ def rounded_correction(task: Correction) -> Replacement:
     return low_rank_correction(found.A.weight, found.B.weight, bias, found.base.weight)
 
 
+@dataclass(frozen=True)
+class _Staged:
+    """A convolution to be taken apart and rounded.
+
+    Attributes:
+        key: digest of all of it.
+    """
+
+    rounder: Rounder
+    layer: View
+    spectrum: Spectrum
+    structure: Structure
+    scheme: Scheme
+    key: str
+
+
+def _rounded_stages(task: _Staged) -> Replacement:
+    rounder, layer, scheme, inner = task.rounder, task.layer, task.scheme, behind_first(task.structure)
+    moments = rounder.covariances.of(layer.name) if factorizer(rounder.method).needs_moments else None
+    gradient = rounder.gradients.get(layer.name)
+    fit = StageFit(layer, task.spectrum, moments, rounder.method, gradient, rounder.seed)
+    first = fit.first(task.structure)
+    grid = grid_of(scheme, first.shape[1], largest=rounder.largest)
+    first = first if grid is None else fit.rounded(task.structure, first, grid)
+    rest = fit.behind(task.structure, first)
+    own = replace(rounder, covariances=GivenMoments(task.key, rest.moments), _last={}, _energies={})
+    if inner.ranks:
+        last = own.factors(rest.view, fit.decomposed(rest, inner), inner, scheme)
+    else:
+        last = own.dense(rest.view, scheme) or dense(rest.view.weight, rest.view.bias)
+    return put_in_front(task.structure, first, last)
+
+
 def _corrected(layer: View, pair: Replacement) -> Replacement:
     """The pair with all that it leaves of the layer's weight beside it, for whoever writes it to round."""
     left = layer.weight - pair.A.astype(np.float64) @ pair.B
@@ -319,4 +363,5 @@ REPLACEMENT = arrays_store(packed_part, unpacked_part)
 
 ROUNDED: Step[_Pair, Replacement] = Step("rounded", 4, _rounded_pair, REPLACEMENT)
 ROUNDED_DENSE: Step[_Dense, Replacement] = Step("rounded-dense", 1, _rounded_dense, REPLACEMENT)
+ROUNDED_STAGES: Step[_Staged, Replacement] = Step("rounded-stages", 1, _rounded_stages, REPLACEMENT)
 ROUNDED_CORRECTION: Step[Correction, Replacement] = Step("rounded-correction", 1, rounded_correction, REPLACEMENT)

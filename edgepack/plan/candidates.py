@@ -24,6 +24,9 @@ MOST_RANKS = 24
 """Ranks per layer that a solver chooses from: all multiples of the tile where they are few, else ever wider steps."""
 
 
+MOST_STAGE_RANKS = 5
+"""Likewise where a kernel is taken apart: those of both its sides are combined."""
+
 RESIDUAL_RANKS = (8, 16, 32)
 """Of pairs beside a dense matrix in 4 bits: what it loses is spread over all directions but for a few strong ones."""
 
@@ -55,6 +58,10 @@ class WorthwhileRanks:
         """See `residual_ranks`."""
         return residual_ranks(rows, columns) if self.corrected else ()
 
+    def stage(self, rows: int, columns: int) -> tuple[int, ...]:
+        """See `rank_choices`, with fewer of them."""
+        return rank_choices(rows, columns, MOST_STAGE_RANKS)
+
     def why_none(self, rows: int, columns: int) -> str:
         """Why a matrix has no `low_rank`."""
         return too_small(rows, columns)
@@ -81,6 +88,10 @@ class AskedRank:
         """None: what was asked for stands in the layer's place."""
         return ()
 
+    def stage(self, rows: int, columns: int) -> tuple[int, ...]:
+        """None: what was asked for is a rank of the layer's matrix."""
+        return ()
+
     def why_none(self, rows: int, columns: int) -> str:
         """Why a matrix has no `low_rank`."""
         return str(self._found(rows, columns))
@@ -103,6 +114,10 @@ class GivenRanks:
     def correction(self, rows: int, columns: int) -> tuple[int, ...]:
         """Those given."""
         return self.beside
+
+    def stage(self, rows: int, columns: int) -> tuple[int, ...]:
+        """Those given, as far as the matrix has them."""
+        return tuple(rank for rank in self.own if rank < min(rows, columns))
 
 
 def break_even_rank(out_features: int, in_features: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from edgepack.model.scheme import INT8_BITS, precision_of
+from edgepack.model.structure import Structure
 from edgepack.model.types import Candidate
 
 SAME = 1.02
@@ -12,13 +13,14 @@ SAME = 1.02
 
 
 def kind(candidate: Candidate) -> str:
-    """`pair`, `dense` with its precision, both, or another method by its name: what people compare."""
+    """`pair`, `dense` with its precision, both, a structure that takes a kernel apart or another method by its name:
+    what people compare."""
     if candidate.alternative is not None:
         return candidate.alternative.method
     if candidate.structure.is_correction:
         return "pair beside dense"
     if candidate.structure.ranks:
-        return "pair"
+        return "pair" if candidate.structure.of_a_matrix else candidate.structure.name
     return f"dense {precision_of(candidate.scheme.bits)}"
 
 
@@ -49,8 +51,10 @@ def reason(candidates: Sequence[Candidate], chosen: Candidate, slack: float, why
         dense = _fastest(one for one in candidates if kind(one).startswith("dense"))
         against = "" if dense is None else f": {_than(_compared(chosen, dense))} {name(dense)}"
         return f"{name(chosen)}{against}{_lower_rank(candidates, chosen)}"
-    pair = next((one for one in rivals if kind(one) == "pair"), None)
-    parts = [_lost(pair, chosen, slack)] if pair is not None else ([why_dense] if why_dense else [])
+    factored = [one for one in candidates if one.alternative is None and one.structure.in_place]
+    parts = [_lost(_best(_like(factored, chosen), chosen, slack), chosen, slack)] if factored else []
+    if not factored and why_dense:
+        parts = [why_dense]
     if chosen.scheme.bits != INT8_BITS:
         parts += [_lost(one, chosen, slack) for one in rivals if kind(one) == "dense int8"]
     return f"{name(chosen)}: {'; '.join(parts)}" if parts else f"{name(chosen)}: nothing else was allowed"
@@ -64,8 +68,15 @@ def name(candidate: Candidate) -> str:
         return f"{candidate.alternative.method} at {candidate.alternative.share:.3g} of the bytes{rank}{scheme}"
     if candidate.structure.is_correction:
         return f"dense {candidate.scheme} + rank {candidate.structure.rank} {candidate.scheme.correction}"
-    arrangement = "dense" if candidate.structure.rank is None else f"rank {candidate.structure.rank}"
-    return f"{arrangement} {candidate.scheme}"
+    return f"{_arrangement(candidate.structure)} {candidate.scheme}"
+
+
+def _arrangement(structure: Structure) -> str:
+    """`dense`, `rank 32`, or `tucker-2 rank 16×24`."""
+    if not structure.ranks:
+        return "dense"
+    name = "" if structure.of_a_matrix else f"{structure.name} "
+    return f"{name}rank {'×'.join(map(str, structure.ranks))}"
 
 
 def _like(group: Sequence[Candidate], chosen: Candidate) -> Sequence[Candidate]:
@@ -122,8 +133,13 @@ def _lost(other: Candidate, chosen: Candidate, slack: float) -> str:
 def _lower_rank(candidates: Sequence[Candidate], chosen: Candidate) -> str:
     """What the next smaller rank in the same scheme would have lost."""
     alike = [one for one in candidates if one.scheme == chosen.scheme and kind(one) == kind(chosen)]
-    lower = [one for one in alike if (one.structure.rank or 0) < (chosen.structure.rank or 0)]
+    lower = [one for one in alike if _is_below(one.structure.ranks, chosen.structure.ranks)]
     if not lower or chosen.loss <= 0:
         return ""
-    below = max(lower, key=lambda one: one.structure.rank or 0)
-    return f"; rank {below.structure.rank} would lose {below.loss / chosen.loss:.1f} times as much"
+    below = max(lower, key=lambda one: one.structure.ranks)
+    return f"; rank {'×'.join(map(str, below.structure.ranks))} would lose {below.loss / chosen.loss:.1f} times as much"
+
+
+def _is_below(ranks: Sequence[int], others: Sequence[int]) -> bool:
+    """Whether no rank is higher and one is lower, of as many."""
+    return len(ranks) == len(others) and ranks != others and all(a <= b for a, b in zip(ranks, others, strict=True))

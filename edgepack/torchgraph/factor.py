@@ -1,14 +1,16 @@
-"""Put two thin matmuls, or another weight, in the place of a dense one in an fx graph."""
+"""Put thin products, or another weight, in the place of a dense one in an fx graph."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgepack.errors import ModelError
+from edgepack.model.kinds.stages import Stage, kernels
 from edgepack.model.layer import Layer
 from edgepack.model.replacement import Replacement
 from edgepack.model.types import Array
@@ -120,11 +122,13 @@ class _Place:
             part: with a bias for a layer that has the next.
             bias: of the layer as `part` means it.
         """
-        self._check(name, part)
+        found = self._checked(name, part)
         site, graph, structure = self.site, self.module.graph, part.structure
         kept, own = _new_bias(site, bias, part)
         with graph.inserting_before(site.node):
-            if structure.is_low_rank:
+            if not structure.of_a_matrix:
+                new = self._in_stages(found, own)
+            elif structure.is_low_rank:
                 new = self._product(self._product(site.input, "B", part.B), "A", part.A, own, first=False)
             elif structure.is_correction:
                 beside = self._product(self._product(site.input, "B", part.B), "A", part.A, first=False)
@@ -136,13 +140,46 @@ class _Place:
         site.node.replace_all_uses_with(new)
         graph.erase_node(site.node)
 
-    def _check(self, name: str, part: Replacement) -> None:
-        ranked, shape = bool(part.structure.ranks), self.site.weight.shape
+    def _checked(self, name: str, part: Replacement) -> tuple[tuple[Stage, Array], ...]:
+        """The stages of a structure that takes a kernel apart, with their kernels; none for any other one.
+
+        Raises:
+            ModelError: the part does not fit the layer.
+        """
+        shape, structure, geometry = self.site.weight.shape, part.structure, self.site.geometry
+        if not structure.of_a_matrix:
+            if geometry is None:
+                raise ModelError(f"{name}: found {structure}, but it is no convolution of a larger kernel")
+            try:
+                return kernels(part, shape[0], shape[1] // prod(geometry.kernel), geometry)
+            except ValueError as err:
+                raise ModelError(f"{name}: {err}") from err
+        ranked = bool(structure.ranks)
         found = (len(part.A), part.B.shape[1]) if ranked else part.weight.shape
         if found != shape or (ranked and part.A.shape[1] != part.B.shape[0]):
             shapes = f"factors {part.A.shape} × {part.B.shape}" if ranked else f"a weight {found}"
             verb = "do" if ranked else "does"
             raise ModelError(f"{name}: {shapes} {verb} not fit a layer of {shape}")
+        return ()
+
+    def _in_stages(self, found: Sequence[tuple[Stage, Array]], bias: Array | None) -> Node:
+        """Convolutions in a row, each along its own axes."""
+        site, x = self.site, self.site.input
+        padding = site.node.args[4] if len(site.node.args) > 4 else 0
+        sizes, given = list(_shape(x)[2:]), _shape(site.node)[2:]
+        for stage, kernel in found:
+            own, last = stage.geometry, stage is found[-1][0]
+            before = own.pads[: len(own.kernel)]
+            pads = padding if isinstance(padding, str) else list(before)
+            weight = self._parameter(stage.role, kernel)
+            args = (x, weight, self._bias(bias if last else None), list(own.strides), pads, list(own.dilations))
+            x = self.module.graph.call_function(site.node.target, args)
+            along = zip(own.kernel, own.strides, before, sizes, given, strict=True)
+            sizes = [size if (k, step, pad) == (1, 1, 0) else to for k, step, pad, size, to in along]
+            self._describe(x, stage.rows, sizes)
+            if (name := site.node.meta.get(LAYER)) is not None:
+                x.meta[LAYER] = product_name(name, stage.role)
+        return x
 
     def _product(self, x: Node, role: str, weight: Array, bias: Array | None = None, *, first: bool = True) -> Node:
         """W x + b as the old node computes it. The first product on its input has its kernel's sizes, strides and
@@ -175,15 +212,16 @@ class _Place:
         self._describe(new, len(self.site.weight))
         return new
 
-    def _describe(self, node: Node, features: int) -> None:
-        """Notes of the old node, and the shape of one with so many features."""
+    def _describe(self, node: Node, features: int, sizes: Sequence[int] = ()) -> None:
+        """Notes of the old node, and the shape of one with so many features, and so many places along each axis."""
         meta = self.site.node.meta
         node.meta.update({k: v for k, v in meta.items() if k in ("nn_module_stack", "stack_trace", "tensor_meta")})
         value = meta["val"]
-        if features != len(self.site.weight):
+        shape = list(value.shape)
+        shape[self.site.axis] = features
+        shape[len(shape) - len(sizes) :] = sizes
+        if shape != list(value.shape):
             node.meta.pop("tensor_meta", None)
-            shape = list(value.shape)
-            shape[self.site.axis] = features
             value = value.new_empty(shape)
         node.meta["val"] = value
 

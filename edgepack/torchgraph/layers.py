@@ -11,6 +11,7 @@ import numpy as np
 from edgepack.model.kinds.conv import ConvGeometry, conv_layer
 from edgepack.model.kinds.linear import linear_layer
 from edgepack.model.kinds.matrix import linear_ops
+from edgepack.model.kinds.stages import roles
 from edgepack.model.layer import Layer, distinct
 from edgepack.model.replacement import Replacement
 from edgepack.model.types import Array
@@ -79,6 +80,8 @@ def with_parts(
 def _products(name: str, part: Replacement | None) -> tuple[str, ...]:
     if part is None or not part.structure.ranks:
         return (name,)
+    if not part.structure.of_a_matrix:
+        return tuple(product_name(name, role) for role in roles(part.structure))
     ops = linear_ops(len(part.A), part.B.shape[1], part.structure, 1)
     return tuple(product_name(name, op.role) for op in ops)
 

@@ -26,11 +26,11 @@ from edgepack.metrics.values import sqnr_db
 from edgepack.model import kinds
 from edgepack.model.kinds import conv, embedding, kind_of, linear, recurrent, view_name
 from edgepack.model.layer import Array
-from edgepack.model.replacement import Replacement
+from edgepack.model.replacement import Replacement, dense
 from edgepack.model.structure import DENSE
 from edgepack.plan.candidates import GivenRanks
 from tests.backends.onnx.graph_models import assert_same, run
-from tests.contracts.test_kinds import decomposed, normal
+from tests.contracts.test_kinds import normal, replaced
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 
@@ -157,16 +157,7 @@ def only_site(source: ir.Model) -> Site:
 def parts(site: Site, ranks: GivenRanks) -> list[Replacement]:
     """The layer in each structure with factors of these ranks."""
     layer, kind = site.layer, kind_of(site.layer)
-    views = kind.views(layer)
-    return [
-        kind.replace(
-            layer,
-            structure,
-            {name: decomposed(views[name], layer.bias, part) for name, part in kind.parts(layer, structure).items()},
-        )
-        for structure in kind.structures(layer, ranks)
-        if structure.ranks
-    ]
+    return [replaced(kind, layer, structure) for structure in kind.structures(layer, ranks) if structure.ranks]
 
 
 def test_every_kind_has_a_room() -> None:
@@ -227,6 +218,18 @@ def test_products_in_its_place_answer_alike_and_are_layers_again(
         save(thin, tmp_path / "m.onnx")
         found = Counter(product.sides for product in read_contents(tmp_path / "m.onnx").products)
         assert found == Counter(tuple(sorted((op.rows, op.inputs))) for op in ops)
+
+
+@pytest.mark.parametrize("make", EXAMPLES[conv.NAME], ids=lambda make: make.__name__)
+def test_convolutions_in_a_row_answer_like_the_kernel_that_they_come_to(make: Callable[[], ir.Model]) -> None:
+    source = make()
+    site = only_site(source.clone())
+    layer, kind = site.layer, kind_of(site.layer)
+    found = parts(site, GivenRanks((3, 4), ()))
+    for part in found:
+        (weight,) = kind.effective(layer, part).values()
+        same = with_factors(source, {layer.name: dense(weight, layer.bias)})
+        assert_same(same, with_factors(source, {layer.name: part}), feed_of(source))
 
 
 @every

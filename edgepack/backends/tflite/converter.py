@@ -22,6 +22,7 @@ from edgepack.errors import ModelError
 from edgepack.model.layer import Layer
 from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import INT8_BITS, Scheme
+from edgepack.model.serialize import packed_part
 from edgepack.model.types import Array
 from edgepack.torchgraph.match import layer_key
 
@@ -111,7 +112,7 @@ class TfliteEmitter:
         layers: Sequence[Layer] = (),
         factors: Mapping[str, Replacement] | None = None,
     ) -> tuple[str, ...]:
-        """Write the fp32 file: dense, or with two thin layers in the place of each layer in `factors`.
+        """Write the fp32 file: dense, or with thin layers in the place of each layer in `factors`.
 
         Args:
             path: where to write.
@@ -136,9 +137,7 @@ class TfliteEmitter:
                     arrays[f"layer_{index}"] = key.bias
                 request["layers"].append(entry)
             for index, pair in enumerate(pairs.values()):
-                arrays |= {f"A_{index}": pair.A, f"B_{index}": pair.B}
-                if pair.bias is not None:
-                    arrays[f"bias_{index}"] = pair.bias
+                arrays |= {f"{index}/{name}": array for name, array in packed_part(pair).items()}
         reply = self._ask(request, arrays, "arrays")
         return tuple(reply["missing"])
 

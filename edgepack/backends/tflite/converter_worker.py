@@ -24,7 +24,8 @@ import numpy as np
 
 from edgepack.backends.tflite.marks import fuse, marked
 from edgepack.errors import InputError
-from edgepack.model.replacement import Replacement, low_rank
+from edgepack.model.replacement import Replacement
+from edgepack.model.serialize import unpacked_part
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule, Node
@@ -151,7 +152,8 @@ def _key(make: Callable[..., Any], entry: Mapping[str, Any], arrays: Mapping[str
 
 
 def _factors(arrays: Mapping[str, Any], index: int) -> Replacement:
-    return low_rank(arrays[f"A_{index}"], arrays[f"B_{index}"], arrays.get(f"bias_{index}"))
+    own = [name for name in arrays if name.startswith(f"{index}/")]
+    return unpacked_part({name.removeprefix(f"{index}/"): arrays[name] for name in own})
 
 
 def _convert(module: GraphModule, state: _Loaded, path: Path) -> None:

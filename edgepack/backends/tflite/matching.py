@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgepack.model.kinds.stages import composed
 from edgepack.model.layer import Layer
 from edgepack.model.replacement import Replacement
 from edgepack.model.types import Array
@@ -273,6 +274,8 @@ def _near(have: Array, want: Array) -> bool:
 
 
 def _product(part: Replacement, x: Array) -> Array:
+    if not part.structure.of_a_matrix:
+        return np.asarray(composed(part).astype(np.float64) @ x)
     if part.structure.ranks:
         return np.asarray(part.A.astype(np.float64) @ (part.B @ x))
     return np.asarray(part.weight.astype(np.float64) @ x)

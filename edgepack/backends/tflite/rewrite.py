@@ -1,4 +1,4 @@
-"""Put two thin operators, or another weight, in the place of a dense operator of a float32 .tflite file.
+"""Put thin operators, or another weight, in the place of a dense operator of a float32 .tflite file.
 
 The model is not converted again.
 """
@@ -33,6 +33,8 @@ def refuses(fold: Fold, layer: Layer, part: Replacement) -> str | None:
         return "a convolution with strides is not written in code"
     if (reason := KINDS[layer.kind].refuses(layer, part.structure, FP32)) is not None:
         return reason
+    if not part.structure.of_a_matrix and not (fold.columns == 1.0).all():
+        return "what the converter folded in from before differs between the places of its kernel"
     if not fold.takes(layer, part):
         return "what the converter folded into the operator is not known well enough to keep it"
     return None
@@ -47,7 +49,7 @@ def thin(
 ) -> dict[str, tuple[str, ...]]:
     """Write the dense file with the parts in the place of each operator of the named layers.
 
-    Of two thin operators the second writes what the dense one wrote, activation included. All places of a layer share
+    Of several thin operators the last writes what the dense one wrote, activation included. All places of a layer share
     its factors. A layer in code gets its effective weight: a quantizer knows no other; `tflite_coded.encode` puts the
     code in its place when the file has its final scheme.
 
@@ -125,13 +127,23 @@ class Editor:
         operator.inputs = [operator.inputs[0], self.constant(number, old, weight, f"{name}/weight"), bias]
         return (name,)
 
-    def latent(self, fold: Fold, rank: int) -> int:
-        """A new tensor between two operators: this one's output with `rank` channels."""
-        output = self.tensor(fold, fold.op.output_index)
-        latent = copy.copy(output)
-        latent.shape = [*output.shape[:-1], rank]
+    def latent(self, fold: Fold, channels: int, untaken: Sequence[int] = ()) -> int:
+        """A new tensor between two operators: this one's output with so many channels.
+
+        Args:
+            untaken: axes between samples and channels, counted from 0, along which it has the sizes of the input.
+        """
+        taken, given = self.tensor(fold, self.operator(fold).inputs[0]), self.tensor(fold, fold.op.output_index)
+
+        def shape(before: Sequence[int], behind: Sequence[int]) -> list[int]:
+            sizes = {1 + axis: before[1 + axis] for axis in untaken}
+            return [*(sizes.get(axis, size) for axis, size in enumerate(behind[:-1])), channels]
+
+        latent = copy.copy(given)
+        latent.shape = shape(taken.shape, given.shape)
         if latent.shapeSignature is not None and len(latent.shapeSignature):
-            latent.shapeSignature = [*output.shapeSignature[:-1], rank]
+            known = taken.shapeSignature is not None and len(taken.shapeSignature)
+            latent.shapeSignature = shape(taken.shapeSignature if known else taken.shape, given.shapeSignature)
         return self._added(fold.op.subgraph, latent, f"{fold.op.output}/thin")
 
     def bias(self, number: int, dense: Any, bias: Array | None, size: int, name: str) -> int:

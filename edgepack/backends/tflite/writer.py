@@ -23,7 +23,7 @@ from edgepack.data import feeds, rename
 from edgepack.errors import LayerError, ModelError
 from edgepack.model.layer import Layer
 from edgepack.model.model import Model
-from edgepack.model.replacement import Replacement, of_structure
+from edgepack.model.replacement import Replacement, in_place, of_structure
 from edgepack.model.scheme import FileScheme, Format, Scheme
 from edgepack.model.structure import Structure
 from edgepack.model.types import Array, Contents, Product, Written
@@ -118,7 +118,7 @@ class TfliteWriter:
         """All pairs in the place of a layer; and other weights and code of layers whose operators are fully understood,
         where the pairs are put into the dense file as well. `refuses` says why a part is not among them."""
         factors = {name: part for name, part in factors.items() if not part.structure.is_correction}
-        pairs = of_structure(factors, "low-rank")
+        pairs = in_place(factors)
         if len(pairs) == len(factors) or not self._places.takes(pairs):
             return {**pairs}
         return {name: part for name, part in factors.items() if name in pairs or self._places.takes({name: part})}
@@ -261,7 +261,7 @@ class TfliteWriter:
         path = self._workspace.folder / f"{key[:16]}.fp32.tflite"
         if self._places.takes(factors):
             return _Float(key, path, factors, self._places.replace(path, factors))
-        pairs = of_structure(factors, "low-rank")
+        pairs = in_place(factors)
         return _Float(key, self._converted(key, pairs, path), pairs, None)
 
     def _converted(self, key: object, factors: Mapping[str, Replacement], out: Path) -> Path:
@@ -289,7 +289,7 @@ class TfliteWriter:
             source = self._float(key, factors)
             if source.operators is not None:
                 return source.operators
-            pairs = of_structure(source.factors, "low-rank")
+            pairs = in_place(source.factors)
             if not pairs:
                 return self._places.operators
             return find_places(source.path, self._opened.layers, (), pairs).operators

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from edgepack.model.kinds import conv, embedding, linear, recurrent
 from edgepack.model.kinds.kind import LayerKind
 from edgepack.model.layer import WEIGHT, Layer, View
+from edgepack.model.structure import DENSE
 
 KINDS: Mapping[str, LayerKind] = {
     linear.NAME: linear.Linear(),
@@ -38,6 +39,6 @@ def views_of(layers: Iterable[Layer]) -> tuple[View, ...]:
 
 
 def _views(layer: Layer) -> Iterable[View]:
-    matrices = kind_of(layer).views(layer)
-    for name, matrix in matrices.items():
-        yield View(view_name(layer.name, name), matrix, layer.bias)
+    kind = kind_of(layer)
+    for name, matrix in kind.views(layer).items():
+        yield View(view_name(layer.name, name), matrix, layer.bias, kernel=kind.ops(layer, DENSE, 1)[0].kernel)

@@ -2,20 +2,24 @@
 x of the input.
 
 Low-rank factors in their place are a convolution of the same kernel to r channels, and a 1×1 convolution behind it
-(channel SVD).
+(channel SVD). Other structures take a kernel apart: see `edgepack.model.kinds.stages`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import product
 from math import prod
 from typing import Any
 
 import numpy as np
 
-from edgepack.model.kinds.kind import Rows
+from edgepack.model.kinds.kind import RankGrid, Rows
 from edgepack.model.kinds.matrix import OneMatrix
+from edgepack.model.kinds.stages import INPUT_SVD, SPATIAL_SVD, TUCKER_2, Stage, composed, kernels, stage_ops, stages
 from edgepack.model.layer import WEIGHT, Array, Geometry, Layer
+from edgepack.model.replacement import Replacement
 from edgepack.model.structure import Op, Structure
 
 NAME = "conv"
@@ -124,6 +128,24 @@ def geometry_of(layer: Layer) -> ConvGeometry:
     raise ValueError(f"{layer.name}: found a {layer.kind} layer, expected a convolution")
 
 
+def channels_of(layer: Layer) -> int:
+    """That it takes.
+
+    Raises:
+        ValueError: it is no convolution.
+    """
+    return layer.in_features // prod(geometry_of(layer).kernel)
+
+
+def kernels_of(layer: Layer, part: Replacement) -> tuple[tuple[Stage, Array], ...]:
+    """The convolutions that a replacement puts in a layer's place, in their order, each with its kernel.
+
+    Raises:
+        ValueError: it is no convolution, has no such structure, or its tensors do not fit.
+    """
+    return kernels(part, layer.out_features, channels_of(layer), geometry_of(layer))
+
+
 class Conv(OneMatrix):
     """See `LayerKind`. The matrix is (out, in · places of the kernel), channel by channel."""
 
@@ -131,11 +153,37 @@ class Conv(OneMatrix):
         """Patches of the input."""
         return Patches(geometry_of(layer))
 
+    def structures(self, layer: Layer, grid: RankGrid) -> Iterator[Structure]:
+        """Dense, channel SVD, and what takes the kernel apart."""
+        yield from super().structures(layer, grid)
+        first, *others = geometry_of(layer).kernel
+        places = first * prod(others)
+        outputs, channels = layer.out_features, layer.in_features // places
+        if places == 1:
+            return
+        if first > 1 and prod(others) > 1:
+            ranks = grid.stage(outputs * prod(others), channels * first)
+            yield from (Structure(SPATIAL_SVD, (rank,)) for rank in ranks)
+        inner, outer = grid.stage(outputs * places, channels), grid.stage(outputs, channels * places)
+        yield from (Structure(INPUT_SVD, (rank,)) for rank in inner)
+        for ranks in product(inner, outer):
+            structure = Structure(TUCKER_2, ranks)
+            if sum(op.weights for op in self.ops(layer, structure, 1)) < layer.weight.size:
+                yield structure
+
     def ops(self, layer: Layer, structure: Structure, vectors: int) -> tuple[Op, ...]:
-        """Those of the matrix; what takes the layer's input has its kernel."""
-        kernel = geometry_of(layer).kernel
-        channels = layer.in_features // prod(kernel)
+        """Those of the matrix, of which what takes the layer's input has its kernel; or those of each stage."""
+        if not structure.of_a_matrix:
+            found = stages(structure, layer.out_features, channels_of(layer), geometry_of(layer))
+            return stage_ops(found, vectors)
+        kernel, channels = geometry_of(layer).kernel, channels_of(layer)
         return tuple(
             op if op.role == "A" else replace(op, kind="conv", columns=channels, kernel=kernel)
             for op in super().ops(layer, structure, vectors)
         )
+
+    def effective(self, layer: Layer, replacement: Replacement) -> Mapping[str, Array]:
+        """That of the matrix, or what the stages multiply up to."""
+        if replacement.structure.of_a_matrix:
+            return super().effective(layer, replacement)
+        return {WEIGHT: composed(replacement)}

@@ -21,6 +21,10 @@ class RankGrid(Protocol):
     def correction(self, rows: int, columns: int) -> tuple[int, ...]:
         """Of factors beside it, ascending."""
 
+    def stage(self, rows: int, columns: int) -> tuple[int, ...]:
+        """Of factors that take a convolution's kernel apart, with so many weights as those of this matrix, ascending;
+        below its sides."""
+
 
 class Rows(Protocol):
     """How vectors are taken from a layer's input: a value, of which equal ones take the same vectors."""

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from edgepack.backends.onnx.constants import root_of
-from edgepack.backends.onnx.kinds.kind import Storing, check_part
+from edgepack.backends.onnx.kinds.kind import Storing
 from edgepack.backends.onnx.matching import Use, is_float, is_linear_conv, with_own_bias
 from edgepack.backends.onnx.schemes import FP32, WEIGHTS4, WEIGHTS8
-from edgepack.model.kinds.conv import ConvGeometry, conv_layer, geometry_of
+from edgepack.errors import ModelError
+from edgepack.model.kinds.conv import ConvGeometry, conv_layer, geometry_of, kernels_of
 from edgepack.model.layer import Layer
 from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import Scheme
@@ -86,26 +87,27 @@ class OnnxConv:
         return None
 
     def replace(self, site: Site, part: Replacement) -> Build:
-        """A convolution of the same kernel to r channels, and a 1×1 one with the bias; or one with another weight.
+        """The convolutions of the structure in a row, the last one with the bias.
 
         Of code that is the weight that it comes to: no file has it, but references of other weights are made so.
 
         Raises:
-            ModelError: it is neither, or does not fit the layer.
+            ModelError: a convolution has no such structure, or the tensors do not fit the layer.
         """
         layer = site.layer
-        check_part(layer, part, "a convolution")
         bias = layer.bias if part.bias is None else part.bias
+        if bias is not None and bias.shape != (layer.out_features,):
+            raise ModelError(f"{layer.name}: found a bias {bias.shape}, expected {(layer.out_features,)}")
+        try:
+            found = kernels_of(layer, part)
+        except ValueError as err:
+            raise ModelError(f"{layer.name}: {err}") from err
 
         def build(builder: Builder, x: ir.Value, placement: Placement) -> ir.Value:
-            if not part.structure.is_low_rank:
-                weight = site.put(builder, _kernel_of(part.weight, layer), "weight")
-                return _conv(builder, x, weight, site, bias, _attributes(layer))
-            latent = _conv(
-                builder, x, site.put(builder, _kernel_of(part.B, layer), "B"), site, None, _attributes(layer)
-            )
-            second = part.A.reshape(*part.A.shape, *(1,) * placement.spatial)
-            return _conv(builder, latent, site.put(builder, second, "A"), site, bias, {})
+            for stage, kernel in found:
+                own = bias if stage is found[-1][0] else None
+                x = _conv(builder, x, site.put(builder, kernel, stage.role), site, own, _attributes(stage.geometry))
+            return x
 
         return build
 
@@ -120,7 +122,7 @@ class OnnxConv:
             kernel = np.ascontiguousarray(_kernel_of(codes, layer))
             steps = scales.reshape(-1, *(1,) * (kernel.ndim - 1)) if scales.ndim else scales
             weight = builder.decoded(kernel, steps, layer.name, site.dtype, scheme.bits)
-            return _conv(builder, x, weight, site, layer.bias, _attributes(layer))
+            return _conv(builder, x, weight, site, layer.bias, _attributes(geometry_of(layer)))
 
         return build
 
@@ -137,9 +139,10 @@ def _geometry(node: ir.Node, kernel: tuple[int, ...]) -> ConvGeometry:
     )
 
 
-def _attributes(layer: Layer) -> dict[str, Any]:
-    """Of an operator that goes over its input as the layer does."""
-    geometry = geometry_of(layer)
+def _attributes(geometry: ConvGeometry) -> dict[str, Any]:
+    """Of an operator that goes over its input like that; none where it takes every place by itself."""
+    if {*geometry.kernel, *geometry.strides} == {1} and not any(geometry.pads):
+        return {}
     found: dict[str, Any] = {"strides": list(geometry.strides), "dilations": list(geometry.dilations)}
     if geometry.auto_pad == "NOTSET":
         return {**found, "pads": list(geometry.pads)}

@@ -60,14 +60,11 @@ class TfliteLinearKind:
 
     def split(self, editor: Editor, fold: Fold, layer: Layer, part: Replacement) -> tuple[str, ...]:
         """Two operators, the second with all that the dense one had behind its product."""
-        return in_two(editor, fold, layer, part, part.B)
+        return _in_two(editor, fold, layer, part)
 
 
-def in_two(editor: Editor, fold: Fold, layer: Layer, part: Replacement, first_matrix: Array) -> tuple[str, ...]:
+def _in_two(editor: Editor, fold: Fold, layer: Layer, part: Replacement) -> tuple[str, ...]:
     """Two operators in the place of one: the first takes its input as it did, the second has all that was behind it.
-
-    Args:
-        first_matrix: B (r, in) in the order of the operator's weight.
 
     Returns:
         The names of the tensors that they write.
@@ -75,8 +72,8 @@ def in_two(editor: Editor, fold: Fold, layer: Layer, part: Replacement, first_ma
     second = editor.operator(fold)
     first = copy.deepcopy(second)
     dense = editor.tensor(fold, second.inputs[1])
-    sizes, point = tuple(dense.shape[1:-1]), (1,) * (len(dense.shape) - 2)
-    b = (first_matrix * fold.columns).astype(np.float32).reshape(part.rank, *sizes, -1)
+    point = (1,) * (len(dense.shape) - 2)
+    b = (part.B * fold.columns).astype(np.float32).reshape(part.rank, *point, -1)
     a = (part.A * fold.rows[:, None]).astype(np.float32).reshape(layer.out_features, *point, part.rank)
     name, number = fold.op.output, fold.op.subgraph
     thin = editor.latent(fold, part.rank)
@@ -85,8 +82,7 @@ def in_two(editor: Editor, fold: Fold, layer: Layer, part: Replacement, first_ma
     first.outputs = [thin]
     bias = editor.bias(number, dense, fold.bias(layer, part), layer.out_features, f"{name}/bias")
     second.inputs = [thin, editor.constant(number, dense, a, f"{name}/A"), bias]
-    _without_activation(first)
-    _at_every_position(second)
+    without_activation(first)
     return editor.insert(fold, first), name
 
 
@@ -99,15 +95,8 @@ def takes_int4(operator: str, columns: int) -> bool:
     return operator == "FULLY_CONNECTED" and columns % 2 == 0
 
 
-def _without_activation(operator: Any) -> None:
+def without_activation(operator: Any) -> None:
+    """Of what stands in front of another operator, which has the activation that was there."""
     if operator.builtinOptions is not None:
         operator.builtinOptions.fusedActivationFunction = 0
     operator.debugMetadataIndex = -1
-
-
-def _at_every_position(operator: Any) -> None:
-    """The first convolution of the two has taken the strides and the steps between places."""
-    options = operator.builtinOptions
-    for name in ("strideH", "strideW", "dilationHFactor", "dilationWFactor"):
-        if hasattr(options, name):
-            setattr(options, name, 1)
