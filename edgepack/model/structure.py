@@ -57,6 +57,12 @@ class Structure:
         """Whether weights are computed from stored constants."""
         return self.name == "constexpr"
 
+    @property
+    def shown(self) -> str | None:
+        """Its ranks for people, `32` or `tucker-2 16×24`; None where there are none."""
+        ranks = "×".join(map(str, self.ranks))
+        return None if not ranks else ranks if self.of_a_matrix else f"{self.name} {ranks}"
+
     def __str__(self) -> str:
         return " ".join([self.name, *map(str, self.ranks)])
 

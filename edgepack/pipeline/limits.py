@@ -24,6 +24,7 @@ from edgepack.pipeline.evaluator import Evaluator
 from edgepack.pipeline.options import BuildOptions
 from edgepack.pipeline.prices import Prices
 from edgepack.plan.candidates import file_label
+from edgepack.plan.explain import arrangement
 from edgepack.plan.solve import Bounds, Infeasible, Quantity
 from edgepack.units import seconds, size
 
@@ -279,5 +280,5 @@ def _of_one_layer(scheme: Scheme, files: Writer) -> Scheme:
 def _what(plan: LayerPlan) -> str:
     if plan.alternative is not None:
         return f"{plan.layer} by {plan.alternative.method} at {plan.alternative.share:.3g} of its bytes"
-    rank = "dense" if plan.rank is None else f"at rank {plan.rank}"
-    return f"{plan.layer} {rank} in {plan.scheme}"
+    how = "dense" if plan.structure.shown is None else f"at {arrangement(plan.structure)}"
+    return f"{plan.layer} {how} in {plan.scheme}"

@@ -28,6 +28,7 @@ from edgepack.pipeline.pareto import Choice, Corner, LayerPlans, Step, choices, 
 from edgepack.pipeline.prices import Prices
 from edgepack.plan.bisect import climb, within
 from edgepack.plan.candidates import base_scheme, exceptions, file_label
+from edgepack.plan.explain import arrangement
 from edgepack.plan.solve import Bounds, Infeasible, Quantity
 from edgepack.units import seconds
 from edgepack.workspace import Keyed, digest, record_store
@@ -307,8 +308,8 @@ def with_dense(layers: LayerPlans, failed: Mapping[str, str], scheme: FileScheme
 
 def name_of(layer: LayerPlan) -> str:
     """What was planned for a layer, for people."""
-    rank = "" if layer.rank is None else f"rank {layer.rank} "
-    return f"{rank}{layer.scheme or layer.structure}"
+    factors = f"{arrangement(layer.structure)} " if layer.structure.ranks else ""
+    return f"{factors}{layer.scheme or layer.structure}"
 
 
 def _nearest_to(limit: float | None, attempts: Sequence[Attempt]) -> Attempt:
@@ -327,7 +328,7 @@ def _name(attempt: Attempt) -> str:
 def _kept(layer: LayerPlan) -> str:
     if layer.alternative is not None:
         return f"{layer.alternative.method} {layer.alternative.share:.3g}"
-    return "dense" if layer.rank is None else str(layer.rank)
+    return layer.structure.shown or "dense"
 
 
 @dataclass(frozen=True)

@@ -61,22 +61,21 @@ def reason(candidates: Sequence[Candidate], chosen: Candidate, slack: float, why
 
 
 def name(candidate: Candidate) -> str:
-    """`dense int8-dynamic`, `rank 32 nbits8`, `dense nbits4 + rank 16 nbits8`, or `kmeans at 0.25 of the bytes`."""
+    """`dense int8-dynamic`, `rank 32 nbits8`, `tucker-2 16×24 fp32`, `dense nbits4 + rank 16 nbits8`, or
+    `kmeans at 0.25 of the bytes`."""
     if candidate.alternative is not None:
         scheme = "" if candidate.scheme.is_constexpr else f" {candidate.scheme}"
         rank = "" if candidate.structure.rank is None else f" rank {candidate.structure.rank}"
         return f"{candidate.alternative.method} at {candidate.alternative.share:.3g} of the bytes{rank}{scheme}"
     if candidate.structure.is_correction:
         return f"dense {candidate.scheme} + rank {candidate.structure.rank} {candidate.scheme.correction}"
-    return f"{_arrangement(candidate.structure)} {candidate.scheme}"
+    return f"{arrangement(candidate.structure)} {candidate.scheme}"
 
 
-def _arrangement(structure: Structure) -> str:
-    """`dense`, `rank 32`, or `tucker-2 rank 16×24`."""
-    if not structure.ranks:
-        return "dense"
-    name = "" if structure.of_a_matrix else f"{structure.name} "
-    return f"{name}rank {'×'.join(map(str, structure.ranks))}"
+def arrangement(structure: Structure) -> str:
+    """`dense`, `rank 32`, or `tucker-2 16×24`."""
+    shown = structure.shown or "dense"
+    return f"rank {shown}" if structure.ranks and structure.of_a_matrix else shown
 
 
 def _like(group: Sequence[Candidate], chosen: Candidate) -> Sequence[Candidate]:
@@ -137,7 +136,7 @@ def _lower_rank(candidates: Sequence[Candidate], chosen: Candidate) -> str:
     if not lower or chosen.loss <= 0:
         return ""
     below = max(lower, key=lambda one: one.structure.ranks)
-    return f"; rank {'×'.join(map(str, below.structure.ranks))} would lose {below.loss / chosen.loss:.1f} times as much"
+    return f"; {arrangement(below.structure)} would lose {below.loss / chosen.loss:.1f} times as much"
 
 
 def _is_below(ranks: Sequence[int], others: Sequence[int]) -> bool:

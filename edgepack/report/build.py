@@ -8,6 +8,7 @@ from pathlib import Path
 
 from edgepack.metrics.drop import Drop
 from edgepack.metrics.metric import METRICS
+from edgepack.model.structure import Structure
 from edgepack.pack.manifest import (
     CrossValidationEntry,
     DropEntry,
@@ -236,7 +237,10 @@ def _written(layer: LayerEntry) -> str:
 def _rank(layer: LayerEntry) -> int | str | None:
     if layer.structure == "constexpr":
         return None
-    return "dense" if layer.rank is None else layer.rank
+    if layer.rank is None:
+        return "dense"
+    structure = Structure(layer.structure, layer.ranks or (layer.rank,))
+    return layer.rank if structure.of_a_matrix else structure.shown
 
 
 def _lost(layer: LayerEntry) -> tuple[float | None, float, float | None] | None:

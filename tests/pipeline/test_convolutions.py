@@ -9,9 +9,14 @@ import pytest
 
 from edgepack.backends.onnx.schemes import FP32
 from edgepack.backends.registry import backend
+from edgepack.factorize.whitened import shrunk_covariance
+from edgepack.model.kinds.stages import composed
+from edgepack.model.scheme import FileScheme
 from edgepack.pipeline.build import build
 from edgepack.pipeline.inspect import inspect
+from edgepack.pipeline.pareto import planned
 from edgepack.pipeline.prepare import prepared
+from edgepack.plan.loss import exact_loss
 from edgepack.workspace import Cache, silent
 from tests.pipeline.small_builds import options
 from tests.pipeline.small_convnet import CHANNELS, SIDE, WIDTHS, write_convnet
@@ -60,6 +65,35 @@ def test_layers_are_priced_by_their_patches_and_once(convnet: Path, tmp_path: Pa
         alone = prices.price("k3", ready.menus["onnx"][2].candidates[0].structure, FP32)
         assert alone is not None
         assert twice == pytest.approx(alone.latency_s)
+
+
+def test_kernels_are_taken_apart_as_predicted(convnet: Path, tmp_path: Path) -> None:
+    """What every structure is written as loses what was predicted of it, and costs what its products cost."""
+    asked = options(convnet, formats=("onnx",), max_drop=LIMIT)
+    with prepared(asked, Cache(tmp_path / "cache"), silent) as ready:
+        analysis, replacements, menu = ready.evaluator.analysis, ready.evaluator.replacements, ready.menus["onnx"][2]
+        assert menu.layer.name == "k3"
+        view = next(view for view in analysis.views if view.name == "k3")
+        moments = analysis.covariances.of("k3")
+        assert moments is not None
+        covariance, tried = shrunk_covariance(moments), set()
+        chosen = {(one.structure.name, one.scheme): one for one in menu.candidates if not one.structure.of_a_matrix}
+        for (name, scheme), candidate in chosen.items():
+            tried.add(name)
+            plan = planned(menu, candidate, analysis.spectra, 0.0)
+            others = [planned(one, one.candidates[0], analysis.spectra, 0.0) for one in ready.menus["onnx"]]
+            plans = tuple(plan if one.layer == "k3" else one for one in others)
+            part = replacements.draft(plans, FileScheme.of(FP32))["k3"]
+            lost = exact_loss(view, composed(part), covariance, None)
+            near = 0.01 if scheme == FP32 else 0.6  # what is fitted anew to the rounded first stage is not predicted
+            assert 1 / (1 + near) < candidate.loss / lost < 1 + near, (name, scheme)
+            price = ready.prices.price("k3", candidate.structure, scheme)
+            assert price is not None
+            assert price.latency_s == candidate.latency_s
+        assert tried == {"spatial-svd", "input-svd", "tucker-2"}
+        alike = [one for one in menu.candidates if one.scheme == FP32 and not one.structure.of_a_matrix]
+        ends = sorted((sum(op.macs for op in one.ops), one.latency_s) for one in alike)
+        assert ends[0][1] < ends[-1][1], "more multiplications take longer"
 
 
 def test_inspect_reports_them_as_matrices_on_patches(convnet: Path, tmp_path: Path) -> None:
