@@ -14,11 +14,15 @@ import numpy as np
 
 from edgepack.errors import DataError
 from edgepack.factorize import svd
+from edgepack.factorize.leading import leading
 from edgepack.model.layer import View
 from edgepack.model.replacement import Replacement, low_rank
 from edgepack.model.types import Array, Moments, Spectrum
 
 needs_moments = True
+
+PANELS = 16
+"""Parts of a sum over the columns of a matrix."""
 
 
 def shrunk_covariance(moments: Moments) -> Array:
@@ -34,8 +38,13 @@ def shrunk_covariance(moments: Moments) -> Array:
     return covariance
 
 
-def spectrum(layer: View) -> Spectrum:
+def spectrum(layer: View, most: int | None = None) -> Spectrum:
     """Left singular vectors and squared singular values of W C^½, one decomposition of the smaller side.
+
+    Args:
+        layer: with moments.
+        most: the largest rank that will be looked at; the columns beyond it may be left out, and are where `leading`
+            gets along without them.
 
     Raises:
         DataError: the layer carries no moments, or its input never varied.
@@ -48,6 +57,8 @@ def spectrum(layer: View) -> Spectrum:
     if np.trace(covariance) <= 0:
         raise DataError(f"{layer.name}: its input is constant over the calibration data", hint="give inputs that vary")
     weight = layer.weight.astype(np.float64)
+    if most is not None and (first := _leading(weight, covariance, most)) is not None:
+        return replace(first, mean=layer.moments.mean)
     if layer.out_features <= layer.in_features:
         gram = weight @ covariance @ weight.T
         del weight, covariance  # each may be as large as the largest layer, in float64
@@ -56,6 +67,27 @@ def spectrum(layer: View) -> Spectrum:
     values, vectors = eigh(covariance, overwrite_a=True, check_finite=False, driver="evd")
     # V Λ^½ has the same left singular vectors under W as the symmetric root V Λ^½ Vᵀ, one product cheaper.
     return replace(svd.decompose(weight @ (vectors * np.sqrt(np.clip(values, 0.0, None)))), mean=layer.moments.mean)
+
+
+def _leading(weight: Array, covariance: Array, rank: int) -> Spectrum | None:
+    """The first columns alone, and the energy of all others together."""
+    total = _trace(weight, covariance)
+    found = leading(lambda block: weight @ (covariance @ (weight.T @ block)), len(weight), rank, total)
+    if found is None:
+        return None
+    energies = np.clip(found[0], 0.0, None)
+    return Spectrum(found[1].astype(np.float32), energies, rest=max(total - float(energies.sum()), 0.0))
+
+
+def _trace(weight: Array, covariance: Array) -> float:
+    """tr(W C Wᵀ), from one half of the symmetric C: half the multiplications of W C."""
+    total, start = 0.0, 0
+    for columns in np.array_split(weight, PANELS, axis=1):
+        stop = start + columns.shape[1]
+        total += float(np.vdot(columns @ covariance[start:stop, start:stop], columns))
+        total += 2.0 * float(np.vdot(weight[:, :start] @ covariance[:start, start:stop], columns))
+        start = stop
+    return total
 
 
 def factors(layer: View, spectrum: Spectrum, rank: int) -> Replacement:

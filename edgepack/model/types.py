@@ -101,7 +101,7 @@ class InputSpread:
 
 @dataclass(frozen=True)
 class Spectrum:
-    """One decomposition of a layer: the error curve over all ranks.
+    """One decomposition of a layer: the error curve over all ranks, or over those up to the largest that is wanted.
 
     Attributes:
         basis: (out, k) float32, orthonormal columns; the rank-r factors are `basis[:, :r]` and `basis[:, :r].T @ W`.
@@ -110,6 +110,7 @@ class Spectrum:
         mean: (in,) float64, the mean input that the bias correction uses; None where the data were not looked at.
         inputs: of the same data; None where they were not looked at.
         dual: (out, k) float32 with dualᵀ basis = I, where the projection is oblique; None where the basis is its own.
+        rest: output energy beyond the k columns, where these are not all.
     """
 
     basis: Array
@@ -117,13 +118,14 @@ class Spectrum:
     mean: Array | None = None
     inputs: InputSpread | None = None
     dual: Array | None = None
+    rest: float = 0.0
 
     def lost_share(self) -> Array:
         """(k + 1,) float64: share of output energy lost at rank 0 … k."""
-        total = float(self.energies.sum())
+        total = float(self.energies.sum()) + self.rest
         if total <= 0.0:
             return np.zeros(len(self.energies) + 1)
-        tail = np.concatenate([np.cumsum(self.energies[::-1])[::-1], [0.0]])
+        tail = np.concatenate([np.cumsum(self.energies[::-1])[::-1], [0.0]]) + self.rest
         return np.clip(tail / total, 0.0, 1.0)
 
 

@@ -58,12 +58,14 @@ class Question:
         method: the factorizer.
         metric: of the validation set: what the answers are compared by.
         largest: largest weight code of per-channel int8 in ONNX.
+        most: by view name, the largest rank that will be asked for.
         key: digest of all of it, and of the model and the data.
     """
 
     method: str
     metric: str
     largest: int
+    most: Mapping[str, int]
     key: str
 
 
@@ -80,7 +82,7 @@ def analyze(
         DataError: a value in the model is not finite.
         DeviceError: the workers failed.
     """
-    found, unseen = decompose(subject, question.method, workspace, gradients=gradients)
+    found, unseen = decompose(subject, question.method, workspace, gradients=gradients, most=question.most)
     spectra = {view.name: spectrum for view, spectrum in zip(subject.views, found, strict=True)}
     sensitivity = make_sensitivity(source, spectra, question.metric, question.key, workspace, moments=gradients)
     return Analysis(

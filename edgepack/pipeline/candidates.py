@@ -110,6 +110,18 @@ def offered(
     return found
 
 
+def most_ranks(layers: Sequence[Layer], options: BuildOptions, *, share: float | None = None) -> dict[str, int]:
+    """The largest rank that each view is offered, by its name; arguments as of `offered`."""
+    offers = offered(layers, options, (), share=share)
+    found: dict[str, int] = {}
+    for layer in layers:
+        for structure in offers[layer.name].structures:
+            for view, part in kind_of(layer).parts(layer, structure).items():
+                name = view_name(layer.name, view)
+                found[name] = max(found.get(name, 0), *part.ranks, 0)
+    return found
+
+
 def _is_seen(layer: Layer, unseen: Collection[str]) -> bool:
     return not any(view.name in unseen for view in views_of([layer]))
 

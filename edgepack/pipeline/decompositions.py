@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
+from types import MappingProxyType
 
 import numpy as np
 
+from edgepack.factorize import whitened
+from edgepack.factorize.leading import pays
 from edgepack.factorize.whitened import shrunk_covariance
 from edgepack.methods.registry import DEFAULT, factorizer, needs_gradients, spectrum_of
 from edgepack.model.layer import View
@@ -20,7 +23,12 @@ FALLBACK = "svd"
 
 
 def decompose(
-    subject: Subject, method: str, workspace: Workspace, *, gradients: Mapping[str, Array] | None = None
+    subject: Subject,
+    method: str,
+    workspace: Workspace,
+    *,
+    gradients: Mapping[str, Array] | None = None,
+    most: Mapping[str, int] = MappingProxyType({}),
 ) -> tuple[tuple[Spectrum, ...], tuple[str, ...]]:
     """Spectrum of every view by `method`, and the names of those whose input was never seen: plain SVD for these.
 
@@ -28,6 +36,7 @@ def decompose(
 
     Args:
         gradients: G by layer name, for a method that weighs by it; a layer without is whitened.
+        most: by view name, the largest rank that will be looked at; of a view without one, all of them.
 
     Raises:
         DataError: a value in the model is not finite.
@@ -42,9 +51,11 @@ def decompose(
 
     def entry(layer: View) -> Keyed[_Layer]:
         gradient = weights.get(layer.name)
+        rank = most.get(layer.name)
+        rank = rank if rank is not None and pays(min(layer.weight.shape), rank) else None
         return Keyed(
-            [subject.key, method, layer.name, gradient],
-            lambda: _Layer(layer, method, seen().get(layer.name), gradient),
+            [subject.key, method, layer.name, gradient, rank],
+            lambda: _Layer(layer, method, seen().get(layer.name), gradient, rank),
         )
 
     spectra = tuple(workspace.map(SPECTRUM, [entry(view) for view in subject.views], "factorize"))
@@ -61,12 +72,14 @@ class _Layer:
         layer: without its moments.
         seen: its moments, where there are any.
         gradient: G, where there is one.
+        most: the largest rank that will be looked at, where it is small enough to make a difference.
     """
 
     layer: View
     method: str
     seen: Moments | None
     gradient: Array | None
+    most: int | None
 
 
 def _decomposed(task: _Layer) -> Spectrum:
@@ -74,7 +87,9 @@ def _decomposed(task: _Layer) -> Spectrum:
     if factorizer(task.method).needs_moments and (task.seen is None or not task.seen.variance.sum() > 0):
         return replace(spectrum_of(FALLBACK, task.layer, None), inputs=spread)
     method = DEFAULT if needs_gradients(task.method) and task.gradient is None else task.method
-    return replace(spectrum_of(method, replace(task.layer, moments=task.seen), task.gradient), inputs=spread)
+    layer = replace(task.layer, moments=task.seen)
+    found = whitened.spectrum(layer, task.most) if method == DEFAULT else spectrum_of(method, layer, task.gradient)
+    return replace(found, inputs=spread)
 
 
 def _spread(seen: Moments) -> InputSpread:
@@ -101,7 +116,7 @@ def _packed(spectrum: Spectrum) -> dict[str, Array]:
     spread = [] if inputs is None else [inputs.low, inputs.high, inputs.row_range, inputs.innovation]
     variance = np.zeros(0) if inputs is None else inputs.variance
     arrays = {"basis": spectrum.basis, "energies": spectrum.energies, "mean": mean, **dual}
-    return arrays | {"variance": variance, "range": np.array(spread)}
+    return arrays | {"rest": np.array(spectrum.rest), "variance": variance, "range": np.array(spread)}
 
 
 def _unpacked(arrays: Mapping[str, Array]) -> Spectrum:
@@ -109,9 +124,9 @@ def _unpacked(arrays: Mapping[str, Array]) -> Spectrum:
     if arrays["range"].size:
         inputs = InputSpread(arrays["variance"], *map(float, arrays["range"]))
     mean = arrays["mean"] if arrays["mean"].size else None
-    return Spectrum(arrays["basis"], arrays["energies"], mean, inputs, arrays.get("dual"))
+    return Spectrum(arrays["basis"], arrays["energies"], mean, inputs, arrays.get("dual"), float(arrays["rest"]))
 
 
 SPECTRUM: Step[_Layer, Spectrum] = Step(
-    "spectra", 4, _decomposed, arrays_store(_packed, _unpacked), cost=_cost, memory=_memory
+    "spectra", 5, _decomposed, arrays_store(_packed, _unpacked), cost=_cost, memory=_memory
 )

@@ -21,7 +21,7 @@ from edgepack.model.types import Aim
 from edgepack.natives import native
 from edgepack.pipeline.activations import Subject
 from edgepack.pipeline.analysis import Analysis, Question, analyze
-from edgepack.pipeline.candidates import Menu, Offered, make_menus, make_offer, offered, without_factors
+from edgepack.pipeline.candidates import Menu, Offered, make_menus, make_offer, most_ranks, offered, without_factors
 from edgepack.pipeline.crossval import CrossValidation, Labelled, check_labels, cross_validated
 from edgepack.pipeline.datasets import Data, Methods, choose_methods, load_data, make_guard
 from edgepack.pipeline.distill import Recovery, check_recover
@@ -143,15 +143,16 @@ def _prepare(options: BuildOptions, engines: Mapping[Format, Any], workspace: Wo
     subject = Subject(opened, data.calibration, digest(opened.sha256, data.digest()))
     source, gradients = weighed(subject, method, guard.metric, workspace)
     validated = None if options.rank != "cv" else _cross_validated(subject, method, guard, workspace)
-    key = digest(subject.key, method, guard.metric, options.seed, options.exact)
-    question = Question(method, guard.metric, largest, key)
+    share = None if validated is None else validated.share
+    most = most_ranks(opened.layers, options, share=share)
+    key = digest(subject.key, method, guard.metric, options.seed, options.exact, most)
+    question = Question(method, guard.metric, largest, most, key)
     analysis = analyze(subject, source, gradients, question, workspace)
     _warn_of_layers(options, analysis, workspace)
     files = _formats(options.chosen_formats, lambda fmt: open_writer(fmt).with_largest(largest), workspace)
     if analysis.sensitivity.problem is not None:
         workspace.warn(f"layers are weighed by their output energy: {analysis.sensitivity.problem}")
 
-    share = None if validated is None else validated.share
     layers = offered(analysis.layers, options, analysis.unseen, share=share)
     schemes = tuple(scheme for fmt in files for scheme in SCHEMES[fmt])
     alternatives = fit_alternatives(analysis, methods.others, options.rank, schemes, workspace)

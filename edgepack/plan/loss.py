@@ -149,15 +149,18 @@ def _view(
     if gradient is None:
         metric, output = None, np.ones(len(weight))
         inner = None if spectrum.dual is None else basis.T @ basis
-        carried = energies if inner is None else np.diag(inner) * energies
-        unit = _share_unit(weight, carried, power)
+        carried, rest = energies if inner is None else np.diag(inner) * energies, spectrum.rest
+        unit = _share_unit(weight, float(carried.sum()) + rest, power)
     else:
         # Scaled, so that float32 holds squares of small gradients.
         unit = float(np.diag(gradient).max(initial=0.0))
         metric = (gradient / (unit or 1.0)).astype(np.float32)
         inner, output = basis.T @ (metric @ basis), np.diag(metric).astype(np.float64)
         carried = np.clip(np.diag(inner), 0.0, None) * energies
-    truncation = np.concatenate([np.cumsum(carried[::-1])[::-1], [0.0]]) if truncated else np.zeros(0)
+        # What lies beyond the columns of the spectrum counts by what directions there cost on average.
+        left_out = float(output.sum() - np.diag(inner).sum()) / max(len(weight) - len(energies), 1)
+        rest = spectrum.rest * max(left_out, 0.0)
+    truncation = np.concatenate([np.cumsum(carried[::-1])[::-1], [0.0]]) + rest if truncated else np.zeros(0)
     dual = (spectrum.basis if spectrum.dual is None else spectrum.dual)[:, :most]
     inner = None if inner is None else inner[:most, :most]
     noises = {}
@@ -180,9 +183,9 @@ def _input(layer: View, spectrum: Spectrum) -> tuple[Array, Array]:
     return mean, np.clip(spectrum.inputs.variance, 0.0, None)
 
 
-def _share_unit(weight: Array, energies: Array, power: Array) -> float:
+def _share_unit(weight: Array, energy: float, power: Array) -> float:
     """1 / the layer's output energy: of what varies, or of all where nothing does; 0 for a layer that gives zeros."""
-    total = float(energies.sum()) or float((np.square(weight) @ power).sum())
+    total = energy or float((np.square(weight) @ power).sum())
     return 1.0 / total if total > 0 else 0.0
 
 

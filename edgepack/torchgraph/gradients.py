@@ -157,7 +157,7 @@ class _Sum:
 class _Curve:
     """Cost of each rank of one layer: t_i = Σ_rows (a_iᵀ g)(d_iᵀ W (x − μ)), and rank r costs E (Σ_{i≥r} t_i)².
 
-    a_i and d_i are the columns of the spectrum's basis and of its dual.
+    a_i and d_i are the columns of the spectrum's basis and of its dual; what lies beyond these is one more component.
 
     The samples of one run need not be told apart: their draws are independent, so what is between them averages out.
     """
@@ -169,15 +169,18 @@ class _Curve:
         self.known = all(_adds(place, bias) for place in places)
         self.basis = spectrum.basis
         self.dual = spectrum.basis if spectrum.dual is None else spectrum.dual
+        self.whole = spectrum.rest == 0.0
         self.total = np.zeros(spectrum.basis.shape[1] + 1)
 
     def add(self, draws: Sequence[Array], outputs: Array) -> None:
         if not self.known:
             return
-        components = (outputs - self.still) @ self.dual
+        moved = outputs - self.still
+        components = moved @ self.dual
         for rows in draws:
             lost = ((rows @ self.basis) * components).sum(axis=0, dtype=np.float64)
-            self.total[:-1] += np.square(np.cumsum(lost[::-1])[::-1]) / len(draws)
+            rest = 0.0 if self.whole else float((rows * moved).sum(dtype=np.float64) - lost.sum())
+            self.total += np.square(np.concatenate([np.cumsum(lost[::-1])[::-1], [0.0]]) + rest) / len(draws)
 
     def mean(self, samples: int) -> Array | None:
         # Samples say now and then that one component less costs less: by chance, nothing to build on.
