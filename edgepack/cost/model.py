@@ -165,11 +165,13 @@ def interleaved_s(runs: Mapping[str, Callable[[], object]]) -> dict[str, list[fl
 def slower_by(turns_s: Sequence[float], others_s: Sequence[float]) -> float:
     """The share by which one file is slower than another in turns with it; 0 where that is within `NOTICEABLE`, or
     chance (Wilcoxon's signed-rank test)."""
-    from scipy.stats import wilcoxon
-
     shares = [one / other - 1 for one, other in zip(turns_s, others_s, strict=True)]
     by = median(shares)
-    return by if by > NOTICEABLE and wilcoxon(shares, alternative="greater").pvalue < CHANCE else 0.0
+    if by <= NOTICEABLE:
+        return 0.0
+    from scipy.stats import wilcoxon
+
+    return by if wilcoxon(shares, alternative="greater").pvalue < CHANCE else 0.0
 
 
 def fastest(candidates: Sequence[Named], latency_s: Mapping[Named, float]) -> Named:

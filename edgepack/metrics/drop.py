@@ -145,14 +145,14 @@ def _by_soft_labels(differences: Array, expected: Array, confidence: float) -> t
     Their mean differs from that of the labels by a bias that is known as well as the labels are noisy. It is taken out
     by as much as it is sure: the less, the more it may be noise (the positive part of James and Stein's estimator).
     """
-    from scipy.stats import norm
+    from scipy.special import ndtri
 
     count = len(differences)
     gaps = differences - expected
     bias, noise = float(gaps.mean()), float(gaps.std(ddof=1)) / count**0.5
     weight = max(0.0, 1.0 - (noise / bias) ** 2) if bias else 0.0
     soft = float(expected.mean())
-    z = float(norm.ppf(confidence))
+    z = float(ndtri(confidence))
     rise = 100.0 * intervals.of_rare(expected / 100.0, confidence) - soft
     correction = noise**2 * (weight**2 + SHARE_OF_BIAS * (1.0 - weight) ** 2)
     value = soft + weight * bias

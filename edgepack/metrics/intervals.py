@@ -19,9 +19,9 @@ def of_counts(worse: int, better: int, count: int, confidence: float) -> float:
     interval where nothing changed for the better.
     """
     from scipy.optimize import brentq
-    from scipy.stats import norm
+    from scipy.special import ndtri
 
-    z = float(norm.ppf(confidence))
+    z = float(ndtri(confidence))
 
     def statistic(difference: float) -> float:
         linear = -worse - better + (2 * count - worse + better) * difference
@@ -45,11 +45,11 @@ def of_rare(differences: Array, confidence: float) -> float:
     They are taken for a weighted sum of Poisson counts: the gamma interval of Fay and Feuer ("Confidence intervals for
     directly standardized rates", Statistics in Medicine 16, 1997), which holds also where next to nothing was seen.
     """
-    from scipy.stats import gamma
+    from scipy.special import gammaincinv
 
     most = float(differences.max()) if differences.any() else UNSEEN
     total, squares = float(differences.sum()) + most, float(np.square(differences).sum()) + most**2
-    return float(gamma.ppf(confidence, total**2 / squares, scale=squares / total)) / len(differences)
+    return float(gammaincinv(total**2 / squares, confidence)) * (squares / total) / len(differences)
 
 
 def of_mean(differences: Array, confidence: float) -> float:
@@ -58,7 +58,7 @@ def of_mean(differences: Array, confidence: float) -> float:
     Student's interval with the skew taken out, by the monotone transformation of Hall ("On the removal of skewness by
     transformation", Journal of the Royal Statistical Society B 54, 1992). One sample bounds nothing.
     """
-    from scipy.stats import t
+    from scipy.special import stdtrit
 
     count = len(differences)
     mean = float(differences.mean())
@@ -67,7 +67,7 @@ def of_mean(differences: Array, confidence: float) -> float:
     deviation = float(differences.std(ddof=1))
     if deviation <= 1e-9 * abs(mean):
         return mean
-    quantile = -float(t.ppf(confidence, count - 1)) / count**0.5
+    quantile = -float(stdtrit(count - 1, confidence)) / count**0.5
     skew = float((((differences - mean) / deviation) ** 3).mean())
     if abs(skew) < 1e-6:
         return float(mean - deviation * quantile)
