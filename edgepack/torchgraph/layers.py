@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -46,7 +47,20 @@ def name_layers(module: GraphModule) -> tuple[Layer, ...]:
     for name, group in zip(names, groups.values(), strict=True):
         for site in group:
             site.node.meta[LAYER] = name
-    return tuple(_layer(name, group, constants) for name, group in zip(names, groups.values(), strict=True))
+    tables = _tables(module, constants)
+    return tuple(
+        replace(_layer(name, group, constants), tied=key[0] in tables)
+        for name, (key, group) in zip(names, groups.items(), strict=True)
+    )
+
+
+def _tables(module: GraphModule, constants: Constants) -> set[int]:
+    """Where the parameters lie whose rows are looked up."""
+    import torch
+
+    lookups = (node for node in module.graph.nodes if node.target is torch.ops.aten.embedding.default)
+    found = (constants.tensor(node.args[0]) for node in lookups)
+    return {table.data_ptr() for table in found if table is not None}
 
 
 def placed(module: GraphModule) -> dict[str, list[TorchLinear]]:

@@ -164,6 +164,21 @@ def test_parts_that_come_to_the_layer_answer_as_the_model(name: str, request: py
     assert program_digest(model.module) == before
 
 
+class Language(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.mix, self.head = nn.Embedding(9, 6), nn.Linear(6, 6), nn.Linear(6, 9)
+        self.head.weight = self.tokens.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.mix(self.tokens(x.long())))
+
+
+def test_a_layer_whose_rows_are_looked_up_is_tied(tmp_path: Path) -> None:
+    layers = opened(Language(), (1, 3), tmp_path).layers
+    assert [(layer.weight.shape, layer.tied) for layer in layers] == [((6, 6), False), ((9, 6), True)]
+
+
 def test_depths(odd: TorchModel) -> None:
     names = [layer.name for layer in odd.layers]
     found = depths(odd.module, names)
