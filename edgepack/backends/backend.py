@@ -77,6 +77,11 @@ class Writer(Protocol):
     def rest(self, scheme: Scheme) -> tuple[FileScheme, ...]:
         """The schemes of a whole file whose linear layers are in `scheme`: one per way to write all other weights."""
 
+    @property
+    def tables(self) -> tuple[tuple[str, Scheme], ...]:
+        """Embedding tables that can have fewer bits than other weights in integers, and no layer multiplies by: names,
+        and the schemes that they have then, as of `FileScheme.single`."""
+
     def takes(self, factors: Mapping[str, Replacement]) -> dict[str, Replacement]:
         """Those that `write` can put into a file: every pair, but not every other weight of a dense layer."""
 

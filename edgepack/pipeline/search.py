@@ -271,7 +271,7 @@ class Search:
 
     def _variants(self, layers: LayerPlans) -> Iterator[tuple[FileScheme, LayerPlans]]:
         """Ways to write a file of the plan: with its other weights, and in schemes that only whole files have."""
-        for file in written_schemes(self._evaluator.options, self._files, layers):
+        for file in written_schemes(self._evaluator, self._files, layers):
             yield file, layers
         for scheme in self._files.file_schemes:
             own = {layer.scheme or scheme for layer in layers}
@@ -457,21 +457,30 @@ class Probe:
     size_bytes: int
 
 
-def written_schemes(options: BuildOptions, files: Writer, layers: LayerPlans) -> tuple[FileScheme, ...]:
-    """The ways to write the file of a plan, the one to try first in front: with its other weights in 8 bits or as they
-    are, by the scheme of its layers; where fp32 was asked for every weight is so."""
+def written_schemes(evaluator: Evaluator, files: Writer, layers: LayerPlans) -> tuple[FileScheme, ...]:
+    """The ways to write the file of a plan, the one to try first in front: as `plain_ways`, before them with embedding
+    tables in 4 bits where these are in integers, data stand guard over the accuracy or 4 bits were asked for."""
+    ways, precision = plain_ways(evaluator.options, files, layers), evaluator.options.precision
+    if precision == "int4" or (precision == "auto" and evaluator.prover.guard.guarded):
+        narrow = [way for way in ways if not (way.others.is_float or way.others.is_static)][:1]
+        return (*(replace(way, single=files.tables) for way in narrow if files.tables), *ways)
+    return ways
+
+
+def plain_ways(options: BuildOptions, files: Writer, layers: LayerPlans) -> tuple[FileScheme, ...]:
+    """With its other weights in 8 bits or as they are, by the scheme of its layers; where fp32 was asked for every
+    weight is so."""
     plain = limits.plain_scheme(options, files)
     return (plain,) if options.precision == "fp32" else files.rest(base_scheme(layers, plain.layers))
 
 
 def probe_scheme(options: BuildOptions, files: Writer, layers: LayerPlans) -> FileScheme:
-    """The one of `written_schemes` that a plan is probed in: weights beside linear layers in int8, decoded at load,
-    where there are any.
+    """The one of `plain_ways` that a plan is probed in: weights beside linear layers in int8, decoded at load, where
+    there are any.
 
     Tables in 4 bits, where they are possible, are tried with the file that is written.
     """
-    every = written_schemes(options, files, layers)
-    schemes = [scheme for scheme in every if not scheme.single] or every
+    schemes = plain_ways(options, files, layers)
     return next((scheme for scheme in reversed(schemes) if scheme.others != scheme.layers), schemes[0])
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from edgepack.backends.onnx.schemes import FP32, INT8_DYNAMIC, INT8_STATIC
+from edgepack.backends.onnx.schemes import FP32, INT8_DYNAMIC, INT8_STATIC, TABLES4
 from edgepack.errors import ModelError, ProofError
 from edgepack.metrics.drop import Drop
 from edgepack.model.kinds.linear import linear_layer
@@ -63,8 +63,13 @@ class Files:
 
     probe_scheme = FileScheme.of(INT8_DYNAMIC)
 
-    def __init__(self, whole: tuple[Scheme, ...] = (), others: tuple[Scheme | None, ...] = (None,)) -> None:
-        self.file_schemes, self.others = whole, others
+    def __init__(
+        self,
+        whole: tuple[Scheme, ...] = (),
+        others: tuple[Scheme | None, ...] = (None,),
+        tables: tuple[tuple[str, Scheme], ...] = (),
+    ) -> None:
+        self.file_schemes, self.others, self.tables = whole, others, tables
         self.written: list[str] = []
 
     def rest(self, scheme: Scheme) -> tuple[FileScheme, ...]:
@@ -268,6 +273,22 @@ def test_a_scheme_that_the_runtime_refuses_is_told(tmp_path: Path) -> None:
     found = Search(evaluator, Files(others=(None, OTHERS)), NOTHING_BESIDE, NEVER).run([LADDER[2]], None)  # type: ignore[arg-type]
     assert found.attempt.scheme == FileScheme(INT8, OTHERS)
     assert evaluator.workspace.warnings == ("the scheme int8 cannot be used here: the runtime refuses it",)
+
+
+@pytest.mark.parametrize(
+    ("lost", "guarded", "written"),
+    [
+        (0.3, True, ["int8 24", "int8+tables4 24"]),
+        (0.6, True, ["int8 24", "int8+tables4 24", "int8 24"]),
+        (0.3, False, ["int8 24"]),
+    ],
+)
+def test_tables_in_4_bits_are_tried_first_where_data_stand_guard(
+    tmp_path: Path, lost: float, guarded: bool, written: list[str]
+) -> None:
+    files = Files(tables=(("tokens", TABLES4),))
+    searched(tmp_path, [LADDER[2]], Prover(DROPS, {"int8+tables4 24": lost}, guarded=guarded), files)
+    assert files.written == written, "the probe, and then the file"
 
 
 def test_where_nothing_is_sound_that_is_a_defect(tmp_path: Path) -> None:

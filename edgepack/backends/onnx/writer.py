@@ -113,7 +113,7 @@ class OnnxWriter:
 
         Without weights outside of them that is the scheme alone. Else those weights become int8 and are decoded at load
         (`WEIGHTS8`), they get integer kernels from the runtime's own quantizer (the static scheme), or they stay float
-        (fp32). Where the layers have 4 bits, embedding tables get them as well if that loses little enough.
+        (fp32).
         """
         alone = FileScheme.of(scheme)
         if not self.has_rest:
@@ -121,8 +121,6 @@ class OnnxWriter:
         decoded = FileScheme(scheme, WEIGHTS8)
         if scheme == FP32:
             return decoded, alone
-        if scheme.granularity == "block" and (single := self._lookups_in(scheme.bits)):
-            return FileScheme(scheme, WEIGHTS8, single), decoded
         # ConvInteger and its like are slower than float kernels nearly everywhere: never with dynamic activations.
         return (alone, decoded) if scheme == INT8_STATIC else (decoded,)
 
@@ -361,19 +359,15 @@ class OnnxWriter:
         return tied_tables(find_sites(self.model.clone()))
 
     @cached_property
-    def _lookups(self) -> tuple[tuple[Layer, Scheme], ...]:
-        """The layers among them that multiply nothing, with the schemes that each can be stored in."""
+    def tables(self) -> tuple[tuple[str, Scheme], ...]:
+        """See `Writer.tables`."""
         return tuple(
-            (layer, scheme)
+            (layer.name, scheme)
             for kind in LOOKUPS.values()
             for layer in kind.find(self.model)
             for scheme in kind.schemes
             if self.supports(layer, DENSE, scheme) is None
         )
-
-    def _lookups_in(self, bits: int) -> tuple[tuple[str, Scheme], ...]:
-        """By name, those that can be stored in so many bits."""
-        return tuple((layer.name, scheme) for layer, scheme in self._lookups if scheme.bits == bits)
 
     def _ranges(
         self, model: ir.Model, scheme: Scheme, schemes: Mapping[str, Scheme], others: Collection[str]

@@ -103,11 +103,8 @@ class TfliteWriter:
         return ()
 
     def rest(self, scheme: Scheme) -> tuple[FileScheme, ...]:
-        """The ways to write a file whose linear layers are in `scheme`, the one to try first in front: where these have
-        4 bits, embedding tables get them as well if that loses little enough."""
-        alone = FileScheme.of(scheme)
-        tables = self._tables if scheme == INT4_DYNAMIC else ()
-        return (FileScheme(scheme, scheme, tuple((name, TABLES4) for name in tables)), alone) if tables else (alone,)
+        """The ways to write a file whose linear layers are in `scheme`."""
+        return (FileScheme.of(scheme),)
 
     @property
     def file_schemes(self) -> tuple[Scheme, ...]:
@@ -236,9 +233,9 @@ class TfliteWriter:
         return self._converted(self._key, {}, path)
 
     @cached_property
-    def _tables(self) -> tuple[str, ...]:
-        """What looks up rows of embedding tables that can have 4 bits while no layer says what they have."""
-        return tuple(one.output for one in untied(self._dense) if takes_int4(one))
+    def tables(self) -> tuple[tuple[str, Scheme], ...]:
+        """See `Writer.tables`."""
+        return tuple((one.output, TABLES4) for one in untied(self._dense) if takes_int4(one))
 
     @cached_property
     def _places(self) -> Places:
