@@ -78,11 +78,13 @@ def open_onnx(path: Path) -> OnnxSource:
     """
     from edgepack.backends.onnx.file import input_specs, load_with_digest, output_specs
     from edgepack.backends.onnx.folded import fold_weights
+    from edgepack.backends.onnx.norms import fold_norms
     from edgepack.backends.onnx.sites import find_sites
 
     path = Path(path)
     model, sha256 = load_with_digest(path)
     fold_weights(model)
+    fold_norms(model)
     return OnnxSource(path, model, find_sites(model), sha256, input_specs(model), output_specs(model))
 
 

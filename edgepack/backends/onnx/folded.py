@@ -50,7 +50,7 @@ def fold_weights(model: ir.Model) -> None:
                     continue
                 key = id(home.graph), array.dtype.str, array.shape, array.tobytes()
                 if key not in made:
-                    made[key] = _initializer(home, array, names.unique("folded")), home.name or "folded"
+                    made[key] = initializer(home, array, names.unique("folded")), home.name or "folded"
                 node.replace_input_with(index, made[key][0])
     if made:
         RemoveUnusedNodesPass()(model)
@@ -59,7 +59,7 @@ def fold_weights(model: ir.Model) -> None:
             value.name = names.unique(name)
 
 
-def _initializer(home: ir.Value, array: Array, name: str) -> ir.Value:
+def initializer(home: ir.Value, array: Array, name: str) -> ir.Value:
     """A constant in the graph of another one."""
     import onnx_ir as ir
 
