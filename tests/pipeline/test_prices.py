@@ -18,11 +18,13 @@ from edgepack.cost.model import Price
 from edgepack.cost.roofline import roofline
 from edgepack.data import Samples
 from edgepack.errors import ModelError
+from edgepack.model.kinds import kind_of
+from edgepack.model.kinds.conv import ConvGeometry, conv_layer
 from edgepack.model.kinds.linear import linear_layer
 from edgepack.model.model import Model
 from edgepack.model.point import Point
 from edgepack.model.scheme import Format
-from edgepack.model.structure import DENSE, low_rank
+from edgepack.model.structure import DENSE, Structure, low_rank
 from edgepack.natives.onnx import OnnxNative
 from edgepack.pipeline import prices as pricing
 from edgepack.pipeline.prices import Prices, Uses, layer_uses, make_prices
@@ -109,6 +111,38 @@ def test_a_price_is_of_all_places_together_and_the_source_is_asked_once_a_scheme
     assert prices.dense_latency_s(onnx.FP32) == pytest.approx(2 * 3e-3 + 1e-3)
     assert prices.dense_latency_s(onnx.INT8_STATIC) is None
     assert (prices.call_s("onnx"), prices.source_name("onnx")) == (3e-6, "counted")
+
+
+class OnlyItsSides(Counted):
+    """A source with figures of layers of 32 outputs and 288 inputs alone, at a nanosecond per weight and vector."""
+
+    def prices(self, points: list[Point]) -> list[Price | None]:
+        own = ((p.out_features, p.in_features) == (32, 288) for p in points)
+        return [
+            Price(1e-9 * sum(op.macs for op in p.ops), self.name, 0.1) if known else None
+            for p, known in zip(points, own, strict=True)
+        ]
+
+
+def test_kernels_taken_apart_cost_what_their_products_cost() -> None:
+    geometry = ConvGeometry("Conv", (3, 3), (2, 1), (1, 1), (1, 1, 1, 1))
+    layers = {"c": conv_layer("c", np.zeros((32, 32, 3, 3), np.float32), None, geometry)}
+    sheet, uses = roofline(RPI4), {"c": Uses(2, 50)}
+    structure = Structure("tucker-2", (16, 24))
+    ops = kind_of(layers["c"]).ops(layers["c"], structure, 50)
+    assert [op.vectors for op in ops] == [100, 50, 50]
+    laid_out = Prices({"onnx": Counted()}, sheet, uses, layers)._copying_s("onnx", ops)
+    found = Prices({"onnx": Counted()}, sheet, uses, layers).price("c", structure, onnx.FP32)
+    assert found == Price(pytest.approx(2 * (1e-3 * (100 + 50 + 50) + laid_out)), "counted", 0.1)
+    estimated = Prices({"onnx": OnlyItsSides()}, sheet, uses, layers).price("c", structure, onnx.FP32)
+    assert estimated is not None
+    assert estimated.latency_s == pytest.approx(2 * (1e-9 * sum(op.macs for op in ops) + laid_out))
+    assert (estimated.source, estimated.extrapolated) == ("counted, estimated from multiplications", True)
+    assert estimated.error_share > 0.1
+    small = Structure("tucker-2", (1, 1))
+    least = Prices({"onnx": OnlyItsSides()}, sheet, uses, layers).price("c", small, onnx.FP32)
+    assert least is not None
+    assert least.latency_s > 2e-9 * 8 * (32 + 288) * 50, "never less than the thinnest factors that are known"
 
 
 def test_a_target_elsewhere_is_priced_by_its_counts_in_every_scheme(tmp_path: Path) -> None:
