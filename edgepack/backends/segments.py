@@ -28,6 +28,7 @@ class LayerShape:
     Attributes:
         rank: None for a dense layer.
         beside: whether the pair stands beside the dense matrix and not in its place.
+        products: sides of the matrices of several products in a row, where the rank does not tell them.
     """
 
     name: str
@@ -35,6 +36,7 @@ class LayerShape:
     in_features: int
     rank: int | None
     beside: bool = False
+    products: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -115,22 +117,40 @@ def place(linears: Sequence[Linear], layers: Sequence[LayerShape]) -> tuple[Plac
     return tuple(sorted(placements, key=lambda p: p.linears))
 
 
-def _pattern(layer: LayerShape) -> tuple[tuple[int, ...], ...]:
-    """The sides of each product that the layer needs, smaller first: of B, of A, and of a dense matrix beside them."""
+@dataclass(frozen=True)
+class _Pattern:
+    """The products that a layer needs.
+
+    Attributes:
+        row: sides of those that follow each other, smaller first.
+        beside: those of a dense matrix beside them.
+    """
+
+    row: tuple[tuple[int, ...], ...]
+    beside: tuple[tuple[int, ...], ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.row) + len(self.beside)
+
+
+def _pattern(layer: LayerShape) -> _Pattern:
+    """Of B and A, with a dense matrix beside them, of the dense matrix alone, or of as many as there are."""
     dense = (_sorted((layer.out_features, layer.in_features)),)
+    if layer.products:
+        return _Pattern(tuple(map(_sorted, layer.products)))
     if layer.rank is None:
-        return dense
+        return _Pattern(dense)
     pair = _sorted((layer.rank, layer.in_features)), _sorted((layer.rank, layer.out_features))
-    return (*pair, *dense) if layer.beside else pair
+    return _Pattern(pair, dense if layer.beside else ())
 
 
 def _sorted(sides: Iterable[int]) -> tuple[int, ...]:
     return tuple(sorted(sides))
 
 
-def _fits(linears: Sequence[Linear], group: Sequence[int], pattern: tuple[tuple[int, ...], ...]) -> bool:
-    sides = tuple(_sorted(linears[i].sides) for i in group)
-    return sides == pattern and all(linears[b].follows == a for a, b in pairwise(group[:2]))
+def _fits(linears: Sequence[Linear], group: Sequence[int], pattern: _Pattern) -> bool:
+    sides, row = tuple(_sorted(linears[i].sides) for i in group), group[: len(pattern.row)]
+    return sides == (*pattern.row, *pattern.beside) and all(linears[b].follows == a for a, b in pairwise(row))
 
 
 def _in_order(linears: Sequence[Linear], layers: Sequence[LayerShape]) -> list[Placement]:
@@ -147,7 +167,7 @@ def _in_order(linears: Sequence[Linear], layers: Sequence[LayerShape]) -> list[P
 
 
 def _by_shape(linears: Sequence[Linear], layers: Sequence[LayerShape]) -> list[Placement]:
-    wanted: dict[tuple[tuple[int, ...], ...], list[int]] = {}
+    wanted: dict[_Pattern, list[int]] = {}
     for index, layer in enumerate(layers):
         wanted.setdefault(_pattern(layer), []).append(index)
     free, found = set(range(len(linears))), []
@@ -159,9 +179,7 @@ def _by_shape(linears: Sequence[Linear], layers: Sequence[LayerShape]) -> list[P
     return found
 
 
-def _candidates(
-    linears: Sequence[Linear], free: set[int], pattern: tuple[tuple[int, ...], ...]
-) -> list[tuple[int, ...]]:
+def _candidates(linears: Sequence[Linear], free: set[int], pattern: _Pattern) -> list[tuple[int, ...]]:
     """Groups of free products that fit, none of them in two groups."""
     groups: list[tuple[int, ...]] = []
     used: set[int] = set()
@@ -173,18 +191,14 @@ def _candidates(
     return groups
 
 
-def _group(
-    linears: Sequence[Linear], free: set[int], last: int, pattern: tuple[tuple[int, ...], ...]
-) -> tuple[int, ...]:
-    """A product by itself, with the one that it follows, or with the next one of a dense matrix as well."""
-    if len(pattern) == 1:
-        return (last,)
-    first = linears[last].follows
-    pair = (-1 if first is None else first, last)
-    if len(pattern) == 2:
-        return pair
-    dense = (i for i in sorted(free) if i > last and _sorted(linears[i].sides) == pattern[2])
-    return (*pair, next(dense, -1))
+def _group(linears: Sequence[Linear], free: set[int], last: int, pattern: _Pattern) -> tuple[int, ...]:
+    """A product with those that it follows, and the next one of a dense matrix beside them."""
+    row = [last]
+    while len(row) < len(pattern.row):
+        before = None if row[0] < 0 else linears[row[0]].follows
+        row.insert(0, -1 if before is None else before)
+    dense = (i for i in sorted(free) if i > last and _sorted(linears[i].sides) in pattern.beside)
+    return (*row, next(dense, -1)) if pattern.beside else tuple(row)
 
 
 def _shared_out(

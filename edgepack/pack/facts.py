@@ -16,6 +16,9 @@ from edgepack.errors import PackError
 from edgepack.model.scheme import Format
 from edgepack.pack.manifest import BUILD_AGAIN, MAX_LAYERS, MAX_NAME, file_path, read_document
 
+MOST_PRODUCTS = 8
+"""In the place of one layer."""
+
 
 @dataclass(frozen=True)
 class LayerFacts:
@@ -150,7 +153,17 @@ def _layer_facts(entry: Any) -> LayerFacts:
         found = f"{sides[0]}×{sides[1]}, rank {rank}"[:100]
         return LayerFacts(name, rank if good else None, None, f"is {found}; expected positive numbers")
     beside = rank is not None and known.get("structure") == "low-rank-correction"
-    return LayerFacts(name, rank, LayerShape(name, known["out_features"], known["in_features"], rank, beside))
+    products = _products(known.get("products"))
+    shape = LayerShape(name, known["out_features"], known["in_features"], rank, beside, products)
+    return LayerFacts(name, rank, shape)
+
+
+def _products(value: Any) -> tuple[tuple[int, int], ...]:
+    """Sides of a few products; none where it is anything else."""
+    if not isinstance(value, list) or len(value) > MOST_PRODUCTS:
+        return ()
+    good = all(isinstance(sides, list) and len(sides) == 2 and all(map(_positive, sides)) for sides in value)
+    return tuple((sides[0], sides[1]) for sides in value) if good else ()
 
 
 def _positive(value: Any) -> bool:

@@ -238,6 +238,7 @@ class LayerEntry:
     Attributes:
         rank: of its low-rank factors, the first of several; None where there are none.
         ranks: all of them, where there are several.
+        products: sides of the matrices of all its products, where they are not those of factors of one matrix.
         scheme: None where it is the file's.
         predicted: None where nothing was chosen from.
         others: the best of each other kind.
@@ -259,6 +260,7 @@ class LayerEntry:
     others: tuple[CandidateEntry, ...]
     lost_shares: LostShares | None
     ranks: tuple[Side, ...] | None = field(default=None, metadata=Extra)
+    products: tuple[tuple[Side, Side], ...] | None = field(default=None, metadata=Extra)
 
     @classmethod
     def of(cls, plan: LayerPlan, lost: LostShares | None = None) -> LayerEntry:
@@ -280,6 +282,7 @@ class LayerEntry:
             others=tuple(map(CandidateEntry.of, plan.others)),
             lost_shares=lost,
             ranks=_several(plan.structure),
+            products=None if plan.structure.of_a_matrix else tuple((op.rows, op.inputs) for op in plan.ops),
         )
 
 

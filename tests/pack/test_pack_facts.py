@@ -37,6 +37,21 @@ def test_factors_beside_a_matrix_are_told_by_the_structure(structure: Any, besid
 
 
 @pytest.mark.parametrize(
+    ("products", "wanted"),
+    [
+        ([[8, 144], [48, 24]], ((8, 144), (48, 24))),
+        ([[8, 144], [48, -24]], ()),
+        ([[8, 144, 1]], ()),
+        ([[8, 144]] * 9, ()),
+        ("8", ()),
+    ],
+)
+def test_products_in_a_row_are_told_by_their_sides(products: Any, wanted: tuple[tuple[int, int], ...]) -> None:
+    (found,) = facts_of(manifest({**LAYER, "products": products}), PACK).layer_shapes("edgepack", "onnx")
+    assert found.products == wanted
+
+
+@pytest.mark.parametrize(
     ("entry", "says"),
     [
         (5, "layer 0 of model.onnx has no name that can be shown"),

@@ -116,7 +116,9 @@ def own_nodes(found: Sequence[Product], placements: Sequence[Placement], flow: F
             nodes.update(_path_back(found[i], flow, index) or ())
         last = found[placement.linears[-1]]
         # A dense matrix with a pair beside it: the Add of both is their end.
-        both = flow.sole_reader(last.node.outputs[0]) if len(placement.linears) == 3 else None
+        before = _path_back(last, flow, index) if len(placement.linears) == 3 else None
+        in_a_row = before is not None and before[0] is found[placement.linears[1]].node
+        both = flow.sole_reader(last.node.outputs[0]) if len(placement.linears) == 3 and not in_a_row else None
         if both is not None:
             nodes.add(both)
             last = replace(last, node=both)

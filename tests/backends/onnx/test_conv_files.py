@@ -21,15 +21,17 @@ from edgepack.backends.runtime import load as load_session
 from edgepack.backends.segments import LayerShape
 from edgepack.data import Samples
 from edgepack.metrics.values import sqnr_db
-from edgepack.model.kinds import kind_of
+from edgepack.model.kinds import kind_of, views_of
+from edgepack.model.layer import Layer
 from edgepack.model.replacement import Replacement, constexpr, dense, low_rank
 from edgepack.model.scheme import FileScheme, Scheme
-from edgepack.model.structure import DENSE
+from edgepack.model.structure import DENSE, Structure
 from edgepack.model.structure import low_rank as low_rank_of
 from edgepack.model.types import LayerPlan
 from edgepack.natives.onnx import OnnxNative
 from edgepack.pipeline.verify import biases_intact, structures_kept, weights_as_planned
 from tests.backends.onnx.graph_models import info, model, normal
+from tests.contracts.test_kinds import taken_apart
 from tests.pipeline.small_convnet import images, write_convnet
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
@@ -159,6 +161,23 @@ def test_a_factored_convolution_is_one_segment(writer: OnnxWriter, tmp_path: Pat
         values |= dict(zip(names, opened.run(names, fed), strict=True))
     (whole,) = session(tmp_path / "m.onnx").run(None, {"x": x})
     np.testing.assert_allclose(values["scores"], whole, atol=1e-4)
+
+
+def test_a_kernel_taken_apart_is_one_segment(writer: OnnxWriter, tmp_path: Path) -> None:
+    layers = {site.layer.name: site.layer for site in find_sites(writer.model.clone())}
+    chosen = {"k2": Structure("spatial-svd", (8,)), "k3": Structure("tucker-2", (16, 24))}
+    parts = {name: taken_apart(views_of([layers[name]])[0], structure) for name, structure in chosen.items()}
+    writer.write(parts, FileScheme.of(FP32), tmp_path / "m.onnx")
+
+    def shape(layer: Layer) -> LayerShape:
+        ops = kind_of(layer).ops(layer, chosen.get(layer.name, DENSE), 1)
+        products = tuple((op.rows, op.inputs) for op in ops) if layer.name in chosen else ()
+        return LayerShape(layer.name, layer.out_features, layer.in_features, None, products=products)
+
+    segments = split_onnx(tmp_path / "m.onnx", [shape(layer) for layer in layers.values()], tmp_path)
+    assert [segment.name for segment in segments if segment.layer] == ["k1", "k2", "k3", "head"]
+    (third,) = (segment.path for segment in segments if segment.name == "k3")
+    assert Counter(node.op_type for node in onnx.load(third).graph.node) == {"Conv": 3, "Relu": 1}
 
 
 def test_a_normalization_that_the_runtime_folds_into_the_second_product(tmp_path: Path) -> None:
