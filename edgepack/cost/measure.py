@@ -54,7 +54,7 @@ class Turns:
     warmup_s: float
 
 
-STANDARD = Turns(rounds=15, turn_s=0.0015, warmup_runs=3, warmup_s=0.01)
+STANDARD = Turns(rounds=15, turn_s=0.001, warmup_runs=3, warmup_s=0.005)
 QUICK = Turns(rounds=5, turn_s=0.001, warmup_runs=2, warmup_s=0.005)
 GROUP_FILES, GROUP_BYTES = 40, 96 << 20
 """Of models in one process: it holds them all, and a runtime some of them twice while it packs their weights."""

@@ -34,7 +34,9 @@ NOTICEABLE, CHANCE = 0.03, 0.01
 """Where files lie in memory alone makes one per cent or two."""
 
 ROUNDS = 15
-ROUND_S = 0.02
+ROUND_S = 0.004
+"""Of one turn of one file. What else runs on a machine takes it for milliseconds at a time: it falls on few of the
+calls of a turn, and their median does not show it."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,7 @@ def ordered(latency_s: Mapping[Named, float]) -> tuple[Named, ...]:
 
 
 def interleaved_s(runs: Mapping[str, Callable[[], object]]) -> dict[str, list[float]]:
-    """Seconds per call of each run, in `ROUNDS` turns, so that drift of the machine falls on all alike."""
+    """Seconds per call of each run, medians of `ROUNDS` turns, so that drift of the machine falls on all alike."""
     calls: dict[str, int] = {}
     for name, run in runs.items():
         run()
@@ -155,10 +157,12 @@ def interleaved_s(runs: Mapping[str, Callable[[], object]]) -> dict[str, list[fl
     samples: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(ROUNDS):
         for name, run in runs.items():
-            start = time.perf_counter()
+            spent = []
             for _ in range(calls[name]):
+                start = time.perf_counter()
                 run()
-            samples[name].append((time.perf_counter() - start) / calls[name])
+                spent.append(time.perf_counter() - start)
+            samples[name].append(median(spent))
     return samples
 
 

@@ -103,5 +103,5 @@ class Evaluator:
 
 
 LATENCY: Step[Mapping[str, Callable[[], object]], dict[str, list[float]]] = Step(
-    "latency", 3, interleaved_s, tools=TOOLS
+    "latency", 4, interleaved_s, tools=TOOLS
 )
