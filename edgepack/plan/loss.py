@@ -154,7 +154,7 @@ def _view(
     else:
         # Scaled, so that float32 holds squares of small gradients.
         unit = float(np.diag(gradient).max(initial=0.0))
-        metric = (gradient / (unit or 1.0)).astype(np.float32)
+        metric = np.divide(gradient, unit or 1.0, out=np.empty_like(gradient, np.float32), casting="same_kind")
         inner, output = basis.T @ (metric @ basis), np.diag(metric).astype(np.float64)
         carried = np.clip(np.diag(inner), 0.0, None) * energies
         # What lies beyond the columns of the spectrum counts by what directions there cost on average.

@@ -33,6 +33,9 @@ SHIFTS = (0.0, -0.4, -0.3, -0.2, -0.1, 0.1, 0.2, 0.3, 0.4)
 of rounding errors the smallest is kept."""
 
 FEW_COLUMNS = 128
+PANEL_ROWS = 512
+"""Of a product with a wide matrix that is only summed up."""
+
 LEAF = 16
 ROW_GROUPS = 4
 
@@ -81,30 +84,14 @@ def planes(hessian: Array, *, damping: float = DAMPING) -> Planes:
     Raises:
         DataError: the hessian is not finite.
     """
-    from scipy.linalg import LinAlgError, cholesky
-
-    size = len(hessian)
-    if not np.isfinite(hessian).all():
-        raise DataError(f"the second moment of {size} features is not finite", hint="look for NaN in the inputs")
-    level = float(np.trace(hessian)) / size
-    if level <= 0:
-        identity = np.eye(size, dtype=np.float32)
-        return Planes(identity, np.arange(size), identity, np.ones(size, np.float32))
-    # Divided by its mean diagonal, so that float32 holds it whatever its unit.
-    order = np.argsort(np.diag(hessian), kind="stable")
-    while True:
-        shuffled = np.asarray(hessian[np.ix_(order, order)], np.float64) / level
-        shuffled[np.diag_indices(size)] += damping
-        try:
-            # Transposed, as LAPACK wants columns in a row: it then works in place.
-            lower = cholesky(shuffled.T, lower=True, overwrite_a=True, check_finite=False)
-            break
-        except LinAlgError:
-            damping = max(10 * damping, DAMPING)  # not quite positive semidefinite: rounding errors of the moments
-    diagonal = np.diag(lower).copy()
-    lower /= diagonal
-    scaled = np.asarray(hessian / level, np.float32)
-    return Planes(scaled, order, lower.astype(np.float32), np.square(diagonal).astype(np.float32))
+    found = _factor(hessian, damping)
+    if found is None:
+        identity = np.eye(len(hessian), dtype=np.float32)
+        return Planes(identity, np.arange(len(hessian)), identity, np.ones(len(hessian), np.float32))
+    lower, order, diagonal = found
+    scaled = np.divide(hessian, _level(hessian), out=np.empty_like(hessian, np.float32), casting="same_kind")
+    unit = np.divide(lower, diagonal, out=np.empty_like(lower, np.float32), casting="same_kind")
+    return Planes(scaled, order, unit, np.square(diagonal).astype(np.float32))
 
 
 def innovation(hessian: Array) -> float:
@@ -115,7 +102,41 @@ def innovation(hessian: Array) -> float:
     Raises:
         DataError: the hessian is not finite.
     """
-    return min(float(planes(hessian).costs.mean()), 1.0)
+    found = _factor(hessian, DAMPING)
+    return 1.0 if found is None else min(float(np.square(found[2]).astype(np.float32).mean()), 1.0)
+
+
+def _level(hessian: Array) -> float:
+    return float(np.trace(hessian)) / len(hessian)
+
+
+def _factor(hessian: Array, damping: float) -> tuple[Array, Array, Array] | None:
+    """Cholesky factor of the damped hessian in units of its mean diagonal, the order of its columns, and its diagonal;
+    None for a hessian of zeros. Matrices of wide layers are large: there is one copy.
+
+    Raises:
+        DataError: the hessian is not finite.
+    """
+    from scipy.linalg import LinAlgError, cholesky
+
+    size = len(hessian)
+    if not np.isfinite(hessian).all():
+        raise DataError(f"the second moment of {size} features is not finite", hint="look for NaN in the inputs")
+    level = _level(hessian)
+    if level <= 0:
+        return None
+    # Divided by its mean diagonal, so that float32 holds it whatever its unit.
+    order = np.argsort(np.diag(hessian), kind="stable")
+    while True:
+        shuffled = hessian[np.ix_(order, order)].astype(np.float64, copy=False)
+        shuffled /= level
+        shuffled[np.diag_indices(size)] += damping
+        try:
+            # Transposed, as LAPACK wants columns in a row: it then works in place.
+            lower = cholesky(shuffled.T, lower=True, overwrite_a=True, check_finite=False)
+            return lower, order, np.diag(lower).copy()
+        except LinAlgError:
+            damping = max(10 * damping, DAMPING)  # not quite positive semidefinite: rounding errors of the moments
 
 
 def gptq(
@@ -321,6 +342,12 @@ def output_energy(matrix: Array, covariance: Array | None, gradient: Array | Non
         covariance: (in, in) C of the inputs; None for the identity.
         gradient: (out, out) G; None for the identity.
     """
-    wide = np.asarray(matrix, np.float64)
-    seen = wide if covariance is None else wide @ covariance
-    return float(np.vdot(seen, wide if gradient is None else gradient @ wide))
+    if gradient is not None or covariance is None:
+        wide = np.asarray(matrix, np.float64)
+        seen = wide if covariance is None else wide @ covariance
+        return float(np.vdot(seen, wide if gradient is None else gradient @ wide))
+    energy = 0.0
+    for start in range(0, len(matrix), PANEL_ROWS):  # nothing of the size of a wide layer is made
+        rows = np.asarray(matrix[start : start + PANEL_ROWS], np.float64)
+        energy += float(np.vdot(rows @ covariance, rows))
+    return energy
