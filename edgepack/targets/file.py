@@ -58,7 +58,7 @@ def read_entries(path: Path) -> tuple[dict[str, Entry], list[Problem]]:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         lines: dict[KeyPath, int] = {}
         problems = list(_walk(root, (), lines)) if root is not None else []
-        data = yaml.safe_load(text) if not problems else None
+        data = yaml.SafeLoader("").construct_document(root) if root is not None and not problems else None
     except yaml.MarkedYAMLError as err:
         mark = err.problem_mark or err.context_mark
         return {}, [_at(mark, f"not YAML: {err.problem or err.context}")]

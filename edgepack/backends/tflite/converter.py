@@ -281,8 +281,8 @@ class ConverterProcess:
             raise
 
     def close(self) -> None:
-        """End it and remove its files."""
-        self._end()
+        """End it and remove its files. What it was asked for is done, so nobody waits for it to take itself apart."""
+        self._end(patience_s=0.0)
         if self._folder is not None:
             self._folder.cleanup()
             self._folder = None
@@ -339,7 +339,7 @@ class ConverterProcess:
         lines = [line.rstrip() for line in text.splitlines() if line.strip()]
         return "".join(f"\n  | {line[:200]}" for line in lines[-_LOG_LINES:])
 
-    def _end(self) -> int | None:
+    def _end(self, patience_s: float = 0.5) -> int | None:
         process, self._process = self._process, None
         self._ready = False
         if process is None:
@@ -351,7 +351,7 @@ class ConverterProcess:
                 except OSError:
                     continue  # unsent bytes for a process that has gone
         try:
-            return process.wait(timeout=0.5)
+            return process.wait(timeout=patience_s)
         except subprocess.TimeoutExpired:
             process.kill()
             return process.wait()
