@@ -241,6 +241,17 @@ def test_without_gradients_an_fp32_pair_loses_the_share_of_output_energy(seed: i
     )
 
 
+@pytest.mark.parametrize("weighed", [False, True])
+def test_the_leading_part_of_a_spectrum_loses_what_the_whole_one_does(weighed: bool) -> None:
+    rng = np.random.default_rng(5)
+    layer, whole = observed(rng.standard_normal((24, 40)).astype(np.float32), make_inputs(40, "plain", rng))
+    part = replace(whole, basis=whole.basis[:, :8], energies=whole.energies[:8], rest=float(whole.energies[8:].sum()))
+    gradient = 3.0 * np.eye(24) if weighed else None  # what lies beyond counts by the mean
+    wanted = Wanted(DISTINCT, (4, 8))
+    one, other = (layer_losses(layer, each, gradient, wanted, pair_at(layer, each)) for each in (whole, part))
+    assert other == pytest.approx(one, rel=1e-5)
+
+
 @settings(max_examples=20)
 @given(seed=SEEDS, sides=st.sampled_from([(24, 40), (40, 24)]), scale=st.sampled_from([1e-8, 1.0, 1e8]))
 def test_losses_scale_with_the_gradients_and_not_with_the_gauge_of_the_basis(

@@ -211,6 +211,11 @@ def spectrum_of(layer: Layer, rows: torch.Tensor) -> Spectrum:
     return replace(whole, mean=x.mean(axis=0))
 
 
+def leading_part(whole: Spectrum, columns: int) -> Spectrum:
+    basis, energies = whole.basis[:, :columns], whole.energies[:columns]
+    return replace(whole, basis=basis, energies=energies, rest=float(whole.energies[columns:].sum()))
+
+
 def truncated(model: nn.Module, linear: nn.Linear, layer: Layer, spectrum: Spectrum, rank: int) -> nn.Module:
     """A copy of the model with the product of the layer's pair in its place."""
     other = copy.deepcopy(model)
@@ -230,6 +235,10 @@ def test_truncation_is_twice_the_divergence_of_the_factored_model(tmp_path: Path
     found = curvatures(path, layers, {layer.name: spectrum}, runs, Sampling("classes", 0))
     curve = found[layer.name].truncation
     assert curve is not None
+    first = leading_part(spectrum, 5)
+    again = feeds(mixed.reshape(20, 4, 10).numpy(), name="input")
+    part = curvatures(path, layers, {layer.name: first}, again, Sampling("classes", 0))[layer.name].truncation
+    np.testing.assert_allclose(part, curve[:6], rtol=1e-4)  # whose others count together
     assert found["2.weight"].truncation is None
     assert curve.shape == (9,)
     assert curve[-1] == 0
