@@ -21,7 +21,18 @@ from edgepack.backends.onnx.writer import OnnxWriter
 from edgepack.metrics.values import sqnr_db
 from edgepack.model.scheme import FileScheme, Scheme
 from edgepack.model.types import Array
-from tests.backends.onnx.graph_models import assert_same, const, factored, full_rank, info, model, normal, proto, run
+from tests.backends.onnx.graph_models import (
+    assert_same,
+    const,
+    factored,
+    full_rank,
+    info,
+    model,
+    normal,
+    proto,
+    run,
+    session,
+)
 
 UNITS, INPUTS, STEPS, BATCH = 24, 40, 6, 3
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
@@ -89,6 +100,26 @@ def test_states_lengths_and_every_output_stay_where_they_are() -> None:
     for made in (to_schemes(source, INT8_DYNAMIC), to_schemes(source, WEIGHTS8)):
         for found, wanted in zip(run(made, feed), run(source, feed), strict=True):
             assert sqnr_db(found, wanted) > 20
+
+
+@pytest.mark.parametrize("operator", ["LSTM", "GRU"])
+def test_a_factored_stream_of_1000_steps_agrees_with_the_whole_sequence(operator: str) -> None:
+    states = ["h", "c"][: 2 if operator == "LSTM" else 1]
+    inputs, outputs = ["x", "W", "R", "B", "", *states], ["y", "last", "cell"][: 1 + len(states)]
+    x = normal(1000, 1, INPUTS, seed=3)
+
+    def over(steps: int) -> ir.Model:
+        given = [info("x", [steps, 1, INPUTS]), *(info(name, [1, 1, UNITS]) for name in states)]
+        nodes = [cell(operator, inputs, outputs)]
+        return model(nodes, given, [info(name, None) for name in outputs], weights(operator))
+
+    held = {name: np.zeros((1, 1, UNITS), np.float32) for name in states}
+    expected, *_ = run(over(1000), {"x": x, **held})
+    stream = session(factored(over(1)))
+    for step, wanted in zip(x, expected, strict=True):
+        y, *last = stream.run(None, {"x": step[None], **held})
+        held = dict(zip(states, last, strict=True))
+        np.testing.assert_allclose(y[0], wanted, atol=1e-5)
 
 
 def test_eight_bits_with_dynamic_activations_take_the_state_along() -> None:
