@@ -118,8 +118,10 @@ class Writing:
         held = self.graph.tensors[tensor]
         if not self.holds(tensor) or held.type != _TYPES["float32"]:
             raise ModelError(f"tensor {text(held.name)!r} of a TFLite file is no float32 constant")
-        data = np.asarray(self.file.model.buffers[held.buffer].data, np.uint8)
-        return np.frombuffer(data.tobytes(), np.float32).reshape([int(size) for size in held.shape])
+        data = bytes(
+            self.file.model.buffers[held.buffer].data
+        )  # an array, or bytes where they lie behind the flatbuffer
+        return np.frombuffer(data, np.float32).reshape([int(size) for size in held.shape])
 
     def is_constant(self, tensor: int) -> bool:
         """Whether `constant` made it."""
