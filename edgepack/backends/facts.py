@@ -56,6 +56,7 @@ class Facts:
         install: the command that installs what writing it takes.
         packages: those that writing it takes, beside edgepack's own.
         converters: by what a model is by itself, packages that writing it takes as well.
+        closed: by what a model is by itself, why no file of this format can be made of it.
         purposes: of packages that serve this format alone: what they do, for people.
         runtimes: on a device, in the order in which the runner looks for them; the first is the one to install.
         tested: the newest version of that one that the tests ran on.
@@ -77,6 +78,7 @@ class Facts:
     install: str
     packages: tuple[str, ...]
     converters: Mapping[NativeName, tuple[str, ...]]
+    closed: Mapping[NativeName, str]
     purposes: Mapping[str, str]
     runtimes: tuple[str, ...]
     tested: str

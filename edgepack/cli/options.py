@@ -45,7 +45,10 @@ class Optimize(StrEnum):
 
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show the traceback of an error.")]
 Model = Annotated[
-    str, typer.Argument(help="model.onnx, model.pt2, file.py:function or package.module:function.", show_default=False)
+    str,
+    typer.Argument(
+        help="model.onnx, model.tflite, model.pt2, file.py:function or package.module:function.", show_default=False
+    ),
 ]
 TargetName = Annotated[str, typer.Option("--target", help="Name from `edgepack targets list`, or host.")]
 TargetsFile = Annotated[

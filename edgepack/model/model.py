@@ -11,7 +11,7 @@ from edgepack.model.layer import Layer
 from edgepack.model.scheme import Format
 from edgepack.model.types import Array, Recipe, TensorSpec
 
-NativeName = Literal["onnx", "torch"]
+NativeName = Literal["onnx", "torch", "tflite"]
 """What a model can be the truth in; it need not be a format that is written."""
 
 
@@ -32,6 +32,7 @@ class Model:
         program: the exported torch program (`.pt2`); None where there is none.
         recipe: what the user's function gave; None for a file.
         vectors: float64, those among its constants: what a converter may have folded into a layer's bias.
+        fixed: why none of its layers is changed; None where they can be.
     """
 
     name: str
@@ -45,3 +46,4 @@ class Model:
     program: Path | None
     recipe: Recipe | None
     vectors: Sequence[Array] = ()
+    fixed: str | None = None

@@ -20,3 +20,7 @@ def native(name: NativeName) -> Native:
             from edgepack.natives.torch import TorchNative
 
             return TorchNative()
+        case "tflite":
+            from edgepack.natives.tflite import TfliteNative
+
+            return TfliteNative()

@@ -72,11 +72,11 @@ def make_baseline(evaluator: Evaluator, files: Writer, prices: Prices) -> Baseli
     quantizers: dict[Scheme, str] = {}
     drops: dict[Scheme, Drop | None] = {}
     for scheme in schemes:
-        quantizer = files.write_baseline(scheme, paths[scheme])
         try:
+            quantizer = files.write_baseline(scheme, paths[scheme])
             drops[scheme] = prover.guard.drop_of(paths[scheme], fmt)
         except ModelError as err:
-            evaluator.workspace.warn(f"the dense {scheme} baseline does not run: {err.message}")
+            evaluator.workspace.warn(f"there is no dense {scheme} baseline: {err.message}")
             continue
         quantizers[scheme] = quantizer
         if not evaluator.measures_here and _within(drops[scheme], limit):
@@ -144,6 +144,20 @@ def keep_promise(evaluator: Evaluator, files: Writer, attempt: Attempt, baseline
         return attempt
     if is_automatic(evaluator.options):
         return _dense(evaluator, files, baseline.scheme, baseline.int8, reason)
+    evaluator.workspace.warn(f"{attempt.fmt}: {reason}; it stays as it was asked for")
+    return attempt
+
+
+def no_larger_than_source(evaluator: Evaluator, files: Writer, attempt: Attempt, baseline: Baseline) -> Attempt:
+    """The attempt, or the model as it was given where that is the smaller file. What was asked for by the user stands,
+    with a line that says so."""
+    planned, given = attempt.path.stat().st_size, baseline.fp32.stat().st_size
+    if planned <= given:
+        return attempt
+    reason = f"the planned file has {planned} bytes, the model as it was given {given}"
+    if is_automatic(evaluator.options):
+        evaluator.workspace.warn(f"{attempt.fmt}: {reason}; the pack keeps it as it was given")
+        return _dense(evaluator, files, FP32[files.fmt], baseline.fp32, reason)
     evaluator.workspace.warn(f"{attempt.fmt}: {reason}; it stays as it was asked for")
     return attempt
 

@@ -16,7 +16,13 @@ from edgepack.errors import BudgetError, ModelError
 from edgepack.model.scheme import Format
 from edgepack.pack.folder import writing
 from edgepack.pack.manifest import File, Manifest, PackedFile, TransportEntry, write_manifest
-from edgepack.pipeline.baselines import Baseline, keep_promise, make_baseline
+from edgepack.pipeline.baselines import (
+    Baseline,
+    dense_instead,
+    keep_promise,
+    make_baseline,
+    no_larger_than_source,
+)
 from edgepack.pipeline.error_breakdown import layer_splits
 from edgepack.pipeline.evaluate import Attempt, final_scores, known_by_heart
 from edgepack.pipeline.explore import picked
@@ -24,7 +30,7 @@ from edgepack.pipeline.limits import over_on_test, unmet_budget
 from edgepack.pipeline.manifest import Results, baseline_files, chosen_by, corner_entries, make_manifest, pack_file
 from edgepack.pipeline.options import BuildOptions
 from edgepack.pipeline.prepare import Prepared, leaving_out, prepared, warn_of_refused
-from edgepack.pipeline.search import Planned, plan
+from edgepack.pipeline.search import Found, Planned, plan
 from edgepack.sources import model_name
 from edgepack.workspace import Cache, Progress, silent
 
@@ -142,12 +148,15 @@ def _choose(ready: Prepared) -> Chosen:
         with leaving_out(fmt, left_out):
             if picks is not None:
                 found = Planned(picks[fmt], None)
+            elif (why := ready.opened.fixed) is not None:
+                found = Planned(Found(dense_instead(ready.evaluator, files, baseline, why), {}, ()), None)
             else:
                 found = plan(
                     ready.evaluator, files, ready.menus[fmt], ready.prices, baseline, deadline_s=deadline_s, start=start
                 )
                 start = found.loss
-            attempts[fmt] = keep_promise(ready.evaluator, files, found.found.attempt, baseline)
+            attempt = keep_promise(ready.evaluator, files, found.found.attempt, baseline)
+            attempts[fmt] = no_larger_than_source(ready.evaluator, files, attempt, baseline)
             planned[fmt] = found
     warn_of_refused(left_out, attempts, ready.evaluator.workspace)
     images = _images(ready, attempts) if options.transport else {}

@@ -68,6 +68,7 @@ class ModelReport:
     Attributes:
         method: the factorizer that the ranks are by.
         has_data: whether there were calibration data.
+        fixed: why a build changes none of its layers; None where it may.
     """
 
     model: str
@@ -76,6 +77,7 @@ class ModelReport:
     method: str
     has_data: bool
     layers: tuple[LayerReport, ...]
+    fixed: str | None = None
 
 
 def inspect(
@@ -146,7 +148,9 @@ def _report(opened: Model, method: str, looked: Mapping[str, _Look], *, has_data
         _layer(layer, view, looked[view.name], total, share)
         for layer, view, share in zip(opened.layers, views, shares, strict=True)
     )
-    return ModelReport(opened.name, total, sum(r.weight_bytes for r in reports), method, has_data, reports)
+    return ModelReport(
+        opened.name, total, sum(r.weight_bytes for r in reports), method, has_data, reports, opened.fixed
+    )
 
 
 def _layer(layer: Layer, view: View, look: _Look, total: int, macs_share: float | None) -> LayerReport:

@@ -14,7 +14,7 @@ from edgepack.errors import UsageError
 from edgepack.metrics.drop import CONFIDENCE
 from edgepack.model.scheme import Format
 from edgepack.model.types import Aim
-from edgepack.sources import unwritable
+from edgepack.sources import closed, unwritable
 from edgepack.targets.target import HOST, Target
 
 Rank = Literal["auto", "cv"] | int | float
@@ -113,6 +113,10 @@ class BuildOptions:
         if not asked:
             raise UsageError("no format asked for", hint=f"give --formats {','.join(FORMATS)}")
         for fmt in asked:
+            if fmt in self.closed:
+                raise UsageError(
+                    f"no {FACTS[fmt].title} file: {self.closed[fmt]}", hint=f"leave {fmt} out of --formats"
+                )
             if fmt in self.unwritable:
                 raise UsageError(
                     f"{FACTS[fmt].title} files need {', '.join(self.unwritable[fmt])}: not installed",
@@ -125,11 +129,16 @@ class BuildOptions:
         return unwritable(self.model)
 
     @property
+    def closed(self) -> Mapping[Format, str]:
+        """Formats that no file of this model can be made in, and why."""
+        return closed(self.model)
+
+    @property
     def chosen_formats(self) -> tuple[Format, ...]:
         """The formats to write."""
         if self.formats is not None:
             return self.formats
-        return tuple(fmt for fmt in FORMATS if fmt not in self.unwritable)
+        return tuple(fmt for fmt in FORMATS if fmt not in self.unwritable and fmt not in self.closed)
 
     @property
     def drop_limit(self) -> float | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from edgepack.backends.backend import THREADS, Writer, WriterData
@@ -94,7 +94,7 @@ def prepared(options: BuildOptions, cache: Cache, progress: Progress) -> Iterato
         UsageError, InputError: bad arguments, model or data.
         DeviceError: the scheduler, or this machine as a device, failed.
     """
-    check_installed(options.model)
+    native_name = check_installed(options.model).native
     if options.metric == RECIPE:
         check_recipe_metric(options.model, test=options.test is not None)
     if not options.chosen_formats:
@@ -104,7 +104,8 @@ def prepared(options: BuildOptions, cache: Cache, progress: Progress) -> Iterato
     with ExitStack() as stack:
         opening = open_workspace(cache, seed=options.seed, scheduler=options.scheduler, progress=progress)
         workspace = stack.enter_context(opening)
-        engines = {fmt: stack.enter_context(backend(fmt).engine()) for fmt in options.chosen_formats}
+        converted = [fmt for fmt in options.chosen_formats if fmt != native_name]
+        engines = {fmt: stack.enter_context(backend(fmt).engine()) for fmt in converted}
         yield _prepare(options, engines, workspace)
 
 
@@ -180,15 +181,21 @@ def _prepare(options: BuildOptions, engines: Mapping[Format, Any], workspace: Wo
 
 
 def _warn_of_uninstalled(options: BuildOptions, workspace: Workspace) -> None:
-    """Of every format that nobody asked for and that cannot be written here."""
-    left_out = {} if options.formats is not None else options.unwritable
-    for fmt, packages in left_out.items():
+    """Of every format that nobody asked for and that cannot be written here, or at all."""
+    if options.formats is not None:
+        return
+    for fmt, packages in options.unwritable.items():
         _warn_of_missing(fmt, f"it needs {FACTS[fmt].install} ({', '.join(packages)} not installed)", workspace)
+    for fmt, why in options.closed.items():
+        _warn_of_missing(fmt, why, workspace)
 
 
 def _open(options: BuildOptions, workspace: Workspace) -> Model:
     workspace.progress("open model")
     opened = open_model(options.model, workspace.folder, options.chosen_formats)
+    if opened.fixed is not None:
+        workspace.warn(f"the pack keeps the model as it is: {opened.fixed}")
+        return replace(opened, layers=())
     if not opened.layers:
         workspace.warn(NO_LAYERS)
     elif not isinstance(options.rank, str):

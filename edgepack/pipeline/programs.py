@@ -8,6 +8,7 @@ from pathlib import Path
 
 from edgepack.backends.registry import TOOLS
 from edgepack.data import Samples, example
+from edgepack.errors import ModelError
 from edgepack.model.model import Model
 from edgepack.workspace import FileStep, Keyed, Workspace
 
@@ -24,6 +25,8 @@ def with_program(opened: Model, samples: Samples, workspace: Workspace) -> Model
     """
     if opened.program is not None:
         return opened
+    if "onnx" not in opened.files:
+        raise ModelError(f"torch cannot run a {' or '.join(opened.files) or opened.kind} model")
     shapes = {name: list(array.shape) for name, array in example(samples, opened.inputs, workspace.seed).items()}
     task = Keyed([opened.sha256, shapes], lambda: _Conversion(opened.files["onnx"], shapes))
     return replace(opened, program=workspace.file(PROGRAM, task, workspace.folder / "program.pt2"))

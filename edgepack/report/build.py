@@ -191,8 +191,10 @@ def _corners(manifest: Manifest) -> Iterator[Block]:
 
 def _plans(manifest: Manifest) -> Iterator[Block]:
     """One table of layers where all formats have the same plan, else one for each, under its file's name."""
-    plans = {name: entry.layers for name, entry in packed_files(manifest).items()}
-    first = next(iter(plans.values()), ())
+    plans = {name: entry.layers for name, entry in packed_files(manifest).items() if entry.layers}
+    if not plans:
+        return
+    first = next(iter(plans.values()))
     if all(plan == first for plan in plans.values()):
         yield layer_table(first, ", ".join(plans))
         return

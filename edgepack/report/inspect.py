@@ -17,6 +17,8 @@ def model_report(model: ModelReport) -> Report:
     """One row per layer and what the columns mean."""
     share = model.linear_bytes / model.weight_bytes if model.weight_bytes else 0.0
     notes = _notes(model) if model.layers else (NO_LAYERS,)
+    if model.fixed is not None:
+        notes = (*notes, f"build keeps the model as it is: {model.fixed}.")
     head = (
         f"{model.model}: ",
         Figure(model.weight_bytes, "bytes"),

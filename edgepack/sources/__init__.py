@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
-from edgepack.backends.registry import FORMATS, missing, missing_for
+from edgepack.backends.registry import FACTS, FORMATS, missing, missing_for
 from edgepack.errors import UsageError
 from edgepack.model.model import Model
 from edgepack.model.scheme import Format
 from edgepack.sources.onnx import OnnxFile
 from edgepack.sources.recipe import PythonRecipe
 from edgepack.sources.source import Source
+from edgepack.sources.tflite import TfliteFile
 from edgepack.sources.torch import ProgramFile
 
-SOURCES: tuple[Source, ...] = (OnnxFile(), ProgramFile(), PythonRecipe())
+SOURCES: tuple[Source, ...] = (OnnxFile(), TfliteFile(), ProgramFile(), PythonRecipe())
 """In the order in which they are asked. What is heavy they import when they open a model."""
 
 
@@ -41,6 +42,16 @@ def model_name(spec: str) -> str:
         UsageError: see `source_of`.
     """
     return source_of(spec).stem(spec).replace("_", "-").lower() or "model"
+
+
+def closed(spec: str) -> dict[Format, str]:
+    """Formats that no file of this model can be made in, and why.
+
+    Raises:
+        UsageError: see `source_of`.
+    """
+    native = source_of(spec).native
+    return {fmt: FACTS[fmt].closed[native] for fmt in FORMATS if native in FACTS[fmt].closed}
 
 
 def unwritable(spec: str) -> dict[Format, tuple[str, ...]]:
@@ -80,5 +91,5 @@ def open_model(spec: str, work: Path, formats: Collection[Format] | None = None)
     """
     source = check_installed(spec)
     if formats is None:
-        formats = set(FORMATS) - set(unwritable(spec))
+        formats = set(FORMATS) - set(unwritable(spec)) - set(closed(spec))
     return source.open(spec, model_name(spec), work, formats)

@@ -11,6 +11,7 @@ FACTS = Facts(
     install="pip install 'edgepack[torch]'",
     packages=(),
     converters={"torch": ("onnxscript",)},
+    closed={"tflite": "nothing converts a TFLite file to ONNX"},
     purposes={"onnxruntime": "runs .onnx files", "onnx-ir": "reads and writes .onnx files"},
     runtimes=("onnxruntime",),
     tested="1.31.1",

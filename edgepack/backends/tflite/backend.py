@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class TfliteBackend:
-    """See `Backend`. It writes, runs and splits files; no source gives a model that is TFLite in memory."""
+    """See `Backend`. A model in memory is an `edgepack.backends.tflite.sites.TfliteModel`."""
 
     facts = FACTS
 
@@ -37,8 +37,8 @@ class TfliteBackend:
             converter.warm_up()
             yield converter
 
-    def open(self, model: Model, data: WriterData, engine: TfliteEmitter, workspace: Workspace) -> TfliteWriter:
-        """See `Backend.open`."""
+    def open(self, model: Model, data: WriterData, engine: TfliteEmitter | None, workspace: Workspace) -> TfliteWriter:
+        """See `Backend.open`; a model that is a TFLite file takes no engine."""
         from edgepack.backends.tflite.writer import TfliteWriter
 
         return TfliteWriter(engine, model, data, workspace)

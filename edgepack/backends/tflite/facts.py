@@ -10,8 +10,9 @@ FACTS = Facts(
     title="TFLite",
     schemes=Schemes(SCHEMES, DENSE_INT8, FP32, CONSTEXPR),
     install="pip install 'edgepack[tflite]'",
-    packages=("torch", "litert-torch", "litert-quantizer", "ai-edge-litert"),
-    converters={"onnx": ("pnnx",)},
+    packages=("litert-quantizer", "ai-edge-litert"),
+    converters={"onnx": ("torch", "litert-torch", "pnnx"), "torch": ("torch", "litert-torch")},
+    closed={},
     purposes={
         "ai-edge-litert": "runs .tflite files",
         "litert-torch": "writes .tflite files",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from math import prod
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,6 +34,9 @@ DTYPES: Mapping[int, str] = {
     17: "i1",
 }
 INT4 = 17
+MOST_ELEMENTS = 2**31 - 1
+"""Of one tensor: what the runtime counts in an int32."""
+_AGAIN = "fetch or convert the file again; a .tflite file comes from a converter as it is"
 
 
 def read_file(path: Path | str, read: Callable[[Any], T]) -> T:
@@ -43,17 +47,31 @@ def read_file(path: Path | str, read: Callable[[Any], T]) -> T:
     """
     path = Path(path)
     if not path.is_file():
-        raise ModelError(f"{path}: no such file")
+        raise ModelError(f"{path}: no such file", hint="give the path of a .tflite file")
+    return read_content(path.read_bytes(), str(path), read)
+
+
+def read_content(content: bytes, name: str, read: Callable[[Any], T]) -> T:
+    """What `read` makes of the model in the bytes of a file.
+
+    Args:
+        name: of the file, for messages.
+
+    Raises:
+        ModelError: empty, truncated or foreign file.
+    """
     import struct
 
     from ai_edge_litert import schema_py_generated as schema
 
-    content = path.read_bytes()
     if len(content) < 32 or content[4:8] != b"TFL3":
-        raise ModelError(f"{path}: not a TFLite file ({len(content)} bytes, identifier {content[4:8]!r})")
+        raise ModelError(
+            f"{name}: not a TFLite file ({len(content)} bytes, identifier {content[4:8]!r}, expected b'TFL3')",
+            hint=_AGAIN,
+        )
     try:
         model = schema.Model.GetRootAs(content, 0)
-        _walk(model)
+        check(model)
         return read(model)
     except (
         struct.error,
@@ -65,29 +83,99 @@ def read_file(path: Path | str, read: Callable[[Any], T]) -> T:
         UnicodeDecodeError,
         AttributeError,
     ) as err:
-        raise ModelError(f"{path}: a damaged or truncated TFLite file ({type(err).__name__}: {err})") from err
+        raise ModelError(
+            f"{name}: a damaged or truncated TFLite file ({type(err).__name__}: {err})", hint=_AGAIN
+        ) from err
 
 
-def _walk(model: Any) -> None:
-    """Touch every table and constant once: what lies outside the file raises here, not in a runtime that trusts it."""
+def check(model: Any) -> None:
+    """Touch every table and constant once: what lies outside the file raises here, not in a runtime that trusts it.
+
+    Raises:
+        ValueError, IndexError: what is wrong; flatbuffers raises others where the bytes end.
+    """
     if not (found := graphs(model)):
         raise ValueError("it has no graph")
-    for _, graph in found:
+    calls: dict[int, set[int]] = {}
+    for number, graph in found:
         for index in range(graph.TensorsLength()):
-            tensor = graph.Tensors(index)
-            raw = raw_bytes(model, tensor)
-            if tensor.Type() in DTYPES and raw is not None:
-                bits = 4 if tensor.Type() == INT4 else np.dtype(DTYPES[tensor.Type()]).itemsize * 8
-                expected = (int(np.prod(shape_of(tensor), dtype=np.int64)) * bits + 7) // 8
-                if raw.size != expected:
-                    raise ValueError(f"a constant holds {raw.size} bytes where its shape needs {expected}")
-        for index in range(graph.OperatorsLength()):
-            operator = graph.Operators(index)
-            op_name(model, operator)
-            used = [operator.Inputs(i) for i in range(operator.InputsLength())]
-            used += [operator.Outputs(i) for i in range(operator.OutputsLength())]
-            if any(not -1 <= tensor < graph.TensorsLength() for tensor in used):
-                raise IndexError("an operator names a tensor that is not there")
+            _check_tensor(model, graph.Tensors(index))
+        _check_named(graph, [graph.Inputs(i) for i in range(graph.InputsLength())], "the graph")
+        _check_named(graph, [graph.Outputs(i) for i in range(graph.OutputsLength())], "the graph")
+        _check_order(model, graph)
+        calls[number] = {other for i in range(graph.OperatorsLength()) for other in called(graph.Operators(i))}
+    _check_calls(calls)
+    for index in range(model.SignatureDefsLength()):
+        signature = model.SignatureDefs(index)
+        if not signature.SubgraphIndex() < len(found):
+            raise IndexError(f"a signature is of graph {signature.SubgraphIndex()} of {len(found)}")
+        graph = found[signature.SubgraphIndex()][1]
+        named = [signature.Inputs(i).TensorIndex() for i in range(signature.InputsLength())]
+        named += [signature.Outputs(i).TensorIndex() for i in range(signature.OutputsLength())]
+        _check_named(graph, named, "a signature")
+
+
+def _check_tensor(model: Any, tensor: Any) -> None:
+    shape = shape_of(tensor)
+    if any(size < 0 for size in shape) or prod(shape) > MOST_ELEMENTS:
+        raise ValueError(f"a tensor has the shape {shape}, at most {MOST_ELEMENTS} numbers are read")
+    if not tensor.Buffer() < model.BuffersLength():
+        raise IndexError(f"a tensor is in buffer {tensor.Buffer()} of {model.BuffersLength()}")
+    raw = raw_bytes(model, tensor)
+    if tensor.Type() in DTYPES and raw is not None and tensor.Sparsity() is None:
+        bits = 4 if tensor.Type() == INT4 else np.dtype(DTYPES[tensor.Type()]).itemsize * 8
+        expected = (prod(shape) * bits + 7) // 8
+        if raw.size != expected:
+            raise ValueError(f"a constant holds {raw.size} bytes where its shape needs {expected}")
+
+
+def _check_named(graph: Any, tensors: Sequence[int], who: str, least: int = 0) -> None:
+    if any(not least <= tensor < graph.TensorsLength() for tensor in tensors):
+        raise IndexError(f"{who} names a tensor that is not there")
+
+
+def _check_order(model: Any, graph: Any) -> None:
+    """Operators stand in the order in which they run: none reads what is written behind it."""
+    written_by: dict[int, int] = {}
+    reads = []
+    for position in range(graph.OperatorsLength()):
+        operator = graph.Operators(position)
+        op_name(model, operator)
+        inputs = [operator.Inputs(i) for i in range(operator.InputsLength())]
+        outputs = [operator.Outputs(i) for i in range(operator.OutputsLength())]
+        _check_named(graph, [*inputs, *outputs], "an operator", -1)
+        reads.append(inputs)
+        written_by |= {tensor: position for tensor in outputs if tensor not in written_by}
+    late = (tensor for at, inputs in enumerate(reads) for tensor in inputs if written_by.get(tensor, -1) >= at)
+    if (tensor := next(late, None)) is not None:
+        raise ValueError(f"its operators go round in a circle: tensor {tensor} is read before it is written")
+
+
+def called(operator: Any) -> tuple[int, ...]:
+    """The subgraphs that an operator runs."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    kinds = {
+        schema.BuiltinOptions.IfOptions: ("IfOptions", ("ThenSubgraphIndex", "ElseSubgraphIndex")),
+        schema.BuiltinOptions.WhileOptions: ("WhileOptions", ("CondSubgraphIndex", "BodySubgraphIndex")),
+        schema.BuiltinOptions.CallOptions: ("CallOptions", ("Subgraph",)),
+        schema.BuiltinOptions.CallOnceOptions: ("CallOnceOptions", ("InitSubgraphIndex",)),
+    }
+    kind, fields = kinds.get(operator.BuiltinOptionsType(), ("", ()))
+    options = options_of(operator, kind) if kind else None
+    return () if options is None else tuple(int(getattr(options, field)()) for field in fields)
+
+
+def _check_calls(calls: Mapping[int, set[int]]) -> None:
+    """A graph that runs itself, by way of others too, would never end."""
+    left = {number: set(others) for number, others in calls.items()}
+    if any(other not in left for others in left.values() for other in others):
+        raise IndexError(f"an operator runs a graph that is not among the {len(left)} of the file")
+    while left:
+        ends = {number for number, others in left.items() if not others}
+        if not ends:
+            raise ValueError("its graphs run each other in a circle")
+        left = {number: others - ends for number, others in left.items() if number not in ends}
 
 
 def graphs(model: Any) -> list[tuple[int, Any]]:
@@ -99,16 +187,19 @@ def op_name(model: Any, operator: Any) -> str:
     """As the schema calls the operator; a custom one by its own name."""
     from ai_edge_litert import schema_py_generated as schema
 
+    if not operator.OpcodeIndex() < model.OperatorCodesLength():
+        raise IndexError(f"an operator is of kind {operator.OpcodeIndex()} of {model.OperatorCodesLength()}")
     code = model.OperatorCodes(operator.OpcodeIndex())
     # Codes above 127 do not fit the old field; whichever is larger holds.
     number = max(code.BuiltinCode(), code.DeprecatedBuiltinCode())
     if number == schema.BuiltinOperator.CUSTOM:
         return str((code.CustomCode() or b"").decode())
-    return _builtin_names()[number]
+    return builtin_names()[number]
 
 
 @cache
-def _builtin_names() -> Mapping[int, str]:
+def builtin_names() -> Mapping[int, str]:
+    """The operators of the schema by their numbers."""
     from ai_edge_litert import schema_py_generated as schema
 
     return {value: name for name, value in vars(schema.BuiltinOperator).items() if isinstance(value, int)}
@@ -141,9 +232,9 @@ def shape_of(tensor: Any) -> tuple[int, ...]:
 
 
 def constant(model: Any, tensor: Any) -> Array | None:
-    """The tensor's value as a copy, None if it is computed at run time."""
+    """The tensor's value as a copy, None if it is computed at run time or stored sparsely."""
     raw = raw_bytes(model, tensor)
-    if raw is None:
+    if raw is None or tensor.Sparsity() is not None:
         return None
     shape = shape_of(tensor)
     if tensor.Type() == INT4:
@@ -268,10 +359,11 @@ def linear_ops(path: Path | str) -> list[TfliteLinear]:
     Raises:
         ModelError: missing, empty, truncated or foreign file.
     """
-    return read_file(path, _linear_ops)
+    return read_file(path, linear_ops_of)
 
 
-def _linear_ops(model: Any) -> list[TfliteLinear]:
+def linear_ops_of(model: Any) -> list[TfliteLinear]:
+    """See `linear_ops`; of a file that is open."""
     found = []
     initial = _initial_graphs(model)
     for index, graph in graphs(model):

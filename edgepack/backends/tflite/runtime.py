@@ -26,8 +26,14 @@ def load(path: Path, *, threads: int) -> Session:
     return replace(session(interpreter(path, threads)), again=lambda: load(path, threads=1))
 
 
-def interpreter(path: Path | str, threads: int = 1) -> Any:
+def interpreter(path: Path | str, threads: int = 1, *, watched: bool = False) -> Any:
     """A ready interpreter for the file: ai-edge-litert's, or tflite-runtime's where only that is installed.
+
+    Args:
+        path: of the file.
+        threads: of an inference.
+        watched: whether every tensor is to be there after a run; LiteRT's own kernels compute them then, as a delegate
+            keeps to itself what flows between its operators.
 
     Raises:
         ModelError: no such file, or the runtime refuses it.
@@ -35,14 +41,18 @@ def interpreter(path: Path | str, threads: int = 1) -> Any:
     import warnings
 
     try:
-        from ai_edge_litert.interpreter import Interpreter
+        from ai_edge_litert.interpreter import Interpreter, OpResolverType
     except ModuleNotFoundError:
-        from tflite_runtime.interpreter import Interpreter
+        from tflite_runtime.interpreter import Interpreter, OpResolverType
     operators(path)
+    own_kernels = {
+        "experimental_preserve_all_tensors": True,
+        "experimental_op_resolver_type": OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+    }
     try:
         with warnings.catch_warnings(), _without_native_log():
             warnings.simplefilter("ignore")
-            made = Interpreter(model_path=str(path), num_threads=threads)
+            made = Interpreter(model_path=str(path), num_threads=threads, **(own_kernels if watched else {}))
             made.allocate_tensors()
     except (ValueError, RuntimeError) as err:
         raise ModelError(f"{path}: the TFLite runtime refuses the file: {str(err).strip()}") from err

@@ -16,21 +16,31 @@ def shorten_names(path: Path) -> None:
     Done to what the converter wrote, before anything refers to tensors by their names.
     """
     model = whole(path)
-    for graph in model.subgraphs:
-        public = {int(index) for index in (*graph.inputs, *graph.outputs)}
-        _number(graph, [index for index in range(len(graph.tensors)) if index not in public])
+    number_names(model)
     _write(model, path)
 
 
-def tidy(path: Path) -> None:
+def number_names(model: Any) -> None:
+    """`shorten_names` of the schema's ModelT."""
+    for graph in model.subgraphs:
+        public = {int(index) for index in (*graph.inputs, *graph.outputs)}
+        _number(graph, [index for index in range(len(graph.tensors)) if index not in public])
+
+
+def tidy(path: Path, *, notes: bool = False) -> None:
     """Make a file small, in place; what it computes stays the same, to the bit.
 
     Converters and quantizers leave notes on themselves, a table of quantization for tensors that have none, and the
     same vector once for every tensor. Signatures stay: by them programs call the model. So do the names of all that
     operators write, by which layers are found; constants get numbers.
+
+    Args:
+        path: of the file.
+        notes: whether the description and the metadata stay: in a file that came from somebody else they may matter.
     """
     model = whole(path)
-    model.description = model.metadata = model.metadataBuffer = None
+    if not notes:
+        model.description = model.metadata = model.metadataBuffer = None
     for graph in model.subgraphs:
         public = {int(index) for index in (*graph.inputs, *graph.outputs)}
         constants = [index for index, tensor in enumerate(graph.tensors) if _data(model, tensor) is not None]

@@ -13,12 +13,13 @@ from edgepack.backends.backend import WriterData
 from edgepack.backends.tflite.converter import TfliteEmitter
 from edgepack.backends.tflite.facts import TOOLS
 from edgepack.backends.tflite.kinds import refuses
+from edgepack.backends.tflite.origin import Conversion, Given, Origin
 from edgepack.backends.tflite.quantizer import LAYER_SCHEMES, check_mixture
 from edgepack.backends.tflite.read import TfliteLinear, linear_ops
 from edgepack.backends.tflite.rewrite import Places, find_places
 from edgepack.backends.tflite.schemes import CONSTEXPR, FP32, INT4_DYNAMIC, INT8_DYNAMIC, INT8_STATIC, TABLES4
 from edgepack.backends.tflite.tables import takes_int4, untied
-from edgepack.backends.tflite.tidy import shorten_names, tidy
+from edgepack.backends.tflite.tidy import tidy
 from edgepack.data import feeds, rename
 from edgepack.errors import LayerError, ModelError
 from edgepack.model.layer import Layer
@@ -59,7 +60,7 @@ class TfliteWriter:
 
     def __init__(
         self,
-        converter: TfliteEmitter,
+        converter: TfliteEmitter | None,
         opened: Model,
         data: WriterData,
         workspace: Workspace,
@@ -67,17 +68,20 @@ class TfliteWriter:
         """Nothing is converted yet.
 
         Args:
-            converter: serves one model at a time. It starts to import when it is warmed up.
+            converter: serves one model at a time. It starts to import when it is warmed up. None for a model that is a
+                TFLite file.
+
+        Raises:
+            ValueError: there is no converter for another model.
         """
         self.calibrated = data.calibration is not None
         self.largest = data.largest
-        self._converter = converter
         self._opened = opened
         self._samples = None if data.calibration is None else data.calibration.head(RANGE_SAMPLES)
         self._shapes = {name: list(array.shape) for name, array in data.example.items()}
         self._key = [opened.sha256, opened.kind, self._shapes]
         self._workspace = workspace
-        self._loaded = False
+        self._origin = _origin(converter, opened, self._shapes)
         self._last: _Float | None = None
 
     probe_scheme = FileScheme.of(INT8_DYNAMIC)
@@ -127,11 +131,17 @@ class TfliteWriter:
         return None if part.structure.ranks else self._places.refuses(name, part)
 
     def write_dense(self, out: Path) -> None:
-        """The dense fp32 baseline."""
-        self.write({}, FileScheme.of(FP32), out)
+        """The dense fp32 baseline: the source itself, where that is a TFLite file."""
+        if self._origin.source is None:
+            self.write({}, FileScheme.of(FP32), out)
+        else:
+            out.write_bytes(self._origin.source)
 
     def write_baseline(self, scheme: Scheme, out: Path) -> str:
-        """The dense int8 baseline by the format's own quantizer; returns its name."""
+        """The dense int8 baseline by the format's own quantizer; returns its name. A model in integers is its own."""
+        if self._opened.fixed is not None:
+            self.write_dense(out)
+            return "the source's own"
         self.write({}, FileScheme.of(scheme), out)
         return "litert-quantizer"
 
@@ -183,7 +193,7 @@ class TfliteWriter:
             source = self._float(key, factors)
             wide = {name: FP32 for name in sorted(coded) if base != FP32}
             single = {operator: each for name, each in {**others, **wide}.items() for operator in placed[name]}
-            self._converter.quantize(source.path, path, base, samples, single, table_bits=bits)
+            self._origin.quantize(source.path, path, base, samples, single, table_bits=bits)
             self._finish(path, path, factors)
 
         self._workspace.file(QUANTIZED, Keyed([key, base, others, samples, bits], lambda: quantize), out)
@@ -195,7 +205,7 @@ class TfliteWriter:
             self._places.encode(source, out, factors)
         elif source != out:
             out.write_bytes(source.read_bytes())
-        tidy(out)
+        tidy(out, notes=self._origin.source is not None)
 
     def _check_coded(
         self, coded: Collection[str], factors: Mapping[str, Replacement], schemes: Mapping[str, Scheme]
@@ -220,7 +230,9 @@ class TfliteWriter:
     @cached_property
     def dense_contents(self) -> Contents:
         """What the dense fp32 file holds."""
-        return self.read(self._dense)
+        path = self._workspace.folder / f"{digest(self._key)[:16]}.source.tflite"
+        self.write_dense(path)
+        return self.read(path)
 
     def read_optimized(self, path: Path) -> Contents:
         """The file's own operators: LiteRT's delegates pack weights but fold no two of them into one."""
@@ -240,7 +252,7 @@ class TfliteWriter:
     @cached_property
     def _places(self) -> Places:
         """Where the layers are in the dense file."""
-        return find_places(self._dense, self._opened.layers, self._opened.vectors)
+        return self._origin.places(self._dense)
 
     def _float(self, key: str, factors: Mapping[str, Replacement]) -> _Float:
         """The fp32 file of a plan; that of the last one is kept, for the other schemes of the same plan."""
@@ -262,22 +274,7 @@ class TfliteWriter:
         return _Float(key, self._converted(key, pairs, path), pairs, None)
 
     def _converted(self, key: object, factors: Mapping[str, Replacement], out: Path) -> Path:
-        return self._workspace.file(CONVERTED, Keyed(key, lambda: partial(self._convert, factors)), out)
-
-    def _convert(self, factors: Mapping[str, Replacement], path: Path) -> None:
-        opened = self._opened
-        if not self._loaded:
-            if opened.program is not None:
-                self._converter.load_program(opened.program)
-            else:
-                self._converter.load_onnx(opened.files["onnx"], self._shapes)
-            self._loaded = True
-        missing = self._converter.emit(path, opened.layers, factors or None)
-        shorten_names(path)
-        if missing:
-            raise LayerError(
-                dict.fromkeys(missing, "it has no counterpart in the torch graph that TFLite is made from")
-            )
+        return self._workspace.file(CONVERTED, Keyed(key, lambda: partial(self._origin.write, factors)), out)
 
     def _placed(self, key: str, factors: Mapping[str, Replacement]) -> dict[str, tuple[str, ...]]:
         """What the operators of each layer write in the float file of a plan; layers without one are absent."""
@@ -309,6 +306,14 @@ class TfliteWriter:
         specs = tuple(signature(self._dense)[1].values())
         runs = [feed for feed, _ in feeds(rename(self._samples, specs), specs)]
         return {spec.name: np.stack([run[spec.name] for run in runs]) for spec in specs}
+
+
+def _origin(converter: TfliteEmitter | None, opened: Model, shapes: Mapping[str, Sequence[int]]) -> Origin:
+    if opened.native == "tflite":
+        return Given(opened.content)
+    if converter is None:
+        raise ValueError(f"{opened.name}: a converter is needed to make a TFLite file of it")
+    return Conversion(converter, opened, shapes)
 
 
 def _written(

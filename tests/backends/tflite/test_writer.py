@@ -145,7 +145,7 @@ def test_a_model_that_cannot_be_split_is_converted_for_every_plan(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Without the model's vectors nobody can tell what of the first layer's bias was the layer norm's shift."""
-    monkeypatch.setattr(files, "_opened", replace(opened, vectors=()))
+    monkeypatch.setattr(files._origin, "_opened", replace(opened, vectors=()))
     monkeypatch.delitem(files.__dict__, "_places", raising=False)
     factors = {layers[0].name: pair(layers[0], 20)}
     assert not files._places.takes(factors)

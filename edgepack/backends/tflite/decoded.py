@@ -1,0 +1,146 @@
+"""A .tflite file with its weights in float32: what is stored in fewer bits and multiplied in floats is decoded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from edgepack.backends.tflite.file import drop_unused, text
+from edgepack.backends.tflite.read import DTYPES, INT4, builtin_names
+from edgepack.model.types import Array
+
+SIGNATURE = "serving_default"
+"""What converters call the only one."""
+_FLOAT = 0  # schema.fbs, TensorType
+_WEIGHTED = ("FULLY_CONNECTED", "CONV_2D", "DEPTHWISE_CONV_2D")
+"""Operators that multiply float32 activations by integer weights, rounding the activations at every inference."""
+
+
+def decode(model: Any) -> None:
+    """Make a model one in float32, in place, as far as its operators compute in floats; all else stays as it is.
+
+    Constants behind DEQUANTIZE (float16, int8) and integer weights of operators with float32 activations become float32
+    constants. A file without a signature gets one that names the inputs and outputs of its graph, by which the
+    quantizer feeds it.
+
+    Args:
+        model: the schema's ModelT.
+    """
+    _sign(model)
+    for code in model.operatorCodes:  # old files have but the field that ends at 127, which the quantizer does not read
+        code.builtinCode = max(code.builtinCode, code.deprecatedBuiltinCode)
+    for graph in model.subgraphs:
+        _decode_behind(model, graph)
+        _decode_weights(model, graph)
+    drop_unused(model)
+
+
+def value_of(model: Any, tensor: Any) -> Array | None:
+    """A constant in float32, scaled from its grid where it has one; None for what is computed, sparse or of text.
+
+    Args:
+        model: the schema's ModelT.
+        tensor: its TensorT.
+    """
+    data = model.buffers[tensor.buffer].data
+    if data is None or not len(data) or tensor.isVariable or tensor.sparsity is not None or tensor.type not in DTYPES:
+        return None
+    raw = np.asarray(bytearray(data), np.uint8)
+    shape = tuple(tensor.shape) if tensor.shape is not None else ()
+    if tensor.type == INT4:
+        pairs = np.stack([raw & 15, raw >> 4], axis=1).reshape(-1)[: int(np.prod(shape))].astype(np.int32)
+        stored = np.where(pairs > 7, pairs - 16, pairs).reshape(shape)
+    else:
+        stored = raw.view(DTYPES[tensor.type]).reshape(shape)
+    grid = tensor.quantization
+    if grid is None or grid.scale is None or not len(grid.scale):
+        return np.asarray(stored, np.float32)
+    scales, zeros = np.asarray(grid.scale, np.float32), np.asarray(grid.zeroPoint, np.float32)
+    if len(scales) > 1:
+        along = [-1 if axis == grid.quantizedDimension else 1 for axis in range(len(shape))]
+        scales, zeros = scales.reshape(along), zeros.reshape(along)
+    return np.asarray((stored.astype(np.float32) - zeros) * scales, np.float32)
+
+
+def operator_name(model: Any, operator: Any) -> str:
+    """As the schema calls it; "CUSTOM" for one that it does not know."""
+    code = model.operatorCodes[operator.opcodeIndex]
+    return builtin_names()[max(code.builtinCode, code.deprecatedBuiltinCode)]
+
+
+def _sign(model: Any) -> None:
+    """Name the inputs and outputs of the first graph, where nothing does."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    if model.signatureDefs:
+        return
+
+    def named(indices: Any) -> list[Any]:
+        names = [text(model.subgraphs[0].tensors[index].name) for index in indices]
+        if len(set(names)) < len(names):
+            names = [f"{name}:{place}" for place, name in enumerate(names)]
+        made = []
+        for name, index in zip(names, indices, strict=True):
+            entry = schema.TensorMapT()
+            entry.name, entry.tensorIndex = name.encode(), int(index)
+            made.append(entry)
+        return made
+
+    signature = schema.SignatureDefT()
+    signature.signatureKey, signature.subgraphIndex = SIGNATURE.encode(), 0
+    signature.inputs, signature.outputs = named(model.subgraphs[0].inputs), named(model.subgraphs[0].outputs)
+    model.signatureDefs = [signature]
+
+
+def _decode_behind(model: Any, graph: Any) -> None:
+    """Take out every DEQUANTIZE of a constant; what it wrote is a constant then, under the stored one's name."""
+    kept = []
+    for operator in graph.operators:
+        value = None
+        if operator_name(model, operator) == "DEQUANTIZE" and operator.outputs[0] not in graph.outputs:
+            value = value_of(model, graph.tensors[operator.inputs[0]])
+        if value is None:
+            kept.append(operator)
+            continue
+        stored, written = graph.tensors[operator.inputs[0]], graph.tensors[operator.outputs[0]]
+        _store(model, written, value)
+        stored.name, written.name = written.name, stored.name
+    graph.operators = kept
+
+
+def _decode_weights(model: Any, graph: Any) -> None:
+    """Integer weights that are multiplied by float32 activations, unless something else takes them as they are."""
+    readers: dict[int, list[Any]] = {}
+    for operator in graph.operators:
+        for index in operator.inputs:
+            readers.setdefault(int(index), []).append(operator)
+    found = [index for index in readers if all(_is_weight(model, graph, each, index) for each in readers[index])]
+    for index in found:
+        tensor = graph.tensors[index]
+        if tensor.type != _FLOAT and (value := value_of(model, tensor)) is not None:
+            _store(model, tensor, value)
+
+
+def _is_weight(model: Any, graph: Any, operator: Any, index: int) -> bool:
+    """Whether an operator with float32 activations has this tensor as its weight."""
+    return (
+        operator_name(model, operator) in _WEIGHTED
+        and operator.inputs[1] == index
+        and graph.tensors[operator.inputs[0]].type == _FLOAT
+    )
+
+
+def _store(model: Any, tensor: Any, value: Array) -> None:
+    from ai_edge_litert import schema_py_generated as schema
+
+    tensor.type, tensor.quantization, tensor.buffer = _FLOAT, None, len(model.buffers)
+    buffer = schema.BufferT()
+    buffer.data = np.frombuffer(np.ascontiguousarray(value).tobytes(), np.uint8)
+    model.buffers.append(buffer)
+
+
+def readers_of(graph: Any, tensor: int) -> Iterator[tuple[Any, int]]:
+    """The operators that take a tensor, and as which of their inputs."""
+    return ((each, place) for each in graph.operators for place, index in enumerate(each.inputs) if index == tensor)

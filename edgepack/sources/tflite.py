@@ -1,0 +1,82 @@
+"""TFLite files."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection
+from pathlib import Path
+
+from edgepack.errors import ModelError
+from edgepack.model.model import Model, NativeName
+from edgepack.model.scheme import Format
+from edgepack.sources.source import file_stem
+
+MOST_BYTES = 2**31 - 1
+"""Of a file: what a flatbuffer's offsets reach."""
+
+
+FIXED = "its layers compute in integers already, with grids that were chosen for their own weights"
+
+
+class TfliteFile:
+    """`model.tflite`: see `Source`."""
+
+    name = "tflite"
+    title = "TFLite files"
+    forms: tuple[str, ...] = ("model.tflite",)
+    advice: str | None = None
+    native: NativeName = "tflite"
+    packages: tuple[str, ...] = ("ai-edge-litert",)
+    install = "pip install 'edgepack[tflite]'"
+
+    def takes(self, spec: str) -> bool:
+        """By its suffix."""
+        return Path(spec).suffix.lower() == ".tflite"
+
+    def stem(self, spec: str) -> str:
+        """That of the file."""
+        return file_stem(spec)
+
+    def open(self, spec: str, name: str, work: Path, formats: Collection[Format]) -> Model:
+        """See `Source.open`; nothing is exported."""
+        from edgepack.backends.tflite.sites import tflite_model, vectors
+        from edgepack.natives.tflite import TfliteNative
+
+        path = Path(spec)
+        content = tflite_model(_content(path), spec)
+        try:
+            inputs = TfliteNative().session(content, {}, threads=1).inputs
+        except ModelError as err:
+            raise ModelError(
+                f"{spec}: {err.message.rpartition(': ')[2]} (LiteRT, at the input shapes that the file has)",
+                hint="convert the model with the input shapes that it is run with, and without custom operators",
+            ) from err
+        if not inputs:
+            raise ModelError(f"{spec}: the model takes no inputs", hint="give a model that takes some")
+        return Model(
+            name=name,
+            kind=self.name,
+            sha256=hashlib.sha256(content.content).hexdigest(),
+            native="tflite",
+            content=content,
+            inputs=inputs,
+            layers=content.layers,
+            files={"tflite": path},
+            program=None,
+            recipe=None,
+            vectors=vectors(content),
+            fixed=FIXED if content.in_integers else None,
+        )
+
+
+def _content(path: Path) -> bytes:
+    """The bytes of a file.
+
+    Raises:
+        ModelError: there is none, or it is too large.
+    """
+    if not path.is_file():
+        raise ModelError(f"{path}: no such file", hint="give the path of a .tflite file")
+    if path.stat().st_size > MOST_BYTES:
+        raise ModelError(f"{path}: {path.stat().st_size} bytes, a TFLite file has at most {MOST_BYTES}")
+    return path.read_bytes()

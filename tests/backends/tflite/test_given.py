@@ -1,0 +1,184 @@
+"""Files written from a TFLite file: edited, not converted; what is not a layer stays in them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+
+from edgepack.backends.backend import WriterData
+from edgepack.backends.runtime import load, predict
+from edgepack.backends.tflite.backend import BACKEND
+from edgepack.backends.tflite.converter import ConverterProcess
+from edgepack.backends.tflite.schemes import FP32, INT8_DYNAMIC, INT8_STATIC
+from edgepack.backends.tflite.writer import TfliteWriter
+from edgepack.data import Samples
+from edgepack.metrics.values import sqnr_db
+from edgepack.model.model import Model
+from edgepack.model.replacement import Replacement, low_rank
+from edgepack.model.scheme import FileScheme, Scheme
+from edgepack.model.types import Array
+from edgepack.natives import native
+from edgepack.pipeline.build import build
+from edgepack.pipeline.options import BuildOptions
+from edgepack.sources import open_model
+from edgepack.targets.file import get_target
+from edgepack.workspace import Cache, Workspace
+from tests.backends.tflite.given_files import GivenFile, convnet, integer_layer, mlp
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+RNG = np.random.default_rng(0)
+WEIGHTS = [
+    (RNG.standard_normal(shape).astype(np.float32), RNG.standard_normal(shape[0]).astype(np.float32))
+    for shape in ((48, 64), (32, 48), (5, 32))
+]
+KERNELS = RNG.standard_normal((24, 3, 3, 16)).astype(np.float32), RNG.standard_normal((6, 1, 1, 24)).astype(np.float32)
+BIASES = RNG.standard_normal(24).astype(np.float32), RNG.standard_normal(6).astype(np.float32)
+
+
+def annotated(model: Any) -> None:
+    """With metadata, and a second signature of a graph of its own."""
+    schema = GivenFile().schema
+    note, held = schema.MetadataT(), schema.BufferT()
+    held.data = np.frombuffer(b"labels: a, b, c", np.uint8)
+    note.name, note.buffer = b"TFLITE_METADATA", len(model.buffers)
+    model.buffers.append(held)
+    model.metadata, model.description = [note], b"of somebody else"
+    other = GivenFile()
+    x, y = other.tensor("x", (2,)), other.tensor("y", (2,))
+    other.graph.inputs, other.graph.outputs = [x], [other.op("ABS", [x], y)]
+    other.graph.operators[0].opcodeIndex = len(model.operatorCodes)
+    model.operatorCodes += other.model.operatorCodes
+    model.subgraphs.append(other.graph)
+    model.signatureDefs = []
+    for key, number, graph in (("main", 0, model.subgraphs[0]), ("other", 1, other.graph)):
+        signature = schema.SignatureDefT()
+        signature.signatureKey, signature.subgraphIndex = key.encode(), number
+        for field, tensors in (("inputs", graph.inputs), ("outputs", graph.outputs)):
+            entry = schema.TensorMapT()
+            entry.name, entry.tensorIndex = field.encode(), tensors[0]
+            setattr(signature, field, [entry])
+        model.signatureDefs.append(signature)
+
+
+def opened(name: str, folder: Path) -> Model:
+    files = {
+        "fp32": lambda: mlp(WEIGHTS),
+        "fp16": lambda: mlp(WEIGHTS, "float16"),
+        "hybrid": lambda: mlp(WEIGHTS, "hybrid"),
+        "conv": lambda: convnet(*KERNELS, BIASES, stride=2),
+    }
+    file = files[name]()
+    return open_model(str(file.save(folder / f"{name}.tflite", annotated)), folder)
+
+
+def samples_of(model: Model, count: int) -> Samples:
+    return Samples(
+        {spec.name: RNG.standard_normal((count, *spec.shape[1:])).astype(np.float32) for spec in model.inputs}
+    )
+
+
+def writer_of(model: Model, samples: Samples, folder: Path) -> TfliteWriter:
+    data = WriterData(samples, {name: array[:1] for name, array in samples.inputs.items()}, 127)
+    return BACKEND.open(model, data, None, Workspace(Cache(folder / "cache"), folder))  # type: ignore[return-value]
+
+
+def halves(model: Model) -> dict[str, Replacement]:
+    """Low-rank factors of the first layer, with another bias."""
+    layer = model.layers[0]
+    u, s, v = np.linalg.svd(layer.weight, full_matrices=False)
+    A, B = (u[:, :8] * s[:8]).astype(np.float32), v[:8].astype(np.float32)
+    assert layer.bias is not None
+    return {layer.name: low_rank(A, B, layer.bias + np.float32(0.1))}
+
+
+@pytest.mark.parametrize("name", ["fp32", "fp16", "hybrid", "conv"])
+@pytest.mark.parametrize("scheme", [FP32, INT8_DYNAMIC, INT8_STATIC], ids=str)
+def test_factors_are_two_operators_and_answer_alike(name: str, scheme: Scheme, tmp_path: Path) -> None:
+    model = opened(name, tmp_path)
+    samples = samples_of(model, 20)
+    files = writer_of(model, samples, tmp_path)
+    parts = halves(model)
+    assert files.takes(parts) == parts
+    written = files.write(parts, FileScheme.of(scheme), tmp_path / "out.tflite")
+    contents = files.read(tmp_path / "out.tflite")
+    own = [product for product in contents.products if product.name in written.products[model.layers[0].name]]
+    sides = {model.layers[0].in_features, model.layers[0].out_features}
+    assert {max(product.sides) for product in own} == sides
+    assert {min(product.sides) for product in own} == {8}
+    assert len(contents.products) == len(model.layers) + 1
+    found = predict(load(tmp_path / "out.tflite", "tflite"), samples)
+    wanted = predict(native("tflite").session(model.content, parts, threads=1), samples)
+    assert sqnr_db(found, wanted) > (80 if scheme == FP32 else 20)
+    if scheme != FP32 and name == "conv":
+        assert (tmp_path / "out.tflite").stat().st_size < (tmp_path / "conv.tflite").stat().st_size / 2
+
+
+def kept(path: Path) -> Mapping[str, Any]:
+    model = GivenFile().schema.ModelT.InitFromPackedBuf(path.read_bytes())
+    notes = {note.name: bytes(model.buffers[note.buffer].data) for note in model.metadata}
+    return {
+        "notes": notes.get(b"TFLITE_METADATA"),
+        "description": model.description,
+        "signatures": [(s.signatureKey, s.subgraphIndex, s.inputs[0].name) for s in model.signatureDefs],
+        "graphs": len(model.subgraphs),
+    }
+
+
+def test_what_is_no_layer_is_kept(tmp_path: Path) -> None:
+    model = opened("fp16", tmp_path)
+    files = writer_of(model, samples_of(model, 8), tmp_path)
+    source = kept(tmp_path / "fp16.tflite")
+    for scheme in (FP32, INT8_DYNAMIC, INT8_STATIC):
+        files.write(halves(model), FileScheme.of(scheme), tmp_path / "out.tflite")
+        assert kept(tmp_path / "out.tflite") == source
+    files.write_dense(tmp_path / "dense.tflite")
+    assert (tmp_path / "dense.tflite").read_bytes() == (tmp_path / "fp16.tflite").read_bytes()
+
+
+def built(
+    path: Path, data: Mapping[str, Array], folder: Path, rank: Literal["auto"] | int = "auto"
+) -> tuple[Path, tuple[str, ...]]:
+    np.savez(folder / "d.npz", allow_pickle=False, **data)
+    options = BuildOptions(str(path), get_target("rpi4"), data=folder / "d.npz", out=folder / "pack", rank=rank)
+    result = build(options, cache=Cache(folder / "cache"))
+    return result.out, result.warnings
+
+
+def test_a_pack_of_factors_takes_no_converter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two thin operators in int8 for each layer, proved like any other."""
+    monkeypatch.setattr(ConverterProcess, "start", None)
+    thin = (RNG.standard_normal((96, 8)) @ RNG.standard_normal((8, 128)) / 30).astype(np.float32)
+    weights = [(thin, np.zeros(96, np.float32)), (RNG.standard_normal((32, 96)).astype(np.float32), WEIGHTS[1][1])]
+    path = mlp(weights).save(tmp_path / "m.tflite", annotated)
+    pack, _ = built(path, {"inputs": RNG.standard_normal((100, 128)).astype(np.float32)}, tmp_path, rank=8)
+    entry = json.loads((pack / "manifest.json").read_text())["files"]["model.tflite"]
+    assert {layer["layer"]: layer["rank"] for layer in entry["layers"]} == {"fc0": 8, "fc1": 8}
+    assert all(proof["passed"] for proof in entry["proofs"].values())
+    assert (pack / "baseline/fp32.tflite").read_bytes() == path.read_bytes()
+    assert (pack / "model.tflite").stat().st_size < (pack / "baseline/int8.tflite").stat().st_size
+    assert kept(pack / "model.tflite") == kept(path)
+
+
+def test_a_model_in_integers_is_kept_and_said_so(tmp_path: Path) -> None:
+    path = integer_layer(WEIGHTS[0][0]).save(tmp_path / "m.tflite")
+    pack, warnings = built(path, {"x": RNG.integers(-128, 128, (90, 64)).astype(np.int8)}, tmp_path)
+    for name in ("model.tflite", "baseline/int8.tflite", "baseline/fp32.tflite"):
+        assert (pack / name).read_bytes() == path.read_bytes()
+    assert any("keeps the model as it is" in line for line in warnings)
+    assert "no ONNX file: nothing converts a TFLite file to ONNX" in warnings
+    assert not (pack / "model.onnx").exists()
+
+
+def test_a_model_without_layers_has_the_smaller_of_int8_and_itself(tmp_path: Path) -> None:
+    file = GivenFile()
+    x, y = file.tensor("x", (1, 4)), file.tensor("y", (1, 4))
+    file.graph.inputs, file.graph.outputs = [x], [file.op("ABS", [x], y)]
+    path = file.save(tmp_path / "m.tflite")
+    pack, warnings = built(path, {"x": RNG.standard_normal((90, 4)).astype(np.float32)}, tmp_path)
+    assert (pack / "model.tflite").stat().st_size <= path.stat().st_size
+    assert any("no layer of the model can be factored" in line for line in warnings)

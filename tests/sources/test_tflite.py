@@ -1,0 +1,233 @@
+"""TFLite files as models: what is read of them, however their weights are stored, and what is no model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from edgepack.backends.observation import joined
+from edgepack.backends.runtime import predict
+from edgepack.cli import app
+from edgepack.data import Samples
+from edgepack.errors import ModelError
+from edgepack.model.model import Model
+from edgepack.model.replacement import low_rank
+from edgepack.model.types import Array
+from edgepack.natives import native
+from edgepack.sources import open_model
+from tests.backends.tflite.given_files import GivenFile, Storage, convnet, integer_layer, mlp
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+RNG = np.random.default_rng(0)
+WEIGHTS = [
+    (RNG.standard_normal((12, 8)).astype(np.float32), RNG.standard_normal(12).astype(np.float32)),
+    (RNG.standard_normal((5, 12)).astype(np.float32), RNG.standard_normal(5).astype(np.float32)),
+]
+X = RNG.standard_normal((6, 8)).astype(np.float32)
+KERNELS = RNG.standard_normal((7, 3, 3, 4)).astype(np.float32), RNG.standard_normal((6, 1, 1, 7)).astype(np.float32)
+BIASES = RNG.standard_normal(7).astype(np.float32), RNG.standard_normal(6).astype(np.float32)
+
+
+def given(file: GivenFile, folder: Path, change: Callable[[Any], None] | None = None) -> Model:
+    return open_model(str(file.save(folder / "m.tflite", change)), folder)
+
+
+def answered(model: Model, x: Array) -> Array:
+    session = native("tflite").session(model.content, {}, threads=1)
+    return predict(session, Samples({session.inputs[0].name: x}))
+
+
+@pytest.mark.parametrize("storage", ["float32", "float16", "int8", "hybrid"])
+def test_weights_are_what_they_stand_for(storage: Storage, tmp_path: Path) -> None:
+    model = given(mlp(WEIGHTS, storage), tmp_path)
+    assert [layer.name for layer in model.layers] == ["fc0", "fc1"]
+    assert model.fixed is None
+    error = {"float32": 0.0, "float16": 1e-3, "int8": 1.1 / 254, "hybrid": 1.1 / 254}[storage]
+    for layer, (weight, bias) in zip(model.layers, WEIGHTS, strict=True):
+        assert layer.weight.dtype == np.float32
+        assert np.abs(layer.weight - weight).max() <= error * np.abs(weight).max()
+        np.testing.assert_array_equal(layer.bias, bias)
+    first, second = model.layers
+    wanted = np.maximum(X @ first.weight.T + first.bias, 0) @ second.weight.T + second.bias
+    np.testing.assert_allclose(answered(model, X), wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_an_old_file_has_its_operators_in_the_old_field(tmp_path: Path) -> None:
+    def old(model: Any) -> None:
+        for code in model.operatorCodes:
+            code.builtinCode = 0
+
+    model = given(mlp(WEIGHTS), tmp_path, old)
+    written = GivenFile().schema.ModelT.InitFromPackedBuf(model.content.content)
+    assert {code.builtinCode for code in written.operatorCodes} == {9}
+    assert [layer.name for layer in model.layers] == ["fc0", "fc1"]
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_convolutions_are_watched_patch_by_patch(stride: int, tmp_path: Path) -> None:
+    model = given(convnet(*KERNELS, BIASES, stride=stride), tmp_path)
+    first, second = model.layers
+    assert (first.kind, second.kind) == ("conv", "linear")
+    np.testing.assert_array_equal(first.weight.reshape(7, 4, 3, 3), KERNELS[0].transpose(0, 3, 1, 2))
+    np.testing.assert_array_equal(second.weight, KERNELS[1].reshape(6, 7))
+    images = RNG.standard_normal((2, 6, 6, 4)).astype(np.float32)
+    seen = native("tflite").observe(model.content, ["conv0", "conv1"], threads=1)
+    rows = list(seen.rows(Samples({"image": images})))
+    patches, between = (np.concatenate([run[joined(seen.keys[name])] for run in rows]) for name in ("conv0", "conv1"))
+    np.testing.assert_allclose(np.maximum(patches @ first.weight.T + first.bias, 0), between, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        between @ second.weight.T + second.bias, answered(model, images).reshape(-1, 6), rtol=1e-4, atol=1e-4
+    )
+    counts = seen.row_counts({"image": images[:1]})
+    assert set(counts.values()) == {(6 // stride) ** 2}
+
+
+def test_factors_of_a_convolution_keep_its_activation_behind_both(tmp_path: Path) -> None:
+    """At full rank the answers stay: the first of the two has strides and padding, the second bias and activation."""
+    model = given(convnet(*KERNELS, BIASES, stride=2), tmp_path)
+    layer = model.layers[0]
+    u, s, v = np.linalg.svd(layer.weight, full_matrices=False)
+    parts = {layer.name: low_rank((u * s).astype(np.float32), v.astype(np.float32), layer.bias)}
+    images = RNG.standard_normal((2, 6, 6, 4)).astype(np.float32)
+    session = native("tflite").session(model.content, parts, threads=1)
+    np.testing.assert_allclose(
+        predict(session, Samples({"image": images})), answered(model, images), rtol=1e-3, atol=1e-3
+    )
+
+
+def test_one_weight_in_two_places_is_one_layer(tmp_path: Path) -> None:
+    file = mlp([(WEIGHTS[0][0][:8], WEIGHTS[0][1][:8]), (WEIGHTS[0][0][:8], WEIGHTS[0][1][:8])])
+    file.graph.operators[1].inputs[1:] = file.graph.operators[0].inputs[1:]
+    model = given(file, tmp_path)
+    assert [(layer.name, layer.uses) for layer in model.layers] == [("fc0", 2)]
+    seen = native("tflite").observe(model.content, ["fc0"], threads=1)
+    (rows,) = next(seen.rows(Samples({"pixels": X[:1]}))).values()
+    assert rows.shape == (2, 8), "the vectors of both places"
+
+
+def test_a_weight_that_is_an_output_too_is_left_alone(tmp_path: Path) -> None:
+    file = mlp(WEIGHTS)
+    file.graph.outputs.append(file.graph.operators[1].inputs[1])
+    assert [layer.name for layer in given(file, tmp_path).layers] == ["fc0"]
+
+
+def test_integers_are_read_as_what_they_are(tmp_path: Path) -> None:
+    weight = WEIGHTS[0][0]
+    model = given(integer_layer(weight), tmp_path)
+    (layer,) = model.layers
+    assert model.fixed is not None
+    np.testing.assert_allclose(layer.weight, weight, atol=np.abs(weight).max() / 250)
+    codes = RNG.integers(-128, 128, (1, 8)).astype(np.int8)
+    seen = native("tflite").observe(model.content, ["fc"], threads=1)
+    (rows,) = next(seen.rows(Samples({"x": codes}))).values()
+    np.testing.assert_allclose(rows, (codes.astype(np.float32) + 3) * 0.05, rtol=1e-6)
+    found = CliRunner().invoke(app, ["inspect", str(tmp_path / "m.tflite")])
+    assert found.exit_code == 0, found.stderr
+    assert "in integers" in " ".join(found.stdout.split())
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_no_numbers(value: float, tmp_path: Path) -> None:
+    bad = WEIGHTS[0][0].copy()
+    bad[2, 3] = value
+    with pytest.raises(ModelError, match=r"m\.tflite: 'fc0' holds NaN or infinity") as caught:
+        given(mlp([(bad, WEIGHTS[0][1]), WEIGHTS[1]]), tmp_path)
+    assert caught.value.hint
+
+
+def cyclic(model: Any) -> None:
+    first, second = model.subgraphs[0].operators
+    first.inputs[0] = second.outputs[0]
+
+
+def far_tensor(model: Any) -> None:
+    model.subgraphs[0].operators[1].inputs[1] = 10**6
+
+
+def far_buffer(model: Any) -> None:
+    model.subgraphs[0].tensors[1].buffer = 99
+
+
+def far_code(model: Any) -> None:
+    model.subgraphs[0].operators[0].opcodeIndex = 7
+
+
+def far_output(model: Any) -> None:
+    model.subgraphs[0].outputs = [-1]
+
+
+def short_buffer(model: Any) -> None:
+    buffer = model.buffers[model.subgraphs[0].tensors[1].buffer]
+    buffer.data = buffer.data[:-4]
+
+
+def long_offset(model: Any) -> None:
+    buffer = model.buffers[model.subgraphs[0].tensors[1].buffer]
+    buffer.data, buffer.offset, buffer.size = None, 64, 2**40
+
+
+def huge(model: Any) -> None:
+    model.subgraphs[0].tensors[0].shape = [2**31 - 1] * 4
+
+
+def negative(model: Any) -> None:
+    model.subgraphs[0].tensors[0].shape = [1, -8]
+
+
+def endless(model: Any) -> None:
+    schema = GivenFile().schema
+    operator = model.subgraphs[0].operators[0]
+    operator.builtinOptionsType = schema.BuiltinOptions.CallOnceOptions
+    operator.builtinOptions = schema.CallOnceOptionsT()
+    operator.builtinOptions.initSubgraphIndex = 0
+
+
+def few_inputs(model: Any) -> None:
+    model.subgraphs[0].operators[0].inputs = [0]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (few_inputs, "index out of range"),
+        (cyclic, "circle"),
+        (far_tensor, "not there"),
+        (far_buffer, "buffer 99"),
+        (far_code, "kind 7"),
+        (far_output, "not there"),
+        (short_buffer, "where its shape needs"),
+        (long_offset, "a buffer ends at byte"),
+        (huge, "at most 2147483647 numbers"),
+        (negative, r"shape \(1, -8\)"),
+        (endless, "run each other in a circle"),
+    ],
+)
+def test_a_file_that_lies_is_refused(change: Callable[[Any], None], said: str, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=rf"m\.tflite: a damaged or truncated TFLite file \(.*{said}") as caught:
+        given(mlp(WEIGHTS), tmp_path, change)
+    assert caught.value.hint
+    found = CliRunner().invoke(app, ["inspect", str(tmp_path / "m.tflite")])
+    assert found.exit_code == 3
+    assert found.stdout == ""
+
+
+def test_what_the_runtime_refuses_is_said_with_the_name_of_the_file(tmp_path: Path) -> None:
+    def unknown(model: Any) -> None:
+        model.operatorCodes[0].builtinCode = 32
+        model.operatorCodes[0].deprecatedBuiltinCode, model.operatorCodes[0].customCode = 32, b"Frobnicate"
+
+    with pytest.raises(ModelError, match=r"(?s)m\.tflite: .*Frobnicate.*\(LiteRT, at the input shapes") as caught:
+        given(mlp(WEIGHTS), tmp_path, unknown)
+    assert caught.value.hint
+
+
+def test_another_identifier_is_no_tflite_file(tmp_path: Path) -> None:
+    path = mlp(WEIGHTS).save(tmp_path / "m.tflite")
+    path.write_bytes(path.read_bytes().replace(b"TFL3", b"TFL9"))
+    with pytest.raises(ModelError, match=r"identifier b'TFL9', expected b'TFL3'"):
+        open_model(str(path), tmp_path)
