@@ -9,7 +9,7 @@ from typing import Any
 
 from edgepack.backends.backend import Writer
 from edgepack.backends.registry import TOOLS
-from edgepack.backends.schemes import FP32
+from edgepack.backends.schemes import DENSE_INT8, FP32
 from edgepack.cost import model
 from edgepack.devices.device import Job
 from edgepack.devices.local import LocalDevice
@@ -112,6 +112,8 @@ def _stated(evaluator: Evaluator, path: Path, fmt: Format) -> Drop | None:
 
 def _order(evaluator: Evaluator, files: Writer, prices: Prices) -> tuple[tuple[Scheme, ...], str]:
     """Int8 schemes of the dense model, fastest first by the best source before a file is measured, and its name."""
+    if evaluator.analysis.subject.opened.fixed is not None:  # its own file, with the grids that it came with
+        return tuple(scheme for scheme in DENSE_INT8[files.fmt] if scheme.is_static), model.STATED
     stated = model.preferred(files.fmt, calibrated=files.calibrated)
     costs = {scheme: prices.dense_latency_s(scheme) for scheme in stated}
     known = {scheme: latency for scheme, latency in costs.items() if latency is not None}

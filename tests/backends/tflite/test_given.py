@@ -169,6 +169,7 @@ def test_a_model_in_integers_is_kept_and_said_so(tmp_path: Path) -> None:
     pack, warnings = built(path, {"x": RNG.integers(-128, 128, (90, 64)).astype(np.int8)}, tmp_path)
     for name in ("model.tflite", "baseline/int8.tflite", "baseline/fp32.tflite"):
         assert (pack / name).read_bytes() == path.read_bytes()
+    assert json.loads((pack / "manifest.json").read_text())["files"]["model.tflite"]["scheme"] == "int8-static"
     assert any("keeps the model as it is" in line for line in warnings)
     assert "no ONNX file: nothing converts a TFLite file to ONNX" in warnings
     assert not (pack / "model.onnx").exists()
