@@ -144,7 +144,9 @@ def built(
     path: Path, data: Mapping[str, Array], folder: Path, rank: Literal["auto"] | int = "auto"
 ) -> tuple[Path, tuple[str, ...]]:
     np.savez(folder / "d.npz", allow_pickle=False, **data)
-    options = BuildOptions(str(path), get_target("rpi4"), data=folder / "d.npz", out=folder / "pack", rank=rank)
+    options = BuildOptions(
+        str(path), get_target("rpi4"), data=folder / "d.npz", out=folder / "pack", rank=rank, precision="int8"
+    )
     result = build(options, cache=Cache(folder / "cache"))
     return result.out, result.warnings
 
