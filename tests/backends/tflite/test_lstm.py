@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from edgepack.backends.tflite.schemes import FP32, INT4_DYNAMIC, INT8_DYNAMIC, I
 from edgepack.model.scheme import Scheme
 from edgepack.model.types import Array
 from edgepack.sources.torch import export_program, save_program
+from tests.torchgraph import onnx_cells
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 
@@ -122,3 +124,16 @@ def test_a_stream_of_1000_steps_agrees_with_torch(lstms: tuple[nn.Module, Path])
         *_, h, c, _ = session.run({**given, "h": h, "c": c})
     np.testing.assert_allclose(h, state[0].numpy(), atol=1e-5)
     np.testing.assert_allclose(c, state[1].numpy(), atol=1e-5)
+
+
+def test_an_onnx_model_has_the_fused_operator_as_well(emitter: TfliteEmitter, tmp_path: Path) -> None:
+    outputs = ["y", "last", "cell"]
+    path = onnx_cells.write(tmp_path, "LSTM", onnx_cells.STATES, outputs, direction="bidirectional")
+    x = np.random.default_rng(2).standard_normal((onnx_cells.STEPS, onnx_cells.SEQUENCES, onnx_cells.FEATURES))
+    emitter.load_onnx(path, {"x": x.shape})
+    emitter.emit(tmp_path / "model.tflite")
+    assert [name for name in operators(tmp_path / "model.tflite") if "LSTM" in name] == [BOTH]
+    feed = {"x": x.astype(np.float32)}
+    expected = ort.InferenceSession(path, providers=["CPUExecutionProvider"]).run(outputs, feed)
+    for one, other in zip(load(tmp_path / "model.tflite", threads=1).run(feed), expected, strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-6)
