@@ -36,7 +36,7 @@ class TfliteNative:
         """See `Native.session`. LiteRT's integer sums never saturate."""
         known = {layer.name: layer for layer in model.layers}
         plain = {
-            name: part if part.structure.is_low_rank else dense(effective_weight(part), part.bias)
+            name: part if part.structure.in_place else dense(effective_weight(part), part.bias)
             for name, part in parts.items()
         }
         with tempfile.TemporaryDirectory() as folder:

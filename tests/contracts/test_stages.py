@@ -24,6 +24,7 @@ from edgepack.model.replacement import Replacement, dense
 from edgepack.model.scheme import FileScheme, Format
 from edgepack.model.structure import DENSE, Structure
 from edgepack.model.types import LayerPlan
+from edgepack.natives import native
 from edgepack.natives.onnx import OnnxNative
 from edgepack.pipeline.verify import biases_intact, same_outputs, structures_kept, weights_as_planned
 from edgepack.plan.candidates import GivenRanks
@@ -136,3 +137,22 @@ def test_files_answer_like_the_kernels_and_keep_the_stages(
     sizes = [(tmp_path / f"{scheme}.{fmt}").stat().st_size for scheme in dict.fromkeys(schemes)]
     assert sizes == sorted(sizes, reverse=True)
     assert DENSE_INT8[fmt]
+
+
+def test_a_file_that_was_written_answers_alike_with_stages_in_place(
+    network: Model, files: Writer, samples: Samples, tmp_path: Path
+) -> None:
+    """Every format is a source as well."""
+    files.write_dense(tmp_path / f"dense.{files.fmt}")
+    opened = open_model(str(tmp_path / f"dense.{files.fmt}"), tmp_path, (files.fmt,))
+    runtime, x = native(opened.native), samples.inputs["x"][:1]
+    (given,) = (spec.name for spec in opened.inputs)
+    for name in STRUCTURES:
+        parts = taken_apart(opened, name)
+        whole = {
+            layer.name: dense(kind_of(layer).effective(layer, parts[layer.name])[WEIGHT], layer.bias)
+            for layer in opened.layers
+        }
+        found, wanted = (runtime.session(opened.content, each, threads=1).run({given: x})[0] for each in (parts, whole))
+        assert sqnr_db(found, wanted) > 90
+    assert len(opened.layers) == len(network.layers)
