@@ -15,12 +15,15 @@ from edgepack.backends.runtime import predict
 from edgepack.cli import app
 from edgepack.data import Samples
 from edgepack.errors import ModelError
+from edgepack.model.kinds import kind_of, views_of
 from edgepack.model.model import Model
-from edgepack.model.replacement import low_rank
+from edgepack.model.replacement import dense, low_rank
+from edgepack.model.structure import Structure
 from edgepack.model.types import Array
 from edgepack.natives import native
 from edgepack.sources import open_model
 from tests.backends.tflite.given_files import GivenFile, Storage, convnet, integer_layer, mlp
+from tests.contracts.test_kinds import taken_apart
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 RNG = np.random.default_rng(0)
@@ -98,6 +101,22 @@ def test_factors_of_a_convolution_keep_its_activation_behind_both(tmp_path: Path
     np.testing.assert_allclose(
         predict(session, Samples({"image": images})), answered(model, images), rtol=1e-3, atol=1e-3
     )
+
+
+@pytest.mark.parametrize(
+    "structure", [Structure("spatial-svd", (3,)), Structure("input-svd", (3,)), Structure("tucker-2", (3, 4))], ids=str
+)
+def test_a_kernel_taken_apart_answers_as_what_it_comes_to(structure: Structure, tmp_path: Path) -> None:
+    model = given(convnet(*KERNELS, BIASES, stride=2), tmp_path)
+    layer = model.layers[0]
+    part = taken_apart(views_of([layer])[0], structure)
+    whole = dense(kind_of(layer).effective(layer, part)["weight"], part.bias)
+    images = Samples({"image": RNG.standard_normal((2, 6, 6, 4)).astype(np.float32)})
+    found, wanted = (
+        predict(native("tflite").session(model.content, {layer.name: each}, threads=1), images)
+        for each in (part, whole)
+    )
+    np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-3)
 
 
 def test_one_weight_in_two_places_is_one_layer(tmp_path: Path) -> None:
