@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median
+from statistics import mean, median
 from typing import Protocol, TypeVar
 
 from edgepack.backends.schemes import DENSE_INT8
@@ -34,7 +34,7 @@ NOTICEABLE, CHANCE = 0.03, 0.01
 """Where files lie in memory alone makes one per cent or two."""
 
 ROUNDS = 15
-ROUND_S = 0.004
+ROUND_S = 0.01
 """Of one turn of one file. What else runs on a machine takes it for milliseconds at a time: it falls on few of the
 calls of a turn, and their median does not show it."""
 
@@ -146,24 +146,35 @@ def ordered(latency_s: Mapping[Named, float]) -> tuple[Named, ...]:
     return tuple(first)
 
 
-def interleaved_s(runs: Mapping[str, Callable[[], object]]) -> dict[str, list[float]]:
-    """Seconds per call of each run, medians of `ROUNDS` turns, so that drift of the machine falls on all alike."""
-    calls: dict[str, int] = {}
-    for name, run in runs.items():
+def interleaved_s(runs: Sequence[tuple[str, Callable[[], object]]]) -> dict[str, list[float]]:
+    """Seconds per call by name, of `ROUNDS` rounds in which every run has its turn: the median of its calls.
+
+    Drift of the machine falls on all alike; so does what a run leaves in the caches, for every other round goes
+    backwards. Runs of the same name count by their mean.
+    """
+    calls = []
+    for _, run in runs:
         run()
         start = time.perf_counter()
         run()
-        calls[name] = max(1, int(ROUND_S / max(time.perf_counter() - start, 1e-7)))
-    samples: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(ROUNDS):
-        for name, run in runs.items():
-            spent = []
-            for _ in range(calls[name]):
-                start = time.perf_counter()
-                run()
-                spent.append(time.perf_counter() - start)
-            samples[name].append(median(spent))
-    return samples
+        calls.append(max(1, int(ROUND_S / max(time.perf_counter() - start, 1e-7))))
+    turns: list[list[float]] = [[] for _ in runs]
+    for number in range(ROUNDS):
+        for at in range(len(runs))[:: -1 if number % 2 else 1]:
+            turns[at].append(_median_s(runs[at][1], calls[at]))
+    alike: dict[str, list[list[float]]] = {}
+    for (name, _), own in zip(runs, turns, strict=True):
+        alike.setdefault(name, []).append(own)
+    return {name: [mean(each) for each in zip(*own, strict=True)] for name, own in alike.items()}
+
+
+def _median_s(run: Callable[[], object], calls: int) -> float:
+    spent = []
+    for _ in range(calls):
+        start = time.perf_counter()
+        run()
+        spent.append(time.perf_counter() - start)
+    return median(spent)
 
 
 def slower_by(turns_s: Sequence[float], others_s: Sequence[float]) -> float:

@@ -57,10 +57,11 @@ def test_latency_is_per_call_and_in_turns(monkeypatch: pytest.MonkeyPatch) -> No
         return run
 
     monkeypatch.setattr("edgepack.cost.model.time.perf_counter", lambda: now)
-    found = interleaved_s({"slow": runner("slow", 6e-3), "quick": runner("quick", 2e-3)})
-    assert found == {"slow": pytest.approx([6e-3] * ROUNDS), "quick": pytest.approx([2e-3] * ROUNDS)}
-    assert turns[2:] == ["slow", "quick"] * (len(turns) // 2 - 1)
-    assert len(turns) >= 20
+    runs = [("slow", runner("first", 6e-3)), ("quick", runner("second", 2e-3)), ("slow", runner("third", 8e-3))]
+    found = interleaved_s(runs)
+    assert found == {"slow": pytest.approx([7e-3] * ROUNDS), "quick": pytest.approx([2e-3] * ROUNDS)}
+    there_and_back = ["first", "second", "third", "second"]
+    assert turns[3:] == (there_and_back * ROUNDS)[: 2 * ROUNDS + 1]
 
 
 def test_slower_is_what_shows_in_most_turns() -> None:
