@@ -11,6 +11,7 @@ from edgepack.cli.options import (
     FORMATS_HELP,
     Data,
     Fresh,
+    Inputs,
     Model,
     Optimize,
     PrecisionName,
@@ -103,6 +104,7 @@ def build(
         str | None, typer.Option("--keep", help="Leave layers alone whose names have this.", metavar="REGEX")
     ] = None,
     only: Annotated[str | None, typer.Option("--only", help="Leave all other layers alone.", metavar="REGEX")] = None,
+    inputs: Inputs = None,
     scheduler: Annotated[
         str | None,
         typer.Option(
@@ -133,6 +135,7 @@ def build(
         parse_rank,
         parse_size,
     )
+    from edgepack.sources.inputs import parse_input
     from edgepack.targets.file import get_target
 
     options = BuildOptions(
@@ -163,6 +166,7 @@ def build(
         transport=transport,
         keep=keep,
         only=only,
+        inputs=tuple(parse_input(text) for text in inputs or ()),
     )
     (_explore if explore else _build)(options, output)
 
@@ -195,6 +199,7 @@ def inspect(
     method: Annotated[
         str | None, typer.Option("--method", help=METHOD_HELP, show_default="whitened with data, else svd")
     ] = None,
+    inputs: Inputs = None,
     seed: Seed = 0,
     fresh: Fresh = False,
     *,
@@ -214,9 +219,12 @@ def inspect(
         return
     from edgepack.pipeline.inspect import inspect as run
     from edgepack.report.inspect import model_report
+    from edgepack.sources.inputs import parse_input
+    from edgepack.workspace import Cache
 
+    given, cache = [parse_input(text) for text in inputs or ()], Cache(fresh=fresh)
     with progress_bar(output) as progress:
-        found = run(model, data=data, method=method, seed=seed, fresh=fresh, progress=progress)
+        found = run(model, data=data, method=method, inputs=given, seed=seed, cache=cache, progress=progress)
     show(model_report(found), output)
 
 

@@ -57,6 +57,15 @@ TargetsFile = Annotated[
 Data = Annotated[
     Path | None, typer.Option("--data", help="Arrays named like the inputs, first axis = samples; labels as `y`.")
 ]
+Inputs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--input",
+        help="Shape of an input that the model leaves open; again for others.",
+        metavar="NAME=1x3x224x224",
+        show_default=False,
+    ),
+]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of the split and of every random choice.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Compute everything again instead of taking it from the cache.")]
 _FORMATS = [module.name for module in iter_modules(backends.__path__) if module.ispkg]

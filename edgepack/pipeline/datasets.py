@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
 
@@ -22,8 +22,9 @@ from edgepack.pipeline.activations import row_counts
 from edgepack.pipeline.decompositions import FALLBACK
 from edgepack.pipeline.evaluate import Guard
 from edgepack.pipeline.recipe_score import RecipeScore
+from edgepack.sources.inputs import shown, with_images
 from edgepack.sources.recipe import load_metric
-from edgepack.workspace import digest
+from edgepack.workspace import Workspace, digest
 
 ROWS_PER_INPUT = 3
 """Of calibration, for each input of a layer."""
@@ -73,6 +74,19 @@ def load_data(path: Path | None, opened: Model, spec: str, seed: int, *, trains:
     wanted = len(samples) if trains else calibration_samples(opened, samples, seed)
     parts = split(samples, seed, wanted)
     return Data(origin, parts.calibration, parts.validation, parts.confirmation)
+
+
+def with_usual_sides(opened: Model, data: Path | None, workspace: Workspace) -> Model:
+    """The model with usual sides where its inputs look like images of open ones, and no data say more."""
+    if data is not None or (opened.recipe is not None and opened.recipe.calibration is not None):
+        return opened
+    inputs, taken = with_images(opened.inputs)
+    for spec in opened.inputs:
+        if spec.name in taken:
+            size = shown(taken[spec.name])
+            asked = f"--input {spec.name}={size.replace('?', '1')}"
+            workspace.warn(f"{asked} is assumed: the model leaves {shown(spec)} open, and there are no data")
+    return replace(opened, inputs=inputs)
 
 
 def calibration_samples(opened: Model, samples: Samples, seed: int) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -17,11 +17,12 @@ from edgepack.model.model import Model
 from edgepack.model.types import Array, Spectrum
 from edgepack.natives import native
 from edgepack.pipeline.activations import Subject, row_counts
-from edgepack.pipeline.datasets import choose_method, load_data, make_guard
+from edgepack.pipeline.datasets import choose_method, load_data, make_guard, with_usual_sides
 from edgepack.pipeline.decompositions import decompose
 from edgepack.pipeline.gradients import weighed
 from edgepack.plan.candidates import break_even_rank
 from edgepack.sources import open_model
+from edgepack.sources.inputs import GivenInput
 from edgepack.workspace import Cache, Progress, digest, open_workspace, silent
 
 Energy = Literal["weight", "output", "weighed output"]
@@ -85,22 +86,22 @@ def inspect(
     *,
     data: Path | None = None,
     method: str | None = None,
+    inputs: Sequence[GivenInput] = (),
     seed: int = 0,
-    fresh: bool = False,
     cache: Cache | None = None,
     progress: Progress = silent,
 ) -> ModelReport:
     """Report every linear layer of a model.
 
     Args:
-        model, data, method, seed, fresh: as for `build`.
+        model, data, method, inputs, seed: as for `build`.
 
     Raises:
         UsageError, InputError: bad arguments, model or data.
     """
-    with open_workspace(cache or Cache(fresh=fresh), seed=seed, progress=progress) as workspace:
+    with open_workspace(cache or Cache(), seed=seed, progress=progress) as workspace:
         progress("open model")
-        opened = open_model(model, workspace.folder)
+        opened = with_usual_sides(open_model(model, workspace.folder, given=inputs), data, workspace)
         loaded = load_data(data, opened, model, seed)
         chosen = choose_method(method, loaded)
         subject = Subject(opened, loaded.calibration, digest(opened.sha256, loaded.digest()))

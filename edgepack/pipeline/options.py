@@ -15,6 +15,7 @@ from edgepack.metrics.drop import CONFIDENCE
 from edgepack.model.scheme import Format
 from edgepack.model.types import Aim
 from edgepack.sources import closed, unwritable
+from edgepack.sources.inputs import GivenInput
 from edgepack.targets.target import HOST, Target
 
 Rank = Literal["auto", "cv"] | int | float
@@ -54,6 +55,7 @@ class BuildOptions:
         fresh: ignore what the cache holds.
         keep: regular expression; layers in whose names it is found stay as they are.
         only: regular expression; layers in whose names it is not found stay as they are.
+        inputs: shapes of inputs that the model leaves open.
         baseline: write the dense models into the pack.
         transport: write each model file as a `.tar.xz` as well.
     """
@@ -85,6 +87,7 @@ class BuildOptions:
     transport: bool = False
     keep: str | None = None
     only: str | None = None
+    inputs: tuple[GivenInput, ...] = ()
 
     def __post_init__(self) -> None:
         if self.max_drop is not None and not 0 <= self.max_drop < float("inf"):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from edgepack.backends.registry import FACTS, FORMATS, missing, missing_for
 from edgepack.errors import UsageError
 from edgepack.model.model import Model
 from edgepack.model.scheme import Format
+from edgepack.sources.inputs import GivenInput, with_shapes
 from edgepack.sources.onnx import OnnxFile
 from edgepack.sources.recipe import PythonRecipe
 from edgepack.sources.source import Source
@@ -77,19 +79,23 @@ def check_installed(spec: str) -> Source:
     return source
 
 
-def open_model(spec: str, work: Path, formats: Collection[Format] | None = None) -> Model:
+def open_model(
+    spec: str, work: Path, formats: Collection[Format] | None = None, given: Sequence[GivenInput] = ()
+) -> Model:
     """Open `spec`; exports of a torch model go into the folder `work`.
 
     A torch model is exported to ONNX, and is the truth there, where ONNX is among the formats; else its program is.
 
     Args:
         formats: of the files that will be written; None for all that can be written here.
+        given: shapes of inputs that the model leaves open.
 
     Raises:
-        UsageError: `spec` names no model, or what opens it is not installed.
+        UsageError: `spec` names no model, what opens it is not installed, or it takes no such inputs.
         ModelError: the model is bad or cannot be exported.
     """
     source = check_installed(spec)
     if formats is None:
         formats = set(FORMATS) - set(unwritable(spec)) - set(closed(spec))
-    return source.open(spec, model_name(spec), work, formats)
+    opened = source.open(spec, model_name(spec), work, formats)
+    return replace(opened, inputs=with_shapes(opened.inputs, given)) if given else opened

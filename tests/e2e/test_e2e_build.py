@@ -470,3 +470,26 @@ def test_layers_that_are_left_alone(tmp_path: Path, model: Path, data: Path) -> 
 @pytest.mark.parametrize("name", ["--keep", "--only"])
 def test_names_that_no_layer_has(tmp_path: Path, model: Path, data: Path, name: str, option: str, says: str) -> None:
     assert_fails(build(model, tmp_path / "out", "--data", data, name, option), 2, [says], out=tmp_path / "out")
+
+
+def test_the_size_of_open_images(tmp_path: Path) -> None:
+    """As asked, or a usual one that is said; rows of a layer are the places that a kernel of one pixel goes over."""
+    kernel = np.random.default_rng(0).standard_normal((8, 3, 1, 1)).astype(np.float32)
+    graph = helper.make_graph(
+        [helper.make_node("Conv", ["x", "w"], ["y"])],
+        "graph",
+        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["N", 3, "H", "W"])],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(kernel, "w")],
+    )
+    path = tmp_path / "conv.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    for asked, size in ((("--input", "x=1x3x20x10"), 200), ((), 224 * 224)):
+        report = json.loads(invoke("inspect", path, "--json", *asked).out)
+        assert [layer["rows"] for layer in report["layers"]] == [size]
+    done = build(path, tmp_path / "out", "--input", "x=1x3x20x10")
+    assert (done.code, "is assumed" in done.out) == (0, False)
+    with np.load(tmp_path / "out" / "example_inputs.npz") as inputs:
+        assert inputs["x"].shape == (1, 3, 20, 10)
+    assert "--input x=1x3x224x224 is assumed" in build(path, tmp_path / "usual").out
+    assert_fails(build(path, tmp_path / "other", "--input", "x=1x4x20x10"), 2, ["the model takes"], hint=False)

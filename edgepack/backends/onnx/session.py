@@ -92,7 +92,7 @@ def run(opened: ort.InferenceSession, outputs: Sequence[str] | None, feed: Mappi
         reason = str(err).strip().splitlines()[0].rpartition("Status Message: ")[2]
         raise ModelError(
             f"the model does not run on inputs of shape {shapes}: {reason}",
-            hint="give real inputs with --data; where a dimension is dynamic, 1 was assumed without them",
+            hint="give real inputs with --data, or their shape with --input NAME=1x3x224x224: what is left open is 1",
         ) from err
 
 

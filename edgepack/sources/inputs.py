@@ -1,0 +1,95 @@
+"""Shapes of inputs that a model leaves open: as the user gives them, else as an image has them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import prod
+
+from edgepack.errors import UsageError
+from edgepack.model.types import TensorSpec
+
+LARGEST = 2**31
+"""Numbers of an input, below this."""
+IMAGE_SIDE = 224
+"""Pixels a side, where a model leaves them open and there are no data."""
+CHANNELS = frozenset({1, 3, 4})
+_FORM = re.compile(r"(?P<name>.+)=(?P<shape>[0-9]+(x[0-9]+)*)(:(?P<dtype>[a-z]+[0-9]*))?")
+
+
+@dataclass(frozen=True)
+class GivenInput:
+    """What `--input` says of one input: its whole shape, and its type where that was given."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str | None = None
+
+    def __str__(self) -> str:
+        return f"--input {self.name}={'x'.join(map(str, self.shape))}{'' if self.dtype is None else f':{self.dtype}'}"
+
+
+def parse_input(text: str) -> GivenInput:
+    """`x=1x3x320x320` or `ids=1x64:int64`.
+
+    Raises:
+        UsageError: anything else, a side of 0, or too many numbers.
+    """
+    found = _FORM.fullmatch(text)
+    if found is None:
+        raise UsageError(f"--input {text}: expected NAME=1x3x224x224, and a dtype behind a colon if you like")
+    shape = tuple(int(side) for side in found["shape"].split("x"))
+    if not 0 < prod(shape) < LARGEST:
+        raise UsageError(f"--input {text}: expected from 1 to {LARGEST - 1} numbers")
+    return GivenInput(found["name"], shape, found["dtype"])
+
+
+def with_shapes(specs: Sequence[TensorSpec], given: Sequence[GivenInput]) -> tuple[TensorSpec, ...]:
+    """The inputs with the sides that were given. A batch of 1 stays open where it was.
+
+    Raises:
+        UsageError: there is no such input, or it has other sides or another type.
+    """
+    known = {spec.name: spec for spec in specs}
+    for one in given:
+        if one.name not in known:
+            raise UsageError(f"{one}: the model has no such input", hint=f"its inputs are {', '.join(known)}")
+        known[one.name] = _fixed(known[one.name], one)
+    return tuple(known.values())
+
+
+def _fixed(spec: TensorSpec, given: GivenInput) -> TensorSpec:
+    fits = len(spec.shape) == len(given.shape) and all(
+        own in (None, side) for own, side in zip(spec.shape, given.shape, strict=False)
+    )
+    if not fits:
+        raise UsageError(f"{given}: the model takes {shown(spec)}")
+    if given.dtype not in (None, spec.dtype.name):
+        raise UsageError(f"{given}: the model takes {spec.dtype.name}")
+    first = [None] if spec.shape[:1] == (None,) and given.shape[0] == 1 else list(given.shape[:1])
+    return replace(spec, shape=(*first, *given.shape[1:]))
+
+
+def with_images(specs: Sequence[TensorSpec]) -> tuple[tuple[TensorSpec, ...], Mapping[str, TensorSpec]]:
+    """The inputs with a usual side where they look like images of an open one, and those by name."""
+    found = {spec.name: _image(spec) for spec in specs}
+    taken = {spec.name: found[spec.name] for spec in specs if found[spec.name] != spec}
+    return tuple(found.values()), taken
+
+
+def _image(spec: TensorSpec) -> TensorSpec:
+    """Four axes with a number of channels that images have, on the second or the last of them."""
+    if len(spec.shape) != 4 or spec.dtype.kind not in "fu":
+        return spec
+    batch, *rest = spec.shape
+    for at, sides in ((0, slice(1, 3)), (2, slice(0, 2))):
+        if rest[at] in CHANNELS and None in rest[sides]:
+            rest[sides] = [IMAGE_SIDE if side is None else side for side in rest[sides]]
+            return replace(spec, shape=(batch, *rest))
+    return spec
+
+
+def shown(spec: TensorSpec) -> str:
+    """`1x3x?x?`, a question mark for each side that is open."""
+    return "x".join("?" if side is None else str(side) for side in spec.shape)
