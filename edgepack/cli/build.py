@@ -211,7 +211,10 @@ def inspect(
 
     Example: edgepack inspect model.onnx --data samples.npz
     """
-    if Path(model).is_dir():
+    from edgepack.pack.folder import MANIFEST
+    from edgepack.sources.others import other_kind
+
+    if Path(model).is_dir() and (Path(model, MANIFEST).is_file() or other_kind(model) is None):
         from edgepack.pack.manifest import read_manifest
         from edgepack.report.inspect import pack_report
 

@@ -12,6 +12,7 @@ from edgepack.model.model import Model
 from edgepack.model.scheme import Format
 from edgepack.sources.inputs import GivenInput, with_shapes
 from edgepack.sources.onnx import OnnxFile
+from edgepack.sources.others import other_kind
 from edgepack.sources.recipe import PythonRecipe
 from edgepack.sources.source import Source
 from edgepack.sources.tflite import TfliteFile
@@ -31,8 +32,12 @@ def source_of(spec: str) -> Source:
         if source.takes(spec):
             return source
     *forms, last = (form for source in SOURCES for form in source.forms)
+    expected = f"expected {', '.join(forms)} or {last}"
+    if (other := other_kind(spec)) is not None:
+        what, step = other
+        raise UsageError(f"{spec} is a {what}: {expected}", hint=step)
     raise UsageError(
-        f"cannot tell what {spec!r} is: expected {', '.join(forms)} or {last}",
+        f"cannot tell what {spec!r} is: {expected}",
         hint=", or ".join(source.advice for source in SOURCES if source.advice is not None),
     )
 

@@ -53,9 +53,14 @@ def test_folder(tmp_path: Path) -> None:
     fails(tmp_path / "folder.onnx", [r"folder\.onnx", "a folder", "expected an ONNX file"], tmp_path)
 
 
-@pytest.mark.parametrize("name", ["model.h5", "model.tflite", "model", "file.py", "file.py:", "a b"])
+@pytest.mark.parametrize("name", ["model", "file.py:", "a b"])
 def test_unknown_kind_is_a_usage_error(tmp_path: Path, name: str) -> None:
-    fails(name, [f"cannot tell what '{name}' is", r"expected model\.onnx, model\.pt2"], tmp_path, code=2)
+    fails(name, [f"cannot tell what '{name}' is", r"expected model\.onnx, model\.tflite"], tmp_path, code=2)
+
+
+@pytest.mark.parametrize("name", ["model.h5", "model.pt", "file.py"])
+def test_other_kinds_are_told_the_step_to_a_model(tmp_path: Path, name: str) -> None:
+    fails(name, [rf"{name} is a ", r"expected model\.onnx, model\.tflite"], tmp_path, code=2)
 
 
 def test_external_data_missing(tmp_path: Path, model: Path) -> None:

@@ -9,6 +9,8 @@ import pytest
 from edgepack.errors import ModelError, UsageError
 from edgepack.sources import model_name, open_model, source_of
 
+EXPECTED = "expected model.onnx, model.tflite, model.pt2, file.py:function or package.module:function"
+
 
 @pytest.mark.parametrize(
     ("spec", "kind"),
@@ -16,6 +18,7 @@ from edgepack.sources import model_name, open_model, source_of
         ("model.onnx", "onnx"),
         ("some where/MODEL.ONNX", "onnx"),
         ("model.pt2", "pt2"),
+        ("model.tflite", "tflite"),
         ("file.py:make", "recipe"),
         ("package.module:make", "recipe"),
         (r"C:\models\file.py:make", "recipe"),
@@ -25,14 +28,62 @@ def test_kinds(spec: str, kind: str) -> None:
     assert source_of(spec).name == kind
 
 
-@pytest.mark.parametrize("spec", ["", ":", "model", "model.tflite", "file.py", "file.py:", ":make", "file.py:a b"])
+@pytest.mark.parametrize("spec", ["", ":", "model", "file.py:", ":make", "file.py:a b"])
 def test_anything_else_is_a_usage_error(spec: str) -> None:
     with pytest.raises(UsageError, match="cannot tell what") as caught:
         source_of(spec)
-    assert caught.value.message.endswith("expected model.onnx, model.pt2, file.py:function or package.module:function")
+    assert caught.value.message.endswith(EXPECTED)
     assert caught.value.hint == (
         "export a torch module with torch.export.save, or write a function that returns an edgepack Recipe"
     )
+
+
+@pytest.mark.parametrize(
+    ("spec", "what", "step"),
+    [
+        ("a/model.H5", "Keras model", "Keras 3"),
+        ("net.keras", "Keras model", "Keras 3"),
+        ("net.pth", "torch file, which is not unpickled", "file.py:function"),
+        ("net.safetensors", "file of weights alone", "Recipe"),
+        ("forest.joblib", "pickle, which is not opened", "skl2onnx"),
+        ("frozen.pb", "TensorFlow graph", "tf2onnx"),
+    ],
+)
+def test_other_files_are_told_the_step_to_a_model(spec: str, what: str, step: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        source_of(spec)
+    assert caught.value.message == f"{spec} is a {what}: {EXPECTED}"
+    assert step in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize(
+    ("held", "what", "step"),
+    [
+        ("config.json", "folder of Hugging Face", "optimum-cli"),
+        ("saved_model.pb", "folder with a TensorFlow model", "TFLiteConverter"),
+        ("manifest.json", "pack, not a model", "what it was built from"),
+        ("net.onnx", "folder", "net.onnx"),
+    ],
+)
+def test_folders_are_told_the_step_to_a_model(tmp_path: Path, held: str, what: str, step: str) -> None:
+    (tmp_path / held).touch()
+    with pytest.raises(UsageError) as caught:
+        source_of(str(tmp_path))
+    assert caught.value.message == f"{tmp_path} is a {what}: {EXPECTED}"
+    assert step in (caught.value.hint or "")
+
+
+def test_functions_of_a_python_file_are_named_and_nothing_runs(tmp_path: Path) -> None:
+    path = tmp_path / "recipes.py"
+    path.write_text("raise SystemExit(9)\ndef small(): ...\ndef _own(): ...\ndef sized(n): ...\ndef large(n=4): ...\n")
+    with pytest.raises(UsageError) as caught:
+        source_of(str(path))
+    assert caught.value.hint == f"give one of its functions: {path}:small, {path}:large"
+    for content in ("x = 1", "def ("):
+        path.write_text(content)
+        with pytest.raises(UsageError) as caught:
+            source_of(str(path))
+        assert "write a function that returns an edgepack Recipe" in (caught.value.hint or "")
 
 
 @pytest.mark.parametrize(
