@@ -34,7 +34,7 @@ def pays(side: int, rank: int) -> bool:
 
 
 def leading(
-    product: Callable[[Array], Array], side: int, rank: int, total: float, *, seed: int = 0
+    product: Callable[[Array], Array], side: int, rank: int, total: float, *, whole: int | None = None, seed: int = 0
 ) -> tuple[Array, Array] | None:
     """Eigenvalues (rank,), descending, and eigenvectors (side, rank) of a positive semidefinite matrix G, in float64.
 
@@ -46,13 +46,14 @@ def leading(
         side: of G.
         rank: how many are wanted.
         total: tr G.
+        whole: side of the matrix that would be decomposed instead, where that is not G.
         seed: of the first block.
     """
     random = np.random.default_rng([seed, side, rank])
     basis, inner = np.zeros((side, 0)), np.zeros((0, 0))
     block = random.standard_normal((side, BLOCK))
     captured = np.zeros(rank)
-    while basis.shape[1] + BLOCK <= MOST * side:
+    while basis.shape[1] + BLOCK <= MOST * (whole or side):
         block = _beside(basis, block, random)
         image = product(block)
         basis = np.hstack([basis, block])

@@ -72,7 +72,8 @@ def spectrum(layer: View, most: int | None = None) -> Spectrum:
 def _leading(weight: Array, covariance: Array, rank: int) -> Spectrum | None:
     """The first columns alone, and the energy of all others together."""
     total = _trace(weight, covariance)
-    found = leading(lambda block: weight @ (covariance @ (weight.T @ block)), len(weight), rank, total)
+    side, whole = len(weight), min(weight.shape)
+    found = leading(lambda block: weight @ (covariance @ (weight.T @ block)), side, rank, total, whole=whole)
     if found is None:
         return None
     energies = np.clip(found[0], 0.0, None)

@@ -139,7 +139,7 @@ def is_automatic(options: BuildOptions) -> bool:
 def keep_promise(evaluator: Evaluator, files: Writer, attempt: Attempt, baseline: Baseline) -> Attempt:
     """The attempt, or the dense int8 baseline in its place where the attempt is larger, loses too much, or is measured
     slower here. What was asked for by the user stands, with a line that says what dense int8 has over it."""
-    if not baseline.is_rival or not _fits(evaluator, baseline, attempt.fmt):
+    if not baseline.is_rival or not _fits(evaluator, baseline.int8, attempt.fmt):
         return attempt
     reason = _broken(evaluator, attempt, baseline)
     if reason is None:
@@ -151,16 +151,19 @@ def keep_promise(evaluator: Evaluator, files: Writer, attempt: Attempt, baseline
 
 
 def no_larger_than_source(evaluator: Evaluator, files: Writer, attempt: Attempt, baseline: Baseline) -> Attempt:
-    """The attempt, or the model as it was given where that is the smaller file. What was asked for by the user stands,
-    with a line that says so."""
+    """The attempt, or the model as it was given where that is the smaller file and meets the user's own limits. What
+    was asked for by the user stands, with a line that says so."""
     planned, given = attempt.path.stat().st_size, baseline.fp32.stat().st_size
     if planned <= given:
         return attempt
     reason = f"the planned file has {planned} bytes, the model as it was given {given}"
-    if is_automatic(evaluator.options):
-        evaluator.workspace.warn(f"{attempt.fmt}: {reason}; the pack keeps it as it was given")
-        return _dense(evaluator, files, FP32[files.fmt], baseline.fp32, reason)
-    evaluator.workspace.warn(f"{attempt.fmt}: {reason}; it stays as it was asked for")
+    automatic = is_automatic(evaluator.options) and evaluator.options.precision == "auto"
+    if automatic and _fits(evaluator, baseline.fp32, attempt.fmt):
+        dense = _dense(evaluator, files, FP32[files.fmt], baseline.fp32, reason)
+        if dense.sound:
+            evaluator.workspace.warn(f"{attempt.fmt}: {reason}; the pack keeps it as it was given")
+            return dense
+    evaluator.workspace.warn(f"{attempt.fmt}: {reason}; it stays for what was asked")
     return attempt
 
 
@@ -197,19 +200,16 @@ def dense_instead(evaluator: Evaluator, files: Writer, baseline: Baseline, reaso
     raise ModelError(f"no {files.fmt} file could be proved: {'; '.join(failures)}")
 
 
-def _fits(evaluator: Evaluator, baseline: Baseline, fmt: Format) -> bool:
-    """Whether the dense int8 file meets the user's own limits; whether it is fast enough is only known here."""
+def _fits(evaluator: Evaluator, path: Path, fmt: Format) -> bool:
+    """Whether a dense file meets the user's own limits; whether it is fast enough is only known here."""
     options = evaluator.options
-    if options.flash_bytes is not None and baseline.int8.stat().st_size > options.flash_bytes:
+    if options.flash_bytes is not None and path.stat().st_size > options.flash_bytes:
         return False
     if options.latency_s is not None and not evaluator.measures_here:
         return False
-    if (
-        options.latency_s is not None
-        and evaluator.latencies({"model": baseline.int8}, fmt)["model"] > options.latency_s
-    ):
+    if options.latency_s is not None and evaluator.latencies({"model": path}, fmt)["model"] > options.latency_s:
         return False
-    return options.ram_bytes is None or peak_ram_bytes(baseline.int8, fmt, evaluator.workspace) <= options.ram_bytes
+    return options.ram_bytes is None or peak_ram_bytes(path, fmt, evaluator.workspace) <= options.ram_bytes
 
 
 def _dense(evaluator: Evaluator, files: Writer, scheme: Scheme, path: Path, reason: str) -> Attempt:

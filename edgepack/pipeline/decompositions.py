@@ -104,9 +104,9 @@ def _cost(task: _Layer) -> float:
 
 
 def _memory(task: _Layer) -> float:
-    """Bytes: C and its copy, W in float64 and its product, the matrix that is decomposed and its workspace."""
+    """Bytes: C and its copy, W in float64, its product and a basis, the matrix that is decomposed and its workspace."""
     m, n = task.layer.out_features, task.layer.in_features
-    return 8.0 * (2 * n * n + 2 * m * n + 4 * min(m, n) ** 2)
+    return 8.0 * (2 * n * n + 3 * m * n + 4 * min(m, n) ** 2)
 
 
 def _packed(spectrum: Spectrum) -> dict[str, Array]:

@@ -35,7 +35,9 @@ def _split(evaluator: Evaluator, layer: Layer, part: Replacement, choice: LayerP
     energy = evaluator.replacements.rounder.energy(view, covariance)
     if not part.structure.is_low_rank:
         whole = kind_of(layer).effective(layer, part)[name]
-        return Split(0.0, dense_share(view.weight, whole, covariance, energy=energy), 0.0, 0.0, 0.0)
+        lost = dense_share(view.weight, whole, covariance, energy=energy)
+        # Of a kernel that is taken apart nothing is known before its rounding either.
+        return Split(lost, 0.0, 0.0, 0.0, 0.0) if part.structure.in_place else Split(0.0, lost, 0.0, 0.0, 0.0)
     # Of a trained or refitted pair, or one by another method, nothing is known before its rounding: all that it loses
     # counts as truncation.
     trained = file.recovery is not None and file.recovery.kept

@@ -23,6 +23,7 @@ from edgepack.pipeline.gradients import weighed
 from edgepack.plan.candidates import break_even_rank
 from edgepack.sources import open_model
 from edgepack.sources.inputs import GivenInput
+from edgepack.sources.onnx import FOUND
 from edgepack.workspace import Cache, Progress, digest, open_workspace, silent
 
 Energy = Literal["weight", "output", "weighed output"]
@@ -104,7 +105,7 @@ def inspect(
         opened = with_usual_sides(open_model(model, workspace.folder, given=inputs), data, workspace)
         loaded = load_data(data, opened, model, seed)
         chosen = choose_method(method, loaded)
-        subject = Subject(opened, loaded.calibration, digest(opened.sha256, loaded.digest()))
+        subject = Subject(opened, loaded.calibration, digest(opened.sha256, FOUND, loaded.digest()))
         alone = replace(workspace, workers=None)  # in seconds: not worth a start of processes
         gradients = None
         if needs_gradients(chosen):

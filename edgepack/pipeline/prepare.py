@@ -37,6 +37,7 @@ from edgepack.pipeline.replacements import Replacements
 from edgepack.pipeline.rounding import Rounder
 from edgepack.plan.candidates import check_rank
 from edgepack.sources import check_installed, open_model
+from edgepack.sources.onnx import FOUND
 from edgepack.workspace import Cache, Progress, Workspace, digest, open_workspace
 
 UNGUARDED = (
@@ -141,7 +142,7 @@ def _prepare(options: BuildOptions, engines: Mapping[Format, Any], workspace: Wo
         workspace.warn(UNGUARDED if options.rank == "auto" else UNGUARDED_RANK)
 
     method = methods.factorizer
-    subject = Subject(opened, data.calibration, digest(opened.sha256, data.digest()))
+    subject = Subject(opened, data.calibration, digest(opened.sha256, FOUND, data.digest()))
     source, gradients = weighed(subject, method, guard.metric, workspace)
     validated = None if options.rank != "cv" else _cross_validated(subject, method, guard, workspace)
     share = None if validated is None else validated.share

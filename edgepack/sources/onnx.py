@@ -14,6 +14,9 @@ from edgepack.model.scheme import Format
 from edgepack.model.types import TensorSpec
 from edgepack.sources.source import file_stem
 
+FOUND = 2
+"""Version of what is done to a graph before its layers are found: part of the key of all that is kept of them."""
+
 if TYPE_CHECKING:
     import onnx_ir as ir
 
@@ -40,8 +43,8 @@ class OnnxFile:
         return file_stem(spec)
 
     def open(self, spec: str, name: str, work: Path, formats: Collection[Format]) -> Model:
-        """See `Source.open`; nothing is exported."""
-        return onnx_model(spec, name, self.name, Path(spec))
+        """See `Source.open`; the graph in which layers were found is exported where it is not that of the file."""
+        return onnx_model(spec, name, self.name, Path(spec), work)
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +58,7 @@ class OnnxSource:
         sha256: hex digest of the file and of its external data.
         inputs: what a caller must give.
         outputs: what the model returns.
+        folded: whether the graph is another one than that of the file.
     """
 
     path: Path
@@ -63,6 +67,7 @@ class OnnxSource:
     sha256: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    folded: bool
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -83,12 +88,11 @@ def open_onnx(path: Path) -> OnnxSource:
 
     path = Path(path)
     model, sha256 = load_with_digest(path)
-    fold_weights(model)
-    fold_norms(model)
-    return OnnxSource(path, model, find_sites(model), sha256, input_specs(model), output_specs(model))
+    folded = [fold(model) for fold in (fold_weights, fold_norms)]
+    return OnnxSource(path, model, find_sites(model), sha256, input_specs(model), output_specs(model), any(folded))
 
 
-def onnx_model(spec: str, name: str, kind: str, path: Path) -> Model:
+def onnx_model(spec: str, name: str, kind: str, path: Path, work: Path) -> Model:
     """The model that an ONNX file holds, without a torch program.
 
     Args:
@@ -96,10 +100,12 @@ def onnx_model(spec: str, name: str, kind: str, path: Path) -> Model:
         name: see `Model`.
         kind: name of its source.
         path: the file, or what was exported of another.
+        work: folder for the graph in which the layers were found, where that is another one.
 
     Raises:
         ModelError: see `open_onnx`; it takes no inputs.
     """
+    from edgepack.backends.onnx.file import save
     from edgepack.backends.onnx.tensors import vectors
 
     try:
@@ -110,6 +116,9 @@ def onnx_model(spec: str, name: str, kind: str, path: Path) -> Model:
         raise ModelError(f"{spec}: {err.message}", hint=err.hint) from err
     if not source.inputs:
         raise ModelError(f"{spec}: the model takes no inputs")
+    if source.folded:
+        path = work / "folded.onnx"
+        save(source.model, path)
     return Model(
         name=name,
         kind=kind,

@@ -85,7 +85,7 @@ def program_model(
     save_program(program, path)
     if "onnx" in formats:
         program_to_onnx(program, work / "dense.onnx")
-        return replace(onnx_model(spec, name, kind, work / "dense.onnx"), program=path)
+        return replace(onnx_model(spec, name, kind, work / "dense.onnx", work), program=path)
     content = read_torch(path)
     inputs = input_specs(content.module)
     if not inputs:

@@ -27,15 +27,17 @@ INITIALIZERS_APART = 4
 """From this IR version on an initializer need not be a graph input as well."""
 
 
-def fold_weights(model: ir.Model) -> None:
-    """Fold them in place; what nothing uses any more is gone. Of files older than IR version 4 all stays as it is.
+def fold_weights(model: ir.Model) -> bool:
+    """Fold them in place, and say whether there were any; what nothing uses any more is gone.
+
+    Of files older than IR version 4 all stays as it is.
 
     A folded weight stands in the graph of its constants, once for all operators that use it, and takes their name.
     """
     from onnx_ir.passes.common import RemoveUnusedNodesPass
 
     if model.ir_version < INITIALIZERS_APART:
-        return
+        return False
     folder, names = _Folder(model), Names(model)
     made: dict[tuple[int, str, tuple[int, ...], bytes], tuple[ir.Value, str]] = {}
     for graph in all_graphs(model):
@@ -57,6 +59,7 @@ def fold_weights(model: ir.Model) -> None:
         names = Names(model)
         for value, name in made.values():
             value.name = names.unique(name)
+    return bool(made)
 
 
 def initializer(home: ir.Value, array: Array, name: str) -> ir.Value:

@@ -11,6 +11,7 @@ import numpy as np
 
 from edgepack.backends.onnx.constants import Reader, root_of
 from edgepack.backends.onnx.folded import INITIALIZERS_APART, initializer
+from edgepack.backends.onnx.rewrite import drop_unused
 from edgepack.backends.onnx.tensors import all_graphs
 from edgepack.backends.onnx.values import Names, take_over
 from edgepack.model.types import Array
@@ -22,16 +23,14 @@ EPSILON = 1e-5
 """Of a normalization that states none."""
 
 
-def fold_norms(model: ir.Model) -> None:
-    """Fold them in place; what nothing uses any more is gone. Of files older than IR version 4 all stays as it is.
+def fold_norms(model: ir.Model) -> bool:
+    """Fold them in place, and say whether there were any. Of files older than IR version 4 all stays as it is.
 
-    Those of convolutions in float32 with constants alone whose result nothing else takes; a kernel that stands in
-    several places is another one in each, and the first of them keeps its name.
+    Those of convolutions in float32 with constants alone, whose result and whose kernel nothing else takes: a kernel
+    that stands in several places would be another one in each.
     """
-    from onnx_ir.passes.common import RemoveUnusedNodesPass
-
     if model.ir_version < INITIALIZERS_APART:
-        return
+        return False
     reader, names, graphs = Reader(), Names(model), set(model.graphs())
     made: list[tuple[ir.Value, str]] = []
     for graph in all_graphs(model):
@@ -39,20 +38,22 @@ def fold_norms(model: ir.Model) -> None:
             conv = _convolution(norm)
             root = None if conv is None else root_of(_given(conv, 1))
             arrays = None if conv is None else _constants(conv, norm, reader)
-            if conv is None or root is None or root.graph not in graphs or arrays is None:
+            if conv is None or root is None or root.graph not in graphs or arrays is None or len(root.uses()) > 1:
                 continue
             kernel, bias = _folded(arrays, norm)
+            old = [value for value in (*conv.inputs[1:], *norm.inputs[1:]) if value is not None]
             conv.resize_inputs(3)
             for index, array, name in ((1, kernel, root.name or "kernel"), (2, bias, f"{root.name}.bias")):
                 made.append((initializer(root, array, names.unique("folded")), name))
                 conv.replace_input_with(index, made[-1][0])
             take_over(norm.outputs[0], conv.outputs[0])
             graph.remove(norm, safe=True)
-    if made:
-        RemoveUnusedNodesPass()(model)
-        names = Names(model)
-        for value, name in made:
-            value.name = names.unique(name)
+            for value in old:
+                drop_unused(value)
+    names = Names(model)
+    for value, name in made:
+        value.name = names.unique(name)
+    return bool(made)
 
 
 def _convolution(norm: ir.Node) -> ir.Node | None:

@@ -292,10 +292,10 @@ def _replace(builder: Builder, placement: Placement, build: Build) -> None:
     placement.graph.remove(placement.absorbed, safe=True)
     for value in old_inputs:
         if value is not None:
-            _drop_unused(value)
+            drop_unused(value)
 
 
-def _drop_unused(value: ir.Value) -> None:
+def drop_unused(value: ir.Value) -> None:
     """Remove a constant that nothing uses any more, and the views that led to it, or what decoded it."""
     if value.uses() or value.is_graph_output():
         return
@@ -315,7 +315,7 @@ def _drop_unused(value: ir.Value) -> None:
     node.graph.remove(node, safe=True)
     for behind in inputs:
         if behind is not None:
-            _drop_unused(behind)
+            drop_unused(behind)
 
 
 def _swapped(builder: Builder, x: ir.Value) -> ir.Value:

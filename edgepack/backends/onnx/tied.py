@@ -3,7 +3,7 @@ holds them once, in the codes of the layer."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -22,12 +22,16 @@ if TYPE_CHECKING:
     from edgepack.backends.onnx.sites import Site
 
 
-def tied_tables(sites: Collection[Site]) -> dict[str, str]:
+def tied_tables(sites: Collection[Site]) -> dict[str, tuple[str, ...]]:
     """The tables that are weights of layers, with the names of these layers."""
-    return {site.root.name: site.layer.name for site in sites if site.root.name and site.layer.tied}
+    found: dict[str, tuple[str, ...]] = {}
+    for site in sites:
+        if site.root.name and site.layer.tied:
+            found[site.root.name] = (*found.get(site.root.name, ()), site.layer.name)
+    return found
 
 
-def share(model: ir.Model, tied: dict[str, str], *, others: bool) -> None:
+def share(model: ir.Model, tied: Mapping[str, tuple[str, ...]], *, others: bool) -> None:
     """Look up the rows of tied tables in the codes that their layers have by now, in place.
 
     A table that a layer still multiplies by as it is stays. One whose layer holds no codes of it, as low-rank factors
@@ -42,7 +46,7 @@ def share(model: ir.Model, tied: dict[str, str], *, others: bool) -> None:
     for graph, name, table in list(find_tables(model)):
         if name not in tied:
             continue
-        held = _held(graph, tied[name], table)
+        held = next((one for layer in tied[name] if (one := _held(graph, layer, table)) is not None), None)
         if held is not None and all(_rank(node) is not None for node, _ in table.uses()):
             for node, _ in list(table.uses()):
                 _look_up(model, graph, node, held, names)

@@ -351,8 +351,8 @@ class OnnxWriter:
         return has_rest(copy, _layer_weights(copy, some))
 
     @cached_property
-    def _tied(self) -> Mapping[str, str]:
-        """Tables that are the weight of a layer as well, with the name of that."""
+    def _tied(self) -> Mapping[str, tuple[str, ...]]:
+        """Tables that are the weight of layers as well, with the names of these."""
         from edgepack.backends.onnx.sites import find_sites
         from edgepack.backends.onnx.tied import tied_tables
 

@@ -12,6 +12,7 @@ from onnx import helper
 
 from edgepack.backends.onnx.norms import fold_norms
 from edgepack.model.types import Array
+from edgepack.sources import open_model
 from edgepack.sources.onnx import open_onnx
 from tests.backends.onnx.graph_models import assert_same, info, normal, proto
 
@@ -54,13 +55,36 @@ def test_a_norm_becomes_part_of_the_convolution(bias: tuple[str, ...]) -> None:
     assert_same(model, folded, FEED)
 
 
-def test_a_kernel_in_two_places_is_two() -> None:
+def test_a_kernel_in_two_places_stays_one() -> None:
     both = helper.make_node("Sub", ["n", "d"], ["y"])
     model = made(conv("c"), norm("c", "n"), conv("d", "bias"), both)
     folded = model.clone()
-    fold_norms(folded)
-    assert operators(folded) == ["Conv", "Conv", "Sub"]
+    assert not fold_norms(folded)
+    assert operators(folded) == ["Conv", "BatchNormalization", "Conv", "Sub"]
+
+
+def test_initializers_that_are_inputs_as_well_leave_nothing_behind() -> None:
+    """As exporters write them on demand: a caller may give another value for each."""
+    model = made(conv("c", "bias"), norm("c", "y"))
+    model.graph.inputs.extend(model.graph.initializers.values())
+    folded = model.clone()
+    assert fold_norms(folded)
+    assert set(folded.graph.initializers) == {"kernel", "kernel.bias"}
+    assert [value.name for value in folded.graph.inputs] == ["x"]
     assert_same(model, folded, FEED)
+
+
+def test_torch_knows_the_layers_of_a_source_by_their_values(tmp_path: Path) -> None:
+    from edgepack.torchgraph.flat import flat_module
+    from edgepack.torchgraph.from_onnx import onnx_to_program
+    from edgepack.torchgraph.match import match_layers
+
+    onnx.save(ir.to_proto(made(conv("c"), norm("c", "y"))), tmp_path / "m.onnx")
+    (work := tmp_path / "work").mkdir()
+    opened = open_model(str(tmp_path / "m.onnx"), work)
+    program = onnx_to_program(opened.files["onnx"], {"x": list(FEED["x"].shape)})
+    found = match_layers(flat_module(program), opened.layers)
+    assert (set(found.nodes), found.missing) == ({"kernel"}, ())
 
 
 def test_what_others_take_and_what_is_no_convolution_stays() -> None:
