@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import TypeVar
 
 import numpy as np
@@ -70,11 +70,13 @@ def _each(model: Session, answer: Callable[[Session, T], R], fed: Iterator[T]) -
         yield from (answer(model, one) for one in fed)
         return
     idle: SimpleQueue[Session] = SimpleQueue()
-    for _ in range(THREADS):
-        idle.put(model.again())
+    again = model.again
 
     def work(one: T) -> R:
-        session = idle.get()
+        try:
+            session = idle.get_nowait()
+        except Empty:
+            session = again()
         try:
             return answer(session, one)
         finally:

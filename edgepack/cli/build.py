@@ -212,9 +212,9 @@ def inspect(
     Example: edgepack inspect model.onnx --data samples.npz
     """
     from edgepack.pack.folder import MANIFEST
-    from edgepack.sources.others import other_kind
+    from edgepack.sources.others import is_folder, other_kind
 
-    if Path(model).is_dir() and (Path(model, MANIFEST).is_file() or other_kind(model) is None):
+    if is_folder(model) and (Path(model, MANIFEST).is_file() or other_kind(model) is None):
         from edgepack.pack.manifest import read_manifest
         from edgepack.report.inspect import pack_report
 

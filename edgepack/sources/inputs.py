@@ -15,7 +15,7 @@ LARGEST = 2**31
 IMAGE_SIDE = 224
 """Pixels a side, where a model leaves them open and there are no data."""
 CHANNELS = frozenset({1, 3, 4})
-_FORM = re.compile(r"(?P<name>.+)=(?P<shape>[0-9]+(x[0-9]+)*)(:(?P<dtype>[a-z]+[0-9]*))?")
+_FORM = re.compile(r"(?P<name>.+)=(?P<shape>[0-9]{1,10}(x[0-9]{1,10})*)(:(?P<dtype>[a-z]+[0-9]*))?")
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -42,11 +43,19 @@ _FOLDERS: Mapping[str, tuple[str, str]] = {
 """By a file that lies in it."""
 
 
+def is_folder(spec: str) -> bool:
+    """Whether it names a folder that can be looked into; False for a name that no folder can have."""
+    try:
+        return Path(spec).is_dir() and os.access(spec, os.R_OK)
+    except OSError:
+        return False
+
+
 def other_kind(spec: str) -> tuple[str, str] | None:
     """What a file or folder is that no source takes, and the one step that makes it readable; None where that is not
     known."""
     path = Path(spec)
-    if path.is_dir():
+    if is_folder(spec):
         held = [found for name, found in _FOLDERS.items() if (path / name).is_file()]
         models = sorted(each.name for each in path.iterdir() if each.suffix in {".onnx", ".tflite", ".pt2"})
         if not held and models:
@@ -57,14 +66,20 @@ def other_kind(spec: str) -> tuple[str, str] | None:
     return _FILES.get(path.suffix.lower())
 
 
+def _takes_nothing(arguments: ast.arguments) -> bool:
+    """Whether each has a value by itself."""
+    places = len(arguments.posonlyargs) + len(arguments.args)
+    return places == len(arguments.defaults) and None not in arguments.kw_defaults
+
+
 def _functions(path: Path) -> str:
     """Those of a file that can be called without arguments; it is not run."""
     try:
         tree = ast.parse(path.read_text())
-    except (OSError, ValueError, SyntaxError):
+    except (OSError, ValueError, SyntaxError, RecursionError):
         return f"write a function that returns an edgepack Recipe, and give {path}:function"
     made = [one for one in tree.body if isinstance(one, ast.FunctionDef) and not one.name.startswith("_")]
-    names = [one.name for one in made if len(one.args.args) == len(one.args.defaults)]
+    names = [one.name for one in made if _takes_nothing(one.args)]
     if not names:
         return f"write a function that returns an edgepack Recipe into it, and give {path}:function"
     return "give one of its functions: " + ", ".join(f"{path}:{name}" for name in names[:8])

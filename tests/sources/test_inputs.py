@@ -29,7 +29,9 @@ def test_what_is_read(text: str, expected: GivenInput) -> None:
     assert parse_input(str(expected).removeprefix("--input ")) == expected
 
 
-@pytest.mark.parametrize("text", ["x", "x=", "=1x3", "x=1x", "x=1,3", "x=-1x3", "x=1x3:", "x=1xNx3", "x=1x3:Float 32"])
+@pytest.mark.parametrize(
+    "text", ["x", "x=", "=1x3", "x=1x", "x=1,3", "x=-1x3", "x=1x3:", "x=1xNx3", "x=99999999999x1", "x=1x3:Float 32"]
+)
 def test_what_is_no_shape(text: str) -> None:
     with pytest.raises(UsageError, match="expected NAME=1x3x224x224"):
         parse_input(text)

@@ -28,7 +28,7 @@ def test_kinds(spec: str, kind: str) -> None:
     assert source_of(spec).name == kind
 
 
-@pytest.mark.parametrize("spec", ["", ":", "model", "file.py:", ":make", "file.py:a b"])
+@pytest.mark.parametrize("spec", ["", ":", "model", "a" * 5000, "file.py:", ":make", "file.py:a b"])
 def test_anything_else_is_a_usage_error(spec: str) -> None:
     with pytest.raises(UsageError, match="cannot tell what") as caught:
         source_of(spec)

@@ -11,7 +11,10 @@ import pytest
 from typer.testing import CliRunner
 
 from edgepack.backends.observation import joined
-from edgepack.backends.runtime import predict
+from edgepack.backends.runtime import load, predict
+from edgepack.backends.tflite.quantizer import quantize
+from edgepack.backends.tflite.schemes import INT8_DYNAMIC
+from edgepack.backends.tflite.tidy import tidy
 from edgepack.cli import app
 from edgepack.data import Samples
 from edgepack.errors import ModelError
@@ -22,7 +25,7 @@ from edgepack.model.structure import Structure
 from edgepack.model.types import Array
 from edgepack.natives import native
 from edgepack.sources import open_model
-from tests.backends.tflite.given_files import GivenFile, Storage, convnet, integer_layer, mlp
+from tests.backends.tflite.given_files import GivenFile, Storage, convnet, integer_layer, mlp, stateful
 from tests.contracts.test_kinds import taken_apart
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
@@ -206,6 +209,18 @@ def endless(model: Any) -> None:
     operator.builtinOptions.initSubgraphIndex = 0
 
 
+def endless_composite(model: Any) -> None:
+    schema = GivenFile().schema
+    operator = model.subgraphs[0].operators[0]
+    operator.builtinOptions2Type = schema.BuiltinOptions2.StableHLOCompositeOptions
+    operator.builtinOptions2 = schema.StableHLOCompositeOptionsT()
+    operator.builtinOptions2.name, operator.builtinOptions2.decompositionSubgraphIndex = "own", 0
+
+
+def many_axes(model: Any) -> None:
+    model.subgraphs[0].tensors[0].shape = [1] * 33
+
+
 def few_inputs(model: Any) -> None:
     model.subgraphs[0].operators[0].inputs = [0]
 
@@ -224,6 +239,8 @@ def few_inputs(model: Any) -> None:
         (huge, "at most 2147483647 numbers"),
         (negative, r"shape \(1, -8\)"),
         (endless, "run each other in a circle"),
+        (endless_composite, "run each other in a circle"),
+        (many_axes, "33 axes, at most 32"),
     ],
 )
 def test_a_file_that_lies_is_refused(change: Callable[[Any], None], said: str, tmp_path: Path) -> None:
@@ -250,3 +267,61 @@ def test_another_identifier_is_no_tflite_file(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes().replace(b"TFL3", b"TFL9"))
     with pytest.raises(ModelError, match=r"identifier b'TFL9', expected b'TFL3'"):
         open_model(str(path), tmp_path)
+
+
+def test_one_table_named_many_times_over_is_refused(tmp_path: Path) -> None:
+    """Small files could have more entries than anybody can read."""
+    import flatbuffers
+
+    file, count = mlp(WEIGHTS), 300
+    schema, builder = file.schema, flatbuffers.Builder(1024)
+    graph = file.graph.Pack(builder)
+    schema.ModelStartSubgraphsVector(builder, count)
+    for _ in range(count):
+        builder.PrependUOffsetTRelative(graph)
+    graphs = builder.EndVector()
+    schema.ModelStart(builder)
+    schema.ModelAddVersion(builder, 3)
+    schema.ModelAddSubgraphs(builder, graphs)
+    builder.Finish(schema.ModelEnd(builder), b"TFL3")
+    (path := tmp_path / "m.tflite").write_bytes(builder.Output())
+    with pytest.raises(ModelError, match=r"entries or more in \d+ bytes"):
+        open_model(str(path), tmp_path)
+
+
+@pytest.mark.parametrize("coupled", [False, True], ids=["four gates", "coupled gates"])
+def test_an_inference_sees_nothing_of_the_one_before(coupled: bool, tmp_path: Path) -> None:
+    model = given(stateful(16, coupled), tmp_path)
+    assert [layer.name for layer in model.layers] == ["head"]
+    x = RNG.standard_normal((1, 4, 8)).astype(np.float32)
+    one, *others = answered(model, np.concatenate([x] * 3))
+    for other in others:
+        np.testing.assert_array_equal(one, other)
+    (source := tmp_path / "source.tflite").write_bytes(model.content.content)
+    quantize(source, tmp_path / "int8.tflite", INT8_DYNAMIC)
+    session = load(tmp_path / "int8.tflite", "tflite")
+    for _ in range(2):
+        np.testing.assert_allclose(session.run({"x": x})[0], one, atol=0.05)
+
+
+def test_an_operator_that_gives_nothing_is_no_damage(tmp_path: Path) -> None:
+    """Variables are assigned by operators without outputs."""
+    file = mlp(WEIGHTS)
+    handle = file.op("VAR_HANDLE", [], file.tensor("handle", (), "resource"), "VarHandle", sharedName="state")
+    file.op("ASSIGN_VARIABLE", [handle, file.graph.inputs[0]], handle, "AssignVariable")
+    file.graph.operators[-1].outputs = []
+    for code in file.model.operatorCodes[-2:]:
+        code.version = 1
+    assert [layer.name for layer in given(file, tmp_path).layers] == ["fc0", "fc1"]
+
+
+def test_what_is_empty_may_be_left_out(tmp_path: Path) -> None:
+    file = mlp(WEIGHTS)
+    scalar = file.tensor("scalar", (), "float32", np.float32(2))
+    file.graph.tensors[scalar].shape = None
+    y = file.op("MUL", [file.graph.outputs[0], scalar], file.tensor("twice", (1, 5)), "Mul")
+    file.graph.outputs = [y]
+    model = given(file, tmp_path)
+    (path := tmp_path / "own.tflite").write_bytes(model.content.content)
+    tidy(path, notes=True)
+    np.testing.assert_allclose(predict(load(path, "tflite"), Samples({"pixels": X})), answered(model, X), rtol=1e-6)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import prod
 from typing import Any
 
 import numpy as np
 
 from edgepack.backends.tflite.file import drop_unused, text
 from edgepack.backends.tflite.read import DTYPES, INT4, builtin_names
+from edgepack.errors import ModelError
 from edgepack.model.types import Array
 
+MOST_BYTES = 2**31 - 1
 SIGNATURE = "serving_default"
 """What converters call the only one."""
 _FLOAT = 0  # schema.fbs, TensorType
@@ -27,14 +30,44 @@ def decode(model: Any) -> None:
 
     Args:
         model: the schema's ModelT.
+
+    Raises:
+        ModelError: it would be larger than a file can be.
     """
+    _fill(model)
     _sign(model)
     for code in model.operatorCodes:  # old files have but the field that ends at 127, which the quantizer does not read
         code.builtinCode = max(code.builtinCode, code.deprecatedBuiltinCode)
+    _check_size(model)
     for graph in model.subgraphs:
         _decode_behind(model, graph)
         _decode_weights(model, graph)
     drop_unused(model)
+
+
+def _fill(model: Any) -> None:
+    """What is empty may be left out of a file."""
+    for graph in model.subgraphs:
+        for table in (graph, *graph.operators):
+            table.inputs = [] if table.inputs is None else table.inputs
+            table.outputs = [] if table.outputs is None else table.outputs
+        for tensor in graph.tensors:
+            tensor.shape = [] if tensor.shape is None else tensor.shape
+
+
+def _check_size(model: Any) -> None:
+    constants = [
+        tensor
+        for graph in model.subgraphs
+        for tensor in graph.tensors
+        if tensor.type in DTYPES and tensor.type != _FLOAT and model.buffers[tensor.buffer].data is not None
+    ]
+    size = sum(4 * prod(int(side) for side in tensor.shape) for tensor in constants)
+    if size > MOST_BYTES:
+        raise ModelError(
+            f"the model's narrow constants have {size} bytes in float32, a TFLite file holds {MOST_BYTES}",
+            hint="give the model in float32, as ONNX",
+        )
 
 
 def value_of(model: Any, tensor: Any) -> Array | None:

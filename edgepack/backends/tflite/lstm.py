@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ _WEIGHTS = 2 * GATES
 _PER_DIRECTION = 17
 """Inputs of a direction: weights, three of the cell for its gates, biases, weights and bias of a projection."""
 _HYBRID_VERSION = 2
-_INT8 = 9  # schema.fbs, TensorType
+_FLOAT, _INT8 = 0, 9  # schema.fbs, TensorType
 
 
 @dataclass(frozen=True)
@@ -65,14 +65,11 @@ def operator_for(directions: int) -> Operator:
     return next(each for each in OPERATORS.values() if each.directions == directions)
 
 
-def in_int8(path: Path, kept: Collection[str] = ()) -> None:
+def in_int8(path: Path) -> None:
     """Give the fused operators of a file weights of 8 bits, in place: a symmetric grid a gate, as kernels want it.
 
-    What they multiply by these is rounded to 8 bits at run time; all else of them stays in float32.
-
-    Args:
-        path: of a file in which they have float32.
-        kept: what operators write that keep it.
+    What they multiply by these is rounded to 8 bits at run time; all else of them stays in float32. Those that have no
+    float32 for every gate, or a projection, stay as they are.
     """
     model = whole(path)
     if not any(_operator(model, op) for graph in model.subgraphs for op in graph.operators):
@@ -82,13 +79,23 @@ def in_int8(path: Path, kept: Collection[str] = ()) -> None:
         writing = Writing(file, number)
         for op in graph.operators:
             operator = _operator(model, op)
-            if operator is not None and text(graph.tensors[op.outputs[0]].name) not in kept:
+            if operator is not None and _is_plain(writing, operator, op):
                 op.opcodeIndex = file.operator_code(operator.name, _HYBRID_VERSION)
                 for at in operator.weights:
                     op.inputs[at] = _rounded(writing, op.inputs[at])
     drop_codes(model)
     drop_unused(model)
     path.write_bytes(packed(model))
+
+
+def _is_plain(writing: Writing, operator: Operator, op: Any) -> bool:
+    """Whether all matrices are there in float32, and no projection: kernels want all of an operator alike."""
+    tensors = writing.graph.tensors
+    projections = [op.inputs[_PER_DIRECTION * (way + 1) - 1] for way in range(operator.directions)]
+    held = [op.inputs[at] for at in operator.weights]
+    return all(at == ABSENT for at in projections) and all(
+        at != ABSENT and writing.holds(at) and tensors[at].type == _FLOAT for at in held
+    )
 
 
 def on_states(path: Path) -> list[str]:

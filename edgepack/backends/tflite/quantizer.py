@@ -128,7 +128,8 @@ def _as_named(path: Path, source: Path) -> None:
         named = {entry.name: entry.tensorIndex for entry in new.outputs}
         moved = {entry.tensorIndex: named[entry.name] for entry in old.outputs}
         graph = model.subgraphs[new.subgraphIndex]
-        outputs = [moved[tensor] for tensor in before.subgraphs[old.subgraphIndex].outputs]
+        given = zip(before.subgraphs[old.subgraphIndex].outputs, graph.outputs, strict=True)
+        outputs = [moved.get(tensor, now) for tensor, now in given]
         wrong |= outputs != list(graph.outputs)
         graph.outputs = outputs
     if wrong:

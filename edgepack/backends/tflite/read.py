@@ -35,6 +35,7 @@ DTYPES: Mapping[int, str] = {
 }
 INT4 = 17
 MOST_ELEMENTS = 2**31 - 1
+MOST_AXES = 32
 """Of one tensor: what the runtime counts in an int32."""
 _AGAIN = "fetch or convert the file again; a .tflite file comes from a converter as it is"
 
@@ -96,6 +97,7 @@ def check(model: Any) -> None:
     """
     if not (found := graphs(model)):
         raise ValueError("it has no graph")
+    _check_entries(model, found)
     calls: dict[int, set[int]] = {}
     for number, graph in found:
         for index in range(graph.TensorsLength()):
@@ -115,7 +117,23 @@ def check(model: Any) -> None:
         _check_named(graph, named, "a signature")
 
 
+def _check_entries(model: Any, found: Sequence[tuple[int, Any]]) -> None:
+    """Tables may be named many times over: a small file could have more entries than anybody can read."""
+    most = len(model._tab.Bytes)
+    entries = 0
+    for _, graph in found:
+        entries += graph.TensorsLength() + graph.OperatorsLength() + graph.InputsLength() + graph.OutputsLength()
+        if entries <= most:
+            entries += sum(graph.Tensors(i).ShapeLength() for i in range(graph.TensorsLength()))
+            operators = (graph.Operators(i) for i in range(graph.OperatorsLength()))
+            entries += sum(each.InputsLength() + each.OutputsLength() for each in operators)
+        if entries > most:
+            raise ValueError(f"its graphs have {entries} entries or more in {most} bytes")
+
+
 def _check_tensor(model: Any, tensor: Any) -> None:
+    if tensor.ShapeLength() > MOST_AXES:
+        raise ValueError(f"a tensor has {tensor.ShapeLength()} axes, at most {MOST_AXES} are read")
     shape = shape_of(tensor)
     if any(size < 0 for size in shape) or prod(shape) > MOST_ELEMENTS:
         raise ValueError(f"a tensor has the shape {shape}, at most {MOST_ELEMENTS} numbers are read")
@@ -155,6 +173,10 @@ def called(operator: Any) -> tuple[int, ...]:
     """The subgraphs that an operator runs."""
     from ai_edge_litert import schema_py_generated as schema
 
+    if operator.BuiltinOptions2Type() == schema.BuiltinOptions2.StableHLOCompositeOptions:
+        table, composite = operator.BuiltinOptions2(), schema.StableHLOCompositeOptions()
+        composite.Init(table.Bytes, table.Pos)
+        return (int(composite.DecompositionSubgraphIndex()),)
     kinds = {
         schema.BuiltinOptions.IfOptions: ("IfOptions", ("ThenSubgraphIndex", "ElseSubgraphIndex")),
         schema.BuiltinOptions.WhileOptions: ("WhileOptions", ("CondSubgraphIndex", "BodySubgraphIndex")),

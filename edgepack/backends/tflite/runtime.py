@@ -90,12 +90,13 @@ def session(made: Any) -> Session:
     main = {(tensor["index"], tensor["name"]) for tensor in (*inputs, *outputs)}
     if runner is None or {(tensor["index"], tensor["name"]) for _, tensor in (*takes, *gives)} <= main:
         return Session(specs, lambda feed: _run_tensors(made, takes, gives, _fed(feed, specs)))
-    return Session(specs, lambda feed: _run_signature(runner, gives, _fed(feed, specs)))
+    return Session(specs, lambda feed: _run_signature(made, runner, gives, _fed(feed, specs)))
 
 
-def _run_signature(runner: Any, gives: Sequence[_Named], inputs: Mapping[str, Array]) -> list[Array]:
+def _run_signature(made: Any, runner: Any, gives: Sequence[_Named], inputs: Mapping[str, Array]) -> list[Array]:
     """Of a signature whose tensors are not those of the main subgraph."""
     with _stopping():
+        made.reset_all_variables()  # an inference sees nothing of the one before
         results = runner(**inputs)
     return [np.array(results[name]) for name, _ in gives]
 
@@ -105,6 +106,7 @@ def _run_tensors(
 ) -> list[Array]:
     """The runtime's own calls: a signature runner looks every tensor up by name at every inference."""
     with _stopping():
+        made.reset_all_variables()
         for name, tensor in takes:
             made.set_tensor(tensor["index"], inputs[name])
         made.invoke()

@@ -209,7 +209,7 @@ def _sites(model: Any, content: bytes) -> Iterator[Site]:
     if model.signatureDefs and model.signatureDefs[0].subgraphIndex != 0:
         return  # what answers is not the graph that can be watched
     graph = model.subgraphs[0]
-    writers = {int(each.outputs[0]): each for each in graph.operators}
+    writers = {int(output): each for each in graph.operators for output in each.outputs}
     for op in read_content(content, _EDITED, linear_ops_of):
         if op.subgraph == 0 and op.op in _MATRIX_FIRST and (site := _site(model, graph, writers, op)) is not None:
             yield site

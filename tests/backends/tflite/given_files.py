@@ -125,6 +125,38 @@ def convnet(
     return file
 
 
+def stateful(cells: int, coupled: bool = False) -> GivenFile:
+    """A fused LSTM over four steps of 8 numbers whose states nothing resets, and a FULLY_CONNECTED of 5 behind it."""
+    file, rng = GivenFile(), np.random.default_rng(0)
+
+    def held(name: str, *shape: int) -> int:
+        return file.tensor(name, shape, "float32", (rng.standard_normal(shape) / 2).astype(np.float32))
+
+    x = file.tensor("x", (1, 4, 8))
+    gates = [
+        [held(f"{role}{gate}", *shape) for gate in range(4)]
+        for role, shape in (("w", (cells, 8)), ("r", (cells, cells)), ("b", (cells,)))
+    ]
+    if coupled:
+        for each in gates:
+            each[0] = -1
+    states = [file.tensor(name, (1, cells)) for name in ("h", "c")]
+    for state in states:
+        file.graph.tensors[state].isVariable = True
+    inputs = [x, *gates[0], *gates[1], -1, -1, -1, *gates[2], -1, -1, *states, -1, -1, -1, -1]
+    y = file.op(
+        "UNIDIRECTIONAL_SEQUENCE_LSTM",
+        inputs,
+        file.tensor("y", (1, 4, cells)),
+        "UnidirectionalSequenceLSTM",
+        fusedActivationFunction=4,
+    )
+    file.model.operatorCodes[-1].version = 1
+    out = file.op("FULLY_CONNECTED", [y, held("head", 5, cells), -1], file.tensor("out", (4, 5)), "FullyConnected")
+    file.graph.inputs, file.graph.outputs = [x], [out]
+    return file
+
+
 def integer_layer(weight: Array) -> GivenFile:
     """One FULLY_CONNECTED in int8 throughout, without a bias."""
     file = GivenFile()
