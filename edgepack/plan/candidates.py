@@ -23,7 +23,6 @@ WORTHWHILE_SHARE = 0.75
 MOST_RANKS = 24
 """Ranks per layer that a solver chooses from: all multiples of the tile where they are few, else ever wider steps."""
 
-
 MOST_STAGE_RANKS = 5
 """Likewise where a kernel is taken apart: those of both its sides are combined."""
 

@@ -18,6 +18,7 @@ from edgepack.backends.schemes import DENSE_INT8, FP32
 from edgepack.data import Samples
 from edgepack.metrics.values import sqnr_db
 from edgepack.model.kinds import kind_of
+from edgepack.model.kinds.conv import ConvGeometry, conv_layer
 from edgepack.model.layer import WEIGHT
 from edgepack.model.model import Model
 from edgepack.model.replacement import Replacement, dense
@@ -156,3 +157,11 @@ def test_a_file_that_was_written_answers_alike_with_stages_in_place(
         found, wanted = (runtime.session(opened.content, each, threads=1).run({given: x})[0] for each in (parts, whole))
         assert sqnr_db(found, wanted) > 90
     assert len(opened.layers) == len(network.layers)
+
+
+def test_no_side_has_more_directions_than_the_kernel_makes_of_the_other() -> None:
+    """A first stage to 8 channels under a kernel of three places gives no more than 24 numbers a place."""
+    layer = conv_layer("c", normal(64, 64, 3), None, ConvGeometry("Conv", (3,), (1,), (1,), (1, 1)))
+    grid = GivenRanks((8, 16, 40), ())
+    found = {one.ranks for one in kind_of(layer).structures(layer, grid) if one.name == "tucker-2"}
+    assert found == {(8, 8), (8, 16), (16, 8), (16, 16), (16, 40), (40, 16), (40, 40)}

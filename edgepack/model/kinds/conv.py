@@ -168,6 +168,8 @@ class Conv(OneMatrix):
         yield from (Structure(INPUT_SVD, (rank,)) for rank in inner)
         for ranks in product(inner, outer):
             structure = Structure(TUCKER_2, ranks)
+            if max(ranks) > places * min(ranks):
+                continue  # one side can have no more directions than the kernel makes of the other
             if sum(op.weights for op in self.ops(layer, structure, 1)) < layer.weight.size:
                 yield structure
 
