@@ -61,7 +61,7 @@ def make_baseline(evaluator: Evaluator, files: Writer, prices: Prices) -> Baseli
     """Dense fp32 and dense int8 files of one format.
 
     Raises:
-        ModelError: no int8 baseline runs.
+        ModelError: no int8 baseline runs, or the last one cannot be written.
     """
     fmt, work, prover, limit = files.fmt, evaluator.workspace.folder, evaluator.prover, evaluator.options.drop_limit
     evaluator.workspace.progress(f"baseline {fmt}")
@@ -71,18 +71,24 @@ def make_baseline(evaluator: Evaluator, files: Writer, prices: Prices) -> Baseli
     paths = {scheme: work / f"baseline.{scheme}.{fmt}" for scheme in schemes}
     quantizers: dict[Scheme, str] = {}
     drops: dict[Scheme, Drop | None] = {}
+    unwritten: ModelError | None = None
     for scheme in schemes:
         try:
             quantizer = files.write_baseline(scheme, paths[scheme])
+        except ModelError as err:
+            unwritten = err
+            evaluator.workspace.warn(f"there is no dense {scheme} baseline: {err.message}")
+            continue
+        try:
             drops[scheme] = prover.guard.drop_of(paths[scheme], fmt)
         except ModelError as err:
-            evaluator.workspace.warn(f"there is no dense {scheme} baseline: {err.message}")
+            evaluator.workspace.warn(f"the dense {scheme} baseline does not run: {err.message}")
             continue
         quantizers[scheme] = quantizer
         if not evaluator.measures_here and _within(drops[scheme], limit):
             break
     if not quantizers:
-        raise ModelError(f"no dense int8 {fmt} baseline runs", hint="leave this format out with --formats")
+        raise unwritten or ModelError(f"no dense int8 {fmt} baseline runs", hint="leave this format out with --formats")
     good = [scheme for scheme in quantizers if _within(drops[scheme], limit)]
     if not good:  # none is a rival: the one that loses least is shown
         good = [min(quantizers, key=lambda scheme: _lost(drops[scheme]))]

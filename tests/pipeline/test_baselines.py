@@ -128,7 +128,7 @@ def test_a_scheme_that_misses_the_budget_gives_way(evaluator: Evaluator) -> None
 def test_a_scheme_that_does_not_run_is_told(evaluator: Evaluator) -> None:
     found = chosen(evaluator, {INT8_STATIC: 0.1}, {})
     assert found.scheme == INT8_STATIC
-    assert evaluator.workspace.warnings == ("there is no dense int8-dynamic baseline: no kernel",)
+    assert evaluator.workspace.warnings == ("the dense int8-dynamic baseline does not run: no kernel",)
     with pytest.raises(ModelError, match="no dense int8 onnx baseline runs"):
         chosen(evaluator, {}, {})
 
