@@ -24,7 +24,7 @@ from edgepack.model.scheme import FileScheme, Scheme
 from edgepack.model.types import Array
 from edgepack.natives import native
 from edgepack.pipeline.build import build
-from edgepack.pipeline.options import BuildOptions
+from edgepack.pipeline.options import BuildOptions, PrecisionChoice
 from edgepack.sources import open_model
 from edgepack.targets.file import get_target
 from edgepack.workspace import Cache, Workspace
@@ -141,11 +141,16 @@ def test_what_is_no_layer_is_kept(tmp_path: Path) -> None:
 
 
 def built(
-    path: Path, data: Mapping[str, Array], folder: Path, rank: Literal["auto"] | int = "auto"
+    path: Path,
+    data: Mapping[str, Array],
+    folder: Path,
+    *,
+    rank: Literal["auto"] | int = "auto",
+    precision: PrecisionChoice = "int8",
 ) -> tuple[Path, tuple[str, ...]]:
     np.savez(folder / "d.npz", allow_pickle=False, **data)
     options = BuildOptions(
-        str(path), get_target("rpi4"), data=folder / "d.npz", out=folder / "pack", rank=rank, precision="int8"
+        str(path), get_target("rpi4"), data=folder / "d.npz", out=folder / "pack", rank=rank, precision=precision
     )
     result = build(options, cache=Cache(folder / "cache"))
     return result.out, result.warnings
@@ -182,6 +187,17 @@ def test_a_model_without_layers_has_the_smaller_of_int8_and_itself(tmp_path: Pat
     x, y = file.tensor("x", (1, 4)), file.tensor("y", (1, 4))
     file.graph.inputs, file.graph.outputs = [x], [file.op("ABS", [x], y)]
     path = file.save(tmp_path / "m.tflite")
-    pack, warnings = built(path, {"x": RNG.standard_normal((90, 4)).astype(np.float32)}, tmp_path)
+    data = {"x": RNG.standard_normal((90, 4)).astype(np.float32)}
+    pack, warnings = built(path, data, tmp_path, precision="auto")
     assert (pack / "model.tflite").stat().st_size <= path.stat().st_size
     assert any("no layer of the model can be factored" in line for line in warnings)
+
+
+def test_a_file_in_8_bits_that_was_asked_for_stays_where_it_is_the_larger(tmp_path: Path) -> None:
+    file = GivenFile()
+    x, y = file.tensor("x", (1, 4)), file.tensor("y", (1, 4))
+    file.graph.inputs, file.graph.outputs = [x], [file.op("ABS", [x], y)]
+    path = file.save(tmp_path / "m.tflite")
+    _, warnings = built(path, {"x": RNG.standard_normal((90, 4)).astype(np.float32)}, tmp_path, precision="int8")
+    said = f"the model as it was given {path.stat().st_size}; it stays for what was asked"
+    assert any(said in line for line in warnings)
