@@ -33,13 +33,11 @@ def source_of(spec: str) -> Source:
             return source
     *forms, last = (form for source in SOURCES for form in source.forms)
     expected = f"expected {', '.join(forms)} or {last}"
+    advice = ", or ".join(source.advice for source in SOURCES if source.advice is not None)
     if (other := other_kind(spec)) is not None:
         what, step = other
-        raise UsageError(f"{spec} is a {what}: {expected}", hint=step)
-    raise UsageError(
-        f"cannot tell what {spec!r} is: {expected}",
-        hint=", or ".join(source.advice for source in SOURCES if source.advice is not None),
-    )
+        raise UsageError(f"{spec!r} is a {what}: {expected}", hint=f"{step}; or {advice}")
+    raise UsageError(f"cannot tell what {spec!r} is: {expected}", hint=advice)
 
 
 def model_name(spec: str) -> str:

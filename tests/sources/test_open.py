@@ -11,6 +11,8 @@ from edgepack.sources import model_name, open_model, source_of
 
 EXPECTED = "expected model.onnx, model.tflite, model.pt2, file.py:function or package.module:function"
 
+ADVICE = "export a torch module with torch.export.save, or write a function that returns an edgepack Recipe"
+
 
 @pytest.mark.parametrize(
     ("spec", "kind"),
@@ -33,9 +35,7 @@ def test_anything_else_is_a_usage_error(spec: str) -> None:
     with pytest.raises(UsageError, match="cannot tell what") as caught:
         source_of(spec)
     assert caught.value.message.endswith(EXPECTED)
-    assert caught.value.hint == (
-        "export a torch module with torch.export.save, or write a function that returns an edgepack Recipe"
-    )
+    assert caught.value.hint == ADVICE
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_anything_else_is_a_usage_error(spec: str) -> None:
 def test_other_files_are_told_the_step_to_a_model(spec: str, what: str, step: str) -> None:
     with pytest.raises(UsageError) as caught:
         source_of(spec)
-    assert caught.value.message == f"{spec} is a {what}: {EXPECTED}"
+    assert caught.value.message == f"{spec!r} is a {what}: {EXPECTED}"
     assert step in (caught.value.hint or "")
 
 
@@ -69,7 +69,7 @@ def test_folders_are_told_the_step_to_a_model(tmp_path: Path, held: str, what: s
     (tmp_path / held).touch()
     with pytest.raises(UsageError) as caught:
         source_of(str(tmp_path))
-    assert caught.value.message == f"{tmp_path} is a {what}: {EXPECTED}"
+    assert caught.value.message == f"{str(tmp_path)!r} is a {what}: {EXPECTED}"
     assert step in (caught.value.hint or "")
 
 
@@ -78,7 +78,7 @@ def test_functions_of_a_python_file_are_named_and_nothing_runs(tmp_path: Path) -
     path.write_text("raise SystemExit(9)\ndef small(): ...\ndef _own(): ...\ndef sized(n): ...\ndef large(n=4): ...\n")
     with pytest.raises(UsageError) as caught:
         source_of(str(path))
-    assert caught.value.hint == f"give one of its functions: {path}:small, {path}:large"
+    assert caught.value.hint == f"give one of its functions: {path}:small, {path}:large; or {ADVICE}"
     for content in ("x = 1", "def ("):
         path.write_text(content)
         with pytest.raises(UsageError) as caught:
