@@ -176,6 +176,11 @@ def needs_gradients(name: str) -> bool:
     return isinstance(chosen, GradientFactorizer) and chosen.needs_gradients
 
 
+def usable(name: str, gradient: Array | None) -> str:
+    """The factorizer, or the default one where it weighs by a gradient that is not known."""
+    return DEFAULT if gradient is None and needs_gradients(name) else name
+
+
 def spectrum_of(name: str, layer: View, gradient: Array | None = None) -> Spectrum:
     """The layer's spectrum by the factorizer called `name`, which is given `gradient` if it asks for it.
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from edgepack.model.scheme import FileScheme, Scheme
+from edgepack.model.scheme import Activations, FileScheme, Scheme
 from edgepack.model.structure import Op, Structure
 
 Array = npt.NDArray[Any]
@@ -98,6 +98,11 @@ class InputSpread:
     row_range: float
     innovation: float = 1.0
 
+    @property
+    def spans(self) -> dict[Activations, float]:
+        """What an int8 grid of the input covers, by how it is quantized."""
+        return {"float": 0.0, "static": max(self.high, 0.0) - min(self.low, 0.0), "dynamic": self.row_range}
+
 
 @dataclass(frozen=True)
 class Spectrum:
@@ -119,6 +124,11 @@ class Spectrum:
     inputs: InputSpread | None = None
     dual: Array | None = None
     rest: float = 0.0
+
+    @property
+    def projection(self) -> Array:
+        """(out, k) float32: of W it is what the second factor holds. The dual, or the basis that is its own."""
+        return self.basis if self.dual is None else self.dual
 
     def lost_share(self) -> Array:
         """(k + 1,) float64: share of output energy lost at rank 0 … k."""

@@ -12,7 +12,7 @@ import numpy as np
 
 from edgepack.backends.backend import Session
 from edgepack.backends.observation import joined
-from edgepack.backends.tflite.read import weight_bytes
+from edgepack.backends.tflite.read import read_content, weight_bytes_of
 from edgepack.backends.tflite.rewrite import thin
 from edgepack.backends.tflite.runtime import interpreter, session
 from edgepack.backends.tflite.sites import Site, Tap, TfliteModel, depths, edited
@@ -78,8 +78,7 @@ class TfliteNative:
         """See `Native.weight_bytes`. Integer weights of layers count as what they stand for."""
         narrow = {name: own[0].op.weight.itemsize for name, own in model.sites.items()}
         wider = sum(layer.weight.size * (4 - narrow[layer.name]) for layer in model.layers)
-        with tempfile.TemporaryDirectory() as folder:
-            return weight_bytes(_written(model, Path(folder))) + wider
+        return read_content(model.content, "the model", weight_bytes_of) + wider
 
 
 def _written(model: TfliteModel, folder: Path) -> Path:

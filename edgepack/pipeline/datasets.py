@@ -22,7 +22,7 @@ from edgepack.pipeline.activations import row_counts
 from edgepack.pipeline.decompositions import FALLBACK
 from edgepack.pipeline.evaluate import Guard
 from edgepack.pipeline.recipe_score import RecipeScore
-from edgepack.sources.inputs import shown, with_images
+from edgepack.sources.inputs import shown, with_usual_sides
 from edgepack.sources.recipe import load_metric
 from edgepack.workspace import Workspace, digest
 
@@ -76,15 +76,14 @@ def load_data(path: Path | None, opened: Model, spec: str, seed: int, *, trains:
     return Data(origin, parts.calibration, parts.validation, parts.confirmation)
 
 
-def with_usual_sides(opened: Model, data: Path | None, workspace: Workspace) -> Model:
+def with_open_sides(opened: Model, data: Path | None, workspace: Workspace) -> Model:
     """The model with usual sides where its inputs look like images of open ones, and no data say more."""
     if data is not None or (opened.recipe is not None and opened.recipe.calibration is not None):
         return opened
-    inputs, taken = with_images(opened.inputs)
-    for spec in opened.inputs:
-        if spec.name in taken:
-            size = shown(taken[spec.name])
-            asked = f"--input {spec.name}={size.replace('?', '1')}"
+    inputs = tuple(with_usual_sides(spec) for spec in opened.inputs)
+    for spec, taken in zip(opened.inputs, inputs, strict=True):
+        if taken != spec:
+            asked = f"--input {spec.name}={shown(taken).replace('?', '1')}"
             workspace.warn(f"{asked} is assumed: the model leaves {shown(spec)} open, and there are no data")
     return replace(opened, inputs=inputs)
 

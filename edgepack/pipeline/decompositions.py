@@ -12,7 +12,7 @@ import numpy as np
 from edgepack.factorize import whitened
 from edgepack.factorize.leading import pays
 from edgepack.factorize.whitened import shrunk_covariance
-from edgepack.methods.registry import DEFAULT, factorizer, needs_gradients, spectrum_of
+from edgepack.methods.registry import DEFAULT, factorizer, needs_gradients, spectrum_of, usable
 from edgepack.model.layer import View
 from edgepack.model.types import Array, InputSpread, Moments, Spectrum
 from edgepack.pipeline.activations import Covariances, Subject
@@ -86,7 +86,7 @@ def _decomposed(task: _Layer) -> Spectrum:
     spread = None if task.seen is None else _spread(task.seen)
     if factorizer(task.method).needs_moments and (task.seen is None or not task.seen.variance.sum() > 0):
         return replace(spectrum_of(FALLBACK, task.layer, None), inputs=spread)
-    method = DEFAULT if needs_gradients(task.method) and task.gradient is None else task.method
+    method = usable(task.method, task.gradient)
     layer = replace(task.layer, moments=task.seen)
     found = whitened.spectrum(layer, task.most) if method == DEFAULT else spectrum_of(method, layer, task.gradient)
     return replace(found, inputs=spread)

@@ -17,7 +17,7 @@ from edgepack.model.model import Model
 from edgepack.model.types import Array, Spectrum
 from edgepack.natives import native
 from edgepack.pipeline.activations import Subject, row_counts
-from edgepack.pipeline.datasets import choose_method, load_data, make_guard, with_usual_sides
+from edgepack.pipeline.datasets import choose_method, load_data, make_guard, with_open_sides
 from edgepack.pipeline.decompositions import decompose
 from edgepack.pipeline.gradients import weighed
 from edgepack.plan.candidates import break_even_rank
@@ -102,7 +102,7 @@ def inspect(
     """
     with open_workspace(cache or Cache(), seed=seed, progress=progress) as workspace:
         progress("open model")
-        opened = with_usual_sides(open_model(model, workspace.folder, given=inputs), data, workspace)
+        opened = with_open_sides(open_model(model, workspace.folder, given=inputs), data, workspace)
         loaded = load_data(data, opened, model, seed)
         chosen = choose_method(method, loaded)
         subject = Subject(opened, loaded.calibration, digest(opened.sha256, FOUND, loaded.digest()))

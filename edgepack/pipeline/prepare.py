@@ -23,7 +23,7 @@ from edgepack.pipeline.activations import Subject
 from edgepack.pipeline.analysis import Analysis, Question, analyze
 from edgepack.pipeline.candidates import Menu, Offered, make_menus, make_offer, most_ranks, offered, without_factors
 from edgepack.pipeline.crossval import CrossValidation, Labelled, check_labels, cross_validated
-from edgepack.pipeline.datasets import Data, Methods, choose_methods, load_data, make_guard, with_usual_sides
+from edgepack.pipeline.datasets import Data, Methods, choose_methods, load_data, make_guard, with_open_sides
 from edgepack.pipeline.distill import Recovery, check_recover
 from edgepack.pipeline.evaluate import Guard, Prover, check_evaluate, known_by_heart
 from edgepack.pipeline.evaluator import Evaluator
@@ -194,7 +194,7 @@ def _warn_of_uninstalled(options: BuildOptions, workspace: Workspace) -> None:
 def _open(options: BuildOptions, workspace: Workspace) -> Model:
     workspace.progress("open model")
     opened = open_model(options.model, workspace.folder, options.chosen_formats, options.inputs)
-    opened = with_usual_sides(opened, options.data, workspace)
+    opened = with_open_sides(opened, options.data, workspace)
     if opened.fixed is not None:
         workspace.warn(f"the pack keeps the model as it is: {opened.fixed}")
         return replace(opened, layers=())

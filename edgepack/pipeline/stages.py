@@ -12,7 +12,7 @@ import numpy as np
 from edgepack.backends.schemes import scheme_of_key
 from edgepack.factorize.first_stage import Behind, Patches, behind, first_stage, patches_of, strips, tucker_first_stage
 from edgepack.factorize.two_sided import damped
-from edgepack.methods.registry import DEFAULT, factorizer, needs_gradients, spectrum_of
+from edgepack.methods.registry import factorizer, needs_gradients, spectrum_of, usable
 from edgepack.model.kinds.stages import TUCKER_2, behind_first, taken_first
 from edgepack.model.layer import View
 from edgepack.model.replacement import Replacement
@@ -57,10 +57,10 @@ class StageFit:
         layer, axes = self.layer, taken_first(structure)
         if structure.name == TUCKER_2:
             inner, outer = structure.ranks
-            start = _dual(self.spectrum)
+            start = self.spectrum.projection
 
             def refine(rest: View, moments: Moments) -> Array:
-                return _dual(self._decomposed(rest, moments))
+                return self._decomposed(rest, moments).projection
 
             return tucker_first_stage(layer, (inner, outer), self.patches, start, refine, seed=self.seed)
         weight = layer.weight
@@ -86,20 +86,14 @@ class StageFit:
         return Spectrum(np.zeros((len(rest.view.weight), 0), np.float32), np.zeros(0), moments.mean, spread)
 
     def _decomposed(self, rest: View, moments: Moments) -> Spectrum:
-        method = DEFAULT if needs_gradients(self.method) and self.gradient is None else self.method
+        method = usable(self.method, self.gradient)
         return spectrum_of(method, replace(rest, moments=moments), self.gradient)
 
     @property
     def spans(self) -> dict[Activations, float]:
         """What an int8 grid of the input covers, by how it is quantized."""
         seen = self.spectrum.inputs
-        if seen is None:
-            return {"float": 0.0, "static": 0.0, "dynamic": 0.0}
-        return {"float": 0.0, "static": max(seen.high, 0.0) - min(seen.low, 0.0), "dynamic": seen.row_range}
-
-
-def _dual(spectrum: Spectrum) -> Array:
-    return spectrum.basis if spectrum.dual is None else spectrum.dual
+        return {"float": 0.0, "static": 0.0, "dynamic": 0.0} if seen is None else seen.spans
 
 
 def predict_staged_losses(

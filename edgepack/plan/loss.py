@@ -161,12 +161,11 @@ def _view(
         left_out = float(output.sum() - np.diag(inner).sum()) / max(len(weight) - len(energies), 1)
         rest = spectrum.rest * max(left_out, 0.0)
     truncation = np.concatenate([np.cumsum(carried[::-1])[::-1], [0.0]]) + rest if truncated else np.zeros(0)
-    dual = (spectrum.basis if spectrum.dual is None else spectrum.dual)[:, :most]
+    dual = spectrum.projection[:, :most]
     inner = None if inner is None else inner[:most, :most]
     noises = {}
     if spectrum.inputs is not None:
-        seen = spectrum.inputs
-        spans = {"float": 0.0, "static": max(seen.high, 0.0) - min(seen.low, 0.0), "dynamic": seen.row_range}
+        spans = spectrum.inputs.spans
         noises = {kind: activation_noise(spans[kind], power) for kind in activations}
     through = _through(weight, dual, metric, inner, noises)
     left = 1.0 if spectrum.inputs is None else spectrum.inputs.innovation

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -71,15 +71,9 @@ def _fixed(spec: TensorSpec, given: GivenInput) -> TensorSpec:
     return replace(spec, shape=(*first, *given.shape[1:]))
 
 
-def with_images(specs: Sequence[TensorSpec]) -> tuple[tuple[TensorSpec, ...], Mapping[str, TensorSpec]]:
-    """The inputs with a usual side where they look like images of an open one, and those by name."""
-    found = {spec.name: _image(spec) for spec in specs}
-    taken = {spec.name: found[spec.name] for spec in specs if found[spec.name] != spec}
-    return tuple(found.values()), taken
-
-
-def _image(spec: TensorSpec) -> TensorSpec:
-    """Four axes with a number of channels that images have, on the second or the last of them."""
+def with_usual_sides(spec: TensorSpec) -> TensorSpec:
+    """An input with usual sides where it looks like an image of open ones: four axes with a number of channels that
+    images have, on the second or the last of them."""
     if len(spec.shape) != 4 or spec.dtype.kind not in "fu":
         return spec
     batch, *rest = spec.shape

@@ -12,7 +12,7 @@ from edgepack.model.layer import Layer
 from edgepack.model.model import Model, NativeName
 from edgepack.model.scheme import Format
 from edgepack.model.types import TensorSpec
-from edgepack.sources.source import file_stem
+from edgepack.sources.source import FileOfSuffix
 
 FOUND = 2
 """Version of what is done to a graph before its layers are found: part of the key of all that is kept of them."""
@@ -23,24 +23,17 @@ if TYPE_CHECKING:
     from edgepack.backends.onnx.sites import Site
 
 
-class OnnxFile:
+class OnnxFile(FileOfSuffix):
     """`model.onnx`: see `Source`."""
 
     name = "onnx"
     title = "ONNX files"
+    suffix = ".onnx"
     forms: tuple[str, ...] = ("model.onnx",)
     advice: str | None = None
     native: NativeName = "onnx"
     packages: tuple[str, ...] = ()
     install = ""
-
-    def takes(self, spec: str) -> bool:
-        """By its suffix."""
-        return Path(spec).suffix.lower() == ".onnx"
-
-    def stem(self, spec: str) -> str:
-        """That of the file."""
-        return file_stem(spec)
 
     def open(self, spec: str, name: str, work: Path, formats: Collection[Format]) -> Model:
         """See `Source.open`; the graph in which layers were found is exported where it is not that of the file."""

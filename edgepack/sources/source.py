@@ -51,6 +51,24 @@ class Source(Protocol):
         """
 
 
+class FileOfSuffix:
+    """What sources of files share: one suffix tells them.
+
+    Attributes:
+        suffix: in small letters, with its dot.
+    """
+
+    suffix: str
+
+    def takes(self, spec: str) -> bool:
+        """By its suffix."""
+        return Path(spec).suffix.lower() == self.suffix
+
+    def stem(self, spec: str) -> str:
+        """That of the file."""
+        return file_stem(spec)
+
+
 def file_stem(path: str) -> str:
     """`points.onnx` → `points`; a file that is called `model` has the name of its folder."""
     stem = Path(path).stem

@@ -9,7 +9,7 @@ from pathlib import Path
 from edgepack.errors import ModelError
 from edgepack.model.model import Model, NativeName
 from edgepack.model.scheme import Format
-from edgepack.sources.source import file_stem
+from edgepack.sources.source import FileOfSuffix
 
 MOST_BYTES = 2**31 - 1
 """Of a file: what a flatbuffer's offsets reach."""
@@ -18,24 +18,17 @@ MOST_BYTES = 2**31 - 1
 FIXED = "its layers compute in integers already, with grids that were chosen for their own weights"
 
 
-class TfliteFile:
+class TfliteFile(FileOfSuffix):
     """`model.tflite`: see `Source`."""
 
     name = "tflite"
     title = "TFLite files"
+    suffix = ".tflite"
     forms: tuple[str, ...] = ("model.tflite",)
     advice: str | None = None
     native: NativeName = "tflite"
     packages: tuple[str, ...] = ("ai-edge-litert",)
     install = "pip install 'edgepack[tflite]'"
-
-    def takes(self, spec: str) -> bool:
-        """By its suffix."""
-        return Path(spec).suffix.lower() == ".tflite"
-
-    def stem(self, spec: str) -> str:
-        """That of the file."""
-        return file_stem(spec)
 
     def open(self, spec: str, name: str, work: Path, formats: Collection[Format]) -> Model:
         """See `Source.open`; nothing is exported."""

@@ -17,7 +17,7 @@ from edgepack.model.model import Model, NativeName
 from edgepack.model.scheme import Format
 from edgepack.natives.torch import read_torch
 from edgepack.sources.onnx import onnx_model
-from edgepack.sources.source import file_stem
+from edgepack.sources.source import FileOfSuffix
 from edgepack.torchgraph import flat_module, fold_batch_norms, load_program
 from edgepack.torchgraph.digest import program_digest
 from edgepack.torchgraph.layers import vectors
@@ -40,24 +40,17 @@ INSTALL = "pip install 'edgepack[torch]'"
 """Of every source that gives a torch program."""
 
 
-class ProgramFile:
+class ProgramFile(FileOfSuffix):
     """`model.pt2`: see `Source`."""
 
     name = "pt2"
     title = TITLE
+    suffix = ".pt2"
     forms: tuple[str, ...] = ("model.pt2",)
     advice: str | None = "export a torch module with torch.export.save"
     native: NativeName = "torch"
     packages: tuple[str, ...] = PACKAGES
     install = INSTALL
-
-    def takes(self, spec: str) -> bool:
-        """By its suffix."""
-        return Path(spec).suffix.lower() == ".pt2"
-
-    def stem(self, spec: str) -> str:
-        """That of the file."""
-        return file_stem(spec)
 
     def open(self, spec: str, name: str, work: Path, formats: Collection[Format]) -> Model:
         """See `Source.open`."""

@@ -168,7 +168,7 @@ class _Curve:
         self.still = (still if bias is None else still + bias).astype(np.float32)
         self.known = all(_adds(place, bias) for place in places)
         self.basis = spectrum.basis
-        self.dual = spectrum.basis if spectrum.dual is None else spectrum.dual
+        self.dual = spectrum.projection
         self.whole = spectrum.rest == 0.0
         self.total = np.zeros(spectrum.basis.shape[1] + 1)
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from edgepack.backends.tflite.file import drop_unused, text
-from edgepack.backends.tflite.read import DTYPES, INT4, builtin_names
+from edgepack.backends.tflite.read import DTYPES, INT4, builtin_names, signed_nibbles
 from edgepack.errors import ModelError
 from edgepack.model.types import Array
 
@@ -82,11 +82,7 @@ def value_of(model: Any, tensor: Any) -> Array | None:
         return None
     raw = np.asarray(bytearray(data), np.uint8)
     shape = tuple(tensor.shape) if tensor.shape is not None else ()
-    if tensor.type == INT4:
-        pairs = np.stack([raw & 15, raw >> 4], axis=1).reshape(-1)[: int(np.prod(shape))].astype(np.int32)
-        stored = np.where(pairs > 7, pairs - 16, pairs).reshape(shape)
-    else:
-        stored = raw.view(DTYPES[tensor.type]).reshape(shape)
+    stored = signed_nibbles(raw, shape) if tensor.type == INT4 else raw.view(DTYPES[tensor.type]).reshape(shape)
     grid = tensor.quantization
     if grid is None or grid.scale is None or not len(grid.scale):
         return np.asarray(stored, np.float32)

@@ -18,6 +18,22 @@ from edgepack.model.scheme import Scheme
 from edgepack.model.types import Array
 
 
+class Quantize(Protocol):
+    """Writes an integer scheme of a float32 file."""
+
+    def __call__(
+        self,
+        source: Path,
+        path: Path,
+        scheme: Scheme,
+        samples: Mapping[str, Array] | None,
+        schemes: Mapping[str, Scheme],
+        *,
+        table_bits: int,
+    ) -> object:
+        """See `edgepack.backends.tflite.quantizer.quantize`."""
+
+
 class Origin(Protocol):
     """What a writer has its float32 files from."""
 
@@ -35,17 +51,9 @@ class Origin(Protocol):
     def places(self, dense: Path) -> Places:
         """Where the layers are in the dense file that `write` wrote."""
 
-    def quantize(
-        self,
-        source: Path,
-        path: Path,
-        scheme: Scheme,
-        samples: Mapping[str, Array] | None,
-        schemes: Mapping[str, Scheme],
-        *,
-        table_bits: int,
-    ) -> None:
-        """See `edgepack.backends.tflite.quantizer.quantize`."""
+    @property
+    def quantize(self) -> Quantize:
+        """Where quantizing is done: in the converter's process, or in this one."""
 
 
 class Conversion:
@@ -78,18 +86,10 @@ class Conversion:
         """See `Origin.places`: found by what the weights hold."""
         return find_places(dense, self._opened.layers, self._opened.vectors)
 
-    def quantize(
-        self,
-        source: Path,
-        path: Path,
-        scheme: Scheme,
-        samples: Mapping[str, Array] | None,
-        schemes: Mapping[str, Scheme],
-        *,
-        table_bits: int,
-    ) -> None:
+    @property
+    def quantize(self) -> Quantize:
         """See `Origin.quantize`."""
-        self._converter.quantize(source, path, scheme, samples, schemes, table_bits=table_bits)
+        return self._converter.quantize
 
 
 class Given:
@@ -110,15 +110,7 @@ class Given:
         outputs = {name: tuple(site.op.output for site in own) for name, own in self._model.sites.items()}
         return Places(dense, self._model.layers, outputs, self._model.folds)
 
-    def quantize(
-        self,
-        source: Path,
-        path: Path,
-        scheme: Scheme,
-        samples: Mapping[str, Array] | None,
-        schemes: Mapping[str, Scheme],
-        *,
-        table_bits: int,
-    ) -> None:
+    @property
+    def quantize(self) -> Quantize:
         """See `Origin.quantize`."""
-        quantizer.quantize(source, path, scheme, samples, schemes, table_bits=table_bits)
+        return quantizer.quantize

@@ -260,10 +260,14 @@ def constant(model: Any, tensor: Any) -> Array | None:
         return None
     shape = shape_of(tensor)
     if tensor.Type() == INT4:
-        low, high = raw.view(np.uint8) & 15, raw.view(np.uint8) >> 4
-        nibbles = np.stack([low, high], axis=1).reshape(-1)[: int(np.prod(shape))].astype(np.int8)
-        return np.asarray(np.where(nibbles > 7, nibbles - 16, nibbles).astype(np.int8).reshape(shape))
+        return signed_nibbles(raw.view(np.uint8), shape)
     return np.array(raw.view(DTYPES[tensor.Type()]).reshape(shape))
+
+
+def signed_nibbles(raw: Array, shape: tuple[int, ...]) -> Array:
+    """Integers of 4 bits (int8), of which bytes (uint8) hold two, the lower bits first."""
+    nibbles = np.stack([raw & 15, raw >> 4], axis=1).reshape(-1)[: prod(shape)].astype(np.int8)
+    return np.where(nibbles > 7, nibbles - 16, nibbles).astype(np.int8).reshape(shape)
 
 
 def raw_bytes(model: Any, tensor: Any) -> Array | None:
@@ -297,10 +301,11 @@ def weight_bytes(path: Path | str) -> int:
     Raises:
         ModelError: missing, empty, truncated or foreign file.
     """
-    return read_file(path, _weight_bytes)
+    return read_file(path, weight_bytes_of)
 
 
-def _weight_bytes(model: Any) -> int:
+def weight_bytes_of(model: Any) -> int:
+    """The same of the schema's model."""
     seen: dict[int, int] = {}
     for _, graph in graphs(model):
         for index in range(graph.TensorsLength()):

@@ -50,7 +50,7 @@ def thin(
     """Write the dense file with the parts in the place of each operator of the named layers.
 
     Of several thin operators the last writes what the dense one wrote, activation included. All places of a layer share
-    its factors. A layer in code gets its effective weight: a quantizer knows no other; `tflite_coded.encode` puts the
+    its factors. A layer in code gets its effective weight: a quantizer knows no other; `constexpr.encode` puts the
     code in its place when the file has its final scheme.
 
     Args:
