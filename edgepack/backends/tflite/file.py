@@ -341,9 +341,14 @@ def _round_up(position: int) -> int:
 
 def whole(path: Path) -> Any:
     """The schema's objects of a file that this tool wrote."""
+    return objects(path.read_bytes())
+
+
+def objects(content: bytes) -> Any:
+    """The schema's objects of the bytes of a file that was checked, or that this tool wrote."""
     from ai_edge_litert.tools import flatbuffer_utils
 
-    return flatbuffer_utils.read_model_from_bytearray(path.read_bytes())
+    return flatbuffer_utils.read_model_from_bytearray(content)
 
 
 def drop_unused(model: Any) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from edgepack.backends.tflite.decoded import decode, operator_name, readers_of, value_of
-from edgepack.backends.tflite.file import packed, text
+from edgepack.backends.tflite.file import objects, packed, text
 from edgepack.backends.tflite.matching import Fold
 from edgepack.backends.tflite.read import TfliteLinear, linear_ops_of, read_content
 from edgepack.backends.tflite.tidy import number_names
@@ -138,7 +138,7 @@ def tflite_model(content: bytes, name: str) -> TfliteModel:
 
 
 def _in_floats(content: bytes) -> TfliteModel:
-    model = _objects(content)
+    model = objects(content)
     decode(model)
     names = [text(tensor.name) for tensor in model.subgraphs[0].tensors]
     number_names(model)
@@ -155,7 +155,7 @@ def edited(content: bytes, names: Mapping[str, str]) -> TfliteModel:
         content: of the file.
         names: of layers, by what an operator of theirs writes; all others are called after that.
     """
-    model = _objects(content)
+    model = objects(content)
     return _found(model, content, content, lambda site: names.get(site.op.output, site.op.output))
 
 
@@ -190,13 +190,6 @@ def _shared(sites: Sequence[Site]) -> Array | None:
         return None
     same = all(other is not None and np.array_equal(first, other) for other in others)
     return first if same else None
-
-
-def _objects(content: bytes) -> Any:
-    """The schema's ModelT of a file that was checked."""
-    from ai_edge_litert.tools import flatbuffer_utils
-
-    return flatbuffer_utils.read_model_from_bytearray(content)
 
 
 def _sites(model: Any, content: bytes) -> Iterator[Site]:
@@ -260,7 +253,7 @@ def depths(model: TfliteModel, names: Collection[str]) -> dict[str, int]:
 
     Layers of one depth do not feed each other. A layer that is used in several places counts where it lies deepest.
     """
-    graph = _objects(model.content).subgraphs[0]
+    graph = objects(model.content).subgraphs[0]
     layer_of = {site.op.output_index: name for name, own in model.sites.items() if name in names for site in own}
     found: dict[str, int] = {}
     behind: dict[int, int] = {}
