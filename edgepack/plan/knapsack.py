@@ -5,12 +5,13 @@ search all their permutations; what it answers is added up again, exactly.
 
 It is solved by HiGHS on a core of its variables (Pisinger, 1995): those of small reduced cost in the linear relaxation.
 Leaving the others out costs nothing once the answer is closer to the relaxation than the least reduced cost among them;
-until it is, the core grows.
+until it is, the core grows. Where there are so few answers that all of them can be added up, they are.
 """
 
 from __future__ import annotations
 
 import ctypes
+import functools
 import math
 import os
 import sys
@@ -29,6 +30,12 @@ if TYPE_CHECKING:
 
 PROVED_ROWS = 300
 """Up to this many rows, dominated ones not counted, the answer is proved the least."""
+
+ENUMERATED = 1 << 16
+"""Up to this many ways to pick, each is added up: faster than one relaxation."""
+
+ROUNDING = 1e-12
+"""Share by which sums of floats may differ from one order of adding to another."""
 
 GAP = 1e-5
 """Above it the sum is within this share of the least: costs are measured less finely, and a proof can take hours."""
@@ -131,6 +138,8 @@ def least(
     fits = _fitting(tables, limits, allowed)
     if fits is None:
         return None
+    if math.prod(int(fit.sum()) for fit in fits) <= ENUMERATED:
+        return _enumerated(tables, fits, objective, limits, tied)
     blocks = _blocks(tables, fits, objective, limits)
     programme = _programme(tables, blocks)
     relaxed = relax(programme)
@@ -178,6 +187,43 @@ def _fitting(
                 shrunk |= bool(over.any())
                 fit &= ~over
     return fits
+
+
+def _enumerated(
+    tables: Sequence[Array],
+    fits: Sequence[Array],
+    objective: int,
+    limits: Mapping[int, float],
+    tied: Callable[[float], float] | None,
+) -> Least | None:
+    """The answer among all of them, one axis per table that leaves a choice; sums near a limit are added up exactly."""
+    rows = [np.flatnonzero(fit) for fit in fits]
+    axes = [index for index, kept in enumerate(rows) if len(kept) > 1]
+    picks = [int(kept[0]) for kept in rows]
+
+    def sums(column: int) -> Array:
+        settled = math.fsum(float(tables[i][picks[i], column]) for i in range(len(tables)) if i not in axes)
+        return functools.reduce(np.add.outer, [tables[i][rows[i], column] for i in axes], np.array(settled))
+
+    costs = sums(objective)
+    possible = np.ones(costs.shape, bool)
+    for column, limit in limits.items():
+        possible &= sums(column) <= limit * (1 + ROUNDING)
+    while possible.any():
+        first = np.unravel_index(np.where(possible, costs, np.inf).argmin(), costs.shape)
+        for axis, at in zip(axes, first, strict=True):
+            picks[axis] = int(rows[axis][at])
+        if all(meets(tables, picks, column, limit) for column, limit in limits.items()):
+            break
+        possible[first] = False
+    else:
+        return None
+    total = total_of(tables, picks, objective)
+    within = possible & (costs <= (total if tied is None else tied(total)) * (1 + ROUNDING))
+    near = [fit.copy() for fit in fits]
+    for axis, index in enumerate(axes):
+        near[index][rows[index]] = within.any(axis=tuple(other for other in range(len(axes)) if other != axis))
+    return Least(tuple(picks), total, 0.0, tuple(near))
 
 
 def _blocks(tables: Sequence[Array], fits: Sequence[Array], objective: int, limits: Mapping[int, float]) -> _Blocks:

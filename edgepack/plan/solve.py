@@ -10,7 +10,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from edgepack.model.types import Array, Candidate
-from edgepack.plan.knapsack import GAP, Effort, least, meets, total_of
+from edgepack.plan.knapsack import GAP, ROUNDING, Effort, least, meets, total_of
 
 Quantity = Literal["loss", "size_bytes", "ram_bytes", "latency_s"]
 QUANTITIES: tuple[Quantity, ...] = get_args(Quantity)
@@ -27,9 +27,6 @@ ROUNDS = 10
 
 REFINING_GAP = 1e-3
 """The gap of a choice among tied plans: there the bounds leave the least room, and the finest answer takes minutes."""
-
-ROUNDING = 1e-12
-"""Share of a bound that sums of floats may differ by from one order of adding to another."""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import itertools
 import math
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from fractions import Fraction
 
@@ -85,6 +85,15 @@ def problems(draw: st.DrawFn) -> tuple[Layers, Bounds]:
 quick = settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 
 
+@pytest.fixture(params=[0, knapsack.ENUMERATED], ids=["highs", "enumerated"], scope="module")
+def enumerated(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Small instances by either way."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(knapsack, "ENUMERATED", request.param)
+        yield
+
+
+@pytest.mark.usefixtures("enumerated")
 @quick
 @given(problems(), st.sampled_from([0.0, 0.0, 0.01, 0.3]), st.sampled_from([0.0, 0.0, 1e-3, 5.0]))
 def test_solve_finds_what_brute_force_finds(problem: tuple[Layers, Bounds], tie: float, beside_s: float) -> None:
@@ -120,6 +129,7 @@ def assert_least(found: Infeasible, every: Sequence[Sums], bound: Sums) -> None:
     assert set(found.alone) == {q for q, v in bound.items() if all(sums[q] > v for sums in every)}
 
 
+@pytest.mark.usefixtures("enumerated")
 @quick
 @given(problems())
 def test_least_loss_finds_what_brute_force_finds(problem: tuple[Layers, Bounds]) -> None:
