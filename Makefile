@@ -27,6 +27,8 @@ demo: venv
 	$(BIN)/edgepack bench dist/mnist-mlp.host --local --quick > /dev/null
 	$(BIN)/edgepack compare dist/mnist-mlp.rpi4 dist/mnist-mlp.host
 
+# What tests multiply is too small to share: threads of several workers only wait for each other.
+test: export OMP_NUM_THREADS = 1
 test: venv system
 	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 25
 

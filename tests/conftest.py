@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import settings
 
 if TYPE_CHECKING:
-    from edgepack.backends.tflite.converter import TfliteEmitter
+    from edgepack.backends.tflite.converter import ConverterProcess, TfliteEmitter
 
 REQUIRE_ALL = "EDGEPACK_REQUIRE_ALL"
 
@@ -67,11 +68,38 @@ def tflite_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def emitter() -> Iterator[TfliteEmitter]:
+def converter() -> Iterator[ConverterProcess]:
     """One converter process for all tests: its imports take seconds."""
+    from edgepack.backends.tflite.converter import ConverterProcess
+
+    process = ConverterProcess()
+    yield process
+    process.close()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shared_engine(converter: ConverterProcess) -> Iterator[None]:
+    """Builds in this process ask it too; those of the command line each have their own."""
+    from edgepack.backends.tflite.backend import TfliteBackend
     from edgepack.backends.tflite.converter import TfliteEmitter
 
-    with TfliteEmitter() as made:
+    @contextmanager
+    def engine(self: TfliteBackend) -> Iterator[TfliteEmitter]:
+        with TfliteEmitter(converter) as made:
+            made.warm_up()
+            yield made
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TfliteBackend, "engine", engine)
+        yield
+
+
+@pytest.fixture(scope="session")
+def emitter(converter: ConverterProcess) -> Iterator[TfliteEmitter]:
+    """What writes TFLite files."""
+    from edgepack.backends.tflite.converter import TfliteEmitter
+
+    with TfliteEmitter(converter) as made:
         made.warm_up()
         yield made
 

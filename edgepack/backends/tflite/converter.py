@@ -42,6 +42,7 @@ class TfliteEmitter:
 
     Its process starts at `warm_up` (or at first use) and imports in the background; it ends with the context, when this
     process ends, or when it crashes; in the last case the next call starts another one and loads the program again.
+    Several may share one process, which the one who made it closes.
 
     Example:
         with TfliteEmitter() as emitter:
@@ -52,10 +53,10 @@ class TfliteEmitter:
             emitter.quantize("factored.tflite", "int8.tflite", "int8-dynamic-range")
     """
 
-    def __init__(self) -> None:
-        self._process = ConverterProcess()
+    def __init__(self, shared: ConverterProcess | None = None) -> None:
+        self._process = shared or ConverterProcess()
+        self._shared = shared is not None
         self._load_request: dict[str, Any] | None = None
-        self._loaded_by = 0
 
     def __enter__(self) -> TfliteEmitter:
         return self
@@ -183,23 +184,24 @@ class TfliteEmitter:
         return tuple(self._ask(request, arrays, "samples")["kept"])
 
     def close(self) -> None:
-        """End the process and remove its files."""
-        self._process.close()
+        """End the process and remove its files, unless it is shared."""
+        if not self._shared:
+            self._process.close()
 
     def _load(self, request: dict[str, Any]) -> LoadedProgram:
         self._load_request = None
         reply = self._ask(request)
-        self._load_request, self._loaded_by = request, self._process.starts
+        self._load_request = self._process.holds = request
         return LoadedProgram(tuple(reply["inputs"]), tuple(reply["outputs"]))
 
     def _ask(
         self, request: dict[str, Any], arrays: Mapping[str, Array] | None = None, field: str = ""
     ) -> dict[str, Any]:
-        """What the process answers; one that was started anew is told of the program first."""
+        """What the process answers; one that holds another program, or none yet, is told of this one first."""
         self._process.start()
-        if self._load_request is not None and self._loaded_by != self._process.starts:
+        if self._load_request is not None and self._process.holds is not self._load_request:
             self._process.ask(self._load_request)
-            self._loaded_by = self._process.starts
+            self._process.holds = self._load_request
         if not arrays:
             return self._process.ask(request)
         path = self._process.folder / "arrays.npz"
@@ -218,11 +220,11 @@ class ConverterProcess:
     """Runs from `start` until `close`, the end of this process, or a crash of its own.
 
     Attributes:
-        starts: how often it was started. One that is new knows nothing of what the one before it was told.
+        holds: the request whose program it holds. One that was started anew holds none.
     """
 
     def __init__(self) -> None:
-        self.starts = 0
+        self.holds: Mapping[str, Any] | None = None
         self._process: subprocess.Popen[str] | None = None
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._ready = False
@@ -255,7 +257,7 @@ class ConverterProcess:
                 env=_environment(),
             )
         self._ready = False
-        self.starts += 1
+        self.holds = None
 
     def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Send a request to the running process and wait for what it answers.
