@@ -24,9 +24,9 @@ class Done:
     err: str
 
 
-def invoke(*args: object) -> Done:
-    """Run the command in this process."""
-    result = CliRunner().invoke(app, [str(arg) for arg in args])
+def invoke(*args: object, env: dict[str, str] | None = None) -> Done:
+    """Run the command in this process, where the libraries are imported already."""
+    result = CliRunner().invoke(app, [str(arg) for arg in args], env=env)
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return Done(result.exit_code, result.stdout, result.stderr)

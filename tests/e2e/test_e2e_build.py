@@ -256,11 +256,11 @@ def test_explore_then_pick(tmp_path: Path, model: Path, data: Path) -> None:
 def test_a_plan_per_format_can_be_picked(recipe_file: Path, rpi4_pack: Built, tmp_path: Path) -> None:
     asked = ("build", f"{recipe_file}:recipe", "--target", "rpi4")
     env = {"EDGEPACK_CACHE": str(rpi4_pack.cache)}
-    rows = json.loads(run(*asked, "--explore", "--json", env=env).out)["plans"]
+    rows = json.loads(invoke(*asked, "--explore", "--json", env=env).out)["plans"]
     first = {row["format"]: row for row in reversed(rows)}
     assert set(first) == {"onnx", "tflite"}
     numbers = ",".join(str(row["number"]) for row in first.values())
-    done = run(*asked, "--pick", numbers, "--out", tmp_path / "pack", env=env)
+    done = invoke(*asked, "--pick", numbers, "--out", tmp_path / "pack", env=env)
     assert done.code == 0, done.err
     for fmt, row in first.items():
         assert (tmp_path / "pack" / f"model.{fmt}").stat().st_size == row["size_bytes"]

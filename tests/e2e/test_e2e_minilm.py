@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from edgepack.backends.runtime import load
-from tests.e2e.e2e_cli import Done, run
+from tests.e2e.e2e_cli import invoke, run
 
 MODELS = Path(__file__).parents[2] / "bench" / "models"
 BLOCKS, LINEAR = 2, 6
@@ -40,14 +40,9 @@ def recipes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def assert_quiet(done: Done) -> None:
-    assert done.code == 0, done.err
-    assert done.err == "", "libraries have nothing to say to the user"
-
-
 def test_inspect_shows_every_linear_layer(recipes: Path) -> None:
-    done = run("inspect", f"{recipes}:recipe", "--json")
-    assert_quiet(done)
+    done = invoke("inspect", f"{recipes}:recipe", "--json")
+    assert done.code == 0, done.err
     report = json.loads(done.out)
     shapes = [(layer["out_features"], layer["in_features"]) for layer in report["layers"]]
     assert sorted(shapes) == sorted([(384, 384)] * 24 + [(1536, 384), (384, 1536)] * 6)
@@ -61,7 +56,8 @@ def test_dense_int8_in_both_formats(recipes: Path, tmp_path: Path) -> None:
     out = tmp_path / "pack"
     options = ("--target", "rpi4", "--precision", "int8", "--rank", "0.001", "--out", out)
     done = run("build", f"{recipes}:first_blocks", *options)
-    assert_quiet(done)
+    assert done.code == 0, done.err
+    assert done.err == "", "libraries have nothing to say to the user"
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["metric"]["name"] == "cosine"
     for fmt in ("onnx", "tflite"):

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.e2e_cli import run
+from tests.e2e.e2e_cli import invoke, run
 
 RECIPE = Path(__file__).parents[2] / "bench" / "models" / "mnist_mlp.py"
 
@@ -61,14 +61,20 @@ def test_what_was_looked_at(manifest: dict[str, Any]) -> None:
     assert manifest["budget_met"] is True
 
 
-@pytest.mark.parametrize(("fmt", "vs_fp32", "vs_int8"), [("onnx", 20, 5), ("tflite", 15, 4)])
-def test_in_int8_alone(tmp_path: Path, fmt: str, vs_fp32: int, vs_int8: int) -> None:
-    out = tmp_path / "pack"
-    options = ("--precision", "int8", "--formats", fmt, "--max-drop", "0.3", "--out", out)
-    done = run("build", f"{RECIPE}:recipe", "--target", "rpi4", *options)
+@pytest.fixture(scope="module")
+def in_int8(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The files of a build in int8 alone."""
+    out = tmp_path_factory.mktemp("mnist-int8") / "pack"
+    options = ("--precision", "int8", "--max-drop", "0.3", "--out", out)
+    done = invoke("build", f"{RECIPE}:recipe", "--target", "rpi4", *options)
     assert done.code == 0, done.err
-    files = json.loads((out / "manifest.json").read_text())["files"]
-    packed, fp32, int8 = (files[f"{name}.{fmt}"] for name in ("model", "baseline/fp32", "baseline/int8"))
+    files: dict[str, Any] = json.loads((out / "manifest.json").read_text())["files"]
+    return files
+
+
+@pytest.mark.parametrize(("fmt", "vs_fp32", "vs_int8"), [("onnx", 20, 5), ("tflite", 15, 4)])
+def test_in_int8_alone(in_int8: dict[str, Any], fmt: str, vs_fp32: int, vs_int8: int) -> None:
+    packed, fp32, int8 = (in_int8[f"{name}.{fmt}"] for name in ("model", "baseline/fp32", "baseline/int8"))
     assert all("int8" in layer["scheme"] for layer in packed["layers"])
     assert packed["size_bytes"] * vs_fp32 <= fp32["size_bytes"]
     assert packed["size_bytes"] * vs_int8 <= int8["size_bytes"]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from edgepack.backends.runtime import load
-from tests.e2e.e2e_cli import run
+from tests.e2e.e2e_cli import invoke
 
 HEAD = """import numpy as np, torch
 from torch import nn
@@ -46,7 +46,7 @@ LAYERS = {"encoder": 4, "cnn": 4}
 def test_both_formats_answer_alike(tmp_path: Path, name: str) -> None:
     (tmp_path / "net.py").write_text(HEAD + RECIPES[name])
     out = tmp_path / "pack"
-    done = run("build", f"{tmp_path / 'net.py'}:recipe", "--target", "rpi4", "--rank", "8", "--out", out)
+    done = invoke("build", f"{tmp_path / 'net.py'}:recipe", "--target", "rpi4", "--rank", "8", "--out", out)
     assert done.code == 0, done.err
     entries = json.loads((out / "manifest.json").read_text())["files"]
     for fmt in ("onnx", "tflite"):
@@ -85,7 +85,7 @@ def test_recurrent_models_come_out_in_both_formats(tmp_path: Path, kind: str) ->
     """TFLite unrolls the loop: layers that have no operator of their own there are written as the rest of the file."""
     (tmp_path / "net.py").write_text(HEAD + RECURRENT.replace("KIND", kind))
     out = tmp_path / "pack"
-    done = run("build", f"{tmp_path / 'net.py'}:recipe", "--target", "rpi4", "--rank", "8", "--out", out)
+    done = invoke("build", f"{tmp_path / 'net.py'}:recipe", "--target", "rpi4", "--rank", "8", "--out", out)
     assert done.code == 0, done.err
     entries = json.loads((out / "manifest.json").read_text())["files"]
     x = np.random.default_rng(7).normal(size=(20, 7, 12)).astype(np.float32)
