@@ -47,7 +47,8 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show the traceba
 Model = Annotated[
     str,
     typer.Argument(
-        help="model.onnx, model.tflite, model.pt2, file.py:function or package.module:function.", show_default=False
+        help="model.onnx, model.tflite, model.keras, model.h5, model.pt2, file.py:function or package.module:function.",
+        show_default=False,
     ),
 ]
 TargetName = Annotated[str, typer.Option("--target", help="Name from `edgepack targets list`, or host.")]

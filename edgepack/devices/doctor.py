@@ -59,6 +59,8 @@ PACKAGES = (
     ("torch", "opens torch recipes and .pt2 files", "pip install 'edgepack[torch]'"),
     ("onnxscript", "exports torch models to ONNX", "pip install 'edgepack[torch]'"),
     *_of_formats(own=False),
+    ("keras", "opens Keras models", "pip install 'edgepack[keras]'"),
+    ("h5py", "reads the weights of Keras models", "pip install 'edgepack[keras]'"),
     ("scikit-learn", "finds codebooks for --method kmeans", "pip install 'edgepack[methods]'"),
     ("pillow", "writes images for --method jpeg", "pip install 'edgepack[methods]'"),
 )

@@ -22,7 +22,7 @@ class Recipe:
     """What a model file written in Python hands over.
 
     Attributes:
-        model: a `torch.nn.Module` in any mode (it is put in eval mode).
+        model: a `torch.nn.Module` in any mode (it is put in eval mode), or a `keras.Model` on Keras's torch backend.
         example_inputs: tuple of tensors; their shapes and batch are those of the emitted files.
         calibration: one array per model input, in the inputs' order or by name, first axis = samples, and an
             optional `y` with labels: `{"x": (N, …), "y": (N,)}`. Or an iterable of input tuples.

@@ -11,6 +11,7 @@ from edgepack.errors import UsageError
 from edgepack.model.model import Model
 from edgepack.model.scheme import Format
 from edgepack.sources.inputs import GivenInput, with_shapes
+from edgepack.sources.keras import KerasFile
 from edgepack.sources.onnx import OnnxFile
 from edgepack.sources.others import other_kind
 from edgepack.sources.recipe import PythonRecipe
@@ -18,7 +19,7 @@ from edgepack.sources.source import Source
 from edgepack.sources.tflite import TfliteFile
 from edgepack.sources.torch import ProgramFile
 
-SOURCES: tuple[Source, ...] = (OnnxFile(), TfliteFile(), ProgramFile(), PythonRecipe())
+SOURCES: tuple[Source, ...] = (OnnxFile(), TfliteFile(), KerasFile(), ProgramFile(), PythonRecipe())
 """In the order in which they are asked. What is heavy they import when they open a model."""
 
 
@@ -100,5 +101,5 @@ def open_model(
     source = check_installed(spec)
     if formats is None:
         formats = set(FORMATS) - set(unwritable(spec)) - set(closed(spec))
-    opened = source.open(spec, model_name(spec), work, formats)
+    opened = source.open(spec, model_name(spec), work, formats, given)
     return replace(opened, inputs=with_shapes(opened.inputs, given)) if given else opened

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +12,7 @@ from edgepack.model.layer import Layer
 from edgepack.model.model import Model, NativeName
 from edgepack.model.scheme import Format
 from edgepack.model.types import TensorSpec
+from edgepack.sources.inputs import GivenInput
 from edgepack.sources.source import FileOfSuffix
 
 FOUND = 2
@@ -35,7 +36,9 @@ class OnnxFile(FileOfSuffix):
     packages: tuple[str, ...] = ()
     install = ""
 
-    def open(self, spec: str, name: str, work: Path, formats: Collection[Format]) -> Model:
+    def open(
+        self, spec: str, name: str, work: Path, formats: Collection[Format], given: Sequence[GivenInput] = ()
+    ) -> Model:
         """See `Source.open`; the graph in which layers were found is exported where it is not that of the file."""
         return onnx_model(spec, name, self.name, Path(spec), work)
 

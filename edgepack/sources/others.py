@@ -7,7 +7,6 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-_KERAS = 'load it with Keras 3 and write model.export("model.onnx", format="onnx")'
 _TORCH = (
     "write a function that makes the network, loads these weights and returns an edgepack Recipe, and give "
     "file.py:function; or save torch.export.export(network, inputs) with torch.export.save as model.pt2"
@@ -17,9 +16,6 @@ _TENSORFLOW = "convert it with tf.lite.TFLiteConverter or tf2onnx, and give mode
 _HUGGING_FACE = "optimum-cli export onnx --model FOLDER OUT, and give OUT/model.onnx"
 
 _FILES: Mapping[str, tuple[str, str]] = {
-    ".h5": ("Keras model", _KERAS),
-    ".hdf5": ("Keras model", _KERAS),
-    ".keras": ("Keras model", _KERAS),
     ".pt": ("torch file, which is not unpickled", _TORCH),
     ".pth": ("torch file, which is not unpickled", _TORCH),
     ".ckpt": ("checkpoint, which is not unpickled", _TORCH),
@@ -57,7 +53,9 @@ def other_kind(spec: str) -> tuple[str, str] | None:
     path = Path(spec)
     if is_folder(spec):
         held = [found for name, found in _FOLDERS.items() if (path / name).is_file()]
-        models = sorted(each.name for each in path.iterdir() if each.suffix in {".onnx", ".tflite", ".pt2"})
+        models = sorted(
+            each.name for each in path.iterdir() if each.suffix in {".onnx", ".tflite", ".keras", ".h5", ".pt2"}
+        )
         if not held and models:
             return "folder", f"give one of its files, such as {path / models[0]}"
         return held[0] if held else None

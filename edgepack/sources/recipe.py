@@ -8,7 +8,7 @@ import inspect
 import os
 import sys
 import traceback
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +22,8 @@ from edgepack.metrics.metric import Metric, own_metric
 from edgepack.model.model import Model, NativeName
 from edgepack.model.scheme import Format
 from edgepack.model.types import Array, Recipe
+from edgepack.sources.inputs import GivenInput
+from edgepack.sources.keras import export_keras, import_keras, is_keras
 from edgepack.sources.source import file_stem
 from edgepack.sources.torch import INSTALL, PACKAGES, TITLE, export_program, program_model
 
@@ -52,10 +54,13 @@ class PythonRecipe:
         target = spec.rpartition(":")[0]
         return file_stem(target if target.endswith(".py") else target.rpartition(".")[2])
 
-    def open(self, spec: str, name: str, work: Path, formats: Collection[Format]) -> Model:
+    def open(
+        self, spec: str, name: str, work: Path, formats: Collection[Format], given: Sequence[GivenInput] = ()
+    ) -> Model:
         """See `Source.open`; the function is called."""
         recipe = load_recipe(spec)
-        program = export_program(recipe.model, recipe.example_inputs)
+        export = export_keras if is_keras(recipe.model) else export_program
+        program = export(recipe.model, recipe.example_inputs)
         return replace(program_model(spec, name, self.name, program, work, formats), recipe=recipe)
 
 
@@ -224,6 +229,8 @@ def _checked(recipe: object, spec: str) -> Recipe:
 
     if not isinstance(recipe, Recipe):
         raise ModelError(f"{spec}: it returned {type(recipe).__name__}, a Recipe was expected", hint=_SHAPE)
+    if is_keras(recipe.model):
+        import_keras()
     if not isinstance(recipe.model, torch.nn.Module):
         raise ModelError(f"{spec}: Recipe.model is {type(recipe.model).__name__}, a torch.nn.Module was expected")
     inputs: object = recipe.example_inputs

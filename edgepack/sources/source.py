@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from edgepack.model.model import Model, NativeName
 from edgepack.model.scheme import Format
+from edgepack.sources.inputs import GivenInput
 
 
 class Source(Protocol):
@@ -37,7 +38,9 @@ class Source(Protocol):
     def stem(self, spec: str) -> str:
         """What the model is called, by its `spec` alone."""
 
-    def open(self, spec: str, name: str, work: Path, formats: Collection[Format]) -> Model:
+    def open(
+        self, spec: str, name: str, work: Path, formats: Collection[Format], given: Sequence[GivenInput] = ()
+    ) -> Model:
         """Opens it.
 
         Args:
@@ -45,6 +48,7 @@ class Source(Protocol):
             name: of the model.
             work: folder for what is exported.
             formats: of the files that will be written; the model is the truth in one of them if that can be.
+            given: shapes of inputs, for a model that must know them to be opened; others are given theirs afterwards.
 
         Raises:
             ModelError: the model is bad or cannot be exported.

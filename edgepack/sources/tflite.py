@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from edgepack.errors import ModelError
 from edgepack.model.model import Model, NativeName
 from edgepack.model.scheme import Format
+from edgepack.sources.inputs import GivenInput
 from edgepack.sources.source import FileOfSuffix
 
 MOST_BYTES = 2**31 - 1
@@ -30,7 +31,9 @@ class TfliteFile(FileOfSuffix):
     packages: tuple[str, ...] = ("ai-edge-litert",)
     install = "pip install 'edgepack[tflite]'"
 
-    def open(self, spec: str, name: str, work: Path, formats: Collection[Format]) -> Model:
+    def open(
+        self, spec: str, name: str, work: Path, formats: Collection[Format], given: Sequence[GivenInput] = ()
+    ) -> Model:
         """See `Source.open`; nothing is exported."""
         from edgepack.backends.tflite.sites import tflite_model, vectors
         from edgepack.natives.tflite import TfliteNative

@@ -7,7 +7,7 @@ import io
 import logging
 import re
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,12 +16,14 @@ from edgepack.errors import ModelError
 from edgepack.model.model import Model, NativeName
 from edgepack.model.scheme import Format
 from edgepack.natives.torch import read_torch
+from edgepack.sources.inputs import GivenInput
 from edgepack.sources.onnx import onnx_model
 from edgepack.sources.source import FileOfSuffix
 from edgepack.torchgraph import flat_module, fold_batch_norms, load_program
 from edgepack.torchgraph.digest import program_digest
 from edgepack.torchgraph.layers import vectors
 from edgepack.torchgraph.run import input_specs
+from edgepack.torchgraph.tidy import tidy
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -52,7 +54,9 @@ class ProgramFile(FileOfSuffix):
     packages: tuple[str, ...] = PACKAGES
     install = INSTALL
 
-    def open(self, spec: str, name: str, work: Path, formats: Collection[Format]) -> Model:
+    def open(
+        self, spec: str, name: str, work: Path, formats: Collection[Format], given: Sequence[GivenInput] = ()
+    ) -> Model:
         """See `Source.open`."""
         return program_model(spec, name, self.name, load_pt2(Path(spec)), work, formats)
 
@@ -98,8 +102,13 @@ def program_model(
     )
 
 
-def export_program(model: Module, example_inputs: tuple[Tensor, ...]) -> ExportedProgram:
+def export_program(model: Module, example_inputs: tuple[Tensor, ...], *, tidied: bool = False) -> ExportedProgram:
     """Trace the model in eval mode with the static shapes of the example inputs; batch norms are folded.
+
+    Args:
+        model: in any mode.
+        example_inputs: of one run.
+        tidied: see `edgepack.torchgraph.tidy`.
 
     Raises:
         ModelError: torch.export cannot trace the model.
@@ -120,7 +129,7 @@ def export_program(model: Module, example_inputs: tuple[Tensor, ...]) -> Exporte
         ) from err
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
-    return _folded(program, example_inputs)
+    return _folded(program, example_inputs, tidied=tidied)
 
 
 def load_pt2(path: Path | str) -> ExportedProgram:
@@ -153,11 +162,13 @@ def _static(program: ExportedProgram, args: tuple[Any, ...], kwargs: dict[str, A
         raise ModelError(f"the program does not fit the shapes of its example inputs: {_summary(err)}") from err
 
 
-def _folded(program: ExportedProgram, inputs: tuple[Tensor, ...]) -> ExportedProgram:
+def _folded(program: ExportedProgram, inputs: tuple[Tensor, ...], *, tidied: bool = False) -> ExportedProgram:
     import torch
 
     module = flat_module(program)
-    if not fold_batch_norms(module):
+    if tidied:
+        tidy(module)
+    if not fold_batch_norms(module) and not tidied:
         return program
     with _quiet():
         return torch.export.export(module, inputs, strict=False)

@@ -1,4 +1,4 @@
-"""Fold an inference-mode batch norm into the layer before it, as ONNX exporters do."""
+"""Fold an inference-mode batch norm, or a bias that is added apart, into the layer before it, as ONNX exporters do."""
 
 from __future__ import annotations
 
@@ -30,8 +30,9 @@ def fold_batch_norms(module: GraphModule) -> int:
 def _fold(module: GraphModule, norm: Node, constants: Constants) -> bool:
     import torch
 
-    layer, gamma, beta, mean, variance, training, _, eps = norm.args[:8]
-    if training or not _foldable(layer, norm):
+    given, gamma, beta, mean, variance, training, _, eps = norm.args[:8]
+    layer = None if training else _layer_of(given, axis=1)
+    if layer is None:
         return False
     weight, bias = constants.tensor(layer.args[1]), None
     if len(layer.args) > 2 and layer.args[2] is not None:
@@ -50,31 +51,67 @@ def _fold(module: GraphModule, norm: Node, constants: Constants) -> bool:
         new_bias = offset.to(weight.dtype)
     name = constants.name(layer.args[1])
     with module.graph.inserting_before(layer):
-        new_args = (_register(module, name, new_weight), _register(module, _bias_name(name), new_bias))
+        new_args = (register(module, name, new_weight), register(module, _bias_name(name), new_bias))
         layer.args = (layer.args[0], *new_args, *layer.args[3:])
-    norm.replace_all_uses_with(layer)
+    norm.replace_all_uses_with(given)
     module.graph.erase_node(norm)
     return True
 
 
-def _foldable(layer: object, norm: Node) -> bool:
+def fold_biases(module: GraphModule) -> None:
+    """Let every layer without a bias take the constant that is added to its channels, in place."""
+    import torch
+
+    constants = Constants(module)
+    for add in list(module.graph.nodes):
+        if add.target is not torch.ops.aten.add.Tensor or add.kwargs:
+            continue
+        given, bias = add.args
+        value = constants.tensor(bias)
+        axis = None if value is None else _only_axis(value)
+        layer = None if axis is None else _layer_of(given, axis=add.meta["val"].dim() + axis)
+        if value is None or layer is None or any(one is not None for one in layer.args[2:3]):
+            continue
+        weight = constants.tensor(layer.args[1])
+        if weight is None or weight.dtype != value.dtype or value.numel() != len(weight):
+            continue
+        with module.graph.inserting_before(layer):
+            own = register(module, constants.name(bias), value.flatten().contiguous())
+        layer.args = (*layer.args[:2], own, *layer.args[3:])
+        add.replace_all_uses_with(given)
+        module.graph.erase_node(add)
+
+
+def _only_axis(value: Tensor) -> int | None:
+    """The axis, counted from the last, along which a constant differs; None where there is no such one."""
+    axes = [axis - value.dim() for axis, size in enumerate(value.shape) if size != 1]
+    return axes[0] if len(axes) == 1 else None
+
+
+def _layer_of(value: object, axis: int) -> Node | None:
+    """The layer whose channels lie on this axis of a value, with nothing but transpositions in between; None where
+    there is none, or something else takes its result as well."""
     import torch
     from torch.fx import Node
 
     aten = torch.ops.aten
-    if not isinstance(layer, Node) or len(layer.users) != 1:
-        return False
-    if layer.target in (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default):
-        return True
-    # After a linear layer the norm's channels are the features only if there is no axis between them.
-    return layer.target is aten.linear.default and len(norm.meta["val"].shape) == 2
+    while isinstance(value, Node) and len(value.users) == 1:
+        if value.target is aten.permute.default:
+            axis = value.args[1][axis] % value.meta["val"].dim()
+            value = value.args[0]
+        elif value.target in (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default):
+            return value if axis == 1 else None
+        else:
+            features = value.meta["val"].dim() - 1 if value.target is aten.linear.default else None
+            return value if axis == features else None
+    return None
 
 
 def _bias_name(weight: str) -> str:
     return f"{weight.removesuffix('weight')}bias" if weight.endswith("weight") else f"{weight}_bias"
 
 
-def _register(module: GraphModule, name: str, value: Tensor) -> Node:
+def register(module: GraphModule, name: str, value: Tensor) -> Node:
     """A get_attr node for a new parameter that takes over the old one's name, unless another node needs the old one."""
     import torch
 

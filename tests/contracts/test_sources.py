@@ -25,6 +25,7 @@ from edgepack.model.replacement import low_rank
 from edgepack.model.scheme import FileScheme, Format
 from edgepack.natives import native
 from edgepack.sources import SOURCES, model_name, open_model, source_of
+from edgepack.sources.keras import import_keras
 from edgepack.workspace import Cache, Workspace
 from tests.backends.tflite.given_files import mlp
 from tests.contracts.conftest import SIDES, answers, content_of, vectors
@@ -66,6 +67,19 @@ def place_tflite(folder: Path, recipe_file: Path, opened: Model) -> str:
     return str(mlp(weights).save(folder / "tiny_mlp.tflite"))
 
 
+def place_keras(folder: Path, recipe_file: Path, opened: Model) -> str:
+    keras = import_keras()
+    dense = [
+        keras.layers.Dense(layer.out_features, activation=activation, name=name)
+        for layer, activation, name in zip(opened.layers, ("relu", "relu", None), ("one", "two", "three"), strict=True)
+    ]
+    model = keras.Sequential([keras.Input((64,), name="pixels"), *dense])
+    for layer, own in zip(opened.layers, dense, strict=True):
+        own.set_weights([layer.weight.T, layer.bias])
+    model.save(folder / "tiny_mlp.keras")
+    return str(folder / "tiny_mlp.keras")
+
+
 GIVEN: Mapping[str, Given] = {
     "recipe": Given(
         place_recipe,
@@ -73,6 +87,9 @@ GIVEN: Mapping[str, Given] = {
         names={"a/tiny_mlp.py:recipe": "tiny-mlp", "package.Some_Module:make": "some-module", "v3/model.py:f": "v3"},
     ),
     "pt2": Given(place_program, is_file=True, names={"a/Tiny_MLP.pt2": "tiny-mlp", "some_v3/model.pt2": "some-v3"}),
+    "keras": Given(
+        place_keras, is_file=True, names={"a/B.keras": "b", "some_v3/model.h5": "some-v3", "old.HDF5": "old"}
+    ),
     "tflite": Given(place_tflite, is_file=True, names={"a/b.tflite": "b", "some_v3/model.tflite": "some-v3"}),
     "onnx": Given(
         place_onnx, is_file=True, names={"a/b.c.onnx": "b.c", "standard_v3/model.onnx": "standard-v3", "X.onnx": "x"}

@@ -58,7 +58,7 @@ def test_unknown_kind_is_a_usage_error(tmp_path: Path, name: str) -> None:
     fails(name, [f"cannot tell what '{name}' is", r"expected model\.onnx, model\.tflite"], tmp_path, code=2)
 
 
-@pytest.mark.parametrize("name", ["model.h5", "model.pt", "file.py"])
+@pytest.mark.parametrize("name", ["model.pb", "model.pt", "file.py"])
 def test_other_kinds_are_told_the_step_to_a_model(tmp_path: Path, name: str) -> None:
     fails(name, [rf"'{name}' is a ", r"expected model\.onnx, model\.tflite"], tmp_path, code=2)
 

@@ -9,7 +9,9 @@ import pytest
 from edgepack.errors import ModelError, UsageError
 from edgepack.sources import model_name, open_model, source_of
 
-EXPECTED = "expected model.onnx, model.tflite, model.pt2, file.py:function or package.module:function"
+EXPECTED = (
+    "expected model.onnx, model.tflite, model.keras, model.h5, model.pt2, file.py:function or package.module:function"
+)
 
 ADVICE = "export a torch module with torch.export.save, or write a function that returns an edgepack Recipe"
 
@@ -21,6 +23,8 @@ ADVICE = "export a torch module with torch.export.save, or write a function that
         ("some where/MODEL.ONNX", "onnx"),
         ("model.pt2", "pt2"),
         ("model.tflite", "tflite"),
+        ("a/model.H5", "keras"),
+        ("net.keras", "keras"),
         ("file.py:make", "recipe"),
         ("package.module:make", "recipe"),
         (r"C:\models\file.py:make", "recipe"),
@@ -41,8 +45,6 @@ def test_anything_else_is_a_usage_error(spec: str) -> None:
 @pytest.mark.parametrize(
     ("spec", "what", "step"),
     [
-        ("a/model.H5", "Keras model", "Keras 3"),
-        ("net.keras", "Keras model", "Keras 3"),
         ("net.pth", "torch file, which is not unpickled", "file.py:function"),
         ("net.safetensors", "file of weights alone", "Recipe"),
         ("forest.joblib", "pickle, which is not opened", "skl2onnx"),

@@ -1,0 +1,294 @@
+"""Keras models, in `.keras` and `.h5` files: Keras 3 runs them on torch, and torch exports what it runs."""
+
+from __future__ import annotations
+
+import inspect
+import keyword
+import os
+import re
+import sys
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgepack.errors import ModelError, UsageError
+from edgepack.model.layer import distinct
+from edgepack.model.model import Model, NativeName
+from edgepack.model.scheme import Format
+from edgepack.model.types import TensorSpec
+from edgepack.sources.inputs import LARGEST, GivenInput, shown, with_shapes, with_usual_sides
+from edgepack.sources.keras_file import HINT, SUFFIXES, check_file
+from edgepack.sources.source import file_stem
+from edgepack.sources.torch import PACKAGES, export_program, program_model
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.export import ExportedProgram
+    from torch.nn import Module
+
+BACKEND = "torch"
+
+
+class KerasFile:
+    """`model.keras` or `model.h5`: see `Source`."""
+
+    name = "keras"
+    title = "Keras models"
+    forms: tuple[str, ...] = ("model.keras", "model.h5")
+    advice: str | None = None
+    native: NativeName = "torch"
+    packages: tuple[str, ...] = (*PACKAGES, "keras", "h5py")
+    install = "pip install 'edgepack[keras]'"
+
+    def takes(self, spec: str) -> bool:
+        """By its suffix."""
+        return Path(spec).suffix.lower() in SUFFIXES
+
+    def stem(self, spec: str) -> str:
+        """That of the file."""
+        return file_stem(spec)
+
+    def open(
+        self, spec: str, name: str, work: Path, formats: Collection[Format], given: Sequence[GivenInput] = ()
+    ) -> Model:
+        """See `Source.open`."""
+        model = load_keras(Path(spec))
+        program = export_keras(model, example_inputs(model, spec, given))
+        return program_model(spec, name, self.name, program, work, formats)
+
+
+def import_keras() -> Any:
+    """Keras 3 on its torch backend. Neither the environment nor the user's folders know of it afterwards.
+
+    Raises:
+        UsageError: this process has imported it on another backend.
+    """
+    with _environment({"KERAS_BACKEND": BACKEND, "KERAS_HOME": os.devnull}), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import keras
+    if (found := keras.backend.backend()) != BACKEND:
+        raise UsageError(
+            f"Keras was imported on its {found} backend in this process, torch was expected",
+            hint="set KERAS_BACKEND=torch before the first import of keras, or save the model and give its file to "
+            "edgepack build",
+        )
+    return keras
+
+
+@contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def is_keras(model: object) -> bool:
+    """Whether it is a `keras.Model`; nothing is imported."""
+    keras = sys.modules.get("keras")
+    return keras is not None and isinstance(model, keras.Model)
+
+
+def load_keras(path: Path) -> Any:
+    """The `keras.Model` of a file, uncompiled.
+
+    It is built without memory first: sizes that its weights do not have are refused before they are allocated.
+
+    Raises:
+        ModelError: see `check_file`; or Keras cannot build it, or its weights do not fit.
+        UsageError: see `import_keras`.
+    """
+    keras = import_keras()
+    check_file(path)
+    custom = {"DepthwiseConv2D": _older_depthwise(keras)}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for device in ("meta", "cpu"):
+                with keras.device(device):
+                    model = keras.saving.load_model(path, custom_objects=custom, compile=False, safe_mode=True)
+    except Exception as err:
+        raise ModelError(f"{path}: Keras cannot load it: {_first_line(err)}", hint=HINT) from err
+    return model
+
+
+def _older_depthwise(keras: Any) -> type:
+    """The layer, for files of older versions that state its one group."""
+
+    def from_config(cls: Any, config: dict[str, Any]) -> Any:
+        return cls(**{name: value for name, value in config.items() if (name, value) != ("groups", 1)})
+
+    return type("DepthwiseConv2D", (keras.layers.DepthwiseConv2D,), {"from_config": classmethod(from_config)})
+
+
+def export_keras(model: Any, inputs: tuple[Tensor, ...]) -> ExportedProgram:
+    """The torch program of a `keras.Model` on the torch backend: see `as_torch`.
+
+    Raises:
+        ModelError: torch.export cannot trace it.
+    """
+    return export_program(as_torch(model), inputs, tidied=True)
+
+
+def example_inputs(model: Any, spec: str, given: Sequence[GivenInput]) -> tuple[Tensor, ...]:
+    """Zeros of the shapes of its inputs, one sample each.
+
+    Args:
+        model: a `keras.Model`.
+        spec: what the user called it.
+        given: shapes of inputs that it leaves open.
+
+    Raises:
+        ModelError: it has no inputs, or leaves more open than the number of samples and what images have.
+        UsageError: it takes no such inputs as are given.
+    """
+    import torch
+
+    if not model.inputs:
+        raise ModelError(f"{spec}: the model takes no inputs, or was saved before it knew their shapes", hint=HINT)
+    names = _input_names(model)
+    known = [
+        TensorSpec(name, tuple(one.shape), np.dtype(one.dtype)) for name, one in zip(names, model.inputs, strict=True)
+    ]
+    taken = [with_usual_sides(one) for one in with_shapes(known, given)]
+    for one in taken:
+        if None in one.shape[1:]:
+            fixed = shown(one).replace("?", "1", 1).replace("?", "64")
+            raise ModelError(
+                f"{spec}: the model leaves its input {one.name!r} open: {shown(one)}",
+                hint=f"give its shape, such as --input {one.name}={fixed}",
+            )
+    sizes = [tuple(side or 1 for side in one.shape) for one in taken]
+    if max(map(prod, sizes)) >= LARGEST:
+        raise ModelError(f"{spec}: an input of {max(map(prod, sizes))} numbers, at most {LARGEST - 1} are taken")
+    return tuple(torch.from_numpy(np.zeros(size, one.dtype)) for one, size in zip(taken, sizes, strict=True))
+
+
+def as_torch(model: Any) -> Module:
+    """A module that computes what a `keras.Model` on the torch backend does at inference.
+
+    Its parameters are called as the model's layers, its inputs as the model's. Layers that torch has an operator for
+    are computed by that one.
+    """
+    import keras
+    import torch
+
+    names = _parameter_names(model)
+    inputs = _input_names(model)
+
+    class KerasModel(torch.nn.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            for name, variable in zip(names, model.variables, strict=True):
+                self.register_parameter(name, torch.nn.Parameter(variable.value.detach(), requires_grad=False))
+            # Names of arguments are those of the file's inputs.
+            self.forward = _with_names(self.compute, inputs)
+
+        def compute(self, *values: Tensor) -> Any:
+            state = [(variable, getattr(self, name)) for name, variable in zip(names, model.variables, strict=True)]
+            given = list(values) if len(values) > 1 else values[0]
+            with keras.StatelessScope(state_mapping=state), _by_operators(model):
+                return model(given, training=False)
+
+    return KerasModel().eval()
+
+
+def _with_names(function: Callable[..., Any], names: Sequence[str]) -> Callable[..., Any]:
+    def named(*values: Any) -> Any:
+        return function(*values)
+
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    named.__signature__ = inspect.Signature([inspect.Parameter(name, kind) for name in names])  # type: ignore[attr-defined]
+    return named
+
+
+def _layers(model: Any) -> list[Any]:
+    """Those of a model, and of models and wrappers in it, in order."""
+    return list(model._flatten_layers(include_self=False))
+
+
+def _input_names(model: Any) -> list[str]:
+    return distinct(_identifier(given.name) for given in model.inputs)
+
+
+def _parameter_names(model: Any) -> list[str]:
+    """Of each variable: the first of a layer is called as the layer, with the names of those around it where another
+    one is called alike."""
+    names: dict[str, str] = {}
+    layers = _layers(model)
+    alike = [layer.name for layer in layers]
+    for layer in layers:
+        own = layer.name if alike.count(layer.name) == 1 else layer.path or layer.name
+        for number, variable in enumerate(layer._trainable_variables + layer._non_trainable_variables):
+            names.setdefault(variable.path, own if number == 0 else f"{own}_{variable.name}")
+    return distinct(_identifier(names.get(variable.path, variable.path)) for variable in model.variables)
+
+
+def _identifier(name: str) -> str:
+    """A name as Python has them, since torch writes and runs source with it."""
+    import torch
+
+    plain = re.sub(r"\W", "_", name, flags=re.ASCII)
+    taken = not plain.isidentifier() or keyword.iskeyword(plain) or hasattr(torch.nn.Module(), plain)
+    return f"_{plain}" if taken or plain == "self" else plain
+
+
+@contextmanager
+def _by_operators(model: Any) -> Iterator[None]:
+    """Within the block some layers of the model are computed by torch's own operator for them."""
+    replaced = [layer for layer in _layers(model) if type(layer).__name__ in _OPERATORS]
+    for layer in replaced:
+        vars(layer)["call"] = _bound(_OPERATORS[type(layer).__name__], layer)
+    try:
+        yield
+    finally:
+        for layer in replaced:
+            del vars(layer)["call"]
+
+
+def _bound(compute: Callable[..., Any], layer: Any) -> Callable[..., Any]:
+    def call(x: Tensor, **options: Any) -> Any:
+        own = type(layer).call
+        made = compute(layer, x, **options)
+        return own(layer, x, **options) if made is None else made
+
+    return call
+
+
+def _dense(layer: Any, x: Tensor, **options: Any) -> Tensor | None:
+    import torch
+    from torch.nn.functional import linear
+
+    if layer.quantization_mode is not None:
+        return None
+    made = linear(x, torch.t(layer.kernel), None if layer.bias is None else layer.bias.value)
+    return made if layer.activation is None else layer.activation(made)
+
+
+def _batch_norm(layer: Any, x: Tensor, **options: Any) -> Tensor:
+    from torch.nn.functional import batch_norm
+
+    rank, axis = x.dim(), layer.axis % x.dim()
+    order = [0, axis, *(one for one in range(1, rank) if one != axis)]
+    scale, shift = (None if one is None else one.value for one in (layer.gamma, layer.beta))
+    mean, variance = layer.moving_mean.value, layer.moving_variance.value
+    made = batch_norm(x.permute(order), mean, variance, scale, shift, eps=layer.epsilon)
+    return made.permute([order.index(one) for one in range(rank)])
+
+
+_OPERATORS: Mapping[str, Callable[..., Any]] = {"Dense": _dense, "BatchNormalization": _batch_norm}
+
+
+def _first_line(err: BaseException) -> str:
+    return next((line.strip() for line in str(err).splitlines() if line.strip()), type(err).__name__)[:300]
