@@ -247,9 +247,12 @@ def _identifier(name: str) -> str:
 @contextmanager
 def _by_operators(model: Any) -> Iterator[None]:
     """Within the block some layers of the model are computed by torch's own operator for them."""
-    replaced = [layer for layer in _layers(model) if type(layer).__name__ in _OPERATORS]
+    import keras
+
+    kinds = {getattr(keras.layers, name): compute for name, compute in _OPERATORS.items()}
+    replaced = [layer for layer in _layers(model) if type(layer) in kinds]
     for layer in replaced:
-        vars(layer)["call"] = _bound(_OPERATORS[type(layer).__name__], layer)
+        vars(layer)["call"] = _bound(kinds[type(layer)], layer)
     try:
         yield
     finally:
@@ -287,7 +290,86 @@ def _batch_norm(layer: Any, x: Tensor, **options: Any) -> Tensor:
     return made.permute([order.index(one) for one in range(rank)])
 
 
-_OPERATORS: Mapping[str, Callable[..., Any]] = {"Dense": _dense, "BatchNormalization": _batch_norm}
+def _layer_norm(layer: Any, x: Tensor, **options: Any) -> Tensor | None:
+    from torch.nn.functional import layer_norm
+
+    axes = [layer.axis] if isinstance(layer.axis, int) else list(layer.axis)
+    if axes not in ([-1], [x.dim() - 1]):
+        return None
+    scale, shift = (None if one is None else one.value for one in (layer.gamma, layer.beta))
+    return layer_norm(x, x.shape[-1:], scale, shift, layer.epsilon)
+
+
+def _lstm(layer: Any, x: Tensor, initial_state: Any = None, mask: Any = None, **options: Any) -> Any:
+    import torch
+
+    if not _is_plain(layer, mask):
+        return None
+    weights = _recurrent_weights(layer, lambda one: one)
+    states = initial_state or [x.new_zeros(x.shape[0], layer.units)] * 2
+    states = [one.unsqueeze(0) for one in states]
+    steps, *last = torch.lstm(_steps_first(layer, x), states, weights, len(weights) > 2, 1, 0.0, False, False, False)
+    return _recurrent_results(layer, steps, last)
+
+
+def _gru(layer: Any, x: Tensor, initial_state: Any = None, mask: Any = None, **options: Any) -> Any:
+    import torch
+
+    if not (_is_plain(layer, mask) and layer.reset_after):
+        return None
+
+    def ordered(columns: Tensor) -> Tensor:
+        """Torch has the reset gate before the update gate."""
+        update, reset, new = columns.split(layer.units, -1)
+        return torch.cat([reset, update, new], -1)
+
+    weights = _recurrent_weights(layer, ordered)
+    state = (
+        x.new_zeros(x.shape[0], layer.units) if not initial_state else torch.utils._pytree.tree_leaves(initial_state)[0]
+    )
+    given = _steps_first(layer, x)
+    steps, *last = torch.gru(given, state.unsqueeze(0), weights, len(weights) > 2, 1, 0.0, False, False, False)
+    return _recurrent_results(layer, steps, last)
+
+
+def _is_plain(layer: Any, mask: Any) -> bool:
+    """Whether a recurrent layer is what torch has an operator for."""
+    import keras
+
+    known = keras.activations.tanh, keras.activations.sigmoid
+    return (layer.activation, layer.recurrent_activation) == known and mask is None and not layer.stateful
+
+
+def _recurrent_weights(layer: Any, ordered: Callable[[Tensor], Tensor]) -> list[Tensor]:
+    """Of the input and of the state, and a bias for each where there is one; gates in torch's order."""
+    cell = layer.cell
+    kernels = [ordered(one.value).t() for one in (cell.kernel, cell.recurrent_kernel)]
+    if cell.bias is None:
+        return kernels
+    biases = ordered(cell.bias.value)
+    return [*kernels, *(biases if biases.dim() == 2 else (biases, biases * 0.0))]
+
+
+def _steps_first(layer: Any, x: Tensor) -> Tensor:
+    """The steps of a recurrent layer in the order in which it takes them, on the first axis: as ONNX has them."""
+    given = x.permute(1, 0, 2)
+    return given.flip(0) if layer.go_backwards else given
+
+
+def _recurrent_results(layer: Any, steps: Tensor, last: Sequence[Tensor]) -> Any:
+    states = [one.squeeze(0) for one in last]
+    found = steps.permute(1, 0, 2) if layer.return_sequences else states[0]
+    return (found, *states) if layer.return_state else found
+
+
+_OPERATORS: Mapping[str, Callable[..., Any]] = {
+    "Dense": _dense,
+    "BatchNormalization": _batch_norm,
+    "LayerNormalization": _layer_norm,
+    "LSTM": _lstm,
+    "GRU": _gru,
+}
+"""By the name of a layer of Keras: what torch's own operator gives for it, None where it has none for these options."""
 
 
 def _first_line(err: BaseException) -> str:

@@ -66,7 +66,21 @@ def two_inputs() -> Any:
     )
 
 
-MODELS: dict[str, Callable[[], Any]] = {"residual": residual, "perceptron": perceptron, "two": two_inputs}
+def recurrent() -> Any:
+    steps = keras.Input((6, 5), name="steps")
+    both = layers.Bidirectional(layers.LSTM(4, return_sequences=True), name="both")(steps)
+    gated, state = layers.GRU(3, return_sequences=True, return_state=True, name="gated")(both)
+    last = layers.LSTM(3, use_bias=False, go_backwards=True)(gated, initial_state=[state, state])
+    own = layers.LSTM(3, recurrent_activation="hard_sigmoid")(gated)
+    return keras.Model(steps, layers.Dense(2)(layers.Add()([own, last])))
+
+
+MODELS: dict[str, Callable[[], Any]] = {
+    "residual": residual,
+    "perceptron": perceptron,
+    "two": two_inputs,
+    "recurrent": recurrent,
+}
 
 
 def samples(model: Any) -> list[Any]:
@@ -121,6 +135,13 @@ def test_nothing_is_left_between_layers_but_what_computes() -> None:
         *(conv, "aten::relu", conv, names[4], conv, "aten::add", "aten::pad", conv),
         *("aten::permute", "aten::reshape", "aten::linear", "aten::softmax"),
     ]
+
+
+def test_recurrent_layers_are_operators_of_torch() -> None:
+    model = trained(recurrent())
+    module = flat_module(export_keras(model, example_inputs(model, "net", ())))
+    names = [node.target._schema.name for node in module.graph.nodes if hasattr(node.target, "_schema")]
+    assert (names.count("aten::lstm"), names.count("aten::gru")) == (3, 1)
 
 
 def test_names_that_are_no_python_are_made_plain() -> None:
