@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -24,6 +25,10 @@ DYNAMIC_BATCH = 4
 because a file that takes its ranges from the data takes them from the whole run, which on a device is one sample."""
 
 
+COPIED = 64
+"""Samples at a time, from one file to another."""
+
+
 @dataclass(frozen=True)
 class Samples:
     """Aligned arrays, one per model input, first axis = samples, and their labels if there are any."""
@@ -37,11 +42,22 @@ class Samples:
     def take(self, indices: Array) -> Samples:
         """The samples at `indices`, in that order."""
         labels = None if self.labels is None else self.labels[indices]
-        return Samples({name: array[indices] for name, array in self.inputs.items()}, labels)
+        return Samples({name: _taken(array, indices) for name, array in self.inputs.items()}, labels)
 
     def head(self, count: int) -> Samples:
         """The first `count` samples."""
         return self.take(np.arange(min(count, len(self))))
+
+
+def _taken(array: Array, indices: Array) -> Array:
+    """The rows at `indices`; those of an array that is mapped into memory are in a file as well."""
+    if not isinstance(array, np.memmap) or not len(indices):
+        return np.asarray(array[indices])
+    with tempfile.TemporaryFile() as file:
+        taken = np.memmap(file, array.dtype, "w+", shape=(len(indices), *array.shape[1:]))
+    for start in range(0, len(indices), COPIED):
+        taken[start : start + COPIED] = array[indices[start : start + COPIED]]
+    return taken
 
 
 def read_npz(path: Path, specs: Sequence[TensorSpec]) -> Samples:
@@ -49,6 +65,15 @@ def read_npz(path: Path, specs: Sequence[TensorSpec]) -> Samples:
 
     Raises:
         DataError: missing, not an npz, pickled, too large, or not fitting `specs`.
+    """
+    return _varied(validate(read_arrays(path), specs, str(path)), str(path))
+
+
+def read_arrays(path: Path) -> dict[str, Array]:
+    """The arrays of an `.npz` by name; never unpickles.
+
+    Raises:
+        DataError: missing, not an npz, pickled or too large.
     """
     if not path.is_file():
         raise DataError(f"{path}: no such file", hint="--data takes an .npz with one array per model input")
@@ -75,7 +100,7 @@ def read_npz(path: Path, specs: Sequence[TensorSpec]) -> Samples:
         raise DataError(
             f"{path}: {foreign[0]!r} is not a numpy array", hint="write it with numpy.savez(path, x=…, y=…)"
         )
-    return _varied(validate(arrays, specs, str(path)), str(path))
+    return arrays
 
 
 def from_recipe(
@@ -125,11 +150,16 @@ def validate(arrays: Mapping[str, Array], specs: Sequence[TensorSpec], origin: s
 def _varied(samples: Samples, origin: str) -> Samples:
     """The samples, if they differ from one another: identical ones say nothing about a layer's inputs."""
     if len(samples) > 1 and all((array == array[:1]).all() for array in samples.inputs.values()):
-        raise DataError(
-            f"{origin}: all {len(samples)} samples are identical; statistics need inputs that vary",
-            hint="give representative inputs, a few hundred or more",
-        )
+        raise identical(origin, len(samples))
     return samples
+
+
+def identical(origin: str, count: int) -> DataError:
+    """That samples do not differ."""
+    return DataError(
+        f"{origin}: all {count} samples are identical; statistics need inputs that vary",
+        hint="give representative inputs, a few hundred or more",
+    )
 
 
 def _check_names(given: Mapping[str, Array], wanted: Mapping[str, TensorSpec], origin: str) -> None:

@@ -11,11 +11,15 @@ from edgepack.cli.options import (
     FORMATS_HELP,
     Data,
     Fresh,
+    ImageLayout,
+    ImageSize,
     Inputs,
+    Mean,
     Model,
     Optimize,
     PrecisionName,
     Seed,
+    Std,
     TargetName,
     TargetsFile,
     progress_bar,
@@ -105,6 +109,10 @@ def build(
     ] = None,
     only: Annotated[str | None, typer.Option("--only", help="Leave all other layers alone.", metavar="REGEX")] = None,
     inputs: Inputs = None,
+    image_size: ImageSize = None,
+    mean: Mean = None,
+    std: Std = None,
+    layout: ImageLayout = None,
     scheduler: Annotated[
         str | None,
         typer.Option(
@@ -135,6 +143,7 @@ def build(
         parse_rank,
         parse_size,
     )
+    from edgepack.sources.images import parse_images
     from edgepack.sources.inputs import parse_input
     from edgepack.targets.file import get_target
 
@@ -167,6 +176,7 @@ def build(
         keep=keep,
         only=only,
         inputs=tuple(parse_input(text) for text in inputs or ()),
+        images=parse_images(image_size, mean, std, layout),
     )
     (_explore if explore else _build)(options, output)
 
@@ -200,6 +210,10 @@ def inspect(
         str | None, typer.Option("--method", help=METHOD_HELP, show_default="whitened with data, else svd")
     ] = None,
     inputs: Inputs = None,
+    image_size: ImageSize = None,
+    mean: Mean = None,
+    std: Std = None,
+    layout: ImageLayout = None,
     seed: Seed = 0,
     fresh: Fresh = False,
     *,
@@ -222,12 +236,16 @@ def inspect(
         return
     from edgepack.pipeline.inspect import inspect as run
     from edgepack.report.inspect import model_report
+    from edgepack.sources.images import parse_images
     from edgepack.sources.inputs import parse_input
     from edgepack.workspace import Cache
 
     given, cache = [parse_input(text) for text in inputs or ()], Cache(fresh=fresh)
+    images = parse_images(image_size, mean, std, layout)
     with progress_bar(output) as progress:
-        found = run(model, data=data, method=method, inputs=given, seed=seed, cache=cache, progress=progress)
+        found = run(
+            model, data=data, method=method, inputs=given, images=images, seed=seed, cache=cache, progress=progress
+        )
     show(model_report(found), output)
 
 

@@ -56,7 +56,29 @@ TargetsFile = Annotated[
     Path | None, typer.Option("--targets-file", help="Your own targets, merged over the shipped ones.")
 ]
 Data = Annotated[
-    Path | None, typer.Option("--data", help="Arrays named like the inputs, first axis = samples; labels as `y`.")
+    Path | None,
+    typer.Option(
+        "--data",
+        help="An .npz with arrays named like the inputs, first axis = samples, labels as `y`; a folder with an .npz, "
+        ".npy or image for each sample, in folders of classes; or file.py:function that yields dicts.",
+    ),
+]
+ImageSize = Annotated[
+    str | None,
+    typer.Option(
+        "--image-size", help="Of a folder of images.", metavar="224|240x320", show_default="what the model takes"
+    ),
+]
+Mean = Annotated[
+    str | None,
+    typer.Option("--mean", help="Subtracted from pixels of 0 to 1, one or one a channel.", metavar="0.485,0.456,0.406"),
+]
+Std = Annotated[
+    str | None, typer.Option("--std", help="Pixels are divided by it after that.", metavar="0.229,0.224,0.225")
+]
+ImageLayout = Annotated[
+    str | None,
+    typer.Option("--layout", help="Where channels are.", metavar="nchw|nhwc", show_default="what the model takes"),
 ]
 Inputs = Annotated[
     list[str] | None,

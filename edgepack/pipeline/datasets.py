@@ -10,7 +10,7 @@ import numpy as np
 
 from edgepack.backends.backend import Session
 from edgepack.backends.runtime import answers
-from edgepack.data import Samples, example, feeds, from_recipe, read_npz, split
+from edgepack.data import Samples, example, feeds, from_recipe, split
 from edgepack.errors import ModelError, UsageError
 from edgepack.methods.registry import AUTO, AUTO_METHOD, DEFAULT, factorizer, is_factorizer
 from edgepack.metrics.choose import choose
@@ -22,8 +22,10 @@ from edgepack.pipeline.activations import row_counts
 from edgepack.pipeline.decompositions import FALLBACK
 from edgepack.pipeline.evaluate import Guard
 from edgepack.pipeline.recipe_score import RecipeScore
+from edgepack.sources.images import ImageOptions
 from edgepack.sources.inputs import shown, with_usual_sides
 from edgepack.sources.recipe import load_metric
+from edgepack.sources.samples import read_samples
 from edgepack.workspace import Workspace, digest
 
 ROWS_PER_INPUT = 3
@@ -56,17 +58,26 @@ class Data:
         return digest(*(part for name, array in sorted(self.calibration.inputs.items()) for part in (name, array)))
 
 
-def load_data(path: Path | None, opened: Model, spec: str, seed: int, *, trains: bool = False) -> Data:
-    """The file of `--data`, else the recipe's calibration, else none; split by the seed.
+def load_data(
+    path: Path | None,
+    opened: Model,
+    spec: str,
+    seed: int,
+    *,
+    trains: bool = False,
+    images: ImageOptions | None = None,
+) -> Data:
+    """The samples of `--data`, else the recipe's calibration, else none; split by the seed.
 
     Args:
+        images: how images become samples; None where nothing was said.
         trains: whether factors are trained on the calibration samples: then these are a third whatever the layers.
 
     Raises:
         DataError: the data do not fit the model.
     """
     if path is not None:
-        origin, samples = path.name, read_npz(path, opened.inputs)
+        origin, samples = path.name, read_samples(path, opened.inputs, images)
     elif opened.recipe is not None and opened.recipe.calibration is not None:
         origin, samples = "recipe", from_recipe(opened.recipe.calibration, opened.inputs, spec)
     else:

@@ -22,6 +22,7 @@ from edgepack.pipeline.decompositions import decompose
 from edgepack.pipeline.gradients import weighed
 from edgepack.plan.candidates import break_even_rank
 from edgepack.sources import open_model
+from edgepack.sources.images import ImageOptions
 from edgepack.sources.inputs import GivenInput
 from edgepack.sources.onnx import FOUND
 from edgepack.workspace import Cache, Progress, digest, open_workspace, silent
@@ -88,6 +89,7 @@ def inspect(
     data: Path | None = None,
     method: str | None = None,
     inputs: Sequence[GivenInput] = (),
+    images: ImageOptions | None = None,
     seed: int = 0,
     cache: Cache | None = None,
     progress: Progress = silent,
@@ -95,7 +97,7 @@ def inspect(
     """Report every linear layer of a model.
 
     Args:
-        model, data, method, inputs, seed: as for `build`.
+        model, data, method, inputs, images, seed: as for `build`.
 
     Raises:
         UsageError, InputError: bad arguments, model or data.
@@ -103,7 +105,7 @@ def inspect(
     with open_workspace(cache or Cache(), seed=seed, progress=progress) as workspace:
         progress("open model")
         opened = with_open_sides(open_model(model, workspace.folder, given=inputs), data, workspace)
-        loaded = load_data(data, opened, model, seed)
+        loaded = load_data(data, opened, model, seed, images=images)
         chosen = choose_method(method, loaded)
         subject = Subject(opened, loaded.calibration, digest(opened.sha256, FOUND, loaded.digest()))
         alone = replace(workspace, workers=None)  # in seconds: not worth a start of processes

@@ -15,6 +15,7 @@ from edgepack.metrics.drop import CONFIDENCE
 from edgepack.model.scheme import Format
 from edgepack.model.types import Aim
 from edgepack.sources import closed, unwritable
+from edgepack.sources.images import ImageOptions
 from edgepack.sources.inputs import GivenInput
 from edgepack.targets.target import HOST, Target
 
@@ -31,8 +32,8 @@ class BuildOptions:
 
     Attributes:
         model: as on the command line.
-        data: `.npz` with samples for calibration, validation and confirmation; None takes the recipe's.
-        test: `.npz` that is scored once, at the end.
+        data: samples for calibration, validation and confirmation, see `read_samples`; None takes the recipe's.
+        test: samples that are scored once, at the end.
         optimize: what is least in the chosen plan: latency, bytes, or latency × bytes.
         max_drop: largest allowed drop in the metric's own unit; None means 0.5 in auto mode and no limit at a fixed
             rank or for a picked plan.
@@ -56,6 +57,7 @@ class BuildOptions:
         keep: regular expression; layers in whose names it is found stay as they are.
         only: regular expression; layers in whose names it is not found stay as they are.
         inputs: shapes of inputs that the model leaves open.
+        images: how images become samples; None where nothing was said.
         baseline: write the dense models into the pack.
         transport: write each model file as a `.tar.xz` as well.
     """
@@ -88,6 +90,7 @@ class BuildOptions:
     keep: str | None = None
     only: str | None = None
     inputs: tuple[GivenInput, ...] = ()
+    images: ImageOptions | None = None
 
     def __post_init__(self) -> None:
         if self.max_drop is not None and not 0 <= self.max_drop < float("inf"):

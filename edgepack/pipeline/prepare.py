@@ -10,7 +10,7 @@ from typing import Any
 from edgepack.backends.backend import THREADS, Writer, WriterData
 from edgepack.backends.registry import FACTS, backend
 from edgepack.backends.schemes import SCHEMES
-from edgepack.data import Samples, example, read_npz
+from edgepack.data import Samples, example
 from edgepack.errors import ModelError, UsageError
 from edgepack.methods.registry import PATENTS
 from edgepack.metrics.values import sqnr_db
@@ -38,6 +38,7 @@ from edgepack.pipeline.rounding import Rounder
 from edgepack.plan.candidates import check_rank
 from edgepack.sources import check_installed, open_model
 from edgepack.sources.onnx import FOUND
+from edgepack.sources.samples import read_samples
 from edgepack.workspace import Cache, Progress, Workspace, digest, open_workspace
 
 UNGUARDED = (
@@ -115,9 +116,9 @@ def _prepare(options: BuildOptions, engines: Mapping[Format, Any], workspace: Wo
     dense = native(opened.native).session(opened.content, {}, threads=THREADS)
     recipe = recipe_score(opened, dense) if options.metric == RECIPE else None
     trains = options.recover is not None or options.rank == "cv"
-    data = load_data(options.data, opened, options.model, options.seed, trains=trains)
+    data = load_data(options.data, opened, options.model, options.seed, trains=trains, images=options.images)
     methods = _methods(options, data)
-    test = None if options.test is None else read_npz(options.test, opened.inputs)
+    test = None if options.test is None else read_samples(options.test, opened.inputs, options.images)
     inputs = example(data.guard, opened.inputs, options.seed)
     guard, confirmation = make_guard(
         options.metric if recipe is None else None,

@@ -85,7 +85,7 @@ def load_recipe(spec: str) -> Recipe:
         path = Path(target).expanduser()
         if not path.is_file():
             raise ModelError(f"{target}: no such file", hint=f"expected a Python file that defines {name}()")
-        with _file_module(path.resolve(), spec) as module:
+        with file_module(path.resolve(), spec) as module:
             recipe = _call(module, name, spec)
     else:
         recipe = _call(_installed_module(target, spec), name, spec)
@@ -106,7 +106,7 @@ def load_metric(spec: str) -> Metric:
     path = Path(target).expanduser()
     if not target.endswith(".py") or not path.is_file():
         raise UsageError(f"--metric {spec}: no such file", hint="give file.py:function, or the name of a metric")
-    with _file_module(path.resolve(), spec) as module:
+    with file_module(path.resolve(), spec) as module:
         function = getattr(module, name, None)
     if not callable(function):
         raise UsageError(f"--metric {spec}: the file defines no function {name!r}")
@@ -119,7 +119,7 @@ def load_metric(spec: str) -> Metric:
 
 
 @contextmanager
-def _file_module(path: Path, spec: str) -> Iterator[ModuleType]:
+def file_module(path: Path, spec: str) -> Iterator[ModuleType]:
     """The executed module of a file; its folder is importable meanwhile.
 
     Afterwards sys.path is as before, and so is sys.modules, except for modules outside the folder (torch and the like).
