@@ -62,6 +62,10 @@ _PLAIN = re.compile(r"(?!__)[\w+\-/@:<=,()\[\] ]*(\.(?!__)[\w+\-/@:<=,()\[\] ]*)
 _CONTAINERS = {None, "builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict"}
 
 
+GUARDS = "guards_code"
+"""Checks of input shapes, as Python source: dropped, since it runs where a module is made with it."""
+
+
 def load_program(path: Path | str) -> ExportedProgram:
     """Load an exported program, refusing everything that would have to be unpickled, compiled or evaluated.
 
@@ -86,9 +90,11 @@ def load_program(path: Path | str) -> ExportedProgram:
             raise ModelError(f"{path}: not a .pt2 archive, or a truncated one ({_first_line(err)})", hint=hint) from err
         _check(path, reader, names)
         try:
-            return load_pt2(str(path)).exported_programs["model"]
+            program = load_pt2(str(path)).exported_programs["model"]
         except Exception as err:
             raise ModelError(f"{path}: torch cannot read this program: {_first_line(err)}", hint=hint) from err
+        program._guards_code = []
+        return program
 
 
 def _first_line(err: BaseException) -> str:
@@ -164,8 +170,7 @@ def _check_sample_inputs(path: Path, blob: bytes) -> None:
 def _check_program(path: Path, program: Any) -> None:
     if not isinstance(program, dict):
         raise ModelError(f"{path}: part 'models/model.json' is not a program")
-    if program.get("guards_code"):
-        raise _refuse(path, "the program carries input guards as Python source")
+    program = {key: value for key, value in program.items() if key != GUARDS}
     for key, value in _fields(program):
         if key == "target" and isinstance(value, str):
             if not _is_operator(value):

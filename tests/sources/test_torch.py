@@ -184,11 +184,32 @@ def set_spec(program: Any) -> None:
     signature["out_spec"] = signature["out_spec"].replace("builtins.tuple", "os.environ")
 
 
+def test_guards_of_the_inputs_are_dropped_and_never_run(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    guarded = load_program(rewritten(archive, tmp_path / "guarded.pt2", in_program(set_guard), {}))
+    for check in (False, True):
+        found = guarded.module(check_guards=check)(*INPUTS)
+    np.testing.assert_array_equal(found[1].numpy(), 2 * INPUTS[1].numpy())
+    save_program(load_pt2(tmp_path / "guarded.pt2"), tmp_path / "again.pt2")
+    assert not (tmp_path / "x").exists()
+    assert b"mkdir" not in (tmp_path / "again.pt2").read_bytes()
+
+
+def test_a_program_of_open_lengths_keeps_those_of_its_example(tmp_path: Path) -> None:
+    open_ = torch.export.Dim.AUTO
+    shapes = {"tokens": {0: open_}, "scale": {0: open_}}
+    program = torch.export.export(Two(), (torch.ones(4, 6), torch.ones(4, 3)), dynamic_shapes=shapes)
+    save_program(program, tmp_path / "open.pt2")
+    assert 'guards_code": ["' in zipfile.ZipFile(tmp_path / "open.pt2").read("open/models/model.json").decode()
+    assert [tuple(one.shape) for one in load_pt2(tmp_path / "open.pt2").example_inputs[0]] == [(4, 6), (4, 3)]
+
+
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
         (set_target, "operator 'torch.hub.load'"),
-        (set_guard, "input guards as Python source"),
         (set_size, "is not arithmetic"),
         (set_spec, "of type 'os.environ'"),
     ],
