@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgepack.backends.registry import backend
 from edgepack.data import example
 from edgepack.errors import BudgetError, ModelError
 from edgepack.model.scheme import Format
+from edgepack.model.types import Array
 from edgepack.pack.folder import writing
 from edgepack.pack.manifest import File, Manifest, PackedFile, TransportEntry, write_manifest
 from edgepack.pipeline.baselines import (
@@ -203,6 +205,23 @@ def _place(folder: Path, chosen: Chosen, ready: Prepared) -> None:
         beside = path.with_name(f"{path.name}.data")
         if beside.is_file():
             raise ModelError(f"{name} would be over 2 GiB, which a pack does not hold yet")
-    inputs: dict[str, Any] = dict(example(ready.data.guard, ready.opened.inputs, options.seed))
-    with (folder / EXAMPLE).open("wb") as stream:
-        np.savez(stream, allow_pickle=False, **inputs)
+    place_examples(folder, example(ready.data.guard, ready.opened.inputs, options.seed), tuple(chosen.attempts))
+
+
+def place_examples(folder: Path, inputs: Mapping[str, Array], formats: Sequence[Format]) -> None:
+    """Write one run's inputs into a pack, once more for a format whose model takes them in other types: converters
+    narrow whole numbers of 64 bits."""
+    _save(folder / EXAMPLE, inputs)
+    if not any(array.dtype == np.int64 for array in inputs.values()):
+        return
+    for fmt in formats:
+        types = {spec.name: spec.dtype for spec in backend(fmt).load(folder / f"model.{fmt}").inputs}
+        own = {name: array.astype(types.get(name, array.dtype)) for name, array in inputs.items()}
+        if any(own[name].dtype != array.dtype for name, array in inputs.items()):
+            _save(folder / f"{Path(EXAMPLE).stem}.{fmt}.npz", own)
+
+
+def _save(path: Path, inputs: Mapping[str, Array]) -> None:
+    arrays: dict[str, Any] = dict(inputs)
+    with path.open("wb") as stream:
+        np.savez(stream, allow_pickle=False, **arrays)
