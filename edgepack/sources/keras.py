@@ -279,6 +279,24 @@ def _dense(layer: Any, x: Tensor, **options: Any) -> Tensor | None:
     return made if layer.activation is None else layer.activation(made)
 
 
+def _einsum_dense(layer: Any, x: Tensor, **options: Any) -> Tensor | None:
+    """Of products over the last axes of the input and the first of the kernel, as those of attention are."""
+    from torch.nn.functional import linear
+
+    given, kernel, made = re.split(",|->", layer.equation.replace(" ", ""))
+    summed = len(set(given) & set(kernel))
+    last = kernel[summed:]
+    bias = None if layer.bias is None else layer.bias.value
+    if layer.quantization_mode is not None or not last or "." in given or given[-summed:] != kernel[:summed]:
+        return None
+    weight = layer.kernel.value.flatten(0, summed - 1).flatten(1)
+    if made != given[:-summed] + last or (bias is not None and bias.numel() != weight.shape[1]):
+        return None
+    found = linear(x.flatten(-summed), weight.t(), None if bias is None else bias.flatten())
+    found = found.unflatten(-1, layer.kernel.shape[summed:])
+    return found if layer.activation is None else layer.activation(found)
+
+
 def _batch_norm(layer: Any, x: Tensor, **options: Any) -> Tensor:
     from torch.nn.functional import batch_norm
 
@@ -364,6 +382,7 @@ def _recurrent_results(layer: Any, steps: Tensor, last: Sequence[Tensor]) -> Any
 
 _OPERATORS: Mapping[str, Callable[..., Any]] = {
     "Dense": _dense,
+    "EinsumDense": _einsum_dense,
     "BatchNormalization": _batch_norm,
     "LayerNormalization": _layer_norm,
     "LSTM": _lstm,

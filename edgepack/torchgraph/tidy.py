@@ -15,10 +15,11 @@ _POINTWISE = frozenset(
     (
         *("relu", "relu6", "sigmoid", "tanh", "hardtanh", "hardswish", "hardsigmoid", "leaky_relu", "elu", "silu"),
         *("gelu", "softplus", "clamp", "clip", "abs", "exp", "neg", "sqrt", "rsqrt", "square"),
-        *("add", "sub", "subtract", "mul", "div", "maximum", "minimum"),
+        *("add", "sub", "subtract", "mul", "multiply", "div", "divide", "maximum", "minimum"),
     )
 )
 """Operators that do the same at every position, whatever the order of the axes."""
+_MEANS = frozenset({"mean", "amax"})
 
 
 def tidy(module: GraphModule) -> None:
@@ -76,6 +77,28 @@ def _sink_transpositions(module: GraphModule) -> None:
                 module.graph.erase_node(node)
         elif _name(node) in _POINTWISE:
             _sink(module, node)
+        elif _name(node) == "pad" and (before := _order(node.args[0])) is not None and len(node.args) == 2:
+            node.args = (node.args[0], _inner_pads(node.args[1], before))
+            _sink(module, node)
+        elif _name(node) in _MEANS and (before := _order(node.args[0])) is not None and node.args[1]:
+            _sink_mean(module, node, before)
+
+
+def _inner_pads(pads: list[int], order: list[int]) -> list[int]:
+    """Zeros before and behind each axis, from the last axis on, for a value before its transposition."""
+    both = [pads[at : at + 2] for at in range(0, len(pads), 2)] + [[0, 0]] * (len(order) - len(pads) // 2)
+    return [zeros for axis in reversed(range(len(order))) for zeros in both[::-1][order.index(axis)]]
+
+
+def _sink_mean(module: GraphModule, node: Node, order: list[int]) -> None:
+    """Through a mean or maximum over some axes, whether these stay or go."""
+    given, axes, *rest = node.args
+    inner = sorted(order[axis] for axis in axes)
+    if rest[:1] == [True]:
+        node.args = (given, inner, *rest)
+        _sink(module, node)
+    elif (left := [axis for axis in order if axis not in inner]) == sorted(left):
+        node.args = (given.args[0], inner, *rest)
 
 
 def _sink(module: GraphModule, node: Node) -> None:

@@ -75,6 +75,22 @@ def recurrent() -> Any:
     return keras.Model(steps, layers.Dense(2)(layers.Add()([own, last])))
 
 
+def excited() -> Any:
+    """Uneven padding, means over the pixels that keep their axes and such that do not."""
+    given = keras.Input((7, 6, 3), name="image")
+    first = layers.Conv2D(8, 3, name="first")(layers.ZeroPadding2D(((0, 1), (2, 3)))(given))
+    weights = layers.Conv2D(8, 1, activation="sigmoid")(layers.GlobalAveragePooling2D(keepdims=True)(first))
+    scaled = layers.ZeroPadding2D((1, 0))(layers.Multiply()([first, weights]))
+    pooled = [layers.GlobalAveragePooling2D()(scaled), layers.GlobalMaxPooling2D()(layers.Conv2D(8, 1)(scaled))]
+    return keras.Model(given, layers.Dense(3)(layers.Concatenate()(pooled)))
+
+
+def attentive() -> Any:
+    given = keras.Input((6, 8), name="tokens")
+    heard = layers.MultiHeadAttention(2, 3)(query=given, value=given)
+    return keras.Model(given, layers.EinsumDense("btf,tfo->bo", output_shape=(4,), bias_axes="o")(heard))
+
+
 MODELS: dict[str, Callable[[], Any]] = {
     "residual": residual,
     "perceptron": perceptron,
@@ -142,6 +158,24 @@ def test_recurrent_layers_are_operators_of_torch() -> None:
     module = flat_module(export_keras(model, example_inputs(model, "net", ())))
     names = [node.target._schema.name for node in module.graph.nodes if hasattr(node.target, "_schema")]
     assert (names.count("aten::lstm"), names.count("aten::gru")) == (3, 1)
+
+
+def test_transpositions_go_through_paddings_and_means() -> None:
+    model = excited()
+    module = flat_module(export_keras(model, example_inputs(model, "net", ())))
+    names = [node.target._schema.name for node in module.graph.nodes if node.op == "call_function"]
+    assert names.count("aten::permute") == 1, "in front of the first convolution"
+
+
+def test_products_of_attention_are_layers(tmp_path: Path) -> None:
+    trained(attentive()).save(tmp_path / "net.keras")
+    opened = open_model(str(tmp_path / "net.keras"), tmp_path, ("tflite",))
+    sizes = {layer.name: layer.weight.shape for layer in opened.layers}
+    assert sizes == {
+        **dict.fromkeys(("query", "key", "value"), (6, 8)),
+        "attention_output": (8, 6),
+        "einsum_dense": (4, 48),
+    }
 
 
 def test_names_that_are_no_python_are_made_plain() -> None:
