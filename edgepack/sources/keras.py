@@ -246,11 +246,16 @@ def _identifier(name: str) -> str:
 
 @contextmanager
 def _by_operators(model: Any) -> Iterator[None]:
-    """Within the block some layers of the model are computed by torch's own operator for them."""
+    """Within the block some layers of the model are computed by torch's own operator for them, and all in the precision
+    of their weights."""
     import keras
 
     kinds = {getattr(keras.layers, name): compute for name, compute in _OPERATORS.items()}
     replaced = [layer for layer in _layers(model) if type(layer) in kinds]
+    mixed = [layer for layer in (model, *_layers(model)) if layer.compute_dtype != layer.variable_dtype]
+    policies = [(layer, layer.dtype_policy) for layer in mixed]
+    for layer in mixed:
+        layer.dtype_policy = layer.variable_dtype
     for layer in replaced:
         vars(layer)["call"] = _bound(kinds[type(layer)], layer)
     try:
@@ -258,6 +263,8 @@ def _by_operators(model: Any) -> Iterator[None]:
     finally:
         for layer in replaced:
             del vars(layer)["call"]
+        for layer, policy in policies:
+            layer.dtype_policy = policy
 
 
 def _bound(compute: Callable[..., Any], layer: Any) -> Callable[..., Any]:

@@ -67,7 +67,7 @@ def two_inputs() -> Any:
 
 
 def recurrent() -> Any:
-    steps = keras.Input((6, 5), name="steps")
+    steps = keras.Input((3, 5), name="steps")
     both = layers.Bidirectional(layers.LSTM(4, return_sequences=True), name="both")(steps)
     gated, state = layers.GRU(3, return_sequences=True, return_state=True, name="gated")(both)
     last = layers.LSTM(3, use_bias=False, go_backwards=True)(gated, initial_state=[state, state])
@@ -176,6 +176,17 @@ def test_products_of_attention_are_layers(tmp_path: Path) -> None:
         "attention_output": (8, 6),
         "einsum_dense": (4, 48),
     }
+
+
+def test_mixed_precision_is_computed_in_that_of_the_weights() -> None:
+    half = [layers.Dense(6, activation="relu", dtype="mixed_float16"), layers.BatchNormalization(dtype="mixed_float16")]
+    model = trained(keras.Sequential([keras.Input((5,)), *half, layers.Dense(2)]))
+    module = flat_module(export_keras(model, example_inputs(model, "net", ())))
+    computed = [node.meta["val"].dtype for node in module.graph.nodes if node.op == "call_function"]
+    assert set(computed) == {torch.float32}
+    assert [layer.compute_dtype for layer in model.layers] == ["float16", "float16", "float32"], "as it was"
+    (given,) = samples(model)
+    np.testing.assert_allclose(module(torch.from_numpy(given))[0].numpy(), asked(model, [given])[0], atol=0.02)
 
 
 def test_names_that_are_no_python_are_made_plain() -> None:
