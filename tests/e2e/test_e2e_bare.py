@@ -12,7 +12,7 @@ import pytest
 
 from tests.e2e.e2e_cli import assert_fails, run
 
-OPTIONAL = ("torch", "onnxscript", "litert_torch", "litert_quantizer", "ai_edge_quantizer", "ai_edge_litert", "pnnx")
+OPTIONAL = ("torch", "onnxscript", "litert_torch", "litert_quantizer", "ai_edge_quantizer", "ai_edge_litert")
 INSTALL = "pip install 'edgepack[tflite]'"
 
 # Python runs this at its start, here and in every process that is started from here.
@@ -53,7 +53,7 @@ def test_the_onnx_file_is_written_and_one_line_says_what_tflite_needs(
     said = " ".join(done.out.split())
     assert said.count(INSTALL) == 1
     manifest = json.loads((tmp_path / "pack" / "manifest.json").read_text())
-    wanted = "litert-quantizer, ai-edge-litert, torch, litert-torch, pnnx"
+    wanted = "litert-quantizer, ai-edge-litert, torch, litert-torch"
     assert manifest["warnings"] == [f"no TFLite file: it needs {INSTALL} ({wanted} not installed)"]
     assert manifest["options"]["formats"] == ["onnx"]
     models = {path.name for path in (tmp_path / "pack").rglob("*") if path.suffix in (".onnx", ".tflite")}

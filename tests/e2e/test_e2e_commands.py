@@ -212,6 +212,6 @@ def test_doctor_finds_what_is_installed() -> None:
     done = invoke("doctor")
     assert done.code == 0
     findings = {finding["name"]: finding for finding in json.loads(invoke("doctor", "--json").out)}
-    for name in ("onnxruntime", "ai-edge-litert", "litert-torch", "litert-quantizer", "pnnx", "torch"):
+    for name in ("onnxruntime", "ai-edge-litert", "litert-torch", "litert-quantizer", "torch"):
         assert name in done.out
         assert findings[name]["found"], name

@@ -149,12 +149,11 @@ def test_formats(text: str, expected: tuple[str, ...]) -> None:
 
 def test_formats_whose_packages_are_missing_are_left_out_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     assert options().chosen_formats == ("onnx", "tflite")
-    monkeypatch.setattr("edgepack.backends.registry.find_spec", lambda name: None if name == "pnnx" else object())
+    monkeypatch.setattr("edgepack.backends.registry.find_spec", lambda name: None if name == "torch" else object())
     assert options().chosen_formats == ("onnx",)
-    assert options().unwritable == {"tflite": ("pnnx",)}
-    assert BuildOptions("m.pt2", RPI4).chosen_formats == ("onnx", "tflite"), "only ONNX files go through pnnx"
+    assert options().unwritable == {"tflite": ("torch",)}
     assert options(formats=("onnx",)).chosen_formats == ("onnx",)
-    with pytest.raises(UsageError, match="TFLite files need pnnx: not installed") as caught:
+    with pytest.raises(UsageError, match="TFLite files need torch: not installed") as caught:
         options(formats=("onnx", "tflite"))
     assert caught.value.hint == "pip install 'edgepack[tflite]', or leave tflite out of --formats"
 

@@ -115,7 +115,7 @@ def test_the_layers_to_blame_are_found_in_the_format_itself(spec: str, tmp_path:
 def test_without_the_exporter_the_default_is_tflite_alone(
     spec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    there = {"torch", "litert_torch", "litert_quantizer", "ai_edge_litert", "pnnx"}
+    there = {"torch", "litert_torch", "litert_quantizer", "ai_edge_litert"}
     monkeypatch.setattr(registry, "find_spec", lambda name: object() if name in there else None)
     assert asked(spec, tmp_path, formats=None).chosen_formats == ("tflite",)
     assert asked(spec, tmp_path, formats=None).unwritable == {"onnx": ("onnxscript",)}

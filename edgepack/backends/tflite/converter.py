@@ -93,7 +93,7 @@ class TfliteEmitter:
         inputs: Sequence[str] | None = None,
         outputs: Sequence[str] | None = None,
     ) -> LoadedProgram:
-        """Turn an ONNX file into a torch program (pnnx) and load it; its outputs are compared with onnxruntime's.
+        """Turn an ONNX file into a torch program and load it; its outputs are compared with onnxruntime's.
 
         Args:
             path: the dense ONNX file.
