@@ -25,7 +25,7 @@ from edgepack.torchgraph.onnx.registry import ONNX, OPERATORS
 from edgepack.torchgraph.onnx.scope import Value, names_read, read_node
 from edgepack.torchgraph.onnx.types import array_of, tensor_of
 
-MOST_NODES = 100_000
+MOST_NODES = 50_000
 """That are looked at, those in unrolled loops counted each time."""
 MOST_NESTED = 32
 """Graphs within graphs."""
