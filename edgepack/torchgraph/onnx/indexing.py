@@ -112,6 +112,8 @@ def _top_k(node: Node, x: Tensor, k: Array | None = None) -> tuple[Tensor, Tenso
         # Runtimes look along the last axis alone.
         top, places = torch.topk(values.transpose(axis, -1), count, -1, largest)
         top, places = top.transpose(axis, -1), places.transpose(axis, -1)
+    # Of values whose places nothing reads, converters make a sort that runtimes do not have.
+    top = torch.where(places < 0, torch.zeros_like(top), top)
     return top.to(x.dtype), places
 
 

@@ -191,11 +191,15 @@ def padded(x: Tensor, before: list[int], behind: list[int], mode: str, fill: Any
     widths = [(max(0, first), max(0, last)) for first, last in zip(before, behind, strict=True)]
     if not any(map(any, widths)):
         return x
+    flat = [width for pair in reversed(widths) for width in pair]
+    while flat[-2:] == [0, 0]:
+        flat = flat[:-2]
     if mode == "constant":
-        flat = [width for pair in reversed(widths) for width in pair]
-        while flat[-2:] == [0, 0]:
-            flat = flat[:-2]
         return functional.pad(x, flat, value=fill)
+    if mode == "reflect" and x.dim() in (3, 4) and len(flat) <= 2 * (x.dim() - 2) and x.is_floating_point():
+        room = all(max(pair) < size for pair, size in zip(widths, x.shape, strict=True))
+        if room:  # runtimes have an operator for it
+            return functional.pad(x, [*flat, *[0] * (2 * (x.dim() - 2) - len(flat))], mode="reflect")
     for axis, (first, last) in enumerate(widths):
         if first or last:
             x = x.index_select(axis, torch.from_numpy(_places(x.shape[axis], first, last, mode)))
