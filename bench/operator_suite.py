@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from importlib import import_module
 from typing import Any
 
@@ -47,23 +48,30 @@ class Case:
         return max(entry.version for entry in self.model.opset_import if entry.domain in ("", "ai.onnx"))
 
 
-def cases(modules: Sequence[str] = (), *, expanded: bool = False) -> Iterator[Case]:
-    """Those that a TFLite file could hold.
+def cases(module: str | None = None) -> Iterator[Case]:
+    """Those that a TFLite file could hold, without those that spell an operator out by its definition.
 
     Args:
-        modules: of the suite, which has one an operator; all where there are none.
-        expanded: whether those that spell an operator out by its definition are among them.
+        module: of the suite, which has one an operator; None for all.
     """
-    node = import_module(NODE)
-    for module in modules:
-        import_module(f"{NODE}.{module}")
-    every = node._NodeTestCases if modules else node.collect_testcases(None)
-    for case in every:
-        if case.model is None or not case.data_sets or ("_expanded" in case.name and not expanded):
-            continue
-        made = Case(case.name, case.model, *(tuple(each) for each in case.data_sets[0]), case.rtol, case.atol)
-        if _fits(made):
-            yield made
+    for case in _every() if module is None else _of_module(module):
+        if case.model is not None and case.data_sets and "_expanded" not in case.name:
+            made = Case(case.name, case.model, *(tuple(each) for each in case.data_sets[0]), case.rtol, case.atol)
+            if _fits(made):
+                yield made
+
+
+def _every() -> Sequence[Any]:
+    return tuple(import_module(NODE).collect_testcases(None))
+
+
+@cache
+def _of_module(module: str) -> Sequence[Any]:
+    """What a module adds to the suite when it is imported, which must be here."""
+    gathered = import_module(NODE)._NodeTestCases
+    before = len(gathered)
+    import_module(f"{NODE}.{module}")
+    return tuple(gathered[before:])
 
 
 def _fits(case: Case) -> bool:

@@ -17,6 +17,7 @@ HEADINGS: Mapping[str, str] = {
     "front": "MNIST: bytes against accuracy",
     "same": "A pack against itself",
     "dominance": "What another option of the same tool would have given",
+    "importers": "ONNX operators in torch",
     "pairs": "Packs against dense int8, in fresh processes",
 }
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 import torch
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
@@ -125,6 +126,29 @@ def test_weights_of_strings_are_refused() -> None:
     made = model([helper.make_node("Relu", ["x"], ["y"])], {"text": np.array(["a"], object)})
     with pytest.raises(ModelError, match="weight 'text' holds string, which cannot go into the TFLite file"):
         run(made)
+
+
+@pytest.mark.parametrize("operator", ["MaxPool", "AveragePool", "LpPool"])
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {"kernel_shape": [3, 2]},
+        {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1, 1, 1, 1]},
+        {"kernel_shape": [3, 2], "strides": [2, 3], "pads": [0, 1, 1, 0], "ceil_mode": 1},
+        {"kernel_shape": [2, 2], "strides": [1, 2], "auto_pad": "SAME_LOWER"},
+        {"kernel_shape": [2, 3], "dilations": [2, 2], "pads": [1, 2, 0, 1]},
+    ],
+)
+def test_pools(operator: str, attributes: dict[str, Any]) -> None:
+    x = np.random.default_rng(0).normal(size=(2, 3, 9, 8)).astype(np.float32)
+    ends = [helper.make_tensor_value_info(*each) for each in (("x", TensorProto.FLOAT, x.shape), ("y", 1, None))]
+    node = helper.make_node(operator, ["x"], ["y"], **attributes)
+    graph = helper.make_graph([node], "g", ends[:1], ends[1:])
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
+    session = ort.InferenceSession(made.SerializeToString(), providers=["CPUExecutionProvider"])
+    (want,) = session.run(None, {"x": x})
+    (have,) = build_module(made, [torch.from_numpy(x)], "m.onnx")(torch.from_numpy(x))
+    np.testing.assert_allclose(have.numpy(), want, atol=1e-5)
 
 
 class _Samples(CalibrationDataReader):  # type: ignore[misc]

@@ -10,7 +10,7 @@ from edgepack.errors import ModelError
 from edgepack.torchgraph.onnx.build import build_module
 
 MODULES = (
-    *("argmax", "averagepool", "batch_normalization", "bitshift", "causal_conv_with_state", "center_crop_pad", "clip"),
+    *("argmax", "batch_normalization", "bitshift", "causal_conv_with_state", "center_crop_pad", "clip"),
     *("concat", "conv", "convinteger", "convtranspose", "cumsum", "depthtospace", "dequantizelinear", "dft", "div"),
     *(
         "dynamicquantizelinear",
@@ -24,7 +24,7 @@ MODULES = (
         "gelu",
     ),
     *("gemm", "gridsample", "groupnormalization", "gru", "hardmax", "hardsigmoid", "if_", "instance_normalization"),
-    *("isinf", "loop", "lppool", "lrn", "lstm", "matmulinteger", "maxpool", "maxunpool", "mod"),
+    *("isinf", "loop", "lrn", "lstm", "matmulinteger", "maxunpool", "mod"),
     *("onehot", "pad", "pow", "prelu", "qlinearconv", "qlinearmatmul", "quantizelinear", "rangeop", "reducel2"),
     *("resize", "reversesequence", "rnn", "rotaryembedding", "scan", "scatterelements", "scatternd"),
     *(
@@ -46,15 +46,10 @@ ELSEWHERE = {"test_scan_sum": "is that of opset 8"}
 """What is refused, and why."""
 
 
-def by_operator() -> dict[str, list[Case]]:
-    groups: dict[str, list[Case]] = {}
-    for case in cases(MODULES):
-        groups.setdefault(case.model.graph.node[0].op_type, []).append(case)
-    return groups
-
-
-@pytest.mark.parametrize("group", [pytest.param(group, id=name) for name, group in by_operator().items()])
-def test_an_operator_computes_what_onnx_says(group: list[Case]) -> None:
+@pytest.mark.parametrize("module", MODULES)
+def test_an_operator_computes_what_onnx_says(module: str) -> None:
+    group = list(cases(module))
+    assert group
     for case in group:
         if case.name in ELSEWHERE:
             with pytest.raises(ModelError, match=ELSEWHERE[case.name]):
