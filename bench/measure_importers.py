@@ -33,6 +33,7 @@ from results_page import put_section
 from edgepack.torchgraph.onnx.build import build_module
 
 TIMEOUT_S = 60
+KEPT = "experiments/importers"
 Results = tuple[torch.Tensor, ...]
 
 
@@ -201,5 +202,5 @@ if __name__ == "__main__":
     if options.folder is not None:
         sys.path.append(str(options.folder))
     torch.set_num_threads(1)
-    stored = load("importers") if options.render else store("importers", measure(options.every))
+    stored = load(KEPT) if options.render else store(KEPT, measure(options.every))
     put_section("importers", "python bench/measure_importers.py --with FOLDER", stored, render(stored["figures"]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,28 +14,25 @@ from edgepack.torchgraph.onnx.node import Node, Operator, operator
 from edgepack.torchgraph.onnx.quantized import QUANTIZED, rounded
 
 
+def _numbers(inputs: Sequence[Any]) -> list[Tensor]:
+    """Of inputs that come by three: codes, their scale, and their zero point if there is one."""
+    return [_number(*inputs[at : at + 3]) for at in range(0, len(inputs), 3)]
+
+
 def _number(codes: Tensor, scale: Tensor, zero: Tensor | None) -> Tensor:
     return codes.float() * scale if zero is None else (codes.float() - zero.float()) * scale
 
 
-def _codes(values: Tensor, scale: Tensor, zero: Tensor | None) -> Tensor:
+def _codes(values: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tensor:
     return rounded(values / scale, zero, torch.uint8 if zero is None else zero.dtype)
 
 
 def _of_two(compute: Callable[[Tensor, Tensor], Tensor]) -> Operator:
-    def run(node: Node, a: Tensor, sa: Tensor, za: Any, b: Tensor, sb: Tensor, zb: Any, *to: Any) -> Tensor:
-        scale, zero = (*to, None)[:2]
-        return _codes(compute(_number(a, sa, za), _number(b, sb, zb)), scale, zero)
-
-    return operator(run)
+    return operator(lambda node, *inputs: _codes(compute(*_numbers(inputs[:6])), *inputs[6:]))
 
 
 def _of_one(compute: Callable[[Node, Tensor], Tensor]) -> Operator:
-    def run(node: Node, x: Tensor, scale: Tensor, zero: Any, *to: Any) -> Tensor:
-        new, origin = (*to, None)[:2]
-        return _codes(compute(node, _number(x, scale, zero)), new, origin)
-
-    return operator(run)
+    return operator(lambda node, *inputs: _codes(compute(node, *_numbers(inputs[:3])), *inputs[3:]))
 
 
 def _leaky(node: Node, x: Tensor) -> Tensor:
@@ -54,16 +51,17 @@ def _global_mean(node: Node, x: Tensor) -> Tensor:
 
 
 def _concat(node: Node, scale: Tensor, zero: Tensor, *parts: Tensor) -> Tensor:
-    numbers = [_number(*parts[at : at + 3]) for at in range(0, len(parts), 3)]
-    return _codes(torch.cat(numbers, node.integer("axis")), scale, zero)
+    return _codes(torch.cat(_numbers(parts), node.integer("axis")), scale, zero)
 
 
-def _gemm(node: Node, a: Tensor, sa: Tensor, za: Any, b: Tensor, sb: Tensor, zb: Any, *rest: Any) -> Tensor:
-    bias, scale, zero = (*rest, None, None, None)[:3]
-    left, right = _number(a, sa, za), _number(b, sb, zb) if not node.flag("transB") else _number(b.T, sb, zb)
-    product = node.number("alpha", 1.0) * torch.matmul(left.T if node.flag("transA") else left, right)
+def _gemm(node: Node, *inputs: Any) -> Tensor:
+    """Codes, scale and zero point of either side, a bias in steps of both, then the grid of the result, if any."""
+    a, sa, za, b, sb, zb, bias, scale, zero = (*inputs, *[None] * 3)[:9]
+    alpha = node.number("alpha", 1.0)
+    left, right = _number(a, sa, za), _number(b.t() if node.flag("transB") else b, sb, zb)
+    product = alpha * torch.matmul(left.t() if node.flag("transA") else left, right)
     if bias is not None:
-        product = product + bias.float() * (node.number("alpha", 1.0) * sa * sb)
+        product = product + bias.float() * (alpha * sa * sb)
     return product if scale is None else _codes(product, scale, zero)
 
 
@@ -72,18 +70,17 @@ def _dynamic_matmul(node: Node, a: Tensor, b: Tensor, scale: Tensor, zero: Any =
     return _matmul_to_float(node, codes, b, own, scale, origin, zero, bias)
 
 
-def _matmul_to_float(
-    node: Node, a: Tensor, b: Tensor, sa: Tensor, sb: Tensor, za: Any = None, zb: Any = None, bias: Any = None
-) -> Tensor:
+def _matmul_to_float(node: Node, *inputs: Any) -> Tensor:
+    """Codes, then scales, then zero points of both sides, and a bias."""
+    a, b, sa, sb, za, zb, bias = (*inputs, *[None] * 3)[:7]
     product = torch.matmul(_number(a, sa, za), _number(b, sb, zb))
     return product if bias is None else product + bias
 
 
-def _matmul_codes(
-    node: Node, x: Tensor, codes: Tensor, scales: Tensor, zeros: Any = None, group: Any = None, bias: Any = None
-) -> Tensor:
+def _matmul_codes(node: Node, x: Tensor, codes: Tensor, scales: Tensor, zeros: Any = None, *rest: Any) -> Tensor:
     """MatMulNBits: codes of 4 or 8 bits, on a grid for every block of a row."""
     columns, rows, bits, block = (node.integer(name) for name in ("K", "N", "bits", "block_size"))
+    group, bias = (*rest, None, None)[:2]
     node.integer("accuracy_level", 0)
     if group is not None or bits not in (4, 8):
         raise node.error(f"has codes of {bits} bits{' in an order of their own' if group is not None else ''}")

@@ -87,21 +87,18 @@ def _conv_integer(
     return convolve(node, _centred(x, x_zero), kernel).to(torch.int32)
 
 
-def _qlinear_matmul(
-    node: Node, a: Tensor, sa: Tensor, za: Tensor, b: Tensor, sb: Tensor, zb: Tensor, *to: Tensor
-) -> Tensor:
-    scale, zero = to
+def _qlinear_matmul(node: Node, *inputs: Tensor) -> Tensor:
+    """Codes, scale and zero point of either side, then scale and zero point of the result."""
+    a, sa, za, b, sb, zb, scale, zero = inputs
     left = _centred(a, za, rows=True) * (sa.unsqueeze(-1) if sa.dim() == 1 and len(sa) > 1 else sa).float()
     product = torch.matmul(left, _centred(b, zb) * sb.float())
     return rounded(product / scale.float(), zero, zero.dtype)
 
 
-def _qlinear_conv(
-    node: Node, x: Tensor, sx: Tensor, zx: Tensor, w: Tensor, sw: Tensor, zw: Tensor, *to: Tensor | None
-) -> Tensor:
-    scale, zero, bias = (*to, None)[:3]
-    if scale is None or zero is None:
-        raise node.error("has no scale of its output")
+def _qlinear_conv(node: Node, *inputs: Tensor | None) -> Tensor:
+    """Codes, scale and zero point of input and kernel, scale and zero point of the result, a bias in steps of both."""
+    *given, bias = inputs if len(inputs) > 8 else (*inputs, None)
+    x, sx, zx, w, sw, zw, scale, zero = (each for each in given if each is not None)
     shape = (-1, *[1] * (w.dim() - 1))
     kernel = (w.float() - zw.float().reshape(shape)) * sw.reshape(shape)
     offset = None if bias is None else bias.float() * sx * sw.reshape(-1)

@@ -73,23 +73,20 @@ class _Cells:
         return usual and self.lengths is None and self.peepholes is None
 
 
-def _recurrent(
-    node: Node,
-    x: Tensor,
-    w: Tensor,
-    r: Tensor,
-    b: Tensor | None = None,
-    lengths: Array | None = None,
-    h: Tensor | None = None,
-    c: Tensor | None = None,
-    peepholes: Tensor | None = None,
-) -> tuple[Tensor, ...]:
+def _recurrent(node: Node, x: Tensor, w: Tensor, r: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     """ONNX LSTM, GRU or RNN.
+
+    Args:
+        node: names which of them.
+        x: (steps, sequences, features).
+        w, r: weights of input and state (directions, gates · units, features or units).
+        rest: biases, lengths of sequences, first output, first cell state, weights of the cell for its gates, if given.
 
     Returns:
         Outputs (steps, directions, sequences, units), last output and, of an LSTM, cell state (directions, sequences,
         units); with the sequences first where the node has them so.
     """
+    b, lengths, h, c, peepholes = (*rest, *[None] * 5)[:5]
     batch_first = node.flag("layout")
     node.integer("hidden_size", 0)
     states = [h, c][: _STATES[node.operator]]
