@@ -234,18 +234,17 @@ def inspect(
 
         show(pack_report(Path(model), read_manifest(Path(model))), output)
         return
+    from edgepack.pipeline.inspect import InspectOptions
     from edgepack.pipeline.inspect import inspect as run
     from edgepack.report.inspect import model_report
     from edgepack.sources.images import parse_images
     from edgepack.sources.inputs import parse_input
     from edgepack.workspace import Cache
 
-    given, cache = [parse_input(text) for text in inputs or ()], Cache(fresh=fresh)
-    images = parse_images(image_size, mean, std, layout)
+    given, images = [parse_input(text) for text in inputs or ()], parse_images(image_size, mean, std, layout)
+    options = InspectOptions(model, data, method, given, images, seed)
     with progress_bar(output) as progress:
-        found = run(
-            model, data=data, method=method, inputs=given, images=images, seed=seed, cache=cache, progress=progress
-        )
+        found = run(options, Cache(fresh=fresh), progress)
     show(model_report(found), output)
 
 

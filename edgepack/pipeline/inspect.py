@@ -83,30 +83,31 @@ class ModelReport:
     fixed: str | None = None
 
 
-def inspect(
-    model: str,
-    *,
-    data: Path | None = None,
-    method: str | None = None,
-    inputs: Sequence[GivenInput] = (),
-    images: ImageOptions | None = None,
-    seed: int = 0,
-    cache: Cache | None = None,
-    progress: Progress = silent,
-) -> ModelReport:
-    """Report every linear layer of a model.
+@dataclass(frozen=True)
+class InspectOptions:
+    """What is looked at, and with which data: see `BuildOptions`."""
 
-    Args:
-        model, data, method, inputs, images, seed: as for `build`.
+    model: str
+    data: Path | None = None
+    method: str | None = None
+    inputs: Sequence[GivenInput] = ()
+    images: ImageOptions | None = None
+    seed: int = 0
+
+
+def inspect(options: InspectOptions, cache: Cache | None = None, progress: Progress = silent) -> ModelReport:
+    """Report every linear layer of a model.
 
     Raises:
         UsageError, InputError: bad arguments, model or data.
     """
+    seed = options.seed
     with open_workspace(cache or Cache(), seed=seed, progress=progress) as workspace:
         progress("open model")
-        opened = with_open_sides(open_model(model, workspace.folder, given=inputs), data, workspace)
-        loaded = load_data(data, opened, model, seed, images=images)
-        chosen = choose_method(method, loaded)
+        opened = open_model(options.model, workspace.folder, given=options.inputs)
+        opened = with_open_sides(opened, options.data, workspace)
+        loaded = load_data(options.data, opened, options.model, seed, images=options.images)
+        chosen = choose_method(options.method, loaded)
         subject = Subject(opened, loaded.calibration, digest(opened.sha256, FOUND, loaded.digest()))
         alone = replace(workspace, workers=None)  # in seconds: not worth a start of processes
         gradients = None

@@ -13,7 +13,7 @@ from edgepack.factorize.whitened import shrunk_covariance
 from edgepack.model.kinds.stages import composed
 from edgepack.model.scheme import FileScheme
 from edgepack.pipeline.build import build
-from edgepack.pipeline.inspect import inspect
+from edgepack.pipeline.inspect import InspectOptions, inspect
 from edgepack.pipeline.pareto import planned
 from edgepack.pipeline.prepare import prepared
 from edgepack.plan.loss import exact_loss
@@ -94,7 +94,7 @@ def test_kernels_are_taken_apart_as_predicted(convnet: Path, tmp_path: Path) -> 
 
 
 def test_inspect_reports_them_as_matrices_on_patches(convnet: Path, tmp_path: Path) -> None:
-    report = inspect(str(convnet), data=convnet.parent / "data.npz", cache=Cache(tmp_path / "cache"))
+    report = inspect(InspectOptions(str(convnet), data=convnet.parent / "data.npz"), Cache(tmp_path / "cache"))
     found = {layer.name: layer for layer in report.layers if layer.name in SIDES}
     assert {name: (layer.out_features, layer.in_features) for name, layer in found.items()} == SIDES
     assert {name: layer.rows for name, layer in found.items()} == PLACES

@@ -9,7 +9,7 @@ import pytest
 from edgepack.errors import PackError
 from edgepack.pack.manifest import read_manifest
 from edgepack.pipeline.build import build
-from edgepack.pipeline.inspect import inspect
+from edgepack.pipeline.inspect import InspectOptions, inspect
 from edgepack.plan.candidates import break_even_rank
 from edgepack.report.inspect import pack_report
 from edgepack.workspace import Cache
@@ -20,7 +20,7 @@ SHAPES = {"w1": (HIDDEN, FEATURES), "w2": (HIDDEN, HIDDEN), "w3": (CLASSES, HIDD
 
 
 def test_a_model_with_data(classifier: Path, warm_cache: Path) -> None:
-    report = inspect(str(classifier), data=classifier.parent / "data.npz", cache=Cache(warm_cache))
+    report = inspect(InspectOptions(str(classifier), data=classifier.parent / "data.npz"), Cache(warm_cache))
     assert {layer.name: (layer.out_features, layer.in_features) for layer in report.layers} == SHAPES
     assert report.method == "whitened"
     assert report.linear_bytes == sum(4 * rows * columns for rows, columns in SHAPES.values())
@@ -33,7 +33,7 @@ def test_a_model_with_data(classifier: Path, warm_cache: Path) -> None:
 
 
 def test_a_model_without_data(classifier: Path, warm_cache: Path) -> None:
-    report = inspect(str(classifier), cache=Cache(warm_cache))
+    report = inspect(InspectOptions(str(classifier)), Cache(warm_cache))
     assert report.method == "svd"
     assert not report.has_data
     assert {layer.energy for layer in report.layers} == {"weight"}

@@ -8,7 +8,7 @@ import onnx
 import pytest
 
 from edgepack.pipeline.build import build
-from edgepack.pipeline.inspect import inspect
+from edgepack.pipeline.inspect import InspectOptions, inspect
 from edgepack.workspace import Cache
 from tests.pipeline.small_builds import options
 from tests.pipeline.small_recurrent import CLASSES, FEATURES, GATES, STEPS, UNITS, write_recurrent
@@ -38,7 +38,7 @@ def test_a_pack_has_factored_inputs_in_front_of_the_fused_operator(operator: str
 
 def test_inspect_reports_all_gates_as_one_matrix(tmp_path: Path) -> None:
     source = write_recurrent(tmp_path, "LSTM")
-    report = inspect(str(source), data=tmp_path / "data.npz", cache=Cache(tmp_path / "cache"))
+    report = inspect(InspectOptions(str(source), data=tmp_path / "data.npz"), Cache(tmp_path / "cache"))
     (found,) = (layer for layer in report.layers if layer.name == "W")
     assert (found.op, found.out_features, found.in_features, found.rows) == ("LSTM", 4 * UNITS, FEATURES, STEPS)
     inputs_and_states = STEPS * 4 * UNITS * (FEATURES + UNITS)

@@ -14,7 +14,7 @@ from edgepack.backends.onnx.schemes import INT8_DYNAMIC
 from edgepack.errors import UsageError
 from edgepack.model.structure import low_rank
 from edgepack.pipeline.build import build
-from edgepack.pipeline.inspect import inspect
+from edgepack.pipeline.inspect import InspectOptions, inspect
 from edgepack.pipeline.prepare import prepared
 from edgepack.workspace import Cache, silent
 from tests.pipeline.small_builds import options
@@ -81,7 +81,7 @@ def test_the_factors_of_integer_layers_are_weighed_too(classifier: Path, cache: 
 def test_inspect_looks_at_the_same_spectra(classifier: Path, cache: Path) -> None:
     data = classifier.parent / "data.npz"
     methods = ("two-sided", "svd")
-    found = {name: inspect(str(classifier), data=data, method=name, cache=Cache(cache)) for name in methods}
+    found = {name: inspect(InspectOptions(str(classifier), data=data, method=name), Cache(cache)) for name in methods}
     assert found["two-sided"].method == "two-sided"
     assert [one.rank_90 for one in found["two-sided"].layers] != [one.rank_90 for one in found["svd"].layers]
 
@@ -91,7 +91,7 @@ def test_inspect_looks_at_the_same_spectra(classifier: Path, cache: Path) -> Non
     [("two-sided", "weighed output"), ("fisher", "weighed output"), ("whitened", "output"), ("svd", "weight")],
 )
 def test_inspect_says_what_its_ranks_keep_a_share_of(classifier: Path, cache: Path, method: str, energy: str) -> None:
-    report = inspect(str(classifier), data=classifier.parent / "data.npz", method=method, cache=Cache(cache))
+    report = inspect(InspectOptions(str(classifier), data=classifier.parent / "data.npz", method=method), Cache(cache))
     assert {layer.energy for layer in report.layers} == {energy}
     assert report.has_data
 
@@ -113,7 +113,9 @@ def test_inspect_names_layers_that_lack_gradients_or_inputs(tmp_path: Path) -> N
     model = tmp_path / "two.onnx"
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), model)
     np.savez(tmp_path / "data.npz", x=rng.standard_normal((80, 32)).astype(np.float32))
-    report = inspect(str(model), data=tmp_path / "data.npz", method="two-sided", cache=Cache(tmp_path / "cache"))
+    report = inspect(
+        InspectOptions(str(model), data=tmp_path / "data.npz", method="two-sided"), Cache(tmp_path / "cache")
+    )
     found = {layer.name: layer.energy for layer in report.layers}
     assert found == {"first": "weighed output", "second": "output", "unseen": "weight"}
 
