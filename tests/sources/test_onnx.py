@@ -6,9 +6,13 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from onnxruntime import InferenceSession
 
+from edgepack.backends.onnx.file import to_bytes
 from edgepack.errors import ModelError
 from edgepack.sources.onnx import open_onnx
+
+PROVIDERS = ["CPUExecutionProvider"]
 
 
 @pytest.fixture
@@ -44,3 +48,20 @@ def test_a_bad_file_is_refused_with_a_hint(path):
         open_onnx(path)
     assert str(path) in caught.value.message
     assert caught.value.hint
+
+
+def test_an_old_operator_set_becomes_one_that_can_be_quantized(path):
+    model = onnx.load(path)
+    model.opset_import[0].version = 9
+    model.graph.node.append(helper.make_node("Unsqueeze", ["y"], ["z"], axes=[0]))
+    model.graph.output[0].CopyFrom(helper.make_tensor_value_info("z", TensorProto.FLOAT, [1, "n", 3]))
+    onnx.save(model, path)
+    source = open_onnx(path)
+    assert source.model.opset_imports[""] == 13
+    assert source.folded
+    (layer,) = source.layers
+    assert layer.name == "fc.weight"
+    x = np.random.default_rng(0).standard_normal((2, 4)).astype(np.float32)
+    expected = InferenceSession(str(path), providers=PROVIDERS).run(None, {"x": x})[0]
+    found = InferenceSession(to_bytes(source.model), providers=PROVIDERS).run(None, {"x": x})[0]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
