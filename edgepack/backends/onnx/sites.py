@@ -140,7 +140,11 @@ def find_sites(model: ir.Model) -> tuple[Site, ...]:
     for kind, use in found:
         groups.setdefault((kind, *use.key), []).append(use)
     names = _names(list(groups.values()))
-    return tuple(_site(name, str(key[0]), group) for name, (key, group) in zip(names, groups.items(), strict=True))
+    sites = [_site(name, str(key[0]), group) for name, (key, group) in zip(names, groups.items(), strict=True)]
+    roots = Counter(id(site.root) for site in sites)
+    return tuple(
+        replace(site, layer=replace(site.layer, shared=True)) if roots[id(site.root)] > 1 else site for site in sites
+    )
 
 
 def _uses(model: ir.Model, reader: Reader) -> list[tuple[str, Use]]:

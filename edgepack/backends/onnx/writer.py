@@ -22,6 +22,7 @@ from edgepack.backends.onnx.schemes import (
     SCHEMES,
     WEIGHTS8,
 )
+from edgepack.backends.shared import refuses_shared, without_shared
 from edgepack.data import Samples, feeds
 from edgepack.errors import ModelError
 from edgepack.model.kinds import kind_of, view_name
@@ -94,7 +95,8 @@ class OnnxWriter:
 
     def supports(self, layer: Layer, structure: Structure, scheme: Scheme) -> str | None:
         """None where a layer can be written so, else why not."""
-        if (reason := refuses(layer, scheme)) is not None:
+        reason = refuses(layer, scheme) or refuses_shared(layer, structure, scheme)
+        if reason is not None:
             return reason
         if not self._supports(scheme):
             return f"the model has opset {self._opset}, the scheme {scheme} needs {scheme.min_version}"
@@ -145,12 +147,13 @@ class OnnxWriter:
         return self.rest(INT8_DYNAMIC if self._supports(INT8_DYNAMIC) else FP32)[0]
 
     def takes(self, factors: Mapping[str, Replacement]) -> dict[str, Replacement]:
-        """All of them but layers in code of a kind that cannot be, or whose operators the model's opset lacks."""
+        """All of them but those of a weight that others share, and layers in code of a kind that cannot be, or whose
+        operators the model's opset lacks."""
         from edgepack.backends.onnx.constexpr import least_opset
 
         return {
             name: part
-            for name, part in factors.items()
+            for name, part in without_shared(factors, self._layers.values()).items()
             if not part.structure.is_constexpr
             or (self._opset >= least_opset(part) and refuses(self._layers[name], CONSTEXPR) is None)
         }
@@ -221,14 +224,16 @@ class OnnxWriter:
     def _others(self, file: FileScheme, schemes: Mapping[str, Scheme]) -> dict[str, Scheme]:
         """By name, layers that are written like the weights outside of layers, and the scheme that they get so.
 
-        They are those whose kind does not have the scheme of their own or of the file; and, where the runtime's
-        quantizer gives a whole file integer kernels, those whose kind has 8 bits and no such kernel by itself.
+        They are those whose kind does not have the scheme of their own or of the file; those that share a weight, which
+        is rounded once; and, where the runtime's quantizer gives a whole file integer kernels, those whose kind has 8
+        bits and no such kernel by itself.
         """
         found = {}
         for name, layer in self._layers.items():
             own, kinds = schemes.get(name, file.layers), KINDS[layer.kind].schemes
             kernels = file.others not in kinds and layer.geometry.operator in REST_OP_TYPES.get(file.others, ())
-            if own not in (*kinds, CONSTEXPR) or (kernels and own == WEIGHTS8):
+            once = layer.shared and not own.is_float
+            if own not in (*kinds, CONSTEXPR) or (kernels and own == WEIGHTS8) or once:
                 decoded = file.others == WEIGHTS8 and layer.weight.size >= MIN_ELEMENTS
                 found[name] = file.others if kernels or decoded else FP32
         return found
