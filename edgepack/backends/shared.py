@@ -21,3 +21,17 @@ def without_shared(parts: Mapping[str, Replacement], layers: Iterable[Layer]) ->
     """The parts but those of such layers, whose weight is rounded once for all, by the format."""
     shared = {layer.name for layer in layers if layer.shared}
     return {name: part for name, part in parts.items() if name not in shared}
+
+
+def in_one_scheme(schemes: Mapping[str, Scheme], layers: Iterable[Layer], of_file: Scheme) -> dict[str, Scheme]:
+    """The schemes of single layers, with the widest of those of such layers for all of these.
+
+    Args:
+        schemes: by layer name.
+        layers: of the model.
+        of_file: of layers without one of their own.
+    """
+    own = {layer.name: schemes.get(layer.name, of_file) for layer in layers if layer.shared}
+    if len(set(own.values())) < 2:
+        return dict(schemes)
+    return {**schemes, **dict.fromkeys(own, max(own.values(), key=lambda scheme: scheme.bits))}

@@ -271,12 +271,16 @@ def input_specs(model: ir.Model) -> tuple[TensorSpec, ...]:
 
 
 def output_specs(model: ir.Model) -> tuple[TensorSpec, ...]:
-    """The outputs. One that does not state its shape has the shape (), and so have maps, which sessions give as arrays.
+    """The outputs. One that does not state its shape has the shape (), and so have maps, which sessions give as arrays,
+    and sequences and optional tensors, which nothing reads."""
+    import onnx_ir as ir
 
-    Raises:
-        ModelError: an output is not a tensor.
-    """
-    return tuple(_spec(value, "output") for value in model.graph.outputs)
+    return tuple(
+        _spec(value, "output")
+        if MAP in value.meta or isinstance(value.type, ir.TensorType)
+        else TensorSpec(value.name or "", (), np.dtype(np.float32))
+        for value in model.graph.outputs
+    )
 
 
 def _spec(value: ir.Value, role: str) -> TensorSpec:

@@ -22,7 +22,7 @@ from edgepack.backends.onnx.schemes import (
     SCHEMES,
     WEIGHTS8,
 )
-from edgepack.backends.shared import refuses_shared, without_shared
+from edgepack.backends.shared import in_one_scheme, refuses_shared, without_shared
 from edgepack.data import Samples, feeds
 from edgepack.errors import ModelError
 from edgepack.model.kinds import kind_of, view_name
@@ -51,6 +51,17 @@ def _layer_weights(model: ir.Model, others: Collection[str]) -> frozenset[tuple[
     """(id of the node, input) wherever such a layer may hold its weight; a node may have others, which are not its."""
     nodes = _layer_nodes(model, others)
     return frozenset((id(node), index) for node in nodes for index in OPERATORS[node.op_type])
+
+
+def _refused(path: Path, scheme: Scheme) -> str | None:
+    """Why what the runtime's quantizer wrote is no baseline; None where it can be loaded."""
+    from edgepack.backends.onnx.session import session
+
+    try:
+        session(path)
+    except ModelError:  # such as of a model in float16, for which the operators have no kernels
+        return f"onnxruntime refuses what its own {scheme} quantizer makes of this model"
+    return None
 
 
 def _holds(constant: str, matrix: str) -> bool:
@@ -177,11 +188,14 @@ class OnnxWriter:
             return "edgepack"
         try:
             ort_quantizer.quantize(to_proto(self.model), out, scheme, self._feeds, largest=self.largest)
+            why = _refused(out, scheme)
         except ModelError as err:
-            self._warn(f"{err}; the dense int8 baseline has its linear layers quantized by edgepack")
-            self._write_layers(self.model, FileScheme(scheme, WEIGHTS8), out)
-            return "edgepack"
-        return "onnxruntime"
+            why = err.message
+        if why is None:
+            return "onnxruntime"
+        self._warn(f"{why}; the dense int8 baseline has its linear layers quantized by edgepack")
+        self._write_layers(self.model, FileScheme(scheme, WEIGHTS8), out)
+        return "edgepack"
 
     def write(
         self,
@@ -199,21 +213,22 @@ class OnnxWriter:
 
         pairs = {name: part for name, part in factors.items() if part.structure.ranks}
         dense = {name: part for name, part in factors.items() if not part.structure.ranks}
+        schemes = in_one_scheme(schemes or {}, self._layers.values(), scheme.layers)
         model, names = self.model, {}
-        others = self._others(scheme, schemes or {})
+        others = self._others(scheme, schemes)
         matrices = set(others)
         if pairs:
             model = with_factors(self.model, pairs)
             names = names_after(self.model, model, pairs)
             single = (
-                self._matrix_schemes(name, own, pairs.get(name), (schemes or {}).get(name, scheme.layers))
+                self._matrix_schemes(name, own, pairs.get(name), schemes.get(name, scheme.layers))
                 for name, own in names.items()
             )
             matrix_schemes = {matrix: each for pair in single for matrix, each in pair if each != scheme.layers}
             dense = {names[name][0]: part for name, part in dense.items()}
             matrices = {matrix for name in others for matrix in names[name]}
         else:
-            matrix_schemes = dict(schemes or {})
+            matrix_schemes = schemes
         constants = self._write_layers(model, scheme, out, matrix_schemes, dense, matrices)
         own = {
             name: tuple(each for each in constants if any(_holds(each, matrix) for matrix in names[name]))

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from edgepack.backends.backend import WriterData
-from edgepack.backends.shared import refuses_shared, without_shared
+from edgepack.backends.shared import in_one_scheme, refuses_shared, without_shared
 from edgepack.backends.tflite.converter import TfliteEmitter
 from edgepack.backends.tflite.facts import TOOLS
 from edgepack.backends.tflite.kinds import refuses
@@ -176,9 +176,10 @@ class TfliteWriter:
         if beside := of_structure(factors, "low-rank-correction"):
             raise LayerError(dict.fromkeys(beside, NO_CORRECTION))
         coded = {name for name, part in factors.items() if part.structure.is_constexpr}
-        self._check_coded(coded, factors, schemes or {})
         base = scheme.layers
-        others = {name: own for name, own in sorted((schemes or {}).items()) if own != base and name not in coded}
+        schemes = in_one_scheme(schemes or {}, self._opened.layers, base)
+        self._check_coded(coded, factors, schemes)
+        others = {name: own for name, own in sorted(schemes.items()) if own != base and name not in coded}
         check_mixture(base, others.values())
         self._check_names(others)
         key = digest(self._key, factors)

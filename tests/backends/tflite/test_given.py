@@ -219,3 +219,6 @@ def test_a_kernel_of_convolutions_that_go_in_different_ways_is_rounded_once(tmp_
     assert set(files.takes(parts)) == {model.layers[1].name}
     files.write(files.takes(parts), FileScheme.of(INT8_DYNAMIC), tmp_path / "out.tflite")
     assert len(files.read(tmp_path / "out.tflite").weights) == 2
+    mixed = {model.layers[0].name: FP32, model.layers[2].name: INT8_DYNAMIC}
+    written = files.write({}, FileScheme.of(INT8_DYNAMIC), tmp_path / "mixed.tflite", mixed)
+    assert [written.schemes[name] for name in mixed] == [FP32, FP32]
