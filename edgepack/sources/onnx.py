@@ -105,6 +105,7 @@ def onnx_model(spec: str, name: str, kind: str, path: Path, work: Path) -> Model
         ModelError: see `open_onnx`; it takes no inputs.
     """
     from edgepack.backends.onnx.file import save
+    from edgepack.backends.onnx.integers import already_in_integers
     from edgepack.backends.onnx.tensors import vectors
 
     try:
@@ -130,4 +131,5 @@ def onnx_model(spec: str, name: str, kind: str, path: Path, work: Path) -> Model
         program=None,
         recipe=None,
         vectors=vectors(source.model),
+        left=already_in_integers(source.model),
     )
