@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Parse, build, write."""
     parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__)
     parser.add_argument("--only", action="append", metavar="NAME", help="files whose name has this, built again")
+    parser.add_argument(
+        "--seeded", action="store_true", help="without data, which takes seconds where they take minutes"
+    )
     parser.add_argument("--fresh", action="store_true", help="forget earlier builds")
     parser.add_argument("--render", action="store_true", help="build nothing")
     options = parser.parse_args(arguments)
@@ -60,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     for file in sorted(ZOO, key=lambda each: each.file.stat().st_size):
         if any(part in file.name for part in options.only or ()) or (not options.only and file.name not in rows):
-            rows[file.name] = measure(file)
+            rows[file.name] = measure(replace(file, inputs=SEEDED, options=()) if options.seeded else file)
             kept = [rows[each.name] for each in ZOO if each.name in rows]
             put_section(NAME, COMMAND, figures_file.store(NAME, {"rows": kept}), render(kept))
             print(f"{file.name}: {_line(rows[file.name])}", file=sys.stderr)

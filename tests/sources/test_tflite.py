@@ -344,3 +344,10 @@ def test_layers_that_cannot_be_watched_stay_as_they_are(tmp_path: Path) -> None:
     assert opened.layers == ()
     assert opened.left is not None
     assert "Convolution2DTransposeBias" in opened.left
+
+
+def test_old_numbers_of_metadata_point_nowhere_and_are_left_out(tmp_path: Path) -> None:
+    """As in MediaPipe's sparse face detector, which its runtimes load."""
+    file = mlp([(np.ones((16, 16), np.float32), np.zeros(16, np.float32))], "float16")
+    file.model.metadataBuffer = [1, 579]
+    assert len(open_model(str(file.save(tmp_path / "m.tflite")), tmp_path).layers) == 1
