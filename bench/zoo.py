@@ -32,6 +32,7 @@ from edgepack.pack.manifest import read_document
 from edgepack.pipeline.build import EXAMPLE
 
 NAME = "zoo"
+KEPT = f"experiments/{NAME}"
 COMMAND = "python bench/zoo.py"
 TARGET = "rpi4"
 MOST_S = 600
@@ -58,15 +59,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--fresh", action="store_true", help="forget earlier builds")
     parser.add_argument("--render", action="store_true", help="build nothing")
     options = parser.parse_args(arguments)
-    rows = {} if options.fresh else {row["name"]: row for row in figures_file.rows(NAME) or []}
+    rows = {} if options.fresh else {row["name"]: row for row in figures_file.rows(KEPT) or []}
     if options.render:
-        put_section(NAME, COMMAND, figures_file.load(NAME), render(list(rows.values())))
+        put_section(NAME, COMMAND, figures_file.load(KEPT), render(list(rows.values())))
         return
     for file in sorted(ZOO, key=lambda each: each.file.stat().st_size):
         if any(part in file.name for part in options.only or ()) or (not options.only and file.name not in rows):
             rows[file.name] = measure(replace(file, inputs=SEEDED, options=()) if options.seeded else file)
             kept = [rows[each.name] for each in ZOO if each.name in rows]
-            put_section(NAME, COMMAND, figures_file.store(NAME, {"rows": kept}), render(kept))
+            put_section(NAME, COMMAND, figures_file.store(KEPT, {"rows": kept}), render(kept))
             print(f"{file.name}: {_line(rows[file.name])}", file=sys.stderr)
 
 
