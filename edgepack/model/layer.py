@@ -52,6 +52,7 @@ class Layer:
         geometry: see there.
         uses: how many nodes share its weights.
         tied: whether rows of its weight are looked up elsewhere in the model, as those of an embedding table.
+        shared: whether other layers, which take their vectors in another way, have the same weight.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Layer:
     geometry: Geometry
     uses: int = 1
     tied: bool = False
+    shared: bool = False
 
     @property
     def weight(self) -> Array:

@@ -33,6 +33,7 @@ class Model:
         recipe: what the user's function gave; None for a file.
         vectors: float64, those among its constants: what a converter may have folded into a layer's bias.
         fixed: why none of its layers is changed; None where they can be.
+        left: what would be layers, but stays as it is, and why; None where there is nothing of the kind.
     """
 
     name: str
@@ -47,3 +48,4 @@ class Model:
     recipe: Recipe | None
     vectors: Sequence[Array] = ()
     fixed: str | None = None
+    left: str | None = None

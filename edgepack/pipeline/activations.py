@@ -191,8 +191,10 @@ def row_counts(model: Model, samples: Samples | None, seed: int) -> dict[str, in
     Raises:
         ModelError: the model does not run on the samples.
     """
+    names = [view.name for view in views_of(model.layers)]
+    if not names:
+        return {}
     try:
-        names = [view.name for view in views_of(model.layers)]
         observation = native(model.native).observe(model.content, names, threads=RUN_THREADS)
         counts = observation.row_counts(example(samples, model.inputs, seed))
     except ModelError:

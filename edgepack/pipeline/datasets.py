@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
@@ -18,12 +20,13 @@ from edgepack.metrics.drop import CONFIDENCE, make_scale
 from edgepack.model.kinds import views_of
 from edgepack.model.model import Model
 from edgepack.model.types import TensorSpec
+from edgepack.natives import native
 from edgepack.pipeline.activations import row_counts
 from edgepack.pipeline.decompositions import FALLBACK
 from edgepack.pipeline.evaluate import Guard
 from edgepack.pipeline.recipe_score import RecipeScore
 from edgepack.sources.images import ImageOptions
-from edgepack.sources.inputs import shown, with_usual_sides
+from edgepack.sources.inputs import shown, usual_sides
 from edgepack.sources.recipe import load_metric
 from edgepack.sources.samples import read_samples
 from edgepack.workspace import Workspace, digest
@@ -88,15 +91,26 @@ def load_data(
 
 
 def with_open_sides(opened: Model, data: Path | None, workspace: Workspace) -> Model:
-    """The model with usual sides where its inputs look like images of open ones, and no data say more."""
-    if data is not None or (opened.recipe is not None and opened.recipe.calibration is not None):
+    """The model with usual sides where its inputs are open and no data say more: the first on which it runs."""
+    with_data = data is not None or (opened.recipe is not None and opened.recipe.calibration is not None)
+    if with_data or all(None not in spec.shape[1:] for spec in opened.inputs):
         return opened
-    inputs = tuple(with_usual_sides(spec) for spec in opened.inputs)
+    inputs = _running(opened, list(usual_sides(opened.inputs)), workspace.seed)
     for spec, taken in zip(opened.inputs, inputs, strict=True):
         if taken != spec:
             asked = f"--input {spec.name}={shown(taken).replace('?', '1')}"
             workspace.warn(f"{asked} is assumed: the model leaves {shown(spec)} open, and there are no data")
     return replace(opened, inputs=inputs)
+
+
+def _running(opened: Model, shapes: Sequence[tuple[TensorSpec, ...]], seed: int) -> tuple[TensorSpec, ...]:
+    """The first inputs on which the model runs, else the first of all, whose failure a build tells."""
+    session = native(opened.native).session(opened.content, {}, threads=1)
+    for inputs in shapes:
+        with suppress(ModelError):
+            session.run(example(None, inputs, seed))
+            return inputs
+    return shapes[0]
 
 
 def calibration_samples(opened: Model, samples: Samples, seed: int) -> int:

@@ -72,6 +72,7 @@ class ModelReport:
         method: the factorizer that the ranks are by.
         has_data: whether there were calibration data.
         fixed: why a build changes none of its layers; None where it may.
+        left: what would be layers, but stays as it is.
     """
 
     model: str
@@ -81,6 +82,7 @@ class ModelReport:
     has_data: bool
     layers: tuple[LayerReport, ...]
     fixed: str | None = None
+    left: str | None = None
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,14 @@ def _report(opened: Model, method: str, looked: Mapping[str, _Look], *, has_data
         for layer, view, share in zip(opened.layers, views, shares, strict=True)
     )
     return ModelReport(
-        opened.name, total, sum(r.weight_bytes for r in reports), method, has_data, reports, opened.fixed
+        model=opened.name,
+        weight_bytes=total,
+        linear_bytes=sum(r.weight_bytes for r in reports),
+        method=method,
+        has_data=has_data,
+        layers=reports,
+        fixed=opened.fixed,
+        left=opened.left,
     )
 
 

@@ -199,6 +199,8 @@ def _open(options: BuildOptions, workspace: Workspace) -> Model:
     if opened.fixed is not None:
         workspace.warn(f"the pack keeps the model as it is: {opened.fixed}")
         return replace(opened, layers=())
+    if opened.left is not None:
+        workspace.warn(opened.left)
     if not opened.layers:
         workspace.warn(NO_LAYERS)
     elif not isinstance(options.rank, str):

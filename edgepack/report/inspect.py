@@ -19,6 +19,8 @@ def model_report(model: ModelReport) -> Report:
     notes = _notes(model) if model.layers else (NO_LAYERS,)
     if model.fixed is not None:
         notes = (*notes, f"build keeps the model as it is: {model.fixed}.")
+    if model.left is not None:
+        notes = (*notes, f"{model.left}.")
     head = (
         f"{model.model}: ",
         Figure(model.weight_bytes, "bytes"),

@@ -1,10 +1,11 @@
-"""Shapes of inputs that a model leaves open: as the user gives them, else as an image has them."""
+"""Shapes of inputs that a model leaves open: as the user gives them, else as models usually have them."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from math import prod
 
 from edgepack.errors import UsageError
@@ -12,8 +13,10 @@ from edgepack.model.types import TensorSpec
 
 LARGEST = 2**31
 """Numbers of an input, below this."""
-IMAGE_SIDE = 224
-"""Pixels a side, where a model leaves them open and there are no data."""
+IMAGES = ((224, 224), (48, 320), (320, 320))
+"""Heights and widths of images, that of a line of text among them, where a model leaves them open."""
+LENGTHS = (1, 16, 512, 256, 16000)
+"""Of sequences: tokens, a frame of sound at 16 or 8 kHz, a second of it."""
 CHANNELS = frozenset({1, 3, 4})
 _FORM = re.compile(r"(?P<name>.+)=(?P<shape>[0-9]{1,10}(x[0-9]{1,10})*)(:(?P<dtype>[a-z]+[0-9]*))?")
 
@@ -71,17 +74,43 @@ def _fixed(spec: TensorSpec, given: GivenInput) -> TensorSpec:
     return replace(spec, shape=(*first, *given.shape[1:]))
 
 
+def usual_sides(specs: Sequence[TensorSpec]) -> Iterator[tuple[TensorSpec, ...]]:
+    """The inputs with sides as models have them, the likeliest first: images of `IMAGES`, and sequences of `LENGTHS`,
+    along the last axis of an input or along all but the batch. Lengths of 1, and batches, stay open.
+
+    An image has four axes, and on the second or the last of them a number of channels that images have.
+    """
+    seen = set()
+    for (height, width), length, last in product(IMAGES, LENGTHS, (True, False)):
+        found = tuple(_image(spec, height, width) or _sequence(spec, length, last=last) for spec in specs)
+        if found not in seen:
+            seen.add(found)
+            yield found
+
+
 def with_usual_sides(spec: TensorSpec) -> TensorSpec:
-    """An input with usual sides where it looks like an image of open ones: four axes with a number of channels that
-    images have, on the second or the last of them."""
+    """An input with the likeliest sides where it looks like an image of open ones."""
+    return _image(spec, *IMAGES[0]) or spec
+
+
+def _image(spec: TensorSpec, height: int, width: int) -> TensorSpec | None:
     if len(spec.shape) != 4 or spec.dtype.kind not in "fu":
-        return spec
+        return None
     batch, *rest = spec.shape
-    for at, sides in ((0, slice(1, 3)), (2, slice(0, 2))):
-        if rest[at] in CHANNELS and None in rest[sides]:
-            rest[sides] = [IMAGE_SIDE if side is None else side for side in rest[sides]]
+    for channels, sides in ((0, slice(1, 3)), (2, slice(0, 2))):
+        if rest[channels] in CHANNELS and None in rest[sides]:
+            usual = zip(rest[sides], (height, width), strict=True)
+            rest[sides] = [each if side is None else side for side, each in usual]
             return replace(spec, shape=(batch, *rest))
-    return spec
+    return None
+
+
+def _sequence(spec: TensorSpec, length: int, *, last: bool) -> TensorSpec:
+    if length == 1:
+        return spec
+    first = max(len(spec.shape) - 1, 1) if last else 1
+    sides = (length if side is None and at >= first else side for at, side in enumerate(spec.shape))
+    return replace(spec, shape=tuple(sides))
 
 
 def shown(spec: TensorSpec) -> str:

@@ -15,7 +15,7 @@ from edgepack.model.types import TensorSpec
 from edgepack.sources.inputs import GivenInput
 from edgepack.sources.source import FileOfSuffix
 
-FOUND = 2
+FOUND = 3
 """Version of what is done to a graph before its layers are found: part of the key of all that is kept of them."""
 
 if TYPE_CHECKING:
@@ -80,12 +80,15 @@ def open_onnx(path: Path) -> OnnxSource:
     from edgepack.backends.onnx.file import input_specs, load_with_digest, output_specs
     from edgepack.backends.onnx.folded import fold_weights
     from edgepack.backends.onnx.norms import fold_norms
+    from edgepack.backends.onnx.opset import in_newer_opset
     from edgepack.backends.onnx.sites import find_sites
 
     path = Path(path)
     model, sha256 = load_with_digest(path)
-    folded = [fold(model) for fold in (fold_weights, fold_norms)]
-    return OnnxSource(path, model, find_sites(model), sha256, input_specs(model), output_specs(model), any(folded))
+    newer = in_newer_opset(model)
+    model = newer or model
+    changed = newer is not None, *(fold(model) for fold in (fold_weights, fold_norms))
+    return OnnxSource(path, model, find_sites(model), sha256, input_specs(model), output_specs(model), any(changed))
 
 
 def onnx_model(spec: str, name: str, kind: str, path: Path, work: Path) -> Model:
@@ -102,6 +105,7 @@ def onnx_model(spec: str, name: str, kind: str, path: Path, work: Path) -> Model
         ModelError: see `open_onnx`; it takes no inputs.
     """
     from edgepack.backends.onnx.file import save
+    from edgepack.backends.onnx.integers import already_in_integers
     from edgepack.backends.onnx.tensors import vectors
 
     try:
@@ -127,4 +131,5 @@ def onnx_model(spec: str, name: str, kind: str, path: Path, work: Path) -> Model
         program=None,
         recipe=None,
         vectors=vectors(source.model),
+        left=already_in_integers(source.model),
     )

@@ -5,12 +5,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgepack.errors import ModelError
 from edgepack.model.model import Model, NativeName
 from edgepack.model.scheme import Format
 from edgepack.sources.inputs import GivenInput
 from edgepack.sources.source import FileOfSuffix
+
+if TYPE_CHECKING:
+    from edgepack.backends.tflite.sites import TfliteModel
 
 MOST_BYTES = 2**31 - 1
 """Of a file: what a flatbuffer's offsets reach."""
@@ -49,6 +53,7 @@ class TfliteFile(FileOfSuffix):
             ) from err
         if not inputs:
             raise ModelError(f"{spec}: the model takes no inputs", hint="give a model that takes some")
+        hidden = _hidden(content)
         return Model(
             name=name,
             kind=self.name,
@@ -56,13 +61,29 @@ class TfliteFile(FileOfSuffix):
             native="tflite",
             content=content,
             inputs=inputs,
-            layers=content.layers,
+            layers=content.layers if hidden is None else (),
             files={"tflite": path},
             program=None,
             recipe=None,
             vectors=vectors(content),
             fixed=FIXED if content.in_integers else None,
+            left=hidden,
         )
+
+
+def _hidden(model: TfliteModel) -> str | None:
+    """Why what flows into the layers cannot be seen; None where it can.
+
+    Some custom operators have a kernel in a delegate alone, which keeps to itself what flows between its operators.
+    """
+    from edgepack.natives.tflite import TfliteNative
+
+    try:
+        TfliteNative().observe(model, (), threads=1)
+    except ModelError as err:
+        why = err.message.rpartition("refuses the file: ")[2].splitlines()[0]
+        return f"its layers stay as they are, for LiteRT does not show what flows into them: {why}"
+    return None
 
 
 def _content(path: Path) -> bytes:

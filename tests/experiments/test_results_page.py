@@ -8,6 +8,8 @@ import measure_dominance
 import measure_pairs
 import measure_same
 import pytest
+import zoo
+import zoo_files
 from promise import measure as promise
 
 
@@ -55,3 +57,25 @@ def test_a_drop_over_the_limit_counts_unless_the_build_said_so(
     found = promise.summary([row])
     assert (found.over, found.held) == expected
     assert (found.builds, found.refused, found.of_int8) == (1, int(refused), 0.5)
+
+
+def test_the_zoo_counts_packs_that_are_larger_than_they_may_be() -> None:
+    row = {
+        "name": "a", "bytes": 4000, "int8_bytes": 1000, "int8_is_rival": True, "pack_bytes": 500, "low_rank": 1,
+        "layers": 3, "scheme": "int8", "inputs": "seeded", "agree": 1.0, "sqnr_db": None, "seconds": 5, "exit": 0,
+    }  # fmt: skip
+    larger = {**row, "name": "b", "pack_bytes": 2000, "sqnr_db": 31.25, "exit": 5}
+    allowed = {**larger, "name": "c", "int8_is_rival": False}
+    stopped = {"name": "d", "bytes": 100, "exit": 3, "reason": "no\n such | thing"}
+    table = zoo.render([row, larger, allowed, stopped])
+    assert "3 of 4 files have a pack, in the geometric mean 0.79 times smaller than int8; 1 are larger" in table
+    assert "within the budget: b." in table
+    assert "| a | 4.0 | 1.0 | 0.5 | 1 of 3 | int8 | seeded | 1.0000 | equal | 5 |" in table
+    assert "| b (exit 5) | 4.0 | 1.0 | 2.0 | 1 of 3 | int8 | seeded | 1.0000 | 31.2 | 5 |" in table
+    assert "| d | 0.1 | 3 | no such \\| thing |" in table
+
+
+def test_files_of_the_zoo_have_names_of_their_own() -> None:
+    names = [file.name for file in zoo_files.ZOO]
+    assert len(set(names)) == len(names)
+    assert {"magika/model.onnx", "@mediapipe/pose/pose_landmark_lite.tflite"} <= set(names)

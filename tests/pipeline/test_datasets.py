@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from onnx import helper
 
 from edgepack.data import Samples
 from edgepack.errors import UsageError
 from edgepack.model.model import Model
 from edgepack.model.types import Recipe, TensorSpec
-from edgepack.pipeline.datasets import Data, choose_method, load_data
+from edgepack.pipeline.datasets import Data, choose_method, load_data, with_open_sides
+from edgepack.workspace import Cache, open_workspace
+from tests.backends.onnx.graph_models import info, model
 
 SPEC = TensorSpec("x", (1, 3), np.dtype(np.float32))
 X = np.random.default_rng(0).normal(size=(100, 3)).astype(np.float32)
@@ -54,6 +58,21 @@ def test_digest_follows_the_calibration_samples_only() -> None:
     assert first.digest() == load_data(None, opened({"x": X.copy()}), "spec", 0).digest()
     assert first.digest() != load_data(None, opened({"x": X}), "spec", 1).digest()
     assert first.digest() == Data("recipe", first.calibration, Samples({"x": X})).digest()
+
+
+def test_open_sides_are_those_on_which_the_model_runs() -> None:
+    frame = model(
+        [helper.make_node("Reshape", ["x", "two"], ["y"])],
+        [info("x", [None, None])],
+        [info("y", [2, 256])],
+        {"two": np.array([2, 256])},
+    )
+    x = replace(SPEC, shape=(None, None))
+    with open_workspace(Cache(), seed=0) as workspace:
+        found = with_open_sides(replace(opened(), inputs=(x,), content=frame), None, workspace)
+        assert found.inputs == (replace(SPEC, shape=(None, 512)),)
+        (said,) = workspace.warnings
+        assert said == "--input x=1x512 is assumed: the model leaves ?x? open, and there are no data"
 
 
 def test_methods() -> None:

@@ -399,6 +399,8 @@ def test_outputs_that_are_not_finite(bad: float) -> None:
     outputs[3, 2] = bad
     assert not same_outputs(outputs, reference, FileScheme.of(INT8_DYNAMIC)).passed
     assert not same_outputs(np.full_like(reference, bad), reference, FLOATS).passed
+    assert not same_outputs(reference, outputs, FLOATS).passed
+    assert same_outputs(outputs, outputs, FLOATS).passed
 
 
 LEVELS = {

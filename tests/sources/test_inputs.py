@@ -7,7 +7,7 @@ import pytest
 
 from edgepack.errors import UsageError
 from edgepack.model.types import TensorSpec
-from edgepack.sources.inputs import IMAGE_SIDE, GivenInput, parse_input, with_shapes, with_usual_sides
+from edgepack.sources.inputs import GivenInput, parse_input, usual_sides, with_shapes
 
 FLOAT, INT = np.dtype("float32"), np.dtype("int64")
 
@@ -68,15 +68,24 @@ def test_what_the_model_does_not_take(text: str, says: str) -> None:
 @pytest.mark.parametrize(
     ("shape", "expected"),
     [
-        ((None, 3, None, None), (None, 3, IMAGE_SIDE, IMAGE_SIDE)),
-        ((1, 3, 48, None), (1, 3, 48, IMAGE_SIDE)),
-        ((None, None, None, 1), (None, IMAGE_SIDE, IMAGE_SIDE, 1)),
-        ((None, 80, None, None), None),
-        ((None, 3, 8, 8), None),
-        ((None, None), None),
+        ((None, 3, None, None), [(None, 3, 224, 224), (None, 3, 48, 320), (None, 3, 320, 320)]),
+        ((1, 3, 48, None), [(1, 3, 48, 224), (1, 3, 48, 320)]),
+        ((None, None, None, 1), [(None, 224, 224, 1), (None, 48, 320, 1), (None, 320, 320, 1)]),
+        ((None, 3, 8, 8), [(None, 3, 8, 8)]),
+        ((None, None), [(None, None), (None, 16), (None, 512), (None, 256), (None, 16000)]),
+        ((None, None, 80), [(None, None, 80), (None, 16, 80), (None, 512, 80), (None, 256, 80), (None, 16000, 80)]),
+        ((None,), [(None,)]),
+        ((), [()]),
     ],
 )
-def test_open_images(shape: tuple[int | None, ...], expected: tuple[int | None, ...] | None) -> None:
-    found = with_usual_sides(spec(*shape))
-    assert found.shape == (expected or shape)
-    assert (found != spec(*shape)) == (expected is not None)
+def test_usual_sides(shape: tuple[int | None, ...], expected: list[tuple[int | None, ...]]) -> None:
+    assert [found.shape for (found,) in usual_sides([spec(*shape)])] == expected
+
+
+def test_a_length_is_tried_along_the_last_axes_alone_before_all() -> None:
+    tried = [[one.shape for one in found] for found in usual_sides([spec(None, None), spec(2, None, 128)])]
+    assert tried[:3] == [
+        [(None, None), (2, None, 128)],
+        [(None, 16), (2, None, 128)],
+        [(None, 16), (2, 16, 128)],
+    ]

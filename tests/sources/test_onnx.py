@@ -6,9 +6,13 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from onnxruntime import InferenceSession
 
+from edgepack.backends.onnx.file import to_bytes
 from edgepack.errors import ModelError
-from edgepack.sources.onnx import open_onnx
+from edgepack.sources.onnx import onnx_model, open_onnx
+
+PROVIDERS = ["CPUExecutionProvider"]
 
 
 @pytest.fixture
@@ -44,3 +48,46 @@ def test_a_bad_file_is_refused_with_a_hint(path):
         open_onnx(path)
     assert str(path) in caught.value.message
     assert caught.value.hint
+
+
+def test_an_old_operator_set_becomes_one_that_can_be_quantized(path):
+    model = onnx.load(path)
+    model.opset_import[0].version = 9
+    model.graph.node.append(helper.make_node("Unsqueeze", ["y"], ["z"], axes=[0]))
+    model.graph.output[0].CopyFrom(helper.make_tensor_value_info("z", TensorProto.FLOAT, [1, "n", 3]))
+    onnx.save(model, path)
+    source = open_onnx(path)
+    assert source.model.opset_imports[""] == 13
+    assert source.folded
+    (layer,) = source.layers
+    assert layer.name == "fc.weight"
+    x = np.random.default_rng(0).standard_normal((2, 4)).astype(np.float32)
+    expected = InferenceSession(str(path), providers=PROVIDERS).run(None, {"x": x})[0]
+    found = InferenceSession(to_bytes(source.model), providers=PROVIDERS).run(None, {"x": x})[0]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "said"),
+    [
+        ([helper.make_node("DequantizeLinear", ["q", "s"], ["w"]), helper.make_node("MatMul", ["x", "w"], ["y"])],
+         "1 MatMul behind decoded weights"),
+        ([helper.make_node("Cast", ["q"], ["c"], to=1), helper.make_node("Mul", ["c", "s"], ["w"]),
+          helper.make_node("MatMul", ["x", "w"], ["y"])], "1 MatMul behind decoded weights"),
+        ([helper.make_node("Cast", ["x"], ["a"], to=3), helper.make_node("MatMulInteger", ["a", "q"], ["i"]),
+          helper.make_node("Cast", ["i"], ["y"], to=1)], "1 MatMulInteger"),
+        ([helper.make_node("MatMul", ["x", "f"], ["y"])], None),
+    ],
+    ids=["dequantized", "scaled", "integer", "float"],
+)  # fmt: skip
+def test_weights_that_are_integers_already_are_named(path, nodes, said, tmp_path):
+    model, codes = onnx.load(path), np.ones((4, 3), np.int8)
+    del model.graph.node[:], model.graph.initializer[:]
+    model.graph.node.extend(nodes)
+    known = {"q": codes, "s": np.float32(0.5), "f": codes.astype(np.float32)}
+    used = {name for node in nodes for name in node.input}
+    model.graph.initializer.extend(numpy_helper.from_array(np.asarray(known[n]), n) for n in sorted(used & set(known)))
+    onnx.save(model, path)
+    opened = onnx_model(str(path), "m", "onnx", path, tmp_path)
+    assert opened.left == (said and f"operators with integer weights stay as they are: {said}")
+    assert len(opened.layers) == (said is None)

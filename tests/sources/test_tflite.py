@@ -325,3 +325,29 @@ def test_what_is_empty_may_be_left_out(tmp_path: Path) -> None:
     (path := tmp_path / "own.tflite").write_bytes(model.content.content)
     tidy(path, notes=True)
     np.testing.assert_allclose(predict(load(path, "tflite"), Samples({"pixels": X})), answered(model, X), rtol=1e-6)
+
+
+def test_layers_that_cannot_be_watched_stay_as_they_are(tmp_path: Path) -> None:
+    """LiteRT's own kernels lack this operator: a delegate alone runs it."""
+    first, second = np.ones((8, 3, 3, 4), np.float32), np.ones((4, 1, 1, 8), np.float32)
+    file = convnet(first, second, (np.zeros(8, np.float32), np.zeros(4, np.float32)))
+    kernel, bias = np.ones((3, 2, 2, 4), np.float32), np.zeros(3, np.float32)
+    inputs = [
+        *file.graph.outputs,
+        file.tensor("k", kernel.shape, "float32", kernel),
+        file.tensor("b", (3,), "float32", bias),
+    ]
+    file.graph.outputs = [file.op("CUSTOM", inputs, file.tensor("y", (1, 12, 12, 3)))]
+    file.model.operatorCodes[-1].customCode = b"Convolution2DTransposeBias"
+    file.graph.operators[-1].customOptions = np.array([1, 2, 2], np.int32).view(np.uint8)  # padding, strides
+    opened = open_model(str(file.save(tmp_path / "m.tflite")), tmp_path)
+    assert opened.layers == ()
+    assert opened.left is not None
+    assert "Convolution2DTransposeBias" in opened.left
+
+
+def test_old_numbers_of_metadata_point_nowhere_and_are_left_out(tmp_path: Path) -> None:
+    """As in MediaPipe's sparse face detector, which its runtimes load."""
+    file = mlp([(np.ones((16, 16), np.float32), np.zeros(16, np.float32))], "float16")
+    file.model.metadataBuffer = [1, 579]
+    assert len(open_model(str(file.save(tmp_path / "m.tflite")), tmp_path).layers) == 1

@@ -20,7 +20,17 @@ if TYPE_CHECKING:
     import onnx
     import onnx_ir as ir
 
-__all__ = ["input_specs", "load", "load_with_digest", "output_specs", "read", "save", "to_bytes", "to_proto"]
+__all__ = [
+    "from_proto",
+    "input_specs",
+    "load",
+    "load_with_digest",
+    "output_specs",
+    "read",
+    "save",
+    "to_bytes",
+    "to_proto",
+]
 
 EXTERNAL_BYTES = 1_900_000_000
 """Weights beyond this go to a data file of their own: a protobuf message ends at 2 GiB."""
@@ -48,7 +58,7 @@ def load_with_digest(path: Path) -> tuple[ir.Model, str]:
     proto, sha256 = _read(path)
     try:
         with quiet("onnx_ir"):  # it logs what the checker refuses below
-            model = _model(proto)
+            model = from_proto(proto)
     except ir.serde.SerdeError as err:
         raise ModelError(f"{path}: the graph cannot be read: {_first_cause(err)}") from err
     files = own_tensors(model, path.parent)
@@ -61,12 +71,13 @@ def read(path: Path) -> ir.Model:
     import onnx
     import onnx_ir as ir
 
-    model = _model(onnx.load(path, load_external_data=False))
+    model = from_proto(onnx.load(path, load_external_data=False))
     ir.external_data.set_base_dir(model.graph, path.parent)
     return model
 
 
-def _model(proto: onnx.ModelProto) -> ir.Model:
+def from_proto(proto: onnx.ModelProto) -> ir.Model:
+    """The message as a model; types of maps, which the library does not have, are kept beside its outputs."""
     import onnx_ir as ir
 
     maps = {value.name: value.type.SerializeToString() for value in proto.graph.output if _holds_map(value.type)}
@@ -260,12 +271,16 @@ def input_specs(model: ir.Model) -> tuple[TensorSpec, ...]:
 
 
 def output_specs(model: ir.Model) -> tuple[TensorSpec, ...]:
-    """The outputs. One that does not state its shape has the shape (), and so have maps, which sessions give as arrays.
+    """The outputs. One that does not state its shape has the shape (), and so have maps, which sessions give as arrays,
+    and sequences and optional tensors, which nothing reads."""
+    import onnx_ir as ir
 
-    Raises:
-        ModelError: an output is not a tensor.
-    """
-    return tuple(_spec(value, "output") for value in model.graph.outputs)
+    return tuple(
+        _spec(value, "output")
+        if MAP in value.meta or isinstance(value.type, ir.TensorType)
+        else TensorSpec(value.name or "", (), np.dtype(np.float32))
+        for value in model.graph.outputs
+    )
 
 
 def _spec(value: ir.Value, role: str) -> TensorSpec:

@@ -107,6 +107,11 @@ class Site:
     root: ir.Value
 
     @property
+    def spatial(self) -> bool:
+        """Whether it is a convolution."""
+        return any(placement.spatial for placement in self.placements)
+
+    @property
     def unknown_axes(self) -> bool:
         """Whether it stands in a product W X with X of unknown rank, whose two last axes cannot be exchanged."""
         return any(placement.kind == "columns" and placement.rank is None for placement in self.placements)
@@ -125,10 +130,11 @@ def find_sites(model: ir.Model) -> tuple[Site, ...]:
     """Every layer of the model that multiplies vectors in graph order, the main graph before the functions.
 
     A weight that several nodes use is one site with several placements; where they use it in different orientations,
-    each orientation is a site. Biases that differ between the placements of one weight stay outside of it. A node
-    in a custom domain is left alone, so is a weight behind DequantizeLinear or a cast from an integer. An initializer
-    that is also a graph input counts as a constant; once its weight is factored the input is gone as well. Functions
-    that receive a weight as an argument are inlined in `model` first, as the layer is not visible inside them.
+    each orientation is a site, and so is each way in which convolutions go over their input. Biases that differ between
+    the placements of one weight stay outside of it. A node in a custom domain is left alone, so is a weight behind
+    DequantizeLinear or a cast from an integer. An initializer that is also a graph input counts as a constant; once its
+    weight is factored the input is gone as well. Functions that receive a weight as an argument are inlined in `model`
+    first, as the layer is not visible inside them.
     """
     inline_weight_functions(model)
     reader = Reader()
@@ -140,7 +146,11 @@ def find_sites(model: ir.Model) -> tuple[Site, ...]:
     for kind, use in found:
         groups.setdefault((kind, *use.key), []).append(use)
     names = _names(list(groups.values()))
-    return tuple(_site(name, str(key[0]), group) for name, (key, group) in zip(names, groups.items(), strict=True))
+    sites = [_site(name, str(key[0]), group) for name, (key, group) in zip(names, groups.items(), strict=True)]
+    kernels = Counter(id(site.root) for site in sites if site.spatial)
+    return tuple(
+        replace(site, layer=replace(site.layer, shared=True)) if kernels[id(site.root)] > 1 else site for site in sites
+    )
 
 
 def _uses(model: ir.Model, reader: Reader) -> list[tuple[str, Use]]:

@@ -22,6 +22,7 @@ from edgepack.backends.onnx.schemes import (
     SCHEMES,
     WEIGHTS8,
 )
+from edgepack.backends.shared import in_one_scheme, refuses_shared, without_shared
 from edgepack.data import Samples, feeds
 from edgepack.errors import ModelError
 from edgepack.model.kinds import kind_of, view_name
@@ -50,6 +51,17 @@ def _layer_weights(model: ir.Model, others: Collection[str]) -> frozenset[tuple[
     """(id of the node, input) wherever such a layer may hold its weight; a node may have others, which are not its."""
     nodes = _layer_nodes(model, others)
     return frozenset((id(node), index) for node in nodes for index in OPERATORS[node.op_type])
+
+
+def _refused(path: Path, scheme: Scheme) -> str | None:
+    """Why what the runtime's quantizer wrote is no baseline; None where it can be loaded."""
+    from edgepack.backends.onnx.session import session
+
+    try:
+        session(path)
+    except ModelError:  # such as of a model in float16, for which the operators have no kernels
+        return f"onnxruntime refuses what its own {scheme} quantizer makes of this model"
+    return None
 
 
 def _holds(constant: str, matrix: str) -> bool:
@@ -94,7 +106,8 @@ class OnnxWriter:
 
     def supports(self, layer: Layer, structure: Structure, scheme: Scheme) -> str | None:
         """None where a layer can be written so, else why not."""
-        if (reason := refuses(layer, scheme)) is not None:
+        reason = refuses(layer, scheme) or refuses_shared(layer, structure, scheme)
+        if reason is not None:
             return reason
         if not self._supports(scheme):
             return f"the model has opset {self._opset}, the scheme {scheme} needs {scheme.min_version}"
@@ -145,12 +158,13 @@ class OnnxWriter:
         return self.rest(INT8_DYNAMIC if self._supports(INT8_DYNAMIC) else FP32)[0]
 
     def takes(self, factors: Mapping[str, Replacement]) -> dict[str, Replacement]:
-        """All of them but layers in code of a kind that cannot be, or whose operators the model's opset lacks."""
+        """All of them but those of a weight that others share, and layers in code of a kind that cannot be, or whose
+        operators the model's opset lacks."""
         from edgepack.backends.onnx.constexpr import least_opset
 
         return {
             name: part
-            for name, part in factors.items()
+            for name, part in without_shared(factors, self._layers.values()).items()
             if not part.structure.is_constexpr
             or (self._opset >= least_opset(part) and refuses(self._layers[name], CONSTEXPR) is None)
         }
@@ -174,11 +188,14 @@ class OnnxWriter:
             return "edgepack"
         try:
             ort_quantizer.quantize(to_proto(self.model), out, scheme, self._feeds, largest=self.largest)
+            why = _refused(out, scheme)
         except ModelError as err:
-            self._warn(f"{err}; the dense int8 baseline has its linear layers quantized by edgepack")
-            self._write_layers(self.model, FileScheme(scheme, WEIGHTS8), out)
-            return "edgepack"
-        return "onnxruntime"
+            why = err.message
+        if why is None:
+            return "onnxruntime"
+        self._warn(f"{why}; the dense int8 baseline has its linear layers quantized by edgepack")
+        self._write_layers(self.model, FileScheme(scheme, WEIGHTS8), out)
+        return "edgepack"
 
     def write(
         self,
@@ -196,21 +213,22 @@ class OnnxWriter:
 
         pairs = {name: part for name, part in factors.items() if part.structure.ranks}
         dense = {name: part for name, part in factors.items() if not part.structure.ranks}
+        schemes = in_one_scheme(schemes or {}, self._layers.values(), scheme.layers)
         model, names = self.model, {}
-        others = self._others(scheme, schemes or {})
+        others = self._others(scheme, schemes)
         matrices = set(others)
         if pairs:
             model = with_factors(self.model, pairs)
             names = names_after(self.model, model, pairs)
             single = (
-                self._matrix_schemes(name, own, pairs.get(name), (schemes or {}).get(name, scheme.layers))
+                self._matrix_schemes(name, own, pairs.get(name), schemes.get(name, scheme.layers))
                 for name, own in names.items()
             )
             matrix_schemes = {matrix: each for pair in single for matrix, each in pair if each != scheme.layers}
             dense = {names[name][0]: part for name, part in dense.items()}
             matrices = {matrix for name in others for matrix in names[name]}
         else:
-            matrix_schemes = dict(schemes or {})
+            matrix_schemes = schemes
         constants = self._write_layers(model, scheme, out, matrix_schemes, dense, matrices)
         own = {
             name: tuple(each for each in constants if any(_holds(each, matrix) for matrix in names[name]))
@@ -221,14 +239,16 @@ class OnnxWriter:
     def _others(self, file: FileScheme, schemes: Mapping[str, Scheme]) -> dict[str, Scheme]:
         """By name, layers that are written like the weights outside of layers, and the scheme that they get so.
 
-        They are those whose kind does not have the scheme of their own or of the file; and, where the runtime's
-        quantizer gives a whole file integer kernels, those whose kind has 8 bits and no such kernel by itself.
+        They are those whose kind does not have the scheme of their own or of the file; those that share a weight, which
+        is rounded once; and, where the runtime's quantizer gives a whole file integer kernels, those whose kind has 8
+        bits and no such kernel by itself.
         """
         found = {}
         for name, layer in self._layers.items():
             own, kinds = schemes.get(name, file.layers), KINDS[layer.kind].schemes
             kernels = file.others not in kinds and layer.geometry.operator in REST_OP_TYPES.get(file.others, ())
-            if own not in (*kinds, CONSTEXPR) or (kernels and own == WEIGHTS8):
+            once = layer.shared and not own.is_float
+            if own not in (*kinds, CONSTEXPR) or (kernels and own == WEIGHTS8) or once:
                 decoded = file.others == WEIGHTS8 and layer.weight.size >= MIN_ELEMENTS
                 found[name] = file.others if kernels or decoded else FP32
         return found

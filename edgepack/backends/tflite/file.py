@@ -370,14 +370,15 @@ def drop_unused(model: Any) -> None:
                 part[:] = [new[index] for index in part]
     tensors = [tensor for graph in model.subgraphs for tensor in graph.tensors]
     holders = [*tensors, *(model.metadata or [])]
-    others = set(model.metadataBuffer) if model.metadataBuffer is not None else set()
+    given = [] if model.metadataBuffer is None else model.metadataBuffer
+    others = [number for number in given if number < len(model.buffers)]  # files that were made smaller keep old ones
     kept = sorted({0, *others, *(holder.buffer for holder in holders)})
     moved = {old: index for index, old in enumerate(kept)}
     model.buffers = [model.buffers[old] for old in kept]
     for holder in holders:
         holder.buffer = moved[holder.buffer]
     if model.metadataBuffer is not None:
-        model.metadataBuffer = [moved[old] for old in model.metadataBuffer]
+        model.metadataBuffer = [moved[old] for old in others]
 
 
 def drop_graphs(model: Any, numbers: Collection[int]) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -168,12 +169,16 @@ def _found(model: Any, content: bytes, source: bytes, name: Callable[[Site], str
         source: see `TfliteModel`.
         name: of the layer that an operator is the first place of, as far as no other has it.
     """
-    groups: dict[object, list[Site]] = {}
+    groups: dict[tuple[int, object, str], list[Site]] = {}
     for site in _of_one_arithmetic(list(_sites(model, content))):
         groups.setdefault((site.weight, site.geometry, site.op.op), []).append(site)
     own = distinct(name(group[0]) for group in groups.values())
     sites = dict(zip(own, map(tuple, groups.values()), strict=True))
-    layers = tuple(group[0].layer(layer, _shared(group), len(group)) for layer, group in sites.items())
+    weights = Counter(weight for weight, *_ in groups)
+    layers = tuple(
+        replace(group[0].layer(layer, _common(group), len(group)), shared=weights[group[0].weight] > 1)
+        for layer, group in sites.items()
+    )
     return TfliteModel(content, source, layers, sites)
 
 
@@ -183,7 +188,7 @@ def _of_one_arithmetic(sites: Sequence[Site]) -> Sequence[Site]:
     return floats or sites
 
 
-def _shared(sites: Sequence[Site]) -> Array | None:
+def _common(sites: Sequence[Site]) -> Array | None:
     """The bias that all places of a weight have; where they differ it is none of the layer's."""
     first, *others = [site.bias for site in sites]
     if first is None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from edgepack.backends.backend import WriterData
+from edgepack.backends.shared import in_one_scheme, refuses_shared, without_shared
 from edgepack.backends.tflite.converter import TfliteEmitter
 from edgepack.backends.tflite.facts import TOOLS
 from edgepack.backends.tflite.kinds import refuses
@@ -100,7 +101,7 @@ class TfliteWriter:
             return NO_CORRECTION
         if scheme.is_static and not self.calibrated:
             return "there are no calibration data"
-        return refuses(layer, structure, scheme)
+        return refuses(layer, structure, scheme) or refuses_shared(layer, structure, scheme)
 
     def corrected_schemes(self) -> tuple[Scheme, ...]:
         """None: nothing here puts two products on one input into the converted graph."""
@@ -118,6 +119,7 @@ class TfliteWriter:
     def takes(self, factors: Mapping[str, Replacement]) -> dict[str, Replacement]:
         """All pairs in the place of a layer; and other weights and code of layers whose operators are fully understood,
         where the pairs are put into the dense file as well. `refuses` says why a part is not among them."""
+        factors = without_shared(factors, self._opened.layers)
         factors = {name: part for name, part in factors.items() if not part.structure.is_correction}
         pairs = in_place(factors)
         if len(pairs) == len(factors) or not self._places.takes(pairs):
@@ -174,9 +176,10 @@ class TfliteWriter:
         if beside := of_structure(factors, "low-rank-correction"):
             raise LayerError(dict.fromkeys(beside, NO_CORRECTION))
         coded = {name for name, part in factors.items() if part.structure.is_constexpr}
-        self._check_coded(coded, factors, schemes or {})
         base = scheme.layers
-        others = {name: own for name, own in sorted((schemes or {}).items()) if own != base and name not in coded}
+        schemes = in_one_scheme(schemes or {}, self._opened.layers, base)
+        self._check_coded(coded, factors, schemes)
+        others = {name: own for name, own in sorted(schemes.items()) if own != base and name not in coded}
         check_mixture(base, others.values())
         self._check_names(others)
         key = digest(self._key, factors)

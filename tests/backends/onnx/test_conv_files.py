@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -216,3 +217,26 @@ def test_a_reference_has_another_weight_in_its_place(writer: OnnxWriter) -> None
     answers = [OnnxNative().session(writer.model, {"k3": part}, threads=1).run({"x": x})[0] for part in (same, other)]
     np.testing.assert_allclose(answers[0], wanted, rtol=1e-4, atol=1e-4)
     assert np.abs(answers[1] - wanted).max() > 0.01
+
+
+def test_a_kernel_of_convolutions_that_go_in_different_ways_is_stored_once(tmp_path: Path) -> None:
+    ends = (("y", 1), ("z", 2))
+    source = model(
+        [helper.make_node("Conv", ["x", "k"], [y], name=f"to_{y}", strides=[step, step]) for y, step in ends],
+        [info("x", [1, 32, 9, 9])],
+        [info(y, None) for y, _ in ends],
+        {"k": normal(32, 32, 3, 3)},
+    )
+    shared = OnnxWriter(source, None, largest=127)
+    layers = [site.layer for site in find_sites(source.clone())]
+    assert [layer.shared for layer in layers] == [True, True]
+    reason = shared.supports(layers[0], low_rank_of(8), WEIGHTS8)
+    assert reason == "other layers have the same weight, which is stored once for all of them"
+    assert shared.supports(layers[0], DENSE, WEIGHTS4) == reason
+    assert shared.supports(layers[0], DENSE, WEIGHTS8) is None
+    assert shared.takes({layer.name: dense(layer.weight / 2, None) for layer in layers}) == {}
+    scheme = FileScheme(INT8_DYNAMIC, WEIGHTS8)
+    written = shared.write({}, scheme, tmp_path / "m.onnx", dict.fromkeys((one.name for one in layers), WEIGHTS8))
+    assert read_contents(tmp_path / "m.onnx").weights == ((32, 288, 8),)
+    plan = tuple(replace(one, scheme=written.schemes[one.layer]) for one in plans(shared, {}, {}))
+    assert weights_as_planned(shared.read(tmp_path / "m.onnx"), shared.dense_contents, plan, scheme).passed

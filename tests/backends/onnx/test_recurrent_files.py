@@ -134,6 +134,14 @@ def test_eight_bits_with_dynamic_activations_take_the_state_along() -> None:
         assert sqnr_db(found, wanted) > 20
 
 
+def test_a_layout_that_is_the_usual_one_stays_behind() -> None:
+    """The runtime's own operator does not know the attribute, and refuses the file."""
+    source = one("LSTM", ["x", "W", "R", "B"], ["y"], layout=0)
+    made = to_schemes(source.clone(), INT8_DYNAMIC)
+    assert operators(made)[0] == "DynamicQuantizeLSTM"
+    assert sqnr_db(run(made, FEED)[0], run(source, FEED)[0]) > 20
+
+
 def test_other_operators_have_no_integer_kernel() -> None:
     for operator in ("GRU", "RNN"):
         (site,) = find_sites(one(operator, ["x", "W", "R", "B"], ["y"]))

@@ -176,6 +176,22 @@ def test_a_weight_in_two_orientations(tmp_path: Path) -> None:
     assert bits_by_sides(made, path) == {(RANK, 20): 8, (RANK, 24): 8, (20, 24): 4}
 
 
+def test_a_baseline_that_the_runtime_refuses_is_written_here(tmp_path: Path) -> None:
+    source = mlp()
+    graph = ir.serde.serialize_model(source).graph
+    weights = {one.name: numpy_helper.to_array(one).astype(np.float16) for one in graph.initializer}
+    half = [helper.make_tensor_value_info(one.name, onnx.TensorProto.FLOAT16, None) for one in graph.output]
+    x = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT16, ["n", 20])
+    constants = [numpy_helper.from_array(a, name) for name, a in weights.items()]
+    made = helper.make_model(helper.make_graph(graph.node, "g", [x], half, constants), ir_version=8)
+    made.opset_import[0].version = 17
+    said: list[str] = []
+    writer = OnnxWriter(ir.serde.deserialize_model(made), None, largest=127, warn=said.append)
+    assert writer.write_baseline(INT8_DYNAMIC, tmp_path / "m.onnx") == "edgepack"
+    assert "refuses what its own int8-dynamic quantizer makes" in said[0]
+    assert set(bits_by_sides(writer, tmp_path / "m.onnx").values()) == {8}
+
+
 def test_one_layer_alone_in_int8(tmp_path: Path) -> None:
     made = files(mlp())
     made.write({}, FileScheme.of(FP32), tmp_path / "m.onnx", {"fc2": INT8_DYNAMIC})

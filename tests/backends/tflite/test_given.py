@@ -19,8 +19,10 @@ from edgepack.backends.tflite.writer import TfliteWriter
 from edgepack.data import Samples
 from edgepack.metrics.values import sqnr_db
 from edgepack.model.model import Model
-from edgepack.model.replacement import Replacement, low_rank
+from edgepack.model.replacement import Replacement, dense, low_rank
 from edgepack.model.scheme import FileScheme, Scheme
+from edgepack.model.structure import DENSE
+from edgepack.model.structure import low_rank as low_rank_structure
 from edgepack.model.types import Array
 from edgepack.natives import native
 from edgepack.pipeline.build import build
@@ -201,3 +203,22 @@ def test_a_file_in_8_bits_that_was_asked_for_stays_where_it_is_the_larger(tmp_pa
     _, warnings = built(path, {"x": RNG.standard_normal((90, 4)).astype(np.float32)}, tmp_path, precision="int8")
     said = f"the model as it was given {path.stat().st_size}; it stays for what was asked"
     assert any(said in line for line in warnings)
+
+
+def test_a_kernel_of_convolutions_that_go_in_different_ways_is_rounded_once(tmp_path: Path) -> None:
+    file = convnet(*KERNELS, BIASES)
+    inputs = file.graph.operators[0].inputs
+    z = file.op("CONV_2D", inputs, file.tensor("z", (1, 3, 3, len(KERNELS[0]))), "Conv2D", strideW=2, strideH=2)
+    file.graph.outputs.append(z)
+    model = open_model(str(file.save(tmp_path / "m.tflite")), tmp_path)
+    assert [layer.shared for layer in model.layers] == [True, False, True]
+    files = writer_of(model, samples_of(model, 4), tmp_path)
+    assert files.supports(model.layers[0], low_rank_structure(8), INT8_DYNAMIC) is not None
+    assert files.supports(model.layers[0], DENSE, INT8_DYNAMIC) is None
+    parts = {layer.name: dense(layer.weight / 2, layer.bias) for layer in model.layers}
+    assert set(files.takes(parts)) == {model.layers[1].name}
+    files.write(files.takes(parts), FileScheme.of(INT8_DYNAMIC), tmp_path / "out.tflite")
+    assert len(files.read(tmp_path / "out.tflite").weights) == 2
+    mixed = {model.layers[0].name: FP32, model.layers[2].name: INT8_DYNAMIC}
+    written = files.write({}, FileScheme.of(INT8_DYNAMIC), tmp_path / "mixed.tflite", mixed)
+    assert [written.schemes[name] for name in mixed] == [FP32, FP32]

@@ -215,9 +215,13 @@ def _grid(matrices: Array, largest: int) -> tuple[Array, Array]:
 def _applied(
     builder: Builder, operator: str, inputs: list[ir.Value | None], placement: Placement, domain: str = ""
 ) -> ir.Value:
-    """An operator with the attributes of the one that stands here, which takes over all its outputs but the first."""
+    """An operator with the attributes of the one that stands here, which takes over all its outputs but the first.
+
+    The runtime's own operators have no layout, which is the usual one there.
+    """
     node, count = placement.node, len(placement.node.outputs)
-    attributes: dict[str, Any] = {one.name: one.value for one in node.attributes.values()}
+    given = (one for one in node.attributes.values() if not domain or one.name != "layout")
+    attributes: dict[str, Any] = {one.name: one.value for one in given}
     made = builder.op(operator, inputs, attributes, domain, count)
     outputs = made if isinstance(made, tuple) else (made,)
     for old, new in zip(node.outputs[1:], outputs[1:], strict=True):

@@ -1,0 +1,215 @@
+"""What a build for a Raspberry Pi 4 makes of model files as people have them, each in its own format.
+
+`python bench/zoo.py` fetches them out of packages, builds what has no row yet in a process of its own, and writes the
+section of bench/RESULTS.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import figures_file
+import numpy as np
+from block_tables import markdown_table
+from results_page import put_section
+from zoo_files import SEEDED, ZOO, ModelFile
+
+from edgepack.backends.registry import backend
+from edgepack.data import Samples, feeds, rename
+from edgepack.metrics.values import sqnr_db
+from edgepack.model.types import Array
+from edgepack.pack.manifest import read_document
+from edgepack.pipeline.build import EXAMPLE
+
+NAME = "zoo"
+KEPT = f"experiments/{NAME}"
+COMMAND = "python bench/zoo.py"
+TARGET = "rpi4"
+MOST_S = 600
+SEARCH_MINUTES = 1
+HELD_OUT = 0.2
+"""Of the samples, the last of them, on which no build looks."""
+ABOUT = """Each file was built for a Raspberry Pi 4 in its own format with the default options and `--search-minutes 1`,
+in a process of its own with one thread and at most ten minutes. *Int8*: the best dense int8 file. *Layers*: how many of
+those that edgepack knows are in low-rank factors. *Inputs*: what the build was given as `--data`; where they are seeded
+there were none, so that nothing measured the accuracy. *Agree* and *SQNR* compare the answers of the pack's file with
+those of the source, on samples that no build has seen, in the output that loses most: the share of equal decisions
+(which of several numbers is the largest, or on which side of one half a single one lies), and signal over noise. Heads
+of wake words were built with `--metric agreement --max-drop 0.1 --confidence 0.5 --optimize size`. Where a build stops,
+its exit code and its own words."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse, build, write."""
+    parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__)
+    parser.add_argument("--only", action="append", metavar="NAME", help="files whose name has this, built again")
+    parser.add_argument(
+        "--seeded", action="store_true", help="without data, which takes seconds where they take minutes"
+    )
+    parser.add_argument("--fresh", action="store_true", help="forget earlier builds")
+    parser.add_argument("--render", action="store_true", help="build nothing")
+    options = parser.parse_args(arguments)
+    rows = {} if options.fresh else {row["name"]: row for row in figures_file.rows(KEPT) or []}
+    if options.render:
+        put_section(NAME, COMMAND, figures_file.load(KEPT), render(list(rows.values())))
+        return
+    for file in sorted(ZOO, key=lambda each: each.file.stat().st_size):
+        if any(part in file.name for part in options.only or ()) or (not options.only and file.name not in rows):
+            rows[file.name] = measure(replace(file, inputs=SEEDED, options=()) if options.seeded else file)
+            kept = [rows[each.name] for each in ZOO if each.name in rows]
+            put_section(NAME, COMMAND, figures_file.store(KEPT, {"rows": kept}), render(kept))
+            print(f"{file.name}: {_line(rows[file.name])}", file=sys.stderr)
+
+
+def measure(file: ModelFile) -> dict[str, Any]:
+    """A row: what the build made, or said."""
+    row = {
+        "name": file.name, "package": file.package, "format": file.format, "bytes": file.file.stat().st_size,
+        "inputs": file.inputs, "options": list(file.options),
+    }  # fmt: skip
+    with tempfile.TemporaryDirectory(prefix="edgepack-bench-") as folder:
+        out, data, held_out = Path(folder) / "pack", [], None
+        if file.inputs != SEEDED:
+            held_out, data = _with_data(file, Path(folder) / "samples.npz")
+        begun = time.monotonic()
+        code, said = _build(file, [*data, "--out", str(out)])
+        row |= {"exit": code, "seconds": round(time.monotonic() - begun)}
+        if not out.is_dir():
+            return row | {"reason": said}
+        return row | {"reason": said if code else None} | _pack(file, out, held_out)
+
+
+def _with_data(file: ModelFile, path: Path) -> tuple[Samples, list[str]]:
+    """Samples that are held out, and the option with the others."""
+    from zoo_inputs import inputs  # which are those of bench/models as well
+
+    arrays = inputs(file.inputs, backend(file.format).load(file.file))
+    count = len(next(iter(arrays.values())))
+    first = count - int(HELD_OUT * count)
+    np.savez(path, **{name: array[:first] for name, array in arrays.items()})
+    return Samples({name: array[first:] for name, array in arrays.items()}), ["--data", str(path)]
+
+
+def _build(file: ModelFile, options: Sequence[str]) -> tuple[int, str]:
+    """Its exit code, and the error that it ended with."""
+    command = [sys.executable, "-m", "edgepack", "build", str(file.file), "--target", TARGET]
+    command += ["--formats", file.format, "--search-minutes", str(SEARCH_MINUTES), "--json", *file.options, *options]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    try:
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=MOST_S, env=environment, check=False)
+    except subprocess.TimeoutExpired:
+        return 124, f"no pack after {MOST_S} s"
+    said = json.loads(ended.stdout or "{}").get("error", {}).get("message", "") if ended.returncode else ""
+    return ended.returncode, said.replace(str(file.file), file.name)
+
+
+def _pack(file: ModelFile, out: Path, held_out: Samples | None) -> dict[str, Any]:
+    manifest = read_document(out)
+    packed = manifest["files"][f"model.{file.format}"]
+    layers = packed["layers"]
+    int8 = manifest["files"][f"baseline/int8.{file.format}"]
+    dropped = (int8["confirmation"] or int8["guard"] or {"drop": 0.0})["drop"]
+    return {
+        "pack_bytes": packed["size_bytes"],
+        "int8_bytes": int8["size_bytes"],
+        "int8_is_rival": dropped <= (manifest["options"]["max_drop"] or 0.0),
+        "scheme": packed["scheme"],
+        "layers": len(layers),
+        "low_rank": sum(layer["rank"] is not None for layer in layers),
+        "warnings": manifest["warnings"],
+    } | _compared(file, out, held_out)
+
+
+def _compared(file: ModelFile, out: Path, held_out: Samples | None) -> dict[str, float | None]:
+    """Of the output that loses most: equal decisions, and SQNR in dB, None where the answers are the same."""
+    load = backend(file.format).load
+    source, packed = load(file.file), load(out / f"model.{file.format}")
+    if held_out is None:
+        with np.load(out / EXAMPLE, allow_pickle=False) as archive:
+            given = [dict(archive)]
+    else:
+        given = [feed for feed, _ in feeds(rename(held_out, source.inputs), source.inputs, dynamic_batch=1)]
+    expected, answered = ([one.run(feed) for feed in given] for one in (source, packed))
+    noise, agreed = [], []
+    for number in range(len(expected[0])):
+        reference, answer = (
+            np.concatenate([_rows(outputs[number]) for outputs in all_outputs]) for all_outputs in (expected, answered)
+        )
+        noise.append(sqnr_db(answer, reference))
+        agreed.append(float(np.mean(_decided(answer) == _decided(reference))))
+    worst = min(noise)
+    return {"sqnr_db": None if np.isinf(worst) else round(worst, 1), "agree": round(min(agreed), 5)}
+
+
+def _rows(output: Array) -> Array:
+    """Vectors along the last axis."""
+    return np.asarray(output).reshape(-1, output.shape[-1] if output.ndim else 1)
+
+
+def _decided(scores: Array) -> Array:
+    return scores[:, 0] > 0.5 if scores.shape[1] == 1 else scores.argmax(axis=1)
+
+
+def render(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A line per file, and what they come to."""
+    built = [row for row in rows if "pack_bytes" in row]
+    smaller = float(np.exp(np.mean([np.log(row["int8_bytes"] / row["pack_bytes"]) for row in built]))) if built else 1.0
+    over = [row["name"] for row in built if row["pack_bytes"] > min([row["bytes"], *_rival(row)])]
+    counts = (
+        f"{len(built)} of {len(rows)} files have a pack, in the geometric mean {smaller:.2f} times smaller than int8; "
+        f"{len(over)} are larger than their source, or than an int8 file within the budget"
+        f"{': ' if over else ''}{', '.join(over)}."
+    )
+    headers = ["file", "source, kB", "int8, kB", "pack, kB", "layers", "scheme", "inputs", "agree", "SQNR, dB", "s"]
+    table = markdown_table(headers, [_cells(row) for row in built], right=[*headers[1:4], *headers[7:]])
+    stopped = [
+        [row["name"], _kb(row["bytes"]), str(row["exit"]), _one_line(row["reason"])] for row in rows if row not in built
+    ]
+    stops = [
+        "Builds that stop:",
+        markdown_table(["file", "source, kB", "exit", "reason"], stopped, right=["source, kB", "exit"]),
+    ]
+    return "\n\n".join([ABOUT, counts, table, *(stops if stopped else [])])
+
+
+def _rival(row: Mapping[str, Any]) -> list[int]:
+    return [row["int8_bytes"]] if row["int8_is_rival"] else []
+
+
+def _cells(row: Mapping[str, Any]) -> list[str]:
+    noise = "equal" if row["sqnr_db"] is None else f"{row['sqnr_db']:.1f}"
+    return [
+        row["name"] + (f" (exit {row['exit']})" if row["exit"] else ""),
+        *(_kb(row[size]) for size in ("bytes", "int8_bytes", "pack_bytes")),
+        f"{row['low_rank']} of {row['layers']}", row["scheme"], row["inputs"], f"{row['agree']:.4f}", noise,
+        str(row["seconds"]),
+    ]  # fmt: skip
+
+
+def _kb(size: int) -> str:
+    return f"{size / 1000:.1f}"
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.replace("|", "\\|").split())
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    if "pack_bytes" not in row:
+        return f"exit {row['exit']} after {row['seconds']} s: {row['reason']}"
+    return f"{row['bytes']} → int8 {row['int8_bytes']}, pack {row['pack_bytes']} bytes, {row['seconds']} s"
+
+
+if __name__ == "__main__":
+    sys.path.insert(1, str(Path(__file__).parent / "models"))
+    main()
