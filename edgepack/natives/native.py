@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from edgepack.backends.backend import Session
 from edgepack.backends.observation import Observation
 from edgepack.model.replacement import Replacement
+from edgepack.model.types import Array
 
 
 class Native(Protocol):
@@ -40,3 +41,11 @@ class Native(Protocol):
 
     def weight_bytes(self, model: Any) -> int:
         """Bytes of all weights of a model."""
+
+    def macs(self, model: Any, feed: Mapping[str, Array]) -> int | None:
+        """Multiplications of one inference in matrix products, convolutions and recurrent steps, those of layers and
+        all others; None where they cannot be told without running the model step by step.
+
+        Args:
+            feed: the inputs of the inference, by name.
+        """

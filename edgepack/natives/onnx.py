@@ -15,6 +15,7 @@ from edgepack.backends.onnx.writer import OnnxWriter
 from edgepack.model.constexpr import plain
 from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import FileScheme
+from edgepack.model.types import Array
 from edgepack.quantize.grids import WEIGHT_MAX
 
 if TYPE_CHECKING:
@@ -62,3 +63,9 @@ class OnnxNative:
         from edgepack.backends.onnx.tensors import weight_bytes
 
         return weight_bytes(model)
+
+    def macs(self, model: ir.Model, feed: Mapping[str, Array]) -> int | None:
+        """See `Native.macs`."""
+        from edgepack.backends.onnx.macs import macs
+
+        return macs(model, feed)

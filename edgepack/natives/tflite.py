@@ -12,6 +12,7 @@ import numpy as np
 
 from edgepack.backends.backend import Session
 from edgepack.backends.observation import joined
+from edgepack.backends.tflite.macs import macs
 from edgepack.backends.tflite.read import read_content, weight_bytes_of
 from edgepack.backends.tflite.rewrite import thin
 from edgepack.backends.tflite.runtime import interpreter, session
@@ -79,6 +80,10 @@ class TfliteNative:
         narrow = {name: own[0].op.weight.itemsize for name, own in model.sites.items()}
         wider = sum(layer.weight.size * (4 - narrow[layer.name]) for layer in model.layers)
         return read_content(model.content, "the model", weight_bytes_of) + wider
+
+    def macs(self, model: TfliteModel, feed: Mapping[str, Array]) -> int | None:
+        """See `Native.macs`."""
+        return read_content(model.content, "the model", macs)
 
 
 def _written(model: TfliteModel, folder: Path) -> Path:

@@ -19,7 +19,7 @@ from edgepack.torchgraph import flat_module, load_program
 from edgepack.torchgraph.flat import start_afresh
 from edgepack.torchgraph.layers import depths, name_layers, weight_bytes, with_parts
 from edgepack.torchgraph.observe import Observed, Tap, with_observed_inputs
-from edgepack.torchgraph.run import input_specs, run
+from edgepack.torchgraph.run import input_specs, macs, run
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule
@@ -86,6 +86,10 @@ class TorchNative:
     def weight_bytes(self, model: TorchModel) -> int:
         """See `Native.weight_bytes`."""
         return weight_bytes(model.module)
+
+    def macs(self, model: TorchModel, feed: Mapping[str, Array]) -> int | None:
+        """See `Native.macs`."""
+        return macs(model.module, feed)
 
 
 class TorchObservation:

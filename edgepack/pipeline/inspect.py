@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 
 from edgepack.backends.backend import THREADS
+from edgepack.data import example
 from edgepack.methods.registry import needs_gradients
 from edgepack.model.kinds import kind_of, views_of
 from edgepack.model.layer import Layer, View
@@ -39,8 +40,8 @@ class LayerReport:
     Attributes:
         rows: rows it multiplies in one inference of the example inputs; None where its input was never seen.
         bytes_share: of all weight bytes of the model.
-        macs_share: of the multiplications of all layers, those of recurrent states included; None where a layer's rows
-            are unknown.
+        macs_share: of the multiplications of all products in the model, those of recurrent states and of what is no
+            layer included; None where these or the layer's rows are unknown.
         break_even: largest rank at which a pair has fewer weights and multiplications than the dense layer of the same
             precision, fp32 or int8.
         break_even_int8_int4: likewise for an int8 pair in bytes against a dense int4 layer.
@@ -119,12 +120,14 @@ def inspect(options: InspectOptions, cache: Cache | None = None, progress: Progr
             _, gradients = weighed(subject, chosen, metric, alone)
         spectra, _ = decompose(subject, chosen, alone, gradients=gradients)
         progress("count rows")
-        rows = row_counts(opened, loaded.calibration, seed) or {}
+        rows = row_counts(opened, loaded.calibration, seed)
+        feed = example(loaded.calibration, opened.inputs, seed)
+        macs = None if rows is None else native(opened.native).macs(opened.content, feed)
         looked = {
-            view.name: _Look(spectrum, _energy(view.name, spectrum, gradients), rows.get(view.name))
+            view.name: _Look(spectrum, _energy(view.name, spectrum, gradients), (rows or {}).get(view.name))
             for view, spectrum in zip(subject.views, spectra, strict=True)
         }
-        return _report(opened, chosen, looked, has_data=loaded.calibration is not None)
+        return _report(opened, chosen, looked, macs, has_data=loaded.calibration is not None)
 
 
 @dataclass(frozen=True)
@@ -143,14 +146,15 @@ def _energy(name: str, spectrum: Spectrum, gradients: Mapping[str, Array] | None
     return "output" if gradients is None or name not in gradients else "weighed output"
 
 
-def _report(opened: Model, method: str, looked: Mapping[str, _Look], *, has_data: bool) -> ModelReport:
+def _report(
+    opened: Model, method: str, looked: Mapping[str, _Look], all_macs: int | None, *, has_data: bool
+) -> ModelReport:
     """Of every layer as one matrix: its first view."""
     total = native(opened.native).weight_bytes(opened.content)
     views = [views_of([layer])[0] for layer in opened.layers]
-    counted = ((layer, looked[view.name].rows) for layer, view in zip(opened.layers, views, strict=True))
-    macs = [rows * kind_of(layer).macs(layer) for layer, rows in counted if rows is not None]
-    known = len(macs) == len(views) and sum(macs) > 0
-    shares = [one / sum(macs) for one in macs] if known else [None] * len(views)
+    counted = [(layer, looked[view.name].rows) for layer, view in zip(opened.layers, views, strict=True)]
+    macs = [None if rows is None else rows * kind_of(layer).macs(layer) for layer, rows in counted]
+    shares = [one / all_macs if all_macs and one is not None else None for one in macs]
     reports = tuple(
         _layer(layer, view, looked[view.name], total, share)
         for layer, view, share in zip(opened.layers, views, shares, strict=True)

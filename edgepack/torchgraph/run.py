@@ -77,6 +77,17 @@ def run(module: GraphModule, feed: Mapping[str, Array], *, threads: int) -> list
             ) from err
 
 
+def macs(module: GraphModule, feed: Mapping[str, Array]) -> int:
+    """Multiplications of one run in matrix products, convolutions and recurrent steps; errors as of `run`."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    # Recurrent layers are counted by the products that they come apart into without a kernel of their own.
+    with torch.backends.mkldnn.flags(enabled=False), FlopCounterMode(display=False) as counter:
+        run(module, feed, threads=1)
+    return int(counter.get_total_flops()) // 2
+
+
 def first_line(err: BaseException) -> str:
     """What an error says, in short."""
     return next((line.strip() for line in str(err).splitlines() if line.strip()), type(err).__name__)

@@ -151,6 +151,13 @@ def test_depths_count_the_layers_before(name: NativeName, models: dict[NativeNam
 
 
 @by_native
+def test_multiplications_are_counted(name: NativeName, models: dict[NativeName, Model], samples: Samples) -> None:
+    model = models[name]
+    feed = {"pixels": samples.inputs["pixels"][:1]}
+    assert native(name).macs(model.content, feed) == sum(layer.weight.size for layer in model.layers)
+
+
+@by_native
 def test_factors_in_the_model_in_memory(name: NativeName, models: dict[NativeName, Model], samples: Samples) -> None:
     model, made = models[name], native(name)
     before = content_of(model)
