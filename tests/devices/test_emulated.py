@@ -90,9 +90,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tuple[Sc
     return inputs, written
 
 
-@pytest.mark.parametrize("target", ["rpi-zero2w", "rpi4", "rpi5", "rk3566"])
+@pytest.mark.parametrize("target", ["rpi-zero2w", "rpi5"])
 def test_every_scheme_answers_as_on_this_machine(emulator: Path, files, target: str) -> None:
-    """Cortex-A53, A55, A72 and A76 each get kernels of their own, with and without dot products."""
+    """Cores with dot products (Cortex-A76) get other kernels than those without (A53)."""
     inputs, written = files
     result = emulate_variants([one for _, one in written], None, target=get_target(target), inputs=inputs)
     for (scheme, variant), found in zip(written, result.variants, strict=True):
