@@ -148,11 +148,11 @@ def check_labels(samples: Samples | None, guard: Guard) -> Array:
     Raises:
         UsageError: there are none, or they are no classes of the model.
     """
-    if samples is None or samples.labels is None:
+    if samples is None or samples.labels is None or guard.samples.labels is None:
         raise UsageError(
             "--rank cv needs labelled data: 'y' in the .npz", hint="add the class numbers as `y`, or use --rank auto"
         )
-    known = layout(guard.reference[0], samples.labels)
+    known = layout(guard.reference[0], guard.samples.labels)
     if known is None or samples.labels.squeeze().ndim != 1:
         raise UsageError(
             f"--rank cv needs one class number per sample, the labels 'y' have the shape {samples.labels.shape}",

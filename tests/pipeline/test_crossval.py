@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgepack.data import Samples
 from edgepack.errors import DataError, UsageError
 from edgepack.pack.manifest import read_manifest
 from edgepack.pipeline import crossval
 from edgepack.pipeline.build import build
-from edgepack.pipeline.crossval import FOLDS, PERCENTS
+from edgepack.pipeline.crossval import FOLDS, PERCENTS, check_labels
+from edgepack.pipeline.prepare import Prepared
 from edgepack.report.build import build_report
 from edgepack.workspace import Cache, Progress, silent
 from tests.pipeline.small_builds import options, points
@@ -100,6 +102,11 @@ def test_an_interrupt_loses_only_what_runs(classifier: Path, tmp_path: Path, mon
     scores = sum(len(row["scores"]) for row in manifest["cross_validation"]["table"])
     assert len(answered) == scores - 4
     assert [done for name, done in steps if name == stage] == list(range(scores))
+
+
+def test_the_parts_of_the_data_may_differ_in_size(ready: Prepared) -> None:
+    x, y = points(50, 3)
+    np.testing.assert_array_equal(check_labels(Samples({"x": x}, y), ready.guard), y)
 
 
 def test_data_without_labels_are_refused(classifier: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from edgepack.backends.registry import backend
@@ -497,8 +497,7 @@ def test_another_program_on_the_cpus_is_seen(onnx_model: Path) -> None:
     assert found["others_busy"] > 0.2
 
 
-@settings(max_examples=40, deadline=None)
-@given(st.integers(1, 9000))
+@pytest.mark.parametrize("runs", [1, 1000, 1999, 2000, 2001, 3999, 4000, 9000])
 def test_thinning_is_even_and_bounded(runner, runs: int) -> None:
     found = runner.timed(lambda: None, runs, 0.0)
     assert found["runs"] == runs
