@@ -45,8 +45,8 @@ those that edgepack knows are in low-rank factors. *Inputs*: what the build was 
 there were none, so that nothing measured the accuracy. *Agree* and *SQNR* compare the answers of the pack's file with
 those of the source, on samples that no build has seen, in the output that loses most: the share of equal decisions
 (which of several numbers is the largest, or on which side of one half a single one lies), and signal over noise. Heads
-of wake words were built with `--metric agreement --max-drop 0.1 --confidence 0.5 --optimize size`. Where a build stops,
-its exit code and its own words."""
+of wake words with inputs of their own were built with `--metric agreement --max-drop 0.1 --confidence 0.5 --optimize
+size`. Where a build stops, its exit code and its own words."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

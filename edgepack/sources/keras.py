@@ -25,6 +25,7 @@ from edgepack.sources.inputs import LARGEST, GivenInput, shown, with_shapes, wit
 from edgepack.sources.keras_file import HINT, SUFFIXES, check_file
 from edgepack.sources.source import file_stem
 from edgepack.sources.torch import PACKAGES, export_program, program_model
+from edgepack.torchgraph.run import first_line
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -119,7 +120,7 @@ def load_keras(path: Path) -> Any:
                 with keras.device(device):
                     model = keras.saving.load_model(path, custom_objects=custom, compile=False, safe_mode=True)
     except Exception as err:
-        raise ModelError(f"{path}: Keras cannot load it: {_first_line(err)}", hint=HINT) from err
+        raise ModelError(f"{path}: Keras cannot load it: {first_line(err)[:300]}", hint=HINT) from err
     return model
 
 
@@ -396,7 +397,3 @@ _OPERATORS: Mapping[str, Callable[..., Any]] = {
     "GRU": _gru,
 }
 """By the name of a layer of Keras: what torch's own operator gives for it, None where it has none for these options."""
-
-
-def _first_line(err: BaseException) -> str:
-    return next((line.strip() for line in str(err).splitlines() if line.strip()), type(err).__name__)[:300]

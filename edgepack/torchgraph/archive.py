@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgepack.errors import ModelError
+from edgepack.torchgraph.run import first_line
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -87,18 +88,14 @@ def load_program(path: Path | str) -> ExportedProgram:
             reader = PT2ArchiveReader(str(path))
             names = [str(name) for name in reader.get_file_names()]
         except (RuntimeError, AssertionError, UnicodeDecodeError) as err:
-            raise ModelError(f"{path}: not a .pt2 archive, or a truncated one ({_first_line(err)})", hint=hint) from err
+            raise ModelError(f"{path}: not a .pt2 archive, or a truncated one ({first_line(err)})", hint=hint) from err
         _check(path, reader, names)
         try:
             program = load_pt2(str(path)).exported_programs["model"]
         except Exception as err:
-            raise ModelError(f"{path}: torch cannot read this program: {_first_line(err)}", hint=hint) from err
+            raise ModelError(f"{path}: torch cannot read this program: {first_line(err)}", hint=hint) from err
         program._guards_code = []
         return program
-
-
-def _first_line(err: BaseException) -> str:
-    return (str(err).strip() or type(err).__name__).splitlines()[0]
 
 
 def _refuse(path: Path, what: str) -> ModelError:
@@ -135,14 +132,14 @@ def _read(path: Path, reader: Any, name: str) -> bytes:
     try:
         return bytes(reader.read_bytes(name))
     except RuntimeError as err:
-        raise ModelError(f"{path}: part {name!r} is missing or damaged ({_first_line(err)})") from err
+        raise ModelError(f"{path}: part {name!r} is missing or damaged ({first_line(err)})") from err
 
 
 def _json(path: Path, reader: Any, name: str) -> Any:
     try:
         return json.loads(_read(path, reader, name))
     except ValueError as err:
-        raise ModelError(f"{path}: part {name!r} is not JSON ({_first_line(err)})") from err
+        raise ModelError(f"{path}: part {name!r} is not JSON ({first_line(err)})") from err
 
 
 def _config(path: Path, reader: Any, name: str) -> Mapping[str, Mapping[str, Any]]:
@@ -266,7 +263,7 @@ def _check_treespec(path: Path, text: str) -> None:
     try:
         spec = json.loads(text)
     except ValueError as err:
-        raise ModelError(f"{path}: a treespec is not JSON ({_first_line(err)})") from err
+        raise ModelError(f"{path}: a treespec is not JSON ({first_line(err)})") from err
     for key, value in _fields(spec):
         if key == "type" and value not in _CONTAINERS:
             raise _refuse(path, f"inputs or outputs of type {value!r}")

@@ -53,14 +53,12 @@ def _node_macs(node: ir.Node) -> int | None:
         return given[0] * given[1] * (prod(weights) + prod(recurrence))
     if node.op_type not in _PRODUCTS:
         return 0
-    place, count = _PRODUCTS[node.op_type]
-    operand, out = _shape(node.inputs[place]), _shape(node.outputs[0])
-    if node.op_type == "ConvTranspose":
-        out = _shape(node.inputs[0])
-    if operand is None or out is None:
+    place, count, over = _PRODUCTS[node.op_type]
+    operand, elements = _shape(node.inputs[place]), _shape(node.outputs[0] if over is None else node.inputs[over])
+    if operand is None or elements is None:
         return None
     transposed = node.attributes.get("transA")
-    return prod(out) * count(operand[::-1] if transposed is not None and transposed.as_int() else operand)
+    return prod(elements) * count(operand[::-1] if transposed is not None and transposed.as_int() else operand)
 
 
 def _shape(value: ir.Value | None) -> Shape | None:
@@ -79,10 +77,11 @@ def _behind_first(kernel: Shape) -> int:
 
 
 _RECURRENT = ("LSTM", "GRU", "RNN")
-_PRODUCTS: Mapping[str, tuple[int, Callable[[Shape], int]]] = {
-    **dict.fromkeys(("MatMul", "Gemm", "MatMulInteger", "QLinearMatMul", "QGemm", "MatMulNBits"), (0, _last)),
-    **dict.fromkeys(("Conv", "ConvInteger", "ConvTranspose"), (1, _behind_first)),
-    "QLinearConv": (3, _behind_first),
+_PRODUCTS: Mapping[str, tuple[int, Callable[[Shape], int], int | None]] = {
+    **dict.fromkeys(("MatMul", "Gemm", "MatMulInteger", "QLinearMatMul", "QGemm", "MatMulNBits"), (0, _last, None)),
+    **dict.fromkeys(("Conv", "ConvInteger"), (1, _behind_first, None)),
+    "QLinearConv": (3, _behind_first, None),
+    "ConvTranspose": (1, _behind_first, 0),
 }
-"""By operator: an input, and the multiplications for each element of the output that its shape tells of; for each of
-the input where a convolution is transposed."""
+"""By operator: an input, the multiplications that its shape tells of, and the input for each of whose elements there
+are so many; None for each of the output."""

@@ -55,11 +55,16 @@ def window(node: Node, x: Tensor, kernel: list[int]) -> Window:
             max(0, (-(-size // step) - 1) * step + (k - 1) * d + 1 - size)
             for size, step, k, d in zip(x.shape[2:], strides, kernel, dilations, strict=True)
         ]
-        small, large = [total // 2 for total in totals], [total - total // 2 for total in totals]
-        before, behind = (small, large) if auto == "SAME_UPPER" else (large, small)
+        before, behind = _halves(totals, auto)
     elif auto == "VALID":
         before, behind = [0] * axes, [0] * axes
     return Window(kernel, strides, dilations, before, behind)
+
+
+def _halves(totals: list[int], auto: str) -> tuple[list[int], list[int]]:
+    """Pads in front and behind, the larger half where the node wants it."""
+    small, large = [total // 2 for total in totals], [total - total // 2 for total in totals]
+    return (small, large) if auto == "SAME_UPPER" else (large, small)
 
 
 def around(x: Tensor, window: Window, fill: float) -> Tensor:
@@ -93,8 +98,7 @@ def _conv_transpose(node: Node, x: Tensor, weight: Tensor, bias: Tensor | None =
     before, behind = pads[:axes], pads[axes:]
     if wanted:
         totals = [size - want for size, want in zip(whole, wanted, strict=True)]
-        small, large = [total // 2 for total in totals], [total - total // 2 for total in totals]
-        before, behind = (small, large) if auto == "SAME_UPPER" else (large, small)
+        before, behind = _halves(totals, auto)
     run = _TRANSPOSED[axes - 1]
     if before == behind and all(pad >= 0 for pad in before) and all(map(_less, extra, strides, dilations)):
         return run(x, weight, bias, strides, before, extra, groups, dilations)

@@ -11,11 +11,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from edgepack.torchgraph.onnx.node import Node, Operator, operator
-from edgepack.torchgraph.onnx.types import dtype_of
+from edgepack.torchgraph.onnx.types import WIDE, dtype_of, signed
 
 Scalar = int | float | bool
-_WIDE = (torch.uint16, torch.uint32, torch.uint64)
-"""Types for which torch has hardly any arithmetic: computed in int64."""
 
 
 def _unary(compute: Callable[[Tensor], Tensor]) -> Operator:
@@ -31,16 +29,12 @@ def _logical(compute: Callable[[Any, Any], Tensor]) -> Operator:
 
 
 def _compared(compute: Callable[[Any, Any], Tensor]) -> Operator:
-    return operator(lambda node, a, b: compute(_signed(a), _signed(b)), scalars=True)
+    return operator(lambda node, a, b: compute(signed(a), signed(b)), scalars=True)
 
 
-def _signed(value: Tensor | Scalar) -> Any:
-    return value.long() if isinstance(value, Tensor) and value.dtype in _WIDE else value
-
-
-def _widened(compute: Callable[[Any, Any], Tensor], a: Any, b: Any) -> Tensor:
-    wide = next((each.dtype for each in (a, b) if isinstance(each, Tensor) and each.dtype in _WIDE), None)
-    return compute(a, b) if wide is None else compute(_signed(a), _signed(b)).to(wide)
+def _widened(compute: Callable[..., Tensor], *operands: Any) -> Tensor:
+    wide = next((each.dtype for each in operands if isinstance(each, Tensor) and each.dtype in WIDE), None)
+    return compute(*operands) if wide is None else compute(*map(signed, operands)).to(wide)
 
 
 def _as_tensor(value: Tensor | Scalar, beside: Tensor) -> Tensor:
@@ -86,32 +80,21 @@ def _mean(node: Node, *values: Tensor) -> Tensor:
 
 
 def _clip(node: Node, x: Tensor, least: Any = None, most: Any = None) -> Tensor:
+    """Both bounds in one call where they are numbers, which converters know as relu6."""
     if node.version < 11:
-        least = node.number("min", -math.inf)
-        most = node.number("max", math.inf)
+        least, most = node.number("min", -math.inf), node.number("max", math.inf)
         least, most = (None if math.isinf(bound) else bound for bound in (least, most))
-    wide = x.dtype if x.dtype in _WIDE else None
-    x, least, most = _signed(x), _signed(least), _signed(most)
+    return _widened(_between, x, least, most)
+
+
+def _between(x: Tensor, least: Any, most: Any) -> Tensor:
+    if all(isinstance(bound, (int, float)) for bound in (least, most)) and least <= most:
+        return torch.clamp(x, least, most)
     if least is not None:
         x = torch.maximum(x, least) if isinstance(least, Tensor) else torch.clamp(x, min=least)
     if most is not None:
         x = torch.minimum(x, most) if isinstance(most, Tensor) else torch.clamp(x, max=most)
-    return x if wide is None else x.to(wide)
-
-
-def _clip_numbers(node: Node, x: Tensor, least: Any = None, most: Any = None) -> Tensor:
-    """Both bounds in one call where they are numbers, which converters know as relu6."""
-    numbers = all(isinstance(bound, (int, float)) for bound in (least, most))
-    if node.version >= 11 and numbers and x.dtype not in _WIDE and least <= most:
-        return torch.clamp(x, least, most)
-    if node.version < 11:
-        low, high = node.number("min", -math.inf), node.number("max", math.inf)
-        if math.isfinite(low) and math.isfinite(high) and low <= high and low != -_LARGEST and high != _LARGEST:
-            return torch.clamp(x, low, high)
-    return _clip(node, x, least, most)
-
-
-_LARGEST = float(torch.finfo(torch.float32).max)
+    return x
 
 
 def _gelu(node: Node, x: Tensor) -> Tensor:
@@ -183,7 +166,7 @@ def _shift(node: Node, a: Tensor, b: Tensor) -> Tensor:
 
 
 def _inverted(x: Tensor) -> Tensor:
-    if x.dtype in _WIDE:
+    if x.dtype in WIDE:
         return torch.bitwise_xor(x, torch.full((), torch.iinfo(x.dtype).max, dtype=x.dtype))
     return torch.bitwise_not(x)
 
@@ -202,7 +185,7 @@ def _cast_like(node: Node, x: Tensor, like: Tensor) -> Tensor:
 
 def _converted(x: Tensor, dtype: torch.dtype) -> Tensor:
     if x.is_floating_point() and not dtype.is_floating_point and dtype not in (torch.bool, torch.int64):
-        return x.long().to(dtype) if dtype in (torch.uint8, torch.int8, torch.int16, *_WIDE) else x.to(dtype)
+        return x.long().to(dtype) if dtype in (torch.uint8, torch.int8, torch.int16, *WIDE) else x.to(dtype)
     return x.to(dtype)
 
 
@@ -246,7 +229,7 @@ ELEMENTWISE: Mapping[str, Operator] = {
     "CastLike": operator(_cast_like),
     "Ceil": _unary(torch.ceil),
     "Celu": operator(_celu),
-    "Clip": operator(_clip_numbers, scalars=True),
+    "Clip": operator(_clip, scalars=True),
     "Cos": _unary(torch.cos),
     "Cosh": _unary(torch.cosh),
     "Div": _binary(_divide),

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from edgepack.model.types import Array
 from edgepack.torchgraph.onnx.node import Node, Operator, listed, operator
+from edgepack.torchgraph.onnx.types import signed
 
 _REDUCTIONS = {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}
 
@@ -104,8 +105,7 @@ def _top_k(node: Node, x: Tensor, k: Array | None = None) -> tuple[Tensor, Tenso
     axis, largest = node.integer("axis", -1) % x.dim(), node.flag("largest", 1)
     node.flag("sorted", 1)
     count = listed(k)[0] if k is not None else node.integer("k")
-    unsigned = x.dtype in (torch.uint16, torch.uint32, torch.uint64)
-    values = x.long() if unsigned else x
+    values = signed(x)
     if axis == x.dim() - 1:
         top, places = torch.topk(values, count, -1, largest)
     else:

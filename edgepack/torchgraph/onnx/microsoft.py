@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from edgepack.torchgraph.onnx.convolution import convolve
+from edgepack.torchgraph.onnx.elementwise import ELEMENTWISE
 from edgepack.torchgraph.onnx.node import Node, Operator, operator
-from edgepack.torchgraph.onnx.quantized import QUANTIZED, rounded
+from edgepack.torchgraph.onnx.quantized import QUANTIZED, centred, rounded
 
 
 def _numbers(inputs: Sequence[Any]) -> list[Tensor]:
@@ -20,7 +21,7 @@ def _numbers(inputs: Sequence[Any]) -> list[Tensor]:
 
 
 def _number(codes: Tensor, scale: Tensor, zero: Tensor | None) -> Tensor:
-    return codes.float() * scale if zero is None else (codes.float() - zero.float()) * scale
+    return centred(codes, zero) * scale
 
 
 def _codes(values: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tensor:
@@ -33,10 +34,6 @@ def _of_two(compute: Callable[[Tensor, Tensor], Tensor]) -> Operator:
 
 def _of_one(compute: Callable[[Node, Tensor], Tensor]) -> Operator:
     return operator(lambda node, *inputs: _codes(compute(node, *_numbers(inputs[:3])), *inputs[3:]))
-
-
-def _leaky(node: Node, x: Tensor) -> Tensor:
-    return functional.leaky_relu(x, node.number("alpha", 0.01))
 
 
 def _softmax(node: Node, x: Tensor) -> Tensor:
@@ -162,9 +159,9 @@ MICROSOFT: Mapping[str, Operator] = {
     "QLinearAdd": _of_two(torch.add),
     "QLinearConcat": operator(_concat),
     "QLinearGlobalAveragePool": _of_one(_global_mean),
-    "QLinearLeakyRelu": _of_one(_leaky),
+    "QLinearLeakyRelu": _of_one(ELEMENTWISE["LeakyRelu"].run),
     "QLinearMul": _of_two(torch.mul),
-    "QLinearSigmoid": _of_one(lambda node, x: torch.sigmoid(x)),
+    "QLinearSigmoid": _of_one(ELEMENTWISE["Sigmoid"].run),
     "QLinearSoftmax": _of_one(_softmax),
     "QuantizeLinear": QUANTIZED["QuantizeLinear"],
     "QuickGelu": operator(_quick_gelu),

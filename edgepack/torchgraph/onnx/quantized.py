@@ -65,7 +65,7 @@ def _encode_dynamically(node: Node, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return rounded(x / scale, origin, torch.uint8), scale, origin.to(torch.int32).to(torch.uint8)
 
 
-def _centred(x: Tensor, zero: Tensor | None, *, rows: bool = False) -> Tensor:
+def centred(x: Tensor, zero: Tensor | None, *, rows: bool = False) -> Tensor:
     """Codes less their zero point, in float32, which sums of them fit into nearly always."""
     if zero is None:
         return x.float()
@@ -77,21 +77,26 @@ def _centred(x: Tensor, zero: Tensor | None, *, rows: bool = False) -> Tensor:
 
 def _matmul_integer(node: Node, a: Tensor, b: Tensor, *zeros: Tensor | None) -> Tensor:
     a_zero, b_zero = (*zeros, None, None)[:2]
-    return torch.matmul(_centred(a, a_zero, rows=True), _centred(b, b_zero)).to(torch.int32)
+    return torch.matmul(centred(a, a_zero, rows=True), centred(b, b_zero)).to(torch.int32)
 
 
 def _conv_integer(
     node: Node, x: Tensor, w: Tensor, x_zero: Tensor | None = None, w_zero: Tensor | None = None
 ) -> Tensor:
-    kernel = w.float() if w_zero is None else w.float() - w_zero.float().reshape(-1, *[1] * (w.dim() - 1))
-    return convolve(node, _centred(x, x_zero), kernel).to(torch.int32)
+    origin = None if w_zero is None else _along_kernels(w_zero, w)
+    return convolve(node, centred(x, x_zero), centred(w, origin)).to(torch.int32)
+
+
+def _along_kernels(values: Tensor, w: Tensor) -> Tensor:
+    """One value, or one for each output, beside the elements of the kernels."""
+    return values.reshape(-1, *[1] * (w.dim() - 1))
 
 
 def _qlinear_matmul(node: Node, *inputs: Tensor) -> Tensor:
     """Codes, scale and zero point of either side, then scale and zero point of the result."""
     a, sa, za, b, sb, zb, scale, zero = inputs
-    left = _centred(a, za, rows=True) * (sa.unsqueeze(-1) if sa.dim() == 1 and len(sa) > 1 else sa).float()
-    product = torch.matmul(left, _centred(b, zb) * sb.float())
+    left = centred(a, za, rows=True) * (sa.unsqueeze(-1) if sa.dim() == 1 and len(sa) > 1 else sa).float()
+    product = torch.matmul(left, centred(b, zb) * sb.float())
     return rounded(product / scale.float(), zero, zero.dtype)
 
 
@@ -99,10 +104,9 @@ def _qlinear_conv(node: Node, *inputs: Tensor | None) -> Tensor:
     """Codes, scale and zero point of input and kernel, scale and zero point of the result, a bias in steps of both."""
     *given, bias = inputs if len(inputs) > 8 else (*inputs, None)
     x, sx, zx, w, sw, zw, scale, zero = (each for each in given if each is not None)
-    shape = (-1, *[1] * (w.dim() - 1))
-    kernel = (w.float() - zw.float().reshape(shape)) * sw.reshape(shape)
+    kernel = centred(w, _along_kernels(zw, w)) * _along_kernels(sw, w)
     offset = None if bias is None else bias.float() * sx * sw.reshape(-1)
-    y = convolve(node, _centred(x, zx) * sx, kernel, offset)
+    y = convolve(node, centred(x, zx) * sx, kernel, offset)
     return rounded(y / scale, zero, zero.dtype)
 
 

@@ -186,13 +186,15 @@ def _lstm_step(cells: _Cells, way: int, x: Tensor, states: list[Tensor], r: Tens
     h, c = states
     f, g, out = cells.activations[way]
     i_gate, o_gate, f_gate, c_gate = (x + functional.linear(h, r, b)).chunk(4, -1)
-    none = torch.zeros(1)
-    p_i, p_o, p_f = cells.peepholes[way].chunk(3) if cells.peepholes is not None else (none,) * 3
-    seen = cells.peepholes is not None
-    taken = f(_clipped(cells, i_gate + p_i * c if seen else i_gate))
-    forgotten = 1 - taken if cells.coupled else f(_clipped(cells, f_gate + p_f * c if seen else f_gate))
+    if cells.peepholes is not None:
+        p_i, p_o, p_f = cells.peepholes[way].chunk(3)
+        i_gate, f_gate = i_gate + p_i * c, f_gate + p_f * c
+    taken = f(_clipped(cells, i_gate))
+    forgotten = 1 - taken if cells.coupled else f(_clipped(cells, f_gate))
     cell = forgotten * c + taken * g(_clipped(cells, c_gate))
-    given = f(_clipped(cells, o_gate + p_o * cell if seen else o_gate))
+    if cells.peepholes is not None:
+        o_gate = o_gate + p_o * cell
+    given = f(_clipped(cells, o_gate))
     return [given * out(cell), cell]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import onnx
@@ -14,6 +15,8 @@ from edgepack.errors import ModelError
 from edgepack.model.types import Array
 from edgepack.torchgraph.onnx.node import HINT
 
+WIDE = (torch.uint16, torch.uint32, torch.uint64)
+"""Types for which torch has hardly any arithmetic: computed in int64."""
 _DTYPES: Mapping[int, torch.dtype] = {
     TensorProto.FLOAT: torch.float32,
     TensorProto.FLOAT16: torch.float16,
@@ -36,6 +39,11 @@ _IN_BYTES: Mapping[int, type[np.generic]] = {
     TensorProto.UINT2: np.uint8,
 }
 """Types of less than a byte: of weights alone, whose codes are the same in bytes."""
+
+
+def signed(value: Any) -> Any:
+    """A tensor of a type in `WIDE` in int64, anything else as it is."""
+    return value.long() if isinstance(value, Tensor) and value.dtype in WIDE else value
 
 
 def dtype_of(element: int, label: str) -> torch.dtype:
