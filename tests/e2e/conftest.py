@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +32,12 @@ class Built:
 
 @pytest.fixture(scope="session")
 def recipe_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("recipe") / "points.py"
-    path.write_text(RECIPE)
-    return path
+    """The classifier as a recipe. Read-only."""
+
+    def fill(folder: Path) -> None:
+        (folder / "points.py").write_text(RECIPE)
+
+    return shared_folder(tmp_path_factory, "recipe", fill) / "points.py"
 
 
 @pytest.fixture(scope="session")
@@ -48,12 +54,29 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def rpi4_pack(tmp_path_factory: pytest.TempPathFactory, recipe_file: Path) -> Built:
-    """Both formats from the recipe, for another machine than this, with a cache of its own."""
-    folder = tmp_path_factory.mktemp("rpi4")
-    pack, cache = folder / "dist" / "points.rpi4", folder / "cache"
-    done = run(
-        *("build", f"{recipe_file}:recipe", "--target", "rpi4", "--max-drop", "1", "--out", pack),
-        env={"EDGEPACK_CACHE": str(cache)},
-    )
-    assert done.code == 0, done.err
-    return Built(pack, done, cache)
+    """Both formats from the recipe, for another machine than this, with a cache of its own. Read-only."""
+
+    def fill(folder: Path) -> None:
+        asked = ("build", f"{recipe_file}:recipe", "--target", "rpi4", "--max-drop", "1")
+        done = run(*asked, "--out", folder / "dist" / "points.rpi4", env={"EDGEPACK_CACHE": str(folder / "cache")})
+        assert done.code == 0, done.err
+        (folder / "done.json").write_text(json.dumps(asdict(done)))
+
+    folder = shared_folder(tmp_path_factory, "rpi4", fill)
+    done = Done(**json.loads((folder / "done.json").read_text()))
+    return Built(folder / "dist" / "points.rpi4", done, folder / "cache")
+
+
+def shared_folder(factory: pytest.TempPathFactory, name: str, fill: Callable[[Path], None]) -> Path:
+    """A folder that all workers of a run share: the first one that asks for it fills it."""
+    base = factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / f"shared-{name}"
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        filled = folder / "filled"
+        if not filled.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            fill(folder)
+            filled.touch()
+    return folder
