@@ -209,34 +209,7 @@ def progress_bars(titles: Sequence[str], output: Renderer) -> Iterator[Mapping[s
 
         yield dict.fromkeys(titles, silent)
         return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        SpinnerColumn,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-    from rich.progress import Progress as Bar
+    from edgepack.report.progress import terminal_bars
 
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
-
-        def line(title: str) -> Progress:
-            task = bar.add_task(title or "start", total=None)
-
-            def update(stage: str, done: int = 0, total: int = 0) -> None:
-                shown = f"{title}: {stage}" if title else stage
-                bar.update(task, description=shown, completed=done, total=total or None)
-
-            return update
-
-        yield {title: line(title) for title in titles}
+    with terminal_bars(titles) as bars:
+        yield bars

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 
 from edgepack.model.model import NativeName
-from edgepack.natives.native import Native
+from edgepack.natives.protocol import Native
 
 
 @cache

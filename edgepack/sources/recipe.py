@@ -30,6 +30,7 @@ from edgepack.sources.torch import INSTALL, PACKAGES, TITLE, export_program, pro
 _PACKAGE = f"{Path(__file__).parent.parent}{os.sep}"
 _SHAPE = "a recipe function takes no arguments and returns edgepack.model.types.Recipe(model, example_inputs, …)"
 
+_TELL_NOTHING = frozenset({"", "build", "create", "get", "load", "main", "make", "make_model", "model", "recipe"})
 _METRIC = "function(outputs, labels) returns a score per sample, higher is better; labels is None where there are none"
 
 
@@ -50,8 +51,10 @@ class PythonRecipe:
         return bool(colon and head) and function.isidentifier()
 
     def stem(self, spec: str) -> str:
-        """That of the file, or the last part of the module's name."""
-        target = spec.rpartition(":")[0]
+        """That of the function; of one whose name says nothing, that of the file, or the module's last part."""
+        target, _, function = spec.rpartition(":")
+        if function.strip("_").lower() not in _TELL_NOTHING:
+            return function
         return file_stem(target if target.endswith(".py") else target.rpartition(".")[2])
 
     def open(

@@ -1,0 +1,1 @@
+"""What a program calls: models, samples and progress as Python has them; everything else is below."""

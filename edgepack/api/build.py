@@ -1,0 +1,119 @@
+"""`edgepack.build`: model in, pack out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any, TypedDict, Unpack, get_type_hints
+
+from edgepack.api.given import GivenModel, GivenSamples, named_model, named_samples
+from edgepack.api.progress import Wanted, heard
+from edgepack.api.results import Pack
+from edgepack.api.target import load_target
+from edgepack.distill.budget import Budget, parse_budget
+from edgepack.errors import UsageError
+from edgepack.model.types import Aim
+from edgepack.pipeline.build import build as run
+from edgepack.pipeline.options import BuildOptions, PrecisionChoice, Rank, parse_duration, parse_formats, parse_size
+from edgepack.sources.images import ImageOptions
+from edgepack.sources.inputs import GivenInput
+from edgepack.targets.target import Target
+
+
+class BuildKeywords(TypedDict, total=False):
+    """The fields of `BuildOptions` by their names, also in words where the command line has such: sizes as "2MB", times
+    as "5ms", a recovery as "3epochs", formats as "onnx,tflite", inputs as `{"x": (1, 3, 224, 224)}`."""
+
+    test: GivenSamples
+    optimize: Aim
+    max_drop: float
+    metric: str
+    confidence: float
+    formats: str | Sequence[str]
+    rank: Rank
+    precision: PrecisionChoice
+    refit: bool
+    method: str
+    flash_bytes: int | str
+    ram_bytes: int | str
+    latency_s: float | str
+    search_minutes: float
+    pick: tuple[int, ...]
+    recover: Budget | str
+    scheduler: str
+    out: str | PathLike[str]
+    seed: int
+    fresh: bool
+    baseline: bool
+    transport: bool
+    keep: str
+    only: str
+    inputs: Mapping[str, tuple[int, ...]] | tuple[GivenInput, ...]
+    images: ImageOptions
+
+
+def build(
+    model: GivenModel,
+    target: str | Target = "host",
+    *,
+    data: GivenSamples | None = None,
+    example_inputs: Sequence[Any] | None = None,
+    targets_file: str | PathLike[str] | None = None,
+    progress: Wanted = True,
+    **options: Unpack[BuildKeywords],
+) -> Pack:
+    """Build a pack: the model with its layers factored and in fewer bits, its dense baselines, and a manifest.
+
+    Args:
+        model: a path, `file.py:function`, an `onnx.ModelProto`, a `Recipe`, or a torch or keras model.
+        target: the CPU that it is for: a name of `targets.yaml`, or "host" for this machine.
+        data: samples that plans are judged on: a path, arrays by name with labels as `y`, or one sample after another.
+        example_inputs: tensors of one call, for a torch or keras model alone.
+        targets_file: more targets.
+        progress: whether a bar is shown where somebody looks on, or what is told instead.
+        **options: see `BuildKeywords` and `BuildOptions`.
+
+    Raises:
+        UsageError, InputError: bad arguments, model or data; nothing is written.
+        DeviceError: a measurement failed; nothing is written.
+        BudgetError: no plan meets the budget; the best attempt is written, and `open_pack` opens it.
+    """
+    test = options.pop("test", None)
+    keywords = parsed(options)
+    with named_model(model, example_inputs) as spec, named_samples(data) as samples, named_samples(test) as tested:
+        chosen = load_target(target, targets_file)
+        asked = BuildOptions(model=spec, target=chosen, data=samples, test=tested, **keywords)
+        with heard(progress) as told:
+            done = run(asked, progress=told)
+    return Pack(done.out, done.manifest)
+
+
+def parsed(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of `BuildOptions`, with words as what they say.
+
+    Raises:
+        UsageError: an unknown field, or words that say nothing.
+    """
+    known = get_type_hints(BuildKeywords)
+    if unknown := [name for name in options if name not in known]:
+        raise UsageError(f"{unknown[0]}: no such option", hint=f"there are {', '.join(known)}")
+    readers: Mapping[str, Callable[[str], object]] = {
+        "flash_bytes": parse_size,
+        "ram_bytes": parse_size,
+        "latency_s": parse_duration,
+        "recover": parse_budget,
+        "formats": parse_formats,
+        "out": Path,
+    }
+    found: dict[str, Any] = {}
+    for name, value in options.items():
+        read = readers.get(name)
+        found[name] = read(value) if read is not None and isinstance(value, str) else value
+    if isinstance(found.get("inputs"), Mapping):
+        found["inputs"] = tuple(GivenInput(name, tuple(shape)) for name, shape in found["inputs"].items())
+    if isinstance(found.get("formats"), Sequence):
+        found["formats"] = parse_formats(",".join(found["formats"]))
+    if "out" in found:
+        found["out"] = Path(found["out"])
+    return found

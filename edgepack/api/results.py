@@ -1,0 +1,151 @@
+"""What the functions of edgepack return: typed, and tables where a notebook shows them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from os import PathLike
+from pathlib import Path
+
+from edgepack.backends.registry import FORMATS
+from edgepack.errors import PackError
+from edgepack.model.scheme import Format
+from edgepack.pack.manifest import DropEntry, LayerEntry, Manifest, PackedFile, read_manifest
+from edgepack.pipeline.inspect import LayerReport, ModelReport
+from edgepack.report.build import build_report
+from edgepack.report.compare import CompareRow
+from edgepack.report.comparison import comparison_report
+from edgepack.report.emulated import EmulatedRow
+from edgepack.report.inspect import model_report
+from edgepack.report.render import markdown, notebook
+from edgepack.report.report import Report
+
+
+class Shown(ABC):
+    """What a notebook shows as tables."""
+
+    @abstractmethod
+    def report(self) -> Report:
+        """All that there is to say, as the command line has it."""
+
+    def to_markdown(self) -> str:
+        """As markdown tables."""
+        return markdown.render(self.report())
+
+    def _repr_html_(self) -> str:
+        return notebook.render(self.report())
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """A model file of a pack.
+
+    Attributes:
+        path: where it is.
+        entry: what the manifest says of it.
+    """
+
+    path: Path
+    entry: PackedFile
+
+    @property
+    def size_bytes(self) -> int:
+        """Of the file."""
+        return self.entry.size_bytes
+
+    @property
+    def layers(self) -> tuple[LayerEntry, ...]:
+        """What became of each layer, and why."""
+        return self.entry.layers
+
+    @property
+    def drop(self) -> DropEntry | None:
+        """What it lost, in the metric's unit, and what its true drop stays under: on the samples that were kept back
+        where there are some, else on those that it was chosen on; None without data."""
+        return self.entry.confirmation or self.entry.guard
+
+
+@dataclass(frozen=True)
+class Pack(Shown, Mapping[str, ModelFile]):
+    """A pack folder: its model files by format, `pack["onnx"].path`.
+
+    Attributes:
+        path: the folder.
+        manifest: all that it says of itself.
+    """
+
+    path: Path
+    manifest: Manifest
+
+    def __getitem__(self, fmt: Format) -> ModelFile:
+        return ModelFile(self.path / f"model.{fmt}", self.manifest.packed(fmt))
+
+    def __iter__(self) -> Iterator[Format]:
+        return iter(self.formats)
+
+    def __len__(self) -> int:
+        return len(self.formats)
+
+    @cached_property
+    def formats(self) -> tuple[Format, ...]:
+        """Of its model files."""
+        return tuple(fmt for fmt in FORMATS if f"model.{fmt}" in self.manifest.files)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What its build had to say."""
+        return self.manifest.warnings
+
+    def report(self) -> Report:
+        """As `edgepack build` prints it."""
+        return build_report(self.path, self.manifest)
+
+
+def open_pack(path: str | PathLike[str]) -> Pack:
+    """A pack that was built before.
+
+    Raises:
+        PackError: the folder is no pack of this edgepack.
+    """
+    if not Path(path).is_dir():
+        raise PackError(f"{path}: no such folder", hint="give the folder that `edgepack build` wrote")
+    return Pack(Path(path), read_manifest(Path(path)))
+
+
+@dataclass(frozen=True)
+class Inspection(Shown):
+    """What there is to gain in a model.
+
+    Attributes:
+        model: its bytes, and every layer's share of them, its break-even rank, and the ranks that it needs.
+    """
+
+    model: ModelReport
+
+    @property
+    def layers(self) -> tuple[LayerReport, ...]:
+        """In the order of the model."""
+        return self.model.layers
+
+    def report(self) -> Report:
+        """As `edgepack inspect` prints it."""
+        return model_report(self.model)
+
+
+@dataclass(frozen=True)
+class Comparison(Shown):
+    """Measured and counted files side by side.
+
+    Attributes:
+        rows: measured, a row for each file of each session.
+        emulated: counted in the emulator, likewise.
+    """
+
+    rows: tuple[CompareRow, ...]
+    emulated: tuple[EmulatedRow, ...] = ()
+
+    def report(self) -> Report:
+        """As `edgepack compare` prints it."""
+        return comparison_report(self.rows, self.emulated)

@@ -1,0 +1,216 @@
+"""What a program calls: models, samples and results as Python has them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+import edgepack as ep
+from edgepack.api.build import BuildKeywords, parsed
+from edgepack.api.given import named_model, named_samples
+from edgepack.api.progress import heard
+from edgepack.backends.onnx.session import session
+from edgepack.metrics.values import sqnr_db
+from edgepack.sources import model_name
+from tests.e2e.e2e_models import mlp, points
+
+QUICK: dict[str, Any] = {"max_drop": 1, "formats": "onnx", "progress": False, "baseline": False}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> onnx.ModelProto:
+    return onnx.load(mlp(tmp_path_factory.mktemp("api") / "points.onnx"))
+
+
+@pytest.fixture(scope="module")
+def data() -> dict[str, np.ndarray]:
+    x, y = points(900, 1)
+    return {"x": x, "y": y}
+
+
+@pytest.fixture(scope="module")
+def pack(tmp_path_factory: pytest.TempPathFactory, model: onnx.ModelProto, data: dict[str, np.ndarray]) -> ep.Pack:
+    return ep.build(model, "rpi4", data=data, out=tmp_path_factory.mktemp("pack") / "points", **QUICK)
+
+
+def test_nothing_heavy_is_imported_before_it_is_used() -> None:
+    heavy = ("numpy", "onnx", "onnxruntime", "torch", "rich", "typer", "pydantic")
+    code = f"import sys, edgepack; edgepack.__dir__(); print([m for m in {heavy!r} if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_every_name_is_there_and_no_other() -> None:
+    assert set(ep.__all__) <= set(dir(ep))
+    for name in ep.__all__:
+        assert getattr(ep, name).__name__.rpartition(".")[2] == name
+    with pytest.raises(AttributeError, match="no attribute 'bulid'"):
+        _ = ep.bulid
+
+
+def test_a_pack_is_typed_and_shown(pack: ep.Pack, data: dict[str, np.ndarray]) -> None:
+    assert list(pack) == ["onnx"]
+    file = pack["onnx"]
+    assert file.path.stat().st_size == file.size_bytes
+    assert file.drop is not None
+    assert file.drop.bound <= 1
+    assert [layer.layer for layer in file.layers] == ["w1", "w2", "w3"]
+    with pytest.raises(KeyError):
+        _ = pack["tflite"]
+    again = ep.open_pack(pack.path)
+    assert again.manifest == pack.manifest
+    assert again.warnings == pack.warnings
+    shown = pack._repr_html_()
+    assert shown.count("<table>") == shown.count("</table>") >= 2
+    assert "<td" in shown
+    assert "model.onnx" in pack.to_markdown()
+
+
+def test_names_from_outside_are_escaped(pack: ep.Pack) -> None:
+    strange = ep.Pack(Path("<script>alert(1)</script>"), pack.manifest)
+    assert "<script>" not in strange._repr_html_()
+
+
+def test_samples_one_after_the_other_are_the_same_samples(
+    tmp_path: Path, model: onnx.ModelProto, data: dict[str, np.ndarray], pack: ep.Pack
+) -> None:
+    rows = ({"x": x, "y": y} for x, y in zip(data["x"], data["y"], strict=True))
+    streamed = ep.build(model, "rpi4", data=rows, out=tmp_path / "pack", **QUICK)
+    assert streamed["onnx"].path.read_bytes() == pack["onnx"].path.read_bytes()
+
+
+def test_what_the_command_line_refuses_is_refused(model: onnx.ModelProto, data: dict[str, np.ndarray]) -> None:
+    with pytest.raises(ep.errors.UsageError, match="max_dorp: no such option"):
+        ep.build(model, "rpi4", data=data, max_dorp=1)  # type: ignore[call-arg]
+    with pytest.raises(ep.errors.TargetsError, match="unknown target"):
+        ep.build(model, "rpi44", data=data, progress=False)
+    with pytest.raises(ep.errors.DataError, match="numbers were expected"):
+        ep.build(model, "rpi4", data={"x": np.array([object()])}, progress=False)
+    with pytest.raises(ep.errors.DataError, match="found int, samples were expected"):
+        ep.build(model, "rpi4", data=3, progress=False)  # type: ignore[arg-type]
+    with pytest.raises(ep.errors.PackError, match="no such folder"):
+        ep.open_pack("nowhere")
+    with pytest.raises(ep.errors.UsageError, match="a share of a layer's weights"):
+        ep.compress(model, 1.5)
+
+
+def test_words_are_read_as_on_the_command_line() -> None:
+    words = {"flash_bytes": "2MB", "latency_s": "5ms", "formats": "tflite,onnx", "out": "dist/a", "max_drop": 0.1}
+    assert parsed(words) == {
+        "flash_bytes": 2_000_000,
+        "latency_s": 0.005,
+        "formats": ("onnx", "tflite"),
+        "out": Path("dist/a"),
+        "max_drop": 0.1,
+    }
+    assert parsed({"formats": ["onnx"]}) == {"formats": ("onnx",)}
+    (given,) = parsed({"inputs": {"x": (1, 64)}})["inputs"]
+    assert (given.name, given.shape) == ("x", (1, 64))
+
+
+def test_every_option_of_a_build_can_be_said() -> None:
+    given = {"model", "target", "data"}
+    assert {each.name for each in fields(ep.BuildOptions)} == given | set(get_type_hints(BuildKeywords))
+
+
+def perceptron() -> torch.nn.Module:
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(64, 96), torch.nn.ReLU(), torch.nn.Linear(96, 8))
+
+
+def test_onnx_in_onnx_out(model: onnx.ModelProto, data: dict[str, np.ndarray], tmp_path: Path) -> None:
+    small = ep.compress(model, 0.5, data=data, progress=False)
+    assert isinstance(small, onnx.ModelProto)
+    onnx.checker.check_model(small)
+    assert small.ByteSize() < 0.8 * model.ByteSize()
+    answers = []
+    for name, one in (("a", model), ("b", small)):
+        onnx.save(one, tmp_path / f"{name}.onnx")
+        opened = session(tmp_path / f"{name}.onnx", exact=True)
+        answers.append(np.vstack([opened.run(None, {"x": x[None]})[0] for x in data["x"][:64]]))
+    assert sqnr_db(answers[1], answers[0]) > 15
+
+
+def test_torch_in_torch_out(data: dict[str, np.ndarray]) -> None:
+    model, x = perceptron(), torch.from_numpy(data["x"][:1])
+    small = ep.compress(model, 20, data={"input": data["x"]}, example_inputs=(x,), progress=False)
+    assert isinstance(small, torch.fx.GraphModule)
+    shapes = sorted(tuple(p.shape) for p in small.parameters() if p.ndim == 2)
+    assert shapes == [(8, 96), (20, 64), (96, 20)], "8 × 96 has fewer weights as it is"
+    whole = ep.compress(model, 38, data={"input": data["x"]}, example_inputs=(x,), progress=False)
+    with torch.no_grad():
+        errors = [float((one(x)[0] - model(x)).norm() / model(x).norm()) for one in (small, whole)]
+    assert errors[1] < errors[0] < 1
+
+
+def test_a_torch_model_is_called_after_its_class(data: dict[str, np.ndarray]) -> None:
+    class WakeWord(torch.nn.Sequential):
+        pass
+
+    model = WakeWord(torch.nn.Linear(64, 48))
+    with named_model(model, (torch.zeros(1, 64),)) as spec:
+        assert model_name(spec) == "wakeword"
+    with pytest.raises(ep.errors.ModelError, match="how it is called is not known"), named_model(model):
+        pass
+    with pytest.raises(ep.errors.ModelError, match="found int"), named_model(3):  # type: ignore[arg-type]
+        pass
+    found = ep.inspect(ep.Recipe(model, (torch.zeros(1, 64),), {"x": data["x"]}), progress=False)
+    assert [(layer.out_features, layer.in_features) for layer in found.layers] == [(48, 64)]
+    assert "48×64" in found._repr_html_()
+
+
+def test_nothing_given_stays_behind(model: onnx.ModelProto, data: dict[str, np.ndarray]) -> None:
+    with named_model(model) as spec, named_samples(data) as samples:
+        assert samples is not None
+        kept = [Path(spec), samples]
+        assert all(path.is_file() for path in kept)
+    assert not any(path.exists() for path in kept)
+
+
+def test_progress_is_told() -> None:
+    told: list[str] = []
+
+    def listen(stage: str, done: int = 0, total: int = 0) -> None:
+        told.append(stage)
+
+    with heard(listen) as progress:
+        progress("open model")
+    with heard(True) as progress:
+        progress("a bar where somebody looks on: nobody does here")
+    assert told == ["open model"]
+
+
+def test_a_pack_that_was_never_measured_is_no_comparison(pack: ep.Pack) -> None:
+    with pytest.raises(ep.errors.PackError, match="no results to compare"):
+        ep.compare([pack])
+    with pytest.raises(ep.errors.UsageError, match="leave host and serial out"):
+        ep.bench(pack, host="pi@nowhere", emulate=True)
+
+
+@pytest.fixture
+def shell(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A notebook as IPython says it is one."""
+
+    class ZMQInteractiveShell:
+        pass
+
+    class IPython:
+        @staticmethod
+        def get_ipython() -> object:
+            return ZMQInteractiveShell()
+
+    monkeypatch.setitem(sys.modules, "IPython", IPython)
+
+
+@pytest.mark.usefixtures("shell")
+def test_a_notebook_has_a_bar_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    with heard(True) as progress:
+        progress("decompose layers", 1, 3)
+    assert "decompose layers" in capsys.readouterr().err
