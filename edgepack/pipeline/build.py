@@ -16,6 +16,7 @@ from edgepack.data import example
 from edgepack.errors import BudgetError, ModelError
 from edgepack.model.scheme import Format
 from edgepack.model.types import Array
+from edgepack.pack.card import write_card
 from edgepack.pack.folder import writing
 from edgepack.pack.manifest import File, Manifest, PackedFile, TransportEntry, write_manifest
 from edgepack.pipeline.baselines import (
@@ -114,6 +115,7 @@ def _fill(folder: Path, ready: Prepared) -> tuple[Manifest, BudgetError | None]:
     )
     record = make_manifest(ready, [probe for one in chosen.planned.values() for probe in one.found.probes], results)
     write_manifest(folder, record)
+    write_card(folder, record)
     return record, failure
 
 

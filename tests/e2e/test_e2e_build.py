@@ -38,7 +38,7 @@ def ranks(manifest: dict[str, Any]) -> list[int | None]:
 
 def test_pack_holds_models_baselines_inputs_and_nothing_else(rpi4_pack: Built) -> None:
     found = {str(p.relative_to(rpi4_pack.path)) for p in rpi4_pack.path.rglob("*") if p.is_file()}
-    assert found == {*MODELS, *BASELINES, "manifest.json", "example_inputs.npz"}
+    assert found == {*MODELS, *BASELINES, "manifest.json", "example_inputs.npz", "README.md", "run.py"}
     assert [p.name for p in rpi4_pack.path.parent.iterdir()] == [rpi4_pack.path.name]
     with np.load(rpi4_pack.path / "example_inputs.npz") as inputs:
         assert {name: (array.shape, array.dtype) for name, array in inputs.items()} == {"input": ((1, 64), np.float32)}
@@ -316,7 +316,7 @@ def test_no_baseline_leaves_the_dense_models_out(tmp_path: Path, model: Path, da
     done = build(model, tmp_path / "out", "--data", data, "--no-baseline")
     assert done.code == 0, done.err
     files = {str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*") if p.is_file()}
-    assert files == {"model.onnx", "manifest.json", "example_inputs.npz"}
+    assert files == {"model.onnx", "manifest.json", "example_inputs.npz", "README.md", "run.py"}
     assert list(manifest_of(tmp_path / "out")["files"]) == ["model.onnx"]
 
 
