@@ -107,12 +107,23 @@ def test_short_and_long_tables() -> None:
     assert text(table(LONG)).splitlines()[0].split() == list(LONG)
 
 
-def test_a_long_reason_folds_in_its_own_column() -> None:
-    lines = text(table(), 80).splitlines()
-    assert len(lines) > 3
-    assert all(len(line) <= 80 for line in lines)
-    column = lines[0].index("why")
-    assert all(line[:column].strip() == "" for line in lines[3:])
+def test_long_reasons_stand_below_where_there_is_no_room_beside() -> None:
+    wide, narrow = text(table(), 160), text(table(), 80)
+    assert wide.splitlines()[0].split()[-1] == "why"
+    assert all(len(line) <= 80 for line in narrow.splitlines())
+    head, _, reasons = narrow.partition("\nwhy:\n")
+    assert "why" not in head
+    entry = whole(MANIFEST).packed("onnx").layers[0]
+    assert " ".join(reasons.split()) == f"{entry.layer}: {entry.reason}"
+
+
+def test_what_does_not_fit_goes_into_a_table_of_its_own() -> None:
+    every = text(table(LONG), 160)
+    for width in (100, 80, 60, 40):
+        narrow = text(table(LONG), width)
+        assert all(len(line) <= width for line in narrow.splitlines())
+        for word in every.split():
+            assert word.strip("─") in narrow, "no figure is wrapped or lost"
 
 
 def test_what_stands_in_a_layers_place_shows_in_its_scheme_and_rank() -> None:

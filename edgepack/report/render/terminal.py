@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from edgepack.report.render.cells import cell_text, cell_texts, line_text, words
-from edgepack.report.report import Block, Chart, Paragraph, Report, Table
+from edgepack.report.report import Block, Chart, Column, Paragraph, Report, Table
 
 if TYPE_CHECKING:
-    from rich.console import Group
-    from rich.table import Table as RichTable
+    from rich.console import Console, ConsoleOptions, Group, RenderableType
 
+NAME, SENTENCE = 24, 40
+"""Widths up to which names stay whole, and beyond which text is a sentence."""
+INDENT = EDGES = 2
+"""Before names within a group and sentences; on both sides of a table together."""
 BARS = "▁▂▃▄▅▆▇█"
 _STYLES = {"faster": "green", "fewer": "green", "slower": "red", "more": "red"}
 
@@ -46,36 +50,101 @@ def _parts(block: Block) -> list[Any]:
     title = line_text(table.title)
     return [
         *([Text(f"\n{title}")] if title else []),
-        _grouped(table) if table.lead else _plain(table),
+        _Fitted(table),
         *(Text(line_text(note), style="dim") for note in table.notes),
     ]
 
 
-def _plain(table: Table) -> RichTable:
+@dataclass(frozen=True)
+class _Fitted:
+    """A table as wide as there is room: figures and short names stay whole.
+
+    Where it would be wider, its sentences follow below it, each behind the name of its row; what is still too wide goes
+    into further tables below, each with the first column again.
+    """
+
+    table: Table
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        grouped = bool(self.table.lead)
+        table = _without_empty_columns(self.table) if grouped else self.table
+        rows, first, gap = cell_texts(table), table.lead, 1 if grouped else 3
+        least = [_least([row[index] for row in rows], column) for index, column in enumerate(table.columns)]
+        if grouped:
+            heads = max((len(", ".join(row[:first])) for row in rows), default=0)
+            least[first] = max(INDENT + max((len(row[first]) for row in rows), default=0), min(heads, NAME))
+        shown = range(first, len(least))
+        below = [index for index in shown[1:] if _is_sentence([row[index] for row in rows], table.columns[index])]
+        room = options.max_width - EDGES
+        if sum(least[index] + gap for index in shown) - gap <= room:
+            below = []
+        beside = [index for index in shown if index not in below]
+        for part in _parts_of(beside, least, room, gap):
+            widths = {index: least[index] for index in part}
+            widths[first] -= max(sum(widths.values()) + gap * (len(part) - 1) - room, 0)
+            yield (_grouped if grouped else _plain)(table, rows, widths)
+        for index in below:
+            yield from _sentences(rows, first, index, table.columns[index].header)
+
+
+def _least(cells: Sequence[str], column: Column) -> int:
+    """How narrow a column may be: a figure is never wrapped, a header between words, a name or a sentence beyond some
+    width."""
+    longest = max(map(len, cells), default=0)
+    header = max(map(len, column.header.split()), default=0)
+    return max(header, longest if column.right else min(longest, SENTENCE if longest > SENTENCE else NAME))
+
+
+def _is_sentence(cells: Sequence[str], column: Column) -> bool:
+    return not column.right and max(map(len, cells), default=0) > SENTENCE
+
+
+def _parts_of(indices: Sequence[int], least: Sequence[int], room: int, gap: int) -> list[list[int]]:
+    """The columns of each table: the first in all of them, and as many others as there is room for, at least one."""
+    first, *others = indices
+    parts = [[first]]
+    for index in others:
+        if len(parts[-1]) > 1 and sum(least[one] + gap for one in (*parts[-1], index)) - gap > room:
+            parts.append([first])
+        parts[-1].append(index)
+    return parts
+
+
+def _sentences(rows: Sequence[tuple[str, ...]], first: int, index: int, header: str) -> Iterator[RenderableType]:
+    from rich.padding import Padding
+    from rich.text import Text
+
+    yield Text(f"{header}:")
+    for row in rows:
+        yield Padding(Text(f"{row[first]}: {row[index]}", overflow="fold"), (0, 0, 0, INDENT))
+
+
+def _plain(table: Table, rows: Sequence[tuple[str, ...]], widths: Mapping[int, int]) -> RenderableType:
     from rich import box
     from rich.table import Table as RichTable
     from rich.text import Text
 
     shown = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in table.columns:
-        shown.add_column(column.header, justify="right" if column.right else "left", overflow="fold")
-    for row in cell_texts(table):
-        shown.add_row(*(Text(cell) for cell in row))
+    for index, width in widths.items():
+        column = table.columns[index]
+        justify: Literal["left", "right"] = "right" if column.right else "left"
+        shown.add_column(column.header, justify=justify, overflow="fold", min_width=max(width, 1))
+    for row in rows:
+        shown.add_row(*(Text(row[index]) for index in widths))
     return shown
 
 
-def _grouped(full: Table) -> RichTable:
+def _grouped(table: Table, rows: Sequence[tuple[str, ...]], widths: Mapping[int, int]) -> RenderableType:
     from rich import box
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    table, lead = _without_empty_columns(full), full.lead
-    rows = cell_texts(table)
+    lead = table.lead
     shown = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=0)
-    names = 2 + max((len(row[lead]) for row in rows), default=0)
-    for number, column in enumerate(table.columns[lead:]):
+    for index, width in widths.items():
+        column = table.columns[index]
         justify: Literal["left", "right"] = "right" if column.right else "left"
-        shown.add_column(column.header, justify=justify, overflow="fold", min_width=None if number else names)
+        shown.add_column(column.header, justify=justify, overflow="fold", min_width=max(width, 1))
     previous: tuple[str, ...] = ()
     for row in rows:
         if row[:lead] != previous:
@@ -83,8 +152,8 @@ def _grouped(full: Table) -> RichTable:
                 shown.add_section()
             previous = row[:lead]
             shown.add_row(Text(", ".join(previous), style="bold"))
-        name, *figures = row[lead:]
-        shown.add_row(Text(f"  {name}"), *(Text(cell, style=_style(cell)) for cell in figures))
+        figures = [row[index] for index in widths if index != lead]
+        shown.add_row(Text(f"  {row[lead]}"), *(Text(cell, style=_style(cell)) for cell in figures))
     return shown
 
 
