@@ -15,7 +15,7 @@ app = typer.Typer(
     name="edgepack",
     help="Ship trained models to cheap CPUs: layers as two thin int8 matmuls, in standard ONNX and TFLite files.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )

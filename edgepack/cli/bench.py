@@ -65,7 +65,9 @@ def bench(
     *,
     output: Renderer,
 ) -> None:
-    """Measure a pack against its dense fp32 and dense int8 baselines, in turns; results go into the pack.
+    """Measure a pack against its dense baselines, in turns.
+
+    The baselines are the dense fp32 and the dense int8 files; results go into the pack.
 
     On this machine, on devices over SSH or adb (several at once), or with --emulate in QEMU: there the target's own
     kernels run, and what they execute and miss in the target's caches is counted.
@@ -162,7 +164,9 @@ def _measure(session: Session, targets: Sequence[Target], reach: Reach, output: 
 
 @reporting()
 def compare(packs: Packs, targets_file: TargetsFile = None, *, output: Renderer) -> None:
-    """Compare benched packs: size, latency, memory, accuracy, and ratios to dense fp32 and dense int8 of the same run.
+    """Compare packs that were benched.
+
+    Size, latency, memory, accuracy, and ratios to dense fp32 and dense int8 of the same run.
 
     Emulated results have their own tables below: counts per inference, a bound on the time, and the layers. With --csv
     these are a second and a third table, each with its own header, after an empty line.

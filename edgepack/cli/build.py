@@ -130,7 +130,9 @@ def build(
     *,
     output: Renderer,
 ) -> None:
-    """Build a pack: the model with its linear layers factored and in int8, its baselines, and a manifest.
+    """Make small model files for a target, within a budget.
+
+    A pack: the model with its layers factored and in fewer bits, its dense baselines, and a manifest.
 
     Example: edgepack build model.onnx --target rpi4 --data samples.npz --max-drop 0.5
     """
@@ -219,7 +221,9 @@ def inspect(
     *,
     output: Renderer,
 ) -> None:
-    """Show every linear layer: its share of bytes and multiplications, its break-even rank, and the ranks it needs.
+    """Show what there is to gain in each layer.
+
+    Its share of bytes and multiplications, its break-even rank, and the ranks that it needs.
 
     Of a pack, show what became of each and why.
 
@@ -258,7 +262,9 @@ def unpack(
     *,
     output: Renderer,
 ) -> None:
-    """Write the model file of an archive, to the byte as it was packed, and check its SHA-256.
+    """Write the model file of an archive, and check it.
+
+    It is to the byte as it was packed, by its SHA-256.
 
     Example: edgepack unpack dist/model.rpi4/transport/model.onnx.tar.xz --out models
     """

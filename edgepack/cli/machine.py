@@ -46,9 +46,10 @@ def doctor(
     *,
     output: Renderer,
 ) -> None:
-    """Show which runtimes, converters and clients are here, and the command that installs what is missing.
+    """Show what is installed here, and what installs the rest.
 
-    With --host or --adb, look at a device instead: what it lacks before anything can be measured on it.
+    Runtimes, converters and clients. With --host or --adb, look at a device instead: what it lacks before
+    anything can be measured on it.
 
     Example: edgepack doctor
 
@@ -89,7 +90,9 @@ def install_emulator(
     *,
     output: Renderer,
 ) -> None:
-    """Install QEMU, the cache model and, for Arm targets, their Python and runtimes; what is there already stays.
+    """Install what counting under emulation needs.
+
+    QEMU, the cache model and, for Arm targets, their Python and runtimes; what is there already stays.
 
     About a minute and 360 MB in edgepack's cache for aarch64. Missing programs come from Debian's packages, as root.
 
@@ -112,7 +115,9 @@ def costs(
     *,
     output: Renderer,
 ) -> None:
-    """Show the counts by which schemes are chosen for a target elsewhere, and how well they interpolate.
+    """Show the counts that schemes are chosen by.
+
+    For targets elsewhere, and how well they interpolate.
 
     Tables for rpi4, rpi3b+, rpi-zero2w, rpi5 and rk3566 are shipped. With --fill, another CPU is counted, or schemes
     that its table lacks: some twenty minutes, kept in edgepack's cache, and taken up again where it was interrupted.

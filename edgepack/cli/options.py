@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -179,9 +180,14 @@ def _report(kind: str, message: str, hint: str | None, code: int, output: Render
         error = {"kind": kind, "message": message, "hint": hint, "exit_code": code}
         show(Report(record={"error": error}), output)
         return
-    typer.echo(f"error: {message}", err=True)
+    typer.echo(f"{_colored('error', 'red')}: {message}", err=True)
     if hint:
-        typer.echo(f"  hint: {hint}", err=True)
+        typer.echo(f"  {_colored('hint', 'cyan')}: {hint}", err=True)
+
+
+def _colored(word: str, color: str) -> str:
+    """In colour on a terminal, unless the user wants none: https://no-color.org."""
+    return word if os.environ.get("NO_COLOR") or not sys.stderr.isatty() else typer.style(word, fg=color, bold=True)
 
 
 def show(report: Report, output: Renderer = TERMINAL) -> None:

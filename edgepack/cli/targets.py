@@ -47,7 +47,7 @@ def show_target(
     *,
     output: Renderer,
 ) -> None:
-    """Show what is known of one target, and what of it is only an estimate.
+    """Show what is known of one target, and what is estimated.
 
     Example: edgepack targets show rpi4
     """
@@ -103,7 +103,9 @@ def probe(
     *,
     output: Renderer,
 ) -> None:
-    """Measure a device and print a targets file with it: caches, read bandwidth, real clock. About 10 s a cluster.
+    """Measure a device and print a targets file with it.
+
+    Caches, read bandwidth, real clock; about 10 s a cluster.
 
     What differs from the shipped target stands in comments; on a terminal the curves are shown beside it. With
     --markdown or --csv only the curves are printed.
@@ -156,7 +158,9 @@ def calibrate_target(
     *,
     output: Renderer,
 ) -> None:
-    """Measure what layers cost on a target, so that builds for it choose schemes and ranks by measured latencies.
+    """Measure what layers cost on a target.
+
+    Builds for it then choose schemes and ranks by measured latencies.
 
     The layers of a model take seconds, the grid some five minutes. What is known is kept and never measured again.
 
