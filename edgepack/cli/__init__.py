@@ -10,6 +10,7 @@ from edgepack.cli import targets
 from edgepack.cli.bench import bench, compare
 from edgepack.cli.build import build, inspect, unpack
 from edgepack.cli.machine import doctor, emulator_app
+from edgepack.cli.project import ProjectCommand, init
 
 app = typer.Typer(
     name="edgepack",
@@ -19,7 +20,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for _command in (build, inspect, bench, compare, unpack, doctor):
+app.command(cls=ProjectCommand)(build)
+for _command in (inspect, bench, compare, unpack, init, doctor):
     app.command()(_command)
 app.add_typer(targets.app)
 app.add_typer(emulator_app)

@@ -1,0 +1,125 @@
+"""`edgepack init`, and the `edgepack.yaml` that `edgepack build` reads where no model is named."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from edgepack.cli.options import door, reporting, show
+from edgepack.errors import InputError, UsageError
+from edgepack.report.render import TERMINAL, Renderer
+
+PROJECT = "edgepack.yaml"
+MOST_BYTES = 100_000
+HEAD = """\
+# What `edgepack build` does in this folder: its options by their names, without the dashes. Paths are from here.
+"""
+
+
+class ProjectCommand(TyperCommand):
+    """A command whose options stand in `edgepack.yaml` where it is called without its argument."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """See click: what is said on the command line goes first."""
+        if not any(arg in args for arg in ctx.help_option_names) and Path(PROJECT).is_file():
+            with door(TERMINAL, verbose=bool({"-v", "--verbose"} & set(args))):
+                if not self._names_a_model(ctx, args):
+                    names = {opt.lstrip("-"): str(each.name) for each in self.params for opt in each.opts}
+                    ctx.default_map = read_project(Path(PROJECT), names)
+        return list(super().parse_args(ctx, args))
+
+    def _names_a_model(self, ctx: Any, args: Sequence[str]) -> bool:
+        """Whether one of the words is neither an option nor the value of one."""
+        values, _, _ = self.make_parser(ctx).parse_args(args=list(args))
+        return isinstance(values.get("model"), str)
+
+
+def read_project(path: Path, options: Mapping[str, str]) -> dict[str, Any]:
+    """Options by the names of their parameters.
+
+    Args:
+        path: of the file.
+        options: names of parameters by those of their options.
+
+    Raises:
+        InputError: it is no mapping of options to words, numbers, or lists of these.
+    """
+    import yaml
+
+    try:
+        raw = path.read_bytes()[: MOST_BYTES + 1]
+        if len(raw) > MOST_BYTES or b"&" in raw:
+            raise InputError(f"{path}: over {MOST_BYTES} bytes, or with anchors, which a list of options never needs")
+        document = yaml.safe_load(raw)
+    except (OSError, UnicodeDecodeError, ValueError, RecursionError, yaml.YAMLError) as err:
+        raise InputError(f"{path}: {str(err).splitlines()[0]}", hint="write lines such as `target: rpi4`") from err
+    if not isinstance(document, Mapping):
+        raise InputError(f"{path}: found no options", hint="write lines such as `target: rpi4`")
+    found: dict[str, Any] = {}
+    for key, value in document.items():
+        if key not in options:
+            close = get_close_matches(str(key), options, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(options)}"
+            raise InputError(f"{path}: {str(key)[:40]!r} is no option of `edgepack build`", hint=hint)
+        plain = value if isinstance(value, list) else [value]
+        if not all(isinstance(one, str | int | float) for one in plain):
+            raise InputError(
+                f"{path}: {key}: found {type(value).__name__}, expected words, a number, or a list of them"
+            )
+        found[options[key]] = value if isinstance(value, bool | list) else str(value)
+    return found
+
+
+@reporting(tables=False)
+def init(
+    model: Annotated[
+        str | None, typer.Option("--model", help="As `edgepack build` takes it.", show_default="asked")
+    ] = None,
+    target: Annotated[str | None, typer.Option("--target", help="Name of a target.", show_default="asked")] = None,
+    data: Annotated[str | None, typer.Option("--data", help="Samples; empty for none.", show_default="asked")] = None,
+    max_drop: Annotated[
+        float | None, typer.Option("--max-drop", help="Largest drop of the metric.", show_default="asked")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file that is there.")] = False,
+    *,
+    output: Renderer,
+) -> None:
+    """Write edgepack.yaml, which `edgepack build` then reads.
+
+    What is not given is asked: the model, the target, samples of its data, and the largest drop.
+
+    Example: edgepack init
+    """
+    from edgepack.report.report import Report
+    from edgepack.sources import source_of
+    from edgepack.targets.file import get_target
+
+    path = Path(PROJECT)
+    if path.exists() and not force:
+        raise UsageError(f"{path} is there already", hint="edit it, or give --force")
+    model = model or typer.prompt("Model (model.onnx, file.py:function, …)", err=True)
+    source_of(model)
+    target = target or typer.prompt("Target (`edgepack targets list` shows all)", default="rpi4", err=True)
+    get_target(target)
+    if data is None:
+        data = typer.prompt("Samples (.npz, a folder, file.py:function; empty for none)", default="", err=True)
+    if max_drop is None:
+        max_drop = typer.prompt("Largest drop of the metric, in its unit", default=0.5, type=float, err=True)
+    options: dict[str, object] = {"model": model, "target": target, "data": data, "max-drop": max_drop}
+    if not data:
+        del options["data"]
+    write_project(path, options)
+    line = f"{path}: `edgepack build` builds {model} for {target}"
+    show(Report(title=(line,), record={"file": str(path), "options": options}), output)
+
+
+def write_project(path: Path, options: Mapping[str, object]) -> None:
+    """Write the file."""
+    import yaml
+
+    path.write_text(HEAD + yaml.safe_dump(dict(options), sort_keys=False, allow_unicode=True), encoding="utf-8")
