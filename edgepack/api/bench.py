@@ -88,11 +88,11 @@ def compare(packs: Sequence[GivenPack], *, targets_file: str | PathLike[str] | N
     """All measured and counted results of some packs, side by side.
 
     Raises:
-        PackError: one is no pack, was never benched, or holds a result that cannot be used.
+        PackError: one is no pack, has no model, or holds a result that cannot be used.
         TargetsError: the targets file cannot be used.
     """
     compared = compare_packs([_folder(pack) for pack in packs], None if targets_file is None else Path(targets_file))
-    return Comparison(compared.rows, compared.emulated)
+    return Comparison(compared.rows, compared.emulated, compared.unmeasured)
 
 
 def _folder(pack: GivenPack) -> Path:

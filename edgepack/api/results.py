@@ -21,6 +21,7 @@ from edgepack.report.emulated import EmulatedRow
 from edgepack.report.inspect import model_report
 from edgepack.report.render import markdown, notebook
 from edgepack.report.report import Report
+from edgepack.report.unmeasured import UnmeasuredRow
 
 
 class Shown(ABC):
@@ -141,11 +142,13 @@ class Comparison(Shown):
     Attributes:
         rows: measured, a row for each file of each session.
         emulated: counted in the emulator, likewise.
+        unmeasured: of packs without any result, what their folders say.
     """
 
     rows: tuple[CompareRow, ...]
     emulated: tuple[EmulatedRow, ...] = ()
+    unmeasured: tuple[UnmeasuredRow, ...] = ()
 
     def report(self) -> Report:
         """As `edgepack compare` prints it."""
-        return comparison_report(self.rows, self.emulated)
+        return comparison_report(self.rows, self.emulated, self.unmeasured)

@@ -176,4 +176,4 @@ def compare(packs: Packs, targets_file: TargetsFile = None, *, output: Renderer)
     from edgepack.report.comparison import compare_packs, comparison_report
 
     compared = compare_packs(packs, targets_file)
-    show(comparison_report(compared.rows, compared.emulated), output)
+    show(comparison_report(compared.rows, compared.emulated, compared.unmeasured), output)

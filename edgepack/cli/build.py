@@ -184,11 +184,20 @@ def build(
 
 
 def _build(options: BuildOptions, output: Renderer) -> None:
+    from edgepack.errors import BudgetError
+    from edgepack.pack.manifest import read_manifest
     from edgepack.pipeline.build import build as run
+    from edgepack.pipeline.build import out_folder
     from edgepack.report.build import build_report
 
-    with progress_bar(output) as progress:
-        result = run(options, progress=progress)
+    try:
+        with progress_bar(output) as progress:
+            result = run(options, progress=progress)
+    except BudgetError:
+        if not output.for_machines:
+            out = out_folder(options)
+            show(build_report(out, read_manifest(out)), output)
+        raise
     show(build_report(result.out, result.manifest), output)
 
 

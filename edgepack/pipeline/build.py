@@ -83,12 +83,18 @@ def build(options: BuildOptions, *, cache: Cache | None = None, progress: Progre
         BudgetError: no plan meets the budget; the best attempt is written.
     """
     cache = cache or Cache(fresh=options.fresh)
-    out = options.out or Path("dist") / f"{model_name(options.model)}.{options.target.name}"
+    out = out_folder(options)
     with writing(out) as folder, prepared(options, cache, progress) as ready:
         record, failure = _fill(folder, ready)
     if failure is not None:
-        raise failure
+        written = f"the best attempt is written to {out}"
+        raise BudgetError(failure.message, hint=written if failure.hint is None else f"{written}; {failure.hint}")
     return BuildResult(out, record, record.warnings)
+
+
+def out_folder(options: BuildOptions) -> Path:
+    """Where the pack goes: what was asked for, else `dist/<model>.<target>`."""
+    return options.out or Path("dist") / f"{model_name(options.model)}.{options.target.name}"
 
 
 def _fill(folder: Path, ready: Prepared) -> tuple[Manifest, BudgetError | None]:

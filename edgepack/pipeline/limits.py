@@ -135,7 +135,7 @@ def infeasible(fmt: Format, found: Infeasible, options: BuildOptions, rest: Rest
         said.append(f"{OPTIONS[quantity]} {_limit(quantity, options)}{reached}")
     return BudgetError(
         f"no {fmt} plan fits {' and '.join(said)}",
-        hint="the best attempt is written; allow more with the named option, or leave it out",
+        hint="allow more with the named option, or leave it out",
     )
 
 
@@ -162,7 +162,7 @@ def over_limit(attempt: Attempt, over: Mapping[Quantity, float], options: BuildO
     names = ", ".join(f"{p.layer} ({p.weight_parameters} weights)" for p in heavy)
     return BudgetError(
         f"the {attempt.fmt} file needs {' and '.join(said)}; the largest layers are {names}",
-        hint="the best attempt is written; allow a larger drop with --max-drop, or raise the limit",
+        hint="allow a larger drop with --max-drop, or raise the limit",
     )
 
 
@@ -208,7 +208,7 @@ def unmet_budget(
     return BudgetError(
         f"no plan keeps the drop within {limit:g}: the best {worst.fmt} file ({scheme}) drops {worst.stated.value:.2f}"
         f" in {metric}; most to blame: {names}",
-        hint="the best attempt is written; allow more with --max-drop, a higher --rank, or --precision fp32",
+        hint="allow more with --max-drop, a higher --rank, or --precision fp32",
     )
 
 

@@ -12,10 +12,12 @@ from edgepack.benchmark.results_file import load_emulated, load_results
 from edgepack.benchmark.summary import summarize_result
 from edgepack.errors import PackError
 from edgepack.pack.facts import PackFacts, read_facts
+from edgepack.pack.manifest import BUILD_AGAIN
 from edgepack.report.compare import CompareRow, compare_rows, measured_table
 from edgepack.report.devices import device_blocks, side_by_side
 from edgepack.report.emulated import EmulatedRow, emulated_blocks, emulated_rows
 from edgepack.report.report import Report
+from edgepack.report.unmeasured import UnmeasuredRow, unmeasured_rows, unmeasured_table
 from edgepack.targets.file import load_targets
 from edgepack.targets.target import Target
 
@@ -24,10 +26,12 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True)
 class Compared:
-    """All results of some packs: measured rows and emulated ones, each in the order of the packs."""
+    """All results of some packs: measured rows and emulated ones, and the files of those that have neither, each in the
+    order of the packs."""
 
     rows: tuple[CompareRow, ...]
     emulated: tuple[EmulatedRow, ...]
+    unmeasured: tuple[UnmeasuredRow, ...] = ()
 
 
 def rows_of_result(result: BenchResult, facts: PackFacts) -> list[CompareRow]:
@@ -66,47 +70,55 @@ def compare_packs(packs: Sequence[Path], targets_file: Path | None = None) -> Co
     """The rows of every session of every pack; repeated sessions of a pack under like conditions count as one.
 
     Args:
-        packs: folders, each with at least one result, measured or emulated.
+        packs: folders.
         targets_file: more targets, whose constants a time bound may need.
 
     Raises:
-        PackError: not a pack, never benched, or with a result that cannot be used.
+        PackError: not a pack, without a model, or with a result that cannot be used.
         TargetsError: the targets file cannot be used.
     """
     rows: list[CompareRow] = []
     emulated: list[EmulatedRow] = []
+    unmeasured: list[UnmeasuredRow] = []
     targets: dict[str, Target] = load_targets(targets_file) if targets_file is not None else {}
     for path in packs:
         facts = read_facts(path)
         measured, counted = load_results(path), load_emulated(path)
         if not measured and not counted:
-            raise PackError(f"{path}: no results to compare", hint=f"measure it first: edgepack bench {path}")
+            unmeasured += unmeasured_rows(path, facts)
         for result in _merged(measured):
             rows += rows_of_result(result, facts)
         for session in counted:
             targets = targets or load_targets()
             unknown = f"no target {session.target} here; --targets-file takes the file that describes it"
             emulated += rows_of_emulated(session, facts, targets.get(session.target, unknown))
-    return Compared(tuple(rows), tuple(emulated))
+    if not rows and not emulated and not unmeasured:
+        raise PackError(f"{packs[0]}: no model files, and no results", hint=BUILD_AGAIN)
+    return Compared(tuple(rows), tuple(emulated), tuple(unmeasured))
 
 
-def comparison_report(rows: Sequence[CompareRow], emulated: Sequence[EmulatedRow] = ()) -> Report:
-    """The measured rows, the devices side by side where there are several, the emulated rows, and their layers.
+def comparison_report(
+    rows: Sequence[CompareRow], emulated: Sequence[EmulatedRow] = (), unmeasured: Sequence[UnmeasuredRow] = ()
+) -> Report:
+    """The measured rows, the devices side by side where there are several, the emulated rows, their layers, and files
+    that were not measured.
 
     Each kind has its table only where it has rows. The document is `{"schema_version": 1, "rows": [...], "devices":
-    {"tables": [...], "apart": [...]}, "emulated": [...]}`.
+    {"tables": [...], "apart": [...]}, "emulated": [...], "unmeasured": [...]}`.
     """
     beside = side_by_side(rows)
     return Report(
         blocks=(
-            *([measured_table(rows)] if rows or not emulated else []),
+            *([measured_table(rows)] if rows or not (emulated or unmeasured) else []),
             *device_blocks(beside),
             *emulated_blocks(emulated),
+            *([unmeasured_table(unmeasured)] if unmeasured else []),
         ),
         record={
             "schema_version": SCHEMA_VERSION,
             "rows": [asdict(row) for row in rows],
             "devices": asdict(beside),
             "emulated": [asdict(row) for row in emulated],
+            "unmeasured": [asdict(row) for row in unmeasured],
         },
     )

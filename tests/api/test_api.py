@@ -187,9 +187,11 @@ def test_progress_is_told() -> None:
     assert told == ["open model"]
 
 
-def test_a_pack_that_was_never_measured_is_no_comparison(pack: ep.Pack) -> None:
-    with pytest.raises(ep.errors.PackError, match="no results to compare"):
-        ep.compare([pack])
+def test_a_pack_that_was_never_measured_shows_its_files(pack: ep.Pack) -> None:
+    compared = ep.compare([pack])
+    assert compared.rows == ()
+    assert [row.size_bytes for row in compared.unmeasured] == [pack["onnx"].size_bytes]
+    assert "not measured yet" in compared.to_markdown()
     with pytest.raises(ep.errors.UsageError, match="leave host and serial out"):
         ep.bench(pack, host="pi@nowhere", emulate=True)
 

@@ -93,7 +93,7 @@ def test_a_limit_that_no_plan_can_meet(classifier: Path, warm_cache: Path, tmp_p
     assert caught.value.exit_code == 5
     match = re.search(says, caught.value.message)
     assert match, caught.value.message
-    assert "the best attempt is written" in (caught.value.hint or "")
+    assert "allow more with the named option" in (caught.value.hint or "")
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["budget_met"] is False
     entry = manifest["files"]["model.onnx"]

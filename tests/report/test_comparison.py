@@ -12,7 +12,8 @@ from edgepack.benchmark.results import EmulatedResult, EmulatedVariant, Emulatio
 from edgepack.benchmark.results_file import save_result
 from edgepack.emulator.counts import Counts
 from edgepack.errors import PackError, TargetsError
-from edgepack.report.comparison import compare_packs
+from edgepack.report.comparison import compare_packs, comparison_report
+from tests.report.shown import text
 
 COUNTS = Counts(100_000.0, 40_000.0, 320_000.0, {"L1i": 3.0, "L1d": 500.0, "L2": 20.0})
 FILE = EmulatedVariant("edgepack", "onnx", "model.onnx", 123, "ab" * 32, (COUNTS,))
@@ -44,11 +45,17 @@ def test_a_pack_that_was_only_emulated_compares(tmp_path: Path) -> None:
     assert one.time_low_s > four.time_low_s
 
 
-def test_a_pack_without_results_says_what_to_do(tmp_path: Path) -> None:
+def test_a_pack_without_results_shows_its_files_and_how_to_measure_them(tmp_path: Path) -> None:
     empty = pack(tmp_path / "a")
-    with pytest.raises(PackError, match="no results to compare") as caught:
+    with pytest.raises(PackError, match="no model files, and no results"):
         compare_packs([empty])
-    assert caught.value.hint == f"measure it first: edgepack bench {empty}"
+    (empty / "model.onnx").write_bytes(b"12345")
+    compared = compare_packs([empty])
+    (row,) = compared.unmeasured
+    assert (row.format, row.variant, row.size_bytes) == ("onnx", "edgepack", 5)
+    shown = text(comparison_report(compared.rows, compared.emulated, compared.unmeasured))
+    assert "not measured yet" in shown
+    assert f"measure it: edgepack bench {empty}" in " ".join(shown.split())
 
 
 def test_a_target_that_is_not_known_here_has_no_bound(tmp_path: Path) -> None:
