@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from edgepack.backends.facts import Facts
+from edgepack.backends.operators import Operator
 from edgepack.backends.segments import LayerShape, Segment
 from edgepack.data import Samples
 from edgepack.model.layer import Layer
@@ -182,6 +183,19 @@ class Backend(Protocol):
 
         Raises:
             ModelError: the file cannot be read.
+        """
+
+    def operators(self, path: Path, feed: Mapping[str, Array], *, timed: bool, unsigned: bool) -> tuple[Operator, ...]:
+        """The operators of any file as the runtime executes them on these inputs, in that order.
+
+        Args:
+            path: of the file.
+            feed: inputs of one inference, by name.
+            timed: whether they are timed; if not, what the runtime does for this very CPU is left out.
+            unsigned: as of `split`.
+
+        Raises:
+            ModelError: the file cannot be read or run.
         """
 
     def split(self, path: Path, layers: Sequence[LayerShape], folder: Path, *, unsigned: bool) -> Sequence[Segment]:

@@ -29,7 +29,9 @@ from edgepack.cli.options import (
 from edgepack.report.render import Renderer
 
 if TYPE_CHECKING:
+    from edgepack.pipeline.inspect import InspectOptions
     from edgepack.pipeline.options import BuildOptions
+    from edgepack.targets.target import Target
 
 METHOD_HELP = (
     "whitened: least error of a layer's output on your data. two-sided: least error of the model's answer, by output "
@@ -220,6 +222,10 @@ def inspect(
     method: Annotated[
         str | None, typer.Option("--method", help=METHOD_HELP, show_default="whitened with data, else svd")
     ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option("--target", help="Show what every operator of an ONNX or TFLite file takes on this target."),
+    ] = None,
     inputs: Inputs = None,
     image_size: ImageSize = None,
     mean: Mean = None,
@@ -227,6 +233,7 @@ def inspect(
     layout: ImageLayout = None,
     seed: Seed = 0,
     fresh: Fresh = False,
+    targets_file: TargetsFile = None,
     *,
     output: Renderer,
 ) -> None:
@@ -234,14 +241,17 @@ def inspect(
 
     Its share of bytes and multiplications, its break-even rank, and the ranks that it needs.
 
-    Of a pack, show what became of each and why.
+    Of a pack, show what became of each and why. With --target, show what each operator of a model file takes there,
+    which of them run in a slow kernel, and what build would do about it.
 
     Example: edgepack inspect model.onnx --data samples.npz
+
+    Example: edgepack inspect model.tflite --target rpi4
     """
     from edgepack.pack.folder import MANIFEST
     from edgepack.sources.others import is_folder, other_kind
 
-    if is_folder(model) and (Path(model, MANIFEST).is_file() or other_kind(model) is None):
+    if target is None and is_folder(model) and (Path(model, MANIFEST).is_file() or other_kind(model) is None):
         from edgepack.pack.manifest import read_manifest
         from edgepack.report.inspect import pack_report
 
@@ -252,13 +262,26 @@ def inspect(
     from edgepack.report.inspect import model_report
     from edgepack.sources.images import parse_images
     from edgepack.sources.inputs import parse_input
+    from edgepack.targets.file import get_target
     from edgepack.workspace import Cache
 
     given, images = [parse_input(text) for text in inputs or ()], parse_images(image_size, mean, std, layout)
     options = InspectOptions(model, data, method, given, images, seed)
+    if target is not None:
+        _inspect_operators(options, get_target(target, targets_file), output)
+        return
     with progress_bar(output) as progress:
         found = run(options, Cache(fresh=fresh), progress)
     show(model_report(found), output)
+
+
+def _inspect_operators(options: InspectOptions, target: Target, output: Renderer) -> None:
+    from edgepack.pipeline.operators import inspect_operators
+    from edgepack.report.operators import operators_report
+
+    with progress_bar(output) as progress:
+        found = inspect_operators(options, target, progress=progress)
+    show(operators_report(found), output)
 
 
 @reporting()

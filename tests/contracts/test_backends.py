@@ -501,6 +501,20 @@ def assert_held(writer: Writer, point: Point, path: Path) -> None:
     assert sorted(writer.read(path).weights) == sorted(wanted), path.name
 
 
+@by_scheme
+def test_operators_are_read_as_they_were_written(fmt: Format, scheme: Scheme) -> None:
+    point = linear_point(scheme, 24, 40, None, 2)
+    (path,) = layer_files([point], lambda *_: None).values()
+    feed = {spec.name: np.ones((2, 40), np.float32) for spec in backend(fmt).load(path).inputs}
+    for timed in (True, False):
+        found = backend(fmt).operators(path, feed, timed=timed, unsigned=X86)
+        (product,) = (one for one in found if one.products)
+        assert [(op.rows, op.columns, op.vectors) for op in product.products] == [(24, 40, 2)]
+        assert product.scheme == (FP32[fmt] if scheme.computes_in_float else scheme)
+        assert product.doubt in (None, "blocks")
+        assert (product.seconds is not None) is timed
+
+
 @by_format
 def test_one_op_tasks_come_in_order_and_are_written_alike(fmt: Format, tmp_path: Path) -> None:
     made, points = backend(fmt), POINTS[fmt][:4]

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from edgepack.backends.backend import Backend, Session, WriterData
 from edgepack.backends.onnx.blank import write_blank
@@ -13,14 +12,13 @@ from edgepack.backends.onnx.facts import FACTS
 from edgepack.backends.onnx.layer_file import ONNX_LAYER, OnnxLayer, onnx_layers
 from edgepack.backends.onnx.runtime import load
 from edgepack.backends.onnx.writer import OnnxWriter
+from edgepack.backends.operators import Operator
 from edgepack.backends.segments import LayerShape, Segment
 from edgepack.model.model import Model
 from edgepack.model.point import Point
 from edgepack.model.structure import Op
+from edgepack.model.types import Array
 from edgepack.workspace import FileStep, Workspace
-
-if TYPE_CHECKING:
-    pass
 
 
 class OnnxBackend:
@@ -58,6 +56,12 @@ class OnnxBackend:
         from edgepack.backends.onnx.convolutions import convolutions
 
         return convolutions(path)
+
+    def operators(self, path: Path, feed: Mapping[str, Array], *, timed: bool, unsigned: bool) -> tuple[Operator, ...]:
+        """See `Backend.operators`."""
+        from edgepack.backends.onnx.operators import operators
+
+        return operators(path, feed, timed=timed, unsigned=unsigned)
 
     def split(self, path: Path, layers: Sequence[LayerShape], folder: Path, *, unsigned: bool) -> Sequence[Segment]:
         """See `Backend.split`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,12 +29,28 @@ _UNKNOWN_OP = re.compile(
 )
 
 
+@dataclass(frozen=True)
+class Profile:
+    """The record of every operator that a session runs.
+
+    Attributes:
+        prefix: of the path of the record, whose whole name the session says when it ends.
+        elsewhere: leave out what the runtime does for this very CPU, and keep 8-bit activations as on another one.
+        unsigned: whether these are unsigned there.
+    """
+
+    prefix: Path
+    elsewhere: bool
+    unsigned: bool
+
+
 def session(
     model_or_path: ir.Model | Path | bytes,
     *,
     threads: int = 1,
     optimized_path: Path | None = None,
     exact: bool = False,
+    profile: Profile | None = None,
 ) -> ort.InferenceSession:
     """Open a session.
 
@@ -43,6 +60,7 @@ def session(
         optimized_path: where to write the graph as the runtime has optimised it.
         exact: sum int8 products without saturation, as Arm and VNNI do; x86 CPUs without VNNI are faster when they
             don't.
+        profile: for a record of what is run.
 
     Raises:
         ModelError: the runtime does not take the model; operators that it does not know are named.
@@ -51,16 +69,17 @@ def session(
 
     if isinstance(model_or_path, ir.Model):
         if weight_bytes(model_or_path) <= EXTERNAL_BYTES:
-            return _open(to_bytes(model_or_path), threads, optimized_path, exact)
+            return _open(to_bytes(model_or_path), threads, optimized_path, exact, profile)
         with tempfile.TemporaryDirectory() as folder:
             save(model_or_path, Path(folder) / "model.onnx")
-            return _open(str(Path(folder) / "model.onnx"), threads, optimized_path, exact)
-    return _open(
-        model_or_path if isinstance(model_or_path, bytes) else str(model_or_path), threads, optimized_path, exact
-    )
+            return _open(str(Path(folder) / "model.onnx"), threads, optimized_path, exact, profile)
+    source = model_or_path if isinstance(model_or_path, bytes) else str(model_or_path)
+    return _open(source, threads, optimized_path, exact, profile)
 
 
-def _open(source: bytes | str, threads: int, optimized_path: Path | None, exact: bool) -> ort.InferenceSession:
+def _open(
+    source: bytes | str, threads: int, optimized_path: Path | None, exact: bool, profile: Profile | None
+) -> ort.InferenceSession:
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -73,6 +92,11 @@ def _open(source: bytes | str, threads: int, optimized_path: Path | None, exact:
         options.add_session_config_entry("session.x64quantprecision", "1")
     if optimized_path is not None:
         options.optimized_model_filepath = str(optimized_path)
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile.prefix)
+        if profile.elsewhere:
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+            options.add_session_config_entry("session.qdqisint8allowed", "0" if profile.unsigned else "1")
     try:
         return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except _refusals() as err:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgepack.backends.backend import Backend, Session, WriterData
+from edgepack.backends.operators import Operator
 from edgepack.backends.segments import LayerShape, Segment
 from edgepack.backends.tflite.blank import write_blank
 from edgepack.backends.tflite.facts import FACTS
@@ -16,6 +17,7 @@ from edgepack.backends.tflite.runtime import load
 from edgepack.model.model import Model
 from edgepack.model.point import Point
 from edgepack.model.structure import Op
+from edgepack.model.types import Array
 from edgepack.workspace import FileStep, Workspace
 
 if TYPE_CHECKING:
@@ -65,6 +67,12 @@ class TfliteBackend:
         from edgepack.backends.tflite.convolutions import convolutions
 
         return convolutions(path)
+
+    def operators(self, path: Path, feed: Mapping[str, Array], *, timed: bool, unsigned: bool) -> tuple[Operator, ...]:
+        """See `Backend.operators`; the file says by itself what is unsigned."""
+        from edgepack.backends.tflite.operators import operators
+
+        return operators(path, feed, timed=timed)
 
     def split(self, path: Path, layers: Sequence[LayerShape], folder: Path, *, unsigned: bool) -> Sequence[Segment]:
         """See `Backend.split`; LiteRT has kernels for signed weights everywhere."""

@@ -52,7 +52,7 @@ def split_tflite(path: Path, layers: Sequence[LayerShape], folder: Path) -> tupl
         OutputError: a file cannot be written.
     """
     model = read_file(path)
-    flow = _Flow(model)
+    flow = Flow(model)
     products = [i for i in range(len(flow.ops)) if flow.sides(i) is not None]
     placements = place([_linear(i, products, flow) for i in products], layers)
     owner = _own_operators(products, placements, flow)
@@ -61,18 +61,18 @@ def split_tflite(path: Path, layers: Sequence[LayerShape], folder: Path) -> tupl
     if not cuts:
         raise ModelError(f"{path}: no operator computes an output, there is nothing to split")
     _require_own_variables(cuts, flow, path)
-    tensors = _renamed(model)
+    tensors = renamed(model)
     segments = []
     for number, (one, name) in enumerate(zip(cuts, names(cuts, placements, layers), strict=True)):
         extra = [int(i) for i in model.graph.outputs if flow.is_constant(int(i))] if number == len(cuts) - 1 else []
-        members = _with_copies([flow.steps[i] for i in one.steps], extra, flow)
+        members = with_copies([flow.steps[i] for i in one.steps], extra, flow)
         file = folder / f"{number:03}.tflite"
-        write_file(model, _part(members, one, extra, tensors, flow), file)
+        write_file(model, part(members, one, extra, tensors, flow), file)
         segments.append(Segment(name, one.owner is not None, file))
     return tuple(segments)
 
 
-class _Flow:
+class Flow:
     """How tensors run through the graph once constants are set apart. Operators and tensors are known by index."""
 
     def __init__(self, model: TfliteFile) -> None:
@@ -145,7 +145,7 @@ def _shape(tensor: Any) -> list[int]:
     return [int(side) for side in (() if tensor.shape is None else tensor.shape)]
 
 
-def _linear(op: int, products: Sequence[int], flow: _Flow) -> Linear:
+def _linear(op: int, products: Sequence[int], flow: Flow) -> Linear:
     sides, matrix = flow.sides(op), flow.matrix(op)
     if sides is None or matrix is None:
         raise ValueError(f"the operator {op} is not a product")
@@ -155,7 +155,7 @@ def _linear(op: int, products: Sequence[int], flow: _Flow) -> Linear:
     return Linear(sides, (sides, digest), None if not path else products.index(path[0]))
 
 
-def _path_back(op: int, products: Sequence[int], flow: _Flow) -> list[int]:
+def _path_back(op: int, products: Sequence[int], flow: Flow) -> list[int]:
     """Operators from the product that feeds this one, that one included, if nothing else takes what is between."""
     path: list[int] = []
     while len(reads := flow.reads(op)) == 1 and flow.sole_reader(reads[0]) == op and reads[0] in flow.maker:
@@ -168,7 +168,7 @@ def _path_back(op: int, products: Sequence[int], flow: _Flow) -> list[int]:
     return []
 
 
-def _own_operators(products: Sequence[int], placements: Sequence[Placement], flow: _Flow) -> dict[int, int]:
+def _own_operators(products: Sequence[int], placements: Sequence[Placement], flow: Flow) -> dict[int, int]:
     """The operators of each placement, as operator → index of its placement."""
     owner: dict[int, int] = {}
     for number, placement in enumerate(placements):
@@ -185,7 +185,7 @@ def _own_operators(products: Sequence[int], placements: Sequence[Placement], flo
     return owner
 
 
-def _tail(op: int, flow: _Flow) -> Iterator[int]:
+def _tail(op: int, flow: Flow) -> Iterator[int]:
     """The operators after a product that belong to it: bias, activation and dequantize, each at most once."""
     allowed = _ADDING | _ACTIVATIONS | {"DEQUANTIZE"}
     while (reader := flow.sole_reader(flow.writes(op)[0])) is not None and flow.names[reader] in allowed:
@@ -202,7 +202,7 @@ def _is_vector(tensor: Any) -> bool:
     return sum(side != 1 for side in _shape(tensor)) <= 1
 
 
-def _require_own_variables(cuts: Sequence[Cut[int]], flow: _Flow, path: Path) -> None:
+def _require_own_variables(cuts: Sequence[Cut[int]], flow: Flow, path: Path) -> None:
     """A variable tensor must live in one segment."""
     users: dict[int, set[int]] = {}
     for number, one in enumerate(cuts):
@@ -213,7 +213,7 @@ def _require_own_variables(cuts: Sequence[Cut[int]], flow: _Flow, path: Path) ->
         raise ModelError(f"{path}: a variable is used on both sides of a cut", hint="count the whole model only")
 
 
-def _with_copies(members: Sequence[int], tensors: Sequence[int], flow: _Flow) -> list[int]:
+def with_copies(members: Sequence[int], tensors: Sequence[int], flow: Flow) -> list[int]:
     """The operators and all operators on constants that they or the given tensors need, in order of execution."""
     found = set(members)
     waiting = [*tensors, *(t for op in members for t in _indices(flow.ops[op].inputs))]
@@ -225,7 +225,7 @@ def _with_copies(members: Sequence[int], tensors: Sequence[int], flow: _Flow) ->
     return sorted(found)
 
 
-def _renamed(model: TfliteFile) -> list[Any]:
+def renamed(model: TfliteFile) -> list[Any]:
     """The tensors under names that are unique in the file."""
     tensors = [copy.copy(tensor) for tensor in model.graph.tensors]
     first = [int(t) for t in (*_indices(model.graph.inputs), *_indices(model.graph.outputs))]
@@ -239,7 +239,7 @@ def _renamed(model: TfliteFile) -> list[Any]:
     return tensors
 
 
-def _part(members: Sequence[int], one: Cut[int], extra: Sequence[int], tensors: Sequence[Any], flow: _Flow) -> Any:
+def part(members: Sequence[int], one: Cut[int], extra: Sequence[int], tensors: Sequence[Any], flow: Flow) -> Any:
     """A subgraph of these operators; tensors keep the buffers that they have in the model."""
     from ai_edge_litert import schema_py_generated as schema
 

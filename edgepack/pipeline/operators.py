@@ -1,0 +1,190 @@
+"""`edgepack inspect FILE --target`: what each operator of a model file takes on a target, and why it is slow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgepack.backends.operators import Operator
+from edgepack.backends.registry import FACTS, FORMATS, backend
+from edgepack.cost.model import CLEARLY, CostSource, Price
+from edgepack.cost.roofline import Roofline, roofline
+from edgepack.cost.select import cost_source, dense_int8, prices_of
+from edgepack.cost.slow import X86, Slow, slow
+from edgepack.data import example
+from edgepack.errors import UsageError
+from edgepack.model.layer import WEIGHT
+from edgepack.model.point import Point
+from edgepack.model.scheme import Format, Scheme
+from edgepack.model.structure import DENSE, Op, as_matrix, copied
+from edgepack.pipeline.datasets import load_data, with_open_sides
+from edgepack.pipeline.inspect import InspectOptions
+from edgepack.sources import open_model
+from edgepack.targets.target import HOST, Target
+from edgepack.workspace import Cache, Progress, open_workspace, silent
+
+TIMED = "timed on this machine"
+
+
+@dataclass(frozen=True)
+class OperatorReport:
+    """One operator, in order of execution.
+
+    Attributes:
+        scheme: of its products by constant matrices; None where there are none, or no scheme multiplies so.
+        shape: outputs and inputs of the first of them; None where there are none.
+        vectors: that one inference multiplies by it.
+        macs: of all of them.
+        latency_s: of one inference; None where nothing is known of it.
+        share: of all that is known.
+        slow: why its kernel is slow on the target, and `build` what a build does about it; None where it is not.
+        faster_in: the scheme in which its matrix would take least, by the prices that a build goes by, and
+            `faster_by` how many times less; None where that is not clear, or it has no single matrix.
+    """
+
+    name: str
+    op: str
+    scheme: str | None
+    shape: tuple[int, int] | None
+    vectors: int | None
+    macs: int
+    latency_s: float | None
+    share: float | None
+    slow: str | None
+    build: str | None
+    faster_in: str | None
+    faster_by: float | None
+
+
+@dataclass(frozen=True)
+class OperatorsReport:
+    """All operators of a file.
+
+    Attributes:
+        timed_by: where latencies come from; `priced_by` the same of the comparison of schemes.
+        latency_s: the sum of those that are known.
+    """
+
+    model: str
+    format: Format
+    target: str
+    timed_by: str
+    priced_by: str
+    latency_s: float
+    operators: tuple[OperatorReport, ...]
+    warnings: tuple[str, ...]
+
+
+def inspect_operators(
+    options: InspectOptions, target: Target, cache: Cache | None = None, progress: Progress = silent
+) -> OperatorsReport:
+    """What each operator of an ONNX or TFLite file takes on a target: timed where that is this machine, else priced by
+    the source of costs that a build for it would choose, as far as it goes.
+
+    Raises:
+        UsageError: `options.model` is no such file.
+        TargetsError: the target has no runtime for it.
+        InputError: bad model or data.
+    """
+    path = Path(options.model)
+    fmt = path.suffix.removeprefix(".")
+    if fmt not in FORMATS:
+        raise UsageError(
+            f"--target shows the operators of a model file: found {options.model}, expected .{' or .'.join(FORMATS)}",
+            hint="build a pack and look at the file in it",
+        )
+    target.require_format(fmt)
+    here = target.name == HOST
+    with open_workspace(cache or Cache(), seed=options.seed, progress=progress) as workspace:
+        progress("open model")
+        opened = open_model(options.model, workspace.folder, given=options.inputs)
+        opened = with_open_sides(opened, options.data, workspace)
+        loaded = load_data(options.data, opened, options.model, options.seed, images=options.images)
+        feed = example(loaded.calibration, opened.inputs, options.seed)
+        progress("time operators" if here else "list operators")
+        found = backend(fmt).operators(path, feed, timed=here, unsigned=target.arch in X86)
+        progress("price operators")
+        prices = _Prices.of(target, fmt, found)
+        seconds = [one.seconds if here else prices.latency_s(one) for one in found]
+        total = sum(one for one in seconds if one is not None)
+        return OperatorsReport(
+            model=str(path),
+            format=fmt,
+            target=target.name,
+            timed_by=TIMED if here else prices.source.name,
+            priced_by=prices.source.name,
+            latency_s=total,
+            operators=tuple(
+                _report(one, spent, total, slow(one, fmt, target), prices)
+                for one, spent in zip(found, seconds, strict=True)
+            ),
+            warnings=workspace.warnings,
+        )
+
+
+def _report(
+    operator: Operator, seconds: float | None, total: float, why: Slow | None, prices: _Prices
+) -> OperatorReport:
+    first = operator.products[0] if operator.products else None
+    better = prices.better(operator)
+    return OperatorReport(
+        name=operator.name,
+        op=operator.kind,
+        scheme=None if operator.scheme is None else operator.scheme.name,
+        shape=None if first is None else (first.rows, first.inputs),
+        vectors=None if first is None else first.vectors,
+        macs=operator.macs,
+        latency_s=seconds,
+        share=seconds / total if seconds is not None and total else None,
+        slow=None if why is None else why.why,
+        build=None if why is None else why.build,
+        faster_in=None if better is None else better[0].name,
+        faster_by=None if better is None else better[1],
+    )
+
+
+@dataclass(frozen=True)
+class _Prices:
+    """What matrices take on a target in one format, of one source."""
+
+    source: CostSource
+    sheet: Roofline
+    fmt: Format
+
+    @classmethod
+    def of(cls, target: Target, fmt: Format, operators: Sequence[Operator]) -> _Prices:
+        matrices = (as_matrix(op) for one in operators for op in one.products)
+        points = dense_int8(fmt, [(op.rows, op.columns, op.vectors) for op in matrices])
+        return cls(cost_source(target, fmt, points), roofline(target), fmt)
+
+    def latency_s(self, operator: Operator) -> float | None:
+        """Of the products of an operator; None of any other, and where the source has nothing on them: depthwise
+        convolutions have kernels of their own, of which no price of a matrix tells."""
+        depthwise = any(op.kind == "conv" and op.rows == op.columns == 1 for op in operator.products)
+        if operator.scheme is None or not operator.products or depthwise:
+            return None
+        prices = self._of([(op, operator.scheme) for op in operator.products])
+        known = [one.latency_s for one in prices if one is not None]
+        patches = sum(map(copied, operator.products)) * FACTS[self.fmt].patch_value / self.sheet.instructions_s
+        return sum(known) + patches if len(known) == len(prices) else None
+
+    def better(self, operator: Operator) -> tuple[Scheme, float] | None:
+        """The scheme in which the only matrix of an operator takes clearly less, and how many times less."""
+        if len(operator.products) != 1 or operator.products[0].kind != "matmul" or operator.scheme is None:
+            return None
+        (op,), schemes = operator.products, FACTS[self.fmt].schemes.layers
+        own, *others = self._of([(op, operator.scheme), *((op, scheme) for scheme in schemes)])
+        known = [(one.latency_s, scheme) for one, scheme in zip(others, schemes, strict=True) if one is not None]
+        if own is None or not known:
+            return None
+        least, scheme = min(known, key=lambda one: one[0])
+        return (scheme, own.latency_s / least) if least < CLEARLY * own.latency_s else None
+
+    def _of(self, products: Sequence[tuple[Op, Scheme]]) -> list[Price | None]:
+        return prices_of(self.source, [_point(op, scheme) for op, scheme in products], self.sheet)
+
+
+def _point(op: Op, scheme: Scheme) -> Point:
+    matrix = as_matrix(op)
+    return Point(scheme, DENSE, (Op(WEIGHT, "matmul", matrix.rows, matrix.columns, matrix.vectors),))
