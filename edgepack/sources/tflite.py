@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from edgepack.errors import ModelError
 from edgepack.model.model import Model, NativeName
 from edgepack.model.scheme import Format
-from edgepack.sources.inputs import GivenInput
+from edgepack.sources.inputs import GivenInput, with_shapes
 from edgepack.sources.source import FileOfSuffix
 
 if TYPE_CHECKING:
@@ -38,18 +38,19 @@ class TfliteFile(FileOfSuffix):
     def open(
         self, spec: str, name: str, work: Path, formats: Collection[Format], given: Sequence[GivenInput] = ()
     ) -> Model:
-        """See `Source.open`; nothing is exported."""
+        """See `Source.open`; nothing is exported. Shapes that are given are those of the packed file as well."""
         from edgepack.backends.tflite.sites import tflite_model, vectors
         from edgepack.natives.tflite import TfliteNative
 
         path = Path(spec)
-        content = tflite_model(_content(path), spec)
+        content = tflite_model(_with_shapes(_content(path), spec, given), spec)
         try:
             inputs = TfliteNative().session(content, {}, threads=1).inputs
         except ModelError as err:
             raise ModelError(
                 f"{spec}: {err.message.rpartition(': ')[2]} (LiteRT, at the input shapes that the file has)",
-                hint="convert the model with the input shapes that it is run with, and without custom operators",
+                hint="give the shapes that it leaves open, --input NAME=1x224x224x3, or convert it with those that it "
+                "is run with, and without custom operators",
             ) from err
         if not inputs:
             raise ModelError(f"{spec}: the model takes no inputs", hint="give a model that takes some")
@@ -69,6 +70,27 @@ class TfliteFile(FileOfSuffix):
             fixed=FIXED if content.in_integers else None,
             left=hidden,
         )
+
+
+def _with_shapes(content: bytes, name: str, given: Sequence[GivenInput]) -> bytes:
+    """The file, with the shapes of inputs that it leaves open as they were given.
+
+    Raises:
+        UsageError: it has no such input, or does not leave it open.
+        ModelError: a damaged file, or LiteRT refuses them.
+    """
+    if not given:
+        return content
+    from edgepack.backends.tflite.resize import resized, stated_inputs
+
+    with_shapes(stated_inputs(content, name), given)
+    try:
+        return resized(content, {one.name: one.shape for one in given})
+    except ModelError as err:
+        asked = ", ".join(map(str, given))
+        raise ModelError(
+            f"{name}: {err.message.rpartition(': ')[2]} (LiteRT, with {asked})", hint="give shapes on which it runs"
+        ) from err
 
 
 def _hidden(model: TfliteModel) -> str | None:

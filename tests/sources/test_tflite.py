@@ -17,7 +17,7 @@ from edgepack.backends.tflite.schemes import INT8_DYNAMIC
 from edgepack.backends.tflite.tidy import tidy
 from edgepack.cli import app
 from edgepack.data import Samples
-from edgepack.errors import ModelError
+from edgepack.errors import ModelError, UsageError
 from edgepack.model.kinds import kind_of, views_of
 from edgepack.model.model import Model
 from edgepack.model.replacement import dense, low_rank
@@ -25,6 +25,7 @@ from edgepack.model.structure import Structure
 from edgepack.model.types import Array
 from edgepack.natives import native
 from edgepack.sources import open_model
+from edgepack.sources.inputs import parse_input
 from tests.backends.tflite.given_files import GivenFile, Storage, convnet, integer_layer, mlp, stateful
 from tests.contracts.test_kinds import taken_apart
 
@@ -351,3 +352,33 @@ def test_old_numbers_of_metadata_point_nowhere_and_are_left_out(tmp_path: Path) 
     file = mlp([(np.ones((16, 16), np.float32), np.zeros(16, np.float32))], "float16")
     file.model.metadataBuffer = [1, 579]
     assert len(open_model(str(file.save(tmp_path / "m.tflite")), tmp_path).layers) == 1
+
+
+def left_open(model: Any) -> None:
+    """Both spatial axes of the image, which is 1×1 in the file."""
+    graph = model.subgraphs[0]
+    for tensor in (graph.tensors[i] for i in (0, *(int(op.outputs[0]) for op in graph.operators))):
+        tensor.shape = [1, 1, 1, tensor.shape[-1]]
+        tensor.shapeSignature = [1, -1, -1, tensor.shape[-1]]
+
+
+def test_open_sides_are_given(tmp_path: Path) -> None:
+    path = convnet(*KERNELS, BIASES).save(tmp_path / "m.tflite", left_open)
+    fixed = open_model(str(convnet(*KERNELS, BIASES).save(tmp_path / "fixed.tflite")), tmp_path)
+    opened = open_model(str(path), tmp_path, given=[parse_input("image=1x6x6x4")])
+    assert [spec.shape for spec in opened.inputs] == [(1, 6, 6, 4)]
+    images = RNG.standard_normal((2, 6, 6, 4)).astype(np.float32)
+    np.testing.assert_allclose(answered(opened, images), answered(fixed, images), rtol=1e-4, atol=1e-4)
+    assert native("tflite").macs(opened.content, {}) == native("tflite").macs(fixed.content, {})
+    written = GivenFile().schema.ModelT.InitFromPackedBuf(opened.content.source).subgraphs[0].tensors[0]
+    assert list(written.shapeSignature) == [1, -1, -1, 4]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [("image=1x6x6x3", r"the model takes 1x\?x\?x4"), ("x=1x6", "no such input"), ("image=1x6x6x4:int8", "float32")],
+)
+def test_sides_that_are_not_open(text: str, says: str, tmp_path: Path) -> None:
+    path = convnet(*KERNELS, BIASES).save(tmp_path / "m.tflite", left_open)
+    with pytest.raises(UsageError, match=says):
+        open_model(str(path), tmp_path, given=[parse_input(text)])

@@ -20,6 +20,7 @@ from edgepack.backends.segments import Cut
 from edgepack.backends.tflite import read
 from edgepack.backends.tflite.file import read_file, write_file
 from edgepack.backends.tflite.read import graphs, op_name, raw_bytes, shape_of
+from edgepack.backends.tflite.resize import resized, stated_inputs
 from edgepack.backends.tflite.runtime import interpreter, session
 from edgepack.backends.tflite.schemes import FP32, INT4_DYNAMIC, INT8_DYNAMIC, INT8_STATIC
 from edgepack.backends.tflite.split import Flow, part, renamed, with_copies
@@ -37,12 +38,16 @@ _FLOAT, _UINT8, _INT8, _INT4 = 0, 3, 9, read.INT4
 
 def operators(path: Path, feed: Mapping[str, Array], *, timed: bool) -> tuple[Operator, ...]:
     """See `Backend.operators`; those that run other graphs, and what these hold, have no times."""
-    found = read.read_file(path, lambda model: tuple(_operators(model)))
-    if not timed:
-        return found
-    seconds: dict[int, float] = {}
-    with suppress(ModelError):  # it cannot be taken apart: a file of several graphs, or with state
-        seconds = dict(_seconds(path, feed))
+    content = read.read_file(path, lambda _: path.read_bytes())
+    shapes = {spec.name: feed[spec.name].shape for spec in stated_inputs(content, str(path)) if None in spec.shape}
+    with tempfile.TemporaryDirectory() as folder:
+        if shapes:
+            path = Path(folder, "resized.tflite")
+            path.write_bytes(resized(content, shapes))
+        found = read.read_file(path, lambda model: tuple(_operators(model)))
+        seconds: dict[int, float] = {}
+        with suppress(ModelError):  # it cannot be taken apart: a file of several graphs, or with state
+            seconds = dict(_seconds(path, feed)) if timed else {}
     return tuple(replace(one, seconds=seconds.get(number)) for number, one in enumerate(found))
 
 

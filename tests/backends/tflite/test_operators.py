@@ -28,9 +28,18 @@ def test_convolutions_are_products_of_patches(storage: Storage, tmp_path: Path) 
     assert all(one.scheme == FP32 and one.seconds is not None for one in products)
 
 
+def test_open_sides_are_those_of_the_inputs(tmp_path: Path) -> None:
+    file = convnet(normal(4, 3, 3, 2), normal(5, 1, 1, 4), (normal(4), normal(5)))
+    image = file.graph.tensors[0]
+    image.shape, image.shapeSignature = [1, 1, 1, 2], [1, -1, -1, 2]
+    found = operators(file.save(tmp_path / "model.tflite"), {"image": normal(1, 8, 8, 2)}, timed=True)
+    assert [one.macs for one in found] == [4 * 9 * 2 * 64, 5 * 4 * 64]
+    assert all(one.seconds is not None for one in found)
+
+
 def test_integers_throughout(tmp_path: Path) -> None:
     path = integer_layer(normal(6, 8)).save(tmp_path / "model.tflite")
-    (one,) = operators(path, {}, timed=False)
+    (one,) = operators(path, {"x": np.zeros((1, 8), np.int8)}, timed=False)
     assert (one.kind, one.scheme, one.macs, one.doubt, one.seconds) == ("FULLY_CONNECTED", INT8_STATIC, 48, None, None)
 
 
