@@ -89,6 +89,10 @@ class Writer(Protocol):
     def write_dense(self, out: Path) -> None:
         """The dense fp32 baseline: the source model, nothing else changed."""
 
+    @property
+    def given_scheme(self) -> Scheme:
+        """The scheme by whose tolerance that answers as the model does: its weights may be integers already."""
+
     def write_baseline(self, scheme: Scheme, out: Path) -> str:
         """The dense int8 baseline in `scheme`; returns the name of the quantizer that made it."""
 

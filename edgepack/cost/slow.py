@@ -12,7 +12,7 @@ Cortex-A76 (with it), products of 4 vectors of 256 numbers by 256x256 weights, a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from edgepack.backends.operators import Doubt, Operator
@@ -33,27 +33,21 @@ class Slow:
     build: str
 
 
-_INTEGERS_STAY = "build leaves it as it is: give it the model from before it was quantized"
+STAYS = "build leaves it as it is: give it the model from before it was quantized"
+DECODED = "build decodes its weights, and finds it a rank and a scheme anew"
 
-SLOW: Mapping[Doubt, Slow] = {
-    "blocks": Slow(
-        "its weights are decoded to float32 at every inference: the CPU has no kernel for blocks", _INTEGERS_STAY
-    ),
-    "integer convolution": Slow(
-        "ConvInteger takes longer than Conv in float32 on a CPU without dot products", _INTEGERS_STAY
-    ),
-    "signed inputs": Slow("x86 CPUs without dot products have no fast kernel for int8 inputs", _INTEGERS_STAY),
-    "unsigned weights": Slow("kernels are made for int8 weights, these are uint8", _INTEGERS_STAY),
-    "float behind integers": Slow(
-        "its integers are decoded for an operator in float32: the pair of quantizers around that was not fused",
-        _INTEGERS_STAY,
-    ),
-    "decoded": Slow("weights are decoded at every inference, and multiplied in float32", _INTEGERS_STAY),
-    "unrolled": Slow(
-        "one of many products with the same matrix: a recurrence that was unrolled into its steps",
-        "build finds a smaller matrix for all of them, and leaves them apart: export the cell as one operator",
-    ),
+WHY: Mapping[Doubt, str] = {
+    "blocks": "its weights are decoded to float32 at every inference: the CPU has no kernel for blocks",
+    "integer convolution": "ConvInteger takes longer than Conv in float32 on a CPU without dot products",
+    "signed inputs": "x86 CPUs without dot products have no fast kernel for int8 inputs",
+    "unsigned weights": "kernels are made for int8 weights, these are uint8",
+    "float behind integers": "its integers are decoded for an operator in float32: the pair of quantizers around that "
+    "was not fused",
+    "decoded": "weights are decoded at every inference, and multiplied in float32",
+    "unrolled": "one of many products with the same matrix: a recurrence that was unrolled into its steps",
 }
+_OF_WEIGHTS: Collection[Doubt] = ("blocks", "integer convolution", "unsigned weights", "decoded")
+_UNROLLED = "build finds a smaller matrix for all of them, and leaves them apart: export the cell as one operator"
 
 
 def slow(operator: Operator, fmt: Format, target: Target) -> Slow | None:
@@ -66,4 +60,12 @@ def slow(operator: Operator, fmt: Format, target: Target) -> Slow | None:
         "signed inputs": dots or target.arch not in X86,
         "unsigned weights": dots and fmt == "onnx",
     }
-    return None if doubt is None or fine.get(doubt, False) else SLOW[doubt]
+    return None if doubt is None or fine.get(doubt, False) else Slow(WHY[doubt], _by_build(operator, doubt, fmt))
+
+
+def _by_build(operator: Operator, doubt: Doubt, fmt: Format) -> str:
+    """What a build does about it: where activations are floats, weights in integers are layers."""
+    if doubt == "unrolled":
+        return _UNROLLED
+    in_floats = operator.scheme is None or not operator.scheme.is_static
+    return DECODED if fmt == "onnx" and in_floats and doubt in _OF_WEIGHTS else STAYS

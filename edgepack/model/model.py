@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edgepack.model.layer import Layer
-from edgepack.model.scheme import Format
+from edgepack.model.scheme import Format, Scheme
 from edgepack.model.types import Array, Recipe, TensorSpec
 
 NativeName = Literal["onnx", "torch", "tflite"]
@@ -34,6 +34,8 @@ class Model:
         vectors: float64, those among its constants: what a converter may have folded into a layer's bias.
         fixed: why none of its layers is changed; None where they can be.
         left: what would be layers, but stays as it is, and why; None where there is nothing of the kind.
+        given: the file as it was given where its weights in integers were decoded, and the scheme by whose tolerance
+            that answers as the content does; None where the content is that of the file.
     """
 
     name: str
@@ -49,3 +51,4 @@ class Model:
     vectors: Sequence[Array] = ()
     fixed: str | None = None
     left: str | None = None
+    given: tuple[Path, Scheme] | None = None

@@ -9,7 +9,7 @@ from typing import Any
 
 from edgepack.backends.backend import Writer
 from edgepack.backends.registry import TOOLS
-from edgepack.backends.schemes import DENSE_INT8, FP32
+from edgepack.backends.schemes import DENSE_INT8
 from edgepack.cost import model
 from edgepack.devices.device import Job
 from edgepack.devices.local import LocalDevice
@@ -165,7 +165,7 @@ def no_larger_than_source(evaluator: Evaluator, files: Writer, attempt: Attempt,
     reason = f"the planned file has {planned} bytes, the model as it was given {given}"
     automatic = is_automatic(evaluator.options) and evaluator.options.precision == "auto"
     if automatic and _fits(evaluator, baseline.fp32, attempt.fmt):
-        dense = _dense(evaluator, files, FP32[files.fmt], baseline.fp32, reason)
+        dense = _dense(evaluator, files, files.given_scheme, baseline.fp32, reason)
         if dense.sound:
             evaluator.workspace.warn(f"{attempt.fmt}: {reason}; the pack keeps it as it was given")
             return dense
@@ -196,11 +196,10 @@ def dense_instead(evaluator: Evaluator, files: Writer, baseline: Baseline, reaso
     Raises:
         ModelError: neither can be proved.
     """
-    fp32 = FP32[files.fmt]
     failures = []
-    for scheme, path in ((baseline.scheme, baseline.int8), (fp32, baseline.fp32)):
+    for scheme, path in ((baseline.scheme, baseline.int8), (files.given_scheme, baseline.fp32)):
         attempt = _dense(evaluator, files, scheme, path, reason)
-        if attempt.sound and (attempt.within(evaluator.options.drop_limit) or scheme == fp32):
+        if attempt.sound and (attempt.within(evaluator.options.drop_limit) or path == baseline.fp32):
             return attempt
         failures.append(f"dense {scheme}: {attempt.failure or f'it drops {attempt.lost:.2f}'}")
     raise ModelError(f"no {files.fmt} file could be proved: {'; '.join(failures)}")

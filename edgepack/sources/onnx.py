@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 from edgepack.errors import ModelError
 from edgepack.model.layer import Layer
 from edgepack.model.model import Model, NativeName
-from edgepack.model.scheme import Format
+from edgepack.model.scheme import Format, Scheme
 from edgepack.model.types import TensorSpec
 from edgepack.sources.inputs import GivenInput
 from edgepack.sources.source import FileOfSuffix
 
-FOUND = 3
+FOUND = 4
 """Version of what is done to a graph before its layers are found: part of the key of all that is kept of them."""
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ class OnnxSource:
         inputs: what a caller must give.
         outputs: what the model returns.
         folded: whether the graph is another one than that of the file.
+        given: the scheme by whose tolerance the file answers as the graph does: its weights may be integers there.
     """
 
     path: Path
@@ -64,6 +65,7 @@ class OnnxSource:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     folded: bool
+    given: Scheme
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -79,6 +81,7 @@ def open_onnx(path: Path) -> OnnxSource:
     """
     from edgepack.backends.onnx.file import input_specs, load_with_digest, output_specs
     from edgepack.backends.onnx.folded import fold_weights
+    from edgepack.backends.onnx.integer_weights import decode_weights
     from edgepack.backends.onnx.norms import fold_norms
     from edgepack.backends.onnx.opset import in_newer_opset
     from edgepack.backends.onnx.sites import find_sites
@@ -87,8 +90,10 @@ def open_onnx(path: Path) -> OnnxSource:
     model, sha256 = load_with_digest(path)
     newer = in_newer_opset(model)
     model = newer or model
-    changed = newer is not None, *(fold(model) for fold in (fold_weights, fold_norms))
-    return OnnxSource(path, model, find_sites(model), sha256, input_specs(model), output_specs(model), any(changed))
+    given = decode_weights(model)
+    changed = newer is not None, not given.is_float, *(fold(model) for fold in (fold_weights, fold_norms))
+    inputs, outputs = input_specs(model), output_specs(model)
+    return OnnxSource(path, model, find_sites(model), sha256, inputs, outputs, any(changed), given)
 
 
 def onnx_model(spec: str, name: str, kind: str, path: Path, work: Path) -> Model:
@@ -116,6 +121,7 @@ def onnx_model(spec: str, name: str, kind: str, path: Path, work: Path) -> Model
         raise ModelError(f"{spec}: {err.message}", hint=err.hint) from err
     if not source.inputs:
         raise ModelError(f"{spec}: the model takes no inputs")
+    given = None if source.given.is_float else (path, source.given)
     if source.folded:
         path = work / "folded.onnx"
         save(source.model, path)
@@ -132,4 +138,5 @@ def onnx_model(spec: str, name: str, kind: str, path: Path, work: Path) -> Model
         recipe=None,
         vectors=vectors(source.model),
         left=already_in_integers(source.model),
+        given=given,
     )

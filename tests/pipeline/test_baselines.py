@@ -54,6 +54,7 @@ class Dense:
 
     fmt = "onnx"
     calibrated = True
+    given_scheme = FP32
 
     def write_dense(self, out: Path) -> None:
         out.write_text("fp32")

@@ -9,10 +9,11 @@ import onnx
 import pytest
 from onnx.helper import make_node
 
+from edgepack.backends.onnx.schemes import INT8_DYNAMIC, INT8_STATIC
 from edgepack.backends.operators import Doubt, Operator
-from edgepack.cost.slow import SLOW, slow
+from edgepack.cost.slow import DECODED, STAYS, WHY, Slow, slow
 from edgepack.errors import TargetsError, UsageError
-from edgepack.model.scheme import Format
+from edgepack.model.scheme import Format, Scheme
 from edgepack.pipeline.inspect import InspectOptions
 from edgepack.pipeline.operators import OperatorsReport, inspect_operators
 from edgepack.report.operators import SHOWN, operators_report
@@ -67,19 +68,28 @@ def test_what_is_slow_depends_on_dot_products(case: tuple[Doubt, Format]) -> Non
     doubt, fmt = case
     one = Operator("y", "MatMul", doubt=doubt)
     found = [slow(one, fmt, get_target(name)) for name in ("rpi4", "rpi5")]
-    assert [each == SLOW[doubt] for each in found] == list(DOTS[case])
+    assert [each is not None and each.why == WHY[doubt] for each in found] == list(DOTS[case])
 
 
 def test_signed_inputs_are_slow_on_x86_alone() -> None:
     one = Operator("y", "MatMulInteger", doubt="signed inputs")
     target = replace(get_target("rpi4"), arch="x86_64", isa=("avx2",))
-    assert slow(one, "onnx", target) == SLOW["signed inputs"]
+    assert slow(one, "onnx", target) == Slow(WHY["signed inputs"], STAYS)
     assert slow(one, "onnx", replace(target, isa=("avx2", "avx-vnni"))) is None
     assert slow(Operator("y", "MatMul"), "onnx", target) is None
 
 
+@pytest.mark.parametrize(
+    ("scheme", "fmt", "build"),
+    [(INT8_DYNAMIC, "onnx", DECODED), (INT8_STATIC, "onnx", STAYS), (INT8_DYNAMIC, "tflite", STAYS)],
+)
+def test_what_a_build_does_depends_on_the_activations(scheme: Scheme, fmt: Format, build: str) -> None:
+    one = Operator("y", "MatMulInteger", scheme=scheme, doubt="unsigned weights")
+    assert slow(one, fmt, get_target("rpi4")) == Slow(WHY["unsigned weights"], build)
+
+
 def test_a_slow_operator_is_marked_and_explained_once(on_rpi4: OperatorsReport) -> None:
-    ill = SLOW["unrolled"]
+    ill = Slow(WHY["blocks"], DECODED)
     operators = [replace(one, slow=ill.why, build=ill.build) for one in on_rpi4.operators for _ in range(SHOWN)]
     report = operators_report(replace(on_rpi4, operators=tuple(operators)))
     shown = " ".join(terminal_text(report, width=400).split())

@@ -70,15 +70,15 @@ def test_an_old_operator_set_becomes_one_that_can_be_quantized(path):
 @pytest.mark.parametrize(
     ("nodes", "said"),
     [
-        ([helper.make_node("DequantizeLinear", ["q", "s"], ["w"]), helper.make_node("MatMul", ["x", "w"], ["y"])],
+        ([helper.make_node("QuantizeLinear", ["x", "s"], ["i"]),
+          helper.make_node("DequantizeLinear", ["i", "s"], ["a"]),
+          helper.make_node("DequantizeLinear", ["q", "s"], ["w"]), helper.make_node("MatMul", ["a", "w"], ["y"])],
          "1 MatMul behind decoded weights"),
-        ([helper.make_node("Cast", ["q"], ["c"], to=1), helper.make_node("Mul", ["c", "s"], ["w"]),
-          helper.make_node("MatMul", ["x", "w"], ["y"])], "1 MatMul behind decoded weights"),
         ([helper.make_node("Cast", ["x"], ["a"], to=3), helper.make_node("MatMulInteger", ["a", "q"], ["i"]),
           helper.make_node("Cast", ["i"], ["y"], to=1)], "1 MatMulInteger"),
         ([helper.make_node("MatMul", ["x", "f"], ["y"])], None),
     ],
-    ids=["dequantized", "scaled", "integer", "float"],
+    ids=["dequantized", "integer", "float"],
 )  # fmt: skip
 def test_weights_that_are_integers_already_are_named(path, nodes, said, tmp_path):
     model, codes = onnx.load(path), np.ones((4, 3), np.int8)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgepack.backends.onnx.decoded import Decoded, decoded
+from edgepack.backends.onnx.decoded import Decoded, broadcasts, decoded
 from edgepack.backends.onnx.kinds import FACTORS, bias, sides
 from edgepack.model.types import Array, Contents, Product
 
@@ -19,6 +19,9 @@ BLOCK_GRID = {"MatMulNBits": (2, 3)}
 """Inputs that are scales and zero points of blocks: one per output where there is one block, and yet no bias."""
 
 _VIEWS = frozenset({"DequantizeLinear", "Identity", "Transpose", "Cast", "Reshape", "QuantizeLinear"})
+
+_SCALING = frozenset({"Mul", "Sub"})
+"""What makes numbers of integers, with Cast."""
 
 
 def read_contents(path: Path) -> Contents:
@@ -90,7 +93,7 @@ def _content(array: Array) -> Hashable:
 
 
 def _constant(value: ir.Value | None) -> ir.TensorProtocol | None:
-    """The tensor behind a value, through views and casts, or None for a computed one."""
+    """The tensor behind a value, through views, casts and constant scales, or None for a computed one."""
     while value is not None:
         if value.const_value is not None:
             return value.const_value
@@ -100,6 +103,11 @@ def _constant(value: ir.Value | None) -> ir.TensorProtocol | None:
         if node.op_type == "Constant":
             attribute = node.attributes.get("value")
             return None if attribute is None else attribute.as_tensor()
+        if node.op_type in _SCALING:
+            codes, scale = map(_constant, node.inputs)
+            if codes is None or scale is None or not broadcasts(scale.numpy().shape, codes.numpy().shape):
+                return None
+            return codes
         if node.op_type not in _VIEWS:
             return None
         value = node.inputs[0]

@@ -80,7 +80,7 @@ def decoded(value: ir.Value | None) -> Decoded | None:
         sides, bits = tuple(int(side) for side in wanted.numpy()), 4
         if min(sides, default=0) < 1 or not 0 <= 2 * tensor.size - prod(sides) <= 1:
             return None
-    if not _broadcasts(tuple(int(side) for side in scales.shape.numpy()), sides):
+    if not broadcasts(tuple(int(side) for side in scales.shape.numpy()), sides):
         return None
     return Decoded(codes, tensor, sides, bits, np.asarray(scales.numpy(), np.float32), dtype.numpy())
 
@@ -119,7 +119,7 @@ def _is_pairs(node: ir.Node) -> bool:
     return table is not None and np.array_equal(table.numpy(), PAIRS)
 
 
-def _broadcasts(scales: tuple[int, ...], sides: tuple[int, ...]) -> bool:
+def broadcasts(scales: tuple[int, ...], sides: tuple[int, ...]) -> bool:
     """Whether scales take no more room than the codes."""
     try:
         return np.broadcast_shapes(scales, sides) == sides

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 __all__ = [
+    "copy",
     "from_proto",
     "input_specs",
     "load",
@@ -137,6 +138,22 @@ def save(model: ir.Model, path: Path) -> None:
         raise OutputError(
             f"cannot write {path}: {err.strerror}", hint="choose a folder that exists and has room"
         ) from err
+
+
+def copy(source: Path, path: Path) -> None:
+    """Write a sound file as it is, byte by byte; as `save` does where it has weights in other files.
+
+    Raises:
+        ModelError: see `load`.
+    """
+    import onnx
+    from onnx.external_data_helper import uses_external_data
+
+    proto = onnx.load(source, load_external_data=False)
+    if any(uses_external_data(tensor) for tensor in _tensor_protos(proto)):
+        save(load(source), path)
+    else:
+        path.write_bytes(source.read_bytes())
 
 
 def to_bytes(model: ir.Model) -> bytes:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgepack.backends.onnx.constants import VIEWS, Reader, root_of
+from edgepack.backends.onnx.decoded import broadcasts
 from edgepack.backends.onnx.tensors import all_graphs
 from edgepack.backends.onnx.values import Names
 from edgepack.model.types import Array
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
 WEIGHTS = (1, 2, 3)
 """Inputs of these operators: the weights of the input and of the state, and the biases."""
+_SCALING = frozenset({"DequantizeLinear", "Mul", "Sub"})
+"""Operators that make numbers of integers, with Cast."""
 DEEPEST = 32
 """Steps from a weight back to its constants, at most."""
 INITIALIZERS_APART = 4
@@ -38,7 +41,7 @@ def fold_weights(model: ir.Model) -> bool:
 
     if model.ir_version < INITIALIZERS_APART:
         return False
-    folder, names = _Folder(model), Names(model)
+    folder, names = Folder(model), Names(model)
     made: dict[tuple[int, str, tuple[int, ...], bytes], tuple[ir.Value, str]] = {}
     for graph in all_graphs(model):
         for node in graph:
@@ -74,8 +77,9 @@ def initializer(home: ir.Value, array: Array, name: str) -> ir.Value:
     return value
 
 
-class _Folder:
-    """Values of a model as far as constants, views, slices and what joins these tell them; each is found once."""
+class Folder:
+    """Values of a model as far as constants, views, slices, scales and what joins these tell them; each is found
+    once."""
 
     def __init__(self, model: ir.Model) -> None:
         self._reader = Reader()
@@ -83,6 +87,7 @@ class _Folder:
         self._known: dict[ir.Value, Array | None] = {}
 
     def array(self, value: ir.Value | None, depth: int = 0) -> Array | None:
+        """A value; None where it is not known."""
         if value is None or depth > DEEPEST:
             return None
         if value not in self._known:
@@ -119,6 +124,8 @@ class _Folder:
         if not parts or any(part is None for part in parts):
             return None
         arrays = [part for part in parts if part is not None]
+        if node.op_type in _SCALING:
+            return _scaled(node, arrays)
         if node.op_type in VIEWS:
             step = self._reader.describe(node)
             return None if step is None else self._reader.derive(arrays[0], step)
@@ -127,6 +134,40 @@ class _Folder:
         axis = node.attributes.get_int("axis", 0)
         alike = len({array.ndim for array in arrays}) == 1 and -arrays[0].ndim <= axis < arrays[0].ndim
         return np.concatenate(arrays, axis) if node.op_type == "Concat" and alike and _joins(arrays, axis) else None
+
+
+def _scaled(node: ir.Node, arrays: list[Array]) -> Array | None:
+    """Integers as the numbers that they stand for, or one step towards these; nothing grows."""
+    codes = arrays[0]
+    if node.op_type == "DequantizeLinear":
+        axis, block = node.attributes.get_int("axis", 1), node.attributes.get_int("block_size", 0)
+        parts = [_along(part, codes, axis, block) for part in arrays[1:]]
+    else:
+        parts = list(arrays[1:]) if len(arrays) == 2 else []
+    known = [part for part in parts if part is not None and broadcasts(part.shape, codes.shape)]
+    if not known or len(known) != len(parts):
+        return None
+    if node.op_type == "Sub":
+        return np.asarray(codes - known[0])
+    dtype = known[0].dtype
+    if dtype.kind != "f":
+        return None
+    wide = np.result_type(dtype, np.float32)
+    zero = known[1].astype(wide) if len(known) > 1 else wide.type(0)
+    return np.asarray(((codes.astype(wide) - zero) * known[0].astype(wide)).astype(dtype))
+
+
+def _along(part: Array, codes: Array, axis: int, block: int) -> Array | None:
+    """Scales or zero points, so that they broadcast against codes: one for all, one a slice, or one a block."""
+    if part.size == 1:
+        return part.reshape(())
+    if not -codes.ndim <= axis < codes.ndim:
+        return None
+    if part.ndim == 1 and len(part) == codes.shape[axis]:
+        return part.reshape([-1 if at == axis % codes.ndim else 1 for at in range(codes.ndim)])
+    if part.ndim != codes.ndim or not 0 < block <= codes.shape[axis] or part.shape[axis] * block < codes.shape[axis]:
+        return None
+    return np.take(part, np.arange(codes.shape[axis]) // block, axis)
 
 
 def _joins(arrays: list[Array], axis: int) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from edgepack.backends.onnx.decoded import tensor_of
 from edgepack.backends.onnx.kinds import OPERATORS
 from edgepack.backends.onnx.tensors import all_graphs
 
@@ -15,6 +16,8 @@ IN_INTEGERS = frozenset({
     "MatMulInteger", "ConvInteger", "QLinearMatMul", "QLinearConv", "QGemm", "DynamicQuantizeMatMul",
     "MatMulIntegerToFloat", "DynamicQuantizeLSTM", "MatMulNBits", "QAttention",
 })  # fmt: skip
+_CODES = frozenset({"INT4", "UINT4", "INT8", "UINT8", "INT32"})
+"""Types of weights and biases that are decoded."""
 DEEPEST = 8
 """Steps from an operator back to the integers that its weight is decoded from, at most."""
 
@@ -25,7 +28,7 @@ def already_in_integers(model: ir.Model) -> str | None:
         node.op_type if node.op_type in IN_INTEGERS else f"{node.op_type} behind decoded weights"
         for graph in all_graphs(model)
         for node in graph
-        if node.op_type in IN_INTEGERS or _is_decoded(node)
+        if node.op_type in IN_INTEGERS or _has_decoded(node)
     )
     if not found:
         return None
@@ -33,20 +36,20 @@ def already_in_integers(model: ir.Model) -> str | None:
     return f"operators with integer weights stay as they are: {named}"
 
 
-def _is_decoded(node: ir.Node) -> bool:
+def _has_decoded(node: ir.Node) -> bool:
     """Whether it would be a layer, but for a weight that is decoded from integers."""
     places = OPERATORS.get(node.op_type, ()) if node.domain == "" else ()
-    return any(place < len(node.inputs) and _from_integers(node.inputs[place], DEEPEST) for place in places)
+    return any(place < len(node.inputs) and is_decoded(node.inputs[place], DEEPEST) for place in places)
 
 
-def _from_integers(value: ir.Value | None, steps: int) -> bool:
-    """Whether a value is made of constant integers by what a runtime folds at load."""
-    import onnx_ir as ir
-
-    node = None if value is None else value.producer()
+def is_decoded(value: ir.Value | None, steps: int) -> bool:
+    """Whether a value is made of constant integers by what a runtime folds at load, in so many steps at most."""
     if value is None or steps == 0:
         return False
-    if node is None:
-        return value.const_value is not None and value.dtype in (ir.DataType.INT8, ir.DataType.UINT8)
+    if (tensor := tensor_of(value)) is not None:
+        return tensor.dtype.name in _CODES
+    node = value.producer()
+    if node is None or node.domain != "":
+        return False
     decodes = node.op_type in ("DequantizeLinear", "Cast", "Mul", "Sub", "Transpose", "Reshape", "Identity")
-    return decodes and _from_integers(node.inputs[0], steps - 1)
+    return decodes and is_decoded(node.inputs[0], steps - 1)

@@ -87,18 +87,20 @@ class OnnxWriter:
         *,
         largest: int,
         warn: Callable[[str], None] = lambda message: None,
+        given: tuple[Path, Scheme] | None = None,
     ) -> None:
-        """`warn` hears of what is written in another way than asked for."""
+        """`warn` hears of what is written in another way than asked for; `given` as of `Model`."""
         self.model = model
         self.calibrated = calibration is not None
         self._calibration = calibration
         self._samples = None if calibration is None else calibration.head(RANGE_SAMPLES)
         self.largest = largest
         self._warn = warn
+        self._given = given
 
     def with_largest(self, largest: int) -> OnnxWriter:
         """See `Writer.with_largest`."""
-        return OnnxWriter(self.model, self._calibration, largest=largest, warn=self._warn)
+        return OnnxWriter(self.model, self._calibration, largest=largest, warn=self._warn, given=self._given)
 
     def layer_schemes(self) -> tuple[Scheme, ...]:
         """The schemes that a single layer of this model can take, by its opset and the data at hand."""
@@ -170,10 +172,18 @@ class OnnxWriter:
         }
 
     def write_dense(self, out: Path) -> None:
-        """The dense fp32 baseline."""
-        from edgepack.backends.onnx.file import save
+        """The dense fp32 baseline: the file as it was given where that has weights in integers."""
+        from edgepack.backends.onnx.file import copy, save
 
-        save(self.model, out)
+        if self._given is None:
+            save(self.model, out)
+        else:
+            copy(self._given[0], out)
+
+    @property
+    def given_scheme(self) -> Scheme:
+        """See `Writer.given_scheme`."""
+        return FP32 if self._given is None else self._given[1]
 
     def write_baseline(self, scheme: Scheme, out: Path) -> str:
         """The dense int8 baseline by the format's own quantizer; returns its name.

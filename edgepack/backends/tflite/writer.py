@@ -139,6 +139,11 @@ class TfliteWriter:
         else:
             out.write_bytes(self._origin.source)
 
+    @property
+    def given_scheme(self) -> Scheme:
+        """See `Writer.given_scheme`."""
+        return FP32
+
     def write_baseline(self, scheme: Scheme, out: Path) -> str:
         """The dense int8 baseline by the format's own quantizer; returns its name. A model in integers is its own."""
         if self._opened.fixed is not None:

@@ -1,0 +1,234 @@
+"""Weights that a file holds in integers: they become float constants, and the operators that multiply by them layers.
+
+They stand behind DequantizeLinear, or behind Cast, Sub and Mul; or they are those of MatMulInteger, ConvInteger and
+DynamicQuantizeLSTM, whose float inputs are put on a grid at every inference, or of MatMulNBits. Where an operator's
+inputs are decoded from integers as well, it stays as it is: there the runtime multiplies integers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from math import ceil
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edgepack.backends.onnx.folded import INITIALIZERS_APART, WEIGHTS, Folder, initializer
+from edgepack.backends.onnx.integers import DEEPEST, is_decoded
+from edgepack.backends.onnx.kinds import OPERATORS
+from edgepack.backends.onnx.kinds.recurrent import GATES, QUANTIZED, STATES, R, W
+from edgepack.backends.onnx.schemes import FP32, INT8_DYNAMIC, NBITS4, NBITS8, WEIGHTS8
+from edgepack.backends.onnx.values import Names, take_over
+from edgepack.model.scheme import Scheme
+from edgepack.model.types import Array
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+BIAS = 2
+"""Where Gemm and Conv have it."""
+_TOLERANT = (NBITS4, NBITS8, INT8_DYNAMIC, WEIGHTS8)
+"""What weights may have been stored in, the least like floats first."""
+_FLOAT = 1  # onnx.proto, TensorProto.FLOAT
+
+
+def decode_weights(model: ir.Model) -> Scheme:
+    """Decode them in place; what nothing uses any more is gone.
+
+    Of files older than IR version 4 all stays as it is. A weight takes the name of its integers.
+
+    Returns:
+        The scheme by whose tolerance the model answers as it did: float32 where there was nothing to decode.
+    """
+    from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+    if model.ir_version < INITIALIZERS_APART:
+        return FP32
+    decoder = _Decoder(model)
+    found = {scheme for graph in model.graphs() for scheme in (*decoder.products(graph), *decoder.constants(graph))}
+    if not found:
+        return FP32
+    RemoveUnusedNodesPass()(model)
+    decoder.name(Names(model))
+    return min(found, key=_TOLERANT.index)
+
+
+class _Decoder:
+    """What was decoded of a model; each weight once, however many operators use it."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self._folder, self._names = Folder(model), Names(model)
+        self._made: dict[tuple[ir.Value, bytes], tuple[ir.Value, str]] = {}
+
+    def name(self, names: Names) -> None:
+        """Give every weight the name of its integers."""
+        for value, name in self._made.values():
+            value.name = names.unique(name)
+
+    def constants(self, graph: ir.Graph) -> Iterator[Scheme]:
+        """Decodes weights of operators in float, and says what each was stored in."""
+        for node in graph:
+            for place in _weights_of(node):
+                value = node.inputs[place]
+                if value is None or not is_decoded(value, DEEPEST):
+                    continue
+                array = self._folder.array(value)
+                made = None if array is None or array.dtype.kind != "f" else self._constant(value, array)
+                if made is not None:
+                    node.replace_input_with(place, made)
+                    yield WEIGHTS8
+
+    def products(self, graph: ir.Graph) -> Iterator[Scheme]:
+        """Makes operators of integers ones in float, and says what the weight of each was stored in."""
+        for node in list(graph):
+            made = _PRODUCTS[node.op_type](self, node) if node.op_type in _PRODUCTS else None
+            if made is not None:
+                last, new = made
+                graph.insert_after(last, new)
+                for old, value in zip(last.outputs, new.outputs, strict=True):
+                    take_over(old, value)
+                yield _scheme(node)
+
+    def _constant(self, integers: ir.Value, array: Array) -> ir.Value | None:
+        home = self._folder.home(integers)
+        key = integers, array.tobytes()
+        if key not in self._made:
+            if home is None:
+                return None
+            self._made[key] = initializer(home, array, self._names.unique("decoded")), home.name or "decoded"
+        return self._made[key][0]
+
+    def _input(self, node: ir.Node, place: int) -> Array | None:
+        return self._folder.array(node.inputs[place]) if len(node.inputs) > place else None
+
+    def _node(self, old: ir.Node, kind: str, inputs: Sequence[ir.Value | None], outputs: int = 1) -> ir.Node:
+        import onnx_ir as ir
+
+        kept = list(old.attributes.values()) if old.op_type in ("ConvInteger", QUANTIZED) else []
+        return ir.Node("", kind, inputs, kept, num_outputs=outputs, name=old.name)
+
+    def scaled(self, node: ir.Node) -> tuple[ir.Node, ir.Node] | None:
+        """MatMulInteger or ConvInteger behind DynamicQuantizeLinear, with the Cast and the Mul that make floats of its
+        sums: the Mul, and the product in its place."""
+        quantizer = node.inputs[0].producer() if node.inputs[0] is not None else None
+        codes, cast = self._input(node, 1), _only_user(node, "Cast")
+        last = None if cast is None or cast.attributes.get_int("to", 0) != _FLOAT else _only_user(cast, "Mul")
+        if quantizer is None or quantizer.op_type != "DynamicQuantizeLinear" or codes is None or last is None:
+            return None
+        steps = next((value for value in last.inputs if value is not None and value.producer() is not cast), None)
+        both = None if steps is None else steps.producer()
+        if both is None or both.op_type != "Mul" or quantizer.outputs[1] not in both.inputs:
+            return None
+        if len(node.inputs) < 3 or node.inputs[2] is not quantizer.outputs[2]:
+            return None
+        scale = next((self._folder.array(v) for v in both.inputs if v is not quantizer.outputs[1]), None)
+        zero = self._input(node, 3)
+        axis = 0 if node.op_type == "ConvInteger" else codes.ndim - 1
+        parts = [_along(part, codes, axis) for part in (scale, np.zeros((), np.int8) if zero is None else zero)]
+        if codes.ndim < 2 or parts[0] is None or parts[1] is None or node.inputs[1] is None:
+            return None
+        weight = (codes.astype(np.float32) - parts[1].astype(np.float32)) * parts[0].astype(np.float32)
+        made = self._constant(node.inputs[1], np.asarray(weight, np.float32))
+        kind = "Conv" if node.op_type == "ConvInteger" else "MatMul"
+        return None if made is None else (last, self._node(node, kind, [quantizer.inputs[0], made]))
+
+    def cells(self, node: ir.Node) -> tuple[ir.Node, ir.Node] | None:
+        """DynamicQuantizeLSTM: itself, and the LSTM in its place."""
+        inputs = list(node.inputs[:STATES])
+        for place, first in ((W, STATES), (R, STATES + 2)):
+            codes, scale, zero = (self._input(node, at) for at in (place, first, first + 1))
+            integers = node.inputs[place]
+            if codes is None or scale is None or zero is None or integers is None or codes.ndim != 3:
+                return None
+            if scale.size != zero.size or scale.size not in (len(codes), len(codes) * codes.shape[2]):
+                return None
+            steps, zeros = (part.reshape(len(codes), 1, -1).astype(np.float32) for part in (scale, zero))
+            weight = (codes.astype(np.float32) - zeros) * steps
+            made = self._constant(integers, np.ascontiguousarray(weight.transpose(0, 2, 1)))
+            if made is None:
+                return None
+            inputs[place] = made
+        return node, self._node(node, "LSTM", inputs, len(node.outputs))
+
+    def blocks(self, node: ir.Node) -> tuple[ir.Node, ir.Node] | None:
+        """MatMulNBits of 4 or 8 bits, without a bias and an order of its own: itself, and the MatMul in its place."""
+        packed, scale, zero = (self._input(node, at) for at in (1, 2, 3))
+        integers, known = node.inputs[1], zero is not None or not any(node.inputs[3:4])
+        if packed is None or scale is None or integers is None or not known or any(node.inputs[4:]):
+            return None
+        weight = _of_blocks(node, packed, scale, zero)
+        made = None if weight is None else self._constant(integers, np.ascontiguousarray(weight.T))
+        return None if made is None else (node, self._node(node, "MatMul", [node.inputs[0], made]))
+
+
+_PRODUCTS: Mapping[str, Callable[[_Decoder, ir.Node], tuple[ir.Node, ir.Node] | None]] = {
+    "MatMulInteger": _Decoder.scaled,
+    "ConvInteger": _Decoder.scaled,
+    QUANTIZED: _Decoder.cells,
+    "MatMulNBits": _Decoder.blocks,
+}
+"""By operator, what finds its last node and makes the one in float."""
+
+
+def _scheme(node: ir.Node) -> Scheme:
+    """What the weight of an operator of `_PRODUCTS` is stored in."""
+    if node.op_type != "MatMulNBits":
+        return INT8_DYNAMIC
+    return NBITS4 if node.attributes.get_int("bits", 4) == NBITS4.bits else NBITS8
+
+
+def _only_user(node: ir.Node, kind: str) -> ir.Node | None:
+    """The node that reads the only output of another, if it is of a kind and the only one."""
+    users = [user for user, _ in node.outputs[0].uses()]
+    alone = len(users) == 1 and not node.outputs[0].is_graph_output()
+    return users[0] if alone and users[0].op_type == kind else None
+
+
+def _along(part: Array | None, codes: Array, axis: int) -> Array | None:
+    """One number for all codes, or one for each slice along an axis."""
+    if part is None or part.size == 1:
+        return None if part is None else part.reshape(())
+    if part.size != codes.shape[axis] or max(part.shape) != part.size:
+        return None
+    return part.reshape([-1 if at == axis else 1 for at in range(codes.ndim)])
+
+
+def _of_blocks(node: ir.Node, packed: Array, scale: Array, zero: Array | None) -> Array | None:
+    """(N, K) in the type of the scales; None where the sizes do not fit each other."""
+    bits = node.attributes.get_int("bits", 4)
+    rows, columns, block = (node.attributes.get_int(name, 0) for name in ("N", "K", "block_size"))
+    if bits not in (4, 8) or min(rows, columns, block) < 1 or scale.dtype.kind != "f":
+        return None
+    runs = ceil(columns / block)
+    if packed.size * 8 != rows * runs * block * bits or scale.size != rows * runs:
+        return None
+    zeros: Array = np.full(scale.size, 1 << (bits - 1), np.float32)
+    if zero is not None:
+        packs = zero.dtype.kind != "f"
+        if zero.size != (rows * ceil(runs * bits / 8) if packs else scale.size):
+            return None
+        each = _unpacked(zero.reshape(rows, -1), bits)[:, :runs] if packs else zero
+        zeros = each.reshape(-1).astype(np.float32)
+    codes = _unpacked(packed.reshape(scale.size, -1), bits).astype(np.float32)
+    weight = (codes - zeros[:, None]) * scale.reshape(-1, 1).astype(np.float32)
+    return weight.reshape(rows, -1)[:, :columns].astype(scale.dtype)
+
+
+def _unpacked(packed: Array, bits: int) -> Array:
+    """(n, codes) of (n, bytes), of 4 bits the lower ones first."""
+    return packed if bits == 8 else np.stack([packed & 15, packed >> 4], axis=-1).reshape(len(packed), -1)
+
+
+def _weights_of(node: ir.Node) -> tuple[int, ...]:
+    """The inputs of an operator that may be such weights; none where the others are decoded integers too."""
+    places = OPERATORS.get(node.op_type, ()) if node.domain == "" else ()
+    if any(_is_dequantized(value) for place, value in enumerate(node.inputs) if place in (0, *places)):
+        return ()
+    own = (*places, *(WEIGHTS if node.op_type in GATES else (BIAS,)))
+    return tuple(dict.fromkeys(place for place in own if place < len(node.inputs)))
+
+
+def _is_dequantized(value: ir.Value | None) -> bool:
+    """Whether a value is decoded from integers that an inference computes."""
+    node = None if value is None else value.producer()
+    return node is not None and node.op_type == "DequantizeLinear" and not is_decoded(value, DEEPEST)

@@ -1,0 +1,154 @@
+"""Weights that a file holds in integers are those of layers, and what a file is then still answers alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx.helper import make_node
+from onnxruntime.quantization import QuantType, quantize_dynamic
+
+from edgepack.backends.onnx.schemes import FP32, INT8_DYNAMIC, NBITS4, NBITS8, WEIGHTS8
+from edgepack.backends.onnx.session import run, session
+from edgepack.metrics.values import sqnr_db
+from edgepack.model.types import Array
+from edgepack.sources.onnx import OnnxSource, open_onnx
+from tests.backends.onnx.graph_models import const, info, normal, proto
+
+ROWS, COLUMNS = 6, 20
+CODES = np.random.default_rng(0).integers(-100, 100, (COLUMNS, ROWS)).astype(np.int8)
+STEPS = np.linspace(0.01, 0.02, ROWS, dtype=np.float32)
+ZEROS = np.arange(-3, 3, dtype=np.int8)
+PER_COLUMN = (CODES.astype(np.float32) - ZEROS) * STEPS
+X, Y = info("x", ["n", COLUMNS]), info("y", ["n", ROWS])
+TOP = make_node("MatMul", ["x", "w"], ["y"])
+
+
+def opened(made: onnx.ModelProto, folder: Path) -> OnnxSource:
+    path = folder / "model.onnx"
+    onnx.save(made, path)
+    return open_onnx(path)
+
+
+def assert_alike(source: OnnxSource, feed: Mapping[str, Array], least_db: float) -> None:
+    own, given = run(session(source.model), None, feed), run(session(source.path), None, feed)
+    assert min(sqnr_db(one, other) for one, other in zip(given, own, strict=True)) > least_db
+
+
+FORMS = {
+    "dequantized": ([make_node("DequantizeLinear", ["q", "s", "z"], ["w"], axis=1)], PER_COLUMN),
+    "unsigned": ([make_node("DequantizeLinear", ["u", "one"], ["w"])], (CODES.view(np.uint8)) * np.float32(0.5)),
+    "blocks": (
+        [make_node("DequantizeLinear", ["q", "blocks"], ["w"], axis=0, block_size=8)],
+        CODES * np.repeat(STEPS[:3], 8)[:COLUMNS, None],
+    ),
+    "scaled": (
+        [make_node("Cast", ["q"], ["c"], to=1), make_node("Cast", ["z"], ["zf"], to=1),
+         make_node("Sub", ["c", "zf"], ["d"]), make_node("Mul", ["d", "s"], ["w"])],
+        PER_COLUMN,
+    ),
+    "constants": ([const("k", CODES), make_node("DequantizeLinear", ["k", "one"], ["w"])], CODES * np.float32(0.5)),
+}  # fmt: skip
+KNOWN: Mapping[str, Array] = {
+    "q": CODES, "u": CODES.view(np.uint8), "s": STEPS, "z": ZEROS, "one": np.array(0.5, np.float32),
+    "blocks": np.repeat(STEPS[:3, None], ROWS, axis=1),
+}  # fmt: skip
+
+
+def used(nodes: Sequence[onnx.NodeProto]) -> dict[str, Array]:
+    names = {name for node in nodes for name in node.input}
+    return {name: value for name, value in KNOWN.items() if name in names}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_weights_behind_what_decodes_them_are_layers(form: str, tmp_path: Path) -> None:
+    nodes, expected = FORMS[form]
+    made = proto([*nodes, TOP], [X], [Y], used(nodes), opset=21, ir_version=10)
+    source = opened(made, tmp_path)
+    (layer,) = source.layers
+    np.testing.assert_allclose(layer.weight, expected.T, rtol=1e-6)
+    assert layer.name in ("q", "u", "k")
+    assert (source.given, source.folded) == (WEIGHTS8, True)
+    assert_alike(source, {"x": normal(4, COLUMNS)}, 40)  # the runtime may round the inputs of such products
+
+
+def test_two_operators_share_what_is_decoded_once(tmp_path: Path) -> None:
+    nodes = [*FORMS["dequantized"][0], make_node("MatMul", ["x", "w"], ["a"]), make_node("MatMul", ["x", "w"], ["b"])]
+    made = proto([*nodes, make_node("Add", ["a", "b"], ["y"])], [X], [Y], used(nodes))
+    (layer,) = opened(made, tmp_path).layers
+    assert layer.uses == 2
+
+
+@pytest.mark.parametrize("weight_type", [QuantType.QInt8, QuantType.QUInt8])
+def test_what_rounds_its_inputs_at_every_inference(weight_type: QuantType, tmp_path: Path) -> None:
+    cells = 4
+    nodes = [
+        make_node("Conv", ["x", "k"], ["a"], name="conv", pads=[1, 1], strides=[2]),
+        make_node("Transpose", ["a"], ["t"], perm=[2, 0, 1]),
+        make_node("LSTM", ["t", "w", "r", "b"], ["h", ""], name="lstm", hidden_size=cells),
+        make_node("MatMul", ["h", "fc"], ["y"], name="fc"),
+    ]
+    weights = {
+        "k": normal(5, 3, 3), "w": normal(1, 4 * cells, 5), "r": normal(1, 4 * cells, cells),
+        "b": normal(1, 8 * cells), "fc": normal(cells, 2),
+    }  # fmt: skip
+    float_path = tmp_path / "float.onnx"
+    onnx.save(proto(nodes, [info("x", [1, 3, 8])], [info("y", [4, 1, 1, 2])], weights), float_path)
+    path = tmp_path / "model.onnx"
+    quantize_dynamic(float_path, path, weight_type=weight_type, op_types_to_quantize=["Conv", "LSTM", "MatMul"])
+    kinds = {node.op_type for node in onnx.load(path).graph.node}
+    assert {"ConvInteger", "MatMulInteger", "DynamicQuantizeLSTM"} <= kinds
+    source = open_onnx(path)
+    assert [layer.geometry.operator for layer in source.layers] == ["Conv", "LSTM", "MatMul"]
+    assert source.given == INT8_DYNAMIC
+    assert_alike(source, {"x": normal(1, 3, 8)}, 20)
+    for layer, known in zip(source.layers, (weights["k"], weights["w"], weights["fc"].T), strict=True):
+        assert sqnr_db(known.reshape(layer.weight.shape), layer.weight) > 30
+
+
+def blocks(bits: int, zero: Array | None, **changed: int) -> onnx.ModelProto:
+    """MatMulNBits over 20 columns in blocks of 16."""
+    size = 16 * bits // 8
+    weights = {
+        "q": np.random.default_rng(1).integers(0, 256, (ROWS, 2, size)).astype(np.uint8),
+        "s": normal(ROWS * 2) / 10,
+    } | ({} if zero is None else {"z": zero})
+    attributes = {"N": ROWS, "K": COLUMNS, "bits": bits, "block_size": 16} | changed
+    node = make_node(
+        "MatMulNBits", ["x", "q", "s", *weights.keys() & {"z"}], ["y"], domain="com.microsoft", **attributes
+    )
+    return proto([node], [X], [Y], weights, domains=["com.microsoft"])
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("zeros", [False, True])
+def test_blocks_are_decoded(bits: int, zeros: bool, tmp_path: Path) -> None:
+    zero = np.random.default_rng(2).integers(0, 256, (ROWS, 2 * bits // 8)).astype(np.uint8) if zeros else None
+    source = opened(blocks(bits, zero), tmp_path)
+    (layer,) = source.layers
+    assert layer.weight.shape == (ROWS, COLUMNS)
+    assert source.given == {4: NBITS4, 8: NBITS8}[bits]
+    assert_alike(source, {"x": normal(4, COLUMNS)}, 60)
+
+
+QDQ = [
+    make_node("QuantizeLinear", ["x", "one"], ["xq"]), make_node("DequantizeLinear", ["xq", "one"], ["xd"]),
+    make_node("DequantizeLinear", ["q", "s", "z"], ["w"], axis=1), make_node("MatMul", ["xd", "w"], ["y"]),
+]  # fmt: skip
+WIDE = [make_node("Cast", ["x"], ["xi"], to=3), make_node("MatMulInteger", ["xi", "q"], ["i"]),
+        make_node("Cast", ["i"], ["y"], to=1)]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "made",
+    [proto(QDQ, [X], [Y], used(QDQ)), proto(WIDE, [X], [Y], used(WIDE)), blocks(4, None, K=COLUMNS * 4),
+     blocks(4, None, block_size=0), blocks(4, np.zeros(1, np.uint8)), blocks(2, None)],
+    ids=["inputs in integers", "integers without a scale", "columns", "no block", "zero points", "bits"],
+)  # fmt: skip
+def test_what_cannot_be_told_apart_stays(made: onnx.ModelProto, tmp_path: Path) -> None:
+    source = opened(made, tmp_path)
+    assert source.layers == ()
+    assert (source.given, source.folded) == (FP32, False)
