@@ -68,7 +68,7 @@ class TfliteFile(FileOfSuffix):
             recipe=None,
             vectors=vectors(content),
             fixed=FIXED if content.in_integers else None,
-            left=hidden,
+            left=hidden or _sparse(content),
         )
 
 
@@ -106,6 +106,14 @@ def _hidden(model: TfliteModel) -> str | None:
         why = err.message.rpartition("refuses the file: ")[2].splitlines()[0]
         return f"its layers stay as they are, for LiteRT does not show what flows into them: {why}"
     return None
+
+
+def _sparse(model: TfliteModel) -> str | None:
+    """What stays as it is for its zeros; None where nothing does."""
+    from edgepack.backends.tflite.decoded import sparse_kept
+
+    kept = sparse_kept(model.content)
+    return f"weights that stay sparse, in fewer bytes than in 8 bits: {kept}" if kept else None
 
 
 def _content(path: Path) -> bytes:

@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from edgepack.backends.tflite.file import drop_unused, text
-from edgepack.backends.tflite.read import DTYPES, INT4, builtin_names, signed_nibbles
+from edgepack.backends.tflite.file import drop_unused, objects, text
+from edgepack.backends.tflite.read import DECODING, DTYPES, INT4, builtin_names, signed_nibbles
+from edgepack.backends.tflite.schemes import INT8_DYNAMIC
+from edgepack.backends.tflite.sparse import densified
 from edgepack.errors import ModelError
 from edgepack.model.types import Array
 
@@ -71,18 +73,23 @@ def _check_size(model: Any) -> None:
 
 
 def value_of(model: Any, tensor: Any) -> Array | None:
-    """A constant in float32, scaled from its grid where it has one; None for what is computed, sparse or of text.
+    """A constant in float32, scaled from its grid where it has one; None for what is computed or of text.
 
     Args:
         model: the schema's ModelT.
         tensor: its TensorT.
     """
     data = model.buffers[tensor.buffer].data
-    if data is None or not len(data) or tensor.isVariable or tensor.sparsity is not None or tensor.type not in DTYPES:
+    if data is None or not len(data) or tensor.isVariable or tensor.type not in DTYPES:
         return None
     raw = np.asarray(bytearray(data), np.uint8)
-    shape = tuple(tensor.shape) if tensor.shape is not None else ()
-    stored = signed_nibbles(raw, shape) if tensor.type == INT4 else raw.view(DTYPES[tensor.type]).reshape(shape)
+    shape = tuple(int(side) for side in tensor.shape) if tensor.shape is not None else ()
+    if tensor.sparsity is not None:
+        stored = None if tensor.type == INT4 else densified(raw.view(DTYPES[tensor.type]), shape, tensor.sparsity)
+    else:
+        stored = signed_nibbles(raw, shape) if tensor.type == INT4 else raw.view(DTYPES[tensor.type]).reshape(shape)
+    if stored is None:
+        return None
     grid = tensor.quantization
     if grid is None or grid.scale is None or not len(grid.scale):
         return np.asarray(stored, np.float32)
@@ -124,11 +131,12 @@ def _sign(model: Any) -> None:
 
 
 def _decode_behind(model: Any, graph: Any) -> None:
-    """Take out every DEQUANTIZE of a constant; what it wrote is a constant then, under the stored one's name."""
+    """Take out every DEQUANTIZE of a constant, and every DENSIFY of floats or in front of one; what it wrote is a
+    constant then, under the stored one's name."""
     kept = []
     for operator in graph.operators:
         value = None
-        if operator_name(model, operator) == "DEQUANTIZE" and operator.outputs[0] not in graph.outputs:
+        if _decodes(model, graph, operator) and operator.outputs[0] not in graph.outputs:
             value = value_of(model, graph.tensors[operator.inputs[0]])
         if value is None:
             kept.append(operator)
@@ -137,6 +145,44 @@ def _decode_behind(model: Any, graph: Any) -> None:
         _store(model, written, value)
         stored.name, written.name = written.name, stored.name
     graph.operators = kept
+
+
+def _decodes(model: Any, graph: Any, operator: Any) -> bool:
+    """Whether an operator makes a float32 constant of another, or one that nothing but DEQUANTIZE reads. What is sparse
+    and smaller so than in 8 bits stays."""
+    name, written = operator_name(model, operator), int(operator.outputs[0]) if len(operator.outputs) else -1
+    if name != "DENSIFY":
+        return name in DECODING
+    given = graph.tensors[operator.inputs[0]]
+    if given.sparsity is None or _sparse_bytes(model, given) <= _bytes_in_8_bits(given):
+        return False
+    readers = [operator_name(model, each) for each, _ in readers_of(graph, written)]
+    return graph.tensors[written].type == _FLOAT or set(readers) == {"DEQUANTIZE"}
+
+
+def _sparse_bytes(model: Any, tensor: Any) -> int:
+    """Of a sparse constant with its lists of places."""
+    vectors = [
+        each for level in tensor.sparsity.dimMetadata or [] for each in (level.arraySegments, level.arrayIndices)
+    ]
+    listed = [each for each in vectors if each is not None and each.values is not None]
+    widths = {"Uint8VectorT": 1, "Uint16VectorT": 2}
+    data = model.buffers[tensor.buffer].data
+    return (0 if data is None else len(data)) + sum(
+        widths.get(type(one).__name__, 4) * len(one.values) for one in listed
+    )
+
+
+def _bytes_in_8_bits(tensor: Any) -> int:
+    """Of the same with a grid for each output."""
+    shape = [int(side) for side in tensor.shape]
+    return prod(shape) + INT8_DYNAMIC.bytes_per_channel * (shape[0] if shape else 1)
+
+
+def sparse_kept(content: bytes) -> int:
+    """How many constants of a decoded file stay sparse."""
+    model = objects(content)
+    return sum(operator_name(model, each) == "DENSIFY" for graph in model.subgraphs for each in graph.operators)
 
 
 def _decode_weights(model: Any, graph: Any) -> None:
@@ -164,7 +210,7 @@ def _is_weight(model: Any, graph: Any, operator: Any, index: int) -> bool:
 def _store(model: Any, tensor: Any, value: Array) -> None:
     from ai_edge_litert import schema_py_generated as schema
 
-    tensor.type, tensor.quantization, tensor.buffer = _FLOAT, None, len(model.buffers)
+    tensor.type, tensor.quantization, tensor.sparsity, tensor.buffer = _FLOAT, None, None, len(model.buffers)
     buffer = schema.BufferT()
     buffer.data = np.frombuffer(np.ascontiguousarray(value).tobytes(), np.uint8)
     model.buffers.append(buffer)

@@ -55,7 +55,7 @@ def _operators(model: Any) -> Iterator[Operator]:
     """Of the first graph, in order of execution."""
     _, graph = graphs(model)[0]
     every = [graph.Operators(position) for position in range(graph.OperatorsLength())]
-    decoded = {each.Outputs(0): each.Inputs(0) for each in every if op_name(model, each) == "DEQUANTIZE"}
+    decoded = read.decoded_by(model, graph)
     weights = [_weight(model, graph, each, decoded) for each in every]
     steps = Counter(weight.Buffer() for weight in weights if weight is not None)
     floats = {each.Inputs(0) for each in every if op_name(model, each) in _WEIGHT_AT}

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from edgepack.backends.tflite.kinds import OPERATORS, matrix
+from edgepack.backends.tflite.sparse import densified
 from edgepack.errors import ModelError
 from edgepack.model.types import Array
 
@@ -34,6 +35,8 @@ DTYPES: Mapping[int, str] = {
     17: "i1",
 }
 INT4 = 17
+DECODING = ("DEQUANTIZE", "DENSIFY")
+"""Operators that make float32 and dense constants of others, when a model is loaded."""
 MOST_ELEMENTS = 2**31 - 1
 MOST_AXES = 32
 """Of one tensor: what the runtime counts in an int32."""
@@ -140,7 +143,9 @@ def _check_tensor(model: Any, tensor: Any) -> None:
     if not tensor.Buffer() < model.BuffersLength():
         raise IndexError(f"a tensor is in buffer {tensor.Buffer()} of {model.BuffersLength()}")
     raw = raw_bytes(model, tensor)
-    if tensor.Type() in DTYPES and raw is not None and tensor.Sparsity() is None:
+    if raw is not None and tensor.Sparsity() is not None:
+        _dense(raw, tensor)
+    elif tensor.Type() in DTYPES and raw is not None:
         bits = 4 if tensor.Type() == INT4 else np.dtype(DTYPES[tensor.Type()]).itemsize * 8
         expected = (prod(shape) * bits + 7) // 8
         if raw.size != expected:
@@ -254,14 +259,30 @@ def shape_of(tensor: Any) -> tuple[int, ...]:
 
 
 def constant(model: Any, tensor: Any) -> Array | None:
-    """The tensor's value as a copy, None if it is computed at run time or stored sparsely."""
+    """The tensor's value as a copy, None if it is computed at run time; of a sparse one the zeros as well."""
     raw = raw_bytes(model, tensor)
-    if raw is None or tensor.Sparsity() is not None:
+    if raw is None:
         return None
+    if tensor.Sparsity() is not None:
+        return _dense(raw, tensor)
     shape = shape_of(tensor)
     if tensor.Type() == INT4:
         return signed_nibbles(raw.view(np.uint8), shape)
     return np.array(raw.view(DTYPES[tensor.Type()]).reshape(shape))
+
+
+def _dense(raw: Array, tensor: Any) -> Array | None:
+    """What a sparse constant stands for; None where it is of a type that is not read.
+
+    Raises:
+        ValueError: see `densified`.
+    """
+    from ai_edge_litert import schema_py_generated as schema
+
+    if tensor.Type() not in DTYPES or tensor.Type() == INT4:
+        return None
+    sparsity = schema.SparsityParametersT.InitFromObj(tensor.Sparsity())
+    return densified(raw.view(DTYPES[tensor.Type()]), shape_of(tensor), sparsity)
 
 
 def signed_nibbles(raw: Array, shape: tuple[int, ...]) -> Array:
@@ -394,7 +415,7 @@ def linear_ops_of(model: Any) -> list[TfliteLinear]:
     found = []
     initial = _initial_graphs(model)
     for index, graph in graphs(model):
-        decoded = _decoded(model, graph)
+        decoded = decoded_by(model, graph)
         for position in range(graph.OperatorsLength()):
             operator = graph.Operators(position)
             name = op_name(model, operator)
@@ -412,10 +433,13 @@ def _initial_graphs(model: Any) -> set[int]:
     return {int(options.InitSubgraphIndex()) for options in once if options is not None}
 
 
-def _decoded(model: Any, graph: Any) -> dict[int, int]:
-    """The tensors that a DEQUANTIZE writes, with those that it reads."""
-    every = (graph.Operators(position) for position in range(graph.OperatorsLength()))
-    return {each.Outputs(0): each.Inputs(0) for each in every if op_name(model, each) == "DEQUANTIZE"}
+def decoded_by(model: Any, graph: Any) -> dict[int, int]:
+    """The tensors that DEQUANTIZE and DENSIFY write, with those that they are made of."""
+    found: dict[int, int] = {}
+    for each in (graph.Operators(position) for position in range(graph.OperatorsLength())):
+        if op_name(model, each) in DECODING:
+            found[each.Outputs(0)] = found.get(each.Inputs(0), each.Inputs(0))
+    return found
 
 
 def _linear_op(
