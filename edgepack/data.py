@@ -8,6 +8,7 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +30,56 @@ COPIED = 64
 """Samples at a time, from one file to another."""
 
 
+@dataclass(frozen=True, eq=False)
+class Ragged:
+    """Samples of different shapes and of one number of axes, where an array has them in one shape.
+
+    Attributes:
+        values: (n,) those of all samples, one after the other.
+        shapes: (N, axes) int64.
+    """
+
+    values: Array
+    shapes: Array
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+    @property
+    def ndim(self) -> int:
+        """Axes, that of the samples among them."""
+        return 1 + int(self.shapes.shape[1])
+
+    def row(self, number: int) -> Array:
+        """One sample, without an axis for samples."""
+        start, end = self._ends[number], self._ends[number + 1]
+        return np.asarray(self.values[start:end].reshape(self.shapes[number]))
+
+    @cached_property
+    def _ends(self) -> Array:
+        """(N + 1,) where each sample begins, and the last one ends."""
+        return np.concatenate([[0], np.cumsum(self.shapes.prod(axis=1))])
+
+    def take(self, indices: Array) -> Ragged:
+        """The samples at `indices`, in that order; those of a file are in a file as well."""
+        shapes = self.shapes[indices]
+        rows = (self.row(int(number)).reshape(-1) for number in indices)
+        if not isinstance(self.values, np.memmap) or not len(indices):
+            return Ragged(np.concatenate([self.values[:0], *rows]), shapes)
+        with tempfile.TemporaryFile() as file:
+            taken = np.memmap(file, self.values.dtype, "w+", shape=(int(shapes.prod(axis=1).sum()),))
+        start = 0
+        for row in rows:
+            taken[start : start + len(row)] = row
+            start += len(row)
+        return Ragged(taken, shapes)
+
+
 @dataclass(frozen=True)
 class Samples:
     """Aligned arrays, one per model input, first axis = samples, and their labels if there are any."""
 
-    inputs: Mapping[str, Array]
+    inputs: Mapping[str, Array | Ragged]
     labels: Array | None = None
 
     def __len__(self) -> int:
@@ -44,13 +90,25 @@ class Samples:
         labels = None if self.labels is None else self.labels[indices]
         return Samples({name: _taken(array, indices) for name, array in self.inputs.items()}, labels)
 
+    @property
+    def ragged(self) -> bool:
+        """Whether they differ in shape."""
+        return any(isinstance(array, Ragged) for array in self.inputs.values())
+
+    @property
+    def arrays(self) -> dict[str, Array]:
+        """The inputs that are of one shape."""
+        return {name: array for name, array in self.inputs.items() if not isinstance(array, Ragged)}
+
     def head(self, count: int) -> Samples:
         """The first `count` samples."""
         return self.take(np.arange(min(count, len(self))))
 
 
-def _taken(array: Array, indices: Array) -> Array:
+def _taken(array: Array | Ragged, indices: Array) -> Array | Ragged:
     """The rows at `indices`; those of an array that is mapped into memory are in a file as well."""
+    if isinstance(array, Ragged):
+        return array.take(indices)
     if not isinstance(array, np.memmap) or not len(indices):
         return np.asarray(array[indices])
     with tempfile.TemporaryFile() as file:
@@ -149,7 +207,7 @@ def validate(arrays: Mapping[str, Array], specs: Sequence[TensorSpec], origin: s
 
 def _varied(samples: Samples, origin: str) -> Samples:
     """The samples, if they differ from one another: identical ones say nothing about a layer's inputs."""
-    if len(samples) > 1 and all((array == array[:1]).all() for array in samples.inputs.values()):
+    if len(samples) > 1 and all((array == array[:1]).all() for array in samples.arrays.values()):
         raise identical(origin, len(samples))
     return samples
 
@@ -176,7 +234,7 @@ def _check_names(given: Mapping[str, Array], wanted: Mapping[str, TensorSpec], o
     )
 
 
-def is_stacked(array: Array, spec: TensorSpec) -> bool:
+def is_stacked(array: Array | Ragged, spec: TensorSpec) -> bool:
     """Whether each entry of `array` is one whole input (an axis more than the model's) rather than one batch row."""
     return array.ndim == len(spec.shape) + 1
 
@@ -238,18 +296,27 @@ def feeds(
 ) -> Iterator[tuple[dict[str, Array], int]]:
     """Cut samples into runs of the model: (inputs by name, how many samples of the run are real).
 
-    A fixed batch dimension is filled up by repeating the last sample; a dynamic one takes `dynamic_batch` at a time.
+    A fixed batch dimension is filled up by repeating the last sample; a dynamic one takes `dynamic_batch` at a time,
+    but samples of different shapes one by one.
     """
     count = len(samples)
     stacked = {spec.name: is_stacked(samples.inputs[spec.name], spec) for spec in specs}
     batches = [spec.shape[0] for spec in specs if not stacked[spec.name] and spec.shape]
-    size = 1 if any(stacked.values()) else next((b for b in batches if b is not None), dynamic_batch)
+    alone = samples.ragged or any(stacked.values())
+    size = 1 if alone else next((b for b in batches if b is not None), dynamic_batch)
     for start in range(0, count, size):
         stop = min(start + size, count)
         filled = stop - start < size and any(b is not None for b in batches)
         rows = np.minimum(np.arange(start, start + size), count - 1) if filled else slice(start, stop)
-        feed = {n: a[start, ...] if stacked[n] else a[rows] for n, a in samples.inputs.items()}
+        feed = {n: _run(a, start, rows, stacked=stacked[n]) for n, a in samples.inputs.items()}
         yield feed, stop - start
+
+
+def _run(array: Array | Ragged, start: int, rows: Any, *, stacked: bool) -> Array:
+    """What one run takes of an input."""
+    if isinstance(array, Ragged):
+        return array.row(start) if stacked else array.row(start)[None]
+    return np.asarray(array[start, ...] if stacked else array[rows])
 
 
 def example(samples: Samples | None, specs: Sequence[TensorSpec], seed: int) -> dict[str, Array]:

@@ -71,6 +71,7 @@ class Facts:
             channels on emulated Cortex-A72 and A76, their products taken off.
         constexpr: see there.
         folds: whether a converter may fold a layer's bias or scale into its neighbours.
+        open_shapes: whether a file that is written takes inputs of several shapes.
     """
 
     title: str
@@ -90,3 +91,4 @@ class Facts:
     patch_value: float
     constexpr: ConstexprFacts
     folds: bool
+    open_shapes: bool

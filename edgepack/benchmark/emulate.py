@@ -192,7 +192,7 @@ class _Session:
             return None
         running = load(variant.path, variant.format)
         samples = rename(Samples(_arrays(self._inputs)), running.inputs)
-        here = running.run(samples.inputs)
+        here = running.run(samples.arrays)
         there = [answer for name, answer in emulated.items() if name.startswith(f"{index}:")]
         if [answer.shape for answer in there] != [answer.shape for answer in here]:
             raise StableDeviceError(

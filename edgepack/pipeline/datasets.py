@@ -201,7 +201,7 @@ def make_guard(
     """
     reference = answers(dense, data.guard)
     asked = load_metric(metric) if metric is not None and ":" in metric else metric
-    judges = choose(reference, data.guard.labels, asked, data.guard.inputs.values())
+    judges = choose(reference, data.guard.labels, asked, data.guard.arrays.values())
     if not judges:
         raise ModelError("no output of the model holds numbers of one shape for all samples: none can be scored")
     scale = make_scale(reference, data.guard.labels, judges, confidence)

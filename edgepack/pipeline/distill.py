@@ -105,7 +105,7 @@ class Recovery:
             self._program,
             self.opened.layers,
             factors,
-            self.calibration.inputs,
+            self.calibration.arrays,
             roundings,
             training,
             self.workspace.progress,

@@ -277,7 +277,7 @@ def final_scores(
         fp32 = next(found for name, found in outputs.items() if name.startswith("baseline/fp32"))
         asked = guard.scale.judges[0].metric
         unlabelled = test.labels is None and asked.labels == "needed"
-        judge = choose(fp32, test.labels, None if unlabelled else asked, test.inputs.values())[0]
+        judge = choose(fp32, test.labels, None if unlabelled else asked, test.arrays.values())[0]
         return {name: float(judge.scores(found, fp32, test.labels).mean()) for name, found in outputs.items()}
     if opened.recipe is None or opened.recipe.evaluate is None or guard.recipe is not None:
         return {}

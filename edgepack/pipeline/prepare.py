@@ -12,7 +12,7 @@ from edgepack.backends.registry import FACTS, backend
 from edgepack.backends.schemes import SCHEMES
 from edgepack.data import Samples, example
 from edgepack.errors import ModelError, UsageError
-from edgepack.methods.registry import PATENTS
+from edgepack.methods.registry import PATENTS, is_factorizer, needs_gradients
 from edgepack.metrics.values import sqnr_db
 from edgepack.model.model import Model
 from edgepack.model.scheme import Format
@@ -117,8 +117,10 @@ def _prepare(options: BuildOptions, engines: Mapping[Format, Any], workspace: Wo
     recipe = recipe_score(opened, dense) if options.metric == RECIPE else None
     trains = options.recover is not None or options.rank == "cv"
     data = load_data(options.data, opened, options.model, options.seed, trains=trains, images=options.images)
-    methods = _methods(options, data)
     test = None if options.test is None else read_samples(options.test, opened.inputs, options.images)
+    if data.guard.ragged or (test is not None and test.ragged):
+        options = of_any_shape(options, workspace)
+    methods = _methods(options, data)
     inputs = example(data.guard, opened.inputs, options.seed)
     guard, confirmation = make_guard(
         options.metric if recipe is None else None,
@@ -180,6 +182,31 @@ def _prepare(options: BuildOptions, engines: Mapping[Format, Any], workspace: Wo
     guarded = digest(analysis.key, *guard.reference, guard.samples.labels, judged, options.confidence)
     evaluator = Evaluator(options, analysis, replacements, prover, confirmation, aim, guarded, workspace)
     return Prepared(evaluator, data, test, files, prices, menus, validated)
+
+
+def of_any_shape(options: BuildOptions, workspace: Workspace) -> BuildOptions:
+    """The options for samples that differ in shape: without the formats whose files have fixed ones.
+
+    Raises:
+        UsageError: no other is left, or what was asked for looks at the samples in one shape.
+    """
+    fixed = [fmt for fmt in options.chosen_formats if not FACTS[fmt].open_shapes]
+    rest = tuple(fmt for fmt in options.chosen_formats if fmt not in fixed)
+    if not rest or (fixed and options.formats is not None):
+        raise UsageError(
+            f"the samples differ in shape, and {' and '.join(FACTS[fmt].title for fmt in fixed)} files have fixed ones",
+            hint="leave the format out, or pad or cut the samples",
+        )
+    method = options.method
+    weighed_by_gradients = method is not None and is_factorizer(method) and needs_gradients(method)
+    if options.recover is not None or weighed_by_gradients:
+        option = f"--method {method}" if weighed_by_gradients else "--recover"
+        raise UsageError(
+            f"{option} takes samples of one shape, these differ", hint="leave it out, or pad or cut the samples"
+        )
+    for fmt in fixed:
+        _warn_of_missing(fmt, "its files have fixed shapes, and the samples differ in theirs", workspace)
+    return replace(options, formats=rest)
 
 
 def _warn_of_uninstalled(options: BuildOptions, workspace: Workspace) -> None:

@@ -8,13 +8,13 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 
-from edgepack.data import LABELS, Samples, identical, read_arrays, read_npz, validate
+from edgepack.data import LABELS, Ragged, Samples, identical, is_stacked, read_arrays, read_npz, validate
 from edgepack.errors import DataError, UsageError
 from edgepack.model.types import Array, TensorSpec
 from edgepack.sources.images import IMAGES, ImageOptions, image_reader
@@ -155,33 +155,37 @@ class _Stored:
         file: that they are in.
         first: (1, …).
         varies: whether one of them differs from it.
-        count: of rows.
+        shapes: of every row, without its axis for samples.
     """
 
     file: IO[bytes]
     first: Array
     varies: bool = False
-    count: int = 0
+    shapes: list[tuple[int, ...]] = field(default_factory=list)
 
     def add(self, row: Array, name: str, origin: str) -> None:
-        """One more, (1, …) as the first.
+        """One more, (1, …) with as many axes as the first.
 
         Raises:
-            DataError: of another shape or type.
+            DataError: it has others, or holds nothing.
         """
-        if row.shape != self.first.shape:
+        if row.ndim != self.first.ndim or row.size == 0:
             raise DataError(
                 f"{origin}: {name!r} has shape {row.shape[1:]}, that of the first sample {self.first.shape[1:]}",
-                hint="all samples of a build have one shape: pad or cut them",
+                hint="all samples of a build have the same axes, whatever their lengths",
             )
         self.varies = self.varies or not np.array_equal(row, self.first)
         self.file.write(row.tobytes())
-        self.count += 1
+        self.shapes.append(row.shape[1:])
 
-    def array(self) -> Array:
+    def array(self) -> Array | Ragged:
         """(N, …), mapped into memory."""
         self.file.flush()
-        return np.memmap(self.file, self.first.dtype, "r+", shape=(self.count, *self.first.shape[1:]))
+        if len(set(self.shapes)) == 1:
+            return np.memmap(self.file, self.first.dtype, "r+", shape=(len(self.shapes), *self.shapes[0]))
+        shapes = np.array(self.shapes, np.int64)
+        values = np.memmap(self.file, self.first.dtype, "r+", shape=(int(shapes.prod(axis=1).sum()),))
+        return Ragged(values, shapes)
 
 
 def _collected(rows: Iterator[Row], specs: Sequence[TensorSpec], origin: str) -> Samples:
@@ -195,11 +199,12 @@ def _collected(rows: Iterator[Row], specs: Sequence[TensorSpec], origin: str) ->
                 given = {name: _one(array, named.get(name)) for name, array in arrays.items()}
                 sample = validate(given, specs, where)
                 _add_label(labels, sample.labels, where, first=not stored)
-                for name, row in sample.inputs.items():
+                for name, row in sample.arrays.items():
                     if name not in stored:
                         stored[name] = _Stored(files.enter_context(tempfile.TemporaryFile()), row)
                     stored[name].add(row, name, where)
             inputs = {name: one.array() for name, one in stored.items()}
+            _check_batches(inputs, named, origin)
         except OSError as err:
             raise DataError(f"{origin}: its samples cannot be kept: {err.strerror}") from err
     if not stored:
@@ -208,6 +213,17 @@ def _collected(rows: Iterator[Row], specs: Sequence[TensorSpec], origin: str) ->
     if len(found) > 1 and not any(one.varies for one in stored.values()):
         raise identical(origin, len(found))
     return found
+
+
+def _check_batches(inputs: Mapping[str, Array | Ragged], named: Mapping[str, TensorSpec], origin: str) -> None:
+    """Samples of different shapes are run one by one."""
+    for name, spec in named.items():
+        many = bool(spec.shape) and spec.shape[0] not in (None, 1) and not is_stacked(inputs[name], spec)
+        if many and isinstance(inputs[name], Ragged):
+            raise DataError(
+                f"{origin}: samples of {name!r} differ in shape, the model takes {spec.shape[0]} of them at once",
+                hint="pad or cut them to one shape",
+            )
 
 
 def _add_label(labels: list[Array], label: Array | None, where: str, *, first: bool) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from edgepack.data import Samples, split
+from edgepack.data import Ragged, Samples, feeds, split
 from edgepack.errors import DataError, InputError, UsageError
 from edgepack.model.types import Array, TensorSpec
 from edgepack.sources.images import ImageOptions, parse_images
@@ -196,12 +196,61 @@ def test_samples_that_do_not_fit(second: Array, says: str, tmp_path: Path) -> No
         read_samples(made, X)
 
 
-def test_lengths_that_differ_are_said(tmp_path: Path) -> None:
-    for length in (4, 6):
-        np.save(tmp_path / f"{length}.npy", np.ones((length, 2), np.float32))
-    with pytest.raises(DataError, match=r"6\.npy: 'x' has shape \(6, 2\), that of the first sample \(4, 2\)") as caught:
-        read_samples(tmp_path, (spec("x", (None, None, 2)),))
-    assert caught.value.hint == "all samples of a build have one shape: pad or cut them"
+LENGTHS = (4, 6, 4, 1)
+
+
+def of_lengths(where: Path, lengths: Sequence[int] = LENGTHS) -> list[Array]:
+    """Samples (length, 2), one a file."""
+    rows = [
+        np.random.default_rng(number).standard_normal((n, 2)).astype(np.float32) for number, n in enumerate(lengths)
+    ]
+    where.mkdir(exist_ok=True)
+    for number, row in enumerate(rows):
+        np.save(where / f"{number}.npy", row)
+    return rows
+
+
+@pytest.mark.parametrize("batch", [None, 1])
+def test_lengths_that_the_model_leaves_open_may_differ(batch: int | None, tmp_path: Path) -> None:
+    rows, open_spec = of_lengths(tmp_path / "d"), spec(shape=(batch, None, 2))
+    samples = read_samples(tmp_path / "d", [open_spec])
+    assert samples.ragged
+    assert len(samples) == len(rows)
+    for taken in (samples, samples.take(np.array([3, 1])), samples.take(np.array([1, 2])).take(np.array([0]))):
+        fed = [(feed["x"], valid) for feed, valid in feeds(taken, [open_spec])]
+        assert all(valid == 1 and x.shape[0] == 1 for x, valid in fed)
+    for number, (feed, _) in enumerate(feeds(samples.take(np.array([3, 0, 1])), [open_spec])):
+        np.testing.assert_array_equal(feed["x"][0], rows[(3, 0, 1)[number]])
+    first = samples.inputs["x"]
+    assert isinstance(first, Ragged)
+    assert isinstance(first.take(np.array([1])).values, np.memmap)  # as large as they are, they stay on disk
+
+
+def test_an_input_without_a_batch_takes_whole_samples(tmp_path: Path) -> None:
+    rows = of_lengths(tmp_path / "d", (4, 6, 2))
+    runs = [
+        feed["x"] for feed, _ in feeds(read_samples(tmp_path / "d", [spec(shape=(None, 2))]), [spec(shape=(None, 2))])
+    ]
+    for run, row in zip(runs, rows, strict=True):
+        np.testing.assert_array_equal(run, row)
+
+
+def test_samples_of_one_length_are_one_array(tmp_path: Path) -> None:
+    of_lengths(tmp_path / "d", (3, 3))
+    assert not read_samples(tmp_path / "d", [spec(shape=(None, None, 2))]).ragged
+
+
+@pytest.mark.parametrize(
+    ("shape", "says"),
+    [
+        ((4, None, 2), "the model takes 4 of them at once"),
+        ((None, 4, 2), r"1\.npy: 'x' has shape \(1, 6, 2\), expected"),
+    ],
+)
+def test_lengths_that_a_model_cannot_take(shape: tuple[int | None, ...], says: str, tmp_path: Path) -> None:
+    of_lengths(tmp_path / "d")
+    with pytest.raises(DataError, match=says):
+        read_samples(tmp_path / "d", [spec(shape=shape)])
 
 
 def test_labels_that_only_some_have(tmp_path: Path) -> None:

@@ -23,5 +23,6 @@ FACTS = Facts(
     patch_value=4.2,
     # The runtime folds a decoded matrix into its graph.
     constexpr=ConstexprFacts(bytes_per_instruction=110, decoded=1.0, direct=0.5, convolved=6.0),
+    open_shapes=True,
     folds=False,
 )

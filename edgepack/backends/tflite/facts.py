@@ -28,6 +28,7 @@ FACTS = Facts(
     patch_value=0.0,
     # A decoded matrix is kept in a variable, which is copied at every inference.
     constexpr=ConstexprFacts(bytes_per_instruction=130, decoded=3.5, direct=0.75, convolved=4.0),
+    open_shapes=False,
     folds=True,
 )
 
