@@ -46,6 +46,8 @@ _SCHEMES: Mapping[str, Scheme | None] = {
 }
 _BITS: Mapping[int, Scheme] = {8: NBITS8, 4: NBITS4}
 _SUFFIX = "_kernel_time"
+_AROUND = frozenset({"If", "Loop", "Scan"})
+"""Operators whose time is that of what they run, which stands for itself."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ def _ran(events: Iterable[Mapping[str, Any]]) -> dict[str, _Ran]:
         if event["name"] == "model_run":
             inference += 1
         name = str(event["name"])
-        if event["cat"] != "Node" or not name.endswith(_SUFFIX):
+        if event["cat"] != "Node" or not name.endswith(_SUFFIX) or event["args"]["op_name"] in _AROUND:
             continue
         name, told = name.removesuffix(_SUFFIX), event["args"]
         found.setdefault(

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto
-from onnx.helper import make_node
+from onnx.helper import make_graph, make_node
 
 from edgepack.backends.onnx.operators import operators
 from edgepack.backends.operators import Doubt, Operator
@@ -87,3 +87,19 @@ def test_a_recurrent_operator_multiplies_inputs_at_once_and_states_one_by_one(tm
         (4 * cells, inputs, 2 * steps),
         *[(4 * cells, cells, 2)] * steps,
     ]
+
+
+def test_what_a_branch_runs_stands_for_itself(tmp_path: Path) -> None:
+    def branch(name: str) -> onnx.GraphProto:
+        return make_graph([make_node("MatMul", ["x", "w"], [name], name=f"in {name}")], name, [], [info(name, None)])
+
+    node = make_node("If", ["yes"], ["y"], then_branch=branch("a"), else_branch=branch("b"))
+    nodes = [make_node("Cast", ["flag"], ["yes"], to=TensorProto.BOOL), node]
+    inputs = [info("x", [1, SIDE]), info("flag", [1])]
+    made = proto(nodes, inputs, [info("y", [1, SIDE])], {"w": normal(SIDE, SIDE)})
+    path = tmp_path / "model.onnx"
+    onnx.save(made, path)
+    feed = {"x": normal(1, SIDE), "flag": np.ones(1, np.float32)}
+    ran = operators(path, feed, timed=True, unsigned=False)
+    assert [(one.kind, one.macs) for one in ran if one.kind != "Cast"] == [("MatMul", SIDE * SIDE)]
+    assert "in a" in [one.name for one in ran]
