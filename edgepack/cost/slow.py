@@ -34,7 +34,7 @@ class Slow:
 
 
 STAYS = "build leaves it as it is: give it the model from before it was quantized"
-DECODED = "build decodes its weights, and finds it a rank and a scheme anew"
+DECODED = "build decodes its weights and plans them anew, unless they are among what it keeps"
 
 WHY: Mapping[Doubt, str] = {
     "blocks": "its weights are decoded to float32 at every inference: the CPU has no kernel for blocks",

@@ -64,6 +64,7 @@ class OperatorsReport:
     Attributes:
         timed_by: where latencies come from; `priced_by` the same of the comparison of schemes.
         latency_s: the sum of those that are known.
+        stays: what a build leaves as it is, and why; None where there is nothing of the kind.
     """
 
     model: str
@@ -73,6 +74,7 @@ class OperatorsReport:
     priced_by: str
     latency_s: float
     operators: tuple[OperatorReport, ...]
+    stays: str | None
     warnings: tuple[str, ...]
 
 
@@ -119,6 +121,7 @@ def inspect_operators(
                 _report(one, spent, total, slow(one, fmt, target), prices)
                 for one, spent in zip(found, seconds, strict=True)
             ),
+            stays=opened.fixed or opened.left,
             warnings=workspace.warnings,
         )
 

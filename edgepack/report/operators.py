@@ -49,6 +49,8 @@ def _notes(found: OperatorsReport, shown: int) -> Iterator[Line]:
         own = [one for one in found.operators if one.slow == why]
         kinds = ", ".join(dict.fromkeys(one.op for one in own))
         yield f"slow: {len(own)} {kinds}: {why}; {build}"
+    if found.stays is not None:
+        yield f"what build keeps: {found.stays}"
 
 
 _FIELDS: tuple[Field[OperatorReport], ...] = (

@@ -91,8 +91,9 @@ def test_what_a_build_does_depends_on_the_activations(scheme: Scheme, fmt: Forma
 def test_a_slow_operator_is_marked_and_explained_once(on_rpi4: OperatorsReport) -> None:
     ill = Slow(WHY["blocks"], DECODED)
     operators = [replace(one, slow=ill.why, build=ill.build) for one in on_rpi4.operators for _ in range(SHOWN)]
-    report = operators_report(replace(on_rpi4, operators=tuple(operators)))
+    report = operators_report(replace(on_rpi4, operators=tuple(operators), stays="2 QLinearConv"))
     shown = " ".join(terminal_text(report, width=400).split())
+    assert "what build keeps: 2 QLinearConv" in shown
     assert shown.count(ill.why) == shown.count(ill.build) == 1
     assert f"{SHOWN} that take most; --json and --csv have all {len(operators)}" in shown
     assert len(csv.render(report).strip().splitlines()) == 1 + len(operators)
