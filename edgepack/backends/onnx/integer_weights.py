@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgepack.backends.onnx.decoded import tensor_of
 from edgepack.backends.onnx.folded import INITIALIZERS_APART, WEIGHTS, Folder, initializer
 from edgepack.backends.onnx.integers import DEEPEST, is_decoded
 from edgepack.backends.onnx.kinds import OPERATORS
@@ -109,9 +110,11 @@ class _Decoder:
 
     def scaled(self, node: ir.Node) -> tuple[ir.Node, ir.Node] | None:
         """MatMulInteger or ConvInteger behind DynamicQuantizeLinear, with the Cast and the Mul that make floats of its
-        sums: the Mul, and the product in its place."""
+        sums: the Mul, and the product in its place. Old quantizers add the bias of a convolution before these."""
         quantizer = node.inputs[0].producer() if node.inputs[0] is not None else None
-        codes, cast = self._input(node, 1), _only_user(node, "Cast")
+        added = _only_user(node, "Add") if node.op_type == "ConvInteger" else None
+        bias = None if added is None else _rounded_bias(added, node)
+        codes, cast = self._input(node, 1), _only_user(node if bias is None or added is None else added, "Cast")
         last = None if cast is None or cast.attributes.get_int("to", 0) != _FLOAT else _only_user(cast, "Mul")
         if quantizer is None or quantizer.op_type != "DynamicQuantizeLinear" or codes is None or last is None:
             return None
@@ -130,7 +133,8 @@ class _Decoder:
         weight = (codes.astype(np.float32) - parts[1].astype(np.float32)) * parts[0].astype(np.float32)
         made = self._constant(node.inputs[1], np.asarray(weight, np.float32))
         kind = "Conv" if node.op_type == "ConvInteger" else "MatMul"
-        return None if made is None else (last, self._node(node, kind, [quantizer.inputs[0], made]))
+        given = [quantizer.inputs[0], made, *([] if bias is None else [bias])]
+        return None if made is None else (last, self._node(node, kind, given))
 
     def cells(self, node: ir.Node) -> tuple[ir.Node, ir.Node] | None:
         """DynamicQuantizeLSTM: itself, and the LSTM in its place."""
@@ -182,6 +186,18 @@ def _only_user(node: ir.Node, kind: str) -> ir.Node | None:
     users = [user for user, _ in node.outputs[0].uses()]
     alone = len(users) == 1 and not node.outputs[0].is_graph_output()
     return users[0] if alone and users[0].op_type == kind else None
+
+
+def _rounded_bias(added: ir.Node, node: ir.Node) -> ir.Value | None:
+    """The constant bias that is put on the grid of a product's sums, one number a channel, to be added to these."""
+    value = next((one for one in added.inputs if one is not None and one.producer() is not node), None)
+    for kind in ("Reshape", "Cast", "Floor", "Div"):
+        before = None if value is None else value.producer()
+        if before is None or before.op_type != kind:
+            return None
+        value = before.inputs[0]
+    tensor = tensor_of(value)
+    return value if tensor is not None and len(tensor.shape) == 1 else None
 
 
 def _along(part: Array | None, codes: Array, axis: int) -> Array | None:

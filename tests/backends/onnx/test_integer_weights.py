@@ -109,6 +109,29 @@ def test_what_rounds_its_inputs_at_every_inference(weight_type: QuantType, tmp_p
         assert sqnr_db(known.reshape(layer.weight.shape), layer.weight) > 30
 
 
+def test_a_bias_that_is_added_before_the_sums_are_scaled(tmp_path: Path) -> None:
+    nodes = [
+        make_node("DynamicQuantizeLinear", ["x"], ["xq", "xs", "xz"]),
+        make_node("ConvInteger", ["xq", "k", "xz", "kz"], ["i"], pads=[1, 1]),
+        make_node("Mul", ["xs", "ks"], ["steps"]),
+        make_node("Div", ["b", "steps"], ["scaled"]),
+        make_node("Floor", ["scaled"], ["floor"]),
+        make_node("Cast", ["floor"], ["whole"], to=6),
+        make_node("Reshape", ["whole", "shape"], ["along"]),
+        make_node("Add", ["i", "along"], ["sum"]),
+        make_node("Cast", ["sum"], ["c"], to=1),
+        make_node("Mul", ["c", "steps"], ["y"]),
+    ]
+    weights = {
+        "k": CODES[:5, :6].reshape(5, 2, 3).view(np.uint8), "kz": np.array(90, np.uint8),
+        "ks": np.array(0.01, np.float32), "b": normal(5), "shape": np.array([1, 5, 1]),
+    }  # fmt: skip
+    source = opened(proto(nodes, [info("x", [1, 2, 9])], [info("y", [1, 5, 9])], weights), tmp_path)
+    (layer,) = source.layers
+    np.testing.assert_array_equal(layer.bias, weights["b"])
+    assert_alike(source, {"x": normal(1, 2, 9)}, 30)
+
+
 def blocks(bits: int, zero: Array | None, **changed: int) -> onnx.ModelProto:
     """MatMulNBits over 20 columns in blocks of 16."""
     size = 16 * bits // 8
