@@ -37,6 +37,7 @@ class Baseline:
         fp32_drop, int8_drop: on the validation samples, None without data.
         fp32_stated, int8_stated: on the confirmation samples, None where there are none.
         limit: drop that the build allows, None for any.
+        in_integers: whether the model as it was given, which `fp32` is, has weights in integers.
     """
 
     fp32: Path
@@ -49,6 +50,13 @@ class Baseline:
     limit: float | None
     int8_stated: Drop | None = None
     fp32_stated: Drop | None = None
+    in_integers: bool = False
+
+    @property
+    def promised_bytes(self) -> int:
+        """What a pack is never larger than: dense int8, and a file that was given in integers."""
+        sizes = [path.stat().st_size for path in (self.int8, *([self.fp32] if self.in_integers else []))]
+        return min(sizes)
 
     @property
     def is_rival(self) -> bool:
@@ -108,6 +116,7 @@ def make_baseline(evaluator: Evaluator, files: Writer, prices: Prices) -> Baseli
         limit,
         _stated(evaluator, paths[scheme], fmt),
         _stated(evaluator, fp32, fmt),
+        not files.given_scheme.is_float,
     )
 
 

@@ -100,8 +100,8 @@ def user_bounds(options: BuildOptions, rest: Rest) -> Bounds:
 def promised_bounds(
     evaluator: Evaluator, menus: Sequence[Menu], baseline: Baseline, bounds: Bounds, rest: Rest
 ) -> Bounds:
-    """The bounds with the promise that the file is no larger and no slower than dense int8; as they are where it does
-    not apply.
+    """The bounds with the promise that the file is no larger and no slower than dense int8, and no larger than one that
+    was given in integers; as they are where it does not apply.
 
     Dense int8 that misses the budget is no rival, yet a plan of its size that meets it is the better pack.
     """
@@ -111,7 +111,7 @@ def promised_bounds(
         [c.size_bytes for c in menu.candidates if c.structure.is_dense and c.alternative is None] for menu in menus
     ]
     own = sum(min(sizes, default=0) for sizes in dense)
-    promised = max(baseline.int8.stat().st_size - rest.size_bytes, own)
+    promised = max(baseline.promised_bytes - rest.size_bytes, own)
     fast = [
         [c.latency_s for c in menu.candidates if c.structure.is_dense and c.alternative is None and c.scheme.bits == 8]
         for menu in menus

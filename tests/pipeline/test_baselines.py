@@ -47,6 +47,9 @@ def test_a_real_baseline(ready: Prepared, evaluator: Evaluator) -> None:
     assert made.is_rival
     assert made.int8.stat().st_size < made.fp32.stat().st_size / 3.5
     assert not replace(made, limit=-1.0).is_rival
+    assert made.promised_bytes == made.int8.stat().st_size
+    own = replace(made, fp32=made.int8, int8=made.fp32, in_integers=True)  # a file that is smaller than dense int8
+    assert own.promised_bytes == made.int8.stat().st_size
 
 
 class Dense:
