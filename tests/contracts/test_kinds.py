@@ -115,7 +115,8 @@ def recurrent() -> Example:
 
 
 def table() -> Example:
-    return Example(embedding_layer("tokens", normal(50, 64, seed=8), uses=2), np.array([[3, 49], [0, 3]]), {})
+    weight, tokens = normal(50, 64, seed=8), np.array([[3, 49], [0, 3]])
+    return Example(embedding_layer("tokens", weight, uses=2), tokens, {"rows": weight[tokens].reshape(4, 64)})
 
 
 EXAMPLES: Mapping[str, tuple[Callable[[], Example], ...]] = {
@@ -127,7 +128,6 @@ EXAMPLES: Mapping[str, tuple[Callable[[], Example], ...]] = {
 MAKERS = [make for makers in EXAMPLES.values() for make in makers]
 FACTORED = [make for make in MAKERS if views_of([make().layer])]
 MATRICES = [make for make in FACTORED if set(kind_of(make().layer).views(make().layer)) == {WEIGHT}]
-LOOKED_UP = [make for make in MAKERS if make not in FACTORED]
 
 
 def only(makers: list[Callable[[], Example]]) -> pytest.MarkDecorator:
@@ -469,16 +469,6 @@ def test_weights_from_constants_are_no_products_and_come_to_their_matrix(kind: L
     found = kind.effective(layer, replaced(kind, layer, CONSTEXPR))
     for name, matrix in kind.views(layer).items():
         np.testing.assert_array_equal(found[name], matrix)
-
-
-@only(LOOKED_UP)
-def test_lookups_multiply_nothing_and_have_no_factors(kind: LayerKind, layer: Layer) -> None:
-    assert kind.views(layer) == {}
-    assert tuple(kind.structures(layer, GRID)) == (DENSE,)
-    assert sum(op.macs for op in kind.ops(layer, DENSE, 5)) == 0
-    for structure in (low_rank_of(4), correction_of(4), CONSTEXPR):
-        with pytest.raises(ValueError, match=layer.name):
-            kind.ops(layer, structure, 1)
 
 
 @with_views
