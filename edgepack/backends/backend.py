@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from edgepack.backends.facts import Facts
 from edgepack.backends.operators import Operator
 from edgepack.backends.segments import LayerShape, Segment
+from edgepack.backends.tables import EmbeddingTable
 from edgepack.data import Samples
 from edgepack.model.layer import Layer
 from edgepack.model.model import Model
@@ -82,6 +83,15 @@ class Writer(Protocol):
     def tables(self) -> tuple[tuple[str, Scheme], ...]:
         """Embedding tables that can have fewer bits than other weights in integers, and no layer multiplies by: names,
         and the schemes that they have then, as of `FileScheme.single`."""
+
+    @property
+    def embeddings(self) -> tuple[EmbeddingTable, ...]:
+        """Embedding tables that no layer multiplies by and that `write` can store as planned: in one of the
+        `table_schemes` (`FileScheme.single`), as they are or as low-rank factors (`FileScheme.factored`)."""
+
+    @property
+    def table_schemes(self) -> tuple[Scheme, ...]:
+        """Of their rows, the widest first, which is that of all other weights in integers."""
 
     def takes(self, factors: Mapping[str, Replacement]) -> dict[str, Replacement]:
         """Those that `write` can put into a file: every pair, but not every other weight of a dense layer."""

@@ -130,11 +130,13 @@ class FileScheme:
         layers: of linear layers.
         others: of the weights that stand outside of linear layers.
         single: of layers of other kinds, by name, where it is not that of the others.
+        factored: by name, the product behind each of these layers that is low-rank factors.
     """
 
     layers: Scheme
     others: Scheme
     single: tuple[tuple[str, Scheme], ...] = ()
+    factored: tuple[tuple[str, Op], ...] = ()
 
     @classmethod
     def of(cls, scheme: Scheme) -> FileScheme:
@@ -149,7 +151,8 @@ class FileScheme:
         schemes = set(matrices) or {self.layers}
         name = schemes.pop().name if len(schemes) == 1 else MIXED
         suffix = next((scheme for _, scheme in self.single), self.others)
-        return name if suffix == self.layers else f"{name}+{suffix}"
+        label = name if suffix == self.layers else f"{name}+{suffix}"
+        return " ".join([label, *(f"rank {op.columns}" for _, op in self.factored)])
 
     @property
     def schemes(self) -> tuple[Scheme, ...]:

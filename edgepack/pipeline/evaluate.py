@@ -87,6 +87,7 @@ class Attempt:
         drop: on the validation samples, that it was chosen on; None without data.
         confirmation: on samples that no plan was chosen on; None where none were kept back, or before it was chosen.
         recovery: what training of its pairs came to; None where they were not trained.
+        tables: what was planned of its embedding tables.
     """
 
     fmt: Format
@@ -97,6 +98,7 @@ class Attempt:
     drop: Drop | None
     confirmation: Drop | None = None
     recovery: Outcome | None = None
+    tables: tuple[LayerPlan, ...] = ()
 
     @property
     def stated(self) -> Drop | None:

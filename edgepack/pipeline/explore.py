@@ -94,7 +94,9 @@ def picked(ready: Prepared) -> dict[Format, Found]:
         if probe.fmt in found:
             raise UsageError(f"--pick names two {probe.fmt} plans", hint="a pack holds one file per format")
         search, steps = explored[probe.fmt]
-        found[probe.fmt] = search.run([next(step for step in steps if step.layers == probe.layers)], None)
+        found[probe.fmt] = search.run(
+            [next(step for step in steps if (step.layers, step.tables) == (probe.layers, probe.tables))], None
+        )
     return found
 
 
@@ -107,7 +109,7 @@ def _explored(ready: Prepared) -> dict[Format, tuple[Search, tuple[Step, ...]]]:
     evaluator, began = ready.evaluator, time.monotonic()
     found = {}
     for number, (fmt, files) in enumerate(ready.files.items(), start=1):
-        rest = measure_rest(evaluator, files, ready.prices)
+        rest = measure_rest(evaluator, files, ready.prices, ready.menus[fmt])
         bounds = user_bounds(evaluator.options, rest)
         steps = _steps(ready, fmt, bounds, rest)
         if isinstance(steps, Infeasible):

@@ -51,8 +51,8 @@ def plain_scheme(options: BuildOptions, files: Writer) -> FileScheme:
     return FileScheme.of(FP32[files.fmt]) if options.precision == "fp32" else files.probe_scheme
 
 
-def measure_rest(evaluator: Evaluator, files: Writer, prices: Prices) -> Rest:
-    """What is left of the dense file when its layers are taken off.
+def measure_rest(evaluator: Evaluator, files: Writer, prices: Prices, menus: Sequence[Menu] = ()) -> Rest:
+    """What is left of the dense file when its layers are taken off, and the tables that have a menu.
 
     RAM only where a limit asks for it. Latency is that of the whole file where the target is this machine, else that of
     a call of the runtime and of the convolutions that are no layers: what other operators take elsewhere is not known.
@@ -65,6 +65,9 @@ def measure_rest(evaluator: Evaluator, files: Writer, prices: Prices) -> Rest:
         layer.name: size_bytes(plain[layer.name], kind_of(layer).ops(layer, DENSE, 1), layer.bias)
         for layer in evaluator.layers
     }
+    for table in (menu for menu in menus if menu.layer.name not in plain):
+        dense = next(one for one in table.candidates if one.structure.is_dense)
+        plain[table.layer.name], sizes[table.layer.name] = dense.scheme, dense.size_bytes
     ram, latency_s = 0, prices.call_s(files.fmt)
     if evaluator.options.ram_bytes is not None:
         held = sum(resident_bytes(plain[name], one) for name, one in sizes.items())

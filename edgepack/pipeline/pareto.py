@@ -31,18 +31,23 @@ Choice = tuple[str | None, str] | tuple[str | None, str, str, float]
 
 @dataclass(frozen=True)
 class Step:
-    """One plan with its predicted sums over the linear layers."""
+    """One plan with its predicted sums over the layers.
+
+    Attributes:
+        tables: what becomes of embedding tables, where that is planned.
+    """
 
     layers: LayerPlans
     loss: float
     size_bytes: int
     ram_bytes: int
     latency_s: float
+    tables: LayerPlans = ()
 
     @property
     def choices(self) -> list[Choice]:
         """What tells plans apart."""
-        return choices(self.layers)
+        return choices((*self.layers, *self.tables))
 
 
 class Beside(Protocol):
@@ -204,10 +209,16 @@ def _limits(low: float, high: float) -> list[float]:
 
 def _step(menus: Sequence[Menu], spectra: Mapping[str, Spectrum], found: Solution, limit: float) -> Step:
     slack = max(limit - found.loss, 0.0)
-    layers = tuple(
+    plans = [
         planned(menu, menu.candidates[index], spectra, slack) for menu, index in zip(menus, found.chosen, strict=True)
-    )
-    return Step(layers, found.loss, found.size_bytes, found.ram_bytes, found.latency_s)
+    ]
+    layers, tables = (tuple(p for p in plans if is_table(p) == wanted) for wanted in (False, True))
+    return Step(layers, found.loss, found.size_bytes, found.ram_bytes, found.latency_s, tables)
+
+
+def is_table(plan: LayerPlan) -> bool:
+    """Whether it is that of an embedding table."""
+    return plan.dense[0].kind == "gather"
 
 
 def planned(menu: Menu, chosen: Candidate, spectra: Mapping[str, Spectrum], slack: float) -> LayerPlan:
@@ -235,13 +246,13 @@ def planned(menu: Menu, chosen: Candidate, spectra: Mapping[str, Spectrum], slac
 
 def _lost_share(layer: Layer, chosen: Candidate, spectra: Mapping[str, Spectrum]) -> float:
     """Of output energy, by cutting off; of a structure of several views what they lose together at most. Of a kernel
-    that is taken apart it is not known before that is made: 0."""
+    that is taken apart it is not known before that is made, and of a table it is part of its predicted loss: 0."""
     if chosen.alternative is not None:
         return 0.0
     parts = kind_of(layer).parts(layer, chosen.structure)
     lost = (
         float(spectra[view_name(layer.name, view)].lost_share()[part.ranks[0]])
         for view, part in parts.items()
-        if part.is_low_rank
+        if part.is_low_rank and view_name(layer.name, view) in spectra
     )
     return min(sum(lost), 1.0)

@@ -35,6 +35,7 @@ from edgepack.pipeline.recipe_score import RECIPE, check_recipe_metric, recipe_s
 from edgepack.pipeline.refit import Refitter, check_refit
 from edgepack.pipeline.replacements import Replacements
 from edgepack.pipeline.rounding import Rounder
+from edgepack.pipeline.tables import table_menus
 from edgepack.plan.candidates import check_rank
 from edgepack.sources import check_installed, open_model
 from edgepack.sources.onnx import FOUND
@@ -175,6 +176,11 @@ def _prepare(options: BuildOptions, engines: Mapping[Format, Any], workspace: Wo
         structures=None if options.rank == "auto" or methods.others else _in_place(layers),
     )
     menus = {fmt: make_menus(one, analysis.layers, offer, prices, options) for fmt, one in files.items()}
+    if opened.fixed is None and _plans_tables(options, methods, guard):
+        workspace.progress("embedding tables")
+        menus = {
+            fmt: own + table_menus(files[fmt], analysis, prices, guard.metric, workspace) for fmt, own in menus.items()
+        }
     replacements = _replacements(options, analysis, source, alternatives, guard)
     prover = Prover(guard, opened, workspace.folder)
     aim: Aim = options.optimize if methods.pairs or alternatives.only_save_bytes is None else "size"
@@ -207,6 +213,12 @@ def of_any_shape(options: BuildOptions, workspace: Workspace) -> BuildOptions:
     for fmt in fixed:
         _warn_of_missing(fmt, "its files have fixed shapes, and the samples differ in theirs", workspace)
     return replace(options, formats=rest)
+
+
+def _plans_tables(options: BuildOptions, methods: Methods, guard: Guard) -> bool:
+    """Whether embedding tables are chosen for with the layers: where all is left to the build, and data stand guard."""
+    free = options.rank == options.precision == "auto" and options.keep is None and options.only is None
+    return free and methods.pairs and guard.guarded
 
 
 def _warn_of_uninstalled(options: BuildOptions, workspace: Workspace) -> None:

@@ -73,6 +73,10 @@ class Prices:
             return None
         return replace(price, latency_s=uses.places * (price.latency_s + self._copying_s(scheme.backend, ops)))
 
+    def of_product(self, scheme: Scheme, op: Op) -> Price | None:
+        """One inference of a single product, which need not be a layer; None where the source has nothing on it."""
+        return self._of_products(scheme, (op,))
+
     def _of(self, point: Point) -> Price | None:
         if point not in self._known:
             self._fill(point.scheme, point)

@@ -26,6 +26,7 @@ from edgepack.pipeline.evaluator import Evaluator
 from edgepack.pipeline.options import BuildOptions
 from edgepack.pipeline.pareto import Choice, Corner, LayerPlans, Step, choices, corners, make_ladder, nearest, worth
 from edgepack.pipeline.prices import Prices
+from edgepack.pipeline.tables import as_stored
 from edgepack.plan.bisect import climb, within
 from edgepack.plan.candidates import base_scheme, exceptions, file_label
 from edgepack.plan.explain import arrangement
@@ -217,10 +218,11 @@ class Search:
     def _attempts(self, step: Step, limit: float | None) -> Iterator[Attempt]:
         """Files of a plan, in the order in which they are wanted; where nothing can be measured the first good one ends
         it."""
-        for scheme, layers in self._variants(step.layers):
+        for scheme, layers in self._variants(step):
             attempt = self._attempt(scheme, layers)
             if attempt is None:
                 continue
+            attempt = replace(attempt, tables=step.tables)
             if not attempt.sound:
                 self._workspace.warn(f"the scheme {scheme} was dropped: {attempt.failure}")
             yield attempt
@@ -269,9 +271,10 @@ class Search:
             layers = repaired
         return attempt
 
-    def _variants(self, layers: LayerPlans) -> Iterator[tuple[FileScheme, LayerPlans]]:
+    def _variants(self, step: Step) -> Iterator[tuple[FileScheme, LayerPlans]]:
         """Ways to write a file of the plan: with its other weights, and in schemes that only whole files have."""
-        for file in written_schemes(self._evaluator, self._files, layers):
+        layers = step.layers
+        for file in written_schemes(self._evaluator, self._files, layers, step.tables):
             yield file, layers
         for scheme in self._files.file_schemes:
             own = {layer.scheme or scheme for layer in layers}
@@ -366,7 +369,7 @@ def plan(
         deadline_s: see `Search`.
         start: predicted loss near which to look first.
     """
-    rest = limits.measure_rest(evaluator, files, prices)
+    rest = limits.measure_rest(evaluator, files, prices, menus)
     bounds = limits.user_bounds(evaluator.options, rest)
     promised = limits.promised_bounds(evaluator, menus, baseline, bounds, rest)
     search = Search(evaluator, files, rest, deadline_s, start)
@@ -422,7 +425,7 @@ def _tightened(
         found = search.run(steps, evaluator.options.drop_limit)
         over = limits.excess(evaluator, found.attempt)
         if not over:
-            return Planned(found, None, corners(menus, found.attempt.layers, bounds, rest, evaluator.aim))
+            return Planned(found, None, corners(menus, planned_of(found.attempt), bounds, rest, evaluator.aim))
         # From what this very plan was predicted to take: a bound with room to spare would give it again.
         drawn = {name: max(_predicted(found.attempt, name) - by * (1 + MARGIN), 0) for name, by in over.items()}
         bounds = replace(bounds, **drawn)
@@ -434,8 +437,14 @@ def _tightened(
 
 
 def _predicted(attempt: Attempt, quantity: Quantity) -> float:
-    """Sum over the layers."""
-    return sum(float(getattr(layer.predicted, quantity)) for layer in attempt.layers if layer.predicted is not None)
+    """Sum over the layers and the tables."""
+    plans = planned_of(attempt)
+    return sum(float(getattr(plan.predicted, quantity)) for plan in plans if plan.predicted is not None)
+
+
+def planned_of(attempt: Attempt) -> LayerPlans:
+    """All that was planned of a file."""
+    return (*attempt.layers, *attempt.tables)
 
 
 @dataclass(frozen=True)
@@ -455,16 +464,27 @@ class Probe:
     loss: float
     latency_s: float
     size_bytes: int
+    tables: LayerPlans = ()
 
 
-def written_schemes(evaluator: Evaluator, files: Writer, layers: LayerPlans) -> tuple[FileScheme, ...]:
+def written_schemes(
+    evaluator: Evaluator, files: Writer, layers: LayerPlans, tables: LayerPlans = ()
+) -> tuple[FileScheme, ...]:
     """The ways to write the file of a plan, the one to try first in front: as `plain_ways`, before them with embedding
-    tables in 4 bits where these are in integers, data stand guard over the accuracy or 4 bits were asked for."""
+    tables as they are planned; where they are not, in 4 bits where data stand guard over the accuracy or 4 bits were
+    asked for. Tables are so where they are in integers."""
     ways, precision = plain_ways(evaluator.options, files, layers), evaluator.options.precision
+    if tables:
+        planned = [as_stored(way, tables) for way in ways if _has_integer_rows(way)]
+        return tuple(dict.fromkeys((*planned, *ways)))
     if precision == "int4" or (precision == "auto" and evaluator.prover.guard.guarded):
-        narrow = [way for way in ways if not (way.others.is_float or way.others.is_static)][:1]
+        narrow = [way for way in ways if _has_integer_rows(way)][:1]
         return (*(replace(way, single=files.tables) for way in narrow if files.tables), *ways)
     return ways
+
+
+def _has_integer_rows(way: FileScheme) -> bool:
+    return not (way.others.is_float or way.others.is_static)
 
 
 def plain_ways(options: BuildOptions, files: Writer, layers: LayerPlans) -> tuple[FileScheme, ...]:
@@ -474,23 +494,24 @@ def plain_ways(options: BuildOptions, files: Writer, layers: LayerPlans) -> tupl
     return (plain,) if options.precision == "fp32" else files.rest(base_scheme(layers, plain.layers))
 
 
-def probe_scheme(options: BuildOptions, files: Writer, layers: LayerPlans) -> FileScheme:
+def probe_scheme(options: BuildOptions, files: Writer, layers: LayerPlans, tables: LayerPlans = ()) -> FileScheme:
     """The one of `plain_ways` that a plan is probed in: weights beside linear layers in int8, decoded at load, where
-    there are any.
+    there are any, and tables as they are planned.
 
-    Tables in 4 bits, where they are possible, are tried with the file that is written.
+    Where they are not, tables in 4 bits are tried with the file that is written.
     """
     schemes = plain_ways(options, files, layers)
-    return next((scheme for scheme in reversed(schemes) if scheme.others != scheme.layers), schemes[0])
+    found = next((scheme for scheme in reversed(schemes) if scheme.others != scheme.layers), schemes[0])
+    return as_stored(found, tables) if tables and _has_integer_rows(found) else found
 
 
 def probe(evaluator: Evaluator, files: Writer, step: Step) -> Probe:
     """What the plan's file loses on the guard."""
-    scheme = probe_scheme(evaluator.options, files, step.layers)
+    scheme = probe_scheme(evaluator.options, files, step.layers, step.tables)
     key = [evaluator.key, evaluator.analysis.largest, files.fmt, str(scheme), step.choices]
     task = Keyed(key, lambda: _Emission(evaluator, files, step.layers, scheme))
     drop, size_bytes = evaluator.workspace.cached(PROBE, task)
-    return Probe(files.fmt, scheme, step.layers, drop, step.loss, step.latency_s, size_bytes)
+    return Probe(files.fmt, scheme, step.layers, drop, step.loss, step.latency_s, size_bytes, step.tables)
 
 
 @dataclass(frozen=True)

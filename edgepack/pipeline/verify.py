@@ -181,6 +181,8 @@ def _planned(source: Contents, layers: Sequence[LayerPlan], scheme: FileScheme) 
         for op in plan.ops:
             bits = scheme_of(op, plan.scheme_in(scheme)).bits
             planned.setdefault(_sides(op), []).append(min(bits, source_bits))
+    for _, op in scheme.factored:
+        planned.setdefault(_sides(op), []).append(scheme.others.bits)
     return {matrix: sorted(bits, reverse=True) for matrix, bits in planned.items()}
 
 

@@ -100,8 +100,8 @@ def _fastest(group: Iterable[Candidate]) -> Candidate | None:
 
 def _compared(one: Candidate, other: Candidate) -> str:
     """`3.1× faster and 4.0× smaller`, from the first one's side; empty where they are alike."""
-    # A layer that an inference does not reach takes no time in any scheme.
-    faster = other.latency_s / one.latency_s if one.latency_s else 1.0
+    # A layer that an inference does not reach takes no time in any scheme, and neither does a lookup.
+    faster = other.latency_s / one.latency_s if one.latency_s and other.latency_s else 1.0
     smaller = other.size_bytes / one.size_bytes
     parts = [_ratio(faster, "faster", "slower"), _ratio(smaller, "smaller", "larger")]
     return " and ".join(part for part in parts if part)

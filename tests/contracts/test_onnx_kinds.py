@@ -293,3 +293,14 @@ def test_lookups_are_found_and_stored_smaller() -> None:
         assert sum(value.nbytes for value in values) < layer.weight.nbytes
         (found,), (wanted,) = (run(one, {"ids": np.array([3, 49, 0])}) for one in (stored, source))
         assert sqnr_db(found, wanted) > scheme.min_sqnr_db
+    full = min(layer.weight.shape)
+    (part,) = (
+        replaced(kind_of(layer), layer, one)
+        for one in kind_of(layer).structures(layer, GivenRanks((full,), ()))
+        if one.ranks
+    )
+    thin = source.clone()
+    rows, product = kind.replace(thin, {"table": part, "another kind's": part})["table"]
+    assert_same(source, thin, {"ids": np.array([3, 49, 0])})
+    assert [one.name for one in kind.find(thin)] == [rows]
+    assert only_site(thin).root.name == product

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,9 +21,11 @@ from edgepack.backends.onnx.schemes import (
     INT8_DYNAMIC,
     INT8_STATIC,
     SCHEMES,
+    TABLES,
     WEIGHTS8,
 )
 from edgepack.backends.shared import in_one_scheme, refuses_shared, without_shared
+from edgepack.backends.tables import EmbeddingTable
 from edgepack.data import Samples, feeds
 from edgepack.errors import ModelError
 from edgepack.model.kinds import kind_of, view_name
@@ -79,6 +82,7 @@ class OnnxWriter:
 
     fmt: Format = "onnx"
     file_schemes: tuple[Scheme, ...] = ()
+    table_schemes: tuple[Scheme, ...] = (WEIGHTS8, *TABLES)
 
     def __init__(
         self,
@@ -224,12 +228,14 @@ class OnnxWriter:
         pairs = {name: part for name, part in factors.items() if part.structure.ranks}
         dense = {name: part for name, part in factors.items() if not part.structure.ranks}
         schemes = in_one_scheme(schemes or {}, self._layers.values(), scheme.layers)
-        model, names = self.model, {}
+        base, scheme, behind = self._with_tables(scheme)
+        schemes = {**schemes, **behind}
+        model, names = base, {}
         others = self._others(scheme, schemes)
         matrices = set(others)
         if pairs:
-            model = with_factors(self.model, pairs)
-            names = names_after(self.model, model, pairs)
+            model = with_factors(base, pairs)
+            names = names_after(base, model, pairs)
             single = (
                 self._matrix_schemes(name, own, pairs.get(name), schemes.get(name, scheme.layers))
                 for name, own in names.items()
@@ -245,6 +251,25 @@ class OnnxWriter:
             for name in pairs
         }
         return Written(others, own)
+
+    def _with_tables(self, scheme: FileScheme) -> tuple[ir.Model, FileScheme, dict[str, Scheme]]:
+        """The model with low-rank factors in the place of tables, the scheme by what these are called then, and that of
+        the products behind them. They compute in float: the first components of what is looked up are far larger than
+        the last, which would be lost on one grid."""
+        from edgepack.backends.onnx.sites import find_sites
+
+        if not scheme.factored:
+            return self.model, scheme, {}
+        copy = self.model.clone()
+        held = {table.layer.name: table for table in self.embeddings}
+        parts = {name: held[name].factors(op.columns) for name, op in scheme.factored}
+        made = {name: pair for kind in LOOKUPS.values() for name, pair in kind.replace(copy, parts).items()}
+        rows = {name: first for name, (first, _) in made.items()}
+        wide = {second for _, second in made.values()}
+        own = WEIGHTS8 if scheme.others == WEIGHTS8 and self._supports(WEIGHTS8) else FP32
+        behind = {site.layer.name: own for site in find_sites(copy.clone()) if site.root.name in wide}
+        single = tuple((rows.get(name, name), each) for name, each in scheme.single)
+        return copy, replace(scheme, single=single), behind
 
     def _others(self, file: FileScheme, schemes: Mapping[str, Scheme]) -> dict[str, Scheme]:
         """By name, layers that are written like the weights outside of layers, and the scheme that they get so.
@@ -397,6 +422,19 @@ class OnnxWriter:
             for layer in kind.find(self.model)
             for scheme in kind.schemes
             if self.supports(layer, DENSE, scheme) is None
+        )
+
+    @cached_property
+    def embeddings(self) -> tuple[EmbeddingTable, ...]:
+        """See `Writer.embeddings`."""
+        from edgepack.backends.onnx.tokens import token_counts
+
+        counts, runs = token_counts(self.model, self._calibration)
+        return tuple(
+            EmbeddingTable(layer, own, max(1, round(int(own.sum()) / (layer.uses * max(runs, 1)))))
+            for kind in LOOKUPS.values()
+            for layer in kind.find(self.model)
+            for own in (counts[layer.name],)
         )
 
     def _ranges(

@@ -21,7 +21,7 @@ from edgepack.backends.tflite.quantizer import check_mixture
 from edgepack.errors import ModelError
 from edgepack.model.layer import Layer
 from edgepack.model.replacement import Replacement
-from edgepack.model.scheme import INT8_BITS, Scheme
+from edgepack.model.scheme import Scheme
 from edgepack.model.serialize import packed_part
 from edgepack.model.types import Array
 from edgepack.torchgraph.match import layer_key
@@ -149,8 +149,6 @@ class TfliteEmitter:
         scheme: Scheme,
         samples: Mapping[str, Array] | None = None,
         schemes: Mapping[str, Scheme] | None = None,
-        *,
-        table_bits: int = INT8_BITS,
     ) -> tuple[str, ...]:
         """Write an integer scheme of an fp32 file; see `edgepack.backends.tflite.quantizer.quantize`.
 
@@ -159,8 +157,7 @@ class TfliteEmitter:
             path: where to write.
             scheme: of all operators that are not in `schemes`.
             samples: for `INT8_STATIC`: by input name, (samples, *input shape of the file).
-            schemes: of single linear operators, by the name of the tensor that they write.
-            table_bits: of embedding tables.
+            schemes: of single linear operators and lookups, by the name of the tensor that they write.
 
         Returns:
             The kinds of operators that had to stay in wider numbers than asked for.
@@ -176,7 +173,6 @@ class TfliteEmitter:
             "path": str(Path(path).resolve()),
             "scheme": scheme.name,
             "schemes": {operator: own.name for operator, own in (schemes or {}).items()},
-            "table_bits": table_bits,
             "samples": "",
         }
         # np.savez keeps "file" for itself, so a model input may not be passed under its own name.

@@ -204,7 +204,7 @@ def _quantize(request: Request, state: _Loaded) -> Reply:
     source, path = Path(request["source"]), Path(request["path"])
     scheme = scheme_named("tflite", request["scheme"])
     schemes = {operator: scheme_named("tflite", name) for operator, name in request["schemes"].items()}
-    return {"kept": list(quantize(source, path, scheme, samples, schemes, table_bits=request["table_bits"]))}
+    return {"kept": list(quantize(source, path, scheme, samples, schemes))}
 
 
 _REQUESTS: Mapping[str, Callable[[Request, _Loaded], Reply]] = {

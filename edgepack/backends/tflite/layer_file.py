@@ -59,7 +59,7 @@ def _write(task: TfliteLayer, out: Path) -> None:
 TFLITE_LAYER: FileStep[TfliteLayer] = FileStep("layers", 5, _write, ".tflite", TOOLS)
 
 ALIGNMENT = 16
-_FULLY_CONNECTED_VERSION = 5
+FULLY_CONNECTED_VERSION = 5
 
 
 def write_layer(path: Path, parts: list[Replacement], scheme: Scheme, batch: int, inputs: Array) -> None:
@@ -207,7 +207,7 @@ class _Graph:
         made = self._schema.OperatorCodeT()
         made.builtinCode = getattr(self._schema.BuiltinOperator, name)
         made.deprecatedBuiltinCode = made.builtinCode
-        made.version = _FULLY_CONNECTED_VERSION if name == "FULLY_CONNECTED" else 1
+        made.version = FULLY_CONNECTED_VERSION if name == "FULLY_CONNECTED" else 1
         return made
 
 

@@ -28,8 +28,6 @@ class Quantize(Protocol):
         scheme: Scheme,
         samples: Mapping[str, Array] | None,
         schemes: Mapping[str, Scheme],
-        *,
-        table_bits: int,
     ) -> object:
         """See `edgepack.backends.tflite.quantizer.quantize`."""
 

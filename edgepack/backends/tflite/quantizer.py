@@ -17,7 +17,7 @@ from edgepack.backends.tflite.read import linear_ops
 from edgepack.backends.tflite.schemes import FP32, INT4_DYNAMIC, INT8_DYNAMIC, INT8_STATIC, SCHEMES, WEIGHTS8
 from edgepack.backends.tflite.tables import lookups, table_schemes
 from edgepack.errors import ModelError
-from edgepack.model.scheme import INT8_BITS, Scheme
+from edgepack.model.scheme import Scheme
 from edgepack.model.types import Array
 from edgepack.quantize.grids import has_one_scale
 
@@ -31,8 +31,6 @@ def quantize(
     scheme: Scheme,
     samples: Mapping[str, Array] | None = None,
     schemes: Mapping[str, Scheme] | None = None,
-    *,
-    table_bits: int = INT8_BITS,
 ) -> tuple[str, ...]:
     """Write an integer scheme of an fp32 file: the quantizer's own standard recipe, with float32 inputs and outputs.
 
@@ -52,9 +50,8 @@ def quantize(
         samples: for "int8-static": by input name, (samples, *input shape of the file). A few hundred are enough: one
             takes about 10 ms for a hundred operators.
         schemes: of single linear operators, by the name of the tensor that they write: some of `LAYER_SCHEMES`; beside
-            `INT8_STATIC` only `FP32`.
-        table_bits: 8 or 4, of embedding tables in files of integers. One that is the weight of a layer as well is
-            stored as that has it.
+            `INT8_STATIC` only `FP32`. And of lookups, whose tables have 8 bits otherwise in files of integers; one that
+            is the weight of a layer as well is stored as that has it.
 
     Returns:
         The kinds of operators that had to stay in wider numbers: float32 in "int8-static", int8 where four bits
@@ -67,12 +64,12 @@ def quantize(
     """
     check_mixture(scheme, (schemes or {}).values())
     if scheme == INT8_STATIC:
-        return _static(source, path, samples or {}, schemes or {}, table_bits)
+        return _static(source, path, samples or {}, schemes or {})
     single, kept = _single_schemes(source, scheme, schemes or {})
     if scheme == FP32 and not single:
         path.write_bytes(source.read_bytes())
     else:
-        single |= table_schemes(source, single, _scheme_of_the_rest(scheme), table_bits)
+        single |= table_schemes(source, single, _scheme_of_the_rest(scheme))
         path.write_bytes(_quantized(source, scheme, {}, (), single))
     if scheme != FP32:
         in_int8(path)
@@ -94,16 +91,14 @@ def check_mixture(scheme: Scheme, others: Iterable[Scheme]) -> None:
         raise ValueError(f"a layer of a file in {scheme} can be {names}, not {', '.join(wrong)}")
 
 
-def _static(
-    source: Path, path: Path, samples: Mapping[str, Array], schemes: Mapping[str, Scheme], table_bits: int
-) -> tuple[str, ...]:
+def _static(source: Path, path: Path, samples: Mapping[str, Array], schemes: Mapping[str, Scheme]) -> tuple[str, ...]:
     if not samples:
         raise ModelError(
             f"the scheme {INT8_STATIC} needs calibration samples", hint="give data, or use int8-dynamic-range"
         )
     single, _ = _single_schemes(source, INT8_STATIC, schemes)
     single |= dict.fromkeys(on_states(source), FP32)
-    single |= table_schemes(source, single, INT8_STATIC, table_bits)
+    single |= table_schemes(source, single, INT8_STATIC)
     kept: tuple[str, ...] = ()
     while True:
         path.write_bytes(_quantized(source, INT8_STATIC, samples, kept, single))
@@ -143,10 +138,11 @@ def _single_schemes(
     if not schemes and scheme != INT4_DYNAMIC:
         return {}, ()
     ops = {op.output: op for op in linear_ops(source)}
-    strangers = sorted(set(schemes) - set(ops))
+    tables = {one.output for one in lookups(source)}
+    strangers = sorted(set(schemes) - set(ops) - tables)
     if strangers:
         raise ModelError(f"{source.name}: no linear operator writes {', '.join(map(repr, strangers))}")
-    chosen: dict[str, Scheme] = {}
+    chosen = {name: own for name, own in schemes.items() if name in tables}
     kept = []
     rest = _scheme_of_the_rest(scheme)
     for name, op in ops.items():

@@ -11,6 +11,7 @@ import numpy as np
 
 from edgepack.backends.backend import WriterData
 from edgepack.backends.shared import in_one_scheme, refuses_shared, without_shared
+from edgepack.backends.tables import EmbeddingTable
 from edgepack.backends.tflite.converter import TfliteEmitter
 from edgepack.backends.tflite.facts import TOOLS
 from edgepack.backends.tflite.kinds import refuses
@@ -18,8 +19,8 @@ from edgepack.backends.tflite.origin import Conversion, Given, Origin
 from edgepack.backends.tflite.quantizer import LAYER_SCHEMES, check_mixture
 from edgepack.backends.tflite.read import TfliteLinear, linear_ops
 from edgepack.backends.tflite.rewrite import Places, find_places
-from edgepack.backends.tflite.schemes import CONSTEXPR, FP32, INT4_DYNAMIC, INT8_DYNAMIC, INT8_STATIC, TABLES4
-from edgepack.backends.tflite.tables import takes_int4, untied
+from edgepack.backends.tflite.schemes import CONSTEXPR, FP32, INT4_DYNAMIC, INT8_DYNAMIC, INT8_STATIC, TABLES4, WEIGHTS8
+from edgepack.backends.tflite.tables import Lookup, embedding_tables, grouped, takes_int4, with_factors
 from edgepack.backends.tflite.tidy import tidy
 from edgepack.data import feeds, rename
 from edgepack.errors import LayerError, ModelError
@@ -86,6 +87,7 @@ class TfliteWriter:
         self._last: _Float | None = None
 
     probe_scheme = FileScheme.of(INT8_DYNAMIC)
+    table_schemes: tuple[Scheme, ...] = (INT8_DYNAMIC, TABLES4)
 
     def with_largest(self, largest: int) -> TfliteWriter:
         """This one: no scheme of the format saturates."""
@@ -99,6 +101,8 @@ class TfliteWriter:
         """None where a layer can be written so, else why not."""
         if structure.is_correction:
             return NO_CORRECTION
+        if scheme == TABLES4:
+            return None if layer.in_features % 2 == 0 else "rows in 4 bits are whole bytes"
         if scheme.is_static and not self.calibrated:
             return "there are no calibration data"
         return refuses(layer, structure, scheme) or refuses_shared(layer, structure, scheme)
@@ -191,21 +195,35 @@ class TfliteWriter:
         placed = self._placed(key, factors)
         others = {name: each for name, each in others.items() if name in placed}
         in_code = dict.fromkeys(sorted(coded), CONSTEXPR)
+        tabled = digest(key, scheme.factored)
         if base == FP32 and not others:
-            self._finish(self._float(key, factors).path, out, factors)
+            self._finish(self._with_tables(tabled, self._float(key, factors).path, scheme)[0], out, factors)
             return _written(out, placed, factors, {**dict.fromkeys(placed, FP32), **in_code})
         samples = self._quantizer_samples() if base == INT8_STATIC else None
-        bits = TABLES4.bits if scheme.single else INT8_DYNAMIC.bits
 
         def quantize(path: Path) -> None:
-            source = self._float(key, factors)
+            source, tables = self._with_tables(tabled, self._float(key, factors).path, scheme)
             wide = {name: FP32 for name in sorted(coded) if base != FP32}
             single = {operator: each for name, each in {**others, **wide}.items() for operator in placed[name]}
-            self._origin.quantize(source.path, path, base, samples, single, table_bits=bits)
+            self._origin.quantize(source, path, base, samples, single | tables)
             self._finish(path, path, factors)
 
-        self._workspace.file(QUANTIZED, Keyed([key, base, others, samples, bits], lambda: quantize), out)
+        entry = [key, base, others, samples, scheme.single, scheme.factored]
+        self._workspace.file(QUANTIZED, Keyed(entry, lambda: quantize), out)
         return _written(out, placed, factors, {**dict.fromkeys(placed, base), **others, **in_code})
+
+    def _with_tables(self, key: str, source: Path, scheme: FileScheme) -> tuple[Path, dict[str, Scheme]]:
+        """A float file with low-rank factors in the place of tables, and the schemes of lookups and of the products
+        behind them, by what they write. These compute in float, as in ONNX."""
+        outputs = {name: tuple(one.output for one in own) for name, own in self._lookups.items()}
+        rows, path = dict(outputs), source
+        if scheme.factored:
+            held = {table.layer.name: table for table in self.embeddings}
+            path = self._workspace.folder / f"{key[:16]}.tables.tflite"
+            rows |= with_factors(source, path, {n: held[n].factors(op.columns) for n, op in scheme.factored})
+        products = {} if scheme.layers.is_float else {each: WEIGHTS8 for n, _ in scheme.factored for each in outputs[n]}
+        schemes = {name: INT4_DYNAMIC if own == TABLES4 else own for name, own in scheme.single}
+        return path, {each: own for name, own in schemes.items() for each in rows[name]} | products
 
     def _finish(self, source: Path, out: Path, factors: Mapping[str, Replacement]) -> None:
         """Put the code of layers in the place of their weights, which the quantizer knows, and leave out the rest."""
@@ -255,7 +273,16 @@ class TfliteWriter:
     @cached_property
     def tables(self) -> tuple[tuple[str, Scheme], ...]:
         """See `Writer.tables`."""
-        return tuple((one.output, TABLES4) for one in untied(self._dense) if takes_int4(one))
+        return tuple((name, TABLES4) for name, own in self._lookups.items() if takes_int4(own[0]))
+
+    @cached_property
+    def embeddings(self) -> tuple[EmbeddingTable, ...]:
+        """See `Writer.embeddings`."""
+        return embedding_tables(self._dense, self._samples)
+
+    @cached_property
+    def _lookups(self) -> dict[str, tuple[Lookup, ...]]:
+        return grouped(self._dense)
 
     @cached_property
     def _places(self) -> Places:
@@ -365,4 +392,4 @@ OPERATORS: Step[Callable[[], Mapping[str, Sequence[str]]], Mapping[str, Sequence
     "tflite-operators", 4, _found, tools=TOOLS
 )
 CONVERTED: FileStep[Callable[[Path], None]] = FileStep("tflite", 6, _write, ".tflite", TOOLS)
-QUANTIZED: FileStep[Callable[[Path], None]] = FileStep("tflite-quantized", 6, _write, ".tflite", TOOLS)
+QUANTIZED: FileStep[Callable[[Path], None]] = FileStep("tflite-quantized", 7, _write, ".tflite", TOOLS)

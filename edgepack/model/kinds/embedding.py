@@ -1,4 +1,4 @@
-"""Embedding tables: a row of the table for every token, y = Tᵀ x for the vector x that is 1 at the token and 0 elsewhere.
+"""Embedding tables: a row of the table for every token, y = Tᵀ x for x that is 1 at the token and 0 elsewhere.
 
 Low-rank factors in a table's place are a narrower table, of which rows are looked up, and a product behind it that
 makes them wide again. How often tokens occur says which directions count: the covariance of such vectors is that of

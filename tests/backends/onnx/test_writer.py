@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -29,9 +30,10 @@ from edgepack.backends.onnx.writer import OnnxWriter
 from edgepack.backends.runtime import load
 from edgepack.data import Samples
 from edgepack.errors import ModelError
+from edgepack.metrics.values import sqnr_db
 from edgepack.model.replacement import Replacement, dense, low_rank
 from edgepack.model.scheme import FileScheme, Scheme
-from edgepack.model.structure import DENSE, Structure, low_rank_correction
+from edgepack.model.structure import DENSE, Op, Structure, low_rank_correction
 from edgepack.model.structure import low_rank as low_rank_at
 from edgepack.model.types import Array
 
@@ -283,6 +285,42 @@ def test_tables_may_have_4_bits(tmp_path: Path) -> None:
     wide, narrow = (np.square(answers[scheme] - answers[plain]).mean() for scheme in (decoded, tables))
     assert 0 < wide < narrow < 0.05 * np.square(answers[plain]).mean()
     assert sizes[decoded] - sizes[tables] > 60 * 64 // 4
+
+
+LOOKED_UP = np.array([[0, 59, 7, 7, 30], [7, 7, 8, 0, 7]], np.float32)
+
+
+def test_rows_are_counted_as_often_as_they_are_looked_up() -> None:
+    (table,) = files(with_table(), LOOKED_UP).embeddings
+    assert table.layer.name == "table"
+    counts = dict(enumerate(table.counts))
+    assert {row: count for row, count in counts.items() if count} == {0: 2, 7: 5, 8: 1, 30: 1, 59: 1}
+    (blind,) = files(with_table()).embeddings
+    assert not blind.counts.any()
+
+
+@pytest.mark.parametrize("rows", [None, TABLES4], ids=str)
+@pytest.mark.parametrize("layers", [FP32, NBITS8], ids=str)
+def test_a_table_as_low_rank_factors(layers: Scheme, rows: Scheme | None, tmp_path: Path) -> None:
+    """A narrower table, and a product in float behind it, also beside a layer that is factored itself."""
+    source, rank = with_table(), 32
+    made, x = files(source, LOOKED_UP), LOOKED_UP[0]
+    (table,) = made.embeddings
+    single = () if rows is None else (("table", rows),)
+    thin = FileScheme(layers, WEIGHTS8, single, (("table", Op("A", "matmul", 64, rank)),))
+    part = table.factors(rank)
+    kept = part.tensors["B"] @ part.A.T + part.bias
+    pair = factors(source, "fc")
+    for parts in ({}, pair):
+        made.write(parts, thin, tmp_path / "thin.onnx")
+        made.write(parts, FileScheme(layers, WEIGHTS8), tmp_path / "whole.onnx")
+        weight = pair["fc"].A @ pair["fc"].B if parts else source.graph.initializers["fc"].const_value.numpy().T
+        wanted = kept[x.astype(int)] @ weight.T
+        answer = session(tmp_path / "thin.onnx").run(None, {"x": x})[0]
+        assert sqnr_db(answer, wanted) > (30 if rows is None else 15)
+        held = Counter(product.sides for product in made.read(tmp_path / "thin.onnx").products)
+        whole = Counter(product.sides for product in made.read(tmp_path / "whole.onnx").products)
+        assert held - whole == Counter({(rank, 64): 1})
 
 
 @pytest.mark.parametrize("scheme", [FP32, INT8_DYNAMIC, NBITS8], ids=str)

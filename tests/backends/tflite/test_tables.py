@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from edgepack.backends.tflite.tables import lookups, untied
 from edgepack.backends.tflite.writer import TfliteWriter
 from edgepack.metrics.values import sqnr_db
 from edgepack.model.scheme import FileScheme, Scheme
+from edgepack.model.structure import Op
 from edgepack.model.types import Array
 from edgepack.sources.torch import export_program, program_model
 from edgepack.workspace import Cache, Workspace
@@ -67,10 +69,11 @@ def tied(files: TfliteWriter, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def written(tied: Path, tmp_path: Path) -> Callable[..., Path]:
     """The file with a scheme for the head alone and one for all else."""
 
-    def write(rest: Scheme, head: Scheme, table_bits: int = 8) -> Path:
+    def write(rest: Scheme, head: Scheme, tables: Scheme | None = None) -> Path:
         (op,) = linear_ops(tied)
         path = tmp_path / "q.tflite"
-        quantize(tied, path, rest, None, {} if head == rest else {op.output: head}, table_bits=table_bits)
+        own = {} if tables is None else {one.output: tables for one in untied(tied)}
+        quantize(tied, path, rest, None, own if head == rest else {op.output: head, **own})
         return path
 
     return write
@@ -116,7 +119,7 @@ def test_a_static_file_has_its_tables_in_integers_as_well(tied: Path, tmp_path: 
 
 
 def test_rows_of_a_table_alone_can_have_four_bits(tied: Path, written: Callable[..., Path]) -> None:
-    path = written(INT8_DYNAMIC, INT8_DYNAMIC, table_bits=4)
+    path = written(INT8_DYNAMIC, INT8_DYNAMIC, INT4_DYNAMIC)
     assert weight_bytes(path) == TOKENS * WIDTH + KINDS * WIDTH // 2
     assert 10 < sqnr_db(answer(path), answer(tied)) < 30, "rounded, and no more than to 4 bits"
 
@@ -134,3 +137,26 @@ def test_a_file_with_its_tables_in_four_bits(files: TfliteWriter, tmp_path: Path
         files.write({}, scheme, tmp_path / "m.tflite")
         held.append(weight_bytes(tmp_path / "m.tflite"))
     assert held == [TOKENS * WIDTH // 2 + KINDS * WIDTH // 2, TOKENS * WIDTH // 2 + KINDS * WIDTH]
+
+
+@pytest.mark.parametrize("bits", [32, 8, 4])
+def test_a_table_as_low_rank_factors(files: TfliteWriter, tied: Path, tmp_path: Path, bits: int) -> None:
+    """A narrower table and a product in float; that of the head stays."""
+    (table,) = files.embeddings
+    np.testing.assert_array_equal(table.layer.weight.shape, (KINDS, WIDTH))
+    assert not table.counts.any()
+    path, name = tmp_path / "m.tflite", table.layer.name
+    plain = FileScheme.of(FP32 if bits == 32 else INT8_DYNAMIC)
+    single = ((name, TABLES4),) if bits == 4 else ()
+    errors = []
+    for rank in (WIDTH, 8):
+        factored = ((name, Op("A", "matmul", WIDTH, rank)),)
+        files.write({}, replace(plain, single=single, factored=factored), path)
+        ops, product = linear_ops(tied), (rank, WIDTH, 32 if bits == 32 else 8)
+        assert Counter(one[:2] for one in files.read(path).weights)[product[:2]] == 1
+        assert product in files.read(path).weights
+        assert len(linear_ops(path)) == len(ops) + 1
+        assert weight_bytes(path) * 8 == (TOKENS * WIDTH + rank * WIDTH) * product[2] + KINDS * rank * bits
+        errors.append(sqnr_db(answer(path), answer(tied)))
+    assert errors[0] > {32: 90, 8: 20, 4: 10}[bits]
+    assert errors[0] > errors[1] > 3

@@ -89,7 +89,8 @@ class OnnxKind(Protocol):
 
 
 class LookupKind(Protocol):
-    """A kind whose layers multiply nothing: only how they are stored can be chosen."""
+    """A kind whose layers are looked up: what can be chosen is how they are stored, and a narrower one with a product
+    behind it."""
 
     @property
     def schemes(self) -> tuple[Scheme, ...]:
@@ -100,6 +101,13 @@ class LookupKind(Protocol):
 
     def refuses(self, layer: Layer, scheme: Scheme) -> str | None:
         """Why a layer cannot be stored in one of `schemes`; None if it can."""
+
+    def replace(self, model: ir.Model, parts: Mapping[str, Replacement]) -> dict[str, tuple[str, str]]:
+        """Put low-rank factors in the place of layers, by name, in place.
+
+        Returns:
+            By layer name, what its factors are called: the layer of this kind, and the product behind it.
+        """
 
     def store(self, model: ir.Model, schemes: Mapping[str, Scheme]) -> None:
         """Put layers into schemes, by name, in place; names of other kinds' layers are passed over."""

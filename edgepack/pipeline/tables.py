@@ -1,0 +1,159 @@
+"""What each embedding table of a model could become in one format: candidates beside those of the layers.
+
+A table's rows are stored in 8 bits or in 4, and are those of the table or of low-rank factors in its place, with a
+product in float behind them. What that loses is the share of what rows tell apart. Where the losses of layers are in
+the unit of the model's answer, one file with the table factored says how far that share moves it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from edgepack.backends.backend import THREADS, Writer
+from edgepack.backends.registry import TOOLS
+from edgepack.backends.runtime import answers, load
+from edgepack.backends.schemes import FP32
+from edgepack.backends.tables import EmbeddingTable
+from edgepack.cost.sizes import resident_bytes, size_bytes
+from edgepack.model.kinds import kind_of
+from edgepack.model.scheme import FileScheme
+from edgepack.model.structure import DENSE, low_rank
+from edgepack.model.types import Array, Candidate, LayerPlan
+from edgepack.pipeline.analysis import Analysis
+from edgepack.pipeline.candidates import Menu
+from edgepack.pipeline.gradients import CURVE_SAMPLES, gradient_kind
+from edgepack.pipeline.prices import Prices
+from edgepack.plan.candidates import GivenRanks, break_even_rank
+from edgepack.quantize.grids import BLOCK
+from edgepack.torchgraph.draws import Kind
+from edgepack.workspace import Keyed, Step, Workspace
+
+MOST_RANKS = 12
+"""Per table, in whole blocks of 4 bits."""
+
+SMALLEST = 1e-30
+
+PROBED_SHARE = 0.05
+"""What a table is to lose, roughly, in the file that says how far that moves the answer: within what a plan may."""
+
+
+def table_menus(
+    files: Writer, analysis: Analysis, prices: Prices, metric: str, workspace: Workspace
+) -> tuple[Menu, ...]:
+    """One menu for each table that the format can plan.
+
+    Args:
+        metric: that answers are compared by.
+    """
+    menus = []
+    for table in files.embeddings:
+        task = _Probed(files, table, analysis, metric, workspace)
+        unit = task.moved() if analysis.sensitivity.known else 1.0
+        menus.append(Menu(table.layer, tuple(_candidates(files, table, prices, unit)), None))
+    return tuple(menus)
+
+
+def _candidates(files: Writer, table: EmbeddingTable, prices: Prices, unit: float) -> Iterator[Candidate]:
+    wide, *_ = files.table_schemes
+    layer, kind = table.layer, kind_of(table.layer)
+    for structure in kind.structures(layer, GivenRanks(_ranks(table), ())):
+        rows, *products = kind.ops(layer, structure, table.vectors)
+        latency_s = 0.0
+        if products:
+            price = prices.of_product(FP32[files.fmt], products[0])
+            if price is None:
+                continue
+            latency_s = layer.uses * price.latency_s
+        for scheme in files.table_schemes:
+            held = table.layer.with_weight(layer.weight[:, : structure.rank], None)
+            if scheme != wide and files.supports(held, DENSE, scheme) is not None:
+                continue
+            size = size_bytes(scheme, (rows,), None) + size_bytes(wide, products, layer.weight[0] if products else None)
+            yield Candidate(
+                scheme=scheme,
+                structure=structure,
+                ops=(rows, *products),
+                loss=unit * table.lost_share(structure, scheme),
+                size_bytes=size,
+                ram_bytes=resident_bytes(files.table_schemes[-1], size),
+                latency_s=latency_s,
+                source=prices.source_name(files.fmt),
+            )
+
+
+def _ranks(table: EmbeddingTable) -> tuple[int, ...]:
+    """In whole blocks, so that rows can have 4 bits; a lookup is free, so that only bytes say which pay."""
+    most = break_even_rank(*table.layer.weight.shape) // BLOCK
+    return tuple(int(BLOCK * one) for one in np.unique(np.linspace(1, most, min(most, MOST_RANKS)).astype(int)))
+
+
+@dataclass(frozen=True)
+class _Probed:
+    """A table that is factored by itself, in a file that is in float32 otherwise."""
+
+    files: Writer
+    table: EmbeddingTable
+    analysis: Analysis
+    metric: str
+    workspace: Workspace
+
+    def moved(self) -> float:
+        """How far the answer moves for a lost share of 1: twice the second-order rise of the model's loss, as of
+        layers (`layer_losses`)."""
+        ranks = np.array(_ranks(self.table))
+        lost = self.table.spectrum.lost_share()[ranks]
+        rank = int(ranks[np.abs(lost - PROBED_SHARE).argmin()])
+        key = [self.analysis.key, self.files.fmt, self.table.layer.name, self.table.layer.weight, rank]
+        rise = self.workspace.cached(MOVED, Keyed(key, lambda: self._rise(rank)))
+        share = self.table.lost_share(low_rank(rank), FP32[self.files.fmt])
+        return rise / share if share > 0 else 0.0
+
+    def _rise(self, rank: int) -> _Rise:
+        calibration = self.analysis.subject.calibration
+        if calibration is None:
+            raise ValueError("nothing is known of the answers without data")
+        samples, fp32, fmt = calibration.head(CURVE_SAMPLES), FP32[self.files.fmt], self.files.fmt
+        layer = self.table.layer
+        _, product = kind_of(layer).ops(layer, low_rank(rank), 1)
+        path = self.workspace.folder / f"table.{fmt}"
+        found = []
+        for factored in ((), ((layer.name, product),)):
+            self.files.write({}, FileScheme(fp32, fp32, (), factored), path)
+            found.append(answers(load(path, fmt, threads=THREADS), samples)[0])
+        path.unlink()
+        return _Rise(found[0], found[1], gradient_kind(self.metric))
+
+
+@dataclass(frozen=True)
+class _Rise:
+    """The first output of a model, and of one that differs a little."""
+
+    reference: Array
+    other: Array
+    kind: Kind
+
+
+def _risen(task: _Rise) -> float:
+    """See `edgepack.torchgraph.draws`: the square error, or that of scores of classes by the Fisher matrix."""
+    reference, change = task.reference.astype(np.float64), task.other.astype(np.float64) - task.reference
+    samples = len(reference)
+    if task.kind == "vector" or reference.ndim < 2:
+        return float(np.square(change).sum()) / samples
+    if (reference >= 0).all() and np.allclose(reference.sum(axis=-1), 1.0, atol=1e-3):
+        return float((np.square(change) / np.maximum(reference, SMALLEST)).sum()) / samples
+    shares = np.exp(reference - reference.max(axis=-1, keepdims=True))
+    shares /= shares.sum(axis=-1, keepdims=True)
+    mean = (shares * change).sum(axis=-1)
+    return float(((shares * np.square(change)).sum(axis=-1) - np.square(mean)).sum()) / samples
+
+
+MOVED: Step[_Rise, float] = Step("table-rise", 1, _risen, tools=TOOLS)
+
+
+def as_stored(way: FileScheme, tables: Sequence[LayerPlan]) -> FileScheme:
+    """A file's scheme with tables as they are planned."""
+    single = tuple((one.layer, one.scheme) for one in tables if one.scheme not in (None, way.others))
+    return replace(way, single=single, factored=tuple((one.layer, one.ops[1]) for one in tables if one.structure.ranks))
