@@ -378,6 +378,7 @@ class PackedFile(FileEntry):
     Attributes:
         corners: the plan itself, then those that other aims would have chosen, where they gain something; None where
             no plan was chosen from others.
+        tables: what became of embedding tables, where they were chosen for with the layers.
         wire_bytes, transport: of its compressed file, where asked for.
     """
 
@@ -388,6 +389,7 @@ class PackedFile(FileEntry):
     layers: Annotated[tuple[LayerEntry, ...], Field(max_length=MAX_LAYERS)]
     proofs: Mapping[Text, ProofEntry]
     corners: tuple[CornerEntry, ...] | None = field(default=None, metadata=Extra)
+    tables: Annotated[tuple[LayerEntry, ...], Field(max_length=MAX_LAYERS)] | None = field(default=None, metadata=Extra)
     wire_bytes: Count | None = field(default=None, metadata=Extra)
     transport: TransportEntry | None = field(default=None, metadata=Extra)
 

@@ -43,6 +43,7 @@ from edgepack.pipeline.pareto import Corner
 from edgepack.pipeline.prepare import Prepared
 from edgepack.pipeline.recipe_score import RECIPE
 from edgepack.pipeline.search import Probe
+from edgepack.pipeline.tables import as_stored
 from edgepack.plan.candidates import file_label
 from edgepack.quantize.error_breakdown import Split
 from edgepack.workspace import file_digest, tool_versions
@@ -186,7 +187,15 @@ def pack_file(
         matrix_parameters_share=(dense - saved) / dense if dense else 1.0,
         layers=tuple(LayerEntry.of(choice, _shares(splits.get(choice.layer))) for choice in attempt.layers),
         proofs={p.name: ProofEntry(p.passed, p.detail) for p in attempt.proofs},
+        tables=_tables(attempt),
     )
+
+
+def _tables(attempt: Attempt) -> tuple[LayerEntry, ...] | None:
+    """None where the file has none as planned: it may have been written with all of them in 8 bits."""
+    if as_stored(attempt.scheme, attempt.tables) != attempt.scheme:
+        return None
+    return tuple(map(LayerEntry.of, attempt.tables)) or None
 
 
 def corner_entries(corners: Sequence[Corner], size_bytes: int) -> tuple[CornerEntry, ...] | None:

@@ -189,9 +189,14 @@ def _corners(manifest: Manifest) -> Iterator[Block]:
         yield Paragraph((*said, "predicted, at the loss that is predicted of these files; none of that was written"))
 
 
+def planned(entry: PackedFile) -> tuple[LayerEntry, ...]:
+    """The layers of a file, and its embedding tables where these were chosen for."""
+    return (*entry.layers, *(entry.tables or ()))
+
+
 def _plans(manifest: Manifest) -> Iterator[Block]:
     """One table of layers where all formats have the same plan, else one for each, under its file's name."""
-    plans = {name: entry.layers for name, entry in packed_files(manifest).items() if entry.layers}
+    plans = {name: own for name, entry in packed_files(manifest).items() if (own := planned(entry))}
     if not plans:
         return
     first = next(iter(plans.values()))

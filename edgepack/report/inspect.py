@@ -9,7 +9,7 @@ from pathlib import Path
 from edgepack.pack.manifest import Manifest
 from edgepack.pipeline.inspect import Energy, LayerReport, ModelReport
 from edgepack.pipeline.prepare import NO_LAYERS
-from edgepack.report.build import LONG, layer_table, packed_files
+from edgepack.report.build import LONG, layer_table, packed_files, planned
 from edgepack.report.report import Block, Column, Field, Figure, Paragraph, Report, hidden, make_table
 
 
@@ -87,7 +87,7 @@ def _files(manifest: Manifest) -> Iterator[Block]:
     for name, entry in packed_files(manifest).items():
         size = Figure(entry.size_bytes, "bytes")
         title = (f"{name}: {entry.scheme}, ", size, f", chosen by: {entry.scheme_chosen_by}")
-        yield layer_table(entry.layers, name, LONG, title=title)
+        yield layer_table(planned(entry), name, LONG, title=title)
 
 
 _LOSSES = {
