@@ -67,12 +67,15 @@ class EmbeddingTable:
         found = whitened.factors(view, self.spectrum, rank)
         return kind.replace(self.layer, found.structure, {ROWS: found})
 
-    def lost_share(self, structure: Structure, scheme: Scheme) -> float:
-        """Of what the rows that are looked up tell apart: by a smaller rank, and by rounding of the rows."""
-        rows, weights = self._sample
+    def lost_share(self, structure: Structure, scheme: Scheme, *, seen: bool = False) -> float:
+        """Of what the rows that are looked up tell apart: by a smaller rank, and by rounding of the rows.
+
+        Args:
+            seen: of the data alone, none of whose tokens is new.
+        """
+        rows, weights = self._sample(self.counts / max(float(self.counts.sum()), 1.0) if seen else self.shares)
         table = self.layer.weight[rows]
-        mean = self.shares @ self.layer.weight
-        energy = float(weights @ np.square(table - mean).sum(axis=1))
+        energy = float(weights @ np.square(table - self.shares @ self.layer.weight).sum(axis=1))
         if structure.rank is None:
             found = _rounded(table, scheme)
         else:
@@ -80,16 +83,14 @@ class EmbeddingTable:
             found = _rounded(part.tensors["B"][rows], scheme) @ part.A.T + part.bias
         return float(weights @ np.square(found - table).sum(axis=1)) / energy if energy > 0 else 0.0
 
-    @cached_property
-    def _sample(self) -> tuple[Array, Array]:
+    def _sample(self, shares: Array) -> tuple[Array, Array]:
         """Rows, and what each counts."""
         order = np.argsort(-self.counts, kind="stable")
-        seen = int((self.counts > 0).sum())
-        often, others = order[: min(seen, MOST_SEEN)], order[min(seen, MOST_SEEN) :]
+        seen = min(int((self.counts > 0).sum()), MOST_SEEN)
+        often, others = order[:seen], order[seen:]
         some = others[np.linspace(0, len(others) - 1, min(len(others), MOST_OTHERS)).astype(np.int64)]
-        left = float(self.shares[others].sum())
-        of_some = np.full(len(some), left / max(len(some), 1))
-        return np.concatenate([often, some]), np.concatenate([self.shares[often], of_some])
+        of_some = np.full(len(some), float(shares[others].sum()) / max(len(some), 1))
+        return np.concatenate([often, some]), np.concatenate([shares[often], of_some])
 
 
 def _rounded(rows: Array, scheme: Scheme) -> Array:

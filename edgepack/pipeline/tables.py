@@ -2,7 +2,8 @@
 
 A table's rows are stored in 8 bits or in 4, and are those of the table or of low-rank factors in its place, with a
 product in float behind them. What that loses is the share of what rows tell apart. Where the losses of layers are in
-the unit of the model's answer, one file with the table factored says how far that share moves it.
+the unit of the model's answer, files with a table changed and nothing else say how far that share moves it: that of a
+smaller rank further than that of rounding, for errors of rounding differ from row to row and make up for each other.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from edgepack.backends.schemes import FP32
 from edgepack.backends.tables import EmbeddingTable
 from edgepack.cost.sizes import resident_bytes, size_bytes
 from edgepack.model.kinds import kind_of
-from edgepack.model.scheme import FileScheme
-from edgepack.model.structure import DENSE, low_rank
+from edgepack.model.scheme import FileScheme, Scheme
+from edgepack.model.structure import DENSE, Structure, low_rank
 from edgepack.model.types import Array, Candidate, LayerPlan
 from edgepack.pipeline.analysis import Analysis
 from edgepack.pipeline.candidates import Menu
@@ -51,16 +52,25 @@ def table_menus(
     menus = []
     for table in files.embeddings:
         task = _Probed(files, table, analysis, metric, workspace)
-        unit = task.moved() if analysis.sensitivity.known else 1.0
-        menus.append(Menu(table.layer, tuple(_candidates(files, table, prices, unit)), None))
+        units = task.units() if analysis.sensitivity.known else _Units(1.0, 1.0)
+        menus.append(Menu(table.layer, tuple(_candidates(files, table, prices, units)), None))
     return tuple(menus)
 
 
-def _candidates(files: Writer, table: EmbeddingTable, prices: Prices, unit: float) -> Iterator[Candidate]:
+@dataclass(frozen=True)
+class _Units:
+    """What a lost share of 1 loses in the unit of layers, by what it is lost to."""
+
+    rank: float
+    rounding: float
+
+
+def _candidates(files: Writer, table: EmbeddingTable, prices: Prices, units: _Units) -> Iterator[Candidate]:
     wide, *_ = files.table_schemes
     layer, kind = table.layer, kind_of(table.layer)
     for structure in kind.structures(layer, GivenRanks(_ranks(table), ())):
         rows, *products = kind.ops(layer, structure, table.vectors)
+        cut = table.lost_share(structure, FP32[files.fmt])
         latency_s = 0.0
         if products:
             price = prices.of_product(FP32[files.fmt], products[0])
@@ -76,7 +86,7 @@ def _candidates(files: Writer, table: EmbeddingTable, prices: Prices, unit: floa
                 scheme=scheme,
                 structure=structure,
                 ops=(rows, *products),
-                loss=unit * table.lost_share(structure, scheme),
+                loss=units.rank * cut + units.rounding * max(table.lost_share(structure, scheme) - cut, 0.0),
                 size_bytes=size,
                 ram_bytes=resident_bytes(files.table_schemes[-1], size),
                 latency_s=latency_s,
@@ -100,28 +110,36 @@ class _Probed:
     metric: str
     workspace: Workspace
 
-    def moved(self) -> float:
+    def units(self) -> _Units:
         """How far the answer moves for a lost share of 1: twice the second-order rise of the model's loss, as of
         layers (`layer_losses`)."""
-        ranks = np.array(_ranks(self.table))
-        lost = self.table.spectrum.lost_share()[ranks]
-        rank = int(ranks[np.abs(lost - PROBED_SHARE).argmin()])
-        key = [self.analysis.key, self.files.fmt, self.table.layer.name, self.table.layer.weight, rank]
-        rise = self.workspace.cached(MOVED, Keyed(key, lambda: self._rise(rank)))
-        share = self.table.lost_share(low_rank(rank), FP32[self.files.fmt])
+        fp32, narrow = FP32[self.files.fmt], self.files.table_schemes[-1]
+        alone, rest = FileScheme.of(fp32), self.files.rest(fp32)[0]
+        layer, by_rank = self.table.layer, 0.0
+        if ranks := _ranks(self.table):
+            lost = self.table.spectrum.lost_share()[list(ranks)]
+            thin = low_rank(ranks[int(np.abs(lost - PROBED_SHARE).argmin())])
+            _, product = kind_of(layer).ops(layer, thin, 1)
+            by_rank = self._moved(alone, replace(alone, factored=((layer.name, product),)), thin, fp32)
+        if self.files.supports(layer, DENSE, narrow) is not None:
+            return _Units(by_rank, by_rank)
+        return _Units(by_rank, self._moved(rest, replace(rest, single=((layer.name, narrow),)), DENSE, narrow))
+
+    def _moved(self, before: FileScheme, after: FileScheme, structure: Structure, scheme: Scheme) -> float:
+        key = [self.analysis.key, self.files.fmt, self.table.layer.weight, str(before), str(after), after.single]
+        rise = self.workspace.cached(MOVED, Keyed(key, lambda: self._rise(before, after)))
+        share = self.table.lost_share(structure, scheme, seen=True)
         return rise / share if share > 0 else 0.0
 
-    def _rise(self, rank: int) -> _Rise:
+    def _rise(self, before: FileScheme, after: FileScheme) -> _Rise:
         calibration = self.analysis.subject.calibration
         if calibration is None:
             raise ValueError("nothing is known of the answers without data")
-        samples, fp32, fmt = calibration.head(CURVE_SAMPLES), FP32[self.files.fmt], self.files.fmt
-        layer = self.table.layer
-        _, product = kind_of(layer).ops(layer, low_rank(rank), 1)
+        samples, fmt = calibration.head(CURVE_SAMPLES), self.files.fmt
         path = self.workspace.folder / f"table.{fmt}"
         found = []
-        for factored in ((), ((layer.name, product),)):
-            self.files.write({}, FileScheme(fp32, fp32, (), factored), path)
+        for scheme in (before, after):
+            self.files.write({}, scheme, path)
             found.append(answers(load(path, fmt, threads=THREADS), samples)[0])
         path.unlink()
         return _Rise(found[0], found[1], gradient_kind(self.metric))

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 from edgepack.backends.onnx.schemes import FP32, INT8_DYNAMIC, TABLES4, WEIGHTS8
@@ -17,7 +18,7 @@ from edgepack.cost.model import Price
 from edgepack.data import Samples
 from edgepack.model.scheme import FileScheme, Scheme
 from edgepack.model.structure import DENSE, Op, low_rank
-from edgepack.model.types import Array, LayerPlan
+from edgepack.model.types import LayerPlan
 from edgepack.pipeline.candidates import Menu
 from edgepack.pipeline.pareto import planned
 from edgepack.pipeline.tables import as_stored, table_menus
@@ -77,6 +78,14 @@ def test_a_table_is_offered_whole_and_narrower_in_8_bits_and_in_4(files: OnnxWri
     assert found[low_rank(32), WEIGHTS8].loss < 0.01, "the rows are of few directions"
 
 
+def test_a_small_table_is_offered_whole_alone(tmp_path: Path) -> None:
+    source = model([node("Gather", ["table", "x"], ["y"])], [6], {"table": normal(40, 64)}, 17)
+    source.graph.inputs[0].dtype = ir.DataType.INT64
+    files = OnnxWriter(source, Samples({"x": np.zeros((64, 6), np.int64)}), largest=127)
+    found = {(one.structure, one.scheme) for one in menu_of(files, tmp_path).candidates}
+    assert found == {(DENSE, WEIGHTS8), (DENSE, TABLES4)}
+
+
 def test_sizes_are_those_of_files(files: OnnxWriter, tmp_path: Path) -> None:
     whole = FileScheme(INT8_DYNAMIC, WEIGHTS8)
     menu = menu_of(files, tmp_path)
@@ -88,15 +97,19 @@ def test_sizes_are_those_of_files(files: OnnxWriter, tmp_path: Path) -> None:
 
 
 def test_where_gradients_weigh_layers_a_table_loses_what_it_moves_the_answer(files: OnnxWriter, tmp_path: Path) -> None:
-    """The answer is linear in the rows: the square error of a file with fewer ranks."""
-    shares, moved = (menu_of(files, tmp_path, known=known).candidates for known in (False, True))
-    assert np.ptp([b.loss / a.loss for a, b in zip(shares, moved, strict=True)]) < 1e-6 * moved[0].loss / shares[0].loss
-    one = next(one for one in moved if one.structure == low_rank(32) and one.scheme == WEIGHTS8)
-    given: list[Array] = []
-    for scheme in (FileScheme.of(FP32), FileScheme(FP32, FP32, (), (("table", one.ops[1]),))):
+    """The square error of files with a smaller rank, and with rows in 4 bits."""
+    moved = {(one.structure, one.scheme): one for one in menu_of(files, tmp_path, known=True).candidates}
+    plain, thin = FileScheme(FP32, WEIGHTS8), moved[low_rank(32), WEIGHTS8]
+    changed = {
+        (low_rank(32), WEIGHTS8): replace(plain, factored=(("table", thin.ops[1]),)),
+        (DENSE, TABLES4): replace(plain, single=(("table", TABLES4),)),
+    }
+    files.write({}, plain, tmp_path / "m.onnx")
+    reference = answers(load(tmp_path / "m.onnx", "onnx"), looked_up()[1])[0]
+    for way, scheme in changed.items():
         files.write({}, scheme, tmp_path / "m.onnx")
-        given.append(answers(load(tmp_path / "m.onnx", "onnx"), looked_up()[1])[0])
-    assert one.loss == pytest.approx(np.square(given[1] - given[0]).sum() / 64, rel=0.3)
+        found = answers(load(tmp_path / "m.onnx", "onnx"), looked_up()[1])[0]
+        assert moved[way].loss == pytest.approx(np.square(found - reference).sum() / 64, rel=0.3)
 
 
 def table_plan(files: OnnxWriter, tmp_path: Path, rank: int | None, scheme: Scheme) -> LayerPlan:

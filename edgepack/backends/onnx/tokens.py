@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 def token_counts(model: ir.Model, samples: Samples | None) -> tuple[dict[str, Array], int]:
     """By name of each table: (rows,) int64, and how many inferences they are of.
 
-    Lookups whose numbers cannot be led out of the model are left out. Only what leads to the numbers is run, which is
-    next to nothing where they are inputs of the model.
+    Tables whose rows are the same in every inference are left out: a runtime looks them up at load. Lookups whose
+    numbers cannot be led out of the model are not counted. Only what leads to the numbers is run, which is next to
+    nothing where they are inputs of the model.
     """
     from onnx_ir.passes.common import RemoveUnusedNodesPass
 
@@ -29,7 +30,7 @@ def token_counts(model: ir.Model, samples: Samples | None) -> tuple[dict[str, Ar
 
     copy = model.clone()
     inputs, promotion = input_specs(copy), start(copy)
-    found = {name: value for _, name, value in find_tables(copy)}
+    found = {name: value for _, name, value in find_tables(copy) if any(_varies(node) for node, _ in value.uses())}
     sizes = {
         name: int(value.const_value.shape.numpy()[0]) for name, value in found.items() if value.const_value is not None
     }
@@ -39,7 +40,7 @@ def token_counts(model: ir.Model, samples: Samples | None) -> tuple[dict[str, Ar
     for name, value in found.items():
         for node, _ in list(value.uses()):
             numbers = node.inputs[1]
-            if numbers is not None and numbers.const_value is None:
+            if numbers is not None and _varies(node):
                 dtype = None if numbers.dtype is None else numbers.dtype.numpy()
                 tap = promote(promotion, numbers, Wanted(dtype, -1, 0, None))
                 taps[name].update(() if tap is None else (tap,))
@@ -57,3 +58,18 @@ def token_counts(model: ir.Model, samples: Samples | None) -> tuple[dict[str, Ar
                 rows = arrays[tap.output].reshape(-1) % len(counts[name])
                 counts[name] += np.bincount(rows, minlength=len(counts[name]))
     return counts, runs
+
+
+def _varies(lookup: ir.Node) -> bool:
+    """Whether the numbers of rows may depend on the model's inputs: those of constants alone do not."""
+    waiting, seen = [lookup.inputs[1]], set[object]()
+    while waiting:
+        value = waiting.pop()
+        if value is None or value in seen or value.is_initializer():
+            continue
+        seen.add(value)
+        node = value.producer()
+        if node is None or any(one.type.name.startswith("GRAPH") for one in node.attributes.values()):
+            return True
+        waiting += node.inputs
+    return False

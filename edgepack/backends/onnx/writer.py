@@ -434,7 +434,7 @@ class OnnxWriter:
             EmbeddingTable(layer, own, max(1, round(int(own.sum()) / (layer.uses * max(runs, 1)))))
             for kind in LOOKUPS.values()
             for layer in kind.find(self.model)
-            for own in (counts[layer.name],)
+            if (own := counts.get(layer.name)) is not None
         )
 
     def _ranges(

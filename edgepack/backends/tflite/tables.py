@@ -42,6 +42,7 @@ class Lookup:
         buffer: number of the buffer that holds it; operators may share one.
         graph: number of the subgraph it stands in.
         numbers: tensor with the numbers of the rows.
+        fixed: whether these are constant.
     """
 
     output: str
@@ -49,6 +50,7 @@ class Lookup:
     buffer: int
     graph: int
     numbers: int
+    fixed: bool
 
 
 def lookups(path: Path) -> tuple[Lookup, ...]:
@@ -69,8 +71,9 @@ def _lookups(model: Any) -> Iterator[Lookup]:
             table, output = graph.Tensors(operator.Inputs(TABLE)), graph.Tensors(operator.Outputs(0))
             sides = shape_of(table)
             if len(sides) == 2 and raw_bytes(model, table) is not None:
-                place = number, int(operator.Inputs(NUMBERS))
-                yield Lookup(output.Name().decode(), (sides[0], sides[1]), int(table.Buffer()), *place)
+                numbers = int(operator.Inputs(NUMBERS))
+                fixed = raw_bytes(model, graph.Tensors(numbers)) is not None
+                yield Lookup(output.Name().decode(), (sides[0], sides[1]), int(table.Buffer()), number, numbers, fixed)
 
 
 def untied(path: Path) -> tuple[Lookup, ...]:
@@ -117,12 +120,13 @@ def _of_rows(layer: Scheme | None, own: Scheme | None, rest: Scheme) -> Scheme:
 
 
 def embedding_tables(path: Path, samples: Samples | None) -> tuple[EmbeddingTable, ...]:
-    """The tables that no layer multiplies by, each named by what its first lookup writes, as the samples look them up.
+    """The tables that no layer multiplies by, each named by what its first lookup writes, as the samples look them up;
+    without those of which the file says itself which rows are taken.
 
     Raises:
         ModelError: missing, empty, truncated or foreign file, or one that does not run on the samples.
     """
-    groups = grouped(path)
+    groups = {name: own for name, own in grouped(path).items() if not all(one.fixed for one in own)}
     counts = {name: np.zeros(own[0].sides[0], np.int64) for name, own in groups.items()}
     runs = 0
     for seen in _numbers(path, groups, samples):

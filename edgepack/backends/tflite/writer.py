@@ -196,7 +196,7 @@ class TfliteWriter:
         others = {name: each for name, each in others.items() if name in placed}
         in_code = dict.fromkeys(sorted(coded), CONSTEXPR)
         tabled = digest(key, scheme.factored)
-        if base == FP32 and not others:
+        if base == FP32 and not others and not scheme.single:
             self._finish(self._with_tables(tabled, self._float(key, factors).path, scheme)[0], out, factors)
             return _written(out, placed, factors, {**dict.fromkeys(placed, FP32), **in_code})
         samples = self._quantizer_samples() if base == INT8_STATIC else None

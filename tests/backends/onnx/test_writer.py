@@ -299,6 +299,17 @@ def test_rows_are_counted_as_often_as_they_are_looked_up() -> None:
     assert not blind.counts.any()
 
 
+def test_a_table_of_which_every_inference_takes_the_same_rows_is_not_planned() -> None:
+    """A runtime looks these rows up at load."""
+    nodes = [
+        node("Slice", ["positions", "first", "last"], ["ids"]),
+        node("Gather", ["table", "ids"], ["rows"]),
+        node("Add", ["x", "rows"], ["y"]),
+    ]
+    numbers = {"positions": np.arange(60), "first": np.array([0]), "last": np.array([5])}
+    assert files(model(nodes, [5, 64], {"table": normal(60, 64), **numbers}, 17), LOOKED_UP).embeddings == ()
+
+
 @pytest.mark.parametrize("rows", [None, TABLES4], ids=str)
 @pytest.mark.parametrize("layers", [FP32, NBITS8], ids=str)
 def test_a_table_as_low_rank_factors(layers: Scheme, rows: Scheme | None, tmp_path: Path) -> None:
