@@ -12,6 +12,8 @@ from edgepack.backends.onnx.observation import OnnxObservation
 from edgepack.backends.onnx.runtime import load
 from edgepack.backends.onnx.schemes import CONSTEXPR, FP32
 from edgepack.backends.onnx.writer import OnnxWriter
+from edgepack.backends.tables import EmbeddingTable
+from edgepack.data import Samples
 from edgepack.model.constexpr import plain
 from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import FileScheme
@@ -57,6 +59,10 @@ class OnnxNative:
 
         made = with_factors(model, factors)
         return made, names_after(model, made, factors)
+
+    def tables(self, model: ir.Model, samples: Samples | None) -> tuple[EmbeddingTable, ...]:
+        """See `Native.tables`."""
+        return OnnxWriter(model, samples, largest=WEIGHT_MAX).embeddings
 
     def weight_bytes(self, model: ir.Model) -> int:
         """See `Native.weight_bytes`."""

@@ -10,6 +10,8 @@ from typing import Any, Protocol
 
 from edgepack.backends.backend import Session
 from edgepack.backends.observation import Observation
+from edgepack.backends.tables import EmbeddingTable
+from edgepack.data import Samples
 from edgepack.model.replacement import Replacement
 from edgepack.model.types import Array
 
@@ -38,6 +40,9 @@ class Native(Protocol):
 
     def with_factors(self, model: Any, factors: Mapping[str, Replacement]) -> tuple[Any, Mapping[str, tuple[str, ...]]]:
         """The model with factors in place, and what each layer is called in it: its own name, or those of its parts."""
+
+    def tables(self, model: Any, samples: Samples | None) -> tuple[EmbeddingTable, ...]:
+        """Embedding tables that no layer multiplies by, as samples look them up; none where nobody looks for them."""
 
     def weight_bytes(self, model: Any) -> int:
         """Bytes of all weights of a model."""

@@ -12,11 +12,13 @@ import numpy as np
 
 from edgepack.backends.backend import Session
 from edgepack.backends.observation import joined
+from edgepack.backends.tables import EmbeddingTable
 from edgepack.backends.tflite.macs import macs
 from edgepack.backends.tflite.read import read_content, weight_bytes_of
 from edgepack.backends.tflite.rewrite import thin
 from edgepack.backends.tflite.runtime import interpreter, session
 from edgepack.backends.tflite.sites import Site, Tap, TfliteModel, depths, edited
+from edgepack.backends.tflite.tables import embedding_tables
 from edgepack.data import Samples, feeds
 from edgepack.errors import LayerError, ModelError
 from edgepack.model.kinds.kind import EVERY_POSITION
@@ -74,6 +76,11 @@ class TfliteNative:
         by_output = {site.op.output: name for name, own in made.sites.items() for site in own}
         names = {name: tuple(dict.fromkeys(by_output[each] for each in own)) for name, own in outputs.items()}
         return made, names
+
+    def tables(self, model: TfliteModel, samples: Samples | None) -> tuple[EmbeddingTable, ...]:
+        """See `Native.tables`."""
+        with tempfile.TemporaryDirectory() as folder:
+            return embedding_tables(_written(model, Path(folder)), samples)
 
     def weight_bytes(self, model: TfliteModel) -> int:
         """See `Native.weight_bytes`. Integer weights of layers count as what they stand for."""

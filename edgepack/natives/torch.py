@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from edgepack.backends.backend import Session
 from edgepack.backends.observation import joined
+from edgepack.backends.tables import EmbeddingTable
 from edgepack.data import Samples, feeds
 from edgepack.model.kinds.kind import EVERY_POSITION
 from edgepack.model.layer import Layer
@@ -82,6 +83,10 @@ class TorchNative:
         """See `Native.with_factors`."""
         made, names = with_parts(model.module, model.layers, factors)
         return TorchModel(made, (), None), names
+
+    def tables(self, model: TorchModel, samples: Samples | None) -> tuple[EmbeddingTable, ...]:
+        """See `Native.tables`."""
+        return ()
 
     def weight_bytes(self, model: TorchModel) -> int:
         """See `Native.weight_bytes`."""

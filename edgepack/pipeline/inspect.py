@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 
 from edgepack.backends.backend import THREADS
+from edgepack.backends.tables import EmbeddingTable
 from edgepack.data import example
 from edgepack.methods.registry import needs_gradients
 from edgepack.model.kinds import kind_of, views_of
@@ -74,6 +75,7 @@ class ModelReport:
         has_data: whether there were calibration data.
         fixed: why a build changes none of its layers; None where it may.
         left: what would be layers, but stays as it is.
+        tables: embedding tables that no layer multiplies by; the rows that one inference looks up are counted.
     """
 
     model: str
@@ -84,6 +86,7 @@ class ModelReport:
     layers: tuple[LayerReport, ...]
     fixed: str | None = None
     left: str | None = None
+    tables: tuple[LayerReport, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -127,7 +130,18 @@ def inspect(options: InspectOptions, cache: Cache | None = None, progress: Progr
             view.name: _Look(spectrum, _energy(view.name, spectrum, gradients), (rows or {}).get(view.name))
             for view, spectrum in zip(subject.views, spectra, strict=True)
         }
-        return _report(opened, chosen, looked, macs, has_data=loaded.calibration is not None)
+        report = _report(opened, chosen, looked, macs, has_data=loaded.calibration is not None)
+        progress("embedding tables")
+        tables = native(opened.native).tables(opened.content, loaded.calibration)
+        return replace(report, tables=tuple(_table(table, report.weight_bytes) for table in tables))
+
+
+def _table(table: EmbeddingTable, total: int) -> LayerReport:
+    """As a layer whose output energy is that of the rows that are looked up, each as often as it is."""
+    energy: Energy = "output" if table.counts.any() else "weight"
+    (view,), look = views_of([table.layer]), _Look(table.spectrum, energy, table.vectors)
+    found = _layer(table.layer, view, look, total, 0.0)
+    return replace(found, out_features=view.in_features, in_features=view.out_features)
 
 
 @dataclass(frozen=True)

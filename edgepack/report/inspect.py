@@ -28,7 +28,11 @@ def model_report(model: ModelReport) -> Report:
         Figure(share, "whole share"),
         f" of them in {len(model.layers)} {'layer' if len(model.layers) == 1 else 'layers'}",
     )
-    return Report(title=(head,), blocks=(make_table(_LAYERS, model.layers, notes=notes),), record=asdict(model))
+    layers, tables = make_table(_LAYERS, model.layers, notes=notes), make_table(_LAYERS, model.tables, title=_TABLES)
+    return Report(title=(head,), blocks=(layers, tables) if model.tables else (layers,), record=asdict(model))
+
+
+_TABLES = "embedding tables, tokens×width; each row counts as often as it is looked up"
 
 
 def _notes(model: ModelReport) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from edgepack.errors import PackError
@@ -11,9 +12,10 @@ from edgepack.pack.manifest import read_manifest
 from edgepack.pipeline.build import build
 from edgepack.pipeline.inspect import InspectOptions, inspect
 from edgepack.plan.candidates import break_even_rank
-from edgepack.report.inspect import pack_report
+from edgepack.report.inspect import model_report, pack_report
 from edgepack.workspace import Cache
 from tests.pipeline.small_builds import CLASSES, FEATURES, HIDDEN, options
+from tests.pipeline.test_tables import TOKENS, WIDTH, looked_up
 from tests.report.shown import terminal_text
 
 SHAPES = {"w1": (HIDDEN, FEATURES), "w2": (HIDDEN, HIDDEN), "w3": (CLASSES, HIDDEN)}
@@ -38,6 +40,18 @@ def test_a_model_without_data(classifier: Path, warm_cache: Path) -> None:
     assert not report.has_data
     assert {layer.energy for layer in report.layers} == {"weight"}
     assert [layer.rows for layer in report.layers] == [1, 1, 1]
+
+
+def test_embedding_tables_are_shown_with_the_ranks_that_their_rows_need(warm_cache: Path, tmp_path: Path) -> None:
+    source, samples = looked_up()
+    source.write_dense(tmp_path / "m.onnx")
+    np.savez(tmp_path / "data.npz", **samples.inputs)
+    report = inspect(InspectOptions(str(tmp_path / "m.onnx"), data=tmp_path / "data.npz"), Cache(warm_cache))
+    (table,) = report.tables
+    assert (table.name, table.op, table.out_features, table.in_features) == ("table", "Gather", TOKENS, WIDTH)
+    assert (table.rows, table.break_even) == (6, break_even_rank(TOKENS, WIDTH))
+    assert 10 < table.rank_90 <= 20 <= table.rank_99 < WIDTH
+    assert "embedding tables" in terminal_text(model_report(report))
 
 
 def test_a_pack_says_what_became_of_each_layer(classifier: Path, warm_cache: Path, tmp_path: Path) -> None:
