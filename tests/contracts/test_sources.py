@@ -84,7 +84,11 @@ GIVEN: Mapping[str, Given] = {
     "recipe": Given(
         place_recipe,
         is_file=False,
-        names={"a/tiny_mlp.py:recipe": "tiny-mlp", "package.Some_Module:make": "some-module", "v3/model.py:f": "v3"},
+        names={
+            "a/tiny_mlp.py:recipe": "tiny-mlp",
+            "package.Some_Module:make": "some-module",
+            "v3/model.py:CNN_2": "cnn-2",
+        },
     ),
     "pt2": Given(place_program, is_file=True, names={"a/Tiny_MLP.pt2": "tiny-mlp", "some_v3/model.pt2": "some-v3"}),
     "keras": Given(
