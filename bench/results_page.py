@@ -19,6 +19,7 @@ HEADINGS: Mapping[str, str] = {
     "dominance": "What another option of the same tool would have given",
     "importers": "ONNX operators in torch",
     "pairs": "Packs against dense int8, in fresh processes",
+    "tflite": "ONNX files as TFLite files",
     "zoo": "Model files as people have them",
 }
 

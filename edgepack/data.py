@@ -25,7 +25,8 @@ DYNAMIC_BATCH = 4
 """Samples of one run where the model leaves it open: few, because all activations of a run are in memory at once, and
 because a file that takes its ranges from the data takes them from the whole run, which on a device is one sample."""
 
-
+FIRST_RUNS = 4
+"""Samples by which a conversion is compared with its source."""
 COPIED = 64
 """Samples at a time, from one file to another."""
 
@@ -317,6 +318,13 @@ def _run(array: Array | Ragged, start: int, rows: Any, *, stacked: bool) -> Arra
     if isinstance(array, Ragged):
         return array.row(start) if stacked else array.row(start)[None]
     return np.asarray(array[start, ...] if stacked else array[rows])
+
+
+def first_runs(samples: Samples, specs: Sequence[TensorSpec]) -> list[dict[str, Array]]:
+    """Inputs of a few single runs, those of the first ones that have the shapes of `example`."""
+    first, *others = (feed for feed, _ in feeds(samples.head(FIRST_RUNS), specs, dynamic_batch=1))
+    alike = [other for other in others if all(other[name].shape == array.shape for name, array in first.items())]
+    return [first, *alike]
 
 
 def example(samples: Samples | None, specs: Sequence[TensorSpec], seed: int) -> dict[str, Array]:

@@ -13,6 +13,8 @@ from edgepack.model.types import Array
 MOST_DB = 100.0
 """Signal over noise from which answers count as equal: the rounding of float32 lies near it."""
 LEAST_DB = -30.0
+LEAST_ERROR = 1.2e-7
+"""Of float32 beside 1, in units of an output: runtimes cut the tails of a sigmoid off far below it."""
 MOST_CHANNELS = 4096
 LEAST_VARIANCE = 1e-10
 """Of the channel that varies most: a channel that varies less is compared on that scale, since it is constant but for
@@ -63,9 +65,13 @@ def psnr(outputs: Array, reference: Array, labels: Array | None) -> Array:
     return _decibels(np.full(len(target), peak**2), np.square(_flat(outputs) - target).mean(axis=1))
 
 
-def sqnr_db(outputs: Array, reference: Array) -> float:
-    """Signal to quantization noise ratio of `outputs` against `reference`, in dB (inf where they are equal)."""
-    noise = float(np.square(outputs.astype(float) - reference).sum())
+def sqnr_db(outputs: Array, reference: Array, floor: float = 0.0) -> float:
+    """Signal to quantization noise ratio of `outputs` against `reference`, in dB (inf where they are equal).
+
+    Args:
+        floor: of the differences, in units of the output: what of them is below counts for nothing.
+    """
+    noise = float(np.square(np.maximum(np.abs(outputs.astype(float) - reference) - floor, 0.0)).sum())
     if noise == 0:
         return float("inf")
     signal = float(np.square(reference.astype(float)).sum())

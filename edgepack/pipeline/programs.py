@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgepack.backends.registry import TOOLS
-from edgepack.data import Samples, example
+from edgepack.data import Samples, example, first_runs
 from edgepack.errors import ModelError
 from edgepack.model.model import Model
+from edgepack.model.types import Array
 from edgepack.workspace import FileStep, Keyed, Workspace
 
 
@@ -17,7 +18,7 @@ def with_program(opened: Model, samples: Samples, workspace: Workspace) -> Model
     """The model with a torch program that is proved to answer like it; a conversion is kept in the cache.
 
     Args:
-        samples: of its inputs, for the shapes.
+        samples: of its inputs, for the shapes and the comparison.
         workspace: whose folder the program of an ONNX source is put into.
 
     Raises:
@@ -28,7 +29,8 @@ def with_program(opened: Model, samples: Samples, workspace: Workspace) -> Model
     if "onnx" not in opened.files:
         raise ModelError(f"torch cannot run a {' or '.join(opened.files) or opened.kind} model")
     shapes = {name: list(array.shape) for name, array in example(samples, opened.inputs, workspace.seed).items()}
-    task = Keyed([opened.sha256, shapes], lambda: _Conversion(opened.files["onnx"], shapes))
+    runs = first_runs(samples, opened.inputs)
+    task = Keyed([opened.sha256, shapes], lambda: _Conversion(opened.files["onnx"], shapes, runs))
     return replace(opened, program=workspace.file(PROGRAM, task, workspace.folder / "program.pt2"))
 
 
@@ -36,13 +38,14 @@ def with_program(opened: Model, samples: Samples, workspace: Workspace) -> Model
 class _Conversion:
     onnx: Path
     shapes: Mapping[str, list[int]]
+    samples: Sequence[Mapping[str, Array]]
 
 
 def _convert(task: _Conversion, path: Path) -> None:
     from edgepack.sources.torch import save_program
     from edgepack.torchgraph.from_onnx import onnx_to_program
 
-    save_program(onnx_to_program(task.onnx, task.shapes), path)
+    save_program(onnx_to_program(task.onnx, task.shapes, task.samples), path)
 
 
 PROGRAM: FileStep[_Conversion] = FileStep("programs", 4, _convert, ".pt2", TOOLS)

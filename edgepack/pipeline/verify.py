@@ -8,7 +8,7 @@ from math import prod
 
 import numpy as np
 
-from edgepack.metrics.values import sqnr_db
+from edgepack.metrics.values import LEAST_ERROR, sqnr_db
 from edgepack.model.constexpr import decoded_from, operand_sides, stored_bytes
 from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import FLOAT_BITS, FileScheme, scheme_of
@@ -33,7 +33,8 @@ def same_outputs(outputs: Array, reference: Array, scheme: FileScheme, layers: S
     """The file loads in its runtime and answers like the fp32 factored reference, as nearly as what it holds allows.
 
     Integers carry the noise of every layer they pass, and no more than a third of the signal may be noise, with 4-bit
-    weights little more than half; what that costs is for the metric to say. What is no number in the reference is to be
+    weights little more than half; what that costs is for the metric to say. Differences of less than `LEAST_ERROR`
+    count for nothing. What is no number in the reference is to be
     none in the file either.
 
     Args:
@@ -45,7 +46,7 @@ def same_outputs(outputs: Array, reference: Array, scheme: FileScheme, layers: S
     if outputs.shape != reference.shape:
         return Proof("outputs", False, f"shape {outputs.shape}, the reference has {reference.shape}")
     numbers = np.isfinite(reference)
-    noise = sqnr_db(outputs[numbers], reference[numbers])
+    noise = sqnr_db(outputs[numbers], reference[numbers], LEAST_ERROR)
     least = tolerance_db(scheme, layers)
     passed = np.array_equal(np.isfinite(outputs), numbers) and noise >= least
     return Proof("outputs", passed, f"{noise:.1f} dB against the fp32 factored model, at least {least:.0f} dB")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgepack.errors import ModelError
+from edgepack.metrics.values import LEAST_ERROR, sqnr_db
 from edgepack.model.types import Array
 from edgepack.torchgraph.onnx.node import HINT
 
@@ -22,13 +23,15 @@ if TYPE_CHECKING:
 
     from edgepack.torchgraph.onnx.module import OnnxModule, Step
 
-PARITY_TOLERANCE = 1e-4
-"""Largest difference from onnxruntime, relative to the largest output value: fp32 sums in another order stay below."""
-ROUNDED_TOLERANCE = 0.03
-"""Root mean square of the difference, relative to that of the output, where a model rounds what it computes: a value
-between two codes may get either."""
-LEAST_ERROR = 1.2e-7
-"""Of float32 beside 1: runtimes cut the tails of a sigmoid off far below it."""
+PARITY_DB = 60.0
+"""Least signal over noise of an output against onnxruntime's: fp32 sums in another order stay far above it, at 100 dB
+and more, but where large numbers cancel."""
+ROUNDED_DB = 30.0
+"""The same where a model rounds what it computes: a value between two codes may get either."""
+_TOPS = (255, 1, 0)
+"""Of seeded integers, the largest first: a model may index smaller tables."""
+_Run = tuple[dict[str, Array], list[Any]]
+"""Inputs by name, in order, and onnxruntime's outputs."""
 _LARGE = 1_900_000_000
 """Bytes of a model that does not fit into one message."""
 _DTYPES = ("float32", "float64", "float16", "bool", "uint8", "int8", "int16", "int32", "int64")
@@ -60,16 +63,19 @@ class _Simplified:
     outputs: tuple[str, ...]
 
 
-def onnx_to_program(path: Path | str, shapes: Mapping[str, Sequence[int]]) -> ExportedProgram:
+def onnx_to_program(
+    path: Path | str, shapes: Mapping[str, Sequence[int]], samples: Sequence[Mapping[str, Array]] = ()
+) -> ExportedProgram:
     """A torch program that computes what an ONNX file computes, at static shapes.
 
     The graph is first simplified by onnxruntime's basic optimizations at these shapes (constants folded, shape
-    arithmetic gone), then its nodes become torch's operators, one by one, and the result is compared with onnxruntime
-    on seeded inputs.
+    arithmetic gone), then its nodes become torch's operators, one by one, and every output is compared with
+    onnxruntime's by signal over noise; differences of less than `LEAST_ERROR` count for nothing.
 
     Args:
         path: the ONNX file.
         shapes: static shape of each input, by name.
+        samples: inputs of single runs on which the outputs are compared; seeded ones where there are none.
 
     Returns:
         The exported program; its inputs and outputs are in the order of the ONNX graph.
@@ -79,20 +85,18 @@ def onnx_to_program(path: Path | str, shapes: Mapping[str, Sequence[int]]) -> Ex
     """
     import torch
 
-    from edgepack.torchgraph.onnx.build import build_module
-
     path = Path(path)
     with tempfile.TemporaryDirectory(prefix="edgepack-onnx-") as name:
         simple = _simplified(path, shapes, Path(name))
-        inputs = tuple(torch.from_numpy(a) for a in _seeded(shapes, simple.dtypes, 0, 1).values())
-        module = build_module(simple.model, inputs, path.name)
+        module, runs = _built(simple, shapes, samples, path.name)
+        inputs = tuple(torch.from_numpy(array) for array in runs[0][0].values())
         try:
             with warnings.catch_warnings(), torch.no_grad():
                 warnings.simplefilter("ignore")
                 program = torch.export.export(module, inputs, strict=False)
         except Exception as err:
             raise ModelError(f"{path.name}: torch cannot trace it: {err}", hint=HINT) from err
-        _prove(simple, module, program.module(check_guards=False), shapes, path.name)
+        _prove(simple, module, program.module(check_guards=False), runs, path.name)
     return program
 
 
@@ -148,35 +152,64 @@ def _simplified(path: Path, shapes: Mapping[str, Sequence[int]], folder: Path) -
     return _Simplified(clean, simple, dtypes, tuple(value.name for value in clean.graph.output))
 
 
+def _built(
+    simple: _Simplified, shapes: Mapping[str, Sequence[int]], samples: Sequence[Mapping[str, Array]], name: str
+) -> tuple[OnnxModule, list[_Run]]:
+    """The module, and what it must answer to the samples, or to the wildest seeded inputs with which it runs."""
+    import torch
+
+    from edgepack.torchgraph.onnx.build import build_module
+
+    session = _session(str(simple.path))
+    given = [{each: np.asarray(sample[each], dtype) for each, dtype in simple.dtypes.items()} for sample in samples]
+    seeded = ([_seeded(shapes, simple.dtypes, seed, top) for seed in (0, 1)] for top in _TOPS)
+    failure = None
+    for choice in [given] if given else seeded:
+        try:
+            runs = [(inputs, _answers(session, inputs, name)) for inputs in choice]
+            example = [torch.from_numpy(array) for array in choice[0].values()]
+            return build_module(simple.model, example, name), runs
+        except ModelError as err:
+            failure = failure or err
+    assert failure is not None
+    raise failure
+
+
+def _answers(session: Any, inputs: dict[str, Array], name: str) -> list[Any]:
+    try:
+        return list(session.run(None, inputs))
+    except Exception as err:
+        raise ModelError(f"{name}: onnxruntime cannot run it: {err}") from err
+
+
 def _seeded(shapes: Mapping[str, Sequence[int]], dtypes: Mapping[str, str], seed: int, top: int) -> dict[str, Array]:
-    """Normal floats; integers from 0 … top, but from {0, 1} for masks and segment ids, told by their names."""
+    """Normal floats; integers from 0 … top, but from {0, 1} for masks and segment ids, told by their names. Where the
+    top is 0, floats are zeros as well: a model may index tables by them."""
     rng = np.random.default_rng(seed)
     inputs: dict[str, Array] = {}
     for name, dtype in dtypes.items():
         if np.dtype(dtype).kind == "f":
-            inputs[name] = rng.standard_normal(tuple(shapes[name])).astype(dtype)
+            inputs[name] = (rng.standard_normal(tuple(shapes[name])) * (top > 0)).astype(dtype)
         else:
-            high = 1 if re.search(r"mask|type|segment", name, re.IGNORECASE) else top
+            high = min(top, 1) if re.search(r"mask|type|segment", name, re.IGNORECASE) else top
             inputs[name] = np.asarray(rng.integers(0, high, tuple(shapes[name]), endpoint=True)).astype(dtype)
     return inputs
 
 
-def _prove(
-    simple: _Simplified, module: OnnxModule, program: Any, shapes: Mapping[str, Sequence[int]], name: str
-) -> None:
-    """Compare torch with onnxruntime on two sets of seeded inputs.
+def _prove(simple: _Simplified, module: OnnxModule, program: Any, runs: Sequence[_Run], name: str) -> None:
+    """Compare torch with onnxruntime.
 
     Args:
         module: what `program` was traced from, to look into.
+        runs: inputs and the outputs that they must give.
 
     Raises:
-        ModelError: an output differs by more than `PARITY_TOLERANCE`; the first node whose result does is named.
+        ModelError: an output has too much noise; the first node whose result does is named.
     """
     import torch
 
-    session, rounds = _session(str(simple.path)), _rounds(simple.model)
-    for seed in (0, 1):
-        inputs, expected = _reference(session, simple, shapes, seed, name)
+    least = ROUNDED_DB if _rounds(simple.model) else PARITY_DB
+    for inputs, expected in runs:
         tensors = [torch.from_numpy(array) for array in inputs.values()]
         try:
             with torch.no_grad():
@@ -184,8 +217,8 @@ def _prove(
         except (RuntimeError, TypeError, IndexError) as err:
             raise ModelError(f"{name}: what was made of it does not run in torch: {err}", hint=HINT) from err
         for output, want, have in zip(simple.outputs, expected, results, strict=True):
-            if (difference := _difference(np.asarray(want), have, rounds)) is not None:
-                first = _first_difference(simple.model, module, inputs)
+            if (difference := _difference(np.asarray(want), have, least)) is not None:
+                first = _first_difference(simple.model, module, inputs, least)
                 raise ModelError(f"{name}: output {output!r} {difference}{first}", hint=HINT)
 
 
@@ -208,27 +241,12 @@ def _opened(model: str | bytes, *, exact: bool) -> Any:
     return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
-def _reference(
-    session: Any, simple: _Simplified, shapes: Mapping[str, Sequence[int]], seed: int, name: str
-) -> tuple[dict[str, Array], list[Any]]:
-    """(seeded inputs, onnxruntime's outputs): integers to 255, or to 1 where the model indexes smaller tables."""
-    for top in (255, 1):
-        inputs = _seeded(shapes, simple.dtypes, seed, top)
-        try:
-            return inputs, session.run(None, inputs)
-        except Exception as err:
-            if top == 1:
-                raise ModelError(f"{name}: onnxruntime cannot run it on random inputs: {err}") from err
-    raise AssertionError("unreachable")
-
-
-def _first_difference(model: ModelProto, module: OnnxModule, inputs: Mapping[str, Array]) -> str:
+def _first_difference(model: ModelProto, module: OnnxModule, inputs: Mapping[str, Array], least: float) -> str:
     """Which node's result is the first to differ, in words; nothing where none does or the model is too large."""
     import torch
 
     if model.ByteSize() > _LARGE:
         return ""
-    rounds = _rounds(model)
     made = {name for node in model.graph.node for name in node.output}
     steps = [(step, name) for step in module.steps for name in step.names if name in made]
     names = list(dict.fromkeys(name for _, name in steps))
@@ -246,7 +264,7 @@ def _first_difference(model: ModelProto, module: OnnxModule, inputs: Mapping[str
 
     def look(step: Step, values: Sequence[Any]) -> None:
         for name, value in zip(step.names, values, strict=False):
-            if name in expected and _difference(np.asarray(expected[name]), value, rounds) is not None:
+            if name in expected and _difference(np.asarray(expected[name]), value, least) is not None:
                 found.append(step.node.label)
 
     with torch.no_grad():
@@ -259,27 +277,17 @@ def _rounds(model: ModelProto) -> bool:
     return any(re.search("Quantize|QLinear|QGemm|Integer", node.op_type) for node in model.graph.node)
 
 
-def _difference(want: Array, result: Any, rounds: bool) -> str | None:
-    """How a result differs from onnxruntime's, None where it does not.
-
-    Args:
-        rounds: whether codes of what is computed may differ.
-    """
+def _difference(want: Array, result: Any, least: float) -> str | None:
+    """How a result differs from onnxruntime's, None where it has at least so many dB of signal over noise."""
     have: Array = result.numpy()
     if want.shape != have.shape:
         return f"has shape {have.shape} in torch, {want.shape} in onnxruntime"
-    if want.size == 0:
-        return None
     want, have = want.astype(np.float64), have.astype(np.float64)
-    if not np.array_equal(np.isnan(want), np.isnan(have)):
-        return "is NaN in only one of torch and onnxruntime"
-    if rounds:
-        error, scale = (float(np.sqrt(np.nanmean(np.square(each)))) for each in (want - have, want))
-        size, most = "root mean square", ROUNDED_TOLERANCE
-    else:
-        error, scale = (float(np.nanmax(np.abs(each), initial=0.0)) for each in (want - have, want))
-        size, most = "largest value", PARITY_TOLERANCE
-    share = max(error - LEAST_ERROR, 0.0) / (scale or 1.0)
-    if share <= most:
+    wanted, found = (np.where(np.isfinite(each), 0.0, each) for each in (want, have))
+    if not np.array_equal(wanted, found, equal_nan=True):
+        return "is infinite or NaN in only one of torch and onnxruntime"
+    numbers = np.isfinite(want)
+    noise = sqnr_db(have[numbers], want[numbers], LEAST_ERROR)
+    if noise >= least:
         return None
-    return f"differs from onnxruntime's by {share:.2g} of its {size}, at most {most:g} was expected"
+    return f"differs from onnxruntime's: {noise:.0f} dB of signal over noise, at least {least:.0f} dB were expected"

@@ -7,6 +7,7 @@ from typing import Any
 import measure_dominance
 import measure_pairs
 import measure_same
+import measure_tflite
 import pytest
 import zoo
 import zoo_files
@@ -79,3 +80,22 @@ def test_files_of_the_zoo_have_names_of_their_own() -> None:
     names = [file.name for file in zoo_files.ZOO]
     assert len(set(names)) == len(names)
     assert {"magika/model.onnx", "@mediapipe/pose/pose_landmark_lite.tflite"} <= set(names)
+
+
+def test_conversions_are_counted_by_file_and_by_opset() -> None:
+    done = {
+        "name": "a", "bytes": 4000, "sqnr_db": None, "operators": 9, "transposes": 2, "ideal": 1, "real": False,
+        "seconds": 1.25,
+    }  # fmt: skip
+    stopped = {"name": "b", "bytes": 100, "reason": "no | thing\n  and where"}
+    suite = {
+        "relu": [7, ["Relu"], "right", ""], "relu_wide": [7, ["Relu"], "cannot", "float64"],
+        "erf": [13, ["Erf"], "wrong", "other values"], "bits": [13, ["BitShift"], "cannot", "uint64"],
+    }  # fmt: skip
+    table = measure_tflite.render({"rows": [done, stopped], "suite": suite})
+    assert "1 of 2 files were converted." in table
+    assert "| a | 4.0 | equal \\* | 9 | 2 | 1 | 1.2 |" in table
+    assert "| b | 0.1 | no \\| thing |" in table
+    assert "| 7 | 2 | 1 | 0 | 0 | 1 | 100% |" in table
+    assert "| all | 4 | 1 | 1 | 0 | 2 | 50% |" in table
+    assert "1 of 2 operators (50%) have a case that is right; never: Erf." in table

@@ -8,7 +8,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import r2_score
 
-from edgepack.metrics.values import channel_axis, cosine, labels_are_values, mae, mse, nrmse, psnr, r2, sqnr, sqnr_db
+from edgepack.metrics.values import (
+    LEAST_ERROR,
+    channel_axis,
+    cosine,
+    labels_are_values,
+    mae,
+    mse,
+    nrmse,
+    psnr,
+    r2,
+    sqnr,
+    sqnr_db,
+)
 from edgepack.model.types import Array
 
 
@@ -135,6 +147,9 @@ def test_sqnr_at_the_ends() -> None:
     assert sqnr_db(np.zeros(3), np.zeros(3)) == np.inf
     assert sqnr_db(np.ones(3), np.zeros(3)) == -300
     assert np.isnan(sqnr_db(np.array([np.nan, 1]), np.ones(2)))
+    assert np.isnan(sqnr_db(np.array([np.nan, 1]), np.ones(2), LEAST_ERROR))
+    assert sqnr_db(np.full(3, LEAST_ERROR), np.zeros(3), LEAST_ERROR) == np.inf
+    assert sqnr_db(np.array([0.0, 2.0]), np.array([1.0, 1.0]), 0.5) == pytest.approx(6.02, abs=0.01)
     assert sqnr_db(np.array([60000, 1], np.float16), np.array([-60000, 1], np.float16)) == pytest.approx(
         -6.02, abs=0.01
     )

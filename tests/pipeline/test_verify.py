@@ -392,6 +392,12 @@ def test_outputs_of_other_weights(case: Case) -> None:
         assert "dB against the fp32 factored model, at least" in proof.detail
 
 
+def test_what_runtimes_cut_off_is_no_noise() -> None:
+    tail = np.full((20, 1), 1e-12)
+    assert same_outputs(tail + 1e-8, tail, FLOATS).passed
+    assert not same_outputs(tail + 1e-6, tail, FLOATS).passed
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_outputs_that_are_not_finite(bad: float) -> None:
     reference = normal(20, 5)

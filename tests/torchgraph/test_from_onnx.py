@@ -8,7 +8,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from edgepack.backends.tflite.converter import TfliteEmitter
@@ -133,3 +133,26 @@ def test_a_wrong_result_is_not_accepted_and_the_first_node_is_named(
     monkeypatch.setitem(OPERATORS[""], "Relu", operator(lambda node, x: torch.relu(x) * 1.1))
     with pytest.raises(ModelError, match=r"output 'y' differs from .* the first .* is that of node 'r' \(Relu\)"):
         from_onnx.onnx_to_program(tmp_path / "m.onnx", {"x": (1, 4)})
+
+
+def test_outputs_are_compared_on_the_samples_that_are_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is wrong for negative numbers alone is no difference where there are none."""
+    monkeypatch.setitem(OPERATORS[""], "Abs", operator(lambda node, x: x * 1))
+    path = one_node(tmp_path / "m.onnx", "Abs")
+    with pytest.raises(ModelError, match=r"output 'y' differs .* dB of signal over noise, at least 60 dB"):
+        from_onnx.onnx_to_program(path, {"x": (1, 4)})
+    from_onnx.onnx_to_program(path, {"x": (1, 4)}, [{"x": np.ones((1, 4), np.float32)}])
+
+
+def test_tables_may_be_indexed_by_floats(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Cast", ["x"], ["i"], to=TensorProto.INT32),
+        helper.make_node("Gather", ["t", "i"], ["y"]),
+    ]
+    ends = [helper.make_tensor_value_info(*each) for each in (("x", TensorProto.FLOAT, [1, 16]), ("y", 1, None))]
+    table = numpy_helper.from_array(np.eye(2, dtype=np.float32), "t")
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], [table])
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), str(tmp_path / "m.onnx")
+    )
+    assert from_onnx.onnx_to_program(tmp_path / "m.onnx", {"x": (1, 16)}).graph_signature.user_outputs

@@ -88,6 +88,25 @@ def test_known_turns_are_unrolled() -> None:
     torch.testing.assert_close(run(looped(10, body)), X * 8)
 
 
+@pytest.mark.parametrize(
+    ("operator", "expected"),
+    [
+        ("Less", [True, False, True, False]),
+        ("GreaterOrEqual", [False, True, False, True]),
+        ("Equal", [False, False, False, False]),
+    ],
+)
+def test_a_known_number_is_compared_from_the_left(operator: str, expected: list[bool]) -> None:
+    assert run(model([helper.make_node(operator, ["a", "x"], ["y"])], {"a": np.float32(0)})).tolist() == [expected]
+
+
+def test_a_split_into_one_part_is_nothing() -> None:
+    module = build_module(
+        model([helper.make_node("Split", ["x"], ["s"], axis=0), helper.make_node("Neg", ["s"], ["y"])]), [X], "m.onnx"
+    )
+    assert [step.node.operator for step in module.steps] == ["Neg"]
+
+
 def test_loops_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "MOST_NODES", 100)
     body = [helper.make_node("Add", ["s", "s"], ["z"]), helper.make_node("Identity", ["c"], ["on"])]

@@ -27,6 +27,8 @@ from edgepack.model.types import Array
 from edgepack.torchgraph.match import layer_key
 
 _LOG_LINES = 8
+_Request = tuple[dict[str, Any], Mapping[str, Array], str]
+"""What is asked, arrays that go with it, and the field for the path of their file."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class TfliteEmitter:
     def __init__(self, shared: ConverterProcess | None = None) -> None:
         self._process = shared or ConverterProcess()
         self._shared = shared is not None
-        self._load_request: dict[str, Any] | None = None
+        self._program: _Request | None = None
 
     def __enter__(self) -> TfliteEmitter:
         return self
@@ -89,6 +91,7 @@ class TfliteEmitter:
         self,
         path: Path | str,
         shapes: Mapping[str, Sequence[int]],
+        samples: Sequence[Mapping[str, Array]] = (),
         *,
         inputs: Sequence[str] | None = None,
         outputs: Sequence[str] | None = None,
@@ -98,6 +101,7 @@ class TfliteEmitter:
         Args:
             path: the dense ONNX file.
             shapes: static shape of each input, by name.
+            samples: inputs of single runs for the comparison; seeded ones where there are none.
             inputs, outputs: names for the .tflite file; default: those of the ONNX graph.
 
         Raises:
@@ -105,7 +109,7 @@ class TfliteEmitter:
         """
         plain = {name: [int(n) for n in shape] for name, shape in shapes.items()}
         request = {"do": "load_onnx", "path": str(Path(path).resolve()), "shapes": plain, **_names(inputs, outputs)}
-        return self._load(request)
+        return self._load(request | {"samples": ""}, _numbered(samples))
 
     def emit(
         self,
@@ -184,10 +188,11 @@ class TfliteEmitter:
         if not self._shared:
             self._process.close()
 
-    def _load(self, request: dict[str, Any]) -> LoadedProgram:
-        self._load_request = None
-        reply = self._ask(request)
-        self._load_request = self._process.holds = request
+    def _load(self, request: dict[str, Any], samples: Mapping[str, Array] | None = None) -> LoadedProgram:
+        self._program = None
+        program = request, samples or {}, "samples"
+        reply = self._ask(*program)
+        self._program = self._process.holds = program
         return LoadedProgram(tuple(reply["inputs"]), tuple(reply["outputs"]))
 
     def _ask(
@@ -195,9 +200,13 @@ class TfliteEmitter:
     ) -> dict[str, Any]:
         """What the process answers; one that holds another program, or none yet, is told of this one first."""
         self._process.start()
-        if self._load_request is not None and self._process.holds is not self._load_request:
-            self._process.ask(self._load_request)
-            self._process.holds = self._load_request
+        if self._program is not None and self._process.holds is not self._program:
+            self._send(*self._program)
+            self._process.holds = self._program
+        return self._send(request, arrays or {}, field)
+
+    def _send(self, request: dict[str, Any], arrays: Mapping[str, Array], field: str) -> dict[str, Any]:
+        """Ask with arrays in a file that the field of the request names."""
         if not arrays:
             return self._process.ask(request)
         path = self._process.folder / "arrays.npz"
@@ -206,6 +215,11 @@ class TfliteEmitter:
             return self._process.ask({**request, field: str(path)})
         finally:
             path.unlink(missing_ok=True)
+
+
+def _numbered(samples: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
+    """The arrays of all samples, each behind the number of its sample, so that none has a name that `savez` keeps."""
+    return {f"{number}:{name}": array for number, sample in enumerate(samples) for name, array in sample.items()}
 
 
 def _names(inputs: Sequence[str] | None, outputs: Sequence[str] | None) -> dict[str, list[str] | None]:
@@ -220,7 +234,7 @@ class ConverterProcess:
     """
 
     def __init__(self) -> None:
-        self.holds: Mapping[str, Any] | None = None
+        self.holds: _Request | None = None
         self._process: subprocess.Popen[str] | None = None
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._ready = False

@@ -22,6 +22,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgepack.backends.tflite.file import packed, text, whole
 from edgepack.backends.tflite.marks import fuse, marked
 from edgepack.errors import InputError
 from edgepack.model.replacement import Replacement
@@ -37,6 +38,7 @@ _OPERATOR = re.compile(
     r"(?:torch\.ops\.)?((?:aten|prims|torchvision|quantized)[.:]{1,2}\w+(?:\.\w+)?)"
     r"|'((?:tfl|stablehlo|chlo|func)\.\w+)' op"
 )
+_ARGUMENT, _RESULT = re.compile(r"[a-z]\w*"), re.compile(r"[\w.:/;-]+")
 
 
 class _Loaded:
@@ -107,7 +109,18 @@ def _load_onnx(request: Request, state: _Loaded) -> Reply:
     inputs, outputs = graph_names(Path(request["path"]))
     request = {**request, "inputs": request["inputs"] or inputs, "outputs": request["outputs"] or outputs}
     shapes = {name: tuple(shape) for name, shape in request["shapes"].items()}
-    return _keep(onnx_to_program(Path(request["path"]), shapes), request, state)
+    return _keep(onnx_to_program(Path(request["path"]), shapes, _samples(request["samples"])), request, state)
+
+
+def _samples(path: str) -> list[dict[str, Any]]:
+    """Inputs of single runs, by name, from a file in which each stands behind the number of its sample."""
+    samples: dict[str, dict[str, Any]] = {}
+    if path:
+        with np.load(path, allow_pickle=False) as arrays:
+            for key in arrays.files:
+                number, _, name = key.partition(":")
+                samples.setdefault(number, {})[name] = arrays[key]
+    return list(samples.values())
 
 
 def _keep(program: Any, request: Request, state: _Loaded) -> Reply:
@@ -169,28 +182,33 @@ def _convert(module: GraphModule, state: _Loaded, path: Path) -> None:
 
         def forward(self, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
             results = self.program(*[inputs[name] for name in safe])
-            return dict(zip(state.outputs, results, strict=True))
+            return dict(zip(gives, results, strict=True))
 
     # torch.export makes Python arguments of the inputs, ONNX names may be anything ("x:0").
-    plain = all(re.fullmatch(r"[a-z]\w*", name) and not keyword.iskeyword(name) for name in state.inputs)
-    safe = (
-        list(state.inputs) if plain and "self" not in state.inputs else [f"input_{i}" for i in range(len(state.inputs))]
-    )
+    plain = all(_ARGUMENT.fullmatch(name) and not keyword.iskeyword(name) for name in state.inputs)
+    safe = _safe(state.inputs, "input", plain=plain and "self" not in state.inputs)
+    # The converter drops a signature with names of other characters.
+    gives = _safe(state.outputs, "output", plain=all(map(_RESULT.fullmatch, state.outputs)))
     named = dict(zip(safe, state.examples, strict=True))
     litert_torch.convert(Named().eval(), sample_kwargs=named).export(str(path))
     fuse(path)
-    if safe != list(state.inputs):
-        _rename_inputs(path, dict(zip(safe, state.inputs, strict=True)))
+    if (safe, gives) != (list(state.inputs), list(state.outputs)):
+        _rename(path, dict(zip(safe, state.inputs, strict=True)), dict(zip(gives, state.outputs, strict=True)))
 
 
-def _rename_inputs(path: Path, names: Mapping[str, str]) -> None:
-    from ai_edge_litert.tools import flatbuffer_utils
+def _safe(names: Sequence[str], stem: str, *, plain: bool) -> list[str]:
+    """The names where they are plain, else numbered ones."""
+    return list(names) if plain else [f"{stem}_{number}" for number in range(len(names))]
 
-    model = flatbuffer_utils.read_model(str(path))
+
+def _rename(path: Path, inputs: Mapping[str, str], outputs: Mapping[str, str]) -> None:
+    """Give the inputs and outputs of a file's signatures other names, in place."""
+    model = whole(path)
     for signature in model.signatureDefs:
-        for entry in signature.inputs:
-            entry.name = names[entry.name.decode() if isinstance(entry.name, bytes) else entry.name]
-    flatbuffer_utils.write_model(model, str(path))
+        for entries, names in ((signature.inputs, inputs), (signature.outputs, outputs)):
+            for entry in entries:
+                entry.name = names[text(entry.name)]
+    path.write_bytes(packed(model))
 
 
 def _quantize(request: Request, state: _Loaded) -> Reply:

@@ -59,9 +59,22 @@ class Conversion:
 
     source: bytes | None = None
 
-    def __init__(self, converter: TfliteEmitter, opened: Model, shapes: Mapping[str, Sequence[int]]) -> None:
-        """Nothing is converted yet; `shapes` are those of the inputs, by name."""
-        self._converter, self._opened, self._shapes = converter, opened, shapes
+    def __init__(
+        self,
+        converter: TfliteEmitter,
+        opened: Model,
+        shapes: Mapping[str, Sequence[int]],
+        samples: Sequence[Mapping[str, Array]],
+    ) -> None:
+        """Nothing is converted yet.
+
+        Args:
+            converter: that writes the files.
+            opened: the model.
+            shapes: of the inputs, by name.
+            samples: inputs of single runs on which a program made of an ONNX file is compared with it.
+        """
+        self._converter, self._opened, self._shapes, self._samples = converter, opened, shapes, samples
         self._loaded = False
 
     def write(self, factors: Mapping[str, Replacement], path: Path) -> None:
@@ -71,7 +84,7 @@ class Conversion:
             if opened.program is not None:
                 self._converter.load_program(opened.program)
             else:
-                self._converter.load_onnx(opened.files["onnx"], self._shapes)
+                self._converter.load_onnx(opened.files["onnx"], self._shapes, self._samples)
             self._loaded = True
         missing = self._converter.emit(path, opened.layers, factors or None)
         shorten_names(path)

@@ -22,7 +22,7 @@ from edgepack.backends.tflite.rewrite import Places, find_places
 from edgepack.backends.tflite.schemes import CONSTEXPR, FP32, INT4_DYNAMIC, INT8_DYNAMIC, INT8_STATIC, TABLES4, WEIGHTS8
 from edgepack.backends.tflite.tables import Lookup, embedding_tables, grouped, takes_int4, with_factors
 from edgepack.backends.tflite.tidy import tidy
-from edgepack.data import feeds, rename
+from edgepack.data import feeds, first_runs, rename
 from edgepack.errors import LayerError, ModelError
 from edgepack.model.layer import Layer
 from edgepack.model.model import Model
@@ -83,7 +83,7 @@ class TfliteWriter:
         self._shapes = {name: list(array.shape) for name, array in data.example.items()}
         self._key = [opened.sha256, opened.kind, self._shapes]
         self._workspace = workspace
-        self._origin = _origin(converter, opened, self._shapes)
+        self._origin = self._made_by(converter)
         self._last: _Float | None = None
 
     probe_scheme = FileScheme.of(INT8_DYNAMIC)
@@ -332,6 +332,14 @@ class TfliteWriter:
         if strangers:
             raise ModelError(f"the model has no layer {', '.join(strangers)}, it has {len(known)} others")
 
+    def _made_by(self, converter: TfliteEmitter | None) -> Origin:
+        if self._opened.native == "tflite":
+            return Given(self._opened.content)
+        if converter is None:
+            raise ValueError(f"{self._opened.name}: a converter is needed to make a TFLite file of it")
+        samples = [] if self._samples is None else first_runs(self._samples, self._opened.inputs)
+        return Conversion(converter, self._opened, self._shapes, samples)
+
     def _quantizer_samples(self) -> dict[str, Array]:
         """Calibration inputs under the file's own names: (samples, *input shape)."""
         from edgepack.backends.tflite.runtime import signature
@@ -341,14 +349,6 @@ class TfliteWriter:
         specs = tuple(signature(self._dense)[1].values())
         runs = [feed for feed, _ in feeds(rename(self._samples, specs), specs)]
         return {spec.name: np.stack([run[spec.name] for run in runs]) for spec in specs}
-
-
-def _origin(converter: TfliteEmitter | None, opened: Model, shapes: Mapping[str, Sequence[int]]) -> Origin:
-    if opened.native == "tflite":
-        return Given(opened.content)
-    if converter is None:
-        raise ValueError(f"{opened.name}: a converter is needed to make a TFLite file of it")
-    return Conversion(converter, opened, shapes)
 
 
 def _written(

@@ -28,8 +28,13 @@ def _logical(compute: Callable[[Any, Any], Tensor]) -> Operator:
     return operator(lambda node, a, b: compute(a, b))
 
 
-def _compared(compute: Callable[[Any, Any], Tensor]) -> Operator:
-    return operator(lambda node, a, b: compute(signed(a), signed(b)), scalars=True)
+def _compared(compute: Callable[[Any, Any], Tensor], mirrored: Callable[[Any, Any], Tensor]) -> Operator:
+    """By a function, and the one for the operands in the other order: torch takes a number as the second one only."""
+
+    def run(node: Node, a: Any, b: Any) -> Tensor:
+        return compute(signed(a), signed(b)) if isinstance(a, Tensor) else mirrored(signed(b), a)
+
+    return operator(run, scalars=True)
 
 
 def _widened(compute: Callable[..., Tensor], *operands: Any) -> Tensor:
@@ -235,21 +240,21 @@ ELEMENTWISE: Mapping[str, Operator] = {
     "Div": _binary(_divide),
     "Dropout": operator(_dropout, 1, 2),
     "Elu": operator(_elu),
-    "Equal": _compared(torch.eq),
+    "Equal": _compared(torch.eq, torch.eq),
     "Erf": _unary(torch.erf),
     "Exp": _unary(torch.exp),
     "Floor": _unary(torch.floor),
     "Gelu": operator(_gelu),
-    "Greater": _compared(torch.gt),
-    "GreaterOrEqual": _compared(torch.ge),
+    "Greater": _compared(torch.gt, torch.lt),
+    "GreaterOrEqual": _compared(torch.ge, torch.le),
     "HardSigmoid": operator(_hard_sigmoid),
     "HardSwish": _unary(functional.hardswish),
     "Identity": operator(_identity),
     "IsInf": operator(_is_infinite),
     "IsNaN": _unary(torch.isnan),
     "LeakyRelu": operator(_leaky_relu),
-    "Less": _compared(torch.lt),
-    "LessOrEqual": _compared(torch.le),
+    "Less": _compared(torch.lt, torch.gt),
+    "LessOrEqual": _compared(torch.le, torch.ge),
     "Log": _unary(torch.log),
     "Max": _extreme(torch.maximum),
     "Mean": operator(_mean),

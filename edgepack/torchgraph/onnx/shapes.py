@@ -74,7 +74,7 @@ def _split(node: Node, x: Tensor, given: Array | None = None) -> tuple[Tensor, .
     if not sizes:
         each = -(-x.shape[axis] // parts)
         sizes = [max(0, min(each, x.shape[axis] - each * part)) for part in range(parts)]
-    return tuple(torch.split(x, sizes, axis))
+    return tuple(torch.split(x, sizes, axis)) if len(sizes) > 1 else (x,)
 
 
 def _slice(

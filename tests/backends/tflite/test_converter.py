@@ -112,9 +112,11 @@ def test_integers_chosen_before_survive_the_quantizer(emitter: TfliteEmitter, tm
 
 def test_names_can_be_given(emitter: TfliteEmitter, tmp_path: Path) -> None:
     case = prepare("shared", tmp_path)
-    emitter.load_program(case.program, inputs=["z/tokens:0", "a scale"], outputs=["z", "a"])
+    gives = ['{"1": "yes", "2": "no"}', "a"][: len(case.dense)]
+    emitter.load_program(case.program, inputs=["z/tokens:0", "a scale"], outputs=gives)
     emitter.emit(tmp_path / "m.tflite")
     assert list(signature(tmp_path / "m.tflite")[1]) == ["z/tokens:0", "a scale"]
+    assert set(interpreter(tmp_path / "m.tflite").get_signature_runner().get_output_details()) == set(gives)
     values = dict(zip(["z/tokens:0", "a scale"], case.inputs.values(), strict=True))
     assert error(load(tmp_path / "m.tflite", threads=1).run(values), case.dense) < 1e-5
 

@@ -1,0 +1,312 @@
+"""ONNX files as TFLite files: those of the zoo as they are, and ONNX's own operator tests.
+
+`python bench/measure_tflite.py` converts what has no row yet in float32, without any search, compares the answers of
+LiteRT with those of onnxruntime, and writes the section of bench/RESULTS.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import figures_file
+import numpy as np
+import onnx
+from block_tables import markdown_table
+from operator_suite import Case, cases, difference, variants
+from results_page import put_section
+from zoo_files import SEEDED, ZOO, ModelFile
+
+from edgepack.backends.backend import Session
+from edgepack.backends.registry import backend
+from edgepack.backends.tflite.converter import TfliteEmitter
+from edgepack.backends.tflite.read import operators
+from edgepack.data import Samples, example, feeds, rename
+from edgepack.errors import ModelError
+from edgepack.metrics.values import LEAST_ERROR, sqnr_db
+from edgepack.model.model import Model
+from edgepack.model.types import Array
+from edgepack.pipeline.datasets import with_open_sides
+from edgepack.sources.onnx import OnnxFile
+from edgepack.workspace import Cache, Workspace
+
+NAME = "tflite"
+KEPT = f"experiments/{NAME}"
+COMMAND = "python bench/measure_tflite.py"
+MOST_S = 180
+"""For a file; a case of the suite gets a tenth."""
+COMPARED = 8
+"""Samples of a file with real ones."""
+ABOUT = f"""Each ONNX file of the zoo was converted as it is, in float32, with one thread. *SQNR*: of LiteRT's
+answers against onnxruntime's, in the output that loses most, on up to {COMPARED} real samples where the zoo has them,
+else (\\*) on a seeded one; differences of less than {LEAST_ERROR:g} count for nothing. *Operators* and *transposes*: in
+the TFLite file. *Ideal*: transposes of the source itself, and one for each input and output of three axes or more of a
+model with convolutions, which a TFLite file computes with channels last. *Seconds*: of the conversion, in a process
+that has imported its libraries."""
+SUITE = """ONNX's operator tests as TFLite files that LiteRT runs, right where it gives the suite's own results. The
+cases are those of the section on ONNX operators in torch; of each the first variant that converts counts. *Cannot*: an
+input or output has a type that TFLite files have no operators for (float64, unsigned and 16-bit integers)."""
+_TYPES = {"float32", "float16", "int32", "int64", "bool", "int8", "uint8"}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse, convert, write."""
+    parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__)
+    parser.add_argument("--only", action="append", metavar="NAME", help="files whose name has this, converted again")
+    parser.add_argument("--fresh", action="store_true", help="forget earlier figures")
+    parser.add_argument("--no-suite", action="store_true", help="without the operator tests")
+    parser.add_argument("--render", action="store_true", help="convert nothing")
+    options = parser.parse_args(arguments)
+    figures = {"rows": [], "suite": {}}
+    if not options.fresh and (figures_file.RESULTS / f"{KEPT}.json").exists():
+        figures = figures_file.load(KEPT)["figures"]
+    if options.render:
+        put_section(NAME, COMMAND, figures_file.load(KEPT), render(figures))
+        return
+    with converter() as emitter:
+        files(emitter, figures, options.only or ())
+        if not options.no_suite and not options.only:
+            suite(emitter, figures)
+
+
+def files(emitter: TfliteEmitter, figures: dict[str, Any], only: Sequence[str]) -> None:
+    """Convert the files of the zoo that have no row yet, or those that are named."""
+    rows = {row["name"]: row for row in figures["rows"]}
+    found = [file for file in ZOO if file.format == "onnx"]
+    for file in sorted(found, key=lambda each: each.file.stat().st_size):
+        if any(part in file.name for part in only) or (not only and file.name not in rows):
+            rows[file.name] = row = {"name": file.name, "bytes": file.file.stat().st_size} | converted(emitter, file)
+            figures["rows"] = [rows[each.name] for each in found if each.name in rows]
+            _keep(figures)
+            print(" ".join(f"{name}={value}" for name, value in row.items()), file=sys.stderr)
+
+
+def suite(emitter: TfliteEmitter, figures: dict[str, Any]) -> None:
+    """Convert the cases of the operator tests that have no verdict yet."""
+    verdicts = figures["suite"]
+    for at, case in enumerate(cases()):
+        if case.name not in verdicts:
+            verdicts[case.name] = [case.opset, sorted(case.operators), *verdict(emitter, case)]
+        if at % 100 == 99:
+            print(f"{at + 1} cases: {dict(Counter(each[2] for each in verdicts.values()))}", file=sys.stderr)
+            _keep(figures)
+    _keep(figures)
+
+
+def _keep(figures: Mapping[str, Any]) -> None:
+    put_section(NAME, COMMAND, figures_file.store(KEPT, figures), render(figures))
+
+
+@contextmanager
+def converter() -> Iterator[TfliteEmitter]:
+    """A converter that has imported its libraries."""
+    with TfliteEmitter() as emitter, tempfile.TemporaryDirectory() as folder:
+        emitter.load_onnx(_identity(Path(folder)), {"x": (1,)})
+        yield emitter
+
+
+def _identity(folder: Path) -> Path:
+    ends = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "xy"]
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Neg", ["x"], ["y"])], "g", ends[:1], ends[1:])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=9)
+    onnx.save(model, str(folder / "model.onnx"))
+    return folder / "model.onnx"
+
+
+class _TooLongError(KeyboardInterrupt):
+    """As if the user had stopped it, upon which the converter ends its process."""
+
+
+@contextmanager
+def at_most(seconds: float) -> Iterator[None]:
+    """Raise `ModelError` in what takes longer."""
+
+    def stop(number: int, frame: object) -> None:
+        raise _TooLongError
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    except _TooLongError as err:
+        raise ModelError(f"not converted after {seconds:g} s") from err
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def converted(emitter: TfliteEmitter, file: ModelFile) -> dict[str, Any]:
+    """What of a row the conversion says: the figures, or the reason."""
+    with tempfile.TemporaryDirectory(prefix="edgepack-bench-") as name:
+        folder = Path(name)
+        opened = OnnxFile().open(str(file.file), "model", folder, ["tflite"])
+        given = _samples(file, opened, Workspace(Cache(folder / "cache"), folder))
+        shapes = {name: array.shape for name, array in given[0].items()}
+        path = folder / "model.tflite"
+        begun = time.monotonic()
+        try:
+            with at_most(MOST_S):
+                emitter.load_onnx(opened.files["onnx"], shapes, given if file.inputs != SEEDED else ())
+                emitter.emit(path)
+            seconds = time.monotonic() - begun
+            noise = _noise(backend("onnx").load(file.file), backend("tflite").load(path), given)
+        except ModelError as err:
+            return {"reason": err.message.replace(str(file.file), file.name)}
+        counts = Counter(operators(path))
+        return {
+            "sqnr_db": None if math.isinf(noise) else round(noise, 1),
+            "operators": counts.total(),
+            "transposes": counts["TRANSPOSE"],
+            "ideal": _ideal(opened.files["onnx"], shapes),
+            "real": file.inputs != SEEDED,
+            "seconds": round(seconds, 1),
+        }
+
+
+def _samples(file: ModelFile, opened: Model, workspace: Workspace) -> list[dict[str, Array]]:
+    """Inputs of single runs."""
+    if file.inputs == SEEDED:
+        return [example(None, with_open_sides(opened, None, workspace).inputs, 0)]
+    from zoo_inputs import inputs  # which are those of bench/models as well
+
+    samples = Samples(inputs(file.inputs, backend("onnx").load(file.file)))
+    spread = samples.take(np.linspace(0, len(samples) - 1, COMPARED).astype(int))
+    return [feed for feed, _ in feeds(rename(spread, opened.inputs), opened.inputs, dynamic_batch=1)]
+
+
+def _noise(source: Session, packed: Session, given: Sequence[Mapping[str, Array]]) -> float:
+    """SQNR in dB of the output that loses most."""
+    expected, answered = ([one.run(feed) for feed in given] for one in (source, packed))
+    pairs = zip(zip(*answered, strict=True), zip(*expected, strict=True), strict=True)
+    joined = ([np.concatenate([np.ravel(each) for each in runs]) for runs in pair] for pair in pairs)
+    return min(sqnr_db(answer, reference, LEAST_ERROR) for answer, reference in joined)
+
+
+def _ideal(path: Path, shapes: Mapping[str, Sequence[int]]) -> int:
+    """Transposes that the file needs."""
+    model = onnx.load(str(path))
+    kinds = Counter(node.op_type for node in model.graph.node)
+    if not kinds["Conv"] + kinds["ConvTranspose"]:
+        return kinds["Transpose"]
+    ranks = [len(shape) for shape in shapes.values()]
+    ranks += [len(value.type.tensor_type.shape.dim) for value in model.graph.output]
+    return kinds["Transpose"] + sum(rank > 2 for rank in ranks)
+
+
+def verdict(emitter: TfliteEmitter, case: Case) -> tuple[str, str]:
+    """`right`, `wrong`, `refused` or `cannot`, and why."""
+    types = {str(np.asarray(each).dtype) for each in (*case.inputs, *case.outputs)} - _TYPES
+    if types:
+        return "cannot", ", ".join(sorted(types))
+    said = "no variant has inputs"
+    with tempfile.TemporaryDirectory(prefix="edgepack-bench-") as name:
+        for variant in variants(case):
+            if variant.inputs:
+                try:
+                    with at_most(MOST_S / 10):
+                        results = _run(emitter, variant, Path(name))
+                except ModelError as err:
+                    said = err.message
+                    continue
+                wrong = difference(variant, results)
+                return ("right", "") if wrong is None else ("wrong", wrong)
+    return "refused", said
+
+
+@dataclass(frozen=True)
+class _Result:
+    """An array, as the suite compares them."""
+
+    array: Array
+
+    def numpy(self) -> Array:
+        return self.array
+
+
+def _run(emitter: TfliteEmitter, case: Case, folder: Path) -> list[Any]:
+    """What LiteRT answers, in the types that are expected: the converter writes 64-bit integers in 32 bits."""
+    onnx.save(case.model, str(folder / "model.onnx"))
+    constants = {tensor.name for tensor in case.model.graph.initializer}
+    names = [value.name for value in case.model.graph.input if value.name not in constants]
+    given = {name: np.asarray(array) for name, array in zip(names, case.inputs, strict=True)}
+    emitter.load_onnx(folder / "model.onnx", {name: array.shape for name, array in given.items()})
+    emitter.emit(folder / "model.tflite")
+    answers = backend("tflite").load(folder / "model.tflite").run(given)
+    wanted = [np.asarray(each) for each in case.outputs]
+    return [
+        _Result(answer.astype(want.dtype) if {answer.dtype.name, want.dtype.name} == {"int32", "int64"} else answer)
+        for answer, want in zip(answers, wanted, strict=True)
+    ]
+
+
+def render(figures: Mapping[str, Any]) -> str:
+    """The section of bench/RESULTS.md."""
+    rows = figures["rows"]
+    done = [row for row in rows if "reason" not in row]
+    headers = ["file", "source, kB", "SQNR, dB", "operators", "transposes", "ideal", "s"]
+    parts = [
+        ABOUT,
+        f"{len(done)} of {len(rows)} files were converted.",
+        markdown_table(headers, [_cells(row) for row in done], right=headers[1:]),
+    ]
+    stopped = [[row["name"], _kb(row["bytes"]), _one_line(row["reason"])] for row in rows if "reason" in row]
+    if stopped:
+        parts += ["Not converted:", markdown_table(["file", "source, kB", "reason"], stopped, right=["source, kB"])]
+    if figures["suite"]:
+        parts += [SUITE, *_of_suite(figures["suite"])]
+    return "\n\n".join(parts)
+
+
+def _of_suite(verdicts: Mapping[str, Any]) -> Iterator[str]:
+    by_opset: dict[int, Counter[str]] = {}
+    by_operator: dict[str, set[str]] = {}
+    for opset, kinds, found, _ in verdicts.values():
+        by_opset.setdefault(opset, Counter())[found] += 1
+        for kind in kinds:
+            by_operator.setdefault(kind, set()).add(found)
+    headers = ["opset", "cases", "right", "wrong", "refused", "cannot", "share"]
+    lines = [[str(opset), *_counts(by_opset[opset])] for opset in sorted(by_opset)]
+    lines.append(["all", *_counts(sum(by_opset.values(), Counter()))])
+    yield markdown_table(headers, lines, right=headers)
+    expressible = {kind: found for kind, found in by_operator.items() if found != {"cannot"}}
+    never = sorted(kind for kind, found in expressible.items() if "right" not in found)
+    share = (len(expressible) - len(never)) / max(len(expressible), 1)
+    yield (
+        f"{len(expressible) - len(never)} of {len(expressible)} operators ({share:.0%}) have a case that is right; "
+        f"never: {', '.join(never) or 'none'}."
+    )
+
+
+def _counts(counts: Counter[str]) -> list[str]:
+    tried = counts.total() - counts["cannot"]
+    share = f"{counts['right'] / tried:.0%}" if tried else "–"
+    return [str(counts.total()), *(str(counts[each]) for each in ("right", "wrong", "refused", "cannot")), share]
+
+
+def _cells(row: Mapping[str, Any]) -> list[str]:
+    noise = "equal" if row["sqnr_db"] is None else f"{row['sqnr_db']:.1f}"
+    counts = [str(row[name]) for name in ("operators", "transposes", "ideal")]
+    return [row["name"], _kb(row["bytes"]), noise + ("" if row["real"] else " \\*"), *counts, f"{row['seconds']:.1f}"]
+
+
+def _kb(size: int) -> str:
+    return f"{size / 1000:.1f}"
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.partition("\n")[0].replace("|", "\\|").split())
+
+
+if __name__ == "__main__":
+    sys.path.insert(1, str(Path(__file__).parent / "models"))
+    main()
