@@ -48,4 +48,4 @@ def _convert(task: _Conversion, path: Path) -> None:
     save_program(onnx_to_program(task.onnx, task.shapes, task.samples), path)
 
 
-PROGRAM: FileStep[_Conversion] = FileStep("programs", 4, _convert, ".pt2", TOOLS)
+PROGRAM: FileStep[_Conversion] = FileStep("programs", 5, _convert, ".pt2", TOOLS)

@@ -92,8 +92,9 @@ def test_conversions_are_counted_by_file_and_by_opset() -> None:
         "relu": [7, ["Relu"], "right", ""], "relu_wide": [7, ["Relu"], "cannot", "float64"],
         "erf": [13, ["Erf"], "wrong", "other values"], "bits": [13, ["BitShift"], "cannot", "uint64"],
     }  # fmt: skip
-    table = measure_tflite.render({"rows": [done, stopped], "suite": suite})
+    table = measure_tflite.render({"rows": [done, stopped], "suite": suite, "every": 12})
     assert "1 of 2 files were converted." in table
+    assert "one in 12 of the cases" in table
     assert "| a | 4.0 | equal \\* | 9 | 2 | 1 | 1.2 |" in table
     assert "| b | 0.1 | no \\| thing |" in table
     assert "| 7 | 2 | 1 | 0 | 0 | 1 | 100% |" in table

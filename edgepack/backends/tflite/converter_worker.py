@@ -23,6 +23,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from edgepack.backends.tflite.file import packed, text, whole
+from edgepack.backends.tflite.layout import teach_layouts
 from edgepack.backends.tflite.marks import fuse, marked
 from edgepack.errors import InputError
 from edgepack.model.replacement import Replacement
@@ -90,6 +91,7 @@ def _import_all(request: Request, state: _Loaded) -> Reply:
     import litert_torch
     from litert_quantizer import quantizer
 
+    teach_layouts()
     # What the libraries set up stays anyway; going through it after every answer would take a quarter of a second.
     gc.freeze()
     return {"litert_torch": litert_torch.__version__, "quantizer": quantizer.__name__}

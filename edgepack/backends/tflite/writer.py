@@ -389,7 +389,7 @@ def _found(find: Callable[[], Mapping[str, Sequence[str]]]) -> Mapping[str, Sequ
 
 
 OPERATORS: Step[Callable[[], Mapping[str, Sequence[str]]], Mapping[str, Sequence[str]]] = Step(
-    "tflite-operators", 4, _found, tools=TOOLS
+    "tflite-operators", 5, _found, tools=TOOLS
 )
-CONVERTED: FileStep[Callable[[Path], None]] = FileStep("tflite", 6, _write, ".tflite", TOOLS)
+CONVERTED: FileStep[Callable[[Path], None]] = FileStep("tflite", 7, _write, ".tflite", TOOLS)
 QUANTIZED: FileStep[Callable[[Path], None]] = FileStep("tflite-quantized", 7, _write, ".tflite", TOOLS)

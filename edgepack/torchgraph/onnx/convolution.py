@@ -7,10 +7,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from edgepack.model.types import Array
 from edgepack.torchgraph.onnx.node import Node, Operator, operator
 from edgepack.torchgraph.onnx.shapes import padded
 
@@ -175,13 +177,20 @@ def _average_pool(node: Node, x: Tensor) -> Tensor:
     halves = all(2 * pad <= size for pad, size in zip(slid.before, slid.kernel, strict=True))
     if plain and halves and (all_count or not any(slid.before)):
         return run(x, slid.kernel, slid.strides, slid.before)
-    # Sums of what is there, over counts of it, which are known.
-    ones = torch.ones([1, 1, *x.shape[2:]], dtype=x.dtype)
-    counted = around(ones, slid, 1.0 if all_count else 0.0)
-    wide, counted = (
-        padded(each, [0] * x.dim(), [0, 0, *more], "constant", 0.0) for each in (around(x, slid, 0.0), counted)
-    )
-    return _window_means(wide, slid) / _window_means(counted, slid)
+    means = _window_means(padded(around(x, slid, 0.0), [0] * x.dim(), [0, 0, *more], "constant", 0.0), slid)
+    shares = _shares_counted(list(x.shape[2:]), slid, list(means.shape[2:]), all_count=all_count)
+    return means / torch.from_numpy(shares).to(x.dtype)
+
+
+def _shares_counted(sizes: list[int], slid: Window, results: list[int], *, all_count: bool) -> Array:
+    """(1, 1, *results) float64: of each window the share of its places that a mean is over."""
+    shares = np.ones((1, 1))
+    for axis, (size, result) in enumerate(zip(sizes, results, strict=True)):
+        places = np.arange(result)[:, None] * slid.strides[axis] - slid.before[axis]
+        places = places + np.arange(slid.kernel[axis]) * slid.dilations[axis]
+        first, last = (-slid.before[axis], size + slid.behind[axis]) if all_count else (0, size)
+        shares = shares[..., None] * ((places >= first) & (places < last)).mean(axis=1)
+    return shares
 
 
 def _window_means(x: Tensor, slid: Window) -> Tensor:

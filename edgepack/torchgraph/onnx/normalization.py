@@ -87,7 +87,7 @@ def _rms_norm(node: Node, x: Tensor, scale: Tensor) -> Tensor:
 def _lp_norm(node: Node, x: Tensor) -> Tensor:
     axis, p = node.integer("axis", -1), node.integer("p", 2)
     size = torch.sum(torch.abs(x), axis, True) if p == 1 else torch.sqrt(torch.sum(torch.square(x), axis, True))
-    return torch.where(size == 0, torch.zeros_like(x), x / torch.where(size == 0, torch.ones_like(size), size))
+    return x / (size + (size == 0).to(x.dtype))
 
 
 def _local_response(node: Node, x: Tensor) -> Tensor:
