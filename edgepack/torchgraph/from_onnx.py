@@ -189,10 +189,10 @@ def _seeded(shapes: Mapping[str, Sequence[int]], dtypes: Mapping[str, str], seed
     inputs: dict[str, Array] = {}
     for name, dtype in dtypes.items():
         if np.dtype(dtype).kind == "f":
-            inputs[name] = (rng.standard_normal(tuple(shapes[name])) * (top > 0)).astype(dtype)
+            inputs[name] = np.asarray(rng.standard_normal(tuple(shapes[name])) * (top > 0), dtype)
         else:
             high = min(top, 1) if re.search(r"mask|type|segment", name, re.IGNORECASE) else top
-            inputs[name] = np.asarray(rng.integers(0, high, tuple(shapes[name]), endpoint=True)).astype(dtype)
+            inputs[name] = np.asarray(rng.integers(0, high, tuple(shapes[name]), endpoint=True), dtype)
     return inputs
 
 

@@ -156,3 +156,40 @@ def test_tables_may_be_indexed_by_floats(tmp_path: Path) -> None:
         helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), str(tmp_path / "m.onnx")
     )
     assert from_onnx.onnx_to_program(tmp_path / "m.onnx", {"x": (1, 16)}).graph_signature.user_outputs
+
+
+def test_integers_masks_and_numbers_go_in_and_all_outputs_come_out_in_order(
+    emitter: TfliteEmitter, tmp_path: Path
+) -> None:
+    """64-bit integers have 32 bits in a TFLite file."""
+    ends = (("ids", TensorProto.INT64, [1, 4]), ("mask", TensorProto.BOOL, [1, 4, 1]), ("scale", TensorProto.FLOAT, []))
+    gives = (("z", TensorProto.FLOAT), ("best", TensorProto.INT64), ("any", TensorProto.BOOL), ("a", TensorProto.INT64))
+    nodes = [
+        helper.make_node("Gather", ["table", "ids"], ["rows"]),
+        helper.make_node("Where", ["mask", "rows", "zero"], ["kept"]),
+        helper.make_node("Mul", ["kept", "scale"], ["z"]),
+        helper.make_node("ArgMax", ["z"], ["best"], axis=-1),
+        helper.make_node("Greater", ["z", "zero"], ["any"]),
+        helper.make_node("Add", ["ids", "ids"], ["a"]),
+    ]
+    table = np.random.default_rng(0).normal(size=(10, 6)).astype(np.float32)
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info(*each) for each in ends],
+        [helper.make_tensor_value_info(*each, None) for each in gives],
+        [numpy_helper.from_array(table, "table"), numpy_helper.from_array(np.float32([0]), "zero")],
+    )
+    path = tmp_path / "m.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), str(path))
+    loaded = emitter.load_onnx(path, {name: tuple(shape) for name, _, shape in ends})
+    assert (loaded.inputs, loaded.outputs) == (("ids", "mask", "scale"), ("z", "best", "any", "a"))
+    emitter.emit(tmp_path / "m.tflite")
+    feed = {
+        "ids": np.array([[1, 2, 3, 9]]),
+        "mask": np.array([[[True], [False], [True], [True]]]),
+        "scale": np.array(2, np.float32),
+    }
+    wanted = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"]).run(None, feed)
+    for have, want in zip(load(tmp_path / "m.tflite", threads=1).run(feed), wanted, strict=True):
+        np.testing.assert_allclose(have, want, rtol=1e-6)
