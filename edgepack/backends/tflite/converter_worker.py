@@ -25,6 +25,7 @@ import numpy as np
 from edgepack.backends.tflite.file import packed, text, whole
 from edgepack.backends.tflite.layout import teach_layouts
 from edgepack.backends.tflite.marks import fuse, marked
+from edgepack.backends.tflite.transposed import cut_transposed
 from edgepack.errors import InputError
 from edgepack.model.replacement import Replacement
 from edgepack.model.serialize import unpacked_part
@@ -157,7 +158,7 @@ def _emit(request: Request, state: _Loaded) -> Reply:
     else:
         missing = ()
     with torch.no_grad():
-        _convert(marked(lowerable(module)), state, Path(request["path"]))
+        _convert(marked(cut_transposed(lowerable(module))), state, Path(request["path"]))
     return {"missing": [name for name in request["factors"] if name in missing]}
 
 
