@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgepack.data import Samples, example, feeds, is_stacked, split, validate
+from edgepack.data import Ragged, Samples, example, feeds, first_runs, is_stacked, split, validate
 from edgepack.errors import DataError
 from edgepack.model.types import Array, TensorSpec
 
@@ -108,3 +108,11 @@ def test_stand_ins_are_seeded_and_fit() -> None:
     assert [first[s.name].shape for s in specs] == [(1, 3), (2, 1), (1, 4), ()]
     assert not np.array_equal(first["x"], other["x"])
     assert not first["ids"].any()
+
+
+def test_first_runs_have_the_shapes_of_the_example() -> None:
+    lengths = [3, 2, 3, 3, 3]
+    ragged = Ragged(np.arange(14, dtype=np.float32), np.array(lengths)[:, None])
+    specs = (TensorSpec("x", (1, None), np.dtype(np.float32)),)
+    found = first_runs(Samples({"x": ragged}), specs)
+    assert [run["x"].tolist() for run in found] == [[[0, 1, 2]], [[5, 6, 7]], [[8, 9, 10]]]
