@@ -170,7 +170,7 @@ def _built(
             example = [torch.from_numpy(array) for array in choice[0].values()]
             return build_module(simple.model, example, name), runs
         except ModelError as err:
-            failure = failure or err
+            failure = err
     assert failure is not None
     raise failure
 
