@@ -5,9 +5,11 @@ The grids are those of `edgepack.quantize.grids`: what is trained here is what t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import Scheme
 from edgepack.quantize.grids import WEIGHT_MAX, ZERO_WEIGHT, WeightGrid, grid_of, zero_point
 
@@ -22,19 +24,19 @@ class Rounding:
     """How a file rounds a thin layer.
 
     Attributes:
-        A, B: grids of the factors; None for floats.
+        weights: grids of its factors, by their roles; those without one are floats.
         activations: whether what flows into each factor is rounded as well.
     """
 
-    A: WeightGrid | None
-    B: WeightGrid | None
+    weights: Mapping[str, WeightGrid]
     activations: bool
 
 
-def rounding_of(scheme: Scheme, rank: int, in_features: int, *, largest: int = WEIGHT_MAX) -> Rounding:
-    """What a scheme makes of the factors (out, rank) and (rank, in_features); `largest` is that of `grid_of`."""
-    A, B = (grid_of(scheme, columns, largest=largest) for columns in (rank, in_features))
-    return Rounding(A, B, not scheme.computes_in_float)
+def rounding_of(scheme: Scheme, part: Replacement, *, largest: int = WEIGHT_MAX) -> Rounding:
+    """What a scheme makes of the factors in the place of a layer; `largest` is that of `grid_of`."""
+    grids = {role: grid_of(scheme, part.tensors[role].shape[1], largest=largest) for role in sorted(part.tensors)}
+    weights = {role: grid for role, grid in grids.items() if grid is not None}
+    return Rounding(weights, not scheme.computes_in_float)
 
 
 def fake_weight(weight: Tensor, largest: int = WEIGHT_MAX, block: int | None = None) -> Tensor:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch.fx import GraphModule, Node
     from torch.nn import Parameter
 
-_THIN = re.compile(r"edgepack_(\d+)_(A|B|bias)(_\d+)?")
+_THIN = re.compile(r"edgepack_(\d+)_(A|B|core|bias)(_\d+)?")
 """What `with_factors` calls the parameters of the layer of that index."""
 
 
@@ -57,13 +57,10 @@ def thin_outputs(module: GraphModule, count: int) -> list[list[Node]]:
     """For each of the first `count` factored layers the nodes that stand for its places, in order of execution."""
     found: list[list[Node]] = [[] for _ in range(count)]
     for node in module.graph.nodes:
-        names = (
-            [str(n.target) for n in node.all_input_nodes if n.op == "get_attr"] if node.op == "call_function" else []
-        )
-        for name in names:
-            match = _THIN.fullmatch(name)
-            if match is not None and match.group(2) == "A":
-                found[int(match.group(1))].append(_whole(node))
+        for weight in node.all_input_nodes if node.op == "call_function" else ():
+            index = thin_index(str(weight.target))
+            if index is not None and _role(weight) == "A":
+                found[index].append(_whole(node))
     return found
 
 
@@ -95,7 +92,7 @@ def returning(module: GraphModule, watched: Sequence[Node]) -> GraphModule:
 
 
 def with_rounding(module: GraphModule, roundings: Mapping[int, Rounding]) -> GraphModule:
-    """A copy in which both halves of thin layers round their weight and their input, as a file does.
+    """A copy in which all products of thin layers round their weight and their input, as a file does.
 
     Parameters are shared.
 
@@ -108,7 +105,7 @@ def with_rounding(module: GraphModule, roundings: Mapping[int, Rounding]) -> Gra
     twin = torch.fx.GraphModule(module, copy.deepcopy(module.graph), class_name="Rounded")
     runs = _counted(twin)
     for node in list(twin.graph.nodes):
-        weight = None if node.op != "call_function" else next(filter(_is_weight, node.all_input_nodes), None)
+        weight = None if node.op != "call_function" else next(filter(_role, node.all_input_nodes), None)
         index = None if weight is None else thin_index(str(weight.target))
         if weight is not None and index is not None and index in roundings:
             _round_inputs(node, weight, roundings[index], runs)
@@ -142,7 +139,7 @@ def _counted(module: GraphModule) -> Node | int:
 
 def _round_inputs(node: Node, weight: Node, rounding: Rounding, runs: Node | int) -> None:
     """Round both operands of a product: one of the first two arguments is the weight, the other its input."""
-    grid = rounding.A if _is_half(str(weight.target), "A") else rounding.B
+    grid = rounding.weights.get(_role(weight) or "")
     operands: list[Any] = list(node.args)
     with node.graph.inserting_before(node):
         for position, value in enumerate(operands[:2]):
@@ -153,10 +150,7 @@ def _round_inputs(node: Node, weight: Node, rounding: Rounding, runs: Node | int
     node.args = tuple(operands)
 
 
-def _is_weight(node: Node) -> bool:
-    return node.op == "get_attr" and any(_is_half(str(node.target), half) for half in ("A", "B"))
-
-
-def _is_half(name: str, half: str) -> bool:
-    match = _THIN.fullmatch(name)
-    return match is not None and match.group(2) == half
+def _role(node: Node) -> str | None:
+    """Of the factor that a node gives; None for any other node."""
+    match = _THIN.fullmatch(str(node.target)) if node.op == "get_attr" else None
+    return None if match is None or match.group(2) == "bias" else match.group(2)

@@ -18,7 +18,7 @@ from edgepack.distill.graphs import adopt, returning, thin_index, thin_outputs, 
 from edgepack.distill.schedule import stage_sizes
 from edgepack.errors import ModelError
 from edgepack.model.layer import Layer
-from edgepack.model.replacement import Replacement, low_rank
+from edgepack.model.replacement import Replacement
 from edgepack.model.types import Array
 from edgepack.torchgraph import LayerKey, TorchLinear, match_layers, with_factors
 
@@ -80,8 +80,8 @@ class Student:
         if name in values:
             change = values[name].reshape(-1).astype(np.float64) - self.start[name].reshape(-1)
             bias = np.asarray(change if bias is None else bias + change, np.float32)
-        A, B = values[f"{prefix}_A"], values[f"{prefix}_B"]
-        return low_rank(A.reshape(given.A.shape).copy(), B.reshape(given.B.shape).copy(), bias)
+        tensors = {role: values[f"{prefix}_{role}"].reshape(old.shape).copy() for role, old in given.tensors.items()}
+        return Replacement(given.structure, tensors, bias)
 
 
 def build_student(

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from edgepack.backends.schemes import FP32
 from edgepack.distill.fake import rounding_of
 from edgepack.model.kinds import kind_of, view_name
 from edgepack.model.layer import Layer, View
@@ -57,7 +58,7 @@ class Replacements:
 
         def pair(view: View, spectrum: Spectrum, structure: Structure, own: Scheme) -> Replacement:
             if view.name in trained:
-                return self.rounder.trained(view, trained[view.name], own)
+                return self.rounder.trained(trained[view.name], own)
             return self.rounder.factors(view, spectrum, structure, own)
 
         return self._each(plan, scheme, pair, self.rounder.dense)
@@ -68,13 +69,13 @@ class Replacements:
         A pair that stands beside a dense matrix is not trained.
         """
         own = [layer for layer in plan if layer.alternative is None]
-        pairs = {layer.layer: layer.scheme_in(scheme) for layer in own if layer.structure.is_low_rank}
+        pairs = {layer.layer: layer.scheme_in(scheme) for layer in own if layer.structure.in_place}
         if self.recovery is None or not pairs:
             return None
         begin = self._begin(plan, scheme) if self.refitter is None else self._untrained(plan, scheme)
         start = {name: pair for name, pair in begin.items() if name in pairs}
         roundings = {
-            name: rounding_of(pairs[name], pair.rank, pair.B.shape[1], largest=self.rounder.largest)
+            name: rounding_of(pairs[name], pair, largest=self.rounder.largest)
             for name, pair in start.items()
             if not pairs[name].is_float
         }
@@ -84,7 +85,8 @@ class Replacements:
         """The pairs that training takes, on no grid, for it rounds them itself."""
 
         def pair(view: View, spectrum: Spectrum, structure: Structure, own: Scheme) -> Replacement | None:
-            return self.rounder.plain(view, spectrum, structure.ranks[0]) if structure.is_low_rank else None
+            floats = FP32[own.backend]
+            return self.rounder.factors(view, spectrum, structure, floats) if structure.in_place else None
 
         return self._each(plan, scheme, pair, lambda view, own: None)
 

@@ -100,12 +100,14 @@ class Rounder:
         key = [self.covariances.key, self.method, layer.name, rank, self.seed, latent, A, B, scales, oblique]
         return self._kept(ROUNDED, Keyed(key, lambda: self._pair(layer, spectrum, rank, (A, B), latent, scales)))
 
-    def trained(self, layer: View, pair: Replacement, scheme: Scheme) -> Replacement:
-        """A trained pair on the grids of the scheme that it was trained for, rounded as training did."""
-        A, B = self._grid(scheme, pair.rank), self._grid(scheme, layer.in_features)
-        if A is None or B is None:
-            return pair
-        return low_rank(round_to_nearest(pair.A, A).weight, round_to_nearest(pair.B, B).weight, pair.bias)
+    def trained(self, part: Replacement, scheme: Scheme) -> Replacement:
+        """Trained factors on the grids of the scheme that they were trained for, rounded as training did."""
+
+        def rounded(weight: Array) -> Array:
+            grid = self._grid(scheme, weight.shape[1])
+            return weight if grid is None else round_to_nearest(weight, grid).weight
+
+        return replace(part, tensors={role: rounded(weight) for role, weight in part.tensors.items()})
 
     def energy(self, layer: View, covariance: Array) -> float:
         """tr(W C Wᵀ) of a layer with the covariance of its input: a product of wide matrices, made once."""

@@ -8,13 +8,16 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from edgepack.factorize import svd
-from edgepack.model.kinds import views_of
+from edgepack.model.kinds import kind_of, views_of
 from edgepack.model.kinds.linear import linear_layer
 from edgepack.model.layer import Layer
 from edgepack.model.replacement import Replacement
 from edgepack.model.types import Array
+from edgepack.plan.candidates import GivenRanks
 from edgepack.sources.torch import export_program
 from edgepack.torchgraph import find_linears, flat_module
+from edgepack.torchgraph.layers import name_layers
+from tests.contracts.test_kinds import replaced
 
 Case = tuple[ExportedProgram, list[Layer], dict[str, Replacement]]
 
@@ -27,6 +30,20 @@ def factored(model: nn.Module, rank: int, *inputs: torch.Tensor) -> Case:
     layers = [linear_layer(name, s.weight, s.bias, "Gemm", uses[name]) for name, s in found.items()]
     wide = [view for view in views_of(layers) if min(view.weight.shape) > rank]
     return program, layers, {view.name: svd.factors(view, svd.spectrum(view), rank) for view in wide}
+
+
+def taken_apart(structure: str) -> Case:
+    """A program of two convolutions, its layers, and both in a structure that takes kernels apart, of rank 4."""
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Conv2d(5, 8, 3, stride=2, padding=1), nn.Tanh(), nn.Conv2d(8, 6, (3, 2), bias=False))
+    program = export_program(model.eval(), (torch.zeros(1, 5, 8, 8),))
+    layers = list(name_layers(flat_module(program)))
+    parts = {}
+    for layer in layers:
+        kind = kind_of(layer)
+        own = next(one for one in kind.structures(layer, GivenRanks((4,), ())) if one.name == structure)
+        parts[layer.name] = replaced(kind, layer, own)
+    return program, layers, parts
 
 
 def classifier() -> nn.Module:

@@ -34,7 +34,7 @@ from edgepack.sources.onnx import open_onnx
 from edgepack.sources.torch import program_to_onnx
 from edgepack.torchgraph import flat_module, with_factors
 from edgepack.torchgraph.from_onnx import onnx_to_program
-from tests.distill.distill_models import Encoder, Mixed, classifier, factored, samples
+from tests.distill.distill_models import Encoder, Mixed, classifier, factored, samples, taken_apart
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 
@@ -61,7 +61,7 @@ def recovered(
 
     program, layers, factors = factored(classifier(), rank, torch.zeros(1, 20))
     how = Training(True, budget, seed, checkpoint=checkpoint, threads=1)
-    roundings = {name: rounding_of(INT8_DYNAMIC, pair.rank, pair.B.shape[1]) for name, pair in factors.items()}
+    roundings = {name: rounding_of(INT8_DYNAMIC, pair) for name, pair in factors.items()}
     return recover_factors(program, layers, factors, {"x": X}, roundings, training=how, progress=progress)
 
 
@@ -106,6 +106,14 @@ def test_every_kind_of_layer_learns_in_programs_that_take_several_samples() -> N
     found = recover_factors(program, layers, factors, inputs, training=Training(False, Epochs(8), threads=1))
     assert min(p.held_out for p in found.history) < 0.9 * found.history[0].held_out
     assert not any(np.array_equal(found.factors[name].A, factors[name].A) for name in factors)
+
+
+def test_kernels_that_are_taken_apart_learn() -> None:
+    program, layers, parts = taken_apart("tucker-2")
+    inputs, training = {"x": samples(160, 5, 8, 8)}, Training(False, Epochs(6), threads=1)
+    found = recover_factors(program, layers, parts, inputs, training=training)
+    assert min(p.held_out for p in found.history) < 0.9 * found.history[0].held_out
+    assert {part.structure for part in found.factors.values()} == {part.structure for part in parts.values()}
 
 
 def test_two_runs_give_the_same_bits_and_another_seed_does_not() -> None:
@@ -194,7 +202,7 @@ def test_epochs_are_passes_over_all_samples_that_are_not_held_out() -> None:
 
 def test_training_in_four_bits_makes_up_for_their_rounding() -> None:
     program, layers, factors = factored(classifier(), 8, torch.zeros(1, 20))
-    roundings = {name: rounding_of(NBITS4, pair.rank, pair.B.shape[1]) for name, pair in factors.items()}
+    roundings = {name: rounding_of(NBITS4, pair) for name, pair in factors.items()}
     how = Training(True, Epochs(20), threads=1)
     aware = recover_factors(program, layers, factors, {"x": X}, roundings, training=how)
     unaware = recover_factors(program, layers, factors, {"x": X}, training=how)

@@ -18,14 +18,14 @@ from edgepack.model.replacement import Replacement, low_rank
 from edgepack.model.scheme import Scheme
 from edgepack.quantize.grids import quantize_weight
 from edgepack.torchgraph import find_linears, flat_module, with_factors
-from tests.distill.distill_models import Encoder, Mixed, classifier, factored, samples
+from tests.distill.distill_models import Encoder, Mixed, classifier, factored, samples, taken_apart
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 
 
 def every_rounding(scheme: Scheme, factors: dict[str, Replacement], largest: int = 127) -> dict[str, Rounding]:
     """All of these layers in one scheme."""
-    return {n: rounding_of(scheme, pair.rank, pair.B.shape[1], largest=largest) for n, pair in factors.items()}
+    return {n: rounding_of(scheme, pair, largest=largest) for n, pair in factors.items()}
 
 
 CASES = [
@@ -137,6 +137,29 @@ def test_the_rounded_student_multiplies_what_a_file_holds(scheme: Scheme, larges
     with torch.no_grad():
         found = student.stages[-1].student(torch.from_numpy(x))[0].numpy()
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("structure", ["spatial-svd", "input-svd", "tucker-2"])
+def test_all_stages_of_a_kernel_that_is_taken_apart_learn_and_come_back(structure: str) -> None:
+    program, layers, parts = taken_apart(structure)
+    module, x = flat_module(program), torch.from_numpy(samples(1, 5, 8, 8))
+    student = build_student(module, layers, parts, every_rounding(INT8_DYNAMIC, parts))
+    last = student.stages[-1].student
+    sum(value.square().mean() for value in last(x)).backward()
+    trained = [f"edgepack_{i}_{role}" for i, part in enumerate(parts.values()) for role in part.tensors]
+    assert set(student.parameters) == {*trained, "edgepack_0_bias"}
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in student.parameters.values())
+    plain = build_student(module, layers, parts)
+    with torch.no_grad():
+        exact, rounded = plain.stages[-1].student(x)[0], last(x)[0]
+        torch.testing.assert_close(exact, with_factors(module, layers, parts)(x)[0], rtol=1e-5, atol=1e-6)
+        assert 0 < float((rounded - exact).norm() / exact.norm()) < 0.05
+        for parameter in plain.parameters.values():
+            parameter += 0.1
+        found = plain.trained({name: p.detach().numpy() for name, p in plain.parameters.items()})
+        again = with_factors(module, layers, found)(x)[0]
+        torch.testing.assert_close(again, plain.stages[-1].student(x)[0], rtol=1e-5, atol=1e-6)
+    assert {part.structure.name for part in found.values()} == {structure}
 
 
 def test_layers_of_one_model_round_each_as_their_own_scheme_does() -> None:

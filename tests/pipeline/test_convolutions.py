@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgepack.backends.onnx.schemes import FP32
+from edgepack.backends.onnx.schemes import FP32, WEIGHTS8
 from edgepack.backends.registry import backend
+from edgepack.distill.budget import Epochs
 from edgepack.factorize.whitened import shrunk_covariance
 from edgepack.model.kinds.stages import composed
 from edgepack.model.scheme import FileScheme
@@ -17,6 +18,8 @@ from edgepack.pipeline.inspect import InspectOptions, inspect
 from edgepack.pipeline.pareto import planned
 from edgepack.pipeline.prepare import prepared
 from edgepack.plan.loss import exact_loss
+from edgepack.quantize.gptq import round_to_nearest
+from edgepack.quantize.grids import grid_of
 from edgepack.workspace import Cache, silent
 from tests.pipeline.small_builds import options
 from tests.pipeline.small_convnet import CHANNELS, SIDE, WIDTHS, write_convnet
@@ -33,9 +36,15 @@ def convnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_convnet(tmp_path_factory.mktemp("convnet"))
 
 
-def test_a_pack_has_factored_convolutions_and_keeps_the_promise(convnet: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Cache:
+    """What is known of the model after the first test."""
+    return Cache(tmp_path_factory.mktemp("cache"))
+
+
+def test_a_pack_has_factored_convolutions_and_keeps_the_promise(convnet: Path, cache: Cache, tmp_path: Path) -> None:
     asked = options(convnet, formats=("onnx", "tflite"), max_drop=LIMIT, out=tmp_path / "pack")
-    record = build(asked, cache=Cache(tmp_path / "cache")).manifest.record()
+    record = build(asked, cache=cache).manifest.record()
     for fmt in ("onnx", "tflite"):
         entry = record["files"][f"model.{fmt}"]
         assert {proof["passed"] for proof in entry["proofs"].values()} == {True}, entry["proofs"]
@@ -50,8 +59,8 @@ def test_a_pack_has_factored_convolutions_and_keeps_the_promise(convnet: Path, t
         assert macs < 0.75 * dense
 
 
-def test_layers_are_priced_by_their_patches_and_once(convnet: Path, tmp_path: Path) -> None:
-    with prepared(options(convnet, max_drop=LIMIT), Cache(tmp_path / "cache"), silent) as ready:
+def test_layers_are_priced_by_their_patches_and_once(convnet: Path, cache: Cache, tmp_path: Path) -> None:
+    with prepared(options(convnet, max_drop=LIMIT), cache, silent) as ready:
         prices, path = ready.prices, tmp_path / "dense.onnx"
         assert {name: prices.uses[name].rows for name in PLACES} == PLACES
         ready.files["onnx"].write_dense(path)
@@ -64,10 +73,10 @@ def test_layers_are_priced_by_their_patches_and_once(convnet: Path, tmp_path: Pa
         assert twice == pytest.approx(alone.latency_s)
 
 
-def test_kernels_are_taken_apart_as_predicted(convnet: Path, tmp_path: Path) -> None:
+def test_kernels_are_taken_apart_as_predicted(convnet: Path, cache: Cache) -> None:
     """What every structure is written as loses what was predicted of it, and costs what its products cost."""
     asked = options(convnet, formats=("onnx",), max_drop=LIMIT)
-    with prepared(asked, Cache(tmp_path / "cache"), silent) as ready:
+    with prepared(asked, cache, silent) as ready:
         analysis, replacements, menu = ready.evaluator.analysis, ready.evaluator.replacements, ready.menus["onnx"][2]
         assert menu.layer.name == "k3"
         view = next(view for view in analysis.views if view.name == "k3")
@@ -93,8 +102,31 @@ def test_kernels_are_taken_apart_as_predicted(convnet: Path, tmp_path: Path) -> 
         assert ends[0][1] < ends[-1][1], "more multiplications take longer"
 
 
-def test_inspect_reports_them_as_matrices_on_patches(convnet: Path, tmp_path: Path) -> None:
-    report = inspect(InspectOptions(str(convnet), data=convnet.parent / "data.npz"), Cache(tmp_path / "cache"))
+def test_kernels_that_are_taken_apart_are_trained_as_their_file_rounds_them(convnet: Path, cache: Cache) -> None:
+    asked = options(convnet, formats=("onnx",), max_drop=LIMIT, recover=Epochs(1))
+    with prepared(asked, cache, silent) as ready:
+        spectra, replacements, chosen = ready.evaluator.analysis.spectra, ready.evaluator.replacements, {}
+        wanted = {"k2": ("spatial-svd", WEIGHTS8), "k3": ("tucker-2", FP32)}
+        for menu in ready.menus["onnx"]:
+            name, scheme = wanted.get(menu.layer.name, ("dense", FP32))
+            alike = [one for one in menu.candidates if (one.structure.name, one.scheme) == (name, scheme)]
+            chosen[menu.layer.name] = planned(menu, alike[0], spectra, 0.0)
+        plans = tuple(chosen.values())
+        outcome = replacements.recovered(plans, FileScheme.of(FP32))
+        assert outcome is not None
+        assert outcome.gained
+        assert not outcome.missing
+        parts = replacements.factors(plans, FileScheme.of(FP32), outcome)
+        assert {name: parts[name].structure for name in wanted} == {name: chosen[name].structure for name in wanted}
+        for role, tensor in outcome.factors["k2"].tensors.items():
+            grid = grid_of(WEIGHTS8, tensor.shape[1])
+            assert grid is not None
+            np.testing.assert_array_equal(parts["k2"].tensors[role], round_to_nearest(tensor, grid).weight)
+        np.testing.assert_array_equal(parts["k3"].tensors["core"], outcome.factors["k3"].tensors["core"])
+
+
+def test_inspect_reports_them_as_matrices_on_patches(convnet: Path, cache: Cache) -> None:
+    report = inspect(InspectOptions(str(convnet), data=convnet.parent / "data.npz"), cache)
     found = {layer.name: layer for layer in report.layers if layer.name in SIDES}
     assert {name: (layer.out_features, layer.in_features) for name, layer in found.items()} == SIDES
     assert {name: layer.rows for name, layer in found.items()} == PLACES

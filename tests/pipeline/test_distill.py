@@ -38,7 +38,7 @@ def recovery(ready: Prepared, cache: Path, progress: Progress = silent) -> Recov
     return Recovery(ready.opened, calibration, True, Epochs(2), "key", workspace)
 
 
-INT8 = Rounding(WeightGrid(127), WeightGrid(127), activations=True)
+INT8 = Rounding({role: WeightGrid(127) for role in "AB"}, activations=True)
 
 
 @pytest.fixture(scope="module")

@@ -248,7 +248,7 @@ def test_a_trained_pair_is_rounded_to_nearest_as_training_did(
 ) -> None:
     layer, moments, spectrum = seen
     pair = whitened.factors(layer, spectrum, RANK)
-    made = rounder(tmp_path, Known(moments)).trained(layer, pair, scheme)
+    made = rounder(tmp_path, Known(moments)).trained(pair, scheme)
     for found, given in ((made.A, pair.A), (made.B, pair.B)):
         grid = grid_of(scheme, given.shape[1])
         np.testing.assert_array_equal(found, given if grid is None else round_to_nearest(given, grid).weight)
