@@ -18,13 +18,15 @@ the same place to the same sample, bias included.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
 from edgepack.errors import DataError
 from edgepack.factorize import whitened
+from edgepack.model.kinds.stages import composed
 from edgepack.model.layer import View
 from edgepack.model.replacement import Replacement, low_rank
 from edgepack.model.types import Array, Moments
@@ -54,14 +56,19 @@ class Refit:
     kept_error: float
 
 
+Fit = Callable[[Array, "PairedMoments"], Replacement]
+"""(Ŵ, moments) → factors in the place of Ŵ x̃, their bias such that the mean of y is exact."""
+
+
 def refit(
     layer: View,
     kept: Replacement,
     parts: Sequence[PairedMoments],
+    fit: Fit | None = None,
     *,
     ridges: Sequence[float] = RIDGES,
 ) -> Refit:
-    """Factors of the rank of `kept`, refitted where held-out data say that it helps.
+    """Factors like `kept`, refitted where held-out data say that it helps.
 
     Every part is held out once. The parts should be of different samples: tokens of one sentence in two of them would
     make the data look less scarce than they are.
@@ -70,26 +77,29 @@ def refit(
         layer: the original layer; its moments are not looked at.
         kept: the factors of the layer as they stand, made without knowing of the prefix.
         parts: two or more, of disjoint samples.
+        fit: factors in the structure of `kept`; `truncated` to its rank unless given.
         ridges: λ to choose from, > 0.
 
     Raises:
         DataError: fewer than two parts, or they do not fit the layer, or its inputs never vary in one of them.
     """
     _check(layer, kept, parts, ridges)
+    if fit is None:
+        fit = partial(truncated, layer, rank=kept.rank)
     errors = dict.fromkeys(ridges, 0.0)
     kept_error, rows = 0.0, sum(part.inputs.count for part in parts)
     for index, held_out in enumerate(parts):
         share = held_out.inputs.count / rows
         rest = pooled([part for other, part in enumerate(parts) if other != index])
         for ridge, weight in zip(ridges, refitted_weights(layer, rest, ridges), strict=True):
-            errors[ridge] += share * output_error(truncated(layer, weight, rest, kept.rank), held_out)
+            errors[ridge] += share * output_error(fit(weight, rest), held_out)
         kept_error += share * output_error(kept, held_out)
     best = min(ridges, key=lambda ridge: (errors[ridge], -ridge))
     if errors[best] >= kept_error:
         return Refit(kept, None, errors, kept_error)
     seen = pooled(parts)
     (weight,) = refitted_weights(layer, seen, [best])
-    return Refit(truncated(layer, weight, seen, kept.rank), best, errors, kept_error)
+    return Refit(fit(weight, seen), best, errors, kept_error)
 
 
 def refitted_weights(layer: View, seen: PairedMoments, ridges: Sequence[float]) -> list[Array]:
@@ -119,9 +129,22 @@ def truncated(layer: View, weight: Array, seen: PairedMoments, rank: int) -> Rep
     return low_rank(basis, projected, np.asarray(bias, np.float32))
 
 
+def refitted_view(layer: View, weight: Array, seen: PairedMoments) -> View:
+    """The layer with Ŵ in the place of W, the moments of x̃, and the bias that makes the mean of y exact."""
+    bias = seen.mean - weight @ seen.inputs.mean
+    return replace(layer, weight=weight.astype(np.float32), bias=bias.astype(np.float32), moments=seen.inputs)
+
+
+def _pair(factors: Replacement) -> tuple[Array, Array]:
+    """A and B float64; of a kernel that is taken apart the identity and all that it comes to."""
+    if factors.structure.is_low_rank:
+        return factors.A.astype(np.float64), factors.B.astype(np.float64)
+    return np.eye(len(factors.A)), composed(factors).astype(np.float64)
+
+
 def output_error(factors: Replacement, seen: PairedMoments) -> float:
     """E‖y − (A B x̃ + b)‖² over the rows behind `seen`, from their moments alone."""
-    A, B = factors.A.astype(np.float64), factors.B.astype(np.float64)
+    A, B = _pair(factors)
     bias = np.zeros(len(A)) if factors.bias is None else factors.bias.astype(np.float64)
     spread = float((seen.power - np.square(seen.mean)).sum())
     shared = float(((A.T @ seen.cross_covariance) * B).sum())
@@ -136,7 +159,8 @@ def _check(layer: View, kept: Replacement, parts: Sequence[PairedMoments], ridge
     if not ridges or not min(ridges) > 0:
         raise DataError(f"{layer.name}: ridges {tuple(ridges)}, expected one or more, all > 0")
     shape = (layer.out_features, layer.in_features)
-    for found in {part.cross.shape for part in parts} | {(kept.A.shape[0], kept.B.shape[1])}:
+    A, B = _pair(kept)
+    for found in {part.cross.shape for part in parts} | {(A.shape[0], B.shape[1])}:
         if found != shape:
             raise DataError(f"{layer.name}: outputs and inputs to refit on are {found}, the layer is {shape}")
 

@@ -11,17 +11,20 @@ import numpy as np
 from edgepack.backends.observation import joined
 from edgepack.data import Samples
 from edgepack.errors import UsageError
-from edgepack.factorize.refit import PairedMoments, PairedRows, pooled, refit, refitted_weights
+from edgepack.factorize import whitened
+from edgepack.factorize.refit import Fit, PairedMoments, PairedRows, pooled, refit, refitted_view, refitted_weights
 from edgepack.factorize.two_sided import damped
 from edgepack.methods.registry import factorizer, spectrum_of
 from edgepack.model.layer import View
 from edgepack.model.model import Model
-from edgepack.model.replacement import Replacement, low_rank
+from edgepack.model.replacement import Replacement
 from edgepack.model.serialize import packed_part
+from edgepack.model.structure import Structure
 from edgepack.model.types import Array, InputSpread, Moments, Spectrum
 from edgepack.natives import native
 from edgepack.pipeline.activations import THREADS, GivenMoments
 from edgepack.pipeline.rounding import REPLACEMENT, Part, Rounder
+from edgepack.pipeline.stages import StageFit
 from edgepack.workers import one_thread
 from edgepack.workspace import Keyed, Step, digest
 
@@ -76,7 +79,7 @@ class Refitter:
             and not few
             and choice.spectrum.mean is not None
             and choice.view.in_features <= WIDEST
-            and choice.structure.is_low_rank
+            and choice.structure.in_place
         )
 
     def _level(self, choices: Mapping[str, Part], before: Mapping[str, Replacement]) -> dict[str, Replacement]:
@@ -149,11 +152,11 @@ def _refitted(task: _Refit) -> Replacement:
 def _fitted(task: _Refit, parts: Sequence[PairedMoments]) -> Replacement:
     rounder, choice, layer = task.rounder, task.choice, task.choice.view
     root = _root(rounder, layer)
-    plain = factorizer(rounder.method).factors(layer, choice.spectrum, choice.structure.ranks[0])
+    plain = _plain(rounder, choice)
     bias = np.zeros(layer.out_features, np.float32) if plain.bias is None else plain.bias
-    kept = low_rank(_weighed(plain.A, root), plain.B, _weighed(bias, root))
+    kept = replace(plain, tensors={**plain.tensors, "A": _weighed(plain.A, root)}, bias=_weighed(bias, root))
     outer = replace(layer, weight=_weighed(layer.weight, root), moments=None)
-    found = refit(outer, kept, parts)
+    found = refit(outer, kept, parts, _apart(outer, choice.structure, rounder.seed))
     if found.ridge is None:
         return _kept(rounder, choice)
     seen = pooled(parts)
@@ -163,15 +166,32 @@ def _fitted(task: _Refit, parts: Sequence[PairedMoments]) -> Replacement:
         from scipy.linalg import solve_triangular
 
         weight, mean = (solve_triangular(root.T, one, lower=False) for one in (weight, mean))
-    fitted = replace(
-        layer,
-        weight=weight.astype(np.float32),
-        bias=(mean - weight @ seen.inputs.mean).astype(np.float32),
-        moments=seen.inputs,
-    )
+    fitted = refitted_view(layer, weight, replace(seen, mean=mean))
     after = replace(rounder, covariances=GivenMoments(task.prefix, seen.inputs), _last={})
     spectrum = _spectrum(rounder, fitted, seen.inputs)
     return after.factors(replace(fitted, moments=None), spectrum, choice.structure, choice.scheme)
+
+
+def _plain(rounder: Rounder, choice: Part) -> Replacement:
+    """Factors that know nothing of the prefix, in float32."""
+    layer, structure = choice.view, choice.structure
+    if structure.of_a_matrix:
+        return factorizer(rounder.method).factors(layer, choice.spectrum, structure.ranks[0])
+    gradient, moments = rounder.gradients.get(layer.name), rounder.covariances.of(layer.name)
+    return StageFit(layer, choice.spectrum, moments, rounder.method, gradient, rounder.seed).fitted(structure)
+
+
+def _apart(layer: View, structure: Structure, seed: int) -> Fit | None:
+    """How a refitted kernel is taken apart where all outputs count alike; None for low-rank factors."""
+    if structure.of_a_matrix:
+        return None
+
+    def fit(weight: Array, seen: PairedMoments) -> Replacement:
+        view = refitted_view(layer, weight, seen)
+        spectrum = whitened.spectrum(view, structure.ranks[-1])
+        return StageFit(view, spectrum, seen.inputs, "whitened", None, seed).fitted(structure)
+
+    return fit
 
 
 def _kept(rounder: Rounder, choice: Part) -> Replacement:

@@ -13,9 +13,9 @@ from edgepack.backends.schemes import scheme_of_key
 from edgepack.factorize.first_stage import Behind, Patches, behind, first_stage, patches_of, strips, tucker_first_stage
 from edgepack.factorize.two_sided import damped
 from edgepack.methods.registry import factorizer, needs_gradients, spectrum_of, usable
-from edgepack.model.kinds.stages import TUCKER_2, behind_first, taken_first
+from edgepack.model.kinds.stages import TUCKER_2, behind_first, put_in_front, taken_first
 from edgepack.model.layer import View
-from edgepack.model.replacement import Replacement
+from edgepack.model.replacement import Replacement, dense
 from edgepack.model.scheme import Activations, Scheme
 from edgepack.model.structure import Structure
 from edgepack.model.types import Array, Curvature, InputSpread, Moments, Spectrum
@@ -75,6 +75,18 @@ class StageFit:
     def behind(self, structure: Structure, first: Array) -> Behind:
         """What stands behind the first stage of a structure as it is stored."""
         return behind(self.layer, self.patches, first, taken_first(structure))
+
+    def fitted(self, structure: Structure) -> Replacement:
+        """All stages of a structure, in float32."""
+        first, inner = self.first(structure), behind_first(structure)
+        rest = self.behind(structure, first)
+        return put_in_front(structure, first, self.last(rest, inner, self.decomposed(rest, inner)))
+
+    def last(self, rest: Behind, inner: Structure, spectrum: Spectrum) -> Replacement:
+        """What becomes of what stands behind a first stage, in float32."""
+        if not inner.ranks:
+            return dense(rest.view.weight, rest.view.bias)
+        return factors_at(rest.view, spectrum, inner.ranks[0], self.method, self.seed)
 
     def decomposed(self, rest: Behind, inner: Structure) -> Spectrum:
         """Of what stands behind a first stage; without a basis where it stays one matrix."""
@@ -145,13 +157,9 @@ def _losses(task: _Asked) -> dict[tuple[Scheme, Structure], float]:
         first = fit.first(structure)
         rest, inner = fit.behind(structure, first), behind_first(structure)
         staged = Staged(structure, first, rest, inner, fit.decomposed(rest, inner))
-        found |= staged_losses(layer, staged, task.schemes, _factors(fit, staged), largest=task.largest)
+        factors = fit.last(rest, inner, staged.spectrum) if inner.ranks else None
+        found |= staged_losses(layer, staged, task.schemes, factors, largest=task.largest)
     return found
-
-
-def _factors(fit: StageFit, staged: Staged) -> Replacement | None:
-    rest, inner = staged.rest.view, staged.inner
-    return factors_at(rest, staged.spectrum, inner.ranks[0], fit.method, fit.seed) if inner.ranks else None
 
 
 def _metric(task: _Asked) -> Array:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,14 +11,17 @@ import pytest
 
 from edgepack.backends.onnx.schemes import FP32, WEIGHTS8
 from edgepack.backends.registry import backend
+from edgepack.backends.runtime import predict
 from edgepack.distill.budget import Epochs
 from edgepack.factorize.whitened import shrunk_covariance
 from edgepack.model.kinds.stages import composed
-from edgepack.model.scheme import FileScheme
+from edgepack.model.replacement import Replacement
+from edgepack.model.scheme import FileScheme, Scheme
+from edgepack.natives import native
 from edgepack.pipeline.build import build
 from edgepack.pipeline.inspect import InspectOptions, inspect
-from edgepack.pipeline.pareto import planned
-from edgepack.pipeline.prepare import prepared
+from edgepack.pipeline.pareto import LayerPlans, planned
+from edgepack.pipeline.prepare import Prepared, prepared
 from edgepack.plan.loss import exact_loss
 from edgepack.quantize.gptq import round_to_nearest
 from edgepack.quantize.grids import grid_of
@@ -40,6 +45,15 @@ def convnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Cache:
     """What is known of the model after the first test."""
     return Cache(tmp_path_factory.mktemp("cache"))
+
+
+def chosen(ready: Prepared, wanted: Mapping[str, tuple[str, Scheme]]) -> LayerPlans:
+    """A plan with the first candidate of each layer in such a structure and scheme."""
+    found = []
+    for menu in ready.menus["onnx"]:
+        alike = [one for one in menu.candidates if (one.structure.name, one.scheme) == wanted[menu.layer.name]]
+        found.append(planned(menu, alike[0], ready.evaluator.analysis.spectra, 0.0))
+    return tuple(found)
 
 
 def test_a_pack_has_factored_convolutions_and_keeps_the_promise(convnet: Path, cache: Cache, tmp_path: Path) -> None:
@@ -105,24 +119,41 @@ def test_kernels_are_taken_apart_as_predicted(convnet: Path, cache: Cache) -> No
 def test_kernels_that_are_taken_apart_are_trained_as_their_file_rounds_them(convnet: Path, cache: Cache) -> None:
     asked = options(convnet, formats=("onnx",), max_drop=LIMIT, recover=Epochs(1))
     with prepared(asked, cache, silent) as ready:
-        spectra, replacements, chosen = ready.evaluator.analysis.spectra, ready.evaluator.replacements, {}
+        replacements = ready.evaluator.replacements
         wanted = {"k2": ("spatial-svd", WEIGHTS8), "k3": ("tucker-2", FP32)}
-        for menu in ready.menus["onnx"]:
-            name, scheme = wanted.get(menu.layer.name, ("dense", FP32))
-            alike = [one for one in menu.candidates if (one.structure.name, one.scheme) == (name, scheme)]
-            chosen[menu.layer.name] = planned(menu, alike[0], spectra, 0.0)
-        plans = tuple(chosen.values())
+        plans = chosen(ready, {"k1": ("dense", FP32), **wanted, "head": ("dense", FP32)})
         outcome = replacements.recovered(plans, FileScheme.of(FP32))
         assert outcome is not None
         assert outcome.gained
         assert not outcome.missing
         parts = replacements.factors(plans, FileScheme.of(FP32), outcome)
-        assert {name: parts[name].structure for name in wanted} == {name: chosen[name].structure for name in wanted}
+        assert {name: part.structure for name, part in outcome.factors.items()} == {
+            plan.layer: plan.structure for plan in plans if plan.layer in wanted
+        }
         for role, tensor in outcome.factors["k2"].tensors.items():
             grid = grid_of(WEIGHTS8, tensor.shape[1])
             assert grid is not None
             np.testing.assert_array_equal(parts["k2"].tensors[role], round_to_nearest(tensor, grid).weight)
         np.testing.assert_array_equal(parts["k3"].tensors["core"], outcome.factors["k3"].tensors["core"])
+
+
+@pytest.mark.parametrize("structure", ["spatial-svd", "input-svd", "tucker-2"])
+def test_kernels_behind_factored_ones_are_taken_apart_anew(convnet: Path, cache: Cache, structure: str) -> None:
+    asked = options(convnet, formats=("onnx",), max_drop=LIMIT, refit=True)
+    with prepared(asked, cache, silent) as ready:
+        replacements = ready.evaluator.replacements
+        wanted = {"k1": ("dense", FP32), "k2": ("low-rank", FP32), "k3": (structure, WEIGHTS8), "head": ("dense", FP32)}
+        plans = chosen(ready, wanted)
+        fitted = replacements.factors(plans, FileScheme.of(FP32))
+        plain = replace(replacements, refitter=None).factors(plans, FileScheme.of(FP32))
+        assert np.array_equal(fitted["k2"].B, plain["k2"].B), "nothing before it is compressed"
+        assert fitted["k3"].structure == plain["k3"].structure
+
+        def far(parts: dict[str, Replacement]) -> float:
+            session = native(ready.opened.native).session(ready.opened.content, parts, threads=1)
+            return float(np.square(predict(session, ready.data.guard) - ready.guard.reference).mean())
+
+        assert far(fitted) < 0.99 * far(plain)
 
 
 def test_inspect_reports_them_as_matrices_on_patches(convnet: Path, cache: Cache) -> None:
