@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from edgepack.backends.backend import Writer
 from edgepack.backends.schemes import CONSTEXPR, CORRECTED, DENSE_INT8, FP32, SCHEMES
@@ -194,7 +195,7 @@ def make_menus(
             continue
         structures, why_dense = list(own.structures), own.why_dense
         if options.rank != "auto" and own.in_place:
-            structures = [structure for structure in structures if structure.ranks]
+            structures = [min(own.in_place, key=partial(offer.loss, layer, FP32[files.fmt]))]
         schemes = _schemes(files, layer, structures, options, seen=_is_seen(layer, offer.unseen))
         ways = [(scheme, structure) for scheme in schemes for structure in structures if not structure.is_correction]
         corrected = [structure for structure in structures if structure.is_correction]

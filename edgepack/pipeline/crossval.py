@@ -196,8 +196,8 @@ def _plans(layers: Sequence[Layer]) -> dict[int, _Ways]:
     plans: dict[int, _Ways] = {}
     for percent in PERCENTS:
         grid = AskedRank(percent / 100, worthwhile=True)
-        offered = {layer.name: list(kind_of(layer).structures(layer, grid)) for layer in layers}
-        ways = {name: own[-1] for name, own in offered.items() if own[-1].ranks}
+        offered = ((layer.name, kind_of(layer).structures(layer, grid)) for layer in layers)
+        ways = {name: way for name, structures in offered for way in structures if way.is_low_rank}
         if ways and ways not in plans.values():
             plans[percent] = ways
     return plans

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
+from math import sqrt
 
 import numpy as np
 
@@ -61,6 +63,10 @@ class WorthwhileRanks:
         """See `rank_choices`, with fewer of them."""
         return rank_choices(rows, columns, MOST_STAGE_RANKS)
 
+    def tucker(self, outputs: int, channels: int, places: int) -> tuple[tuple[int, int], ...]:
+        """Those of both sides, each with each."""
+        return tuple(product(self.stage(outputs * places, channels), self.stage(outputs, channels * places)))
+
     def why_none(self, rows: int, columns: int) -> str:
         """Why a matrix has no `low_rank`."""
         return too_small(rows, columns)
@@ -88,8 +94,18 @@ class AskedRank:
         return ()
 
     def stage(self, rows: int, columns: int) -> tuple[int, ...]:
-        """None: what was asked for is a rank of the layer's matrix."""
-        return ()
+        """As of a matrix."""
+        return self.low_rank(rows, columns)
+
+    def tucker(self, outputs: int, channels: int, places: int) -> tuple[tuple[int, int], ...]:
+        """Both the same share of their sides, such that all weights together are the share that was asked for; none for
+        a rank, which is one number."""
+        if isinstance(self.rank, int) or not self.stage(outputs, channels * places):
+            return ()
+        core, thin = outputs * channels * places, outputs**2 + channels**2
+        side = (sqrt(thin**2 + 4 * self.rank * core**2) - thin) / (2 * core)  # side² core + side thin = rank core
+        ranks = int(side * channels), int(side * outputs)
+        return (ranks,) if min(ranks) else ()
 
     def why_none(self, rows: int, columns: int) -> str:
         """Why a matrix has no `low_rank`."""
@@ -117,6 +133,10 @@ class GivenRanks:
     def stage(self, rows: int, columns: int) -> tuple[int, ...]:
         """Those given, as far as the matrix has them."""
         return tuple(rank for rank in self.own if rank < min(rows, columns))
+
+    def tucker(self, outputs: int, channels: int, places: int) -> tuple[tuple[int, int], ...]:
+        """Those given for both sides, each with each."""
+        return tuple(product(self.stage(outputs * places, channels), self.stage(outputs, channels * places)))
 
 
 def break_even_rank(out_features: int, in_features: int) -> int:

@@ -18,6 +18,7 @@ from edgepack.cost.model import Price
 from edgepack.cost.roofline import roofline
 from edgepack.cost.sizes import resident_bytes, size_bytes
 from edgepack.errors import UsageError
+from edgepack.model.kinds.conv import ConvGeometry, conv_layer
 from edgepack.model.kinds.linear import linear_layer
 from edgepack.model.kinds.matrix import linear_ops
 from edgepack.model.layer import Layer
@@ -97,6 +98,11 @@ def supports(layer: Layer, structure: Structure, scheme: Scheme) -> str | None:
 
 def loss_of(way: Structure) -> float:
     return 1e-3 * (1 + (way.rank or 0))
+
+
+def kernel() -> Layer:
+    geometry = ConvGeometry("Conv", (3, 3), (1, 1), (1, 1), (1,) * 4)
+    return conv_layer("k", np.zeros((32, 24, 3, 3), np.float32), None, geometry)
 
 
 def schemes_of(menu: Menu) -> set[Scheme]:
@@ -311,3 +317,13 @@ def test_no_pair_beside_a_small_layer() -> None:
     assert not corrected_in(menu)
     (menu,) = menus(layer(out=64, inn=64), residual=True)
     assert {one.structure.rank for one in corrected_in(menu)} == {8}
+
+
+def test_at_an_asked_share_a_kernel_has_the_structure_that_loses_least() -> None:
+    one = kernel()
+    structures = offered([one], BuildOptions("m.onnx", get_target("rpi4"), rank=0.3), ())["k"].in_place
+    assert len(structures) == 4
+    for best in structures:
+        losses = {(f, way): 0.1 if way == best else 0.2 for f in onnx.SCHEMES for way in (DENSE, *structures)}
+        (menu,) = menus(one, rank=0.3, losses=losses)
+        assert {candidate.structure for candidate in menu.candidates} == {best}

@@ -10,9 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgepack.errors import UsageError
+from edgepack.model.kinds import kind_of
+from edgepack.model.kinds.conv import ConvGeometry, conv_layer
 from edgepack.model.kinds.linear import linear_layer
 from edgepack.model.layer import Layer
-from edgepack.plan.candidates import MOST_RANKS, asked_rank, break_even_rank, check_rank, rank_choices
+from edgepack.plan.candidates import MOST_RANKS, AskedRank, asked_rank, break_even_rank, check_rank, rank_choices
 
 
 def layer(out: int, inn: int, name: str = "l") -> Layer:
@@ -73,3 +75,20 @@ def test_a_share_keeps_at_most_that_share(out: int, inn: int, share: float) -> N
         assert share * out * inn < out + inn
     else:
         assert found * (out + inn) <= share * out * inn < (found + 1) * (out + inn)
+
+
+@given(st.integers(8, 64), st.integers(8, 64), st.integers(2, 5), st.floats(0.25, 0.6))
+def test_every_structure_of_a_convolution_keeps_the_share_that_was_asked_for(
+    out: int, channels: int, side: int, share: float
+) -> None:
+    geometry = ConvGeometry("Conv", (side, side), (1, 1), (1, 1), (0,) * 4)
+    one = conv_layer("c", np.zeros((out, channels, side, side), np.float32), None, geometry)
+    kind = kind_of(one)
+    _, *offered = kind.structures(one, AskedRank(share))
+    assert {structure.name for structure in offered} >= {"low-rank", "spatial-svd", "input-svd"}
+    for structure in offered:
+        kept = sum(op.weights for op in kind.ops(one, structure, 1))
+        more = type(structure)(structure.name, tuple(rank + 1 for rank in structure.ranks))
+        assert kept <= share * one.weight.size < sum(op.weights for op in kind.ops(one, more, 1))
+    _, *ranked = kind.structures(one, AskedRank(3))
+    assert {structure.ranks for structure in ranked} == {(3,)}

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from itertools import product
 from math import prod
 from typing import Any
 
@@ -164,9 +163,8 @@ class Conv(OneMatrix):
         if first > 1 and prod(others) > 1:
             ranks = grid.stage(outputs * prod(others), channels * first)
             yield from (Structure(SPATIAL_SVD, (rank,)) for rank in ranks)
-        inner, outer = grid.stage(outputs * places, channels), grid.stage(outputs, channels * places)
-        yield from (Structure(INPUT_SVD, (rank,)) for rank in inner)
-        for ranks in product(inner, outer):
+        yield from (Structure(INPUT_SVD, (rank,)) for rank in grid.stage(outputs * places, channels))
+        for ranks in grid.tucker(outputs, channels, places):
             structure = Structure(TUCKER_2, ranks)
             if max(ranks) > places * min(ranks):
                 continue  # one side can have no more directions than the kernel makes of the other

@@ -25,6 +25,9 @@ class RankGrid(Protocol):
         """Of factors that take a convolution's kernel apart, with so many weights as those of this matrix, ascending;
         below its sides."""
 
+    def tucker(self, outputs: int, channels: int, places: int) -> Iterable[tuple[int, int]]:
+        """Pairs of ranks, of inputs and of outputs, for a kernel of so many places between two matrices."""
+
 
 class Rows(Protocol):
     """How vectors are taken from a layer's input: a value, of which equal ones take the same vectors."""
