@@ -72,6 +72,7 @@ class Facts:
         constexpr: see there.
         folds: whether a converter may fold a layer's bias or scale into its neighbours.
         open_shapes: whether a file that is written takes inputs of several shapes.
+        whole_cells: recurrent operators that store the weights of inputs and states in one scheme.
     """
 
     title: str
@@ -92,3 +93,4 @@ class Facts:
     constexpr: ConstexprFacts
     folds: bool
     open_shapes: bool
+    whole_cells: tuple[str, ...] = ()

@@ -6,9 +6,10 @@ from collections.abc import Iterable
 
 from edgepack.backends.registry import FACTS
 from edgepack.model.constexpr import is_decoded, stored_bytes
+from edgepack.model.kinds.recurrent import units_of
 from edgepack.model.layer import Layer
 from edgepack.model.replacement import Replacement
-from edgepack.model.scheme import Format, Scheme, scheme_of
+from edgepack.model.scheme import INT8_BITS, Format, Scheme, scheme_of
 from edgepack.model.structure import Op
 from edgepack.model.types import Array
 from edgepack.quantize.grids import stored_block_bytes
@@ -35,6 +36,16 @@ def table_bytes(scheme: Scheme, layer: Layer) -> int:
         scheme: of its rows.
     """
     return _op_bytes(scheme, Op("rows", "gather", layer.out_features, layer.in_features))
+
+
+def state_bytes(fmt: Format, layer: Layer, scheme: Scheme) -> int:
+    """Bytes that the weights of a recurrent layer's states take in its scheme beyond those that they have in 8 bits.
+
+    None where a format stores them apart from those of its inputs.
+    """
+    if layer.geometry.operator not in FACTS[fmt].whole_cells:
+        return 0
+    return layer.out_features * units_of(layer) * (scheme.bits - INT8_BITS) // 8
 
 
 def resident_bytes(scheme: Scheme, size_bytes: int) -> int:

@@ -8,7 +8,14 @@ from functools import partial
 
 from edgepack.backends.backend import Writer
 from edgepack.backends.schemes import CONSTEXPR, CORRECTED, DENSE_INT8, FP32, SCHEMES
-from edgepack.cost.sizes import coded_size_bytes, resident_bytes, size_bytes, table_bytes, time_over_dense
+from edgepack.cost.sizes import (
+    coded_size_bytes,
+    resident_bytes,
+    size_bytes,
+    state_bytes,
+    table_bytes,
+    time_over_dense,
+)
 from edgepack.errors import UsageError
 from edgepack.model.kinds import kind_of, sides, view_name, views_of
 from edgepack.model.layer import Layer
@@ -207,6 +214,8 @@ def make_menus(
         if others and options.rank != "auto":
             ways = [way for way in ways if way[1].ranks]
         found = (*_candidates(files, layer, ways, offer, prices), *others)
+        if options.precision != "fp32":  # all that is no layer has 8 bits
+            found = tuple(_with_states(files.fmt, layer, one) for one in found)
         if not found:
             source = prices.source_name(files.fmt)
             raise UsageError(
@@ -269,6 +278,13 @@ def _candidate(
     size = size_bytes(scheme, ops, layer.bias) + _table_bytes(files.fmt, layer, structure, scheme)
     ram = resident_bytes(scheme, size)
     return Candidate(scheme, structure, ops, loss, size, ram, price.latency_s, price.source)
+
+
+def _with_states(fmt: Format, layer: Layer, candidate: Candidate) -> Candidate:
+    """The candidate with what it makes of the weights of a recurrent layer's states."""
+    more = state_bytes(fmt, layer, candidate.scheme)
+    ram = candidate.ram_bytes + resident_bytes(candidate.scheme, more)
+    return replace(candidate, size_bytes=candidate.size_bytes + more, ram_bytes=ram) if more else candidate
 
 
 def _table_bytes(fmt: Format, layer: Layer, structure: Structure, scheme: Scheme) -> int:

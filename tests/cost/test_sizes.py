@@ -17,10 +17,13 @@ from edgepack.backends.onnx.schemes import FP32, NBITS4, NBITS8
 from edgepack.backends.registry import FORMATS, backend
 from edgepack.backends.schemes import FP32 as FLOATS
 from edgepack.backends.schemes import SCHEMES
-from edgepack.cost.sizes import size_bytes
+from edgepack.backends.tflite.schemes import INT8_DYNAMIC
+from edgepack.cost.sizes import size_bytes, state_bytes
 from edgepack.data import Samples
 from edgepack.model import structure as structures
+from edgepack.model.kinds.linear import linear_layer
 from edgepack.model.kinds.matrix import linear_ops
+from edgepack.model.kinds.recurrent import RecurrentGeometry, recurrent_layer
 from edgepack.model.model import Model
 from edgepack.model.replacement import low_rank, low_rank_correction
 from edgepack.model.scheme import FileScheme, Format, Scheme
@@ -128,6 +131,16 @@ def test_a_bias_is_four_bytes_per_output() -> None:
         ops = linear_ops(100, 50, DENSE, 1)
         with_bias, without = (size_bytes(scheme, ops, bias) for bias in (np.zeros(100, np.float32), None))
         assert with_bias - without == 400
+
+
+def test_the_state_of_a_fused_cell_has_the_scheme_of_its_inputs() -> None:
+    """In TFLite: in ONNX it is stored apart."""
+    cells = recurrent_layer("cells", np.zeros((4 * 24, 40), np.float32), None, RecurrentGeometry("LSTM", 24))
+    assert state_bytes("tflite", cells, FLOATS["tflite"]) == 4 * 24 * 24 * 3
+    assert state_bytes("tflite", cells, INT8_DYNAMIC) == 0
+    assert state_bytes("onnx", cells, FP32) == 0
+    plain = linear_layer("fc", np.zeros((4 * 24, 40), np.float32), None)
+    assert state_bytes("tflite", plain, FLOATS["tflite"]) == 0
 
 
 def test_more_rank_is_more_bytes_in_every_scheme() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import onnx
 import pytest
 
+from edgepack.backends.tflite.read import operators
 from edgepack.pipeline.build import build
 from edgepack.pipeline.inspect import InspectOptions, inspect
 from edgepack.workspace import Cache
@@ -16,6 +17,19 @@ from tests.pipeline.small_recurrent import CLASSES, FEATURES, GATES, STEPS, UNIT
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 
 LIMIT = 1.5
+
+
+def test_a_tflite_file_has_factored_inputs_in_front_of_the_fused_operator(tmp_path: Path) -> None:
+    source = write_recurrent(tmp_path, "LSTM")
+    given = {"formats": ("tflite",), "rank": 8, "precision": "int8", "keep": "head", "baseline": False}
+    asked = options(source, **given, out=tmp_path / "pack")
+    record = build(asked, cache=Cache(tmp_path / "cache")).manifest.record()
+    entry = record["files"]["model.tflite"]
+    assert {proof["passed"] for proof in entry["proofs"].values()} == {True}, entry["proofs"]
+    (layer,) = (layer for layer in entry["layers"] if layer["layer"] == "W")
+    assert (layer["rank"], layer["scheme"]) == (8, "int8-dynamic-range")
+    names = operators(tmp_path / "pack" / "model.tflite")
+    assert names.index("FULLY_CONNECTED") < names.index("UNIDIRECTIONAL_SEQUENCE_LSTM")
 
 
 @pytest.mark.parametrize("operator", GATES)

@@ -19,7 +19,7 @@ STATES = ["W", "R", "B", "", "h", "c"]
 def write(
     folder: Path, operator: str, inputs: list[str], outputs: list[str], computed: str = "", **attributes: Any
 ) -> Path:
-    """A file of one node: weights and states of random constants, x and `computed` from outside."""
+    """A file of one node: weights and states of random constants, x and each letter of `computed` from outside."""
     ways = 2 if attributes.get("direction") == "bidirectional" else 1
     rows = GATES[operator] * UNITS
     shapes = {"x": (STEPS, SEQUENCES, FEATURES), "W": (ways, rows, FEATURES), "R": (ways, rows, UNITS)}
@@ -28,7 +28,8 @@ def write(
     rng = np.random.default_rng(1)
     constants = {name: rng.normal(size=shapes[name]).astype(np.float32) for name in ("W", "R", "B", "h", "c", "P")}
     constants |= {"lengths": np.full(SEQUENCES, STEPS, np.int32), "short": np.array([STEPS, 2], np.int32)}
-    del constants[computed or "P"]
+    for name in computed or "P":
+        del constants[name]
 
     def value(name: str) -> onnx.ValueInfoProto:
         return helper.make_tensor_value_info(name, TensorProto.FLOAT, shapes[name])
@@ -36,7 +37,7 @@ def write(
     graph = helper.make_graph(
         [helper.make_node(operator, ["x", *inputs], outputs, name="cells", hidden_size=UNITS, **attributes)],
         "recurrent",
-        [value(name) for name in ("x", computed) if name],
+        [value(name) for name in ("x", *computed)],
         [value(name) for name in outputs if name],
         [numpy_helper.from_array(constants[name], name) for name in inputs if name in constants],
     )

@@ -30,6 +30,7 @@ FACTS = Facts(
     constexpr=ConstexprFacts(bytes_per_instruction=130, decoded=3.5, direct=0.75, convolved=4.0),
     open_shapes=False,
     folds=True,
+    whole_cells=("LSTM",),
 )
 
 TOOLS = (*OWN_TOOLS, *FACTS.purposes)

@@ -1,88 +1,51 @@
-"""The runtime's fused LSTM operators: where their weights stand, and how those get 8 bits."""
+"""How the weights of the runtime's fused LSTM operators get 8 bits."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from edgepack.backends.tflite.file import File, Writing, drop_codes, drop_unused, packed, text, whole
-from edgepack.quantize.grids import quantize_weight
+from edgepack.backends.tflite.kinds.recurrent import FUSED, GATES, PER_DIRECTION, Operator
+from edgepack.model.scheme import Scheme
+from edgepack.model.types import Array
+from edgepack.quantize.grids import quantize_matrix, quantize_weight
 
-GATES = 4
-"""Input, forget, cell and output gate, each with tensors of its own."""
 ABSENT = -1
 """Stands for an input that is left out."""
-_WEIGHTS = 2 * GATES
-"""Of a direction: of the input, then of the state, by gates."""
-_PER_DIRECTION = 17
-"""Inputs of a direction: weights, three of the cell for its gates, biases, weights and bias of a projection."""
 _HYBRID_VERSION = 2
 _FLOAT, _INT8 = 0, 9  # schema.fbs, TensorType
 
 
-@dataclass(frozen=True)
-class Operator:
-    """An operator of the schema.
-
-    Its inputs are x, those of each direction, the two states of each, and some more.
-
-    Attributes:
-        options: its table there, without the ending.
-        fields: that are set in it whatever the layer.
-        directions: one or two.
-        more: inputs behind the states.
-    """
-
-    name: str
-    options: str
-    fields: Mapping[str, bool]
-    directions: int
-    more: int
-
-    @property
-    def weights(self) -> tuple[int, ...]:
-        """Which of its inputs are matrices."""
-        starts = [1 + _PER_DIRECTION * direction for direction in range(self.directions)]
-        return tuple(start + at for start in starts for at in range(_WEIGHTS))
-
-
-OPERATORS: Mapping[str, Operator] = {
-    operator.name: operator
-    for operator in (
-        Operator("UNIDIRECTIONAL_SEQUENCE_LSTM", "UnidirectionalSequenceLSTM", {}, 1, 0),
-        Operator("BIDIRECTIONAL_SEQUENCE_LSTM", "BidirectionalSequenceLSTM", {"mergeOutputs": True}, 2, 9),
-    )
-}
-"""By name."""
-
-
-def operator_for(directions: int) -> Operator:
-    """The one of so many directions."""
-    return next(each for each in OPERATORS.values() if each.directions == directions)
-
-
-def in_int8(path: Path) -> None:
+def in_int8(path: Path, scheme: Scheme, single: Mapping[str, Scheme]) -> None:
     """Give the fused operators of a file weights of 8 bits, in place: a symmetric grid a gate, as kernels want it.
 
     What they multiply by these is rounded to 8 bits at run time; all else of them stays in float32. Those that have no
     float32 for every gate, or a projection, stay as they are.
+
+    Args:
+        path: the file.
+        scheme: of the file; operators in float32 stay as they are.
+        single: of single operators, by the name of the tensor that they write.
     """
     model = whole(path)
-    if not any(_operator(model, op) for graph in model.subgraphs for op in graph.operators):
-        return
-    file = File(model)
+    file, found = File(model), False
     for number, graph in enumerate(model.subgraphs):
         writing = Writing(file, number)
         for op in graph.operators:
             operator = _operator(model, op)
-            if operator is not None and _is_plain(writing, operator, op):
+            if operator is None or single.get(text(graph.tensors[op.outputs[0]].name), scheme).is_float:
+                continue
+            if _is_plain(writing, operator, op):
+                found = True
                 op.opcodeIndex = file.operator_code(operator.name, _HYBRID_VERSION)
-                for at in operator.weights:
-                    op.inputs[at] = _rounded(writing, op.inputs[at])
+                for places in (operator.gates(0), operator.gates(GATES)):
+                    _round(writing, op, places)
+    if not found:
+        return
     drop_codes(model)
     drop_unused(model)
     path.write_bytes(packed(model))
@@ -91,8 +54,8 @@ def in_int8(path: Path) -> None:
 def _is_plain(writing: Writing, operator: Operator, op: Any) -> bool:
     """Whether all matrices are there in float32, and no projection: kernels want all of an operator alike."""
     tensors = writing.graph.tensors
-    projections = [op.inputs[_PER_DIRECTION * (way + 1) - 1] for way in range(operator.directions)]
-    held = [op.inputs[at] for at in operator.weights]
+    projections = [op.inputs[PER_DIRECTION * (way + 1) - 1] for way in range(operator.directions)]
+    held = [op.inputs[at] for at in (*operator.gates(0), *operator.gates(GATES))]
     return all(at == ABSENT for at in projections) and all(
         at != ABSENT and writing.holds(at) and tensors[at].type == _FLOAT for at in held
     )
@@ -112,16 +75,23 @@ def _operator(model: Any, op: Any) -> Operator | None:
     from ai_edge_litert import schema_py_generated as schema
 
     code = model.operatorCodes[op.opcodeIndex].builtinCode
-    return next((each for each in OPERATORS.values() if getattr(schema.BuiltinOperator, each.name) == code), None)
+    return next((each for each in FUSED.values() if getattr(schema.BuiltinOperator, each.name) == code), None)
 
 
-def _rounded(writing: Writing, tensor: int) -> int:
+def _round(writing: Writing, op: Any, places: Sequence[int]) -> None:
+    """Give the gates one grid where all of them lie on it, else each its own."""
+    gates = [writing.value(op.inputs[at]) for at in places]
+    whole_codes, scales = quantize_matrix(np.concatenate(gates))
+    for at, gate, codes in zip(places, gates, np.split(whole_codes, len(gates)), strict=True):
+        own, scale = (codes, scales.reshape(1)) if scales.ndim == 0 else quantize_weight(gate.reshape(1, -1))
+        op.inputs[at] = _stored(writing, own.reshape(gate.shape), scale)
+
+
+def _stored(writing: Writing, codes: Array, scale: Array) -> int:
     from ai_edge_litert import schema_py_generated as schema
 
-    matrix = writing.value(tensor)
-    codes, scales = quantize_weight(matrix.reshape(1, -1))
-    made = writing.tensor(matrix.shape, _INT8, "", writing.file.buffer(codes.tobytes()))
+    made = writing.tensor(codes.shape, _INT8, "", writing.file.buffer(codes.tobytes()))
     grid = schema.QuantizationParametersT()
-    grid.scale, grid.zeroPoint = scales, np.zeros(1, np.int64)
+    grid.scale, grid.zeroPoint = scale, np.zeros(1, np.int64)
     writing.graph.tensors[made].quantization = grid
     return made

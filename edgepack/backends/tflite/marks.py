@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgepack.backends.tflite.file import File, Writing, drop_codes, drop_graphs, drop_unused, packed, text, whole
-from edgepack.backends.tflite.lstm import ABSENT, GATES, operator_for
+from edgepack.backends.tflite.kinds.recurrent import GATES, operator_for
+from edgepack.backends.tflite.lstm import ABSENT
 from edgepack.torchgraph.factor import copied
 from edgepack.torchgraph.linears import Constants
 

@@ -71,8 +71,7 @@ def quantize(
     else:
         single |= table_schemes(source, single, _scheme_of_the_rest(scheme))
         path.write_bytes(_quantized(source, scheme, {}, (), single))
-    if scheme != FP32:
-        in_int8(path)
+    in_int8(path, _scheme_of_the_rest(scheme), single)
     return kept
 
 
@@ -104,7 +103,7 @@ def _static(source: Path, path: Path, samples: Mapping[str, Array], schemes: Map
         path.write_bytes(_quantized(source, INT8_STATIC, samples, kept, single))
         refused = _refusing_operator(path, samples)
         if refused is None:
-            in_int8(path)
+            in_int8(path, INT8_STATIC, single)
             _as_named(path, source)
             return kept
         if refused in kept:

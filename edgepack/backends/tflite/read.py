@@ -366,7 +366,8 @@ class TfliteLinear:
     """One operator with a constant matrix.
 
     Attributes:
-        op: "FULLY_CONNECTED", "CONV_2D" (1×1 kernels only) or "BATCH_MATMUL" (constant right side).
+        op: "FULLY_CONNECTED", "CONV_2D", "BATCH_MATMUL" (constant right side), or a fused LSTM, of which only the
+            products with its input are meant, all gates one above the other.
         output: name of the tensor it writes.
         input, output_index: indices of the tensors it reads and writes, to follow chains of operators.
         weight: (out, in), in the file's type: float32, float16 or the stored integers, behind a DEQUANTIZE too.
@@ -445,33 +446,51 @@ def decoded_by(model: Any, graph: Any) -> dict[int, int]:
 def _linear_op(
     model: Any, graph: Any, operator: Any, name: str, subgraph: int, decoded: Mapping[int, int]
 ) -> TfliteLinear | None:
-    x, w, b = OPERATORS[name]
-    tensor = graph.Tensors(decoded.get(operator.Inputs(w), operator.Inputs(w)))
-    held = constant(model, tensor)
-    weight = None if held is None else matrix(name, held)
+    operands = OPERATORS[name]
+    tensors = [graph.Tensors(decoded.get(index, index)) for index in _given(operator, operands.weights)]
+    weight = _rows([None if held is None else matrix(name, held) for held in _constants(model, tensors)])
     if weight is None:
         return None
+    tensor = tensors[0]
     scales, axis = scales_of(tensor)
+    if len(tensors) > 1 and scales.size:  # each has one of its own
+        scales, axis = np.concatenate([np.repeat(scales_of(each)[0], each.Shape(0)) for each in tensors]), 0
     if name == "BATCH_MATMUL" and not _adjoint_y(operator):
         weight, axis = weight.T, None if axis is None else 1 - axis
-    bias = None
-    if b is not None and operator.InputsLength() > b and operator.Inputs(b) >= 0:
-        bias = constant(model, graph.Tensors(operator.Inputs(b)))
+    biases = [graph.Tensors(index) for index in _given(operator, operands.biases)]
     output = operator.Outputs(0)
     return TfliteLinear(
         op=name,
         output=graph.Tensors(output).Name().decode(),
-        input_index=operator.Inputs(x),
+        input_index=operator.Inputs(operands.x),
         output_index=output,
         weight=weight,
         bits=4 if tensor.Type() == INT4 else weight.dtype.itemsize * 8,
         scales=scales,
         axis=axis if scales.size > 1 else None,
-        bias=bias,
+        bias=_rows(_constants(model, biases)),
         subgraph=subgraph,
         stride=_stride(operator) if name == "CONV_2D" else 1,
         buffer=int(tensor.Buffer()),
     )
+
+
+def _given(operator: Any, places: Sequence[int]) -> list[int]:
+    """Tensors that an operator takes there; none where one of them is left out."""
+    found = [operator.Inputs(place) for place in places if place < operator.InputsLength()]
+    return found if len(found) == len(places) and all(index >= 0 for index in found) else []
+
+
+def _constants(model: Any, tensors: Sequence[Any]) -> list[Array | None]:
+    return [constant(model, tensor) for tensor in tensors]
+
+
+def _rows(parts: Sequence[Array | None]) -> Array | None:
+    """One above the other; None where one of them is not known, or there is none."""
+    known = [part for part in parts if part is not None]
+    if not known or len(known) < len(parts):
+        return None
+    return known[0] if len(known) == 1 else np.concatenate(known)
 
 
 def _stride(operator: Any) -> int:

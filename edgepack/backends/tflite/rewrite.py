@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from edgepack.backends.tflite.constexpr import encode
-from edgepack.backends.tflite.file import drop_unused, packed, text, whole
-from edgepack.backends.tflite.kinds import KINDS
-from edgepack.backends.tflite.matching import Fold, Found, Wanted, fold, match, shifts_by_size
+from edgepack.backends.tflite.file import File, Writing, drop_unused, packed, text, whole
+from edgepack.backends.tflite.kinds import KINDS, OPERATORS
+from edgepack.backends.tflite.matching import Fold, Found, Wanted, match, shifts_by_size
 from edgepack.backends.tflite.read import linear_ops
 from edgepack.backends.tflite.schemes import FP32
 from edgepack.errors import ModelError
@@ -24,11 +24,17 @@ from edgepack.model.layer import Layer
 from edgepack.model.replacement import Replacement
 from edgepack.model.types import Array
 
+_KEEPS_AXES = 6
+"""Version of FULLY_CONNECTED that keeps all axes of its input, and does without a bias."""
+
 
 def refuses(fold: Fold, layer: Layer, part: Replacement) -> str | None:
     """Why the part cannot stand in the place of the operator, in a few words; None if it can."""
-    if fold.op.op not in ("FULLY_CONNECTED", "CONV_2D"):
+    operands = OPERATORS[fold.op.op]
+    if not operands.biases:
         return f"{fold.op.op} has no bias and takes no other weight"
+    if len(operands.weights) > 1 and not part.structure.ranks:
+        return f"the gates of {fold.op.op} are rounded each by itself"
     if part.structure.is_constexpr and fold.op.stride != 1:
         return "a convolution with strides is not written in code"
     if (reason := KINDS[layer.kind].refuses(layer, part.structure, FP32)) is not None:
@@ -113,6 +119,13 @@ class Editor:
         graph = self._model.subgraphs[fold.op.subgraph]
         graph.operators.insert(self._place(fold), operator)
         return text(graph.tensors[operator.outputs[0]].name)
+
+    def fully_connected(self, number: int, inputs: Sequence[int], output: int) -> Any:
+        """An operator that multiplies every vector of its input, for `insert`."""
+        writing = Writing(File(self._model), number)
+        fields = {"keepNumDims": True}
+        writing.add("FULLY_CONNECTED", inputs, [output], "FullyConnected", fields, _KEEPS_AXES)
+        return writing.made[0]
 
     def tensor(self, fold: Fold, index: int) -> Any:
         """A tensor of the graph that the operator stands in."""
@@ -249,7 +262,7 @@ def find_places(
     shifts = shifts_by_size(vectors)
     folds = {}
     for layer in known:
-        places = [fold(place, layer, shifts) for place in found.get(layer.name, ())]
+        places = [KINDS[layer.kind].fold(place, layer, shifts) for place in found.get(layer.name, ())]
         understood = tuple(place for place in places if place is not None)
         if places and len(understood) == len(places):
             folds[layer.name] = understood

@@ -8,7 +8,6 @@ multiplies its own state by is not part of the layer: it stays.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import cast
 
 from edgepack.model.kinds.matrix import OneMatrix
 from edgepack.model.layer import WEIGHT, Array, Geometry, Layer
@@ -41,12 +40,24 @@ def recurrent_layer(name: str, weight: Array, bias: Array | None, geometry: Recu
     return Layer(name, NAME, {WEIGHT: weight}, bias, geometry, uses)
 
 
+def units_of(layer: Layer) -> int:
+    """Numbers in the state of a direction of a layer of this kind.
+
+    Raises:
+        ValueError: it is of another kind.
+    """
+    match layer.geometry:
+        case RecurrentGeometry() as geometry:
+            return geometry.units
+    raise ValueError(f"{layer.name}: found a {layer.kind} layer, expected a recurrent one")
+
+
 class Recurrent(OneMatrix):
     """See `LayerKind`."""
 
     def macs(self, layer: Layer) -> int:
         """Those of the matrix and of the state."""
-        return layer.out_features * (layer.in_features + cast(RecurrentGeometry, layer.geometry).units)
+        return layer.out_features * (layer.in_features + units_of(layer))
 
     def ops(self, layer: Layer, structure: Structure, vectors: int) -> tuple[Op, ...]:
         """Those of the matrix; what is on top of the cells belongs to the recurrent operator."""

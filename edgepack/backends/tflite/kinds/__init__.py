@@ -5,18 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from edgepack.backends.tflite.kinds.conv import TfliteConvKind
-from edgepack.backends.tflite.kinds.kind import TfliteKind
+from edgepack.backends.tflite.kinds.kind import Operands, TfliteKind
 from edgepack.backends.tflite.kinds.linear import TfliteLinearKind
-from edgepack.model.kinds import conv, linear
+from edgepack.backends.tflite.kinds.recurrent import TfliteRecurrentKind
+from edgepack.model.kinds import conv, linear, recurrent
 from edgepack.model.layer import Layer
 from edgepack.model.scheme import Scheme
 from edgepack.model.structure import Structure
 from edgepack.model.types import Array
 
-KINDS: Mapping[str, TfliteKind] = {linear.NAME: TfliteLinearKind(), conv.NAME: TfliteConvKind()}
+KINDS: Mapping[str, TfliteKind] = {
+    linear.NAME: TfliteLinearKind(),
+    conv.NAME: TfliteConvKind(),
+    recurrent.NAME: TfliteRecurrentKind(),
+}
 """By the name that a `Layer` carries."""
 
-OPERATORS: Mapping[str, tuple[int, int, int | None]] = {
+OPERATORS: Mapping[str, Operands] = {
     operator: inputs for kind in KINDS.values() for operator, inputs in kind.operators.items()
 }
 """Operator → which of its inputs are the activations, the weight and the bias."""

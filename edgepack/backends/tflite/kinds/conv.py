@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgepack.backends.tflite.kinds.kind import Operands
 from edgepack.backends.tflite.kinds.linear import without_activation
-from edgepack.backends.tflite.matching import Wanted
+from edgepack.backends.tflite.matching import Fold, Found, Wanted, fold
 from edgepack.backends.tflite.schemes import INT4_DYNAMIC
 from edgepack.model.kinds.conv import geometry_of, kernels_of
 from edgepack.model.kinds.stages import Stage
@@ -21,14 +22,13 @@ from edgepack.model.structure import Structure
 from edgepack.model.types import Array
 
 if TYPE_CHECKING:
-    from edgepack.backends.tflite.matching import Fold
     from edgepack.backends.tflite.rewrite import Editor
 
 
 class TfliteConvKind:
     """See `TfliteKind`."""
 
-    operators: Mapping[str, tuple[int, int, int | None]] = {"CONV_2D": (0, 1, 2)}
+    operators: Mapping[str, Operands] = {"CONV_2D": Operands(0, (1,), (2,))}
 
     def matrix(self, operator: str, weight: Array) -> Array | None:
         """See `TfliteKind`."""
@@ -53,6 +53,10 @@ class TfliteConvKind:
             Wanted(f"{layer.name}\0{stage.role}", _matrix(kernel), layer.uses)
             for stage, kernel in kernels_of(layer, part)
         )
+
+    def fold(self, found: Found, layer: Layer, shifts: Mapping[int, Array]) -> Fold | None:
+        """See `TfliteKind`."""
+        return fold(found, layer, shifts)
 
     def split(self, editor: Editor, fold: Fold, layer: Layer, part: Replacement) -> tuple[str, ...]:
         """Convolutions in a row, the first one on the input as it was, the last one with all that was behind it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from edgepack.model.layer import Layer
@@ -12,8 +13,23 @@ from edgepack.model.structure import Structure
 from edgepack.model.types import Array
 
 if TYPE_CHECKING:
-    from edgepack.backends.tflite.matching import Fold, Wanted
+    from edgepack.backends.tflite.matching import Fold, Found, Wanted
     from edgepack.backends.tflite.rewrite import Editor
+
+
+@dataclass(frozen=True)
+class Operands:
+    """Which inputs of an operator are what.
+
+    Attributes:
+        x: the activations.
+        weights: tensors that they are multiplied by, one above the other as rows of one matrix.
+        biases: likewise; empty where it has none.
+    """
+
+    x: int
+    weights: tuple[int, ...]
+    biases: tuple[int, ...] = ()
 
 
 class TfliteKind(Protocol):
@@ -23,7 +39,7 @@ class TfliteKind(Protocol):
     """
 
     @property
-    def operators(self) -> Mapping[str, tuple[int, int, int | None]]:
+    def operators(self) -> Mapping[str, Operands]:
         """Operator → which of its inputs are the activations, the weight and the bias."""
 
     def matrix(self, operator: str, weight: Array) -> Array | None:
@@ -37,6 +53,9 @@ class TfliteKind(Protocol):
 
     def wanted(self, layer: Layer, part: Replacement | None) -> tuple[Wanted, ...]:
         """The matrices by which the operators of a layer, or of what stands in its place, are known, in their order."""
+
+    def fold(self, found: Found, layer: Layer, shifts: Mapping[int, Array]) -> Fold | None:
+        """How the layer's bias came into an operator; see `edgepack.backends.tflite.matching.fold`."""
 
     def split(self, editor: Editor, fold: Fold, layer: Layer, part: Replacement) -> tuple[str, ...]:
         """Put the products of a replacement in the place of an operator.

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgepack.backends.tflite.matching import Wanted
+from edgepack.backends.tflite.kinds.kind import Operands
+from edgepack.backends.tflite.matching import Fold, Found, Wanted, fold
 from edgepack.backends.tflite.schemes import INT4_DYNAMIC
 from edgepack.model.kinds import kind_of
 from edgepack.model.layer import Layer
@@ -18,17 +19,16 @@ from edgepack.model.structure import Structure
 from edgepack.model.types import Array
 
 if TYPE_CHECKING:
-    from edgepack.backends.tflite.matching import Fold
     from edgepack.backends.tflite.rewrite import Editor
 
 
 class TfliteLinearKind:
     """See `TfliteKind`."""
 
-    operators: Mapping[str, tuple[int, int, int | None]] = {
-        "FULLY_CONNECTED": (0, 1, 2),
-        "CONV_2D": (0, 1, 2),
-        "BATCH_MATMUL": (0, 1, None),
+    operators: Mapping[str, Operands] = {
+        "FULLY_CONNECTED": Operands(0, (1,), (2,)),
+        "CONV_2D": Operands(0, (1,), (2,)),
+        "BATCH_MATMUL": Operands(0, (1,)),
     }
 
     def matrix(self, operator: str, weight: Array) -> Array | None:
@@ -57,6 +57,10 @@ class TfliteLinearKind:
         if part is None:
             return (Wanted(layer.name, layer.weight, layer.uses),)
         return tuple(Wanted(f"{layer.name}\0{role}", part.tensors[role], layer.uses) for role in "BA")
+
+    def fold(self, found: Found, layer: Layer, shifts: Mapping[int, Array]) -> Fold | None:
+        """See `TfliteKind`."""
+        return fold(found, layer, shifts)
 
     def split(self, editor: Editor, fold: Fold, layer: Layer, part: Replacement) -> tuple[str, ...]:
         """Two operators, the second with all that the dense one had behind its product."""
