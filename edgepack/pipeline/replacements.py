@@ -8,7 +8,7 @@ from functools import cached_property
 
 from edgepack.backends.schemes import FP32
 from edgepack.distill.fake import rounding_of
-from edgepack.model.kinds import kind_of, view_name
+from edgepack.model.kinds import kind_of, recurrent, view_name
 from edgepack.model.layer import Layer, View
 from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import FileScheme, Scheme
@@ -66,9 +66,11 @@ class Replacements:
     def recovered(self, plan: Sequence[LayerPlan], scheme: FileScheme) -> Outcome | None:
         """What training made of the plan's pairs; None without `--recover`, and for a plan without pairs.
 
-        A pair that stands beside a dense matrix is not trained.
+        A pair that stands beside a dense matrix is not trained, nor one in front of recurrent cells: in torch their
+        weights are inside of an operator.
         """
-        own = [layer for layer in plan if layer.alternative is None]
+        kinds = {layer.name: layer.kind for layer in self.analysis.layers}
+        own = [layer for layer in plan if layer.alternative is None and kinds[layer.layer] != recurrent.NAME]
         pairs = {layer.layer: layer.scheme_in(scheme) for layer in own if layer.structure.in_place}
         if self.recovery is None or not pairs:
             return None

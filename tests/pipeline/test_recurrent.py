@@ -7,10 +7,15 @@ from pathlib import Path
 import onnx
 import pytest
 
+from edgepack.backends.onnx.schemes import FP32
 from edgepack.backends.tflite.read import operators
+from edgepack.distill.budget import Epochs
+from edgepack.model.scheme import FileScheme
 from edgepack.pipeline.build import build
 from edgepack.pipeline.inspect import InspectOptions, inspect
-from edgepack.workspace import Cache
+from edgepack.pipeline.pareto import planned
+from edgepack.pipeline.prepare import prepared
+from edgepack.workspace import Cache, silent
 from tests.pipeline.small_builds import options
 from tests.pipeline.small_recurrent import CLASSES, FEATURES, GATES, STEPS, UNITS, write_recurrent
 
@@ -48,6 +53,16 @@ def test_a_pack_has_factored_inputs_in_front_of_the_fused_operator(operator: str
     nodes = {node.op_type: node for node in onnx.load(tmp_path / "pack" / "model.onnx").graph.node}
     assert operator in nodes or f"DynamicQuantize{operator}" in nodes
     assert nodes.keys() & {"MatMul", "MatMulInteger", "MatMulNBits"}
+
+
+def test_factors_in_front_of_cells_are_not_trained_and_stop_nothing(tmp_path: Path) -> None:
+    source = write_recurrent(tmp_path, "GRU")
+    asked = options(source, formats=("onnx",), rank=8, keep="head", recover=Epochs(1))
+    with prepared(asked, Cache(tmp_path / "cache"), silent) as ready:
+        spectra = ready.evaluator.analysis.spectra
+        plans = tuple(planned(menu, menu.candidates[0], spectra, 0.0) for menu in ready.menus["onnx"])
+        assert [plan.structure.rank for plan in plans] == [8, None]
+        assert ready.evaluator.replacements.recovered(plans, FileScheme.of(FP32)) is None
 
 
 def test_inspect_reports_all_gates_as_one_matrix(tmp_path: Path) -> None:
