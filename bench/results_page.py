@@ -20,6 +20,7 @@ HEADINGS: Mapping[str, str] = {
     "importers": "ONNX operators in torch",
     "pairs": "Packs against dense int8, in fresh processes",
     "tflite": "ONNX files as TFLite files",
+    "kinds": "Convolutions and recurrent layers on real digits",
     "zoo": "Model files as people have them",
 }
 

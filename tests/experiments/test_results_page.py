@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import measure_dominance
+import measure_kinds
 import measure_pairs
 import measure_same
 import measure_tflite
@@ -45,6 +46,26 @@ def test_a_pack_stands_beside_dense_int8() -> None:
     }  # fmt: skip
     line = "| m | ONNX Runtime | int8 | 1.5 | 3.0 | 1.50× (1.40–1.60) | faster | kept |"
     assert line in measure_pairs.render([row])
+
+
+def test_kinds_are_means_over_the_seeds_with_every_verdict() -> None:
+    row = {
+        "model": "m", "seed": 0, "build": "b", "format": "onnx", "refused": False, "fewer_macs": 3.0, "bytes": 1500,
+        "int8_bytes": 3000, "drop": 0.1, "int8_drop": 0.0, "faster": 1.5, "verdict": "faster",
+    }  # fmt: skip
+    other = {
+        **row,
+        "seed": 1,
+        "fewer_macs": 2.0,
+        "drop": 0.4,
+        "faster": 1.0,
+        "verdict": "no difference",
+        "refused": True,
+    }
+    line = (
+        "| VGG | b | ONNX Runtime | 2.50× | 1.5 | 3.0 | +0.25 | +0.00 | 1.25× | 1 faster, 1 no difference, 1 refused |"
+    )
+    assert line in measure_kinds.render([row, other], {"m": "VGG"})
 
 
 @pytest.mark.parametrize(
