@@ -111,7 +111,7 @@ def _how(figures: Row) -> str:
         "SVD in fp32. "
         "The default is centred whitening in int8 pairs, without training, or distilled over "
         f"{figures['recovery']} epochs where the seed trains. Cells with a stroke: its own method / the default. File "
-        "and wire are of the ONNX file, the wire by `--transport`. Resident: what a process holds once the session is "
+        "and wire are of the ONNX file, the wire by `--archive`. Resident: what a process holds once the session is "
         f"ready, without one that only imports the runtime; at least {least}, whatever the model. p50: one thread, "
         "batch 1, files of one model in turns in one session, "
         f"{figures['processes']} fresh processes each; × is the speed against dense fp32. Parameters are stored "

@@ -38,7 +38,7 @@ class Row:
 ROWS = (
     *(Row(f"`--max-drop {limit}`", {"max_drop": limit}) for limit in (0.1, 0.3, 1.0, 3.0)),
     Row("`--max-drop 0.3 --optimize size`", {"max_drop": 0.3, "optimize": "size"}),
-    Row("`--max-drop 0.3 --distill 10epochs`", {"max_drop": 0.3, "recover": Epochs(10)}),
+    Row("`--max-drop 0.3 --distill 10epochs`", {"max_drop": 0.3, "distill": Epochs(10)}),
     *(
         Row(f"plain SVD, rank {rank}, int8", {"rank": rank, "method": "svd", "precision": "int8"})
         for rank in (48, 32, 24)

@@ -57,7 +57,7 @@ def measure_case(case: Case, work: Path, *, quick: bool = False) -> dict[str, An
         data=case.data,
         test=case.test,
         max_drop=case.max_drop,
-        search_minutes=QUICK_SEARCH_MINUTES if quick else SEARCH_MINUTES,
+        time_limit_s=60 * (QUICK_SEARCH_MINUTES if quick else SEARCH_MINUTES),
         out=out,
     )
     start = time.perf_counter()

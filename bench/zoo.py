@@ -39,7 +39,7 @@ MOST_S = 600
 SEARCH_MINUTES = 1
 HELD_OUT = 0.2
 """Of the samples, the last of them, on which no build looks."""
-ABOUT = """Each file was built for a Raspberry Pi 4 in its own format with the default options and `--search-minutes 1`,
+ABOUT = """Each file was built for a Raspberry Pi 4 in its own format with the default options and `--time-limit 1min`,
 in a process of its own with one thread and at most ten minutes. *Int8*: the best dense int8 file. *Layers*: how many of
 those that edgepack knows are in low-rank factors. *Inputs*: what the build was given as `--data`; where they are seeded
 there were none, so that nothing measured the accuracy. *Agree* and *SQNR* compare the answers of the pack's file with
@@ -103,7 +103,7 @@ def _with_data(file: ModelFile, path: Path) -> tuple[Samples, list[str]]:
 def _build(file: ModelFile, options: Sequence[str]) -> tuple[int, str]:
     """Its exit code, and the error that it ended with."""
     command = [sys.executable, "-m", "edgepack", "build", str(file.file), "--target", TARGET]
-    command += ["--formats", file.format, "--search-minutes", str(SEARCH_MINUTES), "--json", *file.options, *options]
+    command += ["--formats", file.format, "--time-limit", str(SEARCH_MINUTES), "--json", *file.options, *options]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     try:
         ended = subprocess.run(command, capture_output=True, text=True, timeout=MOST_S, env=environment, check=False)

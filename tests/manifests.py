@@ -13,9 +13,9 @@ TOP: dict[str, Any] = {
     "model": {"name": "mnist-mlp", "source": "mnist.py:recipe", "kind": "recipe", "sha256": "ab" * 32},
     "target": {"name": "rpi4"},
     "options": {
-        "rank": "auto", "precision": "auto", "refit": False, "max_drop": 0.5, "formats": ["onnx"], "flash_bytes": None,
-        "ram_bytes": None, "latency_s": None, "pick": [], "recover": None, "largest_onnx_weight_code": 127,
-        "keep": None, "only": None,
+        "rank": "auto", "precision": "auto", "refit": False, "max_drop": 0.5, "formats": ["onnx"],
+        "max_size_bytes": None, "max_memory_bytes": None, "max_latency_s": None, "pick": [], "distill": None,
+        "largest_onnx_weight_code": 127, "keep": None, "only": None,
     },
     "seed": 0,
     "versions": {"edgepack": "0.1"},

@@ -41,9 +41,9 @@ RECORDED = HERE / "reference.json"
 MODELS = HERE / "reference_models.py"
 MNIST = HERE.parent / "bench" / "models" / "mnist_mlp.py"
 
-ARCHIVE, ARCHIVES, EXTRACT = "--transport", "transport", "unpack"
+ARCHIVE, ARCHIVES, EXTRACT = "--archive", "archive", "extract"
 """Option, folder of the pack, and command that gives the files back."""
-DISTILL = "--recover"
+DISTILL = "--distill"
 
 TIMEOUT_S = 1200
 PACKAGES = (
@@ -87,7 +87,7 @@ def _minilm() -> Iterator[Build]:
 
 def _mnist() -> Iterator[Build]:
     model = f"{MNIST}:recipe"
-    yield _build("mnist-auto", model, "--target rpi4 --max-drop 0.3 --search-minutes 60")
+    yield _build("mnist-auto", model, "--target rpi4 --max-drop 0.3 --time-limit 60min")
     for precision in ("int8", "int4", "fp32"):
         yield _build(f"mnist-{precision}", model, f"--target rpi4 --rank 32 --precision {precision}")
     yield _build("mnist-host-int8", model, "--target host --rank 32 --precision int8", timed=True)
@@ -98,7 +98,7 @@ def _networks() -> Iterator[Build]:
     for name in ("cnn", "encoder"):
         yield _build(name, f"{{models}}:{name}", "--target rpi4 --rank 8")
     yield _build("cnn-int8", "{models}:cnn", "--target rpi4 --rank 8 --precision int8")
-    yield _build("cnn-auto", "{models}:cnn", "--target rpi5 --max-drop 2 --search-minutes 60")
+    yield _build("cnn-auto", "{models}:cnn", "--target rpi5 --max-drop 2 --time-limit 60min")
     yield _build("unrolled-lstm", "{models}:unrolled_lstm", "--target rpi4 --rank 16 --precision int8 --formats onnx")
     yield _build("torch-lstm", "{models}:torch_lstm", "--target rpi4 --rank 8 --formats onnx")
     yield _build("embedding", "{models}:embedding", "--target rpi4 --rank 8 --precision int8")
@@ -108,11 +108,11 @@ def _networks() -> Iterator[Build]:
 def _options() -> Iterator[Build]:
     """What else the command line offers, on the small perceptron."""
     model = "{models}:mlp"
-    yield _build("auto", model, "--target rpi4 --max-drop 1 --search-minutes 60")
-    yield _build("auto-x86", model, "--target n100 --max-drop 1 --search-minutes 60")
-    yield _build("auto-int8", model, "--target rpi4 --precision int8 --max-drop 1 --search-minutes 60")
-    yield _build("auto-int4", model, "--target rpi4 --precision int4 --max-drop 3 --search-minutes 60")
-    yield _build("flash", model, "--target rpi4 --flash 12kB --max-drop 40 --search-minutes 60")
+    yield _build("auto", model, "--target rpi4 --max-drop 1 --time-limit 60min")
+    yield _build("auto-x86", model, "--target n100 --max-drop 1 --time-limit 60min")
+    yield _build("auto-int8", model, "--target rpi4 --precision int8 --max-drop 1 --time-limit 60min")
+    yield _build("auto-int4", model, "--target rpi4 --precision int4 --max-drop 3 --time-limit 60min")
+    yield _build("flash", model, "--target rpi4 --max-size 12kB --max-drop 40 --time-limit 60min")
     yield _build("seed", model, "--target rpi4 --rank 0.25 --seed 7")
     yield _build("rank-cv", model, "--target rpi4 --rank cv --precision int8")
     yield _build("refit", model, "--target rpi4 --rank 8 --precision int8 --refit")
@@ -131,7 +131,7 @@ def _methods() -> Iterator[Build]:
         yield _build(f"method-{method}", model, f"--target rpi4 --rank 0.25 --no-baseline --method {method}")
     yield _build("method-deepthin-conv", model, "--target rpi4 --rank 0.25 --no-baseline --method deepthin-conv")
     yield _build("method-jpeg", model, f"--target rpi4 --rank 0.25 --no-baseline --method jpeg {ARCHIVE}")
-    yield _build("method-auto", model, "--target rpi4 --method auto --max-drop 2 --search-minutes 60 --no-baseline")
+    yield _build("method-auto", model, "--target rpi4 --method auto --max-drop 2 --time-limit 60min --no-baseline")
 
 
 def _onnx_files() -> Iterator[Build]:
@@ -147,9 +147,9 @@ def _onnx_files() -> Iterator[Build]:
     yield _build("exported", "{inputs}/mlp.pt2", f"{rpi4} {points} --precision int8")
     magika = "--target rpi4 --formats onnx --data {inputs}/bytes.npz"
     yield _build("magika", "{magika}", f"{magika} --rank 0.25 --precision int8")
-    yield _build("magika-auto", "{magika}", f"{magika} --max-drop 1 --search-minutes 60")
+    yield _build("magika-auto", "{magika}", f"{magika} --max-drop 1 --time-limit 60min")
     silero = "--target rpi4 --formats onnx --data {inputs}/recording.npz"
-    yield _build("silero", "{silero}", f"{silero} --search-minutes 60")
+    yield _build("silero", "{silero}", f"{silero} --time-limit 60min")
     yield _build("silero-ifless", "{silero_ifless}", f"{silero} --rank 8 --precision int8")
 
 

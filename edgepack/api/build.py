@@ -20,10 +20,21 @@ from edgepack.sources.images import ImageOptions
 from edgepack.sources.inputs import GivenInput
 from edgepack.targets.target import Target
 
+_READERS: Mapping[str, tuple[str, Callable[[str], object]]] = {
+    "max_size": ("max_size_bytes", parse_size),
+    "max_memory": ("max_memory_bytes", parse_size),
+    "max_latency": ("max_latency_s", parse_duration),
+    "time_limit": ("time_limit_s", parse_duration),
+    "distill": ("distill", parse_budget),
+    "formats": ("formats", parse_formats),
+    "out": ("out", Path),
+}
+"""What stands in words: the field of `BuildOptions`, and what reads the words."""
+
 
 class BuildKeywords(TypedDict, total=False):
-    """The fields of `BuildOptions` by their names, also in words where the command line has such: sizes as "2MB", times
-    as "5ms", a recovery as "3epochs", formats as "onnx,tflite", inputs as `{"x": (1, 3, 224, 224)}`."""
+    """The options of the command line, in its words or as values: sizes as "2MB" or in bytes, times as "5ms" or in
+    seconds, `distill="3epochs"`, formats as "onnx,tflite", inputs as `{"x": (1, 3, 224, 224)}`."""
 
     test: GivenSamples
     optimize: Aim
@@ -35,18 +46,18 @@ class BuildKeywords(TypedDict, total=False):
     precision: PrecisionChoice
     refit: bool
     method: str
-    flash_bytes: int | str
-    ram_bytes: int | str
-    latency_s: float | str
-    search_minutes: float
+    max_size: int | str
+    max_memory: int | str
+    max_latency: float | str
+    time_limit: float | str
     pick: tuple[int, ...]
-    recover: Budget | str
+    distill: Budget | str
     scheduler: str
     out: str | PathLike[str]
     seed: int
     fresh: bool
     baseline: bool
-    transport: bool
+    archive: bool
     keep: str
     only: str
     inputs: Mapping[str, tuple[int, ...]] | tuple[GivenInput, ...]
@@ -98,18 +109,10 @@ def parsed(options: Mapping[str, Any]) -> dict[str, Any]:
     known = get_type_hints(BuildKeywords)
     if unknown := [name for name in options if name not in known]:
         raise UsageError(f"{unknown[0]}: no such option", hint=f"there are {', '.join(known)}")
-    readers: Mapping[str, Callable[[str], object]] = {
-        "flash_bytes": parse_size,
-        "ram_bytes": parse_size,
-        "latency_s": parse_duration,
-        "recover": parse_budget,
-        "formats": parse_formats,
-        "out": Path,
-    }
     found: dict[str, Any] = {}
     for name, value in options.items():
-        read = readers.get(name)
-        found[name] = read(value) if read is not None and isinstance(value, str) else value
+        field, read = _READERS.get(name, (name, None))
+        found[field] = read(value) if read is not None and isinstance(value, str) else value
     if isinstance(found.get("inputs"), Mapping):
         found["inputs"] = tuple(GivenInput(name, tuple(shape)) for name, shape in found["inputs"].items())
     if isinstance(found.get("formats"), Sequence):

@@ -1,4 +1,4 @@
-"""Archives of a pack's model files, and the files that `edgepack unpack` writes."""
+"""Archives of a pack's model files, and the files that `edgepack extract` writes."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from edgepack.archive import tarxz
 from edgepack.archive.images import INDEX, JpegImage, put_back, take_out
 from edgepack.errors import ModelError, OutputError, ProofError, UsageError
 from edgepack.model.scheme import Format
-from edgepack.pack.manifest import TransportEntry
+from edgepack.pack.manifest import ArchiveEntry
 
-FOLDER = "transport"
+FOLDER = "archive"
 SUFFIX = ".tar.xz"
 
 _AGAIN = "copy the file again, or build the pack again"
@@ -86,24 +86,24 @@ def unpack(archive: bytes, origin: str) -> dict[str, bytes]:
 
 def add_archives(
     folder: Path, files: Sequence[tuple[str, Format]], images: Mapping[Format, Sequence[JpegImage]]
-) -> dict[str, tuple[int, TransportEntry]]:
-    """Write `transport/<name>.tar.xz` for model files of a pack folder.
+) -> dict[str, tuple[int, ArchiveEntry]]:
+    """Write `archive/<name>.tar.xz` for model files of a pack folder.
 
     Returns:
         By the file's name, bytes of the archive, and what the manifest says of it.
     """
-    entries: dict[str, tuple[int, TransportEntry]] = {}
+    entries: dict[str, tuple[int, ArchiveEntry]] = {}
     for name, fmt in files:
         archive = pack(name, (folder / name).read_bytes(), images.get(fmt, ()))
         place = folder / FOLDER / f"{name}{SUFFIX}"
         place.parent.mkdir(exist_ok=True)
         place.write_bytes(archive)
         digest = hashlib.sha256(archive).hexdigest()
-        entries[name] = len(archive), TransportEntry(f"{FOLDER}/{place.name}", digest)
+        entries[name] = len(archive), ArchiveEntry(f"{FOLDER}/{place.name}", digest)
     return entries
 
 
-def unpack_file(path: Path, out: Path | None = None, *, force: bool = False) -> list[Unpacked]:
+def extract_file(path: Path, out: Path | None = None, *, force: bool = False) -> list[Unpacked]:
     """Write the files of an archive, all checked before the first is written, each whole or not at all.
 
     Args:
@@ -140,7 +140,7 @@ def _gives(archive: bytes, name: str, content: bytes) -> bool:
 
 
 def _content(path: Path) -> bytes:
-    hint = f"name a {SUFFIX} file, as `edgepack build --transport` writes it"
+    hint = f"name a {SUFFIX} file, as `edgepack build --archive` writes it"
     if not path.is_file():
         raise ModelError(f"{path}: found {'a folder' if path.is_dir() else 'no such file'}, expected a file", hint=hint)
     if not path.name.endswith(SUFFIX):

@@ -1,4 +1,4 @@
-"""`edgepack build`, `edgepack inspect` and `edgepack unpack`."""
+"""`edgepack build`, `edgepack inspect` and `edgepack extract`."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import typer
 from edgepack.cli.options import (
     FORMATS_HELP,
     Data,
-    Fresh,
     ImageLayout,
     ImageSize,
     Inputs,
     Mean,
     Model,
+    NoCache,
     Optimize,
     PrecisionName,
     Seed,
@@ -84,10 +84,10 @@ def build(
     method: Annotated[
         str | None, typer.Option("--method", help=METHODS_HELP, show_default="whitened with data, else svd")
     ] = None,
-    recover: Annotated[
+    distill: Annotated[
         str | None,
         typer.Option(
-            "--recover", help="Train the factors against the model's own answers, so long.", metavar="3epochs|10min"
+            "--distill", help="Train the factors against the model's own answers, so long.", metavar="3epochs|10min"
         ),
     ] = None,
     refit: Annotated[
@@ -98,10 +98,12 @@ def build(
             "the calibration data for every layer that lies behind another, for each file that is tried.",
         ),
     ] = False,
-    flash: Annotated[str | None, typer.Option("--flash", help="Largest model file, such as 2MB.")] = None,
-    ram: Annotated[str | None, typer.Option("--ram", help="Most that one process may hold, such as 64MB.")] = None,
-    latency: Annotated[str | None, typer.Option("--latency", help="Longest inference, such as 5ms.")] = None,
-    search_minutes: Annotated[float, typer.Option("--search-minutes", help="Most time to try plans.")] = 10.0,
+    max_size: Annotated[str | None, typer.Option("--max-size", help="Largest model file, such as 2MB.")] = None,
+    max_memory: Annotated[
+        str | None, typer.Option("--max-memory", help="Most that one process may hold, such as 64MB.")
+    ] = None,
+    max_latency: Annotated[str | None, typer.Option("--max-latency", help="Longest inference, such as 5ms.")] = None,
+    time_limit: Annotated[str, typer.Option("--time-limit", help="Most time to try plans, such as 90s.")] = "10min",
     explore: Annotated[bool, typer.Option("--explore", help="List plans and what they lose; write no pack.")] = False,
     pick: Annotated[
         str | None, typer.Option("--pick", help="Build a plan that --explore listed.", metavar="NUMBER[,NUMBER]")
@@ -123,11 +125,11 @@ def build(
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Pack folder.", show_default="dist/MODEL.TARGET")] = None,
     no_baseline: Annotated[bool, typer.Option("--no-baseline", help="Leave the dense models out of the pack.")] = False,
-    transport: Annotated[
-        bool, typer.Option("--transport", help="Each model also as a .tar.xz with its SHA-256, for slow links.")
+    archive: Annotated[
+        bool, typer.Option("--archive", help="Each model also as a .tar.xz with its SHA-256, for slow links.")
     ] = False,
     seed: Seed = 0,
-    fresh: Fresh = False,
+    no_cache: NoCache = False,
     targets_file: TargetsFile = None,
     *,
     output: Renderer,
@@ -164,19 +166,19 @@ def build(
         rank=parse_rank(rank),
         precision=precision.value,
         method=method,
-        recover=None if recover is None else parse_budget(recover),
+        distill=None if distill is None else parse_budget(distill),
         refit=refit,
-        flash_bytes=None if flash is None else parse_size(flash),
-        ram_bytes=None if ram is None else parse_size(ram),
-        latency_s=None if latency is None else parse_duration(latency),
-        search_minutes=search_minutes,
+        max_size_bytes=None if max_size is None else parse_size(max_size),
+        max_memory_bytes=None if max_memory is None else parse_size(max_memory),
+        max_latency_s=None if max_latency is None else parse_duration(max_latency),
+        time_limit_s=parse_duration(time_limit),
         pick=() if pick is None else parse_pick(pick),
         scheduler=scheduler,
         out=out,
         seed=seed,
-        fresh=fresh,
+        fresh=no_cache,
         baseline=not no_baseline,
-        transport=transport,
+        archive=archive,
         keep=keep,
         only=only,
         inputs=tuple(parse_input(text) for text in inputs or ()),
@@ -232,7 +234,7 @@ def inspect(
     std: Std = None,
     layout: ImageLayout = None,
     seed: Seed = 0,
-    fresh: Fresh = False,
+    no_cache: NoCache = False,
     targets_file: TargetsFile = None,
     *,
     output: Renderer,
@@ -271,7 +273,7 @@ def inspect(
         _inspect_operators(options, get_target(target, targets_file), output)
         return
     with progress_bar(output) as progress:
-        found = run(options, Cache(fresh=fresh), progress)
+        found = run(options, Cache(fresh=no_cache), progress)
     show(model_report(found), output)
 
 
@@ -285,8 +287,8 @@ def _inspect_operators(options: InspectOptions, target: Target, output: Renderer
 
 
 @reporting()
-def unpack(
-    file: Annotated[Path, typer.Argument(help="The .tar.xz that `build --transport` wrote.", show_default=False)],
+def extract(
+    file: Annotated[Path, typer.Argument(help="The .tar.xz that `build --archive` wrote.", show_default=False)],
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder for the files.", show_default="the archive's")
     ] = None,
@@ -298,9 +300,9 @@ def unpack(
 
     It is to the byte as it was packed, by its SHA-256.
 
-    Example: edgepack unpack dist/model.rpi4/transport/model.onnx.tar.xz --out models
+    Example: edgepack extract dist/model.rpi4/archive/model.onnx.tar.xz --out models
     """
-    from edgepack.archive.archive import unpack_file
-    from edgepack.report.doctor import unpacked_report
+    from edgepack.archive.archive import extract_file
+    from edgepack.report.doctor import extracted_report
 
-    show(unpacked_report(file, unpack_file(file, out, force=force)), output)
+    show(extracted_report(file, extract_file(file, out, force=force)), output)

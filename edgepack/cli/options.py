@@ -91,7 +91,7 @@ Inputs = Annotated[
     ),
 ]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of the split and of every random choice.")]
-Fresh = Annotated[bool, typer.Option("--fresh", help="Compute everything again instead of taking it from the cache.")]
+NoCache = Annotated[bool, typer.Option("--no-cache", help="Compute everything again.")]
 _FORMATS = [module.name for module in iter_modules(backends.__path__) if module.ispkg]
 FORMATS_HELP = f"{', '.join(_FORMATS)} or {'both' if len(_FORMATS) == 2 else 'several'}."
 """By the folders of the backends: their registry takes as long to import as all of this."""

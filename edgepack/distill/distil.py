@@ -197,4 +197,4 @@ class _Run:
 
     def _tell(self, state: states.State) -> None:
         first, best = state.history[0].held_out, state.best_loss
-        self.progress(f"recover, held-out loss {first:.4g} → {best:.4g}", state.step, state.total)
+        self.progress(f"distill, held-out loss {first:.4g} → {best:.4g}", state.step, state.total)

@@ -80,11 +80,11 @@ class OptionsEntry:
     refit: Flag
     max_drop: Number | None
     formats: tuple[Text, ...]
-    flash_bytes: Count | None
-    ram_bytes: Count | None
-    latency_s: Number | None
+    max_size_bytes: Count | None
+    max_memory_bytes: Count | None
+    max_latency_s: Number | None
     pick: tuple[Count, ...]
-    recover: Text | None
+    distill: Text | None
     largest_onnx_weight_code: Count
     keep: Text | None
     only: Text | None
@@ -321,7 +321,7 @@ class RecoveryEntry:
 
 
 @dataclass(frozen=True)
-class TransportEntry:
+class ArchiveEntry:
     """The archive of a model file: its path in the pack and its digest."""
 
     file: Shown
@@ -379,7 +379,7 @@ class PackedFile(FileEntry):
         corners: the plan itself, then those that other aims would have chosen, where they gain something; None where
             no plan was chosen from others.
         tables: what became of embedding tables, where they were chosen for with the layers.
-        wire_bytes, transport: of its compressed file, where asked for.
+        archive_bytes, archive: of its compressed file, where asked for.
     """
 
     scheme_chosen_by: Shown
@@ -390,8 +390,8 @@ class PackedFile(FileEntry):
     proofs: Mapping[Text, ProofEntry]
     corners: tuple[CornerEntry, ...] | None = field(default=None, metadata=Extra)
     tables: Annotated[tuple[LayerEntry, ...], Field(max_length=MAX_LAYERS)] | None = field(default=None, metadata=Extra)
-    wire_bytes: Count | None = field(default=None, metadata=Extra)
-    transport: TransportEntry | None = field(default=None, metadata=Extra)
+    archive_bytes: Count | None = field(default=None, metadata=Extra)
+    archive: ArchiveEntry | None = field(default=None, metadata=Extra)
 
 
 @dataclass(frozen=True)

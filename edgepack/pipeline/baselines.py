@@ -217,13 +217,15 @@ def dense_instead(evaluator: Evaluator, files: Writer, baseline: Baseline, reaso
 def _fits(evaluator: Evaluator, path: Path, fmt: Format) -> bool:
     """Whether a dense file meets the user's own limits; whether it is fast enough is only known here."""
     options = evaluator.options
-    if options.flash_bytes is not None and path.stat().st_size > options.flash_bytes:
+    if options.max_size_bytes is not None and path.stat().st_size > options.max_size_bytes:
         return False
-    if options.latency_s is not None and not evaluator.measures_here:
+    if options.max_latency_s is not None and not evaluator.measures_here:
         return False
-    if options.latency_s is not None and evaluator.latencies({"model": path}, fmt)["model"] > options.latency_s:
+    if options.max_latency_s is not None and evaluator.latencies({"model": path}, fmt)["model"] > options.max_latency_s:
         return False
-    return options.ram_bytes is None or peak_ram_bytes(path, fmt, evaluator.workspace) <= options.ram_bytes
+    return (
+        options.max_memory_bytes is None or peak_ram_bytes(path, fmt, evaluator.workspace) <= options.max_memory_bytes
+    )
 
 
 def _dense(evaluator: Evaluator, files: Writer, scheme: Scheme, path: Path, reason: str) -> Attempt:
@@ -262,7 +264,9 @@ def _measured(file: _File) -> int:
 def _peak(report: Mapping[str, Any]) -> int:
     peak = report["ran" if not report["import_only"] else "imported"]["peak_bytes"]
     if peak is None:
-        raise StableDeviceError("this machine does not say how much memory a process held", hint="leave --ram out")
+        raise StableDeviceError(
+            "this machine does not say how much memory a process held", hint="leave --max-memory out"
+        )
     return int(peak)
 
 

@@ -18,7 +18,7 @@ from edgepack.model.scheme import Format
 from edgepack.model.types import Array
 from edgepack.pack.card import write_card
 from edgepack.pack.folder import writing
-from edgepack.pack.manifest import File, Manifest, PackedFile, TransportEntry, write_manifest
+from edgepack.pack.manifest import ArchiveEntry, File, Manifest, PackedFile, write_manifest
 from edgepack.pipeline.baselines import (
     Baseline,
     dense_instead,
@@ -125,13 +125,13 @@ def _fill(folder: Path, ready: Prepared) -> tuple[Manifest, BudgetError | None]:
     return record, failure
 
 
-def _archived(folder: Path, chosen: Chosen, ready: Prepared) -> Mapping[str, tuple[int, TransportEntry]]:
+def _archived(folder: Path, chosen: Chosen, ready: Prepared) -> Mapping[str, tuple[int, ArchiveEntry]]:
     """Writes an archive of each model file, where that was asked for. Their bytes and entries by its name."""
-    if not ready.evaluator.options.transport:
+    if not ready.evaluator.options.archive:
         return {}
     from edgepack.archive.archive import add_archives
 
-    ready.evaluator.workspace.progress("transport")
+    ready.evaluator.workspace.progress("archive")
     return add_archives(folder, [(f"model.{fmt}", fmt) for fmt in chosen.attempts], chosen.images)
 
 
@@ -154,7 +154,7 @@ def _choose(ready: Prepared) -> Chosen:
     began = time.monotonic()
     for number, (fmt, baseline) in enumerate(baselines.items(), start=1):
         files = ready.files[fmt]
-        deadline_s = began + 60 * options.search_minutes * number / len(baselines)
+        deadline_s = began + options.time_limit_s * number / len(baselines)
         with leaving_out(fmt, left_out):
             if picks is not None:
                 found = Planned(picks[fmt], None)
@@ -169,7 +169,7 @@ def _choose(ready: Prepared) -> Chosen:
             attempts[fmt] = no_larger_than_source(ready.evaluator, files, attempt, baseline)
             planned[fmt] = found
     warn_of_refused(left_out, attempts, ready.evaluator.workspace)
-    images = _images(ready, attempts) if options.transport else {}
+    images = _images(ready, attempts) if options.archive else {}
     return Chosen(planned, attempts, {fmt: baselines[fmt] for fmt in attempts}, images)
 
 
@@ -183,7 +183,7 @@ def _entries(
     ready: Prepared,
     chosen: Chosen,
     scores: Mapping[str, float],
-    archived: Mapping[str, tuple[int, TransportEntry]],
+    archived: Mapping[str, tuple[int, ArchiveEntry]],
 ) -> dict[str, File]:
     entries: dict[str, File] = {}
     for fmt, attempt in chosen.attempts.items():
@@ -201,8 +201,8 @@ def _entries(
     return entries
 
 
-def _with_archive(entry: PackedFile, wire: tuple[int, TransportEntry] | None) -> PackedFile:
-    return entry if wire is None else replace(entry, wire_bytes=wire[0], transport=wire[1])
+def _with_archive(entry: PackedFile, wire: tuple[int, ArchiveEntry] | None) -> PackedFile:
+    return entry if wire is None else replace(entry, archive_bytes=wire[0], archive=wire[1])
 
 
 def _place(folder: Path, chosen: Chosen, ready: Prepared) -> None:

@@ -1,4 +1,4 @@
-"""`--recover`: the factors of a plan trained against the original model's answers, once per set of ranks."""
+"""`--distill`: the factors of a plan trained against the original model's answers, once per set of ranks."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ class Recovery:
             source = with_program(self.opened, self.calibration, self.workspace)
         except ModelError as err:
             raise ModelError(
-                f"--recover trains in torch: {err.message}", hint="leave --recover out, or give the torch model"
+                f"--distill trains in torch: {err.message}", hint="leave --distill out, or give the torch model"
             ) from err
         if source.program is None:
             raise ValueError("there is no torch program")
@@ -185,7 +185,7 @@ def _unpacked(arrays: Mapping[str, Array]) -> Outcome:
 RECOVERED: Step[_Task, Outcome] = Step("recovered", 3, _trained, arrays_store(_packed, _unpacked))
 
 
-def check_recover(samples: Samples | None) -> Samples:
+def check_distill(samples: Samples | None) -> Samples:
     """The calibration samples that a recovery trains on.
 
     Raises:
@@ -193,7 +193,7 @@ def check_recover(samples: Samples | None) -> Samples:
     """
     if samples is None:
         raise UsageError(
-            "--recover trains on calibration data, and there are none",
+            "--distill trains on calibration data, and there are none",
             hint="give --data F.npz, or put `calibration` into the recipe",
         )
     return samples

@@ -114,9 +114,7 @@ def _explored(ready: Prepared) -> dict[Format, tuple[Search, tuple[Step, ...]]]:
         steps = _steps(ready, fmt, bounds, rest)
         if isinstance(steps, Infeasible):
             raise infeasible(fmt, steps, evaluator.options, rest)
-        search = Search(
-            evaluator, files, rest, began + 60 * evaluator.options.search_minutes * number / len(ready.files)
-        )
+        search = Search(evaluator, files, rest, began + evaluator.options.time_limit_s * number / len(ready.files))
         search.explore(steps)
         found[fmt] = search, steps
     return found

@@ -28,7 +28,7 @@ from edgepack.plan.explain import arrangement
 from edgepack.plan.solve import Bounds, Infeasible, Quantity
 from edgepack.units import seconds, size
 
-OPTIONS: dict[Quantity, str] = {"size_bytes": "--flash", "ram_bytes": "--ram", "latency_s": "--latency"}
+OPTIONS: dict[Quantity, str] = {"size_bytes": "--max-size", "ram_bytes": "--max-memory", "latency_s": "--max-latency"}
 
 MOST_LAYERS = 16
 """Layers that are measured, largest loss of energy first, then most weights."""
@@ -69,7 +69,7 @@ def measure_rest(evaluator: Evaluator, files: Writer, prices: Prices, menus: Seq
         dense = next(one for one in table.candidates if one.structure.is_dense)
         plain[table.layer.name], sizes[table.layer.name] = dense.scheme, dense.size_bytes
     ram, latency_s = 0, prices.call_s(files.fmt)
-    if evaluator.options.ram_bytes is not None:
+    if evaluator.options.max_memory_bytes is not None:
         held = sum(resident_bytes(plain[name], one) for name, one in sizes.items())
         ram = max(peak_ram_bytes(path, files.fmt, evaluator.workspace) - held, 0)
     if evaluator.measures_here:
@@ -94,9 +94,9 @@ def user_bounds(options: BuildOptions, rest: Rest) -> Bounds:
     """What the user's limits leave for the linear layers."""
     return Bounds(
         loss=None,
-        size_bytes=None if options.flash_bytes is None else max(options.flash_bytes - rest.size_bytes, 0),
-        ram_bytes=None if options.ram_bytes is None else max(options.ram_bytes - rest.ram_bytes, 0),
-        latency_s=None if options.latency_s is None else max(options.latency_s - rest.latency_s, 0.0),
+        size_bytes=None if options.max_size_bytes is None else max(options.max_size_bytes - rest.size_bytes, 0),
+        ram_bytes=None if options.max_memory_bytes is None else max(options.max_memory_bytes - rest.ram_bytes, 0),
+        latency_s=None if options.max_latency_s is None else max(options.max_latency_s - rest.latency_s, 0.0),
     )
 
 
@@ -146,12 +146,12 @@ def excess(evaluator: Evaluator, attempt: Attempt) -> dict[Quantity, float]:
     """By how much the emitted file itself is over each limit; empty if it meets all."""
     options = evaluator.options
     found: dict[Quantity, float] = {}
-    if options.flash_bytes is not None:
-        found["size_bytes"] = attempt.path.stat().st_size - options.flash_bytes
-    if options.ram_bytes is not None:
-        found["ram_bytes"] = peak_ram_bytes(attempt.path, attempt.fmt, evaluator.workspace) - options.ram_bytes
-    if options.latency_s is not None and evaluator.measures_here:
-        found["latency_s"] = evaluator.latencies({"model": attempt.path}, attempt.fmt)["model"] - options.latency_s
+    if options.max_size_bytes is not None:
+        found["size_bytes"] = attempt.path.stat().st_size - options.max_size_bytes
+    if options.max_memory_bytes is not None:
+        found["ram_bytes"] = peak_ram_bytes(attempt.path, attempt.fmt, evaluator.workspace) - options.max_memory_bytes
+    if options.max_latency_s is not None and evaluator.measures_here:
+        found["latency_s"] = evaluator.latencies({"model": attempt.path}, attempt.fmt)["model"] - options.max_latency_s
     return {quantity: over for quantity, over in found.items() if over > 0}
 
 
@@ -170,7 +170,11 @@ def over_limit(attempt: Attempt, over: Mapping[Quantity, float], options: BuildO
 
 
 def _allowed(quantity: Quantity, options: BuildOptions) -> float:
-    limits = {"size_bytes": options.flash_bytes, "ram_bytes": options.ram_bytes, "latency_s": options.latency_s}
+    limits = {
+        "size_bytes": options.max_size_bytes,
+        "ram_bytes": options.max_memory_bytes,
+        "latency_s": options.max_latency_s,
+    }
     return limits[quantity] or 0
 
 

@@ -22,7 +22,7 @@ from edgepack.targets.target import HOST, Target
 Rank = Literal["auto", "cv"] | int | float
 PrecisionChoice = Literal["auto", "fp32", "int8", "int4"]
 DEFAULT_MAX_DROP = 0.5
-DEFAULT_SEARCH_MINUTES = 10.0
+DEFAULT_TIME_LIMIT_S = 600.0
 SHOWN_NAMES = 8
 
 
@@ -45,12 +45,12 @@ class BuildOptions:
             layers (int), or a share of each layer's weights (float).
         refit: fit the factors of the plans whose files are made to what the compressed layers before them answer.
         method: factorizer, None for whitened with data and svd without.
-        flash_bytes: largest size of one model file, None for no limit.
-        ram_bytes: most that a process may hold for one file beyond the runtime's import, None for no limit.
-        latency_s: longest time of one inference, None for no limit.
-        search_minutes: no probe is begun later than this after the search began.
+        max_size_bytes: largest size of one model file, None for no limit.
+        max_memory_bytes: most that a process may hold for one file beyond the runtime's import, None for no limit.
+        max_latency_s: longest time of one inference, None for no limit.
+        time_limit_s: no plan is tried later than this after the search began.
         pick: numbers of explored plans to build instead of the one that the search would choose; empty for none.
-        recover: how long the factors of a plan are trained; None for not at all.
+        distill: how long the factors of a plan are trained against the original; None for not at all.
         scheduler: address of a Dask scheduler, None for local processes.
         out: pack folder, None for dist/<model>.<target>.
         fresh: ignore what the cache holds.
@@ -59,7 +59,7 @@ class BuildOptions:
         inputs: shapes of inputs that the model leaves open.
         images: how images become samples; None where nothing was said.
         baseline: write the dense models into the pack.
-        transport: write each model file as a `.tar.xz` as well.
+        archive: write each model file as a `.tar.xz` as well.
     """
 
     model: str
@@ -75,18 +75,18 @@ class BuildOptions:
     precision: PrecisionChoice = "auto"
     refit: bool = False
     method: str | None = None
-    flash_bytes: int | None = None
-    ram_bytes: int | None = None
-    latency_s: float | None = None
-    search_minutes: float = DEFAULT_SEARCH_MINUTES
+    max_size_bytes: int | None = None
+    max_memory_bytes: int | None = None
+    max_latency_s: float | None = None
+    time_limit_s: float = DEFAULT_TIME_LIMIT_S
     pick: tuple[int, ...] = ()
-    recover: Budget | None = None
+    distill: Budget | None = None
     scheduler: str | None = None
     out: Path | None = None
     seed: int = 0
     fresh: bool = False
     baseline: bool = True
-    transport: bool = False
+    archive: bool = False
     keep: str | None = None
     only: str | None = None
     inputs: tuple[GivenInput, ...] = ()
@@ -105,11 +105,15 @@ class BuildOptions:
             raise UsageError(f"--rank {self.rank}: a share of a layer's weights lies between 0 and 1")
         if self.seed < 0:
             raise UsageError(f"--seed {self.seed}: a seed is 0 or more")
-        for name, limit in (("--flash", self.flash_bytes), ("--ram", self.ram_bytes), ("--latency", self.latency_s)):
+        for name, limit in (
+            ("--max-size", self.max_size_bytes),
+            ("--max-memory", self.max_memory_bytes),
+            ("--max-latency", self.max_latency_s),
+        ):
             if limit is not None and limit <= 0:
                 raise UsageError(f"{name} must be more than 0")
-        if not 0 < self.search_minutes < float("inf"):
-            raise UsageError(f"--search-minutes {self.search_minutes}: must be more than 0")
+        if not 0 < self.time_limit_s < float("inf"):
+            raise UsageError(f"--time-limit {self.time_limit_s} s: must be more than 0")
         for name, text in (("--keep", self.keep), ("--only", self.only)):
             _check_expression(name, text)
         if self.pick and self.rank != "auto":
@@ -234,24 +238,24 @@ def parse_rank(text: str) -> Rank:
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
-_SECONDS = {"S": 1.0, "MS": 1e-3, "US": 1e-6, "": 1.0}
+_SECONDS = {"H": 3600.0, "MIN": 60.0, "S": 1.0, "MS": 1e-3, "US": 1e-6, "": 1.0}
 
 
 def parse_duration(text: str) -> float:
-    """`5ms` → 0.005; also us, µs and s; a bare number is seconds.
+    """`5ms` → 0.005, `10min` → 600; also us, µs, s and h; a bare number is seconds.
 
     Raises:
         UsageError: anything else.
     """
     text = text.replace("\N{MICRO SIGN}", "u").replace("\N{GREEK SMALL LETTER MU}", "u")
-    digits = text.rstrip("msu ")
+    digits = text.rstrip("hminsu ")
     unit = text[len(digits) :].strip().upper()
     try:
         seconds = float(digits) * _SECONDS[unit]
     except (ValueError, KeyError):
-        raise UsageError(f"{text!r} is not a time; write it like 5ms or 300us") from None
+        raise UsageError(f"{text!r} is not a time; write it like 5ms, 300us or 10min") from None
     if not seconds < float("inf"):
-        raise UsageError(f"{text!r} is not a time; write it like 5ms or 300us")
+        raise UsageError(f"{text!r} is not a time; write it like 5ms, 300us or 10min")
     return seconds
 
 

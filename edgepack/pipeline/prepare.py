@@ -24,7 +24,7 @@ from edgepack.pipeline.analysis import Analysis, Question, analyze
 from edgepack.pipeline.candidates import Menu, Offered, make_menus, make_offer, most_ranks, offered, without_factors
 from edgepack.pipeline.crossval import CrossValidation, Labelled, check_labels, cross_validated
 from edgepack.pipeline.datasets import Data, Methods, choose_methods, load_data, make_guard, with_open_sides
-from edgepack.pipeline.distill import Recovery, check_recover
+from edgepack.pipeline.distill import Recovery, check_distill
 from edgepack.pipeline.evaluate import Guard, Prover, check_evaluate, known_by_heart
 from edgepack.pipeline.evaluator import Evaluator
 from edgepack.pipeline.gradients import gradient_kind, weighed
@@ -116,7 +116,7 @@ def _prepare(options: BuildOptions, engines: Mapping[Format, Any], workspace: Wo
     opened = _open(options, workspace)
     dense = native(opened.native).session(opened.content, {}, threads=THREADS)
     recipe = recipe_score(opened, dense) if options.metric == RECIPE else None
-    trains = options.recover is not None or options.rank == "cv"
+    trains = options.distill is not None or options.rank == "cv"
     data = load_data(options.data, opened, options.model, options.seed, trains=trains, images=options.images)
     test = None if options.test is None else read_samples(options.test, opened.inputs, options.images)
     if data.guard.ragged or (test is not None and test.ragged):
@@ -205,8 +205,8 @@ def of_any_shape(options: BuildOptions, workspace: Workspace) -> BuildOptions:
         )
     method = options.method
     weighed_by_gradients = method is not None and is_factorizer(method) and needs_gradients(method)
-    if options.recover is not None or weighed_by_gradients:
-        option = f"--method {method}" if weighed_by_gradients else "--recover"
+    if options.distill is not None or weighed_by_gradients:
+        option = f"--method {method}" if weighed_by_gradients else "--distill"
         raise UsageError(
             f"{option} takes samples of one shape, these differ", hint="leave it out, or pad or cut the samples"
         )
@@ -251,15 +251,15 @@ def _methods(options: BuildOptions, data: Data) -> Methods:
     """What the layers may become. Refuses options that are about the pairs of a factorizer where there are none, and
     those that look at data without any."""
     methods = choose_methods(options.method, data)
-    given = {"--rank cv": options.rank == "cv", "--refit": options.refit, "--recover": options.recover is not None}
+    given = {"--rank cv": options.rank == "cv", "--refit": options.refit, "--distill": options.distill is not None}
     for option, wanted in given.items():
         if wanted and not methods.pairs:
             raise UsageError(
                 f"{option} is for the pairs of a factorizer, and --method {options.method} makes none",
                 hint="leave it out, or give a factorizer: --method whitened",
             )
-    if options.recover is not None:
-        check_recover(data.calibration)
+    if options.distill is not None:
+        check_distill(data.calibration)
     if options.refit:
         check_refit(methods.factorizer, data.calibration)
     return methods
@@ -359,9 +359,9 @@ def _replacements(
     refitter = recovery = None
     if options.refit and calibration is not None:
         refitter = Refitter(opened, rounder, calibration)
-    if options.recover is not None and calibration is not None:
+    if options.distill is not None and calibration is not None:
         key, classes = digest(analysis.key, "recovery"), gradient_kind(guard.metric) == "classes"
-        recovery = Recovery(source.opened, calibration, classes, options.recover, key, workspace)
+        recovery = Recovery(source.opened, calibration, classes, options.distill, key, workspace)
     return Replacements(analysis, rounder, refitter, recovery, alternatives)
 
 

@@ -64,7 +64,7 @@ class Replacements:
         return self._each(plan, scheme, pair, self.rounder.dense)
 
     def recovered(self, plan: Sequence[LayerPlan], scheme: FileScheme) -> Outcome | None:
-        """What training made of the plan's pairs; None without `--recover`, and for a plan without pairs.
+        """What training made of the plan's pairs; None without `--distill`, and for a plan without pairs.
 
         A pair that stands beside a dense matrix is not trained, nor one in front of recurrent cells: in torch their
         weights are inside of an operator.

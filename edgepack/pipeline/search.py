@@ -160,7 +160,7 @@ class Search:
         """Probes all steps, as far as the time allows; they are in `probes` then."""
         for index in range(len(steps)):
             if self._probes and time.monotonic() >= self._deadline_s:
-                self._workspace.warn("the time ran out before all plans were probed: raise --search-minutes")
+                self._workspace.warn("the time ran out before all plans were probed: raise --time-limit")
                 break
             self._look(steps, index)
 

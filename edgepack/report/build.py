@@ -99,8 +99,8 @@ _FILES: tuple[Field[_File], ...] = (
     Field(Column("scheme", "scheme"), lambda file: file.entry.scheme),
     Field(Column("size_bytes", "size", "bytes"), lambda file: file.entry.size_bytes),
     Field(
-        Column("wire_bytes", "on the wire", "bytes", optional=True),
-        lambda file: file.entry.wire_bytes if isinstance(file.entry, PackedFile) else None,
+        Column("archive_bytes", "on the wire", "bytes", optional=True),
+        lambda file: file.entry.archive_bytes if isinstance(file.entry, PackedFile) else None,
     ),
     Field(Column("fp32_bytes_ratio", "vs fp32", "times"), lambda file: file.shrink("fp32")),
     Field(Column("int8_bytes_ratio", "vs int8", "times"), lambda file: file.shrink("int8")),

@@ -1,4 +1,4 @@
-"""What `edgepack doctor`, `edgepack emulator install` and `edgepack unpack` say."""
+"""What `edgepack doctor`, `edgepack emulator install` and `edgepack extract` say."""
 
 from __future__ import annotations
 
@@ -65,10 +65,10 @@ def installed_report(installed: Installed) -> Report:
     return Report(blocks=(facts(f"emulator {installed.arch}", rows),), record=asdict(installed))
 
 
-def unpacked_report(file: Path, files: Sequence[Unpacked]) -> Report:
+def extracted_report(file: Path, files: Sequence[Unpacked]) -> Report:
     """One row per file that came out of an archive."""
     listed = [{**asdict(one), "path": str(one.path)} for one in files]
-    record = {"file": str(file), "wire_bytes": file.stat().st_size, "files": listed}
+    record = {"file": str(file), "archive_bytes": file.stat().st_size, "files": listed}
     return Report(blocks=(make_table(_UNPACKED, files),), record=record)
 
 

@@ -102,10 +102,18 @@ def test_what_the_command_line_refuses_is_refused(model: onnx.ModelProto, data: 
 
 
 def test_words_are_read_as_on_the_command_line() -> None:
-    words = {"flash_bytes": "2MB", "latency_s": "5ms", "formats": "tflite,onnx", "out": "dist/a", "max_drop": 0.1}
+    words = {
+        "max_size": "2MB",
+        "max_latency": "5ms",
+        "time_limit": "2min",
+        "formats": "tflite,onnx",
+        "out": "dist/a",
+        "max_drop": 0.1,
+    }
     assert parsed(words) == {
-        "flash_bytes": 2_000_000,
-        "latency_s": 0.005,
+        "max_size_bytes": 2_000_000,
+        "max_latency_s": 0.005,
+        "time_limit_s": 120.0,
         "formats": ("onnx", "tflite"),
         "out": Path("dist/a"),
         "max_drop": 0.1,
@@ -116,8 +124,9 @@ def test_words_are_read_as_on_the_command_line() -> None:
 
 
 def test_every_option_of_a_build_can_be_said() -> None:
-    given = {"model", "target", "data"}
-    assert {each.name for each in fields(ep.BuildOptions)} == given | set(get_type_hints(BuildKeywords))
+    given, words = {"model", "target", "data"}, dict.fromkeys(get_type_hints(BuildKeywords), "1")
+    plain = parsed({**words, "inputs": {}, "distill": "1epochs", "formats": "onnx"})
+    assert {each.name for each in fields(ep.BuildOptions)} == given | set(plain)
 
 
 def perceptron() -> torch.nn.Module:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from edgepack.archive import tarxz
-from edgepack.archive.archive import unpack_file
+from edgepack.archive.archive import extract_file
 from edgepack.errors import ModelError, OutputError
 
 
@@ -25,35 +25,35 @@ def names(folder: Path) -> list[str]:
 
 
 def test_files_land_beside_the_archive_or_where_asked(archive: Path, tmp_path: Path) -> None:
-    unpack_file(archive)
+    extract_file(archive)
     assert names(archive.parent) == ["a.onnx", "b.tflite", "two.tar.xz"]
-    unpack_file(archive, tmp_path / "new" / "folder")
+    extract_file(archive, tmp_path / "new" / "folder")
     assert (tmp_path / "new" / "folder" / "b.tflite").read_bytes() == b"second" * 50
     assert os.stat(tmp_path / "new" / "folder" / "b.tflite").st_mode & 0o777 == 0o644
 
 
 def test_the_same_file_is_left_alone(archive: Path) -> None:
-    unpack_file(archive)
+    extract_file(archive)
     before = (archive.parent / "a.onnx").stat().st_mtime_ns
-    assert [file.written for file in unpack_file(archive)] == [False, False]
+    assert [file.written for file in extract_file(archive)] == [False, False]
     assert (archive.parent / "a.onnx").stat().st_mtime_ns == before
 
 
 def test_a_different_file_is_replaced_only_by_force(archive: Path) -> None:
     (archive.parent / "b.tflite").write_bytes(b"mine")
     with pytest.raises(OutputError, match=r"b\.tflite exists and is not what two\.tar\.xz holds") as caught:
-        unpack_file(archive)
+        extract_file(archive)
     assert "--force" in (caught.value.hint or "")
     assert names(archive.parent) == ["b.tflite", "two.tar.xz"], "nothing was written"
     assert (archive.parent / "b.tflite").read_bytes() == b"mine"
-    unpack_file(archive, force=True)
+    extract_file(archive, force=True)
     assert (archive.parent / "b.tflite").read_bytes() == b"second" * 50
 
 
 def test_a_folder_in_the_way(archive: Path) -> None:
     (archive.parent / "b.tflite").mkdir()
     with pytest.raises(OutputError, match="exists and is not"):
-        unpack_file(archive, force=True)
+        extract_file(archive, force=True)
 
 
 def test_a_failed_write_leaves_nothing(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,7 +62,7 @@ def test_a_failed_write_leaves_nothing(archive: Path, tmp_path: Path, monkeypatc
 
     monkeypatch.setattr("edgepack.archive.archive.os.replace", full)
     with pytest.raises(OutputError, match="No space left"):
-        unpack_file(archive, tmp_path / "out")
+        extract_file(archive, tmp_path / "out")
     assert names(tmp_path / "out") == []
 
 
@@ -74,21 +74,21 @@ def test_no_archive(tmp_path: Path, kind: str) -> None:
     elif kind == "noise":
         path.write_bytes(b"PK" * 100)
     with pytest.raises(ModelError, match=r"x\.tar\.xz: found") as caught:
-        unpack_file(path)
+        extract_file(path)
     assert caught.value.hint
 
 
 def test_a_archive_larger_than_any(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edgepack.archive.tarxz.MAX_BYTES", 10)
     with pytest.raises(ModelError, match="expected at most 10"):
-        unpack_file(archive)
+        extract_file(archive)
 
 
 @pytest.mark.parametrize("name", ["two.epk", "two", "two.tar.zst"])
 def test_a_file_of_another_suffix(archive: Path, name: str) -> None:
     found = archive.rename(archive.with_name(name))
     with pytest.raises(ModelError, match=r"expected a file whose name ends in \.tar\.xz") as caught:
-        unpack_file(found)
+        extract_file(found)
     assert caught.value.exit_code == 3
-    assert "build --transport" in (caught.value.hint or "")
+    assert "build --archive" in (caught.value.hint or "")
     assert names(found.parent) == [name]

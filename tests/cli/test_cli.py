@@ -101,7 +101,7 @@ ARGUMENTS = {
     ("inspect",): ["m.onnx"],
     ("targets", "calibrate"): ["rpi4"],
     ("targets", "show"): ["rpi4"],
-    ("unpack",): ["m.epk"],
+    ("extract",): ["m.epk"],
 }
 
 

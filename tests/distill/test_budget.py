@@ -1,4 +1,4 @@
-"""What `--recover` takes."""
+"""What `--distill` takes."""
 
 from __future__ import annotations
 

@@ -280,7 +280,8 @@ def test_inspect_tells_what_became_of_each_layer(rpi4_pack: Built) -> None:
 
 
 @pytest.mark.parametrize(
-    ("option", "value", "says"), [("--latency", "0.001us", "--latency 1.00 ns"), ("--ram", "1kB", "--ram 1.00 kB")]
+    ("option", "value", "says"),
+    [("--max-latency", "0.001us", "--max-latency 1.00 ns"), ("--max-memory", "1kB", "--max-memory 1.00 kB")],
 )
 def test_limits_that_nobody_meets(tmp_path: Path, model: Path, data: Path, option: str, value: str, says: str) -> None:
     done = build(model, tmp_path / "out", "--data", data, option, value)
@@ -291,13 +292,13 @@ def test_limits_that_nobody_meets(tmp_path: Path, model: Path, data: Path, optio
 
 
 def test_limits_that_are_met(tmp_path: Path, model: Path, data: Path) -> None:
-    limits = ("--flash", "40kB", "--latency", "1ms", "--ram", "200MB")
+    limits = ("--max-size", "40kB", "--max-latency", "1ms", "--max-memory", "200MB")
     done = build(model, tmp_path / "out", "--data", data, *limits)
     assert done.code == 0, done.err
     manifest = manifest_of(tmp_path / "out")
     assert manifest["budget_met"] is True
     asked = manifest["options"]
-    assert (asked["flash_bytes"], asked["latency_s"], asked["ram_bytes"]) == (40_000, 1e-3, 200_000_000)
+    assert (asked["max_size_bytes"], asked["max_latency_s"], asked["max_memory_bytes"]) == (40_000, 1e-3, 200_000_000)
     assert manifest["files"]["model.onnx"]["size_bytes"] <= 40_000
 
 
@@ -322,12 +323,12 @@ def test_no_baseline_leaves_the_dense_models_out(tmp_path: Path, model: Path, da
 
 @pytest.mark.parametrize(("flash", "code"), [("1MB", 0), ("2KB", 5)])
 def test_flash(tmp_path: Path, model: Path, data: Path, flash: str, code: int) -> None:
-    done = build(model, tmp_path / "out", "--data", data, "--flash", flash)
+    done = build(model, tmp_path / "out", "--data", data, "--max-size", flash)
     assert done.code == code, done.err
     manifest = manifest_of(tmp_path / "out")
     assert manifest["budget_met"] is (code == 0)
     if code:
-        assert "no onnx plan fits --flash 2.00 kB (the least within the other limits is " in done.err
+        assert "no onnx plan fits --max-size 2.00 kB (the least within the other limits is " in done.err
         assert manifest["files"]["model.onnx"]["size_bytes"] < 10_000, "the best attempt is the smallest plan"
     else:
         assert manifest["files"]["model.onnx"]["size_bytes"] <= 1_000_000

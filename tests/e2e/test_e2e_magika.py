@@ -49,7 +49,7 @@ def test_pack_agrees_with_the_original_on_files_it_never_saw(
     np.savez(tmp_path / "test.npz", bytes=rows[CALIBRATION : CALIBRATION + TESTED])
     out = tmp_path / "pack"
     options = ("--data", tmp_path / "calibration.npz", "--test", tmp_path / "test.npz", "--max-drop", "0.5")
-    options += ("--search-minutes", "0.2")
+    options += ("--time-limit", "0.2min")
     done = invoke("build", magika_model, "--target", "rpi4", "--formats", "onnx", "--out", out, *options)
     assert done.code == 0, done.err
     manifest = json.loads((out / "manifest.json").read_text())

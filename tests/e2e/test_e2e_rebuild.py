@@ -85,7 +85,7 @@ def test_fresh_computes_again_and_comes_to_the_same(
     assert invoke(*base).code == 0
     manifest, before = (tmp_path / "pack" / "manifest.json").read_bytes(), entries(tmp_path / "cache")
     assert before
-    assert invoke(*base, "--fresh").code == 0
+    assert invoke(*base, "--no-cache").code == 0
     after = entries(tmp_path / "cache")
     assert after.keys() == before.keys()
     assert all(after[name] > before[name] for name in before)

@@ -205,7 +205,8 @@ def test_a_plan_over_the_budget_gives_way_to_dense_int8_within_it(
 
 
 @pytest.mark.parametrize(
-    ("changes", "lost"), [({"flash_bytes": 50_000}, 3.0), ({"ram_bytes": 1}, 3.0), ({"latency_s": 1.0}, 3.0)]
+    ("changes", "lost"),
+    [({"max_size_bytes": 50_000}, 3.0), ({"max_memory_bytes": 1}, 3.0), ({"max_latency_s": 1.0}, 3.0)],
 )
 def test_dense_int8_that_is_over_a_limit_is_no_way_out(
     ready: Prepared, evaluator: Evaluator, rival: Baseline, changes: dict[str, Any], lost: float
@@ -234,5 +235,5 @@ def test_on_this_machine_a_slower_file_gives_way(
     assert (found is made) is stays
     if not stays:
         assert found.layers[0].reason == f"the plan took {ratio:.2f} times as long as dense int8 here"
-    tight = replace(here, flash_bytes=50_000)
+    tight = replace(here, max_size_bytes=50_000)
     assert keep_promise(replace(evaluator, options=tight), ready.files["onnx"], made, rival) is made, "it would not fit"

@@ -117,7 +117,7 @@ def test_kernels_are_taken_apart_as_predicted(convnet: Path, cache: Cache) -> No
 
 
 def test_kernels_that_are_taken_apart_are_trained_as_their_file_rounds_them(convnet: Path, cache: Cache) -> None:
-    asked = options(convnet, formats=("onnx",), max_drop=LIMIT, recover=Epochs(1))
+    asked = options(convnet, formats=("onnx",), max_drop=LIMIT, distill=Epochs(1))
     with prepared(asked, cache, silent) as ready:
         replacements = ready.evaluator.replacements
         wanted = {"k2": ("spatial-svd", WEIGHTS8), "k3": ("tucker-2", FP32)}

@@ -1,4 +1,4 @@
-"""`--recover` in builds: factors trained against the model's own answers, kept, gone on with, and said."""
+"""`--distill` in builds: factors trained against the model's own answers, kept, gone on with, and said."""
 
 from __future__ import annotations
 
@@ -102,13 +102,13 @@ def test_what_was_interrupted_goes_on(ready: Prepared, start: dict[str, Replacem
 def test_a_build_trains_its_pairs_and_says_so(classifier: Path, warm_cache: Path, tmp_path: Path) -> None:
     given: dict[str, Any] = {"rank": 16, "precision": "int8", "baseline": False}
     plain = build(options(classifier, **given, out=tmp_path / "plain"), cache=Cache(warm_cache))
-    made = build(options(classifier, **given, recover=Epochs(3), out=tmp_path / "made"), cache=Cache(warm_cache))
+    made = build(options(classifier, **given, distill=Epochs(3), out=tmp_path / "made"), cache=Cache(warm_cache))
     files = [result.manifest.record()["files"]["model.onnx"] for result in (plain, made)]
     assert files[0]["recovery"] is None
     loss = files[1]["recovery"]["held_out_loss"]
     assert loss["after"] < loss["before"]
     assert files[1]["recovery"]["steps"] > 0
-    assert made.manifest.record()["options"]["recover"] == "3epochs"
+    assert made.manifest.record()["options"]["distill"] == "3epochs"
     assert files[1]["size_bytes"] == pytest.approx(files[0]["size_bytes"], rel=0.15), "but for scales that are shared"
     assert files[1]["guard"]["drop"] < files[0]["guard"]["drop"]
 
@@ -120,7 +120,7 @@ def test_training_that_makes_nothing_better_leaves_the_file_as_it_was(
     monkeypatch.setattr(training, "RELATIVE_RATE", 1e-12)
     given: dict[str, Any] = {"rank": 24, "precision": precision, "baseline": False}
     plain = build(options(classifier, **given, out=tmp_path / "plain"), cache=Cache(warm_cache))
-    made = build(options(classifier, **given, recover=Epochs(1), out=tmp_path / "made"), cache=Cache(tmp_path / "own"))
+    made = build(options(classifier, **given, distill=Epochs(1), out=tmp_path / "made"), cache=Cache(tmp_path / "own"))
     before, entry = (result.manifest.record()["files"]["model.onnx"] for result in (plain, made))
     assert entry["recovery"]["kept"] is False
     assert entry["recovery"]["steps"] > 0
@@ -147,7 +147,7 @@ def test_weights_in_four_bits_are_written_as_they_were_trained(
 ) -> None:
     given: dict[str, Any] = {"rank": 24, "precision": "int4", "baseline": False}
     plain = build(options(classifier, **given, out=tmp_path / "plain"), cache=Cache(warm_cache))
-    made = build(options(classifier, **given, recover=Epochs(8), out=tmp_path / "made"), cache=Cache(warm_cache))
+    made = build(options(classifier, **given, distill=Epochs(8), out=tmp_path / "made"), cache=Cache(warm_cache))
     before, after = (result.manifest.record()["files"]["model.onnx"] for result in (plain, made))
     assert after["recovery"]["kept"] is True
     assert after["recovery"]["held_out_loss"]["after"] < 0.9 * after["recovery"]["held_out_loss"]["before"]
@@ -164,12 +164,12 @@ def test_without_a_limit_of_its_own_faster_plans_are_trained_first(
         assert made["guard"]["drop"] <= 1.0
         return int(made["matrix_parameters"])
 
-    assert weights(recover=Epochs(3)) <= weights()
+    assert weights(distill=Epochs(3)) <= weights()
 
 
 def test_there_must_be_data(classifier: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="--recover trains on calibration data") as err:
-        build(options(classifier, data=None, recover=Epochs(1), out=tmp_path / "p"), cache=Cache(tmp_path / "c"))
+    with pytest.raises(UsageError, match="--distill trains on calibration data") as err:
+        build(options(classifier, data=None, distill=Epochs(1), out=tmp_path / "p"), cache=Cache(tmp_path / "c"))
     assert "--data" in (err.value.hint or "")
     assert not (tmp_path / "p").exists()
 
@@ -181,6 +181,6 @@ def test_a_model_that_torch_cannot_take_is_refused(
         raise ModelError("the operator Foo has no counterpart")
 
     monkeypatch.setattr("edgepack.torchgraph.from_onnx.onnx_to_program", refuse)
-    with pytest.raises(ModelError, match="--recover trains in torch: the operator Foo") as err:
+    with pytest.raises(ModelError, match="--distill trains in torch: the operator Foo") as err:
         recovery(ready, tmp_path).of(start, {})
-    assert "leave --recover out" in (err.value.hint or "")
+    assert "leave --distill out" in (err.value.hint or "")

@@ -159,16 +159,16 @@ def test_without_data_there_is_nothing_to_compare(
 
 
 def test_limits_hold_for_what_is_explored(classifier: Path, cache: Cache) -> None:
-    rows = explore(options(classifier, flash_bytes=100_000), cache=cache).rows
+    rows = explore(options(classifier, max_size_bytes=100_000), cache=cache).rows
     assert max(row.size_bytes for row in rows) <= 105_000
-    with pytest.raises(BudgetError, match=r"no onnx plan fits --flash 5\.00 kB"):
-        explore(options(classifier, flash_bytes=5_000), cache=cache)
+    with pytest.raises(BudgetError, match=r"no onnx plan fits --max-size 5\.00 kB"):
+        explore(options(classifier, max_size_bytes=5_000), cache=cache)
 
 
 def test_the_time_is_kept_and_told(classifier: Path, tmp_path: Path) -> None:
-    found = explore(options(classifier, search_minutes=1e-6), cache=Cache(tmp_path))
+    found = explore(options(classifier, time_limit_s=1e-6), cache=Cache(tmp_path))
     assert len(found.rows) == 1
-    assert found.warnings == ("the time ran out before all plans were probed: raise --search-minutes",)
+    assert found.warnings == ("the time ran out before all plans were probed: raise --time-limit",)
 
 
 def test_for_machines(found: Exploration) -> None:

@@ -1,4 +1,4 @@
-"""--flash, --ram and --latency: met by the emitted file itself, or refused with the least that can be had."""
+"""--max-size, --max-memory, --max-latency: met by the emitted file, or refused with the least that can be had."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def built(classifier: Path, warm_cache: Path, out: Path, **changes: Any) -> dict
 
 
 def test_what_the_limits_leave_for_the_layers(classifier: Path) -> None:
-    asked = options(classifier, flash_bytes=50_000, ram_bytes=5_000_000, latency_s=5e-6)
+    asked = options(classifier, max_size_bytes=50_000, max_memory_bytes=5_000_000, max_latency_s=5e-6)
     assert limits.user_bounds(asked, REST) == Bounds(None, 40_000, 3_000_000, pytest.approx(4e-6))
     assert limits.user_bounds(options(classifier), REST) == Bounds()
-    tight = options(classifier, flash_bytes=500, ram_bytes=500, latency_s=5e-7)
+    tight = options(classifier, max_size_bytes=500, max_memory_bytes=500, max_latency_s=5e-7)
     assert limits.user_bounds(tight, REST) == Bounds(None, 0, 0, 0.0)
 
 
@@ -51,16 +51,16 @@ def test_the_rest_of_a_file_is_what_its_layers_do_not_take(ready: Prepared, tmp_
 
 @pytest.mark.parametrize("flash", [120_000, 60_000])
 def test_flash_is_met_by_the_file(classifier: Path, warm_cache: Path, tmp_path: Path, flash: int) -> None:
-    manifest = built(classifier, warm_cache, tmp_path / "pack", flash_bytes=flash)
+    manifest = built(classifier, warm_cache, tmp_path / "pack", max_size_bytes=flash)
     entry = manifest["files"]["model.onnx"]
     assert manifest["budget_met"] is True
-    assert manifest["options"]["flash_bytes"] == flash
+    assert manifest["options"]["max_size_bytes"] == flash
     assert (tmp_path / "pack" / "model.onnx").stat().st_size == entry["size_bytes"] <= flash
     assert entry["guard"]["drop"] <= 60
 
 
 def test_latency_is_met_by_prediction(classifier: Path, warm_cache: Path, tmp_path: Path) -> None:
-    manifest = built(classifier, warm_cache, tmp_path / "pack", latency_s=35e-6)
+    manifest = built(classifier, warm_cache, tmp_path / "pack", max_latency_s=35e-6)
     layers = manifest["files"]["model.onnx"]["layers"]
     assert sum(layer["predicted"]["latency_s"] for layer in layers) < 35e-6
     assert manifest["budget_met"] is True
@@ -71,15 +71,24 @@ def test_ram_is_met_by_a_process_with_the_file(classifier: Path, warm_cache: Pat
     workspace = Workspace(Cache(warm_cache), tmp_path)
     held = peak_ram_bytes(tmp_path / "free" / "model.onnx", "onnx", workspace)
     assert held > 0
-    manifest = built(classifier, warm_cache, tmp_path / "pack", ram_bytes=held + 20_000_000)
+    manifest = built(classifier, warm_cache, tmp_path / "pack", max_memory_bytes=held + 20_000_000)
     assert manifest["budget_met"] is True
     assert peak_ram_bytes(tmp_path / "pack" / "model.onnx", "onnx", workspace) <= held + 20_000_000
 
 
 LIMITS: dict[str, tuple[dict[str, Any], str]] = {
-    "flash": ({"flash_bytes": 9_000}, r"--flash 9\.00 kB \(the least within the other limits is (?P<least>.+?)\)"),
-    "ram": ({"ram_bytes": 10_000}, r"--ram 10\.0 kB \(the least within the other limits is (?P<least>.+?)\)"),
-    "latency": ({"latency_s": 1e-6}, r"--latency 1\.00 µs \(the least within the other limits is (?P<least>.+?)\)"),
+    "flash": (
+        {"max_size_bytes": 9_000},
+        r"--max-size 9\.00 kB \(the least within the other limits is (?P<least>.+?)\)",
+    ),
+    "ram": (
+        {"max_memory_bytes": 10_000},
+        r"--max-memory 10\.0 kB \(the least within the other limits is (?P<least>.+?)\)",
+    ),
+    "latency": (
+        {"max_latency_s": 1e-6},
+        r"--max-latency 1\.00 µs \(the least within the other limits is (?P<least>.+?)\)",
+    ),
 }
 
 
@@ -101,7 +110,7 @@ def test_a_limit_that_no_plan_can_meet(classifier: Path, warm_cache: Path, tmp_p
     if name == "flash":
         least = parse_size(match["least"])
         assert entry["size_bytes"] == pytest.approx(least, rel=0.15)
-        assert built(classifier, warm_cache, tmp_path / "more", max_drop=90.0, flash_bytes=round(1.15 * least))[
+        assert built(classifier, warm_cache, tmp_path / "more", max_drop=90.0, max_size_bytes=round(1.15 * least))[
             "budget_met"
         ]
     if name == "latency":
@@ -128,15 +137,15 @@ def test_under_a_size_limit_ranks_and_bits_are_chosen_together(classifier: Path,
 
 
 def test_limits_that_exclude_each_other_are_all_named(classifier: Path) -> None:
-    asked = options(classifier, flash_bytes=50_000, latency_s=5e-6)
+    asked = options(classifier, max_size_bytes=50_000, max_latency_s=5e-6)
     both = limits.infeasible("onnx", Infeasible({"size_bytes": 60_000, "latency_s": 9e-6}, ()), asked, REST)
     assert both.message == (
-        "no onnx plan fits --flash 50.0 kB (the least within the other limits is 70.0 kB)"
-        " and --latency 5.00 µs (the least within the other limits is 10.0 µs)"
+        "no onnx plan fits --max-size 50.0 kB (the least within the other limits is 70.0 kB)"
+        " and --max-latency 5.00 µs (the least within the other limits is 10.0 µs)"
     )
     found = Infeasible({"size_bytes": 60_000, "latency_s": None}, ("size_bytes",))
     alone = limits.infeasible("onnx", found, asked, REST)
-    assert alone.message == "no onnx plan fits --flash 50.0 kB (the least within the other limits is 70.0 kB)"
+    assert alone.message == "no onnx plan fits --max-size 50.0 kB (the least within the other limits is 70.0 kB)"
 
 
 @pytest.mark.parametrize(("understated", "met"), [(8_000, True), (40_000, False)])
@@ -151,7 +160,7 @@ def test_a_file_larger_than_predicted_draws_the_bounds_in(
         return replace(real(*args), size_bytes=real(*args).size_bytes - understated)
 
     monkeypatch.setattr(limits, "measure_rest", smaller)
-    asked = options(classifier, max_drop=90.0, flash_bytes=flash)
+    asked = options(classifier, max_drop=90.0, max_size_bytes=flash)
     evaluator = replace(working_in(tmp_path, ready.evaluator, options=asked), aim="latency")
     if not met:
         monkeypatch.setattr(search, "TIGHTENINGS", 1)
@@ -167,7 +176,8 @@ def test_a_file_larger_than_predicted_draws_the_bounds_in(
         assert made.failure is not None
         assert size > flash
         assert re.fullmatch(
-            r"the onnx file needs \d+\.\d kB, --flash allows 45\.0 kB; the largest layers are w\d \(\d+ weights\), .*",
+            r"the onnx file needs \d+\.\d kB, --max-size allows 45\.0 kB; the largest layers are w\d \(\d+ weights\), "
+            r".*",
             made.failure.message,
         )
 
@@ -177,14 +187,14 @@ def test_only_what_is_over_counts(ready: Prepared, classifier: Path, tmp_path: P
     path.write_bytes(b"x" * 5000)
     attempt: Any = SimpleNamespace(path=path, fmt="onnx")
     found: Sequence[float] = [
-        limits.excess(replace(ready.evaluator, options=options(classifier, flash_bytes=flash)), attempt).get(
+        limits.excess(replace(ready.evaluator, options=options(classifier, max_size_bytes=flash)), attempt).get(
             "size_bytes", 0
         )
         for flash in (4000, 5000, 6000)
     ]
     assert found == [1000, 0, 0]
     assert limits.excess(replace(ready.evaluator, options=options(classifier)), attempt) == {}
-    slow = replace(ready.evaluator, options=options(classifier, latency_s=1e-9))
+    slow = replace(ready.evaluator, options=options(classifier, max_latency_s=1e-9))
     assert limits.excess(slow, attempt) == {}, "another target's latency is not measured here"
 
 

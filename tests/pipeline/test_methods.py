@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgepack.archive.archive import unpack_file
+from edgepack.archive.archive import extract_file
 from edgepack.errors import UsageError
 from edgepack.methods.registry import AUTO, FACTORIZERS, METHODS, PATENTS, compress
 from edgepack.model.constexpr import is_decoded
@@ -46,7 +46,7 @@ def test_every_method_is_of_one_kind() -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_pack_by_every_method(name: str, classifier: Path, cache: Path, tmp_path: Path) -> None:
-    changes: dict[str, Any] = {"formats": ("onnx", "tflite"), "rank": SHARE, "method": name, "transport": True}
+    changes: dict[str, Any] = {"formats": ("onnx", "tflite"), "rank": SHARE, "method": name, "archive": True}
     record = build(options(classifier, out=tmp_path / "pack", **changes), cache=Cache(cache)).manifest.record()
     for fmt in ("onnx", "tflite"):
         entry = record["files"][f"model.{fmt}"]
@@ -57,12 +57,12 @@ def test_a_pack_by_every_method(name: str, classifier: Path, cache: Path, tmp_pa
         assert (first["rank"] is not None) == (name in PAIRS)
         if first["scheme"] == CONSTEXPR:
             assert entry["size_bytes"] < 0.5 * record["files"][f"baseline/int8.{fmt}"]["size_bytes"]
-        (unpacked,) = unpack_file(tmp_path / "pack" / "transport" / f"model.{fmt}.tar.xz", tmp_path / fmt)
+        (unpacked,) = extract_file(tmp_path / "pack" / "archive" / f"model.{fmt}.tar.xz", tmp_path / fmt)
         assert unpacked.path.read_bytes() == (tmp_path / "pack" / f"model.{fmt}").read_bytes()
     if name == "jpeg":
-        with tarfile.open(tmp_path / "pack" / "transport" / "model.onnx.tar.xz") as archive:
+        with tarfile.open(tmp_path / "pack" / "archive" / "model.onnx.tar.xz") as archive:
             assert [name for name in archive.getnames() if name.endswith(".jpg")] == ["0.jpg", "1.jpg", "2.jpg"]
-        assert record["files"]["model.onnx"]["wire_bytes"] < 0.3 * record["files"]["model.onnx"]["size_bytes"]
+        assert record["files"]["model.onnx"]["archive_bytes"] < 0.3 * record["files"]["model.onnx"]["size_bytes"]
     said = any(f"{name} only saves bytes" in warning for warning in record["warnings"])
     assert said == (name in DECODED | {"jpeg"})
     assert any("patent US 11429849" in warning for warning in record["warnings"]) == (name in PATENTS)
@@ -95,7 +95,7 @@ def test_too_few_bytes_are_a_reason(name: str) -> None:
 def test_the_planner_chooses_among_methods_but_never_the_patented_one(
     classifier: Path, warm_cache: Path, tmp_path: Path
 ) -> None:
-    changes: dict[str, Any] = {"method": "auto", "flash_bytes": 40_000, "max_drop": 40.0}
+    changes: dict[str, Any] = {"method": "auto", "max_size_bytes": 40_000, "max_drop": 40.0}
     record = build(options(classifier, out=tmp_path / "pack", **changes), cache=Cache(warm_cache)).manifest.record()
     entry = record["files"]["model.onnx"]
     assert entry["size_bytes"] <= 40_000

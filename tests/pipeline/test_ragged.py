@@ -63,7 +63,7 @@ def test_files_of_fixed_shapes_are_left_out_and_said(tmp_path: Path) -> None:
     [({"formats": ("tflite",)}, "TFLite files have fixed ones"),
      ({"formats": ("onnx", "tflite")}, "TFLite files have fixed ones"),
      ({"formats": ("onnx",), "method": "fisher"}, "--method fisher takes samples of one shape"),
-     ({"formats": ("onnx",), "recover": object()}, "--recover takes samples of one shape")],
+     ({"formats": ("onnx",), "distill": object()}, "--distill takes samples of one shape")],
 )  # fmt: skip
 def test_what_wants_samples_of_one_shape(changes: dict[str, object], says: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=says):

@@ -57,7 +57,7 @@ def test_a_pack_has_factored_inputs_in_front_of_the_fused_operator(operator: str
 
 def test_factors_in_front_of_cells_are_not_trained_and_stop_nothing(tmp_path: Path) -> None:
     source = write_recurrent(tmp_path, "GRU")
-    asked = options(source, formats=("onnx",), rank=8, keep="head", recover=Epochs(1))
+    asked = options(source, formats=("onnx",), rank=8, keep="head", distill=Epochs(1))
     with prepared(asked, Cache(tmp_path / "cache"), silent) as ready:
         spectra = ready.evaluator.analysis.spectra
         plans = tuple(planned(menu, menu.candidates[0], spectra, 0.0) for menu in ready.menus["onnx"])

@@ -117,7 +117,7 @@ def test_build_says_what_agreement_means() -> None:
 
 def test_build_says_what_travels_where_that_was_asked() -> None:
     manifest = deepcopy(MANIFEST)
-    manifest["files"]["model.onnx"]["wire_bytes"] = 38_400
+    manifest["files"]["model.onnx"]["archive_bytes"] = 38_400
     lines = text(build_report(Path("dist/p"), whole(manifest))).splitlines()
     assert lines[2].split()[:6] == ["file", "scheme", "size", "on", "the", "wire"]
     assert lines[4].split()[2:6] == ["48.0", "kB", "–", "33.9×"], "the TFLite file was not packed"

@@ -1,4 +1,4 @@
-"""build --transport and unpack, both formats, as a user calls them."""
+"""build --archive and extract, both formats, as a user calls them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def pack(tmp_path_factory: pytest.TempPathFactory, recipe_file: Path) -> Path:
     out = tmp_path_factory.mktemp("transport") / "pack"
     done = run(
         *("build", f"{recipe_file}:recipe", "--target", "rpi4", "--rank", "0.25", "--precision", "int8"),
-        *("--no-baseline", "--transport", "--out", out),
+        *("--no-baseline", "--archive", "--out", out),
     )
     assert done.code == 0, done.err
     assert "on the wire" in done.out
@@ -23,16 +23,16 @@ def pack(tmp_path_factory: pytest.TempPathFactory, recipe_file: Path) -> Path:
 
 
 @pytest.mark.parametrize("fmt", ["onnx", "tflite"])
-def test_unpacked_files_are_the_packs_to_the_byte(pack: Path, tmp_path: Path, fmt: str) -> None:
+def test_extracted_files_are_the_packs_to_the_byte(pack: Path, tmp_path: Path, fmt: str) -> None:
     entry = json.loads((pack / "manifest.json").read_text())["files"][f"model.{fmt}"]
-    archive = pack / "transport" / f"model.{fmt}.tar.xz"
-    assert archive.stat().st_size == entry["wire_bytes"] < entry["size_bytes"]
-    done = invoke("unpack", archive, "--out", tmp_path)
+    archive = pack / "archive" / f"model.{fmt}.tar.xz"
+    assert archive.stat().st_size == entry["archive_bytes"] < entry["size_bytes"]
+    done = invoke("extract", archive, "--out", tmp_path)
     assert done.code == 0, done.err
     assert f"{entry['sha256'][:16]}… ok" in done.out
     assert (tmp_path / f"model.{fmt}").read_bytes() == (pack / f"model.{fmt}").read_bytes()
-    found = json.loads(invoke("unpack", archive, "--out", tmp_path, "--json").out)
-    assert found["wire_bytes"] == entry["wire_bytes"]
+    found = json.loads(invoke("extract", archive, "--out", tmp_path, "--json").out)
+    assert found["archive_bytes"] == entry["archive_bytes"]
     assert found["files"] == [
         {
             "path": str(tmp_path / f"model.{fmt}"),
@@ -44,10 +44,10 @@ def test_unpacked_files_are_the_packs_to_the_byte(pack: Path, tmp_path: Path, fm
 
 
 def test_a_different_file_and_a_damaged_archive(pack: Path, tmp_path: Path) -> None:
-    archive = pack / "transport" / "model.onnx.tar.xz"
+    archive = pack / "archive" / "model.onnx.tar.xz"
     (tmp_path / "model.onnx").write_text("mine")
-    assert_fails(invoke("unpack", archive, "--out", tmp_path), 2, ["exists and is not what model.onnx.tar.xz holds"])
-    assert invoke("unpack", archive, "--out", tmp_path, "--force").code == 0
+    assert_fails(invoke("extract", archive, "--out", tmp_path), 2, ["exists and is not what model.onnx.tar.xz holds"])
+    assert invoke("extract", archive, "--out", tmp_path, "--force").code == 0
     damaged = tmp_path / "cut.tar.xz"
     damaged.write_bytes(archive.read_bytes()[:-9])
-    assert_fails(invoke("unpack", damaged), 3, [r"cut\.tar\.xz: found .* it is cut short"])
+    assert_fails(invoke("extract", damaged), 3, [r"cut\.tar\.xz: found .* it is cut short"])
