@@ -16,6 +16,10 @@ from edgepack.report.render import TERMINAL, Renderer
 
 PROJECT = "edgepack.yaml"
 MOST_BYTES = 100_000
+FRONT = frozenset(
+    ("target", "data", "max_drop", "optimize", "precision", "rank", "formats", "max_size", "max_latency", "out", "help")
+)
+"""Options of a build that its help shows first."""
 HEAD = """\
 # What `edgepack build` does in this folder: its options by their names, without the dashes. Paths are from here.
 """
@@ -32,6 +36,18 @@ class ProjectCommand(TyperCommand):
                     names = {opt.lstrip("-"): str(each.name) for each in self.params for opt in each.opts}
                     ctx.default_map = read_project(Path(PROJECT), names)
         return list(super().parse_args(ctx, args))
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """See click: what most builds need first."""
+        sections: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": [], "Advanced": []}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record is not None:
+                known = "Arguments" if param.param_type_name == "argument" else "Options"
+                sections[known if known == "Arguments" or param.name in FRONT else "Advanced"].append(record)
+        for title, records in sections.items():
+            with formatter.section(title):
+                formatter.write_dl(records)
 
     def _names_a_model(self, ctx: Any, args: Sequence[str]) -> bool:
         """Whether one of the words is neither an option nor the value of one."""

@@ -92,3 +92,12 @@ def test_init_refuses_what_build_would(folder: Path, given: tuple[str, ...], cod
     assert done.exit_code == code
     assert says in done.output
     assert not (folder / "edgepack.yaml").exists()
+
+
+def test_help_shows_what_most_builds_need_first() -> None:
+    front, _, advanced = run("build", "--help").stdout.partition("\nAdvanced:\n")
+    for option in ("--target", "--data", "--max-drop", "--max-size", "--out", "--help"):
+        assert f"{option} " in front
+    for option in ("--seed", "--method", "--scheduler", "--json"):
+        assert f"{option} " in advanced
+    assert "Arguments:" in front
