@@ -1,4 +1,4 @@
-"""Tables of the README's blocks."""
+"""Tables of the marked blocks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Marked blocks of the README: each is written from one file of stored figures, and from nothing else."""
+"""Marked blocks of README.md and bench/RESULTS.md, each written from one file of stored figures and nothing else."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def _mnist(figures: Row) -> str:
     return "\n\n".join([table, " ".join(summary), _protocol(figures)])
 
 
-def _demo(figures: Row) -> str:
+def _shown(figures: Row) -> str:
     shown = ["\n".join(["```", f"$ {one['command']}", *one["lines"], "```"]) for one in figures["shown"]]
     return "\n\n".join(shown)
 
@@ -136,7 +136,8 @@ def _tool(figures: Row) -> str:
 
 
 RENDERERS: Mapping[str, Callable[[Row], str]] = {
-    "demo": _demo,
+    "quickstart": _shown,
+    "demo": _shown,
     "mnist": _mnist,
     "layer": _layer,
     "tool": _tool,

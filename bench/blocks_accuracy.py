@@ -1,4 +1,4 @@
-"""README block of what compression costs in accuracy."""
+"""Block of what compression costs in accuracy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""README blocks of what was counted on emulated targets, and of the time bound against published times."""
+"""Blocks of what was counted on emulated targets, and of the time bound against published times."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from block_tables import TITLES, markdown_table
 from edgepack.units import count, seconds
 
 Row = Mapping[str, Any]
-PICTURE = "bench/results/working-set.svg"
+PICTURE = "results/working-set.svg"
 
 
 def render_emulated(figures: Row) -> str:

@@ -1,4 +1,4 @@
-"""README blocks of what the planner chooses, and of its exact plans against other rules."""
+"""Blocks of what the planner chooses, and of its exact plans against other rules."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""README block: every seed's own experiment, claimed, reproduced, and by edgepack's default."""
+"""Block: every seed's own experiment, claimed, reproduced, and by edgepack's default."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""README blocks of ways to weigh and refit factors, and of pairs beside dense matrices in 4 bits."""
+"""Blocks of ways to weigh and refit factors, and of pairs beside dense matrices in 4 bits."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Measures every figure that the README shows, keeps it under bench/results/ and rewrites the README's marked blocks.
+"""Measures every figure of a marked block, keeps it under bench/results/ and rewrites the block.
 
-`make figures` runs all of it, `bench/figures.py --only layer` one block; `--render` measures nothing and writes the
-blocks from what is kept.
+Blocks stand in README.md and bench/RESULTS.md. `make figures` runs all of it, `bench/figures.py --only layer` one
+block; `--render` measures nothing and writes the blocks from what is kept.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import measure_allocation
@@ -20,12 +21,13 @@ import measure_estimate
 import measure_layer
 import measure_mnist
 import measure_planner
+import measure_quickstart
 import measure_residual
 import measure_tool
 import measure_weighting
 from accuracy import measure as measure_accuracy
-from blocks import render, replace_block
-from figures_file import README, RESULTS, load, store, write
+from figures_file import RESULTS, load, store
+from pages import put_block
 from picture import draw_working_set
 
 
@@ -36,6 +38,7 @@ def _seeds(*, quick: bool = False) -> dict[str, Any]:
 
 
 MEASURES: Mapping[str, Callable[..., dict[str, Any]]] = {
+    "quickstart": measure_quickstart.measure,
     "demo": measure_demo.measure,
     "mnist": measure_mnist.measure,
     "layer": measure_layer.measure,
@@ -64,9 +67,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         stored = load(name) if options.render else store(name, MEASURES[name](quick=options.quick))
         if name == "emulated":
             draw_working_set(stored["figures"]["curve"], RESULTS / "working-set.svg")
-        write(README, replace_block(README.read_text(), name, render(stored)))
+        put_block(stored)
         print(f"{name}: {time.perf_counter() - start:.0f} s", file=sys.stderr)
 
 
 if __name__ == "__main__":
+    sys.path.insert(1, str(Path(__file__).parent / "models"))
     main()

@@ -14,7 +14,6 @@ from edgepack.workspace import atomic_path
 SCHEMA_VERSION = 1
 
 TOP = Path(__file__).parent.parent
-README = TOP / "README.md"
 RESULTS = Path(__file__).parent / "results"
 
 

@@ -1,17 +1,15 @@
-"""bench/RESULTS.md: one section per experiment that is too long for the README, each with its command and machine."""
+"""bench/RESULTS.md: sections of experiments, each with its command and machine, beside marked blocks."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from blocks import machine_line
 from figures_file import write
+from pages import RESULTS_PAGE
 
-PAGE = Path(__file__).parent / "RESULTS.md"
-TITLE = "# Results\n\nEach section is written anew by the command that it names.\n"
 HEADINGS: Mapping[str, str] = {
     "promise": "The drop that was allowed, on data that no build has seen",
     "front": "MNIST: bytes against accuracy",
@@ -26,15 +24,17 @@ HEADINGS: Mapping[str, str] = {
 
 
 def put_section(name: str, command: str, stored: Mapping[str, Any], body: str) -> None:
-    """Put a section in the place of what it was, or in its order at the end."""
-    sections = _sections(PAGE.read_text()) if PAGE.exists() else {}
+    """Put a section in the place of what it was, or at the end; the rest of the page stays as it is."""
     line = f"`{command}`, on {machine_line(stored['machine'])}"
-    sections[name] = f"## {HEADINGS[name]}\n\n{line}\n\n{body.strip()}\n"
-    write(PAGE, "\n".join([TITLE, *(sections[each] for each in HEADINGS if each in sections)]))
+    section = f"## {HEADINGS[name]}\n\n{line}\n\n{body.strip()}\n"
+    write(RESULTS_PAGE, with_section(RESULTS_PAGE.read_text(), section))
 
 
-def _sections(text: str) -> dict[str, str]:
-    names = {heading: name for name, heading in HEADINGS.items()}
-    parts = re.split(r"^## (.+)$", text, flags=re.MULTILINE)[1:]
-    found = zip(parts[::2], parts[1::2], strict=True)
-    return {names[heading]: f"## {heading}\n\n{body.strip()}\n" for heading, body in found if heading in names}
+def with_section(page: str, section: str) -> str:
+    """The page with the section in the place of the one of the same heading, or at its end."""
+    heading = section.partition("\n")[0]
+    head, *sections = re.split(r"^(?=## )", page.rstrip("\n") + "\n\n", flags=re.MULTILINE)
+    headings = [each.partition("\n")[0] for each in sections]
+    at = headings.index(heading) if heading in headings else len(sections)
+    sections[at : at + 1] = [f"{section}\n"]
+    return "".join([head, *sections]).rstrip("\n") + "\n"

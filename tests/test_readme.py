@@ -1,4 +1,4 @@
-"""The README against the tool: commands, options, exit codes, make targets, and every measured figure."""
+"""README.md and all that it links to, against the tool: commands, options, make targets, and every measured figure."""
 
 from __future__ import annotations
 
@@ -19,9 +19,19 @@ from edgepack import errors
 from edgepack.cli import app, options
 
 TOP = Path(__file__).parent.parent
-README = TOP / "README.md"
+README = "README.md"
+PAGES = (README, "bench/RESULTS.md")
+OPTIONS = "edgepack/pipeline/README.md"
+COMMANDS = "edgepack/cli/README.md"
+DOCUMENTS = (
+    *PAGES,
+    "CONTRIBUTING.md",
+    "runtimes/README.md",
+    *sorted(str(path.relative_to(TOP)) for path in TOP.glob("edgepack/*/README.md")),
+)
 RESULTS = TOP / "bench" / "results"
 BLOCKS = (
+    "quickstart",
     "demo",
     "mnist",
     "layer",
@@ -40,14 +50,15 @@ BLOCKS = (
 MACHINE_PATH = re.compile(r"(?<![\w.~/:*)-])/(?:home|root|tmp|work|mnt|opt|srv|usr|var|Users|private)\b|\b[A-Z]:\\")
 
 
-@pytest.fixture(scope="module")
-def text() -> str:
-    return README.read_text()
+@pytest.fixture(params=DOCUMENTS)
+def prose(request: pytest.FixtureRequest) -> str:
+    """A document without what was measured: printed tables are no documentation of options."""
+    return prose_of(request.param)
 
 
-@pytest.fixture(scope="module")
-def prose(text: str) -> str:
-    """The README without what was measured: printed tables are no documentation of options."""
+@cache
+def prose_of(name: str) -> str:
+    text = (TOP / name).read_text()
     return re.sub(r"<!-- figures:([\w-]+) -->.*?<!-- /figures:\1 -->", "", text, flags=re.DOTALL)
 
 
@@ -102,12 +113,36 @@ def command_of(piece: str) -> str | None:
     return ""
 
 
-def test_every_command_is_in_the_readme(prose: str) -> None:
-    named = {command_of(piece) for piece in code(prose)}
+def test_the_readme_is_short() -> None:
+    content = (TOP / README).read_bytes()
+    assert len(content) <= 15_000
+    assert content.count(b"\n") <= 250
+
+
+@pytest.mark.parametrize("name", [*DOCUMENTS, "CHANGELOG.md"])
+def test_every_link_leads_somewhere(name: str) -> None:
+    text = (TOP / name).read_text()
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        path, _, heading = link.partition("#")
+        if path.startswith(("https:", "http:")):
+            continue
+        aim = ((TOP / name).parent / path) if path else TOP / name
+        assert aim.exists(), link
+        assert not heading or heading in headings(aim), link
+
+
+def headings(path: Path) -> set[str]:
+    """Of a Markdown file, as links name them."""
+    found = re.findall(r"^#+ (.+)$", path.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in found}
+
+
+def test_every_command_is_in_the_table_of_commands() -> None:
+    named = {command_of(piece) for piece in code(prose_of(COMMANDS))}
     assert set(commands()) <= named
 
 
-def test_every_call_in_the_readme_is_a_command(prose: str) -> None:
+def test_every_call_is_a_command(prose: str) -> None:
     bare = ("edgepack", "edgepack --help")
     unknown = [piece for piece in code(prose) if command_of(piece) == "" and piece not in bare]
     assert unknown == []
@@ -124,8 +159,9 @@ def test_options_of_a_call_are_options_of_its_command(prose: str) -> None:
     assert wrong == []
 
 
-def test_options_in_a_row_of_the_command_table_are_its_own(prose: str) -> None:
-    rows = [line for line in prose.splitlines() if line.startswith("| `edgepack ")]
+@pytest.mark.parametrize("name", [README, COMMANDS])
+def test_options_in_a_row_of_a_command_table_are_its_own(name: str) -> None:
+    rows = [line for line in prose_of(name).splitlines() if line.startswith("| `edgepack ")]
     assert rows
     for row in rows:
         own = {command for piece in code(row) if (command := command_of(piece))}
@@ -133,8 +169,8 @@ def test_options_in_a_row_of_the_command_table_are_its_own(prose: str) -> None:
         assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", row)) <= known, row
 
 
-def test_the_option_table_of_build_is_complete(prose: str) -> None:
-    rows = [line.split("|")[1] for line in prose.splitlines() if line.startswith("| `--")]
+def test_the_option_table_of_build_is_complete() -> None:
+    rows = [line.split("|")[1] for line in prose_of(OPTIONS).splitlines() if line.startswith("| `--")]
     listed = {option for row in rows for option in re.findall(r"--[a-z][a-z-]*", row)}
     everywhere = {"--help", "--json", "--markdown", "--csv", "--verbose"}
     assert listed - everywhere == commands()["build"] - everywhere
@@ -148,8 +184,8 @@ def test_every_option_that_is_named_exists(prose: str) -> None:
     assert named <= known
 
 
-def test_exit_codes_are_those_of_the_errors(prose: str) -> None:
-    paragraph = next(part for part in prose.split("\n\n") if part.startswith("Exit codes"))
+def test_exit_codes_are_those_of_the_errors() -> None:
+    paragraph = next(part for part in prose_of(README).split("\n\n") if part.startswith("Exit codes"))
     listed = {
         int(number) for number in re.findall(r"(?:(?<=; )|(?<=: )|(?<=with ))\d+\b", paragraph.replace("\n", " "))
     }
@@ -159,20 +195,27 @@ def test_exit_codes_are_those_of_the_errors(prose: str) -> None:
     assert listed == {0, options.INTERRUPTED, *(kind.exit_code for kind in kinds)}
 
 
+def test_the_make_targets_of_the_readme_are_named() -> None:
+    assert {"demo", "test"} <= make_targets(prose_of(README))
+
+
 def test_every_make_target_exists(prose: str) -> None:
     makefile = (TOP / "Makefile").read_text()
-    targets = set(re.findall(r"^([a-z][\w-]*):", makefile, re.MULTILINE))
-    named = {word for piece in code(prose) for word in re.findall(r"^make ([a-z][\w-]*)", piece)}
-    assert {"demo", "test"} <= named
-    assert named <= targets
+    assert make_targets(prose) <= set(re.findall(r"^([a-z][\w-]*):", makefile, re.MULTILINE))
 
 
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+def make_targets(text: str) -> set[str]:
+    return {word for piece in code(text) for word in re.findall(r"^make ([a-z][\w-]*)", piece)}
+
+
+@pytest.mark.parametrize("name", [*DOCUMENTS, "CHANGELOG.md"])
 def test_no_path_of_one_machine(name: str) -> None:
-    path = TOP / name
-    if name != "README.md" and not path.exists():
-        return
-    assert MACHINE_PATH.findall(path.read_text()) == []
+    assert MACHINE_PATH.findall((TOP / name).read_text()) == []
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_no_index_is_said_to_have_it(name: str) -> None:
+    assert re.findall(r"pip install '?edgepack", (TOP / name).read_text()) == [], "install from a checkout"
 
 
 @pytest.mark.parametrize("name", BLOCKS)
@@ -191,9 +234,10 @@ def test_other_slashes_are_no_paths_of_one_machine(sample: str) -> None:
 
 
 @pytest.mark.parametrize("name", BLOCKS)
-def test_block_says_what_was_measured(bench_blocks: ModuleType, text: str, name: str) -> None:
+def test_block_says_what_was_measured(bench_blocks: ModuleType, name: str) -> None:
     stored = json.loads((RESULTS / f"{name}.json").read_text())
     assert stored["name"] == name
+    text = "".join((TOP / page).read_text() for page in PAGES)
     assert bench_blocks.read_block(text, name) == bench_blocks.render(stored), "edit nothing here: make figures"
 
 
@@ -202,19 +246,22 @@ def test_figures_are_from_the_full_protocol(name: str) -> None:
     assert not json.loads((RESULTS / f"{name}.json").read_text())["figures"].get("quick")
 
 
-def test_every_block_has_its_figures_and_the_other_way_round(bench_blocks: ModuleType, text: str) -> None:
-    assert sorted(bench_blocks.block_names(text)) == sorted(BLOCKS)
+def test_every_block_has_its_figures_and_the_other_way_round(bench_blocks: ModuleType) -> None:
+    named = [name for page in PAGES for name in bench_blocks.block_names((TOP / page).read_text())]
+    assert sorted(named) == sorted(BLOCKS)
     assert sorted(path.stem for path in RESULTS.glob("*.json")) == sorted(BLOCKS)
     assert set(bench_blocks.RENDERERS) == set(BLOCKS)
 
 
-def test_an_edited_figure_is_noticed(bench_blocks: ModuleType, text: str) -> None:
+def test_an_edited_figure_is_noticed(bench_blocks: ModuleType) -> None:
+    text = (TOP / "bench" / "RESULTS.md").read_text()
     stored = json.loads((RESULTS / "layer.json").read_text())
     stored["figures"]["rows"][0]["size_bytes"] *= 2
     assert bench_blocks.read_block(text, "layer") != bench_blocks.render(stored)
 
 
-def test_replacing_a_block_leaves_the_rest_alone(bench_blocks: ModuleType, text: str) -> None:
+def test_replacing_a_block_leaves_the_rest_alone(bench_blocks: ModuleType) -> None:
+    text = (TOP / README).read_text()
     other = bench_blocks.replace_block(text, "mnist", "new \\1 body\n")
     assert bench_blocks.read_block(other, "mnist") == "new \\1 body\n"
     assert bench_blocks.replace_block(other, "mnist", bench_blocks.read_block(text, "mnist")) == text
@@ -222,7 +269,7 @@ def test_replacing_a_block_leaves_the_rest_alone(bench_blocks: ModuleType, text:
         bench_blocks.replace_block(text, "absent", "")
 
 
-def test_the_demo_of_the_readme_is_the_demo_of_make() -> None:
+def test_the_demo_of_the_results_is_the_demo_of_make() -> None:
     stored = json.loads((RESULTS / "demo.json").read_text())
     makefile = (TOP / "Makefile").read_text()
     model = re.search(r"^DEMO := (.*)$", makefile, re.MULTILINE)

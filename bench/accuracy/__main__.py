@@ -1,4 +1,4 @@
-"""`python bench/accuracy --model mnist` measures one model; `--keep` puts it among the README's figures."""
+"""`python bench/accuracy --model mnist` measures one model; `--keep` puts it among the figures of bench/RESULTS.md."""
 
 from __future__ import annotations
 

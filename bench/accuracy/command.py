@@ -1,4 +1,4 @@
-"""Measures some models or all, prints their tables, and may put them into the README."""
+"""Measures some models or all, prints their tables, and may keep them in bench/RESULTS.md."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import figures_file
-from blocks import render, replace_block
 from blocks_accuracy import render_accuracy
+from pages import put_block
 
 from accuracy.measure import measure
 from accuracy.subjects import SUBJECTS
@@ -21,14 +21,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python bench/accuracy", description=__doc__)
     parser.add_argument("--model", action="append", choices=list(SUBJECTS), help="only this one; may be repeated")
     parser.add_argument("--quick", action="store_true", help="one seed, one rank, one epoch")
-    parser.add_argument("--keep", action="store_true", help="store the figures and rewrite the README's block")
+    parser.add_argument("--keep", action="store_true", help="store the figures and rewrite their block")
     options = parser.parse_args(arguments)
     found = measure(quick=options.quick, names=options.model or tuple(SUBJECTS))
     print(render_accuracy(found))
     if options.keep:
         kept = figures_file.load(NAME)["figures"] if (figures_file.RESULTS / f"{NAME}.json").exists() else found
         stored = figures_file.store(NAME, joined(kept, found))
-        figures_file.write(figures_file.README, replace_block(figures_file.README.read_text(), NAME, render(stored)))
+        put_block(stored)
 
 
 def joined(kept: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:

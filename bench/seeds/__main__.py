@@ -1,4 +1,4 @@
-"""`python bench/seeds` reruns the seeds' experiments and prints one table; `--keep` puts it into the README."""
+"""`python bench/seeds` reruns the seeds' experiments and prints one table; `--keep` puts it into bench/RESULTS.md."""
 
 from __future__ import annotations
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import figures_file
-from blocks import render, replace_block
 from blocks_seeds import render_seeds
+from pages import put_block
 
 from edgepack.backends.tflite.converter import TfliteEmitter
 from edgepack.workspace import Cache
@@ -31,16 +31,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", nargs="+", choices=list(EXPERIMENTS), metavar="ROW", help=", ".join(EXPERIMENTS))
     parser.add_argument("--quick", action="store_true", help="one seed, one ratio, two epochs")
     parser.add_argument("--fresh", action="store_true", help="train and write everything again")
-    parser.add_argument("--keep", action="store_true", help="rewrite the README's block as well")
+    parser.add_argument("--keep", action="store_true", help="rewrite its block of bench/RESULTS.md as well")
     options = parser.parse_args(arguments)
     found = measure(quick=options.quick, names=options.only, fresh=options.fresh)
     print(render_seeds(found))
     if not options.quick:
         stored = figures_file.store(NAME, joined(found))
         if options.keep:
-            figures_file.write(
-                figures_file.README, replace_block(figures_file.README.read_text(), NAME, render(stored))
-            )
+            put_block(stored)
 
 
 def joined(found: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import measure_dominance
@@ -10,6 +11,7 @@ import measure_pairs
 import measure_same
 import measure_tflite
 import pytest
+import results_page
 import zoo
 import zoo_files
 from promise import measure as promise
@@ -121,3 +123,16 @@ def test_conversions_are_counted_by_file_and_by_opset() -> None:
     assert "| 7 | 2 | 1 | 0 | 0 | 1 | 100% |" in table
     assert "| all | 4 | 1 | 1 | 0 | 2 | 50% |" in table
     assert "1 of 2 operators (50%) have a case that is right; never: Erf." in table
+
+
+def test_a_new_section_leaves_the_rest_of_the_page_as_it_is() -> None:
+    head, first, last = "# Results\n\nText.\n\n", "## One\n\n<!-- figures:x -->\n1\n", "## Own heading\n\nText.\n"
+    page = f"{head}{first}\n## Two\n\nold\n\n{last}"
+    assert results_page.with_section(page, "## Two\n\nnew\n") == page.replace("old", "new")
+    assert results_page.with_section(page, "## Three\n\nnew\n") == f"{page}\n## Three\n\nnew\n"
+
+
+def test_a_section_that_is_put_again_leaves_the_page_as_it_is() -> None:
+    page = results_page.RESULTS_PAGE.read_text()
+    for section in re.split(r"^(?=## )", page, flags=re.MULTILINE)[1:]:
+        assert results_page.with_section(page, section.rstrip("\n") + "\n") == page
