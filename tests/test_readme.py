@@ -23,8 +23,10 @@ README = "README.md"
 PAGES = (README, "bench/RESULTS.md")
 OPTIONS = "edgepack/pipeline/README.md"
 COMMANDS = "edgepack/cli/README.md"
+SKILL = "SKILL.md"
 DOCUMENTS = (
     *PAGES,
+    SKILL,
     "CONTRIBUTING.md",
     "runtimes/README.md",
     *sorted(str(path.relative_to(TOP)) for path in TOP.glob("edgepack/*/README.md")),
@@ -159,7 +161,7 @@ def test_options_of_a_call_are_options_of_its_command(prose: str) -> None:
     assert wrong == []
 
 
-@pytest.mark.parametrize("name", [README, COMMANDS])
+@pytest.mark.parametrize("name", [README, COMMANDS, SKILL])
 def test_options_in_a_row_of_a_command_table_are_its_own(name: str) -> None:
     rows = [line for line in prose_of(name).splitlines() if line.startswith("| `edgepack ")]
     assert rows
@@ -193,6 +195,38 @@ def test_exit_codes_are_those_of_the_errors() -> None:
         kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.EdgepackError)
     ]
     assert listed == {0, options.INTERRUPTED, *(kind.exit_code for kind in kinds)}
+
+
+def test_what_to_do_is_said_for_every_error() -> None:
+    rows = [line.split("|")[1:3] for line in prose_of(SKILL).splitlines() if re.match(r"\| \d+ \|", line)]
+    listed = {(kind.strip(), int(code)) for code, kinds in rows for kind in kinds.split(",")}
+    kinds = {kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)}
+    raised = {(kind.__name__, kind.exit_code) for kind in kinds - {errors.EdgepackError}}
+    assert listed == {*raised, ("–", 0), ("InternalError", 1), ("Interrupted", options.INTERRUPTED)}
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "doctor",
+        "targets show rpi4",
+        f"targets check {TOP / 'targets.yaml'}",
+        "emulator costs --target rpi4",
+        "init --model model.onnx --target rpi4 --data samples.npz --max-drop 0.5",
+    ],
+)
+def test_keys_that_are_listed_are_in_the_document(call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = command_of(f"edgepack {call}")
+    rows = [
+        line.split("|")[1:3] for line in prose_of(SKILL).splitlines() if line.startswith(f"| `edgepack {command}` |")
+    ]
+    done = CliRunner().invoke(app, [*call.split(), "--json"])
+    assert done.exit_code == 0, done.output
+    document = json.loads(done.stdout)
+    keys = document if isinstance(document, dict) else document[0]
+    before_others = rows[-1][1].partition("; with")[0]
+    assert set(re.findall(r"`(\w+)`", before_others)) <= set(keys)
 
 
 def test_the_make_targets_of_the_readme_are_named() -> None:
