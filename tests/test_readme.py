@@ -133,6 +133,11 @@ def test_every_link_leads_somewhere(name: str) -> None:
         assert not heading or heading in headings(aim), link
 
 
+def test_every_file_that_is_named_exists(prose: str) -> None:
+    named = [piece for piece in code(prose) if re.match(r"(?:edgepack|bench|runtimes|tests|\.ci)/[\w./*-]*$", piece)]
+    assert [piece for piece in named if not any(TOP.glob(piece.rstrip("/")))] == []
+
+
 def headings(path: Path) -> set[str]:
     """Of a Markdown file, as links name them."""
     found = re.findall(r"^#+ (.+)$", path.read_text(), re.MULTILINE)
