@@ -49,7 +49,7 @@ def made(accuracy: float, parameters: int, **files: Any) -> dict[str, Any]:
 def file(p50_s: float) -> dict[str, Any]:
     return {
         "size_bytes": 100_000,
-        "archive_bytes": 80_000,
+        "wire_bytes": 80_000,
         "resident_bytes": 9_000_000,
         "anonymous_bytes": 8_000_000,
         "process_medians_s": [p50_s, p50_s, p50_s],
@@ -172,7 +172,7 @@ def test_every_form_trains_and_takes_no_more_than_its_share(
     assert wanted > 50
     assert found["accuracy"] == pytest.approx(wanted, abs=3.0)
     assert found["parameters"] < lab.parameters({})
-    assert found["files"]["onnx"]["archive_bytes"] > 1000
+    assert found["files"]["onnx"]["wire_bytes"] > 1000
 
 
 def test_what_was_trained_is_not_trained_again(cache: Cache, data: tuple[Any, Any]) -> None:

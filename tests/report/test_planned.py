@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edgepack.pack.manifest import PackedFile
-from edgepack.report.build import LONG, SHORT, layer_table
+from edgepack.report.build import LONG, SHORT, build_report, layer_table
 from edgepack.report.inspect import pack_report
 from edgepack.report.report import Report
 from tests.manifests import whole
@@ -124,6 +124,12 @@ def test_what_does_not_fit_goes_into_a_table_of_its_own() -> None:
         assert all(len(line) <= width for line in narrow.splitlines())
         for word in every.split():
             assert word.strip("─") in narrow, "no figure is wrapped or lost"
+    files = text(Report(blocks=build_report(Path("p"), whole(MANIFEST)).blocks[:1]), 160)
+    for width in (82, 81, 80, 79, 70, 60):
+        narrow = text(Report(blocks=build_report(Path("p"), whole(MANIFEST)).blocks[:1]), width)
+        assert all(len(line) <= width for line in narrow.splitlines())
+        for word in files.split():
+            assert word.strip("─") in narrow, (width, word)
 
 
 def test_what_stands_in_a_layers_place_shows_in_its_scheme_and_rank() -> None:

@@ -69,19 +69,26 @@ class _Fitted:
         grouped = bool(self.table.lead)
         table = _without_empty_columns(self.table) if grouped else self.table
         rows, first, gap = cell_texts(table), table.lead, 1 if grouped else 3
-        least = [_least([row[index] for row in rows], column) for index, column in enumerate(table.columns)]
+        cells = [[row[index] for row in rows] for index in range(len(table.columns))]
+        least = [_least(own, column) for own, column in zip(cells, table.columns, strict=True)]
+        whole = [max(len(column.header), *map(len, own), 0) for own, column in zip(cells, table.columns, strict=True)]
         if grouped:
             heads = max((len(", ".join(row[:first])) for row in rows), default=0)
-            least[first] = max(INDENT + max((len(row[first]) for row in rows), default=0), min(heads, NAME))
+            least[first] = max(least[first], INDENT + max(map(len, cells[first]), default=0), min(heads, NAME))
+            whole[first] = max(least[first], heads)
         shown = range(first, len(least))
-        below = [index for index in shown[1:] if _is_sentence([row[index] for row in rows], table.columns[index])]
+        below = [index for index in shown[1:] if _is_sentence(cells[index], table.columns[index])]
         room = options.max_width - EDGES
         if sum(least[index] + gap for index in shown) - gap <= room:
             below = []
         beside = [index for index in shown if index not in below]
         for part in _parts_of(beside, least, room, gap):
             widths = {index: least[index] for index in part}
-            widths[first] -= max(sum(widths.values()) + gap * (len(part) - 1) - room, 0)
+            spare = room - sum(widths.values()) - gap * (len(part) - 1)
+            widths[first] = max(widths[first] + min(spare, 0), 1)
+            for index in sorted(part, key=lambda one: _is_sentence(cells[one], table.columns[one])):
+                more = max(min(whole[index] - widths[index], spare), 0)
+                widths[index], spare = widths[index] + more, spare - more
             yield (_grouped if grouped else _plain)(table, rows, widths)
         for index in below:
             yield from _sentences(rows, first, index, table.columns[index].header)
@@ -128,7 +135,7 @@ def _plain(table: Table, rows: Sequence[tuple[str, ...]], widths: Mapping[int, i
     for index, width in widths.items():
         column = table.columns[index]
         justify: Literal["left", "right"] = "right" if column.right else "left"
-        shown.add_column(column.header, justify=justify, overflow="fold", min_width=max(width, 1))
+        shown.add_column(column.header, justify=justify, overflow="fold", width=width)
     for row in rows:
         shown.add_row(*(Text(row[index]) for index in widths))
     return shown
@@ -144,7 +151,7 @@ def _grouped(table: Table, rows: Sequence[tuple[str, ...]], widths: Mapping[int,
     for index, width in widths.items():
         column = table.columns[index]
         justify: Literal["left", "right"] = "right" if column.right else "left"
-        shown.add_column(column.header, justify=justify, overflow="fold", min_width=max(width, 1))
+        shown.add_column(column.header, justify=justify, overflow="fold", width=width)
     previous: tuple[str, ...] = ()
     for row in rows:
         if row[:lead] != previous:
