@@ -177,7 +177,7 @@ def test_there_must_be_data(classifier: Path, tmp_path: Path) -> None:
 def test_a_model_that_torch_cannot_take_is_refused(
     ready: Prepared, start: dict[str, Replacement], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(path: Path, shapes: object) -> None:
+    def refuse(path: Path, shapes: object, samples: object) -> None:
         raise ModelError("the operator Foo has no counterpart")
 
     monkeypatch.setattr("edgepack.torchgraph.from_onnx.onnx_to_program", refuse)
