@@ -221,9 +221,10 @@ def decoded_from(coded: Replacement, constant: str) -> tuple[Array, ...]:
 
 
 def operand_sides(coded: Replacement) -> tuple[tuple[int, int], ...]:
-    """(smaller, larger) side of every matrix that the input is multiplied by, as a file or a runtime may hold it."""
+    """(smaller, larger) side of every matrix that a product takes, at load or at an inference, as a file or a runtime
+    may hold it."""
     loaded = values(coded.tensors, coded.program)
-    own = [step for step in depending(coded.program, {X}) if step.op in ("matmul", "conv1d")]
+    own = [step for step in coded.program if step.op in ("matmul", "conv1d")]
     shapes = [loaded[name].shape for step in own for name in step.inputs if name in loaded]
     return tuple((min(shape), max(shape)) for shape in shapes if len(shape) == 2)
 

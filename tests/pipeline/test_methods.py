@@ -52,6 +52,7 @@ def test_a_pack_by_every_method(name: str, classifier: Path, cache: Path, tmp_pa
         entry = record["files"][f"model.{fmt}"]
         assert {proof["passed"] for proof in entry["proofs"].values()} == {True}, entry["proofs"]
         first = entry["layers"][0]
+        assert first["alternative"] is not None, record["warnings"]
         assert first["alternative"]["method"] == name
         assert (first["scheme"] == CONSTEXPR) == (name in DIRECT | DECODED)
         assert (first["rank"] is not None) == (name in PAIRS)
