@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,12 +14,12 @@ import numpy as np
 
 from edgepack.backends.registry import backend
 from edgepack.data import example
-from edgepack.errors import BudgetError, ModelError
+from edgepack.errors import BudgetError, ModelError, PackError, UsageError
 from edgepack.model.scheme import Format
 from edgepack.model.types import Array
 from edgepack.pack.card import write_card
 from edgepack.pack.folder import writing
-from edgepack.pack.manifest import ArchiveEntry, File, Manifest, PackedFile, write_manifest
+from edgepack.pack.manifest import ArchiveEntry, File, Manifest, PackedFile, read_manifest, write_manifest
 from edgepack.pipeline.baselines import (
     Baseline,
     dense_instead,
@@ -78,12 +79,15 @@ def build(options: BuildOptions, *, cache: Cache | None = None, progress: Progre
     """Build a pack. What is expensive is kept in the cache, so an interrupted build goes on where it was.
 
     Raises:
-        UsageError, InputError: bad arguments, model or data; nothing is written.
+        UsageError, InputError: bad arguments, model or data, or another model's pack lies where this one would go by
+            itself; nothing is written.
         DeviceError: a measurement failed; nothing is written.
         BudgetError: no plan meets the budget; the best attempt is written.
     """
     cache = cache or Cache(fresh=options.fresh)
     out = out_folder(options)
+    if options.out is None:
+        check_own(out, options.model)
     with writing(out) as folder, prepared(options, cache, progress) as ready:
         record, failure = _fill(folder, ready)
     if failure is not None:
@@ -95,6 +99,25 @@ def build(options: BuildOptions, *, cache: Cache | None = None, progress: Progre
 def out_folder(options: BuildOptions) -> Path:
     """Where the pack goes: what was asked for, else `dist/<model>.<target>`."""
     return options.out or Path("dist") / f"{model_name(options.model)}.{options.target.name}"
+
+
+def check_own(out: Path, model: str) -> None:
+    """Refuse a folder that holds the pack of another model; one that cannot be read is anybody's.
+
+    Args:
+        out: where a pack goes if nobody says where.
+        model: as on the command line.
+
+    Raises:
+        UsageError: it would be replaced.
+    """
+    with suppress(PackError):
+        there = read_manifest(out).model.source
+        if there != Path(model).name:
+            raise UsageError(
+                f"{out} is the pack of {there}, which this one of {Path(model).name} would replace",
+                hint=f"give another folder with --out, or --out {out} to replace it",
+            )
 
 
 def _fill(folder: Path, ready: Prepared) -> tuple[Manifest, BudgetError | None]:
