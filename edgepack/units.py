@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Protocol
 
 NONE = "–"
+_MARKDOWN = re.compile(r"([\\`*_\[\]<>|~#])")
 EXACT_DB = 200.0
 SAME = 0.01
 """Counts this close are alike: no more is repeatable."""
@@ -147,3 +149,8 @@ def bandwidth(low: float, high: float) -> str:
     """Bytes a second as GB/s without the unit: `3.7–4.4`."""
     low, high = low / 1e9, high / 1e9
     return f"{low:g}" if low == high else f"{low:g}–{high:g}"
+
+
+def markdown(text: str) -> str:
+    """Text with the signs escaped that mean something in markdown."""
+    return _MARKDOWN.sub(r"\\\1", text)

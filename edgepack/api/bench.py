@@ -7,6 +7,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TypedDict, Unpack
 
+from edgepack.api.given import given_formats
 from edgepack.api.progress import Wanted, heard
 from edgepack.api.results import Comparison, Pack, open_pack
 from edgepack.api.target import load_target
@@ -16,7 +17,6 @@ from edgepack.benchmark.session import Settings
 from edgepack.devices.connect import Reach, places
 from edgepack.errors import UsageError
 from edgepack.pack.facts import read_facts
-from edgepack.pipeline.options import parse_formats
 from edgepack.report.comparison import compare_packs, compare_results, rows_of_emulated
 from edgepack.targets.target import Target
 
@@ -64,7 +64,7 @@ def bench(
     facts = read_facts(folder)
     chosen = load_target(facts.target_name if target is None else target)
     asked = how.get("formats")
-    formats = None if asked is None else parse_formats(asked if isinstance(asked, str) else ",".join(asked))
+    formats = None if asked is None else given_formats(asked)
     settings = Settings(
         how.get("threads", 1), how.get("quick", False), how.get("cold", True), how.get("sustained", False)
     )

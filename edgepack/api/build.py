@@ -7,7 +7,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, TypedDict, Unpack, get_type_hints
 
-from edgepack.api.given import GivenModel, GivenSamples, named_model, named_samples
+from edgepack.api.given import GivenModel, GivenSamples, given_formats, given_inputs, named_model, named_samples
 from edgepack.api.progress import Wanted, heard
 from edgepack.api.results import Pack
 from edgepack.api.target import load_target
@@ -15,7 +15,7 @@ from edgepack.distill.budget import Budget, parse_budget
 from edgepack.errors import UsageError
 from edgepack.model.types import Aim
 from edgepack.pipeline.build import build as run
-from edgepack.pipeline.options import BuildOptions, PrecisionChoice, Rank, parse_duration, parse_formats, parse_size
+from edgepack.pipeline.options import BuildOptions, PrecisionChoice, Rank, parse_duration, parse_size
 from edgepack.sources.images import ImageOptions
 from edgepack.sources.inputs import GivenInput
 from edgepack.targets.target import Target
@@ -26,8 +26,6 @@ _READERS: Mapping[str, tuple[str, Callable[[str], object]]] = {
     "max_latency": ("max_latency_s", parse_duration),
     "time_limit": ("time_limit_s", parse_duration),
     "distill": ("distill", parse_budget),
-    "formats": ("formats", parse_formats),
-    "out": ("out", Path),
 }
 """What stands in words: the field of `BuildOptions`, and what reads the words."""
 
@@ -113,10 +111,10 @@ def parsed(options: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in options.items():
         field, read = _READERS.get(name, (name, None))
         found[field] = read(value) if read is not None and isinstance(value, str) else value
-    if isinstance(found.get("inputs"), Mapping):
-        found["inputs"] = tuple(GivenInput(name, tuple(shape)) for name, shape in found["inputs"].items())
-    if isinstance(found.get("formats"), Sequence):
-        found["formats"] = parse_formats(",".join(found["formats"]))
+    if "formats" in found:
+        found["formats"] = given_formats(found["formats"])
     if "out" in found:
         found["out"] = Path(found["out"])
+    if isinstance(found.get("inputs"), Mapping):
+        found["inputs"] = given_inputs(found["inputs"])
     return found

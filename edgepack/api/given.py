@@ -14,7 +14,10 @@ import numpy as np
 
 from edgepack.data import LABELS
 from edgepack.errors import DataError, ModelError
+from edgepack.model.scheme import Format
 from edgepack.model.types import Array, Recipe
+from edgepack.pipeline.options import parse_formats
+from edgepack.sources.inputs import GivenInput
 
 if TYPE_CHECKING:
     import onnx
@@ -143,3 +146,17 @@ def _array(value: Any) -> Array:
     if array.dtype.hasobject:
         raise DataError(f"found an array of {array.dtype}, numbers were expected")
     return array
+
+
+def given_formats(formats: str | Sequence[str]) -> tuple[Format, ...]:
+    """`"onnx,tflite"`, or their names one by one.
+
+    Raises:
+        UsageError: an unknown format.
+    """
+    return parse_formats(formats if isinstance(formats, str) else ",".join(formats))
+
+
+def given_inputs(shapes: Mapping[str, Sequence[int]]) -> tuple[GivenInput, ...]:
+    """Shapes of inputs by name, as sources take them."""
+    return tuple(GivenInput(name, tuple(shape)) for name, shape in shapes.items())

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from edgepack.api.given import GivenModel, GivenSamples, named_model, named_samples
+from edgepack.api.given import GivenModel, GivenSamples, given_inputs, named_model, named_samples
 from edgepack.api.progress import Wanted, heard
 from edgepack.api.results import Inspection
 from edgepack.pipeline.inspect import InspectOptions
 from edgepack.pipeline.inspect import inspect as run
-from edgepack.sources.inputs import GivenInput
 
 
 def inspect(
@@ -32,6 +31,6 @@ def inspect(
     Raises:
         UsageError, InputError: bad arguments, model or data.
     """
-    given = [GivenInput(name, tuple(shape)) for name, shape in (inputs or {}).items()]
+    given = given_inputs(inputs or {})
     with named_model(model, example_inputs) as spec, named_samples(data) as samples, heard(progress) as told:
         return Inspection(run(InspectOptions(spec, samples, method, given), progress=told))

@@ -210,12 +210,12 @@ def progress_bar(output: Renderer) -> Iterator[Progress]:
 @contextmanager
 def progress_bars(titles: Sequence[str], output: Renderer) -> Iterator[Mapping[str, Progress]]:
     """A progress line for each of several things at once, by its title; silent where stderr is no terminal."""
-    if output.for_machines or not sys.stderr.isatty():
+    if output.for_machines:
         from edgepack.workspace import silent
 
         yield dict.fromkeys(titles, silent)
         return
-    from edgepack.report.progress import terminal_bars
+    from edgepack.report.progress import shown_progress
 
-    with terminal_bars(titles) as bars:
+    with shown_progress(titles) as bars:
         yield bars

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -13,7 +12,6 @@ from edgepack.pack.manifest import DropEntry, FileEntry, LayerEntry, Manifest, P
 from edgepack.workspace import shipped
 
 CARD, SCRIPT = "README.md", "run.py"
-_SPECIAL = re.compile(r"([\\`*_\[\]<>|~#])")
 
 
 def write_card(folder: Path, manifest: Manifest) -> None:
@@ -89,4 +87,4 @@ def _layers(layers: tuple[LayerEntry, ...]) -> str:
 
 
 def _escape(text: str) -> str:
-    return _SPECIAL.sub(r"\\\1", " ".join(text.split()))
+    return units.markdown(" ".join(text.split()))

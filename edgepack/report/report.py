@@ -159,6 +159,11 @@ class Report:
     warnings: tuple[str, ...] = ()
     record: Any = None
 
+    @property
+    def for_people(self) -> tuple[Block, ...]:
+        """Its blocks without those for data alone."""
+        return tuple(block for block in self.blocks if not (isinstance(block, Table) and block.only == "data"))
+
 
 @dataclass(frozen=True)
 class Field(Generic[Row]):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -92,23 +92,24 @@ def _content(array: Array) -> Hashable:
     return len(words), int(mixed.sum(dtype=np.uint64)), int(np.bitwise_xor.reduce(mixed, initial=np.uint64(0)))
 
 
-def _constant(value: ir.Value | None) -> ir.TensorProtocol | None:
+def _constant(value: ir.Value | None, scaling: Collection[str] = _SCALING) -> ir.TensorProtocol | None:
     """The tensor behind a value, through views, casts and constant scales, or None for a computed one."""
+    scales: list[Array] = []
     while value is not None:
-        if value.const_value is not None:
-            return value.const_value
-        node = value.producer()
+        node, held = value.producer(), value.const_value
+        if held is None and node is not None and node.op_type == "Constant":
+            attribute = node.attributes.get("value")
+            held = None if attribute is None else attribute.as_tensor()
+        if held is not None:
+            return held if all(broadcasts(scale.shape, held.numpy().shape) for scale in scales) else None
         if node is None:
             return None
-        if node.op_type == "Constant":
-            attribute = node.attributes.get("value")
-            return None if attribute is None else attribute.as_tensor()
-        if node.op_type in _SCALING:
-            codes, scale = map(_constant, node.inputs)
-            if codes is None or scale is None or not broadcasts(scale.numpy().shape, codes.numpy().shape):
+        if node.op_type in scaling:
+            scale = _constant(node.inputs[1], ())
+            if scale is None:
                 return None
-            return codes
-        if node.op_type not in _VIEWS:
+            scales.append(scale.numpy())
+        elif node.op_type not in _VIEWS:
             return None
         value = node.inputs[0]
     return None

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 
 from edgepack.report.render.cells import cell_texts, line_text
 from edgepack.report.render.terminal import chart_text
 from edgepack.report.report import Block, Chart, Line, Paragraph, Report, Table
-
-_SPECIAL = re.compile(r"([\\`*_\[\]<>|~#])")
+from edgepack.units import markdown
 
 
 def render(report: Report) -> str:
     """Its tables with all their columns, each with its notes as a list below. Signs with a meaning in markdown are
     escaped."""
     parts = [f"{_escape(line)}\n" for line in report.title]
-    shown = [block for block in report.blocks if not (isinstance(block, Table) and block.only == "data")]
-    for kind, blocks in groupby(shown, key=_kind):
+    for kind, blocks in groupby(report.for_people, key=_kind):
         if kind == "list":
             parts.append(_list(map(_sentence, blocks)))
         else:
@@ -61,4 +58,4 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def _escape(line: Line) -> str:
-    return _SPECIAL.sub(r"\\\1", " ".join(line_text(line).split("\n")))
+    return markdown(" ".join(line_text(line).split("\n")))

@@ -14,8 +14,7 @@ def render(report: Report) -> str:
     """Its lines and tables in their order, the warnings first."""
     warnings = [f"<p><strong>warning: {escape(warning)}</strong></p>" for warning in report.warnings]
     titles = [f"<p>{_text(line)}</p>" for line in report.title]
-    shown = [block for block in report.blocks if not (isinstance(block, Table) and block.only == "data")]
-    return "\n".join([*warnings, *titles, *map(_block, shown)])
+    return "\n".join([*warnings, *titles, *map(_block, report.for_people)])
 
 
 def _block(block: Block) -> str:

@@ -12,6 +12,7 @@ from edgepack.report.report import Block, Chart, Column, Paragraph, Report, Tabl
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, Group, RenderableType
+    from rich.table import Table as RichTable
 
 NAME, SENTENCE = 24, 40
 """Widths up to which names stay whole, and beyond which text is a sentence."""
@@ -32,7 +33,7 @@ def render(report: Report) -> Group:
 
     # Text, not markup: names come from files and may hold square brackets.
     parts: list[Any] = [Text(line_text(line)) for line in report.title]
-    for block in report.blocks:
+    for block in report.for_people:
         parts += _parts(block)
     return Group(*parts, *(Text(f"warning: {warning}", style="yellow") for warning in report.warnings))
 
@@ -44,8 +45,6 @@ def _parts(block: Block) -> list[Any]:
         return [Text(line_text(block.line), style="dim" if block.note else "")]
     if isinstance(block, Chart):
         return [Text(f"  {block.title:<16} {chart_text(block)}")]
-    if block.only == "data":
-        return []
     table = block.shown_to("people")
     title = line_text(table.title)
     return [
@@ -126,32 +125,32 @@ def _sentences(rows: Sequence[tuple[str, ...]], first: int, index: int, header: 
         yield Padding(Text(f"{row[first]}: {row[index]}", overflow="fold"), (0, 0, 0, INDENT))
 
 
-def _plain(table: Table, rows: Sequence[tuple[str, ...]], widths: Mapping[int, int]) -> RenderableType:
+def _headed(table: Table, widths: Mapping[int, int], *, padding: tuple[int, int]) -> RichTable:
+    """An empty table with the columns of these widths."""
     from rich import box
     from rich.table import Table as RichTable
-    from rich.text import Text
 
-    shown = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
+    shown = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=padding)
     for index, width in widths.items():
         column = table.columns[index]
         justify: Literal["left", "right"] = "right" if column.right else "left"
         shown.add_column(column.header, justify=justify, overflow="fold", width=width)
+    return shown
+
+
+def _plain(table: Table, rows: Sequence[tuple[str, ...]], widths: Mapping[int, int]) -> RenderableType:
+    from rich.text import Text
+
+    shown = _headed(table, widths, padding=(0, 1))
     for row in rows:
         shown.add_row(*(Text(row[index]) for index in widths))
     return shown
 
 
 def _grouped(table: Table, rows: Sequence[tuple[str, ...]], widths: Mapping[int, int]) -> RenderableType:
-    from rich import box
-    from rich.table import Table as RichTable
     from rich.text import Text
 
-    lead = table.lead
-    shown = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=0)
-    for index, width in widths.items():
-        column = table.columns[index]
-        justify: Literal["left", "right"] = "right" if column.right else "left"
-        shown.add_column(column.header, justify=justify, overflow="fold", width=width)
+    lead, shown = table.lead, _headed(table, widths, padding=(0, 0))
     previous: tuple[str, ...] = ()
     for row in rows:
         if row[:lead] != previous:
