@@ -22,7 +22,7 @@ from typing import Any
 import figures_file
 import numpy as np
 import onnx
-from block_tables import markdown_table
+from block_tables import decibels, kilobytes, markdown_table, one_line
 from operator_suite import Case, cases, difference, variants
 from results_page import put_section
 from zoo_files import SEEDED, ZOO, ModelFile
@@ -71,12 +71,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--no-suite", action="store_true", help="without the operator tests")
     parser.add_argument("--render", action="store_true", help="convert nothing")
     options = parser.parse_args(arguments)
+    if options.render:
+        stored = figures_file.load(KEPT)
+        put_section(NAME, COMMAND, stored, render(stored["figures"]))
+        return
     figures = {"rows": [], "suite": {}}
     if not options.fresh and (figures_file.RESULTS / f"{KEPT}.json").exists():
         figures = figures_file.load(KEPT)["figures"]
-    if options.render:
-        put_section(NAME, COMMAND, figures_file.load(KEPT), render(figures))
-        return
     with converter() as emitter:
         files(emitter, figures, options.only or ())
         if not options.no_suite and not options.only:
@@ -263,7 +264,11 @@ def render(figures: Mapping[str, Any]) -> str:
         f"{len(done)} of {len(rows)} files were converted.",
         markdown_table(headers, [_cells(row) for row in done], right=headers[1:]),
     ]
-    stopped = [[row["name"], _kb(row["bytes"]), _one_line(row["reason"])] for row in rows if "reason" in row]
+    stopped = [
+        [row["name"], kilobytes(row["bytes"]), one_line(row["reason"].partition("\n")[0])]
+        for row in rows
+        if "reason" in row
+    ]
     if stopped:
         parts += ["Not converted:", markdown_table(["file", "source, kB", "reason"], stopped, right=["source, kB"])]
     if figures["suite"]:
@@ -302,17 +307,15 @@ def _counts(counts: Counter[str]) -> list[str]:
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:
-    noise = "equal" if row["sqnr_db"] is None else f"{row['sqnr_db']:.1f}"
+    noise = decibels(row["sqnr_db"])
     counts = [str(row[name]) for name in ("operators", "transposes", "ideal")]
-    return [row["name"], _kb(row["bytes"]), noise + ("" if row["real"] else " \\*"), *counts, f"{row['seconds']:.1f}"]
-
-
-def _kb(size: int) -> str:
-    return f"{size / 1000:.1f}"
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.partition("\n")[0].replace("|", "\\|").split())
+    return [
+        row["name"],
+        kilobytes(row["bytes"]),
+        noise + ("" if row["real"] else " \\*"),
+        *counts,
+        f"{row['seconds']:.1f}",
+    ]
 
 
 if __name__ == "__main__":

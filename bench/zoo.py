@@ -20,7 +20,7 @@ from typing import Any
 
 import figures_file
 import numpy as np
-from block_tables import markdown_table
+from block_tables import decibels, kilobytes, markdown_table, one_line
 from results_page import put_section
 from zoo_files import SEEDED, ZOO, ModelFile
 
@@ -103,7 +103,7 @@ def _with_data(file: ModelFile, path: Path) -> tuple[Samples, list[str]]:
 def _build(file: ModelFile, options: Sequence[str]) -> tuple[int, str]:
     """Its exit code, and the error that it ended with."""
     command = [sys.executable, "-m", "edgepack", "build", str(file.file), "--target", TARGET]
-    command += ["--formats", file.format, "--time-limit", str(SEARCH_MINUTES), "--json", *file.options, *options]
+    command += ["--formats", file.format, "--time-limit", f"{SEARCH_MINUTES}min", "--json", *file.options, *options]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     try:
         ended = subprocess.run(command, capture_output=True, text=True, timeout=MOST_S, env=environment, check=False)
@@ -173,7 +173,9 @@ def render(rows: Sequence[Mapping[str, Any]]) -> str:
     headers = ["file", "source, kB", "int8, kB", "pack, kB", "layers", "scheme", "inputs", "agree", "SQNR, dB", "s"]
     table = markdown_table(headers, [_cells(row) for row in built], right=[*headers[1:4], *headers[7:]])
     stopped = [
-        [row["name"], _kb(row["bytes"]), str(row["exit"]), _one_line(row["reason"])] for row in rows if row not in built
+        [row["name"], kilobytes(row["bytes"]), str(row["exit"]), one_line(row["reason"])]
+        for row in rows
+        if row not in built
     ]
     stops = [
         "Builds that stop:",
@@ -187,21 +189,12 @@ def _rival(row: Mapping[str, Any]) -> list[int]:
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:
-    noise = "equal" if row["sqnr_db"] is None else f"{row['sqnr_db']:.1f}"
     return [
         row["name"] + (f" (exit {row['exit']})" if row["exit"] else ""),
-        *(_kb(row[size]) for size in ("bytes", "int8_bytes", "pack_bytes")),
-        f"{row['low_rank']} of {row['layers']}", row["scheme"], row["inputs"], f"{row['agree']:.4f}", noise,
-        str(row["seconds"]),
+        *(kilobytes(row[size]) for size in ("bytes", "int8_bytes", "pack_bytes")),
+        f"{row['low_rank']} of {row['layers']}", row["scheme"], row["inputs"], f"{row['agree']:.4f}",
+        decibels(row["sqnr_db"]), str(row["seconds"]),
     ]  # fmt: skip
-
-
-def _kb(size: int) -> str:
-    return f"{size / 1000:.1f}"
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.replace("|", "\\|").split())
 
 
 def _line(row: Mapping[str, Any]) -> str:

@@ -67,8 +67,7 @@ class Ragged:
         rows = (self.row(int(number)).reshape(-1) for number in indices)
         if not isinstance(self.values, np.memmap) or not len(indices):
             return Ragged(np.concatenate([self.values[:0], *rows]), shapes)
-        with tempfile.TemporaryFile() as file:
-            taken = np.memmap(file, self.values.dtype, "w+", shape=(int(shapes.prod(axis=1).sum()),))
+        taken = _in_a_file(self.values.dtype, (int(shapes.prod(axis=1).sum()),))
         start = 0
         for row in rows:
             taken[start : start + len(row)] = row
@@ -112,11 +111,16 @@ def _taken(array: Array | Ragged, indices: Array) -> Array | Ragged:
         return array.take(indices)
     if not isinstance(array, np.memmap) or not len(indices):
         return np.asarray(array[indices])
-    with tempfile.TemporaryFile() as file:
-        taken = np.memmap(file, array.dtype, "w+", shape=(len(indices), *array.shape[1:]))
+    taken = _in_a_file(array.dtype, (len(indices), *array.shape[1:]))
     for start in range(0, len(indices), COPIED):
         taken[start : start + COPIED] = array[indices[start : start + COPIED]]
     return taken
+
+
+def _in_a_file(dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array:
+    """Room for an array in an unnamed file that is mapped into memory."""
+    with tempfile.TemporaryFile() as file:
+        return np.memmap(file, dtype, "w+", shape=shape)
 
 
 def read_npz(path: Path, specs: Sequence[TensorSpec]) -> Samples:
@@ -316,7 +320,8 @@ def feeds(
 def _run(array: Array | Ragged, start: int, rows: Any, *, stacked: bool) -> Array:
     """What one run takes of an input."""
     if isinstance(array, Ragged):
-        return array.row(start) if stacked else array.row(start)[None]
+        row = array.row(start)
+        return row if stacked else row[None]
     return np.asarray(array[start, ...] if stacked else array[rows])
 
 

@@ -61,25 +61,33 @@ class EmbeddingTable:
         energies, basis = eigh(covariance, overwrite_a=True, check_finite=False, driver="evd")
         return Spectrum(basis[:, ::-1].astype(np.float32), np.clip(energies[::-1], 0.0, None), self.shares)
 
+    @cached_property
+    def _mean(self) -> Array:
+        """(width,) float64: of the rows as they are looked up."""
+        return np.asarray(self.shares @ self.layer.weight)
+
     def factors(self, rank: int) -> Replacement:
         """What is written for the table at a rank: its mean row is exact."""
         (view,), kind = views_of([self.layer]), kind_of(self.layer)
         found = whitened.factors(view, self.spectrum, rank)
         return kind.replace(self.layer, found.structure, {ROWS: found})
 
-    def lost_share(self, structure: Structure, scheme: Scheme, *, seen: bool = False) -> float:
+    def lost_share(
+        self, structure: Structure, scheme: Scheme, part: Replacement | None = None, *, seen: bool = False
+    ) -> float:
         """Of what the rows that are looked up tell apart: by a smaller rank, and by rounding of the rows.
 
         Args:
+            part: `factors` of the structure's rank, where they are at hand.
             seen: of the data alone, none of whose tokens is new.
         """
         rows, weights = self._sample(self.counts / max(float(self.counts.sum()), 1.0) if seen else self.shares)
         table = self.layer.weight[rows]
-        energy = float(weights @ np.square(table - self.shares @ self.layer.weight).sum(axis=1))
+        energy = float(weights @ np.square(table - self._mean).sum(axis=1))
         if structure.rank is None:
             found = _rounded(table, scheme)
         else:
-            part = self.factors(structure.rank)
+            part = part or self.factors(structure.rank)
             found = _rounded(part.tensors["B"][rows], scheme) @ part.A.T + part.bias
         return float(weights @ np.square(found - table).sum(axis=1)) / energy if energy > 0 else 0.0
 

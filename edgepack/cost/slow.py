@@ -53,6 +53,8 @@ _UNROLLED = "build finds a smaller matrix for all of them, and leaves them apart
 def slow(operator: Operator, fmt: Format, target: Target) -> Slow | None:
     """Why an operator is slow on a target; None where nothing says that it is."""
     doubt = operator.doubt
+    if doubt is None:
+        return None
     dots = bool(DOT_PRODUCTS & set(target.isa))
     fine = {
         "blocks": roofline(target).kernels.nbits is not None,
@@ -60,7 +62,7 @@ def slow(operator: Operator, fmt: Format, target: Target) -> Slow | None:
         "signed inputs": dots or target.arch not in X86,
         "unsigned weights": dots and fmt == "onnx",
     }
-    return None if doubt is None or fine.get(doubt, False) else Slow(WHY[doubt], _by_build(operator, doubt, fmt))
+    return None if fine.get(doubt, False) else Slow(WHY[doubt], _by_build(operator, doubt, fmt))
 
 
 def _by_build(operator: Operator, doubt: Doubt, fmt: Format) -> str:

@@ -55,8 +55,8 @@ class Baseline:
     @property
     def promised_bytes(self) -> int:
         """What a pack is never larger than: dense int8, and a file that was given in integers."""
-        sizes = [path.stat().st_size for path in (self.int8, *([self.fp32] if self.in_integers else []))]
-        return min(sizes)
+        size = self.int8.stat().st_size
+        return min(size, self.fp32.stat().st_size) if self.in_integers else size
 
     @property
     def is_rival(self) -> bool:

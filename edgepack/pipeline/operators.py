@@ -14,10 +14,9 @@ from edgepack.cost.select import cost_source, dense_int8, prices_of
 from edgepack.cost.slow import X86, Slow, slow
 from edgepack.data import example
 from edgepack.errors import UsageError
-from edgepack.model.layer import WEIGHT
-from edgepack.model.point import Point
+from edgepack.model.point import Point, linear_point
 from edgepack.model.scheme import Format, Scheme
-from edgepack.model.structure import DENSE, Op, as_matrix, copied
+from edgepack.model.structure import Op, as_matrix, copied
 from edgepack.pipeline.datasets import load_data, with_open_sides
 from edgepack.pipeline.inspect import InspectOptions
 from edgepack.sources import open_model
@@ -190,4 +189,4 @@ class _Prices:
 
 def _point(op: Op, scheme: Scheme) -> Point:
     matrix = as_matrix(op)
-    return Point(scheme, DENSE, (Op(WEIGHT, "matmul", matrix.rows, matrix.columns, matrix.vectors),))
+    return linear_point(scheme, matrix.rows, matrix.columns, None, matrix.vectors)

@@ -212,7 +212,7 @@ def of_any_shape(options: BuildOptions, workspace: Workspace) -> BuildOptions:
         )
     for fmt in fixed:
         _warn_of_missing(fmt, "its files have fixed shapes, and the samples differ in theirs", workspace)
-    return replace(options, formats=rest)
+    return replace(options, formats=rest) if fixed else options
 
 
 def _plans_tables(options: BuildOptions, methods: Methods, guard: Guard) -> bool:

@@ -29,8 +29,11 @@ def with_program(opened: Model, samples: Samples, workspace: Workspace) -> Model
     if "onnx" not in opened.files:
         raise ModelError(f"torch cannot run a {' or '.join(opened.files) or opened.kind} model")
     shapes = {name: list(array.shape) for name, array in example(samples, opened.inputs, workspace.seed).items()}
-    runs = first_runs(samples, opened.inputs)
-    task = Keyed([opened.sha256, shapes], lambda: _Conversion(opened.files["onnx"], shapes, runs))
+
+    def conversion() -> _Conversion:
+        return _Conversion(opened.files["onnx"], shapes, first_runs(samples, opened.inputs))
+
+    task = Keyed([opened.sha256, shapes], conversion)
     return replace(opened, program=workspace.file(PROGRAM, task, workspace.folder / "program.pt2"))
 
 

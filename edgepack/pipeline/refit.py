@@ -177,8 +177,7 @@ def _plain(rounder: Rounder, choice: Part) -> Replacement:
     layer, structure = choice.view, choice.structure
     if structure.of_a_matrix:
         return factorizer(rounder.method).factors(layer, choice.spectrum, structure.ranks[0])
-    gradient, moments = rounder.gradients.get(layer.name), rounder.covariances.of(layer.name)
-    return StageFit(layer, choice.spectrum, moments, rounder.method, gradient, rounder.seed).fitted(structure)
+    return rounder.stages(layer, choice.spectrum).fitted(structure)
 
 
 def _apart(layer: View, structure: Structure, seed: int) -> Fit | None:

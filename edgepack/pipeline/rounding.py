@@ -82,6 +82,11 @@ class Rounder:
         """Of the rotations."""
         return self.workspace.seed
 
+    def stages(self, layer: View, spectrum: Spectrum) -> StageFit:
+        """How a kernel is taken apart by the method, on what is known of its input."""
+        moments = self.covariances.of(layer.name) if factorizer(self.method).needs_moments else None
+        return StageFit(layer, spectrum, moments, self.method, self.gradients.get(layer.name), self.seed)
+
     def factors(self, layer: View, spectrum: Spectrum, structure: Structure, scheme: Scheme) -> Replacement:
         """A pair whose weights lie on the grids of the scheme, so that every quantizer leaves them as they are."""
         rank = structure.ranks[0]
@@ -340,9 +345,7 @@ class _Staged:
 
 def _rounded_stages(task: _Staged) -> Replacement:
     rounder, layer, scheme, inner = task.rounder, task.layer, task.scheme, behind_first(task.structure)
-    moments = rounder.covariances.of(layer.name) if factorizer(rounder.method).needs_moments else None
-    gradient = rounder.gradients.get(layer.name)
-    fit = StageFit(layer, task.spectrum, moments, rounder.method, gradient, rounder.seed)
+    fit = rounder.stages(layer, task.spectrum)
     first = fit.first(task.structure)
     grid = grid_of(scheme, first.shape[1], largest=rounder.largest)
     first = first if grid is None else fit.rounded(task.structure, first, grid)

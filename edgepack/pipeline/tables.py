@@ -29,13 +29,11 @@ from edgepack.pipeline.gradients import CURVE_SAMPLES, gradient_kind
 from edgepack.pipeline.prices import Prices
 from edgepack.plan.candidates import GivenRanks, break_even_rank
 from edgepack.quantize.grids import BLOCK
-from edgepack.torchgraph.draws import Kind
+from edgepack.torchgraph.draws import SMALLEST_SHARE, Kind, are_shares, shares_of
 from edgepack.workspace import Keyed, Step, Workspace
 
 MOST_RANKS = 12
 """Per table, in whole blocks of 4 bits."""
-
-SMALLEST = 1e-30
 
 PROBED_SHARE = 0.05
 """What a table is to lose, roughly, in the file that says how far that moves the answer: within what a plan may."""
@@ -70,15 +68,16 @@ def _candidates(files: Writer, table: EmbeddingTable, prices: Prices, units: _Un
     layer, kind = table.layer, kind_of(table.layer)
     for structure in kind.structures(layer, GivenRanks(_ranks(table), ())):
         rows, *products = kind.ops(layer, structure, table.vectors)
-        cut = table.lost_share(structure, FP32[files.fmt])
+        part = None if structure.rank is None else table.factors(structure.rank)
+        cut = table.lost_share(structure, FP32[files.fmt], part)
         latency_s = 0.0
         if products:
             price = prices.of_product(FP32[files.fmt], products[0])
             if price is None:
                 continue
             latency_s = layer.uses * price.latency_s
+        held = layer.with_weight(layer.weight[:, : structure.rank], None)
         for scheme in files.table_schemes:
-            held = table.layer.with_weight(layer.weight[:, : structure.rank], None)
             if scheme != wide and files.supports(held, DENSE, scheme) is not None:
                 continue
             size = size_bytes(scheme, (rows,), None) + size_bytes(wide, products, layer.weight[0] if products else None)
@@ -86,7 +85,7 @@ def _candidates(files: Writer, table: EmbeddingTable, prices: Prices, units: _Un
                 scheme=scheme,
                 structure=structure,
                 ops=(rows, *products),
-                loss=units.rank * cut + units.rounding * max(table.lost_share(structure, scheme) - cut, 0.0),
+                loss=units.rank * cut + units.rounding * max(table.lost_share(structure, scheme, part) - cut, 0.0),
                 size_bytes=size,
                 ram_bytes=resident_bytes(files.table_schemes[-1], size),
                 latency_s=latency_s,
@@ -160,10 +159,9 @@ def _risen(task: _Rise) -> float:
     samples = len(reference)
     if task.kind == "vector" or reference.ndim < 2:
         return float(np.square(change).sum()) / samples
-    if (reference >= 0).all() and np.allclose(reference.sum(axis=-1), 1.0, atol=1e-3):
-        return float((np.square(change) / np.maximum(reference, SMALLEST)).sum()) / samples
-    shares = np.exp(reference - reference.max(axis=-1, keepdims=True))
-    shares /= shares.sum(axis=-1, keepdims=True)
+    if are_shares(reference):
+        return float((np.square(change) / np.maximum(reference, SMALLEST_SHARE)).sum()) / samples
+    shares = shares_of(reference)
     mean = (shares * change).sum(axis=-1)
     return float(((shares * np.square(change)).sum(axis=-1) - np.square(mean)).sum()) / samples
 

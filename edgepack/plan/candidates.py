@@ -65,7 +65,7 @@ class WorthwhileRanks:
 
     def tucker(self, outputs: int, channels: int, places: int) -> tuple[tuple[int, int], ...]:
         """Those of both sides, each with each."""
-        return tuple(product(self.stage(outputs * places, channels), self.stage(outputs, channels * places)))
+        return _each_with_each(self, outputs, channels, places)
 
     def why_none(self, rows: int, columns: int) -> str:
         """Why a matrix has no `low_rank`."""
@@ -136,7 +136,13 @@ class GivenRanks:
 
     def tucker(self, outputs: int, channels: int, places: int) -> tuple[tuple[int, int], ...]:
         """Those given for both sides, each with each."""
-        return tuple(product(self.stage(outputs * places, channels), self.stage(outputs, channels * places)))
+        return _each_with_each(self, outputs, channels, places)
+
+
+def _each_with_each(
+    grid: WorthwhileRanks | GivenRanks, outputs: int, channels: int, places: int
+) -> tuple[tuple[int, int], ...]:
+    return tuple(product(grid.stage(outputs * places, channels), grid.stage(outputs, channels * places)))
 
 
 def break_even_rank(out_features: int, in_features: int) -> int:

@@ -46,7 +46,7 @@ def _notes(found: OperatorsReport, shown: int) -> Iterator[Line]:
         )
     reasons = dict.fromkeys((one.slow, one.build) for one in found.operators if one.slow is not None)
     for why, build in reasons:
-        own = [one for one in found.operators if one.slow == why]
+        own = [one for one in found.operators if (one.slow, one.build) == (why, build)]
         kinds = ", ".join(dict.fromkeys(one.op for one in own))
         yield f"slow: {len(own)} {kinds}: {why}; {build}"
     if found.stays is not None:

@@ -64,13 +64,23 @@ def _orthogonal(count: int, size: int, wanted: int, rng: np.random.Generator) ->
     yield from np.moveaxis(frame * signs * size**0.5, 2, 0)
 
 
+def are_shares(scores: Array) -> bool:
+    """Whether all rows, on the last axis, are probabilities."""
+    return bool((scores >= 0).all()) and np.allclose(scores.sum(axis=-1), 1.0, atol=1e-3)
+
+
+def shares_of(scores: Array) -> Array:
+    """The softmax of every row, on the last axis."""
+    shares = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    return np.asarray(shares / shares.sum(axis=-1, keepdims=True))
+
+
 def _fisher_direction(scores: Array, noise: Array) -> Array:
     """(rows, classes): what `noise` becomes as a gradient with the second moment of that of −log p."""
-    if (scores >= 0).all() and np.allclose(scores.sum(axis=1), 1.0, atol=1e-3):
+    if are_shares(scores):
         # Probabilities: diag(1 / p), which the model's own softmax turns into diag(p) − p pᵀ.
         return np.asarray(noise / np.sqrt(np.maximum(scores, SMALLEST_SHARE)))
-    shares = np.exp(scores - scores.max(axis=1, keepdims=True))
-    shares /= shares.sum(axis=1, keepdims=True)
+    shares = shares_of(scores)
     root = np.sqrt(shares)
     return np.asarray(root * noise - shares * (root * noise).sum(axis=1, keepdims=True))
 

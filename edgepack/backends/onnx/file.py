@@ -149,11 +149,11 @@ def copy(source: Path, path: Path) -> None:
     import onnx
     from onnx.external_data_helper import uses_external_data
 
-    proto = onnx.load(source, load_external_data=False)
-    if any(uses_external_data(tensor) for tensor in _tensor_protos(proto)):
+    content = source.read_bytes()
+    if any(uses_external_data(tensor) for tensor in _tensor_protos(onnx.load_from_string(content))):
         save(load(source), path)
     else:
-        path.write_bytes(source.read_bytes())
+        path.write_bytes(content)
 
 
 def to_bytes(model: ir.Model) -> bytes:

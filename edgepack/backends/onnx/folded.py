@@ -50,7 +50,8 @@ def fold_weights(model: ir.Model) -> bool:
             for index, value in enumerate(node.inputs):
                 if index not in WEIGHTS or value is None or root_of(value) is not None:
                     continue
-                array, home = folder.array(value), folder.home(value)
+                array = folder.array(value)
+                home = None if array is None else folder.home(value)
                 if array is None or home is None:
                     continue
                 key = id(home.graph), array.dtype.str, array.shape, array.tobytes()
@@ -110,7 +111,7 @@ class Folder:
         if root is not None:
             yield root
         elif node is not None:
-            for one in node.inputs[:1] if node.op_type != "Concat" else node.inputs:
+            for one in node.inputs[:1] if node.op_type != "Concat" else dict.fromkeys(node.inputs):
                 if one is not None:
                     yield from self._roots(one)
 
@@ -141,7 +142,7 @@ def _scaled(node: ir.Node, arrays: list[Array]) -> Array | None:
     codes = arrays[0]
     if node.op_type == "DequantizeLinear":
         axis, block = node.attributes.get_int("axis", 1), node.attributes.get_int("block_size", 0)
-        parts = [_along(part, codes, axis, block) for part in arrays[1:]]
+        parts = [along(part, codes, axis, block) for part in arrays[1:]]
     else:
         parts = list(arrays[1:]) if len(arrays) == 2 else []
     known = [part for part in parts if part is not None and broadcasts(part.shape, codes.shape)]
@@ -157,7 +158,7 @@ def _scaled(node: ir.Node, arrays: list[Array]) -> Array | None:
     return np.asarray(((codes.astype(wide) - zero) * known[0].astype(wide)).astype(dtype))
 
 
-def _along(part: Array, codes: Array, axis: int, block: int) -> Array | None:
+def along(part: Array, codes: Array, axis: int, block: int = 0) -> Array | None:
     """Scales or zero points, so that they broadcast against codes: one for all, one a slice, or one a block."""
     if part.size == 1:
         return part.reshape(())

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgepack.backends.onnx.decoded import tensor_of
-from edgepack.backends.onnx.folded import INITIALIZERS_APART, WEIGHTS, Folder, initializer
+from edgepack.backends.onnx.folded import INITIALIZERS_APART, WEIGHTS, Folder, along, initializer
 from edgepack.backends.onnx.integers import DEEPEST, is_decoded
 from edgepack.backends.onnx.kinds import OPERATORS
 from edgepack.backends.onnx.kinds.recurrent import GATES, QUANTIZED, STATES, R, W
@@ -55,7 +55,7 @@ def decode_weights(model: ir.Model) -> Scheme:
 
 
 class _Decoder:
-    """What was decoded of a model; each weight once, however many operators use it."""
+    """What was decoded of a model; each decoded value once, however many operators use it."""
 
     def __init__(self, model: ir.Model) -> None:
         self._folder, self._names = Folder(model), Names(model)
@@ -91,9 +91,9 @@ class _Decoder:
                 yield _scheme(node)
 
     def _constant(self, integers: ir.Value, array: Array) -> ir.Value | None:
-        home = self._folder.home(integers)
         key = integers, array.tobytes()
         if key not in self._made:
+            home = self._folder.home(integers)
             if home is None:
                 return None
             self._made[key] = initializer(home, array, self._names.unique("decoded")), home.name or "decoded"
@@ -116,7 +116,9 @@ class _Decoder:
         bias = None if added is None else _rounded_bias(added, node)
         codes, cast = self._input(node, 1), _only_user(node if bias is None or added is None else added, "Cast")
         last = None if cast is None or cast.attributes.get_int("to", 0) != _FLOAT else _only_user(cast, "Mul")
-        if quantizer is None or quantizer.op_type != "DynamicQuantizeLinear" or codes is None or last is None:
+        if quantizer is None or quantizer.op_type != "DynamicQuantizeLinear" or last is None:
+            return None
+        if codes is None or codes.ndim < 2:
             return None
         steps = next((value for value in last.inputs if value is not None and value.producer() is not cast), None)
         both = None if steps is None else steps.producer()
@@ -127,10 +129,11 @@ class _Decoder:
         scale = next((self._folder.array(v) for v in both.inputs if v is not quantizer.outputs[1]), None)
         zero = self._input(node, 3)
         axis = 0 if node.op_type == "ConvInteger" else codes.ndim - 1
-        parts = [_along(part, codes, axis) for part in (scale, np.zeros((), np.int8) if zero is None else zero)]
-        if codes.ndim < 2 or parts[0] is None or parts[1] is None or node.inputs[1] is None:
+        step = None if scale is None else along(_flat(scale), codes, axis)
+        offset = np.zeros((), np.int8) if zero is None else along(_flat(zero), codes, axis)
+        if step is None or offset is None or node.inputs[1] is None:
             return None
-        weight = (codes.astype(np.float32) - parts[1].astype(np.float32)) * parts[0].astype(np.float32)
+        weight = (codes.astype(np.float32) - offset.astype(np.float32)) * step.astype(np.float32)
         made = self._constant(node.inputs[1], np.asarray(weight, np.float32))
         kind = "Conv" if node.op_type == "ConvInteger" else "MatMul"
         given = [quantizer.inputs[0], made, *([] if bias is None else [bias])]
@@ -141,8 +144,10 @@ class _Decoder:
         inputs = list(node.inputs[:STATES])
         for place, first in ((W, STATES), (R, STATES + 2)):
             codes, scale, zero = (self._input(node, at) for at in (place, first, first + 1))
-            integers = node.inputs[place]
-            if codes is None or scale is None or zero is None or integers is None or codes.ndim != 3:
+            integers = node.inputs[place] if len(node.inputs) > place else None
+            if codes is None or scale is None or zero is None or integers is None:
+                return None
+            if codes.ndim != 3 or codes.size == 0:
                 return None
             if scale.size != zero.size or scale.size not in (len(codes), len(codes) * codes.shape[2]):
                 return None
@@ -157,7 +162,8 @@ class _Decoder:
     def blocks(self, node: ir.Node) -> tuple[ir.Node, ir.Node] | None:
         """MatMulNBits of 4 or 8 bits, without a bias and an order of its own: itself, and the MatMul in its place."""
         packed, scale, zero = (self._input(node, at) for at in (1, 2, 3))
-        integers, known = node.inputs[1], zero is not None or not any(node.inputs[3:4])
+        integers = node.inputs[1] if len(node.inputs) > 1 else None
+        known = zero is not None or not any(node.inputs[3:4])
         if packed is None or scale is None or integers is None or not known or any(node.inputs[4:]):
             return None
         weight = _of_blocks(node, packed, scale, zero)
@@ -200,13 +206,9 @@ def _rounded_bias(added: ir.Node, node: ir.Node) -> ir.Value | None:
     return value if tensor is not None and len(tensor.shape) == 1 else None
 
 
-def _along(part: Array | None, codes: Array, axis: int) -> Array | None:
-    """One number for all codes, or one for each slice along an axis."""
-    if part is None or part.size == 1:
-        return None if part is None else part.reshape(())
-    if part.size != codes.shape[axis] or max(part.shape) != part.size:
-        return None
-    return part.reshape([-1 if at == axis else 1 for at in range(codes.ndim)])
+def _flat(part: Array) -> Array:
+    """Numbers along one axis, without axes of 1 around it."""
+    return part.reshape(-1) if max(part.shape, default=1) == part.size else part
 
 
 def _of_blocks(node: ir.Node, packed: Array, scale: Array, zero: Array | None) -> Array | None:
@@ -216,6 +218,8 @@ def _of_blocks(node: ir.Node, packed: Array, scale: Array, zero: Array | None) -
     if bits not in (4, 8) or min(rows, columns, block) < 1 or scale.dtype.kind != "f":
         return None
     runs = ceil(columns / block)
+    if block * bits % 8 or packed.dtype != np.uint8:
+        return None
     if packed.size * 8 != rows * runs * block * bits or scale.size != rows * runs:
         return None
     zeros: Array = np.full(scale.size, 1 << (bits - 1), np.float32)
@@ -239,6 +243,8 @@ def _weights_of(node: ir.Node) -> tuple[int, ...]:
     """The inputs of an operator that may be such weights; none where the others are decoded integers too."""
     places = OPERATORS.get(node.op_type, ()) if node.domain == "" else ()
     if any(_is_dequantized(value) for place, value in enumerate(node.inputs) if place in (0, *places)):
+        return ()
+    if not places:
         return ()
     own = (*places, *(WEIGHTS if node.op_type in GATES else (BIAS,)))
     return tuple(dict.fromkeys(place for place in own if place < len(node.inputs)))

@@ -83,11 +83,13 @@ def operators(path: Path, feed: Mapping[str, Array], *, timed: bool, unsigned: b
 def _name_nodes(model: ir.Model) -> None:
     """Names by which the profiler's records and the optimised graph are held together: each there, each once."""
     taken: set[str] = set()
+    clashes: Counter[str] = Counter()
     for graph in all_graphs(model):
         for number, node in enumerate(graph):
-            name = node.name or f"{node.op_type} {number}"
+            base = name = node.name or f"{node.op_type} {number}"
             while name in taken:
-                name = f"{name}."
+                clashes[base] += 1
+                name = f"{base}.{clashes[base]}"
             taken.add(name)
             node.name = name
 
@@ -125,21 +127,20 @@ def _first(found: Sequence[tuple[str, Shape]]) -> Shape:
 
 def _steps(nodes: Iterable[ir.Node]) -> Counter[int]:
     """How many products there are with each constant matrix."""
-    return Counter(id(tensor) for node in nodes for _, tensor in _weights(node)[:1])
+    return Counter(id(found[1]) for node in nodes if (found := _weight(node)) is not None)
 
 
-def _weights(node: ir.Node) -> list[tuple[int, ir.TensorProtocol]]:
-    """The constant matrices that an operator multiplies by, with their places among its inputs."""
+def _weight(node: ir.Node) -> tuple[int, ir.TensorProtocol] | None:
+    """The constant matrix that an operator multiplies by, behind its place among the inputs."""
     places = [place for place in FACTORS.get(node.op_type, ()) if place < len(node.inputs)]
-    found = [(place, tensor_of(node.inputs[place])) for place in places]
-    return [(place, tensor) for place, tensor in found if tensor is not None]
+    return next(((place, held) for place in places if (held := tensor_of(node.inputs[place])) is not None), None)
 
 
 def _operator(name: str, ran: _Ran, node: ir.Node | None, steps: Counter[int]) -> Operator:
-    weights = [] if node is None else _weights(node)
-    if node is None or not weights:
+    found = None if node is None else _weight(node)
+    if node is None or found is None:
         return Operator(name, ran.kind, doubt=None if node is None else _decoding(node), seconds=ran.seconds)
-    place, weight = weights[0]
+    place, weight = found
     scheme = _BITS.get(node.attributes.get_int("bits", 4)) if ran.kind == "MatMulNBits" else _SCHEMES.get(ran.kind)
     doubt = "unrolled" if steps[id(weight)] >= UNROLLED else _doubt(ran, weight)
     return Operator(name, ran.kind, _products(node, place, weight, ran), scheme, doubt, ran.seconds)
@@ -184,8 +185,7 @@ def _recurrent(node: ir.Node, shape: Shape, ran: _Ran) -> tuple[Op, ...]:
     given = _first(ran.given)
     if found is None or state is None or len(given) != 3 or not 0 < given[0] <= MOST_STEPS:
         return ()
-    steps, batch, inputs = given
-    rows = prod(shape) // inputs
+    (rows, inputs), (steps, batch) = found, given[:2]
     return (
         Op(WEIGHT, "matmul", rows, inputs, steps * batch),
         *[Op("recurrence", "matmul", rows, state.size // rows, batch)] * steps,

@@ -210,7 +210,7 @@ class Fold:
             ValueError: the bias changes and the gain is not known.
         """
         written = None if self.op.bias is None else self.op.bias.astype(np.float64)
-        change = _vector(part.bias, layer) - _vector(layer.bias, layer)
+        change = bias_of(part.bias, layer) - bias_of(layer.bias, layer)
         if self.shift is not None:
             change += _product(part, self.shift) - layer.weight.astype(np.float64) @ self.shift
         if not change.any():
@@ -224,7 +224,7 @@ class Fold:
         """Whether `bias` is known for this part, and a rounded weight stays on its grid."""
         if part.structure.is_dense and not (self.columns == 1.0).all():
             return False
-        return self.gain is not None or np.array_equal(_vector(part.bias, layer), _vector(layer.bias, layer))
+        return self.gain is not None or np.array_equal(bias_of(part.bias, layer), bias_of(layer.bias, layer))
 
 
 def shifts_by_size(vectors: Sequence[Array]) -> dict[int, Array]:
@@ -249,7 +249,7 @@ def fold(found: Found, layer: Layer, shifts: Mapping[int, Array]) -> Fold | None
     op, rows, columns = found.op, found.rows, found.columns
     if not found.sure:
         return None
-    bias = _vector(layer.bias, layer)
+    bias = bias_of(layer.bias, layer)
     gain = rows if found.plain_columns else None
     if op.bias is None or not np.any(op.bias):
         return Fold(op, rows, columns, gain, None)
@@ -281,5 +281,6 @@ def _product(part: Replacement, x: Array) -> Array:
     return np.asarray(part.weight.astype(np.float64) @ x)
 
 
-def _vector(bias: Array | None, layer: Layer) -> Array:
+def bias_of(bias: Array | None, layer: Layer) -> Array:
+    """(out,) float64, of zeros where a layer has none."""
     return np.zeros(layer.out_features) if bias is None else bias.astype(np.float64)

@@ -58,22 +58,27 @@ def _operators(model: Any) -> Iterator[Operator]:
     decoded = read.decoded_by(model, graph)
     weights = [_weight(model, graph, each, decoded) for each in every]
     steps = Counter(weight.Buffer() for weight in weights if weight is not None)
-    floats = {each.Inputs(0) for each in every if op_name(model, each) in _WEIGHT_AT}
-    for operator, weight in zip(every, weights, strict=True):
-        kind = op_name(model, operator)
+    kinds = [op_name(model, each) for each in every]
+    floats = {each.Inputs(_given_at(kind)) for each, kind in zip(every, kinds, strict=True) if kind in _WEIGHT_AT}
+    for operator, kind, weight in zip(every, kinds, weights, strict=True):
         name = (graph.Tensors(operator.Outputs(0)).Name() or b"").decode() if operator.OutputsLength() else kind
         if weight is None:
             behind = kind == "DEQUANTIZE" and operator.Outputs(0) in floats
             computed = behind and raw_bytes(model, graph.Tensors(operator.Inputs(0))) is None
             yield Operator(name, kind, doubt="float behind integers" if computed else None)
             continue
-        given = graph.Tensors(operator.Inputs(0 if kind != "TRANSPOSE_CONV" else 2))
+        given = graph.Tensors(operator.Inputs(_given_at(kind)))
         doubt: Doubt | None = "unsigned weights" if weight.Type() == _UINT8 else None
         if steps[weight.Buffer()] >= UNROLLED:
             doubt = "unrolled"
         direct = weight.Buffer() == graph.Tensors(operator.Inputs(_WEIGHT_AT[kind])).Buffer()
         scheme = _scheme(weight.Type(), given.Type()) if direct else FP32
         yield Operator(name, kind, _products(kind, graph, operator, shape_of(weight)), scheme, doubt)
+
+
+def _given_at(kind: str) -> int:
+    """Where a product has its activations."""
+    return 2 if kind == "TRANSPOSE_CONV" else 0
 
 
 def _weight(model: Any, graph: Any, operator: Any, decoded: Mapping[int, int]) -> Any | None:

@@ -30,6 +30,7 @@ from edgepack.model.types import Array
 OPERATOR = "EMBEDDING_LOOKUP"
 NUMBERS, TABLE = 0, 1
 """Inputs of the operator."""
+_FLOAT = 0  # schema.fbs, TensorType
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Lookup:
         graph: number of the subgraph it stands in.
         numbers: tensor with the numbers of the rows.
         fixed: whether these are constant.
+        floats: whether the table is in float32.
     """
 
     output: str
@@ -51,6 +53,7 @@ class Lookup:
     graph: int
     numbers: int
     fixed: bool
+    floats: bool
 
 
 def lookups(path: Path) -> tuple[Lookup, ...]:
@@ -73,7 +76,15 @@ def _lookups(model: Any) -> Iterator[Lookup]:
             if len(sides) == 2 and raw_bytes(model, table) is not None:
                 numbers = int(operator.Inputs(NUMBERS))
                 fixed = raw_bytes(model, graph.Tensors(numbers)) is not None
-                yield Lookup(output.Name().decode(), (sides[0], sides[1]), int(table.Buffer()), number, numbers, fixed)
+                yield Lookup(
+                    output=output.Name().decode(),
+                    sides=(sides[0], sides[1]),
+                    buffer=int(table.Buffer()),
+                    graph=number,
+                    numbers=numbers,
+                    fixed=fixed,
+                    floats=table.Type() == _FLOAT,
+                )
 
 
 def untied(path: Path) -> tuple[Lookup, ...]:
@@ -127,6 +138,8 @@ def embedding_tables(path: Path, samples: Samples | None) -> tuple[EmbeddingTabl
         ModelError: missing, empty, truncated or foreign file, or one that does not run on the samples.
     """
     groups = {name: own for name, own in grouped(path).items() if not all(one.fixed for one in own)}
+    if not groups:
+        return ()
     counts = {name: np.zeros(own[0].sides[0], np.int64) for name, own in groups.items()}
     runs = 0
     for seen in _numbers(path, groups, samples):
@@ -145,20 +158,22 @@ def embedding_tables(path: Path, samples: Samples | None) -> tuple[EmbeddingTabl
 
 
 def grouped(path: Path) -> dict[str, tuple[Lookup, ...]]:
-    """The lookups of each table that no layer multiplies by, by what the first of them writes.
+    """The lookups of each float32 table that no layer multiplies by, by what the first of them writes.
 
     Raises:
         ModelError: missing, empty, truncated or foreign file.
     """
     found: dict[int, tuple[Lookup, ...]] = {}
     for one in untied(path):
+        if not one.floats:
+            continue
         found[one.buffer] = (*found.get(one.buffer, ()), one)
     return {own[0].output: own for own in found.values()}
 
 
 def _numbers(path: Path, groups: Mapping[str, Sequence[Lookup]], samples: Samples | None) -> Iterator[dict[str, Array]]:
     """By table, the numbers of all rows that one run looks up; of lookups in the main graph."""
-    if samples is None or not groups:
+    if samples is None:
         return
     watched = interpreter(path, watched=True)
     opened = session(watched)

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgepack.model.kinds.kind import RankGrid, Rows
-from edgepack.model.kinds.matrix import effective_weight
 from edgepack.model.layer import WEIGHT, Array, Geometry, Layer
 from edgepack.model.replacement import Replacement, dense
 from edgepack.model.structure import DENSE, Op, Structure, low_rank
@@ -100,7 +99,7 @@ class Embedding:
         """The stored table on its side, or the product of the factors."""
         _check(layer, replacement.structure)
         if replacement.structure.is_dense:
-            return {ROWS: effective_weight(replacement).T}
+            return {ROWS: replacement.weight.T}
         return {ROWS: replacement.A @ replacement.B.T}
 
 

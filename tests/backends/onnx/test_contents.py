@@ -183,3 +183,11 @@ def test_scales_that_would_widen_codes_decode_nothing(tmp_path: Path) -> None:
     assert contents(tmp_path, nodes, [X], [Y], weights).weights == ()
     weights = {"codes": np.ones((12, 5), np.int8), "scales": normal(1, 5)}
     assert contents(tmp_path, nodes, [X], [Y], weights).weights == ((5, 12, 8),)
+
+
+def test_a_chain_of_products_over_one_value_ends(tmp_path: Path) -> None:
+    """Each of its forty products takes the one before it twice."""
+    chain = [node("Mul", [f"v{step}", f"v{step}"], [f"v{step + 1}"]) for step in range(40)]
+    nodes = [*chain, node("MatMul", ["x", "v40"], ["y"])]
+    found = contents(tmp_path, nodes, [info("x", ["N", 5])], [info("y", None)], {"v0": normal(5, 5)})
+    assert found.weights == ()

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 
 from edgepack.backends.tflite.converter import TfliteEmitter
-from edgepack.backends.tflite.read import operators
-from edgepack.backends.tflite.runtime import load
-from edgepack.sources.torch import export_program, save_program
+from tests.backends.tflite.tflite_cases import converted_alike
 
 
 def test_only_inputs_and_outputs_are_transposed(emitter: TfliteEmitter, tmp_path: Path) -> None:
@@ -21,9 +18,4 @@ def test_only_inputs_and_outputs_are_transposed(emitter: TfliteEmitter, tmp_path
         *(nn.ReLU(), nn.ZeroPad2d((1, 0, 1, 0)), nn.MaxPool2d(2), nn.ReflectionPad2d(1), nn.Conv2d(6, 5, 1)),
     ).eval()
     x = torch.randn(1, 3, 16, 12)
-    save_program(export_program(model, (x,)), tmp_path / "m.pt2")
-    loaded = emitter.load_program(tmp_path / "m.pt2")
-    emitter.emit(tmp_path / "m.tflite")
-    assert operators(tmp_path / "m.tflite").count("TRANSPOSE") == 2
-    (answer,) = load(tmp_path / "m.tflite", threads=1).run({loaded.inputs[0]: x.numpy()})
-    np.testing.assert_allclose(answer, model(x).detach().numpy(), atol=1e-5)
+    assert converted_alike(emitter, model, x, tmp_path).count("TRANSPOSE") == 2

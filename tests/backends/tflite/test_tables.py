@@ -18,7 +18,7 @@ from edgepack.backends.tflite.quantizer import quantize
 from edgepack.backends.tflite.read import linear_ops, operators, weight_bytes
 from edgepack.backends.tflite.runtime import load
 from edgepack.backends.tflite.schemes import FP32, INT4_DYNAMIC, INT8_DYNAMIC, INT8_STATIC, TABLES4, WEIGHTS8
-from edgepack.backends.tflite.tables import lookups, untied
+from edgepack.backends.tflite.tables import embedding_tables, lookups, untied
 from edgepack.backends.tflite.writer import TfliteWriter
 from edgepack.metrics.values import sqnr_db
 from edgepack.model.scheme import FileScheme, Scheme
@@ -122,6 +122,11 @@ def test_rows_of_a_table_alone_can_have_four_bits(tied: Path, written: Callable[
     path = written(INT8_DYNAMIC, INT8_DYNAMIC, INT4_DYNAMIC)
     assert weight_bytes(path) == TOKENS * WIDTH + KINDS * WIDTH // 2
     assert 10 < sqnr_db(answer(path), answer(tied)) < 30, "rounded, and no more than to 4 bits"
+
+
+def test_a_table_in_integers_is_none_to_plan(tied: Path, written: Callable[..., Path]) -> None:
+    assert [one.layer.weight.shape for one in embedding_tables(tied, None)] == [(KINDS, WIDTH)]
+    assert embedding_tables(written(INT8_DYNAMIC, INT8_DYNAMIC), None) == ()
 
 
 def test_a_table_is_not_decoded_as_a_whole_beside_weights_that_are(written: Callable[..., Path]) -> None:

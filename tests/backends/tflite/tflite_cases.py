@@ -10,7 +10,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from edgepack.backends.tflite.read import TfliteLinear, linear_ops
+from edgepack.backends.tflite.converter import TfliteEmitter
+from edgepack.backends.tflite.read import TfliteLinear, linear_ops, operators
+from edgepack.backends.tflite.runtime import load
 from edgepack.model.kinds.linear import linear_layer
 from edgepack.model.layer import Layer
 from edgepack.model.replacement import Replacement, low_rank
@@ -127,3 +129,13 @@ def prepare(name: str, folder: Path) -> Case:
 
 def error(have: list[Array], want: list[Array]) -> float:
     return max(float(np.sqrt(((a - b) ** 2).sum() / (b**2).sum())) for a, b in zip(have, want, strict=True))
+
+
+def converted_alike(emitter: TfliteEmitter, model: nn.Module, x: torch.Tensor, folder: Path) -> list[str]:
+    """The operators of the file of a model with one input, which answers as torch does."""
+    save_program(export_program(model, (x,)), folder / "m.pt2")
+    loaded = emitter.load_program(folder / "m.pt2")
+    emitter.emit(folder / "m.tflite")
+    (answer,) = load(folder / "m.tflite", threads=1).run({loaded.inputs[0]: x.numpy()})
+    np.testing.assert_allclose(answer, model(x).detach().numpy(), atol=1e-5)
+    return list(operators(folder / "m.tflite"))

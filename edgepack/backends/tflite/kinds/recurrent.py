@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgepack.backends.tflite.kinds.kind import Operands
-from edgepack.backends.tflite.matching import Fold, Found, Wanted
+from edgepack.backends.tflite.matching import Fold, Found, Wanted, bias_of
 from edgepack.backends.tflite.schemes import FP32, INT8_DYNAMIC, INT8_STATIC
 from edgepack.model.kinds.recurrent import units_of
 from edgepack.model.layer import Layer
@@ -123,7 +123,7 @@ class TfliteRecurrentKind:
         front = editor.constant(number, like, part.B.astype(np.float32), f"{name}/B")
         written = editor.insert(fold, editor.fully_connected(number, [operator.inputs[operands.x], front, -1], thin))
         operator.inputs[operands.x] = thin
-        change = _vector(part.bias, layer) - _vector(layer.bias, layer)
+        change = bias_of(part.bias, layer) - bias_of(layer.bias, layer)
         of_both = np.zeros(len(change)) if fold.op.bias is None else fold.op.bias
         biases = (of_both + by_gates(layer, change[:, None])[:, 0]).astype(np.float32)
         weights = by_gates(layer, part.A).astype(np.float32)
@@ -137,7 +137,3 @@ def by_gates(layer: Layer, rows: Array) -> Array:
     """Rows of an LSTM (directions · gates · units, n), the gates of each direction in the order of the operators."""
     gates = rows.reshape(-1, GATES, units_of(layer), rows.shape[1])
     return np.ascontiguousarray(gates[:, _ORDER]).reshape(rows.shape)
-
-
-def _vector(bias: Array | None, layer: Layer) -> Array:
-    return np.zeros(layer.out_features) if bias is None else bias.astype(np.float64)
