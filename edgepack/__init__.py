@@ -23,9 +23,11 @@ _PLACES = {
     "inspect": "edgepack.api.inspect",
     "open_pack": "edgepack.api.results",
     "load_target": "edgepack.api.target",
+    "register_method": "edgepack.methods.registry",
     "BuildOptions": "edgepack.pipeline.options",
     "Comparison": "edgepack.api.results",
     "Inspection": "edgepack.api.results",
+    "OperatorInspection": "edgepack.api.results",
     "Pack": "edgepack.api.results",
     "Recipe": "edgepack.model.types",
     "Target": "edgepack.targets.target",
@@ -36,6 +38,7 @@ __all__ = [
     "BuildOptions",
     "Comparison",
     "Inspection",
+    "OperatorInspection",
     "Pack",
     "Recipe",
     "Target",
@@ -47,6 +50,7 @@ __all__ = [
     "inspect",
     "load_target",
     "open_pack",
+    "register_method",
 ]
 
 

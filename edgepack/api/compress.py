@@ -8,7 +8,7 @@ from typing import Any
 from edgepack.api.given import GivenModel, GivenSamples, named_model, named_samples
 from edgepack.api.progress import Wanted, heard
 from edgepack.errors import UsageError
-from edgepack.methods.registry import factorizer, needs_gradients
+from edgepack.methods.registry import factorizer, needs_gradients, outside_version
 from edgepack.model.kinds import kind_of, view_name, views_of
 from edgepack.model.layer import Layer, View
 from edgepack.model.model import NativeName
@@ -62,7 +62,7 @@ def compress(
         chosen = choose_method(method, loaded)
         if needs_gradients(chosen):
             raise UsageError(f"method {chosen} weighs by gradients of a metric, which only `build` has")
-        subject = Subject(opened, loaded.calibration, digest(opened.sha256, loaded.digest()))
+        subject = Subject(opened, loaded.calibration, digest(opened.sha256, loaded.digest(), *outside_version(chosen)))
         spectra, _ = decompose(subject, chosen, workspace)
         views = {view.name: (view, spectrum) for view, spectrum in zip(subject.views, spectra, strict=True)}
         grid = AskedRank(rank, worthwhile=True)

@@ -16,6 +16,7 @@ from edgepack.data import LABELS
 from edgepack.errors import DataError, ModelError
 from edgepack.model.scheme import Format
 from edgepack.model.types import Array, Recipe
+from edgepack.paths import require_model, require_samples
 from edgepack.pipeline.options import parse_formats
 from edgepack.sources.inputs import GivenInput
 
@@ -54,6 +55,7 @@ def named_model(model: GivenModel, example_inputs: Sequence[Any] | None = None) 
     """
     if isinstance(model, str | PathLike):
         _no_examples(example_inputs)
+        require_model(str(model))
         yield str(model)
     elif isinstance(model, Recipe):
         _no_examples(example_inputs)
@@ -106,6 +108,7 @@ def named_samples(samples: GivenSamples | None) -> Iterator[Path | None]:
         DataError: it is no kind of samples.
     """
     if samples is None or isinstance(samples, str | PathLike):
+        require_samples(samples)
         yield None if samples is None else Path(samples)
         return
     with tempfile.TemporaryDirectory(prefix="edgepack-given-") as folder:

@@ -10,15 +10,18 @@ from os import PathLike
 from pathlib import Path
 
 from edgepack.backends.registry import FORMATS
-from edgepack.errors import PackError
 from edgepack.model.scheme import Format
+from edgepack.pack.folder import file_format
 from edgepack.pack.manifest import DropEntry, LayerEntry, Manifest, PackedFile, read_manifest
+from edgepack.paths import require_pack
 from edgepack.pipeline.inspect import LayerReport, ModelReport
+from edgepack.pipeline.operators import OperatorReport, OperatorsReport
 from edgepack.report.build import build_report
 from edgepack.report.compare import CompareRow
 from edgepack.report.comparison import comparison_report
 from edgepack.report.emulated import EmulatedRow
 from edgepack.report.inspect import model_report
+from edgepack.report.operators import operators_report
 from edgepack.report.render import markdown, notebook
 from edgepack.report.report import Report
 from edgepack.report.unmeasured import UnmeasuredRow
@@ -73,7 +76,7 @@ class Pack(Shown, Mapping[str, ModelFile]):
     """A pack folder: its model files by format, `pack["onnx"].path`.
 
     Attributes:
-        path: the folder.
+        path: the folder; of a build whose `out` names a model file, that file, and there is nothing else of the pack.
         manifest: all that it says of itself.
     """
 
@@ -81,7 +84,8 @@ class Pack(Shown, Mapping[str, ModelFile]):
     manifest: Manifest
 
     def __getitem__(self, fmt: Format) -> ModelFile:
-        return ModelFile(self.path / f"model.{fmt}", self.manifest.packed(fmt))
+        alone = file_format(self.path) is not None
+        return ModelFile(self.path if alone else self.path / f"model.{fmt}", self.manifest.packed(fmt))
 
     def __iter__(self) -> Iterator[Format]:
         return iter(self.formats)
@@ -110,8 +114,7 @@ def open_pack(path: str | PathLike[str]) -> Pack:
     Raises:
         PackError: the folder is no pack of this edgepack.
     """
-    if not Path(path).is_dir():
-        raise PackError(f"{path}: no such folder", hint="give the folder that `edgepack build` wrote")
+    require_pack(path)
     return Pack(Path(path), read_manifest(Path(path)))
 
 
@@ -133,6 +136,31 @@ class Inspection(Shown):
     def report(self) -> Report:
         """As `edgepack inspect` prints it."""
         return model_report(self.model)
+
+
+@dataclass(frozen=True)
+class OperatorInspection(Shown):
+    """What each operator of a model file takes on a target.
+
+    Attributes:
+        file: its operators, where their times come from, and what a build leaves as it is.
+    """
+
+    file: OperatorsReport
+
+    @property
+    def operators(self) -> tuple[OperatorReport, ...]:
+        """In order of execution."""
+        return self.file.operators
+
+    @property
+    def slow(self) -> tuple[OperatorReport, ...]:
+        """Those that run in a slow kernel there."""
+        return tuple(operator for operator in self.file.operators if operator.slow is not None)
+
+    def report(self) -> Report:
+        """As `edgepack inspect FILE --target` prints it."""
+        return operators_report(self.file)
 
 
 @dataclass(frozen=True)

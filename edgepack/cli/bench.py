@@ -23,6 +23,7 @@ from edgepack.cli.options import (
     reporting,
     show,
 )
+from edgepack.paths import require_pack
 from edgepack.report.render import Renderer
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ def bench(
 
     Example: edgepack bench dist/mnist-mlp.rpi4 --target rpi4 --emulate
     """
+    require_pack(pack)
     from edgepack.benchmark.pack import Session
     from edgepack.benchmark.session import Settings
     from edgepack.devices.connect import Reach
@@ -173,6 +175,8 @@ def compare(packs: Packs, targets_file: TargetsFile = None, *, output: Renderer)
 
     Example: edgepack compare dist/mnist-mlp.host dist/mnist-mlp.rpi4 --markdown
     """
+    for pack in packs:
+        require_pack(pack)
     from edgepack.report.comparison import compare_packs, comparison_report
 
     compared = compare_packs(packs, targets_file)

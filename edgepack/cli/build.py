@@ -26,6 +26,7 @@ from edgepack.cli.options import (
     reporting,
     show,
 )
+from edgepack.paths import require_model, require_samples
 from edgepack.report.render import Renderer
 
 if TYPE_CHECKING:
@@ -123,7 +124,12 @@ def build(
             "--scheduler", help="Dask cluster for the heavy work, tcp://HOST:PORT.", show_default="this machine"
         ),
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Pack folder.", show_default="dist/MODEL.TARGET")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", "-o", help="Pack folder, or the model file alone: small.onnx.", show_default="dist/MODEL.TARGET"
+        ),
+    ] = None,
     no_baseline: Annotated[bool, typer.Option("--no-baseline", help="Leave the dense models out of the pack.")] = False,
     archive: Annotated[
         bool, typer.Option("--archive", help="Each model also as a .tar.xz with its SHA-256, for slow links.")
@@ -140,6 +146,9 @@ def build(
 
     Example: edgepack build model.onnx --target rpi4 --data samples.npz --max-drop 0.5
     """
+    require_model(model)
+    require_samples(data)
+    require_samples(test)
     from edgepack.distill.budget import parse_budget
     from edgepack.pipeline.options import (
         BuildOptions,
@@ -188,21 +197,15 @@ def build(
 
 
 def _build(options: BuildOptions, output: Renderer) -> None:
-    from edgepack.errors import BudgetError
-    from edgepack.pack.manifest import read_manifest
-    from edgepack.pipeline.build import build as run
-    from edgepack.pipeline.build import out_folder
+    from edgepack.pipeline.build import best_attempt
     from edgepack.report.build import build_report
 
-    try:
-        with progress_bar(output) as progress:
-            result = run(options, progress=progress)
-    except BudgetError:
-        if not output.for_machines:
-            out = out_folder(options)
-            show(build_report(out, read_manifest(out)), output)
-        raise
-    show(build_report(result.out, result.manifest), output)
+    with progress_bar(output) as progress:
+        result = best_attempt(options, progress=progress)
+    if result.failure is None or not output.for_machines:
+        show(build_report(result.out, result.manifest), output)
+    if result.failure is not None:
+        raise result.failure
 
 
 def _explore(options: BuildOptions, output: Renderer) -> None:
@@ -250,6 +253,8 @@ def inspect(
 
     Example: edgepack inspect model.tflite --target rpi4
     """
+    require_model(model)
+    require_samples(data)
     from edgepack.pack.folder import MANIFEST
     from edgepack.sources.others import is_folder, other_kind
 

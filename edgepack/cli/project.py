@@ -33,7 +33,7 @@ class ProjectCommand(TyperCommand):
         if not any(arg in args for arg in ctx.help_option_names) and Path(PROJECT).is_file():
             with door(TERMINAL, verbose=bool({"-v", "--verbose"} & set(args))):
                 if not self._names_a_model(ctx, args):
-                    names = {opt.lstrip("-"): str(each.name) for each in self.params for opt in each.opts}
+                    names = {opt.lstrip("-"): str(each.name) for each in self.params for opt in _long(each.opts)}
                     ctx.default_map = read_project(Path(PROJECT), names)
         return list(super().parse_args(ctx, args))
 
@@ -53,6 +53,11 @@ class ProjectCommand(TyperCommand):
         """Whether one of the words is neither an option nor the value of one."""
         values, _, _ = self.make_parser(ctx).parse_args(args=list(args))
         return isinstance(values.get("model"), str)
+
+
+def _long(names: Sequence[str]) -> Sequence[str]:
+    """Those of more than a letter where there are some."""
+    return [name for name in names if name.startswith("--")] or names
 
 
 def read_project(path: Path, options: Mapping[str, str]) -> dict[str, Any]:

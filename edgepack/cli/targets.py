@@ -21,6 +21,7 @@ from edgepack.cli.options import (
     reporting,
     show,
 )
+from edgepack.paths import require_model
 from edgepack.report.render import TERMINAL, Renderer
 
 app = typer.Typer(name="targets", help="The CPUs that packs are built for.", no_args_is_help=True)
@@ -166,6 +167,8 @@ def calibrate_target(
 
     Example: edgepack targets calibrate rpi4 model.onnx --host pi@raspberrypi.local
     """
+    if model is not None:
+        require_model(model)
     from edgepack.devices.connect import Reach, one_place, reached
     from edgepack.pipeline.measure_target import calibrate_target as run
     from edgepack.pipeline.options import parse_formats

@@ -1,4 +1,4 @@
-"""Algorithms that make a layer smaller, chosen by name; plug-ins are entry points.
+"""Algorithms that make a layer smaller, chosen by name: built in, registered by a program, or entry points of others.
 
 A factorizer turns a layer into two thin ones, at any rank of one decomposition. Every other method is a function of a
 layer and of a share of its weights (`edgepack.methods.registry`).
@@ -26,6 +26,7 @@ from edgepack.methods import (
     kmeans,
     projection,
     pruning,
+    registered,
     simhash,
 )
 from edgepack.methods.budget import in_8_bits, pair_rank
@@ -68,7 +69,7 @@ AUTO_METHOD = "auto"
 
 
 def factorizer(name: str) -> Factorizer:
-    """The factorizer called `name`, built in or from the entry-point group `edgepack.factorizers`.
+    """The factorizer called `name`: built in, registered, or from the entry-point group `edgepack.factorizers`.
 
     Raises:
         UsageError: there is none of that name, or it is another kind of method.
@@ -136,10 +137,18 @@ def _check(name: str, layer: View, part: Replacement) -> None:
 
 def method_version(name: str) -> str:
     """Tells results of a method apart from those of its other versions."""
+    return " of ".join((name, *outside_version(name)))
+
+
+def outside_version(name: str) -> tuple[str, ...]:
+    """What a method is beside its name: the digest of the file that a registered one is in, or the version of a
+    distribution; nothing of one that is built in."""
     if name in FACTORIZERS or name in METHODS:
-        return name
+        return ()
+    if name in registered.names():
+        return (registered.source_digest(name),)
     distribution = _plugins()[name].dist
-    return name if distribution is None else f"{name} of {distribution.name} {distribution.version}"
+    return () if distribution is None else (f"{distribution.name} {distribution.version}",)
 
 
 def _by_rank(name: str) -> Method:
@@ -157,13 +166,34 @@ def _plugins() -> Mapping[str, EntryPoint]:
 
 
 def _loaded(name: str) -> Any:
+    if name in registered.names():
+        return registered.load(name)
     plugins = _plugins()
     if name not in plugins:
-        known = [*FACTORIZERS, AUTO_METHOD, *METHODS, *plugins]
+        known = [*FACTORIZERS, AUTO_METHOD, *METHODS, *registered.names(), *plugins]
         close = get_close_matches(name, known, n=1)
         hint = f"did you mean {close[0]}?" if close else None
         raise UsageError(f"unknown method {name!r}; there are {', '.join(known)}", hint=hint)
     return plugins[name].load()
+
+
+def register_method(name: str, method: str | Method | Factorizer) -> None:
+    """Have `method=name` mean a method of your own, in this program and in the processes that work for it.
+
+    These import it again, so it must stand in a module that they can import: a file beside the script or an installed
+    package, not a notebook or the script itself.
+
+    Args:
+        name: of the method. One that was registered before means the new method from now on.
+        method: a function as `Method`, an object or a module as `Factorizer`, or where it is found:
+            "my_module:my_function".
+
+    Raises:
+        UsageError: there is a method of that name, or other processes could not import this one.
+    """
+    if name in FACTORIZERS or name in METHODS or name == AUTO_METHOD or name in _plugins():
+        raise UsageError(f"there is a method {name!r} already", hint="give another name")
+    registered.register(name, method)
 
 
 def needs_gradients(name: str) -> bool:

@@ -1,4 +1,4 @@
-"""The pack folder: written beside its place and moved there whole."""
+"""The pack folder, or a model file alone: written beside its place and moved there whole."""
 
 from __future__ import annotations
 
@@ -10,11 +10,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from edgepack.backends.registry import FORMATS
 from edgepack.errors import OutputError
-from edgepack.workspace import file_digest
+from edgepack.model.scheme import Format
+from edgepack.workspace import RECORD, Cache, file_digest
 
 MANIFEST = "manifest.json"
 RESULTS = "results"
+WRITTEN = "written-files"
+"""Step of the cache that keeps, by the digest of a model file that was written alone, what it was built from."""
 
 
 @contextmanager
@@ -41,6 +45,53 @@ def writing(out: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def file_format(out: Path | None) -> Format | None:
+    """Of the model file that `out` names; None where it names a pack folder, or nothing."""
+    return next((fmt for fmt in FORMATS if out is not None and out.suffix.lower() == f".{fmt}"), None)
+
+
+@contextmanager
+def writing_file(out: Path, fmt: Format, source: str, cache: Cache) -> Iterator[Path]:
+    """A temporary folder for a pack, of which only the model file stays, as `out`, when the block succeeds; on any
+    failure `out` stays as it was.
+
+    Args:
+        source: the model that it is built from, as on the command line. A file that an earlier build of it wrote is
+            replaced, any other file never.
+        cache: remembers what was written.
+
+    Raises:
+        OutputError: `out` is a folder or another file, or cannot be written.
+    """
+    name, known = Path(source).name, Cache(cache.root)
+    _require_own(out, source, known)
+    with _disk_errors(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    try:
+        with _disk_errors(out):
+            yield folder
+            model = folder / f"model.{fmt}"
+            known.write(WRITTEN, file_digest(model), RECORD, name)
+            os.replace(model, out)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _require_own(out: Path, source: str, known: Cache) -> None:
+    if out.is_dir():
+        raise OutputError(f"{out} is a folder, expected the name of a file", hint="give another name with -o")
+    if not out.exists():
+        return
+    if Path(source).exists() and out.samefile(source):
+        raise OutputError(f"{out} is the model itself", hint="give another name with -o")
+    if known.read(WRITTEN, file_digest(out), RECORD) != Path(source).name:
+        raise OutputError(
+            f"{out} exists, and no earlier build of {Path(source).name} wrote it",
+            hint="give another name with -o, or remove it",
+        )
+
+
 @contextmanager
 def _disk_errors(out: Path) -> Iterator[None]:
     reasons = {
@@ -57,7 +108,7 @@ def _disk_errors(out: Path) -> Iterator[None]:
     except OSError as err:
         if err.errno not in reasons or not _concerns(err, out):
             raise
-        raise OutputError(f"cannot write {out}: {reasons[err.errno]}", hint="choose another folder with --out") from err
+        raise OutputError(f"cannot write {out}: {reasons[err.errno]}", hint="choose another place with --out") from err
 
 
 def _concerns(err: OSError, out: Path) -> bool:

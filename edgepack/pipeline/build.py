@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from edgepack.errors import BudgetError, ModelError, PackError, UsageError
 from edgepack.model.scheme import Format
 from edgepack.model.types import Array
 from edgepack.pack.card import write_card
-from edgepack.pack.folder import writing
+from edgepack.pack.folder import writing, writing_file
 from edgepack.pack.manifest import ArchiveEntry, File, Manifest, PackedFile, read_manifest, write_manifest
 from edgepack.pipeline.baselines import (
     Baseline,
@@ -46,11 +46,15 @@ EXAMPLE = "example_inputs.npz"
 
 @dataclass(frozen=True)
 class BuildResult:
-    """Where the pack is, what its manifest says, and what the user should hear."""
+    """Where the pack is, or the model file alone, and what its manifest says.
+
+    Attributes:
+        failure: why the budget is not met; None where it is.
+    """
 
     out: Path
     manifest: Manifest
-    warnings: tuple[str, ...]
+    failure: BudgetError | None = None
 
 
 @dataclass(frozen=True)
@@ -76,28 +80,46 @@ class Chosen:
 
 
 def build(options: BuildOptions, *, cache: Cache | None = None, progress: Progress = silent) -> BuildResult:
-    """Build a pack. What is expensive is kept in the cache, so an interrupted build goes on where it was.
+    """As `best_attempt`.
 
     Raises:
-        UsageError, InputError: bad arguments, model or data, or another model's pack lies where this one would go by
-            itself; nothing is written.
-        DeviceError: a measurement failed; nothing is written.
+        UsageError, InputError, DeviceError: nothing is written.
         BudgetError: no plan meets the budget; the best attempt is written.
+    """
+    result = best_attempt(options, cache=cache, progress=progress)
+    if result.failure is not None:
+        raise result.failure
+    return result
+
+
+def best_attempt(options: BuildOptions, *, cache: Cache | None = None, progress: Progress = silent) -> BuildResult:
+    """Build a pack, or a model file alone. What is expensive is kept in the cache, so an interrupted build goes on
+    where it was.
+
+    Raises:
+        UsageError, InputError: bad arguments, model or data, or another model's pack or file lies in the way; nothing
+            is written.
+        DeviceError: a measurement failed; nothing is written.
     """
     cache = cache or Cache(fresh=options.fresh)
     out = out_folder(options)
     if options.out is None:
         check_own(out, options.model)
-    with writing(out) as folder, prepared(options, cache, progress) as ready:
+    with _writing(out, options, cache) as folder, prepared(options, cache, progress) as ready:
         record, failure = _fill(folder, ready)
     if failure is not None:
         written = f"the best attempt is written to {out}"
-        raise BudgetError(failure.message, hint=written if failure.hint is None else f"{written}; {failure.hint}")
-    return BuildResult(out, record, record.warnings)
+        failure = BudgetError(failure.message, hint=written if failure.hint is None else f"{written}; {failure.hint}")
+    return BuildResult(out, record, failure)
+
+
+def _writing(out: Path, options: BuildOptions, cache: Cache) -> AbstractContextManager[Path]:
+    fmt = options.file_format
+    return writing(out) if fmt is None else writing_file(out, fmt, options.model, cache)
 
 
 def out_folder(options: BuildOptions) -> Path:
-    """Where the pack goes: what was asked for, else `dist/<model>.<target>`."""
+    """Where it goes: what was asked for, else `dist/<model>.<target>`."""
     return options.out or Path("dist") / f"{model_name(options.model)}.{options.target.name}"
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from edgepack.backends.backend import THREADS
 from edgepack.backends.tables import EmbeddingTable
 from edgepack.data import example
-from edgepack.methods.registry import needs_gradients
+from edgepack.methods.registry import needs_gradients, outside_version
 from edgepack.model.kinds import kind_of, views_of
 from edgepack.model.layer import Layer, View
 from edgepack.model.model import Model
@@ -114,7 +114,9 @@ def inspect(options: InspectOptions, cache: Cache | None = None, progress: Progr
         opened = with_open_sides(opened, options.data, workspace)
         loaded = load_data(options.data, opened, options.model, seed, images=options.images)
         chosen = choose_method(options.method, loaded)
-        subject = Subject(opened, loaded.calibration, digest(opened.sha256, FOUND, loaded.digest()))
+        subject = Subject(
+            opened, loaded.calibration, digest(opened.sha256, FOUND, loaded.digest(), *outside_version(chosen))
+        )
         alone = replace(workspace, workers=None)  # in seconds: not worth a start of processes
         gradients = None
         if needs_gradients(chosen):

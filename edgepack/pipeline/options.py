@@ -14,6 +14,7 @@ from edgepack.errors import UsageError
 from edgepack.metrics.drop import CONFIDENCE
 from edgepack.model.scheme import Format
 from edgepack.model.types import Aim
+from edgepack.pack.folder import file_format
 from edgepack.sources import closed, unwritable
 from edgepack.sources.images import ImageOptions
 from edgepack.sources.inputs import GivenInput
@@ -37,7 +38,7 @@ class BuildOptions:
         optimize: what is least in the chosen plan: latency, bytes, or latency × bytes.
         max_drop: largest allowed drop in the metric's own unit; None means 0.5 in auto mode and no limit at a fixed
             rank or for a picked plan.
-        formats: to write; None for all whose packages are installed.
+        formats: to write; None for that of the file that `out` names, else for all whose packages are installed.
         metric: name of the metric that plans are judged by, or file.py:function, or `recipe` for the recipe's own
             `evaluate`; None to choose by the data.
         confidence: with which the drop is to stay within the limit, one-sided.
@@ -52,7 +53,7 @@ class BuildOptions:
         pick: numbers of explored plans to build instead of the one that the search would choose; empty for none.
         distill: how long the factors of a plan are trained against the original; None for not at all.
         scheduler: address of a Dask scheduler, None for local processes.
-        out: pack folder, None for dist/<model>.<target>.
+        out: pack folder, or a model file alone by its suffix; None for the folder dist/<model>.<target>.
         fresh: ignore what the cache holds.
         keep: regular expression; layers in whose names it is found stay as they are.
         only: regular expression; layers in whose names it is not found stay as they are.
@@ -97,8 +98,11 @@ class BuildOptions:
             raise UsageError(f"--max-drop {self.max_drop}: a drop is 0 or more, in the metric's unit")
         if not 0.5 <= self.confidence < 1:
             raise UsageError(f"--confidence {self.confidence}: a one-sided level lies between 0.5 and 1, such as 0.9")
-        if self.formats is not None:
-            self._check_formats(self.formats)
+        if self.file_format is not None:
+            self._check_file(self.file_format)
+            object.__setattr__(self, "formats", (self.file_format,))
+        elif self.formats is not None:
+            self._check_formats(self.formats, "leave {fmt} out of --formats")
         for fmt in self.chosen_formats:
             self.target.require_format(fmt)
         if isinstance(self.rank, float) and not 0 < self.rank < 1:
@@ -119,18 +123,29 @@ class BuildOptions:
         if self.pick and self.rank != "auto":
             raise UsageError("--pick takes a plan that --explore found", hint="leave --rank out")
 
-    def _check_formats(self, asked: tuple[Format, ...]) -> None:
+    def _check_file(self, fmt: Format) -> None:
+        if self.formats is not None and self.formats != (fmt,):
+            raise UsageError(
+                f"--out {self.out} is one file, and --formats asks for {','.join(self.formats)}",
+                hint="leave --formats out, or give --out a folder",
+            )
+        if self.archive:
+            raise UsageError(
+                f"--out {self.out} is one file: there is no pack for --archive", hint="leave --archive out"
+            )
+        self._check_formats((fmt,), "give --out another suffix")
+
+    def _check_formats(self, asked: tuple[Format, ...], otherwise: str) -> None:
+        """`otherwise` is what to do about a format that cannot be written, which it may name."""
         if not asked:
             raise UsageError("no format asked for", hint=f"give --formats {','.join(FORMATS)}")
         for fmt in asked:
             if fmt in self.closed:
-                raise UsageError(
-                    f"no {FACTS[fmt].title} file: {self.closed[fmt]}", hint=f"leave {fmt} out of --formats"
-                )
+                raise UsageError(f"no {FACTS[fmt].title} file: {self.closed[fmt]}", hint=otherwise.format(fmt=fmt))
             if fmt in self.unwritable:
                 raise UsageError(
                     f"{FACTS[fmt].title} files need {', '.join(self.unwritable[fmt])}: not installed",
-                    hint=f"{FACTS[fmt].install}, or leave {fmt} out of --formats",
+                    hint=f"{FACTS[fmt].install}, or {otherwise.format(fmt=fmt)}",
                 )
 
     @property
@@ -142,6 +157,11 @@ class BuildOptions:
     def closed(self) -> Mapping[Format, str]:
         """Formats that no file of this model can be made in, and why."""
         return closed(self.model)
+
+    @property
+    def file_format(self) -> Format | None:
+        """Of the model file that is all that is written; None where a pack is."""
+        return file_format(self.out)
 
     @property
     def chosen_formats(self) -> tuple[Format, ...]:

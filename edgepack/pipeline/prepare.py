@@ -12,7 +12,7 @@ from edgepack.backends.registry import FACTS, backend
 from edgepack.backends.schemes import SCHEMES
 from edgepack.data import Samples, example
 from edgepack.errors import ModelError, UsageError
-from edgepack.methods.registry import PATENTS, is_factorizer, needs_gradients
+from edgepack.methods.registry import PATENTS, is_factorizer, needs_gradients, outside_version
 from edgepack.metrics.values import sqnr_db
 from edgepack.model.model import Model
 from edgepack.model.scheme import Format
@@ -146,7 +146,7 @@ def _prepare(options: BuildOptions, engines: Mapping[Format, Any], workspace: Wo
         workspace.warn(UNGUARDED if options.rank == "auto" else UNGUARDED_RANK)
 
     method = methods.factorizer
-    subject = Subject(opened, data.calibration, digest(opened.sha256, FOUND, data.digest()))
+    subject = Subject(opened, data.calibration, digest(opened.sha256, FOUND, data.digest(), *outside_version(method)))
     source, gradients = weighed(subject, method, guard.metric, workspace)
     validated = None if options.rank != "cv" else _cross_validated(subject, method, guard, workspace)
     share = None if validated is None else validated.share

@@ -9,6 +9,7 @@ from pathlib import Path
 from edgepack.metrics.drop import Drop
 from edgepack.metrics.metric import METRICS
 from edgepack.model.structure import Structure
+from edgepack.pack.folder import file_format
 from edgepack.pack.manifest import (
     CrossValidationEntry,
     DropEntry,
@@ -24,12 +25,18 @@ from edgepack.units import NONE
 
 
 def build_report(out: Path, manifest: Manifest) -> Report:
-    """The files with their sizes and metric, the layers with what became of them, and the warnings."""
-    files = manifest.files
+    """The files with their sizes and metric, the layers with what became of them, and the warnings.
+
+    Args:
+        out: the pack folder, or the one file that was kept of it.
+        manifest: of the pack.
+    """
+    record = {("pack" if file_format(out) is None else "file"): str(out), "manifest": manifest.record()}
+    manifest, files = _kept(out, manifest)
     return Report(
-        title=(f"{out}: {manifest.model.name} for {manifest.target.name}, guard: {_guard(manifest)}",),
+        title=(f"{out}: {manifest.model.name} for {manifest.target.name}, metric: {_metric(manifest)}",),
         blocks=(
-            make_table(_FILES, [_File(name, manifest) for name in sorted(files, reverse=True)]),
+            make_table(_FILES, [_File(name, manifest) for name in files]),
             *_judged(manifest),
             *_validated(manifest.cross_validation),
             *_recoveries(manifest),
@@ -37,8 +44,17 @@ def build_report(out: Path, manifest: Manifest) -> Report:
             *_plans(manifest),
         ),
         warnings=manifest.warnings,
-        record={"pack": str(out), "manifest": manifest.record()},
+        record=record,
     )
+
+
+def _kept(out: Path, manifest: Manifest) -> tuple[Manifest, Sequence[str]]:
+    """The manifest with the names that files have now, and the names of those that are there."""
+    fmt = file_format(out)
+    if fmt is None:
+        return manifest, sorted(manifest.files, reverse=True)
+    names = {f"model.{fmt}": out.name}
+    return replace(manifest, files={names.get(name, name): entry for name, entry in manifest.files.items()}), [out.name]
 
 
 def packed_files(manifest: Manifest) -> dict[str, PackedFile]:
@@ -46,10 +62,10 @@ def packed_files(manifest: Manifest) -> dict[str, PackedFile]:
     return {name: entry for name, entry in sorted(manifest.files.items()) if isinstance(entry, PackedFile)}
 
 
-def _guard(manifest: Manifest) -> str:
+def _metric(manifest: Manifest) -> str:
     metric = manifest.metric
     if not metric.guarded:
-        return "none: no data"
+        return "none, since there are no data"
     unlabelled = metric.name == "agreement" and not manifest.data.labelled
     return f"{metric.name} with the original model (no labels)" if unlabelled else metric.name
 

@@ -14,10 +14,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from edgepack.workers.tasks import Workers, map_tasks, spreads
+from edgepack.workers.tasks import Workers, map_tasks, prepare_workers, spreads
 from edgepack.workers.threads import one_thread
 
-__all__ = ["Workers", "map_tasks", "one_thread", "spreads", "workers"]
+__all__ = ["Workers", "map_tasks", "one_thread", "prepare_workers", "spreads", "workers"]
 
 
 @contextmanager

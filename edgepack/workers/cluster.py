@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 import edgepack
 from edgepack.errors import DeviceError, StableDeviceError, TransientDeviceError
-from edgepack.workers.tasks import FLOPS_PER_S, Workers, alone
+from edgepack.workers.tasks import FLOPS_PER_S, Workers, alone, preparations
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -67,7 +67,9 @@ class Cluster(Workers):
 
         if time.monotonic() - self._counted > COUNT_S:
             self._count()
-        return self.submit(_work_there(), tuple(versions().items()), dumps((function, tuple(task))), *shared)
+        return self.submit(
+            _work_there(), tuple(versions().items()), dumps((function, tuple(task), preparations())), *shared
+        )
 
     def share(self, value: Any) -> Any:
         """A Dask future of the value, which every worker holds."""
@@ -221,7 +223,7 @@ def work(expected: Sequence[tuple[str, str]], call: bytes, *shared: bytes) -> An
 
     Args:
         expected: the client's versions.
-        call: the function and its own arguments.
+        call: the function, its own arguments, and what is called first.
         shared: the arguments before them.
 
     Raises:
@@ -234,7 +236,9 @@ def work(expected: Sequence[tuple[str, str]], call: bytes, *shared: bytes) -> An
     wrong = [f"{name} {found.get(name)} instead of {wanted}" for name, wanted in expected if found.get(name) != wanted]
     if wrong:
         raise _outdated(get_worker().address, f"has {', '.join(wrong)}")
-    function, task = loads(call)
+    function, task, prepare = loads(call)
+    for each in prepare:
+        each()
     return alone(function, *map(loads, shared), *task)
 
 

@@ -15,7 +15,7 @@ from multiprocessing.context import SpawnContext, SpawnProcess
 from types import ModuleType
 from typing import Any, TypeVar
 
-from edgepack.workers.tasks import FLOPS_PER_S, Workers, alone
+from edgepack.workers.tasks import FLOPS_PER_S, Workers, alone, preparations
 
 R = TypeVar("R")
 
@@ -50,7 +50,9 @@ class LocalProcesses(Workers):
     def submit(self, fn: Callable[..., R], /, *args: Any, **kwargs: Any) -> Future[R]:
         """As of any executor; the first call starts the pool."""
         if self._pool is None:
-            self._pool = ProcessPoolExecutor(self.slots, mp_context=self._context, initializer=_begin_worker)
+            self._pool = ProcessPoolExecutor(
+                self.slots, mp_context=self._context, initializer=_begin_worker, initargs=preparations()
+            )
         return self._pool.submit(fn, *args, **kwargs)
 
     def begin(self, function: Callable[..., R], shared: Sequence[Any], task: Sequence[Any]) -> Future[R]:
@@ -118,10 +120,12 @@ def _interrupts_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _begin_worker() -> None:
-    """Leave Ctrl-C to the parent, and end when it does, however that happens."""
+def _begin_worker(*prepare: Callable[[], object]) -> None:
+    """Leave Ctrl-C to the parent, and end when it does, however that happens; then call what tasks need first."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    for function in prepare:
+        function()
 
 
 def _end_with_parent() -> None:

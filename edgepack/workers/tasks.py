@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Executor, Future, wait
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, TypeVar
 
 from edgepack.workers.threads import one_thread
@@ -19,6 +20,24 @@ CHECK_S = 5.0
 """After this long without a result, ask whether there is anybody left who works."""
 SHARES = 4
 """How often what tasks share is given out before it is lost for good."""
+
+
+_preparations: dict[tuple[Callable[..., object], tuple[Any, ...]], None] = {}
+
+
+def prepare_workers(function: Callable[..., object], *args: Any) -> None:
+    """Have every worker that starts from now on call `function(*args)` before its first task.
+
+    Args:
+        function: defined at the top level of a module that workers can import; a second call of it changes nothing.
+        args: plain data.
+    """
+    _preparations[function, args] = None
+
+
+def preparations() -> tuple[Callable[[], object], ...]:
+    """What a worker is to call, in the order in which it was asked for."""
+    return tuple(partial(function, *args) for function, args in _preparations)
 
 
 class Workers(Executor):

@@ -175,6 +175,22 @@ def test_a_torch_model_is_called_after_its_class(data: dict[str, np.ndarray]) ->
     assert "48×64" in found._repr_html_()
 
 
+def test_of_a_file_on_a_target_every_operator_is_shown(model: onnx.ModelProto, tmp_path: Path) -> None:
+    found = ep.inspect(model, target="rpi4", progress=False)
+    assert isinstance(found, ep.OperatorInspection)
+    assert [one.op for one in found.operators] == ["FusedGemm", "FusedGemm", "Gemm"]
+    assert all(one.latency_s for one in found.operators)
+    assert found.slow == ()
+    onnx.save(model, tmp_path / "points.onnx")
+    again = ep.inspect(tmp_path / "points.onnx", target=ep.load_target("rpi4"), progress=False)
+    assert again.operators == found.operators
+    assert "Gemm" in again._repr_html_()
+    with pytest.raises(ep.errors.UsageError, match="shows the operators of a model file: found Sequential"):
+        ep.inspect(perceptron(), target="rpi4", progress=False)  # type: ignore[call-overload]
+    with pytest.raises(ep.errors.TargetsError, match="unknown target"):
+        ep.inspect(model, target="rpi44", progress=False)
+
+
 def test_nothing_given_stays_behind(model: onnx.ModelProto, data: dict[str, np.ndarray]) -> None:
     with named_model(model) as spec, named_samples(data) as samples:
         assert samples is not None

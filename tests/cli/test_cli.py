@@ -165,8 +165,8 @@ RENDERINGS: tuple[tuple[str, ...], ...] = ((), ("--markdown",), ("--csv",), ("--
         ),
     ],
 )
-def test_emulate_refuses_what_only_a_measurement_has(options: list[str], says: str) -> None:
-    result = CliRunner().invoke(app, ["bench", "pack", *options])
+def test_emulate_refuses_what_only_a_measurement_has(options: list[str], says: str, tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["bench", str(tmp_path), *options])
     assert (result.exit_code, result.stdout, result.stderr) == (2, "", says)
 
 

@@ -17,6 +17,8 @@ from edgepack.pipeline.options import BuildOptions
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
+    for name in ("model.onnx", "samples.npz", "a.onnx", "b.onnx"):
+        (tmp_path / name).touch()
     return tmp_path
 
 

@@ -164,7 +164,7 @@ def test_pack_is_never_larger_than_dense_int8(rpi4_pack: Built) -> None:
 
 def test_summary_shows_every_file_and_layer(rpi4_pack: Built) -> None:
     out = rpi4_pack.done.out
-    assert f"{rpi4_pack.path}: points for rpi4, guard: accuracy" in "".join(out.splitlines())
+    assert f"{rpi4_pack.path}: points for rpi4, metric: accuracy" in "".join(out.splitlines())
     assert all(name in out for name in (*MODELS, *BASELINES, "0.weight", "2.weight", "4.weight"))
     assert rpi4_pack.done.err == ""
 
@@ -342,7 +342,7 @@ def test_metric_without_labels(tmp_path: Path, model: Path, data: Path, metric: 
     assert (manifest["metric"]["name"], manifest["metric"]["guarded"]) == (metric, True)
     assert manifest["metric"]["why"] == "it was asked for"
     assert manifest["data"]["labelled"] is False
-    assert f"guard: {metric}" in done.out
+    assert f"metric: {metric}" in done.out
     assert ("(no labels)" in done.out) == (metric == "agreement")
 
 
@@ -377,7 +377,7 @@ def test_without_data_the_build_says_that_nothing_guards_it(tmp_path: Path, mode
     assert all(
         "int8" in layer["scheme"] or "fp32" in layer["scheme"] for layer in manifest["files"]["model.onnx"]["layers"]
     )
-    assert "guard: none: no data" in done.out
+    assert "metric: none, since there are no data" in done.out
     assert manifest["method"] == "svd"
     assert manifest["metric"]["guarded"] is False
     assert manifest["data"]["origin"] is None

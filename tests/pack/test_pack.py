@@ -174,7 +174,7 @@ def test_a_full_disk(mounted: Path) -> None:
     with pytest.raises(OutputError, match="the disk is full") as caught:
         build(mounted / "p", {"model.onnx": bytes(1 << 20)}, "new")
     assert str(mounted / "p") in caught.value.message
-    assert caught.value.hint == "choose another folder with --out"
+    assert caught.value.hint == "choose another place with --out"
     assert tree(mounted) == before
     assert [p.name for p in mounted.iterdir()] == ["p"]
 

@@ -82,7 +82,7 @@ def test_its_score_holds_the_limit_and_is_said_to_have_no_interval(
         assert entry.metric == pytest.approx(100.0 - entry.guard.drop, abs=1e-2)
         text = " ".join(render(build_report(made.out, manifest)).split())
         assert "one number a file tells no interval" in text
-        assert "guard: recipe" in text
+        assert "metric: recipe" in text
         assert "at most" not in text
         drops.append(entry.guard.drop)
         sizes.append(entry.size_bytes)
@@ -102,7 +102,7 @@ def test_it_guards_a_model_without_data(recipes: Path, warm_cache: Path, tmp_pat
     entry = made.manifest.files["model.onnx"]
     assert entry.guard is not None
     assert entry.guard.drop <= 1.0
-    assert not any("no data" in line for line in made.warnings)
+    assert not any("no data" in line for line in made.manifest.warnings)
 
 
 def test_what_has_no_evaluate_is_refused_before_any_work(

@@ -68,7 +68,7 @@ def test_build() -> None:
 
 
 BUILD = """\
-dist/p: mnist-mlp for rpi4, guard: accuracy
+dist/p: mnist-mlp for rpi4, metric: accuracy
 
  file                   scheme                  size   vs fp32   vs int8   metric    drop   at most   scored on
  ─────────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -85,6 +85,15 @@ at most: 90% sure, one-sided, on 1334 samples kept back from every choice
  ──────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
  fc1     512×784   int8-dynamic      24      7.7%   rank 24 int8-dynamic: 6.1× faster than dense int8-dynamic
  fc2      10×512   fp32           dense    100.0%   dense fp32: a pair of rank 8 saves too little, its break-even rank is 9"""
+
+
+def test_of_a_file_alone_only_that_is_shown() -> None:
+    report = build_report(Path("models/small.onnx"), whole(MANIFEST))
+    shown = text(report)
+    assert shown.startswith("models/small.onnx: mnist-mlp for rpi4, metric: accuracy\n")
+    assert " small.onnx   mixed    51.2 kB     31.8×      8.0×    97.60   +0.40     +0.50   confirmation\n" in shown
+    assert not any(name in shown for name in ("model.onnx", "tflite", "baseline"))
+    assert report.record == {"file": "models/small.onnx", "manifest": whole(MANIFEST).record()}
 
 
 def test_build_with_a_plan_per_format_shows_each() -> None:
@@ -104,7 +113,7 @@ def test_build_without_data_or_baseline() -> None:
         "model.onnx": MANIFEST["files"]["model.onnx"] | {"metric": None, "scored_on": None, "confirmation": None}
     }
     shown = text(build_report(Path("p"), whole(manifest))).splitlines()
-    assert shown[0] == "p: mnist-mlp for rpi4, guard: none: no data"
+    assert shown[0] == "p: mnist-mlp for rpi4, metric: none, since there are no data"
     assert shown[4].split() == ["model.onnx", "mixed", "51.2", "kB", "–", "–", "–", "–", "–"]
     assert shown[-2:] == ["warning: no [data]", "warning: second"]
 
@@ -112,7 +121,7 @@ def test_build_without_data_or_baseline() -> None:
 def test_build_says_what_agreement_means() -> None:
     manifest = MANIFEST | {"metric": {"name": "agreement", "guarded": True}, "data": {"labelled": False}}
     first = text(build_report(Path("p"), whole(manifest))).splitlines()[0]
-    assert first == "p: mnist-mlp for rpi4, guard: agreement with the original model (no labels)"
+    assert first == "p: mnist-mlp for rpi4, metric: agreement with the original model (no labels)"
 
 
 def test_build_says_what_travels_where_that_was_asked() -> None:

@@ -155,7 +155,7 @@ def built(
         str(path), get_target("rpi4"), data=folder / "d.npz", out=folder / "pack", rank=rank, precision=precision
     )
     result = build(options, cache=Cache(folder / "cache"))
-    return result.out, result.warnings
+    return result.out, result.manifest.warnings
 
 
 def test_a_pack_of_factors_takes_no_converter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
