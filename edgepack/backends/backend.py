@@ -34,11 +34,13 @@ class Session:
     Attributes:
         run: takes inputs by name, gives outputs in the file's order.
         again: the same for another thread, which runs at the same time; None where only one can.
+        numbers: makes of these outputs what they stand for, in float32 where they are codes on a grid.
     """
 
     inputs: tuple[TensorSpec, ...]
     run: Callable[[Mapping[str, Array]], list[Array]]
     again: Callable[[], Session] | None = None
+    numbers: Callable[[Sequence[Array]], list[Array]] = list
 
 
 class OneOp(Protocol):
@@ -102,6 +104,11 @@ class Writer(Protocol):
     @property
     def given_scheme(self) -> Scheme:
         """The scheme by whose tolerance that answers as the model does: its weights may be integers already."""
+
+    @property
+    def kept_scheme(self) -> Scheme:
+        """The scheme in which a dense layer is in the file what it is in the model: float32, but where that computes in
+        integers."""
 
     def write_baseline(self, scheme: Scheme, out: Path) -> str:
         """The dense int8 baseline in `scheme`; returns the name of the quantizer that made it."""

@@ -44,7 +44,8 @@ def predict(model: Session, samples: Samples) -> Array:
 
 
 def answers(model: Session, samples: Samples) -> tuple[Array, ...]:
-    """Every output for every sample, samples on the first axis; (N, 0) where its shape changes between samples.
+    """Every output for every sample, samples on the first axis; (N, 0) where its shape changes between samples. Codes
+    are the numbers that they stand for.
 
     Inputs are matched by name, else by order: converters rename them. Where the batch is free, samples run one by one,
     as they are timed: a grid that is chosen at run time covers all samples of a batch, and rounds each of them worse.
@@ -56,7 +57,7 @@ def answers(model: Session, samples: Samples) -> tuple[Array, ...]:
     def answer(session: Session, fed: tuple[Mapping[str, Array], int]) -> list[Array | None]:
         feed, valid = fed
         batch = None if stacked else len(next(iter(feed.values())))
-        return [_by_sample(output, batch, valid) for output in session.run(feed)]
+        return [_by_sample(output, batch, valid) for output in session.numbers(session.run(feed))]
 
     runs = _each(model, answer, feeds(renamed, model.inputs, dynamic_batch=1))
     return tuple(_joined(parts, len(samples)) for parts in zip(*runs, strict=True))

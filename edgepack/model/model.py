@@ -32,6 +32,7 @@ class Model:
         program: the exported torch program (`.pt2`); None where there is none.
         recipe: what the user's function gave; None for a file.
         vectors: float64, those among its constants: what a converter may have folded into a layer's bias.
+        in_integers: whether its layers compute in integers: what stands in their place does so as well.
         fixed: why none of its layers is changed; None where they can be.
         left: what would be layers, but stays as it is, and why; None where there is nothing of the kind.
         given: the file as it was given where its weights in integers were decoded, and the scheme by whose tolerance
@@ -49,6 +50,7 @@ class Model:
     program: Path | None
     recipe: Recipe | None
     vectors: Sequence[Array] = ()
+    in_integers: bool = False
     fixed: str | None = None
     left: str | None = None
     given: tuple[Path, Scheme] | None = None

@@ -16,7 +16,7 @@ from edgepack.backends.tables import EmbeddingTable
 from edgepack.backends.tflite.macs import macs
 from edgepack.backends.tflite.read import read_content, weight_bytes_of
 from edgepack.backends.tflite.rewrite import thin
-from edgepack.backends.tflite.runtime import interpreter, session
+from edgepack.backends.tflite.runtime import interpreter, numbers, session
 from edgepack.backends.tflite.sites import Site, Tap, TfliteModel, depths, edited
 from edgepack.backends.tflite.tables import embedding_tables
 from edgepack.data import Samples, feeds
@@ -160,25 +160,18 @@ class _Watcher:
             path.write_bytes(content)
             self._interpreter = interpreter(path, threads, watched=True)
         self._session = session(self._interpreter)
-        self._grids = {int(each["index"]): each["quantization_parameters"] for each in self._details()}
+        self._known = {int(each["index"]): each for each in self._details()}
         self.inputs = self._session.inputs
 
     def run(self, feed: Mapping[str, Array], taps: Mapping[str, tuple[Tap, ...]]) -> dict[int, Array]:
         """By their numbers, the tensors that are tapped, integers scaled back."""
         self._session.run(feed)
         tensors = {tap.tensor for own in taps.values() for tap in own}
-        return {tensor: self._value(tensor) for tensor in tensors}
+        return {tensor: numbers(self._interpreter.get_tensor(tensor), self._known[tensor]) for tensor in tensors}
 
     def _details(self) -> list[dict[str, Any]]:
         details: list[dict[str, Any]] = self._interpreter.get_tensor_details()
         return details
-
-    def _value(self, tensor: int) -> Array:
-        value: Array = self._interpreter.get_tensor(tensor)
-        grid = self._grids[tensor]
-        if value.dtype.kind == "f" or not len(grid["scales"]):
-            return value
-        return np.asarray((value.astype(np.float32) - grid["zero_points"][0]) * grid["scales"][0], np.float32)
 
 
 def _rows(watcher: _Watcher, taps: Mapping[str, tuple[Tap, ...]], feed: Mapping[str, Array]) -> dict[str, Array]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from edgepack.backends.backend import Writer
 from edgepack.backends.registry import TOOLS
-from edgepack.backends.schemes import DENSE_INT8
 from edgepack.cost import model
 from edgepack.devices.device import Job
 from edgepack.devices.local import LocalDevice
@@ -25,6 +25,7 @@ from edgepack.pipeline.evaluator import Evaluator
 from edgepack.pipeline.options import BuildOptions
 from edgepack.pipeline.prices import Prices
 from edgepack.plan.candidates import break_even_rank
+from edgepack.units import seconds, size
 from edgepack.workspace import Keyed, Step, Workspace, file_digest
 
 
@@ -38,6 +39,7 @@ class Baseline:
         fp32_stated, int8_stated: on the confirmation samples, None where there are none.
         limit: drop that the build allows, None for any.
         in_integers: whether the model as it was given, which `fp32` is, has weights in integers.
+        is_source: whether the int8 file is that as well: its layers compute in integers.
     """
 
     fp32: Path
@@ -51,6 +53,7 @@ class Baseline:
     int8_stated: Drop | None = None
     fp32_stated: Drop | None = None
     in_integers: bool = False
+    is_source: bool = False
 
     @property
     def promised_bytes(self) -> int:
@@ -116,7 +119,8 @@ def make_baseline(evaluator: Evaluator, files: Writer, prices: Prices) -> Baseli
         limit,
         _stated(evaluator, paths[scheme], fmt),
         _stated(evaluator, fp32, fmt),
-        not files.given_scheme.is_float,
+        in_integers=not files.given_scheme.is_float,
+        is_source=files.given_scheme.is_static,
     )
 
 
@@ -127,8 +131,8 @@ def _stated(evaluator: Evaluator, path: Path, fmt: Format) -> Drop | None:
 
 def _order(evaluator: Evaluator, files: Writer, prices: Prices) -> tuple[tuple[Scheme, ...], str]:
     """Int8 schemes of the dense model, fastest first by the best source before a file is measured, and its name."""
-    if evaluator.analysis.subject.opened.fixed is not None:  # its own file, with the grids that it came with
-        return tuple(scheme for scheme in DENSE_INT8[files.fmt] if scheme.is_static), model.STATED
+    if files.given_scheme.is_static:  # its own file, with the grids that it came with
+        return (files.given_scheme,), model.STATED
     stated = model.preferred(files.fmt, calibrated=files.calibrated)
     costs = {scheme: prices.dense_latency_s(scheme) for scheme in stated}
     known = {scheme: latency for scheme, latency in costs.items() if latency is not None}
@@ -180,6 +184,40 @@ def no_larger_than_source(evaluator: Evaluator, files: Writer, attempt: Attempt,
             return dense
     evaluator.workspace.warn(f"{attempt.fmt}: {reason}; it stays for what was asked")
     return attempt
+
+
+def warn_of_clash(evaluator: Evaluator, attempt: Attempt, baseline: Baseline, prices: Prices) -> None:
+    """Say where the halves of the promise exclude each other: of a model that was given in fewer bytes than dense int8
+    has, no file was found that is no larger than that and no slower than dense int8."""
+    given, rival, planned = (path.stat().st_size for path in (baseline.fp32, baseline.int8, attempt.path))
+    kept = is_automatic(evaluator.options) and baseline.is_rival and planned <= given
+    if not (kept and baseline.in_integers and given < rival):
+        return
+    if evaluator.measures_here:
+        turns = evaluator.turns_s({"pack": attempt.path, "dense int8": baseline.int8}, attempt.fmt)
+        slower = bool(model.slower_by(turns["pack"], turns["dense int8"]))
+        own_s, dense_s, by = median(turns["pack"]), median(turns["dense int8"]), model.MEASURED
+    else:
+        predicted = [_predicted_s(plan, attempt.scheme, prices) for plan in attempt.layers]
+        dense = prices.dense_latency_s(baseline.scheme)
+        if dense is None or None in predicted:
+            return
+        own_s, dense_s = sum(one for one in predicted if one is not None), dense
+        slower, by = own_s > dense_s * (1 + model.NOTICEABLE), f"its layers by the {prices.source_name(attempt.fmt)}"
+    if slower:
+        evaluator.workspace.warn(
+            f"{attempt.fmt}: no file was found that is no larger than the model as it was given ({size(given)}) and no "
+            f"slower than dense int8 ({seconds(dense_s)}, {size(rival)}): size wins, the pack has {size(planned)} and "
+            f"takes {seconds(own_s)} ({by})"
+        )
+
+
+def _predicted_s(plan: LayerPlan, scheme: FileScheme, prices: Prices) -> float | None:
+    """Of one layer; None where the source of costs has nothing on it."""
+    if plan.predicted is not None:
+        return plan.predicted.latency_s
+    price = prices.price(plan.layer, plan.structure, plan.scheme_in(scheme))
+    return None if price is None else price.latency_s
 
 
 def _broken(evaluator: Evaluator, attempt: Attempt, baseline: Baseline) -> str | None:

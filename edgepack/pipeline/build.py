@@ -26,6 +26,7 @@ from edgepack.pipeline.baselines import (
     keep_promise,
     make_baseline,
     no_larger_than_source,
+    warn_of_clash,
 )
 from edgepack.pipeline.error_breakdown import layer_splits
 from edgepack.pipeline.evaluate import Attempt, final_scores, known_by_heart
@@ -212,6 +213,7 @@ def _choose(ready: Prepared) -> Chosen:
                 start = found.loss
             attempt = keep_promise(ready.evaluator, files, found.found.attempt, baseline)
             attempts[fmt] = no_larger_than_source(ready.evaluator, files, attempt, baseline)
+            warn_of_clash(ready.evaluator, attempts[fmt], baseline, ready.prices)
             planned[fmt] = found
     warn_of_refused(left_out, attempts, ready.evaluator.workspace)
     images = _images(ready, attempts) if options.archive else {}

@@ -196,9 +196,8 @@ def make_menus(
     for layer in layers:
         own = _held(files, layer, offer.layers[layer.name])
         if own.kept:
-            menus.append(
-                Menu(layer, tuple(_candidates(files, layer, [(FP32[files.fmt], DENSE)], offer, prices)), own.why_dense)
-            )
+            kept = [(files.kept_scheme, DENSE)]
+            menus.append(Menu(layer, tuple(_candidates(files, layer, kept, offer, prices)), own.why_dense))
             continue
         structures, why_dense = list(own.structures), own.why_dense
         if options.rank != "auto" and own.in_place:
@@ -241,7 +240,9 @@ def _schemes(
     files: Writer, layer: Layer, structures: Sequence[Structure], options: BuildOptions, *, seen: bool
 ) -> list[Scheme]:
     """Those of the precision that was asked for; of the next wider one where the layer has none with a kernel."""
-    schemes = [scheme for scheme in files.layer_schemes() if seen or not scheme.is_static]
+    schemes = [
+        scheme for scheme in files.layer_schemes() if seen or not scheme.is_static or scheme == files.kept_scheme
+    ]
     if options.precision == "auto":
         return schemes
     offered = [structure for structure in structures if not structure.is_correction]
@@ -260,7 +261,8 @@ def _candidates(
     prices: Prices,
 ) -> Iterator[Candidate]:
     for scheme, structure in ways:
-        found = _candidate(files, layer, structure, scheme, offer.loss(layer, scheme, structure), prices)
+        loss = 0.0 if structure.is_dense and scheme == files.kept_scheme else offer.loss(layer, scheme, structure)
+        found = _candidate(files, layer, structure, scheme, loss, prices)
         if found is not None:
             yield found
 

@@ -176,7 +176,7 @@ def _prepare(options: BuildOptions, engines: Mapping[Format, Any], workspace: Wo
         structures=None if options.rank == "auto" or methods.others else _in_place(layers),
     )
     menus = {fmt: make_menus(one, analysis.layers, offer, prices, options) for fmt, one in files.items()}
-    if opened.fixed is None and _plans_tables(options, methods, guard):
+    if not opened.in_integers and _plans_tables(options, methods, guard):
         workspace.progress("embedding tables")
         menus = {
             fmt: own + table_menus(files[fmt], analysis, prices, guard.metric, workspace) for fmt, own in menus.items()
@@ -235,9 +235,10 @@ def _open(options: BuildOptions, workspace: Workspace) -> Model:
     workspace.progress("open model")
     opened = open_model(options.model, workspace.folder, options.chosen_formats, options.inputs)
     opened = with_open_sides(opened, options.data, workspace)
-    if opened.fixed is not None:
-        workspace.warn(f"the pack keeps the model as it is: {opened.fixed}")
-        return replace(opened, layers=())
+    fixed = opened.fixed or _kept_in_integers(opened, options)
+    if fixed is not None:
+        workspace.warn(f"the pack keeps the model as it is: {fixed}")
+        return replace(opened, layers=(), fixed=fixed)
     if opened.left is not None:
         workspace.warn(opened.left)
     if not opened.layers:
@@ -245,6 +246,17 @@ def _open(options: BuildOptions, workspace: Workspace) -> Model:
     elif not isinstance(options.rank, str):
         check_rank(opened.layers, options.rank)
     return opened
+
+
+def _kept_in_integers(opened: Model, options: BuildOptions) -> str | None:
+    """Why nothing can stand in the place of the layers of a model that computes in integers; None where it can."""
+    if not opened.in_integers:
+        return None
+    if options.data is None:
+        return "it computes in integers, and without --data there are no grids for what flows between two factors"
+    if options.precision not in ("auto", "int8"):
+        return f"it computes in int8, and {options.precision} was asked for"
+    return None
 
 
 def _methods(options: BuildOptions, data: Data) -> Methods:

@@ -20,7 +20,8 @@ MOST_BYTES = 2**31 - 1
 """Of a file: what a flatbuffer's offsets reach."""
 
 
-FIXED = "its layers compute in integers already, with grids that were chosen for their own weights"
+FIXED = "its layers compute in integers that are not int8 throughout"
+IN_INT8 = "its layers compute in int8: each stays as it was given, or becomes low-rank factors that do so as well"
 
 
 class TfliteFile(FileOfSuffix):
@@ -67,8 +68,9 @@ class TfliteFile(FileOfSuffix):
             program=None,
             recipe=None,
             vectors=vectors(content),
-            fixed=FIXED if content.in_integers else None,
-            left=hidden or _sparse(content),
+            in_integers=content.in_integers,
+            fixed=FIXED if content.in_integers and not content.folds else None,
+            left=hidden or _sparse(content) or (IN_INT8 if content.in_integers and content.folds else None),
         )
 
 

@@ -15,7 +15,7 @@ from edgepack.cost.model import CLEARLY, MEASURED, STATED
 from edgepack.errors import ModelError
 from edgepack.metrics.drop import Drop
 from edgepack.model.scheme import FileScheme, Scheme
-from edgepack.pipeline.baselines import Baseline, is_automatic, keep_promise, make_baseline
+from edgepack.pipeline.baselines import Baseline, is_automatic, keep_promise, make_baseline, warn_of_clash
 from edgepack.pipeline.evaluate import Attempt
 from edgepack.pipeline.evaluator import Evaluator
 from edgepack.pipeline.prepare import Prepared
@@ -237,3 +237,30 @@ def test_on_this_machine_a_slower_file_gives_way(
         assert found.layers[0].reason == f"the plan took {ratio:.2f} times as long as dense int8 here"
     tight = replace(here, max_size_bytes=50_000)
     assert keep_promise(replace(evaluator, options=tight), ready.files["onnx"], made, rival) is made, "it would not fit"
+
+
+@pytest.mark.parametrize(
+    ("ratio", "changes", "said"),
+    [(1.5, {}, True), (1.0, {}, False), (1.5, {"rank": 8}, False), (1.5, {"given": 1_000_000}, False)],
+    ids=["slower", "as fast", "asked for", "a larger source"],
+)
+def test_a_source_that_is_smaller_but_slower_than_dense_int8_is_told(
+    ready: Prepared,
+    evaluator: Evaluator,
+    rival: Baseline,
+    monkeypatch: pytest.MonkeyPatch,
+    ratio: float,
+    changes: dict[str, Any],
+    said: bool,
+) -> None:
+    monkeypatch.setattr(Evaluator, "turns_s", lambda *_: {"pack": [ratio] * 15, "dense int8": [1.0] * 15})
+    source = evaluator.workspace.folder / "source.onnx"
+    source.write_bytes(bytes(changes.pop("given", 2000)))
+    given = replace(rival, fp32=source, in_integers=True)
+    here = replace(evaluator, options=options(Path("m.onnx"), "host", data=None, **changes))
+    warn_of_clash(here, attempt(evaluator.workspace.folder, 1000), given, ready.prices)
+    lines = [line for line in evaluator.workspace.warnings if "size wins" in line]
+    assert len(lines) == said
+    if said:
+        assert "(2.00 kB)" in lines[0]
+        assert "the pack has 1.00 kB and takes 1.50 s (measured on this machine)" in lines[0]

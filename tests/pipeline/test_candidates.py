@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from edgepack.backends.onnx import schemes as onnx
-from edgepack.backends.schemes import CORRECTED, SCHEMES
+from edgepack.backends.schemes import CORRECTED, FP32, SCHEMES
 from edgepack.backends.tflite import schemes as tflite
 from edgepack.backends.tflite.kinds import refuses
 from edgepack.cost.model import Price
@@ -78,7 +78,11 @@ def menus(
     schemes = onnx.SCHEMES if fmt == "onnx" else TFLITE_LAYER_SCHEMES
     both = CORRECTED[fmt] if residual else ()
     files: Any = SimpleNamespace(
-        fmt=fmt, layer_schemes=lambda: schemes, corrected_schemes=lambda: both, supports=supports
+        fmt=fmt,
+        kept_scheme=FP32[fmt],
+        layer_schemes=lambda: schemes,
+        corrected_schemes=lambda: both,
+        supports=supports,
     )
     own: dict[str, dict[tuple[Scheme, Structure], float]] = {}
     for one in layers:
@@ -147,7 +151,7 @@ def test_a_candidate_carries_the_figures_of_its_place() -> None:
         weights = 96 * 64 if rank is None else rank * 160
         ram = resident_bytes(one.scheme, size)
         assert one.latency_s == pytest.approx(weights * 1e-9)
-        loss = loss_of(one.structure)
+        loss = 0.0 if rank is None and one.scheme == onnx.FP32 else loss_of(one.structure)  # that is what was given
         assert one == Candidate(one.scheme, structure_at(rank), ops, loss, size, ram, one.latency_s, "test table")
 
 

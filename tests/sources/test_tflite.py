@@ -143,7 +143,7 @@ def test_integers_are_read_as_what_they_are(tmp_path: Path) -> None:
     weight = WEIGHTS[0][0]
     model = given(integer_layer(weight), tmp_path)
     (layer,) = model.layers
-    assert model.fixed is not None
+    assert model.in_integers
     np.testing.assert_allclose(layer.weight, weight, atol=np.abs(weight).max() / 250)
     codes = RNG.integers(-128, 128, (1, 8)).astype(np.int8)
     seen = native("tflite").observe(model.content, ["fc"], threads=1)
@@ -151,7 +151,7 @@ def test_integers_are_read_as_what_they_are(tmp_path: Path) -> None:
     np.testing.assert_allclose(rows, (codes.astype(np.float32) + 3) * 0.05, rtol=1e-6)
     found = CliRunner().invoke(app, ["inspect", str(tmp_path / "m.tflite")])
     assert found.exit_code == 0, found.stderr
-    assert "in integers" in " ".join(found.stdout.split())
+    assert "compute in int8" in " ".join(found.stdout.split())
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

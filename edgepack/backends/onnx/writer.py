@@ -189,14 +189,23 @@ class OnnxWriter:
         """See `Writer.given_scheme`."""
         return FP32 if self._given is None else self._given[1]
 
+    @property
+    def kept_scheme(self) -> Scheme:
+        """See `Writer.kept_scheme`: float32, since integers are decoded."""
+        return FP32
+
     def write_baseline(self, scheme: Scheme, out: Path) -> str:
-        """The dense int8 baseline by the format's own quantizer; returns its name.
+        """The dense int8 baseline by the format's own quantizer, or the model itself where its layers take and give
+        integers; returns the quantizer's name.
 
         The runtime's quantizer of block-wise weights passes over Gemm: those are quantized by edgepack.
         """
         from edgepack.backends.onnx import ort_quantizer
         from edgepack.backends.onnx.file import to_proto
 
+        if self.given_scheme.is_static:
+            self.write_dense(out)
+            return "the source's own"
         if scheme not in REST_OP_TYPES:
             self._write_layers(self.model, self.rest(scheme)[0], out)
             return "edgepack"

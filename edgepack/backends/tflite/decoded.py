@@ -18,7 +18,7 @@ from edgepack.model.types import Array
 MOST_BYTES = 2**31 - 1
 SIGNATURE = "serving_default"
 """What converters call the only one."""
-_FLOAT = 0  # schema.fbs, TensorType
+FLOAT = 0  # schema.fbs, TensorType
 _WEIGHTED = ("FULLY_CONNECTED", "CONV_2D", "DEPTHWISE_CONV_2D")
 """Operators that multiply float32 activations by integer weights, rounding the activations at every inference."""
 
@@ -62,7 +62,7 @@ def _check_size(model: Any) -> None:
         tensor
         for graph in model.subgraphs
         for tensor in graph.tensors
-        if tensor.type in DTYPES and tensor.type != _FLOAT and model.buffers[tensor.buffer].data is not None
+        if tensor.type in DTYPES and tensor.type != FLOAT and model.buffers[tensor.buffer].data is not None
     ]
     size = sum(4 * prod(int(side) for side in tensor.shape) for tensor in constants)
     if size > MOST_BYTES:
@@ -157,7 +157,7 @@ def _decodes(model: Any, graph: Any, operator: Any) -> bool:
     if given.sparsity is None or _sparse_bytes(model, given) <= _bytes_in_8_bits(given):
         return False
     readers = [operator_name(model, each) for each, _ in readers_of(graph, written)]
-    return graph.tensors[written].type == _FLOAT or set(readers) == {"DEQUANTIZE"}
+    return graph.tensors[written].type == FLOAT or set(readers) == {"DEQUANTIZE"}
 
 
 def _sparse_bytes(model: Any, tensor: Any) -> int:
@@ -194,7 +194,7 @@ def _decode_weights(model: Any, graph: Any) -> None:
     found = [index for index in readers if all(_is_weight(model, graph, each, index) for each in readers[index])]
     for index in found:
         tensor = graph.tensors[index]
-        if tensor.type != _FLOAT and (value := value_of(model, tensor)) is not None:
+        if tensor.type != FLOAT and (value := value_of(model, tensor)) is not None:
             _store(model, tensor, value)
 
 
@@ -203,14 +203,14 @@ def _is_weight(model: Any, graph: Any, operator: Any, index: int) -> bool:
     return (
         operator_name(model, operator) in _WEIGHTED
         and operator.inputs[1] == index
-        and graph.tensors[operator.inputs[0]].type == _FLOAT
+        and graph.tensors[operator.inputs[0]].type == FLOAT
     )
 
 
 def _store(model: Any, tensor: Any, value: Array) -> None:
     from ai_edge_litert import schema_py_generated as schema
 
-    tensor.type, tensor.quantization, tensor.sparsity, tensor.buffer = _FLOAT, None, None, len(model.buffers)
+    tensor.type, tensor.quantization, tensor.sparsity, tensor.buffer = FLOAT, None, None, len(model.buffers)
     buffer = schema.BufferT()
     buffer.data = np.frombuffer(np.ascontiguousarray(value).tobytes(), np.uint8)
     model.buffers.append(buffer)

@@ -195,6 +195,7 @@ class Fold:
         rows: (out,) and columns: (in,) float64, the operator's weight is rows[:, None] · W · columns.
         gain: (out,) float64; None where it is not known, then the bias may not change.
         shift: (in,) float64 or None for zeros.
+        integers: whether the operator computes in integers; its `op` has the bias in float32 then.
     """
 
     op: TfliteLinear
@@ -202,6 +203,7 @@ class Fold:
     columns: Array
     gain: Array | None
     shift: Array | None
+    integers: bool = False
 
     def bias(self, layer: Layer, part: Replacement) -> Array | None:
         """(out,) float32: the bias of the operator with W and b replaced by the part's; None for none.

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from edgepack.backends.tflite import quantizer
 from edgepack.backends.tflite.converter import TfliteEmitter
+from edgepack.backends.tflite.requantize import requantize
 from edgepack.backends.tflite.rewrite import Places, find_places
 from edgepack.backends.tflite.sites import TfliteModel
 from edgepack.backends.tflite.tidy import shorten_names
@@ -124,4 +125,4 @@ class Given:
     @property
     def quantize(self) -> Quantize:
         """See `Origin.quantize`."""
-        return quantizer.quantize
+        return requantize if self._model.in_integers else quantizer.quantize

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from edgepack.backends.tflite.constexpr import encode
+from edgepack.backends.tflite.decoded import FLOAT, value_of
 from edgepack.backends.tflite.file import File, Writing, drop_unused, packed, text, whole
 from edgepack.backends.tflite.kinds import KINDS, OPERATORS
 from edgepack.backends.tflite.matching import Fold, Found, Wanted, match, shifts_by_size
@@ -26,11 +27,15 @@ from edgepack.model.types import Array
 
 _KEEPS_AXES = 6
 """Version of FULLY_CONNECTED that keeps all axes of its input, and does without a bias."""
+_INT8_VERSION = 2
+"""Of DEQUANTIZE, that takes int8."""
 
 
 def refuses(fold: Fold, layer: Layer, part: Replacement) -> str | None:
     """Why the part cannot stand in the place of the operator, in a few words; None if it can."""
     operands = OPERATORS[fold.op.op]
+    if fold.integers and not part.structure.in_place:
+        return "in a model that computes in integers a layer becomes low-rank factors or stays as it was given"
     if not operands.biases:
         return f"{fold.op.op} has no bias and takes no other weight"
     if len(operands.weights) > 1 and not part.structure.ranks:
@@ -93,7 +98,10 @@ class Editor:
         self._names = [{text(tensor.name) for tensor in graph.tensors} for graph in model.subgraphs]
 
     def replace(self, fold: Fold, layer: Layer, part: Replacement) -> tuple[str, ...]:
-        """Replace one operator; returns the names of what its successors write."""
+        """Replace one operator; returns the names of what its successors write. Of one in integers they compute in
+        float32, between DEQUANTIZE and QUANTIZE: `edgepack.backends.tflite.requantize` makes them integers again."""
+        if fold.integers:
+            fold = self._in_floats(fold)
         if part.structure.ranks:
             return KINDS[layer.kind].split(self, fold, layer, part)
         return self._reweigh(fold, layer, part, self.operator(fold))
@@ -113,6 +121,31 @@ class Editor:
         if len(place) != 1:
             raise ModelError(f"no operator writes {fold.op.output!r} in the TFLite file")
         return place[0]
+
+    def _in_floats(self, fold: Fold) -> Fold:
+        """Let an operator in int8 compute in float32 what it wrote; the name goes to that."""
+        graph, place = self._model.subgraphs[fold.op.subgraph], self._place(fold)
+        operator = graph.operators[place]
+        kernel = value_of(self._model, graph.tensors[operator.inputs[1]])
+        if kernel is None:
+            raise ModelError(f"the weight of {fold.op.output!r} is not in the TFLite file")
+        given, written = int(operator.inputs[0]), int(operator.outputs[0])
+        taken, made = (self._like(fold.op.subgraph, each, f"{fold.op.output}/float") for each in (given, written))
+        graph.tensors[written].name, graph.tensors[made].name = graph.tensors[made].name, graph.tensors[written].name
+        weight = self.constant(fold.op.subgraph, graph.tensors[made], kernel, f"{fold.op.output}/weight")
+        operator.inputs, operator.outputs = [taken, weight, *operator.inputs[2:]], [made]
+        writing = Writing(File(self._model), fold.op.subgraph)
+        writing.add("DEQUANTIZE", [given], [taken], "Dequantize", version=_INT8_VERSION)
+        writing.add("QUANTIZE", [made], [written], "Quantize")
+        before, behind = writing.made
+        graph.operators[place : place + 1] = [before, operator, behind]
+        return replace(fold, op=replace(fold.op, input_index=taken, output_index=made), integers=False)
+
+    def _like(self, number: int, tensor: int, name: str) -> int:
+        """A tensor in float32 in the shape of another."""
+        made = copy.copy(self._model.subgraphs[number].tensors[tensor])
+        made.type, made.quantization, made.buffer = FLOAT, None, 0
+        return self._added(number, made, name)
 
     def insert(self, fold: Fold, operator: Any) -> str:
         """Put an operator in front of this one; returns the name of what it writes."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -87,10 +87,16 @@ def session(made: Any) -> Session:
         runner = made.get_signature_runner(keys[0])
         takes, gives = _in_order(runner.get_input_details(), inputs), _in_order(runner.get_output_details(), outputs)
     specs = tuple(_spec(name, tensor) for name, tensor in takes)
+    told = [tensor for _, tensor in gives]
     main = {(tensor["index"], tensor["name"]) for tensor in (*inputs, *outputs)}
     if runner is None or {(tensor["index"], tensor["name"]) for _, tensor in (*takes, *gives)} <= main:
-        return Session(specs, lambda feed: _run_tensors(made, takes, gives, _fed(feed, specs)))
-    return Session(specs, lambda feed: _run_signature(made, runner, gives, _fed(feed, specs)))
+        return Session(specs, lambda feed: _run_tensors(made, takes, gives, _fed(feed, specs)), None, _numbers_of(told))
+    return Session(specs, lambda feed: _run_signature(made, runner, gives, _fed(feed, specs)), None, _numbers_of(told))
+
+
+def _numbers_of(outputs: Sequence[Mapping[str, Any]]) -> Callable[[Sequence[Array]], list[Array]]:
+    """What `Session.numbers` is of outputs of which the runtime says this."""
+    return lambda values: [numbers(*pair) for pair in zip(values, outputs, strict=True)]
 
 
 def _run_signature(made: Any, runner: Any, gives: Sequence[_Named], inputs: Mapping[str, Array]) -> list[Array]:
@@ -111,6 +117,19 @@ def _run_tensors(
             made.set_tensor(tensor["index"], inputs[name])
         made.invoke()
         return [made.get_tensor(tensor["index"]) for _, tensor in gives]
+
+
+def numbers(value: Array, detail: Mapping[str, Any]) -> Array:
+    """A tensor's value in float32, scaled from its grid where it has one.
+
+    Args:
+        value: of the tensor.
+        detail: what the runtime says of it.
+    """
+    grid = detail["quantization_parameters"]
+    if value.dtype.kind == "f" or not len(grid["scales"]):
+        return value
+    return np.asarray((value.astype(np.float32) - grid["zero_points"][0]) * grid["scales"][0], np.float32)
 
 
 @contextmanager

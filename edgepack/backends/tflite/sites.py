@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -61,6 +61,7 @@ class Site:
         bias: (out,) float32, None for none.
         geometry: of a convolution; None of a linear layer.
         integers: whether it computes in integers.
+        in_int8: whether these are int8 throughout, so that thin operators can stand in its place.
     """
 
     op: TfliteLinear
@@ -69,6 +70,7 @@ class Site:
     bias: Array | None
     geometry: ConvGeometry | None
     integers: bool
+    in_int8: bool
 
     @property
     def tap(self) -> Tap:
@@ -108,16 +110,17 @@ class TfliteModel:
 
     @cached_property
     def folds(self) -> Mapping[str, tuple[Fold, ...]]:
-        """The operators of each layer that computes in floats, by its name, as what may be replaced."""
+        """The operators of each layer that computes in floats or in int8, by its name, as what may be replaced."""
         return {
-            name: tuple(Fold(site.op, *_ones(site.op.weight), np.ones(len(site.op.weight)), None) for site in own)
+            name: tuple(map(_fold, own))
             for name, own in self.sites.items()
-            if not any(site.integers for site in own)
+            if all(site.in_int8 or not site.integers for site in own)
         }
 
 
-def _ones(weight: Array) -> tuple[Array, Array]:
-    return np.ones(weight.shape[0]), np.ones(weight.shape[1])
+def _fold(site: Site) -> Fold:
+    rows, columns = (np.ones(side) for side in site.op.weight.shape)
+    return Fold(replace(site.op, bias=site.bias), rows, columns, rows, None, site.integers)
 
 
 def tflite_model(content: bytes, name: str) -> TfliteModel:
@@ -146,7 +149,9 @@ def _in_floats(content: bytes) -> TfliteModel:
     for number, graph in enumerate(model.subgraphs[1:], start=1):
         for index, tensor in enumerate(graph.tensors):
             tensor.name = f"{number}/{index}".encode()  # the quantizer wants names that no other graph has
-    return _found(model, packed(model), content, lambda site: names[site.weight].split(";")[0])
+    made = packed(model)
+    found = _of_one_arithmetic(list(_sites(model, made)))
+    return _found(found, made, content, lambda site: names[site.weight].split(";")[0])
 
 
 def edited(content: bytes, names: Mapping[str, str]) -> TfliteModel:
@@ -157,20 +162,21 @@ def edited(content: bytes, names: Mapping[str, str]) -> TfliteModel:
         names: of layers, by what an operator of theirs writes; all others are called after that.
     """
     model = objects(content)
-    return _found(model, content, content, lambda site: names.get(site.op.output, site.op.output))
+    found = _sites(model, content)
+    return _found(found, content, content, lambda site: names.get(site.op.output, site.op.output))
 
 
-def _found(model: Any, content: bytes, source: bytes, name: Callable[[Site], str]) -> TfliteModel:
-    """The layers of a model that is in float32.
+def _found(found: Iterable[Site], content: bytes, source: bytes, name: Callable[[Site], str]) -> TfliteModel:
+    """The layers of a model.
 
     Args:
-        model: the schema's ModelT.
-        content: the same, packed.
+        found: its operators that are layers.
+        content: the model, packed.
         source: see `TfliteModel`.
         name: of the layer that an operator is the first place of, as far as no other has it.
     """
     groups: dict[tuple[int, object, str], list[Site]] = {}
-    for site in _of_one_arithmetic(list(_sites(model, content))):
+    for site in found:
         groups.setdefault((site.weight, site.geometry, site.op.op), []).append(site)
     own = distinct(name(group[0]) for group in groups.values())
     sites = dict(zip(own, map(tuple, groups.values()), strict=True))
@@ -215,25 +221,31 @@ def _sites(model: Any, content: bytes) -> Iterator[Site]:
 
 def _site(model: Any, graph: Any, writers: Mapping[int, Any], op: TfliteLinear) -> Site | None:
     operator = writers[op.output_index]
-    x, w = graph.tensors[operator.inputs[0]], graph.tensors[operator.inputs[1]]
+    x, w, y = (graph.tensors[index] for index in (*operator.inputs[:2], operator.outputs[0]))
     kernel = value_of(model, w)
-    integers = x.type in _INTEGERS
+    integers, in_int8 = x.type in _INTEGERS, x.type == w.type == y.type == _INT8
     if kernel is None or not (integers or x.type == w.type == _FLOAT):
         return None
     bias, known = None, True
     if len(operator.inputs) > 2 and operator.inputs[2] >= 0:
-        bias = value_of(model, graph.tensors[operator.inputs[2]])
-        known = bias is not None
+        held = graph.tensors[operator.inputs[2]]
+        bias = value_of(model, held)
+        known = bias is not None and (not integers or _has_grid(held))
     options = operator.builtinOptions
     if not known or options is None or _is_used_otherwise(model, graph, operator, int(operator.inputs[1])):
         return None
     if op.op == "FULLY_CONNECTED":
         plain = not options.weightsFormat and w.shape[-1] > 0
-        return Site(op, int(operator.inputs[1]), kernel, bias, None, integers) if plain else None
+        return Site(op, int(operator.inputs[1]), kernel, bias, None, integers, in_int8) if plain else None
     if x.shape is None or len(x.shape) != 4 or x.shape[-1] != kernel.shape[-1]:
         return None  # in groups, which see a part of the channels each
     geometry = _geometry(kernel, options)
-    return Site(op, int(operator.inputs[1]), kernel, bias, geometry, integers)
+    return Site(op, int(operator.inputs[1]), kernel, bias, geometry, integers, in_int8)
+
+
+def _has_grid(tensor: Any) -> bool:
+    grid = tensor.quantization
+    return grid is not None and grid.scale is not None and len(grid.scale) > 0
 
 
 def _is_used_otherwise(model: Any, graph: Any, operator: Any, weight: int) -> bool:

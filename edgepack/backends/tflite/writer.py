@@ -86,8 +86,12 @@ class TfliteWriter:
         self._origin = self._made_by(converter)
         self._last: _Float | None = None
 
-    probe_scheme = FileScheme.of(INT8_DYNAMIC)
     table_schemes: tuple[Scheme, ...] = (INT8_DYNAMIC, TABLES4)
+
+    @property
+    def probe_scheme(self) -> FileScheme:
+        """See `Writer.probe_scheme`."""
+        return FileScheme.of(INT8_STATIC if self._opened.in_integers else INT8_DYNAMIC)
 
     def with_largest(self, largest: int) -> TfliteWriter:
         """This one: no scheme of the format saturates."""
@@ -95,7 +99,7 @@ class TfliteWriter:
 
     def layer_schemes(self) -> tuple[Scheme, ...]:
         """The schemes that single layers of one file can take."""
-        return LAYER_SCHEMES
+        return (INT8_STATIC,) if self._opened.in_integers else LAYER_SCHEMES
 
     def supports(self, layer: Layer, structure: Structure, scheme: Scheme) -> str | None:
         """None where a layer can be written so, else why not."""
@@ -103,6 +107,8 @@ class TfliteWriter:
             return NO_CORRECTION
         if scheme == TABLES4:
             return None if layer.in_features % 2 == 0 else "rows in 4 bits are whole bytes"
+        if self._opened.in_integers and scheme != INT8_STATIC:
+            return "the model computes in integers"
         if scheme.is_static and not self.calibrated:
             return "there are no calibration data"
         return refuses(layer, structure, scheme) or refuses_shared(layer, structure, scheme)
@@ -118,7 +124,7 @@ class TfliteWriter:
     @property
     def file_schemes(self) -> tuple[Scheme, ...]:
         """Schemes that only a whole file has."""
-        return (INT8_STATIC,) if self.calibrated else ()
+        return (INT8_STATIC,) if self.calibrated and not self._opened.in_integers else ()
 
     def takes(self, factors: Mapping[str, Replacement]) -> dict[str, Replacement]:
         """All pairs in the place of a layer; and other weights and code of layers whose operators are fully understood,
@@ -146,11 +152,16 @@ class TfliteWriter:
     @property
     def given_scheme(self) -> Scheme:
         """See `Writer.given_scheme`."""
-        return FP32
+        return INT8_STATIC if self._opened.in_integers else FP32
+
+    @property
+    def kept_scheme(self) -> Scheme:
+        """See `Writer.kept_scheme`."""
+        return self.given_scheme
 
     def write_baseline(self, scheme: Scheme, out: Path) -> str:
         """The dense int8 baseline by the format's own quantizer; returns its name. A model in integers is its own."""
-        if self._opened.fixed is not None:
+        if self._opened.in_integers:
             self.write_dense(out)
             return "the source's own"
         self.write({}, FileScheme.of(scheme), out)
@@ -169,9 +180,10 @@ class TfliteWriter:
             factors: by layer name, as `takes` leaves them; all other layers stay as they are.
             scheme: of every layer that is not in `schemes`, and of all other operators.
             out: where to write.
-            schemes: of single layers, by name: some of `layer_schemes()`; beside `INT8_STATIC` only `FP32`. Both halves
-                of a factored layer take its scheme, and all places of a layer that is used in several. Layers in code
-                are `CONSTEXPR` beside any scheme, named here or not; no other layer is.
+            schemes: of single layers, by name: some of `layer_schemes()`; beside `INT8_STATIC` only `FP32`, beside
+                which factors of a model in integers may be `INT8_STATIC`. Both halves of a factored layer take its
+                scheme, and all places of a layer that is used in several. Layers in code are `CONSTEXPR` beside any
+                scheme, named here or not; no other layer is.
 
         Returns:
             The schemes of single layers that the file has: a layer without an operator of its own in the converted
@@ -189,17 +201,21 @@ class TfliteWriter:
         schemes = in_one_scheme(schemes or {}, self._opened.layers, base)
         self._check_coded(coded, factors, schemes)
         others = {name: own for name, own in sorted(schemes.items()) if own != base and name not in coded}
-        check_mixture(base, others.values())
+        if not self._opened.in_integers:
+            check_mixture(base, others.values())
         self._check_names(others)
         key = digest(self._key, factors)
         placed = self._placed(key, factors)
         others = {name: each for name, each in others.items() if name in placed}
         in_code = dict.fromkeys(sorted(coded), CONSTEXPR)
+        if self._opened.in_integers and not factors:
+            self.write_dense(out)
+            return Written({**dict.fromkeys(placed, base), **others}, {})
         tabled = digest(key, scheme.factored)
         if base == FP32 and not others and not scheme.single:
             self._finish(self._with_tables(tabled, self._float(key, factors).path, scheme)[0], out, factors)
             return _written(out, placed, factors, {**dict.fromkeys(placed, FP32), **in_code})
-        samples = self._quantizer_samples() if base == INT8_STATIC else None
+        samples = self._quantizer_samples() if INT8_STATIC in (base, *others.values()) else None
 
         def quantize(path: Path) -> None:
             source, tables = self._with_tables(tabled, self._float(key, factors).path, scheme)

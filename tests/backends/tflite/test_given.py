@@ -173,13 +173,13 @@ def test_a_pack_of_factors_takes_no_converter(tmp_path: Path, monkeypatch: pytes
     assert kept(pack / "model.tflite") == kept(path)
 
 
-def test_a_model_in_integers_is_kept_and_said_so(tmp_path: Path) -> None:
+def test_a_model_in_integers_that_no_rank_makes_smaller_is_kept(tmp_path: Path) -> None:
     path = integer_layer(WEIGHTS[0][0]).save(tmp_path / "m.tflite")
     pack, warnings = built(path, {"x": RNG.integers(-128, 128, (90, 64)).astype(np.int8)}, tmp_path)
     for name in ("model.tflite", "baseline/int8.tflite", "baseline/fp32.tflite"):
         assert (pack / name).read_bytes() == path.read_bytes()
     assert json.loads((pack / "manifest.json").read_text())["files"]["model.tflite"]["scheme"] == "int8-static"
-    assert any("keeps the model as it is" in line for line in warnings)
+    assert any("its layers compute in int8" in line for line in warnings)
     assert "no ONNX file: nothing converts a TFLite file to ONNX" in warnings
     assert not (pack / "model.onnx").exists()
 
