@@ -34,6 +34,10 @@ class Slow:
 
 
 STAYS = "build leaves it as it is: give it the model from before it was quantized"
+BY_FORM = (
+    "build decodes its weights and plans them anew where the file itself has this operator; where the runtime made it "
+    "of quantizers around one in float, they stay: give it the model from before it was quantized"
+)
 DECODED = "build decodes its weights and plans them anew, unless they are among what it keeps"
 
 WHY: Mapping[Doubt, str] = {
@@ -69,5 +73,7 @@ def _by_build(operator: Operator, doubt: Doubt, fmt: Format) -> str:
     """What a build does about it: where activations are floats, weights in integers are layers."""
     if doubt == "unrolled":
         return _UNROLLED
+    if fmt == "onnx" and operator.kind in ("QLinearMatMul", "QGemm"):  # the runtime's own name for both
+        return BY_FORM
     in_floats = operator.scheme is None or not operator.scheme.is_static
     return DECODED if fmt == "onnx" and in_floats and doubt in _OF_WEIGHTS else STAYS

@@ -106,12 +106,19 @@ def promised_bounds(
     """The bounds with the promise that the file is no larger and no slower than dense int8, and no larger than one that
     was given in integers; as they are where it does not apply.
 
-    Dense int8 that misses the budget is no rival, yet a plan of its size that meets it is the better pack.
+    Dense int8 that misses the budget is no rival, yet a plan of its size that meets it is the better pack. A model
+    whose layers compute in integers may hold them in fewer bytes than any plan does: dense 8 bits are within the bounds
+    even so, for in their place it is kept as it was given.
     """
     if not is_automatic(evaluator.options):
         return bounds
     dense = [
-        [c.size_bytes for c in menu.candidates if c.structure.is_dense and c.alternative is None] for menu in menus
+        [
+            c.size_bytes
+            for c in menu.candidates
+            if c.structure.is_dense and c.alternative is None and (c.scheme.bits == 8 or not baseline.is_source)
+        ]
+        for menu in menus
     ]
     own = sum(min(sizes, default=0) for sizes in dense)
     promised = max(baseline.promised_bytes - rest.size_bytes, own)

@@ -164,7 +164,7 @@ def test_a_file_larger_than_predicted_draws_the_bounds_in(
     evaluator = replace(working_in(tmp_path, ready.evaluator, options=asked), aim="latency")
     if not met:
         monkeypatch.setattr(search, "TIGHTENINGS", 1)
-    rival: Any = SimpleNamespace(promised_bytes=1_000_000, is_rival=True)
+    rival: Any = SimpleNamespace(promised_bytes=1_000_000, is_rival=True, is_source=False)
     wide = [tuple(one for one in menu.candidates if not one.scheme.priced_like) for menu in ready.menus["onnx"]]
     menus = [replace(menu, candidates=found) for menu, found in zip(ready.menus["onnx"], wide, strict=True)]
     made = search.plan(evaluator, ready.files["onnx"], menus, ready.prices, rival, deadline_s=float("inf"))

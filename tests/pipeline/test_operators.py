@@ -11,7 +11,7 @@ from onnx.helper import make_node
 
 from edgepack.backends.onnx.schemes import INT8_DYNAMIC, INT8_STATIC
 from edgepack.backends.operators import Doubt, Operator
-from edgepack.cost.slow import DECODED, STAYS, WHY, Slow, slow
+from edgepack.cost.slow import BY_FORM, DECODED, STAYS, WHY, Slow, slow
 from edgepack.errors import TargetsError, UsageError
 from edgepack.model.scheme import Format, Scheme
 from edgepack.pipeline.inspect import InspectOptions
@@ -86,6 +86,12 @@ def test_signed_inputs_are_slow_on_x86_alone() -> None:
 def test_what_a_build_does_depends_on_the_activations(scheme: Scheme, fmt: Format, build: str) -> None:
     one = Operator("y", "MatMulInteger", scheme=scheme, doubt="unsigned weights")
     assert slow(one, fmt, get_target("rpi4")) == Slow(WHY["unsigned weights"], build)
+
+
+@pytest.mark.parametrize("kind", ["QLinearMatMul", "QGemm"])
+def test_an_operator_in_integers_may_be_made_of_quantizers(kind: str) -> None:
+    one = Operator("y", kind, scheme=INT8_STATIC, doubt="unsigned weights")
+    assert slow(one, "onnx", get_target("rpi4")) == Slow(WHY["unsigned weights"], BY_FORM)
 
 
 def test_a_slow_operator_is_marked_and_explained_once(on_rpi4: OperatorsReport) -> None:

@@ -1,8 +1,10 @@
 """Weights that a file holds in integers: they become float constants, and the operators that multiply by them layers.
 
 They stand behind DequantizeLinear, or behind Cast, Sub and Mul; or they are those of MatMulInteger, ConvInteger and
-DynamicQuantizeLSTM, whose float inputs are put on a grid at every inference, or of MatMulNBits. Where an operator's
-inputs are decoded from integers as well, it stays as it is: there the runtime multiplies integers.
+DynamicQuantizeLSTM, whose float inputs are put on a grid at every inference, or of MatMulNBits. QLinearMatMul and
+QGemm, which take integers and give some, become DequantizeLinear, the product in float and QuantizeLinear: the same
+answers but for what lies half-way between two codes. Where a float operator's inputs are decoded from integers as well,
+it stays as it is: there the runtime multiplies integers.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from edgepack.backends.onnx.folded import INITIALIZERS_APART, WEIGHTS, Folder, a
 from edgepack.backends.onnx.integers import DEEPEST, is_decoded
 from edgepack.backends.onnx.kinds import OPERATORS
 from edgepack.backends.onnx.kinds.recurrent import GATES, QUANTIZED, STATES, R, W
-from edgepack.backends.onnx.schemes import FP32, INT8_DYNAMIC, NBITS4, NBITS8, WEIGHTS8
+from edgepack.backends.onnx.schemes import DOMAIN, FP32, INT8_DYNAMIC, INT8_STATIC, NBITS4, NBITS8, WEIGHTS8
 from edgepack.backends.onnx.values import Names, take_over
 from edgepack.model.scheme import Scheme
 from edgepack.model.types import Array
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 
 BIAS = 2
 """Where Gemm and Conv have it."""
-_TOLERANT = (NBITS4, NBITS8, INT8_DYNAMIC, WEIGHTS8)
+_TOLERANT = (NBITS4, INT8_STATIC, NBITS8, INT8_DYNAMIC, WEIGHTS8)
 """What weights may have been stored in, the least like floats first."""
 _FLOAT = 1  # onnx.proto, TensorProto.FLOAT
 
@@ -86,11 +88,13 @@ class _Decoder:
             if made is not None:
                 last, new = made
                 graph.insert_after(last, new)
-                for old, value in zip(last.outputs, new.outputs, strict=True):
+                for old, value in zip(last.outputs, new[-1].outputs, strict=True):
                     take_over(old, value)
                 yield _scheme(node)
 
-    def _constant(self, integers: ir.Value, array: Array) -> ir.Value | None:
+    def _constant(self, integers: ir.Value | None, array: Array) -> ir.Value | None:
+        if integers is None:
+            return None
         key = integers, array.tobytes()
         if key not in self._made:
             home = self._folder.home(integers)
@@ -108,7 +112,7 @@ class _Decoder:
         kept = list(old.attributes.values()) if old.op_type in ("ConvInteger", QUANTIZED) else []
         return ir.Node("", kind, inputs, kept, num_outputs=outputs, name=old.name)
 
-    def scaled(self, node: ir.Node) -> tuple[ir.Node, ir.Node] | None:
+    def scaled(self, node: ir.Node) -> tuple[ir.Node, Sequence[ir.Node]] | None:
         """MatMulInteger or ConvInteger behind DynamicQuantizeLinear, with the Cast and the Mul that make floats of its
         sums: the Mul, and the product in its place. Old quantizers add the bias of a convolution before these."""
         quantizer = node.inputs[0].producer() if node.inputs[0] is not None else None
@@ -137,9 +141,9 @@ class _Decoder:
         made = self._constant(node.inputs[1], np.asarray(weight, np.float32))
         kind = "Conv" if node.op_type == "ConvInteger" else "MatMul"
         given = [quantizer.inputs[0], made, *([] if bias is None else [bias])]
-        return None if made is None else (last, self._node(node, kind, given))
+        return None if made is None else (last, [self._node(node, kind, given)])
 
-    def cells(self, node: ir.Node) -> tuple[ir.Node, ir.Node] | None:
+    def cells(self, node: ir.Node) -> tuple[ir.Node, Sequence[ir.Node]] | None:
         """DynamicQuantizeLSTM: itself, and the LSTM in its place."""
         inputs = list(node.inputs[:STATES])
         for place, first in ((W, STATES), (R, STATES + 2)):
@@ -157,9 +161,9 @@ class _Decoder:
             if made is None:
                 return None
             inputs[place] = made
-        return node, self._node(node, "LSTM", inputs, len(node.outputs))
+        return node, [self._node(node, "LSTM", inputs, len(node.outputs))]
 
-    def blocks(self, node: ir.Node) -> tuple[ir.Node, ir.Node] | None:
+    def blocks(self, node: ir.Node) -> tuple[ir.Node, Sequence[ir.Node]] | None:
         """MatMulNBits of 4 or 8 bits, without a bias and an order of its own: itself, and the MatMul in its place."""
         packed, scale, zero = (self._input(node, at) for at in (1, 2, 3))
         integers = node.inputs[1] if len(node.inputs) > 1 else None
@@ -168,20 +172,66 @@ class _Decoder:
             return None
         weight = _of_blocks(node, packed, scale, zero)
         made = None if weight is None else self._constant(integers, np.ascontiguousarray(weight.T))
-        return None if made is None else (node, self._node(node, "MatMul", [node.inputs[0], made]))
+        return None if made is None else (node, [self._node(node, "MatMul", [node.inputs[0], made])])
+
+    def requantized(self, node: ir.Node) -> tuple[ir.Node, Sequence[ir.Node]] | None:
+        """QLinearMatMul or QGemm with a constant matrix and a grid for each of its tensors: itself, and in its place
+        the product in float between those that make floats of integers and integers of floats.
+
+        A bias is subtracted: MatMul and Add become a Gemm in the runtime, which rounds the weight of one that stands
+        between such nodes, with one scale for all of it.
+        """
+        import onnx_ir as ir
+
+        gemm = node.op_type == "QGemm"
+        codes, scale, zero, sums = (self._input(node, at) for at in (3, 4, 5, 6))
+        last, bias = (7, node.inputs[6] if len(node.inputs) > 6 else None) if gemm else (6, None)
+        gives_floats = gemm and not any(node.inputs[last:])
+        grids = [self._input(node, at) for at in (1, 2, *(() if gives_floats else (last, last + 1)))]
+        if codes is None or scale is None or zero is None or codes.ndim != 2 or node.domain != (DOMAIN if gemm else ""):
+            return None
+        across, turned = (gemm and node.attributes.get_int(name, 0) == 1 for name in ("transA", "transB"))
+        if any(grid is None or grid.size != 1 for grid in grids) or across:
+            return None
+        steps, zeros = (along(_flat(part), codes, 0 if turned else 1) for part in (scale, zero))
+        known = bias is None or (sums is not None and _flat(sums).shape in ((), (1,), (codes.shape[not turned],)))
+        if steps is None or zeros is None or not known:
+            return None
+        alpha = np.float32(node.attributes.get_float("alpha", 1.0))
+        weight = (codes.astype(np.float32) - zeros.astype(np.float32)) * (steps * alpha).astype(np.float32)
+        made = self._constant(node.inputs[3], np.ascontiguousarray(weight.T if turned else weight))
+        taken = [self._scalar(node, at) for at in (1, 2)]
+        nodes = [ir.Node("", "DequantizeLinear", [node.inputs[0], *taken])]
+        nodes.append(self._node(node, "MatMul", [nodes[0].outputs[0], made]))
+        if bias is not None and sums is not None and grids[0] is not None:
+            added = _flat(sums) * (alpha * grids[0].reshape(()) * _flat(scale))
+            nodes.append(ir.Node("", "Sub", [nodes[-1].outputs[0], self._constant(bias, -added.astype(np.float32))]))
+        if not gives_floats:
+            given = [self._scalar(node, at) for at in (last, last + 1)]
+            nodes.append(ir.Node("", "QuantizeLinear", [nodes[-1].outputs[0], *given]))
+        return None if any(one.inputs[1] is None for one in nodes) else (node, nodes)
+
+    def _scalar(self, node: ir.Node, place: int) -> ir.Value | None:
+        """A constant of one number that an operator has there, without axes."""
+        value, array = node.inputs[place], self._input(node, place)
+        return value if value is None or array is None or array.ndim == 0 else self._constant(value, array.reshape(()))
 
 
-_PRODUCTS: Mapping[str, Callable[[_Decoder, ir.Node], tuple[ir.Node, ir.Node] | None]] = {
+_PRODUCTS: Mapping[str, Callable[[_Decoder, ir.Node], tuple[ir.Node, Sequence[ir.Node]] | None]] = {
     "MatMulInteger": _Decoder.scaled,
     "ConvInteger": _Decoder.scaled,
     QUANTIZED: _Decoder.cells,
     "MatMulNBits": _Decoder.blocks,
+    "QLinearMatMul": _Decoder.requantized,
+    "QGemm": _Decoder.requantized,
 }
-"""By operator, what finds its last node and makes the one in float."""
+"""By operator, what finds its last node and makes those in float, of which the last gives what that gave."""
 
 
 def _scheme(node: ir.Node) -> Scheme:
     """What the weight of an operator of `_PRODUCTS` is stored in."""
+    if node.op_type in ("QLinearMatMul", "QGemm"):
+        return INT8_STATIC
     if node.op_type != "MatMulNBits":
         return INT8_DYNAMIC
     return NBITS4 if node.attributes.get_int("bits", 4) == NBITS4.bits else NBITS8

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from onnx import helper, numpy_helper
 from onnx.helper import make_node
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
-from edgepack.backends.onnx.schemes import FP32, INT8_DYNAMIC, NBITS4, NBITS8, WEIGHTS8
+from edgepack.backends.onnx.schemes import FP32, INT8_DYNAMIC, INT8_STATIC, NBITS4, NBITS8, WEIGHTS8
 from edgepack.backends.onnx.session import run, session
 from edgepack.metrics.values import sqnr_db
 from edgepack.model.types import Array
@@ -175,3 +176,83 @@ def test_what_cannot_be_told_apart_stays(made: onnx.ModelProto, tmp_path: Path) 
     source = opened(made, tmp_path)
     assert source.layers == ()
     assert (source.given, source.folded) == (FP32, False)
+
+
+def integer_chain(gemm: bool, *, per_column: bool = True) -> onnx.ModelProto:
+    """QuantizeLinear, two products in integers, DequantizeLinear; the second product gives floats where it is QGemm.
+
+    No codes whose sums a CPU without VNNI cuts off."""
+    rng = np.random.default_rng(5)
+    wide = rng.integers(-64, 65, (ROWS, 9)).astype(np.int8)
+    held: dict[str, Array] = {
+        "xs": np.array(0.03, np.float32), "xz": np.array(120, np.uint8), "q": CODES // 2,
+        "s": STEPS if per_column else np.array([0.015], np.float32),
+        "z": ZEROS if per_column else np.array([2], np.int8),
+        "hs": np.array([0.2], np.float32), "hz": np.array([128], np.uint8),
+        "v": wide.T if gemm else wide, "vs": np.array(0.01, np.float32), "vz": np.array(0, np.int8),
+        "ys": np.array(0.1, np.float32), "yz": np.array(7, np.uint8),
+    }  # fmt: skip
+    nodes = [make_node("QuantizeLinear", ["x", "xs", "xz"], ["xq"])]
+    if gemm:
+        held |= {"c": rng.integers(-900, 900, ROWS).astype(np.int32)}
+        first = ["xq", "xs", "xz", "q", "s", "z", "c", "hs", "hz"]
+        second = ["h", "hs", "hz", "v", "vs", "vz"]
+        nodes += [
+            make_node("QGemm", first, ["h"], "first", domain="com.microsoft", alpha=0.5),
+            make_node("QGemm", second, ["y"], "second", domain="com.microsoft", transB=1),
+        ]
+    else:
+        nodes += [
+            make_node("QLinearMatMul", ["xq", "xs", "xz", "q", "s", "z", "hs", "hz"], ["h"], "first"),
+            make_node("QLinearMatMul", ["h", "hs", "hz", "v", "vs", "vz", "ys", "yz"], ["yq"], "second"),
+            make_node("DequantizeLinear", ["yq", "ys", "yz"], ["y"]),
+        ]
+    used_names = {name for node in nodes for name in node.input}
+    known = {name: value for name, value in held.items() if name in used_names}
+    return proto(nodes, [X], [info("y", ["n", 9])], known, domains=["com.microsoft"])
+
+
+@pytest.mark.parametrize("per_column", [True, False])
+@pytest.mark.parametrize("gemm", [False, True])
+def test_products_that_take_and_give_integers(gemm: bool, per_column: bool, tmp_path: Path) -> None:
+    source = opened(integer_chain(gemm, per_column=per_column), tmp_path)
+    first, second = source.layers
+    codes = (CODES // 2).astype(np.float32)
+    expected = (codes - ZEROS) * STEPS if per_column else (codes - 2) * np.float32(0.015)
+    np.testing.assert_allclose(first.weight, expected.T * (0.5 if gemm else 1), rtol=1e-6)  # QGemm's alpha
+    assert (first.name, second.name) == ("q", "v")
+    assert source.given == INT8_STATIC
+    kinds = [node.op_type for node in source.model.graph]
+    assert kinds.count("QuantizeLinear") == (2 if gemm else 3)
+    feed = {"x": normal(64, COLUMNS)}
+    own, given = run(session(source.model), None, feed)[0], run(session(source.path), None, feed)[0]
+    assert np.isclose(own, given, atol=1e-4).mean() > 0.97, "all but where a code lies half-way between two"
+    assert sqnr_db(own, given) > 40
+
+
+def test_products_in_integers_whose_grids_are_computed_stay(tmp_path: Path) -> None:
+    made = integer_chain(gemm=False)
+    made.graph.node[1].input[1] = "scale"
+    made.graph.node.insert(0, make_node("Identity", ["xs"], ["scale"]))
+    made.graph.node.insert(0, make_node("ReduceMax", ["x"], ["most"], keepdims=0))
+    made.graph.node[1].input[0] = "most"
+    source = opened(made, tmp_path)
+    assert [layer.name for layer in source.layers] == ["v"]
+    assert [node.op_type for node in source.model.graph].count("QLinearMatMul") == 1
+
+
+@pytest.mark.parametrize("fault", ["bias", "weight", "grid", "transposed"])
+def test_products_in_integers_that_do_not_fit_are_left_as_they_are(fault: str, tmp_path: Path) -> None:
+    made = integer_chain(gemm=True)
+    held = {one.name: one for one in made.graph.initializer}
+    if fault == "bias":
+        held["c"].CopyFrom(numpy_helper.from_array(np.zeros((2, ROWS), np.int32), "c"))
+    elif fault == "weight":
+        held["s"].CopyFrom(numpy_helper.from_array(np.ones(ROWS + 1, np.float32), "s"))
+    elif fault == "grid":
+        held["xs"].CopyFrom(numpy_helper.from_array(np.ones(2, np.float32), "xs"))
+    else:
+        made.graph.node[1].attribute.append(helper.make_attribute("transA", 1))
+    source = opened(made, tmp_path)
+    assert [layer.name for layer in source.layers] == ["v"]
+    assert [node.op_type for node in source.model.graph].count("QGemm") == 1
