@@ -197,7 +197,7 @@ def test_a_pack_has_fewer_bytes_and_says_what_was_done(dense_file: Path, tmp_pat
     assert all(proof["passed"] for proof in entry["proofs"].values())
     assert entry["size_bytes"] < 0.8 * dense_file.stat().st_size
     assert (result.out / "baseline/int8.tflite").read_bytes() == dense_file.read_bytes()
-    assert any("compute in int8" in line for line in result.warnings)
+    assert any("compute in int8" in line for line in result.manifest.warnings)
 
 
 def test_a_layer_that_is_to_be_kept_is_as_it_was_given(dense_file: Path, tmp_path: Path) -> None:
@@ -218,7 +218,7 @@ def test_it_is_kept_where_there_is_nothing_to_plan_with(
     data = {"pixels": RNG.standard_normal((90, 128)).astype(np.float32)} if with_data else None
     result = built(dense_file, tmp_path, data, precision=precision)
     assert (result.out / "model.tflite").read_bytes() == dense_file.read_bytes()
-    assert any(why in line for line in result.warnings)
+    assert any(why in line for line in result.manifest.warnings)
 
 
 def test_other_integers_than_int8_are_kept(tmp_path: Path) -> None:
