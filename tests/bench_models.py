@@ -45,12 +45,8 @@ def write_mlp(path: Path, sizes: list[int], *, batch: int | str = 1, seed: int =
     return path
 
 
-def tflite_folder(base: Path) -> Path:
-    """A folder with `fp32.tflite` and `int8.tflite`, (1, 64) → (1, 10), made the first time it is asked for."""
-    folder = base / "tiny-tflite"
-    if not (folder / "int8.tflite").is_file():
-        folder.mkdir(exist_ok=True)
-        done = subprocess.run([sys.executable, "-c", _MAKE_TFLITE, str(folder)], capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(f"cannot make the TFLite models: {done.stderr[-2000:]}")
-    return folder
+def write_tflite(folder: Path) -> None:
+    """`fp32.tflite` and `int8.tflite`, (1, 64) → (1, 10), into a folder."""
+    done = subprocess.run([sys.executable, "-c", _MAKE_TFLITE, str(folder)], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"cannot make the TFLite models: {done.stderr[-2000:]}")

@@ -21,6 +21,21 @@ settings.register_profile("edgepack", deadline=None, derandomize=REQUIRE_ALL in 
 settings.load_profile("edgepack")
 
 
+WAITING, WORKING = ("devices", "workers"), ("e2e",)
+"""Folders whose files take longest: of those that mostly wait, and of those that work."""
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Workers take file after file in this order: the longest first, so that none is left for the end, and one that
+    waits beside one that works."""
+    turns: dict[Path, int] = {}
+    for folders in (WAITING, WORKING):
+        files = dict.fromkeys(item.path for item in items if item.path.parent.name in folders)
+        turns |= {path: turn for turn, path in enumerate(files)}
+    items.sort(key=lambda item: turns.get(item.path, len(turns)))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """No test reads or writes the cache of the user; subprocesses inherit the variable."""
@@ -31,13 +46,15 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def emulator(cache_folder: Path, request: pytest.FixtureRequest) -> Path:
-    """The installed aarch64 emulator in the tests' cache; downloaded once per checkout, kept beside pytest's own cache.
+def emulator(cache_folder: Path, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The installed aarch64 emulator in the tests' cache; downloaded once per checkout, kept beside pytest's own cache,
+    and tried out once per run.
 
     Tests that use it carry the mark `system`.
     """
     from edgepack.emulator.install import install
     from edgepack.errors import DeviceError
+    from tests.shared import shared_folder
 
     kept = Path(request.config.cache.mkdir("emulator"))  # type: ignore[union-attr]
     link = cache_folder / "emulator"
@@ -45,7 +62,7 @@ def emulator(cache_folder: Path, request: pytest.FixtureRequest) -> Path:
     if not link.exists():
         link.symlink_to(kept / "emulator", target_is_directory=True)
     try:
-        install("aarch64")
+        shared_folder(tmp_path_factory, "emulator", lambda _: install("aarch64"))
     except DeviceError as err:
         pytest.skip(f"no emulator: {err.message}; {err.hint}")
     return link
@@ -62,9 +79,10 @@ def onnx_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tflite_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the like of it in fp32 and in int8. Read-only."""
-    from tests.bench_models import tflite_folder
+    from tests.bench_models import write_tflite
+    from tests.shared import shared_folder
 
-    return tflite_folder(tmp_path_factory.getbasetemp())
+    return shared_folder(tmp_path_factory, "tflite", write_tflite)
 
 
 @pytest.fixture(scope="session")

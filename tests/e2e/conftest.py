@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
-import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +12,7 @@ import pytest
 
 from tests.e2e.e2e_cli import Done, run
 from tests.e2e.e2e_models import RECIPE, mlp, samples
+from tests.shared import shared_folder
 
 
 @dataclass(frozen=True)
@@ -65,18 +63,3 @@ def rpi4_pack(tmp_path_factory: pytest.TempPathFactory, recipe_file: Path) -> Bu
     folder = shared_folder(tmp_path_factory, "rpi4", fill)
     done = Done(**json.loads((folder / "done.json").read_text()))
     return Built(folder / "dist" / "points.rpi4", done, folder / "cache")
-
-
-def shared_folder(factory: pytest.TempPathFactory, name: str, fill: Callable[[Path], None]) -> Path:
-    """A folder that all workers of a run share: the first one that asks for it fills it."""
-    base = factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / f"shared-{name}"
-    with folder.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        filled = folder / "filled"
-        if not filled.exists():
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir()
-            fill(folder)
-            filled.touch()
-    return folder
