@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from sklearn.metrics import f1_score
 
 from edgepack.metrics.classes import accuracy, agreement, f1, layout, no_top5, threshold, top5
 from edgepack.model.types import Array
@@ -86,6 +85,8 @@ def test_labels_that_are_no_classes(outputs: Array, labels: Array) -> None:
 
 
 def test_f1_is_that_of_scikit_learn() -> None:
+    from sklearn.metrics import f1_score
+
     rng = np.random.default_rng(3)
     labels, outputs = rng.integers(0, 4, 200), normal(200, 4)
     outputs[np.arange(200), labels] += 1

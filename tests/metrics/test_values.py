@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sklearn.metrics import r2_score
 
 from edgepack.metrics.values import (
     LEAST_ERROR,
@@ -48,6 +47,8 @@ def test_cosine_of_broken_outputs_is_no_agreement() -> None:
 
 
 def test_r2_is_that_of_scikit_learn() -> None:
+    from sklearn.metrics import r2_score
+
     target = normal(300, 4) * np.array([1, 10, 100, 0.001], np.float32) + 5
     outputs = target + normal(300, 4, seed=1) * np.array([0.1, 3, 1, 0.0005], np.float32)
     assert r2(outputs, target, None).mean() == pytest.approx(100 * r2_score(target, outputs), rel=1e-4)

@@ -19,8 +19,16 @@ from edgepack.sources.keras import as_torch, example_inputs, export_keras, impor
 from edgepack.torchgraph import flat_module
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
-keras = import_keras()
-layers = keras.layers
+keras: Any
+layers: Any
+
+
+@pytest.fixture(scope="module", autouse=True)
+def imported() -> None:
+    """Keras takes seconds to import: not in every process that only collects these tests."""
+    global keras, layers
+    keras = import_keras()
+    layers = keras.layers
 
 
 def trained(model: Any, seed: int = 0) -> Any:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import shutil
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -13,13 +13,10 @@ from edgepack.errors import DataError
 from edgepack.training import apply_compression
 from tests.training.small_models import batch, network
 
+if TYPE_CHECKING:
+    from edgepack.training.huggingface import CompressionTrainerCallback
+
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    from transformers import Trainer, TrainingArguments
-
-    from edgepack.training.huggingface import STATE_FILE, CompressionTrainerCallback
 
 STEPS = 24
 
@@ -35,6 +32,13 @@ class Classifier(nn.Module):
 
 
 def trainer_of(folder: Path, seed: int, **settings: Any) -> tuple[Any, CompressionTrainerCallback]:
+    """Imports what takes seconds: not in every process that only collects these tests."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from transformers import Trainer, TrainingArguments
+
+        from edgepack.training.huggingface import CompressionTrainerCallback
+
     model = Classifier(seed)
     callback = CompressionTrainerCallback(
         apply_compression(model, compressor="whitened", rank=4, begin_step=8, frequency=2, alpha_decrement=0.2)
@@ -96,6 +100,8 @@ def test_accumulated_batches_are_one_step(tmp_path: Path) -> None:
 def test_a_checkpoint_without_the_schedule_is_refused(
     whole: tuple[Path, dict[str, Tensor]], tmp_path: Path, content: bytes | None
 ) -> None:
+    from edgepack.training.huggingface import STATE_FILE
+
     shutil.copytree(whole[0] / "checkpoint-6", tmp_path / "checkpoint-6")
     file = tmp_path / "checkpoint-6" / STATE_FILE
     file.unlink() if content is None else file.write_bytes(content)
