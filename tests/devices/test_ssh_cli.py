@@ -3,31 +3,14 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import yaml
 
 from tests.devices import sshd
-
-
-@dataclass(frozen=True)
-class Done:
-    """How a command ended."""
-
-    code: int
-    out: str
-    err: str
-
-
-def edgepack(*args: object, cwd: Path | None = None) -> Done:
-    command = [sys.executable, "-m", "edgepack", *map(str, args)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=600)
-    return Done(done.returncode, done.stdout, done.stderr)
+from tests.e2e.e2e_cli import invoke, run
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +30,8 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[sshd.Rig, ss
 @pytest.fixture
 def pack(tmp_path: Path, onnx_model: Path) -> Path:
     folder = tmp_path / "pack"
-    (folder / "baseline").mkdir(parents=True)
-    for name in ("model.onnx", "baseline/int8.onnx"):
-        (folder / name).write_bytes(onnx_model.read_bytes())
+    folder.mkdir()
+    (folder / "model.onnx").write_bytes(onnx_model.read_bytes())
     manifest = {"schema_version": 1, "model": {"name": "tiny"}, "target": {"name": "host"}, "files": {}}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder
@@ -57,7 +39,7 @@ def pack(tmp_path: Path, onnx_model: Path) -> Path:
 
 def test_two_devices_at_once_and_side_by_side(two: tuple[sshd.Rig, sshd.Rig, Path], pack: Path) -> None:
     first, second, config = two
-    done = edgepack("bench", pack, "--host", "one", "--host", "two", "--ssh-config", config, "--quick", "--no-cold")
+    done = run("bench", pack, "--host", "one", "--host", "two", "--ssh-config", config, "--quick", "--no-cold")
     assert done.code == 0, done.err
     assert "tiny, host on one, onnx" in done.out
     assert "tiny, host on two, onnx" in done.out
@@ -67,13 +49,13 @@ def test_two_devices_at_once_and_side_by_side(two: tuple[sshd.Rig, sshd.Rig, Pat
     for rig in (first, second):
         rig.machine.assert_clean()
         assert rig.machine.jobs() == []
-    compared = edgepack("compare", pack)
+    compared = invoke("compare", pack)
     assert "p50 on each device" in compared.out
 
 
 def test_what_one_device_fails_at_stops_no_other(two: tuple[sshd.Rig, sshd.Rig, Path], pack: Path) -> None:
     _, _, config = two
-    done = edgepack("bench", pack, "--host", "closed", "--host", "one", "--ssh-config", config, "--quick", "--no-cold")
+    done = run("bench", pack, "--host", "closed", "--host", "one", "--ssh-config", config, "--quick", "--no-cold")
     assert done.code == 4
     assert "error: connect on closed: nothing listens on that port" in done.err
     assert "is sshd running there" in done.err
@@ -85,13 +67,13 @@ def test_the_hosts_of_a_target_are_measured_without_naming_them(
     two: tuple[sshd.Rig, sshd.Rig, Path], pack: Path, tmp_path: Path
 ) -> None:
     _, _, config = two
-    own = edgepack("targets", "probe", "--host", "one", "--ssh-config", config, "--name", "board")
+    own = run("targets", "probe", "--host", "one", "--ssh-config", config, "--name", "board")
     assert own.code == 0, own.err
     targets = tmp_path / "targets.yaml"
     targets.write_text(own.out)
     assert yaml.safe_load(own.out)["targets"]["board"]["hosts"] == ["one"]
-    assert edgepack("targets", "check", targets).out.strip() == f"{targets}: good"
-    done = edgepack(
+    assert invoke("targets", "check", targets).out.strip() == f"{targets}: good"
+    done = run(
         *("bench", pack, "--target", "board", "--targets-file", targets, "--ssh-config", config, "--quick", "--no-cold")
     )
     assert done.code == 0, done.err
@@ -100,13 +82,13 @@ def test_the_hosts_of_a_target_are_measured_without_naming_them(
 
 def test_doctor_looks_at_a_device(two: tuple[sshd.Rig, sshd.Rig, Path]) -> None:
     _, _, config = two
-    done = edgepack("doctor", "--host", "one", "--ssh-config", config, "--json")
+    done = run("doctor", "--host", "one", "--ssh-config", config, "--json")
     assert done.code == 0, done.err
     found = {check["name"]: check for check in json.loads(done.out)["one"]}
     assert found["onnxruntime"]["advice"] is None
     assert found["ai-edge-litert"]["advice"] is None
     assert {"system", "CPU", "Python", "free memory", "free disk", "governor", "counters"} <= set(found)
-    table = edgepack("doctor", "--host", "one", "--ssh-config", config)
+    table = invoke("doctor", "--host", "one", "--ssh-config", config)
     assert "onnxruntime" in table.out
     assert "found" in table.out
 
@@ -116,7 +98,7 @@ def test_calibrate_measures_over_ssh(
 ) -> None:
     _, _, config = two
     monkeypatch.setenv("EDGEPACK_CACHE", str(tmp_path))
-    done = edgepack(
+    done = run(
         *("targets", "calibrate", "host", onnx_model, "--host", "one", "--ssh-config", config),
         *("--quick", "--formats", "onnx", "--json"),
     )
@@ -140,6 +122,6 @@ def test_calibrate_measures_over_ssh(
     ],
 )
 def test_what_makes_no_sense(args: tuple[str, ...], expected: str, pack: Path) -> None:
-    done = edgepack(*(str(pack) if arg == "PACK" else arg for arg in args))
+    done = invoke(*(str(pack) if arg == "PACK" else arg for arg in args))
     assert done.code == 2
     assert expected in done.err

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.e2e_cli import assert_fails, invoke, run
+from tests.e2e.e2e_cli import assert_fails, invoke
 
 
 @pytest.fixture(scope="module")
 def pack(tmp_path_factory: pytest.TempPathFactory, recipe_file: Path) -> Path:
     out = tmp_path_factory.mktemp("transport") / "pack"
-    done = run(
+    done = invoke(
         *("build", f"{recipe_file}:recipe", "--target", "rpi4", "--rank", "0.25", "--precision", "int8"),
         *("--no-baseline", "--archive", "--out", out),
     )

@@ -5,18 +5,19 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.e2e_cli import Done, assert_fails, run
+from tests.e2e.e2e_cli import Done, assert_fails, invoke
 
 Mount = Callable[[str], Path]
 
 
 def build(model: Path, out: Path, **env: str) -> Done:
-    return run("build", model, "--target", "rpi4", "--formats", "onnx", "--out", out, env=env)
+    return invoke("build", model, "--target", "rpi4", "--formats", "onnx", "--out", out, env=env)
 
 
 def test_folder_that_is_no_pack_stays_as_it_is(tmp_path: Path, model: Path) -> None:
@@ -48,7 +49,7 @@ def test_failed_rebuild_leaves_the_earlier_pack(tmp_path: Path, model: Path) -> 
     out = tmp_path / "pack"
     assert build(model, out).code == 0
     before = {p.name: p.read_bytes() for p in out.iterdir() if p.is_file()}
-    done = run("build", tmp_path / "nope.onnx", "--target", "rpi4", "--formats", "onnx", "--out", out)
+    done = invoke("build", tmp_path / "nope.onnx", "--target", "rpi4", "--formats", "onnx", "--out", out)
     assert done.code == 3
     assert {p.name: p.read_bytes() for p in out.iterdir() if p.is_file()} == before
     assert [p.name for p in tmp_path.iterdir()] == ["pack"]
@@ -107,8 +108,11 @@ def test_cache_on_a_full_disk(mounted: Mount, tmp_path: Path, model: Path) -> No
 
 
 @pytest.mark.system
-def test_working_folder_on_a_full_disk(mounted: Mount, tmp_path: Path, model: Path) -> None:
+def test_working_folder_on_a_full_disk(
+    mounted: Mount, tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = mounted("size=16k")
-    done = build(model, tmp_path / "pack", TMPDIR=str(folder))
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    done = build(model, tmp_path / "pack")
     assert_fails(done, 2, [str(folder)], out=tmp_path / "pack")
     assert list(folder.iterdir()) == []

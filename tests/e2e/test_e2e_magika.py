@@ -9,13 +9,13 @@ from pathlib import Path
 import magika_files
 import numpy as np
 import pytest
-from magika_files import BLOCK, CALIBRATION, PADDING, SIDE, features
+from magika_files import BLOCK, PADDING, SIDE, features
 
 from edgepack.backends.runtime import load
 from tests.e2e.e2e_cli import invoke
 
-TESTED = 150
-"""Files on which the pack is scored at the end: enough for a percent."""
+CALIBRATION, TESTED = 300, 100
+"""Files that the search may look at, and those on which the pack is scored at the end: enough for a percent."""
 
 
 @pytest.fixture(scope="module")

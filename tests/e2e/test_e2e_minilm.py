@@ -17,24 +17,30 @@ BLOCKS, LINEAR = 2, 6
 FEWER = f"""
 import sys
 sys.path.insert(0, {str(MODELS)!r})
-from dataclasses import replace
-import minilm
+from itertools import islice
+import minilm, numpy as np, torch
+from edgepack.model.types import Recipe
 
 def recipe():
-    full = minilm.recipe()
-    return replace(full, calibration={{name: rows[:96] for name, rows in full.calibration.items()}})
+    example = torch.ones(1, minilm.TOKENS, dtype=torch.int64)
+    sentences = list(islice(minilm.docstring_lines(), 96))
+    return Recipe(minilm.encoder(), (example, example.clone()), minilm.tokenized(sentences))
 
 def first_blocks():
     fewer = recipe()
-    blocks = fewer.model.bert.encoder.layer
-    del blocks[{BLOCKS}:]
+    bert, rows = fewer.model.bert, fewer.calibration
+    del bert.encoder.layer[{BLOCKS}:]
+    known, numbers = np.unique(rows["input_ids"], return_inverse=True)
+    rows["input_ids"] = numbers.reshape(rows["input_ids"].shape)
+    words = bert.embeddings.word_embeddings.weight.data[torch.from_numpy(known)]
+    bert.embeddings.word_embeddings = torch.nn.Embedding.from_pretrained(words)
     return fewer
 """
 
 
 @pytest.fixture(scope="module")
 def recipes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The model with fewer sentences: enough to see that all parts fit together."""
+    """The model with fewer sentences, and its first blocks with their words alone: enough to see that all parts fit."""
     path = tmp_path_factory.mktemp("minilm") / "minilm_quick.py"
     path.write_text(FEWER)
     return path

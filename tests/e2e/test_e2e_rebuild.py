@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import Built
-from tests.e2e.e2e_cli import command, invoke, run
+from tests.e2e.e2e_cli import command, invoke
 
 MODELS = ("model.onnx", "model.tflite", "baseline/int8.onnx", "baseline/int8.tflite", "baseline/fp32.onnx")
 
@@ -59,7 +59,7 @@ def test_rebuild_takes_everything_from_the_cache_and_keeps_results(copy: Built, 
     (copy.path / "results" / "old.json").write_text("{}")
     kept, before = copy.manifest, entries(copy.cache)
     assert {Path(name).parts[0] for name in before} >= {"spectra", "probes", "tflite"}
-    done = run(*options(recipe_file, copy.path), env={"EDGEPACK_CACHE": str(copy.cache)})
+    done = invoke(*options(recipe_file, copy.path), env={"EDGEPACK_CACHE": str(copy.cache)})
     assert done.code == 0, done.err
     assert entries(copy.cache) == before
     assert copy.manifest == kept
@@ -152,7 +152,7 @@ def test_interrupt_and_kill_then_resume(rpi4_pack: Built, recipe_file: Path, tmp
     assert not out.exists()
 
     kept |= {name: when for name, when in entries(cache).items() if not Path(name).name.startswith(".")}
-    done = run(*args, env={"EDGEPACK_CACHE": str(cache)})
+    done = invoke(*args, env={"EDGEPACK_CACHE": str(cache)})
     assert done.code == 0, done.err
     after = entries(cache)
     assert {name: after[name] for name in kept} == kept, "what was there is not computed again"
@@ -161,9 +161,9 @@ def test_interrupt_and_kill_then_resume(rpi4_pack: Built, recipe_file: Path, tmp
         assert (out / name).read_bytes() == (rpi4_pack.path / name).read_bytes(), name
 
 
-def test_interrupt_as_json_is_json(recipe_file: Path, tmp_path: Path) -> None:
+def test_interrupt_as_json_is_json(model: Path, data: Path, tmp_path: Path) -> None:
     out = tmp_path / "dist" / "pack"
-    args = [*options(recipe_file, out), "--formats", "onnx", "--json"]
+    args = ["build", model, "--target", "rpi4", "--formats", "onnx", "--data", data, "--out", out, "--json"]
     env = {**os.environ, "EDGEPACK_CACHE": str(tmp_path / "cache")}
     process = subprocess.Popen(command(*args), env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while not out.parent.exists() and process.poll() is None:

@@ -91,14 +91,16 @@ def test_an_interrupt_loses_only_what_runs(classifier: Path, tmp_path: Path, mon
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        built(classifier, tmp_path / "cache", tmp_path / "pack", progress=stop)
+        built(classifier, tmp_path / "cache", tmp_path / "pack", progress=stop, method="svd")
     answered: list[int] = []
     predict = crossval.predict
     monkeypatch.setattr(crossval, "predict", lambda m, s: answered.append(1) or predict(m, s))
     steps: list[tuple[str, int]] = []
-    manifest = built(
-        classifier, tmp_path / "cache", tmp_path / "pack", progress=lambda s, done=0, total=0: steps.append((s, done))
-    )
+
+    def step(name: str, done: int = 0, total: int = 0) -> None:
+        steps.append((name, done))
+
+    manifest = built(classifier, tmp_path / "cache", tmp_path / "pack", progress=step, method="svd")
     scores = sum(len(row["scores"]) for row in manifest["cross_validation"]["table"])
     assert len(answered) == scores - 4
     assert [done for name, done in steps if name == stage] == list(range(scores))

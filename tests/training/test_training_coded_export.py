@@ -14,7 +14,6 @@ from edgepack.pipeline.build import build
 from edgepack.pipeline.options import BuildOptions
 from edgepack.sources.torch import export_program, save_program
 from edgepack.targets.file import get_target
-from edgepack.targets.target import HOST
 from edgepack.training.coded import CodedLinear
 from edgepack.workspace import Cache
 from tests.training.coded_cases import CASES
@@ -55,7 +54,7 @@ def test_a_build_takes_the_exported_program(tmp_path: Path, name: str, all_coded
     np.savez(tmp_path / "data.npz", input=x, y=expected.argmax(1))
     options = BuildOptions(
         str(tmp_path / "coded.pt2"),
-        get_target(HOST),
+        get_target("jetson-nano"),
         data=tmp_path / "data.npz",
         formats=("onnx",),
         # Above every break-even rank of what is seen as a linear layer: all of it stays dense. A scatter is not folded.

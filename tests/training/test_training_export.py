@@ -15,7 +15,6 @@ from edgepack.pipeline.build import build
 from edgepack.pipeline.options import BuildOptions
 from edgepack.sources.torch import export_program, save_program
 from edgepack.targets.file import get_target
-from edgepack.targets.target import HOST
 from edgepack.training import apply_compression
 from edgepack.workspace import Cache
 
@@ -74,7 +73,7 @@ def test_a_build_keeps_the_pair(
     model, folder = finished
     options = BuildOptions(
         str(folder / "thin.pt2"),
-        get_target(HOST),
+        get_target("jetson-nano"),
         data=folder / "data.npz",
         formats=("onnx",),
         rank=RANK + 1,  # above every break-even rank: nothing is factored again
