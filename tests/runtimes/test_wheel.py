@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+import venv
 import zipfile
 from pathlib import Path
 
@@ -14,32 +15,54 @@ TOP = Path(__file__).parents[2]
 TYPED = ("edgepack/py.typed", "edgepack/__init__.pyi")
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from a copy, so that the checkout stays clean."""
-    folder = tmp_path_factory.mktemp("wheel")
-    source = folder / "source"
-    source.mkdir()
-    for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "targets.yaml"):
-        shutil.copy(TOP / name, source)
-    for name in ("edgepack", "runtimes"):
-        shutil.copytree(TOP / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    (source / "README.md").write_text("# edgepack\n")
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "--no-deps",
-        "--no-build-isolation",
-        "-w",
-        str(folder),
-        str(source),
-    ]
+QUIET = ("--no-deps", "--no-build-isolation", "--disable-pip-version-check", "-q")
+
+
+def pip(*arguments: str | Path) -> None:
+    command = [sys.executable, "-m", "pip", *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy, so that the checkout stays clean."""
+    folder = tmp_path_factory.mktemp("source") / "edgepack"
+    folder.mkdir()
+    for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "targets.yaml"):
+        shutil.copy(TOP / name, folder)
+    for name in ("edgepack", "runtimes"):
+        shutil.copytree(TOP / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built from the source distribution, as an index or a packager does."""
+    folder = tmp_path_factory.mktemp("wheel")
+    code = f"from setuptools.build_meta import build_sdist; build_sdist({str(folder)!r})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=source, timeout=300)
+    assert done.returncode == 0, done.stderr
+    (archive,) = folder.glob("*.tar.gz")
+    pip("wheel", *QUIET, "-w", folder, archive)
     (path,) = folder.glob("*.whl")
     return path
+
+
+def test_an_environment_of_its_own_has_the_command(wheel: Path, tmp_path: Path) -> None:
+    """What edgepack depends on is that of this Python; edgepack itself is what the wheel brings."""
+    venv.create(tmp_path / "venv")
+    python = tmp_path / "venv" / "bin" / "python"
+    pip("--python", python, "install", *QUIET, "--no-index", wheel)
+    asked = [str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
+    site = Path(subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip())
+    (site / "dependencies.pth").write_text("\n".join(path for path in sys.path if path.endswith("site-packages")))
+    command = str(tmp_path / "venv" / "bin" / "edgepack")
+    asked = [str(python), "-c", "import edgepack; print(edgepack.__file__)"]
+    where = subprocess.run(asked, capture_output=True, text=True, cwd=tmp_path)
+    assert where.stdout.strip() == str(site / "edgepack" / "__init__.py"), where.stderr
+    done = subprocess.run([command, "targets", "show", "rpi4"], capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, "cortex-a72" in done.stdout) == (0, True), done.stderr
 
 
 def test_the_wheel_holds_the_package_and_the_shipped_files_and_nothing_else(wheel: Path) -> None:
