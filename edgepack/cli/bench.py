@@ -171,7 +171,7 @@ def compare(packs: Packs, targets_file: TargetsFile = None, *, output: Renderer)
     Size, latency, memory, accuracy, and ratios to dense fp32 and dense int8 of the same run.
 
     Emulated results have their own tables below: counts per inference, a bound on the time, and the layers. With --csv
-    these are a second and a third table, each with its own header, after an empty line.
+    all are one table, whose first column then says what a row is.
 
     Example: edgepack compare dist/mnist-mlp.host dist/mnist-mlp.rpi4 --markdown
     """

@@ -36,7 +36,7 @@ def build_report(out: Path, manifest: Manifest) -> Report:
     return Report(
         title=(f"{out}: {manifest.model.name} for {manifest.target.name}, metric: {_metric(manifest)}",),
         blocks=(
-            make_table(_FILES, [_File(name, manifest) for name in files]),
+            make_table(_FILES, [_File(name, manifest) for name in files], name="files"),
             *_judged(manifest),
             *_validated(manifest.cross_validation),
             *_recoveries(manifest),
@@ -164,7 +164,7 @@ def _validated(found: CrossValidationEntry | None) -> Iterator[Block]:
         Field(Column("standard_error", "± error", "score")),
         Field(Column("note"), lambda row: _fold_notes(row, found)),
     )
-    yield make_table(fields, found.table)
+    yield make_table(fields, found.table, name="cross-validation")
 
 
 def _fold_notes(row: FoldsRow, found: CrossValidationEntry) -> str:
@@ -238,7 +238,7 @@ def layer_table(layers: Sequence[LayerEntry], file: str, headers: Sequence[str] 
         title: the line above it.
     """
     named: Field[LayerEntry] = Field(hidden("file"), lambda _: file)
-    return make_table((named, *(_for(headers, each) for each in _LAYER)), layers, title=title)
+    return make_table((named, *(_for(headers, each) for each in _LAYER)), layers, title=title, name="layers")
 
 
 def _for(headers: Sequence[str], each: Field[LayerEntry]) -> Field[LayerEntry]:

@@ -175,7 +175,7 @@ def measured_table(rows: Sequence[CompareRow]) -> Table:
     Sustained latency has a column where it was measured. Several devices are told apart by their names.
     """
     names = device_names(rows)
-    return make_table(_fields(names), rows, notes=tuple(_notes(rows, names)), lead=3)
+    return make_table(_fields(names), rows, notes=tuple(_notes(rows, names)), lead=3, name="measured")
 
 
 def _fields(names: Mapping[DeviceKey, str]) -> tuple[Field[CompareRow], ...]:

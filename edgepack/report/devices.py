@@ -168,10 +168,11 @@ def device_blocks(found: SideBySide) -> tuple[Block, ...]:
     for each file on a device. Below, why other runs do not stand there."""
     blocks: list[Block] = [_shown(one) for one in found.tables]
     if found.tables:
-        blocks.append(Table(_OF_DEVICES, tuple(_rows(found)), only="data"))
+        blocks.append(Table(_OF_DEVICES, tuple(_rows(found)), only="data", name="devices"))
     if found.apart:
         blocks += [Paragraph(line, note=True) for line in found.apart]
-        blocks.append(Table((Column("not_beside_each_other"),), tuple((line,) for line in found.apart), only="data"))
+        lines = tuple((line,) for line in found.apart)
+        blocks.append(Table((Column("not_beside_each_other"),), lines, only="data", name="not beside each other"))
     return tuple(blocks)
 
 

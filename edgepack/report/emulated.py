@@ -226,13 +226,13 @@ def emulated_blocks(rows: Sequence[EmulatedRow]) -> tuple[Block, ...]:
         return ()
     parts = [(row, part) for row in rows for part in row.parts]
     shown: tuple[Block, ...] = (_files(rows), *_layer_tables(rows))
-    return (*shown, make_table(_OF_PART, parts, only="data")) if parts else shown
+    return (*shown, make_table(_OF_PART, parts, only="data", name="emulated parts")) if parts else shown
 
 
 def _files(rows: Sequence[EmulatedRow]) -> Table:
     """Every note stands once; where there are several packs it names the model and the target."""
     levels = list(dict.fromkeys(row.last_level for row in rows))
-    return make_table(_fields(levels), rows, notes=tuple(_shown_notes(rows)), lead=3)
+    return make_table(_fields(levels), rows, notes=tuple(_shown_notes(rows)), lead=3, name="emulated")
 
 
 def _fields(levels: Sequence[str]) -> tuple[Field[EmulatedRow], ...]:

@@ -28,7 +28,8 @@ def model_report(model: ModelReport) -> Report:
         Figure(share, "whole share"),
         f" of them in {len(model.layers)} {'layer' if len(model.layers) == 1 else 'layers'}",
     )
-    layers, tables = make_table(_LAYERS, model.layers, notes=notes), make_table(_LAYERS, model.tables, title=_TABLES)
+    layers = make_table(_LAYERS, model.layers, notes=notes, name="layers")
+    tables = make_table(_LAYERS, model.tables, title=_TABLES, name="embedding tables")
     return Report(title=(head,), blocks=(layers, tables) if model.tables else (layers,), record=asdict(model))
 
 

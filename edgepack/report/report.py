@@ -7,7 +7,7 @@ rest: a new figure is one `Field` in one list.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Any, Generic, Literal, TypeVar
 
@@ -90,6 +90,7 @@ class Table:
         notes: the lines below it.
         lead: of the columns for people, how many name a group of rows; the rows of a group follow each other.
         only: the one audience that it is for; None for both.
+        name: what its rows are, in data where a report has rows of several kinds.
     """
 
     columns: tuple[Column, ...]
@@ -98,6 +99,7 @@ class Table:
     notes: tuple[Line, ...] = ()
     lead: int = 0
     only: Audience | None = None
+    name: str = ""
 
     def shown_to(self, audience: Audience) -> Table:
         """The same with the columns of an audience, less those that may be left out and are empty."""
@@ -113,7 +115,7 @@ class Table:
         """The same with some of its columns."""
         columns = tuple(self.columns[index] for index in indices)
         rows = tuple(tuple(row[index] for index in indices) for row in self.rows)
-        return Table(columns, rows, self.title, self.notes, self.lead, self.only)
+        return replace(self, columns=columns, rows=rows)
 
 
 @dataclass(frozen=True)

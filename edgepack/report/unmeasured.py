@@ -64,6 +64,7 @@ def unmeasured_table(rows: Sequence[UnmeasuredRow]) -> Table:
         title="not measured yet",
         notes=(*notes, *(f"measure it: edgepack bench {pack}" for pack in packs)),
         lead=3,
+        name="unmeasured",
     )
 
 

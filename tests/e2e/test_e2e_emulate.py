@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import shutil
 from pathlib import Path
@@ -16,6 +14,7 @@ from edgepack.cost.count import SETTLED_INSTRUCTIONS
 from edgepack.report.emulated import RUNTIME
 from tests.e2e.conftest import Built
 from tests.e2e.e2e_cli import assert_fails, invoke, run
+from tests.report.shown import csv_rows
 
 pytestmark = pytest.mark.system
 VARIANTS = {(variant, fmt) for variant in ("edgepack", "dense-fp32", "dense-int8") for fmt in ("onnx", "tflite")}
@@ -81,7 +80,8 @@ def test_compare_shows_a_pack_that_was_only_emulated(counted: tuple[Path, dict[s
     assert "time bound: arithmetic on the counts, no measurement" in shown.out
     for fmt in ("onnx", "tflite"):
         assert f"layers of {document['emulated'][0]['model']}, rpi4, {fmt}: edgepack" in shown.out
-    files, parts = (list(csv.DictReader(io.StringIO(t))) for t in invoke("compare", pack, "--csv").out.split("\n\n"))
+    text = invoke("compare", pack, "--csv").out
+    files, parts = (csv_rows(text, kind) for kind in ("emulated", "emulated parts"))
     assert {(row["variant"], row["format"]) for row in files} == VARIANTS
     assert {part["name"] for part in parts} > {RUNTIME, "0.weight"}
     tables = invoke("compare", pack, "--markdown").out.split("\n\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv as reader
 import io
 from collections.abc import Sequence
 
@@ -39,6 +40,12 @@ def render_markdown(rows: Sequence[CompareRow], emulated: Sequence[EmulatedRow] 
 def render_csv(rows: Sequence[CompareRow], emulated: Sequence[EmulatedRow] = ()) -> str:
     """A comparison in CSV."""
     return csv.render(comparison_report(rows, emulated))
+
+
+def csv_rows(text: str, kind: str) -> list[dict[str, str]]:
+    """The rows of one kind in a CSV that has several, without the columns of the others."""
+    rows = [row for row in reader.DictReader(io.StringIO(text)) if row["kind"] == kind]
+    return [{name: cell for name, cell in row.items() if any(one[name] for one in rows)} for row in rows]
 
 
 def render_json(rows: Sequence[CompareRow], emulated: Sequence[EmulatedRow] = ()) -> str:

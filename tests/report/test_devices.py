@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from dataclasses import replace
 from typing import Any
@@ -18,7 +16,7 @@ from hypothesis import strategies as st
 from edgepack.benchmark.stats import Comparison
 from edgepack.report.compare import CompareRow, compare_rows
 from edgepack.report.devices import side_by_side
-from tests.report.shown import render_csv, render_json, render_markdown, render_text
+from tests.report.shown import csv_rows, render_csv, render_json, render_markdown, render_text
 from tests.report.test_compare import BASE, FP32, INT8, latency
 
 LIKE = {"threads": "1", "schedule": "full", "inputs": "seeded", "tool": "edgepack runner 1", "onnxruntime": "1.31.1"}
@@ -72,8 +70,7 @@ mnist-mlp: p50 on each device, and against dense int8 there, 1 thread, full sche
 def test_markdown_csv_and_json_hold_the_same_table() -> None:
     rows = [*run("pi@a", 4e-3), *run("local", 1e-4)]
     assert render_markdown(rows).split("\n\n", 1)[1] == MARKDOWN
-    second = render_csv(rows).split("\n\n")[1]
-    lines = list(csv.DictReader(io.StringIO(second)))
+    lines = csv_rows(render_csv(rows), "devices")
     assert [(line["variant"], line["device"], line["latency_p50_s"]) for line in lines[:3]] == [
         ("edgepack", "pi@a", "0.004"), ("edgepack", "2×Some CPU", "0.0001"), ("dense-fp32", "pi@a", "0.04"),
     ]  # fmt: skip
@@ -105,7 +102,9 @@ def test_unlike_runs_stay_apart_and_the_line_says_in_what() -> None:
     assert found.apart == (line,)
     assert render_text(rows).endswith(f"\n{line}\n")
     assert render_markdown(rows).endswith(f"\n- {line}\n")
-    assert render_csv(rows).endswith(f'\n\nnot_beside_each_other\n"{line}"\n')
+    assert csv_rows(render_csv(rows), "not beside each other") == [
+        {"kind": "not beside each other", "not_beside_each_other": line}
+    ]
     assert json.loads(render_json(rows))["devices"]["apart"] == [line]
 
 

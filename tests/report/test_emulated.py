@@ -21,7 +21,7 @@ from edgepack.pack.facts import facts_of
 from edgepack.report.emulated import RUNTIME, CountRatio, EmulatedRow, emulated_rows
 from edgepack.targets.target import Bandwidth, Cache, Cluster, Ipc, Target
 from edgepack.units import agreement, fewer, misses, signed, span
-from tests.report.shown import render_csv, render_json, render_markdown, render_text
+from tests.report.shown import csv_rows, render_csv, render_json, render_markdown, render_text
 from tests.report.test_compare import PACK
 from tests.report.test_compare import rows as measured_rows
 
@@ -190,7 +190,7 @@ layers of a\|b, board, onnx: edgepack
 
 
 def test_csv_has_a_table_for_the_files_and_one_for_their_parts() -> None:
-    files, parts = (list(csv.DictReader(io.StringIO(table))) for table in render_csv([], rows()).split("\n\n"))
+    files, parts = (csv_rows(render_csv([], rows()), kind) for kind in ("emulated", "emulated parts"))
     assert [row["variant"] for row in files] == ["edgepack", "dense-fp32", "dense-int8"]
     first = files[0]
     assert (first["instructions"], first["last_level"], first["agreement_db"]) == ("100000", "L2", "84.2")
@@ -210,10 +210,11 @@ def test_csv_has_a_table_for_the_files_and_one_for_their_parts() -> None:
 
 def test_csv_of_both_kinds_keeps_the_measured_table_first() -> None:
     measured = measured_rows()[0]
-    tables = render_csv([measured], rows()).split("\n\n")
-    assert len(tables) == 3
-    assert tables[0] + "\n" == render_csv([measured])
-    assert "\n\n" not in render_csv([measured], rows(replace(RESULT, variants=(FP32,)))).replace("\n\n", "", 1)
+    found = list(csv.DictReader(io.StringIO(render_csv([measured], rows()))))
+    assert list(dict.fromkeys(row["kind"] for row in found)) == ["measured", "emulated", "emulated parts"]
+    (alone,) = csv.DictReader(io.StringIO(render_csv([measured])))
+    assert "kind" not in alone, "there is but one kind"
+    assert {**found[0], **alone} == found[0]
     both = render_text([measured], 400, rows())
     assert both.index("p50") < both.index("L2 misses") < both.index("layers of")
     assert render_markdown([measured], rows()).startswith(render_markdown([measured]))

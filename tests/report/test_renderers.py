@@ -132,16 +132,12 @@ def test_csv() -> None:
 
 
 CSV = """\
-name,size_bytes,speedup,verdict,heat,twice_bytes
-a|b,64219,2.0,faster,,128438
-'=cmd(),,,,,
-
-of,chart,size_bytes,load_s
-a72,read,1024.0,1e-09
-a72,read,65536.0,8e-09
-
-n
-1
+name,size_bytes,speedup,verdict,heat,twice_bytes,of,chart,load_s,n
+a|b,64219,2.0,faster,,128438,,,,
+'=cmd(),,,,,,,,,
+,1024.0,,,,,a72,read,1e-09,
+,65536.0,,,,,a72,read,8e-09,
+,,,,,,,,,1
 """
 
 

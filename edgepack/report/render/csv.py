@@ -1,10 +1,10 @@
-"""A report as CSV: its tables with raw values in full precision, SI units in the names of the columns."""
+"""A report as CSV: one table with raw values in full precision, SI units in the names of the columns."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, is_dataclass
 from typing import Any
 
@@ -13,22 +13,25 @@ from edgepack.report.report import Chart, Column, Paragraph, Report, Table, Unit
 
 # A spreadsheet takes a text cell that starts so for a formula.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_OF = "kind"
 _SENTENCES: frozenset[Unit] = frozenset(("text", "figures", "list", "clusters"))
 
 
 def render(report: Report) -> str:
-    """A header and a line per row for every table, an empty line between tables. What is not known is an empty cell.
+    """A header and a line per row. What is not known is an empty cell.
 
-    A table without rows is left out, but for the first where there are no rows at all. Text that a spreadsheet would
-    take for a formula gets a leading apostrophe.
+    Tables of several kinds become one: with the columns of all of them, and with a first column, `kind`, that says
+    which one a row is of. Text that a spreadsheet would take for a formula gets a leading apostrophe.
     """
     tables = [
         _chart(block) if isinstance(block, Chart) else block.shown_to("data")
         for block in report.blocks
         if not isinstance(block, Paragraph) and (isinstance(block, Chart) or block.only != "people")
     ]
-    filled = [table for table in tables if table.rows]
-    return "\n".join(_text(_header(table), _lines(table)) for table in filled or tables[:1])
+    filled = [table for table in tables if table.rows] or tables[:1]
+    several = len({table.name for table in filled}) > 1
+    header = dict.fromkeys([*([_OF] if several else []), *(name for table in filled for name in _header(table))])
+    return _text(list(header), (row for table in filled for row in _rows(table)))
 
 
 def _chart(chart: Chart) -> Table:
@@ -41,9 +44,11 @@ def _header(table: Table) -> list[str]:
     return [name for column in table.columns for name in (column.parts or (column.key,))]
 
 
-def _lines(table: Table) -> Iterator[list[object]]:
+def _rows(table: Table) -> Iterator[Mapping[str, object]]:
+    header = _header(table)
     for row in table.rows:
-        yield [cell for value, column in zip(row, table.columns, strict=True) for cell in _cells(value, column)]
+        cells = (cell for value, column in zip(row, table.columns, strict=True) for cell in _cells(value, column))
+        yield {_OF: table.name, **dict(zip(header, cells, strict=True))}
 
 
 def _cells(value: Any, column: Column) -> Sequence[object]:
@@ -59,11 +64,11 @@ def _cells(value: Any, column: Column) -> Sequence[object]:
     return parts
 
 
-def _text(header: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
+def _text(header: Sequence[str], rows: Iterable[Mapping[str, object]]) -> str:
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(header)
-    writer.writerows([_safe(cell) for cell in line] for line in lines)
+    writer.writerows([_safe(row.get(name)) for name in header] for row in rows)
     return buffer.getvalue()
 
 
