@@ -106,7 +106,7 @@ def _mnist(figures: Row) -> str:
         ]
         summary.append(
             f"`model.{fmt}` has {1 - pack['parameters_share']:.1%} fewer weights, is {' and '.join(smaller)}, and drops"
-            f" {pack['test_drop']:.2f} points on the untouched test set ({pack['guard_drop']:.2f} on the guard,"
+            f" {pack['test_drop']:.2f} points on the untouched test set ({pack['guard_drop']:.2f} on the validation samples,"
             f" {figures['max_drop']:.2f} allowed)."
         )
     headers = ("runtime", "file", "scheme", "size", "p50", "p90", "cold p50", "accuracy", "drop", "vs fp32", "vs int8")

@@ -73,7 +73,7 @@ def smaller(own: int, other: int) -> str:
 
 def _budgets(models: Sequence[Row]) -> str:
     said = [
-        f"{model['name']} {model['max_drop']:.2f} {UNITS[model['metric']]} on {model['guard_samples']} guard samples"
+        f"{model['name']} {model['max_drop']:.2f} {UNITS[model['metric']]} on {model['guard_samples']} validation samples"
         for model in models
     ]
     lost = [f"{model['name']}: {warning}" for model in models for warning in model["lost_formats"]]
@@ -98,8 +98,8 @@ def _searches(figures: Row) -> str:
                 "–" if why is None else f"{why['reason']} ({why['layers']} of {row['layers'] - row['factored']})",
             )
         )
-    headers = ("model", "runtime", "build", "plans probed", "costs", "losses weighed", "commonest reason to stay dense")
-    table = markdown_table(headers, lines, right=("build", "plans probed"))
+    headers = ("model", "runtime", "build", "plans tried", "costs", "losses weighed", "commonest reason to stay dense")
+    table = markdown_table(headers, lines, right=("build", "plans tried"))
     return f"How they came about (a build makes both formats and begins with an empty cache):\n\n{table}"
 
 

@@ -118,7 +118,7 @@ def _pack(file: ModelFile, out: Path, held_out: Samples | None) -> dict[str, Any
     packed = manifest["files"][f"model.{file.format}"]
     layers = packed["layers"]
     int8 = manifest["files"][f"baseline/int8.{file.format}"]
-    dropped = (int8["confirmation"] or int8["guard"] or {"drop": 0.0})["drop"]
+    dropped = (int8["confirmation"] or int8["validation"] or {"drop": 0.0})["drop"]
     return {
         "pack_bytes": packed["size_bytes"],
         "int8_bytes": int8["size_bytes"],

@@ -5,7 +5,7 @@
     │   └── OutputError              the output folder exists, is read-only, or its disk is full
     ├── InputError                3  a file from outside is bad
     │   ├── ModelError               model or recipe
-    │   ├── DataError                calibration, guard or test data
+    │   ├── DataError                calibration, validation or test data
     │   ├── TargetsError             targets.yaml
     │   └── PackError                a pack folder or its results
     ├── DeviceError               4  a device was unreachable or failed
@@ -77,7 +77,7 @@ class LayerError(ModelError):
 
 
 class DataError(InputError):
-    """Calibration, guard or test data do not fit the model."""
+    """Calibration, validation or test data do not fit the model."""
 
 
 class TargetsError(InputError):

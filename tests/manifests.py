@@ -23,9 +23,9 @@ TOP: dict[str, Any] = {
     "cross_validation": None,
     "loss_weighted_by": "output energy",
     "cost_sources": {"onnx": "emulated cost table"},
-    "metric": {"name": "accuracy", "why": "labels", "guarded": True, "outputs": []},
+    "metric": {"name": "accuracy", "why": "labels", "validated": True, "outputs": []},
     "data": {
-        "origin": "recipe", "calibration_samples": 512, "guard_samples": 256, "confirmation_samples": 256,
+        "origin": "recipe", "calibration_samples": 512, "validation_samples": 256, "confirmation_samples": 256,
         "labelled": True, "split_seed": 0,
     },
     "probes": [],
@@ -35,7 +35,7 @@ TOP: dict[str, Any] = {
     "warnings": [],
 }  # fmt: skip
 FILE: dict[str, Any] = {
-    "sha256": "cd" * 32, "guard": None, "confirmation": None, "test": None, "metric": None, "scored_on": None,
+    "sha256": "cd" * 32, "validation": None, "confirmation": None, "test": None, "metric": None, "scored_on": None,
     "format": "onnx",
 }  # fmt: skip
 PACKED: dict[str, Any] = {

@@ -132,7 +132,7 @@ def measure_cell(cell: Cell, trained: Trained, cache: Cache, folder: Path) -> di
     refused = not keeps_limits(options, cache)
     manifest = read_document(out)
     entry = manifest["files"][f"model.{FORMAT}"]
-    stated = entry["confirmation"] or entry["guard"]
+    stated = entry["confirmation"] or entry["validation"]
     return {
         **asdict(cell),
         "samples": len(chosen),

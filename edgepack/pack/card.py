@@ -45,7 +45,7 @@ def _lines(manifest: Manifest) -> Iterator[str]:
 
 
 def _row(name: str, entry: FileEntry, manifest: Manifest) -> str:
-    lost = entry.confirmation or entry.guard
+    lost = entry.confirmation or entry.validation
     drop = (units.NONE, units.NONE) if lost is None else (f"{lost.drop:+.2f}", f"{lost.bound:+.2f}")
     cells = (name, entry.scheme, units.size(entry.size_bytes), *drop, _latency(name, entry, manifest))
     return f"| {' | '.join(map(_escape, cells))} |"
@@ -63,7 +63,7 @@ def _latency(name: str, entry: FileEntry, manifest: Manifest) -> str:
 
 def _judged(manifest: Manifest) -> Iterator[str]:
     metric, lost = manifest.metric, _first_drop(manifest)
-    if not metric.guarded or lost is None:
+    if not metric.validated or lost is None:
         yield "There were no data: what the models lose was not measured."
         return
     yield (
@@ -74,7 +74,7 @@ def _judged(manifest: Manifest) -> Iterator[str]:
 
 
 def _first_drop(manifest: Manifest) -> DropEntry | None:
-    drops = (entry.confirmation or entry.guard for entry in manifest.files.values())
+    drops = (entry.confirmation or entry.validation for entry in manifest.files.values())
     return next((one for one in drops if one is not None), None)
 
 

@@ -102,7 +102,7 @@ class JudgeEntry:
 
 @dataclass(frozen=True)
 class MetricEntry:
-    """By what plans were chosen, and whether real data stood guard.
+    """By what plans were chosen, and whether that was on real data.
 
     Attributes:
         name: of the first output's metric; `recipe` where the recipe's own `evaluate` judged the whole model.
@@ -112,7 +112,7 @@ class MetricEntry:
 
     name: Shown
     why: Text
-    guarded: Flag
+    validated: Flag
     outputs: tuple[JudgeEntry, ...]
 
 
@@ -122,7 +122,7 @@ class DataEntry:
 
     origin: Text | None
     calibration_samples: Count
-    guard_samples: Count
+    validation_samples: Count
     confirmation_samples: Count
     labelled: Flag
     split_seed: Count
@@ -334,10 +334,10 @@ class FileEntry:
 
     Attributes:
         metric: its score on the untouched test where there is one, else on the confirmation samples where some were
-            kept back, else on the guard; None without data.
+            kept back, else on the validation samples; None without data.
         scored_on: which of these.
         scheme: of the file, for people.
-        guard: its drop on the samples that it was chosen on.
+        validation: its drop on the samples that it was chosen on.
         confirmation: its drop on those that were kept back.
         test: its score there.
         scheme_chosen_by: what its scheme was chosen by.
@@ -348,8 +348,8 @@ class FileEntry:
     size_bytes: Count
     sha256: Text
     metric: Signed | None
-    scored_on: Literal["guard", "confirmation", "test"] | None
-    guard: DropEntry | None
+    scored_on: Literal["validation", "confirmation", "test"] | None
+    validation: DropEntry | None
     confirmation: DropEntry | None
     test: Signed | None
 

@@ -181,7 +181,7 @@ class Prover:
         """
         measured = self.guard.drop_of(path, fmt)
         if measured is None:
-            raise ValueError("a drop was asked for where no data stand guard")
+            raise ValueError("a drop was asked for where there are no data to validate on")
         return measured
 
     def _static_proofs(

@@ -82,7 +82,7 @@ def make_manifest(ready: Prepared, probes: Sequence[Probe], results: Results) ->
         data=DataEntry(
             origin=data.origin,
             calibration_samples=0 if data.calibration is None else len(data.calibration),
-            guard_samples=len(data.guard) if guard.guarded and guard.recipe is None else 0,
+            validation_samples=len(data.guard) if guard.guarded and guard.recipe is None else 0,
             confirmation_samples=0 if kept_back is None else len(kept_back.samples),
             labelled=data.guard.labels is not None,
             split_seed=options.seed,
@@ -97,12 +97,12 @@ def make_manifest(ready: Prepared, probes: Sequence[Probe], results: Results) ->
 
 def _metric(guard: Guard) -> MetricEntry:
     if guard.recipe is not None:
-        return MetricEntry(RECIPE, "it was asked for", guarded=True, outputs=())
+        return MetricEntry(RECIPE, "it was asked for", validated=True, outputs=())
     judges = guard.scale.judges
     return MetricEntry(
         name=guard.metric,
         why=judges[0].why,
-        guarded=guard.guarded,
+        validated=guard.guarded,
         outputs=tuple(JudgeEntry(judge.output, judge.metric.name, judge.labelled, judge.why) for judge in judges),
     )
 
@@ -178,7 +178,7 @@ def pack_file(
         sha256=file_digest(attempt.path),
         metric=metric,
         scored_on=scored_on,
-        guard=_entry(attempt.drop),
+        validation=_entry(attempt.drop),
         confirmation=_entry(attempt.confirmation),
         test=test,
         scheme_chosen_by=chosen_by,
@@ -243,7 +243,7 @@ def _dense(
         sha256=file_digest(path),
         metric=metric,
         scored_on=scored_on,
-        guard=_entry(drops[0]),
+        validation=_entry(drops[0]),
         confirmation=_entry(drops[1]),
         test=test,
     )
@@ -255,11 +255,11 @@ def _entry(drop: Drop | None) -> DropEntry | None:
 
 def _scored(
     guard: Drop | None, confirmation: Drop | None, test: float | None
-) -> tuple[float | None, Literal["guard", "confirmation", "test"] | None]:
+) -> tuple[float | None, Literal["validation", "confirmation", "test"] | None]:
     """A file's score, and on what: the untouched test where there is one, else the samples that were kept back, else
-    the guard."""
+    those that it was chosen on."""
     if test is not None:
         return test, "test"
     if confirmation is not None:
         return confirmation.score, "confirmation"
-    return (None, None) if guard is None else (guard.score, "guard")
+    return (None, None) if guard is None else (guard.score, "validation")

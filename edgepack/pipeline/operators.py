@@ -105,7 +105,7 @@ def inspect_operators(
         feed = example(loaded.calibration, opened.inputs, options.seed)
         progress("time operators" if here else "list operators")
         found = backend(fmt).operators(path, feed, timed=here, unsigned=target.arch in X86)
-        progress("price operators")
+        progress("estimate operators")
         prices = _Prices.of(target, fmt, found)
         seconds = [one.seconds if here else prices.latency_s(one) for one in found]
         total = sum(one for one in seconds if one is not None)

@@ -160,7 +160,7 @@ class Search:
         """Probes all steps, as far as the time allows; they are in `probes` then."""
         for index in range(len(steps)):
             if self._probes and time.monotonic() >= self._deadline_s:
-                self._workspace.warn("the time ran out before all plans were probed: raise --time-limit")
+                self._workspace.warn("the time ran out before all plans were tried: raise --time-limit")
                 break
             self._look(steps, index)
 
@@ -251,7 +251,7 @@ class Search:
         None if it cannot be written even so."""
         way = "untrained" if outcome is None else "trained"
         for _ in range(REPAIRS):
-            self._workspace.progress(f"emit {self._files.fmt} {scheme}")
+            self._workspace.progress(f"write {self._files.fmt} {scheme}")
             path = self._workspace.folder / f"{digest(choices(layers), str(scheme), way)[:12]}.{self._files.fmt}"
             factors = self._files.takes(self._replacements.factors(layers, scheme, outcome))
             try:

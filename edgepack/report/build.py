@@ -64,7 +64,7 @@ def packed_files(manifest: Manifest) -> dict[str, PackedFile]:
 
 def _metric(manifest: Manifest) -> str:
     metric = manifest.metric
-    if not metric.guarded:
+    if not metric.validated:
         return "none, since there are no data"
     unlabelled = metric.name == "agreement" and not manifest.data.labelled
     return f"{metric.name} with the original model (no labels)" if unlabelled else metric.name
@@ -107,7 +107,7 @@ class _File:
 
     @property
     def stated(self) -> DropEntry | None:
-        return self.entry.confirmation or self.entry.guard
+        return self.entry.confirmation or self.entry.validation
 
 
 _FILES: tuple[Field[_File], ...] = (
@@ -138,7 +138,7 @@ POINT_ONLY = (
 
 def _judged(manifest: Manifest) -> Iterator[Block]:
     """How the outputs were judged, on how many samples, and how sure that is."""
-    drops = [entry.confirmation or entry.guard for entry in packed_files(manifest).values()]
+    drops = [entry.confirmation or entry.validation for entry in packed_files(manifest).values()]
     stated = next((drop for drop in drops if drop is not None), None)
     if stated is None:
         return

@@ -45,7 +45,7 @@ class CompareRow:
         sustained_first_s, sustained_last_s: medians of the first and of the last fifth of a long run, and the
             temperature after it.
         cache_misses: lines from memory per inference; None with `cache_misses_note` saying why.
-        metric: on the guard split, in its own unit; `drop` is dense fp32's metric less this one's.
+        metric: on the samples that the pack says, in its own unit; `drop` is dense fp32's metric less this one's.
         conditions: all that must be alike before two devices may stand beside each other.
         methods: how each figure was got.
     """

@@ -172,7 +172,7 @@ def test_budget_that_cannot_be_met(tmp_path: Path, model: Path, data: Path, name
     manifest: dict[str, Any] = json.loads((out / "manifest.json").read_text())
     assert manifest["budget_met"] is False
     entry = manifest["files"]["model.onnx"]
-    assert entry["guard"]["drop"] > manifest["options"]["max_drop"]
+    assert entry["validation"]["drop"] > manifest["options"]["max_drop"]
     assert all(proof["passed"] for proof in entry["proofs"].values())
     assert entry["size_bytes"] == (out / "model.onnx").stat().st_size
     assert [p.name for p in out.parent.iterdir()] == ["pack"]

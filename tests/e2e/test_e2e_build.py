@@ -120,7 +120,7 @@ def test_the_drop_is_that_of_the_emitted_file(rpi4_pack: Built, name: str) -> No
         scores[file] = float((found == y).mean() * 100)
         assert entries[file]["test"] == pytest.approx(scores[file], abs=1e-4)
         assert entries[file]["scored_on"] == "test"
-    guard = entries[name]["guard"]
+    guard = entries[name]["validation"]
     assert guard["bound"] <= 1
     assert (guard["metric"], guard["samples"]) == ("accuracy", 267)
     confirmed = entries[name]["confirmation"]
@@ -134,7 +134,7 @@ def test_manifest_says_what_was_done_with_what(rpi4_pack: Built) -> None:
     assert manifest["data"] == {
         "origin": "recipe",
         "calibration_samples": 266,
-        "guard_samples": 267,
+        "validation_samples": 267,
         "confirmation_samples": 267,
         "labelled": True,
         "split_seed": 0,
@@ -195,7 +195,7 @@ def test_rank(tmp_path: Path, model: Path, data: Path, rank: str, expected: list
         files = manifest["files"]
         assert files["model.onnx"]["size_bytes"] < files["baseline/int8.onnx"]["size_bytes"]
         assert len(manifest["probes"]) > 2
-        assert manifest["files"]["model.onnx"]["guard"]["drop"] <= 0.5
+        assert manifest["files"]["model.onnx"]["validation"]["drop"] <= 0.5
 
 
 @pytest.mark.parametrize(
@@ -224,7 +224,7 @@ def test_int4_without_a_rank_still_meets_the_budget(tmp_path: Path, model: Path,
     manifest = manifest_of(tmp_path / "out")
     entry = manifest["files"]["model.onnx"]
     assert {layer["scheme"] for layer in entry["layers"]} <= {"int4-weights", "nbits4"}
-    assert entry["guard"]["drop"] <= 2
+    assert entry["validation"]["drop"] <= 2
     assert entry["size_bytes"] < manifest["files"]["baseline/int8.onnx"]["size_bytes"]
 
 
@@ -246,7 +246,7 @@ def test_explore_then_pick(tmp_path: Path, model: Path, data: Path) -> None:
     entry = manifest_of(tmp_path / "out")["files"]["model.onnx"]
     assert entry["scheme"] == row["scheme"]
     assert 0.8 * row["size_bytes"] < entry["size_bytes"] <= row["size_bytes"], "factors may come to share their scales"
-    assert entry["guard"]["drop"] == pytest.approx(row["drop"]["value"], abs=0.1), "its pairs are rounded better"
+    assert entry["validation"]["drop"] == pytest.approx(row["drop"]["value"], abs=0.1), "its pairs are rounded better"
     beyond = build(model, tmp_path / "other", "--data", data, "--pick", len(rows) + 1)
     assert_fails(beyond, 2, [f"--pick {len(rows) + 1}: there are plans 1 to {len(rows)}"], out=tmp_path / "other")
     without = build(model, tmp_path / "other", "--explore")
@@ -339,7 +339,7 @@ def test_metric_without_labels(tmp_path: Path, model: Path, data: Path, metric: 
     done = build(model, tmp_path / "out", "--data", data, "--metric", metric)
     assert done.code == 0, done.err
     manifest = manifest_of(tmp_path / "out")
-    assert (manifest["metric"]["name"], manifest["metric"]["guarded"]) == (metric, True)
+    assert (manifest["metric"]["name"], manifest["metric"]["validated"]) == (metric, True)
     assert manifest["metric"]["why"] == "it was asked for"
     assert manifest["data"]["labelled"] is False
     assert f"metric: {metric}" in done.out
@@ -353,7 +353,7 @@ def test_labels_make_accuracy_the_metric(tmp_path: Path, model: Path) -> None:
     manifest = manifest_of(tmp_path / "out")
     assert manifest["metric"]["name"] == "accuracy"
     assert manifest["data"]["labelled"] is True
-    assert manifest["files"]["baseline/fp32.onnx"]["guard"]["dense"] > 90
+    assert manifest["files"]["baseline/fp32.onnx"]["validation"]["dense"] > 90
 
 
 def test_the_untouched_test_is_reported_apart(tmp_path: Path, model: Path, data: Path) -> None:
@@ -362,7 +362,7 @@ def test_the_untouched_test_is_reported_apart(tmp_path: Path, model: Path, data:
     assert done.code == 0, done.err
     entries = manifest_of(tmp_path / "out")["files"]
     assert all(entry["scored_on"] == "test" for entry in entries.values())
-    assert all(entry["guard"]["metric"] == "r2" for entry in entries.values())
+    assert all(entry["validation"]["metric"] == "r2" for entry in entries.values())
     assert entries["baseline/fp32.onnx"]["test"] == 100
 
 
@@ -379,9 +379,9 @@ def test_without_data_the_build_says_that_nothing_guards_it(tmp_path: Path, mode
     )
     assert "metric: none, since there are no data" in done.out
     assert manifest["method"] == "svd"
-    assert manifest["metric"]["guarded"] is False
+    assert manifest["metric"]["validated"] is False
     assert manifest["data"]["origin"] is None
-    assert all(entry["guard"] is None and entry["metric"] is None for entry in manifest["files"].values())
+    assert all(entry["validation"] is None and entry["metric"] is None for entry in manifest["files"].values())
     assert set(manifest["files"]["model.onnx"]["proofs"]) == PROOFS
 
 
@@ -401,7 +401,7 @@ def test_seed_changes_the_split(tmp_path: Path, model: Path, data: Path) -> None
         assert build(model, tmp_path / str(seed), *options).code == 0
         manifest = manifest_of(tmp_path / str(seed))
         assert (manifest["seed"], manifest["data"]["split_seed"]) == (seed, seed)
-        drops.append(manifest["files"]["model.onnx"]["guard"]["drop"])
+        drops.append(manifest["files"]["model.onnx"]["validation"]["drop"])
     assert drops[0] != drops[1]
 
 

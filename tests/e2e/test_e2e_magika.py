@@ -55,9 +55,9 @@ def test_pack_agrees_with_the_original_on_files_it_never_saw(
     manifest = json.loads((out / "manifest.json").read_text())
     entry, dense = (manifest["files"][name] for name in ("model.onnx", "baseline/int8.onnx"))
     assert manifest["metric"]["name"] == "agreement"
-    assert entry["guard"]["drop"] <= 0.5
+    assert entry["validation"]["drop"] <= 0.5
     assert entry["test"] >= 99
-    dropped = [dense[part]["drop"] for part in ("guard", "confirmation") if dense[part] is not None]
+    dropped = [dense[part]["drop"] for part in ("validation", "confirmation") if dense[part] is not None]
     assert entry["size_bytes"] <= dense["size_bytes"] or max(dropped) > 0.5, "dense int8 over the limit is no rival"
     assert all(proof["passed"] for proof in entry["proofs"].values())
 

@@ -69,7 +69,7 @@ def test_dense_int8_in_both_formats(recipes: Path, tmp_path: Path) -> None:
     for fmt in ("onnx", "tflite"):
         entry = manifest["files"][f"model.{fmt}"]
         assert all(proof["passed"] for proof in entry["proofs"].values()), entry["proofs"]
-        assert entry["guard"]["emitted"] > 98
+        assert entry["validation"]["emitted"] > 98
         assert entry["size_bytes"] < manifest["files"][f"baseline/fp32.{fmt}"]["size_bytes"] / 3.5
         assert len(entry["layers"]) == BLOCKS * LINEAR
         assert all(layer["rank"] is None and layer["scheme"].startswith("int8") for layer in entry["layers"])

@@ -33,7 +33,7 @@ def test_small_and_as_good(manifest: dict[str, Any], fmt: str, vs_fp32: int, vs_
     assert packed["size_bytes"] * vs_fp32 <= fp32["size_bytes"]
     assert packed["size_bytes"] * vs_int8 <= int8["size_bytes"]
     assert packed["matrix_parameters_share"] <= 0.25
-    assert packed["guard"]["bound"] <= 0.3
+    assert packed["validation"]["bound"] <= 0.3
     assert packed["confirmation"]["bound"] <= 0.3
     assert fp32["test"] > 95
     assert fp32["test"] - packed["test"] <= 1, "the held-out thousand, one standard error of them is 0.5"
@@ -55,7 +55,7 @@ def test_little_beside_the_weights(manifest: dict[str, Any], fmt: str) -> None:
 
 def test_what_was_looked_at(manifest: dict[str, Any]) -> None:
     assert manifest["data"]["calibration_samples"] == 1333
-    assert manifest["data"]["guard_samples"] == 1333
+    assert manifest["data"]["validation_samples"] == 1333
     assert manifest["data"]["confirmation_samples"] == 1334
     assert manifest["metric"]["name"] == "accuracy"
     assert manifest["budget_met"] is True
@@ -79,4 +79,4 @@ def test_in_int8_alone(in_int8: dict[str, Any], fmt: str, vs_fp32: int, vs_int8:
     assert packed["size_bytes"] * vs_fp32 <= fp32["size_bytes"]
     assert packed["size_bytes"] * vs_int8 <= int8["size_bytes"]
     assert beside_the_weights(packed) <= 0.08
-    assert packed["guard"]["drop"] <= 0.3
+    assert packed["validation"]["drop"] <= 0.3

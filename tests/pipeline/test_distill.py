@@ -110,7 +110,7 @@ def test_a_build_trains_its_pairs_and_says_so(classifier: Path, warm_cache: Path
     assert files[1]["recovery"]["steps"] > 0
     assert made.manifest.record()["options"]["distill"] == "3epochs"
     assert files[1]["size_bytes"] == pytest.approx(files[0]["size_bytes"], rel=0.15), "but for scales that are shared"
-    assert files[1]["guard"]["drop"] < files[0]["guard"]["drop"]
+    assert files[1]["validation"]["drop"] < files[0]["validation"]["drop"]
 
 
 @pytest.mark.parametrize("precision", ["int8", "int4"])
@@ -151,7 +151,7 @@ def test_weights_in_four_bits_are_written_as_they_were_trained(
     before, after = (result.manifest.record()["files"]["model.onnx"] for result in (plain, made))
     assert after["recovery"]["kept"] is True
     assert after["recovery"]["held_out_loss"]["after"] < 0.9 * after["recovery"]["held_out_loss"]["before"]
-    assert after["guard"]["drop"] <= before["guard"]["drop"]
+    assert after["validation"]["drop"] <= before["validation"]["drop"]
     assert all(proof["passed"] for proof in after["proofs"].values())
 
 
@@ -161,7 +161,7 @@ def test_without_a_limit_of_its_own_faster_plans_are_trained_first(
     def weights(**changes: Any) -> int:
         asked = options(classifier, max_drop=1.0, out=tmp_path / str(len(changes)), **changes)
         made = build(asked, cache=Cache(warm_cache)).manifest.record()["files"]["model.onnx"]
-        assert made["guard"]["drop"] <= 1.0
+        assert made["validation"]["drop"] <= 1.0
         return int(made["matrix_parameters"])
 
     assert weights(distill=Epochs(3)) <= weights()

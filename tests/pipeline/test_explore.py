@@ -120,7 +120,7 @@ def test_a_pick_is_the_plan_of_that_number(found: Exploration, classifier: Path,
         digests.append(file_digest(out / "model.onnx"))
         assert entry["scheme"] == row.scheme
         assert 0.8 * row.size_bytes < entry["size_bytes"] <= row.size_bytes, "factors may come to share their scales"
-        assert entry["guard"]["drop"] == pytest.approx(row.drop.value, abs=1.0)
+        assert entry["validation"]["drop"] == pytest.approx(row.drop.value, abs=1.0)
         assert sum(layer["rank"] is not None for layer in entry["layers"]) == row.factored[0]
         assert manifest["options"]["pick"] == [number]
         assert sum(layer["predicted"]["latency_s"] for layer in entry["layers"]) == pytest.approx(row.latency_s)
@@ -168,7 +168,7 @@ def test_limits_hold_for_what_is_explored(classifier: Path, cache: Cache) -> Non
 def test_the_time_is_kept_and_told(classifier: Path, tmp_path: Path) -> None:
     found = explore(options(classifier, time_limit_s=1e-6), cache=Cache(tmp_path))
     assert len(found.rows) == 1
-    assert found.warnings == ("the time ran out before all plans were probed: raise --time-limit",)
+    assert found.warnings == ("the time ran out before all plans were tried: raise --time-limit",)
 
 
 def test_for_machines(found: Exploration) -> None:

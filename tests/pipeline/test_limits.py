@@ -56,7 +56,7 @@ def test_flash_is_met_by_the_file(classifier: Path, warm_cache: Path, tmp_path: 
     assert manifest["budget_met"] is True
     assert manifest["options"]["max_size_bytes"] == flash
     assert (tmp_path / "pack" / "model.onnx").stat().st_size == entry["size_bytes"] <= flash
-    assert entry["guard"]["drop"] <= 60
+    assert entry["validation"]["drop"] <= 60
 
 
 def test_latency_is_met_by_prediction(classifier: Path, warm_cache: Path, tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ def test_what_does_not_depend_on_a_file(ready: Prepared, classifier: Path) -> No
     assert record["metric"] == {
         "name": "accuracy",
         "why": why,
-        "guarded": True,
+        "validated": True,
         "outputs": [{"output": 0, "metric": "accuracy", "labelled": True, "why": why}],
     }
     assert record["model"]["source"] == classifier.name

@@ -104,7 +104,7 @@ def test_pairs_of_a_function_take_the_schemes_of_pairs(classifier: Path, warm_ca
 def test_the_smallest_plan_within_the_drop_is_taken(classifier: Path, warm_cache: Path, tmp_path: Path) -> None:
     record = built(classifier, warm_cache, tmp_path / "pack", method="rounded", max_drop=2.0)
     entry = record["files"]["model.onnx"]
-    assert entry["guard"]["drop"] <= 2.0
+    assert entry["validation"]["drop"] <= 2.0
     assert entry["size_bytes"] < record["files"]["baseline/int8.onnx"]["size_bytes"]
 
 
@@ -200,7 +200,7 @@ def test_a_table_in_8_bits_is_held_to_the_tolerance_of_8_bits(tmp_path: Path) ->
     entry, fp32 = record["files"]["model.onnx"], record["files"]["baseline/fp32.onnx"]
     assert entry["scheme"].endswith("int8-weights")
     assert entry["size_bytes"] < fp32["size_bytes"] - 2.9 * 600 * 64
-    assert entry["guard"]["drop"] <= 0.5
+    assert entry["validation"]["drop"] <= 0.5
     found = entry["proofs"]["outputs"]
     assert found["passed"]
     assert 10 < float(found["detail"].split()[0]) < 60

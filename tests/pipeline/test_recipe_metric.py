@@ -75,16 +75,16 @@ def test_its_score_holds_the_limit_and_is_said_to_have_no_interval(
         manifest = read_manifest(made.out)
         entry = manifest.files["model.onnx"]
         assert (manifest.metric.name, manifest.metric.outputs) == ("recipe", ())
-        assert (entry.scored_on, entry.confirmation, entry.test) == ("guard", None, None)
-        assert entry.guard is not None
-        assert entry.guard.drop == entry.guard.bound <= limit
-        assert entry.guard.dense == pytest.approx(100.0, abs=1e-3)
-        assert entry.metric == pytest.approx(100.0 - entry.guard.drop, abs=1e-2)
+        assert (entry.scored_on, entry.confirmation, entry.test) == ("validation", None, None)
+        assert entry.validation is not None
+        assert entry.validation.drop == entry.validation.bound <= limit
+        assert entry.validation.dense == pytest.approx(100.0, abs=1e-3)
+        assert entry.metric == pytest.approx(100.0 - entry.validation.drop, abs=1e-2)
         text = " ".join(render(build_report(made.out, manifest)).split())
         assert "one number a file tells no interval" in text
         assert "metric: recipe" in text
         assert "at most" not in text
-        drops.append(entry.guard.drop)
+        drops.append(entry.validation.drop)
         sizes.append(entry.size_bytes)
     assert drops[0] < drops[1]
     assert sizes[0] > sizes[1]
@@ -100,8 +100,8 @@ def test_exploring_says_so_too(recipes: Path, warm_cache: Path, tmp_path: Path) 
 def test_it_guards_a_model_without_data(recipes: Path, warm_cache: Path, tmp_path: Path) -> None:
     made = build(asked(f"{recipes}:without_data", tmp_path / "p", max_drop=1.0), cache=Cache(warm_cache))
     entry = made.manifest.files["model.onnx"]
-    assert entry.guard is not None
-    assert entry.guard.drop <= 1.0
+    assert entry.validation is not None
+    assert entry.validation.drop <= 1.0
     assert not any("no data" in line for line in made.manifest.warnings)
 
 

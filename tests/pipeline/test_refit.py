@@ -82,7 +82,7 @@ def test_a_build_with_a_refit_loses_less(classifier: Path, cache: Path, tmp_path
         manifest = build(asked, cache=Cache(cache)).manifest.record()
         assert manifest["options"]["refit"] is refit
         assert all(proof["passed"] for proof in manifest["files"]["model.onnx"]["proofs"].values())
-        drops.append(manifest["files"]["model.onnx"]["guard"]["drop"])
+        drops.append(manifest["files"]["model.onnx"]["validation"]["drop"])
     assert drops[1] < drops[0]
 
 

@@ -362,7 +362,7 @@ def test_exploring_ends_with_its_time_and_says_so(tmp_path: Path) -> None:
     search = Search(evaluator, Files(), NOTHING_BESIDE, time.monotonic() - 1)  # type: ignore[arg-type]
     search.explore(LADDER)
     assert [probe.layers[0].rank for probe in search.probes] == [None]
-    assert evaluator.workspace.warnings == ("the time ran out before all plans were probed: raise --time-limit",)
+    assert evaluator.workspace.warnings == ("the time ran out before all plans were tried: raise --time-limit",)
 
 
 def test_probes_of_several_ladders_are_all_kept(tmp_path: Path) -> None:

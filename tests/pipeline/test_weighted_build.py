@@ -32,7 +32,7 @@ def built(model: Path, cache: Path, out: Path, **changes: Any) -> Any:
 
 
 def drop(manifest: Any) -> float:
-    return float(manifest["files"]["model.onnx"]["guard"]["drop"])
+    return float(manifest["files"]["model.onnx"]["validation"]["drop"])
 
 
 def test_an_onnx_model_is_weighed_by_gradients_of_its_torch_program(

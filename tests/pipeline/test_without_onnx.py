@@ -86,8 +86,8 @@ def test_a_build(spec: str, tmp_path: Path, changes: dict[str, Any]) -> None:
     entry = manifest["files"]["model.tflite"]
     assert all(proof["passed"] for proof in entry["proofs"].values())
     assert [layer["layer"] for layer in entry["layers"]] == ["0.weight", "2.weight", "4.weight"]
-    assert entry["guard"]["drop"] is not None
-    assert manifest["files"]["baseline/fp32.tflite"]["guard"]["drop"] == 0
+    assert entry["validation"]["drop"] is not None
+    assert manifest["files"]["baseline/fp32.tflite"]["validation"]["drop"] == 0
     assert not list(tmp_path.rglob("*.onnx")), "in the pack, in the cache or among temporary files"
     assert {path.suffix for path in out.rglob("*") if path.is_file()} >= {".tflite"}
 

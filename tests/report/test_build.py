@@ -46,7 +46,7 @@ MANIFEST: dict[str, Any] = {
     "metric": {
         "name": "accuracy",
         "why": "labels",
-        "guarded": True,
+        "validated": True,
         "outputs": [
             {"output": 0, "metric": "accuracy", "labelled": True, "why": "labels name the largest of its scores"}
         ],
@@ -108,7 +108,7 @@ def test_build_with_a_plan_per_format_shows_each() -> None:
 
 def test_build_without_data_or_baseline() -> None:
     manifest = deepcopy(MANIFEST)
-    manifest |= {"metric": {"name": "agreement", "guarded": False}, "warnings": ["no [data]", "second"]}
+    manifest |= {"metric": {"name": "agreement", "validated": False}, "warnings": ["no [data]", "second"]}
     manifest["files"] = {
         "model.onnx": MANIFEST["files"]["model.onnx"] | {"metric": None, "scored_on": None, "confirmation": None}
     }
@@ -119,7 +119,7 @@ def test_build_without_data_or_baseline() -> None:
 
 
 def test_build_says_what_agreement_means() -> None:
-    manifest = MANIFEST | {"metric": {"name": "agreement", "guarded": True}, "data": {"labelled": False}}
+    manifest = MANIFEST | {"metric": {"name": "agreement", "validated": True}, "data": {"labelled": False}}
     first = text(build_report(Path("p"), whole(manifest))).splitlines()[0]
     assert first == "p: mnist-mlp for rpi4, metric: agreement with the original model (no labels)"
 
