@@ -97,7 +97,8 @@ def _rounding(models: Sequence[Row]) -> list[str]:
     headers = ("share of output energy", *(model["title"] for model in models))
     levels = ", ".join(f"{model['title']} {_level(model['rounding_level'])}" for model in models)
     return [
-        f"What rounding alone loses of a layer's output, on validation samples, median over the layers; pairs: {levels}.",
+        "What rounding alone loses of a layer's output, on validation samples, median over the layers;"
+        f" pairs: {levels}.",
         markdown_table(headers, lines, right=headers[1:]),
     ]
 
@@ -121,9 +122,10 @@ def _mnist_goals(model: Row) -> list[str]:
     seeds = ", ".join(f"{one:.1f}" for one in drops)
     text = (
         f"{model['title']}, at most {MOST_DROP} points below fp32 at {SMALLER} times smaller or more:"
-        f" {_verdict(mean(drops) <= MOST_DROP + ROUNDING)}. Of the files of that size the one whose answers on the validation samples"
-        f" are nearest to fp32 is {factor:.1f}× smaller ({_name(best)}) and {mean(drops):.2f} points below on the test"
-        f" samples; by seed {seeds}, and one sample is {100 / model['samples']['test']:g} points."
+        f" {_verdict(mean(drops) <= MOST_DROP + ROUNDING)}. Of the files of that size the one whose"
+        f" answers on the validation samples are nearest to fp32 is {factor:.1f}× smaller ({_name(best)}) and"
+        f" {mean(drops):.2f} points below on the test samples; by seed {seeds},"
+        f" and one sample is {100 / model['samples']['test']:g} points."
     )
     if not any(row["level"] == RANK for row in model["rows"]):  # a quick run
         return [text]
@@ -145,9 +147,9 @@ def _minilm_goals(model: Row) -> list[str]:
         return [f"{text} missed, no file here is so small."]
     cosine = mean(best["scores"]["cosine"])
     return [
-        f"{text} {_verdict(cosine >= COSINE)}. Of the files of that size the one whose answers on the validation samples are nearest to"
-        f" fp32 is {1 - mean(best['size_bytes']) / int8:.0%} smaller ({_name(best)}) and has {cosine:.3f} on the test"
-        " samples."
+        f"{text} {_verdict(cosine >= COSINE)}. Of the files of that size the one whose"
+        f" answers on the validation samples are nearest to fp32 is {1 - mean(best['size_bytes']) / int8:.0%} smaller"
+        f" ({_name(best)}) and has {cosine:.3f} on the test samples."
     ]
 
 

@@ -73,7 +73,8 @@ def smaller(own: int, other: int) -> str:
 
 def _budgets(models: Sequence[Row]) -> str:
     said = [
-        f"{model['name']} {model['max_drop']:.2f} {UNITS[model['metric']]} on {model['guard_samples']} validation samples"
+        f"{model['name']} {model['max_drop']:.2f} {UNITS[model['metric']]} on"
+        f" {model['guard_samples']} validation samples"
         for model in models
     ]
     lost = [f"{model['name']}: {warning}" for model in models for warning in model["lost_formats"]]

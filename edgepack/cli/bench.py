@@ -48,7 +48,8 @@ def bench(
     formats: Formats = None,
     threads: Annotated[int, typer.Option("--threads", min=1, help="Threads of one inference.")] = 1,
     cluster: Annotated[
-        str | None, typer.Option("--cluster", help="Core to run on, as cortex-a55.", show_default="the fastest")
+        str | None,
+        typer.Option("--cluster", help="Kind of core to run on, such as cortex-a55.", show_default="the fastest"),
     ] = None,
     cold: Annotated[bool, typer.Option("--cold/--no-cold", help="Also measure with empty caches.")] = True,
     sustained: Annotated[bool, typer.Option("--sustained", help="Also run for a minute: does it stay fast?")] = False,
@@ -166,7 +167,7 @@ def _measure(session: Session, targets: Sequence[Target], reach: Reach, output: 
 
 @reporting()
 def compare(packs: Packs, targets_file: TargetsFile = None, *, output: Renderer) -> None:
-    """Compare packs that were benched.
+    """Show packs side by side, as they were benched.
 
     Size, latency, memory, accuracy, and ratios to dense fp32 and dense int8 of the same run.
 

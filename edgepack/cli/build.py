@@ -39,10 +39,11 @@ METHOD_HELP = (
     "gradients as well (torch). fisher: the same by each output's own gradient. svd: least error of the weights."
 )
 METHODS_HELP = (
-    f"{METHOD_HELP} auto: whitened, and layers in code, whichever suits each layer. Other thin products: dct, "
-    "simhash, random-projection, output-projection, input-projection, rank-pruning. In code, which saves bytes of the "
-    "file alone: kmeans, pruning, hashednet, deepthin. Between the two: dictionary, deepthin-conv. On the wire alone: "
-    "jpeg. DeepThin's re-layout is covered by US patent 11429849: it is used only where you ask for it."
+    f"{METHOD_HELP} auto: whitened, or codes, whichever suits each layer. Other thin products: dct, simhash, "
+    "random-projection, output-projection, input-projection, rank-pruning. Codes, decoded when the file is loaded, "
+    "which makes it smaller and not faster: kmeans, pruning, hashednet, deepthin. Between the two: dictionary, "
+    "deepthin-conv. In archives alone: jpeg. DeepThin's re-layout is covered by US patent 11429849: it is used only "
+    "where you ask for it."
 )
 
 
@@ -56,7 +57,7 @@ def build(
         float | None, typer.Option("--max-drop", help="Largest drop of the metric, in its unit.", show_default="0.5")
     ] = None,
     optimize: Annotated[
-        Optimize, typer.Option("--optimize", help="What is least within the limits: latency × bytes, or one of them.")
+        Optimize, typer.Option("--optimize", help="What to minimize: latency × bytes (balanced), or one of them.")
     ] = Optimize.balanced,
     metric: Annotated[
         str | None,
@@ -68,7 +69,7 @@ def build(
         ),
     ] = None,
     confidence: Annotated[
-        float, typer.Option("--confidence", help="With which the drop is to stay within the limit, one-sided.")
+        float, typer.Option("--confidence", help="That the drop stays within --max-drop, one-sided.")
     ] = 0.9,
     formats: Annotated[
         str | None, typer.Option("--formats", help=FORMATS_HELP, show_default="all that can be written here")
@@ -81,14 +82,16 @@ def build(
             "on your labels cannot tell from the best.",
         ),
     ] = "auto",
-    precision: Annotated[PrecisionName, typer.Option("--precision", help="Of the weights.")] = PrecisionName.auto,
+    precision: Annotated[PrecisionName, typer.Option("--precision", help="Bits of the weights.")] = PrecisionName.auto,
     method: Annotated[
         str | None, typer.Option("--method", help=METHODS_HELP, show_default="whitened with data, else svd")
     ] = None,
     distill: Annotated[
         str | None,
         typer.Option(
-            "--distill", help="Train the factors against the model's own answers, so long.", metavar="3epochs|10min"
+            "--distill",
+            help="Train the factors against the model's own answers, for that long.",
+            metavar="3epochs|10min",
         ),
     ] = None,
     refit: Annotated[
@@ -101,7 +104,8 @@ def build(
     ] = False,
     max_size: Annotated[str | None, typer.Option("--max-size", help="Largest model file, such as 2MB.")] = None,
     max_memory: Annotated[
-        str | None, typer.Option("--max-memory", help="Most that one process may hold, such as 64MB.")
+        str | None,
+        typer.Option("--max-memory", help="Most memory of a process beside the runtime itself, such as 64MB."),
     ] = None,
     max_latency: Annotated[str | None, typer.Option("--max-latency", help="Longest inference, such as 5ms.")] = None,
     time_limit: Annotated[str, typer.Option("--time-limit", help="Most time to try plans, such as 90s.")] = "10min",
@@ -110,9 +114,11 @@ def build(
         str | None, typer.Option("--pick", help="Build a plan that --explore listed.", metavar="NUMBER[,NUMBER]")
     ] = None,
     keep: Annotated[
-        str | None, typer.Option("--keep", help="Leave layers alone whose names have this.", metavar="REGEX")
+        str | None, typer.Option("--keep", help="Leave layers as they are whose names match.", metavar="REGEX")
     ] = None,
-    only: Annotated[str | None, typer.Option("--only", help="Leave all other layers alone.", metavar="REGEX")] = None,
+    only: Annotated[
+        str | None, typer.Option("--only", help="Change no layers but those whose names match.", metavar="REGEX")
+    ] = None,
     inputs: Inputs = None,
     image_size: ImageSize = None,
     mean: Mean = None,

@@ -67,19 +67,27 @@ Data = Annotated[
 ImageSize = Annotated[
     str | None,
     typer.Option(
-        "--image-size", help="Of a folder of images.", metavar="224|240x320", show_default="what the model takes"
+        "--image-size",
+        help="That images of a folder are resized to.",
+        metavar="224|240x320",
+        show_default="what the model takes",
     ),
 ]
 Mean = Annotated[
     str | None,
-    typer.Option("--mean", help="Subtracted from pixels of 0 to 1, one or one a channel.", metavar="0.485,0.456,0.406"),
+    typer.Option(
+        "--mean", help="Subtracted from pixels of 0 to 1: one number, or one a channel.", metavar="0.485,0.456,0.406"
+    ),
 ]
 Std = Annotated[
-    str | None, typer.Option("--std", help="Pixels are divided by it after that.", metavar="0.229,0.224,0.225")
+    str | None,
+    typer.Option("--std", help="Pixels are divided by it after that, likewise.", metavar="0.229,0.224,0.225"),
 ]
 ImageLayout = Annotated[
     str | None,
-    typer.Option("--layout", help="Where channels are.", metavar="nchw|nhwc", show_default="what the model takes"),
+    typer.Option(
+        "--layout", help="Order of the axes of images.", metavar="nchw|nhwc", show_default="what the model takes"
+    ),
 ]
 Inputs = Annotated[
     list[str] | None,

@@ -101,8 +101,8 @@ def _labelled(reference: Sequence[Array], labels: Array | None) -> dict[int, Jud
     several = {number: found for number, found in known.items() if found.kind != "score"} or known
     why = {
         "scores": "labels name the largest of its scores",
-        "score": "labels are 0 or 1, as its one score says",
-        "numbers": "labels are class numbers, as it is",
+        "score": "labels are 0 or 1, and it gives one score",
+        "numbers": "it gives class numbers, as the labels are",
         "several": "labels say yes or no for each of its scores",
     }
     if several:

@@ -44,5 +44,5 @@ TERMINAL = Renderer("terminal", "")
 RENDERERS = (
     Renderer("json", "Print JSON for machines.", for_machines=True),
     Renderer("markdown", "Print markdown tables."),
-    Renderer("csv", "Print CSV, full precision; several tables have an empty line between."),
+    Renderer("csv", "Print CSV, full precision, as one table."),
 )
