@@ -81,7 +81,8 @@ def build(
         example_inputs: tensors of one call, for a torch or keras model alone.
         targets_file: more targets.
         progress: whether a bar is shown where somebody looks on, or what is told instead.
-        **options: see `BuildKeywords` and `BuildOptions`.
+        **options: see `BuildKeywords` and `BuildOptions`. Where `out` names a model file, such as "small.onnx", that
+            file is all that is written, and the path of the pack.
 
     Raises:
         UsageError, InputError: bad arguments, model or data; nothing is written.
