@@ -13,12 +13,11 @@ from typing import Any
 
 from measure_mnist import MAX_DROP, MODEL
 
+import edgepack as ep
 from edgepack.backends.registry import FORMATS
 from edgepack.emulator import programs
 from edgepack.emulator.guest import guest
 from edgepack.emulator.plugin import cache_arguments, plugin_file
-from edgepack.pipeline.build import build
-from edgepack.pipeline.options import BuildOptions
 from edgepack.targets.file import get_target
 from edgepack.targets.target import Target
 from edgepack.workspace import shipped
@@ -78,7 +77,7 @@ def _row(case: Case, caches: tuple[str, ...], folder: Path, rounds: int) -> dict
 def _inferences(target: Target, folder: Path, quick: bool) -> Iterator[Case]:
     """Python on the target with the pack of the MNIST MLP, start-up included."""
     pack = folder / "pack"
-    build(BuildOptions(model=MODEL, target=target, max_drop=MAX_DROP, out=pack))
+    ep.build(MODEL, target, max_drop=MAX_DROP, out=pack, progress=False)
     found, runs = guest(target), QUICK_INFERENCES if quick else INFERENCES
     for fmt in FORMATS:
         model = ["--format", fmt, "--model", str(pack / f"model.{fmt}")]

@@ -9,12 +9,12 @@ from typing import Any
 
 from latencies import measure_files
 
+import edgepack as ep
 from edgepack.benchmark.pack import pack_variants
 from edgepack.benchmark.schedule import Schedule
 from edgepack.benchmark.session import Variant
 from edgepack.pack.manifest import file_path
-from edgepack.pipeline.build import EXAMPLE, build
-from edgepack.pipeline.options import BuildOptions
+from edgepack.pipeline.build import EXAMPLE
 from edgepack.targets.file import get_target
 from edgepack.targets.target import HOST
 
@@ -56,7 +56,7 @@ def measure(*, quick: bool = False) -> dict[str, Any]:
 def measure_pack(out: Path, *, quick: bool = False) -> dict[str, Any]:
     """Build the pack in a folder, then measure its files in turns; `rows` holds a row per file."""
     target = get_target(HOST)
-    manifest = build(BuildOptions(model=MODEL, target=target, max_drop=MAX_DROP, out=out)).manifest.record()
+    manifest = ep.build(MODEL, target, max_drop=MAX_DROP, out=out, progress=False).manifest.record()
     variants = pack_variants(out, target)
     schedule = QUICK if quick else SCHEDULE
     measured = measure_files(variants, schedule, model="mnist-mlp", inputs=out / EXAMPLE, cold=True)
