@@ -143,7 +143,7 @@ def test_a_pack_stands_against_dense_int8() -> None:
     text = blocks_planner.render_planner(planner())
     assert "| m | ONNX Runtime | 1 of 4 | 3 fp32, 1 nbits8 | 100 B | 300 B | 3.00× smaller |" in text
     assert "| 2.00× faster | no difference | +0.00 | +0.25 | – |" in text
-    assert "0.50 hundredths of cosine on 80 guard samples" in text
+    assert "0.50 hundredths of cosine on 80 validation samples" in text
     assert "m: no TFLite file: an operator" in text
     assert "| 12 s | 7 | roofline | by output energy | why (2 of 3) |" in text
     assert "random 1.2 s" in text
