@@ -223,7 +223,7 @@ def _site(model: Any, graph: Any, writers: Mapping[int, Any], op: TfliteLinear) 
     operator = writers[op.output_index]
     x, w, y = (graph.tensors[index] for index in (*operator.inputs[:2], operator.outputs[0]))
     kernel = value_of(model, w)
-    integers, in_int8 = x.type in _INTEGERS, x.type == w.type == y.type == _INT8
+    integers, in_int8 = x.type in _INTEGERS, w.type == _INT8 and all(map(_is_int8, (x, y)))
     if kernel is None or not (integers or x.type == w.type == _FLOAT):
         return None
     bias, known = None, True
@@ -246,6 +246,13 @@ def _site(model: Any, graph: Any, writers: Mapping[int, Any], op: TfliteLinear) 
 def _has_grid(tensor: Any) -> bool:
     grid = tensor.quantization
     return grid is not None and grid.scale is not None and len(grid.scale) > 0
+
+
+def _is_int8(tensor: Any) -> bool:
+    """Whether a tensor is int8 on one grid."""
+    if tensor.type != _INT8 or not _has_grid(tensor) or len(tensor.quantization.scale) > 1:
+        return False
+    return 0 < float(tensor.quantization.scale[0]) < np.inf
 
 
 def _is_used_otherwise(model: Any, graph: Any, operator: Any, weight: int) -> bool:

@@ -16,6 +16,7 @@ from edgepack.backends.tflite.backend import BACKEND
 from edgepack.backends.tflite.quantizer import quantize
 from edgepack.backends.tflite.read import linear_ops, operators
 from edgepack.backends.tflite.schemes import FP32, INT8_DYNAMIC, INT8_STATIC
+from edgepack.backends.tflite.sites import tflite_model
 from edgepack.backends.tflite.writer import TfliteWriter
 from edgepack.data import Samples
 from edgepack.metrics.values import sqnr_db
@@ -232,6 +233,14 @@ def test_other_integers_than_int8_are_kept(tmp_path: Path) -> None:
     assert "not int8 throughout" in (model.fixed or "")
     result = built(path, tmp_path, {"x": RNG.integers(-9000, 9000, (90, 128)).astype(np.int16)})
     assert (result.out / "model.tflite").read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize("scale", [[], [0.0], [float("nan")], [0.1, 0.2]])
+def test_a_layer_whose_input_is_on_no_grid_is_kept(scale: list[float], tmp_path: Path) -> None:
+    file = integer_layer(WEIGHTS[0][0])
+    file.graph.tensors[0].quantization.scale = scale
+    file.graph.tensors[0].quantization.zeroPoint = [0] * len(scale)
+    assert not tflite_model(file.save(tmp_path / "m.tflite").read_bytes(), "m").folds
 
 
 def test_codes_that_come_out_are_the_numbers_that_they_stand_for(tmp_path: Path) -> None:
