@@ -74,6 +74,10 @@ class Writer(Protocol):
     def corrected_schemes(self) -> tuple[Scheme, ...]:
         """Those of a dense matrix with a pair beside it that a layer of this model can take."""
 
+    def shares(self, layers: Sequence[str]) -> bool:
+        """Whether these layers, which multiply the same vectors, can have the first of their low-rank factors in
+        common: then replacements of them that are `is_shared` are written with one B."""
+
     @property
     def file_schemes(self) -> tuple[Scheme, ...]:
         """Schemes that no single layer can take, only a whole file."""

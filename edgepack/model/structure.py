@@ -15,7 +15,8 @@ class Structure:
     """How a layer is arranged.
 
     Attributes:
-        name: "dense", "low-rank", "low-rank-correction", "constexpr", or one that a kind of layer has beside these.
+        name: "dense", "low-rank", "shared-input", "low-rank-correction", "constexpr", or one that a kind of layer has
+            beside these.
         ranks: of its low-rank factors, in the order in which they are multiplied; empty where there are none.
     """
 
@@ -35,7 +36,12 @@ class Structure:
     @property
     def is_low_rank(self) -> bool:
         """Whether two factors stand in the place of one matrix, and nothing else."""
-        return self.name == "low-rank"
+        return self.name == "low-rank" or self.is_shared
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether the first of its two factors is that of other layers as well."""
+        return self.name == "shared-input"
 
     @property
     def is_correction(self) -> bool:
@@ -59,9 +65,11 @@ class Structure:
 
     @property
     def shown(self) -> str | None:
-        """Its ranks for people, `32` or `tucker-2 16×24`; None where there are none."""
+        """Its ranks for people, `32`, `32 shared` or `tucker-2 16×24`; None where there are none."""
         ranks = "×".join(map(str, self.ranks))
-        return None if not ranks else ranks if self.of_a_matrix else f"{self.name} {ranks}"
+        if not ranks or self.is_shared:
+            return f"{ranks} shared" if ranks else None
+        return ranks if self.of_a_matrix else f"{self.name} {ranks}"
 
     def __str__(self) -> str:
         return " ".join([self.name, *map(str, self.ranks)])
@@ -76,6 +84,11 @@ CONSTEXPR = Structure("constexpr")
 def low_rank(rank: int) -> Structure:
     """Two thin products, A (B x), in the place of W x."""
     return Structure("low-rank", (rank,))
+
+
+def shared_input(rank: int) -> Structure:
+    """Two thin products of which layers with the same input have the first in common, y_i = A_i (B x)."""
+    return Structure("shared-input", (rank,))
 
 
 def low_rank_correction(rank: int) -> Structure:

@@ -208,6 +208,8 @@ class LayerPlan:
         predicted: the candidate that was chosen, with its figures; None where nothing was chosen from.
         others: the best candidate of each other kind: dense in fp32, int8 and int4, and the pair.
         alternative: see `Candidate`.
+        shares: names of the layers that have one B, itself among them, in graph order; empty where it has its own. B is
+            one of the `ops` of the first of them, and of no other.
     """
 
     layer: str
@@ -221,6 +223,7 @@ class LayerPlan:
     predicted: Candidate | None = None
     others: tuple[Candidate, ...] = ()
     alternative: Alternative | None = None
+    shares: tuple[str, ...] = ()
 
     @property
     def rank(self) -> int | None:

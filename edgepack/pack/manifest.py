@@ -238,11 +238,14 @@ class LayerEntry:
     Attributes:
         rank: of its low-rank factors, the first of several; None where there are none.
         ranks: all of them, where there are several.
-        products: sides of the matrices of all its products, where they are not those of factors of one matrix.
+        products: sides of the matrices of all its products, where they are not those of factors of one matrix, or B is
+            one of another layer's.
         scheme: None where it is the file's.
         predicted: None where nothing was chosen from.
         others: the best of each other kind.
         lost_shares: on the calibration data; None where nothing is lost or no data reached it.
+        shares: layers that have one B, itself among them; it is one of the products of the first. None where it has its
+            own.
     """
 
     layer: Shown
@@ -261,11 +264,13 @@ class LayerEntry:
     lost_shares: LostShares | None
     ranks: tuple[Side, ...] | None = field(default=None, metadata=Extra)
     products: tuple[tuple[Side, Side], ...] | None = field(default=None, metadata=Extra)
+    shares: tuple[Shown, ...] | None = field(default=None, metadata=Extra)
 
     @classmethod
     def of(cls, plan: LayerPlan, lost: LostShares | None = None) -> LayerEntry:
         """As it was planned."""
         other = plan.alternative
+        apart = not plan.structure.of_a_matrix or plan.layer in plan.shares[1:]
         return cls(
             layer=plan.layer,
             out_features=plan.dense[-1].rows,
@@ -282,7 +287,8 @@ class LayerEntry:
             others=tuple(map(CandidateEntry.of, plan.others)),
             lost_shares=lost,
             ranks=_several(plan.structure),
-            products=None if plan.structure.of_a_matrix else tuple((op.rows, op.inputs) for op in plan.ops),
+            products=tuple((op.rows, op.inputs) for op in plan.ops) if apart else None,
+            shares=plan.shares or None,
         )
 
 

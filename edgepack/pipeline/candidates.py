@@ -37,12 +37,45 @@ UNGUARDED_LOST_SHARE = 0.01
 
 
 @dataclass(frozen=True)
+class SharedWay:
+    """One way to write layers with one B.
+
+    Attributes:
+        candidates: of each of them; B is part of the first.
+        lost: of each, the share of its output energy that is cut off.
+    """
+
+    candidates: tuple[Candidate, ...]
+    lost: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class SharedWays:
+    """What layers that multiply the same vectors could become together.
+
+    Attributes:
+        layers: their names, in graph order.
+        ways: one or more.
+    """
+
+    layers: tuple[str, ...]
+    ways: tuple[SharedWay, ...]
+
+
+@dataclass(frozen=True)
 class Menu:
-    """One layer's candidates; at least one. `why_dense` says why none of them is a pair, where that is so."""
+    """One layer's candidates.
+
+    Attributes:
+        candidates: at least one.
+        why_dense: why none of them is a pair, where that is so.
+        shared: of the first of several layers, what they could become together.
+    """
 
     layer: Layer
     candidates: tuple[Candidate, ...]
     why_dense: str | None
+    shared: SharedWays | None = None
 
 
 @dataclass(frozen=True)

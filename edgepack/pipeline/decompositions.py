@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from types import MappingProxyType
@@ -62,6 +62,29 @@ def decompose(
     names = (view.name for view in subject.views)
     unobserved = [name for name, spectrum in zip(names, spectra, strict=True) if spectrum.mean is None]
     return spectra, tuple(unobserved if needs else ())
+
+
+def decompose_views(
+    views: Sequence[View], most: Sequence[int], key: object, workspace: Workspace
+) -> tuple[Spectrum, ...]:
+    """Whitened spectra of matrices that are no layer's own.
+
+    Args:
+        views: with their moments.
+        most: of each, the largest rank that will be looked at.
+        key: digest of all that they depend on beside their names.
+
+    Raises:
+        DeviceError: the workers failed.
+    """
+
+    def entry(view: View, rank: int) -> Keyed[_Layer]:
+        most = rank if pays(min(view.weight.shape), rank) else None
+        layer = replace(view, moments=None)
+        return Keyed([key, DEFAULT, view.name, most], lambda: _Layer(layer, DEFAULT, view.moments, None, most))
+
+    entries = [entry(*each) for each in zip(views, most, strict=True)]
+    return tuple(workspace.map(SPECTRUM, entries, "factorize")) if entries else ()
 
 
 @dataclass(frozen=True)

@@ -38,10 +38,10 @@ def _split(evaluator: Evaluator, layer: Layer, part: Replacement, choice: LayerP
         lost = dense_share(view.weight, whole, covariance, energy=energy)
         # Of a kernel that is taken apart nothing is known before its rounding either.
         return Split(lost, 0.0, 0.0, 0.0, 0.0) if part.structure.in_place else Split(0.0, lost, 0.0, 0.0, 0.0)
-    # Of a trained or refitted pair, or one by another method, nothing is known before its rounding: all that it loses
-    # counts as truncation.
+    # Of a trained or refitted pair, one by another method, or one of several with one B, nothing is known before its
+    # rounding: all that it loses counts as truncation.
     trained = file.recovery is not None and file.recovery.kept
-    unknown = trained or evaluator.replacements.refitter or choice.alternative
+    unknown = trained or evaluator.replacements.refitter or choice.alternative or choice.shares
     exact = part if unknown else _exact(evaluator, view, part.rank)
     latent = choice.scheme_in(file.scheme).activations
     return split_error(view, exact, part, covariance, moments.mean, latent, energy=energy)

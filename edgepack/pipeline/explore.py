@@ -148,12 +148,16 @@ def _in_bits(menu: Menu, bits: int) -> Menu:
     """What a layer could become in one precision; in the next wider one, else the widest, where it has none in it."""
     widths = {one.scheme.bits for one in menu.candidates}
     width = min((each for each in widths if each >= bits), default=max(widths))
-    return replace(menu, candidates=tuple(one for one in menu.candidates if one.scheme.bits == width))
+    alike = tuple(one for one in menu.candidates if one.scheme.bits == width)
+    if menu.shared is None:
+        return replace(menu, candidates=alike)
+    ways = tuple(way for way in menu.shared.ways if way.candidates[0].scheme.bits == width)
+    return replace(menu, candidates=alike, shared=replace(menu.shared, ways=ways) if ways else None)
 
 
 def _dense_int8(menu: Menu) -> Menu:
     own = (one for one in menu.candidates if one.structure.is_dense and one.alternative is None)
-    return replace(menu, candidates=tuple(one for one in own if one.scheme.bits == INT8_BITS))
+    return replace(menu, candidates=tuple(one for one in own if one.scheme.bits == INT8_BITS), shared=None)
 
 
 def _spread(steps: Sequence[Step], count: int) -> list[Step]:

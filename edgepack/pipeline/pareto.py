@@ -12,10 +12,10 @@ from edgepack.model.kinds import kind_of, sides, view_name
 from edgepack.model.layer import Layer
 from edgepack.model.structure import DENSE
 from edgepack.model.types import Aim, Candidate, LayerPlan, Spectrum
-from edgepack.pipeline.candidates import Menu
+from edgepack.pipeline.candidates import Menu, SharedWay
 from edgepack.plan import explain
 from edgepack.plan.candidates import break_even_rank
-from edgepack.plan.solve import Bounds, Infeasible, Solution, balanced, least_loss, smallest, solve
+from edgepack.plan.solve import Bounds, Infeasible, Solution, Together, balanced, least_loss, smallest, solve
 from edgepack.workspace import Progress, silent
 
 STEPS = 24
@@ -84,7 +84,7 @@ def make_ladder(
         progress: told of every step.
         aim: what is least at every step: latency, size, or their product.
     """
-    layers = [menu.candidates for menu in menus]
+    layers, groups = _problem(menus)
 
     def best(limit: float | None) -> Solution | Infeasible:
         return _best(menus, replace(bounds, loss=limit), beside, aim)
@@ -92,7 +92,7 @@ def make_ladder(
     extreme = best(None)
     if isinstance(extreme, Infeasible):
         return extreme
-    safest = least_loss(layers, bounds)
+    safest = least_loss(layers, bounds, groups)
     if isinstance(safest, Infeasible):
         return safest
     steps: dict[tuple[int, ...], Step] = {}
@@ -109,12 +109,31 @@ def make_ladder(
 
 def _best(menus: Sequence[Menu], bounds: Bounds, beside: Beside, aim: Aim) -> Solution | Infeasible:
     """The plan within the bounds that an aim wants."""
-    layers = [menu.candidates for menu in menus]
+    layers, groups = _problem(menus)
     if aim == "size":
-        return smallest(layers, bounds)
+        return smallest(layers, bounds, groups)
     if aim == "balanced":
-        return balanced(layers, bounds, beside_s=beside.latency_s, beside_bytes=beside.size_bytes)
-    return solve(layers, bounds, tie=TIE, beside_s=beside.latency_s)
+        return balanced(layers, bounds, groups, beside_s=beside.latency_s, beside_bytes=beside.size_bytes)
+    return solve(layers, bounds, groups, tie=TIE, beside_s=beside.latency_s)
+
+
+def _problem(menus: Sequence[Menu]) -> tuple[list[tuple[Candidate, ...]], list[Together]]:
+    """The candidates of each layer, and of layers that could have one B."""
+    numbers = {menu.layer.name: number for number, menu in enumerate(menus)}
+    shared = [menu.shared for menu in menus if menu.shared is not None]
+    groups = [Together(tuple(numbers[n] for n in one.layers), tuple(map(_summed, one.ways))) for one in shared]
+    return [menu.candidates for menu in menus], groups
+
+
+def _summed(way: SharedWay) -> Candidate:
+    first, parts = way.candidates[0], way.candidates
+    return replace(
+        first,
+        loss=sum(one.loss for one in parts),
+        size_bytes=sum(one.size_bytes for one in parts),
+        ram_bytes=sum(one.ram_bytes for one in parts),
+        latency_s=sum(one.latency_s for one in parts),
+    )
 
 
 @dataclass(frozen=True)
@@ -158,7 +177,7 @@ def corners(menus: Sequence[Menu], chosen: LayerPlans, bounds: Bounds, beside: B
     for other in get_args(Aim):
         best = _best(menus, within, beside, other) if other != aim else None
         if isinstance(best, Solution):
-            corner = _corner(other, [m.candidates[i] for m, i in zip(menus, best.chosen, strict=True)], beside)
+            corner = _corner(other, [one.candidate for one in _picked(menus, best)], beside)
             gains = worth(other, corner.size_bytes, corner.latency_s) < worth(other, own.size_bytes, own.latency_s)
             found += [corner] if gains else []
     return tuple(found)
@@ -175,17 +194,17 @@ def nearest(menus: Sequence[Menu], spectra: Mapping[str, Spectrum], bounds: Boun
     Args:
         why: what `make_ladder` gave for the bounds.
     """
-    layers = [menu.candidates for menu in menus]
+    layers, groups = _problem(menus)
     reached = {quantity: least for quantity, least in why.least.items() if least is not None}
     names = list(why.least)
     while not reached:  # several stand in each other's way: with fewer of them
         bounds = replace(bounds, **{names.pop(): None})
-        fewer = solve(layers, bounds, tie=TIE)
+        fewer = solve(layers, bounds, groups, tie=TIE)
         if isinstance(fewer, Solution):
             return _step(menus, spectra, fewer, float("inf"))
         reached = {quantity: least for quantity, least in fewer.least.items() if least is not None}
     quantity, least = next(iter(reached.items()))
-    found = solve(layers, replace(bounds, **{quantity: least}))
+    found = solve(layers, replace(bounds, **{quantity: least}), groups)
     if isinstance(found, Infeasible):
         raise ValueError(f"no plan reaches the least {quantity} of {least}")
     return _step(menus, spectra, found, float("inf"))
@@ -210,10 +229,43 @@ def _limits(low: float, high: float) -> list[float]:
 def _step(menus: Sequence[Menu], spectra: Mapping[str, Spectrum], found: Solution, limit: float) -> Step:
     slack = max(limit - found.loss, 0.0)
     plans = [
-        planned(menu, menu.candidates[index], spectra, slack) for menu, index in zip(menus, found.chosen, strict=True)
+        planned(menu, one.candidate, spectra, slack) if one.lost is None else _together(menu, one, slack)
+        for menu, one in zip(menus, _picked(menus, found), strict=True)
     ]
     layers, tables = (tuple(p for p in plans if is_table(p) == wanted) for wanted in (False, True))
     return Step(layers, found.loss, found.size_bytes, found.ram_bytes, found.latency_s, tables)
+
+
+@dataclass(frozen=True)
+class _Pick:
+    """What was chosen for a layer.
+
+    Attributes:
+        lost: of its output energy, where it has one B with others.
+        shares: names of these, and its own.
+    """
+
+    candidate: Candidate
+    lost: float | None = None
+    shares: tuple[str, ...] = ()
+
+
+def _picked(menus: Sequence[Menu], found: Solution) -> list[_Pick]:
+    """By layer: a candidate of its own, or its part of what it has together with others."""
+    groups = [menu.shared for menu in menus if menu.shared is not None]
+    together: dict[str, _Pick] = {}
+    for group, index in zip(groups, found.chosen[len(menus) :], strict=True):
+        for way in group.ways[index : index + 1]:
+            for name, candidate, lost in zip(group.layers, way.candidates, way.lost, strict=True):
+                together[name] = _Pick(candidate, lost, group.layers)
+    own = zip(menus, found.chosen, strict=False)
+    return [together.get(menu.layer.name) or _Pick(menu.candidates[index]) for menu, index in own]
+
+
+def _together(menu: Menu, pick: _Pick, slack: float) -> LayerPlan:
+    others = [name for name in pick.shares if name != menu.layer.name]
+    plan = _plan(menu, pick.candidate, pick.lost or 0.0, slack)
+    return replace(plan, reason=f"its B is also that of {' and '.join(others)}; {plan.reason}", shares=pick.shares)
 
 
 def is_table(plan: LayerPlan) -> bool:
@@ -228,6 +280,10 @@ def planned(menu: Menu, chosen: Candidate, spectra: Mapping[str, Spectrum], slac
         spectra: of the layers' views, by name.
         slack: loss that the whole plan has left.
     """
+    return _plan(menu, chosen, _lost_share(menu.layer, chosen, spectra), slack)
+
+
+def _plan(menu: Menu, chosen: Candidate, lost: float, slack: float) -> LayerPlan:
     layer = menu.layer
     return LayerPlan(
         layer.name,
@@ -235,7 +291,7 @@ def planned(menu: Menu, chosen: Candidate, spectra: Mapping[str, Spectrum], slac
         chosen.structure,
         chosen.ops,
         break_even_rank(*sides(layer)),
-        _lost_share(layer, chosen, spectra),
+        lost,
         explain.reason(menu.candidates, chosen, slack, menu.why_dense),
         scheme=chosen.scheme,
         predicted=chosen,

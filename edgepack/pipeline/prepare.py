@@ -12,7 +12,7 @@ from edgepack.backends.registry import FACTS, backend
 from edgepack.backends.schemes import SCHEMES
 from edgepack.data import Samples, example
 from edgepack.errors import ModelError, UsageError
-from edgepack.methods.registry import PATENTS, is_factorizer, needs_gradients, outside_version
+from edgepack.methods.registry import DEFAULT, PATENTS, is_factorizer, needs_gradients, outside_version
 from edgepack.metrics.values import sqnr_db
 from edgepack.model.model import Model
 from edgepack.model.scheme import Format
@@ -35,6 +35,7 @@ from edgepack.pipeline.recipe_score import RECIPE, check_recipe_metric, recipe_s
 from edgepack.pipeline.refit import Refitter, check_refit
 from edgepack.pipeline.replacements import Replacements
 from edgepack.pipeline.rounding import Rounder
+from edgepack.pipeline.shared_input import Group, WithStacks, find_groups, with_shared_input
 from edgepack.pipeline.tables import table_menus
 from edgepack.plan.candidates import check_rank
 from edgepack.sources import check_installed, open_model
@@ -176,12 +177,14 @@ def _prepare(options: BuildOptions, engines: Mapping[Format, Any], workspace: Wo
         structures=None if options.rank == "auto" or methods.others else _in_place(layers),
     )
     menus = {fmt: make_menus(one, analysis.layers, offer, prices, options) for fmt, one in files.items()}
+    groups = find_groups(analysis, offer, workspace) if _shares(options, methods, guard) else {}
+    menus = {fmt: with_shared_input(own, files[fmt], groups, prices) for fmt, own in menus.items()}
     if not opened.in_integers and _plans_tables(options, methods, guard):
         workspace.progress("embedding tables")
         menus = {
             fmt: own + table_menus(files[fmt], analysis, prices, guard.metric, workspace) for fmt, own in menus.items()
         }
-    replacements = _replacements(options, analysis, source, alternatives, guard)
+    replacements = _replacements(options, analysis, source, alternatives, groups, guard)
     prover = Prover(guard, opened, workspace.folder)
     aim: Aim = options.optimize if methods.pairs or alternatives.only_save_bytes is None else "size"
     judged = options.metric if recipe is None else recipe.key
@@ -219,6 +222,13 @@ def _plans_tables(options: BuildOptions, methods: Methods, guard: Guard) -> bool
     """Whether embedding tables are chosen for with the layers: where all is left to the build, and data stand guard."""
     free = options.rank == options.precision == "auto" and options.keep is None and options.only is None
     return free and methods.pairs and guard.guarded
+
+
+def _shares(options: BuildOptions, methods: Methods, guard: Guard) -> bool:
+    """Whether layers with one input may have one B: where ranks are left to the build, data stand guard, and pairs stay
+    as whitening makes them."""
+    untouched = not options.refit and options.distill is None and methods.factorizer == DEFAULT
+    return options.rank == "auto" and guard.guarded and methods.pairs and untouched
 
 
 def _warn_of_uninstalled(options: BuildOptions, workspace: Workspace) -> None:
@@ -362,19 +372,24 @@ def _warn_of_missing(fmt: Format, why: str, workspace: Workspace) -> None:
 
 
 def _replacements(
-    options: BuildOptions, analysis: Analysis, source: Subject, alternatives: Alternatives, guard: Guard
+    options: BuildOptions,
+    analysis: Analysis,
+    source: Subject,
+    alternatives: Alternatives,
+    groups: Mapping[tuple[str, ...], Group],
+    guard: Guard,
 ) -> Replacements:
     opened, calibration = analysis.subject.opened, analysis.subject.calibration
     workspace = analysis.covariances.workspace
     gradients = analysis.gradients or {}
-    rounder = Rounder(analysis.covariances, analysis.method, analysis.largest, gradients, workspace)
+    rounder = Rounder(WithStacks(analysis.covariances, groups), analysis.method, analysis.largest, gradients, workspace)
     refitter = recovery = None
     if options.refit and calibration is not None:
         refitter = Refitter(opened, rounder, calibration)
     if options.distill is not None and calibration is not None:
         key, classes = digest(analysis.key, "recovery"), gradient_kind(guard.metric) == "classes"
         recovery = Recovery(source.opened, calibration, classes, options.distill, key, workspace)
-    return Replacements(analysis, rounder, refitter, recovery, alternatives)
+    return Replacements(analysis, rounder, refitter, recovery, alternatives, groups)
 
 
 def _in_place(layers: Mapping[str, Offered]) -> dict[str, tuple[Structure, ...]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from edgepack.backends.schemes import FP32
@@ -19,6 +19,7 @@ from edgepack.pipeline.distill import Outcome, Recovery
 from edgepack.pipeline.method_fits import Alternatives
 from edgepack.pipeline.refit import Refitter
 from edgepack.pipeline.rounding import Part, Rounder
+from edgepack.pipeline.shared_input import Group
 from edgepack.workers import one_thread
 
 
@@ -31,6 +32,7 @@ class Replacements:
         refitter: refits the factors of a plan whose file is made; None to take them as they are.
         recovery: trains them; None for no training.
         alternatives: what other methods make of the layers.
+        groups: of layers that can have one B, by their names.
     """
 
     analysis: Analysis
@@ -38,6 +40,7 @@ class Replacements:
     refitter: Refitter | None
     recovery: Recovery | None
     alternatives: Alternatives
+    groups: Mapping[tuple[str, ...], Group] = field(default_factory=dict)
 
     def draft(self, plan: Sequence[LayerPlan], scheme: FileScheme) -> dict[str, Replacement]:
         """What the plan writes for its layers, quickly: pairs are rounded to nearest."""
@@ -113,6 +116,10 @@ class Replacements:
         made: dict[str, Replacement] = {}
         with one_thread():  # the same bytes on machines with more cores
             for layer, choice in zip(self.analysis.layers, plan, strict=True):
+                if choice.shares:
+                    if layer.name not in made:
+                        made |= self._together(choice, scheme, pair)
+                    continue
                 if choice.alternative is not None:
                     made[layer.name] = self.alternatives.part(layer.name, choice.alternative)
                     continue
@@ -126,6 +133,17 @@ class Replacements:
                 if len(found) == len(parts):
                     made[layer.name] = kind_of(layer).replace(layer, choice.structure, found)
         return made
+
+    def _together(
+        self,
+        choice: LayerPlan,
+        scheme: FileScheme,
+        pair: Callable[[View, Spectrum, Structure, Scheme], Replacement | None],
+    ) -> dict[str, Replacement]:
+        """What the plan makes of all layers that have one B with this one, by name."""
+        group = self.groups[choice.shares]
+        stacked = pair(group.view, group.spectrum, choice.structure, choice.scheme_in(scheme))
+        return {} if stacked is None else group.parts(stacked)
 
     def _parts(self, layer: Layer, choice: LayerPlan, scheme: FileScheme) -> dict[str, Part]:
         """By view, what the plan makes of a layer."""

@@ -101,7 +101,8 @@ class Rounder:
             return self.plain(layer, spectrum, rank)
         latent = scheme.activations
         oblique = None if spectrum.dual is None else (spectrum.basis, spectrum.dual)
-        scales = 0 if A.block else scheme.bytes_per_channel
+        # Layers that have one B are not written as one matrix: each channel of A keeps its own scale.
+        scales = 0 if A.block or structure.is_shared else scheme.bytes_per_channel
         key = [self.covariances.key, self.method, layer.name, rank, self.seed, latent, A, B, scales, oblique]
         return self._kept(ROUNDED, Keyed(key, lambda: self._pair(layer, spectrum, rank, (A, B), latent, scales)))
 

@@ -291,7 +291,11 @@ def _better(trained: Attempt, plain: Attempt) -> bool:
 
 
 def with_dense(layers: LayerPlans, failed: Mapping[str, str], scheme: FileScheme) -> LayerPlans:
-    """The plan with these layers dense, each with the reason; those that are so already stay as they are."""
+    """The plan with these layers dense, each with the reason; those that are so already stay as they are. Layers that
+    have one B are dense together."""
+    for layer in layers:
+        if reasons := [failed[name] for name in layer.shares if name in failed]:
+            failed = {**dict.fromkeys(layer.shares, reasons[0]), **failed}
     return tuple(
         replace(
             layer,
@@ -301,6 +305,7 @@ def with_dense(layers: LayerPlans, failed: Mapping[str, str], scheme: FileScheme
             lost_energy_share=0.0,
             predicted=None,
             alternative=None,
+            shares=(),
             reason=f"dense {scheme.layers}: it could not be written as {name_of(layer)}: {failed[layer.layer]}",
         )
         if layer.layer in failed and not (layer.structure.is_dense and layer.scheme_in(scheme) == scheme.layers)

@@ -19,6 +19,8 @@ def kind(candidate: Candidate) -> str:
         return candidate.alternative.method
     if candidate.structure.is_correction:
         return "pair beside dense"
+    if candidate.structure.is_shared:
+        return "pair with one B"
     if candidate.structure.ranks:
         return "pair" if candidate.structure.of_a_matrix else candidate.structure.name
     return f"dense {precision_of(candidate.scheme.bits)}"

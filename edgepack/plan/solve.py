@@ -1,4 +1,10 @@
-"""Which candidate each layer takes: the fastest plan within the bounds, then the smallest, then the most accurate."""
+"""Which candidate each layer takes: the fastest plan within the bounds, then the smallest, then the most accurate.
+
+Layers that could share a factor are a table more, of what they could be together and of a row for "each by itself",
+and each of them has one row more, free of cost, for "together". Two rows of different tables that exclude each other
+use up one unit each of a column of which there is one: that is all of the choice between the two, and the knapsack
+stays what it was.
+"""
 
 from __future__ import annotations
 
@@ -43,8 +49,28 @@ class Bounds:
 
 
 @dataclass(frozen=True)
+class Together:
+    """What several layers could become together, in the place of a candidate of each.
+
+    Attributes:
+        members: two or more indices of layers, none of which is in another group.
+        candidates: their figures are sums over the members.
+    """
+
+    members: tuple[int, ...]
+    candidates: Sequence[Candidate]
+
+
+@dataclass(frozen=True)
 class Solution:
-    """A plan: the index of the candidate that each layer takes, and the sums over the layers."""
+    """A plan.
+
+    Attributes:
+        chosen: the index of the candidate that each layer takes; behind them, of each group the index of what its
+            members are together. It is the number of candidates for a layer that is together with others, and for a
+            group whose members are each by itself.
+        loss, size_bytes, ram_bytes, latency_s: sums over the layers.
+    """
 
     chosen: tuple[int, ...]
     loss: float
@@ -67,7 +93,12 @@ class Infeasible:
 
 
 def solve(
-    layers: Sequence[Sequence[Candidate]], bounds: Bounds, *, tie: float = 0.0, beside_s: float = 0.0
+    layers: Sequence[Sequence[Candidate]],
+    bounds: Bounds,
+    groups: Sequence[Together] = (),
+    *,
+    tie: float = 0.0,
+    beside_s: float = 0.0,
 ) -> Solution | Infeasible:
     """Pick one candidate per layer: least latency; of the plans tied with it the fewest bytes; of these the least loss.
 
@@ -78,6 +109,7 @@ def solve(
     Args:
         layers: the candidates of each layer.
         bounds: on the sums over the layers.
+        groups: of layers, what they could be together.
         tie: plans up to this share slower than the fastest count as equally fast.
         beside_s: what an inference takes beside the layers: the share is one of the whole.
 
@@ -91,11 +123,16 @@ def solve(
         return latency_s + tie * (latency_s + beside_s)
 
     steps: list[Step] = [("latency_s", tied, GAP), ("size_bytes", None, REFINING_GAP), ("loss", None, REFINING_GAP)]
-    return _by_order(_tables(layers), _limits(bounds), steps)
+    return _by_order(_tables(layers, groups), _limits(bounds), steps)
 
 
 def balanced(
-    layers: Sequence[Sequence[Candidate]], bounds: Bounds, *, beside_s: float = 0.0, beside_bytes: int = 0
+    layers: Sequence[Sequence[Candidate]],
+    bounds: Bounds,
+    groups: Sequence[Together] = (),
+    *,
+    beside_s: float = 0.0,
+    beside_bytes: int = 0,
 ) -> Solution | Infeasible:
     """Pick one candidate per layer: least latency × bytes of the whole, within the bounds.
 
@@ -107,18 +144,20 @@ def balanced(
     Args:
         layers: the candidates of each layer.
         bounds: on the sums over the layers.
+        groups: of layers, what they could be together.
         beside_s: what an inference takes beside the layers.
         beside_bytes: what the file holds beside them.
 
     Raises:
         ValueError: as `solve`.
     """
-    tables, limits = _tables(layers), _by_column(_limits(bounds))
+    tables = _tables(layers, groups)
+    limits = _by_column(_limits(bounds), tables)
 
     def product(plan: Solution) -> float:
         return (plan.latency_s + beside_s) * (plan.size_bytes + beside_bytes)
 
-    corners = [solve(layers, bounds), smallest(layers, bounds)]
+    corners = [solve(layers, bounds, groups), smallest(layers, bounds, groups)]
     plans = [corner for corner in corners if isinstance(corner, Solution)]
     if not plans or not tables:
         return corners[0]
@@ -129,7 +168,7 @@ def balanced(
             return found
         rates = [table[:, _LATENCY] / latency_s + table[:, _SIZE] / size_bytes for table in tables]
         weighed = [np.column_stack([table, rate]) for table, rate in zip(tables, rates, strict=True)]
-        better = least(weighed, len(QUANTITIES), limits, effort=Effort(start=found.chosen))
+        better = least(weighed, tables[0].shape[1], limits, effort=Effort(start=found.chosen))
         if better is None:
             return found
         new = _solution(tables, better.picks)
@@ -139,22 +178,27 @@ def balanced(
     return found
 
 
-def least_loss(layers: Sequence[Sequence[Candidate]], bounds: Bounds, *, gap: float = GAP) -> Solution | Infeasible:
+def least_loss(
+    layers: Sequence[Sequence[Candidate]], bounds: Bounds, groups: Sequence[Together] = (), *, gap: float = GAP
+) -> Solution | Infeasible:
     """Pick one candidate per layer: least loss within the bounds; of the plans tied with it the fastest.
 
     Args:
         layers: the candidates of each layer.
         bounds: on the sums over the layers.
+        groups: of layers, what they could be together.
         gap: the share by which the loss may miss the least where there are too many candidates for a proof.
 
     Raises:
         ValueError: as `solve`.
     """
     steps: list[Step] = [("loss", None, gap), ("latency_s", None, REFINING_GAP)]
-    return _by_order(_tables(layers), _limits(bounds), steps)
+    return _by_order(_tables(layers, groups), _limits(bounds), steps)
 
 
-def smallest(layers: Sequence[Sequence[Candidate]], bounds: Bounds) -> Solution | Infeasible:
+def smallest(
+    layers: Sequence[Sequence[Candidate]], bounds: Bounds, groups: Sequence[Together] = ()
+) -> Solution | Infeasible:
     """Pick one candidate per layer: fewest bytes within the bounds; of the plans tied with it the fastest.
 
     Exact as in `solve`.
@@ -162,12 +206,13 @@ def smallest(layers: Sequence[Sequence[Candidate]], bounds: Bounds) -> Solution 
     Args:
         layers: the candidates of each layer.
         bounds: on the sums over the layers.
+        groups: of layers, what they could be together.
 
     Raises:
         ValueError: as `solve`.
     """
     steps: list[Step] = [("size_bytes", None, GAP), ("latency_s", None, REFINING_GAP), ("loss", None, REFINING_GAP)]
-    return _by_order(_tables(layers), _limits(bounds), steps)
+    return _by_order(_tables(layers, groups), _limits(bounds), steps)
 
 
 def _by_order(
@@ -184,7 +229,9 @@ def _by_order(
     proved = True
     for quantity, tied, gap in steps:
         column, limit = QUANTITIES.index(quantity), held.pop(quantity, math.inf)
-        found = least(tables, column, _by_column(held), tied=tied, allowed=near, effort=Effort(gap, best, proved))
+        found = least(
+            tables, column, _by_column(held, tables), tied=tied, allowed=near, effort=Effort(gap, best, proved)
+        )
         if best is None:
             if found is None or not meets(tables, found.picks, column, limit):
                 return _infeasible(tables, limits)
@@ -209,21 +256,43 @@ def _infeasible(tables: Sequence[Array], limits: Mapping[Quantity, float]) -> So
         if not tables:
             figures[quantity] = 0.0 if all(v >= 0.0 for v in others.values()) else None
             continue
-        found = least(tables, column, _by_column(others))
+        found = least(tables, column, _by_column(others, tables))
         if found is not None and meets(tables, found.picks, column, limit):
             return _solution(tables, found.picks)
         figures[quantity] = None if found is None else found.total
-    lows = {q: [float(t[:, QUANTITIES.index(q)].min()) for t in tables] for q in limits}
-    return Infeasible(figures, tuple(q for q, limit in limits.items() if math.fsum([*lows[q], -limit]) > 0.0))
+    return Infeasible(figures, tuple(q for q, limit in limits.items() if not _reached(tables, q, limit)))
+
+
+def _reached(tables: Sequence[Array], quantity: Quantity, limit: float) -> bool:
+    """Whether some plan is within a limit, if there were no others."""
+    if not tables:
+        return limit >= 0.0
+    column = QUANTITIES.index(quantity)
+    found = least(tables, column, _by_column({}, tables))
+    return found is not None and meets(tables, found.picks, column, limit)
 
 
 def _solution(tables: Sequence[Array], picks: tuple[int, ...]) -> Solution:
+    picks = _settled(tables, picks)
     loss, size, ram, latency = (total_of(tables, picks, column) for column in range(len(QUANTITIES)))
     return Solution(picks, loss, round(size), round(ram), latency)
 
 
-def _by_column(limits: Mapping[Quantity, float]) -> dict[int, float]:
-    return {QUANTITIES.index(quantity): limit for quantity, limit in limits.items()}
+def _settled(tables: Sequence[Array], picks: tuple[int, ...]) -> tuple[int, ...]:
+    """With nothing of its own for a layer that is together with others: the search may leave what costs nothing in the
+    sums that it looks at."""
+    settled = list(picks)
+    for column in range(len(QUANTITIES), tables[0].shape[1] if tables else 0):
+        member, group = (index for index, table in enumerate(tables) if table[-1, column])
+        if not tables[group][settled[group], column]:
+            settled[member] = len(tables[member]) - 1
+    return tuple(settled)
+
+
+def _by_column(limits: Mapping[Quantity, float], tables: Sequence[Array]) -> dict[int, float]:
+    """With the columns behind the quantities, of which there is one unit each."""
+    found = {QUANTITIES.index(quantity): limit for quantity, limit in limits.items()}
+    return found | dict.fromkeys(range(len(QUANTITIES), tables[0].shape[1] if tables else 0), 1.0)
 
 
 def _limits(bounds: Bounds) -> dict[Quantity, float]:
@@ -242,7 +311,24 @@ def _limit(quantity: Quantity, bound: float) -> float:
     return float(math.floor(bound)) if quantity in _COUNTED else bound + abs(bound) * ROUNDING
 
 
-def _tables(layers: Sequence[Sequence[Candidate]]) -> list[Array]:
+def _tables(layers: Sequence[Sequence[Candidate]], groups: Sequence[Together]) -> list[Array]:
+    """Per layer and group (candidates, 4 + n) float64: the columns in the order of `QUANTITIES`, then one for each
+    member of a group, with a 1 in the two last rows that exclude each other: "together" of the member, and "each by
+    itself" of the group."""
+    tables = _figures([*layers, *(group.candidates for group in groups)])
+    pairs = [(member, len(layers) + number) for number, group in enumerate(groups) for member in group.members]
+    grouped = {table for pair in pairs for table in pair}
+    wide = []
+    for index, table in enumerate(tables):
+        wide.append(np.zeros((len(table) + (index in grouped), len(QUANTITIES) + len(pairs))))
+        wide[-1][: len(table), : len(QUANTITIES)] = table
+    for column, pair in enumerate(pairs, start=len(QUANTITIES)):
+        for index in pair:
+            wide[index][-1, column] = 1.0
+    return wide
+
+
+def _figures(layers: Sequence[Sequence[Candidate]]) -> list[Array]:
     """Per layer (candidates, 4) float64, the columns in the order of `QUANTITIES`."""
     tables = []
     for index, candidates in enumerate(layers):

@@ -263,7 +263,7 @@ def _rank(layer: LayerEntry) -> int | str | None:
     if layer.rank is None:
         return "dense"
     structure = Structure(layer.structure, layer.ranks or (layer.rank,))
-    return layer.rank if structure.of_a_matrix else structure.shown
+    return structure.shown if structure.is_shared or not structure.of_a_matrix else layer.rank
 
 
 def _lost(layer: LayerEntry) -> tuple[float | None, float, float | None] | None:

@@ -15,6 +15,7 @@ from edgepack.backends.onnx.kinds import KINDS
 from edgepack.backends.onnx.sites import Placement, Site, find_sites
 from edgepack.backends.onnx.values import Names, take_over
 from edgepack.errors import ModelError
+from edgepack.model.kinds import linear
 from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import INT8_BITS
 from edgepack.model.types import Array
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 
 Stored = dict[str, list[tuple[Array, "ir.Value"]]]
+Latents = dict[tuple[object, ...], "ir.Value"]
+"""What first factors give that several layers have in common, by what they take and hold."""
 
 PAIRS_NAME = "pairs"
 """Of the table by which bytes of two codes are taken apart; all layers share it."""
@@ -42,13 +45,23 @@ class Builder:
         prefix: beginning of the names of new nodes and values.
         names: the names in use.
         stored: constants that earlier builders of the same layer have registered.
+        latents: of layers that were rewritten before.
     """
 
     def __init__(
-        self, model: ir.Model, anchor: ir.Node, *, home: ir.Value, prefix: str, names: Names, stored: Stored
+        self,
+        model: ir.Model,
+        anchor: ir.Node,
+        *,
+        home: ir.Value,
+        prefix: str,
+        names: Names,
+        stored: Stored,
+        latents: Latents,
     ) -> None:
         self._model, self._anchor, self._home = model, anchor, home
         self.prefix, self._names, self._stored = prefix, names, stored
+        self.latents = latents
         self._imports = _imports_at(model, anchor)
         self.nodes: list[ir.Node] = []
 
@@ -210,7 +223,9 @@ def _imports_at(model: ir.Model, anchor: ir.Node) -> dict[str, int]:
 Build = Callable[[Builder, "ir.Value", Placement], "ir.Value"]
 
 
-def rewrite(model: ir.Model, site: Site, build: Build, *, names: Names | None = None) -> None:
+def rewrite(
+    model: ir.Model, site: Site, build: Build, *, names: Names | None = None, latents: Latents | None = None
+) -> None:
     """Replace a layer in all its places, in the given model.
 
     The output keeps its name, type and shape. The old weight goes unless something else uses it, and so do the views
@@ -222,11 +237,20 @@ def rewrite(model: ir.Model, site: Site, build: Build, *, names: Names | None = 
         build: `build(builder, x, placement)` adds the nodes for one placement and returns W x + b, the layer's bias
             included. `x` is in the orientation of the placement's kind.
         names: the names in use, for a caller that rewrites many layers of a large model.
+        latents: for one that rewrites layers with a first factor in common, in graph order.
     """
     names = names or Names(model)
     stored: Stored = {}
     for placement in site.placements:
-        builder = Builder(model, placement.node, home=site.root, prefix=site.layer.name, names=names, stored=stored)
+        builder = Builder(
+            model,
+            placement.node,
+            home=site.root,
+            prefix=site.layer.name,
+            names=names,
+            stored=stored,
+            latents={} if latents is None else latents,
+        )
         _replace(builder, placement, build)
 
 
@@ -234,7 +258,8 @@ def with_factors(model: ir.Model, factors: Mapping[str, Replacement]) -> ir.Mode
     """A new model in which each named layer is what its kind makes of its factors: two thin ones, `<layer>.B` and then
     `<layer>.A`, in the place of a linear one.
 
-    With a `base` a third one, `<layer>.base`, stands beside the two, and an Add puts them together. The given model is
+    With a `base` a third one, `<layer>.base`, stands beside the two, and an Add puts them together. Layers whose parts
+    are `is_shared` and have the same B on one input have that of the first of them. The given model is
     unchanged; tensors that do not change are shared with it. Factors are stored in the layer's own type. A bias of None
     keeps the layer's own bias.
 
@@ -248,21 +273,54 @@ def with_factors(model: ir.Model, factors: Mapping[str, Replacement]) -> ir.Mode
     copy = model.clone()
     sites = {site.layer.name: site for site in find_sites(copy)}
     builds = {name: KINDS[_site(sites, name).layer.kind].replace(sites[name], part) for name, part in factors.items()}
-    names = Names(copy)
-    for name, build in builds.items():
-        rewrite(copy, sites[name], build, names=names)
+    names, latents = Names(copy), Latents()
+    for name, site in sites.items():
+        if name in builds:
+            rewrite(copy, site, builds[name], names=names, latents=latents)
     return copy
+
+
+def share(sites: Sequence[Site]) -> bool:
+    """Whether layers can have the first of their low-rank factors in common: each is a product in one place, of the
+    same vectors as they are."""
+    places = [site.placements[0] for site in sites]
+    first = (places[0].x, places[0].graph, places[0].kind, sites[0].dtype)
+    return all(
+        site.layer.kind == linear.NAME
+        and len(site.placements) == 1
+        and not place.swapped
+        and (place.x, place.graph, place.kind, site.dtype) == first
+        and site.stored_dtype == site.dtype
+        for site, place in zip(sites, places, strict=True)
+    )
+
+
+def latent_key(placement: Placement, part: Replacement) -> tuple[object, ...]:
+    """Equal for layers with one B and one input."""
+    return placement.x, placement.graph, placement.kind, placement.swapped, part.B.shape, part.B.tobytes()
 
 
 def names_after(model: ir.Model, thin: ir.Model, factors: Mapping[str, Replacement]) -> dict[str, tuple[str, ...]]:
     """What each layer is called in `with_factors(model, factors)`: its own name, or those of B, A and its base.
 
+    A B that layers have in common is called after the first of them.
+
     By their order in the graph, as a half gets a number where its name is taken, and a layer may get a simpler name
     where another one that shared its weight is gone.
     """
     after = iter(site.layer.name for site in find_sites(thin.clone()))
-    names = [site.layer.name for site in find_sites(model.clone())]
-    return {name: tuple(islice(after, _matrices(factors.get(name)))) for name in names}
+    names: dict[str, tuple[str, ...]] = {}
+    first: dict[tuple[object, ...], str] = {}
+    for site in find_sites(model.clone()):
+        part = factors.get(site.layer.name)
+        key = latent_key(site.placements[0], part) if part is not None and part.structure.is_shared else None
+        if key in first:
+            names[site.layer.name] = (first[key], *islice(after, 1))
+            continue
+        names[site.layer.name] = tuple(islice(after, _matrices(part)))
+        if key is not None:
+            first[key] = names[site.layer.name][0]
+    return names
 
 
 def _matrices(pair: Replacement | None) -> int:

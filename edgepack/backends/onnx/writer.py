@@ -127,6 +127,14 @@ class OnnxWriter:
             scheme for scheme in self._schemes if scheme.correction is not None and self._supports(scheme.correction)
         )
 
+    def shares(self, layers: Sequence[str]) -> bool:
+        """See `Writer.shares`."""
+        from edgepack.backends.onnx.rewrite import share
+        from edgepack.backends.onnx.sites import find_sites
+
+        own = [site for site in find_sites(self.model.clone()) if site.layer.name in layers]
+        return len(own) == len(layers) and share(own)
+
     def rest(self, scheme: Scheme) -> tuple[FileScheme, ...]:
         """The schemes of the whole file where its linear layers are in `scheme`, the one to try first in front.
 

@@ -17,12 +17,13 @@ from edgepack.backends.tflite.constexpr import encode
 from edgepack.backends.tflite.decoded import FLOAT, value_of
 from edgepack.backends.tflite.file import File, Writing, drop_unused, packed, text, whole
 from edgepack.backends.tflite.kinds import KINDS, OPERATORS
-from edgepack.backends.tflite.matching import Fold, Found, Wanted, match, shifts_by_size
+from edgepack.backends.tflite.matching import TOLERANCE, Fold, Found, Wanted, match, shifts_by_size
 from edgepack.backends.tflite.read import linear_ops
 from edgepack.backends.tflite.schemes import FP32
 from edgepack.errors import ModelError
+from edgepack.model.kinds import linear
 from edgepack.model.layer import Layer
-from edgepack.model.replacement import Replacement
+from edgepack.model.replacement import Replacement, low_rank
 from edgepack.model.types import Array
 
 _KEEPS_AXES = 6
@@ -51,6 +52,25 @@ def refuses(fold: Fold, layer: Layer, part: Replacement) -> str | None:
     return None
 
 
+def share(layers: Sequence[Layer], folds: Sequence[Sequence[Fold]]) -> bool:
+    """Whether layers can have the first of their low-rank factors in common: each is one operator, on the same input,
+    with the same folded in from before.
+
+    Args:
+        layers: that multiply the same vectors.
+        folds: of each.
+    """
+    first = folds[0][0]
+    place = (first.op.op, first.op.subgraph, first.op.input_index)
+    return all(
+        layer.kind == linear.NAME
+        and len(own) == 1
+        and (own[0].op.op, own[0].op.subgraph, own[0].op.input_index) == place
+        and np.allclose(own[0].columns, first.columns, rtol=TOLERANCE, atol=0.0)
+        for layer, own in zip(layers, folds, strict=True)
+    )
+
+
 def thin(
     source: Path,
     path: Path,
@@ -61,8 +81,9 @@ def thin(
     """Write the dense file with the parts in the place of each operator of the named layers.
 
     Of several thin operators the last writes what the dense one wrote, activation included. All places of a layer share
-    its factors. A layer in code gets its effective weight: a quantizer knows no other; `constexpr.encode` puts the
-    code in its place when the file has its final scheme.
+    its factors, and layers whose parts are `is_shared` and have the same B that of the first of them. A layer in code
+    gets its effective weight: a quantizer knows no other; `constexpr.encode` puts the code in its place when the file
+    has its final scheme.
 
     Args:
         source: the dense float32 file.
@@ -80,9 +101,10 @@ def thin(
     model = whole(source)
     dense = {layer.name: layer for layer in layers}
     editor = Editor(model)
+    order = sorted(factors, key=lambda name: editor.place(folds[name][0]))
     written = {
-        name: tuple(output for fold in folds[name] for output in editor.replace(fold, dense[name], part))
-        for name, part in factors.items()
+        name: tuple(output for fold in folds[name] for output in editor.replace(fold, dense[name], factors[name]))
+        for name in order
     }
     drop_unused(model)
     path.write_bytes(packed(model))
@@ -94,6 +116,8 @@ class Editor:
 
     def __init__(self, model: Any) -> None:
         self._model = model
+        self.latents: dict[tuple[object, ...], int] = {}
+        """What first factors give that several layers have in common, by what they take and hold."""
         self._tensors: dict[tuple[int, bytes], int] = {}
         self._names = [{text(tensor.name) for tensor in graph.tensors} for graph in model.subgraphs]
 
@@ -113,9 +137,14 @@ class Editor:
             ModelError: the file has none that writes the tensor.
         """
         operators = self._model.subgraphs[fold.op.subgraph].operators
-        return operators[self._place(fold)]
+        return operators[self.place(fold)]
 
-    def _place(self, fold: Fold) -> int:
+    def place(self, fold: Fold) -> int:
+        """Number of the operator in its graph.
+
+        Raises:
+            ModelError: see `operator`.
+        """
         operators = self._model.subgraphs[fold.op.subgraph].operators
         place = [i for i, op in enumerate(operators) if fold.op.output_index in list(op.outputs)]
         if len(place) != 1:
@@ -149,9 +178,8 @@ class Editor:
 
     def insert(self, fold: Fold, operator: Any) -> str:
         """Put an operator in front of this one; returns the name of what it writes."""
-        graph = self._model.subgraphs[fold.op.subgraph]
-        graph.operators.insert(self._place(fold), operator)
-        return text(graph.tensors[operator.outputs[0]].name)
+        self._model.subgraphs[fold.op.subgraph].operators.insert(self.place(fold), operator)
+        return self.name(fold, operator.outputs[0])
 
     def fully_connected(self, number: int, inputs: Sequence[int], output: int) -> Any:
         """An operator that multiplies every vector of its input, for `insert`."""
@@ -163,6 +191,10 @@ class Editor:
     def tensor(self, fold: Fold, index: int) -> Any:
         """A tensor of the graph that the operator stands in."""
         return self._model.subgraphs[fold.op.subgraph].tensors[index]
+
+    def name(self, fold: Fold, index: int) -> str:
+        """What a tensor of the graph is called that the operator stands in."""
+        return text(self.tensor(fold, index).name)
 
     def _reweigh(self, fold: Fold, layer: Layer, part: Replacement, operator: Any) -> tuple[str]:
         number, name = fold.op.subgraph, fold.op.output
@@ -245,6 +277,12 @@ class Places:
         """Whether `replace` can put all of these into the file."""
         return all(self.refuses(name, part) is None for name, part in factors.items())
 
+    def shares(self, names: Sequence[str]) -> bool:
+        """Whether these layers can have one B in every file of `replace`, and every plan's file is one of these."""
+        thinnest = {layer.name: _thinnest(layer) for layer in self.layers}
+        own = [layer for layer in self.layers if layer.name in names]
+        return self.takes(thinnest) and share(own, [self.folds[layer.name] for layer in own])
+
     def refuses(self, name: str, part: Replacement) -> str | None:
         """Why `replace` cannot put this into the file, in a few words; None if it can."""
         if name not in self.folds:
@@ -268,6 +306,13 @@ class Places:
         """
         coded = {name: part for name, part in factors.items() if part.structure.is_constexpr}
         encode(source, path, coded, self.folds)
+
+
+def _thinnest(layer: Layer) -> Replacement:
+    """Low-rank factors and another bias than the layer's."""
+    rows, columns = layer.weight.shape
+    bias = np.ones(rows, np.float32) if layer.bias is None else layer.bias + np.float32(1)
+    return low_rank(np.zeros((rows, 1), np.float32), np.zeros((1, columns), np.float32), bias)
 
 
 def find_places(

@@ -117,6 +117,10 @@ class TfliteWriter:
         """None: nothing here puts two products on one input into the converted graph."""
         return ()
 
+    def shares(self, layers: Sequence[str]) -> bool:
+        """See `Writer.shares`."""
+        return self._places.shares(layers)
+
     def rest(self, scheme: Scheme) -> tuple[FileScheme, ...]:
         """The ways to write a file whose linear layers are in `scheme`."""
         return (FileScheme.of(scheme),)

@@ -122,12 +122,21 @@ def _check(layer: Layer, pair: Replacement) -> None:
 
 
 def _pair(site: Site, pair: Replacement) -> Build:
-    """B, then A with the bias."""
+    """B, then A with the bias. A B that other layers have as well is there once."""
+    from edgepack.backends.onnx.rewrite import latent_key
+
     bias = site.layer.bias if pair.bias is None else pair.bias
 
     def build(builder: Builder, x: ir.Value, placement: Placement) -> ir.Value:
-        latent = product(builder, x, pair.B, "B", placement, None)
-        return product(builder, latent, pair.A, "A", placement, bias)
+        return product(builder, first(builder, x, placement), pair.A, "A", placement, bias)
+
+    def first(builder: Builder, x: ir.Value, placement: Placement) -> ir.Value:
+        if not pair.structure.is_shared:
+            return product(builder, x, pair.B, "B", placement, None)
+        key = latent_key(placement, pair)
+        if key not in builder.latents:
+            builder.latents[key] = product(builder, x, pair.B, "B", placement, None)
+        return builder.latents[key]
 
     def product(
         builder: Builder, x: ir.Value, matrix: Array, suffix: str, placement: Placement, bias: Array | None

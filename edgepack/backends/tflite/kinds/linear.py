@@ -68,26 +68,33 @@ class TfliteLinearKind:
 
 
 def _in_two(editor: Editor, fold: Fold, layer: Layer, part: Replacement) -> tuple[str, ...]:
-    """Two operators in the place of one: the first takes its input as it did, the second has all that was behind it.
+    """Two operators in the place of one: the first takes its input as it did, the second has all that was behind it. A
+    first one that other layers have as well is there once.
 
     Returns:
         The names of the tensors that they write.
     """
     second = editor.operator(fold)
-    first = copy.deepcopy(second)
     dense = editor.tensor(fold, second.inputs[1])
     point = (1,) * (len(dense.shape) - 2)
-    b = (part.B * fold.columns).astype(np.float32).reshape(part.rank, *point, -1)
     a = (part.A * fold.rows[:, None]).astype(np.float32).reshape(layer.out_features, *point, part.rank)
     name, number = fold.op.output, fold.op.subgraph
-    thin = editor.latent(fold, part.rank)
-    weight = editor.constant(number, dense, b, f"{name}/B")
-    first.inputs = [second.inputs[0], weight, editor.bias(number, dense, None, part.rank, f"{name}/zeros")]
-    first.outputs = [thin]
+    key = (number, fold.op.input_index, part.B.shape, part.B.tobytes()) if part.structure.is_shared else None
+    thin = None if key is None else editor.latents.get(key)
+    if thin is None:
+        b = (part.B * fold.columns).astype(np.float32).reshape(part.rank, *point, -1)
+        first = copy.deepcopy(second)
+        thin = editor.latent(fold, part.rank)
+        weight = editor.constant(number, dense, b, f"{name}/B")
+        first.inputs = [second.inputs[0], weight, editor.bias(number, dense, None, part.rank, f"{name}/zeros")]
+        first.outputs = [thin]
+        without_activation(first)
+        editor.insert(fold, first)
+        if key is not None:
+            editor.latents[key] = thin
     bias = editor.bias(number, dense, fold.bias(layer, part), layer.out_features, f"{name}/bias")
     second.inputs = [thin, editor.constant(number, dense, a, f"{name}/A"), bias]
-    without_activation(first)
-    return editor.insert(fold, first), name
+    return editor.name(fold, thin), name
 
 
 def takes_int4(operator: str, columns: int) -> bool:
