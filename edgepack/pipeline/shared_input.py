@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -58,8 +59,8 @@ class Member:
     @property
     def worth(self) -> float:
         """Predicted loss for each unit of output energy, by its smallest rank; 0 where nothing is lost or known."""
-        lost = float(self.spectrum.lost_share()[self.ranks[0]]) * self.energy
-        return self._in_floats(self.ranks[0]) / lost if lost > 0.0 else 0.0
+        shares, losses = self._curve
+        return losses[-1] / (shares[-1] * self.energy) if shares[-1] * self.energy > 0.0 else 0.0
 
     def loss(self, scheme: Scheme, rank: int, share: float) -> float:
         """Predicted: by itself at the same share of its output energy, with the noise of its own grids at about that
@@ -69,14 +70,20 @@ class Member:
             rank: in the group.
             share: of output energy that is lost there.
         """
-        shares = [float(self.spectrum.lost_share()[own]) for own in reversed(self.ranks)]
-        losses = [self._in_floats(own) for own in reversed(self.ranks)]
+        shares, losses = self._curve
         cut_off = float(np.interp(share, [0.0, *shares], [0.0, *losses])) * max(1.0, share / (shares[-1] or 1.0))
-        like = min(self.ranks, key=lambda own: abs(own - rank))
-        return cut_off + max(self.losses[scheme, low_rank(like)] - self._in_floats(like), 0.0)
+        like = low_rank(min(self.ranks, key=lambda own: abs(own - rank)))
+        return cut_off + max(self.losses[scheme, like] - self.losses[self._floats, like], 0.0)
 
-    def _in_floats(self, rank: int) -> float:
-        return next(loss for (scheme, way), loss in self.losses.items() if scheme.is_float and way == low_rank(rank))
+    @cached_property
+    def _curve(self) -> tuple[list[float], list[float]]:
+        """By its own ranks in fp32, ascending: shares of its output energy that are lost, and predicted losses."""
+        lost, ranks = self.spectrum.lost_share(), self.ranks[::-1]
+        return [float(lost[rank]) for rank in ranks], [self.losses[self._floats, low_rank(rank)] for rank in ranks]
+
+    @cached_property
+    def _floats(self) -> Scheme:
+        return next(scheme for scheme, _ in self.losses if scheme.is_float)
 
 
 @dataclass(frozen=True)
@@ -102,12 +109,18 @@ class Group:
 
     def lost_shares(self, rank: int) -> tuple[float, ...]:
         """Of each layer, the share of its output energy that is lost at a rank."""
-        kept = np.square(self.spectrum.basis[:, :rank].astype(np.float64)) @ self.spectrum.energies[:rank]
-        energies = [scale**2 * member.energy for scale, member in zip(self.scales, self.members, strict=True)]
-        return tuple(
-            float(np.clip(1.0 - own.sum() / energy, 0.0, 1.0))
-            for own, energy in zip(self._apart(kept), energies, strict=True)
-        )
+        return tuple(float(own[rank]) for own in self._curves)
+
+    @cached_property
+    def _curves(self) -> list[Array]:
+        """Of each layer (k + 1,) float64: what is lost at rank 0 … k. A column of the basis carries of its energy what
+        it has in the layer's rows."""
+        curves = []
+        for member, scale, rows in zip(self.members, self.scales, self._apart(self.spectrum.basis), strict=True):
+            carried = np.einsum("ij,ij->j", rows, rows, dtype=np.float64) * self.spectrum.energies
+            kept = np.concatenate([[0.0], np.cumsum(carried)]) / (scale**2 * member.energy)
+            curves.append(np.clip(1.0 - kept, 0.0, 1.0))
+        return curves
 
     def ops(self, rank: int) -> tuple[tuple[Op, ...], ...]:
         """Of each layer its products; B is one of the first layer's."""
@@ -255,15 +268,12 @@ def _way(files: Writer, group: Group, scheme: Scheme, rank: int, prices: Prices)
 
 def _latency_s(layer: Layer, scheme: Scheme, ops: Sequence[Op], prices: Prices) -> float | None:
     """Of both factors; of A alone what is left of that without B, and no smaller a share of it than A's of the
-    multiplications: what was measured of one product and of two need not fit to the last."""
-    pair = prices.price(layer.name, low_rank(ops[-1].columns), scheme)
-    if pair is None or len(ops) > 1:
+    multiplications: what was measured of one product and of two need not fit to the last, and of one nothing may be
+    known. None where nothing is known of both."""
+    rank, uses = ops[-1].columns, prices.uses.get(layer.name)
+    pair = prices.price(layer.name, low_rank(rank), scheme)
+    if pair is None or len(ops) > 1 or uses is None:
         return None if pair is None else pair.latency_s
-    uses = prices.uses.get(layer.name)
-    if uses is None:
-        return pair.latency_s
-    first = prices.of_product(scheme, Op("B", "matmul", ops[-1].columns, layer.in_features, uses.rows))
-    if first is None:
-        return None
     share = layer.out_features / (layer.out_features + layer.in_features)
-    return max(pair.latency_s - first.latency_s, share * pair.latency_s)
+    first = prices.of_product(scheme, Op("B", "matmul", rank, layer.in_features, uses.rows))
+    return max(pair.latency_s - (pair.latency_s if first is None else first.latency_s), share * pair.latency_s)

@@ -15,7 +15,7 @@ LAYERS = ("q_proj", "k_proj", "v_proj")
 
 
 def arrays(seed: int = 0) -> dict[str, Array]:
-    """Weights (in, out) and biases: those of queries, keys and values have their rows' span in common, but for noise."""
+    """Weights (in, out) and biases: those of `LAYERS` look at the same directions, but for noise."""
     rng = np.random.default_rng(seed)
     common = rng.normal(size=(WIDTH, DIRECTIONS)) / WIDTH**0.5
     found = {}

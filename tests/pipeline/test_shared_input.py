@@ -21,7 +21,6 @@ from edgepack.model.kinds.linear import linear_layer
 from edgepack.model.layer import View
 from edgepack.model.scheme import FileScheme
 from edgepack.model.statistics import moments
-from edgepack.model.structure import low_rank
 from edgepack.model.types import Array
 from edgepack.pack.facts import read_facts
 from edgepack.pack.manifest import read_manifest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,16 +11,16 @@ import pytest
 
 from edgepack.backends.onnx.file import read
 from edgepack.backends.onnx.rewrite import names_after, with_factors
-from edgepack.backends.onnx.schemes import FP32, INT8_DYNAMIC, INT8_STATIC, NBITS4, NBITS8, WEIGHTS8
+from edgepack.backends.onnx.schemes import FP32, INT8_DYNAMIC, INT8_STATIC, NBITS4, NBITS8
 from edgepack.backends.onnx.split import split_onnx
 from edgepack.backends.onnx.writer import OnnxWriter
 from edgepack.backends.runtime import load
 from edgepack.backends.segments import LayerShape
 from edgepack.data import Samples
-from edgepack.model.replacement import Replacement
+from edgepack.model.replacement import Replacement, low_rank
 from edgepack.model.scheme import FileScheme, Scheme
 from edgepack.model.structure import Op, shared_input
-from edgepack.model.types import Array
+from edgepack.model.types import LayerPlan
 from edgepack.pipeline import verify
 from tests.linear_plans import linear_plan
 from tests.pipeline.small_attention import LAYERS, TOKENS, WIDTH, arrays, write_attention
@@ -55,8 +56,6 @@ def factors() -> dict[str, Replacement]:
 
 
 def with_separate(parts: dict[str, Replacement]) -> dict[str, Replacement]:
-    from edgepack.model.replacement import low_rank
-
     return {name: low_rank(part.A, part.B, part.bias) for name, part in parts.items()}
 
 
@@ -81,12 +80,11 @@ def test_names_are_those_of_the_graph(model: ir.Model) -> None:
 def test_factors_in_another_order_are_written_alike(model: ir.Model) -> None:
     parts = factors()
     turned = dict(reversed(parts.items()))
-    assert names_after(model, with_factors(model, turned), turned) == names_after(model, with_factors(model, parts), parts)
+    found, wanted = (names_after(model, with_factors(model, each), each) for each in (turned, parts))
+    assert found == wanted
 
 
-def plans(scheme: Scheme) -> tuple:
-    from dataclasses import replace
-
+def plans(scheme: Scheme) -> tuple[LayerPlan, ...]:
     made = []
     for number, name in enumerate(LAYERS):
         plan = linear_plan(name, WIDTH, WIDTH, RANK, scheme=scheme)

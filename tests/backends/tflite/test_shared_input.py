@@ -107,7 +107,7 @@ def test_a_file_holds_one_b_and_is_proved(
     written = files.write(given, FileScheme.of(scheme), path)
     contents = files.read(path)
     assert len(contents.products) == 5
-    assert sum(sides == (RANK, WIDTH) for *sides_, _ in contents.weights for sides in [tuple(sides_)]) == 1
+    assert [sides[:2] for sides in contents.weights].count((RANK, WIDTH)) == 1
     plan = plans(scheme)
     proof = verify.weights_as_planned(contents, files.dense_contents, plan, FileScheme.of(scheme))
     assert proof.passed, proof.detail
