@@ -219,8 +219,9 @@ def test_layers_that_are_kept_or_have_an_asked_rank_do_not_share(model: Path, ca
 
 
 def test_a_pack_says_who_shares(model: Path, cache: Cache, tmp_path: Path) -> None:
-    found = build(asked(model, out=tmp_path / "pack"), cache=cache)
-    entry = read_manifest(tmp_path / "pack").files["model.onnx"]
+    build(asked(model, out=tmp_path / "pack"), cache=cache)
+    manifest = read_manifest(tmp_path / "pack")
+    entry = manifest.files["model.onnx"]
     layers = {layer.layer: layer for layer in entry.layers}
     assert {layers[name].shares for name in LAYERS} == {LAYERS}
     assert {layers[name].structure for name in LAYERS} == {"shared-input"}
@@ -229,7 +230,7 @@ def test_a_pack_says_who_shares(model: Path, cache: Cache, tmp_path: Path) -> No
     assert [layers[name].weight_parameters for name in LAYERS] == [2 * rank * WIDTH, rank * WIDTH, rank * WIDTH]
     assert layers[LAYERS[1]].reason.startswith(f"its B is also that of {LAYERS[0]} and {LAYERS[2]}; rank {rank} shared")
     assert all(proof.passed for proof in entry.proofs.values())
-    assert found.warnings == ()
+    assert manifest.warnings == ()
     shapes = read_facts(tmp_path / "pack").layer_shapes("edgepack", "onnx")
     assert [shape.products for shape in shapes[:3]] == [(), ((WIDTH, rank),), ((WIDTH, rank),)]
     assert f"{rank} shared" in render(Report(blocks=(layer_table(entry.layers, "model.onnx"),)))

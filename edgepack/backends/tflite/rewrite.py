@@ -53,8 +53,8 @@ def refuses(fold: Fold, layer: Layer, part: Replacement) -> str | None:
 
 
 def share(layers: Sequence[Layer], folds: Sequence[Sequence[Fold]]) -> bool:
-    """Whether layers can have the first of their low-rank factors in common: each is one operator, on the same input,
-    with the same folded in from before.
+    """Whether layers can have the first of their low-rank factors in common: each is one operator in floats, on one
+    input, with the same folded in from before.
 
     Args:
         layers: that multiply the same vectors.
@@ -65,6 +65,7 @@ def share(layers: Sequence[Layer], folds: Sequence[Sequence[Fold]]) -> bool:
     return all(
         layer.kind == linear.NAME
         and len(own) == 1
+        and not own[0].integers
         and (own[0].op.op, own[0].op.subgraph, own[0].op.input_index) == place
         and np.allclose(own[0].columns, first.columns, rtol=TOLERANCE, atol=0.0)
         for layer, own in zip(layers, folds, strict=True)
@@ -153,7 +154,7 @@ class Editor:
 
     def _in_floats(self, fold: Fold) -> Fold:
         """Let an operator in int8 compute in float32 what it wrote; the name goes to that."""
-        graph, place = self._model.subgraphs[fold.op.subgraph], self._place(fold)
+        graph, place = self._model.subgraphs[fold.op.subgraph], self.place(fold)
         operator = graph.operators[place]
         kernel = value_of(self._model, graph.tensors[operator.inputs[1]])
         if kernel is None:
