@@ -12,6 +12,8 @@ from edgepack.model.types import Array
 HALF = 0.5
 """Threshold of a probability; that of a logit is 0."""
 UNIT_TOLERANCE = 1e-3
+STEPS = 256
+"""Of a share: models that compute in int8 or uint8 give shares in so many parts."""
 TOP = 5
 
 
@@ -82,11 +84,12 @@ def threshold(reference: Array) -> float:
 
 
 def is_distribution(reference: Array) -> bool:
-    """Whether every row is a distribution over two or more classes."""
+    """Whether every row is a distribution over two or more classes, each share perhaps rounded to 8 bits."""
     if reference.ndim < 2 or reference.shape[-1] < 2 or reference.dtype.kind != "f":
         return False
-    sums = reference.sum(axis=-1)
-    return bool((reference >= 0).all()) and bool(np.allclose(sums, 1.0, atol=UNIT_TOLERANCE))
+    rounded = bool((np.rint(reference * STEPS) == reference * STEPS).all())
+    tolerance = min(reference.shape[-1] / (2 * STEPS), HALF) if rounded else UNIT_TOLERANCE
+    return bool((reference >= 0).all()) and bool(np.allclose(reference.sum(axis=-1), 1.0, rtol=0, atol=tolerance))
 
 
 def truth(labels: Array, known: Layout, reference: Array) -> Array:

@@ -125,3 +125,13 @@ def test_every_metric_is_whole_for_the_original_itself(name: str) -> None:
     scores = METRICS[name].scores(LOGITS, LOGITS, labels if judges[0].labelled else None)
     best = {"nrmse": 0, "mse": 0, "mae": 0}.get(name, 100)
     np.testing.assert_allclose(scores, best, atol=1e-4)
+
+
+def test_shares_in_8_bits_are_shares_of_classes() -> None:
+    rng = np.random.default_rng(0)
+    shares = rng.dirichlet(np.full(12, 0.2), 40)
+    codes = np.clip(np.rint(shares * 256), 0, 255).astype(np.float32) / 256
+    (judge,) = choose([codes], None, None)
+    assert judge.metric.name == "agreement"
+    (other,) = choose([codes / 2], None, None)
+    assert other.metric.name == "r2", "they sum to a half"
