@@ -533,7 +533,9 @@ def read_document(pack: Path) -> dict[str, Any]:
     """
     path = pack / MANIFEST
     if not path.is_file():
-        raise PackError(f"{pack}: not a pack, there is no {MANIFEST}", hint="make one with `edgepack build`")
+        raise PackError(
+            f"{pack}: not a pack, there is no {MANIFEST}", hint="give the folder that `edgepack build` wrote"
+        )
     if path.stat().st_size > MAX_MANIFEST_BYTES:
         raise PackError(f"{path}: {path.stat().st_size} bytes, a manifest has at most {MAX_MANIFEST_BYTES}")
     try:

@@ -28,7 +28,7 @@ from edgepack.sources.source import file_stem
 from edgepack.sources.torch import INSTALL, PACKAGES, TITLE, export_program, program_model
 
 _PACKAGE = f"{Path(__file__).parent.parent}{os.sep}"
-_SHAPE = "a recipe function takes no arguments and returns edgepack.model.types.Recipe(model, example_inputs, …)"
+_SHAPE = "a recipe function takes no arguments and returns edgepack.Recipe(model, example_inputs, …)"
 
 _TELL_NOTHING = frozenset({"", "build", "create", "get", "load", "main", "make", "make_model", "model", "recipe"})
 _METRIC = "function(outputs, labels) returns a score per sample, higher is better; labels is None where there are none"
@@ -173,7 +173,8 @@ def _installed_module(name: str, spec: str) -> ModuleType:
 def _call(module: ModuleType, name: str, spec: str) -> object:
     function: Callable[[], object] | None = getattr(module, name, None)
     if function is None:
-        known = sorted(n for n, v in vars(module).items() if inspect.isfunction(v) and not n.startswith("_"))
+        functions = [(n, v) for n, v in vars(module).items() if inspect.isfunction(v) and not n.startswith("_")]
+        known = sorted(n for n, v in functions if v.__module__ == module.__name__)
         raise ModelError(f"{spec}: it defines no {name!r}; functions there: {', '.join(known) or 'none'}", hint=_SHAPE)
     if not callable(function):
         raise ModelError(f"{spec}: {name!r} is a {type(function).__name__}, not a function", hint=_SHAPE)
