@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
 from typing import Any
 
 from edgepack.workspace import Progress, silent
+
+REFRESH_S = 0.1
 
 
 def in_notebook() -> bool:
@@ -66,16 +70,23 @@ def terminal_bars(titles: Sequence[str]) -> Iterator[Mapping[str, Progress]]:
 
 
 def _cell_bar(title: str, stack: ExitStack) -> Progress:
+    """A widget where ipywidgets is installed, else a line; written anew for a new stage, else ten times a second."""
     try:
-        from tqdm.auto import tqdm
+        if find_spec("ipywidgets") is None:
+            from tqdm.std import tqdm
+        else:
+            from tqdm.notebook import tqdm
     except ImportError:
         return silent
     bar: Any = stack.enter_context(tqdm(total=None, leave=False))
+    shown_stage, shown_s = "", 0.0
 
     def update(stage: str, done: int = 0, total: int = 0) -> None:
-        bar.set_description_str(_said(title, stage), refresh=False)
+        nonlocal shown_stage, shown_s
         bar.total, bar.n = total or None, done
-        bar.refresh()
+        if stage != shown_stage or time.monotonic() - shown_s > REFRESH_S:
+            shown_stage, shown_s = stage, time.monotonic()
+            bar.set_description_str(_said(title, stage), refresh=True)
 
     return update
 

@@ -240,4 +240,9 @@ def shell(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_notebook_has_a_bar_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
     with heard(True) as progress:
         progress("decompose layers", 1, 3)
-    assert "decompose layers" in capsys.readouterr().err
+        for done in range(1000):
+            progress("calibrate", done, 1000)
+    written = capsys.readouterr().err
+    assert "decompose layers" in written
+    assert 1 <= written.count("calibrate") < 500, "a line for every step would fill the notebook"
+    assert "Warning" not in written
