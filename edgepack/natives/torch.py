@@ -20,6 +20,7 @@ from edgepack.torchgraph import flat_module, load_program
 from edgepack.torchgraph.flat import start_afresh
 from edgepack.torchgraph.layers import depths, name_layers, weight_bytes, with_parts
 from edgepack.torchgraph.observe import Observed, Tap, with_observed_inputs
+from edgepack.torchgraph.recurrent import one_node_a_layer
 from edgepack.torchgraph.run import input_specs, macs, run
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def read_torch(path: Path) -> TorchModel:
     """
     module = flat_module(load_program(path))
     start_afresh(module)
+    one_node_a_layer(module)
     return TorchModel(module, name_layers(module), path)
 
 

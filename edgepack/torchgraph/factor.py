@@ -10,16 +10,21 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgepack.errors import ModelError
+from edgepack.model.kinds.conv import ConvGeometry
 from edgepack.model.kinds.stages import Stage, kernels
 from edgepack.model.layer import Layer
 from edgepack.model.replacement import Replacement
 from edgepack.model.types import Array
 from edgepack.torchgraph.linears import LAYER, TorchLinear
 from edgepack.torchgraph.match import LayerKey, layer_key, match_layers
+from edgepack.torchgraph.recurrent import LAYERS, TorchRecurrent
 
 if TYPE_CHECKING:
-    from torch import dtype
+    from torch import Tensor, dtype
     from torch.fx import Graph, GraphModule, Node
+
+Site = TorchLinear | TorchRecurrent
+"""A node that applies a layer."""
 
 
 def with_factors(
@@ -53,7 +58,7 @@ def with_factors(
 
 def replaced(
     module: GraphModule,
-    sites: Mapping[str, Sequence[TorchLinear]],
+    sites: Mapping[str, Sequence[Site]],
     biases: Mapping[str, Array | None],
     parts: Mapping[str, Replacement],
 ) -> GraphModule:
@@ -111,7 +116,7 @@ class _Place:
     """
 
     module: GraphModule
-    site: TorchLinear
+    site: Site
     prefix: str
 
     def take(self, name: str, part: Replacement, bias: Array | None) -> None:
@@ -126,6 +131,9 @@ class _Place:
         site, graph, structure = self.site, self.module.graph, part.structure
         kept, own = _new_bias(site, bias, part)
         with graph.inserting_before(site.node):
+            if isinstance(site, TorchRecurrent):
+                self._with_inputs(site, part, own)
+                return
             if not structure.of_a_matrix:
                 new = self._in_stages(found, own)
             elif structure.is_low_rank:
@@ -148,7 +156,7 @@ class _Place:
         """
         shape, structure, geometry = self.site.weight.shape, part.structure, self.site.geometry
         if not structure.of_a_matrix:
-            if geometry is None:
+            if not isinstance(geometry, ConvGeometry):
                 raise ModelError(f"{name}: found {structure}, but it is no convolution of a larger kernel")
             try:
                 return kernels(part, shape[0], shape[1] // prod(geometry.kernel), geometry)
@@ -205,6 +213,23 @@ class _Place:
             new.meta[LAYER] = name if role == "weight" else product_name(name, role)
         return new
 
+    def _with_inputs(self, site: TorchRecurrent, part: Replacement, bias: Array | None) -> None:
+        """Give cells other weights for their inputs, and for low-rank factors a product in front of them."""
+        node, is_pair = site.node, part.structure.is_low_rank
+        role, matrix = ("A", part.A) if is_pair else ("weight", part.weight)
+        weights: list[Node] = []
+        for place, way in enumerate(site.by_directions(matrix)):
+            of_state, *biases = site.of_state(place)
+            weights += [self._parameter(role, way), of_state]
+            if bias is not None:
+                own = site.by_directions(bias)[place]
+                biases = [self._parameter("bias", own), *(biases[1:] or [self._parameter("zeros", np.zeros_like(own))])]
+            weights += biases
+        x = self._product(site.input, "B", part.B) if is_pair else site.input
+        node.args = (x, node.args[1], weights, bias is not None, *node.args[LAYERS:])
+        if is_pair and (name := node.meta.get(LAYER)) is not None:
+            node.meta[LAYER] = product_name(name, role)
+
     def _sum(self, one: Node, other: Node) -> Node:
         import torch
 
@@ -216,7 +241,7 @@ class _Place:
         """Notes of the old node, and the shape of one with so many features, and so many places along each axis."""
         meta = self.site.node.meta
         node.meta.update({k: v for k, v in meta.items() if k in ("nn_module_stack", "stack_trace", "tensor_meta")})
-        value = meta["val"]
+        value = _value(self.site.node)
         shape = list(value.shape)
         shape[self.site.axis] = features
         shape[len(shape) - len(sizes) :] = sizes
@@ -243,7 +268,7 @@ class _Place:
         return self.module.graph.get_attr(unique)
 
 
-def _new_bias(site: TorchLinear, theirs: Array | None, part: Replacement) -> tuple[Node | None, Array | None]:
+def _new_bias(site: Site, theirs: Array | None, part: Replacement) -> tuple[Node | None, Array | None]:
     """(the old bias node if it has to be added apart, the bias of the last product)."""
     own = site.bias
     kept = site.bias_input if own is None else None
@@ -256,13 +281,20 @@ def _new_bias(site: TorchLinear, theirs: Array | None, part: Replacement) -> tup
     return kept, total.astype(np.float32) if own is not None or total.any() else None
 
 
-def _vector(bias: Array | None, site: TorchLinear) -> Array:
+def _vector(bias: Array | None, site: Site) -> Array:
     return np.zeros(site.weight.shape[0]) if bias is None else bias.astype(np.float64)
 
 
 def _shape(node: Node) -> tuple[int, ...]:
-    return tuple(node.meta["val"].shape)
+    return tuple(_value(node).shape)
 
 
 def _dtype(node: Node) -> dtype:
-    return node.meta["val"].dtype
+    return _value(node).dtype
+
+
+def _value(node: Node) -> Tensor:
+    """What a node gives, without its numbers; the first of several."""
+    value = node.meta["val"]
+    first: Tensor = value[0] if isinstance(value, Sequence) else value
+    return first

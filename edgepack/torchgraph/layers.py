@@ -12,19 +12,21 @@ import numpy as np
 from edgepack.model.kinds.conv import ConvGeometry, conv_layer
 from edgepack.model.kinds.linear import linear_layer
 from edgepack.model.kinds.matrix import linear_ops
+from edgepack.model.kinds.recurrent import RecurrentGeometry, recurrent_layer
 from edgepack.model.kinds.stages import roles
-from edgepack.model.layer import Layer, distinct
+from edgepack.model.layer import Geometry, Layer, distinct
 from edgepack.model.replacement import Replacement
 from edgepack.model.types import Array
-from edgepack.torchgraph.factor import copied, product_name, replaced
-from edgepack.torchgraph.linears import LAYER, MOST_AXES, Constants, TorchLinear, attribute, find_linears
+from edgepack.torchgraph.factor import Site, copied, product_name, replaced
+from edgepack.torchgraph.linears import LAYER, MOST_AXES, Constants, attribute, find_linears
 from edgepack.torchgraph.match import weight_digest
+from edgepack.torchgraph.recurrent import TorchRecurrent, find_recurrent
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.fx import GraphModule, Node
 
-_Key = tuple[int, int, str, ConvGeometry | None]
+_Key = tuple[int, int, str, Geometry | None]
 
 
 def name_layers(module: GraphModule) -> tuple[Layer, ...]:
@@ -39,9 +41,9 @@ def name_layers(module: GraphModule) -> tuple[Layer, ...]:
         Layers with the name of their parameter where it is theirs alone, else with that of the first node.
     """
     constants = Constants(module)
-    groups: dict[_Key, list[TorchLinear]] = {}
-    for site in find_linears(module):
-        if site.geometry is None or len(site.kernel) < MOST_AXES - 1:
+    groups: dict[_Key, list[Site]] = {}
+    for site in _sites(module):
+        if not isinstance(site.geometry, ConvGeometry) or len(site.kernel) < MOST_AXES - 1:
             groups.setdefault(_key(module, site), []).append(site)
     names = _names(list(groups.values()))
     for name, group in zip(names, groups.values(), strict=True):
@@ -63,10 +65,16 @@ def _tables(module: GraphModule, constants: Constants) -> set[int]:
     return {table.data_ptr() for table in found if table is not None}
 
 
-def placed(module: GraphModule) -> dict[str, list[TorchLinear]]:
+def _sites(module: GraphModule) -> list[Site]:
+    """The nodes that apply a layer, in order of execution."""
+    places = {node: place for place, node in enumerate(module.graph.nodes)}
+    return sorted([*find_linears(module), *find_recurrent(module)], key=lambda site: places[site.node])
+
+
+def placed(module: GraphModule) -> dict[str, list[Site]]:
     """The nodes of every layer of a graph whose layers are named, by name and in order of execution."""
-    found: dict[str, list[TorchLinear]] = {}
-    for site in find_linears(module):
+    found: dict[str, list[Site]] = {}
+    for site in _sites(module):
         if (name := site.node.meta.get(LAYER)) is not None:
             found.setdefault(name, []).append(site)
     return found
@@ -149,25 +157,28 @@ def _constants(module: GraphModule) -> list[Tensor]:
     return list({value.data_ptr() or id(value): value for value in values}.values())
 
 
-def _key(module: GraphModule, site: TorchLinear) -> _Key:
+def _key(module: GraphModule, site: Site) -> _Key:
     root = attribute(module, site.name)
     return root.data_ptr(), site.axis, weight_digest(site.weight), site.geometry  # type: ignore[attr-defined]
 
 
-def _names(groups: Sequence[Sequence[TorchLinear]]) -> list[str]:
+def _names(groups: Sequence[Sequence[Site]]) -> list[str]:
     """The parameter's name if it is one layer's alone, else the node's."""
     roots = Counter(group[0].name for group in groups)
     firsts = [group[0] for group in groups]
     return distinct(first.name if roots[first.name] == 1 else first.node.name for first in firsts)
 
 
-def _layer(name: str, group: Sequence[TorchLinear], constants: Constants) -> Layer:
+def _layer(name: str, group: Sequence[Site], constants: Constants) -> Layer:
     biases = [_bias(site, constants) for site in group]
     shared = all(_equal(biases[0], other) for other in biases)
     first = group[0]
     bias = biases[0] if shared else None
-    if first.geometry is not None:
-        return conv_layer(name, first.weight, bias, first.geometry, len(group))
+    match first.geometry:
+        case ConvGeometry() as geometry:
+            return conv_layer(name, first.weight, bias, geometry, len(group))
+        case RecurrentGeometry() as cells:
+            return recurrent_layer(name, first.weight, bias, cells, len(group))
     rows = first.input.meta["val"].dim()
     operator = "Conv" if first.kind == "conv" else "Gemm" if rows == 2 else "MatMul"
     return linear_layer(name, first.weight, bias, operator, len(group))
@@ -177,11 +188,11 @@ def _equal(a: Array | None, b: Array | None) -> bool:
     return a is b if a is None or b is None else np.array_equal(a, b)
 
 
-def _bias(site: TorchLinear, constants: Constants) -> Array | None:
+def _bias(site: Site, constants: Constants) -> Array | None:
     """The node's own constant bias, or one that is added to its result alone."""
     import torch
 
-    if site.bias_input is not None or len(site.node.users) != 1:
+    if isinstance(site, TorchRecurrent) or site.bias_input is not None or len(site.node.users) != 1:
         return site.bias
     (add,) = site.node.users
     if add.target not in (torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor) or add.kwargs:

@@ -12,10 +12,9 @@ from torch.nn import functional
 
 from edgepack.model.types import Array
 from edgepack.torchgraph.onnx.node import Node, Operator, operator
+from edgepack.torchgraph.recurrent import ORDER
 
 DIRECTIONS = ("forward", "reverse", "bidirectional")
-_ORDER: Mapping[str, tuple[int, ...]] = {"LSTM": (0, 2, 3, 1), "GRU": (1, 0, 2), "RNN": (0,)}
-"""Of torch's gates, where they stand in ONNX."""
 _STATES: Mapping[str, int] = {"LSTM": 2, "GRU": 1, "RNN": 1}
 _DEFAULTS: Mapping[str, tuple[str, ...]] = {
     "LSTM": ("sigmoid", "tanh", "tanh"),
@@ -131,7 +130,7 @@ def _activation(name: str, alphas: Any, betas: Any) -> Activation:
 
 
 def _by_torch(cells: _Cells, x: Tensor, w: Tensor, r: Tensor, b: Tensor, begin: list[Tensor]) -> tuple[Tensor, ...]:
-    order = _ORDER[cells.operator]
+    order = ORDER[cells.operator]
     flat = [
         torch.cat([matrix.chunk(len(order))[place] for place in order]) if len(order) > 1 else matrix
         for way in range(len(r))
