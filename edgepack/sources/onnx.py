@@ -15,7 +15,7 @@ from edgepack.model.types import TensorSpec
 from edgepack.sources.inputs import GivenInput
 from edgepack.sources.source import FileOfSuffix
 
-FOUND = 5
+FOUND = 6
 """Version of what is done to a graph before its layers are found: part of the key of all that is kept of them."""
 
 if TYPE_CHECKING:

@@ -52,11 +52,14 @@ def test_every_product_counts(files: Path, tmp_path: Path, suffix: str) -> None:
     assert native(model.native).macs(model.content, feed) == MACS
 
 
-def test_steps_of_recurrent_layers_count(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("cells", "gates"), [(nn.LSTM, 4), (nn.GRU, 3)])
+def test_steps_of_recurrent_layers_count(
+    emitter: TfliteEmitter, tmp_path: Path, cells: type[nn.RNNBase], gates: int
+) -> None:
     class Last(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.rnn = nn.LSTM(12, 16, batch_first=True)
+            self.rnn = cells(12, 16, batch_first=True, bidirectional=True, num_layers=2)  # type: ignore[call-arg]
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.rnn(x)[0][:, -1]
@@ -64,7 +67,9 @@ def test_steps_of_recurrent_layers_count(tmp_path: Path) -> None:
     program = export_program(Last().eval(), (torch.zeros(1, 7, 12),))
     program_to_onnx(program, tmp_path / "model.onnx")
     save_program(program, tmp_path / "model.pt2")
-    for suffix in ("onnx", "pt2"):
+    emitter.load_program(tmp_path / "model.pt2")
+    emitter.emit(tmp_path / "model.tflite")
+    for suffix in ("onnx", "pt2", "tflite"):
         model = open_model(str(tmp_path / f"model.{suffix}"), tmp_path, ("tflite",) if suffix == "pt2" else ())
         feed = {model.inputs[0].name: np.zeros((1, 7, 12), np.float32)}
-        assert native(model.native).macs(model.content, feed) == 7 * 4 * 16 * (12 + 16)
+        assert native(model.native).macs(model.content, feed) == 7 * 2 * gates * 16 * ((12 + 16) + (32 + 16))

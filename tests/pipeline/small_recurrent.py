@@ -22,7 +22,7 @@ def sequences(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return (patterns[y] + 1.5 * rng.normal(size=(count, STEPS, FEATURES))).astype(np.float32), y
 
 
-def write_recurrent(folder: Path, operator: str) -> Path:
+def write_recurrent(folder: Path, operator: str, **attributes: int) -> Path:
     """LSTM or GRU over the steps, then a least-squares fit to its last state. Labelled data in `data.npz` beside it."""
     rng, rows = np.random.default_rng(5), GATES[operator] * UNITS
     u, _, vt = np.linalg.svd(rng.normal(size=(rows, FEATURES)), full_matrices=False)
@@ -34,7 +34,9 @@ def write_recurrent(folder: Path, operator: str) -> Path:
     }
     nodes = [
         helper.make_node("Transpose", ["x"], ["steps"], name="steps", perm=[1, 0, 2]),
-        helper.make_node(operator, ["steps", "W", "R", "B"], ["", "last"], name="cells", hidden_size=UNITS),
+        helper.make_node(
+            operator, ["steps", "W", "R", "B"], ["", "last"], name="cells", hidden_size=UNITS, **attributes
+        ),
         helper.make_node("Squeeze", ["last", "axes"], [fitted.FEATURES], name="squeeze"),
     ]
     path = folder / f"{operator.lower()}.onnx"

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 
 from edgepack.backends.onnx.schemes import FP32
-from edgepack.backends.tflite.read import operators
+from edgepack.backends.tflite.read import linear_ops, operators
 from edgepack.distill.budget import Epochs
 from edgepack.model.scheme import FileScheme
 from edgepack.pipeline.build import build
 from edgepack.pipeline.inspect import InspectOptions, inspect
 from edgepack.pipeline.pareto import planned
 from edgepack.pipeline.prepare import prepared
+from edgepack.sources.keras import import_keras
+from edgepack.sources.torch import export_program, save_program
 from edgepack.workspace import Cache, silent
 from tests.pipeline.small_builds import options
-from tests.pipeline.small_recurrent import CLASSES, FEATURES, GATES, STEPS, UNITS, write_recurrent
+from tests.pipeline.small_recurrent import CLASSES, FEATURES, GATES, STEPS, UNITS, sequences, write_recurrent
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 
@@ -35,6 +39,79 @@ def test_a_tflite_file_has_factored_inputs_in_front_of_the_fused_operator(tmp_pa
     assert (layer["rank"], layer["scheme"]) == (8, "int8-dynamic-range")
     names = operators(tmp_path / "pack" / "model.tflite")
     assert names.index("FULLY_CONNECTED") < names.index("UNIDIRECTIONAL_SEQUENCE_LSTM")
+
+
+@pytest.mark.parametrize("is_loop", [True, False], ids=["torch's", "the other"])
+def test_of_the_two_kinds_of_gru_one_is_a_loop_in_tflite(is_loop: bool, tmp_path: Path) -> None:
+    """The other one, which torch has no operator for, is unrolled; it has products of its own for the steps' inputs."""
+    source = write_recurrent(tmp_path, "GRU", linear_before_reset=int(is_loop))
+    given = {"formats": ("tflite",), "rank": 8, "precision": "int8", "keep": "head", "baseline": False}
+    asked = options(source, **given, out=tmp_path / "pack")
+    record = build(asked, cache=Cache(tmp_path / "cache")).manifest.record()
+    entry = record["files"]["model.tflite"]
+    assert {proof["passed"] for proof in entry["proofs"].values()} == {True}, entry["proofs"]
+    (layer,) = (layer for layer in entry["layers"] if layer["layer"] == "W")
+    assert layer["rank"] == (8 if is_loop else None)
+    names = operators(tmp_path / "pack" / "model.tflite")
+    assert names.count("WHILE") == is_loop
+    assert names.count("LOGISTIC") == 2 if is_loop else names.count("LOGISTIC") >= STEPS
+
+
+def stream(folder: Path) -> Path:
+    """A torch program of two layers of both directions, their states from outside and back, and samples beside it."""
+    import torch
+    from torch import Tensor, nn
+
+    class Stream(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cells = nn.LSTM(FEATURES, UNITS, num_layers=2, bidirectional=True, batch_first=True)
+            self.head = nn.Linear(2 * UNITS, CLASSES)
+
+        def forward(self, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, ...]:
+            y, (h, c) = self.cells(x, (h, c))
+            return self.head(y), h, c
+
+    torch.manual_seed(0)
+    state = torch.zeros(4, 1, UNITS)
+    program = export_program(Stream(), (torch.zeros(1, STEPS, FEATURES), state, state))
+    save_program(program, folder / "stream.pt2")
+    states = {name: np.random.default_rng(1).normal(size=(64, 4, 1, UNITS)).astype(np.float32) for name in "hc"}
+    np.savez(folder / "data.npz", x=sequences(64, 1)[0][:, None], **states)
+    return folder / "stream.pt2"
+
+
+def keras_cells(folder: Path) -> Path:
+    """Keras' cells of both directions, and further ones on top of them."""
+    keras = import_keras()
+    both = keras.layers.Bidirectional(keras.layers.LSTM(UNITS, return_sequences=True))
+    own = [both, keras.layers.LSTM(UNITS), keras.layers.Dense(CLASSES)]
+    keras.Sequential([keras.Input((STEPS, FEATURES), name="x"), *own]).save(folder / "cells.keras")
+    np.savez(folder / "data.npz", x=sequences(64, 1)[0])
+    return folder / "cells.keras"
+
+
+@pytest.mark.parametrize(("source", "cells"), [(stream, 2), (keras_cells, 3)], ids=["torch", "keras"])
+def test_other_sources_have_the_same_and_so_has_a_pack_of_what_was_written(
+    source: Callable[[Path], Path], cells: int, tmp_path: Path
+) -> None:
+    """Of a torch or keras model without ONNX, and of the TFLite file that it was made to."""
+    (tmp_path / "samples").mkdir()
+    spec = source(tmp_path / "samples")
+    given = {"formats": ("tflite",), "rank": 8, "precision": "int8", "data": tmp_path / "samples" / "data.npz"}
+    for name in ("first", "second"):
+        out = tmp_path / name
+        record = build(options(spec, **given, out=out), cache=Cache(tmp_path / "cache")).manifest.record()
+        entry = record["files"]["model.tflite"]
+        assert {proof["passed"] for proof in entry["proofs"].values()} == {True}, entry["proofs"]
+        ranks = [layer["rank"] for layer in entry["layers"] if layer["in_features"] in (FEATURES, 2 * UNITS)]
+        assert ranks[:cells] == [8] * cells
+        assert {layer["scheme"] for layer in entry["layers"]} == {"int8-dynamic-range"}
+        names = [op.op for op in linear_ops(out / "model.tflite")]
+        assert sum("LSTM" in each for each in names) == cells
+        fused = [place for place, each in enumerate(names) if "LSTM" in each]
+        assert {names[place - 1] for place in fused} == {"FULLY_CONNECTED"}
+        spec = out / "baseline" / "fp32.tflite"
 
 
 @pytest.mark.parametrize("operator", GATES)

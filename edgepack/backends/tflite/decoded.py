@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from typing import Any
 
 import numpy as np
 
 from edgepack.backends.tflite.file import drop_unused, objects, text
+from edgepack.backends.tflite.kinds.recurrent import FUSED
 from edgepack.backends.tflite.read import DECODING, DTYPES, INT4, builtin_names, signed_nibbles
 from edgepack.backends.tflite.schemes import INT8_DYNAMIC
 from edgepack.backends.tflite.sparse import densified
@@ -192,10 +193,25 @@ def _decode_weights(model: Any, graph: Any) -> None:
         for index in operator.inputs:
             readers.setdefault(int(index), []).append(operator)
     found = [index for index in readers if all(_is_weight(model, graph, each, index) for each in readers[index])]
+    found += _of_cells(model, graph, readers)
     for index in found:
         tensor = graph.tensors[index]
         if tensor.type != FLOAT and (value := value_of(model, tensor)) is not None:
             _store(model, tensor, value)
+
+
+def _of_cells(model: Any, graph: Any, readers: Mapping[int, Sequence[Any]]) -> list[int]:
+    """What recurrent operators with float32 activations multiply by; kernels want all of an operator alike, so that
+    nothing is among it where something else takes a part of it."""
+    cells = [each for each in graph.operators if _is_cells(model, graph, each)]
+    found = {int(each.inputs[place]) for each in cells for place in FUSED[operator_name(model, each)].matrices}
+    alone = all(any(reader is each for each in cells) for index in found for reader in readers[index])
+    return sorted(found) if alone else []
+
+
+def _is_cells(model: Any, graph: Any, operator: Any) -> bool:
+    fused = FUSED.get(operator_name(model, operator))
+    return fused is not None and fused.is_plain(operator.inputs) and graph.tensors[operator.inputs[0]].type == FLOAT
 
 
 def _is_weight(model: Any, graph: Any, operator: Any, index: int) -> bool:

@@ -18,6 +18,8 @@ from edgepack.model.types import Array
 # schema.fbs, TensorType
 _TYPES = {"float32": 0, "bool": 6, "int32": 2, "uint8": 3, "int64": 4, "int8": 9, "uint32": 15}
 _RESOURCE = 13
+_KEEPS_AXES = 6
+"""Version of FULLY_CONNECTED that keeps all axes of its input, and does without a bias."""
 # The version from which on a kernel takes these numbers; all else is there since the first one.
 _VERSIONS = {
     ("ADD", "int64"): 4,
@@ -83,11 +85,12 @@ class Writing:
     """A subgraph to which tensors are added; `made` gathers the new operators, in order.
 
     Attributes:
+        number: of the subgraph.
         prefix: of the names of new tensors.
     """
 
     def __init__(self, file: File, number: int) -> None:
-        self.file = file
+        self.file, self.number = file, number
         self.graph = file.model.subgraphs[number]
         self.made: list[Any] = []
         self.prefix = ""
@@ -198,6 +201,14 @@ class Writing:
                     raise ModelError(f"{name} has no option {field}")
                 setattr(made.builtinOptions, field, value)
         self.made.append(made)
+
+    def fully_connected(self, inputs: Sequence[int], output: int) -> None:
+        """An operator that multiplies every vector of its input; its bias may be −1."""
+        self.add("FULLY_CONNECTED", inputs, [output], "FullyConnected", {"keepNumDims": True}, _KEEPS_AXES)
+
+    def finish(self) -> None:
+        """Let the new operators be those of the graph."""
+        self.graph.operators = self.made
 
     def writes(self, tensor: int, target: int) -> None:
         """Let the new operator that writes `tensor` write `target` instead, and let all others read that.

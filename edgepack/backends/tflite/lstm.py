@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from edgepack.backends.tflite.file import File, Writing, drop_codes, drop_unused, packed, text, whole
-from edgepack.backends.tflite.kinds.recurrent import FUSED, GATES, PER_DIRECTION, Operator
+from edgepack.backends.tflite.kinds.recurrent import FUSED, GATES, Operator
 from edgepack.model.scheme import Scheme
 from edgepack.model.types import Array
 from edgepack.quantize.grids import quantize_matrix, quantize_weight
@@ -24,7 +24,7 @@ def in_int8(path: Path, scheme: Scheme, single: Mapping[str, Scheme]) -> None:
     """Give the fused operators of a file weights of 8 bits, in place: a symmetric grid a gate, as kernels want it.
 
     What they multiply by these is rounded to 8 bits at run time; all else of them stays in float32. Those that have no
-    float32 for every gate, or a projection, stay as they are.
+    float32 for every gate, or more than gates, stay as they are.
 
     Args:
         path: the file.
@@ -52,13 +52,10 @@ def in_int8(path: Path, scheme: Scheme, single: Mapping[str, Scheme]) -> None:
 
 
 def _is_plain(writing: Writing, operator: Operator, op: Any) -> bool:
-    """Whether all matrices are there in float32, and no projection: kernels want all of an operator alike."""
+    """Whether all matrices are there in float32, and nothing beside them: kernels want all of an operator alike."""
     tensors = writing.graph.tensors
-    projections = [op.inputs[PER_DIRECTION * (way + 1) - 1] for way in range(operator.directions)]
-    held = [op.inputs[at] for at in (*operator.gates(0), *operator.gates(GATES))]
-    return all(at == ABSENT for at in projections) and all(
-        at != ABSENT and writing.holds(at) and tensors[at].type == _FLOAT for at in held
-    )
+    held = [op.inputs[at] for at in operator.matrices]
+    return operator.is_plain(op.inputs) and all(writing.holds(at) and tensors[at].type == _FLOAT for at in held)
 
 
 def on_states(path: Path) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from edgepack.backends.tflite.file import packed, whole
 from edgepack.backends.tflite.kinds.linear import takes_int4
+from edgepack.backends.tflite.loops import in_loops, with_all_results
 from edgepack.backends.tflite.lstm import in_int8, on_states
 from edgepack.backends.tflite.read import linear_ops
 from edgepack.backends.tflite.schemes import FP32, INT4_DYNAMIC, INT8_DYNAMIC, INT8_STATIC, SCHEMES, WEIGHTS8
@@ -41,7 +42,7 @@ def quantize(
     A static file is run once: a kind of operator that refuses its own int8 inputs there (a division whose divisor
     rounds to zero) is left in float32. Four bits are for linear operators; one that has no fast kernel for them
     (`takes_int4`) gets eight, as all other operators do. Fused LSTMs, which the quantizer does not know, have 8 bits in
-    every integer scheme. The same input gives the same bytes.
+    every integer scheme. Within loops activations are quantized at run time. The same input gives the same bytes.
 
     Args:
         source: the fp32 .tflite file.
@@ -96,7 +97,7 @@ def _static(source: Path, path: Path, samples: Mapping[str, Array], schemes: Map
             f"the scheme {INT8_STATIC} needs calibration samples", hint="give data, or use int8-dynamic-range"
         )
     single, _ = _single_schemes(source, INT8_STATIC, schemes)
-    single |= dict.fromkeys(on_states(source), FP32)
+    single |= dict.fromkeys(on_states(source), FP32) | in_loops(whole(source))
     single |= table_schemes(source, single, INT8_STATIC)
     kept: tuple[str, ...] = ()
     while True:
@@ -270,7 +271,9 @@ def _calibrated(recipe: Any, source: Path, samples: Mapping[str, Array]) -> Any:
     manager = recipe_manager.RecipeManager()
     manager.load_quantization_recipe(recipe)
     # One thread: the order of sums, and so the last bits of the ranges, must not depend on the machine.
-    work = calibrator.Calibrator(source.read_bytes(), num_threads=1, qsv_update_func=qsv_utils.min_max_update)
+    model = whole(source)
+    with_all_results(model)
+    work = calibrator.Calibrator(packed(model), num_threads=1, qsv_update_func=qsv_utils.min_max_update)
     work.calibrate({key: list(rows)}, manager)
     return work.get_model_qsvs()
 

@@ -26,8 +26,6 @@ from edgepack.model.layer import Layer
 from edgepack.model.replacement import Replacement, low_rank
 from edgepack.model.types import Array
 
-_KEEPS_AXES = 6
-"""Version of FULLY_CONNECTED that keeps all axes of its input, and does without a bias."""
 _INT8_VERSION = 2
 """Of DEQUANTIZE, that takes int8."""
 
@@ -127,9 +125,7 @@ class Editor:
         float32, between DEQUANTIZE and QUANTIZE: `edgepack.backends.tflite.requantize` makes them integers again."""
         if fold.integers:
             fold = self._in_floats(fold)
-        if part.structure.ranks:
-            return KINDS[layer.kind].split(self, fold, layer, part)
-        return self._reweigh(fold, layer, part, self.operator(fold))
+        return KINDS[layer.kind].split(self, fold, layer, part)
 
     def operator(self, fold: Fold) -> Any:
         """The operator itself.
@@ -185,8 +181,7 @@ class Editor:
     def fully_connected(self, number: int, inputs: Sequence[int], output: int) -> Any:
         """An operator that multiplies every vector of its input, for `insert`."""
         writing = Writing(File(self._model), number)
-        fields = {"keepNumDims": True}
-        writing.add("FULLY_CONNECTED", inputs, [output], "FullyConnected", fields, _KEEPS_AXES)
+        writing.fully_connected(inputs, output)
         return writing.made[0]
 
     def tensor(self, fold: Fold, index: int) -> Any:
@@ -197,8 +192,9 @@ class Editor:
         """What a tensor of the graph is called that the operator stands in."""
         return text(self.tensor(fold, index).name)
 
-    def _reweigh(self, fold: Fold, layer: Layer, part: Replacement, operator: Any) -> tuple[str]:
-        number, name = fold.op.subgraph, fold.op.output
+    def reweigh(self, fold: Fold, layer: Layer, part: Replacement) -> tuple[str]:
+        """Give an operator of one matrix another one, or what a layer in code comes to."""
+        operator, number, name = self.operator(fold), fold.op.subgraph, fold.op.output
         old = self._model.subgraphs[number].tensors[operator.inputs[1]]
         matrix = KINDS[layer.kind].laid_out(layer, part.weight)
         weight = (matrix * fold.rows[:, None] * fold.columns).astype(np.float32).reshape(old.shape)

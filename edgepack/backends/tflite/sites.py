@@ -12,6 +12,7 @@ import numpy as np
 
 from edgepack.backends.tflite.decoded import decode, operator_name, readers_of, value_of
 from edgepack.backends.tflite.file import objects, packed, text
+from edgepack.backends.tflite.kinds.recurrent import FUSED, GATES, of_gates
 from edgepack.backends.tflite.matching import Fold
 from edgepack.backends.tflite.read import TfliteLinear, linear_ops_of, read_content
 from edgepack.backends.tflite.tidy import number_names
@@ -19,7 +20,8 @@ from edgepack.errors import ModelError
 from edgepack.model.kinds.conv import ConvGeometry, Patches, conv_layer
 from edgepack.model.kinds.kind import EVERY_POSITION, Rows
 from edgepack.model.kinds.linear import linear_layer
-from edgepack.model.layer import Layer, distinct
+from edgepack.model.kinds.recurrent import RecurrentGeometry, recurrent_layer
+from edgepack.model.layer import Geometry, Layer, distinct
 from edgepack.model.types import Array
 
 _FLOAT, _INT8, _UINT8, _INT16 = 0, 9, 3, 7  # schema.fbs, TensorType
@@ -56,19 +58,19 @@ class Site:
 
     Attributes:
         op: the operator.
-        weight: number of the tensor that holds its weight.
+        weights: numbers of the tensors that hold its weight.
         kernel: (out, *sizes, in) float32, or (out, in).
         bias: (out,) float32, None for none.
-        geometry: of a convolution; None of a linear layer.
+        geometry: of a convolution or of recurrent cells; None of a linear layer.
         integers: whether it computes in integers.
         in_int8: whether these are int8 throughout, so that thin operators can stand in its place.
     """
 
     op: TfliteLinear
-    weight: int
+    weights: tuple[int, ...]
     kernel: Array
     bias: Array | None
-    geometry: ConvGeometry | None
+    geometry: Geometry | None
     integers: bool
     in_int8: bool
 
@@ -76,15 +78,19 @@ class Site:
     def tap(self) -> Tap:
         """Where its vectors are seen."""
         flat = self.kernel.shape[-1] if self.op.op == "FULLY_CONNECTED" else 0
-        return Tap(self.op.input_index, EVERY_POSITION if self.geometry is None else Patches(self.geometry), flat)
+        way = Patches(self.geometry) if isinstance(self.geometry, ConvGeometry) else EVERY_POSITION
+        return Tap(self.op.input_index, way, flat)
 
     def layer(self, name: str, bias: Array | None, uses: int) -> Layer:
         """It as a layer."""
-        if self.geometry is None:
-            matrix = self.kernel.reshape(len(self.kernel), -1)
-            return linear_layer(name, matrix, bias, "Conv" if self.op.op == "CONV_2D" else "Gemm", uses)
-        channels_first = np.ascontiguousarray(np.moveaxis(self.kernel, -1, 1))
-        return conv_layer(name, channels_first, bias, self.geometry, uses)
+        match self.geometry:
+            case ConvGeometry() as geometry:
+                channels_first = np.ascontiguousarray(np.moveaxis(self.kernel, -1, 1))
+                return conv_layer(name, channels_first, bias, geometry, uses)
+            case RecurrentGeometry() as cells:
+                return recurrent_layer(name, self.kernel, bias, cells, uses)
+        matrix = self.kernel.reshape(len(self.kernel), -1)
+        return linear_layer(name, matrix, bias, "Conv" if self.op.op == "CONV_2D" else "Gemm", uses)
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,7 +126,8 @@ class TfliteModel:
 
 def _fold(site: Site) -> Fold:
     rows, columns = (np.ones(side) for side in site.op.weight.shape)
-    return Fold(replace(site.op, bias=site.bias), rows, columns, rows, None, site.integers)
+    op = replace(site.op, bias=site.bias) if site.integers else site.op
+    return Fold(op, rows, columns, rows, None, site.integers)
 
 
 def tflite_model(content: bytes, name: str) -> TfliteModel:
@@ -146,12 +153,9 @@ def _in_floats(content: bytes) -> TfliteModel:
     decode(model)
     names = [text(tensor.name) for tensor in model.subgraphs[0].tensors]
     number_names(model)
-    for number, graph in enumerate(model.subgraphs[1:], start=1):
-        for index, tensor in enumerate(graph.tensors):
-            tensor.name = f"{number}/{index}".encode()  # the quantizer wants names that no other graph has
     made = packed(model)
     found = _of_one_arithmetic(list(_sites(model, made)))
-    return _found(found, made, content, lambda site: names[site.weight].split(";")[0])
+    return _found(found, made, content, lambda site: names[site.weights[0]].split(";")[0])
 
 
 def edited(content: bytes, names: Mapping[str, str]) -> TfliteModel:
@@ -175,14 +179,14 @@ def _found(found: Iterable[Site], content: bytes, source: bytes, name: Callable[
         source: see `TfliteModel`.
         name: of the layer that an operator is the first place of, as far as no other has it.
     """
-    groups: dict[tuple[int, object, str], list[Site]] = {}
+    groups: dict[tuple[tuple[int, ...], object, str], list[Site]] = {}
     for site in found:
-        groups.setdefault((site.weight, site.geometry, site.op.op), []).append(site)
+        groups.setdefault((site.weights, site.geometry, site.op.op), []).append(site)
     own = distinct(name(group[0]) for group in groups.values())
     sites = dict(zip(own, map(tuple, groups.values()), strict=True))
-    weights = Counter(weight for weight, *_ in groups)
+    weights = Counter(own for own, *_ in groups)
     layers = tuple(
-        replace(group[0].layer(layer, _common(group), len(group)), shared=weights[group[0].weight] > 1)
+        replace(group[0].layer(layer, _common(group), len(group)), shared=weights[group[0].weights] > 1)
         for layer, group in sites.items()
     )
     return TfliteModel(content, source, layers, sites)
@@ -215,8 +219,23 @@ def _sites(model: Any, content: bytes) -> Iterator[Site]:
     graph = model.subgraphs[0]
     writers = {int(output): each for each in graph.operators for output in each.outputs}
     for op in read_content(content, _EDITED, linear_ops_of):
-        if op.subgraph == 0 and op.op in _MATRIX_FIRST and (site := _site(model, graph, writers, op)) is not None:
+        find = _cells if op.op in FUSED else _site if op.op in _MATRIX_FIRST else None
+        if op.subgraph == 0 and find is not None and (site := find(model, graph, writers, op)) is not None:
             yield site
+
+
+def _cells(model: Any, graph: Any, writers: Mapping[int, Any], op: TfliteLinear) -> Site | None:
+    """An LSTM in floats: its gates, and nothing beside them."""
+    operator, fused = writers[op.output_index], FUSED[op.op]
+    weights, states = ([int(operator.inputs[at]) for at in fused.gates(start)] for start in (0, GATES))
+    are_floats = all(graph.tensors[tensor].type == _FLOAT for tensor in (operator.inputs[0], *weights, *states))
+    if not fused.is_plain(operator.inputs) or not are_floats or op.bias is None:
+        return None
+    if _is_used_otherwise(model, graph, operator, dict(zip(weights, fused.gates(0), strict=True))):
+        return None
+    units = len(op.weight) // (fused.directions * GATES)
+    kernel, bias = of_gates(op.weight, units), of_gates(op.bias, units)
+    return Site(op, tuple(weights), kernel, bias, RecurrentGeometry("LSTM", units), integers=False, in_int8=False)
 
 
 def _site(model: Any, graph: Any, writers: Mapping[int, Any], op: TfliteLinear) -> Site | None:
@@ -232,15 +251,15 @@ def _site(model: Any, graph: Any, writers: Mapping[int, Any], op: TfliteLinear) 
         bias = value_of(model, held)
         known = bias is not None and (not integers or _has_grid(held))
     options = operator.builtinOptions
-    if not known or options is None or _is_used_otherwise(model, graph, operator, int(operator.inputs[1])):
+    if not known or options is None or _is_used_otherwise(model, graph, operator, {int(operator.inputs[1]): 1}):
         return None
     if op.op == "FULLY_CONNECTED":
         plain = not options.weightsFormat and w.shape[-1] > 0
-        return Site(op, int(operator.inputs[1]), kernel, bias, None, integers, in_int8) if plain else None
+        return Site(op, (int(operator.inputs[1]),), kernel, bias, None, integers, in_int8) if plain else None
     if x.shape is None or len(x.shape) != 4 or x.shape[-1] != kernel.shape[-1]:
         return None  # in groups, which see a part of the channels each
     geometry = _geometry(kernel, options)
-    return Site(op, int(operator.inputs[1]), kernel, bias, geometry, integers, in_int8)
+    return Site(op, (int(operator.inputs[1]),), kernel, bias, geometry, integers, in_int8)
 
 
 def _has_grid(tensor: Any) -> bool:
@@ -255,11 +274,19 @@ def _is_int8(tensor: Any) -> bool:
     return 0 < float(tensor.quantization.scale[0]) < np.inf
 
 
-def _is_used_otherwise(model: Any, graph: Any, operator: Any, weight: int) -> bool:
-    """Whether the weight is an output, or the input of an operator of another kind: then its bytes stay anyway."""
+def _is_used_otherwise(model: Any, graph: Any, operator: Any, weights: Mapping[int, int]) -> bool:
+    """Whether a weight is an output, or the input of an operator of another kind: then its bytes stay anyway.
+
+    Args:
+        weights: as which of the operator's inputs each of its tensors is used.
+    """
     name = operator_name(model, operator)
-    others = any(operator_name(model, each) != name or place != 1 for each, place in readers_of(graph, weight))
-    return others or weight in graph.outputs
+    others = (
+        operator_name(model, each) != name or place != own
+        for weight, own in weights.items()
+        for each, place in readers_of(graph, weight)
+    )
+    return any(others) or any(weight in graph.outputs for weight in weights)
 
 
 def _geometry(kernel: Array, options: Any) -> ConvGeometry | None:

@@ -11,7 +11,7 @@ from edgepack.backends.tflite.file import drop_unused, packed, text, whole
 
 
 def shorten_names(path: Path) -> None:
-    """Give the tensors of a file numbers for names, in place; the inputs and outputs of graphs keep theirs.
+    """Give the tensors of a file numbers for names, in place; the inputs and outputs of the first graph keep theirs.
 
     Done to what the converter wrote, before anything refers to tensors by their names.
     """
@@ -21,10 +21,14 @@ def shorten_names(path: Path) -> None:
 
 
 def number_names(model: Any) -> None:
-    """`shorten_names` of the schema's ModelT."""
-    for graph in model.subgraphs:
-        public = {int(index) for index in (*graph.inputs, *graph.outputs)}
-        _number(graph, [index for index in range(len(graph.tensors)) if index not in public])
+    """`shorten_names` of the schema's ModelT. The quantizer wants names that no other graph has: behind the first one
+    inputs and outputs have numbers as well."""
+    first, *others = model.subgraphs
+    public = {int(index) for index in (*first.inputs, *first.outputs)}
+    _number(first, [index for index in range(len(first.tensors)) if index not in public])
+    for number, graph in enumerate(others, start=1):
+        for index, tensor in enumerate(graph.tensors):
+            tensor.name = f"{number}/{index}".encode()
 
 
 def tidy(path: Path, *, notes: bool = False) -> None:

@@ -409,7 +409,7 @@ def _found(find: Callable[[], Mapping[str, Sequence[str]]]) -> Mapping[str, Sequ
 
 
 OPERATORS: Step[Callable[[], Mapping[str, Sequence[str]]], Mapping[str, Sequence[str]]] = Step(
-    "tflite-operators", 5, _found, tools=TOOLS
+    "tflite-operators", 6, _found, tools=TOOLS
 )
-CONVERTED: FileStep[Callable[[Path], None]] = FileStep("tflite", 7, _write, ".tflite", TOOLS)
-QUANTIZED: FileStep[Callable[[Path], None]] = FileStep("tflite-quantized", 7, _write, ".tflite", TOOLS)
+CONVERTED: FileStep[Callable[[Path], None]] = FileStep("tflite", 8, _write, ".tflite", TOOLS)
+QUANTIZED: FileStep[Callable[[Path], None]] = FileStep("tflite-quantized", 8, _write, ".tflite", TOOLS)

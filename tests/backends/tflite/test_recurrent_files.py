@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor, nn
 
 from edgepack.backends.runtime import Session
 from edgepack.backends.tflite.converter import TfliteEmitter
@@ -21,13 +23,14 @@ from edgepack.model.layer import Layer
 from edgepack.model.model import Model
 from edgepack.model.replacement import Replacement, dense, low_rank
 from edgepack.model.scheme import Scheme
-from edgepack.model.structure import DENSE
+from edgepack.model.structure import CONSTEXPR, DENSE
 from edgepack.model.structure import low_rank as of_rank
 from edgepack.model.types import Array
 from edgepack.natives import native
 from edgepack.quantize.gptq import round_to_nearest
 from edgepack.quantize.grids import WeightGrid
 from edgepack.sources import open_model
+from edgepack.sources.torch import export_program, save_program
 from tests.torchgraph.onnx_cells import FEATURES, SEQUENCES, STATES, STEPS, UNITS, write
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
@@ -84,6 +87,86 @@ def converted(emitter: TfliteEmitter, folder: Path, computed: str = "", **attrib
 def stream(emitter: TfliteEmitter, tmp_path_factory: pytest.TempPathFactory) -> Files:
     """One direction, its states from outside."""
     return converted(emitter, tmp_path_factory.mktemp("stream"), "hc")
+
+
+class Stream(nn.Module):
+    """Two layers of both directions, their states from outside and back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cells = nn.LSTM(FEATURES, UNITS, num_layers=2, bidirectional=True, batch_first=True)
+
+    def forward(self, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, ...]:
+        y, (h, c) = self.cells(x, (h, c))
+        return y, h, c
+
+
+@pytest.fixture(scope="module")
+def program(emitter: TfliteEmitter, tmp_path_factory: pytest.TempPathFactory) -> tuple[Model, Path]:
+    """A torch program of `Stream`, and its converted file."""
+    folder = tmp_path_factory.mktemp("program")
+    torch.manual_seed(3)
+    state = torch.zeros(4, 1, UNITS)
+    save_program(export_program(Stream(), (torch.zeros(1, STEPS, FEATURES), state, state)), folder / "m.pt2")
+    model = open_model(str(folder / "m.pt2"), folder, ("tflite",))
+    assert model.program is not None
+    emitter.load_program(model.program)
+    emitter.emit(folder / "dense.tflite")
+    return model, folder / "dense.tflite"
+
+
+def agree(session: Session, other: Session, atol: float) -> None:
+    """Over 1,000 steps, each with the states that it gave itself."""
+    states = wanted = [np.zeros((4, 1, UNITS), np.float32)] * 2
+    for x in normal(1000 // STEPS, 1, STEPS, FEATURES):
+        y, *states = session.run({"x": x, "h": states[0], "c": states[1]})
+        expected, *wanted = other.run({"x": x, "h": wanted[0], "c": wanted[1]})
+        np.testing.assert_allclose(y, expected, atol=atol)
+
+
+def test_a_torch_stream_of_two_layers_and_both_directions_agrees_over_1000_steps(
+    emitter: TfliteEmitter, program: tuple[Model, Path], tmp_path: Path
+) -> None:
+    model, dense_file = program
+    parts = {layer.name: factors(layer) for layer in model.layers}
+    places = find_places(dense_file, model.layers, ())
+    assert len(parts) == 2
+    assert places.takes(parts)
+    places.replace(tmp_path / "thin.tflite", parts)
+    assert [op.op for op in linear_ops(tmp_path / "thin.tflite")] == [
+        *("FULLY_CONNECTED", "BIDIRECTIONAL_SEQUENCE_LSTM") * 2,
+    ]
+    reference = native("torch").session(model.content, parts, threads=1)
+    agree(load(tmp_path / "thin.tflite", threads=1), reference, 1e-5)
+    emitter.quantize(tmp_path / "thin.tflite", tmp_path / "int8.tflite", INT8_DYNAMIC)
+    assert {op.bits for op in linear_ops(tmp_path / "int8.tflite")} == {8}
+    agree(load(tmp_path / "int8.tflite", threads=1), reference, 0.05)
+
+
+@pytest.mark.parametrize("stored", ["floats", "8 bits"])
+def test_a_tflite_source_is_factored_by_editing_it(
+    emitter: TfliteEmitter, program: tuple[Model, Path], tmp_path: Path, stored: str
+) -> None:
+    """Also where the operators of the source have integers already, which round the activations."""
+    model, source = program
+    if stored == "8 bits":
+        emitter.quantize(source, tmp_path / "source.tflite", INT8_DYNAMIC)
+        source = tmp_path / "source.tflite"
+    given = open_model(str(source), tmp_path)
+    for one, other in zip(given.layers, model.layers, strict=True):
+        assert one.geometry == other.geometry
+        np.testing.assert_allclose(one.weight, other.weight, atol=0.0 if stored == "floats" else 0.01)
+    dense_session = native("tflite").session(given.content, {}, threads=1)
+    agree(dense_session, load(source, threads=1), 1e-6 if stored == "floats" else 0.05)
+    parts = {one.name: factors(one) for one in given.layers}
+    edited = native("tflite").session(given.content, parts, threads=1)
+    if stored == "floats":
+        # There a bias is that of input and state together.
+        same = {other.name: factors(other) for other in model.layers}
+        agree(edited, native("torch").session(model.content, same, threads=1), 1e-5)
+    made, names = native("tflite").with_factors(given.content, parts)
+    agree(native("tflite").session(made, {}, threads=1), edited, 1e-6)
+    assert {len(own) for own in names.values()} == {2}
 
 
 def normal(*shape: int) -> Array:
@@ -143,15 +226,19 @@ def test_other_weights_for_its_gates_are_refused(stream: Files) -> None:
     assert "rounded each by itself" in str(places.refuses(layer.name, dense(layer.weight, layer.bias)))
 
 
-def test_what_the_fused_operator_cannot_be_is_refused() -> None:
+def test_what_recurrent_layers_cannot_be_is_refused() -> None:
     def layer(operator: str) -> Layer:
         weight: Array = np.zeros((48, 20), np.float32)
         return recurrent_layer("cells", weight, None, RecurrentGeometry(operator, 12))
 
-    lstm, gru = layer("LSTM"), layer("GRU")
+    lstm, gru, rnn = layer("LSTM"), layer("GRU"), layer("RNN")
     for scheme in (FP32, INT8_DYNAMIC):
         assert refuses(lstm, of_rank(4), scheme) is None
-        assert refuses(gru, DENSE, scheme) is None
-        assert "unrolled" in str(refuses(gru, of_rank(4), scheme))
+        assert refuses(gru, of_rank(4), scheme) is None
+        assert refuses(rnn, DENSE, scheme) is None
+        assert "unrolled" in str(refuses(rnn, of_rank(4), scheme))
     for scheme in (WEIGHTS8, INT4_DYNAMIC):
         assert "8 bits" in str(refuses(lstm, of_rank(4), scheme))
+        assert refuses(gru, of_rank(4), scheme) is None
+    assert "4-bit" in str(refuses(gru, of_rank(3), INT4_DYNAMIC))
+    assert "code" in str(refuses(gru, CONSTEXPR, FP32))

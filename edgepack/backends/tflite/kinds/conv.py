@@ -60,6 +60,8 @@ class TfliteConvKind:
 
     def split(self, editor: Editor, fold: Fold, layer: Layer, part: Replacement) -> tuple[str, ...]:
         """Convolutions in a row, the first one on the input as it was, the last one with all that was behind it."""
+        if not part.structure.ranks:
+            return editor.reweigh(fold, layer, part)
         last = editor.operator(fold)
         dense, name, number = editor.tensor(fold, last.inputs[1]), fold.op.output, fold.op.subgraph
         *others, end = kernels_of(layer, part)

@@ -58,7 +58,7 @@ class TfliteKind(Protocol):
         """How the layer's bias came into an operator; see `edgepack.backends.tflite.matching.fold`."""
 
     def split(self, editor: Editor, fold: Fold, layer: Layer, part: Replacement) -> tuple[str, ...]:
-        """Put the products of a replacement in the place of an operator.
+        """Put the products of a replacement, or another weight, in the place of an operator.
 
         Returns:
             The names of the tensors that they write.

@@ -64,6 +64,8 @@ class TfliteLinearKind:
 
     def split(self, editor: Editor, fold: Fold, layer: Layer, part: Replacement) -> tuple[str, ...]:
         """Two operators, the second with all that the dense one had behind its product."""
+        if not part.structure.ranks:
+            return editor.reweigh(fold, layer, part)
         return _in_two(editor, fold, layer, part)
 
 
