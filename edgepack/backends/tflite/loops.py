@@ -2,7 +2,7 @@
 
 What cells multiply their inputs by is one product over all steps, in front of the loop. The loop holds the operators of
 a single step: a file with each step of its own has a kilobyte more a step, and the runtime keeps the weights of the
-state once for each of them.
+state once for each of them. Where there is but one step, as in a stream, its operators stand there without a loop.
 """
 
 from __future__ import annotations
@@ -37,9 +37,8 @@ def put_gru(writing: Writing, call: Any, time_major: bool) -> None:
     writing.fully_connected([x, writing.constant(weight), _bias(writing, bias)], product)
     products = _split(writing, product, 2, len(ways)) if len(ways) > 1 else [product]
     steps = _Steps(0 if time_major else 1, tuple(rows), len(weight) // (GATES * len(ways)))
-    made = [
-        steps.loop(writing, own, way, turned=bool(at)) for at, (own, way) in enumerate(zip(products, ways, strict=True))
-    ]
+    each = enumerate(zip(products, ways, strict=True))
+    made = [steps.outputs(writing, own, way, turned=at > 0) for at, (own, way) in each]
     result = made[0]
     if len(made) > 1:
         shape = [*rows, steps.units * len(ways)]
@@ -61,13 +60,21 @@ class _Steps:
     rows: tuple[int, ...]
     units: int
 
-    def loop(self, writing: Writing, product: int, way: Sequence[int], *, turned: bool) -> int:
-        """A loop over a product of all steps, from the last to the first where it is turned; returns its outputs."""
+    def outputs(self, writing: Writing, product: int, way: Sequence[int], *, turned: bool) -> int:
+        """What a direction gives for a product of all steps, from the last to the first where it is turned."""
+        _, weight, _, bias, first = way
+        if self.rows[self.axis] == 1:
+            given = writing.reshape(product, self._gates, np.float32)
+            state = self._cells(writing, given, first, (writing.value(weight), writing.value(bias)))
+            return writing.reshape(state, self._shapes[2], np.float32)
+        return self._loop(writing, product, way, turned=turned)
+
+    def _loop(self, writing: Writing, product: int, way: Sequence[int], *, turned: bool) -> int:
         count, file = self.rows[self.axis], writing.file
         _, weight, _, bias, first = way
         condition, step = (Writing(file, file.new_graph(name)) for name in ("condition", "step"))
         self._condition(condition, count, turned=turned)
-        self._step(step, writing.value(weight), writing.value(bias), turned=turned)
+        self._step(step, (writing.value(weight), writing.value(bias)), turned=turned)
         shape = writing.constant(np.array([*self.rows, self.units], np.int32))
         nothing = writing.op("FILL", [shape, writing.constant(np.zeros((), np.float32))], self._shapes[2], np.float32)
         begin = writing.constant(np.array(count - 1 if turned else 0, np.int32))
@@ -83,6 +90,12 @@ class _Steps:
         sequences = self.rows[1 - self.axis]
         return (), (sequences, self.units), (*self.rows, self.units), (*self.rows, GATES * self.units)
 
+    @property
+    def _gates(self) -> tuple[int, int]:
+        """Shape of what goes into all gates at one step."""
+        sequences, units = self._shapes[1]
+        return sequences, GATES * units
+
     def _carried(self, writing: Writing) -> list[int]:
         number, *values = self._shapes
         return [writing.tensor(number, _INT32, ""), *(writing.tensor(shape, _FLOAT, "") for shape in values)]
@@ -94,22 +107,11 @@ class _Steps:
         writing.graph.outputs = [writing.op(name, [writing.graph.inputs[0], end], (), np.bool_, options=options)]
         writing.finish()
 
-    def _step(self, writing: Writing, weight: Array, bias: Array, *, turned: bool) -> None:
+    def _step(self, writing: Writing, weights: tuple[Array, Array], *, turned: bool) -> None:
         number, state, outputs, product = writing.graph.inputs = self._carried(writing)
-        one, gates = self._shapes[1], (self._shapes[1][0], GATES * self.units)
-        given = writing.op("GATHER", [product, number], gates, np.float32, options="Gather", axis=self.axis)
-        held = writing.tensor(gates, _FLOAT, "")
-        writing.fully_connected([state, writing.constant(weight), _bias(writing, bias)], held)
-
-        def op(name: str, inputs: Sequence[int], options: str | None = None) -> int:
-            return writing.op(name, inputs, one, np.float32, options=options)
-
-        (r_in, z_in, n_in), (r_own, z_own, n_own) = (_split(writing, each, 1, GATES) for each in (given, held))
-        reset, update = (op("LOGISTIC", [op("ADD", pair, "Add")]) for pair in ([r_in, r_own], [z_in, z_own]))
-        new = op("TANH", [op("ADD", [op("MUL", [reset, n_own], "Mul"), n_in], "Add")])
-        kept = op("MUL", [op("SUB", [state, new], "Sub"), update], "Mul")
-        state = op("ADD", [kept, new], "Add")
-        row = list(one)
+        given = writing.op("GATHER", [product, number], self._gates, np.float32, options="Gather", axis=self.axis)
+        state = self._cells(writing, given, state, weights)
+        row = list(self._shapes[1])
         row.insert(self.axis, 1)
         zero = writing.constant(np.array(0, np.int32))
         place = [number if axis == self.axis else zero for axis in range(3)]
@@ -120,6 +122,21 @@ class _Steps:
         number = writing.op("ADD", [number, ahead], (), np.int32, options="Add")
         writing.graph.outputs = [number, state, outputs, product]
         writing.finish()
+
+    def _cells(self, writing: Writing, given: int, state: int, weights: tuple[Array, Array]) -> int:
+        """The next state, of what is given to all gates, the state, and its weights and biases."""
+        weight, bias = weights
+        held = writing.tensor(self._gates, _FLOAT, "")
+        writing.fully_connected([state, writing.constant(weight), _bias(writing, bias)], held)
+
+        def op(name: str, inputs: Sequence[int], options: str | None = None) -> int:
+            return writing.op(name, inputs, self._shapes[1], np.float32, options=options)
+
+        (r_in, z_in, n_in), (r_own, z_own, n_own) = (_split(writing, each, 1, GATES) for each in (given, held))
+        reset, update = (op("LOGISTIC", [op("ADD", pair, "Add")]) for pair in ([r_in, r_own], [z_in, z_own]))
+        new = op("TANH", [op("ADD", [op("MUL", [reset, n_own], "Mul"), n_in], "Add")])
+        kept = op("MUL", [op("SUB", [state, new], "Sub"), update], "Mul")
+        return op("ADD", [kept, new], "Add")
 
 
 def _bias(writing: Writing, bias: Array) -> int:

@@ -30,7 +30,8 @@ from tests.torchgraph import onnx_cells
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 
 FEATURES, UNITS, STEPS = 6, 16, 8
-LOOPS = 2 + 1 + 4 + 2 + 1
+LOOPS = 2 + 1 + 4 + 2
+"""A stream of single steps has none."""
 
 # Largest difference from torch; random weights and normal inputs.
 TOLERANCES = {FP32: 2e-6, WEIGHTS8: 0.02, INT8_DYNAMIC: 0.03, INT8_STATIC: 0.06, INT4_DYNAMIC: 0.3}
