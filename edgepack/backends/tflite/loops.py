@@ -1,8 +1,10 @@
 """GRUs as loops over their steps, since the runtime has no operator for them.
 
-What cells multiply their inputs by is one product over all steps, in front of the loop. The loop holds the operators of
+What cells multiply their inputs by is one product over all steps, in front of the loops. A loop holds the operators of
 a single step: a file with each step of its own has a kilobyte more a step, and the runtime keeps the weights of the
-state once for each of them. Where there is but one step, as in a stream, its operators stand there without a loop.
+state once for each of them. A loop copies all that it reads and writes at every step, so that one loop over all steps
+would take time as the square of their number: there is a loop for about `BLOCK` steps, all over the same operators.
+Where a step is left over, or there is but one, as in a stream, its operators stand there without a loop.
 """
 
 from __future__ import annotations
@@ -22,6 +24,8 @@ from edgepack.model.types import Array
 _FLOAT, _INT32 = 0, 2  # schema.fbs, TensorType
 GATES = 3
 """Reset, update and new gate."""
+BLOCK, MOST_STEPS = 16, 24
+"""Steps of a loop, and how many at most where that makes loops alike: beginning one takes as long as two steps."""
 OPERANDS = 5
 """Of a direction: weights of input and state, their biases, first output."""
 
@@ -35,122 +39,187 @@ def put_gru(writing: Writing, call: Any, time_major: bool) -> None:
     rows = [int(size) for size in writing.graph.tensors[x].shape[:-1]]
     product = writing.tensor([*rows, len(weight)], _FLOAT, "")
     writing.fully_connected([x, writing.constant(weight), _bias(writing, bias)], product)
-    products = _split(writing, product, 2, len(ways)) if len(ways) > 1 else [product]
-    steps = _Steps(0 if time_major else 1, tuple(rows), len(weight) // (GATES * len(ways)))
-    each = enumerate(zip(products, ways, strict=True))
-    made = [steps.outputs(writing, own, way, turned=at > 0) for at, (own, way) in each]
-    result = made[0]
-    if len(made) > 1:
-        shape = [*rows, steps.units * len(ways)]
-        result = writing.op("CONCATENATION", made, shape, np.float32, options="Concatenation", axis=2)
-    writing.writes(result, y)
+    products = _split(writing, product, 2, [len(weight) // len(ways)] * len(ways))
+    units, axis = len(weight) // (GATES * len(ways)), 0 if time_major else 1
+    made = [
+        _Direction(writing, axis, units, writing.value(way[1]), writing.value(way[3])).outputs(
+            own, way[4], turned=at > 0
+        )
+        for at, (own, way) in enumerate(zip(products, ways, strict=True))
+    ]
+    writing.writes(_joined(writing, made, 2), y)
 
 
 @dataclass(frozen=True)
-class _Steps:
-    """The steps of a loop.
+class _Direction:
+    """The cells of one direction.
 
     Attributes:
-        axis: along which they lie.
-        rows: sizes of sequences and steps, in the order in which the file has them.
+        writing: the graph that they stand in.
+        axis: of the steps, 0 or 1; the other one is that of sequences.
         units: numbers in the state.
+        weight, bias: what the state is multiplied by, and what is added to that.
     """
 
+    writing: Writing
     axis: int
-    rows: tuple[int, ...]
     units: int
+    weight: Array
+    bias: Array
 
-    def outputs(self, writing: Writing, product: int, way: Sequence[int], *, turned: bool) -> int:
-        """What a direction gives for a product of all steps, from the last to the first where it is turned."""
-        _, weight, _, bias, first = way
-        if self.rows[self.axis] == 1:
-            given = writing.reshape(product, self._gates, np.float32)
-            state = self._cells(writing, given, first, (writing.value(weight), writing.value(bias)))
-            return writing.reshape(state, self._shapes[2], np.float32)
-        return self._loop(writing, product, way, turned=turned)
+    def outputs(self, product: int, state: int, *, turned: bool) -> int:
+        """What the cells give for a product over all steps, from the last to the first where they are turned."""
+        writing, axis = self.writing, self.axis
+        rows = [int(size) for size in writing.graph.tensors[product].shape[:2]]
+        sizes = _sizes(rows[axis])
+        given = _split(writing, product, axis, sizes)
+        found = [0] * len(sizes)
+        graphs: dict[int, dict[str, int]] = {}
+        for place in reversed(range(len(sizes))) if turned else range(len(sizes)):
+            size = sizes[place]
+            own = _Block(tuple(size if at == axis else other for at, other in enumerate(rows)), axis, self.units)
+            if size == 1:
+                state = self._cells(writing, writing.reshape(given[place], own.gates, np.float32), state, own)
+                found[place] = writing.reshape(state, own.outputs, np.float32)
+                continue
+            if size not in graphs:
+                graphs[size] = self._graphs(own, turned=turned)
+            state, found[place] = self._loop(own, given[place], state, graphs[size], turned=turned)
+        return _joined(writing, found, axis)
 
-    def _loop(self, writing: Writing, product: int, way: Sequence[int], *, turned: bool) -> int:
-        count, file = self.rows[self.axis], writing.file
-        _, weight, _, bias, first = way
+    def _loop(
+        self, block: _Block, product: int, state: int, graphs: dict[str, int], *, turned: bool
+    ) -> tuple[int, int]:
+        """The last state and all outputs."""
+        writing = self.writing
+        shape, zero = (
+            writing.constant(np.array(each, kind)) for each, kind in ((block.outputs, np.int32), (0, np.float32))
+        )
+        nothing = writing.op("FILL", [shape, zero], block.outputs, np.float32)
+        begin = writing.constant(np.array(block.steps - 1 if turned else 0, np.int32))
+        results = block.carried(writing)
+        writing.add("WHILE", [begin, state, nothing, product], results, "While", graphs)
+        return results[1], results[2]
+
+    def _graphs(self, block: _Block, *, turned: bool) -> dict[str, int]:
+        """The two graphs of loops over so many steps."""
+        file = self.writing.file
         condition, step = (Writing(file, file.new_graph(name)) for name in ("condition", "step"))
-        self._condition(condition, count, turned=turned)
-        self._step(step, (writing.value(weight), writing.value(bias)), turned=turned)
-        shape = writing.constant(np.array([*self.rows, self.units], np.int32))
-        nothing = writing.op("FILL", [shape, writing.constant(np.zeros((), np.float32))], self._shapes[2], np.float32)
-        begin = writing.constant(np.array(count - 1 if turned else 0, np.int32))
-        given = [begin, first, nothing, product]
-        results = self._carried(writing)
-        fields = {"condSubgraphIndex": condition.number, "bodySubgraphIndex": step.number}
-        writing.add("WHILE", given, results, "While", fields)
-        return results[2]
-
-    @property
-    def _shapes(self) -> tuple[tuple[int, ...], ...]:
-        """Of what goes from one step to the next: its number, the state, all outputs, the product of all inputs."""
-        sequences = self.rows[1 - self.axis]
-        return (), (sequences, self.units), (*self.rows, self.units), (*self.rows, GATES * self.units)
-
-    @property
-    def _gates(self) -> tuple[int, int]:
-        """Shape of what goes into all gates at one step."""
-        sequences, units = self._shapes[1]
-        return sequences, GATES * units
-
-    def _carried(self, writing: Writing) -> list[int]:
-        number, *values = self._shapes
-        return [writing.tensor(number, _INT32, ""), *(writing.tensor(shape, _FLOAT, "") for shape in values)]
-
-    def _condition(self, writing: Writing, count: int, *, turned: bool) -> None:
-        writing.graph.inputs = self._carried(writing)
-        end = writing.constant(np.array(-1 if turned else count, np.int32))
+        inputs = condition.graph.inputs = block.carried(condition)
+        end = condition.constant(np.array(-1 if turned else block.steps, np.int32))
         name, options = ("GREATER", "Greater") if turned else ("LESS", "Less")
-        writing.graph.outputs = [writing.op(name, [writing.graph.inputs[0], end], (), np.bool_, options=options)]
-        writing.finish()
+        condition.graph.outputs = [condition.op(name, [inputs[0], end], (), np.bool_, options=options)]
+        condition.finish()
+        self._step(step, block, turned=turned)
+        return {"condSubgraphIndex": condition.number, "bodySubgraphIndex": step.number}
 
-    def _step(self, writing: Writing, weights: tuple[Array, Array], *, turned: bool) -> None:
-        number, state, outputs, product = writing.graph.inputs = self._carried(writing)
-        given = writing.op("GATHER", [product, number], self._gates, np.float32, options="Gather", axis=self.axis)
-        state = self._cells(writing, given, state, weights)
-        row = list(self._shapes[1])
+    def _step(self, writing: Writing, block: _Block, *, turned: bool) -> None:
+        number, state, outputs, product = writing.graph.inputs = block.carried(writing)
+        given = writing.op("GATHER", [product, number], block.gates, np.float32, options="Gather", axis=self.axis)
+        state = self._cells(writing, given, state, block)
+        row = list(block.state)
         row.insert(self.axis, 1)
         zero = writing.constant(np.array(0, np.int32))
         place = [number if axis == self.axis else zero for axis in range(3)]
         start = writing.op("PACK", place, (3,), np.int32, options="Pack", valuesCount=3)
         written = [outputs, writing.reshape(state, row, np.float32), start]
-        outputs = writing.op("DYNAMIC_UPDATE_SLICE", written, self._shapes[2], np.float32)
+        outputs = writing.op("DYNAMIC_UPDATE_SLICE", written, block.outputs, np.float32)
         ahead = writing.constant(np.array(-1 if turned else 1, np.int32))
         number = writing.op("ADD", [number, ahead], (), np.int32, options="Add")
         writing.graph.outputs = [number, state, outputs, product]
         writing.finish()
 
-    def _cells(self, writing: Writing, given: int, state: int, weights: tuple[Array, Array]) -> int:
-        """The next state, of what is given to all gates, the state, and its weights and biases."""
-        weight, bias = weights
-        held = writing.tensor(self._gates, _FLOAT, "")
-        writing.fully_connected([state, writing.constant(weight), _bias(writing, bias)], held)
+    def _cells(self, writing: Writing, given: int, state: int, block: _Block) -> int:
+        """The next state, of what is given to all gates and of the state."""
+        held = writing.tensor(block.gates, _FLOAT, "")
+        writing.fully_connected([state, writing.constant(self.weight), _bias(writing, self.bias)], held)
 
         def op(name: str, inputs: Sequence[int], options: str | None = None) -> int:
-            return writing.op(name, inputs, self._shapes[1], np.float32, options=options)
+            return writing.op(name, inputs, block.state, np.float32, options=options)
 
-        (r_in, z_in, n_in), (r_own, z_own, n_own) = (_split(writing, each, 1, GATES) for each in (given, held))
+        gates = [self.units] * GATES
+        (r_in, z_in, n_in), (r_own, z_own, n_own) = (_split(writing, each, 1, gates) for each in (given, held))
         reset, update = (op("LOGISTIC", [op("ADD", pair, "Add")]) for pair in ([r_in, r_own], [z_in, z_own]))
         new = op("TANH", [op("ADD", [op("MUL", [reset, n_own], "Mul"), n_in], "Add")])
         kept = op("MUL", [op("SUB", [state, new], "Sub"), update], "Mul")
         return op("ADD", [kept, new], "Add")
 
 
+@dataclass(frozen=True)
+class _Block:
+    """Shapes of a loop over some steps.
+
+    Attributes:
+        rows: sizes of sequences and steps, in the order in which the file has them.
+        axis: of the steps.
+        units: numbers in the state.
+    """
+
+    rows: tuple[int, ...]
+    axis: int
+    units: int
+
+    @property
+    def steps(self) -> int:
+        """How many there are."""
+        return self.rows[self.axis]
+
+    @property
+    def outputs(self) -> tuple[int, ...]:
+        """Of what is given at all steps."""
+        return (*self.rows, self.units)
+
+    @property
+    def state(self) -> tuple[int, int]:
+        """Of what is given at one."""
+        return self.rows[1 - self.axis], self.units
+
+    @property
+    def gates(self) -> tuple[int, int]:
+        """Of what goes into all gates at one step."""
+        return self.rows[1 - self.axis], GATES * self.units
+
+    def carried(self, writing: Writing) -> list[int]:
+        """What goes from one step to the next: its number, the state, all outputs, the product of all inputs."""
+        shapes = self.state, self.outputs, (*self.rows, GATES * self.units)
+        return [writing.tensor((), _INT32, ""), *(writing.tensor(shape, _FLOAT, "") for shape in shapes)]
+
+
+def _sizes(steps: int) -> list[int]:
+    """Steps of each loop; alike where there is such a number."""
+    if steps <= MOST_STEPS:
+        return [steps]
+    even = [size for size in range(BLOCK // 2, MOST_STEPS + 1) if steps % size == 0]
+    size = min(even, key=lambda each: abs(each - BLOCK), default=BLOCK)
+    return [size] * (steps // size) + [steps % size] * (steps % size > 0)
+
+
 def _bias(writing: Writing, bias: Array) -> int:
     return writing.constant(bias) if bias.any() else -1
 
 
-def _split(writing: Writing, tensor: int, axis: int, count: int) -> list[int]:
-    """Equal parts along an axis."""
+def _split(writing: Writing, tensor: int, axis: int, sizes: Sequence[int]) -> list[int]:
+    """Parts of these sizes along an axis; the tensor itself where it is the only one."""
+    if len(sizes) == 1:
+        return [tensor]
     shape = [int(size) for size in writing.graph.tensors[tensor].shape]
-    shape[axis] //= count
-    parts = [writing.tensor(shape, _FLOAT, "") for _ in range(count)]
+    parts = [writing.tensor([*shape[:axis], size, *shape[axis + 1 :]], _FLOAT, "") for size in sizes]
     place = writing.constant(np.array(axis, np.int32))
-    writing.add("SPLIT", [place, tensor], parts, "Split", {"numSplits": count})
+    if len(set(sizes)) == 1:
+        writing.add("SPLIT", [place, tensor], parts, "Split", {"numSplits": len(sizes)})
+    else:
+        lengths = writing.constant(np.array(sizes, np.int32))
+        writing.add("SPLIT_V", [tensor, lengths, place], parts, "SplitV", {"numSplits": len(sizes)})
     return parts
+
+
+def _joined(writing: Writing, parts: Sequence[int], axis: int) -> int:
+    """One behind the other along an axis."""
+    if len(parts) == 1:
+        return parts[0]
+    shapes = [[int(size) for size in writing.graph.tensors[part].shape] for part in parts]
+    shape = [sum(each[at] for each in shapes) if at == axis else size for at, size in enumerate(shapes[0])]
+    return writing.op("CONCATENATION", parts, shape, np.float32, options="Concatenation", axis=axis)
 
 
 def in_loops(model: Any) -> dict[str, Scheme]:

@@ -96,14 +96,23 @@ def test_every_inference_agrees_with_torch(
             np.testing.assert_allclose(one, other, atol=TOLERANCES[scheme])
 
 
-def test_a_file_does_not_grow_with_the_steps(emitter: TfliteEmitter, tmp_path: Path) -> None:
-    sizes = []
-    for steps in (4, 64):
-        save_program(export_program(nn.GRU(FEATURES, UNITS), (torch.zeros(steps, 1, FEATURES),)), tmp_path / "m.pt2")
-        emitter.load_program(tmp_path / "m.pt2")
-        emitter.emit(tmp_path / "m.tflite")
-        sizes.append((tmp_path / "m.tflite").stat().st_size)
-    assert abs(sizes[1] - sizes[0]) < 100
+@pytest.mark.parametrize(("steps", "loops"), [(16, 1), (64, 4), (29, 2), (49, 3)])
+def test_long_sequences_are_several_loops_over_the_same_operators(
+    emitter: TfliteEmitter, tmp_path: Path, steps: int, loops: int
+) -> None:
+    """Also where steps are left over, or a single one."""
+    torch.manual_seed(steps)
+    module, x = nn.GRU(FEATURES, UNITS, bidirectional=True).eval(), torch.randn(steps, 2, FEATURES)
+    save_program(export_program(module, (x,)), tmp_path / "m.pt2")
+    emitter.load_program(tmp_path / "m.pt2")
+    emitter.emit(tmp_path / "m.tflite")
+    names = operators(tmp_path / "m.tflite")
+    assert names.count("WHILE") == 2 * loops
+    assert names.count("DYNAMIC_UPDATE_SLICE") == (4 if steps == 29 else 2)
+    with torch.no_grad():
+        wanted = module(x)
+    for one, other in zip(load(tmp_path / "m.tflite", threads=1).run({"input": x.numpy()}), wanted, strict=True):
+        np.testing.assert_allclose(one, other.numpy(), atol=2e-6)
 
 
 def test_a_stream_of_1000_steps_agrees_with_torch(grus: tuple[Model, Path]) -> None:
