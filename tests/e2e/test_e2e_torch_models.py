@@ -82,7 +82,7 @@ def recipe():
 
 @pytest.mark.parametrize("kind", ["LSTM", "GRU"])
 def test_recurrent_models_come_out_in_both_formats(tmp_path: Path, kind: str) -> None:
-    """TFLite unrolls the loop: layers that have no operator of their own there are written as the rest of the file."""
+    """In TFLite an LSTM is the fused operator, a GRU a product and loops."""
     (tmp_path / "net.py").write_text(HEAD + RECURRENT.replace("KIND", kind))
     out = tmp_path / "pack"
     done = invoke("build", f"{tmp_path / 'net.py'}:recipe", "--target", "rpi4", "--rank", "8", "--out", out)
