@@ -37,6 +37,7 @@ class Model:
         left: what would be layers, but stays as it is, and why; None where there is nothing of the kind.
         given: the file as it was given where its weights in integers were decoded, and the scheme by whose tolerance
             that answers as the content does; None where the content is that of the file.
+        batched: names of inputs whose first axis is a batch of any size in the source, though `inputs` say one.
     """
 
     name: str
@@ -54,3 +55,9 @@ class Model:
     fixed: str | None = None
     left: str | None = None
     given: tuple[Path, Scheme] | None = None
+    batched: frozenset[str] = frozenset()
+
+    @property
+    def open_batch(self) -> frozenset[str]:
+        """Names of the inputs whose first axis is a batch of any size."""
+        return self.batched | {spec.name for spec in self.inputs if spec.shape[:1] == (None,)}

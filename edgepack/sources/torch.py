@@ -58,7 +58,9 @@ class ProgramFile(FileOfSuffix):
         self, spec: str, name: str, work: Path, formats: Collection[Format], given: Sequence[GivenInput] = ()
     ) -> Model:
         """See `Source.open`."""
-        return program_model(spec, name, self.name, load_pt2(Path(spec)), work, formats)
+        program = load_program(Path(spec))
+        model = program_model(spec, name, self.name, _at_examples(program, spec), work, formats)
+        return replace(model, batched=_batched(program))
 
 
 def program_model(
@@ -139,13 +141,26 @@ def load_pt2(path: Path | str) -> ExportedProgram:
         ModelError: not a program, damaged, with dynamic shapes but without example inputs, or with parts that only
             running code from the file could read.
     """
-    program = load_program(path)
+    return _at_examples(load_program(path), path)
+
+
+def _at_examples(program: ExportedProgram, path: Path | str) -> ExportedProgram:
+    """See `load_pt2`."""
     if program.example_inputs is None:
         raise ModelError(f"{path}: it holds no example inputs", hint="save it from torch.export.export with its inputs")
     args, kwargs = program.example_inputs
     if program.range_constraints or kwargs:
         program = _static(program, args, kwargs)
     return _folded(program, tuple(program.example_inputs[0]))
+
+
+def _batched(program: ExportedProgram) -> frozenset[str]:
+    """Inputs whose first axis is of any size."""
+    import torch
+
+    given = [node for node in program.graph.nodes if node.name in program.graph_signature.user_inputs]
+    shapes = {node.name: node.meta["val"].shape for node in given if isinstance(node.meta.get("val"), torch.Tensor)}
+    return frozenset(name for name, shape in shapes.items() if len(shape) and isinstance(shape[0], torch.SymInt))
 
 
 def _static(program: ExportedProgram, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ExportedProgram:

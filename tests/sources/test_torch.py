@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from edgepack.errors import ModelError
-from edgepack.sources.torch import export_program, load_pt2, program_to_onnx, save_program
+from edgepack.sources.torch import ProgramFile, export_program, load_pt2, program_to_onnx, save_program
 from edgepack.torchgraph import find_linears, flat_module, load_program
 
 # torch's own deprecations, met inside its exporters.
@@ -204,6 +204,19 @@ def test_a_program_of_open_lengths_keeps_those_of_its_example(tmp_path: Path) ->
     save_program(program, tmp_path / "open.pt2")
     assert 'guards_code": ["' in zipfile.ZipFile(tmp_path / "open.pt2").read("open/models/model.json").decode()
     assert [tuple(one.shape) for one in load_pt2(tmp_path / "open.pt2").example_inputs[0]] == [(4, 6), (4, 3)]
+
+
+def test_a_batch_that_is_open_is_known_of_the_model(tmp_path: Path) -> None:
+    open_ = torch.export.Dim.AUTO
+    shapes = {"tokens": {0: open_}, "scale": {0: open_}}
+    program = torch.export.export(Two(), (torch.ones(4, 6), torch.ones(4, 3)), dynamic_shapes=shapes)
+    save_program(program, tmp_path / "open.pt2")
+    save_program(export_program(Two(), INPUTS), tmp_path / "fixed.pt2")
+    names = [
+        ProgramFile().open(str(tmp_path / name), "m", tmp_path, ["tflite"]).open_batch
+        for name in ("open.pt2", "fixed.pt2")
+    ]
+    assert names == [{"tokens", "scale"}, set()]
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import numpy as np
 from edgepack.backends.backend import WriterData
 from edgepack.backends.shared import in_one_scheme, refuses_shared, without_shared
 from edgepack.backends.tables import EmbeddingTable
+from edgepack.backends.tflite.batch import open_batch
 from edgepack.backends.tflite.converter import TfliteEmitter
 from edgepack.backends.tflite.facts import TOOLS
 from edgepack.backends.tflite.kinds import refuses
@@ -81,6 +82,7 @@ class TfliteWriter:
         self._opened = opened
         self._samples = None if data.calibration is None else data.calibration.head(RANGE_SAMPLES)
         self._shapes = {name: list(array.shape) for name, array in data.example.items()}
+        self._example = data.example
         self._key = [opened.sha256, opened.kind, self._shapes]
         self._workspace = workspace
         self._origin = self._made_by(converter)
@@ -228,7 +230,7 @@ class TfliteWriter:
             self._origin.quantize(source, path, base, samples, single | tables)
             self._finish(path, path, factors)
 
-        entry = [key, base, others, samples, scheme.single, scheme.factored]
+        entry = [key, base, others, samples, scheme.single, scheme.factored, sorted(self._opened.open_batch)]
         self._workspace.file(QUANTIZED, Keyed(entry, lambda: quantize), out)
         return _written(out, placed, factors, {**dict.fromkeys(placed, base), **others, **in_code})
 
@@ -329,7 +331,12 @@ class TfliteWriter:
         return _Float(key, self._converted(key, pairs, path), pairs, None)
 
     def _converted(self, key: object, factors: Mapping[str, Replacement], out: Path) -> Path:
-        return self._workspace.file(CONVERTED, Keyed(key, lambda: partial(self._origin.write, factors)), out)
+        """Where the model leaves its batch open, so does the file, if its operators let it."""
+        path = self._workspace.file(CONVERTED, Keyed(key, lambda: partial(self._origin.write, factors)), out)
+        names = self._opened.open_batch
+        if names and self._origin.source is None and (reason := open_batch(path, names, self._example)) is not None:
+            self._workspace.warn(f"the batch of the TFLite file is fixed, as {reason}")
+        return path
 
     def _placed(self, key: str, factors: Mapping[str, Replacement]) -> dict[str, tuple[str, ...]]:
         """What the operators of each layer write in the float file of a plan; layers without one are absent."""

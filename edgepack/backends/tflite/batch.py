@@ -1,0 +1,438 @@
+"""A batch that can be resized: sizes of 1 that a file's operators hold are opened, and what comes of it is tried.
+
+A converter writes a file for one batch. Most operators take theirs from their input; RESHAPE, SLICE and STRIDED_SLICE
+have it among their constants. Where none needs it as a number, a runtime may resize the inputs.
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Callable, Collection, Mapping, Sequence
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgepack.backends.tflite.file import File, Writing, drop_unused, objects, packed, text
+from edgepack.backends.tflite.layer_file import FULLY_CONNECTED_VERSION
+from edgepack.backends.tflite.read import DTYPES, builtin_names
+from edgepack.backends.tflite.runtime import interpreter, session
+from edgepack.errors import ModelError
+from edgepack.metrics.values import LEAST_ERROR, sqnr_db
+from edgepack.model.types import Array
+
+ROWS = 3
+"""Of the batch that is tried."""
+_LEAST_DB = 60.0
+"""Signal over noise of a batch against its rows one by one: kernels may sum in another order."""
+_OPEN = -1  # in shapes and shape signatures
+
+
+def open_batch(path: Path, inputs: Collection[str], feed: Mapping[str, Array]) -> str | None:
+    """Let the first axis of inputs be resized by a runtime, in place; the file's own answers stay the same.
+
+    Args:
+        path: of a file with a signature, in float32 or in integers.
+        inputs: names of those whose first axis is the batch.
+        feed: inputs of one run, of which others are made for the trial.
+
+    Returns:
+        None where a batch of several answers as its rows one by one, else why not; the file is left as it was then.
+    """
+    content = path.read_bytes()
+    model = objects(content)
+    try:
+        if len(model.subgraphs) > 1:
+            raise _FixedError("there are several subgraphs")
+        outputs = _Opening(model).run(inputs)
+        opened = packed(model)
+        _try(content, opened, feed, inputs, outputs)
+    except _FixedError as err:
+        return str(err)
+    path.write_bytes(opened)
+    return None
+
+
+class _FixedError(Exception):
+    """Why a batch stays as it is."""
+
+
+def _try(
+    content: bytes, opened: bytes, feed: Mapping[str, Array], inputs: Collection[str], axes: Sequence[int | None]
+) -> None:
+    """Compare a batch with its rows, and one row with what the file answered before.
+
+    Args:
+        axes: of the batch, in each output; None in one without it.
+
+    Raises:
+        _FixedError: they differ, or the runtime does not run it.
+    """
+    rows = [
+        {name: np.roll(array, at, -1) if name in inputs else array for name, array in feed.items()}
+        for at in range(ROWS)
+    ]
+    whole = {name: np.concatenate([row[name] for row in rows]) if name in inputs else feed[name] for name in feed}
+    with tempfile.TemporaryDirectory(prefix="edgepack-batch-") as folder:
+        paths = [Path(folder, name) for name in ("fixed.tflite", "open.tflite")]
+        for path, each in zip(paths, (content, opened), strict=True):
+            path.write_bytes(each)
+        single = session(interpreter(paths[0]))
+        singles = [single.run(row) for row in rows]
+        try:
+            made = interpreter(paths[1])
+            one = session(made).run(feed)
+            _resize(made, whole)
+            batch = session(made).run(whole)
+        except (ModelError, RuntimeError, ValueError) as err:
+            raise _FixedError(f"the runtime does not take another batch ({_first_line(err)})") from err
+    for number, axis in enumerate(axes):
+        apart = [answers[number] for answers in singles]
+        together = apart[0] if axis is None else np.concatenate(apart, axis)
+        if not (_alike(one[number], apart[0]) and _alike(batch[number], together)):
+            raise _FixedError(f"output {number + 1} of several samples at once is another one")
+
+
+def _resize(made: Any, feed: Mapping[str, Array]) -> None:
+    """Of an interpreter: the inputs to those of a run."""
+    named = made.get_signature_runner(next(iter(made.get_signature_list()))).get_input_details()
+    for name, array in feed.items():
+        made.resize_tensor_input(named[name]["index"], array.shape)
+    made.allocate_tensors()
+
+
+def _alike(have: Array, want: Array) -> bool:
+    if have.shape != want.shape or not np.array_equal(numbers := np.isfinite(want), np.isfinite(have)):
+        return False
+    return sqnr_db(have[numbers].astype(np.float64), want[numbers].astype(np.float64), LEAST_ERROR) >= _LEAST_DB
+
+
+def _first_line(err: Exception) -> str:
+    return " ".join(str(err).split())[:120]
+
+
+class _Opening:
+    """A file's objects while the batch is followed from its inputs to its outputs.
+
+    Converters leave out a batch of 1 wherever they can. A tensor without it is lifted: it has the batch as one more
+    axis, the first, from there on.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._writing = Writing(File(model), 0)
+        self._graph = self._writing.graph
+        self._axes: dict[int, int] = {}
+        """By tensor with the batch: the axis that grows with it."""
+        self._outer: dict[int, int] = {}
+        """By tensor where it is not 1: how many elements of that axis the batch stands within."""
+        self._batch = 1
+        self._lifted: set[int] = set()
+        self._extra: set[int] = set()
+        """Of the inputs of the operator at hand: those that are lifted."""
+        self._same: dict[int, int] = {}
+        """By tensor: the one that stands in its place now."""
+        self._one_axis = {int(op.inputs[0]) for op in self._graph.operators if self._name(op) == "EMBEDDING_LOOKUP"}
+
+    def run(self, inputs: Collection[str]) -> list[int | None]:
+        """Open what holds the batch; returns its axis in every output.
+
+        Raises:
+            _FixedError: an operator needs the batch as a number, or mixes what is of several samples.
+        """
+        entries = [entry for entry in self._model.signatureDefs[0].inputs if text(entry.name) in inputs]
+        batches = {size for entry in entries for size in self._shape(entry.tensorIndex)[:1]}
+        if len(batches) != 1:
+            raise _FixedError(f"the inputs have batches of {sorted(batches)}")
+        self._batch = batches.pop()
+        self._axes = {entry.tensorIndex: 0 for entry in entries}
+        kept = []
+        for op in self._graph.operators:
+            self._extra = {self._same.get(int(each), int(each)) for each in op.inputs if int(each) in self._lifted}
+            op.inputs = [self._same.get(int(each), int(each)) for each in op.inputs]
+            if any(each in self._axes for each in op.inputs):
+                self._follow(self._name(op), op)
+            if int(op.outputs[0]) not in self._same:
+                kept.append(op)
+        self._graph.operators = kept
+        ends = [int(each) for each in self._graph.outputs]
+        if self._lifted & {*ends}:
+            raise _FixedError("an output has no axis for it")
+        for number in {*map(int, self._graph.inputs), *ends} & set(self._axes):
+            shape = self._shape(number)
+            shape[self._axes[number]] = _OPEN
+            self._graph.tensors[number].shapeSignature = shape
+        axes = [self._axes.get(each) for each in ends]
+        drop_unused(self._model)
+        return axes
+
+    def _name(self, op: Any) -> str:
+        code = self._model.operatorCodes[op.opcodeIndex]
+        return builtin_names()[max(code.builtinCode, code.deprecatedBuiltinCode)]
+
+    def _follow(self, name: str, op: Any) -> None:
+        """Where the batch is in what an operator writes."""
+        if name in _HELD or any(self._graph.tensors[each].isVariable for each in op.inputs if each >= 0):
+            raise _FixedError(f"{name} needs it as a number")
+        if name not in _LIFTED and self._extra:
+            raise self._mixed(name)
+        outer = {self._outer.get(each, 1) for each in op.inputs if each in self._axes}
+        axis = _RULES.get(name, _Opening._aligned)(self, name, op)
+        if len(outer) > 1:
+            raise self._mixed(name)
+        for output in map(int, op.outputs):
+            if not 0 <= axis < len(self._shape(output)):
+                raise self._mixed(name)
+            self._axes[output] = axis
+            self._outer.setdefault(output, outer.copy().pop())
+
+    def _writes(self, op: Any, shape: Sequence[int], *, lifted: bool) -> None:
+        """Note the shape of what an operator writes."""
+        self._graph.tensors[op.outputs[0]].shape = list(shape)
+        if lifted:
+            self._lifted.add(int(op.outputs[0]))
+
+    def _aligned(self, name: str, op: Any) -> int:
+        """Of an operator that broadcasts its inputs against each other, or keeps the axes of its only one."""
+        if self._extra:
+            shapes = [self._shape(each) for each in op.inputs if each >= 0]
+            if name == "BATCH_MATMUL":
+                shapes = [*(shape[:-2] for shape in shapes), []]
+            self._broadcast(name, op, shapes)
+        rank = len(self._shape(op.outputs[0]))
+        found = {rank - len(self._shape(each)) + self._axes[each] for each in op.inputs if each in self._axes}
+        if len(found) > 1:
+            raise self._mixed(name)
+        return found.pop()
+
+    def _broadcast(self, name: str, op: Any, shapes: Sequence[Sequence[int]]) -> None:
+        before = self._shape(op.outputs[0])
+        try:
+            shape = list(np.broadcast_shapes(*map(tuple, shapes)))
+        except ValueError as err:
+            raise self._mixed(name) from err
+        shape += before[-2:] if name == "BATCH_MATMUL" else []
+        self._writes(op, shape, lifted=len(shape) > len(before))
+
+    def _reshape(self, name: str, op: Any) -> int:
+        """The batch stays what is counted behind the same number of elements; its size is left to the runtime."""
+        source, output = op.inputs[0], int(op.outputs[0])
+        before, after, axis = self._shape(source), self._shape(output), self._axes[source]
+        outside = prod(before[:axis]) * self._outer.get(source, 1)
+        places = [at for at in range(len(after)) if prod(after[:at]) == outside]
+        single = [at for at in places if after[at] == self._batch]
+        bound = output in {*map(int, self._graph.outputs)} | self._one_axis
+        if not single and outside == 1 == self._batch and not bound:
+            after, places = [1, *after], [0]
+            self._writes(op, after, lifted=True)
+        if not single:
+            places = places if outside == 1 == self._batch else self._within(after, outside)
+        if not single and not places:
+            raise self._mixed(name)
+        opened = (single or places)[0]
+        self._outer[output], rest = divmod(outside, prod(after[:opened]))
+        if rest:
+            raise self._mixed(name)
+        if after == before and opened == axis and not bound:
+            self._same[output] = source
+            return axis
+        self._becomes(op, "RESHAPE", [[*after[:opened], _OPEN, *after[opened + 1 :]]])
+        return opened
+
+    def _within(self, shape: Sequence[int], outside: int) -> list[int]:
+        """Axes with which a batch may have been put together that stands within so many elements."""
+        ends = [(at, prod(shape[:at]), prod(shape[: at + 1])) for at in range(len(shape))]
+        if self._batch > 1:
+            return [at for at, start, end in ends if outside % start == 0 and end % (outside * self._batch) == 0]
+        return [at for at, start, end in ends if start < outside <= end]  # that in front of it
+
+    def _becomes(self, op: Any, other: str, constants: Sequence[Sequence[int]], **fields: int) -> None:
+        """Make it another operator on its first input, with these constants behind it."""
+        made = self._writing
+        inputs = [op.inputs[0], *(made.constant(np.array(each, np.int32)) for each in constants)]
+        made.add(other, inputs, op.outputs, "StridedSlice" if fields else None, fields)
+        new = made.made.pop()
+        op.opcodeIndex, op.inputs = new.opcodeIndex, new.inputs
+        op.builtinOptionsType, op.builtinOptions = new.builtinOptionsType, new.builtinOptions
+
+    def _gather_all(self, name: str, op: Any) -> int:
+        """Elements that are gathered all, in their order, are reshaped."""
+        shape = self._shape(op.inputs[0])
+        data = np.array(self._numbers(name, op.inputs[1]), np.int64).reshape(self._shape(op.inputs[1]))
+        every = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1).reshape(-1, len(shape))
+        if data.shape[-1] != len(shape) or not np.array_equal(data.reshape(-1, len(shape)), every):
+            raise self._mixed(name)
+        return self._reshape(name, op)
+
+    def _slice(self, name: str, op: Any) -> int:
+        """All along the batch, by an operator that takes an axis to its end."""
+        axis, shape = self._axes[op.inputs[0]], self._shape(op.inputs[0])
+        begin, size = (self._numbers(name, each) for each in op.inputs[1:3])
+        if self._extra:
+            begin, size = [0, *begin], [_OPEN, *size]
+            self._writes(op, [1, *self._shape(op.outputs[0])], lifted=True)
+        end = [whole if each == _OPEN else at + each for at, each, whole in zip(begin, size, shape, strict=True)]
+        if begin[axis] or end[axis] != shape[axis]:
+            raise self._mixed(name)
+        self._becomes(op, "STRIDED_SLICE", [begin, end, [1] * len(shape)], endMask=1 << axis)
+        return axis
+
+    def _strided(self, name: str, op: Any) -> int:
+        """All along the batch."""
+        axis, bit = self._axes[op.inputs[0]], 1 << self._axes[op.inputs[0]]
+        options = op.builtinOptions = copy.copy(op.builtinOptions)
+        begin, end, step = (self._numbers(name, each) for each in op.inputs[1:4])
+        whole = (begin[axis], step[axis]) == (0, 1) and end[axis] == self._shape(op.inputs[0])[axis]
+        if not whole or options.ellipsisMask or options.newAxisMask or options.shrinkAxisMask & bit:
+            raise self._mixed(name)
+        options.endMask |= bit
+        return axis - int(options.shrinkAxisMask & (bit - 1)).bit_count()
+
+    def _transpose(self, name: str, op: Any) -> int:
+        order = self._numbers(name, op.inputs[1])
+        if self._extra:
+            order = [0, *(axis + 1 for axis in order)]
+            op.inputs = [op.inputs[0], self._writing.constant(np.array(order, np.int32))]
+            self._writes(op, [1, *self._shape(op.outputs[0])], lifted=True)
+        axis = self._axes[op.inputs[0]]
+        readers = [self._name(each) for each in self._graph.operators if int(op.outputs[0]) in {*map(int, each.inputs)}]
+        if self._batch == 1 and order[0] != axis and readers and {*readers} == {"RESHAPE"}:
+            # Nobody can tell where a batch of 1 stands; in front of all else it does not part what is reshaped.
+            order = [axis, *(each for each in order if each != axis)]
+            op.inputs = [op.inputs[0], self._writing.constant(np.array(order, np.int32))]
+            shape = self._shape(op.inputs[0])
+            self._writes(op, [shape[each] for each in order], lifted=bool(self._extra))
+        return order.index(axis)
+
+    def _reduced(self, name: str, op: Any) -> int:
+        """Along other axes; with a batch of 1, converters reduce along it as well."""
+        axis, shape = self._axes.get(op.inputs[0]), self._shape(op.inputs[0])
+        lifted, before = bool(self._extra), self._shape(op.outputs[0])
+        keeps = len(before) == len(shape) - lifted
+        axes = {each % (len(shape) - lifted) + lifted for each in self._numbers(name, op.inputs[1])}
+        if axis is None or (axis in axes and (self._batch != 1 or axis or name not in _REDUCING)):
+            raise self._mixed(name)
+        if lifted or axis in axes:
+            axes -= {axis}
+            op.inputs = [op.inputs[0], self._writing.constant(np.array(sorted(axes), np.int32))]
+            lost = not keeps or lifted
+            self._writes(op, [1, *before] if lost else before, lifted=lost)
+        return axis if keeps else axis - sum(each < axis for each in axes)
+
+    def _along_last(self, name: str, op: Any) -> int:
+        axis = self._aligned(name, op)
+        if axis == len(self._shape(op.outputs[0])) - 1:
+            raise self._mixed(name)
+        return axis
+
+    def _joined(self, name: str, op: Any) -> int:
+        """Inputs of which each has the batch, along another axis."""
+        axis = self._aligned(name, op)
+        along = op.builtinOptions.axis % len(self._shape(op.outputs[0]))
+        if along == axis:
+            raise self._mixed(name)
+        if not all(each in self._axes for each in op.inputs):
+            raise _FixedError(f"{name} has a constant for one sample")
+        return axis
+
+    def _gathered(self, name: str, op: Any) -> int:
+        data, places = op.inputs
+        along = int(op.builtinOptions.axis) % len(self._shape(data))
+        if op.builtinOptions.batchDims or self._axes.get(data) == along or {data, places} <= set(self._axes):
+            raise self._mixed(name)
+        if places in self._axes:
+            return along + self._axes[places]
+        axis = self._axes[data]
+        return axis if axis < along else axis - 1 + len(self._shape(places))
+
+    def _looked_up(self, name: str, op: Any) -> int:
+        return self._axes[op.inputs[0]]
+
+    def _multiplied(self, name: str, op: Any) -> int:
+        """By a matrix, which all samples share; vectors stay where they are."""
+        axis, shape = self._axes.get(op.inputs[0]), self._shape(op.inputs[0])
+        before, (_, columns) = self._shape(op.outputs[0]), self._shape(op.inputs[1])
+        if axis is None or axis == len(shape) - 1:
+            raise self._mixed(name)
+        if op.builtinOptions.keepNumDims or (len(shape) > 2 and shape[-1] == columns):
+            op.builtinOptions = copy.copy(op.builtinOptions)
+            op.builtinOptions.keepNumDims = True
+            op.opcodeIndex = self._writing.file.operator_code(name, FULLY_CONNECTED_VERSION)
+            self._writes(op, [*shape[:-1], before[-1]], lifted=len(shape) > len(before))
+            return axis
+        if axis:
+            raise self._mixed(name)
+        return axis
+
+    def _image(self, name: str, op: Any) -> int:
+        if self._axes.get(op.inputs[0]) != 0:
+            raise self._mixed(name)
+        return 0
+
+    def _numbers(self, name: str, tensor: int) -> list[int]:
+        """Of a constant."""
+        if not self._writing.holds(tensor):
+            raise _FixedError(f"{name} has computed sizes")
+        held = self._graph.tensors[tensor]
+        data = bytes(self._model.buffers[held.buffer].data)
+        return [int(number) for number in np.frombuffer(data, DTYPES[held.type])]
+
+    def _shape(self, tensor: int) -> list[int]:
+        shape = self._graph.tensors[tensor].shape
+        return [] if shape is None else [int(size) for size in shape]
+
+    @staticmethod
+    def _mixed(name: str) -> _FixedError:
+        return _FixedError(f"{name} works across it")
+
+
+_HELD = ("BROADCAST_TO", "FILL", "TILE", "TRANSPOSE_CONV", "SHAPE", "PACK", "UNPACK", "SPLIT", "WHILE", "IF", "CUSTOM")
+"""Operators that hold sizes of what they write, or whose axes are counted in another way."""
+_REDUCING = ("MEAN", "SUM", "REDUCE_MAX", "REDUCE_MIN", "REDUCE_PROD", "REDUCE_ANY", "REDUCE_ALL")
+_ELEMENTWISE = (
+    *("ADD", "SUB", "MUL", "DIV", "MAXIMUM", "MINIMUM", "SQUARED_DIFFERENCE", "POW", "FLOOR_DIV", "FLOOR_MOD"),
+    *("SELECT", "SELECT_V2", "EQUAL", "NOT_EQUAL", "LESS", "LESS_EQUAL", "GREATER", "GREATER_EQUAL"),
+    *("LOGICAL_AND", "LOGICAL_OR", "LOGICAL_NOT", "ABS", "NEG", "EXP", "LOG", "SQRT", "RSQRT", "SQUARE", "SIN", "COS"),
+    *("RELU", "RELU6", "RELU_0_TO_1", "RELU_N1_TO_1", "LEAKY_RELU", "ELU", "HARD_SWISH", "GELU", "TANH", "LOGISTIC"),
+    *("CAST", "FLOOR", "CEIL", "ROUND", "SIGN"),
+)
+_LIFTED = frozenset(
+    (
+        *_ELEMENTWISE,
+        *_REDUCING,
+        "BATCH_MATMUL",
+        "SOFTMAX",
+        "LOG_SOFTMAX",
+        "RESHAPE",
+        "FULLY_CONNECTED",
+        "TRANSPOSE",
+        "SLICE",
+    )
+)
+"""Operators that take one more axis."""
+_RULES: Mapping[str, Callable[[_Opening, str, Any], int]] = {
+    "RESHAPE": _Opening._reshape,
+    "GATHER_ND": _Opening._gather_all,
+    "SLICE": _Opening._slice,
+    "STRIDED_SLICE": _Opening._strided,
+    "TRANSPOSE": _Opening._transpose,
+    **dict.fromkeys((*_REDUCING, "ARG_MAX", "ARG_MIN"), _Opening._reduced),
+    **dict.fromkeys(("SOFTMAX", "LOG_SOFTMAX", "L2_NORMALIZATION", "TOPK_V2"), _Opening._along_last),
+    "CONCATENATION": _Opening._joined,
+    "GATHER": _Opening._gathered,
+    "EMBEDDING_LOOKUP": _Opening._looked_up,
+    "FULLY_CONNECTED": _Opening._multiplied,
+    **dict.fromkeys(
+        (
+            "CONV_2D",
+            "DEPTHWISE_CONV_2D",
+            "MAX_POOL_2D",
+            "AVERAGE_POOL_2D",
+            "RESIZE_BILINEAR",
+            "RESIZE_NEAREST_NEIGHBOR",
+        ),
+        _Opening._image,
+    ),
+}
