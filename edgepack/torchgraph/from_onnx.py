@@ -168,7 +168,8 @@ def _built(
         try:
             runs = [(inputs, _answers(session, inputs, name)) for inputs in choice]
             example = [torch.from_numpy(array) for array in choice[0].values()]
-            return build_module(simple.model, example, name), runs
+            natural = [each for each in simple.dtypes if all((inputs[each] >= 0).all() for inputs in choice)]
+            return build_module(simple.model, example, name, natural), runs
         except ModelError as err:
             failure = err
     assert failure is not None

@@ -18,6 +18,7 @@ from edgepack.backends.tflite.schemes import INT8_STATIC
 from edgepack.errors import ModelError
 from edgepack.sources.torch import export_program, program_to_onnx
 from edgepack.torchgraph import find_linears, flat_module, from_onnx
+from edgepack.torchgraph.onnx.build import build_module
 from edgepack.torchgraph.onnx.node import operator
 from edgepack.torchgraph.onnx.registry import OPERATORS
 
@@ -193,3 +194,52 @@ def test_integers_masks_and_numbers_go_in_and_all_outputs_come_out_in_order(
     wanted = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"]).run(None, feed)
     for have, want in zip(load(tmp_path / "m.tflite", threads=1).run(feed), wanted, strict=True):
         np.testing.assert_allclose(have, want, rtol=1e-6)
+
+
+def looked_up(path: Path) -> Path:
+    """Places less 3 in a table of 5 rows by every operator that looks some up, and places that cannot be negative."""
+    graph = helper.make_graph(
+        [
+            helper.make_node("Sub", ["places", "three"], ["moved"]),
+            helper.make_node("Gather", ["table", "moved"], ["rows"]),
+            helper.make_node("Gather", ["table", "moved"], ["columns"], axis=1),
+            helper.make_node("Reshape", ["moved", "column"], ["apart"]),
+            helper.make_node("GatherElements", ["table", "apart"], ["elements"]),
+            helper.make_node("GatherND", ["table", "apart"], ["tuples"]),
+            helper.make_node("Gather", ["table", "last"], ["behind"]),
+            helper.make_node("Gather", ["table", "places"], ["plain"]),
+            helper.make_node("ArgMax", ["rows"], ["largest"], axis=1, keepdims=0),
+            helper.make_node("Gather", ["table", "largest"], ["near"]),
+        ],
+        "g",
+        [helper.make_tensor_value_info("places", TensorProto.INT64, [4])],
+        [
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
+            for name in ("rows", "columns", "elements", "tuples", "behind", "plain", "near")
+        ],
+        [
+            numpy_helper.from_array(np.arange(25, dtype=np.float32).reshape(5, 5), "table"),
+            *(numpy_helper.from_array(np.array(n, np.int64), name) for name, n in (("three", 3), ("column", [4, 1]))),
+            numpy_helper.from_array(np.array([-1, -5], np.int64), "last"),
+        ],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), str(path))
+    return path
+
+
+def test_places_are_counted_from_the_end_where_they_may_be_negative(emitter: TfliteEmitter, tmp_path: Path) -> None:
+    source, out = looked_up(tmp_path / "m.onnx"), tmp_path / "m.tflite"
+    given = {"places": np.array([0, 4, 2, 3], np.int64)}
+    emitter.load_onnx(source, {"places": (4,)}, [given])
+    emitter.emit(out)
+    wanted = ort.InferenceSession(str(source), providers=["CPUExecutionProvider"]).run(None, given)
+    for have, want in zip(load(out, threads=1).run(given), wanted, strict=True):
+        np.testing.assert_array_equal(have, want)
+
+
+def test_places_that_are_known_not_to_be_negative_are_taken_as_they_are(tmp_path: Path) -> None:
+    model = onnx.load(str(looked_up(tmp_path / "m.onnx")))
+    for natural, wrapped in (((), 5), (("places",), 4)):
+        module = build_module(model, [torch.tensor([0, 4, 2, 3])], "m.onnx", natural)
+        names = [node.target for node in torch.export.export(module, (torch.tensor([0, 4, 2, 3]),)).graph.nodes]
+        assert names.count(torch.ops.aten.where.self) == wrapped

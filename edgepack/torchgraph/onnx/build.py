@@ -8,7 +8,7 @@ function, with earlier values, weights and numbers. No text of the file is ever 
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from edgepack.errors import ModelError
 from edgepack.torchgraph.onnx.control import CONTROL
 from edgepack.torchgraph.onnx.functions import body_of
 from edgepack.torchgraph.onnx.module import OnnxModule, Slot, Step, Weight, several
+from edgepack.torchgraph.onnx.natural import is_natural, naturals
 from edgepack.torchgraph.onnx.node import HINT, Node, Operator
 from edgepack.torchgraph.onnx.registry import ONNX, OPERATORS
 from edgepack.torchgraph.onnx.scope import Value, names_read, read_node
@@ -32,13 +33,14 @@ MOST_NESTED = 32
 _FAILURES = (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError, ArithmeticError, AttributeError)
 
 
-def build_module(model: ModelProto, inputs: Sequence[Tensor], name: str) -> OnnxModule:
+def build_module(model: ModelProto, inputs: Sequence[Tensor], name: str, natural: Collection[str] = ()) -> OnnxModule:
     """The module that computes what a model does, at the shapes of the example inputs.
 
     Args:
         model: with all its data inside, and without functions of its own.
         inputs: examples, in the order of the graph's inputs that are no initializers.
         name: the file's, for messages.
+        natural: names of inputs that hold no negative numbers.
 
     Raises:
         ModelError: names the node that has no counterpart in torch, and why.
@@ -52,7 +54,8 @@ def build_module(model: ModelProto, inputs: Sequence[Tensor], name: str) -> Onnx
     if len(places) != len(inputs):
         raise ModelError(f"{name}: takes {len(places)} inputs, {len(inputs)} were given")
     builder = Builder(name, len(inputs))
-    scope = {place: Value(tensor, slot) for slot, (place, tensor) in enumerate(zip(places, inputs, strict=True))}
+    given = enumerate(zip(places, inputs, strict=True))
+    scope = {place: Value(tensor, slot, place in natural) for slot, (place, tensor) in given}
     with torch.no_grad():
         results = builder.graph(model.graph, ChainMap(scope), versions)
     return builder.module(results)
@@ -162,6 +165,7 @@ class Builder:
 
     def _apply(self, operator: Operator, node: Node, proto: NodeProto, given: Sequence[Value | None]) -> list[Value]:
         """The results of a node: constants if all that it reads are, else those of a new step."""
+        node = replace(node, natural=frozenset(at for at, value in enumerate(given) if is_natural(value)))
         constant = all(value is None or value.slot is None for value in given)
         arguments = [self._argument(operator, node, at, given, constant) for at in range(len(given))]
         examples = [self._example(argument, given[at]) for at, argument in enumerate(arguments)]
@@ -176,7 +180,8 @@ class Builder:
         for value, example in zip(given, examples, strict=True):
             if value is not None and len(results) == 1 and results[0] is example:
                 return [value]  # nothing was done
-        values = [Value(tensor, self._slots + at) for at, tensor in enumerate(results)]
+        known = naturals(node, given, results)
+        values = [Value(tensor, self._slots + at, known[at]) for at, tensor in enumerate(results)]
         self._slots += len(results)
         numbers = tuple(value.slot for value in values if value.slot is not None)
         self._steps.append(Step(operator.run, node, tuple(arguments), numbers, tuple(proto.output)))

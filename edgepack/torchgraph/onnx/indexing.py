@@ -16,17 +16,23 @@ from edgepack.torchgraph.onnx.types import signed
 _REDUCTIONS = {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}
 
 
-def _from_start(indices: Tensor, size: int) -> Tensor:
-    """Places counted from the start, where negative ones count from the end."""
-    return torch.where(indices < 0, indices + size, indices)
+def _from_start(node: Node, indices: Tensor, size: int) -> Tensor:
+    """Places counted from the start, where negative ones count from the end; runtimes take none of these.
+
+    Args:
+        node: which has the places as its second input.
+        indices: all places, or one coordinate of each.
+        size: how many there are.
+    """
+    return indices if 1 in node.natural else torch.where(indices < 0, indices + size, indices)
 
 
 def _gather_computed(node: Node, data: Tensor, indices: Tensor) -> Tensor:
-    """Rows of a table come by an embedding, whose places runtimes take as they are: no negative ones there."""
+    """Rows of a table come by an embedding."""
     axis = node.integer("axis", 0) % data.dim()
     if axis == 0 and data.dim() == 2 and indices.dim() > 0:
-        return functional.embedding(indices, data)
-    picked = data.index_select(axis, _from_start(indices.long().reshape(-1), data.shape[axis]))
+        return functional.embedding(_from_start(node, indices, data.shape[axis]), data)
+    picked = data.index_select(axis, _from_start(node, indices.long().reshape(-1), data.shape[axis]))
     return picked.reshape([*data.shape[:axis], *indices.shape, *data.shape[axis + 1 :]])
 
 
@@ -51,14 +57,14 @@ def _gather(node: Node, data: Tensor, indices: Tensor | Array) -> Tensor:
 
 def _gather_elements(node: Node, data: Tensor, indices: Tensor) -> Tensor:
     axis = node.integer("axis", 0) % data.dim()
-    return torch.gather(data, axis, _from_start(indices.long(), data.shape[axis]))
+    return torch.gather(data, axis, _from_start(node, indices.long(), data.shape[axis]))
 
 
-def _flat_places(indices: Tensor, sizes: list[int]) -> Tensor:
+def _flat_places(node: Node, indices: Tensor, sizes: list[int]) -> Tensor:
     """Places in a flat array of that shape, of tuples of indices that stand along the last axis."""
     places = torch.zeros(indices.shape[:-1], dtype=torch.int64)
     for axis, size in enumerate(sizes):
-        places = places * size + _from_start(indices[..., axis].long(), size)
+        places = places * size + _from_start(node, indices[..., axis].long(), size)
     return places
 
 
@@ -66,7 +72,7 @@ def _gather_nd(node: Node, data: Tensor, indices: Tensor) -> Tensor:
     batch, depth = node.integer("batch_dims", 0), indices.shape[-1]
     sizes, rest = list(data.shape[batch : batch + depth]), data.shape[batch + depth :]
     count = math.prod(data.shape[:batch])
-    places = _flat_places(indices, sizes).reshape(count, -1)
+    places = _flat_places(node, indices, sizes).reshape(count, -1)
     places = places + torch.arange(count).unsqueeze(1) * math.prod(sizes)
     picked = data.reshape(count * math.prod(sizes), math.prod(rest)).index_select(0, places.reshape(-1))
     return picked.reshape([*indices.shape[:-1], *rest])
@@ -74,7 +80,7 @@ def _gather_nd(node: Node, data: Tensor, indices: Tensor) -> Tensor:
 
 def _scatter_elements(node: Node, data: Tensor, indices: Tensor, updates: Tensor) -> Tensor:
     axis, reduction = node.integer("axis", 0) % data.dim(), node.text("reduction", "none", _REDUCTIONS)
-    places = _from_start(indices.long(), data.shape[axis])
+    places = _from_start(node, indices.long(), data.shape[axis])
     if reduction == "none":
         return torch.scatter(data, axis, places, updates)
     return torch.scatter_reduce(data, axis, places, updates, _REDUCTIONS[reduction])
@@ -83,7 +89,7 @@ def _scatter_elements(node: Node, data: Tensor, indices: Tensor, updates: Tensor
 def _scatter_nd(node: Node, data: Tensor, indices: Tensor, updates: Tensor) -> Tensor:
     reduction, depth = node.text("reduction", "none", _REDUCTIONS), indices.shape[-1]
     sizes, rest = list(data.shape[:depth]), math.prod(data.shape[depth:])
-    places = _flat_places(indices, sizes).reshape(-1, 1).expand(-1, rest)
+    places = _flat_places(node, indices, sizes).reshape(-1, 1).expand(-1, rest)
     flat, new = data.reshape(math.prod(sizes), rest), updates.reshape(-1, rest)
     if reduction == "none":
         return torch.scatter(flat, 0, places, new).reshape(data.shape)

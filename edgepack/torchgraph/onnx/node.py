@@ -24,6 +24,7 @@ class Node:
         label: file, node and operator, for messages.
         attributes: integers, numbers, strings, arrays and lists of these, by name.
         outputs: how many it has, named or not.
+        natural: places of inputs whose numbers are known not to be negative.
         read: names of the attributes that were asked for: any other one is refused.
     """
 
@@ -32,6 +33,7 @@ class Node:
     label: str
     attributes: Mapping[str, Any]
     outputs: int = 1
+    natural: Collection[int] = frozenset()
     read: set[str] = field(default_factory=set)
 
     def has(self, name: str) -> bool:

@@ -16,10 +16,15 @@ from edgepack.torchgraph.onnx.node import HINT, Node
 
 @dataclass(frozen=True)
 class Value:
-    """What a name in the graph stands for: a tensor, and the number of its slot, None if it is a constant."""
+    """What a name in the graph stands for: a tensor, and the number of its slot, None if it is a constant.
+
+    Attributes:
+        natural: of a slot, whether its numbers are known not to be negative.
+    """
 
     tensor: Tensor
     slot: int | None = None
+    natural: bool = False
 
 
 def names_read(node: NodeProto) -> Iterator[str]:
