@@ -11,7 +11,7 @@ from edgepack.torchgraph.linears import Constants, attribute
 if TYPE_CHECKING:
     from torch.fx import GraphModule, Node
 
-_POINTWISE = frozenset(
+POINTWISE = frozenset(
     (
         *("relu", "relu6", "sigmoid", "tanh", "hardtanh", "hardswish", "hardsigmoid", "leaky_relu", "elu", "silu"),
         *("gelu", "softplus", "clamp", "clip", "abs", "exp", "neg", "sqrt", "rsqrt", "square"),
@@ -68,19 +68,19 @@ def _sink_transpositions(module: GraphModule) -> None:
     """Transpose behind what does the same at every position instead of before it, so that transpositions meet; two that
     meet are one, or none."""
     for node in list(module.graph.nodes):
-        if (order := _order(node)) is not None:
-            while (before := _order(node.args[0])) is not None:
+        if (order := order_of(node)) is not None:
+            while (before := order_of(node.args[0])) is not None:
                 order = [before[axis] for axis in order]
                 node.args = (node.args[0].args[0], order)
             if order == sorted(order):
                 node.replace_all_uses_with(node.args[0])
                 module.graph.erase_node(node)
-        elif _name(node) in _POINTWISE:
+        elif name_of(node) in POINTWISE:
             _sink(module, node)
-        elif _name(node) == "pad" and (before := _order(node.args[0])) is not None and len(node.args) == 2:
+        elif name_of(node) == "pad" and (before := order_of(node.args[0])) is not None and len(node.args) == 2:
             node.args = (node.args[0], _inner_pads(node.args[1], before))
             _sink(module, node)
-        elif _name(node) in _MEANS and (before := _order(node.args[0])) is not None and node.args[1]:
+        elif name_of(node) in _MEANS and (before := order_of(node.args[0])) is not None and node.args[1]:
             _sink_mean(module, node, before)
 
 
@@ -106,7 +106,7 @@ def _sink(module: GraphModule, node: Node) -> None:
     import torch
     from torch.fx.node import map_arg
 
-    orders = [_order(given) for given in node.all_input_nodes]
+    orders = [order_of(given) for given in node.all_input_nodes]
     order, rank = next(iter(orders), None), node.meta["val"].dim()
     if order is None or len(order) != rank or any(other != order for other in orders):
         return
@@ -120,7 +120,7 @@ def _sink(module: GraphModule, node: Node) -> None:
     node.meta["val"] = value.permute([order.index(axis) for axis in range(rank)])
 
 
-def _order(node: object) -> list[int] | None:
+def order_of(node: object) -> list[int] | None:
     """Of a transposition; None for anything else."""
     import torch
     from torch.fx import Node
@@ -130,7 +130,7 @@ def _order(node: object) -> list[int] | None:
     return [int(axis) % len(node.args[1]) for axis in node.args[1]]
 
 
-def _name(node: Node) -> str | None:
+def name_of(node: Node) -> str | None:
     """Of an operator of aten, without its overload."""
     import torch
 

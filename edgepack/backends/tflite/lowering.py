@@ -1,0 +1,132 @@
+"""Operators of torch that the converter or LiteRT has not, in others that they have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgepack.torchgraph.factor import copied
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.fx import GraphModule, Node
+
+
+def lowerable(module: GraphModule) -> GraphModule:
+    """A graph that computes the same; the given one is not changed, parameters are shared.
+
+    Global max pools become a maximum over the same axes; nearest neighbours that LiteRT would choose in another way are
+    picked by their places; what has no kernel for narrow integers is computed in int32; bits are joined by sums.
+    """
+    found = {node.name: other for node in module.graph.nodes if (other := _substitute(node)) is not None}
+    if not found:
+        return module
+    copy = copied(module)
+    for node in copy.graph.nodes:
+        node.target = found.get(node.name, node.target)
+    # Unused indices are still taken out of a pool's result.
+    copy.graph.eliminate_dead_code()
+    copy.recompile()
+    return copy
+
+
+def _substitute(node: Node) -> Callable[..., Any] | None:
+    """What computes the same as a node; None where the node may stay."""
+    return _SUBSTITUTES[name](node) if (name := str(node.target)) in _SUBSTITUTES else None
+
+
+def _pool(node: Node) -> Callable[..., Any] | None:
+    """For one that gives a single place, and no index."""
+    sizes = node.args[1]
+    is_value = all(user.args[1] == 0 or not user.users for user in node.users)
+    return _largest if is_value and all(size == 1 for size in ([sizes] if isinstance(sizes, int) else sizes)) else None
+
+
+def _largest(x: Tensor, sizes: Any) -> tuple[Tensor]:
+    return (x.amax(list(range(-len([sizes] if isinstance(sizes, int) else sizes), 0)), True),)
+
+
+def _nearest(node: Node) -> Callable[..., Any] | None:
+    """LiteRT takes the pixel in the middle of what becomes one, torch the first of them."""
+    before, after = node.args[0].meta["val"].shape[-2:], node.meta["val"].shape[-2:]
+    first = [np.arange(new) * old // new for old, new in zip(before, after, strict=True)]
+    middle = [(2 * np.arange(new) + 1) * old // (2 * new) for old, new in zip(before, after, strict=True)]
+    if all(np.array_equal(*each) for each in zip(first, middle, strict=True)):
+        return None
+
+    def pick(x: Tensor, *_: Any, **__: Any) -> Tensor:
+        import torch
+
+        rows, columns = (torch.from_numpy(each) for each in first)
+        return x.index_select(-2, rows).index_select(-1, columns)
+
+    return pick
+
+
+def _widened(compute: str) -> Callable[[Node], Callable[..., Any] | None]:
+    """For narrow integers, an operator of torch in int32."""
+
+    def substitute(node: Node) -> Callable[..., Any] | None:
+        import torch
+
+        dtype = node.meta["val"].dtype
+
+        def wide(a: Tensor, b: Tensor) -> Tensor:
+            result: Tensor = getattr(torch, compute)(a.int(), b.int()).to(dtype)
+            return result
+
+        return wide if dtype in (torch.int8, torch.uint8, torch.int16) else None
+
+    return substitute
+
+
+def _bits(join: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Node], Callable[..., Any] | None]:
+    """For integers, bits joined in int32."""
+
+    def substitute(node: Node) -> Callable[..., Any] | None:
+        import torch
+
+        dtype = node.meta["val"].dtype
+
+        def joined(a: Tensor, b: Tensor) -> Tensor:
+            return join(a.int(), b.int()).to(dtype)
+
+        return None if dtype == torch.bool else joined
+
+    return substitute
+
+
+def _both(a: Tensor, b: Tensor) -> Tensor:
+    """a & b: a + b is a ^ b and twice that; without the last bit no sum is too large for an int32."""
+    import torch
+
+    half_a, half_b = (torch.div(each, 2, rounding_mode="floor") for each in (a, b))
+    last = (a - 2 * half_a) * (b - 2 * half_b)
+    return (half_a + half_b) - (half_a ^ half_b) + last
+
+
+def _either(a: Tensor, b: Tensor) -> Tensor:
+    """a | b."""
+    return (a ^ b) + _both(a, b)
+
+
+def _one_of_both(node: Node) -> Callable[..., Any] | None:
+    """For truth values; narrow integers in int32."""
+    import torch
+
+    truth = all(each.meta["val"].dtype == torch.bool for each in node.all_input_nodes)
+    return torch.ne if truth else _widened("bitwise_xor")(node)
+
+
+_SUBSTITUTES: Mapping[str, Callable[[Node], Callable[..., Any] | None]] = {
+    **{f"aten.adaptive_max_pool{axes}d.default": _pool for axes in (1, 2, 3)},
+    **{f"aten.upsample_nearest2d.{kind}": _nearest for kind in ("vec", "default")},
+    "aten.maximum.default": _widened("maximum"),
+    "aten.minimum.default": _widened("minimum"),
+    **dict.fromkeys(("aten.bitwise_and.Tensor", "aten.__and__.Tensor"), _bits(_both)),
+    **dict.fromkeys(("aten.bitwise_or.Tensor", "aten.__or__.Tensor"), _bits(_either)),
+    **dict.fromkeys(("aten.logical_xor.default", "aten.bitwise_xor.Tensor", "aten.__xor__.Tensor"), _one_of_both),
+}
+"""By operator: what computes the same, if that is needed."""

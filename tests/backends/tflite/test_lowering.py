@@ -1,0 +1,70 @@
+"""Operators that LiteRT has not, in others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+from edgepack.backends.tflite.converter import TfliteEmitter
+from edgepack.backends.tflite.runtime import load, signature
+from edgepack.sources.torch import export_program, save_program
+
+
+def assert_alike(emitter: TfliteEmitter, model: nn.Module, inputs: tuple[torch.Tensor, ...], folder: Path) -> None:
+    save_program(export_program(model, inputs), folder / "m.pt2")
+    emitter.load_program(folder / "m.pt2")
+    emitter.emit(folder / "m.tflite")
+    feed = dict(zip(signature(folder / "m.tflite")[1], (each.numpy() for each in inputs), strict=True))
+    for have, want in zip(load(folder / "m.tflite", threads=1).run(feed), model(*inputs), strict=True):
+        np.testing.assert_array_equal(have, want.numpy())
+
+
+class Narrow(nn.Module):
+    def forward(self, a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return torch.maximum(a, b), torch.minimum(a, b)
+
+
+class Bits(nn.Module):
+    def forward(self, a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return a & b, a | b, a ^ b
+
+
+class Truth(nn.Module):
+    def forward(self, a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return a & b, a | b, a ^ b, torch.logical_xor(a, b)
+
+
+class Smaller(nn.Module):
+    """Every second pixel, two of three, and each one twice."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(functional.interpolate(x, size) for size in ([3, 3], [4, 6], [12, 6]))
+
+
+def test_narrow_integers_have_extremes(emitter: TfliteEmitter, tmp_path: Path) -> None:
+    for dtype in (torch.int8, torch.uint8):
+        least, most = torch.iinfo(dtype).min, torch.iinfo(dtype).max
+        values = tuple(torch.randint(least, most + 1, (2, 9), dtype=dtype) for _ in range(2))
+        assert_alike(emitter, Narrow(), values, tmp_path)
+
+
+def test_bits_are_joined(emitter: TfliteEmitter, tmp_path: Path) -> None:
+    for dtype in (torch.int32, torch.uint8):
+        least, most = torch.iinfo(dtype).min, torch.iinfo(dtype).max
+        ends = torch.tensor([least, most, 0, 1, most - 1], dtype=dtype)
+        first, second = (torch.randint(least, most, (20,), dtype=dtype) for _ in range(2))
+        values = torch.cat([ends.repeat_interleave(5), first]), torch.cat([ends.repeat(5), second])
+        assert_alike(emitter, Bits(), values, tmp_path)
+
+
+def test_truth_values_are_joined(emitter: TfliteEmitter, tmp_path: Path) -> None:
+    values = torch.tensor([True, True, False, False]), torch.tensor([True, False, True, False])
+    assert_alike(emitter, Truth(), values, tmp_path)
+
+
+def test_nearest_pixels_are_those_of_torch(emitter: TfliteEmitter, tmp_path: Path) -> None:
+    assert_alike(emitter, Smaller(), (torch.randn(1, 2, 6, 6),), tmp_path)
