@@ -353,6 +353,17 @@ def _stand_in(spec: TensorSpec, rng: np.random.Generator) -> Array:
     return zeros
 
 
+def turned(array: Array, shape: Sequence[int | None]) -> Array:
+    """An image (N, C, H, W) with its channels last where a file takes it so: where only that has the shape."""
+    if array.ndim != 4 or _has(array, shape) or not _has(last := np.moveaxis(array, 1, 3), shape):
+        return array
+    return np.ascontiguousarray(last)
+
+
+def _has(array: Array, shape: Sequence[int | None]) -> bool:
+    return len(shape) == array.ndim and all(want in (None, have) for want, have in zip(shape, array.shape, strict=True))
+
+
 def rename(samples: Samples, specs: Sequence[TensorSpec]) -> Samples:
     """Samples under the names of `specs`, matched by order where the names differ."""
     if {spec.name for spec in specs} == set(samples.inputs):

@@ -614,10 +614,11 @@ def match_name(name, given):
 def fit(loaded, spec, array):
     """One given array as the model wants it: shape checked, dtype cast where no value is lost, quantised if asked."""
     name, shape, dtype = spec
-    same = len(shape) == array.ndim and all(want in (None, have) for want, have in zip(shape, array.shape))
-    if shape and not same:
-        raise RunnerError("inputs", f"input {name} wants the shape {shape}, found {list(array.shape)}")
     numpy = loaded.numpy
+    if array.ndim == 4 and not has_shape(array, shape) and has_shape(numpy.moveaxis(array, 1, 3), shape):
+        array = numpy.moveaxis(array, 1, 3)  # the file takes images with their channels last
+    if shape and not has_shape(array, shape):
+        raise RunnerError("inputs", f"input {name} wants the shape {shape}, found {list(array.shape)}")
     if array.dtype.kind == "f" and dtype.startswith(("int", "uint")):
         grid = loaded.session.quantization(name) if hasattr(loaded.session, "quantization") else None
         if grid is None:
@@ -627,6 +628,11 @@ def fit(loaded, spec, array):
     if not numpy.can_cast(array.dtype, dtype, "same_kind"):
         raise RunnerError("inputs", f"input {name} wants {dtype}, found {array.dtype}")
     return numpy.ascontiguousarray(array, dtype=dtype)
+
+
+def has_shape(array, shape):
+    """Whether an array has these sides, of which None stands for any."""
+    return len(shape) == array.ndim and all(want in (None, have) for want, have in zip(shape, array.shape))
 
 
 def seeded(loaded, index, shape, dtype):

@@ -56,6 +56,7 @@ class BuildKeywords(TypedDict, total=False):
     fresh: bool
     baseline: bool
     archive: bool
+    channels_last: bool
     keep: str
     only: str
     inputs: Mapping[str, tuple[int, ...]] | tuple[GivenInput, ...]

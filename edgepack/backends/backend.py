@@ -202,6 +202,13 @@ class Backend(Protocol):
             ModelError: what writing them takes is not installed.
         """
 
+    def take_channels_last(self, path: Path) -> tuple[str, ...]:
+        """Let a file, in place, take images with their channels last where that spares an operator.
+
+        Returns:
+            Names of the inputs that changed.
+        """
+
     def convolutions(self, path: Path) -> tuple[Op, ...]:
         """The convolutions of a float32 file that are no linear layers, each by its matrix, which multiplies every
         patch of its input. One whose shapes the file does not tell is left out.

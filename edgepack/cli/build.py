@@ -140,6 +140,12 @@ def build(
     archive: Annotated[
         bool, typer.Option("--archive", help="Each model also as a .tar.xz with its SHA-256, for slow links.")
     ] = False,
+    channels_last: Annotated[
+        bool,
+        typer.Option(
+            "--channels-last", help="TFLite files take images as (N, H, W, C), without a transpose at the start."
+        ),
+    ] = False,
     seed: Seed = 0,
     no_cache: NoCache = False,
     targets_file: TargetsFile = None,
@@ -194,6 +200,7 @@ def build(
         fresh=no_cache,
         baseline=not no_baseline,
         archive=archive,
+        channels_last=channels_last,
         keep=keep,
         only=only,
         inputs=tuple(parse_input(text) for text in inputs or ()),

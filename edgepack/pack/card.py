@@ -32,6 +32,10 @@ def _lines(manifest: Manifest) -> Iterator[str]:
     for name, entry in sorted(manifest.files.items(), key=lambda one: ("/" in one[0], one[0])):
         yield _row(name, entry, manifest)
     yield ""
+    for name, entry in sorted(manifest.files.items()):
+        if entry.channels_last:
+            yield f"{name} takes {', '.join(map(_escape, entry.channels_last))} as (N, H, W, C): channels last."
+            yield ""
     yield from _judged(manifest)
     for name, entry in sorted(manifest.files.items()):
         if isinstance(entry, PackedFile) and entry.layers:

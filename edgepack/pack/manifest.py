@@ -347,6 +347,7 @@ class FileEntry:
         confirmation: its drop on those that were kept back.
         test: its score there.
         scheme_chosen_by: what its scheme was chosen by.
+        channels_last: names of its inputs that take images (N, H, W, C), unlike the source; None where there are none.
     """
 
     format: KnownFormat
@@ -358,6 +359,7 @@ class FileEntry:
     validation: DropEntry | None
     confirmation: DropEntry | None
     test: Signed | None
+    channels_last: tuple[Text, ...] | None = field(default=None, metadata=Extra)
 
 
 @dataclass(frozen=True, kw_only=True)

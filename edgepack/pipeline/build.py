@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgepack.backends.registry import backend
-from edgepack.data import example
+from edgepack.data import example, turned
 from edgepack.errors import BudgetError, ModelError, PackError, UsageError
 from edgepack.model.scheme import Format
-from edgepack.model.types import Array
+from edgepack.model.types import Array, TensorSpec
 from edgepack.pack.card import write_card
 from edgepack.pack.folder import writing, writing_file
 from edgepack.pack.manifest import ArchiveEntry, File, Manifest, PackedFile, read_manifest, write_manifest
@@ -156,9 +156,11 @@ def _fill(folder: Path, ready: Prepared) -> tuple[Manifest, BudgetError | None]:
         dense = next(score for name, score in scores.items() if name.startswith("baseline/fp32"))
         if (line := known_by_heart(ready.guard, dense)) is not None:
             workspace.warn(line)
+    last = _channels_last(chosen, ready)
     _place(folder, chosen, ready)
+    entries = _entries(ready, chosen, scores, _archived(folder, chosen, ready))
     results = Results(
-        files=_entries(ready, chosen, scores, _archived(folder, chosen, ready)),
+        files={name: replace(entry, channels_last=last.get(name) or None) for name, entry in entries.items()},
         latency_s={
             f"{fmt}/{name}": value for fmt, one in chosen.planned.items() for name, value in one.found.latency_s.items()
         },
@@ -169,6 +171,33 @@ def _fill(folder: Path, ready: Prepared) -> tuple[Manifest, BudgetError | None]:
     write_manifest(folder, record)
     write_card(folder, record)
     return record, failure
+
+
+def _channels_last(chosen: Chosen, ready: Prepared) -> dict[str, tuple[str, ...]]:
+    """Names of the inputs that take images with their channels last from here on, by file in the pack.
+
+    Raises:
+        ModelError: a file answers in another way then.
+    """
+    options = ready.evaluator.options
+    if not options.channels_last:
+        return {}
+    feed = example(ready.data.guard, ready.opened.inputs, options.seed)
+    found: dict[Path, tuple[str, ...]] = {}
+    paths = {name: path for name, (path, fmt) in chosen.paths(baseline=True).items() if fmt == "tflite"}
+    for path in dict.fromkeys(paths.values()):
+        before = backend("tflite").load(path).run(feed)
+        found[path] = backend("tflite").take_channels_last(path)
+        after = backend("tflite").load(path).run(feed)
+        if not all(np.array_equal(*pair, equal_nan=True) for pair in zip(before, after, strict=True)):
+            raise ModelError(
+                f"{path.name} answers in another way with its channels last", hint="leave --channels-last out"
+            )
+    if not any(found.values()):
+        ready.evaluator.workspace.warn(
+            "--channels-last changes nothing: no TFLite file transposes an image at its start"
+        )
+    return {name: found[path] for name, path in paths.items()}
 
 
 def _archived(folder: Path, chosen: Chosen, ready: Prepared) -> Mapping[str, tuple[int, ArchiveEntry]]:
@@ -264,16 +293,20 @@ def _place(folder: Path, chosen: Chosen, ready: Prepared) -> None:
 
 
 def place_examples(folder: Path, inputs: Mapping[str, Array], formats: Sequence[Format]) -> None:
-    """Write one run's inputs into a pack, once more for a format whose model takes them in other types: converters
-    narrow whole numbers of 64 bits."""
+    """Write one run's inputs into a pack, once more for a format whose model takes them in other types or with channels
+    last: converters narrow whole numbers of 64 bits."""
     _save(folder / EXAMPLE, inputs)
-    if not any(array.dtype == np.int64 for array in inputs.values()):
+    if not any(array.dtype == np.int64 or array.ndim == 4 for array in inputs.values()):
         return
     for fmt in formats:
-        types = {spec.name: spec.dtype for spec in backend(fmt).load(folder / f"model.{fmt}").inputs}
-        own = {name: array.astype(types.get(name, array.dtype)) for name, array in inputs.items()}
-        if any(own[name].dtype != array.dtype for name, array in inputs.items()):
+        specs = {spec.name: spec for spec in backend(fmt).load(folder / f"model.{fmt}").inputs}
+        own = {name: _as_taken(array, specs.get(name)) for name, array in inputs.items()}
+        if any(own[name].dtype != array.dtype or own[name].shape != array.shape for name, array in inputs.items()):
             _save(folder / f"{Path(EXAMPLE).stem}.{fmt}.npz", own)
+
+
+def _as_taken(array: Array, spec: TensorSpec | None) -> Array:
+    return array if spec is None else turned(array, spec.shape).astype(spec.dtype)
 
 
 def _save(path: Path, inputs: Mapping[str, Array]) -> None:

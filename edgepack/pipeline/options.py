@@ -61,6 +61,7 @@ class BuildOptions:
         images: how images become samples; None where nothing was said.
         baseline: write the dense models into the pack.
         archive: write each model file as a `.tar.xz` as well.
+        channels_last: TFLite files take images with their channels last.
     """
 
     model: str
@@ -88,6 +89,7 @@ class BuildOptions:
     fresh: bool = False
     baseline: bool = True
     archive: bool = False
+    channels_last: bool = False
     keep: str | None = None
     only: str | None = None
     inputs: tuple[GivenInput, ...] = ()

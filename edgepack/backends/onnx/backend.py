@@ -51,6 +51,10 @@ class OnnxBackend:
         """See `Backend.one_ops`."""
         return onnx_layers(points)
 
+    def take_channels_last(self, path: Path) -> tuple[str, ...]:
+        """See `Backend.take_channels_last`: operators of ONNX take channels first."""
+        return ()
+
     def convolutions(self, path: Path) -> tuple[Op, ...]:
         """See `Backend.convolutions`."""
         from edgepack.backends.onnx.convolutions import convolutions

@@ -62,6 +62,12 @@ class TfliteBackend:
         """See `Backend.one_ops`."""
         return tflite_layers(points)
 
+    def take_channels_last(self, path: Path) -> tuple[str, ...]:
+        """See `Backend.take_channels_last`."""
+        from edgepack.backends.tflite.channels_last import take_channels_last
+
+        return take_channels_last(path)
+
     def convolutions(self, path: Path) -> tuple[Op, ...]:
         """See `Backend.convolutions`."""
         from edgepack.backends.tflite.convolutions import convolutions

@@ -14,6 +14,7 @@ import numpy as np
 
 from edgepack.backends.backend import Session
 from edgepack.backends.tflite.read import operators
+from edgepack.data import turned
 from edgepack.errors import ModelError
 from edgepack.model.types import Array, TensorSpec
 
@@ -78,7 +79,8 @@ def session(made: Any) -> Session:
     """An interpreter, as a session of its first signature, or of its tensors where it has none.
 
     A run raises `ModelError` for names or shapes that the file does not have, and where an operator refuses its inputs.
-    int64 and float64 are narrowed to the file's own type: the converter writes 64-bit inputs as 32-bit ones.
+    int64 and float64 are narrowed to the file's own type: the converter writes 64-bit inputs as 32-bit ones. Images are
+    given with channels first also where the file takes them last.
     """
     inputs, outputs = made.get_input_details(), made.get_output_details()
     takes, gives = ([(str(tensor["name"]), tensor) for tensor in tensors] for tensors in (inputs, outputs))
@@ -146,7 +148,7 @@ def _fed(inputs: Mapping[str, Array], specs: Sequence[TensorSpec]) -> dict[str, 
         raise ModelError(f"inputs {sorted(inputs)} were given, the file has {sorted(spec.name for spec in specs)}")
     fed = {}
     for spec in specs:
-        value = np.asarray(inputs[spec.name])
+        value = turned(np.asarray(inputs[spec.name]), spec.shape)
         if value.shape != spec.shape:
             raise ModelError(f"input {spec.name!r} has shape {value.shape}, the file's is {spec.shape}")
         fed[spec.name] = value.astype(spec.dtype, copy=False)
