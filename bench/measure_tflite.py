@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 import signal
 import sys
 import tempfile
@@ -165,7 +166,7 @@ def converted(emitter: TfliteEmitter, file: ModelFile) -> dict[str, Any]:
             seconds = time.monotonic() - begun
             noise = _noise(backend("onnx").load(file.file), backend("tflite").load(path), given)
         except ModelError as err:
-            return {"reason": err.message.replace(str(file.file), file.name)}
+            return {"reason": _told(err).replace(str(file.file), file.name)}
         counts = Counter(operators(path))
         return {
             "sqnr_db": None if math.isinf(noise) else round(noise, 1),
@@ -175,6 +176,11 @@ def converted(emitter: TfliteEmitter, file: ModelFile) -> dict[str, Any]:
             "real": file.inputs != SEEDED,
             "seconds": round(seconds, 1),
         }
+
+
+def _told(err: ModelError) -> str:
+    """The first line of what an error says, without the folder that was worked in."""
+    return re.sub(r"[^\s\"']*/edgepack-\w+-\w+/", "", err.message.partition("\n")[0])
 
 
 def _samples(file: ModelFile, opened: Model, workspace: Workspace) -> list[dict[str, Array]]:
@@ -221,7 +227,7 @@ def verdict(emitter: TfliteEmitter, case: Case) -> tuple[str, str]:
                     with at_most(MOST_S / 10):
                         results = _run(emitter, variant, Path(name))
                 except ModelError as err:
-                    said = err.message
+                    said = _told(err)
                     continue
                 wrong = difference(variant, results)
                 return ("right", "") if wrong is None else ("wrong", wrong)
@@ -264,11 +270,7 @@ def render(figures: Mapping[str, Any]) -> str:
         f"{len(done)} of {len(rows)} files were converted.",
         markdown_table(headers, [_cells(row) for row in done], right=headers[1:]),
     ]
-    stopped = [
-        [row["name"], kilobytes(row["bytes"]), one_line(row["reason"].partition("\n")[0])]
-        for row in rows
-        if "reason" in row
-    ]
+    stopped = [[row["name"], kilobytes(row["bytes"]), one_line(row["reason"])] for row in rows if "reason" in row]
     if stopped:
         parts += ["Not converted:", markdown_table(["file", "source, kB", "reason"], stopped, right=["source, kB"])]
     if figures["suite"]:

@@ -16,6 +16,8 @@ import zoo
 import zoo_files
 from promise import measure as promise
 
+from edgepack.errors import ModelError
+
 
 def file(option: str, size: int, latency_s: float, accuracy: float, *, refused: bool = False) -> dict[str, Any]:
     return {
@@ -110,7 +112,7 @@ def test_conversions_are_counted_by_file_and_by_opset() -> None:
         "name": "a", "bytes": 4000, "sqnr_db": None, "operators": 9, "transposes": 2, "ideal": 1, "real": False,
         "seconds": 1.25,
     }  # fmt: skip
-    stopped = {"name": "b", "bytes": 100, "reason": "no | thing\n  and where"}
+    stopped = {"name": "b", "bytes": 100, "reason": "no | thing"}
     suite = {
         "relu": [7, ["Relu"], "right", ""], "relu_wide": [7, ["Relu"], "cannot", "float64"],
         "erf": [13, ["Erf"], "wrong", "other values"], "bits": [13, ["BitShift"], "cannot", "uint64"],
@@ -136,3 +138,9 @@ def test_a_section_that_is_put_again_leaves_the_page_as_it_is() -> None:
     page = results_page.RESULTS_PAGE.read_text()
     for section in re.split(r"^(?=## )", page, flags=re.MULTILINE)[1:]:
         assert results_page.with_section(page, section.rstrip("\n") + "\n") == page
+
+
+def test_what_stopped_a_conversion_is_one_line_without_the_folder_that_was_worked_in() -> None:
+    folder = "/somewhere/edgepack-bench-t2wpo46_"
+    err = ModelError(f"{folder}/model.tflite: the runtime refuses the file.\n  | Traceback of {folder}/worker.py")
+    assert measure_tflite._told(err) == "model.tflite: the runtime refuses the file."
