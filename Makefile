@@ -29,6 +29,8 @@ demo: venv
 
 # What tests multiply is too small to share: threads of several workers only wait for each other.
 test: export OMP_NUM_THREADS = 1
+# What hundreds of processes import is compiled once, also where the environment says that nothing of it is to be kept.
+test: export PYTHONDONTWRITEBYTECODE =
 test: venv system
 	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 25
 

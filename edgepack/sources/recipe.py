@@ -123,7 +123,7 @@ def load_metric(spec: str) -> Metric:
 
 @contextmanager
 def file_module(path: Path, spec: str) -> Iterator[ModuleType]:
-    """The executed module of a file; its folder is importable meanwhile.
+    """The executed module of a file; its folder is importable meanwhile, and nothing is written into it.
 
     Afterwards sys.path is as before, and so is sys.modules, except for modules outside the folder (torch and the like).
     """
@@ -131,9 +131,11 @@ def file_module(path: Path, spec: str) -> Iterator[ModuleType]:
     if loader_spec is None or loader_spec.loader is None:
         raise ModelError(f"{path}: Python cannot load this file")
     module = importlib.util.module_from_spec(loader_spec)
-    before = set(sys.modules)
+    before, keeps_none = set(sys.modules), sys.dont_write_bytecode
     folder = str(path.parent)
     sys.path.insert(0, folder)
+    # A file that is written anew within a second must not be taken for what was compiled of it before, either.
+    sys.dont_write_bytecode = True
     # Dataclasses, typing and torch.export look a class's module up by name while the recipe runs.
     sys.modules[module.__name__] = module
     try:
@@ -141,6 +143,7 @@ def file_module(path: Path, spec: str) -> Iterator[ModuleType]:
             loader_spec.loader.exec_module(module)
         yield module
     finally:
+        sys.dont_write_bytecode = keeps_none
         if folder in sys.path:
             sys.path.remove(folder)
         for name in set(sys.modules) - before:

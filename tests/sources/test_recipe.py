@@ -26,7 +26,10 @@ def test_file_recipe_is_loaded_in_eval_mode_with_numpy_calibration(tmp_path: Pat
     assert recipe.calibration["x"].shape == (4, 3)
 
 
-def test_siblings_import_while_the_recipe_runs_and_leave_nothing_behind(tmp_path: Path) -> None:
+def test_siblings_import_while_the_recipe_runs_and_leave_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
     (tmp_path / "edgepack_test_sibling.py").write_text("WIDTH = 5\n")
     (tmp_path / "edgepack_test_late.py").write_text("DEPTH = 2\n")
     text = HEAD + (
@@ -41,6 +44,12 @@ def test_siblings_import_while_the_recipe_runs_and_leave_nothing_behind(tmp_path
     assert sys.path == path
     left = {n for n in set(sys.modules) - before if "edgepack_test" in n or "edgepack_recipe" in n}
     assert left == set()
+    assert {file.name for file in tmp_path.iterdir()} == {
+        "edgepack_test_sibling.py",
+        "edgepack_test_late.py",
+        "model_file.py",
+    }
+    assert sys.dont_write_bytecode is False
 
 
 def test_two_files_of_one_name_do_not_mix(tmp_path: Path) -> None:
