@@ -61,7 +61,7 @@ def test_jobs_of_both_formats_on_one_connection(rig: sshd.Rig, onnx_model: Path,
     device.close()
     assert rig.machine.jobs() == []
     sshd.until("the end of the shared connection", lambda: rig.relay.live == 0)
-    assert masters(link) == []
+    sshd.until("the end of its process", lambda: not masters(link))
     assert not Path(link._folder.name).exists()
     rig.machine.assert_clean()
 
@@ -195,7 +195,7 @@ def test_through_a_jump_host(rig: sshd.Rig, tmp_path: Path, onnx_model: Path) ->
         device.assert_clean()
         assert not rig.machine.root.exists()
         sshd.until("the end of the connection", lambda: rig.relay.live == 0)
-        assert masters(link) == []
+        sshd.until("the end of its process", lambda: not masters(link))
     finally:
         device.stop()
 
