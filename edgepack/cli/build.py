@@ -40,10 +40,10 @@ METHOD_HELP = (
 )
 METHODS_HELP = (
     f"{METHOD_HELP} auto: whitened, or codes, whichever suits each layer. Other thin products: dct, simhash, "
-    "random-projection, output-projection, input-projection, rank-pruning. Codes, decoded when the file is loaded, "
-    "which makes it smaller and not faster: kmeans, pruning, hashednet, deepthin. Between the two: dictionary, "
-    "deepthin-conv. In archives alone: jpeg. DeepThin's re-layout is covered by US patent 11429849: it is used only "
-    "where you ask for it."
+    "random-projection, output-projection, input-projection, rank-pruning. Of convolutions' kernels, and risky: cp. "
+    "Codes, decoded when the file is loaded, which makes it smaller and not faster: kmeans, pruning, hashednet, "
+    "deepthin. Between the two: dictionary, deepthin-conv. In archives alone: jpeg. DeepThin's re-layout is covered by "
+    "US patent 11429849: it is used only where you ask for it."
 )
 
 

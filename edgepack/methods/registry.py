@@ -17,6 +17,7 @@ from edgepack.errors import UsageError
 from edgepack.factorize import fisher, svd, two_sided, whitened
 from edgepack.factorize.leastsquares import with_corrected_bias
 from edgepack.methods import (
+    cp,
     dct,
     deepthin,
     dictionary,
@@ -30,6 +31,7 @@ from edgepack.methods import (
     simhash,
 )
 from edgepack.methods.budget import in_8_bits, pair_rank
+from edgepack.model.kinds.stages import composed
 from edgepack.model.layer import View
 from edgepack.model.replacement import Replacement
 from edgepack.model.types import Array, Spectrum
@@ -123,7 +125,12 @@ def compress(
 
 def _check(name: str, layer: View, part: Replacement) -> None:
     sides = layer.weight.shape
-    if part.structure.ranks:
+    if not part.structure.of_a_matrix:
+        try:
+            arrays, wanted = [composed(part)], [sides]
+        except (KeyError, ValueError) as err:
+            raise UsageError(f"--method {name}: {layer.name}: found no {part.structure}: {err}") from err
+    elif part.structure.ranks:
         rank = max(part.rank, 1)
         arrays, wanted = [part.A, part.B], [(sides[0], rank), (rank, sides[1])]
     else:
@@ -257,11 +264,19 @@ METHODS: Mapping[str, Method] = {
     "random-projection": projection.random_projection,
     "output-projection": projection.output_projection,
     "input-projection": input_projection.input_projection,
+    "cp": cp.cp,
 }
 """By name."""
 
 PATENTS: Mapping[str, str] = dict.fromkeys(("deepthin", "deepthin-conv"), "US 11429849")
 """Patents that cover a method."""
+
+RISKS: Mapping[str, str] = {
+    "cp": "its fit may settle far from the best one, and nothing trains it here; its terms cancel one another in part, "
+    "so that what is between its convolutions has wide ranges, and integers lose more; and many runtimes are slow at "
+    "convolutions of single channels, whatever their multiplications say: measure the pack on the device"
+}
+"""What speaks against a method that is only used where it is asked for by name."""
 
 AUTO: tuple[str, ...] = ("kmeans", "pruning", "dictionary", "input-projection", "hashednet")
 """What `--method auto` offers beside the pairs of the default factorizer. No pair by another method is among them: at

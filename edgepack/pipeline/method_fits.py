@@ -58,7 +58,7 @@ class Fit:
             OutputError: the cache lost it.
         """
         try:
-            return unpacked_part(load_arrays(self.path))
+            return unpacked_part({name: array for name, array in load_arrays(self.path).items() if name != _SAID})
         except DAMAGED as err:
             raise _lost(self.path) from err
 
@@ -216,7 +216,7 @@ def _fit(asked: _Asked) -> _Made:
     covariance = None if layer.moments is None else shrunk_covariance(layer.moments)
     if part.structure.ranks:
         losses = pair_losses(layer, part, covariance, gradient, schemes, largest=asked.largest)
-        parameters = part.A.size + part.B.size
+        parameters = sum(factor.size for factor in part.tensors.values())
     else:
         lost = exact_loss(layer, part.weight, covariance, gradient)
         int8 = [scheme for scheme in schemes if scheme.per_channel_int8]

@@ -12,7 +12,7 @@ from edgepack.backends.registry import FACTS, backend
 from edgepack.backends.schemes import SCHEMES
 from edgepack.data import Samples, example
 from edgepack.errors import ModelError, UsageError
-from edgepack.methods.registry import DEFAULT, PATENTS, is_factorizer, needs_gradients, outside_version
+from edgepack.methods.registry import DEFAULT, PATENTS, RISKS, is_factorizer, needs_gradients, outside_version
 from edgepack.metrics.values import sqnr_db
 from edgepack.model.model import Model
 from edgepack.model.scheme import Format
@@ -328,6 +328,8 @@ def _warn_of_methods(options: BuildOptions, methods: Methods, alternatives: Alte
     for name in methods.others:
         if name in PATENTS:
             workspace.warn(f"{name} is covered by patent {PATENTS[name]}: see to it that you may use it")
+        if name in RISKS:
+            workspace.warn(f"{name} is risky: {RISKS[name]}")
 
 
 def _formats(

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from edgepack.model.kinds.stages import composed
 from edgepack.model.layer import View
 from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import Activations, Scheme
@@ -326,14 +327,14 @@ def pair_losses(
     *,
     largest: int,
 ) -> dict[Scheme, float]:
-    """`exact_loss` of a pair in each scheme, both factors rounded to nearest on its grids; by scheme.
+    """`exact_loss` of low-rank factors in each scheme, all of them rounded to nearest on its grids; by scheme.
 
-    What is rounded at run time, the input and the latent, is left out.
+    What is rounded at run time, the input and what is between factors, is left out.
     """
     found = {}
     for scheme in schemes:
-        A, B = (_rounded(factor, scheme, largest) for factor in (pair.A, pair.B))
-        found[scheme] = exact_loss(layer, A @ B, covariance, gradient)
+        rounded = {role: _rounded(factor, scheme, largest) for role, factor in pair.tensors.items()}
+        found[scheme] = exact_loss(layer, composed(replace(pair, tensors=rounded)), covariance, gradient)
     return found
 
 

@@ -181,7 +181,7 @@ class _Place:
             pads = padding if isinstance(padding, str) else list(before)
             weight = self._parameter(stage.role, kernel)
             args = (x, weight, self._bias(bias if last else None), list(own.strides), pads, list(own.dilations))
-            x = self.module.graph.call_function(site.node.target, args)
+            x = self.module.graph.call_function(site.node.target, (*args, own.groups))
             along = zip(own.kernel, own.strides, before, sizes, given, strict=True)
             sizes = [size if (k, step, pad) == (1, 1, 0) else to for k, step, pad, size, to in along]
             self._describe(x, stage.rows, sizes)

@@ -16,8 +16,9 @@ from edgepack.backends.registry import FORMATS, backend
 from edgepack.backends.runtime import load, predict
 from edgepack.backends.schemes import DENSE_INT8, FP32
 from edgepack.data import Samples
+from edgepack.methods.registry import METHODS, compress
 from edgepack.metrics.values import sqnr_db
-from edgepack.model.kinds import kind_of
+from edgepack.model.kinds import kind_of, views_of
 from edgepack.model.kinds.conv import ConvGeometry, conv_layer
 from edgepack.model.layer import WEIGHT
 from edgepack.model.model import Model
@@ -42,7 +43,8 @@ ATTRIBUTES = {
     "wide": {"dilations": [2, 2], "pads": [2, 2, 2, 2]},
     "bare": {},
 }
-STRUCTURES = ("low-rank", "spatial-svd", "input-svd", "tucker-2")
+STRUCTURES = ("low-rank", "spatial-svd", "input-svd", "tucker-2", "cp")
+SHARE = 0.25
 
 
 @pytest.fixture(scope="module")
@@ -83,10 +85,15 @@ def files(
 
 
 def taken_apart(network: Model, name: str) -> dict[str, Replacement]:
-    """Every layer in one structure."""
+    """Every layer in one structure; those that none is offered by the method of that name."""
     found = {}
     for layer in network.layers:
         kind = kind_of(layer)
+        if name in METHODS:
+            part = compress(name, views_of([layer])[0], SHARE)
+            assert isinstance(part, Replacement)
+            found[layer.name] = part
+            continue
         own = next(one for one in kind.structures(layer, GivenRanks((6,), ())) if one.name == name)
         found[layer.name] = replaced(kind, layer, own)
     return found

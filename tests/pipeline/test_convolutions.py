@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -154,6 +155,23 @@ def test_kernels_behind_factored_ones_are_taken_apart_anew(convnet: Path, cache:
             return float(np.square(predict(session, ready.data.guard) - ready.guard.reference).mean())
 
         assert far(fitted) < 0.99 * far(plain)
+
+
+def test_cp_is_written_where_it_is_asked_for_and_the_build_warns(convnet: Path, cache: Cache, tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"formats": ("onnx", "tflite"), "method": "cp", "rank": 0.4, "out": tmp_path / "pack"}
+    record = build(options(convnet, **changes), cache=cache).manifest.record()
+    assert [line for line in record["warnings"] if "cp is risky" in line]
+    for fmt in ("onnx", "tflite"):
+        entry = record["files"][f"model.{fmt}"]
+        assert {proof["passed"] for proof in entry["proofs"].values()} == {True}, entry["proofs"]
+        layers = {layer["layer"]: layer for layer in entry["layers"]}
+        for name, (outputs, inputs) in SIDES.items():
+            layer = layers[name]
+            assert layer["structure"] == "cp"
+            assert layer["alternative"]["method"] == "cp"
+            assert layer["weight_parameters"] == layer["rank"] * (outputs + inputs // 9 + 9)
+            assert layer["products"] == [[layer["rank"], inputs // 9], [layer["rank"], 9], [outputs, layer["rank"]]]
+        assert layers["head"]["structure"] == "dense"
 
 
 def test_inspect_reports_them_as_matrices_on_patches(convnet: Path, cache: Cache) -> None:

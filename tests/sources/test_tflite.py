@@ -18,9 +18,10 @@ from edgepack.backends.tflite.tidy import tidy
 from edgepack.cli import app
 from edgepack.data import Samples
 from edgepack.errors import ModelError, UsageError
+from edgepack.methods.registry import compress
 from edgepack.model.kinds import kind_of, views_of
 from edgepack.model.model import Model
-from edgepack.model.replacement import dense, low_rank
+from edgepack.model.replacement import Replacement, dense, low_rank
 from edgepack.model.structure import Structure
 from edgepack.model.types import Array
 from edgepack.natives import native
@@ -108,12 +109,21 @@ def test_factors_of_a_convolution_keep_its_activation_behind_both(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    "structure", [Structure("spatial-svd", (3,)), Structure("input-svd", (3,)), Structure("tucker-2", (3, 4))], ids=str
+    "structure",
+    [
+        Structure("spatial-svd", (3,)),
+        Structure("input-svd", (3,)),
+        Structure("tucker-2", (3, 4)),
+        Structure("cp", (5,)),
+    ],
+    ids=str,
 )
 def test_a_kernel_taken_apart_answers_as_what_it_comes_to(structure: Structure, tmp_path: Path) -> None:
     model = given(convnet(*KERNELS, BIASES, stride=2), tmp_path)
     layer = model.layers[0]
-    part = taken_apart(views_of([layer])[0], structure)
+    view = views_of([layer])[0]
+    part = compress("cp", view, 0.5) if structure.name == "cp" else taken_apart(view, structure)
+    assert isinstance(part, Replacement)
     whole = dense(kind_of(layer).effective(layer, part)["weight"], part.bias)
     images = Samples({"image": RNG.standard_normal((2, 6, 6, 4)).astype(np.float32)})
     found, wanted = (

@@ -11,7 +11,8 @@ from torch import nn
 from torch.fx import Interpreter, Node
 
 from edgepack.errors import ModelError
-from edgepack.model.kinds import kind_of
+from edgepack.methods.registry import compress
+from edgepack.model.kinds import kind_of, views_of
 from edgepack.model.layer import WEIGHT
 from edgepack.model.replacement import Replacement, dense
 from edgepack.natives.torch import TorchModel, TorchNative, read_torch
@@ -55,10 +56,12 @@ def test_stages_answer_like_the_kernel_that_they_come_to(model: TorchModel) -> N
     x, native, tried = np.random.default_rng(0).normal(size=(1, 6, 11, 9)).astype(np.float32), TorchNative(), set()
     for layer in model.layers:
         kind = kind_of(layer)
-        for structure in kind.structures(layer, GivenRanks((3, 4), ())):
+        cp = compress("cp", views_of([layer])[0], 0.4)
+        assert isinstance(cp, Replacement)
+        for structure in (*kind.structures(layer, GivenRanks((3, 4), ())), cp.structure):
             if structure.ranks:
                 tried.add((layer.name, structure.name))
-                part = replaced(kind, layer, structure)
+                part = cp if structure == cp.structure else replaced(kind, layer, structure)
                 whole = dense(kind.effective(layer, part)[WEIGHT], part.bias)
                 found, wanted = (
                     native.session(model, {layer.name: one}, threads=1).run({"x": x}) for one in (part, whole)
@@ -67,7 +70,7 @@ def test_stages_answer_like_the_kernel_that_they_come_to(model: TorchModel) -> N
                 module, names = with_parts(model.module, model.layers, {layer.name: part})
                 assert names[layer.name] == tuple(f"{layer.name}.{op.role}" for op in kind.ops(layer, structure, 1))
                 _Shapes(module).run(torch.from_numpy(x))
-    assert len(tried) == 3 * 4 + 3, "the convolution along one axis has no spatial-svd"
+    assert len(tried) == 3 * 5 + 4, "the convolution along one axis has no spatial-svd"
 
 
 def test_stages_of_another_layer_are_refused(model: TorchModel, tmp_path: Path) -> None:

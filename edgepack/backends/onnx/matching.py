@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 Kind = Literal["rows", "columns", "conv"]
+_STAGE = "edgepack.stage"
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,6 +118,25 @@ def _conv(node: ir.Node, reader: Reader) -> Use | None:
     if weight is None:
         return None
     return with_own_bias(Use(node, "conv", weight, root, 0, spatial=kernel.ndim - 2), reader, rank=kernel.ndim)
+
+
+def mark_stage(node: ir.Node | None) -> None:
+    """Notes on a convolution over every channel by itself that it was put in the place of a layer, with others."""
+    if node is not None:
+        node.meta[_STAGE] = True
+
+
+def is_stage(node: ir.Node) -> bool:
+    """Whether `mark_stage` was called for it; a model that was read from a file knows nothing of it."""
+    return _STAGE in node.meta
+
+
+def mark_as_in(other: ir.Model, model: ir.Model) -> None:
+    """Notes the same in a model as in another one, of convolutions that give what is called the same in both."""
+    stages = {node.outputs[0].name for node in other.graph.all_nodes() if is_stage(node)}
+    for node in model.graph.all_nodes():
+        if node.op_type == "Conv" and node.outputs[0].name in stages:
+            mark_stage(node)
 
 
 def is_linear_conv(node: ir.Node, kernel: Array) -> bool:

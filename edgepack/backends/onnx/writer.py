@@ -390,6 +390,7 @@ class OnnxWriter:
         layers named in `others` as well."""
         from edgepack.backends.onnx import ort_quantizer, other_ops
         from edgepack.backends.onnx.file import read, to_proto
+        from edgepack.backends.onnx.matching import mark_as_in
 
         if not self.has_rest:
             return model
@@ -411,7 +412,9 @@ class OnnxWriter:
             exclude=named,
             largest=self.largest,
         )
-        return read(scratch)
+        made = read(scratch)
+        mark_as_in(model, made)
+        return made
 
     @cached_property
     def has_rest(self) -> bool:

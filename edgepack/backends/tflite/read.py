@@ -366,8 +366,9 @@ class TfliteLinear:
     """One operator with a constant matrix.
 
     Attributes:
-        op: "FULLY_CONNECTED", "CONV_2D", "BATCH_MATMUL" (constant right side), or a fused LSTM, of which only the
-            products with its input are meant, all gates one above the other.
+        op: "FULLY_CONNECTED", "CONV_2D", "DEPTHWISE_CONV_2D" (of which a row is what one channel is multiplied by),
+            "BATCH_MATMUL" (constant right side), or a fused LSTM, of which only the products with its input are meant,
+            all gates one above the other.
         output: name of the tensor it writes.
         input, output_index: indices of the tensors it reads and writes, to follow chains of operators.
         weight: (out, in), in the file's type: float32, float16 or the stored integers, behind a DEQUANTIZE too.

@@ -28,6 +28,8 @@ from edgepack.model.types import Array
 
 _INT8_VERSION = 2
 """Of DEQUANTIZE, that takes int8."""
+_DILATED = 2
+"""Version of DEPTHWISE_CONV_2D that has steps between its places."""
 
 
 def refuses(fold: Fold, layer: Layer, part: Replacement) -> str | None:
@@ -182,6 +184,14 @@ class Editor:
         """An operator that multiplies every vector of its input, for `insert`."""
         writing = Writing(File(self._model), number)
         writing.fully_connected(inputs, output)
+        return writing.made[0]
+
+    def depthwise(self, number: int, like: Any) -> Any:
+        """A convolution over every channel by itself, with the paddings and steps of one over all, for `insert`."""
+        writing = Writing(File(self._model), number)
+        names = ("padding", "strideH", "strideW", "dilationHFactor", "dilationWFactor")
+        fields = {name: getattr(like.builtinOptions, name) for name in names}
+        writing.add("DEPTHWISE_CONV_2D", (), (), "DepthwiseConv2D", {**fields, "depthMultiplier": 1}, _DILATED)
         return writing.made[0]
 
     def tensor(self, fold: Fold, index: int) -> Any:

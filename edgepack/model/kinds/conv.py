@@ -38,6 +38,7 @@ class ConvGeometry(Geometry):
         pads: zeros around the input: those before each axis, then those behind each, as ONNX has them.
         auto_pad: "NOTSET" for `pads`; "SAME_UPPER" and "SAME_LOWER" for as many as give ⌈size / stride⌉ patches, the
             odd one behind or before; "VALID" for none.
+        groups: into which its channels are divided; of a layer one, of a stage also as many as there are channels.
     """
 
     kernel: tuple[int, ...]
@@ -45,6 +46,7 @@ class ConvGeometry(Geometry):
     dilations: tuple[int, ...]
     pads: tuple[int, ...]
     auto_pad: str = "NOTSET"
+    groups: int = 1
 
 
 @dataclass(frozen=True)

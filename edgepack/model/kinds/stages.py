@@ -6,6 +6,7 @@
 | spatial-svd | kh×1 to r channels, then 1×kw |
 | input-svd | 1×1 to r channels, then the kernel |
 | tucker-2 | 1×1 to r₁ channels, the kernel to r₂ channels, then 1×1 |
+| cp | 1×1 to r channels, the kernel over each of these by itself, then 1×1 |
 
 A stage has strides, steps between places and paddings of the axes that it takes, and goes along the others place by
 place. The axes of a stage come before those of the stages behind it, so that the stages multiply up to one kernel.
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-SPATIAL_SVD, INPUT_SVD, TUCKER_2 = "spatial-svd", "input-svd", "tucker-2"
+SPATIAL_SVD, INPUT_SVD, TUCKER_2, CP = "spatial-svd", "input-svd", "tucker-2", "cp"
 
 _ALL, _NONE, _FIRST, _OTHERS = slice(None), slice(0), slice(1), slice(1, None)
 _STAGES: Mapping[str, tuple[tuple[str, slice], ...]] = {
@@ -41,7 +42,10 @@ _STAGES: Mapping[str, tuple[tuple[str, slice], ...]] = {
     SPATIAL_SVD: (("B", _FIRST), ("A", _OTHERS)),
     INPUT_SVD: (("B", _NONE), ("A", _ALL)),
     TUCKER_2: (("B", _NONE), ("core", _ALL), ("A", _NONE)),
+    CP: (("B", _NONE), ("core", _ALL), ("A", _NONE)),
 }
+_DEPTHWISE: Mapping[str, str] = {CP: "core"}
+"""The stage that takes every channel by itself, and gives as many."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,8 @@ class Stage:
 
     Attributes:
         role: of its weight in the `Replacement`: (rows, columns · places of its own kernel).
-        rows, columns: channels that it gives and takes.
+        rows: channels that it gives.
+        columns: channels that each of them is made of.
         geometry: of its own.
         skipped: how many of its places there are for each that the last stage gives: strides of the stages behind it.
     """
@@ -79,16 +84,19 @@ def stages(structure: Structure, outputs: int, channels: int, geometry: ConvGeom
     Raises:
         ValueError: a convolution has no such structure.
     """
-    parts = _STAGES.get(structure.name, ())
-    if len(structure.ranks) != len(parts) - 1:
+    parts, alone = _STAGES.get(structure.name, ()), _DEPTHWISE.get(structure.name)
+    others = [role for role, _ in parts if role != alone]
+    if len(structure.ranks) != len(others) - 1:
         raise ValueError(f"a convolution cannot be {structure}, expected one of {', '.join(_STAGES)} and its ranks")
-    widths = pairwise((channels, *structure.ranks, outputs))
+    widths = dict(zip(others, pairwise((channels, *structure.ranks, outputs)), strict=True))
     taken = [prod(geometry.strides[axes]) for _, axes in parts]
-    behind = [prod(taken[number + 1 :]) for number in range(len(parts))]
-    return tuple(
-        Stage(role, rows, columns, _along(geometry, axes), skipped)
-        for (role, axes), (columns, rows), skipped in zip(parts, widths, behind, strict=True)
-    )
+    found, given = [], channels
+    for number, (role, axes) in enumerate(parts):
+        columns, rows = widths.get(role, (1, given))
+        own = _along(geometry, axes) if role in widths else replace(geometry, groups=given)
+        found.append(Stage(role, rows, columns, own, prod(taken[number + 1 :])))
+        given = rows
+    return tuple(found)
 
 
 def kernels(part: Replacement, outputs: int, channels: int, geometry: ConvGeometry) -> tuple[tuple[Stage, Array], ...]:
@@ -156,7 +164,14 @@ def stage_tensors(part: Replacement) -> tuple[Array, ...]:
 
 def composed(part: Replacement) -> Array:
     """(out, in · places) float32: the one matrix that stages come to."""
-    return reduce(_behind, stage_tensors(part))
+    alone = _DEPTHWISE.get(part.structure.name)
+    pairs = zip(roles(part.structure), stage_tensors(part), strict=True)
+    return reduce(_behind, [_of_all_channels(tensor) if role == alone else tensor for role, tensor in pairs])
+
+
+def _of_all_channels(depthwise: Array) -> Array:
+    """(r, r · places) of (r, places): zeros for all channels but its own."""
+    return (np.eye(len(depthwise), dtype=np.float32)[:, :, None] * depthwise[:, None, :]).reshape(len(depthwise), -1)
 
 
 def _behind(first: Array, second: Array) -> Array:

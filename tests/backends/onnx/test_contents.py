@@ -55,12 +55,13 @@ def test_convolutions_count_as_matrices(tmp_path: Path) -> None:
     nodes = [
         node("Conv", ["x", "w", "b"], ["h"]),
         node("Conv", ["h", "k"], ["d"]),
-        node("Conv", ["d", "depthwise"], ["y"], group=5),
+        node("Conv", ["d", "depthwise"], ["e"], group=5),
+        node("Conv", ["e", "grouped"], ["y"], group=5),
     ]
     weights = {"w": normal(5, 12, 1, 1), "b": normal(5, seed=1), "k": normal(5, 5, 3, 3)}
-    weights["depthwise"] = normal(5, 1, 3, 3, seed=2)
-    found = contents(tmp_path, nodes, [info("x", ["N", 12, 8, 8])], [info("y", ["N", 5, 4, 4])], weights)
-    assert found.weights == ((5, 12, 32), (5, 45, 32))
+    weights |= {"depthwise": normal(10, 1, 3, 3, seed=2), "grouped": normal(5, 2, 3, 3, seed=3)}
+    found = contents(tmp_path, nodes, [info("x", ["N", 12, 8, 8])], [info("y", ["N", 5, 2, 2])], weights)
+    assert found.weights == ((5, 12, 32), (5, 45, 32), (9, 10, 32))
     assert has(found, weights["b"])
 
 

@@ -1,4 +1,5 @@
 """Convolutions in ONNX: Conv of one group and a constant kernel, along one axis or two, but for those that are linear.
+Of several groups only stages are found again, where they were put into a model in memory.
 
 Its weights are float32, or integers that are decoded at load. Integer kernels of a whole file come from the runtime's
 own quantizer (`edgepack.backends.onnx.ort_quantizer`).
@@ -14,7 +15,7 @@ import numpy as np
 
 from edgepack.backends.onnx.constants import root_of
 from edgepack.backends.onnx.kinds.kind import Storing
-from edgepack.backends.onnx.matching import Use, is_float, is_linear_conv, with_own_bias
+from edgepack.backends.onnx.matching import Use, is_float, is_linear_conv, is_stage, mark_stage, with_own_bias
 from edgepack.backends.onnx.schemes import FP32, WEIGHTS4, WEIGHTS8
 from edgepack.errors import ModelError
 from edgepack.model.kinds.conv import ConvGeometry, conv_layer, geometry_of, kernels_of
@@ -56,7 +57,9 @@ class OnnxConv:
         kernel, root = reader.read(node.inputs[1]), root_of(node.inputs[1])
         if kernel is None or root is None or root_of(node.inputs[0]) is not None:
             return None
-        if kernel.ndim not in RANKS or kernel.size == 0 or node.attributes.get_int("group", 1) != 1:
+        if kernel.ndim not in RANKS or kernel.size == 0:
+            return None
+        if node.attributes.get_int("group", 1) != 1 and not is_stage(node):
             return None
         if is_linear_conv(node, kernel) or not is_float(kernel, root):
             return None
@@ -73,8 +76,8 @@ class OnnxConv:
         return conv_layer(name, np.asarray(use.weight, np.float32), bias, geometry, uses)
 
     def sides(self, node: ir.Node, shape: tuple[int, ...]) -> tuple[int, int] | None:
-        """Of a kernel as one matrix: outputs, and channels by places."""
-        if len(shape) not in RANKS or node.attributes.get_int("group", 1) != 1:
+        """Of a kernel as one matrix: outputs, and channels by places; of one group, or of every channel by itself."""
+        if len(shape) not in RANKS or (node.attributes.get_int("group", 1) != 1 and shape[1] != 1):
             return None
         return shape[0], prod(shape[1:])
 
@@ -107,6 +110,8 @@ class OnnxConv:
             for stage, kernel in found:
                 own = bias if stage is found[-1][0] else None
                 x = _conv(builder, x, site.put(builder, kernel, stage.role), site, own, _attributes(stage.geometry))
+                if stage.geometry.groups > 1:
+                    mark_stage(x.producer())
             return x
 
         return build
@@ -136,6 +141,7 @@ def _geometry(node: ir.Node, kernel: tuple[int, ...]) -> ConvGeometry:
         tuple(attributes.get_ints("dilations", (1,) * axes)),
         tuple(attributes.get_ints("pads", (0,) * 2 * axes)),
         attributes.get_string("auto_pad", "NOTSET"),
+        attributes.get_int("group", 1),
     )
 
 
@@ -144,6 +150,7 @@ def _attributes(geometry: ConvGeometry) -> dict[str, Any]:
     if {*geometry.kernel, *geometry.strides} == {1} and not any(geometry.pads):
         return {}
     found: dict[str, Any] = {"strides": list(geometry.strides), "dilations": list(geometry.dilations)}
+    found |= {"group": geometry.groups} if geometry.groups > 1 else {}
     if geometry.auto_pad == "NOTSET":
         return {**found, "pads": list(geometry.pads)}
     return {**found, "auto_pad": geometry.auto_pad}

@@ -1,10 +1,13 @@
-"""Convolutions in TFLite: CONV_2D of larger kernels, or with strides; along one axis they are written as along two."""
+"""Convolutions in TFLite: CONV_2D of larger kernels, or with strides; along one axis they are written as along two.
+
+Stages that take every channel by itself are DEPTHWISE_CONV_2D, whose kernel is (1, *sizes, channels).
+"""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,14 +27,18 @@ from edgepack.model.types import Array
 if TYPE_CHECKING:
     from edgepack.backends.tflite.rewrite import Editor
 
+DEPTHWISE = "DEPTHWISE_CONV_2D"
+
 
 class TfliteConvKind:
     """See `TfliteKind`."""
 
-    operators: Mapping[str, Operands] = {"CONV_2D": Operands(0, (1,), (2,))}
+    operators: Mapping[str, Operands] = {"CONV_2D": Operands(0, (1,), (2,)), DEPTHWISE: Operands(0, (1,), (2,))}
 
     def matrix(self, operator: str, weight: Array) -> Array | None:
         """See `TfliteKind`."""
+        if operator == DEPTHWISE:
+            return weight.reshape(-1, weight.shape[-1]).T if weight.ndim == 4 else None
         return weight.reshape(len(weight), -1) if weight.ndim == 4 else None
 
     def laid_out(self, layer: Layer, matrix: Array) -> Array:
@@ -72,8 +79,11 @@ class TfliteConvKind:
             own = _Along.of(stage, layer, dense)
             thin = editor.latent(fold, stage.rows, own.untaken)
             weight = (_matrix(kernel) * scales).astype(np.float32).reshape(stage.rows, *own.sizes, -1)
+            if stage.geometry.groups == 1:
+                first = copy.deepcopy(last)
+            else:
+                first, weight = editor.depthwise(number, last), np.moveaxis(weight, 0, -1).reshape(1, *own.sizes, -1)
             constant = editor.constant(number, dense, weight, f"{name}/{stage.role}")
-            first = copy.deepcopy(last)
             first.inputs = [x, constant, editor.bias(number, dense, None, stage.rows, f"{name}/zeros")]
             first.outputs = [thin]
             without_activation(first)
@@ -112,7 +122,7 @@ class _Along:
     def of(cls, stage: Stage, layer: Layer, dense: Any) -> _Along:
         """Of a stage, where the operator's kernel is like `dense`: a layer of one axis has two there."""
         own, both = stage.geometry, (1, 1)
-        if own == geometry_of(layer):
+        if replace(own, groups=1) == geometry_of(layer):
             return cls(tuple(dense.shape[1:-1]), None, ())
         if {*own.kernel, *own.strides} == {1}:
             return cls(both, (both, both), (0, 1))
