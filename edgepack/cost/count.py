@@ -38,7 +38,8 @@ from edgepack.emulator.counts import Counts, middle, per_inference
 from edgepack.errors import TransientDeviceError
 from edgepack.model.point import Point, linear_point
 from edgepack.model.scheme import Format, Scheme
-from edgepack.plan.candidates import RANK_TILE, break_even_rank
+from edgepack.model.structure import RANK_TILE
+from edgepack.plan.candidates import break_even_rank
 from edgepack.targets.target import Target
 from edgepack.workspace import (
     Cache,

@@ -34,8 +34,8 @@ from edgepack.devices.facts import choose_cpus, facts_from_probe
 from edgepack.errors import StableDeviceError, TargetsError
 from edgepack.model.point import Point, linear_point, linear_point_in
 from edgepack.model.scheme import Format, Scheme
-from edgepack.model.structure import low_rank_correction
-from edgepack.plan.candidates import RANK_TILE, break_even_rank, residual_ranks
+from edgepack.model.structure import RANK_TILE, low_rank_correction
+from edgepack.plan.candidates import break_even_rank, residual_ranks
 from edgepack.targets.probe import target_from_probe
 from edgepack.targets.target import Target
 from edgepack.workspace import Cache, Progress, silent

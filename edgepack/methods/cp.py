@@ -27,7 +27,7 @@ from edgepack.methods.budget import too_small
 from edgepack.model.kinds.stages import CP, composed
 from edgepack.model.layer import View
 from edgepack.model.replacement import Replacement
-from edgepack.model.structure import Structure
+from edgepack.model.structure import RANK_TILE, Structure
 from edgepack.model.types import Array
 from edgepack.quantize.gptq import output_energy
 
@@ -45,7 +45,7 @@ def cp(layer: View, share: float, *, seed: int = 0, gradient: Array | None = Non
 
     Args:
         layer: with its kernel; where its moments are known, what is lost is of its outputs.
-        share: of out · in · places numbers, for those of A, K and B.
+        share: of out · in · places numbers, for those of A, K and B; as many whole tiles of channels as fit.
         seed: not used: the fit starts from the kernel's own singular vectors.
         gradient: G, (out, out), by which errors of outputs are weighed.
     """
@@ -56,6 +56,7 @@ def cp(layer: View, share: float, *, seed: int = 0, gradient: Array | None = Non
     rank = int(share * layer.weight.size / numbers + 1e-9)
     if rank < 1:
         return too_small(share, numbers / layer.weight.size)
+    rank = rank // RANK_TILE * RANK_TILE or rank
     covariance, target = metric(layer), layer.weight.astype(np.float64)
     root = None if gradient is None else np.linalg.cholesky(damped(layer, gradient)).T
     A, K, B = fit(target if root is None else root @ target, places, covariance, rank)

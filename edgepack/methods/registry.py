@@ -274,7 +274,7 @@ PATENTS: Mapping[str, str] = dict.fromkeys(("deepthin", "deepthin-conv"), "US 11
 RISKS: Mapping[str, str] = {
     "cp": "its fit may settle far from the best one, and nothing trains it here; its terms cancel one another in part, "
     "so that what is between its convolutions has wide ranges, and integers lose more; and many runtimes are slow at "
-    "convolutions of single channels, whatever their multiplications say: measure the pack on the device"
+    "convolutions of single channels, for the few multiplications of these: measure the pack on the device"
 }
 """What speaks against a method that is only used where it is asked for by name."""
 

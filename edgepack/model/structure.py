@@ -9,6 +9,9 @@ from typing import Literal
 
 OpKind = Literal["matmul", "conv", "gather", "recurrent"]
 
+RANK_TILE = 8
+"""Kernels work on tiles of this many rows: ranks between two multiples cost as much as the upper one."""
+
 
 @dataclass(frozen=True)
 class Structure:

@@ -14,10 +14,8 @@ from edgepack.model.kinds import views_of
 from edgepack.model.layer import Layer
 from edgepack.model.point import is_linear
 from edgepack.model.scheme import FileScheme, Scheme, scheme_of
+from edgepack.model.structure import RANK_TILE
 from edgepack.model.types import LayerPlan
-
-RANK_TILE = 8
-"""Kernels work on tiles of this many rows: ranks between two multiples cost as much as the upper one."""
 
 WORTHWHILE_SHARE = 0.75
 """A pair is a second kernel call: a rank must leave at most this share of the dense multiplications."""

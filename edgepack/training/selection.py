@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from edgepack.errors import UsageError
-from edgepack.plan.candidates import RANK_TILE, asked_rank
+from edgepack.model.structure import RANK_TILE
+from edgepack.plan.candidates import asked_rank
 
 if TYPE_CHECKING:
     from torch.nn import Linear, Module
