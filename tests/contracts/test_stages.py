@@ -49,13 +49,18 @@ SHARE = 0.25
 
 @pytest.fixture(scope="module")
 def network(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    """Three convolutions with strides, steps between places, and without paddings."""
+    """Three convolutions with strides, steps between places, and without paddings; between two of them one over every
+    channel by itself, which is no layer."""
     nodes, x, constants = [], "x", {}
     for number, (name, shape) in enumerate(KERNELS.items()):
         constants |= {name: normal(*shape, seed=number) / 8, f"{name}.b": normal(shape[0], seed=number + 9)}
         nodes.append(helper.make_node("Conv", [x, name, f"{name}.b"], [f"c{name}"], **ATTRIBUTES[name]))
         nodes.append(helper.make_node("Relu", [f"c{name}"], [f"r{name}"]))
         x = f"r{name}"
+        if name == "half":
+            constants["each"] = normal(shape[0], 1, 3, 3, seed=20) / 3
+            nodes.append(helper.make_node("Conv", [x, "each"], ["ceach"], group=shape[0], pads=[1, 1, 1, 1]))
+            x = "ceach"
     graph = helper.make_graph(
         nodes,
         "network",

@@ -23,7 +23,8 @@ from edgepack.model.scheme import Scheme
 from edgepack.model.types import Array
 from edgepack.quantize.grids import activation_grid, has_one_scale, quantize_weight
 
-_PRODUCTS = ("FULLY_CONNECTED", "CONV_2D")
+_DEPTHWISE = "DEPTHWISE_CONV_2D"
+_PRODUCTS = ("FULLY_CONNECTED", "CONV_2D", _DEPTHWISE)
 _INT8, _INT32 = 9, 2  # schema.fbs, TensorType
 _SCALE_A_ROW = 12
 """Version of FULLY_CONNECTED in int8 whose weight has a scale for each output."""
@@ -141,15 +142,18 @@ class _Writing:
 
     def _on_grids(self, product: Any, given: int, output: int) -> None:
         taken = float(self._graph.tensors[given].quantization.scale[0])
-        weight = self._value(product.inputs[1])
-        matrix = weight.reshape(len(weight), -1)
+        weight, name = self._value(product.inputs[1]), operator_name(self._model, product)
+        axis = weight.ndim - 1 if name == _DEPTHWISE else 0  # of the outputs
+        rows = np.moveaxis(weight, axis, 0)
+        matrix = rows.reshape(len(rows), -1)
         if has_one_scale(matrix, largest=INT8_STATIC.qmax):
             codes, scales = quantize_weight(matrix.reshape(1, -1), largest=INT8_STATIC.qmax)
         else:
             codes, scales = quantize_weight(matrix, largest=INT8_STATIC.qmax)
-            if operator_name(self._model, product) == "FULLY_CONNECTED":
+            if name == "FULLY_CONNECTED":
                 product.opcodeIndex = self._file.operator_code("FULLY_CONNECTED", _SCALE_A_ROW)
-        inputs = [given, self._constant(product.inputs[1], codes.reshape(weight.shape), scales, _INT8)]
+        stored = np.ascontiguousarray(np.moveaxis(codes.reshape(rows.shape), 0, axis))
+        inputs = [given, self._constant(product.inputs[1], stored, scales, _INT8, axis)]
         if len(product.inputs) > 2:
             inputs.append(self._sums(int(product.inputs[2]), taken * scales.astype(np.float64)))
         product.inputs, product.outputs = inputs, [output]
@@ -167,23 +171,23 @@ class _Writing:
             raise ModelError(f"a factor's tensor {tensor} is no float32 constant of the TFLite file")
         return value
 
-    def _constant(self, like: int, codes: Array, scales: Array, kind: int) -> int:
+    def _constant(self, like: int, codes: Array, scales: Array, kind: int, axis: int = 0) -> int:
         """Of the places of a layer that are on the same grids it is one."""
         steps = np.asarray(scales, np.float32)
         key = like, codes.tobytes() + steps.tobytes()
         if key not in self._made:
             made = copy.copy(self._graph.tensors[like])
-            made.type, made.quantization = kind, _grid(steps, 0)
+            made.type, made.quantization = kind, _grid(steps, 0, axis)
             made.buffer = self._file.buffer(codes.tobytes())
             self._graph.tensors.append(made)
             self._made[key] = len(self._graph.tensors) - 1
         return self._made[key]
 
 
-def _grid(scales: Array, zero: int) -> Any:
+def _grid(scales: Array, zero: int, axis: int = 0) -> Any:
     from ai_edge_litert import schema_py_generated as schema
 
     made = schema.QuantizationParametersT()
     made.scale = np.asarray(scales, np.float32)
-    made.zeroPoint, made.quantizedDimension = np.full(len(scales), zero, np.int64), 0
+    made.zeroPoint, made.quantizedDimension = np.full(len(scales), zero, np.int64), axis
     return made

@@ -19,8 +19,9 @@ from edgepack.backends.tflite.schemes import FP32, INT8_DYNAMIC, INT8_STATIC
 from edgepack.backends.tflite.sites import tflite_model
 from edgepack.backends.tflite.writer import TfliteWriter
 from edgepack.data import Samples
+from edgepack.methods.registry import compress
 from edgepack.metrics.values import sqnr_db
-from edgepack.model.kinds import kind_of
+from edgepack.model.kinds import kind_of, views_of
 from edgepack.model.model import Model
 from edgepack.model.replacement import Replacement, dense, low_rank
 from edgepack.model.scheme import FileScheme
@@ -130,7 +131,7 @@ def test_without_factors_it_is_the_file_that_was_given(dense_file: Path, tmp_pat
     assert written.schemes == {layer.name: INT8_STATIC for layer in model.layers}
 
 
-@pytest.mark.parametrize("structure", ["low-rank", "spatial-svd", "input-svd", "tucker-2"])
+@pytest.mark.parametrize("structure", ["low-rank", "spatial-svd", "input-svd", "tucker-2", "cp"])
 def test_convolutions_are_taken_apart_in_int8(structure: str, tmp_path: Path) -> None:
     path = in_integers(convnet(*KERNELS, BIASES, stride=2), tmp_path, (1, 6, 6, 32), "image")
     model = open_model(str(path), tmp_path)
@@ -138,12 +139,17 @@ def test_convolutions_are_taken_apart_in_int8(structure: str, tmp_path: Path) ->
     files = writer_of(model, samples, tmp_path)
     layer = model.layers[0]
     kind = kind_of(layer)
-    own = next(one for one in kind.structures(layer, GivenRanks((RANK,), ())) if one.name == structure)
-    parts = {layer.name: replaced(kind, layer, own)}
+    if structure == "cp":
+        part = compress("cp", views_of([layer])[0], 0.3)
+        assert isinstance(part, Replacement)
+    else:
+        own = next(one for one in kind.structures(layer, GivenRanks((RANK,), ())) if one.name == structure)
+        part = replaced(kind, layer, own)
+    parts = {layer.name: part}
     files.write(parts, FileScheme.of(INT8_STATIC), tmp_path / "out.tflite")
     ops = linear_ops(tmp_path / "out.tflite")
     assert {op.weight.dtype.name for op in ops} == {"int8"}
-    assert len(ops) == (4 if structure == "tucker-2" else 3)
+    assert len(ops) == (4 if structure in ("tucker-2", "cp") else 3)
     found = predict(load(tmp_path / "out.tflite", "tflite"), samples)
     wanted = predict(native("tflite").session(model.content, parts, threads=1), samples)
     assert sqnr_db(found, wanted) > 25
