@@ -32,6 +32,9 @@ spend half as many bits on scales as on 4-bit weights. Kernels for Arm want mult
 SMALLEST_BLOCK = 16
 """Of the operator; for layers with no more inputs than this, which would be padded to twice their size."""
 
+PANEL_ROWS = 512
+"""Rows that are rounded in blocks at a time."""
+
 ZERO_WEIGHT = 1e-35
 """Blocks with no weight above this are zeros: their scale would not be a normal float."""
 
@@ -123,6 +126,16 @@ def quantize_blocks(weight: Array, bits: int, block: int = BLOCK) -> tuple[Array
     Returns:
         (codes (out, blocks, block) int8 without the zero point, scales (out, blocks) float32 of either sign).
     """
+    parts = [
+        _quantize_blocks(weight[start : start + PANEL_ROWS], bits, block)
+        for start in range(0, max(len(weight), 1), PANEL_ROWS)
+    ]
+    codes, scales = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    return codes, scales
+
+
+def _quantize_blocks(weight: Array, bits: int, block: int) -> tuple[Array, Array]:
+    """Of some rows: what is made on the way is several times as large as they are."""
     top = zero_point(bits)
     blocks = _blocks(weight, block)
     largest = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=-1)[..., None], axis=-1)

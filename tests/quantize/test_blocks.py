@@ -13,6 +13,7 @@ from edgepack.backends.onnx.session import session
 from edgepack.model.types import Array
 from edgepack.quantize.grids import (
     BLOCK,
+    PANEL_ROWS,
     block_for,
     dequantize_blocks,
     pack,
@@ -188,3 +189,13 @@ def test_the_int8_kernel_is_exact_and_does_not_saturate(bits: int, block: int, b
     found = runtime_product(weight, x, bits, block, 4)
     wanted = on_int8_blocks(x, block) @ decoded.T.astype(np.float64)
     np.testing.assert_allclose(found, wanted, atol=2e-5 * float(np.abs(wanted).max()))
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_rows_are_rounded_each_by_itself_however_many_there_are(bits: int) -> None:
+    weight = np.random.default_rng(bits).standard_normal((2 * PANEL_ROWS + 3, 40)).astype(np.float32)
+    codes, scales = quantize_blocks(weight, bits, 32)
+    for row in (0, PANEL_ROWS - 1, PANEL_ROWS, len(weight) - 1):
+        one = quantize_blocks(weight[row : row + 1], bits, 32)
+        np.testing.assert_array_equal(codes[row], one[0][0])
+        np.testing.assert_array_equal(scales[row], one[1][0])
