@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -112,7 +113,8 @@ def measure_sustained(rig: Rig, fmt: Format, model: str, pace_s: float) -> Block
 def _steady(rig: Rig, job: Job, fmt: Format, round_: int) -> list[Block]:
     blocks: list[Block] = []
     while True:
-        report = rig.run(job)
+        with rig.extra.taken() if blocks else nullcontext():
+            report = rig.run(job)
         with rig.expecting(job):
             rig.note(fmt, report)
             blocks.append(_block(report, round_))
@@ -120,6 +122,8 @@ def _steady(rig: Rig, job: Job, fmt: Format, round_: int) -> list[Block]:
             break
         if blocks[-1].throttled:
             cool_down(rig, fmt, None)
+        elif rig.extra.spent:
+            break
     best = min(range(len(blocks)), key=lambda index: (bool(blocks[index].throttled), blocks[index].clock_drift or 0.0))
     return [replace(block, rejected=index != best) for index, block in enumerate(blocks)]
 
@@ -184,6 +188,29 @@ class Told:
     temperature_c: float | None = None
 
 
+@dataclass
+class Extra:
+    """Time for what a session does beyond its plan.
+
+    Attributes:
+        left_s: below 0 where the last that was done took longer.
+    """
+
+    left_s: float
+
+    @property
+    def spent(self) -> bool:
+        """Whether none is left."""
+        return self.left_s <= 0
+
+    @contextmanager
+    def taken(self) -> Iterator[None]:
+        """What the block takes is taken from it."""
+        start = time.monotonic()
+        yield
+        self.left_s -= time.monotonic() - start
+
+
 @dataclass(frozen=True)
 class Rig:
     """What every measurement of a session shares.
@@ -192,6 +219,7 @@ class Rig:
         inputs: path on the device.
         evict_bytes: where the target's caches are known to be larger than the device says; None otherwise.
         progress: told of pauses.
+        extra: time for what the schedule does not plan.
     """
 
     device: Device
@@ -199,6 +227,7 @@ class Rig:
     threads: int
     cpus: tuple[int, ...]
     inputs: str | None
+    extra: Extra
     evict_bytes: int | None = None
     progress: Progress = silent
     told: Told = field(default_factory=Told)

@@ -12,7 +12,8 @@ class Schedule:
     Attributes:
         processes: fresh processes per variant for warm latency, interleaved.
         extra_processes: added one by one to every variant, at most so many, while an interval is not narrow enough.
-        extra_s: when so long has been spent on them, no more are added.
+        extra_s: when so long has been spent on them, and on blocks that are measured again since the clock drifted,
+            there are no more of either.
         narrow: width of a variant's 95 % interval, as a share of its median, at which no process is added.
         warmup_runs, warmup_s: both are reached before the clock starts.
         runs, seconds: both are reached in every process.
@@ -45,22 +46,22 @@ class Schedule:
     narrow: float = 0.04
 
 
+# Four processes are the fewest with which Mann-Whitney can claim a difference at 5 %.
 FULL = Schedule(
-    processes=5,
+    processes=4,
     warmup_runs=5,
     warmup_s=0.5,
     runs=100,
     seconds=0.5,
-    cold_processes=4,
+    cold_processes=3,
     cold_runs=25,
     memory_processes=3,
     counter_runs=100,
     cool_down_s=120.0,
-    extra_processes=10,
+    extra_processes=11,
 )
 """What differs from process to process is more than what a longer one averages out: many short ones tell more."""
 
-# Four processes are the fewest with which Mann-Whitney can claim a difference at 5 %.
 QUICK = Schedule(
     processes=4,
     warmup_runs=3,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +15,7 @@ from edgepack.benchmark.conditions import COLD, COUNTERS, MEMORY, SUSTAINED, Ask
 from edgepack.benchmark.measure import (
     UNKNOWN_PACE_S,
     Expecting,
+    Extra,
     Rig,
     cool_down,
     measure_cold,
@@ -123,12 +124,14 @@ def bench_variants(
             _require_runtime(fmt, device, report, facts, target)
         cpus = choose_cpus(facts, [int(cpu) for cpu in report.get("allowed_cpus", ())], threads, settings.cluster)
         refused = _counters_refused(report)
+    schedule = settings.schedule or (QUICK if settings.quick else FULL)
     rig = Rig(
         device=device,
-        schedule=settings.schedule or (QUICK if settings.quick else FULL),
+        schedule=schedule,
         threads=threads,
         cpus=cpus,
         inputs=device.push(inputs) if inputs is not None else None,
+        extra=Extra(schedule.extra_s),
         evict_bytes=_evict_bytes(facts, target),
         progress=progress or silent,
     )
@@ -319,14 +322,12 @@ def measure_imports(rig: Rig, fmt: Format, steps: Steps) -> tuple[Snapshot, ...]
     return tuple(snapshots)
 
 
-def warm_rounds(plan: Schedule, entries: Sequence[Entry]) -> Iterator[int]:
+def warm_rounds(rig: Rig, entries: Sequence[Entry]) -> Iterator[int]:
     """Numbers of the rounds in which every variant has a process; later ones only while an interval is wide."""
+    plan = rig.schedule
     yield from range(plan.processes)
-    start = time.monotonic()
     for number in range(plan.processes, plan.processes + plan.extra_processes):
-        if time.monotonic() - start >= plan.extra_s:
-            return
-        if all(is_narrow(latencies(entry.warm), plan.narrow) for entry in entries):
+        if rig.extra.spent or all(is_narrow(latencies(entry.warm), plan.narrow) for entry in entries):
             return
         yield number
 
@@ -344,12 +345,14 @@ def measure_all(rig: Rig, entries: Sequence[Entry], steps: Steps, asked: Asked) 
     started_c = rig.told.temperature_c
     if started_c is not None:
         started_c = cool_down(rig, entries[0].format, started_c)
-    for round_ in warm_rounds(plan, entries):
-        if round_ >= plan.processes:
+    for round_ in warm_rounds(rig, entries):
+        is_extra = round_ >= plan.processes
+        if is_extra:
             steps.more(len(entries))
-        for entry in entries:
-            entry.warm += measure_warm(rig, entry.format, entry.path, round_, entry.pace_s)
-            steps.finished("warm latency")
+        with rig.extra.taken() if is_extra else nullcontext():
+            for entry in entries:
+                entry.warm += measure_warm(rig, entry.format, entry.path, round_, entry.pace_s)
+                steps.finished("warm latency")
     for round_ in range(plan.cold_processes if asked.cold else 0):
         for entry in entries:
             entry.cold += measure_cold(rig, entry.format, entry.path, round_, entry.pace_s)

@@ -216,6 +216,16 @@ def test_a_drift_that_persists_is_recorded_and_bounded(variants: list[Variant]) 
     )
 
 
+def test_blocks_are_measured_again_only_while_there_is_time(variants: list[Variant]) -> None:
+    """The time is that of further processes as well; what was throttled is no matter of time."""
+    device = FakeDevice(PROBE, lambda job: answer(job, drift=0.05))
+    result = run(variants, device, cold=False, schedule=replace(QUICK, extra_s=0.0, extra_processes=3))
+    assert [len(variant.warm) for variant in result.variants] == [4, 4]
+    device = FakeDevice(PROBE, lambda job: {**answer(job), **throttle(4, 4)})
+    result = run(variants, device, cold=False, schedule=replace(QUICK, extra_s=0.0))
+    assert [len(variant.warm) for variant in result.variants] == [4 * (1 + QUICK.retries)] * 2
+
+
 @pytest.mark.parametrize("where", ["ran", "imported"])
 def test_a_swapping_device_gives_no_memory_figure(variants: list[Variant], where: str) -> None:
     def swapping(job: Job) -> Mapping[str, Any]:
