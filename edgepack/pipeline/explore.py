@@ -122,10 +122,11 @@ def _explored(ready: Prepared) -> dict[Format, tuple[Search, tuple[Step, ...]]]:
 
 def _steps(ready: Prepared, fmt: Format, bounds: Bounds, rest: Rest) -> tuple[Step, ...] | Infeasible:
     """The plans of a format that are looked at, the one that loses least first; or why there is none."""
-    menus, progress = ready.menus[fmt], ready.evaluator.workspace.progress
+    menus, workspace = ready.menus[fmt], ready.evaluator.workspace
+    progress, workers = workspace.progress, workspace.workers
 
     def ladder(menus: Sequence[Menu], aim: Aim) -> tuple[Step, ...] | Infeasible:
-        return make_ladder(menus, ready.evaluator.spectra, bounds, rest, progress, aim=aim)
+        return make_ladder(menus, ready.evaluator.spectra, bounds, rest, progress, aim=aim, workers=workers)
 
     steps: list[Step] = []
     for aim in AIMS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, get_args
@@ -15,7 +16,9 @@ from edgepack.model.types import Aim, Candidate, LayerPlan, Spectrum
 from edgepack.pipeline.candidates import Menu, SharedWay
 from edgepack.plan import explain
 from edgepack.plan.candidates import break_even_rank
+from edgepack.plan.knapsack import ENUMERATED
 from edgepack.plan.solve import Bounds, Infeasible, Solution, Together, balanced, least_loss, smallest, solve
+from edgepack.workers import Workers, map_tasks
 from edgepack.workspace import Progress, silent
 
 STEPS = 24
@@ -23,6 +26,9 @@ STEPS = 24
 
 TIE = 0.03
 """Latencies this close are the same for what a table of costs can tell: then the smaller plan is taken."""
+
+CANDIDATE_FLOPS = 5e6
+"""What finding a plan takes for each candidate: some tenths of a second for the thousands of a transformer."""
 
 LayerPlans = tuple[LayerPlan, ...]
 Choice = tuple[str | None, str] | tuple[str | None, str, str, float]
@@ -75,6 +81,7 @@ def make_ladder(
     progress: Progress = silent,
     *,
     aim: Aim = "latency",
+    workers: Workers | None = None,
 ) -> tuple[Step, ...] | Infeasible:
     """Distinct plans within the bounds, the one that loses least first; or why there is none.
 
@@ -83,13 +90,10 @@ def make_ladder(
         beside: what the file holds and an inference takes beside the layers: latencies are tied as whole.
         progress: told of every step.
         aim: what is least at every step: latency, size, or their product.
+        workers: who finds the plans, each by itself; this process alone where None.
     """
-    layers, groups = _problem(menus)
-
-    def best(limit: float | None) -> Solution | Infeasible:
-        return _best(menus, replace(bounds, loss=limit), beside, aim)
-
-    extreme = best(None)
+    problem = layers, groups = _problem(menus)
+    extreme = _best(problem, beside, aim, replace(bounds, loss=None))
     if isinstance(extreme, Infeasible):
         return extreme
     safest = least_loss(layers, bounds, groups)
@@ -97,19 +101,27 @@ def make_ladder(
         return safest
     steps: dict[tuple[int, ...], Step] = {}
     limits = _limits(safest.loss, extreme.loss)
+    tasks = [(replace(bounds, loss=limit),) for limit in limits]
+    found: dict[int, Solution | Infeasible] = {}
+    progress("plan", 0, len(limits))
+    for index, plan in map_tasks(workers, _best, tasks, [_cost(layers)] * len(tasks), shared=[problem, beside, aim]):
+        found[index] = plan
+        progress("plan", len(found), len(limits))
     for index, limit in enumerate(limits):
-        progress("plan", index, len(limits))
-        found = best(limit)
-        if isinstance(found, Solution) and found.chosen not in steps:
-            steps[found.chosen] = _step(menus, spectra, found, limit)
+        plan = found[index]
+        if isinstance(plan, Solution) and plan.chosen not in steps:
+            steps[plan.chosen] = _step(menus, spectra, plan, limit)
     if extreme.chosen not in steps:
         steps[extreme.chosen] = _step(menus, spectra, extreme, float("inf"))
     return tuple(sorted(steps.values(), key=lambda step: step.loss))
 
 
-def _best(menus: Sequence[Menu], bounds: Bounds, beside: Beside, aim: Aim) -> Solution | Infeasible:
-    """The plan within the bounds that an aim wants."""
-    layers, groups = _problem(menus)
+_Problem = tuple[list[tuple[Candidate, ...]], list[Together]]
+
+
+def _best(problem: _Problem, beside: Beside, aim: Aim, bounds: Bounds) -> Solution | Infeasible:
+    """The plan within the bounds that an aim wants. A task: may run on another machine."""
+    layers, groups = problem
     if aim == "size":
         return smallest(layers, bounds, groups)
     if aim == "balanced":
@@ -117,7 +129,12 @@ def _best(menus: Sequence[Menu], bounds: Bounds, beside: Beside, aim: Aim) -> So
     return solve(layers, bounds, groups, tie=TIE, beside_s=beside.latency_s)
 
 
-def _problem(menus: Sequence[Menu]) -> tuple[list[tuple[Candidate, ...]], list[Together]]:
+def _cost(layers: Sequence[Sequence[Candidate]]) -> float:
+    """Of one plan, in floating-point operations: next to nothing where all plans are added up."""
+    return 0.0 if math.prod(map(len, layers)) <= ENUMERATED else CANDIDATE_FLOPS * sum(map(len, layers))
+
+
+def _problem(menus: Sequence[Menu]) -> _Problem:
     """The candidates of each layer, and of layers that could have one B."""
     numbers = {menu.layer.name: number for number, menu in enumerate(menus)}
     shared = [menu.shared for menu in menus if menu.shared is not None]
@@ -175,7 +192,7 @@ def corners(menus: Sequence[Menu], chosen: LayerPlans, bounds: Bounds, beside: B
     within = replace(bounds, loss=sum(one.loss for one in candidates))
     found = [own]
     for other in get_args(Aim):
-        best = _best(menus, within, beside, other) if other != aim else None
+        best = _best(_problem(menus), beside, other, within) if other != aim else None
         if isinstance(best, Solution):
             corner = _corner(other, [one.candidate for one in _picked(menus, best)], beside)
             gains = worth(other, corner.size_bytes, corner.latency_s) < worth(other, own.size_bytes, own.latency_s)

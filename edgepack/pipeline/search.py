@@ -395,11 +395,11 @@ def _searched(
     Raises:
         ProofError: no plan could be written and proved.
     """
-    progress = evaluator.workspace.progress
+    progress, workers = evaluator.workspace.progress, evaluator.workspace.workers
     closest: Planned | None = None
     as_small = replace(promised, latency_s=bounds.latency_s)
     for allowed in dict.fromkeys((promised, as_small, bounds)):
-        steps = make_ladder(menus, evaluator.spectra, allowed, rest, progress, aim=evaluator.aim)
+        steps = make_ladder(menus, evaluator.spectra, allowed, rest, progress, aim=evaluator.aim, workers=workers)
         if isinstance(steps, Infeasible):
             if closest is None and allowed == bounds:
                 step = nearest(menus, evaluator.spectra, allowed, steps)
@@ -425,7 +425,7 @@ def _tightened(
     rest: limits.Rest,
 ) -> Planned:
     """Searches, and draws the bounds in where the file itself is over a limit that its plan was predicted to meet."""
-    progress = evaluator.workspace.progress
+    progress, workers = evaluator.workspace.progress, evaluator.workspace.workers
     for _ in range(TIGHTENINGS):
         found = search.run(steps, evaluator.options.drop_limit)
         over = limits.excess(evaluator, found.attempt)
@@ -434,7 +434,7 @@ def _tightened(
         # From what this very plan was predicted to take: a bound with room to spare would give it again.
         drawn = {name: max(_predicted(found.attempt, name) - by * (1 + MARGIN), 0) for name, by in over.items()}
         bounds = replace(bounds, **drawn)
-        tighter = make_ladder(menus, evaluator.spectra, bounds, rest, progress, aim=evaluator.aim)
+        tighter = make_ladder(menus, evaluator.spectra, bounds, rest, progress, aim=evaluator.aim, workers=workers)
         if isinstance(tighter, Infeasible):
             break
         steps = tighter

@@ -15,11 +15,14 @@ from hypothesis import strategies as st
 from edgepack.backends.onnx.schemes import FP32
 from edgepack.model.kinds.linear import linear_layer
 from edgepack.model.types import Aim, Candidate, Spectrum
+from edgepack.pipeline import pareto
 from edgepack.pipeline.candidates import Menu
 from edgepack.pipeline.limits import Rest
 from edgepack.pipeline.pareto import STEPS, TIE, Corner, Step, corners, make_ladder, nearest, worth
 from edgepack.pipeline.prepare import Prepared
 from edgepack.plan.solve import Bounds, Infeasible
+from edgepack.workers import workers
+from edgepack.workers.local import LocalProcesses
 from tests.linear_plans import linear_candidate
 
 SPECTRUM = Spectrum(np.eye(4, dtype=np.float32), np.array([4.0, 3.0, 2.0, 1.0]))
@@ -252,3 +255,19 @@ def test_a_bound_on_bytes_moves_the_whole_ladder(ready: Prepared) -> None:
     )
     assert max(step.size_bytes for step in tight) <= 150_000 < max(step.size_bytes for step in loose)
     assert tight[0].loss > loose[0].loss
+
+
+@pytest.mark.parametrize("aim", get_args(Aim))
+def test_plans_that_other_processes_find_are_the_same(aim: Aim, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    layers = [[candidate(*rng.integers(1, 1000, 4).tolist()) for _ in range(12)] for _ in range(6)]
+    made = menus(*layers)
+    alone = make_ladder(made, alike(made), Bounds(), BESIDE, aim=aim)
+    monkeypatch.setattr(pareto, "CANDIDATE_FLOPS", 1e12)
+    with workers() as crew:
+        spread = make_ladder(made, alike(made), Bounds(), BESIDE, aim=aim, workers=crew)
+        assert isinstance(crew, LocalProcesses)
+        assert (len(crew.processes) > 1) == (crew.slots > 1)
+    assert spread == alone
+    assert not isinstance(alone, Infeasible)
+    assert len(alone) > 3
