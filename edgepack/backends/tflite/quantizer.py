@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from edgepack.backends.tflite.file import packed, whole
 from edgepack.backends.tflite.kinds.linear import takes_int4
 from edgepack.backends.tflite.loops import in_loops, with_all_results
@@ -274,8 +276,44 @@ def _calibrated(recipe: Any, source: Path, samples: Mapping[str, Array]) -> Any:
     model = whole(source)
     with_all_results(model)
     work = calibrator.Calibrator(packed(model), num_threads=1, qsv_update_func=qsv_utils.min_max_update)
+    _read_constants_once(work)
     work.calibrate({key: list(rows)}, manager)
     return work.get_model_qsvs()
+
+
+def _read_constants_once(calibrator: Any) -> None:
+    """Keep a calibrator from copying every weight anew for each sample: of wide layers that is nearly all of its time.
+
+    Of a version that has no such interpreter it just takes longer.
+    """
+    interpreter, model = (getattr(calibrator, name, None) for name in ("_tfl_interpreter", "_flatbuffer_model"))
+    if interpreter is not None and model is not None:
+        calibrator._tfl_interpreter = _ConstantsOnce(interpreter, model)
+
+
+class _ConstantsOnce:
+    """An interpreter whose constants are copied out of it once; all else is asked of it."""
+
+    def __init__(self, interpreter: Any, model: Any) -> None:
+        self._interpreter = interpreter
+        self._constants = {
+            (tensor, subgraph)
+            for subgraph, graph in enumerate(model.subgraphs)
+            for tensor, one in enumerate(graph.tensors)
+            if model.buffers[one.buffer].data is not None and not one.isVariable
+        }
+        self._copies: dict[tuple[int, int], Array] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._interpreter, name)
+
+    def get_tensor(self, tensor: int, subgraph: int = 0) -> Array:
+        place = tensor, subgraph
+        if place not in self._constants:
+            return np.asarray(self._interpreter.get_tensor(*place))
+        if place not in self._copies:
+            self._copies[place] = self._interpreter.get_tensor(*place)
+        return self._copies[place]
 
 
 @contextlib.contextmanager

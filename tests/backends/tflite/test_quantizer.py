@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ import pytest
 import torch
 from torch import nn
 
+from edgepack.backends.tflite import quantizer
 from edgepack.backends.tflite.converter import TfliteEmitter
+from edgepack.backends.tflite.file import whole
 from edgepack.backends.tflite.kinds.linear import takes_int4
 from edgepack.backends.tflite.read import linear_ops, operators, weight_bytes
 from edgepack.backends.tflite.runtime import interpreter, load, signature
@@ -70,6 +73,33 @@ def sizes(emitter: TfliteEmitter, tmp_path_factory: pytest.TempPathFactory) -> M
 
 def bits(path: Path) -> list[int]:
     return [op.bits for op in linear_ops(path)]
+
+
+def test_constants_are_copied_once_and_the_file_is_the_same(
+    emitter: TfliteEmitter, mlp: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each sample would have a copy of every weight otherwise."""
+    samples = {name: np.stack([value, 2 * value, -value]) for name, value in mlp.inputs.items()}
+    reads: list[tuple[int, int]] = []
+
+    class Counted(quantizer._ConstantsOnce):
+        def __init__(self, interpreter: Any, model: Any) -> None:
+            super().__init__(interpreter, model)
+            read = interpreter.get_tensor
+            interpreter.get_tensor = lambda *place: (reads.append(place), read(*place))[1]
+
+    monkeypatch.setattr(quantizer, "_ConstantsOnce", Counted)
+    quantizer.quantize(mlp.path, tmp_path / "once.tflite", INT8_STATIC, samples)
+    counts = Counter(reads)
+    model = whole(mlp.path)
+    tensors = model.subgraphs[0].tensors
+    constants = {(i, 0) for i, one in enumerate(tensors) if model.buffers[one.buffer].data is not None}
+    assert len(constants) >= 3
+    assert {counts[place] for place in constants} == {1}
+    assert max(counts.values()) == 3
+    monkeypatch.setattr(quantizer, "_read_constants_once", lambda calibrator: None)
+    quantizer.quantize(mlp.path, tmp_path / "each.tflite", INT8_STATIC, samples)
+    assert (tmp_path / "once.tflite").read_bytes() == (tmp_path / "each.tflite").read_bytes()
 
 
 def test_int4_is_packed_on_its_grid_and_runs(emitter: TfliteEmitter, mlp: Made, tmp_path: Path) -> None:
