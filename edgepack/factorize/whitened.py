@@ -18,9 +18,12 @@ from edgepack.factorize.leading import leading
 from edgepack.model.layer import View
 from edgepack.model.replacement import Replacement, low_rank
 from edgepack.model.types import Array, Moments, Spectrum
+from edgepack.quantize.gptq import output_energy as energy_of_product
 
 needs_moments = True
 
+MOST_SHRUNK = 0.9
+"""λ up to which C is found again in what C_λ gives."""
 PANELS = 16
 """Parts of a sum over the columns of a matrix."""
 
@@ -30,12 +33,39 @@ def shrunk_covariance(moments: Moments) -> Array:
 
     Few samples of many features make directions look empty that are not.
     """
-    features = len(moments.mean)
-    shrinkage = features / (features + 4 * moments.count) if moments.shrinkage is None else moments.shrinkage
     covariance = moments.covariance
-    covariance *= 1 - shrinkage
-    covariance[np.diag_indices(features)] += shrinkage * max(float(moments.variance.sum()), 0.0) / features
+    covariance *= 1 - _shrinkage(moments)
+    covariance[np.diag_indices(len(covariance))] += _white(moments)
     return covariance
+
+
+def output_energy(layer: View, moments: Moments, found: Spectrum) -> float:
+    """tr(W C Wᵀ), the energy of what the layer's output varies, with C as it was seen.
+
+    From the energies of its spectrum, which are those of C_λ and whose sum is known: a product of wide matrices less.
+
+    Args:
+        layer: of which the spectrum is.
+        moments: that it was made from.
+        found: of `spectrum`.
+    """
+    shrinkage = _shrinkage(moments)
+    if shrinkage > MOST_SHRUNK:  # next to nothing of C is left in C_λ
+        return energy_of_product(layer.weight, moments.covariance)
+    squares = sum(float(np.square(row, dtype=np.float64).sum()) for row in layer.weight)  # no wide copy
+    total = float(found.energies.sum()) + found.rest
+    return max(total - _white(moments) * squares, 0.0) / (1 - shrinkage)
+
+
+def _shrinkage(moments: Moments) -> float:
+    """λ of the moments: that which was chosen, else by the number of rows."""
+    features = len(moments.mean)
+    return features / (features + 4 * moments.count) if moments.shrinkage is None else moments.shrinkage
+
+
+def _white(moments: Moments) -> float:
+    """λ tr C / n."""
+    return _shrinkage(moments) * max(float(moments.variance.sum()), 0.0) / len(moments.mean)
 
 
 def spectrum(layer: View, most: int | None = None) -> Spectrum:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from edgepack.backends.backend import Writer
-from edgepack.methods.registry import factorizer
+from edgepack.factorize.whitened import output_energy
+from edgepack.methods.registry import DEFAULT, factorizer
 from edgepack.model.kinds import kind_of, views_of
 from edgepack.model.layer import Layer, View
 from edgepack.model.replacement import Replacement
-from edgepack.model.types import LayerPlan
+from edgepack.model.types import LayerPlan, Moments
 from edgepack.pipeline.evaluate import Attempt
 from edgepack.pipeline.evaluator import Evaluator
 from edgepack.quantize.error_breakdown import Split, dense_share, split_error
@@ -32,7 +33,7 @@ def _split(evaluator: Evaluator, layer: Layer, part: Replacement, choice: LayerP
     if moments is None:
         return None
     covariance = moments.covariance
-    energy = evaluator.replacements.rounder.energy(view, covariance)
+    energy = _energy(evaluator, view, moments)
     if not part.structure.is_low_rank:
         whole = kind_of(layer).effective(layer, part)[name]
         lost = dense_share(view.weight, whole, covariance, energy=energy)
@@ -45,6 +46,14 @@ def _split(evaluator: Evaluator, layer: Layer, part: Replacement, choice: LayerP
     exact = part if unknown else _exact(evaluator, view, part.rank)
     latent = choice.scheme_in(file.scheme).activations
     return split_error(view, exact, part, covariance, moments.mean, latent, energy=energy)
+
+
+def _energy(evaluator: Evaluator, view: View, moments: Moments) -> float | None:
+    """tr(W C Wᵀ) where the spectrum tells it: None where that is of something else."""
+    spectrum = evaluator.spectra[view.name]
+    if evaluator.analysis.method != DEFAULT or spectrum.mean is None:
+        return None
+    return output_energy(view, moments, spectrum)
 
 
 def _exact(evaluator: Evaluator, view: View, rank: int) -> Replacement:

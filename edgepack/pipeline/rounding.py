@@ -23,7 +23,7 @@ from edgepack.pipeline.losses import factors_at
 from edgepack.pipeline.stages import StageFit
 from edgepack.quantize.alternate import alternate
 from edgepack.quantize.bias import corrected_bias, corrected_pair
-from edgepack.quantize.gptq import gptq, output_energy, round_to_nearest
+from edgepack.quantize.gptq import gptq, round_to_nearest
 from edgepack.quantize.grids import WeightGrid, grid_of
 from edgepack.quantize.low_rank_correction import rounded_residual
 from edgepack.quantize.rotation import Gauge, search_gauges, turned
@@ -75,7 +75,6 @@ class Rounder:
     gradients: Mapping[str, Array]
     workspace: Workspace
     _last: dict[str, Replacement] = field(default_factory=dict, repr=False, compare=False)
-    _energies: dict[str, float] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def seed(self) -> int:
@@ -114,12 +113,6 @@ class Rounder:
             return weight if grid is None else round_to_nearest(weight, grid).weight
 
         return replace(part, tensors={role: rounded(weight) for role, weight in part.tensors.items()})
-
-    def energy(self, layer: View, covariance: Array) -> float:
-        """tr(W C Wᵀ) of a layer with the covariance of its input: a product of wide matrices, made once."""
-        if layer.name not in self._energies:
-            self._energies[layer.name] = output_energy(layer.weight, covariance)
-        return self._energies[layer.name]
 
     def dense(self, layer: View, scheme: Scheme) -> Replacement | None:
         """The layer's own weight on the grid of a scheme; None where there is none, or nothing is known of the input.
@@ -351,7 +344,7 @@ def _rounded_stages(task: _Staged) -> Replacement:
     grid = grid_of(scheme, first.shape[1], largest=rounder.largest)
     first = first if grid is None else fit.rounded(task.structure, first, grid)
     rest = fit.behind(task.structure, first)
-    own = replace(rounder, covariances=GivenMoments(task.key, rest.moments), _last={}, _energies={})
+    own = replace(rounder, covariances=GivenMoments(task.key, rest.moments), _last={})
     if inner.ranks:
         last = own.factors(rest.view, fit.decomposed(rest, inner), inner, scheme)
     else:

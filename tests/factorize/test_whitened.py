@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -12,6 +14,7 @@ from edgepack.factorize import svd, whitened
 from edgepack.model.layer import View
 from edgepack.model.replacement import Replacement, low_rank
 from edgepack.model.types import Array
+from edgepack.quantize.gptq import output_energy
 from tests.factorize.layers import SEEDS, inputs, layer, output_error, product, rng, seen, weight
 
 CASE = st.tuples(st.integers(1, 16), st.integers(2, 16), st.integers(2, 60), SEEDS, st.booleans())
@@ -122,6 +125,15 @@ def test_shrinkage_by_hand() -> None:
     trace = 0.5 + 2.0
     expected = (1 - share) * np.diag([0.5, 2.0]) + share * trace / 2 * np.eye(2)
     np.testing.assert_allclose(whitened.shrunk_covariance(moments), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("shrinkage", [None, 0.0, 0.4, 0.95, 1.0])
+@pytest.mark.parametrize("shape", [(12, 20), (20, 12)])
+def test_the_spectrum_knows_the_output_energy(shape: tuple[int, int], shrinkage: float | None) -> None:
+    moments = replace(seen(inputs(30, shape[1], 3)), shrinkage=shrinkage)
+    given_layer = layer(weight(*shape, seed=1), None, moments)
+    found = whitened.output_energy(given_layer, moments, whitened.spectrum(given_layer))
+    assert found == pytest.approx(output_energy(given_layer.weight, moments.covariance), rel=1e-9)
 
 
 @pytest.mark.parametrize("value", [0.0, 0.1, 1 / 3, -1e3, 1e-20])
