@@ -8,6 +8,7 @@ step, version and value. A cache entry is written atomically, and a damaged one 
 from __future__ import annotations
 
 import errno
+import gc
 import hashlib
 import json
 import os
@@ -314,6 +315,10 @@ class Workspace:
             self._tell(label, len(found), len(values))
         return [found[index] for index in range(len(values))]
 
+    def has_file(self, step: FileStep[V], value: V | Keyed[V]) -> bool:
+        """Whether the file that a step makes is in the cache."""
+        return self.cache.has(step.name, self.key(step, value), step.suffix)
+
     def file(self, step: FileStep[V], value: V | Keyed[V], out: Path) -> Path:
         """The file that a step makes, from the cache or made here and stored; copied to `out`.
 
@@ -464,6 +469,22 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Garbage in cycles waits until the block ends.
+
+    Importing a large library makes some hundred thousand objects that stay: looking through them again and again takes
+    a third as long as the import itself.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def tool_versions(tools: Sequence[str] = TOOLS) -> dict[str, str]:

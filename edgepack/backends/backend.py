@@ -61,6 +61,9 @@ class Writer(Protocol):
     def with_largest(self, largest: int) -> Writer:
         """The same with another largest weight code of the schemes that may saturate."""
 
+    def begin(self) -> None:
+        """Start what `write_dense` takes, where another process does it while this one has other things to do."""
+
     @property
     def probe_scheme(self) -> FileScheme:
         """The int8 scheme that needs no calibration and loses least; fp32 where the model cannot take it."""

@@ -100,7 +100,9 @@ def _by_sample(output: Array, batch: int | None, valid: int) -> Array | None:
     if batch is None or (batch == 1 and (output.ndim == 0 or output.shape[0] != 1)):
         return output[None]
     axes = [axis for axis, size in enumerate(output.shape) if size == batch]
-    return np.moveaxis(output, axes[0], 0)[:valid] if axes else None
+    if not axes:
+        return None
+    return (np.moveaxis(output, axes[0], 0) if axes[0] else output)[:valid]
 
 
 def _joined(parts: Sequence[Array | None], count: int) -> Array:

@@ -158,11 +158,16 @@ class Sensitivity:
     known: bool
     problem: str | None
     _read: Callable[[], Mapping[str, Curvature]]
+    _forget: Callable[[], None] = lambda: None
 
     @property
     def curvatures(self) -> Mapping[str, Curvature]:
         """By layer name; empty unless `known`. Computed when they are first asked for."""
         return self._read() if self.known else {}
+
+    def forget(self) -> None:
+        """Let the matrices go, which of wide layers are large. Whoever asks for them again waits for them again."""
+        self._forget()
 
 
 def make_sensitivity(
@@ -198,7 +203,7 @@ def make_sensitivity(
         return curvatures(program, opened.layers, spectra, feed, sampling, moments=moments)
 
     task = Keyed([key, metric, workspace.seed, CURVE_SAMPLES], lambda: _Reach(tuple(spectra), read))
-    return Sensitivity(**workspace.cached(SENSITIVITY, task), _read=read)
+    return Sensitivity(**workspace.cached(SENSITIVITY, task), _read=read, _forget=read.cache_clear)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -123,7 +123,10 @@ def _prepare(options: BuildOptions, engines: Mapping[Format, Any], workspace: Wo
     if data.guard.ragged or (test is not None and test.ragged):
         options = of_any_shape(options, workspace)
     methods = _methods(options, data)
-    inputs = example(data.guard, opened.inputs, options.seed)
+    given = WriterData(data.calibration, example(data.guard, opened.inputs, options.seed), options.weight_grids[0])
+    writers = {fmt: backend(fmt).open(opened, given, engines.get(fmt), workspace) for fmt in options.chosen_formats}
+    for writer in writers.values():
+        writer.begin()
     guard, confirmation = make_guard(
         options.metric if recipe is None else None,
         data,
@@ -134,12 +137,8 @@ def _prepare(options: BuildOptions, engines: Mapping[Format, Any], workspace: Wo
     )
     if recipe is None:
         check_evaluate(opened, dense)
-    given = WriterData(data.calibration, inputs, options.weight_grids[0])
-
-    def open_writer(fmt: Format) -> Writer:
-        return backend(fmt).open(opened, given, engines.get(fmt), workspace)
-
-    largest = _best_grid(options, open_writer, guard, workspace)
+    del dense  # a session holds its weights once or twice
+    largest = _best_grid(options, writers, guard, workspace)
     if (line := known_by_heart(guard)) is not None:
         workspace.warn(line)
     _warn_of_uninstalled(options, workspace)
@@ -156,7 +155,7 @@ def _prepare(options: BuildOptions, engines: Mapping[Format, Any], workspace: Wo
     question = Question(method, guard.metric, largest, most, key)
     analysis = analyze(subject, source, gradients, question, workspace)
     _warn_of_layers(options, analysis, workspace)
-    files = _formats(options.chosen_formats, lambda fmt: open_writer(fmt).with_largest(largest), workspace)
+    files = _formats({fmt: writer.with_largest(largest) for fmt, writer in writers.items()}, workspace)
     if analysis.sensitivity.problem is not None:
         workspace.warn(f"layers are weighed by their output energy: {analysis.sensitivity.problem}")
 
@@ -184,6 +183,7 @@ def _prepare(options: BuildOptions, engines: Mapping[Format, Any], workspace: Wo
         menus = {
             fmt: own + table_menus(files[fmt], analysis, prices, guard.metric, workspace) for fmt, own in menus.items()
         }
+    analysis.sensitivity.forget()  # every loss is predicted
     replacements = _replacements(options, analysis, source, alternatives, groups, guard)
     prover = Prover(guard, opened, workspace.folder)
     aim: Aim = options.optimize if methods.pairs or alternatives.only_save_bytes is None else "size"
@@ -287,15 +287,13 @@ def _methods(options: BuildOptions, data: Data) -> Methods:
     return methods
 
 
-def _best_grid(
-    options: BuildOptions, open_writer: Callable[[Format], Writer], guard: Guard, workspace: Workspace
-) -> int:
+def _best_grid(options: BuildOptions, writers: Mapping[Format, Writer], guard: Guard, workspace: Workspace) -> int:
     """The largest weight code with which the dense int8 file answers best, of the schemes that may saturate."""
     grids = options.weight_grids
-    saturating = [fmt for fmt in options.chosen_formats if any(scheme.saturates for scheme in SCHEMES[fmt])]
+    saturating = [fmt for fmt in writers if any(scheme.saturates for scheme in SCHEMES[fmt])]
     if len(grids) == 1 or not saturating or options.precision == "fp32":
         return grids[0]
-    writer = open_writer(saturating[0])
+    writer = writers[saturating[0]]
     path = workspace.folder / f"grid.{writer.fmt}"
     noise = {}
     for largest in grids:
@@ -332,15 +330,12 @@ def _warn_of_methods(options: BuildOptions, methods: Methods, alternatives: Alte
             workspace.warn(f"{name} is risky: {RISKS[name]}")
 
 
-def _formats(
-    wanted: Sequence[Format], open_writer: Callable[[Format], Writer], workspace: Workspace
-) -> dict[Format, Writer]:
+def _formats(writers: Mapping[Format, Writer], workspace: Workspace) -> dict[Format, Writer]:
     """The formats that this model can be written in. One that it cannot be converted to is left out, with the reason,
     where there is another."""
     files: dict[Format, Writer] = {}
     refused: dict[Format, ModelError] = {}
-    for fmt in wanted:
-        writer = open_writer(fmt)
+    for fmt, writer in writers.items():
         with leaving_out(fmt, refused):
             writer.write_dense(workspace.folder / f"dense.fp32.{fmt}")
             files[fmt] = writer

@@ -26,6 +26,7 @@ from edgepack.sources.inputs import GivenInput
 from edgepack.sources.keras import export_keras, import_keras, is_keras
 from edgepack.sources.source import file_stem
 from edgepack.sources.torch import INSTALL, PACKAGES, TITLE, export_program, program_model
+from edgepack.workspace import uncollected
 
 _PACKAGE = f"{Path(__file__).parent.parent}{os.sep}"
 _SHAPE = "a recipe function takes no arguments and returns edgepack.Recipe(model, example_inputs, …)"
@@ -139,7 +140,7 @@ def file_module(path: Path, spec: str) -> Iterator[ModuleType]:
     # Dataclasses, typing and torch.export look a class's module up by name while the recipe runs.
     sys.modules[module.__name__] = module
     try:
-        with user_errors(spec, "importing"):
+        with user_errors(spec, "importing"), uncollected():
             loader_spec.loader.exec_module(module)
         yield module
     finally:
@@ -169,7 +170,7 @@ def _installed_module(name: str, spec: str) -> ModuleType:
             f"{spec}: no module named {name!r}",
             hint="install it, or give the path of the file: path/to/file.py:function",
         )
-    with user_errors(spec, "importing"):
+    with user_errors(spec, "importing"), uncollected():
         return importlib.import_module(name)
 
 
@@ -184,6 +185,8 @@ def _call(module: ModuleType, name: str, spec: str) -> object:
     needed = _required(function)
     if needed:
         raise ModelError(f"{spec}: {name!r} needs the arguments {', '.join(needed)}, none were expected", hint=_SHAPE)
+    with uncollected():
+        import torch._dynamo  # noqa: F401  (the exporter takes it, and an optimizer's first step would import it)
     with user_errors(spec, "calling"):
         return function()
 

@@ -24,6 +24,7 @@ from edgepack.torchgraph.digest import program_digest
 from edgepack.torchgraph.layers import vectors
 from edgepack.torchgraph.run import input_specs
 from edgepack.torchgraph.tidy import tidy
+from edgepack.workspace import uncollected
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -122,7 +123,7 @@ def export_program(model: Module, example_inputs: tuple[Tensor, ...], *, tidied:
     # The fused attention kernel hides its four matrices in one operator that no exporter knows.
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with _quiet():
+        with _quiet(), uncollected():
             program = torch.export.export(model, example_inputs, strict=False)
     except Exception as err:
         raise ModelError(
@@ -212,7 +213,7 @@ def program_to_onnx(program: ExportedProgram, path: Path | str) -> None:
 
     path = Path(path)
     try:
-        with _quiet():
+        with _quiet(), uncollected():
             exported = torch.onnx.export(program, (), dynamo=True, verbose=False)
     except Exception as err:
         raise ModelError(

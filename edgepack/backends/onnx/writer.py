@@ -106,6 +106,9 @@ class OnnxWriter:
         """See `Writer.with_largest`."""
         return OnnxWriter(self.model, self._calibration, largest=largest, warn=self._warn, given=self._given)
 
+    def begin(self) -> None:
+        """See `Writer.begin`: there is nothing to wait for."""
+
     def layer_schemes(self) -> tuple[Scheme, ...]:
         """The schemes that a single layer of this model can take, by its opset and the data at hand."""
         return tuple(scheme for scheme in self._schemes if self.calibrated or not scheme.is_static)

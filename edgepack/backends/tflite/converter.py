@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -50,6 +51,8 @@ class TfliteEmitter:
         with TfliteEmitter() as emitter:
             emitter.warm_up()
             …
+            emitter.begin_program("dense.pt2")
+            …
             emitter.load_program("dense.pt2")
             emitter.emit("factored.tflite", layers, factors)
             emitter.quantize("factored.tflite", "int8.tflite", "int8-dynamic-range")
@@ -59,6 +62,7 @@ class TfliteEmitter:
         self._process = shared or ConverterProcess()
         self._shared = shared is not None
         self._program: _Request | None = None
+        self._began = False
 
     def __enter__(self) -> TfliteEmitter:
         return self
@@ -71,6 +75,21 @@ class TfliteEmitter:
     def warm_up(self) -> None:
         """Start the process and return at once; a second call does nothing."""
         self._process.start()
+
+    def begin_program(self, path: Path | str) -> None:
+        """Start to convert a program and return at once; `load_program` and the first dense `emit` bring what came of
+        it, errors included.
+
+        Args:
+            path: as of `load_program`.
+        """
+        self._begin(_program_request(path), {})
+
+    def begin_onnx(
+        self, path: Path | str, shapes: Mapping[str, Sequence[int]], samples: Sequence[Mapping[str, Array]] = ()
+    ) -> None:
+        """The same of an ONNX file, for `load_onnx` with the same arguments."""
+        self._begin(_onnx_request(path, shapes), _numbered(samples))
 
     def load_program(
         self, path: Path | str, *, inputs: Sequence[str] | None = None, outputs: Sequence[str] | None = None
@@ -85,7 +104,7 @@ class TfliteEmitter:
         Raises:
             ModelError: the file cannot be read.
         """
-        return self._load({"do": "load_program", "path": str(Path(path).resolve()), **_names(inputs, outputs)})
+        return self._load(_program_request(path, inputs, outputs))
 
     def load_onnx(
         self,
@@ -107,9 +126,7 @@ class TfliteEmitter:
         Raises:
             ModelError: the conversion stops at a node (named), or the outputs differ.
         """
-        plain = {name: [int(n) for n in shape] for name, shape in shapes.items()}
-        request = {"do": "load_onnx", "path": str(Path(path).resolve()), "shapes": plain, **_names(inputs, outputs)}
-        return self._load(request | {"samples": ""}, _numbered(samples))
+        return self._load(_onnx_request(path, shapes, inputs, outputs), _numbered(samples))
 
     def emit(
         self,
@@ -131,6 +148,11 @@ class TfliteEmitter:
             ModelError: the converter failed; the operator is named where it is known.
         """
         pairs = dict(factors or {})
+        if self._began and not pairs:
+            self._began = False
+            self._ask(self._dense_request)
+            shutil.move(self._dense_request["path"], path)
+            return ()
         request: dict[str, Any] = {"do": "emit", "path": str(Path(path).resolve()), "factors": list(pairs)}
         arrays: dict[str, Array] = {}
         if pairs:
@@ -188,6 +210,21 @@ class TfliteEmitter:
         if not self._shared:
             self._process.close()
 
+    @property
+    def _dense_request(self) -> dict[str, Any]:
+        return {"do": "emit", "path": str(self._process.folder / "dense.tflite"), "factors": []}
+
+    def _begin(self, request: dict[str, Any], samples: Mapping[str, Array]) -> None:
+        self._process.start()
+        sent = dict(request)
+        if samples:
+            path = self._process.folder / "samples.npz"
+            np.savez(path, allow_pickle=False, **samples)
+            sent["samples"] = str(path)
+        self._process.begin(request, sent)
+        self._process.begin(self._dense_request)
+        self._began = True
+
     def _load(self, request: dict[str, Any], samples: Mapping[str, Array] | None = None) -> LoadedProgram:
         self._program = None
         program = request, samples or {}, "samples"
@@ -207,7 +244,7 @@ class TfliteEmitter:
 
     def _send(self, request: dict[str, Any], arrays: Mapping[str, Array], field: str) -> dict[str, Any]:
         """Ask with arrays in a file that the field of the request names."""
-        if not arrays:
+        if not arrays or self._process.has_begun(request):
             return self._process.ask(request)
         path = self._process.folder / "arrays.npz"
         try:
@@ -220,6 +257,23 @@ class TfliteEmitter:
 def _numbered(samples: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
     """The arrays of all samples, each behind the number of its sample, so that none has a name that `savez` keeps."""
     return {f"{number}:{name}": array for number, sample in enumerate(samples) for name, array in sample.items()}
+
+
+def _program_request(
+    path: Path | str, inputs: Sequence[str] | None = None, outputs: Sequence[str] | None = None
+) -> dict[str, Any]:
+    return {"do": "load_program", "path": str(Path(path).resolve()), **_names(inputs, outputs)}
+
+
+def _onnx_request(
+    path: Path | str,
+    shapes: Mapping[str, Sequence[int]],
+    inputs: Sequence[str] | None = None,
+    outputs: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    plain = {name: [int(n) for n in shape] for name, shape in shapes.items()}
+    names = _names(inputs, outputs)
+    return {"do": "load_onnx", "path": str(Path(path).resolve()), "shapes": plain, **names, "samples": ""}
 
 
 def _names(inputs: Sequence[str] | None, outputs: Sequence[str] | None) -> dict[str, list[str] | None]:
@@ -238,6 +292,7 @@ class ConverterProcess:
         self._process: subprocess.Popen[str] | None = None
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._ready = False
+        self._begun: list[Mapping[str, Any]] = []
 
     @property
     def folder(self) -> Path:
@@ -269,23 +324,36 @@ class ConverterProcess:
         self._ready = False
         self.holds = None
 
+    def begin(self, request: Mapping[str, Any], sent: Mapping[str, Any] | None = None) -> None:
+        """Send a request and return at once; `ask` for the same waits for the answer.
+
+        Args:
+            sent: what is sent, where that says more than what will be asked for.
+        """
+        self._write(sent or request, _doing(request))
+        self._begun.append(request)
+
+    def has_begun(self, request: Mapping[str, Any]) -> bool:
+        """Whether the request has been sent by `begin`, and nobody has asked for its answer."""
+        return request in self._begun
+
     def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Send a request to the running process and wait for what it answers.
 
         Raises:
             ModelError: it failed, or ended; in that case the next `start` makes another one.
         """
-        if not self._ready:
-            self._receive("starting")
-            self._ready = True
-        requests, _ = self._pipes()
-        doing = f"{request['do'].replace('_', ' ')} {Path(request.get('path', '')).name}".strip()
+        doing = _doing(request)
         try:
-            requests.write(json.dumps(request) + "\n")
-            requests.flush()
-        except OSError as err:
-            raise self._crashed(doing) from err
-        try:
+            if not self._ready:
+                self._receive("starting")
+                self._ready = True
+            while self._begun and self._begun[0] != request:
+                self._line(_doing(self._begun.pop(0)))  # answers come in turn; nobody asked for this one
+            if self._begun:
+                self._begun.pop(0)
+            else:
+                self._write(request, doing)
             return self._receive(doing)
         except KeyboardInterrupt:
             # An answer that nobody waits for would be taken for the next one's.
@@ -310,12 +378,23 @@ class ConverterProcess:
             raise ModelError("the TFLite converter is not running")
         return process.stdin, process.stdout
 
-    def _receive(self, doing: str) -> dict[str, Any]:
+    def _write(self, request: Mapping[str, Any], doing: str) -> None:
+        requests, _ = self._pipes()
+        try:
+            requests.write(json.dumps(request) + "\n")
+            requests.flush()
+        except OSError as err:
+            raise self._crashed(doing) from err
+
+    def _line(self, doing: str) -> str:
         _, replies = self._pipes()
         line = replies.readline()
         if not line.endswith("\n"):
             raise self._crashed(doing)
-        reply: dict[str, Any] = json.loads(line)
+        return line
+
+    def _receive(self, doing: str) -> dict[str, Any]:
+        reply: dict[str, Any] = json.loads(self._line(doing))
         if "error" not in reply:
             return reply
         if doing == "starting":
@@ -353,7 +432,7 @@ class ConverterProcess:
 
     def _end(self, patience_s: float = 0.5) -> int | None:
         process, self._process = self._process, None
-        self._ready = False
+        self._ready, self._begun = False, []
         if process is None:
             return None
         for pipe in (process.stdin, process.stdout):
@@ -367,6 +446,10 @@ class ConverterProcess:
         except subprocess.TimeoutExpired:
             process.kill()
             return process.wait()
+
+
+def _doing(request: Mapping[str, Any]) -> str:
+    return f"{request['do'].replace('_', ' ')} {Path(request.get('path', '')).name}".strip()
 
 
 def _environment() -> dict[str, str]:

@@ -29,6 +29,7 @@ from edgepack.backends.tflite.transposed import cut_transposed
 from edgepack.errors import InputError
 from edgepack.model.replacement import Replacement
 from edgepack.model.serialize import unpacked_part
+from edgepack.workspace import uncollected
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule
@@ -79,18 +80,18 @@ def _answer(replies: IO[str], do: Callable[[Request, _Loaded], Reply], request: 
         # Not hidden: the traceback goes to the log, and the parent raises a typed error from what is sent.
         traceback.print_exc()
         reply = {"error": _summary(err), "operator": _operator(err)}
-    finally:
-        _trim_memory()
     replies.write(json.dumps(reply) + "\n")
     replies.flush()
+    _trim_memory()  # behind the answer: nobody waits for it
 
 
 def _import_all(request: Request, state: _Loaded) -> Reply:
-    import torch
+    with uncollected():
+        import torch
 
-    torch.set_num_threads(1)
-    import litert_torch
-    from litert_quantizer import quantizer
+        torch.set_num_threads(1)
+        import litert_torch
+        from litert_quantizer import quantizer
 
     teach_layouts()
     # What the libraries set up stays anyway; going through it after every answer would take a quarter of a second.

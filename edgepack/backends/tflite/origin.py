@@ -40,6 +40,9 @@ class Origin(Protocol):
     def source(self) -> bytes | None:
         """The file as it was given; None where the model was none."""
 
+    def begin(self) -> None:
+        """Start what `write` takes for the dense model, where that is done by another process."""
+
     def write(self, factors: Mapping[str, Replacement], path: Path) -> None:
         """Write the model, with two thin layers in the place of each layer in `factors`.
 
@@ -78,6 +81,13 @@ class Conversion:
         self._converter, self._opened, self._shapes, self._samples = converter, opened, shapes, samples
         self._loaded = False
 
+    def begin(self) -> None:
+        """See `Origin.begin`."""
+        if self._opened.program is not None:
+            self._converter.begin_program(self._opened.program)
+        else:
+            self._converter.begin_onnx(self._opened.files["onnx"], self._shapes, self._samples)
+
     def write(self, factors: Mapping[str, Replacement], path: Path) -> None:
         """See `Origin.write`."""
         opened = self._opened
@@ -110,6 +120,9 @@ class Given:
     def __init__(self, model: TfliteModel) -> None:
         self._model = model
         self.source: bytes | None = model.source
+
+    def begin(self) -> None:
+        """See `Origin.begin`: nothing takes another process."""
 
     def write(self, factors: Mapping[str, Replacement], path: Path) -> None:
         """See `Origin.write`."""

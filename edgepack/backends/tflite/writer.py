@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -99,6 +100,11 @@ class TfliteWriter:
         """This one: no scheme of the format saturates."""
         return self
 
+    def begin(self) -> None:
+        """See `Writer.begin`: a conversion that is not in the cache."""
+        if not self._workspace.has_file(CONVERTED, Keyed(self._key, lambda: partial(self._origin.write, {}))):
+            self._origin.begin()
+
     def layer_schemes(self) -> tuple[Scheme, ...]:
         """The schemes that single layers of one file can take."""
         return (INT8_STATIC,) if self._opened.in_integers else LAYER_SCHEMES
@@ -150,10 +156,7 @@ class TfliteWriter:
 
     def write_dense(self, out: Path) -> None:
         """The dense fp32 baseline: the source itself, where that is a TFLite file."""
-        if self._origin.source is None:
-            self.write({}, FileScheme.of(FP32), out)
-        else:
-            out.write_bytes(self._origin.source)
+        shutil.copyfile(self._source, out)
 
     @property
     def given_scheme(self) -> Scheme:
@@ -278,13 +281,21 @@ class TfliteWriter:
     @cached_property
     def dense_contents(self) -> Contents:
         """What the dense fp32 file holds."""
-        path = self._workspace.folder / f"{digest(self._key)[:16]}.source.tflite"
-        self.write_dense(path)
-        return self.read(path)
+        return self.read(self._source)
 
     def read_optimized(self, path: Path) -> Contents:
         """The file's own operators: LiteRT's delegates pack weights but fold no two of them into one."""
         return self.read(path)
+
+    @cached_property
+    def _source(self) -> Path:
+        """The dense fp32 baseline, in the working folder."""
+        path = self._workspace.folder / f"{digest(self._key)[:16]}.source.tflite"
+        if self._origin.source is None:
+            self.write({}, FileScheme.of(FP32), path)
+        else:
+            path.write_bytes(self._origin.source)
+        return path
 
     @cached_property
     def _dense(self) -> Path:

@@ -193,6 +193,50 @@ def test_a_killed_worker_is_an_error_and_the_next_one_writes_the_same_bytes(
     assert first == every_scheme(emitter, case, tmp_path / "c")
 
 
+def test_a_conversion_that_was_begun_gives_the_same_file(emitter: TfliteEmitter, tmp_path: Path) -> None:
+    case, other = prepare("shared", tmp_path), prepare("mlp", tmp_path)
+    emitter.load_program(case.program)
+    emitter.emit(tmp_path / "waited.tflite")
+    emitter.begin_program(case.program)
+    loaded = emitter.load_program(case.program)
+    assert list(loaded.inputs) == list(case.inputs)
+    emitter.emit(tmp_path / "begun.tflite")
+    assert (tmp_path / "begun.tflite").read_bytes() == (tmp_path / "waited.tflite").read_bytes()
+    # Whatever is asked for instead, its answer is not taken for another one's.
+    emitter.begin_program(case.program)
+    assert list(emitter.load_program(other.program).inputs) == list(other.inputs)
+    emitter.emit(tmp_path / "other.tflite")
+    assert error(load(tmp_path / "other.tflite", threads=1).run(other.inputs), other.dense) < 1e-5
+
+
+def test_an_error_of_a_conversion_that_was_begun_comes_when_it_is_asked_for(
+    emitter: TfliteEmitter, tmp_path: Path
+) -> None:
+    class Odd(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.special.bessel_j0(x)
+
+    save_program(export_program(Odd(), (torch.ones(2),)), tmp_path / "odd.pt2")
+    emitter.begin_program(tmp_path / "odd.pt2")
+    emitter.load_program(tmp_path / "odd.pt2")
+    with pytest.raises(ModelError, match="bessel_j0"):
+        emitter.emit(tmp_path / "odd.tflite")
+    case = prepare("shared", tmp_path)
+    emitter.load_program(case.program)
+    emitter.emit(tmp_path / "m.tflite")
+    assert error(load(tmp_path / "m.tflite", threads=1).run(case.inputs), case.dense) < 1e-5
+
+
+def test_closing_does_not_wait_for_what_was_begun(tmp_path: Path) -> None:
+    case = prepare("shared", tmp_path)
+    with TfliteEmitter() as worker:
+        worker.begin_program(case.program)
+        folder, pid = worker._process.folder, worker._process.pid
+    assert not folder.exists()
+    assert pid is not None
+    assert not Path(f"/proc/{pid}").exists()
+
+
 def test_nothing_is_left_after_closing() -> None:
     with TfliteEmitter() as worker:
         worker.warm_up()
