@@ -25,6 +25,8 @@ from edgepack.quantize.grids import decoded, grid_of, lattice, nearest
 
 MOST_SEEN, MOST_OTHERS = 4096, 1024
 """Rows that losses are found on: those that are looked up most, and some of all others."""
+_SAME = float(np.finfo(np.float32).eps) ** 2
+"""Energy of differences, over that of the rows, that rounding of equal rows may leave."""
 
 
 @dataclass(frozen=True)
@@ -84,12 +86,13 @@ class EmbeddingTable:
         rows, weights = self._sample(self.counts / max(float(self.counts.sum()), 1.0) if seen else self.shares)
         table = self.layer.weight[rows]
         energy = float(weights @ np.square(table - self._mean).sum(axis=1))
+        told_apart = energy > _SAME * float(weights @ np.square(table).sum(axis=1))
         if structure.rank is None:
             found = _rounded(table, scheme)
         else:
             part = part or self.factors(structure.rank)
             found = _rounded(part.tensors["B"][rows], scheme) @ part.A.T + part.bias
-        return float(weights @ np.square(found - table).sum(axis=1)) / energy if energy > 0 else 0.0
+        return float(weights @ np.square(found - table).sum(axis=1)) / energy if told_apart else 0.0
 
     def _sample(self, shares: Array) -> tuple[Array, Array]:
         """Rows, and what each counts."""

@@ -45,11 +45,13 @@ def test_operators_are_known_by_the_matrices_of_a_layer(make: object) -> None:
             assert len({layer.name, *(want.name for want in wanted)}) == 1 + len(ops)
 
 
+SHAPES = {"CONV_2D": ((5, 1, 1, 4), (5, 3, 3, 4)), "DEPTHWISE_CONV_2D": ((1, 2, 2, 5), (1, 6, 6, 5))}
+"""Of kernels with 4 and with 36 inputs to each of 5 outputs; all other operators take matrices."""
+
+
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_a_matrix_is_read_as_outputs_by_inputs(operator: str) -> None:
-    shape = (5, 1, 1, 4) if operator == "CONV_2D" else (5, 4)
-    found = matrix(operator, np.zeros(shape, np.float32))
-    assert found is not None
-    assert found.shape == (5, 4)
-    deeper = matrix(operator, np.zeros((5, 3, 3, 4) if operator == "CONV_2D" else (5, 4, 3), np.float32))
-    assert (None if deeper is None else deeper.shape) == ((5, 36) if operator == "CONV_2D" else None)
+    shapes = SHAPES.get(operator, ((5, 4), (5, 36)))
+    found = [matrix(operator, np.zeros(shape, np.float32)) for shape in shapes]
+    assert [None if one is None else one.shape for one in found] == [(5, 4), (5, 36)]
+    assert matrix(operator, np.zeros((5, 4, 3), np.float32)) is None
