@@ -68,7 +68,7 @@ class ModelFile:
     def drop(self) -> DropEntry | None:
         """What it lost, in the metric's unit, and what its true drop stays under: on the samples that were kept back
         where there are some, else on those that it was chosen on; None without data."""
-        return self.entry.confirmation or self.entry.validation
+        return self.entry.stated
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ def _lines(manifest: Manifest) -> Iterator[str]:
 
 
 def _row(name: str, entry: FileEntry, manifest: Manifest) -> str:
-    lost = entry.confirmation or entry.validation
+    lost = entry.stated
     drop = (units.NONE, units.NONE) if lost is None else (f"{lost.drop:+.2f}", f"{lost.bound:+.2f}")
     cells = (name, entry.scheme, units.size(entry.size_bytes), *drop, _latency(name, entry, manifest))
     return f"| {' | '.join(map(_escape, cells))} |"
@@ -78,7 +78,7 @@ def _judged(manifest: Manifest) -> Iterator[str]:
 
 
 def _first_drop(manifest: Manifest) -> DropEntry | None:
-    drops = (entry.confirmation or entry.validation for entry in manifest.files.values())
+    drops = (entry.stated for entry in manifest.files.values())
     return next((one for one in drops if one is not None), None)
 
 

@@ -32,17 +32,11 @@ def writing(out: Path) -> Iterator[Path]:
     """
     if out.exists() and not (out.is_dir() and (any(True for _ in out.glob(MANIFEST)) or not any(out.iterdir()))):
         raise OutputError(f"{out} exists and is not a pack", hint="give another folder with --out, or remove it")
-    with _disk_errors(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
-    try:
-        with _disk_errors(out):
-            yield folder
-            folder.chmod(0o755)
-            _keep_results(out, folder)
-            _replace(folder, out)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with _beside(out) as folder:
+        yield folder
+        folder.chmod(0o755)
+        _keep_results(out, folder)
+        _replace(folder, out)
 
 
 def file_format(out: Path | None) -> Format | None:
@@ -65,15 +59,22 @@ def writing_file(out: Path, fmt: Format, source: str, cache: Cache) -> Iterator[
     """
     name, known = Path(source).name, Cache(cache.root)
     _require_own(out, source, known)
+    with _beside(out) as folder:
+        yield folder
+        model = folder / f"model.{fmt}"
+        known.write(WRITTEN, file_digest(model), RECORD, name)
+        os.replace(model, out)
+
+
+@contextmanager
+def _beside(out: Path) -> Iterator[Path]:
+    """A temporary folder beside `out`, from which things are moved there; it is gone after the block."""
     with _disk_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
     try:
         with _disk_errors(out):
             yield folder
-            model = folder / f"model.{fmt}"
-            known.write(WRITTEN, file_digest(model), RECORD, name)
-            os.replace(model, out)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -361,6 +361,11 @@ class FileEntry:
     test: Signed | None
     channels_last: tuple[Text, ...] | None = field(default=None, metadata=Extra)
 
+    @property
+    def stated(self) -> DropEntry | None:
+        """The drop that is said of it: on the samples that were kept back where there are some."""
+        return self.confirmation or self.validation
+
 
 @dataclass(frozen=True, kw_only=True)
 class DenseFile(FileEntry):

@@ -107,7 +107,7 @@ class _File:
 
     @property
     def stated(self) -> DropEntry | None:
-        return self.entry.confirmation or self.entry.validation
+        return self.entry.stated
 
 
 _FILES: tuple[Field[_File], ...] = (
@@ -138,7 +138,7 @@ POINT_ONLY = (
 
 def _judged(manifest: Manifest) -> Iterator[Block]:
     """How the outputs were judged, on how many samples, and how sure that is."""
-    drops = [entry.confirmation or entry.validation for entry in packed_files(manifest).values()]
+    drops = [entry.stated for entry in packed_files(manifest).values()]
     stated = next((drop for drop in drops if drop is not None), None)
     if stated is None:
         return

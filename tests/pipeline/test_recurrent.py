@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -28,14 +29,20 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::F
 LIMIT = 1.5
 
 
-def test_a_tflite_file_has_factored_inputs_in_front_of_the_fused_operator(tmp_path: Path) -> None:
-    source = write_recurrent(tmp_path, "LSTM")
+def factored(source: Path, folder: Path) -> dict[str, Any]:
+    """What became of the inputs' weights in a TFLite file of rank 8 in int8, `pack/model.tflite`, which is proved."""
     given = {"formats": ("tflite",), "rank": 8, "precision": "int8", "keep": "head", "baseline": False}
-    asked = options(source, **given, out=tmp_path / "pack")
-    record = build(asked, cache=Cache(tmp_path / "cache")).manifest.record()
+    asked = options(source, **given, out=folder / "pack")
+    record = build(asked, cache=Cache(folder / "cache")).manifest.record()
     entry = record["files"]["model.tflite"]
     assert {proof["passed"] for proof in entry["proofs"].values()} == {True}, entry["proofs"]
     (layer,) = (layer for layer in entry["layers"] if layer["layer"] == "W")
+    return dict(layer)
+
+
+def test_a_tflite_file_has_factored_inputs_in_front_of_the_fused_operator(tmp_path: Path) -> None:
+    source = write_recurrent(tmp_path, "LSTM")
+    layer = factored(source, tmp_path)
     assert (layer["rank"], layer["scheme"]) == (8, "int8-dynamic-range")
     names = operators(tmp_path / "pack" / "model.tflite")
     assert names.index("FULLY_CONNECTED") < names.index("UNIDIRECTIONAL_SEQUENCE_LSTM")
@@ -45,12 +52,7 @@ def test_a_tflite_file_has_factored_inputs_in_front_of_the_fused_operator(tmp_pa
 def test_of_the_two_kinds_of_gru_one_is_a_loop_in_tflite(is_loop: bool, tmp_path: Path) -> None:
     """The other one, which torch has no operator for, is unrolled; its inputs are factored in the converted program."""
     source = write_recurrent(tmp_path, "GRU", linear_before_reset=int(is_loop))
-    given = {"formats": ("tflite",), "rank": 8, "precision": "int8", "keep": "head", "baseline": False}
-    asked = options(source, **given, out=tmp_path / "pack")
-    record = build(asked, cache=Cache(tmp_path / "cache")).manifest.record()
-    entry = record["files"]["model.tflite"]
-    assert {proof["passed"] for proof in entry["proofs"].values()} == {True}, entry["proofs"]
-    (layer,) = (layer for layer in entry["layers"] if layer["layer"] == "W")
+    layer = factored(source, tmp_path)
     assert layer["rank"] == 8
     names = operators(tmp_path / "pack" / "model.tflite")
     assert names.count("WHILE") == is_loop

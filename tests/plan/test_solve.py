@@ -13,19 +13,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edgepack.backends.onnx.schemes import FP32
 from edgepack.model.types import Array, Candidate
 from edgepack.plan import knapsack
 from edgepack.plan.knapsack import undominated
-from edgepack.plan.solve import QUANTITIES, ROUNDING, Bounds, Infeasible, Quantity, Solution, least_loss, solve
-from tests.linear_plans import linear_candidate
+from edgepack.plan.solve import QUANTITIES, ROUNDING, Bounds, Infeasible, Solution, least_loss, solve
+from tests.plan.drawn_candidates import Sums, candidate, coarse, fine, limits
 
 Layers = Sequence[Sequence[Candidate]]
-Sums = dict[Quantity, Fraction]
-
-
-def candidate(loss: float, size: int, ram: int, latency: float) -> Candidate:
-    return linear_candidate(FP32, None, loss, size, ram, latency)
 
 
 def plans(layers: Layers) -> list[Sums]:
@@ -36,33 +30,9 @@ def plans(layers: Layers) -> list[Sums]:
     ]
 
 
-def limits(bounds: Bounds) -> Sums:
-    """The bounds as exact numbers, with what sums of floats may differ by."""
-    given_ = {q: getattr(bounds, q) for q in QUANTITIES if getattr(bounds, q) is not None}
-    return {q: Fraction(v) * (1 if q.endswith("bytes") else 1 + Fraction(ROUNDING)) for q, v in given_.items()}
-
-
 def meeting(found: Sequence[Sums], bounds: Sums) -> list[Sums]:
     return [sums for sums in found if all(sums[q] <= v for q, v in bounds.items())]
 
-
-coarse = st.builds(
-    candidate,
-    st.integers(0, 6).map(lambda n: n / 64e3),
-    st.integers(0, 5).map(lambda n: n * 1000),
-    st.integers(0, 5).map(lambda n: n * 1000),
-    st.integers(0, 6).map(lambda n: n / 64e4),
-)
-"""Few values: many ties."""
-
-fine = st.builds(
-    candidate,
-    st.floats(-9, 0).map(lambda e: 10**e),
-    st.integers(1, 10**7),
-    st.integers(1, 10**7),
-    st.floats(-7, -3).map(lambda e: 10**e),
-)
-"""Orders of magnitude apart, as losses are."""
 
 separate = st.sampled_from([coarse, fine]).flatmap(
     lambda kind: st.lists(st.lists(kind, min_size=1, max_size=4), min_size=1, max_size=4)

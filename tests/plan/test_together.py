@@ -11,12 +11,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edgepack.backends.onnx.schemes import FP32
 from edgepack.model.types import Aim, Candidate
 from edgepack.plan import knapsack
 from edgepack.plan.solve import (
     QUANTITIES,
-    ROUNDING,
     Bounds,
     Infeasible,
     Quantity,
@@ -27,31 +25,10 @@ from edgepack.plan.solve import (
     smallest,
     solve,
 )
-from tests.linear_plans import linear_candidate
+from tests.plan.drawn_candidates import Sums, candidate, coarse, fine, limits
 
 Layers = Sequence[Sequence[Candidate]]
 Problem = tuple[Layers, tuple[Together, ...], Bounds]
-Sums = dict[Quantity, Fraction]
-
-
-def candidate(loss: float, size: int, ram: int, latency: float) -> Candidate:
-    return linear_candidate(FP32, None, loss, size, ram, latency)
-
-
-coarse = st.builds(
-    candidate,
-    st.integers(0, 6).map(lambda n: n / 64e3),
-    st.integers(0, 5).map(lambda n: n * 1000),
-    st.integers(0, 5).map(lambda n: n * 1000),
-    st.integers(0, 6).map(lambda n: n / 64e4),
-)
-fine = st.builds(
-    candidate,
-    st.floats(-9, 0).map(lambda e: 10**e),
-    st.integers(1, 10**7),
-    st.integers(1, 10**7),
-    st.floats(-7, -3).map(lambda e: 10**e),
-)
 
 
 def plans(layers: Layers, groups: Sequence[Together]) -> dict[tuple[int, ...], Sums]:
@@ -85,11 +62,6 @@ def problems(draw: st.DrawFn) -> Problem:
             sums = draw(st.sampled_from(every))
             bounds[quantity] = float(sums[quantity]) * draw(st.sampled_from([1, 1, 1.0001, 0.9]))
     return layers, groups, Bounds(**bounds)
-
-
-def limits(bounds: Bounds) -> Sums:
-    given_ = {q: getattr(bounds, q) for q in QUANTITIES if getattr(bounds, q) is not None}
-    return {q: Fraction(v) * (1 if q.endswith("bytes") else 1 + Fraction(ROUNDING)) for q, v in given_.items()}
 
 
 quick = settings(max_examples=100, suppress_health_check=[HealthCheck.too_slow])

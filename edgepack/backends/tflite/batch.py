@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from edgepack.backends.tflite.decoded import operator_name
 from edgepack.backends.tflite.file import File, Writing, drop_unused, objects, packed, text
 from edgepack.backends.tflite.layer_file import FULLY_CONNECTED_VERSION
-from edgepack.backends.tflite.read import DTYPES, builtin_names
+from edgepack.backends.tflite.read import DTYPES
 from edgepack.backends.tflite.runtime import interpreter, session
 from edgepack.errors import ModelError
 from edgepack.metrics.values import LEAST_ERROR, sqnr_db
@@ -169,8 +170,7 @@ class _Opening:
         return axes
 
     def _name(self, op: Any) -> str:
-        code = self._model.operatorCodes[op.opcodeIndex]
-        return builtin_names()[max(code.builtinCode, code.deprecatedBuiltinCode)]
+        return operator_name(self._model, op)
 
     def _follow(self, name: str, op: Any) -> None:
         """Where the batch is in what an operator writes."""

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from edgepack.backends.tflite.decoded import operator_name
 from edgepack.backends.tflite.file import drop_codes, drop_unused, objects, packed, text
-from edgepack.backends.tflite.read import builtin_names
 
 _TURN = [0, 2, 3, 1]
 
@@ -59,7 +59,7 @@ def _turned(model: Any, graph: Any, tensor: int) -> tuple[int, list[Any]] | None
         return None
     ends = {int(each) for each in graph.outputs}
     readers = [op for op in graph.operators if tensor in {int(each) for each in op.inputs}]
-    if len(readers) == 1 and _name(model, readers[0]) == "QUANTIZE":
+    if len(readers) == 1 and operator_name(model, readers[0]) == "QUANTIZE":
         tensor = int(readers[0].outputs[0])
         readers = [op for op in graph.operators if tensor in {int(each) for each in op.inputs}]
     turns = all(_is_turn(model, graph, op) and int(op.outputs[0]) not in ends for op in readers)
@@ -67,12 +67,7 @@ def _turned(model: Any, graph: Any, tensor: int) -> tuple[int, list[Any]] | None
 
 
 def _is_turn(model: Any, graph: Any, op: Any) -> bool:
-    if _name(model, op) != "TRANSPOSE":
+    if operator_name(model, op) != "TRANSPOSE":
         return False
     data = model.buffers[graph.tensors[op.inputs[1]].buffer].data
     return data is not None and np.frombuffer(bytes(data), np.int32).tolist() == _TURN
-
-
-def _name(model: Any, op: Any) -> str:
-    code = model.operatorCodes[op.opcodeIndex]
-    return builtin_names()[max(code.builtinCode, code.deprecatedBuiltinCode)]

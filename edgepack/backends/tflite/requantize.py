@@ -16,6 +16,7 @@ import numpy as np
 
 from edgepack.backends.tflite.decoded import FLOAT, operator_name, readers_of, value_of
 from edgepack.backends.tflite.file import File, drop_codes, drop_unused, packed, text, whole
+from edgepack.backends.tflite.kinds.conv import DEPTHWISE
 from edgepack.backends.tflite.runtime import interpreter, session
 from edgepack.backends.tflite.schemes import INT8_STATIC
 from edgepack.errors import ModelError
@@ -23,8 +24,7 @@ from edgepack.model.scheme import Scheme
 from edgepack.model.types import Array
 from edgepack.quantize.grids import activation_grid, has_one_scale, quantize_weight
 
-_DEPTHWISE = "DEPTHWISE_CONV_2D"
-_PRODUCTS = ("FULLY_CONNECTED", "CONV_2D", _DEPTHWISE)
+_PRODUCTS = ("FULLY_CONNECTED", "CONV_2D", DEPTHWISE)
 _INT8, _INT32 = 9, 2  # schema.fbs, TensorType
 _SCALE_A_ROW = 12
 """Version of FULLY_CONNECTED in int8 whose weight has a scale for each output."""
@@ -143,7 +143,7 @@ class _Writing:
     def _on_grids(self, product: Any, given: int, output: int) -> None:
         taken = float(self._graph.tensors[given].quantization.scale[0])
         weight, name = self._value(product.inputs[1]), operator_name(self._model, product)
-        axis = weight.ndim - 1 if name == _DEPTHWISE else 0  # of the outputs
+        axis = weight.ndim - 1 if name == DEPTHWISE else 0  # of the outputs
         rows = np.moveaxis(weight, axis, 0)
         matrix = rows.reshape(len(rows), -1)
         if has_one_scale(matrix, largest=INT8_STATIC.qmax):

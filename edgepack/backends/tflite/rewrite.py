@@ -17,6 +17,7 @@ from edgepack.backends.tflite.constexpr import encode
 from edgepack.backends.tflite.decoded import FLOAT, value_of
 from edgepack.backends.tflite.file import File, Writing, drop_unused, packed, text, whole
 from edgepack.backends.tflite.kinds import KINDS, OPERATORS
+from edgepack.backends.tflite.kinds.conv import DEPTHWISE
 from edgepack.backends.tflite.matching import TOLERANCE, Fold, Found, Wanted, match, shifts_by_size
 from edgepack.backends.tflite.read import linear_ops
 from edgepack.backends.tflite.schemes import FP32
@@ -191,7 +192,7 @@ class Editor:
         writing = Writing(File(self._model), number)
         names = ("padding", "strideH", "strideW", "dilationHFactor", "dilationWFactor")
         fields = {name: getattr(like.builtinOptions, name) for name in names}
-        writing.add("DEPTHWISE_CONV_2D", (), (), "DepthwiseConv2D", {**fields, "depthMultiplier": 1}, _DILATED)
+        writing.add(DEPTHWISE, (), (), "DepthwiseConv2D", {**fields, "depthMultiplier": 1}, _DILATED)
         return writing.made[0]
 
     def tensor(self, fold: Fold, index: int) -> Any:
