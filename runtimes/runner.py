@@ -798,8 +798,18 @@ def outputs(args):
     return {**loaded.report(args), **write_outputs(loaded, arrays, args.outputs)}
 
 
-def write_outputs(loaded, arrays, path):
+def as_array(numpy, value):
+    """An answer as an array: classifiers of other libraries give a list of maps from class to share."""
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return numpy.array([[row[name] for name in value[0]] for row in value], dtype="float32")
+    if isinstance(value, list):
+        return numpy.zeros(0, dtype="float32")  # a sequence of tensors, which nothing reads
+    return value
+
+
+def write_outputs(loaded, answers, path):
     """Writes answers to an npz; what of it the report says."""
+    arrays = {name: as_array(loaded.numpy, value) for name, value in answers.items()}
     with open(path, "wb") as file:
         loaded.numpy.savez(file, **arrays)
     with open(path, "rb") as file:

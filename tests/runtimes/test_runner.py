@@ -257,6 +257,36 @@ def test_outputs_are_the_models_own(tmp_path: Path, onnx_model: Path) -> None:
     np.testing.assert_allclose(np.load(tmp_path / "out.npz")["y"], expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize("mode", ["outputs", "marks"])
+def test_answers_that_are_maps_are_written_as_rows(tmp_path: Path, mode: str) -> None:
+    """As classifiers of scikit-learn are exported; a sequence of tensors is written as none."""
+    import onnx
+    from onnx import TensorProto, helper
+
+    shares = helper.make_map_type_proto(TensorProto.INT64, helper.make_tensor_type_proto(TensorProto.FLOAT, None))
+    row = helper.make_tensor_type_proto(TensorProto.FLOAT, None)
+    outputs = {"shares": shares, "rows": row}
+    graph = helper.make_graph(
+        [
+            helper.make_node("ZipMap", ["x"], ["shares"], domain="ai.onnx.ml", classlabels_int64s=[7, 8, 9]),
+            helper.make_node("SplitToSequence", ["x"], ["rows"], axis=0),
+        ],
+        "classifier",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [2, 3])],
+        [helper.make_value_info(name, helper.make_sequence_type_proto(each)) for name, each in outputs.items()],
+    )
+    imports = [helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", 1)]
+    path, answers = tmp_path / "m.onnx", tmp_path / "out.npz"
+    onnx.save(helper.make_model(graph, opset_imports=imports, ir_version=8), path)
+    x = np.array([[0.25, 0.5, 0.25], [0.125, 0.125, 0.75]], np.float32)
+    np.savez(tmp_path / "in.npz", x=x)
+    report(mode, "--format", "onnx", "--model", path, "--inputs", tmp_path / "in.npz", "--outputs", answers)
+    with np.load(answers) as archive:
+        found = {name.removeprefix("0:"): archive[name] for name in archive.files}
+    np.testing.assert_array_equal(found["shares"], x)
+    assert found["rows"].size == 0
+
+
 @pytest.mark.parametrize(("name", "how"), [("args_0", "name"), ("pixels", "order")])
 def test_tflite_inputs_match_by_bare_name_or_by_order(tmp_path: Path, tflite_models: Path, name: str, how: str) -> None:
     from ai_edge_litert.interpreter import Interpreter
