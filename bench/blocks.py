@@ -125,7 +125,7 @@ def _tool(figures: Row) -> str:
         goal = "–" if row["goal_s"] is None else f"{row['goal_s']:g} s"
         lines.append((f"`{row['command']}`", "time", f"{row['seconds']:.1f} s", goal))
         limit = row.get("memory_limit_bytes")
-        within = "–" if limit is None else f"{size(limit)} (4 × {size(row['model_bytes'])} + 600 MB)"
+        within = "–" if limit is None else size(limit)
         lines.append(("", "peak memory", size(row["peak_bytes"]), within))
         lines.append(("", "peak of its largest process", size(row["largest_peak_bytes"]), "–"))
     note = (

@@ -15,7 +15,7 @@ TOP = Path(__file__).parent.parent
 MNIST = "bench/models/mnist_mlp.py:recipe"
 MINILM = "bench/models/minilm.py:recipe"
 LAYER = "bench/models/layer_4096.py:recipe"
-HELP_GOAL_S, BUILD_GOAL_S, INSPECT_GOAL_S = 0.3, 20.0, 60.0
+HELP_GOAL_S, BENCH_GOAL_S, INSPECT_GOAL_S = 0.3, 90.0, 60.0
 MEMORY_MODELS, MEMORY_BASE_BYTES = 4, 600_000_000
 
 
@@ -30,13 +30,26 @@ def help_s() -> float:
     return fastest_s([edgepack_command(), "--help"], times=10)
 
 
-def run_build(model: str, *arguments: str, goal_s: float | None = None) -> dict[str, Any]:
-    """Build a pack for this machine from nothing; the limit on its memory follows from the dense fp32 file."""
+def run_build(
+    model: str, *arguments: str, target: str = "rpi4", goal_s: float | None = None, limit_bytes: int | None = None
+) -> dict[str, Any]:
+    """Build a pack from nothing; where no limit on its memory is given, it follows from the dense fp32 file."""
     with tempfile.TemporaryDirectory(prefix="edgepack-bench-") as folder:
         out = Path(folder) / "pack"
-        row = _run(["build", model, "--target", "host", *arguments], ["--out", str(out)], Path(folder), goal_s)
+        command = ["build", model, "--target", target, *arguments]
+        row = _run(command, ["--out", str(out)], Path(folder), goal_s)
         model_bytes = (out / "baseline" / "fp32.onnx").stat().st_size
-    return {**row, "model_bytes": model_bytes, "memory_limit_bytes": MEMORY_MODELS * model_bytes + MEMORY_BASE_BYTES}
+    limit_bytes = limit_bytes or MEMORY_MODELS * model_bytes + MEMORY_BASE_BYTES
+    return {**row, "model_bytes": model_bytes, "memory_limit_bytes": limit_bytes}
+
+
+def run_bench() -> dict[str, Any]:
+    """A full bench of a small pack against its baselines on this machine."""
+    with tempfile.TemporaryDirectory(prefix="edgepack-bench-") as folder:
+        pack = Path(folder) / "pack"
+        _run(["build", MNIST, "--target", "host", "--max-drop", "0.3"], ["--out", str(pack)], Path(folder), None)
+        row = _run(["bench", str(pack), "--local"], [], Path(folder), BENCH_GOAL_S)
+    return {**row, "command": "edgepack bench PACK --local (a full one, of the pack above)"}
 
 
 def run_inspect() -> dict[str, Any]:
@@ -59,7 +72,11 @@ def _run(command: list[str], hidden: list[str], folder: Path, goal_s: float | No
 
 
 CASES: Mapping[str, Callable[[], dict[str, Any]]] = {
-    "build-mnist": partial(run_build, MNIST, "--max-drop", "0.3", goal_s=BUILD_GOAL_S),
-    "build-layer": partial(run_build, LAYER, "--rank", "256"),
+    "build-mnist": partial(run_build, MNIST, "--max-drop", "0.3", goal_s=15.0),
+    "build-mnist-host": partial(run_build, MNIST, "--max-drop", "0.3", target="host", goal_s=20.0),
+    "build-mnist-distill": partial(run_build, MNIST, "--max-drop", "0.3", "--distill", "3epochs", goal_s=45.0),
+    "build-minilm": partial(run_build, MINILM, "--max-drop", "1", goal_s=90.0),
+    "build-layer": partial(run_build, LAYER, "--rank", "256", goal_s=30.0, limit_bytes=1_000_000_000),
+    "bench-mnist": run_bench,
     "inspect-minilm": run_inspect,
 }
