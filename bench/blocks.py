@@ -107,7 +107,7 @@ def _mnist(figures: Row) -> str:
         summary.append(
             f"`model.{fmt}` has {1 - pack['parameters_share']:.1%} fewer weights, is {' and '.join(smaller)}, and drops"
             f" {pack['test_drop']:.2f} points on the untouched test set"
-            f" ({pack['guard_drop']:.2f} on the validation samples, {figures['max_drop']:.2f} allowed)."
+            f" ({pack['validation_drop']:.2f} on the validation samples, {figures['max_drop']:.2f} allowed)."
         )
     headers = ("runtime", "file", "scheme", "size", "p50", "p90", "cold p50", "accuracy", "drop", "vs fp32", "vs int8")
     table = markdown_table(headers, lines, right=headers[3:9])

@@ -116,7 +116,7 @@ def _no_goals(model: Row) -> list[str]:
 def _mnist_goals(model: Row) -> list[str]:
     fp32 = _dense_row(model, 32)
     small = [row for row in model["rows"] if mean(row["size_bytes"]) * SMALLER <= mean(fp32["size_bytes"])]
-    best = min(small, key=lambda row: mean(row["guard_off"]))
+    best = min(small, key=lambda row: mean(row["validation_off"]))
     drops = [dense - own for dense, own in zip(fp32["scores"]["accuracy"], best["scores"]["accuracy"], strict=True)]
     factor = mean(fp32["size_bytes"]) / mean(best["size_bytes"])
     seeds = ", ".join(f"{one:.1f}" for one in drops)
@@ -141,7 +141,7 @@ def _mnist_goals(model: Row) -> list[str]:
 def _minilm_goals(model: Row) -> list[str]:
     int8 = mean(_dense_row(model, 8)["size_bytes"])
     small = [row for row in model["rows"] if mean(row["size_bytes"]) <= (1 - SAVED) * int8]
-    best = min(small, key=lambda row: mean(row["guard_off"]), default=None)
+    best = min(small, key=lambda row: mean(row["validation_off"]), default=None)
     text = f"{model['title']}, {SAVED:.0%} smaller than dense int8 at a mean cosine of {COSINE} or more:"
     if best is None:
         return [f"{text} missed, no file here is so small."]

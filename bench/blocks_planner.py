@@ -47,7 +47,7 @@ def _packs(figures: Row) -> str:
                 seconds(p50(int8)),
                 ratio(speedup(pack, int8)),
                 ratio(speedup(pack, fp32)),
-                _drop(row["guard_drop"]),
+                _drop(row["validation_drop"]),
                 _drop(row.get("int8_drop")),
                 _drop(row["test_drop"]),
             )
@@ -74,7 +74,7 @@ def smaller(own: int, other: int) -> str:
 def _budgets(models: Sequence[Row]) -> str:
     said = [
         f"{model['name']} {model['max_drop']:.2f} {UNITS[model['metric']]} on"
-        f" {model['guard_samples']} validation samples"
+        f" {model['validation_samples']} validation samples"
         for model in models
     ]
     lost = [f"{model['name']}: {warning}" for model in models for warning in model["lost_formats"]]

@@ -37,8 +37,8 @@ def measure_case(case: Case) -> list[dict[str, Any]]:
     with prepared(options, Cache(), silent) as ready:
         return [
             {"model": case.name, "format": fmt, "cost_source": ready.prices.source_name(fmt), **row}
-            for fmt, menus in ready.menus.items()
-            for row in compared([menu.candidates for menu in menus])
+            for fmt, all_candidates in ready.all_candidates.items()
+            for row in compared([layer_candidates.candidates for layer_candidates in all_candidates])
         ]
 
 

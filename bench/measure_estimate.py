@@ -72,7 +72,7 @@ def _files(network: str, work: Path) -> list[Variant]:
     data = load_data(None, opened, source, SEED)
     variants = []
     with backend("tflite").engine() as engine:
-        inputs = example(data.guard, opened.inputs, SEED)
+        inputs = example(data.validation, opened.inputs, SEED)
         given = WriterData(data.calibration, inputs, WEIGHT_MAX)
         files = backend("tflite").open(opened, given, engine, Workspace(Cache(), work, SEED))
         for precision, scheme in SCHEMES.items():

@@ -108,7 +108,7 @@ def model_files(work: Path, model: str = MODEL, rank: int = RANK) -> list[LayerF
     written: list[LayerFile] = []
     for fmt in FORMATS:
         with backend(fmt).engine() as engine:
-            given = WriterData(data.calibration, example(data.guard, opened.inputs, SEED), largest)
+            given = WriterData(data.calibration, example(data.validation, opened.inputs, SEED), largest)
             written += _written(backend(fmt).open(opened, given, engine, workspace), plan, factors, work)
     return written
 

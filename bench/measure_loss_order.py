@@ -36,7 +36,7 @@ from edgepack.workspace import Cache, Workspace, digest
 METHOD = "whitened"
 WEIGHT_CODES = 127
 PLANS, QUICK_PLANS = 20, 8
-GUARD_SAMPLES = 400
+VALIDATION_SAMPLES = 400
 SEED = 0
 SHARE = 0.25
 FEW_LAYERS = 4
@@ -107,7 +107,7 @@ def _prepared(case: Case, work: Path) -> _Model:
     subject = Subject(opened, data.calibration, key)
     found, _ = decompose(subject, METHOD, workspace)
     spectra = {view.name: spectrum for view, spectrum in zip(subject.views, found, strict=True)}
-    metric = "classes" if data.guard.labels is not None else "cosine"
+    metric = "classes" if data.validation.labels is not None else "cosine"
     sensitivity = make_sensitivity(subject, spectra, metric, digest(key, "order of plans"), workspace)
     if not sensitivity.known:
         raise ValueError(f"{case.name}: no gradients: {sensitivity.problem}")
@@ -115,7 +115,7 @@ def _prepared(case: Case, work: Path) -> _Model:
     for view in subject.views:
         curvature[view.name] = _fp32_losses(view, spectra[view.name], sensitivity.curvatures[view.name])
     energy = {view.name: _fp32_losses(view, spectra[view.name], None) for view in subject.views}
-    return _Model(opened, spectra, curvature, energy, data.guard.head(GUARD_SAMPLES), metric)
+    return _Model(opened, spectra, curvature, energy, data.validation.head(VALIDATION_SAMPLES), metric)
 
 
 def _fp32_losses(layer: View, spectrum: Spectrum, curvature: Curvature | None) -> Array:

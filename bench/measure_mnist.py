@@ -63,7 +63,7 @@ def measure_pack(out: Path, *, quick: bool = False) -> dict[str, Any]:
     rows = zip(variants, measured.pop("rows"), strict=True)
     return {
         "max_drop": MAX_DROP,
-        "guard_samples": manifest["data"]["validation_samples"],
+        "validation_samples": manifest["data"]["validation_samples"],
         "quick": quick,
         **measured,
         "rows": [{**_facts(manifest, variant), **row} for variant, row in rows],
@@ -71,7 +71,7 @@ def measure_pack(out: Path, *, quick: bool = False) -> dict[str, Any]:
 
 
 def _facts(manifest: Mapping[str, Any], variant: Variant) -> dict[str, Any]:
-    """What the build knows of a file: its scheme, what it keeps of the weights, its accuracy on test and guard."""
+    """What the build knows of a file: its scheme, what it keeps of the weights, its accuracy on test and validation."""
     entry = manifest["files"][file_path(variant.name, variant.format)]
     dense = manifest["files"][file_path("dense-fp32", variant.format)]
     return {
@@ -80,5 +80,5 @@ def _facts(manifest: Mapping[str, Any], variant: Variant) -> dict[str, Any]:
         "parameters_share": entry.get("matrix_parameters_share", 1.0),
         "test_accuracy": round(entry["test"], 6),
         "test_drop": round(dense["test"] - entry["test"], 6),
-        "guard_drop": round(entry["validation"]["drop"], 6),
+        "validation_drop": round(entry["validation"]["drop"], 6),
     }

@@ -83,10 +83,10 @@ def _files(model: str, rank: int, target: Target, work: Path) -> Iterator[Planne
     opened = open_model(model, work, FORMATS)
     data = load_data(None, opened, model, SEED)
     plans, factors = measure_layer.factored(opened, data, workspace, rank)
-    prices = make_prices(target, opened, data.guard, FORMATS, workspace)
+    prices = make_prices(target, opened, data.validation, FORMATS, workspace)
     for fmt in FORMATS:
         with backend(fmt).engine() as engine:
-            given = WriterData(data.calibration, example(data.guard, opened.inputs, SEED), WEIGHT_MAX)
+            given = WriterData(data.calibration, example(data.validation, opened.inputs, SEED), WEIGHT_MAX)
             files = backend(fmt).open(opened, given, engine, workspace)
             dense = work / f"dense.{fmt}"
             files.write_dense(dense)

@@ -85,7 +85,7 @@ def _losses(case: _Case, *, quick: bool) -> Iterator[dict[str, Any]]:
         if data.calibration is None:
             raise ValueError(f"{spec} brings no samples")
         workspace = Workspace(Cache(Path(folder)), Path(folder))
-        seen, held = (observe(opened, names, part, workspace) for part in (data.calibration, data.guard))
+        seen, held = (observe(opened, names, part, workspace) for part in (data.calibration, data.validation))
         for layer in layers:
             ways = dict(_ways(layer, seen[layer.name], held[layer.name]))
             sides = {"out": layer.out_features, "in": layer.in_features, "rows": case.rows}

@@ -1,4 +1,4 @@
-"""Guards model files against change: builds packs of many kinds and compares their bytes with what was recorded.
+"""Holds model files against a record: builds packs of many kinds and compares their bytes with what was recorded.
 
     python tests/reference.py               build everything, say what differs from reference.json; exit 1 if any does
     python tests/reference.py --only mnist-auto cnn

@@ -76,7 +76,11 @@ def measure_model(subject: Subject, seed: int = 0, say: Callable[[str], None] = 
             rows.append(row)
             what = row["way"] if row["level"] is None else f"{row['way']} at {row['level']:g}"
             say(f"{subject.name} {seed + 1}/{len(subject.models)}, {time.monotonic() - start:.0f} s: {what}")
-        samples = {"calibration": len(study.calibration), "guard": len(study.guard), "test": len(subject.test)}
+        samples = {
+            "calibration": len(study.calibration),
+            "validation": len(study.validation),
+            "test": len(subject.test),
+        }
         layers = len(study.layers)
     return {
         "name": subject.name,

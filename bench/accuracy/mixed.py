@@ -37,17 +37,24 @@ def mixed_rows(study: Study, shares: Sequence[float]) -> Iterator[Row]:
     pairs, the embedding tables in int8 and in int4.
     """
     int8_bytes = study.write({}, INT8_DYNAMIC).stat().st_size
-    menus = candidates(study)
+    all_candidates = candidates(study)
     made: dict[tuple[str, Candidate], Replacement] = {}
     for tables, own in (("int8", study), ("int4", _with_int4_tables(study))):
-        fixed = own.write({}, INT8_DYNAMIC).stat().st_size - sum(_dense_int8(menu).size_bytes for menu in menus)
+        fixed = own.write({}, INT8_DYNAMIC).stat().st_size - sum(
+            _dense_int8(layer_candidates).size_bytes for layer_candidates in all_candidates
+        )
         for pairs in (False, True):
-            offered = [[one for one in menu if pairs or one.structure.is_dense] for menu in menus]
+            offered = [
+                [one for one in layer_candidates if pairs or one.structure.is_dense]
+                for layer_candidates in all_candidates
+            ]
             for share in shares:
                 found = least_loss(offered, Bounds(size_bytes=max(share * int8_bytes - fixed, 0.0)))
                 if isinstance(found, Infeasible):
                     continue
-                picked = [menu[index] for menu, index in zip(offered, found.chosen, strict=True)]
+                picked = [
+                    layer_candidates[index] for layer_candidates, index in zip(offered, found.chosen, strict=True)
+                ]
                 plan = dict(zip(study.layers, picked, strict=True))
                 for name, one in plan.items():
                     if (name, one) not in made:
@@ -102,8 +109,8 @@ def _candidate(layer: View, scheme: Scheme, structure: Structure, loss: float) -
     return Candidate(scheme, structure, ops, loss, size_bytes(scheme, ops, layer.bias), 0, 0.0)
 
 
-def _dense_int8(menu: Sequence[Candidate]) -> Candidate:
-    return next(one for one in menu if one.structure.is_dense and one.scheme == INT8_DYNAMIC)
+def _dense_int8(layer_candidates: Sequence[Candidate]) -> Candidate:
+    return next(one for one in layer_candidates if one.structure.is_dense and one.scheme == INT8_DYNAMIC)
 
 
 def _part(study: Study, name: str, one: Candidate) -> Replacement:

@@ -45,9 +45,9 @@ class Study:
         layers: by name, with the moments of their inputs on the calibration samples.
         plain, seen: spectra of plain SVD and of centred whitening, by layer name.
         calibration: samples for all that is fitted: moments, GPTQ, recovery.
-        guard: samples of the same data that nothing is fitted to: what is chosen is chosen by them.
-        held_out: covariances of the layers' inputs on the guard, by layer name.
-        references: answers of the dense fp32 file on guard and test.
+        validation: samples of the same data that nothing is fitted to: what is chosen is chosen by them.
+        held_out: covariances of the layers' inputs on the validation samples, by layer name.
+        references: answers of the dense fp32 file on validation and test.
     """
 
     subject: Subject
@@ -57,7 +57,7 @@ class Study:
     seen: Mapping[str, Spectrum]
     files: OnnxWriter
     calibration: Samples
-    guard: Samples
+    validation: Samples
     held_out: Mapping[str, Array]
     references: tuple[Array, Array]
     work: Path
@@ -76,8 +76,8 @@ class Study:
         return path
 
     def row(self, path: Path, way: str, bits: int, level: int | float | None = None) -> Row:
-        """A file's bytes, its scores on the test samples, and how far its answers on the guard are off."""
-        guard, test = self.answers(path)
+        """A file's bytes, its scores on the test samples, and how far its answers on the validation samples are off."""
+        validation, test = self.answers(path)
         labels = self.subject.test.labels
         return {
             "way": way,
@@ -87,13 +87,13 @@ class Study:
             "scores": {
                 name: [round(score(test, self.references[1], labels), 5)] for name, score in self.subject.scores.items()
             },
-            "guard_off": [float(f"{off(guard, self.references[0], classes=self.subject.classes):.3g}")],
+            "validation_off": [float(f"{off(validation, self.references[0], classes=self.subject.classes):.3g}")],
         }
 
     def answers(self, path: Path) -> tuple[Array, Array]:
-        """On guard and test."""
+        """On validation and test."""
         running = load(path, "onnx", threads=THREADS)
-        return predict(running, self.guard), predict(running, self.subject.test)
+        return predict(running, self.validation), predict(running, self.subject.test)
 
 
 def off(outputs: Array, reference: Array, *, classes: bool) -> float:
@@ -128,7 +128,7 @@ def _study(subject: Subject, model: str, work: Path) -> Study:
     running = load(work / "dense.fp32.onnx", "onnx", threads=THREADS)
     workspace = Workspace(Cache(work / "cache"), work, SEED)
     layers = _observed(opened, data.calibration, workspace)
-    held_out = _observed(opened, data.guard, workspace)
+    held_out = _observed(opened, data.validation, workspace)
     return Study(
         subject=subject,
         opened=opened,
@@ -137,9 +137,9 @@ def _study(subject: Subject, model: str, work: Path) -> Study:
         seen={name: seen_spectrum(layer) for name, layer in layers.items()},
         files=files,
         calibration=data.calibration,
-        guard=data.guard,
+        validation=data.validation,
         held_out={name: moments_of(layer).covariance for name, layer in held_out.items()},
-        references=(predict(running, data.guard), predict(running, subject.test)),
+        references=(predict(running, data.validation), predict(running, subject.test)),
         work=work,
     )
 

@@ -91,7 +91,7 @@ def make_baseline(evaluator: Evaluator, files: Writer, prices: Prices) -> Baseli
             evaluator.workspace.warn(f"there is no dense {scheme} baseline: {err.message}")
             continue
         try:
-            drops[scheme] = prover.guard.drop_of(paths[scheme], fmt)
+            drops[scheme] = prover.validation.drop_of(paths[scheme], fmt)
         except ModelError as err:
             evaluator.workspace.warn(f"the dense {scheme} baseline does not run: {err.message}")
             continue
@@ -106,7 +106,7 @@ def make_baseline(evaluator: Evaluator, files: Writer, prices: Prices) -> Baseli
     measures = evaluator.measures_here and len(good) > 1
     measured = evaluator.latencies({scheme.name: paths[scheme] for scheme in good}, fmt) if measures else {}
     scheme = model.fastest(good, {scheme: measured[scheme.name] for scheme in good} if measured else {})
-    fp32_drop = prover.guard.drop_of(fp32, fmt)
+    fp32_drop = prover.validation.drop_of(fp32, fmt)
     chosen_by = model.MEASURED if measured else chosen_by
     return Baseline(
         fp32,
@@ -125,8 +125,8 @@ def make_baseline(evaluator: Evaluator, files: Writer, prices: Prices) -> Baseli
 
 
 def _stated(evaluator: Evaluator, path: Path, fmt: Format) -> Drop | None:
-    guard = evaluator.confirmation
-    return None if guard is None else guard.drop(guard.answers(path, fmt))
+    confirmation = evaluator.confirmation
+    return None if confirmation is None else confirmation.drop(confirmation.answers(path, fmt))
 
 
 def _order(evaluator: Evaluator, files: Writer, prices: Prices) -> tuple[tuple[Scheme, ...], str]:

@@ -150,11 +150,11 @@ def _fill(folder: Path, ready: Prepared) -> tuple[Manifest, BudgetError | None]:
     failures = [planned.failure for planned in chosen.planned.values() if planned.failure is not None]
     failure = next(iter(failures), None) or unmet_budget(evaluator, ready.files, chosen.attempts)
     evaluator.workspace.progress("final test")
-    scores = final_scores(chosen.paths(baseline=True), ready.opened, ready.test, ready.guard)
+    scores = final_scores(chosen.paths(baseline=True), ready.opened, ready.test, ready.validation)
     failure = failure or over_on_test(scores, evaluator.options.drop_limit)
     if ready.test is not None and scores:
         dense = next(score for name, score in scores.items() if name.startswith("baseline/fp32"))
-        if (line := known_by_heart(ready.guard, dense)) is not None:
+        if (line := known_by_heart(ready.validation, dense)) is not None:
             workspace.warn(line)
     last = _channels_last(chosen, ready)
     _place(folder, chosen, ready)
@@ -182,7 +182,7 @@ def _channels_last(chosen: Chosen, ready: Prepared) -> dict[str, tuple[str, ...]
     options = ready.evaluator.options
     if not options.channels_last:
         return {}
-    feed = example(ready.data.guard, ready.opened.inputs, options.seed)
+    feed = example(ready.data.validation, ready.opened.inputs, options.seed)
     found: dict[Path, tuple[str, ...]] = {}
     paths = {name: path for name, (path, fmt) in chosen.paths(baseline=True).items() if fmt == "tflite"}
     for path in dict.fromkeys(paths.values()):
@@ -237,7 +237,13 @@ def _choose(ready: Prepared) -> Chosen:
                 found = Planned(Found(dense_instead(ready.evaluator, files, baseline, why), {}, ()), None)
             else:
                 found = plan(
-                    ready.evaluator, files, ready.menus[fmt], ready.prices, baseline, deadline_s=deadline_s, start=start
+                    ready.evaluator,
+                    files,
+                    ready.all_candidates[fmt],
+                    ready.prices,
+                    baseline,
+                    deadline_s=deadline_s,
+                    start=start,
                 )
                 start = found.loss
             attempt = keep_promise(ready.evaluator, files, found.found.attempt, baseline)
@@ -289,7 +295,7 @@ def _place(folder: Path, chosen: Chosen, ready: Prepared) -> None:
         beside = path.with_name(f"{path.name}.data")
         if beside.is_file():
             raise ModelError(f"{name} would be over 2 GiB, which a pack does not hold yet")
-    place_examples(folder, example(ready.data.guard, ready.opened.inputs, options.seed), tuple(chosen.attempts))
+    place_examples(folder, example(ready.data.validation, ready.opened.inputs, options.seed), tuple(chosen.attempts))
 
 
 def place_examples(folder: Path, inputs: Mapping[str, Array], formats: Sequence[Format]) -> None:

@@ -32,8 +32,8 @@ from edgepack.plan.candidates import AskedRank, WorthwhileRanks
 from edgepack.plan.loss import Wanted
 from edgepack.workspace import Workspace
 
-UNGUARDED_LOST_SHARE = 0.01
-"""Output energy a layer may lose where no data stand guard over the accuracy."""
+NO_DATA_LOST_SHARE = 0.01
+"""Output energy a layer may lose where there are no data to measure the accuracy on."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class SharedWays:
 
 
 @dataclass(frozen=True)
-class Menu:
+class LayerCandidates:
     """One layer's candidates.
 
     Attributes:
@@ -107,14 +107,14 @@ class Offer:
         alternatives: by other methods.
         losses: by view name.
         unseen: views that the data never reached, for which there are no ranges.
-        guarded: whether data stand guard over the accuracy; if not, no candidate may lose more than a hundredth.
+        has_data: whether there are data to measure the accuracy on; if not, no candidate may lose more than a hundredth.
     """
 
     layers: Mapping[str, Offered]
     alternatives: Alternatives
     losses: Losses
     unseen: Collection[str]
-    guarded: bool
+    has_data: bool
 
     def loss(self, layer: Layer, scheme: Scheme, structure: Structure) -> float:
         """What a way to write a layer loses: the sum over its parts."""
@@ -128,7 +128,7 @@ def offered(
     """The structures to offer, by layer name.
 
     Args:
-        unseen: views that the data never reached: they stay dense in auto mode, for nothing guards what they lose.
+        unseen: views that the data never reached: they stay dense in auto mode, for nothing measures what they lose.
         share: of each layer's weights, that cross-validation chose.
     """
     corrected = any(CORRECTED[fmt] for fmt in options.chosen_formats) and options.precision in ("auto", "int4")
@@ -179,7 +179,7 @@ def make_offer(
     formats: Collection[Format],
     workspace: Workspace,
     *,
-    guarded: bool,
+    has_data: bool,
 ) -> Offer:
     """What every way to write a layer loses.
 
@@ -202,7 +202,7 @@ def make_offer(
     apart = {name: [part for part in own if not part.of_a_matrix] for name, own in parts.items()}
     staged = predict_staged_losses(analysis, apart, schemes, workspace)
     losses = {name: {**own, **staged.get(name, {})} for name, own in losses.items()}
-    return Offer(layers, alternatives, losses, analysis.unseen, guarded)
+    return Offer(layers, alternatives, losses, analysis.unseen, has_data)
 
 
 def _parts(layers: Sequence[Layer], offered: Mapping[str, Offered]) -> dict[str, list[Structure]]:
@@ -217,20 +217,22 @@ def _parts(layers: Sequence[Layer], offered: Mapping[str, Offered]) -> dict[str,
     return found
 
 
-def make_menus(
+def make_candidates(
     files: Writer, layers: Sequence[Layer], offer: Offer, prices: Prices, options: BuildOptions
-) -> tuple[Menu, ...]:
-    """One menu per layer: every scheme that the options allow, dense and at every rank worth trying.
+) -> tuple[LayerCandidates, ...]:
+    """The candidates of each layer: every scheme that the options allow, dense and at every rank worth trying.
 
     Raises:
         UsageError: the source of costs has nothing on the precision that was asked for.
     """
-    menus = []
+    all_candidates = []
     for layer in layers:
         own = _held(files, layer, offer.layers[layer.name])
         if own.kept:
             kept = [(files.kept_scheme, DENSE)]
-            menus.append(Menu(layer, tuple(_candidates(files, layer, kept, offer, prices)), own.why_dense))
+            all_candidates.append(
+                LayerCandidates(layer, tuple(_candidates(files, layer, kept, offer, prices)), own.why_dense)
+            )
             continue
         structures, why_dense = list(own.structures), own.why_dense
         if options.rank != "auto" and own.in_place:
@@ -253,10 +255,10 @@ def make_menus(
             raise UsageError(
                 f"--precision {options.precision}: the {source} has no figures for {' or '.join(map(str, schemes))}"
             )
-        if not offer.guarded and options.rank == "auto":
+        if not offer.has_data and options.rank == "auto":
             found = _careful(found, options.precision)
-        menus.append(Menu(layer, found, why_dense))
-    return tuple(menus)
+        all_candidates.append(LayerCandidates(layer, found, why_dense))
+    return tuple(all_candidates)
 
 
 def _held(files: Writer, layer: Layer, own: Offered) -> Offered:
@@ -367,4 +369,4 @@ def _careful(candidates: tuple[Candidate, ...], precision: PrecisionChoice) -> t
     always the one that loses least."""
     wide = tuple(one for one in candidates if one.scheme.bits >= bits_of("int8") or precision == "int4") or candidates
     least = min(wide, key=lambda one: one.loss)
-    return tuple(one for one in wide if one.loss <= UNGUARDED_LOST_SHARE) or (least,)
+    return tuple(one for one in wide if one.loss <= NO_DATA_LOST_SHARE) or (least,)

@@ -20,7 +20,7 @@ from edgepack.model.types import Array, Spectrum
 from edgepack.natives import native
 from edgepack.pipeline.activations import Subject
 from edgepack.pipeline.decompositions import decompose
-from edgepack.pipeline.evaluate import Guard
+from edgepack.pipeline.evaluate import EvaluationSet
 from edgepack.pipeline.gradients import weighed
 from edgepack.plan.candidates import AskedRank
 from edgepack.plan.crossval import RankScores, rank_by_cv, stratified_folds
@@ -142,23 +142,23 @@ def _accuracy(task: _Fold) -> float:
 FOLD: Step[_Fold, float] = Step("folds", 3, _accuracy)
 
 
-def check_labels(samples: Samples | None, guard: Guard) -> Array:
+def check_labels(samples: Samples | None, validation: EvaluationSet) -> Array:
     """(N,) int64, the class of every calibration sample.
 
     Raises:
         UsageError: there are none, or they are no classes of the model.
     """
-    if samples is None or samples.labels is None or guard.samples.labels is None:
+    if samples is None or samples.labels is None or validation.samples.labels is None:
         raise UsageError(
             "--rank cv needs labelled data: 'y' in the .npz", hint="add the class numbers as `y`, or use --rank auto"
         )
-    known = layout(guard.reference[0], guard.samples.labels)
+    known = layout(validation.reference[0], validation.samples.labels)
     if known is None or samples.labels.squeeze().ndim != 1:
         raise UsageError(
             f"--rank cv needs one class number per sample, the labels 'y' have the shape {samples.labels.shape}",
             hint="use --rank auto",
         )
-    return truth(samples.labels, known, guard.reference[0])
+    return truth(samples.labels, known, validation.reference[0])
 
 
 def cross_validated(labelled: Labelled, workspace: Workspace) -> CrossValidation:

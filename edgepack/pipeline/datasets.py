@@ -1,4 +1,4 @@
-"""The data of a build: where they come from, how they are split, and the guard over the accuracy."""
+"""The data of a build: where they come from, how they are split, and the samples that the accuracy is measured on."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from edgepack.model.types import TensorSpec
 from edgepack.natives import native
 from edgepack.pipeline.activations import row_counts
 from edgepack.pipeline.decompositions import FALLBACK
-from edgepack.pipeline.evaluate import Guard
+from edgepack.pipeline.evaluate import EvaluationSet
 from edgepack.pipeline.recipe_score import RecipeScore
 from edgepack.sources.images import ImageOptions
 from edgepack.sources.inputs import shown, usual_sides
@@ -42,16 +42,16 @@ STAND_INS = 4
 
 @dataclass(frozen=True)
 class Data:
-    """The samples of a build. Without data, `calibration` and `origin` are None and `guard` holds stand-ins.
+    """The samples of a build. Without data, `calibration` and `origin` are None and `validation` holds stand-ins.
 
     Attributes:
-        guard: the validation samples.
+        validation: the validation samples.
         confirmation: see `Parts`.
     """
 
     origin: str | None
     calibration: Samples | None
-    guard: Samples
+    validation: Samples
     confirmation: Samples | None = None
 
     def digest(self) -> str | None:
@@ -176,7 +176,7 @@ def choose_method(asked: str | None, data: Data) -> str:
     return method
 
 
-def make_guard(
+def make_evaluation_sets(
     metric: str | None,
     data: Data,
     dense: Session,
@@ -184,7 +184,7 @@ def make_guard(
     exact: bool,
     confidence: float = CONFIDENCE,
     recipe: RecipeScore | None = None,
-) -> tuple[Guard, Guard | None]:
+) -> tuple[EvaluationSet, EvaluationSet | None]:
     """The dense fp32 model's answers on the validation and the confirmation samples, and the metrics that fit them.
 
     Args:
@@ -199,15 +199,17 @@ def make_guard(
         DataError: labels that fit no output of the model.
         ModelError: no output can be scored.
     """
-    reference = answers(dense, data.guard)
+    reference = answers(dense, data.validation)
     asked = load_metric(metric) if metric is not None and ":" in metric else metric
-    judges = choose(reference, data.guard.labels, asked, data.guard.arrays.values())
+    judges = choose(reference, data.validation.labels, asked, data.validation.arrays.values())
     if not judges:
         raise ModelError("no output of the model holds numbers of one shape for all samples: none can be scored")
-    scale = make_scale(reference, data.guard.labels, judges, confidence)
-    guard = Guard(data.guard, scale, data.calibration is not None or recipe is not None, exact, recipe)
+    scale = make_scale(reference, data.validation.labels, judges, confidence)
+    validation = EvaluationSet(
+        data.validation, scale, data.calibration is not None or recipe is not None, exact, recipe
+    )
     kept_back = data.confirmation
     if kept_back is None or recipe is not None:
-        return guard, None
+        return validation, None
     scale = make_scale(answers(dense, kept_back), kept_back.labels, judges, confidence)
-    return guard, Guard(kept_back, scale, True, exact)
+    return validation, EvaluationSet(kept_back, scale, True, exact)

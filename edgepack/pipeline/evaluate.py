@@ -1,4 +1,4 @@
-"""One file of one plan: written, proved and measured against the guard; and scored once on the untouched test."""
+"""One file of one plan: written, proved and measured on the validation samples; and scored once on the untouched test."""
 
 from __future__ import annotations
 
@@ -38,19 +38,19 @@ NOTHING_WRITTEN = Written({}, {})
 
 
 @dataclass(frozen=True)
-class Guard:
+class EvaluationSet:
     """Samples that files are scored on, and the dense fp32 model's answers to them.
 
     Attributes:
         scale: the answers, and how files' answers are compared with them.
-        guarded: whether real data stand behind it; without, the samples are seeded stand-ins and prove only the file.
+        has_data: whether real data stand behind it; without, the samples are seeded stand-ins and prove only the file.
         exact: whether integer sums are to be exact, as on most targets, and not as this machine's CPU does them.
         recipe: the recipe's own `evaluate`, where that judges files; None where these samples do.
     """
 
     samples: Samples
     scale: Scale
-    guarded: bool
+    has_data: bool
     exact: bool
     recipe: RecipeScore | None = None
 
@@ -70,7 +70,7 @@ class Guard:
 
     def drop(self, outputs: Sequence[Array]) -> Drop | None:
         """Drop of these answers against the dense fp32 model; None without data."""
-        return self.scale.drop(outputs) if self.guarded else None
+        return self.scale.drop(outputs) if self.has_data else None
 
     def drop_of(self, path: Path, fmt: Format, outputs: Sequence[Array] | None = None) -> Drop | None:
         """Drop of a file, by the recipe's `evaluate` where that judges; `outputs` are its answers where known."""
@@ -134,10 +134,10 @@ class Attempt:
 
 
 class Prover:
-    """Measures files against one guard. Answers of the fp32 factored model are kept per plan."""
+    """Measures files on one set of samples. Answers of the fp32 factored model are kept per plan."""
 
-    def __init__(self, guard: Guard, opened: Model, work: Path):
-        self.guard = guard
+    def __init__(self, validation: EvaluationSet, opened: Model, work: Path):
+        self.validation = validation
         self._opened = opened
         self._work = work
         self._answers: dict[str, Sequence[Array]] = {}
@@ -164,22 +164,22 @@ class Prover:
         written: Written = NOTHING_WRITTEN,
     ) -> Attempt:
         """Prove and score a file that is already there."""
-        outputs = self.guard.answers(path, files.fmt)
+        outputs = self.validation.answers(path, files.fmt)
         contents = files.read(path)
         proofs = (
             verify.same_outputs(*_least_alike(outputs, self._factored_answers(factors, plan)), scheme, plan),
             verify.structures_kept(contents, files.read_optimized(path), written, plan),
             *self._static_proofs(files, contents, plan, factors, scheme, path),
         )
-        return Attempt(files.fmt, scheme, path, plan, proofs, self.guard.drop_of(path, files.fmt, outputs))
+        return Attempt(files.fmt, scheme, path, plan, proofs, self.validation.drop_of(path, files.fmt, outputs))
 
     def drop_of(self, path: Path, fmt: Format) -> Drop:
-        """Drop of a file on the guard, without its proofs.
+        """Drop of a file on the validation samples, without its proofs.
 
         Raises:
-            ValueError: there are no guard data.
+            ValueError: there are no data.
         """
-        measured = self.guard.drop_of(path, fmt)
+        measured = self.validation.drop_of(path, fmt)
         if measured is None:
             raise ValueError("a drop was asked for where there are no data to validate on")
         return measured
@@ -212,7 +212,7 @@ class Prover:
         parts = _changed(factors, plan)
         exact = FileScheme.of(FP32[files.fmt])
         files.write(parts, exact, path, dict.fromkeys(of_structure(parts, "constexpr"), CONSTEXPR[files.fmt]))
-        answered = self.guard.answers(path, files.fmt)
+        answered = self.validation.answers(path, files.fmt)
         same = verify.same_outputs(*_least_alike(answered, self._factored_answers(factors, plan)), exact)
         detail = f"some are folded into their neighbours; the float file of this plan answers to {same.detail}"
         return Proof(found.name, same.passed, detail if same.passed else f"{found.detail}; {same.detail}")
@@ -220,14 +220,14 @@ class Prover:
     def _factored_answers(self, factors: Mapping[str, Replacement], plan: tuple[LayerPlan, ...]) -> Sequence[Array]:
         parts = _changed(factors, plan)
         if not parts:
-            return self.guard.reference
+            return self.validation.reference
         arrays = [(name, *packed_part(part).values()) for name, part in sorted(parts.items())]
         key = digest(*(each for part in arrays for each in part))
         if key not in self._answers:
-            opened, exact = self._opened, self.guard.exact
+            opened, exact = self._opened, self.validation.exact
             session = native(opened.native).session(opened.content, parts, threads=THREADS, exact=exact)
             # One plan at a time is looked at in several schemes: the last answers are all that is worth keeping.
-            self._answers = {key: answers(session, self.guard.samples)}
+            self._answers = {key: answers(session, self.validation.samples)}
         return self._answers[key]
 
 
@@ -270,33 +270,33 @@ def _bias(layer: Layer, factors: Mapping[str, Replacement]) -> Array | None:
 
 
 def final_scores(
-    paths: Mapping[str, tuple[Path, Format]], opened: Model, test: Samples | None, guard: Guard
+    paths: Mapping[str, tuple[Path, Format]], opened: Model, test: Samples | None, validation: EvaluationSet
 ) -> dict[str, float]:
     """The untouched test, once per file: `--test`, else the recipe's `evaluate`. Empty where there is neither, and
     where that judged the files before."""
     if test is not None:
-        outputs = {name: answers(_loaded(*file, guard), test) for name, file in paths.items()}
+        outputs = {name: answers(_loaded(*file, validation), test) for name, file in paths.items()}
         fp32 = next(found for name, found in outputs.items() if name.startswith("baseline/fp32"))
-        asked = guard.scale.judges[0].metric
+        asked = validation.scale.judges[0].metric
         unlabelled = test.labels is None and asked.labels == "needed"
         judge = choose(fp32, test.labels, None if unlabelled else asked, test.arrays.values())[0]
         return {name: float(judge.scores(found, fp32, test.labels).mean()) for name, found in outputs.items()}
-    if opened.recipe is None or opened.recipe.evaluate is None or guard.recipe is not None:
+    if opened.recipe is None or opened.recipe.evaluate is None or validation.recipe is not None:
         return {}
-    return {name: evaluated(opened, _loaded(path, fmt, guard))[0] for name, (path, fmt) in paths.items()}
+    return {name: evaluated(opened, _loaded(path, fmt, validation))[0] for name, (path, fmt) in paths.items()}
 
 
-def known_by_heart(guard: Guard, test: float | None = None) -> str | None:
+def known_by_heart(validation: EvaluationSet, test: float | None = None) -> str | None:
     """What to say where the model seems to have been trained on the samples that it is judged by: it is right on nearly
     all of them, or on clearly more than on the test. On such samples a compressed model loses less than on new ones.
 
     Args:
         test: accuracy of the dense model on the untouched test, None where there is none.
     """
-    judge, count = guard.scale.judges[0], len(guard.samples)
-    if judge.metric.name != "accuracy" or not judge.labelled or count < FEWEST_KNOWN or guard.recipe is not None:
+    judge, count = validation.scale.judges[0], len(validation.samples)
+    if judge.metric.name != "accuracy" or not judge.labelled or count < FEWEST_KNOWN or validation.recipe is not None:
         return None
-    right = float(judge.scores(guard.reference, guard.reference, guard.samples.labels).mean())
+    right = float(judge.scores(validation.reference, validation.reference, validation.samples.labels).mean())
     hint = "was it trained on them? Then drops look smaller than they are: give samples that it has not seen"
     if test is not None and right - test > KNOWN_BEYOND + 300.0 * ((right / 100) * (1 - right / 100) / count) ** 0.5:
         return f"the model is right on {right:.1f} % of the data and on {test:.1f} % of the test; {hint}"
@@ -315,5 +315,5 @@ def check_evaluate(opened: Model, dense: Session) -> None:
         evaluated(opened, dense)
 
 
-def _loaded(path: Path, fmt: Format, guard: Guard) -> Session:
-    return load(path, fmt, threads=THREADS, exact=guard.exact)
+def _loaded(path: Path, fmt: Format, validation: EvaluationSet) -> Session:
+    return load(path, fmt, threads=THREADS, exact=validation.exact)

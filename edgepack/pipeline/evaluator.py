@@ -16,7 +16,7 @@ from edgepack.model.layer import Layer
 from edgepack.model.scheme import Format
 from edgepack.model.types import Aim, Spectrum
 from edgepack.pipeline.analysis import Analysis
-from edgepack.pipeline.evaluate import Attempt, Guard, Prover
+from edgepack.pipeline.evaluate import Attempt, EvaluationSet, Prover
 from edgepack.pipeline.options import BuildOptions
 from edgepack.pipeline.replacements import Replacements
 from edgepack.targets.target import HOST
@@ -41,7 +41,7 @@ class Evaluator:
     analysis: Analysis
     replacements: Replacements
     prover: Prover
-    confirmation: Guard | None
+    confirmation: EvaluationSet | None
     aim: Aim
     key: str
     workspace: Workspace
@@ -71,15 +71,15 @@ class Evaluator:
             attempt: chosen on the validation samples.
             look: how many plans were confirmed before, None of them well.
         """
-        guard, limit = self.confirmation, self.options.drop_limit
-        if guard is None:
+        confirmation, limit = self.confirmation, self.options.drop_limit
+        if confirmation is None:
             return attempt
-        outputs = guard.answers(attempt.path, attempt.fmt)
-        stated = guard.drop(outputs)
+        outputs = confirmation.answers(attempt.path, attempt.fmt)
+        stated = confirmation.drop(outputs)
         if limit is None or stated is None:
             return replace(attempt, confirmation=stated)
-        error = (1.0 - guard.scale.confidence) / 2 ** (look + 1)
-        strict = replace(guard.scale, confidence=1.0 - error).drop(outputs)
+        error = (1.0 - confirmation.scale.confidence) / 2 ** (look + 1)
+        strict = replace(confirmation.scale, confidence=1.0 - error).drop(outputs)
         return replace(attempt, confirmation=stated if strict.bound <= limit else strict)
 
     def latencies(self, paths: Mapping[str, Path], fmt: Format) -> dict[str, float]:
@@ -95,7 +95,7 @@ class Evaluator:
 
         def run_of(path: Path) -> Callable[[], object]:
             model = load(path, fmt, exact=False)
-            inputs = rename(self.prover.guard.samples, model.inputs)
+            inputs = rename(self.prover.validation.samples, model.inputs)
             feed = example(inputs, model.inputs, self.workspace.seed)
             return lambda: model.run(feed)
 

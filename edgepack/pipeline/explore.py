@@ -10,7 +10,7 @@ from edgepack.errors import UsageError
 from edgepack.metrics.drop import Drop
 from edgepack.model.scheme import INT8_BITS, Format
 from edgepack.model.types import Aim
-from edgepack.pipeline.candidates import Menu
+from edgepack.pipeline.candidates import LayerCandidates
 from edgepack.pipeline.limits import Rest, infeasible, measure_rest, user_bounds
 from edgepack.pipeline.options import BuildOptions
 from edgepack.pipeline.pareto import Step, make_ladder
@@ -101,7 +101,7 @@ def picked(ready: Prepared) -> dict[Format, Found]:
 
 
 def _check(ready: Prepared) -> None:
-    if not ready.guard.guarded:
+    if not ready.validation.has_data:
         raise UsageError("plans can be compared only where data measure what they lose", hint="give --data F.npz")
 
 
@@ -109,7 +109,7 @@ def _explored(ready: Prepared) -> dict[Format, tuple[Search, tuple[Step, ...]]]:
     evaluator, began = ready.evaluator, time.monotonic()
     found = {}
     for number, (fmt, files) in enumerate(ready.files.items(), start=1):
-        rest = measure_rest(evaluator, files, ready.prices, ready.menus[fmt])
+        rest = measure_rest(evaluator, files, ready.prices, ready.all_candidates[fmt])
         bounds = user_bounds(evaluator.options, rest)
         steps = _steps(ready, fmt, bounds, rest)
         if isinstance(steps, Infeasible):
@@ -122,43 +122,45 @@ def _explored(ready: Prepared) -> dict[Format, tuple[Search, tuple[Step, ...]]]:
 
 def _steps(ready: Prepared, fmt: Format, bounds: Bounds, rest: Rest) -> tuple[Step, ...] | Infeasible:
     """The plans of a format that are looked at, the one that loses least first; or why there is none."""
-    menus, workspace = ready.menus[fmt], ready.evaluator.workspace
+    all_candidates, workspace = ready.all_candidates[fmt], ready.evaluator.workspace
     progress, workers = workspace.progress, workspace.workers
 
-    def ladder(menus: Sequence[Menu], aim: Aim) -> tuple[Step, ...] | Infeasible:
-        return make_ladder(menus, ready.evaluator.spectra, bounds, rest, progress, aim=aim, workers=workers)
+    def ladder(all_candidates: Sequence[LayerCandidates], aim: Aim) -> tuple[Step, ...] | Infeasible:
+        return make_ladder(all_candidates, ready.evaluator.spectra, bounds, rest, progress, aim=aim, workers=workers)
 
     steps: list[Step] = []
     for aim in AIMS:
-        found = ladder(menus, aim)
+        found = ladder(all_candidates, aim)
         if isinstance(found, Infeasible):
             return found
         steps += _spread(found, PER_AIM)
-    for bits in {one.scheme.bits for menu in menus for one in menu.candidates}:
-        found = ladder([_in_bits(menu, bits) for menu in menus], "balanced")
+    for bits in {one.scheme.bits for layer_candidates in all_candidates for one in layer_candidates.candidates}:
+        found = ladder([_in_bits(layer_candidates, bits) for layer_candidates in all_candidates], "balanced")
         steps += [] if isinstance(found, Infeasible) else _spread(found, PER_PRECISION)
-    dense = [_dense_int8(menu) for menu in menus]
-    if all(menu.candidates for menu in dense):
+    dense = [_dense_int8(layer_candidates) for layer_candidates in all_candidates]
+    if all(layer_candidates.candidates for layer_candidates in dense):
         found = ladder(dense, "latency")
         steps += [] if isinstance(found, Infeasible) else found[-1:]
     distinct = {tuple(step.choices): step for step in steps}
     return tuple(sorted(distinct.values(), key=lambda step: step.loss))
 
 
-def _in_bits(menu: Menu, bits: int) -> Menu:
+def _in_bits(layer_candidates: LayerCandidates, bits: int) -> LayerCandidates:
     """What a layer could become in one precision; in the next wider one, else the widest, where it has none in it."""
-    widths = {one.scheme.bits for one in menu.candidates}
+    widths = {one.scheme.bits for one in layer_candidates.candidates}
     width = min((each for each in widths if each >= bits), default=max(widths))
-    alike = tuple(one for one in menu.candidates if one.scheme.bits == width)
-    if menu.shared is None:
-        return replace(menu, candidates=alike)
-    ways = tuple(way for way in menu.shared.ways if way.candidates[0].scheme.bits == width)
-    return replace(menu, candidates=alike, shared=replace(menu.shared, ways=ways) if ways else None)
+    alike = tuple(one for one in layer_candidates.candidates if one.scheme.bits == width)
+    if layer_candidates.shared is None:
+        return replace(layer_candidates, candidates=alike)
+    ways = tuple(way for way in layer_candidates.shared.ways if way.candidates[0].scheme.bits == width)
+    return replace(
+        layer_candidates, candidates=alike, shared=replace(layer_candidates.shared, ways=ways) if ways else None
+    )
 
 
-def _dense_int8(menu: Menu) -> Menu:
-    own = (one for one in menu.candidates if one.structure.is_dense and one.alternative is None)
-    return replace(menu, candidates=tuple(one for one in own if one.scheme.bits == INT8_BITS), shared=None)
+def _dense_int8(layer_candidates: LayerCandidates) -> LayerCandidates:
+    own = (one for one in layer_candidates.candidates if one.structure.is_dense and one.alternative is None)
+    return replace(layer_candidates, candidates=tuple(one for one in own if one.scheme.bits == INT8_BITS), shared=None)
 
 
 def _spread(steps: Sequence[Step], count: int) -> list[Step]:

@@ -43,7 +43,7 @@ def moments_bytes(opened: Model) -> int:
 
 
 def gradient_kind(metric: str) -> Kind:
-    """What the model's first output is to a guard metric."""
+    """What the model's first output is to the metric."""
     return "classes" if metric in CLASSES else "vector"
 
 
@@ -184,7 +184,7 @@ def make_sensitivity(
     Args:
         subject: the model as torch can run it, where it can.
         spectra: of its layers' views, by name.
-        metric: of the guard.
+        metric: that files are scored by.
         key: digest of the model, the data, and how the spectra came about.
         moments: G by layer name, where it is known.
     """

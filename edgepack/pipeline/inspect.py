@@ -19,7 +19,7 @@ from edgepack.model.model import Model
 from edgepack.model.types import Array, Spectrum
 from edgepack.natives import native
 from edgepack.pipeline.activations import Subject, row_counts
-from edgepack.pipeline.datasets import choose_method, load_data, make_guard, with_open_sides
+from edgepack.pipeline.datasets import choose_method, load_data, make_evaluation_sets, with_open_sides
 from edgepack.pipeline.decompositions import decompose
 from edgepack.pipeline.gradients import weighed
 from edgepack.plan.candidates import break_even_rank
@@ -121,7 +121,7 @@ def inspect(options: InspectOptions, cache: Cache | None = None, progress: Progr
         gradients = None
         if needs_gradients(chosen):
             dense = native(opened.native).session(opened.content, {}, threads=THREADS)
-            metric = make_guard(None, loaded, dense, exact=False)[0].metric
+            metric = make_evaluation_sets(None, loaded, dense, exact=False)[0].metric
             _, gradients = weighed(subject, chosen, metric, alone)
         spectra, _ = decompose(subject, chosen, alone, gradients=gradients)
         progress("count rows")

@@ -18,7 +18,7 @@ from edgepack.model.scheme import FileScheme, Format, Scheme
 from edgepack.model.structure import DENSE
 from edgepack.model.types import LayerPlan
 from edgepack.pipeline.baselines import Baseline, is_automatic, peak_ram_bytes
-from edgepack.pipeline.candidates import Menu
+from edgepack.pipeline.candidates import LayerCandidates
 from edgepack.pipeline.evaluate import Attempt
 from edgepack.pipeline.evaluator import Evaluator
 from edgepack.pipeline.options import BuildOptions
@@ -51,8 +51,10 @@ def plain_scheme(options: BuildOptions, files: Writer) -> FileScheme:
     return FileScheme.of(FP32[files.fmt]) if options.precision == "fp32" else files.probe_scheme
 
 
-def measure_rest(evaluator: Evaluator, files: Writer, prices: Prices, menus: Sequence[Menu] = ()) -> Rest:
-    """What is left of the dense file when its layers are taken off, and the tables that have a menu.
+def measure_rest(
+    evaluator: Evaluator, files: Writer, prices: Prices, all_candidates: Sequence[LayerCandidates] = ()
+) -> Rest:
+    """What is left of the dense file when its layers are taken off, and the tables that have candidates.
 
     RAM only where a limit asks for it. Latency is that of the whole file where the target is this machine, else that of
     a call of the runtime and of the convolutions that are no layers: what other operators take elsewhere is not known.
@@ -65,7 +67,7 @@ def measure_rest(evaluator: Evaluator, files: Writer, prices: Prices, menus: Seq
         layer.name: size_bytes(plain[layer.name], kind_of(layer).ops(layer, DENSE, 1), layer.bias)
         for layer in evaluator.layers
     }
-    for table in (menu for menu in menus if menu.layer.name not in plain):
+    for table in (layer_candidates for layer_candidates in all_candidates if layer_candidates.layer.name not in plain):
         dense = next(one for one in table.candidates if one.structure.is_dense)
         plain[table.layer.name], sizes[table.layer.name] = dense.scheme, dense.size_bytes
     ram, latency_s = 0, prices.call_s(files.fmt)
@@ -101,7 +103,7 @@ def user_bounds(options: BuildOptions, rest: Rest) -> Bounds:
 
 
 def promised_bounds(
-    evaluator: Evaluator, menus: Sequence[Menu], baseline: Baseline, bounds: Bounds, rest: Rest
+    evaluator: Evaluator, all_candidates: Sequence[LayerCandidates], baseline: Baseline, bounds: Bounds, rest: Rest
 ) -> Bounds:
     """The bounds with the promise that the file is no larger and no slower than dense int8, and no larger than one that
     was given in integers; as they are where it does not apply.
@@ -115,16 +117,20 @@ def promised_bounds(
     dense = [
         [
             c.size_bytes
-            for c in menu.candidates
+            for c in layer_candidates.candidates
             if c.structure.is_dense and c.alternative is None and (c.scheme.bits == 8 or not baseline.is_source)
         ]
-        for menu in menus
+        for layer_candidates in all_candidates
     ]
     own = sum(min(sizes, default=0) for sizes in dense)
     promised = max(baseline.promised_bytes - rest.size_bytes, own)
     fast = [
-        [c.latency_s for c in menu.candidates if c.structure.is_dense and c.alternative is None and c.scheme.bits == 8]
-        for menu in menus
+        [
+            c.latency_s
+            for c in layer_candidates.candidates
+            if c.structure.is_dense and c.alternative is None and c.scheme.bits == 8
+        ]
+        for layer_candidates in all_candidates
     ]
     latency_s = sum(map(min, fast)) if all(fast) else None
     return replace(

@@ -37,7 +37,7 @@ from edgepack.pack.manifest import (
 from edgepack.pipeline.baselines import Baseline
 from edgepack.pipeline.crossval import CrossValidation
 from edgepack.pipeline.distill import Outcome
-from edgepack.pipeline.evaluate import Attempt, Guard
+from edgepack.pipeline.evaluate import Attempt, EvaluationSet
 from edgepack.pipeline.options import BuildOptions
 from edgepack.pipeline.pareto import Corner
 from edgepack.pipeline.prepare import Prepared
@@ -66,7 +66,7 @@ class Results:
 
 def make_manifest(ready: Prepared, probes: Sequence[Probe], results: Results) -> Manifest:
     """The manifest of a build."""
-    options, opened, data, guard = ready.evaluator.options, ready.opened, ready.data, ready.guard
+    options, opened, data, validation = ready.evaluator.options, ready.opened, ready.data, ready.validation
     found, kept_back = ready.cross_validation, ready.evaluator.confirmation
     return Manifest(
         model=ModelEntry(opened.name, Path(options.model).name, opened.kind, opened.sha256),
@@ -78,13 +78,13 @@ def make_manifest(ready: Prepared, probes: Sequence[Probe], results: Results) ->
         cross_validation=None if found is None else _cross_validation(found),
         loss_weighted_by="output gradients" if ready.evaluator.analysis.sensitivity.known else "output energy",
         cost_sources={fmt: ready.prices.source_name(fmt) for fmt in ready.files},
-        metric=_metric(guard),
+        metric=_metric(validation),
         data=DataEntry(
             origin=data.origin,
             calibration_samples=0 if data.calibration is None else len(data.calibration),
-            validation_samples=len(data.guard) if guard.guarded and guard.recipe is None else 0,
+            validation_samples=len(data.validation) if validation.has_data and validation.recipe is None else 0,
             confirmation_samples=0 if kept_back is None else len(kept_back.samples),
-            labelled=data.guard.labels is not None,
+            labelled=data.validation.labels is not None,
             split_seed=options.seed,
         ),
         probes=tuple(map(_probe, probes)),
@@ -95,14 +95,14 @@ def make_manifest(ready: Prepared, probes: Sequence[Probe], results: Results) ->
     )
 
 
-def _metric(guard: Guard) -> MetricEntry:
-    if guard.recipe is not None:
+def _metric(validation: EvaluationSet) -> MetricEntry:
+    if validation.recipe is not None:
         return MetricEntry(RECIPE, "it was asked for", validated=True, outputs=())
-    judges = guard.scale.judges
+    judges = validation.scale.judges
     return MetricEntry(
-        name=guard.metric,
+        name=validation.metric,
         why=judges[0].why,
-        validated=guard.guarded,
+        validated=validation.has_data,
         outputs=tuple(JudgeEntry(judge.output, judge.metric.name, judge.labelled, judge.why) for judge in judges),
     )
 
@@ -254,7 +254,7 @@ def _entry(drop: Drop | None) -> DropEntry | None:
 
 
 def _scored(
-    guard: Drop | None, confirmation: Drop | None, test: float | None
+    validation: Drop | None, confirmation: Drop | None, test: float | None
 ) -> tuple[float | None, Literal["validation", "confirmation", "test"] | None]:
     """A file's score, and on what: the untouched test where there is one, else the samples that were kept back, else
     those that it was chosen on."""
@@ -262,4 +262,4 @@ def _scored(
         return test, "test"
     if confirmation is not None:
         return confirmation.score, "confirmation"
-    return (None, None) if guard is None else (guard.score, "validation")
+    return (None, None) if validation is None else (validation.score, "validation")

@@ -13,7 +13,7 @@ from edgepack.model.kinds import kind_of, sides, view_name
 from edgepack.model.layer import Layer
 from edgepack.model.structure import DENSE
 from edgepack.model.types import Aim, Candidate, LayerPlan, Spectrum
-from edgepack.pipeline.candidates import Menu, SharedWay
+from edgepack.pipeline.candidates import LayerCandidates, SharedWay
 from edgepack.plan import explain
 from edgepack.plan.candidates import break_even_rank
 from edgepack.plan.knapsack import ENUMERATED
@@ -74,7 +74,7 @@ def choices(layers: LayerPlans) -> list[Choice]:
 
 
 def make_ladder(
-    menus: Sequence[Menu],
+    all_candidates: Sequence[LayerCandidates],
     spectra: Mapping[str, Spectrum],
     bounds: Bounds,
     beside: Beside,
@@ -92,7 +92,7 @@ def make_ladder(
         aim: what is least at every step: latency, size, or their product.
         workers: who finds the plans, each by itself; this process alone where None.
     """
-    problem = layers, groups = _problem(menus)
+    problem = layers, groups = _problem(all_candidates)
     extreme = _best(problem, beside, aim, replace(bounds, loss=None))
     if isinstance(extreme, Infeasible):
         return extreme
@@ -110,9 +110,9 @@ def make_ladder(
     for index, limit in enumerate(limits):
         plan = found[index]
         if isinstance(plan, Solution) and plan.chosen not in steps:
-            steps[plan.chosen] = _step(menus, spectra, plan, limit)
+            steps[plan.chosen] = _step(all_candidates, spectra, plan, limit)
     if extreme.chosen not in steps:
-        steps[extreme.chosen] = _step(menus, spectra, extreme, float("inf"))
+        steps[extreme.chosen] = _step(all_candidates, spectra, extreme, float("inf"))
     return tuple(sorted(steps.values(), key=lambda step: step.loss))
 
 
@@ -134,12 +134,12 @@ def _cost(layers: Sequence[Sequence[Candidate]]) -> float:
     return 0.0 if math.prod(map(len, layers)) <= ENUMERATED else CANDIDATE_FLOPS * sum(map(len, layers))
 
 
-def _problem(menus: Sequence[Menu]) -> _Problem:
+def _problem(all_candidates: Sequence[LayerCandidates]) -> _Problem:
     """The candidates of each layer, and of layers that could have one B."""
-    numbers = {menu.layer.name: number for number, menu in enumerate(menus)}
-    shared = [menu.shared for menu in menus if menu.shared is not None]
+    numbers = {layer_candidates.layer.name: number for number, layer_candidates in enumerate(all_candidates)}
+    shared = [layer_candidates.shared for layer_candidates in all_candidates if layer_candidates.shared is not None]
     groups = [Together(tuple(numbers[n] for n in one.layers), tuple(map(_summed, one.ways))) for one in shared]
-    return [menu.candidates for menu in menus], groups
+    return [layer_candidates.candidates for layer_candidates in all_candidates], groups
 
 
 def _summed(way: SharedWay) -> Candidate:
@@ -174,27 +174,29 @@ def worth(aim: Aim, size_bytes: int, latency_s: float) -> tuple[float, float]:
     return (latency_s if aim == "latency" else latency_s * size_bytes), size_bytes
 
 
-def corners(menus: Sequence[Menu], chosen: LayerPlans, bounds: Bounds, beside: Beside, aim: Aim) -> tuple[Corner, ...]:
+def corners(
+    all_candidates: Sequence[LayerCandidates], chosen: LayerPlans, bounds: Bounds, beside: Beside, aim: Aim
+) -> tuple[Corner, ...]:
     """A plan and the other corners of its front: what other aims would choose where no more may be lost than it loses.
 
     They come from the same candidates; no file of them is written. Left out is a corner that gains nothing.
 
     Args:
-        chosen: the plan, all of candidates of these menus; otherwise nothing is known of it.
+        chosen: the plan, all of these candidates; otherwise nothing is known of it.
         bounds: on the sums over the linear layers, within which it was found; that on the loss is its own.
         beside: what the file holds and an inference takes beside the layers.
         aim: that it was found by; it is the first of the corners.
     """
     candidates = [layer.predicted for layer in chosen if layer.predicted is not None]
-    if len(candidates) < len(menus):
+    if len(candidates) < len(all_candidates):
         return ()
     own = _corner(aim, candidates, beside)
     within = replace(bounds, loss=sum(one.loss for one in candidates))
     found = [own]
     for other in get_args(Aim):
-        best = _best(_problem(menus), beside, other, within) if other != aim else None
+        best = _best(_problem(all_candidates), beside, other, within) if other != aim else None
         if isinstance(best, Solution):
-            corner = _corner(other, [one.candidate for one in _picked(menus, best)], beside)
+            corner = _corner(other, [one.candidate for one in _picked(all_candidates, best)], beside)
             gains = worth(other, corner.size_bytes, corner.latency_s) < worth(other, own.size_bytes, own.latency_s)
             found += [corner] if gains else []
     return tuple(found)
@@ -205,26 +207,28 @@ def _corner(aim: Aim, candidates: Sequence[Candidate], beside: Beside) -> Corner
     return Corner(aim, size_bytes, beside.latency_s + sum(one.latency_s for one in candidates))
 
 
-def nearest(menus: Sequence[Menu], spectra: Mapping[str, Spectrum], bounds: Bounds, why: Infeasible) -> Step:
+def nearest(
+    all_candidates: Sequence[LayerCandidates], spectra: Mapping[str, Spectrum], bounds: Bounds, why: Infeasible
+) -> Step:
     """The plan to show where none is within the bounds: one of them drawn out to the least that the others allow.
 
     Args:
         why: what `make_ladder` gave for the bounds.
     """
-    layers, groups = _problem(menus)
+    layers, groups = _problem(all_candidates)
     reached = {quantity: least for quantity, least in why.least.items() if least is not None}
     names = list(why.least)
     while not reached:  # several stand in each other's way: with fewer of them
         bounds = replace(bounds, **{names.pop(): None})
         fewer = solve(layers, bounds, groups, tie=TIE)
         if isinstance(fewer, Solution):
-            return _step(menus, spectra, fewer, float("inf"))
+            return _step(all_candidates, spectra, fewer, float("inf"))
         reached = {quantity: least for quantity, least in fewer.least.items() if least is not None}
     quantity, least = next(iter(reached.items()))
     found = solve(layers, replace(bounds, **{quantity: least}), groups)
     if isinstance(found, Infeasible):
         raise ValueError(f"no plan reaches the least {quantity} of {least}")
-    return _step(menus, spectra, found, float("inf"))
+    return _step(all_candidates, spectra, found, float("inf"))
 
 
 def _choice(layer: LayerPlan) -> Choice:
@@ -243,11 +247,15 @@ def _limits(low: float, high: float) -> list[float]:
     return [float(limit) for limit in ([low * (1 + 1e-9), *limits] if low < floor else limits)]
 
 
-def _step(menus: Sequence[Menu], spectra: Mapping[str, Spectrum], found: Solution, limit: float) -> Step:
+def _step(
+    all_candidates: Sequence[LayerCandidates], spectra: Mapping[str, Spectrum], found: Solution, limit: float
+) -> Step:
     slack = max(limit - found.loss, 0.0)
     plans = [
-        planned(menu, one.candidate, spectra, slack) if one.lost is None else _together(menu, one, slack)
-        for menu, one in zip(menus, _picked(menus, found), strict=True)
+        planned(layer_candidates, one.candidate, spectra, slack)
+        if one.lost is None
+        else _together(layer_candidates, one, slack)
+        for layer_candidates, one in zip(all_candidates, _picked(all_candidates, found), strict=True)
     ]
     layers, tables = (tuple(p for p in plans if is_table(p) == wanted) for wanted in (False, True))
     return Step(layers, found.loss, found.size_bytes, found.ram_bytes, found.latency_s, tables)
@@ -267,21 +275,24 @@ class _Pick:
     shares: tuple[str, ...] = ()
 
 
-def _picked(menus: Sequence[Menu], found: Solution) -> list[_Pick]:
+def _picked(all_candidates: Sequence[LayerCandidates], found: Solution) -> list[_Pick]:
     """By layer: a candidate of its own, or its part of what it has together with others."""
-    groups = [menu.shared for menu in menus if menu.shared is not None]
+    groups = [layer_candidates.shared for layer_candidates in all_candidates if layer_candidates.shared is not None]
     together: dict[str, _Pick] = {}
-    for group, index in zip(groups, found.chosen[len(menus) :], strict=True):
+    for group, index in zip(groups, found.chosen[len(all_candidates) :], strict=True):
         for way in group.ways[index : index + 1]:
             for name, candidate, lost in zip(group.layers, way.candidates, way.lost, strict=True):
                 together[name] = _Pick(candidate, lost, group.layers)
-    own = zip(menus, found.chosen, strict=False)
-    return [together.get(menu.layer.name) or _Pick(menu.candidates[index]) for menu, index in own]
+    own = zip(all_candidates, found.chosen, strict=False)
+    return [
+        together.get(layer_candidates.layer.name) or _Pick(layer_candidates.candidates[index])
+        for layer_candidates, index in own
+    ]
 
 
-def _together(menu: Menu, pick: _Pick, slack: float) -> LayerPlan:
-    others = [name for name in pick.shares if name != menu.layer.name]
-    plan = _plan(menu, pick.candidate, pick.lost or 0.0, slack)
+def _together(layer_candidates: LayerCandidates, pick: _Pick, slack: float) -> LayerPlan:
+    others = [name for name in pick.shares if name != layer_candidates.layer.name]
+    plan = _plan(layer_candidates, pick.candidate, pick.lost or 0.0, slack)
     return replace(plan, reason=f"its B is also that of {' and '.join(others)}; {plan.reason}", shares=pick.shares)
 
 
@@ -290,18 +301,20 @@ def is_table(plan: LayerPlan) -> bool:
     return plan.dense[0].kind == "gather"
 
 
-def planned(menu: Menu, chosen: Candidate, spectra: Mapping[str, Spectrum], slack: float) -> LayerPlan:
+def planned(
+    layer_candidates: LayerCandidates, chosen: Candidate, spectra: Mapping[str, Spectrum], slack: float
+) -> LayerPlan:
     """What becomes of a layer with one of its candidates.
 
     Args:
         spectra: of the layers' views, by name.
         slack: loss that the whole plan has left.
     """
-    return _plan(menu, chosen, _lost_share(menu.layer, chosen, spectra), slack)
+    return _plan(layer_candidates, chosen, _lost_share(layer_candidates.layer, chosen, spectra), slack)
 
 
-def _plan(menu: Menu, chosen: Candidate, lost: float, slack: float) -> LayerPlan:
-    layer = menu.layer
+def _plan(layer_candidates: LayerCandidates, chosen: Candidate, lost: float, slack: float) -> LayerPlan:
+    layer = layer_candidates.layer
     return LayerPlan(
         layer.name,
         kind_of(layer).ops(layer, DENSE, 1),
@@ -309,10 +322,10 @@ def _plan(menu: Menu, chosen: Candidate, lost: float, slack: float) -> LayerPlan
         chosen.ops,
         break_even_rank(*sides(layer)),
         lost,
-        explain.reason(menu.candidates, chosen, slack, menu.why_dense),
+        explain.reason(layer_candidates.candidates, chosen, slack, layer_candidates.why_dense),
         scheme=chosen.scheme,
         predicted=chosen,
-        others=explain.others(menu.candidates, chosen, slack),
+        others=explain.others(layer_candidates.candidates, chosen, slack),
         alternative=chosen.alternative,
     )
 

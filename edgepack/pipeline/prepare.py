@@ -21,11 +21,19 @@ from edgepack.model.types import Aim
 from edgepack.natives import native
 from edgepack.pipeline.activations import Subject
 from edgepack.pipeline.analysis import Analysis, Question, analyze
-from edgepack.pipeline.candidates import Menu, Offered, make_menus, make_offer, most_ranks, offered, without_factors
+from edgepack.pipeline.candidates import (
+    LayerCandidates,
+    Offered,
+    make_candidates,
+    make_offer,
+    most_ranks,
+    offered,
+    without_factors,
+)
 from edgepack.pipeline.crossval import CrossValidation, Labelled, check_labels, cross_validated
-from edgepack.pipeline.datasets import Data, Methods, choose_methods, load_data, make_guard, with_open_sides
+from edgepack.pipeline.datasets import Data, Methods, choose_methods, load_data, make_evaluation_sets, with_open_sides
 from edgepack.pipeline.distill import Recovery, check_distill
-from edgepack.pipeline.evaluate import Guard, Prover, check_evaluate, known_by_heart
+from edgepack.pipeline.evaluate import EvaluationSet, Prover, check_evaluate, known_by_heart
 from edgepack.pipeline.evaluator import Evaluator
 from edgepack.pipeline.gradients import gradient_kind, weighed
 from edgepack.pipeline.method_fits import Alternatives, fit_alternatives
@@ -36,18 +44,18 @@ from edgepack.pipeline.refit import Refitter, check_refit
 from edgepack.pipeline.replacements import Replacements
 from edgepack.pipeline.rounding import Rounder
 from edgepack.pipeline.shared_input import Group, WithStacks, find_groups, with_shared_input
-from edgepack.pipeline.tables import table_menus
+from edgepack.pipeline.tables import table_candidates
 from edgepack.plan.candidates import check_rank
 from edgepack.sources import check_installed, open_model
 from edgepack.sources.onnx import FOUND
 from edgepack.sources.samples import read_samples
 from edgepack.workspace import Cache, Progress, Workspace, digest, open_workspace
 
-UNGUARDED = (
+NO_DATA = (
     "no data: nothing measures the accuracy. Weights go to int8, and only layers that lose next to nothing by their "
     "weights alone are factored; give --data F.npz"
 )
-UNGUARDED_RANK = (
+NO_DATA_FIXED_RANK = (
     "no data: layers are factored by plain SVD of their weights at the rank that was asked for, and nothing measures "
     "what that costs; give --data F.npz"
 )
@@ -61,7 +69,7 @@ class Prepared:
         evaluator: what its plans are tried with.
         test: samples that are scored once, at the end; None without `--test`.
         files: writers of the formats that the model can be written in.
-        menus: candidates of every layer, by format.
+        all_candidates: candidates of every layer, by format.
         cross_validation: how the rank was chosen, where it was so.
     """
 
@@ -70,7 +78,7 @@ class Prepared:
     test: Samples | None
     files: Mapping[Format, Writer]
     prices: Prices
-    menus: Mapping[Format, tuple[Menu, ...]]
+    all_candidates: Mapping[Format, tuple[LayerCandidates, ...]]
     cross_validation: CrossValidation | None
 
     @property
@@ -79,9 +87,9 @@ class Prepared:
         return self.evaluator.analysis.subject.opened
 
     @property
-    def guard(self) -> Guard:
+    def validation(self) -> EvaluationSet:
         """The samples that plans are chosen on."""
-        return self.evaluator.prover.guard
+        return self.evaluator.prover.validation
 
 
 NO_LAYERS = (
@@ -120,14 +128,14 @@ def _prepare(options: BuildOptions, engines: Mapping[Format, Any], workspace: Wo
     trains = options.distill is not None or options.rank == "cv"
     data = load_data(options.data, opened, options.model, options.seed, trains=trains, images=options.images)
     test = None if options.test is None else read_samples(options.test, opened.inputs, options.images)
-    if data.guard.ragged or (test is not None and test.ragged):
+    if data.validation.ragged or (test is not None and test.ragged):
         options = of_any_shape(options, workspace)
     methods = _methods(options, data)
-    given = WriterData(data.calibration, example(data.guard, opened.inputs, options.seed), options.weight_grids[0])
+    given = WriterData(data.calibration, example(data.validation, opened.inputs, options.seed), options.weight_grids[0])
     writers = {fmt: backend(fmt).open(opened, given, engines.get(fmt), workspace) for fmt in options.chosen_formats}
     for writer in writers.values():
         writer.begin()
-    guard, confirmation = make_guard(
+    validation, confirmation = make_evaluation_sets(
         options.metric if recipe is None else None,
         data,
         dense,
@@ -138,21 +146,21 @@ def _prepare(options: BuildOptions, engines: Mapping[Format, Any], workspace: Wo
     if recipe is None:
         check_evaluate(opened, dense)
     del dense  # a session holds its weights once or twice
-    largest = _best_grid(options, writers, guard, workspace)
-    if (line := known_by_heart(guard)) is not None:
+    largest = _best_grid(options, writers, validation, workspace)
+    if (line := known_by_heart(validation)) is not None:
         workspace.warn(line)
     _warn_of_uninstalled(options, workspace)
-    if not guard.guarded:
-        workspace.warn(UNGUARDED if options.rank == "auto" else UNGUARDED_RANK)
+    if not validation.has_data:
+        workspace.warn(NO_DATA if options.rank == "auto" else NO_DATA_FIXED_RANK)
 
     method = methods.factorizer
     subject = Subject(opened, data.calibration, digest(opened.sha256, FOUND, data.digest(), *outside_version(method)))
-    source, gradients = weighed(subject, method, guard.metric, workspace)
-    validated = None if options.rank != "cv" else _cross_validated(subject, method, guard, workspace)
+    source, gradients = weighed(subject, method, validation.metric, workspace)
+    validated = None if options.rank != "cv" else _cross_validated(subject, method, validation, workspace)
     share = None if validated is None else validated.share
     most = most_ranks(opened.layers, options, share=share)
-    key = digest(subject.key, method, guard.metric, options.seed, options.exact, most)
-    question = Question(method, guard.metric, largest, most, key)
+    key = digest(subject.key, method, validation.metric, options.seed, options.exact, most)
+    question = Question(method, validation.metric, largest, most, key)
     analysis = analyze(subject, source, gradients, question, workspace)
     _warn_of_layers(options, analysis, workspace)
     files = _formats({fmt: writer.with_largest(largest) for fmt, writer in writers.items()}, workspace)
@@ -165,32 +173,33 @@ def _prepare(options: BuildOptions, engines: Mapping[Format, Any], workspace: Wo
     if not methods.pairs:
         layers = without_factors(layers, alternatives)
     _warn_of_methods(options, methods, alternatives, workspace)
-    offer = make_offer(analysis, layers, alternatives, tuple(files), workspace, guarded=guard.guarded)
+    offer = make_offer(analysis, layers, alternatives, tuple(files), workspace, has_data=validation.has_data)
     prices = make_prices(
         options.target,
         opened,
-        data.guard,
+        data.validation,
         tuple(files),
         workspace,
         precision=options.precision,
         structures=None if options.rank == "auto" or methods.others else _in_place(layers),
     )
-    menus = {fmt: make_menus(one, analysis.layers, offer, prices, options) for fmt, one in files.items()}
-    groups = find_groups(analysis, offer, workspace) if _shares(options, methods, guard) else {}
-    menus = {fmt: with_shared_input(own, files[fmt], groups, prices) for fmt, own in menus.items()}
-    if not opened.in_integers and _plans_tables(options, methods, guard):
+    all_candidates = {fmt: make_candidates(one, analysis.layers, offer, prices, options) for fmt, one in files.items()}
+    groups = find_groups(analysis, offer, workspace) if _shares(options, methods, validation) else {}
+    all_candidates = {fmt: with_shared_input(own, files[fmt], groups, prices) for fmt, own in all_candidates.items()}
+    if not opened.in_integers and _plans_tables(options, methods, validation):
         workspace.progress("embedding tables")
-        menus = {
-            fmt: own + table_menus(files[fmt], analysis, prices, guard.metric, workspace) for fmt, own in menus.items()
+        all_candidates = {
+            fmt: own + table_candidates(files[fmt], analysis, prices, validation.metric, workspace)
+            for fmt, own in all_candidates.items()
         }
     analysis.sensitivity.forget()  # every loss is predicted
-    replacements = _replacements(options, analysis, source, alternatives, groups, guard)
-    prover = Prover(guard, opened, workspace.folder)
+    replacements = _replacements(options, analysis, source, alternatives, groups, validation)
+    prover = Prover(validation, opened, workspace.folder)
     aim: Aim = options.optimize if methods.pairs or alternatives.only_save_bytes is None else "size"
     judged = options.metric if recipe is None else recipe.key
-    guarded = digest(analysis.key, *guard.reference, guard.samples.labels, judged, options.confidence)
-    evaluator = Evaluator(options, analysis, replacements, prover, confirmation, aim, guarded, workspace)
-    return Prepared(evaluator, data, test, files, prices, menus, validated)
+    file_key = digest(analysis.key, *validation.reference, validation.samples.labels, judged, options.confidence)
+    evaluator = Evaluator(options, analysis, replacements, prover, confirmation, aim, file_key, workspace)
+    return Prepared(evaluator, data, test, files, prices, all_candidates, validated)
 
 
 def of_any_shape(options: BuildOptions, workspace: Workspace) -> BuildOptions:
@@ -218,17 +227,17 @@ def of_any_shape(options: BuildOptions, workspace: Workspace) -> BuildOptions:
     return replace(options, formats=rest) if fixed else options
 
 
-def _plans_tables(options: BuildOptions, methods: Methods, guard: Guard) -> bool:
-    """Whether embedding tables are chosen for with the layers: where all is left to the build, and data stand guard."""
+def _plans_tables(options: BuildOptions, methods: Methods, validation: EvaluationSet) -> bool:
+    """Whether embedding tables are chosen for with the layers: where all is left to the build, and there are data."""
     free = options.rank == options.precision == "auto" and options.keep is None and options.only is None
-    return free and methods.pairs and guard.guarded
+    return free and methods.pairs and validation.has_data
 
 
-def _shares(options: BuildOptions, methods: Methods, guard: Guard) -> bool:
-    """Whether layers with one input may have one B: where ranks are left to the build, data stand guard, and pairs stay
+def _shares(options: BuildOptions, methods: Methods, validation: EvaluationSet) -> bool:
+    """Whether layers with one input may have one B: where ranks are left to the build, there are data, and pairs stay
     as whitening makes them."""
     untouched = not options.refit and options.distill is None and methods.factorizer == DEFAULT
-    return options.rank == "auto" and guard.guarded and methods.pairs and untouched
+    return options.rank == "auto" and validation.has_data and methods.pairs and untouched
 
 
 def _warn_of_uninstalled(options: BuildOptions, workspace: Workspace) -> None:
@@ -287,7 +296,9 @@ def _methods(options: BuildOptions, data: Data) -> Methods:
     return methods
 
 
-def _best_grid(options: BuildOptions, writers: Mapping[Format, Writer], guard: Guard, workspace: Workspace) -> int:
+def _best_grid(
+    options: BuildOptions, writers: Mapping[Format, Writer], validation: EvaluationSet, workspace: Workspace
+) -> int:
     """The largest weight code with which the dense int8 file answers best, of the schemes that may saturate."""
     grids = options.weight_grids
     saturating = [fmt for fmt in writers if any(scheme.saturates for scheme in SCHEMES[fmt])]
@@ -299,14 +310,14 @@ def _best_grid(options: BuildOptions, writers: Mapping[Format, Writer], guard: G
     for largest in grids:
         tried = writer.with_largest(largest)
         tried.write({}, tried.probe_scheme, path)
-        answered = guard.answers(path, tried.fmt)
-        noise[largest] = min(sqnr_db(*pair) for pair in zip(answered, guard.reference, strict=True))
+        answered = validation.answers(path, tried.fmt)
+        noise[largest] = min(sqnr_db(*pair) for pair in zip(answered, validation.reference, strict=True))
     return max(grids, key=lambda largest: noise[largest])
 
 
-def _cross_validated(subject: Subject, method: str, guard: Guard, workspace: Workspace) -> CrossValidation:
-    labels = check_labels(subject.calibration, guard)
-    samples = guard.samples if subject.calibration is None else subject.calibration
+def _cross_validated(subject: Subject, method: str, validation: EvaluationSet, workspace: Workspace) -> CrossValidation:
+    labels = check_labels(subject.calibration, validation)
+    samples = validation.samples if subject.calibration is None else subject.calibration
     return cross_validated(Labelled(subject, samples, labels, method), workspace)
 
 
@@ -374,7 +385,7 @@ def _replacements(
     source: Subject,
     alternatives: Alternatives,
     groups: Mapping[tuple[str, ...], Group],
-    guard: Guard,
+    validation: EvaluationSet,
 ) -> Replacements:
     opened, calibration = analysis.subject.opened, analysis.subject.calibration
     workspace = analysis.covariances.workspace
@@ -384,7 +395,7 @@ def _replacements(
     if options.refit and calibration is not None:
         refitter = Refitter(opened, rounder, calibration)
     if options.distill is not None and calibration is not None:
-        key, classes = digest(analysis.key, "recovery"), gradient_kind(guard.metric) == "classes"
+        key, classes = digest(analysis.key, "recovery"), gradient_kind(validation.metric) == "classes"
         recovery = Recovery(source.opened, calibration, classes, options.distill, key, workspace)
     return Replacements(analysis, rounder, refitter, recovery, alternatives, groups)
 

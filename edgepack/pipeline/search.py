@@ -19,7 +19,7 @@ from edgepack.model.structure import DENSE
 from edgepack.model.types import LayerPlan
 from edgepack.pipeline import limits
 from edgepack.pipeline.baselines import Baseline, dense_instead
-from edgepack.pipeline.candidates import Menu
+from edgepack.pipeline.candidates import LayerCandidates
 from edgepack.pipeline.distill import Outcome
 from edgepack.pipeline.evaluate import Attempt
 from edgepack.pipeline.evaluator import Evaluator
@@ -103,7 +103,7 @@ class Search:
         Raises:
             ProofError: no plan could be written and proved.
         """
-        if limit is None or not self._evaluator.prover.guard.guarded:
+        if limit is None or not self._evaluator.prover.validation.has_data:
             found = self._best([steps[-1], steps[0]], None)
             return replace(found, attempt=self._evaluator.confirmed(found.attempt))
         drops = self._climb(steps, limit)
@@ -361,7 +361,7 @@ class Planned:
 def plan(
     evaluator: Evaluator,
     files: Writer,
-    menus: Sequence[Menu],
+    all_candidates: Sequence[LayerCandidates],
     prices: Prices,
     baseline: Baseline,
     *,
@@ -374,12 +374,12 @@ def plan(
         deadline_s: see `Search`.
         start: predicted loss near which to look first.
     """
-    rest = limits.measure_rest(evaluator, files, prices, menus)
+    rest = limits.measure_rest(evaluator, files, prices, all_candidates)
     bounds = limits.user_bounds(evaluator.options, rest)
-    promised = limits.promised_bounds(evaluator, menus, baseline, bounds, rest)
+    promised = limits.promised_bounds(evaluator, all_candidates, baseline, bounds, rest)
     search = Search(evaluator, files, rest, deadline_s, start)
     try:
-        return _searched(evaluator, search, menus, bounds, promised, rest)
+        return _searched(evaluator, search, all_candidates, bounds, promised, rest)
     except ProofError as err:
         evaluator.workspace.warn(err.message)
         reason = "no other file of this format could be written and proved"
@@ -387,7 +387,12 @@ def plan(
 
 
 def _searched(
-    evaluator: Evaluator, search: Search, menus: Sequence[Menu], bounds: Bounds, promised: Bounds, rest: limits.Rest
+    evaluator: Evaluator,
+    search: Search,
+    all_candidates: Sequence[LayerCandidates],
+    bounds: Bounds,
+    promised: Bounds,
+    rest: limits.Rest,
 ) -> Planned:
     """What the search comes to within the promised bounds, else within the promised size alone, else within the user's
     own bounds.
@@ -399,14 +404,16 @@ def _searched(
     closest: Planned | None = None
     as_small = replace(promised, latency_s=bounds.latency_s)
     for allowed in dict.fromkeys((promised, as_small, bounds)):
-        steps = make_ladder(menus, evaluator.spectra, allowed, rest, progress, aim=evaluator.aim, workers=workers)
+        steps = make_ladder(
+            all_candidates, evaluator.spectra, allowed, rest, progress, aim=evaluator.aim, workers=workers
+        )
         if isinstance(steps, Infeasible):
             if closest is None and allowed == bounds:
-                step = nearest(menus, evaluator.spectra, allowed, steps)
+                step = nearest(all_candidates, evaluator.spectra, allowed, steps)
                 error = limits.infeasible(search.fmt, steps, evaluator.options, rest)
                 return Planned(search.run([step], None), error)
             continue
-        found = _tightened(evaluator, search, menus, steps, allowed, rest)
+        found = _tightened(evaluator, search, all_candidates, steps, allowed, rest)
         if found.found.attempt.within(evaluator.options.drop_limit):
             return found
         if closest is None or found.found.attempt.lost < closest.found.attempt.lost:
@@ -419,7 +426,7 @@ def _searched(
 def _tightened(
     evaluator: Evaluator,
     search: Search,
-    menus: Sequence[Menu],
+    all_candidates: Sequence[LayerCandidates],
     steps: tuple[Step, ...],
     bounds: Bounds,
     rest: limits.Rest,
@@ -430,11 +437,13 @@ def _tightened(
         found = search.run(steps, evaluator.options.drop_limit)
         over = limits.excess(evaluator, found.attempt)
         if not over:
-            return Planned(found, None, corners(menus, planned_of(found.attempt), bounds, rest, evaluator.aim))
+            return Planned(found, None, corners(all_candidates, planned_of(found.attempt), bounds, rest, evaluator.aim))
         # From what this very plan was predicted to take: a bound with room to spare would give it again.
         drawn = {name: max(_predicted(found.attempt, name) - by * (1 + MARGIN), 0) for name, by in over.items()}
         bounds = replace(bounds, **drawn)
-        tighter = make_ladder(menus, evaluator.spectra, bounds, rest, progress, aim=evaluator.aim, workers=workers)
+        tighter = make_ladder(
+            all_candidates, evaluator.spectra, bounds, rest, progress, aim=evaluator.aim, workers=workers
+        )
         if isinstance(tighter, Infeasible):
             break
         steps = tighter
@@ -476,13 +485,13 @@ def written_schemes(
     evaluator: Evaluator, files: Writer, layers: LayerPlans, tables: LayerPlans = ()
 ) -> tuple[FileScheme, ...]:
     """The ways to write the file of a plan, the one to try first in front: as `plain_ways`, before them with embedding
-    tables as they are planned; where they are not, in 4 bits where data stand guard over the accuracy or 4 bits were
+    tables as they are planned; where they are not, in 4 bits where there are data to measure the accuracy on or 4 bits were
     asked for. Tables are so where they are in integers."""
     ways, precision = plain_ways(evaluator.options, files, layers), evaluator.options.precision
     if tables:
         planned = [as_stored(way, tables) for way in ways if _has_integer_rows(way)]
         return tuple(dict.fromkeys((*planned, *ways)))
-    if precision == "int4" or (precision == "auto" and evaluator.prover.guard.guarded):
+    if precision == "int4" or (precision == "auto" and evaluator.prover.validation.has_data):
         narrow = [way for way in ways if _has_integer_rows(way)][:1]
         return (*(replace(way, single=files.tables) for way in narrow if files.tables), *ways)
     return ways
@@ -511,7 +520,7 @@ def probe_scheme(options: BuildOptions, files: Writer, layers: LayerPlans, table
 
 
 def probe(evaluator: Evaluator, files: Writer, step: Step) -> Probe:
-    """What the plan's file loses on the guard."""
+    """What the plan's file loses on the validation samples."""
     scheme = probe_scheme(evaluator.options, files, step.layers, step.tables)
     key = [evaluator.key, evaluator.analysis.largest, files.fmt, str(scheme), step.choices]
     task = Keyed(key, lambda: _Emission(evaluator, files, step.layers, scheme))

@@ -26,7 +26,7 @@ from edgepack.model.types import Array, Candidate, Moments, Spectrum
 from edgepack.natives import native
 from edgepack.pipeline.activations import InputMoments
 from edgepack.pipeline.analysis import Analysis
-from edgepack.pipeline.candidates import Menu, Offer, SharedWay, SharedWays
+from edgepack.pipeline.candidates import LayerCandidates, Offer, SharedWay, SharedWays
 from edgepack.pipeline.decompositions import decompose_views
 from edgepack.pipeline.prices import Prices
 from edgepack.plan.candidates import rank_choices
@@ -230,10 +230,10 @@ def _stack(analysis: Analysis, members: Sequence[Member], scales: Sequence[float
 
 
 def with_shared_input(
-    menus: Sequence[Menu], files: Writer, groups: Mapping[tuple[str, ...], Group], prices: Prices
-) -> tuple[Menu, ...]:
-    """The menus, that of the first layer of each group with what its layers could become together in this format."""
-    by_name = {menu.layer.name: menu for menu in menus}
+    all_candidates: Sequence[LayerCandidates], files: Writer, groups: Mapping[tuple[str, ...], Group], prices: Prices
+) -> tuple[LayerCandidates, ...]:
+    """The candidates, those of the first layer of each group with what its layers could become together in this format."""
+    by_name = {layer_candidates.layer.name: layer_candidates for layer_candidates in all_candidates}
     for names, group in groups.items():
         ways = tuple(_ways(files, group, [by_name[name] for name in names], prices)) if files.shares(names) else ()
         if ways:
@@ -241,9 +241,14 @@ def with_shared_input(
     return tuple(by_name.values())
 
 
-def _ways(files: Writer, group: Group, menus: Sequence[Menu], prices: Prices) -> Iterator[SharedWay]:
+def _ways(
+    files: Writer, group: Group, all_candidates: Sequence[LayerCandidates], prices: Prices
+) -> Iterator[SharedWay]:
     """At every rank worth trying, in every scheme in which each of the layers could have factors of its own."""
-    own = [{one.scheme: None for one in menu.candidates if one.structure.is_low_rank} for menu in menus]
+    own = [
+        {one.scheme: None for one in layer_candidates.candidates if one.structure.is_low_rank}
+        for layer_candidates in all_candidates
+    ]
     for scheme in (scheme for scheme in own[0] if all(scheme in schemes for schemes in own)):
         for rank in rank_choices(*group.view.weight.shape):
             way = _way(files, group, scheme, rank, prices)

@@ -24,7 +24,7 @@ from edgepack.model.scheme import FileScheme, Scheme
 from edgepack.model.structure import DENSE, Structure, low_rank
 from edgepack.model.types import Array, Candidate, LayerPlan
 from edgepack.pipeline.analysis import Analysis
-from edgepack.pipeline.candidates import Menu
+from edgepack.pipeline.candidates import LayerCandidates
 from edgepack.pipeline.gradients import CURVE_SAMPLES, gradient_kind
 from edgepack.pipeline.prices import Prices
 from edgepack.plan.candidates import GivenRanks, break_even_rank
@@ -39,20 +39,20 @@ PROBED_SHARE = 0.05
 """What a table is to lose, roughly, in the file that says how far that moves the answer: within what a plan may."""
 
 
-def table_menus(
+def table_candidates(
     files: Writer, analysis: Analysis, prices: Prices, metric: str, workspace: Workspace
-) -> tuple[Menu, ...]:
-    """One menu for each table that the format can plan.
+) -> tuple[LayerCandidates, ...]:
+    """The candidates of each table that the format can plan.
 
     Args:
         metric: that answers are compared by.
     """
-    menus = []
+    all_candidates = []
     for table in files.embeddings:
         task = _Probed(files, table, analysis, metric, workspace)
         units = task.units() if analysis.sensitivity.known else _Units(1.0, 1.0)
-        menus.append(Menu(table.layer, tuple(_candidates(files, table, prices, units)), None))
-    return tuple(menus)
+        all_candidates.append(LayerCandidates(table.layer, tuple(_candidates(files, table, prices, units)), None))
+    return tuple(all_candidates)
 
 
 @dataclass(frozen=True)

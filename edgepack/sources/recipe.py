@@ -115,11 +115,11 @@ def load_metric(spec: str) -> Metric:
     if not callable(function):
         raise UsageError(f"--metric {spec}: the file defines no function {name!r}")
 
-    def guarded(outputs: Array, labels: Array | None) -> object:
+    def scored(outputs: Array, labels: Array | None) -> object:
         with user_errors(spec, "running", _METRIC):
             return function(outputs, labels)
 
-    return own_metric(spec, guarded)
+    return own_metric(spec, scored)
 
 
 @contextmanager

@@ -120,9 +120,9 @@ def test_the_drop_is_that_of_the_emitted_file(rpi4_pack: Built, name: str) -> No
         scores[file] = float((found == y).mean() * 100)
         assert entries[file]["test"] == pytest.approx(scores[file], abs=1e-4)
         assert entries[file]["scored_on"] == "test"
-    guard = entries[name]["validation"]
-    assert guard["bound"] <= 1
-    assert (guard["metric"], guard["samples"]) == ("accuracy", 267)
+    validation = entries[name]["validation"]
+    assert validation["bound"] <= 1
+    assert (validation["metric"], validation["samples"]) == ("accuracy", 267)
     confirmed = entries[name]["confirmation"]
     assert confirmed["drop"] < confirmed["bound"] <= 1
     assert (confirmed["metric"], confirmed["samples"], confirmed["confidence"]) == ("accuracy", 267, 0.9)
@@ -366,7 +366,7 @@ def test_the_untouched_test_is_reported_apart(tmp_path: Path, model: Path, data:
     assert entries["baseline/fp32.onnx"]["test"] == 100
 
 
-def test_without_data_the_build_says_that_nothing_guards_it(tmp_path: Path, model: Path) -> None:
+def test_without_data_the_build_says_that_nothing_measures_it(tmp_path: Path, model: Path) -> None:
     done = build(model, tmp_path / "out")
     assert done.code == 0, done.err
     manifest = manifest_of(tmp_path / "out")

@@ -51,9 +51,9 @@ def test_a_better_way_takes_no_more_bytes(model: dict[str, Any]) -> None:
 
 
 def test_the_dense_file_is_what_all_are_compared_with(model: dict[str, Any]) -> None:
-    assert row(model, "dense", 32)["guard_off"] == [0.0]
+    assert row(model, "dense", 32)["validation_off"] == [0.0]
     assert row(model, "dense", 32)["scores"]["accuracy"][0] > 95
-    assert all(one["guard_off"][0] > 0 for one in model["rows"][1:])
+    assert all(one["validation_off"][0] > 0 for one in model["rows"][1:])
 
 
 def test_weighting_by_the_inputs_is_worth_points(model: dict[str, Any]) -> None:
@@ -63,7 +63,9 @@ def test_weighting_by_the_inputs_is_worth_points(model: dict[str, Any]) -> None:
 
 def test_recovery_brings_the_answers_nearer(model: dict[str, Any]) -> None:
     for bits in (8, 4):
-        assert row(model, "+ recovery", bits)["guard_off"][0] < row(model, "+ alternation", bits)["guard_off"][0]
+        assert (
+            row(model, "+ recovery", bits)["validation_off"][0] < row(model, "+ alternation", bits)["validation_off"][0]
+        )
 
 
 @pytest.mark.parametrize("bits", [8, 4])
@@ -72,7 +74,7 @@ def test_rounding_with_the_inputs_in_mind_loses_less(model: dict[str, Any], bits
     assert 0 < alternation <= 0.6 * nearest
     assert alternation < gauge < nearest
     assert 0 < share(model, "dense", bits, "GPTQ") < share(model, "dense", bits, "to nearest")
-    assert row(model, "dense GPTQ", bits)["guard_off"][0] < row(model, "dense", bits)["guard_off"][0]
+    assert row(model, "dense GPTQ", bits)["validation_off"][0] < row(model, "dense", bits)["validation_off"][0]
 
 
 def test_the_block_says_what_was_reached(model: dict[str, Any]) -> None:

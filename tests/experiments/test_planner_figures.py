@@ -19,7 +19,7 @@ from edgepack.model.types import Candidate
 from tests.linear_plans import linear_candidate
 
 
-def menu() -> list[Candidate]:
+def layer_candidates() -> list[Candidate]:
     return [
         linear_candidate(FP32, None, 0.0, 400, 400, 9e-6),
         linear_candidate(INT8_DYNAMIC, None, 0.01, 100, 100, 5e-6),
@@ -30,15 +30,15 @@ def menu() -> list[Candidate]:
 
 
 def test_the_rival_is_the_fastest_dense_plan_in_one_scheme_of_eight_bits() -> None:
-    without = [one for one in menu() if one.scheme != NBITS8]
-    assert measure_allocation.dense_int8_s([menu(), menu()]) == pytest.approx(8e-6)
-    assert measure_allocation.dense_int8_s([menu(), without]) == pytest.approx(10e-6)
+    without = [one for one in layer_candidates() if one.scheme != NBITS8]
+    assert measure_allocation.dense_int8_s([layer_candidates(), layer_candidates()]) == pytest.approx(8e-6)
+    assert measure_allocation.dense_int8_s([layer_candidates(), without]) == pytest.approx(10e-6)
     with pytest.raises(ValueError, match="no scheme of 8 bits"):
-        measure_allocation.dense_int8_s([menu()[:1]])
+        measure_allocation.dense_int8_s([layer_candidates()[:1]])
 
 
 def test_bounds_lie_between_the_fastest_plan_and_dense_int8() -> None:
-    rows = measure_allocation.compared([menu(), menu()])
+    rows = measure_allocation.compared([layer_candidates(), layer_candidates()])
     assert [row["latency_s"] for row in rows] == pytest.approx([3.5e-6, 5e-6, 6.5e-6])
     for row in rows:
         assert row["loss"]["exact"] == min(loss for loss in row["loss"].values() if loss is not None)
@@ -49,7 +49,7 @@ def test_a_wrong_exact_plan_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
         rules = {"greedy": measure_allocation.ALLOCATORS["greedy"], "exact": lambda layers, bound, own=picks: own}
         monkeypatch.setattr(measure_allocation, "ALLOCATORS", rules)
         with pytest.raises(ValueError, match=problem):
-            measure_allocation.compared([menu(), menu()])
+            measure_allocation.compared([layer_candidates(), layer_candidates()])
         monkeypatch.undo()
 
 
@@ -57,7 +57,7 @@ def test_a_rule_that_finds_what_the_exact_plan_does_not_is_noticed(monkeypatch: 
     rules = {**measure_allocation.ALLOCATORS, "exact": lambda layers, bound: None}
     monkeypatch.setattr(measure_allocation, "ALLOCATORS", rules)
     with pytest.raises(ValueError, match="the exact plan None"):
-        measure_allocation.compared([menu()])
+        measure_allocation.compared([layer_candidates()])
 
 
 def allocation(losses: list[dict[str, float | None]]) -> dict[str, Any]:
@@ -109,7 +109,7 @@ def planner() -> dict[str, Any]:
         "layers": 4,
         "factored": 1,
         "dense_reason": {"layers": 2, "reason": "why"},
-        "guard_drop": -0.001,
+        "validation_drop": -0.001,
         "int8_drop": 0.25,
         "test_drop": None,
         "probes": 7,
@@ -120,7 +120,7 @@ def planner() -> dict[str, Any]:
             "dense-fp32": file(900, times),
         },
     }
-    model = {"name": "m", "metric": "cosine", "max_drop": 0.5, "guard_samples": 80, "build_s": 12.4}
+    model = {"name": "m", "metric": "cosine", "max_drop": 0.5, "validation_samples": 80, "build_s": 12.4}
     order = {"model": "m", "change": "1 − cosine", "samples": 80, "layers": 4, "factored": 1.5}
     return {
         "schedule": {"processes": 6},

@@ -72,7 +72,7 @@ class Answers:
 
     def __init__(self, drops: Mapping[Scheme, float]) -> None:
         self.drops = {"fp32": 0.0, **{scheme.name: value for scheme, value in drops.items()}}
-        self.guard = SimpleNamespace(drop_of=self.drop_of, guarded=True)
+        self.validation = SimpleNamespace(drop_of=self.drop_of, has_data=True)
 
     def drop_of(self, path: Path, fmt: str) -> Drop:
         if path.read_text() not in self.drops:

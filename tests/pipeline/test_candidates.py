@@ -26,7 +26,7 @@ from edgepack.model.point import Point
 from edgepack.model.scheme import Format, Scheme
 from edgepack.model.structure import DENSE, Structure
 from edgepack.model.types import Candidate
-from edgepack.pipeline.candidates import UNGUARDED_LOST_SHARE, Menu, Offer, make_menus, offered
+from edgepack.pipeline.candidates import NO_DATA_LOST_SHARE, LayerCandidates, Offer, make_candidates, offered
 from edgepack.pipeline.method_fits import NOTHING
 from edgepack.pipeline.options import BuildOptions
 from edgepack.pipeline.prices import Prices, Uses
@@ -63,16 +63,16 @@ class Source:
         return True
 
 
-def menus(
+def all_candidates(
     *layers: Layer,
     fmt: Format = "onnx",
     lacks: Collection[Scheme] = (),
     unseen: Collection[str] = (),
-    guarded: bool = True,
+    has_data: bool = True,
     losses: Mapping[tuple[Scheme, Structure], float] | None = None,
     residual: bool = False,
     **given: Any,
-) -> tuple[Menu, ...]:
+) -> tuple[LayerCandidates, ...]:
     chosen = BuildOptions("m.onnx", get_target("rpi4"), formats=(fmt,), **given)
     asked = offered(layers, chosen, unseen)
     schemes = onnx.SCHEMES if fmt == "onnx" else TFLITE_LAYER_SCHEMES
@@ -92,7 +92,7 @@ def menus(
         own[one.name] |= {(f, way): 1e-4 for f in both for way in corrected}
     uses = {one.name: Uses(1, 1) for one in layers}
     prices = Prices({fmt: Source(lacks)}, roofline(get_target("rpi4")), uses, {one.name: one for one in layers})
-    return make_menus(files, layers, Offer(asked, NOTHING, own, unseen, guarded), prices, chosen)
+    return make_candidates(files, layers, Offer(asked, NOTHING, own, unseen, has_data), prices, chosen)
 
 
 def supports(layer: Layer, structure: Structure, scheme: Scheme) -> str | None:
@@ -109,16 +109,16 @@ def kernel() -> Layer:
     return conv_layer("k", np.zeros((32, 24, 3, 3), np.float32), None, geometry)
 
 
-def schemes_of(menu: Menu) -> set[Scheme]:
-    return {one.scheme for one in menu.candidates}
+def schemes_of(layer_candidates: LayerCandidates) -> set[Scheme]:
+    return {one.scheme for one in layer_candidates.candidates}
 
 
-def ranks_in(menu: Menu) -> set[int | None]:
-    return {one.structure.rank for one in menu.candidates}
+def ranks_in(layer_candidates: LayerCandidates) -> set[int | None]:
+    return {one.structure.rank for one in layer_candidates.candidates}
 
 
-def corrected_in(menu: Menu) -> list[Candidate]:
-    return [one for one in menu.candidates if one.structure.is_correction]
+def corrected_in(layer_candidates: LayerCandidates) -> list[Candidate]:
+    return [one for one in layer_candidates.candidates if one.structure.is_correction]
 
 
 @pytest.mark.parametrize(
@@ -136,15 +136,15 @@ def corrected_in(menu: Menu) -> list[Candidate]:
 )
 def test_schemes_by_precision(precision: str, in_onnx: set[Scheme], in_tflite: set[Scheme]) -> None:
     for fmt, expected in (("onnx", in_onnx), ("tflite", in_tflite)):
-        (menu,) = menus(layer(), fmt=fmt, precision=precision)  # type: ignore[arg-type]
-        assert schemes_of(menu) == expected
-        assert ranks_in(menu) == {None, 8, 16, 24}
-        assert len(menu.candidates) == len(expected) * 4
+        (layer_candidates,) = all_candidates(layer(), fmt=fmt, precision=precision)  # type: ignore[arg-type]
+        assert schemes_of(layer_candidates) == expected
+        assert ranks_in(layer_candidates) == {None, 8, 16, 24}
+        assert len(layer_candidates.candidates) == len(expected) * 4
 
 
 def test_a_candidate_carries_the_figures_of_its_place() -> None:
-    (menu,) = menus(layer())
-    for one in menu.candidates:
+    (layer_candidates,) = all_candidates(layer())
+    for one in layer_candidates.candidates:
         rank = one.structure.rank
         ops = linear_ops(96, 64, one.structure, 1)
         size = size_bytes(one.scheme, ops, np.zeros(96, np.float32))
@@ -156,14 +156,14 @@ def test_a_candidate_carries_the_figures_of_its_place() -> None:
 
 
 def test_ranks_are_the_multiples_that_pay() -> None:
-    (menu,) = menus(layer(out=512, inn=784), precision="int8")
-    assert ranks_in(menu) == {None, *rank_choices(512, 784)}
-    assert menu.why_dense is None
+    (layer_candidates,) = all_candidates(layer(out=512, inn=784), precision="int8")
+    assert ranks_in(layer_candidates) == {None, *rank_choices(512, 784)}
+    assert layer_candidates.why_dense is None
 
 
 def test_factors_of_a_tied_weight_take_the_table_as_well() -> None:
     plain = layer(out=300)
-    (alone,), (tied,) = menus(plain), menus(replace(plain, tied=True))
+    (alone,), (tied,) = all_candidates(plain), all_candidates(replace(plain, tied=True))
     more = {
         (one.scheme, one.structure): one.size_bytes - other.size_bytes
         for one, other in zip(tied.candidates, alone.candidates, strict=True)
@@ -173,17 +173,20 @@ def test_factors_of_a_tied_weight_take_the_table_as_well() -> None:
 
 
 def test_a_layer_too_small_for_a_pair_says_so() -> None:
-    (menu,) = menus(layer(out=10, inn=512))
-    assert ranks_in(menu) == {None}
-    assert menu.why_dense == f"a pair of rank 8 saves too little, its break-even rank is {break_even_rank(10, 512)}"
+    (layer_candidates,) = all_candidates(layer(out=10, inn=512))
+    assert ranks_in(layer_candidates) == {None}
+    assert (
+        layer_candidates.why_dense
+        == f"a pair of rank 8 saves too little, its break-even rank is {break_even_rank(10, 512)}"
+    )
 
 
 @pytest.mark.parametrize(("rank", "expected"), [(5, 5), (0.5, 19), (0.25, 9)])
 def test_a_fixed_rank_or_share_is_the_only_one(rank: int | float, expected: int) -> None:
     """96x64 has 6144 weights, a pair 160 per rank."""
-    (menu,) = menus(layer(), rank=rank)
-    assert ranks_in(menu) == {expected}
-    assert schemes_of(menu) == set(onnx.SCHEMES)
+    (layer_candidates,) = all_candidates(layer(), rank=rank)
+    assert ranks_in(layer_candidates) == {expected}
+    assert schemes_of(layer_candidates) == set(onnx.SCHEMES)
 
 
 @pytest.mark.parametrize(
@@ -191,14 +194,14 @@ def test_a_fixed_rank_or_share_is_the_only_one(rank: int | float, expected: int)
     [(40, "rank 40 is above its break-even rank 38"), (0.001, "a share of 0.001 of its weights is less than rank 1")],
 )
 def test_a_rank_that_does_not_fit_leaves_the_layer_dense(rank: int | float, why: str) -> None:
-    (menu,) = menus(layer(), rank=rank)
-    assert ranks_in(menu) == {None}
-    assert menu.why_dense == why
+    (layer_candidates,) = all_candidates(layer(), rank=rank)
+    assert ranks_in(layer_candidates) == {None}
+    assert layer_candidates.why_dense == why
 
 
 def test_layers_that_the_data_never_reach_stay_dense_and_are_never_static() -> None:
-    """An auto search must not factor what no guard sees, and there is no range for a static grid."""
-    seen, unseen = menus(layer("seen"), layer("unseen"), unseen=["unseen"])
+    """An auto search must not factor what no sample reaches, and there is no range for a static grid."""
+    seen, unseen = all_candidates(layer("seen"), layer("unseen"), unseen=["unseen"])
     assert None in ranks_in(seen)
     assert len(ranks_in(seen)) > 1
     assert onnx.INT8_STATIC in schemes_of(seen)
@@ -208,9 +211,9 @@ def test_layers_that_the_data_never_reach_stay_dense_and_are_never_static() -> N
 
 
 def test_an_unseen_layer_is_factored_where_the_user_says_the_rank() -> None:
-    (menu,) = menus(layer(), unseen=["fc"], rank=8)
-    assert ranks_in(menu) == {8}
-    assert onnx.INT8_STATIC not in schemes_of(menu)
+    (layer_candidates,) = all_candidates(layer(), unseen=["fc"], rank=8)
+    assert ranks_in(layer_candidates) == {8}
+    assert onnx.INT8_STATIC not in schemes_of(layer_candidates)
 
 
 LOSSES = {
@@ -221,18 +224,18 @@ LOSSES = {
 }
 
 
-def test_without_a_guard_a_layer_loses_at_most_a_hundredth() -> None:
-    (menu,) = menus(layer(), guarded=False, losses=LOSSES)
-    assert {(one.scheme, one.structure.rank) for one in menu.candidates} == {
+def test_without_data_a_layer_loses_at_most_a_hundredth() -> None:
+    (layer_candidates,) = all_candidates(layer(), has_data=False, losses=LOSSES)
+    assert {(one.scheme, one.structure.rank) for one in layer_candidates.candidates} == {
         (scheme, rank) for scheme in onnx.SCHEMES if scheme.bits > 4 for rank in (None, 24)
     }
-    assert max(one.loss for one in menu.candidates) <= UNGUARDED_LOST_SHARE
+    assert max(one.loss for one in layer_candidates.candidates) <= NO_DATA_LOST_SHARE
 
 
-def test_without_a_guard_what_was_asked_for_is_done_as_well_as_it_can_be() -> None:
-    (fixed,) = menus(layer(), guarded=False, losses=LOSSES, rank=8)
+def test_without_data_what_was_asked_for_is_done_as_well_as_it_can_be() -> None:
+    (fixed,) = all_candidates(layer(), has_data=False, losses=LOSSES, rank=8)
     assert ranks_in(fixed) == {8}
-    (int4,) = menus(layer(), guarded=False, losses=LOSSES, precision="int4")
+    (int4,) = all_candidates(layer(), has_data=False, losses=LOSSES, precision="int4")
     assert [(one.scheme, one.structure.rank, one.loss) for one in int4.candidates] == [(onnx.WEIGHTS4, None, 0.02)]
 
 
@@ -242,33 +245,39 @@ def test_without_a_guard_what_was_asked_for_is_done_as_well_as_it_can_be() -> No
     ids=["even", "odd", "convolution"],
 )
 def test_tflite_int4_only_where_it_has_a_kernel(one: Layer, ranks: set[int | None]) -> None:
-    (menu,) = menus(one, fmt="tflite")
-    assert {c.structure.rank for c in menu.candidates if c.scheme == tflite.INT4_DYNAMIC} == ranks
-    assert schemes_of(menu) >= {tflite.FP32, tflite.INT8_DYNAMIC}
+    (layer_candidates,) = all_candidates(one, fmt="tflite")
+    assert {c.structure.rank for c in layer_candidates.candidates if c.scheme == tflite.INT4_DYNAMIC} == ranks
+    assert schemes_of(layer_candidates) >= {tflite.FP32, tflite.INT8_DYNAMIC}
 
 
 @pytest.mark.parametrize("one", [layer(inn=63), layer(op="Conv")], ids=["odd", "convolution"])
 def test_int4_that_has_no_kernel_leaves_the_layer_in_int8(one: Layer) -> None:
     """The runtime would unpack four bits at every inference."""
-    other, odd = menus(layer("even"), one, fmt="tflite", precision="int4")
+    other, odd = all_candidates(layer("even"), one, fmt="tflite", precision="int4")
     assert schemes_of(other) == {tflite.INT4_DYNAMIC}
     assert schemes_of(odd) == {tflite.WEIGHTS8, tflite.INT8_DYNAMIC}
 
 
 def test_an_odd_rank_asked_for_in_int4() -> None:
-    (menu,) = menus(layer(), fmt="tflite", precision="int4", rank=7)
-    assert ranks_in(menu) == {7}
-    assert schemes_of(menu) == {tflite.WEIGHTS8, tflite.INT8_DYNAMIC}
+    (layer_candidates,) = all_candidates(layer(), fmt="tflite", precision="int4", rank=7)
+    assert ranks_in(layer_candidates) == {7}
+    assert schemes_of(layer_candidates) == {tflite.WEIGHTS8, tflite.INT8_DYNAMIC}
 
 
 def test_schemes_without_a_price_are_absent() -> None:
-    (menu,) = menus(layer(), lacks=[onnx.NBITS8, onnx.NBITS4])
-    assert schemes_of(menu) == {onnx.FP32, onnx.WEIGHTS8, onnx.WEIGHTS4, onnx.INT8_DYNAMIC, onnx.INT8_STATIC}
+    (layer_candidates,) = all_candidates(layer(), lacks=[onnx.NBITS8, onnx.NBITS4])
+    assert schemes_of(layer_candidates) == {
+        onnx.FP32,
+        onnx.WEIGHTS8,
+        onnx.WEIGHTS4,
+        onnx.INT8_DYNAMIC,
+        onnx.INT8_STATIC,
+    }
 
 
 def test_a_precision_without_any_price_is_refused() -> None:
     with pytest.raises(UsageError, match=r"int4.*test table"):
-        menus(layer(), lacks=[onnx.WEIGHTS4, onnx.NBITS4], precision="int4")
+        all_candidates(layer(), lacks=[onnx.WEIGHTS4, onnx.NBITS4], precision="int4")
 
 
 @pytest.mark.parametrize("rank", ["auto", 16, 0.25], ids=str)
@@ -277,15 +286,15 @@ def test_a_layer_whose_factors_the_format_cannot_hold_stays_dense(monkeypatch: p
         return None if structure.is_dense else "there is no room for its factors"
 
     monkeypatch.setattr("tests.pipeline.test_candidates.supports", only_dense)
-    (found,) = menus(layer(out=512, inn=384), rank=rank)
+    (found,) = all_candidates(layer(out=512, inn=384), rank=rank)
     assert {one.structure for one in found.candidates} == {DENSE}
     assert found.why_dense == "there is no room for its factors"
 
 
 def test_every_layer_gets_a_menu_in_order() -> None:
-    made = menus(layer("a"), layer("b", 10, 512), layer("c", 256, 256))
-    assert [menu.layer.name for menu in made] == ["a", "b", "c"]
-    assert all(menu.candidates for menu in made)
+    made = all_candidates(layer("a"), layer("b", 10, 512), layer("c", 256, 256))
+    assert [layer_candidates.layer.name for layer_candidates in made] == ["a", "b", "c"]
+    assert all(layer_candidates.candidates for layer_candidates in made)
 
 
 @pytest.mark.parametrize(
@@ -305,8 +314,8 @@ def test_every_layer_gets_a_menu_in_order() -> None:
 )
 def test_a_pair_beside_the_dense_matrix(asked: dict[str, Any], ranks: set[int]) -> None:
     """Where 4 bits are allowed and nobody says which rank; a source that lacks one half of it has no price."""
-    (menu,) = menus(layer(out=512, inn=384), residual=True, **asked)
-    found = corrected_in(menu)
+    (layer_candidates,) = all_candidates(layer(out=512, inn=384), residual=True, **asked)
+    found = corrected_in(layer_candidates)
     assert {one.structure.rank for one in found} == ranks
     for one in found:
         assert one.scheme in CORRECTED["onnx"]
@@ -317,10 +326,10 @@ def test_a_pair_beside_the_dense_matrix(asked: dict[str, Any], ranks: set[int]) 
 
 def test_no_pair_beside_a_small_layer() -> None:
     """The pair would take half of what 4 bits save, or more."""
-    (menu,) = menus(layer(out=10, inn=512), residual=True)
-    assert not corrected_in(menu)
-    (menu,) = menus(layer(out=64, inn=64), residual=True)
-    assert {one.structure.rank for one in corrected_in(menu)} == {8}
+    (layer_candidates,) = all_candidates(layer(out=10, inn=512), residual=True)
+    assert not corrected_in(layer_candidates)
+    (layer_candidates,) = all_candidates(layer(out=64, inn=64), residual=True)
+    assert {one.structure.rank for one in corrected_in(layer_candidates)} == {8}
 
 
 def test_at_an_asked_share_a_kernel_has_the_structure_that_loses_least() -> None:
@@ -329,5 +338,5 @@ def test_at_an_asked_share_a_kernel_has_the_structure_that_loses_least() -> None
     assert len(structures) == 4
     for best in structures:
         losses = {(f, way): 0.1 if way == best else 0.2 for f in onnx.SCHEMES for way in (DENSE, *structures)}
-        (menu,) = menus(one, rank=0.3, losses=losses)
-        assert {candidate.structure for candidate in menu.candidates} == {best}
+        (layer_candidates,) = all_candidates(one, rank=0.3, losses=losses)
+        assert {candidate.structure for candidate in layer_candidates.candidates} == {best}

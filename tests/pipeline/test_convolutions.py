@@ -51,9 +51,13 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Cache:
 def chosen(ready: Prepared, wanted: Mapping[str, tuple[str, Scheme]]) -> LayerPlans:
     """A plan with the first candidate of each layer in such a structure and scheme."""
     found = []
-    for menu in ready.menus["onnx"]:
-        alike = [one for one in menu.candidates if (one.structure.name, one.scheme) == wanted[menu.layer.name]]
-        found.append(planned(menu, alike[0], ready.evaluator.analysis.spectra, 0.0))
+    for layer_candidates in ready.all_candidates["onnx"]:
+        alike = [
+            one
+            for one in layer_candidates.candidates
+            if (one.structure.name, one.scheme) == wanted[layer_candidates.layer.name]
+        ]
+        found.append(planned(layer_candidates, alike[0], ready.evaluator.analysis.spectra, 0.0))
     return tuple(found)
 
 
@@ -83,7 +87,7 @@ def test_layers_are_priced_by_their_patches_and_once(convnet: Path, cache: Cache
         assert len(products) == len(SIDES)
         assert prices.convolutions_s("onnx", products) == 0.0
         twice = prices.convolutions_s("onnx", [*products, products[-1]])
-        alone = prices.price("k3", ready.menus["onnx"][2].candidates[0].structure, FP32)
+        alone = prices.price("k3", ready.all_candidates["onnx"][2].candidates[0].structure, FP32)
         assert alone is not None
         assert twice == pytest.approx(alone.latency_s)
 
@@ -92,17 +96,25 @@ def test_kernels_are_taken_apart_as_predicted(convnet: Path, cache: Cache) -> No
     """What every structure is written as loses what was predicted of it, and costs what its products cost."""
     asked = options(convnet, formats=("onnx",), max_drop=LIMIT)
     with prepared(asked, cache, silent) as ready:
-        analysis, replacements, menu = ready.evaluator.analysis, ready.evaluator.replacements, ready.menus["onnx"][2]
-        assert menu.layer.name == "k3"
+        analysis, replacements, layer_candidates = (
+            ready.evaluator.analysis,
+            ready.evaluator.replacements,
+            ready.all_candidates["onnx"][2],
+        )
+        assert layer_candidates.layer.name == "k3"
         view = next(view for view in analysis.views if view.name == "k3")
         moments = analysis.covariances.of("k3")
         assert moments is not None
         covariance, tried = shrunk_covariance(moments), set()
-        chosen = {(one.structure.name, one.scheme): one for one in menu.candidates if not one.structure.of_a_matrix}
+        chosen = {
+            (one.structure.name, one.scheme): one
+            for one in layer_candidates.candidates
+            if not one.structure.of_a_matrix
+        }
         for (name, scheme), candidate in chosen.items():
             tried.add(name)
-            plan = planned(menu, candidate, analysis.spectra, 0.0)
-            others = [planned(one, one.candidates[0], analysis.spectra, 0.0) for one in ready.menus["onnx"]]
+            plan = planned(layer_candidates, candidate, analysis.spectra, 0.0)
+            others = [planned(one, one.candidates[0], analysis.spectra, 0.0) for one in ready.all_candidates["onnx"]]
             plans = tuple(plan if one.layer == "k3" else one for one in others)
             part = replacements.draft(plans, FileScheme.of(FP32))["k3"]
             lost = exact_loss(view, composed(part), covariance, None)
@@ -112,7 +124,7 @@ def test_kernels_are_taken_apart_as_predicted(convnet: Path, cache: Cache) -> No
             assert price is not None
             assert price.latency_s == candidate.latency_s
         assert tried == {"spatial-svd", "input-svd", "tucker-2"}
-        alike = [one for one in menu.candidates if one.scheme == FP32 and not one.structure.of_a_matrix]
+        alike = [one for one in layer_candidates.candidates if one.scheme == FP32 and not one.structure.of_a_matrix]
         ends = sorted((sum(op.macs for op in one.ops), one.latency_s) for one in alike)
         assert ends[0][1] < ends[-1][1], "more multiplications take longer"
 
@@ -152,7 +164,7 @@ def test_kernels_behind_factored_ones_are_taken_apart_anew(convnet: Path, cache:
 
         def far(parts: dict[str, Replacement]) -> float:
             session = native(ready.opened.native).session(ready.opened.content, parts, threads=1)
-            return float(np.square(predict(session, ready.data.guard) - ready.guard.reference).mean())
+            return float(np.square(predict(session, ready.data.validation) - ready.validation.reference).mean())
 
         assert far(fitted) < 0.99 * far(plain)
 

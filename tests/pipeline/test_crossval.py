@@ -61,7 +61,7 @@ def test_the_pack_has_the_smallest_share_within_a_standard_error_of_the_best(
 def test_scores_are_of_samples_that_the_factors_were_not_made_from(
     classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And the guard, on which the pack is scored in the end, has no part in it."""
+    """And the validation set, on which the pack is scored in the end, has no part in it."""
     made: list[set[bytes]] = []
     scored: list[set[bytes]] = []
     decompose, predict = crossval.decompose, crossval.predict
@@ -108,7 +108,7 @@ def test_an_interrupt_loses_only_what_runs(classifier: Path, tmp_path: Path, mon
 
 def test_the_parts_of_the_data_may_differ_in_size(ready: Prepared) -> None:
     x, y = points(50, 3)
-    np.testing.assert_array_equal(check_labels(Samples({"x": x}, y), ready.guard), y)
+    np.testing.assert_array_equal(check_labels(Samples({"x": x}, y), ready.validation), y)
 
 
 def test_data_without_labels_are_refused(classifier: Path, tmp_path: Path) -> None:

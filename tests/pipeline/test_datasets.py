@@ -1,4 +1,4 @@
-"""Which data stand guard, by which method and metric."""
+"""What the accuracy is measured on, by which method and metric."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_the_file_comes_before_the_recipe(tmp_path: Path) -> None:
     assert found.origin == "mine.npz"
     assert found.calibration is not None
     assert found.confirmation is None
-    assert len(found.calibration) + len(found.guard) == 50
+    assert len(found.calibration) + len(found.validation) == 50
 
 
 def test_the_recipe_comes_before_nothing() -> None:
@@ -40,17 +40,17 @@ def test_the_recipe_comes_before_nothing() -> None:
     assert found.origin == "recipe"
     assert found.calibration is not None
     rows = {row.tobytes() for row in found.calibration.inputs["x"]}
-    assert rows.isdisjoint(row.tobytes() for row in found.guard.inputs["x"])
+    assert rows.isdisjoint(row.tobytes() for row in found.validation.inputs["x"])
     assert found.confirmation is not None
-    assert (len(found.calibration), len(found.guard), len(found.confirmation)) == (33, 33, 34)
+    assert (len(found.calibration), len(found.validation), len(found.confirmation)) == (33, 33, 34)
 
 
 def test_without_data_stand_ins_prove_the_file() -> None:
     found = load_data(None, opened(), "spec", 0)
     assert (found.origin, found.calibration, found.digest()) == (None, None, None)
-    assert found.guard.inputs["x"].shape == (4, 1, 3)
+    assert found.validation.inputs["x"].shape == (4, 1, 3)
     again = load_data(None, opened(), "spec", 0)
-    np.testing.assert_array_equal(found.guard.inputs["x"], again.guard.inputs["x"])
+    np.testing.assert_array_equal(found.validation.inputs["x"], again.validation.inputs["x"])
 
 
 def test_digest_follows_the_calibration_samples_only() -> None:

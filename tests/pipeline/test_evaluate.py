@@ -19,7 +19,7 @@ from edgepack.model.model import Model
 from edgepack.model.types import Recipe, TensorSpec
 from edgepack.pipeline import evaluate as scores
 from edgepack.pipeline import recipe_score
-from edgepack.pipeline.evaluate import Guard
+from edgepack.pipeline.evaluate import EvaluationSet
 
 SPEC = TensorSpec("x", (1, 3), np.dtype(np.float32))
 X = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)
@@ -105,20 +105,20 @@ def test_interrupts_pass() -> None:
 
 
 @pytest.mark.parametrize(
-    ("guarded_by", "labelled", "expected"),
+    ("metric_name", "labelled", "expected"),
     [("accuracy", True, 50.0), ("accuracy", False, None), ("agreement", True, 75.0), ("cosine", False, 75.0)],
 )
-def test_the_tests_metric_is_the_guards_where_it_can_be(
-    guarded_by: str, labelled: bool, expected: float | None, monkeypatch: pytest.MonkeyPatch
+def test_the_tests_metric_is_that_of_the_validation_where_it_can_be(
+    metric_name: str, labelled: bool, expected: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Four samples: the emitted file says 0 0 1 1, the original 0 0 1 0, the labels 0 1 1 0."""
     outputs = {"emitted": np.eye(2)[[0, 0, 1, 1]], "dense": np.eye(2)[[0, 0, 1, 0]]}
-    monkeypatch.setattr(scores, "_loaded", lambda path, fmt, guard: path.name)
+    monkeypatch.setattr(scores, "_loaded", lambda path, fmt, validation: path.name)
     monkeypatch.setattr(scores, "answers", lambda name, samples: (outputs[name],))
     test = Samples({"x": X[:4]}, np.array([0, 1, 1, 0]) if labelled else None)
-    judge = Judge(0, METRICS[guarded_by], guarded_by == "accuracy", "asked for")
-    guard = Guard(test, Scale((outputs["dense"],), test.labels, (judge,), {}), True, True)
+    judge = Judge(0, METRICS[metric_name], metric_name == "accuracy", "asked for")
+    validation = EvaluationSet(test, Scale((outputs["dense"],), test.labels, (judge,), {}), True, True)
     paths: Any = {"model.onnx": (Path("emitted"), "onnx"), "baseline/fp32.onnx": (Path("dense"), "onnx")}
-    found = scores.final_scores(paths, opened(None), test, guard)
-    assert found["baseline/fp32.onnx"] == (75.0 if guarded_by == "accuracy" and labelled else 100.0)
+    found = scores.final_scores(paths, opened(None), test, validation)
+    assert found["baseline/fp32.onnx"] == (75.0 if metric_name == "accuracy" and labelled else 100.0)
     assert found["model.onnx"] == pytest.approx(expected) if expected is not None else found["model.onnx"] < 100

@@ -124,8 +124,8 @@ def test_under_a_size_limit_ranks_and_bits_are_chosen_together(classifier: Path,
     for precision in ("auto", "int8"):
         asked = options(classifier, "jetson-nano", precision=precision)
         with prepared(asked, Cache(warm_cache), silent) as made:
-            menus, spectra = made.menus["onnx"], made.evaluator.spectra
-            steps = make_ladder(menus, spectra, Bounds(size_bytes=24_000), REST, silent)
+            all_candidates, spectra = made.all_candidates["onnx"], made.evaluator.spectra
+            steps = make_ladder(all_candidates, spectra, Bounds(size_bytes=24_000), REST, silent)
         assert not isinstance(steps, Infeasible)
         assert all(step.size_bytes <= 24_000 for step in steps)
         found[precision] = steps[0]
@@ -165,9 +165,15 @@ def test_a_file_larger_than_predicted_draws_the_bounds_in(
     if not met:
         monkeypatch.setattr(search, "TIGHTENINGS", 1)
     rival: Any = SimpleNamespace(promised_bytes=1_000_000, is_rival=True, is_source=False)
-    wide = [tuple(one for one in menu.candidates if not one.scheme.priced_like) for menu in ready.menus["onnx"]]
-    menus = [replace(menu, candidates=found) for menu, found in zip(ready.menus["onnx"], wide, strict=True)]
-    made = search.plan(evaluator, ready.files["onnx"], menus, ready.prices, rival, deadline_s=float("inf"))
+    wide = [
+        tuple(one for one in layer_candidates.candidates if not one.scheme.priced_like)
+        for layer_candidates in ready.all_candidates["onnx"]
+    ]
+    all_candidates = [
+        replace(layer_candidates, candidates=found)
+        for layer_candidates, found in zip(ready.all_candidates["onnx"], wide, strict=True)
+    ]
+    made = search.plan(evaluator, ready.files["onnx"], all_candidates, ready.prices, rival, deadline_s=float("inf"))
     size = made.found.attempt.path.stat().st_size
     if met:
         assert made.failure is None

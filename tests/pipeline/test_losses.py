@@ -115,7 +115,9 @@ def test_factors_are_the_layer_in_another_basis(ready: Prepared) -> None:
 
 
 def test_a_build_offers_them(ready: Prepared) -> None:
-    by_name = {menu.layer.name: menu.candidates for menu in ready.menus["onnx"]}
+    by_name = {
+        layer_candidates.layer.name: layer_candidates.candidates for layer_candidates in ready.all_candidates["onnx"]
+    }
     assert {one.loss for one in by_name["w1"] if (one.scheme, one.structure) == (FP32, DENSE)} == {0.0}
     assert all(one.loss > 0 for one in by_name["w1"] if one.structure.ranks)
 

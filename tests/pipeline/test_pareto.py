@@ -16,7 +16,7 @@ from edgepack.backends.onnx.schemes import FP32
 from edgepack.model.kinds.linear import linear_layer
 from edgepack.model.types import Aim, Candidate, Spectrum
 from edgepack.pipeline import pareto
-from edgepack.pipeline.candidates import Menu
+from edgepack.pipeline.candidates import LayerCandidates
 from edgepack.pipeline.limits import Rest
 from edgepack.pipeline.pareto import STEPS, TIE, Corner, Step, corners, make_ladder, nearest, worth
 from edgepack.pipeline.prepare import Prepared
@@ -33,16 +33,18 @@ def candidate(loss: float, size: int, ram: int, latency: float, rank: int | None
     return linear_candidate(FP32, rank, loss, size, ram, latency)
 
 
-def menus(*layers: Sequence[Candidate]) -> list[Menu]:
+def all_candidates(*layers: Sequence[Candidate]) -> list[LayerCandidates]:
     weight = np.zeros((4, 4), np.float32)
-    return [Menu(linear_layer(f"l{i}", weight, None), tuple(own), None) for i, own in enumerate(layers)]
+    return [LayerCandidates(linear_layer(f"l{i}", weight, None), tuple(own), None) for i, own in enumerate(layers)]
 
 
-def alike(layers: Sequence[Menu]) -> dict[str, Spectrum]:
-    return {menu.layer.name: SPECTRUM for menu in layers}
+def alike(layers: Sequence[LayerCandidates]) -> dict[str, Spectrum]:
+    return {layer_candidates.layer.name: SPECTRUM for layer_candidates in layers}
 
 
-def ladder(layers: Sequence[Menu], bounds: Bounds, spectra: Mapping[str, Spectrum] | None = None) -> tuple[Step, ...]:
+def ladder(
+    layers: Sequence[LayerCandidates], bounds: Bounds, spectra: Mapping[str, Spectrum] | None = None
+) -> tuple[Step, ...]:
     steps = make_ladder(layers, spectra or alike(layers), bounds, NOTHING_BESIDE)
     assert not isinstance(steps, Infeasible), steps
     return steps
@@ -83,7 +85,7 @@ def test_steps_against_all_plans(
     layers: list[list[Candidate]], size: float | None, ram: float | None, latency: float | None
 ) -> None:
     bounds = bounds_of(layers, size, ram, latency)
-    made = menus(*layers)
+    made = all_candidates(*layers)
     steps = make_ladder(made, alike(made), bounds, NOTHING_BESIDE)
     plans = [Step((), *(sum(map(float, column)) for column in _columns(p))) for p in product(*layers)]  # type: ignore[arg-type]
     fitting = [plan for plan in plans if meets(plan, bounds)]
@@ -122,7 +124,7 @@ def test_the_nearest_plan_is_within_all_other_bounds_and_least_in_one(
     layers: list[list[Candidate]], size: float | None, ram: float | None, latency: float | None
 ) -> None:
     bounds = bounds_of(layers, size, ram, latency)
-    made = menus(*layers)
+    made = all_candidates(*layers)
     spectra = alike(made)
     why = make_ladder(made, spectra, bounds, NOTHING_BESIDE)
     if not isinstance(why, Infeasible):
@@ -139,7 +141,7 @@ def test_the_nearest_plan_is_within_all_other_bounds_and_least_in_one(
 
 def test_bounds_that_only_conflict_in_pairs() -> None:
     """Each bound can be met, but no two of them: there still is a plan to show."""
-    made = menus([candidate(0, 1, 9, 9.0), candidate(0, 9, 1, 9.0), candidate(0, 9, 9, 1.0)])
+    made = all_candidates([candidate(0, 1, 9, 9.0), candidate(0, 9, 1, 9.0), candidate(0, 9, 9, 1.0)])
     bounds = Bounds(None, 5, 5, 5.0)
     why = make_ladder(made, alike(made), bounds, NOTHING_BESIDE)
     assert isinstance(why, Infeasible)
@@ -148,7 +150,7 @@ def test_bounds_that_only_conflict_in_pairs() -> None:
 
 
 def test_infeasible_bounds_say_what_is_least() -> None:
-    made = menus([candidate(0, 100, 10, 3.0), candidate(1, 50, 5, 1.0)])
+    made = all_candidates([candidate(0, 100, 10, 3.0), candidate(1, 50, 5, 1.0)])
     why = make_ladder(made, alike(made), Bounds(size_bytes=40, latency_s=2.0), NOTHING_BESIDE)
     assert isinstance(why, Infeasible)
     assert why.alone == ("size_bytes",)
@@ -158,14 +160,16 @@ def test_infeasible_bounds_say_what_is_least() -> None:
 
 
 def test_of_equally_fast_plans_the_smaller_one_is_taken() -> None:
-    made = menus([candidate(0.0, 100, 100, 1.0), candidate(0.0, 50, 50, 1 + TIE / 2), candidate(0.0, 10, 10, 1.2)])
+    made = all_candidates(
+        [candidate(0.0, 100, 100, 1.0), candidate(0.0, 50, 50, 1 + TIE / 2), candidate(0.0, 10, 10, 1.2)]
+    )
     (step,) = ladder(made, Bounds())
     assert step.size_bytes == 50
 
 
 def test_what_stands_beside_the_layers_counts_in_a_tie() -> None:
     """Of a whole inference that takes a hundred times as long, a fifth of the layers' time is nothing."""
-    made = menus([candidate(0.0, 100, 100, 1.0), candidate(0.0, 10, 10, 1.2)])
+    made = all_candidates([candidate(0.0, 100, 100, 1.0), candidate(0.0, 10, 10, 1.2)])
     for beside_s, size in ((0.0, 100), (100.0, 10)):
         steps = make_ladder(made, alike(made), Bounds(), Rest(0, 0, beside_s))
         assert not isinstance(steps, Infeasible)
@@ -175,7 +179,7 @@ def test_what_stands_beside_the_layers_counts_in_a_tie() -> None:
 @settings(max_examples=10)
 @given(instances)
 def test_the_smallest_plans_against_all_plans(layers: list[list[Candidate]]) -> None:
-    made = menus(*layers)
+    made = all_candidates(*layers)
     steps = make_ladder(made, alike(made), Bounds(), NOTHING_BESIDE, aim="size")
     assert not isinstance(steps, Infeasible)
     plans = [_columns(plan) for plan in product(*layers)]
@@ -192,7 +196,7 @@ BESIDE = Rest(100, 0, 0.1)
 @given(instances, st.sampled_from(get_args(Aim)), limit)
 def test_corners_against_all_plans(layers: list[list[Candidate]], aim: Aim, size: float | None) -> None:
     """Each is no worse in its aim than any plan that loses no more than the chosen one, and better than that one."""
-    made, bounds = menus(*layers), bounds_of(layers, size, None, None)
+    made, bounds = all_candidates(*layers), bounds_of(layers, size, None, None)
     steps = make_ladder(made, alike(made), bounds, BESIDE, aim=aim)
     if isinstance(steps, Infeasible):
         return
@@ -212,21 +216,21 @@ def test_corners_against_all_plans(layers: list[list[Candidate]], aim: Aim, size
 
 
 def test_a_plan_with_no_better_corner_has_its_own_alone() -> None:
-    made = menus([candidate(0.0, 10, 10, 1.0), candidate(0.0, 20, 20, 2.0)])
+    made = all_candidates([candidate(0.0, 10, 10, 1.0), candidate(0.0, 20, 20, 2.0)])
     (step,) = ladder(made, Bounds())
     for aim in get_args(Aim):
         assert corners(made, step.layers, Bounds(), BESIDE, aim) == (Corner(aim, 110, 1.1),)
 
 
 def test_of_a_plan_that_was_repaired_nothing_is_known() -> None:
-    made = menus([candidate(0.0, 10, 10, 1.0), candidate(0.0, 20, 20, 0.5)])
+    made = all_candidates([candidate(0.0, 10, 10, 1.0), candidate(0.0, 20, 20, 0.5)])
     (step,) = ladder(made, Bounds())
     repaired = tuple(replace(layer, predicted=None) for layer in step.layers)
     assert corners(made, repaired, Bounds(), BESIDE, "latency") == ()
 
 
 def test_a_real_model_has_steps_with_reasons(ready: Prepared) -> None:
-    steps = ladder(ready.menus["onnx"], Bounds(), ready.evaluator.spectra)
+    steps = ladder(ready.all_candidates["onnx"], Bounds(), ready.evaluator.spectra)
     assert len(steps) >= 5
     for before, after in pairwise(steps):
         assert before.loss < after.loss
@@ -234,8 +238,8 @@ def test_a_real_model_has_steps_with_reasons(ready: Prepared) -> None:
         assert before.choices != after.choices
     for step in steps:
         assert [layer.layer for layer in step.layers] == ["w1", "w2", "w3"]
-        for layer, menu in zip(step.layers, ready.menus["onnx"], strict=True):
-            assert layer.predicted in menu.candidates
+        for layer, layer_candidates in zip(step.layers, ready.all_candidates["onnx"], strict=True):
+            assert layer.predicted in layer_candidates.candidates
             assert (layer.scheme, layer.rank) == (layer.predicted.scheme, layer.predicted.structure.rank)  # type: ignore[union-attr]
             assert layer.reason
             assert layer.reason.isprintable()
@@ -250,7 +254,7 @@ def test_a_real_model_has_steps_with_reasons(ready: Prepared) -> None:
 
 def test_a_bound_on_bytes_moves_the_whole_ladder(ready: Prepared) -> None:
     loose, tight = (
-        ladder(ready.menus["onnx"], bounds, ready.evaluator.spectra)
+        ladder(ready.all_candidates["onnx"], bounds, ready.evaluator.spectra)
         for bounds in (Bounds(), Bounds(size_bytes=150_000))
     )
     assert max(step.size_bytes for step in tight) <= 150_000 < max(step.size_bytes for step in loose)
@@ -261,7 +265,7 @@ def test_a_bound_on_bytes_moves_the_whole_ladder(ready: Prepared) -> None:
 def test_plans_that_other_processes_find_are_the_same(aim: Aim, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     layers = [[candidate(*rng.integers(1, 1000, 4).tolist()) for _ in range(12)] for _ in range(6)]
-    made = menus(*layers)
+    made = all_candidates(*layers)
     alone = make_ladder(made, alike(made), Bounds(), BESIDE, aim=aim)
     monkeypatch.setattr(pareto, "CANDIDATE_FLOPS", 1e12)
     with workers() as crew:

@@ -39,7 +39,7 @@ def evaluator_with(ready: Prepared, classifier: Path, work: Path, **changes: Any
 def planned(ready: Prepared, evaluator: Evaluator, baseline: Baseline, **kw: Any) -> Planned:
     rival = replace(baseline, limit=evaluator.options.drop_limit)
     asked = {"deadline_s": NEVER, **kw}
-    return plan(evaluator, ready.files["onnx"], ready.menus["onnx"], ready.prices, rival, **asked)
+    return plan(evaluator, ready.files["onnx"], ready.all_candidates["onnx"], ready.prices, rival, **asked)
 
 
 def size_of(made: Planned) -> int:
@@ -86,12 +86,15 @@ def test_what_was_asked_for_is_not_bound_by_the_promise(
     ready: Prepared, classifier: Path, work: Path, baseline: Baseline, changes: dict[str, Any]
 ) -> None:
     counted = [
-        replace(menu, candidates=tuple(one for one in menu.candidates if one.scheme.priced_like is None))
-        for menu in ready.menus["onnx"]
+        replace(
+            layer_candidates,
+            candidates=tuple(one for one in layer_candidates.candidates if one.scheme.priced_like is None),
+        )
+        for layer_candidates in ready.all_candidates["onnx"]
     ]
     evaluator = evaluator_with(ready, classifier, work, max_drop=0.5, **changes)
-    made = planned(replace(ready, menus={"onnx": counted}), evaluator, baseline)
-    assert size_of(made) > 2 * baseline.int8.stat().st_size, "dense float32 is the fastest of these menus"
+    made = planned(replace(ready, all_candidates={"onnx": counted}), evaluator, baseline)
+    assert size_of(made) > 2 * baseline.int8.stat().st_size, "dense float32 is the fastest of these candidates"
 
 
 def test_a_promise_that_no_plan_within_the_budget_can_keep_gives_way(
@@ -99,8 +102,13 @@ def test_a_promise_that_no_plan_within_the_budget_can_keep_gives_way(
 ) -> None:
     """The budget comes first: where only float32 layers meet it, the file may be larger than dense int8."""
     precise = tuple(
-        replace(menu, candidates=tuple(one for one in menu.candidates if one.scheme == FP32 or one.structure.rank == 8))
-        for menu in ready.menus["onnx"]
+        replace(
+            layer_candidates,
+            candidates=tuple(
+                one for one in layer_candidates.candidates if one.scheme == FP32 or one.structure.rank == 8
+            ),
+        )
+        for layer_candidates in ready.all_candidates["onnx"]
     )
     evaluator = evaluator_with(ready, classifier, work, max_drop=0.5)
     rival = replace(baseline, limit=0.5)
@@ -119,10 +127,11 @@ def test_a_budget_that_nothing_meets_gives_the_closest_file(
 ) -> None:
     lossy = tuple(
         replace(
-            menu,
-            candidates=tuple(one for one in menu.candidates if one.structure.rank in (8, 72, 112)) or menu.candidates,
+            layer_candidates,
+            candidates=tuple(one for one in layer_candidates.candidates if one.structure.rank in (8, 72, 112))
+            or layer_candidates.candidates,
         )
-        for menu in ready.menus["onnx"]
+        for layer_candidates in ready.all_candidates["onnx"]
     )
     evaluator = evaluator_with(ready, classifier, work, max_drop=0.5)
     rival = replace(baseline, limit=0.5)

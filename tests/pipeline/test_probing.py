@@ -62,7 +62,7 @@ def files(ready: Prepared) -> Counted:
 
 @pytest.fixture(scope="module")
 def steps(ready: Prepared) -> tuple[Step, ...]:
-    made = make_ladder(ready.menus["onnx"], ready.evaluator.spectra, Bounds(), Rest(0, 0, 0.0))
+    made = make_ladder(ready.all_candidates["onnx"], ready.evaluator.spectra, Bounds(), Rest(0, 0, 0.0))
     assert not isinstance(made, Infeasible)
     return made
 
@@ -152,7 +152,7 @@ def _interrupt(*_: object) -> None:
 def test_other_labels_or_another_split_are_probed_anew(
     classifier: Path, warm_cache: Path, tmp_path: Path, ready: Prepared, changed: str
 ) -> None:
-    """The guard decides what a plan loses, so it is a part of what a probe is kept under."""
+    """The validation set decides what a plan loses, so it is a part of what a probe is kept under."""
     import numpy as np
 
     asked = options(classifier)

@@ -97,7 +97,7 @@ def test_exploring_says_so_too(recipes: Path, warm_cache: Path, tmp_path: Path) 
     assert "at most" not in text
 
 
-def test_it_guards_a_model_without_data(recipes: Path, warm_cache: Path, tmp_path: Path) -> None:
+def test_it_judges_a_model_without_data(recipes: Path, warm_cache: Path, tmp_path: Path) -> None:
     made = build(asked(f"{recipes}:without_data", tmp_path / "p", max_drop=1.0), cache=Cache(warm_cache))
     entry = made.manifest.files["model.onnx"]
     assert entry.validation is not None

@@ -138,7 +138,10 @@ def test_factors_in_front_of_cells_are_not_trained_and_stop_nothing(tmp_path: Pa
     asked = options(source, formats=("onnx",), rank=8, keep="head", distill=Epochs(1))
     with prepared(asked, Cache(tmp_path / "cache"), silent) as ready:
         spectra = ready.evaluator.analysis.spectra
-        plans = tuple(planned(menu, menu.candidates[0], spectra, 0.0) for menu in ready.menus["onnx"])
+        plans = tuple(
+            planned(layer_candidates, layer_candidates.candidates[0], spectra, 0.0)
+            for layer_candidates in ready.all_candidates["onnx"]
+        )
         assert [plan.structure.rank for plan in plans] == [8, None]
         assert ready.evaluator.replacements.recovered(plans, FileScheme.of(FP32)) is None
 

@@ -69,10 +69,10 @@ def made(ready: Prepared, chosen: Sequence[LayerPlan], samples: Samples | None =
 
 
 def far(ready: Prepared, factors: dict[str, Replacement]) -> float:
-    """Mean squared distance of the answers from the original's, on the guard."""
+    """Mean squared distance of the answers from the original's, on the validation samples."""
     session = native(ready.opened.native).session(ready.opened.content, factors, threads=1)
-    answers = predict(session, ready.data.guard)
-    return float(np.square(answers - ready.guard.reference).mean())
+    answers = predict(session, ready.data.validation)
+    return float(np.square(answers - ready.validation.reference).mean())
 
 
 def test_a_build_with_a_refit_loses_less(classifier: Path, cache: Path, tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_it_is_judged_as_the_method_weighs_outputs(classifier: Path, cache: Path
         plain, fitted = unfitted(ready, chosen), made(ready, chosen)
         first, second = ready.evaluator.layers[:2]
         assert first.bias is not None
-        x, metric = ready.data.guard.inputs["x"], ready.evaluator.replacements.rounder.gradients["w2"]
+        x, metric = ready.data.validation.inputs["x"], ready.evaluator.replacements.rounder.gradients["w2"]
         original = np.maximum(x @ first.weight.T + first.bias, 0) @ second.weight.T
 
         def cost(factors: dict[str, Replacement]) -> float:

@@ -99,11 +99,11 @@ class Prover:
         attempted: Mapping[str, float] | None = None,
         broken: Sequence[str] = (),
         refused: Sequence[str] = (),
-        guarded: bool = True,
+        has_data: bool = True,
     ) -> None:
         self.probed, self.attempted = probed, {**probed, **(attempted or {})}
         self.broken, self.refused = broken, refused
-        self.guard = SimpleNamespace(metric="agreement", guarded=guarded)
+        self.validation = SimpleNamespace(metric="agreement", has_data=has_data)
 
     def drop_of(self, path: Path, fmt: str) -> Drop:
         return drop(self.probed[path.read_text()])
@@ -120,7 +120,7 @@ class Prover:
         if out.read_text() in self.refused:
             raise ModelError("the runtime refuses it")
         proof = Proof("outputs", out.read_text() not in self.broken, "far from the reference")
-        found = drop(self.attempted[out.read_text()]) if self.guard.guarded else None
+        found = drop(self.attempted[out.read_text()]) if self.validation.has_data else None
         return Attempt("onnx", scheme, out, plan, (proof,), found)
 
 
@@ -276,18 +276,18 @@ def test_a_scheme_that_the_runtime_refuses_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("lost", "guarded", "written"),
+    ("lost", "has_data", "written"),
     [
         (0.3, True, ["int8 24", "int8+tables4 24"]),
         (0.6, True, ["int8 24", "int8+tables4 24", "int8 24"]),
         (0.3, False, ["int8 24"]),
     ],
 )
-def test_tables_in_4_bits_are_tried_first_where_data_stand_guard(
-    tmp_path: Path, lost: float, guarded: bool, written: list[str]
+def test_tables_in_4_bits_are_tried_first_where_there_are_data(
+    tmp_path: Path, lost: float, has_data: bool, written: list[str]
 ) -> None:
     files = Files(tables=(("tokens", TABLES4),))
-    searched(tmp_path, [LADDER[2]], Prover(DROPS, {"int8+tables4 24": lost}, guarded=guarded), files)
+    searched(tmp_path, [LADDER[2]], Prover(DROPS, {"int8+tables4 24": lost}, has_data=has_data), files)
     assert files.written == written, "the probe, and then the file"
 
 
@@ -304,8 +304,8 @@ def test_without_a_limit_the_fastest_is_taken_unprobed(tmp_path: Path) -> None:
     assert files.written == ["int8 8"]
 
 
-def test_without_a_guard_nothing_is_probed(tmp_path: Path) -> None:
-    found = searched(tmp_path, LADDER, Prover({}, guarded=False))
+def test_without_data_nothing_is_probed(tmp_path: Path) -> None:
+    found = searched(tmp_path, LADDER, Prover({}, has_data=False))
     assert found.attempt.layers[0].rank == 8
     assert found.attempt.drop is None
     assert found.probes == ()

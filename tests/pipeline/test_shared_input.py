@@ -25,7 +25,7 @@ from edgepack.model.types import Array
 from edgepack.pack.facts import read_facts
 from edgepack.pack.manifest import read_manifest
 from edgepack.pipeline.build import build
-from edgepack.pipeline.candidates import Menu
+from edgepack.pipeline.candidates import LayerCandidates
 from edgepack.pipeline.explore import explore
 from edgepack.pipeline.limits import Rest
 from edgepack.pipeline.pareto import Step, corners, make_ladder
@@ -127,14 +127,18 @@ def ready(model: Path, cache: Cache) -> Iterator[Prepared]:
         yield found
 
 
-def ladder(ready: Prepared, menus: tuple[Menu, ...]) -> tuple[Step, ...]:
-    found = make_ladder(menus, ready.evaluator.spectra, Bounds(), BESIDE, aim="size")
+def ladder(ready: Prepared, all_candidates: tuple[LayerCandidates, ...]) -> tuple[Step, ...]:
+    found = make_ladder(all_candidates, ready.evaluator.spectra, Bounds(), BESIDE, aim="size")
     assert not isinstance(found, Infeasible)
     return found
 
 
 def test_layers_that_read_one_value_are_a_group(ready: Prepared) -> None:
-    shared = [menu.shared for menu in ready.menus["onnx"] if menu.shared is not None]
+    shared = [
+        layer_candidates.shared
+        for layer_candidates in ready.all_candidates["onnx"]
+        if layer_candidates.shared is not None
+    ]
     assert [one.layers for one in shared] == [LAYERS]
     for way in shared[0].ways:
         first, *others = way.candidates
@@ -148,13 +152,19 @@ def test_layers_that_read_one_value_are_a_group(ready: Prepared) -> None:
 
 def test_predicted_losses_fall_with_the_rank_and_come_near_those_of_single_ones(ready: Prepared) -> None:
     """At a rank that loses the same share of a layer, with one B or its own, as much is predicted."""
-    menu = next(menu for menu in ready.menus["onnx"] if menu.shared is not None)
-    assert menu.shared is not None
-    ways = [way for way in menu.shared.ways if way.candidates[0].scheme == WEIGHTS8]
+    layer_candidates = next(
+        layer_candidates for layer_candidates in ready.all_candidates["onnx"] if layer_candidates.shared is not None
+    )
+    assert layer_candidates.shared is not None
+    ways = [way for way in layer_candidates.shared.ways if way.candidates[0].scheme == WEIGHTS8]
     losses = [sum(one.loss for one in way.candidates) for way in ways]
     assert losses == sorted(losses, reverse=True)
-    lost = ready.evaluator.spectra[menu.layer.name].lost_share()
-    own = {one.structure.rank: one.loss for one in menu.candidates if one.scheme == WEIGHTS8 and one.structure.ranks}
+    lost = ready.evaluator.spectra[layer_candidates.layer.name].lost_share()
+    own = {
+        one.structure.rank: one.loss
+        for one in layer_candidates.candidates
+        if one.scheme == WEIGHTS8 and one.structure.ranks
+    }
     for way in ways:
         near = min(own, key=lambda rank: abs(float(lost[rank or 0]) - way.lost[0]))
         if abs(float(lost[near or 0]) - way.lost[0]) < 0.1 * way.lost[0]:
@@ -162,16 +172,16 @@ def test_predicted_losses_fall_with_the_rank_and_come_near_those_of_single_ones(
 
 
 def test_plans_add_up_and_are_smaller_for_it(ready: Prepared) -> None:
-    menus = ready.menus["onnx"]
-    steps = ladder(ready, menus)
-    single = ladder(ready, tuple(replace(menu, shared=None) for menu in menus))
+    all_candidates = ready.all_candidates["onnx"]
+    steps = ladder(ready, all_candidates)
+    single = ladder(ready, tuple(replace(layer_candidates, shared=None) for layer_candidates in all_candidates))
     assert any(plan.shares for step in steps for plan in step.layers)
     for step in steps:
         predicted = [plan.predicted for plan in step.layers]
         for figure in ("loss", "size_bytes", "ram_bytes", "latency_s"):
             total = sum(getattr(one, figure) for one in predicted)
             assert total == pytest.approx(getattr(step, figure), rel=1e-9)
-        corner = corners(menus, step.layers, Bounds(), BESIDE, "size")[0]
+        corner = corners(all_candidates, step.layers, Bounds(), BESIDE, "size")[0]
         assert corner.size_bytes == step.size_bytes
     limits = np.geomspace(0.02, 0.5, 8)
     sizes, alone = (
@@ -181,7 +191,9 @@ def test_plans_add_up_and_are_smaller_for_it(ready: Prepared) -> None:
 
 
 def sharing(ready: Prepared) -> Step:
-    return next(step for step in ladder(ready, ready.menus["onnx"]) if any(plan.shares for plan in step.layers))
+    return next(
+        step for step in ladder(ready, ready.all_candidates["onnx"]) if any(plan.shares for plan in step.layers)
+    )
 
 
 @pytest.mark.parametrize("scheme", [FP32, INT8_DYNAMIC], ids=str)
@@ -214,7 +226,11 @@ def test_layers_with_one_b_are_dense_together(ready: Prepared) -> None:
 def test_layers_that_are_kept_or_have_an_asked_rank_do_not_share(model: Path, cache: Cache) -> None:
     for changes in ({"keep": LAYERS[0], "precision": "int8"}, {"rank": 0.25}, {"refit": True}):
         with prepared(asked(model, **changes), cache, silent) as ready:
-            groups = [menu.shared.layers for menu in ready.menus["onnx"] if menu.shared is not None]
+            groups = [
+                layer_candidates.shared.layers
+                for layer_candidates in ready.all_candidates["onnx"]
+                if layer_candidates.shared is not None
+            ]
             assert groups == ([LAYERS[1:]] if "keep" in changes else [])
 
 

@@ -19,9 +19,9 @@ from edgepack.data import Samples
 from edgepack.model.scheme import FileScheme, Scheme
 from edgepack.model.structure import DENSE, Op, low_rank
 from edgepack.model.types import LayerPlan
-from edgepack.pipeline.candidates import Menu
+from edgepack.pipeline.candidates import LayerCandidates
 from edgepack.pipeline.pareto import planned
-from edgepack.pipeline.tables import as_stored, table_menus
+from edgepack.pipeline.tables import as_stored, table_candidates
 from edgepack.workspace import Cache, Workspace
 from tests.backends.onnx.test_writer import model, node, normal
 
@@ -56,18 +56,18 @@ def files() -> OnnxWriter:
     return looked_up()[0]
 
 
-def menu_of(files: OnnxWriter, tmp_path: Path, *, known: bool = False) -> Menu:
+def candidates_of(files: OnnxWriter, tmp_path: Path, *, known: bool = False) -> LayerCandidates:
     analysis: Any = SimpleNamespace(
         sensitivity=SimpleNamespace(known=known), subject=SimpleNamespace(calibration=looked_up()[1]), key="k"
     )
     workspace = Workspace(Cache(tmp_path / "cache"), tmp_path)
     prices: Any = Flat()
-    (menu,) = table_menus(files, analysis, prices, "cosine", workspace)
-    return menu
+    (layer_candidates,) = table_candidates(files, analysis, prices, "cosine", workspace)
+    return layer_candidates
 
 
 def test_a_table_is_offered_whole_and_narrower_in_8_bits_and_in_4(files: OnnxWriter, tmp_path: Path) -> None:
-    found = {(one.structure, one.scheme): one for one in menu_of(files, tmp_path).candidates}
+    found = {(one.structure, one.scheme): one for one in candidates_of(files, tmp_path).candidates}
     assert {structure.rank for structure, _ in found} == {None, 32, 64, 96}
     assert {scheme for _, scheme in found} == {WEIGHTS8, TABLES4}
     for structure, scheme in found:
@@ -82,23 +82,23 @@ def test_a_small_table_is_offered_whole_alone(tmp_path: Path) -> None:
     source = model([node("Gather", ["table", "x"], ["y"])], [6], {"table": normal(40, 64)}, 17)
     source.graph.inputs[0].dtype = ir.DataType.INT64
     files = OnnxWriter(source, Samples({"x": np.zeros((64, 6), np.int64)}), largest=127)
-    found = {(one.structure, one.scheme) for one in menu_of(files, tmp_path).candidates}
+    found = {(one.structure, one.scheme) for one in candidates_of(files, tmp_path).candidates}
     assert found == {(DENSE, WEIGHTS8), (DENSE, TABLES4)}
 
 
 def test_sizes_are_those_of_files(files: OnnxWriter, tmp_path: Path) -> None:
     whole = FileScheme(INT8_DYNAMIC, WEIGHTS8)
-    menu = menu_of(files, tmp_path)
+    layer_candidates = candidates_of(files, tmp_path)
     sizes = []
-    for one in menu.candidates:
-        files.write({}, as_stored(whole, [planned(menu, one, {}, 0.0)]), tmp_path / "m.onnx")
+    for one in layer_candidates.candidates:
+        files.write({}, as_stored(whole, [planned(layer_candidates, one, {}, 0.0)]), tmp_path / "m.onnx")
         sizes.append((tmp_path / "m.onnx").stat().st_size - one.size_bytes)
     assert max(sizes) - min(sizes) < 600, "what is beside the table is the same"
 
 
 def test_where_gradients_weigh_layers_a_table_loses_what_it_moves_the_answer(files: OnnxWriter, tmp_path: Path) -> None:
     """The square error of files with a smaller rank, and with rows in 4 bits."""
-    moved = {(one.structure, one.scheme): one for one in menu_of(files, tmp_path, known=True).candidates}
+    moved = {(one.structure, one.scheme): one for one in candidates_of(files, tmp_path, known=True).candidates}
     plain, thin = FileScheme(FP32, WEIGHTS8), moved[low_rank(32), WEIGHTS8]
     changed = {
         (low_rank(32), WEIGHTS8): replace(plain, factored=(("table", thin.ops[1]),)),
@@ -113,10 +113,10 @@ def test_where_gradients_weigh_layers_a_table_loses_what_it_moves_the_answer(fil
 
 
 def table_plan(files: OnnxWriter, tmp_path: Path, rank: int | None, scheme: Scheme) -> LayerPlan:
-    menu = menu_of(files, tmp_path)
+    layer_candidates = candidates_of(files, tmp_path)
     wanted = DENSE if rank is None else low_rank(rank)
-    chosen = next(one for one in menu.candidates if (one.structure, one.scheme) == (wanted, scheme))
-    return planned(menu, chosen, {}, 0.0)
+    chosen = next(one for one in layer_candidates.candidates if (one.structure, one.scheme) == (wanted, scheme))
+    return planned(layer_candidates, chosen, {}, 0.0)
 
 
 def test_a_file_says_how_its_tables_differ(files: OnnxWriter, tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def test_the_factors_of_integer_layers_are_weighed_too(classifier: Path, cache: 
         assert spectrum.dual is not None
         pair = rounder.factors(layer, spectrum, low_rank(16), INT8_DYNAMIC)
         plain = rounder.plain(layer, spectrum, 16)
-        x = ready.data.guard.inputs["x"].astype(np.float64)
+        x = ready.data.validation.inputs["x"].astype(np.float64)
 
         def cost(weight: Any) -> float:
             error = (x - spectrum.mean) @ (layer.weight - weight).T

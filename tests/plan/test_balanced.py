@@ -39,18 +39,18 @@ def product(found: Solution) -> float:
 
 @given(st.integers(0, 10_000), st.integers(1, 3), st.integers(1, 6), st.floats(1, 8))
 def test_no_corner_is_better_and_no_plan_much(seed: int, layers: int, rows: int, room: float) -> None:
-    menu = drawn(seed, layers, rows)
-    least = sum(min(one.loss for one in candidates) for candidates in menu)
+    layer_candidates = drawn(seed, layers, rows)
+    least = sum(min(one.loss for one in candidates) for candidates in layer_candidates)
     bounds = Bounds(loss=least * room)
-    found = balanced(menu, bounds, beside_s=BESIDE_S, beside_bytes=BESIDE_BYTES)
+    found = balanced(layer_candidates, bounds, beside_s=BESIDE_S, beside_bytes=BESIDE_BYTES)
     assert isinstance(found, Solution)
     assert found.loss <= least * room * (1 + 1e-9)
-    for corner in (solve(menu, bounds), smallest(menu, bounds)):
+    for corner in (solve(layer_candidates, bounds), smallest(layer_candidates, bounds)):
         assert isinstance(corner, Solution)
         assert product(found) <= product(corner) * (1 + 1e-9)
     every = [
         (math.fsum(one.latency_s for one in plan) + BESIDE_S) * (sum(one.size_bytes for one in plan) + BESIDE_BYTES)
-        for plan in itertools.product(*menu)
+        for plan in itertools.product(*layer_candidates)
         if math.fsum(one.loss for one in plan) <= least * room
     ]
     assert product(found) <= min(every, default=math.inf) * 1.25
@@ -58,9 +58,9 @@ def test_no_corner_is_better_and_no_plan_much(seed: int, layers: int, rows: int,
 
 def test_what_stands_beside_the_layers_counts() -> None:
     """Twice as fast at 1.5 times the bytes pays alone, and not where the time lies elsewhere."""
-    menu = [[candidate(0, 1000, 2e-6), candidate(0, 1500, 1e-6)]]
-    alone = balanced(menu, Bounds())
-    beside = balanced(menu, Bounds(), beside_s=1e-3)
+    layer_candidates = [[candidate(0, 1000, 2e-6), candidate(0, 1500, 1e-6)]]
+    alone = balanced(layer_candidates, Bounds())
+    beside = balanced(layer_candidates, Bounds(), beside_s=1e-3)
     assert isinstance(alone, Solution)
     assert isinstance(beside, Solution)
     assert (alone.chosen, beside.chosen) == ((1,), (0,))
