@@ -53,7 +53,7 @@ def test_pack_against_its_baselines(
     vs = ", ".join(f"{ratio(found)} and {found.shrink:.1f}× smaller than {name}" for name, found in against.items())
     note(
         f"mnist {fmt:6} {packed['form']:18} {size(packed['size_bytes']):>8}, {packed['parameters_share']:.1%} of the"
-        f" weights, drop {packed['test_drop']:+.2f} on the test, {packed['validation_drop']:+.2f} on the validation set, {vs}"
+        f" weights, drop {packed['test_drop']:+.2f} on the test, {packed['validation_drop']:+.2f} on validation, {vs}"
     )
     assert packed["validation_drop"] <= measure_mnist.MAX_DROP
     assert packed["parameters_share"] <= MOST_PARAMETERS

@@ -35,8 +35,8 @@ def compress(
     """The model with low-rank factors in the place of every layer where they have fewer weights, all in float32.
 
     Args:
-        model, data, example_inputs, progress: see `build`. All data are calibration data here: nothing measures what the
-            model loses, which `build` does.
+        model, data, example_inputs, progress: see `build`. All data are calibration data here: nothing measures what
+            the model loses, which `build` does.
         rank: of every layer (int), or the share of each layer's weights that its factors may have (float).
         method: factorizer; None for whitened with data and svd without.
 

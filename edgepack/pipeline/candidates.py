@@ -107,7 +107,7 @@ class Offer:
         alternatives: by other methods.
         losses: by view name.
         unseen: views that the data never reached, for which there are no ranges.
-        has_data: whether there are data to measure the accuracy on; if not, no candidate may lose more than a hundredth.
+        has_data: whether data measure the accuracy; if not, no candidate may lose more than a hundredth.
     """
 
     layers: Mapping[str, Offered]

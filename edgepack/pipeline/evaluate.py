@@ -1,4 +1,4 @@
-"""One file of one plan: written, proved and measured on the validation samples; and scored once on the untouched test."""
+"""One file of one plan: written, proved and measured on the validation samples; scored once on the untouched test."""
 
 from __future__ import annotations
 

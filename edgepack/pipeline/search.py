@@ -485,8 +485,8 @@ def written_schemes(
     evaluator: Evaluator, files: Writer, layers: LayerPlans, tables: LayerPlans = ()
 ) -> tuple[FileScheme, ...]:
     """The ways to write the file of a plan, the one to try first in front: as `plain_ways`, before them with embedding
-    tables as they are planned; where they are not, in 4 bits where there are data to measure the accuracy on or 4 bits were
-    asked for. Tables are so where they are in integers."""
+    tables as they are planned; where they are not, in 4 bits where there are data to measure the accuracy on or 4 bits
+    were asked for. Tables are so where they are in integers."""
     ways, precision = plain_ways(evaluator.options, files, layers), evaluator.options.precision
     if tables:
         planned = [as_stored(way, tables) for way in ways if _has_integer_rows(way)]

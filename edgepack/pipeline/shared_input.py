@@ -232,7 +232,7 @@ def _stack(analysis: Analysis, members: Sequence[Member], scales: Sequence[float
 def with_shared_input(
     all_candidates: Sequence[LayerCandidates], files: Writer, groups: Mapping[tuple[str, ...], Group], prices: Prices
 ) -> tuple[LayerCandidates, ...]:
-    """The candidates, those of the first layer of each group with what its layers could become together in this format."""
+    """The candidates, those of the first layer of a group with what its layers could become together in this format."""
     by_name = {layer_candidates.layer.name: layer_candidates for layer_candidates in all_candidates}
     for names, group in groups.items():
         ways = tuple(_ways(files, group, [by_name[name] for name in names], prices)) if files.shares(names) else ()
