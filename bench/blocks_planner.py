@@ -93,7 +93,7 @@ def _searches(figures: Row) -> str:
                 row["model"],
                 TITLES[row["format"]],
                 f"{model['build_s']:.0f} s",
-                str(row["probes"]),
+                str(row["trials"]),
                 row["cost_source"],
                 BY[model["loss_weighted_by"]],
                 "–" if why is None else f"{why['reason']} ({why['layers']} of {row['layers'] - row['factored']})",

@@ -99,7 +99,7 @@ def _row(name: str, fmt: Format, manifest: Mapping[str, Any], files: Mapping[str
         "validation_drop": round(entry["validation"]["drop"], 6),
         "int8_drop": round(int8["validation"]["drop"], 6),
         "test_drop": None if entry["test"] is None else round(fp32["test"] - entry["test"], 6),
-        "probes": sum(probe["format"] == fmt for probe in manifest["probes"]),
+        "trials": sum(plan_trial["format"] == fmt for plan_trial in manifest["trials"]),
         "cost_source": manifest["cost_sources"][fmt],
         "chosen_by": entry["scheme_chosen_by"],
         "files": dict(files),

@@ -28,7 +28,7 @@ TOP: dict[str, Any] = {
         "origin": "recipe", "calibration_samples": 512, "validation_samples": 256, "confirmation_samples": 256,
         "labelled": True, "split_seed": 0,
     },
-    "probes": [],
+    "trials": [],
     "files": {},
     "latency_s": {},
     "budget_met": True,

@@ -65,7 +65,7 @@ class Writer(Protocol):
         """Start what `write_dense` takes, where another process does it while this one has other things to do."""
 
     @property
-    def probe_scheme(self) -> FileScheme:
+    def trial_scheme(self) -> FileScheme:
         """The int8 scheme that needs no calibration and loses least; fp32 where the model cannot take it."""
 
     def layer_schemes(self) -> tuple[Scheme, ...]:

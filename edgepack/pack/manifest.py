@@ -159,7 +159,7 @@ class DropEntry:
 
 
 @dataclass(frozen=True)
-class ProbeEntry:
+class TrialEntry:
     """One plan that was emitted and measured on the way. `ranks` are those of its factored layers."""
 
     format: Text
@@ -464,7 +464,7 @@ class Manifest:
     cost_sources: Mapping[Text, Text]
     metric: MetricEntry
     data: DataEntry
-    probes: tuple[ProbeEntry, ...]
+    trials: tuple[TrialEntry, ...]
     files: Mapping[Shown, File]
     latency_s: Mapping[Text, Number]
     budget_met: Flag

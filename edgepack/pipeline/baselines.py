@@ -20,7 +20,7 @@ from edgepack.model.layer import Layer
 from edgepack.model.scheme import FileScheme, Format, Scheme
 from edgepack.model.structure import DENSE
 from edgepack.model.types import LayerPlan
-from edgepack.pipeline.evaluate import Attempt
+from edgepack.pipeline.evaluate import FileTrial
 from edgepack.pipeline.evaluator import Evaluator
 from edgepack.pipeline.options import BuildOptions
 from edgepack.pipeline.prices import Prices
@@ -56,7 +56,7 @@ class Baseline:
     is_source: bool = False
 
     @property
-    def promised_bytes(self) -> int:
+    def fallback_bytes(self) -> int:
         """What a pack is never larger than: dense int8, and a file that was given in integers."""
         size = self.int8.stat().st_size
         return min(size, self.fp32.stat().st_size) if self.in_integers else size
@@ -74,7 +74,12 @@ def make_baseline(evaluator: Evaluator, files: Writer, prices: Prices) -> Baseli
     Raises:
         ModelError: no int8 baseline runs, or the last one cannot be written.
     """
-    fmt, work, prover, limit = files.fmt, evaluator.workspace.folder, evaluator.prover, evaluator.options.drop_limit
+    fmt, work, file_evaluator, limit = (
+        files.fmt,
+        evaluator.workspace.folder,
+        evaluator.file_evaluator,
+        evaluator.options.drop_limit,
+    )
     evaluator.workspace.progress(f"baseline {fmt}")
     fp32 = work / f"baseline.fp32.{fmt}"
     files.write_dense(fp32)
@@ -91,7 +96,7 @@ def make_baseline(evaluator: Evaluator, files: Writer, prices: Prices) -> Baseli
             evaluator.workspace.warn(f"there is no dense {scheme} baseline: {err.message}")
             continue
         try:
-            drops[scheme] = prover.validation.drop_of(paths[scheme], fmt)
+            drops[scheme] = file_evaluator.validation.drop_of(paths[scheme], fmt)
         except ModelError as err:
             evaluator.workspace.warn(f"the dense {scheme} baseline does not run: {err.message}")
             continue
@@ -106,7 +111,7 @@ def make_baseline(evaluator: Evaluator, files: Writer, prices: Prices) -> Baseli
     measures = evaluator.measures_here and len(good) > 1
     measured = evaluator.latencies({scheme.name: paths[scheme] for scheme in good}, fmt) if measures else {}
     scheme = model.fastest(good, {scheme: measured[scheme.name] for scheme in good} if measured else {})
-    fp32_drop = prover.validation.drop_of(fp32, fmt)
+    fp32_drop = file_evaluator.validation.drop_of(fp32, fmt)
     chosen_by = model.MEASURED if measured else chosen_by
     return Baseline(
         fp32,
@@ -155,58 +160,58 @@ def is_automatic(options: BuildOptions) -> bool:
     return options.rank == "auto" and options.precision in ("auto", "int8") and not asked
 
 
-def keep_promise(evaluator: Evaluator, files: Writer, attempt: Attempt, baseline: Baseline) -> Attempt:
-    """The attempt, or the dense int8 baseline in its place where the attempt is larger, loses too much, or is measured
+def fall_back_to_int8(evaluator: Evaluator, files: Writer, trial: FileTrial, baseline: Baseline) -> FileTrial:
+    """The trial, or the dense int8 baseline in its place where it is larger, loses too much, or is measured
     slower here. What was asked for by the user stands, with a line that says what dense int8 has over it."""
-    if not baseline.is_rival or not _fits(evaluator, baseline.int8, attempt.fmt):
-        return attempt
-    reason = _broken(evaluator, attempt, baseline)
+    if not baseline.is_rival or not _fits(evaluator, baseline.int8, trial.fmt):
+        return trial
+    reason = _broken(evaluator, trial, baseline)
     if reason is None:
-        return attempt
+        return trial
     if is_automatic(evaluator.options):
         return _dense(evaluator, files, baseline.scheme, baseline.int8, reason)
-    evaluator.workspace.warn(f"{attempt.fmt}: {reason}; it stays as it was asked for")
-    return attempt
+    evaluator.workspace.warn(f"{trial.fmt}: {reason}; it stays as it was asked for")
+    return trial
 
 
-def no_larger_than_source(evaluator: Evaluator, files: Writer, attempt: Attempt, baseline: Baseline) -> Attempt:
-    """The attempt, or the model as it was given where that is the smaller file and meets the user's own limits. What
+def no_larger_than_source(evaluator: Evaluator, files: Writer, trial: FileTrial, baseline: Baseline) -> FileTrial:
+    """The trial, or the model as it was given where that is the smaller file and meets the user's own limits. What
     was asked for by the user stands, with a line that says so."""
-    planned, given = attempt.path.stat().st_size, baseline.fp32.stat().st_size
+    planned, given = trial.path.stat().st_size, baseline.fp32.stat().st_size
     if planned <= given:
-        return attempt
+        return trial
     reason = f"the planned file has {planned} bytes, the model as it was given {given}"
     automatic = is_automatic(evaluator.options) and evaluator.options.precision == "auto"
-    if automatic and _fits(evaluator, baseline.fp32, attempt.fmt):
+    if automatic and _fits(evaluator, baseline.fp32, trial.fmt):
         dense = _dense(evaluator, files, files.given_scheme, baseline.fp32, reason)
         if dense.sound:
-            evaluator.workspace.warn(f"{attempt.fmt}: {reason}; the pack keeps it as it was given")
+            evaluator.workspace.warn(f"{trial.fmt}: {reason}; the pack keeps it as it was given")
             return dense
-    evaluator.workspace.warn(f"{attempt.fmt}: {reason}; it stays for what was asked")
-    return attempt
+    evaluator.workspace.warn(f"{trial.fmt}: {reason}; it stays for what was asked")
+    return trial
 
 
-def warn_of_clash(evaluator: Evaluator, attempt: Attempt, baseline: Baseline, prices: Prices) -> None:
+def warn_of_clash(evaluator: Evaluator, trial: FileTrial, baseline: Baseline, prices: Prices) -> None:
     """Say where the halves of the promise exclude each other: of a model that was given in fewer bytes than dense int8
     has, no file was found that is no larger than that and no slower than dense int8."""
-    given, rival, planned = (path.stat().st_size for path in (baseline.fp32, baseline.int8, attempt.path))
+    given, rival, planned = (path.stat().st_size for path in (baseline.fp32, baseline.int8, trial.path))
     kept = is_automatic(evaluator.options) and baseline.is_rival and planned <= given
     if not (kept and baseline.in_integers and given < rival):
         return
     if evaluator.measures_here:
-        turns = evaluator.turns_s({"pack": attempt.path, "dense int8": baseline.int8}, attempt.fmt)
+        turns = evaluator.turns_s({"pack": trial.path, "dense int8": baseline.int8}, trial.fmt)
         slower = bool(model.slower_by(turns["pack"], turns["dense int8"]))
         own_s, dense_s, by = median(turns["pack"]), median(turns["dense int8"]), model.MEASURED
     else:
-        predicted = [_predicted_s(plan, attempt.scheme, prices) for plan in attempt.layers]
+        predicted = [_predicted_s(plan, trial.scheme, prices) for plan in trial.layers]
         dense = prices.dense_latency_s(baseline.scheme)
         if dense is None or None in predicted:
             return
         own_s, dense_s = sum(one for one in predicted if one is not None), dense
-        slower, by = own_s > dense_s * (1 + model.NOTICEABLE), f"its layers by the {prices.source_name(attempt.fmt)}"
+        slower, by = own_s > dense_s * (1 + model.NOTICEABLE), f"its layers by the {prices.source_name(trial.fmt)}"
     if slower:
         evaluator.workspace.warn(
-            f"{attempt.fmt}: no file was found that is no larger than the model as it was given ({size(given)}) and no "
+            f"{trial.fmt}: no file was found that is no larger than the model as it was given ({size(given)}) and no "
             f"slower than dense int8 ({seconds(dense_s)}, {size(rival)}): size wins, the pack has {size(planned)} and "
             f"takes {seconds(own_s)} ({by})"
         )
@@ -220,24 +225,24 @@ def _predicted_s(plan: LayerPlan, scheme: FileScheme, prices: Prices) -> float |
     return None if price is None else price.latency_s
 
 
-def _broken(evaluator: Evaluator, attempt: Attempt, baseline: Baseline) -> str | None:
+def _broken(evaluator: Evaluator, trial: FileTrial, baseline: Baseline) -> str | None:
     """What the dense int8 file has over the planned one; None where that has it all."""
-    if not attempt.within(evaluator.options.drop_limit):
+    if not trial.within(evaluator.options.drop_limit):
         dense = baseline.int8_drop if baseline.int8_stated is None else baseline.int8_stated
-        if _lost(dense) <= attempt.lost:
-            return f"the best plan may drop {attempt.lost:.2f}, dense int8 {_lost(dense):.2f}"
-    planned, rival = attempt.path.stat().st_size, baseline.int8.stat().st_size
+        if _lost(dense) <= trial.lost:
+            return f"the best plan may drop {trial.lost:.2f}, dense int8 {_lost(dense):.2f}"
+    planned, rival = trial.path.stat().st_size, baseline.int8.stat().st_size
     if planned > rival:
         return f"the planned file has {planned} bytes, dense int8 {rival}"
     if evaluator.measures_here and evaluator.aim != "size":
-        turns = evaluator.turns_s({"pack": attempt.path, "dense int8": baseline.int8}, attempt.fmt)
+        turns = evaluator.turns_s({"pack": trial.path, "dense int8": baseline.int8}, trial.fmt)
         by = model.slower_by(turns["pack"], turns["dense int8"])
         if by:
             return f"the plan took {1 + by:.2f} times as long as dense int8 here"
     return None
 
 
-def dense_instead(evaluator: Evaluator, files: Writer, baseline: Baseline, reason: str) -> Attempt:
+def dense_instead(evaluator: Evaluator, files: Writer, baseline: Baseline, reason: str) -> FileTrial:
     """The dense int8 file where no plan could be written and proved; the dense fp32 file where that one fails as well.
 
     Raises:
@@ -245,10 +250,10 @@ def dense_instead(evaluator: Evaluator, files: Writer, baseline: Baseline, reaso
     """
     failures = []
     for scheme, path in ((baseline.scheme, baseline.int8), (files.given_scheme, baseline.fp32)):
-        attempt = _dense(evaluator, files, scheme, path, reason)
-        if attempt.sound and (attempt.within(evaluator.options.drop_limit) or path == baseline.fp32):
-            return attempt
-        failures.append(f"dense {scheme}: {attempt.failure or f'it drops {attempt.lost:.2f}'}")
+        trial = _dense(evaluator, files, scheme, path, reason)
+        if trial.sound and (trial.within(evaluator.options.drop_limit) or path == baseline.fp32):
+            return trial
+        failures.append(f"dense {scheme}: {trial.failure or f'it drops {trial.lost:.2f}'}")
     raise ModelError(f"no {files.fmt} file could be proved: {'; '.join(failures)}")
 
 
@@ -266,10 +271,10 @@ def _fits(evaluator: Evaluator, path: Path, fmt: Format) -> bool:
     )
 
 
-def _dense(evaluator: Evaluator, files: Writer, scheme: Scheme, path: Path, reason: str) -> Attempt:
+def _dense(evaluator: Evaluator, files: Writer, scheme: Scheme, path: Path, reason: str) -> FileTrial:
     """A baseline's own file as the pack's model, proved like any other."""
     layers = tuple(_dense_plan(layer, scheme, reason) for layer in evaluator.layers)
-    return evaluator.confirmed(evaluator.prover.measure(files, layers, {}, FileScheme.of(scheme), path))
+    return evaluator.confirmed(evaluator.file_evaluator.measure(files, layers, {}, FileScheme.of(scheme), path))
 
 
 def _dense_plan(layer: Layer, scheme: Scheme, reason: str) -> LayerPlan:

@@ -23,13 +23,13 @@ from edgepack.pack.manifest import ArchiveEntry, File, Manifest, PackedFile, rea
 from edgepack.pipeline.baselines import (
     Baseline,
     dense_instead,
-    keep_promise,
+    fall_back_to_int8,
     make_baseline,
     no_larger_than_source,
     warn_of_clash,
 )
 from edgepack.pipeline.error_breakdown import layer_splits
-from edgepack.pipeline.evaluate import Attempt, final_scores, known_by_heart
+from edgepack.pipeline.evaluate import FileTrial, final_scores, known_by_heart
 from edgepack.pipeline.explore import picked
 from edgepack.pipeline.limits import over_on_test, unmet_budget
 from edgepack.pipeline.manifest import Results, baseline_files, chosen_by, corner_entries, make_manifest, pack_file
@@ -67,13 +67,13 @@ class Chosen:
     """
 
     planned: Mapping[Format, Planned]
-    attempts: Mapping[Format, Attempt]
+    trials: Mapping[Format, FileTrial]
     baselines: Mapping[Format, Baseline]
     images: Mapping[Format, Sequence[JpegImage]] = field(default_factory=dict)
 
     def paths(self, *, baseline: bool) -> dict[str, tuple[Path, Format]]:
         """Name in the pack → (file, format)."""
-        files: dict[str, tuple[Path, Format]] = {f"model.{fmt}": (a.path, fmt) for fmt, a in self.attempts.items()}
+        files: dict[str, tuple[Path, Format]] = {f"model.{fmt}": (a.path, fmt) for fmt, a in self.trials.items()}
         if baseline:
             for fmt, dense in self.baselines.items():
                 files |= {f"baseline/fp32.{fmt}": (dense.fp32, fmt), f"baseline/int8.{fmt}": (dense.int8, fmt)}
@@ -148,7 +148,7 @@ def _fill(folder: Path, ready: Prepared) -> tuple[Manifest, BudgetError | None]:
     evaluator, workspace = ready.evaluator, ready.evaluator.workspace
     chosen = _choose(ready)
     failures = [planned.failure for planned in chosen.planned.values() if planned.failure is not None]
-    failure = next(iter(failures), None) or unmet_budget(evaluator, ready.files, chosen.attempts)
+    failure = next(iter(failures), None) or unmet_budget(evaluator, ready.files, chosen.trials)
     evaluator.workspace.progress("final test")
     scores = final_scores(chosen.paths(baseline=True), ready.opened, ready.test, ready.validation)
     failure = failure or over_on_test(scores, evaluator.options.drop_limit)
@@ -167,7 +167,9 @@ def _fill(folder: Path, ready: Prepared) -> tuple[Manifest, BudgetError | None]:
         budget_met=failure is None,
         warnings=tuple(workspace.warnings),
     )
-    record = make_manifest(ready, [probe for one in chosen.planned.values() for probe in one.found.probes], results)
+    record = make_manifest(
+        ready, [plan_trial for one in chosen.planned.values() for plan_trial in one.found.plan_trials], results
+    )
     write_manifest(folder, record)
     write_card(folder, record)
     return record, failure
@@ -207,7 +209,7 @@ def _archived(folder: Path, chosen: Chosen, ready: Prepared) -> Mapping[str, tup
     from edgepack.archive.archive import add_archives
 
     ready.evaluator.workspace.progress("archive")
-    return add_archives(folder, [(f"model.{fmt}", fmt) for fmt in chosen.attempts], chosen.images)
+    return add_archives(folder, [(f"model.{fmt}", fmt) for fmt in chosen.trials], chosen.images)
 
 
 def _choose(ready: Prepared) -> Chosen:
@@ -224,7 +226,7 @@ def _choose(ready: Prepared) -> Chosen:
         with leaving_out(fmt, left_out):
             baselines[fmt] = make_baseline(ready.evaluator, ready.files[fmt], ready.prices)
     planned: dict[Format, Planned] = {}
-    attempts: dict[Format, Attempt] = {}
+    trials: dict[Format, FileTrial] = {}
     start: float | None = None
     began = time.monotonic()
     for number, (fmt, baseline) in enumerate(baselines.items(), start=1):
@@ -246,19 +248,19 @@ def _choose(ready: Prepared) -> Chosen:
                     start=start,
                 )
                 start = found.loss
-            attempt = keep_promise(ready.evaluator, files, found.found.attempt, baseline)
-            attempts[fmt] = no_larger_than_source(ready.evaluator, files, attempt, baseline)
-            warn_of_clash(ready.evaluator, attempts[fmt], baseline, ready.prices)
+            trial = fall_back_to_int8(ready.evaluator, files, found.found.trial, baseline)
+            trials[fmt] = no_larger_than_source(ready.evaluator, files, trial, baseline)
+            warn_of_clash(ready.evaluator, trials[fmt], baseline, ready.prices)
             planned[fmt] = found
-    warn_of_refused(left_out, attempts, ready.evaluator.workspace)
-    images = _images(ready, attempts) if options.archive else {}
-    return Chosen(planned, attempts, {fmt: baselines[fmt] for fmt in attempts}, images)
+    warn_of_refused(left_out, trials, ready.evaluator.workspace)
+    images = _images(ready, trials) if options.archive else {}
+    return Chosen(planned, trials, {fmt: baselines[fmt] for fmt in trials}, images)
 
 
-def _images(ready: Prepared, attempts: Mapping[Format, Attempt]) -> dict[Format, Sequence[JpegImage]]:
+def _images(ready: Prepared, trials: Mapping[Format, FileTrial]) -> dict[Format, Sequence[JpegImage]]:
     from edgepack.pipeline.jpeg_images import jpeg_images
 
-    return {fmt: jpeg_images(ready.evaluator, one) for fmt, one in attempts.items()}
+    return {fmt: jpeg_images(ready.evaluator, one) for fmt, one in trials.items()}
 
 
 def _entries(
@@ -268,13 +270,13 @@ def _entries(
     archived: Mapping[str, tuple[int, ArchiveEntry]],
 ) -> dict[str, File]:
     entries: dict[str, File] = {}
-    for fmt, attempt in chosen.attempts.items():
+    for fmt, trial in chosen.trials.items():
         name = f"model.{fmt}"
         source, planned = ready.files[fmt].dense_contents, chosen.planned[fmt]
         by = chosen_by(ready.prices.source_name(fmt), measured=bool(planned.found.latency_s))
-        splits = layer_splits(ready.evaluator, ready.files[fmt], attempt)
-        entry = pack_file(attempt, source, by, scores.get(name), splits)
-        if attempt is planned.found.attempt:
+        splits = layer_splits(ready.evaluator, ready.files[fmt], trial)
+        entry = pack_file(trial, source, by, scores.get(name), splits)
+        if trial is planned.found.trial:
             entry = replace(entry, corners=corner_entries(planned.corners, entry.size_bytes))
         entries[name] = _with_archive(entry, archived.get(name))
     if ready.evaluator.options.baseline:
@@ -295,7 +297,7 @@ def _place(folder: Path, chosen: Chosen, ready: Prepared) -> None:
         beside = path.with_name(f"{path.name}.data")
         if beside.is_file():
             raise ModelError(f"{name} would be over 2 GiB, which a pack does not hold yet")
-    place_examples(folder, example(ready.data.validation, ready.opened.inputs, options.seed), tuple(chosen.attempts))
+    place_examples(folder, example(ready.data.validation, ready.opened.inputs, options.seed), tuple(chosen.trials))
 
 
 def place_examples(folder: Path, inputs: Mapping[str, Array], formats: Sequence[Format]) -> None:

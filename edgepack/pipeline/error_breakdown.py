@@ -9,24 +9,24 @@ from edgepack.model.kinds import kind_of, views_of
 from edgepack.model.layer import Layer, View
 from edgepack.model.replacement import Replacement
 from edgepack.model.types import LayerPlan, Moments
-from edgepack.pipeline.evaluate import Attempt
+from edgepack.pipeline.evaluate import FileTrial
 from edgepack.pipeline.evaluator import Evaluator
 from edgepack.quantize.error_breakdown import Split, dense_share, split_error
 
 
-def layer_splits(evaluator: Evaluator, files: Writer, attempt: Attempt) -> dict[str, Split]:
+def layer_splits(evaluator: Evaluator, files: Writer, trial: FileTrial) -> dict[str, Split]:
     """By layer name. Float layers that lose nothing are absent, and those whose input the data never reached."""
-    parts = files.takes(evaluator.replacements.factors(attempt.layers, attempt.scheme, attempt.recovery))
+    parts = files.takes(evaluator.replacements.factors(trial.layers, trial.scheme, trial.recovery))
     found: dict[str, Split] = {}
-    for layer, choice in zip(evaluator.layers, attempt.layers, strict=True):
+    for layer, choice in zip(evaluator.layers, trial.layers, strict=True):
         if layer.name in parts:
-            split = _split(evaluator, layer, parts[layer.name], choice, attempt)
+            split = _split(evaluator, layer, parts[layer.name], choice, trial)
             if split is not None:
                 found[layer.name] = split
     return found
 
 
-def _split(evaluator: Evaluator, layer: Layer, part: Replacement, choice: LayerPlan, file: Attempt) -> Split | None:
+def _split(evaluator: Evaluator, layer: Layer, part: Replacement, choice: LayerPlan, file: FileTrial) -> Split | None:
     """Of the layer as one matrix: its first view."""
     view, name = views_of([layer])[0], next(iter(kind_of(layer).views(layer)))
     moments = evaluator.replacements.rounder.covariances.of(view.name)

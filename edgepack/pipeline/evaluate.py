@@ -80,7 +80,7 @@ class EvaluationSet:
 
 
 @dataclass(frozen=True)
-class Attempt:
+class FileTrial:
     """An emitted file with its proofs and its drop.
 
     Attributes:
@@ -133,7 +133,7 @@ class Attempt:
         return limit is None or self.stated is None or self.stated.bound <= limit
 
 
-class Prover:
+class FileEvaluator:
     """Measures files on one set of samples. Answers of the fp32 factored model are kept per plan."""
 
     def __init__(self, validation: EvaluationSet, opened: Model, work: Path):
@@ -142,14 +142,14 @@ class Prover:
         self._work = work
         self._answers: dict[str, Sequence[Array]] = {}
 
-    def attempt(
+    def trial(
         self,
         files: Writer,
         plan: tuple[LayerPlan, ...],
         factors: Mapping[str, Replacement],
         scheme: FileScheme,
         out: Path,
-    ) -> Attempt:
+    ) -> FileTrial:
         """Write the plan in a scheme and measure the file."""
         written = files.write(factors, scheme, out, exceptions(plan, scheme))
         return self.measure(files, as_written(plan, written), factors, scheme, out, written)
@@ -162,7 +162,7 @@ class Prover:
         scheme: FileScheme,
         path: Path,
         written: Written = NOTHING_WRITTEN,
-    ) -> Attempt:
+    ) -> FileTrial:
         """Prove and score a file that is already there."""
         outputs = self.validation.answers(path, files.fmt)
         contents = files.read(path)
@@ -171,7 +171,7 @@ class Prover:
             verify.structures_kept(contents, files.read_optimized(path), written, plan),
             *self._static_proofs(files, contents, plan, factors, scheme, path),
         )
-        return Attempt(files.fmt, scheme, path, plan, proofs, self.validation.drop_of(path, files.fmt, outputs))
+        return FileTrial(files.fmt, scheme, path, plan, proofs, self.validation.drop_of(path, files.fmt, outputs))
 
     def drop_of(self, path: Path, fmt: Format) -> Drop:
         """Drop of a file on the validation samples, without its proofs.

@@ -16,7 +16,7 @@ from edgepack.model.layer import Layer
 from edgepack.model.scheme import Format
 from edgepack.model.types import Aim, Spectrum
 from edgepack.pipeline.analysis import Analysis
-from edgepack.pipeline.evaluate import Attempt, EvaluationSet, Prover
+from edgepack.pipeline.evaluate import EvaluationSet, FileEvaluator, FileTrial
 from edgepack.pipeline.options import BuildOptions
 from edgepack.pipeline.replacements import Replacements
 from edgepack.targets.target import HOST
@@ -31,7 +31,7 @@ class Evaluator:
 
     Attributes:
         replacements: makes what a plan writes for the layers.
-        prover: proves files, and measures what they lose on the validation samples.
+        file_evaluator: proves files, and measures what they lose on the validation samples.
         confirmation: samples that only chosen plans are scored on; None where none were kept back.
         aim: what is least in the chosen plan.
         key: digest of all that decides what a plan's file answers: model, data, method, metric, seed, arithmetic.
@@ -40,7 +40,7 @@ class Evaluator:
     options: BuildOptions
     analysis: Analysis
     replacements: Replacements
-    prover: Prover
+    file_evaluator: FileEvaluator
     confirmation: EvaluationSet | None
     aim: Aim
     key: str
@@ -61,26 +61,26 @@ class Evaluator:
         """Whether the target is this machine, so that latencies of files can be measured during the build."""
         return self.options.target.name == HOST
 
-    def confirmed(self, attempt: Attempt, look: int = 0) -> Attempt:
-        """The attempt with its drop on the samples that were kept back.
+    def confirmed(self, trial: FileTrial, look: int = 0) -> FileTrial:
+        """The trial with its drop on the samples that were kept back.
 
         Every further look at them spends half of what error is left, so that all looks together hold the confidence
         (Bonferroni, with shares that halve).
 
         Args:
-            attempt: chosen on the validation samples.
+            trial: chosen on the validation samples.
             look: how many plans were confirmed before, None of them well.
         """
         confirmation, limit = self.confirmation, self.options.drop_limit
         if confirmation is None:
-            return attempt
-        outputs = confirmation.answers(attempt.path, attempt.fmt)
+            return trial
+        outputs = confirmation.answers(trial.path, trial.fmt)
         stated = confirmation.drop(outputs)
         if limit is None or stated is None:
-            return replace(attempt, confirmation=stated)
+            return replace(trial, confirmation=stated)
         error = (1.0 - confirmation.scale.confidence) / 2 ** (look + 1)
         strict = replace(confirmation.scale, confidence=1.0 - error).drop(outputs)
-        return replace(attempt, confirmation=stated if strict.bound <= limit else strict)
+        return replace(trial, confirmation=stated if strict.bound <= limit else strict)
 
     def latencies(self, paths: Mapping[str, Path], fmt: Format) -> dict[str, float]:
         """Seconds per inference of files on this machine: medians of `turns_s`."""
@@ -95,7 +95,7 @@ class Evaluator:
 
         def run_of(path: Path) -> Callable[[], object]:
             model = load(path, fmt, exact=False)
-            inputs = rename(self.prover.validation.samples, model.inputs)
+            inputs = rename(self.file_evaluator.validation.samples, model.inputs)
             feed = example(inputs, model.inputs, self.workspace.seed)
             return lambda: model.run(feed)
 

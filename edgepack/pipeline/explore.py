@@ -13,9 +13,9 @@ from edgepack.model.types import Aim
 from edgepack.pipeline.candidates import LayerCandidates
 from edgepack.pipeline.limits import Rest, infeasible, measure_rest, user_bounds
 from edgepack.pipeline.options import BuildOptions
-from edgepack.pipeline.pareto import Step, make_ladder
+from edgepack.pipeline.pareto import Step, make_front
 from edgepack.pipeline.prepare import Prepared, prepared
-from edgepack.pipeline.search import Found, Probe, Search
+from edgepack.pipeline.search import Found, PlanTrial, Search
 from edgepack.plan.candidates import file_label
 from edgepack.plan.solve import Bounds, Infeasible
 from edgepack.workspace import Cache, Progress, silent
@@ -61,7 +61,7 @@ class Exploration:
 
 
 def explore(options: BuildOptions, *, cache: Cache | None = None, progress: Progress = silent) -> Exploration:
-    """Probes plans from the one that loses least to the fastest, within the limits of the options. Writes no pack.
+    """Tries plans from the one that loses least to the fastest, within the limits of the options. Writes no pack.
 
     Raises:
         UsageError, InputError: bad arguments, model or data.
@@ -70,7 +70,7 @@ def explore(options: BuildOptions, *, cache: Cache | None = None, progress: Prog
     """
     with prepared(options, cache or Cache(fresh=options.fresh), progress) as ready:
         _check(ready)
-        rows = _numbered(ready, {fmt: search.probes for fmt, (search, _) in _explored(ready).items()})
+        rows = _numbered(ready, {fmt: search.plan_trials for fmt, (search, _) in _explored(ready).items()})
         return Exploration(rows, tuple(ready.evaluator.workspace.warnings))
 
 
@@ -82,7 +82,7 @@ def picked(ready: Prepared) -> dict[Format, Found]:
     """
     _check(ready)
     explored = _explored(ready)
-    listed = [probe for search, _ in explored.values() for probe in search.probes]
+    listed = [plan_trial for search, _ in explored.values() for plan_trial in search.plan_trials]
     found: dict[Format, Found] = {}
     for number in ready.evaluator.options.pick:
         if number > len(listed):
@@ -90,12 +90,12 @@ def picked(ready: Prepared) -> dict[Format, Found]:
                 f"--pick {number}: there are plans 1 to {len(listed)}",
                 hint="list them with --explore and the same other options",
             )
-        probe = listed[number - 1]
-        if probe.fmt in found:
-            raise UsageError(f"--pick names two {probe.fmt} plans", hint="a pack holds one file per format")
-        search, steps = explored[probe.fmt]
-        found[probe.fmt] = search.run(
-            [next(step for step in steps if (step.layers, step.tables) == (probe.layers, probe.tables))], None
+        plan_trial = listed[number - 1]
+        if plan_trial.fmt in found:
+            raise UsageError(f"--pick names two {plan_trial.fmt} plans", hint="a pack holds one file per format")
+        search, steps = explored[plan_trial.fmt]
+        found[plan_trial.fmt] = search.run(
+            [next(step for step in steps if (step.layers, step.tables) == (plan_trial.layers, plan_trial.tables))], None
         )
     return found
 
@@ -125,21 +125,21 @@ def _steps(ready: Prepared, fmt: Format, bounds: Bounds, rest: Rest) -> tuple[St
     all_candidates, workspace = ready.all_candidates[fmt], ready.evaluator.workspace
     progress, workers = workspace.progress, workspace.workers
 
-    def ladder(all_candidates: Sequence[LayerCandidates], aim: Aim) -> tuple[Step, ...] | Infeasible:
-        return make_ladder(all_candidates, ready.evaluator.spectra, bounds, rest, progress, aim=aim, workers=workers)
+    def front(all_candidates: Sequence[LayerCandidates], aim: Aim) -> tuple[Step, ...] | Infeasible:
+        return make_front(all_candidates, ready.evaluator.spectra, bounds, rest, progress, aim=aim, workers=workers)
 
     steps: list[Step] = []
     for aim in AIMS:
-        found = ladder(all_candidates, aim)
+        found = front(all_candidates, aim)
         if isinstance(found, Infeasible):
             return found
         steps += _spread(found, PER_AIM)
     for bits in {one.scheme.bits for layer_candidates in all_candidates for one in layer_candidates.candidates}:
-        found = ladder([_in_bits(layer_candidates, bits) for layer_candidates in all_candidates], "balanced")
+        found = front([_in_bits(layer_candidates, bits) for layer_candidates in all_candidates], "balanced")
         steps += [] if isinstance(found, Infeasible) else _spread(found, PER_PRECISION)
     dense = [_dense_int8(layer_candidates) for layer_candidates in all_candidates]
     if all(layer_candidates.candidates for layer_candidates in dense):
-        found = ladder(dense, "latency")
+        found = front(dense, "latency")
         steps += [] if isinstance(found, Infeasible) else found[-1:]
     distinct = {tuple(step.choices): step for step in steps}
     return tuple(sorted(distinct.values(), key=lambda step: step.loss))
@@ -164,40 +164,40 @@ def _dense_int8(layer_candidates: LayerCandidates) -> LayerCandidates:
 
 
 def _spread(steps: Sequence[Step], count: int) -> list[Step]:
-    """`count` steps over the whole ladder, both ends among them."""
+    """`count` steps over the whole front, both ends among them."""
     indices = {round(i * (len(steps) - 1) / (count - 1)) for i in range(count)}
     return [steps[index] for index in sorted(indices)]
 
 
-def _numbered(ready: Prepared, probes: Mapping[Format, Sequence[Probe]]) -> tuple[ExploredRow, ...]:
+def _numbered(ready: Prepared, plan_trials: Mapping[Format, Sequence[PlanTrial]]) -> tuple[ExploredRow, ...]:
     """Rows in the order of the formats, and in each the plan that loses least first."""
-    every = [(probe, _on_front(probe, found)) for found in probes.values() for probe in found]
-    return tuple(_row(ready, number, probe, front) for number, (probe, front) in enumerate(every, start=1))
+    every = [(plan_trial, _on_front(plan_trial, found)) for found in plan_trials.values() for plan_trial in found]
+    return tuple(_row(ready, number, plan_trial, front) for number, (plan_trial, front) in enumerate(every, start=1))
 
 
-def _row(ready: Prepared, number: int, probe: Probe, on_front: bool) -> ExploredRow:
-    dense = sum(layer.dense_parameters for layer in probe.layers)
-    factored = sum(bool(layer.structure.ranks) or layer.alternative is not None for layer in probe.layers)
+def _row(ready: Prepared, number: int, plan_trial: PlanTrial, on_front: bool) -> ExploredRow:
+    dense = sum(layer.dense_parameters for layer in plan_trial.layers)
+    factored = sum(bool(layer.structure.ranks) or layer.alternative is not None for layer in plan_trial.layers)
     return ExploredRow(
         number=number,
         on_front=on_front,
-        format=probe.fmt,
-        scheme=file_label(probe.layers, probe.scheme),
-        factored=(factored, len(probe.layers)),
-        ranks={layer.layer: layer.rank for layer in probe.layers if layer.rank is not None},
-        weights_share=sum(layer.weight_parameters for layer in probe.layers) / dense if dense else 1.0,
-        size_bytes=probe.size_bytes,
-        latency_s=probe.latency_s,
-        source=ready.prices.source_name(probe.fmt),
-        drop=probe.drop,
+        format=plan_trial.fmt,
+        scheme=file_label(plan_trial.layers, plan_trial.scheme),
+        factored=(factored, len(plan_trial.layers)),
+        ranks={layer.layer: layer.rank for layer in plan_trial.layers if layer.rank is not None},
+        weights_share=sum(layer.weight_parameters for layer in plan_trial.layers) / dense if dense else 1.0,
+        size_bytes=plan_trial.size_bytes,
+        latency_s=plan_trial.latency_s,
+        source=ready.prices.source_name(plan_trial.fmt),
+        drop=plan_trial.drop,
     )
 
 
-def _on_front(probe: Probe, others: Sequence[Probe]) -> bool:
-    own = _figures(probe)
-    rivals = (_figures(other) for other in others if other is not probe)
+def _on_front(plan_trial: PlanTrial, others: Sequence[PlanTrial]) -> bool:
+    own = _figures(plan_trial)
+    rivals = (_figures(other) for other in others if other is not plan_trial)
     return not any(all(a <= b for a, b in zip(rival, own, strict=True)) and rival != own for rival in rivals)
 
 
-def _figures(probe: Probe) -> tuple[float, float, int]:
-    return probe.drop.value, probe.latency_s, probe.size_bytes
+def _figures(plan_trial: PlanTrial) -> tuple[float, float, int]:
+    return plan_trial.drop.value, plan_trial.latency_s, plan_trial.size_bytes

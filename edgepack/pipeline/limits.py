@@ -19,7 +19,7 @@ from edgepack.model.structure import DENSE
 from edgepack.model.types import LayerPlan
 from edgepack.pipeline.baselines import Baseline, is_automatic, peak_ram_bytes
 from edgepack.pipeline.candidates import LayerCandidates
-from edgepack.pipeline.evaluate import Attempt
+from edgepack.pipeline.evaluate import FileTrial
 from edgepack.pipeline.evaluator import Evaluator
 from edgepack.pipeline.options import BuildOptions
 from edgepack.pipeline.prices import Prices
@@ -48,7 +48,7 @@ class Rest:
 
 def plain_scheme(options: BuildOptions, files: Writer) -> FileScheme:
     """The scheme of a file of which nothing is planned: int8, but fp32 where that was asked for."""
-    return FileScheme.of(FP32[files.fmt]) if options.precision == "fp32" else files.probe_scheme
+    return FileScheme.of(FP32[files.fmt]) if options.precision == "fp32" else files.trial_scheme
 
 
 def measure_rest(
@@ -102,7 +102,7 @@ def user_bounds(options: BuildOptions, rest: Rest) -> Bounds:
     )
 
 
-def promised_bounds(
+def bounds_of_dense_int8(
     evaluator: Evaluator, all_candidates: Sequence[LayerCandidates], baseline: Baseline, bounds: Bounds, rest: Rest
 ) -> Bounds:
     """The bounds with the promise that the file is no larger and no slower than dense int8, and no larger than one that
@@ -123,7 +123,7 @@ def promised_bounds(
         for layer_candidates in all_candidates
     ]
     own = sum(min(sizes, default=0) for sizes in dense)
-    promised = max(baseline.promised_bytes - rest.size_bytes, own)
+    int8_bounds = max(baseline.fallback_bytes - rest.size_bytes, own)
     fast = [
         [
             c.latency_s
@@ -134,7 +134,7 @@ def promised_bounds(
     ]
     latency_s = sum(map(min, fast)) if all(fast) else None
     return replace(
-        bounds, size_bytes=_least(promised, bounds.size_bytes), latency_s=_least(latency_s, bounds.latency_s)
+        bounds, size_bytes=_least(int8_bounds, bounds.size_bytes), latency_s=_least(latency_s, bounds.latency_s)
     )
 
 
@@ -155,29 +155,29 @@ def infeasible(fmt: Format, found: Infeasible, options: BuildOptions, rest: Rest
     )
 
 
-def excess(evaluator: Evaluator, attempt: Attempt) -> dict[Quantity, float]:
+def excess(evaluator: Evaluator, trial: FileTrial) -> dict[Quantity, float]:
     """By how much the emitted file itself is over each limit; empty if it meets all."""
     options = evaluator.options
     found: dict[Quantity, float] = {}
     if options.max_size_bytes is not None:
-        found["size_bytes"] = attempt.path.stat().st_size - options.max_size_bytes
+        found["size_bytes"] = trial.path.stat().st_size - options.max_size_bytes
     if options.max_memory_bytes is not None:
-        found["ram_bytes"] = peak_ram_bytes(attempt.path, attempt.fmt, evaluator.workspace) - options.max_memory_bytes
+        found["ram_bytes"] = peak_ram_bytes(trial.path, trial.fmt, evaluator.workspace) - options.max_memory_bytes
     if options.max_latency_s is not None and evaluator.measures_here:
-        found["latency_s"] = evaluator.latencies({"model": attempt.path}, attempt.fmt)["model"] - options.max_latency_s
+        found["latency_s"] = evaluator.latencies({"model": trial.path}, trial.fmt)["model"] - options.max_latency_s
     return {quantity: over for quantity, over in found.items() if over > 0}
 
 
-def over_limit(attempt: Attempt, over: Mapping[Quantity, float], options: BuildOptions) -> BudgetError:
+def over_limit(trial: FileTrial, over: Mapping[Quantity, float], options: BuildOptions) -> BudgetError:
     """The error for a file that is over its limits."""
     said = [
         f"{_value(name, by + _allowed(name, options))}, {OPTIONS[name]} allows {_limit(name, options)}"
         for name, by in over.items()
     ]
-    heavy = sorted(attempt.layers, key=lambda p: -p.weight_parameters)[:3]
+    heavy = sorted(trial.layers, key=lambda p: -p.weight_parameters)[:3]
     names = ", ".join(f"{p.layer} ({p.weight_parameters} weights)" for p in heavy)
     return BudgetError(
-        f"the {attempt.fmt} file needs {' and '.join(said)}; the largest layers are {names}",
+        f"the {trial.fmt} file needs {' and '.join(said)}; the largest layers are {names}",
         hint="allow a larger drop with --max-drop, or raise the limit",
     )
 
@@ -206,16 +206,16 @@ def _value(quantity: Quantity, value: float) -> str:
 
 
 def unmet_budget(
-    evaluator: Evaluator, files: Mapping[Format, Writer], attempts: Mapping[Format, Attempt]
+    evaluator: Evaluator, files: Mapping[Format, Writer], trials: Mapping[Format, FileTrial]
 ) -> BudgetError | None:
     """The error for a build that found nothing within the budget, None if it did.
 
     Args:
-        files: writers of the formats of the attempts, with which single layers are looked at.
-        attempts: the best file of each format.
+        files: writers of the formats of the trials, with which single layers are looked at.
+        trials: the best file of each format.
     """
     limit = evaluator.options.drop_limit
-    worst = max(attempts.values(), key=lambda attempt: attempt.lost)
+    worst = max(trials.values(), key=lambda trial: trial.lost)
     if limit is None or worst.within(limit) or worst.stated is None:
         return None
     if worst.stated.value <= limit:
@@ -253,14 +253,14 @@ def over_on_test(scores: Mapping[str, float], limit: float | None) -> BudgetErro
     return None
 
 
-def undecided(attempt: Attempt, drop: Drop, limit: float) -> str:
+def undecided(trial: FileTrial, drop: Drop, limit: float) -> str:
     """What to say of a file whose drop seems to be within the limit on too few samples to be sure, and how many would
     do: a margin shrinks with their square root."""
     room = limit - drop.value
     enough = "" if room <= 0 else f"; about {_round_up(drop.samples * (drop.margin / room) ** 2)} like them would"
     return (
         f"{drop.samples} samples cannot tell a drop of {limit:g} from one of {drop.bound:.2f} in {drop.metric} "
-        f"({drop.confidence:.0%}): the {attempt.fmt} file seems to drop {drop.value:.2f}{enough} "
+        f"({drop.confidence:.0%}): the {trial.fmt} file seems to drop {drop.value:.2f}{enough} "
         f"(--data is split in three)"
     )
 
@@ -271,18 +271,18 @@ def _round_up(count: float) -> int:
     return ceil(count / digits) * digits
 
 
-def _costs(evaluator: Evaluator, files: Writer, attempt: Attempt) -> list[tuple[LayerPlan, float]]:
+def _costs(evaluator: Evaluator, files: Writer, trial: FileTrial) -> list[tuple[LayerPlan, float]]:
     """Drop of the dense fp32 model with only one layer changed, largest first."""
-    plans = sorted(attempt.layers, key=lambda p: (-_loss(p), -p.dense_parameters))[:MOST_LAYERS]
-    factors = evaluator.replacements.factors(attempt.layers, attempt.scheme, attempt.recovery)
+    plans = sorted(trial.layers, key=lambda p: (-_loss(p), -p.dense_parameters))[:MOST_LAYERS]
+    factors = evaluator.replacements.factors(trial.layers, trial.scheme, trial.recovery)
     path = evaluator.workspace.folder / f"blame.{files.fmt}"
     costs = []
     for index, plan in enumerate(plans):
         evaluator.workspace.progress("find the layers to blame", index, len(plans))
         own = files.takes({plan.layer: factors[plan.layer]} if plan.layer in factors else {})
-        scheme = _of_one_layer(plan.scheme_in(attempt.scheme), files)
+        scheme = _of_one_layer(plan.scheme_in(trial.scheme), files)
         files.write(own, FileScheme.of(FP32[files.fmt]), path, {plan.layer: scheme})
-        costs.append((plan, evaluator.prover.drop_of(path, files.fmt).value))
+        costs.append((plan, evaluator.file_evaluator.drop_of(path, files.fmt).value))
     return sorted(costs, key=lambda cost: -cost[1])
 
 

@@ -29,20 +29,20 @@ from edgepack.pack.manifest import (
     ModelEntry,
     OptionsEntry,
     PackedFile,
-    ProbeEntry,
     ProofEntry,
     RecoveryEntry,
     TargetEntry,
+    TrialEntry,
 )
 from edgepack.pipeline.baselines import Baseline
 from edgepack.pipeline.crossval import CrossValidation
 from edgepack.pipeline.distill import Outcome
-from edgepack.pipeline.evaluate import Attempt, EvaluationSet
+from edgepack.pipeline.evaluate import EvaluationSet, FileTrial
 from edgepack.pipeline.options import BuildOptions
 from edgepack.pipeline.pareto import Corner
 from edgepack.pipeline.prepare import Prepared
 from edgepack.pipeline.recipe_score import RECIPE
-from edgepack.pipeline.search import Probe
+from edgepack.pipeline.search import PlanTrial
 from edgepack.pipeline.tables import as_stored
 from edgepack.plan.candidates import file_label
 from edgepack.quantize.error_breakdown import Split
@@ -64,7 +64,7 @@ class Results:
     warnings: tuple[str, ...]
 
 
-def make_manifest(ready: Prepared, probes: Sequence[Probe], results: Results) -> Manifest:
+def make_manifest(ready: Prepared, plan_trials: Sequence[PlanTrial], results: Results) -> Manifest:
     """The manifest of a build."""
     options, opened, data, validation = ready.evaluator.options, ready.opened, ready.data, ready.validation
     found, kept_back = ready.cross_validation, ready.evaluator.confirmation
@@ -87,7 +87,7 @@ def make_manifest(ready: Prepared, probes: Sequence[Probe], results: Results) ->
             labelled=data.validation.labels is not None,
             split_seed=options.seed,
         ),
-        probes=tuple(map(_probe, probes)),
+        trials=tuple(map(_trial_entry, plan_trials)),
         files=results.files,
         latency_s=results.latency_s,
         budget_met=results.budget_met,
@@ -137,16 +137,16 @@ def _cross_validation(found: CrossValidation) -> CrossValidationEntry:
     )
 
 
-def _probe(probe: Probe) -> ProbeEntry:
-    return ProbeEntry(
-        format=probe.fmt,
-        scheme=file_label(probe.layers, probe.scheme),
-        size_bytes=probe.size_bytes,
-        predicted_latency_s=probe.latency_s,
-        predicted_loss=probe.loss,
-        weight_parameters=sum(choice.weight_parameters for choice in probe.layers),
-        ranks={choice.layer: choice.rank for choice in probe.layers if choice.rank is not None},
-        drop=DropEntry.of(probe.drop),
+def _trial_entry(plan_trial: PlanTrial) -> TrialEntry:
+    return TrialEntry(
+        format=plan_trial.fmt,
+        scheme=file_label(plan_trial.layers, plan_trial.scheme),
+        size_bytes=plan_trial.size_bytes,
+        predicted_latency_s=plan_trial.latency_s,
+        predicted_loss=plan_trial.loss,
+        weight_parameters=sum(choice.weight_parameters for choice in plan_trial.layers),
+        ranks={choice.layer: choice.rank for choice in plan_trial.layers if choice.rank is not None},
+        drop=DropEntry.of(plan_trial.drop),
     )
 
 
@@ -156,7 +156,7 @@ def chosen_by(source: str, *, measured: bool) -> str:
 
 
 def pack_file(
-    attempt: Attempt,
+    trial: FileTrial,
     source: Contents,
     chosen_by: str,
     test: float | None,
@@ -169,33 +169,33 @@ def pack_file(
         splits: by layer name, what is lost of its output.
     """
     dense = sum(a * b for a, b, _ in source.weights)
-    saved = sum(p.dense_parameters - p.weight_parameters for p in attempt.layers)
-    metric, scored_on = _scored(attempt.drop, attempt.confirmation, test)
+    saved = sum(p.dense_parameters - p.weight_parameters for p in trial.layers)
+    metric, scored_on = _scored(trial.drop, trial.confirmation, test)
     return PackedFile(
-        format=attempt.fmt,
-        scheme=file_label(attempt.layers, attempt.scheme),
-        size_bytes=attempt.path.stat().st_size,
-        sha256=file_digest(attempt.path),
+        format=trial.fmt,
+        scheme=file_label(trial.layers, trial.scheme),
+        size_bytes=trial.path.stat().st_size,
+        sha256=file_digest(trial.path),
         metric=metric,
         scored_on=scored_on,
-        validation=_entry(attempt.drop),
-        confirmation=_entry(attempt.confirmation),
+        validation=_entry(trial.drop),
+        confirmation=_entry(trial.confirmation),
         test=test,
         scheme_chosen_by=chosen_by,
-        recovery=None if attempt.recovery is None else _recovery(attempt.recovery),
+        recovery=None if trial.recovery is None else _recovery(trial.recovery),
         matrix_parameters=dense - saved,
         matrix_parameters_share=(dense - saved) / dense if dense else 1.0,
-        layers=tuple(LayerEntry.of(choice, _shares(splits.get(choice.layer))) for choice in attempt.layers),
-        proofs={p.name: ProofEntry(p.passed, p.detail) for p in attempt.proofs},
-        tables=_tables(attempt),
+        layers=tuple(LayerEntry.of(choice, _shares(splits.get(choice.layer))) for choice in trial.layers),
+        proofs={p.name: ProofEntry(p.passed, p.detail) for p in trial.proofs},
+        tables=_tables(trial),
     )
 
 
-def _tables(attempt: Attempt) -> tuple[LayerEntry, ...] | None:
+def _tables(trial: FileTrial) -> tuple[LayerEntry, ...] | None:
     """None where the file has none as planned: it may have been written with all of them in 8 bits."""
-    if as_stored(attempt.scheme, attempt.tables) != attempt.scheme:
+    if as_stored(trial.scheme, trial.tables) != trial.scheme:
         return None
-    return tuple(map(LayerEntry.of, attempt.tables)) or None
+    return tuple(map(LayerEntry.of, trial.tables)) or None
 
 
 def corner_entries(corners: Sequence[Corner], size_bytes: int) -> tuple[CornerEntry, ...] | None:

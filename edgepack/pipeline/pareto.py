@@ -73,7 +73,7 @@ def choices(layers: LayerPlans) -> list[Choice]:
     return [_choice(layer) for layer in layers]
 
 
-def make_ladder(
+def make_front(
     all_candidates: Sequence[LayerCandidates],
     spectra: Mapping[str, Spectrum],
     bounds: Bounds,
@@ -213,7 +213,7 @@ def nearest(
     """The plan to show where none is within the bounds: one of them drawn out to the least that the others allow.
 
     Args:
-        why: what `make_ladder` gave for the bounds.
+        why: what `make_front` gave for the bounds.
     """
     layers, groups = _problem(all_candidates)
     reached = {quantity: least for quantity, least in why.least.items() if least is not None}

@@ -33,7 +33,7 @@ from edgepack.pipeline.candidates import (
 from edgepack.pipeline.crossval import CrossValidation, Labelled, check_labels, cross_validated
 from edgepack.pipeline.datasets import Data, Methods, choose_methods, load_data, make_evaluation_sets, with_open_sides
 from edgepack.pipeline.distill import Recovery, check_distill
-from edgepack.pipeline.evaluate import EvaluationSet, Prover, check_evaluate, known_by_heart
+from edgepack.pipeline.evaluate import EvaluationSet, FileEvaluator, check_evaluate, known_by_heart
 from edgepack.pipeline.evaluator import Evaluator
 from edgepack.pipeline.gradients import gradient_kind, weighed
 from edgepack.pipeline.method_fits import Alternatives, fit_alternatives
@@ -89,7 +89,7 @@ class Prepared:
     @property
     def validation(self) -> EvaluationSet:
         """The samples that plans are chosen on."""
-        return self.evaluator.prover.validation
+        return self.evaluator.file_evaluator.validation
 
 
 NO_LAYERS = (
@@ -194,11 +194,11 @@ def _prepare(options: BuildOptions, engines: Mapping[Format, Any], workspace: Wo
         }
     analysis.sensitivity.forget()  # every loss is predicted
     replacements = _replacements(options, analysis, source, alternatives, groups, validation)
-    prover = Prover(validation, opened, workspace.folder)
+    file_evaluator = FileEvaluator(validation, opened, workspace.folder)
     aim: Aim = options.optimize if methods.pairs or alternatives.only_save_bytes is None else "size"
     judged = options.metric if recipe is None else recipe.key
     file_key = digest(analysis.key, *validation.reference, validation.samples.labels, judged, options.confidence)
-    evaluator = Evaluator(options, analysis, replacements, prover, confirmation, aim, file_key, workspace)
+    evaluator = Evaluator(options, analysis, replacements, file_evaluator, confirmation, aim, file_key, workspace)
     return Prepared(evaluator, data, test, files, prices, all_candidates, validated)
 
 
@@ -309,7 +309,7 @@ def _best_grid(
     noise = {}
     for largest in grids:
         tried = writer.with_largest(largest)
-        tried.write({}, tried.probe_scheme, path)
+        tried.write({}, tried.trial_scheme, path)
         answered = validation.answers(path, tried.fmt)
         noise[largest] = min(sqnr_db(*pair) for pair in zip(answered, validation.reference, strict=True))
     return max(grids, key=lambda largest: noise[largest])

@@ -21,10 +21,10 @@ from edgepack.pipeline import limits
 from edgepack.pipeline.baselines import Baseline, dense_instead
 from edgepack.pipeline.candidates import LayerCandidates
 from edgepack.pipeline.distill import Outcome
-from edgepack.pipeline.evaluate import Attempt
+from edgepack.pipeline.evaluate import FileTrial
 from edgepack.pipeline.evaluator import Evaluator
 from edgepack.pipeline.options import BuildOptions
-from edgepack.pipeline.pareto import Choice, Corner, LayerPlans, Step, choices, corners, make_ladder, nearest, worth
+from edgepack.pipeline.pareto import Choice, Corner, LayerPlans, Step, choices, corners, make_front, nearest, worth
 from edgepack.pipeline.prices import Prices
 from edgepack.pipeline.tables import as_stored
 from edgepack.plan.bisect import climb, within
@@ -57,16 +57,16 @@ class Found:
     """What the search in one format came to.
 
     Attributes:
-        attempt: the file.
+        trial: the file.
         latency_s: seconds per inference of the files that were compared on this machine, by scheme and rank; empty for
             a target that is not this machine.
-        probes: all that was looked at, the one that loses least first.
+        plan_trials: all that was looked at, the one that loses least first.
         loss: predicted of its plan.
     """
 
-    attempt: Attempt
+    trial: FileTrial
     latency_s: dict[str, float]
-    probes: tuple[Probe, ...]
+    plan_trials: tuple[PlanTrial, ...]
     loss: float = 0.0
 
 
@@ -86,7 +86,7 @@ class Search:
         self._deadline_s, self._start = deadline_s, start
         self._kept: set[Path] = set()
         self._workspace, self._replacements = evaluator.workspace, evaluator.replacements
-        self._probes: dict[tuple[Choice, ...], Probe] = {}
+        self._plan_trials: dict[tuple[Choice, ...], PlanTrial] = {}
 
     @property
     def fmt(self) -> Format:
@@ -97,15 +97,15 @@ class Search:
         """The fastest of the steps whose file meets the limit; else the one that loses least.
 
         Args:
-            steps: of the ladder, the one that loses least first; at least one.
+            steps: of the front, the one that loses least first; at least one.
             limit: largest drop, None for no limit: then the fastest step is taken unprobed.
 
         Raises:
             ProofError: no plan could be written and proved.
         """
-        if limit is None or not self._evaluator.prover.validation.has_data:
+        if limit is None or not self._evaluator.file_evaluator.validation.has_data:
             found = self._best([steps[-1], steps[0]], None)
-            return replace(found, attempt=self._evaluator.confirmed(found.attempt))
+            return replace(found, trial=self._evaluator.confirmed(found.trial))
         drops = self._climb(steps, limit)
         order = self._ordered(steps, within(drops, limit))
         if not order:  # then the closest that was seen
@@ -121,24 +121,24 @@ class Search:
         looked: list[Found] = []
         self._kept = set()
         for look in range(LOOKS):
-            # The plan that loses least is the last resort, in a scheme or a format that loses more than its probe.
+            # The plan that loses least is the last resort, in a scheme or a format that loses more than its trial.
             found = self._best([steps[i] for i in [*order, 0]], limit)
-            found = replace(found, attempt=self._evaluator.confirmed(found.attempt, look))
+            found = replace(found, trial=self._evaluator.confirmed(found.trial, look))
             looked.append(found)
-            self._kept.add(found.attempt.path)
-            refuted = found.attempt.confirmation is not None and not found.attempt.within(limit)
+            self._kept.add(found.trial.path)
+            refuted = found.trial.confirmation is not None and not found.trial.within(limit)
             milder = [i for i, step in enumerate(steps) if step.loss <= STEP_BACK * found.loss]
             if not refuted or not milder:
                 break
             # Where training was to take back much of a drop, the plans that need less of it are next.
             trained = [i for i in order if i in milder and self._replacements.recovery is not None]
             order = trained or [max(milder, key=lambda i: steps[i].loss)]
-            self._workspace.progress(f"a step back: {found.attempt.lost:.2f} on samples that were kept back")
-        chosen = next((one for one in looked if one.attempt.within(limit)), None)
+            self._workspace.progress(f"a step back: {found.trial.lost:.2f} on samples that were kept back")
+        chosen = next((one for one in looked if one.trial.within(limit)), None)
         if chosen is None:
-            nearest = _nearest_to(limit, [one.attempt for one in looked])
-            chosen = next(one for one in looked if one.attempt is nearest)
-        for path in self._kept - {chosen.attempt.path}:
+            nearest = _nearest_to(limit, [one.trial for one in looked])
+            chosen = next(one for one in looked if one.trial is nearest)
+        for path in self._kept - {chosen.trial.path}:
             path.unlink(missing_ok=True)
         return chosen
 
@@ -157,79 +157,79 @@ class Search:
         return climb(len(steps), partial(self._look, steps), limit, start=start, deadline_s=self._deadline_s)
 
     def explore(self, steps: Sequence[Step]) -> None:
-        """Probes all steps, as far as the time allows; they are in `probes` then."""
+        """Tries all steps, as far as the time allows; they are in `plan_trials` then."""
         for index in range(len(steps)):
-            if self._probes and time.monotonic() >= self._deadline_s:
+            if self._plan_trials and time.monotonic() >= self._deadline_s:
                 self._workspace.warn("the time ran out before all plans were tried: raise --time-limit")
                 break
             self._look(steps, index)
 
     @property
-    def probes(self) -> tuple[Probe, ...]:
+    def plan_trials(self) -> tuple[PlanTrial, ...]:
         """All that was looked at, the one that loses least first."""
-        return tuple(sorted(self._probes.values(), key=lambda found: found.loss))
+        return tuple(sorted(self._plan_trials.values(), key=lambda found: found.loss))
 
     def _look(self, steps: Sequence[Step], index: int) -> Drop:
         chosen = tuple(steps[index].choices)
-        if chosen in self._probes:
-            return self._probes[chosen].drop
+        if chosen in self._plan_trials:
+            return self._plan_trials[chosen].drop
         limit = self._evaluator.options.drop_limit
-        good = [p for p in self.probes if limit is not None and p.drop.bound <= limit]
+        good = [p for p in self.plan_trials if limit is not None and p.drop.bound <= limit]
         best = min(good, key=lambda p: p.latency_s, default=None)
         said = "" if best is None else f", best so far {seconds(best.latency_s)} at a drop of {best.drop.value:.2f}"
-        self._workspace.progress(f"search {self._files.fmt}{said}", len(self._probes), 0)
-        found = self._probes[chosen] = probe(self._evaluator, self._files, steps[index])
+        self._workspace.progress(f"search {self._files.fmt}{said}", len(self._plan_trials), 0)
+        found = self._plan_trials[chosen] = plan_trial(self._evaluator, self._files, steps[index])
         return found.drop
 
     def _best(self, steps: Sequence[Step], limit: float | None) -> Found:
         """The best file of the first plans that have a good one; else the file that loses least."""
         losses: dict[Path, float] = {}
-        sound: list[Attempt] = []
-        good: list[Attempt] = []
+        sound: list[FileTrial] = []
+        good: list[FileTrial] = []
         plans = 0
         for step in dict.fromkeys(steps):
-            attempts = [a for a in self._attempts(step, limit) if a.sound]
-            sound += attempts
-            losses |= {attempt.path: step.loss for attempt in attempts}
-            good += [a for a in attempts if a.within(limit)]
-            plans += any(a.within(limit) for a in attempts)
+            trials = [a for a in self._trials(step, limit) if a.sound]
+            sound += trials
+            losses |= {trial.path: step.loss for trial in trials}
+            good += [a for a in trials if a.within(limit)]
+            plans += any(a.within(limit) for a in trials)
             if plans == (FINALISTS if self._evaluator.measures_here and self._replacements.recovery is None else 1):
                 break
         if not sound:
             why = "; ".join(self._workspace.warnings)
             raise ProofError(f"no {self._files.fmt} file of any plan could be written and proved: {why}")
         chosen, latency_s = self._fastest(good) if good else (_nearest_to(limit, sound), {})
-        for attempt in sound:
-            if attempt.path != chosen.path and attempt.path not in self._kept:
-                attempt.path.unlink(missing_ok=True)
-        return Found(chosen, latency_s, self.probes, losses[chosen.path])
+        for trial in sound:
+            if trial.path != chosen.path and trial.path not in self._kept:
+                trial.path.unlink(missing_ok=True)
+        return Found(chosen, latency_s, self.plan_trials, losses[chosen.path])
 
-    def _fastest(self, attempts: Sequence[Attempt]) -> tuple[Attempt, dict[str, float]]:
+    def _fastest(self, trials: Sequence[FileTrial]) -> tuple[FileTrial, dict[str, float]]:
         if self._evaluator.aim == "size":
-            return min(attempts, key=lambda one: one.path.stat().st_size), {}
-        named = {_name(attempt): attempt for attempt in attempts}
+            return min(trials, key=lambda one: one.path.stat().st_size), {}
+        named = {_name(trial): trial for trial in trials}
         if len(named) == 1 or not self._evaluator.measures_here:
-            return attempts[0], {}
+            return trials[0], {}
         measured = self._evaluator.latencies({name: a.path for name, a in named.items()}, self._files.fmt)
         if self._evaluator.aim == "latency":
             return named[model.fastest(list(named), measured)], measured
-        return min(attempts, key=lambda one: measured[_name(one)] * one.path.stat().st_size), measured
+        return min(trials, key=lambda one: measured[_name(one)] * one.path.stat().st_size), measured
 
-    def _attempts(self, step: Step, limit: float | None) -> Iterator[Attempt]:
+    def _trials(self, step: Step, limit: float | None) -> Iterator[FileTrial]:
         """Files of a plan, in the order in which they are wanted; where nothing can be measured the first good one ends
         it."""
         for scheme, layers in self._variants(step):
-            attempt = self._attempt(scheme, layers)
-            if attempt is None:
+            trial = self._trial(scheme, layers)
+            if trial is None:
                 continue
-            attempt = replace(attempt, tables=step.tables)
-            if not attempt.sound:
-                self._workspace.warn(f"the scheme {scheme} was dropped: {attempt.failure}")
-            yield attempt
-            if attempt.sound and attempt.within(limit) and not self._evaluator.measures_here:
+            trial = replace(trial, tables=step.tables)
+            if not trial.sound:
+                self._workspace.warn(f"the scheme {scheme} was dropped: {trial.failure}")
+            yield trial
+            if trial.sound and trial.within(limit) and not self._evaluator.measures_here:
                 return
 
-    def _attempt(self, scheme: FileScheme, layers: LayerPlans) -> Attempt | None:
+    def _trial(self, scheme: FileScheme, layers: LayerPlans) -> FileTrial | None:
         """The file of a plan, with its pairs trained where that was asked for and the file is better for it.
 
         None if it cannot be written."""
@@ -245,7 +245,7 @@ class Search:
             trained.path.unlink()
         return replace(plain, recovery=replace(outcome, kept=False))
 
-    def _written(self, scheme: FileScheme, layers: LayerPlans, outcome: Outcome | None = None) -> Attempt | None:
+    def _written(self, scheme: FileScheme, layers: LayerPlans, outcome: Outcome | None = None) -> FileTrial | None:
         """The file of a plan, with those layers dense that cannot be written or proved as planned.
 
         None if it cannot be written even so."""
@@ -255,21 +255,21 @@ class Search:
             path = self._workspace.folder / f"{digest(choices(layers), str(scheme), way)[:12]}.{self._files.fmt}"
             factors = self._files.takes(self._replacements.factors(layers, scheme, outcome))
             try:
-                attempt = self._evaluator.prover.attempt(self._files, layers, factors, scheme, path)
-                failed = attempt.failed_layers
+                trial = self._evaluator.file_evaluator.trial(self._files, layers, factors, scheme, path)
+                failed = trial.failed_layers
             except LayerError as err:
-                attempt, failed = None, err.layers
+                trial, failed = None, err.layers
             except ModelError as err:
                 self._workspace.warn(f"the scheme {scheme} cannot be used here: {err.message}")
                 return None
             repaired = with_dense(layers, failed, scheme)
             if repaired == layers:
-                return attempt
+                return trial
             path.unlink(missing_ok=True)
             for name, why in failed.items():
                 self._workspace.warn(f"{name} stays dense in the {self._files.fmt} file: {why}")
             layers = repaired
-        return attempt
+        return trial
 
     def _variants(self, step: Step) -> Iterator[tuple[FileScheme, LayerPlans]]:
         """Ways to write a file of the plan: with its other weights, and in schemes that only whole files have."""
@@ -282,7 +282,7 @@ class Search:
                 yield FileScheme.of(scheme), tuple(replace(layer, scheme=scheme) for layer in layers)
 
 
-def _better(trained: Attempt, plain: Attempt) -> bool:
+def _better(trained: FileTrial, plain: FileTrial) -> bool:
     """Whether a file of a plan whose pairs were trained to a smaller held-out loss loses no more on the validation
     samples for it."""
     if trained.sound != plain.sound or trained.drop is None or plain.drop is None:
@@ -320,17 +320,17 @@ def name_of(layer: LayerPlan) -> str:
     return f"{factors}{layer.scheme or layer.structure}"
 
 
-def _nearest_to(limit: float | None, attempts: Sequence[Attempt]) -> Attempt:
+def _nearest_to(limit: float | None, trials: Sequence[FileTrial]) -> FileTrial:
     """Of files none of which is sure to keep the limit: the first, in the order in which they are wanted, that seems to
     keep it and has too few samples to tell; else the one that loses least."""
-    seeming = (a for a in attempts if limit is not None and a.stated is not None and a.stated.value <= limit)
-    return next(seeming, None) or min(attempts, key=lambda one: one.lost)
+    seeming = (a for a in trials if limit is not None and a.stated is not None and a.stated.value <= limit)
+    return next(seeming, None) or min(trials, key=lambda one: one.lost)
 
 
-def _name(attempt: Attempt) -> str:
+def _name(trial: FileTrial) -> str:
     """Tells the files that are compared apart, for people: scheme and ranks."""
-    kept = ",".join(_kept(layer) for layer in attempt.layers[:8])
-    return f"{attempt.path.stem} {file_label(attempt.layers, attempt.scheme)} {kept}"
+    kept = ",".join(_kept(layer) for layer in trial.layers[:8])
+    return f"{trial.path.stem} {file_label(trial.layers, trial.scheme)} {kept}"
 
 
 def _kept(layer: LayerPlan) -> str:
@@ -376,14 +376,14 @@ def plan(
     """
     rest = limits.measure_rest(evaluator, files, prices, all_candidates)
     bounds = limits.user_bounds(evaluator.options, rest)
-    promised = limits.promised_bounds(evaluator, all_candidates, baseline, bounds, rest)
+    int8_bounds = limits.bounds_of_dense_int8(evaluator, all_candidates, baseline, bounds, rest)
     search = Search(evaluator, files, rest, deadline_s, start)
     try:
-        return _searched(evaluator, search, all_candidates, bounds, promised, rest)
+        return _searched(evaluator, search, all_candidates, bounds, int8_bounds, rest)
     except ProofError as err:
         evaluator.workspace.warn(err.message)
         reason = "no other file of this format could be written and proved"
-        return Planned(Found(dense_instead(evaluator, files, baseline, reason), {}, search.probes), None)
+        return Planned(Found(dense_instead(evaluator, files, baseline, reason), {}, search.plan_trials), None)
 
 
 def _searched(
@@ -391,7 +391,7 @@ def _searched(
     search: Search,
     all_candidates: Sequence[LayerCandidates],
     bounds: Bounds,
-    promised: Bounds,
+    int8_bounds: Bounds,
     rest: limits.Rest,
 ) -> Planned:
     """What the search comes to within the promised bounds, else within the promised size alone, else within the user's
@@ -402,9 +402,9 @@ def _searched(
     """
     progress, workers = evaluator.workspace.progress, evaluator.workspace.workers
     closest: Planned | None = None
-    as_small = replace(promised, latency_s=bounds.latency_s)
-    for allowed in dict.fromkeys((promised, as_small, bounds)):
-        steps = make_ladder(
+    as_small = replace(int8_bounds, latency_s=bounds.latency_s)
+    for allowed in dict.fromkeys((int8_bounds, as_small, bounds)):
+        steps = make_front(
             all_candidates, evaluator.spectra, allowed, rest, progress, aim=evaluator.aim, workers=workers
         )
         if isinstance(steps, Infeasible):
@@ -414,12 +414,12 @@ def _searched(
                 return Planned(search.run([step], None), error)
             continue
         found = _tightened(evaluator, search, all_candidates, steps, allowed, rest)
-        if found.found.attempt.within(evaluator.options.drop_limit):
+        if found.found.trial.within(evaluator.options.drop_limit):
             return found
-        if closest is None or found.found.attempt.lost < closest.found.attempt.lost:
+        if closest is None or found.found.trial.lost < closest.found.trial.lost:
             closest = found
     if closest is None:
-        raise ValueError("there is no ladder of plans")  # the user's own bounds gave one, or an error above
+        raise ValueError("there is no front of plans")  # the user's own bounds gave one, or an error above
     return closest
 
 
@@ -435,34 +435,34 @@ def _tightened(
     progress, workers = evaluator.workspace.progress, evaluator.workspace.workers
     for _ in range(TIGHTENINGS):
         found = search.run(steps, evaluator.options.drop_limit)
-        over = limits.excess(evaluator, found.attempt)
+        over = limits.excess(evaluator, found.trial)
         if not over:
-            return Planned(found, None, corners(all_candidates, planned_of(found.attempt), bounds, rest, evaluator.aim))
+            return Planned(found, None, corners(all_candidates, planned_of(found.trial), bounds, rest, evaluator.aim))
         # From what this very plan was predicted to take: a bound with room to spare would give it again.
-        drawn = {name: max(_predicted(found.attempt, name) - by * (1 + MARGIN), 0) for name, by in over.items()}
+        drawn = {name: max(_predicted(found.trial, name) - by * (1 + MARGIN), 0) for name, by in over.items()}
         bounds = replace(bounds, **drawn)
-        tighter = make_ladder(
+        tighter = make_front(
             all_candidates, evaluator.spectra, bounds, rest, progress, aim=evaluator.aim, workers=workers
         )
         if isinstance(tighter, Infeasible):
             break
         steps = tighter
-    return Planned(found, limits.over_limit(found.attempt, over, evaluator.options))
+    return Planned(found, limits.over_limit(found.trial, over, evaluator.options))
 
 
-def _predicted(attempt: Attempt, quantity: Quantity) -> float:
+def _predicted(trial: FileTrial, quantity: Quantity) -> float:
     """Sum over the layers and the tables."""
-    plans = planned_of(attempt)
+    plans = planned_of(trial)
     return sum(float(getattr(plan.predicted, quantity)) for plan in plans if plan.predicted is not None)
 
 
-def planned_of(attempt: Attempt) -> LayerPlans:
+def planned_of(trial: FileTrial) -> LayerPlans:
     """All that was planned of a file."""
-    return (*attempt.layers, *attempt.tables)
+    return (*trial.layers, *trial.tables)
 
 
 @dataclass(frozen=True)
-class Probe:
+class PlanTrial:
     """A plan that was emitted.
 
     Attributes:
@@ -491,7 +491,7 @@ def written_schemes(
     if tables:
         planned = [as_stored(way, tables) for way in ways if _has_integer_rows(way)]
         return tuple(dict.fromkeys((*planned, *ways)))
-    if precision == "int4" or (precision == "auto" and evaluator.prover.validation.has_data):
+    if precision == "int4" or (precision == "auto" and evaluator.file_evaluator.validation.has_data):
         narrow = [way for way in ways if _has_integer_rows(way)][:1]
         return (*(replace(way, single=files.tables) for way in narrow if files.tables), *ways)
     return ways
@@ -508,8 +508,8 @@ def plain_ways(options: BuildOptions, files: Writer, layers: LayerPlans) -> tupl
     return (plain,) if options.precision == "fp32" else files.rest(base_scheme(layers, plain.layers))
 
 
-def probe_scheme(options: BuildOptions, files: Writer, layers: LayerPlans, tables: LayerPlans = ()) -> FileScheme:
-    """The one of `plain_ways` that a plan is probed in: weights beside linear layers in int8, decoded at load, where
+def trial_scheme(options: BuildOptions, files: Writer, layers: LayerPlans, tables: LayerPlans = ()) -> FileScheme:
+    """The one of `plain_ways` that a plan is tried in: weights beside linear layers in int8, decoded at load, where
     there are any, and tables as they are planned.
 
     Where they are not, tables in 4 bits are tried with the file that is written.
@@ -519,13 +519,13 @@ def probe_scheme(options: BuildOptions, files: Writer, layers: LayerPlans, table
     return as_stored(found, tables) if tables and _has_integer_rows(found) else found
 
 
-def probe(evaluator: Evaluator, files: Writer, step: Step) -> Probe:
+def plan_trial(evaluator: Evaluator, files: Writer, step: Step) -> PlanTrial:
     """What the plan's file loses on the validation samples."""
-    scheme = probe_scheme(evaluator.options, files, step.layers, step.tables)
+    scheme = trial_scheme(evaluator.options, files, step.layers, step.tables)
     key = [evaluator.key, evaluator.analysis.largest, files.fmt, str(scheme), step.choices]
     task = Keyed(key, lambda: _Emission(evaluator, files, step.layers, scheme))
-    drop, size_bytes = evaluator.workspace.cached(PROBE, task)
-    return Probe(files.fmt, scheme, step.layers, drop, step.loss, step.latency_s, size_bytes, step.tables)
+    drop, size_bytes = evaluator.workspace.cached(PLAN_TRIAL, task)
+    return PlanTrial(files.fmt, scheme, step.layers, drop, step.loss, step.latency_s, size_bytes, step.tables)
 
 
 @dataclass(frozen=True)
@@ -538,22 +538,22 @@ class _Emission:
     scheme: FileScheme
 
 
-def _probed(task: _Emission) -> tuple[Drop, int]:
+def _tried(task: _Emission) -> tuple[Drop, int]:
     """The drop and the size of the file."""
     evaluator, files, layers, scheme = task.evaluator, task.files, task.layers, task.scheme
-    out = evaluator.workspace.folder / f"probe.{files.fmt}"
+    out = evaluator.workspace.folder / f"trial.{files.fmt}"
     files.write(files.takes(evaluator.replacements.draft(layers, scheme)), scheme, out, exceptions(layers, scheme))
-    drop, size = evaluator.prover.drop_of(out, files.fmt), out.stat().st_size
+    drop, size = evaluator.file_evaluator.drop_of(out, files.fmt), out.stat().st_size
     out.unlink()
     return drop, size
 
 
-def _packed(probed: tuple[Drop, int]) -> dict[str, Any]:
-    return {"drop": asdict(probed[0]), "size_bytes": probed[1]}
+def _packed(tried: tuple[Drop, int]) -> dict[str, Any]:
+    return {"drop": asdict(tried[0]), "size_bytes": tried[1]}
 
 
 def _unpacked(record: Mapping[str, Any]) -> tuple[Drop, int]:
     return Drop(**record["drop"]), record["size_bytes"]
 
 
-PROBE = CachedStep("probes", 9, _probed, record_store(_packed, _unpacked), tools=TOOLS)
+PLAN_TRIAL = CachedStep("trials", 9, _tried, record_store(_packed, _unpacked), tools=TOOLS)

@@ -35,7 +35,7 @@ from edgepack.workspace import Keyed, Step, Workspace
 MOST_RANKS = 12
 """Per table, in whole blocks of 4 bits."""
 
-PROBED_SHARE = 0.05
+TRIAL_SHARE = 0.05
 """What a table is to lose, roughly, in the file that says how far that moves the answer: within what a plan may."""
 
 
@@ -49,7 +49,7 @@ def table_candidates(
     """
     all_candidates = []
     for table in files.embeddings:
-        task = _Probed(files, table, analysis, metric, workspace)
+        task = _TableToTry(files, table, analysis, metric, workspace)
         units = task.units() if analysis.sensitivity.known else _Units(1.0, 1.0)
         all_candidates.append(LayerCandidates(table.layer, tuple(_candidates(files, table, prices, units)), None))
     return tuple(all_candidates)
@@ -100,7 +100,7 @@ def _ranks(table: EmbeddingTable) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True)
-class _Probed:
+class _TableToTry:
     """A table that is factored by itself, in a file that is in float32 otherwise."""
 
     files: Writer
@@ -117,7 +117,7 @@ class _Probed:
         layer, by_rank = self.table.layer, 0.0
         if ranks := _ranks(self.table):
             lost = self.table.spectrum.lost_share()[list(ranks)]
-            thin = low_rank(ranks[int(np.abs(lost - PROBED_SHARE).argmin())])
+            thin = low_rank(ranks[int(np.abs(lost - TRIAL_SHARE).argmin())])
             _, product = kind_of(layer).ops(layer, thin, 1)
             by_rank = self._moved(alone, replace(alone, factored=((layer.name, product),)), thin, fp32)
         if self.files.supports(layer, DENSE, narrow) is not None:

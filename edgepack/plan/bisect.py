@@ -10,10 +10,10 @@ import numpy as np
 from edgepack.metrics.drop import Drop
 
 NEIGHBOURS = 3
-"""Steps probed on either side of where the bisection ended."""
+"""Steps tried on either side of where the bisection ended."""
 
 UNDECIDED_STEPS = 6
-"""Further steps probed on either side as long as the paired test cannot tell them from the budget."""
+"""Further steps tried on either side as long as the paired test cannot tell them from the budget."""
 
 
 def climb(
@@ -24,16 +24,16 @@ def climb(
     start: int | None = None,
     deadline_s: float = float("inf"),
 ) -> dict[int, Drop]:
-    """Probe a ladder of ever larger losses: bisect for its last step within the budget, then look around there.
+    """Try steps of ever larger losses: bisect for its last step within the budget, then look around there.
 
-    A drop on a few hundred samples is noisy, so a single probe may send the bisection astray. Its neighbours show it,
+    A drop on a few hundred samples is noisy, so a single trial may send the bisection astray. Its neighbours show it,
     and where the paired test leaves a neighbour undecided, so do theirs.
 
     Args:
-        steps: of the ladder, 0 losing least.
-        look: probes a step; called once per step.
+        steps: of the front, 0 losing least.
+        look: tries a step; called once per step.
         start: where to look first, such as the step that another format of the model came to.
-        deadline_s: by `time.monotonic`: no probe is begun after it, but there is always one.
+        deadline_s: by `time.monotonic`: no trial is begun after it, but there is always one.
 
     Returns:
         step → drop, ascending.
@@ -48,7 +48,7 @@ def climb(
 
 
 def _path(steps: int, seen: Mapping[int, Drop], max_drop: float, start: int | None) -> Iterator[int]:
-    """Steps to probe in this order; a step may come more than once. `seen` grows meanwhile."""
+    """Steps to try in this order; a step may come more than once. `seen` grows meanwhile."""
     good, bad = -1, steps  # the last step known to be within the budget, the first known to be over it
     step, stride = (steps // 2, steps) if start is None else (min(max(start, 0), steps - 1), 1)
     while good < step < bad:  # gallop until both sides are known, or an end is reached

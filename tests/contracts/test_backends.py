@@ -425,7 +425,7 @@ def test_what_is_taken_can_be_written(fmt: Format, bench: Bench, tmp_path: Path)
     assert first.name in taken
     assert taken.items() <= parts.items()
     assert writer.takes({}) == {}
-    written = writer.write(taken, writer.probe_scheme, tmp_path / "m")
+    written = writer.write(taken, writer.trial_scheme, tmp_path / "m")
     assert set(written.products) <= set(parts)
     thin = parts[first.name]
     held = Counter((a, b) for a, b, _ in writer.read(tmp_path / "m").weights)
@@ -449,18 +449,18 @@ def test_the_int8_baseline_is_smaller_and_nearly_as_good(
 @by_format
 def test_the_probe_needs_no_data_and_a_smaller_grid_fits_as_well(fmt: Format, bench: Bench, tmp_path: Path) -> None:
     writer = bench.writer(fmt)
-    probe = writer.probe_scheme
-    assert probe == bench.opened(fmt, calibrated=False).probe_scheme
-    assert (probe.layers.bits, probe.layers.is_static) == (8, False)
-    assert probe in writer.rest(probe.layers)
-    assert probe.layers in writer.layer_schemes()
+    plan_trial = writer.trial_scheme
+    assert plan_trial == bench.opened(fmt, calibrated=False).trial_scheme
+    assert (plan_trial.layers.bits, plan_trial.layers.is_static) == (8, False)
+    assert plan_trial in writer.rest(plan_trial.layers)
+    assert plan_trial.layers in writer.layer_schemes()
     for scheme in writer.layer_schemes():
         assert {file.layers for file in writer.rest(scheme)} == {scheme}
     half = writer.with_largest(63)
     assert writer.largest == 127
     assert half.largest == (63 if any(scheme.saturates for scheme in SCHEMES[fmt]) else 127)
-    half.write({}, probe, tmp_path / "m")
-    assert bench.noise(tmp_path / "m", fmt) >= probe.layers.min_sqnr_db
+    half.write({}, plan_trial, tmp_path / "m")
+    assert bench.noise(tmp_path / "m", fmt) >= plan_trial.layers.min_sqnr_db
 
 
 POINTS = {

@@ -89,20 +89,20 @@ def test_every_probe_is_kept_with_its_figures(rpi4_pack: Built) -> None:
     names = {layer["layer"] for layer in manifest["files"]["model.onnx"]["layers"]}
     dense = sum(one["out_features"] * one["in_features"] for one in manifest["files"]["model.onnx"]["layers"])
     for fmt in ("onnx", "tflite"):
-        probes = [probe for probe in manifest["probes"] if probe["format"] == fmt]
-        assert len(probes) > 2
-        losses = [probe["predicted_loss"] for probe in probes]
+        plan_trials = [plan_trial for plan_trial in manifest["trials"] if plan_trial["format"] == fmt]
+        assert len(plan_trials) > 2
+        losses = [plan_trial["predicted_loss"] for plan_trial in plan_trials]
         assert losses == sorted(losses)
-        for probe in probes:
-            assert probe["scheme"] in (*NAMES[fmt], "mixed")
-            assert 0 < probe["size_bytes"] <= 1.05 * manifest["files"][f"baseline/fp32.{fmt}"]["size_bytes"]
-            assert probe["predicted_latency_s"] > 0
-            assert 0 < probe["weight_parameters"] <= dense
-            assert set(probe["ranks"]) <= names
-            assert probe["drop"]["samples"] == 267
+        for plan_trial in plan_trials:
+            assert plan_trial["scheme"] in (*NAMES[fmt], "mixed")
+            assert 0 < plan_trial["size_bytes"] <= 1.05 * manifest["files"][f"baseline/fp32.{fmt}"]["size_bytes"]
+            assert plan_trial["predicted_latency_s"] > 0
+            assert 0 < plan_trial["weight_parameters"] <= dense
+            assert set(plan_trial["ranks"]) <= names
+            assert plan_trial["drop"]["samples"] == 267
         chosen = {one["layer"]: one["rank"] for one in manifest["files"][f"model.{fmt}"]["layers"] if one["rank"]}
-        assert chosen in [probe["ranks"] for probe in probes]
-        good = [probe["predicted_latency_s"] for probe in probes if probe["drop"]["bound"] <= 1]
+        assert chosen in [plan_trial["ranks"] for plan_trial in plan_trials]
+        good = [plan_trial["predicted_latency_s"] for plan_trial in plan_trials if plan_trial["drop"]["bound"] <= 1]
         taken = sum(one["predicted"]["latency_s"] for one in manifest["files"][f"model.{fmt}"]["layers"])
         assert taken <= 1.1 * min(good), "the fastest within the budget, or near to it"
 
@@ -190,11 +190,11 @@ def test_rank(tmp_path: Path, model: Path, data: Path, rank: str, expected: list
     found = ranks(manifest)
     if expected is not None:
         assert found == expected
-        assert manifest["probes"] == []
+        assert manifest["trials"] == []
     else:
         files = manifest["files"]
         assert files["model.onnx"]["size_bytes"] < files["baseline/int8.onnx"]["size_bytes"]
-        assert len(manifest["probes"]) > 2
+        assert len(manifest["trials"]) > 2
         assert manifest["files"]["model.onnx"]["validation"]["drop"] <= 0.5
 
 

@@ -58,7 +58,7 @@ def test_rebuild_takes_everything_from_the_cache_and_keeps_results(copy: Built, 
     (copy.path / "results").mkdir()
     (copy.path / "results" / "old.json").write_text("{}")
     kept, before = copy.manifest, entries(copy.cache)
-    assert {Path(name).parts[0] for name in before} >= {"spectra", "probes", "tflite"}
+    assert {Path(name).parts[0] for name in before} >= {"spectra", "trials", "tflite"}
     done = invoke(*options(recipe_file, copy.path), env={"EDGEPACK_CACHE": str(copy.cache)})
     assert done.code == 0, done.err
     assert entries(copy.cache) == before
@@ -136,14 +136,14 @@ def test_interrupt_and_kill_then_resume(rpi4_pack: Built, recipe_file: Path, tmp
     """Ctrl-C in mid-search, a kill in mid-conversion, then a run that ends with the bytes of another cache."""
     out, cache = tmp_path / "dist" / "pack", tmp_path / "cache"
     args = options(recipe_file, out)
-    code, err = interrupted(args, tmp_path, signal.SIGINT, lambda: any(cache.glob("probes/*/*.json")))
+    code, err = interrupted(args, tmp_path, signal.SIGINT, lambda: any(cache.glob("trials/*/*.json")))
     assert code == 130
     assert err.splitlines() == ["error: interrupted", "  hint: run the same command again: it goes on where it was"]
     assert list(out.parent.iterdir()) == []
     assert [p.name for p in (tmp_path / "tmp").glob("edgepack*")] == []
     assert hidden(cache) == []
     kept = entries(cache)
-    assert any(name.startswith("probes/") for name in kept)
+    assert any(name.startswith("trials/") for name in kept)
 
     done_before = len(list(cache.glob("tflite*/*/*.tflite")))
     ready = lambda: len([p for p in cache.glob("tflite*/*/*.tflite") if not p.name.startswith(".")]) > done_before  # noqa: E731
@@ -166,7 +166,7 @@ def test_interrupt_as_json_is_json(model: Path, data: Path, tmp_path: Path) -> N
     args = ["build", model, "--target", "rpi4", "--formats", "onnx", "--data", data, "--out", out, "--json"]
     env = {**os.environ, "EDGEPACK_CACHE": str(cache)}
     process = subprocess.Popen(command(*args), env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while not any(cache.glob("probes/*/*.json")) and process.poll() is None:  # libraries are imported by then
+    while not any(cache.glob("trials/*/*.json")) and process.poll() is None:  # libraries are imported by then
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     shown, err = process.communicate(timeout=60)

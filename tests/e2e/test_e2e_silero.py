@@ -142,8 +142,8 @@ def test_layers_of_the_rate_that_was_not_heard_stay_dense(tmp_path: Path, record
     layers = manifest["files"]["model.onnx"]["layers"]
     assert len(layers) == 16
     assert all(layer["rank"] is None for layer in layers if layer["layer"].startswith("model_8k"))
-    for probe in manifest["probes"]:
-        assert not any(name.startswith("model_8k") for name in probe["ranks"])
+    for plan_trial in manifest["trials"]:
+        assert not any(name.startswith("model_8k") for name in plan_trial["ranks"])
 
 
 def test_build_without_data_takes_a_length_that_the_model_runs_on(tmp_path: Path) -> None:

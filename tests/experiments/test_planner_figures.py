@@ -112,7 +112,7 @@ def planner() -> dict[str, Any]:
         "validation_drop": -0.001,
         "int8_drop": 0.25,
         "test_drop": None,
-        "probes": 7,
+        "trials": 7,
         "cost_source": "roofline",
         "files": {
             "edgepack": file(100, times),

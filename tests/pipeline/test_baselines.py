@@ -15,8 +15,8 @@ from edgepack.cost.model import CLEARLY, MEASURED, STATED
 from edgepack.errors import ModelError
 from edgepack.metrics.drop import Drop
 from edgepack.model.scheme import FileScheme, Scheme
-from edgepack.pipeline.baselines import Baseline, is_automatic, keep_promise, make_baseline, warn_of_clash
-from edgepack.pipeline.evaluate import Attempt
+from edgepack.pipeline.baselines import Baseline, fall_back_to_int8, is_automatic, make_baseline, warn_of_clash
+from edgepack.pipeline.evaluate import FileTrial
 from edgepack.pipeline.evaluator import Evaluator
 from edgepack.pipeline.prepare import Prepared
 from tests.linear_plans import linear_plan
@@ -43,13 +43,13 @@ def test_a_real_baseline(ready: Prepared, evaluator: Evaluator) -> None:
     assert prices[made.scheme] <= min(prices.values()) / CLEARLY
     assert made.fp32_drop is not None
     assert made.fp32_drop.value == 0
-    assert made.int8_drop == evaluator.prover.drop_of(made.int8, "onnx")
+    assert made.int8_drop == evaluator.file_evaluator.drop_of(made.int8, "onnx")
     assert made.is_rival
     assert made.int8.stat().st_size < made.fp32.stat().st_size / 3.5
     assert not replace(made, limit=-1.0).is_rival
-    assert made.promised_bytes == made.int8.stat().st_size
+    assert made.fallback_bytes == made.int8.stat().st_size
     own = replace(made, fp32=made.int8, int8=made.fp32, in_integers=True)  # a file that is smaller than dense int8
-    assert own.promised_bytes == made.int8.stat().st_size
+    assert own.fallback_bytes == made.int8.stat().st_size
 
 
 class Dense:
@@ -99,10 +99,10 @@ def chosen(
     limit: float = 0.5,
 ) -> Baseline:
     asked = options(Path("m.onnx"), target, data=None, max_drop=limit)
-    prover: Any = Answers(drops)
+    file_evaluator: Any = Answers(drops)
     files: Any = Dense()
     prices: Any = Costs(costs)
-    own = replace(evaluator, options=asked, prover=prover, confirmation=None)
+    own = replace(evaluator, options=asked, file_evaluator=file_evaluator, confirmation=None)
     return make_baseline(own, files, prices)
 
 
@@ -162,11 +162,11 @@ def test_the_promise_is_for_what_edgepack_chooses(classifier: Path, changes: dic
     assert is_automatic(options(classifier, **changes)) is expected
 
 
-def attempt(folder: Path, size: int, lost: float = 0.0) -> Attempt:
+def trial(folder: Path, size: int, lost: float = 0.0) -> FileTrial:
     path = folder / "plan.onnx"
     path.write_bytes(bytes(size))
     layer = linear_plan("w1", 4, 4, 1, 1, 0.0, "planned", scheme=FP32)
-    return Attempt("onnx", FileScheme.of(FP32), path, (layer,), (), drop(lost))
+    return FileTrial("onnx", FileScheme.of(FP32), path, (layer,), (), drop(lost))
 
 
 @pytest.fixture
@@ -174,19 +174,19 @@ def rival(ready: Prepared, evaluator: Evaluator) -> Baseline:
     return make_baseline(evaluator, ready.files["onnx"], ready.prices)
 
 
-def kept(ready: Prepared, evaluator: Evaluator, rival: Baseline, made: Attempt, **changes: Any) -> Attempt:
+def kept(ready: Prepared, evaluator: Evaluator, rival: Baseline, made: FileTrial, **changes: Any) -> FileTrial:
     own = replace(evaluator, options=replace(evaluator.options, **changes))
-    return keep_promise(own, ready.files["onnx"], made, rival)
+    return fall_back_to_int8(own, ready.files["onnx"], made, rival)
 
 
 def test_a_smaller_file_stays(ready: Prepared, evaluator: Evaluator, rival: Baseline) -> None:
-    made = attempt(evaluator.workspace.folder, rival.int8.stat().st_size)
+    made = trial(evaluator.workspace.folder, rival.int8.stat().st_size)
     assert kept(ready, evaluator, rival, made) is made
 
 
 def test_a_larger_file_gives_way_to_dense_int8(ready: Prepared, evaluator: Evaluator, rival: Baseline) -> None:
     size = rival.int8.stat().st_size
-    found = kept(ready, evaluator, rival, attempt(evaluator.workspace.folder, size + 1))
+    found = kept(ready, evaluator, rival, trial(evaluator.workspace.folder, size + 1))
     assert found.path == rival.int8
     assert found.scheme == FileScheme.of(rival.scheme)
     assert found.sound
@@ -199,7 +199,7 @@ def test_a_plan_over_the_budget_gives_way_to_dense_int8_within_it(
     ready: Prepared, evaluator: Evaluator, rival: Baseline
 ) -> None:
     assert rival.int8_stated is not None
-    found = kept(ready, evaluator, rival, attempt(evaluator.workspace.folder, 100, lost=3.0), max_drop=0.5)
+    found = kept(ready, evaluator, rival, trial(evaluator.workspace.folder, 100, lost=3.0), max_drop=0.5)
     assert found.path == rival.int8
     assert found.layers[0].reason == f"the best plan may drop 3.00, dense int8 {rival.int8_stated.bound:.2f}"
 
@@ -211,14 +211,14 @@ def test_a_plan_over_the_budget_gives_way_to_dense_int8_within_it(
 def test_dense_int8_that_is_over_a_limit_is_no_way_out(
     ready: Prepared, evaluator: Evaluator, rival: Baseline, changes: dict[str, Any], lost: float
 ) -> None:
-    made = attempt(evaluator.workspace.folder, 100, lost=lost)
+    made = trial(evaluator.workspace.folder, 100, lost=lost)
     assert kept(ready, evaluator, rival, made, max_drop=0.5, **changes) is made
 
 
 def test_a_rival_over_the_budget_and_what_was_asked_for_change_nothing(
     ready: Prepared, evaluator: Evaluator, rival: Baseline
 ) -> None:
-    made = attempt(evaluator.workspace.folder, 10_000_000)
+    made = trial(evaluator.workspace.folder, 10_000_000)
     assert kept(ready, evaluator, replace(rival, int8_drop=drop(9.0)), made) is made
     assert kept(ready, evaluator, rival, made, precision="fp32") is made
     assert kept(ready, evaluator, rival, made, rank=8) is made
@@ -230,13 +230,15 @@ def test_on_this_machine_a_slower_file_gives_way(
 ) -> None:
     monkeypatch.setattr(Evaluator, "turns_s", lambda *_: {"pack": [ratio] * 15, "dense int8": [1.0] * 15})
     here = options(Path("m.onnx"), "host", data=None)
-    made = attempt(evaluator.workspace.folder, 100)
-    found = keep_promise(replace(evaluator, options=here), ready.files["onnx"], made, rival)
+    made = trial(evaluator.workspace.folder, 100)
+    found = fall_back_to_int8(replace(evaluator, options=here), ready.files["onnx"], made, rival)
     assert (found is made) is stays
     if not stays:
         assert found.layers[0].reason == f"the plan took {ratio:.2f} times as long as dense int8 here"
     tight = replace(here, max_size_bytes=50_000)
-    assert keep_promise(replace(evaluator, options=tight), ready.files["onnx"], made, rival) is made, "it would not fit"
+    assert fall_back_to_int8(replace(evaluator, options=tight), ready.files["onnx"], made, rival) is made, (
+        "it would not fit"
+    )
 
 
 @pytest.mark.parametrize(
@@ -258,7 +260,7 @@ def test_a_source_that_is_smaller_but_slower_than_dense_int8_is_told(
     source.write_bytes(bytes(changes.pop("given", 2000)))
     given = replace(rival, fp32=source, in_integers=True)
     here = replace(evaluator, options=options(Path("m.onnx"), "host", data=None, **changes))
-    warn_of_clash(here, attempt(evaluator.workspace.folder, 1000), given, ready.prices)
+    warn_of_clash(here, trial(evaluator.workspace.folder, 1000), given, ready.prices)
     lines = [line for line in evaluator.workspace.warnings if "size wins" in line]
     assert len(lines) == said
     if said:

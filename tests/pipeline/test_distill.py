@@ -20,7 +20,7 @@ from edgepack.model.types import Proof
 from edgepack.pipeline import search
 from edgepack.pipeline.build import build
 from edgepack.pipeline.distill import Recovery
-from edgepack.pipeline.evaluate import Attempt
+from edgepack.pipeline.evaluate import FileTrial
 from edgepack.pipeline.prepare import Prepared
 from edgepack.quantize.grids import WeightGrid
 from edgepack.report.build import build_report
@@ -131,15 +131,15 @@ def test_training_that_makes_nothing_better_leaves_the_file_as_it_was(
 
 
 def test_a_trained_file_is_taken_where_it_is_sound_and_loses_no_more() -> None:
-    def attempt(bound: float, *, sound: bool = True) -> Attempt:
+    def trial(bound: float, *, sound: bool = True) -> FileTrial:
         drop = Drop("accuracy", 99.0, 98.0, bound, bound, 0.1, 100)
-        return Attempt("onnx", FileScheme.of(FP32), Path("m"), (), (Proof("same-outputs", sound, ""),), drop)
+        return FileTrial("onnx", FileScheme.of(FP32), Path("m"), (), (Proof("same-outputs", sound, ""),), drop)
 
-    assert search._better(attempt(0.2), attempt(0.3))
-    assert search._better(attempt(0.3), attempt(0.3))
-    assert not search._better(attempt(0.4), attempt(0.3))
-    assert not search._better(attempt(0.1, sound=False), attempt(0.3))
-    assert search._better(attempt(0.4), attempt(0.3, sound=False))
+    assert search._better(trial(0.2), trial(0.3))
+    assert search._better(trial(0.3), trial(0.3))
+    assert not search._better(trial(0.4), trial(0.3))
+    assert not search._better(trial(0.1, sound=False), trial(0.3))
+    assert search._better(trial(0.4), trial(0.3, sound=False))
 
 
 def test_weights_in_four_bits_are_written_as_they_were_trained(

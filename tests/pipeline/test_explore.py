@@ -16,7 +16,7 @@ from edgepack.metrics.drop import Drop
 from edgepack.model.scheme import FileScheme
 from edgepack.pipeline.build import build
 from edgepack.pipeline.explore import AIMS, PER_AIM, PER_PRECISION, Exploration, ExploredRow, _on_front, explore
-from edgepack.pipeline.search import Probe
+from edgepack.pipeline.search import PlanTrial
 from edgepack.report.build import explored_report
 from edgepack.workspace import Cache, file_digest
 from tests.pipeline.small_builds import options
@@ -81,8 +81,8 @@ def test_the_front_against_all_pairs(found: Exploration) -> None:
     assert any(row.on_front for row in found.rows)
 
 
-def made(value: float, latency: float, size: int) -> Probe:
-    return Probe(
+def made(value: float, latency: float, size: int) -> PlanTrial:
+    return PlanTrial(
         "onnx",
         FileScheme.of(FP32),
         (),
@@ -104,7 +104,7 @@ def made(value: float, latency: float, size: int) -> Probe:
     ],
     ids=["alone", "an equal", "smaller", "larger", "better"],
 )
-def test_the_front_of_small_sets(others: Sequence[Probe], expected: bool) -> None:
+def test_the_front_of_small_sets(others: Sequence[PlanTrial], expected: bool) -> None:
     own = made(1.0, 1.0, 10)
     assert _on_front(own, [own, *others]) is expected
 

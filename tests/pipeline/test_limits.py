@@ -18,7 +18,7 @@ from edgepack.pipeline.baselines import peak_ram_bytes
 from edgepack.pipeline.build import build
 from edgepack.pipeline.limits import Rest
 from edgepack.pipeline.options import parse_duration, parse_size
-from edgepack.pipeline.pareto import make_ladder
+from edgepack.pipeline.pareto import make_front
 from edgepack.pipeline.prepare import Prepared, prepared
 from edgepack.plan.solve import Bounds, Infeasible
 from edgepack.workspace import Cache, Workspace, silent
@@ -125,7 +125,7 @@ def test_under_a_size_limit_ranks_and_bits_are_chosen_together(classifier: Path,
         asked = options(classifier, "jetson-nano", precision=precision)
         with prepared(asked, Cache(warm_cache), silent) as made:
             all_candidates, spectra = made.all_candidates["onnx"], made.evaluator.spectra
-            steps = make_ladder(all_candidates, spectra, Bounds(size_bytes=24_000), REST, silent)
+            steps = make_front(all_candidates, spectra, Bounds(size_bytes=24_000), REST, silent)
         assert not isinstance(steps, Infeasible)
         assert all(step.size_bytes <= 24_000 for step in steps)
         found[precision] = steps[0]
@@ -164,7 +164,7 @@ def test_a_file_larger_than_predicted_draws_the_bounds_in(
     evaluator = replace(working_in(tmp_path, ready.evaluator, options=asked), aim="latency")
     if not met:
         monkeypatch.setattr(search, "TIGHTENINGS", 1)
-    rival: Any = SimpleNamespace(promised_bytes=1_000_000, is_rival=True, is_source=False)
+    rival: Any = SimpleNamespace(fallback_bytes=1_000_000, is_rival=True, is_source=False)
     wide = [
         tuple(one for one in layer_candidates.candidates if not one.scheme.priced_like)
         for layer_candidates in ready.all_candidates["onnx"]
@@ -174,7 +174,7 @@ def test_a_file_larger_than_predicted_draws_the_bounds_in(
         for layer_candidates, found in zip(ready.all_candidates["onnx"], wide, strict=True)
     ]
     made = search.plan(evaluator, ready.files["onnx"], all_candidates, ready.prices, rival, deadline_s=float("inf"))
-    size = made.found.attempt.path.stat().st_size
+    size = made.found.trial.path.stat().st_size
     if met:
         assert made.failure is None
         assert size <= flash
@@ -191,17 +191,17 @@ def test_a_file_larger_than_predicted_draws_the_bounds_in(
 def test_only_what_is_over_counts(ready: Prepared, classifier: Path, tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
     path.write_bytes(b"x" * 5000)
-    attempt: Any = SimpleNamespace(path=path, fmt="onnx")
+    trial: Any = SimpleNamespace(path=path, fmt="onnx")
     found: Sequence[float] = [
-        limits.excess(replace(ready.evaluator, options=options(classifier, max_size_bytes=flash)), attempt).get(
+        limits.excess(replace(ready.evaluator, options=options(classifier, max_size_bytes=flash)), trial).get(
             "size_bytes", 0
         )
         for flash in (4000, 5000, 6000)
     ]
     assert found == [1000, 0, 0]
-    assert limits.excess(replace(ready.evaluator, options=options(classifier)), attempt) == {}
+    assert limits.excess(replace(ready.evaluator, options=options(classifier)), trial) == {}
     slow = replace(ready.evaluator, options=options(classifier, max_latency_s=1e-9))
-    assert limits.excess(slow, attempt) == {}, "another target's latency is not measured here"
+    assert limits.excess(slow, trial) == {}, "another target's latency is not measured here"
 
 
 @pytest.mark.parametrize(("lost", "over"), [(4, False), (5, False), (6, True)])

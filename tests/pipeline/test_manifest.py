@@ -1,4 +1,4 @@
-"""What a manifest says of probes, files and where their figures come from."""
+"""What a manifest says of trials, files and where their figures come from."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from edgepack.pack.manifest import DropEntry, LayerEntry, read_manifest
 from edgepack.pipeline.build import build
 from edgepack.pipeline.manifest import Results, chosen_by, make_manifest
 from edgepack.pipeline.prepare import Prepared
-from edgepack.pipeline.search import Probe
+from edgepack.pipeline.search import PlanTrial
 from edgepack.workspace import Cache, file_digest
 from tests.linear_plans import linear_plan
 from tests.pipeline.small_builds import options
@@ -30,15 +30,17 @@ def layer(name: str, rank: int | None, scheme: Scheme) -> LayerPlan:
     return linear_plan(name, 10, 20, rank, 6, 0.0, "a reason", scheme=scheme)
 
 
-def record_of(ready: Prepared, probes: Sequence[Probe] = ()) -> dict[str, Any]:
-    return make_manifest(ready, probes, Results({}, {}, True, ())).record()
+def record_of(ready: Prepared, plan_trials: Sequence[PlanTrial] = ()) -> dict[str, Any]:
+    return make_manifest(ready, plan_trials, Results({}, {}, True, ())).record()
 
 
 def test_a_probe_carries_its_figures(ready: Prepared) -> None:
     drop = Drop("accuracy", 95.0, 94.5, 0.5, 0.9, 0.25, 256)
-    mixed = Probe("onnx", FileScheme.of(FP32), (layer("a", 3, FP32), layer("b", None, NBITS4)), drop, 0.125, 1e-5, 4321)
+    mixed = PlanTrial(
+        "onnx", FileScheme.of(FP32), (layer("a", 3, FP32), layer("b", None, NBITS4)), drop, 0.125, 1e-5, 4321
+    )
     record = record_of(ready, [mixed])
-    assert record["probes"] == [
+    assert record["trials"] == [
         {
             "format": "onnx",
             "scheme": "mixed",

@@ -1,4 +1,4 @@
-"""The ladder of plans: distinct, monotone, within their bounds, each layer with its reason."""
+"""The front of plans: distinct, monotone, within their bounds, each layer with its reason."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from edgepack.model.types import Aim, Candidate, Spectrum
 from edgepack.pipeline import pareto
 from edgepack.pipeline.candidates import LayerCandidates
 from edgepack.pipeline.limits import Rest
-from edgepack.pipeline.pareto import STEPS, TIE, Corner, Step, corners, make_ladder, nearest, worth
+from edgepack.pipeline.pareto import STEPS, TIE, Corner, Step, corners, make_front, nearest, worth
 from edgepack.pipeline.prepare import Prepared
 from edgepack.plan.solve import Bounds, Infeasible
 from edgepack.workers import workers
@@ -42,10 +42,10 @@ def alike(layers: Sequence[LayerCandidates]) -> dict[str, Spectrum]:
     return {layer_candidates.layer.name: SPECTRUM for layer_candidates in layers}
 
 
-def ladder(
+def front(
     layers: Sequence[LayerCandidates], bounds: Bounds, spectra: Mapping[str, Spectrum] | None = None
 ) -> tuple[Step, ...]:
-    steps = make_ladder(layers, spectra or alike(layers), bounds, NOTHING_BESIDE)
+    steps = make_front(layers, spectra or alike(layers), bounds, NOTHING_BESIDE)
     assert not isinstance(steps, Infeasible), steps
     return steps
 
@@ -86,7 +86,7 @@ def test_steps_against_all_plans(
 ) -> None:
     bounds = bounds_of(layers, size, ram, latency)
     made = all_candidates(*layers)
-    steps = make_ladder(made, alike(made), bounds, NOTHING_BESIDE)
+    steps = make_front(made, alike(made), bounds, NOTHING_BESIDE)
     plans = [Step((), *(sum(map(float, column)) for column in _columns(p))) for p in product(*layers)]  # type: ignore[arg-type]
     fitting = [plan for plan in plans if meets(plan, bounds)]
     if isinstance(steps, Infeasible):
@@ -126,7 +126,7 @@ def test_the_nearest_plan_is_within_all_other_bounds_and_least_in_one(
     bounds = bounds_of(layers, size, ram, latency)
     made = all_candidates(*layers)
     spectra = alike(made)
-    why = make_ladder(made, spectra, bounds, NOTHING_BESIDE)
+    why = make_front(made, spectra, bounds, NOTHING_BESIDE)
     if not isinstance(why, Infeasible):
         return
     step = nearest(made, spectra, bounds, why)
@@ -143,7 +143,7 @@ def test_bounds_that_only_conflict_in_pairs() -> None:
     """Each bound can be met, but no two of them: there still is a plan to show."""
     made = all_candidates([candidate(0, 1, 9, 9.0), candidate(0, 9, 1, 9.0), candidate(0, 9, 9, 1.0)])
     bounds = Bounds(None, 5, 5, 5.0)
-    why = make_ladder(made, alike(made), bounds, NOTHING_BESIDE)
+    why = make_front(made, alike(made), bounds, NOTHING_BESIDE)
     assert isinstance(why, Infeasible)
     step = nearest(made, alike(made), bounds, why)
     assert sum([step.size_bytes <= 5, step.ram_bytes <= 5, step.latency_s <= 5]) == 1
@@ -151,7 +151,7 @@ def test_bounds_that_only_conflict_in_pairs() -> None:
 
 def test_infeasible_bounds_say_what_is_least() -> None:
     made = all_candidates([candidate(0, 100, 10, 3.0), candidate(1, 50, 5, 1.0)])
-    why = make_ladder(made, alike(made), Bounds(size_bytes=40, latency_s=2.0), NOTHING_BESIDE)
+    why = make_front(made, alike(made), Bounds(size_bytes=40, latency_s=2.0), NOTHING_BESIDE)
     assert isinstance(why, Infeasible)
     assert why.alone == ("size_bytes",)
     assert why.least["size_bytes"] == 50
@@ -163,7 +163,7 @@ def test_of_equally_fast_plans_the_smaller_one_is_taken() -> None:
     made = all_candidates(
         [candidate(0.0, 100, 100, 1.0), candidate(0.0, 50, 50, 1 + TIE / 2), candidate(0.0, 10, 10, 1.2)]
     )
-    (step,) = ladder(made, Bounds())
+    (step,) = front(made, Bounds())
     assert step.size_bytes == 50
 
 
@@ -171,7 +171,7 @@ def test_what_stands_beside_the_layers_counts_in_a_tie() -> None:
     """Of a whole inference that takes a hundred times as long, a fifth of the layers' time is nothing."""
     made = all_candidates([candidate(0.0, 100, 100, 1.0), candidate(0.0, 10, 10, 1.2)])
     for beside_s, size in ((0.0, 100), (100.0, 10)):
-        steps = make_ladder(made, alike(made), Bounds(), Rest(0, 0, beside_s))
+        steps = make_front(made, alike(made), Bounds(), Rest(0, 0, beside_s))
         assert not isinstance(steps, Infeasible)
         assert [step.size_bytes for step in steps] == [size]
 
@@ -180,7 +180,7 @@ def test_what_stands_beside_the_layers_counts_in_a_tie() -> None:
 @given(instances)
 def test_the_smallest_plans_against_all_plans(layers: list[list[Candidate]]) -> None:
     made = all_candidates(*layers)
-    steps = make_ladder(made, alike(made), Bounds(), NOTHING_BESIDE, aim="size")
+    steps = make_front(made, alike(made), Bounds(), NOTHING_BESIDE, aim="size")
     assert not isinstance(steps, Infeasible)
     plans = [_columns(plan) for plan in product(*layers)]
     assert steps[-1].size_bytes == min(sum(plan[1]) for plan in plans)
@@ -197,7 +197,7 @@ BESIDE = Rest(100, 0, 0.1)
 def test_corners_against_all_plans(layers: list[list[Candidate]], aim: Aim, size: float | None) -> None:
     """Each is no worse in its aim than any plan that loses no more than the chosen one, and better than that one."""
     made, bounds = all_candidates(*layers), bounds_of(layers, size, None, None)
-    steps = make_ladder(made, alike(made), bounds, BESIDE, aim=aim)
+    steps = make_front(made, alike(made), bounds, BESIDE, aim=aim)
     if isinstance(steps, Infeasible):
         return
     chosen = steps[len(steps) // 2]
@@ -217,20 +217,20 @@ def test_corners_against_all_plans(layers: list[list[Candidate]], aim: Aim, size
 
 def test_a_plan_with_no_better_corner_has_its_own_alone() -> None:
     made = all_candidates([candidate(0.0, 10, 10, 1.0), candidate(0.0, 20, 20, 2.0)])
-    (step,) = ladder(made, Bounds())
+    (step,) = front(made, Bounds())
     for aim in get_args(Aim):
         assert corners(made, step.layers, Bounds(), BESIDE, aim) == (Corner(aim, 110, 1.1),)
 
 
 def test_of_a_plan_that_was_repaired_nothing_is_known() -> None:
     made = all_candidates([candidate(0.0, 10, 10, 1.0), candidate(0.0, 20, 20, 0.5)])
-    (step,) = ladder(made, Bounds())
+    (step,) = front(made, Bounds())
     repaired = tuple(replace(layer, predicted=None) for layer in step.layers)
     assert corners(made, repaired, Bounds(), BESIDE, "latency") == ()
 
 
 def test_a_real_model_has_steps_with_reasons(ready: Prepared) -> None:
-    steps = ladder(ready.all_candidates["onnx"], Bounds(), ready.evaluator.spectra)
+    steps = front(ready.all_candidates["onnx"], Bounds(), ready.evaluator.spectra)
     assert len(steps) >= 5
     for before, after in pairwise(steps):
         assert before.loss < after.loss
@@ -254,7 +254,7 @@ def test_a_real_model_has_steps_with_reasons(ready: Prepared) -> None:
 
 def test_a_bound_on_bytes_moves_the_whole_ladder(ready: Prepared) -> None:
     loose, tight = (
-        ladder(ready.all_candidates["onnx"], bounds, ready.evaluator.spectra)
+        front(ready.all_candidates["onnx"], bounds, ready.evaluator.spectra)
         for bounds in (Bounds(), Bounds(size_bytes=150_000))
     )
     assert max(step.size_bytes for step in tight) <= 150_000 < max(step.size_bytes for step in loose)
@@ -266,10 +266,10 @@ def test_plans_that_other_processes_find_are_the_same(aim: Aim, monkeypatch: pyt
     rng = np.random.default_rng(0)
     layers = [[candidate(*rng.integers(1, 1000, 4).tolist()) for _ in range(12)] for _ in range(6)]
     made = all_candidates(*layers)
-    alone = make_ladder(made, alike(made), Bounds(), BESIDE, aim=aim)
+    alone = make_front(made, alike(made), Bounds(), BESIDE, aim=aim)
     monkeypatch.setattr(pareto, "CANDIDATE_FLOPS", 1e12)
     with workers() as crew:
-        spread = make_ladder(made, alike(made), Bounds(), BESIDE, aim=aim, workers=crew)
+        spread = make_front(made, alike(made), Bounds(), BESIDE, aim=aim, workers=crew)
         assert isinstance(crew, LocalProcesses)
         assert (len(crew.processes) > 1) == (crew.slots > 1)
     assert spread == alone

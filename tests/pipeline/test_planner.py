@@ -43,7 +43,7 @@ def planned(ready: Prepared, evaluator: Evaluator, baseline: Baseline, **kw: Any
 
 
 def size_of(made: Planned) -> int:
-    return made.found.attempt.path.stat().st_size
+    return made.found.trial.path.stat().st_size
 
 
 @pytest.mark.parametrize("limit", [0.5, 30.0])
@@ -55,20 +55,20 @@ def test_never_larger_than_dense_int8_and_within_the_budget(
     evaluator = evaluator_with(ready, classifier, work, max_drop=limit)
     made = planned(ready, evaluator, baseline)
     assert made.failure is None
-    assert made.found.attempt.lost <= limit
-    assert made.found.attempt.sound
+    assert made.found.trial.lost <= limit
+    assert made.found.trial.sound
     assert size_of(made) <= 1.01 * baseline.int8.stat().st_size
-    good = [probe for probe in made.found.probes if probe.drop.bound <= limit]
-    own = sum(layer.predicted.latency_s for layer in made.found.attempt.layers if layer.predicted)
-    assert own == pytest.approx(min(probe.latency_s for probe in good)), "the fastest of all that were probed"
-    assert made.loss == pytest.approx(sum(one.predicted.loss for one in made.found.attempt.layers if one.predicted))
+    good = [plan_trial for plan_trial in made.found.plan_trials if plan_trial.drop.bound <= limit]
+    own = sum(layer.predicted.latency_s for layer in made.found.trial.layers if layer.predicted)
+    assert own == pytest.approx(min(plan_trial.latency_s for plan_trial in good)), "the fastest of all that were tried"
+    assert made.loss == pytest.approx(sum(one.predicted.loss for one in made.found.trial.layers if one.predicted))
 
 
 def test_a_larger_budget_is_never_slower(ready: Prepared, classifier: Path, work: Path, baseline: Baseline) -> None:
     latencies = []
     for limit in (0.5, 60.0):
         made = planned(ready, evaluator_with(ready, classifier, work, max_drop=limit), baseline)
-        latencies.append(sum(one.predicted.latency_s for one in made.found.attempt.layers if one.predicted))
+        latencies.append(sum(one.predicted.latency_s for one in made.found.trial.layers if one.predicted))
     assert latencies[1] < latencies[0]
 
 
@@ -77,7 +77,7 @@ def test_where_int8_misses_the_budget_a_plan_of_its_size_still_comes_first(
 ) -> None:
     bad = replace(baseline, int8_drop=Drop("accuracy", 94.5, 80.0, 14.5, 16.0, 1.0, 256))
     made = planned(ready, evaluator_with(ready, classifier, work, max_drop=0.5), bad)
-    assert made.found.attempt.lost <= 0.5
+    assert made.found.trial.lost <= 0.5
     assert size_of(made) <= 1.01 * baseline.int8.stat().st_size
 
 
@@ -114,12 +114,14 @@ def test_a_promise_that_no_plan_within_the_budget_can_keep_gives_way(
     rival = replace(baseline, limit=0.5)
     made = plan(evaluator, ready.files["onnx"], precise, ready.prices, rival, deadline_s=NEVER)
     assert made.failure is None
-    assert made.found.attempt.lost <= 0.5
+    assert made.found.trial.lost <= 0.5
     assert size_of(made) > baseline.int8.stat().st_size
-    assert made.found.attempt.path.is_file()
-    losses = [probe.loss for probe in made.found.probes]
+    assert made.found.trial.path.is_file()
+    losses = [plan_trial.loss for plan_trial in made.found.plan_trials]
     assert losses == sorted(losses)
-    assert len({tuple((one.scheme, one.rank) for one in probe.layers) for probe in made.found.probes}) == len(losses)
+    assert len(
+        {tuple((one.scheme, one.rank) for one in plan_trial.layers) for plan_trial in made.found.plan_trials}
+    ) == len(losses)
 
 
 def test_a_budget_that_nothing_meets_gives_the_closest_file(
@@ -137,20 +139,22 @@ def test_a_budget_that_nothing_meets_gives_the_closest_file(
     rival = replace(baseline, limit=0.5)
     made = plan(evaluator, ready.files["onnx"], lossy, ready.prices, rival, deadline_s=NEVER)
     assert made.failure is None, "which layers are to blame is said elsewhere"
-    assert made.found.attempt.lost > 0.5
-    validated = made.found.attempt.drop
+    assert made.found.trial.lost > 0.5
+    validated = made.found.trial.drop
     assert validated is not None
-    assert validated.bound <= 1.05 * min(probe.drop.bound for probe in made.found.probes), "on the same samples"
-    assert made.found.attempt.path.is_file()
+    assert validated.bound <= 1.05 * min(plan_trial.drop.bound for plan_trial in made.found.plan_trials), (
+        "on the same samples"
+    )
+    assert made.found.trial.path.is_file()
 
 
 def test_the_time_ends_the_search_with_a_file(
     ready: Prepared, classifier: Path, work: Path, baseline: Baseline
 ) -> None:
     made = planned(ready, evaluator_with(ready, classifier, work, max_drop=30.0), baseline, deadline_s=0.0)
-    assert len(made.found.probes) <= 2, "one per ladder"
-    assert made.found.attempt.path.is_file()
-    assert made.found.attempt.sound
+    assert len(made.found.plan_trials) <= 2, "one per ladder"
+    assert made.found.trial.path.is_file()
+    assert made.found.trial.sound
 
 
 def test_a_second_search_emits_only_its_file(
@@ -159,9 +163,9 @@ def test_a_second_search_emits_only_its_file(
     evaluator = evaluator_with(ready, classifier, work, max_drop=12.0)
     first = planned(ready, evaluator, baseline)
     asked: list[Path] = []
-    monkeypatch.setattr(evaluator.prover, "drop_of", lambda path, fmt: asked.append(path))
+    monkeypatch.setattr(evaluator.file_evaluator, "drop_of", lambda path, fmt: asked.append(path))
     again = planned(ready, evaluator, baseline)
-    assert asked == [], "every probe is known"
-    assert again.found.attempt.layers == first.found.attempt.layers
-    assert again.found.probes == first.found.probes
-    assert [path.name for path in work.glob("*.onnx")] == [again.found.attempt.path.name]
+    assert asked == [], "every trial is known"
+    assert again.found.trial.layers == first.found.trial.layers
+    assert again.found.plan_trials == first.found.plan_trials
+    assert [path.name for path in work.glob("*.onnx")] == [again.found.trial.path.name]

@@ -1,4 +1,4 @@
-"""The search along a ladder, with files that only note what was written and a prover that says what each one loses."""
+"""The search along the front, with files that only note what was written and an evaluator that says what each loses."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from edgepack.model.scheme import FileScheme, Scheme
 from edgepack.model.types import LayerPlan, Proof, Spectrum
 from edgepack.pipeline.activations import Covariances, Subject
 from edgepack.pipeline.analysis import Analysis
-from edgepack.pipeline.evaluate import Attempt
+from edgepack.pipeline.evaluate import FileTrial
 from edgepack.pipeline.evaluator import Evaluator
 from edgepack.pipeline.gradients import Sensitivity
 from edgepack.pipeline.limits import Rest
@@ -61,7 +61,7 @@ class Files:
 
     fmt = "onnx"
 
-    probe_scheme = FileScheme.of(INT8_DYNAMIC)
+    trial_scheme = FileScheme.of(INT8_DYNAMIC)
 
     def __init__(
         self,
@@ -90,42 +90,42 @@ class Files:
         return dict(factors)
 
 
-class Prover:
-    """Drops by the content of a file, first of probes, then of attempts where they differ; `broken` fail a proof."""
+class FileEvaluator:
+    """Drops by the content of a file, of plans, then of emitted files where they differ; `broken` fail a proof."""
 
     def __init__(
         self,
-        probed: Mapping[str, float],
-        attempted: Mapping[str, float] | None = None,
+        tried: Mapping[str, float],
+        tried: Mapping[str, float] | None = None,
         broken: Sequence[str] = (),
         refused: Sequence[str] = (),
         has_data: bool = True,
     ) -> None:
-        self.probed, self.attempted = probed, {**probed, **(attempted or {})}
+        self.tried, self.tried = tried, {**tried, **(tried or {})}
         self.broken, self.refused = broken, refused
         self.validation = SimpleNamespace(metric="agreement", has_data=has_data)
 
     def drop_of(self, path: Path, fmt: str) -> Drop:
-        return drop(self.probed[path.read_text()])
+        return drop(self.tried[path.read_text()])
 
-    def attempt(
+    def trial(
         self,
         files: Files,
         plan: tuple[LayerPlan, ...],
         factors: Mapping[str, Replacement],
         scheme: FileScheme,
         out: Path,
-    ) -> Attempt:
+    ) -> FileTrial:
         files.write(factors, scheme, out)
         if out.read_text() in self.refused:
             raise ModelError("the runtime refuses it")
         proof = Proof("outputs", out.read_text() not in self.broken, "far from the reference")
-        found = drop(self.attempted[out.read_text()]) if self.validation.has_data else None
-        return Attempt("onnx", scheme, out, plan, (proof,), found)
+        found = drop(self.tried[out.read_text()]) if self.validation.has_data else None
+        return FileTrial("onnx", scheme, out, plan, (proof,), found)
 
 
 def made_evaluator(
-    tmp_path: Path, prover: Any, target: str = "rpi4", max_drop: float = 0.5, progress: Progress = silent
+    tmp_path: Path, file_evaluator: Any, target: str = "rpi4", max_drop: float = 0.5, progress: Progress = silent
 ) -> Evaluator:
     asked = options(tmp_path / "m.onnx", target, max_drop=max_drop, data=None)
     workspace = Workspace(Cache(tmp_path / "cache"), tmp_path, progress=progress)
@@ -134,17 +134,22 @@ def made_evaluator(
     sensitivity = Sensitivity(False, None, dict)
     analysis = Analysis(subject, "svd", {LAYER.name: SPECTRUM}, (), unseen, None, sensitivity, 127, "key")
     replacements = Replacements(analysis, Rounder(unseen, "svd", 127, {}, workspace), None, None, NOTHING)
-    return Evaluator(asked, analysis, replacements, prover, None, "latency", "key", workspace)
+    return Evaluator(asked, analysis, replacements, file_evaluator, None, "latency", "key", workspace)
 
 
 def searched(
-    tmp_path: Path, steps: Sequence[Step], prover: Any, files: Files | None = None, limit: float | None = 0.5, **kw: Any
+    tmp_path: Path,
+    steps: Sequence[Step],
+    file_evaluator: Any,
+    files: Files | None = None,
+    limit: float | None = 0.5,
+    **kw: Any,
 ) -> Found:
-    evaluator = made_evaluator(tmp_path, prover, **kw)
+    evaluator = made_evaluator(tmp_path, file_evaluator, **kw)
     return Search(evaluator, files or Files(), NOTHING_BESIDE, NEVER).run(steps, limit)  # type: ignore[arg-type]
 
 
-LADDER = [step(None, 9.0), step(32, 5.0), step(24, 2.0), step(16, 3.0), step(8, 1.0)]
+FRONT = [step(None, 9.0), step(32, 5.0), step(24, 2.0), step(16, 3.0), step(8, 1.0)]
 DROPS = {"int8 dense": 0.0, "int8 32": 0.1, "int8 24": 0.2, "int8 16": 0.4, "int8 8": 3.0}
 
 
@@ -153,45 +158,47 @@ def models(folder: Path) -> list[Path]:
 
 
 def test_the_fastest_within_the_budget_not_the_first_nor_the_most_compressed(tmp_path: Path) -> None:
-    found = searched(tmp_path, LADDER, Prover(DROPS))
-    assert found.attempt.path.read_text() == "int8 24"
-    assert found.attempt.layers[0].rank == 24
-    assert found.attempt.within(0.5)
+    found = searched(tmp_path, FRONT, FileEvaluator(DROPS))
+    assert found.trial.path.read_text() == "int8 24"
+    assert found.trial.layers[0].rank == 24
+    assert found.trial.within(0.5)
     assert found.latency_s == {}
-    assert [probe.loss for probe in found.probes] == sorted(probe.loss for probe in found.probes)
+    assert [plan_trial.loss for plan_trial in found.plan_trials] == sorted(
+        plan_trial.loss for plan_trial in found.plan_trials
+    )
 
 
 def test_of_equally_fast_plans_the_smaller(tmp_path: Path) -> None:
-    ladder = [step(None, 9.0), step(32, 2.0, 500), step(24, 2.0, 400), step(16, 2.0, 600)]
-    assert searched(tmp_path, ladder, Prover(DROPS)).attempt.layers[0].rank == 24
+    front = [step(None, 9.0), step(32, 2.0, 500), step(24, 2.0, 400), step(16, 2.0, 600)]
+    assert searched(tmp_path, front, FileEvaluator(DROPS)).trial.layers[0].rank == 24
 
 
 def test_where_none_is_within_the_budget_the_closest(tmp_path: Path) -> None:
     over = {name: value + 2 for name, value in DROPS.items()}
-    found = searched(tmp_path, LADDER, Prover(over))
-    assert (found.attempt.lost, found.attempt.layers[0].rank) == (2.0, None)
-    assert not found.attempt.within(0.5)
-    assert found.attempt.path.read_text() == "int8 dense"
+    found = searched(tmp_path, FRONT, FileEvaluator(over))
+    assert (found.trial.lost, found.trial.layers[0].rank) == (2.0, None)
+    assert not found.trial.within(0.5)
+    assert found.trial.path.read_text() == "int8 dense"
 
 
 def test_the_closest_by_measurement_not_by_prediction(tmp_path: Path) -> None:
     over = {name: value + 2 for name, value in DROPS.items()} | {"int8 32": 1.5}
-    found = searched(tmp_path, LADDER, Prover(over))
-    assert (found.attempt.lost, found.attempt.layers[0].rank) == (1.5, 32)
-    assert models(tmp_path) == [found.attempt.path]
+    found = searched(tmp_path, FRONT, FileEvaluator(over))
+    assert (found.trial.lost, found.trial.layers[0].rank) == (1.5, 32)
+    assert models(tmp_path) == [found.trial.path]
 
 
 @pytest.mark.parametrize("best", ["24", "16", "dense"])
 def test_of_files_that_lose_more_than_their_probes_the_best_is_kept(tmp_path: Path, best: str) -> None:
-    attempted = dict.fromkeys(DROPS, 2.0) | {f"int8 {best}": 1.0}
-    found = searched(tmp_path, LADDER, Prover(DROPS, attempted))
-    assert found.attempt.path.read_text() == f"int8 {best}"
-    assert found.attempt.lost == 1.0
+    tried = dict.fromkeys(DROPS, 2.0) | {f"int8 {best}": 1.0}
+    found = searched(tmp_path, FRONT, FileEvaluator(DROPS, tried))
+    assert found.trial.path.read_text() == f"int8 {best}"
+    assert found.trial.lost == 1.0
 
 
 def test_a_file_over_the_budget_gives_way_to_the_next_plan(tmp_path: Path) -> None:
-    found = searched(tmp_path, LADDER, Prover(DROPS, {"int8 24": 0.6}))
-    assert found.attempt.layers[0].rank == 16
+    found = searched(tmp_path, FRONT, FileEvaluator(DROPS, {"int8 24": 0.6}))
+    assert found.trial.layers[0].rank == 16
 
 
 @dataclass(frozen=True)
@@ -216,62 +223,62 @@ class KeptBack:
 
 
 def confirmed(tmp_path: Path, kept_back: KeptBack) -> Found:
-    evaluator = replace(made_evaluator(tmp_path, Prover(DROPS)), confirmation=kept_back)  # type: ignore[arg-type]
-    return Search(evaluator, Files(), NOTHING_BESIDE, NEVER).run(LADDER, 0.5)  # type: ignore[arg-type]
+    evaluator = replace(made_evaluator(tmp_path, FileEvaluator(DROPS)), confirmation=kept_back)  # type: ignore[arg-type]
+    return Search(evaluator, Files(), NOTHING_BESIDE, NEVER).run(FRONT, 0.5)  # type: ignore[arg-type]
 
 
 def test_a_plan_that_is_confirmed_is_said_to_drop_what_it_drops_there(tmp_path: Path) -> None:
     found = confirmed(tmp_path, KeptBack({"int8 24": 0.3}))
-    assert found.attempt.layers[0].rank == 24
-    assert found.attempt.drop is not None
-    assert found.attempt.drop.value == 0.2
-    assert found.attempt.stated is not None
-    assert found.attempt.stated.value == 0.3
-    assert found.attempt.within(0.5)
+    assert found.trial.layers[0].rank == 24
+    assert found.trial.drop is not None
+    assert found.trial.drop.value == 0.2
+    assert found.trial.stated is not None
+    assert found.trial.stated.value == 0.3
+    assert found.trial.within(0.5)
 
 
 def test_a_plan_that_is_not_confirmed_gives_way_to_a_milder_one(tmp_path: Path) -> None:
     """The next one loses at most 0.7 times as much by prediction: rank 32 against 24 would not, dense does."""
     found = confirmed(tmp_path, KeptBack({"int8 24": 0.7, "int8 32": 0.1, "int8 dense": 0.0}))
-    assert found.attempt.layers[0].rank is None
-    assert models(tmp_path) == [found.attempt.path]
+    assert found.trial.layers[0].rank is None
+    assert models(tmp_path) == [found.trial.path]
 
 
 def test_where_nothing_is_confirmed_the_closest(tmp_path: Path) -> None:
     found = confirmed(tmp_path, KeptBack({"int8 24": 0.7, "int8 32": 0.9, "int8 dense": 0.8}))
-    assert found.attempt.layers[0].rank == 24
-    assert found.attempt.path.is_file()
-    assert not found.attempt.within(0.5)
+    assert found.trial.layers[0].rank == 24
+    assert found.trial.path.is_file()
+    assert not found.trial.within(0.5)
 
 
 def test_every_look_spends_half_of_the_error_that_is_left(tmp_path: Path) -> None:
     """A bound of 0.5 at 90 % is over it at the 95 % of the first look."""
     found = confirmed(tmp_path, KeptBack({"int8 24": 0.3, "int8 dense": 0.0}, spread=0.2))
-    assert found.attempt.layers[0].rank is None
-    assert found.attempt.stated is not None
-    assert found.attempt.stated.confidence == 0.9
-    assert confirmed(tmp_path, KeptBack({"int8 24": 0.3}, spread=0.15)).attempt.layers[0].rank == 24
+    assert found.trial.layers[0].rank is None
+    assert found.trial.stated is not None
+    assert found.trial.stated.confidence == 0.9
+    assert confirmed(tmp_path, KeptBack({"int8 24": 0.3}, spread=0.15)).trial.layers[0].rank == 24
 
 
 def test_files_that_lost_are_removed(tmp_path: Path) -> None:
-    found = searched(tmp_path, LADDER, Prover(DROPS, {"int8 24": 0.6, "int8 16": 0.6}))
-    assert found.attempt.layers[0].rank == 32
-    assert models(tmp_path) == [found.attempt.path]
+    found = searched(tmp_path, FRONT, FileEvaluator(DROPS, {"int8 24": 0.6, "int8 16": 0.6}))
+    assert found.trial.layers[0].rank == 32
+    assert models(tmp_path) == [found.trial.path]
 
 
 def test_a_broken_file_is_never_taken_and_is_told(tmp_path: Path) -> None:
-    prover = Prover(DROPS, broken=["int8 24"])
-    evaluator = made_evaluator(tmp_path, prover)
-    found = Search(evaluator, Files(), NOTHING_BESIDE, NEVER).run(LADDER, 0.5)  # type: ignore[arg-type]
-    assert found.attempt.layers[0].rank == 16
+    file_evaluator = FileEvaluator(DROPS, broken=["int8 24"])
+    evaluator = made_evaluator(tmp_path, file_evaluator)
+    found = Search(evaluator, Files(), NOTHING_BESIDE, NEVER).run(FRONT, 0.5)  # type: ignore[arg-type]
+    assert found.trial.layers[0].rank == 16
     assert evaluator.workspace.warnings == ("the scheme int8 was dropped: outputs: far from the reference",)
 
 
 def test_a_scheme_that_the_runtime_refuses_is_told(tmp_path: Path) -> None:
-    prover = Prover(DROPS | {"int8+x 24": 0.2}, refused=["int8 24"])
-    evaluator = made_evaluator(tmp_path, prover)
-    found = Search(evaluator, Files(others=(None, OTHERS)), NOTHING_BESIDE, NEVER).run([LADDER[2]], None)  # type: ignore[arg-type]
-    assert found.attempt.scheme == FileScheme(INT8, OTHERS)
+    file_evaluator = FileEvaluator(DROPS | {"int8+x 24": 0.2}, refused=["int8 24"])
+    evaluator = made_evaluator(tmp_path, file_evaluator)
+    found = Search(evaluator, Files(others=(None, OTHERS)), NOTHING_BESIDE, NEVER).run([FRONT[2]], None)  # type: ignore[arg-type]
+    assert found.trial.scheme == FileScheme(INT8, OTHERS)
     assert evaluator.workspace.warnings == ("the scheme int8 cannot be used here: the runtime refuses it",)
 
 
@@ -287,97 +294,97 @@ def test_tables_in_4_bits_are_tried_first_where_there_are_data(
     tmp_path: Path, lost: float, has_data: bool, written: list[str]
 ) -> None:
     files = Files(tables=(("tokens", TABLES4),))
-    searched(tmp_path, [LADDER[2]], Prover(DROPS, {"int8+tables4 24": lost}, has_data=has_data), files)
-    assert files.written == written, "the probe, and then the file"
+    searched(tmp_path, [FRONT[2]], FileEvaluator(DROPS, {"int8+tables4 24": lost}, has_data=has_data), files)
+    assert files.written == written, "the trial, and then the file"
 
 
 def test_where_nothing_is_sound_that_is_a_defect(tmp_path: Path) -> None:
     with pytest.raises(ProofError, match=r"no onnx file of any plan could be written and proved.*far from"):
-        searched(tmp_path, LADDER, Prover(DROPS, broken=list(DROPS)))
+        searched(tmp_path, FRONT, FileEvaluator(DROPS, broken=list(DROPS)))
 
 
 def test_without_a_limit_the_fastest_is_taken_unprobed(tmp_path: Path) -> None:
     files = Files()
-    found = searched(tmp_path, LADDER, Prover(DROPS), files, limit=None)
-    assert found.attempt.layers[0].rank == 8
-    assert found.probes == ()
+    found = searched(tmp_path, FRONT, FileEvaluator(DROPS), files, limit=None)
+    assert found.trial.layers[0].rank == 8
+    assert found.plan_trials == ()
     assert files.written == ["int8 8"]
 
 
 def test_without_data_nothing_is_probed(tmp_path: Path) -> None:
-    found = searched(tmp_path, LADDER, Prover({}, has_data=False))
-    assert found.attempt.layers[0].rank == 8
-    assert found.attempt.drop is None
-    assert found.probes == ()
+    found = searched(tmp_path, FRONT, FileEvaluator({}, has_data=False))
+    assert found.trial.layers[0].rank == 8
+    assert found.trial.drop is None
+    assert found.plan_trials == ()
 
 
 def test_whole_schemes_only_where_all_weights_have_their_width(tmp_path: Path) -> None:
     files = Files(whole=(WHOLE,))
     drops = {"int8-dynamic 8": 1.0, "int8-static 8": 0.1, "int8-dynamic dense": 0.0, "int8-static dense": 0.0}
-    ladder = [step(8, 1.0, scheme=INT8_DYNAMIC)]
-    found = searched(tmp_path, ladder, Prover(drops), files)
-    assert found.attempt.scheme == FileScheme.of(WHOLE), "the dynamic scheme loses too much"
-    assert found.attempt.layers[0].scheme == WHOLE, "the plan says what the file holds"
+    front = [step(8, 1.0, scheme=INT8_DYNAMIC)]
+    found = searched(tmp_path, front, FileEvaluator(drops), files)
+    assert found.trial.scheme == FileScheme.of(WHOLE), "the dynamic scheme loses too much"
+    assert found.trial.layers[0].scheme == WHOLE, "the plan says what the file holds"
     fp32 = Files(whole=(WHOLE,))
-    searched(tmp_path, [step(8, 1.0, scheme=FP32)], Prover({"fp32 8": 9.0}), fp32)
+    searched(tmp_path, [step(8, 1.0, scheme=FP32)], FileEvaluator({"fp32 8": 9.0}), fp32)
     assert {name.split()[0] for name in fp32.written} == {"fp32"}
 
 
 def test_the_ladder_is_bisected_and_not_walked(tmp_path: Path) -> None:
-    ladder = [step(64 - i, 64.0 - i) for i in range(60)]
+    front = [step(64 - i, 64.0 - i) for i in range(60)]
     drops = {f"int8 {64 - i}": (0.0 if i < 20 else 9.0) for i in range(60)}
-    found = searched(tmp_path, ladder, Prover(drops))
-    assert found.attempt.layers[0].rank == 64 - 19
-    assert len(found.probes) <= 14
+    found = searched(tmp_path, front, FileEvaluator(drops))
+    assert found.trial.layers[0].rank == 64 - 19
+    assert len(found.plan_trials) <= 14
 
 
 def test_a_start_is_looked_at_first(tmp_path: Path) -> None:
-    ladder = [step(64 - i, 64.0 - i, loss=float(i)) for i in range(60)]
+    front = [step(64 - i, 64.0 - i, loss=float(i)) for i in range(60)]
     drops = {f"int8 {64 - i}": (0.0 if i < 50 else 9.0) for i in range(60)}
     files = Files()
-    search = Search(made_evaluator(tmp_path, Prover(drops)), files, NOTHING_BESIDE, NEVER, 48.5)  # type: ignore[arg-type]
-    assert search.run(ladder, 0.5).attempt.layers[0].rank == 64 - 49
+    search = Search(made_evaluator(tmp_path, FileEvaluator(drops)), files, NOTHING_BESIDE, NEVER, 48.5)  # type: ignore[arg-type]
+    assert search.run(front, 0.5).trial.layers[0].rank == 64 - 49
     assert files.written[0] == f"int8 {64 - 48}"
 
 
 def test_after_the_deadline_one_probe_decides(tmp_path: Path) -> None:
     files = Files()
-    search = Search(made_evaluator(tmp_path, Prover(DROPS)), files, NOTHING_BESIDE, time.monotonic() - 1)  # type: ignore[arg-type]
-    found = search.run(LADDER, 0.5)
-    assert len(found.probes) == 1
-    assert found.attempt.within(0.5)
-    assert found.attempt.layers == found.probes[0].layers
+    search = Search(made_evaluator(tmp_path, FileEvaluator(DROPS)), files, NOTHING_BESIDE, time.monotonic() - 1)  # type: ignore[arg-type]
+    found = search.run(FRONT, 0.5)
+    assert len(found.plan_trials) == 1
+    assert found.trial.within(0.5)
+    assert found.trial.layers == found.plan_trials[0].layers
 
 
 def test_exploring_probes_every_step(tmp_path: Path) -> None:
-    ladder = [step(64 - i, 64.0 - i) for i in range(40)]
+    front = [step(64 - i, 64.0 - i) for i in range(40)]
     drops = {f"int8 {64 - i}": float(i) for i in range(40)}
-    search = Search(made_evaluator(tmp_path, Prover(drops)), Files(), NOTHING_BESIDE, NEVER)  # type: ignore[arg-type]
-    search.explore(ladder[::8])
-    assert [probe.layers[0].rank for probe in search.probes] == [64, 56, 48, 40, 32]
+    search = Search(made_evaluator(tmp_path, FileEvaluator(drops)), Files(), NOTHING_BESIDE, NEVER)  # type: ignore[arg-type]
+    search.explore(front[::8])
+    assert [plan_trial.layers[0].rank for plan_trial in search.plan_trials] == [64, 56, 48, 40, 32]
 
 
 def test_exploring_ends_with_its_time_and_says_so(tmp_path: Path) -> None:
-    evaluator = made_evaluator(tmp_path, Prover(DROPS))
+    evaluator = made_evaluator(tmp_path, FileEvaluator(DROPS))
     search = Search(evaluator, Files(), NOTHING_BESIDE, time.monotonic() - 1)  # type: ignore[arg-type]
-    search.explore(LADDER)
-    assert [probe.layers[0].rank for probe in search.probes] == [None]
+    search.explore(FRONT)
+    assert [plan_trial.layers[0].rank for plan_trial in search.plan_trials] == [None]
     assert evaluator.workspace.warnings == ("the time ran out before all plans were tried: raise --time-limit",)
 
 
 def test_probes_of_several_ladders_are_all_kept(tmp_path: Path) -> None:
-    """The planner searches one ladder within the promise, and another one where that fails."""
-    search = Search(made_evaluator(tmp_path, Prover(DROPS)), Files(), NOTHING_BESIDE, NEVER)  # type: ignore[arg-type]
-    search.run(LADDER[3:], 0.5)
-    found = search.run(LADDER[:3], 0.5)
-    assert [probe.layers[0].rank for probe in found.probes] == [None, 32, 24, 16, 8]
+    """The planner searches one front within the promise, and another one where that fails."""
+    search = Search(made_evaluator(tmp_path, FileEvaluator(DROPS)), Files(), NOTHING_BESIDE, NEVER)  # type: ignore[arg-type]
+    search.run(FRONT[3:], 0.5)
+    found = search.run(FRONT[:3], 0.5)
+    assert [plan_trial.layers[0].rank for plan_trial in found.plan_trials] == [None, 32, 24, 16, 8]
 
 
 def test_an_interrupted_search_goes_on_where_it_was(tmp_path: Path) -> None:
-    """Every probe is kept as soon as it is there."""
+    """Every trial is kept as soon as it is there."""
     reached: list[str] = []
 
-    class Interrupted(Prover):
+    class Interrupted(FileEvaluator):
         def drop_of(self, path: Path, fmt: str) -> Drop:
             if len(reached) == 2:
                 raise KeyboardInterrupt
@@ -385,19 +392,19 @@ def test_an_interrupted_search_goes_on_where_it_was(tmp_path: Path) -> None:
             return super().drop_of(path, fmt)
 
     with pytest.raises(KeyboardInterrupt):
-        searched(tmp_path, LADDER, Interrupted(DROPS))
+        searched(tmp_path, FRONT, Interrupted(DROPS))
     files = Files()
     asked: list[str] = []
 
-    class Counting(Prover):
+    class Counting(FileEvaluator):
         def drop_of(self, path: Path, fmt: str) -> Drop:
             asked.append(path.read_text())
             return super().drop_of(path, fmt)
 
-    found = searched(tmp_path, LADDER, Counting(DROPS), files)
-    assert found.attempt.layers[0].rank == 24
+    found = searched(tmp_path, FRONT, Counting(DROPS), files)
+    assert found.trial.layers[0].rank == 24
     assert set(asked).isdisjoint(reached)
-    assert len(asked) + len(reached) == len(found.probes)
+    assert len(asked) + len(reached) == len(found.plan_trials)
 
 
 class Measured:
@@ -431,33 +438,33 @@ def measured_by(monkeypatch: pytest.MonkeyPatch, by_content: Mapping[str, float]
 def test_on_this_machine_the_finalists_are_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, latency: dict[str, float], expected: int
 ) -> None:
-    evaluator = made_evaluator(tmp_path, Prover(DROPS), target="host")
+    evaluator = made_evaluator(tmp_path, FileEvaluator(DROPS), target="host")
     measured = measured_by(monkeypatch, latency)
-    found = Search(evaluator, Files(), NOTHING_BESIDE, NEVER).run(LADDER, 0.5)  # type: ignore[arg-type]
+    found = Search(evaluator, Files(), NOTHING_BESIDE, NEVER).run(FRONT, 0.5)  # type: ignore[arg-type]
     assert measured.compared == ["int8 24", "int8 16", "int8 32"], "the fastest by prediction first"
     assert len(measured.compared) == FINALISTS
-    assert found.attempt.layers[0].rank == expected
+    assert found.trial.layers[0].rank == expected
     assert sorted(found.latency_s.values()) == sorted(latency.values())
     assert all(name.endswith(("int8 24", "int8 16", "int8 32")) for name in found.latency_s)
-    assert models(tmp_path) == [found.attempt.path]
+    assert models(tmp_path) == [found.trial.path]
 
 
 def test_on_this_machine_every_variant_of_a_plan_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drops = {"int8-dynamic 8": 0.1, "int8-static 8": 0.1}
-    evaluator = made_evaluator(tmp_path, Prover(drops), target="host")
+    evaluator = made_evaluator(tmp_path, FileEvaluator(drops), target="host")
     measured = measured_by(monkeypatch, {"int8-dynamic 8": 2.0, "int8-static 8": 1.0})
     files: Any = Files(whole=(WHOLE,))
     found = Search(evaluator, files, NOTHING_BESIDE, NEVER).run([step(8, 1.0, scheme=INT8_DYNAMIC)], 0.5)
     assert measured.compared == ["int8-dynamic 8", "int8-static 8"]
-    assert found.attempt.scheme == FileScheme.of(WHOLE)
+    assert found.trial.scheme == FileScheme.of(WHOLE)
 
 
 def test_for_another_target_nothing_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    evaluator = made_evaluator(tmp_path, Prover(DROPS))
+    evaluator = made_evaluator(tmp_path, FileEvaluator(DROPS))
     monkeypatch.setattr(
         Evaluator, "latencies", lambda *_: pytest.fail("this machine says nothing about a Raspberry Pi")
     )
-    assert Search(evaluator, Files(), NOTHING_BESIDE, NEVER).run(LADDER, 0.5).attempt.layers[0].rank == 24  # type: ignore[arg-type]
+    assert Search(evaluator, Files(), NOTHING_BESIDE, NEVER).run(FRONT, 0.5).trial.layers[0].rank == 24  # type: ignore[arg-type]
 
 
 def test_progress_says_what_is_best_so_far(tmp_path: Path) -> None:
@@ -466,8 +473,8 @@ def test_progress_says_what_is_best_so_far(tmp_path: Path) -> None:
     def progress(stage: str, done: int = 0, total: int = 0) -> None:
         said.append(stage)
 
-    evaluator = made_evaluator(tmp_path, Prover(DROPS), progress=progress)
-    Search(evaluator, Files(), NOTHING_BESIDE, NEVER).run(LADDER, 0.5)  # type: ignore[arg-type]
+    evaluator = made_evaluator(tmp_path, FileEvaluator(DROPS), progress=progress)
+    Search(evaluator, Files(), NOTHING_BESIDE, NEVER).run(FRONT, 0.5)  # type: ignore[arg-type]
     assert said[0] == "search onnx"
     assert any(", best so far 2.00 s at a drop of 0.20" in line for line in said)
     assert json.dumps(said)

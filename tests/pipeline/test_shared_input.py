@@ -28,9 +28,9 @@ from edgepack.pipeline.build import build
 from edgepack.pipeline.candidates import LayerCandidates
 from edgepack.pipeline.explore import explore
 from edgepack.pipeline.limits import Rest
-from edgepack.pipeline.pareto import Step, corners, make_ladder
+from edgepack.pipeline.pareto import Step, corners, make_front
 from edgepack.pipeline.prepare import Prepared, prepared
-from edgepack.pipeline.search import probe, with_dense
+from edgepack.pipeline.search import plan_trial, with_dense
 from edgepack.pipeline.shared_input import Group, Member
 from edgepack.plan.solve import Bounds, Infeasible
 from edgepack.quantize.grids import quantize_matrix
@@ -127,8 +127,8 @@ def ready(model: Path, cache: Cache) -> Iterator[Prepared]:
         yield found
 
 
-def ladder(ready: Prepared, all_candidates: tuple[LayerCandidates, ...]) -> tuple[Step, ...]:
-    found = make_ladder(all_candidates, ready.evaluator.spectra, Bounds(), BESIDE, aim="size")
+def front(ready: Prepared, all_candidates: tuple[LayerCandidates, ...]) -> tuple[Step, ...]:
+    found = make_front(all_candidates, ready.evaluator.spectra, Bounds(), BESIDE, aim="size")
     assert not isinstance(found, Infeasible)
     return found
 
@@ -173,8 +173,8 @@ def test_predicted_losses_fall_with_the_rank_and_come_near_those_of_single_ones(
 
 def test_plans_add_up_and_are_smaller_for_it(ready: Prepared) -> None:
     all_candidates = ready.all_candidates["onnx"]
-    steps = ladder(ready, all_candidates)
-    single = ladder(ready, tuple(replace(layer_candidates, shared=None) for layer_candidates in all_candidates))
+    steps = front(ready, all_candidates)
+    single = front(ready, tuple(replace(layer_candidates, shared=None) for layer_candidates in all_candidates))
     assert any(plan.shares for step in steps for plan in step.layers)
     for step in steps:
         predicted = [plan.predicted for plan in step.layers]
@@ -191,9 +191,7 @@ def test_plans_add_up_and_are_smaller_for_it(ready: Prepared) -> None:
 
 
 def sharing(ready: Prepared) -> Step:
-    return next(
-        step for step in ladder(ready, ready.all_candidates["onnx"]) if any(plan.shares for plan in step.layers)
-    )
+    return next(step for step in front(ready, ready.all_candidates["onnx"]) if any(plan.shares for plan in step.layers))
 
 
 @pytest.mark.parametrize("scheme", [FP32, INT8_DYNAMIC], ids=str)
@@ -211,7 +209,7 @@ def test_factors_lie_on_their_grids_with_one_b(ready: Prepared, scheme: Any) -> 
 
 
 def test_a_probe_of_a_plan_with_one_b(ready: Prepared) -> None:
-    found = probe(ready.evaluator, ready.files["onnx"], sharing(ready))
+    found = plan_trial(ready.evaluator, ready.files["onnx"], sharing(ready))
     assert found.drop.value < 5
 
 

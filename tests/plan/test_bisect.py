@@ -1,4 +1,4 @@
-"""The ladder of plans, and the climb that finds the last one within a budget."""
+"""The front of plans, and the climb that finds the last one within a budget."""
 
 from __future__ import annotations
 

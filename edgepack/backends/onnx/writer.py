@@ -170,7 +170,7 @@ class OnnxWriter:
         return self.model.opset_imports.get("", 1)
 
     @property
-    def probe_scheme(self) -> FileScheme:
+    def trial_scheme(self) -> FileScheme:
         """The int8 scheme that needs no calibration and loses least; fp32 where the model's opset is too old for it."""
         return self.rest(INT8_DYNAMIC if self._supports(INT8_DYNAMIC) else FP32)[0]
 

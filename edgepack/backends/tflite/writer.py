@@ -92,8 +92,8 @@ class TfliteWriter:
     table_schemes: tuple[Scheme, ...] = (INT8_DYNAMIC, TABLES4)
 
     @property
-    def probe_scheme(self) -> FileScheme:
-        """See `Writer.probe_scheme`."""
+    def trial_scheme(self) -> FileScheme:
+        """See `Writer.trial_scheme`."""
         return FileScheme.of(INT8_STATIC if self._opened.in_integers else INT8_DYNAMIC)
 
     def with_largest(self, largest: int) -> TfliteWriter:

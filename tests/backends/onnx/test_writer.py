@@ -222,7 +222,7 @@ def test_schemes_of_a_file() -> None:
     assert made.rest(INT8_DYNAMIC) == (FileScheme(INT8_DYNAMIC, WEIGHTS8),)
     assert made.rest(INT8_STATIC) == (FileScheme.of(INT8_STATIC), FileScheme(INT8_STATIC, WEIGHTS8))
     assert made.rest(NBITS4) == (FileScheme(NBITS4, WEIGHTS8),)
-    assert made.probe_scheme == FileScheme(INT8_DYNAMIC, WEIGHTS8)
+    assert made.trial_scheme == FileScheme(INT8_DYNAMIC, WEIGHTS8)
 
 
 @pytest.mark.parametrize(

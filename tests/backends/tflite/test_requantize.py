@@ -126,7 +126,7 @@ def test_factors_compute_in_int8_and_all_else_is_as_it_was(dense_file: Path, tmp
 def test_without_factors_it_is_the_file_that_was_given(dense_file: Path, tmp_path: Path) -> None:
     model = open_model(str(dense_file), tmp_path)
     files = writer_of(model, samples_of(model, 4), tmp_path)
-    written = files.write({}, files.probe_scheme, tmp_path / "out.tflite")
+    written = files.write({}, files.trial_scheme, tmp_path / "out.tflite")
     assert (tmp_path / "out.tflite").read_bytes() == dense_file.read_bytes()
     assert written.schemes == {layer.name: INT8_STATIC for layer in model.layers}
 

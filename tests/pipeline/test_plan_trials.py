@@ -1,4 +1,4 @@
-"""Probes of real plans: emitted once, kept in the cache, told apart by their schemes and ranks."""
+"""Trials of real plans: emitted once, kept in the cache, told apart by their schemes and ranks."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import FileScheme, Scheme
 from edgepack.pipeline.evaluator import Evaluator
 from edgepack.pipeline.limits import Rest
-from edgepack.pipeline.pareto import Step, make_ladder
+from edgepack.pipeline.pareto import Step, make_front
 from edgepack.pipeline.prepare import Prepared, prepared
-from edgepack.pipeline.search import probe, probe_scheme
+from edgepack.pipeline.search import plan_trial, trial_scheme
 from edgepack.plan.solve import Bounds, Infeasible
 from edgepack.workspace import Cache, silent
 from tests.pipeline.small_builds import options, working_in
@@ -62,31 +62,31 @@ def files(ready: Prepared) -> Counted:
 
 @pytest.fixture(scope="module")
 def steps(ready: Prepared) -> tuple[Step, ...]:
-    made = make_ladder(ready.all_candidates["onnx"], ready.evaluator.spectra, Bounds(), Rest(0, 0, 0.0))
+    made = make_front(ready.all_candidates["onnx"], ready.evaluator.spectra, Bounds(), Rest(0, 0, 0.0))
     assert not isinstance(made, Infeasible)
     return made
 
 
 def test_a_plan_is_emitted_once_and_then_known(evaluator: Evaluator, files: Counted, steps: tuple[Step, ...]) -> None:
     step = steps[-1]
-    first = probe(evaluator, files, step)  # type: ignore[arg-type]
-    again = probe(evaluator, files, step)  # type: ignore[arg-type]
+    first = plan_trial(evaluator, files, step)  # type: ignore[arg-type]
+    again = plan_trial(evaluator, files, step)  # type: ignore[arg-type]
     assert first == again
     assert len(files.written) == 1
     scheme, ranks, _ = files.written[0]
-    assert scheme == first.scheme == probe_scheme(evaluator.options, files, step.layers)  # type: ignore[arg-type]
+    assert scheme == first.scheme == trial_scheme(evaluator.options, files, step.layers)  # type: ignore[arg-type]
     assert ranks == {layer.layer: layer.rank for layer in step.layers if layer.rank is not None}
     assert first.drop.samples == 400
     assert (first.loss, first.latency_s, first.layers) == (step.loss, step.latency_s, step.layers)
-    assert list(evaluator.workspace.folder.glob("probe*")) == []
+    assert list(evaluator.workspace.folder.glob("trial*")) == []
 
 
 def test_its_figures_are_those_of_the_file(ready: Prepared, evaluator: Evaluator, steps: tuple[Step, ...]) -> None:
-    found = probe(evaluator, ready.files["onnx"], steps[0])
+    found = plan_trial(evaluator, ready.files["onnx"], steps[0])
     path = evaluator.workspace.folder / "own.onnx"
     ready.files["onnx"].write({}, FileScheme.of(FP32), path)
     assert found.size_bytes == path.stat().st_size
-    assert found.drop == evaluator.prover.drop_of(path, "onnx")
+    assert found.drop == evaluator.file_evaluator.drop_of(path, "onnx")
     assert found.drop.value == 0.0
 
 
@@ -100,9 +100,9 @@ def test_other_schemes_and_ranks_are_other_probes(
     dense = steps[0]
     mixed = replace(dense, layers=(replace(dense.layers[0], scheme=INT8_DYNAMIC), *dense.layers[1:]))
     made = [dense, with_scheme(dense, INT8_DYNAMIC), with_scheme(dense, NBITS4), mixed, steps[-1]]
-    sizes = [probe(evaluator, files, step).size_bytes for step in made]  # type: ignore[arg-type]
+    sizes = [plan_trial(evaluator, files, step).size_bytes for step in made]  # type: ignore[arg-type]
     assert len(files.written) == len(set(sizes)) == len(made)
-    assert [probe(evaluator, files, step).size_bytes for step in made] == sizes  # type: ignore[arg-type]
+    assert [plan_trial(evaluator, files, step).size_bytes for step in made] == sizes  # type: ignore[arg-type]
     assert len(files.written) == len(made)
 
 
@@ -111,9 +111,9 @@ def test_reasons_and_predictions_make_no_other_probe(
 ) -> None:
     """The same plan under another bound has other words, and another target other latencies."""
     step = steps[1]
-    first = probe(evaluator, files, step)  # type: ignore[arg-type]
+    first = plan_trial(evaluator, files, step)  # type: ignore[arg-type]
     other = replace(step, latency_s=1.0, layers=tuple(replace(one, reason="else") for one in step.layers))
-    second = probe(evaluator, files, other)  # type: ignore[arg-type]
+    second = plan_trial(evaluator, files, other)  # type: ignore[arg-type]
     assert len(files.written) == 1
     assert (second.drop, second.size_bytes, second.latency_s) == (first.drop, first.size_bytes, 1.0)
 
@@ -121,15 +121,15 @@ def test_reasons_and_predictions_make_no_other_probe(
 def test_another_build_does_not_take_it(evaluator: Evaluator, files: Counted, steps: tuple[Step, ...]) -> None:
     for key, largest in ((evaluator.key, 127), ("other model", 127), (evaluator.key, 63)):
         analysis = replace(evaluator.analysis, largest=largest)
-        probe(replace(evaluator, key=key, analysis=analysis), files, steps[1])  # type: ignore[arg-type]
+        plan_trial(replace(evaluator, key=key, analysis=analysis), files, steps[1])  # type: ignore[arg-type]
     assert len(files.written) == 3
 
 
 def test_fresh_probes_again(evaluator: Evaluator, files: Counted, steps: tuple[Step, ...]) -> None:
-    first = probe(evaluator, files, steps[1])  # type: ignore[arg-type]
+    first = plan_trial(evaluator, files, steps[1])  # type: ignore[arg-type]
     workspace = evaluator.workspace
     fresh = working_in(workspace.folder, evaluator, cache=Cache(workspace.cache.root, fresh=True))
-    assert probe(fresh, files, steps[1]) == first  # type: ignore[arg-type]
+    assert plan_trial(fresh, files, steps[1]) == first  # type: ignore[arg-type]
     assert len(files.written) == 2
 
 
@@ -137,10 +137,10 @@ def test_an_interrupted_probe_leaves_nothing_behind(
     evaluator: Evaluator, files: Counted, steps: tuple[Step, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(evaluator.prover, "drop_of", _interrupt)
+        patch.setattr(evaluator.file_evaluator, "drop_of", _interrupt)
         with pytest.raises(KeyboardInterrupt):
-            probe(evaluator, files, steps[1])  # type: ignore[arg-type]
-    assert probe(evaluator, files, steps[1]).drop.samples == 400  # type: ignore[arg-type]
+            plan_trial(evaluator, files, steps[1])  # type: ignore[arg-type]
+    assert plan_trial(evaluator, files, steps[1]).drop.samples == 400  # type: ignore[arg-type]
     assert len(files.written) == 2
 
 
@@ -152,7 +152,7 @@ def _interrupt(*_: object) -> None:
 def test_other_labels_or_another_split_are_probed_anew(
     classifier: Path, warm_cache: Path, tmp_path: Path, ready: Prepared, changed: str
 ) -> None:
-    """The validation set decides what a plan loses, so it is a part of what a probe is kept under."""
+    """The validation set decides what a plan loses, so it is a part of what a trial is kept under."""
     import numpy as np
 
     asked = options(classifier)
