@@ -95,18 +95,18 @@ class FileEvaluator:
 
     def __init__(
         self,
-        tried: Mapping[str, float],
-        tried: Mapping[str, float] | None = None,
+        of_plans: Mapping[str, float],
+        of_files: Mapping[str, float] | None = None,
         broken: Sequence[str] = (),
         refused: Sequence[str] = (),
         has_data: bool = True,
     ) -> None:
-        self.tried, self.tried = tried, {**tried, **(tried or {})}
+        self.of_plans, self.of_files = of_plans, {**of_plans, **(of_files or {})}
         self.broken, self.refused = broken, refused
         self.validation = SimpleNamespace(metric="agreement", has_data=has_data)
 
     def drop_of(self, path: Path, fmt: str) -> Drop:
-        return drop(self.tried[path.read_text()])
+        return drop(self.of_plans[path.read_text()])
 
     def trial(
         self,
@@ -120,7 +120,7 @@ class FileEvaluator:
         if out.read_text() in self.refused:
             raise ModelError("the runtime refuses it")
         proof = Proof("outputs", out.read_text() not in self.broken, "far from the reference")
-        found = drop(self.tried[out.read_text()]) if self.validation.has_data else None
+        found = drop(self.of_files[out.read_text()]) if self.validation.has_data else None
         return FileTrial("onnx", scheme, out, plan, (proof,), found)
 
 
@@ -190,8 +190,8 @@ def test_the_closest_by_measurement_not_by_prediction(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("best", ["24", "16", "dense"])
 def test_of_files_that_lose_more_than_their_probes_the_best_is_kept(tmp_path: Path, best: str) -> None:
-    tried = dict.fromkeys(DROPS, 2.0) | {f"int8 {best}": 1.0}
-    found = searched(tmp_path, FRONT, FileEvaluator(DROPS, tried))
+    of_files = dict.fromkeys(DROPS, 2.0) | {f"int8 {best}": 1.0}
+    found = searched(tmp_path, FRONT, FileEvaluator(DROPS, of_files))
     assert found.trial.path.read_text() == f"int8 {best}"
     assert found.trial.lost == 1.0
 
