@@ -36,7 +36,7 @@ def measure_case(case: Case) -> list[dict[str, Any]]:
     options = BuildOptions(model=case.model, target=get_target(TARGET), data=case.data, max_drop=case.max_drop)
     with prepared(options, Cache(), silent) as ready:
         return [
-            {"model": case.name, "format": fmt, "cost_source": ready.prices.source_name(fmt), **row}
+            {"model": case.name, "format": fmt, "cost_source": ready.estimates.source_name(fmt), **row}
             for fmt, all_candidates in ready.all_candidates.items()
             for row in compared([layer_candidates.candidates for layer_candidates in all_candidates])
         ]

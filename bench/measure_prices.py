@@ -28,8 +28,8 @@ from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import FileScheme, Format, Scheme
 from edgepack.model.structure import DENSE, low_rank
 from edgepack.pipeline.datasets import load_data
+from edgepack.pipeline.latency_estimates import LatencyEstimates, make_estimates
 from edgepack.pipeline.pareto import LayerPlans
-from edgepack.pipeline.prices import Prices, make_prices
 from edgepack.quantize.grids import WEIGHT_MAX
 from edgepack.sources import open_model
 from edgepack.targets.file import get_target
@@ -83,25 +83,30 @@ def _files(model: str, rank: int, target: Target, work: Path) -> Iterator[Planne
     opened = open_model(model, work, FORMATS)
     data = load_data(None, opened, model, SEED)
     plans, factors = measure_layer.factored(opened, data, workspace, rank)
-    prices = make_prices(target, opened, data.validation, FORMATS, workspace)
+    estimates = make_estimates(target, opened, data.validation, FORMATS, workspace)
     for fmt in FORMATS:
         with backend(fmt).engine() as engine:
             given = WriterData(data.calibration, example(data.validation, opened.inputs, SEED), WEIGHT_MAX)
             files = backend(fmt).open(opened, given, engine, workspace)
             dense = work / f"dense.{fmt}"
             files.write_dense(dense)
-            beside_s = prices.call_s(fmt) + prices.convolutions_s(fmt, backend(fmt).convolutions(dense))
-            yield from _of_format(files, plans, factors, prices, beside_s, work)
+            beside_s = estimates.call_s(fmt) + estimates.convolutions_s(fmt, backend(fmt).convolutions(dense))
+            yield from _of_format(files, plans, factors, estimates, beside_s, work)
 
 
 def _of_format(
-    files: Writer, plans: LayerPlans, factors: Mapping[str, Replacement], prices: Prices, beside_s: float, work: Path
+    files: Writer,
+    plans: LayerPlans,
+    factors: Mapping[str, Replacement],
+    estimates: LatencyEstimates,
+    beside_s: float,
+    work: Path,
 ) -> Iterator[Planned]:
     structures = {layer.layer: low_rank(factors[layer.layer].rank) for layer in plans if layer.layer in factors}
     for number, schemes in enumerate(_mixtures(files.fmt, len(plans))):
         for kind, own in (("dense", {}), ("pairs", factors)):
             found = [
-                prices.price(plan.layer, structures[plan.layer] if own and plan.layer in own else DENSE, scheme)
+                estimates.estimate(plan.layer, structures[plan.layer] if own and plan.layer in own else DENSE, scheme)
                 for plan, scheme in zip(plans, schemes, strict=True)
             ]
             known = [one.latency_s for one in found if one is not None]

@@ -9,10 +9,10 @@ from edgepack.model.scheme import Format, Scheme
 
 SCHEMES: Mapping[Format, tuple[Scheme, ...]] = {fmt: facts.schemes.layers for fmt, facts in FACTS.items()}
 """What a linear layer can have, dense or factored."""
-PRICED: Mapping[Format, tuple[Scheme, ...]] = {
-    fmt: tuple(scheme for scheme in schemes if scheme.priced_like is None) for fmt, schemes in SCHEMES.items()
+TABULATED: Mapping[Format, tuple[Scheme, ...]] = {
+    fmt: tuple(scheme for scheme in schemes if scheme.estimated_like is None) for fmt, schemes in SCHEMES.items()
 }
-"""Those of them that tables of costs are filled with; all others have the price of one of these."""
+"""Those of them that tables of costs are filled with; all others are estimated by one of these."""
 CORRECTED: Mapping[Format, tuple[Scheme, ...]] = {
     backend: tuple(scheme for scheme in schemes if scheme.correction) for backend, schemes in SCHEMES.items()
 }

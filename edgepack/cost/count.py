@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from edgepack.backends.registry import TOOLS, backend
-from edgepack.backends.schemes import PRICED
+from edgepack.backends.schemes import TABULATED
 from edgepack.cost import layer_files
 from edgepack.cost.emulated import (
     LEVELS,
@@ -264,7 +264,7 @@ def fill_table(
         blank = _blank_table(target, grid, counter)
         known = _known(table_for(target), blank)
         lacking = {
-            fmt: [scheme for scheme in PRICED[fmt] if scheme.name not in known.costs[fmt]] for fmt in target.formats
+            fmt: [scheme for scheme in TABULATED[fmt] if scheme.name not in known.costs[fmt]] for fmt in target.formats
         }
         schemes = [scheme for fmt in target.formats for scheme in lacking[fmt]]
         others = [p for fmt in target.formats for p in held_out_points(grid, fmt, held_out) if p.scheme in schemes]
@@ -320,7 +320,7 @@ def held_out_points(grid: Grid, fmt: Format, count: int = HELD_OUT, seed: int = 
         batch = int(rng.choice([batch for batch in HELD_OUT_BATCHES if batch <= grid.batches[-1]] or grid.batches))
         tiles = min(break_even_rank(rows, columns), grid.ranks[-1]) // RANK_TILE
         rank = RANK_TILE * int(np.exp(rng.uniform(0, np.log(tiles + 0.999)))) if index % 2 and tiles else None
-        points += [linear_point(scheme, rows, columns, rank, batch) for scheme in PRICED[fmt]]
+        points += [linear_point(scheme, rows, columns, rank, batch) for scheme in TABULATED[fmt]]
     return points
 
 

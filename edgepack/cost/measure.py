@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgepack.backends.registry import FACTS, FORMATS, backend
-from edgepack.backends.schemes import CORRECTED, PRICED
+from edgepack.backends.schemes import CORRECTED, TABULATED
 from edgepack.cost.layer_files import layer_files
 from edgepack.cost.measured import (
     STANDARD_GRID,
@@ -285,7 +285,7 @@ def _now() -> str:
 def points_for(
     shapes: Iterable[Shape],
     formats: Iterable[Format] = FORMATS,
-    schemes: Mapping[Format, Sequence[Scheme]] = PRICED,
+    schemes: Mapping[Format, Sequence[Scheme]] = TABULATED,
     *,
     ranks: Mapping[tuple[int, int], Iterable[int]] | None = None,
 ) -> list[Point]:
@@ -331,7 +331,7 @@ def sparse_ranks(rows: int, columns: int) -> list[int]:
 
 def standard_points(formats: Iterable[Format]) -> list[Point]:
     """The standard grid in all schemes: what a device is measured at before a model is known."""
-    found = [point for fmt in formats for scheme in PRICED[fmt] for point in grid_points(STANDARD_GRID, scheme)]
+    found = [point for fmt in formats for scheme in TABULATED[fmt] for point in grid_points(STANDARD_GRID, scheme)]
     return sorted(found, key=near)
 
 

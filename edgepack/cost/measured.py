@@ -14,7 +14,7 @@ from pathlib import Path
 from edgepack.backends.registry import FORMATS, KnownFormat
 from edgepack.backends.schemes import layer_schemes
 from edgepack.cost.emulated import Grid
-from edgepack.cost.model import Price
+from edgepack.cost.model import LatencyEstimate
 from edgepack.errors import InputError
 from edgepack.model.point import Point, is_linear, linear_point, linear_point_in
 from edgepack.model.scheme import Format, Scheme
@@ -144,9 +144,9 @@ class MeasuredTable:
         """See `CostSource`."""
         return f"measured on {self.fingerprint.cores[0] if self.fingerprint.cores else self.fingerprint.arch}"
 
-    def prices(self, points: Sequence[Point]) -> list[Price | None]:
+    def estimates(self, points: Sequence[Point]) -> list[LatencyEstimate | None]:
         """See `CostSource`: exact, else between two measured ranks of the same layer, else on the standard grid."""
-        return [self._price(point) for point in points]
+        return [self._estimate(point) for point in points]
 
     def knows(self, scheme: Scheme) -> bool:
         """See `CostSource`."""
@@ -156,10 +156,10 @@ class MeasuredTable:
         """See `CostSource`; 0 where the format was not measured."""
         return self.calls[fmt].seconds if fmt in self.calls else 0.0
 
-    def _price(self, point: Point) -> Price | None:
+    def _estimate(self, point: Point) -> LatencyEstimate | None:
         entry = self.entries.get(point)
         if entry is not None:
-            return Price(entry.seconds, self.name, entry.error_share)
+            return LatencyEstimate(entry.seconds, self.name, entry.error_share)
         if point in self.refused or not is_linear(point.ops):
             return None
         return self._between_ranks(point) or self._on_grid(point)
@@ -177,22 +177,22 @@ class MeasuredTable:
                 ranks.setdefault(_layer(point), []).append((point.rank, entry))
         return {layer: sorted(found, key=lambda one: one[0]) for layer, found in ranks.items()}
 
-    def _between_ranks(self, point: Point) -> Price | None:
+    def _between_ranks(self, point: Point) -> LatencyEstimate | None:
         """Linear in the rank: both thin matrices are. A kernel's tile costs the same half empty as full."""
         known = self._ranks.get(_layer(point))
         if point.rank is None or known is None:
             return None
         smallest, entry = known[0]
         if point.rank < smallest:
-            return Price(entry.seconds, self.name, entry.error_share, extrapolated=True)
+            return LatencyEstimate(entry.seconds, self.name, entry.error_share, extrapolated=True)
         for (low, less), (high, more) in pairwise(known):
             if low < point.rank < high:
                 share = (point.rank - low) / (high - low)
                 seconds = less.seconds + share * (more.seconds - less.seconds)
-                return Price(seconds, self.name, max(less.error_share, more.error_share))
+                return LatencyEstimate(seconds, self.name, max(less.error_share, more.error_share))
         return None
 
-    def _on_grid(self, point: Point) -> Price | None:
+    def _on_grid(self, point: Point) -> LatencyEstimate | None:
         """Linear in each of out, in, rank and batch where the standard grid encloses the point and was measured."""
         seconds, error = 0.0, GRID_ERROR
         corners = grid_corners(STANDARD_GRID, point)
@@ -202,7 +202,7 @@ class MeasuredTable:
                 return None
             seconds += weight * entry.seconds
             error = max(error, entry.error_share)
-        return Price(seconds, self.name, error) if corners else None
+        return LatencyEstimate(seconds, self.name, error) if corners else None
 
 
 def _layer(point: Point) -> tuple[Scheme, str, int, int, int]:

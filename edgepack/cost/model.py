@@ -40,13 +40,13 @@ calls of a turn, and their median does not show it."""
 
 
 @dataclass(frozen=True)
-class Price:
+class LatencyEstimate:
     """What one inference of one layer takes.
 
     Attributes:
         latency_s: seconds, without the call of the runtime.
         source: where it comes from, for people.
-        error_share: how far off it may usually be, as a share of it: for comparing prices of one source.
+        error_share: how far off it may usually be, as a share of it: for comparing estimates of one source.
         extrapolated: whether the source had to be continued beyond where it has figures.
     """
 
@@ -57,28 +57,28 @@ class Price:
 
 
 class CostSource(Protocol):
-    """Answers what layers cost on one target. Only prices of one source may be compared."""
+    """Answers what layers cost on one target. Only estimates of one source may be compared."""
 
     @property
     def name(self) -> str:
         """What it is, for people."""
 
-    def prices(self, points: Sequence[Point]) -> list[Price | None]:
-        """The price of every point, None where the source has nothing on it."""
+    def estimates(self, points: Sequence[Point]) -> list[LatencyEstimate | None]:
+        """The estimate of every point, None where the source has nothing on it."""
 
     def knows(self, scheme: Scheme) -> bool:
         """Whether it has figures of layers in a scheme, be it that they cannot be run."""
 
     def call_s(self, fmt: Format) -> float:
-        """Seconds of one call of the runtime with next to nothing to compute, which no price contains."""
+        """Seconds of one call of the runtime with next to nothing to compute, which no estimate contains."""
 
 
 @dataclass(frozen=True)
 class EmulatedCosts:
     """An emulated table as the source of costs of one target, on one thread.
 
-    A price is the middle of the bounds on its time (`edgepack.emulator.estimate`). Their width is no part of its error:
-    what the core makes of its instructions, it makes of all schemes and ranks alike.
+    An estimate is the middle of the bounds on its time (`edgepack.emulator.estimate`). Their width is no part of its
+    error: what the core makes of its instructions, it makes of all schemes and ranks alike.
     """
 
     table: CostTable
@@ -89,9 +89,9 @@ class EmulatedCosts:
         """See `CostSource`."""
         return "emulated cost table"
 
-    def prices(self, points: Sequence[Point]) -> list[Price | None]:
+    def estimates(self, points: Sequence[Point]) -> list[LatencyEstimate | None]:
         """See `CostSource`: the middle of the time bounds; none where a constant of the target is not known."""
-        found: list[Price | None] = [None] * len(points)
+        found: list[LatencyEstimate | None] = [None] * len(points)
         kinds: dict[Scheme, list[int]] = {}
         for index, point in enumerate(points):
             if point.structure.is_correction or not is_linear(point.ops):
@@ -102,7 +102,9 @@ class EmulatedCosts:
             for index, one in zip(indices, answers, strict=False):
                 middle = self._middle_s(one.instructions, one.misses)
                 if middle is not None:
-                    found[index] = Price(middle, self.name, self._usual_error(points[index]), one.extrapolated)
+                    found[index] = LatencyEstimate(
+                        middle, self.name, self._usual_error(points[index]), one.extrapolated
+                    )
         return found
 
     def knows(self, scheme: Scheme) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from edgepack.backends.registry import FACTS
-from edgepack.cost.model import Price
+from edgepack.cost.model import LatencyEstimate
 from edgepack.model.point import Point
 from edgepack.model.scheme import INT8_BITS, Format, Scheme
 from edgepack.model.structure import Op
@@ -105,11 +105,11 @@ class Roofline:
         """See `CostSource`."""
         return NOMINAL_NAME if self.nominal else NAME
 
-    def prices(self, points: Sequence[Point]) -> list[Price | None]:
+    def estimates(self, points: Sequence[Point]) -> list[LatencyEstimate | None]:
         """See `CostSource`; None for schemes that are put together from others."""
         error = NOMINAL_ERROR_SHARE if self.nominal else ERROR_SHARE
         return [
-            None if point.structure.is_correction else Price(self.latency_s(point), self.name, error)
+            None if point.structure.is_correction else LatencyEstimate(self.latency_s(point), self.name, error)
             for point in points
         ]
 

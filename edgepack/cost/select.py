@@ -1,4 +1,4 @@
-"""Which source prices a build's layers: the most trusted that can price them all."""
+"""Which source estimates what a build's layers take: the most trusted that knows them all."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from edgepack.backends.schemes import DENSE_INT8
 from edgepack.cost.emulated import table_for
 from edgepack.cost.measured import Fingerprint, MeasuredTable, fingerprint, known_measured, tables_of
-from edgepack.cost.model import CostSource, EmulatedCosts, Price
+from edgepack.cost.model import CostSource, EmulatedCosts, LatencyEstimate
 from edgepack.cost.roofline import ERROR_SHARE, Roofline, roofline
 from edgepack.model.layer import WEIGHT
 from edgepack.model.point import Point, linear_point
@@ -25,7 +25,7 @@ Shape = tuple[int, int, int]
 
 
 def dense_int8(fmt: Format, shapes: Iterable[Shape]) -> list[Point]:
-    """The dense int8 layer of every shape: the points that a source needs before it may price a model."""
+    """The dense int8 layer of every shape: the points that a source needs before it may estimate a model."""
     return [
         linear_point(DENSE_INT8[fmt][0], rows, columns, None, batch) for rows, columns, batch in dict.fromkeys(shapes)
     ]
@@ -34,15 +34,15 @@ def dense_int8(fmt: Format, shapes: Iterable[Shape]) -> list[Point]:
 def cost_source(
     target: Target, fmt: Format, points: Sequence[Point], threads: int = 1, root: Path | None = None
 ) -> CostSource:
-    """The most trusted source that prices all of these points; there always is one.
+    """The most trusted source that knows all of these points; there always is one.
 
-    One source prices all candidates of a format: what is measured and what a data sheet says do not compare. Schemes
+    One source estimates all candidates of a format: what is measured and what a data sheet says do not compare. Schemes
     that the chosen source lacks are no candidates.
 
     Args:
         target: whose layers they are.
         fmt: of the points.
-        points: that have to be priced: `dense_int8` of the model's shapes.
+        points: that have to be known: `dense_int8` of the model's shapes.
         threads: of the inference.
         root: the cache folder, by default the user's.
 
@@ -51,7 +51,7 @@ def cost_source(
         StableDeviceError: the target is this machine and the probe does not run here.
     """
     for source in _trusted(target, fmt, threads, root):
-        if None not in source.prices(points):
+        if None not in source.estimates(points):
             return source
     return roofline(target, threads)
 
@@ -97,45 +97,45 @@ def _version(name: str) -> str:
     return "?"
 
 
-def prices_of(source: CostSource, points: Sequence[Point], sheet: Roofline) -> list[Price | None]:
-    """As `CostSource.prices`, with what the source has nothing on put together or estimated.
+def estimates_of(source: CostSource, points: Sequence[Point], sheet: Roofline) -> list[LatencyEstimate | None]:
+    """As `CostSource.estimates`, with what the source has nothing on put together or estimated.
 
     Corrected layers are the sum of their parts: it leaves out the Add of the two products, and counts what a runtime
-    does around one matrix once too often. A scheme that the source does not know is priced by the one that it names
-    (`Scheme.priced_like`), and the price says so.
+    does around one matrix once too often. A scheme that the source does not know is estimated by the one that it names
+    (`Scheme.estimated_like`), and the estimate says so.
 
     Args:
-        source: of the prices.
-        points: to price.
-        sheet: of the same target: by how much it tells the two schemes apart, the price is changed.
+        source: of the estimates.
+        points: to estimate.
+        sheet: of the same target: by how much it tells the two schemes apart, the estimate is changed.
     """
-    found = source.prices(points)
-    unknown = [index for index, price in enumerate(found) if price is None]
+    found = source.estimates(points)
+    unknown = [index for index, estimate in enumerate(found) if estimate is None]
     corrected = [index for index in unknown if points[index].structure.is_correction]
     if corrected:
-        answers = prices_of(source, [part for index in corrected for part in _parts(points[index])], sheet)
+        answers = estimates_of(source, [part for index in corrected for part in _parts(points[index])], sheet)
         for index, dense, pair in zip(corrected, answers[::2], answers[1::2], strict=True):
             if dense is not None and pair is not None:
                 found[index] = together((dense, pair))
     likes = {index: like for index in unknown if (like := _like(source, points[index])) is not None}
-    known = source.prices(list(likes.values())) if likes else []
-    for (index, like), price in zip(likes.items(), known, strict=True):
-        if price is not None:
-            found[index] = _estimated(price, like.scheme, sheet.latency_s(points[index]) / sheet.latency_s(like))
+    known = source.estimates(list(likes.values())) if likes else []
+    for (index, like), estimate in zip(likes.items(), known, strict=True):
+        if estimate is not None:
+            found[index] = _estimated(estimate, like.scheme, sheet.latency_s(points[index]) / sheet.latency_s(like))
     return found
 
 
 def _like(source: CostSource, point: Point) -> Point | None:
-    """The layer by which one is priced that is in a scheme unknown to the source; None where there is none."""
-    like = point.scheme.priced_like
+    """The layer by which one is estimated that is in a scheme unknown to the source; None where there is none."""
+    like = point.scheme.estimated_like
     if like is None or point.structure.is_correction or source.knows(point.scheme):
         return None
     return replace(point, scheme=like)
 
 
-def _estimated(known: Price, scheme: Scheme, times: float) -> Price:
+def _estimated(known: LatencyEstimate, scheme: Scheme, times: float) -> LatencyEstimate:
     source = f"{known.source}, estimated from {scheme}"
-    return Price(known.latency_s * times, source, max(known.error_share, ERROR_SHARE), extrapolated=True)
+    return LatencyEstimate(known.latency_s * times, source, max(known.error_share, ERROR_SHARE), extrapolated=True)
 
 
 def _parts(point: Point) -> tuple[Point, Point]:
@@ -146,11 +146,11 @@ def _parts(point: Point) -> tuple[Point, Point]:
     return Point(point.scheme, DENSE, tuple(replace(op, role=WEIGHT) for op in base)), factors
 
 
-def together(prices: Sequence[Price]) -> Price:
-    """The price of several layers one after the other, as uncertain as the least certain of them."""
-    return Price(
-        sum(one.latency_s for one in prices),
-        " and ".join(dict.fromkeys(one.source for one in prices)),
-        max(one.error_share for one in prices),
-        any(one.extrapolated for one in prices),
+def together(estimates: Sequence[LatencyEstimate]) -> LatencyEstimate:
+    """The estimate of several layers one after the other, as uncertain as the least certain of them."""
+    return LatencyEstimate(
+        sum(one.latency_s for one in estimates),
+        " and ".join(dict.fromkeys(one.source for one in estimates)),
+        max(one.error_share for one in estimates),
+        any(one.extrapolated for one in estimates),
     )

@@ -44,7 +44,7 @@ class Scheme:
         instructions_per_op: around one matrix, whatever its size.
         saturates: whether some CPUs add its products in too few bits, unless codes stay below `qmax`.
         correction: of low-rank factors that correct a dense matrix in this scheme; None where a layer cannot be both.
-        priced_like: a scheme of the same backend by whose prices this one is estimated where a table of costs has
+        estimated_like: a scheme of the same backend by whose estimates this one is estimated where a table of costs has
             nothing on it; None where it is then not offered.
     """
 
@@ -63,7 +63,7 @@ class Scheme:
     instructions_per_op: float = 0.0
     saturates: bool = False
     correction: Scheme | None = field(default=None, repr=False)
-    priced_like: Scheme | None = field(default=None, repr=False)
+    estimated_like: Scheme | None = field(default=None, repr=False)
 
     def __str__(self) -> str:
         return self.name

@@ -22,8 +22,8 @@ from edgepack.model.structure import DENSE
 from edgepack.model.types import LayerPlan
 from edgepack.pipeline.evaluate import FileTrial
 from edgepack.pipeline.evaluator import Evaluator
+from edgepack.pipeline.latency_estimates import LatencyEstimates
 from edgepack.pipeline.options import BuildOptions
-from edgepack.pipeline.prices import Prices
 from edgepack.plan.candidates import break_even_rank
 from edgepack.units import seconds, size
 from edgepack.workspace import Keyed, Step, Workspace, file_digest
@@ -68,7 +68,7 @@ class Baseline:
         return self.limit is None or all(drop.value <= self.limit for drop in drops)
 
 
-def make_baseline(evaluator: Evaluator, files: Writer, prices: Prices) -> Baseline:
+def make_baseline(evaluator: Evaluator, files: Writer, estimates: LatencyEstimates) -> Baseline:
     """Dense fp32 and dense int8 files of one format.
 
     Raises:
@@ -83,7 +83,7 @@ def make_baseline(evaluator: Evaluator, files: Writer, prices: Prices) -> Baseli
     evaluator.workspace.progress(f"baseline {fmt}")
     fp32 = work / f"baseline.fp32.{fmt}"
     files.write_dense(fp32)
-    schemes, chosen_by = _order(evaluator, files, prices)
+    schemes, chosen_by = _order(evaluator, files, estimates)
     paths = {scheme: work / f"baseline.{scheme}.{fmt}" for scheme in schemes}
     quantizers: dict[Scheme, str] = {}
     drops: dict[Scheme, Drop | None] = {}
@@ -134,16 +134,16 @@ def _stated(evaluator: Evaluator, path: Path, fmt: Format) -> Drop | None:
     return None if confirmation is None else confirmation.drop(confirmation.answers(path, fmt))
 
 
-def _order(evaluator: Evaluator, files: Writer, prices: Prices) -> tuple[tuple[Scheme, ...], str]:
+def _order(evaluator: Evaluator, files: Writer, estimates: LatencyEstimates) -> tuple[tuple[Scheme, ...], str]:
     """Int8 schemes of the dense model, fastest first by the best source before a file is measured, and its name."""
     if files.given_scheme.is_static:  # its own file, with the grids that it came with
         return (files.given_scheme,), model.STATED
     stated = model.preferred(files.fmt, calibrated=files.calibrated)
-    costs = {scheme: prices.dense_latency_s(scheme) for scheme in stated}
+    costs = {scheme: estimates.dense_latency_s(scheme) for scheme in stated}
     known = {scheme: latency for scheme, latency in costs.items() if latency is not None}
     if len(known) < len(stated):
         return stated, model.STATED
-    return model.ordered(known), prices.source_name(files.fmt)
+    return model.ordered(known), estimates.source_name(files.fmt)
 
 
 def _lost(drop: Drop | None) -> float:
@@ -191,7 +191,7 @@ def no_larger_than_source(evaluator: Evaluator, files: Writer, trial: FileTrial,
     return trial
 
 
-def warn_of_clash(evaluator: Evaluator, trial: FileTrial, baseline: Baseline, prices: Prices) -> None:
+def warn_of_clash(evaluator: Evaluator, trial: FileTrial, baseline: Baseline, estimates: LatencyEstimates) -> None:
     """Say where the halves of the promise exclude each other: of a model that was given in fewer bytes than dense int8
     has, no file was found that is no larger than that and no slower than dense int8."""
     given, rival, planned = (path.stat().st_size for path in (baseline.fp32, baseline.int8, trial.path))
@@ -203,12 +203,12 @@ def warn_of_clash(evaluator: Evaluator, trial: FileTrial, baseline: Baseline, pr
         slower = bool(model.slower_by(turns["pack"], turns["dense int8"]))
         own_s, dense_s, by = median(turns["pack"]), median(turns["dense int8"]), model.MEASURED
     else:
-        predicted = [_predicted_s(plan, trial.scheme, prices) for plan in trial.layers]
-        dense = prices.dense_latency_s(baseline.scheme)
+        predicted = [_predicted_s(plan, trial.scheme, estimates) for plan in trial.layers]
+        dense = estimates.dense_latency_s(baseline.scheme)
         if dense is None or None in predicted:
             return
         own_s, dense_s = sum(one for one in predicted if one is not None), dense
-        slower, by = own_s > dense_s * (1 + model.NOTICEABLE), f"its layers by the {prices.source_name(trial.fmt)}"
+        slower, by = own_s > dense_s * (1 + model.NOTICEABLE), f"its layers by the {estimates.source_name(trial.fmt)}"
     if slower:
         evaluator.workspace.warn(
             f"{trial.fmt}: no file was found that is no larger than the model as it was given ({size(given)}) and no "
@@ -217,12 +217,12 @@ def warn_of_clash(evaluator: Evaluator, trial: FileTrial, baseline: Baseline, pr
         )
 
 
-def _predicted_s(plan: LayerPlan, scheme: FileScheme, prices: Prices) -> float | None:
+def _predicted_s(plan: LayerPlan, scheme: FileScheme, estimates: LatencyEstimates) -> float | None:
     """Of one layer; None where the source of costs has nothing on it."""
     if plan.predicted is not None:
         return plan.predicted.latency_s
-    price = prices.price(plan.layer, plan.structure, plan.scheme_in(scheme))
-    return None if price is None else price.latency_s
+    estimate = estimates.estimate(plan.layer, plan.structure, plan.scheme_in(scheme))
+    return None if estimate is None else estimate.latency_s
 
 
 def _broken(evaluator: Evaluator, trial: FileTrial, baseline: Baseline) -> str | None:

@@ -224,7 +224,7 @@ def _choose(ready: Prepared) -> Chosen:
     baselines: dict[Format, Baseline] = {}
     for fmt in wanted:
         with leaving_out(fmt, left_out):
-            baselines[fmt] = make_baseline(ready.evaluator, ready.files[fmt], ready.prices)
+            baselines[fmt] = make_baseline(ready.evaluator, ready.files[fmt], ready.estimates)
     planned: dict[Format, Planned] = {}
     trials: dict[Format, FileTrial] = {}
     start: float | None = None
@@ -242,7 +242,7 @@ def _choose(ready: Prepared) -> Chosen:
                     ready.evaluator,
                     files,
                     ready.all_candidates[fmt],
-                    ready.prices,
+                    ready.estimates,
                     baseline,
                     deadline_s=deadline_s,
                     start=start,
@@ -250,7 +250,7 @@ def _choose(ready: Prepared) -> Chosen:
                 start = found.loss
             trial = fall_back_to_int8(ready.evaluator, files, found.found.trial, baseline)
             trials[fmt] = no_larger_than_source(ready.evaluator, files, trial, baseline)
-            warn_of_clash(ready.evaluator, trials[fmt], baseline, ready.prices)
+            warn_of_clash(ready.evaluator, trials[fmt], baseline, ready.estimates)
             planned[fmt] = found
     warn_of_refused(left_out, trials, ready.evaluator.workspace)
     images = _images(ready, trials) if options.archive else {}
@@ -273,7 +273,7 @@ def _entries(
     for fmt, trial in chosen.trials.items():
         name = f"model.{fmt}"
         source, planned = ready.files[fmt].dense_contents, chosen.planned[fmt]
-        by = chosen_by(ready.prices.source_name(fmt), measured=bool(planned.found.latency_s))
+        by = chosen_by(ready.estimates.source_name(fmt), measured=bool(planned.found.latency_s))
         splits = layer_splits(ready.evaluator, ready.files[fmt], trial)
         entry = pack_file(trial, source, by, scores.get(name), splits)
         if trial is planned.found.trial:

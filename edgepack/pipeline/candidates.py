@@ -23,10 +23,10 @@ from edgepack.model.scheme import Format, Scheme, bits_of
 from edgepack.model.structure import DENSE, Structure
 from edgepack.model.types import Candidate
 from edgepack.pipeline.analysis import Analysis
+from edgepack.pipeline.latency_estimates import LatencyEstimates
 from edgepack.pipeline.losses import Losses, predict_losses
 from edgepack.pipeline.method_fits import Alternatives, Fit
 from edgepack.pipeline.options import BuildOptions, PrecisionChoice
-from edgepack.pipeline.prices import Prices
 from edgepack.pipeline.stages import predict_staged_losses
 from edgepack.plan.candidates import AskedRank, WorthwhileRanks
 from edgepack.plan.loss import Wanted
@@ -218,7 +218,7 @@ def _parts(layers: Sequence[Layer], offered: Mapping[str, Offered]) -> dict[str,
 
 
 def make_candidates(
-    files: Writer, layers: Sequence[Layer], offer: Offer, prices: Prices, options: BuildOptions
+    files: Writer, layers: Sequence[Layer], offer: Offer, estimates: LatencyEstimates, options: BuildOptions
 ) -> tuple[LayerCandidates, ...]:
     """The candidates of each layer: every scheme that the options allow, dense and at every rank worth trying.
 
@@ -231,7 +231,7 @@ def make_candidates(
         if own.kept:
             kept = [(files.kept_scheme, DENSE)]
             all_candidates.append(
-                LayerCandidates(layer, tuple(_candidates(files, layer, kept, offer, prices)), own.why_dense)
+                LayerCandidates(layer, tuple(_candidates(files, layer, kept, offer, estimates)), own.why_dense)
             )
             continue
         structures, why_dense = list(own.structures), own.why_dense
@@ -242,16 +242,16 @@ def make_candidates(
         corrected = [structure for structure in structures if structure.is_correction]
         ways += [(scheme, structure) for scheme in files.corrected_schemes() for structure in corrected]
         fits = offer.alternatives.fits.get(layer.name, ())
-        others = tuple(each for fit in fits for each in _others(files, layer, fit, schemes, prices))
+        others = tuple(each for fit in fits for each in _others(files, layer, fit, schemes, estimates))
         if fits and not others and why_dense is None:
             why_dense = "by this method it would take more bytes than dense in 8 bits"
         if others and options.rank != "auto":
             ways = [way for way in ways if way[1].ranks]
-        found = (*_candidates(files, layer, ways, offer, prices), *others)
+        found = (*_candidates(files, layer, ways, offer, estimates), *others)
         if options.precision != "fp32":  # all that is no layer has 8 bits
             found = tuple(_with_states(files.fmt, layer, one) for one in found)
         if not found:
-            source = prices.source_name(files.fmt)
+            source = estimates.source_name(files.fmt)
             raise UsageError(
                 f"--precision {options.precision}: the {source} has no figures for {' or '.join(map(str, schemes))}"
             )
@@ -293,28 +293,28 @@ def _candidates(
     layer: Layer,
     ways: Sequence[tuple[Scheme, Structure]],
     offer: Offer,
-    prices: Prices,
+    estimates: LatencyEstimates,
 ) -> Iterator[Candidate]:
     for scheme, structure in ways:
         loss = 0.0 if structure.is_dense and scheme == files.kept_scheme else offer.loss(layer, scheme, structure)
-        found = _candidate(files, layer, structure, scheme, loss, prices)
+        found = _candidate(files, layer, structure, scheme, loss, estimates)
         if found is not None:
             yield found
 
 
 def _candidate(
-    files: Writer, layer: Layer, structure: Structure, scheme: Scheme, loss: float, prices: Prices
+    files: Writer, layer: Layer, structure: Structure, scheme: Scheme, loss: float, estimates: LatencyEstimates
 ) -> Candidate | None:
     """None where the format cannot hold it, or the source of costs has nothing on it."""
     if files.supports(layer, structure, scheme) is not None:
         return None
-    price = prices.price(layer.name, structure, scheme)
-    if price is None:
+    estimate = estimates.estimate(layer.name, structure, scheme)
+    if estimate is None:
         return None
     ops = kind_of(layer).ops(layer, structure, 1)
     size = size_bytes(scheme, ops, layer.bias) + _table_bytes(files.fmt, layer, structure, scheme)
     ram = resident_bytes(scheme, size)
-    return Candidate(scheme, structure, ops, loss, size, ram, price.latency_s, price.source)
+    return Candidate(scheme, structure, ops, loss, size, ram, estimate.latency_s, estimate.source)
 
 
 def _with_states(fmt: Format, layer: Layer, candidate: Candidate) -> Candidate:
@@ -331,26 +331,28 @@ def _table_bytes(fmt: Format, layer: Layer, structure: Structure, scheme: Scheme
     return table_bytes(scheme if scheme.is_float else DENSE_INT8[fmt][0], layer)
 
 
-def _others(files: Writer, layer: Layer, fit: Fit, schemes: Sequence[Scheme], prices: Prices) -> Iterator[Candidate]:
+def _others(
+    files: Writer, layer: Layer, fit: Fit, schemes: Sequence[Scheme], estimates: LatencyEstimates
+) -> Iterator[Candidate]:
     """What another method made of a layer: in code, or in each scheme that a pair or a matrix can take."""
     part = fit.part
     if not files.takes({layer.name: part}):
         return
     if part.structure.is_constexpr:
-        found = _constexpr(files.fmt, layer, fit, prices)
+        found = _constexpr(files.fmt, layer, fit, estimates)
         if found is not None:
             yield found
         return
     for scheme in schemes:
         if scheme in fit.losses:
-            candidate = _candidate(files, layer, part.structure, scheme, fit.losses[scheme], prices)
+            candidate = _candidate(files, layer, part.structure, scheme, fit.losses[scheme], estimates)
             if candidate is not None:
                 yield replace(candidate, alternative=fit.alternative)
 
 
-def _constexpr(fmt: Format, layer: Layer, fit: Fit, prices: Prices) -> Candidate | None:
+def _constexpr(fmt: Format, layer: Layer, fit: Fit, estimates: LatencyEstimates) -> Candidate | None:
     """A layer in code; None where it would be larger than dense int8, or nothing is known of the dense one's cost."""
-    dense = prices.price(layer.name, DENSE, FP32[fmt])
+    dense = estimates.estimate(layer.name, DENSE, FP32[fmt])
     if dense is None:
         return None
     part, scheme = fit.part, CONSTEXPR[fmt]

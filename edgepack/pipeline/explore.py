@@ -109,7 +109,7 @@ def _explored(ready: Prepared) -> dict[Format, tuple[Search, tuple[Step, ...]]]:
     evaluator, began = ready.evaluator, time.monotonic()
     found = {}
     for number, (fmt, files) in enumerate(ready.files.items(), start=1):
-        rest = measure_rest(evaluator, files, ready.prices, ready.all_candidates[fmt])
+        rest = measure_rest(evaluator, files, ready.estimates, ready.all_candidates[fmt])
         bounds = user_bounds(evaluator.options, rest)
         steps = _steps(ready, fmt, bounds, rest)
         if isinstance(steps, Infeasible):
@@ -188,7 +188,7 @@ def _row(ready: Prepared, number: int, plan_trial: PlanTrial, on_front: bool) ->
         weights_share=sum(layer.weight_parameters for layer in plan_trial.layers) / dense if dense else 1.0,
         size_bytes=plan_trial.size_bytes,
         latency_s=plan_trial.latency_s,
-        source=ready.prices.source_name(plan_trial.fmt),
+        source=ready.estimates.source_name(plan_trial.fmt),
         drop=plan_trial.drop,
     )
 

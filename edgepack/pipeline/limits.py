@@ -21,8 +21,8 @@ from edgepack.pipeline.baselines import Baseline, is_automatic, peak_ram_bytes
 from edgepack.pipeline.candidates import LayerCandidates
 from edgepack.pipeline.evaluate import FileTrial
 from edgepack.pipeline.evaluator import Evaluator
+from edgepack.pipeline.latency_estimates import LatencyEstimates
 from edgepack.pipeline.options import BuildOptions
-from edgepack.pipeline.prices import Prices
 from edgepack.plan.candidates import file_label
 from edgepack.plan.explain import arrangement
 from edgepack.plan.solve import Bounds, Infeasible, Quantity
@@ -52,7 +52,7 @@ def plain_scheme(options: BuildOptions, files: Writer) -> FileScheme:
 
 
 def measure_rest(
-    evaluator: Evaluator, files: Writer, prices: Prices, all_candidates: Sequence[LayerCandidates] = ()
+    evaluator: Evaluator, files: Writer, estimates: LatencyEstimates, all_candidates: Sequence[LayerCandidates] = ()
 ) -> Rest:
     """What is left of the dense file when its layers are taken off, and the tables that have candidates.
 
@@ -70,17 +70,17 @@ def measure_rest(
     for table in (layer_candidates for layer_candidates in all_candidates if layer_candidates.layer.name not in plain):
         dense = next(one for one in table.candidates if one.structure.is_dense)
         plain[table.layer.name], sizes[table.layer.name] = dense.scheme, dense.size_bytes
-    ram, latency_s = 0, prices.call_s(files.fmt)
+    ram, latency_s = 0, estimates.call_s(files.fmt)
     if evaluator.options.max_memory_bytes is not None:
         held = sum(resident_bytes(plain[name], one) for name, one in sizes.items())
         ram = max(peak_ram_bytes(path, files.fmt, evaluator.workspace) - held, 0)
     if evaluator.measures_here:
         whole = evaluator.latencies({"dense": path}, files.fmt)["dense"]
-        latency_s = max(whole - (prices.dense_latency_s(scheme.layers, plain) or 0.0), 0.0)
+        latency_s = max(whole - (estimates.dense_latency_s(scheme.layers, plain) or 0.0), 0.0)
     rest = max(path.stat().st_size - sum(sizes.values()), 0)
     if not evaluator.measures_here:
         files.write_dense(path)
-        latency_s += prices.convolutions_s(files.fmt, backend(files.fmt).convolutions(path))
+        latency_s += estimates.convolutions_s(files.fmt, backend(files.fmt).convolutions(path))
     path.unlink()
     return Rest(rest, ram, latency_s)
 

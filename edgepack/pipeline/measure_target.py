@@ -15,7 +15,7 @@ from edgepack.devices.device import Device
 from edgepack.errors import ModelError, TargetsError
 from edgepack.model.point import point_record
 from edgepack.model.scheme import Format
-from edgepack.pipeline.prices import layer_uses
+from edgepack.pipeline.latency_estimates import layer_uses
 from edgepack.sources import open_model
 from edgepack.targets.target import Target
 from edgepack.workspace import Progress, silent

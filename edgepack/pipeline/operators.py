@@ -8,9 +8,9 @@ from pathlib import Path
 
 from edgepack.backends.operators import Operator
 from edgepack.backends.registry import FACTS, FORMATS, backend
-from edgepack.cost.model import CLEARLY, CostSource, Price
+from edgepack.cost.model import CLEARLY, CostSource, LatencyEstimate
 from edgepack.cost.roofline import Roofline, roofline
-from edgepack.cost.select import cost_source, dense_int8, prices_of
+from edgepack.cost.select import cost_source, dense_int8, estimates_of
 from edgepack.cost.slow import X86, Slow, slow
 from edgepack.data import example
 from edgepack.errors import UsageError
@@ -38,7 +38,7 @@ class OperatorReport:
         latency_s: of one inference; None where nothing is known of it.
         share: of all that is known.
         slow: why its kernel is slow on the target, and `build` what a build does about it; None where it is not.
-        faster_in: the scheme in which its matrix would take least, by the prices that a build goes by, and
+        faster_in: the scheme in which its matrix would take least, by the estimates that a build goes by, and
             `faster_by` how many times less; None where that is not clear, or it has no single matrix.
     """
 
@@ -61,7 +61,7 @@ class OperatorsReport:
     """All operators of a file.
 
     Attributes:
-        timed_by: where latencies come from; `priced_by` the same of the comparison of schemes.
+        timed_by: where latencies come from; `compared_by` the same of the comparison of schemes.
         latency_s: the sum of those that are known.
         stays: what a build leaves as it is, and why; None where there is nothing of the kind.
     """
@@ -70,7 +70,7 @@ class OperatorsReport:
     format: Format
     target: str
     timed_by: str
-    priced_by: str
+    compared_by: str
     latency_s: float
     operators: tuple[OperatorReport, ...]
     stays: str | None
@@ -80,8 +80,8 @@ class OperatorsReport:
 def inspect_operators(
     options: InspectOptions, target: Target, cache: Cache | None = None, progress: Progress = silent
 ) -> OperatorsReport:
-    """What each operator of an ONNX or TFLite file takes on a target: timed where that is this machine, else priced by
-    the source of costs that a build for it would choose, as far as it goes.
+    """What each operator of an ONNX or TFLite file takes on a target: timed where that is this machine, else estimated
+    by the source of costs that a build for it would choose, as far as it goes.
 
     Raises:
         UsageError: `options.model` is no such file.
@@ -106,18 +106,18 @@ def inspect_operators(
         progress("time operators" if here else "list operators")
         found = backend(fmt).operators(path, feed, timed=here, unsigned=target.arch in X86)
         progress("estimate operators")
-        prices = _Prices.of(target, fmt, found)
-        seconds = [one.seconds if here else prices.latency_s(one) for one in found]
+        estimates = _Estimates.of(target, fmt, found)
+        seconds = [one.seconds if here else estimates.latency_s(one) for one in found]
         total = sum(one for one in seconds if one is not None)
         return OperatorsReport(
             model=str(path),
             format=fmt,
             target=target.name,
-            timed_by=TIMED if here else prices.source.name,
-            priced_by=prices.source.name,
+            timed_by=TIMED if here else estimates.source.name,
+            compared_by=estimates.source.name,
             latency_s=total,
             operators=tuple(
-                _report(one, spent, total, slow(one, fmt, target), prices)
+                _report(one, spent, total, slow(one, fmt, target), estimates)
                 for one, spent in zip(found, seconds, strict=True)
             ),
             stays=opened.fixed or opened.left,
@@ -126,10 +126,10 @@ def inspect_operators(
 
 
 def _report(
-    operator: Operator, seconds: float | None, total: float, why: Slow | None, prices: _Prices
+    operator: Operator, seconds: float | None, total: float, why: Slow | None, estimates: _Estimates
 ) -> OperatorReport:
     first = operator.products[0] if operator.products else None
-    better = prices.better(operator)
+    better = estimates.better(operator)
     return OperatorReport(
         name=operator.name,
         op=operator.kind,
@@ -147,7 +147,7 @@ def _report(
 
 
 @dataclass(frozen=True)
-class _Prices:
+class _Estimates:
     """What matrices take on a target in one format, of one source."""
 
     source: CostSource
@@ -155,21 +155,21 @@ class _Prices:
     fmt: Format
 
     @classmethod
-    def of(cls, target: Target, fmt: Format, operators: Sequence[Operator]) -> _Prices:
+    def of(cls, target: Target, fmt: Format, operators: Sequence[Operator]) -> _Estimates:
         matrices = (as_matrix(op) for one in operators for op in one.products)
         points = dense_int8(fmt, [(op.rows, op.columns, op.vectors) for op in matrices])
         return cls(cost_source(target, fmt, points), roofline(target), fmt)
 
     def latency_s(self, operator: Operator) -> float | None:
         """Of the products of an operator; None of any other, and where the source has nothing on them: depthwise
-        convolutions have kernels of their own, of which no price of a matrix tells."""
+        convolutions have kernels of their own, of which no estimate of a matrix tells."""
         depthwise = any(op.kind == "conv" and op.rows == op.columns == 1 for op in operator.products)
         if operator.scheme is None or not operator.products or depthwise:
             return None
-        prices = self._of([(op, operator.scheme) for op in operator.products])
-        known = [one.latency_s for one in prices if one is not None]
+        estimates = self._of([(op, operator.scheme) for op in operator.products])
+        known = [one.latency_s for one in estimates if one is not None]
         patches = sum(map(copied, operator.products)) * FACTS[self.fmt].patch_value / self.sheet.instructions_s
-        return sum(known) + patches if len(known) == len(prices) else None
+        return sum(known) + patches if len(known) == len(estimates) else None
 
     def better(self, operator: Operator) -> tuple[Scheme, float] | None:
         """The scheme in which the only matrix of an operator takes clearly less, and how many times less."""
@@ -183,8 +183,8 @@ class _Prices:
         least, scheme = min(known, key=lambda one: one[0])
         return (scheme, own.latency_s / least) if least < CLEARLY * own.latency_s else None
 
-    def _of(self, products: Sequence[tuple[Op, Scheme]]) -> list[Price | None]:
-        return prices_of(self.source, [_point(op, scheme) for op, scheme in products], self.sheet)
+    def _of(self, products: Sequence[tuple[Op, Scheme]]) -> list[LatencyEstimate | None]:
+        return estimates_of(self.source, [_point(op, scheme) for op, scheme in products], self.sheet)
 
 
 def _point(op: Op, scheme: Scheme) -> Point:

@@ -36,9 +36,9 @@ from edgepack.pipeline.distill import Recovery, check_distill
 from edgepack.pipeline.evaluate import EvaluationSet, FileEvaluator, check_evaluate, known_by_heart
 from edgepack.pipeline.evaluator import Evaluator
 from edgepack.pipeline.gradients import gradient_kind, weighed
+from edgepack.pipeline.latency_estimates import LatencyEstimates, make_estimates
 from edgepack.pipeline.method_fits import Alternatives, fit_alternatives
 from edgepack.pipeline.options import BuildOptions
-from edgepack.pipeline.prices import Prices, make_prices
 from edgepack.pipeline.recipe_score import RECIPE, check_recipe_metric, recipe_score
 from edgepack.pipeline.refit import Refitter, check_refit
 from edgepack.pipeline.replacements import Replacements
@@ -77,7 +77,7 @@ class Prepared:
     data: Data
     test: Samples | None
     files: Mapping[Format, Writer]
-    prices: Prices
+    estimates: LatencyEstimates
     all_candidates: Mapping[Format, tuple[LayerCandidates, ...]]
     cross_validation: CrossValidation | None
 
@@ -174,7 +174,7 @@ def _prepare(options: BuildOptions, engines: Mapping[Format, Any], workspace: Wo
         layers = without_factors(layers, alternatives)
     _warn_of_methods(options, methods, alternatives, workspace)
     offer = make_offer(analysis, layers, alternatives, tuple(files), workspace, has_data=validation.has_data)
-    prices = make_prices(
+    estimates = make_estimates(
         options.target,
         opened,
         data.validation,
@@ -183,13 +183,15 @@ def _prepare(options: BuildOptions, engines: Mapping[Format, Any], workspace: Wo
         precision=options.precision,
         structures=None if options.rank == "auto" or methods.others else _in_place(layers),
     )
-    all_candidates = {fmt: make_candidates(one, analysis.layers, offer, prices, options) for fmt, one in files.items()}
+    all_candidates = {
+        fmt: make_candidates(one, analysis.layers, offer, estimates, options) for fmt, one in files.items()
+    }
     groups = find_groups(analysis, offer, workspace) if _shares(options, methods, validation) else {}
-    all_candidates = {fmt: with_shared_input(own, files[fmt], groups, prices) for fmt, own in all_candidates.items()}
+    all_candidates = {fmt: with_shared_input(own, files[fmt], groups, estimates) for fmt, own in all_candidates.items()}
     if not opened.in_integers and _plans_tables(options, methods, validation):
         workspace.progress("embedding tables")
         all_candidates = {
-            fmt: own + table_candidates(files[fmt], analysis, prices, validation.metric, workspace)
+            fmt: own + table_candidates(files[fmt], analysis, estimates, validation.metric, workspace)
             for fmt, own in all_candidates.items()
         }
     analysis.sensitivity.forget()  # every loss is predicted
@@ -199,7 +201,7 @@ def _prepare(options: BuildOptions, engines: Mapping[Format, Any], workspace: Wo
     judged = options.metric if recipe is None else recipe.key
     file_key = digest(analysis.key, *validation.reference, validation.samples.labels, judged, options.confidence)
     evaluator = Evaluator(options, analysis, replacements, file_evaluator, confirmation, aim, file_key, workspace)
-    return Prepared(evaluator, data, test, files, prices, all_candidates, validated)
+    return Prepared(evaluator, data, test, files, estimates, all_candidates, validated)
 
 
 def of_any_shape(options: BuildOptions, workspace: Workspace) -> BuildOptions:

@@ -23,9 +23,9 @@ from edgepack.pipeline.candidates import LayerCandidates
 from edgepack.pipeline.distill import Outcome
 from edgepack.pipeline.evaluate import FileTrial
 from edgepack.pipeline.evaluator import Evaluator
+from edgepack.pipeline.latency_estimates import LatencyEstimates
 from edgepack.pipeline.options import BuildOptions
 from edgepack.pipeline.pareto import Choice, Corner, LayerPlans, Step, choices, corners, make_front, nearest, worth
-from edgepack.pipeline.prices import Prices
 from edgepack.pipeline.tables import as_stored
 from edgepack.plan.bisect import climb, within
 from edgepack.plan.candidates import base_scheme, exceptions, file_label
@@ -362,7 +362,7 @@ def plan(
     evaluator: Evaluator,
     files: Writer,
     all_candidates: Sequence[LayerCandidates],
-    prices: Prices,
+    estimates: LatencyEstimates,
     baseline: Baseline,
     *,
     deadline_s: float,
@@ -374,7 +374,7 @@ def plan(
         deadline_s: see `Search`.
         start: predicted loss near which to look first.
     """
-    rest = limits.measure_rest(evaluator, files, prices, all_candidates)
+    rest = limits.measure_rest(evaluator, files, estimates, all_candidates)
     bounds = limits.user_bounds(evaluator.options, rest)
     int8_bounds = limits.bounds_of_dense_int8(evaluator, all_candidates, baseline, bounds, rest)
     search = Search(evaluator, files, rest, deadline_s, start)

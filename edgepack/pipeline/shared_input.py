@@ -28,7 +28,7 @@ from edgepack.pipeline.activations import InputMoments
 from edgepack.pipeline.analysis import Analysis
 from edgepack.pipeline.candidates import LayerCandidates, Offer, SharedWay, SharedWays
 from edgepack.pipeline.decompositions import decompose_views
-from edgepack.pipeline.prices import Prices
+from edgepack.pipeline.latency_estimates import LatencyEstimates
 from edgepack.plan.candidates import rank_choices
 from edgepack.workspace import Workspace, digest
 
@@ -230,19 +230,22 @@ def _stack(analysis: Analysis, members: Sequence[Member], scales: Sequence[float
 
 
 def with_shared_input(
-    all_candidates: Sequence[LayerCandidates], files: Writer, groups: Mapping[tuple[str, ...], Group], prices: Prices
+    all_candidates: Sequence[LayerCandidates],
+    files: Writer,
+    groups: Mapping[tuple[str, ...], Group],
+    estimates: LatencyEstimates,
 ) -> tuple[LayerCandidates, ...]:
     """The candidates, those of the first layer of a group with what its layers could become together in this format."""
     by_name = {layer_candidates.layer.name: layer_candidates for layer_candidates in all_candidates}
     for names, group in groups.items():
-        ways = tuple(_ways(files, group, [by_name[name] for name in names], prices)) if files.shares(names) else ()
+        ways = tuple(_ways(files, group, [by_name[name] for name in names], estimates)) if files.shares(names) else ()
         if ways:
             by_name[names[0]] = replace(by_name[names[0]], shared=SharedWays(names, ways))
     return tuple(by_name.values())
 
 
 def _ways(
-    files: Writer, group: Group, all_candidates: Sequence[LayerCandidates], prices: Prices
+    files: Writer, group: Group, all_candidates: Sequence[LayerCandidates], estimates: LatencyEstimates
 ) -> Iterator[SharedWay]:
     """At every rank worth trying, in every scheme in which each of the layers could have factors of its own."""
     own = [
@@ -251,34 +254,34 @@ def _ways(
     ]
     for scheme in (scheme for scheme in own[0] if all(scheme in schemes for schemes in own)):
         for rank in rank_choices(*group.view.weight.shape):
-            way = _way(files, group, scheme, rank, prices)
+            way = _way(files, group, scheme, rank, estimates)
             if way is not None:
                 yield way
 
 
-def _way(files: Writer, group: Group, scheme: Scheme, rank: int, prices: Prices) -> SharedWay | None:
+def _way(files: Writer, group: Group, scheme: Scheme, rank: int, estimates: LatencyEstimates) -> SharedWay | None:
     """None where the format cannot hold it, or the source of costs has nothing on it."""
     parts, lost = [], group.lost_shares(rank)
     for member, ops, share in zip(group.members, group.ops(rank), lost, strict=True):
         layer, structure = member.layer, shared_input(rank)
-        latency_s = _latency_s(layer, scheme, ops, prices)
+        latency_s = _latency_s(layer, scheme, ops, estimates)
         if latency_s is None or files.supports(layer, structure, scheme) is not None:
             return None
         size = size_bytes(scheme, ops, layer.bias)
-        loss, source = member.loss(scheme, rank, share), prices.source_name(scheme.backend)
+        loss, source = member.loss(scheme, rank, share), estimates.source_name(scheme.backend)
         ram = resident_bytes(scheme, size)
         parts.append(Candidate(scheme, structure, ops, loss, size, ram, latency_s, source))
     return SharedWay(tuple(parts), lost)
 
 
-def _latency_s(layer: Layer, scheme: Scheme, ops: Sequence[Op], prices: Prices) -> float | None:
+def _latency_s(layer: Layer, scheme: Scheme, ops: Sequence[Op], estimates: LatencyEstimates) -> float | None:
     """Of both factors; of A alone what is left of that without B, and no smaller a share of it than A's of the
     multiplications: what was measured of one product and of two need not fit to the last, and of one nothing may be
     known. None where nothing is known of both."""
-    rank, uses = ops[-1].columns, prices.uses.get(layer.name)
-    pair = prices.price(layer.name, low_rank(rank), scheme)
+    rank, uses = ops[-1].columns, estimates.uses.get(layer.name)
+    pair = estimates.estimate(layer.name, low_rank(rank), scheme)
     if pair is None or len(ops) > 1 or uses is None:
         return None if pair is None else pair.latency_s
     share = layer.out_features / (layer.out_features + layer.in_features)
-    first = prices.of_product(scheme, Op("B", "matmul", rank, layer.in_features, uses.rows))
+    first = estimates.of_product(scheme, Op("B", "matmul", rank, layer.in_features, uses.rows))
     return max(pair.latency_s - (pair.latency_s if first is None else first.latency_s), share * pair.latency_s)

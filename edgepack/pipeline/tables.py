@@ -26,7 +26,7 @@ from edgepack.model.types import Array, Candidate, LayerPlan
 from edgepack.pipeline.analysis import Analysis
 from edgepack.pipeline.candidates import LayerCandidates
 from edgepack.pipeline.gradients import CURVE_SAMPLES, gradient_kind
-from edgepack.pipeline.prices import Prices
+from edgepack.pipeline.latency_estimates import LatencyEstimates
 from edgepack.plan.candidates import GivenRanks, break_even_rank
 from edgepack.quantize.grids import BLOCK
 from edgepack.torchgraph.draws import SMALLEST_SHARE, Kind, are_shares, shares_of
@@ -40,7 +40,7 @@ TRIAL_SHARE = 0.05
 
 
 def table_candidates(
-    files: Writer, analysis: Analysis, prices: Prices, metric: str, workspace: Workspace
+    files: Writer, analysis: Analysis, estimates: LatencyEstimates, metric: str, workspace: Workspace
 ) -> tuple[LayerCandidates, ...]:
     """The candidates of each table that the format can plan.
 
@@ -51,7 +51,7 @@ def table_candidates(
     for table in files.embeddings:
         task = _TableToTry(files, table, analysis, metric, workspace)
         units = task.units() if analysis.sensitivity.known else _Units(1.0, 1.0)
-        all_candidates.append(LayerCandidates(table.layer, tuple(_candidates(files, table, prices, units)), None))
+        all_candidates.append(LayerCandidates(table.layer, tuple(_candidates(files, table, estimates, units)), None))
     return tuple(all_candidates)
 
 
@@ -63,7 +63,9 @@ class _Units:
     rounding: float
 
 
-def _candidates(files: Writer, table: EmbeddingTable, prices: Prices, units: _Units) -> Iterator[Candidate]:
+def _candidates(
+    files: Writer, table: EmbeddingTable, estimates: LatencyEstimates, units: _Units
+) -> Iterator[Candidate]:
     wide, *_ = files.table_schemes
     layer, kind = table.layer, kind_of(table.layer)
     for structure in kind.structures(layer, GivenRanks(_ranks(table), ())):
@@ -72,10 +74,10 @@ def _candidates(files: Writer, table: EmbeddingTable, prices: Prices, units: _Un
         cut = table.lost_share(structure, FP32[files.fmt], part)
         latency_s = 0.0
         if products:
-            price = prices.of_product(FP32[files.fmt], products[0])
-            if price is None:
+            estimate = estimates.of_product(FP32[files.fmt], products[0])
+            if estimate is None:
                 continue
-            latency_s = layer.uses * price.latency_s
+            latency_s = layer.uses * estimate.latency_s
         held = layer.with_weight(layer.weight[:, : structure.rank], None)
         for scheme in files.table_schemes:
             if scheme != wide and files.supports(held, DENSE, scheme) is not None:
@@ -89,7 +91,7 @@ def _candidates(files: Writer, table: EmbeddingTable, prices: Prices, units: _Un
                 size_bytes=size,
                 ram_bytes=resident_bytes(files.table_schemes[-1], size),
                 latency_s=latency_s,
-                source=prices.source_name(files.fmt),
+                source=estimates.source_name(files.fmt),
             )
 
 

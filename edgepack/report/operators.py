@@ -41,8 +41,8 @@ def _notes(found: OperatorsReport, shown: int) -> Iterator[Line]:
     yield f"time: of one inference, {found.timed_by}"
     if any(one.faster_in for one in found.operators):
         yield (
-            f"faster in: the scheme in which its dense matrix would take least ({found.priced_by}); build weighs that "
-            "with bytes, accuracy and lower ranks"
+            f"faster in: the scheme in which its dense matrix would take least ({found.compared_by}); build weighs "
+            "that with bytes, accuracy and lower ranks"
         )
     reasons = dict.fromkeys((one.slow, one.build) for one in found.operators if one.slow is not None)
     for why, build in reasons:

@@ -230,8 +230,8 @@ def test_schemes_name_what_a_backend_has(fmt: Format) -> None:
         assert scheme.backend == fmt
         assert scheme.is_float == (scheme.qmax == 0)
         assert scheme.correction is None or scheme.correction in SCHEMES[fmt]
-        assert scheme.priced_like is None or scheme.priced_like in SCHEMES[fmt]
-        assert scheme.priced_like != scheme
+        assert scheme.estimated_like is None or scheme.estimated_like in SCHEMES[fmt]
+        assert scheme.estimated_like != scheme
         assert bits_of(precision_of(scheme.bits)) == scheme.bits
 
 

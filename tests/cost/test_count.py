@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from edgepack.backends.onnx.schemes import FP32
-from edgepack.backends.schemes import PRICED, scheme_named
+from edgepack.backends.schemes import TABULATED, scheme_named
 from edgepack.cost import count as counting
 from edgepack.cost.count import STANDARD_GRID, Counter, fill_table, held_out_points
 from edgepack.cost.emulated import Grid, load_table, own_folder, table_for, table_name
@@ -49,7 +49,7 @@ def test_a_table_is_filled_interrupted_gone_on_with_and_agrees_with_the_shipped_
 
     monkeypatch.setattr(EmulatedDevice, "count", counting_files)
     monkeypatch.setattr(counting, "GROUP_FILES", 16)
-    points = GRID.size * sum(map(len, PRICED.values()))
+    points = GRID.size * sum(map(len, TABULATED.values()))
     with pytest.raises(KeyboardInterrupt):
         fill_table(target, GRID, stops, held_out=0, cache=Cache(tmp_path))
     assert counted == [0, 0, 16]  # an empty file for each format, and the first group
@@ -70,7 +70,7 @@ def test_a_table_is_filled_interrupted_gone_on_with_and_agrees_with_the_shipped_
     assert (table.core, table.isa, table.caches) == (shipped.core, shipped.isa, shipped.caches)
     assert table.runtimes == shipped.runtimes
     for fmt, schemes in table.costs.items():
-        assert set(schemes) == {scheme.name for scheme in PRICED[fmt]}
+        assert set(schemes) == {scheme.name for scheme in TABULATED[fmt]}
         for name, costs in schemes.items():
             if name not in shipped.costs[fmt]:
                 continue
@@ -110,7 +110,7 @@ def test_held_out_layers_lie_inside_of_the_grid_and_between_its_points() -> None
     points = held_out_points(STANDARD_GRID, "onnx")
     shapes = {(p.out_features, p.in_features, p.rank, p.batch) for p in points}
     assert len(shapes) == 24
-    assert len(points) == 24 * len(PRICED["onnx"])
+    assert len(points) == 24 * len(TABULATED["onnx"])
     assert points == held_out_points(STANDARD_GRID, "onnx")
     assert any(rank is None for _, _, rank, _ in shapes)
     assert {batch for _, _, _, batch in shapes} - set(STANDARD_GRID.batches)

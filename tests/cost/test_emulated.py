@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from edgepack.backends.onnx.schemes import FP32, INT8_DYNAMIC, INT8_STATIC, NBITS4, NBITS8
 from edgepack.backends.registry import FORMATS
-from edgepack.backends.schemes import PRICED, scheme_named
+from edgepack.backends.schemes import TABULATED, scheme_named
 from edgepack.backends.tflite import schemes as tflite
 from edgepack.cost.count import FEW_LINES
 from edgepack.cost.emulated import (
@@ -163,7 +163,7 @@ def test_what_the_table_lacks_is_not_guessed() -> None:
     assert interpolate(TABLE, linear_point(NBITS8, 64, 64, None, 1)) is None
     source = EmulatedCosts(TABLE, RPI4)
     good, unknown = linear_point(FP32, 64, 64, None, 1), linear_point(NBITS8, 64, 64, None, 1)
-    first, second, third = source.prices([good, unknown, good])
+    first, second, third = source.estimates([good, unknown, good])
     assert second is None
     assert first is not None
     assert first == third
@@ -184,20 +184,20 @@ def test_a_price_is_the_middle_of_the_bounds_and_carries_its_error() -> None:
     assert known is not None
     bound = time_bound(Counts(known.instructions, 0.0, 0.0, {**known.misses}), RPI4)
     assert isinstance(bound, TimeBound)
-    price, between, far = source.prices([one, point_like(one, batch=2), linear_point(FP32, 4096, 4096, None, 1)])
-    assert price is not None
-    assert price.latency_s == pytest.approx((bound.low_s + bound.high_s) / 2)
-    assert (price.source, price.error_share, price.extrapolated) == (source.name, 0.02, False)
+    estimate, between, far = source.estimates([one, point_like(one, batch=2), linear_point(FP32, 4096, 4096, None, 1)])
+    assert estimate is not None
+    assert estimate.latency_s == pytest.approx((bound.low_s + bound.high_s) / 2)
+    assert (estimate.source, estimate.error_share, estimate.extrapolated) == (source.name, 0.02, False)
     assert between is not None
     assert between.error_share == 0.1
     assert far is not None
     assert far.extrapolated
-    assert 0 < source.call_s("onnx") < price.latency_s
+    assert 0 < source.call_s("onnx") < estimate.latency_s
 
 
 def test_without_constants_of_the_target_there_are_no_seconds() -> None:
     bare = replace(RPI4, clusters=(replace(RPI4.main_cluster, ipc=None),))
-    assert EmulatedCosts(TABLE, bare).prices([linear_point(FP32, 512, 512, None, 1)]) == [None]
+    assert EmulatedCosts(TABLE, bare).estimates([linear_point(FP32, 512, 512, None, 1)]) == [None]
 
 
 def test_a_table_is_read_as_it_was_written(tmp_path: Path) -> None:
@@ -226,7 +226,7 @@ def test_shipped_tables_answer_for_both_formats(name: str) -> None:
     table = table_for(get_target(name))
     assert table is not None
     for fmt in FORMATS:
-        known = {scheme.name for scheme in PRICED[fmt]}
+        known = {scheme.name for scheme in TABULATED[fmt]}
         assert set(table.costs[fmt]) == known
         for name_of_scheme in table.costs[fmt]:
             held = table.held_out[fmt][name_of_scheme]

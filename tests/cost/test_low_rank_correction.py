@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 
 from edgepack.backends.onnx.schemes import FP32, INT8_DYNAMIC, NBITS4, NBITS8, WEIGHTS8
-from edgepack.cost.model import Price
+from edgepack.cost.model import LatencyEstimate
 from edgepack.cost.roofline import roofline
-from edgepack.cost.select import prices_of
+from edgepack.cost.select import estimates_of
 from edgepack.model.kinds.matrix import linear_ops
 from edgepack.model.point import Point, linear_point_in
 from edgepack.model.scheme import FileScheme, Format, Scheme, scheme_of
@@ -32,10 +32,10 @@ class Table:
 
     name = "table"
 
-    def __init__(self, known: Mapping[Point, Price]) -> None:
+    def __init__(self, known: Mapping[Point, LatencyEstimate]) -> None:
         self.known, self.asked = known, 0
 
-    def prices(self, points: Sequence[Point]) -> list[Price | None]:
+    def estimates(self, points: Sequence[Point]) -> list[LatencyEstimate | None]:
         self.asked += 1
         return [self.known.get(point) for point in points]
 
@@ -47,46 +47,52 @@ class Table:
 
 
 def test_measured_as_one_is_better_than_put_together() -> None:
-    parts = {MATRIX: Price(3e-6, "table", 0.1), PAIR: Price(1e-6, "table", 0.2, extrapolated=True)}
-    assert prices_of(Table(parts), [POINT], SHEET) == [Price(pytest.approx(4e-6), "table", 0.2, extrapolated=True)]
-    own = Price(3.5e-6, "table", 0.05)
+    parts = {MATRIX: LatencyEstimate(3e-6, "table", 0.1), PAIR: LatencyEstimate(1e-6, "table", 0.2, extrapolated=True)}
+    assert estimates_of(Table(parts), [POINT], SHEET) == [
+        LatencyEstimate(pytest.approx(4e-6), "table", 0.2, extrapolated=True)
+    ]
+    own = LatencyEstimate(3.5e-6, "table", 0.05)
     table = Table({**parts, POINT: own})
-    assert prices_of(table, [PAIR, POINT], SHEET) == [parts[PAIR], own]
+    assert estimates_of(table, [PAIR, POINT], SHEET) == [parts[PAIR], own]
     assert table.asked == 1
 
 
 @pytest.mark.parametrize("missing", [MATRIX, PAIR])
 def test_without_one_half_there_is_no_price(missing: Point) -> None:
-    parts = {point: Price(1e-6, "table", 0.0) for point in (MATRIX, PAIR) if point != missing}
-    assert prices_of(Table(parts), [POINT, MATRIX], SHEET) == [None, parts.get(MATRIX)]
+    parts = {point: LatencyEstimate(1e-6, "table", 0.0) for point in (MATRIX, PAIR) if point != missing}
+    assert estimates_of(Table(parts), [POINT, MATRIX], SHEET) == [None, parts.get(MATRIX)]
 
 
-TOY = replace(NBITS4, name="toy", bits=2, qmax=1, correction=None, priced_like=FP32)
+TOY = replace(NBITS4, name="toy", bits=2, qmax=1, correction=None, estimated_like=FP32)
 
 
 def test_a_scheme_that_a_source_does_not_know_is_priced_by_the_one_that_it_names() -> None:
-    toy, alone, like = (replace(PAIR, scheme=one) for one in (TOY, replace(TOY, priced_like=None), FP32))
-    table = Table({like: Price(4e-6, "table", 0.1)})
-    (own, estimated, nothing) = prices_of(table, [like, toy, alone], SHEET)
+    toy, alone, like = (replace(PAIR, scheme=one) for one in (TOY, replace(TOY, estimated_like=None), FP32))
+    table = Table({like: LatencyEstimate(4e-6, "table", 0.1)})
+    (own, estimated, nothing) = estimates_of(table, [like, toy, alone], SHEET)
     assert own == table.known[like]
     assert nothing is None
     times = SHEET.latency_s(toy) / SHEET.latency_s(like)
     assert times != 1
-    assert estimated == Price(pytest.approx(4e-6 * times), "table, estimated from fp32", 0.3, extrapolated=True)
-    assert prices_of(Table({}), [toy], SHEET) == [None]
+    assert estimated == LatencyEstimate(
+        pytest.approx(4e-6 * times), "table, estimated from fp32", 0.3, extrapolated=True
+    )
+    assert estimates_of(Table({}), [toy], SHEET) == [None]
 
 
 def test_what_cannot_be_run_is_not_estimated() -> None:
     toy, like = (replace(PAIR, scheme=one) for one in (TOY, FP32))
     other = replace(MATRIX, scheme=TOY)
-    table = Table({like: Price(4e-6, "table", 0.1), other: Price(1e-6, "table", 0.1)})
-    assert prices_of(table, [toy], SHEET) == [None]
+    table = Table({like: LatencyEstimate(4e-6, "table", 0.1), other: LatencyEstimate(1e-6, "table", 0.1)})
+    assert estimates_of(table, [toy], SHEET) == [None]
 
 
 def test_an_estimated_half_is_named() -> None:
     point = replace(POINT, scheme=replace(TOY, correction=NBITS8))
     like = replace(MATRIX, scheme=FP32)
-    (both,) = prices_of(Table({like: Price(4e-6, "table", 0.1), PAIR: Price(1e-6, "table", 0.2)}), [point], SHEET)
+    (both,) = estimates_of(
+        Table({like: LatencyEstimate(4e-6, "table", 0.1), PAIR: LatencyEstimate(1e-6, "table", 0.2)}), [point], SHEET
+    )
     assert both is not None
     assert both.source == "table, estimated from fp32 and table"
     assert both.extrapolated
@@ -94,8 +100,8 @@ def test_an_estimated_half_is_named() -> None:
 
 def test_the_roofline_puts_it_together() -> None:
     sheet = roofline(get_target("rpi4"))
-    assert sheet.prices([POINT]) == [None]
-    (whole, dense, pair) = prices_of(sheet, [POINT, MATRIX, PAIR], sheet)
+    assert sheet.estimates([POINT]) == [None]
+    (whole, dense, pair) = estimates_of(sheet, [POINT, MATRIX, PAIR], sheet)
     assert whole is not None
     assert dense is not None
     assert pair is not None

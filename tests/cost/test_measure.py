@@ -10,7 +10,7 @@ import pytest
 
 from edgepack.backends.onnx import schemes as onnx
 from edgepack.backends.registry import FORMATS
-from edgepack.backends.schemes import FP32, PRICED, SCHEMES
+from edgepack.backends.schemes import FP32, SCHEMES, TABULATED
 from edgepack.backends.tflite import schemes as tflite
 from edgepack.cost import measure
 from edgepack.cost.measure import QUICK, STANDARD, measure_points, points_for, sparse_ranks, standard_points
@@ -75,7 +75,7 @@ def measured(device: FakeDevice, target: Target, root: Path, *, fresh: bool = Fa
 def test_points_where_the_ranks_are_known() -> None:
     shapes = [(512, 784, 1), (10, 512, 4), (64, 64, 1)]
     points = points_for(shapes, FORMATS, ranks={(512, 784): (48, 200), (10, 512): ()})
-    schemes = sum(len(PRICED[fmt]) for fmt in FORMATS)
+    schemes = sum(len(TABULATED[fmt]) for fmt in FORMATS)
     assert len(points) == len(set(points)) == (3 + 1 + 1) * schemes
     assert {(p.out_features, p.rank) for p in points} == {(512, None), (512, 48), (512, 200), (10, None), (64, None)}
 
@@ -84,8 +84,8 @@ def test_points_of_a_model_are_dense_and_sparse_ranks_in_all_schemes() -> None:
     points = points_for([(512, 784, 1), (512, 784, 1), (10, 512, 4)], ("tflite",))
     assert {p.rank for p in points if p.out_features == 512} == {None, 8, 16, 32, 64, 128, 256, 304}
     assert {p.rank for p in points if p.out_features == 10} == {None, 8}
-    assert {(p.format, p.scheme) for p in points} == {("tflite", scheme) for scheme in PRICED["tflite"]}
-    assert len(points) == len(set(points)) == (8 + 2) * len(PRICED["tflite"])
+    assert {(p.format, p.scheme) for p in points} == {("tflite", scheme) for scheme in TABULATED["tflite"]}
+    assert len(points) == len(set(points)) == (8 + 2) * len(TABULATED["tflite"])
     for rows, columns in ((512, 784), (10, 512), (4, 4), (100, 100)):
         ranks, choices = sparse_ranks(rows, columns), rank_choices(rows, columns)
         assert all(rank % 8 == 0 and rank <= break_even_rank(rows, columns) for rank in ranks)
@@ -239,7 +239,7 @@ def test_a_layer_that_the_runtime_refuses_is_found_and_remembered(
     table = measured(device, target, tmp_path)
     assert table.refused == {bad: "the process died of SIGILL ? and so on"}
     assert table.entries.keys() == set(POINTS) - {bad}
-    assert table.prices([bad]) == [None]
+    assert table.estimates([bad]) == [None]
     jobs = len(device.jobs)
     assert measured(device, target, tmp_path) == table
     assert len(device.jobs) == jobs
@@ -301,6 +301,6 @@ def test_layers_are_measured_on_this_machine(target: Target, tmp_path: Path) -> 
 
 def test_the_standard_points_are_the_grid_in_all_schemes() -> None:
     points = standard_points(("onnx",))
-    grid = {p for scheme in PRICED["onnx"] for p in grid_points(STANDARD_GRID, scheme)}
+    grid = {p for scheme in TABULATED["onnx"] for p in grid_points(STANDARD_GRID, scheme)}
     assert set(points) == grid
     assert len(points) == len(grid)

@@ -63,11 +63,11 @@ GRID = made(list(grid_points(STANDARD_GRID, FP32)))
 
 def test_a_measured_point_is_answered_exactly() -> None:
     for point in (LAYER, *RANKS):
-        (price,) = TABLE.prices([point])
-        assert price is not None
-        assert (price.latency_s, price.extrapolated) == (seconds(point), False)
-        assert price.source == "measured on 4x cortex-a72 1500 MHz"
-        assert price.error_share == pytest.approx(1.25 / 1.35 * 0.1 / 15**0.5)
+        (estimate,) = TABLE.estimates([point])
+        assert estimate is not None
+        assert (estimate.latency_s, estimate.extrapolated) == (seconds(point), False)
+        assert estimate.source == "measured on 4x cortex-a72 1500 MHz"
+        assert estimate.error_share == pytest.approx(1.25 / 1.35 * 0.1 / 15**0.5)
     assert TABLE.call_s("onnx") == 4e-6
     assert TABLE.call_s("tflite") == 0.0
 
@@ -75,20 +75,20 @@ def test_a_measured_point_is_answered_exactly() -> None:
 @given(st.integers(8, 200))
 def test_between_two_ranks_of_the_same_layer_it_is_linear(rank: int) -> None:
     point = point_like(LAYER, way=rank)
-    (price,) = TABLE.prices([point])
-    assert price is not None
-    assert price.latency_s == pytest.approx(seconds(point))
+    (estimate,) = TABLE.estimates([point])
+    assert estimate is not None
+    assert estimate.latency_s == pytest.approx(seconds(point))
 
 
 def test_what_was_not_measured_is_not_guessed() -> None:
     shapes = [point_like(LAYER, out_features=301), point_like(LAYER, batch=2), point_like(LAYER, scheme=INT8_DYNAMIC)]
-    assert TABLE.prices([*shapes, point_like(LAYER, way=201)]) == [None] * 4
-    below, first = TABLE.prices([point_like(LAYER, way=3), RANKS[0]])
+    assert TABLE.estimates([*shapes, point_like(LAYER, way=201)]) == [None] * 4
+    below, first = TABLE.estimates([point_like(LAYER, way=3), RANKS[0]])
     assert below is not None
     assert first is not None
     assert (below.latency_s, below.extrapolated) == (first.latency_s, True)  # a tile costs the same half empty
     refused = replace(TABLE, refused={point_like(LAYER, way=32): "no kernel"})
-    assert refused.prices([point_like(LAYER, way=32)]) == [None]
+    assert refused.estimates([point_like(LAYER, way=32)]) == [None]
 
 
 @st.composite
@@ -101,11 +101,11 @@ def inside(draw: st.DrawFn) -> Point:
 
 @given(inside())
 def test_the_standard_grid_answers_for_every_layer_that_it_encloses(point: Point) -> None:
-    (price,) = GRID.prices([point])
-    assert price is not None
-    assert price.latency_s == pytest.approx(seconds(point), rel=1e-6)
+    (estimate,) = GRID.estimates([point])
+    assert estimate is not None
+    assert estimate.latency_s == pytest.approx(seconds(point), rel=1e-6)
     # Between the ranks of a measured shape the error is small; between shapes it is that of the grid.
-    assert (price.error_share < GRID_ERROR) == (point_like(point, way=None) in GRID.entries)
+    assert (estimate.error_share < GRID_ERROR) == (point_like(point, way=None) in GRID.entries)
 
 
 @given(inside())
@@ -118,9 +118,9 @@ def test_the_corners_enclose_the_point(point: Point) -> None:
 
 def test_beyond_the_grid_and_in_a_gap_of_it_there_is_nothing() -> None:
     outside = [linear_point(FP32, *sides, None, batch) for *sides, batch in ((31, 99, 1), (99, 2049, 1), (99, 99, 33))]
-    assert GRID.prices(outside) == [None] * 3
+    assert GRID.estimates(outside) == [None] * 3
     gap = {p: e for p, e in GRID.entries.items() if (p.out_features, p.in_features) != (512, 512)}
-    assert replace(GRID, entries=gap).prices([linear_point(FP32, 300, 300, None, 1)]) == [None]
+    assert replace(GRID, entries=gap).estimates([linear_point(FP32, 300, 300, None, 1)]) == [None]
 
 
 def test_a_fingerprint_is_of_the_cpu_and_its_runtimes_alone() -> None:

@@ -40,10 +40,10 @@ def test_every_target_has_an_answer_for_every_scheme() -> None:
                 points = [
                     linear_point(scheme, *shape) for shape in ((512, 512, None, 1), (512, 512, 64, 1), (8, 8, None, 1))
                 ]
-                for price in source.prices(points):
-                    assert price is not None
-                    assert 1e-8 < price.latency_s < 1.0
-                    assert price.source == source.name
+                for estimate in source.estimates(points):
+                    assert estimate is not None
+                    assert 1e-8 < estimate.latency_s < 1.0
+                    assert estimate.source == source.name
 
 
 def test_the_name_says_where_constants_are_only_nominal() -> None:
@@ -53,7 +53,7 @@ def test_the_name_says_where_constants_are_only_nominal() -> None:
     for absent in ("read", "frequency_mhz", "ipc"):
         bare = replace(rpi4, clusters=(replace(rpi4.main_cluster, **{absent: None}),))
         assert roofline(bare).name == NOMINAL_NAME
-        assert roofline(bare).prices([linear_point(FP32, 64, 64, None, 1)])[0] is not None
+        assert roofline(bare).estimates([linear_point(FP32, 64, 64, None, 1)])[0] is not None
 
 
 @given(
@@ -131,8 +131,8 @@ def test_it_usually_deviates_from_counts_by_no_more_than_it_says() -> None:
                     for p in table.grid.points(layer_schemes(fmt)[scheme])
                     if p.rank is None or p.rank * (p.out_features + p.in_features) < p.out_features * p.in_features
                 ]
-                counted = EmulatedCosts(table, target).prices(points)
-                guessed = roofline(target).prices(points)
+                counted = EmulatedCosts(table, target).estimates(points)
+                guessed = roofline(target).estimates(points)
                 own = [g.latency_s / c.latency_s for g, c in zip(guessed, counted, strict=True) if g and c]
                 assert len(own) == len(points)
                 assert LOW.get((name, scheme), 0.5) < np.median(own) < 2

@@ -85,7 +85,7 @@ def test_a_large_model_is_priced_as_a_whole(name: str, tmp_path: Path) -> None:
                 points.append(linear_point(scheme, 400 + index, 500, rank, 1))
     assert len(points) > 12000
     source = cost_source(get_target(name), "onnx", points[:1], root=tmp_path)
-    assert None not in source.prices(points)
+    assert None not in source.estimates(points)
 
 
 def test_the_dense_int8_scheme_is_one_of_the_schemes() -> None:

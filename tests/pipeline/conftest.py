@@ -26,6 +26,6 @@ def warm_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def ready(classifier: Path, warm_cache: Path) -> Iterator[Prepared]:
-    """The model ready to be planned for a Raspberry Pi 4, whose emulated table prices its layers."""
+    """The model ready to be planned for a Raspberry Pi 4, whose emulated table knows its layers."""
     with prepared(options(classifier), Cache(warm_cache), silent) as made:
         yield made

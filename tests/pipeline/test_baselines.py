@@ -35,12 +35,12 @@ def evaluator(ready: Prepared, tmp_path: Path) -> Evaluator:
 
 
 def test_a_real_baseline(ready: Prepared, evaluator: Evaluator) -> None:
-    made = make_baseline(evaluator, ready.files["onnx"], ready.prices)
+    made = make_baseline(evaluator, ready.files["onnx"], ready.estimates)
     assert made.scheme in INT8
     assert made.quantizer == "onnxruntime"
     assert made.chosen_by == "emulated cost table"
-    prices = {scheme: ready.prices.dense_latency_s(scheme) or 0.0 for scheme in INT8}
-    assert prices[made.scheme] <= min(prices.values()) / CLEARLY
+    estimates = {scheme: ready.estimates.dense_latency_s(scheme) or 0.0 for scheme in INT8}
+    assert estimates[made.scheme] <= min(estimates.values()) / CLEARLY
     assert made.fp32_drop is not None
     assert made.fp32_drop.value == 0
     assert made.int8_drop == evaluator.file_evaluator.drop_of(made.int8, "onnx")
@@ -101,9 +101,9 @@ def chosen(
     asked = options(Path("m.onnx"), target, data=None, max_drop=limit)
     file_evaluator: Any = Answers(drops)
     files: Any = Dense()
-    prices: Any = Costs(costs)
+    estimates: Any = Costs(costs)
     own = replace(evaluator, options=asked, file_evaluator=file_evaluator, confirmation=None)
-    return make_baseline(own, files, prices)
+    return make_baseline(own, files, estimates)
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def trial(folder: Path, size: int, lost: float = 0.0) -> FileTrial:
 
 @pytest.fixture
 def rival(ready: Prepared, evaluator: Evaluator) -> Baseline:
-    return make_baseline(evaluator, ready.files["onnx"], ready.prices)
+    return make_baseline(evaluator, ready.files["onnx"], ready.estimates)
 
 
 def kept(ready: Prepared, evaluator: Evaluator, rival: Baseline, made: FileTrial, **changes: Any) -> FileTrial:
@@ -260,7 +260,7 @@ def test_a_source_that_is_smaller_but_slower_than_dense_int8_is_told(
     source.write_bytes(bytes(changes.pop("given", 2000)))
     given = replace(rival, fp32=source, in_integers=True)
     here = replace(evaluator, options=options(Path("m.onnx"), "host", data=None, **changes))
-    warn_of_clash(here, trial(evaluator.workspace.folder, 1000), given, ready.prices)
+    warn_of_clash(here, trial(evaluator.workspace.folder, 1000), given, ready.estimates)
     lines = [line for line in evaluator.workspace.warnings if "size wins" in line]
     assert len(lines) == said
     if said:

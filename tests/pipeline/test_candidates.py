@@ -1,4 +1,4 @@
-"""What a layer could become: schemes by precision, ranks by request, and only what the source of costs can price."""
+"""What a layer could become: schemes by precision, ranks by request, and only what the source of costs knows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from edgepack.backends.onnx import schemes as onnx
 from edgepack.backends.schemes import CORRECTED, FP32, SCHEMES
 from edgepack.backends.tflite import schemes as tflite
 from edgepack.backends.tflite.kinds import refuses
-from edgepack.cost.model import Price
+from edgepack.cost.model import LatencyEstimate
 from edgepack.cost.roofline import roofline
 from edgepack.cost.sizes import resident_bytes, size_bytes
 from edgepack.errors import UsageError
@@ -27,9 +27,9 @@ from edgepack.model.scheme import Format, Scheme
 from edgepack.model.structure import DENSE, Structure
 from edgepack.model.types import Candidate
 from edgepack.pipeline.candidates import NO_DATA_LOST_SHARE, LayerCandidates, Offer, make_candidates, offered
+from edgepack.pipeline.latency_estimates import LatencyEstimates, Uses
 from edgepack.pipeline.method_fits import NOTHING
 from edgepack.pipeline.options import BuildOptions
-from edgepack.pipeline.prices import Prices, Uses
 from edgepack.plan.candidates import break_even_rank, rank_choices
 from edgepack.targets.file import get_target
 from tests.linear_plans import structure_at
@@ -49,8 +49,8 @@ class Source:
     def __init__(self, lacks: Collection[Scheme]) -> None:
         self.lacks = lacks
 
-    def prices(self, points: Sequence[Point]) -> list[Price | None]:
-        return [Price(p.weights * 1e-9, self.name, 0.0) if self.has(p) else None for p in points]
+    def estimates(self, points: Sequence[Point]) -> list[LatencyEstimate | None]:
+        return [LatencyEstimate(p.weights * 1e-9, self.name, 0.0) if self.has(p) else None for p in points]
 
     def has(self, point: Point) -> bool:
         schemes = {point.scheme, *([point.scheme.correction] if point.structure.is_correction else [])}
@@ -91,8 +91,10 @@ def all_candidates(
         own[one.name] = dict(losses or {(f, way): loss_of(way) for f in SCHEMES[fmt] for way in plain})
         own[one.name] |= {(f, way): 1e-4 for f in both for way in corrected}
     uses = {one.name: Uses(1, 1) for one in layers}
-    prices = Prices({fmt: Source(lacks)}, roofline(get_target("rpi4")), uses, {one.name: one for one in layers})
-    return make_candidates(files, layers, Offer(asked, NOTHING, own, unseen, has_data), prices, chosen)
+    estimates = LatencyEstimates(
+        {fmt: Source(lacks)}, roofline(get_target("rpi4")), uses, {one.name: one for one in layers}
+    )
+    return make_candidates(files, layers, Offer(asked, NOTHING, own, unseen, has_data), estimates, chosen)
 
 
 def supports(layer: Layer, structure: Structure, scheme: Scheme) -> str | None:
@@ -313,7 +315,7 @@ def test_every_layer_gets_a_menu_in_order() -> None:
     ids=str,
 )
 def test_a_pair_beside_the_dense_matrix(asked: dict[str, Any], ranks: set[int]) -> None:
-    """Where 4 bits are allowed and nobody says which rank; a source that lacks one half of it has no price."""
+    """Where 4 bits are allowed and nobody says which rank; a source that lacks one half of it has no estimate."""
     (layer_candidates,) = all_candidates(layer(out=512, inn=384), residual=True, **asked)
     found = corrected_in(layer_candidates)
     assert {one.structure.rank for one in found} == ranks

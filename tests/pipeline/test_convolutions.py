@@ -1,4 +1,4 @@
-"""A model of convolutions from end to end: packs in both formats, priced, proved, and within the promise."""
+"""A model of convolutions from end to end: packs in both formats, estimated, proved, and within the promise."""
 
 from __future__ import annotations
 
@@ -80,14 +80,14 @@ def test_a_pack_has_factored_convolutions_and_keeps_the_promise(convnet: Path, c
 
 def test_layers_are_priced_by_their_patches_and_once(convnet: Path, cache: Cache, tmp_path: Path) -> None:
     with prepared(options(convnet, max_drop=LIMIT), cache, silent) as ready:
-        prices, path = ready.prices, tmp_path / "dense.onnx"
-        assert {name: prices.uses[name].rows for name in PLACES} == PLACES
+        estimates, path = ready.estimates, tmp_path / "dense.onnx"
+        assert {name: estimates.uses[name].rows for name in PLACES} == PLACES
         ready.files["onnx"].write_dense(path)
         products = backend("onnx").convolutions(path)
         assert len(products) == len(SIDES)
-        assert prices.convolutions_s("onnx", products) == 0.0
-        twice = prices.convolutions_s("onnx", [*products, products[-1]])
-        alone = prices.price("k3", ready.all_candidates["onnx"][2].candidates[0].structure, FP32)
+        assert estimates.convolutions_s("onnx", products) == 0.0
+        twice = estimates.convolutions_s("onnx", [*products, products[-1]])
+        alone = estimates.estimate("k3", ready.all_candidates["onnx"][2].candidates[0].structure, FP32)
         assert alone is not None
         assert twice == pytest.approx(alone.latency_s)
 
@@ -120,9 +120,9 @@ def test_kernels_are_taken_apart_as_predicted(convnet: Path, cache: Cache) -> No
             lost = exact_loss(view, composed(part), covariance, None)
             near = 0.01 if scheme == FP32 else 0.6  # what is fitted anew to the rounded first stage is not predicted
             assert 1 / (1 + near) < candidate.loss / lost < 1 + near, (name, scheme)
-            price = ready.prices.price("k3", candidate.structure, scheme)
-            assert price is not None
-            assert price.latency_s == candidate.latency_s
+            estimate = ready.estimates.estimate("k3", candidate.structure, scheme)
+            assert estimate is not None
+            assert estimate.latency_s == candidate.latency_s
         assert tried == {"spatial-svd", "input-svd", "tucker-2"}
         alike = [one for one in layer_candidates.candidates if one.scheme == FP32 and not one.structure.of_a_matrix]
         ends = sorted((sum(op.macs for op in one.ops), one.latency_s) for one in alike)

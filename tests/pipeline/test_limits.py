@@ -43,9 +43,9 @@ def test_what_the_limits_leave_for_the_layers(classifier: Path) -> None:
 
 
 def test_the_rest_of_a_file_is_what_its_layers_do_not_take(ready: Prepared, tmp_path: Path) -> None:
-    rest = limits.measure_rest(working_in(tmp_path, ready.evaluator), ready.files["onnx"], ready.prices)
+    rest = limits.measure_rest(working_in(tmp_path, ready.evaluator), ready.files["onnx"], ready.estimates)
     assert 0 <= rest.size_bytes < 3000, "this model is nothing but layers"
-    assert (rest.ram_bytes, rest.latency_s) == (0, ready.prices.call_s("onnx"))
+    assert (rest.ram_bytes, rest.latency_s) == (0, ready.estimates.call_s("onnx"))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -166,14 +166,14 @@ def test_a_file_larger_than_predicted_draws_the_bounds_in(
         monkeypatch.setattr(search, "TIGHTENINGS", 1)
     rival: Any = SimpleNamespace(fallback_bytes=1_000_000, is_rival=True, is_source=False)
     wide = [
-        tuple(one for one in layer_candidates.candidates if not one.scheme.priced_like)
+        tuple(one for one in layer_candidates.candidates if not one.scheme.estimated_like)
         for layer_candidates in ready.all_candidates["onnx"]
     ]
     all_candidates = [
         replace(layer_candidates, candidates=found)
         for layer_candidates, found in zip(ready.all_candidates["onnx"], wide, strict=True)
     ]
-    made = search.plan(evaluator, ready.files["onnx"], all_candidates, ready.prices, rival, deadline_s=float("inf"))
+    made = search.plan(evaluator, ready.files["onnx"], all_candidates, ready.estimates, rival, deadline_s=float("inf"))
     size = made.found.trial.path.stat().st_size
     if met:
         assert made.failure is None

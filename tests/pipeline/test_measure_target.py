@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from edgepack.backends.onnx.schemes import FP32
 from edgepack.backends.registry import FORMATS, backend
-from edgepack.backends.schemes import PRICED
+from edgepack.backends.schemes import TABULATED
 from edgepack.cli import app
 from edgepack.cost.measure import points_for
 from edgepack.cost.measured import load_measured
@@ -43,7 +43,7 @@ def test_the_layers_of_a_model_are_measured_shown_and_kept(folder: Path) -> None
     again = CliRunner().invoke(app, command)
     assert again.exit_code == 0, again.output
     assert f"asked for {len(wanted)} layers, {len(wanted)} are known" in again.stdout
-    for scheme in PRICED["tflite"]:
+    for scheme in TABULATED["tflite"]:
         assert scheme.name in again.stdout
 
 

@@ -32,7 +32,7 @@ def on_rpi4(classifier: Path) -> OperatorsReport:
 def test_products_are_priced_by_the_table_of_the_target(on_rpi4: OperatorsReport) -> None:
     products = [one for one in on_rpi4.operators if one.shape is not None]
     assert [one.shape for one in products] == [(HIDDEN, FEATURES), (HIDDEN, HIDDEN), (CLASSES, HIDDEN)]
-    assert on_rpi4.timed_by == on_rpi4.priced_by == "emulated cost table"
+    assert on_rpi4.timed_by == on_rpi4.compared_by == "emulated cost table"
     assert sum(one.share or 0 for one in on_rpi4.operators) == pytest.approx(1)
     assert on_rpi4.latency_s == pytest.approx(sum(one.latency_s or 0 for one in products))
     assert all(one.faster_by is None or one.faster_by > 1 for one in products)

@@ -28,7 +28,7 @@ def work(tmp_path: Path) -> Path:
 def baseline(ready: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Baseline:
     """Dense int8 of the model; it loses next to nothing."""
     folder = tmp_path_factory.mktemp("baseline")
-    return make_baseline(working_in(folder, ready.evaluator), ready.files["onnx"], ready.prices)
+    return make_baseline(working_in(folder, ready.evaluator), ready.files["onnx"], ready.estimates)
 
 
 def evaluator_with(ready: Prepared, classifier: Path, work: Path, **changes: Any) -> Evaluator:
@@ -39,7 +39,7 @@ def evaluator_with(ready: Prepared, classifier: Path, work: Path, **changes: Any
 def planned(ready: Prepared, evaluator: Evaluator, baseline: Baseline, **kw: Any) -> Planned:
     rival = replace(baseline, limit=evaluator.options.drop_limit)
     asked = {"deadline_s": NEVER, **kw}
-    return plan(evaluator, ready.files["onnx"], ready.all_candidates["onnx"], ready.prices, rival, **asked)
+    return plan(evaluator, ready.files["onnx"], ready.all_candidates["onnx"], ready.estimates, rival, **asked)
 
 
 def size_of(made: Planned) -> int:
@@ -88,7 +88,7 @@ def test_what_was_asked_for_is_not_bound_by_the_promise(
     counted = [
         replace(
             layer_candidates,
-            candidates=tuple(one for one in layer_candidates.candidates if one.scheme.priced_like is None),
+            candidates=tuple(one for one in layer_candidates.candidates if one.scheme.estimated_like is None),
         )
         for layer_candidates in ready.all_candidates["onnx"]
     ]
@@ -112,7 +112,7 @@ def test_a_promise_that_no_plan_within_the_budget_can_keep_gives_way(
     )
     evaluator = evaluator_with(ready, classifier, work, max_drop=0.5)
     rival = replace(baseline, limit=0.5)
-    made = plan(evaluator, ready.files["onnx"], precise, ready.prices, rival, deadline_s=NEVER)
+    made = plan(evaluator, ready.files["onnx"], precise, ready.estimates, rival, deadline_s=NEVER)
     assert made.failure is None
     assert made.found.trial.lost <= 0.5
     assert size_of(made) > baseline.int8.stat().st_size
@@ -137,7 +137,7 @@ def test_a_budget_that_nothing_meets_gives_the_closest_file(
     )
     evaluator = evaluator_with(ready, classifier, work, max_drop=0.5)
     rival = replace(baseline, limit=0.5)
-    made = plan(evaluator, ready.files["onnx"], lossy, ready.prices, rival, deadline_s=NEVER)
+    made = plan(evaluator, ready.files["onnx"], lossy, ready.estimates, rival, deadline_s=NEVER)
     assert made.failure is None, "which layers are to blame is said elsewhere"
     assert made.found.trial.lost > 0.5
     validated = made.found.trial.drop

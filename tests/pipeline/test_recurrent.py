@@ -1,4 +1,4 @@
-"""A recurrent model from end to end: the weights of its inputs are factored, priced, proved, and within the promise."""
+"""A recurrent model from end to end: the weights of its inputs are factored, proved, and within the promise."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ import pytest
 from edgepack.backends.onnx.schemes import FP32, INT8_DYNAMIC, TABLES4, WEIGHTS8
 from edgepack.backends.onnx.writer import OnnxWriter
 from edgepack.backends.runtime import answers, load
-from edgepack.cost.model import Price
+from edgepack.cost.model import LatencyEstimate
 from edgepack.data import Samples
 from edgepack.model.scheme import FileScheme, Scheme
 from edgepack.model.structure import DENSE, Op, low_rank
@@ -31,8 +31,8 @@ TOKENS, WIDTH = 400, 128
 class Flat:
     """Every product takes as long as it has weights."""
 
-    def of_product(self, scheme: Scheme, op: Op) -> Price:
-        return Price(1e-9 * op.macs, "flat", 0.1)
+    def of_product(self, scheme: Scheme, op: Op) -> LatencyEstimate:
+        return LatencyEstimate(1e-9 * op.macs, "flat", 0.1)
 
     def source_name(self, fmt: str) -> str:
         return "flat"
@@ -61,8 +61,8 @@ def candidates_of(files: OnnxWriter, tmp_path: Path, *, known: bool = False) -> 
         sensitivity=SimpleNamespace(known=known), subject=SimpleNamespace(calibration=looked_up()[1]), key="k"
     )
     workspace = Workspace(Cache(tmp_path / "cache"), tmp_path)
-    prices: Any = Flat()
-    (layer_candidates,) = table_candidates(files, analysis, prices, "cosine", workspace)
+    estimates: Any = Flat()
+    (layer_candidates,) = table_candidates(files, analysis, estimates, "cosine", workspace)
     return layer_candidates
 
 

@@ -1,4 +1,4 @@
-"""A model of two linear layers for the tests of prices."""
+"""A model of two linear layers for the tests of estimates."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ WEIGHTS8 = replace(
     min_sqnr_db=10.0,
     bytes_per_channel=4,  # a float32 scale
     ram_per_byte=14.7,  # decoded, and packed for the kernel
-    priced_like=FP32,
+    estimated_like=FP32,
 )
 """Decoded at load: a quarter of the bytes of float32, the arithmetic stays float. Of any operator with weights."""
 WEIGHTS4 = replace(

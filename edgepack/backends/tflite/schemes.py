@@ -24,7 +24,7 @@ WEIGHTS8 = replace(
     min_sqnr_db=10.0,
     bytes_per_channel=4 + 8,  # a float32 scale, an int64 zero point
     ram_per_byte=9.0,  # decoded, and packed for the kernel
-    priced_like=FP32,
+    estimated_like=FP32,
 )
 """Behind DEQUANTIZE, which XNNPACK runs once, at load: the arithmetic stays float."""
 INT8_DYNAMIC = _scheme(

@@ -1,4 +1,4 @@
-"""Prices of a model's layers: where each stands, and what every way to write it costs on a target."""
+"""Latency estimates of a model's layers: where each stands, and what every way to write it costs on a target."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from edgepack.backends.onnx import schemes as onnx
-from edgepack.backends.schemes import PRICED, scheme_named
+from edgepack.backends.schemes import TABULATED, scheme_named
 from edgepack.backends.tflite import schemes as tflite
 from edgepack.cost.measure import QUICK, measure_points
 from edgepack.cost.measured import MeasuredTable, measured_folder
-from edgepack.cost.model import Price
+from edgepack.cost.model import LatencyEstimate
 from edgepack.cost.roofline import roofline
 from edgepack.data import Samples
 from edgepack.errors import ModelError
@@ -26,8 +26,8 @@ from edgepack.model.point import Point
 from edgepack.model.scheme import Format
 from edgepack.model.structure import DENSE, Structure, low_rank
 from edgepack.natives.onnx import OnnxNative
-from edgepack.pipeline import prices as pricing
-from edgepack.pipeline.prices import Prices, Uses, layer_uses, make_prices
+from edgepack.pipeline import latency_estimates as estimating
+from edgepack.pipeline.latency_estimates import LatencyEstimates, Uses, layer_uses, make_estimates
 from edgepack.plan.candidates import rank_choices
 from edgepack.sources import open_model
 from edgepack.targets.file import get_target
@@ -54,10 +54,11 @@ class Counted:
     def __init__(self) -> None:
         self.asked: list[int] = []
 
-    def prices(self, points: list[Point]) -> list[Price | None]:
+    def estimates(self, points: list[Point]) -> list[LatencyEstimate | None]:
         self.asked.append(len(points))
         return [
-            None if p.scheme.is_static else Price(1e-6 * (p.rank or 1000) * p.batch, self.name, 0.1) for p in points
+            None if p.scheme.is_static else LatencyEstimate(1e-6 * (p.rank or 1000) * p.batch, self.name, 0.1)
+            for p in points
         ]
 
     def call_s(self, fmt: Format) -> float:
@@ -96,30 +97,32 @@ def test_a_price_is_of_all_places_together_and_the_source_is_asked_once_a_scheme
     source = Counted()
     sides = {"a": (64, 96), "b": (128, 128), "idle": (9, 9)}
     layers = {name: linear_layer(name, np.zeros(own, np.float32), None) for name, own in sides.items()}
-    prices = Prices({"onnx": source}, roofline(get_target("rpi4")), {"a": Uses(2, 3), "b": Uses(1, 1)}, layers)
+    estimates = LatencyEstimates(
+        {"onnx": source}, roofline(get_target("rpi4")), {"a": Uses(2, 3), "b": Uses(1, 1)}, layers
+    )
     for rank in (None, *rank_choices(64, 96)):
-        price = prices.price("a", structure_at(rank), onnx.FP32)
-        assert price is not None
-        assert price.latency_s == pytest.approx(2 * 3e-6 * (rank or 1000))
-        assert (price.source, price.error_share) == ("counted", 0.1)
-    assert prices.price("b", low_rank(16), onnx.FP32) == Price(pytest.approx(16e-6), "counted", 0.1)
+        estimate = estimates.estimate("a", structure_at(rank), onnx.FP32)
+        assert estimate is not None
+        assert estimate.latency_s == pytest.approx(2 * 3e-6 * (rank or 1000))
+        assert (estimate.source, estimate.error_share) == ("counted", 0.1)
+    assert estimates.estimate("b", low_rank(16), onnx.FP32) == LatencyEstimate(pytest.approx(16e-6), "counted", 0.1)
     assert source.asked == [2 + len(rank_choices(64, 96)) + len(rank_choices(128, 128))]
-    assert prices.price("b", low_rank(13), onnx.FP32) == Price(pytest.approx(13e-6), "counted", 0.1)
+    assert estimates.estimate("b", low_rank(13), onnx.FP32) == LatencyEstimate(pytest.approx(13e-6), "counted", 0.1)
     assert source.asked[1:] == [1]
-    assert prices.price("a", low_rank(8), onnx.INT8_STATIC) is None
-    assert prices.price("idle", low_rank(8), onnx.INT8_STATIC) == Price(0.0, "counted", 0.0)
-    assert prices.dense_latency_s(onnx.FP32) == pytest.approx(2 * 3e-3 + 1e-3)
-    assert prices.dense_latency_s(onnx.INT8_STATIC) is None
-    assert (prices.call_s("onnx"), prices.source_name("onnx")) == (3e-6, "counted")
+    assert estimates.estimate("a", low_rank(8), onnx.INT8_STATIC) is None
+    assert estimates.estimate("idle", low_rank(8), onnx.INT8_STATIC) == LatencyEstimate(0.0, "counted", 0.0)
+    assert estimates.dense_latency_s(onnx.FP32) == pytest.approx(2 * 3e-3 + 1e-3)
+    assert estimates.dense_latency_s(onnx.INT8_STATIC) is None
+    assert (estimates.call_s("onnx"), estimates.source_name("onnx")) == (3e-6, "counted")
 
 
 class OnlyItsSides(Counted):
     """A source with figures of layers of 32 outputs and 288 inputs alone, at a nanosecond per weight and vector."""
 
-    def prices(self, points: list[Point]) -> list[Price | None]:
+    def estimates(self, points: list[Point]) -> list[LatencyEstimate | None]:
         own = ((p.out_features, p.in_features) == (32, 288) for p in points)
         return [
-            Price(1e-9 * sum(op.macs for op in p.ops), self.name, 0.1) if known else None
+            LatencyEstimate(1e-9 * sum(op.macs for op in p.ops), self.name, 0.1) if known else None
             for p, known in zip(points, own, strict=True)
         ]
 
@@ -131,35 +134,35 @@ def test_kernels_taken_apart_cost_what_their_products_cost() -> None:
     structure = Structure("tucker-2", (16, 24))
     ops = kind_of(layers["c"]).ops(layers["c"], structure, 50)
     assert [op.vectors for op in ops] == [100, 50, 50]
-    laid_out = Prices({"onnx": Counted()}, sheet, uses, layers)._copying_s("onnx", ops)
-    found = Prices({"onnx": Counted()}, sheet, uses, layers).price("c", structure, onnx.FP32)
-    assert found == Price(pytest.approx(2 * (1e-3 * (100 + 50 + 50) + laid_out)), "counted", 0.1)
-    estimated = Prices({"onnx": OnlyItsSides()}, sheet, uses, layers).price("c", structure, onnx.FP32)
+    laid_out = LatencyEstimates({"onnx": Counted()}, sheet, uses, layers)._copying_s("onnx", ops)
+    found = LatencyEstimates({"onnx": Counted()}, sheet, uses, layers).estimate("c", structure, onnx.FP32)
+    assert found == LatencyEstimate(pytest.approx(2 * (1e-3 * (100 + 50 + 50) + laid_out)), "counted", 0.1)
+    estimated = LatencyEstimates({"onnx": OnlyItsSides()}, sheet, uses, layers).estimate("c", structure, onnx.FP32)
     assert estimated is not None
     assert estimated.latency_s == pytest.approx(2 * (1e-9 * sum(op.macs for op in ops) + laid_out))
     assert (estimated.source, estimated.extrapolated) == ("counted, estimated from multiplications", True)
     assert estimated.error_share > 0.1
     small = Structure("tucker-2", (1, 1))
-    least = Prices({"onnx": OnlyItsSides()}, sheet, uses, layers).price("c", small, onnx.FP32)
+    least = LatencyEstimates({"onnx": OnlyItsSides()}, sheet, uses, layers).estimate("c", small, onnx.FP32)
     assert least is not None
     assert least.latency_s > 2e-9 * 8 * (32 + 288) * 50, "never less than the thinnest factors that are known"
 
 
 def test_a_target_elsewhere_is_priced_by_its_counts_in_every_scheme(tmp_path: Path) -> None:
     model = opened(tmp_path)
-    prices = make_prices(RPI4, model, None, ("onnx", "tflite"), workspace_in(tmp_path))
-    assert prices.source_name("onnx") == prices.source_name("tflite") == "emulated cost table"
+    estimates = make_estimates(RPI4, model, None, ("onnx", "tflite"), workspace_in(tmp_path))
+    assert estimates.source_name("onnx") == estimates.source_name("tflite") == "emulated cost table"
     name = model.layers[0].name
-    dense, pair = prices.price(name, DENSE, onnx.FP32), prices.price(name, low_rank(8), onnx.FP32)
+    dense, pair = estimates.estimate(name, DENSE, onnx.FP32), estimates.estimate(name, low_rank(8), onnx.FP32)
     assert dense is not None
     assert pair is not None
     assert 0 < pair.latency_s < dense.latency_s
     for scheme in (*onnx.SCHEMES, *tflite.SCHEMES):
-        assert prices.price(name, DENSE, scheme) is not None
-    like = prices.price(name, DENSE, scheme_named("onnx", "int8-weights"))
+        assert estimates.estimate(name, DENSE, scheme) is not None
+    like = estimates.estimate(name, DENSE, scheme_named("onnx", "int8-weights"))
     assert like is not None
     assert (like.latency_s, like.extrapolated, dense.extrapolated) == (dense.latency_s, True, False)
-    assert prices.call_s("onnx") > 0
+    assert estimates.call_s("onnx") > 0
 
 
 def test_this_machine_is_measured_at_the_layers_of_the_model_and_only_once(
@@ -168,17 +171,17 @@ def test_this_machine_is_measured_at_the_layers_of_the_model_and_only_once(
     model, workspace, asked = opened(tmp_path), workspace_in(tmp_path), measured_quickly(monkeypatch)
     host = get_target("host")
     formats: tuple[Format, ...] = ("onnx",)
-    prices = make_prices(host, model, None, formats, workspace)
-    assert prices.source_name("onnx").startswith("measured on ")
+    estimates = make_estimates(host, model, None, formats, workspace)
+    assert estimates.source_name("onnx").startswith("measured on ")
     name = model.layers[0].name
     for scheme in onnx.SCHEMES:
         for rank in (None, *rank_choices(SIDE, SIDE)):
-            assert prices.price(name, structure_at(rank), scheme) is not None
+            assert estimates.estimate(name, structure_at(rank), scheme) is not None
     (kept,) = measured_folder("host", workspace.cache.root).iterdir()
     before = kept.read_bytes()
-    again = make_prices(host, model, None, formats, workspace)
+    again = make_estimates(host, model, None, formats, workspace)
     assert kept.read_bytes() == before
-    assert again.price(name, low_rank(8), onnx.FP32) == prices.price(name, low_rank(8), onnx.FP32)
+    assert again.estimate(name, low_rank(8), onnx.FP32) == estimates.estimate(name, low_rank(8), onnx.FP32)
     assert [fresh for _, fresh in asked] == [False, False]
 
 
@@ -188,15 +191,15 @@ def test_this_machine_is_measured_at_the_ranks_that_were_asked_for(
     model, asked = opened(tmp_path), measured_quickly(monkeypatch)
     name = model.layers[0].name
     ways = {name: (low_rank(24),)}
-    prices = make_prices(get_target("host"), model, None, ("onnx",), workspace_in(tmp_path), structures=ways)
+    estimates = make_estimates(get_target("host"), model, None, ("onnx",), workspace_in(tmp_path), structures=ways)
     ((points, _),) = asked
     assert {point.rank for point in points} == {None, 24}
-    assert len(points) == 2 * len(PRICED["onnx"])
-    for scheme in PRICED["onnx"]:
-        price = prices.price(name, low_rank(24), scheme)
-        assert price is not None
-        assert not price.extrapolated
-        assert prices.price(name, DENSE, scheme) is not None
+    assert len(points) == 2 * len(TABULATED["onnx"])
+    for scheme in TABULATED["onnx"]:
+        estimate = estimates.estimate(name, low_rank(24), scheme)
+        assert estimate is not None
+        assert not estimate.extrapolated
+        assert estimates.estimate(name, DENSE, scheme) is not None
 
 
 def measured_quickly(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Sequence[Point], bool]]:
@@ -207,5 +210,5 @@ def measured_quickly(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Sequence[Poi
         asked.append((points, options["cache"].fresh))
         return measure_points(device, target, points, **options, turns=QUICK)
 
-    monkeypatch.setattr(pricing, "measure_points", quickly)
+    monkeypatch.setattr(estimating, "measure_points", quickly)
     return asked

@@ -1,4 +1,4 @@
-"""What the layers of a model cost on a target: where each stands, and the price of every way to write it."""
+"""What the layers of a model cost on a target: where each stands, and the estimate of every way to write it."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import numpy as np
 from edgepack.backends.registry import FACTS
 from edgepack.backends.schemes import DENSE_INT8, FP32, SCHEMES
 from edgepack.cost.measure import measure_points, points_for
-from edgepack.cost.model import CostSource, Price
+from edgepack.cost.model import CostSource, LatencyEstimate
 from edgepack.cost.roofline import ERROR_SHARE, Roofline, roofline
-from edgepack.cost.select import Shape, cost_source, dense_int8, prices_of, together
+from edgepack.cost.select import Shape, cost_source, dense_int8, estimates_of, together
 from edgepack.data import Samples
 from edgepack.devices.local import LocalDevice
 from edgepack.model.kinds import kind_of, views_of
@@ -39,11 +39,11 @@ class Uses:
 
 
 @dataclass(frozen=True)
-class Prices:
-    """Prices of one model's layers on one target.
+class LatencyEstimates:
+    """Latency estimates of one model's layers on one target.
 
     Attributes:
-        sources: by format; every price of a format is from its one source.
+        sources: by format; every estimate of a format is from its one source.
         sheet: of the target, for schemes that a source has nothing on.
         uses: of every layer that an inference reaches.
         layers: all of them, by name.
@@ -53,74 +53,78 @@ class Prices:
     sheet: Roofline
     uses: Mapping[str, Uses]
     layers: Mapping[str, Layer]
-    _known: dict[Point, Price | None] = field(default_factory=dict, repr=False, compare=False)
+    _known: dict[Point, LatencyEstimate | None] = field(default_factory=dict, repr=False, compare=False)
     _filled: set[Scheme] = field(default_factory=set, repr=False, compare=False)
 
-    def price(self, layer: str, structure: Structure, scheme: Scheme) -> Price | None:
+    def estimate(self, layer: str, structure: Structure, scheme: Scheme) -> LatencyEstimate | None:
         """One inference of a layer, all of its places together, in a structure and a scheme.
 
         None where the source has nothing on it. A layer that an inference does not reach costs nothing.
         """
         uses = self.uses.get(layer)
         if uses is None:
-            return Price(0.0, self.sources[scheme.backend].name, 0.0)
+            return LatencyEstimate(0.0, self.sources[scheme.backend].name, 0.0)
         ops = kind_of(self.layers[layer]).ops(self.layers[layer], structure, uses.rows)
         if structure.of_a_matrix:
-            price = self._of(_point(scheme, structure, ops))
+            estimate = self._of(_point(scheme, structure, ops))
         else:
-            price = self._of_products(scheme, ops) or self._by_macs(layer, scheme, ops)
-        if price is None:
+            estimate = self._of_products(scheme, ops) or self._by_macs(layer, scheme, ops)
+        if estimate is None:
             return None
-        return replace(price, latency_s=uses.places * (price.latency_s + self._copying_s(scheme.backend, ops)))
+        return replace(estimate, latency_s=uses.places * (estimate.latency_s + self._copying_s(scheme.backend, ops)))
 
-    def of_product(self, scheme: Scheme, op: Op) -> Price | None:
+    def of_product(self, scheme: Scheme, op: Op) -> LatencyEstimate | None:
         """One inference of a single product, which need not be a layer; None where the source has nothing on it."""
         return self._of_products(scheme, (op,))
 
-    def _of(self, point: Point) -> Price | None:
+    def _of(self, point: Point) -> LatencyEstimate | None:
         if point not in self._known:
             self._fill(point.scheme, point)
         return self._known[point]
 
-    def _of_products(self, scheme: Scheme, ops: Iterable[Op]) -> Price | None:
+    def _of_products(self, scheme: Scheme, ops: Iterable[Op]) -> LatencyEstimate | None:
         """Of products one after the other, each as a layer by itself; None where the source has nothing on one."""
         found = [self._of(_point(scheme, DENSE, (replace(op, role=WEIGHT),))) for op in ops]
         known = [one for one in found if one is not None]
         return together(known) if len(known) == len(found) else None
 
-    def _by_macs(self, layer: str, scheme: Scheme, ops: Iterable[Op]) -> Price | None:
+    def _by_macs(self, layer: str, scheme: Scheme, ops: Iterable[Op]) -> LatencyEstimate | None:
         """As long as factors of the layer's matrix with as many multiplications take, and not less than the smallest of
         these; None where the source has nothing on them."""
         own, rows = self.layers[layer], self.uses[layer].rows
         pairs = kind_of(own).structures(own, WorthwhileRanks())
         points = [_point(scheme, one, kind_of(own).ops(own, one, rows)) for one in pairs if one.of_a_matrix]
-        priced = {sum(op.macs for op in one.ops): price for one in points if (price := self._of(one)) is not None}
-        if not priced:
+        known_by_macs = {
+            sum(op.macs for op in one.ops): estimate for one in points if (estimate := self._of(one)) is not None
+        }
+        if not known_by_macs:
             return None
-        steps = sorted(priced)
-        seconds = float(np.interp(sum(op.macs for op in ops), steps, [priced[step].latency_s for step in steps]))
-        error = max(ERROR_SHARE, *(price.error_share for price in priced.values()))
-        return Price(seconds, f"{self.source_name(scheme.backend)}, estimated from multiplications", error, True)
+        steps = sorted(known_by_macs)
+        seconds = float(np.interp(sum(op.macs for op in ops), steps, [known_by_macs[step].latency_s for step in steps]))
+        error = max(ERROR_SHARE, *(estimate.error_share for estimate in known_by_macs.values()))
+        return LatencyEstimate(
+            seconds, f"{self.source_name(scheme.backend)}, estimated from multiplications", error, True
+        )
 
     def dense_latency_s(self, scheme: Scheme, single: Mapping[str, Scheme] = MappingProxyType({})) -> float | None:
         """Seconds of all layers, dense and in one scheme, but for `single` ones; None where the source lacks it."""
-        found = [self.price(layer, DENSE, single.get(layer, scheme)) for layer in self.layers]
+        found = [self.estimate(layer, DENSE, single.get(layer, scheme)) for layer in self.layers]
         known = [one.latency_s for one in found if one is not None]
         return sum(known) if len(known) == len(found) else None
 
     def call_s(self, fmt: Format) -> float:
-        """Seconds of one call of the runtime, which no layer's price contains."""
+        """Seconds of one call of the runtime, which no layer's estimate contains."""
         return self.sources[fmt].call_s(fmt)
 
     def convolutions_s(self, fmt: Format, products: Sequence[Op]) -> float:
         """Seconds of one inference of convolutions in float32, without those that are layers.
 
         Args:
-            products: as of `Backend.convolutions`: the price of a matrix on as many vectors, and of copying these.
+            products: as of `Backend.convolutions`: the estimate of a matrix on as many vectors, and of copying these.
         """
         others = self._between(products)
         points = [Point(FP32[fmt], DENSE, (as_matrix(op),)) for op in others]
-        found = prices_of(self.sources[fmt], points, self.sheet)
+        found = estimates_of(self.sources[fmt], points, self.sheet)
         known = [
             self.sheet.latency_s(p) if one is None else one.latency_s for p, one in zip(points, found, strict=True)
         ]
@@ -148,11 +152,11 @@ class Prices:
         return sum(map(copied, ops)) * FACTS[fmt].patch_value / self.sheet.instructions_s
 
     def source_name(self, fmt: Format) -> str:
-        """Where the prices of a format come from, for people."""
+        """Where the estimates of a format come from, for people."""
         return self.sources[fmt].name
 
     def _fill(self, scheme: Scheme, wanted: Point) -> None:
-        """Prices what will be asked next as well: a source answers many points in little more time than one."""
+        """Estimates what will be asked next as well: a source answers many points in little more time than one."""
         points = [wanted]
         if scheme not in self._filled:
             self._filled.add(scheme)
@@ -167,7 +171,7 @@ class Prices:
                     elif scheme.correction or not one.is_correction:
                         points.append(_point(scheme, one, ops))
         missing = [point for point in dict.fromkeys(points) if point not in self._known]
-        self._known.update(zip(missing, prices_of(self.sources[scheme.backend], missing, self.sheet), strict=True))
+        self._known.update(zip(missing, estimates_of(self.sources[scheme.backend], missing, self.sheet), strict=True))
 
 
 def _point(scheme: Scheme, structure: Structure, ops: Iterable[Op]) -> Point:
@@ -175,7 +179,7 @@ def _point(scheme: Scheme, structure: Structure, ops: Iterable[Op]) -> Point:
     return Point(scheme, structure, tuple(map(as_matrix, ops)))
 
 
-def make_prices(
+def make_estimates(
     target: Target,
     opened: Model,
     samples: Samples | None,
@@ -184,14 +188,14 @@ def make_prices(
     *,
     precision: PrecisionChoice = "auto",
     structures: Mapping[str, Collection[Structure]] | None = None,
-) -> Prices:
-    """Prices by the most trusted source for each format; for this machine layers are measured first where they are new.
+) -> LatencyEstimates:
+    """By the most trusted source of each format; on this machine, layers that are new to it are measured first.
 
     Args:
-        target: whose prices.
+        target: whose estimates.
         opened: the model.
         samples: of its inputs, None for seeded values.
-        formats: to price.
+        formats: to estimate for.
         workspace: with the cache that measured latencies are kept in; with `fresh` they are measured again.
         precision: of the weights; a source that lacks it is passed over.
         structures: by layer name, where no others with low-rank factors will be asked for: this machine is measured in
@@ -217,7 +221,7 @@ def make_prices(
         if fmt not in sources:
             needed = _needed(fmt, list(dense.values()), precision)
             sources[fmt] = cost_source(target, fmt, needed, root=workspace.cache.root)
-    return Prices(sources, roofline(target), uses, {layer.name: layer for layer in opened.layers})
+    return LatencyEstimates(sources, roofline(target), uses, {layer.name: layer for layer in opened.layers})
 
 
 def _by_sides(
@@ -234,7 +238,7 @@ def _by_sides(
 
 
 def _needed(fmt: Format, dense: Sequence[tuple[Op, ...]], precision: PrecisionChoice) -> list[Point]:
-    """The points that a source has to price: the dense layers in int8, and in fewer bits where these were asked for."""
+    """The points that a source has to know: the dense layers in int8, and in fewer bits where these were asked for."""
     points = [Point(DENSE_INT8[fmt][0], DENSE, ops) for ops in dict.fromkeys(dense)]
     if precision == "auto" or bits_of(precision) >= INT8_BITS:
         return points
@@ -249,13 +253,13 @@ def _measured_here(
     ranks: Mapping[tuple[int, int], Sequence[int]] | None,
     workspace: Workspace,
 ) -> dict[Format, CostSource]:
-    """The table of this machine, for the formats in which it prices every layer."""
+    """The table of this machine, for the formats in which it knows every layer."""
     here = [fmt for fmt in formats if fmt in target.formats]
     if not here:
         return {}
     points = points_for(shapes, here, ranks=ranks)
     table = measure_points(LocalDevice(), target, points, progress=workspace.progress, cache=workspace.cache)
-    return {fmt: table for fmt in here if None not in table.prices(dense_int8(fmt, shapes))}
+    return {fmt: table for fmt in here if None not in table.estimates(dense_int8(fmt, shapes))}
 
 
 def layer_uses(opened: Model, samples: Samples | None, seed: int) -> dict[str, Uses]:
