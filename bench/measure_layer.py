@@ -104,11 +104,11 @@ def model_files(work: Path, model: str = MODEL, rank: int = RANK) -> list[LayerF
     data = load_data(None, opened, model, SEED)
     plan, factors = factored(opened, data, workspace, rank)
     # The grid that is safe on this machine's instruction set; its size does not change the kernel.
-    largest = BuildOptions(model=model, target=get_target(HOST)).weight_grids[-1]
+    qmax = BuildOptions(model=model, target=get_target(HOST)).weight_grids[-1]
     written: list[LayerFile] = []
     for fmt in FORMATS:
         with backend(fmt).engine() as engine:
-            given = WriterData(data.calibration, example(data.validation, opened.inputs, SEED), largest)
+            given = WriterData(data.calibration, example(data.validation, opened.inputs, SEED), qmax)
             written += _written(backend(fmt).open(opened, given, engine, workspace), plan, factors, work)
     return written
 

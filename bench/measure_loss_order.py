@@ -70,7 +70,7 @@ def _row(case: Case, work: Path, plans: int) -> dict[str, Any]:
     from scipy.stats import spearmanr
 
     model = _prepared(case, work)
-    files, change = OnnxWriter(model.opened.content, None, largest=WEIGHT_CODES), CHANGES[model.metric]
+    files, change = OnnxWriter(model.opened.content, None, qmax=WEIGHT_CODES), CHANGES[model.metric]
     files.write_dense(work / "dense.onnx")
     reference = predict(load(work / "dense.onnx", "onnx", threads=THREADS), model.samples)
     drawn = [_drawn(model.opened.layers, rng) for rng in np.random.default_rng(SEED).spawn(plans)]
@@ -125,7 +125,7 @@ def _fp32_losses(layer: View, spectrum: Spectrum, curvature: Curvature | None) -
     def unused(rank: int) -> Replacement:
         raise ValueError(f"factors of rank {rank} were asked for, though nothing is quantized")
 
-    found = layer_losses(layer, spectrum, curvature, Wanted((FP32,), ranks), unused, largest=WEIGHT_CODES)
+    found = layer_losses(layer, spectrum, curvature, Wanted((FP32,), ranks), unused, qmax=WEIGHT_CODES)
     return np.array([np.inf, *(found[FP32, low_rank(rank)] for rank in ranks)])
 
 

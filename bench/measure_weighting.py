@@ -154,7 +154,7 @@ def refits(model: Trained, x: Array, test_x: Array, test_y: Array, work: Path) -
         subject = Subject(opened, samples, f"{model.seed} {count}")
         spectra, _ = decompose(subject, "whitened", workspace)
         rounder = Rounder(Covariances(subject, workspace), "whitened", 127, {}, workspace)
-        files, path = OnnxWriter(opened.content, samples, largest=127), work / "refit.onnx"
+        files, path = OnnxWriter(opened.content, samples, qmax=127), work / "refit.onnx"
         dense = model.scores(test_x)
         for rank in REFIT_RANKS:
             plan = [_choice(layer, rank) for layer in model.layers[:-1]] + [_choice(model.layers[-1], None)]

@@ -18,7 +18,7 @@ def rounded_dense(layer: View, scheme: Scheme) -> Replacement:
     Raises:
         ValueError: the scheme has no integer grid.
     """
-    grid = grid_of(scheme, layer.in_features, largest=LARGEST)
+    grid = grid_of(scheme, layer.in_features, qmax=LARGEST)
     if grid is None:
         raise ValueError(f"{scheme} has no integer grid")
     moments = moments_of(layer)

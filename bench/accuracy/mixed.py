@@ -69,7 +69,7 @@ def _with_int4_tables(study: Study) -> Study:
     model = study.opened.content.clone()
     kind = OnnxEmbedding()
     kind.store(model, {table.name: TABLES4 for table in kind.find(model)})
-    files = OnnxWriter(model, study.calibration, largest=LARGEST)
+    files = OnnxWriter(model, study.calibration, qmax=LARGEST)
     return replace(study, opened=replace(study.opened, content=model), files=files)
 
 
@@ -90,7 +90,7 @@ def candidates(study: Study) -> list[list[Candidate]]:
             covariances=Covariances(subject, workspace),
             gradients=None,
             sensitivity=make_sensitivity(subject, spectra, metric, key, workspace),
-            largest=LARGEST,
+            qmax=LARGEST,
             key=key,
         )
         losses = predict_losses(analysis, {name: Wanted(SCHEMES, own) for name, own in ranks.items()}, workspace)

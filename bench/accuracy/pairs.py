@@ -81,8 +81,8 @@ def grids(layer: View, rank: int, scheme: Scheme) -> tuple[WeightGrid, WeightGri
     Raises:
         ValueError: the scheme has none.
     """
-    first = grid_of(scheme, rank, largest=LARGEST)
-    second = grid_of(scheme, layer.in_features, largest=LARGEST)
+    first = grid_of(scheme, rank, qmax=LARGEST)
+    second = grid_of(scheme, layer.in_features, qmax=LARGEST)
     if first is None or second is None:
         raise ValueError(f"{scheme} has no integer grid")
     return first, second

@@ -24,7 +24,7 @@ def recovered(study: Study, ranks: Mapping[str, int], epochs: int) -> Mapping[st
         name: balanced(weighted(study, name, rank, FP32), study.seen[name], seed=SEED) for name, rank in ranks.items()
     }
     training = Training(study.subject.classes, Epochs(epochs), SEED, threads=1)
-    roundings = {name: rounding_of(INT8_DYNAMIC, pair, largest=LARGEST) for name, pair in start.items()}
+    roundings = {name: rounding_of(INT8_DYNAMIC, pair, qmax=LARGEST) for name, pair in start.items()}
     inputs, layers = study.calibration.inputs, study.opened.layers
     found = recover_factors(_program(study), layers, start, inputs, roundings, training=training)
     return found.factors

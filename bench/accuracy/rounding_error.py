@@ -38,7 +38,7 @@ def dense_error(study: Study, scheme: Scheme, weights: Mapping[str, Replacement]
 
 def _dense_error(study: Study, name: str, scheme: Scheme, weights: Mapping[str, Replacement] | None) -> float:
     layer = study.layers[name]
-    grid = grid_of(scheme, layer.in_features, largest=LARGEST)
+    grid = grid_of(scheme, layer.in_features, qmax=LARGEST)
     if weights is not None:
         return dense_share(layer.weight, weights[name].weight, study.held_out[name])
     if grid is None:

@@ -123,7 +123,7 @@ def _study(subject: Subject, model: str, work: Path) -> Study:
     data = load_data(subject.data, opened, model, SEED)
     if data.calibration is None:
         raise ValueError(f"{model}: no samples to calibrate on")
-    files = OnnxWriter(opened.content, data.calibration, largest=LARGEST)
+    files = OnnxWriter(opened.content, data.calibration, qmax=LARGEST)
     files.write_dense(work / "dense.fp32.onnx")
     running = load(work / "dense.fp32.onnx", "onnx", threads=THREADS)
     workspace = Workspace(Cache(work / "cache"), work, SEED)

@@ -189,5 +189,5 @@ def open_lab(
     if converter is not None:
         given = WriterData(calibration, {name: images[:1]}, LARGEST)
         tflite = backend("tflite").open(opened, given, converter, workspace)
-    files = OnnxWriter(opened.content, calibration, largest=LARGEST)
+    files = OnnxWriter(opened.content, calibration, qmax=LARGEST)
     return Lab(opened, layers, files, tflite, images, scored, workspace, work)

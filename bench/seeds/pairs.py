@@ -39,7 +39,7 @@ def default_pairs(lab: Lab, asked: dict[str, int], epochs: int = 0) -> dict[str,
         lab.opened.layers,
         start,
         {lab.opened.inputs[0].name: lab.images},
-        {n: rounding_of(INT8_DYNAMIC, p, largest=LARGEST) for n, p in start.items()},
+        {n: rounding_of(INT8_DYNAMIC, p, qmax=LARGEST) for n, p in start.items()},
         training=Training(True, Epochs(epochs), seed=0, threads=1),
     )
     return {name: rounded_product(layers[name], pair, INT8_DYNAMIC) for name, pair in found.factors.items()}

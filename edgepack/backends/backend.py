@@ -56,9 +56,9 @@ class Writer(Protocol):
 
     fmt: Format
     calibrated: bool
-    largest: int
+    qmax: int
 
-    def with_largest(self, largest: int) -> Writer:
+    def with_qmax(self, qmax: int) -> Writer:
         """The same with another largest weight code of the schemes that may saturate."""
 
     def begin(self) -> None:
@@ -157,12 +157,12 @@ class WriterData:
     Attributes:
         calibration: for ranges of activations; None without data.
         example: inputs of one run; their shapes are those of the files.
-        largest: largest weight code of the schemes that may saturate.
+        qmax: largest weight code of the schemes that may saturate.
     """
 
     calibration: Samples | None
     example: Mapping[str, Array]
-    largest: int
+    qmax: int
 
 
 class Backend(Protocol):

@@ -32,14 +32,14 @@ class Rounding:
     activations: bool
 
 
-def rounding_of(scheme: Scheme, part: Replacement, *, largest: int = WEIGHT_MAX) -> Rounding:
-    """What a scheme makes of the factors in the place of a layer; `largest` is that of `grid_of`."""
-    grids = {role: grid_of(scheme, part.tensors[role].shape[1], largest=largest) for role in sorted(part.tensors)}
+def rounding_of(scheme: Scheme, part: Replacement, *, qmax: int = WEIGHT_MAX) -> Rounding:
+    """What a scheme makes of the factors in the place of a layer; `qmax` is that of `grid_of`."""
+    grids = {role: grid_of(scheme, part.tensors[role].shape[1], qmax=qmax) for role in sorted(part.tensors)}
     weights = {role: grid for role, grid in grids.items() if grid is not None}
     return Rounding(weights, not scheme.computes_in_float)
 
 
-def fake_weight(weight: Tensor, largest: int = WEIGHT_MAX, block: int | None = None) -> Tensor:
+def fake_weight(weight: Tensor, qmax: int = WEIGHT_MAX, block: int | None = None) -> Tensor:
     """A weight (out, …) to nearest on the grid of each output channel or block; gradients pass unchanged.
 
     Args:
@@ -50,11 +50,11 @@ def fake_weight(weight: Tensor, largest: int = WEIGHT_MAX, block: int | None = N
 
     values = weight.detach()
     if block is not None:
-        rounded = _in_blocks(values.flatten(1), WeightGrid(largest, block).bits, block)
+        rounded = _in_blocks(values.flatten(1), WeightGrid(qmax, block).bits, block)
         return _straight_through(weight, rounded.view_as(values))
     peak = values.abs().amax(dim=tuple(range(1, values.dim())), keepdim=True)
-    scale = torch.where(peak > 0, (peak / largest).clamp_min(torch.finfo(values.dtype).tiny), 1.0)
-    rounded = torch.round(values / scale).clamp(-largest, largest) * scale
+    scale = torch.where(peak > 0, (peak / qmax).clamp_min(torch.finfo(values.dtype).tiny), 1.0)
+    rounded = torch.round(values / scale).clamp(-qmax, qmax) * scale
     return _straight_through(weight, rounded)
 
 
@@ -81,12 +81,12 @@ def _in_blocks(values: Tensor, bits: int, block: int) -> Tensor:
 
     top = zero_point(bits)
     blocks = torch.nn.functional.pad(values, (0, -values.shape[1] % block)).reshape(len(values), -1, block)
-    largest = blocks.gather(-1, blocks.abs().argmax(-1, keepdim=True))
-    shares = blocks / torch.where(largest.abs() > ZERO_WEIGHT, largest, float("inf"))  # blocks of zeros stay zeros
+    peak = blocks.gather(-1, blocks.abs().argmax(-1, keepdim=True))
+    shares = blocks / torch.where(peak.abs() > ZERO_WEIGHT, peak, float("inf"))  # blocks of zeros stay zeros
     even = torch.round(shares * (top - 1))
     finer = torch.round(shares * -top).clamp_(-top, top - 1)
     is_finer = _error(finer / -top, shares) < _error(even / (top - 1), shares)
-    steps = largest / torch.where(is_finer, -top, top - 1)
+    steps = peak / torch.where(is_finer, -top, top - 1)
     return (torch.where(is_finer, finer, even) * steps).flatten(1)[:, : values.shape[1]]
 
 

@@ -144,7 +144,7 @@ def _round_inputs(node: Node, weight: Node, rounding: Rounding, runs: Node | int
     with node.graph.inserting_before(node):
         for position, value in enumerate(operands[:2]):
             if value is weight and grid is not None:
-                operands[position] = node.graph.call_function(fake_weight, (value, grid.largest, grid.block))
+                operands[position] = node.graph.call_function(fake_weight, (value, grid.qmax, grid.block))
             elif value is not weight and rounding.activations:
                 operands[position] = node.graph.call_function(fake_activation, (value, runs))
     node.args = tuple(operands)

@@ -73,7 +73,7 @@ class Scheme:
         """Unique over all backends: what a cache or a task calls it."""
         return f"{self.backend}:{self.name}"
 
-    def largest_code(self, allowed: int) -> int:
+    def qmax_within(self, allowed: int) -> int:
         """Largest weight code on a target whose kernels add without overflow up to the code `allowed`."""
         return min(allowed, self.qmax) if self.saturates else self.qmax
 

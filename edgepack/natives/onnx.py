@@ -31,7 +31,7 @@ class OnnxNative:
         self, model: ir.Model, parts: Mapping[str, Replacement], *, threads: int, exact: bool = True
     ) -> Session:
         """See `Native.session`."""
-        writer = OnnxWriter(model, None, largest=WEIGHT_MAX)
+        writer = OnnxWriter(model, None, qmax=WEIGHT_MAX)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.onnx"
             if parts:
@@ -62,7 +62,7 @@ class OnnxNative:
 
     def tables(self, model: ir.Model, samples: Samples | None) -> tuple[EmbeddingTable, ...]:
         """See `Native.tables`."""
-        return OnnxWriter(model, samples, largest=WEIGHT_MAX).embeddings
+        return OnnxWriter(model, samples, qmax=WEIGHT_MAX).embeddings
 
     def weight_bytes(self, model: ir.Model) -> int:
         """See `Native.weight_bytes`."""

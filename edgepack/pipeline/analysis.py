@@ -25,7 +25,7 @@ class Analysis:
         covariances: of the layers' inputs.
         gradients: G by layer name, where the method factors by it.
         sensitivity: what the layers' outputs matter.
-        largest: largest weight code of per-channel int8 in ONNX.
+        qmax: largest weight code of per-channel int8 in ONNX.
         key: digest of the model, the data, and how the spectra came about.
     """
 
@@ -36,7 +36,7 @@ class Analysis:
     covariances: Covariances
     gradients: Mapping[str, Array] | None
     sensitivity: Sensitivity
-    largest: int
+    qmax: int
     key: str
 
     @property
@@ -57,14 +57,14 @@ class Question:
     Attributes:
         method: the factorizer.
         metric: of the validation set: what the answers are compared by.
-        largest: largest weight code of per-channel int8 in ONNX.
+        qmax: largest weight code of per-channel int8 in ONNX.
         most: by view name, the largest rank that will be asked for.
         key: digest of all of it, and of the model and the data.
     """
 
     method: str
     metric: str
-    largest: int
+    qmax: int
     most: Mapping[str, int]
     key: str
 
@@ -93,6 +93,6 @@ def analyze(
         Covariances(subject, workspace),
         gradients,
         sensitivity,
-        question.largest,
+        question.qmax,
         question.key,
     )

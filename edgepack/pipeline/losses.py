@@ -29,7 +29,7 @@ def predict_losses(analysis: Analysis, wanted: Mapping[str, Wanted], workspace: 
     Args:
         wanted: by view name.
     """
-    sensitivity, settings = analysis.sensitivity, [analysis.method, workspace.seed, analysis.largest]
+    sensitivity, settings = analysis.sensitivity, [analysis.method, workspace.seed, analysis.qmax]
 
     def entry(layer: View, spectrum: Spectrum) -> Keyed[_Layer]:
         own = wanted[layer.name]
@@ -43,7 +43,7 @@ def predict_losses(analysis: Analysis, wanted: Mapping[str, Wanted], workspace: 
                 own,
                 analysis.method,
                 workspace.seed,
-                analysis.largest,
+                analysis.qmax,
             ),
         )
 
@@ -67,14 +67,14 @@ class _Layer:
     wanted: Wanted
     method: str
     seed: int
-    largest: int
+    qmax: int
 
 
 def _losses(task: _Layer) -> dict[tuple[Scheme, Structure], float]:
     def factors(rank: int) -> Replacement:
         return factors_at(task.layer, task.spectrum, rank, task.method, task.seed)
 
-    return layer_losses(task.layer, task.spectrum, task.curvature, task.wanted, factors, largest=task.largest)
+    return layer_losses(task.layer, task.spectrum, task.curvature, task.wanted, factors, qmax=task.qmax)
 
 
 def _cost(task: _Layer) -> float:

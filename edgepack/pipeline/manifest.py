@@ -71,7 +71,7 @@ def make_manifest(ready: Prepared, plan_trials: Sequence[PlanTrial], results: Re
     return Manifest(
         model=ModelEntry(opened.name, Path(options.model).name, opened.kind, opened.sha256),
         target=TargetEntry(options.target.name),
-        options=_options(options, ready.evaluator.replacements.rounder.largest),
+        options=_options(options, ready.evaluator.replacements.rounder.qmax),
         seed=options.seed,
         versions=tool_versions(TOOLS),
         method=options.method or ready.evaluator.analysis.method,
@@ -107,7 +107,7 @@ def _metric(validation: EvaluationSet) -> MetricEntry:
     )
 
 
-def _options(options: BuildOptions, largest: int) -> OptionsEntry:
+def _options(options: BuildOptions, qmax: int) -> OptionsEntry:
     return OptionsEntry(
         rank=options.rank,
         precision=options.precision,
@@ -121,7 +121,7 @@ def _options(options: BuildOptions, largest: int) -> OptionsEntry:
         distill=None if options.distill is None else str(options.distill),
         keep=options.keep,
         only=options.only,
-        largest_onnx_weight_code=largest,
+        largest_onnx_weight_code=qmax,
     )
 
 

@@ -141,7 +141,7 @@ def _fitted(
     workspace: Workspace,
 ) -> list[Fit | str]:
     """Fits of one layer, or why there is none: its covariance may be as large as its weight, so one layer at a time."""
-    seed, largest = workspace.seed, analysis.largest
+    seed, qmax = workspace.seed, analysis.qmax
 
     @cache
     def seen() -> View:
@@ -152,9 +152,9 @@ def _fitted(
         def make() -> _Asked:
             curvature = analysis.sensitivity.curvatures.get(layer.name)
             gradient = None if curvature is None else curvature.moment
-            return _Asked(seen(), gradient, method, share, seed, schemes, largest)
+            return _Asked(seen(), gradient, method, share, seed, schemes, qmax)
 
-        settings = [seed, schemes, largest, analysis.sensitivity.known]
+        settings = [seed, schemes, qmax, analysis.sensitivity.known]
         return Keyed([analysis.key, layer.name, method, method_version(method), share, settings], make)
 
     entries = [entry(method, share) for method, share in every]
@@ -188,7 +188,7 @@ class _Asked:
         layer: with its moments, where its input was seen.
         gradient: G; None where losses are shares of output energy.
         schemes: of pairs and matrices that losses are wanted of.
-        largest: largest weight code of per-channel int8 in ONNX.
+        qmax: largest weight code of per-channel int8 in ONNX.
     """
 
     layer: View
@@ -197,7 +197,7 @@ class _Asked:
     share: float
     seed: int
     schemes: tuple[Scheme, ...]
-    largest: int
+    qmax: int
 
 
 @dataclass(frozen=True)
@@ -215,7 +215,7 @@ def _fit(asked: _Asked) -> _Made:
         return _Made({"reason": f"{method}: {part}"}, {})
     covariance = None if layer.moments is None else shrunk_covariance(layer.moments)
     if part.structure.ranks:
-        losses = pair_losses(layer, part, covariance, gradient, schemes, largest=asked.largest)
+        losses = pair_losses(layer, part, covariance, gradient, schemes, qmax=asked.qmax)
         parameters = sum(factor.size for factor in part.tensors.values())
     else:
         lost = exact_loss(layer, part.weight, covariance, gradient)

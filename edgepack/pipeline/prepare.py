@@ -146,7 +146,7 @@ def _prepare(options: BuildOptions, engines: Mapping[Format, Any], workspace: Wo
     if recipe is None:
         check_evaluate(opened, dense)
     del dense  # a session holds its weights once or twice
-    largest = _best_grid(options, writers, validation, workspace)
+    qmax = _best_grid(options, writers, validation, workspace)
     if (line := known_by_heart(validation)) is not None:
         workspace.warn(line)
     _warn_of_uninstalled(options, workspace)
@@ -160,10 +160,10 @@ def _prepare(options: BuildOptions, engines: Mapping[Format, Any], workspace: Wo
     share = None if validated is None else validated.share
     most = most_ranks(opened.layers, options, share=share)
     key = digest(subject.key, method, validation.metric, options.seed, options.exact, most)
-    question = Question(method, validation.metric, largest, most, key)
+    question = Question(method, validation.metric, qmax, most, key)
     analysis = analyze(subject, source, gradients, question, workspace)
     _warn_of_layers(options, analysis, workspace)
-    files = _formats({fmt: writer.with_largest(largest) for fmt, writer in writers.items()}, workspace)
+    files = _formats({fmt: writer.with_qmax(qmax) for fmt, writer in writers.items()}, workspace)
     if analysis.sensitivity.problem is not None:
         workspace.warn(f"layers are weighed by their output energy: {analysis.sensitivity.problem}")
 
@@ -309,12 +309,12 @@ def _best_grid(
     writer = writers[saturating[0]]
     path = workspace.folder / f"grid.{writer.fmt}"
     noise = {}
-    for largest in grids:
-        tried = writer.with_largest(largest)
+    for qmax in grids:
+        tried = writer.with_qmax(qmax)
         tried.write({}, tried.trial_scheme, path)
         answered = validation.answers(path, tried.fmt)
-        noise[largest] = min(sqnr_db(*pair) for pair in zip(answered, validation.reference, strict=True))
-    return max(grids, key=lambda largest: noise[largest])
+        noise[qmax] = min(sqnr_db(*pair) for pair in zip(answered, validation.reference, strict=True))
+    return max(grids, key=lambda qmax: noise[qmax])
 
 
 def _cross_validated(subject: Subject, method: str, validation: EvaluationSet, workspace: Workspace) -> CrossValidation:
@@ -392,7 +392,7 @@ def _replacements(
     opened, calibration = analysis.subject.opened, analysis.subject.calibration
     workspace = analysis.covariances.workspace
     gradients = analysis.gradients or {}
-    rounder = Rounder(WithStacks(analysis.covariances, groups), analysis.method, analysis.largest, gradients, workspace)
+    rounder = Rounder(WithStacks(analysis.covariances, groups), analysis.method, analysis.qmax, gradients, workspace)
     refitter = recovery = None
     if options.refit and calibration is not None:
         refitter = Refitter(opened, rounder, calibration)

@@ -87,7 +87,7 @@ class Refitter:
         prefix = digest(PARTS, rounder.covariances.key, {name: packed_part(part) for name, part in before.items()})
 
         def entry(choice: Part) -> Keyed[_Refit]:
-            how = [rounder.method, rounder.seed, rounder.largest, choice.structure, choice.scheme]
+            how = [rounder.method, rounder.seed, rounder.qmax, choice.structure, choice.scheme]
             key = [prefix, choice.view.name, how, choice.spectrum.dual]
             return Keyed(key, lambda: _Refit(rounder, choice, seen().get(choice.view.name), prefix))
 

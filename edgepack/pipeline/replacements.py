@@ -80,7 +80,7 @@ class Replacements:
         begin = self._begin(plan, scheme) if self.refitter is None else self._untrained(plan, scheme)
         start = {name: pair for name, pair in begin.items() if name in pairs}
         roundings = {
-            name: rounding_of(pairs[name], pair, largest=self.rounder.largest)
+            name: rounding_of(pairs[name], pair, qmax=self.rounder.qmax)
             for name, pair in start.items()
             if not pairs[name].is_float
         }

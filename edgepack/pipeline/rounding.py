@@ -64,14 +64,14 @@ class Rounder:
     Attributes:
         covariances: of the layers' inputs; a layer without one is rounded to nearest by whoever writes it.
         method: the factorizer.
-        largest: largest code of per-channel int8 in ONNX; TFLite always has 127.
+        qmax: largest code of per-channel int8 in ONNX; TFLite always has 127.
         gradients: G by layer name, for a method that factors by it: roundings are weighed by it as well.
         workspace: with the seed of the rotations.
     """
 
     covariances: InputMoments
     method: str
-    largest: int
+    qmax: int
     gradients: Mapping[str, Array]
     workspace: Workspace
     _last: dict[str, Replacement] = field(default_factory=dict, repr=False, compare=False)
@@ -151,7 +151,7 @@ class Rounder:
         return factors_at(layer, spectrum, rank, self.method, self.seed)
 
     def _grid(self, scheme: Scheme, in_features: int) -> WeightGrid | None:
-        return grid_of(scheme, in_features, largest=self.largest)
+        return grid_of(scheme, in_features, qmax=self.qmax)
 
     def _pair(
         self,
@@ -186,7 +186,7 @@ class Rounder:
 
     def _staged(self, layer: View, spectrum: Spectrum, structure: Structure, scheme: Scheme) -> Replacement:
         """Convolutions in a row, each fitted to what those before it give as they are rounded."""
-        settings = [self.method, layer.name, layer.kernel, structure, scheme, self.seed, self.largest]
+        settings = [self.method, layer.name, layer.kernel, structure, scheme, self.seed, self.qmax]
         key = digest(self.covariances.key, settings, spectrum.dual)
         task = _Staged(self, layer, spectrum, structure, scheme, key)
         return self._kept(ROUNDED_STAGES, Keyed(key, lambda: task))
@@ -341,7 +341,7 @@ def _rounded_stages(task: _Staged) -> Replacement:
     rounder, layer, scheme, inner = task.rounder, task.layer, task.scheme, behind_first(task.structure)
     fit = rounder.stages(layer, task.spectrum)
     first = fit.first(task.structure)
-    grid = grid_of(scheme, first.shape[1], largest=rounder.largest)
+    grid = grid_of(scheme, first.shape[1], qmax=rounder.qmax)
     first = first if grid is None else fit.rounded(task.structure, first, grid)
     rest = fit.behind(task.structure, first)
     own = replace(rounder, covariances=GivenMoments(task.key, rest.moments), _last={})

@@ -522,7 +522,7 @@ def trial_scheme(options: BuildOptions, files: Writer, layers: LayerPlans, table
 def plan_trial(evaluator: Evaluator, files: Writer, step: Step) -> PlanTrial:
     """What the plan's file loses on the validation samples."""
     scheme = trial_scheme(evaluator.options, files, step.layers, step.tables)
-    key = [evaluator.key, evaluator.analysis.largest, files.fmt, str(scheme), step.choices]
+    key = [evaluator.key, evaluator.analysis.qmax, files.fmt, str(scheme), step.choices]
     task = Keyed(key, lambda: _Emission(evaluator, files, step.layers, scheme))
     drop, size_bytes = evaluator.workspace.cached(PLAN_TRIAL, task)
     return PlanTrial(files.fmt, scheme, step.layers, drop, step.loss, step.latency_s, size_bytes, step.tables)

@@ -119,7 +119,7 @@ def predict_staged_losses(
         schemes: in which they are wanted.
         workspace: with the cache.
     """
-    sensitivity, settings = analysis.sensitivity, [analysis.method, workspace.seed, analysis.largest]
+    sensitivity, settings = analysis.sensitivity, [analysis.method, workspace.seed, analysis.qmax]
     views = [view for view in analysis.views if wanted[view.name]]
 
     def entry(view: View) -> Keyed[_Asked]:
@@ -129,7 +129,7 @@ def predict_staged_losses(
             moments = analysis.covariances.of(view.name) if factorizer(analysis.method).needs_moments else None
             fit = StageFit(view, analysis.spectra[view.name], moments, analysis.method, gradient, workspace.seed)
             curvature = sensitivity.curvatures.get(view.name)
-            return _Asked(fit, curvature, tuple(wanted[view.name]), schemes, analysis.largest)
+            return _Asked(fit, curvature, tuple(wanted[view.name]), schemes, analysis.qmax)
 
         key = [analysis.key, view.name, view.kernel, wanted[view.name], schemes, settings, sensitivity.known]
         return Keyed(key, make)
@@ -146,7 +146,7 @@ class _Asked:
     curvature: Curvature | None
     structures: tuple[Structure, ...]
     schemes: tuple[Scheme, ...]
-    largest: int
+    qmax: int
 
 
 def _losses(task: _Asked) -> dict[tuple[Scheme, Structure], float]:
@@ -158,7 +158,7 @@ def _losses(task: _Asked) -> dict[tuple[Scheme, Structure], float]:
         rest, inner = fit.behind(structure, first), behind_first(structure)
         staged = Staged(structure, first, rest, inner, fit.decomposed(rest, inner))
         factors = fit.last(rest, inner, staged.spectrum) if inner.ranks else None
-        found |= staged_losses(layer, staged, task.schemes, factors, largest=task.largest)
+        found |= staged_losses(layer, staged, task.schemes, factors, qmax=task.qmax)
     return found
 
 

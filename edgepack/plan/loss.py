@@ -52,7 +52,7 @@ def layer_losses(
     wanted: Wanted,
     factors_at: Callable[[int], Replacement],
     *,
-    largest: int,
+    qmax: int,
 ) -> dict[tuple[Scheme, Structure], float]:
     """Predicted loss of the dense layer and of its pairs, in every scheme.
 
@@ -71,11 +71,11 @@ def layer_losses(
             one, knows better than G what a rank costs in fp32.
         wanted: the ways to write it.
         factors_at: the pair of a rank as it will be quantized, any gauge of U_r and U_rᵀ W.
-        largest: largest weight code of per-channel int8: 127, or 63 where the target's int8 dot products saturate.
+        qmax: largest weight code of per-channel int8: 127, or 63 where the target's int8 dot products saturate.
     """
     schemes, ranks, residual = wanted.schemes, wanted.ranks, wanted.residual
     gradient, truncation = (None, None) if curvature is None else (curvature.moment, curvature.truncation)
-    found = ((scheme, grid_of_scheme(scheme, largest)) for scheme in schemes)
+    found = ((scheme, grid_of_scheme(scheme, qmax)) for scheme in schemes)
     grids = {scheme: grid for scheme, grid in found if grid is not None}
     beside = [grid for scheme in (wanted.corrected if residual else ()) for grid in _corrected_grids(scheme)]
     activations = {grid.activations for grid in (*grids.values(), *beside)}
@@ -325,7 +325,7 @@ def pair_losses(
     gradient: Array | None,
     schemes: Sequence[Scheme],
     *,
-    largest: int,
+    qmax: int,
 ) -> dict[Scheme, float]:
     """`exact_loss` of low-rank factors in each scheme, all of them rounded to nearest on its grids; by scheme.
 
@@ -333,13 +333,13 @@ def pair_losses(
     """
     found = {}
     for scheme in schemes:
-        rounded = {role: _rounded(factor, scheme, largest) for role, factor in pair.tensors.items()}
+        rounded = {role: _rounded(factor, scheme, qmax) for role, factor in pair.tensors.items()}
         found[scheme] = exact_loss(layer, composed(replace(pair, tensors=rounded)), covariance, gradient)
     return found
 
 
-def _rounded(matrix: Array, scheme: Scheme, largest: int) -> Array:
-    grid = grid_of(scheme, matrix.shape[1], largest=largest)
+def _rounded(matrix: Array, scheme: Scheme, qmax: int) -> Array:
+    grid = grid_of(scheme, matrix.shape[1], qmax=qmax)
     if grid is None:
         return matrix
     on = lattice(matrix, grid)

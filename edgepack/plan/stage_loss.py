@@ -59,7 +59,7 @@ class Convolution:
 
 
 def staged_losses(
-    layer: Convolution, staged: Staged, schemes: tuple[Scheme, ...], factors: Replacement | None, *, largest: int
+    layer: Convolution, staged: Staged, schemes: tuple[Scheme, ...], factors: Replacement | None, *, qmax: int
 ) -> dict[tuple[Scheme, Structure], float]:
     """Predicted loss of a structure in every scheme, in the unit of `edgepack.plan.loss.layer_losses`.
 
@@ -69,7 +69,7 @@ def staged_losses(
         schemes: of all stages alike.
         factors: in the place of what stands behind the first stage, as they will be quantized; None where it is one
             matrix.
-        largest: largest weight code of per-channel int8.
+        qmax: largest weight code of per-channel int8.
     """
 
     def factors_at(rank: int) -> Replacement:
@@ -78,17 +78,17 @@ def staged_losses(
         return factors
 
     rest, wanted = staged.rest.view, Wanted(schemes, staged.inner.ranks)
-    behind = layer_losses(rest, staged.spectrum, Curvature(layer.metric), wanted, factors_at, largest=largest)
+    behind = layer_losses(rest, staged.spectrum, Curvature(layer.metric), wanted, factors_at, qmax=qmax)
     missed = max(float((layer.metric * staged.rest.lost).sum()), 0.0)
     return {
-        (scheme, staged.structure): missed + behind[scheme, staged.inner] + _entered(layer, staged, scheme, largest)
+        (scheme, staged.structure): missed + behind[scheme, staged.inner] + _entered(layer, staged, scheme, qmax)
         for scheme in schemes
     }
 
 
-def _entered(layer: Convolution, staged: Staged, scheme: Scheme, largest: int) -> float:
+def _entered(layer: Convolution, staged: Staged, scheme: Scheme, qmax: int) -> float:
     """Noise of the first stage's weights and of the layer's input, through all that is behind them."""
-    grid = grid_of_scheme(scheme, largest)
+    grid = grid_of_scheme(scheme, qmax)
     if grid is None:
         return 0.0
     weight, rank = staged.rest.view.weight.astype(np.float64), len(staged.first)

@@ -196,7 +196,7 @@ def _rows(weight: Array, ready: Planes, grid: WeightGrid, shrinks: tuple[float, 
     on = lattice(weight, grid)
     steps = _best_shrink(weight, ready, on, shrinks)
     shifts = SHIFTS if weight.shape[1] <= FEW_COLUMNS else SHIFTS[:1]
-    tried = (on.shrunk(steps * np.float32(grid.largest / (grid.largest + shift))) for shift in shifts)
+    tried = (on.shrunk(steps * np.float32(grid.qmax / (grid.qmax + shift))) for shift in shifts)
     return _best_rows(weight, ready, on, tried)
 
 

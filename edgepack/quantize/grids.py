@@ -41,52 +41,52 @@ ZERO_WEIGHT = 1e-35
 SIGNIFICANT_BITS = 16
 
 
-def weight_scales(weight: Array, *, axis: int = 0, largest: int = WEIGHT_MAX) -> Array:
+def weight_scales(weight: Array, *, axis: int = 0, qmax: int = WEIGHT_MAX) -> Array:
     """One float32 scale per output channel: max |w| / 127, and 1 for a channel of zeros.
 
     Args:
         weight: any shape; `axis` holds the output channels.
-        largest: largest code: 127, or 63 where the target's int8 dot products saturate.
+        qmax: largest code: 127, or 63 where the target's int8 dot products saturate.
     """
     others = tuple(i for i in range(weight.ndim) if i != axis)
     peak = np.abs(weight).max(axis=others).astype(np.float32)
     smallest = np.finfo(np.float32).tiny
-    return np.where(peak > 0, np.maximum(peak / np.float32(largest), smallest), np.float32(1)).astype(np.float32)
+    return np.where(peak > 0, np.maximum(peak / np.float32(qmax), smallest), np.float32(1)).astype(np.float32)
 
 
-def quantize_weight(weight: Array, *, axis: int = 0, largest: int = WEIGHT_MAX) -> tuple[Array, Array]:
+def quantize_weight(weight: Array, *, axis: int = 0, qmax: int = WEIGHT_MAX) -> tuple[Array, Array]:
     """Round to nearest on the symmetric grid of each output channel.
 
     Returns:
         (codes int8 of the weight's shape, scales (channels,) float32); codes × scales ≈ weight, |error| ≤ scale / 2.
     """
-    scales = weight_scales(weight, axis=axis, largest=largest)
+    scales = weight_scales(weight, axis=axis, qmax=qmax)
     shape = [1] * weight.ndim
     shape[axis] = -1
     codes = np.rint(weight / scales.reshape(shape))
-    return np.clip(codes, -largest, largest).astype(np.int8), scales
+    return np.clip(codes, -qmax, qmax).astype(np.int8), scales
 
 
-def quantize_matrix(weight: Array, *, largest: int = WEIGHT_MAX) -> tuple[Array, Array]:
+def quantize_matrix(weight: Array, *, qmax: int = WEIGHT_MAX) -> tuple[Array, Array]:
     """`quantize_weight` of a matrix (out, in), with one scale () for all of it where that gives the weights exactly.
 
     Returns:
         (codes int8 (out, in), scales (out,) or () float32).
     """
-    scale = _one_scale(weight, largest)
+    scale = _one_scale(weight, qmax)
     if scale is None:
-        return quantize_weight(weight, largest=largest)
+        return quantize_weight(weight, qmax=qmax)
     return np.rint(weight / scale).astype(np.int8), scale
 
 
-def has_one_scale(weight: Array, *, largest: int) -> bool:
+def has_one_scale(weight: Array, *, qmax: int) -> bool:
     """Whether a matrix (out, in) lies on the grid of its largest weight: one scale () gives it exactly."""
-    return _one_scale(weight, largest) is not None
+    return _one_scale(weight, qmax) is not None
 
 
-def _one_scale(weight: Array, largest: int) -> Array | None:
+def _one_scale(weight: Array, qmax: int) -> Array | None:
     """() float32; the first row alone nearly always says that there is none."""
-    (scale,) = weight_scales(np.asarray(weight).reshape(1, -1), largest=largest)
+    (scale,) = weight_scales(np.asarray(weight).reshape(1, -1), qmax=qmax)
     exact = (np.array_equal(np.rint(part / scale) * scale, part) for part in (weight[:1], weight))
     return np.asarray(scale) if len(weight) > 1 and all(exact) else None
 
@@ -138,13 +138,13 @@ def _quantize_blocks(weight: Array, bits: int, block: int) -> tuple[Array, Array
     """Of some rows: what is made on the way is several times as large as they are."""
     top = zero_point(bits)
     blocks = _blocks(weight, block)
-    largest = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=-1)[..., None], axis=-1)
-    known = np.abs(largest) > ZERO_WEIGHT
-    shares = np.where(known, blocks, 0) / np.where(known, largest, 1)
+    peak = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=-1)[..., None], axis=-1)
+    known = np.abs(peak) > ZERO_WEIGHT
+    shares = np.where(known, blocks, 0) / np.where(known, peak, 1)
     even = np.rint(shares * (top - 1))
     finer = np.clip(np.rint(shares * -top), -top, top - 1)
     is_finer = _error(finer / -top, shares) < _error(even / (top - 1), shares)
-    steps = np.where(known, largest / np.where(is_finer, -top, top - 1), 1)
+    steps = np.where(known, peak / np.where(is_finer, -top, top - 1), 1)
     codes = np.where(is_finer, finer, even).astype(np.int8)
     return codes, steps[..., 0].astype(np.float32)
 
@@ -203,35 +203,35 @@ class WeightGrid:
     """The integer grid of a matrix.
 
     Attributes:
-        largest: largest code of a symmetric grid per output channel: 127, 63 or 7. In blocks, 127 or 7; there the code
+        qmax: largest code of a symmetric grid per output channel: 127, 63 or 7. In blocks, 127 or 7; there the code
             −128 or −8 may be used as well.
         block: weights per scale; None for all weights of an output channel.
         shared: whether one scale is for all output channels.
     """
 
-    largest: int
+    qmax: int
     block: int | None = None
     shared: bool = False
 
     @property
     def bits(self) -> int:
         """Per weight: the fewest of 2, 4 and 8 that hold the code."""
-        return next(bits for bits in (2, 4, 8) if self.largest < zero_point(bits))
+        return next(bits for bits in (2, 4, 8) if self.qmax < zero_point(bits))
 
 
-def grid_of(scheme: Scheme, in_features: int, *, largest: int = WEIGHT_MAX) -> WeightGrid | None:
+def grid_of(scheme: Scheme, in_features: int, *, qmax: int = WEIGHT_MAX) -> WeightGrid | None:
     """The weight grid of a scheme for a matrix with so many inputs; None for fp32.
 
     Args:
         scheme: of a dense layer or of low-rank factors.
         in_features: columns of the matrix, which choose the block size of the block-wise schemes.
-        largest: largest code that the target's kernels allow; see `Scheme.largest_code`.
+        qmax: largest code that the target's kernels allow; see `Scheme.qmax_within`.
     """
     if scheme.is_float:
         return None
     if scheme.granularity == "block":
         return WeightGrid(scheme.qmax, block_for(in_features))
-    return WeightGrid(scheme.largest_code(largest))
+    return WeightGrid(scheme.qmax_within(qmax))
 
 
 @dataclass(frozen=True)
@@ -278,21 +278,21 @@ def lattice(weight: Array, grid: WeightGrid) -> Lattice:
     size = grid.block or max(columns, 1)
     runs = _runs(weight, size)
     at = np.abs(runs).argmax(axis=2)
-    largest = np.take_along_axis(runs, at[..., None], axis=2)[..., 0]
-    known = np.abs(largest) > ZERO_WEIGHT
+    extreme = np.take_along_axis(runs, at[..., None], axis=2)[..., 0]
+    known = np.abs(extreme) > ZERO_WEIGHT
     held = known
     if grid.block is None:
-        peaks = np.abs(largest)
+        peaks = np.abs(extreme)
         if grid.shared:
             peaks, held = np.full_like(peaks, peaks.max(initial=0)), known & (peaks == peaks.max(initial=0))
             held &= np.cumsum(held).reshape(held.shape) == 1
-        steps = np.where(known, peaks / np.float32(grid.largest), 1)
-        low, high = np.full_like(steps, -grid.largest), np.full_like(steps, grid.largest)
-        pinned = np.where(known, np.sign(largest) * np.float32(grid.largest), 0)
+        steps = np.where(known, peaks / np.float32(grid.qmax), 1)
+        low, high = np.full_like(steps, -grid.qmax), np.full_like(steps, grid.qmax)
+        pinned = np.where(known, np.sign(extreme) * np.float32(grid.qmax), 0)
     else:
         codes, scales = quantize_blocks(weight, grid.bits, grid.block)
         steps = np.where(known, scales.T, 1)
-        low, high = np.full_like(steps, -grid.largest - 1), np.full_like(steps, grid.largest)
+        low, high = np.full_like(steps, -grid.qmax - 1), np.full_like(steps, grid.qmax)
         pinned = np.take_along_axis(codes.swapaxes(0, 1), at[..., None], axis=2)[..., 0]
     steps = np.where(known, few_bits(steps), 1).astype(np.float32)
     pins = np.where(held, at + size * np.arange(len(at))[:, None], -1)

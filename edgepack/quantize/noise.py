@@ -17,17 +17,17 @@ class Grid:
     """The integer grids of a scheme.
 
     Attributes:
-        largest: largest weight code, the same on both sides of zero.
+        qmax: largest weight code, the same on both sides of zero.
         blocks: whether runs of weights share a scale, instead of all weights of an output channel.
         activations: how inputs are quantized, if they are: on a range known beforehand, or on one found at run time.
     """
 
-    largest: int
+    qmax: int
     blocks: bool
     activations: Activations
 
 
-def grid_of_scheme(scheme: Scheme, largest: int) -> Grid | None:
+def grid_of_scheme(scheme: Scheme, qmax: int) -> Grid | None:
     """The grid of a scheme on a target whose kernels allow this largest code; None for a scheme that is exact.
 
     Blocks quantize inputs at run time, per block: no worse than per row. Of their two grids for weights the better one
@@ -38,7 +38,7 @@ def grid_of_scheme(scheme: Scheme, largest: int) -> Grid | None:
         return None
     if scheme.granularity == "block":
         return Grid(scheme.qmax + 1, True, scheme.activations)
-    return Grid(scheme.largest_code(largest), False, scheme.activations)
+    return Grid(scheme.qmax_within(qmax), False, scheme.activations)
 
 
 def activation_noise(span: float, power: Array) -> Array:
@@ -56,6 +56,6 @@ def weight_noise(weight: Array, power: Array, grid: Grid) -> Array:
     columns = weight.shape[1]
     starts = np.arange(0, columns, block_for(columns) if grid.blocks else columns)
     peaks = np.maximum.reduceat(np.abs(weight), starts, axis=1).astype(np.float64)
-    uniform = np.square(peaks / grid.largest) / 12 * np.add.reduceat(power, starts)
+    uniform = np.square(peaks / grid.qmax) / 12 * np.add.reduceat(power, starts)
     whole = np.add.reduceat(np.square(weight) * power.astype(np.float32), starts, axis=1)
     return np.asarray(np.minimum(uniform, whole).sum(axis=1))

@@ -157,8 +157,8 @@ def latent_span(mean: Array, variance: Array, latent: Activations) -> float:
         return float(max((mean + reach).max(), 0.0) - min((mean - reach).min(), 0.0))
     # The expected largest of r normal numbers (Blom, 1958); the components of a balanced latent are alike.
     rank = len(mean)
-    largest = max(NormalDist().inv_cdf((rank - 0.375) / (rank + 0.25)), 0.5)
-    return 2 * largest * float(np.sqrt(np.mean(variance + np.square(mean))))
+    extreme = max(NormalDist().inv_cdf((rank - 0.375) / (rank + 0.25)), 0.5)
+    return 2 * extreme * float(np.sqrt(np.mean(variance + np.square(mean))))
 
 
 def grid_noise(span: float) -> float:
@@ -230,8 +230,8 @@ def _weight_noise(weight: Array, power: Array, grid: WeightGrid) -> Array:
     peaks = np.maximum.reduceat(np.abs(weight), starts, axis=1).astype(np.float64)
     peaks = np.full_like(peaks, peaks.max(initial=0)) if grid.shared else peaks
     # Of the two grids of a block the better one is as fine as one with a code more on both sides.
-    largest = grid.largest if grid.block is None else grid.largest + 1
-    return np.asarray(np.square(peaks / largest) @ np.add.reduceat(power, starts) / 12)
+    qmax = grid.qmax if grid.block is None else grid.qmax + 1
+    return np.asarray(np.square(peaks / qmax) @ np.add.reduceat(power, starts) / 12)
 
 
 def _input(spectrum: Spectrum, features: int) -> tuple[Array, Array]:

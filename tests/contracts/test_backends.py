@@ -251,7 +251,7 @@ def test_the_blank_model_runs(fmt: Format, tmp_path: Path) -> None:
 @by_format
 def test_the_dense_file_is_the_model(fmt: Format, bench: Bench, tmp_path: Path) -> None:
     writer = bench.writer(fmt)
-    assert (writer.fmt, writer.calibrated, writer.largest) == (fmt, True, 127)
+    assert (writer.fmt, writer.calibrated, writer.qmax) == (fmt, True, 127)
     writer.write_dense(tmp_path / "m")
     assert bench.noise(tmp_path / "m", fmt) > FP32[fmt].min_sqnr_db
     held = writer.read(tmp_path / "m")
@@ -456,9 +456,9 @@ def test_the_probe_needs_no_data_and_a_smaller_grid_fits_as_well(fmt: Format, be
     assert plan_trial.layers in writer.layer_schemes()
     for scheme in writer.layer_schemes():
         assert {file.layers for file in writer.rest(scheme)} == {scheme}
-    half = writer.with_largest(63)
-    assert writer.largest == 127
-    assert half.largest == (63 if any(scheme.saturates for scheme in SCHEMES[fmt]) else 127)
+    half = writer.with_qmax(63)
+    assert writer.qmax == 127
+    assert half.qmax == (63 if any(scheme.saturates for scheme in SCHEMES[fmt]) else 127)
     half.write({}, plan_trial, tmp_path / "m")
     assert bench.noise(tmp_path / "m", fmt) >= plan_trial.layers.min_sqnr_db
 

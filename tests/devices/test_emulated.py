@@ -73,7 +73,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tuple[Sc
     subject = Subject(opened, data.calibration, "small")
     view, (spectrum, *_) = subject.views[0], decompose(subject, "whitened", workspace)[0]
     factors = {view.name: balanced(factorizer("whitened").factors(view, spectrum, 24), spectrum, seed=0)}
-    seen = WriterData(data.calibration, example(data.validation, opened.inputs, 0), largest=127)
+    seen = WriterData(data.calibration, example(data.validation, opened.inputs, 0), qmax=127)
     written: list[tuple[Scheme, Variant]] = []
     with backend("tflite").engine() as converter:
         for each in (

@@ -17,9 +17,9 @@ MATRICES = hnp.arrays(np.float32, hnp.array_shapes(min_dims=2, max_dims=2, max_s
 
 
 @given(MATRICES, st.sampled_from([127, 63, 7]))
-def test_weights_lie_on_the_grid_of_the_files_to_the_last_bit(weight: Array, largest: int) -> None:
-    codes, scales = quantize_weight(weight, largest=largest)
-    found = fake_weight(torch.from_numpy(weight), largest).numpy()
+def test_weights_lie_on_the_grid_of_the_files_to_the_last_bit(weight: Array, qmax: int) -> None:
+    codes, scales = quantize_weight(weight, qmax=qmax)
+    found = fake_weight(torch.from_numpy(weight), qmax).numpy()
     np.testing.assert_array_equal(found, codes * scales[:, None])
 
 

@@ -23,9 +23,9 @@ from tests.distill.distill_models import Encoder, Mixed, classifier, factored, s
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 
 
-def every_rounding(scheme: Scheme, factors: dict[str, Replacement], largest: int = 127) -> dict[str, Rounding]:
+def every_rounding(scheme: Scheme, factors: dict[str, Replacement], qmax: int = 127) -> dict[str, Rounding]:
     """All of these layers in one scheme."""
-    return {n: rounding_of(scheme, pair, largest=largest) for n, pair in factors.items()}
+    return {n: rounding_of(scheme, pair, qmax=qmax) for n, pair in factors.items()}
 
 
 CASES = [
@@ -116,12 +116,12 @@ def test_gradients_reach_the_factors_through_rounding_and_nothing_else(
     assert {name: p.requires_grad for name, p in program.named_parameters()} == required
 
 
-@pytest.mark.parametrize(("scheme", "largest"), [(INT8_DYNAMIC, 127), (INT8_DYNAMIC, 63), (INT4_DYNAMIC, 127)])
-def test_the_rounded_student_multiplies_what_a_file_holds(scheme: Scheme, largest: int) -> None:
+@pytest.mark.parametrize(("scheme", "qmax"), [(INT8_DYNAMIC, 127), (INT8_DYNAMIC, 63), (INT4_DYNAMIC, 127)])
+def test_the_rounded_student_multiplies_what_a_file_holds(scheme: Scheme, qmax: int) -> None:
     program, layers, factors = factored(nn.Sequential(nn.Linear(20, 16)), 4, torch.zeros(1, 20))
-    roundings = every_rounding(scheme, factors, largest)
+    roundings = every_rounding(scheme, factors, qmax)
     student = build_student(flat_module(program), layers, factors, roundings)
-    largest = scheme.largest_code(largest)
+    qmax = scheme.qmax_within(qmax)
     x = samples(1, 20)
 
     def on_grid(values: np.ndarray) -> np.ndarray:
@@ -131,7 +131,7 @@ def test_the_rounded_student_multiplies_what_a_file_holds(scheme: Scheme, larges
         return (np.clip(np.rint(values / scale) + zero, -128, 127) - zero) * scale
 
     pair = next(iter(factors.values()))
-    (codes_a, scales_a), (codes_b, scales_b) = [quantize_weight(w, largest=largest) for w in (pair.A, pair.B)]
+    (codes_a, scales_a), (codes_b, scales_b) = [quantize_weight(w, qmax=qmax) for w in (pair.A, pair.B)]
     latent = on_grid(x) @ (codes_b * scales_b[:, None]).T
     wanted = on_grid(latent) @ (codes_a * scales_a[:, None]).T + pair.bias
     with torch.no_grad():

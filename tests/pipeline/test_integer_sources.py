@@ -92,7 +92,7 @@ def test_products_that_take_and_give_integers_have_a_rank_where_that_is_smaller(
 
 
 def test_a_file_of_fewer_bits_than_any_plan_is_kept(tmp_path: Path) -> None:
-    writer = OnnxWriter(open_onnx(linear(tmp_path, 1.0)).model, None, largest=127)
+    writer = OnnxWriter(open_onnx(linear(tmp_path, 1.0)).model, None, qmax=127)
     source = tmp_path / "blocks.onnx"
     writer.write({}, FileScheme.of(NBITS4), source)
     build(options(source, data=None, max_drop=None, out=tmp_path / "pack"), cache=Cache(tmp_path / "cache"))

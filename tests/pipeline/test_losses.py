@@ -95,7 +95,7 @@ def test_only_the_layers_that_changed_are_computed(ready: Prepared, cache: Cache
     assert (FP32, low_rank(72)) in other["w2"]
 
 
-@pytest.mark.parametrize("changes", [{"key": "other"}, {"seed": 1}, {"largest": 63}, {"method": "svd"}])
+@pytest.mark.parametrize("changes", [{"key": "other"}, {"seed": 1}, {"qmax": 63}, {"method": "svd"}])
 def test_what_decides_a_loss_is_in_its_key(
     ready: Prepared, cache: Cache, crew: Workers, found: Losses, changes: dict[str, Any]
 ) -> None:

@@ -154,7 +154,7 @@ def test_the_file_holds_it_to_the_bit_and_answers_like_it(
     source: OnnxSource, made: Replacement, tmp_path: Path
 ) -> None:
     path, x = tmp_path / "m.onnx", strong_layer()[1][:20]
-    OnnxWriter(source.model, None, largest=127).write({"w": made}, FileScheme.of(NBITS4), path)
+    OnnxWriter(source.model, None, qmax=127).write({"w": made}, FileScheme.of(NBITS4), path)
     stored = {array.name: numpy_helper.to_array(array) for array in onnx.load(path).graph.initializer}
     for name, bits, weight in (("w.base", 4, made.base), ("w.B", 8, made.B), ("w.A", 8, made.A)):
         held = dequantize_blocks(unpack(stored[f"{name}.int{bits}"], bits), stored[f"{name}.scale"], weight.shape[1])
@@ -172,7 +172,7 @@ def plan_of(scheme: Scheme = NBITS4, way: Structure = BESIDE) -> tuple[LayerPlan
 
 
 def test_the_proofs_hold_and_can_fail(source: OnnxSource, made: Replacement, tmp_path: Path) -> None:
-    files, path = OnnxWriter(source.model, None, largest=127), tmp_path / "m.onnx"
+    files, path = OnnxWriter(source.model, None, qmax=127), tmp_path / "m.onnx"
     files.write_dense(tmp_path / "dense.onnx")
     dense = files.read(tmp_path / "dense.onnx")
     written = files.write({"w": made}, FileScheme.of(NBITS4), path)
@@ -192,7 +192,7 @@ def test_the_proofs_hold_and_can_fail(source: OnnxSource, made: Replacement, tmp
     kept = verify.structures_kept(files.read(path), files.read_optimized(path), written, plan_of())
     assert (kept.passed, kept.detail) == (False, f"w: no product with {OUT}×{IN}")
     # Nor is one with its halves in 4 bits.
-    narrow = OnnxWriter(with_factors(source.model, {"w": made}), None, largest=127)
+    narrow = OnnxWriter(with_factors(source.model, {"w": made}), None, qmax=127)
     narrow.write({}, FileScheme.of(NBITS4), path)
     planned = verify.weights_as_planned(files.read(path), dense, plan_of(), FileScheme.of(NBITS4))
     assert "in fewer bits" in planned.detail
@@ -200,7 +200,7 @@ def test_the_proofs_hold_and_can_fail(source: OnnxSource, made: Replacement, tmp
 
 def test_a_reference_of_it_is_exact(source: OnnxSource, made: Replacement, tmp_path: Path) -> None:
     x = strong_layer()[1][:5]
-    OnnxWriter(source.model, None, largest=127).write({"w": made}, FileScheme.of(FP32), tmp_path / "m.onnx")
+    OnnxWriter(source.model, None, qmax=127).write({"w": made}, FileScheme.of(FP32), tmp_path / "m.onnx")
     (found,) = load(tmp_path / "m.onnx", "onnx").run({"x": x})
     whole = made.base.astype(np.float64) + made.A.astype(np.float64) @ made.B
     np.testing.assert_allclose(found, x @ whole.T + made.bias, atol=1e-4)
@@ -222,7 +222,7 @@ def test_a_build_in_int4_takes_it_where_neither_alone_will_do(tmp_path: Path) ->
     assert all(proof["passed"] for proof in entry["proofs"].values())
     predicted = layer["predicted"]["size_bytes"]
     assert abs(entry["size_bytes"] - predicted) < 0.1 * predicted + 1000
-    held = OnnxWriter(open_onnx(model).model, None, largest=127).read(tmp_path / "pack" / "model.onnx")
+    held = OnnxWriter(open_onnx(model).model, None, qmax=127).read(tmp_path / "pack" / "model.onnx")
     assert sorted(bits for *_, bits in held.weights) == [4, 8, 8]
     # All that is faster, every pair and the matrix alone, was looked at by what it is predicted to lose.
     assert min(one["loss"] for one in layer["others"]) > 5 * layer["predicted"]["loss"]
@@ -241,7 +241,7 @@ def test_two_layers_of_which_one_has_a_pair_beside_it(tmp_path: Path) -> None:
     graph = helper.make_graph(nodes, "three", ends[:1], ends[1:], constants)
     made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.save(made, tmp_path / "three.onnx")
-    files = OnnxWriter(open_onnx(tmp_path / "three.onnx").model, None, largest=127)
+    files = OnnxWriter(open_onnx(tmp_path / "three.onnx").model, None, qmax=127)
     q = np.linalg.qr(rng.normal(size=(64, 8)))[0].astype(np.float32)
     factors = {
         "a": low_rank(q, q.T @ weights["a"].T, None),
@@ -299,7 +299,7 @@ def test_every_kind_of_place(kind: str, made: Replacement, tmp_path: Path) -> No
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.save(model, tmp_path / "m.onnx")
-    files = OnnxWriter(open_onnx(tmp_path / "m.onnx").model, None, largest=127)
+    files = OnnxWriter(open_onnx(tmp_path / "m.onnx").model, None, qmax=127)
     whole = made.base.astype(np.float64) + made.A.astype(np.float64) @ made.B
     expected = rows @ whole.T + made.bias
     expected = expected if kind == "rows" else expected.T.reshape(out)

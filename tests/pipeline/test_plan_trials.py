@@ -119,8 +119,8 @@ def test_reasons_and_predictions_make_no_other_probe(
 
 
 def test_another_build_does_not_take_it(evaluator: Evaluator, files: Counted, steps: tuple[Step, ...]) -> None:
-    for key, largest in ((evaluator.key, 127), ("other model", 127), (evaluator.key, 63)):
-        analysis = replace(evaluator.analysis, largest=largest)
+    for key, qmax in ((evaluator.key, 127), ("other model", 127), (evaluator.key, 63)):
+        analysis = replace(evaluator.analysis, qmax=qmax)
         plan_trial(replace(evaluator, key=key, analysis=analysis), files, steps[1])  # type: ignore[arg-type]
     assert len(files.written) == 3
 

@@ -65,7 +65,7 @@ def files(work: Path, opened: Model) -> Iterator[Mapping[Format, Writer]]:
     given = WriterData(data, {opened.inputs[0].name: np.zeros((1, 784), np.float32)}, 127)
     with TfliteEmitter() as converter:
         tflite = TfliteWriter(converter, opened, given, Workspace(Cache(work / "cache"), work / "plans"))
-        yield {"onnx": OnnxWriter(opened.content, data, largest=127), "tflite": tflite}
+        yield {"onnx": OnnxWriter(opened.content, data, qmax=127), "tflite": tflite}
 
 
 def pairs(opened: Model, share: float) -> dict[str, Replacement]:

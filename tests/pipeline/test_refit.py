@@ -113,7 +113,7 @@ def test_only_layers_behind_factored_ones_are_refitted_and_all_stay_on_their_gri
     np.testing.assert_array_equal(fitted["w1"].B, plain["w1"].B)
     assert not np.array_equal(fitted["w2"].B, plain["w2"].B)
     for weight in (fitted["w2"].A, fitted["w2"].B):
-        codes, scales = quantize_matrix(weight, largest=ready.evaluator.replacements.rounder.largest)
+        codes, scales = quantize_matrix(weight, qmax=ready.evaluator.replacements.rounder.qmax)
         np.testing.assert_allclose(codes * scales.reshape(-1, 1), weight, rtol=1e-6)
     assert far(ready, fitted) < far(ready, plain)
     # Nothing is compressed before the second layer: nothing to make up for.

@@ -62,8 +62,8 @@ class Known:
         return self.moments
 
 
-def rounder(folder: Path, known: Known, largest: int = 127) -> Rounder:
-    return Rounder(known, "whitened", largest, {}, Workspace(Cache(folder), folder))
+def rounder(folder: Path, known: Known, qmax: int = 127) -> Rounder:
+    return Rounder(known, "whitened", qmax, {}, Workspace(Cache(folder), folder))
 
 
 def error(layer: View, pair: Replacement, covariance: Array) -> float:
@@ -76,7 +76,7 @@ def nearest(weight: Array, scheme: Scheme) -> Array:
     if scheme.granularity == "block":
         codes, scales = quantize_blocks(weight, scheme.bits)
         return dequantize_blocks(codes, scales, weight.shape[1])
-    codes, scales = quantize_matrix(weight, largest=7 if scheme.bits == 4 else 127)
+    codes, scales = quantize_matrix(weight, qmax=7 if scheme.bits == 4 else 127)
     return np.asarray(codes * scales.reshape(-1, 1), np.float32)
 
 
@@ -95,7 +95,7 @@ def test_one_scale_is_enough_for_a_factor(scheme: Scheme, seen: tuple[View, Mome
     layer, moments, spectrum = seen
     pair = rounder(tmp_path, Known(moments)).factors(layer, spectrum, low_rank(RANK), scheme)
     for factor in (pair.A, pair.B):
-        assert has_one_scale(factor, largest=127)
+        assert has_one_scale(factor, qmax=127)
     exact = whitened.factors(layer, spectrum, RANK)
     covariance = shrunk_covariance(moments)
     assert error(layer, pair, covariance) < 1.01 * error(layer, exact, covariance)
@@ -112,8 +112,8 @@ def test_outputs_that_differ_keep_scales_of_their_own(seen: tuple[View, Moments,
     inputs = InputSpread(moments.variance, moments.low, moments.high, moments.row_range)
     spectrum = replace(two_sided.spectrum(layer, gradient), inputs=inputs)
     pair = ready.factors(layer, spectrum, low_rank(RANK), onnx.INT8_DYNAMIC)
-    assert not has_one_scale(pair.A, largest=127)
-    assert has_one_scale(pair.B, largest=127)
+    assert not has_one_scale(pair.A, qmax=127)
+    assert has_one_scale(pair.B, qmax=127)
 
 
 @pytest.mark.parametrize("scheme", [onnx.INT8_DYNAMIC, tflite.INT4_DYNAMIC, onnx.NBITS4], ids=str)

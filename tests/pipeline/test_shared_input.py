@@ -203,7 +203,7 @@ def test_factors_lie_on_their_grids_with_one_b(ready: Prepared, scheme: Any) -> 
         assert len({made[name].B.tobytes() for name in LAYERS}) == 1
         for name in LAYERS if scheme == INT8_DYNAMIC else ():
             for matrix in made[name].tensors.values():
-                codes, scales = quantize_matrix(matrix, largest=ready.evaluator.analysis.largest)
+                codes, scales = quantize_matrix(matrix, qmax=ready.evaluator.analysis.qmax)
                 steps = scales[:, None] if scales.ndim else scales
                 np.testing.assert_allclose(codes * steps, matrix, rtol=1e-6, atol=1e-9)
 

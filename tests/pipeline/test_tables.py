@@ -48,7 +48,7 @@ def looked_up() -> tuple[OnnxWriter, Samples]:
     table = normal(TOKENS, 20) @ normal(20, WIDTH, seed=1) + 0.1 * normal(TOKENS, WIDTH, seed=2)
     source = model(nodes, [6], {"table": table, "fc": normal(WIDTH, 24, seed=3)}, 17)
     samples = Samples({"x": np.random.default_rng(4).integers(0, TOKENS, (64, 6)).astype(np.float32)})
-    return OnnxWriter(source, samples, largest=127), samples
+    return OnnxWriter(source, samples, qmax=127), samples
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def test_a_table_is_offered_whole_and_narrower_in_8_bits_and_in_4(files: OnnxWri
 def test_a_small_table_is_offered_whole_alone(tmp_path: Path) -> None:
     source = model([node("Gather", ["table", "x"], ["y"])], [6], {"table": normal(40, 64)}, 17)
     source.graph.inputs[0].dtype = ir.DataType.INT64
-    files = OnnxWriter(source, Samples({"x": np.zeros((64, 6), np.int64)}), largest=127)
+    files = OnnxWriter(source, Samples({"x": np.zeros((64, 6), np.int64)}), qmax=127)
     found = {(one.structure, one.scheme) for one in candidates_of(files, tmp_path).candidates}
     assert found == {(DENSE, WEIGHTS8), (DENSE, TABLES4)}
 

@@ -47,11 +47,11 @@ def layer_losses(
     wanted: Wanted,
     factors_at: Callable[[int], Replacement],
     *,
-    largest: int = 127,
+    qmax: int = 127,
     truncation: Array | None = None,
 ) -> dict[tuple[Scheme, Structure], float]:
     curvature = None if gradient is None else Curvature(gradient, truncation)
-    return module.layer_losses(layer, spectrum, curvature, wanted, factors_at, largest=largest)
+    return module.layer_losses(layer, spectrum, curvature, wanted, factors_at, qmax=qmax)
 
 
 def make_inputs(features: int, kind: str, rng: np.random.Generator) -> Array:
@@ -94,9 +94,9 @@ def pair_at(layer: View, spectrum: Spectrum, method: object = whitened) -> Calla
     return lambda rank: balanced(method.factors(layer, spectrum, rank), spectrum, seed=0)  # type: ignore[attr-defined]
 
 
-def rounded(layer: View, pair: Replacement | None, scheme: Scheme, largest: int = 127) -> View | Replacement:
+def rounded(layer: View, pair: Replacement | None, scheme: Scheme, qmax: int = 127) -> View | Replacement:
     """As a file holds it: one weight after the other, the bias corrected."""
-    grids = [grid_of(scheme, size, largest=largest) for size in (layer.in_features, pair.rank if pair else 1)]
+    grids = [grid_of(scheme, size, qmax=qmax) for size in (layer.in_features, pair.rank if pair else 1)]
     if grids[0] is None or grids[1] is None:
         return pair or layer
     seen = layer.moments
@@ -118,9 +118,9 @@ def quantized_input(x: Array, scheme: Scheme) -> Array:
     return (np.clip(np.rint(x / scale) + zero, -128, 127) - zero) * scale
 
 
-def exact(layer: View, pair: Replacement | None, scheme: Scheme, x: Array, metric: Array, largest: int = 127) -> float:
+def exact(layer: View, pair: Replacement | None, scheme: Scheme, x: Array, metric: Array, qmax: int = 127) -> float:
     """E Δyᵀ G Δy over the rows."""
-    part = rounded(layer, pair, scheme, largest)
+    part = rounded(layer, pair, scheme, qmax)
     if isinstance(part, Replacement):
         found = quantized_input(quantized_input(x, scheme) @ part.B.T, scheme) @ part.A.T + part.bias
     else:
@@ -146,7 +146,7 @@ def test_predicted_losses_are_those_of_really_quantized_layers(
     gradient = gradients(out, rng) if with_gradient else None
     metric, pair = metric_of(gradient, spectrum), pair_at(layer, spectrum)
     # At full rank the truncation is gone and only the noise is left.
-    losses = layer_losses(layer, spectrum, gradient, Wanted(DISTINCT, (16, 64)), pair, largest=127)
+    losses = layer_losses(layer, spectrum, gradient, Wanted(DISTINCT, (16, 64)), pair, qmax=127)
     # Zeros, of which ReLU leaves half, are exact on every grid, and a mean and a variance do not tell of them. And few
     # rows in few directions do not reach as far as the latent's grid is taken to, nor need the damping of rounding.
     highest = {"relu": 1.9, "singular": 2.8}.get(kind, 1.8)
@@ -170,7 +170,7 @@ def test_fp32_losses_are_exact_fall_with_the_rank_and_vanish_for_the_dense_layer
     ranks = range(1, min(out, features) + 1)
     for gradient in (None, gradients(out, rng)):
         metric = metric_of(gradient, spectrum)
-        losses = layer_losses(layer, spectrum, gradient, Wanted((FP32,), ranks), no_factors, largest=127)
+        losses = layer_losses(layer, spectrum, gradient, Wanted((FP32,), ranks), no_factors, qmax=127)
         assert losses[FP32, DENSE] == 0.0
         curve = [losses[FP32, structure_at(rank)] for rank in ranks]
         assert all(a >= b >= 0 for a, b in itertools.pairwise(curve))
@@ -196,7 +196,7 @@ def test_a_truncation_that_is_no_orthogonal_projection_loses_what_it_does(seed: 
     layer, spectrum, x, gradient = oblique(seed, sides)
     ranks = range(1, min(sides) + 1)
     for given_gradient in (gradient, None):
-        losses = layer_losses(layer, spectrum, given_gradient, Wanted((FP32,), ranks), no_factors, largest=127)
+        losses = layer_losses(layer, spectrum, given_gradient, Wanted((FP32,), ranks), no_factors, qmax=127)
         metric = np.eye(sides[0]) if given_gradient is None else given_gradient
         whole = exact(layer, zero_factors(layer, spectrum), FP32, x, metric)
         unit = whole if given_gradient is None else 1.0  # then a loss is a share of what rank 0 loses
@@ -213,7 +213,7 @@ def test_its_noise_is_that_of_really_quantized_layers(sides: tuple[int, int], wi
     metric = gradient if with_gradient else np.eye(sides[0])
     whole = exact(layer, zero_factors(layer, spectrum), FP32, x, metric)
     weights = gradient if with_gradient else None
-    losses = layer_losses(layer, spectrum, weights, Wanted(DISTINCT, (16, 64)), pair, largest=127)
+    losses = layer_losses(layer, spectrum, weights, Wanted(DISTINCT, (16, 64)), pair, qmax=127)
     for (scheme, structure), predicted in losses.items():
         true = exact(layer, None if structure.rank is None else pair(structure.rank), scheme, x, metric)
         assert 0.7 <= predicted * (1.0 if with_gradient else whole) / true <= 1.6, (scheme, structure)
@@ -236,7 +236,7 @@ def test_without_gradients_an_fp32_pair_loses_the_share_of_output_energy(seed: i
     rng = np.random.default_rng(seed)
     layer, spectrum = observed(rng.standard_normal(sides).astype(np.float32), make_inputs(sides[1], "plain", rng))
     ranks = range(1, min(sides) + 1)
-    losses = layer_losses(layer, spectrum, None, Wanted((FP32,), ranks), no_factors, largest=127)
+    losses = layer_losses(layer, spectrum, None, Wanted((FP32,), ranks), no_factors, qmax=127)
     np.testing.assert_allclose(
         [losses[FP32, structure_at(r)] for r in ranks], spectrum.lost_share()[1:], rtol=1e-9, atol=1e-12
     )
@@ -261,10 +261,10 @@ def test_losses_scale_with_the_gradients_and_not_with_the_gauge_of_the_basis(
     rng = np.random.default_rng(seed)
     layer, spectrum = observed(rng.standard_normal(sides).astype(np.float32), make_inputs(sides[1], "relu", rng))
     gradient, pair = gradients(sides[0], rng), pair_at(layer, spectrum)
-    one = layer_losses(layer, spectrum, gradient, Wanted(DISTINCT, (8, 24)), pair, largest=127)
-    other = layer_losses(layer, spectrum, gradient * scale, Wanted(DISTINCT, (8, 24)), pair, largest=127)
+    one = layer_losses(layer, spectrum, gradient, Wanted(DISTINCT, (8, 24)), pair, qmax=127)
+    other = layer_losses(layer, spectrum, gradient * scale, Wanted(DISTINCT, (8, 24)), pair, qmax=127)
     flipped = replace(spectrum, basis=spectrum.basis * np.float32(-1))
-    again = layer_losses(layer, flipped, gradient, Wanted(DISTINCT, (8, 24)), pair, largest=127)
+    again = layer_losses(layer, flipped, gradient, Wanted(DISTINCT, (8, 24)), pair, qmax=127)
     for candidate, loss in one.items():
         assert other[candidate] == pytest.approx(loss * scale, rel=1e-4)
         assert again[candidate] == pytest.approx(loss, rel=1e-4)
@@ -276,7 +276,7 @@ def test_a_better_curve_replaces_that_of_the_gradients_and_keeps_the_noise() -> 
     layer, spectrum = observed(rng.standard_normal((24, 40)).astype(np.float32), make_inputs(40, "plain", rng))
     gradient, pair, curve = gradients(24, rng), pair_at(layer, spectrum), np.linspace(1e-6, 0, 25)
     schemes = (FP32, NBITS4)
-    plain = layer_losses(layer, spectrum, gradient, Wanted(schemes, (8,)), pair, largest=127)
+    plain = layer_losses(layer, spectrum, gradient, Wanted(schemes, (8,)), pair, qmax=127)
     given = layer_losses(layer, spectrum, gradient, Wanted(schemes, (8,)), pair, truncation=curve)
     at_8 = structure_at(8)
     assert given[FP32, at_8] == curve[8]
@@ -307,7 +307,7 @@ def test_any_gauge_will_do() -> None:
     plain = whitened.factors(layer, spectrum, 32)
     skew = (np.eye(32) + 0.1 * np.triu(rng.standard_normal((32, 32)), 1)).astype(np.float32)
     pair = low_rank(plain.A @ skew, np.linalg.solve(skew, plain.B), plain.bias)
-    losses = layer_losses(layer, spectrum, None, Wanted(DISTINCT, (32,)), lambda rank: pair, largest=127)
+    losses = layer_losses(layer, spectrum, None, Wanted(DISTINCT, (32,)), lambda rank: pair, qmax=127)
     lost = spectrum.lost_share()[32]
     for scheme in DISTINCT:
         true = exact(layer, pair, scheme, x, metric_of(None, spectrum))
@@ -318,8 +318,8 @@ def test_coarser_grids_lose_more() -> None:
     rng = np.random.default_rng(0)
     layer, spectrum = observed(rng.standard_normal((64, 96)).astype(np.float32), make_inputs(96, "plain", rng))
     pair = pair_at(layer, spectrum)
-    full = layer_losses(layer, spectrum, None, Wanted(ALL_SCHEMES, (32,)), pair, largest=127)
-    reduced = layer_losses(layer, spectrum, None, Wanted(ALL_SCHEMES, (32,)), pair, largest=63)
+    full = layer_losses(layer, spectrum, None, Wanted(ALL_SCHEMES, (32,)), pair, qmax=127)
+    reduced = layer_losses(layer, spectrum, None, Wanted(ALL_SCHEMES, (32,)), pair, qmax=63)
     for rank in (None, 32):
         order = [FP32, NBITS8, INT8_DYNAMIC, NBITS4, tflite.INT4_DYNAMIC]
         losses = [full[scheme, structure_at(rank)] for scheme in order]
@@ -339,7 +339,7 @@ def test_one_outlier_does_not_cost_more_than_all_other_weights_are_worth() -> No
     x = rng.standard_normal((ROWS, 256)).astype(np.float32)
     x[:, 0] *= 1e-3
     layer, spectrum = observed(weight, x)
-    losses = layer_losses(layer, spectrum, None, Wanted((tflite.INT4_DYNAMIC, NBITS4), ()), no_factors, largest=127)
+    losses = layer_losses(layer, spectrum, None, Wanted((tflite.INT4_DYNAMIC, NBITS4), ()), no_factors, qmax=127)
     metric = metric_of(None, spectrum)
     for scheme in (tflite.INT4_DYNAMIC, NBITS4):
         assert losses[scheme, DENSE] == pytest.approx(exact(layer, None, scheme, x, metric), rel=0.4)
@@ -349,8 +349,8 @@ def test_without_data_inputs_count_as_white_and_only_weights_are_rounded() -> No
     rng = np.random.default_rng(2)
     layer = View("layer", rng.standard_normal((48, 64)).astype(np.float32), None)
     spectrum = svd.spectrum(layer)
-    losses = layer_losses(layer, spectrum, None, Wanted(ALL_SCHEMES, (16,)), pair_at(layer, spectrum, svd), largest=127)
-    codes, scales = quantize_weight(layer.weight, largest=127)
+    losses = layer_losses(layer, spectrum, None, Wanted(ALL_SCHEMES, (16,)), pair_at(layer, spectrum, svd), qmax=127)
+    codes, scales = quantize_weight(layer.weight, qmax=127)
     error = layer.weight - codes * scales[:, None]
     share = float(np.square(error).sum() / np.square(layer.weight).sum())
     assert losses[INT8_DYNAMIC, DENSE] == pytest.approx(share, rel=0.1)
@@ -367,11 +367,11 @@ def test_layers_that_give_nothing_and_outputs_that_matter_to_nobody_lose_nothing
     rng = np.random.default_rng(3)
     zero = View("zero", np.zeros((16, 24), np.float32), None)
     spectrum = svd.spectrum(zero)
-    losses = layer_losses(zero, spectrum, None, Wanted(ALL_SCHEMES, (8,)), pair_at(zero, spectrum, svd), largest=127)
+    losses = layer_losses(zero, spectrum, None, Wanted(ALL_SCHEMES, (8,)), pair_at(zero, spectrum, svd), qmax=127)
     assert set(losses.values()) == {0.0}
     layer, spectrum = observed(rng.standard_normal((16, 24)).astype(np.float32), make_inputs(24, "plain", rng))
     losses = layer_losses(
-        layer, spectrum, np.zeros((16, 16)), Wanted(ALL_SCHEMES, (8,)), pair_at(layer, spectrum), largest=127
+        layer, spectrum, np.zeros((16, 16)), Wanted(ALL_SCHEMES, (8,)), pair_at(layer, spectrum), qmax=127
     )
     assert set(losses.values()) == {0.0}
 

@@ -19,18 +19,18 @@ from tests.quantize.quantize_cases import case
 def rewritten(weight: Array, grid: WeightGrid) -> Array:
     """As the quantizers of the written files round it."""
     if grid.block is None:
-        codes, scales = quantize_weight(weight, largest=grid.largest)
+        codes, scales = quantize_weight(weight, qmax=grid.qmax)
         return (codes * scales[:, None]).astype(np.float32)
     return dequantize_blocks(*quantize_blocks(weight, grid.bits, grid.block), weight.shape[1])
 
 
 @settings(max_examples=15, deadline=None)
 @given(st.integers(3, 30), st.integers(3, 30), st.integers(0, 50), st.sampled_from([127, 63, 7]), st.data())
-def test_on_the_grids_and_never_worse(out: int, columns: int, seed: int, largest: int, data: st.DataObject) -> None:
+def test_on_the_grids_and_never_worse(out: int, columns: int, seed: int, qmax: int, data: st.DataObject) -> None:
     one = case(out, columns, seed, rows=200)
     rank = data.draw(st.integers(1, min(out, columns)))
-    block = data.draw(st.sampled_from([None, 16])) if largest != 63 else None
-    grids = (WeightGrid(largest, block), WeightGrid(largest, block))
+    block = data.draw(st.sampled_from([None, 16])) if qmax != 63 else None
+    grids = (WeightGrid(qmax, block), WeightGrid(qmax, block))
     pair = balanced(one.factors(rank), one.spectrum, seed=0)
     found = alternate(one.layer.weight, pair, one.covariance, grids)
     gptq_alone = alternate(one.layer.weight, pair, one.covariance, grids, rounds=0)

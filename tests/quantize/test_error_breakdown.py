@@ -16,8 +16,8 @@ from edgepack.quantize.rotation import balanced
 from tests.quantize.quantize_cases import Case, case
 
 
-def rounded_pair(one: Case, exact: Replacement, largest: int, *, method: str) -> Replacement:
-    grid = WeightGrid(largest)
+def rounded_pair(one: Case, exact: Replacement, qmax: int, *, method: str) -> Replacement:
+    grid = WeightGrid(qmax)
     if method == "nearest":
         A, B = (round_to_nearest(factor, grid).weight for factor in (exact.A, exact.B))
         found = low_rank(A, B, None)
@@ -44,12 +44,12 @@ def seen_share(one: Case, pair: Replacement, latent: Array) -> float:
 
 
 @pytest.mark.parametrize("method", ["nearest", "alternate"])
-@pytest.mark.parametrize("largest", [127, 7])
+@pytest.mark.parametrize("qmax", [127, 7])
 @pytest.mark.parametrize("rank", [8, 40])
-def test_adds_up_to_what_samples_show(rank: int, largest: int, method: str) -> None:
+def test_adds_up_to_what_samples_show(rank: int, qmax: int, method: str) -> None:
     one = case(48, 64, 0)
     exact = balanced(one.factors(rank), one.spectrum, seed=0)
-    pair = rounded_pair(one, exact, largest, method=method)
+    pair = rounded_pair(one, exact, qmax, method=method)
     floats = one.inputs @ pair.B.T.astype(np.float64)
     latent, span = on_grid(floats)
     parts = (one.layer, exact, pair, covariance(one), one.mean)

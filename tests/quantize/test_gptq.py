@@ -41,11 +41,11 @@ def error(one: Rounded, weight: Array, hessian: Array) -> float:
 
 def survives(one: Rounded, grid: WeightGrid) -> None:
     if grid.shared:
-        codes, scales = quantize_matrix(one.weight, largest=grid.largest)
+        codes, scales = quantize_matrix(one.weight, qmax=grid.qmax)
         np.testing.assert_array_equal((codes * scales.reshape(-1, 1)).astype(np.float32), one.weight)
         assert len(np.unique(one.scales[np.abs(one.weight).max(axis=1) > 0])) <= 1
     elif grid.block is None:
-        codes, scales = quantize_weight(one.weight, largest=grid.largest)
+        codes, scales = quantize_weight(one.weight, qmax=grid.qmax)
         np.testing.assert_array_equal(codes, one.codes)
         known = np.abs(one.weight).max(axis=1) > 0
         np.testing.assert_array_equal(scales[known], one.scales[known, 0])

@@ -24,12 +24,12 @@ def dequantized(codes: Array, scales: Array, axis: int) -> Array:
 
 
 @given(WEIGHTS, st.data(), st.sampled_from([127, 63]))
-def test_error_is_at_most_half_a_step(weight: Array, data: st.DataObject, largest: int) -> None:
+def test_error_is_at_most_half_a_step(weight: Array, data: st.DataObject, qmax: int) -> None:
     axis = data.draw(st.integers(0, weight.ndim - 1))
-    codes, scales = quantize_weight(weight, axis=axis, largest=largest)
+    codes, scales = quantize_weight(weight, axis=axis, qmax=qmax)
     assert (codes.dtype, scales.dtype) == (np.int8, np.float32)
     assert (codes.shape, scales.shape) == (weight.shape, (weight.shape[axis],))
-    assert int(np.abs(codes.astype(int)).max()) <= largest
+    assert int(np.abs(codes.astype(int)).max()) <= qmax
     assert (scales > 0).all()
     step = dequantized(np.ones_like(codes), scales, axis)
     # The scale is rounded to float32, so 127 steps may end a relative 1e-7 short of the largest weight.
@@ -37,12 +37,12 @@ def test_error_is_at_most_half_a_step(weight: Array, data: st.DataObject, larges
 
 
 @given(WEIGHTS, st.sampled_from([127, 63]))
-def test_quantizing_again_changes_nothing(weight: Array, largest: int) -> None:
+def test_quantizing_again_changes_nothing(weight: Array, qmax: int) -> None:
     """So a min-max quantizer that reads the dequantized weight gives the same integers back."""
-    codes, scales = quantize_weight(weight, largest=largest)
+    codes, scales = quantize_weight(weight, qmax=qmax)
     grid = dequantized(codes, scales, 0).astype(np.float32)
-    again, same = quantize_weight(grid, largest=largest)
-    full = np.abs(codes.astype(int)).reshape(len(codes), -1).max(axis=1) == largest
+    again, same = quantize_weight(grid, qmax=qmax)
+    full = np.abs(codes.astype(int)).reshape(len(codes), -1).max(axis=1) == qmax
     np.testing.assert_array_equal(again[full], codes[full])
     np.testing.assert_allclose(same[full], scales[full], rtol=3e-7)
 
@@ -51,8 +51,8 @@ def test_quantizing_again_changes_nothing(weight: Array, largest: int) -> None:
 def test_the_largest_weight_of_a_channel_has_the_largest_code(weight: Array) -> None:
     codes, _ = quantize_weight(weight)
     peak = np.abs(weight).reshape(len(weight), -1).max(axis=1)
-    largest = np.abs(codes.astype(int)).reshape(len(codes), -1).max(axis=1)
-    assert (largest[peak > 127 * TINY] == 127).all()
+    peak_code = np.abs(codes.astype(int)).reshape(len(codes), -1).max(axis=1)
+    assert (peak_code[peak > 127 * TINY] == 127).all()
 
 
 def test_channels_of_zeros_and_of_denormals() -> None:

@@ -36,7 +36,7 @@ BLOCKS = st.sampled_from([WeightGrid(127, 32), WeightGrid(7, 32), WeightGrid(7, 
 def on_grid_again(one: Rounded, grid: WeightGrid) -> Array:
     """What the quantizers of the written files make of it."""
     if grid.block is None:
-        codes, scales = (quantize_matrix if grid.shared else quantize_weight)(one.weight, largest=grid.largest)
+        codes, scales = (quantize_matrix if grid.shared else quantize_weight)(one.weight, qmax=grid.qmax)
         assert scales.ndim == 0 or not grid.shared or len(one.weight) == 1
         return (codes * scales.reshape(-1, 1)).astype(np.float32)
     return dequantize_blocks(*quantize_blocks(one.weight, grid.bits, grid.block), one.weight.shape[1])
@@ -64,7 +64,7 @@ def test_codes_and_scales_make_the_weight(weight: Array, grid: WeightGrid) -> No
 def test_the_largest_code_is_reached(weight: Array, grid: WeightGrid) -> None:
     codes = np.abs(round_to_nearest(weight, grid).codes.astype(int)).max(axis=1)
     zeros = np.abs(weight).max(axis=1) <= 1e-35
-    assert (codes[~zeros] == grid.largest).all()
+    assert (codes[~zeros] == grid.qmax).all()
     assert not codes[zeros].any()
 
 
@@ -73,14 +73,14 @@ def test_one_scale_is_that_of_the_largest_weight(weight: Array, grid: WeightGrid
     one = round_to_nearest(weight, grid)
     known = np.abs(weight).max(axis=1) > 1e-35
     assert len(np.unique(one.scales[known])) <= 1
-    assert np.abs(one.codes.astype(int)).max() == (grid.largest if known.any() else 0)
+    assert np.abs(one.codes.astype(int)).max() == (grid.qmax if known.any() else 0)
 
 
 @given(WEIGHTS, CHANNELS)
 def test_nearest_is_nearest(weight: Array, grid: WeightGrid) -> None:
     found = round_to_nearest(weight, grid)
-    largest = np.abs(weight).max(axis=1, keepdims=True).astype(np.float64)
-    step = largest / grid.largest
+    peak = np.abs(weight).max(axis=1, keepdims=True).astype(np.float64)
+    step = peak / grid.qmax
     assert (np.abs(found.weight - weight.astype(np.float64)) <= step * (0.5 + 2e-3) + 1e-35).all()
 
 
@@ -103,18 +103,18 @@ def test_few_bits(step: float) -> None:
     ],
 )
 def test_grids_of_schemes(scheme: Scheme, columns: int, grid: WeightGrid | None) -> None:
-    assert grid_of(scheme, columns, largest=63) == grid
+    assert grid_of(scheme, columns, qmax=63) == grid
 
 
-@pytest.mark.parametrize(("scheme", "largest"), [(tflite.INT8_DYNAMIC, 127), (tflite.INT4_DYNAMIC, 7)], ids=str)
-def test_tflite_quantizer_gives_the_codes_back(scheme: Scheme, largest: int) -> None:
+@pytest.mark.parametrize(("scheme", "qmax"), [(tflite.INT8_DYNAMIC, 127), (tflite.INT4_DYNAMIC, 7)], ids=str)
+def test_tflite_quantizer_gives_the_codes_back(scheme: Scheme, qmax: int) -> None:
     """The min-max quantizer of TFLite files itself, through the function that it rounds with."""
     from litert_quantizer import qtyping
     from litert_quantizer.algorithms.uniform_quantize import uniform_quantize_tensor as uniform
 
     weight = np.random.default_rng(0).standard_normal((20, 50)).astype(np.float32)
     grid = grid_of(scheme, weight.shape[1])
-    assert grid == WeightGrid(largest)
+    assert grid == WeightGrid(qmax)
     one = round_to_nearest(weight, grid)
     bits = scheme.bits
     low, high = (f(one.weight, axis=1, keepdims=True) for f in (np.min, np.max))

@@ -26,7 +26,7 @@ def test_better_than_four_bits_alone(out: int, columns: int, grid: WeightGrid) -
     assert found.error == pytest.approx(error, rel=1e-6)
     assert error < 0.7 * float(row_errors(alone, one.covariance).sum())
     if grid.block is None:
-        np.testing.assert_array_equal(quantize_weight(found.base.weight, largest=7)[0], found.base.codes)
+        np.testing.assert_array_equal(quantize_weight(found.base.weight, qmax=7)[0], found.base.codes)
 
 
 def test_more_rank_leaves_less() -> None:

@@ -170,10 +170,10 @@ def test_predicted_noise_is_what_samples_show(latent: Activations, beta: float, 
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("largest", [127, 7])
-def test_the_gauge_for_gptq_is_no_worse_for_gptq(seed: int, largest: int) -> None:
+@pytest.mark.parametrize("qmax", [127, 7])
+def test_the_gauge_for_gptq_is_no_worse_for_gptq(seed: int, qmax: int) -> None:
     one = case(64, 96, seed)
-    pair, grids = one.factors(16), (WeightGrid(largest), WeightGrid(largest))
+    pair, grids = one.factors(16), (WeightGrid(qmax), WeightGrid(qmax))
     found = search_gauge(pair, one.spectrum, grids, seed=0, latent="float")
     exact = one.error(pair.A, pair.B)
     added = []

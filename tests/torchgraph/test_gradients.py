@@ -298,7 +298,7 @@ def test_truncation_knows_that_tokens_err_alike(tmp_path: Path) -> None:
     found = curvatures(path, layers, {layer.name: spectrum}, runs, Sampling("vector", 0, samples=600))[layer.name]
     assert found.truncation is not None
     view, alone = views_of([layer])[0], Curvature(found.moment)
-    by_moment = layer_losses(view, spectrum, alone, Wanted((FP32,), range(1, 5)), whole, largest=127)
+    by_moment = layer_losses(view, spectrum, alone, Wanted((FP32,), range(1, 5)), whole, qmax=127)
     with torch.no_grad():
         for rank in (1, 2, 3, 4):
             change = truncated(model, model.inner, layer, spectrum, rank)(x[:, 0]) - model(x[:, 0])

@@ -32,7 +32,7 @@ class OnnxBackend:
 
     def open(self, model: Model, data: WriterData, engine: None, workspace: Workspace) -> OnnxWriter:
         """See `Backend.open`."""
-        return OnnxWriter(model.content, data.calibration, largest=data.largest, warn=workspace.warn, given=model.given)
+        return OnnxWriter(model.content, data.calibration, qmax=data.qmax, warn=workspace.warn, given=model.given)
 
     def load(self, path: Path, *, threads: int = 1, exact: bool = True) -> Session:
         """See `Backend.load`."""

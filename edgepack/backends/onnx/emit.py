@@ -33,7 +33,7 @@ def to_schemes(
     scheme: Scheme,
     *,
     ranges: Ranges | None = None,
-    largest: int = WEIGHT_MAX,
+    qmax: int = WEIGHT_MAX,
     schemes: Mapping[str, Scheme] | None = None,
     weights: Mapping[str, Replacement] | None = None,
 ) -> ir.Model:
@@ -43,7 +43,7 @@ def to_schemes(
         scheme: of `edgepack.backends.onnx.schemes`.
         ranges: (low, high) of each layer's input by layer name, for the static scheme. A layer that is not in it was
             never seen at work and stays fp32.
-        largest: largest weight code of the int8 schemes; block-wise weights use all of their codes.
+        qmax: largest weight code of the int8 schemes; block-wise weights use all of their codes.
         schemes: the schemes of layers that differ from `scheme`, by layer name.
         weights: by layer name, what is written instead of a layer's own weight and bias; a layer stored in code is
             written so whatever its scheme.
@@ -67,7 +67,7 @@ def to_schemes(
     chosen = [(site, schemes.get(site.layer.name, scheme)) for site in sites]
     if any(site.unknown_axes for site, own in chosen if not own.is_float):
         note_ranks(emitted)
-    storing = Storing(ranges or {}, largest, _onto_static_grids(chosen, ranges or {}))
+    storing = Storing(ranges or {}, qmax, _onto_static_grids(chosen, ranges or {}))
     for site, own in chosen:
         part = coded.get(site.layer.name)
         build = None if site.unknown_axes else KINDS[site.layer.kind].stored(site, own, storing)

@@ -40,7 +40,7 @@ def onnx_layers(points: Sequence[Point]) -> Iterator[OnnxLayer]:
     for (rows, columns, batch), group in groupby(points, key=layer_of):
         model = _model(rows, columns, batch)
         (site,) = find_sites(model)
-        files = OnnxWriter(model, Samples({"x": random_inputs(columns)}), largest=WEIGHT_MAX)
+        files = OnnxWriter(model, Samples({"x": random_inputs(columns)}), qmax=WEIGHT_MAX)
         for point in group:
             yield OnnxLayer(point, site.layer, files)
 

@@ -33,7 +33,7 @@ def quantize(
     *,
     op_types: Sequence[str] = (),
     exclude: Sequence[str] = (),
-    largest: int = WEIGHT_MAX,
+    qmax: int = WEIGHT_MAX,
 ) -> None:
     """Write the model with int8 weights as `quantize_dynamic` or `quantize_static` make them.
 
@@ -43,7 +43,7 @@ def quantize(
         feeds: calibration inputs by name, for the static scheme.
         op_types: only these operators; empty means the quantizer's own default.
         exclude: names of nodes to leave alone.
-        largest: largest weight code; below 127 the quantizer's reduced range is used.
+        qmax: largest weight code; below 127 the quantizer's reduced range is used.
 
     Raises:
         ModelError: the quantizer cannot treat this model.
@@ -54,7 +54,7 @@ def quantize(
     del model.graph.value_info[:]
     common = {
         "per_channel": True,
-        "reduce_range": largest < WEIGHT_MAX,
+        "reduce_range": qmax < WEIGHT_MAX,
         "weight_type": QuantType.QInt8,
         "op_types_to_quantize": list(op_types) or None,
         "nodes_to_exclude": list(exclude),

@@ -77,7 +77,7 @@ class OnnxWriter:
     """Writes the ONNX files of a build. `model` is the dense fp32 model and is never changed.
 
     Attributes:
-        largest: largest weight code of per-channel int8.
+        qmax: largest weight code of per-channel int8.
     """
 
     fmt: Format = "onnx"
@@ -89,7 +89,7 @@ class OnnxWriter:
         model: ir.Model,
         calibration: Samples | None,
         *,
-        largest: int,
+        qmax: int,
         warn: Callable[[str], None] = lambda message: None,
         given: tuple[Path, Scheme] | None = None,
     ) -> None:
@@ -98,13 +98,13 @@ class OnnxWriter:
         self.calibrated = calibration is not None
         self._calibration = calibration
         self._samples = None if calibration is None else calibration.head(RANGE_SAMPLES)
-        self.largest = largest
+        self.qmax = qmax
         self._warn = warn
         self._given = given
 
-    def with_largest(self, largest: int) -> OnnxWriter:
-        """See `Writer.with_largest`."""
-        return OnnxWriter(self.model, self._calibration, largest=largest, warn=self._warn, given=self._given)
+    def with_qmax(self, qmax: int) -> OnnxWriter:
+        """See `Writer.with_qmax`."""
+        return OnnxWriter(self.model, self._calibration, qmax=qmax, warn=self._warn, given=self._given)
 
     def begin(self) -> None:
         """See `Writer.begin`: there is nothing to wait for."""
@@ -221,7 +221,7 @@ class OnnxWriter:
             self._write_layers(self.model, self.rest(scheme)[0], out)
             return "edgepack"
         try:
-            ort_quantizer.quantize(to_proto(self.model), out, scheme, self._feeds, largest=self.largest)
+            ort_quantizer.quantize(to_proto(self.model), out, scheme, self._feeds, qmax=self.qmax)
             why = _refused(out, scheme)
         except ModelError as err:
             why = err.message
@@ -381,7 +381,7 @@ class OnnxWriter:
         complete = self._with_rest(with_factors(model, rounded) if rounded else model, scheme, out, others)
         sites = find_sites(complete)
         left |= {site.layer.name: FP32 for site in sites if site.layer.name in others}
-        made = to_schemes(complete, scheme.layers, ranges=seen, largest=self.largest, schemes=left, weights=parts)
+        made = to_schemes(complete, scheme.layers, ranges=seen, qmax=self.qmax, schemes=left, weights=parts)
         integers = not all(one.is_float for one in (*scheme.schemes, *left.values()))
         share(made, {**self._tied, **tied_tables(sites)}, others=integers)
         tidy(made)
@@ -413,7 +413,7 @@ class OnnxWriter:
             self._feeds,
             op_types=REST_OP_TYPES[scheme.others],
             exclude=named,
-            largest=self.largest,
+            qmax=self.qmax,
         )
         made = read(scratch)
         mark_as_in(model, made)

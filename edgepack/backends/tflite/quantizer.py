@@ -222,7 +222,7 @@ def _scopes_of_one_scale(source: Path, rest: Scheme, single: Mapping[str, Scheme
     rows = lookups(source)
     for op in linear_ops(source):
         own = single.get(op.output, rest)
-        if not own.is_float and has_one_scale(op.weight, largest=own.qmax):
+        if not own.is_float and has_one_scale(op.weight, qmax=own.qmax):
             found.setdefault(own, []).append(op.output)
             for one in (one for one in rows if one.buffer == op.buffer):
                 found.setdefault(single.get(one.output, own), []).append(one.output)

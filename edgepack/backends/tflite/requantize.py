@@ -146,10 +146,10 @@ class _Writing:
         axis = weight.ndim - 1 if name == DEPTHWISE else 0  # of the outputs
         rows = np.moveaxis(weight, axis, 0)
         matrix = rows.reshape(len(rows), -1)
-        if has_one_scale(matrix, largest=INT8_STATIC.qmax):
-            codes, scales = quantize_weight(matrix.reshape(1, -1), largest=INT8_STATIC.qmax)
+        if has_one_scale(matrix, qmax=INT8_STATIC.qmax):
+            codes, scales = quantize_weight(matrix.reshape(1, -1), qmax=INT8_STATIC.qmax)
         else:
-            codes, scales = quantize_weight(matrix, largest=INT8_STATIC.qmax)
+            codes, scales = quantize_weight(matrix, qmax=INT8_STATIC.qmax)
             if name == "FULLY_CONNECTED":
                 product.opcodeIndex = self._file.operator_code("FULLY_CONNECTED", _SCALE_A_ROW)
         stored = np.ascontiguousarray(np.moveaxis(codes.reshape(rows.shape), 0, axis))

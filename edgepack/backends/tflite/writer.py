@@ -79,7 +79,7 @@ class TfliteWriter:
             ValueError: there is no converter for another model.
         """
         self.calibrated = data.calibration is not None
-        self.largest = data.largest
+        self.qmax = data.qmax
         self._opened = opened
         self._samples = None if data.calibration is None else data.calibration.head(RANGE_SAMPLES)
         self._shapes = {name: list(array.shape) for name, array in data.example.items()}
@@ -96,7 +96,7 @@ class TfliteWriter:
         """See `Writer.trial_scheme`."""
         return FileScheme.of(INT8_STATIC if self._opened.in_integers else INT8_DYNAMIC)
 
-    def with_largest(self, largest: int) -> TfliteWriter:
+    def with_qmax(self, qmax: int) -> TfliteWriter:
         """This one: no scheme of the format saturates."""
         return self
 

@@ -123,10 +123,10 @@ def activation_codes(x: Array, scheme: Scheme, low_high: tuple[float, float]) ->
     return (codes.astype(np.float64) - zero) * scale
 
 
-def expected(place: str, x: Array, scheme: Scheme, *, bias: bool, dtype: type, largest: int = 127) -> Array:
+def expected(place: str, x: Array, scheme: Scheme, *, bias: bool, dtype: type, qmax: int = 127) -> Array:
     """The layer's output in exact integer arithmetic."""
     p = PLACES[place]
-    codes, scales = quantize_weight(normal(OUT, IN).astype(dtype).astype(np.float32), largest=largest)
+    codes, scales = quantize_weight(normal(OUT, IN).astype(dtype).astype(np.float32), qmax=qmax)
     w = codes.astype(np.float64) * scales[:, None]
     rows = np.moveaxis(activation_codes(x, scheme, LOW_HIGH), p.axis, -1)
     y = rows @ w.T
@@ -136,11 +136,11 @@ def expected(place: str, x: Array, scheme: Scheme, *, bias: bool, dtype: type, l
 
 
 def emitted(
-    source: ir.Model, scheme: Scheme, path: Path, *, largest: int = 127, low_high: tuple[float, float] = LOW_HIGH
+    source: ir.Model, scheme: Scheme, path: Path, *, qmax: int = 127, low_high: tuple[float, float] = LOW_HIGH
 ) -> Path:
     """Write `source` in a scheme; every layer's input has the same static range."""
     names = [site.layer.name for site in find_sites(source.clone())]
-    save(to_schemes(source, scheme, ranges=dict.fromkeys(names, low_high), largest=largest), path)
+    save(to_schemes(source, scheme, ranges=dict.fromkeys(names, low_high), qmax=qmax), path)
     onnx.checker.check_model(str(path), full_check=True)
     return path
 

@@ -48,7 +48,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def writer(path: Path) -> OnnxWriter:
-    return OnnxWriter(load(path), Samples({"x": images(64, 5)[0]}), largest=127)
+    return OnnxWriter(load(path), Samples({"x": images(64, 5)[0]}), qmax=127)
 
 
 def factors(writer: OnnxWriter) -> dict[str, Replacement]:
@@ -194,7 +194,7 @@ def test_a_normalization_that_the_runtime_folds_into_the_second_product(tmp_path
         helper.make_node("Gemm", ["f", "fc"], ["y"], transB=1),
     ]
     source = model(nodes, [info("x", ["N", 16, 8, 8])], [info("y", ["N", 8])], constants)
-    made = OnnxWriter(source, None, largest=127)
+    made = OnnxWriter(source, None, qmax=127)
     layer = next(site.layer for site in find_sites(source.clone()) if site.layer.name == "k")
     u, s, v = np.linalg.svd(layer.weight, full_matrices=False)
     parts = {"k": low_rank(u[:, :RANK] * s[:RANK], v[:RANK], layer.bias)}
@@ -227,7 +227,7 @@ def test_a_kernel_of_convolutions_that_go_in_different_ways_is_stored_once(tmp_p
         [info(y, None) for y, _ in ends],
         {"k": normal(32, 32, 3, 3)},
     )
-    shared = OnnxWriter(source, None, largest=127)
+    shared = OnnxWriter(source, None, qmax=127)
     layers = [site.layer for site in find_sites(source.clone())]
     assert [layer.shared for layer in layers] == [True, True]
     reason = shared.supports(layers[0], low_rank_of(8), WEIGHTS8)

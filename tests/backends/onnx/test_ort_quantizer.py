@@ -51,17 +51,17 @@ def weights(path: Path) -> dict[tuple[int, ...], str]:
     return {a.shape: a.dtype.name for a in arrays if a.size > 100}
 
 
-@pytest.mark.parametrize("largest", [127, 63])
+@pytest.mark.parametrize("qmax", [127, 63])
 @pytest.mark.parametrize("scheme", [INT8_DYNAMIC, INT8_STATIC], ids=str)
-def test_all_weights_in_int8_and_the_same_answers(scheme: Scheme, largest: int, tmp_path: Path) -> None:
+def test_all_weights_in_int8_and_the_same_answers(scheme: Scheme, qmax: int, tmp_path: Path) -> None:
     source, out = tmp_path / "fp32.onnx", tmp_path / "int8.onnx"
     made = convnet()
     del made.graph.value_info[:]
     onnx.save(made, source)
-    quantize(convnet(), out, scheme, FEEDS, largest=largest)
+    quantize(convnet(), out, scheme, FEEDS, qmax=qmax)
     assert weights(out) == {(8, 3, 3, 3): "int8", (128, 10): "int8"}
     codes = [numpy_helper.to_array(t) for t in onnx.load(out).graph.initializer if t.data_type == TensorProto.INT8]
-    assert max(int(np.abs(c.astype(int)).max()) for c in codes if c.size > 100) <= largest + 1
+    assert max(int(np.abs(c.astype(int)).max()) for c in codes if c.size > 100) <= qmax + 1
     reference, found = (load(path, "onnx").run(FEEDS[0])[0] for path in (source, out))
     assert np.abs(found - reference).max() < 0.06 * np.abs(reference).max()
     assert not {"Gemm", "MatMul"} & set(kernels(out))

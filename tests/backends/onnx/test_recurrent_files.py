@@ -200,7 +200,7 @@ def test_what_depends_on_inputs_is_no_layer() -> None:
 @pytest.mark.parametrize(("own", "kernel"), [(None, "LSTM"), (INT8_DYNAMIC, "DynamicQuantizeLSTM")])
 def test_the_weights_of_the_state_go_with_the_rest_of_the_file(own: Scheme | None, kernel: str, tmp_path: Path) -> None:
     source = one("LSTM", ["x", "W", "R", "B"], ["y"])
-    writer = OnnxWriter(source, None, largest=127)
+    writer = OnnxWriter(source, None, qmax=127)
     path = tmp_path / "m.onnx"
     scheme = FileScheme(own or WEIGHTS8, WEIGHTS8)
     written = writer.write({}, scheme, path)

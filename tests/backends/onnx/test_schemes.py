@@ -92,20 +92,20 @@ def test_nodes_stay_in_order_where_layers_share_inputs_across_places(scheme: Sch
 
 
 @pytest.mark.parametrize("scheme", INT8, ids=str)
-@pytest.mark.parametrize("largest", [127, 63])
+@pytest.mark.parametrize("qmax", [127, 63])
 @pytest.mark.parametrize("place", PLACES)
-def test_integers_in_the_file_are_the_grids(place: str, largest: int, scheme: Scheme, tmp_path: Path) -> None:
+def test_integers_in_the_file_are_the_grids(place: str, qmax: int, scheme: Scheme, tmp_path: Path) -> None:
     source, x = placed(place)
-    path = emitted(source, scheme, tmp_path / "q.onnx", largest=largest)
-    codes, scales = quantize_weight(normal(OUT, IN), largest=largest)
+    path = emitted(source, scheme, tmp_path / "q.onnx", qmax=qmax)
+    codes, scales = quantize_weight(normal(OUT, IN), qmax=qmax)
     constants = {v.name: v.const_value.numpy() for v in ir.load(path).graph.initializers.values() if v.const_value}
     (found,) = (a for a in constants.values() if a.dtype == np.int8 and a.size == codes.size)
     matrix = found.reshape(found.shape[:2])
     np.testing.assert_array_equal(matrix if matrix.shape == codes.shape else matrix.T, codes)
-    assert int(np.abs(found.astype(int)).max()) == largest
-    assert (np.abs(matrix.astype(int)).max(axis=int(matrix.shape == codes.shape)) == largest).all(), "per channel"
+    assert int(np.abs(found.astype(int)).max()) == qmax
+    assert (np.abs(matrix.astype(int)).max(axis=int(matrix.shape == codes.shape)) == qmax).all(), "per channel"
     assert any(np.array_equal(a.ravel(), scales) for a in constants.values() if a.dtype == np.float32)
-    assert_close(run(path, x=x)[0], expected(place, x, scheme, bias=True, dtype=np.float32, largest=largest), 2 * EXACT)
+    assert_close(run(path, x=x)[0], expected(place, x, scheme, bias=True, dtype=np.float32, qmax=qmax), 2 * EXACT)
 
 
 def test_zero_channels_and_constant_inputs(tmp_path: Path) -> None:

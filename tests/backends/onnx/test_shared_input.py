@@ -60,7 +60,7 @@ def with_separate(parts: dict[str, Replacement]) -> dict[str, Replacement]:
 
 
 def test_layers_that_take_one_value_share(model: ir.Model) -> None:
-    writer = OnnxWriter(model, None, largest=127)
+    writer = OnnxWriter(model, None, qmax=127)
     assert writer.shares(LAYERS)
     assert not writer.shares(("q_proj", "scores"))
     assert not writer.shares(("q_proj", "nothing"))
@@ -95,7 +95,7 @@ def plans(scheme: Scheme) -> tuple[LayerPlan, ...]:
 
 @pytest.mark.parametrize("scheme", FILE_SCHEMES, ids=str)
 def test_a_file_holds_one_b_and_is_proved(model: ir.Model, samples: Samples, scheme: Scheme, tmp_path: Path) -> None:
-    writer, parts = OnnxWriter(model, samples, largest=127), factors()
+    writer, parts = OnnxWriter(model, samples, qmax=127), factors()
     one, several = tmp_path / "one.onnx", tmp_path / "several.onnx"
     written = writer.write(parts, FileScheme.of(scheme), one)
     writer.write(with_separate(parts), FileScheme.of(scheme), several)
@@ -112,14 +112,14 @@ def test_a_file_holds_one_b_and_is_proved(model: ir.Model, samples: Samples, sch
 
 
 def test_a_second_b_fails_the_proof_of_bytes(model: ir.Model, tmp_path: Path) -> None:
-    writer, path = OnnxWriter(model, None, largest=127), tmp_path / "several.onnx"
+    writer, path = OnnxWriter(model, None, qmax=127), tmp_path / "several.onnx"
     writer.write(with_separate(factors()), FileScheme.of(FP32), path)
     proof = verify.weights_as_planned(writer.read(path), writer.dense_contents, plans(FP32), FileScheme.of(FP32))
     assert not proof.passed
 
 
 def test_a_file_is_cut_layer_by_layer(model: ir.Model, samples: Samples, tmp_path: Path) -> None:
-    writer, path = OnnxWriter(model, samples, largest=127), tmp_path / "one.onnx"
+    writer, path = OnnxWriter(model, samples, qmax=127), tmp_path / "one.onnx"
     writer.write(factors(), FileScheme.of(INT8_DYNAMIC), path)
     shapes = [
         LayerShape(name, WIDTH, WIDTH, RANK, False, ((WIDTH, RANK),) if number else ())

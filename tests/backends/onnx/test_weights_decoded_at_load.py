@@ -52,7 +52,7 @@ def test_the_answer_is_that_of_the_rounded_weights(
 ) -> None:
     source, x = placed(place, opset=opset, bias=bias)
     path = emitted(source, scheme, tmp_path / "q.onnx")
-    wanted = expected(place, x, scheme, bias=bias, dtype=np.float32, largest=scheme.qmax)
+    wanted = expected(place, x, scheme, bias=bias, dtype=np.float32, qmax=scheme.qmax)
     assert_close(run(path, x=x)[0], wanted, 1e-5)
     assert_close(run(path, x=x)[0], fp32(source, x=x)[0], 2.5 / scheme.qmax)
 
@@ -105,7 +105,7 @@ def test_odd_sides_in_four_bits(sides: tuple[int, int], tmp_path: Path) -> None:
     )  # fmt: skip
     path = emitted(source, WEIGHTS4, tmp_path / "q.onnx")
     assert read_contents(path).weights == ((*sorted(sides), 4),)
-    codes, scales = quantize_weight(normal(inputs, outputs).T, largest=7)
+    codes, scales = quantize_weight(normal(inputs, outputs).T, qmax=7)
     x = normal(1, inputs, seed=1)
     assert_close(run(path, x=x)[0], x @ (codes * scales[:, None]).T, 1e-5)
     assert "Slice" not in optimized(path)

@@ -84,7 +84,7 @@ def with_conv() -> ir.Model:
 
 
 def files(source: ir.Model, x: Array | None = None) -> OnnxWriter:
-    return OnnxWriter(source, None if x is None else Samples({"x": x}), largest=127)
+    return OnnxWriter(source, None if x is None else Samples({"x": x}), qmax=127)
 
 
 def factors(source: ir.Model, *names: str) -> dict[str, Replacement]:
@@ -188,7 +188,7 @@ def test_a_baseline_that_the_runtime_refuses_is_written_here(tmp_path: Path) -> 
     made = helper.make_model(helper.make_graph(graph.node, "g", [x], half, constants), ir_version=8)
     made.opset_import[0].version = 17
     said: list[str] = []
-    writer = OnnxWriter(ir.serde.deserialize_model(made), None, largest=127, warn=said.append)
+    writer = OnnxWriter(ir.serde.deserialize_model(made), None, qmax=127, warn=said.append)
     assert writer.write_baseline(INT8_DYNAMIC, tmp_path / "m.onnx") == "edgepack"
     assert "refuses what its own int8-dynamic quantizer makes" in said[0]
     assert set(bits_by_sides(writer, tmp_path / "m.onnx").values()) == {8}
@@ -255,7 +255,7 @@ def test_the_rest_goes_by_the_files_scheme(scheme: FileScheme, own: Scheme, tmp_
 @pytest.mark.parametrize("scheme", [NBITS8, NBITS4], ids=str)
 def test_the_dense_baseline(scheme: Scheme, tmp_path: Path) -> None:
     warnings: list[str] = []
-    made = OnnxWriter(with_conv(), None, largest=127, warn=warnings.append)
+    made = OnnxWriter(with_conv(), None, qmax=127, warn=warnings.append)
     assert made.write_baseline(scheme, tmp_path / "m.onnx") == "edgepack"
     assert bits_by_sides(made, tmp_path / "m.onnx")[10, 24] == scheme.bits
     assert warnings == []

@@ -121,7 +121,7 @@ class OnnxConv:
         if scheme.is_float or scheme not in self.schemes:
             return None
         layer = site.layer
-        codes, scales = quantize_matrix(layer.weight, largest=scheme.largest_code(storing.largest))
+        codes, scales = quantize_matrix(layer.weight, qmax=scheme.qmax_within(storing.qmax))
 
         def build(builder: Builder, x: ir.Value, placement: Placement) -> ir.Value:
             kernel = np.ascontiguousarray(_kernel_of(codes, layer))

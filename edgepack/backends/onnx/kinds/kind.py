@@ -29,13 +29,13 @@ class Storing:
 
     Attributes:
         ranges: (low, high) of the input of every layer that was seen at work, by name.
-        largest: largest weight code of the schemes that may saturate.
+        qmax: largest weight code of the schemes that may saturate.
         static: nodes of layers whose input, just as it comes, goes onto a static grid.
         shared: quantized inputs by what they are made of, for layers that take the same one.
     """
 
     ranges: Ranges
-    largest: int
+    qmax: int
     static: Collection[ir.Node] = ()
     shared: dict[tuple[object, ...], tuple[ir.Value, ...]] = field(default_factory=dict)
 

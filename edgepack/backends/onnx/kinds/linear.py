@@ -96,15 +96,15 @@ class OnnxLinear:
         """See `OnnxKind`."""
         if scheme.granularity == "block":
             return nbits(site, scheme.bits)
-        largest = scheme.largest_code(storing.largest)
+        qmax = scheme.qmax_within(storing.qmax)
         if scheme.is_float or scheme.is_constexpr:
             return None
         if scheme.computes_in_float:
-            return _decoded(site, scheme.bits, largest)
+            return _decoded(site, scheme.bits, qmax)
         if scheme.activations == "dynamic":
-            return _dynamic(site, storing.shared, largest)
+            return _dynamic(site, storing.shared, qmax)
         if scheme.activations == "static" and site.layer.name in storing.ranges:
-            return _static(site, storing, storing.ranges[site.layer.name], largest)
+            return _static(site, storing, storing.ranges[site.layer.name], qmax)
         return None
 
 
@@ -170,9 +170,9 @@ def _float_product(
     return y if bias is None else builder.op("Add", [y, site.put(builder, bias, "bias")])
 
 
-def _decoded(site: Site, bits: int, largest: int) -> Build:
+def _decoded(site: Site, bits: int, qmax: int) -> Build:
     """The float operator, its weight an integer constant that is decoded at load."""
-    codes, scales = quantize_matrix(site.layer.weight, largest=largest)
+    codes, scales = quantize_matrix(site.layer.weight, qmax=qmax)
 
     def build(builder: Builder, x: ir.Value, placement: Placement) -> ir.Value:
         stored, axis = _laid_out(codes, placement)
@@ -198,7 +198,7 @@ def _beside(site: Site, base: Array, pair: Build) -> Build:
     return build
 
 
-def _dynamic(site: Site, shared: Shared, largest: int) -> Build:
+def _dynamic(site: Site, shared: Shared, qmax: int) -> Build:
     """DynamicQuantizeLinear → MatMulInteger or ConvInteger → scale."""
 
     def build(builder: Builder, x: ir.Value, placement: Placement) -> ir.Value:
@@ -206,12 +206,12 @@ def _dynamic(site: Site, shared: Shared, largest: int) -> Build:
         key = ("dynamic", placement.graph, x)
         if key not in shared:
             shared[key] = tuple(builder.op("DynamicQuantizeLinear", [x], outputs=3))
-        return _finish(builder, _integer(builder, shared[key], placement, site, largest), placement, site)
+        return _finish(builder, _integer(builder, shared[key], placement, site, qmax), placement, site)
 
     return build
 
 
-def _static(site: Site, storing: Storing, low_high: tuple[float, float], largest: int) -> Build:
+def _static(site: Site, storing: Storing, low_high: tuple[float, float], qmax: int) -> Build:
     """QuantizeLinear → DequantizeLinear → MatMul or Gemm, which the runtime fuses into one integer kernel."""
 
     def build(builder: Builder, x: ir.Value, placement: Placement) -> ir.Value:
@@ -221,15 +221,15 @@ def _static(site: Site, storing: Storing, low_high: tuple[float, float], largest
             key = ("static", placement.graph, x, activation_grid(*low_high))
             if key not in storing.shared:
                 storing.shared[key] = _quantized(builder, x, site.layer.name, low_high, unsigned=True)
-            return _finish(builder, _integer(builder, storing.shared[key], placement, site, largest), placement, site)
+            return _finish(builder, _integer(builder, storing.shared[key], placement, site, qmax), placement, site)
         # One QuantizeLinear per layer: the runtime's x86 build does not fuse layers that share one.
         codes, scale, zero = _quantized(builder, x, site.layer.name, low_high, unsigned=False)
         x_grid = builder.op("DequantizeLinear", [codes, scale, zero])
         if placement.rank == 2 and not _before_float_clip(placement, storing):
-            y = _static_gemm(builder, x_grid, placement, site.layer, activation_grid(*low_high)[0], largest)
+            y = _static_gemm(builder, x_grid, placement, site.layer, activation_grid(*low_high)[0], qmax)
             if y is not None:
                 return leave(builder, y, placement, site.dtype)
-        weight, scales = quantize_matrix(site.layer.weight, largest=largest)
+        weight, scales = quantize_matrix(site.layer.weight, qmax=qmax)
         w_grid = _weight_grid(builder, site.layer.name, np.ascontiguousarray(weight.T), scales, axis=1)
         return _finish(builder, builder.op("MatMul", [x_grid, w_grid]), placement, site)
 
@@ -248,11 +248,11 @@ def _quantized(
     return builder.op("QuantizeLinear", [x, scale, zero]), scale, zero
 
 
-def _integer(builder: Builder, x: tuple[ir.Value, ...], placement: Placement, site: Site, largest: int) -> ir.Value:
+def _integer(builder: Builder, x: tuple[ir.Value, ...], placement: Placement, site: Site, qmax: int) -> ir.Value:
     """Integer product of `x` = (codes, scale, zero point) with the layer's weight, scaled back to float32."""
     codes_x, x_scale, x_zero = x
     name = site.layer.name
-    codes, scales = quantize_matrix(site.layer.weight, largest=largest)
+    codes, scales = quantize_matrix(site.layer.weight, qmax=qmax)
     if placement.kind == "conv":
         spatial = (1,) * placement.spatial
         weight = builder.constant(codes.reshape(*codes.shape, *spatial), f"{name}.int8")
@@ -276,10 +276,10 @@ def _weight_grid(builder: Builder, name: str, codes: Array, scales: Array, *, ax
 
 
 def _static_gemm(
-    builder: Builder, x_grid: ir.Value, placement: Placement, layer: Layer, x_scale: float, largest: int
+    builder: Builder, x_grid: ir.Value, placement: Placement, layer: Layer, x_scale: float, qmax: int
 ) -> ir.Value | None:
     """Gemm with an int32 bias, which becomes one integer kernel with a float result; None where the bias overflows."""
-    codes, scales = quantize_matrix(layer.weight, largest=largest)
+    codes, scales = quantize_matrix(layer.weight, qmax=qmax)
     inputs = [x_grid, _weight_grid(builder, layer.name, codes, scales, axis=0)]
     bias = layer.bias
     if bias is None and _before_transpose(placement):

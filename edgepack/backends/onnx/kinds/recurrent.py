@@ -111,12 +111,12 @@ class OnnxRecurrent:
 
     def stored(self, site: Site, scheme: Scheme, storing: Storing) -> Build | None:
         """See `OnnxKind`."""
-        layer, largest = site.layer, scheme.largest_code(storing.largest)
+        layer, qmax = site.layer, scheme.qmax_within(storing.qmax)
         if scheme == INT8_DYNAMIC:
-            return _quantized(site, largest) if layer.geometry.operator == "LSTM" else None
+            return _quantized(site, qmax) if layer.geometry.operator == "LSTM" else None
         if scheme not in (WEIGHTS8, WEIGHTS4):
             return None
-        codes, scales = quantize_matrix(layer.weight, largest=largest)
+        codes, scales = quantize_matrix(layer.weight, qmax=qmax)
 
         def build(builder: Builder, x: ir.Value, placement: Placement) -> ir.Value:
             steps = _by_gates(scales[:, None], site) if scales.ndim else scales
@@ -173,7 +173,7 @@ def _cells(
     return _applied(builder, node.op_type, inputs, placement)
 
 
-def _quantized(site: Site, largest: int) -> Build:
+def _quantized(site: Site, qmax: int) -> Build:
     """DynamicQuantizeLSTM, the weights of inputs and state on a grid per gate and unit."""
 
     def build(builder: Builder, x: ir.Value, placement: Placement) -> ir.Value:
@@ -182,8 +182,8 @@ def _quantized(site: Site, largest: int) -> Build:
         matrices = _by_gates(site.layer.weight, site)
         if state is None or site.dtype != np.float32 or node.attributes.get_int("layout", 0) != 0:
             return _cells(builder, x, placement, site, site.put(builder, matrices, "weight"), site.layer.bias)
-        of_input = _grid(matrices, largest)
-        of_state = _grid(state, largest)
+        of_input = _grid(matrices, qmax)
+        of_state = _grid(state, qmax)
         inputs: list[ir.Value | None] = [x, *node.inputs[W:STATES]]
         inputs += [None] * (STATES - len(inputs))
         inputs[W] = builder.constant(of_input[0], f"{name}.int8")
@@ -206,9 +206,9 @@ def _state_weight(node: ir.Node) -> Array | None:
     return None if value is None else Reader().read(value)
 
 
-def _grid(matrices: Array, largest: int) -> tuple[Array, Array]:
+def _grid(matrices: Array, qmax: int) -> tuple[Array, Array]:
     """Codes (directions, in, gates · units) int8, and scales (directions, gates · units)."""
-    found = [quantize_weight(matrix, largest=largest) for matrix in matrices]
+    found = [quantize_weight(matrix, qmax=qmax) for matrix in matrices]
     return np.stack([codes.T for codes, _ in found]), np.stack([scales for _, scales in found])
 
 
