@@ -46,7 +46,7 @@ def _dense(models: Sequence[Row]) -> str:
 def _heading(model: Row) -> str:
     samples = model["samples"]
     return (
-        f"{model['title']}: {model['what']}. {samples['calibration']} samples to calibrate and recover on, for"
+        f"{model['title']}: {model['what']}. {samples['calibration']} samples to calibrate and distill on, for"
         f" {model['epochs']} epochs, {samples['test']} to test on."
     )
 

@@ -1,7 +1,7 @@
 """Convolutions and recurrent layers on real digits: multiplications, bytes, accuracy and latency against dense int8.
 
 `python bench/measure_kinds.py` trains every model from three seeds, builds it for this machine with and without
-recovery, benches what is missing, and writes the section of bench/RESULTS.md. It goes on where it was interrupted.
+distillation, benches what is missing, and writes the section of bench/RESULTS.md. It goes on where it was interrupted.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ from edgepack.model.types import Moments
 from edgepack.pipeline.activations import observe
 from edgepack.pipeline.datasets import load_data
 from edgepack.pipeline.rounding import Correction, rounded_correction
-from edgepack.plan.candidates import residual_ranks
+from edgepack.plan.candidates import correction_ranks
 from edgepack.quantize.alternate import alternate
 from edgepack.quantize.gptq import gptq, round_to_nearest, row_errors
 from edgepack.quantize.grids import WeightGrid, grid_of
@@ -106,7 +106,7 @@ def _ways(layer: View, seen: Moments, held: Moments) -> Iterator[tuple[str, dict
         grid = _grid(scheme, layer.in_features)
         yield f"dense {scheme}, nearest", row(scheme, DENSE_LAYER, round_to_nearest(layer.weight, grid).weight)
         yield f"dense {scheme}, GPTQ", row(scheme, DENSE_LAYER, gptq(layer.weight, covariance, grid).weight)
-    ranks = residual_ranks(*sides)
+    ranks = correction_ranks(*sides)
     for rank in ranks:
         both = rounded_correction(Correction(layer, seen, NBITS4, rank, SEED))
         weight = both.base + both.A.astype(np.float64) @ both.B
@@ -149,8 +149,8 @@ def _times(shapes: list[tuple[int, int, int]], *, quick: bool) -> list[dict[str,
         for rows, columns, batch in shapes
         for scheme, structures in (
             *((scheme, (DENSE_LAYER,)) for scheme in DENSE),
-            *((scheme, map(low_rank_correction, residual_ranks(rows, columns))) for scheme in CORRECTED["onnx"]),
-            (NBITS8, map(low_rank, residual_ranks(rows, columns))),
+            *((scheme, map(low_rank_correction, correction_ranks(rows, columns))) for scheme in CORRECTED["onnx"]),
+            (NBITS8, map(low_rank, correction_ranks(rows, columns))),
         )
         for structure in structures
     ]

@@ -39,7 +39,7 @@ FILE: dict[str, Any] = {
     "format": "onnx",
 }  # fmt: skip
 PACKED: dict[str, Any] = {
-    "scheme_chosen_by": "emulated cost table", "recovery": None, "matrix_parameters": 30_000,
+    "scheme_chosen_by": "emulated cost table", "distillation": None, "matrix_parameters": 30_000,
     "matrix_parameters_share": 0.1, "proofs": {"same-outputs": {"passed": True, "detail": "84 dB"}},
 }  # fmt: skip
 LAYER: dict[str, Any] = {

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from accuracy.dense import rounded_dense
+from accuracy.distillation import distilled
 from accuracy.mixed import mixed_rows
 from accuracy.pairs import PAIRS, rounded_product
-from accuracy.recovery import recovered
 from accuracy.rounding_error import dense_error, entry, pair_error
 from accuracy.study import Row, Study, opened_study
 from accuracy.subjects import SUBJECTS, Subject, make_subject
@@ -31,7 +31,7 @@ ORDER = ("minilm", "mnist", "lstm", "magika")
 SEEDS = {"mnist": 3}
 WAYS: Mapping[Scheme, Sequence[str]] = {
     INT8_DYNAMIC: tuple(PAIRS),
-    NBITS4: ("whitened", "+ gauge", "+ alternation"),
+    NBITS4: ("whitened", "+ latent rotation", "+ alternation"),
 }
 
 
@@ -63,7 +63,7 @@ def said(message: str) -> None:
 def shortened(subject: Subject) -> Subject:
     """One level, one epoch."""
     level = subject.levels[len(subject.levels) // 2]
-    return replace(subject, levels=(level,), recovered=(level,), sizes=subject.sizes[:1], epochs=1)
+    return replace(subject, levels=(level,), distilled=(level,), sizes=subject.sizes[:1], epochs=1)
 
 
 def measure_model(subject: Subject, seed: int = 0, say: Callable[[str], None] = lambda message: None) -> dict[str, Any]:
@@ -129,7 +129,7 @@ def _rows(study: Study, rounding: list[dict[str, Any]]) -> Iterator[Row]:
     yield from _dense_rows(study, rounding)
     for level in study.subject.levels:
         yield from _pair_rows(study, level, rounding)
-    for level in study.subject.recovered:
+    for level in study.subject.distilled:
         yield from _recovered_rows(study, level)
     if study.subject.sizes:
         yield from mixed_rows(study, study.subject.sizes)
@@ -162,10 +162,10 @@ def _pair_rows(study: Study, level: int | float, rounding: list[dict[str, Any]])
 
 
 def _recovered_rows(study: Study, level: int | float) -> Iterator[Row]:
-    trained = recovered(study, study.ranks(level), study.subject.epochs)
+    trained = distilled(study, study.ranks(level), study.subject.epochs)
     for scheme in SCHEMES:
         pairs = {name: rounded_product(study.layers[name], pair, scheme) for name, pair in trained.items()}
-        yield study.row(_write_pairs(study, pairs, scheme), "+ recovery", scheme.bits, level)
+        yield study.row(_write_pairs(study, pairs, scheme), "+ distillation", scheme.bits, level)
 
 
 def _write_pairs(study: Study, pairs: Mapping[str, Replacement], scheme: Scheme) -> Path:

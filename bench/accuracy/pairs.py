@@ -18,7 +18,7 @@ from edgepack.pipeline.rounding import ROUNDS
 from edgepack.quantize.alternate import alternate
 from edgepack.quantize.bias import corrected_pair
 from edgepack.quantize.grids import WeightGrid, grid_of
-from edgepack.quantize.rotation import BETA, Gauge, search_gauge, turned
+from edgepack.quantize.rotation import BETA, LatentRotation, search_latent_rotation, turned
 
 Pair = Callable[[Study, str, int, Scheme], Replacement]
 """(study, layer's name, rank, scheme) → the pair, on its grids or for the writer to round to nearest."""
@@ -28,7 +28,7 @@ def plain(study: Study, name: str, rank: int, scheme: Scheme) -> Replacement:
     """Truncated SVD of the weight, √Σ to both sides; its bias stays."""
     del scheme
     spectrum = study.plain[name]
-    return turned(svd.factors(study.layers[name], spectrum, rank), spectrum, Gauge(BETA, None), seed=SEED)
+    return turned(svd.factors(study.layers[name], spectrum, rank), spectrum, LatentRotation(BETA, None), seed=SEED)
 
 
 def weighted(study: Study, name: str, rank: int, scheme: Scheme) -> Replacement:
@@ -37,11 +37,13 @@ def weighted(study: Study, name: str, rank: int, scheme: Scheme) -> Replacement:
     return whitened.factors(study.layers[name], study.seen[name], rank)
 
 
-def gauged(study: Study, name: str, rank: int, scheme: Scheme) -> Replacement:
+def rotated(study: Study, name: str, rank: int, scheme: Scheme) -> Replacement:
     """The same product in the basis that rounds best to nearest."""
     spectrum, pair = study.seen[name], weighted(study, name, rank, scheme)
-    gauge = search_gauge(pair, spectrum, grids(study.layers[name], rank, scheme), seed=SEED, rounding="nearest")
-    return turned(pair, spectrum, gauge, seed=SEED)
+    latent_rotation = search_latent_rotation(
+        pair, spectrum, grids(study.layers[name], rank, scheme), seed=SEED, rounding="nearest"
+    )
+    return turned(pair, spectrum, latent_rotation, seed=SEED)
 
 
 def alternated(study: Study, name: str, rank: int, scheme: Scheme) -> Replacement:
@@ -52,16 +54,16 @@ def alternated(study: Study, name: str, rank: int, scheme: Scheme) -> Replacemen
 PAIRS: Mapping[str, Pair] = {
     "plain SVD": plain,
     "whitened": weighted,
-    "+ gauge": gauged,
+    "+ latent rotation": rotated,
     "+ alternation": alternated,
 }
 
 
 def rounded(layer: View, spectrum: Spectrum, rank: int, scheme: Scheme) -> Replacement:
-    """As a build rounds pairs: the gauge for GPTQ, the alternation, the bias corrected."""
+    """As a build rounds pairs: the latent rotation for GPTQ, the alternation, the bias corrected."""
     pair = whitened.factors(layer, spectrum, rank)
     both = grids(layer, rank, scheme)
-    pair = turned(pair, spectrum, search_gauge(pair, spectrum, both, seed=SEED), seed=SEED)
+    pair = turned(pair, spectrum, search_latent_rotation(pair, spectrum, both, seed=SEED), seed=SEED)
     rounds = next(count for width, count in ROUNDS if layer.in_features <= width)
     found = alternate(layer.weight, pair, shrunk_covariance(moments_of(layer)), both, rounds=rounds)
     return corrected_pair(pair, found.factors(None), moments_of(layer).mean)

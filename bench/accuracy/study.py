@@ -44,7 +44,7 @@ class Study:
     Attributes:
         layers: by name, with the moments of their inputs on the calibration samples.
         plain, seen: spectra of plain SVD and of centred whitening, by layer name.
-        calibration: samples for all that is fitted: moments, GPTQ, recovery.
+        calibration: samples for all that is fitted: moments, GPTQ, distillation.
         validation: samples of the same data that nothing is fitted to: what is chosen is chosen by them.
         held_out: covariances of the layers' inputs on the validation samples, by layer name.
         references: answers of the dense fp32 file on validation and test.
@@ -145,7 +145,7 @@ def _study(subject: Subject, model: str, work: Path) -> Study:
 
 
 def seen_spectrum(layer: View) -> Spectrum:
-    """Of centred whitening, with what the gauge needs to know of the layer's input.
+    """Of centred whitening, with what the latent rotation needs to know of the layer's input.
 
     Raises:
         ValueError: the layer carries no moments.

@@ -32,8 +32,8 @@ class Subject:
         test: samples that nothing is chosen by; nothing is calibrated on them.
         scores: by name; the first is the one that counts.
         levels: ranks, or shares of each layer's weights, that all pairs of a file get.
-        recovered: those of them at which recovery is shown.
-        epochs: of recovery.
+        distilled: those of them at which distillation is shown.
+        epochs: of distillation.
         classes: whether the model answers with class scores.
         sizes: shares of the dense int8 file's bytes for which a scheme is chosen per layer.
         data: `.npz` to calibrate on; None for a recipe, which brings its own.
@@ -46,7 +46,7 @@ class Subject:
     test: Samples
     scores: Mapping[str, Score]
     levels: tuple[int | float, ...]
-    recovered: tuple[int | float, ...]
+    distilled: tuple[int | float, ...]
     epochs: int
     classes: bool
     sizes: tuple[float, ...] = ()
@@ -68,7 +68,7 @@ def _mnist(folder: Path) -> Subject:
         _test_digits(784),
         {"accuracy": _mean(accuracy)},
         levels=(8, 12, 16, 24, 32, 48),
-        recovered=(12, 16, 24, 32),
+        distilled=(12, 16, 24, 32),
         epochs=20,
         classes=True,
     )
@@ -85,7 +85,7 @@ def _lstm(folder: Path) -> Subject:
         _test_digits(28, 28),
         {"accuracy": _mean(accuracy)},
         levels=(0.5, 0.75),
-        recovered=(0.5, 0.75),
+        distilled=(0.5, 0.75),
         epochs=2,
         classes=True,
     )
@@ -101,7 +101,7 @@ def _minilm(folder: Path) -> Subject:
         Samples(minilm.tokenized(minilm.held_out_sentences(SENTENCES))),
         {"cosine": _mean_cosine, "rank correlation": similarity_order},
         levels=(0.5, 0.75),
-        recovered=(0.75,),
+        distilled=(0.75,),
         epochs=2,
         classes=False,
         sizes=(0.65, 0.75, 0.85),
@@ -120,7 +120,7 @@ def _magika(folder: Path) -> Subject:
         samples,
         {"agreement": _mean(agreement)},
         levels=(0.25, 0.5),
-        recovered=(0.5,),
+        distilled=(0.5,),
         epochs=2,
         classes=True,
         data=calibration,

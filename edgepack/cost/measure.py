@@ -35,7 +35,7 @@ from edgepack.errors import StableDeviceError, TargetsError
 from edgepack.model.point import Point, linear_point, linear_point_in
 from edgepack.model.scheme import Format, Scheme
 from edgepack.model.structure import RANK_TILE, low_rank_correction
-from edgepack.plan.candidates import break_even_rank, residual_ranks
+from edgepack.plan.candidates import break_even_rank, correction_ranks
 from edgepack.targets.probe import target_from_probe
 from edgepack.targets.target import Target
 from edgepack.workspace import Cache, Progress, silent
@@ -313,7 +313,7 @@ def points_for(
     return points + [
         linear_point_in(scheme, low_rank_correction(rank), (rows, columns), batch)
         for rows, columns, batch in shapes
-        for rank in residual_ranks(rows, columns)
+        for rank in correction_ranks(rows, columns)
         for scheme in both
     ]
 

@@ -1,4 +1,4 @@
-"""How long recovery may train: so many passes over the data, or so much time."""
+"""How long distillation may train: so many passes over the data, or so much time."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Epochs:
 
     def __post_init__(self) -> None:
         if not 1 <= self.count <= _MOST_EPOCHS:
-            raise UsageError(f"{self.count} epochs of recovery: expected 1 … {_MOST_EPOCHS}", hint=_HINT)
+            raise UsageError(f"{self.count} epochs of distillation: expected 1 … {_MOST_EPOCHS}", hint=_HINT)
 
     def __str__(self) -> str:
         return f"{self.count}epochs"
@@ -36,7 +36,7 @@ class Seconds:
 
     def __post_init__(self) -> None:
         if not 0.0 < self.seconds < math.inf:
-            raise UsageError(f"{self.seconds:g} seconds of recovery: expected more than none", hint=_HINT)
+            raise UsageError(f"{self.seconds:g} seconds of distillation: expected more than none", hint=_HINT)
 
     def __str__(self) -> str:
         return f"{self.seconds:g}s"

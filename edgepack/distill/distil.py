@@ -35,8 +35,8 @@ TIMED = 3
 
 
 @dataclass(frozen=True)
-class Recovered:
-    """What recovery came to.
+class Distilled:
+    """What distillation came to.
 
     Attributes:
         factors: by layer name, the best that the held-out samples have seen, those at the start included.
@@ -77,7 +77,7 @@ class Training:
 
 def distil(
     student: Student, inputs: Mapping[str, Array], training: Training, *, progress: Progress = silent
-) -> Recovered:
+) -> Distilled:
     """Train a student to answer like its teacher.
 
     The loss is the KL divergence of class scores, or the error of features, plus the error of each thin layer's output
@@ -108,7 +108,7 @@ def distil(
         best = run.train(state or run.begin())
     values = {name: value.numpy() for name, value in best.best.items()}
     others, history = student.others(values), tuple(best.history)
-    return Recovered(student.trained(values), history, len(data.training), others, student.missing)
+    return Distilled(student.trained(values), history, len(data.training), others, student.missing)
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,7 +128,7 @@ class _Run:
         look_s = time.monotonic() - start
         if not math.isfinite(state.history[0].held_out):
             raise ModelError(
-                "the model's answers on the calibration samples are not finite numbers; recovery cannot compare them",
+                "the model's answers on the calibration samples are not finite numbers, which cannot be compared",
                 hint="see what the model returns for these inputs",
             )
         state.total = self._steps(look_s)

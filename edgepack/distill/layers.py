@@ -1,4 +1,4 @@
-"""The door to recovery: factors in, better factors out."""
+"""The door to distillation: factors in, better factors out."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from edgepack.distill.distil import Recovered, Training, distil
+from edgepack.distill.distil import Distilled, Training, distil
 from edgepack.distill.fake import Rounding
 from edgepack.distill.student import NO_ROUNDING, build_student
 from edgepack.model.layer import Layer
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
 
-def recover_factors(
+def distill_factors(
     program: ExportedProgram,
     layers: Sequence[Layer | LayerKey],
     factors: Mapping[str, Replacement],
@@ -28,7 +28,7 @@ def recover_factors(
     *,
     training: Training,
     progress: Progress = silent,
-) -> Recovered:
+) -> Distilled:
     """Train the factors of a model against its own dense answers on calibration inputs.
 
     Args:
@@ -51,8 +51,8 @@ def recover_factors(
         OutputError: the checkpoint cannot be written.
     """
     if not factors:
-        return Recovered({}, ())
+        return Distilled({}, ())
     student = build_student(flat_module(program), layers, factors, roundings)
-    recovered = distil(student, inputs, training, progress=progress)
-    merged = {name: recovered.factors.get(name, pair) for name, pair in factors.items()}
-    return replace(recovered, factors=merged)
+    distilled = distil(student, inputs, training, progress=progress)
+    merged = {name: distilled.factors.get(name, pair) for name, pair in factors.items()}
+    return replace(distilled, factors=merged)

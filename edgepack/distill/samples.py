@@ -1,4 +1,4 @@
-"""The samples of a recovery: some to train on, in seeded order, and some held out."""
+"""The samples of a distillation: some to train on, in seeded order, and some held out."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Data:
         """Digest of all that decides what a run comes to."""
         dense = [value.detach().numpy() for _, value in sorted(student.stages[-1].teacher.named_parameters())]
         start = [part for name, value in sorted(student.start.items()) for part in (name, value)]
-        return digest("recover", 2, list(settings), *start, *dense, *[values.numpy() for values in self.inputs])
+        return digest("distill", 2, list(settings), *start, *dense, *[values.numpy() for values in self.inputs])
 
 
 def make_data(module: GraphModule, inputs: Mapping[str, Array], batch: int, seed: int) -> Data:
@@ -86,7 +86,7 @@ def make_data(module: GraphModule, inputs: Mapping[str, Array], batch: int, seed
     count = len(runs[0])
     if count < 2:
         raise DataError(
-            f"the calibration samples make {count} run of the program, recovery takes at least 2",
+            f"the calibration samples make {count} run of the program, distillation takes at least 2",
             hint="give a few hundred samples or more",
         )
     output = next(node for node in module.graph.nodes if node.op == "output")

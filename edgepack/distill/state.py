@@ -1,4 +1,4 @@
-"""Where a recovery run is, in memory and on disk."""
+"""Where a distillation run is, in memory and on disk."""
 
 from __future__ import annotations
 
@@ -134,9 +134,9 @@ def _read_checkpoint(path: Path, key: str) -> dict[str, Any] | None:
     try:
         record = torch.load(path, weights_only=True, map_location="cpu")
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as err:
-        raise DataError(f"{path}: not a checkpoint of a recovery, or a damaged one", hint=_HINT) from err
+        raise DataError(f"{path}: not a checkpoint of a distillation, or a damaged one", hint=_HINT) from err
     if not isinstance(record, dict) or record.get("version") != VERSION or not isinstance(record.get("state"), dict):
-        raise DataError(f"{path}: not a checkpoint of this version of recovery", hint=_HINT)
+        raise DataError(f"{path}: not a checkpoint of this version of distillation", hint=_HINT)
     if record.get("key") != key:
         raise DataError(f"{path}: a checkpoint of another model, other data or other settings", hint=_HINT)
     state: dict[str, Any] = record["state"]

@@ -113,7 +113,7 @@ def build_student(
     if not found:
         raise ModelError(
             f"none of the {len(factors)} factored layers is in the torch program",
-            hint="recovery needs the torch program that the model was exported from",
+            hint="distillation needs the torch program that the model was exported from",
         )
     _check_float32(found, sites)
     places = {name: sorted((site.node for site in sites[name]), key=depth.__getitem__) for name in found}
@@ -143,4 +143,4 @@ def _check_float32(names: Sequence[str], sites: Mapping[str, Sequence[TorchLinea
         for site in sites[name]:
             dtype = site.node.meta["val"].dtype
             if dtype != torch.float32:
-                raise ModelError(f"{name}: it computes in {dtype}, recovery trains float32 layers")
+                raise ModelError(f"{name}: it computes in {dtype}, distillation trains float32 layers")

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 RELATIVE_RATE = 0.006
 """Peak learning rate as a share of a parameter's root mean square: factors of one model differ by decades, and their
-gauge is free."""
+basis is free."""
 
 WEIGHT_DECAY = 0.01
 CLIP_NORM = 1.0
@@ -110,7 +110,7 @@ def torch_errors() -> Iterator[None]:
         line = next((line.strip() for line in str(err).splitlines() if line.strip()), type(err).__name__)
         raise ModelError(
             f"the model cannot be trained: {line}",
-            hint="an operator may have no derivative, or work in place; build without recovery",
+            hint="an operator may have no derivative, or work in place; build without --distill",
         ) from err
 
 

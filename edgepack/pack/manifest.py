@@ -309,7 +309,7 @@ class HeldOutLoss:
 
 
 @dataclass(frozen=True)
-class RecoveryEntry:
+class DistillationEntry:
     """What training of the factors came to.
 
     Attributes:
@@ -396,7 +396,7 @@ class PackedFile(FileEntry):
     """
 
     scheme_chosen_by: Shown
-    recovery: RecoveryEntry | None
+    distillation: DistillationEntry | None
     matrix_parameters: Count
     matrix_parameters_share: Figure
     layers: Annotated[tuple[LayerEntry, ...], Field(max_length=MAX_LAYERS)]

@@ -16,7 +16,7 @@ from edgepack.data import Samples
 from edgepack.distill.budget import Budget
 from edgepack.distill.distil import Training
 from edgepack.distill.fake import Rounding
-from edgepack.distill.layers import recover_factors
+from edgepack.distill.layers import distill_factors
 from edgepack.errors import ModelError, UsageError
 from edgepack.model.layer import Layer
 from edgepack.model.model import Model
@@ -59,7 +59,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Recovery:
+class Distillation:
     """Trains factors, and keeps what it came to in the cache; what was interrupted goes on where it was.
 
     Attributes:
@@ -89,9 +89,9 @@ class Recovery:
         begin = {name: packed_part(pair) for name, pair in factors.items()}
         settings = [self.key, self.classes, repr(self.budget), self.workspace.seed, repr(sorted(roundings.items()))]
         task = Keyed([*settings, begin], lambda: self._task(factors, roundings, key))
-        key = self.workspace.key(RECOVERED, task)
+        key = self.workspace.key(DISTILLED, task)
         if key not in self._last:
-            self._last[key] = self.workspace.cached(RECOVERED, task)
+            self._last[key] = self.workspace.cached(DISTILLED, task)
             self._checkpoint(key).unlink(missing_ok=True)
         return self._last[key]
 
@@ -112,7 +112,7 @@ class Recovery:
         )
 
     def _checkpoint(self, key: str) -> Path:
-        return self.workspace.cache.path("recovering", key, ".pt")
+        return self.workspace.cache.path("distilling", key, ".pt")
 
     @cached_property
     def _program(self) -> ExportedProgram:
@@ -131,7 +131,7 @@ class Recovery:
 
 @dataclass(frozen=True)
 class _Task:
-    """Factors to be trained; see `recover_factors`."""
+    """Factors to be trained; see `distill_factors`."""
 
     program: ExportedProgram
     layers: tuple[Layer, ...]
@@ -143,7 +143,7 @@ class _Task:
 
 
 def _trained(task: _Task) -> Outcome:
-    found = recover_factors(
+    found = distill_factors(
         task.program,
         task.layers,
         task.factors,
@@ -182,11 +182,11 @@ def _unpacked(arrays: Mapping[str, Array]) -> Outcome:
     return Outcome(factors, int(said["steps"]), int(said["samples"]), (before, after), tuple(said["missing"]))
 
 
-RECOVERED: Step[_Task, Outcome] = Step("recovered", 3, _trained, arrays_store(_packed, _unpacked))
+DISTILLED: Step[_Task, Outcome] = Step("distilled", 3, _trained, arrays_store(_packed, _unpacked))
 
 
 def check_distill(samples: Samples | None) -> Samples:
-    """The calibration samples that a recovery trains on.
+    """The calibration samples that a distillation trains on.
 
     Raises:
         UsageError: there are none.

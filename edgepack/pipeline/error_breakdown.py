@@ -16,7 +16,7 @@ from edgepack.quantize.error_breakdown import Split, dense_share, split_error
 
 def layer_splits(evaluator: Evaluator, files: Writer, trial: FileTrial) -> dict[str, Split]:
     """By layer name. Float layers that lose nothing are absent, and those whose input the data never reached."""
-    parts = files.takes(evaluator.replacements.factors(trial.layers, trial.scheme, trial.recovery))
+    parts = files.takes(evaluator.replacements.factors(trial.layers, trial.scheme, trial.distillation))
     found: dict[str, Split] = {}
     for layer, choice in zip(evaluator.layers, trial.layers, strict=True):
         if layer.name in parts:
@@ -41,7 +41,7 @@ def _split(evaluator: Evaluator, layer: Layer, part: Replacement, choice: LayerP
         return Split(lost, 0.0, 0.0, 0.0, 0.0) if part.structure.in_place else Split(0.0, lost, 0.0, 0.0, 0.0)
     # Of a trained or refitted pair, one by another method, or one of several with one B, nothing is known before its
     # rounding: all that it loses counts as truncation.
-    trained = file.recovery is not None and file.recovery.kept
+    trained = file.distillation is not None and file.distillation.kept
     unknown = trained or evaluator.replacements.refitter or choice.alternative or choice.shares
     exact = part if unknown else _exact(evaluator, view, part.rank)
     latent = choice.scheme_in(file.scheme).activations

@@ -86,7 +86,7 @@ class FileTrial:
     Attributes:
         drop: on the validation samples, that it was chosen on; None without data.
         confirmation: on samples that no plan was chosen on; None where none were kept back, or before it was chosen.
-        recovery: what training of its pairs came to; None where they were not trained.
+        distillation: what training of its pairs came to; None where they were not trained.
         tables: what was planned of its embedding tables.
     """
 
@@ -97,7 +97,7 @@ class FileTrial:
     proofs: tuple[Proof, ...]
     drop: Drop | None
     confirmation: Drop | None = None
-    recovery: Outcome | None = None
+    distillation: Outcome | None = None
     tables: tuple[LayerPlan, ...] = ()
 
     @property

@@ -274,7 +274,7 @@ def _round_up(count: float) -> int:
 def _costs(evaluator: Evaluator, files: Writer, trial: FileTrial) -> list[tuple[LayerPlan, float]]:
     """Drop of the dense fp32 model with only one layer changed, largest first."""
     plans = sorted(trial.layers, key=lambda p: (-_loss(p), -p.dense_parameters))[:MOST_LAYERS]
-    factors = evaluator.replacements.factors(trial.layers, trial.scheme, trial.recovery)
+    factors = evaluator.replacements.factors(trial.layers, trial.scheme, trial.distillation)
     path = evaluator.workspace.folder / f"blame.{files.fmt}"
     costs = []
     for index, plan in enumerate(plans):

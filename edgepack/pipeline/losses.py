@@ -81,7 +81,9 @@ def _cost(task: _Layer) -> float:
     """Floating-point operations, roughly: the factors of every rank, and their products with the gradients."""
     layer, wanted = task.layer, task.wanted
     sides = layer.out_features + layer.in_features
-    per_rank = sum(2.0 * rank * rank * sides for rank in wanted.ranks) + 2.0 * layer.weight.size * sum(wanted.residual)
+    per_rank = sum(2.0 * rank * rank * sides for rank in wanted.ranks) + 2.0 * layer.weight.size * sum(
+        wanted.corrections
+    )
     return per_rank + (0.0 if task.curvature is None else 2.0 * layer.out_features**2 * sum(wanted.ranks))
 
 

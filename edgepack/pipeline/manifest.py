@@ -17,6 +17,7 @@ from edgepack.pack.manifest import (
     CrossValidationEntry,
     DataEntry,
     DenseFile,
+    DistillationEntry,
     DropEntry,
     File,
     FoldsRow,
@@ -30,7 +31,6 @@ from edgepack.pack.manifest import (
     OptionsEntry,
     PackedFile,
     ProofEntry,
-    RecoveryEntry,
     TargetEntry,
     TrialEntry,
 )
@@ -182,7 +182,7 @@ def pack_file(
         confirmation=_entry(trial.confirmation),
         test=test,
         scheme_chosen_by=chosen_by,
-        recovery=None if trial.recovery is None else _recovery(trial.recovery),
+        distillation=None if trial.distillation is None else _distillation(trial.distillation),
         matrix_parameters=dense - saved,
         matrix_parameters_share=(dense - saved) / dense if dense else 1.0,
         layers=tuple(LayerEntry.of(choice, _shares(splits.get(choice.layer))) for choice in trial.layers),
@@ -204,9 +204,9 @@ def corner_entries(corners: Sequence[Corner], size_bytes: int) -> tuple[CornerEn
     return tuple(CornerEntry(one.aim, one.size_bytes + more, one.latency_s) for one in corners) or None
 
 
-def _recovery(outcome: Outcome) -> RecoveryEntry:
+def _distillation(outcome: Outcome) -> DistillationEntry:
     loss = HeldOutLoss(*outcome.held_out)
-    return RecoveryEntry(outcome.steps, loss, outcome.missing, outcome.samples, outcome.kept)
+    return DistillationEntry(outcome.steps, loss, outcome.missing, outcome.samples, outcome.kept)
 
 
 def _shares(split: Split | None) -> LostShares | None:

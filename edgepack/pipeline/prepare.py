@@ -32,7 +32,7 @@ from edgepack.pipeline.candidates import (
 )
 from edgepack.pipeline.crossval import CrossValidation, Labelled, check_labels, cross_validated
 from edgepack.pipeline.datasets import Data, Methods, choose_methods, load_data, make_evaluation_sets, with_open_sides
-from edgepack.pipeline.distill import Recovery, check_distill
+from edgepack.pipeline.distill import Distillation, check_distill
 from edgepack.pipeline.evaluate import EvaluationSet, FileEvaluator, check_evaluate, known_by_heart
 from edgepack.pipeline.evaluator import Evaluator
 from edgepack.pipeline.gradients import gradient_kind, weighed
@@ -393,13 +393,13 @@ def _replacements(
     workspace = analysis.covariances.workspace
     gradients = analysis.gradients or {}
     rounder = Rounder(WithStacks(analysis.covariances, groups), analysis.method, analysis.qmax, gradients, workspace)
-    refitter = recovery = None
+    refitter = distillation = None
     if options.refit and calibration is not None:
         refitter = Refitter(opened, rounder, calibration)
     if options.distill is not None and calibration is not None:
-        key, classes = digest(analysis.key, "recovery"), gradient_kind(validation.metric) == "classes"
-        recovery = Recovery(source.opened, calibration, classes, options.distill, key, workspace)
-    return Replacements(analysis, rounder, refitter, recovery, alternatives, groups)
+        key, classes = digest(analysis.key, "distillation"), gradient_kind(validation.metric) == "classes"
+        distillation = Distillation(source.opened, calibration, classes, options.distill, key, workspace)
+    return Replacements(analysis, rounder, refitter, distillation, alternatives, groups)
 
 
 def _in_place(layers: Mapping[str, Offered]) -> dict[str, tuple[Structure, ...]]:

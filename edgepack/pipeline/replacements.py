@@ -15,7 +15,7 @@ from edgepack.model.scheme import FileScheme, Scheme
 from edgepack.model.structure import Structure
 from edgepack.model.types import LayerPlan, Spectrum
 from edgepack.pipeline.analysis import Analysis
-from edgepack.pipeline.distill import Outcome, Recovery
+from edgepack.pipeline.distill import Distillation, Outcome
 from edgepack.pipeline.method_fits import Alternatives
 from edgepack.pipeline.refit import Refitter
 from edgepack.pipeline.rounding import Part, Rounder
@@ -30,7 +30,7 @@ class Replacements:
     Attributes:
         rounder: of factors and dense weights.
         refitter: refits the factors of a plan whose file is made; None to take them as they are.
-        recovery: trains them; None for no training.
+        distillation: trains them; None for no training.
         alternatives: what other methods make of the layers.
         groups: of layers that can have one B, by their names.
     """
@@ -38,7 +38,7 @@ class Replacements:
     analysis: Analysis
     rounder: Rounder
     refitter: Refitter | None
-    recovery: Recovery | None
+    distillation: Distillation | None
     alternatives: Alternatives
     groups: Mapping[tuple[str, ...], Group] = field(default_factory=dict)
 
@@ -66,7 +66,7 @@ class Replacements:
 
         return self._each(plan, scheme, pair, self.rounder.dense)
 
-    def recovered(self, plan: Sequence[LayerPlan], scheme: FileScheme) -> Outcome | None:
+    def distilled(self, plan: Sequence[LayerPlan], scheme: FileScheme) -> Outcome | None:
         """What training made of the plan's pairs; None without `--distill`, and for a plan without pairs.
 
         A pair that stands beside a dense matrix is not trained, nor one in front of recurrent cells: in torch their
@@ -75,7 +75,7 @@ class Replacements:
         kinds = {layer.name: layer.kind for layer in self.analysis.layers}
         own = [layer for layer in plan if layer.alternative is None and kinds[layer.layer] != recurrent.NAME]
         pairs = {layer.layer: layer.scheme_in(scheme) for layer in own if layer.structure.in_place}
-        if self.recovery is None or not pairs:
+        if self.distillation is None or not pairs:
             return None
         begin = self._begin(plan, scheme) if self.refitter is None else self._untrained(plan, scheme)
         start = {name: pair for name, pair in begin.items() if name in pairs}
@@ -84,7 +84,7 @@ class Replacements:
             for name, pair in start.items()
             if not pairs[name].is_float
         }
-        return self.recovery.of(start, roundings)
+        return self.distillation.of(start, roundings)
 
     def _begin(self, plan: Sequence[LayerPlan], scheme: FileScheme) -> dict[str, Replacement]:
         """The pairs that training takes, on no grid, for it rounds them itself."""

@@ -25,8 +25,8 @@ from edgepack.quantize.alternate import alternate
 from edgepack.quantize.bias import corrected_bias, corrected_pair
 from edgepack.quantize.gptq import gptq, round_to_nearest
 from edgepack.quantize.grids import WeightGrid, grid_of
-from edgepack.quantize.low_rank_correction import rounded_residual
-from edgepack.quantize.rotation import Gauge, search_gauges, turned
+from edgepack.quantize.low_rank_correction import fit_rounded_correction
+from edgepack.quantize.rotation import LatentRotation, search_latent_rotations, turned
 from edgepack.workspace import Keyed, Step, Workspace, arrays_store, digest
 
 T = TypeVar("T")
@@ -228,8 +228,8 @@ class _Pair:
 
 def _rounded_pair(task: _Pair) -> Replacement:
     layer, spectrum, gradient = task.layer, task.spectrum, task.gradient
-    grids, gauge = _grids(task)
-    pair = turned(task.factors, spectrum, gauge, seed=task.seed)
+    grids, latent_rotation = _grids(task)
+    pair = turned(task.factors, spectrum, latent_rotation, seed=task.seed)
     if task.moments is None:
         return pair
     covariance = shrunk_covariance(task.moments)
@@ -238,7 +238,7 @@ def _rounded_pair(task: _Pair) -> Replacement:
     return corrected_pair(pair, rounded.factors(None), task.moments.mean)
 
 
-def _grids(task: _Pair) -> tuple[tuple[WeightGrid, WeightGrid], Gauge]:
+def _grids(task: _Pair) -> tuple[tuple[WeightGrid, WeightGrid], LatentRotation]:
     """The grids of A and of B, and the basis for them: one scale for a whole factor where that is worth it.
 
     The rows of B are components of the latent, which a rotation makes alike: one scale is as good as many. Those of A
@@ -246,8 +246,8 @@ def _grids(task: _Pair) -> tuple[tuple[WeightGrid, WeightGrid], Gauge]:
     by no larger a share than its bytes fall.
     """
 
-    def search(*choices: tuple[WeightGrid, WeightGrid]) -> list[Gauge]:
-        return search_gauges(
+    def search(*choices: tuple[WeightGrid, WeightGrid]) -> list[LatentRotation]:
+        return search_latent_rotations(
             task.factors, task.spectrum, choices, seed=task.seed, latent=task.latent, gradient=task.gradient
         )
 
@@ -255,14 +255,14 @@ def _grids(task: _Pair) -> tuple[tuple[WeightGrid, WeightGrid], Gauge]:
         return task.grids, search(task.grids)[0]
     A, B = task.grids
     fine, coarse = (A, replace(B, shared=True)), (replace(A, shared=True), replace(B, shared=True))
-    gauges = search(fine, coarse)
+    latent_rotations = search(fine, coarse)
     rows, rank = task.factors.A.shape
     scales = rows * task.bytes_per_channel
     saved = scales / (scales + rank * (rows + task.layer.in_features) * A.bits / 8)
-    lost = float(task.spectrum.energies[rank:].sum()) + gauges[0].noise
-    if gauges[1].noise - gauges[0].noise <= saved * lost:
-        return coarse, gauges[1]
-    return fine, gauges[0]
+    lost = float(task.spectrum.energies[rank:].sum()) + latent_rotations[0].noise
+    if latent_rotations[1].noise - latent_rotations[0].noise <= saved * lost:
+        return coarse, latent_rotations[1]
+    return fine, latent_rotations[0]
 
 
 @dataclass(frozen=True)
@@ -315,7 +315,7 @@ def rounded_correction(task: Correction) -> Replacement:
     if base is None or A is None or B is None:
         raise ValueError(f"{scheme} has matrices that are not rounded")
     covariance, rounds = shrunk_covariance(task.moments), _rounds(layer, CORRECTION_ROUNDS)
-    found = rounded_residual(layer.weight, covariance, (base, A, B), rank, seed=task.seed, rounds=rounds)
+    found = fit_rounded_correction(layer.weight, covariance, (base, A, B), rank, seed=task.seed, rounds=rounds)
     whole = found.base.weight + found.A.weight.astype(np.float64) @ found.B.weight
     bias = corrected_bias(layer.bias, layer.weight, whole, task.moments.mean)
     return low_rank_correction(found.A.weight, found.B.weight, bias, found.base.weight)

@@ -110,7 +110,7 @@ class Search:
         order = self._ordered(steps, within(drops, limit))
         if not order:  # then the closest that was seen
             order = [min(drops, key=lambda i: (drops[i].bound, i))]
-        if self._replacements.recovery is not None:
+        if self._replacements.distillation is not None:
             wider = [limit * reach for reach in REACH]
             order = [i for far in wider for i in self._ordered(steps, within(self._climb(steps, far), far))[:1]] + order
         return self._confirmed(steps, order, limit)
@@ -131,7 +131,7 @@ class Search:
             if not refuted or not milder:
                 break
             # Where training was to take back much of a drop, the plans that need less of it are next.
-            trained = [i for i in order if i in milder and self._replacements.recovery is not None]
+            trained = [i for i in order if i in milder and self._replacements.distillation is not None]
             order = trained or [max(milder, key=lambda i: steps[i].loss)]
             self._workspace.progress(f"a step back: {found.trial.lost:.2f} on samples that were kept back")
         chosen = next((one for one in looked if one.trial.within(limit)), None)
@@ -193,7 +193,7 @@ class Search:
             losses |= {trial.path: step.loss for trial in trials}
             good += [a for a in trials if a.within(limit)]
             plans += any(a.within(limit) for a in trials)
-            if plans == (FINALISTS if self._evaluator.measures_here and self._replacements.recovery is None else 1):
+            if plans == (FINALISTS if self._evaluator.measures_here and self._replacements.distillation is None else 1):
                 break
         if not sound:
             why = "; ".join(self._workspace.warnings)
@@ -234,16 +234,16 @@ class Search:
 
         None if it cannot be written."""
         plain = self._written(scheme, layers)
-        outcome = None if plain is None else self._replacements.recovered(plain.layers, scheme)
+        outcome = None if plain is None else self._replacements.distilled(plain.layers, scheme)
         if plain is None or outcome is None:
             return plain
         trained = self._written(scheme, plain.layers, outcome) if outcome.gained else None
         if trained is not None and _better(trained, plain):
             plain.path.unlink()
-            return replace(trained, recovery=outcome)
+            return replace(trained, distillation=outcome)
         if trained is not None:
             trained.path.unlink()
-        return replace(plain, recovery=replace(outcome, kept=False))
+        return replace(plain, distillation=replace(outcome, kept=False))
 
     def _written(self, scheme: FileScheme, layers: LayerPlans, outcome: Outcome | None = None) -> FileTrial | None:
         """The file of a plan, with those layers dense that cannot be written or proved as planned.

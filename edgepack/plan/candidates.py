@@ -26,17 +26,17 @@ MOST_RANKS = 24
 MOST_STAGE_RANKS = 5
 """Likewise where a kernel is taken apart: those of both its sides are combined."""
 
-RESIDUAL_RANKS = (8, 16, 32)
+CORRECTION_RANKS = (8, 16, 32)
 """Of pairs beside a dense matrix in 4 bits: what it loses is spread over all directions but for a few strong ones."""
 
-RESIDUAL_SHARE = 0.25
+CORRECTION_SHARE = 0.25
 """Of the bytes of the dense matrix in 8 bits that such a pair may take: half of what 4 bits save."""
 
 
-def residual_ranks(out_features: int, in_features: int) -> tuple[int, ...]:
+def correction_ranks(out_features: int, in_features: int) -> tuple[int, ...]:
     """Ranks worth trying for a pair beside the dense matrix, ascending."""
-    most = RESIDUAL_SHARE * out_features * in_features / (out_features + in_features)
-    return tuple(rank for rank in RESIDUAL_RANKS if rank <= most)
+    most = CORRECTION_SHARE * out_features * in_features / (out_features + in_features)
+    return tuple(rank for rank in CORRECTION_RANKS if rank <= most)
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ class WorthwhileRanks:
         return rank_choices(rows, columns)
 
     def correction(self, rows: int, columns: int) -> tuple[int, ...]:
-        """See `residual_ranks`."""
-        return residual_ranks(rows, columns) if self.corrected else ()
+        """See `correction_ranks`."""
+        return correction_ranks(rows, columns) if self.corrected else ()
 
     def stage(self, rows: int, columns: int) -> tuple[int, ...]:
         """See `rank_choices`, with fewer of them."""

@@ -35,13 +35,13 @@ class Wanted:
     Attributes:
         schemes: of dense layers and pairs.
         ranks: of the pairs, 1 … len(spectrum.energies).
-        residual: ranks of pairs beside a dense matrix.
+        corrections: ranks of pairs beside a dense matrix.
         corrected: schemes of that matrix.
     """
 
     schemes: Sequence[Scheme]
     ranks: Sequence[int]
-    residual: Sequence[int] = ()
+    corrections: Sequence[int] = ()
     corrected: Sequence[Scheme] = ()
 
 
@@ -70,16 +70,16 @@ def layer_losses(
         curvature: of the model's loss at the layer's output; None where it is not known. Its truncation, where there is
             one, knows better than G what a rank costs in fp32.
         wanted: the ways to write it.
-        factors_at: the pair of a rank as it will be quantized, any gauge of U_r and U_rᵀ W.
+        factors_at: the pair of a rank as it will be quantized, any basis of U_r and U_rᵀ W.
         qmax: largest weight code of per-channel int8: 127, or 63 where the target's int8 dot products saturate.
     """
-    schemes, ranks, residual = wanted.schemes, wanted.ranks, wanted.residual
+    schemes, ranks, corrections = wanted.schemes, wanted.ranks, wanted.corrections
     gradient, truncation = (None, None) if curvature is None else (curvature.moment, curvature.truncation)
     found = ((scheme, grid_of_scheme(scheme, qmax)) for scheme in schemes)
     grids = {scheme: grid for scheme, grid in found if grid is not None}
-    beside = [grid for scheme in (wanted.corrected if residual else ()) for grid in _corrected_grids(scheme)]
+    beside = [grid for scheme in (wanted.corrected if corrections else ()) for grid in _corrected_grids(scheme)]
     activations = {grid.activations for grid in (*grids.values(), *beside)}
-    most = max((*ranks, *residual), default=0)
+    most = max((*ranks, *corrections), default=0)
     view = _view(layer, spectrum, gradient, activations, most, truncated=truncation is None)
     lost = view.truncation * view.unit if truncation is None else truncation
     losses: dict[tuple[Scheme, Structure], float] = {}
@@ -90,11 +90,11 @@ def layer_losses(
         for scheme in schemes:
             noise = 0.0 if pair is None or scheme not in grids else _pair_noise(view, pair, grids[scheme])
             losses[scheme, low_rank(rank)] = float(lost[rank]) + noise * view.unit
-    for rank in residual:
+    for rank in corrections:
         pair = _pair(view, factors_at(rank))
         for scheme in wanted.corrected:
             losses[scheme, low_rank_correction(rank)] = (
-                _residual_noise(view, pair, _corrected_grids(scheme)) * view.unit
+                _correction_noise(view, pair, _corrected_grids(scheme)) * view.unit
             )
     return losses
 
@@ -194,7 +194,7 @@ def _through(
 ) -> dict[Activations, tuple[float, Array]]:
     """tr(Wᵀ G W D), and tr(Bᵀ Aᵀ G A B D) at every rank 0 … r, for input noise of covariance D = diag(noise).
 
-    The second is tr(M_r N_r) with N = Uᵀ W D Wᵀ U, since A B = U_r U_rᵀ W in every gauge.
+    The second is tr(M_r N_r) with N = Uᵀ W D Wᵀ U, since A B = U_r U_rᵀ W in every basis of the latent.
     """
     if not noises:
         return {}
@@ -219,7 +219,7 @@ def _dense_noise(view: _View, grid: Grid) -> float:
     return noise + view.through[grid.activations][0] if view.through else noise
 
 
-def _residual_noise(view: _View, pair: _Pair, grids: tuple[Grid, Grid]) -> float:
+def _correction_noise(view: _View, pair: _Pair, grids: tuple[Grid, Grid]) -> float:
     """The pair takes the strongest components out of W, so that what is left is rounded with finer steps, and takes up
     what of the rounding errors lies in their own strongest directions. Nothing is cut off.
     """
@@ -271,23 +271,23 @@ class _Pair:
 def _pair(view: _View, factors: Replacement) -> _Pair:
     """A = U_r T and B = T⁻¹ U_rᵀ W, so T = U_rᵀ A and the latent B x has covariance T⁻¹ diag(σ²) T⁻ᵀ."""
     rank = factors.rank
-    gauge = view.dual[:, :rank].T @ factors.A
-    seen = gauge if view.inner is None else view.inner[:rank, :rank] @ gauge
-    costs = (gauge.T @ seen).astype(np.float64)
-    back = _inverse(gauge)
+    basis = view.dual[:, :rank].T @ factors.A
+    seen = basis if view.inner is None else view.inner[:rank, :rank] @ basis
+    costs = (basis.T @ seen).astype(np.float64)
+    back = _inverse(basis)
     latent = (back * view.energies[:rank]) @ back.T
     left = innovation(latent), view.innovation * innovation(costs)
     cost, variance = (np.clip(np.diag(moment), 0.0, None) for moment in (costs, latent))
     return _Pair(factors, cost, factors.B @ view.mean, variance, left)
 
 
-def _inverse(gauge: Array) -> Array:
+def _inverse(basis: Array) -> Array:
     """T⁻¹ (r, r) float64. A balanced pair has T = D R with R orthogonal, where Tᵀ D⁻² will do: the rows tell."""
-    products = (gauge @ gauge.T).astype(np.float64)
+    products = (basis @ basis.T).astype(np.float64)
     norms = np.sqrt(np.diag(products))
-    if np.abs(products / np.outer(norms, norms) - np.eye(len(gauge))).max() < ORTHOGONAL:
-        return np.asarray(gauge.T / np.square(norms))
-    return np.linalg.inv(gauge.astype(np.float64))
+    if np.abs(products / np.outer(norms, norms) - np.eye(len(basis))).max() < ORTHOGONAL:
+        return np.asarray(basis.T / np.square(norms))
+    return np.linalg.inv(basis.astype(np.float64))
 
 
 def _pair_noise(view: _View, pair: _Pair, grid: Grid) -> float:

@@ -61,7 +61,7 @@ def alternate(
 
     Args:
         weight: (out, in) float32, W.
-        pair: in the gauge it shall have, roughly kept: from `edgepack.quantize.rotation`.
+        pair: in the basis it shall have, roughly kept: from `edgepack.quantize.rotation`.
         covariance: (in, in) C, shrunk where samples are few.
         grids: of A and of B.
         gradient: (out, out) G; None for the identity.

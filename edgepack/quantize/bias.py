@@ -30,7 +30,7 @@ def corrected_pair(exact: Replacement, rounded: Replacement, mean: Array) -> Rep
     """The rounded pair with the bias of the exact one, corrected: b + (A B − Â B̂) μ. The bias of `rounded` is ignored.
 
     Args:
-        exact: before rounding, in any gauge, with the bias that it needs.
+        exact: before rounding, in any basis, with the bias that it needs.
         rounded: after it.
         mean: (in,) of the inputs.
     """

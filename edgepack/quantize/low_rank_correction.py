@@ -22,7 +22,7 @@ ROUNDS = 3
 
 
 @dataclass(frozen=True)
-class LowRankResidual:
+class FittedCorrection:
     """W ≈ base + A B.
 
     Attributes:
@@ -36,9 +36,9 @@ class LowRankResidual:
     error: float
 
 
-def low_rank_residual(
+def fit_correction(
     weight: Array, covariance: Array, grid: WeightGrid, rank: int, *, rounds: int = ROUNDS
-) -> LowRankResidual:
+) -> FittedCorrection:
     """The best that was met, never worse than the rounded matrix alone.
 
     Args:
@@ -51,7 +51,7 @@ def low_rank_residual(
     C = np.asarray(covariance, np.float64)
     W = np.asarray(weight, np.float64)
     ready = planes(covariance)
-    found: list[LowRankResidual] = []
+    found: list[FittedCorrection] = []
     for product in (np.zeros_like(W), _product(leading(W, C, rank))):
         for _ in range(rounds):
             one = _round(W, C, ready, grid, rank, product)
@@ -61,7 +61,7 @@ def low_rank_residual(
 
 
 @dataclass(frozen=True)
-class RoundedResidual:
+class RoundedCorrection:
     """W ≈ base + A B with all three on their grids; error: tr(ΔW C ΔWᵀ)."""
 
     base: Rounded
@@ -70,7 +70,7 @@ class RoundedResidual:
     error: float
 
 
-def rounded_residual(
+def fit_rounded_correction(
     weight: Array,
     covariance: Array,
     grids: tuple[WeightGrid, WeightGrid, WeightGrid],
@@ -78,7 +78,7 @@ def rounded_residual(
     *,
     seed: int,
     rounds: int = ROUNDS,
-) -> RoundedResidual:
+) -> RoundedCorrection:
     """The matrix and its pair on their grids: what rounding the pair loses, the matrix makes up for where that pays.
 
     Args:
@@ -87,18 +87,18 @@ def rounded_residual(
         grids: of the dense matrix, of A and of B.
         rank: of the pair.
         seed: of the rotation that lets all components of the pair carry alike.
-        rounds: see `low_rank_residual`.
+        rounds: see `fit_correction`.
     """
     W, C = np.asarray(weight, np.float64), np.asarray(covariance, np.float64)
     ready = planes(covariance)
-    exact = low_rank_residual(weight, covariance, grids[0], rank, rounds=rounds)
+    exact = fit_correction(weight, covariance, grids[0], rank, rounds=rounds)
     turn = rotation(rank, 0, seed)
     B = gptq(np.asarray(turn.T @ exact.factors.B, np.float32), ready, grids[2])
     latent = B.weight.astype(np.float64) @ C @ B.weight.T
     A = gptq(np.asarray(exact.factors.A @ turn, np.float32), latent, grids[1])
     product = A.weight.astype(np.float64) @ B.weight
     again = gptq(W - product, ready, grids[0])
-    both = [RoundedResidual(base, A, B, output_energy(W - base.weight - product, C)) for base in (exact.base, again)]
+    both = [RoundedCorrection(base, A, B, output_energy(W - base.weight - product, C)) for base in (exact.base, again)]
     return min(both, key=lambda one: one.error)
 
 
@@ -124,11 +124,11 @@ def leading(matrix: Array, covariance: Array, rank: int) -> Replacement:
     return low_rank(A, np.asarray(A.T.astype(np.float64) @ matrix, np.float32), None)
 
 
-def _round(W: Array, C: Array, ready: Planes, grid: WeightGrid, rank: int, product: Array) -> LowRankResidual:
+def _round(W: Array, C: Array, ready: Planes, grid: WeightGrid, rank: int, product: Array) -> FittedCorrection:
     base = gptq(W - product, ready, grid)
     left = W - base.weight
     factors = leading(left, C, rank)
-    return LowRankResidual(base, factors, output_energy(left - _product(factors), C))
+    return FittedCorrection(base, factors, output_energy(left - _product(factors), C))
 
 
 def _product(factors: Replacement) -> Array:

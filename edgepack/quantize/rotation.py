@@ -1,4 +1,4 @@
-"""The gauge of a factorization: A B = (A G)(G⁻¹ B) for every invertible G, but not every G quantizes equally well.
+"""Latent rotation: A B = (A G)(G⁻¹ B) for every invertible G, but not every G quantizes equally well.
 
 With orthonormal A the latent's components have standard deviations σ_k that span decades, and one int8 scale for the
 whole latent leaves the small ones no levels. G = Σ^β R with a rotation R spreads the energy: over the latent, over the
@@ -34,7 +34,7 @@ Rounding = Literal["nearest", "gptq"]
 
 
 @dataclass(frozen=True)
-class Gauge:
+class LatentRotation:
     """One basis of the latent.
 
     Attributes:
@@ -49,33 +49,33 @@ class Gauge:
 
 
 def balanced(factors: Replacement, spectrum: Spectrum, *, seed: int) -> Replacement:
-    """The gauge that is good without a search: β = ½ and the first rotation. All components carry alike.
+    """The latent rotation that is good without a search: β = ½ and the first rotation. All components carry alike.
 
     Args:
         factors: as a factorizer returned them, A = U_r or the first columns of an oblique basis.
         spectrum: the energies σ_k² behind them.
         seed: of the rotations.
     """
-    return turned(factors, spectrum, Gauge(BETA, 0), seed=seed)
+    return turned(factors, spectrum, LatentRotation(BETA, 0), seed=seed)
 
 
-def turned(factors: Replacement, spectrum: Spectrum, gauge: Gauge, *, seed: int) -> Replacement:
+def turned(factors: Replacement, spectrum: Spectrum, latent_rotation: LatentRotation, *, seed: int) -> Replacement:
     """The same product in another basis: A G and G⁻¹ B; the bias stays.
 
     Args:
         factors: as a factorizer returned them, A = U_r or the first columns of an oblique basis.
         spectrum: the energies σ_k² behind them.
-        gauge: from `search_gauge`, with the same seed.
+        latent_rotation: from `search_latent_rotation`, with the same seed.
         seed: of the rotations.
     """
-    scale = _scale(spectrum, factors.rank, gauge.beta)
-    turn = rotation(factors.rank, gauge.rotation, seed)
+    scale = _scale(spectrum, factors.rank, latent_rotation.beta)
+    turn = rotation(factors.rank, latent_rotation.rotation, seed)
     A = factors.A.astype(np.float64) @ (scale[:, None] * turn)
     B = (turn.T / scale) @ factors.B.astype(np.float64)
     return low_rank(A.astype(np.float32), B.astype(np.float32), factors.bias)
 
 
-def search_gauge(
+def search_latent_rotation(
     factors: Replacement,
     spectrum: Spectrum,
     grids: tuple[WeightGrid, WeightGrid],
@@ -84,13 +84,15 @@ def search_gauge(
     latent: Activations = "dynamic",
     rounding: Rounding = "gptq",
     gradient: Array | None = None,
-) -> Gauge:
-    """The best of some β and rotations for one pair of grids; see `search_gauges`."""
-    (found,) = search_gauges(factors, spectrum, [grids], seed=seed, latent=latent, rounding=rounding, gradient=gradient)
+) -> LatentRotation:
+    """The best of some β and rotations for one pair of grids; see `search_latent_rotations`."""
+    (found,) = search_latent_rotations(
+        factors, spectrum, [grids], seed=seed, latent=latent, rounding=rounding, gradient=gradient
+    )
     return found
 
 
-def search_gauges(
+def search_latent_rotations(
     factors: Replacement,
     spectrum: Spectrum,
     choices: Sequence[tuple[WeightGrid, WeightGrid]],
@@ -99,12 +101,12 @@ def search_gauges(
     latent: Activations = "dynamic",
     rounding: Rounding = "gptq",
     gradient: Array | None = None,
-) -> list[Gauge]:
+) -> list[LatentRotation]:
     """The best of some β and rotations by predicted noise: of A and B on their grids, and of the latent on its own.
 
     Every weight is taken to be off by a uniform error of variance step²/12, independently, as in
     `edgepack.plan.loss`; steps are those of the candidate's own largest weights. A rank r costs r² (out + in)
-    multiplications per candidate. The gauge of `balanced` is among the candidates and wins ties.
+    multiplications per candidate. The one of `balanced` is among the candidates and wins ties.
 
     Args:
         factors: as a factorizer returned them, A = U_r or the first columns of an oblique basis.
@@ -124,7 +126,7 @@ def search_gauges(
     turns = [(index, rotation(rank, index, seed).astype(np.float32)) for index in (*range(ROTATIONS), None)]
     energies = spectrum.energies[:rank].astype(np.float64)
     inner, output = _costs(factors.A, spectrum, gradient)
-    found: list[list[Gauge]] = [[] for _ in choices]
+    found: list[list[LatentRotation]] = [[] for _ in choices]
     for beta in BETAS:
         scale = _scale(spectrum, rank, beta)
         A0 = np.asarray(factors.A * scale, np.float32)
@@ -143,9 +145,9 @@ def search_gauges(
                 cost_left=_left(cost, rounding),
                 variance_left=_left(variance, rounding),
             )
-            for gauges, grids in zip(found, choices, strict=True):
-                gauges.append(Gauge(beta, index, _noise(one, grids, power, latent, output)))
-    return [min(gauges, key=lambda gauge: gauge.noise) for gauges in found]
+            for latent_rotations, grids in zip(found, choices, strict=True):
+                latent_rotations.append(LatentRotation(beta, index, _noise(one, grids, power, latent, output)))
+    return [min(latent_rotations, key=lambda latent_rotation: latent_rotation.noise) for latent_rotations in found]
 
 
 def latent_span(mean: Array, variance: Array, latent: Activations) -> float:

@@ -176,7 +176,7 @@ def _fold_notes(row: FoldsRow, found: CrossValidationEntry) -> str:
 
 def _recoveries(manifest: Manifest) -> Iterator[Block]:
     for name, entry in packed_files(manifest).items():
-        found = entry.recovery
+        found = entry.distillation
         if found is not None:
             before, after = (
                 Figure(loss, "fine loss") for loss in (found.held_out_loss.before, found.held_out_loss.after)
@@ -184,10 +184,10 @@ def _recoveries(manifest: Manifest) -> Iterator[Block]:
             rest = f"; not trained: {', '.join(found.not_trained)}" if found.not_trained else ""
             steps = f"{found.steps} steps" + (f" on {found.samples} samples" if found.samples else "")
             if found.kept:
-                yield Paragraph((f"{name}: recovered in {steps}, held-out loss ", before, " → ", after, rest))
+                yield Paragraph((f"{name}: distilled in {steps}, held-out loss ", before, " → ", after, rest))
             else:
                 said = ": training made the file no better, so it is as it was without"
-                yield Paragraph((f"{name}: not recovered in {steps}, held-out loss ", before, " → ", after, said))
+                yield Paragraph((f"{name}: not distilled in {steps}, held-out loss ", before, " → ", after, said))
 
 
 def _corners(manifest: Manifest) -> Iterator[Block]:

@@ -16,7 +16,7 @@ from edgepack.model.point import Point, linear_point_in
 from edgepack.model.scheme import FileScheme, Format, Scheme, scheme_of
 from edgepack.model.structure import DENSE, Structure, low_rank, low_rank_correction
 from edgepack.model.types import Candidate, LayerPlan
-from edgepack.plan.candidates import RESIDUAL_SHARE, base_scheme, exceptions, file_label, residual_ranks
+from edgepack.plan.candidates import CORRECTION_SHARE, base_scheme, correction_ranks, exceptions, file_label
 from edgepack.plan.explain import kind, name, others, reason
 from edgepack.targets.file import get_target
 from tests.linear_plans import linear_candidate, linear_plan, point_like
@@ -127,8 +127,8 @@ def matrices(scheme: Scheme, structure: Structure) -> tuple[tuple[Scheme, int, i
     ("sides", "ranks"), [((384, 384), (8, 16, 32)), ((128, 128), (8, 16)), ((64, 64), (8,)), ((10, 512), ())]
 )
 def test_ranks_take_at_most_half_of_what_four_bits_save(sides: tuple[int, int], ranks: tuple[int, ...]) -> None:
-    assert residual_ranks(*sides) == ranks
-    assert all(rank * sum(sides) <= RESIDUAL_SHARE * sides[0] * sides[1] for rank in ranks)
+    assert correction_ranks(*sides) == ranks
+    assert all(rank * sum(sides) <= CORRECTION_SHARE * sides[0] * sides[1] for rank in ranks)
 
 
 def plan(scheme: Scheme | None = NBITS4, way: int | Structure | None = CORRECTED, layer: str = "a") -> LayerPlan:

@@ -19,7 +19,7 @@ RANK = 12
 def model(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The perceptron at one rank, with one epoch of recovery."""
     subject = shortened(make_subject("mnist", tmp_path_factory.mktemp("accuracy")))
-    return {**measure_model(replace(subject, levels=(RANK,), recovered=(RANK,))), "seeds": 1}
+    return {**measure_model(replace(subject, levels=(RANK,), distilled=(RANK,))), "seeds": 1}
 
 
 def row(model: dict[str, Any], way: str, bits: int) -> dict[str, Any]:
@@ -34,8 +34,8 @@ def share(model: dict[str, Any], kind: str, bits: int, way: str) -> float:
 def test_there_is_a_row_for_every_way(model: dict[str, Any]) -> None:
     ways = [(one["way"], one["bits"], one["level"]) for one in model["rows"]]
     dense = [("dense", 32), ("dense", 8), ("dense GPTQ", 8), ("dense", 4), ("dense GPTQ", 4)]
-    pairs = [(way, 8) for way in ("plain SVD", "whitened", "+ gauge", "+ alternation", "+ recovery")]
-    pairs += [(way, 4) for way in ("whitened", "+ gauge", "+ alternation", "+ recovery")]
+    pairs = [(way, 8) for way in ("plain SVD", "whitened", "+ latent rotation", "+ alternation", "+ distillation")]
+    pairs += [(way, 4) for way in ("whitened", "+ latent rotation", "+ alternation", "+ distillation")]
     assert sorted(ways, key=str) == sorted(
         [*((*key, None) for key in dense), *((*key, RANK) for key in pairs)], key=str
     )
@@ -64,15 +64,18 @@ def test_weighting_by_the_inputs_is_worth_points(model: dict[str, Any]) -> None:
 def test_recovery_brings_the_answers_nearer(model: dict[str, Any]) -> None:
     for bits in (8, 4):
         assert (
-            row(model, "+ recovery", bits)["validation_off"][0] < row(model, "+ alternation", bits)["validation_off"][0]
+            row(model, "+ distillation", bits)["validation_off"][0]
+            < row(model, "+ alternation", bits)["validation_off"][0]
         )
 
 
 @pytest.mark.parametrize("bits", [8, 4])
 def test_rounding_with_the_inputs_in_mind_loses_less(model: dict[str, Any], bits: int) -> None:
-    nearest, gauge, alternation = (share(model, "pair", bits, way) for way in ("whitened", "+ gauge", "+ alternation"))
+    nearest, latent_rotation, alternation = (
+        share(model, "pair", bits, way) for way in ("whitened", "+ latent rotation", "+ alternation")
+    )
     assert 0 < alternation <= 0.6 * nearest
-    assert alternation < gauge < nearest
+    assert alternation < latent_rotation < nearest
     assert 0 < share(model, "dense", bits, "GPTQ") < share(model, "dense", bits, "to nearest")
     assert row(model, "dense GPTQ", bits)["validation_off"][0] < row(model, "dense", bits)["validation_off"][0]
 

@@ -29,7 +29,7 @@ def said(notebook: nbformat.NotebookNode, kind: str) -> str:
 
 
 def test_there_are_three() -> None:
-    assert [path.stem for path in NOTEBOOKS] == ["onnx_model", "read_pack", "torch_recovery"]
+    assert [path.stem for path in NOTEBOOKS] == ["onnx_model", "read_pack", "torch_distillation"]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -49,11 +49,11 @@ def test_an_onnx_model(tmp_path: Path) -> None:
 
 
 def test_a_torch_model_with_recovery(tmp_path: Path) -> None:
-    notebook = executed(FOLDER / "torch_recovery.ipynb", tmp_path)
+    notebook = executed(FOLDER / "torch_distillation.ipynb", tmp_path)
     plain, trained = (tmp_path / "dist" / name / "model.onnx" for name in ("plain", "trained"))
     assert plain.is_file()
     assert trained.is_file()
-    assert "RecoveryEntry(steps=" in said(notebook, "text/plain")
+    assert "DistillationEntry(steps=" in said(notebook, "text/plain")
 
 
 def test_reading_a_pack(tmp_path: Path) -> None:

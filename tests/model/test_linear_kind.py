@@ -16,7 +16,7 @@ from edgepack.model.structure import CONSTEXPR, DENSE
 from edgepack.model.structure import low_rank as low_rank_at
 from edgepack.model.structure import low_rank_correction as correction_at
 from edgepack.model.types import Array
-from edgepack.plan.candidates import GivenRanks, WorthwhileRanks, rank_choices, residual_ranks
+from edgepack.plan.candidates import GivenRanks, WorthwhileRanks, correction_ranks, rank_choices
 
 KINDS = ("dense", "low-rank", "low-rank-correction")
 sides = st.integers(1, 30)
@@ -75,7 +75,7 @@ def test_a_constexpr_layer_has_no_product_with_a_stored_weight_and_comes_to_what
 def test_structures_come_by_rising_rank_the_dense_one_first() -> None:
     one = layer(384, 512)
     found = list(kind_of(one).structures(one, WorthwhileRanks()))
-    own, beside = rank_choices(384, 512), residual_ranks(384, 512)
+    own, beside = rank_choices(384, 512), correction_ranks(384, 512)
     assert found == [DENSE, *map(low_rank_at, own), *map(correction_at, beside)]
     assert len(own) > 3
     assert beside == (8, 16, 32)

@@ -70,13 +70,13 @@ def all_candidates(
     unseen: Collection[str] = (),
     has_data: bool = True,
     losses: Mapping[tuple[Scheme, Structure], float] | None = None,
-    residual: bool = False,
+    corrections: bool = False,
     **given: Any,
 ) -> tuple[LayerCandidates, ...]:
     chosen = BuildOptions("m.onnx", get_target("rpi4"), formats=(fmt,), **given)
     asked = offered(layers, chosen, unseen)
     schemes = onnx.SCHEMES if fmt == "onnx" else TFLITE_LAYER_SCHEMES
-    both = CORRECTED[fmt] if residual else ()
+    both = CORRECTED[fmt] if corrections else ()
     files: Any = SimpleNamespace(
         fmt=fmt,
         kept_scheme=FP32[fmt],
@@ -316,7 +316,7 @@ def test_every_layer_gets_a_menu_in_order() -> None:
 )
 def test_a_pair_beside_the_dense_matrix(asked: dict[str, Any], ranks: set[int]) -> None:
     """Where 4 bits are allowed and nobody says which rank; a source that lacks one half of it has no estimate."""
-    (layer_candidates,) = all_candidates(layer(out=512, inn=384), residual=True, **asked)
+    (layer_candidates,) = all_candidates(layer(out=512, inn=384), corrections=True, **asked)
     found = corrected_in(layer_candidates)
     assert {one.structure.rank for one in found} == ranks
     for one in found:
@@ -328,9 +328,9 @@ def test_a_pair_beside_the_dense_matrix(asked: dict[str, Any], ranks: set[int]) 
 
 def test_no_pair_beside_a_small_layer() -> None:
     """The pair would take half of what 4 bits save, or more."""
-    (layer_candidates,) = all_candidates(layer(out=10, inn=512), residual=True)
+    (layer_candidates,) = all_candidates(layer(out=10, inn=512), corrections=True)
     assert not corrected_in(layer_candidates)
-    (layer_candidates,) = all_candidates(layer(out=64, inn=64), residual=True)
+    (layer_candidates,) = all_candidates(layer(out=64, inn=64), corrections=True)
     assert {one.structure.rank for one in corrected_in(layer_candidates)} == {8}
 
 

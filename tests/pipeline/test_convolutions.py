@@ -135,7 +135,7 @@ def test_kernels_that_are_taken_apart_are_trained_as_their_file_rounds_them(conv
         replacements = ready.evaluator.replacements
         wanted = {"k2": ("spatial-svd", WEIGHTS8), "k3": ("tucker-2", FP32)}
         plans = chosen(ready, {"k1": ("dense", FP32), **wanted, "head": ("dense", FP32)})
-        outcome = replacements.recovered(plans, FileScheme.of(FP32))
+        outcome = replacements.distilled(plans, FileScheme.of(FP32))
         assert outcome is not None
         assert outcome.gained
         assert not outcome.missing

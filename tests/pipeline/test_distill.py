@@ -19,7 +19,7 @@ from edgepack.model.scheme import FileScheme
 from edgepack.model.types import Proof
 from edgepack.pipeline import search
 from edgepack.pipeline.build import build
-from edgepack.pipeline.distill import Recovery
+from edgepack.pipeline.distill import Distillation
 from edgepack.pipeline.evaluate import FileTrial
 from edgepack.pipeline.prepare import Prepared
 from edgepack.quantize.grids import WeightGrid
@@ -30,12 +30,12 @@ from tests.pipeline.small_builds import options
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 
 
-def recovery(ready: Prepared, cache: Path, progress: Progress = silent) -> Recovery:
+def distillation(ready: Prepared, cache: Path, progress: Progress = silent) -> Distillation:
     """Of the prepared classifier, whose program comes from its ONNX file."""
     calibration = ready.data.calibration
     assert calibration is not None
     workspace = Workspace(Cache(cache), cache, progress=progress)
-    return Recovery(ready.opened, calibration, True, Epochs(2), "key", workspace)
+    return Distillation(ready.opened, calibration, True, Epochs(2), "key", workspace)
 
 
 INT8 = Rounding({role: WeightGrid(127) for role in "AB"}, activations=True)
@@ -61,14 +61,14 @@ def test_an_onnx_model_is_trained_once_and_known_afterwards(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    first = recovery(ready, tmp_path).of(start, int8)
+    first = distillation(ready, tmp_path).of(start, int8)
     assert first.held_out[1] < first.held_out[0]
     assert first.steps > 0
     assert first.missing == ()
     assert set(first.factors) == set(start)
-    assert not list((tmp_path / "recovering").rglob("*.pt"))
-    monkeypatch.setattr("edgepack.pipeline.distill.recover_factors", None)
-    again = recovery(ready, tmp_path).of(start, int8)
+    assert not list((tmp_path / "distilling").rglob("*.pt"))
+    monkeypatch.setattr("edgepack.pipeline.distill.distill_factors", None)
+    again = distillation(ready, tmp_path).of(start, int8)
     for name, pair in first.factors.items():
         np.testing.assert_array_equal(again.factors[name].A, pair.A)
         np.testing.assert_array_equal(again.factors[name].bias, pair.bias)
@@ -76,7 +76,7 @@ def test_an_onnx_model_is_trained_once_and_known_afterwards(
 
 
 def test_what_was_interrupted_goes_on(ready: Prepared, start: dict[str, Replacement], tmp_path: Path) -> None:
-    whole = recovery(ready, tmp_path / "whole").of(start, {})
+    whole = distillation(ready, tmp_path / "whole").of(start, {})
 
     class StoppedError(Exception):
         pass
@@ -89,10 +89,10 @@ def test_what_was_interrupted_goes_on(ready: Prepared, start: dict[str, Replacem
             raise StoppedError
 
     with pytest.raises(StoppedError):
-        recovery(ready, tmp_path / "cut", stop).of(start, {})
-    assert len(list((tmp_path / "cut" / "recovering").rglob("*.pt"))) == 1
+        distillation(ready, tmp_path / "cut", stop).of(start, {})
+    assert len(list((tmp_path / "cut" / "distilling").rglob("*.pt"))) == 1
     seen.clear()
-    told = recovery(ready, tmp_path / "cut", lambda stage, done=0, total=0: seen.append(done))
+    told = distillation(ready, tmp_path / "cut", lambda stage, done=0, total=0: seen.append(done))
     rest = told.of(start, {})
     assert min(seen) > 0, "from the checkpoint on"
     for name, pair in whole.factors.items():
@@ -104,10 +104,10 @@ def test_a_build_trains_its_pairs_and_says_so(classifier: Path, warm_cache: Path
     plain = build(options(classifier, **given, out=tmp_path / "plain"), cache=Cache(warm_cache))
     made = build(options(classifier, **given, distill=Epochs(3), out=tmp_path / "made"), cache=Cache(warm_cache))
     files = [result.manifest.record()["files"]["model.onnx"] for result in (plain, made)]
-    assert files[0]["recovery"] is None
-    loss = files[1]["recovery"]["held_out_loss"]
+    assert files[0]["distillation"] is None
+    loss = files[1]["distillation"]["held_out_loss"]
     assert loss["after"] < loss["before"]
-    assert files[1]["recovery"]["steps"] > 0
+    assert files[1]["distillation"]["steps"] > 0
     assert made.manifest.record()["options"]["distill"] == "3epochs"
     assert files[1]["size_bytes"] == pytest.approx(files[0]["size_bytes"], rel=0.15), "but for scales that are shared"
     assert files[1]["validation"]["drop"] < files[0]["validation"]["drop"]
@@ -122,9 +122,9 @@ def test_training_that_makes_nothing_better_leaves_the_file_as_it_was(
     plain = build(options(classifier, **given, out=tmp_path / "plain"), cache=Cache(warm_cache))
     made = build(options(classifier, **given, distill=Epochs(1), out=tmp_path / "made"), cache=Cache(tmp_path / "own"))
     before, entry = (result.manifest.record()["files"]["model.onnx"] for result in (plain, made))
-    assert entry["recovery"]["kept"] is False
-    assert entry["recovery"]["steps"] > 0
-    assert before["recovery"] is None
+    assert entry["distillation"]["kept"] is False
+    assert entry["distillation"]["steps"] > 0
+    assert before["distillation"] is None
     assert entry["sha256"] == before["sha256"]
     said = build_report(made.out, made.manifest).blocks
     assert any("training made the file no better" in str(block) for block in said)
@@ -149,8 +149,8 @@ def test_weights_in_four_bits_are_written_as_they_were_trained(
     plain = build(options(classifier, **given, out=tmp_path / "plain"), cache=Cache(warm_cache))
     made = build(options(classifier, **given, distill=Epochs(8), out=tmp_path / "made"), cache=Cache(warm_cache))
     before, after = (result.manifest.record()["files"]["model.onnx"] for result in (plain, made))
-    assert after["recovery"]["kept"] is True
-    assert after["recovery"]["held_out_loss"]["after"] < 0.9 * after["recovery"]["held_out_loss"]["before"]
+    assert after["distillation"]["kept"] is True
+    assert after["distillation"]["held_out_loss"]["after"] < 0.9 * after["distillation"]["held_out_loss"]["before"]
     assert after["validation"]["drop"] <= before["validation"]["drop"]
     assert all(proof["passed"] for proof in after["proofs"].values())
 
@@ -182,5 +182,5 @@ def test_a_model_that_torch_cannot_take_is_refused(
 
     monkeypatch.setattr("edgepack.torchgraph.from_onnx.onnx_to_program", refuse)
     with pytest.raises(ModelError, match="--distill trains in torch: the operator Foo") as err:
-        recovery(ready, tmp_path).of(start, {})
+        distillation(ready, tmp_path).of(start, {})
     assert "leave --distill out" in (err.value.hint or "")

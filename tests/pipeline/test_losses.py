@@ -20,7 +20,7 @@ from edgepack.workers import Workers, workers
 from edgepack.workspace import Cache, Progress, Workspace, silent
 
 RANKS = {"w1": (8, 32, 96), "w2": (8, 64), "w3": ()}
-NO_RESIDUAL: Mapping[str, Sequence[int]] = dict.fromkeys(RANKS, ())
+NO_CORRECTIONS: Mapping[str, Sequence[int]] = dict.fromkeys(RANKS, ())
 
 
 @pytest.fixture(scope="module")
@@ -35,14 +35,14 @@ def predicted(
     crew: Workers,
     *,
     ranks: Mapping[str, Sequence[int]] = RANKS,
-    residual: Mapping[str, Sequence[int]] = NO_RESIDUAL,
+    corrections: Mapping[str, Sequence[int]] = NO_CORRECTIONS,
     seed: int = 0,
     progress: Progress = silent,
     **changes: Any,
 ) -> Losses:
     """`changes` are those of the analysis: its method, its key, or the largest weight code."""
     asked: dict[str, Any] = {"key": "model", "sensitivity": Sensitivity(False, None, dict), **changes}
-    wanted = {name: Wanted(SCHEMES, own, residual[name], (NBITS4,)) for name, own in ranks.items()}
+    wanted = {name: Wanted(SCHEMES, own, corrections[name], (NBITS4,)) for name, own in ranks.items()}
     workspace = Workspace(cache, cache.root, seed, crew, progress)
     return predict_losses(replace(ready.evaluator.analysis, **asked), wanted, workspace)
 
@@ -125,7 +125,7 @@ def test_a_build_offers_them(ready: Prepared) -> None:
 def test_a_pair_beside_the_dense_matrix_is_between_it_and_eight_bits(
     ready: Prepared, cache: Cache, crew: Workers, found: Losses
 ) -> None:
-    other = predicted(ready, cache, crew, residual={"w1": (8, 16), "w2": (16,), "w3": ()})
+    other = predicted(ready, cache, crew, corrections={"w1": (8, 16), "w2": (16,), "w3": ()})
     assert other["w3"] == found["w3"]
     for name, rank in (("w1", 8), ("w1", 16), ("w2", 16)):
         own = other[name]

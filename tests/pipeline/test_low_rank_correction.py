@@ -363,7 +363,7 @@ def test_a_rounder_makes_it_once_and_does_without_data(
         return Rounder(Known(moments), "whitened", 127, {}, Workspace(Cache(tmp_path), tmp_path))
 
     first = rounder(seen).factors(layer, spectrum, BESIDE, NBITS4)
-    monkeypatch.setattr("edgepack.pipeline.rounding.rounded_residual", None)
+    monkeypatch.setattr("edgepack.pipeline.rounding.fit_rounded_correction", None)
     again = rounder(seen).factors(layer, spectrum, BESIDE, NBITS4)
     np.testing.assert_array_equal(first.base, made.base)
     np.testing.assert_array_equal(again.base, first.base)

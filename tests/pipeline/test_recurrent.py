@@ -143,7 +143,7 @@ def test_factors_in_front_of_cells_are_not_trained_and_stop_nothing(tmp_path: Pa
             for layer_candidates in ready.all_candidates["onnx"]
         )
         assert [plan.structure.rank for plan in plans] == [8, None]
-        assert ready.evaluator.replacements.recovered(plans, FileScheme.of(FP32)) is None
+        assert ready.evaluator.replacements.distilled(plans, FileScheme.of(FP32)) is None
 
 
 def test_inspect_reports_all_gates_as_one_matrix(tmp_path: Path) -> None:

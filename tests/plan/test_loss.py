@@ -27,7 +27,7 @@ from edgepack.quantize.alternate import alternate
 from edgepack.quantize.bias import corrected_bias, corrected_pair
 from edgepack.quantize.gptq import gptq, innovation, row_errors
 from edgepack.quantize.grids import WeightGrid, activation_grid, grid_of, quantize_weight
-from edgepack.quantize.low_rank_correction import rounded_residual
+from edgepack.quantize.low_rank_correction import fit_rounded_correction
 from edgepack.quantize.rotation import balanced
 from tests.linear_plans import structure_at
 
@@ -255,7 +255,7 @@ def test_the_leading_part_of_a_spectrum_loses_what_the_whole_one_does(weighed: b
 
 @settings(max_examples=20)
 @given(seed=SEEDS, sides=st.sampled_from([(24, 40), (40, 24)]), scale=st.sampled_from([1e-8, 1.0, 1e8]))
-def test_losses_scale_with_the_gradients_and_not_with_the_gauge_of_the_basis(
+def test_losses_scale_with_the_gradients_and_not_with_the_turn_of_the_basis(
     seed: int, sides: tuple[int, int], scale: float
 ) -> None:
     rng = np.random.default_rng(seed)
@@ -299,7 +299,7 @@ def test_a_rank_loses_the_same_whatever_others_are_looked_at(curve: Array | None
         assert loss == pytest.approx(many[candidate], rel=1e-5)
 
 
-def test_any_gauge_will_do() -> None:
+def test_any_basis_will_do() -> None:
     """The latent's covariance and mean, which the noise of A and of the latent's grid depend on."""
     rng = np.random.default_rng(5)
     x = make_inputs(96, "plain", rng)
@@ -387,10 +387,10 @@ def test_a_pair_beside_a_dense_matrix_loses_no_more_than_predicted(sides: tuple[
     grids = WeightGrid(7, 32), WeightGrid(127, 32), WeightGrid(127, 32)
     covariance = np.cov(x.T.astype(np.float64), bias=True)
     energy = float(row_errors(layer.weight.astype(np.float64), covariance).sum())
-    wanted = Wanted((NBITS4,), (), residual=(8, 16), corrected=(NBITS4,))
+    wanted = Wanted((NBITS4,), (), corrections=(8, 16), corrected=(NBITS4,))
     losses = layer_losses(layer, spectrum, None, wanted, pair_at(layer, spectrum))
     for rank in (8, 16):
-        found = rounded_residual(layer.weight, covariance, grids, rank, seed=0).error / energy
+        found = fit_rounded_correction(layer.weight, covariance, grids, rank, seed=0).error / energy
         assert 0.6 <= losses[NBITS4, low_rank_correction(rank)] / found <= 8
     assert losses[NBITS4, low_rank_correction(16)] < losses[NBITS4, low_rank_correction(8)]
     assert losses[NBITS4, low_rank_correction(8)] < (0.5 if strong else 1.0) * losses[NBITS4, DENSE]

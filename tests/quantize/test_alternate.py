@@ -12,7 +12,7 @@ from edgepack.model.types import Array
 from edgepack.quantize.alternate import alternate
 from edgepack.quantize.gptq import round_to_nearest
 from edgepack.quantize.grids import WeightGrid, dequantize_blocks, quantize_blocks, quantize_weight
-from edgepack.quantize.rotation import balanced, search_gauge, turned
+from edgepack.quantize.rotation import balanced, search_latent_rotation, turned
 from tests.quantize.quantize_cases import case
 
 
@@ -51,7 +51,7 @@ def test_halves_the_rounding_error(grid: WeightGrid, seed: int) -> None:
     exact = one.error(pair.A, pair.B)
     plain = balanced(pair, one.spectrum, seed=0)
     nearest = one.error(*(round_to_nearest(f, grid).weight for f in (plain.A, plain.B))) - exact
-    basis = turned(pair, one.spectrum, search_gauge(pair, one.spectrum, grids, seed=0), seed=0)
+    basis = turned(pair, one.spectrum, search_latent_rotation(pair, one.spectrum, grids, seed=0), seed=0)
     found = alternate(one.layer.weight, basis, one.covariance, grids)
     assert one.error(found.A.weight, found.B.weight) - exact < 0.5 * nearest
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from edgepack.quantize.gptq import gptq, round_to_nearest, row_errors
 from edgepack.quantize.grids import WeightGrid, dequantize_blocks, quantize_blocks, quantize_weight
-from edgepack.quantize.low_rank_correction import leading, low_rank_residual, rounded_residual
+from edgepack.quantize.low_rank_correction import fit_correction, fit_rounded_correction, leading
 from tests.quantize.quantize_cases import case
 
 
@@ -19,7 +19,7 @@ def test_better_than_four_bits_alone(out: int, columns: int, grid: WeightGrid) -
     one = case(out, columns, 0)
     weight = one.layer.weight
     alone = gptq(weight, one.covariance, grid).weight - weight.astype(np.float64)
-    found = low_rank_residual(weight, one.covariance, grid, 8)
+    found = fit_correction(weight, one.covariance, grid, 8)
     product = found.factors.A.astype(np.float64) @ found.factors.B
     off = found.base.weight + product - weight
     error = float(row_errors(off, one.covariance).sum())
@@ -31,7 +31,7 @@ def test_better_than_four_bits_alone(out: int, columns: int, grid: WeightGrid) -
 
 def test_more_rank_leaves_less() -> None:
     one = case(40, 56, 1)
-    errors = [low_rank_residual(one.layer.weight, one.covariance, WeightGrid(7), rank).error for rank in (1, 4, 16)]
+    errors = [fit_correction(one.layer.weight, one.covariance, WeightGrid(7), rank).error for rank in (1, 4, 16)]
     plain = round_to_nearest(one.layer.weight, WeightGrid(7)).weight - one.layer.weight.astype(np.float64)
     assert sorted(errors, reverse=True) == errors
     assert errors[0] < float(row_errors(plain, one.covariance).sum())
@@ -57,8 +57,8 @@ def test_rounded_together_they_are_on_their_grids_and_near_the_exact_pair(
     out: int, columns: int, seed: int, rank: int
 ) -> None:
     one = case(out, columns, seed, rows=200)
-    exact = low_rank_residual(one.layer.weight, one.covariance, GRIDS[0], rank)
-    found = rounded_residual(one.layer.weight, one.covariance, GRIDS, rank, seed=seed)
+    exact = fit_correction(one.layer.weight, one.covariance, GRIDS[0], rank)
+    found = fit_rounded_correction(one.layer.weight, one.covariance, GRIDS, rank, seed=seed)
     for part, grid in zip((found.base, found.A, found.B), GRIDS, strict=True):
         codes, scales = quantize_blocks(part.weight, grid.bits, 32)
         np.testing.assert_array_equal(dequantize_blocks(codes, scales, part.weight.shape[1]), part.weight)
@@ -73,6 +73,6 @@ def test_the_matrix_makes_up_for_what_rounding_the_pair_loses() -> None:
     """With a pair in 4 bits as well, the matrix is rounded once more against what became of the pair."""
     one = case(48, 80, 3)
     coarse = WeightGrid(7, 32), WeightGrid(7, 32), WeightGrid(7, 32)
-    fine = rounded_residual(one.layer.weight, one.covariance, GRIDS, 8, seed=0)
-    rough = rounded_residual(one.layer.weight, one.covariance, coarse, 8, seed=0)
+    fine = fit_rounded_correction(one.layer.weight, one.covariance, GRIDS, 8, seed=0)
+    rough = fit_rounded_correction(one.layer.weight, one.covariance, coarse, 8, seed=0)
     assert fine.error < rough.error < 2.5 * fine.error

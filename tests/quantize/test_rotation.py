@@ -1,4 +1,4 @@
-"""The gauge: the same product in a basis whose latent has no small components for one int8 scale to lose."""
+"""The latent rotation: the same product in a basis whose latent has no small components for one int8 scale to lose."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from edgepack.model.layer import View
 from edgepack.model.replacement import Replacement, low_rank
 from edgepack.model.scheme import Activations
 from edgepack.model.types import Array, Spectrum
-from edgepack.quantize import rotation as gauge
+from edgepack.quantize import rotation as latent_rotation
 from edgepack.quantize.alternate import alternate
 from edgepack.quantize.grids import WeightGrid, activation_grid, quantize_weight
-from edgepack.quantize.rotation import BETAS, Gauge, Rounding, balanced, search_gauge, turned
+from edgepack.quantize.rotation import BETAS, LatentRotation, Rounding, balanced, search_latent_rotation, turned
 from tests.quantize.quantize_cases import case
 
-ROTATION = gauge.rotation
+ROTATION = latent_rotation.rotation
 
 
 def decaying(out: int, inn: int, seed: int, power: float = 1.0) -> View:
@@ -106,18 +106,18 @@ def test_quantizes_better_on_a_decaying_spectrum(seed: int, power: float) -> Non
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(2, 30), st.integers(2, 30), st.integers(0, 99), st.sampled_from([0.25, 0.5, 0.75]), st.data())
-def test_every_gauge_keeps_the_product(out: int, inn: int, seed: int, beta: float, data: st.DataObject) -> None:
+def test_every_rotation_keeps_the_product(out: int, inn: int, seed: int, beta: float, data: st.DataObject) -> None:
     layer = decaying(out, inn, seed)
     pair, spectrum = pair_of(layer, data.draw(st.integers(1, min(out, inn))))
     rotation = data.draw(st.none() | st.integers(0, 8))
-    found = turned(pair, spectrum, Gauge(beta, rotation), seed=seed)
+    found = turned(pair, spectrum, LatentRotation(beta, rotation), seed=seed)
     exact = pair.A.astype(float) @ pair.B
     assert np.linalg.norm(found.A.astype(float) @ found.B - exact) <= 1e-5 * np.linalg.norm(exact)
 
 
-def test_balanced_is_the_first_gauge() -> None:
+def test_balanced_is_the_first_rotation() -> None:
     pair, spectrum = pair_of(decaying(20, 30, 0), 8)
-    same = turned(pair, spectrum, Gauge(0.5, 0), seed=3)
+    same = turned(pair, spectrum, LatentRotation(0.5, 0), seed=3)
     np.testing.assert_array_equal(balanced(pair, spectrum, seed=3).A, same.A)
 
 
@@ -127,14 +127,15 @@ def test_search_is_deterministic_and_finds_what_it_says(latent: Activations, rou
     one = case(40, 60, 0)
     grids = (WeightGrid(127), WeightGrid(127))
     found, again = (
-        search_gauge(one.factors(12), one.spectrum, grids, seed=0, latent=latent, rounding=rounding) for _ in range(2)
+        search_latent_rotation(one.factors(12), one.spectrum, grids, seed=0, latent=latent, rounding=rounding)
+        for _ in range(2)
     )
     assert found == again
     assert found.beta in BETAS
     assert found.rotation is None or 0 <= found.rotation < 8
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gauge, "ROTATIONS", 1)
-        few = search_gauge(one.factors(12), one.spectrum, grids, seed=0, latent=latent, rounding=rounding)
+        patch.setattr(latent_rotation, "ROTATIONS", 1)
+        few = search_latent_rotation(one.factors(12), one.spectrum, grids, seed=0, latent=latent, rounding=rounding)
     assert found.noise <= few.noise
 
 
@@ -158,11 +159,11 @@ def test_predicted_noise_is_what_samples_show(latent: Activations, beta: float, 
     one = case(80, 120, 1)
     grids = (WeightGrid(127), WeightGrid(127))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gauge, "BETAS", (beta,))
-        patch.setattr(gauge, "rotation", lambda rank, index, seed: ROTATION(rank, rotation, seed))
-        patch.setattr(gauge, "ROTATIONS", 1)
-        found = search_gauge(one.factors(24), one.spectrum, grids, seed=0, latent=latent, rounding="nearest")
-    pair = turned(one.factors(24), one.spectrum, Gauge(beta, rotation), seed=0)
+        patch.setattr(latent_rotation, "BETAS", (beta,))
+        patch.setattr(latent_rotation, "rotation", lambda rank, index, seed: ROTATION(rank, rotation, seed))
+        patch.setattr(latent_rotation, "ROTATIONS", 1)
+        found = search_latent_rotation(one.factors(24), one.spectrum, grids, seed=0, latent=latent, rounding="nearest")
+    pair = turned(one.factors(24), one.spectrum, LatentRotation(beta, rotation), seed=0)
     seen = measured(pair, one.inputs, latent)
     # One draw of rounding errors, whose largest inputs outweigh the others; and a static range is predicted on the
     # safe side: 5 deviations each way, where some thousand rows reach 3.6.
@@ -171,10 +172,10 @@ def test_predicted_noise_is_what_samples_show(latent: Activations, beta: float, 
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("qmax", [127, 7])
-def test_the_gauge_for_gptq_is_no_worse_for_gptq(seed: int, qmax: int) -> None:
+def test_the_rotation_for_gptq_is_no_worse_for_gptq(seed: int, qmax: int) -> None:
     one = case(64, 96, seed)
     pair, grids = one.factors(16), (WeightGrid(qmax), WeightGrid(qmax))
-    found = search_gauge(pair, one.spectrum, grids, seed=0, latent="float")
+    found = search_latent_rotation(pair, one.spectrum, grids, seed=0, latent="float")
     exact = one.error(pair.A, pair.B)
     added = []
     for basis in (turned(pair, one.spectrum, found, seed=0), pair):
@@ -194,14 +195,16 @@ def test_the_noise_is_weighed_by_the_gradients(oblique: bool) -> None:
         spectrum = replace(spectrum, basis=basis.astype(np.float32), dual=dual.astype(np.float32))
         pair = low_rank(spectrum.basis[:, :12], pair.B, pair.bias)
     grids = (WeightGrid(127), WeightGrid(7))
-    free = search_gauge(pair, spectrum, grids, seed=0)
-    identity, tenfold = (search_gauge(pair, spectrum, grids, seed=0, gradient=k * np.eye(40)) for k in (1.0, 10.0))
+    free = search_latent_rotation(pair, spectrum, grids, seed=0)
+    identity, tenfold = (
+        search_latent_rotation(pair, spectrum, grids, seed=0, gradient=k * np.eye(40)) for k in (1.0, 10.0)
+    )
     assert identity.noise == pytest.approx(free.noise, rel=1e-5)
     assert tenfold.noise == pytest.approx(10 * free.noise, rel=1e-5)
     half = np.diag(np.repeat([1.0, 0.0], 20))
     upper = low_rank(pair.A * np.repeat([1.0, 0.0], 20)[:, None].astype(np.float32), pair.B, pair.bias)
-    found = search_gauge(pair, spectrum, grids, seed=0, gradient=half, rounding="nearest")
-    assert found.noise < search_gauge(pair, spectrum, grids, seed=0, rounding="nearest").noise
+    found = search_latent_rotation(pair, spectrum, grids, seed=0, gradient=half, rounding="nearest")
+    assert found.noise < search_latent_rotation(pair, spectrum, grids, seed=0, rounding="nearest").noise
     # The lower rows of A do not matter to it, whatever they are.
-    alone = search_gauge(upper, spectrum, grids, seed=0, gradient=half, rounding="nearest")
+    alone = search_latent_rotation(upper, spectrum, grids, seed=0, gradient=half, rounding="nearest")
     assert found.noise == pytest.approx(alone.noise, rel=1e-5)

@@ -9,7 +9,7 @@ from accuracy.pairs import weighted
 from accuracy.study import LARGEST, SEED, Study
 from edgepack.backends.onnx.schemes import FP32, INT8_DYNAMIC
 from edgepack.data import example
-from edgepack.distill import Epochs, recover_factors, rounding_of
+from edgepack.distill import Epochs, distill_factors, rounding_of
 from edgepack.distill.distil import Training
 from edgepack.model.replacement import Replacement
 from edgepack.quantize.rotation import balanced
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
 
-def recovered(study: Study, ranks: Mapping[str, int], epochs: int) -> Mapping[str, Replacement]:
+def distilled(study: Study, ranks: Mapping[str, int], epochs: int) -> Mapping[str, Replacement]:
     """The whitened pairs of these ranks after training; part of the calibration samples is held out for it."""
     start = {
         name: balanced(weighted(study, name, rank, FP32), study.seen[name], seed=SEED) for name, rank in ranks.items()
@@ -26,7 +26,7 @@ def recovered(study: Study, ranks: Mapping[str, int], epochs: int) -> Mapping[st
     training = Training(study.subject.classes, Epochs(epochs), SEED, threads=1)
     roundings = {name: rounding_of(INT8_DYNAMIC, pair, qmax=LARGEST) for name, pair in start.items()}
     inputs, layers = study.calibration.inputs, study.opened.layers
-    found = recover_factors(_program(study), layers, start, inputs, roundings, training=training)
+    found = distill_factors(_program(study), layers, start, inputs, roundings, training=training)
     return found.factors
 
 
