@@ -16,7 +16,7 @@ from edgepack.methods.pruning import pruning
 from edgepack.model.layer import View
 from edgepack.model.replacement import Replacement, dense, low_rank
 from edgepack.model.types import Array
-from edgepack.training.coded import CodedLinear
+from edgepack.training.constexpr import ConstexprLinear
 from seeds import claims, train
 from seeds.lab import Lab, Made
 from seeds.pairs import default_pairs, ranks
@@ -115,8 +115,8 @@ def trained_parts(model: nn.Sequential, layers: tuple[View, ...], share: float) 
 
 
 def _part(module: nn.Module, layer: View, share: float, *, last: bool) -> Replacement:
-    if isinstance(module, CodedLinear):
-        return in_8_bits(module.to_coded())
+    if isinstance(module, ConstexprLinear):
+        return in_8_bits(module.to_constexpr())
     if isinstance(module, nn.Sequential):
         return low_rank(_array(module[1].weight), _array(module[0].weight), _array(module[1].bias))
     weight, bias = _array(module.weight), _array(module.bias)
@@ -128,11 +128,11 @@ def _part(module: nn.Module, layer: View, share: float, *, last: bool) -> Replac
     return in_8_bits(sparse)
 
 
-def conv_form(module: CodedLinear) -> Replacement:
+def conv_form(module: ConstexprLinear) -> Replacement:
     """The decode-free form of a layer that was trained in the decoded one."""
-    coded = module.to_coded()
-    layer = replace(train.blank(module.out_features, module.in_features), weight=coded.weight, bias=coded.bias)
-    return in_8_bits(relayout.written_as_conv(coded.tensors["rows"].T, coded.tensors["filters"], layer))
+    constexpr = module.to_constexpr()
+    layer = replace(train.blank(module.out_features, module.in_features), weight=constexpr.weight, bias=constexpr.bias)
+    return in_8_bits(relayout.written_as_conv(constexpr.tensors["rows"].T, constexpr.tensors["filters"], layer))
 
 
 def _array(tensor: Tensor) -> Array:

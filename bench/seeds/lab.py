@@ -101,11 +101,11 @@ class Lab:
         self, parts: Parts, scheme: Scheme, paths: Mapping[Format, Path], images: Sequence[JpegImage], tflite: bool
     ) -> Made:
         paths["onnx"].parent.mkdir(parents=True, exist_ok=True)
-        coded = [name for name, part in parts.items() if part.structure.is_constexpr]
+        constexpr = [name for name, part in parts.items() if part.structure.is_constexpr]
         if scheme == INT8_DYNAMIC and not parts:
             self.onnx.write_baseline(scheme, self.work / "model.onnx")
         else:
-            schemes = dict.fromkeys(coded, CONSTEXPR)
+            schemes = dict.fromkeys(constexpr, CONSTEXPR)
             self.onnx.write(parts, self.onnx.rest(scheme)[0], self.work / "model.onnx", schemes)
         made: Made = {
             "accuracy": self.accuracy(self.work / "model.onnx"),
@@ -116,7 +116,7 @@ class Lab:
         shutil.copyfile(self.work / "model.onnx", paths["onnx"])
         if tflite and self.tflite is not None:
             try:
-                schemes = dict.fromkeys(coded, tflite_schemes.CONSTEXPR)
+                schemes = dict.fromkeys(constexpr, tflite_schemes.CONSTEXPR)
                 self.tflite.write(parts, FileScheme.of(IN_TFLITE[scheme]), self.work / "model.tflite", schemes)
             except (EdgepackError, ValueError) as err:
                 made["refused"] = str(err)

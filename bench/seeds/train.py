@@ -15,7 +15,7 @@ from edgepack.methods import deepthin, hashednet
 from edgepack.methods.pruning import pruning
 from edgepack.model.layer import View
 from edgepack.model.types import Array
-from edgepack.training.coded import CodedLinear
+from edgepack.training.constexpr import ConstexprLinear
 from edgepack.training.pruning import Pruning
 from edgepack.workspace import ARRAYS, Cache, Keyed, Step, Workspace
 
@@ -54,8 +54,8 @@ def hashed(sizes: Sequence[int], share: float, seed: int = 0) -> nn.Sequential:
     model = perceptron(sizes)
     for index, (before, after) in enumerate(list(pairwise(sizes))[:-1]):
         # One scale, and the two signs of the method; both count.
-        coded = hashednet.initial(after, before, int(share * before * after) - 12, seed=seed)
-        model[2 * index] = CodedLinear(coded)
+        constexpr = hashednet.initial(after, before, int(share * before * after) - 12, seed=seed)
+        model[2 * index] = ConstexprLinear(constexpr)
     return model
 
 
@@ -66,8 +66,8 @@ def thin(sizes: Sequence[int], share: float, seed: int = 0) -> nn.Sequential:
         found = deepthin.initial(after, before, share, seed, gain=2.0)
         if isinstance(found, str):
             raise ValueError(found)
-        coded = deepthin.written(*found, blank(after, before))
-        model[2 * index] = CodedLinear(coded)
+        constexpr = deepthin.written(*found, blank(after, before))
+        model[2 * index] = ConstexprLinear(constexpr)
     return model
 
 
@@ -146,7 +146,7 @@ def trained(cache: Cache, wanted: Wanted, data: tuple[Array, Array]) -> nn.Seque
     """
     torch.manual_seed(wanted.seed)
     model = BUILDERS[wanted.how](wanted.sizes, wanted.share)
-    structures = [module.structure for module in model.modules() if isinstance(module, CodedLinear)]
+    structures = [module.structure for module in model.modules() if isinstance(module, ConstexprLinear)]
     task = Keyed([wanted, wanted.peak, data, structures], lambda: _Task(model, wanted, data))
     state = Workspace(cache, cache.root).cached(TRAINED, task)
     model.load_state_dict({name: torch.from_numpy(value) for name, value in state.items()})

@@ -53,7 +53,7 @@ def resident_bytes(scheme: Scheme, size_bytes: int) -> int:
     return round(scheme.ram_per_byte * size_bytes)
 
 
-def coded_size_bytes(fmt: Format, part: Replacement, *, bias: bool) -> int:
+def constexpr_size_bytes(fmt: Format, part: Replacement, *, bias: bool) -> int:
     """Bytes of the constants, the operators that read them, and the bias."""
     operators = sum(OPERATORS_OF.get(step.op, 1) for step in part.program)
     return (

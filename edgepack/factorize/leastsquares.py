@@ -101,6 +101,6 @@ def corrected_bias(layer: View, effective: Array) -> Array | None:
     return np.asarray(correction if layer.bias is None else layer.bias + correction, np.float32)
 
 
-def with_corrected_bias(layer: View, coded: Replacement) -> Replacement:
+def with_corrected_bias(layer: View, part: Replacement) -> Replacement:
     """The same code, and the bias that makes its mean output that of the layer."""
-    return replace(coded, bias=corrected_bias(layer, coded.weight))
+    return replace(part, bias=corrected_bias(layer, part.weight))

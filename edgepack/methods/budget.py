@@ -64,24 +64,24 @@ def _is_rounded(shape: tuple[int, ...]) -> bool:
     return math.prod(shape) >= LEAST_ELEMENTS or (len(shape) > 1 and min(shape) > 1)
 
 
-def in_8_bits(coded: Replacement) -> Replacement:
+def in_8_bits(part: Replacement) -> Replacement:
     """The same layer with float matrices and larger vectors as int8, with a scale per row of the first axis or one.
 
     Rounded to nearest; the largest code of a scale is ±127. The decoded values are float32 in memory.
     """
     large = {
-        name: array for name, array in coded.tensors.items() if array.dtype == np.float32 and _is_rounded(array.shape)
+        name: array for name, array in part.tensors.items() if array.dtype == np.float32 and _is_rounded(array.shape)
     }
-    writer = Writer({name: array for name, array in coded.tensors.items() if name not in large})
+    writer = Writer({name: array for name, array in part.tensors.items() if name not in large})
     renamed = {}
     for name, array in large.items():
         codes, scales = _grid(array)
         wide = writer.step("cast", writer.constant(f"{name}.int8", codes), to="float32")
         renamed[name] = writer.step("mul", wide, writer.constant(f"{name}.scale", scales))
-    for step in coded.program:
+    for step in part.program:
         inputs = (renamed.get(name, name) for name in step.inputs)
         renamed[step.output] = writer.step(step.op, *inputs, **step.attributes)
-    made = constexpr(writer.constants, tuple(writer.steps), coded.weight, coded.bias)
+    made = constexpr(writer.constants, tuple(writer.steps), part.weight, part.bias)
     return replace(made, decoded=effective_weight(made))
 
 

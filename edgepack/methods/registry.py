@@ -111,7 +111,7 @@ def method(name: str) -> Method:
 def compress(
     name: str, layer: View, share: float, *, seed: int = 0, gradient: Array | None = None
 ) -> Replacement | str:
-    """What the method called `name` makes of a layer, as it is written: the numbers of coded layers in 8 bits.
+    """What the method called `name` makes of a layer, as it is written: the numbers of layers in code in 8 bits.
 
     Raises:
         UsageError: there is none of that name, it is not installed, or it gives what does not fit the layer.

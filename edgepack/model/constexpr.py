@@ -147,9 +147,9 @@ def values(constants: Mapping[str, Array], steps: Sequence[Instruction], x: Arra
     return found
 
 
-def evaluate(coded: Replacement, x: Array) -> Array:
+def evaluate(part: Replacement, x: Array) -> Array:
     """(rows, out) float32 of (rows, in): what the steps give, without the bias."""
-    return values(coded.tensors, coded.program, x)[coded.program[-1].output]
+    return values(part.tensors, part.program, x)[part.program[-1].output]
 
 
 def listed(steps: Iterable[Instruction]) -> list[list[Any]]:
@@ -172,22 +172,22 @@ def _step(op: str, inputs: Sequence[str], output: str, attributes: Mapping[str, 
 
 
 def plain(weight: Array, bias: Array | None) -> Replacement:
-    """A dense layer in the guise of a coded one: to write another weight in float32."""
+    """A dense layer in the guise of one in code: to write another weight in float32."""
     writer = Writer()
     return writer.decoded(writer.step("reshape", writer.constant("weight", weight), shape=weight.shape), bias)
 
 
-def effective_weight(coded: Replacement) -> Array:
+def effective_weight(part: Replacement) -> Array:
     """(out, in) float32: what the steps come to as one matrix."""
-    loaded = values(coded.tensors, coded.program)
-    if is_decoded(coded):
-        return np.ascontiguousarray(loaded[coded.program[-1].inputs[1]].T)
-    features = coded.weight.shape[1]
-    own = depending(coded.program, {X})
+    loaded = values(part.tensors, part.program)
+    if is_decoded(part):
+        return np.ascontiguousarray(loaded[part.program[-1].inputs[1]].T)
+    features = part.weight.shape[1]
+    own = depending(part.program, {X})
     columns = []
     for start in range(0, features, _ROWS_AT_ONCE):
         x = np.eye(min(_ROWS_AT_ONCE, features - start), features, k=start, dtype=np.float32)
-        columns.append(values(loaded, own, x)[coded.program[-1].output])
+        columns.append(values(loaded, own, x)[part.program[-1].output])
     return np.ascontiguousarray(np.concatenate(columns).T)
 
 
@@ -201,39 +201,39 @@ def depending(steps: Iterable[Instruction], names: Collection[str]) -> tuple[Ins
     return tuple(found)
 
 
-def at_load(coded: Replacement) -> frozenset[str]:
+def at_load(part: Replacement) -> frozenset[str]:
     """Outputs of the steps that do not depend on the layer's input: they are computed once."""
-    return frozenset(step.output for step in coded.program) - {step.output for step in depending(coded.program, {X})}
+    return frozenset(step.output for step in part.program) - {step.output for step in depending(part.program, {X})}
 
 
-def is_decoded(coded: Replacement) -> bool:
+def is_decoded(part: Replacement) -> bool:
     """Whether all that an inference does is one product with a matrix of the layer's own size: only bytes are saved."""
-    own = depending(coded.program, {X})
+    own = depending(part.program, {X})
     return [step.op for step in own] == ["matmul"] and own[0].inputs[0] == X
 
 
-def decoded_from(coded: Replacement, constant: str) -> tuple[Array, ...]:
+def decoded_from(part: Replacement, constant: str) -> tuple[Array, ...]:
     """What an inference takes of the values that come of a constant at load: a file may hold these in its place."""
-    behind = {constant, *(step.output for step in depending(coded.program, {constant}))}
-    taken = dict.fromkeys(name for step in depending(coded.program, {X}) for name in step.inputs)
-    loaded = values(coded.tensors, coded.program)
+    behind = {constant, *(step.output for step in depending(part.program, {constant}))}
+    taken = dict.fromkeys(name for step in depending(part.program, {X}) for name in step.inputs)
+    loaded = values(part.tensors, part.program)
     return tuple(loaded[name] for name in taken if name in behind and name in loaded)
 
 
-def operand_sides(coded: Replacement) -> tuple[tuple[int, int], ...]:
+def operand_sides(part: Replacement) -> tuple[tuple[int, int], ...]:
     """(smaller, larger) side of every matrix that a product takes, at load or at an inference, as a file or a runtime
     may hold it."""
-    loaded = values(coded.tensors, coded.program)
-    own = [step for step in coded.program if step.op in ("matmul", "conv1d")]
+    loaded = values(part.tensors, part.program)
+    own = [step for step in part.program if step.op in ("matmul", "conv1d")]
     shapes = [loaded[name].shape for step in own for name in step.inputs if name in loaded]
     return tuple((min(shape), max(shape)) for shape in shapes if len(shape) == 2)
 
 
-def stored_bytes(coded: Replacement) -> int:
+def stored_bytes(part: Replacement) -> int:
     """Bytes of the constants, bias apart."""
-    return sum(array.nbytes for array in coded.tensors.values())
+    return sum(array.nbytes for array in part.tensors.values())
 
 
-def stored_numbers(coded: Replacement) -> int:
+def stored_numbers(part: Replacement) -> int:
     """Numbers that are stored, of any width, bias apart."""
-    return sum(array.size for array in coded.tensors.values())
+    return sum(array.size for array in part.tensors.values())

@@ -118,7 +118,7 @@ def bits_of(precision: str) -> int:
     return int(precision.removeprefix("fp").removeprefix("int"))
 
 
-CONSTEXPR = "coded"
+CONSTEXPR = "constexpr"
 """Name of the scheme of layers whose weights are computed from stored constants, in every backend."""
 
 

@@ -17,7 +17,7 @@ _CONSTANT = "constant."
 
 
 def packed_part(part: Replacement) -> dict[str, Array]:
-    """Named arrays; the steps of a coded layer as JSON. Its weight is left out, as it is what the steps come to."""
+    """Named arrays; the steps of a layer in code as JSON. Its weight is left out, as it is what the steps come to."""
     bias = np.zeros(0, np.float32) if part.bias is None else part.bias
     if not part.structure.is_constexpr:
         known = {} if part.structure.of_a_matrix else {"structure": _text([part.structure.name, *part.structure.ranks])}

@@ -9,7 +9,7 @@ from functools import partial
 from edgepack.backends.backend import Writer
 from edgepack.backends.schemes import CONSTEXPR, CORRECTED, DENSE_INT8, FP32, SCHEMES
 from edgepack.cost.sizes import (
-    coded_size_bytes,
+    constexpr_size_bytes,
     resident_bytes,
     size_bytes,
     state_bytes,
@@ -357,7 +357,9 @@ def _constexpr(fmt: Format, layer: Layer, fit: Fit, estimates: LatencyEstimates)
         return None
     part, scheme = fit.part, CONSTEXPR[fmt]
     ops = kind_of(layer).ops(layer, DENSE, 1)
-    size = coded_size_bytes(fmt, part, bias=layer.bias is not None) + _table_bytes(fmt, layer, part.structure, scheme)
+    size = constexpr_size_bytes(fmt, part, bias=layer.bias is not None) + _table_bytes(
+        fmt, layer, part.structure, scheme
+    )
     if size >= size_bytes(DENSE_INT8[fmt][0], ops, layer.bias):
         return None
     ram = size + resident_bytes(FP32[fmt], size_bytes(FP32[fmt], ops, layer.bias))

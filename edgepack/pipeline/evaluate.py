@@ -198,7 +198,7 @@ class FileEvaluator:
         return (
             verify.weights_as_planned(contents, files.dense_contents, plan, scheme, of_structure(factors, "constexpr")),
             self._bias_proof(files, verify.biases_intact(contents, present), factors, plan),
-            *_coded_proofs(factors, path),
+            *_constexpr_proofs(factors, path),
         )
 
     def _bias_proof(
@@ -258,9 +258,9 @@ def _changed(factors: Mapping[str, Replacement], plan: tuple[LayerPlan, ...]) ->
     return parts
 
 
-def _coded_proofs(factors: Mapping[str, Replacement], path: Path) -> tuple[Proof, ...]:
-    coded = of_structure(factors, "constexpr")
-    return (verify.stored_as_planned(path.read_bytes(), coded),) if coded else ()
+def _constexpr_proofs(factors: Mapping[str, Replacement], path: Path) -> tuple[Proof, ...]:
+    constexpr = of_structure(factors, "constexpr")
+    return (verify.stored_as_planned(path.read_bytes(), constexpr),) if constexpr else ()
 
 
 def _bias(layer: Layer, factors: Mapping[str, Replacement]) -> Array | None:

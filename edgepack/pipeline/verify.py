@@ -126,7 +126,7 @@ def weights_as_planned(
     source: Contents,
     layers: Sequence[LayerPlan],
     scheme: FileScheme,
-    coded: Mapping[str, Replacement] | None = None,
+    constexpr: Mapping[str, Replacement] | None = None,
 ) -> Proof:
     """The file holds exactly the matrix elements of the plan, and no layer in fewer bits than its scheme has.
 
@@ -137,7 +137,7 @@ def weights_as_planned(
         source: of the dense fp32 file.
         layers: the plan; a layer without a scheme of its own has the file's.
         scheme: of the file.
-        coded: layers stored in code, by name; a file may hold some of what they multiply by as plain matrices.
+        constexpr: layers stored in code, by name; a file may hold some of what they multiply by as plain matrices.
     """
     planned = _planned(source, layers, scheme)
     unplanned = Counter((a, b) for a, b, _ in source.weights)
@@ -145,7 +145,7 @@ def weights_as_planned(
     others = sum(a * b * count for (a, b), count in unplanned.items())
     elements = others + sum(a * b * len(bits) for (a, b), bits in planned.items())
     wanted = unplanned + Counter({sides: len(bits) for sides, bits in planned.items()})
-    emitted = _without_code(emitted, wanted, coded or {})
+    emitted = _without_code(emitted, wanted, constexpr or {})
     found = sum(a * b for a, b, _ in emitted.weights)
     bits = others * scheme.layers.bits + sum(a * b * sum(each) for (a, b), each in planned.items())
     wide = sum(a * b * each for a, b, each in emitted.weights) - bits
@@ -158,10 +158,12 @@ def weights_as_planned(
     return Proof("weight-bytes", found == elements and not narrow, detail)
 
 
-def _without_code(emitted: Contents, wanted: Counter[tuple[int, int]], coded: Mapping[str, Replacement]) -> Contents:
+def _without_code(
+    emitted: Contents, wanted: Counter[tuple[int, int]], constexpr: Mapping[str, Replacement]
+) -> Contents:
     """Leaves out what layers in code multiply by, beyond the matrices that are wanted of those sides anyway."""
     spare = Counter((a, b) for a, b, _ in emitted.weights) - wanted
-    spare &= Counter(sides for part in coded.values() for sides in operand_sides(part))
+    spare &= Counter(sides for part in constexpr.values() for sides in operand_sides(part))
     kept = []
     for a, b, bits in sorted(emitted.weights, key=lambda weight: -weight[2]):
         if spare[a, b] > 0:

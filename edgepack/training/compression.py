@@ -110,7 +110,7 @@ class Compression:
         self._move_to(self._steps + 1)
 
     def finish(self) -> Module:
-        """Put a plain pair of linear layers, or a `CodedLinear`, in every compressed layer's place; returns the model.
+        """Put a plain pair of linear layers or a `ConstexprLinear` for every compressed layer; returns the model.
 
         They hold the trained parameters themselves, so an optimizer can go on.
 

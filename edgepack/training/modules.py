@@ -12,19 +12,19 @@ from torch.nn.functional import linear
 
 from edgepack.errors import UsageError
 from edgepack.model.replacement import Replacement
-from edgepack.training.coded import CodedLinear, structure_of, zeros
+from edgepack.training.constexpr import ConstexprLinear, structure_of, zeros
 
 ALPHA = "alpha"
-STRUCTURE = "coded._extra_state"
+STRUCTURE = "constexpr._extra_state"
 
 
 class CompressedLinear(nn.Module):  # type: ignore[misc]
     """y = α W x + (1 − α) f(x) + b + (1 − α) c, with c what the compressor adds to the bias.
 
-    f(x) is A B x, or what the module `coded` computes from numbers in code. The layer is in one of three stages, to be
-    told by which of its parameters are there: dense (`weight`), blended (`weight`, and `A`, `B` or those of `coded`)
-    and compressed (without `weight`). `bias` is the layer's own all along; `shift` is c, a constant. In the first stage
-    the module holds the very parameters of the layer that it replaces, under the same names.
+    f(x) is A B x, or what the module `constexpr` computes from numbers in code. The layer is in one of three stages, to
+    be told by which of its parameters are there: dense (`weight`), blended (`weight`, and `A`, `B` or those of
+    `constexpr`) and compressed (without `weight`). `bias` is the layer's own all along; `shift` is c, a constant. In the
+    first stage the module holds the very parameters of the layer that it replaces, under the same names.
 
     The two products are blended, not the two weights: A B is never formed, and what the layer computes at α = 0 is what
     the finished layer computes, operation by operation.
@@ -41,7 +41,7 @@ class CompressedLinear(nn.Module):  # type: ignore[misc]
         self.incomplete = False
         # The order is kept for good: optimizers number their parameters by it.
         self._parameters.update(weight=layer.weight, bias=layer.bias, A=None, B=None)
-        self.register_module("coded", None)
+        self.register_module("constexpr", None)
         self.register_buffer("shift", None)
         self.trainable = bool(layer.weight.requires_grad)
         self.train(layer.training)
@@ -52,7 +52,7 @@ class CompressedLinear(nn.Module):  # type: ignore[misc]
         dense = self._parameters["weight"]
         if not self.small or (self.alpha == 1.0 and dense is not None):
             return dense
-        product = (1.0 - self.alpha) * (self.A @ self.B if self.coded is None else self.coded.weight)
+        product = (1.0 - self.alpha) * (self.A @ self.B if self.constexpr is None else self.constexpr.weight)
         return product if dense is None else self.alpha * dense + product
 
     @property
@@ -76,15 +76,15 @@ class CompressedLinear(nn.Module):  # type: ignore[misc]
     @property
     def small(self) -> dict[str, nn.Parameter]:
         """What stands in for the dense weight, by name in this module; empty before the schedule begins."""
-        if self.coded is not None:
-            return {f"coded.{name}": parameter for name, parameter in self.coded.named_parameters()}
+        if self.constexpr is not None:
+            return {f"constexpr.{name}": parameter for name, parameter in self.constexpr.named_parameters()}
         return {} if self.A is None else {"A": self.A, "B": self.B}
 
     @property
     def structure(self) -> int | str | None:
-        """What `restore` needs: a rank, or the structure of `coded`; None before the schedule begins."""
-        if self.coded is not None:
-            found: str = self.coded.structure
+        """What `restore` needs: a rank, or the structure of `constexpr`; None before the schedule begins."""
+        if self.constexpr is not None:
+            found: str = self.constexpr.structure
             return found
         return None if self.A is None else self.rank
 
@@ -95,7 +95,7 @@ class CompressedLinear(nn.Module):  # type: ignore[misc]
                 "the schedule was restored, the factors were not", hint="load the model's state_dict as well"
             )
         bias = self.own_bias
-        if self.alpha == 1.0 or (self.A is None and self.coded is None):
+        if self.alpha == 1.0 or (self.A is None and self.constexpr is None):
             return linear(x, self.dense, bias)
         shifted = bias if self.shift is None else self.shift if bias is None else bias + self.shift
         low = self._low(x, shifted)
@@ -104,18 +104,18 @@ class CompressedLinear(nn.Module):  # type: ignore[misc]
         return self.alpha * linear(x, self.dense, bias) + (1.0 - self.alpha) * low
 
     def _low(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        return linear(linear(x, self.B), self.A, bias) if self.coded is None else self.coded.product(x, bias)
+        return linear(linear(x, self.B), self.A, bias) if self.constexpr is None else self.constexpr.product(x, bias)
 
     def begin(self, part: Replacement, frozen: Collection[str] = ()) -> None:
         """Take up what the compressor made; nothing changes while α is 1.
 
         Args:
             part: factors, or a layer stored in code.
-            frozen: its float constants that are not to be trained, see `CodedLinear`.
+            frozen: its float constants that are not to be trained, see `ConstexprLinear`.
         """
         if part.structure.is_constexpr:
             bare = replace(part, bias=None)
-            self.coded = CodedLinear(bare, frozen=frozen, like=self.dense, trainable=self.trainable)
+            self.constexpr = ConstexprLinear(bare, frozen=frozen, like=self.dense, trainable=self.trainable)
         else:
             self._make_factors(part.rank)
             with torch.no_grad():
@@ -140,9 +140,9 @@ class CompressedLinear(nn.Module):  # type: ignore[misc]
             dense: whether the dense weight is.
             structure: see the property; by default factors of the rank that was asked for.
         """
-        if factors and self.A is None and self.coded is None:
+        if factors and self.A is None and self.constexpr is None:
             if isinstance(structure, str):
-                self.coded = zeros(structure, like=self.dense, trainable=self.trainable)
+                self.constexpr = zeros(structure, like=self.dense, trainable=self.trainable)
             else:
                 self._make_factors(self.rank or structure)
             self.incomplete = True
@@ -222,9 +222,9 @@ class FactoredLinear(nn.Sequential):  # type: ignore[misc]
         return self[1].bias
 
 
-def finished(layer: CompressedLinear) -> FactoredLinear | CodedLinear:
+def finished(layer: CompressedLinear) -> FactoredLinear | ConstexprLinear:
     """What stays of a layer in its last stage; it holds the layer's own parameters, so optimizers stay valid."""
-    made = _pair(layer) if layer.coded is None else layer.coded
+    made = _pair(layer) if layer.constexpr is None else layer.constexpr
     last = made[1] if isinstance(made, FactoredLinear) else made
     if layer.own_bias is not None:
         last.bias = layer.own_bias

@@ -12,13 +12,13 @@ if TYPE_CHECKING:
 
 def parts(model: Module) -> dict[str, Replacement]:
     """Trained pairs and layers stored in code, by module name; float32 copies. Other layers are left out."""
-    from edgepack.training.coded import CodedLinear
+    from edgepack.training.constexpr import ConstexprLinear
     from edgepack.training.modules import FactoredLinear
 
     found: dict[str, Replacement] = {}
     for name, module in model.named_modules():
-        if isinstance(module, CodedLinear):
-            found[name] = module.to_coded()
+        if isinstance(module, ConstexprLinear):
+            found[name] = module.to_constexpr()
         elif isinstance(module, FactoredLinear):
             a, b = (module[i].weight.detach().float().cpu().numpy().copy() for i in (1, 0))
             bias = None if module.bias is None else module.bias.detach().float().cpu().numpy().copy()

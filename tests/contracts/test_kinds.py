@@ -475,8 +475,8 @@ def test_weights_from_constants_are_no_products_and_come_to_their_matrix(kind: L
 def test_replacements_come_back_from_the_cache(
     kind: LayerKind, layer: Layer, structures: tuple[Structure, ...], tmp_path: Path
 ) -> None:
-    coded = [CONSTEXPR] if set(kind.views(layer)) == {WEIGHT} else []
-    for structure in (*structures, *coded):
+    constexpr = [CONSTEXPR] if set(kind.views(layer)) == {WEIGHT} else []
+    for structure in (*structures, *constexpr):
         part = replaced(kind, layer, structure)
         np.savez(tmp_path / "part.npz", **packed_part(part))
         with np.load(tmp_path / "part.npz", allow_pickle=False) as stored:

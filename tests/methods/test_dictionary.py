@@ -10,7 +10,7 @@ from edgepack.methods.dictionary import best_side, dictionary, learned, pursuit,
 from edgepack.model.constexpr import is_decoded
 from edgepack.model.replacement import Replacement
 from tests.factorize import layers
-from tests.methods.coded_layers import blind, check_consistent, check_same, loss, share_stored, trained_like
+from tests.methods.constexpr_layers import blind, check_consistent, check_same, loss, share_stored, trained_like
 
 
 @settings(max_examples=30)
@@ -53,14 +53,14 @@ def test_pursuit_of_atoms_that_are_one_another_or_zero():
 @pytest.mark.parametrize("side", ["rows", "columns"])
 def test_the_code_is_what_it_says(known, side):
     layer = trained_like(24, 40, 1, known=known)
-    coded = learned(layer, 12, 3, side=side)
-    check_consistent(layer, coded)
-    assert not is_decoded(coded)
-    assert [step.op for step in coded.program].count("matmul") == 2
+    constexpr = learned(layer, 12, 3, side=side)
+    check_consistent(layer, constexpr)
+    assert not is_decoded(constexpr)
+    assert [step.op for step in constexpr.program].count("matmul") == 2
     signals = 24 if side == "rows" else 40
-    assert np.count_nonzero(coded.tensors["codes.values"]) <= 3 * signals
-    assert coded.tensors["atoms"].shape == (12, 64 - signals)
-    assert np.abs(coded.tensors["codes.values"]).max() == pytest.approx(1)
+    assert np.count_nonzero(constexpr.tensors["codes.values"]) <= 3 * signals
+    assert constexpr.tensors["atoms"].shape == (12, 64 - signals)
+    assert np.abs(constexpr.tensors["codes.values"]).max() == pytest.approx(1)
 
 
 @pytest.mark.parametrize("side", ["rows", "columns"])
@@ -82,17 +82,17 @@ def test_a_layer_of_zeros():
 @pytest.mark.parametrize("share", [0.125, 0.25, 0.5, 0.8])
 def test_the_budget_is_used_up(share, out, inn, known):
     layer = trained_like(out, inn, 2, known=known)
-    coded = dictionary(layer, share)
-    assert isinstance(coded, Replacement)
-    assert coded.structure.is_constexpr
-    assert 0.85 * share < share_stored(layer, coded) <= share
+    constexpr = dictionary(layer, share)
+    assert isinstance(constexpr, Replacement)
+    assert constexpr.structure.is_constexpr
+    assert 0.85 * share < share_stored(layer, constexpr) <= share
 
 
 def test_zeros_on_the_way_cost_numbers_of_the_code():
     layer = trained_like(30, 60, 2)
-    coded = learned(layer, 30, 1, side="rows", left=68)
-    assert len(coded.tensors["codes.values"]) <= 13
-    check_consistent(layer, coded)
+    constexpr = learned(layer, 30, 1, side="rows", left=68)
+    assert len(constexpr.tensors["codes.values"]) <= 13
+    check_consistent(layer, constexpr)
 
 
 @settings(max_examples=30)

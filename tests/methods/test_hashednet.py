@@ -14,26 +14,26 @@ from edgepack.methods.hashednet import hashed, hashednet, initial
 from edgepack.model.constexpr import is_decoded, stored_bytes, values
 from edgepack.model.replacement import Replacement, constexpr
 from tests.factorize import layers
-from tests.methods.coded_layers import blind, check_consistent, check_same, loss, share_stored, trained_like
+from tests.methods.constexpr_layers import blind, check_consistent, check_same, loss, share_stored, trained_like
 
 
 def test_every_entry_is_the_number_that_xxh32_of_its_place_says():
-    coded = hashed(blind(trained_like(7, 11, 0)), 20, seed=3)
-    shared = coded.tensors["shared"]
+    part = hashed(blind(trained_like(7, 11, 0)), 20, seed=3)
+    shared = part.tensors["shared"]
     for i in range(7):
         for j in range(11):
             place = (i * 11 + j).to_bytes(4, "little")
             found = xxhash.xxh32(place, seed=3).intdigest() % 40
             number, sign = shared[found // 2], (-1, 1)[found % 2]
-            assert coded.weight[i, j] == sign * number
+            assert part.weight[i, j] == sign * number
 
 
 @pytest.mark.parametrize("known", [True, False])
 def test_the_code_is_what_it_says(known):
     layer = trained_like(24, 40, 1, known=known)
-    coded = hashed(layer, 100)
-    check_consistent(layer, coded)
-    assert is_decoded(coded)
+    part = hashed(layer, 100)
+    check_consistent(layer, part)
+    assert is_decoded(part)
 
 
 def test_a_layer_without_bias_gets_one_from_the_data():
@@ -44,11 +44,11 @@ def test_a_layer_without_bias_gets_one_from_the_data():
 @pytest.mark.parametrize("share", [0.02, 0.068, 0.125, 0.5, 0.9])
 def test_the_budget_is_used_up(share):
     layer = trained_like(24, 40, 2)
-    coded = hashednet(layer, share)
-    assert isinstance(coded, Replacement)
-    assert coded.structure.is_constexpr
-    assert share_stored(layer, coded) <= share
-    assert share_stored(layer, coded) > 0.85 * share or share < 0.1
+    part = hashednet(layer, share)
+    assert isinstance(part, Replacement)
+    assert part.structure.is_constexpr
+    assert share_stored(layer, part) <= share
+    assert share_stored(layer, part) > 0.85 * share or share < 0.1
 
 
 def test_too_few_bytes_are_a_reason():
@@ -92,21 +92,21 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not():
 
 
 def test_a_layer_to_train_keeps_the_scale_of_its_input():
-    coded = initial(256, 512, 2000, seed=1)
-    assert np.square(coded.weight).mean() * 512 == pytest.approx(2, rel=0.15)
+    part = initial(256, 512, 2000, seed=1)
+    assert np.square(part.weight).mean() * 512 == pytest.approx(2, rel=0.15)
     x = layers.rng(2).standard_normal((64, 512)).astype(np.float32)
-    assert np.square(np.maximum(x @ coded.weight.T, 0)).mean() == pytest.approx(1, rel=0.2)
-    assert coded.bias is not None
-    assert not coded.bias.any()
-    check_same(coded, initial(256, 512, 2000, seed=1))
+    assert np.square(np.maximum(x @ part.weight.T, 0)).mean() == pytest.approx(1, rel=0.2)
+    assert part.bias is not None
+    assert not part.bias.any()
+    check_same(part, initial(256, 512, 2000, seed=1))
     with pytest.raises(UsageError, match="7 shared numbers"):
         initial(2, 3, 7)
 
 
 @given(st.integers(1, 300), st.integers(1, 40))
 def test_bytes_are_told_before_they_are_stored(rows, columns):
-    coded = constexpr({"a": layers.weight(rows, columns, 0)}, (), np.zeros((0, 0), np.float32), None)
-    step = replace(initial(1, 1, 1), tensors={**initial(1, 1, 1).tensors, **coded.tensors})
+    part = constexpr({"a": layers.weight(rows, columns, 0)}, (), np.zeros((0, 0), np.float32), None)
+    step = replace(initial(1, 1, 1), tensors={**initial(1, 1, 1).tensors, **part.tensors})
     assert stored_bytes(in_8_bits(step)) == bytes_in_8_bits(rows, columns) + 4 + 8
 
 
@@ -118,10 +118,10 @@ def _covariance(layer):
 
 def _design(shape, buckets, seed):
     """(entries, buckets): the weight, flat, is this times the shared numbers."""
-    coded = initial(*shape, min(buckets, shape[0] * shape[1]), seed=seed)
+    part = initial(*shape, min(buckets, shape[0] * shape[1]), seed=seed)
     columns = []
-    for k in range(len(coded.tensors["shared"])):
-        unit = np.eye(len(coded.tensors["shared"]), dtype=np.float32)[k]
-        found = values({**coded.tensors, "shared": unit}, coded.program)
-        columns.append(found[coded.program[-1].inputs[1]].T.reshape(-1))
+    for k in range(len(part.tensors["shared"])):
+        unit = np.eye(len(part.tensors["shared"]), dtype=np.float32)[k]
+        found = values({**part.tensors, "shared": unit}, part.program)
+        columns.append(found[part.program[-1].inputs[1]].T.reshape(-1))
     return np.stack(columns, axis=1)

@@ -14,31 +14,31 @@ from edgepack.methods.kmeans import MOST_CENTROIDS, kmeans, quantized, recoded, 
 from edgepack.model.constexpr import is_decoded
 from edgepack.model.replacement import Replacement
 from tests.factorize import layers
-from tests.methods.coded_layers import blind, check_consistent, check_same, loss, share_stored, trained_like
+from tests.methods.constexpr_layers import blind, check_consistent, check_same, loss, share_stored, trained_like
 
 
 @pytest.mark.parametrize("known", [True, False])
 @pytest.mark.parametrize(("block", "bands"), [(4, 1), (4, 3), (7, 2), (40, 1)])
 def test_the_code_is_what_it_says(known, block, bands):
     layer = trained_like(24, 40, 1, known=known)
-    coded = quantized(layer, block, 6, bands=bands)
-    check_consistent(layer, coded)
-    assert is_decoded(coded)
-    codes, book = coded.tensors["codes"].astype(int), coded.tensors["codebook"]
+    constexpr = quantized(layer, block, 6, bands=bands)
+    check_consistent(layer, constexpr)
+    assert is_decoded(constexpr)
+    codes, book = constexpr.tensors["codes"].astype(int), constexpr.tensors["codebook"]
     assert codes.max() < 6
-    assert coded.tensors["codes"].dtype == np.uint8
+    assert constexpr.tensors["codes"].dtype == np.uint8
     for place in range(codes.shape[1]):
         pieces = book[place * bands // codes.shape[1] * 6 :][codes[:, place]]
-        found = coded.weight[:, place * block : (place + 1) * block]
+        found = constexpr.weight[:, place * block : (place + 1) * block]
         np.testing.assert_array_equal(found, pieces[:, : found.shape[1]])
 
 
 def test_without_data_every_piece_takes_the_nearest():
     layer = trained_like(30, 24, 2, known=False)
-    coded = quantized(layer, 4, 10)
+    constexpr = quantized(layer, 4, 10)
     pieces = layer.weight.reshape(-1, 4)
-    distances = np.square(pieces[:, None] - coded.tensors["codebook"]).sum(axis=2)
-    nearest = distances[np.arange(len(pieces)), coded.tensors["codes"].reshape(-1)]
+    distances = np.square(pieces[:, None] - constexpr.tensors["codebook"]).sum(axis=2)
+    nearest = distances[np.arange(len(pieces)), constexpr.tensors["codes"].reshape(-1)]
     np.testing.assert_allclose(nearest, distances.min(axis=1), atol=1e-5)
 
 
@@ -61,11 +61,11 @@ def test_an_input_that_never_reaches_a_layer_is_no_trouble():
 @pytest.mark.parametrize("share", [0.05, 0.125, 0.25, 0.5, 0.8])
 def test_the_budget_is_used_up(share, out, inn):
     layer = trained_like(out, inn, 2, known=False)
-    coded = kmeans(layer, share)
-    assert isinstance(coded, Replacement)
-    assert coded.structure.is_constexpr
-    assert share_stored(layer, coded) <= share
-    assert share_stored(layer, coded) > 0.85 * share
+    constexpr = kmeans(layer, share)
+    assert isinstance(constexpr, Replacement)
+    assert constexpr.structure.is_constexpr
+    assert share_stored(layer, constexpr) <= share
+    assert share_stored(layer, constexpr) > 0.85 * share
 
 
 @given(st.integers(1, 5000), st.integers(1, 3000), st.floats(0.001, 0.999))

@@ -14,16 +14,16 @@ from edgepack.methods.pruning import pruned, pruning, rank_pruned, rank_pruning
 from edgepack.model.constexpr import is_decoded
 from edgepack.model.replacement import Replacement
 from tests.factorize import layers
-from tests.methods.coded_layers import blind, check_consistent, check_same, loss, share_stored, trained_like
+from tests.methods.constexpr_layers import blind, check_consistent, check_same, loss, share_stored, trained_like
 
 
 @pytest.mark.parametrize("known", [True, False])
 def test_the_code_is_what_it_says(known):
     layer = trained_like(24, 40, 1, known=known)
-    coded = pruned(layer, 200)
-    check_consistent(layer, coded)
-    assert is_decoded(coded)
-    assert np.count_nonzero(coded.weight) == 200
+    constexpr = pruned(layer, 200)
+    check_consistent(layer, constexpr)
+    assert is_decoded(constexpr)
+    assert np.count_nonzero(constexpr.weight) == 200
 
 
 def test_without_data_the_largest_are_kept_as_they_are():
@@ -43,18 +43,18 @@ def test_few_weights_far_apart():
 @pytest.mark.parametrize("share", [0.05, 0.1, 0.25, 0.5, 0.9])
 def test_the_budget_is_used_up(share, known):
     layer = trained_like(64, 100, 2, known=known)
-    coded = pruning(layer, share)
-    assert isinstance(coded, Replacement)
-    assert coded.structure.is_constexpr
-    assert 0.85 * share < share_stored(layer, coded) <= share
+    constexpr = pruning(layer, share)
+    assert isinstance(constexpr, Replacement)
+    assert constexpr.structure.is_constexpr
+    assert 0.85 * share < share_stored(layer, constexpr) <= share
 
 
 def test_what_is_stored_on_the_way_is_not_wasted():
     layer = trained_like(64, 400, 2)
-    coded = pruning(layer, 0.01)
-    assert isinstance(coded, Replacement)
-    assert coded.structure.is_constexpr
-    assert np.count_nonzero(coded.tensors["kept.values"]) == len(coded.tensors["kept.values"])
+    constexpr = pruning(layer, 0.01)
+    assert isinstance(constexpr, Replacement)
+    assert constexpr.structure.is_constexpr
+    assert np.count_nonzero(constexpr.tensors["kept.values"]) == len(constexpr.tensors["kept.values"])
 
 
 def test_too_few_bytes_are_a_reason():

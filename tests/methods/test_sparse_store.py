@@ -24,20 +24,20 @@ def _positions(size, count, seed):
 def test_what_is_kept_comes_back_and_costs_what_was_told(rows, columns, count, seed, scaled):
     matrix = layers.weight(rows, columns, seed)
     positions = _positions(matrix.size, count, seed)
-    coded = _written(matrix, positions, scaled)
+    constexpr = _written(matrix, positions, scaled)
     expected = np.zeros(matrix.size, np.float32)
     expected[positions] = matrix.reshape(-1)[positions]
-    np.testing.assert_allclose(coded.weight.reshape(-1), expected, rtol=1e-6)
+    np.testing.assert_allclose(constexpr.weight.reshape(-1), expected, rtol=1e-6)
     told = pruning.entry_bytes(pruning.entries_of(positions)) + pruning.OVERHEAD
-    assert stored_bytes(in_8_bits(coded)) == told + (pruning.scale_bytes(rows) if scaled else 0)
+    assert stored_bytes(in_8_bits(constexpr)) == told + (pruning.scale_bytes(rows) if scaled else 0)
 
 
 def test_a_far_number_takes_zeros_on_the_way():
     matrix = np.ones((4, 256), np.float32)
-    coded = _written(matrix, np.array([0, 255, 256, 1022]))
-    assert coded.tensors["s.gaps"].tolist() == [1, 255, 1, 255, 255, 255, 1]
-    assert coded.tensors["s.values"].tolist() == [1, 1, 1, 0, 0, 0, 1]
-    assert coded.tensors["s.gaps"].dtype == np.uint8
+    constexpr = _written(matrix, np.array([0, 255, 256, 1022]))
+    assert constexpr.tensors["s.gaps"].tolist() == [1, 255, 1, 255, 255, 255, 1]
+    assert constexpr.tensors["s.values"].tolist() == [1, 1, 1, 0, 0, 0, 1]
+    assert constexpr.tensors["s.gaps"].dtype == np.uint8
     assert pruning.filled(np.array([0, 256])).tolist() == [0, 255, 256]
     assert pruning.filled(np.array([255])).tolist() == [254, 255]
 

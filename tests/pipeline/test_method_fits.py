@@ -68,7 +68,7 @@ def test_a_layer_is_stored_in_code_and_proved(classifier: Path, warm_cache: Path
     assert {proof["passed"] for proof in entry["proofs"].values()} == {True}
     assert "stored-in-code" in entry["proofs"]
     layers = {layer["layer"]: layer for layer in entry["layers"]}
-    assert layers["w1"]["scheme"] == "coded"
+    assert layers["w1"]["scheme"] == "constexpr"
     assert layers["w1"]["alternative"]["method"] == "rounded"
     assert layers["w1"]["alternative"]["parameters"] == pytest.approx(layers["w1"]["in_features"] * 160, rel=0.02)
     fp32 = record["files"]["baseline/fp32.onnx"]
@@ -171,7 +171,7 @@ def test_beside_layers_in_code_other_weights_take_8_bits(tmp_path: Path) -> None
     changes = {"method": "rounded", "rank": 0.5, "metric": "cosine"}
     record = built(write_texts(tmp_path), tmp_path / "cache", tmp_path / "pack", **changes)
     entry, fp32 = record["files"]["model.onnx"], record["files"]["baseline/fp32.onnx"]
-    assert [layer["scheme"] for layer in entry["layers"]].count("coded") >= 1
+    assert [layer["scheme"] for layer in entry["layers"]].count("constexpr") >= 1
     assert {proof["passed"] for proof in entry["proofs"].values()} == {True}
     table = 600 * 64
     assert entry["scheme"].endswith(("+int8-weights", "+tables4"))

@@ -433,7 +433,7 @@ def test_every_scheme_has_a_tolerance() -> None:
     tolerances = {scheme.key: scheme.min_sqnr_db for backend in FORMATS for scheme in layer_schemes(backend).values()}
     assert tolerances == {
         "onnx:fp32": 60.0,
-        "onnx:coded": 60.0,
+        "onnx:constexpr": 60.0,
         "onnx:int8-weights": 10.0,
         "onnx:int4-weights": 5.0,
         "onnx:int8-dynamic": 10.0,
@@ -441,7 +441,7 @@ def test_every_scheme_has_a_tolerance() -> None:
         "onnx:nbits8": 10.0,
         "onnx:nbits4": 5.0,
         "tflite:fp32": 60.0,
-        "tflite:coded": 60.0,
+        "tflite:constexpr": 60.0,
         "tflite:int8-weights": 10.0,
         "tflite:int8-dynamic-range": 10.0,
         "tflite:int8-static": 10.0,

@@ -135,10 +135,10 @@ def test_what_does_not_fit_goes_into_a_table_of_its_own() -> None:
 def test_what_stands_in_a_layers_place_shows_in_its_scheme_and_rank() -> None:
     both = layer("fc1", 96, 160, 8, "why", scheme="nbits4", structure="low-rank-correction")
     other = {"method": "kmeans", "share": 0.25, "parameters": 4000}
-    code = layer("fc2", 96, 160, None, "why", scheme="coded", structure="constexpr", alternative=other)
+    code = layer("fc2", 96, 160, None, "why", scheme="constexpr", structure="constexpr", alternative=other)
     onnx = MANIFEST["files"]["model.onnx"] | {"layers": [FC1, FC2, both, code]}
     entry = whole(MANIFEST | {"files": MANIFEST["files"] | {"model.onnx": onnx}}).packed("onnx")
     rows = text(Report(blocks=(layer_table(entry.layers, "model.onnx"),))).splitlines()[-4:]
     assert rows[2].split()[:5] == ["fc1", "96×160", "nbits4", "+", "pair"]
     assert rows[2].split()[5] == "8"
-    assert rows[3].split()[:5] == ["fc2", "96×160", "kmeans", "coded", "–"]
+    assert rows[3].split()[:5] == ["fc2", "96×160", "kmeans", "constexpr", "–"]

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 from edgepack.errors import UsageError
 
 if TYPE_CHECKING:
-    from edgepack.training.coded import CodedLinear
+    from edgepack.training.constexpr import ConstexprLinear
 
 _STEPS = 4
 
 
-def random_start(module: CodedLinear, *, seed: int = 0, std: float | None = None) -> CodedLinear:
+def random_start(module: ConstexprLinear, *, seed: int = 0, std: float | None = None) -> ConstexprLinear:
     """Draw the trained constants anew, such that the layer's weight has a given size; the bias becomes 0.
 
     Every constant is drawn from N(0, 1), then all are scaled alike. What a weight of products of several constants
@@ -47,10 +47,10 @@ def random_start(module: CodedLinear, *, seed: int = 0, std: float | None = None
     return module
 
 
-def _size(module: CodedLinear) -> float:
+def _size(module: ConstexprLinear) -> float:
     return float(module.weight.double().square().mean().sqrt())
 
 
-def _scale(module: CodedLinear, factor: float) -> None:
+def _scale(module: ConstexprLinear, factor: float) -> None:
     for parameter in module.constants.parameters():
         parameter.mul_(factor)

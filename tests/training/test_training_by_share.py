@@ -16,9 +16,9 @@ from edgepack.errors import UsageError
 from edgepack.model.layer import View
 from edgepack.model.replacement import Replacement, dense, low_rank
 from edgepack.training import Compression, apply_compression, by_share
-from edgepack.training.coded import CodedLinear
+from edgepack.training.constexpr import ConstexprLinear
 from edgepack.training.modules import FactoredLinear
-from tests.training.coded_cases import CASES, as_method, hashed, sparse
+from tests.training.constexpr_cases import CASES, as_method, hashed, sparse
 from tests.training.small_models import FEATURES, HIDDEN, batch, network, train
 
 END = 20
@@ -50,7 +50,7 @@ def test_the_whole_schedule_ends_in_layers_stored_in_code(name: str) -> None:
     train(model, optimizer, compression, range(7))
     x, _ = batch(99)
     assert (compression.alpha, model[0].alpha) == (1.0, 1.0)
-    assert model[0].coded is not None
+    assert model[0].constexpr is not None
     assert torch.equal(model(x), plain(x))  # blended, but α is 1
     train(model, optimizer, compression, range(7, END))
     gc.collect()
@@ -58,7 +58,7 @@ def test_the_whole_schedule_ends_in_layers_stored_in_code(name: str) -> None:
     assert {id(p) for g in optimizer.param_groups for p in g["params"]} == {id(p) for p in model.parameters()}
     expected = model.eval()(x)
     assert compression.finish() is model
-    assert isinstance(model[0], CodedLinear)
+    assert isinstance(model[0], ConstexprLinear)
     assert torch.equal(model(x), expected)
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     train(model.train(), optimizer, None, range(END, END + 1))
@@ -70,7 +70,7 @@ def test_the_layer_computes_with_the_blend() -> None:
     train(model, optimizer, compression, range(9))
     layer, x = model[2], torch.randn(3, HIDDEN)
     assert layer.alpha == 0.75
-    weight = 0.75 * layer.dense + 0.25 * layer.coded.weight
+    weight = 0.75 * layer.dense + 0.25 * layer.constexpr.weight
     assert torch.allclose(layer.weight, weight)
     assert torch.allclose(layer(x), nn.functional.linear(x, weight, layer.own_bias), atol=1e-6)
 
@@ -205,5 +205,5 @@ def test_methods_are_compressors_by_name(name: str) -> None:
     model, optimizer, compression = make(name, rank=0.5)
     train(model, optimizer, compression, range(END))
     compression.finish()
-    assert isinstance(model[0], CodedLinear)
-    assert np.isfinite(model[0].to_coded().weight).all()
+    assert isinstance(model[0], ConstexprLinear)
+    assert np.isfinite(model[0].to_constexpr().weight).all()

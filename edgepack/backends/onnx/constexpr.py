@@ -31,12 +31,12 @@ _BY = {"div": "Div", "mod": "Mod"}
 _PLAIN = {"matmul": "MatMul", "mul": "Mul", "add": "Add", "sub": "Sub"}
 
 
-def least_opset(coded: Replacement) -> int:
+def least_opset(constexpr: Replacement) -> int:
     """The opset that has all operators of the steps."""
-    return BUCKET_OPSET if any(step.op == "bucket" for step in coded.program) else MIN_OPSET
+    return BUCKET_OPSET if any(step.op == "bucket" for step in constexpr.program) else MIN_OPSET
 
 
-def coded_layer(site: Site, part: Replacement) -> Callable[[Builder, ir.Value, Placement], ir.Value]:
+def constexpr_layer(site: Site, part: Replacement) -> Callable[[Builder, ir.Value, Placement], ir.Value]:
     """The steps of a layer with its bias; what is computed at load stands once in every graph."""
     name = site.layer.name
     bias = site.layer.bias if part.bias is None else part.bias

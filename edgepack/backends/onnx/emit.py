@@ -59,20 +59,20 @@ def to_schemes(
     for each in dict.fromkeys((scheme, *schemes.values())):
         _check(each, model.opset_imports.get("", 1), ranges)
     emitted = model.clone()
-    coded = {name: part for name, part in weights.items() if part.structure.is_constexpr}
-    if scheme.is_float and not schemes and not coded:
+    constexpr = {name: part for name, part in weights.items() if part.structure.is_constexpr}
+    if scheme.is_float and not schemes and not constexpr:
         return emitted
     sites = [_with_weight(site, weights.get(site.layer.name)) for site in find_sites(emitted)]
-    _check_names([*schemes, *coded], [site.layer.name for site in sites])
+    _check_names([*schemes, *constexpr], [site.layer.name for site in sites])
     chosen = [(site, schemes.get(site.layer.name, scheme)) for site in sites]
     if any(site.unknown_axes for site, own in chosen if not own.is_float):
         note_ranks(emitted)
     storing = Storing(ranges or {}, qmax, _onto_static_grids(chosen, ranges or {}))
     for site, own in chosen:
-        part = coded.get(site.layer.name)
+        part = constexpr.get(site.layer.name)
         build = None if site.unknown_axes else KINDS[site.layer.kind].stored(site, own, storing)
         if part is not None:
-            build = _coded(site, part, model.opset_imports.get("", 1))
+            build = _constexpr(site, part, model.opset_imports.get("", 1))
         if build is not None:
             rewrite(emitted, site, build)
     # A layer in several places may have quantized an input that an earlier node takes as well.
@@ -88,14 +88,14 @@ def _onto_static_grids(chosen: Sequence[tuple[Site, Scheme]], ranges: Ranges) ->
     return {one.node for site in sites for one in site.placements if one.kind == "rows" and not one.swapped}
 
 
-def _coded(site: Site, part: Replacement, opset: int) -> Build:
+def _constexpr(site: Site, part: Replacement, opset: int) -> Build:
     if opset < least_opset(part):
         raise ModelError(
             f"{site.layer.name}: the model has opset {opset}, its code needs {least_opset(part)}",
             hint="export the model with a newer opset",
         )
     if site.unknown_axes:
-        raise ModelError(f"{site.layer.name}: stands in a product W X with X of unknown rank, and cannot be coded")
+        raise ModelError(f"{site.layer.name}: stands in a product W X with X of unknown rank, and cannot be in code")
     return KINDS[site.layer.kind].replace(site, part)
 
 

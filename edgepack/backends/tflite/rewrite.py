@@ -312,8 +312,8 @@ class Places:
         Raises:
             ModelError: an operator is not in the file, or not in float32.
         """
-        coded = {name: part for name, part in factors.items() if part.structure.is_constexpr}
-        encode(source, path, coded, self.folds)
+        constexpr = {name: part for name, part in factors.items() if part.structure.is_constexpr}
+        encode(source, path, constexpr, self.folds)
 
 
 def _thinnest(layer: Layer) -> Replacement:

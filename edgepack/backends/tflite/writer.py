@@ -205,18 +205,18 @@ class TfliteWriter:
         """
         if beside := of_structure(factors, "low-rank-correction"):
             raise LayerError(dict.fromkeys(beside, NO_CORRECTION))
-        coded = {name for name, part in factors.items() if part.structure.is_constexpr}
+        constexpr = {name for name, part in factors.items() if part.structure.is_constexpr}
         base = scheme.layers
         schemes = in_one_scheme(schemes or {}, self._opened.layers, base)
-        self._check_coded(coded, factors, schemes)
-        others = {name: own for name, own in sorted(schemes.items()) if own != base and name not in coded}
+        self._check_constexpr(constexpr, factors, schemes)
+        others = {name: own for name, own in sorted(schemes.items()) if own != base and name not in constexpr}
         if not self._opened.in_integers:
             check_mixture(base, others.values())
         self._check_names(others)
         key = digest(self._key, factors)
         placed = self._placed(key, factors)
         others = {name: each for name, each in others.items() if name in placed}
-        in_code = dict.fromkeys(sorted(coded), CONSTEXPR)
+        in_code = dict.fromkeys(sorted(constexpr), CONSTEXPR)
         if self._opened.in_integers and not factors:
             self.write_dense(out)
             return Written({**dict.fromkeys(placed, base), **others}, {})
@@ -228,7 +228,7 @@ class TfliteWriter:
 
         def quantize(path: Path) -> None:
             source, tables = self._with_tables(tabled, self._float(key, factors).path, scheme)
-            wide = {name: FP32 for name in sorted(coded) if base != FP32}
+            wide = {name: FP32 for name in sorted(constexpr) if base != FP32}
             single = {operator: each for name, each in {**others, **wide}.items() for operator in placed[name]}
             self._origin.quantize(source, path, base, samples, single | tables)
             self._finish(path, path, factors)
@@ -258,14 +258,14 @@ class TfliteWriter:
             out.write_bytes(source.read_bytes())
         tidy(out, notes=self._origin.source is not None)
 
-    def _check_coded(
-        self, coded: Collection[str], factors: Mapping[str, Replacement], schemes: Mapping[str, Scheme]
+    def _check_constexpr(
+        self, constexpr: Collection[str], factors: Mapping[str, Replacement], schemes: Mapping[str, Scheme]
     ) -> None:
         """Refuse code that would be lost or under another scheme's name."""
-        wrong = [name for name, own in sorted(schemes.items()) if own.is_constexpr != (name in coded)]
+        wrong = [name for name, own in sorted(schemes.items()) if own.is_constexpr != (name in constexpr)]
         if wrong:
             raise ValueError(f"the scheme {CONSTEXPR} is that of layers in code and of no others: {', '.join(wrong)}")
-        if coded and not self._places.takes(factors):
+        if constexpr and not self._places.takes(factors):
             names = [name for name, part in sorted(factors.items()) if self._places.refuses(name, part) is not None]
             reason = self._places.refuses(names[0], factors[names[0]])
             raise ModelError(f"the TFLite file cannot have code beside {', '.join(names)}: {reason}")

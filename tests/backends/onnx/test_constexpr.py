@@ -108,7 +108,7 @@ def test_every_operator_is_looked_at() -> None:
     assert {step.op for made in CODES.values() for step in made().program} == set(OPERATORS)
 
 
-def coded_file(place: str, part: Replacement, path: Path, *, opset: int = 18, dtype: type = np.float32) -> Array:
+def constexpr_file(place: str, part: Replacement, path: Path, *, opset: int = 18, dtype: type = np.float32) -> Array:
     """Writes the layer of a place in code; gives an input for it."""
     source, x = placed(place, opset=opset, dtype=dtype)
     (site,) = find_sites(source.clone())
@@ -129,7 +129,7 @@ def answers(place: str, part: Replacement, x: Array) -> Array:
 @pytest.mark.parametrize("place", PLACES)
 def test_answers_are_those_of_the_steps(place: str, name: str, eight_bits: bool, tmp_path: Path) -> None:
     part = in_8_bits(CODES[name]()) if eight_bits else CODES[name]()
-    x = coded_file(place, part, tmp_path / "coded.onnx")
+    x = constexpr_file(place, part, tmp_path / "coded.onnx")
     assert_close(run(tmp_path / "coded.onnx", x=x)[0], answers(place, part, x), 1e-5)
 
 
@@ -137,7 +137,7 @@ def test_answers_are_those_of_the_steps(place: str, name: str, eight_bits: bool,
 def test_what_is_decoded_at_load_is_one_dense_product_at_an_inference(name: str, tmp_path: Path) -> None:
     part = in_8_bits(CODES[name]())
     path = tmp_path / "coded.onnx"
-    coded_file("matmul-2d", part, path)
+    constexpr_file("matmul-2d", part, path)
     assert is_decoded(part)
     assert optimized(path) in (["MatMul", "Add"], ["Gemm"])
     assert read_contents(path).weights in ((), ((2, 7, 8), (2, 440, 8)))
@@ -171,7 +171,7 @@ def test_a_layer_in_two_places_is_decoded_once(tmp_path: Path) -> None:
 
 def test_half_floats_are_widened_and_narrowed(tmp_path: Path) -> None:
     part = blocks()
-    x = coded_file("matmul-3d", part, tmp_path / "half.onnx", dtype=np.float16)
+    x = constexpr_file("matmul-3d", part, tmp_path / "half.onnx", dtype=np.float16)
     (y,) = run(tmp_path / "half.onnx", x=x)
     assert y.dtype == np.float16
     assert_close(y, answers("matmul-3d", part, x), 2e-3)
@@ -182,4 +182,4 @@ def test_a_model_of_an_older_opset_is_refused(
     made: Callable[[], Replacement], opset: int, least: int, tmp_path: Path
 ) -> None:
     with pytest.raises(ModelError, match=f"the model has opset {opset}, its code needs {least}"):
-        coded_file("matmul-2d", made(), tmp_path / "old.onnx", opset=opset)
+        constexpr_file("matmul-2d", made(), tmp_path / "old.onnx", opset=opset)

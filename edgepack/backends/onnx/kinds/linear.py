@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgepack.backends.onnx.axes import FLOAT, enter, leave
-from edgepack.backends.onnx.constexpr import coded_layer
+from edgepack.backends.onnx.constexpr import constexpr_layer
 from edgepack.backends.onnx.kinds.kind import Storing
 from edgepack.backends.onnx.matching import Use, match
 from edgepack.backends.onnx.schemes import CONSTEXPR, DOMAIN, SCHEMES
@@ -87,7 +87,7 @@ class OnnxLinear:
     def replace(self, site: Site, part: Replacement) -> Build:
         """Two thin products, three with a dense one beside them, or the operators of code."""
         if part.structure.is_constexpr:
-            return coded_layer(site, part)
+            return constexpr_layer(site, part)
         _check(site.layer, part)
         pair = _pair(site, part)
         return _beside(site, part.base, pair) if "base" in part.tensors else pair

@@ -14,9 +14,9 @@ from edgepack.pipeline.build import build
 from edgepack.pipeline.options import BuildOptions
 from edgepack.sources.torch import export_program, save_program
 from edgepack.targets.file import get_target
-from edgepack.training.coded import CodedLinear
+from edgepack.training.constexpr import ConstexprLinear
 from edgepack.workspace import Cache
-from tests.training.coded_cases import CASES
+from tests.training.constexpr_cases import CASES
 from tests.training.initial import random_start
 
 FEATURES, HIDDEN, CLASSES = 64, 48, 8
@@ -25,10 +25,10 @@ FEATURES, HIDDEN, CLASSES = 64, 48, 8
 def network(name: str, *, all_coded: bool = False) -> nn.Sequential:
     torch.manual_seed(0)
     last = nn.Linear(HIDDEN, CLASSES)
-    coded = CASES[name](HIDDEN, FEATURES, np.ones(HIDDEN, np.float32), 0)
+    constexpr = CASES[name](HIDDEN, FEATURES, np.ones(HIDDEN, np.float32), 0)
     small = CASES[name](CLASSES, HIDDEN, np.ones(CLASSES, np.float32), 0)
-    end = random_start(CodedLinear(small)) if all_coded else last
-    return nn.Sequential(random_start(CodedLinear(coded)), nn.ReLU(), end).eval()
+    end = random_start(ConstexprLinear(small)) if all_coded else last
+    return nn.Sequential(random_start(ConstexprLinear(constexpr)), nn.ReLU(), end).eval()
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -32,26 +32,26 @@ def blind(layer: View) -> View:
     return replace(layer, moments=None)
 
 
-def share_stored(layer: View, coded: Replacement) -> float:
-    return stored_bytes(in_8_bits(coded)) / layer.weight.size
+def share_stored(layer: View, constexpr: Replacement) -> float:
+    return stored_bytes(in_8_bits(constexpr)) / layer.weight.size
 
 
 def loss(layer: View, weight: Array) -> float:
     return output_energy(layer.weight - weight, metric(layer))
 
 
-def check_consistent(layer: View, coded: Replacement) -> None:
+def check_consistent(layer: View, constexpr: Replacement) -> None:
     """The weight that is claimed is what the steps give, and the mean output is exact where it is known."""
-    np.testing.assert_allclose(effective_weight(coded), coded.weight, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(effective_weight(constexpr), constexpr.weight, rtol=1e-5, atol=1e-6)
     x = layers.inputs(5, layer.in_features, 3)
-    np.testing.assert_allclose(evaluate(coded, x), x @ coded.weight.T, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(evaluate(constexpr, x), x @ constexpr.weight.T, rtol=1e-4, atol=1e-4)
     if layer.moments is None:
-        assert coded.bias is layer.bias
+        assert constexpr.bias is layer.bias
         return
     mean = layer.moments.mean
     own = np.zeros(layer.out_features) if layer.bias is None else layer.bias
-    assert coded.bias is not None
-    assert layer.weight @ mean + own == pytest.approx(coded.weight @ mean + coded.bias, abs=1e-4)
+    assert constexpr.bias is not None
+    assert layer.weight @ mean + own == pytest.approx(constexpr.weight @ mean + constexpr.bias, abs=1e-4)
 
 
 def check_same(one: Replacement, other: Replacement) -> None:

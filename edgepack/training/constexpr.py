@@ -25,14 +25,14 @@ _ROWS_AT_ONCE = 16
 """Of the identity that a layer is applied to: steps may widen each row to many times the layer's sides."""
 
 
-class CodedLinear(nn.Module):  # type: ignore[misc]
+class ConstexprLinear(nn.Module):  # type: ignore[misc]
     """y = f(x) + b, where f is the steps of a `Replacement` on its constants; x is (…, in), y (…, out).
 
     Float constants are parameters, below `constants`; integer ones are buffers there. What hangs on neither the input
     nor a parameter (positions, bucket indices, signs) is computed once and not saved.
 
     Args:
-        coded: the layer; its numbers are where training starts.
+        part: the layer; its numbers are where training starts.
         frozen: names of float constants that are not to be trained, beside single numbers and `signs`.
         like: where the parameters are to live, and their dtype; by default float32 in main memory.
         trainable: False freezes everything.
@@ -42,17 +42,22 @@ class CodedLinear(nn.Module):  # type: ignore[misc]
     """
 
     def __init__(
-        self, coded: Replacement, *, frozen: Collection[str] = (), like: Tensor | None = None, trainable: bool = True
+        self,
+        part: Replacement,
+        *,
+        frozen: Collection[str] = (),
+        like: Tensor | None = None,
+        trainable: bool = True,
     ) -> None:
         super().__init__()
         like = torch.empty(0) if like is None else like
-        self.out_features, self.in_features = (int(side) for side in coded.weight.shape)
-        self.steps = coded.program
-        self.decoded = is_decoded(coded)
+        self.out_features, self.in_features = (int(side) for side in part.weight.shape)
+        self.steps = part.program
+        self.decoded = is_decoded(part)
         self.constants = nn.Module()
         self._keys: dict[str, str] = {}
-        trained = trained_constants(coded, frozen)
-        for name, array in coded.tensors.items():
+        trained = trained_constants(part, frozen)
+        for name, array in part.tensors.items():
             key = name.replace(".", "_")
             while hasattr(self.constants, key):
                 key += "_"
@@ -62,9 +67,9 @@ class CodedLinear(nn.Module):  # type: ignore[misc]
                 self.constants.register_parameter(key, nn.Parameter(value, requires_grad=trainable))
             else:
                 self.constants.register_buffer(key, value)
-        self.bias = None if coded.bias is None else nn.Parameter(_tensor(coded.bias, like), requires_grad=trainable)
-        self._dtypes = {name: array.dtype for name, array in coded.tensors.items()}
-        self._live, self._fixed = _split(coded, trained)
+        self.bias = None if part.bias is None else nn.Parameter(_tensor(part.bias, like), requires_grad=trainable)
+        self._dtypes = {name: array.dtype for name, array in part.tensors.items()}
+        self._live, self._fixed = _split(part, trained)
         for index in range(len(self._fixed)):
             self.register_buffer(f"fixed{index}", None, persistent=False)
         self.compute_fixed()
@@ -97,7 +102,7 @@ class CodedLinear(nn.Module):  # type: ignore[misc]
         found: Tensor = getattr(self.constants, self._keys[name])
         return found
 
-    def to_coded(self) -> Replacement:
+    def to_constexpr(self) -> Replacement:
         """The layer as it is now, to be written: the same steps, the trained numbers in float32."""
         constants = {name: _array(self.constant(name), self._dtypes[name]) for name in self._keys}
         sides = np.zeros((self.out_features, self.in_features), np.float32)
@@ -162,17 +167,17 @@ class CodedLinear(nn.Module):  # type: ignore[misc]
             setattr(self, f"fixed{index}", _tensor(found[name], self._like))
 
 
-def trained_constants(coded: Replacement, frozen: Collection[str] = ()) -> set[str]:
+def trained_constants(part: Replacement, frozen: Collection[str] = ()) -> set[str]:
     """Names of the constants that training changes.
 
     Raises:
         UsageError: there are none; one of `frozen` is no constant.
     """
-    unknown = set(frozen) - set(coded.tensors)
+    unknown = set(frozen) - set(part.tensors)
     if unknown:
-        raise UsageError(f"frozen: no constant {min(unknown)!r}; there are {', '.join(coded.tensors)}")
+        raise UsageError(f"frozen: no constant {min(unknown)!r}; there are {', '.join(part.tensors)}")
     still = PART_OF_THE_METHOD.union(frozen)
-    trained = {n for n, a in coded.tensors.items() if a.dtype == np.float32 and a.size > 1 and n not in still}
+    trained = {n for n, a in part.tensors.items() if a.dtype == np.float32 and a.size > 1 and n not in still}
     if not trained:
         raise UsageError(
             "a layer stored in code without float vectors or matrices: there is nothing to train",
@@ -181,13 +186,13 @@ def trained_constants(coded: Replacement, frozen: Collection[str] = ()) -> set[s
     return trained
 
 
-def _split(coded: Replacement, trained: Collection[str]) -> tuple[tuple[Instruction, ...], tuple[str, ...]]:
+def _split(part: Replacement, trained: Collection[str]) -> tuple[tuple[Instruction, ...], tuple[str, ...]]:
     """Steps that hang on the input or on trained constants, and the results of other steps that they take."""
-    live = depending(coded.program, {X, *trained})
+    live = depending(part.program, {X, *trained})
     for step in live:
         if step.op not in TORCH_OPERATORS:
             raise UsageError(f"{step.op} of numbers that are trained, or of the input, has no torch form")
-    known = {X, *coded.tensors, *(step.output for step in live)}
+    known = {X, *part.tensors, *(step.output for step in live)}
     taken = dict.fromkeys(name for step in live for name in step.inputs)
     return live, tuple(name for name in taken if name not in known)
 
@@ -213,7 +218,7 @@ def structure_of(state: Tensor) -> str:
     return bytes(state.cpu().numpy()).decode()
 
 
-def zeros(structure: str, *, like: Tensor, trainable: bool) -> CodedLinear:
+def zeros(structure: str, *, like: Tensor, trainable: bool) -> ConstexprLinear:
     """A layer of this structure, its numbers all zero, to load a state into.
 
     Raises:
@@ -224,7 +229,7 @@ def zeros(structure: str, *, like: Tensor, trainable: bool) -> CodedLinear:
         constants = {name: np.zeros(shape, np.dtype(kind)) for name, (kind, shape) in read["constants"].items()}
         steps = unlisted(read["steps"])
         sides = np.zeros(read["sides"], np.float32)
-        return CodedLinear(
+        return ConstexprLinear(
             constexpr(constants, steps, sides, None), frozen=read["frozen"], like=like, trainable=trainable
         )
     except (ValueError, KeyError, TypeError, AttributeError) as err:
