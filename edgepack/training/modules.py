@@ -23,8 +23,8 @@ class CompressedLinear(nn.Module):  # type: ignore[misc]
 
     f(x) is A B x, or what the module `constexpr` computes from numbers in code. The layer is in one of three stages, to
     be told by which of its parameters are there: dense (`weight`), blended (`weight`, and `A`, `B` or those of
-    `constexpr`) and compressed (without `weight`). `bias` is the layer's own all along; `shift` is c, a constant. In the
-    first stage the module holds the very parameters of the layer that it replaces, under the same names.
+    `constexpr`) and compressed (without `weight`). `bias` is the layer's own all along; `shift` is c, a constant. In
+    the first stage the module holds the very parameters of the layer that it replaces, under the same names.
 
     The two products are blended, not the two weights: A B is never formed, and what the layer computes at α = 0 is what
     the finished layer computes, operation by operation.
