@@ -18,6 +18,7 @@ from edgepack.cli.options import (
     NoCache,
     Optimize,
     PrecisionName,
+    Reasons,
     Seed,
     Std,
     TargetName,
@@ -151,6 +152,7 @@ def build(
     targets_file: TargetsFile = None,
     *,
     output: Renderer,
+    verbose: Reasons,
 ) -> None:
     """Make small model files for a target, within a budget.
 
@@ -206,17 +208,20 @@ def build(
         inputs=tuple(parse_input(text) for text in inputs or ()),
         images=parse_images(image_size, mean, std, layout),
     )
-    (_explore if explore else _build)(options, output)
+    if explore:
+        _explore(options, output)
+    else:
+        _build(options, output, reasons=verbose)
 
 
-def _build(options: BuildOptions, output: Renderer) -> None:
+def _build(options: BuildOptions, output: Renderer, *, reasons: bool) -> None:
     from edgepack.pipeline.build import best_attempt
     from edgepack.report.build import build_report
 
     with progress_bar(output) as progress:
         result = best_attempt(options, progress=progress)
     if result.failure is None or not output.for_machines:
-        show(build_report(result.out, result.manifest), output)
+        show(build_report(result.out, result.manifest, reasons=reasons), output)
     if result.failure is not None:
         raise result.failure
 

@@ -45,6 +45,9 @@ class Optimize(StrEnum):
 
 
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show the traceback of an error.")]
+Reasons = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Show the reason for every layer, and the traceback of an error.")
+]
 Model = Annotated[
     str,
     typer.Argument(
@@ -123,7 +126,7 @@ Install = Annotated[bool, typer.Option("--install", help="First make an environm
 
 def reporting(*, tables: bool = True) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """For a command that prints a report: in place of its parameter `output` it offers an option for every renderer,
-    one at a time, and `-v`; and it runs behind the `door`.
+    one at a time, and `-v`, which a command with a parameter `verbose` is told; and it runs behind the `door`.
 
     Args:
         tables: whether the report has tables; of one without, only machines want another form.
@@ -133,18 +136,21 @@ def reporting(*, tables: bool = True) -> Callable[[Callable[..., None]], Callabl
     def decorated(command: Callable[..., None]) -> Callable[..., None]:
         @wraps(command)
         def run(verbose: bool, **values: Any) -> None:
+            own = {"verbose": verbose} if tells_more else {}
             asked = [renderer for renderer in offered if values.pop(renderer.name)]
             output = next((renderer for renderer in asked if renderer.for_machines), (*asked, TERMINAL)[0])
             with door(output, verbose=verbose):
                 if len(asked) > 1:
                     first, *others = (renderer.option for renderer in offered)
                     raise UsageError(f"{', '.join(others)} and {first} exclude each other")
-                command(**values, output=output)
+                command(**values, **own, output=output)
 
         flags = {each.name: Annotated[bool, typer.Option(each.option, help=each.help)] for each in offered}
         parameters = dict(inspect.signature(command, eval_str=True).parameters)
         del parameters["output"]
-        for name, kind in (flags | {"verbose": Verbose}).items():
+        tells_more = "verbose" in parameters
+        kinds = {"verbose": parameters["verbose"].annotation if tells_more else Verbose}
+        for name, kind in (flags | kinds).items():
             parameters[name] = inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=kind)
         run.__annotations__ = {name: parameter.annotation for name, parameter in parameters.items()}
         run.__signature__ = inspect.Signature(list(parameters.values()))  # type: ignore[attr-defined]
@@ -199,13 +205,14 @@ def _colored(word: str, color: str) -> str:
 
 
 def show(report: Report, output: Renderer = TERMINAL) -> None:
-    """Print a report: in tables as wide as the terminal, or 160 columns where there is none, or as a document."""
+    """Print a report: in tables as wide as the terminal (COLUMNS, else 160 where there is none), or as a document."""
     if output is not TERMINAL:
         typer.echo(output.render(report).rstrip("\n"))
         return
     from rich.console import Console
 
-    Console(width=None if sys.stdout.isatty() else 160, highlight=False).print(output.render(report))
+    width = None if sys.stdout.isatty() or os.environ.get("COLUMNS") else 160
+    Console(width=width, highlight=False).print(output.render(report))
 
 
 @contextmanager

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from edgepack.metrics.drop import Drop
-from edgepack.metrics.metric import METRICS
 from edgepack.model.structure import Structure
 from edgepack.pack.folder import file_format
 from edgepack.pack.manifest import (
@@ -21,27 +22,31 @@ from edgepack.pack.manifest import (
 )
 from edgepack.pipeline.explore import ExploredRow
 from edgepack.report.report import Block, Column, Field, Figure, Line, Paragraph, Report, Table, hidden, make_table
+from edgepack.report.scores import score_header, score_notes, short_name, shown_score
 from edgepack.units import NONE
 
 
-def build_report(out: Path, manifest: Manifest) -> Report:
-    """The files with their sizes and metric, the layers with what became of them, and the warnings.
+def build_report(out: Path, manifest: Manifest, *, reasons: bool = False) -> Report:
+    """The warnings, the files with their sizes and metric, what became of the layers, and the result once more.
 
     Args:
         out: the pack folder, or the one file that was kept of it.
         manifest: of the pack.
+        reasons: whether people get a row per layer, with why it is so; data always have them.
     """
     record = {("pack" if file_format(out) is None else "file"): str(out), "manifest": manifest.record()}
     manifest, files = _kept(out, manifest)
     return Report(
         title=(f"{out}: {manifest.model.name} for {manifest.target.name}, metric: {_metric(manifest)}",),
         blocks=(
-            make_table(_FILES, [_File(name, manifest) for name in files], name="files"),
+            make_table(_files(manifest), [_File(name, manifest) for name in files], name="files"),
+            *(Paragraph(note) for note in score_notes([(manifest.model.name, manifest.metric.name)])),
             *_judged(manifest),
             *_validated(manifest.cross_validation),
-            *_recoveries(manifest),
+            *_distilled(manifest),
             *_corners(manifest),
-            *_plans(manifest),
+            *_plans(manifest, reasons=reasons),
+            *_results(out, manifest, reasons=reasons),
         ),
         warnings=manifest.warnings,
         record=record,
@@ -49,12 +54,13 @@ def build_report(out: Path, manifest: Manifest) -> Report:
 
 
 def _kept(out: Path, manifest: Manifest) -> tuple[Manifest, Sequence[str]]:
-    """The manifest with the names that files have now, and the names of those that are there."""
+    """The manifest with the model files that are there, under the names that they have now; and all names to show."""
     fmt = file_format(out)
     if fmt is None:
         return manifest, sorted(manifest.files, reverse=True)
-    names = {f"model.{fmt}": out.name}
-    return replace(manifest, files={names.get(name, name): entry for name, entry in manifest.files.items()}), [out.name]
+    alone = {out.name: manifest.packed(fmt)}
+    baselines = {name: entry for name, entry in manifest.files.items() if not isinstance(entry, PackedFile)}
+    return replace(manifest, files=baselines | alone), [out.name]
 
 
 def packed_files(manifest: Manifest) -> dict[str, PackedFile]:
@@ -92,8 +98,7 @@ class _File:
     @property
     def shown(self) -> float | None:
         """The score as people know the metric."""
-        score, known = self.entry.metric, METRICS.get(self.manifest.metric.name)
-        return score if score is None or known is None else known.shown(score)
+        return shown_score(self.manifest.metric.name, self.entry.metric)
 
     @property
     def drop(self) -> float | None:
@@ -120,14 +125,24 @@ _FILES: tuple[Field[_File], ...] = (
     ),
     Field(Column("fp32_bytes_ratio", "vs fp32", "times"), lambda file: file.shrink("fp32")),
     Field(Column("int8_bytes_ratio", "vs int8", "times"), lambda file: file.shrink("int8")),
-    Field(Column("metric", "metric", "score"), lambda file: file.shown),
-    Field(Column("drop", "drop", "change"), lambda file: file.drop),
+    Field(Column("metric", "", "score", optional=True), lambda file: file.shown),
+    Field(Column("drop", "drop", "change", optional=True), lambda file: file.drop),
     Field(
         Column("drop_bound", "at most", "change", optional=True),
         lambda file: file.stated.bound if file.stated is not None and file.stated.samples else None,
     ),
-    Field(Column("scored_on", "scored on"), lambda file: file.entry.scored_on),
+    Field(Column("scored_on", "scored on", optional=True), lambda file: file.entry.scored_on),
 )
+
+
+def _files(manifest: Manifest) -> tuple[Field[_File], ...]:
+    """The scores under the metric's name; on what they are is a column where that differs."""
+    one_part = len({entry.scored_on for entry in manifest.files.values()}) == 1
+    changed: dict[str, dict[str, Any]] = {
+        "metric": {"header": score_header([manifest.metric.name])},
+        "scored_on": {"only": "data" if one_part else None},
+    }
+    return tuple(replace(each, column=replace(each.column, **changed.get(each.column.key, {}))) for each in _FILES)
 
 
 POINT_ONLY = (
@@ -149,7 +164,10 @@ def _judged(manifest: Manifest) -> Iterator[Block]:
     several = len(judges) > 1
     said = "; ".join(f"{f'output {one.output}: ' if several else ''}{one.metric}, since {one.why}" for one in judges)
     kept = "kept back from every choice" if manifest.data.confirmation_samples else "that the plans were chosen on"
-    yield Paragraph((f"{said}\nat most: {stated.confidence:.0%} sure, one-sided, on {stated.samples} samples {kept}",))
+    parts = {entry.scored_on for entry in manifest.files.values()}
+    on = f"on the {parts.pop()} samples: " if len(parts) == 1 else ""
+    sure = f"at most: {stated.confidence:.0%} sure, one-sided, on {stated.samples} samples {kept}"
+    yield Paragraph((f"{on}{said}\n{sure}",))
 
 
 def _validated(found: CrossValidationEntry | None) -> Iterator[Block]:
@@ -174,7 +192,7 @@ def _fold_notes(row: FoldsRow, found: CrossValidationEntry) -> str:
     return ", ".join(notes)
 
 
-def _recoveries(manifest: Manifest) -> Iterator[Block]:
+def _distilled(manifest: Manifest) -> Iterator[Block]:
     for name, entry in packed_files(manifest).items():
         found = entry.distillation
         if found is not None:
@@ -210,18 +228,69 @@ def planned(entry: PackedFile) -> tuple[LayerEntry, ...]:
     return (*entry.layers, *(entry.tables or ()))
 
 
-def _plans(manifest: Manifest) -> Iterator[Block]:
-    """One table of layers where all formats have the same plan, else one for each, under its file's name."""
+def _plans(manifest: Manifest, *, reasons: bool) -> Iterator[Block]:
+    """One table of layers where all formats have the same plan, else one for each, under its file's name; or for
+    people a line for each."""
     plans = {name: own for name, entry in packed_files(manifest).items() if (own := planned(entry))}
     if not plans:
         return
     first = next(iter(plans.values()))
     if all(plan == first for plan in plans.values()):
-        yield layer_table(first, ", ".join(plans))
-        return
+        plans = {", ".join(plans): first}
     for name, plan in plans.items():
-        yield Paragraph(f"layers of {name}")
-        yield layer_table(plan, name)
+        table = layer_table(plan, name)
+        if reasons:
+            yield Paragraph(f"layers of {name}")
+            yield table
+        else:
+            yield replace(table, only="data")
+            yield Paragraph(_counted(name, plan))
+
+
+def _counted(name: str, layers: Sequence[LayerEntry]) -> str:
+    """How many layers have become what."""
+    ranks = sorted(layer.rank for layer in layers if layer.rank is not None)
+    low_rank = f"{len(ranks)} of {len(layers)} {'layer' if len(layers) == 1 else 'layers'} low-rank"
+    low_rank += f" ({_ends(ranks)})" if ranks else ""
+    by_scheme = Counter(_written(layer) for layer in layers)
+    schemes = ", ".join(f"{count} in {scheme}" for scheme, count in by_scheme.most_common())
+    return f"{name}: {low_rank}; {schemes}"
+
+
+def _ends(ranks: Sequence[int]) -> str:
+    return f"rank {ranks[0]}" if ranks[0] == ranks[-1] else f"ranks {ranks[0]} to {ranks[-1]}"
+
+
+def _results(out: Path, manifest: Manifest, *, reasons: bool) -> Iterator[Block]:
+    """Where the reasons are, and what came of the build: a line for each model file."""
+    alone = file_format(out) is not None
+    if not reasons and any(map(planned, packed_files(manifest).values())):
+        where = "-v shows" if alone else f"-v, or edgepack inspect {out}, shows"
+        yield Paragraph(f"{where} each layer with its rank and its reason")
+    for name in packed_files(manifest):
+        yield Paragraph(_result(out if alone else out / name, _File(name, manifest)))
+
+
+def _times(ratio: float) -> tuple[str | Figure, ...]:
+    """A ratio of sizes, to stand before what they are compared with."""
+    if round(ratio, 1) == 1.0:
+        return ("as large as",)
+    larger = ratio < 1
+    return (Figure(1 / ratio if larger else ratio, "times"), f" {'larger' if larger else 'smaller'} than")
+
+
+def _result(path: Path, file: _File) -> Line:
+    """One line: the file, its bytes and what these are against dense int8, its score and its drop."""
+    said: list[str | Figure] = [f"{path}: ", Figure(file.entry.size_bytes, "bytes")]
+    against = next((precision for precision in ("int8", "fp32") if file.shrink(precision) is not None), None)
+    if against is not None:
+        said += [", ", *_times(file.shrink(against) or 1.0), f" dense {against}"]
+    if file.shown is not None and file.drop is not None:
+        said += [f", {short_name(file.manifest.metric.name)} ", Figure(file.shown, "score")]
+        said += [", drop ", Figure(file.drop, "change")]
+        if file.stated is not None and file.stated.samples:
+            said += [" (at most ", Figure(file.stated.bound, "change"), ")"]
+    return tuple(said)
 
 
 SHORT = ("layer", "out×in", "scheme", "rank", "weights", "why")

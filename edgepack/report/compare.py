@@ -11,6 +11,7 @@ from edgepack.benchmark.summary import VariantSummary
 from edgepack.model.scheme import Format
 from edgepack.pack.facts import PackFacts
 from edgepack.report.report import Column, Field, Table, hidden, make_table
+from edgepack.report.scores import score_header, score_notes, shown_score
 
 LOCAL = "local"
 
@@ -175,10 +176,11 @@ def measured_table(rows: Sequence[CompareRow]) -> Table:
     Sustained latency has a column where it was measured. Several devices are told apart by their names.
     """
     names = device_names(rows)
-    return make_table(_fields(names), rows, notes=tuple(_notes(rows, names)), lead=3, name="measured")
+    metric = score_header(row.metric_name for row in rows)
+    return make_table(_fields(names, metric), rows, notes=tuple(_notes(rows, names)), lead=3, name="measured")
 
 
-def _fields(names: Mapping[DeviceKey, str]) -> tuple[Field[CompareRow], ...]:
+def _fields(names: Mapping[DeviceKey, str], metric: str) -> tuple[Field[CompareRow], ...]:
     def place(row: CompareRow) -> str:
         device = f" on {names[device_key(row)]}" if len(names) > 1 else ""
         threads = f" ({row.threads} threads)" if row.threads > 1 else ""
@@ -217,7 +219,7 @@ def _fields(names: Mapping[DeviceKey, str]) -> tuple[Field[CompareRow], ...]:
         Field(Column("cache_misses", "misses", "count", missing="unavailable")),
         Field(hidden("cache_misses_note")),
         Field(hidden("metric_name")),
-        Field(Column("metric", "accuracy", "score")),
+        Field(Column("metric", metric, "score"), lambda row: shown_score(row.metric_name, row.metric)),
         Field(Column("drop", "drop", "score")),
         *(Field[CompareRow](_against(key, header)) for key, header in (("vs_fp32", "vs fp32"), ("vs_int8", "vs int8"))),
         Field(hidden("notes", "list")),
@@ -247,5 +249,4 @@ def _notes(rows: Sequence[CompareRow], names: Mapping[DeviceKey, str]) -> list[s
             marked = f"* {note}" if note.startswith("measured on") else note
             where = f"{row.target} on {names[device_key(row)]}" if len(names) > 1 else row.target
             found[f"{row.model} for {where}: {marked}" if len(packs) > 1 else marked] = None
-    metrics = {row.metric_name for row in rows if row.metric_name}
-    return [*found, *(f"accuracy is {name}" for name in sorted(metrics - {"accuracy"}))]
+    return [*found, *score_notes((row.model, row.metric_name) for row in rows)]

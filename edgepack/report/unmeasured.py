@@ -11,6 +11,7 @@ from edgepack.model.scheme import Format
 from edgepack.pack.facts import PackFacts
 from edgepack.pack.manifest import file_path
 from edgepack.report.report import Column, Field, Table, hidden, make_table
+from edgepack.report.scores import score_header, score_notes, shown_score
 from edgepack.units import NONE
 
 VARIANTS = ("edgepack", "dense-fp32", "dense-int8")
@@ -56,10 +57,9 @@ def unmeasured_rows(pack: Path, facts: PackFacts) -> Iterator[UnmeasuredRow]:
 def unmeasured_table(rows: Sequence[UnmeasuredRow]) -> Table:
     """The rows, and how to measure them."""
     packs = dict.fromkeys(row.pack for row in rows)
-    metrics = sorted({row.metric_name for row in rows if row.metric_name})
-    notes = (*(f"accuracy is {name}" for name in metrics if name != "accuracy"),)
+    notes = score_notes((row.model, row.metric_name) for row in rows)
     return make_table(
-        _FIELDS,
+        _fields(score_header(row.metric_name for row in rows)),
         rows,
         title="not measured yet",
         notes=(*notes, *(f"measure it: edgepack bench {pack}" for pack in packs)),
@@ -68,15 +68,16 @@ def unmeasured_table(rows: Sequence[UnmeasuredRow]) -> Table:
     )
 
 
-_FIELDS: tuple[Field[UnmeasuredRow], ...] = (
-    Field(Column("model", "model")),
-    Field(Column("target", "target")),
-    Field(hidden("pack")),
-    Field(Column("format", "format")),
-    Field(Column("variant", "variant")),
-    Field(Column("scheme", "scheme")),
-    Field(Column("size_bytes", "size", "bytes")),
-    Field(hidden("metric_name")),
-    Field(Column("metric", "accuracy", "score")),
-    Field(Column("drop", "drop", "score")),
-)
+def _fields(metric: str) -> tuple[Field[UnmeasuredRow], ...]:
+    return (
+        Field(Column("model", "model")),
+        Field(Column("target", "target")),
+        Field(hidden("pack")),
+        Field(Column("format", "format")),
+        Field(Column("variant", "variant")),
+        Field(Column("scheme", "scheme")),
+        Field(Column("size_bytes", "size", "bytes")),
+        Field(hidden("metric_name")),
+        Field(Column("metric", metric, "score"), lambda row: shown_score(row.metric_name, row.metric)),
+        Field(Column("drop", "drop", "score")),
+    )

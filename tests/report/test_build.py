@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edgepack.report.build import build_report
+from edgepack.report.render import csv
 from tests.manifests import whole
 from tests.report.shown import text
 
@@ -70,28 +71,81 @@ def test_build() -> None:
 BUILD = """\
 dist/p: mnist-mlp for rpi4, metric: accuracy
 
- file                   scheme                  size   vs fp32   vs int8   metric    drop   at most   scored on
- ─────────────────────────────────────────────────────────────────────────────────────────────────────────────────
- model.tflite           int8-dynamic-range   48.0 kB     33.9×         –    98.00   +0.00     +0.10   confirmation
- model.onnx             mixed                51.2 kB     31.8×      8.0×    97.60   +0.40     +0.50   confirmation
- baseline/int8.onnx     int8-dynamic          412 kB      4.0×         –    97.95   +0.05     +0.15   confirmation
- baseline/fp32.tflite   fp32                 1.63 MB         –         –    98.00   +0.00     +0.10   confirmation
- baseline/fp32.onnx     fp32                 1.63 MB         –      0.3×    98.00   +0.00     +0.10   confirmation
+ file                   scheme                  size   vs fp32   vs int8   accuracy    drop   at most
+ ────────────────────────────────────────────────────────────────────────────────────────────────────
+ model.tflite           int8-dynamic-range   48.0 kB     33.9×         –      98.00   +0.00     +0.10
+ model.onnx             mixed                51.2 kB     31.8×      8.0×      97.60   +0.40     +0.50
+ baseline/int8.onnx     int8-dynamic          412 kB      4.0×         –      97.95   +0.05     +0.15
+ baseline/fp32.tflite   fp32                 1.63 MB         –         –      98.00   +0.00     +0.10
+ baseline/fp32.onnx     fp32                 1.63 MB         –      0.3×      98.00   +0.00     +0.10
 
-accuracy, since labels name the largest of its scores
+on the confirmation samples: accuracy, since labels name the largest of its scores
 at most: 90% sure, one-sided, on 1334 samples kept back from every choice
+model.onnx, model.tflite: 1 of 2 layers low-rank (rank 24); 1 in int8-dynamic, 1 in fp32
+-v, or edgepack inspect dist/p, shows each layer with its rank and its reason
+dist/p/model.onnx: 51.2 kB, 8.0× smaller than dense int8, accuracy 97.60, drop +0.40 (at most +0.50)
+dist/p/model.tflite: 48.0 kB, 33.9× smaller than dense fp32, accuracy 98.00, drop +0.00 (at most +0.10)"""
+
+
+def test_build_in_80_columns_is_one_table() -> None:
+    shown = text(build_report(Path("dist/p"), whole(MANIFEST)), width=80)
+    assert shown.startswith(NARROW)
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+NARROW = """\
+dist/p: mnist-mlp for rpi4, metric: accuracy
+
+                                                    vs   vs                   at
+file                 scheme                size   fp32 int8 accuracy  drop  most
+────────────────────────────────────────────────────────────────────────────────
+model.tflite         int8-dynamic-range 48.0 kB  33.9×    –    98.00 +0.00 +0.10
+model.onnx           mixed              51.2 kB  31.8× 8.0×    97.60 +0.40 +0.50
+baseline/int8.onnx   int8-dynamic        412 kB   4.0×    –    97.95 +0.05 +0.15
+baseline/fp32.tflite fp32               1.63 MB      –    –    98.00 +0.00 +0.10
+baseline/fp32.onnx   fp32               1.63 MB      – 0.3×    98.00 +0.00 +0.10
+"""
+
+
+def test_reasons_are_shown_where_they_are_asked_for() -> None:
+    shown = text(build_report(Path("dist/p"), whole(MANIFEST), reasons=True))
+    assert REASONS in shown
+    assert "inspect" not in shown
+
+
+REASONS = """\
+layers of model.onnx, model.tflite
 
  layer    out×in   scheme          rank   weights   why
  ──────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
  fc1     512×784   int8-dynamic      24      7.7%   rank 24 int8-dynamic: 6.1× faster than dense int8-dynamic
- fc2      10×512   fp32           dense    100.0%   dense fp32: a pair of rank 8 saves too little, its break-even rank is 9"""
+ fc2      10×512   fp32           dense    100.0%   dense fp32: a pair of rank 8 saves too little, its break-even rank is 9
+"""
+
+
+def test_data_have_a_row_for_each_layer_anyway() -> None:
+    table = csv.render(build_report(Path("dist/p"), whole(MANIFEST)))
+    assert "break-even rank is 9" in table
+    assert table == csv.render(build_report(Path("dist/p"), whole(MANIFEST), reasons=True))
+
+
+def test_a_file_that_was_scored_on_other_samples_says_so() -> None:
+    manifest = deepcopy(MANIFEST)
+    manifest["files"]["model.onnx"]["scored_on"] = "validation"
+    shown = text(build_report(Path("p"), whole(manifest)))
+    assert " 97.60   +0.40     +0.50   validation\n" in shown
+    assert "\naccuracy, since labels" in shown
 
 
 def test_of_a_file_alone_only_that_is_shown() -> None:
     report = build_report(Path("models/small.onnx"), whole(MANIFEST))
     shown = text(report)
     assert shown.startswith("models/small.onnx: mnist-mlp for rpi4, metric: accuracy\n")
-    assert " small.onnx   mixed    51.2 kB     31.8×      8.0×    97.60   +0.40     +0.50   confirmation\n" in shown
+    assert " small.onnx   mixed    51.2 kB     31.8×      8.0×      97.60   +0.40     +0.50\n" in shown
+    assert "-v shows each layer" in shown
+    assert shown.endswith(
+        "small.onnx: 51.2 kB, 8.0× smaller than dense int8, accuracy 97.60, drop +0.40 (at most +0.50)"
+    )
     assert not any(name in shown for name in ("model.onnx", "tflite", "baseline"))
     assert report.record == {"file": "models/small.onnx", "manifest": whole(MANIFEST).record()}
 
@@ -99,11 +153,14 @@ def test_of_a_file_alone_only_that_is_shown() -> None:
 def test_build_with_a_plan_per_format_shows_each() -> None:
     manifest = deepcopy(MANIFEST)
     manifest["files"]["model.tflite"]["layers"][0]["rank"] = 16
-    shown = text(build_report(Path("p"), whole(manifest)))
+    shown = text(build_report(Path("p"), whole(manifest), reasons=True))
     onnx, tflite = shown.index("layers of model.onnx"), shown.index("layers of model.tflite")
     assert " 24 " in shown[onnx:tflite]
     assert " 16 " in shown[tflite:]
     assert " 24   " not in shown[tflite:]
+    counted = text(build_report(Path("p"), whole(manifest)))
+    assert "model.onnx: 1 of 2 layers low-rank (rank 24)" in counted
+    assert "model.tflite: 1 of 2 layers low-rank (rank 16)" in counted
 
 
 def test_build_without_data_or_baseline() -> None:
@@ -114,8 +171,9 @@ def test_build_without_data_or_baseline() -> None:
     }
     shown = text(build_report(Path("p"), whole(manifest))).splitlines()
     assert shown[0] == "p: mnist-mlp for rpi4, metric: none, since there are no data"
-    assert shown[4].split() == ["model.onnx", "mixed", "51.2", "kB", "–", "–", "–", "–", "–"]
-    assert shown[-2:] == ["warning: no [data]", "warning: second"]
+    assert shown[1:3] == ["warning: no [data]", "warning: second"]
+    assert shown[6].split() == ["model.onnx", "mixed", "51.2", "kB", "–", "–"]
+    assert shown[-1] == "p/model.onnx: 51.2 kB"
 
 
 def test_build_says_what_agreement_means() -> None:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from edgepack.benchmark.stats import Comparison, Summary
 from edgepack.benchmark.summary import Sustained, VariantSummary
-from edgepack.pack.facts import facts_of
+from edgepack.pack.facts import FileFacts, facts_of
 from edgepack.report.compare import CompareRow, compare_rows
 from edgepack.units import count, seconds, size
 from tests.report.shown import render_csv, render_json, render_markdown, render_text
@@ -27,7 +27,7 @@ PACK = Path("some/mlp.rpi4")
 MANIFEST: dict[str, Any] = {
     "schema_version": 1,
     "model": {"name": "mnist-mlp"},
-    "metric": {"name": "top-1 accuracy, %"},
+    "metric": {"name": "accuracy"},
     "files": {
         "model.onnx": {"scheme": "int8-dynamic", "metric": 94.6},
         "baseline/fp32.onnx": {"scheme": "fp32", "metric": 94.8},
@@ -92,7 +92,6 @@ TERMINAL = """\
  mnist-mlp, rpi4, tflite
    edgepack              52.0 kB 4.82 µs 5.30 µs 41.2 µs 1.63 MB    812    94.50  0.31 –            –
 
-accuracy is top-1 accuracy, %
 """
 
 
@@ -107,9 +106,24 @@ MARKDOWN = """\
 | mnist-mlp | rpi4 | onnx | dense-fp32 | 1.63 MB | 58.5 µs | 64.4 µs | 41.2 µs | 1.63 MB | 12.3 k | 94.80 | 0.00 | – | no difference |
 | mnist-mlp | rpi4 | onnx | dense-int8 | 410 kB | 4.82 µs | 5.30 µs | – | – | 812 | 94.83 | -0.03 | 12.1× faster | – |
 | mnist-mlp | rpi4 | tflite | edgepack | 52.0 kB | 4.82 µs | 5.30 µs | 41.2 µs | 1.63 MB | 812 | 94.50 | 0.31 | – | – |
-
-- accuracy is top-1 accuracy, %
 """
+
+
+def test_scores_stand_under_the_name_of_their_metric() -> None:
+    facts = facts_of(MANIFEST, PACK)
+    cosine, own = (compare_rows([BASE], replace(facts, model=name, metric=name)) for name in ("cosine", "m.py:hit"))
+    assert " misses cosine drop " in render_text(cosine)
+    assert " misses   hit drop " in render_text(own)
+    both = render_text([*cosine, *own])
+    assert " misses score drop " in both
+    assert both.endswith("score of cosine: cosine\nscore of m.py:hit: hit\n")
+    long = render_text(compare_rows([BASE], replace(facts, metric="m.py:" + "x" * 99)))
+    assert f"score of mnist-mlp: {'x' * 99}" in long.replace("\n", "")
+
+
+def test_an_error_is_shown_as_people_know_it() -> None:
+    facts = replace(facts_of(MANIFEST, PACK), metric="mse", files={"model.onnx": FileFacts(metric=-0.25, drop=0.01)})
+    assert " 0.25 0.01" in render_text(compare_rows([BASE], facts))
 
 
 def test_several_packs_in_one_table_each_with_its_notes() -> None:
@@ -186,7 +200,7 @@ def test_json_holds_every_row_as_it_is() -> None:
         "shrink": 410_000 / 64_219,
     }
     assert document["rows"][1]["vs_fp32"] is None
-    assert document["rows"][0]["metric_name"] == "top-1 accuracy, %"
+    assert document["rows"][0]["metric_name"] == "accuracy"
     assert document["rows"][0]["methods"] == {"latency": "by a clock"}
     assert document["devices"] == {"tables": [], "apart": []}
 

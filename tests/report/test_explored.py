@@ -43,9 +43,9 @@ latency: linear layers of tflite, predicted by the roofline, nominal constants.
 Build one with --pick NUMBER, or one per format with --pick NUMBER,NUMBER, and the same other options."""
 
 
-def test_warnings_stand_below() -> None:
+def test_warnings_stand_on_top() -> None:
     shown = text(explored_report(ROWS, ["the time ran out [x]", "second"])).splitlines()
-    assert shown[-2:] == ["warning: the time ran out [x]", "warning: second"]
+    assert shown[:2] == ["warning: the time ran out [x]", "warning: second"]
 
 
 def test_json_has_the_drop_itself() -> None:

@@ -26,11 +26,11 @@ def test_cells_are_not_markup_and_long_ones_fold() -> None:
     assert (
         text(Report(blocks=(table,)), 26)
         == """\
- name                   n
- ────────────────────────
- [red]x[/red] [/]       1
- aaaaaaaaaaaaaaaaaaa   22
- aaaaaaaaaaa"""
+name                     n
+──────────────────────────
+[red]x[/red] [/]         1
+aaaaaaaaaaaaaaaaaaaaaaa 22
+aaaaaaa"""
     )
 
 

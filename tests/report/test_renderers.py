@@ -79,6 +79,7 @@ def test_terminal() -> None:
 
 TERMINAL = """\
 all of 1.63 MB [x]
+warning: slow_down
 
 first
 
@@ -96,7 +97,6 @@ how to read it
  ─
  2
 
-warning: slow_down
 """
 
 
@@ -105,6 +105,8 @@ def test_markdown() -> None:
 
 
 MARKDOWN = r"""all of 1.63 MB \[x\]
+
+- warning: slow\_down
 
 first
 
@@ -122,8 +124,6 @@ first
 | m |
 | ---: |
 | 2 |
-
-- warning: slow\_down
 """
 
 

@@ -15,6 +15,8 @@ def render(report: Report) -> str:
     """Its tables with all their columns, each with its notes as a list below. Signs with a meaning in markdown are
     escaped."""
     parts = [f"{_escape(line)}\n" for line in report.title]
+    if report.warnings:
+        parts.append(_list(f"warning: {warning}" for warning in report.warnings))
     for kind, blocks in groupby(report.for_people, key=_kind):
         if kind == "list":
             parts.append(_list(map(_sentence, blocks)))
@@ -22,8 +24,6 @@ def render(report: Report) -> str:
             parts += [
                 _table(block) if isinstance(block, Table) else f"{_escape(_sentence(block))}\n" for block in blocks
             ]
-    if report.warnings:
-        parts.append(_list(f"warning: {warning}" for warning in report.warnings))
     return "\n".join(parts)
 
 

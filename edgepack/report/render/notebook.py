@@ -11,10 +11,10 @@ from edgepack.report.report import Block, Chart, Line, Report, Table
 
 
 def render(report: Report) -> str:
-    """Its lines and tables in their order, the warnings first."""
+    """Its lines and tables in their order, the warnings below the title."""
     warnings = [f"<p><strong>warning: {escape(warning)}</strong></p>" for warning in report.warnings]
     titles = [f"<p>{_text(line)}</p>" for line in report.title]
-    return "\n".join([*warnings, *titles, *map(_block, report.for_people)])
+    return "\n".join([*titles, *warnings, *map(_block, report.for_people)])
 
 
 def _block(block: Block) -> str:

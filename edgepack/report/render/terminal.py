@@ -18,6 +18,8 @@ NAME, SENTENCE = 24, 40
 """Widths up to which names stay whole, and beyond which text is a sentence."""
 INDENT = EDGES = 2
 """Before names within a group and sentences; on both sides of a table together."""
+WIDE, TIGHT = 3, 1
+"""Between two columns."""
 BARS = "▁▂▃▄▅▆▇█"
 _STYLES = {"faster": "green", "fewer": "green", "slower": "red", "more": "red"}
 
@@ -33,9 +35,10 @@ def render(report: Report) -> Group:
 
     # Text, not markup: names come from files and may hold square brackets.
     parts: list[Any] = [Text(line_text(line)) for line in report.title]
+    parts += [Text(f"warning: {warning}", style="yellow") for warning in report.warnings]
     for block in report.for_people:
         parts += _parts(block)
-    return Group(*parts, *(Text(f"warning: {warning}", style="yellow") for warning in report.warnings))
+    return Group(*parts)
 
 
 def _parts(block: Block) -> list[Any]:
@@ -58,16 +61,18 @@ def _parts(block: Block) -> list[Any]:
 class _Fitted:
     """A table as wide as there is room: figures and short names stay whole.
 
-    Where it would be wider, its sentences follow below it, each behind the name of its row; what is still too wide goes
-    into further tables below, each with the first column again.
+    Where it would be wider, its sentences follow below it, each behind the name of its row; then its columns stand
+    closer; and what is still too wide goes into further tables below, each with the first column again.
     """
 
     table: Table
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        from rich.text import Text
+
         grouped = bool(self.table.lead)
         table = _without_empty_columns(self.table) if grouped else self.table
-        rows, first, gap = cell_texts(table), table.lead, 1 if grouped else 3
+        rows, first, gap = cell_texts(table), table.lead, TIGHT if grouped else WIDE
         cells = [[row[index] for row in rows] for index in range(len(table.columns))]
         least = [_least(own, column) for own, column in zip(cells, table.columns, strict=True)]
         whole = [max(len(column.header), *map(len, own), 0) for own, column in zip(cells, table.columns, strict=True)]
@@ -81,6 +86,11 @@ class _Fitted:
         if sum(least[index] + gap for index in shown) - gap <= room:
             below = []
         beside = [index for index in shown if index not in below]
+        edge, needed = True, sum(least[index] for index in beside)
+        if needed + gap * (len(beside) - 1) > room:
+            gap = TIGHT
+            edge = needed + gap * (len(beside) - 1) <= room
+            room = room if edge else options.max_width
         for part in _parts_of(beside, least, room, gap):
             widths = {index: least[index] for index in part}
             spare = room - sum(widths.values()) - gap * (len(part) - 1)
@@ -88,7 +98,11 @@ class _Fitted:
             for index in sorted(part, key=lambda one: _is_sentence(cells[one], table.columns[one])):
                 more = max(min(whole[index] - widths[index], spare), 0)
                 widths[index], spare = widths[index] + more, spare - more
-            yield (_grouped if grouped else _plain)(table, rows, widths)
+            part_table = _headed(table, widths, gap=gap, edge=edge)
+            yield from ([] if edge else [Text("")])
+            (_grouped if grouped else _plain)(part_table, table, rows, widths)
+            yield part_table
+            yield from ([] if edge else [Text("")])
         for index in below:
             yield from _sentences(rows, first, index, table.columns[index].header)
 
@@ -125,12 +139,12 @@ def _sentences(rows: Sequence[tuple[str, ...]], first: int, index: int, header: 
         yield Padding(Text(f"{row[first]}: {row[index]}", overflow="fold"), (0, 0, 0, INDENT))
 
 
-def _headed(table: Table, widths: Mapping[int, int], *, padding: tuple[int, int]) -> RichTable:
-    """An empty table with the columns of these widths."""
+def _headed(table: Table, widths: Mapping[int, int], *, gap: int, edge: bool) -> RichTable:
+    """An empty table with the columns of these widths; with an edge, blank lines and columns stand around it."""
     from rich import box
     from rich.table import Table as RichTable
 
-    shown = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=padding)
+    shown = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, (gap - 1) // 2), show_edge=edge)
     for index, width in widths.items():
         column = table.columns[index]
         justify: Literal["left", "right"] = "right" if column.right else "left"
@@ -138,19 +152,17 @@ def _headed(table: Table, widths: Mapping[int, int], *, padding: tuple[int, int]
     return shown
 
 
-def _plain(table: Table, rows: Sequence[tuple[str, ...]], widths: Mapping[int, int]) -> RenderableType:
+def _plain(shown: RichTable, _: Table, rows: Sequence[tuple[str, ...]], widths: Mapping[int, int]) -> None:
     from rich.text import Text
 
-    shown = _headed(table, widths, padding=(0, 1))
     for row in rows:
         shown.add_row(*(Text(row[index]) for index in widths))
-    return shown
 
 
-def _grouped(table: Table, rows: Sequence[tuple[str, ...]], widths: Mapping[int, int]) -> RenderableType:
+def _grouped(shown: RichTable, table: Table, rows: Sequence[tuple[str, ...]], widths: Mapping[int, int]) -> None:
     from rich.text import Text
 
-    lead, shown = table.lead, _headed(table, widths, padding=(0, 0))
+    lead = table.lead
     previous: tuple[str, ...] = ()
     for row in rows:
         if row[:lead] != previous:
@@ -160,7 +172,6 @@ def _grouped(table: Table, rows: Sequence[tuple[str, ...]], widths: Mapping[int,
             shown.add_row(Text(", ".join(previous), style="bold"))
         figures = [row[index] for index in widths if index != lead]
         shown.add_row(Text(f"  {row[lead]}"), *(Text(cell, style=_style(cell)) for cell in figures))
-    return shown
 
 
 def _without_empty_columns(table: Table) -> Table:
