@@ -23,6 +23,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+SOURCE = "(. is edgepack's checkout, or its wheel)"
+"""What stands behind the command in a hint: edgepack is in no package index."""
+
+
+def install_command(extra: str) -> str:
+    """The command that installs the packages of an extra, from where edgepack came from."""
+    return f"pip install '.[{extra}]'"
+
+
+def install_hint(extra: str) -> str:
+    """The same as a hint."""
+    return f"{install_command(extra)} {SOURCE}"
+
 
 class EdgepackError(Exception):
     """Root of the tree.

@@ -8,7 +8,7 @@ from accuracy.pairs import rounded, rounded_product
 from accuracy.study import seen_spectrum
 
 from edgepack.backends.onnx.schemes import INT8_DYNAMIC
-from edgepack.distill import Epochs, recover_factors, rounding_of
+from edgepack.distill import Epochs, distill_factors, rounding_of
 from edgepack.distill.distil import Training
 from edgepack.factorize import svd, whitened
 from edgepack.model.layer import View
@@ -34,7 +34,7 @@ def default_pairs(lab: Lab, asked: dict[str, int], epochs: int = 0) -> dict[str,
         name: balanced(whitened.factors(layers[name], spectra[name], rank), spectra[name], seed=0)
         for name, rank in asked.items()
     }
-    found = recover_factors(
+    found = distill_factors(
         program(lab),
         lab.opened.layers,
         start,

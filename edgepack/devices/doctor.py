@@ -15,6 +15,7 @@ from edgepack.devices.remote import RemoteDevice
 from edgepack.devices.shell import ShellFacts
 from edgepack.emulator import programs
 from edgepack.emulator.install import ARCHITECTURES, missing
+from edgepack.errors import install_command
 from edgepack.targets.probe import target_from_probe
 
 LITTLE_RAM_BYTES, LITTLE_DISK_BYTES = 128 << 20, 256 << 20
@@ -56,13 +57,13 @@ def _of_formats(*, own: bool) -> list[tuple[str, str, str]]:
 
 PACKAGES = (
     *_of_formats(own=True),
-    ("torch", "opens torch recipes and .pt2 files", "pip install 'edgepack[torch]'"),
-    ("onnxscript", "exports torch models to ONNX", "pip install 'edgepack[torch]'"),
+    ("torch", "opens torch recipes and .pt2 files", install_command("torch")),
+    ("onnxscript", "exports torch models to ONNX", install_command("torch")),
     *_of_formats(own=False),
-    ("keras", "opens Keras models", "pip install 'edgepack[keras]'"),
-    ("h5py", "reads the weights of Keras models", "pip install 'edgepack[keras]'"),
-    ("scikit-learn", "finds codebooks for --method kmeans", "pip install 'edgepack[methods]'"),
-    ("pillow", "writes images for --method jpeg", "pip install 'edgepack[methods]'"),
+    ("keras", "opens Keras models", install_command("keras")),
+    ("h5py", "reads the weights of Keras models", install_command("keras")),
+    ("scikit-learn", "finds codebooks for --method kmeans", install_command("methods")),
+    ("pillow", "writes images for --method jpeg", install_command("methods")),
 )
 """Name, what it is for, and the command that installs it."""
 

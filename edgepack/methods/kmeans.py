@@ -17,7 +17,7 @@ from types import ModuleType
 
 import numpy as np
 
-from edgepack.errors import UsageError
+from edgepack.errors import UsageError, install_hint
 from edgepack.factorize.leastsquares import input_variances, metric, with_corrected_bias
 from edgepack.methods.budget import LEAST_COLUMNS, LEAST_ELEMENTS, allowed_bytes, bytes_in_8_bits
 from edgepack.methods.dictionary import refitted
@@ -211,7 +211,7 @@ def _scikit_learn() -> ModuleType:
     try:
         from sklearn import cluster
     except ImportError as err:
-        raise UsageError("k-means needs scikit-learn", hint="pip install 'edgepack[methods]'") from err
+        raise UsageError("k-means needs scikit-learn", hint=install_hint("methods")) from err
     found: ModuleType = cluster
     return found
 

@@ -14,7 +14,7 @@ from types import ModuleType
 
 import numpy as np
 
-from edgepack.errors import ModelError, UsageError
+from edgepack.errors import ModelError, UsageError, install_hint
 from edgepack.model.types import Array
 
 PEAK = 127
@@ -136,7 +136,5 @@ def _pillow() -> ModuleType:
     try:
         from PIL import Image
     except ImportError as error:
-        raise UsageError(
-            "weights as JPEG images need Pillow", hint='install it with: pip install "edgepack[methods]"'
-        ) from error
+        raise UsageError("weights as JPEG images need Pillow", hint=install_hint("methods")) from error
     return Image

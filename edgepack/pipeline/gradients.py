@@ -13,7 +13,7 @@ from functools import cache
 from typing import Any
 
 from edgepack.data import Samples, feeds
-from edgepack.errors import ModelError, UsageError
+from edgepack.errors import ModelError, UsageError, install_hint
 from edgepack.methods.registry import needs_gradients
 from edgepack.model.model import Model
 from edgepack.model.types import Array, Curvature, Spectrum
@@ -88,7 +88,7 @@ def _require_torch(method: str) -> None:
     if importlib.util.find_spec("torch") is None:
         raise UsageError(
             f"--method {method} needs output gradients, and torch is not installed",
-            hint=f"pip install 'edgepack[tflite]', or {_HINT}",
+            hint=f"{install_hint('tflite')}, or {_HINT}",
         )
 
 

@@ -10,7 +10,7 @@ from typing import Literal
 
 from edgepack.backends.registry import FACTS, FORMATS
 from edgepack.distill.budget import Budget
-from edgepack.errors import UsageError
+from edgepack.errors import SOURCE, UsageError
 from edgepack.metrics.drop import CONFIDENCE
 from edgepack.model.scheme import Format
 from edgepack.model.types import Aim
@@ -147,7 +147,7 @@ class BuildOptions:
             if fmt in self.unwritable:
                 raise UsageError(
                     f"{FACTS[fmt].title} files need {', '.join(self.unwritable[fmt])}: not installed",
-                    hint=f"{FACTS[fmt].install}, or {otherwise.format(fmt=fmt)}",
+                    hint=f"{FACTS[fmt].install} {SOURCE}, or {otherwise.format(fmt=fmt)}",
                 )
 
     @property

@@ -11,7 +11,7 @@ from edgepack.backends.backend import THREADS, Writer, WriterData
 from edgepack.backends.registry import FACTS, backend
 from edgepack.backends.schemes import SCHEMES
 from edgepack.data import Samples, example
-from edgepack.errors import ModelError, UsageError
+from edgepack.errors import SOURCE, ModelError, UsageError
 from edgepack.methods.registry import DEFAULT, PATENTS, RISKS, is_factorizer, needs_gradients, outside_version
 from edgepack.metrics.values import sqnr_db
 from edgepack.model.model import Model
@@ -111,7 +111,7 @@ def prepared(options: BuildOptions, cache: Cache, progress: Progress) -> Iterato
         check_recipe_metric(options.model, test=options.test is not None)
     if not options.chosen_formats:
         lacks = ", ".join(dict.fromkeys(package for packages in options.unwritable.values() for package in packages))
-        installs = " or ".join(FACTS[fmt].install for fmt in options.unwritable)
+        installs = f"{' or '.join(FACTS[fmt].install for fmt in options.unwritable)} {SOURCE}"
         raise UsageError(f"{options.model}: no file of it can be written here: {lacks} not installed", hint=installs)
     with ExitStack() as stack:
         opening = open_workspace(cache, seed=options.seed, scheduler=options.scheduler, progress=progress)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from edgepack.backends.registry import FACTS, FORMATS, missing, missing_for
-from edgepack.errors import UsageError
+from edgepack.errors import SOURCE, UsageError
 from edgepack.model.model import Model
 from edgepack.model.scheme import Format
 from edgepack.sources.inputs import GivenInput, with_shapes
@@ -79,7 +79,9 @@ def check_installed(spec: str) -> Source:
     """
     source = source_of(spec)
     if lacks := missing(source.packages):
-        raise UsageError(f"{spec}: {source.title} need {', '.join(lacks)}: not installed", hint=source.install)
+        raise UsageError(
+            f"{spec}: {source.title} need {', '.join(lacks)}: not installed", hint=f"{source.install} {SOURCE}"
+        )
     return source
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgepack.errors import ModelError, UsageError
+from edgepack.errors import ModelError, UsageError, install_command
 from edgepack.model.layer import distinct
 from edgepack.model.model import Model, NativeName
 from edgepack.model.scheme import Format
@@ -44,7 +44,7 @@ class KerasFile:
     advice: str | None = None
     native: NativeName = "torch"
     packages: tuple[str, ...] = (*PACKAGES, "keras", "h5py")
-    install = "pip install 'edgepack[keras]'"
+    install = install_command("keras")
 
     def takes(self, spec: str) -> bool:
         """By its suffix."""

@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgepack.errors import ModelError
+from edgepack.errors import ModelError, install_command
 from edgepack.model.model import Model, NativeName
 from edgepack.model.scheme import Format
 from edgepack.sources.inputs import GivenInput, with_shapes
@@ -34,7 +34,7 @@ class TfliteFile(FileOfSuffix):
     advice: str | None = None
     native: NativeName = "tflite"
     packages: tuple[str, ...] = ("ai-edge-litert",)
-    install = "pip install 'edgepack[tflite]'"
+    install = install_command("tflite")
 
     def open(
         self, spec: str, name: str, work: Path, formats: Collection[Format], given: Sequence[GivenInput] = ()

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgepack.errors import ModelError
+from edgepack.errors import ModelError, install_command
 from edgepack.model.model import Model, NativeName
 from edgepack.model.scheme import Format
 from edgepack.natives.torch import read_torch
@@ -39,7 +39,7 @@ _NOISY_LOGGERS = ("torch.onnx", "torch.export", "torch._export", "torch._dynamo"
 
 TITLE = "torch models"
 PACKAGES = ("torch",)
-INSTALL = "pip install 'edgepack[torch]'"
+INSTALL = install_command("torch")
 """Of every source that gives a torch program."""
 
 

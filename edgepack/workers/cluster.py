@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 import edgepack
-from edgepack.errors import DeviceError, StableDeviceError, TransientDeviceError
+from edgepack.errors import DeviceError, StableDeviceError, TransientDeviceError, install_hint
 from edgepack.workers.tasks import FLOPS_PER_S, Workers, alone, preparations
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ def connect(address: str) -> Cluster:
     except ImportError as err:
         raise StableDeviceError(
             "a Dask scheduler needs the package distributed, which is not installed",
-            hint="pip install 'edgepack[cluster]'",
+            hint=install_hint("cluster"),
         ) from err
     _quiet_logs()
     try:

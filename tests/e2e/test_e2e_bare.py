@@ -13,7 +13,7 @@ import pytest
 from tests.e2e.e2e_cli import assert_fails, run
 
 OPTIONAL = ("torch", "onnxscript", "litert_torch", "litert_quantizer", "ai_edge_quantizer", "ai_edge_litert")
-INSTALL = "pip install 'edgepack[tflite]'"
+INSTALL = "pip install '.[tflite]'"
 
 # Python runs this at its start, here and in every process that is started from here.
 WITHOUT_EXTRAS = f"""
@@ -88,4 +88,4 @@ def test_torch_models_say_what_they_need(
     (tmp_path / "net.py").write_text("import torch\n\ndef recipe():\n    pass\n")
     done = run(command[0], tmp_path / spec, *command[1:], env=bare)
     assert_fails(done, 2, ["torch models need torch: not installed"])
-    assert "pip install 'edgepack[torch]'" in done.err
+    assert "pip install '.[torch]'" in done.err

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgepack.errors import UsageError
+from edgepack.errors import UsageError, install_hint
 from edgepack.factorize.leastsquares import metric
 from edgepack.methods.kmeans import MOST_CENTROIDS, kmeans, quantized, recoded, sized
 from edgepack.model.constexpr import is_decoded
@@ -123,4 +123,4 @@ def test_a_missing_scikit_learn_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn", None)
     with pytest.raises(UsageError, match="scikit-learn") as caught:
         quantized(trained_like(8, 10, 2), 2, 4)
-    assert caught.value.hint == "pip install 'edgepack[methods]'"
+    assert caught.value.hint == install_hint("methods")

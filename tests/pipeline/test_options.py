@@ -155,7 +155,10 @@ def test_formats_whose_packages_are_missing_are_left_out_unless_asked_for(monkey
     assert options(formats=("onnx",)).chosen_formats == ("onnx",)
     with pytest.raises(UsageError, match="TFLite files need torch: not installed") as caught:
         options(formats=("onnx", "tflite"))
-    assert caught.value.hint == "pip install 'edgepack[tflite]', or leave tflite out of --formats"
+    assert (
+        caught.value.hint
+        == "pip install '.[tflite]' (. is edgepack's checkout, or its wheel), or leave tflite out of --formats"
+    )
 
 
 def test_a_target_may_lack_what_cannot_be_written_anyway(monkeypatch: pytest.MonkeyPatch) -> None:

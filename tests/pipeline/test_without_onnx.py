@@ -13,7 +13,7 @@ import pytest
 
 from edgepack.backends import registry
 from edgepack.backends.onnx import session
-from edgepack.errors import BudgetError, UsageError
+from edgepack.errors import SOURCE, BudgetError, UsageError
 from edgepack.model.scheme import Format
 from edgepack.natives.onnx import OnnxNative
 from edgepack.pipeline.build import build
@@ -121,7 +121,7 @@ def test_without_the_exporter_the_default_is_tflite_alone(
     assert asked(spec, tmp_path, formats=None).unwritable == {"onnx": ("onnxscript",)}
     with pytest.raises(UsageError, match="ONNX files need onnxscript: not installed") as caught:
         asked(spec, tmp_path, formats=("onnx",))
-    assert "pip install 'edgepack[torch]'" in (caught.value.hint or "")
+    assert "pip install '.[torch]'" in (caught.value.hint or "")
     assert open_model(spec, tmp_path).native == "torch"
     there -= {"litert_torch"}
     nothing = asked(spec, tmp_path / "pack", formats=None)
@@ -131,7 +131,7 @@ def test_without_the_exporter_the_default_is_tflite_alone(
     ):
         pass
     assert "onnxscript, litert-torch not installed" in caught.value.message
-    assert caught.value.hint == "pip install 'edgepack[torch]' or pip install 'edgepack[tflite]'"
+    assert caught.value.hint == f"pip install '.[torch]' or pip install '.[tflite]' {SOURCE}"
 
 
 @pytest.mark.parametrize(

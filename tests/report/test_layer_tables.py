@@ -91,7 +91,7 @@ def test_what_ranks_keep_a_share_of_is_said_as_it_is(energies: tuple[Energy, ...
 def test_doctor() -> None:
     tools = [
         Finding("onnxruntime", "runs .onnx files", "1.31.0", "pip install onnxruntime"),
-        Finding("ai-edge-litert", "runs .tflite files", "2.4.0", "pip install 'edgepack[tflite]'", tested="2.3.0"),
+        Finding("ai-edge-litert", "runs .tflite files", "2.4.0", "pip install '.[tflite]'", tested="2.3.0"),
         Finding("adb", "reaches Android devices", None, "apt-get install adb"),
         Finding("emulator aarch64", "counts", None, "edgepack emulator install", "cc, the aarch64 system"),
     ]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from edgepack.backends.facts import ConstexprFacts, Facts, Schemes
 from edgepack.backends.onnx.schemes import CONSTEXPR, DENSE_INT8, FP32, SCHEMES
+from edgepack.errors import install_command
 
 FACTS = Facts(
     title="ONNX",
     schemes=Schemes(SCHEMES, DENSE_INT8, FP32, CONSTEXPR),
-    install="pip install 'edgepack[torch]'",
+    install=install_command("torch"),
     packages=(),
     converters={"torch": ("onnxscript",)},
     closed={"tflite": "nothing converts a TFLite file to ONNX"},

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from edgepack.backends.facts import ConstexprFacts, Facts, Schemes
 from edgepack.backends.tflite.schemes import CONSTEXPR, DENSE_INT8, FP32, SCHEMES
+from edgepack.errors import install_command
 from edgepack.workspace import TOOLS as OWN_TOOLS
 
 FACTS = Facts(
     title="TFLite",
     schemes=Schemes(SCHEMES, DENSE_INT8, FP32, CONSTEXPR),
-    install="pip install 'edgepack[tflite]'",
+    install=install_command("tflite"),
     packages=("litert-quantizer", "ai-edge-litert"),
     converters={"onnx": ("torch", "litert-torch"), "torch": ("torch", "litert-torch")},
     closed={},

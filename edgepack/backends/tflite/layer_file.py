@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgepack.backends.tflite.facts import TOOLS
-from edgepack.errors import ModelError
+from edgepack.errors import ModelError, install_hint
 from edgepack.model.point import Point, layer_of
 from edgepack.model.random_layer import random_inputs, random_pair, random_weight
 from edgepack.model.replacement import Replacement, dense
@@ -40,7 +40,7 @@ class TfliteLayer:
 def tflite_layers(points: Sequence[Point]) -> Iterator[TfliteLayer]:
     """See `Backend.one_ops`."""
     if find_spec("ai_edge_litert") is None or find_spec("flatbuffers") is None:
-        raise ModelError("the TFLite schema is not installed", hint="pip install 'edgepack[tflite]'")
+        raise ModelError("the TFLite schema is not installed", hint=install_hint("tflite"))
     for (rows, columns, _), group in groupby(points, key=layer_of):
         weight, bias = random_weight(rows, columns)
         inputs = random_inputs(columns)
