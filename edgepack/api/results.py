@@ -104,8 +104,8 @@ class Pack(Shown, Mapping[str, ModelFile]):
         return self.manifest.warnings
 
     def report(self) -> Report:
-        """As `edgepack build` prints it."""
-        return build_report(self.path, self.manifest)
+        """As `edgepack build -v` prints it."""
+        return build_report(self.path, self.manifest, reasons=True)
 
 
 def open_pack(path: str | PathLike[str]) -> Pack:

@@ -111,7 +111,9 @@ MARKDOWN = """\
 
 def test_scores_stand_under_the_name_of_their_metric() -> None:
     facts = facts_of(MANIFEST, PACK)
-    cosine, own = (compare_rows([BASE], replace(facts, model=name, metric=name)) for name in ("cosine", "m.py:hit"))
+    cosine, own = (
+        compare_rows([replace(BASE, model=name)], replace(facts, metric=name)) for name in ("cosine", "m.py:hit")
+    )
     assert " misses cosine drop " in render_text(cosine)
     assert " misses   hit drop " in render_text(own)
     both = render_text([*cosine, *own])
