@@ -58,9 +58,8 @@ def _kept(out: Path, manifest: Manifest) -> tuple[Manifest, Sequence[str]]:
     fmt = file_format(out)
     if fmt is None:
         return manifest, sorted(manifest.files, reverse=True)
-    alone = {out.name: manifest.packed(fmt)}
-    baselines = {name: entry for name, entry in manifest.files.items() if not isinstance(entry, PackedFile)}
-    return replace(manifest, files=baselines | alone), [out.name]
+    files = {name: entry for name, entry in manifest.files.items() if not isinstance(entry, PackedFile)}
+    return replace(manifest, files={**files, out.name: manifest.packed(fmt)}), [out.name]
 
 
 def packed_files(manifest: Manifest) -> dict[str, PackedFile]:
