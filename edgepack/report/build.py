@@ -14,6 +14,7 @@ from edgepack.pack.folder import file_format
 from edgepack.pack.manifest import (
     CrossValidationEntry,
     DropEntry,
+    File,
     FileEntry,
     FoldsRow,
     LayerEntry,
@@ -58,8 +59,9 @@ def _kept(out: Path, manifest: Manifest) -> tuple[Manifest, Sequence[str]]:
     fmt = file_format(out)
     if fmt is None:
         return manifest, sorted(manifest.files, reverse=True)
-    files = {name: entry for name, entry in manifest.files.items() if not isinstance(entry, PackedFile)}
-    return replace(manifest, files={**files, out.name: manifest.packed(fmt)}), [out.name]
+    files: dict[str, File] = {name: one for name, one in manifest.files.items() if not isinstance(one, PackedFile)}
+    files[out.name] = manifest.packed(fmt)
+    return replace(manifest, files=files), [out.name]
 
 
 def packed_files(manifest: Manifest) -> dict[str, PackedFile]:
