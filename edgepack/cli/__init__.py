@@ -14,7 +14,7 @@ from edgepack.cli.project import ProjectCommand, init
 
 app = typer.Typer(
     name="edgepack",
-    help="Ship trained models to cheap CPUs: layers as two thin int8 matmuls, in standard ONNX and TFLite files.",
+    help="Make trained models small and fast on cheap CPUs: low-rank int8 and int4 layers in ONNX and TFLite files.",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
@@ -41,7 +41,7 @@ def root(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Ship trained models to cheap CPUs: layers as two thin int8 matmuls, in standard ONNX and TFLite files."""
+    """Make trained models small and fast on cheap CPUs: low-rank int8 and int4 layers in ONNX and TFLite files."""
 
 
 def main() -> None:

@@ -58,23 +58,27 @@ def bench(
     ssh_config: SshConfig = None,
     python: Python = None,
     install: Install = False,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Do not go on with a measurement that was cut.")] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Begin anew instead of resuming an interrupted measurement.")
+    ] = False,
     benchmark_model: Annotated[
-        Path | None, typer.Option("--benchmark-model", help="TFLite's tool, for devices without Python.")
+        Path | None, typer.Option("--benchmark-model", help="TFLite's benchmark_model, for devices without Python.")
     ] = None,
-    perf_test: Annotated[Path | None, typer.Option("--perf-test", help="onnxruntime_perf_test, likewise.")] = None,
+    perf_test: Annotated[
+        Path | None, typer.Option("--perf-test", help="onnxruntime_perf_test, for devices without Python.")
+    ] = None,
     targets_file: TargetsFile = None,
     *,
     output: Renderer,
 ) -> None:
-    """Measure a pack against its dense baselines, in turns.
+    """Measure a pack against its dense baselines, file after file in turns.
 
     The baselines are the dense fp32 and the dense int8 files; results go into the pack.
 
     On this machine, on devices over SSH or adb (several at once), or with --emulate in QEMU: there the target's own
     kernels run, and what they execute and miss in the target's caches is counted.
 
-    A measurement that was cut goes on where it was: give the same command again.
+    The same command resumes a measurement that was interrupted.
 
     Example: edgepack bench dist/mnist-mlp.host --quick
 
@@ -167,7 +171,7 @@ def _measure(session: Session, targets: Sequence[Target], reach: Reach, output: 
 
 @reporting()
 def compare(packs: Packs, targets_file: TargetsFile = None, *, output: Renderer) -> None:
-    """Show packs side by side, as they were benched.
+    """Compare packs: one table of all that was measured of them.
 
     Size, latency, memory, accuracy, and ratios to dense fp32 and dense int8 of the same run.
 

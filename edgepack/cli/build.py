@@ -36,15 +36,16 @@ if TYPE_CHECKING:
     from edgepack.targets.target import Target
 
 METHOD_HELP = (
-    "whitened: least error of a layer's output on your data. two-sided: least error of the model's answer, by output "
-    "gradients as well (torch). fisher: the same by each output's own gradient. svd: least error of the weights."
+    "whitened: least error of each layer's output on your data. two-sided: least error of the model's answer, weighed "
+    "by output gradients as well (torch). fisher: the same, with each output's own gradient. svd: least error of the "
+    "weights."
 )
 METHODS_HELP = (
-    f"{METHOD_HELP} auto: whitened, or codes, whichever suits each layer. Other thin products: dct, simhash, "
-    "random-projection, output-projection, input-projection, rank-pruning. Of convolutions' kernels, and risky: cp. "
-    "Codes, decoded when the file is loaded, which makes it smaller and not faster: kmeans, pruning, hashednet, "
-    "deepthin. Between the two: dictionary, deepthin-conv. In archives alone: jpeg. DeepThin's re-layout is covered by "
-    "US patent 11429849: it is used only where you ask for it."
+    f"{METHOD_HELP} auto: whitened, or coded weights, whichever suits each layer. Other low-rank methods: dct, "
+    "simhash, random-projection, output-projection, input-projection, rank-pruning. For convolutions, and risky: cp. Coded "
+    "weights, which are decoded when the file is loaded, so that it is smaller and not faster: kmeans, pruning, "
+    "hashednet, deepthin. Both at once: dictionary, deepthin-conv. In archives alone: jpeg. DeepThin is covered by US "
+    "patent 11429849: it is used only where you ask for it."
 )
 
 
@@ -53,9 +54,12 @@ def build(
     model: Model,
     target: TargetName,
     data: Data = None,
-    test: Annotated[Path | None, typer.Option("--test", help="Samples that are scored once, at the end.")] = None,
+    test: Annotated[
+        Path | None, typer.Option("--test", help="Samples that the finished files are scored on, once.")
+    ] = None,
     max_drop: Annotated[
-        float | None, typer.Option("--max-drop", help="Largest drop of the metric, in its unit.", show_default="0.5")
+        float | None,
+        typer.Option("--max-drop", help="Largest drop of the metric that is allowed, in its unit.", show_default="0.5"),
     ] = None,
     optimize: Annotated[
         Optimize, typer.Option("--optimize", help="What to minimize: latency × bytes (balanced), or one of them.")
@@ -70,7 +74,8 @@ def build(
         ),
     ] = None,
     confidence: Annotated[
-        float, typer.Option("--confidence", help="That the drop stays within --max-drop, one-sided.")
+        float,
+        typer.Option("--confidence", help="How sure it has to be that the drop stays within --max-drop (one-sided)."),
     ] = 0.9,
     formats: Annotated[
         str | None, typer.Option("--formats", help=FORMATS_HELP, show_default="all that can be written here")
@@ -91,7 +96,7 @@ def build(
         str | None,
         typer.Option(
             "--distill",
-            help="Train the factors against the model's own answers, for that long.",
+            help="Train the factors to answer as the original model does, for that long.",
             metavar="3epochs|10min",
         ),
     ] = None,
@@ -99,26 +104,33 @@ def build(
         bool,
         typer.Option(
             "--refit/--no-refit",
-            help="Fit the factors of the last plans to what the compressed layers before them answer: two passes over "
-            "the calibration data for every layer that lies behind another, for each file that is tried.",
+            help="Fit the factors again to the outputs of the compressed layers in front of them. For each file "
+            "that is tried it takes two passes over the calibration data per layer.",
         ),
     ] = False,
     max_size: Annotated[str | None, typer.Option("--max-size", help="Largest model file, such as 2MB.")] = None,
     max_memory: Annotated[
         str | None,
-        typer.Option("--max-memory", help="Most memory of a process beside the runtime itself, such as 64MB."),
+        typer.Option(
+            "--max-memory", help="Most memory that an inference takes beside the runtime itself, such as 64MB."
+        ),
     ] = None,
     max_latency: Annotated[str | None, typer.Option("--max-latency", help="Longest inference, such as 5ms.")] = None,
-    time_limit: Annotated[str, typer.Option("--time-limit", help="Most time to try plans, such as 90s.")] = "10min",
-    explore: Annotated[bool, typer.Option("--explore", help="List plans and what they lose; write no pack.")] = False,
+    time_limit: Annotated[str, typer.Option("--time-limit", help="How long plans are tried, such as 90s.")] = "10min",
+    explore: Annotated[
+        bool, typer.Option("--explore", help="List the plans and what they lose; write no pack.")
+    ] = False,
     pick: Annotated[
-        str | None, typer.Option("--pick", help="Build a plan that --explore listed.", metavar="NUMBER[,NUMBER]")
+        str | None,
+        typer.Option(
+            "--pick", help="Build the plan of that number in the list of --explore.", metavar="NUMBER[,NUMBER]"
+        ),
     ] = None,
     keep: Annotated[
-        str | None, typer.Option("--keep", help="Leave layers as they are whose names match.", metavar="REGEX")
+        str | None, typer.Option("--keep", help="Leave layers whose names match as they are.", metavar="REGEX")
     ] = None,
     only: Annotated[
-        str | None, typer.Option("--only", help="Change no layers but those whose names match.", metavar="REGEX")
+        str | None, typer.Option("--only", help="Change only layers whose names match.", metavar="REGEX")
     ] = None,
     inputs: Inputs = None,
     image_size: ImageSize = None,
@@ -139,7 +151,7 @@ def build(
     ] = None,
     no_baseline: Annotated[bool, typer.Option("--no-baseline", help="Leave the dense models out of the pack.")] = False,
     archive: Annotated[
-        bool, typer.Option("--archive", help="Each model also as a .tar.xz with its SHA-256, for slow links.")
+        bool, typer.Option("--archive", help="Also write each model as a .tar.xz with its SHA-256, for slow links.")
     ] = False,
     channels_last: Annotated[
         bool,
@@ -154,9 +166,10 @@ def build(
     output: Renderer,
     verbose: Reasons,
 ) -> None:
-    """Make small model files for a target, within a budget.
+    """Compress a model for a target CPU, within a budget.
 
-    A pack: the model with its layers factored and in fewer bits, its dense baselines, and a manifest.
+    Writes a pack: a folder with the compressed model, its dense fp32 and int8 baselines, and a manifest with the reason
+    for every layer.
 
     Example: edgepack build model.onnx --target rpi4 --data samples.npz --max-drop 0.5
     """
@@ -321,7 +334,7 @@ def extract(
 ) -> None:
     """Write the model file of an archive, and check it.
 
-    It is to the byte as it was packed, by its SHA-256.
+    It has to be the very file that was packed: its SHA-256 is compared.
 
     Example: edgepack extract dist/model.rpi4/archive/model.onnx.tar.xz --out models
     """

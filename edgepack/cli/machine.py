@@ -46,7 +46,7 @@ def doctor(
     *,
     output: Renderer,
 ) -> None:
-    """Show what is installed here, and what installs the rest.
+    """Show what is installed here, and the commands that install the rest.
 
     Runtimes, converters and clients. With --host or --adb, look at a device instead: what it lacks before
     anything can be measured on it.
@@ -115,11 +115,9 @@ def costs(
     *,
     output: Renderer,
 ) -> None:
-    """Show the counts that schemes are chosen by.
+    """Show the counted costs that builds for other CPUs choose by.
 
-    For targets elsewhere, and how well they interpolate.
-
-    Tables for rpi4, rpi3b+, rpi-zero2w, rpi5 and rk3566 are shipped. With --fill, another CPU is counted, or schemes
+    And how well they interpolate. Tables for rpi4, rpi3b+, rpi-zero2w, rpi5 and rk3566 are shipped. With --fill, another CPU is counted, or schemes
     that its table lacks: some twenty minutes, kept in edgepack's cache, and taken up again where it was interrupted.
 
     Example: edgepack emulator costs --target rpi4

@@ -71,7 +71,7 @@ ImageSize = Annotated[
     str | None,
     typer.Option(
         "--image-size",
-        help="That images of a folder are resized to.",
+        help="Size that images of a folder are resized to.",
         metavar="224|240x320",
         show_default="what the model takes",
     ),
@@ -79,12 +79,18 @@ ImageSize = Annotated[
 Mean = Annotated[
     str | None,
     typer.Option(
-        "--mean", help="Subtracted from pixels of 0 to 1: one number, or one a channel.", metavar="0.485,0.456,0.406"
+        "--mean",
+        help="What is subtracted from pixels (0 to 1): one number, or one for each channel.",
+        metavar="0.485,0.456,0.406",
     ),
 ]
 Std = Annotated[
     str | None,
-    typer.Option("--std", help="Pixels are divided by it after that, likewise.", metavar="0.229,0.224,0.225"),
+    typer.Option(
+        "--std",
+        help="What pixels are divided by after that: one number, or one for each channel.",
+        metavar="0.229,0.224,0.225",
+    ),
 ]
 ImageLayout = Annotated[
     str | None,
