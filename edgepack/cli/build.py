@@ -42,8 +42,8 @@ METHOD_HELP = (
 )
 METHODS_HELP = (
     f"{METHOD_HELP} auto: whitened, or coded weights, whichever suits each layer. Other low-rank methods: dct, "
-    "simhash, random-projection, output-projection, input-projection, rank-pruning. For convolutions, and risky: cp. Coded "
-    "weights, which are decoded when the file is loaded, so that it is smaller and not faster: kmeans, pruning, "
+    "simhash, random-projection, output-projection, input-projection, rank-pruning. For convolutions, and risky: cp. "
+    "Coded weights, which are decoded when the file is loaded, so that it is smaller and not faster: kmeans, pruning, "
     "hashednet, deepthin. Both at once: dictionary, deepthin-conv. In archives alone: jpeg. DeepThin is covered by US "
     "patent 11429849: it is used only where you ask for it."
 )

@@ -117,8 +117,9 @@ def costs(
 ) -> None:
     """Show the counted costs that builds for other CPUs choose by.
 
-    And how well they interpolate. Tables for rpi4, rpi3b+, rpi-zero2w, rpi5 and rk3566 are shipped. With --fill, another CPU is counted, or schemes
-    that its table lacks: some twenty minutes, kept in edgepack's cache, and taken up again where it was interrupted.
+    And how well they interpolate. Tables for rpi4, rpi3b+, rpi-zero2w, rpi5 and rk3566 are shipped. With --fill,
+    another CPU is counted, or schemes that its table lacks: some twenty minutes, kept in edgepack's cache, and resumed
+    where it was interrupted.
 
     Example: edgepack emulator costs --target rpi4
     """
