@@ -129,7 +129,7 @@ def rank_pruning(layer: View, share: float, *, seed: int = 0, gradient: Array | 
     """
     rank = allowed_bytes(layer, share) // (layer.out_features + layer.in_features)
     if rank < 1:
-        return f"{share:g} of its bytes do not hold a pair of rank 1"
+        return f"{share:g} of its bytes do not hold factors of rank 1"
     return rank_pruned(layer, rank, gradient=gradient)
 
 

@@ -45,7 +45,7 @@ class LayerReport:
             layer included; None where these or the layer's rows are unknown.
         break_even: largest rank at which a pair has fewer weights and multiplications than the dense layer of the same
             precision, fp32 or int8.
-        break_even_int8_int4: likewise for an int8 pair in bytes against a dense int4 layer.
+        break_even_int8_int4: likewise for int8 factors in bytes against a dense int4 layer.
         energy: what the ranks keep a share of.
         rank_90, rank_99: ranks that keep 90 % and 99 % of it.
     """

@@ -129,7 +129,7 @@ def fit_alternatives(
         fits[layer.name] = tuple(one for one in read if isinstance(one, Fit))
         reasons = [one for one in read if isinstance(one, str)]
         if not fits[layer.name]:
-            why[layer.name] = reasons[0] if reasons else "a pair of that rank has more weights than the layer"
+            why[layer.name] = reasons[0] if reasons else "factors of that rank have more weights than the layer"
     return Alternatives(fits, why)
 
 

@@ -288,7 +288,7 @@ def _methods(options: BuildOptions, data: Data) -> Methods:
     for option, wanted in given.items():
         if wanted and not methods.pairs:
             raise UsageError(
-                f"{option} is for the pairs of a factorizer, and --method {options.method} makes none",
+                f"{option} works on low-rank factors, and --method {options.method} makes none",
                 hint="leave it out, or give a factorizer: --method whitened",
             )
     if options.distill is not None:

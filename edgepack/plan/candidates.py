@@ -165,7 +165,7 @@ def rank_choices(out_features: int, in_features: int, most: int = MOST_RANKS) ->
 def too_small(out_features: int, in_features: int) -> str:
     """Why a layer without `rank_choices` stays dense."""
     limit = break_even_rank(out_features, in_features)
-    return f"a pair of rank {RANK_TILE} saves too little, its break-even rank is {limit}"
+    return f"rank {RANK_TILE} saves too little, as the break-even rank is {limit}"
 
 
 def shared_rank(out_features: int, in_features: int, share: float) -> int | str:

@@ -13,16 +13,16 @@ SAME = 1.02
 
 
 def kind(candidate: Candidate) -> str:
-    """`pair`, `dense` with its precision, both, a structure that takes a kernel apart or another method by its name:
-    what people compare."""
+    """What people compare: `low rank`, `dense` with its precision, both, a structure that takes a kernel apart, or
+    another method by its name."""
     if candidate.alternative is not None:
         return candidate.alternative.method
     if candidate.structure.is_correction:
-        return "pair beside dense"
+        return "low-rank correction"
     if candidate.structure.is_shared:
-        return "pair with one B"
+        return "shared input factors"
     if candidate.structure.ranks:
-        return "pair" if candidate.structure.of_a_matrix else candidate.structure.name
+        return "low rank" if candidate.structure.of_a_matrix else candidate.structure.name
     return f"dense {precision_of(candidate.scheme.bits)}"
 
 
@@ -46,7 +46,7 @@ def reason(candidates: Sequence[Candidate], chosen: Candidate, slack: float, why
         candidates: all that the layer could become.
         chosen: one of them.
         slack: loss that the whole plan had left; infinite where nothing bounds it.
-        why_dense: why no pair is among the candidates, where that is so.
+        why_dense: why no low-rank factors are among the candidates, where that is so.
     """
     rivals = others(candidates, chosen, slack)
     if chosen.structure.ranks or chosen.alternative is not None:

@@ -323,8 +323,8 @@ def _predicted(key: str) -> Callable[[LayerEntry], object]:
 def _written(layer: LayerEntry) -> str:
     """Its scheme for people: with the method that it is by, and whether a pair stands beside the matrix."""
     scheme = layer.scheme or NONE
-    pair = f"{scheme} + pair" if layer.structure == "low-rank-correction" else scheme
-    return pair if layer.alternative is None else f"{layer.alternative.method} {pair}"
+    shown = f"{scheme} + correction" if layer.structure == "low-rank-correction" else scheme
+    return shown if layer.alternative is None else f"{layer.alternative.method} {shown}"
 
 
 def _rank(layer: LayerEntry) -> int | str | None:

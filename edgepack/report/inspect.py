@@ -38,8 +38,8 @@ _TABLES = "embedding tables, tokens×width; each row counts as often as it is lo
 
 def _notes(model: ModelReport) -> tuple[str, ...]:
     return (
-        "break-even: a pair of this rank or less has fewer weights and multiplications than the dense layer at the "
-        "same precision (fp32 or int8); int8 vs int4: the same in bytes, an int8 pair against a dense int4 layer.",
+        "break-even: factors of this rank or less have fewer weights and multiplications than the dense layer at the "
+        "same precision (fp32 or int8); int8 vs int4: the same in bytes, int8 factors against a dense int4 layer.",
         f"rank 90 % / 99 %: keeps that share of {_energies(model)}. pays: rank 99 % is not above break-even.",
     )
 
@@ -101,6 +101,6 @@ _LOSSES = {
 }
 
 _LOST = (
-    "lost: share of the layer's output energy on the calibration data: of a pair to truncation + rounding of weights + "
-    "rounding of what flows between the two, of a dense layer to rounding."
+    "lost: share of the layer's output energy on the calibration data: of factors to truncation + rounding of weights "
+    "+ rounding of what flows between the two, of a dense layer to rounding."
 )

@@ -248,7 +248,7 @@ def calibrated_report(record: Record) -> Report:
         Field(Column("scheme", "scheme"), lambda key: key[1]),
         Field(Column("layers", "layers", "integer"), lambda key: len(by_scheme[key])),
         Field(Column("dense", "dense, e.g.", "figures"), lambda key: _example(key, by_scheme, 0)),
-        Field(Column("pair", "pair, e.g.", "figures"), lambda key: _example(key, by_scheme, 1)),
+        Field(Column("pair", "factors, e.g.", "figures"), lambda key: _example(key, by_scheme, 1)),
         Field(Column("spread", "spread of the rounds", "spread"), lambda key: _steadiness(by_scheme[key].values())),
         Field(Column("refused", "refused", "integer"), lambda key: refused.count(key) or None),
     )

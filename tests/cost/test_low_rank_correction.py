@@ -157,11 +157,11 @@ MORE = candidate(NBITS4, low_rank_correction(16), 0.001, 140, 3.2e-6)
 def test_it_is_a_kind_of_its_own_and_has_its_reason() -> None:
     every = [BOTH, INT8, INT4, THIN, MORE]
     assert [kind(one) for one in every] == [
-        "pair beside dense",
+        "low-rank correction",
         "dense int8",
         "dense int4",
-        "pair",
-        "pair beside dense",
+        "low rank",
+        "low-rank correction",
     ]
     assert name(BOTH) == "dense nbits4 + rank 8 nbits8"
     assert others(every, BOTH, 0.0) == (INT4, INT8, THIN)

@@ -59,7 +59,7 @@ def test_what_is_stored_on_the_way_is_not_wasted():
 
 def test_too_few_bytes_are_a_reason():
     assert "scales of its 64 rows" in str(pruning(trained_like(64, 10, 2), 0.1))
-    assert rank_pruning(trained_like(64, 10, 2), 0.1) == "0.1 of its bytes do not hold a pair of rank 1"
+    assert rank_pruning(trained_like(64, 10, 2), 0.1) == "0.1 of its bytes do not hold factors of rank 1"
     with pytest.raises(UsageError, match="0 weights to keep of 20"):
         pruned(trained_like(4, 5, 2), 0)
 

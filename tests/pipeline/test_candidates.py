@@ -178,8 +178,7 @@ def test_a_layer_too_small_for_a_pair_says_so() -> None:
     (layer_candidates,) = all_candidates(layer(out=10, inn=512))
     assert ranks_in(layer_candidates) == {None}
     assert (
-        layer_candidates.why_dense
-        == f"a pair of rank 8 saves too little, its break-even rank is {break_even_rank(10, 512)}"
+        layer_candidates.why_dense == f"rank 8 saves too little, as the break-even rank is {break_even_rank(10, 512)}"
     )
 
 

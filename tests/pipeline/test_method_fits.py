@@ -122,7 +122,7 @@ def test_methods_compete(classifier: Path, warm_cache: Path, tmp_path: Path, mon
 @pytest.mark.usefixtures("methods")
 @pytest.mark.parametrize("changes", [{"rank": "cv"}, {"refit": True}])
 def test_options_for_pairs_are_refused(classifier: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
-    with pytest.raises(UsageError, match="is for the pairs of a factorizer, and --method rounded makes none"):
+    with pytest.raises(UsageError, match="works on low-rank factors, and --method rounded makes none"):
         built(classifier, tmp_path / "cache", tmp_path / "pack", method="rounded", **changes)
 
 

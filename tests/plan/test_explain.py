@@ -25,7 +25,7 @@ ALL = (FP32, INT8, INT4, WIDE, THIN)
 
 
 def test_kinds() -> None:
-    assert [kind(c) for c in ALL] == ["dense fp32", "dense int8", "dense int4", "pair", "pair"]
+    assert [kind(c) for c in ALL] == ["dense fp32", "dense int8", "dense int4", "low rank", "low rank"]
 
 
 def test_a_pair_names_what_it_beats_and_what_the_next_rank_would_lose() -> None:

@@ -39,7 +39,7 @@ def dropped(drop: float) -> dict[str, Any]:
 
 LAYERS = [
     planned("fc1", 512, 784, 24, "int8-dynamic", "rank 24 int8-dynamic: 6.1× faster than dense int8-dynamic"),
-    planned("fc2", 10, 512, None, "fp32", "dense fp32: a pair of rank 8 saves too little, its break-even rank is 9"),
+    planned("fc2", 10, 512, None, "fp32", "dense fp32: rank 8 saves too little, as the break-even rank is 9"),
 ]
 MANIFEST: dict[str, Any] = {
     "model": {"name": "mnist-mlp"},
@@ -117,9 +117,9 @@ REASONS = """\
 layers of model.onnx, model.tflite
 
  layer    out×in   scheme          rank   weights   why
- ──────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+ ───────────────────────────────────────────────────────────────────────────────────────────────────────────────────
  fc1     512×784   int8-dynamic      24      7.7%   rank 24 int8-dynamic: 6.1× faster than dense int8-dynamic
- fc2      10×512   fp32           dense    100.0%   dense fp32: a pair of rank 8 saves too little, its break-even rank is 9
+ fc2      10×512   fp32           dense    100.0%   dense fp32: rank 8 saves too little, as the break-even rank is 9
 """
 
 

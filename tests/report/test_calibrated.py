@@ -44,7 +44,7 @@ def text(found: dict[str, Any]) -> list[str]:
 
 def test_every_scheme_has_a_row_with_the_same_layers_and_the_fastest_are_named() -> None:
     lines = [" ".join(line.split()) for line in text(record())]
-    assert lines[0] == "format scheme layers dense, e.g. pair, e.g. spread of the rounds refused"
+    assert lines[0] == "format scheme layers dense, e.g. factors, e.g. spread of the rounds refused"
     assert lines[2:5] == [
         "onnx fp32 3 512x784: 44.0 µs 512x784 rank 64: 7.40 µs 5% to 5% –",
         "onnx int8-dynamic 2 512x784: 13.1 µs 512x784 rank 64: 5.80 µs 5% to 5% 1",

@@ -57,8 +57,8 @@ m.onnx: 1.63 MB of weights, 100% of them in 2 layers
  fc1          Gemm        512×784      1   98.4%   98.7%          309            154          12          41   yes
  fc2.weight   MatMul ×3    10×512      –    1.3%       –            9              4           7          10   no
 
-break-even: a pair of this rank or less has fewer weights and multiplications than the dense layer at the same precision (fp32 or int8); int8 vs int4: the same
-in bytes, an int8 pair against a dense int4 layer.
+break-even: factors of this rank or less have fewer weights and multiplications than the dense layer at the same precision (fp32 or int8); int8 vs int4: the
+same in bytes, int8 factors against a dense int4 layer.
 rank 90 % / 99 %: keeps that share of output energy on the calibration data. pays: rank 99 % is not above break-even."""
 
 

@@ -77,7 +77,7 @@ model.tflite: int8-dynamic-range, 48.0 kB, chosen by: roofline of targets.yaml
  fc3     10×512   –        dense            9    100.0%      –         –      –      –   the planned file has 9 bytes, dense int8 8
 
 latency: of the layer alone, predicted. loss: predicted, in nats of the answer's change to second order, quantization included. lost: share of the layer's
-output energy on the calibration data: of a pair to truncation + rounding of weights + rounding of what flows between the two, of a dense layer to rounding."""
+output energy on the calibration data: of factors to truncation + rounding of weights + rounding of what flows between the two, of a dense layer to rounding."""
 
 
 def test_a_pack_without_gradients_says_what_its_losses_are() -> None:
@@ -139,6 +139,6 @@ def test_what_stands_in_a_layers_place_shows_in_its_scheme_and_rank() -> None:
     onnx = MANIFEST["files"]["model.onnx"] | {"layers": [FC1, FC2, both, code]}
     entry = whole(MANIFEST | {"files": MANIFEST["files"] | {"model.onnx": onnx}}).packed("onnx")
     rows = text(Report(blocks=(layer_table(entry.layers, "model.onnx"),))).splitlines()[-4:]
-    assert rows[2].split()[:5] == ["fc1", "96×160", "nbits4", "+", "pair"]
+    assert rows[2].split()[:5] == ["fc1", "96×160", "nbits4", "+", "correction"]
     assert rows[2].split()[5] == "8"
     assert rows[3].split()[:5] == ["fc2", "96×160", "kmeans", "constexpr", "–"]
