@@ -23,6 +23,10 @@ def require_model(spec: str) -> None:
     file = _python_file(spec) or (spec if spec.lower().endswith(_MODELS) else None)
     if file is not None and not Path(file).expanduser().exists():
         raise _missing(ModelError, file, "check the path of the model")
+    if file is None and ":" not in spec and not Path(spec).expanduser().exists():
+        close = _similar(Path(spec).expanduser())
+        if close is not None and close.suffix.lower() in _MODELS:
+            raise ModelError(f"{spec}: no such file", hint=f"did you mean {close}?")
 
 
 def require_samples(spec: str | os.PathLike[str] | None) -> None:
@@ -54,10 +58,18 @@ def _python_file(spec: str) -> str | None:
 def _missing(error: type[InputError], file: str, hint: str, *, what: str = "file") -> InputError:
     """With the most similar name in its folder, where there is one."""
     path = Path(file).expanduser()
+    if not path.parent.is_dir():
+        return error(f"{file}: no such {what}", hint=f"there is no folder {path.parent}: {hint}")
+    close = _similar(path)
+    return error(f"{file}: no such {what}", hint=hint if close is None else f"did you mean {close}?")
+
+
+def _similar(path: Path) -> Path | None:
+    """What has the most similar name in the folder of a path; None where nothing is similar."""
     try:
         with os.scandir(path.parent) as entries:
             names = [entry.name for entry in islice(entries, _LOOKED_AT)]
     except OSError:
-        return error(f"{file}: no such {what}", hint=f"there is no folder {path.parent}: {hint}")
+        return None
     close = get_close_matches(path.name, names, n=1)
-    return error(f"{file}: no such {what}", hint=f"did you mean {path.parent / close[0]}?" if close else hint)
+    return path.parent / close[0] if close else None

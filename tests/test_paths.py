@@ -32,7 +32,9 @@ def test_what_is_there_or_is_no_path_passes(here: Path) -> None:
     require_pack("dist/digits.rpi4")
 
 
-@pytest.mark.parametrize("model", ["digit.onnx", "recipe.py:mlp", "models/digits.onnx", "other.pt2"])
+@pytest.mark.parametrize(
+    "model", ["digit.onnx", "recipe.py:mlp", "models/digits.onnx", "other.pt2", "digits.onn", "digits"]
+)
 def test_a_model_that_is_not_there(here: Path, model: str) -> None:
     with pytest.raises(ModelError, match=r": no such file$") as err:
         require_model(model)
@@ -41,6 +43,8 @@ def test_a_model_that_is_not_there(here: Path, model: str) -> None:
         "recipe.py:mlp": "did you mean recipes.py?",
         "models/digits.onnx": "there is no folder models: check the path of the model",
         "other.pt2": "check the path of the model",
+        "digits.onn": "did you mean digits.onnx?",
+        "digits": "did you mean digits.onnx?",
     }
     assert err.value.hint == hints[model]
 
