@@ -14,9 +14,6 @@ from edgepack.benchmark.pack import pack_variants
 from edgepack.benchmark.schedule import Schedule
 from edgepack.benchmark.session import Variant
 from edgepack.pack.manifest import file_path
-from edgepack.pipeline.build import EXAMPLE
-from edgepack.targets.file import get_target
-from edgepack.targets.target import HOST
 
 MODEL = f"{Path(__file__).parent / 'models' / 'mnist_mlp.py'}:recipe"
 MAX_DROP = 0.3
@@ -55,11 +52,12 @@ def measure(*, quick: bool = False) -> dict[str, Any]:
 
 def measure_pack(out: Path, *, quick: bool = False) -> dict[str, Any]:
     """Build the pack in a folder, then measure its files in turns; `rows` holds a row per file."""
-    target = get_target(HOST)
-    manifest = ep.build(MODEL, target, max_drop=MAX_DROP, out=out, progress=False).manifest.record()
+    target = ep.load_target("host")
+    pack = ep.build(MODEL, target, max_drop=MAX_DROP, out=out, progress=False)
+    manifest = pack.manifest.record()
     variants = pack_variants(out, target)
     schedule = QUICK if quick else SCHEDULE
-    measured = measure_files(variants, schedule, model="mnist-mlp", inputs=out / EXAMPLE, cold=True)
+    measured = measure_files(variants, schedule, model="mnist-mlp", inputs=pack.example_inputs, cold=True)
     rows = zip(variants, measured.pop("rows"), strict=True)
     return {
         "max_drop": MAX_DROP,

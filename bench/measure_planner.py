@@ -20,8 +20,9 @@ from measure_solver import measure_solver
 from edgepack.backends.registry import FORMATS
 from edgepack.benchmark.pack import pack_variants
 from edgepack.model.scheme import Format
+from edgepack.pack.folder import EXAMPLE
 from edgepack.pack.manifest import file_path
-from edgepack.pipeline.build import EXAMPLE, build
+from edgepack.pipeline.build import build
 from edgepack.pipeline.options import BuildOptions
 from edgepack.targets.file import get_target
 from edgepack.targets.target import HOST

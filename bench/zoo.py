@@ -28,8 +28,8 @@ from edgepack.backends.registry import backend
 from edgepack.data import Samples, feeds, rename
 from edgepack.metrics.values import sqnr_db
 from edgepack.model.types import Array
+from edgepack.pack.folder import EXAMPLE
 from edgepack.pack.manifest import read_document
-from edgepack.pipeline.build import EXAMPLE
 
 NAME = "zoo"
 KEPT = f"experiments/{NAME}"

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from edgepack.model.types import Recipe
+from edgepack import Recipe
 
 SEED = 0
 DIRECTIONS = 512

@@ -12,7 +12,8 @@ import torch
 from mnist_mlp import SEED, digits, one_thread, shifted
 from torch import nn
 
-from edgepack.model.types import Array, Recipe
+from edgepack import Recipe
+from edgepack.model.types import Array
 
 STEPS = PIXELS = 28
 HIDDEN = 128

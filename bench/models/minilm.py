@@ -24,7 +24,8 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import nn
 
-from edgepack.model.types import Array, Recipe
+from edgepack import Recipe
+from edgepack.model.types import Array
 
 TOKENS = 64
 SENTENCES = 400

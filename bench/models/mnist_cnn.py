@@ -9,7 +9,8 @@ import torch
 from mnist_mlp import SEED, digits, one_thread
 from torch import nn
 
-from edgepack.model.types import Array, Recipe
+from edgepack import Recipe
+from edgepack.model.types import Array
 
 EPOCHS = 8
 BATCH = 128

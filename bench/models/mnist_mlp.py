@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from edgepack.model.types import Array, Recipe
+from edgepack import Recipe
+from edgepack.model.types import Array
 
 SEED = 0
 TRAIN_COUNT = 4000

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from edgepack.model.types import Recipe
+from edgepack import Recipe
 
 CLASSES = 1000
 SAMPLES = 24

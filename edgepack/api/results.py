@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
+from typing import Literal
 
 from edgepack.backends.registry import FORMATS
 from edgepack.model.scheme import Format
-from edgepack.pack.folder import file_format
-from edgepack.pack.manifest import DropEntry, LayerEntry, Manifest, PackedFile, read_manifest
+from edgepack.pack.folder import EXAMPLE, file_format
+from edgepack.pack.manifest import DropEntry, FileEntry, LayerEntry, Manifest, PackedFile, read_manifest
 from edgepack.paths import require_pack
 from edgepack.pipeline.inspect import LayerReport, ModelReport
 from edgepack.pipeline.operators import OperatorReport, OperatorsReport
@@ -43,8 +44,8 @@ class Shown(ABC):
 
 
 @dataclass(frozen=True)
-class ModelFile:
-    """A model file of a pack.
+class PackFile:
+    """A model file of a pack, or a dense baseline.
 
     Attributes:
         path: where it is.
@@ -52,7 +53,7 @@ class ModelFile:
     """
 
     path: Path
-    entry: PackedFile
+    entry: FileEntry
 
     @property
     def size_bytes(self) -> int:
@@ -60,15 +61,33 @@ class ModelFile:
         return self.entry.size_bytes
 
     @property
-    def layers(self) -> tuple[LayerEntry, ...]:
-        """What became of each layer, and why."""
-        return self.entry.layers
+    def scheme(self) -> str:
+        """How its weights are stored: "int4-weights", or "mixed" where layers differ."""
+        return self.entry.scheme
+
+    @property
+    def score(self) -> float | None:
+        """Of the metric, higher is better: on the test where there is one, else on the samples that were kept back,
+        else on those that plans were chosen on; None without data."""
+        return self.entry.metric
 
     @property
     def drop(self) -> DropEntry | None:
         """What it lost, in the metric's unit, and what its true drop stays under: on the samples that were kept back
         where there are some, else on those that it was chosen on; None without data."""
         return self.entry.stated
+
+
+@dataclass(frozen=True)
+class ModelFile(PackFile):
+    """A compressed model file of a pack."""
+
+    entry: PackedFile
+
+    @property
+    def layers(self) -> tuple[LayerEntry, ...]:
+        """What became of each layer, and why."""
+        return self.entry.layers
 
 
 @dataclass(frozen=True)
@@ -102,6 +121,17 @@ class Pack(Shown, Mapping[str, ModelFile]):
     def warnings(self) -> tuple[str, ...]:
         """What its build had to say."""
         return self.manifest.warnings
+
+    @property
+    def example_inputs(self) -> Path | None:
+        """An .npz with the inputs of one call, by name; None where a model file is all that was written."""
+        return None if file_format(self.path) is not None else self.path / EXAMPLE
+
+    def baseline(self, precision: Literal["fp32", "int8"], fmt: Format) -> PackFile | None:
+        """The dense model in a precision, to compare with; None where the pack has none."""
+        entry = self.manifest.baseline(precision, fmt)
+        path = self.path / "baseline" / f"{precision}.{fmt}"
+        return PackFile(path, entry) if entry is not None and path.is_file() else None
 
     def report(self) -> Report:
         """As `edgepack build -v` prints it."""

@@ -17,6 +17,8 @@ from edgepack.workspace import RECORD, Cache, file_digest
 
 MANIFEST = "manifest.json"
 RESULTS = "results"
+EXAMPLE = "example_inputs.npz"
+"""The inputs of one call, by name."""
 WRITTEN = "written-files"
 """Step of the cache that keeps, by the digest of a model file that was written alone, what it was built from."""
 

@@ -18,7 +18,7 @@ from edgepack.errors import BudgetError, ModelError, PackError, UsageError
 from edgepack.model.scheme import Format
 from edgepack.model.types import Array, TensorSpec
 from edgepack.pack.card import write_card
-from edgepack.pack.folder import writing, writing_file
+from edgepack.pack.folder import EXAMPLE, writing, writing_file
 from edgepack.pack.manifest import ArchiveEntry, File, Manifest, PackedFile, read_manifest, write_manifest
 from edgepack.pipeline.baselines import (
     Baseline,
@@ -41,8 +41,6 @@ from edgepack.workspace import Cache, Progress, silent
 
 if TYPE_CHECKING:
     from edgepack.archive.images import JpegImage
-
-EXAMPLE = "example_inputs.npz"
 
 
 @dataclass(frozen=True)

@@ -64,6 +64,14 @@ def test_a_pack_is_typed_and_shown(pack: ep.Pack, data: dict[str, np.ndarray]) -
     assert [layer.layer for layer in file.layers] == ["w1", "w2", "w3"]
     with pytest.raises(KeyError):
         _ = pack["tflite"]
+    dense = pack.baseline("fp32", "onnx")
+    assert dense is not None
+    assert (dense.scheme, dense.size_bytes) == ("fp32", dense.path.stat().st_size)
+    assert dense.score is not None
+    assert file.score == pytest.approx(dense.score - file.drop.drop)
+    assert pack.baseline("fp32", "tflite") is None
+    assert pack.example_inputs is not None
+    assert set(np.load(pack.example_inputs)) == {"x"}
     again = ep.open_pack(pack.path)
     assert again.manifest == pack.manifest
     assert again.warnings == pack.warnings
