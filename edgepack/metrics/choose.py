@@ -100,7 +100,7 @@ def _labelled(reference: Sequence[Array], labels: Array | None) -> dict[int, Jud
     # A single number beside scores or class numbers is something else than their label.
     several = {number: found for number, found in known.items() if found.kind != "score"} or known
     why = {
-        "scores": "labels name the largest of its scores",
+        "scores": "labels are the classes that it scores",
         "score": "labels are 0 or 1, and it gives one score",
         "numbers": "it gives class numbers, as the labels are",
         "several": "labels say yes or no for each of its scores",

@@ -210,18 +210,16 @@ def _distilled(manifest: Manifest) -> Iterator[Block]:
 
 
 def _corners(manifest: Manifest) -> Iterator[Block]:
-    """What other aims would have come to: a line for each, and how they are known."""
-    said: list[str | Figure] = []
+    """What other aims would have come to: a line for each."""
     for name, entry in packed_files(manifest).items():
         if not entry.corners:
             continue
         own, *others = entry.corners
         for corner in others:
-            said += [f"{name} by --optimize {corner.optimize}: "]
-            said += [Figure(corner.latency_s, "seconds"), " instead of ", Figure(own.latency_s, "seconds"), ", "]
-            said += [Figure(corner.size_bytes, "bytes"), " instead of ", Figure(own.size_bytes, "bytes"), "\n"]
-    if said:
-        yield Paragraph((*said, "predicted, at the loss that is predicted of these files; none of that was written"))
+            size = Figure(corner.size_bytes, "bytes"), " instead of ", Figure(own.size_bytes, "bytes")
+            latency = Figure(corner.latency_s, "seconds"), " instead of ", Figure(own.latency_s, "seconds")
+            head = f"--optimize {corner.optimize} would make {name} "
+            yield Paragraph((head, *size, " and ", *latency, " (predicted, at an equal loss)"))
 
 
 def planned(entry: PackedFile) -> tuple[LayerEntry, ...]:

@@ -76,7 +76,7 @@ def test_what_does_not_depend_on_a_file(ready: Prepared, classifier: Path) -> No
     assert record["cost_sources"] == {"onnx": "emulated cost table"}
     assert record["loss_weighted_by"] in ("output energy", "output gradients")
     assert record["method"] == "whitened"
-    why = "labels name the largest of its scores"
+    why = "labels are the classes that it scores"
     assert record["metric"] == {
         "name": "accuracy",
         "why": why,

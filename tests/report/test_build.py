@@ -49,7 +49,7 @@ MANIFEST: dict[str, Any] = {
         "why": "labels",
         "validated": True,
         "outputs": [
-            {"output": 0, "metric": "accuracy", "labelled": True, "why": "labels name the largest of its scores"}
+            {"output": 0, "metric": "accuracy", "labelled": True, "why": "labels are the classes that it scores"}
         ],
     },
     "data": {"labelled": True},
@@ -79,7 +79,7 @@ dist/p: mnist-mlp for rpi4, metric: accuracy
  baseline/fp32.tflite   fp32                 1.63 MB         –         –      98.00   +0.00     +0.10
  baseline/fp32.onnx     fp32                 1.63 MB         –      0.3×      98.00   +0.00     +0.10
 
-on the confirmation samples: accuracy, since labels name the largest of its scores
+on the confirmation samples: accuracy, since labels are the classes that it scores
 at most: 90% sure, one-sided, on 1334 samples kept back from every choice
 model.onnx, model.tflite: 1 of 2 layers low-rank (rank 24); 1 in int8-dynamic, 1 in fp32
 -v, or edgepack inspect dist/p, shows each layer with its rank and its reason
@@ -201,8 +201,10 @@ def test_build_names_the_other_corners_in_a_line_each() -> None:
     ]
     report = build_report(Path("p"), whole(manifest))
     lines = text(report).splitlines()
-    first = lines.index("model.onnx by --optimize latency: 29.9 µs instead of 50.5 µs, 232 kB instead of 51.2 kB")
-    assert lines[first + 1] == "model.onnx by --optimize size: 71.0 µs instead of 50.5 µs, 43.0 kB instead of 51.2 kB"
-    assert lines[first + 2].startswith("predicted, ")
+    first = lines.index(
+        "--optimize latency would make model.onnx 232 kB instead of 51.2 kB and 29.9 µs instead of 50.5 µs "
+        "(predicted, at an equal loss)"
+    )
+    assert lines[first + 1].startswith("--optimize size would make model.onnx 43.0 kB instead of 51.2 kB and 71.0 µs ")
     assert report.record["manifest"]["files"]["model.onnx"]["corners"] == manifest["files"]["model.onnx"]["corners"]
     assert "--optimize" not in text(build_report(Path("p"), whole(MANIFEST)))
