@@ -9,12 +9,15 @@ from pathlib import Path
 from edgepack.archive.archive import Unpacked
 from edgepack.devices.doctor import Check, Finding
 from edgepack.emulator.install import Installed
+from edgepack.errors import SOURCE
 from edgepack.report.report import Block, Column, Field, Paragraph, Report, facts, hidden, make_table
 
 
 def doctor_report(tools: Sequence[Finding]) -> Report:
     """One row per tool: what it is for, and its version or the command that installs it."""
-    return Report(blocks=(make_table(_TOOLS, tools),), record=[asdict(tool) for tool in tools])
+    extras = any(tool.found is None and "'.[" in tool.install for tool in tools)
+    notes = (f"pip install '.[…]' {SOURCE}",) if extras else ()
+    return Report(blocks=(make_table(_TOOLS, tools, notes=notes),), record=[asdict(tool) for tool in tools])
 
 
 def _here(tool: Finding) -> str:
@@ -25,7 +28,7 @@ def _here(tool: Finding) -> str:
 
 _TOOLS: tuple[Field[Finding], ...] = (
     Field(Column("name", "tool")),
-    Field(Column("purpose", "for")),
+    Field(Column("purpose", "purpose")),
     Field(Column("here", "here", only="people"), _here),
     *(Field[Finding](hidden(key)) for key in ("found", "tested", "lacks", "install")),
 )

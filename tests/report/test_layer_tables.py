@@ -93,18 +93,22 @@ def test_doctor() -> None:
         Finding("onnxruntime", "runs .onnx files", "1.31.0", "pip install onnxruntime"),
         Finding("ai-edge-litert", "runs .tflite files", "2.4.0", "pip install '.[tflite]'", tested="2.3.0"),
         Finding("adb", "reaches Android devices", None, "apt-get install adb"),
+        Finding("keras", "opens Keras models", None, "pip install '.[keras]'"),
         Finding("emulator aarch64", "counts", None, "edgepack emulator install", "cc, the aarch64 system"),
     ]
     assert text(doctor_report(tools)) == DOCTOR
 
 
 DOCTOR = """\
- tool               for                       here
+ tool               purpose                   here
  ──────────────────────────────────────────────────────────────────────────────────────────────────────
  onnxruntime        runs .onnx files          1.31.0
  ai-edge-litert     runs .tflite files        2.4.0, newer than the tested 2.3.0
  adb                reaches Android devices   missing: apt-get install adb
- emulator aarch64   counts                    missing cc, the aarch64 system: edgepack emulator install"""
+ keras              opens Keras models        missing: pip install '.[keras]'
+ emulator aarch64   counts                    missing cc, the aarch64 system: edgepack emulator install
+
+pip install '.[…]' (. is edgepack's checkout, or its wheel)"""
 
 
 def test_emulator_install() -> None:
