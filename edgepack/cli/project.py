@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,7 +11,8 @@ import typer
 from typer.core import TyperCommand
 
 from edgepack.cli.options import door, reporting, show
-from edgepack.errors import InputError, UsageError
+from edgepack.errors import EdgepackError, InputError, UsageError
+from edgepack.paths import require_model, require_samples
 from edgepack.report.render import TERMINAL, Renderer
 
 PROJECT = "edgepack.yaml"
@@ -117,18 +118,15 @@ def init(
     Example: edgepack init
     """
     from edgepack.report.report import Report
-    from edgepack.sources import source_of
     from edgepack.targets.file import get_target
 
     path = Path(PROJECT)
     if path.exists() and not force:
         raise UsageError(f"{path} is there already", hint="edit it, or give --force")
-    model = model or typer.prompt("Model (model.onnx, file.py:function, …)", err=True)
-    source_of(model)
-    target = target or typer.prompt("Target (`edgepack targets list` shows all)", default="rpi4", err=True)
-    get_target(target)
-    if data is None:
-        data = typer.prompt("Samples (.npz, a folder, file.py:function; empty for none)", default="", err=True)
+    model = _asked(model, "Model (model.onnx, file.py:function, …)", _check_model)
+    target = _asked(target, "Target (`edgepack targets list` shows all)", get_target, "rpi4")
+    samples = "Samples (.npz, a folder, file.py:function; empty for none)"
+    data = _asked(data, samples, lambda answer: require_samples(answer or None), "")
     if max_drop is None:
         max_drop = typer.prompt("Largest drop of the metric, in its unit", default=0.5, type=float, err=True)
     options: dict[str, object] = {"model": model, "target": target, "data": data, "max-drop": max_drop}
@@ -137,6 +135,29 @@ def init(
     write_project(path, options)
     line = f"{path}: `edgepack build` builds {model} for {target}"
     show(Report(title=(line,), record={"file": str(path), "options": options}), output)
+
+
+def _asked(given: str | None, question: str, check: Callable[[str], object], default: str | None = None) -> str:
+    """What was given, else the answer, which is asked for again until it passes the check."""
+    if given is not None:
+        check(given)
+        return given
+
+    def checked(answer: str) -> str:
+        try:
+            check(answer)
+        except EdgepackError as err:
+            raise typer.BadParameter(f"{err.message} ({err.hint})" if err.hint else err.message) from err
+        return answer
+
+    return str(typer.prompt(question, default=default, value_proc=checked, err=True))
+
+
+def _check_model(spec: str) -> None:
+    from edgepack.sources import source_of
+
+    require_model(spec)
+    source_of(spec)
 
 
 def write_project(path: Path, options: Mapping[str, object]) -> None:

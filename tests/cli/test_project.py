@@ -27,7 +27,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[BuildOptions]:
     """What builds are asked for, none of which runs."""
     found: list[BuildOptions] = []
     module = import_module("edgepack.cli.build")
-    monkeypatch.setattr(module, "_build", lambda options, output: found.append(options))
+    monkeypatch.setattr(module, "_build", lambda options, output, reasons: found.append(options))
     return found
 
 
@@ -43,6 +43,14 @@ def test_what_is_asked_is_what_is_built(folder: Path, asked: list[BuildOptions])
     (options,) = asked
     assert (options.model, options.target.name, options.max_drop) == ("model.onnx", "rpi5", 0.25)
     assert options.data == Path("samples.npz")
+
+
+def test_an_answer_that_makes_no_sense_is_asked_for_again(folder: Path) -> None:
+    done = run("init", answers="modle.onnx\nmodel.onnx\nrpi44\nrpi4\nsample.npz\nsamples.npz\n1\n")
+    assert done.exit_code == 0, done.output
+    for said in ("did you mean model.onnx?", 'did you mean "rpi4"?', "did you mean samples.npz?"):
+        assert said in done.output
+    assert "data: samples.npz\n" in (folder / "edgepack.yaml").read_text()
 
 
 def test_nothing_is_asked_where_all_is_given(folder: Path) -> None:
