@@ -72,7 +72,7 @@ def _judged(manifest: Manifest) -> Iterator[str]:
         return
     yield (
         f"Drop: of {_escape(metric.name)}, in its unit, against the original on {lost.samples} samples. "
-        f"With {lost.confidence:.0%} confidence the true drop is at most what stands behind it."
+        f"*At most*: what the true drop stays under with {lost.confidence:.0%} confidence."
     )
     yield "Latency: of one inference on one thread, predicted where it does not say measured."
 
@@ -83,11 +83,11 @@ def _first_drop(manifest: Manifest) -> DropEntry | None:
 
 
 def _layers(layers: tuple[LayerEntry, ...]) -> str:
-    kinds = Counter(layer.structure if layer.rank is None else f"{layer.structure} in their place" for layer in layers)
+    kinds = Counter(layer.structure for layer in layers)
     dense = sum(layer.out_features * layer.in_features for layer in layers)
     kept = sum(layer.weight_parameters for layer in layers)
     counted = ", ".join(f"{count} {_escape(kind)}" for kind, count in kinds.most_common())
-    return f"{counted}; {kept} of {dense} weights" if dense else counted
+    return f"{counted}; {kept} of the original's {dense} weights" if dense else counted
 
 
 def _escape(text: str) -> str:
