@@ -352,8 +352,8 @@ def open_workspace(
 
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgepack-")))
-        crew = stack.enter_context(workers(scheduler))
-        yield Workspace(cache, folder, seed, crew, progress)
+        started = stack.enter_context(workers(scheduler))
+        yield Workspace(cache, folder, seed, started, progress)
 
 
 def _made(value: V | Keyed[V]) -> V:

@@ -14,7 +14,7 @@ from edgepack.api.target import load_target
 from edgepack.benchmark.emulate import emulate_pack
 from edgepack.benchmark.pack import Session, bench_places, failure
 from edgepack.benchmark.session import Settings
-from edgepack.devices.connect import Reach, places
+from edgepack.devices.connect import ConnectOptions, places
 from edgepack.errors import UsageError
 from edgepack.pack.facts import read_facts
 from edgepack.report.comparison import compare_packs, compare_results, rows_of_emulated
@@ -75,9 +75,9 @@ def bench(
             counted = emulate_pack(folder, target=chosen, threads=settings.threads, formats=formats, progress=told)
             return Comparison((), tuple(rows_of_emulated(counted, facts, chosen)))
         hosts, serials = ([one] if one is not None else [] for one in (host, serial))
-        reach = Reach(hosts, serials, local=not hosts and not serials, install=how.get("install", False))
-        (place,) = places([chosen], reach)
-        benched = bench_places(Session(folder, settings, formats), [place], reach, {place.title: told})
+        options = ConnectOptions(hosts, serials, local=not hosts and not serials, install=how.get("install", False))
+        (place,) = places([chosen], options)
+        benched = bench_places(Session(folder, settings, formats), [place], options, {place.title: told})
     if (error := failure(benched)) is not None:
         raise error
     compared = compare_results([one.result for one in benched if one.result is not None], folder)

@@ -22,7 +22,7 @@ _AGAIN = "copy the file again, or build the pack again"
 
 
 @dataclass(frozen=True)
-class Unpacked:
+class Extracted:
     """A file out of an archive.
 
     Attributes:
@@ -39,7 +39,7 @@ class Unpacked:
 
 
 def pack(name: str, content: bytes, images: Sequence[JpegImage] = ()) -> bytes:
-    """A model file as an archive, which is unpacked and compared once before it is handed over.
+    """A model file as an archive, which is extracted and compared once before it is handed over.
 
     Args:
         name: of the file, without a folder.
@@ -48,7 +48,7 @@ def pack(name: str, content: bytes, images: Sequence[JpegImage] = ()) -> bytes:
 
     Raises:
         UsageError: the name is a path, or the file too large.
-        ProofError: what would be unpacked is not what was packed.
+        ProofError: what would be extracted is not what was packed.
     """
     try:
         archive = tarxz.write({name: content})
@@ -63,7 +63,7 @@ def pack(name: str, content: bytes, images: Sequence[JpegImage] = ()) -> bytes:
     return archive
 
 
-def unpack(archive: bytes, origin: str) -> dict[str, bytes]:
+def extract(archive: bytes, origin: str) -> dict[str, bytes]:
     """{file name: bytes}, each held against its SHA-256.
 
     Args:
@@ -103,7 +103,7 @@ def add_archives(
     return entries
 
 
-def extract_file(path: Path, out: Path | None = None, *, force: bool = False) -> list[Unpacked]:
+def extract_file(path: Path, out: Path | None = None, *, force: bool = False) -> list[Extracted]:
     """Write the files of an archive, all checked before the first is written, each whole or not at all.
 
     Args:
@@ -116,7 +116,7 @@ def extract_file(path: Path, out: Path | None = None, *, force: bool = False) ->
         OutputError: another file is in the way, or the folder cannot be written.
         UsageError: it holds JPEG files and Pillow is missing.
     """
-    found = unpack(_content(path), str(path))
+    found = extract(_content(path), str(path))
     folder = path.parent if out is None else out
     same = {name for name, content in found.items() if _holds(folder / name, content)}
     for name in found:
@@ -127,14 +127,14 @@ def extract_file(path: Path, out: Path | None = None, *, force: bool = False) ->
         if name not in same:
             _write(folder / name, content)
     return [
-        Unpacked(folder / name, len(content), hashlib.sha256(content).hexdigest(), name not in same)
+        Extracted(folder / name, len(content), hashlib.sha256(content).hexdigest(), name not in same)
         for name, content in found.items()
     ]
 
 
 def _gives(archive: bytes, name: str, content: bytes) -> bool:
     try:
-        return unpack(archive, name) == {name: content}
+        return extract(archive, name) == {name: content}
     except ModelError:
         return False
 

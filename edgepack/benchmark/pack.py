@@ -12,7 +12,7 @@ from edgepack.backends.registry import FORMATS
 from edgepack.benchmark.results import BenchResult
 from edgepack.benchmark.results_file import save_result
 from edgepack.benchmark.session import STANDARD, Settings, Variant, bench_variants
-from edgepack.devices.connect import Place, Reach, reached
+from edgepack.devices.connect import ConnectOptions, Place, connected
 from edgepack.devices.device import Device
 from edgepack.errors import EdgepackError, PackError
 from edgepack.model.scheme import Format
@@ -119,18 +119,18 @@ class Benched:
 
 
 def bench_places(
-    session: Session, places: Sequence[Place], reach: Reach, progress: Mapping[str, Progress]
+    session: Session, places: Sequence[Place], options: ConnectOptions, progress: Mapping[str, Progress]
 ) -> list[Benched]:
     """Runs a session on every device at once; each result is in the pack as soon as its device is done.
 
     Args:
         session: what to measure.
         places: at least one, each once.
-        reach: how they are reached.
+        options: how they are reached.
         progress: by the title of a place.
     """
     if len(places) == 1:
-        return [_bench(session, places[0], reach, progress[places[0].title])]
+        return [_bench(session, places[0], options, progress[places[0].title])]
     stop = threading.Event()
 
     def stoppable(tell: Progress) -> Progress:
@@ -143,7 +143,7 @@ def bench_places(
 
     with ThreadPoolExecutor(len(places)) as pool:
         try:
-            tasks = [pool.submit(_bench, session, one, reach, stoppable(progress[one.title])) for one in places]
+            tasks = [pool.submit(_bench, session, one, options, stoppable(progress[one.title])) for one in places]
             return [task.result() for task in tasks]
         except BaseException:
             stop.set()  # the devices end after the process that they are at
@@ -162,9 +162,9 @@ def failure(found: Sequence[Benched]) -> EdgepackError | None:
     return type(errors[0])("\n".join(lines))
 
 
-def _bench(session: Session, place: Place, reach: Reach, progress: Progress) -> Benched:
+def _bench(session: Session, place: Place, options: ConnectOptions, progress: Progress) -> Benched:
     try:
-        with reached(place, reach, progress) as device:
+        with connected(place, options, progress) as device:
             result = bench_pack(
                 session.pack,
                 target=place.target,

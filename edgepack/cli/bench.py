@@ -28,7 +28,7 @@ from edgepack.report.render import Renderer
 
 if TYPE_CHECKING:
     from edgepack.benchmark.pack import Session
-    from edgepack.devices.connect import Reach
+    from edgepack.devices.connect import ConnectOptions
     from edgepack.targets.target import Target
 
 
@@ -89,12 +89,12 @@ def bench(
     require_pack(pack)
     from edgepack.benchmark.pack import Session
     from edgepack.benchmark.session import Settings
-    from edgepack.devices.connect import Reach
+    from edgepack.devices.connect import ConnectOptions
     from edgepack.pack.facts import read_facts
     from edgepack.pipeline.options import parse_formats
     from edgepack.targets.file import get_target
 
-    reach = Reach(
+    options = ConnectOptions(
         tuple(hosts or ()),
         tuple(serials or ()),
         local,
@@ -106,7 +106,7 @@ def bench(
         perf_test,
     )
     if emulate:
-        _require_countable(reach, measured=quick or sustained)
+        _require_countable(options, measured=quick or sustained)
     facts = read_facts(pack)
     chosen = [get_target(name, targets_file) for name in target or [facts.target_name]]
     asked = None if formats is None else parse_formats(formats)
@@ -114,13 +114,13 @@ def bench(
     if emulate:
         _count(session, chosen, by_layer=layers, output=output)
     else:
-        _measure(session, chosen, reach, output)
+        _measure(session, chosen, options, output)
 
 
-def _require_countable(reach: Reach, *, measured: bool) -> None:
+def _require_countable(options: ConnectOptions, *, measured: bool) -> None:
     from edgepack.errors import UsageError
 
-    if reach.local or reach.hosts or reach.serials:
+    if options.local or options.hosts or options.serials:
         raise UsageError("--emulate excludes --local, --host and --adb")
     if measured:
         hint = "leave them out"
@@ -147,15 +147,15 @@ def _count(session: Session, targets: Sequence[Target], *, by_layer: bool, outpu
     show(comparison_report((), rows_of_emulated(counted, read_facts(session.pack), targets[0])), output)
 
 
-def _measure(session: Session, targets: Sequence[Target], reach: Reach, output: Renderer) -> None:
+def _measure(session: Session, targets: Sequence[Target], options: ConnectOptions, output: Renderer) -> None:
     from edgepack.benchmark.pack import bench_places, failure
     from edgepack.devices.connect import places
     from edgepack.report.comparison import compare_results, comparison_report
 
-    found = places(targets, reach)
+    found = places(targets, options)
     titles = [place.title for place in found]
     with progress_bars(titles, output) as progress:
-        benched = bench_places(session, found, reach, progress)
+        benched = bench_places(session, found, options, progress)
     for one in benched:
         if one.taken_up and not output.for_machines:
             note = f"{one.place.title}: {one.taken_up} processes were taken up from a measurement that was cut"

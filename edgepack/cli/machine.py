@@ -22,7 +22,7 @@ from edgepack.cli.options import (
 from edgepack.report.render import TERMINAL, Renderer
 
 if TYPE_CHECKING:
-    from edgepack.devices.connect import Reach
+    from edgepack.devices.connect import ConnectOptions
 
 emulator_app = typer.Typer(
     name="emulator", help="What `edgepack bench --emulate` needs on this machine.", no_args_is_help=True
@@ -56,10 +56,10 @@ def doctor(
     Example: edgepack doctor --host pi@raspberrypi.local
     """
     if hosts or serials:
-        from edgepack.devices.connect import Reach
+        from edgepack.devices.connect import ConnectOptions
 
-        reach = Reach(tuple(hosts or ()), tuple(serials or ()), False, ssh_config, python, install)
-        _doctor_of_devices(reach, output)
+        options = ConnectOptions(tuple(hosts or ()), tuple(serials or ()), False, ssh_config, python, install)
+        _doctor_of_devices(options, output)
         return
     from edgepack.devices.doctor import examine
     from edgepack.report.doctor import doctor_report
@@ -67,15 +67,15 @@ def doctor(
     show(doctor_report(examine()), output)
 
 
-def _doctor_of_devices(reach: Reach, output: Renderer) -> None:
-    from edgepack.devices.connect import places, reached_remote
+def _doctor_of_devices(options: ConnectOptions, output: Renderer) -> None:
+    from edgepack.devices.connect import connected_remote, places
     from edgepack.devices.doctor import examine_device
     from edgepack.report.doctor import preflight_report
     from edgepack.targets.file import get_target
 
     found = {}
-    for place in places([get_target("host")], reach):
-        with progress_bar(output) as progress, reached_remote(place, reach, progress) as device:
+    for place in places([get_target("host")], options):
+        with progress_bar(output) as progress, connected_remote(place, options, progress) as device:
             found[place.title] = examine_device(device)
         if output is TERMINAL:  # each as soon as it is known: the next device may not answer
             show(preflight_report({place.title: found[place.title]}))

@@ -117,7 +117,7 @@ def probe(
 
     from rich.console import Console
 
-    from edgepack.devices.connect import Reach, one_place, reached
+    from edgepack.devices.connect import ConnectOptions, connected, one_place
     from edgepack.devices.profile import listed_targets, probe_target
     from edgepack.report.targets import entry_text, sweep_report
     from edgepack.targets.file import get_target
@@ -125,9 +125,9 @@ def probe(
 
     listed = listed_targets(targets_file)
     compared = listed.get(shipped) or get_target(shipped, targets_file) if shipped is not None else None
-    reach = Reach(tuple(hosts or ()), tuple(serials or ()), local, ssh_config, python, install)
-    place = one_place(compared or get_target(HOST), reach, "edgepack targets probe")
-    with progress_bar(output) as progress, reached(place, reach, progress) as device:
+    options = ConnectOptions(tuple(hosts or ()), tuple(serials or ()), local, ssh_config, python, install)
+    place = one_place(compared or get_target(HOST), options, "edgepack targets probe")
+    with progress_bar(output) as progress, connected(place, options, progress) as device:
         found = probe_target(device, name, compared, progress, listed=listed.values())
     record = found.record()
     if output is not TERMINAL:
@@ -169,16 +169,16 @@ def calibrate_target(
     """
     if model is not None:
         require_model(model)
-    from edgepack.devices.connect import Reach, one_place, reached
+    from edgepack.devices.connect import ConnectOptions, connected, one_place
     from edgepack.pipeline.measure_target import calibrate_target as run
     from edgepack.pipeline.options import parse_formats
     from edgepack.report.targets import calibrated_report
     from edgepack.targets.file import get_target
 
     target = get_target(name, targets_file)
-    reach = Reach(tuple(hosts or ()), tuple(serials or ()), local, ssh_config, python, install)
-    place = one_place(target, reach, f"edgepack targets calibrate {name}")
+    options = ConnectOptions(tuple(hosts or ()), tuple(serials or ()), local, ssh_config, python, install)
+    place = one_place(target, options, f"edgepack targets calibrate {name}")
     chosen = None if formats is None else parse_formats(formats)
-    with progress_bar(output) as progress, reached(place, reach, progress) as device:
+    with progress_bar(output) as progress, connected(place, options, progress) as device:
         found = run(device, target, model=model, formats=chosen, threads=threads, quick=quick, progress=progress)
     show(calibrated_report(found.record()), output)

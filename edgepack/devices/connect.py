@@ -37,7 +37,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Reach:
+class ConnectOptions:
     """How devices are reached.
 
     Attributes:
@@ -62,22 +62,22 @@ class Reach:
     perf_test: Path | None = None
 
 
-def places(targets: Sequence[Target], reach: Reach) -> list[Place]:
+def places(targets: Sequence[Target], options: ConnectOptions) -> list[Place]:
     """The devices to measure on: those asked for, else the hosts that the targets name, else this machine.
 
     Args:
         targets: one for all devices, or one for each: first those of `hosts`, then those of `serials`.
-        reach: as asked for.
+        options: as asked for.
 
     Raises:
         UsageError: the numbers do not fit, a device is named twice, or options exclude each other.
     """
-    if reach.local:
-        if reach.hosts or reach.serials:
+    if options.local:
+        if options.hosts or options.serials:
             raise UsageError("--local excludes --host and --adb")
         return [Place("local", "", target) for target in _one(targets, "--local")]
-    asked: list[tuple[Kind, str]] = [("ssh", host) for host in reach.hosts]
-    asked += [("adb", serial) for serial in reach.serials]
+    asked: list[tuple[Kind, str]] = [("ssh", host) for host in options.hosts]
+    asked += [("adb", serial) for serial in options.serials]
     if asked:
         found = [
             Place(kind, address, target) for (kind, address), target in zip(asked, _each(targets, asked), strict=True)
@@ -93,23 +93,23 @@ def places(targets: Sequence[Target], reach: Reach) -> list[Place]:
     return found
 
 
-def one_place(target: Target, reach: Reach, command: str) -> Place:
+def one_place(target: Target, options: ConnectOptions, command: str) -> Place:
     """The device of a command that looks at one; this machine only where that was said.
 
     Args:
         target: that it stands for.
-        reach: as asked for.
+        options: as asked for.
         command: for the hint.
 
     Raises:
         UsageError: none was named, or several.
     """
-    found = places([target], reach)
+    found = places([target], options)
     if len(found) != 1:
         raise UsageError(
             f"{len(found)} devices for one command; expected one", hint=f"{command} --host {found[0].address}"
         )
-    if found[0].kind == "local" and not reach.local:
+    if found[0].kind == "local" and not options.local:
         hint = f"{command} --host user@host, or --local for this machine"
         raise UsageError("which device is meant?", hint=hint)
     return found[0]
@@ -133,7 +133,7 @@ def _each(targets: Sequence[Target], asked: Sequence[object]) -> Sequence[Target
 
 
 @contextmanager
-def reached(place: Place, reach: Reach, progress: Progress = silent) -> Iterator[Device]:
+def connected(place: Place, options: ConnectOptions, progress: Progress = silent) -> Iterator[Device]:
     """The device of a place, for the time of a session.
 
     Raises:
@@ -146,15 +146,15 @@ def reached(place: Place, reach: Reach, progress: Progress = silent) -> Iterator
     if place.kind == "local":
         yield LocalDevice()
         return
-    with reached_remote(place, reach, progress) as device:
-        if reach.benchmark_model or reach.perf_test:
-            yield NativeDevice(device, benchmark_model=reach.benchmark_model, perf_test=reach.perf_test)
+    with connected_remote(place, options, progress) as device:
+        if options.benchmark_model or options.perf_test:
+            yield NativeDevice(device, benchmark_model=options.benchmark_model, perf_test=options.perf_test)
         else:
             yield device
 
 
 @contextmanager
-def reached_remote(place: Place, reach: Reach, progress: Progress = silent) -> Iterator[RemoteDevice]:
+def connected_remote(place: Place, options: ConnectOptions, progress: Progress = silent) -> Iterator[RemoteDevice]:
     """The device of a place that is not this machine; what it left there is removed if the block ends well.
 
     Raises:
@@ -162,9 +162,9 @@ def reached_remote(place: Place, reach: Reach, progress: Progress = silent) -> I
         DeviceError: it cannot be reached, lacks something, or is measured by another session.
     """
     progress("connect")
-    device = RemoteDevice(_link(place, reach), python=reach.python, fresh=reach.fresh, progress=progress)
+    device = RemoteDevice(_link(place, options), python=options.python, fresh=options.fresh, progress=progress)
     try:
-        if reach.install:
+        if options.install:
             from edgepack.devices.install import install_runtimes
 
             install_runtimes(device, place.target, progress)
@@ -174,11 +174,11 @@ def reached_remote(place: Place, reach: Reach, progress: Progress = silent) -> I
         device.close()
 
 
-def _link(place: Place, reach: Reach) -> Link:
+def _link(place: Place, options: ConnectOptions) -> Link:
     if place.kind == "adb":
         from edgepack.devices.adb import AdbLink
 
         return AdbLink(place.address)
     from edgepack.devices.ssh import SshLink
 
-    return SshLink(place.address, config=reach.ssh_config)
+    return SshLink(place.address, config=options.ssh_config)

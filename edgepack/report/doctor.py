@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from edgepack.archive.archive import Unpacked
+from edgepack.archive.archive import Extracted
 from edgepack.devices.doctor import Check, Finding
 from edgepack.emulator.install import Installed
 from edgepack.errors import SOURCE
@@ -68,14 +68,14 @@ def installed_report(installed: Installed) -> Report:
     return Report(blocks=(facts(f"emulator {installed.arch}", rows),), record=asdict(installed))
 
 
-def extracted_report(file: Path, files: Sequence[Unpacked]) -> Report:
+def extracted_report(file: Path, files: Sequence[Extracted]) -> Report:
     """One row per file that came out of an archive."""
     listed = [{**asdict(one), "path": str(one.path)} for one in files]
     record = {"file": str(file), "archive_bytes": file.stat().st_size, "files": listed}
-    return Report(blocks=(make_table(_UNPACKED, files),), record=record)
+    return Report(blocks=(make_table(_EXTRACTED, files),), record=record)
 
 
-_UNPACKED: tuple[Field[Unpacked], ...] = (
+_EXTRACTED: tuple[Field[Extracted], ...] = (
     Field(Column("path", "file"), lambda one: str(one.path)),
     Field(Column("size_bytes", "size", "bytes")),
     Field(Column("sha256", "sha256", "digest")),

@@ -1,4 +1,4 @@
-"""What unpacking leaves on the disk."""
+"""What extracting leaves on the disk."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgepack.archive import tarxz
-from edgepack.archive.archive import pack, unpack
+from edgepack.archive.archive import extract, pack
 from edgepack.archive.images import JpegImage
 from edgepack.errors import ModelError
 from edgepack.methods import mosaic
@@ -34,17 +34,17 @@ WITH_IMAGE = as_files(pack("m", HOLDING, [JpegImage(CODES, JPEG)]))
 
 def refused(content: bytes, says: str | None = None) -> None:
     with pytest.raises(ModelError, match=says) as caught:
-        unpack(content, "far/model.tar.xz")
+        extract(content, "far/model.tar.xz")
     assert caught.value.exit_code == 3
     assert caught.value.message.startswith("far/model.tar.xz: ")
     assert caught.value.hint
 
 
 def test_the_samples_are_good() -> None:
-    assert unpack(PACKED, "x") == FILES
-    assert unpack(xz(tar([LISTED, MODEL])), "x") == FILES
-    assert unpack(archive(FILES), "x") == FILES
-    assert unpack(with_images(lambda index: None), "x") == {"m": HOLDING}
+    assert extract(PACKED, "x") == FILES
+    assert extract(xz(tar([LISTED, MODEL])), "x") == FILES
+    assert extract(archive(FILES), "x") == FILES
+    assert extract(with_images(lambda index: None), "x") == {"m": HOLDING}
 
 
 @given(st.integers(0, len(PACKED) - 1))
@@ -64,7 +64,7 @@ def test_a_changed_byte_behind_a_right_checksum_of_xz(place: int, change: int) -
     damaged = bytearray(tar([LISTED, MODEL]))
     damaged[place] ^= change
     try:
-        found = unpack(xz(bytes(damaged)), "x")
+        found = extract(xz(bytes(damaged)), "x")
     except ModelError:
         return
     assert found == FILES, "a byte that says nothing, such as padding"

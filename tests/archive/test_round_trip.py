@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from edgepack.archive import archive as archiving
 from edgepack.archive import tarxz
-from edgepack.archive.archive import pack, unpack
+from edgepack.archive.archive import extract, pack
 from edgepack.archive.images import JpegImage, laid
 from edgepack.errors import ProofError, UsageError
 from edgepack.methods import mosaic
@@ -34,7 +34,7 @@ contents = st.binary(max_size=200) | st.builds(
 @given(contents)
 def test_any_bytes(content: bytes) -> None:
     packed = pack("model.onnx", content)
-    assert unpack(packed, "x") == {"model.onnx": content}
+    assert extract(packed, "x") == {"model.onnx": content}
     assert pack("model.onnx", content) == packed
     assert as_files(packed) == {"SHA256SUMS": sums({"model.onnx": content}), "model.onnx": content}
 
@@ -65,7 +65,7 @@ def test_what_other_tools_pack_is_read(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(CONTENT)
     (tmp_path / "SHA256SUMS").write_bytes(sums({"model.onnx": CONTENT}))
     subprocess.run(["tar", "-cJf", "m.tar.xz", "model.onnx", "SHA256SUMS"], cwd=tmp_path, check=True)
-    assert unpack((tmp_path / "m.tar.xz").read_bytes(), "x") == {"model.onnx": CONTENT}
+    assert extract((tmp_path / "m.tar.xz").read_bytes(), "x") == {"model.onnx": CONTENT}
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_codes_of_a_jpeg_travel_as_the_jpeg(transposed: bool, zero_point: int) -
     (place,) = json.loads(files["images.json"])["images"]
     assert place == {"offset": 6, "rows": 40, "columns": 256, "transposed": transposed, "zero_point": zero_point}
     assert len(jpeg) < len(packed) < len(pack("m", content))
-    assert unpack(packed, "x") == {"m": content}
+    assert extract(packed, "x") == {"m": content}
 
 
 def test_two_layers_of_the_same_codes_have_a_place_each() -> None:
@@ -112,7 +112,7 @@ def test_two_layers_of_the_same_codes_have_a_place_each() -> None:
     content = image.codes.tobytes() + b"between" + image.codes.tobytes()
     packed = pack("m", content, [image, image])
     assert [place["offset"] for place in json.loads(as_files(packed)["images.json"])["images"]] == [0, 40 * 256 + 7]
-    assert unpack(packed, "x") == {"m": content}
+    assert extract(packed, "x") == {"m": content}
 
 
 def test_a_jpeg_of_other_codes_is_not_used() -> None:
