@@ -35,7 +35,7 @@ def test_one_target_for_all_or_one_for_each() -> None:
 
 
 @pytest.mark.parametrize(
-    ("targets", "reach", "expected"),
+    ("targets", "options", "expected"),
     [
         ([RPI4, RPI5], ConnectOptions(hosts=("a", "b", "c")), "2 targets for 3 devices"),
         ([RPI4, RPI5], ConnectOptions(), "2 targets (rpi4, rpi5) for this machine; expected one"),
