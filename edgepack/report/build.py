@@ -399,8 +399,8 @@ def _ranks(row: ExploredRow) -> str | None:
 
 
 _EXPLORED: tuple[Field[ExploredRow], ...] = (
-    Field(Column("on_front", "", "mark")),
     Field(Column("plan", "plan", "integer"), lambda row: row.number),
+    Field(Column("on_front", "", "mark")),
     Field(Column("format", "format")),
     Field(Column("scheme", "scheme")),
     Field(Column("factored", "factored", "of", parts=("factored_layers", "layers"))),

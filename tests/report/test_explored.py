@@ -30,11 +30,11 @@ def test_rows() -> None:
 
 
 EXPLORED = """\
-     plan   format   scheme               factored   rank   weights      size   latency   drop   at most
+ plan       format   scheme               factored   rank   weights      size   latency   drop   at most
  ───────────────────────────────────────────────────────────────────────────────────────────────────────
-        1   onnx     fp32                   0 of 2   –       100.0%   1.63 MB    470 µs   0.00      0.00
- *      2   onnx     mixed                  1 of 2   32       10.3%   51.2 kB   13.9 µs   0.25      0.41
- *      3   tflite   int8-dynamic-range     2 of 2   8–64      5.0%   72.4 kB   9.79 µs   0.00      0.16
+    1       onnx     fp32                   0 of 2   –       100.0%   1.63 MB    470 µs   0.00      0.00
+    2   *   onnx     mixed                  1 of 2   32       10.3%   51.2 kB   13.9 µs   0.25      0.41
+    3   *   tflite   int8-dynamic-range     2 of 2   8–64      5.0%   72.4 kB   9.79 µs   0.00      0.16
 
 * on the Pareto front: no other plan of its format is as good in drop, latency and size, and better in one.
 drop: of accuracy on 800 validation samples; at most: with 90% confidence, one-sided.
