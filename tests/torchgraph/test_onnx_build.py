@@ -78,6 +78,27 @@ def test_a_known_branch_is_taken(chosen: bool) -> None:
     torch.testing.assert_close(run(model([node], {"on": chosen})), -X if chosen else X.abs())
 
 
+def test_of_branches_that_inputs_choose_each_result_is_picked() -> None:
+    nodes = [
+        helper.make_node("ReduceSum", ["x"], ["sum"], keepdims=0),
+        helper.make_node("Greater", ["sum", "zero"], ["on"]),
+        helper.make_node("If", ["on"], ["y"], then_branch=branch("Neg", "x"), else_branch=branch("Abs", "x")),
+    ]
+    module = build_module(model(nodes, {"zero": np.float32(0)}), [X], "m.onnx")
+    for x in (X, X.abs()):
+        torch.testing.assert_close(module(x)[0], -x if x.sum() > 0 else x.abs())
+
+
+def test_branches_of_which_one_does_not_run_are_refused() -> None:
+    nodes = [
+        helper.make_node("ReduceMax", ["x"], ["most"], keepdims=0),
+        helper.make_node("Cast", ["most"], ["on"], to=TensorProto.BOOL),
+        helper.make_node("If", ["on"], ["y"], then_branch=branch("Neg", "x"), else_branch=branch("Nothing", "x")),
+    ]
+    with pytest.raises(ModelError, match=r"computed from the model's inputs.*unless both branches run.*Nothing"):
+        run(model(nodes))
+
+
 def test_known_turns_are_unrolled() -> None:
     body = [
         helper.make_node("Add", ["s", "s"], ["z"]),

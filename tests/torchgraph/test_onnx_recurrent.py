@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -34,6 +35,20 @@ def test_a_node_becomes_what_torch_runs(
     path = write(tmp_path, operator, inputs, outputs, **attributes)
     program = onnx_to_program(path, {"x": SHAPES["x"]})  # compares it with onnxruntime
     assert OWN[operator] in [node.target for node in program.graph.nodes]
+
+
+@pytest.mark.parametrize("computed", [(), ("short",)])
+@pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
+def test_sequences_of_different_lengths_need_no_steps(
+    tmp_path: Path, direction: str, computed: tuple[str, ...]
+) -> None:
+    settings = {"direction": direction, "linear_before_reset": 1}
+    path = write(tmp_path, "GRU", [*FULL, "short", "h"], ["y", "last"], computed, **settings)
+    x = np.random.default_rng(0).normal(size=SHAPES["x"]).astype(np.float32)
+    feed = {"x": x} | {name: np.array([2, STEPS - 1], np.int32) for name in computed}
+    shapes = {name: array.shape for name, array in feed.items()}
+    program = onnx_to_program(path, shapes, [feed])  # compares it with onnxruntime
+    assert OWN["GRU"] in [node.target for node in program.graph.nodes]
 
 
 @pytest.mark.parametrize(

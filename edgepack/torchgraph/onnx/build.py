@@ -215,6 +215,11 @@ class Builder:
         operator = Operator(lambda node, *rows: torch.stack(rows, axis))
         return self._apply(operator, Node("Stack", 1, label, {}), NodeProto(), list(values))[0]
 
+    def chosen(self, condition: Value, a: Value, b: Value, label: str) -> Value:
+        """One of two values of the same shape, by a condition of one element."""
+        operator = Operator(lambda node, on, a, b: torch.where(on.reshape(()), a, b))
+        return self._apply(operator, Node("Where", 1, label, {}), NodeProto(), [condition, a, b])[0]
+
     def picked(self, value: Value, axis: int, place: int, label: str) -> Value:
         """An element along an axis, which goes."""
         operator = Operator(lambda node, x: x.select(axis, place))

@@ -1,4 +1,5 @@
-"""Control flow, unrolled while a graph is built: branches that constants choose, loops whose turns are known."""
+"""Control flow, unrolled while a graph is built: branches that constants choose, or both of them, and loops whose
+turns are known."""
 
 from __future__ import annotations
 
@@ -21,10 +22,23 @@ Versions = Mapping[str, int]
 
 
 def _branch(builder: Builder, proto: NodeProto, label: str, scope: Scope, versions: Versions) -> list[Value]:
-    """If: the branch that its condition chooses."""
-    chosen = bool(_known(builder.named(proto.input[0], scope, label), label, "condition"))
-    graph = _graph(proto, "then_branch" if chosen else "else_branch", label)
-    return builder.graph(graph, scope.new_child(), versions)
+    """If: the branch that a known condition chooses; else both are computed, and each result is picked from them."""
+    condition = builder.named(proto.input[0], scope, label)
+
+    def taken(name: str) -> list[Value]:
+        return builder.graph(_graph(proto, name, label), scope.new_child(), versions)
+
+    if condition.slot is None:
+        return taken("then_branch" if _known(condition, label, "condition") else "else_branch")
+    try:
+        pairs = list(zip(taken("then_branch"), taken("else_branch"), strict=True))
+    except ModelError as err:
+        raise _computed(label, "condition", f", unless both branches run: {err.message}") from err
+    for pair in pairs:
+        shapes = [tuple(each.tensor.shape) for each in pair]
+        if shapes[0] != shapes[1] or pair[0].tensor.dtype != pair[1].tensor.dtype:
+            raise _computed(label, "condition", f", whose branches give {shapes[0]} and {shapes[1]}")
+    return [builder.chosen(condition, *pair, label) for pair in pairs]
 
 
 def _loop(builder: Builder, proto: NodeProto, label: str, scope: Scope, versions: Versions) -> list[Value]:
@@ -83,12 +97,16 @@ def _known(value: Value, label: str, what: str) -> float:
         ModelError: it depends on the model's inputs.
     """
     if value.slot is not None or value.tensor.numel() != 1:
-        raise ModelError(
-            f"{label} has a {what} that is computed from the model's inputs: such control flow cannot go into the "
-            "TFLite file",
-            hint=HINT,
-        )
+        raise _computed(label, what)
     return float(value.tensor.item())
+
+
+def _computed(label: str, what: str, why: str = "") -> ModelError:
+    return ModelError(
+        f"{label} has a {what} that is computed from the model's inputs: such control flow cannot go into the "
+        f"TFLite file{why}",
+        hint=HINT,
+    )
 
 
 def _graph(proto: NodeProto, name: str, label: str) -> GraphProto:

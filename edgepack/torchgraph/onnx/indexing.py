@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from edgepack.model.types import Array
-from edgepack.torchgraph.onnx.node import Node, Operator, listed, operator
+from edgepack.torchgraph.onnx.node import Node, Operator, bounded, listed, operator
 from edgepack.torchgraph.onnx.types import signed
 
 _REDUCTIONS = {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}
@@ -83,17 +83,43 @@ def _scatter_elements(node: Node, data: Tensor, indices: Tensor, updates: Tensor
     places = _from_start(node, indices.long(), data.shape[axis])
     if reduction == "none":
         return torch.scatter(data, axis, places, updates)
-    return torch.scatter_reduce(data, axis, places, updates, _REDUCTIONS[reduction])
+    flat = torch.zeros(places.shape, dtype=torch.int64)
+    for at, size in enumerate(data.shape):
+        along = torch.arange(places.shape[at]).reshape([-1 if each == at else 1 for each in range(data.dim())])
+        flat = flat * size + (places if at == axis else along)
+    columns = (each.reshape(-1, 1) for each in (data, updates))
+    return _joined(node, _REDUCTIONS[reduction], flat.reshape(-1), *columns).reshape(data.shape)
+
+
+def _joined(node: Node, reduction: str, places: Tensor, data: Tensor, updates: Tensor) -> Tensor:
+    """Rows (places, columns), joined with those that are meant for them; runtimes scatter without a reduction.
+
+    Args:
+        places: of each row of `updates` among those of `data`.
+    """
+    meant = places == torch.arange(len(data)).unsqueeze(1)
+    if reduction == "sum" and data.is_floating_point():
+        return data + torch.matmul(meant.to(data.dtype), updates)
+    bounded(node, [*meant.shape, data.shape[1]])
+    idle = {"sum": 0, "prod": 1}.get(reduction)
+    if idle is None:
+        limits = torch.finfo(data.dtype) if data.is_floating_point() else torch.iinfo(data.dtype)
+        idle = limits.min if reduction == "amax" else limits.max
+    rows = torch.where(meant.unsqueeze(2), updates, torch.full((), idle, dtype=data.dtype))
+    rows = torch.cat([data.unsqueeze(1), rows], 1)
+    dtype = {"dtype": data.dtype} if reduction in ("sum", "prod") else {}
+    result: Tensor = getattr(torch, reduction)(rows, 1, **dtype)
+    return result
 
 
 def _scatter_nd(node: Node, data: Tensor, indices: Tensor, updates: Tensor) -> Tensor:
     reduction, depth = node.text("reduction", "none", _REDUCTIONS), indices.shape[-1]
     sizes, rest = list(data.shape[:depth]), math.prod(data.shape[depth:])
-    places = _flat_places(node, indices, sizes).reshape(-1, 1).expand(-1, rest)
+    places = _flat_places(node, indices, sizes).reshape(-1)
     flat, new = data.reshape(math.prod(sizes), rest), updates.reshape(-1, rest)
     if reduction == "none":
-        return torch.scatter(flat, 0, places, new).reshape(data.shape)
-    return torch.scatter_reduce(flat, 0, places, new, _REDUCTIONS[reduction]).reshape(data.shape)
+        return torch.scatter(flat, 0, places.unsqueeze(1).expand(-1, rest), new).reshape(data.shape)
+    return _joined(node, _REDUCTIONS[reduction], places, flat, new).reshape(data.shape)
 
 
 def _tensor_scatter(node: Node, past: Tensor, update: Tensor, places: Tensor | None = None) -> Tensor:

@@ -13,6 +13,9 @@ from edgepack.torchgraph.onnx.node import Node, Operator, operator
 
 _EQUATION = re.compile(r"(?:[A-Za-z, ]|\.{3}){0,200}(?:->(?:[A-Za-z ]|\.{3}){0,200})?")
 
+_MOST_MINORS = 4
+"""Rows of a matrix whose determinant is written out."""
+
 
 def _matmul(node: Node, a: Tensor, b: Tensor) -> Tensor:
     return torch.matmul(a, b)
@@ -40,7 +43,19 @@ def _einsum(node: Node, *operands: Tensor) -> Tensor:
 
 
 def _determinant(node: Node, x: Tensor) -> Tensor:
-    return torch.linalg.det(x)
+    """Of small matrices by minors, since converters have no operator for it."""
+    return torch.linalg.det(x) if x.shape[-1] > _MOST_MINORS else _by_minors(x)
+
+
+def _by_minors(x: Tensor) -> Tensor:
+    result, rest = x[..., 0, 0], x[..., 1:, :]
+    if x.shape[-1] == 1:
+        return result
+    result = result * _by_minors(rest[..., 1:])
+    for at in range(1, x.shape[-1]):
+        term = x[..., 0, at] * _by_minors(torch.cat([rest[..., :at], rest[..., at + 1 :]], -1))
+        result = result - term if at % 2 else result + term
+    return result
 
 
 PRODUCTS: Mapping[str, Operator] = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -69,7 +69,8 @@ class _Cells:
     def is_torch(self) -> bool:
         """Whether torch has an operator that computes the same."""
         usual = self.plain and self.clip is None and not self.coupled and self.after
-        return usual and self.lengths is None and self.peepholes is None
+        # Torch gives the cell state of an LSTM behind the last step alone.
+        return usual and self.peepholes is None and (self.lengths is None or self.operator != "LSTM")
 
 
 def _recurrent(node: Node, x: Tensor, w: Tensor, r: Tensor, *rest: Any) -> tuple[Tensor, ...]:
@@ -101,7 +102,7 @@ def _recurrent(node: Node, x: Tensor, w: Tensor, r: Tensor, *rest: Any) -> tuple
     return (y, *last)
 
 
-def _cells(node: Node, x: Tensor, lengths: Array | None, peepholes: Tensor | None, directions: int) -> _Cells:
+def _cells(node: Node, x: Tensor, lengths: Tensor | Array | None, peepholes: Tensor | None, directions: int) -> _Cells:
     names = node.texts("activations", tuple(_ACTIVATIONS))
     default = [*_DEFAULTS[node.operator]] * directions
     alphas, betas = iter(node.numbers("activation_alpha", ())), iter(node.numbers("activation_beta", ()))
@@ -109,7 +110,8 @@ def _cells(node: Node, x: Tensor, lengths: Array | None, peepholes: Tensor | Non
     per = len(_DEFAULTS[node.operator])
     if len(each) != per * directions:
         raise node.error(f"has {len(each)} activations, {per * directions} were expected")
-    whole = lengths is None or bool((lengths == x.shape[0]).all())
+    if lengths is not None and not isinstance(lengths, Tensor):
+        lengths = None if (lengths == x.shape[0]).all() else torch.from_numpy(lengths)
     return _Cells(
         node.operator,
         node.text("direction", "forward", DIRECTIONS),
@@ -118,7 +120,7 @@ def _cells(node: Node, x: Tensor, lengths: Array | None, peepholes: Tensor | Non
         node.number("clip") if node.has("clip") else None,
         node.operator != "GRU" or node.flag("linear_before_reset"),
         node.flag("input_forget"),
-        None if whole else torch.from_numpy(lengths),
+        None if lengths is None else lengths.long(),
         peepholes,
     )
 
@@ -130,6 +132,8 @@ def _activation(name: str, alphas: Any, betas: Any) -> Activation:
 
 
 def _by_torch(cells: _Cells, x: Tensor, w: Tensor, r: Tensor, b: Tensor, begin: list[Tensor]) -> tuple[Tensor, ...]:
+    if cells.lengths is not None:
+        return _of_lengths(replace(cells, lengths=None), cells.lengths, x, (w, r, b), begin[0])
     order = ORDER[cells.operator]
     flat = [
         torch.cat([matrix.chunk(len(order))[place] for place in order]) if len(order) > 1 else matrix
@@ -142,6 +146,28 @@ def _by_torch(cells: _Cells, x: Tensor, w: Tensor, r: Tensor, b: Tensor, begin: 
     y, *last = run(x.flip(0) if turned else x, states, flat, True, 1, 0.0, False, both, False)
     y = y.flip(0) if turned else y
     return (y.unflatten(-1, (len(r), r.shape[-1])).swapaxes(1, 2), *last)
+
+
+def _of_lengths(
+    cells: _Cells, lengths: Tensor, x: Tensor, weights: tuple[Tensor, ...], begin: Tensor
+) -> tuple[Tensor, ...]:
+    """Of a GRU or RNN, over all steps: what comes behind the end of a sequence changes nothing before it, and where it
+    is read from its end, its steps are turned around for that."""
+    one, steps = replace(cells, direction="forward"), torch.arange(len(x)).unsqueeze(1)
+    inside = steps < lengths
+    around = torch.where(inside, lengths - 1 - steps, steps).unsqueeze(2)
+    ways = []
+    for way in range(len(begin)):
+        turned = cells.direction == "reverse" or way == 1
+        given = torch.gather(x, 0, around.expand(x.shape)) if turned else x
+        own = slice(way, way + 1)
+        w, r, b = (each[own] for each in weights)
+        y = _by_torch(one, given, w, r, b, [begin[own]])[0][:, 0]
+        ends = lengths.reshape(1, -1, 1).expand(1, *y.shape[1:])
+        last = torch.gather(torch.cat([begin[own], y]), 0, ends)[0]
+        y = torch.where(inside.unsqueeze(2), y, torch.zeros_like(y))
+        ways.append((torch.gather(y, 0, around.expand(y.shape)) if turned else y, last))
+    return torch.stack([y for y, _ in ways], 1), torch.stack([last for _, last in ways])
 
 
 def _by_steps(cells: _Cells, x: Tensor, w: Tensor, r: Tensor, b: Tensor, begin: list[Tensor]) -> tuple[Tensor, ...]:
@@ -216,4 +242,4 @@ def _rnn_step(cells: _Cells, way: int, x: Tensor, states: list[Tensor], r: Tenso
 
 _STEPS: Mapping[str, Callable[..., list[Tensor]]] = {"LSTM": _lstm_step, "GRU": _gru_step, "RNN": _rnn_step}
 
-RECURRENT: Mapping[str, Operator] = dict.fromkeys(_STEPS, operator(_recurrent, 4))
+RECURRENT: Mapping[str, Operator] = dict.fromkeys(_STEPS, operator(_recurrent, either=(4,)))

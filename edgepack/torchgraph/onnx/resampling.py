@@ -98,16 +98,16 @@ def _resize(
     if mode.endswith("linear") and not smooth and (fast := _bilinear(x, moved, how)) is not None:
         return fast
     kernel, reach = (_linear, 1.0) if mode.endswith("linear") else (_cubic, 2.0)
-    outer = torch.zeros([1] * x.dim(), dtype=torch.bool)
+    outer = np.zeros([1] * x.dim(), np.bool_)
     for at, axis in moved.items():
         coordinates = axis.coordinates(how)
         stretch = min(axis.scale, 1.0) if smooth else 1.0
         weights = _weights(axis, coordinates, partial(kernel, cubic, stretch), reach / stretch, excluded)
         x = torch.movedim(torch.matmul(torch.movedim(x, at, -1), torch.from_numpy(weights.T).to(x.dtype)), -1, at)
-        lost = torch.from_numpy((coordinates < 0) | (coordinates > axis.before - 1))
+        lost = (coordinates < 0) | (coordinates > axis.before - 1)
         outer = outer | lost.reshape([-1 if each == at else 1 for each in range(x.dim())])
-    if how == "tf_crop_and_resize" and bool(outer.any()):
-        return torch.where(outer, torch.full_like(x, outside), x)
+    if how == "tf_crop_and_resize" and outer.any():
+        return torch.where(torch.from_numpy(outer), torch.full_like(x, outside), x)
     return x
 
 

@@ -1,4 +1,4 @@
-"""Fourier transforms, as products with matrices of sines and cosines."""
+"""Fourier transforms, as products with matrices of sines and cosines; mel spectra."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from edgepack.model.types import Array
 from edgepack.torchgraph.onnx.node import Node, Operator, bounded, listed, operator
+from edgepack.torchgraph.onnx.types import dtype_of
 
 
 def _waves(samples: int, frequencies: int, length: int, sign: float) -> tuple[Tensor, Tensor]:
@@ -60,7 +61,25 @@ def _stft(node: Node, signal: Tensor, step: Array, window: Tensor | None = None,
     return _transformed(node, frames.swapaxes(-1, -2), size, size // 2 + 1 if half else size, inverse=False)
 
 
+def _mel_weights(node: Node, bins: Array, length: Array, rate: Array, lowest: Array, highest: Array) -> Tensor:
+    """Triangles (frequencies, mel bins), each from the middle of the one before to the middle of the next."""
+    count, size = listed(bins)[0], listed(length)[0]
+    dtype = dtype_of(node.integer("output_datatype", 1), node.label)
+    bounded(node, [size // 2 + 1, count + 2])
+    low, high = (2595 * np.log10(1 + float(each.reshape(-1)[0]) / 700) for each in (lowest, highest))
+    hertz = 700 * (10 ** ((np.arange(count + 2) * ((high - low) / (count + 2)) + low) / 2595) - 1)
+    places = ((size + 1) * hertz // listed(rate)[0]).astype(np.int64)
+    start, middle, end = places[:-2], places[1:-1], places[2:]
+    at = np.arange(size // 2 + 1)[:, None]
+    rising = (
+        np.where(middle > start, (at - start) / np.maximum(middle - start, 1), 1.0) * (start <= at) * (at <= middle)
+    )
+    falling = (end - at) / np.maximum(end - middle, 1) * (middle <= at) * (at < end)
+    return torch.from_numpy(np.where((middle <= at) & (end > middle), falling, rising)).to(dtype)
+
+
 SIGNALS: Mapping[str, Operator] = {
     "DFT": operator(_dft, 1, 2),
+    "MelWeightMatrix": operator(_mel_weights, 0, 1, 2, 3, 4),
     "STFT": operator(_stft, 1, 3),
 }
