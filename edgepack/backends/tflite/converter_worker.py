@@ -21,6 +21,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgepack.backends.tflite.conversion import convert, teach_lowerings
 from edgepack.backends.tflite.file import packed, text, whole
 from edgepack.backends.tflite.layout import raised, teach_layouts
 from edgepack.backends.tflite.lowering import lowerable
@@ -94,6 +95,7 @@ def _import_all(request: Request, state: _Loaded) -> Reply:
         from litert_quantizer import quantizer
 
     teach_layouts()
+    teach_lowerings()
     # What the libraries set up stays anyway; going through it after every answer would take a quarter of a second.
     gc.freeze()
     return {"litert_torch": litert_torch.__version__, "quantizer": quantizer.__name__}
@@ -174,7 +176,6 @@ def _factors(arrays: Mapping[str, Any], index: int) -> Replacement:
 
 
 def _convert(module: GraphModule, state: _Loaded, path: Path) -> None:
-    import litert_torch
     import torch
 
     class Named(torch.nn.Module):  # type: ignore[misc]
@@ -194,7 +195,7 @@ def _convert(module: GraphModule, state: _Loaded, path: Path) -> None:
     # The converter drops a signature with names of other characters.
     gives = _safe(state.outputs, "output", plain=all(map(_RESULT.fullmatch, state.outputs)))
     named = dict(zip(safe, state.examples, strict=True))
-    litert_torch.convert(Named().eval(), sample_kwargs=named).export(str(path))
+    convert(Named().eval(), named, path)
     fuse(path)
     if (safe, gives) != (list(state.inputs), list(state.outputs)):
         _rename(path, dict(zip(safe, state.inputs, strict=True)), dict(zip(gives, state.outputs, strict=True)))

@@ -10,6 +10,7 @@ import numpy as np
 from edgepack.torchgraph.factor import copied
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
     from torch.fx import GraphModule, Node
 
@@ -18,7 +19,7 @@ def lowerable(module: GraphModule) -> GraphModule:
     """A graph that computes the same; the given one is not changed, parameters are shared.
 
     Global max pools become a maximum over the same axes; nearest neighbours that LiteRT would choose in another way are
-    picked by their places; what has no kernel for narrow integers is computed in int32; bits are joined by sums.
+    picked by their places; what has no kernel for narrow numbers is computed in wider ones; bits are joined by sums.
     """
     found = {node.name: other for node in module.graph.nodes if (other := _substitute(node)) is not None}
     if not found:
@@ -65,21 +66,38 @@ def _nearest(node: Node) -> Callable[..., Any] | None:
     return pick
 
 
-def _widened(compute: str) -> Callable[[Node], Callable[..., Any] | None]:
-    """For narrow integers, an operator of torch in int32."""
+def _wider(node: Node, kinds: Mapping[torch.dtype, torch.dtype]) -> Callable[..., Any] | None:
+    """The same operator in wider numbers.
 
-    def substitute(node: Node) -> Callable[..., Any] | None:
-        import torch
+    Args:
+        kinds: types of operands, and the type that each is computed in.
+    """
+    from torch import Tensor
 
-        dtype = node.meta["val"].dtype
+    found = {kinds.get(each.meta["val"].dtype) for each in node.all_input_nodes}
+    if len(found) != 1 or None in found or node.kwargs:
+        return None
+    compute, dtype, (own,) = node.target, node.meta["val"].dtype, found
 
-        def wide(a: Tensor, b: Tensor) -> Tensor:
-            result: Tensor = getattr(torch, compute)(a.int(), b.int()).to(dtype)
-            return result
+    def wide(*operands: Any) -> Tensor:
+        result: Tensor = compute(*(each.to(own) if isinstance(each, Tensor) else each for each in operands))
+        return result.to(dtype)
 
-        return wide if dtype in (torch.int8, torch.uint8, torch.int16) else None
+    return wide
 
-    return substitute
+
+def _widened(node: Node) -> Callable[..., Any] | None:
+    """For narrow integers, in int32."""
+    import torch
+
+    return _wider(node, dict.fromkeys((torch.int8, torch.uint8, torch.int16), torch.int32))
+
+
+def _exact(node: Node) -> Callable[..., Any] | None:
+    """The same for what is equal in wider numbers: float16 in float32 as well."""
+    import torch
+
+    return _wider(node, {torch.float16: torch.float32}) or _widened(node)
 
 
 def _bits(join: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Node], Callable[..., Any] | None]:
@@ -117,14 +135,16 @@ def _one_of_both(node: Node) -> Callable[..., Any] | None:
     import torch
 
     truth = all(each.meta["val"].dtype == torch.bool for each in node.all_input_nodes)
-    return torch.ne if truth else _widened("bitwise_xor")(node)
+    return torch.ne if truth else _widened(node)
 
 
+_COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge")
 _SUBSTITUTES: Mapping[str, Callable[[Node], Callable[..., Any] | None]] = {
     **{f"aten.adaptive_max_pool{axes}d.default": _pool for axes in (1, 2, 3)},
     **{f"aten.upsample_nearest2d.{kind}": _nearest for kind in ("vec", "default")},
-    "aten.maximum.default": _widened("maximum"),
-    "aten.minimum.default": _widened("minimum"),
+    **{f"aten.{name}.{kind}": _widened for name in ("add", "sub", "mul") for kind in ("Tensor", "Scalar")},
+    **{f"aten.{name}.{kind}": _exact for name in _COMPARISONS for kind in ("Tensor", "Scalar")},
+    **{f"aten.{name}.default": _exact for name in ("maximum", "minimum", "abs", "isnan", "isinf")},
     **dict.fromkeys(("aten.bitwise_and.Tensor", "aten.__and__.Tensor"), _bits(_both)),
     **dict.fromkeys(("aten.bitwise_or.Tensor", "aten.__or__.Tensor"), _bits(_either)),
     **dict.fromkeys(("aten.logical_xor.default", "aten.bitwise_xor.Tensor", "aten.__xor__.Tensor"), _one_of_both),

@@ -28,6 +28,23 @@ class Narrow(nn.Module):
         return torch.maximum(a, b), torch.minimum(a, b)
 
 
+class Arithmetic(nn.Module):
+    def forward(self, a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return a + b, a - b, a * b, a < b, a <= b, a == b
+
+
+class Halves(nn.Module):
+    def forward(self, a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return torch.maximum(a, b), torch.minimum(a, b), a.abs(), a > b, a.isnan(), b.isinf()
+
+
+class Codes(nn.Module):
+    """Bits of numbers as integers, and the other way round."""
+
+    def forward(self, x: torch.Tensor, n: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return x.view(torch.int32), n.view(torch.float32)
+
+
 class Bits(nn.Module):
     def forward(self, a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return a & b, a | b, a ^ b
@@ -50,6 +67,24 @@ def test_narrow_integers_have_extremes(emitter: TfliteEmitter, tmp_path: Path) -
         least, most = torch.iinfo(dtype).min, torch.iinfo(dtype).max
         values = tuple(torch.randint(least, most + 1, (2, 9), dtype=dtype) for _ in range(2))
         assert_alike(emitter, Narrow(), values, tmp_path)
+
+
+def test_narrow_integers_are_computed_with_and_compared(emitter: TfliteEmitter, tmp_path: Path) -> None:
+    for dtype in (torch.int8, torch.uint8):
+        least, most = torch.iinfo(dtype).min, torch.iinfo(dtype).max
+        values = tuple(torch.randint(least, most + 1, (2, 40), dtype=dtype) for _ in range(2))
+        assert_alike(emitter, Arithmetic(), values, tmp_path)
+
+
+def test_halves_are_compared(emitter: TfliteEmitter, tmp_path: Path) -> None:
+    special = torch.tensor([0.0, -0.0, float("inf"), -float("inf"), 1.0])
+    first, second = special.repeat_interleave(5), special.repeat(5)
+    assert_alike(emitter, Halves(), (first.half(), second.half()), tmp_path)
+
+
+def test_bits_are_read_as_another_type(emitter: TfliteEmitter, tmp_path: Path) -> None:
+    x = torch.tensor([1.0, -2.5, 0.0, 3e38])
+    assert_alike(emitter, Codes(), (x, x.view(torch.int32).flip(0).clone()), tmp_path)
 
 
 def test_bits_are_joined(emitter: TfliteEmitter, tmp_path: Path) -> None:
