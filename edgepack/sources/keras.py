@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,8 +60,10 @@ class KerasFile:
     ) -> Model:
         """See `Source.open`."""
         model = load_keras(Path(spec))
-        program = export_keras(model, example_inputs(model, spec, given))
-        return program_model(spec, name, self.name, program, work, formats)
+        inputs = known_inputs(model, spec, given)
+        program = export_keras(model, example_inputs(inputs, spec))
+        batched = frozenset(one.name for one in inputs if one.shape[:1] == (None,))
+        return replace(program_model(spec, name, self.name, program, work, formats), batched=batched)
 
 
 def import_keras() -> Any:
@@ -142,8 +145,8 @@ def export_keras(model: Any, inputs: tuple[Tensor, ...]) -> ExportedProgram:
     return export_program(as_torch(model), inputs, tidied=True)
 
 
-def example_inputs(model: Any, spec: str, given: Sequence[GivenInput]) -> tuple[Tensor, ...]:
-    """Zeros of the shapes of its inputs, one sample each.
+def known_inputs(model: Any, spec: str, given: Sequence[GivenInput]) -> list[TensorSpec]:
+    """Its inputs, of which no more is open than the number of samples.
 
     Args:
         model: a `keras.Model`.
@@ -154,8 +157,6 @@ def example_inputs(model: Any, spec: str, given: Sequence[GivenInput]) -> tuple[
         ModelError: it has no inputs, or leaves more open than the number of samples and what images have.
         UsageError: it takes no such inputs as are given.
     """
-    import torch
-
     if not model.inputs:
         raise ModelError(f"{spec}: the model takes no inputs, or was saved before it knew their shapes", hint=HINT)
     names = _input_names(model)
@@ -170,10 +171,21 @@ def example_inputs(model: Any, spec: str, given: Sequence[GivenInput]) -> tuple[
                 f"{spec}: the model leaves its input {one.name!r} open: {shown(one)}",
                 hint=f"give its shape, such as --input {one.name}={fixed}",
             )
-    sizes = [tuple(side or 1 for side in one.shape) for one in taken]
+    return taken
+
+
+def example_inputs(inputs: Sequence[TensorSpec], spec: str) -> tuple[Tensor, ...]:
+    """Examples of a model's inputs, one sample each.
+
+    Raises:
+        ModelError: one is too large.
+    """
+    import torch
+
+    sizes = [tuple(side or 1 for side in one.shape) for one in inputs]
     if max(map(prod, sizes)) >= LARGEST:
         raise ModelError(f"{spec}: an input of {max(map(prod, sizes))} numbers, at most {LARGEST - 1} are taken")
-    return tuple(torch.from_numpy(np.zeros(size, one.dtype)) for one, size in zip(taken, sizes, strict=True))
+    return tuple(torch.from_numpy(np.zeros(size, one.dtype)) for one, size in zip(inputs, sizes, strict=True))
 
 
 def as_torch(model: Any) -> Module:

@@ -15,7 +15,7 @@ import torch
 from edgepack.errors import EdgepackError, ModelError, UsageError
 from edgepack.sources import open_model
 from edgepack.sources.inputs import parse_input
-from edgepack.sources.keras import as_torch, example_inputs, export_keras, import_keras, load_keras
+from edgepack.sources.keras import as_torch, example_inputs, export_keras, import_keras, known_inputs, load_keras
 from edgepack.torchgraph import flat_module
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
@@ -130,7 +130,7 @@ def test_a_file_answers_as_keras_does(kind: str, suffix: str, tmp_path: Path) ->
     model.save(tmp_path / f"net{suffix}")
     loaded = load_keras(tmp_path / f"net{suffix}")
     inputs = samples(model)
-    program = export_keras(loaded, example_inputs(loaded, "net", ()))
+    program = export_keras(loaded, example_inputs(known_inputs(loaded, "net", ()), "net"))
     found = program.module()(*map(torch.from_numpy, inputs))
     for one, expected in zip(found if isinstance(found, list | tuple) else [found], asked(model, inputs), strict=True):
         np.testing.assert_allclose(one.detach().numpy(), expected, rtol=1e-4, atol=1e-5)
@@ -145,12 +145,13 @@ def test_layers_have_the_names_that_keras_gives_them(tmp_path: Path) -> None:
         opened = open_model(str(path), work, formats)  # type: ignore[arg-type]
         assert [layer.name for layer in opened.layers] == ["first", "point", "strided", "scores"]
         assert [(spec.name, spec.shape) for spec in opened.inputs] == [("image", (1, 8, 8, 3))]
+        assert opened.open_batch == {"image"}
         assert all(layer.bias is not None for layer in opened.layers if layer.name != "point")
 
 
 def test_nothing_is_left_between_layers_but_what_computes() -> None:
     model = trained(residual())
-    module = flat_module(export_keras(model, example_inputs(model, "net", ())))
+    module = flat_module(export_keras(model, example_inputs(known_inputs(model, "net", ()), "net")))
     names = [node.target._schema.name for node in module.graph.nodes if node.op == "call_function"]
     conv = "aten::conv2d"
     assert names.count("aten::permute") == 2, "in front of the first and behind the last convolution"
@@ -163,14 +164,14 @@ def test_nothing_is_left_between_layers_but_what_computes() -> None:
 
 def test_recurrent_layers_are_operators_of_torch() -> None:
     model = trained(recurrent())
-    module = flat_module(export_keras(model, example_inputs(model, "net", ())))
+    module = flat_module(export_keras(model, example_inputs(known_inputs(model, "net", ()), "net")))
     names = [node.target._schema.name for node in module.graph.nodes if hasattr(node.target, "_schema")]
     assert (names.count("aten::lstm"), names.count("aten::gru")) == (3, 1)
 
 
 def test_transpositions_go_through_paddings_and_means() -> None:
     model = excited()
-    module = flat_module(export_keras(model, example_inputs(model, "net", ())))
+    module = flat_module(export_keras(model, example_inputs(known_inputs(model, "net", ()), "net")))
     names = [node.target._schema.name for node in module.graph.nodes if node.op == "call_function"]
     assert names.count("aten::permute") == 1, "in front of the first convolution"
 
@@ -189,7 +190,7 @@ def test_products_of_attention_are_layers(tmp_path: Path) -> None:
 def test_mixed_precision_is_computed_in_that_of_the_weights() -> None:
     half = [layers.Dense(6, activation="relu", dtype="mixed_float16"), layers.BatchNormalization(dtype="mixed_float16")]
     model = trained(keras.Sequential([keras.Input((5,)), *half, layers.Dense(2)]))
-    module = flat_module(export_keras(model, example_inputs(model, "net", ())))
+    module = flat_module(export_keras(model, example_inputs(known_inputs(model, "net", ()), "net")))
     computed = [node.meta["val"].dtype for node in module.graph.nodes if node.op == "call_function"]
     assert set(computed) == {torch.float32}
     assert [layer.compute_dtype for layer in model.layers] == ["float16", "float16", "float32"], "as it was"

@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 
 from edgepack.backends.tflite.decoded import operator_name
-from edgepack.backends.tflite.file import File, Writing, drop_unused, objects, packed, text
-from edgepack.backends.tflite.layer_file import FULLY_CONNECTED_VERSION
+from edgepack.backends.tflite.file import KEEPS_AXES, File, Writing, drop_unused, objects, packed, text
 from edgepack.backends.tflite.read import DTYPES
 from edgepack.backends.tflite.runtime import interpreter, session
 from edgepack.errors import ModelError
 from edgepack.metrics.values import LEAST_ERROR, sqnr_db
 from edgepack.model.types import Array
+from edgepack.torchgraph.run import first_line
 
 ROWS = 3
 """Of the batch that is tried."""
@@ -45,15 +45,34 @@ def open_batch(path: Path, inputs: Collection[str], feed: Mapping[str, Array]) -
     content = path.read_bytes()
     model = objects(content)
     try:
-        if len(model.subgraphs) > 1:
-            raise _FixedError("there are several subgraphs")
-        outputs = _Opening(model).run(inputs)
+        outputs = _opened(model, inputs)
         opened = packed(model)
         _try(content, opened, feed, inputs, outputs)
     except _FixedError as err:
         return str(err)
     path.write_bytes(opened)
     return None
+
+
+def _opened(model: Any, inputs: Collection[str]) -> list[int | None]:
+    """Open what holds the batch, in place; returns its axis in every output.
+
+    Raises:
+        _FixedError: as of `_Opening.run`, or an output has no place for it.
+    """
+    entries = [entry for entry in model.signatureDefs[0].inputs if text(entry.name) in inputs]
+    graph = model.subgraphs[0]
+    batches = {int(size) for entry in entries for size in graph.tensors[entry.tensorIndex].shape[:1]}
+    if len(batches) != 1:
+        raise _FixedError(f"the inputs have batches of {sorted(batches)}")
+    axes = {int(entry.tensorIndex): 0 for entry in entries}
+    ends = _Opening(File(model), 0, axes, batches.pop()).run()
+    known = axes | {int(tensor): axis for tensor, axis in zip(graph.outputs, ends, strict=True) if axis is not None}
+    for number, axis in known.items():
+        tensor = graph.tensors[number]
+        tensor.shapeSignature = [_OPEN if at == axis else int(size) for at, size in enumerate(tensor.shape)]
+    drop_unused(model)
+    return ends
 
 
 class _FixedError(Exception):
@@ -88,7 +107,7 @@ def _try(
             _resize(made, whole)
             batch = session(made).run(whole)
         except (ModelError, RuntimeError, ValueError) as err:
-            raise _FixedError(f"the runtime does not take another batch ({_first_line(err)})") from err
+            raise _FixedError(f"the runtime does not take another batch ({first_line(err)})") from err
     for number, axis in enumerate(axes):
         apart = [answers[number] for answers in singles]
         together = apart[0] if axis is None else np.concatenate(apart, axis)
@@ -110,74 +129,67 @@ def _alike(have: Array, want: Array) -> bool:
     return sqnr_db(have[numbers].astype(np.float64), want[numbers].astype(np.float64), LEAST_ERROR) >= _LEAST_DB
 
 
-def _first_line(err: Exception) -> str:
-    return " ".join(str(err).split())[:120]
-
-
 class _Opening:
-    """A file's objects while the batch is followed from its inputs to its outputs.
+    """A graph's objects while the batch is followed from its inputs to its outputs.
 
     Converters leave out a batch of 1 wherever they can. A tensor without it is lifted: it has the batch as one more
     axis, the first, from there on.
     """
 
-    def __init__(self, model: Any) -> None:
-        self._model = model
-        self._writing = Writing(File(model), 0)
+    def __init__(self, file: File, number: int, axes: Mapping[int, int], batch: int) -> None:
+        self._model = file.model
+        self._writing = Writing(file, number)
         self._graph = self._writing.graph
-        self._axes: dict[int, int] = {}
+        if any(text(tensor.name).isdigit() for tensor in self._graph.tensors):
+            self._writing.prefix = f"batch{number}."  # numbers that are names already would come twice
+        self._axes = dict(axes)
         """By tensor with the batch: the axis that grows with it."""
         self._outer: dict[int, int] = {}
         """By tensor where it is not 1: how many elements of that axis the batch stands within."""
-        self._batch = 1
+        self._batch = batch
+        self._kept: list[Any] = []
+        """Operators of the graph as it will be."""
         self._lifted: set[int] = set()
         self._extra: set[int] = set()
         """Of the inputs of the operator at hand: those that are lifted."""
+        self._opened: dict[int, list[int | None]] = {}
+        """By number of a graph of a loop's step: the axis of the batch in each of its outputs."""
         self._same: dict[int, int] = {}
         """By tensor: the one that stands in its place now."""
         self._one_axis = {int(op.inputs[0]) for op in self._graph.operators if self._name(op) == "EMBEDDING_LOOKUP"}
 
-    def run(self, inputs: Collection[str]) -> list[int | None]:
+    def run(self) -> list[int | None]:
         """Open what holds the batch; returns its axis in every output.
 
         Raises:
             _FixedError: an operator needs the batch as a number, or mixes what is of several samples.
         """
-        entries = [entry for entry in self._model.signatureDefs[0].inputs if text(entry.name) in inputs]
-        batches = {size for entry in entries for size in self._shape(entry.tensorIndex)[:1]}
-        if len(batches) != 1:
-            raise _FixedError(f"the inputs have batches of {sorted(batches)}")
-        self._batch = batches.pop()
-        self._axes = {entry.tensorIndex: 0 for entry in entries}
-        kept = []
         for op in self._graph.operators:
             self._extra = {self._same.get(int(each), int(each)) for each in op.inputs if int(each) in self._lifted}
             op.inputs = [self._same.get(int(each), int(each)) for each in op.inputs]
             if any(each in self._axes for each in op.inputs):
                 self._follow(self._name(op), op)
             if int(op.outputs[0]) not in self._same:
-                kept.append(op)
-        self._graph.operators = kept
+                self._kept.append(op)
+        self._graph.operators = self._kept
         ends = [int(each) for each in self._graph.outputs]
         if self._lifted & {*ends}:
             raise _FixedError("an output has no axis for it")
-        for number in {*map(int, self._graph.inputs), *ends} & set(self._axes):
-            shape = self._shape(number)
-            shape[self._axes[number]] = _OPEN
-            self._graph.tensors[number].shapeSignature = shape
-        axes = [self._axes.get(each) for each in ends]
-        drop_unused(self._model)
-        return axes
+        return [self._axes.get(each) for each in ends]
 
     def _name(self, op: Any) -> str:
         return operator_name(self._model, op)
 
     def _follow(self, name: str, op: Any) -> None:
         """Where the batch is in what an operator writes."""
-        if name in _HELD or any(self._graph.tensors[each].isVariable for each in op.inputs if each >= 0):
+        held = name not in _RECURRENT and any(self._graph.tensors[each].isVariable for each in op.inputs if each >= 0)
+        if name in _HELD or held:
             raise _FixedError(f"{name} needs it as a number")
         if name not in _LIFTED and self._extra:
             raise self._mixed(name)
+        if name == "WHILE":
+            self._looped(name, op)
+            return
         outer = {self._outer.get(each, 1) for each in op.inputs if each in self._axes}
         axis = _RULES.get(name, _Opening._aligned)(self, name, op)
         if len(outer) > 1:
@@ -220,6 +232,9 @@ class _Opening:
         """The batch stays what is counted behind the same number of elements; its size is left to the runtime."""
         source, output = op.inputs[0], int(op.outputs[0])
         before, after, axis = self._shape(source), self._shape(output), self._axes[source]
+        if self._batch == 1 and axis < 2 and self._swaps(before, after, axis):
+            self._becomes(op, "TRANSPOSE", [[1, 0, 2]])
+            return 1 - axis
         outside = prod(before[:axis]) * self._outer.get(source, 1)
         places = [at for at in range(len(after)) if prod(after[:at]) == outside]
         single = [at for at in places if after[at] == self._batch]
@@ -231,7 +246,8 @@ class _Opening:
             places = places if outside == 1 == self._batch else self._within(after, outside)
         if not single and not places:
             raise self._mixed(name)
-        opened = (single or places)[0]
+        updated = [int(each.inputs[0]) for each in self._graph.operators if self._updates(each, output)]
+        opened = next((self._axes[each] for each in updated if self._axes.get(each) in single), (single or places)[0])
         self._outer[output], rest = divmod(outside, prod(after[:opened]))
         if rest:
             raise self._mixed(name)
@@ -240,6 +256,18 @@ class _Opening:
             return axis
         self._becomes(op, "RESHAPE", [[*after[:opened], _OPEN, *after[opened + 1 :]]])
         return opened
+
+    def _swaps(self, before: Sequence[int], after: Sequence[int], axis: int) -> bool:
+        """Whether a batch of 1 changes places with steps, which converters write as a RESHAPE."""
+        alike = len(before) == len(after) == 3 and after == [before[1], before[0], before[2]] and after != before
+        return alike and before[axis] == 1 and (axis == 1 or any(map(self._takes_steps_first, self._graph.operators)))
+
+    def _takes_steps_first(self, op: Any) -> bool:
+        name = self._name(op)
+        if name == "WHILE":
+            body = self._model.subgraphs[int(op.builtinOptions.bodySubgraphIndex)].operators
+            return any(self._name(each) == "GATHER" and int(each.builtinOptions.axis) == 0 for each in body)
+        return name in _RECURRENT and bool(op.builtinOptions.timeMajor)
 
     def _within(self, shape: Sequence[int], outside: int) -> list[int]:
         """Axes with which a batch may have been put together that stands within so many elements."""
@@ -359,7 +387,7 @@ class _Opening:
         if op.builtinOptions.keepNumDims or (len(shape) > 2 and shape[-1] == columns):
             op.builtinOptions = copy.copy(op.builtinOptions)
             op.builtinOptions.keepNumDims = True
-            op.opcodeIndex = self._writing.file.operator_code(name, FULLY_CONNECTED_VERSION)
+            op.opcodeIndex = self._writing.file.operator_code(name, KEEPS_AXES)
             self._writes(op, [*shape[:-1], before[-1]], lifted=len(shape) > len(before))
             return axis
         if axis:
@@ -370,6 +398,91 @@ class _Opening:
         if self._axes.get(op.inputs[0]) != 0:
             raise self._mixed(name)
         return 0
+
+    def _parted(self, name: str, op: Any) -> int:
+        """Along another axis."""
+        place, data = (op.inputs[0], op.inputs[1]) if name == "SPLIT" else (op.inputs[2], op.inputs[0])
+        axis, (along,) = self._axes[data], self._numbers(name, place)
+        if along % len(self._shape(data)) == axis:
+            raise self._mixed(name)
+        return axis
+
+    def _updates(self, op: Any, part: int) -> bool:
+        return self._name(op) == "DYNAMIC_UPDATE_SLICE" and int(op.inputs[1]) == part
+
+    def _updated(self, name: str, op: Any) -> int:
+        """Along another axis, in something that has the batch as well."""
+        axes = {self._axes.get(each) for each in op.inputs[:2]}
+        if len(axes) > 1 or None in axes:
+            raise self._mixed(name)
+        return self._axes[op.inputs[0]]
+
+    def _recurrent(self, name: str, op: Any) -> int:
+        """First states grow with the batch. Cells of both directions mix up samples that stand before steps."""
+        x, both = int(op.inputs[0]), name.startswith("BI")
+        axis = 1 if op.builtinOptions.timeMajor else 0
+        if self._axes.get(x) != axis or (both and not op.builtinOptions.timeMajor):
+            raise self._mixed(name)
+        for at, each in enumerate(map(int, op.inputs)):
+            if each >= 0 and self._graph.tensors[each].isVariable and each not in self._axes:
+                op.inputs[at] = self._grown(name, each, x)
+                self._same[each] = int(op.inputs[at])
+        return axis
+
+    def _looped(self, name: str, op: Any) -> None:
+        """What a loop carries grows with the batch, and keeps the place of it; its step is opened as well."""
+        source = max(
+            (each for each in map(int, op.inputs) if each in self._axes), key=lambda each: len(self._shape(each))
+        )
+        op.inputs = [
+            each if each in self._axes or not self._shape(each) else self._grown(name, each, source)
+            for each in map(int, op.inputs)
+        ]
+        places = [self._axes.get(each) for each in op.inputs]
+        number = int(op.builtinOptions.bodySubgraphIndex)
+        body = self._writing.file.model.subgraphs[number]
+        if number not in self._opened:
+            given = {int(one): axis for one, axis in zip(body.inputs, places, strict=True) if axis is not None}
+            self._opened[number] = _Opening(self._writing.file, number, given, self._batch).run()
+        if self._opened[number] != places:
+            raise self._mixed(name)
+        self._axes |= {int(one): axis for one, axis in zip(op.outputs, places, strict=True) if axis is not None}
+
+    def _grown(self, name: str, tensor: int, source: int) -> int:
+        """In the place of a constant, or of what one is copied into: the same for every sample.
+
+        Args:
+            source: a tensor (samples, steps, …) or (steps, samples, …), by which the batch is known.
+        """
+        shape, axis = self._shape(tensor), self._axes[source]
+        writers = [each for each in self._kept if tensor in map(int, each.outputs)]
+        held = self._writing.constant(self._row(name, int(writers[0].inputs[-1]) if writers else tensor, shape))
+        self._kept = [each for each in self._kept if each not in writers]
+        is_state = len(shape) == 2
+        end = [size if at == axis else 1 for at, size in enumerate(self._shape(source))] if is_state else shape
+        places = [self._writing.constant(np.array(each, np.int32)) for each in ([0] * 3, end, [1] * 3)]
+        masks = {"endMask": 1 << axis, "shrinkAxisMask": (1 << (1 - axis)) * is_state}
+        rows = [end[axis], end[2]] if is_state else end
+        part = self._writing.op("STRIDED_SLICE", [source, *places], rows, np.float32, options="StridedSlice", **masks)
+        # Nothing is less than itself: what stands for it in as many samples as there are is always the same.
+        never = self._writing.op("LESS", [part, part], rows, np.bool_, options="Less")
+        result = self._writing.op("SELECT_V2", [never, held, held], shape, np.float32)
+        self._graph.tensors[result].isVariable = self._graph.tensors[tensor].isVariable
+        self._kept += self._writing.made
+        self._writing.made.clear()
+        self._axes[result] = 0 if is_state else axis
+        return result
+
+    def _row(self, name: str, tensor: int, shape: Sequence[int]) -> Array:
+        """What a constant (samples, units) holds for each sample; of one that is 0 throughout as little as can be."""
+        if not self._writing.holds(tensor) or len(shape) not in (2, 3):
+            raise _FixedError(f"{name} begins with what is computed for one batch")
+        value = self._writing.value(tensor)
+        if not value.any():
+            return np.zeros((1, shape[1]) if len(shape) == 2 else (), np.float32)
+        if list(value.shape) != list(shape) or len(shape) != 2 or (value != value[:1]).any():
+            raise self._mixed(name)
+        return value[:1]
 
     def _numbers(self, name: str, tensor: int) -> list[int]:
         """Of a constant."""
@@ -388,8 +501,9 @@ class _Opening:
         return _FixedError(f"{name} works across it")
 
 
-_HELD = ("BROADCAST_TO", "FILL", "TILE", "TRANSPOSE_CONV", "SHAPE", "PACK", "UNPACK", "SPLIT", "WHILE", "IF", "CUSTOM")
+_HELD = ("BROADCAST_TO", "FILL", "TILE", "TRANSPOSE_CONV", "SHAPE", "PACK", "UNPACK", "IF", "CUSTOM")
 """Operators that hold sizes of what they write, or whose axes are counted in another way."""
+_RECURRENT = ("UNIDIRECTIONAL_SEQUENCE_LSTM", "BIDIRECTIONAL_SEQUENCE_LSTM")
 _REDUCING = ("MEAN", "SUM", "REDUCE_MAX", "REDUCE_MIN", "REDUCE_PROD", "REDUCE_ANY", "REDUCE_ALL")
 _ELEMENTWISE = (
     *("ADD", "SUB", "MUL", "DIV", "MAXIMUM", "MINIMUM", "SQUARED_DIFFERENCE", "POW", "FLOOR_DIV", "FLOOR_MOD"),
@@ -424,6 +538,9 @@ _RULES: Mapping[str, Callable[[_Opening, str, Any], int]] = {
     "GATHER": _Opening._gathered,
     "EMBEDDING_LOOKUP": _Opening._looked_up,
     "FULLY_CONNECTED": _Opening._multiplied,
+    **dict.fromkeys(("SPLIT", "SPLIT_V"), _Opening._parted),
+    "DYNAMIC_UPDATE_SLICE": _Opening._updated,
+    **dict.fromkeys(_RECURRENT, _Opening._recurrent),
     **dict.fromkeys(
         (
             "CONV_2D",

@@ -18,8 +18,8 @@ from edgepack.model.types import Array
 # schema.fbs, TensorType
 _TYPES = {"float32": 0, "bool": 6, "int32": 2, "uint8": 3, "int64": 4, "int8": 9, "uint32": 15}
 _RESOURCE = 13
-_KEEPS_AXES = 6
-"""Version of FULLY_CONNECTED that keeps all axes of its input, and does without a bias."""
+KEEPS_AXES, WITHOUT_BIAS = 5, 6
+"""Versions of FULLY_CONNECTED that keep all axes of their input; the later one takes no bias as well."""
 # The version from which on a kernel takes these numbers; all else is there since the first one.
 _VERSIONS = {
     ("ADD", "int64"): 4,
@@ -32,7 +32,7 @@ _VERSIONS = {
     ("PAD", "int8"): 2,
     ("CAST", "int8"): 3,
     ("CAST", "uint32"): 4,
-    ("FULLY_CONNECTED", "float32"): 6,  # without a bias
+    ("FULLY_CONNECTED", "float32"): WITHOUT_BIAS,
 }
 
 _ALIGNMENT = 16
@@ -204,7 +204,7 @@ class Writing:
 
     def fully_connected(self, inputs: Sequence[int], output: int) -> None:
         """An operator that multiplies every vector of its input; its bias may be −1."""
-        self.add("FULLY_CONNECTED", inputs, [output], "FullyConnected", {"keepNumDims": True}, _KEEPS_AXES)
+        self.add("FULLY_CONNECTED", inputs, [output], "FullyConnected", {"keepNumDims": True}, WITHOUT_BIAS)
 
     def finish(self) -> None:
         """Let the new operators be those of the graph."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgepack.backends.tflite.facts import TOOLS
+from edgepack.backends.tflite.file import KEEPS_AXES
 from edgepack.errors import ModelError, install_hint
 from edgepack.model.point import Point, layer_of
 from edgepack.model.random_layer import random_inputs, random_pair, random_weight
@@ -59,7 +60,6 @@ def _write(task: TfliteLayer, out: Path) -> None:
 TFLITE_LAYER: FileStep[TfliteLayer] = FileStep("layers", 5, _write, ".tflite", TOOLS)
 
 ALIGNMENT = 16
-FULLY_CONNECTED_VERSION = 5
 
 
 def write_layer(path: Path, parts: list[Replacement], scheme: Scheme, batch: int, inputs: Array) -> None:
@@ -207,7 +207,7 @@ class _Graph:
         made = self._schema.OperatorCodeT()
         made.builtinCode = getattr(self._schema.BuiltinOperator, name)
         made.deprecatedBuiltinCode = made.builtinCode
-        made.version = FULLY_CONNECTED_VERSION if name == "FULLY_CONNECTED" else 1
+        made.version = KEEPS_AXES if name == "FULLY_CONNECTED" else 1
         return made
 
 

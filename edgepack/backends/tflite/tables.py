@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 
 from edgepack.backends.tables import EmbeddingTable
-from edgepack.backends.tflite.file import File, Writing, drop_unused, packed, text, whole
-from edgepack.backends.tflite.layer_file import FULLY_CONNECTED_VERSION
+from edgepack.backends.tflite.file import KEEPS_AXES, File, Writing, drop_unused, packed, text, whole
 from edgepack.backends.tflite.lstm import ABSENT
 from edgepack.backends.tflite.read import graphs, linear_ops, op_name, raw_bytes, read_file, shape_of
 from edgepack.backends.tflite.runtime import interpreter, session
@@ -226,6 +225,6 @@ def _narrow(writing: Writing, lookup: Any, part: Replacement) -> str:
     lookup.outputs = [thin]
     bias = ABSENT if part.bias is None else writing.constant(part.bias, f"{text(given.name)}/bias")
     inputs = [thin, writing.constant(part.A, f"{text(given.name)}/A"), bias]
-    writing.add("FULLY_CONNECTED", inputs, [wide], "FullyConnected", {"keepNumDims": True}, FULLY_CONNECTED_VERSION)
+    writing.add("FULLY_CONNECTED", inputs, [wide], "FullyConnected", {"keepNumDims": True}, KEEPS_AXES)
     graph.operators.insert(graph.operators.index(lookup) + 1, writing.made.pop())
     return text(graph.tensors[thin].name)

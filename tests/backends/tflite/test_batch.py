@@ -43,12 +43,32 @@ class Pictures(nn.Module):
 
 
 class Steps(nn.Module):
-    def __init__(self) -> None:
+    """Recurrent layers, of which all outputs or the last one alone are taken."""
+
+    def __init__(self, kind: type[nn.LSTM] | type[nn.GRU], layers: int = 1, *, last: bool = False) -> None:
         super().__init__()
-        self.cells = nn.LSTM(8, 16, batch_first=True)
+        self.cells, self.last = kind(8, 16, layers, batch_first=True), last
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.cells(x)[0]
+        y = self.cells(x)[0]
+        return y[:, -1] if self.last else y
+
+
+class StepsFirst(nn.Module):
+    """The same as ONNX has it."""
+
+    def __init__(self, kind: type[nn.LSTM] | type[nn.GRU]) -> None:
+        super().__init__()
+        self.cells = kind(8, 16)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        y = self.cells(x.swapaxes(0, 1))[0]
+        return y.swapaxes(0, 1), y[-1]
+
+
+class First(nn.Module):
+    def forward(self, results: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        return results[0]
 
 
 def converted(
@@ -83,6 +103,12 @@ CASES = {
     "attention": (MODELS["attention"][0], lambda rows: tuple(torch.randn(rows, n, 32) for n in (4, 3, 3))),
     "pictures": (Pictures, lambda rows: (torch.randn(rows, 3, 8, 8),)),
     "sentences": (Sentences, tokens),
+    "lstm": (lambda: Steps(nn.LSTM), lambda rows: (torch.randn(rows, 6, 8),)),
+    "lstms": (lambda: Steps(nn.LSTM, 2, last=True), lambda rows: (torch.randn(rows, 6, 8),)),
+    "lstm of steps": (lambda: StepsFirst(nn.LSTM), lambda rows: (torch.randn(rows, 6, 8),)),
+    "gru of steps": (lambda: StepsFirst(nn.GRU), lambda rows: (torch.randn(rows, 37, 8),)),
+    "gru": (lambda: Steps(nn.GRU), lambda rows: (torch.randn(rows, 6, 8),)),
+    "grus": (lambda: Steps(nn.GRU, 2, last=True), lambda rows: (torch.randn(rows, 37, 8),)),
 }
 
 
@@ -114,7 +140,7 @@ def test_a_batch_of_another_size_answers_as_torch_does(
 @pytest.mark.parametrize(
     ("model", "shape", "said"),
     [
-        (Steps(), (1, 6, 8), "UNIDIRECTIONAL_SEQUENCE_LSTM needs it as a number"),
+        (nn.Sequential(nn.LSTM(8, 16, batch_first=True, bidirectional=True), First()), (1, 6, 8), "works across it"),
         (nn.ConvTranspose2d(3, 4, 2, 2), (1, 3, 4, 4), "TRANSPOSE_CONV needs it as a number"),
     ],
 )
