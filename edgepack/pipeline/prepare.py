@@ -374,7 +374,8 @@ def warn_of_refused(refused: Mapping[Format, ModelError], files: Collection[Form
     for fmt, err in refused.items():
         if not files:
             raise err
-        _warn_of_missing(fmt, err.message, workspace)
+        # The first line names the place; a converter that stopped adds its log.
+        _warn_of_missing(fmt, err.message.partition("\n")[0] + (f" ({err.hint})" if err.hint else ""), workspace)
 
 
 def _warn_of_missing(fmt: Format, why: str, workspace: Workspace) -> None:
