@@ -100,6 +100,19 @@ def _exact(node: Node) -> Callable[..., Any] | None:
     return _wider(node, {torch.float16: torch.float32}) or _widened(node)
 
 
+def _scattered(node: Node) -> Callable[..., Any] | None:
+    """The converter narrows integers of 64 bits everywhere but here."""
+    import torch
+
+    if node.meta["val"].dtype != torch.int64:
+        return None
+
+    def narrow(x: Tensor, axis: int, places: Tensor, updates: Tensor) -> Tensor:
+        return torch.scatter(x.int(), axis, places, updates.int()).long()
+
+    return narrow
+
+
 def _bits(join: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Node], Callable[..., Any] | None]:
     """For integers, bits joined in int32."""
 
@@ -145,6 +158,7 @@ _SUBSTITUTES: Mapping[str, Callable[[Node], Callable[..., Any] | None]] = {
     **{f"aten.{name}.{kind}": _widened for name in ("add", "sub", "mul") for kind in ("Tensor", "Scalar")},
     **{f"aten.{name}.{kind}": _exact for name in _COMPARISONS for kind in ("Tensor", "Scalar")},
     **{f"aten.{name}.default": _exact for name in ("maximum", "minimum", "abs", "isnan", "isinf")},
+    "aten.scatter.src": _scattered,
     **dict.fromkeys(("aten.bitwise_and.Tensor", "aten.__and__.Tensor"), _bits(_both)),
     **dict.fromkeys(("aten.bitwise_or.Tensor", "aten.__or__.Tensor"), _bits(_either)),
     **dict.fromkeys(("aten.logical_xor.default", "aten.bitwise_xor.Tensor", "aten.__xor__.Tensor"), _one_of_both),

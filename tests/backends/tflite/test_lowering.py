@@ -45,6 +45,13 @@ class Codes(nn.Module):
         return x.view(torch.int32), n.view(torch.float32)
 
 
+class Inverse(nn.Module):
+    """Of an order: where each element went."""
+
+    def forward(self, order: torch.Tensor, places: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return (torch.zeros_like(order).scatter(1, order, places),)
+
+
 class Bits(nn.Module):
     def forward(self, a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return a & b, a | b, a ^ b
@@ -85,6 +92,11 @@ def test_halves_are_compared(emitter: TfliteEmitter, tmp_path: Path) -> None:
 def test_bits_are_read_as_another_type(emitter: TfliteEmitter, tmp_path: Path) -> None:
     x = torch.tensor([1.0, -2.5, 0.0, 3e38])
     assert_alike(emitter, Codes(), (x, x.view(torch.int32).flip(0).clone()), tmp_path)
+
+
+def test_integers_are_scattered(emitter: TfliteEmitter, tmp_path: Path) -> None:
+    order = torch.tensor([[2, 0, 1]])
+    assert_alike(emitter, Inverse(), (order, torch.arange(3).unsqueeze(0)), tmp_path)
 
 
 def test_bits_are_joined(emitter: TfliteEmitter, tmp_path: Path) -> None:
