@@ -141,8 +141,10 @@ def _gives(archive: bytes, name: str, content: bytes) -> bool:
 
 def _content(path: Path) -> bytes:
     hint = f"name a {SUFFIX} file, as `edgepack build --archive` writes it"
+    if not path.exists():
+        raise ModelError(f"{path}: no such file", hint=hint)
     if not path.is_file():
-        raise ModelError(f"{path}: found {'a folder' if path.is_dir() else 'no such file'}, expected a file", hint=hint)
+        raise ModelError(f"{path}: found a folder or a device, expected a file", hint=hint)
     if not path.name.endswith(SUFFIX):
         raise ModelError(f"{path}: found another kind of file, expected a file whose name ends in {SUFFIX}", hint=hint)
     size = path.stat().st_size

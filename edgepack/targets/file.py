@@ -74,7 +74,7 @@ def _read_text(path: Path) -> str:
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
     except OSError as err:
-        raise TargetsError(f"{path}: cannot read the targets file: {err.strerror}") from err
+        raise TargetsError(f"{path}: cannot read the targets file: {err.strerror}", hint="check its path") from err
     if len(raw) > MAX_BYTES:
         raise TargetsError(f"{path}: the targets file is over {MAX_BYTES >> 10} KiB; expected a few KiB")
     try:
