@@ -73,7 +73,7 @@ def test_no_archive(tmp_path: Path, kind: str) -> None:
         path.mkdir()
     elif kind == "noise":
         path.write_bytes(b"PK" * 100)
-    with pytest.raises(ModelError, match=r"x\.tar\.xz: found") as caught:
+    with pytest.raises(ModelError, match=r"x\.tar\.xz: (found|no such file)") as caught:
         extract_file(path)
     assert caught.value.hint
 
