@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from edgepack import Target
 from edgepack.benchmark.results import EmulatedVariant
 from edgepack.emulator.counts import middle
 from edgepack.emulator.estimate import time_bound
-from edgepack.targets.target import Target
 
 
 def counted_s(variant: EmulatedVariant, target: Target) -> float:

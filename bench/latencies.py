@@ -8,12 +8,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from edgepack import load_target
 from edgepack.benchmark.results import BenchResult, VariantResult, latencies
 from edgepack.benchmark.schedule import Schedule
 from edgepack.benchmark.session import Settings, Variant, bench_variants
 from edgepack.benchmark.stats import process_medians, summarize
 from edgepack.devices.local import LocalDevice
-from edgepack.targets.file import get_target
 from edgepack.targets.target import HOST
 
 SIGNIFICANT = 5
@@ -29,7 +29,7 @@ def measure_files(
     with closing(LocalDevice()) as device:
         result = bench_variants(
             variants,
-            target=get_target(HOST),
+            target=load_target(HOST),
             device=device,
             model=model,
             inputs=inputs,

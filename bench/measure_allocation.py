@@ -10,10 +10,9 @@ from typing import Any
 from allocation.allocators import ALLOCATORS, LEAST_GAP, Layers, latency, loss, within
 from cases import Case, cases
 
+from edgepack import BuildOptions, load_target
 from edgepack.model.scheme import INT8_BITS
-from edgepack.pipeline.options import BuildOptions
 from edgepack.pipeline.prepare import prepared
-from edgepack.targets.file import get_target
 from edgepack.workspace import Cache, silent
 
 NAMES = ("mnist", "lstm", "minilm", "magika")
@@ -33,7 +32,7 @@ def measure(*, quick: bool = False, names: Sequence[str] = NAMES) -> dict[str, A
 
 def measure_case(case: Case) -> list[dict[str, Any]]:
     """Rows of one model: of each format and bound."""
-    options = BuildOptions(model=case.model, target=get_target(TARGET), data=case.data, max_drop=case.max_drop)
+    options = BuildOptions(model=case.model, target=load_target(TARGET), data=case.data, max_drop=case.max_drop)
     with prepared(options, Cache(), silent) as ready:
         return [
             {"model": case.name, "format": fmt, "cost_source": ready.estimates.source_name(fmt), **row}

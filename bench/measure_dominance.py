@@ -16,12 +16,11 @@ from cases import Case
 from counted_time import counted_s
 from quiet_build import keeps_limits
 
+from edgepack import BuildOptions, load_target
 from edgepack.backends.registry import FORMATS
 from edgepack.benchmark.emulate import emulate_variants
 from edgepack.benchmark.session import Variant
 from edgepack.pack.manifest import read_document
-from edgepack.pipeline.options import BuildOptions
-from edgepack.targets.file import get_target
 from edgepack.workspace import file_digest
 
 NAME = "dominance"
@@ -40,7 +39,7 @@ ABOUT = """{files} files of {models} models; the limit on the drop is the same f
 another option's file of the same model and format is smaller, counted faster (the middle of the time bound of its
 counts) and more accurate on samples that no build has seen, all three at once. A file whose own build said that it
 leaves the limit (exit code 5) beats none."""
-TARGET = get_target("rpi4")
+TARGET = load_target("rpi4")
 
 
 def measure(case: Case, folder: Path) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ from typing import Any
 import measure_layer
 import measure_mnist
 
+from edgepack import Target, load_target
 from edgepack.backends.tflite.schemes import INT8_DYNAMIC
 from edgepack.benchmark.emulate import emulate_variants
 from edgepack.benchmark.results import EmulatedVariant
@@ -18,8 +19,6 @@ from edgepack.cost.count import Counter
 from edgepack.emulator.counts import middle
 from edgepack.emulator.plugin import cache_arguments
 from edgepack.model.point import linear_point
-from edgepack.targets.file import get_target
-from edgepack.targets.target import Target
 from edgepack.workspace import Cache, open_workspace
 
 TARGETS = ("rpi4", "rpi5", "rpi3b+", "rpi-zero2w")
@@ -51,7 +50,7 @@ def measure(*, quick: bool = False) -> dict[str, Any]:
 def _alike(names: Sequence[str]) -> list[tuple[str, Target]]:
     """Targets that nothing in a count can tell apart, under their names together."""
     groups: dict[tuple[Any, ...], list[Target]] = {}
-    for target in map(get_target, names):
+    for target in map(load_target, names):
         key = target.main_cluster.core, target.isa, cache_arguments(target)
         groups.setdefault(key, []).append(target)
     return [(", ".join(target.name for target in alike), alike[0]) for alike in groups.values()]

@@ -14,12 +14,11 @@ from typing import Any
 from measure_mnist import MAX_DROP, MODEL
 
 import edgepack as ep
+from edgepack import Target, load_target
 from edgepack.backends.registry import FORMATS
 from edgepack.emulator import programs
 from edgepack.emulator.guest import guest
 from edgepack.emulator.plugin import cache_arguments, plugin_file
-from edgepack.targets.file import get_target
-from edgepack.targets.target import Target
 from edgepack.workspace import shipped
 
 TARGET = "rpi4"
@@ -45,7 +44,7 @@ class Case:
 
 def measure(*, quick: bool = False) -> dict[str, Any]:
     """`rows`: CPU seconds of every process, plain and simulated in turns, and the ratio of their medians."""
-    target = get_target(TARGET)
+    target = load_target(TARGET)
     with tempfile.TemporaryDirectory(prefix="edgepack-bench-") as folder:
         cases = [*_inferences(target, Path(folder), quick), *_products(Path(folder), quick)]
         rounds = QUICK_ROUNDS if quick else ROUNDS

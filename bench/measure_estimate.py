@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from edgepack import load_target
 from edgepack.backends.backend import WriterData
 from edgepack.backends.registry import backend
 from edgepack.backends.tflite.schemes import FP32, INT8_STATIC
@@ -17,7 +18,6 @@ from edgepack.emulator.estimate import time_bound
 from edgepack.pipeline.datasets import load_data
 from edgepack.quantize.grids import WEIGHT_MAX
 from edgepack.sources import open_model
-from edgepack.targets.file import get_target
 from edgepack.workspace import Cache, Workspace
 
 MODELS = Path(__file__).parent / "models"
@@ -42,7 +42,7 @@ def measure(*, quick: bool = False) -> dict[str, Any]:
         for network in ("v1",) if quick else ("v1", "v2"):
             variants = _files(network, Path(folder))
             for name in dict.fromkeys(target for model, _, target in PUBLISHED_MS if model == network):
-                target = get_target(name)
+                target = load_target(name)
                 result = emulate_variants(variants, None, target=target, model=network)
                 for found in result.variants:
                     counts = middle(found.rounds)

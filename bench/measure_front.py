@@ -19,10 +19,9 @@ from peers.environment import run_peer
 from quiet_build import keeps_limits
 from results_page import put_section
 
+from edgepack import BuildOptions, load_target
 from edgepack.distill.budget import Epochs
 from edgepack.pack.manifest import read_document
-from edgepack.pipeline.options import BuildOptions
-from edgepack.targets.file import get_target
 
 NAME = "front"
 COMMAND = "python bench/measure_front.py"
@@ -98,7 +97,7 @@ def _accuracy(path: Path, unseen: Mapping[str, Any]) -> float:
 
 
 def _built(row: Row, model: Path, data: Path, test: Path, out: Path, *, dense: bool) -> list[dict[str, Any]]:
-    options = BuildOptions(model=str(model), data=data, test=test, target=get_target("rpi4"), out=out, **row.options)
+    options = BuildOptions(model=str(model), data=data, test=test, target=load_target("rpi4"), out=out, **row.options)
     keeps_limits(options)
     files = read_document(out)["files"]
     names = {"model": row.title, **({"baseline/int8": "dense int8", "baseline/fp32": "dense fp32"} if dense else {})}

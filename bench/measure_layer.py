@@ -10,6 +10,7 @@ from typing import Any
 
 from latencies import measure_files
 
+from edgepack import BuildOptions, load_target
 from edgepack.backends.backend import Writer, WriterData
 from edgepack.backends.registry import FORMATS, backend
 from edgepack.backends.schemes import SCHEMES
@@ -29,12 +30,10 @@ from edgepack.pipeline import verify
 from edgepack.pipeline.activations import Subject
 from edgepack.pipeline.datasets import Data, load_data
 from edgepack.pipeline.decompositions import decompose
-from edgepack.pipeline.options import BuildOptions
 from edgepack.pipeline.pareto import LayerPlans
 from edgepack.plan.candidates import break_even_rank
 from edgepack.quantize.rotation import balanced
 from edgepack.sources import open_model
-from edgepack.targets.file import get_target
 from edgepack.targets.target import HOST
 from edgepack.workspace import Cache, Workspace, digest
 
@@ -104,7 +103,7 @@ def model_files(work: Path, model: str = MODEL, rank: int = RANK) -> list[LayerF
     data = load_data(None, opened, model, SEED)
     plan, factors = factored(opened, data, workspace, rank)
     # The grid that is safe on this machine's instruction set; its size does not change the kernel.
-    qmax = BuildOptions(model=model, target=get_target(HOST)).weight_grids[-1]
+    qmax = BuildOptions(model=model, target=load_target(HOST)).weight_grids[-1]
     written: list[LayerFile] = []
     for fmt in FORMATS:
         with backend(fmt).engine() as engine:

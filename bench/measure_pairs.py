@@ -15,13 +15,12 @@ from block_tables import TITLES, markdown_table
 from cases import Case
 from quiet_build import keeps_limits
 
+from edgepack import BuildOptions, load_target
 from edgepack.benchmark.pack import bench_pack
 from edgepack.benchmark.session import Settings
 from edgepack.benchmark.summary import summarize_result
 from edgepack.devices.local import LocalDevice
 from edgepack.pack.manifest import read_document
-from edgepack.pipeline.options import BuildOptions
-from edgepack.targets.file import get_target
 from edgepack.targets.target import HOST
 
 NAME = "pairs"
@@ -33,7 +32,7 @@ of the pack is the dense int8 file itself. *Refused*: no file keeps the limit, t
 
 def measure(case: Case, out: Path) -> list[dict[str, Any]]:
     """A row per format."""
-    host = get_target(HOST)
+    host = load_target(HOST)
     kept = keeps_limits(BuildOptions(model=case.model, data=case.data, target=host, max_drop=case.max_drop, out=out))
     with closing(LocalDevice()) as device:
         result = bench_pack(out, target=host, device=device, settings=Settings(cold=False))

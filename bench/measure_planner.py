@@ -17,14 +17,13 @@ from measure_loss_order import measure_loss_order
 from measure_mnist import QUICK, SCHEDULE
 from measure_solver import measure_solver
 
+from edgepack import BuildOptions, load_target
 from edgepack.backends.registry import FORMATS
 from edgepack.benchmark.pack import pack_variants
 from edgepack.model.scheme import Format
 from edgepack.pack.folder import EXAMPLE
 from edgepack.pack.manifest import file_path
 from edgepack.pipeline.build import build
-from edgepack.pipeline.options import BuildOptions
-from edgepack.targets.file import get_target
 from edgepack.targets.target import HOST
 from edgepack.workspace import Cache
 
@@ -51,7 +50,7 @@ def measure(*, quick: bool = False, names: Sequence[str] = NAMES) -> dict[str, A
 
 def measure_case(case: Case, work: Path, *, quick: bool = False) -> dict[str, Any]:
     """One model built with an empty cache, then its files in turns in one session; `rows` holds a row per format."""
-    target, out = get_target(HOST), work / "pack"
+    target, out = load_target(HOST), work / "pack"
     options = BuildOptions(
         model=case.model,
         target=target,

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgepack import load_target
 from edgepack.backends.onnx.schemes import INT8_DYNAMIC, NBITS4, NBITS8
 from edgepack.backends.schemes import CORRECTED
 from edgepack.cost.measure import QUICK, STANDARD, measure_points
@@ -40,7 +41,6 @@ from edgepack.quantize.gptq import gptq, round_to_nearest, row_errors
 from edgepack.quantize.grids import WeightGrid, grid_of
 from edgepack.quantize.rotation import balanced
 from edgepack.sources import open_model
-from edgepack.targets.file import get_target
 from edgepack.targets.target import HOST
 from edgepack.workers import one_thread
 from edgepack.workspace import Cache, Workspace
@@ -156,7 +156,7 @@ def _times(shapes: list[tuple[int, int, int]], *, quick: bool) -> list[dict[str,
     ]
     with tempfile.TemporaryDirectory(prefix="edgepack-bench-") as folder:
         turns = QUICK if quick else STANDARD
-        table = measure_points(LocalDevice(), get_target(HOST), points, turns=turns, cache=Cache(Path(folder)))
+        table = measure_points(LocalDevice(), load_target(HOST), points, turns=turns, cache=Cache(Path(folder)))
     return [
         {
             "out": point.out_features,

@@ -22,11 +22,11 @@ import onnx
 from block_tables import markdown_table
 from results_page import put_section
 
+from edgepack import load_target
 from edgepack.benchmark.schedule import FULL, QUICK
 from edgepack.benchmark.session import Settings, Variant, bench_variants
 from edgepack.benchmark.summary import summarize_result
 from edgepack.devices.local import LocalDevice
-from edgepack.targets.file import get_target
 from edgepack.targets.target import HOST
 
 NAME = "same"
@@ -73,7 +73,7 @@ def measure(length: str) -> dict[str, Any]:
             onnx.save(model, path)  # with all its weights in it
             variants.append(Variant(name, "onnx", path))
         settings = Settings(quick=length == "quick", cold=False, schedule=SCHEDULES[length])
-        result = bench_variants(variants, target=get_target(HOST), device=device, settings=settings)
+        result = bench_variants(variants, target=load_target(HOST), device=device, settings=settings)
     row = summarize_result(result)[0]
     if row.vs_int8 is None:
         raise ValueError("no comparison")

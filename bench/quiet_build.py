@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import warnings
 
+from edgepack import BuildOptions
 from edgepack.errors import BudgetError
 from edgepack.pipeline.build import build
-from edgepack.pipeline.options import BuildOptions
 from edgepack.workspace import Cache
 
 

@@ -12,14 +12,13 @@ from typing import Any
 import numpy as np
 from quiet_build import keeps_limits
 
+from edgepack import BuildOptions, load_target
 from edgepack.backends.runtime import answers, load
 from edgepack.data import LABELS, Samples
 from edgepack.metrics.choose import Judge, choose
 from edgepack.model.types import Array
 from edgepack.pack.manifest import read_document
 from edgepack.pipeline.limits import DIGITS
-from edgepack.pipeline.options import BuildOptions
-from edgepack.targets.file import get_target
 from edgepack.workspace import Cache
 from promise.subjects import SUBJECTS, Data
 
@@ -123,7 +122,7 @@ def measure_cell(cell: Cell, trained: Trained, cache: Cache, folder: Path) -> di
     options = BuildOptions(
         model=str(trained.path),
         data=data,
-        target=get_target(TARGET),
+        target=load_target(TARGET),
         formats=(FORMAT,),
         max_drop=cell.max_drop,
         confidence=cell.confidence,

@@ -7,6 +7,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from edgepack import load_target
 from edgepack.benchmark import session
 from edgepack.benchmark.emulate import emulate_variants
 from edgepack.benchmark.results import latencies
@@ -16,7 +17,6 @@ from edgepack.benchmark.summary import summarize_result
 from edgepack.devices.local import LocalDevice
 from edgepack.emulator.counts import middle
 from edgepack.errors import EdgepackError
-from edgepack.targets.file import get_target
 from edgepack.targets.target import HOST
 from seeds.lab import Made
 from seeds.settings import Settings
@@ -56,7 +56,7 @@ def measure_files(variants: Sequence[Variant], settings: Settings, *, cold: bool
     with closing(LocalDevice()) as device:
         result = bench_variants(
             variants,
-            target=get_target(HOST),
+            target=load_target(HOST),
             device=device,
             model="seeds",
             settings=session.Settings(cold=cold, schedule=settings.schedule),
@@ -93,7 +93,7 @@ def emulated(group: dict[str, Any], ratios: Sequence[int]) -> list[dict[str, Any
         ]
     variants = list(_variants(made))
     try:
-        result = emulate_variants([one for _, one in variants], None, target=get_target(BOARD))
+        result = emulate_variants([one for _, one in variants], None, target=load_target(BOARD))
     except EdgepackError as err:
         return str(err)
     paths = {str(variant.path): found for (_, variant), found in zip(variants, result.variants, strict=True)}
