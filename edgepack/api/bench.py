@@ -81,7 +81,7 @@ def bench(
     if (error := failure(benched)) is not None:
         raise error
     compared = compare_results([one.result for one in benched if one.result is not None], folder)
-    return Comparison(compared.rows, compared.emulated)
+    return Comparison(compared.rows, compared.emulated, sources=compared.sources)
 
 
 def compare(packs: Sequence[GivenPack], *, targets_file: str | PathLike[str] | None = None) -> Comparison:
@@ -92,7 +92,7 @@ def compare(packs: Sequence[GivenPack], *, targets_file: str | PathLike[str] | N
         TargetsError: the targets file cannot be used.
     """
     compared = compare_packs([_folder(pack) for pack in packs], None if targets_file is None else Path(targets_file))
-    return Comparison(compared.rows, compared.emulated, compared.unmeasured)
+    return Comparison(compared.rows, compared.emulated, compared.unmeasured, compared.sources)
 
 
 def _folder(pack: GivenPack) -> Path:

@@ -19,11 +19,11 @@ from edgepack.pipeline.inspect import LayerReport, ModelReport
 from edgepack.pipeline.operators import OperatorReport, OperatorsReport
 from edgepack.report.build import build_report
 from edgepack.report.compare import CompareRow
-from edgepack.report.comparison import comparison_report
+from edgepack.report.comparison import Source, comparison_report
 from edgepack.report.emulated import EmulatedRow
 from edgepack.report.inspect import model_report
 from edgepack.report.operators import operators_report
-from edgepack.report.render import markdown, notebook
+from edgepack.report.render import HTML, markdown, notebook, write_report
 from edgepack.report.report import Report
 from edgepack.report.unmeasured import UnmeasuredRow
 
@@ -38,6 +38,14 @@ class Shown(ABC):
     def to_markdown(self) -> str:
         """As markdown tables."""
         return markdown.render(self.report())
+
+    def to_html(self, path: str | PathLike[str]) -> None:
+        """As a page of its own, with charts, which needs no network.
+
+        Raises:
+            OutputError: nothing can be written there.
+        """
+        write_report(self.report(), HTML, Path(path))
 
     def _repr_html_(self) -> str:
         return notebook.render(self.report())
@@ -201,12 +209,14 @@ class Comparison(Shown):
         rows: measured, a row for each file of each session.
         emulated: counted in the emulator, likewise.
         unmeasured: of packs without any result, what their folders say.
+        sources: what all that is from.
     """
 
     rows: tuple[CompareRow, ...]
     emulated: tuple[EmulatedRow, ...] = ()
     unmeasured: tuple[UnmeasuredRow, ...] = ()
+    sources: tuple[Source, ...] = ()
 
     def report(self) -> Report:
         """As `edgepack compare` prints it."""
-        return comparison_report(self.rows, self.emulated, self.unmeasured)
+        return comparison_report(self.rows, self.emulated, self.unmeasured, self.sources)

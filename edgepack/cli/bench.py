@@ -164,7 +164,7 @@ def _measure(session: Session, targets: Sequence[Target], options: ConnectOption
     error = failure(benched)
     if results and not (error and output.for_machines):
         compared = compare_results(results, session.pack)
-        show(comparison_report(compared.rows, compared.emulated), output)
+        show(comparison_report(compared.rows, compared.emulated, sources=compared.sources), output)
     if error:
         raise error
 
@@ -185,4 +185,4 @@ def compare(packs: Packs, targets_file: TargetsFile = None, *, output: Renderer)
     from edgepack.report.comparison import compare_packs, comparison_report
 
     compared = compare_packs(packs, targets_file)
-    show(comparison_report(compared.rows, compared.emulated, compared.unmeasured), output)
+    show(comparison_report(compared.rows, compared.emulated, compared.unmeasured, compared.sources), output)

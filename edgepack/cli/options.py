@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import inspect
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from enum import StrEnum
 from functools import wraps
 from pathlib import Path
@@ -18,7 +20,7 @@ import typer
 
 from edgepack import backends
 from edgepack.errors import EdgepackError, UsageError
-from edgepack.report.render import RENDERERS, TERMINAL, Renderer
+from edgepack.report.render import RENDERERS, TERMINAL, Renderer, write_report
 
 if TYPE_CHECKING:
     from edgepack.report.report import Report
@@ -132,32 +134,42 @@ Install = Annotated[bool, typer.Option("--install", help="First make an environm
 
 def reporting(*, tables: bool = True) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """For a command that prints a report: in place of its parameter `output` it offers an option for every renderer,
-    one at a time, and `-v`, which a command with a parameter `verbose` is told; and it runs behind the `door`.
+    one at a time of those that print, and `-v`, which a command with a parameter `verbose` is told; and it runs behind
+    the `door`.
 
     Args:
         tables: whether the report has tables; of one without, only machines want another form.
     """
     offered = [renderer for renderer in RENDERERS if tables or renderer.for_machines]
+    printing = [renderer for renderer in offered if not renderer.to_file]
 
     def decorated(command: Callable[..., None]) -> Callable[..., None]:
         @wraps(command)
         def run(verbose: bool, **values: Any) -> None:
             own = {"verbose": verbose} if tells_more else {}
-            asked = [renderer for renderer in offered if values.pop(renderer.name)]
+            asked = [renderer for renderer in printing if values.pop(renderer.name)]
             output = next((renderer for renderer in asked if renderer.for_machines), (*asked, TERMINAL)[0])
+            written = [(each, values.pop(each.name)) for each in offered if each.to_file]
+            if files := tuple((each, path) for each, path in written if path is not None):
+                output = replace(output, files=files)
             with door(output, verbose=verbose):
                 if len(asked) > 1:
-                    first, *others = (renderer.option for renderer in offered)
+                    first, *others = (renderer.option for renderer in printing)
                     raise UsageError(f"{', '.join(others)} and {first} exclude each other")
                 command(**values, **own, output=output)
 
-        flags = {each.name: Annotated[bool, typer.Option(each.option, help=each.help)] for each in offered}
+        flags = {each.name: Annotated[bool, typer.Option(each.option, help=each.help)] for each in printing}
         parameters = dict(inspect.signature(command, eval_str=True).parameters)
         del parameters["output"]
         tells_more = "verbose" in parameters
         kinds = {"verbose": parameters["verbose"].annotation if tells_more else Verbose}
         for name, kind in (flags | kinds).items():
             parameters[name] = inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=kind)
+        for each in (each for each in offered if each.to_file):
+            path = Annotated[Path | None, typer.Option(each.option, help=each.help, metavar="FILE")]
+            parameters[each.name] = inspect.Parameter(
+                each.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=path
+            )
         run.__annotations__ = {name: parameter.annotation for name, parameter in parameters.items()}
         run.__signature__ = inspect.Signature(list(parameters.values()))  # type: ignore[attr-defined]
         return run
@@ -198,7 +210,7 @@ def _report(kind: str, message: str, hint: str | None, code: int, output: Render
         from edgepack.report.report import Report
 
         error = {"kind": kind, "message": message, "hint": hint, "exit_code": code}
-        show(Report(record={"error": error}), output)
+        show(Report(record={"error": error}), replace(output, files=()))
         return
     typer.echo(f"{_colored('error', 'red')}: {message}", err=True)
     if hint:
@@ -211,8 +223,11 @@ def _colored(word: str, color: str) -> str:
 
 
 def show(report: Report, output: Renderer = TERMINAL) -> None:
-    """Print a report: in tables as wide as the terminal (COLUMNS, else 160 where there is none), or as a document."""
-    if output is not TERMINAL:
+    """Print a report: in tables as wide as the terminal (COLUMNS, else 160 where there is none), or as a document.
+    Files that were asked for are written first."""
+    for renderer, path in output.files:
+        write_report(replace(report, command=shlex.join(["edgepack", *sys.argv[1:]])), renderer, path)
+    if output.name != TERMINAL.name:
         typer.echo(output.render(report).rstrip("\n"))
         return
     from rich.console import Console

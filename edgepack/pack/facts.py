@@ -41,17 +41,29 @@ class FileFacts:
     Attributes:
         drop: of dense fp32's metric, in the metric's unit.
         layers: None where it lists none.
+        least: metric that it has at the bound of its drop.
     """
 
     scheme: str | None = None
     metric: float | None = None
     drop: float | None = None
     layers: tuple[LayerFacts, ...] | None = None
+    least: float | None = None
 
     @property
     def ranks(self) -> dict[str, int]:
         """Rank of every factored layer by its name; a dense layer has none."""
         return {one.name: one.rank for one in self.layers or () if one.name is not None and one.rank is not None}
+
+
+@dataclass(frozen=True)
+class TriedFacts:
+    """What a manifest says of one plan that was tried: its score is on the validation samples."""
+
+    format: str
+    scheme: str
+    size_bytes: int
+    score: float
 
 
 @dataclass(frozen=True)
@@ -62,6 +74,7 @@ class PackFacts:
         folder: of the pack.
         model, target, metric: their names; None where there is none that can be shown.
         files: by path in the pack.
+        tried: plans, where they make sense.
     """
 
     folder: Path
@@ -69,6 +82,7 @@ class PackFacts:
     target: str | None = None
     metric: str | None = None
     files: Mapping[str, FileFacts] = field(default_factory=dict)
+    tried: tuple[TriedFacts, ...] = ()
 
     @property
     def model_name(self) -> str:
@@ -128,6 +142,7 @@ def facts_of(document: Mapping[str, Any], folder: Path) -> PackFacts:
         _name_of(document, "target"),
         _name_of(document, "metric"),
         {str(path): _file_facts(str(path), files) for path in files},
+        tuple(plan for plan in map(_tried, _list(document.get("probes"))) if plan is not None),
     )
 
 
@@ -139,7 +154,22 @@ def _file_facts(path: str, files: Mapping[str, Any]) -> FileFacts:
         drop = best - metric
     layers = entry.get("layers")
     listed = tuple(map(_layer_facts, layers)) if isinstance(layers, list) else None
-    return FileFacts(_text(entry.get("scheme")), metric, drop, listed)
+    return FileFacts(_text(entry.get("scheme")), metric, drop, listed, _least(entry))
+
+
+def _least(entry: Mapping[str, Any]) -> float | None:
+    stated = _mapping(entry.get("confirmation") or entry.get("validation"))
+    dense, bound = _number(stated.get("dense")), _number(stated.get("bound"))
+    return None if dense is None or bound is None else dense - bound
+
+
+def _tried(entry: Any) -> TriedFacts | None:
+    known = _mapping(entry)
+    fmt, scheme, size = _text(known.get("format")), _text(known.get("scheme")), _number(known.get("size_bytes"))
+    score = _number(_mapping(known.get("drop")).get("emitted"))
+    if fmt is None or scheme is None or size is None or size < 1 or score is None:
+        return None
+    return TriedFacts(fmt, scheme, round(size), score)
 
 
 def _layer_facts(entry: Any) -> LayerFacts:
@@ -176,6 +206,10 @@ def _name_of(document: Mapping[str, Any], what: str) -> str | None:
 
 def _mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
+
+
+def _list(value: Any) -> list[Any]:
+    return value[:MAX_LAYERS] if isinstance(value, list) else []
 
 
 def _number(value: Any) -> float | None:

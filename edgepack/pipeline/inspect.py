@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -28,6 +28,9 @@ from edgepack.sources.images import ImageOptions
 from edgepack.sources.inputs import GivenInput
 from edgepack.sources.onnx import FOUND
 from edgepack.workspace import Cache, Progress, digest, open_workspace, silent
+
+CURVE = 64
+"""Ranks, at most, of which a singular value is kept for the report."""
 
 Energy = Literal["weight", "output", "weighed output"]
 """What the error curve of a layer is of: its weights alone, its output on the calibration data, or that output weighed
@@ -76,6 +79,7 @@ class ModelReport:
         fixed: why a build changes none of its layers; None where it may.
         left: what would be layers, but stays as it is.
         tables: embedding tables that no layer multiplies by; the rows that one inference looks up are counted.
+        singular_values: by layer, of what its ranks keep a share of: some ranks, and the value there over the largest.
     """
 
     model: str
@@ -87,6 +91,7 @@ class ModelReport:
     fixed: str | None = None
     left: str | None = None
     tables: tuple[LayerReport, ...] = ()
+    singular_values: Mapping[str, tuple[tuple[int, float], ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -184,7 +189,20 @@ def _report(
         layers=reports,
         fixed=opened.fixed,
         left=opened.left,
+        singular_values={
+            layer.name: _singular_values(looked[view.name].spectrum)
+            for layer, view in zip(opened.layers, views, strict=True)
+        },
     )
+
+
+def _singular_values(spectrum: Spectrum) -> tuple[tuple[int, float], ...]:
+    """At some ranks, more of them where these are small."""
+    values = np.sqrt(np.maximum(spectrum.energies, 0.0))
+    if not len(values) or values[0] <= 0.0:
+        return ()
+    ranks = np.unique(np.geomspace(1, len(values), CURVE).astype(int))
+    return tuple((int(rank), float(values[rank - 1] / values[0])) for rank in ranks)
 
 
 def _layer(layer: Layer, view: View, look: _Look, total: int, macs_share: float | None) -> LayerReport:

@@ -24,6 +24,7 @@ from edgepack.pack.manifest import (
 from edgepack.pipeline.explore import ExploredRow
 from edgepack.report.report import Block, Column, Field, Figure, Line, Paragraph, Report, Table, hidden, make_table
 from edgepack.report.scores import score_header, score_notes, short_name, shown_score
+from edgepack.report.tradeoffs import explored_charts, plan_charts
 from edgepack.units import NONE
 
 
@@ -48,6 +49,7 @@ def build_report(out: Path, manifest: Manifest, *, reasons: bool = False) -> Rep
             *_corners(manifest),
             *_plans(manifest, reasons=reasons),
             *_results(out, manifest, reasons=reasons),
+            *plan_charts(manifest),
         ),
         warnings=manifest.warnings,
         record=record,
@@ -386,7 +388,7 @@ def explored_report(rows: Sequence[ExploredRow], warnings: Sequence[str] = ()) -
         "Build one with --pick NUMBER, or one per format with --pick NUMBER,NUMBER, and the same other options.",
     )
     return Report(
-        blocks=(make_table(_EXPLORED, rows, notes=notes),),
+        blocks=(*explored_charts(rows), make_table(_EXPLORED, rows, notes=notes)),
         warnings=tuple(warnings),
         record={"plans": [asdict(row) for row in rows], "warnings": list(warnings)},
     )

@@ -16,7 +16,10 @@ from edgepack.pack.manifest import BUILD_AGAIN
 from edgepack.report.compare import CompareRow, compare_rows, measured_table
 from edgepack.report.devices import device_blocks, side_by_side
 from edgepack.report.emulated import EmulatedRow, emulated_blocks, emulated_rows
+from edgepack.report.latencies import latency_charts
+from edgepack.report.layer_charts import count_bars
 from edgepack.report.report import Report
+from edgepack.report.tradeoffs import tradeoff_charts
 from edgepack.report.unmeasured import UnmeasuredRow, unmeasured_rows, unmeasured_table
 from edgepack.targets.file import load_targets
 from edgepack.targets.target import Target
@@ -25,13 +28,22 @@ SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True)
+class Source:
+    """What a pack says of itself, and the sessions with raw values that were measured of it."""
+
+    facts: PackFacts
+    results: tuple[BenchResult, ...] = ()
+
+
+@dataclass(frozen=True)
 class Compared:
     """All results of some packs: measured rows and emulated ones, and the files of those that have neither, each in the
-    order of the packs."""
+    order of the packs, and what they are from."""
 
     rows: tuple[CompareRow, ...]
     emulated: tuple[EmulatedRow, ...]
     unmeasured: tuple[UnmeasuredRow, ...] = ()
+    sources: tuple[Source, ...] = ()
 
 
 def rows_of_result(result: BenchResult, facts: PackFacts) -> list[CompareRow]:
@@ -51,7 +63,8 @@ def compare_results(results: Sequence[BenchResult], pack: Path) -> Compared:
         PackError: not a pack.
     """
     facts = read_facts(pack)
-    return Compared(tuple(row for result in results for row in rows_of_result(result, facts)), ())
+    rows = tuple(row for result in results for row in rows_of_result(result, facts))
+    return Compared(rows, (), sources=(Source(facts, tuple(results)),))
 
 
 def _merged(results: Sequence[BenchResult]) -> list[BenchResult]:
@@ -80,13 +93,15 @@ def compare_packs(packs: Sequence[Path], targets_file: Path | None = None) -> Co
     rows: list[CompareRow] = []
     emulated: list[EmulatedRow] = []
     unmeasured: list[UnmeasuredRow] = []
+    sources: list[Source] = []
     targets: dict[str, Target] = load_targets(targets_file) if targets_file is not None else {}
     for path in packs:
         facts = read_facts(path)
         measured, counted = load_results(path), load_emulated(path)
         if not measured and not counted:
             unmeasured += unmeasured_rows(path, facts)
-        for result in _merged(measured):
+        sources.append(Source(facts, tuple(_merged(measured))))
+        for result in sources[-1].results:
             rows += rows_of_result(result, facts)
         for session in counted:
             targets = targets or load_targets()
@@ -94,24 +109,31 @@ def compare_packs(packs: Sequence[Path], targets_file: Path | None = None) -> Co
             emulated += rows_of_emulated(session, facts, targets.get(session.target, unknown))
     if not rows and not emulated and not unmeasured:
         raise PackError(f"{packs[0]}: no model files, and no results", hint=BUILD_AGAIN)
-    return Compared(tuple(rows), tuple(emulated), tuple(unmeasured))
+    return Compared(tuple(rows), tuple(emulated), tuple(unmeasured), tuple(sources))
 
 
 def comparison_report(
-    rows: Sequence[CompareRow], emulated: Sequence[EmulatedRow] = (), unmeasured: Sequence[UnmeasuredRow] = ()
+    rows: Sequence[CompareRow],
+    emulated: Sequence[EmulatedRow] = (),
+    unmeasured: Sequence[UnmeasuredRow] = (),
+    sources: Sequence[Source] = (),
 ) -> Report:
     """The measured rows, the devices side by side where there are several, the emulated rows, their layers, and files
     that were not measured.
 
-    Each kind has its table only where it has rows. The document is `{"schema_version": 1, "rows": [...], "devices":
-    {"tables": [...], "apart": [...]}, "emulated": [...], "unmeasured": [...]}`.
+    Where `sources` are given, charts of them as well. Each kind has its table only where it has rows. The document is
+    `{"schema_version": 1, "rows": [...], "devices": {"tables": [...], "apart": [...]}, "emulated": [...],
+    "unmeasured": [...]}`.
     """
     beside = side_by_side(rows)
     return Report(
         blocks=(
+            *tradeoff_charts(rows, (*emulated, *unmeasured), [source.facts for source in sources]),
             *([measured_table(rows)] if rows or not (emulated or unmeasured) else []),
             *device_blocks(beside),
+            *(chart for source in sources for result in source.results for chart in latency_charts(result)),
             *emulated_blocks(emulated),
+            *count_bars(emulated),
             *([unmeasured_table(unmeasured)] if unmeasured else []),
         ),
         record={

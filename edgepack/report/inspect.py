@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from edgepack.pack.manifest import Manifest
 from edgepack.pipeline.inspect import Energy, LayerReport, ModelReport
 from edgepack.pipeline.prepare import NO_LAYERS
 from edgepack.report.build import LONG, layer_table, packed_files, planned
+from edgepack.report.layer_charts import layer_bars, miss_charts, spectrum_charts
 from edgepack.report.report import Block, Column, Field, Figure, Paragraph, Report, hidden, make_table
+from edgepack.report.tradeoffs import plan_charts
 
 
 def model_report(model: ModelReport) -> Report:
@@ -30,7 +33,18 @@ def model_report(model: ModelReport) -> Report:
     )
     layers = make_table(_LAYERS, model.layers, notes=notes, name="layers")
     tables = make_table(_LAYERS, model.tables, title=_TABLES, name="embedding tables")
-    return Report(title=(head,), blocks=(layers, tables) if model.tables else (layers,), record=asdict(model))
+    return Report(
+        title=(head,),
+        blocks=(layers, *([tables] if model.tables else []), *spectrum_charts(model)),
+        record=_record(model),
+    )
+
+
+def _record(model: ModelReport) -> dict[str, Any]:
+    """What is only drawn is left out."""
+    record = asdict(replace(model, singular_values={}))
+    del record["singular_values"]
+    return record
 
 
 _TABLES = "embedding tables, tokens×width; each row counts as often as it is looked up"
@@ -93,6 +107,9 @@ def _files(manifest: Manifest) -> Iterator[Block]:
         size = Figure(entry.size_bytes, "bytes")
         title = (f"{name}: {entry.scheme}, ", size, f", chosen by: {entry.scheme_chosen_by}")
         yield layer_table(planned(entry), name, LONG, title=title)
+        yield from layer_bars(entry, name)
+        yield from miss_charts(manifest, entry, name)
+    yield from plan_charts(manifest)
 
 
 _LOSSES = {

@@ -119,22 +119,85 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Series:
-    """One axis of a chart; `key` and `unit` as of a column."""
+class Axis:
+    """One axis of a chart; `key`, `unit` and `header` as of a column. With `log`, equal ratios are equal distances."""
 
     key: str
     unit: Unit
-    values: tuple[float, ...]
+    header: str = ""
+    log: bool = False
+
+
+@dataclass(frozen=True)
+class Mark:
+    """One point of a chart.
+
+    Attributes:
+        name: what it is of; empty for a point of a curve.
+        x_range, y_range: where it may be as well, on either axis.
+    """
+
+    x: float
+    y: float
+    name: str = ""
+    x_range: tuple[float, float] | None = None
+    y_range: tuple[float, float] | None = None
+
+
+Style = Literal["line", "steps", "point", "small", "fixed"]
+"""Marks joined or apart; small ones stand back, fixed ones are what all others are held against."""
+
+
+@dataclass(frozen=True)
+class Series:
+    """Marks of one kind."""
+
+    name: str
+    marks: tuple[Mark, ...]
+    style: Style = "line"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A line at one value of the first axis."""
+
+    x: float
+    name: str
 
 
 @dataclass(frozen=True)
 class Chart:
-    """A curve. `of` says what it belongs to, for data."""
+    """Figures over figures.
+
+    Attributes:
+        of: what it belongs to, for data.
+        drawn: whether it is only for renderers that draw: tables say the same to all others.
+        note: how to read it.
+    """
 
     title: str
-    x: Series
-    y: Series
+    x: Axis
+    y: Axis
+    series: tuple[Series, ...]
+    rules: tuple[Rule, ...] = ()
     of: str = ""
+    drawn: bool = True
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Bars:
+    """A figure of each of several things, such as layers, side by side. It is only for renderers that draw.
+
+    Attributes:
+        series: a name, and a figure for each of the things; None where it is not known.
+    """
+
+    title: str
+    axis: Axis
+    names: tuple[str, ...]
+    series: tuple[tuple[str, tuple[float | None, ...]], ...]
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -145,7 +208,8 @@ class Paragraph:
     note: bool = False
 
 
-Block = Table | Chart | Paragraph
+Told = Table | Chart | Paragraph
+Block = Told | Bars
 
 
 @dataclass(frozen=True)
@@ -154,17 +218,25 @@ class Report:
 
     Attributes:
         record: the JSON document; a value of the domain, not of the tables.
+        command: the line that it answers; empty where no command was given.
     """
 
     title: tuple[Line, ...] = ()
     blocks: tuple[Block, ...] = ()
     warnings: tuple[str, ...] = ()
     record: Any = None
+    command: str = ""
 
     @property
-    def for_people(self) -> tuple[Block, ...]:
+    def drawn(self) -> tuple[Block, ...]:
         """Its blocks without those for data alone."""
         return tuple(block for block in self.blocks if not (isinstance(block, Table) and block.only == "data"))
+
+    @property
+    def for_people(self) -> tuple[Told, ...]:
+        """The same without what is only drawn."""
+        told = (block for block in self.drawn if not isinstance(block, Bars))
+        return tuple(block for block in told if not (isinstance(block, Chart) and block.drawn))
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,14 @@ from statistics import median, quantiles
 from typing import Any
 
 from edgepack.report.report import (
+    Axis,
     Block,
     Chart,
     Column,
     Field,
     Figure,
     Line,
+    Mark,
     Paragraph,
     Report,
     Series,
@@ -172,6 +174,9 @@ def sweep_report(record: Record) -> Report:
     return Report(blocks=tuple(block for one in record["swept"] for block in _swept(one)), record=record)
 
 
+_AXES: Mapping[Unit, str] = {"nanoseconds": "ns per load", "gigabytes per second": "GB/s"}
+
+
 def _swept(one: Record) -> Iterator[Block]:
     sweep, cluster = one["sweep"], one["cluster"]
     cpus = ", ".join(map(str, sweep["cpus"])) or "any"
@@ -183,8 +188,9 @@ def _swept(one: Record) -> Iterator[Block]:
         if curve:
             key: str = "load_s" if title == "latency" else "bytes_per_s"
             unit: Unit = "nanoseconds" if title == "latency" else "gigabytes per second"
-            x = Series("size_bytes", "binary", tuple(curve))
-            yield Chart(title, x, Series(key, unit, tuple(curve.values())), of=cluster)
+            x, y = Axis("size_bytes", "binary", "working set", log=True), Axis(key, unit, _AXES[unit], log=True)
+            points = tuple(Mark(size, value) for size, value in curve.items())
+            yield Chart(title, x, y, (Series(title, points),), of=cluster, drawn=False)
     sizes = sorted(size for size in {*single, *every, *loads} if size & (size - 1) == 0)
     fields: tuple[Field[int], ...] = (
         Field(hidden("cluster"), lambda _: cluster),

@@ -19,10 +19,12 @@ from edgepack.report import build, compare, devices, doctor, emulated, inspect, 
 from edgepack.report.render import csv, json, markdown, terminal
 from edgepack.report.render.cells import WORDS, cell_text
 from edgepack.report.report import (
+    Axis,
     Chart,
     Column,
     Field,
     Figure,
+    Mark,
     Paragraph,
     Report,
     Series,
@@ -62,7 +64,12 @@ REPORT = Report(
     blocks=(
         make_table(FIELDS, ROWS, title="first", notes=(("at most ", Figure(0.5, "share")), "and *no* more")),
         Chart(
-            "read", Series("size_bytes", "binary", (1024.0, 65536.0)), Series("load_s", "seconds", (1e-9, 8e-9)), "a72"
+            "read",
+            Axis("size_bytes", "binary"),
+            Axis("load_s", "seconds"),
+            (Series("read", (Mark(1024.0, 1e-9), Mark(65536.0, 8e-9))),),
+            of="a72",
+            drawn=False,
         ),
         Paragraph("how to read it", note=True),
         Table((Column("n", "n", "integer"),), ((1,),), only="data"),

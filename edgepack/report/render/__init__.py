@@ -1,4 +1,4 @@
-"""A report as text for a terminal, as markdown, as CSV and as JSON: the only places where figures become words.
+"""A report as text for a terminal, as markdown, CSV, JSON and HTML: the only places where figures become words.
 
 A new way to write reports is a module here with a `render`, and its line in `RENDERERS`: every command that prints a
 report then offers it.
@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from edgepack.errors import OutputError
 
 if TYPE_CHECKING:
     from edgepack.report.report import Report
@@ -22,11 +25,15 @@ class Renderer:
         name: of its module here, which is loaded when it is used; its option on the command line is `--name`.
         help: of that option.
         for_machines: whether a program reads it: then an error is a report as well, and nothing else is printed.
+        to_file: whether its option names a file, which is written beside what another one prints.
+        files: what is written beside it.
     """
 
     name: str
     help: str
     for_machines: bool = False
+    to_file: bool = False
+    files: tuple[tuple[Renderer, Path], ...] = ()
 
     @property
     def option(self) -> str:
@@ -41,8 +48,25 @@ class Renderer:
 TERMINAL = Renderer("terminal", "")
 """Where no other is asked for; it has no option."""
 
+HTML = Renderer("html", "Also write a page with charts to this file.", to_file=True)
+
 RENDERERS = (
     Renderer("json", "Print JSON for machines.", for_machines=True),
     Renderer("markdown", "Print markdown tables."),
     Renderer("csv", "Print CSV, full precision, as one table."),
+    HTML,
 )
+
+
+def write_report(report: Report, renderer: Renderer, path: Path) -> None:
+    """A report as a file, whole or not there.
+
+    Raises:
+        OutputError: nothing can be written there.
+    """
+    from edgepack.workspace import atomic_path
+
+    if path.is_dir():
+        raise OutputError(f"{path}: found a folder, expected the name of a file", hint="such as report.html")
+    with atomic_path(path) as temporary:
+        temporary.write_text(renderer.render(report), encoding="utf-8")

@@ -9,7 +9,7 @@ from dataclasses import astuple, is_dataclass
 from typing import Any
 
 from edgepack.report.render.cells import words
-from edgepack.report.report import Chart, Column, Paragraph, Report, Table, Unit
+from edgepack.report.report import Chart, Column, Report, Table, Unit
 
 # A spreadsheet takes a text cell that starts so for a formula.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -26,7 +26,7 @@ def render(report: Report) -> str:
     tables = [
         _chart(block) if isinstance(block, Chart) else block.shown_to("data")
         for block in report.blocks
-        if not isinstance(block, Paragraph) and (isinstance(block, Chart) or block.only != "people")
+        if (isinstance(block, Chart) and not block.drawn) or (isinstance(block, Table) and block.only != "people")
     ]
     filled = [table for table in tables if table.rows] or tables[:1]
     several = len({table.name for table in filled}) > 1
@@ -36,8 +36,8 @@ def render(report: Report) -> str:
 
 def _chart(chart: Chart) -> Table:
     columns = (Column("of"), Column("chart"), *(Column(axis.key, unit=axis.unit) for axis in (chart.x, chart.y)))
-    points = zip(chart.x.values, chart.y.values, strict=True)
-    return Table(columns, tuple((chart.of, chart.title, x, y) for x, y in points))
+    marks = (mark for series in chart.series for mark in series.marks)
+    return Table(columns, tuple((chart.of, chart.title, mark.x, mark.y) for mark in marks))
 
 
 def _header(table: Table) -> list[str]:

@@ -7,7 +7,7 @@ from itertools import groupby
 
 from edgepack.report.render.cells import cell_texts, line_text
 from edgepack.report.render.terminal import chart_text
-from edgepack.report.report import Block, Chart, Line, Paragraph, Report, Table
+from edgepack.report.report import Chart, Line, Paragraph, Report, Table, Told
 from edgepack.units import markdown
 
 
@@ -27,11 +27,11 @@ def render(report: Report) -> str:
     return "\n".join(parts)
 
 
-def _kind(block: Block) -> str:
+def _kind(block: Told) -> str:
     return "list" if isinstance(block, Chart) or (isinstance(block, Paragraph) and block.note) else "one"
 
 
-def _sentence(block: Block) -> str:
+def _sentence(block: Told) -> str:
     if isinstance(block, Chart):
         return f"{block.title}: {chart_text(block)}"
     return line_text(block.line) if isinstance(block, Paragraph) else ""

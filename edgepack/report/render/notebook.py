@@ -7,7 +7,7 @@ from html import escape
 
 from edgepack.report.render.cells import cell_texts, line_text
 from edgepack.report.render.terminal import chart_text
-from edgepack.report.report import Block, Chart, Line, Report, Table
+from edgepack.report.report import Chart, Line, Report, Table, Told
 
 
 def render(report: Report) -> str:
@@ -17,7 +17,7 @@ def render(report: Report) -> str:
     return "\n".join([*titles, *warnings, *map(_block, report.for_people)])
 
 
-def _block(block: Block) -> str:
+def _block(block: Told) -> str:
     if isinstance(block, Table):
         return _table(block)
     if isinstance(block, Chart):

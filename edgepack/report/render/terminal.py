@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from edgepack.report.render.cells import cell_text, cell_texts, line_text, words
-from edgepack.report.report import Block, Chart, Column, Paragraph, Report, Table
+from edgepack.report.report import Chart, Column, Paragraph, Report, Table, Told
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, Group, RenderableType
@@ -41,7 +41,7 @@ def render(report: Report) -> Group:
     return Group(*parts)
 
 
-def _parts(block: Block) -> list[Any]:
+def _parts(block: Told) -> list[Any]:
     from rich.text import Text
 
     if isinstance(block, Paragraph):
@@ -189,9 +189,10 @@ def _style(cell: str) -> str:
 
 
 def chart_text(chart: Chart) -> str:
-    """A curve as a line of bars, and from where to where it goes."""
-    low, high = (words(end(chart.x.values), chart.x.unit) for end in (min, max))
-    return f"{sparkline(chart.y.values)} {low} to {high}"
+    """Its first curve as a line of bars, and from where to where it goes."""
+    marks = chart.series[0].marks
+    low, high = (words(end(mark.x for mark in marks), chart.x.unit) for end in (min, max))
+    return f"{sparkline([mark.y for mark in marks])} {low} to {high}"
 
 
 def sparkline(values: Sequence[float]) -> str:
