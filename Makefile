@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-SYSTEM_PACKAGES := mount openssh-server openssh-client iproute2 adb qemu-user debootstrap debian-archive-keyring gcc libc6-dev valgrind
+SYSTEM_PACKAGES := mount openssh-server openssh-client iproute2 adb qemu-user debootstrap debian-archive-keyring gcc libc6-dev valgrind chromium
 # One more than there are cores: tests of devices mostly wait.
 WORKERS ?= $(shell expr $$(nproc) + 1)
 DEMO := bench/models/mnist_mlp.py:recipe

@@ -57,13 +57,13 @@ class FileFacts:
 
 
 @dataclass(frozen=True)
-class TriedFacts:
-    """What a manifest says of one plan that was tried: its score is on the validation samples."""
+class TrialFacts:
+    """What a manifest says of one plan that was tried: its drop is of the metric on the validation samples."""
 
     format: str
     scheme: str
     size_bytes: int
-    score: float
+    drop: float
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class PackFacts:
         folder: of the pack.
         model, target, metric: their names; None where there is none that can be shown.
         files: by path in the pack.
-        tried: plans, where they make sense.
+        trials: plans that were tried, where they make sense.
     """
 
     folder: Path
@@ -82,7 +82,7 @@ class PackFacts:
     target: str | None = None
     metric: str | None = None
     files: Mapping[str, FileFacts] = field(default_factory=dict)
-    tried: tuple[TriedFacts, ...] = ()
+    trials: tuple[TrialFacts, ...] = ()
 
     @property
     def model_name(self) -> str:
@@ -142,7 +142,7 @@ def facts_of(document: Mapping[str, Any], folder: Path) -> PackFacts:
         _name_of(document, "target"),
         _name_of(document, "metric"),
         {str(path): _file_facts(str(path), files) for path in files},
-        tuple(plan for plan in map(_tried, _list(document.get("probes"))) if plan is not None),
+        tuple(trial for trial in map(_trial, _list(document.get("trials"))) if trial is not None),
     )
 
 
@@ -154,22 +154,25 @@ def _file_facts(path: str, files: Mapping[str, Any]) -> FileFacts:
         drop = best - metric
     layers = entry.get("layers")
     listed = tuple(map(_layer_facts, layers)) if isinstance(layers, list) else None
-    return FileFacts(_text(entry.get("scheme")), metric, drop, listed, _least(entry))
+    return FileFacts(_text(entry.get("scheme")), metric, drop, listed, _least(entry, metric))
 
 
-def _least(entry: Mapping[str, Any]) -> float | None:
-    stated = _mapping(entry.get("confirmation") or entry.get("validation"))
-    dense, bound = _number(stated.get("dense")), _number(stated.get("bound"))
-    return None if dense is None or bound is None else dense - bound
+def _least(entry: Mapping[str, Any], metric: float | None) -> float | None:
+    """Where the metric is on the samples that the bound is of."""
+    drop = _mapping(entry.get(str(entry.get("scored_on"))))
+    emitted, dense, bound = (_number(drop.get(key)) for key in ("emitted", "dense", "bound"))
+    if metric is None or emitted is None or dense is None or bound is None:
+        return None
+    return metric - max(0.0, bound - (dense - emitted))
 
 
-def _tried(entry: Any) -> TriedFacts | None:
+def _trial(entry: Any) -> TrialFacts | None:
     known = _mapping(entry)
     fmt, scheme, size = _text(known.get("format")), _text(known.get("scheme")), _number(known.get("size_bytes"))
-    score = _number(_mapping(known.get("drop")).get("emitted"))
-    if fmt is None or scheme is None or size is None or size < 1 or score is None:
+    drop = _number(_mapping(known.get("drop")).get("drop"))
+    if fmt is None or scheme is None or size is None or size < 1 or drop is None:
         return None
-    return TriedFacts(fmt, scheme, round(size), score)
+    return TrialFacts(fmt, scheme, round(size), drop)
 
 
 def _layer_facts(entry: Any) -> LayerFacts:

@@ -6,19 +6,21 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from edgepack.metrics.drop import Drop
 from edgepack.model.scheme import Format
 from edgepack.pack.facts import PackFacts
-from edgepack.pack.manifest import Manifest
+from edgepack.pack.manifest import DropEntry, Manifest
 from edgepack.pipeline.explore import ExploredRow
 from edgepack.report.compare import CompareRow, device_key, device_names
 from edgepack.report.report import Axis, Chart, Mark, Series, Style
+from edgepack.report.scores import short_name, shown_score
 
 SIZE = Axis("size_bytes", "bytes", "size of the file", log=True)
 LATENCY = Axis("latency_p50_s", "seconds", "latency, p50", log=True)
 PREDICTED = Axis("latency_s", "seconds", "predicted latency of the layers", log=True)
 VARIANTS = {"edgepack": "packed", "dense-int8": "dense int8", "dense-fp32": "dense fp32"}
-HOW = "up and to the left is better; the dashed line is the Pareto front"
-VALIDATED = "plans that were tried stand at their score on the validation samples"
+HOW = "the dashed line is the Pareto front: no other mark is better in both"
+VALIDATED = "tried plans stand as far below dense fp32 as they did on the validation samples"
 
 
 class Scored(Protocol):
@@ -64,13 +66,17 @@ def tradeoff_charts(
             title = f"{model}: {metric} against latency on {names[device[0]]}"
             yield _chart(title, LATENCY, metric, marks)
         marks = [(row.variant, bounds.mark(row, float(row.size_bytes))) for row in scored]
-        tried = tuple(
-            Mark(plan.size_bytes, plan.score, f"{plan.format} {plan.scheme} for {pack.target}")
-            for pack in packs
-            if (pack.model_name, pack.metric) == (model, metric)
-            for plan in pack.tried
-        )
+        own_packs = [pack for pack in packs if (pack.model_name, pack.metric) == (model, metric)]
+        tried = tuple(mark for pack in own_packs for mark in _trials(pack, metric))
         yield _chart(f"{model}: {metric} against size", SIZE, metric, marks, tried)
+
+
+def _trials(pack: PackFacts, metric: str) -> Iterator[Mark]:
+    for trial in pack.trials:
+        dense = pack.files.get(f"baseline/fp32.{trial.format}")
+        if dense is not None and dense.metric is not None:
+            score = shown_score(metric, dense.metric - trial.drop) or 0.0
+            yield Mark(trial.size_bytes, score, f"{trial.format} {trial.scheme} for {pack.target}")
 
 
 def _interval(row: CompareRow) -> tuple[float, float] | None:
@@ -87,7 +93,7 @@ class _Bounds:
 
     def mark(self, row: Scored, x: float, x_range: tuple[float, float] | None = None) -> Mark:
         """Of a file that has a score."""
-        score = row.metric or 0.0
+        score = shown_score(row.metric_name, row.metric) or 0.0
         name = f"{row.model} for {row.target}, {row.format}, {VARIANTS.get(row.variant, row.variant)}"
         return Mark(x, score, name, x_range, self._range(row, score))
 
@@ -95,8 +101,9 @@ class _Bounds:
         for pack in self.packs:
             if (pack.model_name, pack.target) == (row.model, row.target):
                 file = pack.file(row.variant, row.format)
-                if file.metric == score and file.least is not None and file.least < score:
-                    return file.least, score
+                least = shown_score(row.metric_name, file.least)
+                if file.metric == row.metric and least is not None:
+                    return min(least, score), max(least, score)
         return None
 
 
@@ -106,7 +113,7 @@ def _chart(title: str, x: Axis, metric: str, marks: Sequence[tuple[str, Mark]], 
         Series(name, tuple(mark for own, mark in marks if own == variant), _style(variant))
         for variant, name in VARIANTS.items()
     ]
-    front = Series("Pareto front", pareto_front(mark for _, mark in marks), "steps")
+    front = Series("Pareto front", pareto_front((mark for _, mark in marks), metric), "steps")
     note = f"{HOW}; {VALIDATED}" if tried else HOW
     every = (*series, front, Series("tried plans", tried, "small"))
     return Chart(title, x, _score(metric), tuple(one for one in every if one.marks), note=note)
@@ -117,14 +124,19 @@ def _style(variant: str) -> Style:
 
 
 def _score(metric: str) -> Axis:
-    return Axis("metric", "score", metric)
+    return Axis("metric", "score", short_name(metric))
 
 
-def pareto_front(marks: Iterable[Mark]) -> tuple[Mark, ...]:
-    """Those that no other beats in both: least x, most y; ascending."""
+def _shown(drop: Drop | DropEntry) -> float:
+    return shown_score(drop.metric, drop.emitted) or 0.0
+
+
+def pareto_front(marks: Iterable[Mark], metric: str) -> tuple[Mark, ...]:
+    """Those that no other beats in both: least x, best score; ascending."""
+    sign = -1.0 if shown_score(metric, 1.0) == -1.0 else 1.0
     front: list[Mark] = []
-    for mark in sorted(marks, key=lambda mark: (mark.x, -mark.y)):
-        if not front or mark.y > front[-1].y:
+    for mark in sorted(marks, key=lambda mark: (mark.x, -sign * mark.y)):
+        if not front or sign * mark.y > sign * front[-1].y:
             front.append(Mark(mark.x, mark.y, mark.name))
     return tuple(front)
 
@@ -132,14 +144,16 @@ def pareto_front(marks: Iterable[Mark]) -> tuple[Mark, ...]:
 def plan_charts(manifest: Manifest) -> Iterator[Chart]:
     """The plans that a build tried, for each format, and the one that it wrote."""
     metric = manifest.metric.name
-    for fmt in dict.fromkeys(probe.format for probe in manifest.probes):
-        probes = [probe for probe in manifest.probes if probe.format == fmt]
+    for fmt in dict.fromkeys(trial.format for trial in manifest.trials):
+        trials = [trial for trial in manifest.trials if trial.format == fmt]
         written = manifest.files.get(f"model.{fmt}")
-        of_size = [Mark(p.size_bytes, p.drop.emitted, _plan(p.scheme, p.ranks)) for p in probes]
-        of_time = [Mark(p.predicted_latency_s, p.drop.emitted, _plan(p.scheme, p.ranks)) for p in probes]
+        of_size = [Mark(trial.size_bytes, _shown(trial.drop), _plan(trial.scheme, trial.ranks)) for trial in trials]
+        of_time = [
+            Mark(trial.predicted_latency_s, _shown(trial.drop), _plan(trial.scheme, trial.ranks)) for trial in trials
+        ]
         chosen: tuple[Mark, ...] = ()
         if written is not None and written.validation is not None:
-            chosen = (Mark(written.size_bytes, written.validation.emitted, f"model.{fmt}"),)
+            chosen = (Mark(written.size_bytes, _shown(written.validation), f"model.{fmt}"),)
         yield _plans(f"plans tried for model.{fmt}: {metric} against size", SIZE, metric, (of_size, chosen))
         yield _plans(f"plans tried for model.{fmt}: {metric} against latency", PREDICTED, metric, (of_time, ()))
 
@@ -154,7 +168,7 @@ def explored_charts(rows: Sequence[ExploredRow]) -> Iterator[Chart]:
         own = [row for row in rows if row.format == fmt]
         for axis, get, name in axes:
             marks = [
-                (row.on_front, Mark(get(row), row.drop.emitted, f"plan {row.number}: {_plan(row.scheme, row.ranks)}"))
+                (row.on_front, Mark(get(row), _shown(row.drop), f"plan {row.number}: {_plan(row.scheme, row.ranks)}"))
                 for row in own
             ]
             sides = [mark for front, mark in marks if not front], tuple(mark for front, mark in marks if front)
@@ -166,7 +180,7 @@ def _plans(
     title: str, x: Axis, metric: str, marks: tuple[Sequence[Mark], tuple[Mark, ...]], chosen: str = "written"
 ) -> Chart:
     tried, best = marks
-    front = Series("Pareto front", pareto_front((*tried, *best)), "steps")
+    front = Series("Pareto front", pareto_front((*tried, *best), metric), "steps")
     every = (Series(chosen, best, "point"), Series("tried plans", tuple(tried), "small"), front)
     return Chart(title, x, _score(metric), tuple(one for one in every if one.marks), note=HOW)
 

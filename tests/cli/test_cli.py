@@ -107,7 +107,7 @@ ARGUMENTS = {
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c not in WITHOUT_TABLES], ids=" ".join)
 def test_one_rendering_at_a_time(command: tuple[str, ...]) -> None:
-    first, *others = every = [renderer.option for renderer in RENDERERS]
+    first, *others = every = [renderer.option for renderer in RENDERERS if not renderer.to_file]
     for two in combinations(every, 2):
         result = CliRunner().invoke(app, [*command, *ARGUMENTS.get(command, []), *two])
         assert result.exit_code == 2
@@ -121,6 +121,19 @@ def test_a_table_in_every_rendering() -> None:
     assert "| description | " in shown["--markdown",]
     assert shown["--csv",].startswith("cluster,core,cores,frequency_hz,")
     assert json.loads(shown["--json",])["clusters"][0]["name"] == "a72"
+
+
+def test_a_page_is_written_beside_what_is_printed(tmp_path: Path) -> None:
+    page = tmp_path / "new" / "page.html"
+    shown = CliRunner().invoke(app, ["targets", "show", "rpi4", "--json", "--html", str(page)])
+    assert json.loads(shown.stdout)["name"] == "rpi4"
+    assert "cortex-a72" in page.read_text()
+    failed = CliRunner().invoke(app, ["targets", "show", "rpi44", "--html", str(tmp_path / "none.html")])
+    assert failed.exit_code == 3
+    assert not (tmp_path / "none.html").exists()
+    folder = CliRunner().invoke(app, ["targets", "show", "rpi4", "--html", str(tmp_path)])
+    assert (folder.exit_code, folder.stdout) == (2, "")
+    assert folder.stderr.startswith(f"error: {tmp_path}: found a folder, expected the name of a file\n")
 
 
 @pytest.mark.parametrize("tables", [True, False])

@@ -16,6 +16,7 @@ from typing import Any
 from edgepack.backends.registry import TOOLS
 from edgepack.report.render.cells import cell_text, line_text
 from edgepack.report.render.svg import bar_key_svg, bars_svg, chart_svg, key_svg, largest
+from edgepack.report.render.terminal import SENTENCE
 from edgepack.report.report import Bars, Block, Chart, Column, Line, Paragraph, Report, Table
 from edgepack.workspace import tool_versions
 
@@ -134,7 +135,7 @@ def _table(table: Table) -> str:
     title = _text(table.title) or "Table"
     box = f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(line_text(table.title)) or "Table"}">'
     caption = f"<caption{'' if table.title else HIDDEN}>{title}</caption>"
-    head = "".join(map(_header, table.columns))
+    head = "".join(_header(column, _is_wide(table, index)) for index, column in enumerate(table.columns))
     body = "".join(f"<tr>{''.join(_cells(row, table.columns))}</tr>" for row in table.rows)
     notes = "".join(f"<li>{_text(note)}</li>" for note in table.notes)
     below = f"<ul{NOTE}>{notes}</ul>" if notes else ""
@@ -145,9 +146,16 @@ def _table(table: Table) -> str:
     )
 
 
-def _header(column: Column) -> str:
+def _is_wide(table: Table, index: int) -> bool:
+    """Whether it holds sentences."""
+    column = table.columns[index]
+    return not column.right and any(len(cell_text(row[index], column)) > SENTENCE for row in table.rows)
+
+
+def _header(column: Column, wide: bool) -> str:
     name = column.header or column.key.replace("_", " ")
-    return f'<th scope="col" data-key="{escape(column.key)}"{_class(column)}>{escape(name)}</th>'
+    kind = ' class="w"' if wide else _class(column)
+    return f'<th scope="col" data-key="{escape(column.key)}"{kind}>{escape(name)}</th>'
 
 
 def _cells(row: tuple[object, ...], columns: tuple[Column, ...]) -> Iterator[str]:

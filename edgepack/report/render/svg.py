@@ -18,12 +18,12 @@ MARGIN = 0.05
 TICKS = 5
 COLORS = 8
 """Classes c0 to c7."""
-RADIUS: dict[Style, float] = {"small": 1.8, "point": 4.5, "fixed": 5.5, "line": 0.0, "steps": 0.0}
+RADIUS: dict[Style, float] = {"small": 2.4, "point": 4.5, "fixed": 5.5, "line": 0.0, "steps": 0.0}
 LONGEST = 52
 """Letters of a name beside bars."""
 LARGEST = 24
 """Of many things, as many have bars."""
-ROW, BAR, GAP = 16, 11, 8
+ROW, BAR, GAP = 16, 13, 8
 CORNERS = (
     ((-1.0, -1.0), (1.0, -1.0), (1.0, 1.0), (-1.0, 1.0)),
     ((0.0, -1.4), (1.4, 0.0), (0.0, 1.4), (-1.4, 0.0)),
@@ -108,14 +108,19 @@ def _axes(chart: Chart, across: Scale, up: Scale) -> Iterator[str]:
     for value in up.ticks(_base(chart.y)):
         y = up.at(value)
         yield f'<path class="grid" d="M{LEFT} {y:.1f}H{right}"/>'
-        yield _text(LEFT - 5, y + 4, words(_whole(value), chart.y.unit), "end")
+        yield _text(LEFT - 5, y + 4, _tick(value, chart.y), "end")
     for value in across.ticks(_base(chart.x)):
         x = across.at(value)
         yield f'<path class="grid" d="M{x:.1f} {TOP}V{bottom}"/>'
-        yield _text(x, bottom + 15, words(_whole(value), chart.x.unit), "middle")
+        side = "middle" if x < right - 20 else "end"
+        yield _text(x if side == "middle" else right, bottom + 15, _tick(value, chart.x), side)
     yield f'<path class="axis" d="M{LEFT} {TOP}V{bottom}H{right}"/>'
     yield _text(2, 12, chart.y.header or chart.y.key, "start")
     yield _text(right, HEIGHT - 8, chart.x.header or chart.x.key, "end")
+
+
+def _tick(value: float, axis: Axis) -> str:
+    return words(_whole(value), axis.unit)
 
 
 def _base(axis: Axis) -> int:
