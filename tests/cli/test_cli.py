@@ -99,6 +99,7 @@ ARGUMENTS = {
     ("compare",): ["pack"],
     ("emulator", "costs"): ["--target", "rpi4"],
     ("inspect",): ["m.onnx"],
+    ("run",): ["pack"],
     ("targets", "calibrate"): ["rpi4"],
     ("targets", "show"): ["rpi4"],
     ("extract",): ["m.epk"],
