@@ -12,6 +12,7 @@ from edgepack.cli.build import build, extract, inspect
 from edgepack.cli.machine import doctor, emulator_app
 from edgepack.cli.project import ProjectCommand, init
 from edgepack.cli.run import run
+from edgepack.cli.serve import serve
 
 app = typer.Typer(
     name="edgepack",
@@ -22,7 +23,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.command(cls=ProjectCommand)(build)
-for _command in (inspect, run, bench, compare, extract, init, doctor):
+for _command in (inspect, run, bench, compare, serve, extract, init, doctor):
     app.command()(_command)
 app.add_typer(targets.app)
 app.add_typer(emulator_app)

@@ -15,7 +15,9 @@ from edgepack.report.comparison import Compared, comparison_report
 from edgepack.report.inspect import pack_report
 from edgepack.report.render import html
 from edgepack.report.report import Report
-from tests.report.pages import compared, large_report, manifest
+from edgepack.report.serve import Served
+from tests.report.pages import benched_pack, compared, large_report, manifest
+from tests.report.served import served_at
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -182,6 +184,25 @@ def test_names_of_strangers_are_text(opened: Open, comparison: Compared) -> None
     assert page.locator("script").count() == 1
     assert page.locator("img").count() == 0
     assert page.locator("h1").inner_text() == HOSTILE
+
+
+def test_a_served_page_follows_its_folder(browser: Browser, tmp_path: Path) -> None:
+    from playwright.sync_api import expect
+
+    benched_pack(tmp_path / "first")
+    with served_at(Served(tmp_path)) as address:
+        page, asked, complaints = browser.new_page(), list[str](), list[str]()
+        page.on("request", lambda request: asked.append(request.url))
+        page.on("console", lambda message: complaints.append(message.text))
+        page.goto(address)
+        expect(page.locator("h1")).to_contain_text(": 1 pack")
+        benched_pack(tmp_path / "second", "another")
+        expect(page.locator("h1")).to_contain_text("2 packs")
+        page.get_by_role("searchbox").fill("another")
+        assert column(page, 1) == ["another"] * 3
+        page.close()
+    assert complaints == []
+    assert {url.removeprefix(address) for url in asked} == {"", "state"}
 
 
 def test_a_hundred_packs(opened: Open, comparison: Compared) -> None:

@@ -25,11 +25,18 @@ NOTE, HIDDEN = ' class="note"', ' class="hidden"'
 """Below what it is of; for screen readers alone."""
 
 
-def render(report: Report) -> str:
-    """The page. Nothing in it is run but its own script: its digest is in the page's policy."""
+def render(report: Report, *, live: str = "") -> str:
+    """The page. Nothing in it is run but its own script: its digest is in the page's policy.
+
+    Args:
+        report: what it shows.
+        live: of a page that a server sends: what `state` there says until the page is another one.
+    """
     style, script = (files(__package__).joinpath("page", name).read_text("utf-8") for name in ("page.css", "page.js"))
     head, *lines = report.title or (report.command or "edgepack",)
     policy = f"default-src 'none'; img-src data:; style-src {_digest(style)}; script-src {_digest(script)}"
+    if live:
+        policy += "; connect-src 'self'"
     return "\n".join(
         (
             "<!doctype html>",
@@ -37,7 +44,7 @@ def render(report: Report) -> str:
             f"<meta http-equiv=\"Content-Security-Policy\" content=\"{policy}; base-uri 'none'; form-action 'none'\">",
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             f'<meta name="color-scheme" content="light dark"><title>{_text(head)}</title>',
-            f'<link rel="icon" href="data:,"><style>{style}</style></head><body>',
+            f'<link rel="icon" href="data:,"><style>{style}</style></head><body data-live="{escape(live)}">',
             '<a class="skip" href="#report">Skip to the report</a>',
             f'<main id="report" tabindex="-1"><h1>{_text(head)}</h1>',
             *_warnings(report.warnings),

@@ -95,8 +95,30 @@ function equip(table) {
   table.closest(".scroll").before(make("div", { className: "tools" }, search, ...copies));
 }
 
-document.querySelectorAll("main > .table table").forEach(equip);
-// Those of charts only once they are looked at.
-document.querySelectorAll("details").forEach((details) => {
-  details.addEventListener("toggle", () => equip(details.querySelector("table")), { once: true });
-});
+function start() {
+  document.querySelectorAll("main > .table table").forEach(equip);
+  // Those of charts only once they are looked at.
+  document.querySelectorAll("details").forEach((details) => {
+    details.addEventListener("toggle", () => equip(details.querySelector("table")), { once: true });
+  });
+}
+
+// Of a page that a server sends: whenever its state is another one, the report is fetched again.
+async function follow(state) {
+  for (;;) {
+    await new Promise((resolve) => setTimeout(resolve, 1000));
+    try {
+      if ((await (await fetch("state")).text()) === state) continue;
+      const page = new DOMParser().parseFromString(await (await fetch("./")).text(), "text/html");
+      document.querySelector("main").replaceWith(page.querySelector("main"));
+      state = page.body.dataset.live;
+      start();
+      say("the report was updated");
+    } catch {
+      say("the server does not answer");
+    }
+  }
+}
+
+start();
+if (document.body.dataset.live) follow(document.body.dataset.live);

@@ -1,0 +1,42 @@
+"""`edgepack serve`."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgepack.cli.options import TERMINAL, TargetsFile, Verbose, door
+
+
+def serve(
+    folder: Annotated[Path, typer.Argument(help="Folder of packs, or a pack.", show_default=False)],
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 for any that is free.")] = 8765,
+    bind: Annotated[
+        str, typer.Option("--bind", help="Address to listen at; 0.0.0.0 lets the whole network look.")
+    ] = "127.0.0.1",
+    targets_file: TargetsFile = None,
+    verbose: Verbose = False,
+) -> None:
+    """Show all packs of a folder in the browser.
+
+    The page of `edgepack compare --html`, which follows the folder: what a build or a bench writes there appears by
+    itself. Only this machine can look, unless --bind says otherwise.
+
+    Example: edgepack serve dist
+    """
+    with door(TERMINAL, verbose=verbose):
+        from edgepack.errors import UsageError
+
+        if not folder.is_dir():
+            raise UsageError(f"{folder}: no such folder", hint="give the folder that holds the packs, such as dist")
+        from edgepack.report.serve import Served, address_of, application, listening, serve_until_interrupted
+
+        served = Served(folder, targets_file)
+        application(served)  # what is missing is said before a port is taken
+        listener = listening(bind, port)
+        typer.echo(f"{folder} at {address_of(listener)} (Ctrl-C ends)")
+        with listener, suppress(KeyboardInterrupt):
+            serve_until_interrupted(served, listener)
