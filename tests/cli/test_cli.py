@@ -36,7 +36,7 @@ def commands() -> Iterator[tuple[str, ...]]:
 
 
 COMMANDS = sorted(commands())
-WITHOUT_TABLES = [("targets", "check"), ("init",)]
+WITHOUT_TABLES = [("targets", "check"), ("init",), ("serve",)]
 JSON = next(renderer for renderer in RENDERERS if renderer.name == "json")
 
 
