@@ -26,7 +26,7 @@ def serve(
 ) -> None:
     """Show all packs of a folder in the browser.
 
-    The page of `edgepack compare --html`, which follows the folder: what a build or a bench writes there appears by
+    The comparison of all of them as a page that follows the folder: what a build or a bench writes there appears by
     itself. Only this machine can look, unless --bind says otherwise.
 
     Example: edgepack serve dist
