@@ -222,6 +222,8 @@ def test_what_to_do_is_said_for_every_error() -> None:
 )
 def test_keys_that_are_listed_are_in_the_document(call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    for name in ("model.onnx", "samples.npz"):
+        (tmp_path / name).touch()
     command = command_of(f"edgepack {call}")
     rows = [
         line.split("|")[1:3] for line in prose_of(SKILL).splitlines() if line.startswith(f"| `edgepack {command}` |")

@@ -22,6 +22,8 @@ from edgepack.backends.onnx.session import session
 from edgepack.metrics.values import sqnr_db
 from edgepack.sources import model_name
 from tests.e2e.e2e_models import mlp, points
+from tests.manifests import whole
+from tests.report.test_build import MANIFEST
 
 QUICK: dict[str, Any] = {"max_drop": 1, "formats": "onnx", "progress": False, "baseline": False}
 
@@ -79,14 +81,14 @@ def test_a_pack_is_typed_and_shown(pack: ep.Pack, data: dict[str, np.ndarray]) -
 
 
 def test_baselines_are_there_to_compare_with(pack: ep.Pack, tmp_path: Path) -> None:
-    whole = ep.Pack(tmp_path, pack.manifest)
+    manifest = whole(MANIFEST)
     (tmp_path / "baseline").mkdir()
     shutil.copyfile(pack["onnx"].path, tmp_path / "baseline" / "fp32.onnx")
-    dense = whole.baseline("fp32", "onnx")
+    dense = ep.Pack(tmp_path, manifest).baseline("fp32", "onnx")
     assert dense is not None
     assert (dense.scheme, dense.path.name) == ("fp32", "fp32.onnx")
-    assert dense.size_bytes > pack["onnx"].size_bytes
-    assert whole.baseline("fp32", "tflite") is None
+    assert (dense.size_bytes, dense.score) == (1_630_000, 98.0)
+    assert ep.Pack(tmp_path, manifest).baseline("int8", "onnx") is None, "it is not in the folder"
 
 
 def test_names_from_outside_are_escaped(pack: ep.Pack) -> None:
