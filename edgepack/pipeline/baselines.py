@@ -170,7 +170,7 @@ def fall_back_to_int8(evaluator: Evaluator, files: Writer, trial: FileTrial, bas
         return trial
     if is_automatic(evaluator.options):
         return _dense(evaluator, files, baseline.scheme, baseline.int8, reason)
-    evaluator.workspace.warn(f"{trial.fmt}: {reason}; it stays as it was asked for")
+    evaluator.workspace.warn(f"{trial.fmt}: {reason}; it is kept, since its options ask for it")
     return trial
 
 
@@ -187,7 +187,7 @@ def no_larger_than_source(evaluator: Evaluator, files: Writer, trial: FileTrial,
         if dense.sound:
             evaluator.workspace.warn(f"{trial.fmt}: {reason}; the pack keeps it as it was given")
             return dense
-    evaluator.workspace.warn(f"{trial.fmt}: {reason}; it stays for what was asked")
+    evaluator.workspace.warn(f"{trial.fmt}: {reason}; it is kept, since its options ask for it")
     return trial
 
 
