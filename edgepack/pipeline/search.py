@@ -276,9 +276,12 @@ class Search:
         layers = step.layers
         for file in written_schemes(self._evaluator, self._files, layers, step.tables):
             yield file, layers
+        small = self._evaluator.aim == "size" or self._evaluator.options.max_size_bytes is not None
         for scheme in self._files.file_schemes:
             own = {layer.scheme or scheme for layer in layers}
-            if all(each.bits == scheme.bits and not each.is_constexpr for each in own):
+            # Such a file may be the fastest of a plan in fewer bits as well, in more bytes than were planned.
+            least = scheme.bits if small else 0
+            if all(least <= each.bits <= scheme.bits and not each.is_constexpr for each in own):
                 yield FileScheme.of(scheme), tuple(replace(layer, scheme=scheme) for layer in layers)
 
 
@@ -556,4 +559,4 @@ def _unpacked(record: Mapping[str, Any]) -> tuple[Drop, int]:
     return Drop(**record["drop"]), record["size_bytes"]
 
 
-PLAN_TRIAL = CachedStep("trials", 9, _tried, record_store(_packed, _unpacked), tools=TOOLS)
+PLAN_TRIAL = CachedStep("trials", 10, _tried, record_store(_packed, _unpacked), tools=TOOLS)

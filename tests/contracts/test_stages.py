@@ -61,14 +61,20 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Model:
             constants["each"] = normal(shape[0], 1, 3, 3, seed=20) / 3
             nodes.append(helper.make_node("Conv", [x, "each"], ["ceach"], group=shape[0], pads=[1, 1, 1, 1]))
             x = "ceach"
+    return opened(nodes, SHAPE, constants, tmp_path_factory.mktemp("stages"))
+
+
+def opened(
+    nodes: list[onnx.NodeProto], shape: tuple[int, ...], constants: dict[str, np.ndarray], folder: Path
+) -> Model:
+    """A model from "x" to what the last node gives."""
     graph = helper.make_graph(
         nodes,
         "network",
-        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["N", *SHAPE])],
-        [helper.make_tensor_value_info(x, onnx.TensorProto.FLOAT, None)],
+        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["N", *shape])],
+        [helper.make_tensor_value_info(nodes[-1].output[0], onnx.TensorProto.FLOAT, None)],
         [numpy_helper.from_array(array, name) for name, array in constants.items()],
     )
-    folder = tmp_path_factory.mktemp("stages")
     made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.save(onnx.shape_inference.infer_shapes(made), folder / "network.onnx")
     return open_model(str(folder / "network.onnx"), folder, FORMATS)
@@ -177,3 +183,25 @@ def test_no_side_has_more_directions_than_the_kernel_makes_of_the_other() -> Non
     grid = GivenRanks((8, 16, 40), ())
     found = {one.ranks for one in kind_of(layer).structures(layer, grid) if one.name == "tucker-2"}
     assert found == {(8, 8), (8, 16), (16, 8), (16, 16), (16, 40), (40, 16), (40, 40)}
+
+
+def test_a_kernel_over_a_single_channel_is_replaced_like_any_other(tmp_path: Path) -> None:
+    """Which the TFLite converter writes as one over every channel by itself, with its outputs last."""
+    kernel, shape = normal(16, 1, 5, 5, seed=1), (1, 14, 14)
+    nodes = [helper.make_node("Conv", ["x", "w", "b"], ["c"], strides=[2, 1], pads=[2, 2, 2, 2])]
+    nodes.append(helper.make_node("Relu", ["c"], ["y"]))
+    network = opened(nodes, shape, {"w": kernel, "b": normal(16, seed=2)}, tmp_path)
+    (layer,) = network.layers
+    structure = next(one for one in kind_of(layer).structures(layer, GivenRanks((6,), ())) if one.name == "low-rank")
+    parts = [dense(normal(*layer.weight.shape, seed=3), layer.bias), replaced(kind_of(layer), layer, structure)]
+    samples = Samples({"x": normal(3, *shape, seed=4)})
+    given = WriterData(samples, {"x": samples.inputs["x"][:1]}, 127)
+    with backend("tflite").engine() as engine:
+        files = backend("tflite").open(network, given, engine, Workspace(Cache(tmp_path / "cache"), tmp_path))
+        for number, part in enumerate(parts):
+            whole = {layer.name: dense(kind_of(layer).effective(layer, part)[WEIGHT], layer.bias)}
+            session = OnnxNative().session(network.content, whole, threads=1)
+            wanted = np.concatenate([session.run({"x": x[None]})[0] for x in samples.inputs["x"]])
+            path = tmp_path / f"{number}.tflite"
+            files.write(files.takes({layer.name: part}), FileScheme.of(FP32["tflite"]), path)
+            assert sqnr_db(answers("tflite", path, samples), wanted) > 90

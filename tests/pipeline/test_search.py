@@ -21,7 +21,7 @@ from edgepack.model.kinds.linear import linear_layer
 from edgepack.model.model import Model
 from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import FileScheme, Scheme
-from edgepack.model.types import LayerPlan, Proof, Spectrum
+from edgepack.model.types import Aim, LayerPlan, Proof, Spectrum
 from edgepack.pipeline.activations import Covariances, Subject
 from edgepack.pipeline.analysis import Analysis
 from edgepack.pipeline.evaluate import FileTrial
@@ -457,6 +457,20 @@ def test_on_this_machine_every_variant_of_a_plan_is_measured(tmp_path: Path, mon
     found = Search(evaluator, files, NOTHING_BESIDE, NEVER).run([step(8, 1.0, scheme=INT8_DYNAMIC)], 0.5)
     assert measured.compared == ["int8-dynamic 8", "int8-static 8"]
     assert found.trial.scheme == FileScheme.of(WHOLE)
+
+
+@pytest.mark.parametrize("aim", ["balanced", "size"])
+def test_a_whole_file_in_more_bits_than_planned_is_measured_where_bytes_are_not_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, aim: Aim
+) -> None:
+    drops = {"int4 8": 0.1, "int8-static 8": 0.1}
+    evaluator = replace(made_evaluator(tmp_path, FileEvaluator(drops), target="host"), aim=aim)
+    measured_by(monkeypatch, {"int4 8": 3.0, "int8-static 8": 1.0})
+    files: Any = Files(whole=(WHOLE,))
+    int4 = replace(INT8_DYNAMIC, name="int4", bits=4)
+    found = Search(evaluator, files, NOTHING_BESIDE, NEVER).run([step(8, 1.0, scheme=int4)], 0.5)
+    assert found.trial.scheme.layers.name == ("int4" if aim == "size" else "int8-static")
+    assert ("int8-static 8" in files.written) == (aim == "balanced")
 
 
 def test_for_another_target_nothing_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -190,9 +190,19 @@ class Editor:
     def depthwise(self, number: int, like: Any) -> Any:
         """A convolution over every channel by itself, with the paddings and steps of one over all, for `insert`."""
         writing = Writing(File(self._model), number)
-        names = ("padding", "strideH", "strideW", "dilationHFactor", "dilationWFactor")
-        fields = {name: getattr(like.builtinOptions, name) for name in names}
-        writing.add(DEPTHWISE, (), (), "DepthwiseConv2D", {**fields, "depthMultiplier": 1}, _DILATED)
+        writing.add(DEPTHWISE, (), (), "DepthwiseConv2D", {**_steps(like), "depthMultiplier": 1}, _DILATED)
+        return writing.made[0]
+
+    def over_all_channels(self, fold: Fold) -> Any:
+        """The operator; of a single channel, which converters write as a depthwise one, it becomes CONV_2D."""
+        graph, place = self._model.subgraphs[fold.op.subgraph], self.place(fold)
+        found = graph.operators[place]
+        if not hasattr(found.builtinOptions, "depthMultiplier"):
+            return found
+        writing = Writing(File(self._model), fold.op.subgraph)
+        fields = _steps(found) | {"fusedActivationFunction": found.builtinOptions.fusedActivationFunction}
+        writing.add("CONV_2D", list(found.inputs), list(found.outputs), "Conv2D", fields)
+        graph.operators[place] = writing.made[0]
         return writing.made[0]
 
     def tensor(self, fold: Fold, index: int) -> Any:
@@ -208,7 +218,9 @@ class Editor:
         operator, number, name = self.operator(fold), fold.op.subgraph, fold.op.output
         old = self._model.subgraphs[number].tensors[operator.inputs[1]]
         matrix = KINDS[layer.kind].laid_out(layer, part.weight)
-        weight = (matrix * fold.rows[:, None] * fold.columns).astype(np.float32).reshape(old.shape)
+        weight = (matrix * fold.rows[:, None] * fold.columns).astype(np.float32)
+        outputs_last = len(weight) != old.shape[0]  # of a depthwise one
+        weight = (weight.T if outputs_last else weight).reshape(old.shape)
         bias = self.bias(number, old, fold.bias(layer, part), layer.out_features, f"{name}/bias")
         operator.inputs = [operator.inputs[0], self.constant(number, old, weight, f"{name}/weight"), bias]
         return (name,)
@@ -359,3 +371,9 @@ def _operators(wanted: Sequence[Wanted], found: Mapping[str, Sequence[Found]]) -
     """What the operators of all products of a layer write, or none of them."""
     parts = [found.get(want.name, ()) for want in wanted]
     return tuple(place.op.output for part in parts for place in part) if all(parts) else ()
+
+
+def _steps(convolution: Any) -> dict[str, int]:
+    """Padding, strides and steps between places of an operator."""
+    names = ("padding", "strideH", "strideW", "dilationHFactor", "dilationWFactor")
+    return {name: getattr(convolution.builtinOptions, name) for name in names}

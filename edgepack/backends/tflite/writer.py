@@ -430,4 +430,4 @@ OPERATORS: Step[Callable[[], Mapping[str, Sequence[str]]], Mapping[str, Sequence
     "tflite-operators", 6, _found, tools=TOOLS
 )
 CONVERTED: FileStep[Callable[[Path], None]] = FileStep("tflite", 8, _write, ".tflite", TOOLS)
-QUANTIZED: FileStep[Callable[[Path], None]] = FileStep("tflite-quantized", 8, _write, ".tflite", TOOLS)
+QUANTIZED: FileStep[Callable[[Path], None]] = FileStep("tflite-quantized", 9, _write, ".tflite", TOOLS)

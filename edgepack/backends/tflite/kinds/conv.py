@@ -69,7 +69,7 @@ class TfliteConvKind:
         """Convolutions in a row, the first one on the input as it was, the last one with all that was behind it."""
         if not part.structure.ranks:
             return editor.reweigh(fold, layer, part)
-        last = editor.operator(fold)
+        last = editor.over_all_channels(fold)
         dense, name, number = editor.tensor(fold, last.inputs[1]), fold.op.output, fold.op.subgraph
         *others, end = kernels_of(layer, part)
         x, written = last.inputs[0], []
