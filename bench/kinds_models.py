@@ -24,8 +24,8 @@ CLASSES = 10
 class Sizes:
     """How many digits are trained on, built on and scored on, and for how long is trained."""
 
-    train: int = 50_000
-    pool: int = 10_000
+    train: int = 12_000
+    pool: int = 4_000
     unseen: int = 10_000
     epochs: int = 3
 

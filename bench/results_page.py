@@ -19,6 +19,10 @@ HEADINGS: Mapping[str, str] = {
     "pairs": "Packs against dense int8, in fresh processes",
     "tflite": "ONNX files as TFLite files",
     "kinds": "Convolutions and recurrent layers on real digits",
+    "tiny": "MLPerf Tiny against its own int8 files",
+    "dtln": "Noise suppression on a Raspberry Pi 3B+",
+    "embeddings": "Embeddings of sound and of sentences",
+    "ranks": "Rules for the ranks of convolutions",
     "zoo": "Model files as people have them",
 }
 

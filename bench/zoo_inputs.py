@@ -62,8 +62,13 @@ def speech(rate: int) -> Array:
     return whole if rate == SPEECH_RATE else np.asarray(resample_poly(whole, rate, SPEECH_RATE), np.float32)
 
 
-def _said(voice: str, text: str) -> Array:
-    command = ["espeak-ng", "-v", voice, "--stdout", "--", text]
+def said_at(voice: str, text: str, words_a_minute: int) -> Array:
+    """(N,) float32 at 16 kHz."""
+    return np.asarray(resample_poly(_said(voice, text, "-s", str(words_a_minute)), RATE, SPEECH_RATE), np.float32)
+
+
+def _said(voice: str, text: str, *options: str) -> Array:
+    command = ["espeak-ng", "-v", voice, *options, "--stdout", "--", text]
     sound = subprocess.run(command, capture_output=True, check=True).stdout
     with wave.open(BytesIO(sound)) as opened:  # its header has no length, as it was written to a pipe
         frames = opened.readframes(len(sound))
@@ -163,7 +168,7 @@ def pictures(specs: Sequence[TensorSpec], low: float = 0.0) -> Inputs:
     spec = specs[0]
     last = spec.shape[-1] in (1, 3)
     height, width = (side or 320 for side in (spec.shape[1:3] if last else spec.shape[2:4]))
-    found = np.stack(list(_crops(height, width))).astype(np.float32) / 255 * (1 - low) + low
+    found = np.stack(list(crops(height, width, CROPS))).astype(np.float32) / 255 * (1 - low) + low
     return {spec.name: found if last else np.ascontiguousarray(found.transpose(0, 3, 1, 2))}
 
 
@@ -172,11 +177,12 @@ def centred_pictures(specs: Sequence[TensorSpec]) -> Inputs:
     return pictures(specs, -1.0)
 
 
-def _crops(height: int, width: int) -> Iterator[Array]:
+def crops(height: int, width: int, count: int) -> Iterator[Array]:
+    """(height, width, 3) uint8: as many seeded parts of each photograph."""
     rng = np.random.default_rng(0)
     kinds = {"rocket": "jpg", "retina": "jpg"}
     found = [member("scikit-image==0.26.0", f"skimage/data/{name}.{kinds.get(name, 'png')}") for name in PICTURES]
-    for path in [path for path in found for _ in range(CROPS)]:
+    for path in [path for path in found for _ in range(count)]:
         picture = Image.open(path).convert("RGB")
         side = int(min(picture.size) * rng.uniform(0.4, 1.0))
         left, top = (int(rng.integers(0, size - side + 1)) for size in picture.size)

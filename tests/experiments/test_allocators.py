@@ -4,9 +4,11 @@ import itertools
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 from allocation import allocators
 from allocation.allocators import ALLOCATORS, Layers, latency, loss
+from allocation.evbmf import evbmf_rank
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -137,3 +139,11 @@ def test_a_bound_below_the_fastest_plan_is_out_of_reach_for_all() -> None:
     for name, allocate in ALLOCATORS.items():
         assert allocate(layers, 1e-6) is None, name
     assert all(math.isfinite(loss(layers, allocate(layers, 1.0) or ())) for allocate in ALLOCATORS.values())
+
+
+@pytest.mark.parametrize("shape", [(40, 200), (200, 40), (64, 64)])
+@pytest.mark.parametrize("rank", [0, 3, 12])
+def test_evbmf_finds_the_rank_under_noise(shape: tuple[int, int], rank: int) -> None:
+    rng = np.random.default_rng(rank)
+    planted = rng.normal(size=(shape[0], rank)) @ rng.normal(size=(rank, shape[1]))
+    assert evbmf_rank(planted + 0.3 * rng.normal(size=shape)) == rank

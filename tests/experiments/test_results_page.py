@@ -5,18 +5,25 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import built_here
+import dtln
 import measure_dominance
-import measure_kinds
+import measure_dtln
 import measure_pairs
 import measure_same
 import measure_tflite
+import measure_tiny
+import numpy as np
 import pytest
 import results_page
+import resumable
+import tiny_models
 import zoo
 import zoo_files
 from promise import measure as promise
 
 from edgepack.errors import ModelError
+from edgepack.model.types import TensorSpec
 
 
 def file(option: str, size: int, latency_s: float, accuracy: float, *, refused: bool = False) -> dict[str, Any]:
@@ -69,7 +76,84 @@ def test_kinds_are_means_over_the_seeds_with_every_verdict() -> None:
     line = (
         "| VGG | b | ONNX Runtime | 2.50× | 1.5 | 3.0 | +0.25 | +0.00 | 1.25× | 1 faster, 1 no difference, 1 refused |"
     )
-    assert line in measure_kinds.render([row, other], {"m": "VGG"})
+    assert line in built_here.table_of([row, other], {"m": "VGG"})
+
+
+def test_an_experiment_goes_on_where_it_was_and_keeps_its_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[Any] = [[{"model": "b", "size": 2}]]
+    monkeypatch.setattr(resumable.figures_file, "rows", lambda _: list(kept[-1]))
+    monkeypatch.setattr(resumable.figures_file, "store", lambda _, figures: kept.append(list(figures["rows"])))
+    monkeypatch.setattr(resumable.figures_file, "load", lambda _: {})
+    shown: list[str] = []
+    monkeypatch.setattr(resumable, "put_section", lambda *given: shown.append(given[-1]))
+    asked: list[str] = []
+
+    def measure(model: str) -> list[Any]:
+        asked.append(model)
+        return [{"size": 1}]
+
+    parser = resumable.options("command", "about", ["a", "b", "c"])
+    for arguments in (["--only", "a"], [], ["--render"]):
+        given = parser.parse_args(arguments)
+        keys = [{"model": name} for name in "abc"]
+        resumable.carry_out("n", "command", keys, measure, lambda rows: "".join(r["model"] for r in rows), given)
+    assert asked == ["a", "c"], "b was there"
+    assert [[row["model"] for row in rows] for rows in kept] == [["b"], ["a", "b"], ["a", "b", "c"]]
+    assert shown == ["ab", "abc", "abc"]
+
+
+def test_files_of_a_board_stand_beside_those_that_are_published() -> None:
+    row = {
+        "model": "ad", "target": "rpi4", "file": "pack", "inputs": [157, 39], "max_drop": 66.0, "bytes": 45600,
+        "macs": 264192, "instructions": 120000, "misses": {"L1d": 900, "L2": 12}, "refused": False, "low_rank": 9,
+        "agree": 0.5, "sqnr_db": 31.25,
+    }  # fmt: skip
+    published = {**row, "file": "int8", "low_rank": 0, "model": "kws", "refused": True}
+    table = measure_tiny.render([row, published])
+    assert "AD01: windows of one recording, 157 and 39, 66.00 allowed; keyword spotting" in table
+    assert "| anomaly detection, AD01 | pack | 9 | 45.6 | 264 k | 120 k | 900 | 12 |  | 31.2 |" in table
+    assert "| keyword spotting, DS-CNN | int8 (refused) |  | 45.6 | 264 k | 120 k | 900 | 12 | 0.5000 | 31.2 |" in table
+
+
+def test_pairs_of_parts_that_a_smaller_one_is_as_good_as_are_left_out() -> None:
+    def row(file: str, size: int, choice: float, **more: Any) -> dict[str, Any]:
+        scored = {"file": file, "bytes": [size, size], "chosen": False, "noisy_db": 5.0}
+        return scored | {"si_sdr_db": {"choice": choice, "test": choice + 1}} | more
+
+    dense = [row("fp32", 4000, 12.0, bound_s=[0.001, 0.003]), row("int8", 1000, 11.9, bound_s=[0.001, 0.002])]
+    pairs = [row("large", 900, 11.8), row("chosen", 700, 11.9, chosen=True, bound_s=[0.001, 0.002])]
+    table = measure_dtln.render([*dense, *pairs, row("small", 500, 11.0)])
+    assert "| fp32 | 4.0 | 4.0 | 8.0 | +0.00 | +0.00 | 1.00 – 3.00 | 9.6 (+380%) |" in table
+    assert "| **chosen** | 0.7 | 0.7 | 1.4 | +0.10 | +0.10 | 1.00 – 2.00 |  |" in table
+    assert "| small | 0.5" in table
+    assert "| large |" not in table
+    assert "5.00 dB before, 13.00 dB behind" in table
+
+
+def test_parts_that_change_nothing_give_a_sound_back_in_time_with_itself() -> None:
+    class Part:
+        def __init__(self, *shape: int, out: float) -> None:
+            self.inputs = [TensorSpec("x", shape, np.dtype("f4")), TensorSpec("h", (1, 2, 4, 2), np.dtype("f4"))]
+            self.out = out
+
+        def run(self, feed: dict[str, Any]) -> list[Any]:
+            return [np.ones_like(feed["x"]) if self.out == 1 else feed["x"] * self.out, feed["h"] + 1]
+
+    noisy = np.random.default_rng(0).normal(size=4000).astype(np.float32)
+    parts: Any = [Part(1, 1, 257, out=1), Part(1, 1, 512, out=dtln.STEP / dtln.FRAME)]
+    answer, (first, second) = dtln.suppressed(parts, noisy)
+    np.testing.assert_allclose(answer, noisy, atol=1e-5)
+    assert len(first) == len(second)
+    assert first[3]["h"].min() == first[3]["h"].max() == 3
+    assert dtln.si_sdr_db(2 * noisy + 1e-3 * noisy[::-1], noisy) > 50
+
+
+def test_mel_bands_are_triangles_that_overlap_by_halves() -> None:
+    matrix = tiny_models._mel_matrix(40, 257, 20.0, 4000.0)
+    assert matrix.shape == (257, 40)
+    assert (matrix >= 0).all()
+    assert not matrix[0].any()
+    np.testing.assert_allclose(matrix[10:120].sum(axis=1), 1, atol=1e-6)
 
 
 @pytest.mark.parametrize(
